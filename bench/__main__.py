@@ -1,0 +1,213 @@
+"""The command line: `python -m bench run | list | report`."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import os
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from bench.cases import MODES, Filters, Selection, Suite, load_suite, suite_names
+from bench.console import Console
+from bench.errors import UsageError
+from bench.process import Settings
+from bench.record import Record, Status
+from bench.runner import Plan, Runner, make_plan
+from bench.store import RunFolder
+
+DEFAULT_SUITE = "quick"
+EXIT_OK, EXIT_NOT_OK, EXIT_USAGE, EXIT_INTERRUPTED = 0, 1, 2, 130
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line's grammar."""
+    top = argparse.ArgumentParser(
+        prog="python -m bench",
+        description="Measure the ways to execute an LSTM Seq2Seq model: which is fastest here, is it right, how sure.",
+        epilog="Exit codes: 0 every case that can run here is ok; 1 a gate refused a variant, or a worker failed; "
+        "2 wrong usage; 130 interrupted.",
+    )
+    commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    run = commands.add_parser("run", help="measure a suite and write CSV, plots and a page")
+    _add_selection(run)
+    run.add_argument("--dry-run", action="store_true", help="print the cases and the expected time, run nothing")
+    run.add_argument("--out", type=Path, metavar="DIR", help="new folder for the run (default: results/runs/TIME-SUITE)")
+    listing = commands.add_parser("list", help="suites, workloads, and variants with their availability here")
+    _add_device(listing)
+    report = commands.add_parser("report", help="write plots and page of a run folder again")
+    report.add_argument("dir", type=Path, metavar="DIR", help="run folder")
+    return top
+
+
+def _add_selection(command: argparse.ArgumentParser) -> None:
+    add = command.add_argument
+    add("--suite", metavar="NAME|FILE.toml", default=DEFAULT_SUITE,
+        help=f"what to measure: {', '.join(suite_names())}, or a file (default: {DEFAULT_SUITE})")  # fmt: skip
+    add("--workload", action="append", default=[], metavar="GLOB",
+        help="workloads instead of the suite's; overrides as seed@batch=64; may be repeated")  # fmt: skip
+    add("--variant", action="append", default=[], metavar="GLOB",
+        help="variants instead of the suite's (the reference joins them); name#label runs one twice; may be repeated")  # fmt: skip
+    add("--mode", action="append", default=[], choices=MODES, help="modes instead of the suite's; may be repeated")
+    add("--threads", type=_positive_int, metavar="N", help="CPU threads (default: the cores this process may use)")
+    add("--budget", type=_positive_float, metavar="SECONDS",
+        help="seconds of timed rounds for the whole run, shared out among its groups; start-up comes on top")  # fmt: skip
+    add("--omp-wait", choices=("passive", "active", "default"), default="passive",
+        help="how OpenMP threads wait for work; passive keeps a busy neighbour from stalling every "
+        "parallel region, default is what a user gets who sets nothing (default: passive)")  # fmt: skip
+    _add_device(command)
+
+
+def _add_device(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--device", choices=("cpu", "cuda"), help="device instead of the suite's")
+    command.add_argument(
+        "--plugin",
+        action="append",
+        default=[],
+        type=Path,
+        metavar="FILE.py",
+        help="file that adds variants or workloads of your own; may be repeated",
+    )
+
+
+def _positive_int(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        msg = f"{text!r} is not a whole number of at least 1"
+        raise argparse.ArgumentTypeError(msg)
+    return int(text)
+
+
+def _positive_float(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < float("inf"):
+        msg = f"{text!r} is not a number of seconds above 0"
+        raise argparse.ArgumentTypeError(msg)
+    return value
+
+
+def usable_cores() -> int:
+    """Cores that this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _plan(arguments: argparse.Namespace) -> tuple[Plan, Settings]:
+    suite = load_suite(arguments.suite)
+    if arguments.budget:
+        suite = dataclasses.replace(suite, budget_s=arguments.budget)
+    settings = Settings(arguments.threads or usable_cores(), arguments.omp_wait, _plugins(arguments.plugin))
+    filters = Filters(
+        tuple(arguments.workload),
+        tuple(arguments.variant),
+        tuple(arguments.mode),
+        settings.threads,
+        arguments.device,
+    )
+    return make_plan(suite, filters, settings), settings
+
+
+def run(arguments: argparse.Namespace, command: str) -> int:
+    """Measure, write the run folder, print the table."""
+    plan, settings = _plan(arguments)
+    console = Console(len(plan.cases))
+    runnable = sum(not case.unavailable for case in plan.cases)
+    console.say(
+        f"suite {plan.suite.name}: {len(plan.cases)} cases in {len(plan.groups)} groups, {runnable} can run here, "
+        f"{settings.threads} threads; expected time about {_minutes(plan.expected_s())}"
+    )
+    if arguments.dry_run:
+        _print_cases(console, plan)
+        return EXIT_OK
+    folder = RunFolder.create(arguments.out, plan.suite.name)
+    try:
+        with console:
+            records = Runner(plan, folder, settings, console).run(command)
+    except KeyboardInterrupt:
+        console.say(f"interrupted; what was recorded until then is in {folder.path}", "red")
+        return EXIT_INTERRUPTED
+    _show(console, folder)
+    return EXIT_OK if all(r.status in {Status.OK, Status.UNAVAILABLE} for r in records) else EXIT_NOT_OK
+
+
+def _show(console: Console, folder: RunFolder) -> None:
+    from bench.report import load_run, summary_table, write_report  # noqa: PLC0415 - matplotlib is slow to import
+
+    report = write_report(folder.path)
+    table = summary_table(load_run(folder.path).records)
+    # What ran was said line by line above; without it the table fits a terminal.
+    table = table.drop(columns=["what ran", "first call"])
+    console.table(list(table.columns), table.astype(str).to_numpy().tolist())
+    console.say(f"records: {folder.path / 'records.csv'}")
+    console.say(f"page:    {report.page.resolve().as_uri()}", "bold")
+
+
+def _print_cases(console: Console, plan: Plan) -> None:
+    rows = [[c.case.workload, c.case.mode, c.case.device, c.case.variant, c.unavailable or "runs"] for c in plan.cases]
+    console.table(["workload", "mode", "device", "variant", "here"], rows)
+
+
+def listing(arguments: argparse.Namespace) -> int:
+    """Print suites, workloads, and variants with what keeps each from running here."""
+    console = Console()
+    everything = Suite(
+        name="list", summary="", select=(Selection(workloads=("*",)),), device=arguments.device or "cpu"
+    )
+    settings = Settings(usable_cores(), plugins=_plugins(arguments.plugin))
+    plan = make_plan(everything, Filters(threads=settings.threads), settings)
+    console.table(["suite", "what it measures"], [[s.name, s.summary] for s in map(load_suite, suite_names())])
+    workloads = {c.case.workload: [c.case.workload, c.facts["data"], c.facts["source"]] for c in plan.cases}
+    console.table(["workload", "data", "sizes from"], list(workloads.values()))
+    variants: dict[str, list[str]] = {}
+    for case in plan.groups[0][1] + plan.groups[1][1]:
+        # The first workload has no lengths and no packing: what cannot run there cannot run at all.
+        row = variants.setdefault(case.case.variant, [case.case.variant, plan.summaries[case.case.variant]])
+        here = case.unavailable or "runs"
+        if here not in row:
+            row.append(here)
+    rows = [[name, summary, "; ".join(here)] for name, summary, *here in variants.values()]
+    console.table(["variant", "what it is", f"here, on {everything.device}"], rows)
+    return EXIT_OK
+
+
+def _plugins(paths: Sequence[Path]) -> tuple[Path, ...]:
+    for path in paths:
+        if not path.is_file():
+            msg = f"plugin {path} does not exist; expected the path of a Python file"
+            raise UsageError(msg)
+    return tuple(paths)
+
+
+def _minutes(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"  # noqa: PLR2004
+
+
+def report(arguments: argparse.Namespace) -> int:
+    """Write plots and page again."""
+    from bench.report import write_report  # noqa: PLC0415 - matplotlib is slow to import
+
+    found = write_report(arguments.dir)
+    Console().say(f"page: {found.page.resolve().as_uri()}; {len(found.plots)} plots beside it")
+    return EXIT_OK
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command; a usage error becomes one line and exit code 2."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    arguments = parser().parse_args(words)
+    try:
+        if arguments.command == "run":
+            return run(arguments, shlex.join(["python", "-m", "bench", *words]))
+        if arguments.command == "list":
+            return listing(arguments)
+        return report(arguments)
+    except UsageError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return EXIT_USAGE
+
+
+if __name__ == "__main__":
+    sys.exit(main())

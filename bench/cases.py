@@ -1,0 +1,235 @@
+"""Suites, cases and groups: from a TOML file to the list of what will be measured.
+
+A suite selects workloads, variants and modes. A `Case` is one of each; a `Group` holds the cases that differ in
+variant alone, which are measured together. Nothing here imports torch: names come from the catalogue that a worker
+gives.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import tomllib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from bench.errors import UsageError
+from bench.validation import validate
+
+SUITES = Path(__file__).parent / "suites"
+MODES = ("inference", "training")
+REFERENCE = "reference"
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """One axis of a workload, varied alone.
+
+    Attributes:
+        axis: `batch`, `hidden`, `length` or `layers`.
+        values: sizes it takes, one workload each.
+    """
+
+    axis: str
+    values: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Workloads x variants x modes.
+
+    Attributes:
+        workloads: names, overrides allowed (`seed@batch=64`), or patterns.
+        variants: names or patterns; `name#label` lists a variant once more under a second name.
+        modes: of `MODES`.
+        sweeps: axes to vary one at a time; every value makes a workload of its own.
+    """
+
+    workloads: tuple[str, ...]
+    variants: tuple[str, ...] = ("*",)
+    modes: tuple[str, ...] = MODES
+    sweeps: tuple[Sweep, ...] = ()
+
+
+@dataclass(frozen=True)
+class Suite:
+    """A named list of what to measure, and how long.
+
+    Attributes:
+        name: what it is called.
+        summary: one line for people.
+        budget_s: seconds of timed rounds, shared out evenly among the groups.
+        interval: half-width of the speedup's 95 % interval at which a group stops early, as a share of the speedup.
+        processes: worker processes a group gets at least.
+        case_limit_s: seconds that a case may take to build, compile and pass the gate.
+        device: `cpu` or `cuda`; the command line may say otherwise.
+        select: the parts.
+    """
+
+    name: str
+    summary: str
+    select: tuple[Selection, ...]
+    budget_s: float = 120.0
+    interval: float = 0.02
+    processes: int = 3
+    case_limit_s: float = 120.0
+    device: str = "cpu"
+
+
+@dataclass(frozen=True)
+class Case:
+    """One row to be: a workload executed one way, in one mode, on one device, with so many threads."""
+
+    workload: str
+    variant: str
+    mode: str
+    device: str
+    threads: int
+    sweep_axis: str = ""
+    sweep_value: int | None = None
+
+    @property
+    def executed(self) -> str:
+        """Name of the variant that runs: the name without its label."""
+        return self.variant.partition("#")[0]
+
+    @property
+    def group(self) -> str:
+        """Name of its group: everything but the variant."""
+        return f"{self.workload}/{self.mode}/{self.device}/{self.threads}t"
+
+
+@dataclass(frozen=True)
+class Group:
+    """Cases that differ in variant alone; the reference comes first where it is among them."""
+
+    name: str
+    cases: tuple[Case, ...]
+
+
+def suite_names() -> tuple[str, ...]:
+    """Names of the suites that come with the project."""
+    return tuple(sorted(path.stem for path in SUITES.glob("*.toml")))
+
+
+def load_suite(name: str) -> Suite:
+    """The suite of a name, or of a TOML file.
+
+    Raises:
+        UsageError: for an unknown name, or a file that cannot be read or does not fit `Suite`.
+    """
+    path = Path(name) if name.endswith(".toml") else SUITES / f"{name}.toml"
+    if not path.is_file():
+        msg = f"no suite {name!r}: expected one of {', '.join(suite_names())}, or the path of a .toml file that exists"
+        raise UsageError(msg)
+    try:
+        data = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        msg = f"suite file {path} cannot be read: {error}"
+        raise UsageError(msg) from error
+    suite = validate(Suite, data, f"suite file {path}")
+    _check(suite, path)
+    return suite
+
+
+def _check(suite: Suite, path: Path) -> None:
+    """Ranges that a type cannot say."""
+    problems = [
+        (suite.budget_s > 0, f"budget_s is {suite.budget_s}, expected seconds above 0"),
+        (0 < suite.interval < 1, f"interval is {suite.interval}, expected a share between 0 and 1"),
+        (suite.processes >= 1, f"processes is {suite.processes}, expected at least 1"),
+        (suite.case_limit_s > 0, f"case_limit_s is {suite.case_limit_s}, expected seconds above 0"),
+        (suite.device in {"cpu", "cuda"}, f"device is {suite.device!r}, expected cpu or cuda"),
+        (bool(suite.select), "there is no [[select]] part, expected at least one"),
+    ]
+    for part in suite.select:
+        unknown = set(part.modes) - set(MODES)
+        problems.append((not unknown, f"mode {', '.join(sorted(unknown))} does not exist, expected {', '.join(MODES)}"))
+        problems.append((bool(part.workloads and part.variants and part.modes), "a [[select]] part is empty"))
+    for fine, message in problems:
+        if not fine:
+            msg = f"suite file {path}: {message}"
+            raise UsageError(msg)
+
+
+def match(patterns: Iterable[str], names: Sequence[str], what: str) -> list[str]:
+    """Names that the patterns select, in the order of the patterns, each once.
+
+    A pattern with `@` (overrides) or `#` (label) is taken as a name: only the part before is looked up.
+
+    Raises:
+        UsageError: for a pattern that selects nothing.
+    """
+    chosen: dict[str, None] = {}
+    for pattern in patterns:
+        base = pattern.partition("@")[0].partition("#")[0]
+        hits = [name for name in names if fnmatch.fnmatchcase(name, base)]
+        if not hits:
+            msg = f"no {what} matches {pattern!r}; there are {', '.join(names)}"
+            raise UsageError(msg)
+        suffix = pattern[len(base) :]
+        chosen.update(dict.fromkeys(hit + suffix for hit in hits))
+    return list(chosen)
+
+
+@dataclass(frozen=True)
+class Filters:
+    """What the command line narrows a suite down to; empty means no narrowing."""
+
+    workloads: tuple[str, ...] = ()
+    variants: tuple[str, ...] = ()
+    modes: tuple[str, ...] = ()
+    threads: int = 1
+    device: str | None = None
+
+
+def expand(suite: Suite, catalogue: dict[str, Any], filters: Filters) -> list[Group]:
+    """The groups of a suite, narrowed by the filters.
+
+    A workload or variant named on the command line replaces the suite's list, so that anything can be measured
+    without a suite of its own. Speedups need the reference, so it joins every group.
+
+    Args:
+        suite: what to expand.
+        catalogue: names that exist: `{"workloads": [{"name": ...}], "variants": [{"name": ...}]}`.
+        filters: what the command line said.
+
+    Raises:
+        UsageError: for a pattern that selects nothing.
+    """
+    workload_names = [entry["name"] for entry in catalogue["workloads"]]
+    variant_names = [entry["name"] for entry in catalogue["variants"]]
+    device = filters.device or suite.device
+    # With a workload of the user's own, the suite's parts would only repeat it.
+    parts = suite.select[:1] if filters.workloads else suite.select
+    groups: dict[str, dict[Case, None]] = {}
+    for part in parts:
+        narrowed = replace(
+            part,
+            workloads=filters.workloads or part.workloads,
+            variants=filters.variants or part.variants,
+            modes=filters.modes or part.modes,
+            sweeps=() if filters.workloads else part.sweeps,
+        )
+        variants = match(narrowed.variants, variant_names, "variant")
+        if REFERENCE in variant_names and REFERENCE not in variants:
+            variants.insert(0, REFERENCE)
+        variants.sort(key=lambda name: name != REFERENCE)
+        for workload, axis, value in _workloads(narrowed, workload_names):
+            for mode in narrowed.modes:
+                for variant in variants:
+                    case = Case(workload, variant, mode, device, filters.threads, axis, value)
+                    groups.setdefault(case.group, {})[case] = None
+    return [Group(name, tuple(cases)) for name, cases in groups.items()]
+
+
+def _workloads(part: Selection, names: Sequence[str]) -> Iterable[tuple[str, str, int | None]]:
+    """Workload names of a part with the axis and value of their sweep."""
+    for workload in match(part.workloads, names, "workload"):
+        if not part.sweeps:
+            yield workload, "", None
+        for sweep in part.sweeps:
+            for value in sweep.values:
+                joint = "," if "@" in workload else "@"
+                yield f"{workload}{joint}{sweep.axis}={value}", sweep.axis, value

@@ -1,0 +1,91 @@
+"""One clock a device, and the timed block: what one sample is made of.
+
+On a CPU every call is timed alone with the monotonic clock. On CUDA a block of calls is queued and waited for once,
+between two events (throughput), and then calls are timed one by one, each waited for (latency: what a user waits).
+"""
+
+from __future__ import annotations
+
+import gc
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+
+@dataclass(frozen=True)
+class Block:
+    """One timed block of calls of one variant.
+
+    Attributes:
+        calls_s: wall time of each single call, seconds.
+        queued_calls: calls in the queued block; 0 on a CPU.
+        queued_wall_s: wall time of the queued block, seconds.
+        queued_device_s: time between the events around it, seconds.
+    """
+
+    calls_s: tuple[float, ...]
+    queued_calls: int = 0
+    queued_wall_s: float = 0.0
+    queued_device_s: float | None = None
+
+    @property
+    def per_call_s(self) -> float:
+        """What one call took: the sample's value. The queued block decides where there is one."""
+        if self.queued_calls:
+            return self.queued_wall_s / self.queued_calls
+        return sum(self.calls_s) / len(self.calls_s)
+
+
+def synchronize(device: str) -> None:
+    """Wait until the device has done all that was asked of it."""
+    if device == "cuda":
+        torch.cuda.synchronize()
+
+
+def time_once(call: Callable[[], object], device: str) -> float:
+    """Wall seconds of one call, waited for."""
+    synchronize(device)
+    start = time.perf_counter_ns()
+    call()
+    synchronize(device)
+    return (time.perf_counter_ns() - start) * 1e-9
+
+
+def time_block(call: Callable[[], object], calls: int, device: str) -> Block:
+    """Time `calls` calls, after one untimed call that brings the variant's data back into the caches.
+
+    Python's garbage collector is held off meanwhile, so that it does not bill one variant for another's garbage.
+    """
+    call()
+    synchronize(device)
+    collecting = gc.isenabled()
+    gc.disable()
+    try:
+        if device == "cuda":
+            wall_s, device_s = _queued(call, calls)
+            singles = tuple(time_once(call, device) for _ in range(calls))
+            return Block(singles, calls, wall_s, device_s)
+        clock = time.perf_counter_ns
+        marks = [clock()]
+        for _ in range(calls):
+            call()
+            marks.append(clock())
+    finally:
+        if collecting:
+            gc.enable()
+    return Block(tuple((end - start) * 1e-9 for start, end in zip(marks, marks[1:], strict=False)))
+
+
+def _queued(call: Callable[[], object], calls: int) -> tuple[float, float]:
+    """Wall and device seconds of calls queued without waiting in between."""
+    before, after = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+    start = time.perf_counter_ns()
+    before.record()
+    for _ in range(calls):
+        call()
+    after.record()
+    torch.cuda.synchronize()
+    wall_s = (time.perf_counter_ns() - start) * 1e-9
+    return wall_s, before.elapsed_time(after) * 1e-3

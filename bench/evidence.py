@@ -1,0 +1,153 @@
+"""What really ran: operators, their data types, compiled graphs, threads; and the same in words.
+
+A variant's name says what was asked for. torch.compile may skip the model, oneDNN or cuDNN may decline an LSTM, and
+autocast may cast to another type than asked, all without a word; here the profiler and Dynamo's counters are asked.
+"""
+
+from __future__ import annotations
+
+import collections
+import json
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from seq2seq.variants import Variant
+from seq2seq.workloads import Workload
+
+#: Operators whose input type is the precision that did the work.
+_PRODUCTS = ("mm", "addmm", "bmm", "baddbmm", "linear", "mkldnn_rnn_layer", "_cudnn_rnn", "mkldnn_linear")
+#: What the profiler calls the types, and what people do.
+_TYPES = {
+    "float": "fp32", "double": "fp64", "c10::BFloat16": "bf16", "c10::Half": "fp16", "signed char": "int8",
+}  # fmt: skip
+#: Bookkeeping operators that say nothing about the work.
+_NOISE = {"as_strided", "view", "transpose", "t", "empty", "select", "slice", "narrow", "detach", "expand", "reshape"}
+_SHOWN = 8
+
+
+@dataclass(frozen=True)
+class Compilation:
+    """Dynamo's own count of what it did in this process."""
+
+    graphs: int
+    breaks: int
+    recompiles: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Observation:
+    """What the profiler saw in one call.
+
+    Attributes:
+        operators: calls of each operator, heaviest first.
+        kernels: launches of each GPU kernel, heaviest first; empty on a CPU.
+        precisions: types of the matrix products and LSTM operators, most frequent first.
+    """
+
+    operators: dict[str, int]
+    kernels: dict[str, int]
+    precisions: tuple[str, ...]
+
+    def shown(self) -> str:
+        """The heaviest GPU kernels, on a CPU the heaviest operators, and how often each ran."""
+        counts = self.kernels or self.operators
+        named = [(name, count) for name, count in counts.items() if name.removeprefix("aten::") not in _NOISE]
+        return ", ".join(f"{name} x{count}" for name, count in named[:_SHOWN])
+
+
+def observe(call: Callable[[], object], device: str) -> Observation:
+    """Profile one call."""
+    activities = [torch.profiler.ProfilerActivity.CPU]
+    if device == "cuda":
+        activities.append(torch.profiler.ProfilerActivity.CUDA)
+    with torch.profiler.profile(activities=activities, record_shapes=True, acc_events=True) as profiler:
+        call()
+        if device == "cuda":
+            torch.cuda.synchronize()
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "trace.json"
+        profiler.export_chrome_trace(str(path))
+        events = json.loads(path.read_text(encoding="utf-8"))["traceEvents"]
+    return _digest(events)
+
+
+def _digest(events: list[dict[str, Any]]) -> Observation:
+    duration = {"cpu_op": collections.Counter[str](), "kernel": collections.Counter[str]()}
+    count = {"cpu_op": collections.Counter[str](), "kernel": collections.Counter[str]()}
+    precision: collections.Counter[str] = collections.Counter()
+    for event in events:
+        name, category = str(event.get("name", "")), event.get("cat")
+        if category in duration:
+            duration[category][name] += float(event.get("dur", 0.0))
+            count[category][name] += 1
+        if category == "cpu_op" and name.removeprefix("aten::") in _PRODUCTS:
+            types = [_TYPES[kind] for kind in event.get("args", {}).get("Input type", []) if kind in _TYPES]
+            # An autocast wrapper shows the types before the cast; the operator inside it shows those after.
+            if types:
+                precision[types[0]] += 1
+    heaviest = {kind: {name: count[kind][name] for name, _ in found.most_common()} for kind, found in duration.items()}
+    return Observation(heaviest["cpu_op"], heaviest["kernel"], tuple(name for name, _ in precision.most_common()))
+
+
+def compilation() -> Compilation:
+    """What Dynamo did in this process so far."""
+    from torch._dynamo import utils  # noqa: PLC0415 - slow to import, and only of use where something compiled
+
+    metrics = utils.get_compilation_metrics()
+    recompiles = sum(
+        1 for m in metrics if m.compile_id and not m.compile_id.endswith("/0") and m.entire_frame_compile_time_s
+    )
+    seconds = sum(m.entire_frame_compile_time_s or 0.0 for m in metrics)
+    return Compilation(
+        int(utils.counters["stats"]["unique_graphs"]),
+        int(sum(utils.counters["graph_break"].values())),
+        recompiles,
+        float(seconds),
+    )
+
+
+def explain(variant: Variant, workload: Workload, device: str, seen: Observation, compiled: Compilation | None) -> str:
+    """What ran, in words; anything that differs from what the variant's name promises is said outright."""
+    parts = []
+    if compiled is not None:
+        parts.append(_compile_words(compiled))
+    if variant.compiler == "torchscript":
+        parts.append("TorchScript ran it")
+    if variant.lstm == "loop":
+        if not (compiled and compiled.graphs):
+            parts.append("the time loop ran in Python")
+    else:
+        parts.append(_lstm_words(variant, workload, device, seen))
+    asked = {"tf32": "fp32"}.get(variant.precision, variant.precision)
+    if seen.precisions and asked not in seen.precisions:
+        parts.append(f"asked for {variant.precision}, but products ran in {' and '.join(seen.precisions)}")
+    return "; ".join(parts)
+
+
+def _compile_words(compiled: Compilation) -> str:
+    if compiled.graphs == 0:
+        return "torch.compile captured 0 graphs: the model ran eagerly"
+    breaks = f"{compiled.breaks} graph breaks" if compiled.breaks else "no graph break"
+    return f"torch.compile ran {compiled.graphs} graph{'s' if compiled.graphs > 1 else ''}, {breaks}"
+
+
+def _lstm_words(variant: Variant, workload: Workload, device: str, seen: Observation) -> str:
+    """Where nn.LSTM ran, by the operator that did it."""
+    if "aten::mkldnn_rnn_layer" in seen.operators:
+        return "LSTM ran in oneDNN"
+    if "aten::_cudnn_rnn" in seen.operators:
+        persistent = any("persist" in name.lower() for name in seen.kernels)
+        return f"LSTM ran in cuDNN, {'persistent' if persistent else 'no persistent'} kernels"
+    if "aten::lstm" not in seen.operators:
+        return "LSTM ran inside the compiled graph"
+    if not variant.vendor_lstm:
+        return "LSTM ran in ATen"
+    library = "cuDNN" if device == "cuda" else "oneDNN"
+    why = " (it takes no packed sequences)" if workload.has_lengths and device == "cpu" else ""
+    return f"{library} declined the LSTM{why}: ATen's own ran"

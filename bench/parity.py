@@ -1,0 +1,209 @@
+"""The gate: nothing is timed unless it is right.
+
+Truth is the loop over the cell equations in float64, on the same weights and inputs. A quantity's error is the norm
+of its difference from truth over the norm of truth. It may be at most `FACTOR` times the error that the eager
+reference makes at the same precision, or the precision's floor, whichever is larger, and never more than the cap.
+
+How the numbers were found: `python -m bench.parity` runs every variant that exists on the machine, and six planted
+defects, over random problems and prints the largest ratio of a right variant's error to the reference's, the largest
+error below which that ratio means nothing, and the smallest error of a defect. Results are in results/README.md.
+
+- FACTOR 4: right implementations differ in the order of sums and in where they round. The largest ratio seen above
+  the floor was below 3.
+- floor: 16 unit roundoffs. Below that an error is a handful of roundings, and the ratio of two such is luck.
+- cap: a 32nd part of the smallest defect's error for fp32; for the low precisions 10 times the largest error of a right variant at
+  that precision, still below the smallest defect.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from seq2seq.execution import Executable, Weights, initial_weights
+from seq2seq.model import Seq2SeqConfig
+from seq2seq.tasks.batch import Batch
+from seq2seq.variants import REFERENCE, VARIANTS
+from seq2seq.workloads import Workload
+
+FACTOR = 4.0
+
+
+@dataclass(frozen=True)
+class Tolerance:
+    """Bounds of a precision: no error below `floor` is refused, none above `cap` is let through."""
+
+    floor: float
+    cap: float
+
+
+#: Unit roundoff: half the distance from 1 to the next number.
+ROUNDOFF = {"fp32": 2.0**-24, "tf32": 2.0**-11, "fp16": 2.0**-11, "bf16": 2.0**-8}
+FLOOR_ROUNDOFFS = 16
+CAPS = {"fp32": 1e-3, "tf32": 3e-2, "fp16": 3e-2, "bf16": 1.5e-1}
+TOLERANCES = {
+    precision: Tolerance(FLOOR_ROUNDOFFS * roundoff, CAPS[precision]) for precision, roundoff in ROUNDOFF.items()
+}
+
+
+@dataclass(frozen=True)
+class Check:
+    """One quantity against its limit."""
+
+    name: str
+    error: float
+    limit: float
+
+    @property
+    def passed(self) -> bool:
+        """Whether the error keeps within the limit; an error that is no number does not."""
+        return self.error <= self.limit
+
+    @property
+    def strain(self) -> float:
+        """Error over limit: 1 is the limit itself."""
+        return self.error / self.limit
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What the gate found in one run or several."""
+
+    checks: tuple[Check, ...]
+
+    @property
+    def passed(self) -> bool:
+        """Whether every quantity keeps within its limit."""
+        return all(check.passed for check in self.checks)
+
+    @property
+    def worst(self) -> Check:
+        """The quantity nearest to its limit, or furthest past it."""
+        return max(self.checks, key=lambda check: check.strain)
+
+    def worst_of(self, *, gradients: bool) -> Check | None:
+        """The worst among gradients, or among everything else; None when there is none."""
+        chosen = [check for check in self.checks if check.name.startswith("grad ") == gradients]
+        return max(chosen, key=lambda check: check.strain, default=None)
+
+    def describe(self) -> str:
+        """The refused quantities in words, worst first."""
+        refused = sorted((c for c in self.checks if not c.passed), key=lambda c: -c.strain)
+        shown = "; ".join(f"{c.name}: error {c.error:.2e}, limit {c.limit:.2e}" for c in refused[:4])
+        return shown + (f"; and {len(refused) - 4} more" if len(refused) > 4 else "")  # noqa: PLR2004
+
+
+def relative_error(value: Tensor, truth: Tensor) -> float:
+    """Norm of the difference over the norm of truth, in float64; infinite for a wrong shape or anything not finite."""
+    if value.shape != truth.shape:
+        return math.inf
+    difference = float(torch.linalg.vector_norm(value.to(truth.device, torch.float64) - truth))
+    norm = float(torch.linalg.vector_norm(truth))
+    if not math.isfinite(difference):
+        return math.inf
+    if norm == 0:
+        return 0.0 if difference == 0 else math.inf
+    return difference / norm
+
+
+def judge(found: dict[str, Tensor], truth: dict[str, Tensor], expected: dict[str, Tensor], precision: str) -> Verdict:
+    """Hold a variant's quantities against truth.
+
+    Args:
+        found: the variant's, by name.
+        truth: the same in float64.
+        expected: the eager reference's at the same precision, whose error is the yardstick.
+        precision: key of `TOLERANCES`.
+    """
+    tolerance = TOLERANCES[precision]
+    checks = []
+    for name, true in truth.items():
+        error = relative_error(found[name], true) if name in found else math.inf
+        yardstick = relative_error(expected[name], true)
+        limit = FACTOR * yardstick if math.isfinite(yardstick) else 0.0
+        checks.append(Check(name, error, min(max(limit, tolerance.floor), tolerance.cap)))
+    return Verdict(tuple(checks))
+
+
+class Gate:
+    """Checks executables of one workload, mode and device on fresh weights and inputs.
+
+    Truth and yardsticks are computed once a seed and shared by all variants of a group.
+
+    Args:
+        workload: gives batches and the model's sizes.
+        mode: in `training` all gradients are checked too.
+        device: where everything runs.
+    """
+
+    def __init__(self, workload: Workload, mode: str, device: str) -> None:
+        self.workload, self.mode, self.device = workload, mode, device
+        self._quantities = functools.cache(self._compute)
+
+    def check(self, executable: Executable, seed: int) -> Verdict:
+        """Judge an executable on the weights and batch of a seed; its own weights are put back afterwards."""
+        batch = self.workload.make_batch(seed)
+        kept = executable.weights()
+        executable.load(random_weights(self.workload.config, seed))
+        try:
+            found = executable.quantities(executable.prepare(batch))
+        finally:
+            executable.load(kept)
+        precision = executable.variant.precision
+        return judge(found, self._quantities(seed, "truth"), self._quantities(seed, precision), precision)
+
+    def _compute(self, seed: int, precision: str) -> dict[str, Tensor]:
+        """Quantities of the truth, or of the reference at a precision, for a seed."""
+        weights = random_weights(self.workload.config, seed)
+        batch = self.workload.make_batch(seed)
+        if precision == "truth":
+            return true_quantities(self.workload.config, self.mode, self.device, weights, batch)
+        variant = dataclasses.replace(REFERENCE, precision=precision)
+        executable = Executable(
+            variant, self.workload.config, self.mode, self.device, weights, stored=precision in {"bf16", "fp16"}
+        )
+        return executable.quantities(executable.prepare(batch))
+
+
+def true_quantities(
+    config: Seq2SeqConfig, mode: str, device: str, weights: Weights, batch: Batch
+) -> dict[str, Tensor]:
+    """Everything the gate compares, by the loop in float64."""
+    executable = Executable(VARIANTS["loop"], config, mode, device, weights)
+    executable.model.double()
+    wide = batch.to(device, torch.float64)
+    if wide.expected.is_floating_point():
+        wide = dataclasses.replace(wide, expected=wide.expected.double())
+    return executable.quantities(wide)
+
+
+def random_weights(config: Seq2SeqConfig, seed: int) -> Weights:
+    """Weights for the gate: matrices as torch initialises them, biases up to 0.5 at any size.
+
+    torch draws biases from +-1/sqrt(hidden_size), so that at a large size a lost bias would hide in the rounding of
+    bf16.
+    """
+
+
+    generator = torch.Generator().manual_seed(seed)
+    weights = initial_weights(config, seed)
+    return {
+        name: torch.rand(value.shape, generator=generator) - 0.5 if value.dim() == 1 else value
+        for name, value in weights.items()
+    }
+
+
+def merge(verdicts: Iterable[Verdict]) -> Verdict:
+    """One verdict out of several: of each quantity the run with the highest strain."""
+    worst: dict[str, Check] = {}
+    for verdict in verdicts:
+        for check in verdict.checks:
+            if check.name not in worst or not check.strain <= worst[check.name].strain:
+                worst[check.name] = check
+    return Verdict(tuple(worst.values()))

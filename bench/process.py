@@ -1,0 +1,185 @@
+"""A worker process seen from the parent: started fresh, asked, watched, and ended whatever state it is in."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import queue
+import re
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from bench.record import Status
+
+ROOT = Path(__file__).parent.parent
+Event = dict[str, Any]
+
+#: Seconds a worker may take to start (importing torch).
+START_LIMIT_S = 120.0
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What every worker of a run shares.
+
+    Attributes:
+        threads: CPU threads.
+        wait_policy: `passive`, `active` or `default`: how OpenMP threads wait (OMP_WAIT_POLICY).
+        plugins: Python files that add variants or workloads.
+    """
+
+    threads: int
+    wait_policy: str = "passive"
+    plugins: tuple[Path, ...] = ()
+
+    def variables(self) -> dict[str, str]:
+        """Environment variables that carry them."""
+        found = {name: str(self.threads) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")}
+        if self.wait_policy != "default":
+            found["OMP_WAIT_POLICY"] = self.wait_policy
+        if self.plugins:
+            found["SEQ2SEQ_BENCH_PLUGINS"] = os.pathsep.join(str(path.resolve()) for path in self.plugins)
+        return found
+
+
+@dataclass(eq=False)
+class WorkerError(Exception):
+    """A worker that ended a request without an answer.
+
+    Attributes:
+        status: what its record gets.
+        reason: in words.
+        stage: what it was doing.
+        variant: which variant it was doing it to, where known.
+    """
+
+    status: Status
+    reason: str
+    stage: str = ""
+    variant: str = ""
+
+
+@dataclass
+class Worker:
+    """One child process.
+
+    Args:
+        settings: threads and the like.
+        log: file that takes what the child prints.
+        cache: folder for whatever compilers cache.
+    """
+
+    settings: Settings
+    log: Path
+    cache: Path
+    _lines: queue.Queue[str | None] = field(default_factory=queue.Queue, init=False)
+
+    def __enter__(self) -> Worker:
+        """Start the process and wait until it is up."""
+        self._kills = _oom_kills()
+        environment = os.environ | self.settings.variables()
+        environment |= {
+            "TORCHINDUCTOR_CACHE_DIR": str(self.cache / "inductor"),
+            "TRITON_CACHE_DIR": str(self.cache / "triton"),
+            "PYTHONPATH": os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH")))),
+        }
+        self._log_file = self.log.open("a", encoding="utf-8")
+        self._child = subprocess.Popen(  # noqa: S603
+            [sys.executable, "-m", "bench.worker"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._log_file,
+            env=environment,
+            cwd=ROOT,
+            encoding="utf-8",
+            # A group of its own: compilers start children, and all must end together.
+            start_new_session=True,
+        )
+        threading.Thread(target=self._read, daemon=True).start()
+        self._next(START_LIMIT_S, "start")
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """End the process and everything it started."""
+        with contextlib.suppress(OSError):
+            os.killpg(self._child.pid, signal.SIGKILL)
+        self._child.wait()
+        for pipe in (self._child.stdin, self._child.stdout):
+            if pipe:
+                # A child that died early leaves unread requests behind.
+                with contextlib.suppress(OSError):
+                    pipe.close()
+        self._log_file.close()
+
+    def ask(self, request: str, limit_s: float, **fields: Any) -> Iterator[Event]:
+        """Send a request and yield its events until it is done.
+
+        Args:
+            request: name of the request.
+            limit_s: longest time without an event, seconds.
+            fields: its arguments.
+
+        Raises:
+            WorkerError: when the worker reports a failure, dies, or is silent for too long.
+        """
+        assert self._child.stdin is not None  # noqa: S101 - opened as a pipe above
+        stage, variant = request, ""
+        with contextlib.suppress(BrokenPipeError):
+            self._child.stdin.write(json.dumps({"request": request, "threads": self.settings.threads} | fields) + "\n")
+            self._child.stdin.flush()
+        while True:
+            event = self._next(limit_s, stage, variant)
+            if event["event"] == "done":
+                return
+            if event["event"] == "failed":
+                raise WorkerError(Status(event["status"]), event["reason"], stage, variant)
+            if event["event"] == "stage":
+                stage, variant = event["name"], event.get("variant", "")
+            yield event
+
+    def _read(self) -> None:
+        assert self._child.stdout is not None  # noqa: S101 - opened as a pipe above
+        # A closed pipe ends the thread; what that means is for the main thread to find out.
+        with contextlib.suppress(ValueError, OSError):
+            for line in self._child.stdout:
+                self._lines.put(line)
+        self._lines.put(None)
+
+    def _next(self, limit_s: float, stage: str, variant: str = "") -> Event:
+        try:
+            line = self._lines.get(timeout=limit_s)
+        except queue.Empty:
+            hint = ", in which it compiles" if stage in {"first call", "build and gate"} else ""
+            reason = f"{stage}{hint}: not ended within the limit of {limit_s:g} s"
+            raise WorkerError(Status.TIMEOUT, reason, stage, variant) from None
+        if line is None:
+            status, reason = self._post_mortem()
+            raise WorkerError(status, f"{reason}, during: {stage}", stage, variant)
+        event: Event = json.loads(line)
+        return event
+
+    def _post_mortem(self) -> tuple[Status, str]:
+        """Why the process is gone."""
+        code = self._child.wait()
+        if code == -signal.SIGKILL and _oom_kills() > self._kills:
+            return Status.OOM, "the worker was killed by the kernel for memory"
+        if code < 0:
+            return Status.CRASHED, f"the worker died of signal {-code} ({signal.Signals(-code).name})"
+        tail = " ".join(self.log.read_text(encoding="utf-8", errors="replace").splitlines()[-1:])[:300]
+        return Status.CRASHED, f"the worker ended with exit code {code}; it said last: {tail}"
+
+
+def _oom_kills() -> int:
+    """How many processes the kernel has killed for memory so far; 0 where it does not tell."""
+    try:
+        found = re.search(r"^oom_kill (\d+)", Path("/proc/vmstat").read_text(encoding="ascii"), re.MULTILINE)
+    except OSError:
+        return 0
+    return int(found[1]) if found else 0

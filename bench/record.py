@@ -1,0 +1,147 @@
+"""The result row of one case, and the schema of everything a run folder holds.
+
+`Record` is the single source of the columns of ``records.csv``: their names, order, units and meaning
+are the fields below, and ``results/README.md`` is checked against them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+from dataclasses import dataclass, field
+from typing import Any
+
+#: History of the schema.
+#: 1: first version.
+SCHEMA_VERSION = 1
+
+
+class Status(enum.StrEnum):
+    """How a case ended."""
+
+    OK = "ok"
+    UNAVAILABLE = "unavailable"
+    PARITY_FAILED = "parity-failed"
+    OOM = "oom"
+    TIMEOUT = "timeout"
+    CRASHED = "crashed"
+    ERROR = "error"
+
+
+def column(meaning: str, default: Any = None) -> Any:
+    """A record field with its meaning, as printed in the dictionary of columns."""
+    return field(default=default, metadata={"meaning": meaning})
+
+
+@dataclass(frozen=True)
+class Record:
+    """One row of ``records.csv``: one case, what ran, what it took, and how sure that is.
+
+    An empty cell means "not measured" or "the samples cannot carry this figure", never zero.
+    """
+
+    workload: str = column("name of the workload, with any overrides: `seed`, `seed@batch=64`", "")
+    model: str = column("model family: `lstm` for the Seq2Seq of the seed", "")
+    variant: str = column("name of the variant", "")
+    mode: str = column("`inference`, or `training` (forward, backward and optimizer step)", "")
+    device: str = column("`cpu` or `cuda`", "")
+    precision: str = column("precision the variant asks for: `fp32`, `tf32`, `bf16`, `fp16`", "")
+    threads: int = column("CPU threads the worker was given", 0)
+    status: Status = column("`ok`, `unavailable`, `parity-failed`, `oom`, `timeout`, `crashed`, `error`", Status.OK)
+    reason: str = column("why the status is not `ok`; empty for `ok`", "")
+
+    latency_p50_s: float | None = column("median time of a single call, seconds")
+    latency_p50_lo_s: float | None = column("lower end of its 95 % order-statistic interval, seconds")
+    latency_p50_hi_s: float | None = column("upper end of its 95 % order-statistic interval, seconds")
+    latency_p90_s: float | None = column("90th percentile of single calls, seconds; empty below 36 calls")
+    latency_p90_lo_s: float | None = column("lower end of its 95 % interval, seconds")
+    latency_p90_hi_s: float | None = column("upper end of its 95 % interval, seconds")
+    latency_p95_s: float | None = column("95th percentile of single calls, seconds; empty below 72 calls")
+    latency_p95_lo_s: float | None = column("lower end of its 95 % interval, seconds")
+    latency_p95_hi_s: float | None = column("upper end of its 95 % interval, seconds")
+    latency_p99_s: float | None = column("99th percentile of single calls, seconds; empty below 368 calls")
+    latency_p99_lo_s: float | None = column("lower end of its 95 % interval, seconds")
+    latency_p99_hi_s: float | None = column("upper end of its 95 % interval, seconds")
+    device_p50_s: float | None = column("median device time of a call between CUDA events, seconds; empty on CPU")
+    throughput_seq_per_s: float | None = column("sequences per second at the workload's batch, median over rounds")
+    throughput_steps_per_s: float | None = column(
+        "time steps (tokens, frames, hours) per second, source and target together, without padding"
+    )
+
+    speedup: float | None = column("median over rounds of time(reference) / time(this variant); 1 for `reference`")
+    speedup_lo: float | None = column("lower end of its 95 % interval (bootstrap over processes, then rounds)")
+    speedup_hi: float | None = column("upper end of its 95 % interval (bootstrap over processes, then rounds)")
+    interval_wide: bool | None = column("true when the interval missed the width the suite asked for")
+
+    memory_peak_bytes: int | None = column(
+        "highest resident memory above the baseline (torch imported, nothing built), from build through "
+        "first call to steady calls, in a fresh process, bytes"
+    )
+    memory_steady_bytes: int | None = column(
+        "highest resident memory that steady calls reach above what is resident between calls, bytes"
+    )
+    memory_baseline_bytes: int | None = column("resident memory of the fresh process before the build, bytes")
+    memory_cuda_allocated_bytes: int | None = column("peak of the CUDA allocator, allocated, bytes; empty on CPU")
+    memory_cuda_reserved_bytes: int | None = column("peak of the CUDA allocator, reserved, bytes; empty on CPU")
+
+    build_s: float | None = column("time to construct, convert or script the model, seconds")
+    first_call_s: float | None = column("time of the first call in a fresh process with an empty compiler cache, seconds")
+    compile_s: float | None = column("part of it that Dynamo and its backend spent compiling, or scripting took, seconds")
+
+    graphs: int | None = column("graphs that `torch.compile` captured; empty when the variant does not compile")
+    graph_breaks: int | None = column("graph breaks that Dynamo counted, skipped frames not among them")
+    recompiles: int | None = column("frames compiled a second time or more")
+    evidence: str = column("in words, what really ran", "")
+    ran_precision: str = column("data types of the matrix products and LSTM operators that ran, by profiler", "")
+    ran_operators: str = column("operators or GPU kernels that ran and how often, by profiler, heaviest first", "")
+    ran_threads: int | None = column("threads the math library reported")
+
+    parity_error: float | None = column("largest relative error over outputs, final states and loss, all gate runs")
+    parity_limit: float | None = column("the limit that applied to that quantity")
+    grad_error: float | None = column("largest relative error over all gradients; empty in inference")
+    grad_limit: float | None = column("the limit that applied to that gradient")
+    parity_worst: str = column("the quantity that came nearest to its limit, or passed it", "")
+
+    samples: int | None = column("samples kept: timed blocks of this variant, one a round")
+    calls: int | None = column("single calls timed")
+    processes: int | None = column("worker processes that measured the case")
+    disturbed: int | None = column("samples kept although something else was using the machine")
+
+    data: str = column("`real` or `synthetic`, and what it is", "")
+    source: str = column("where the workload's sizes come from", "")
+    batch: int | None = column("sequences in a batch")
+    source_steps: int | None = column("longest source sequence, time steps")
+    target_steps: int | None = column("longest target sequence, time steps")
+    valid_steps: int | None = column("time steps of the measured batch without padding, source and target together")
+    hidden_size: int | None = column("hidden size of the encoder")
+    num_layers: int | None = column("layers of the encoder")
+    parameters: int | None = column("trainable parameters")
+    sweep_axis: str = column("what the workload's sweep varies (`batch`, `hidden`, `length`); empty otherwise", "")
+    sweep_value: int | None = column("value of that axis")
+    group: str = column("name of the group the case was measured in", "")
+    recorded_at: str = column("time the record was written, UTC", "")
+    schema_version: int = column("version of this schema", SCHEMA_VERSION)
+
+    def as_dict(self) -> dict[str, Any]:
+        """The record as plain JSON values, in column order."""
+        return dataclasses.asdict(self)
+
+
+COLUMNS = tuple(f.name for f in dataclasses.fields(Record))
+
+#: Columns of ``samples.csv.gz``: one row a timed interval, as it was read off the clock.
+SAMPLE_COLUMNS: dict[str, str] = {
+    "workload": "as in records.csv",
+    "variant": "as in records.csv",
+    "mode": "as in records.csv",
+    "device": "as in records.csv",
+    "threads": "as in records.csv",
+    "process": "number of the worker process in its group, from 0",
+    "round": "number of the round in its process, from 0",
+    "position": "place of the variant in the round's random order, from 0",
+    "kind": "`call`: one call; `block`: many calls queued and waited for once (CUDA)",
+    "calls": "calls in the interval: 1 for `call`",
+    "wall_s": "wall-clock time of the interval, seconds",
+    "device_s": "time between CUDA events around it, seconds; empty on CPU",
+    "disturbed": "1 when something else was using the machine during the round",
+}

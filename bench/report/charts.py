@@ -1,0 +1,361 @@
+"""What every figure shows, apart from how it is drawn.
+
+The Matplotlib files and the Plotly figures of the page are both drawn from these descriptions, so they
+cannot disagree about a value, a mark, a scale or an order. A chart is one group (or one sweep); a chart
+without a figure to show is not made.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+
+from bench.record import Record, Status
+from bench.report import units
+from bench.report.frames import DOUBT, Group, Run, doubts
+
+Scale = Literal["linear", "log", "ratio"]
+Ticks = tuple[tuple[float, str], ...]
+
+MAX_POINTS = 500
+TAIL_POINTS = 60
+#: Beyond this ratio of largest to smallest, a linear bar of the smallest is no longer visible.
+LINEAR_RANGE = 40
+PERCENTILES = ((0.5, "p50"), (0.9, "p90"), (0.95, "p95"), (0.99, "p99"))
+
+
+@dataclass(frozen=True)
+class Part:
+    """One figure of a bar: its value, and the ends of its interval where it has one."""
+
+    name: str
+    value: float
+    lo: float | None = None
+    hi: float | None = None
+
+
+@dataclass(frozen=True)
+class Bar:
+    """One variant's row. Without parts it did not run, and `label` is its status."""
+
+    variant: str
+    label: str
+    parts: tuple[Part, ...] = ()
+    doubtful: bool = False
+    hover: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Axis:
+    """One axis with its round positions; a `ratio` axis is logarithmic and its bars start at 1."""
+
+    title: str
+    scale: Scale
+    lo: float
+    hi: float
+    ticks: Ticks
+
+
+@dataclass(frozen=True)
+class BarChart:
+    """Horizontal rows of one group; `dots` draws parts as points, where bars on a log axis would mislead."""
+
+    title: str
+    workload: str
+    axis: Axis
+    bars: tuple[Bar, ...]
+    dots: bool = False
+
+
+@dataclass(frozen=True)
+class Point:
+    """A figure on a curve."""
+
+    x: float
+    y: float
+    lo: float | None = None
+    hi: float | None = None
+    doubtful: bool = False
+    hover: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Curve:
+    """One variant's line through `xs` and `ys`, and the points that are marked on it."""
+
+    variant: str
+    xs: tuple[float, ...]
+    ys: tuple[float, ...]
+    points: tuple[Point, ...]
+
+
+@dataclass(frozen=True)
+class CurveChart:
+    """The curves of one group or sweep; `guides` are levels of y with a name each."""
+
+    title: str
+    workload: str
+    x: Axis
+    y: Axis
+    curves: tuple[Curve, ...]
+    guides: Ticks = ()
+
+
+Chart = BarChart | CurveChart
+
+
+@dataclass(frozen=True)
+class Kind:
+    """One kind of figure: the stem of its files, its heading, what to know to read it, its charts."""
+
+    name: str
+    heading: str
+    caption: str
+    charts: tuple[Chart, ...]
+
+
+def kinds(run: Run) -> tuple[Kind, ...]:
+    """The kinds of figures that `run` has something to show for.
+
+    The points of a sweep are drawn as scaling curves alone: one bar chart a point would bury the rest.
+    """
+    single = [group for group in run.groups if not group.sweep_axis]
+    found = (
+        Kind("speedup", "Speedup over the reference", SPEEDUP_CAPTION, _each(single, speedup_chart)),
+        Kind("latency", "Latency of single calls", LATENCY_CAPTION, _each(single, lambda g: latency_chart(g, run))),
+        Kind("throughput", "Throughput", THROUGHPUT_CAPTION, _each(single, throughput_chart)),
+        Kind("memory", "Memory", MEMORY_CAPTION, _each(single, memory_chart)),
+        Kind("cold-start", "Cold start", COLD_START_CAPTION, _each(single, cold_start_chart)),
+        Kind("scaling", "Scaling", SCALING_CAPTION, scaling_charts(run.groups)),
+    )
+    return tuple(kind for kind in found if kind.charts)
+
+
+SPEEDUP_CAPTION = (
+    "Time of the reference divided by time of the variant, with 95 % intervals. The axis is logarithmic: twice as "
+    "fast and half as fast are equally long."
+)
+LATENCY_CAPTION = (
+    "Share of single calls that took at most this long. Marked points are the 50th, 90th, 95th and 99th percentile, "
+    "where the number of calls can carry them."
+)
+THROUGHPUT_CAPTION = "Time steps per second, source and target together, without padding."
+MEMORY_CAPTION = (
+    "Peak: resident memory above the baseline, from build to steady calls. Steady: what steady calls reach above "
+    "what is resident between calls. CUDA: peak of the allocator."
+)
+COLD_START_CAPTION = (
+    "Time before the first result in a fresh process: build, then the first call, of which compiling is a part. "
+    "The axis is logarithmic."
+)
+SCALING_CAPTION = "Median latency and speedup over what the sweep varies, both axes logarithmic."
+
+
+def speedup_chart(group: Group) -> BarChart | None:
+    """Speedups with intervals; what did not run keeps its row."""
+    bars = []
+    for record in group.records:
+        if record.status is not Status.OK:
+            bars.append(Bar(record.variant, record.status.value, hover=(record.variant, record.reason)))
+        elif record.speedup is None:
+            bars.append(Bar(record.variant, "no reference", hover=(record.variant, "no reference to compare with")))
+        else:
+            part = Part("speedup", record.speedup, record.speedup_lo, record.speedup_hi)
+            label = units.ratio_interval(record.speedup, record.speedup_lo, record.speedup_hi)
+            bars.append(_bar(record, label, (part,), timed=True))
+    return _bar_chart(group, bars, "speedup, reference = 1", "x", "ratio")
+
+
+def throughput_chart(group: Group) -> BarChart | None:
+    """Steps per second."""
+    bars = [
+        _bar(record, f"{units.count(value)} steps/s", (Part("steps/s", value),), timed=True)
+        for record in group.ok
+        if (value := record.throughput_steps_per_s) is not None
+    ]
+    return _bar_chart(group, bars, "time steps per second", "", "linear")
+
+
+def memory_chart(group: Group) -> BarChart | None:
+    """Peak, steady and CUDA allocator memory."""
+    bars = []
+    for record in group.ok:
+        parts = _parts(
+            ("peak", record.memory_peak_bytes),
+            ("steady", record.memory_steady_bytes),
+            ("CUDA", record.memory_cuda_allocated_bytes),
+        )
+        label = " / ".join(units.megabytes(part.value) for part in parts)
+        bars.append(_bar(record, label, parts, timed=False))
+    names = dict.fromkeys(part.name for bar in bars for part in bar.parts)
+    return _bar_chart(group, [bar for bar in bars if bar.parts], f"memory: {' / '.join(names)}", "bytes", "linear")
+
+
+def cold_start_chart(group: Group) -> BarChart | None:
+    """Build time, and the first call's compiling and rest."""
+    bars = []
+    for record in group.ok:
+        first, compiling = record.first_call_s, record.compile_s
+        rest = None if first is None else max(first - (compiling or 0.0), 0.0)
+        parts = _parts(("build", record.build_s), ("compiling", compiling), ("rest of first call", rest))
+        # Zero has no place on a logarithmic axis, and says nothing here.
+        parts = tuple(part for part in parts if part.value > 0)
+        label = f"first call {units.seconds(first)}" if first is not None else f"build {units.seconds(record.build_s)}"
+        bars.append(_bar(record, label, parts, timed=False))
+    return _bar_chart(group, [bar for bar in bars if bar.parts], "time", "s", "log", dots=True)
+
+
+def latency_chart(group: Group, run: Run) -> CurveChart | None:
+    """The empirical distribution of single calls, thinned but for its tails."""
+    curves = []
+    for record in group.ok:
+        calls = run.calls(record)
+        if not calls.size:
+            continue
+        places = thinned(calls.size)
+        share = (places + 1) / calls.size
+        curves.append(
+            Curve(
+                record.variant,
+                tuple(float(x) for x in calls[places]),
+                tuple(float(y) for y in share),
+                tuple(_percentiles(record)),
+            )
+        )
+    if not curves:
+        return None
+    xs = [x for curve in curves for x in (*curve.xs, *(point.x for point in curve.points))]
+    y_ticks = tuple((y, f"{y:.0%}") for y in (0.0, 0.25, 0.5, 0.75, 1.0))
+    y = Axis("share of calls", "linear", 0.0, 1.0, y_ticks)
+    return CurveChart(
+        group.title, group.workload, _axis("time of a call", xs, "s", "log"), y, tuple(curves), PERCENTILES
+    )
+
+
+def thinned(size: int) -> np.ndarray[Any, Any]:
+    """At most `MAX_POINTS` places in a sorted array of `size`, every one of `TAIL_POINTS` at either end."""
+    if size <= MAX_POINTS:
+        return np.arange(size)
+    middle = np.linspace(TAIL_POINTS, size - TAIL_POINTS - 1, MAX_POINTS - 2 * TAIL_POINTS).round().astype(int)
+    return np.concatenate([np.arange(TAIL_POINTS), middle, np.arange(size - TAIL_POINTS, size)])
+
+
+def scaling_charts(groups: Iterable[Group]) -> tuple[CurveChart, ...]:
+    """Two charts a sweep: median latency, and speedup."""
+    sweeps: dict[Any, list[Group]] = {}
+    for group in groups:
+        if group.sweep_axis:
+            sweeps.setdefault(group.sweep_key, []).append(group)
+    charts: list[CurveChart | None] = []
+    for key, members in sweeps.items():
+        more = members[0].title.removeprefix(members[0].workload)
+        makers = (_latency_point, _speedup_point)
+        charts += [_scaling_chart(key[0], f"{key[0]}{more}", members, what) for what in makers]
+    return tuple(chart for chart in charts if chart)
+
+
+def _scaling_chart(
+    workload: str, title: str, members: list[Group], figure: Callable[[Record], Point | None]
+) -> CurveChart | None:
+    through: dict[str, list[Point]] = {}
+    for group in members:
+        for record in group.ok:
+            point = figure(record)
+            if point is not None:
+                through.setdefault(record.variant, []).append(point)
+    if not through:
+        return None
+    curves = []
+    for variant, points in through.items():
+        ordered = tuple(sorted(points, key=lambda point: point.x))
+        curves.append(Curve(variant, tuple(p.x for p in ordered), tuple(p.y for p in ordered), ordered))
+    values = sorted({x for curve in curves for x in curve.xs})
+    x = Axis(members[0].sweep_axis, "log", values[0] / 1.15, values[-1] * 1.15, tuple((v, f"{v:g}") for v in values))
+    ys = [y for c in curves for p in c.points for y in (p.lo, p.y, p.hi) if y is not None]
+    if figure is _speedup_point:
+        return CurveChart(title, workload, x, _axis("speedup, reference = 1", ys, "x", "ratio"), tuple(curves))
+    return CurveChart(title, workload, x, _axis("median time of a call", ys, "s", "log"), tuple(curves))
+
+
+def _latency_point(record: Record) -> Point | None:
+    if not record.sweep_value or record.latency_p50_s is None:
+        return None
+    lo, hi = record.latency_p50_lo_s, record.latency_p50_hi_s
+    return Point(record.sweep_value, record.latency_p50_s, lo, hi, bool(doubts(record)), hover(record))
+
+
+def _speedup_point(record: Record) -> Point | None:
+    if not record.sweep_value or record.speedup is None:
+        return None
+    lo, hi = record.speedup_lo, record.speedup_hi
+    return Point(record.sweep_value, record.speedup, lo, hi, bool(doubts(record)), hover(record))
+
+
+def _percentiles(record: Record) -> Iterable[Point]:
+    for share, name in PERCENTILES:
+        value = getattr(record, f"latency_{name}_s")
+        if value is None:
+            continue
+        ends = [getattr(record, f"latency_{name}_{end}_s") for end in ("lo", "hi")]
+        spread = "" if None in ends else f" [{units.seconds(ends[0])}, {units.seconds(ends[1])}]"
+        text = (record.variant, f"{name} {units.seconds(value)}{spread}", *hover(record)[2:])
+        yield Point(value, share, doubtful=bool(doubts(record)), hover=text)
+
+
+def hover(record: Record) -> tuple[str, ...]:
+    """The lines that the page shows over a figure of `record`: name, speedup, time, evidence, doubts."""
+    lines = [record.variant]
+    speedup = units.ratio_interval(record.speedup, record.speedup_lo, record.speedup_hi)
+    median = units.seconds(record.latency_p50_s)
+    lines.append(", ".join(part for part in (speedup, median and f"p50 {median}") if part))
+    return (*lines, *(f"{DOUBT} {doubt}" for doubt in doubts(record)), *filter(None, [record.evidence]))
+
+
+def _bar(record: Record, label: str, parts: tuple[Part, ...], *, timed: bool) -> Bar:
+    doubtful = timed and bool(doubts(record))
+    text = f"{DOUBT}{label}" if doubtful else label
+    figures = tuple(f"{part.name} {_figure(part)}" for part in parts) if not timed else ()
+    return Bar(record.variant, text, parts, doubtful, (*hover(record), *figures))
+
+
+def _figure(part: Part) -> str:
+    is_memory = part.name in {"peak", "steady", "CUDA"}
+    return units.megabytes(part.value) if is_memory else units.seconds(part.value)
+
+
+def _parts(*named: tuple[str, float | None]) -> tuple[Part, ...]:
+    return tuple(Part(name, value) for name, value in named if value is not None)
+
+
+def _each(groups: Iterable[Group], make: Callable[[Group], Chart | None]) -> tuple[Chart, ...]:
+    return tuple(chart for group in groups if (chart := make(group)) is not None)
+
+
+def _bar_chart(  # noqa: PLR0913 - the parts of a chart
+    group: Group, bars: list[Bar], title: str, unit: str, scale: Scale, *, dots: bool = False
+) -> BarChart | None:
+    values = [v for bar in bars for part in bar.parts for v in (part.lo, part.value, part.hi) if v is not None]
+    if not values:
+        return None
+    leading = [bar.parts[0].value for bar in bars if bar.parts]
+    # Memory stays linear: peak and steady of one variant are often further apart than two variants are.
+    if scale == "linear" and unit != "bytes" and min(leading) > 0 and max(leading) / min(leading) > LINEAR_RANGE:
+        scale = "log"
+    return BarChart(group.title, group.workload, _axis(title, values, unit, scale), tuple(bars), dots)
+
+
+def _axis(title: str, values: Iterable[float], unit: str, scale: Scale) -> Axis:
+    label = units.tick_label(unit)
+    values = [value for value in values if value > 0] or [1.0]
+    if scale == "linear":
+        hi = max(values) * 1.04
+        return Axis(title, scale, 0.0, hi, tuple((t, label(t)) for t in units.linear_ticks(hi)))
+    if scale == "ratio":
+        # A little room on either side of 1 even where every variant is as fast as the reference.
+        values += [0.92, 1.09]
+    room = (max(values) / min(values)) ** 0.04 * 1.01
+    lo, hi = min(values) / room, max(values) * room
+    return Axis(title, scale, lo, hi, tuple((t, label(t)) for t in units.log_ticks(lo, hi)))

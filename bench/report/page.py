@@ -1,0 +1,116 @@
+"""The report of a run: plots as files, and one page that needs nothing but itself.
+
+The page embeds its style, its scripts and its figures, so it can be mailed, archived and opened without
+a network. With Plotly its figures answer to the pointer; without, they are the plots' SVG.
+"""
+
+from __future__ import annotations
+
+import base64
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import jinja2
+from markupsafe import Markup, escape
+
+from bench.report import interactive, plots, tables, words
+from bench.report.charts import Kind, kinds
+from bench.report.frames import LEGEND, Run, load_run
+
+
+@dataclass(frozen=True)
+class Report:
+    """What `write_report` wrote: the page, and PNG and SVG of each plot."""
+
+    page: Path
+    plots: tuple[Path, ...]
+
+
+@dataclass(frozen=True)
+class Embedded:
+    """One figure of the page: Plotly's JSON, or without Plotly an image's address that holds its data."""
+
+    title: str
+    json: Markup | None = None
+    image: str | None = None
+
+
+def write_report(run_dir: Path) -> Report:
+    """Write `plots/` and `report.html` into the folder of a run, over those of an earlier report.
+
+    Raises:
+        ReportError: the folder holds no run that this release can read.
+        OSError: the folder cannot be written to.
+    """
+    run = load_run(Path(run_dir))
+    drawn = kinds(run)
+    written = plots.write_plots(drawn, run.path / "plots")
+    page = run.path / "report.html"
+    page.write_text(render(run, drawn, written), encoding="utf-8")
+    return Report(page, tuple(path for paths in written.values() for path in paths))
+
+
+def render(run: Run, drawn: tuple[Kind, ...], written: dict[str, tuple[Path, ...]]) -> str:
+    """The page's HTML."""
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["code"] = code
+    script = interactive.script()
+    return environment.get_template("report.html.j2").render(
+        run=run,
+        lead=words.lead(run),
+        answers=words.answers(run.groups),
+        legend=LEGEND,
+        recorded=recorded(run),
+        summaries=[tables.summary(group) for group in run.groups],
+        refused=tables.refused(run.groups),
+        latency=tables.latency(run.groups),
+        memory=tables.memory(run.groups),
+        cold_start=tables.cold_start(run.groups),
+        evidence=tables.evidence(run.groups),
+        parity=tables.parity(run.groups),
+        workloads=tables.workloads(run.groups),
+        environment=tables.environment(run.environment),
+        kinds=drawn,
+        figures={kind.name: embedded(kind, written[kind.name], script) for kind in drawn},
+        # Marked as safe: it is the package's own script, and holds no closing script tag.
+        script=Markup(script) if script else None,  # noqa: S704
+        files=[path.name for path in sorted(run.path.iterdir()) if path.is_file() and path.name != "report.html"],
+    )
+
+
+def embedded(kind: Kind, files: tuple[Path, ...], script: str | None) -> list[Embedded]:
+    """The figures of one kind: one a chart with Plotly, one a file without."""
+    if script:
+        return [
+            # Marked as safe: `as_json` leaves no character that HTML reads.
+            Embedded(chart.title, json=Markup(interactive.as_json(interactive.figure(chart))))  # noqa: S704
+            for chart in kind.charts
+        ]
+    return [
+        Embedded(f"{kind.heading} ({path.stem})", image=data_address(path)) for path in files if path.suffix == ".svg"
+    ]
+
+
+def data_address(path: Path) -> str:
+    """The bytes of an SVG as an address. As an image it keeps its ids to itself and runs no script."""
+    return f"data:image/svg+xml;base64,{base64.b64encode(path.read_bytes()).decode()}"
+
+
+def recorded(run: Run) -> str:
+    """From when to when the records were written, UTC."""
+    times = sorted(record.recorded_at for record in run.records if record.recorded_at)
+    if not times:
+        return ""
+    return times[0] if times[0] == times[-1] else f"{times[0]} to {times[-1]}"
+
+
+def code(text: str) -> Markup:
+    """`text` escaped, with what stands between backticks as code."""
+    return Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", str(escape(text))))  # noqa: S704 - escaped first

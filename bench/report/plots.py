@@ -1,0 +1,258 @@
+"""The plots of a run as PNG and SVG files, drawn by Matplotlib.
+
+One file a kind of figure with one panel a group; above `MAX_PANELS` panels, one file a workload. The
+figures are made without pyplot, so a caller's backend, style and open figures stay as they are.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, cast
+
+import matplotlib as mpl
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
+
+from bench.report.charts import Axis, Bar, BarChart, Chart, Curve, CurveChart, Kind, Part, Scale
+from bench.report.style import Look, look
+
+MAX_PANELS = 8
+PANEL_WIDTH, ROW_HEIGHT, CURVE_HEIGHT = 6.4, 0.27, 3.6  # inches
+DPI = 130
+INK, GREY, PALE = "#22262b", "#8a8f98", "#e3e6ea"
+DOUBT_NAME = "doubtful: machine disturbed, or interval too wide"
+#: Matplotlib's marker of each part of a cold start, and the opacity of each bar of memory.
+DOTS = {"build": "s", "compiling": "D", "rest of first call": "o"}
+OPACITY = {"peak": 1.0, "steady": 0.5, "CUDA": 0.25}
+
+RC: dict[str, Any] = {
+    "font.family": "DejaVu Sans",
+    "font.size": 9,
+    "text.color": INK,
+    "axes.edgecolor": GREY,
+    "axes.labelcolor": INK,
+    "axes.titlesize": 10,
+    "axes.titleweight": "bold",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": PALE,
+    "xtick.color": GREY,
+    "ytick.color": GREY,
+    "xtick.labelcolor": INK,
+    "ytick.labelcolor": INK,
+    "hatch.linewidth": 1.2,
+    "figure.facecolor": "white",
+    "savefig.facecolor": "white",
+    # Names and user text may hold a dollar sign, which is no formula.
+    "text.parse_math": False,
+    # The same run gives the same bytes.
+    "svg.hashsalt": "seq2seq-bench",
+}
+
+
+def write_plots(kinds: Iterable[Kind], folder: Path) -> dict[str, tuple[Path, ...]]:
+    """Write PNG and SVG of every kind into `folder`, and return the paths by the kind's name.
+
+    Plots that an earlier report of the run left there are removed first.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    written: dict[str, tuple[Path, ...]] = {}
+    for name in ("speedup", "latency", "throughput", "memory", "cold-start", "scaling"):
+        for old in [*folder.glob(f"{name}.*"), *folder.glob(f"{name}-*.*")]:
+            if old.suffix in {".png", ".svg"}:
+                old.unlink()
+    with mpl.rc_context(cast("Any", RC)):
+        for kind in kinds:
+            paths = [save(draw(kind, charts), folder / stem) for stem, charts in sheets(kind)]
+            written[kind.name] = tuple(path for pair in paths for path in pair)
+    return written
+
+
+def sheets(kind: Kind) -> Iterator[tuple[str, tuple[Chart, ...]]]:
+    """The files of `kind`: stem and charts of each, at most `MAX_PANELS` charts."""
+    if len(kind.charts) <= MAX_PANELS:
+        yield kind.name, kind.charts
+        return
+    used: set[str] = set()
+    for workload in dict.fromkeys(chart.workload for chart in kind.charts):
+        charts = tuple(chart for chart in kind.charts if chart.workload == workload)
+        for start in range(0, len(charts), MAX_PANELS):
+            stem = base = f"{kind.name}-{re.sub(r'[^A-Za-z0-9._-]+', '-', workload)}"
+            number = 2
+            while stem.lower() in used:
+                stem, number = f"{base}-{number}", number + 1
+            used.add(stem.lower())
+            yield stem, charts[start : start + MAX_PANELS]
+
+
+def save(figure: Figure, stem: Path) -> tuple[Path, Path]:
+    """Write `figure` as PNG and as SVG, without a date in either."""
+    png, svg = (stem.with_name(f"{stem.name}.{suffix}") for suffix in ("png", "svg"))
+    figure.savefig(png, dpi=DPI)
+    figure.savefig(svg, metadata={"Date": None})
+    return png, svg
+
+
+def draw(kind: Kind, charts: tuple[Chart, ...]) -> Figure:
+    """All `charts` in one figure, two a row, with one legend."""
+    columns = min(2, len(charts))
+    rows = math.ceil(len(charts) / columns)
+    heights = [max(height(chart) for chart in charts[row * columns :][:columns]) for row in range(rows)]
+    handles = legend(charts)
+    legend_rows = math.ceil(len(handles) / (3 * columns))
+    size = (PANEL_WIDTH * columns, sum(heights) + 0.5 + 0.22 * legend_rows)
+    figure = Figure(figsize=size, layout=ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.08))
+    FigureCanvasAgg(figure)
+    figure.suptitle(kind.heading, fontsize=13, fontweight="bold", x=0.01, ha="left")
+    panels = figure.subplots(rows, columns, squeeze=False, height_ratios=heights).flatten()
+    for axes, chart in zip(panels, charts, strict=False):
+        axes.set_title(chart.title, loc="left")
+        if isinstance(chart, BarChart):
+            draw_bars(axes, chart)
+        else:
+            draw_curves(axes, chart)
+    for axes in panels[len(charts) :]:
+        axes.set_visible(False)
+    if handles:
+        figure.legend(handles=handles, loc="outside lower left", ncols=3 * columns, frameon=False, fontsize=8)
+    return figure
+
+
+def height(chart: Chart) -> float:
+    """Inches that a panel needs, title and axis included."""
+    if isinstance(chart, CurveChart):
+        return CURVE_HEIGHT
+    return 0.95 + ROW_HEIGHT * max(len(chart.bars), 2) * (1.4 if parts_a_row(chart) > 1 and not chart.dots else 1)
+
+
+def parts_a_row(chart: BarChart) -> int:
+    """Bars that stand in the fullest row."""
+    return max(len(bar.parts) for bar in chart.bars)
+
+
+def legend(charts: tuple[Chart, ...]) -> list[Any]:
+    """The entries that these charts need: curves by variant, parts by shape, the mark where it occurs."""
+    curves = [curve for chart in charts if isinstance(chart, CurveChart) for curve in chart.curves]
+    bars = [bar for chart in charts if isinstance(chart, BarChart) for bar in chart.bars]
+    dots = any(isinstance(chart, BarChart) and chart.dots for chart in charts)
+    handles: list[Any] = [curve_handle(name) for name in dict.fromkeys(curve.variant for curve in curves)]
+    names = dict.fromkeys(part.name for bar in bars for part in bar.parts)
+    if dots:
+        handles += [Line2D([], [], color=GREY, marker=DOTS[name], ls="", label=name) for name in names]
+    elif len(names) > 1:
+        handles += [Patch(facecolor=GREY, alpha=OPACITY[name], label=name) for name in names]
+    if any(bar.doubtful for bar in bars):
+        handles.append(Patch(facecolor=GREY, edgecolor="white", hatch="////", label=f"~ {DOUBT_NAME}"))
+    if any(point.doubtful for curve in curves for point in curve.points):
+        handles.append(Line2D([], [], color=GREY, marker="o", mfc="white", ls="", label=f"hollow: {DOUBT_NAME}"))
+    return handles
+
+
+def curve_handle(variant: str) -> Line2D:
+    """A variant's entry in the legend of curves."""
+    style = look(variant)
+    return Line2D([], [], color=style.colour, marker=style.marker[0], ls=style.dash[0], ms=5, label=variant)
+
+
+def draw_bars(axes: Axes, chart: BarChart) -> None:
+    """One row a variant, its name at the left and its figure at the right, where neither meets a bar."""
+    count = len(chart.bars)
+    set_axis(axes, chart.axis, "x")
+    axes.set_ylim(count - 0.4, -0.6)
+    axes.set_yticks(range(count), [bar.variant for bar in chart.bars])
+    axes.tick_params(axis="y", length=0)
+    axes.grid(visible=False, axis="y")
+    axes.spines["left"].set_visible(False)
+    if chart.axis.scale == "ratio":
+        axes.axvline(1.0, color=INK, lw=1, zorder=3)
+    for row, (bar, name) in enumerate(zip(chart.bars, axes.get_yticklabels(), strict=True)):
+        ran = bool(bar.parts)
+        name.set_color(INK if ran else GREY)
+        axes.text(
+            1.02, row, bar.label, transform=axes.get_yaxis_transform(), va="center", fontsize=8,
+            color=INK if ran else GREY, style="normal" if ran else "italic",
+        )  # fmt: skip
+        if chart.dots:
+            draw_dots(axes, row, bar)
+        else:
+            draw_parts(axes, row, bar, chart)
+
+
+def draw_parts(axes: Axes, row: int, bar: Bar, chart: BarChart) -> None:
+    """The bars of one row, hatched where doubtful, and their intervals."""
+    start = {"ratio": 1.0, "log": chart.axis.lo, "linear": 0.0}[chart.axis.scale]
+    thickness = 0.72 / parts_a_row(chart)
+    for place, part in enumerate(bar.parts):
+        middle = row + (place - (len(bar.parts) - 1) / 2) * thickness
+        axes.barh(
+            middle, part.value - start, thickness, left=start, color=look(bar.variant).colour,
+            alpha=OPACITY.get(part.name, 1.0), edgecolor="white", linewidth=0,
+            hatch="////" if bar.doubtful else None, zorder=2,
+        )  # fmt: skip
+        if chart.axis.scale == "ratio":
+            axes.plot(part.value, middle, "o", color=INK, ms=3, zorder=4)
+        if part.lo is not None and part.hi is not None:
+            axes.errorbar(part.value, middle, xerr=spread(part), color=INK, lw=1, capsize=2, zorder=4)
+
+
+def spread(part: Part) -> list[list[float]]:
+    """Lengths below and above the value, as `errorbar` wants them; a bootstrap's end may pass the median."""
+    lo, hi = (part.value if end is None else end for end in (part.lo, part.hi))
+    return [[max(part.value - lo, 0.0)], [max(hi - part.value, 0.0)]]
+
+
+def draw_dots(axes: Axes, row: int, bar: Bar) -> None:
+    """The parts of one row as points on a line."""
+    colour = look(bar.variant).colour
+    values = [part.value for part in bar.parts]
+    axes.plot([min(values), max(values)], [row, row], color=colour, lw=1.5, alpha=0.6, zorder=2)
+    for part in bar.parts:
+        axes.plot(part.value, row, DOTS[part.name], color=colour, ms=6, mec="white", mew=0.6, zorder=3)
+
+
+def draw_curves(axes: Axes, chart: CurveChart) -> None:
+    """The curves with their marked points, and the guides named at the right."""
+    set_axis(axes, chart.x, "x")
+    set_axis(axes, chart.y, "y")
+    if chart.y.scale == "ratio":
+        axes.axhline(1.0, color=INK, lw=1, zorder=1.5)
+    for level, name in chart.guides:
+        axes.axhline(level, color=GREY, lw=0.6, ls=(0, (1, 3)), zorder=1.5)
+        # p95 and p99 are a few points of type apart: each is moved off the other.
+        shift = {"p90": -3, "p99": 3}.get(name, 0)
+        axes.annotate(
+            name, (1.0, level), (4, shift), xycoords=axes.get_yaxis_transform(), textcoords="offset points",
+            va="center", fontsize=7, color=GREY,
+        )  # fmt: skip
+    for curve in chart.curves:
+        draw_curve(axes, curve, look(curve.variant))
+
+
+def draw_curve(axes: Axes, curve: Curve, style: Look) -> None:
+    """One line, its intervals, and its points, hollow where doubtful."""
+    axes.plot(curve.xs, curve.ys, color=style.colour, ls=style.dash[0], lw=1.6, zorder=2)
+    for point in curve.points:
+        if point.lo is not None and point.hi is not None:
+            axes.plot([point.x, point.x], [point.lo, point.hi], color=style.colour, lw=1, zorder=2)
+        axes.plot(
+            point.x, point.y, style.marker[0], ms=5.5, zorder=3, mew=1.1,
+            mec=style.colour if point.doubtful else "white", mfc="white" if point.doubtful else style.colour,
+        )  # fmt: skip
+
+
+def set_axis(axes: Axes, axis: Axis, which: str) -> None:
+    """Scale, range, title and ticks of one axis; no ticks but the chart's own."""
+    scales: dict[Scale, str] = {"linear": "linear", "log": "log", "ratio": "log"}
+    side = axes.xaxis if which == "x" else axes.yaxis
+    axes.set(**{f"{which}label": axis.title, f"{which}scale": scales[axis.scale], f"{which}lim": (axis.lo, axis.hi)})
+    side.set_ticks([value for value, _ in axis.ticks], [label for _, label in axis.ticks])
+    side.set_ticks([], minor=True)

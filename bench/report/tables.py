@@ -1,0 +1,264 @@
+"""The tables of the page, as rows of texts with the numbers they sort by.
+
+A table without a row is not made, and the page says nothing about it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from bench.record import Record, Status
+from bench.report import units
+from bench.report.frames import DOUBT, Group, doubts, summary_row
+from bench.report.style import look
+
+NO_REASON = "no reason was recorded"
+
+
+@dataclass(frozen=True)
+class Cell:
+    """What a cell shows; `order` is the number it sorts by, `colour` that of the variant it names."""
+
+    text: str
+    order: float | None = None
+    title: str = ""
+    colour: str = ""
+
+
+@dataclass(frozen=True)
+class Row:
+    """`look` is `best`, `off` (did not run) or empty; a row with fewer cells than columns ends in a wide one."""
+
+    cells: tuple[Cell, ...]
+    look: str = ""
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table; `wide` names the columns of prose, which wrap, while figures do not."""
+
+    title: str
+    columns: tuple[str, ...]
+    rows: tuple[Row, ...]
+    prose: tuple[str, ...] = ()
+    folded: bool = False
+
+
+def summary(group: Group) -> Table:
+    """One group, fastest first; what did not run has its status and reason in place of figures."""
+    names = ("variant", "speedup", "p50", "p99", "steps/s", "peak memory", "first call", "what ran")
+    rows = []
+    for record in group.records:
+        if record.status is not Status.OK:
+            reason = Cell(f"{record.status.value}: {record.reason or NO_REASON}")
+            rows.append(Row((variant_cell(record, record.variant), reason), "off"))
+            continue
+        texts, orders = summary_row(record, best=record is group.best), sort_orders(record)
+        why = "; ".join(doubts(record))
+        cells = [
+            variant_cell(record, texts["variant"])
+            if name == "variant"
+            else Cell(texts[name], orders.get(name), why if texts[name].startswith(DOUBT) else "")
+            for name in names
+        ]
+        rows.append(Row(tuple(cells), "best" if record is group.best else ""))
+    return Table(group.title, names, tuple(rows), ("what ran",), folded=bool(group.sweep_axis))
+
+
+def sort_orders(record: Record) -> Mapping[str, float | None]:
+    """The numbers behind the summary's columns."""
+    return {
+        "speedup": record.speedup,
+        "p50": record.latency_p50_s,
+        "p99": record.latency_p99_s,
+        "steps/s": record.throughput_steps_per_s,
+        "peak memory": record.memory_peak_bytes,
+        "first call": record.first_call_s,
+    }
+
+
+def refused(groups: Iterable[Group]) -> Table | None:
+    """Every case that did not end `ok`, with its reason."""
+    rows = [
+        Row((*where(group, record), Cell(record.status.value), Cell(record.reason or NO_REASON)))
+        for group, record in every(groups)
+        if record.status is not Status.OK
+    ]
+    return table("What did not run", ("group", "variant", "status", "reason"), rows, ("reason",))
+
+
+def latency(groups: Iterable[Group]) -> Table | None:
+    """Percentiles of single calls with the median's interval, and the device's own time."""
+    rows = []
+    for group, record in every(groups):
+        if record.status is not Status.OK or record.latency_p50_s is None:
+            continue
+        mark = DOUBT if doubts(record) else ""
+        times = (record.latency_p50_s, record.latency_p90_s, record.latency_p95_s, record.latency_p99_s)
+        ends = [units.seconds(end) for end in (record.latency_p50_lo_s, record.latency_p50_hi_s)]
+        cells = [Cell(mark + units.seconds(time) if time is not None else "", time) for time in times]
+        cells.insert(1, Cell(f"[{ends[0]}, {ends[1]}]" if all(ends) else "", record.latency_p50_lo_s))
+        cells += [seconds(record.device_p50_s), number(record.calls), number(record.processes)]
+        rows.append(Row((*where(group, record), *cells)))
+    names = ("group", "variant", "p50", "95 % interval", "p90", "p95", "p99", "device p50", "calls", "processes")
+    return table("Latency of single calls", names, rows)
+
+
+def memory(groups: Iterable[Group]) -> Table | None:
+    """Resident memory of the process and the allocator's peaks."""
+    columns = {
+        "peak": "memory_peak_bytes",
+        "steady": "memory_steady_bytes",
+        "baseline": "memory_baseline_bytes",
+        "CUDA allocated": "memory_cuda_allocated_bytes",
+        "CUDA reserved": "memory_cuda_reserved_bytes",
+    }
+    return figures("Memory", groups, columns, units.megabytes)
+
+
+def cold_start(groups: Iterable[Group]) -> Table | None:
+    """Times before the first result."""
+    columns = {"build": "build_s", "first call": "first_call_s", "of it compiling": "compile_s"}
+    return figures("Cold start", groups, columns, units.seconds)
+
+
+def parity(groups: Iterable[Group]) -> Table | None:
+    """Errors against their limits, of what passed the gate and of what did not."""
+    rows = [
+        Row(
+            (
+                *where(group, record),
+                Cell(record.status.value),
+                *(Cell(units.error(value), value) for value in gate(record)),
+                Cell(record.parity_worst),
+            ),
+            "" if record.status is Status.OK else "off",
+        )
+        for group, record in every(groups)
+        if record.parity_error is not None or record.grad_error is not None
+    ]
+    names = ("group", "variant", "status", "error", "limit", "gradient error", "gradient limit", "nearest to its limit")
+    return table("Parity", names, rows)
+
+
+def gate(record: Record) -> tuple[float | None, ...]:
+    """Errors and limits in the order of the parity table."""
+    return (record.parity_error, record.parity_limit, record.grad_error, record.grad_limit)
+
+
+def evidence(groups: Iterable[Group]) -> Table | None:
+    """What really ran, once where several groups of a run say the same."""
+    said: dict[tuple[str, ...], list[str]] = {}
+    for group, record in every(groups):
+        if record.status is Status.OK:
+            said.setdefault((record.variant, *noted(record)), []).append(group.title)
+    rows = [
+        Row((Cell(key[0], colour=look(key[0]).colour), Cell("; ".join(titles)), *(Cell(text) for text in key[1:])))
+        for key, titles in said.items()
+        if any(key[1:])
+    ]
+    names = ("variant", "groups", "what ran", "precision", "operators", "graphs", "threads")
+    return table("What really ran", names, rows, ("groups", "what ran", "operators"))
+
+
+def noted(record: Record) -> tuple[str, ...]:
+    """The evidence columns of a record as texts."""
+    counts = (
+        (record.graphs, "graph", "graphs"),
+        (record.graph_breaks, "break", "breaks"),
+        (record.recompiles, "recompile", "recompiles"),
+    )
+    graphs = ", ".join(f"{n} {one if n == 1 else many}" for n, one, many in counts if n is not None)
+    threads = "" if record.ran_threads is None else f"{record.ran_threads} of {record.threads}"
+    return (record.evidence, record.ran_precision, record.ran_operators, graphs, threads)
+
+
+def workloads(groups: Iterable[Group]) -> Table | None:
+    """The sizes and sources of what was run."""
+    first = {group.workload: group.records[0] for group in reversed(tuple(groups))}
+    rows = [
+        Row(
+            (
+                Cell(record.workload),
+                Cell(record.model),
+                *(number(getattr(record, name)) for name in SIZES.values()),
+                Cell(record.data),
+                Cell(record.source),
+            )
+        )
+        for record in reversed(first.values())
+    ]
+    return table("Workloads", ("workload", "model", *SIZES, "data", "source"), rows, ("data", "source"))
+
+
+SIZES = {
+    "batch": "batch",
+    "source steps": "source_steps",
+    "target steps": "target_steps",
+    "hidden": "hidden_size",
+    "layers": "num_layers",
+    "parameters": "parameters",
+}
+
+
+def environment(sections: Mapping[str, Any]) -> tuple[Table, ...]:
+    """One table a section, whatever the sections are."""
+    return tuple(
+        Table(str(name), ("name", "value"), tuple(Row((Cell(key), Cell(text))) for key, text in flat(section)))
+        for name, section in sections.items()
+    )
+
+
+def flat(values: Any, path: str = "") -> Iterable[tuple[str, str]]:  # noqa: ANN401 - JSON
+    """The leaves of nested JSON as dotted names and texts."""
+    if isinstance(values, Mapping):
+        for key, value in values.items():
+            yield from flat(value, f"{path}.{key}" if path else str(key))
+    elif isinstance(values, Sequence) and not isinstance(values, str):
+        yield path, ", ".join(str(value) for value in values)
+    else:
+        yield path, "" if values is None else str(values)
+
+
+def figures(title: str, groups: Iterable[Group], columns: Mapping[str, str], text: Any) -> Table | None:  # noqa: ANN401
+    """Columns of plain figures; a column that no case has is left out."""
+    ran = [(group, record) for group, record in every(groups) if record.status is Status.OK]
+    used = {name: field for name, field in columns.items() if any(getattr(r, field) is not None for _, r in ran)}
+    rows = []
+    for group, record in ran:
+        values = [getattr(record, field) for field in used.values()]
+        if any(value is not None for value in values):
+            rows.append(Row((*where(group, record), *(Cell(text(value), value) for value in values))))
+    return table(title, ("group", "variant", *used), rows)
+
+
+def table(title: str, columns: tuple[str, ...], rows: list[Row], prose: tuple[str, ...] = ()) -> Table | None:
+    """A table, or None without rows."""
+    return Table(title, columns, tuple(rows), prose) if rows else None
+
+
+def every(groups: Iterable[Group]) -> Iterable[tuple[Group, Record]]:
+    """Every record with its group."""
+    return ((group, record) for group in groups for record in group.records)
+
+
+def where(group: Group, record: Record) -> tuple[Cell, Cell]:
+    """The cells that a row of several groups starts with."""
+    return Cell(group.title), variant_cell(record, record.variant)
+
+
+def variant_cell(record: Record, text: str) -> Cell:
+    """The variant with its colour."""
+    return Cell(text, colour=look(record.variant).colour)
+
+
+def seconds(value: float | None) -> Cell:
+    """A time."""
+    return Cell(units.seconds(value), value)
+
+
+def number(value: int | None) -> Cell:
+    """A count, in full."""
+    return Cell("" if value is None else f"{value:,}", value)

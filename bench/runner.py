@@ -1,0 +1,364 @@
+"""The parent: takes a plan through cold workers and group workers to records. It never imports torch.
+
+Each case first runs alone in a fresh process (cold start, memory, evidence, gate); what passes is then measured
+together with its group in several worker processes, one after the other.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import random
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from bench import environment
+from bench.cases import REFERENCE, Case, Filters, Group, Suite, expand
+from bench.console import Console
+from bench.errors import UsageError
+from bench.process import Settings, Worker, WorkerError
+from bench.record import Record, Status
+from bench.store import RunFolder
+from bench.summary import RoundData, Samples, figures
+
+#: Seconds that the parts of a run take besides the timed rounds, for the expected time: a worker's start, a case's
+#: cold run, the build, gate and warm-up of a case in a group worker, and a compilation, cold and cached.
+START_S, COLD_S, READY_S, COMPILE_S, CACHED_S = 2.5, 4.0, 1.0, 25.0, 8.0
+#: A group gets at most so many processes when its interval stays wide and time is left.
+MOST_PROCESSES = 6
+PRECISE_SEEDS = 2**31
+
+
+@dataclass(frozen=True)
+class Described:
+    """A case with what is known of it before it runs: facts of its row, and why it cannot run, if it cannot."""
+
+    case: Case
+    facts: dict[str, Any]
+    unavailable: str | None
+
+    def record(self, **fields: Any) -> Record:
+        """Its record with the given fields."""
+        own = {
+            "workload": self.case.workload,
+            "variant": self.case.variant,
+            "mode": self.case.mode,
+            "device": self.case.device,
+            "threads": self.case.threads,
+            "sweep_axis": self.case.sweep_axis,
+            "sweep_value": self.case.sweep_value,
+            "group": self.case.group,
+        }
+        known = {name: value for name, value in fields.items() if not name.startswith("_")}
+        return Record(**(own | self.facts | known))
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What will run: the groups with their described cases; torch's facts; a line about each variant."""
+
+    suite: Suite
+    groups: tuple[tuple[Group, tuple[Described, ...]], ...]
+    torch_facts: dict[str, Any]
+    summaries: dict[str, str]
+
+    @property
+    def cases(self) -> tuple[Described, ...]:
+        """All cases in order."""
+        return tuple(case for _, cases in self.groups for case in cases)
+
+    @property
+    def runnable_groups(self) -> int:
+        """Groups with at least one case that may run."""
+        return sum(any(not case.unavailable for case in cases) for _, cases in self.groups)
+
+    @property
+    def group_budget_s(self) -> float:
+        """Seconds of timed rounds that each group gets."""
+        return self.suite.budget_s / max(1, self.runnable_groups)
+
+    def expected_s(self) -> float:
+        """A rough guess of the run's length, seconds."""
+        total = START_S
+        for _, cases in self.groups:
+            runnable = [c for c in cases if not c.unavailable]
+            if not runnable:
+                continue
+            compiling = sum("compile-" in c.case.executed for c in runnable)
+            total += len(runnable) * COLD_S + compiling * COMPILE_S
+            total += self.suite.processes * (START_S + len(runnable) * READY_S + compiling * CACHED_S)
+            total += self.group_budget_s
+        return total
+
+
+def make_plan(suite: Suite, filters: Filters, settings: Settings) -> Plan:
+    """Expand a suite and ask a worker what is known of each case.
+
+    Raises:
+        UsageError: for a name or override that does not exist, or a plugin that fails.
+    """
+    try:
+        with _scratch() as scratch, Worker(settings, scratch / "catalogue.log", scratch) as worker:
+            (found,) = worker.ask("catalogue", suite.case_limit_s)
+            groups = expand(suite, found, filters)
+            cases = [case for group in groups for case in group.cases]
+            events = list(worker.ask("describe", suite.case_limit_s, cases=[dataclasses.asdict(c) for c in cases]))
+    except WorkerError as error:
+        # The exception's own name helps nobody who mistyped a workload.
+        raise UsageError(error.reason.removeprefix("UnknownWorkloadError: ")) from error
+    described = iter([Described(c, e["facts"], e["reason"]) for c, e in zip(cases, events, strict=True)])
+    summaries = {entry["name"]: entry["summary"] for entry in found["variants"]}
+    return Plan(suite, tuple((g, tuple(next(described) for _ in g.cases)) for g in groups), found["torch"], summaries)
+
+
+@contextlib.contextmanager
+def _scratch() -> Iterator[Path]:
+    """A folder for caches and logs that goes away with the run."""
+    with tempfile.TemporaryDirectory(prefix="seq2seq-bench-", ignore_cleanup_errors=True) as folder:
+        yield Path(folder)
+
+
+@dataclass
+class Runner:
+    """Runs a plan into a folder.
+
+    Attributes:
+        plan: what to run.
+        folder: where it is written.
+        settings: of the workers.
+        console: what the user sees.
+        seed: of the gates' inputs and the rounds' order; drawn anew each run unless given.
+    """
+
+    plan: Plan
+    folder: RunFolder
+    settings: Settings
+    console: Console
+    seed: int = field(default_factory=lambda: random.randrange(PRECISE_SEEDS))  # noqa: S311 - not a secret
+
+    def run(self, command: str) -> list[Record]:
+        """Run all groups; the folder is complete and readable whenever this ends, by error or Ctrl-C too.
+
+        Args:
+            command: the command line, for environment.json.
+
+        Returns:
+            The records, in the order in which they were written.
+        """
+        facts = environment.describe(self.plan.torch_facts, self.settings.variables())
+        facts["run"] = {
+            "suite": self.plan.suite.name,
+            "command": command,
+            "budget_s": self.plan.suite.budget_s,
+            "interval": self.plan.suite.interval,
+            "processes": self.plan.suite.processes,
+            "case_limit_s": self.plan.suite.case_limit_s,
+            "seed": self.seed,
+        }
+        facts["load"] = {"before": environment.load()}
+        start = time.perf_counter()
+        records: list[Record] = []
+        self.folder.write_json("environment.json", facts)
+        try:
+            with _scratch() as scratch:
+                for group, cases in self.plan.groups:
+                    for record in self._group(group, cases, scratch):
+                        records.append(self.folder.append(record))
+                        self.console.record(records[-1])
+        finally:
+            facts["load"]["after"] = environment.load()
+            facts["run"]["duration_s"] = round(time.perf_counter() - start, 1)
+            self.folder.write_json("environment.json", facts)
+            self.folder.write_table()
+        return records
+
+    def _group(self, group: Group, cases: tuple[Described, ...], scratch: Path) -> Iterator[Record]:
+        """Records of a group: those that do not run first, the measured ones at the end."""
+        waiting: dict[str, tuple[Described, dict[str, Any]]] = {}
+        for described in cases:
+            if described.unavailable:
+                self.console.advance(described.case, "unavailable")
+                yield described.record(status=Status.UNAVAILABLE, reason=described.unavailable)
+                continue
+            self.console.advance(described.case, "cold start, memory, gate")
+            fields, failure = self._cold(described.case, scratch)
+            if failure is None:
+                waiting[described.case.variant] = (described, fields)
+            else:
+                yield described.record(**(fields | failure))
+        if not waiting:
+            return
+        measured = _Measurement(self, group, scratch, [d.case for d, _ in waiting.values()])
+        measured.run()
+        for variant, (described, fields) in waiting.items():
+            yield self._finish(described, fields, measured, variant)
+
+    def _finish(
+        self, described: Described, fields: dict[str, Any], measured: _Measurement, variant: str
+    ) -> Record:
+        """The record of a case whose group was measured."""
+        fields = _worst(fields, measured.gates.get(variant, []))
+        failure = measured.failures.get(variant)
+        if failure is not None:
+            return described.record(**(fields | failure))
+        timing = figures(described.case, measured.samples, REFERENCE, self.plan.suite.interval, described.facts)
+        if not timing:
+            return described.record(**(fields | _failed(Status.ERROR, "no round of it was completed")))
+        self._keep_samples(described.case, measured.samples)
+        return described.record(**(fields | timing))
+
+    def _keep_samples(self, case: Case, samples: Samples) -> None:
+        for process, rounds in enumerate(samples.processes):
+            self.folder.append_samples(samples.rows(case, process, rounds))
+
+    def _cold(self, case: Case, scratch: Path) -> tuple[dict[str, Any], dict[str, Any] | None]:
+        """Run a case alone in a fresh process with an empty compiler cache.
+
+        Returns:
+            The fields found, and the fields of its failure or None.
+        """
+        cache = Path(tempfile.mkdtemp(dir=scratch))
+        fields: dict[str, Any] = {}
+        try:
+            with Worker(self.settings, self.log, cache) as worker:
+                limit = self.plan.suite.case_limit_s
+                for event in worker.ask("cold", limit, case=dataclasses.asdict(case), seed=self._next_seed()):
+                    if event["event"] == "cold":
+                        fields |= event["fields"]
+                    elif event["event"] == "gate":
+                        fields = _worst(fields, [event])
+                        if not event["passed"]:
+                            return fields, _failed(Status.PARITY_FAILED, event["reason"])
+        except WorkerError as error:
+            return fields, _failed(error.status, error.reason)
+        finally:
+            # Later workers of the group may use what was compiled here.
+            shutil.copytree(cache, scratch / "shared", dirs_exist_ok=True)
+            shutil.rmtree(cache, ignore_errors=True)
+        return fields, None
+
+    @property
+    def log(self) -> Path:
+        """What workers printed."""
+        return self.folder.path / "workers.log"
+
+    def _next_seed(self) -> int:
+        self.seed = (self.seed + 2) % PRECISE_SEEDS
+        return self.seed
+
+    def next_request(self, cases: list[Case], budget_s: float, mark: Path) -> dict[str, Any]:
+        """Arguments of a `measure` request."""
+        return {
+            "cases": [dataclasses.asdict(case) for case in cases],
+            "budget_s": budget_s,
+            "interval": self.plan.suite.interval,
+            "reference": REFERENCE,
+            "seed": self._next_seed(),
+            "mark": str(mark),
+        }
+
+
+@dataclass
+class _Measurement:
+    """A group being measured, process after process.
+
+    Attributes:
+        samples: rounds of the processes that ended well.
+        gates: the gate's events of each variant.
+        failures: fields of the records of variants that dropped out.
+    """
+
+    runner: Runner
+    group: Group
+    scratch: Path
+    cases: list[Case]
+    samples: Samples = field(default_factory=Samples)
+    gates: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+    failures: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    def run(self) -> None:
+        """Start processes until there are enough and the intervals are narrow, or the budget is spent."""
+        suite = self.runner.plan.suite
+        left_s = self.runner.plan.group_budget_s
+        slice_s = left_s / suite.processes
+        number = 0
+        while self.cases:
+            if number >= suite.processes and (left_s < slice_s / 2 or number >= MOST_PROCESSES or self._narrow()):
+                return
+            budget_s = min(slice_s, left_s) if number >= suite.processes else slice_s
+            self.runner.console.status(f"{self.group.name}: process {number + 1}, {len(self.cases)} variants")
+            spent_s, ended = self._process(budget_s)
+            left_s -= spent_s
+            number += ended
+
+    def _process(self, budget_s: float) -> tuple[float, bool]:
+        """One worker process; returns the seconds its rounds took, and whether it ended well."""
+        mark = self.scratch / "mark"
+        mark.write_bytes(b"")
+        rounds: list[RoundData] = []
+        worker_start = time.perf_counter()
+        sampling_start = worker_start
+        try:
+            with Worker(self.runner.settings, self.runner.log, self.scratch / "shared") as worker:
+                request = self.runner.next_request(self.cases, budget_s, mark)
+                for event in worker.ask("measure", self.runner.plan.suite.case_limit_s, **request):
+                    if event["event"] == "gate":
+                        self._gate(event)
+                    elif event["event"] == "round":
+                        rounds.append(RoundData.of(event))
+                    elif event["event"] == "stage" and event["name"] == "rounds":
+                        sampling_start = time.perf_counter()
+        except WorkerError as error:
+            # In the rounds all variants take turns; the mark says whose turn it was.
+            culprit = error.variant or mark.read_bytes().decode(errors="replace").strip("\0 ")
+            if culprit not in {case.variant for case in self.cases}:
+                # Nobody to blame: without this, a worker that always dies at its start would be started for ever.
+                for case in self.cases:
+                    self.failures[case.variant] = _failed(error.status, error.reason)
+                self.cases = []
+            else:
+                self._drop(culprit, _failed(error.status, error.reason))
+            return time.perf_counter() - worker_start, False
+        self.samples.processes.append(rounds)
+        return time.perf_counter() - sampling_start, True
+
+    def _gate(self, event: dict[str, Any]) -> None:
+        variant = event["variant"]
+        self.gates.setdefault(variant, []).append(event)
+        if not event["passed"]:
+            reason = f"{event['reason']} (gate {event['when']} the rounds)"
+            self._drop(variant, _failed(Status.PARITY_FAILED, reason))
+
+    def _drop(self, variant: str, failure: dict[str, Any]) -> None:
+        self.failures[variant] = failure
+        self.cases = [case for case in self.cases if case.variant != variant]
+
+    def _narrow(self) -> bool:
+        """Whether every variant's interval is as narrow as the suite asks."""
+        for case in self.cases:
+            found = self.samples.speedup(REFERENCE, case.variant)
+            if found is not None and found.half_width > self.runner.plan.suite.interval:
+                return False
+        return True
+
+
+def _failed(status: Status, reason: str) -> dict[str, Any]:
+    return {"status": status, "reason": reason}
+
+
+_PARITY = ("parity_error", "parity_limit", "grad_error", "grad_limit", "parity_worst")
+
+
+def _worst(fields: dict[str, Any], gates: list[dict[str, Any]]) -> dict[str, Any]:
+    """Fields with the parity of the gate run that came nearest to its limit, over all gate runs of the case."""
+    worst = dict(fields)
+    for event in gates:
+        strain = event["strain"]
+        if "_strain" not in worst or not strain <= worst["_strain"]:
+            worst |= {"_strain": strain} | {name: event[name] for name in _PARITY}
+    return worst

@@ -1,0 +1,161 @@
+"""Rounds: calibration of the calls per sample, warm-up until steady, and interleaving until the answer is narrow.
+
+The variants of a group take turns, in a new random order each round, so that whatever drifts on the machine meets
+all of them alike. Ratios are formed inside a round, never across.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import random
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+
+import numpy as np
+
+from bench import interference
+from bench.clock import Block, time_block, time_once
+from bench.statistics import LEAST_ROUNDS
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What is timed.
+
+    Attributes:
+        call: one call of it.
+        context: settings that hold while it is called, entered once a block so that they cost no call anything.
+    """
+
+    call: Callable[[], object]
+    context: Callable[[], AbstractContextManager[None]] = contextlib.nullcontext
+
+
+#: Wall time that a block should at least take: long against the clock's and the scheduler's grain.
+BLOCK_S = 0.010
+MOST_CALLS = 200
+#: Warm-up ends when the medians of its two latest batches of calls agree within this share.
+STEADY_SHARE = 0.03
+WARM_LEAST_S, WARM_MOST_S = 0.1, 3.0
+
+
+@dataclass(frozen=True)
+class Round:
+    """One pass over the variants.
+
+    Attributes:
+        number: from 0.
+        blocks: what was timed, by variant, in the order in which they ran.
+        disturbed: whether something else used the machine meanwhile.
+    """
+
+    number: int
+    blocks: dict[str, Block]
+    disturbed: bool
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How long a process samples.
+
+    Attributes:
+        budget_s: wall seconds for its rounds.
+        interval: half-width of the ratios' interval at which it may stop early, as a share.
+        reference: variant that the ratios are formed with.
+        seed: of the random order.
+    """
+
+    budget_s: float
+    interval: float
+    reference: str
+    seed: int
+
+
+def warm_up(subject: Subject, device: str) -> int:
+    """Call until steady, and say how many calls a block needs to last `BLOCK_S`.
+
+    Steady: the medians of two batches in a row agree within `STEADY_SHARE`. A variant that never gets there is warm
+    after `WARM_MOST_S` all the same; its own interval will show it.
+    """
+    with subject.context():
+        start = time.perf_counter()
+        first = time_once(subject.call, device)
+        size = max(2, min(20, math.ceil(WARM_LEAST_S / 4 / max(first, 1e-9))))
+        before = math.inf
+        while True:
+            median = float(np.median([time_once(subject.call, device) for _ in range(size)]))
+            spent = time.perf_counter() - start
+            if spent > WARM_MOST_S or (abs(median - before) <= STEADY_SHARE * median and spent > WARM_LEAST_S):
+                break
+            before = median
+    return max(1, min(MOST_CALLS, math.ceil(BLOCK_S / max(median, 1e-9))))
+
+
+def rounds(
+    subjects: Mapping[str, Subject],
+    per_block: Mapping[str, int],
+    device: str,
+    plan: Plan,
+    mark: Callable[[str], None] = lambda name: None,
+) -> Iterator[Round]:
+    """Yield rounds until the ratios to the reference are narrow enough or the budget is spent.
+
+    A disturbed round is yielded, marked, but does not count as one of the rounds that may end the sampling; so it is
+    repeated while there is time.
+
+    Args:
+        subjects: what to time, by variant.
+        per_block: calls in a block, by variant.
+        device: `cpu` or `cuda`.
+        plan: when to stop.
+        mark: told the variant before each of its blocks, so that a crash can be laid at the right door.
+    """
+    generator = random.Random(plan.seed)  # noqa: S311 - an order, not a secret
+    order = list(subjects)
+    clean: dict[str, list[float]] = {name: [] for name in subjects}
+    start = time.perf_counter()
+    number = 0
+    while True:
+        generator.shuffle(order)
+        before = interference.read()
+        blocks = {}
+        for name in order:
+            mark(name)
+            blocks[name] = _block(subjects[name], per_block[name], device)
+        after = interference.read()
+        found = Round(number, blocks, interference.disturbed(before, after))
+        yield found
+        number += 1
+        if not found.disturbed:
+            for name, block in blocks.items():
+                clean[name].append(block.per_call_s)
+        spent = time.perf_counter() - start
+        if number >= LEAST_ROUNDS and (spent >= plan.budget_s or _narrow(clean, plan)):
+            return
+        # A group too slow for its budget still gives two rounds, and its wide interval is marked.
+        if number >= 2 and spent >= 2 * plan.budget_s:  # noqa: PLR2004
+            return
+
+
+def _block(subject: Subject, calls: int, device: str) -> Block:
+    with subject.context():
+        return time_block(subject.call, calls, device)
+
+
+def _narrow(clean: Mapping[str, list[float]], plan: Plan) -> bool:
+    """Whether the interval of every variant's median ratio is narrow enough, from clean rounds alone."""
+    count = len(next(iter(clean.values())))
+    if count < 3 * LEAST_ROUNDS or plan.reference not in clean:
+        return False
+    # Order statistics that bound the median with 95 %, in the normal approximation.
+    reach = 0.98 * math.sqrt(count)
+    low, high = math.floor(count / 2 - reach), min(count - 1, math.ceil(count / 2 + reach))
+    reference = np.array(clean[plan.reference])
+    for values in clean.values():
+        ratios = np.sort(reference / np.array(values))
+        if (ratios[high] - ratios[max(0, low)]) / 2 > plan.interval * float(np.median(ratios)):
+            return False
+    return True

@@ -1,0 +1,135 @@
+"""From the rounds of a group to the figures of its records."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from bench.cases import Case
+from bench.statistics import LEAST_ROUNDS, Floats, Interval, percentile, ratio_interval
+
+PERCENTILES = {"p50": 0.50, "p90": 0.90, "p95": 0.95, "p99": 0.99}
+
+
+@dataclass(frozen=True)
+class BlockData:
+    """A timed block as a worker sent it (see `bench.clock.Block`)."""
+
+    calls_s: list[float]
+    queued_calls: int
+    queued_wall_s: float
+    queued_device_s: float | None
+
+    @property
+    def per_call_s(self) -> float:
+        """What one call took."""
+        return self.queued_wall_s / self.queued_calls if self.queued_calls else sum(self.calls_s) / len(self.calls_s)
+
+
+@dataclass(frozen=True)
+class RoundData:
+    """A round as a worker sent it; blocks in the order in which they ran."""
+
+    number: int
+    disturbed: bool
+    blocks: dict[str, BlockData]
+
+    @classmethod
+    def of(cls, event: dict[str, Any]) -> RoundData:
+        """From a worker's `round` event."""
+        return cls(event["number"], event["disturbed"], {n: BlockData(*b) for n, b in event["blocks"].items()})
+
+
+@dataclass
+class Samples:
+    """The rounds of a group, one list a worker process."""
+
+    processes: list[list[RoundData]] = field(default_factory=list)
+
+    def kept(self) -> list[list[RoundData]]:
+        """The rounds that figures are made of: a process's clean ones where it has enough, otherwise all."""
+        chosen = []
+        for rounds in self.processes:
+            clean = [r for r in rounds if not r.disturbed]
+            chosen.append(clean if len(clean) >= LEAST_ROUNDS else rounds)
+        return chosen
+
+    def ratios(self, reference: str, variant: str) -> list[Floats]:
+        """time(reference) / time(variant) of each kept round that has both, one array a process."""
+        found = [
+            np.array(
+                [
+                    r.blocks[reference].per_call_s / r.blocks[variant].per_call_s
+                    for r in rounds
+                    if reference in r.blocks and variant in r.blocks
+                ]
+            )
+            for rounds in self.kept()
+        ]
+        return [ratios for ratios in found if len(ratios)]
+
+    def speedup(self, reference: str, variant: str) -> Interval | None:
+        """Median of the ratios with its interval; None when nothing was measured."""
+        ratios = self.ratios(reference, variant)
+        if not ratios:
+            return None
+        if reference == variant:
+            return Interval(1.0, 1.0, 1.0)
+        return ratio_interval(ratios)
+
+    def rows(self, case: Case, process: int, rounds: Iterable[RoundData]) -> Iterator[list[Any]]:
+        """Raw samples of a case in one process, in the order of SAMPLE_COLUMNS."""
+        head = [case.workload, case.variant, case.mode, case.device, case.threads, process]
+        for found in rounds:
+            if case.variant not in found.blocks:
+                continue
+            block = found.blocks[case.variant]
+            place = [found.number, list(found.blocks).index(case.variant)]
+            flag = int(found.disturbed)
+            if block.queued_calls:
+                timed = [f"{block.queued_wall_s:.9g}", f"{block.queued_device_s:.9g}"]
+                yield [*head, *place, "block", block.queued_calls, *timed, flag]
+            for seconds in block.calls_s:
+                yield [*head, *place, "call", 1, f"{seconds:.9g}", "", flag]
+
+
+def figures(case: Case, samples: Samples, reference: str, interval: float, facts: dict[str, Any]) -> dict[str, Any]:
+    """The timing fields of a case's record.
+
+    Args:
+        case: whose.
+        samples: of its group.
+        reference: variant that speedups are relative to.
+        interval: half-width that the suite asked for, as a share.
+        facts: `batch` and `valid_steps` of the workload.
+    """
+    kept = [[r for r in rounds if case.variant in r.blocks] for rounds in samples.kept()]
+    kept = [rounds for rounds in kept if rounds]
+    blocks = [r.blocks[case.variant] for rounds in kept for r in rounds]
+    if not blocks:
+        return {}
+    calls = np.array([seconds for block in blocks for seconds in block.calls_s])
+    per_call_s = float(np.median([block.per_call_s for block in blocks]))
+    found: dict[str, Any] = {
+        "samples": len(blocks),
+        "calls": len(calls),
+        "processes": len(kept),
+        "disturbed": sum(r.disturbed for rounds in kept for r in rounds),
+        "throughput_seq_per_s": facts["batch"] / per_call_s,
+        "throughput_steps_per_s": facts["valid_steps"] / per_call_s,
+    }
+    for name, share in PERCENTILES.items():
+        at = percentile(calls, share)
+        if at is not None:
+            found |= {f"latency_{name}_s": at.value, f"latency_{name}_lo_s": at.low, f"latency_{name}_hi_s": at.high}
+    device = [b.queued_device_s / b.queued_calls for b in blocks if b.queued_device_s]
+    if device:
+        found["device_p50_s"] = float(np.median(device))
+    speedup = samples.speedup(reference, case.variant)
+    if speedup is not None:
+        found |= {"speedup": speedup.value, "speedup_lo": speedup.low, "speedup_hi": speedup.high}
+        found["interval_wide"] = speedup.half_width > interval
+    return found

@@ -1,0 +1,79 @@
+"""Checks at the edges: data from a file against the dataclass that it should fit, with one line for what does not.
+
+pydantic does the checking. Where it is not installed the data is taken as it stands, after its field names alone were
+checked: the feature that is lost is the early message, not the run.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, TypeVar
+
+from bench.errors import UsageError
+
+T = TypeVar("T")
+
+
+def validate(kind: type[T], data: dict[str, Any], what: str) -> T:
+    """Build a dataclass from plain data.
+
+    Args:
+        kind: the dataclass, whose fields may be dataclasses or tuples of them.
+        data: as read from TOML or JSON.
+        what: how to name the data's origin in an error.
+
+    Raises:
+        UsageError: naming the first field that is missing, unknown or of the wrong type.
+    """
+    try:
+        import pydantic  # noqa: PLC0415 - optional
+    except ImportError:
+        return _plain(kind, data, what)
+    try:
+        adapter = pydantic.TypeAdapter(kind, config=None)
+        _refuse_unknown(kind, data, what)
+        return adapter.validate_python(data)
+    except pydantic.ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(str(part) for part in first["loc"]) or "the file"
+        msg = f"{what}: {place}: {first['msg'].lower()} (got {first['input']!r})"
+        raise UsageError(msg) from error
+
+
+def _refuse_unknown(kind: type, data: Any, what: str) -> None:
+    """Raise for a field that the dataclass, or one inside it, does not have."""
+    if not isinstance(data, dict):
+        return
+    fields = {f.name: f for f in dataclasses.fields(kind)}
+    for name, value in data.items():
+        if name not in fields:
+            msg = f"{what}: unknown field {name!r}, expected one of {', '.join(fields)}"
+            raise UsageError(msg)
+        inner = _element_of(kind, name)
+        if inner is not None and isinstance(value, list):
+            for entry in value:
+                _refuse_unknown(inner, entry, what)
+
+
+def _plain(kind: type[T], data: dict[str, Any], what: str) -> T:
+    _refuse_unknown(kind, data, what)
+    values: dict[str, Any] = {}
+    for name, value in data.items():
+        inner = _element_of(kind, name)
+        if isinstance(value, list):
+            values[name] = tuple(_plain(inner, entry, what) if inner else entry for entry in value)
+        else:
+            values[name] = value
+    try:
+        return kind(**values)
+    except TypeError as error:
+        msg = f"{what}: {error}"
+        raise UsageError(msg) from error
+
+
+def _element_of(kind: type, name: str) -> type | None:
+    """The dataclass that the tuple field `name` holds, or None."""
+    import typing  # noqa: PLC0415
+
+    arguments = typing.get_args(typing.get_type_hints(kind)[name])
+    return arguments[0] if arguments and dataclasses.is_dataclass(arguments[0]) else None

@@ -1,0 +1,315 @@
+"""The child process: everything that needs torch. It reads requests from its standard input, one JSON a line.
+
+What it finds goes back as JSON lines on the standard output it was started with; anything that a library prints goes
+to standard error. A request ends with an event `done` or `failed`. What crashes here, crashes here alone.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import json
+import os
+import sys
+import time
+from collections.abc import Callable
+from typing import IO, Any
+
+import torch
+
+from bench import evidence, memory
+from bench.cases import Case
+from bench.clock import synchronize, time_once
+from bench.parity import Gate, Verdict
+from bench.record import Status
+from bench.sampling import Plan, Subject, rounds, warm_up
+from seq2seq.execution import Executable, initial_weights
+from seq2seq.model import Seq2Seq
+from seq2seq.tasks.batch import DataUnavailableError
+from seq2seq.variants import VARIANTS
+from seq2seq.workloads import WORKLOADS, find_workload
+
+Emit = Callable[..., None]
+
+#: Environment variable that lists plugin files.
+PLUGINS = "SEQ2SEQ_BENCH_PLUGINS"
+
+WEIGHTS_SEED = 1
+TIMED_SEED = 0
+STEADY_CALLS = 5
+HEARTBEAT_S = 1.0
+MARK_BYTES = 100
+
+
+def catalogue(request: dict[str, Any], emit: Emit) -> None:
+    """Names of all workloads and variants, and what this torch is."""
+    del request
+    emit(
+        "catalogue",
+        workloads=[
+            {"name": w.name, "summary": w.summary, "source": w.source, "data": w.data} for w in WORKLOADS.values()
+        ],
+        variants=[
+            {"name": v.name, "summary": v.summary, "devices": v.devices, "precision": v.precision}
+            for v in VARIANTS.values()
+        ],
+        torch=torch_facts(),
+    )
+
+
+def torch_facts() -> dict[str, Any]:
+    """Versions and devices that only torch itself knows."""
+    facts: dict[str, Any] = {
+        "torch": torch.__version__,
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        "onednn": torch.backends.mkldnn.is_available(),
+        "threads": torch.get_num_threads(),
+        "cuda": torch.version.cuda,
+        "build": " ".join(torch.__config__.show().split()),
+    }
+    if torch.cuda.is_available():
+        facts["cudnn"] = torch.backends.cudnn.version()
+        facts["gpu"] = torch.cuda.get_device_name()
+        facts["gpu_memory_bytes"] = torch.cuda.get_device_properties(0).total_memory
+        facts["gpu_capability"] = ".".join(map(str, torch.cuda.get_device_capability()))
+    return facts
+
+
+def describe(request: dict[str, Any], emit: Emit) -> None:
+    """For each case: facts of its row that are known beforehand, and why it cannot run, if it cannot."""
+    workloads: dict[str, dict[str, Any]] = {}
+    for fields in request["cases"]:
+        case = Case(**fields)
+        if case.workload not in workloads:
+            workloads[case.workload] = _facts_of(case.workload)
+        facts = dict(workloads[case.workload])
+        reason = facts.pop("unavailable")
+        variant = VARIANTS[case.executed]
+        reason = reason or variant.why_not(case.device, case.mode, find_workload(case.workload))
+        emit("described", facts=facts | {"precision": variant.precision}, reason=reason)
+
+
+def _facts_of(name: str) -> dict[str, Any]:
+    workload = find_workload(name)
+    config = workload.config
+    with torch.device("meta"):
+        parameters = sum(p.numel() for p in Seq2Seq(config).parameters())
+    facts: dict[str, Any] = {
+        "model": "lstm",
+        "data": workload.data,
+        "source": workload.source,
+        "batch": workload.batch,
+        "source_steps": workload.source_steps,
+        "target_steps": workload.target_steps or workload.source_steps,
+        "hidden_size": config.hidden_size,
+        "num_layers": config.num_layers,
+        "parameters": parameters,
+        "unavailable": None,
+    }
+    try:
+        facts["valid_steps"] = workload.make_batch(TIMED_SEED).valid_steps
+    except (DataUnavailableError, ValueError) as error:
+        facts["unavailable"] = str(error)
+    return facts
+
+
+def cold(request: dict[str, Any], emit: Emit) -> None:
+    """One case in this fresh process: build, first call, memory, evidence, gate. Nothing here is a steady-state time."""
+    case = Case(**request["case"])
+    workload = find_workload(case.workload)
+    variant = VARIANTS[case.executed]
+    batch = workload.make_batch(TIMED_SEED)
+    weights = initial_weights(workload.config, WEIGHTS_SEED)
+    baseline = memory.resident_bytes()
+    peaks_known = memory.reset_peak()
+
+    emit("stage", name="build")
+    start = time.perf_counter()
+    executable = Executable(variant, workload.config, case.mode, case.device, weights)
+    synchronize(case.device)
+    build_s = time.perf_counter() - start
+    prepared = executable.prepare(batch)
+    emit("stage", name="first call")
+    with executable.context():
+        first_call_s = time_once(lambda: executable.call(prepared), case.device)
+        compiled = evidence.compilation() if variant.compiler == "dynamo" else None
+        emit("stage", name="steady calls")
+        executable.call(prepared)
+        peak = memory.peak_bytes() if peaks_known else None
+        resident = memory.resident_bytes()
+        memory.reset_peak()
+        for _ in range(STEADY_CALLS):
+            executable.call(prepared)
+        synchronize(case.device)
+        steady = memory.peak_bytes() if peaks_known else None
+        seen = evidence.observe(lambda: executable.call(prepared), case.device)
+    found: dict[str, Any] = {
+        "build_s": build_s,
+        "first_call_s": first_call_s,
+        "memory_baseline_bytes": baseline,
+        "ran_operators": seen.shown(),
+        "ran_precision": " and ".join(seen.precisions),
+        "ran_threads": torch.get_num_threads(),
+        "evidence": evidence.explain(variant, workload, case.device, seen, compiled),
+    }
+    if peak is not None and steady is not None:
+        found["memory_peak_bytes"] = max(0, max(peak, steady) - baseline)
+        found["memory_steady_bytes"] = max(0, steady - resident)
+    if case.device == "cuda":
+        found["memory_cuda_allocated_bytes"] = torch.cuda.max_memory_allocated()
+        found["memory_cuda_reserved_bytes"] = torch.cuda.max_memory_reserved()
+    if compiled is not None:
+        found |= {"graphs": compiled.graphs, "graph_breaks": compiled.breaks, "recompiles": compiled.recompiles}
+        found["compile_s"] = compiled.seconds
+    elif variant.compiler == "torchscript":
+        # Scripting happens in the build, specialising in the first calls.
+        found["compile_s"] = build_s
+    emit("cold", fields=found)
+
+    emit("stage", name="gate")
+    verdict = Gate(workload, case.mode, case.device).check(executable, request["seed"])
+    emit("gate", variant=case.variant, when="cold", **verdict_fields(verdict))
+
+
+def measure(request: dict[str, Any], emit: Emit) -> None:
+    """The cases of a group together: build, gate, warm up, rounds, gate again."""
+    cases = [Case(**fields) for fields in request["cases"]]
+    seed = request["seed"]
+    workload = find_workload(cases[0].workload)
+    gate = Gate(workload, cases[0].mode, cases[0].device)
+    weights = initial_weights(workload.config, WEIGHTS_SEED)
+    batch = workload.make_batch(TIMED_SEED)
+    ready: dict[str, Executable] = {}
+    subjects: dict[str, Subject] = {}
+    per_block: dict[str, int] = {}
+    for case in cases:
+        emit("stage", name="build and gate", variant=case.variant)
+        executable = Executable(VARIANTS[case.executed], workload.config, case.mode, case.device, weights)
+        verdict = gate.check(executable, seed)
+        emit("gate", variant=case.variant, when="before", **verdict_fields(verdict))
+        if not verdict.passed:
+            continue
+        ready[case.variant] = executable
+        call = functools.partial(executable.call, executable.prepare(batch))
+        subjects[case.variant] = Subject(call, executable.context)
+        emit("stage", name="warm-up", variant=case.variant)
+        per_block[case.variant] = warm_up(subjects[case.variant], case.device)
+    if not ready:
+        return
+    emit("stage", name="rounds", variant="")
+    plan = Plan(request["budget_s"], request["interval"], request["reference"], seed)
+    kept = []
+    told = time.perf_counter()
+    with open(request["mark"], "r+b", buffering=0) as file:  # noqa: PTH123 - unbuffered
+        mark = functools.partial(_mark, file.fileno())
+        for found in rounds(subjects, per_block, cases[0].device, plan, mark):
+            kept.append(found)
+            # Rounds are sent when all are done: the parent, reading them meanwhile, would take a core from us.
+            if time.perf_counter() - told > HEARTBEAT_S:
+                told = time.perf_counter()
+                emit("progress", rounds=len(kept))
+    for found in kept:
+        emit(
+            "round",
+            number=found.number,
+            disturbed=found.disturbed,
+            blocks={
+                name: [b.calls_s, b.queued_calls, b.queued_wall_s, b.queued_device_s]
+                for name, b in found.blocks.items()
+            },
+        )
+    for name, executable in ready.items():
+        emit("stage", name="gate after the rounds", variant=name)
+        emit("gate", variant=name, when="after", **verdict_fields(gate.check(executable, seed + 1)))
+
+
+def _mark(file: int, name: str) -> None:
+    """Leave the running variant's name where the parent finds it if this process dies."""
+    os.pwrite(file, name.encode().ljust(MARK_BYTES), 0)
+
+
+def verdict_fields(verdict: Verdict) -> dict[str, Any]:
+    """A verdict as plain values."""
+    forward, gradient = verdict.worst_of(gradients=False), verdict.worst_of(gradients=True)
+    return {
+        "passed": verdict.passed,
+        "reason": "" if verdict.passed else verdict.describe(),
+        "strain": verdict.worst.strain,
+        "parity_worst": verdict.worst.name,
+        "parity_error": forward.error if forward else None,
+        "parity_limit": forward.limit if forward else None,
+        "grad_error": gradient.error if gradient else None,
+        "grad_limit": gradient.limit if gradient else None,
+    }
+
+
+REQUESTS: dict[str, Callable[[dict[str, Any], Emit], None]] = {
+    "catalogue": catalogue,
+    "describe": describe,
+    "cold": cold,
+    "measure": measure,
+}
+
+
+def classify(error: BaseException) -> tuple[Status, str]:
+    """Status and one-line reason of an exception."""
+    text = " ".join(str(error).split())[:500]
+    reason = f"{type(error).__name__}: {text}" if text else type(error).__name__
+    if isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in text:
+        return Status.OOM, reason
+    return Status.ERROR, reason
+
+
+def serve(requests: IO[str], answers: IO[str]) -> None:
+    """Answer requests until there are no more."""
+
+    def emit(event: str, **fields: Any) -> None:
+        answers.write(json.dumps({"event": event, **fields}) + "\n")
+        answers.flush()
+
+    emit("hello", pid=os.getpid())
+    for line in requests:
+        request = json.loads(line)
+        if request.get("threads"):
+            torch.set_num_threads(request["threads"])
+        try:
+            REQUESTS[request["request"]](request, emit)
+        except Exception as error:  # noqa: BLE001 - whatever a variant raises becomes its record
+            import traceback  # noqa: PLC0415
+
+            traceback.print_exc()
+            status, reason = classify(error)
+            emit("failed", status=status, reason=reason)
+        else:
+            emit("done")
+
+
+def load_plugins(paths: str) -> None:
+    """Run files that add variants or workloads of their own to the registries.
+
+    Args:
+        paths: file names, separated as in PATH.
+    """
+    for number, path in enumerate(filter(None, paths.split(os.pathsep))):
+        spec = importlib.util.spec_from_file_location(f"bench_plugin_{number}", path)
+        if spec is None or spec.loader is None:
+            msg = f"plugin {path} is not a Python file"
+            raise ImportError(msg)
+        module = importlib.util.module_from_spec(spec)
+        # Registered before it runs, as an import does: dataclasses and pickle look their module up there.
+        sys.modules[spec.name] = module
+        spec.loader.exec_module(module)
+
+
+def main() -> int:
+    """Keep the answers' channel to ourselves and serve."""
+    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)
+    sys.stdout = sys.stderr
+    load_plugins(os.environ.get(PLUGINS, ""))
+    serve(sys.stdin, answers)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

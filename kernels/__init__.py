@@ -1,0 +1,1 @@
+"""LSTM kernels and the plain equations that they are checked against."""

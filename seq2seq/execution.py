@@ -1,0 +1,199 @@
+"""From a variant to something that runs: builds the model, and holds the one timed call of each mode.
+
+Nothing here knows a variant by name; everything follows from its fields.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import types
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from seq2seq.model import Seq2Seq, Seq2SeqConfig, Seq2SeqResult, loss_of
+from seq2seq.tasks.batch import Batch
+from seq2seq.variants import LSTMS, Variant
+
+Weights = dict[str, Tensor]
+
+LEARNING_RATE = 1e-3
+
+
+class Executable:
+    """A variant built for one model, mode and device.
+
+    Attributes:
+        variant, mode, device: what it was built for.
+        model: holds the weights; `run` may be a compiled form of it that shares them.
+
+    Args:
+        variant: the way to execute.
+        config: sizes of the model.
+        mode: `inference` or `training`.
+        device: `cpu` or `cuda`.
+        weights: fp32 state_dict to start from.
+        stored: whether the weights are stored in the variant's precision. By default they are in inference, when
+            the variant is of lower precision without autocast.
+    """
+
+    def __init__(  # noqa: PLR0913 - what a case consists of
+        self,
+        variant: Variant,
+        config: Seq2SeqConfig,
+        mode: str,
+        device: str,
+        weights: Weights,
+        *,
+        stored: bool | None = None,
+    ) -> None:
+        self.variant, self.mode, self.device = variant, mode, device
+        low = variant.dtype != torch.float32
+        self._stored = (low and not variant.autocast and mode == "inference") if stored is None else stored
+        self._autocast = low and not self._stored
+        self.model = Seq2Seq(config, LSTMS[variant.lstm])
+        self.model.load_state_dict(weights)
+        self.model.to(device, variant.dtype if self._stored else None)
+        self.model.train(mode == "training")
+        self._run = self._compile(self.model)
+        self._optimizer: torch.optim.Optimizer | None = None
+        # torch's own start of 2**16 lets the first steps overflow and be skipped; this one holds from the start.
+        self._scaler = torch.amp.GradScaler(
+            device, init_scale=2.0**10, enabled=variant.precision == "fp16" and mode == "training"
+        )
+
+    def _compile(self, model: Seq2Seq) -> Callable[..., tuple[Tensor, Tensor, Tensor]]:
+        if self.variant.compiler == "torchscript":
+            scripted: Callable[..., tuple[Tensor, Tensor, Tensor]] = torch.jit.script(model).run
+            return scripted
+        if self.variant.compiler == "dynamo":
+            compiled: Callable[..., tuple[Tensor, Tensor, Tensor]] = torch.compile(
+                _own_code(model.run), **self.variant.compile_options
+            )
+            return compiled
+        return model.run
+
+    def prepare(self, batch: Batch) -> Batch:
+        """The batch on this executable's device, in the type that its model reads."""
+        return batch.to(self.device, self.variant.dtype if self._stored else None)
+
+    @contextlib.contextmanager
+    def context(self) -> Iterator[None]:
+        """Settings that hold while calls run: which LSTM torch may take, TF32, gradients, Dynamo's `allow_rnn`."""
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(_backends(self.variant, self.device))
+            if self.mode == "inference":
+                stack.enter_context(torch.inference_mode())
+            if self.variant.allow_rnn:
+                stack.enter_context(torch._dynamo.config.patch(allow_rnn=True))  # noqa: SLF001 - no public name
+            yield
+
+    def forward(self, batch: Batch) -> Seq2SeqResult:
+        """One pass, under autocast where the variant says so; call it inside `context`."""
+        with torch.autocast(self.device, self.variant.dtype, enabled=self._autocast):
+            return Seq2SeqResult(
+                *self._run(batch.source, batch.target, batch.source_lengths, batch.target_lengths)
+            )
+
+    def call(self, batch: Batch) -> object:
+        """The timed unit: a forward pass, or a whole training step."""
+        if self.mode == "inference":
+            return self.forward(batch)
+        if self._optimizer is None:
+            self._optimizer = torch.optim.Adam(self.model.parameters(), lr=LEARNING_RATE)
+        self._optimizer.zero_grad(set_to_none=True)
+        loss = loss_of(self.forward(batch).outputs, batch.expected, batch.target_lengths)
+        self._scaler.scale(loss).backward()
+        self._scaler.step(self._optimizer)
+        self._scaler.update()
+        return loss
+
+    def quantities(self, batch: Batch) -> dict[str, Tensor]:
+        """Everything the gate compares, by name: outputs, hidden, cell, loss and, in training, all gradients.
+
+        Gradients are those of every parameter and of the real-valued inputs. Raises whatever the model raises.
+        """
+        inputs = {} if self.mode == "inference" else _inputs_of(batch)
+        with self.context():
+            for value in inputs.values():
+                value.requires_grad_()
+            try:
+                result = self.forward(batch)
+                loss = loss_of(result.outputs, batch.expected, batch.target_lengths)
+                found = {"outputs": result.outputs, "hidden": result.hidden, "cell": result.cell, "loss": loss}
+                if self.mode == "training":
+                    found |= self._gradients(loss, inputs)
+            finally:
+                for value in inputs.values():
+                    value.requires_grad_(requires_grad=False)
+                    value.grad = None
+        # Copies: a variant that runs in a captured graph may reuse its output memory.
+        return {name: value.detach().clone() for name, value in found.items()}
+
+    def _gradients(self, loss: Tensor, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+        self.model.zero_grad(set_to_none=True)
+        self._scaler.scale(loss).backward()
+        scale = self._scaler.get_scale() if self._scaler.is_enabled() else 1.0
+        leaves = dict(self.model.named_parameters()) | inputs
+        return {
+            f"grad {name}": torch.zeros_like(leaf) if leaf.grad is None else leaf.grad / scale
+            for name, leaf in leaves.items()
+        }
+
+    def load(self, weights: Weights) -> None:
+        """Overwrite the weights in place, as an optimizer would; nothing is rebuilt."""
+        with torch.no_grad():
+            for name, parameter in self.model.named_parameters():
+                parameter.copy_(weights[name])
+
+    def weights(self) -> Weights:
+        """A copy of the current weights in fp32, on the CPU."""
+        return {name: value.detach().float().cpu().clone() for name, value in self.model.named_parameters()}
+
+
+def _own_code(method: Any) -> Any:
+    """A bound method with a code object of its own.
+
+    Dynamo keeps what it compiled per code object: variants that shared one would check each other's guards on every
+    call and use up each other's recompile limit.
+    """
+    function = types.FunctionType(
+        method.__func__.__code__.replace(), method.__func__.__globals__, method.__func__.__name__,
+        method.__func__.__defaults__, method.__func__.__closure__,
+    )  # fmt: skip
+    return types.MethodType(function, method.__self__)
+
+
+@contextlib.contextmanager
+def _backends(variant: Variant, device: str) -> Iterator[None]:
+    """Say which library torch may hand the LSTM to, and on CUDA whether fp32 products may use TF32."""
+    backend = torch.backends.cudnn if device == "cuda" else torch.backends.mkldnn
+    enabled = backend.enabled
+    backend.enabled = variant.vendor_lstm
+    previous = (torch.backends.cuda.matmul.fp32_precision, torch.backends.cudnn.rnn.fp32_precision)
+    if device == "cuda":
+        # torch's defaults differ between the two (products without TF32, cuDNN's LSTM with it): set both.
+        precision = "tf32" if variant.precision == "tf32" else "ieee"
+        torch.backends.cuda.matmul.fp32_precision = precision
+        torch.backends.cudnn.rnn.fp32_precision = precision
+    try:
+        yield
+    finally:
+        backend.enabled = enabled
+        if device == "cuda":
+            torch.backends.cuda.matmul.fp32_precision, torch.backends.cudnn.rnn.fp32_precision = previous
+
+
+def _inputs_of(batch: Batch) -> dict[str, Tensor]:
+    """The batch's real-valued inputs, by name."""
+    candidates = {"source": batch.source, "target": batch.target}
+    return {name: value for name, value in candidates.items() if value is not None and value.is_floating_point()}
+
+
+def initial_weights(config: Seq2SeqConfig, seed: int) -> Weights:
+    """torch's own initialisation, from a seed; the same for every variant."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return {name: value.detach() for name, value in Seq2Seq(config, nn.LSTM).named_parameters()}

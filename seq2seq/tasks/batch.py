@@ -1,0 +1,63 @@
+"""What a task hands to a model: one batch, source to expected output."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+class DataUnavailableError(RuntimeError):
+    """The data of a workload cannot be had here; the message says what to install."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One batch, on one device.
+
+    Attributes:
+        source: (batch, source steps, features) floats or (batch, source steps) int64 tokens.
+        target: what the decoder reads, same forms; None when it reads the source, as in the seed.
+        source_lengths: (batch,) int64 on the CPU; None when every sequence fills all steps.
+        target_lengths: the same for the target.
+        expected: what the outputs are compared with, floats or tokens (see `seq2seq.model.loss_of`).
+    """
+
+    source: Tensor
+    target: Tensor | None
+    source_lengths: Tensor | None
+    target_lengths: Tensor | None
+    expected: Tensor
+
+    @property
+    def size(self) -> int:
+        """Sequences in the batch."""
+        return self.source.size(0)
+
+    @property
+    def valid_steps(self) -> int:
+        """Time steps without padding, source and target together."""
+        source = _valid(self.source_lengths, self.source)
+        if self.target is None:
+            return 2 * source
+        return source + _valid(self.target_lengths, self.target)
+
+    def to(self, device: str | torch.device, dtype: torch.dtype | None = None) -> Batch:
+        """A copy on `device`, what the model reads cast to `dtype` where it is real-valued; lengths stay on the CPU."""
+
+        def move(value: Tensor) -> Tensor:
+            return value.to(device, dtype if value.is_floating_point() else None)
+
+        return Batch(
+            source=move(self.source),
+            target=None if self.target is None else move(self.target),
+            source_lengths=self.source_lengths,
+            target_lengths=self.target_lengths,
+            # The loss is always taken in full precision, so what it compares with is not rounded.
+            expected=self.expected.to(device),
+        )
+
+
+def _valid(lengths: Tensor | None, value: Tensor) -> int:
+    return value.size(0) * value.size(1) if lengths is None else int(lengths.sum())

@@ -1,0 +1,269 @@
+"""WORKLOADS: named, citable problems. Each is a model's sizes, a batch, lengths and where all of that comes from.
+
+A name may carry overrides: `seed@batch=64,hidden=128` is the workload `seed` with those sizes changed.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from dataclasses import dataclass
+from typing import Any
+
+from seq2seq.model import Seq2SeqConfig
+from seq2seq.tasks import forecasting, synthetic
+from seq2seq.tasks.batch import Batch
+
+#: Sizes that an override may change.
+AXES = ("batch", "hidden", "length", "layers")
+
+
+class UnknownWorkloadError(ValueError):
+    """No workload of that name, or an override it does not take."""
+
+
+@dataclass(frozen=True)
+class Workload:
+    """A problem to measure.
+
+    Attributes:
+        name: what it is called, overrides included.
+        summary: one line for people.
+        source: who uses these sizes.
+        data: `real: ...` or `synthetic: ...`.
+        config: sizes of the model. Dropout is off: its random stream differs between implementations, so results
+            could not be compared.
+        batch: sequences in a batch.
+        source_steps: longest source.
+        target_steps: longest target; None when the decoder reads the source, as in the seed.
+        source_lengths, target_lengths: length distributions; None when every sequence fills all steps.
+        temperatures: whether the batches are windows of the Seattle temperatures.
+    """
+
+    name: str
+    summary: str
+    source: str
+    data: str
+    config: Seq2SeqConfig
+    batch: int
+    source_steps: int
+    target_steps: int | None = None
+    source_lengths: synthetic.Lengths | None = None
+    target_lengths: synthetic.Lengths | None = None
+    temperatures: bool = False
+
+    @property
+    def has_lengths(self) -> bool:
+        """Whether sequences differ in length."""
+        return self.source_lengths is not None or self.target_lengths is not None
+
+    def make_batch(self, seed: int) -> Batch:
+        """The batch of a seed, on the CPU; equal seeds give equal batches.
+
+        Raises:
+            DataUnavailableError: when real data is not installed.
+        """
+        if self.temperatures:
+            return forecasting.temperature_batch(self.batch, self.source_steps, self.target_steps or 1, seed)
+        return synthetic.random_batch(
+            self.config,
+            self.batch,
+            self.source_steps,
+            self.target_steps,
+            seed,
+            self.source_lengths,
+            self.target_lengths,
+        )
+
+
+def _scaled(base: Workload, name: str, *, config: Seq2SeqConfig, **sizes: Any) -> Workload:
+    """A smaller twin of a workload, named as such."""
+    return dataclasses.replace(
+        base,
+        name=name,
+        summary=f"{base.name} scaled down for 2 cores: {base.summary}",
+        source=f"scaled down from: {base.source}",
+        config=config,
+        **sizes,
+    )
+
+
+_SEED = Workload(
+    name="seed",
+    summary="the seed's example: random series in, random series out",
+    source="the seed: X 16x10x5, y 16x10x1, hidden 16",
+    data="synthetic: random, as the seed says",
+    config=Seq2SeqConfig(input_size=5, hidden_size=16, output_size=1),
+    batch=16,
+    source_steps=10,
+)
+_DEEPAR = Workload(
+    name="forecast-deepar",
+    summary="a week of hourly temperatures in, the next day out",
+    source="zhykoties/TimeSeries params.json: 3 layers x 40, 168 -> 24, batch 64",
+    data="real: 8,759 hourly temperatures of Seattle (vega_datasets), normalised, windows of the first 80 %",
+    config=Seq2SeqConfig(input_size=forecasting.FEATURES, hidden_size=40, output_size=1, num_layers=3),
+    batch=64,
+    source_steps=168,
+    target_steps=24,
+    temperatures=True,
+)
+_TRANSLATION = Workload(
+    name="translation-small",
+    summary="German to English, tokens, different lengths, packed",
+    source="bentrevett/pytorch-seq2seq notebook 1: 2 layers x 512, embedding 256, batch 128, vocabularies of Multi30k",
+    data="synthetic: random tokens, lengths of WMT German and English words",
+    config=Seq2SeqConfig(
+        input_size=256,
+        hidden_size=512,
+        output_size=5893,
+        num_layers=2,
+        source_vocabulary=7853,
+        target_vocabulary=5893,
+    ),
+    batch=128,
+    source_steps=50,
+    target_steps=50,
+    source_lengths=synthetic.WMT_GERMAN,
+    target_lengths=synthetic.WMT_ENGLISH,
+)
+_SPEECH = Workload(
+    name="speech-las",
+    summary="filter-bank frames to characters, bidirectional encoder, different lengths",
+    source="kaituoxu/Listen-Attend-Spell aishell: in 240, 3 x bidirectional 256, decoder 512, batch 32, 800 -> 150 "
+    "(its attention is left out)",
+    data="synthetic: random frames and tokens, lengths of LibriSpeech dev-clean scaled to the longest",
+    config=Seq2SeqConfig(
+        input_size=240,
+        hidden_size=256,
+        output_size=4233,
+        num_layers=3,
+        bidirectional=True,
+        decoder_input_size=512,
+        decoder_hidden_size=512,
+        decoder_layers=1,
+        target_vocabulary=4233,
+    ),
+    batch=32,
+    source_steps=800,
+    target_steps=150,
+    source_lengths=synthetic.LIBRISPEECH_FRAMES,
+    target_lengths=synthetic.LIBRISPEECH_CHARACTERS,
+)
+_SUMMARY = Workload(
+    name="summarize-pg",
+    summary="a news article's first 400 words to a summary of 100, bidirectional encoder",
+    source="abisee/pointer-generator: bidirectional 256, embedding 128, 400 -> 100, vocabulary 50k, batch 16 "
+    "(its attention and pointer are left out)",
+    data="synthetic: random tokens; articles are cut at 400 words, so all sequences fill all steps",
+    config=Seq2SeqConfig(
+        input_size=128,
+        hidden_size=256,
+        output_size=50_000,
+        bidirectional=True,
+        source_vocabulary=50_000,
+        target_vocabulary=50_000,
+    ),
+    batch=16,
+    source_steps=400,
+    target_steps=100,
+)
+_SCALING = Workload(
+    name="scaling",
+    summary="one layer each way, to be swept in batch, hidden size and length",
+    source="this project: the middle of the cited sizes",
+    data="synthetic: random",
+    config=Seq2SeqConfig(input_size=64, hidden_size=128, output_size=16),
+    batch=16,
+    source_steps=32,
+    target_steps=32,
+)
+
+WORKLOADS: dict[str, Workload] = {
+    workload.name: workload
+    for workload in (
+        _SEED,
+        _DEEPAR,
+        _TRANSLATION,
+        _scaled(
+            _TRANSLATION,
+            "translation-small-scaled",
+            config=dataclasses.replace(
+                _TRANSLATION.config,
+                input_size=64,
+                hidden_size=128,
+                output_size=1000,
+                source_vocabulary=1000,
+                target_vocabulary=1000,
+            ),
+            batch=16,
+        ),
+        _SPEECH,
+        _scaled(
+            _SPEECH,
+            "speech-las-scaled",
+            config=dataclasses.replace(
+                _SPEECH.config,
+                hidden_size=64,
+                output_size=32,
+                decoder_input_size=64,
+                decoder_hidden_size=128,
+                target_vocabulary=32,
+            ),
+            batch=8,
+            source_steps=100,
+            target_steps=40,
+        ),
+        _SUMMARY,
+        _scaled(
+            _SUMMARY,
+            "summarize-pg-scaled",
+            config=dataclasses.replace(
+                _SUMMARY.config,
+                input_size=32,
+                hidden_size=64,
+                output_size=1000,
+                source_vocabulary=1000,
+                target_vocabulary=1000,
+            ),
+            batch=8,
+            source_steps=100,
+            target_steps=25,
+        ),
+        _SCALING,
+    )
+}
+
+
+def find_workload(name: str) -> Workload:
+    """The workload of a name, with its overrides applied.
+
+    Raises:
+        UnknownWorkloadError: for a name or override that does not exist, or a size out of range.
+    """
+    base, _, overrides = name.partition("@")
+    if base not in WORKLOADS:
+        msg = f"no workload is called {base!r}; there are {', '.join(WORKLOADS)}"
+        raise UnknownWorkloadError(msg)
+    workload = WORKLOADS[base]
+    for part in filter(None, overrides.split(",")):
+        match = re.fullmatch(r"(\w+)=(\d+)", part)
+        if not match or match[1] not in AXES or int(match[2]) < 1:
+            msg = f"override {part!r} of {base}: expected AXIS=NUMBER with AXIS one of {', '.join(AXES)}, NUMBER >= 1"
+            raise UnknownWorkloadError(msg)
+        workload = _override(workload, match[1], int(match[2]))
+    return dataclasses.replace(workload, name=name)
+
+
+def _override(workload: Workload, axis: str, value: int) -> Workload:
+    if axis == "batch":
+        return dataclasses.replace(workload, batch=value)
+    if axis == "hidden":
+        return dataclasses.replace(workload, config=dataclasses.replace(workload.config, hidden_size=value))
+    if axis == "layers":
+        return dataclasses.replace(workload, config=dataclasses.replace(workload.config, num_layers=value))
+    # Length: the target keeps its proportion to the source.
+    target = workload.target_steps
+    if target is not None:
+        target = max(1, round(target * value / workload.source_steps))
+    return dataclasses.replace(workload, source_steps=value, target_steps=target)
