@@ -14,7 +14,7 @@ from bench.cases import MODES, Filters, Selection, Suite, load_suite, suite_name
 from bench.console import Console
 from bench.errors import UsageError
 from bench.process import Settings
-from bench.record import Record, Status
+from bench.record import Status
 from bench.runner import Plan, Runner, make_plan
 from bench.store import RunFolder
 
@@ -34,7 +34,9 @@ def parser() -> argparse.ArgumentParser:
     run = commands.add_parser("run", help="measure a suite and write CSV, plots and a page")
     _add_selection(run)
     run.add_argument("--dry-run", action="store_true", help="print the cases and the expected time, run nothing")
-    run.add_argument("--out", type=Path, metavar="DIR", help="new folder for the run (default: results/runs/TIME-SUITE)")
+    run.add_argument(
+        "--out", type=Path, metavar="DIR", help="new folder for the run (default: results/runs/TIME-SUITE)"
+    )
     listing = commands.add_parser("list", help="suites, workloads, and variants with their availability here")
     _add_device(listing)
     report = commands.add_parser("report", help="write plots and page of a run folder again")
@@ -44,19 +46,41 @@ def parser() -> argparse.ArgumentParser:
 
 def _add_selection(command: argparse.ArgumentParser) -> None:
     add = command.add_argument
-    add("--suite", metavar="NAME|FILE.toml", default=DEFAULT_SUITE,
-        help=f"what to measure: {', '.join(suite_names())}, or a file (default: {DEFAULT_SUITE})")  # fmt: skip
-    add("--workload", action="append", default=[], metavar="GLOB",
-        help="workloads instead of the suite's; overrides as seed@batch=64; may be repeated")  # fmt: skip
-    add("--variant", action="append", default=[], metavar="GLOB",
-        help="variants instead of the suite's (the reference joins them); name#label runs one twice; may be repeated")  # fmt: skip
+    add(
+        "--suite",
+        metavar="NAME|FILE.toml",
+        default=DEFAULT_SUITE,
+        help=f"what to measure: {', '.join(suite_names())}, or a file (default: {DEFAULT_SUITE})",
+    )
+    add(
+        "--workload",
+        action="append",
+        default=[],
+        metavar="GLOB",
+        help="workloads instead of the suite's; overrides as seed@batch=64; may be repeated",
+    )
+    add(
+        "--variant",
+        action="append",
+        default=[],
+        metavar="GLOB",
+        help="variants instead of the suite's, which the reference joins; name#label runs one twice; may be repeated",
+    )
     add("--mode", action="append", default=[], choices=MODES, help="modes instead of the suite's; may be repeated")
     add("--threads", type=_positive_int, metavar="N", help="CPU threads (default: the cores this process may use)")
-    add("--budget", type=_positive_float, metavar="SECONDS",
-        help="seconds of timed rounds for the whole run, shared out among its groups; start-up comes on top")  # fmt: skip
-    add("--omp-wait", choices=("passive", "active", "default"), default="passive",
+    add(
+        "--budget",
+        type=_positive_float,
+        metavar="SECONDS",
+        help="seconds of timed rounds for the whole run, shared out among its groups; start-up is extra",
+    )
+    add(
+        "--omp-wait",
+        choices=("passive", "active", "default"),
+        default="passive",
         help="how OpenMP threads wait for work; passive keeps a busy neighbour from stalling every "
-        "parallel region, default is what a user gets who sets nothing (default: passive)")  # fmt: skip
+        "parallel region, default is what a user gets who sets nothing (default: passive)",
+    )
     _add_device(command)
 
 
@@ -153,9 +177,7 @@ def _print_cases(console: Console, plan: Plan) -> None:
 def listing(arguments: argparse.Namespace) -> int:
     """Print suites, workloads, and variants with what keeps each from running here."""
     console = Console()
-    everything = Suite(
-        name="list", summary="", select=(Selection(workloads=("*",)),), device=arguments.device or "cpu"
-    )
+    everything = Suite(name="list", summary="", select=(Selection(workloads=("*",)),), device=arguments.device or "cpu")
     settings = Settings(usable_cores(), plugins=_plugins(arguments.plugin))
     plan = make_plan(everything, Filters(threads=settings.threads), settings)
     console.table(["suite", "what it measures"], [[s.name, s.summary] for s in map(load_suite, suite_names())])

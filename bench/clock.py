@@ -7,6 +7,7 @@ between two events (throughput), and then calls are timed one by one, each waite
 from __future__ import annotations
 
 import gc
+import itertools
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -75,7 +76,7 @@ def time_block(call: Callable[[], object], calls: int, device: str) -> Block:
     finally:
         if collecting:
             gc.enable()
-    return Block(tuple((end - start) * 1e-9 for start, end in zip(marks, marks[1:], strict=False)))
+    return Block(tuple((end - start) * 1e-9 for start, end in itertools.pairwise(marks)))
 
 
 def _queued(call: Callable[[], object], calls: int) -> tuple[float, float]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import sys
 from types import TracebackType
-from typing import Any
+from typing import Any, Self
 
 from bench.cases import Case
 from bench.record import Record, Status
@@ -39,7 +39,7 @@ class Console:
                 # A file has no width to keep to, and a table folded at 80 columns cannot be read.
                 self._rich = RichConsole(highlight=False, soft_wrap=True, width=FILE_WIDTH)
 
-    def __enter__(self) -> Console:
+    def __enter__(self) -> Self:
         """Show the bar."""
         if self._rich is not None and self._rich.is_terminal:
             from rich import progress  # noqa: PLC0415
@@ -57,7 +57,9 @@ class Console:
             self._task = self._progress.add_task("", total=self._total)
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         """Take the bar away."""
         if self._progress is not None:
             self._progress.stop()

@@ -14,6 +14,7 @@ from typing import Any
 import psutil
 
 PACKAGES = ("torch", "triton", "numpy", "scipy", "pandas", "matplotlib", "pytest-benchmark", "onnxruntime", "openvino")
+_THREAD_VARIABLES = ("OMP_", "MKL_", "KMP_", "GOMP_")
 ROOT = Path(__file__).parent.parent
 _CPU = Path("/sys/devices/system/cpu/cpu0")
 
@@ -30,7 +31,7 @@ def describe(torch_facts: dict[str, Any], worker_environment: dict[str, str]) ->
         "software": software() | torch_facts,
         "threads": {
             "workers": worker_environment,
-            "inherited": {k: v for k, v in sorted(os.environ.items()) if k.startswith(("OMP_", "MKL_", "KMP_", "GOMP_"))},
+            "inherited": {name: os.environ[name] for name in sorted(os.environ) if name.startswith(_THREAD_VARIABLES)},
         },
         "git": git(),
     }  # fmt: skip
@@ -57,7 +58,9 @@ def machine() -> dict[str, Any]:
 
         info = cpuinfo.get_cpu_info()
         facts["processor"] = info.get("brand_raw", facts["processor"])
-        facts["vector_flags"] = [flag for flag in info.get("flags", []) if flag.startswith(("avx", "amx", "fma", "asimd", "sve"))]
+        facts["vector_flags"] = [
+            flag for flag in info.get("flags", []) if flag.startswith(("avx", "amx", "fma", "asimd", "sve"))
+        ]
     frequency = psutil.cpu_freq() if hasattr(psutil, "cpu_freq") else None
     if frequency is not None:
         facts["frequency_mhz"] = round(frequency.current)

@@ -78,20 +78,23 @@ def observe(call: Callable[[], object], device: str) -> Observation:
 
 
 def _digest(events: list[dict[str, Any]]) -> Observation:
-    duration = {"cpu_op": collections.Counter[str](), "kernel": collections.Counter[str]()}
+    duration: dict[str, dict[str, float]] = {"cpu_op": {}, "kernel": {}}
     count = {"cpu_op": collections.Counter[str](), "kernel": collections.Counter[str]()}
     precision: collections.Counter[str] = collections.Counter()
     for event in events:
         name, category = str(event.get("name", "")), event.get("cat")
         if category in duration:
-            duration[category][name] += float(event.get("dur", 0.0))
+            duration[category][name] = duration[category].get(name, 0.0) + float(event.get("dur", 0.0))
             count[category][name] += 1
         if category == "cpu_op" and name.removeprefix("aten::") in _PRODUCTS:
             types = [_TYPES[kind] for kind in event.get("args", {}).get("Input type", []) if kind in _TYPES]
             # An autocast wrapper shows the types before the cast; the operator inside it shows those after.
             if types:
                 precision[types[0]] += 1
-    heaviest = {kind: {name: count[kind][name] for name, _ in found.most_common()} for kind, found in duration.items()}
+    heaviest = {
+        kind: {name: count[kind][name] for name in sorted(found, key=lambda name: -found[name])}
+        for kind, found in duration.items()
+    }
     return Observation(heaviest["cpu_op"], heaviest["kernel"], tuple(name for name, _ in precision.most_common()))
 
 

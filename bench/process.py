@@ -14,7 +14,7 @@ import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from bench.record import Status
 
@@ -81,7 +81,7 @@ class Worker:
     cache: Path
     _lines: queue.Queue[str | None] = field(default_factory=queue.Queue, init=False)
 
-    def __enter__(self) -> Worker:
+    def __enter__(self) -> Self:
         """Start the process and wait until it is up."""
         self._kills = _oom_kills()
         environment = os.environ | self.settings.variables()
@@ -91,7 +91,7 @@ class Worker:
             "PYTHONPATH": os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH")))),
         }
         self._log_file = self.log.open("a", encoding="utf-8")
-        self._child = subprocess.Popen(  # noqa: S603
+        self._child = subprocess.Popen(
             [sys.executable, "-m", "bench.worker"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,

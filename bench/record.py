@@ -85,8 +85,12 @@ class Record:
     memory_cuda_reserved_bytes: int | None = column("peak of the CUDA allocator, reserved, bytes; empty on CPU")
 
     build_s: float | None = column("time to construct, convert or script the model, seconds")
-    first_call_s: float | None = column("time of the first call in a fresh process with an empty compiler cache, seconds")
-    compile_s: float | None = column("part of it that Dynamo and its backend spent compiling, or scripting took, seconds")
+    first_call_s: float | None = column(
+        "time of the first call in a fresh process with an empty compiler cache, seconds"
+    )
+    compile_s: float | None = column(
+        "part of it that Dynamo and its backend spent compiling, or scripting took, seconds"
+    )
 
     graphs: int | None = column("graphs that `torch.compile` captured; empty when the variant does not compile")
     graph_breaks: int | None = column("graph breaks that Dynamo counted, skipped frames not among them")
@@ -145,3 +149,11 @@ SAMPLE_COLUMNS: dict[str, str] = {
     "device_s": "time between CUDA events around it, seconds; empty on CPU",
     "disturbed": "1 when something else was using the machine during the round",
 }
+
+
+def dictionary() -> str:
+    """The dictionary of columns in Markdown, as it stands in results/README.md."""
+    rows = [f"| `{f.name}` | {f.metadata['meaning']} |" for f in dataclasses.fields(Record)]
+    raw = [f"| `{name}` | {meaning} |" for name, meaning in SAMPLE_COLUMNS.items()]
+    head = "| column | meaning |\n| --- | --- |\n"
+    return f"### records.csv\n\n{head}" + "\n".join(rows) + f"\n\n### samples.csv.gz\n\n{head}" + "\n".join(raw) + "\n"

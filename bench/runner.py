@@ -44,7 +44,7 @@ class Described:
 
     def record(self, **fields: Any) -> Record:
         """Its record with the given fields."""
-        own = {
+        own: dict[str, Any] = {
             "workload": self.case.workload,
             "variant": self.case.variant,
             "mode": self.case.mode,
@@ -198,9 +198,7 @@ class Runner:
         for variant, (described, fields) in waiting.items():
             yield self._finish(described, fields, measured, variant)
 
-    def _finish(
-        self, described: Described, fields: dict[str, Any], measured: _Measurement, variant: str
-    ) -> Record:
+    def _finish(self, described: Described, fields: dict[str, Any], measured: _Measurement, variant: str) -> Record:
         """The record of a case whose group was measured."""
         fields = _worst(fields, measured.gates.get(variant, []))
         failure = measured.failures.get(variant)

@@ -7,6 +7,7 @@ checked: the feature that is lost is the early message, not the run.
 from __future__ import annotations
 
 import dataclasses
+import typing
 from typing import Any, TypeVar
 
 from bench.errors import UsageError
@@ -73,7 +74,7 @@ def _plain(kind: type[T], data: dict[str, Any], what: str) -> T:
 
 def _element_of(kind: type, name: str) -> type | None:
     """The dataclass that the tuple field `name` holds, or None."""
-    import typing  # noqa: PLC0415
-
     arguments = typing.get_args(typing.get_type_hints(kind)[name])
-    return arguments[0] if arguments and dataclasses.is_dataclass(arguments[0]) else None
+    if arguments and isinstance(arguments[0], type) and dataclasses.is_dataclass(arguments[0]):
+        return arguments[0]
+    return None

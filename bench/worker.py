@@ -114,7 +114,7 @@ def _facts_of(name: str) -> dict[str, Any]:
 
 
 def cold(request: dict[str, Any], emit: Emit) -> None:
-    """One case in this fresh process: build, first call, memory, evidence, gate. Nothing here is a steady-state time."""
+    """One case in this fresh process: build, first call, memory, evidence, gate; no steady-state time."""
     case = Case(**request["case"])
     workload = find_workload(case.workload)
     variant = VARIANTS[case.executed]

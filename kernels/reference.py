@@ -48,6 +48,11 @@ class LoopLSTM(nn.RNNBase):
         ValueError: for `batch_first=False` or `proj_size`, which it does not take.
     """
 
+    #: Tells a model to hand over lengths with the padded sequences, where it would pack them for torch.nn.LSTM.
+    takes_lengths = True
+    #: One step; a class attribute, so that a copy can be given another.
+    cell = staticmethod(lstm_cell)
+
     def __init__(
         self,
         input_size: int,
@@ -111,7 +116,7 @@ class LoopLSTM(nn.RNNBase):
         order = range(len(per_step) - 1, -1, -1) if index % directions else range(len(per_step))
         outputs = list(per_step)
         for step in order:
-            h_new, c_new = lstm_cell(per_step[step], h, c, weight_hh, bias_hh)
+            h_new, c_new = self.cell(per_step[step], h, c, weight_hh, bias_hh)
             if inside is None:
                 h, c = h_new, c_new
                 outputs[step] = h

@@ -39,7 +39,7 @@ class Executable:
             the variant is of lower precision without autocast.
     """
 
-    def __init__(  # noqa: PLR0913 - what a case consists of
+    def __init__(
         self,
         variant: Variant,
         config: Seq2SeqConfig,
@@ -93,9 +93,7 @@ class Executable:
     def forward(self, batch: Batch) -> Seq2SeqResult:
         """One pass, under autocast where the variant says so; call it inside `context`."""
         with torch.autocast(self.device, self.variant.dtype, enabled=self._autocast):
-            return Seq2SeqResult(
-                *self._run(batch.source, batch.target, batch.source_lengths, batch.target_lengths)
-            )
+            return Seq2SeqResult(*self._run(batch.source, batch.target, batch.source_lengths, batch.target_lengths))
 
     def call(self, batch: Batch) -> object:
         """The timed unit: a forward pass, or a whole training step."""
@@ -127,7 +125,7 @@ class Executable:
                     found |= self._gradients(loss, inputs)
             finally:
                 for value in inputs.values():
-                    value.requires_grad_(requires_grad=False)
+                    value.requires_grad_(False)
                     value.grad = None
         # Copies: a variant that runs in a captured graph may reuse its output memory.
         return {name: value.detach().clone() for name, value in found.items()}
@@ -169,21 +167,20 @@ def _own_code(method: Any) -> Any:
 @contextlib.contextmanager
 def _backends(variant: Variant, device: str) -> Iterator[None]:
     """Say which library torch may hand the LSTM to, and on CUDA whether fp32 products may use TF32."""
-    backend = torch.backends.cudnn if device == "cuda" else torch.backends.mkldnn
-    enabled = backend.enabled
+    # torch's stubs know these modules without their settings, hence Any.
+    backend: Any = torch.backends.cudnn if device == "cuda" else torch.backends.mkldnn
+    # torch's defaults differ between the two (products without TF32, cuDNN's LSTM with it): both are set.
+    precisions: tuple[Any, ...] = (torch.backends.cuda.matmul, torch.backends.cudnn.rnn) if device == "cuda" else ()
+    enabled, previous = backend.enabled, [setting.fp32_precision for setting in precisions]
     backend.enabled = variant.vendor_lstm
-    previous = (torch.backends.cuda.matmul.fp32_precision, torch.backends.cudnn.rnn.fp32_precision)
-    if device == "cuda":
-        # torch's defaults differ between the two (products without TF32, cuDNN's LSTM with it): set both.
-        precision = "tf32" if variant.precision == "tf32" else "ieee"
-        torch.backends.cuda.matmul.fp32_precision = precision
-        torch.backends.cudnn.rnn.fp32_precision = precision
+    for setting in precisions:
+        setting.fp32_precision = "tf32" if variant.precision == "tf32" else "ieee"
     try:
         yield
     finally:
         backend.enabled = enabled
-        if device == "cuda":
-            torch.backends.cuda.matmul.fp32_precision, torch.backends.cudnn.rnn.fp32_precision = previous
+        for setting, value in zip(precisions, previous, strict=True):
+            setting.fp32_precision = value
 
 
 def _inputs_of(batch: Batch) -> dict[str, Tensor]:
@@ -193,7 +190,7 @@ def _inputs_of(batch: Batch) -> dict[str, Tensor]:
 
 
 def initial_weights(config: Seq2SeqConfig, seed: int) -> Weights:
-    """torch's own initialisation, from a seed; the same for every variant."""
+    """Torch's own initialisation, from a seed; the same for every variant."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return {name: value.detach() for name, value in Seq2Seq(config, nn.LSTM).named_parameters()}

@@ -6,6 +6,7 @@ Beyond the seed: token inputs, several layers, a bidirectional encoder, dropout,
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -13,8 +14,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
-
-from kernels.reference import LoopLSTM
 
 #: Target value that the loss leaves out: the places past the end of a token sequence.
 IGNORE_TOKEN = -100
@@ -100,7 +99,8 @@ class Seq2Seq(nn.Module):
     Args:
         config: the sizes.
         lstm: class of both LSTMs, with the parameters of `torch.nn.LSTM`. `torch.nn.LSTM` itself, and any drop-in
-            for it, gets packed sequences where lengths are given; `LoopLSTM` gets the padded ones and the lengths.
+            for it, gets packed sequences where lengths are given; a class with `takes_lengths`, as
+            `kernels.reference.LoopLSTM`, gets the padded ones and the lengths.
 
     Raises:
         TypeError, ValueError: from `forward`, for inputs of the wrong dtype or shape.
@@ -118,10 +118,10 @@ class Seq2Seq(nn.Module):
         "rearranged",
     )
 
-    def __init__(self, config: Seq2SeqConfig, lstm: type[nn.RNNBase] = nn.LSTM) -> None:
+    def __init__(self, config: Seq2SeqConfig, lstm: Callable[..., nn.RNNBase] = nn.LSTM) -> None:
         super().__init__()
         self.config = dataclasses.replace(config)
-        self.padded = issubclass(lstm, LoopLSTM)
+        self.padded: bool = getattr(lstm, "takes_lengths", False)
         options: dict[str, Any] = {"batch_first": True}
         decoder_input = config.decoder_input_size or config.input_size
         decoder_hidden = config.decoder_hidden_size or config.hidden_size
@@ -273,7 +273,7 @@ def _check_int(name: str, value: object, least: int) -> None:
 
 
 # The checks below are compiled by TorchScript too, which knows no `msg` variables in `raise`, hence the noqa.
-def _check_steps(name: str, value: Tensor, features: int, tokens: bool) -> None:  # noqa: FBT001
+def _check_steps(name: str, value: Tensor, features: int, tokens: bool) -> None:
     if tokens:
         if value.dim() != 2:  # noqa: PLR2004
             raise ValueError(f"{name} has {value.dim()} dimensions, expected (batch, steps) tokens")

@@ -31,12 +31,12 @@ class SplitLSTM(nn.LSTM):
             return
         mode = 2  # LSTM, in cuDNN's own numbering
         with torch.no_grad():
-            for index, weights in enumerate(self.all_weights):
+            for parameters in self.all_weights:
+                weights: list[Tensor] = list(parameters)
                 features = weights[0].size(1)
                 torch._cudnn_rnn_flatten_weight(  # noqa: SLF001 - what nn.LSTM itself calls
                     weights, len(weights), features, mode, self.hidden_size, 0, 1, self.batch_first, False
                 )
-                del index
 
     def forward(self, x: Tensor, hx: State | None = None) -> tuple[Tensor, State]:  # type: ignore[override]
         """As torch.nn.LSTM for a padded batch: x (batch, steps, features), h and c (layers * directions, batch, H)."""
@@ -67,7 +67,8 @@ class SplitLSTM(nn.LSTM):
     def _call(self, x: Tensor, hx: State, index: int) -> tuple[Tensor, Tensor, Tensor]:
         """One layer in one direction: output (batch, steps, H), h and c (1, batch, H)."""
         state = [hx[0][index : index + 1].contiguous(), hx[1][index : index + 1].contiguous()]
-        result: tuple[Tensor, Tensor, Tensor] = torch._VF.lstm(  # type: ignore[attr-defined] # noqa: SLF001
-            x, state, self.all_weights[index], self.bias, 1, 0.0, self.training, False, self.batch_first
+        weights: list[Tensor] = list(self.all_weights[index])
+        result: tuple[Tensor, Tensor, Tensor] = torch._VF.lstm(  # noqa: SLF001 - what nn.LSTM itself calls
+            x, state, weights, self.bias, 1, 0.0, self.training, False, self.batch_first
         )
         return result

@@ -21,7 +21,7 @@ from seq2seq.split_lstm import SplitLSTM
 from seq2seq.workloads import Workload
 
 #: LSTM classes by the name that a variant gives; each has the parameters of torch.nn.LSTM under the same names.
-LSTMS: dict[str, type[nn.RNNBase]] = {"nn": nn.LSTM, "loop": LoopLSTM, "split": SplitLSTM}
+LSTMS: dict[str, Callable[..., nn.RNNBase]] = {"nn": nn.LSTM, "loop": LoopLSTM, "split": SplitLSTM}
 
 DTYPES = {"fp32": torch.float32, "tf32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 

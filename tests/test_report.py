@@ -71,8 +71,7 @@ def run_folder(path: Path, records: list[Record], *, with_samples: bool = True) 
     (path / "environment.json").write_text(json.dumps(environment))
     timed = [record for record in records if record.status is Status.OK]
     members = [",".join(SAMPLE_COLUMNS) + "\n"]
-    for process in range(2):
-        members.append("".join(sample_rows(record, process) for record in timed))
+    members += ["".join(sample_rows(record, process) for record in timed) for process in range(2)]
     if with_samples:
         (path / "samples.csv.gz").write_bytes(b"".join(gzip.compress(text.encode()) for text in members))
     return path
@@ -90,6 +89,7 @@ class Parsed(HTMLParser):
     """The tags of a page with their attributes, and the text that a reader sees."""
 
     def __init__(self, html: str) -> None:
+        """Parse `html` at once."""
         super().__init__()
         self.tags: list[tuple[str, dict[str, str]]] = []
         self.text = ""
@@ -204,7 +204,7 @@ def test_variant_has_one_colour_everywhere(report: Report, html: str, variant: s
 
 
 def test_known_variants_differ_in_colour() -> None:
-    """No two known variants share a colour, nor do two share marker and dash and colour."""
+    """No two known variants share a colour."""
     assert len(set(COLOURS.values())) == len(COLOURS)
 
 
@@ -365,8 +365,8 @@ def test_sweep_gets_one_answer() -> None:
     """The points of a sweep share one sentence with the best at each value."""
     swept = [record for record in everything() if record.sweep_axis]
     assert [answer.text for answer in answers(groups(swept))] == [
-        "Fastest is `onednn` at 1 and 8 (1.32x to 2.00x); `onednn` at 64 (0.87x)."
-    ] or answers(groups(swept))[0].text == "Fastest is `onednn` at 1 and 8 (1.32x to 2.00x); `reference` at 64."
+        "Fastest is `onednn` at 1 and 8 (1.32x to 2.00x); `reference` at 64."
+    ]
 
 
 def test_case_recorded_twice_counts_once(tmp_path: Path) -> None:
@@ -467,5 +467,5 @@ def test_samples_that_end_early_are_an_error(tmp_path: Path) -> None:
     folder = run_folder(tmp_path, [ran("reference")])
     path = folder / "samples.csv.gz"
     path.write_bytes(path.read_bytes()[:-20])
-    with pytest.raises(ReportError, match="cannot be read .* move it away"):
+    with pytest.raises(ReportError, match=r"cannot be read .* move it away"):
         load_run(folder)

@@ -152,6 +152,15 @@ COLD_START_CAPTION = (
     "The axis is logarithmic."
 )
 SCALING_CAPTION = "Median latency and speedup over what the sweep varies, both axes logarithmic."
+#: Parts in the order in which they are drawn and named.
+PARTS = ("speedup", "steps/s", "peak", "steady", "CUDA", "build", "compiling", "rest of first call")
+
+
+def part_names(charts: Iterable[Chart]) -> list[str]:
+    """Names of the parts that the bars of `charts` have."""
+    bars = (bar for chart in charts if isinstance(chart, BarChart) for bar in chart.bars)
+    found = {part.name for bar in bars for part in bar.parts}
+    return [name for name in PARTS if name in found]
 
 
 def speedup_chart(group: Group) -> BarChart | None:
@@ -190,8 +199,8 @@ def memory_chart(group: Group) -> BarChart | None:
         )
         label = " / ".join(units.megabytes(part.value) for part in parts)
         bars.append(_bar(record, label, parts, timed=False))
-    names = dict.fromkeys(part.name for bar in bars for part in bar.parts)
-    return _bar_chart(group, [bar for bar in bars if bar.parts], f"memory: {' / '.join(names)}", "bytes", "linear")
+    names = " / ".join(name for name in PARTS if any(name == part.name for bar in bars for part in bar.parts))
+    return _bar_chart(group, [bar for bar in bars if bar.parts], f"memory: {names}", "bytes", "linear")
 
 
 def cold_start_chart(group: Group) -> BarChart | None:
@@ -251,9 +260,8 @@ def scaling_charts(groups: Iterable[Group]) -> tuple[CurveChart, ...]:
             sweeps.setdefault(group.sweep_key, []).append(group)
     charts: list[CurveChart | None] = []
     for key, members in sweeps.items():
-        more = members[0].title.removeprefix(members[0].workload)
         makers = (_latency_point, _speedup_point)
-        charts += [_scaling_chart(key[0], f"{key[0]}{more}", members, what) for what in makers]
+        charts += [_scaling_chart(key[0], members[0].sweep_title, members, what) for what in makers]
     return tuple(chart for chart in charts if chart)
 
 

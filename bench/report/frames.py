@@ -118,6 +118,13 @@ class Group:
         """What the points of one sweep have in common: workload without the swept override, axis, and the rest."""
         return (sweep_base(self.workload, self.sweep_axis), self.sweep_axis, self.mode, self.device, self.threads)
 
+    @property
+    def sweep_title(self) -> str:
+        """The title that the points of one sweep share, or `title` outside sweeps."""
+        if not self.sweep_axis:
+            return self.title
+        return f"{self.sweep_key[0]}{self.title.removeprefix(self.workload)}, over {self.sweep_axis}"
+
 
 def load_run(run_dir: Path) -> Run:
     """Read a run folder.

@@ -14,7 +14,7 @@ import math
 from collections.abc import Iterable
 from typing import Any
 
-from bench.report.charts import Axis, Bar, BarChart, Chart, Curve, CurveChart, Part
+from bench.report.charts import Axis, Bar, BarChart, Chart, Curve, CurveChart, Part, part_names
 from bench.report.style import look
 
 GREY, PAPER = "#8a8f98", "rgba(0,0,0,0)"
@@ -47,7 +47,7 @@ def as_json(described: dict[str, Any]) -> str:
 
 def bar_figure(chart: BarChart) -> dict[str, Any]:
     """Rows with the name and, below it, the figure: on a narrow screen there is no room at the right."""
-    names = dict.fromkeys(part.name for bar in chart.bars for part in bar.parts)
+    names = part_names([chart])
     many = len(names) > 1
     make = dot_trace if chart.dots else bar_trace
     layout = base_layout(chart, 70 + ROW_HEIGHT * len(chart.bars) + (30 if many else 0))
@@ -59,9 +59,12 @@ def bar_figure(chart: BarChart) -> dict[str, Any]:
     }
     layout["xaxis"] |= axis_layout(placed(chart.axis))
     layout |= {"barmode": "overlay", "showlegend": many}
+    if many:
+        layout["margin"]["b"] = 70
+        layout["legend"] |= {"yref": "container", "y": 0, "yanchor": "bottom"}
     if chart.axis.scale == "ratio":
         layout["shapes"] = [reference_line("x", 0.0)]
-    data = [make(chart, name, list(names)) for name in names]
+    data = [make(chart, name, names) for name in names]
     return {"data": [*data, *(legend_entry(trace) for trace in data if many)], "layout": layout}
 
 
@@ -181,7 +184,9 @@ def curve_traces(chart: CurveChart, curve: Curve) -> Iterable[dict[str, Any]]:
 
 def base_layout(chart: Chart, height: int) -> dict[str, Any]:
     """What all figures share; the title stands in the page, where it wraps."""
-    axis: dict[str, Any] = {"zeroline": False, "automargin": True, "fixedrange": True, "ticks": ""}
+    axis: dict[str, Any] = {"zeroline": False, "automargin": True, "fixedrange": True}
+    # Invisible ticks keep the labels off the bars.
+    axis |= {"ticks": "outside", "ticklen": 5, "tickcolor": PAPER}
     return {
         "height": height,
         "margin": {"l": 8, "r": 12, "t": 8, "b": 40},
@@ -190,7 +195,7 @@ def base_layout(chart: Chart, height: int) -> dict[str, Any]:
         "font": {"size": 12},
         "hovermode": "closest",
         "hoverlabel": {"align": "left"},
-        "legend": {"orientation": "h", "x": 0, "y": -0.16, "yanchor": "top", "itemsizing": "constant"},
+        "legend": {"orientation": "h", "x": 0, "y": -0.2, "yanchor": "top", "itemsizing": "constant"},
         "xaxis": axis | {"title": {"text": chart.axis.title if isinstance(chart, BarChart) else "", "standoff": 6}},
         "yaxis": dict(axis),
     }

@@ -20,7 +20,7 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
-from bench.report.charts import Axis, Bar, BarChart, Chart, Curve, CurveChart, Kind, Part, Scale
+from bench.report.charts import Axis, Bar, BarChart, Chart, Curve, CurveChart, Kind, Part, Scale, part_names
 from bench.report.style import Look, look
 
 MAX_PANELS = 8
@@ -145,7 +145,7 @@ def legend(charts: tuple[Chart, ...]) -> list[Any]:
     bars = [bar for chart in charts if isinstance(chart, BarChart) for bar in chart.bars]
     dots = any(isinstance(chart, BarChart) and chart.dots for chart in charts)
     handles: list[Any] = [curve_handle(name) for name in dict.fromkeys(curve.variant for curve in curves)]
-    names = dict.fromkeys(part.name for bar in bars for part in bar.parts)
+    names = part_names(charts)
     if dots:
         handles += [Line2D([], [], color=GREY, marker=DOTS[name], ls="", label=name) for name in names]
     elif len(names) > 1:

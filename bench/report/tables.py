@@ -150,10 +150,11 @@ def gate(record: Record) -> tuple[float | None, ...]:
 
 def evidence(groups: Iterable[Group]) -> Table | None:
     """What really ran, once where several groups of a run say the same."""
-    said: dict[tuple[str, ...], list[str]] = {}
+    # The points of a sweep are one place here.
+    said: dict[tuple[str, ...], dict[str, None]] = {}
     for group, record in every(groups):
         if record.status is Status.OK:
-            said.setdefault((record.variant, *noted(record)), []).append(group.title)
+            said.setdefault((record.variant, *noted(record)), {})[group.sweep_title] = None
     rows = [
         Row((Cell(key[0], colour=look(key[0]).colour), Cell("; ".join(titles)), *(Cell(text) for text in key[1:])))
         for key, titles in said.items()

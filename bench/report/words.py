@@ -101,8 +101,7 @@ def same_precision(group: Group, reference: Record) -> str:
 
 def sweep_answer(members: list[Group]) -> Answer:
     """The fastest variant at each value of a sweep, values with the same one together."""
-    base, axis, *_ = members[0].sweep_key
-    where = f"{base}{members[0].title.removeprefix(members[0].workload)}, over {axis}"
+    where = members[0].sweep_title
     by_best: dict[str, list[Record]] = {}
     for group in sorted(members, key=lambda group: group.records[0].sweep_value or 0):
         if group.best is not None:

@@ -39,7 +39,7 @@ LIBRISPEECH_FRAMES = Lengths("LibriSpeech dev-clean frames", (100, 592, 1333, 23
 LIBRISPEECH_CHARACTERS = Lengths("LibriSpeech dev-clean characters", (10, 89, 204, 367, 516))
 
 
-def random_batch(  # noqa: PLR0913 - the sizes of a problem
+def random_batch(
     config: Seq2SeqConfig,
     batch: int,
     source_steps: int,
@@ -58,7 +58,8 @@ def random_batch(  # noqa: PLR0913 - the sizes of a problem
         source_steps: longest source.
         target_steps: longest target; None when the decoder reads the source, as in the seed.
         seed: of the generator; equal seeds give equal batches.
-        source_lengths, target_lengths: distributions; all sequences fill all steps when None.
+        source_lengths: distribution of the sources' lengths; all fill all steps when None.
+        target_lengths: the same for the targets.
     """
     generator = torch.Generator().manual_seed(seed)
     rank = torch.rand(batch, generator=generator)

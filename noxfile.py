@@ -1,0 +1,58 @@
+"""What the project can do on a fresh machine: `nox -s bench`, `nox -s tests` and the checks."""
+
+from __future__ import annotations
+
+import os
+
+import nox
+
+nox.options.sessions = ["lint", "types", "tests"]
+# uv would fetch another build of torch than pip.
+nox.options.default_venv_backend = "venv"
+nox.options.reuse_existing_virtualenvs = True
+
+PROJECT = nox.project.load_toml("pyproject.toml")
+
+
+def install(session: nox.Session, *groups: str) -> None:
+    """Install the project's dependencies and the given groups of tools."""
+    session.install("-e", ".", *nox.project.dependency_groups(PROJECT, *groups))
+
+
+@nox.session
+def bench(session: nox.Session) -> None:
+    """Measure: `nox -s bench`, or `nox -s bench -- --suite smoke` and any other option of `python -m bench run`."""
+    install(session)
+    session.run("python", "-m", "bench", "run", *session.posargs)
+
+
+@nox.session
+def report(session: nox.Session) -> None:
+    """Write plots and page of a run folder again: `nox -s report -- DIR`."""
+    install(session)
+    session.run("python", "-m", "bench", "report", *session.posargs)
+
+
+@nox.session
+def tests(session: nox.Session) -> None:
+    """Run the tests; arguments go to pytest, as in `nox -s tests -- -k parity`."""
+    install(session, "tests")
+    # One thread: many tiny problems, and several processes of their own.
+    session.run(
+        "python", "-m", "pytest", *session.posargs, env={"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")}
+    )
+
+
+@nox.session
+def lint(session: nox.Session) -> None:
+    """Check style and formatting."""
+    session.install(*nox.project.dependency_groups(PROJECT, "lint"))
+    session.run("ruff", "check", ".")
+    session.run("ruff", "format", "--check", ".")
+
+
+@nox.session
+def types(session: nox.Session) -> None:
+    """Check types, strictly."""
+    install(session, "types")
+    session.run("mypy")

@@ -1,0 +1,27 @@
+"""What all tests share: one hypothesis profile, and the tests that need a GPU are skipped where there is none."""
+
+from __future__ import annotations
+
+import pytest
+
+try:
+    from hypothesis import settings
+except ImportError:
+    pass  # The modules that need it skip themselves.
+else:
+    # A first call compiles or allocates, so one example may take far longer than the next: no deadline.
+    settings.register_profile("project", deadline=None, max_examples=20, print_blob=True)
+    settings.load_profile("project")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip what is marked `gpu` where torch sees no GPU; torch is imported only when such a test was collected."""
+    marked = [item for item in items if item.get_closest_marker("gpu")]
+    if not marked:
+        return
+    import torch
+
+    if torch.cuda.is_available():
+        return
+    for item in marked:
+        item.add_marker(pytest.mark.skip(reason="needs an NVIDIA GPU (torch.cuda.is_available() is false)"))

@@ -1,0 +1,171 @@
+"""Hypothesis strategies: LSTMs and Seq2Seq problems small enough to run by the hundred, with odd sizes among them.
+
+What is drawn is sizes and a seed, never values: a failing example shrinks to its smallest sizes and can be read.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from hypothesis import strategies as st
+from torch import Tensor
+
+from seq2seq.model import IGNORE_TOKEN, Seq2SeqConfig
+from seq2seq.tasks.batch import Batch
+
+SEEDS = st.integers(0, 2**16)
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Sizes of one LSTM and of what it is run on.
+
+    Attributes:
+        lengths: valid steps of each sequence, from 1 to `steps`; None when all fill all steps.
+    """
+
+    batch: int
+    steps: int
+    input_size: int
+    hidden_size: int
+    num_layers: int
+    bidirectional: bool
+    seed: int
+    lengths: tuple[int, ...] | None = None
+
+    @property
+    def directions(self) -> int:
+        """1, or 2 when the LSTM reads both ways."""
+        return 2 if self.bidirectional else 1
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """Arguments of torch.nn.LSTM and its drop-ins."""
+        return {
+            "input_size": self.input_size,
+            "hidden_size": self.hidden_size,
+            "num_layers": self.num_layers,
+            "bidirectional": self.bidirectional,
+            "batch_first": True,
+        }
+
+    def tensors(self, dtype: torch.dtype = torch.float64) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        """Random x (batch, steps, input_size), and h and c (layers * directions, batch, hidden_size)."""
+        generator = torch.Generator().manual_seed(self.seed)
+        x = torch.randn(self.batch, self.steps, self.input_size, dtype=dtype, generator=generator)
+        state = (self.num_layers * self.directions, self.batch, self.hidden_size)
+        hidden = torch.randn(state, dtype=dtype, generator=generator)
+        return x, (hidden, torch.randn(state, dtype=dtype, generator=generator))
+
+
+@st.composite
+def shapes(draw: st.DrawFn, *, with_lengths: bool = False) -> Shape:
+    """LSTMs of up to three layers; with lengths, at least one sequence may end early."""
+    batch, steps = draw(st.integers(1, 9)), draw(st.integers(1, 7))
+    return Shape(
+        batch=batch,
+        steps=steps,
+        input_size=draw(st.integers(1, 7)),
+        hidden_size=draw(st.integers(1, 9)),
+        num_layers=draw(st.integers(1, 3)),
+        bidirectional=draw(st.booleans()),
+        seed=draw(SEEDS),
+        lengths=draw(_lengths(batch, steps)) if with_lengths else None,
+    )
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A Seq2Seq model's sizes and those of a batch for it.
+
+    Attributes:
+        target_steps: None when the decoder reads the source.
+        source_lengths, target_lengths: valid steps of each sequence; None when all fill all steps.
+    """
+
+    config: Seq2SeqConfig
+    batch: int
+    source_steps: int
+    target_steps: int | None
+    source_lengths: tuple[int, ...] | None
+    target_lengths: tuple[int, ...] | None
+    seed: int
+
+    @property
+    def decoded_lengths(self) -> tuple[int, ...]:
+        """Valid steps of what the decoder reads, one a sequence."""
+        if self.target_steps is None:
+            return self.source_lengths or (self.source_steps,) * self.batch
+        return self.target_lengths or (self.target_steps,) * self.batch
+
+    def make_batch(self, dtype: torch.dtype = torch.float64) -> Batch:
+        """Random values of these sizes; tokens expected where the decoder reads tokens."""
+        config, generator = self.config, torch.Generator().manual_seed(self.seed)
+
+        def draw(steps: int, features: int, vocabulary: int) -> Tensor:
+            if vocabulary:
+                return torch.randint(vocabulary, (self.batch, steps), generator=generator)
+            return torch.randn(self.batch, steps, features, dtype=dtype, generator=generator)
+
+        source = draw(self.source_steps, config.input_size, config.source_vocabulary)
+        target, decoded = None, self.source_steps
+        if self.target_steps is not None:
+            features = config.decoder_input_size or config.input_size
+            target, decoded = draw(self.target_steps, features, config.target_vocabulary), self.target_steps
+        expected = draw(decoded, config.output_size, config.output_size if config.target_vocabulary else 0)
+        if config.target_vocabulary:
+            expected[past(self.decoded_lengths, decoded)] = IGNORE_TOKEN
+        return Batch(source, target, _tensor(self.source_lengths), _tensor(self.target_lengths), expected)
+
+
+@st.composite
+def problems(draw: st.DrawFn, *, with_lengths: bool | None = None, real_source: bool = False) -> Problem:
+    """Models of every kind: values or tokens, one direction or two, decoders of other sizes and fewer layers.
+
+    Args:
+        draw: given by hypothesis.
+        with_lengths: whether sequences differ in length; either when None.
+        real_source: whether the source must be real-valued.
+    """
+    batch, source_steps = draw(st.integers(1, 4)), draw(st.integers(1, 6))
+    layers, input_size = draw(st.integers(1, 3)), draw(st.integers(1, 4))
+    source_vocabulary = 0 if real_source else draw(st.sampled_from([0, 7]))
+    sizes: dict[str, Any] = {"num_layers": layers, "bidirectional": draw(st.booleans())}
+    sizes["decoder_hidden_size"] = draw(st.none() | st.integers(1, 5))
+    sizes["decoder_layers"] = draw(st.none() | st.integers(1, layers))
+    target_steps = draw(st.none() | st.integers(1, 6))
+    if target_steps is not None:
+        sizes["decoder_input_size"] = draw(st.none() | st.integers(1, 4))
+        sizes["target_vocabulary"] = draw(st.sampled_from([0, 7]))
+    else:
+        # The decoder reads the source, so its input must be of the same kind.
+        sizes["target_vocabulary"] = source_vocabulary
+    config = Seq2SeqConfig(
+        input_size, draw(st.integers(1, 5)), draw(st.integers(1, 3)), source_vocabulary=source_vocabulary, **sizes
+    )
+    differ = draw(st.booleans()) if with_lengths is None else with_lengths
+    has_target = target_steps is not None
+    return Problem(
+        config=config,
+        batch=batch,
+        source_steps=source_steps,
+        target_steps=target_steps,
+        source_lengths=draw(_lengths(batch, source_steps)) if differ else None,
+        target_lengths=draw(_lengths(batch, target_steps)) if differ and has_target else None,
+        seed=draw(SEEDS),
+    )
+
+
+def past(lengths: tuple[int, ...], steps: int) -> Tensor:
+    """Which places lie past the end of their sequence: (batch, steps) bool."""
+    return torch.arange(steps) >= torch.tensor(lengths)[:, None]
+
+
+def _lengths(batch: int, steps: int) -> st.SearchStrategy[tuple[int, ...]]:
+    return st.tuples(*[st.integers(1, steps)] * batch)
+
+
+def _tensor(lengths: tuple[int, ...] | None) -> Tensor | None:
+    return None if lengths is None else torch.tensor(lengths)
