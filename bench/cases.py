@@ -20,6 +20,8 @@ from bench.validation import validate
 SUITES = Path(__file__).parent / "suites"
 MODES = ("inference", "training")
 REFERENCE = "reference"
+#: Rounds a process gives at least: below 6, order statistics do not bound a median with 95 %.
+LEAST_ROUNDS = 6
 
 
 @dataclass(frozen=True)

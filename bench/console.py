@@ -9,6 +9,7 @@ import sys
 from types import TracebackType
 from typing import Any, Self
 
+from bench import units
 from bench.cases import Case
 from bench.record import Record, Status
 
@@ -91,11 +92,10 @@ class Console:
         if record.status is not Status.OK:
             self.say(f"{head} {record.status}: {record.reason}", _STYLE.get(record.status, "red"))
             return
-        speed = ""
-        if record.speedup is not None and record.speedup_lo is not None and record.speedup_hi is not None:
-            mark = " ~" if record.interval_wide or record.disturbed else ""
-            speed = f"{record.speedup:6.2f}x [{record.speedup_lo:.2f}, {record.speedup_hi:.2f}]{mark}"
-        median = "" if record.latency_p50_s is None else f"p50 {duration(record.latency_p50_s)}"
+        speed = units.ratio_interval(record.speedup, record.speedup_lo, record.speedup_hi)
+        if record.interval_wide or record.disturbed:
+            speed += " ~"
+        median = "" if record.latency_p50_s is None else f"p50 {units.seconds(record.latency_p50_s)}"
         self.say(f"{head} {speed:<28} {median:<14} {record.evidence}", _STYLE[Status.OK])
 
     def table(self, columns: list[str], rows: list[list[str]]) -> None:
@@ -113,11 +113,3 @@ class Console:
         for row in rows:
             shown.add_row(*row)
         self._rich.print(shown)
-
-
-def duration(seconds: float) -> str:
-    """Seconds in a unit that people read: `812 us`, `3.41 ms`, `2.1 s`."""
-    for unit, size in (("s", 1.0), ("ms", 1e-3)):
-        if seconds >= size:
-            return f"{seconds / size:.3g} {unit}"
-    return f"{seconds * 1e6:.3g} us"

@@ -18,7 +18,7 @@ from collections.abc import Iterator
 import torch
 
 from bench.defects import DEFECTS
-from bench.parity import FACTOR, ROUNDOFF, TOLERANCES, Gate
+from bench.parity import FACTOR, ROUNDOFF, TOLERANCES, Gate, limit_for
 from seq2seq.execution import Executable, initial_weights
 from seq2seq.variants import LSTMS, VARIANTS, Variant
 from seq2seq.workloads import Workload, find_workload
@@ -94,14 +94,21 @@ def main() -> int:
     torch.set_num_threads(1)
     LSTMS.update(DEFECTS)
     right, wrong = measure(arguments.problems, arguments.seed, arguments.device)
-    print(f"{'right variant':<18}{'precision':<10}{'largest error':>14}   floor needed, in unit roundoffs, at factor")
-    print(" " * 45 + "".join(f"{factor:>8}" for factor in FACTORS))
+    print(
+        f"{'right variant':<18}{'precision':<10}{'refused':>14}{'largest error':>15}   floor needed, in roundoffs, at factor"
+    )
+    print(" " * 60 + "".join(f"{factor:>8}" for factor in FACTORS))
     for (name, precision), pairs in right.items():
         needed = [
             max((error for error, own in pairs if error > factor * own), default=0.0) / ROUNDOFF[precision]
             for factor in FACTORS
         ]
-        print(f"{name:<18}{precision:<10}{max(pairs)[0]:>14.2e}" + " " * 3 + "".join(f"{n:>8.1f}" for n in needed))
+        refused = f"{sum(error > limit_for(own, precision) for error, own in pairs)} of {len(pairs)}"
+        print(
+            f"{name:<18}{precision:<10}{refused:>14}{max(pairs)[0]:>15.2e}"
+            + " " * 3
+            + "".join(f"{n:>8.1f}" for n in needed)
+        )
     print(f"\n{'defect':<26}{'precision':<10}{'let through':>12}{'largest error, least seen':>28}")
     for (name, precision), pairs in wrong.items():
         passed = f"{sum(p for p, _ in pairs):.0f} of {len(pairs)}"

@@ -17,8 +17,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from bench import interference
+from bench.cases import LEAST_ROUNDS
 from bench.clock import Block, time_block, time_once
-from bench.statistics import LEAST_ROUNDS
 
 
 @dataclass(frozen=True)

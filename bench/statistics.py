@@ -17,8 +17,6 @@ Floats = NDArray[np.float64]
 
 CONFIDENCE = 0.95
 RESAMPLES = 2000
-#: Rounds a process gives at least: below 6, the order statistics do not bound a median with 95 %.
-LEAST_ROUNDS = 6
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from bench.cases import Case
-from bench.statistics import LEAST_ROUNDS, Floats, Interval, percentile, ratio_interval
+from bench.cases import LEAST_ROUNDS, Case
+from bench.statistics import Floats, Interval, percentile, ratio_interval
 
 PERCENTILES = {"p50": 0.50, "p90": 0.90, "p95": 0.95, "p99": 0.99}
 

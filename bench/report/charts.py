@@ -14,7 +14,7 @@ from typing import Any, Literal
 import numpy as np
 
 from bench.record import Record, Status
-from bench.report import units
+from bench import units
 from bench.report.frames import DOUBT, Group, Run, doubts
 
 Scale = Literal["linear", "log", "ratio"]
@@ -342,7 +342,7 @@ def _each(groups: Iterable[Group], make: Callable[[Group], Chart | None]) -> tup
     return tuple(chart for group in groups if (chart := make(group)) is not None)
 
 
-def _bar_chart(  # noqa: PLR0913 - the parts of a chart
+def _bar_chart(
     group: Group, bars: list[Bar], title: str, unit: str, scale: Scale, *, dots: bool = False
 ) -> BarChart | None:
     values = [v for bar in bars for part in bar.parts for v in (part.lo, part.value, part.hi) if v is not None]

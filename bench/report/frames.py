@@ -21,7 +21,7 @@ import pandas as pd
 
 from bench.errors import UsageError
 from bench.record import COLUMNS, SCHEMA_VERSION, Record, Status
-from bench.report import units
+from bench import units
 
 REFERENCE = "reference"
 BEST, DOUBT = "*", "~"
@@ -311,7 +311,7 @@ def parse_record(row: Mapping[Any, Any], where: str) -> Record:
     return Record(**values)
 
 
-def parse_cell(value: Any, kind: str) -> Any:  # noqa: ANN401 - a cell is of any type
+def parse_cell(value: Any, kind: str) -> Any:
     """One cell as the annotation `kind` of its column; blank and NaN are `None`, or an empty text."""
     blank = value is None or value == "" or bool(pd.isna(value)) or (kind != "str" and value == "nan")
     if kind == "str":

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from bench.record import Record, Status
-from bench.report import units
+from bench import units
 from bench.report.frames import DOUBT, Group, doubts, summary_row
 from bench.report.style import look
 
@@ -212,7 +212,7 @@ def environment(sections: Mapping[str, Any]) -> tuple[Table, ...]:
     )
 
 
-def flat(values: Any, path: str = "") -> Iterable[tuple[str, str]]:  # noqa: ANN401 - JSON
+def flat(values: Any, path: str = "") -> Iterable[tuple[str, str]]:
     """The leaves of nested JSON as dotted names and texts."""
     if isinstance(values, Mapping):
         for key, value in values.items():
@@ -223,7 +223,7 @@ def flat(values: Any, path: str = "") -> Iterable[tuple[str, str]]:  # noqa: ANN
         yield path, "" if values is None else str(values)
 
 
-def figures(title: str, groups: Iterable[Group], columns: Mapping[str, str], text: Any) -> Table | None:  # noqa: ANN401
+def figures(title: str, groups: Iterable[Group], columns: Mapping[str, str], text: Any) -> Table | None:
     """Columns of plain figures; a column that no case has is left out."""
     ran = [(group, record) for group, record in every(groups) if record.status is Status.OK]
     used = {name: field for name, field in columns.items() if any(getattr(r, field) is not None for _, r in ran)}

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from bench.record import Record, Status
-from bench.report import units
+from bench import units
 from bench.report.frames import REFERENCE, Group, Run, doubts
 
 

@@ -1,0 +1,208 @@
+"""From rounds to figures: what a record says is what arithmetic by hand gives."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from bench.cases import LEAST_ROUNDS, Case
+from bench.record import COLUMNS, SAMPLE_COLUMNS
+from bench.statistics import Interval, percentile
+from bench.summary import BlockData, RoundData, Samples, figures
+
+CASE = Case("seed", "fast", "inference", "cpu", 2)
+FACTS = {"batch": 16, "valid_steps": 320}
+
+
+def block(*calls_s: float) -> BlockData:
+    """A block as a CPU gives it."""
+    return BlockData(list(calls_s), 0, 0.0, None)
+
+
+def queued(calls: int, wall_s: float, device_s: float | None, *calls_s: float) -> BlockData:
+    """A block as a GPU gives it."""
+    return BlockData(list(calls_s), calls, wall_s, device_s)
+
+
+def process(*pairs: tuple[float, float], disturbed: tuple[int, ...] = ()) -> list[RoundData]:
+    """A process's rounds: seconds of one call of the reference and of the fast variant in each."""
+    return [
+        RoundData(number, number in disturbed, {"reference": block(slow), "fast": block(fast)})
+        for number, (slow, fast) in enumerate(pairs)
+    ]
+
+
+def figured(*processes: list[RoundData], interval: float = 0.02) -> dict[str, object]:
+    """Figures of the fast variant."""
+    return figures(CASE, Samples(list(processes)), "reference", interval, FACTS)
+
+
+def test_the_speedup_is_the_median_of_ratios_formed_inside_rounds():
+    """A drift that meets both variants of a round alike leaves their ratio as it is: never a ratio of medians."""
+    drift = (1.0, 1.0, 1.0, 10.0, 10.0, 10.0, 100.0)
+    ratios = (2.0, 2.5, 3.0, 3.5, 4.0, 4.5, 5.0)
+    found = figured(process(*((level * ratio, level) for level, ratio in zip(drift, ratios, strict=True))))
+    assert found["speedup"] == pytest.approx(3.5)
+    assert 2.0 <= found["speedup_lo"] <= 3.5 <= found["speedup_hi"] <= 5.0
+
+
+def test_the_speedup_is_over_the_rounds_of_all_processes():
+    """Rounds of all processes are pooled for the median: 1, 2, 2, 3, 3, 3, ... has the median 3."""
+    found = figured(process(*[(1.0, 1.0)] * 2, *[(2.0, 1.0)] * 4), process(*[(3.0, 1.0)] * 7))
+    assert found["speedup"] == 3.0
+    assert found["processes"] == 2
+
+
+def test_throughput_is_work_over_the_median_time_of_a_call():
+    """Blocks of several calls count by their mean; the median over rounds divides what a call does."""
+    rounds = [
+        RoundData(n, False, {"reference": block(1.0), "fast": block(mean / 2, 3 * mean / 2)})
+        for n, mean in enumerate((0.1, 0.2, 0.4, 0.2, 0.3, 0.1, 0.2))
+    ]
+    found = figured(rounds)
+    assert found["throughput_seq_per_s"] == pytest.approx(16 / 0.2)
+    assert found["throughput_steps_per_s"] == pytest.approx(320 / 0.2)
+
+
+def test_counts_are_of_samples_calls_and_processes():
+    """A sample is a block, a call one timed call in it."""
+    rounds = [RoundData(n, False, {"reference": block(1.0), "fast": block(0.1, 0.2, 0.3)}) for n in range(7)]
+    found = figured(rounds, rounds[:6])
+    assert (found["samples"], found["calls"], found["processes"], found["disturbed"]) == (13, 39, 2, 0)
+
+
+def test_percentiles_are_those_of_single_calls():
+    """Each is numpy's quantile with its order-statistic interval; what 40 calls cannot carry has no column."""
+    times = np.arange(1, 41) / 1000
+    rounds = [RoundData(n, False, {"reference": block(1.0), "fast": block(*times[n::8])}) for n in range(8)]
+    found = figured(rounds)
+    for name, share in (("p50", 0.5), ("p90", 0.9)):
+        expected = percentile(times, share)
+        assert found[f"latency_{name}_s"] == pytest.approx(np.quantile(times, share))
+        assert (found[f"latency_{name}_lo_s"], found[f"latency_{name}_hi_s"]) == (expected.low, expected.high)
+    assert not [name for name in found if "p95" in name or "p99" in name]
+
+
+def test_disturbed_rounds_are_left_out_while_enough_clean_ones_remain():
+    """Six clean rounds decide; the disturbed ones, here absurd, appear in no figure."""
+    found = figured(process(*[(2.0, 1.0)] * LEAST_ROUNDS, *[(1.0, 1.0)] * 9, disturbed=tuple(range(LEAST_ROUNDS, 15))))
+    assert found["speedup"] == 2.0
+    assert (found["samples"], found["disturbed"]) == (LEAST_ROUNDS, 0)
+
+
+def test_disturbed_rounds_are_kept_and_counted_where_too_few_are_clean():
+    """With five clean rounds all are kept, and the disturbed ones are told."""
+    clean = LEAST_ROUNDS - 1
+    found = figured(process(*[(2.0, 1.0)] * clean, *[(1.0, 1.0)] * 9, disturbed=tuple(range(clean, clean + 9))))
+    assert found["speedup"] == 1.0
+    assert (found["samples"], found["disturbed"]) == (clean + 9, 9)
+
+
+def test_each_process_decides_for_itself_which_rounds_it_keeps():
+    """One disturbed process does not bring the disturbed rounds of another back."""
+    disturbed = process(*[(1.0, 1.0)] * 3, disturbed=(0, 1, 2))
+    mixed = process(*[(2.0, 1.0)] * LEAST_ROUNDS, (9.0, 1.0), disturbed=(LEAST_ROUNDS,))
+    assert [len(rounds) for rounds in Samples([disturbed, mixed]).kept()] == [3, LEAST_ROUNDS]
+
+
+def test_the_reference_has_a_speedup_of_exactly_one():
+    """It is its own yardstick: no resampling, no width."""
+    samples = Samples([process(*[(2.0, 1.0)] * 8)])
+    assert samples.speedup("reference", "reference") == Interval(1.0, 1.0, 1.0)
+
+
+def test_without_a_reference_there_is_no_speedup_but_all_else():
+    """Where the reference dropped out, times stand and the ratio is empty."""
+    rounds = [RoundData(n, False, {"fast": block(0.5)}) for n in range(8)]
+    found = figured(rounds)
+    assert found["latency_p50_s"] == 0.5
+    assert "speedup" not in found
+    assert "interval_wide" not in found
+
+
+def test_a_variant_without_rounds_has_no_figures():
+    """Nothing measured is nothing told."""
+    rounds = [RoundData(n, False, {"reference": block(0.5)}) for n in range(8)]
+    assert figured(rounds) == {}
+    assert figured() == {}
+    assert Samples([rounds]).speedup("reference", "fast") is None
+
+
+def test_a_process_before_the_variant_came_is_not_counted():
+    """A process in which the variant did not run leaves its counts and its ratio alone."""
+    without = [RoundData(n, False, {"reference": block(0.5)}) for n in range(8)]
+    found = figured(without, process(*[(2.0, 1.0)] * 8))
+    assert (found["processes"], found["samples"], found["speedup"]) == (1, 8, 2.0)
+
+
+@pytest.mark.parametrize(("asked", "wide"), [(0.001, True), (10.0, False)])
+def test_an_interval_wider_than_asked_is_marked(asked, wide):
+    """The mark compares half the interval with what the suite asked for."""
+    generator = np.random.default_rng(0)
+    rounds = process(*((2 * (1 + 0.1 * generator.random()), 1.0) for _ in range(20)))
+    assert figured(rounds, interval=asked)["interval_wide"] is wide
+
+
+def test_on_a_gpu_the_queued_block_is_the_sample():
+    """Speedup and throughput come from blocks queued without waiting, latency from single calls, device time apart."""
+    rounds = [
+        RoundData(n, False, {"reference": queued(4, 8.0, 6.0, 9.0, 9.0), "fast": queued(4, 2.0, 1.0, *[3.0] * 6)})
+        for n in range(6)
+    ]
+    found = figured(rounds)
+    assert found["speedup"] == 4.0
+    assert found["throughput_seq_per_s"] == 16 / 0.5
+    assert found["latency_p50_s"] == 3.0
+    assert found["device_p50_s"] == 0.25
+    assert found["calls"] == 36
+
+
+def test_figures_are_columns_of_a_record():
+    """Every figure has its column, on a GPU and on a CPU, and a CPU has no device time."""
+    many = [RoundData(n, False, {"reference": block(1.0), "fast": block(*[0.5] * 50)}) for n in range(8)]
+    assert set(figured(many)) <= set(COLUMNS)
+    assert {"latency_p99_lo_s", "speedup_hi", "interval_wide"} <= set(figured(many))
+    assert "device_p50_s" not in figured(many)
+
+
+def test_rows_have_the_columns_of_the_schema():
+    """One row a timed interval, its values under their names."""
+    rounds = [
+        RoundData(0, False, {"fast": block(0.25, 0.5), "reference": block(1.0)}),
+        RoundData(1, True, {"reference": block(1.0), "fast": block(0.125)}),
+        RoundData(2, False, {"reference": block(1.0)}),
+    ]
+    rows = [dict(zip(SAMPLE_COLUMNS, row, strict=True)) for row in Samples().rows(CASE, 3, rounds)]
+    assert [(r["round"], r["position"], r["kind"], float(r["wall_s"]), r["disturbed"]) for r in rows] == [
+        (0, 0, "call", 0.25, 0),
+        (0, 0, "call", 0.5, 0),
+        (1, 1, "call", 0.125, 1),
+    ]
+    for row in rows:
+        assert (row["workload"], row["variant"], row["mode"]) == ("seed", "fast", "inference")
+        assert (row["device"], row["threads"], row["process"], row["calls"]) == ("cpu", 2, 3, 1)
+        assert row["device_s"] == ""
+
+
+def test_a_queued_block_has_a_row_of_its_own():
+    """It comes before its single calls, with its number of calls and its device time."""
+    rounds = [RoundData(0, False, {"fast": queued(4, 2.0, 1.0, 0.75)})]
+    rows = [dict(zip(SAMPLE_COLUMNS, row, strict=True)) for row in Samples().rows(CASE, 0, rounds)]
+    assert [(r["kind"], r["calls"], r["wall_s"], r["device_s"]) for r in rows] == [
+        ("block", 4, "2", "1"),
+        ("call", 1, "0.75", ""),
+    ]
+
+
+def test_a_round_is_read_from_what_a_worker_sends():
+    """Blocks keep their order, which is the order in which they ran."""
+    event = {
+        "event": "round",
+        "number": 4,
+        "disturbed": True,
+        "blocks": {"b": [[0.5], 0, 0.0, None], "a": [[], 2, 3.0, 1.0]},
+    }
+    found = RoundData.of(event)
+    assert (found.number, found.disturbed, list(found.blocks)) == (4, True, ["b", "a"])
+    assert found.blocks["b"].per_call_s == 0.5
+    assert found.blocks["a"].per_call_s == 1.5

@@ -1,0 +1,227 @@
+"""The registry of variants: each entry is consistent data, and each that cannot run here says why in words."""
+
+from __future__ import annotations
+
+import builtins
+import dataclasses
+import inspect
+import re
+import shutil
+
+import pytest
+import torch
+from torch import nn
+
+from seq2seq import variants
+from seq2seq.execution import Executable, initial_weights
+from seq2seq.variants import DTYPES, LSTMS, REFERENCE, VARIANTS, Variant
+from seq2seq.workloads import WORKLOADS, find_workload
+
+EACH = pytest.mark.parametrize("name", VARIANTS)
+SEED = WORKLOADS["seed"]
+MODES = ("inference", "training")
+PLAIN = Variant("plain", "torch.nn.LSTM as it is")
+
+
+@pytest.fixture
+def fresh_probe():
+    """What oneDNN has is asked for anew within the test, and again after it."""
+    variants._onednn_refusal.cache_clear()
+    yield
+    variants._onednn_refusal.cache_clear()
+
+
+@pytest.fixture
+def pretended_gpu(monkeypatch):
+    """A machine with a GPU as far as `why_not` can see."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+
+
+def assert_says_why(reason: str | None) -> None:
+    """A reason is one line of several words."""
+    assert reason is not None
+    assert len(reason.split()) > 3, reason
+    assert len(reason.splitlines()) == 1, reason
+
+
+def test_registry_is_keyed_by_name():
+    """A variant is found under its own name, and the reference is one of them."""
+    assert all(name == variant.name for name, variant in VARIANTS.items())
+    assert VARIANTS[REFERENCE.name] is REFERENCE
+
+
+@EACH
+def test_entry_is_consistent(name):
+    """An entry names things that exist, and compile options only where they are read."""
+    variant = VARIANTS[name]
+    assert len(variant.summary.split()) > 2
+    assert variant.lstm in LSTMS
+    assert variant.precision in DTYPES
+    assert variant.dtype is DTYPES[variant.precision]
+    assert variant.compiler in {None, "dynamo", "torchscript"}
+    assert variant.devices
+    assert set(variant.devices) <= {"cpu", "cuda"}
+    assert variant.compiler == "dynamo" or not (variant.compile_options or variant.allow_rnn)
+    inspect.signature(torch.compile).bind(nn.Identity(), **variant.compile_options)
+
+
+def test_no_two_variants_are_the_same():
+    """Variants differ in more than name and summary."""
+
+    def settings(variant: Variant) -> Variant:
+        return dataclasses.replace(variant, name="", summary="", requirements=(), compile_options={})
+
+    def options(variant: Variant) -> tuple[object, ...]:
+        return tuple(variant.compile_options.items())
+
+    seen = [(settings(variant), options(variant)) for variant in VARIANTS.values()]
+    assert all(one not in seen[:index] for index, one in enumerate(seen))
+
+
+def test_variants_are_frozen():
+    """An entry of the registry cannot be changed by who uses it."""
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        REFERENCE.lstm = "loop"
+
+
+@pytest.mark.parametrize("lstm", LSTMS)
+def test_every_lstm_has_the_parameters_of_nn_lstm(lstm):
+    """All LSTMs hold the same parameters under the same names, so one state_dict serves every variant."""
+    ours, theirs = (kind(3, 5, 2, batch_first=True, bidirectional=True) for kind in (LSTMS[lstm], nn.LSTM))
+    assert [(n, p.shape) for n, p in ours.named_parameters()] == [(n, p.shape) for n, p in theirs.named_parameters()]
+
+
+@EACH
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+@pytest.mark.parametrize("workload", ["seed", "translation-small"])
+def test_reasons_are_sentences(name, mode, device, workload):
+    """Whatever speaks against a variant is said in one line of words."""
+    reason = VARIANTS[name].why_not(device, mode, WORKLOADS[workload])
+    if reason is not None:
+        assert_says_why(reason)
+
+
+@EACH
+@pytest.mark.parametrize("mode", MODES)
+def test_no_variant_runs_on_a_gpu_that_is_not_there(name, mode, monkeypatch):
+    """Without a GPU every variant that exists on one says that there is none, the others that they have no use of it."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    reason = VARIANTS[name].why_not("cuda", mode, SEED)
+    wanted = "needs an NVIDIA GPU" if "cuda" in VARIANTS[name].devices else "exists on cpu only"
+    assert wanted in reason
+
+
+@EACH
+@pytest.mark.parametrize("mode", MODES)
+def test_gpu_variants_say_so_on_a_cpu(name, mode):
+    """A variant that exists on a GPU alone says so when asked for the CPU, and no other does."""
+    reason = VARIANTS[name].why_not("cpu", mode, SEED)
+    assert (reason == "exists on cuda only") == (VARIANTS[name].devices == ("cuda",))
+
+
+@pytest.mark.parametrize("name", ["reference", "loop", "compile", "amp-bf16-native", "torchscript"])
+@pytest.mark.parametrize("mode", MODES)
+def test_some_variants_run_everywhere(name, mode):
+    """Nothing speaks against the variants that need no more than torch itself."""
+    assert VARIANTS[name].why_not("cpu", mode, SEED) is None
+
+
+def test_custom_requirement_refuses():
+    """A requirement is asked for device, mode and workload, and its reason is the variant's."""
+    asked = []
+
+    def never(*question: object) -> str:
+        asked.append(question)
+        return "needs a blue moon in the sky"
+
+    variant = dataclasses.replace(PLAIN, requirements=(lambda *_: None, never))
+    assert variant.why_not("cpu", "training", SEED) == "needs a blue moon in the sky"
+    assert asked == [("cpu", "training", SEED)]
+    assert dataclasses.replace(PLAIN, requirements=(lambda *_: None,)).why_not("cpu", "training", SEED) is None
+
+
+def test_first_reason_is_given():
+    """Requirements are asked in their order, after the device: what can never work is said first."""
+    variant = dataclasses.replace(PLAIN, requirements=(lambda *_: "first reason", lambda *_: "second reason"))
+    assert variant.why_not("cpu", "inference", SEED) == "first reason"
+    assert dataclasses.replace(variant, devices=("cuda",)).why_not("cpu", "inference", SEED) == "exists on cuda only"
+
+
+@pytest.mark.parametrize("name", ["compile-loop", "compile-rnn"])
+def test_compiling_needs_a_compiler(name, monkeypatch):
+    """Without a C++ compiler on the PATH, compiling for the CPU is refused with what to install."""
+    monkeypatch.setattr(shutil, "which", lambda _: None)
+    reason = VARIANTS[name].why_not("cpu", "inference", SEED)
+    assert re.search(r"needs a C\+\+ compiler.*: install one", reason)
+    monkeypatch.setattr(shutil, "which", lambda name: f"/usr/bin/{name}")
+    assert VARIANTS[name].why_not("cpu", "inference", SEED) is None
+
+
+@pytest.mark.usefixtures("pretended_gpu")
+@pytest.mark.parametrize("name", ["compile-loop", "compile-graphs", "compile-rnn"])
+def test_compiling_for_a_gpu_needs_triton(name, monkeypatch):
+    """Without Triton, compiling for a GPU is refused with what to install."""
+    load = builtins.__import__
+
+    def without_triton(module: str, *arguments: object) -> object:
+        if module == "triton":
+            raise ImportError(module)
+        return load(module, *arguments)
+
+    monkeypatch.setattr(builtins, "__import__", without_triton)
+    assert "needs Triton on a GPU" in VARIANTS[name].why_not("cuda", "training", SEED)
+
+
+@pytest.mark.usefixtures("pretended_gpu")
+def test_fairest_cudnn_takes_no_packed_sequences():
+    """The variant of cuDNN's fast algorithm is refused exactly where sequences differ in length."""
+    for name, workload in WORKLOADS.items():
+        reason = VARIANTS["cudnn-fair"].why_not("cuda", "inference", workload)
+        if name.startswith(("translation", "speech")):
+            assert "takes no packed sequences" in reason
+        else:
+            assert reason is None, name
+
+
+@pytest.mark.usefixtures("fresh_probe")
+@pytest.mark.parametrize("name", ["onednn", "amp-bf16", "amp-fp16"])
+def test_without_onednn_its_variants_say_so(name, monkeypatch):
+    """A torch built without oneDNN is named as the reason."""
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
+    assert VARIANTS[name].why_not("cpu", "inference", SEED) == "this torch is built without oneDNN"
+
+
+@pytest.mark.usefixtures("fresh_probe")
+@pytest.mark.parametrize("name", ["onednn", "amp-bf16", "amp-fp16"])
+@pytest.mark.parametrize("mode", MODES)
+def test_refusals_of_onednn_are_real(name, mode):
+    """A variant refused for what oneDNN lacks raises that when it is run all the same; one not refused runs."""
+    workload = find_workload("seed@batch=2,length=3,hidden=16")
+    reason = VARIANTS[name].why_not("cpu", mode, workload)
+    executable = Executable(VARIANTS[name], workload.config, mode, "cpu", initial_weights(workload.config, 0))
+    batch = executable.prepare(workload.make_batch(0))
+    if reason is None:
+        executable.quantities(batch)
+    else:
+        with pytest.raises(RuntimeError, match=re.escape(reason.rpartition(": ")[2])):
+            executable.quantities(batch)
+
+
+@pytest.mark.usefixtures("fresh_probe")
+@pytest.mark.parametrize("mode", MODES)
+def test_asking_does_not_depend_on_the_settings_around(mode):
+    """The answer is the same inside another variant's settings, where oneDNN is off or gradients are."""
+    plain = VARIANTS["amp-fp16"].why_not("cpu", mode, SEED)
+    variants._onednn_refusal.cache_clear()
+    with torch.backends.mkldnn.flags(enabled=False), torch.no_grad():
+        assert VARIANTS["amp-fp16"].why_not("cpu", mode, SEED) == plain
+
+
+@pytest.mark.usefixtures("fresh_probe")
+def test_asking_draws_no_random_numbers():
+    """Asking whether a variant runs leaves the global random state as it was."""
+    before = torch.get_rng_state()
+    for variant in VARIANTS.values():
+        variant.why_not("cpu", "training", SEED)
+    assert torch.equal(torch.get_rng_state(), before)
