@@ -134,7 +134,7 @@ def _needs_compilable_training(device: str, mode: str, workload: Workload) -> st
 def _missing_workspace() -> str | None:
     """Run the operator as compiled code does, without gradients, and see whether it gives what that code expects.
 
-    torch 2.11 to 2.13 return None, and Inductor's code then raises `expected Tensor() for op`.
+    torch 2.13 returns None, and Inductor's code then raises `expected Tensor() for op`.
     """
     probe = nn.LSTM(4, 4)
     state = torch.zeros(2, 4)

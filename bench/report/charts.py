@@ -13,8 +13,8 @@ from typing import Any, Literal
 
 import numpy as np
 
-from bench.record import Record, Status
 from bench import units
+from bench.record import Record, Status
 from bench.report.frames import DOUBT, Group, Run, doubts
 
 Scale = Literal["linear", "log", "ratio"]

@@ -19,9 +19,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from bench import units
 from bench.errors import UsageError
 from bench.record import COLUMNS, SCHEMA_VERSION, Record, Status
-from bench import units
 
 REFERENCE = "reference"
 BEST, DOUBT = "*", "~"

@@ -9,8 +9,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from bench.record import Record, Status
 from bench import units
+from bench.record import Record, Status
 from bench.report.frames import DOUBT, Group, doubts, summary_row
 from bench.report.style import look
 

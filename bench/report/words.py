@@ -10,8 +10,8 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from bench.record import Record, Status
 from bench import units
+from bench.record import Record, Status
 from bench.report.frames import REFERENCE, Group, Run, doubts
 
 
