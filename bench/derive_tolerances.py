@@ -95,7 +95,8 @@ def main() -> int:
     LSTMS.update(DEFECTS)
     right, wrong = measure(arguments.problems, arguments.seed, arguments.device)
     print(
-        f"{'right variant':<18}{'precision':<10}{'refused':>14}{'largest error':>15}   floor needed, in roundoffs, at factor"
+        f"{'right variant':<18}{'precision':<10}{'refused':>14}{'largest error':>15}"
+        "   floor needed, in roundoffs, at factor"
     )
     print(" " * 60 + "".join(f"{factor:>8}" for factor in FACTORS))
     for (name, precision), pairs in right.items():

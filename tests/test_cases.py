@@ -306,20 +306,20 @@ def test_a_folder_for_a_suite_file_is_one_line(tmp_path):
 @pytest.mark.parametrize("name", suite_names())
 def test_every_suite_that_comes_along_is_about_things_that_exist(name):
     """Its name is its file's, it has a summary, and its patterns all select something from the registries."""
-    from seq2seq.variants import VARIANTS as variants
     from seq2seq import workloads
+    from seq2seq.variants import VARIANTS
 
     loaded = load_suite(name)
     assert loaded.name == name
     assert loaded.summary
     catalogue = {
         "workloads": [{"name": n} for n in workloads.WORKLOADS],
-        "variants": [{"name": n} for n in variants],
+        "variants": [{"name": n} for n in VARIANTS],
     }
     for group in expand(loaded, catalogue, Filters()):
         for case in group.cases:
             assert workloads.find_workload(case.workload).name == case.workload
-            assert case.executed in variants
+            assert case.executed in VARIANTS
 
 
 def test_the_suites_are_those_in_the_folder():

@@ -106,7 +106,7 @@ def test_a_reading_counts_what_was_busy(monkeypatch):
 
 
 def test_a_system_without_the_finer_counters_can_be_read(monkeypatch):
-    """macOS and Windows tell neither stolen time nor waiting for disks."""
+    """Other systems, as macOS and Windows, tell neither stolen time nor waiting for disks."""
     few = namedtuple("Few", "user nice system idle")  # noqa: PYI024 - as psutil's
     monkeypatch.setattr(interference.psutil, "cpu_times", lambda: few(3.0, 1.0, 2.0, 100.0))
     found = read()

@@ -16,7 +16,16 @@ from hypothesis import strategies as st
 #: Least samples that bound a percentile with 95 %.
 LEAST = {0.50: 6, 0.90: 36, 0.95: 72, 0.99: 368}
 ratios = st.floats(0.01, 100)
-processes = st.lists(st.lists(ratios, min_size=1, max_size=12).map(np.array), min_size=1, max_size=4)
+#: Every process gives at least two rounds.
+processes = st.lists(st.lists(ratios, min_size=2, max_size=12).map(np.array), min_size=1, max_size=4)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def fewer_resamples():
+    """A tenth of the resamples: intervals a little coarser, tests ten times faster."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(statistics, "RESAMPLES", statistics.RESAMPLES // 10)
+        yield
 
 
 def drawn(generator: np.random.Generator, count: int, rounds: int, between: float, within: float) -> list[np.ndarray]:
@@ -50,13 +59,13 @@ def test_the_median_of_six_lies_between_the_extremes():
 @pytest.mark.parametrize("share", [0.5, 0.9])
 @pytest.mark.parametrize("count", [40, 200])
 def test_an_order_statistic_interval_holds_the_true_percentile(share, count):
-    """Of 400 intervals about 95 % hold the percentile of the distribution, by construction not fewer."""
+    """Of 300 intervals about 95 % hold the percentile of the distribution, by construction not fewer."""
     generator = np.random.default_rng(1)
     truth = -np.log(1 - share)  # of the exponential distribution
-    found = [percentile(generator.exponential(size=count), share) for _ in range(400)]
+    found = [percentile(generator.exponential(size=count), share) for _ in range(300)]
     rate = np.mean([interval.low <= truth <= interval.high for interval in found])
-    # Three standard errors of 400 draws are 3.3 %; order statistics are few, so an interval may hold more than asked.
-    assert 0.917 <= rate <= 0.995
+    # Three standard errors of 300 draws are 3.8 %; order statistics are few, so an interval may hold more than asked.
+    assert 0.912 <= rate <= 0.995
 
 
 def test_wider_data_gives_a_wider_interval_of_the_median():
@@ -114,13 +123,12 @@ def test_ratios_without_spread_have_an_interval_without_width():
 @pytest.mark.parametrize(
     ("count", "between", "within", "floor"), [(1, 0.0, 0.05, 0.85), (3, 0.03, 0.05, 0.7), (6, 0.05, 0.01, 0.7)]
 )
-def test_an_interval_of_ratios_holds_the_truth(count, between, within, floor, monkeypatch):
+def test_an_interval_of_ratios_holds_the_truth(count, between, within, floor):
     """Over synthetic runs most intervals hold the true ratio, also where processes differ more than rounds do.
 
     Few processes tell little of how processes differ, so a bootstrap over three covers less than the 95 % that it
     promises (measured: 84 %). An interval over pooled rounds alone would cover a fifth in the last case.
     """
-    monkeypatch.setattr(statistics, "RESAMPLES", 300)
     generator = np.random.default_rng(6)
     found = [ratio_interval(drawn(generator, count, 30, between, within)) for _ in range(80)]
     assert np.mean([interval.low <= 1 <= interval.high for interval in found]) >= floor

@@ -1,0 +1,120 @@
+"""What a run ran on: facts are there, are plain values, and what the system does not tell is said to be so."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+
+import psutil
+import pytest
+
+from bench import environment
+
+
+@pytest.fixture(scope="module")
+def described():
+    """What is written of this machine, through JSON as into the file."""
+    facts = environment.describe({"torch": "2.x", "onednn": True}, {"OMP_NUM_THREADS": "2"})
+    return json.loads(json.dumps(facts))
+
+
+def test_the_machine_is_told(described):
+    """Processor, cores, memory and caches, in the sizes that the system gives."""
+    machine = described["machine"]
+    assert machine["processor"]
+    assert machine["cores_logical"] == psutil.cpu_count()
+    assert machine["memory_bytes"] == psutil.virtual_memory().total
+    assert isinstance(machine["caches"], dict)
+    for name, size in machine["caches"].items():
+        assert re.fullmatch(r"L\d \w+", name)
+        assert re.fullmatch(r"\d+[KM]", size)
+    assert {"system", "architecture", "governor", "gpu", "cores_physical"} <= set(machine)
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="this system has no affinity")
+def test_the_cores_this_process_may_use_are_told(described):
+    """A run pinned to some cores says to which."""
+    assert set(described["machine"]["affinity"]) == os.sched_getaffinity(0)
+
+
+def test_versions_are_told(described):
+    """Every package that can change a number, those that are missing too, and what torch said of itself."""
+    software = described["software"]
+    assert set(environment.PACKAGES) <= set(software)
+    assert re.match(r"\d+\.\d+", software["numpy"])
+    assert software["torch"] == "2.x"
+    assert software["onednn"] is True
+
+
+def test_a_missing_package_is_told(monkeypatch):
+    """Not installed is an answer."""
+    monkeypatch.setattr(environment, "PACKAGES", ("no-such-package",))
+    assert environment.software()["no-such-package"] == "not installed"
+
+
+def test_thread_settings_are_told(monkeypatch):
+    """Those of the workers, and those that the user's shell brought along, no others."""
+    for name in [name for name in os.environ if name.startswith(("OMP_", "MKL_", "KMP_", "GOMP_"))]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("OMP_PLACES", "cores")
+    monkeypatch.setenv("KMP_AFFINITY", "compact")
+    monkeypatch.setenv("UNRELATED", "1")
+    threads = environment.describe({}, {"OMP_NUM_THREADS": "2"})["threads"]
+    assert threads == {
+        "workers": {"OMP_NUM_THREADS": "2"},
+        "inherited": {"KMP_AFFINITY": "compact", "OMP_PLACES": "cores"},
+    }
+
+
+def test_the_commit_is_told_and_whether_the_tree_was_changed(tmp_path, monkeypatch):
+    """A clean checkout is clean, one new file makes it dirty."""
+    git = ("git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@b")
+    try:
+        subprocess.run([*git, "init", "-q"], check=True)
+    except OSError:
+        pytest.skip("git is not installed")
+    subprocess.run([*git, "commit", "-q", "--allow-empty", "-m", "m"], check=True)
+    monkeypatch.setattr(environment, "ROOT", tmp_path)
+    clean = environment.git()
+    assert re.fullmatch(r"[0-9a-f]{40}", clean["commit"])
+    assert (clean["dirty"], clean["changed_files"]) == (False, 0)
+    (tmp_path / "new").touch()
+    assert environment.git() == clean | {"dirty": True, "changed_files": 1}
+
+
+def test_a_tree_without_git_is_told(tmp_path, monkeypatch):
+    """A downloaded archive is no checkout, and a machine without git cannot tell."""
+    monkeypatch.setattr(environment, "ROOT", tmp_path)
+    assert environment.git() == {"commit": "not a git checkout"}
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert environment.git() == {"commit": "not a git checkout"}
+
+
+def test_without_a_gpu_there_is_none(tmp_path, monkeypatch):
+    """A machine without NVIDIA's tool has no GPU to tell of."""
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert environment.machine()["gpu"] == "none"
+
+
+def test_the_load_is_told():
+    """Averages over 1, 5 and 15 minutes, the share in use now, and the memory left."""
+    load = environment.load()
+    assert len(load["load_1_5_15_min"]) == 3
+    assert 0 <= load["cpu_percent"] <= 100
+    assert 0 < load["memory_available_bytes"] <= psutil.virtual_memory().total
+
+
+def test_what_a_system_does_not_tell_is_left_out_or_said(monkeypatch, tmp_path):
+    """Without /sys there are no caches and no governor, and nothing fails."""
+    monkeypatch.setattr(environment, "_CPU", tmp_path)
+    machine = environment.machine()
+    assert machine["caches"] == {}
+    assert machine["governor"] == "not told by this system"
+
+
+def test_a_machine_without_a_frequency_can_be_described(monkeypatch):
+    """Virtual machines often tell none, and psutil then raises or gives nothing."""
+    monkeypatch.setattr(environment.psutil, "cpu_freq", lambda: None)
+    assert "frequency_mhz" not in environment.machine()

@@ -1,0 +1,76 @@
+"""The schema: what a record is, is what its columns say, and the dictionary of columns is made from it."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from bench.record import COLUMNS, SAMPLE_COLUMNS, SCHEMA_VERSION, Record, Status, dictionary
+
+README = Path(__file__).parent.parent / "results" / "README.md"
+
+
+def test_a_record_s_columns_are_its_fields_in_order():
+    """Names and order are those of the dataclass, each once."""
+    assert tuple(Record().as_dict()) == COLUMNS == tuple(f.name for f in dataclasses.fields(Record))
+    assert len(set(COLUMNS)) == len(COLUMNS)
+
+
+def test_every_column_has_a_meaning_and_a_default():
+    """A record can be made of what is known, and the dictionary says what every cell is."""
+    for field in dataclasses.fields(Record):
+        assert field.metadata["meaning"].strip()
+        assert field.default is not dataclasses.MISSING
+
+
+def test_units_are_in_the_names():
+    """Seconds and bytes are told in the meaning of every column whose name ends with them."""
+    for field in dataclasses.fields(Record):
+        if re.search(r"(?<!_per)_s$", field.name):
+            assert "seconds" in field.metadata["meaning"] or "time" in field.metadata["meaning"], field.name
+        if field.name.endswith("_bytes"):
+            assert "bytes" in field.metadata["meaning"], field.name
+
+
+def test_nothing_measured_is_empty_never_zero():
+    """Figures that nobody measured are None."""
+    plain = Record()
+    for field in dataclasses.fields(Record):
+        if "None" in str(field.type):
+            assert getattr(plain, field.name) is None, field.name
+
+
+def test_a_record_is_plain_json():
+    """A record survives JSON, its status as the word that the schema lists."""
+    record = Record(workload="seed", status=Status.PARITY_FAILED, interval_wide=True, speedup=2.5)
+    again = json.loads(json.dumps(record.as_dict()))
+    assert again["status"] == "parity-failed"
+    assert Record(**again) == record
+
+
+def test_the_schema_lists_every_status():
+    """The column's meaning names all of them."""
+    meaning = next(f.metadata["meaning"] for f in dataclasses.fields(Record) if f.name == "status")
+    assert re.findall(r"`([a-z-]+)`", meaning) == [status.value for status in Status]
+
+
+def test_a_record_says_which_schema_it_is_of():
+    """The version is in every row."""
+    assert Record().as_dict()["schema_version"] == SCHEMA_VERSION
+
+
+def test_the_dictionary_holds_every_column_of_both_files_once():
+    """One row a column, in order, with its meaning."""
+    rows = re.findall(r"^\| `(\w+)` \| (.+) \|$", dictionary(), re.MULTILINE)
+    assert [name for name, _ in rows] == [*COLUMNS, *SAMPLE_COLUMNS]
+    assert all(meaning.strip() for _, meaning in rows)
+
+
+@pytest.mark.skipif(not README.is_file(), reason="results/README.md is not written yet")
+def test_the_printed_dictionary_is_the_schema_s():
+    """What results/README.md says of the columns is what the code says."""
+    assert dictionary().strip() in README.read_text(encoding="utf-8")
