@@ -9,8 +9,11 @@ planted defects, over random problems, and prints what separates right from wron
 
 - FACTOR 4: right implementations differ in the order of sums and in where they round. At 4, the few errors of right
   variants that lie above it are small enough for the floor.
-- floor, in unit roundoffs: at least 1.3 times what the right variants needed at that factor. Below it an error is a
+- floor, in unit roundoffs: above what the right variants needed at that factor. Below it an error is a
   handful of roundings, and the ratio of two such is luck. For fp32 it is 1500 times below the smallest defect.
+- SUMMATION 2: a gradient sums batch x steps products. Rounding one after the other leaves sqrt(terms) roundoffs, which
+  oneDNN's bias gradients show (0.8 times that), where ATen sums in blocks and leaves almost none, so that the
+  reference's error is no yardstick for them. The floor of gradients grows by twice that.
 - cap: holds the reference itself, which would otherwise pass by definition. fp32: the geometric middle of the
   largest error of a right variant (5e-6) and the smallest of a defect (1.2e-2); else a little above the former.
 - tf32 rounds its products like fp16 and takes its numbers.
@@ -36,6 +39,9 @@ from seq2seq.variants import REFERENCE, VARIANTS
 from seq2seq.workloads import Workload
 
 FACTOR = 4.0
+SUMMATION = 2.0
+#: How names of gradients begin.
+GRADIENT = "grad "
 
 
 @dataclass(frozen=True)
@@ -93,7 +99,7 @@ class Verdict:
 
     def worst_of(self, *, gradients: bool) -> Check | None:
         """The worst among gradients, or among everything else; None when there is none."""
-        chosen = [check for check in self.checks if check.name.startswith("grad ") == gradients]
+        chosen = [check for check in self.checks if check.name.startswith(GRADIENT) == gradients]
         return max(chosen, key=lambda check: check.strain, default=None)
 
     def describe(self) -> str:
@@ -116,14 +122,27 @@ def relative_error(value: Tensor, truth: Tensor) -> float:
     return difference / norm
 
 
-def limit_for(yardstick: float, precision: str) -> float:
-    """The error that a quantity may have, given the reference's; without a finite yardstick, the floor."""
+def limit_for(yardstick: float, precision: str, terms: int = 0) -> float:
+    """The error that a quantity may have.
+
+    Args:
+        yardstick: error of the reference at that precision; not finite counts as none.
+        precision: key of `TOLERANCES`.
+        terms: how many products a gradient sums up, batch x steps; 0 for what is no gradient.
+    """
     tolerance = TOLERANCES[precision]
     scaled = FACTOR * yardstick if math.isfinite(yardstick) else 0.0
-    return min(max(scaled, tolerance.floor), tolerance.cap)
+    floor = tolerance.floor + SUMMATION * math.sqrt(terms) * ROUNDOFF["fp32"]
+    return min(max(scaled, floor), tolerance.cap)
 
 
-def judge(found: dict[str, Tensor], truth: dict[str, Tensor], expected: dict[str, Tensor], precision: str) -> Verdict:
+def judge(
+    found: dict[str, Tensor],
+    truth: dict[str, Tensor],
+    expected: dict[str, Tensor],
+    precision: str,
+    terms: int = 0,
+) -> Verdict:
     """Hold a variant's quantities against truth.
 
     Args:
@@ -131,12 +150,13 @@ def judge(found: dict[str, Tensor], truth: dict[str, Tensor], expected: dict[str
         truth: the same in float64.
         expected: the eager reference's at the same precision, whose error is the yardstick.
         precision: key of `TOLERANCES`.
+        terms: products that a gradient sums up.
     """
     checks = []
     for name, true in truth.items():
         error = relative_error(found[name], true) if name in found else math.inf
         yardstick = relative_error(expected[name], true)
-        checks.append(Check(name, error, limit_for(yardstick, precision)))
+        checks.append(Check(name, error, limit_for(yardstick, precision, terms if name.startswith(GRADIENT) else 0)))
     return Verdict(tuple(checks))
 
 
@@ -153,20 +173,14 @@ class Gate:
 
     def __init__(self, workload: Workload, mode: str, device: str) -> None:
         self.workload, self.mode, self.device = workload, mode, device
+        self.terms = workload.batch * max(workload.source_steps, workload.target_steps or 0)
         self._quantities = functools.cache(self._compute)
 
     def check(self, executable: Executable, seed: int) -> Verdict:
         """Judge an executable on the weights and batch of a seed; its own weights are put back afterwards."""
         found, precision = self._found(executable, seed), executable.variant.precision
-        return judge(found, self._quantities(seed, "truth"), self._quantities(seed, precision), precision)
-
-    def errors(self, executable: Executable, seed: int) -> dict[str, tuple[float, float]]:
-        """Error of each quantity, and the reference's at the same precision."""
-        found, truth = self._found(executable, seed), self._quantities(seed, "truth")
-        own = self._quantities(seed, executable.variant.precision)
-        return {
-            name: (relative_error(found[name], truth[name]), relative_error(own[name], truth[name])) for name in truth
-        }
+        truth, expected = self._quantities(seed, "truth"), self._quantities(seed, precision)
+        return judge(found, truth, expected, precision, self.terms)
 
     def _found(self, executable: Executable, seed: int) -> dict[str, Tensor]:
         batch = self.workload.make_batch(seed)

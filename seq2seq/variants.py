@@ -108,6 +108,14 @@ def _onednn_refusal(dtype: torch.dtype, mode: str) -> str | None:
     return None
 
 
+def _needs_no_vendor_bf16(device: str, mode: str, workload: Workload) -> str | None:
+    """The detour around oneDNN is of use only where oneDNN cannot do it."""
+    del workload
+    if device == "cpu" and _onednn_refusal(torch.bfloat16, mode) is None:
+        return "oneDNN has a bfloat16 LSTM on this CPU, which amp-bf16 uses; this is the way where it has none"
+    return None
+
+
 def _needs_compiler(device: str, mode: str, workload: Workload) -> str | None:
     """Inductor turns graphs into C++ on a CPU, into Triton on a GPU."""
     del mode, workload
@@ -212,6 +220,7 @@ VARIANTS: dict[str, Variant] = {
             precision="bf16",
             autocast=True,
             devices=("cpu",),
+            requirements=(_needs_no_vendor_bf16,),
         ),
         Variant(
             "amp-fp16",
