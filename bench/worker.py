@@ -10,6 +10,7 @@ import functools
 import importlib.util
 import json
 import os
+import re
 import sys
 import time
 from collections.abc import Callable
@@ -62,10 +63,12 @@ def torch_facts() -> dict[str, Any]:
     facts: dict[str, Any] = {
         "torch": torch.__version__,
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
-        "onednn": torch.backends.mkldnn.is_available(),
+        "onednn": _built_with(r"MKL-DNN v(\S+)") if torch.backends.mkldnn.is_available() else "not built in",
+        "openmp": _built_with(r"OpenMP (\d+)"),
+        "blas": _built_with(r"BLAS_INFO=(\w+)"),
+        "compiler": _built_with(r"- ((?:GCC|Clang|MSVC) [\d.]+)"),
         "threads": torch.get_num_threads(),
-        "cuda": torch.version.cuda,
-        "build": " ".join(torch.__config__.show().split()),
+        "cuda": torch.version.cuda or "none",
     }
     if torch.cuda.is_available():
         facts["cudnn"] = torch.backends.cudnn.version()
@@ -73,6 +76,12 @@ def torch_facts() -> dict[str, Any]:
         facts["gpu_memory_bytes"] = torch.cuda.get_device_properties(0).total_memory
         facts["gpu_capability"] = ".".join(map(str, torch.cuda.get_device_capability()))
     return facts
+
+
+def _built_with(pattern: str) -> str:
+    """What torch's own description of its build says."""
+    found = re.search(pattern, torch.__config__.show())
+    return found[1] if found else "not told"
 
 
 def describe(request: dict[str, Any], emit: Emit) -> None:
