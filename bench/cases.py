@@ -8,6 +8,7 @@ gives.
 from __future__ import annotations
 
 import fnmatch
+import math
 import tomllib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -138,10 +139,10 @@ def load_suite(name: str) -> Suite:
 def _check(suite: Suite, path: Path) -> None:
     """Ranges that a type cannot say."""
     problems = [
-        (suite.budget_s > 0, f"budget_s is {suite.budget_s}, expected seconds above 0"),
+        (0 < suite.budget_s < math.inf, f"budget_s is {suite.budget_s}, expected seconds above 0"),
         (0 < suite.interval < 1, f"interval is {suite.interval}, expected a share between 0 and 1"),
         (suite.processes >= 1, f"processes is {suite.processes}, expected at least 1"),
-        (suite.case_limit_s > 0, f"case_limit_s is {suite.case_limit_s}, expected seconds above 0"),
+        (0 < suite.case_limit_s < math.inf, f"case_limit_s is {suite.case_limit_s}, expected seconds above 0"),
         (suite.device in {"cpu", "cuda"}, f"device is {suite.device!r}, expected cpu or cuda"),
         (bool(suite.select), "there is no [[select]] part, expected at least one"),
     ]
@@ -205,7 +206,7 @@ def expand(suite: Suite, catalogue: dict[str, Any], filters: Filters) -> list[Gr
     device = filters.device or suite.device
     # With a workload of the user's own, the suite's parts would only repeat it.
     parts = suite.select[:1] if filters.workloads else suite.select
-    groups: dict[str, dict[Case, None]] = {}
+    groups: dict[str, dict[str, Case]] = {}
     for part in parts:
         narrowed = replace(
             part,
@@ -222,8 +223,11 @@ def expand(suite: Suite, catalogue: dict[str, Any], filters: Filters) -> list[Gr
             for mode in narrowed.modes:
                 for variant in variants:
                     case = Case(workload, variant, mode, device, filters.threads, axis, value)
-                    groups.setdefault(case.group, {})[case] = None
-    return [Group(name, tuple(cases)) for name, cases in groups.items()]
+                    cases = groups.setdefault(case.group, {})
+                    # A workload listed by name may also be a value of a sweep: one case, which keeps the sweep's axis.
+                    if variant not in cases or not cases[variant].sweep_axis:
+                        cases[variant] = case
+    return [Group(name, tuple(cases.values())) for name, cases in groups.items()]
 
 
 def _workloads(part: Selection, names: Sequence[str]) -> Iterable[tuple[str, str, int | None]]:

@@ -7,9 +7,10 @@ autocast may cast to another type than asked, all without a word; here the profi
 from __future__ import annotations
 
 import collections
+import itertools
 import json
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -86,16 +87,27 @@ def _digest(events: list[dict[str, Any]]) -> Observation:
         if category in duration:
             duration[category][name] = duration[category].get(name, 0.0) + float(event.get("dur", 0.0))
             count[category][name] += 1
-        if category == "cpu_op" and name.removeprefix("aten::") in _PRODUCTS:
-            types = [_TYPES[kind] for kind in event.get("args", {}).get("Input type", []) if kind in _TYPES]
-            # An autocast wrapper shows the types before the cast; the operator inside it shows those after.
-            if types:
-                precision[types[0]] += 1
+    for event in _innermost_products(events):
+        types = [_TYPES[kind] for kind in event.get("args", {}).get("Input type", []) if kind in _TYPES]
+        if types:
+            precision[types[0]] += 1
     heaviest = {
         kind: {name: count[kind][name] for name in sorted(found, key=lambda name: -found[name])}
         for kind, found in duration.items()
     }
     return Observation(heaviest["cpu_op"], heaviest["kernel"], tuple(name for name, _ in precision.most_common()))
+
+
+def _innermost_products(events: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """Products that hold no other: an autocast wrapper shows the types before the cast, the one inside those after."""
+    products = [
+        e for e in events if e.get("cat") == "cpu_op" and str(e.get("name")).removeprefix("aten::") in _PRODUCTS
+    ]
+    products.sort(key=lambda e: (e["tid"], e["ts"], -e["dur"]))
+    for event, following in itertools.zip_longest(products, products[1:]):
+        inside = following and following["tid"] == event["tid"] and following["ts"] < event["ts"] + event["dur"]
+        if not inside:
+            yield event
 
 
 def compilation() -> Compilation:
@@ -126,7 +138,7 @@ def explain(variant: Variant, workload: Workload, device: str, seen: Observation
         if not (compiled and compiled.graphs):
             parts.append("the time loop ran in Python")
     else:
-        parts.append(_lstm_words(variant, workload, device, seen))
+        parts.append(_lstm_words(variant, workload, device, seen, compiled))
     asked = {"tf32": "fp32"}.get(variant.precision, variant.precision)
     if seen.precisions and asked not in seen.precisions:
         parts.append(f"asked for {variant.precision}, but products ran in {' and '.join(seen.precisions)}")
@@ -140,7 +152,9 @@ def _compile_words(compiled: Compilation) -> str:
     return f"torch.compile ran {compiled.graphs} graph{'s' if compiled.graphs > 1 else ''}, {breaks}"
 
 
-def _lstm_words(variant: Variant, workload: Workload, device: str, seen: Observation) -> str:
+def _lstm_words(
+    variant: Variant, workload: Workload, device: str, seen: Observation, compiled: Compilation | None
+) -> str:
     """Where nn.LSTM ran, by the operator that did it."""
     if "aten::mkldnn_rnn_layer" in seen.operators:
         return "LSTM ran in oneDNN"
@@ -148,7 +162,7 @@ def _lstm_words(variant: Variant, workload: Workload, device: str, seen: Observa
         persistent = any("persist" in name.lower() for name in seen.kernels)
         return f"LSTM ran in cuDNN, {'persistent' if persistent else 'no persistent'} kernels"
     if "aten::lstm" not in seen.operators:
-        return "LSTM ran inside the compiled graph"
+        return "LSTM ran inside the compiled graph" if compiled and compiled.graphs else "the variant's own LSTM ran"
     if not variant.vendor_lstm:
         return "LSTM ran in ATen"
     library = "cuDNN" if device == "cuda" else "oneDNN"

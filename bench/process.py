@@ -91,6 +91,7 @@ class Worker:
             "PYTHONPATH": os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH")))),
         }
         self._log_file = self.log.open("a", encoding="utf-8")
+        self._log_start = self._log_file.tell()
         self._child = subprocess.Popen(
             [sys.executable, "-m", "bench.worker"],
             stdin=subprocess.PIPE,
@@ -103,7 +104,12 @@ class Worker:
             start_new_session=True,
         )
         threading.Thread(target=self._read, daemon=True).start()
-        self._next(START_LIMIT_S, "start")
+        try:
+            self._next(START_LIMIT_S, "start")
+        except BaseException:
+            # `with` calls __exit__ only for what was entered.
+            self.__exit__()
+            raise
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -156,7 +162,7 @@ class Worker:
         try:
             line = self._lines.get(timeout=limit_s)
         except queue.Empty:
-            hint = ", in which it compiles" if stage in {"first call", "build and gate"} else ""
+            hint = ", in which a compiler may run" if stage in {"first call", "build and gate"} else ""
             reason = f"{stage}{hint}: not ended within the limit of {limit_s:g} s"
             raise WorkerError(Status.TIMEOUT, reason, stage, variant) from None
         if line is None:
@@ -171,9 +177,13 @@ class Worker:
         if code == -signal.SIGKILL and _oom_kills() > self._kills:
             return Status.OOM, "the worker was killed by the kernel for memory"
         if code < 0:
-            return Status.CRASHED, f"the worker died of signal {-code} ({signal.Signals(-code).name})"
-        tail = " ".join(self.log.read_text(encoding="utf-8", errors="replace").splitlines()[-1:])[:300]
-        return Status.CRASHED, f"the worker ended with exit code {code}; it said last: {tail}"
+            named = signal.Signals(-code).name if -code in set(signal.Signals) else "no name"
+            return Status.CRASHED, f"the worker died of signal {-code} ({named})"
+        with self.log.open("rb") as file:
+            file.seek(self._log_start)
+            said = file.read().decode(errors="replace").splitlines()[-1:]
+        tail = f"; it said last: {' '.join(said)[:300]}" if said else ""
+        return Status.CRASHED, f"the worker ended with exit code {code}{tail}"
 
 
 def _oom_kills() -> int:

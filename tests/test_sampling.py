@@ -131,9 +131,7 @@ def test_every_variant_appears_once_a_round_in_random_order(clock):
 def test_the_order_is_the_seed_s(clock):
     """Equal seeds give equal orders, others others."""
     subjects = {name: lasting(clock, 0.001) for name in "abcd"}
-    orders = [
-        [tuple(r.blocks) for r in sampled(subjects, Plan(0.1, 0.0, "none", seed=seed))] for seed in (1, 1, 2)
-    ]
+    orders = [[tuple(r.blocks) for r in sampled(subjects, Plan(0.1, 0.0, "none", seed=seed))] for seed in (1, 1, 2)]
     assert orders[0] == orders[1] != orders[2]
 
 

@@ -56,7 +56,7 @@ def test_equals_nn_lstm(shape, stateful, bias):
 
 @given(shape=shapes())
 def test_each_call_is_one_layer_on_a_padded_batch(shape):
-    """torch is called once a layer and direction, always with a multiple of 8 sequences and at most 7 added."""
+    """One call to torch a layer and direction, always with a multiple of 8 sequences and at most 7 added."""
     _, lstm = twins(shape)
     called, call = [], torch._VF.lstm
 
@@ -104,9 +104,9 @@ def test_inputs_are_left_alone():
     torch.testing.assert_close((x, *hx), (same_x, *same_hx), rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("options", [{"batch_first": False}, {}, {"batch_first": True, "proj_size": 2}])
+@pytest.mark.parametrize("options", [{"batch_first": False}, {"batch_first": True, "proj_size": 2}])
 def test_refuses_what_it_does_not_take(options):
-    """Time-first input, which is torch's default, and projections are refused, not computed wrongly."""
+    """Time-first input and projections are refused: padding would add time steps to the one and misshape the other."""
     with pytest.raises(ValueError, match=r"batch_first=True and proj_size=0; use torch\.nn\.LSTM"):
         SplitLSTM(3, 4, **options)
 

@@ -78,11 +78,11 @@ def test_wider_data_gives_a_wider_interval_of_the_median():
 @settings(max_examples=10)
 @given(processes)
 def test_an_interval_of_ratios_holds_its_own_value(found):
-    """However few and odd the rounds, the value is their median and lies in the interval, inside the data."""
+    """However few and odd the rounds, the value is their median and lies in the interval, and no ratio is below 0."""
     every = np.concatenate(found)
     interval = ratio_interval(found)
     assert interval.value == np.median(every)
-    assert every.min() <= interval.low <= interval.value <= interval.high <= every.max()
+    assert 0 < interval.low <= interval.value <= interval.high
 
 
 @settings(max_examples=5)
@@ -121,13 +121,13 @@ def test_ratios_without_spread_have_an_interval_without_width():
 
 
 @pytest.mark.parametrize(
-    ("count", "between", "within", "floor"), [(1, 0.0, 0.05, 0.85), (3, 0.03, 0.05, 0.7), (6, 0.05, 0.01, 0.7)]
+    ("count", "between", "within", "floor"), [(1, 0.0, 0.05, 0.85), (3, 0.05, 0.01, 0.86), (6, 0.05, 0.01, 0.86)]
 )
 def test_an_interval_of_ratios_holds_the_truth(count, between, within, floor):
     """Over synthetic runs most intervals hold the true ratio, also where processes differ more than rounds do.
 
-    Few processes tell little of how processes differ, so a bootstrap over three covers less than the 95 % that it
-    promises (measured: 84 %). An interval over pooled rounds alone would cover a fifth in the last case.
+    A plain bootstrap over three processes that differ more than their rounds holds it in 78 of 100 runs; an interval
+    over pooled rounds alone in a fifth.
     """
     generator = np.random.default_rng(6)
     found = [ratio_interval(drawn(generator, count, 30, between, within)) for _ in range(80)]

@@ -43,6 +43,14 @@ def test_every_record_can_be_read_when_it_was_appended(folder):
         assert folder.records() == [json.loads(line) for line in lines]
 
 
+def test_an_appended_record_is_on_the_disk(folder, monkeypatch):
+    """The system is told to write through, after the record has left Python: a power cut loses nothing."""
+    lengths = []
+    monkeypatch.setattr("bench.store.os.fsync", lambda _: lengths.append(folder.records_path.stat().st_size))
+    folder.append(Record(workload="seed"))
+    assert lengths == [folder.records_path.stat().st_size]
+
+
 def test_an_appended_record_has_its_time(folder):
     """The time is told in UTC, and the record that comes back is the one in the file."""
     record = folder.append(Record(workload="seed"))
@@ -66,7 +74,12 @@ def test_the_table_has_the_schema_s_columns_and_a_row_a_record(folder):
         header, *rows = csv.reader(file)
     assert tuple(header) == COLUMNS
     first, second = (dict(zip(header, row, strict=True)) for row in rows)
-    assert (first["speedup"], first["latency_p50_s"], first["status"], first["interval_wide"]) == ("0.5", "", "ok", "False")
+    assert (first["speedup"], first["latency_p50_s"], first["status"], first["interval_wide"]) == (
+        "0.5",
+        "",
+        "ok",
+        "False",
+    )
     assert (second["status"], second["reason"]) == ("error", 'a, "b"\nc')
 
 
@@ -87,7 +100,7 @@ def test_an_error_that_is_no_number_keeps_the_records_plain_json(folder):
 
 
 def test_samples_of_several_appends_read_as_one_file(folder):
-    """pandas reads the gzip members one after another, with one header."""
+    """The gzip members are read one after another, with one header, by pandas."""
     pandas = pytest.importorskip("pandas")
     for process in range(3):
         folder.append_samples([*ROW[:5], process, n, *ROW[7:]] for n in range(4))

@@ -26,9 +26,12 @@ PLAIN = Variant("plain", "torch.nn.LSTM as it is")
 @pytest.fixture
 def fresh_probe():
     """What oneDNN has is asked for anew within the test, and again after it."""
-    variants._onednn_refusal.cache_clear()
+    probes = variants._onednn_refusal, variants._missing_workspace
+    for probe in probes:
+        probe.cache_clear()
     yield
-    variants._onednn_refusal.cache_clear()
+    for probe in probes:
+        probe.cache_clear()
 
 
 @pytest.fixture
@@ -105,7 +108,7 @@ def test_reasons_are_sentences(name, mode, device, workload):
 @EACH
 @pytest.mark.parametrize("mode", MODES)
 def test_no_variant_runs_on_a_gpu_that_is_not_there(name, mode, monkeypatch):
-    """Without a GPU every variant that exists on one says that there is none, the others that they have no use of it."""
+    """Without a GPU each variant that exists on one says that there is none, the others where they exist."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     reason = VARIANTS[name].why_not("cuda", mode, SEED)
     wanted = "needs an NVIDIA GPU" if "cuda" in VARIANTS[name].devices else "exists on cpu only"
@@ -120,11 +123,18 @@ def test_gpu_variants_say_so_on_a_cpu(name, mode):
     assert (reason == "exists on cuda only") == (VARIANTS[name].devices == ("cuda",))
 
 
-@pytest.mark.parametrize("name", ["reference", "loop", "compile", "amp-bf16-native", "torchscript"])
+@pytest.mark.parametrize("name", ["reference", "loop", "compile", "torchscript"])
 @pytest.mark.parametrize("mode", MODES)
 def test_some_variants_run_everywhere(name, mode):
     """Nothing speaks against the variants that need no more than torch itself."""
     assert VARIANTS[name].why_not("cpu", mode, SEED) is None
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_detour_around_onednn_is_for_where_it_has_no_bf16(mode):
+    """On any CPU exactly one of the two variants of bf16 runs."""
+    reasons = [VARIANTS[name].why_not("cpu", mode, SEED) for name in ("amp-bf16", "amp-bf16-native")]
+    assert reasons.count(None) == 1
 
 
 def test_custom_requirement_refuses():
@@ -190,6 +200,20 @@ def test_without_onednn_its_variants_say_so(name, monkeypatch):
     """A torch built without oneDNN is named as the reason."""
     monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
     assert VARIANTS[name].why_not("cpu", "inference", SEED) == "this torch is built without oneDNN"
+
+
+@pytest.mark.usefixtures("fresh_probe")
+def test_without_onednn_its_operator_is_not_asked(monkeypatch):
+    """In a torch built without oneDNN, whose operator raises, nothing speaks against compiling nn.LSTM to train."""
+
+    def missing(*_: object) -> None:
+        msg = "mkldnn_rnn_layer: ATen not compiled with MKLDNN support"
+        raise RuntimeError(msg)
+
+    monkeypatch.setattr(shutil, "which", lambda name: f"/usr/bin/{name}")
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
+    monkeypatch.setattr(torch.ops.aten, "mkldnn_rnn_layer", missing)
+    assert VARIANTS["compile-rnn"].why_not("cpu", "training", SEED) is None
 
 
 @pytest.mark.usefixtures("fresh_probe")

@@ -49,6 +49,13 @@ def test_results_can_be_compared(name):
 
 
 @EACH
+def test_every_token_can_be_predicted(name):
+    """Where the decoder reads tokens, the head has one output for each token of that vocabulary."""
+    config = WORKLOADS[name].config
+    assert config.target_vocabulary in {0, config.output_size}
+
+
+@EACH
 @pytest.mark.parametrize("lstm", [nn.LSTM, LoopLSTM])
 def test_model_accepts_its_batch(name, lstm):
     """The model takes the workload's batch, and its outputs can be compared with what the batch expects."""

@@ -57,7 +57,7 @@ def seattle_temperatures() -> Series:
     frame = local_data.seattle_temps()
     raw = torch.tensor(frame["temp"].to_numpy(), dtype=torch.float64)
     hour = torch.tensor(frame["date"].dt.hour.to_numpy(), dtype=torch.float64) * (2 * math.pi / 24)
-    day = torch.tensor(frame["date"].dt.dayofyear.to_numpy(), dtype=torch.float64) * (2 * math.pi / 365)
+    day = torch.tensor(frame["date"].dt.day_of_year.to_numpy(), dtype=torch.float64) * (2 * math.pi / 365)
     train = raw[: int(len(raw) * TRAIN_SHARE)]
     mean, deviation = float(train.mean()), float(train.std())
     calendar = torch.stack([hour.sin(), hour.cos(), day.sin(), day.cos()], dim=1)

@@ -1,0 +1,295 @@
+"""The command line: what a user mistypes is one line and exit code 2, and nothing was started or written for it."""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import io
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from bench import __main__ as command_line
+from bench import runner
+from bench.cases import load_suite, suite_names
+from bench.process import WorkerError
+from bench.record import Status
+
+ROOT = Path(__file__).parent.parent
+
+
+class Inside:
+    """A worker that answers inside this process: what it says is the real one's, without its start of seconds."""
+
+    def __init__(self, *_: object) -> None:
+        pass
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def ask(self, request: str, _: float, **fields: object):
+        """Serve one request as the real worker does."""
+        from bench import worker
+
+        answers = io.StringIO()
+        # The real one's standard error is the run's log.
+        with contextlib.redirect_stderr(io.StringIO()):
+            worker.serve(io.StringIO(json.dumps({"request": request, **fields}) + "\n"), answers)
+        for event in map(json.loads, answers.getvalue().splitlines()[1:]):
+            if event["event"] == "failed":
+                raise WorkerError(Status(event["status"]), event["reason"])
+            if event["event"] != "done":
+                yield event
+
+
+@pytest.fixture
+def empty(monkeypatch, tmp_path) -> Path:
+    """An empty folder to work in, with workers that answer at once."""
+    monkeypatch.setattr(runner, "Worker", Inside)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def refused(words: list[str], capsys) -> str:
+    """The one line with which a command line is refused, checked to be one, with exit code 2."""
+    try:
+        code = command_line.main(words)
+    except SystemExit as end:  # argparse's own way
+        code = end.code
+    shown = capsys.readouterr()
+    assert code == 2
+    assert shown.out == ""
+    assert "Traceback" not in shown.err
+    errors = [line for line in shown.err.splitlines() if "error: " in line]
+    assert len(errors) == 1
+    # argparse prints its usage before; of our own there is nothing else.
+    assert errors[0] == shown.err.splitlines()[-1]
+    assert "usage: " in shown.err or shown.err.count("\n") == 1
+    return errors[0]
+
+
+BAD = {
+    "unknown suite": (["--suite", "quik"], "'quik'"),
+    "suite file that is not there": (["--suite", "mine.toml"], "'mine.toml'"),
+    "unknown workload": (["--suite", "smoke", "--workload", "sede"], "'sede'"),
+    "unknown variant": (["--suite", "smoke", "--variant", "lop"], "'lop'"),
+    "variant pattern without a hit": (["--suite", "smoke", "--variant", "x*"], "'x*'"),
+    "unknown axis": (["--workload", "seed@bach=2"], "'bach=2'"),
+    "override that is no number": (["--workload", "seed@batch=two"], "'batch=two'"),
+    "override of 0": (["--workload", "seed@batch=0"], "'batch=0'"),
+    "override without value": (["--workload", "seed@batch"], "'batch'"),
+    "unknown mode": (["--mode", "traning"], "'traning'"),
+    "unknown device": (["--device", "tpu"], "'tpu'"),
+    "no thread": (["--threads", "0"], "'0'"),
+    "threads below 0": (["--threads", "-1"], "'-1'"),
+    "threads in words": (["--threads", "two"], "'two'"),
+    "threads in digits of another script": (["--threads", "²"], "'²'"),
+    "half a thread": (["--threads", "1.5"], "'1.5'"),
+    "budget in words": (["--budget", "long"], "'long'"),
+    "budget of 0": (["--budget", "0"], "'0'"),
+    "budget below 0": (["--budget=-3"], "'-3'"),
+    "budget without end": (["--budget", "inf"], "'inf'"),
+    "budget that is no number": (["--budget", "nan"], "'nan'"),
+    "plugin that is not there": (["--plugin", "mine.py"], "mine.py"),
+    "plugin that is a folder": (["--plugin", "."], "plugin ."),
+    "unknown wait policy": (["--omp-wait", "sometimes"], "'sometimes'"),
+    "unknown option": (["--quick"], "--quick"),
+}
+
+
+@pytest.mark.parametrize("problem", BAD)
+def test_wrong_usage_of_run_is_one_line_that_names_it(problem, empty, capsys):
+    """Exit code 2, one line that repeats what was wrong, and nothing written."""
+    words, named = BAD[problem]
+    assert named in refused(["run", *words], capsys)
+    assert not list(empty.iterdir())
+
+
+def test_an_existing_run_folder_is_refused(empty, capsys):
+    """It is named, and left as it is."""
+    (empty / "mine").mkdir()
+    (empty / "mine" / "records.jsonl").write_text("{}\n")
+    words = ["run", "--suite", "smoke", "--out", "mine"]
+    code = command_line.main(words)
+    shown = capsys.readouterr()
+    assert code == 2
+    assert shown.err.startswith("error: mine exists")
+    assert shown.err.count("\n") == 1
+    assert [path.name for path in (empty / "mine").iterdir()] == ["records.jsonl"]
+
+
+def test_a_bad_suite_file_is_one_line(empty, capsys):
+    """What is wrong inside the file is told with the file's name."""
+    (empty / "mine.toml").write_text('name = "mine"\nsummary = ""\nbudgt_s = 3\n[[select]]\nworkloads = ["seed"]\n')
+    line = refused(["run", "--suite", "mine.toml"], capsys)
+    assert "mine.toml" in line
+    assert "'budgt_s'" in line
+
+
+@pytest.mark.parametrize("words", [[], ["rn"], ["report"], ["run", "--out"]])
+def test_an_incomplete_command_is_told_by_usage(words, empty, capsys):
+    """What is missing is told by argparse, below its usage."""
+    assert "error: " in refused(words, capsys)
+    assert not list(empty.iterdir())
+
+
+@pytest.mark.parametrize("kind", ["missing", "empty", "file", "unreadable records"])
+def test_a_report_of_what_is_no_run_is_one_line(kind, empty, capsys):
+    """A folder that is not there, is empty, is a file, or has records that cannot be read."""
+    folder = empty / "run"
+    if kind == "file":
+        folder.write_text("")
+    elif kind != "missing":
+        folder.mkdir()
+    if kind == "unreadable records":
+        (folder / "records.csv").write_bytes(b"\x00\xff\xfe")
+    before = sorted(empty.rglob("*"))
+    assert "run" in refused(["report", str(folder)], capsys)
+    assert sorted(empty.rglob("*")) == before
+
+
+def test_a_dry_run_prints_each_case_and_writes_nothing(empty, capsys):
+    """All cases of the suite with what keeps them from running here, and the expected time."""
+    assert command_line.main(["run", "--suite", "smoke", "--dry-run", "--out", "mine"]) == 0
+    shown = capsys.readouterr()
+    (selection,) = load_suite("smoke").select
+    for variant in selection.variants:
+        assert sum(variant in line.split() for line in shown.out.splitlines()) == 1
+    assert "5 cases in 1 groups" in shown.out
+    assert "expected time about" in shown.out
+    assert shown.err == ""
+    assert not list(empty.iterdir())
+
+
+@pytest.mark.usefixtures("empty")
+def test_a_dry_run_says_what_cannot_run(capsys):
+    """The reason stands beside the case."""
+    words = ["run", "--suite", "smoke", "--variant", "cudnn", "--mode", "training", "--mode", "inference", "--dry-run"]
+    assert command_line.main(words) == 0
+    lines = [line.split() for line in capsys.readouterr().out.splitlines() if " cudnn " in line]
+    assert [line[1] for line in lines] == ["training", "inference"]
+    assert all("exists on cuda only" in " ".join(line) for line in lines)
+
+
+@pytest.mark.usefixtures("empty")
+def test_options_replace_what_the_suite_says(capsys):
+    """Workloads with overrides, variants with labels, modes and threads."""
+    words = ["--workload", "seed@batch=2", "--variant", "loop#again", "--mode", "training", "--threads", "3"]
+    assert command_line.main(["run", *words, "--dry-run"]) == 0
+    shown = capsys.readouterr().out
+    assert "2 cases in 1 groups" in shown
+    assert "3 threads" in shown
+    assert all(word in shown for word in ("seed@batch=2", "loop#again", "reference", "training"))
+
+
+def test_list_names_everything_there_is(empty, capsys):
+    """Every suite, workload and variant has its line, and what is for GPUs alone says so."""
+    from seq2seq.variants import VARIANTS
+    from seq2seq.workloads import WORKLOADS
+
+    assert command_line.main(["list"]) == 0
+    rows = [line.split() for line in capsys.readouterr().out.splitlines() if line.split()]
+    first = {row[0]: " ".join(row) for row in rows}
+    assert {*suite_names(), *WORKLOADS, *VARIANTS} <= set(first)
+    for variant in VARIANTS.values():
+        if variant.devices == ("cuda",):
+            assert "exists on cuda only" in first[variant.name]
+    assert first["reference"].endswith("runs")
+    assert not list(empty.iterdir())
+
+
+@pytest.mark.usefixtures("empty")
+def test_list_for_a_gpu_says_why_there_is_none(capsys):
+    """Where torch sees no GPU, every variant for one says so."""
+    import torch
+
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    assert command_line.main(["list", "--device", "cuda"]) == 0
+    shown = capsys.readouterr().out
+    line = next(line for line in shown.splitlines() if line.split()[:1] == ["cudnn"])
+    assert "needs an NVIDIA GPU" in line
+    assert (
+        next(line for line in shown.splitlines() if line.split()[:1] == ["onednn"])
+        .rstrip()
+        .endswith("exists on cpu only")
+    )
+
+
+def test_help_tells_the_exit_codes(capsys):
+    """What a script that calls this must know."""
+    with pytest.raises(SystemExit) as end:
+        command_line.main(["--help"])
+    assert end.value.code == 0
+    assert "Exit codes" in capsys.readouterr().out
+
+
+SPY = """
+import sys
+from bench.__main__ import main
+code = main(sys.argv[1:])
+print(code, [name for name in sys.modules if name.split(".")[0] in ("torch", "seq2seq", "kernels")], file=sys.stderr)
+"""
+
+
+@pytest.mark.slow
+def test_the_parent_never_imports_torch(tmp_path):
+    """A dry run does all that the parent does before it measures: torch would take cores and memory from workers."""
+    words = ["run", "--suite", "smoke", "--dry-run"]
+    done = subprocess.run(
+        [sys.executable, "-c", SPY, *words],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+    )
+    assert done.stderr.strip() == "0 []"
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_the_parent_is_made_of_imports_no_torch():
+    """No module that the parent imports names torch at its top, whatever path a run takes."""
+    for name in ("__main__", "runner", "process", "cases", "console", "environment", "store", "summary", "statistics"):
+        tree = ast.parse((ROOT / "bench" / f"{name}.py").read_text(encoding="utf-8"))
+        imported = {
+            alias.name if isinstance(node, ast.Import) else node.module
+            for node in ast.walk(tree)
+            if isinstance(node, ast.Import | ast.ImportFrom)
+            for alias in node.names
+        }
+        heavy = {module for module in imported if module.split(".")[0] in {"torch", "seq2seq", "kernels"}}
+        assert not heavy, f"bench/{name}.py imports {heavy}"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [("1 / 0\n", "ZeroDivisionError"), ("import no_such_module\n", "no_such_module"), ("def\n", "SyntaxError")],
+    ids=["raises", "imports", "syntax"],
+)
+def test_a_plugin_that_fails_is_one_line(text, named, tmp_path):
+    """The plugin's own error is told in one line with exit code 2, and nothing is written."""
+    plugin = tmp_path / "mine.py"
+    plugin.write_text(text)
+    done = subprocess.run(
+        [sys.executable, "-m", "bench", "run", "--suite", "smoke", "--plugin", str(plugin), "--dry-run"],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+    )
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert done.stderr.startswith("error: ")
+    assert done.stderr.count("\n") == 1
+    assert named in done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["mine.py"]

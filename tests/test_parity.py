@@ -1,0 +1,361 @@
+"""The gate: what is right passes on any problem, what is wrong is refused on every one."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from bench import parity
+from bench.defects import DEFECTS
+from bench.parity import FACTOR, TOLERANCES, Check, Gate, Verdict, judge, merge, relative_error
+from kernels.reference import LoopLSTM
+from seq2seq.execution import Executable, initial_weights
+from seq2seq.variants import LSTMS, VARIANTS, Variant
+from seq2seq.workloads import Workload, find_workload
+
+pytest.importorskip("hypothesis")
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+MODES = ("inference", "training")
+#: One whose sequences all fill their steps, and one with lengths, tokens and two layers.
+SMALL = ("seed@batch=3,length=4", "translation-small-scaled@batch=3,length=5,hidden=16")
+SEEDS = st.integers(0, 2**20)
+
+
+def built(variant: Variant, workload: Workload, mode: str) -> Executable:
+    """A variant on the CPU, with weights of torch's own."""
+    return Executable(variant, workload.config, mode, "cpu", initial_weights(workload.config, 1))
+
+
+def verdict_on(
+    lstm: type[nn.RNNBase], workload_name: str, mode: str, seeds: tuple[int, ...] = (0,), **fields
+) -> Verdict:
+    """The gate's verdict on an LSTM of one's own, over several seeds."""
+    workload = find_workload(workload_name)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(LSTMS, "planted", lstm)
+        executable = built(Variant("planted", "", lstm="planted", **fields), workload, mode)
+    gate = Gate(workload, mode, "cpu")
+    return merge([gate.check(executable, seed) for seed in seeds])
+
+
+def lstm_that(change) -> type[LoopLSTM]:
+    """A loop whose output and states go through `change(output, h, c)`."""
+
+    class Changed(LoopLSTM):
+        """The loop, changed."""
+
+        def forward(self, *arguments: object) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+            """Run the loop, change what it gives."""
+            output, (h, c) = super().forward(*arguments)
+            return change(output, h, c)
+
+    return Changed
+
+
+def test_the_unchanged_loop_passes():
+    """What the other tests plant is what is refused, not the way of planting it."""
+    for workload in SMALL:
+        for mode in MODES:
+            assert verdict_on(lstm_that(lambda output, h, c: (output, (h, c))), workload, mode).passed
+
+
+@pytest.mark.parametrize("workload", SMALL)
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("defect", DEFECTS)
+def test_a_planted_defect_is_refused(defect, mode, workload):
+    """Each of the six mistakes that a kernel's author makes is refused in fp32, by far."""
+    verdict = verdict_on(DEFECTS[defect], workload, mode)
+    assert not verdict.passed
+    assert verdict.worst.error > 10 * verdict.worst.limit
+    assert verdict.describe().startswith(f"{verdict.worst.name}: error ")
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("defect", DEFECTS)
+def test_a_planted_defect_is_refused_in_low_precision(defect, mode, precision):
+    """Rounding hides none of them: under autocast each is refused on both kinds of workload."""
+    for workload in SMALL:
+        assert not verdict_on(DEFECTS[defect], workload, mode, precision=precision, autocast=True).passed
+
+
+@st.composite
+def workloads(draw: st.DrawFn) -> Workload:
+    """Base workloads of every kind in odd sizes."""
+    base = draw(st.sampled_from(("seed", "translation-small-scaled", "speech-las-scaled", "scaling")))
+    sizes = {
+        "batch": draw(st.sampled_from((1, 2, 5, 17))),
+        "hidden": draw(st.sampled_from((1, 5, 16, 33))),
+        "length": draw(st.sampled_from((1, 2, 9))),
+    }
+    return find_workload(f"{base}@" + ",".join(f"{axis}={value}" for axis, value in sizes.items()))
+
+
+@settings(max_examples=6)
+@given(workload=workloads(), mode=st.sampled_from(MODES), seed=SEEDS)
+def test_every_variant_that_runs_here_passes(workload, mode, seed):
+    """No right way of executing is refused, whatever the sizes (those that compile for minutes left out)."""
+    gate = Gate(workload, mode, "cpu")
+    for variant in VARIANTS.values():
+        if variant.compiler != "dynamo" and variant.why_not("cpu", mode, workload) is None:
+            verdict = gate.check(built(variant, workload, mode), seed)
+            assert verdict.passed, f"{variant.name} on {workload.name}: {verdict.describe()}"
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+@pytest.mark.parametrize("mode", MODES)
+def test_one_element_that_is_no_number_is_refused(value, mode):
+    """One wrong place in the last output of the last sequence is enough."""
+
+    def spoil(output: Tensor, h: Tensor, c: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        spoiled = output.clone()
+        spoiled[-1, -1, -1] = value
+        return spoiled, (h, c)
+
+    verdict = verdict_on(lstm_that(spoil), SMALL[0], mode)
+    assert not verdict.passed
+    assert next(check for check in verdict.checks if check.name == "outputs").error == math.inf
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda output, h, c: (output, (h, c * (1 + 1e-3))),
+        lambda output, h, c: (output, (h * (1 - 1e-3), c)),
+        lambda output, h, c: (output + 1e-3, (h, c)),
+    ],
+    ids=["cell", "hidden", "outputs"],
+)
+def test_a_thousandth_is_too_much_in_fp32(change):
+    """Every result is looked at, final states too, and small errors are refused where the precision is high."""
+    assert not verdict_on(lstm_that(change), SMALL[0], "inference").passed
+
+
+def test_a_wrong_gradient_is_refused_in_training():
+    """A forward pass that is right does not excuse a backward pass that is not."""
+
+    def double(output: Tensor, h: Tensor, c: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        return output.detach() + 1.01 * (output - output.detach()), (h, c)
+
+    assert verdict_on(lstm_that(double), SMALL[0], "inference").passed
+    verdict = verdict_on(lstm_that(double), SMALL[0], "training")
+    assert not verdict.passed
+    assert verdict.worst.name.startswith("grad ")
+    assert verdict.worst_of(gradients=False).error <= verdict.worst_of(gradients=False).limit
+
+
+def test_a_gradient_that_is_missing_is_refused():
+    """A weight that gets no gradient would never learn."""
+
+    class Detached(LoopLSTM):
+        """The loop, whose recurrent weight is cut off."""
+
+        def forward(self, *arguments: object) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+            """Run the loop with a copy of the weight."""
+            self.weight_hh_l0.requires_grad_(False)
+            return super().forward(*arguments)
+
+    verdict = verdict_on(Detached, SMALL[0], "training")
+    refused = {check.name for check in verdict.checks if not check.passed}
+    assert refused == {"grad encoder.weight_hh_l0", "grad decoder.weight_hh_l0"}
+
+
+class FirstResultKept(LoopLSTM):
+    """Computes once, then gives the same again."""
+
+    def forward(self, *arguments: object) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        """Run the loop the first time."""
+        if not hasattr(self, "kept"):
+            self.kept = super().forward(*arguments)
+        return self.kept
+
+
+class FirstWeightsKept(LoopLSTM):
+    """Packs its weights at the first call and never looks at them again, as a kernel with its own layout may."""
+
+    def forward(self, *arguments: object) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        """Run the loop on the packed weights."""
+        if not hasattr(self, "packed"):
+            self.packed = {name: value.detach().clone() for name, value in self.named_parameters()}
+        return torch.func.functional_call(_Plain(self), {f"loop.{n}": v for n, v in self.packed.items()}, arguments)
+
+
+class _Plain(nn.Module):
+    """Calls the loop's own forward pass, past the subclass's."""
+
+    def __init__(self, loop: LoopLSTM) -> None:
+        super().__init__()
+        self.loop = loop
+
+    def forward(self, *arguments: object) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        """Run the loop."""
+        return LoopLSTM.forward(self.loop, *arguments)
+
+
+@pytest.mark.parametrize("lstm", [FirstResultKept, FirstWeightsKept])
+def test_a_variant_that_ignores_new_weights_is_refused(lstm):
+    """The gate runs twice on other weights and inputs: what is kept from the first time is wrong the second."""
+    assert verdict_on(lstm, SMALL[0], "inference", seeds=(0,)).passed
+    assert not verdict_on(lstm, SMALL[0], "inference", seeds=(0, 1)).passed
+
+
+@pytest.mark.parametrize("name", ["reference", "loop", "torchscript", "amp-bf16-native"])
+@pytest.mark.parametrize("mode", MODES)
+def test_a_check_leaves_the_weights_as_they_were(name, mode):
+    """Bit by bit: what is timed after the gate is what was built."""
+    workload = find_workload(SMALL[0])
+    executable = built(VARIANTS[name], workload, mode)
+    before = executable.weights()
+    Gate(workload, mode, "cpu").check(executable, 7)
+    after = executable.weights()
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[key], after[key]) for key in before)
+
+
+def test_a_check_that_raises_leaves_the_weights_as_they_were(monkeypatch):
+    """Whatever the variant raises comes through, after the weights were put back."""
+    workload = find_workload(SMALL[0])
+    executable = built(VARIANTS["loop"], workload, "inference")
+    before = executable.weights()
+
+    def fail(_: object) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(executable, "quantities", fail)
+    with pytest.raises(ZeroDivisionError):
+        Gate(workload, "inference", "cpu").check(executable, 7)
+    assert all(torch.equal(before[key], value) for key, value in executable.weights().items())
+
+
+def test_a_check_trains_nothing():
+    """A gate between two training steps leaves the optimizer and its weights to the steps."""
+    workload = find_workload(SMALL[0])
+    gate = Gate(workload, "training", "cpu")
+    checked, plain = (built(VARIANTS["loop"], workload, "training") for _ in range(2))
+    for executable in (checked, plain):
+        batch = executable.prepare(workload.make_batch(0))
+        with executable.context():
+            executable.call(batch)
+            if executable is checked:
+                gate.check(executable, 3)
+            executable.call(batch)
+    expected = plain.weights()
+    assert all(torch.equal(value, expected[key]) for key, value in checked.weights().items())
+
+
+def test_training_looks_at_every_gradient():
+    """Of each parameter and of the real-valued inputs; inference at none."""
+    workload = find_workload(SMALL[0])
+    names = {check.name for check in verdict_on(LoopLSTM, SMALL[0], "training").checks}
+    parameters = {f"grad {name}" for name in initial_weights(workload.config, 1)}
+    assert names == {"outputs", "hidden", "cell", "loss", "grad source"} | parameters
+    assert {c.name for c in verdict_on(LoopLSTM, SMALL[0], "inference").checks} == {"outputs", "hidden", "cell", "loss"}
+
+
+def tensors(*values: float) -> dict[str, Tensor]:
+    """One quantity with these values."""
+    return {"outputs": torch.tensor(values, dtype=torch.float64)}
+
+
+def judged(error: float, yardstick: float, precision: str = "fp32") -> Check:
+    """The check of a quantity with this error, where the reference has that one."""
+    (check,) = judge(tensors(1 + error), tensors(1.0), tensors(1 + yardstick), precision).checks
+    return check
+
+
+@pytest.mark.parametrize("precision", TOLERANCES)
+def test_the_limit_is_a_multiple_of_the_reference_s_error_between_floor_and_cap(precision):
+    """Below the floor it is the floor, above the cap the cap, in between FACTOR times the yardstick."""
+    floor, cap = dataclasses.astuple(TOLERANCES[precision])
+    middle = math.sqrt(floor * cap) / FACTOR
+    assert judged(0, 0, precision).limit == floor
+    assert judged(0, floor / FACTOR / 2, precision).limit == floor
+    assert judged(0, middle, precision).limit == pytest.approx(FACTOR * middle)
+    assert judged(0, cap, precision).limit == cap
+    assert judged(0, math.nan, precision).limit == floor
+
+
+@given(st.floats(0, 1), st.floats(0, 1), st.sampled_from(list(TOLERANCES)))
+def test_a_quantity_passes_up_to_its_limit(error, yardstick, precision):
+    """Passed and strain tell the same: the limit itself is still fine."""
+    check = judged(error, yardstick, precision)
+    assert check.passed == (check.error <= check.limit) == (check.strain <= 1)
+    assert TOLERANCES[precision].floor <= check.limit <= TOLERANCES[precision].cap
+
+
+def test_a_missing_quantity_is_refused():
+    """What a variant does not give is not right."""
+    verdict = judge({}, tensors(1.0), tensors(1.0), "fp32")
+    assert not verdict.passed
+    assert verdict.worst.error == math.inf
+
+
+@pytest.mark.parametrize("value", [torch.ones(3), torch.ones(2, 1), torch.ones(()), torch.ones(1, 2)])
+def test_a_wrong_shape_is_refused(value):
+    """Nothing is broadcast: the right values in another shape are an infinite error."""
+    assert relative_error(value, torch.ones(2, dtype=torch.float64)) == math.inf
+
+
+def test_an_error_is_relative_to_the_truth():
+    """Norm of the difference over the norm of truth, by hand: |(3, 4) - (3, 4.5)| / 5."""
+    assert relative_error(torch.tensor([3.0, 4.5]), torch.tensor([3.0, 4.0]).double()) == pytest.approx(0.1)
+
+
+def test_where_truth_is_zero_only_zero_is_right():
+    """Nothing can be divided by, so any other value is an infinite error."""
+    truth = torch.zeros(2, dtype=torch.float64)
+    assert relative_error(torch.zeros(2), truth) == 0.0
+    assert relative_error(torch.tensor([0.0, 1e-30]), truth) == math.inf
+
+
+checks = st.builds(
+    Check, st.sampled_from("abc"), st.floats(0, 10, exclude_min=False) | st.just(math.inf), st.floats(0.5, 2)
+)
+verdicts = st.lists(checks, min_size=1, max_size=3, unique_by=lambda check: check.name).map(
+    lambda found: Verdict(tuple(found))
+)
+
+
+@given(st.lists(verdicts, min_size=1, max_size=4))
+def test_merging_keeps_the_worst(found):
+    """Of each quantity the run with the highest strain, and the whole passes when every part did."""
+    merged = merge(found)
+    assert merged.passed == all(verdict.passed for verdict in found)
+    every = [check for verdict in found for check in verdict.checks]
+    assert len(merged.checks) == len({check.name for check in every})
+    for check in merged.checks:
+        assert check in every
+        assert check.strain == max(other.strain for other in every if other.name == check.name)
+
+
+def test_a_verdict_tells_the_worst_first():
+    """At most four quantities with error and limit, and how many more there are."""
+    verdict = Verdict((*(Check(f"q{n}", 10.0**n, 0.5) for n in range(6)), Check("fine", 0.1, 0.5)))
+    told = verdict.describe()
+    assert told.startswith("q5: error 1.00e+05, limit 5.00e-01; q4: ")
+    assert told.endswith("; and 2 more")
+    assert "fine" not in told
+    assert verdict.worst.name == "q5"
+
+
+def test_gradients_are_told_apart():
+    """The worst of either kind, and None where there is none."""
+    verdict = Verdict((Check("outputs", 0.1, 1), Check("loss", 0.3, 1), Check("grad fc.bias", 0.2, 1)))
+    assert verdict.worst_of(gradients=False).name == "loss"
+    assert verdict.worst_of(gradients=True).name == "grad fc.bias"
+    assert Verdict(verdict.checks[:2]).worst_of(gradients=True) is None
+
+
+def test_the_gate_s_biases_are_large_at_any_size():
+    """Torch draws them below 1/sqrt(hidden size), where a lost one would drown in the rounding of bf16."""
+    weights = parity.random_weights(find_workload("scaling@hidden=512").config, 3)
+    biases = [value for name, value in weights.items() if "bias" in name]
+    assert all(value.abs().max() > 0.3 for value in biases if value.numel() > 8)
+    again = parity.random_weights(find_workload("scaling@hidden=512").config, 3)
+    assert all(torch.equal(value, again[name]) for name, value in weights.items())

@@ -1,0 +1,263 @@
+"""A worker seen from the parent: however it ends, the parent knows why and leaves nothing running.
+
+The children here are a few lines of Python in the real one's place, so that each can end in its own way at once; the
+tests of the runner start the real one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from bench import process
+from bench.process import Settings, Worker, WorkerError
+from bench.record import Status
+
+HELLO = """
+import json, os, signal, subprocess, sys, time
+def emit(event, **fields):
+    print(json.dumps({"event": event, **fields}), flush=True)
+emit("hello", pid=os.getpid())
+"""
+#: Answers every request with what it was asked.
+ECHO = HELLO + "for line in sys.stdin:\n    emit('echo', **json.loads(line))\n    emit('done')\n"
+
+
+@pytest.fixture
+def child(monkeypatch, tmp_path):
+    """Makes a worker whose process runs the given code instead."""
+    real = subprocess.Popen
+    started: list[subprocess.Popen[str]] = []
+
+    def start(code: str, settings: Settings | None = None) -> Worker:
+        def instead(command: list[str], **options: object) -> subprocess.Popen[str]:
+            assert command == [sys.executable, "-m", "bench.worker"]
+            started.append(real([sys.executable, "-c", code], **options))
+            return started[-1]
+
+        monkeypatch.setattr(process.subprocess, "Popen", instead)
+        return Worker(settings or Settings(1), tmp_path / "log", tmp_path / "cache")
+
+    yield start
+    for found in started:
+        with contextlib.suppress(OSError):
+            os.killpg(found.pid, signal.SIGKILL)
+        found.wait()
+        for pipe in (found.stdin, found.stdout):
+            with contextlib.suppress(OSError):
+                pipe.close()
+
+
+def failure(worker: Worker, limit_s: float = 20.0) -> WorkerError:
+    """The error with which a request ends."""
+    with worker, pytest.raises(WorkerError) as error:
+        list(worker.ask("cold", limit_s))
+    return error.value
+
+
+def gone(pid: int) -> bool:
+    """Whether a process ends within a while."""
+    end = time.monotonic() + 5
+    while time.monotonic() < end:
+        if not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE:
+            return True
+        time.sleep(0.02)
+    return False
+
+
+def test_a_request_arrives_with_its_arguments(child):
+    """Name, threads and fields go over as JSON, and events come back until it is done; then the next may be asked."""
+    with child(ECHO, Settings(3)) as worker:
+        for name in ("first", "second"):
+            (event,) = worker.ask(name, 20.0, case={"workload": "süd"})
+            assert event == {"event": "echo", "request": name, "threads": 3, "case": {"workload": "süd"}}
+
+
+def test_a_failure_that_the_worker_reports_has_its_status_and_place(child):
+    """Status and reason are the worker's, stage and variant those last told."""
+    code = HELLO + "emit('stage', name='warm-up', variant='loop')\nemit('failed', status='oom', reason='too big')\n"
+    found = failure(child(code + "time.sleep(60)"))
+    assert (found.status, found.reason) == (Status.OOM, "too big")
+    assert (found.stage, found.variant) == ("warm-up", "loop")
+
+
+def test_events_before_a_failure_are_not_lost(child):
+    """What was found out until then reaches the caller."""
+    code = HELLO + "emit('cold', fields={'a': 1})\nemit('failed', status='error', reason='x')\ntime.sleep(60)"
+    events = []
+    with child(code) as worker, pytest.raises(WorkerError):
+        events.extend(worker.ask("cold", 20.0))
+    # `extend` keeps what came before the error.
+    assert events == [{"event": "cold", "fields": {"a": 1}}]
+
+
+@pytest.mark.parametrize(
+    ("ending", "name"),
+    [
+        ("os.kill(os.getpid(), signal.SIGSEGV)", "SIGSEGV"),
+        ("os.abort()", "SIGABRT"),
+        ("os.kill(os.getpid(), 9)", "SIGKILL"),
+    ],
+)
+def test_a_signal_is_named(child, ending, name):
+    """A crash is told by the signal's number and name, and by what was being done."""
+    found = failure(child(HELLO + f"emit('stage', name='first call', variant='v')\n{ending}"))
+    assert found.status is Status.CRASHED
+    assert f"signal {getattr(signal, name).value} ({name})" in found.reason
+    assert found.reason.endswith("during: first call")
+    assert found.variant == "v"
+
+
+def test_a_signal_without_a_name_is_told_by_its_number(child):
+    """Real-time signals have no name of their own."""
+    found = failure(child(HELLO + "os.kill(os.getpid(), signal.SIGRTMIN + 3)"))
+    assert found.status is Status.CRASHED
+    assert f"signal {signal.SIGRTMIN + 3}" in found.reason
+
+
+def test_a_kill_by_the_kernel_for_memory_is_told_as_such(child, monkeypatch):
+    """SIGKILL while the kernel's count of such kills went up is out of memory."""
+    counts = iter([4, 5])
+    monkeypatch.setattr(process, "_oom_kills", lambda: next(counts))
+    found = failure(child(HELLO + "os.kill(os.getpid(), signal.SIGKILL)"))
+    assert (found.status, found.reason) == (Status.OOM, "the worker was killed by the kernel for memory, during: cold")
+
+
+def test_an_exit_is_told_with_the_last_words(child):
+    """A worker that leaves says why on standard error, which is kept in the log."""
+    found = failure(child(HELLO + "print('first', file=sys.stderr)\nsys.exit('the last words')"))
+    assert found.status is Status.CRASHED
+    assert "exit code 1" in found.reason
+    assert "the last words" in found.reason
+    assert "first" not in found.reason
+
+
+def test_the_last_words_of_another_worker_are_not_its_own(child):
+    """The log is shared by all workers of a run: one that leaves without a word has said nothing."""
+    with child(HELLO + "print('of another', file=sys.stderr)\nemit('done')\ntime.sleep(60)") as worker:
+        list(worker.ask("cold", 20.0))
+    found = failure(child(HELLO + "os._exit(3)"))
+    assert "exit code 3" in found.reason
+    assert "of another" not in found.reason
+
+
+def test_silence_ends_in_a_timeout(child):
+    """The limit is told with what took so long; where compiling is part of it, that too."""
+    found = failure(child(HELLO + "emit('stage', name='first call', variant='v')\ntime.sleep(60)"), limit_s=0.3)
+    assert found.status is Status.TIMEOUT
+    assert found.reason.startswith("first call")
+    assert found.reason.endswith("not ended within the limit of 0.3 s")
+
+
+def test_a_worker_that_goes_on_telling_is_not_ended(child):
+    """The limit is for silence: six steps of 0.2 s pass a limit of 0.6 s."""
+    code = HELLO + "for n in range(6):\n    time.sleep(0.2)\n    emit('progress', n=n)\nemit('done')\ntime.sleep(60)"
+    with child(code) as worker:
+        assert [event["n"] for event in worker.ask("measure", 0.6)] == list(range(6))
+
+
+def test_leaving_ends_the_process_and_what_it_started(child):
+    """A hanging worker dies with its compilers."""
+    code = HELLO + (
+        "inner = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)'])\n"
+        "emit('pids', pids=[os.getpid(), inner.pid])\ntime.sleep(60)"
+    )
+    with child(code) as worker:
+        pids = next(worker.ask("cold", 20.0))["pids"]
+        assert all(psutil.pid_exists(pid) for pid in pids)
+    assert all(gone(pid) for pid in pids)
+
+
+def test_a_worker_that_never_comes_up_is_ended(child, monkeypatch):
+    """The start has a limit of its own, past which the process is ended, not left behind."""
+    monkeypatch.setattr(process, "START_LIMIT_S", 0.5)
+    worker = child("import time\ntime.sleep(60)")
+    with pytest.raises(WorkerError) as error, worker:
+        pytest.fail("it never came up")
+    assert error.value.status is Status.TIMEOUT
+    assert error.value.reason == "start: not ended within the limit of 0.5 s"
+    assert gone(worker._child.pid)
+
+
+def test_a_worker_that_dies_at_its_start_tells_why(child):
+    """An import that fails is told by its last line, and the log is closed."""
+    worker = child("import no_such_module")
+    with pytest.raises(WorkerError) as error, worker:
+        pytest.fail("it never came up")
+    assert error.value.status is Status.CRASHED
+    assert "No module named 'no_such_module'" in error.value.reason
+    assert "during: start" in error.value.reason
+    assert worker._log_file.closed
+
+
+def test_a_worker_that_died_between_requests_is_told(child):
+    """Writing to a process that is gone is no error of the parent's."""
+    with child(HELLO + "os.kill(os.getpid(), signal.SIGKILL)") as worker:
+        worker._child.wait()
+        with pytest.raises(WorkerError) as error:
+            list(worker.ask("cold", 20.0))
+    assert error.value.status is Status.CRASHED
+
+
+def test_settings_travel_as_environment_variables(child, tmp_path):
+    """Threads, how they wait, plugins by absolute path, and caches of the run's own."""
+    code = HELLO + "emit('variables', values=dict(os.environ))\nemit('done')\ntime.sleep(60)"
+    plugins = (tmp_path / "a.py", tmp_path / "b.py")
+    with child(code, Settings(3, "active", plugins)) as worker:
+        values = next(worker.ask("cold", 20.0))["values"]
+    assert (values["OMP_NUM_THREADS"], values["MKL_NUM_THREADS"], values["OMP_WAIT_POLICY"]) == ("3", "3", "active")
+    assert values["SEQ2SEQ_BENCH_PLUGINS"].split(os.pathsep) == [str(path) for path in plugins]
+    assert values["TORCHINDUCTOR_CACHE_DIR"].startswith(str(tmp_path / "cache"))
+    assert values["TRITON_CACHE_DIR"].startswith(str(tmp_path / "cache"))
+
+
+def test_the_default_wait_policy_is_nobody_s():
+    """Who wants what a user gets who sets nothing gets exactly that."""
+    assert "OMP_WAIT_POLICY" not in Settings(1, "default").variables()
+    assert Settings(1).variables()["OMP_WAIT_POLICY"] == "passive"
+
+
+def test_what_a_child_prints_goes_to_the_log(child, tmp_path):
+    """Standard error of all workers of a run is kept, one after the other."""
+    for word in ("one", "two"):
+        with child(HELLO + f"print('{word}', file=sys.stderr)\nemit('done')\ntime.sleep(60)") as worker:
+            list(worker.ask("cold", 20.0))
+    assert (tmp_path / "log").read_text(encoding="utf-8").split() == ["one", "two"]
+
+
+@pytest.fixture
+def vmstat(monkeypatch, tmp_path) -> Iterator[Path]:
+    """A file in place of the kernel's."""
+    file = tmp_path / "vmstat"
+    real = Path
+    monkeypatch.setattr(process, "Path", lambda name: file if name == "/proc/vmstat" else real(name))
+    return file
+
+
+def test_the_kernel_s_count_of_kills_is_read(vmstat):
+    """Its own line, not one whose name ends alike; 0 where there is no such file."""
+    assert process._oom_kills() == 0
+    vmstat.write_text("nr_free 1\nmemcg_oom_kill 99\noom_kill 7\n")
+    assert process._oom_kills() == 7
+
+
+def test_events_are_one_json_a_line():
+    """What the tests above rely on is what the real worker writes."""
+    import io
+
+    worker = pytest.importorskip("bench.worker")
+    answers = io.StringIO()
+    worker.serve(io.StringIO(json.dumps({"request": "nonsense"}) + "\n"), answers)
+    hello, failed = map(json.loads, answers.getvalue().splitlines())
+    assert hello["event"] == "hello"
+    assert (failed["event"], failed["status"]) == ("failed", "error")

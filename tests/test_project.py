@@ -1,0 +1,41 @@
+"""The project's own papers: what they promise must be there."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from pathlib import Path
+
+from bench.record import dictionary
+
+ROOT = Path(__file__).parent.parent
+
+
+def test_dictionary_of_columns_is_current():
+    """results/README.md documents exactly the columns that are written."""
+    assert dictionary() in (ROOT / "results" / "README.md").read_text(encoding="utf-8")
+
+
+def test_documents_link_to_files_that_exist():
+    """Every relative link and picture in the documents leads somewhere."""
+    documents = [*ROOT.glob("*.md"), ROOT / "results" / "README.md"]
+    links = [(d, link) for d in documents for link in re.findall(r"\]\(([^)#]+)\)", d.read_text(encoding="utf-8"))]
+    assert links
+    assert [link for document, link in links if "://" not in link and not (document.parent / link).exists()] == []
+
+
+def test_file_tree_in_the_readme_is_there():
+    """Every path in the README's file tree exists."""
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    tree = text.split("```text\n", 1)[1].split("```", 1)[0]
+    paths = [line.split()[0] for line in tree.splitlines() if line.strip()]
+    assert len(paths) > 10
+    assert [path for path in paths if not (ROOT / path).exists()] == []
+
+
+def test_both_ends_of_the_torch_range_stay_open():
+    """The ranges of torch and Triton keep those that pair up: 2.11 with 3.6, 2.13 with 3.7."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    dependencies = " ".join(project["project"]["dependencies"])
+    assert "torch>=2.11,<2.14" in dependencies
+    assert "triton>=3.6,<3.8" in dependencies

@@ -1,0 +1,517 @@
+"""The parent: whatever a variant does, its record says so, and the others are measured all the same.
+
+First the real thing, with a planted variant for each way to fail; then the parent alone, with workers that play a
+part.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import psutil
+import pytest
+
+from bench import environment, runner
+from bench.cases import LEAST_ROUNDS, Case, Group, Suite
+from bench.console import Console
+from bench.process import Settings, WorkerError
+from bench.record import COLUMNS, SAMPLE_COLUMNS, Record, Status
+from bench.runner import Described, Plan, Runner
+from bench.store import RunFolder
+
+ROOT = Path(__file__).parent.parent
+PLUGIN = ROOT / "tests" / "plugins" / "broken_variants.py"
+WORKLOAD = "seed@batch=2,length=3"
+SUITE = """
+name = "planted"
+summary = "one variant for each way to end"
+budget_s = 1
+interval = 0.9
+processes = {processes}
+case_limit_s = 5
+[[select]]
+workloads = ["{workload}"]
+variants = {variants}
+modes = ["{mode}"]
+"""
+FAILING = {
+    "segfault": (Status.CRASHED, "signal 11 (SIGSEGV), during: first call"),
+    "allocates-too-much": (Status.OOM, "can't allocate memory"),
+    "killed": (Status.CRASHED, "signal 9 (SIGKILL), during: first call"),
+    "hangs": (Status.TIMEOUT, "not ended within the limit of 5 s"),
+    "raises": (Status.ERROR, "NotImplementedError: planted: the kernel does not take this"),
+    "wrong": (Status.PARITY_FAILED, "outputs: error "),
+    "wrong-when-warm": (Status.PARITY_FAILED, "(gate after the rounds)"),
+    "segfault-when-timed": (Status.CRASHED, "signal 11 (SIGSEGV), during: rounds"),
+    "nowhere": (Status.UNAVAILABLE, "planted: it needs a machine that nobody has"),
+    "cudnn": (Status.UNAVAILABLE, "exists on cuda only"),
+}
+HEALTHY = ("reference", "loop", "talkative")
+TIMING = [
+    name
+    for name in COLUMNS
+    if name.startswith(("latency_", "throughput_", "speedup", "interval_", "device_p50"))
+    or name in {"samples", "calls", "processes", "disturbed"}
+]
+EXPECTED_FILES = {"records.jsonl", "records.csv", "samples.csv.gz", "environment.json", "report.html"}
+
+
+def command(folder: Path, variants: list[str], mode: str, processes: int) -> list[str]:
+    """The command line that measures these variants into `folder / "run"`."""
+    suite = folder / "planted.toml"
+    suite.write_text(
+        SUITE.format(workload=WORKLOAD, variants=json.dumps(variants), mode=mode, processes=processes), encoding="utf-8"
+    )
+    options = ["--suite", str(suite), "--plugin", str(PLUGIN), "--threads", "1", "--out", str(folder / "run")]
+    return [sys.executable, "-m", "bench", "run", *options]
+
+
+@pytest.fixture(scope="module")
+def planted(tmp_path_factory):
+    """A run with every plant in one group: how it ended, and its folder."""
+    folder = tmp_path_factory.mktemp("planted")
+    line = command(folder, [*HEALTHY, *FAILING], "inference", processes=1)
+    done = subprocess.run(line, capture_output=True, text=True, check=False, cwd=ROOT, timeout=300)
+    return done, folder / "run"
+
+
+@pytest.fixture(scope="module")
+def records(planted) -> dict[str, dict[str, Any]]:
+    """The planted run's records by variant."""
+    lines = (planted[1] / "records.jsonl").read_text(encoding="utf-8").splitlines()
+    return {record["variant"]: record for record in map(json.loads, lines)}
+
+
+@pytest.mark.slow
+def test_a_run_with_failures_ends_with_1_and_all_its_files(planted):
+    """No plant ends the run; it says so by its exit code, in one line a case, and without a traceback."""
+    done, folder = planted
+    assert done.returncode == 1, done.stderr
+    assert {path.name for path in folder.iterdir()} >= EXPECTED_FILES
+    assert "Traceback" not in done.stdout + done.stderr
+    for variant in FAILING:
+        assert any(f" {variant} " in line for line in done.stdout.splitlines())
+
+
+@pytest.mark.slow
+def test_every_case_has_one_record(planted, records):
+    """As many lines as cases, in the table too."""
+    lines = (planted[1] / "records.jsonl").read_text(encoding="utf-8").splitlines()
+    assert len(lines) == len(records) == len(HEALTHY) + len(FAILING)
+    table = pd.read_csv(planted[1] / "records.csv")
+    assert list(table["variant"]) == list(records)
+    assert tuple(table.columns) == COLUMNS
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("variant", FAILING)
+def test_a_failure_is_told_by_status_and_reason(records, variant):
+    """The record says how the case ended and why, in one line."""
+    status, reason = FAILING[variant]
+    assert records[variant]["status"] == status
+    assert reason in records[variant]["reason"]
+    assert "\n" not in records[variant]["reason"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("variant", FAILING)
+def test_what_is_not_right_has_no_time(records, variant):
+    """No figure of timing stands in the record of a case that is not ok, also when it was timed before it failed."""
+    assert {name: records[variant][name] for name in TIMING if records[variant][name] is not None} == {}
+
+
+@pytest.mark.slow
+def test_what_is_refused_has_no_samples(planted):
+    """Raw times of a variant that the gate refused after the rounds are not kept."""
+    samples = pd.read_csv(planted[1] / "samples.csv.gz")
+    assert tuple(samples.columns) == tuple(SAMPLE_COLUMNS)
+    assert set(samples["variant"]) == set(HEALTHY)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("variant", HEALTHY)
+def test_a_healthy_variant_is_measured_beside_the_failing_ones(records, variant):
+    """The reference, the loop, and one that prints all the time: ok, with times, parity, memory and evidence."""
+    record = records[variant]
+    assert (record["status"], record["reason"]) == ("ok", "")
+    assert record["latency_p50_lo_s"] <= record["latency_p50_s"] <= record["latency_p50_hi_s"]
+    assert record["speedup_lo"] <= record["speedup"] <= record["speedup_hi"]
+    assert record["samples"] >= 2
+    assert record["throughput_seq_per_s"] > 0
+    assert 0 <= record["parity_error"] <= record["parity_limit"]
+    assert record["memory_baseline_bytes"] > 0
+    assert record["evidence"]
+    assert record["ran_operators"]
+    assert record["ran_threads"] == 1
+
+
+@pytest.mark.slow
+def test_the_reference_is_its_own_yardstick(records):
+    """Its speedup is 1, whatever failed around it."""
+    assert [records["reference"][name] for name in ("speedup", "speedup_lo", "speedup_hi")] == [1, 1, 1]
+
+
+@pytest.mark.slow
+def test_a_refused_case_says_by_how_much(records):
+    """Error and limit of the gate stand in the record."""
+    for variant in ("wrong", "wrong-when-warm"):
+        assert records[variant]["parity_error"] > records[variant]["parity_limit"] > 0
+        assert records[variant]["parity_worst"]
+
+
+@pytest.mark.slow
+def test_facts_known_beforehand_are_in_every_record(records):
+    """Sizes, source and schema are told of a failed case too."""
+    for record in records.values():
+        assert (record["batch"], record["source_steps"], record["hidden_size"]) == (2, 3, 16)
+        assert (record["workload"], record["mode"], record["device"], record["threads"]) == (
+            WORKLOAD,
+            "inference",
+            "cpu",
+            1,
+        )
+        assert record["schema_version"] == 1
+        assert record["recorded_at"]
+
+
+@pytest.mark.slow
+def test_the_environment_is_written_with_the_run(planted):
+    """Machine, versions, threads, source tree, command, and the load before and after."""
+    facts = json.loads((planted[1] / "environment.json").read_text(encoding="utf-8"))
+    assert {"processor", "caches", "cores_physical", "cores_logical"} <= set(facts["machine"])
+    assert {"python", "torch", "numpy"} <= set(facts["software"])
+    assert facts["threads"]["workers"]["OMP_NUM_THREADS"] == "1"
+    assert facts["git"]["commit"]
+    assert facts["run"]["suite"] == "planted"
+    assert "--suite" in facts["run"]["command"]
+    assert facts["run"]["duration_s"] > 0
+    assert set(facts["load"]) == {"before", "after"}
+
+
+@pytest.mark.slow
+def test_a_run_where_all_that_can_run_is_right_ends_with_0(tmp_path):
+    """Unavailable variants are no failure; the others' figures can be computed again from the samples."""
+    line = command(tmp_path, ["reference", "loop", "nowhere", "cudnn"], "training", processes=2)
+    done = subprocess.run(line, capture_output=True, text=True, check=False, cwd=ROOT, timeout=300)
+    assert done.returncode == 0, done.stderr
+    table = pd.read_csv(tmp_path / "run" / "records.csv").set_index("variant")
+    assert dict(table["status"]) == {"nowhere": "unavailable", "cudnn": "unavailable", "reference": "ok", "loop": "ok"}
+    assert table.loc[["nowhere", "cudnn"], "reason"].notna().all()
+    measured = table.loc[["reference", "loop"]]
+    assert (measured["processes"] >= 2).all()
+    assert (measured["grad_error"] <= measured["grad_limit"]).all()
+    samples = pd.read_csv(tmp_path / "run" / "samples.csv.gz")
+    assert {0, 1} <= set(samples["process"])
+    for variant, record in measured.iterrows():
+        kept = recomputed(samples[samples["variant"] == variant])
+        assert len(kept) == record["calls"]
+        assert kept.groupby("process")["round"].nunique().sum() == record["samples"]
+        assert kept["wall_s"].median() == pytest.approx(record["latency_p50_s"])
+
+
+def recomputed(samples: pd.DataFrame) -> pd.DataFrame:
+    """The calls that a record's figures are made of: of each process the clean rounds, where there are enough."""
+    kept = []
+    for _, calls in samples.groupby("process"):
+        clean = calls[calls["disturbed"] == 0]
+        kept.append(clean if clean["round"].nunique() >= LEAST_ROUNDS else calls)
+    return pd.concat(kept)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform == "win32", reason="signals are sent otherwise there")
+def test_an_interrupted_run_leaves_what_it_has(tmp_path):
+    """Ctrl-C ends with 130 and no traceback; the folder is complete and no worker is left."""
+    line = command(tmp_path, ["nowhere", "hangs"], "inference", processes=1)
+    with subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=ROOT) as process:
+        try:
+            first = tmp_path / "run" / "workers.log"
+            wait_for(lambda: first.exists() and psutil.Process(process.pid).children())
+            workers = psutil.Process(process.pid).children()
+            process.send_signal(signal.SIGINT)
+            output, _ = process.communicate(timeout=60)
+        finally:
+            process.kill()
+    assert process.returncode == 130, output
+    assert "Traceback" not in output
+    assert "interrupted" in output
+    assert not psutil.wait_procs(workers, timeout=10)[1]
+    folder = tmp_path / "run"
+    assert pd.read_csv(folder / "records.csv").shape[1] == len(COLUMNS)
+    assert set(json.loads((folder / "environment.json").read_text(encoding="utf-8"))["load"]) == {"before", "after"}
+
+
+def wait_for(condition) -> None:
+    """Wait until something holds, at most a minute."""
+    end = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < end, "waited for a minute"
+        time.sleep(0.05)
+
+
+# The parent alone: workers that play a part instead of the real ones.
+
+
+def gate(variant: str, when: str, *, passed: bool = True, strain: float = 0.1) -> dict[str, Any]:
+    """A gate's event."""
+    names = ("parity_error", "parity_limit", "grad_error", "grad_limit")
+    event = {"event": "gate", "variant": variant, "when": when, "passed": passed, "strain": strain}
+    return event | {"reason": "" if passed else "planted"} | dict.fromkeys(names, strain) | {"parity_worst": when}
+
+
+def a_round(number: int, variants: list[str]) -> dict[str, Any]:
+    """A round's event: the reference takes 2 s a call, all others 1 s."""
+    blocks = {name: [[2.0 if name == "reference" else 1.0], 0, 0.0, None] for name in variants}
+    return {"event": "round", "number": number, "disturbed": False, "blocks": blocks}
+
+
+class Actor:
+    """Answers like a worker whose variants are all healthy, unless `dies` says otherwise.
+
+    Attributes:
+        asked: all requests so far, of all workers.
+        dies: called with each request and its variants before the rounds; raises what a worker dies of.
+    """
+
+    asked: list[dict[str, Any]]
+    dies: Any
+    after: dict[str, bool]
+
+    def __init__(self, *_: object) -> None:
+        pass
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def ask(self, request: str, limit_s: float, **fields: Any):
+        """Play the request."""
+        self.asked.append({"request": request, "limit_s": limit_s, **fields})
+        if request == "cold":
+            self.dies("cold", [fields["case"]["variant"]], None)
+            yield {"event": "cold", "fields": {"build_s": 0.5, "evidence": "played"}}
+            yield gate(fields["case"]["variant"], "cold")
+            return
+        variants = [case["variant"] for case in fields["cases"]]
+        for name in variants:
+            yield gate(name, "before")
+        yield {"event": "stage", "name": "rounds", "variant": ""}
+        self.dies("rounds", variants, Path(fields["mark"]))
+        for number in range(20):
+            yield a_round(number, variants)
+        for name in variants:
+            yield gate(name, "after", passed=self.after.get(name, True))
+
+
+@pytest.fixture
+def stage(monkeypatch, tmp_path):
+    """Runs variants on played workers; returns the records by variant, and all requests."""
+
+    def play(*variants: str, dies=lambda *_: None, after=None, **suite: Any):
+        found = type("Played", (Actor,), {"asked": [], "dies": staticmethod(dies), "after": after or {}})
+        monkeypatch.setattr(runner, "Worker", found)
+        monkeypatch.setattr(environment, "describe", lambda *_: {})
+        monkeypatch.setattr(environment, "load", dict)
+        cases = [Case("seed", name, "inference", "cpu", 1) for name in variants]
+        facts = {"batch": 16, "valid_steps": 320, "precision": "fp32"}
+        described = tuple(Described(case, facts, None) for case in cases)
+        options = {"budget_s": 6.0, "processes": 3, "interval": 0.5} | suite
+        plan = Plan(Suite("s", "", (), **options), ((Group("g", tuple(cases)), described),), {}, {})
+        folder = RunFolder.create(tmp_path / "run", "s")
+        records = Runner(plan, folder, Settings(1), Console(), seed=5).run("command")
+        assert [r.variant for r in records] == [r["variant"] for r in folder.records()]
+        return {record.variant: record for record in records}, found.asked
+
+    return play
+
+
+def measured(asked: list[dict[str, Any]]) -> list[list[str]]:
+    """The variants of each measuring process."""
+    return [[case["variant"] for case in request["cases"]] for request in asked if request["request"] == "measure"]
+
+
+def test_each_case_runs_cold_once_then_together(stage):
+    """One cold process a case, then the suite's number of processes with all of them, on seeds that differ."""
+    records, asked = stage("reference", "a", "b")
+    assert [r["case"]["variant"] for r in asked if r["request"] == "cold"] == ["reference", "a", "b"]
+    assert measured(asked) == [["reference", "a", "b"]] * 3
+    assert all(record.status is Status.OK for record in records.values())
+    assert (records["a"].speedup, records["a"].samples, records["a"].processes) == (2.0, 60, 3)
+    seeds = [request["seed"] for request in asked]
+    # A gate after the rounds takes the seed after, so all are two apart.
+    assert len({seed + more for seed in seeds for more in (0, 1)}) == 2 * len(seeds)
+
+
+def test_the_budget_is_shared_among_processes(stage):
+    """Three processes get a third each; none of it was spent, so more processes would be pointless when narrow."""
+    _, asked = stage("reference", "a", budget_s=6.0)
+    assert [r["budget_s"] for r in asked if r["request"] == "measure"] == [2.0, 2.0, 2.0]
+
+
+def test_a_death_in_the_rounds_is_laid_at_the_door_of_the_marked_variant(stage):
+    """The mark says whose turn it was; the others are measured again without it, and keep their places."""
+
+    def dies(what: str, variants: list[str], mark: Path | None) -> None:
+        if what == "rounds" and "bad" in variants:
+            mark.write_bytes(b"bad".ljust(100))
+            raise WorkerError(Status.CRASHED, "planted", "rounds")
+
+    records, asked = stage("reference", "bad", "good", dies=dies)
+    assert (records["bad"].status, records["bad"].reason) == (Status.CRASHED, "planted")
+    assert records["bad"].latency_p50_s is None
+    assert measured(asked) == [["reference", "bad", "good"]] + [["reference", "good"]] * 3
+    assert (records["good"].status, records["good"].speedup, records["good"].processes) == (Status.OK, 2.0, 3)
+
+
+def test_a_death_before_the_rounds_is_laid_at_the_door_of_the_one_being_built(stage):
+    """The worker's own last stage names it."""
+
+    def dies(what: str, variants: list[str], _: Path | None) -> None:
+        if what == "rounds" and "bad" in variants:
+            raise WorkerError(Status.TIMEOUT, "planted", "warm-up", "bad")
+
+    records, _ = stage("reference", "bad", dies=dies)
+    assert (records["bad"].status, records["reference"].status) == (Status.TIMEOUT, Status.OK)
+
+
+def test_a_worker_that_dies_with_nobody_to_blame_ends_its_group(stage):
+    """Without a mark every case of the group gets the failure, and no further process is started."""
+
+    def dies(what: str, *_: object) -> None:
+        if what == "rounds":
+            raise WorkerError(Status.CRASHED, "planted")
+
+    records, asked = stage("reference", "a", dies=dies)
+    assert {(record.status, record.reason) for record in records.values()} == {(Status.CRASHED, "planted")}
+    assert len(measured(asked)) == 1
+
+
+def test_a_mark_of_an_earlier_process_blames_nobody(stage):
+    """The mark is wiped before each process."""
+    processes = []
+
+    def dies(what: str, _: list[str], mark: Path | None) -> None:
+        if what == "rounds":
+            processes.append(mark.read_bytes())
+            mark.write_bytes(b"a")
+
+    stage("reference", "a", dies=dies)
+    assert processes == [b"", b"", b""]
+
+
+def test_a_case_that_fails_cold_is_not_measured(stage):
+    """What is found out alone never takes others with it; what was found until then stays in its record."""
+
+    def dies(what: str, variants: list[str], _: Path | None) -> None:
+        if what == "cold" and variants == ["bad"]:
+            raise WorkerError(Status.OOM, "planted", "build")
+
+    records, asked = stage("reference", "bad", dies=dies)
+    assert (records["bad"].status, records["bad"].reason) == (Status.OOM, "planted")
+    assert measured(asked) == [["reference"]] * 3
+
+
+def test_a_case_refused_after_the_rounds_has_no_times(stage):
+    """Its times were taken from something wrong, in this process at the latest; it is not measured again."""
+    records, asked = stage("reference", "bad", after={"bad": False})
+    assert records["bad"].status is Status.PARITY_FAILED
+    assert records["bad"].reason == "planted (gate after the rounds)"
+    assert (records["bad"].latency_p50_s, records["bad"].speedup, records["bad"].samples) == (None, None, None)
+    assert measured(asked) == [["reference", "bad"], ["reference"], ["reference"]]
+
+
+def test_a_refused_reference_leaves_times_without_ratios(stage):
+    """The others are still measured; there is nothing to divide by."""
+    records, _ = stage("reference", "a", after={"reference": False})
+    assert records["reference"].status is Status.PARITY_FAILED
+    assert records["a"].status is Status.OK
+    assert records["a"].latency_p50_s == 1.0
+
+
+def test_the_parity_in_a_record_is_the_worst_of_all_gate_runs():
+    """Of all events of a case the one nearest to its limit, the first included."""
+    events = [gate("a", str(n), strain=strain) for n, strain in enumerate((0.2, 0.7, 0.4))]
+    assert runner._worst({"build_s": 1.0}, events)["parity_worst"] == "1"
+    assert runner._worst({"build_s": 1.0}, events)["parity_error"] == 0.7
+    assert runner._worst({"build_s": 1.0}, [])["build_s"] == 1.0
+
+
+def test_an_error_of_the_parent_leaves_the_folder_readable(stage, tmp_path):
+    """Whatever ends a run, tables are made of what was recorded."""
+
+    def dies(what: str, *_: object) -> None:
+        if what == "rounds":
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        stage("reference", "a", dies=dies)
+    assert tuple(pd.read_csv(tmp_path / "run" / "records.csv").columns) == COLUMNS
+    assert "after" in json.loads((tmp_path / "run" / "environment.json").read_text(encoding="utf-8"))["load"]
+
+
+def test_a_process_that_never_ends_its_rounds_ends_the_budget(stage, monkeypatch):
+    """More processes are started only while the budget lasts, at most the most there may be."""
+    monkeypatch.setattr(runner._Measurement, "_narrow", lambda _: False)
+    _, asked = stage("reference", "a", budget_s=1e9)
+    assert len(measured(asked)) == runner.MOST_PROCESSES
+
+
+def test_no_scratch_folder_is_left(stage, monkeypatch, tmp_path):
+    """Caches and marks go away with the run."""
+    (tmp_path / "scratch").mkdir()
+    monkeypatch.setattr(runner.tempfile, "tempdir", str(tmp_path / "scratch"))
+    stage("reference")
+    assert not list((tmp_path / "scratch").iterdir())
+
+
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [
+        (MemoryError(), Status.OOM),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"), Status.OOM),
+        (RuntimeError("CUDA error: misaligned address"), Status.ERROR),
+        (KeyError("x"), Status.ERROR),
+    ],
+)
+def test_an_exception_is_told_in_one_line(error, status):
+    """Running out of memory is told apart from all else; the reason names the exception."""
+    worker = pytest.importorskip("bench.worker")
+    found, reason = worker.classify(error)
+    assert found is status
+    assert reason.startswith(type(error).__name__)
+    assert "\n" not in reason
+
+
+def test_a_worker_that_found_nothing_wrong_says_so():
+    """A verdict's fields are columns of the record, but for what the parent reads."""
+    worker = pytest.importorskip("bench.worker")
+    from bench.parity import Check, Verdict
+
+    fields = worker.verdict_fields(Verdict((Check("outputs", 0.5, 1.0), Check("grad fc.bias", 0.8, 1.0))))
+    assert (fields["passed"], fields["reason"], fields["strain"]) == (True, "", 0.8)
+    assert (fields["parity_error"], fields["grad_error"], fields["parity_worst"]) == (0.5, 0.8, "grad fc.bias")
+    assert set(fields) - {"passed", "strain"} <= set(COLUMNS)
+
+
+def test_a_record_is_told_while_the_run_goes_on(capsys):
+    """One line a case: what failed and why, or how fast."""
+    console = Console(2)
+    with contextlib.suppress(AttributeError):
+        console._rich.file = sys.stdout
+    console.record(Record("seed", "lstm", "bad", "inference", status=Status.OOM, reason="too [big]"))
+    console.record(Record("seed", "lstm", "good", "inference", speedup=2.0, speedup_lo=1.9, speedup_hi=2.1))
+    bad, good = capsys.readouterr().out.splitlines()
+    assert "oom: too [big]" in bad
+    assert "2.00x [1.90, 2.10]" in good
+    assert os.linesep not in bad
