@@ -6,6 +6,7 @@ Nothing here knows a variant by name; everything follows from its fields.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import types
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -102,7 +103,7 @@ class Executable:
         if self._optimizer is None:
             self._optimizer = torch.optim.Adam(self.model.parameters(), lr=LEARNING_RATE)
         self._optimizer.zero_grad(set_to_none=True)
-        loss = loss_of(self.forward(batch).outputs, batch.expected, batch.target_lengths)
+        loss = loss_of(self.forward(batch).outputs, batch.expected, batch.decoded_lengths)
         self._scaler.scale(loss).backward()
         self._scaler.step(self._optimizer)
         self._scaler.update()
@@ -113,28 +114,33 @@ class Executable:
 
         Gradients are those of every parameter and of the real-valued inputs. Raises whatever the model raises.
         """
-        inputs = {} if self.mode == "inference" else _inputs_of(batch)
+        # Aliases, so the batch itself is left as it is.
+        inputs = _inputs_of(batch)
+        batch = dataclasses.replace(batch, **inputs)
         with self.context():
-            for value in inputs.values():
-                value.requires_grad_()
-            try:
-                result = self.forward(batch)
-                loss = loss_of(result.outputs, batch.expected, batch.target_lengths)
-                found = {"outputs": result.outputs, "hidden": result.hidden, "cell": result.cell, "loss": loss}
-                if self.mode == "training":
-                    found |= self._gradients(loss, inputs)
-            finally:
+            found = self._quantities(batch, dict(self.model.named_parameters()))
+            # A pass of its own: compiled for inputs that take gradients, a model is another graph than the one timed.
+            if self.mode == "training" and inputs:
                 for value in inputs.values():
-                    value.requires_grad_(False)
-                    value.grad = None
+                    value.requires_grad_()
+                again = self._quantities(batch, inputs)
+                found |= {f"grad {name}": again[f"grad {name}"] for name in inputs}
+        return found
+
+    def _quantities(self, batch: Batch, leaves: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Results of one pass and, in training, the gradients of the given leaves."""
+        result = self.forward(batch)
+        loss = loss_of(result.outputs, batch.expected, batch.decoded_lengths)
+        found = {"outputs": result.outputs, "hidden": result.hidden, "cell": result.cell, "loss": loss}
+        if self.mode == "training":
+            found |= self._gradients(loss, leaves)
         # Copies: a variant that runs in a captured graph may reuse its output memory.
         return {name: value.detach().clone() for name, value in found.items()}
 
-    def _gradients(self, loss: Tensor, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+    def _gradients(self, loss: Tensor, leaves: dict[str, Tensor]) -> dict[str, Tensor]:
         self.model.zero_grad(set_to_none=True)
         self._scaler.scale(loss).backward()
         scale = self._scaler.get_scale() if self._scaler.is_enabled() else 1.0
-        leaves = dict(self.model.named_parameters()) | inputs
         return {
             f"grad {name}": torch.zeros_like(leaf) if leaf.grad is None else leaf.grad / scale
             for name, leaf in leaves.items()
@@ -184,13 +190,16 @@ def _backends(variant: Variant, device: str) -> Iterator[None]:
 
 
 def _inputs_of(batch: Batch) -> dict[str, Tensor]:
-    """The batch's real-valued inputs, by name."""
+    """Aliases of the batch's real-valued inputs, by name."""
     candidates = {"source": batch.source, "target": batch.target}
-    return {name: value for name, value in candidates.items() if value is not None and value.is_floating_point()}
+    return {
+        name: value.detach() for name, value in candidates.items() if value is not None and value.is_floating_point()
+    }
 
 
 def initial_weights(config: Seq2SeqConfig, seed: int) -> Weights:
     """Torch's own initialisation, from a seed; the same for every variant."""
+    # torch.manual_seed would seed the GPUs' generators too, which fork_rng(devices=[]) does not put back.
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)
         return {name: value.detach() for name, value in Seq2Seq(config, nn.LSTM).named_parameters()}

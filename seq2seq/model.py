@@ -61,9 +61,8 @@ class Seq2SeqConfig:
                 _check_int(name, getattr(self, name), 1)
         for name in ("source_vocabulary", "target_vocabulary"):
             _check_int(name, getattr(self, name), 0)
-        if not 0 <= self.dropout < 1:
-            msg = f"dropout is {self.dropout}, expected a probability of at least 0 and below 1"
-            raise ValueError(msg)
+        _check_bool("bidirectional", self.bidirectional)
+        _check_probability("dropout", self.dropout)
         if self.decoder_layers is not None and self.decoder_layers > self.num_layers:
             msg = (
                 f"decoder_layers is {self.decoder_layers} but the encoder has {self.num_layers}; "
@@ -259,8 +258,9 @@ def loss_of(outputs: Tensor, expected: Tensor, lengths: Tensor | None = None) ->
     if lengths is None:
         return functional.mse_loss(outputs, expected.to(outputs.dtype))
     inside = torch.arange(outputs.size(1), device=outputs.device) < lengths.to(outputs.device)[:, None]
-    squared = (outputs - expected.to(outputs.dtype)).square().mean(-1)
-    return (squared * inside).sum() / inside.sum()
+    # Chosen, not multiplied: what stands in the padding need not be finite.
+    difference = torch.where(inside[..., None], outputs - expected.to(outputs.dtype), 0.0)
+    return difference.square().mean(-1).sum() / inside.sum()
 
 
 def _check_int(name: str, value: object, least: int) -> None:
@@ -269,6 +269,21 @@ def _check_int(name: str, value: object, least: int) -> None:
         raise TypeError(msg)
     if value < least:
         msg = f"{name} is {value}, expected at least {least}"
+        raise ValueError(msg)
+
+
+def _check_bool(name: str, value: object) -> None:
+    if not isinstance(value, bool):
+        msg = f"{name} is {value!r}, expected True or False"
+        raise TypeError(msg)
+
+
+def _check_probability(name: str, value: object) -> None:
+    if not isinstance(value, (int, float)) or isinstance(value, bool):
+        msg = f"{name} is {value!r}, expected a number"
+        raise TypeError(msg)
+    if not 0 <= value < 1:
+        msg = f"{name} is {value}, expected a probability of at least 0 and below 1"
         raise ValueError(msg)
 
 

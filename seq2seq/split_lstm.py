@@ -7,9 +7,12 @@ operations and is what an expert does before calling cuDNN slow.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.nn.utils.rnn import PackedSequence
 
 BATCH_MULTIPLE = 8
 
@@ -21,6 +24,12 @@ class SplitLSTM(nn.LSTM):
 
     Takes (batch, steps, features) tensors with `batch_first=True`; no packed sequences, no projection.
     """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        if not self.batch_first or self.proj_size:
+            msg = "SplitLSTM takes batch_first=True and proj_size=0; use torch.nn.LSTM for anything else"
+            raise ValueError(msg)
 
     def flatten_parameters(self) -> None:
         """Lay each layer's weights out in one chunk, as cuDNN wants them per call."""
@@ -38,8 +47,11 @@ class SplitLSTM(nn.LSTM):
                     weights, len(weights), features, mode, self.hidden_size, 0, 1, self.batch_first, False
                 )
 
-    def forward(self, x: Tensor, hx: State | None = None) -> tuple[Tensor, State]:  # type: ignore[override]
+    def forward(self, x: Tensor | PackedSequence, hx: State | None = None) -> tuple[Tensor, State]:  # type: ignore[override]
         """As torch.nn.LSTM for a padded batch: x (batch, steps, features), h and c (layers * directions, batch, H)."""
+        if isinstance(x, PackedSequence):
+            msg = "SplitLSTM takes a (batch, steps, features) tensor, not a PackedSequence; use torch.nn.LSTM"
+            raise TypeError(msg)
         batch = x.size(0)
         padding = -batch % BATCH_MULTIPLE
         directions = 2 if self.bidirectional else 1

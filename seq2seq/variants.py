@@ -92,15 +92,18 @@ def _needs_vendor_lstm(dtype: torch.dtype) -> Requirement:
 def _onednn_refusal(dtype: torch.dtype, mode: str) -> str | None:
     if not torch.backends.mkldnn.is_available():
         return "this torch is built without oneDNN"
-    probe = nn.LSTM(16, 16, batch_first=True)
-    x = torch.zeros(2, 3, 16)
     try:
-        with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
-            if mode == "inference":
-                with torch.inference_mode():
-                    probe(x)
-            else:
-                probe(x)[0].float().sum().backward()
+        # The answer is kept, so it must not depend on the settings around the first question.
+        with (
+            torch.random.fork_rng(devices=[]),
+            torch.backends.mkldnn.flags(enabled=True),
+            torch.inference_mode(mode == "inference"),
+            torch.set_grad_enabled(mode != "inference"),
+            torch.autocast("cpu", dtype, enabled=dtype != torch.float32),
+        ):
+            output, _ = nn.LSTM(16, 16, batch_first=True)(torch.zeros(2, 3, 16))
+            if mode != "inference":
+                output.float().sum().backward()
     except RuntimeError as error:
         # The first sentence says it; the rest is advice on how to debug oneDNN.
         first = str(error).split(". ", maxsplit=1)[0].splitlines()[0]
@@ -133,7 +136,7 @@ def _needs_compiler(device: str, mode: str, workload: Workload) -> str | None:
 
 def _needs_compilable_training(device: str, mode: str, workload: Workload) -> str | None:
     """Traced nn.LSTM becomes oneDNN's operator, whose workspace the compiled backward needs."""
-    if device != "cpu" or mode != "training" or workload.has_lengths:
+    if device != "cpu" or mode != "training" or workload.has_lengths or not torch.backends.mkldnn.is_available():
         return None
     return _missing_workspace()
 
@@ -144,11 +147,11 @@ def _missing_workspace() -> str | None:
 
     torch 2.13 returns None, and Inductor's code then raises `expected Tensor() for op`.
     """
-    probe = nn.LSTM(4, 4)
+    weights = [torch.zeros(16, 4), torch.zeros(16, 4), torch.zeros(16), torch.zeros(16)]
     state = torch.zeros(2, 4)
     with torch.no_grad():
         *_, workspace = torch.ops.aten.mkldnn_rnn_layer(
-            torch.zeros(3, 2, 4), *probe.all_weights[0], state, state, False, [], 2, 4, 1, True, False, False, True
+            torch.zeros(3, 2, 4), *weights, state, state, False, [], 2, 4, 1, True, False, False, True
         )
     if workspace is None:
         return "torch.compile cannot train through oneDNN's LSTM on this torch: the operator returns no workspace"

@@ -36,6 +36,11 @@ class Batch:
         return self.source.size(0)
 
     @property
+    def decoded_lengths(self) -> Tensor | None:
+        """Lengths of what the decoder reads, and so of the outputs: the source's where it reads that."""
+        return self.source_lengths if self.target is None else self.target_lengths
+
+    @property
     def valid_steps(self) -> int:
         """Time steps without padding, source and target together."""
         source = _valid(self.source_lengths, self.source)

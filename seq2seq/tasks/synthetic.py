@@ -29,14 +29,14 @@ class Lengths:
         right = torch.searchsorted(places, probability, right=True).clamp(1, len(places) - 1)
         left = right - 1
         weight = (probability - places[left]) / (places[right] - places[left])
-        return torch.lerp(values[left], values[right], weight).round().long().clamp(1, longest)
+        return torch.lerp(values.log()[left], values.log()[right], weight).exp().round().long().clamp(1, longest)
 
 
 # p50 to maximum as published for the corpora; the shortest is chosen so that the mean comes out as published.
-WMT_ENGLISH = Lengths("WMT English words", (4, 21, 38, 48, 50))
-WMT_GERMAN = Lengths("WMT German words", (4, 20, 36, 47, 50))
-LIBRISPEECH_FRAMES = Lengths("LibriSpeech dev-clean frames", (100, 592, 1333, 2376, 3264))
-LIBRISPEECH_CHARACTERS = Lengths("LibriSpeech dev-clean characters", (10, 89, 204, 367, 516))
+WMT_ENGLISH = Lengths("WMT English words", (8, 21, 38, 48, 50))
+WMT_GERMAN = Lengths("WMT German words", (7, 20, 36, 47, 50))
+LIBRISPEECH_FRAMES = Lengths("LibriSpeech dev-clean frames", (150, 592, 1333, 2376, 3264))
+LIBRISPEECH_CHARACTERS = Lengths("LibriSpeech dev-clean characters", (18, 89, 204, 367, 516))
 
 
 def random_batch(
