@@ -76,10 +76,10 @@ def _add_selection(command: argparse.ArgumentParser) -> None:
     )
     add(
         "--omp-wait",
-        choices=("passive", "active", "default"),
-        default="passive",
-        help="how OpenMP threads wait for work; passive keeps a busy neighbour from stalling every "
-        "parallel region, default is what a user gets who sets nothing (default: passive)",
+        choices=("default", "active", "passive"),
+        default="default",
+        help="how OpenMP threads wait for work: default is what a user gets who sets nothing; passive is calmer "
+        "beside busy neighbours, but waking a thread can cost more than the work (default: default)",
     )
     _add_device(command)
 

@@ -31,12 +31,12 @@ class Settings:
 
     Attributes:
         threads: CPU threads.
-        wait_policy: `passive`, `active` or `default`: how OpenMP threads wait (OMP_WAIT_POLICY).
+        wait_policy: `default`, `active` or `passive`: how OpenMP threads wait (OMP_WAIT_POLICY).
         plugins: Python files that add variants or workloads.
     """
 
     threads: int
-    wait_policy: str = "passive"
+    wait_policy: str = "default"
     plugins: tuple[Path, ...] = ()
 
     def variables(self) -> dict[str, str]:
