@@ -201,7 +201,7 @@ class Gate:
         executable = Executable(
             variant, self.workload.config, self.mode, self.device, weights, stored=precision in {"bf16", "fp16"}
         )
-        return executable.quantities(executable.prepare(batch))
+        return executable.quantities(executable.prepare(batch), together=True)
 
 
 def true_quantities(config: Seq2SeqConfig, mode: str, device: str, weights: Weights, batch: Batch) -> dict[str, Tensor]:
@@ -211,7 +211,7 @@ def true_quantities(config: Seq2SeqConfig, mode: str, device: str, weights: Weig
     wide = batch.to(device, torch.float64)
     if wide.expected.is_floating_point():
         wide = dataclasses.replace(wide, expected=wide.expected.double())
-    return executable.quantities(wide)
+    return executable.quantities(wide, together=True)
 
 
 def random_weights(config: Seq2SeqConfig, seed: int) -> Weights:

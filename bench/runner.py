@@ -1,7 +1,7 @@
 """The parent: takes a plan through cold workers and group workers to records. It never imports torch.
 
-Each case first runs alone in a fresh process (cold start, memory, evidence, gate); what passes is then measured
-together with its group in several worker processes, one after the other.
+Each case first runs alone in a fresh process (cold start, memory, evidence); what survives that is then measured
+together with its group in several worker processes, one after the other, each of which gates before and after.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ from bench.store import RunFolder
 from bench.summary import RoundData, Samples, figures
 
 #: Seconds that the parts of a run take besides the timed rounds, for the expected time: a worker's start, a case's
-#: cold run, the build, gate and warm-up of a case in a group worker, and a compilation, cold and cached.
-START_S, COLD_S, READY_S, COMPILE_S, CACHED_S = 2.5, 4.0, 1.0, 25.0, 8.0
+#: cold run, the build, gates and warm-up of a case in a group worker, and a compilation, cold and cached.
+START_S, COLD_S, READY_S, COMPILE_S, CACHED_S = 2.0, 3.0, 1.2, 30.0, 7.0
 #: A group gets at most so many processes when its interval stays wide and time is left.
 MOST_PROCESSES = 6
 PRECISE_SEEDS = 2**31
@@ -185,7 +185,7 @@ class Runner:
                 self.console.advance(described.case, "unavailable")
                 yield described.record(status=Status.UNAVAILABLE, reason=described.unavailable)
                 continue
-            self.console.advance(described.case, "cold start, memory, gate")
+            self.console.advance(described.case, "cold start, memory, evidence")
             fields, failure = self._cold(described.case, scratch)
             if failure is None:
                 waiting[described.case.variant] = (described, fields)
@@ -225,13 +225,9 @@ class Runner:
         try:
             with Worker(self.settings, self.log, cache) as worker:
                 limit = self.plan.suite.case_limit_s
-                for event in worker.ask("cold", limit, case=dataclasses.asdict(case), seed=self._next_seed()):
+                for event in worker.ask("cold", limit, case=dataclasses.asdict(case)):
                     if event["event"] == "cold":
                         fields |= event["fields"]
-                    elif event["event"] == "gate":
-                        fields = _worst(fields, [event])
-                        if not event["passed"]:
-                            return fields, _failed(Status.PARITY_FAILED, event["reason"])
         except WorkerError as error:
             return fields, _failed(error.status, error.reason)
         finally:

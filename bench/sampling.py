@@ -39,7 +39,7 @@ BLOCK_S = 0.010
 MOST_CALLS = 200
 #: Warm-up ends when the medians of its two latest batches of calls agree within this share.
 STEADY_SHARE = 0.03
-WARM_LEAST_S, WARM_MOST_S = 0.1, 3.0
+WARM_LEAST_S, WARM_MOST_S = 0.1, 1.0
 
 
 @dataclass(frozen=True)

@@ -123,7 +123,7 @@ def _facts_of(name: str) -> dict[str, Any]:
 
 
 def cold(request: dict[str, Any], emit: Emit) -> None:
-    """One case in this fresh process: build, first call, memory, evidence, gate; no steady-state time."""
+    """One case in this fresh process: build, first call, memory, evidence; no steady-state time."""
     case = Case(**request["case"])
     workload = find_workload(case.workload)
     variant = VARIANTS[case.executed]
@@ -174,10 +174,6 @@ def cold(request: dict[str, Any], emit: Emit) -> None:
         # Scripting happens in the build, specialising in the first calls.
         found["compile_s"] = build_s
     emit("cold", fields=found)
-
-    emit("stage", name="gate")
-    verdict = Gate(workload, case.mode, case.device).check(executable, request["seed"])
-    emit("gate", variant=case.variant, when="cold", **verdict_fields(verdict))
 
 
 def measure(request: dict[str, Any], emit: Emit) -> None:

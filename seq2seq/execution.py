@@ -109,16 +109,25 @@ class Executable:
         self._scaler.update()
         return loss
 
-    def quantities(self, batch: Batch) -> dict[str, Tensor]:
+    def quantities(self, batch: Batch, *, together: bool = False) -> dict[str, Tensor]:
         """Everything the gate compares, by name: outputs, hidden, cell, loss and, in training, all gradients.
 
         Gradients are those of every parameter and of the real-valued inputs. Raises whatever the model raises.
+
+        Args:
+            batch: prepared for this executable.
+            together: take both kinds of gradients in one pass: quicker, for what is only compared with.
         """
         # Aliases, so the batch itself is left as it is.
         inputs = _inputs_of(batch)
         batch = dataclasses.replace(batch, **inputs)
+        parameters = dict(self.model.named_parameters())
         with self.context():
-            found = self._quantities(batch, dict(self.model.named_parameters()))
+            if self.mode == "training" and together:
+                for value in inputs.values():
+                    value.requires_grad_()
+                return self._quantities(batch, parameters | inputs)
+            found = self._quantities(batch, parameters)
             # A pass of its own: compiled for inputs that take gradients, a model is another graph than the one timed.
             if self.mode == "training" and inputs:
                 for value in inputs.values():
