@@ -10,33 +10,10 @@ import gc
 import itertools
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import torch
 
-
-@dataclass(frozen=True)
-class Block:
-    """One timed block of calls of one variant.
-
-    Attributes:
-        calls_s: wall time of each single call, seconds.
-        queued_calls: calls in the queued block; 0 on a CPU.
-        queued_wall_s: wall time of the queued block, seconds.
-        queued_device_s: time between the events around it, seconds.
-    """
-
-    calls_s: tuple[float, ...]
-    queued_calls: int = 0
-    queued_wall_s: float = 0.0
-    queued_device_s: float | None = None
-
-    @property
-    def per_call_s(self) -> float:
-        """What one call took: the sample's value. The queued block decides where there is one."""
-        if self.queued_calls:
-            return self.queued_wall_s / self.queued_calls
-        return sum(self.calls_s) / len(self.calls_s)
+from bench.block import Block
 
 
 def synchronize(device: str) -> None:

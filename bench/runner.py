@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import math
 import random
 import shutil
 import tempfile
@@ -54,8 +55,7 @@ class Described:
             "sweep_value": self.case.sweep_value,
             "group": self.case.group,
         }
-        known = {name: value for name, value in fields.items() if not name.startswith("_")}
-        return Record(**(own | self.facts | known))
+        return Record(**(own | self.facts | fields))
 
 
 @dataclass(frozen=True)
@@ -200,7 +200,7 @@ class Runner:
 
     def _finish(self, described: Described, fields: dict[str, Any], measured: _Measurement, variant: str) -> Record:
         """The record of a case whose group was measured."""
-        fields = _worst(fields, measured.gates.get(variant, []))
+        fields = fields | _worst(measured.gates.get(variant, []))
         failure = measured.failures.get(variant)
         if failure is not None:
             return described.record(**(fields | failure))
@@ -348,11 +348,8 @@ def _failed(status: Status, reason: str) -> dict[str, Any]:
 _PARITY = ("parity_error", "parity_limit", "grad_error", "grad_limit", "parity_worst")
 
 
-def _worst(fields: dict[str, Any], gates: list[dict[str, Any]]) -> dict[str, Any]:
-    """Fields with the parity of the gate run that came nearest to its limit, over all gate runs of the case."""
-    worst = dict(fields)
-    for event in gates:
-        strain = event["strain"]
-        if "_strain" not in worst or not strain <= worst["_strain"]:
-            worst |= {"_strain": strain} | {name: event[name] for name in _PARITY}
-    return worst
+def _worst(gates: list[dict[str, Any]]) -> dict[str, Any]:
+    """Parity fields of the gate run that came nearest to its limits, over all gate runs of the case."""
+    # An error that is no number compares as False with everything, so it is asked for first.
+    worst = max(gates, key=lambda event: (math.isnan(event["strain"]), event["strain"]), default=None)
+    return {} if worst is None else {name: worst[name] for name in _PARITY}

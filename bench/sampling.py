@@ -17,8 +17,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from bench import interference
+from bench.block import Block
 from bench.cases import LEAST_ROUNDS
-from bench.clock import Block, time_block, time_once
+from bench.clock import time_block, time_once
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,8 @@ MOST_CALLS = 200
 #: Warm-up ends when the medians of its two latest batches of calls agree within this share.
 STEADY_SHARE = 0.03
 WARM_LEAST_S, WARM_MOST_S = 0.1, 1.0
+#: Rounds below which a narrow interval may be luck.
+STOP_ROUNDS = 30
 
 
 @dataclass(frozen=True)
@@ -131,7 +134,7 @@ def rounds(
         number += 1
         if not found.disturbed:
             for name, block in blocks.items():
-                clean[name].append(block.per_call_s)
+                clean[name].append(block.typical_s)
         spent = time.perf_counter() - start
         if number >= LEAST_ROUNDS and (spent >= plan.budget_s or _narrow(clean, plan)):
             return
@@ -148,7 +151,7 @@ def _block(subject: Subject, calls: int, device: str) -> Block:
 def _narrow(clean: Mapping[str, list[float]], plan: Plan) -> bool:
     """Whether the interval of every variant's median ratio is narrow enough, from clean rounds alone."""
     count = len(next(iter(clean.values())))
-    if count < 3 * LEAST_ROUNDS or plan.reference not in clean:
+    if count < STOP_ROUNDS or plan.reference not in clean:
         return False
     # Order statistics that bound the median with 95 %, in the normal approximation.
     reach = 0.98 * math.sqrt(count)

@@ -8,25 +8,11 @@ from typing import Any
 
 import numpy as np
 
+from bench.block import Block
 from bench.cases import LEAST_ROUNDS, Case
 from bench.statistics import Floats, Interval, percentile, ratio_interval
 
 PERCENTILES = {"p50": 0.50, "p90": 0.90, "p95": 0.95, "p99": 0.99}
-
-
-@dataclass(frozen=True)
-class BlockData:
-    """A timed block as a worker sent it (see `bench.clock.Block`)."""
-
-    calls_s: list[float]
-    queued_calls: int
-    queued_wall_s: float
-    queued_device_s: float | None
-
-    @property
-    def per_call_s(self) -> float:
-        """What one call took."""
-        return self.queued_wall_s / self.queued_calls if self.queued_calls else sum(self.calls_s) / len(self.calls_s)
 
 
 @dataclass(frozen=True)
@@ -35,12 +21,12 @@ class RoundData:
 
     number: int
     disturbed: bool
-    blocks: dict[str, BlockData]
+    blocks: dict[str, Block]
 
     @classmethod
     def of(cls, event: dict[str, Any]) -> RoundData:
         """From a worker's `round` event."""
-        return cls(event["number"], event["disturbed"], {n: BlockData(*b) for n, b in event["blocks"].items()})
+        return cls(event["number"], event["disturbed"], {n: Block(*b) for n, b in event["blocks"].items()})
 
 
 @dataclass
@@ -62,7 +48,7 @@ class Samples:
         found = [
             np.array(
                 [
-                    r.blocks[reference].per_call_s / r.blocks[variant].per_call_s
+                    r.blocks[reference].typical_s / r.blocks[variant].typical_s
                     for r in rounds
                     if reference in r.blocks and variant in r.blocks
                 ]

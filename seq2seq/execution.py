@@ -121,7 +121,7 @@ class Executable:
         # Aliases, so the batch itself is left as it is.
         inputs = _inputs_of(batch)
         batch = dataclasses.replace(batch, **inputs)
-        parameters = dict(self.model.named_parameters())
+        parameters: dict[str, Tensor] = dict(self.model.named_parameters())
         with self.context():
             if self.mode == "training" and together:
                 for value in inputs.values():

@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch.utils.benchmark import Timer
 
-from bench.clock import Block, time_block, time_once
+from bench.block import Block
+from bench.clock import time_block, time_once
 
 
 def spin(seconds: float) -> None:

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 
 from bench import interference, sampling
+from bench.block import Block
 from bench.cases import LEAST_ROUNDS
-from bench.clock import Block
-from bench.sampling import BLOCK_S, MOST_CALLS, WARM_LEAST_S, WARM_MOST_S, Plan, Subject, rounds, warm_up
+from bench.sampling import BLOCK_S, MOST_CALLS, STOP_ROUNDS, WARM_LEAST_S, WARM_MOST_S, Plan, Subject, rounds, warm_up
 
 
 class Clock:
@@ -157,16 +157,16 @@ def test_rounds_stop_when_the_budget_is_spent(clock):
     # A round takes 2 calls of 0.1 s; ratios of 1 and 2 in turn are never narrow.
     subjects = {"reference": lasting(clock, 0.05), "a": lasting(clock, 0.05, 0.05, 0.1, 0.1)}
     start = clock.now
-    found = sampled(subjects, Plan(5.0, 0.01, "reference", 0))
-    assert 5.0 <= clock.now - start <= 5.0 + 0.3
-    assert len(found) > 3 * LEAST_ROUNDS
+    found = sampled(subjects, Plan(10.0, 0.01, "reference", 0))
+    assert 10.0 <= clock.now - start <= 10.0 + 0.3
+    assert len(found) > STOP_ROUNDS
 
 
 def test_rounds_stop_early_when_every_ratio_is_narrow(clock):
     """Ratios that never change are narrow at the first count that may say so, long before the budget is spent."""
     subjects = {"reference": lasting(clock, 0.002), "a": lasting(clock, 0.001)}
     found = sampled(subjects, Plan(1000.0, 0.01, "reference", 0))
-    assert len(found) == 3 * LEAST_ROUNDS
+    assert len(found) == STOP_ROUNDS
 
 
 def test_one_wide_ratio_keeps_the_others_going(clock):
@@ -190,10 +190,10 @@ def test_narrowness_is_measured_against_what_was_asked(clock, spread):
         "a": Subject(lambda: clock.spend(0.001 * math.exp(generator.normal(0, spread)))),
     }
     found = sampled(subjects, Plan(100.0, 0.02, "reference", 0))
-    ratios = [r.blocks["reference"].per_call_s / r.blocks["a"].per_call_s for r in found]
+    ratios = [r.blocks["reference"].typical_s / r.blocks["a"].typical_s for r in found]
     # The median's standard error in the normal approximation, 1.25 sigma / sqrt(n), over 1.96 of them.
     needed = (1.96 * 1.25 * spread / 0.02) ** 2
-    assert max(3 * LEAST_ROUNDS, needed / 4) <= len(found) <= max(3 * LEAST_ROUNDS, needed * 4)
+    assert max(STOP_ROUNDS, needed / 4) <= len(found) <= max(STOP_ROUNDS, needed * 4)
     assert np.median(ratios) == pytest.approx(1.0, abs=0.05)
 
 
@@ -222,7 +222,7 @@ def test_disturbed_rounds_are_told_and_do_not_count_for_stopping(clock):
     subjects = {"reference": lasting(clock, 0.002), "a": lasting(clock, 0.001)}
     clock.disturbed = [True, False] * 5 + [True] * 3
     found = sampled(subjects, Plan(1000.0, 0.01, "reference", 0))
-    assert [r.disturbed for r in found] == [True, False] * 5 + [True] * 3 + [False] * (3 * LEAST_ROUNDS - 5)
+    assert [r.disturbed for r in found] == [True, False] * 5 + [True] * 3 + [False] * (STOP_ROUNDS - 5)
 
 
 def test_a_machine_that_is_always_disturbed_ends_with_the_budget(clock):

@@ -5,23 +5,24 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from bench.block import Block
 from bench.cases import LEAST_ROUNDS, Case
 from bench.record import COLUMNS, SAMPLE_COLUMNS
 from bench.statistics import Interval, percentile
-from bench.summary import BlockData, RoundData, Samples, figures
+from bench.summary import RoundData, Samples, figures
 
 CASE = Case("seed", "fast", "inference", "cpu", 2)
 FACTS = {"batch": 16, "valid_steps": 320}
 
 
-def block(*calls_s: float) -> BlockData:
+def block(*calls_s: float) -> Block:
     """A block as a CPU gives it."""
-    return BlockData(list(calls_s), 0, 0.0, None)
+    return Block(calls_s, 0, 0.0, None)
 
 
-def queued(calls: int, wall_s: float, device_s: float | None, *calls_s: float) -> BlockData:
+def queued(calls: int, wall_s: float, device_s: float | None, *calls_s: float) -> Block:
     """A block as a GPU gives it."""
-    return BlockData(list(calls_s), calls, wall_s, device_s)
+    return Block(calls_s, calls, wall_s, device_s)
 
 
 def process(*pairs: tuple[float, float], disturbed: tuple[int, ...] = ()) -> list[RoundData]:
