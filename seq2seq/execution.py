@@ -21,6 +21,7 @@ from seq2seq.variants import LSTMS, Variant
 Weights = dict[str, Tensor]
 
 LEARNING_RATE = 1e-3
+MODES = ("inference", "training")
 
 
 class Executable:
@@ -38,6 +39,9 @@ class Executable:
         weights: fp32 state_dict to start from.
         stored: whether the weights are stored in the variant's precision. By default they are in inference, when
             the variant is of lower precision without autocast.
+
+    Raises:
+        ValueError: for an unknown mode.
     """
 
     def __init__(
@@ -50,6 +54,9 @@ class Executable:
         *,
         stored: bool | None = None,
     ) -> None:
+        if mode not in MODES:
+            msg = f"mode is {mode!r}, expected one of {', '.join(MODES)}"
+            raise ValueError(msg)
         self.variant, self.mode, self.device = variant, mode, device
         low = variant.dtype != torch.float32
         self._stored = (low and not variant.autocast and mode == "inference") if stored is None else stored

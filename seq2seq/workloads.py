@@ -241,16 +241,21 @@ def find_workload(name: str) -> Workload:
     Raises:
         UnknownWorkloadError: for a name or override that does not exist, or a size out of range.
     """
-    base, _, overrides = name.partition("@")
+    base, at, overrides = name.partition("@")
     if base not in WORKLOADS:
         msg = f"no workload is called {base!r}; there are {', '.join(WORKLOADS)}"
         raise UnknownWorkloadError(msg)
     workload = WORKLOADS[base]
-    for part in filter(None, overrides.split(",")):
+    given: set[str] = set()
+    for part in overrides.split(",") if at else ():
         match = re.fullmatch(r"(\w+)=(\d+)", part)
         if not match or match[1] not in AXES or int(match[2]) < 1:
             msg = f"override {part!r} of {base}: expected AXIS=NUMBER with AXIS one of {', '.join(AXES)}, NUMBER >= 1"
             raise UnknownWorkloadError(msg)
+        if match[1] in given:
+            msg = f"override {match[1]} of {base} is given twice; give it once"
+            raise UnknownWorkloadError(msg)
+        given.add(match[1])
         workload = _override(workload, match[1], int(match[2]))
     return dataclasses.replace(workload, name=name)
 

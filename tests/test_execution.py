@@ -540,3 +540,10 @@ def test_every_variant_computes_what_float64_says_on_a_gpu(name, problem, mode):
         value = error(found[key].cpu(), true)
         assert math.isfinite(value), key
         assert value <= limit, key
+
+
+def test_an_unknown_mode_is_refused():
+    """A mistyped mode does not train in silence."""
+    workload = find_workload("seed")
+    with pytest.raises(ValueError, match="expected one of inference, training"):
+        Executable(VARIANTS["reference"], workload.config, "trainning", "cpu", initial_weights(workload.config, 0))

@@ -161,3 +161,10 @@ def test_unknown_names_are_refused(name):
     with pytest.raises(UnknownWorkloadError, match="no workload is called") as raised:
         find_workload(name)
     assert all(known in str(raised.value) for known in WORKLOADS)
+
+
+@pytest.mark.parametrize("name", ["seed@", "seed@batch=2,,length=3", "seed@batch=2,batch=3", "seed@batch=0"])
+def test_an_override_left_empty_or_given_twice_is_refused(name):
+    """A slip in an override is an error, never a workload of other sizes than meant."""
+    with pytest.raises(UnknownWorkloadError, match="override"):
+        find_workload(name)
