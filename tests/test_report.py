@@ -14,8 +14,9 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from bench import units
 from bench.record import COLUMNS, SAMPLE_COLUMNS, Record, Status
-from bench.report import Report, ReportError, charts, interactive, load_run, plots, summary_table, units, write_report
+from bench.report import Report, ReportError, charts, interactive, load_run, plots, summary_table, write_report
 from bench.report.frames import groups
 from bench.report.style import COLOURS, look
 from bench.report.words import answers
