@@ -33,6 +33,9 @@ def parser() -> argparse.ArgumentParser:
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
     run = commands.add_parser("run", help="measure a suite and write CSV, plots and a page")
     _add_selection(run)
+    run.add_argument(
+        "--seed", type=int, metavar="N", help="of gates and orders, as environment.json of a run has it (default: new)"
+    )
     run.add_argument("--dry-run", action="store_true", help="print the cases and the expected time, run nothing")
     run.add_argument(
         "--out", type=Path, metavar="DIR", help="new folder for the run (default: results/runs/TIME-SUITE)"
@@ -149,9 +152,13 @@ def run(arguments: argparse.Namespace, command: str) -> int:
     folder = RunFolder.create(arguments.out, plan.suite.name)
     try:
         with console:
-            records = Runner(plan, folder, settings, console).run(command)
+            runner = Runner(plan, folder, settings, console)
+            if arguments.seed is not None:
+                runner.seed = arguments.seed
+            records = runner.run(command)
     except KeyboardInterrupt:
-        console.say(f"interrupted; what was recorded until then is in {folder.path}", "red")
+        recorded = len(folder.records())
+        console.say(f"interrupted; {recorded} of {len(plan.cases)} cases are recorded in {folder.path}", "red")
         return EXIT_INTERRUPTED
     _show(console, folder)
     return EXIT_OK if all(r.status in {Status.OK, Status.UNAVAILABLE} for r in records) else EXIT_NOT_OK
@@ -229,6 +236,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UsageError as error:
         print(f"error: {error}", file=sys.stderr)
         return EXIT_USAGE
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return EXIT_INTERRUPTED
 
 
 if __name__ == "__main__":

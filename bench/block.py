@@ -24,15 +24,16 @@ class Block:
 
     @property
     def per_call_s(self) -> float:
-        """Mean time of a call, which throughput is made of; of the queued block where there is one."""
+        """Mean time of a call; of the queued block where there is one."""
         if self.queued_calls:
             return self.queued_wall_s / self.queued_calls
         return sum(self.calls_s) / len(self.calls_s)
 
     @property
     def typical_s(self) -> float:
-        """Median time of a call, which ratios are made of: one interrupted call of a block does not move it.
+        """Median time of a call, which ratios and throughput are made of.
 
-        Ten runs of a variant against itself were off by 1.4 % at most this way, by 2.8 % with the mean.
+        One interrupted call of a block does not move it: ten runs of a variant against itself were off by 1.4 % at
+        most this way, by 2.8 % with the mean.
         """
         return self.per_call_s if self.queued_calls else statistics.median(self.calls_s)

@@ -26,7 +26,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -226,13 +225,3 @@ def random_weights(config: Seq2SeqConfig, seed: int) -> Weights:
         name: torch.rand(value.shape, generator=generator) - 0.5 if value.dim() == 1 else value
         for name, value in weights.items()
     }
-
-
-def merge(verdicts: Iterable[Verdict]) -> Verdict:
-    """One verdict out of several: of each quantity the run with the highest strain."""
-    worst: dict[str, Check] = {}
-    for verdict in verdicts:
-        for check in verdict.checks:
-            if check.name not in worst or not check.strain <= worst[check.name].strain:
-                worst[check.name] = check
-    return Verdict(tuple(worst.values()))

@@ -89,7 +89,7 @@ class Record:
         "time of the first call in a fresh process with an empty compiler cache, seconds"
     )
     compile_s: float | None = column(
-        "part of it that Dynamo and its backend spent compiling, or scripting took, seconds"
+        "part of it that Dynamo and its backend spent compiling, backward included, seconds"
     )
 
     graphs: int | None = column("graphs that `torch.compile` captured; empty when the variant does not compile")
@@ -100,9 +100,13 @@ class Record:
     ran_operators: str = column("operators or GPU kernels that ran and how often, by profiler, heaviest first", "")
     ran_threads: int | None = column("threads the math library reported")
 
-    parity_error: float | None = column("largest relative error over outputs, final states and loss, all gate runs")
+    parity_error: float | None = column(
+        "relative error of the output, final state or loss nearest to its limit, all gate runs"
+    )
     parity_limit: float | None = column("the limit that applied to that quantity")
-    grad_error: float | None = column("largest relative error over all gradients; empty in inference")
+    grad_error: float | None = column(
+        "relative error of the gradient nearest to its limit, all gate runs; empty in inference"
+    )
     grad_limit: float | None = column("the limit that applied to that gradient")
     parity_worst: str = column("the quantity that came nearest to its limit, or passed it", "")
 

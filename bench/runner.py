@@ -37,11 +37,12 @@ PRECISE_SEEDS = 2**31
 
 @dataclass(frozen=True)
 class Described:
-    """A case with what is known of it before it runs: facts of its row, and why it cannot run, if it cannot."""
+    """A case with what is known of it before it runs: facts of its row, why it cannot run, whether it compiles long."""
 
     case: Case
     facts: dict[str, Any]
     unavailable: str | None
+    compiles: bool = False
 
     def record(self, **fields: Any) -> Record:
         """Its record with the given fields."""
@@ -89,7 +90,7 @@ class Plan:
             runnable = [c for c in cases if not c.unavailable]
             if not runnable:
                 continue
-            compiling = sum("compile-" in c.case.executed for c in runnable)
+            compiling = sum(c.compiles for c in runnable)
             total += len(runnable) * COLD_S + compiling * COMPILE_S
             total += self.suite.processes * (START_S + len(runnable) * READY_S + compiling * CACHED_S)
             total += self.group_budget_s
@@ -111,7 +112,7 @@ def make_plan(suite: Suite, filters: Filters, settings: Settings) -> Plan:
     except WorkerError as error:
         # The exception's own name helps nobody who mistyped a workload.
         raise UsageError(error.reason.removeprefix("UnknownWorkloadError: ")) from error
-    described = iter([Described(c, e["facts"], e["reason"]) for c, e in zip(cases, events, strict=True)])
+    described = iter([Described(c, e["facts"], e["reason"], e["compiles"]) for c, e in zip(cases, events, strict=True)])
     summaries = {entry["name"]: entry["summary"] for entry in found["variants"]}
     return Plan(suite, tuple((g, tuple(next(described) for _ in g.cases)) for g in groups), found["torch"], summaries)
 
@@ -232,7 +233,9 @@ class Runner:
             return fields, _failed(error.status, error.reason)
         finally:
             # Later workers of the group may use what was compiled here.
-            shutil.copytree(cache, scratch / "shared", dirs_exist_ok=True)
+            # Without them they compile again, so a copy that fails costs time alone.
+            with contextlib.suppress(OSError, shutil.Error):
+                shutil.copytree(cache, scratch / "shared", dirs_exist_ok=True)
             shutil.rmtree(cache, ignore_errors=True)
         return fields, None
 
@@ -345,11 +348,20 @@ def _failed(status: Status, reason: str) -> dict[str, Any]:
     return {"status": status, "reason": reason}
 
 
-_PARITY = ("parity_error", "parity_limit", "grad_error", "grad_limit", "parity_worst")
-
-
 def _worst(gates: list[dict[str, Any]]) -> dict[str, Any]:
-    """Parity fields of the gate run that came nearest to its limits, over all gate runs of the case."""
-    # An error that is no number compares as False with everything, so it is asked for first.
-    worst = max(gates, key=lambda event: (math.isnan(event["strain"]), event["strain"]), default=None)
-    return {} if worst is None else {name: worst[name] for name in _PARITY}
+    """Parity fields over all gate runs of a case: of each kind the error that came nearest to its limit."""
+    found: dict[str, Any] = {}
+    for kind in ("parity", "grad"):
+        error, limit = f"{kind}_error", f"{kind}_limit"
+        measured = [event for event in gates if event[error] is not None]
+        if measured:
+            worst = max(measured, key=lambda event: _rank(event[error] / event[limit]))
+            found |= {error: worst[error], limit: worst[limit]}
+    if gates:
+        found["parity_worst"] = max(gates, key=lambda event: _rank(event["strain"]))["parity_worst"]
+    return found
+
+
+def _rank(strain: float) -> tuple[bool, float]:
+    """Order of strains, in which what is no number is worst: it compares as False with everything."""
+    return math.isnan(strain), strain

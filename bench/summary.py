@@ -98,7 +98,7 @@ def figures(case: Case, samples: Samples, reference: str, interval: float, facts
     if not blocks:
         return {}
     calls = np.array([seconds for block in blocks for seconds in block.calls_s])
-    per_call_s = float(np.median([block.per_call_s for block in blocks]))
+    per_call_s = float(np.median([block.typical_s for block in blocks]))
     found: dict[str, Any] = {
         "samples": len(blocks),
         "calls": len(calls),

@@ -27,10 +27,13 @@ from bench.sampling import Plan, Subject, rounds, warm_up
 from seq2seq.execution import Executable, initial_weights
 from seq2seq.model import Seq2Seq
 from seq2seq.tasks.batch import DataUnavailableError
-from seq2seq.variants import VARIANTS
+from seq2seq.variants import VARIANTS, Variant
 from seq2seq.workloads import WORKLOADS, find_workload
 
 Emit = Callable[..., None]
+
+#: How a lack of memory is told by what raises plain RuntimeErrors: the CPU allocator, CUDA, cuBLAS.
+_NO_MEMORY = ("can't allocate memory", "CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
 
 #: Environment variable that lists plugin files.
 PLUGINS = "SEQ2SEQ_BENCH_PLUGINS"
@@ -94,8 +97,17 @@ def describe(request: dict[str, Any], emit: Emit) -> None:
         facts = dict(workloads[case.workload])
         reason = facts.pop("unavailable")
         variant = VARIANTS[case.executed]
-        reason = reason or variant.why_not(case.device, case.mode, find_workload(case.workload))
-        emit("described", facts=facts | {"precision": variant.precision}, reason=reason)
+        reason = reason or _refusal(variant, case)
+        compiles = variant.compiler == "dynamo" and (variant.allow_rnn or variant.lstm != "nn")
+        emit("described", facts=facts | {"precision": variant.precision}, reason=reason, compiles=compiles)
+
+
+def _refusal(variant: Variant, case: Case) -> str | None:
+    """Why a variant cannot run; a requirement that fails itself speaks for its own variant alone."""
+    try:
+        return variant.why_not(case.device, case.mode, find_workload(case.workload))
+    except Exception as error:  # noqa: BLE001 - requirements probe machines, and may raise anything
+        return f"its requirement could not be checked: {classify(error)[1]}"
 
 
 def _facts_of(name: str) -> dict[str, Any]:
@@ -132,6 +144,10 @@ def cold(request: dict[str, Any], emit: Emit) -> None:
     baseline = memory.resident_bytes()
     peaks_known = memory.reset_peak()
 
+    if case.device == "cuda":
+        # Creating the CUDA context belongs to no variant.
+        torch.zeros(1, device="cuda")
+        synchronize("cuda")
     emit("stage", name="build")
     start = time.perf_counter()
     executable = Executable(variant, workload.config, case.mode, case.device, weights)
@@ -170,9 +186,6 @@ def cold(request: dict[str, Any], emit: Emit) -> None:
     if compiled is not None:
         found |= {"graphs": compiled.graphs, "graph_breaks": compiled.breaks, "recompiles": compiled.recompiles}
         found["compile_s"] = compiled.seconds
-    elif variant.compiler == "torchscript":
-        # Scripting happens in the build, specialising in the first calls.
-        found["compile_s"] = build_s
     emit("cold", fields=found)
 
 
@@ -260,7 +273,7 @@ def classify(error: BaseException) -> tuple[Status, str]:
     """Status and one-line reason of an exception."""
     text = " ".join(str(error).split())[:500]
     reason = f"{type(error).__name__}: {text}" if text else type(error).__name__
-    if isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in text:
+    if isinstance(error, MemoryError | torch.OutOfMemoryError) or any(sign in text for sign in _NO_MEMORY):
         return Status.OOM, reason
     return Status.ERROR, reason
 

@@ -7,6 +7,7 @@ import itertools
 import json
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import pytest
@@ -253,3 +254,14 @@ def test_tf32_asks_for_fp32_products():
     """Its tensors are fp32 all the while, so that is no deviation."""
     found = evidence._digest(CUDA_TRACE)
     assert "asked for" not in explain(VARIANTS["tf32"], find_workload(FIXED), "cuda", found, None)
+
+
+def test_compile_time_holds_the_backward_graph(monkeypatch):
+    """What Dynamo spends on the backward graph, compiled when it is first needed, counts as compiling."""
+    forward = types.SimpleNamespace(compile_id="0/0", entire_frame_compile_time_s=2.0)
+    backward = types.SimpleNamespace(
+        compile_id="0/0", entire_frame_compile_time_s=None, backward_cumulative_compile_time_us=3_000_000
+    )
+    utils = pytest.importorskip("torch._dynamo.utils")
+    monkeypatch.setattr(utils, "get_compilation_metrics", lambda: [forward, backward])
+    assert evidence.compilation().seconds == 5.0

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from bench import parity
 from bench.defects import DEFECTS
-from bench.parity import FACTOR, TOLERANCES, Check, Gate, Verdict, judge, merge, relative_error
+from bench.parity import FACTOR, TOLERANCES, Check, Gate, Verdict, judge, relative_error
 from kernels.reference import LoopLSTM
 from seq2seq.execution import Executable, initial_weights
 from seq2seq.variants import LSTMS, VARIANTS, Variant
@@ -41,7 +41,7 @@ def verdict_on(
         patch.setitem(LSTMS, "planted", lstm)
         executable = built(Variant("planted", "", lstm="planted", **fields), workload, mode)
     gate = Gate(workload, mode, "cpu")
-    return merge([gate.check(executable, seed) for seed in seeds])
+    return Verdict(tuple(check for seed in seeds for check in gate.check(executable, seed).checks))
 
 
 def lstm_that(change) -> type[LoopLSTM]:
@@ -312,26 +312,6 @@ def test_where_truth_is_zero_only_zero_is_right():
     truth = torch.zeros(2, dtype=torch.float64)
     assert relative_error(torch.zeros(2), truth) == 0.0
     assert relative_error(torch.tensor([0.0, 1e-30]), truth) == math.inf
-
-
-checks = st.builds(
-    Check, st.sampled_from("abc"), st.floats(0, 10, exclude_min=False) | st.just(math.inf), st.floats(0.5, 2)
-)
-verdicts = st.lists(checks, min_size=1, max_size=3, unique_by=lambda check: check.name).map(
-    lambda found: Verdict(tuple(found))
-)
-
-
-@given(st.lists(verdicts, min_size=1, max_size=4))
-def test_merging_keeps_the_worst(found):
-    """Of each quantity the run with the highest strain, and the whole passes when every part did."""
-    merged = merge(found)
-    assert merged.passed == all(verdict.passed for verdict in found)
-    every = [check for verdict in found for check in verdict.checks]
-    assert len(merged.checks) == len({check.name for check in every})
-    for check in merged.checks:
-        assert check in every
-        assert check.strain == max(other.strain for other in every if other.name == check.name)
 
 
 def test_a_verdict_tells_the_worst_first():

@@ -21,6 +21,7 @@ import psutil
 import pytest
 
 from bench import environment, runner
+from bench.__main__ import parser
 from bench.cases import LEAST_ROUNDS, Case, Group, Suite
 from bench.console import Console
 from bench.process import Settings, WorkerError
@@ -263,9 +264,9 @@ def wait_for(condition) -> None:
 
 def gate(variant: str, when: str, *, passed: bool = True, strain: float = 0.1) -> dict[str, Any]:
     """A gate's event."""
-    names = ("parity_error", "parity_limit", "grad_error", "grad_limit")
+    fields = {"parity_error": strain, "parity_limit": 1.0, "grad_error": strain, "grad_limit": 1.0}
     event = {"event": "gate", "variant": variant, "when": when, "passed": passed, "strain": strain}
-    return event | {"reason": "" if passed else "planted"} | dict.fromkeys(names, strain) | {"parity_worst": when}
+    return event | {"reason": "" if passed else "planted"} | fields | {"parity_worst": when}
 
 
 def a_round(number: int, variants: list[str]) -> dict[str, Any]:
@@ -444,6 +445,21 @@ def test_the_parity_in_a_record_is_the_worst_of_all_gate_runs():
     assert runner._worst(events)["parity_worst"] == "1"
     assert runner._worst(events)["parity_error"] == 0.7
     assert runner._worst([]) == {}
+
+
+def test_each_kind_of_error_is_the_one_nearest_to_its_own_limit():
+    """The run with the worst gradient does not decide which error of the outputs is told."""
+    gradient = gate("a", "gradient", strain=0.5) | {"parity_error": 1e-7, "parity_limit": 1e-6}
+    outputs = gate("a", "outputs", strain=0.2) | {"parity_error": 2e-7, "grad_error": None, "grad_limit": None}
+    outputs["parity_limit"] = 1e-6
+    found = runner._worst([gradient, outputs])
+    assert (found["parity_error"], found["grad_error"], found["parity_worst"]) == (2e-7, 0.5, "gradient")
+
+
+def test_a_seed_given_is_the_run_s_seed():
+    """`--seed` takes what environment.json of an earlier run has, so that a gate can be run again."""
+    arguments = parser().parse_args(["run", "--seed", "7"])
+    assert arguments.seed == 7
 
 
 def test_an_error_of_the_parent_leaves_the_folder_readable(stage, tmp_path):
