@@ -6,6 +6,7 @@ import re
 import tomllib
 from pathlib import Path
 
+from bench.parity import FACTOR
 from bench.record import dictionary
 
 ROOT = Path(__file__).parent.parent
@@ -39,3 +40,10 @@ def test_both_ends_of_the_torch_range_stay_open():
     dependencies = " ".join(project["project"]["dependencies"])
     assert "torch>=2.11,<2.14" in dependencies
     assert "triton>=3.6,<3.8" in dependencies
+
+
+def test_results_readme_states_the_gate_s_factor():
+    """What is said of the gate is what it does, and nothing was left to be filled in."""
+    text = (ROOT / "results" / "README.md").read_text(encoding="utf-8")
+    assert f"at most {FACTOR:g} times" in text
+    assert "@@" not in text + (ROOT / "README.md").read_text(encoding="utf-8")
