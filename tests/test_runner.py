@@ -7,6 +7,7 @@ part.
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import os
 import signal
@@ -233,7 +234,16 @@ def recomputed(samples: pd.DataFrame) -> pd.DataFrame:
 def test_an_interrupted_run_leaves_what_it_has(tmp_path):
     """Ctrl-C ends with 130 and no traceback; the folder is complete and no worker is left."""
     line = command(tmp_path, ["nowhere", "hangs"], "inference", processes=1)
-    with subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=ROOT) as process:
+    # A shell that starts something in the background has it ignore Ctrl-C, and children inherit that.
+    listening = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    with subprocess.Popen(
+        line,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        cwd=ROOT,
+        preexec_fn=listening,  # noqa: PLW1509 - no threads in the parent at that moment
+    ) as process:
         try:
             first = tmp_path / "run" / "workers.log"
             wait_for(lambda: first.exists() and psutil.Process(process.pid).children())
