@@ -13,7 +13,8 @@ from typing import Any
 
 #: History of the schema.
 #: 1: first version.
-SCHEMA_VERSION = 1
+#: 2: how OpenMP waited; FLOPs, bytes and share of the machine's ceiling; rounds.csv.gz.
+SCHEMA_VERSION = 2
 
 
 class Status(enum.StrEnum):

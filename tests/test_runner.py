@@ -181,7 +181,7 @@ def test_facts_known_beforehand_are_in_every_record(records):
             "cpu",
             1,
         )
-        assert record["schema_version"] == 1
+        assert record["schema_version"] == 2
         assert record["recorded_at"]
 
 
