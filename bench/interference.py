@@ -1,30 +1,86 @@
-"""Who else used the machine during a round: CPU time of other processes, and time stolen by the hypervisor.
+"""Who else used the machine: what a round knows of everything that ran beside it.
 
-A round in which others took more than a tenth of one core is disturbed. It is repeated while there is time; what
-could not be repeated is kept and marked.
+Two instruments. The system's counters of CPU time say what other processes and the hypervisor took; they tick every
+10 ms, so rounds are judged in stretches of at least `STRETCH_S`. The scheduler's account of our own threads says, to
+the nanosecond and round by round, how long they were ready to run and had to wait. A round is disturbed when either
+finds something. It is repeated while there is time; what could not be is kept, marked, and narrows no interval.
 """
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
+import os
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import psutil
 
-#: Share of one core that others may take before a round counts as disturbed.
+from bench import gpu
+
+#: Share of one core that others may take before a stretch of rounds counts as disturbed.
 SHARE = 0.10
 #: The system counts CPU time in ticks of 10 ms, so less than this cannot be told from nothing.
 LEAST_S = 0.025
+#: Wall time that the counters need before `SHARE` of it is more than `LEAST_S`.
+STRETCH_S = LEAST_S / SHARE
+#: Share of a round that our own threads, together, may spend ready but without a core.
+DELAY_SHARE = 0.05
+#: One look at whether the machine is quiet again, seconds.
+LOOK_S = 0.1
+_TASKS = Path("/proc/self/task")
 
 
 @dataclass(frozen=True)
 class Reading:
-    """Counters at one moment, seconds: wall clock, CPU time of all processes, of this one, and stolen time."""
+    """Counters at one moment.
+
+    Attributes:
+        wall_s: wall clock.
+        busy_s: CPU time of all processes, stolen time not among it.
+        own_s: CPU time of this process.
+        stolen_s: time that the hypervisor gave to others.
+        delay_s: time that threads of this process were ready but had no core; 0 where the system does not tell.
+        switches: times that this process had to give up a core.
+    """
 
     wall_s: float
     busy_s: float
     own_s: float
     stolen_s: float
+    delay_s: float = 0.0
+    switches: int = 0
+
+
+@dataclass(frozen=True)
+class Interference:
+    """What happened beside a round.
+
+    Attributes:
+        why: what disturbed it, in words; empty when nothing did.
+        others_share: cores that other processes kept busy during its stretch, on average.
+        stolen_share: cores that the hypervisor took, likewise.
+        delay_s: time in the round that our own threads were ready but had no core, together.
+        switches: times in the round that we had to give up a core.
+        load: the system's load average over a minute, where it has one.
+        frequency_mhz: the processor's clock, where the system tells.
+        gpu_clock_mhz: clock of the GPU's multiprocessors; None without NVML or on a CPU.
+        gpu_throttled: what held the GPU's clock back, in NVML's words.
+        gpu_others: other processes that compute on the GPU.
+    """
+
+    why: str = ""
+    others_share: float = 0.0
+    stolen_share: float = 0.0
+    delay_s: float = 0.0
+    switches: int = 0
+    load: float | None = None
+    frequency_mhz: float | None = None
+    gpu_clock_mhz: float | None = None
+    gpu_throttled: str = ""
+    gpu_others: int = 0
 
 
 def read() -> Reading:
@@ -34,15 +90,104 @@ def read() -> Reading:
     stolen = getattr(times, "steal", 0.0)
     # `guest` time is counted in `user` already.
     counted = sum(times) - getattr(times, "guest", 0.0) - getattr(times, "guest_nice", 0.0)
-    return Reading(time.perf_counter(), counted - idle - stolen, time.process_time(), stolen)
+    delay_s, switches = read_own()
+    return Reading(time.perf_counter(), counted - idle - stolen, time.process_time(), stolen, delay_s, switches)
+
+
+def read_own() -> tuple[float, int]:
+    """Seconds that our threads waited for a core so far, and how often we had to give one up.
+
+    Source: second field of /proc/PID/task/TID/schedstat, nanoseconds (Linux, Documentation/scheduler); getrusage(2).
+    """
+    delay_ns = 0
+    with contextlib.suppress(OSError):
+        for task in os.listdir(_TASKS):  # noqa: PTH208 - read between rounds, where Path objects cost time
+            # A thread may end between the listing and the reading.
+            with contextlib.suppress(OSError), open(f"{_TASKS}/{task}/schedstat", "rb") as file:  # noqa: PTH123
+                delay_ns += int(file.read().split()[1])
+    try:
+        import resource  # noqa: PLC0415 - not on every system
+    except ImportError:
+        return delay_ns * 1e-9, 0
+    return delay_ns * 1e-9, resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw
 
 
 def others_s(before: Reading, after: Reading) -> float:
-    """CPU seconds that were not ours between two readings, stolen time included; at least 0."""
-    others = (after.busy_s - before.busy_s) - (after.own_s - before.own_s)
-    return max(0.0, others) + max(0.0, after.stolen_s - before.stolen_s)
+    """CPU seconds of other processes between two readings; at least 0."""
+    return max(0.0, (after.busy_s - before.busy_s) - (after.own_s - before.own_s))
+
+
+def stolen_s(before: Reading, after: Reading) -> float:
+    """CPU seconds that the hypervisor gave to others between two readings; at least 0."""
+    return max(0.0, after.stolen_s - before.stolen_s)
 
 
 def disturbed(before: Reading, after: Reading) -> bool:
     """Whether others took enough CPU time between two readings to doubt what was timed."""
-    return others_s(before, after) > max(LEAST_S, SHARE * (after.wall_s - before.wall_s))
+    taken_s = others_s(before, after) + stolen_s(before, after)
+    return taken_s > max(LEAST_S, SHARE * (after.wall_s - before.wall_s))
+
+
+def delayed(delay_s: float, wall_s: float) -> bool:
+    """Whether our own threads waited for a core for too large a share of a round."""
+    return delay_s > DELAY_SHARE * wall_s
+
+
+def judge(before: Reading, after: Reading, device: str = "cpu") -> Interference:
+    """What happened between two readings that are at least `STRETCH_S` apart; nearer ones see less."""
+    wall_s = max(after.wall_s - before.wall_s, 1e-9)
+    seen = gpu.read() if device == "cuda" else gpu.NOTHING
+    reasons = []
+    if disturbed(before, after):
+        others, stolen = others_s(before, after) / wall_s, stolen_s(before, after) / wall_s
+        reasons.append(f"others took {others:.2f} cores" + (f", the hypervisor {stolen:.2f}" if stolen else ""))
+    if seen.slowed:
+        reasons.append(f"the GPU was slowed ({seen.throttled})")
+    if seen.others:
+        reasons.append(f"{seen.others} other processes on the GPU")
+    return Interference(
+        why="; ".join(reasons),
+        others_share=round(others_s(before, after) / wall_s, 4),
+        stolen_share=round(stolen_s(before, after) / wall_s, 4),
+        load=_load(),
+        frequency_mhz=_frequency_mhz(),
+        gpu_clock_mhz=seen.clock_mhz,
+        gpu_throttled=seen.throttled,
+        gpu_others=seen.others,
+    )
+
+
+def of_round(stretch: Interference, delay_s: float, switches: int, wall_s: float) -> Interference:
+    """What happened beside one round of a stretch: the stretch's findings, and what its own threads met."""
+    why = stretch.why
+    if delayed(delay_s, wall_s):
+        waited = f"our threads waited {1e3 * delay_s:.1f} ms for a core"
+        why = f"{why}; {waited}" if why else waited
+    return dataclasses.replace(stretch, why=why, delay_s=delay_s, switches=switches)
+
+
+def wait_until_quiet(patience_s: float, sleep: Callable[[float], object] = time.sleep) -> float:
+    """Wait until one look of `LOOK_S` finds nobody else, at most about `patience_s`; returns the seconds spent."""
+    start = time.perf_counter()
+    while time.perf_counter() - start + LOOK_S <= patience_s:
+        before = read()
+        sleep(LOOK_S)
+        if not disturbed(before, read()):
+            break
+    return time.perf_counter() - start
+
+
+def _load() -> float | None:
+    try:
+        return round(os.getloadavg()[0], 2)
+    except (AttributeError, OSError):
+        return None
+
+
+def _frequency_mhz() -> float | None:
+    """The first core's clock as the driver sees it; /proc/cpuinfo, which is slow to read, is left alone."""
+    try:
+        text = Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_cur_freq").read_text(encoding="ascii")
+    except OSError:
+        return None
+    return int(text) / 1000

@@ -48,6 +48,9 @@ class Record:
     device: str = column("`cpu` or `cuda`", "")
     precision: str = column("precision the variant asks for: `fp32`, `tf32`, `bf16`, `fp16`", "")
     threads: int = column("CPU threads the worker was given", 0)
+    omp_wait: str = column(
+        "how OpenMP threads wait for work: `default` (OMP_WAIT_POLICY not set), `active`, `passive`", ""
+    )
     status: Status = column("`ok`, `unavailable`, `parity-failed`, `oom`, `timeout`, `crashed`, `error`", Status.OK)
     reason: str = column("why the status is not `ok`; empty for `ok`", "")
 
@@ -156,9 +159,33 @@ SAMPLE_COLUMNS: dict[str, str] = {
 }
 
 
+#: Columns of ``rounds.csv.gz``: one row a round of a process, with what else happened on the machine meanwhile.
+ROUND_COLUMNS: dict[str, str] = {
+    "group": "as in records.csv",
+    "process": "number of the worker process in its group, from 0",
+    "round": "number of the round in its process, from 0",
+    "wall_s": "time of the round, untimed calls included, seconds",
+    "waited_s": "time spent waiting for a quiet moment before it, seconds",
+    "why": "what disturbed it, in words; empty when nothing did",
+    "others_share": "cores that other processes kept busy, on average over at least a quarter of a second around it",
+    "stolen_share": "cores that the hypervisor gave to others, likewise",
+    "delay_s": "time in the round that threads of the worker were ready but had no core, together, seconds (Linux)",
+    "switches": "times in the round that the worker had to give up a core",
+    "load": "load average of the system over a minute",
+    "frequency_mhz": "clock of the first core, where the system tells",
+    "gpu_clock_mhz": "clock of the GPU's multiprocessors; empty on CPU or without nvidia-ml-py",
+    "gpu_throttled": "what held the GPU's clock back",
+    "gpu_others": "other processes that computed on the GPU",
+}
+
+
 def dictionary() -> str:
     """The dictionary of columns in Markdown, as it stands in results/README.md."""
     rows = [f"| `{f.name}` | {f.metadata['meaning']} |" for f in dataclasses.fields(Record)]
-    raw = [f"| `{name}` | {meaning} |" for name, meaning in SAMPLE_COLUMNS.items()]
+    tables = {
+        "records.csv": rows,
+        "samples.csv.gz": [f"| `{name}` | {meaning} |" for name, meaning in SAMPLE_COLUMNS.items()],
+        "rounds.csv.gz": [f"| `{name}` | {meaning} |" for name, meaning in ROUND_COLUMNS.items()],
+    }
     head = "| column | meaning |\n| --- | --- |\n"
-    return f"### records.csv\n\n{head}" + "\n".join(rows) + f"\n\n### samples.csv.gz\n\n{head}" + "\n".join(raw) + "\n"
+    return "\n".join(f"### {name}\n\n{head}" + "\n".join(lines) + "\n" for name, lines in tables.items())

@@ -1,18 +1,20 @@
 """Rounds: calibration of the calls per sample, warm-up until steady, and interleaving until the answer is narrow.
 
 The variants of a group take turns, in a new random order each round, so that whatever drifts on the machine meets
-all of them alike. Ratios are formed inside a round, never across.
+all of them alike. Ratios are formed inside a round, never across. Rounds are judged in stretches long enough for the
+system's counters to tell whether somebody else was at work (`bench.interference`).
 """
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import math
 import random
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -20,6 +22,7 @@ from bench import interference
 from bench.block import Block
 from bench.cases import LEAST_ROUNDS
 from bench.clock import time_block, time_once
+from bench.interference import Interference, Reading
 
 
 @dataclass(frozen=True)
@@ -43,6 +46,8 @@ STEADY_SHARE = 0.03
 WARM_LEAST_S, WARM_MOST_S = 0.1, 1.0
 #: Rounds below which a narrow interval may be luck.
 STOP_ROUNDS = 30
+#: Share of the budget that may be spent waiting for others to end their work.
+PATIENCE = 0.25
 
 
 @dataclass(frozen=True)
@@ -52,12 +57,21 @@ class Round:
     Attributes:
         number: from 0.
         blocks: what was timed, by variant, in the order in which they ran.
-        disturbed: whether something else used the machine meanwhile.
+        wall_s: how long it took, untimed calls included.
+        beside: what else happened meanwhile.
+        waited_s: how long a quiet moment was waited for before it.
     """
 
     number: int
     blocks: dict[str, Block]
-    disturbed: bool
+    wall_s: float
+    beside: Interference = field(default_factory=Interference)
+    waited_s: float = 0.0
+
+    @property
+    def disturbed(self) -> bool:
+        """Whether something else used the machine meanwhile."""
+        return bool(self.beside.why)
 
 
 @dataclass(frozen=True)
@@ -65,7 +79,7 @@ class Plan:
     """How long a process samples.
 
     Attributes:
-        budget_s: wall seconds for its rounds.
+        budget_s: wall seconds for its rounds, waiting for quiet moments included.
         interval: half-width of the ratios' interval at which it may stop early, as a share.
         reference: variant that the ratios are formed with.
         seed: of the random order.
@@ -107,7 +121,8 @@ def rounds(
     """Yield rounds until the ratios to the reference are narrow enough or the budget is spent.
 
     A disturbed round is yielded, marked, but does not count as one of the rounds that may end the sampling; so it is
-    repeated while there is time.
+    repeated while there is time. After a disturbed stretch a quiet moment is waited for, at most `PATIENCE` of the
+    budget in all.
 
     Args:
         subjects: what to time, by variant.
@@ -117,30 +132,59 @@ def rounds(
         mark: told the variant before each of its blocks, so that a crash can be laid at the right door.
     """
     generator = random.Random(plan.seed)  # noqa: S311 - an order, not a secret
-    order = list(subjects)
     clean: dict[str, list[float]] = {name: [] for name in subjects}
     start = time.perf_counter()
+    patience_s, waited_s = PATIENCE * plan.budget_s, 0.0
     number = 0
     while True:
-        generator.shuffle(order)
-        before = interference.read()
-        blocks = {}
-        for name in order:
-            mark(name)
-            blocks[name] = _block(subjects[name], per_block[name], device)
-        after = interference.read()
-        found = Round(number, blocks, interference.disturbed(before, after))
-        yield found
-        number += 1
-        if not found.disturbed:
-            for name, block in blocks.items():
-                clean[name].append(block.typical_s)
+        stretch = list(_stretch(subjects, per_block, device, generator, mark, start + plan.budget_s))
+        for position, found in enumerate(stretch):
+            yield dataclasses.replace(found, number=number, waited_s=0.0 if position else waited_s)
+            number += 1
+            if not found.disturbed:
+                for name, block in found.blocks.items():
+                    clean[name].append(block.typical_s)
         spent = time.perf_counter() - start
         if number >= LEAST_ROUNDS and (spent >= plan.budget_s or _narrow(clean, plan)):
             return
         # A group too slow for its budget still gives two rounds, and its wide interval is marked.
         if number >= 2 and spent >= 2 * plan.budget_s:  # noqa: PLR2004
             return
+        waited_s = 0.0
+        if stretch[-1].disturbed:
+            waited_s = interference.wait_until_quiet(min(patience_s, plan.budget_s - spent))
+            patience_s -= waited_s
+
+
+def _stretch(
+    subjects: Mapping[str, Subject],
+    per_block: Mapping[str, int],
+    device: str,
+    generator: random.Random,
+    mark: Callable[[str], object],
+    end: float,
+) -> Iterator[Round]:
+    """Rounds that are judged together: for at least `STRETCH_S`, unless the clock passes `end` before.
+
+    They are yielded when all have run, so that whoever takes them takes no core from one of them.
+    """
+    order = list(subjects)
+    before = interference.read()
+    after = before
+    taken: list[tuple[dict[str, Block], Reading, Reading]] = []
+    while not taken or (after.wall_s - before.wall_s < interference.STRETCH_S and after.wall_s < end):
+        generator.shuffle(order)
+        started, blocks = after, {}
+        for name in order:
+            mark(name)
+            blocks[name] = _block(subjects[name], per_block[name], device)
+        after = interference.read()
+        taken.append((blocks, started, after))
+    beside = interference.judge(before, after, device)
+    for blocks, started, ended in taken:
+        wall_s = ended.wall_s - started.wall_s
+        delay_s, switches = ended.delay_s - started.delay_s, ended.switches - started.switches
+        yield Round(0, blocks, wall_s, interference.of_round(beside, delay_s, switches, wall_s))
 
 
 def _block(subject: Subject, calls: int, device: str) -> Block:

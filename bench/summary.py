@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -10,6 +11,7 @@ import numpy as np
 
 from bench.block import Block
 from bench.cases import LEAST_ROUNDS, Case
+from bench.interference import Interference
 from bench.statistics import Floats, Interval, percentile, ratio_interval
 
 PERCENTILES = {"p50": 0.50, "p90": 0.90, "p95": 0.95, "p99": 0.99}
@@ -20,13 +22,28 @@ class RoundData:
     """A round as a worker sent it; blocks in the order in which they ran."""
 
     number: int
-    disturbed: bool
     blocks: dict[str, Block]
+    wall_s: float = 0.0
+    waited_s: float = 0.0
+    beside: Interference = field(default_factory=Interference)
+
+    @property
+    def disturbed(self) -> bool:
+        """Whether something else used the machine meanwhile."""
+        return bool(self.beside.why)
 
     @classmethod
     def of(cls, event: dict[str, Any]) -> RoundData:
         """From a worker's `round` event."""
-        return cls(event["number"], event["disturbed"], {n: Block(*b) for n, b in event["blocks"].items()})
+        blocks = {name: Block(*block) for name, block in event["blocks"].items()}
+        return cls(event["number"], blocks, event["wall_s"], event["waited_s"], Interference(**event["beside"]))
+
+    def row(self, group: str, process: int) -> list[Any]:
+        """What the round knows of itself, in the order of ROUND_COLUMNS."""
+        return [
+            *(group, process, self.number, f"{self.wall_s:.6g}", f"{self.waited_s:.6g}"),
+            *dataclasses.asdict(self.beside).values(),
+        ]
 
 
 @dataclass

@@ -6,6 +6,7 @@ to standard error. A request ends with an event `done` or `failed`. What crashes
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import importlib.util
 import json
@@ -125,6 +126,7 @@ def _facts_of(name: str) -> dict[str, Any]:
         "hidden_size": config.hidden_size,
         "num_layers": config.num_layers,
         "parameters": parameters,
+        "omp_wait": os.environ.get("OMP_WAIT_POLICY", "default").lower(),
         "unavailable": None,
     }
     try:
@@ -214,31 +216,43 @@ def measure(request: dict[str, Any], emit: Emit) -> None:
         per_block[case.variant] = warm_up(subjects[case.variant], case.device)
     if not ready:
         return
-    emit("stage", name="rounds", variant="")
     plan = Plan(request["budget_s"], request["interval"], request["reference"], seed)
+    time_rounds(subjects, per_block, cases[0].device, plan, request["mark"], emit)
+    for name, executable in ready.items():
+        emit("stage", name="gate after the rounds", variant=name)
+        emit("gate", variant=name, when="after", **verdict_fields(gate.check(executable, seed + 1)))
+
+
+def time_rounds(
+    subjects: dict[str, Subject], per_block: dict[str, int], device: str, plan: Plan, mark_path: str, emit: Emit
+) -> None:
+    """Sample the subjects in rounds, and send the rounds when all are done.
+
+    Args:
+        subjects: what to time, by variant.
+        per_block: calls in a block, by variant.
+        device: `cpu` or `cuda`.
+        plan: when to stop.
+        mark_path: file that is told whose turn it is.
+        emit: takes a `progress` event a second, and then a `round` event each.
+    """
+    emit("stage", name="rounds", variant="")
     kept = []
     told = time.perf_counter()
-    with open(request["mark"], "r+b", buffering=0) as file:  # noqa: PTH123 - unbuffered
+    with open(mark_path, "r+b", buffering=0) as file:  # noqa: PTH123 - unbuffered
         mark = functools.partial(_mark, file.fileno())
-        for found in rounds(subjects, per_block, cases[0].device, plan, mark):
+        for found in rounds(subjects, per_block, device, plan, mark):
             kept.append(found)
             # Rounds are sent when all are done: the parent, reading them meanwhile, would take a core from us.
             if time.perf_counter() - told > HEARTBEAT_S:
                 told = time.perf_counter()
                 emit("progress", rounds=len(kept))
     for found in kept:
-        emit(
-            "round",
-            number=found.number,
-            disturbed=found.disturbed,
-            blocks={
-                name: [b.calls_s, b.queued_calls, b.queued_wall_s, b.queued_device_s]
-                for name, b in found.blocks.items()
-            },
-        )
-    for name, executable in ready.items():
-        emit("stage", name="gate after the rounds", variant=name)
-        emit("gate", variant=name, when="after", **verdict_fields(gate.check(executable, seed + 1)))
+        blocks = {
+            name: [b.calls_s, b.queued_calls, b.queued_wall_s, b.queued_device_s] for name, b in found.blocks.items()
+        }
+        beside = dataclasses.asdict(found.beside)
+        emit("round", number=found.number, wall_s=found.wall_s, waited_s=found.waited_s, beside=beside, blocks=blocks)
 
 
 def _mark(file: int, name: str) -> None:

@@ -11,7 +11,22 @@ import psutil
 import pytest
 
 from bench import interference
-from bench.interference import LEAST_S, SHARE, Reading, disturbed, others_s, read
+from bench.interference import (
+    DELAY_SHARE,
+    LEAST_S,
+    LOOK_S,
+    SHARE,
+    STRETCH_S,
+    Interference,
+    Reading,
+    disturbed,
+    judge,
+    of_round,
+    others_s,
+    read,
+    stolen_s,
+    wait_until_quiet,
+)
 
 Times = namedtuple("Times", "user nice system idle iowait irq softirq steal guest guest_nice")  # noqa: PYI024 - as psutil's
 
@@ -52,7 +67,7 @@ def test_own_work_counts_as_own():
     after = read()
     assert after.own_s - before.own_s > 0.1
     # What others took meanwhile is the test machine's business; ours must not be on top of it.
-    assert others_s(before, after) <= max(0.0, (after.busy_s - before.busy_s) - 0.1) + after.stolen_s - before.stolen_s
+    assert others_s(before, after) <= max(0.0, (after.busy_s - before.busy_s) - 0.1)
 
 
 def test_own_work_is_not_blamed_on_others():
@@ -85,7 +100,7 @@ def test_others_may_take_a_tenth_of_a_core(wall_s, others, expected):
 
 def test_stolen_time_disturbs():
     """Time that the hypervisor gave to somebody else counts like a neighbour's."""
-    assert others_s(*spent(1.0, others=0.0, stolen=0.5)) == pytest.approx(0.5)
+    assert stolen_s(*spent(1.0, others=0.0, stolen=0.5)) == pytest.approx(0.5)
     assert disturbed(*spent(1.0, others=0.0, stolen=0.5))
 
 
@@ -93,7 +108,7 @@ def test_counters_that_run_apart_give_no_negative_time():
     """Ticks of the system's counter lag behind the process's own: less than nothing is nothing."""
     assert others_s(*spent(1.0, others=-0.03, own=1.0)) == 0.0
     # And stolen time is not offset by it.
-    assert others_s(*spent(1.0, others=-0.03, own=1.0, stolen=0.2)) == pytest.approx(0.2)
+    assert disturbed(*spent(1.0, others=-0.3, own=1.0, stolen=0.2))
 
 
 def test_a_reading_counts_what_was_busy(monkeypatch):
@@ -111,3 +126,72 @@ def test_a_system_without_the_finer_counters_can_be_read(monkeypatch):
     monkeypatch.setattr(interference.psutil, "cpu_times", lambda: few(3.0, 1.0, 2.0, 100.0))
     found = read()
     assert (found.busy_s, found.stolen_s) == (6.0, 0.0)
+
+
+def test_a_stretch_is_long_enough_to_tell_a_tenth_of_a_core():
+    """What the counters cannot tell from nothing is no more than the share that disturbs."""
+    assert STRETCH_S * SHARE >= LEAST_S
+
+
+def test_a_stretch_says_what_disturbed_it():
+    """Whose time it was stands in the reason, in cores."""
+    found = judge(*spent(1.0, others=0.75, own=1.0, stolen=0.25))
+    assert found.why == "others took 0.75 cores, the hypervisor 0.25"
+    assert (found.others_share, found.stolen_share) == (0.75, 0.25)
+
+
+def test_a_quiet_stretch_gives_no_reason():
+    """Only what was found is said."""
+    assert judge(*spent(1.0, others=0.05, own=1.0)).why == ""
+
+
+def test_threads_that_had_to_wait_disturb_their_round_alone():
+    """A round keeps its stretch's findings; waiting for a core is its own."""
+    quiet = Interference(others_share=0.03)
+    assert of_round(quiet, 0.9 * DELAY_SHARE, 3, 1.0).why == ""
+    late = of_round(quiet, 1.1 * DELAY_SHARE, 3, 1.0)
+    assert late.why.startswith("our threads waited 55.0 ms")
+    assert (late.others_share, late.switches) == (0.03, 3)
+    both = of_round(Interference(why="others took 1.00 cores"), 0.5, 0, 1.0)
+    assert both.why == "others took 1.00 cores; our threads waited 500.0 ms for a core"
+
+
+@pytest.mark.skipif(not interference._TASKS.is_dir(), reason="the scheduler's account is Linux's")
+def test_waiting_for_a_core_is_counted():
+    """Where two processes share one core, each sees how long it had to wait for it."""
+    code = (
+        "import os, sys, time\n"
+        "os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})\n"
+        "from bench.interference import read_own\n"
+        "if os.fork() == 0:\n"
+        "    end = time.time() + 0.6\n"
+        "    while time.time() < end: pass\n"
+        "    os._exit(0)\n"
+        "before, end = read_own(), time.time() + 0.5\n"
+        "while time.time() < end: pass\n"
+        "after = read_own()\n"
+        "print(after[0] - before[0], after[1] - before[1])\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    delay_s, switches = map(float, done.stdout.split())
+    # Two processes share one core, so about half of the time is waited for.
+    assert 0.1 < delay_s < 0.45
+    assert switches > 5
+
+
+def test_waiting_for_quiet_ends_with_the_patience(monkeypatch):
+    """A machine that is never quiet is waited for no longer than allowed, and not at all without patience."""
+    monkeypatch.setattr(interference, "disturbed", lambda *_: True)
+    start = time.perf_counter()
+    spent_s = wait_until_quiet(3.5 * LOOK_S)
+    assert 2.9 * LOOK_S < spent_s < 3.6 * LOOK_S
+    assert time.perf_counter() - start < 5 * LOOK_S
+    assert wait_until_quiet(0.5 * LOOK_S) < 0.5 * LOOK_S
+
+
+def test_waiting_for_quiet_ends_when_it_is_quiet(monkeypatch):
+    """The first quiet look is enough."""
+    answers = [True, True, False, True]
+    monkeypatch.setattr(interference, "disturbed", lambda *_: answers.pop(0))
+    wait_until_quiet(100.0, sleep=lambda _: None)
+    assert answers == [True]

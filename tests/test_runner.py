@@ -282,7 +282,7 @@ def gate(variant: str, when: str, *, passed: bool = True, strain: float = 0.1) -
 def a_round(number: int, variants: list[str]) -> dict[str, Any]:
     """A round's event: the reference takes 2 s a call, all others 1 s."""
     blocks = {name: [[2.0 if name == "reference" else 1.0], 0, 0.0, None] for name in variants}
-    return {"event": "round", "number": number, "disturbed": False, "blocks": blocks}
+    return {"event": "round", "number": number, "wall_s": 0.1, "waited_s": 0.0, "beside": {}, "blocks": blocks}
 
 
 class Actor:

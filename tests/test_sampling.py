@@ -14,7 +14,19 @@ import pytest
 from bench import interference, sampling
 from bench.block import Block
 from bench.cases import LEAST_ROUNDS
-from bench.sampling import BLOCK_S, MOST_CALLS, STOP_ROUNDS, WARM_LEAST_S, WARM_MOST_S, Plan, Subject, rounds, warm_up
+from bench.interference import Interference, Reading
+from bench.sampling import (
+    BLOCK_S,
+    MOST_CALLS,
+    PATIENCE,
+    STOP_ROUNDS,
+    WARM_LEAST_S,
+    WARM_MOST_S,
+    Plan,
+    Subject,
+    rounds,
+    warm_up,
+)
 
 
 class Clock:
@@ -26,8 +38,12 @@ class Clock:
         monkeypatch.setattr(sampling, "time", types.SimpleNamespace(perf_counter=lambda: self.now))
         monkeypatch.setattr(sampling, "time_once", self._once)
         monkeypatch.setattr(sampling, "time_block", self._block)
-        monkeypatch.setattr(interference, "read", lambda: None)
-        monkeypatch.setattr(interference, "disturbed", self._disturbed)
+        self.waits: list[float] = []
+        monkeypatch.setattr(interference, "read", lambda: Reading(self.now, 0.0, 0.0, 0.0))
+        monkeypatch.setattr(interference, "judge", self._judge)
+        monkeypatch.setattr(interference, "wait_until_quiet", self._wait)
+        # Each round is judged alone, unless a test says otherwise.
+        monkeypatch.setattr(interference, "STRETCH_S", 0.0)
 
     def spend(self, seconds: float) -> None:
         """Let time pass."""
@@ -43,8 +59,14 @@ class Clock:
         call()
         return Block(tuple(self._once(call, device) for _ in range(calls)))
 
-    def _disturbed(self, *_):
-        return self.disturbed.pop(0) if self.disturbed else False
+    def _judge(self, *_):
+        return Interference(why="planted" if self.disturbed and self.disturbed.pop(0) else "")
+
+    def _wait(self, patience_s):
+        self.waits.append(patience_s)
+        waited_s = min(0.1, patience_s)
+        self.spend(waited_s)
+        return waited_s
 
 
 @pytest.fixture
@@ -234,8 +256,33 @@ def test_a_machine_that_is_always_disturbed_ends_with_the_budget(clock):
     assert clock.now - start == pytest.approx(1.0, abs=0.01)
 
 
-def test_a_round_s_times_reach_the_caller_before_the_next_round(clock):
-    """Rounds are yielded as they end: what a later one does cannot take them back."""
+def test_rounds_are_judged_in_stretches(clock, monkeypatch):
+    """Rounds too short to be judged alone share one judgement, and none is left out."""
+    monkeypatch.setattr(interference, "STRETCH_S", 0.0095)
+    clock.disturbed = [False, True, False]
+    found = sampled({"a": lasting(clock, 0.001)}, Plan(0.058, 0.0, "none", 0))
+    # A round is two calls of 1 ms, so five make a stretch.
+    assert [r.disturbed for r in found] == [False] * 5 + [True] * 5 + [False] * (len(found) - 10)
+    assert [r.number for r in found] == list(range(len(found)))
+
+
+def test_a_quiet_moment_is_waited_for_after_a_disturbed_stretch(clock):
+    """The next round says how long; undisturbed ones wait for nothing."""
+    clock.disturbed = [False, True, False, False]
+    found = sampled({"a": lasting(clock, 0.001)}, Plan(4.0, 0.0, "none", 0))
+    assert [r.waited_s for r in found[:5]] == [0.0, 0.0, 0.1, 0.0, 0.0]
+
+
+def test_waiting_is_bounded(clock):
+    """However long the machine stays busy, waiting takes its share of the budget and no more."""
+    clock.disturbed = [True] * 10_000
+    found = sampled({"a": lasting(clock, 0.001)}, Plan(4.0, 0.0, "none", 0))
+    assert sum(r.waited_s for r in found) == pytest.approx(PATIENCE * 4.0)
+    assert all(patience_s <= PATIENCE * 4.0 for patience_s in clock.waits)
+
+
+def test_a_stretch_s_times_reach_the_caller_before_the_next_stretch(clock):
+    """Rounds are yielded as their stretch ends: what a later one does cannot take them back."""
     calls = itertools.count()
     subject = Subject(lambda: clock.spend(0.1) if next(calls) < 2 else 1 / 0)
     found = rounds({"a": subject}, {"a": 1}, "cpu", Plan(100, 0.0, "a", 0))

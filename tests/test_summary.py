@@ -7,7 +7,8 @@ import pytest
 
 from bench.block import Block
 from bench.cases import LEAST_ROUNDS, Case
-from bench.record import COLUMNS, SAMPLE_COLUMNS
+from bench.interference import Interference
+from bench.record import COLUMNS, ROUND_COLUMNS, SAMPLE_COLUMNS
 from bench.statistics import Interval, percentile
 from bench.summary import RoundData, Samples, figures
 
@@ -28,7 +29,11 @@ def queued(calls: int, wall_s: float, device_s: float | None, *calls_s: float) -
 def process(*pairs: tuple[float, float], disturbed: tuple[int, ...] = ()) -> list[RoundData]:
     """A process's rounds: seconds of one call of the reference and of the fast variant in each."""
     return [
-        RoundData(number, number in disturbed, {"reference": block(slow), "fast": block(fast)})
+        RoundData(
+            number,
+            {"reference": block(slow), "fast": block(fast)},
+            beside=Interference(why="planted" if number in disturbed else ""),
+        )
         for number, (slow, fast) in enumerate(pairs)
     ]
 
@@ -57,7 +62,7 @@ def test_the_speedup_is_over_the_rounds_of_all_processes():
 def test_throughput_is_work_over_the_median_time_of_a_call():
     """Blocks of several calls count by their mean; the median over rounds divides what a call does."""
     rounds = [
-        RoundData(n, False, {"reference": block(1.0), "fast": block(mean / 2, 3 * mean / 2)})
+        RoundData(n, {"reference": block(1.0), "fast": block(mean / 2, 3 * mean / 2)})
         for n, mean in enumerate((0.1, 0.2, 0.4, 0.2, 0.3, 0.1, 0.2))
     ]
     found = figured(rounds)
@@ -67,7 +72,7 @@ def test_throughput_is_work_over_the_median_time_of_a_call():
 
 def test_counts_are_of_samples_calls_and_processes():
     """A sample is a block, a call one timed call in it."""
-    rounds = [RoundData(n, False, {"reference": block(1.0), "fast": block(0.1, 0.2, 0.3)}) for n in range(7)]
+    rounds = [RoundData(n, {"reference": block(1.0), "fast": block(0.1, 0.2, 0.3)}) for n in range(7)]
     found = figured(rounds, rounds[:6])
     assert (found["samples"], found["calls"], found["processes"], found["disturbed"]) == (13, 39, 2, 0)
 
@@ -75,7 +80,7 @@ def test_counts_are_of_samples_calls_and_processes():
 def test_percentiles_are_those_of_single_calls():
     """Each is numpy's quantile with its order-statistic interval; what 40 calls cannot carry has no column."""
     times = np.arange(1, 41) / 1000
-    rounds = [RoundData(n, False, {"reference": block(1.0), "fast": block(*times[n::8])}) for n in range(8)]
+    rounds = [RoundData(n, {"reference": block(1.0), "fast": block(*times[n::8])}) for n in range(8)]
     found = figured(rounds)
     for name, share in (("p50", 0.5), ("p90", 0.9)):
         expected = percentile(times, share)
@@ -114,7 +119,7 @@ def test_the_reference_has_a_speedup_of_exactly_one():
 
 def test_without_a_reference_there_is_no_speedup_but_all_else():
     """Where the reference dropped out, times stand and the ratio is empty."""
-    rounds = [RoundData(n, False, {"fast": block(0.5)}) for n in range(8)]
+    rounds = [RoundData(n, {"fast": block(0.5)}) for n in range(8)]
     found = figured(rounds)
     assert found["latency_p50_s"] == 0.5
     assert "speedup" not in found
@@ -123,7 +128,7 @@ def test_without_a_reference_there_is_no_speedup_but_all_else():
 
 def test_a_variant_without_rounds_has_no_figures():
     """Nothing measured is nothing told."""
-    rounds = [RoundData(n, False, {"reference": block(0.5)}) for n in range(8)]
+    rounds = [RoundData(n, {"reference": block(0.5)}) for n in range(8)]
     assert figured(rounds) == {}
     assert figured() == {}
     assert Samples([rounds]).speedup("reference", "fast") is None
@@ -131,7 +136,7 @@ def test_a_variant_without_rounds_has_no_figures():
 
 def test_a_process_before_the_variant_came_is_not_counted():
     """A process in which the variant did not run leaves its counts and its ratio alone."""
-    without = [RoundData(n, False, {"reference": block(0.5)}) for n in range(8)]
+    without = [RoundData(n, {"reference": block(0.5)}) for n in range(8)]
     found = figured(without, process(*[(2.0, 1.0)] * 8))
     assert (found["processes"], found["samples"], found["speedup"]) == (1, 8, 2.0)
 
@@ -147,7 +152,7 @@ def test_an_interval_wider_than_asked_is_marked(asked, wide):
 def test_on_a_gpu_the_queued_block_is_the_sample():
     """Speedup and throughput come from blocks queued without waiting, latency from single calls, device time apart."""
     rounds = [
-        RoundData(n, False, {"reference": queued(4, 8.0, 6.0, 9.0, 9.0), "fast": queued(4, 2.0, 1.0, *[3.0] * 6)})
+        RoundData(n, {"reference": queued(4, 8.0, 6.0, 9.0, 9.0), "fast": queued(4, 2.0, 1.0, *[3.0] * 6)})
         for n in range(6)
     ]
     found = figured(rounds)
@@ -160,7 +165,7 @@ def test_on_a_gpu_the_queued_block_is_the_sample():
 
 def test_figures_are_columns_of_a_record():
     """Every figure has its column, on a GPU and on a CPU, and a CPU has no device time."""
-    many = [RoundData(n, False, {"reference": block(1.0), "fast": block(*[0.5] * 50)}) for n in range(8)]
+    many = [RoundData(n, {"reference": block(1.0), "fast": block(*[0.5] * 50)}) for n in range(8)]
     assert set(figured(many)) <= set(COLUMNS)
     assert {"latency_p99_lo_s", "speedup_hi", "interval_wide"} <= set(figured(many))
     assert "device_p50_s" not in figured(many)
@@ -169,9 +174,9 @@ def test_figures_are_columns_of_a_record():
 def test_rows_have_the_columns_of_the_schema():
     """One row a timed interval, its values under their names."""
     rounds = [
-        RoundData(0, False, {"fast": block(0.25, 0.5), "reference": block(1.0)}),
-        RoundData(1, True, {"reference": block(1.0), "fast": block(0.125)}),
-        RoundData(2, False, {"reference": block(1.0)}),
+        RoundData(0, {"fast": block(0.25, 0.5), "reference": block(1.0)}),
+        RoundData(1, {"reference": block(1.0), "fast": block(0.125)}, beside=Interference(why="planted")),
+        RoundData(2, {"reference": block(1.0)}),
     ]
     rows = [dict(zip(SAMPLE_COLUMNS, row, strict=True)) for row in Samples().rows(CASE, 3, rounds)]
     assert [(r["round"], r["position"], r["kind"], float(r["wall_s"]), r["disturbed"]) for r in rows] == [
@@ -187,7 +192,7 @@ def test_rows_have_the_columns_of_the_schema():
 
 def test_a_queued_block_has_a_row_of_its_own():
     """It comes before its single calls, with its number of calls and its device time."""
-    rounds = [RoundData(0, False, {"fast": queued(4, 2.0, 1.0, 0.75)})]
+    rounds = [RoundData(0, {"fast": queued(4, 2.0, 1.0, 0.75)})]
     rows = [dict(zip(SAMPLE_COLUMNS, row, strict=True)) for row in Samples().rows(CASE, 0, rounds)]
     assert [(r["kind"], r["calls"], r["wall_s"], r["device_s"]) for r in rows] == [
         ("block", 4, "2", "1"),
@@ -200,10 +205,36 @@ def test_a_round_is_read_from_what_a_worker_sends():
     event = {
         "event": "round",
         "number": 4,
-        "disturbed": True,
+        "wall_s": 4.0,
+        "waited_s": 0.5,
+        "beside": {"why": "others took 1.00 cores", "others_share": 1.0},
         "blocks": {"b": [[0.5], 0, 0.0, None], "a": [[], 2, 3.0, 1.0]},
     }
     found = RoundData.of(event)
     assert (found.number, found.disturbed, list(found.blocks)) == (4, True, ["b", "a"])
+    assert (found.wall_s, found.waited_s, found.beside.others_share) == (4.0, 0.5, 1.0)
     assert found.blocks["b"].per_call_s == 0.5
     assert found.blocks["a"].per_call_s == 1.5
+
+
+def test_a_round_s_row_has_the_columns_of_rounds_csv():
+    """What a round knows of itself arrives under the names of the dictionary, in their order."""
+    beside = Interference("others took 1.00 cores", 1.0, 0.25, 0.005, 7, 1.5, 2400.0, 1980.0, "power cap", 2)
+    row = RoundData(3, {}, 0.25, 0.1, beside).row("seed/inference/cpu/1t", 2)
+    assert dict(zip(ROUND_COLUMNS, row, strict=True)) == {
+        "group": "seed/inference/cpu/1t",
+        "process": 2,
+        "round": 3,
+        "wall_s": "0.25",
+        "waited_s": "0.1",
+        "why": "others took 1.00 cores",
+        "others_share": 1.0,
+        "stolen_share": 0.25,
+        "delay_s": 0.005,
+        "switches": 7,
+        "load": 1.5,
+        "frequency_mhz": 2400.0,
+        "gpu_clock_mhz": 1980.0,
+        "gpu_throttled": "power cap",
+        "gpu_others": 2,
+    }
