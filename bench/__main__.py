@@ -1,4 +1,4 @@
-"""The command line: `python -m bench run | list | report`."""
+"""The command line: `python -m bench run | list | report | selftest`."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from bench.errors import UsageError
 from bench.process import Settings
 from bench.record import Status
 from bench.runner import Plan, Runner, make_plan
+from bench.selftest.command import add_arguments, selftest
 from bench.store import RunFolder
 
 DEFAULT_SUITE = "quick"
@@ -44,6 +45,13 @@ def parser() -> argparse.ArgumentParser:
     _add_device(listing)
     report = commands.add_parser("report", help="write plots and page of a run folder again")
     report.add_argument("dir", type=Path, metavar="DIR", help="run folder")
+    add_arguments(
+        commands.add_parser(
+            "selftest", help="hold the suite against itself: null pairs, planted slowdowns, other tools"
+        ),
+        _positive_int,
+        _positive_float,
+    )
     return top
 
 
@@ -232,6 +240,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             return run(arguments, shlex.join(["python", "-m", "bench", *words]))
         if arguments.command == "list":
             return listing(arguments)
+        if arguments.command == "selftest":
+            return selftest(arguments, shlex.join(["python", "-m", "bench", *words]), usable_cores())
         return report(arguments)
     except UsageError as error:
         print(f"error: {error}", file=sys.stderr)

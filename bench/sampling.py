@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import math
+import os
 import random
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -48,6 +50,8 @@ WARM_LEAST_S, WARM_MOST_S = 0.1, 1.0
 STOP_ROUNDS = 30
 #: Share of the budget that may be spent waiting for others to end their work.
 PATIENCE = 0.25
+HEARTBEAT_S = 1.0
+MARK_BYTES = 100
 
 
 @dataclass(frozen=True)
@@ -154,6 +158,47 @@ def rounds(
         if stretch[-1].disturbed:
             waited_s = interference.wait_until_quiet(min(patience_s, plan.budget_s - spent))
             patience_s -= waited_s
+
+
+def sample(
+    subjects: Mapping[str, Subject],
+    per_block: Mapping[str, int],
+    device: str,
+    plan: Plan,
+    mark_path: str,
+    emit: Callable[..., None],
+) -> None:
+    """Run the rounds of one process and send them, each as an event `round`, when all are done.
+
+    Sent earlier, they would be read while others are timed, and the reader would take a core from them; meanwhile an
+    event `progress` a second says that the process lives.
+
+    Args:
+        subjects: what to time, by variant.
+        per_block: calls in a block, by variant.
+        device: `cpu` or `cuda`.
+        plan: when to stop.
+        mark_path: file that holds the name of the variant whose turn it is, should the process die.
+        emit: sends an event.
+    """
+    kept = []
+    told = time.perf_counter()
+    with open(mark_path, "r+b", buffering=0) as file:  # noqa: PTH123 - unbuffered
+        for found in rounds(subjects, per_block, device, plan, functools.partial(_mark, file.fileno())):
+            kept.append(found)
+            if time.perf_counter() - told > HEARTBEAT_S:
+                told = time.perf_counter()
+                emit("progress", rounds=len(kept))
+    for found in kept:
+        blocks = {
+            name: [b.calls_s, b.queued_calls, b.queued_wall_s, b.queued_device_s] for name, b in found.blocks.items()
+        }
+        beside = dataclasses.asdict(found.beside)
+        emit("round", number=found.number, wall_s=found.wall_s, waited_s=found.waited_s, beside=beside, blocks=blocks)
+
+
+def _mark(file: int, name: str) -> None:
+    os.pwrite(file, name.encode().ljust(MARK_BYTES), 0)
 
 
 def _stretch(

@@ -6,7 +6,6 @@ to standard error. A request ends with an event `done` or `failed`. What crashes
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import importlib.util
 import json
@@ -24,7 +23,7 @@ from bench.cases import Case
 from bench.clock import synchronize, time_once
 from bench.parity import Gate, Verdict
 from bench.record import Status
-from bench.sampling import Plan, Subject, rounds, warm_up
+from bench.sampling import Plan, Subject, sample, warm_up
 from seq2seq.execution import Executable, initial_weights
 from seq2seq.model import Seq2Seq
 from seq2seq.tasks.batch import DataUnavailableError
@@ -42,8 +41,6 @@ PLUGINS = "SEQ2SEQ_BENCH_PLUGINS"
 WEIGHTS_SEED = 1
 TIMED_SEED = 0
 STEADY_CALLS = 5
-HEARTBEAT_S = 1.0
-MARK_BYTES = 100
 
 
 def catalogue(request: dict[str, Any], emit: Emit) -> None:
@@ -217,47 +214,11 @@ def measure(request: dict[str, Any], emit: Emit) -> None:
     if not ready:
         return
     plan = Plan(request["budget_s"], request["interval"], request["reference"], seed)
-    time_rounds(subjects, per_block, cases[0].device, plan, request["mark"], emit)
+    emit("stage", name="rounds", variant="")
+    sample(subjects, per_block, cases[0].device, plan, request["mark"], emit)
     for name, executable in ready.items():
         emit("stage", name="gate after the rounds", variant=name)
         emit("gate", variant=name, when="after", **verdict_fields(gate.check(executable, seed + 1)))
-
-
-def time_rounds(
-    subjects: dict[str, Subject], per_block: dict[str, int], device: str, plan: Plan, mark_path: str, emit: Emit
-) -> None:
-    """Sample the subjects in rounds, and send the rounds when all are done.
-
-    Args:
-        subjects: what to time, by variant.
-        per_block: calls in a block, by variant.
-        device: `cpu` or `cuda`.
-        plan: when to stop.
-        mark_path: file that is told whose turn it is.
-        emit: takes a `progress` event a second, and then a `round` event each.
-    """
-    emit("stage", name="rounds", variant="")
-    kept = []
-    told = time.perf_counter()
-    with open(mark_path, "r+b", buffering=0) as file:  # noqa: PTH123 - unbuffered
-        mark = functools.partial(_mark, file.fileno())
-        for found in rounds(subjects, per_block, device, plan, mark):
-            kept.append(found)
-            # Rounds are sent when all are done: the parent, reading them meanwhile, would take a core from us.
-            if time.perf_counter() - told > HEARTBEAT_S:
-                told = time.perf_counter()
-                emit("progress", rounds=len(kept))
-    for found in kept:
-        blocks = {
-            name: [b.calls_s, b.queued_calls, b.queued_wall_s, b.queued_device_s] for name, b in found.blocks.items()
-        }
-        beside = dataclasses.asdict(found.beside)
-        emit("round", number=found.number, wall_s=found.wall_s, waited_s=found.waited_s, beside=beside, blocks=blocks)
-
-
-def _mark(file: int, name: str) -> None:
-    """Leave the running variant's name where the parent finds it if this process dies."""
-    os.pwrite(file, name.encode().ljust(MARK_BYTES), 0)
 
 
 def verdict_fields(verdict: Verdict) -> dict[str, Any]:
@@ -275,11 +236,19 @@ def verdict_fields(verdict: Verdict) -> dict[str, Any]:
     }
 
 
+def selftest(request: dict[str, Any], emit: Emit) -> None:
+    """What `python -m bench selftest` asks for; not loaded otherwise."""
+    from bench.selftest import probe  # noqa: PLC0415
+
+    getattr(probe, request["part"])(request, emit)
+
+
 REQUESTS: dict[str, Callable[[dict[str, Any], Emit], None]] = {
     "catalogue": catalogue,
     "describe": describe,
     "cold": cold,
     "measure": measure,
+    "selftest": selftest,
 }
 
 

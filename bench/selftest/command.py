@@ -1,0 +1,140 @@
+"""`python -m bench selftest`: runs the parts, writes their folder, and ends with 1 where a target was missed."""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+
+from bench import environment
+from bench.cases import MODES
+from bench.console import Console
+from bench.errors import UsageError
+from bench.process import WorkerError
+from bench.selftest import instrument, neighbour, null, power
+from bench.selftest.part import Found, Options
+from bench.store import RunFolder
+
+Run = Callable[[Options, Path, Console], Found]
+PARTS: dict[str, tuple[Run, str]] = {
+    "null": (null.run, "a variant against itself: error of the ratio, coverage of the interval"),
+    "power": (power.run, "planted slowdowns of 1, 2, 3 and 5 %: how many are found, and false alarms"),
+    "instrument": (instrument.run, "torch.utils.benchmark, pytest-benchmark and pyperf's way on the same calls"),
+    "neighbour": (neighbour.run, "a busy neighbour: is it noticed, what does OpenMP's waiting cost"),
+}
+#: Parts that run unless others are named.
+STANDARD = ("null", "power", "instrument")
+FOLDER = Path("results") / "selftest"
+#: Seconds that a pair takes besides its rounds, a worker's start, and how many pairs' time a part's pair takes.
+WARM_S, START_S = 2.0, 3.0
+
+
+def add_arguments(
+    command: argparse.ArgumentParser, positive_int: Callable[[str], int], positive_float: Callable[[str], float]
+) -> None:
+    """The grammar of the command."""
+    words = "; ".join(f"{name}: {summary}" for name, (_, summary) in PARTS.items())
+    command.add_argument(
+        "part",
+        nargs="*",
+        metavar="PART",
+        help=f"what to hold against the suite ({words}; default: {' '.join(STANDARD)})",
+    )
+    add = command.add_argument
+    add(
+        "--pairs",
+        type=positive_int,
+        metavar="N",
+        help="pairs of each setting (default: null 40, power 20, instrument 10)",
+    )
+    add("--seconds", type=positive_float, default=6.0, metavar="S", help="of rounds a pair (default: 6)")
+    add("--processes", type=positive_int, default=4, metavar="N", help="worker processes that share them (default: 4)")
+    add(
+        "--threads",
+        action="append",
+        type=positive_int,
+        metavar="N",
+        help="CPU threads; may be repeated (default: 1 and all)",
+    )
+    add("--workload", metavar="NAME", help="measure this workload alone")
+    add("--mode", choices=MODES, help="its mode (default: inference)")
+    add("--variant", default="reference", metavar="NAME", help="variant to measure against itself (default: reference)")
+    add(
+        "--omp-wait",
+        choices=("default", "active", "passive"),
+        default="default",
+        help="how OpenMP threads wait; `neighbour` measures all three (default: default)",
+    )
+    add("--out", type=Path, metavar="DIR", help=f"new folder (default: {FOLDER}/TIME)")
+
+
+def options_of(arguments: argparse.Namespace, cores: int) -> Options:
+    """What the command line asks for.
+
+    Raises:
+        UsageError: for options that do not fit together.
+    """
+    if arguments.mode and not arguments.workload:
+        msg = "--mode without --workload; name the workload that it is the mode of"
+        raise UsageError(msg)
+    plain = Options()
+    return Options(
+        pairs=arguments.pairs,
+        seconds=arguments.seconds,
+        processes=arguments.processes,
+        threads=tuple(dict.fromkeys(arguments.threads or (1, cores))),
+        workloads=((arguments.workload, arguments.mode or "inference"),) if arguments.workload else plain.workloads,
+        variant=arguments.variant,
+        wait_policy=arguments.omp_wait,
+    )
+
+
+def selftest(arguments: argparse.Namespace, command: str, cores: int) -> int:
+    """Run the parts; 0 when every target was reached, 1 when one was missed or could not be measured."""
+    from bench.selftest import plots  # noqa: PLC0415 - matplotlib is slow to import
+
+    names: Sequence[str] = arguments.part or STANDARD
+    unknown = [name for name in names if name not in PARTS]
+    if unknown:
+        msg = f"no part {', '.join(map(repr, unknown))}; expected {', '.join(PARTS)}"
+        raise UsageError(msg)
+    options = options_of(arguments, cores)
+    options.check()
+    folder = RunFolder.create(arguments.out or FOLDER / f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}", "selftest")
+    console = Console()
+    expected_s = sum(expected(name, options) for name in names)
+    console.say(f"selftest {', '.join(names)}: expected time about {expected_s / 60:.0f} min; results in {folder.path}")
+    folder.write_json("environment.json", _facts(command, options))
+    missed: list[str] = []
+    for name in names:
+        start = time.perf_counter()
+        try:
+            found = PARTS[name][0](options, folder.path, console)
+        except WorkerError as error:
+            console.say(f"{name}: could not be measured: {error.reason}", "red")
+            missed.append(name)
+            continue
+        found.write(folder.path, console)
+        plots.draw(name, found.raw, folder.path / f"{name}.png")
+        console.say(f"{name}: {time.perf_counter() - start:.0f} s; {folder.path / name}.csv and .png beside it")
+        missed += found.missed
+    return 1 if missed else 0
+
+
+def expected(name: str, options: Options) -> float:
+    """A rough guess of a part's length, seconds."""
+    settings = {"null": 1, "power": len(power.SLOWDOWNS), "instrument": 4, "neighbour": 4}[name]
+    count = (
+        options.pairs or {"null": null, "power": power, "instrument": instrument, "neighbour": neighbour}[name].PAIRS
+    )
+    start_s = START_S * options.processes * (count * settings if name == "neighbour" else 1)
+    return len(options.threads) * (start_s + count * settings * (options.seconds + WARM_S))
+
+
+def _facts(command: str, options: Options) -> dict[str, object]:
+    facts = environment.describe({}, options.settings(options.threads[0]).variables())
+    facts["run"] = {"command": command, "seconds": options.seconds, "processes": options.processes}
+    facts["load"] = {"before": environment.load()}
+    return facts

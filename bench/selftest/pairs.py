@@ -1,0 +1,157 @@
+"""Pairs as the parent sees them: a few workers that stay, each of which gives a part of every pair's rounds."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import itertools
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from bench.cases import Case
+from bench.process import Event, Settings, Worker
+from bench.statistics import Interval
+from bench.summary import RoundData, Samples
+
+BASE, OTHER = "base", "other"
+#: Seconds without a word after which a worker is given up.
+LIMIT_S = 300.0
+
+
+@dataclass(frozen=True)
+class Pair:
+    """One variant measured against itself.
+
+    Attributes:
+        case: what was measured.
+        speedup: of the second name over the first, with its interval.
+        rounds: rounds of all processes.
+        noticed: rounds that something else disturbed.
+        kept_disturbed: of these, the ones that the figure had to be made of, for lack of others.
+        planted_share: extra work of the second name, measured apart, as a share of a call; 0 without.
+        call_s: median time of a call of the first name, seconds.
+        wall_s: what the pair took in all, seconds.
+    """
+
+    case: Case
+    speedup: Interval
+    rounds: int
+    noticed: int
+    kept_disturbed: int
+    planted_share: float
+    call_s: float
+    wall_s: float
+
+    @property
+    def error(self) -> float:
+        """How far the ratio is from that of a variant with itself."""
+        return abs(self.speedup.value - 1)
+
+    @property
+    def holds_one(self) -> bool:
+        """Whether the interval holds the truth of a pair without extra work."""
+        return self.speedup.low <= 1 <= self.speedup.high
+
+    @property
+    def marked(self) -> bool:
+        """Whether a run would show the figure as doubtful."""
+        return self.kept_disturbed > 0
+
+
+class Bench:
+    """Workers that stay for many pairs, so that their start is paid once.
+
+    Args:
+        workers: that are up.
+        mark: file for the name of whose turn it is.
+    """
+
+    def __init__(self, workers: list[Worker], mark: Path) -> None:
+        self._workers, self._mark = workers, mark
+        self._seed = 0
+
+    @property
+    def count(self) -> int:
+        """How many workers."""
+        return len(self._workers)
+
+    def pair(self, case: Case, budget_s: float, slowdown: float = 0.0) -> Pair:
+        """Measure one pair in all workers, one after the other.
+
+        Args:
+            case: whose `variant` is measured under two names.
+            budget_s: seconds of rounds in all.
+            slowdown: extra work of the second name as a share of a call.
+
+        Raises:
+            WorkerError: when a worker fails.
+        """
+        start = time.perf_counter()
+        events = self.ask_all("pair", case=dataclasses.asdict(case), slowdown=slowdown, **self._rounds(budget_s))
+        planted = [event["share"] for event in itertools.chain(*events) if event["event"] == "planted"]
+        return _pair(case, samples_of(events), sum(planted) / len(planted), time.perf_counter() - start)
+
+    def interleaved(self, case: Case, budget_s: float) -> Pair:
+        """Our rounds over a pair that the workers have prepared."""
+        start = time.perf_counter()
+        events = self.ask_all("interleaved", **self._rounds(budget_s))
+        return _pair(case, samples_of(events), 0.0, time.perf_counter() - start)
+
+    def ask_all(self, part: str, **fields: Any) -> list[list[Event]]:
+        """Send a request of the self-test to each worker in turn; their events, one list a worker.
+
+        Raises:
+            WorkerError: when a worker fails.
+        """
+        answers = []
+        for number, worker in enumerate(self._workers):
+            own = {"seed": self._seed + number} if "mark" in fields else {}
+            answers.append(list(worker.ask("selftest", LIMIT_S, part=part, **fields, **own)))
+        self._seed += len(self._workers)
+        return answers
+
+    def _rounds(self, budget_s: float) -> dict[str, Any]:
+        return {"budget_s": budget_s / len(self._workers), "mark": str(self._mark)}
+
+
+def samples_of(events: list[list[Event]]) -> Samples:
+    """The rounds among the workers' events."""
+    return Samples([[RoundData.of(e) for e in found if e["event"] == "round"] for found in events])
+
+
+def _pair(case: Case, samples: Samples, planted: float, wall_s: float) -> Pair:
+    speedup = samples.speedup(BASE, OTHER)
+    assert speedup is not None  # noqa: S101 - every process gives rounds
+    rounds = [r for process in samples.processes for r in process]
+    kept = [r for process in samples.kept() for r in process]
+    calls = sorted(r.blocks[BASE].typical_s for r in kept)
+    return Pair(
+        case=case,
+        speedup=speedup,
+        rounds=len(rounds),
+        noticed=sum(r.disturbed for r in rounds),
+        kept_disturbed=sum(r.disturbed for r in kept),
+        planted_share=planted,
+        call_s=calls[len(calls) // 2],
+        wall_s=wall_s,
+    )
+
+
+@contextlib.contextmanager
+def bench(settings: Settings, processes: int, folder: Path) -> Iterator[Bench]:
+    """Start the workers of a self-test and end them.
+
+    Args:
+        settings: of all of them.
+        processes: how many.
+        folder: for logs, caches and marks.
+    """
+    mark = folder / "mark"
+    mark.write_bytes(b"")
+    with contextlib.ExitStack() as stack:
+        cache = folder / "cache"
+        workers = [stack.enter_context(Worker(settings, folder / "workers.log", cache)) for _ in range(processes)]
+        yield Bench(workers, mark)
