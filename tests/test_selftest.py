@@ -226,8 +226,8 @@ def test_spread_of_nothing_is_no_number():
 
 def arguments(**more) -> argparse.Namespace:
     """What the parser gives without options."""
-    plain = {"pairs": None, "seconds": 6.0, "processes": 4, "threads": None, "workload": None, "mode": None}
-    return argparse.Namespace(**(plain | {"variant": "reference", "omp_wait": "default"} | more))
+    plain = {"pairs": None, "seconds": 5.0, "processes": 4, "threads": None, "workload": None, "mode": None}
+    return argparse.Namespace(**(plain | {"variant": "reference", "omp_wait": "default", "planted": None} | more))
 
 
 def test_one_thread_and_all_are_measured_unless_named():
@@ -235,6 +235,15 @@ def test_one_thread_and_all_are_measured_unless_named():
     assert command.options_of(arguments(), 8).threads == (1, 8)
     assert command.options_of(arguments(), 1).threads == (1,)
     assert command.options_of(arguments(threads=[4]), 8).threads == (4,)
+
+
+def test_what_is_planted_can_be_chosen():
+    """In percent, as it is said; each once."""
+    assert command.options_of(arguments(planted=[0.0, 0.03, 0.03]), 2).planted == (0.0, 0.03)
+    assert command._percent("3") == 0.03
+    for text in ("many", "-1", "101"):
+        with pytest.raises(argparse.ArgumentTypeError, match="not a percentage from 0 to 100"):
+            command._percent(text)
 
 
 def test_a_mode_needs_its_workload():

@@ -49,7 +49,7 @@ def add_arguments(
         metavar="N",
         help="pairs of each setting (default: null 40, power 20, instrument 10)",
     )
-    add("--seconds", type=positive_float, default=6.0, metavar="S", help="of rounds a pair (default: 6)")
+    add("--seconds", type=positive_float, default=5.0, metavar="S", help="of rounds a pair (default: 5)")
     add("--processes", type=positive_int, default=4, metavar="N", help="worker processes that share them (default: 4)")
     add(
         "--threads",
@@ -57,6 +57,13 @@ def add_arguments(
         type=positive_int,
         metavar="N",
         help="CPU threads; may be repeated (default: 1 and all)",
+    )
+    add(
+        "--planted",
+        action="append",
+        type=_percent,
+        metavar="PERCENT",
+        help="slowdown that `power` plants, 0 for none; may be repeated (default: 0, 1, 2, 3 and 5)",
     )
     add("--workload", metavar="NAME", help="measure this workload alone")
     add("--mode", choices=MODES, help="its mode (default: inference)")
@@ -68,6 +75,22 @@ def add_arguments(
         help="how OpenMP threads wait; `neighbour` measures all three (default: default)",
     )
     add("--out", type=Path, metavar="DIR", help=f"new folder (default: {FOLDER}/TIME)")
+
+
+def _percent(text: str) -> float:
+    """A share from a percentage.
+
+    Raises:
+        ArgumentTypeError: for anything but a number from 0 to 100.
+    """
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value <= 100:  # noqa: PLR2004
+        msg = f"{text!r} is not a percentage from 0 to 100"
+        raise argparse.ArgumentTypeError(msg)
+    return value / 100
 
 
 def options_of(arguments: argparse.Namespace, cores: int) -> Options:
@@ -88,6 +111,7 @@ def options_of(arguments: argparse.Namespace, cores: int) -> Options:
         workloads=((arguments.workload, arguments.mode or "inference"),) if arguments.workload else plain.workloads,
         variant=arguments.variant,
         wait_policy=arguments.omp_wait,
+        planted=tuple(dict.fromkeys(arguments.planted or ())),
     )
 
 
@@ -125,7 +149,8 @@ def selftest(arguments: argparse.Namespace, command: str, cores: int) -> int:
 
 def expected(name: str, options: Options) -> float:
     """A rough guess of a part's length, seconds."""
-    settings = {"null": 1, "power": len(power.SLOWDOWNS), "instrument": 4, "neighbour": 4}[name]
+    planted = len(options.planted or power.SLOWDOWNS)
+    settings = {"null": 1, "power": planted, "instrument": len(instrument.TOOLS) + 1, "neighbour": 4}[name]
     count = (
         options.pairs or {"null": null, "power": power, "instrument": instrument, "neighbour": neighbour}[name].PAIRS
     )

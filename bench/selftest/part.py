@@ -35,15 +35,17 @@ class Options:
         workloads: workload and mode of each case; pairs take them in turn.
         variant: that is measured against itself.
         wait_policy: as in `Settings`.
+        planted: slowdowns, as shares of a call; empty for the standard ones.
     """
 
     pairs: int | None = None
-    seconds: float = 6.0
+    seconds: float = 5.0
     processes: int = 4
     threads: tuple[int, ...] = (1,)
     workloads: tuple[tuple[str, str], ...] = WORKLOADS
     variant: str = "reference"
     wait_policy: str = "default"
+    planted: tuple[float, ...] = ()
 
     def settings(self, threads: int) -> Settings:
         """Of workers with so many threads."""

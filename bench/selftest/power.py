@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
-from bench.cases import Case
 from bench.console import Console
 from bench.selftest.pairs import Pair, bench
 from bench.selftest.part import Found, Options, least, most, percent, row_of, spread
@@ -20,7 +18,8 @@ LIMIT_S = 10.0
 
 
 def run(options: Options, folder: Path, console: Console) -> Found:
-    """Measure pairs with each planted slowdown, the slowdowns in turn."""
+    """Measure pairs with each planted slowdown; these take turns, so that a busy moment meets all of them alike."""
+    planted = options.planted or SLOWDOWNS
     found = Found(
         "power",
         [
@@ -37,22 +36,16 @@ def run(options: Options, folder: Path, console: Console) -> Found:
     )
     for threads in options.threads:
         count = options.pairs or PAIRS
-        pairs: dict[float, list[Pair]] = {share: [] for share in SLOWDOWNS}
+        pairs: dict[float, list[Pair]] = {share: [] for share in planted}
         with bench(options.settings(threads), options.processes, folder) as workers:
-            for number, (case, share) in enumerate(_turns(options, threads, count)):
-                console.status(f"power, {threads} threads: pair {number + 1} of {count * len(SLOWDOWNS)}")
+            turns = ((case, share) for case in options.cases(threads, count) for share in planted)
+            for number, (case, share) in enumerate(turns):
+                console.status(f"power, {threads} threads: pair {number + 1} of {count * len(planted)}")
                 pairs[share].append(workers.pair(case, options.seconds, share))
                 found.raw.append(row_of(pairs[share][-1], number=number, planted=share))
         for share, measured in pairs.items():
             _judge(found, threads, share, measured)
     return found
-
-
-def _turns(options: Options, threads: int, count: int) -> Iterator[tuple[Case, float]]:
-    """Slowdowns in turn, so that a busy quarter of an hour meets all of them alike."""
-    for case in options.cases(threads, count):
-        for share in SLOWDOWNS:
-            yield case, share
 
 
 def _judge(found: Found, threads: int, share: float, pairs: list[Pair]) -> None:
