@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import math
 import random
 import shutil
 import tempfile
@@ -22,16 +21,15 @@ from bench import environment
 from bench.cases import REFERENCE, Case, Filters, Group, Suite, expand
 from bench.console import Console
 from bench.errors import UsageError
+from bench.measurement import Measurement, failed, worst
 from bench.process import Settings, Worker, WorkerError
 from bench.record import Record, Status
 from bench.store import RunFolder
-from bench.summary import RoundData, Samples, figures
+from bench.summary import Samples, figures
 
 #: Seconds that the parts of a run take besides the timed rounds, for the expected time: a worker's start, a case's
 #: cold run, the build, gates and warm-up of a case in a group worker, and a compilation, cold and cached.
 START_S, COLD_S, READY_S, COMPILE_S, CACHED_S = 2.0, 3.0, 1.2, 30.0, 7.0
-#: A group gets at most so many processes when its interval stays wide and time is left.
-MOST_PROCESSES = 6
 PRECISE_SEEDS = 2**31
 
 
@@ -194,20 +192,20 @@ class Runner:
                 yield described.record(**(fields | failure))
         if not waiting:
             return
-        measured = _Measurement(self, group, scratch, [d.case for d, _ in waiting.values()])
+        measured = Measurement(self, group, scratch, [d.case for d, _ in waiting.values()])
         measured.run()
         for variant, (described, fields) in waiting.items():
             yield self._finish(described, fields, measured, variant)
 
-    def _finish(self, described: Described, fields: dict[str, Any], measured: _Measurement, variant: str) -> Record:
+    def _finish(self, described: Described, fields: dict[str, Any], measured: Measurement, variant: str) -> Record:
         """The record of a case whose group was measured."""
-        fields = fields | _worst(measured.gates.get(variant, []))
+        fields = fields | worst(measured.gates.get(variant, []))
         failure = measured.failures.get(variant)
         if failure is not None:
             return described.record(**(fields | failure))
         timing = figures(described.case, measured.samples, REFERENCE, self.plan.suite.interval, described.facts)
         if not timing:
-            return described.record(**(fields | _failed(Status.ERROR, "no round of it was completed")))
+            return described.record(**(fields | failed(Status.ERROR, "no round of it was completed")))
         self._keep_samples(described.case, measured.samples)
         return described.record(**(fields | timing))
 
@@ -230,7 +228,7 @@ class Runner:
                     if event["event"] == "cold":
                         fields |= event["fields"]
         except WorkerError as error:
-            return fields, _failed(error.status, error.reason)
+            return fields, failed(error.status, error.reason)
         finally:
             # Later workers of the group may use what was compiled here.
             # Without them they compile again, so a copy that fails costs time alone.
@@ -258,110 +256,3 @@ class Runner:
             "seed": self._next_seed(),
             "mark": str(mark),
         }
-
-
-@dataclass
-class _Measurement:
-    """A group being measured, process after process.
-
-    Attributes:
-        samples: rounds of the processes that ended well.
-        gates: the gate's events of each variant.
-        failures: fields of the records of variants that dropped out.
-    """
-
-    runner: Runner
-    group: Group
-    scratch: Path
-    cases: list[Case]
-    samples: Samples = field(default_factory=Samples)
-    gates: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
-    failures: dict[str, dict[str, Any]] = field(default_factory=dict)
-
-    def run(self) -> None:
-        """Start processes until there are enough and the intervals are narrow, or the budget is spent."""
-        suite = self.runner.plan.suite
-        left_s = self.runner.plan.group_budget_s
-        slice_s = left_s / suite.processes
-        number = 0
-        while self.cases:
-            if number >= suite.processes and (left_s < slice_s / 2 or number >= MOST_PROCESSES or self._narrow()):
-                return
-            budget_s = min(slice_s, left_s) if number >= suite.processes else slice_s
-            self.runner.console.status(f"{self.group.name}: process {number + 1}, {len(self.cases)} variants")
-            spent_s, ended = self._process(budget_s)
-            left_s -= spent_s
-            number += ended
-
-    def _process(self, budget_s: float) -> tuple[float, bool]:
-        """One worker process; returns the seconds its rounds took, and whether it ended well."""
-        mark = self.scratch / "mark"
-        mark.write_bytes(b"")
-        rounds: list[RoundData] = []
-        worker_start = time.perf_counter()
-        sampling_start = worker_start
-        try:
-            with Worker(self.runner.settings, self.runner.log, self.scratch / "shared") as worker:
-                request = self.runner.next_request(self.cases, budget_s, mark)
-                for event in worker.ask("measure", self.runner.plan.suite.case_limit_s, **request):
-                    if event["event"] == "gate":
-                        self._gate(event)
-                    elif event["event"] == "round":
-                        rounds.append(RoundData.of(event))
-                    elif event["event"] == "stage" and event["name"] == "rounds":
-                        sampling_start = time.perf_counter()
-        except WorkerError as error:
-            # In the rounds all variants take turns; the mark says whose turn it was.
-            culprit = error.variant or mark.read_bytes().decode(errors="replace").strip("\0 ")
-            if culprit not in {case.variant for case in self.cases}:
-                # Nobody to blame: without this, a worker that always dies at its start would be started for ever.
-                for case in self.cases:
-                    self.failures[case.variant] = _failed(error.status, error.reason)
-                self.cases = []
-            else:
-                self._drop(culprit, _failed(error.status, error.reason))
-            return time.perf_counter() - worker_start, False
-        self.samples.processes.append(rounds)
-        return time.perf_counter() - sampling_start, True
-
-    def _gate(self, event: dict[str, Any]) -> None:
-        variant = event["variant"]
-        self.gates.setdefault(variant, []).append(event)
-        if not event["passed"]:
-            reason = f"{event['reason']} (gate {event['when']} the rounds)"
-            self._drop(variant, _failed(Status.PARITY_FAILED, reason))
-
-    def _drop(self, variant: str, failure: dict[str, Any]) -> None:
-        self.failures[variant] = failure
-        self.cases = [case for case in self.cases if case.variant != variant]
-
-    def _narrow(self) -> bool:
-        """Whether every variant's interval is as narrow as the suite asks."""
-        for case in self.cases:
-            found = self.samples.speedup(REFERENCE, case.variant)
-            if found is not None and found.half_width > self.runner.plan.suite.interval:
-                return False
-        return True
-
-
-def _failed(status: Status, reason: str) -> dict[str, Any]:
-    return {"status": status, "reason": reason}
-
-
-def _worst(gates: list[dict[str, Any]]) -> dict[str, Any]:
-    """Parity fields over all gate runs of a case: of each kind the error that came nearest to its limit."""
-    found: dict[str, Any] = {}
-    for kind in ("parity", "grad"):
-        error, limit = f"{kind}_error", f"{kind}_limit"
-        measured = [event for event in gates if event[error] is not None]
-        if measured:
-            worst = max(measured, key=lambda event: _rank(event[error] / event[limit]))
-            found |= {error: worst[error], limit: worst[limit]}
-    if gates:
-        found["parity_worst"] = max(gates, key=lambda event: _rank(event["strain"]))["parity_worst"]
-    return found
-
-
-def _rank(strain: float) -> tuple[bool, float]:
-    """Order of strains, in which what is no number is worst: it compares as False with everything."""
-    return math.isnan(strain), strain

@@ -21,7 +21,7 @@ import pandas as pd
 import psutil
 import pytest
 
-from bench import environment, runner
+from bench import environment, measurement, runner
 from bench.__main__ import parser
 from bench.cases import LEAST_ROUNDS, Case, Group, Suite
 from bench.console import Console
@@ -331,6 +331,7 @@ def stage(monkeypatch, tmp_path):
     def play(*variants: str, dies=lambda *_: None, after=None, **suite: Any):
         found = type("Played", (Actor,), {"asked": [], "dies": staticmethod(dies), "after": after or {}})
         monkeypatch.setattr(runner, "Worker", found)
+        monkeypatch.setattr(measurement, "Worker", found)
         monkeypatch.setattr(environment, "describe", lambda *_: {})
         monkeypatch.setattr(environment, "load", dict)
         cases = [Case("seed", name, "inference", "cpu", 1) for name in variants]
@@ -452,9 +453,9 @@ def test_a_refused_reference_leaves_times_without_ratios(stage):
 def test_the_parity_in_a_record_is_the_worst_of_all_gate_runs():
     """Of all events of a case the one nearest to its limit, the first included."""
     events = [gate("a", str(n), strain=strain) for n, strain in enumerate((0.2, 0.7, 0.4))]
-    assert runner._worst(events)["parity_worst"] == "1"
-    assert runner._worst(events)["parity_error"] == 0.7
-    assert runner._worst([]) == {}
+    assert measurement.worst(events)["parity_worst"] == "1"
+    assert measurement.worst(events)["parity_error"] == 0.7
+    assert measurement.worst([]) == {}
 
 
 def test_each_kind_of_error_is_the_one_nearest_to_its_own_limit():
@@ -462,7 +463,7 @@ def test_each_kind_of_error_is_the_one_nearest_to_its_own_limit():
     gradient = gate("a", "gradient", strain=0.5) | {"parity_error": 1e-7, "parity_limit": 1e-6}
     outputs = gate("a", "outputs", strain=0.2) | {"parity_error": 2e-7, "grad_error": None, "grad_limit": None}
     outputs["parity_limit"] = 1e-6
-    found = runner._worst([gradient, outputs])
+    found = measurement.worst([gradient, outputs])
     assert (found["parity_error"], found["grad_error"], found["parity_worst"]) == (2e-7, 0.5, "gradient")
 
 
@@ -487,9 +488,9 @@ def test_an_error_of_the_parent_leaves_the_folder_readable(stage, tmp_path):
 
 def test_a_process_that_never_ends_its_rounds_ends_the_budget(stage, monkeypatch):
     """More processes are started only while the budget lasts, at most the most there may be."""
-    monkeypatch.setattr(runner._Measurement, "_narrow", lambda _: False)
+    monkeypatch.setattr(measurement.Measurement, "_narrow", lambda _: False)
     _, asked = stage("reference", "a", budget_s=1e9)
-    assert len(measured(asked)) == runner.MOST_PROCESSES
+    assert len(measured(asked)) == measurement.MOST_PROCESSES
 
 
 def test_no_scratch_folder_is_left(stage, monkeypatch, tmp_path):
