@@ -21,6 +21,10 @@ from bench.record import Status
 ROOT = Path(__file__).parent.parent
 Event = dict[str, Any]
 
+#: Waits for the end of its input, which it shares with nobody but the parent, then ends the process group `$0`.
+#: A worker inside a long call does not notice that its parent was killed, and no compiler that it started would.
+_GUARD = 'read -r _; kill -s KILL -- "-$0"'
+
 #: Seconds a worker may take to start (importing torch).
 START_LIMIT_S = 120.0
 
@@ -103,6 +107,14 @@ class Worker:
             # A group of its own: compilers start children, and all must end together.
             start_new_session=True,
         )
+        self._guard = subprocess.Popen(  # noqa: S603 - fixed words and a number
+            ["/bin/sh", "-c", _GUARD, str(self._child.pid)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            # Ctrl-C is for the parent alone.
+            start_new_session=True,
+        )
         threading.Thread(target=self._read, daemon=True).start()
         try:
             self._next(START_LIMIT_S, "start")
@@ -116,8 +128,11 @@ class Worker:
         """End the process and everything it started."""
         with contextlib.suppress(OSError):
             os.killpg(self._child.pid, signal.SIGKILL)
+        # Before the worker's number is free for another process.
+        self._guard.kill()
+        self._guard.wait()
         self._child.wait()
-        for pipe in (self._child.stdin, self._child.stdout):
+        for pipe in (self._child.stdin, self._child.stdout, self._guard.stdin):
             if pipe:
                 # A child that died early leaves unread requests behind.
                 with contextlib.suppress(OSError):

@@ -41,6 +41,8 @@ def child(monkeypatch, tmp_path):
 
     def start(code: str, settings: Settings | None = None) -> Worker:
         def instead(command: list[str], **options: object) -> subprocess.Popen[str]:
+            if command[0] == "/bin/sh":  # The guard.
+                return real(command, **options)
             assert command == [sys.executable, "-m", "bench.worker"]
             started.append(real([sys.executable, "-c", code], **options))
             return started[-1]
@@ -176,6 +178,50 @@ def test_leaving_ends_the_process_and_what_it_started(child):
         pids = next(worker.ask("cold", 20.0))["pids"]
         assert all(psutil.pid_exists(pid) for pid in pids)
     assert all(gone(pid) for pid in pids)
+
+
+#: A parent with a worker that is inside a call which lets no other Python thread run, and has started a compiler.
+PARENT = """
+import subprocess, sys, time
+from pathlib import Path
+from bench import process
+
+real, code = subprocess.Popen, sys.argv[1]
+process.subprocess.Popen = lambda command, **o: real(
+    [sys.executable, "-c", code] if command[0] == sys.executable else command, **o)
+with process.Worker(process.Settings(1), Path(sys.argv[2]), Path(sys.argv[2])) as worker:
+    print(*next(worker.ask("cold", 20.0))["pids"], flush=True)
+    time.sleep(60)
+"""
+DEAF = HELLO + (
+    "import ctypes\n"
+    "inner = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)'])\n"
+    "emit('pids', pids=[os.getpid(), inner.pid])\nctypes.PyDLL(None).sleep(60)"
+)
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGHUP])
+def test_a_worker_ends_with_its_parent(number, tmp_path):
+    """Within 2 s, with the compilers that it started, whatever it was doing: nobody is left to burn the processor."""
+    line = [sys.executable, "-c", PARENT, DEAF, str(tmp_path / "log")]
+    with subprocess.Popen(line, stdout=subprocess.PIPE, text=True, cwd=process.ROOT) as parent:
+        pids = [int(pid) for pid in parent.stdout.readline().split()]
+        assert len(pids) == 2
+        assert all(psutil.pid_exists(pid) for pid in pids)
+        parent.send_signal(number)
+        parent.wait()
+        end = time.monotonic() + 2
+        assert all(gone(pid) for pid in pids)
+        assert time.monotonic() < end
+
+
+def test_a_worker_s_guard_ends_with_it(child):
+    """Whichever way a worker ends, no process of it is left."""
+    before = set(psutil.Process().children())
+    with child(ECHO) as worker:
+        assert len(set(psutil.Process().children()) - before) == 2
+        list(worker.ask("cold", 20.0))
+    assert set(psutil.Process().children()) == before
 
 
 def test_a_worker_that_never_comes_up_is_ended(child, monkeypatch):
