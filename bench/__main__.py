@@ -3,24 +3,32 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import os
 import shlex
+import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 
+from bench import environment, resume
 from bench.cases import MODES, Filters, Selection, Suite, load_suite, suite_names
 from bench.console import Console
 from bench.errors import UsageError
 from bench.process import Settings
+from bench.rawfile import Key
 from bench.record import Status
 from bench.runner import Plan, Runner, make_plan
 from bench.selftest.command import add_arguments, selftest
 from bench.store import RunFolder
 
 DEFAULT_SUITE = "quick"
-EXIT_OK, EXIT_NOT_OK, EXIT_USAGE, EXIT_INTERRUPTED = 0, 1, 2, 130
+EXIT_OK, EXIT_NOT_OK, EXIT_USAGE, EXIT_INTERRUPTED, EXIT_TERMINATED = 0, 1, 2, 130, 143
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM, which ends a run as Ctrl-C does."""
 
 
 def parser() -> argparse.ArgumentParser:
@@ -41,6 +49,12 @@ def parser() -> argparse.ArgumentParser:
     run.add_argument(
         "--out", type=Path, metavar="DIR", help="new folder for the run (default: results/runs/TIME-SUITE)"
     )
+    run.add_argument(
+        "--resume",
+        type=Path,
+        metavar="DIR",
+        help="finish the interrupted run of that folder, with the options it began with; what is recorded stays",
+    )
     listing = commands.add_parser("list", help="suites, workloads, and variants with their availability here")
     _add_device(listing)
     report = commands.add_parser("report", help="write plots and page of a run folder again")
@@ -60,7 +74,6 @@ def _add_selection(command: argparse.ArgumentParser) -> None:
     add(
         "--suite",
         metavar="NAME|FILE.toml",
-        default=DEFAULT_SUITE,
         help=f"what to measure: {', '.join(suite_names())}, or a file (default: {DEFAULT_SUITE})",
     )
     add(
@@ -88,7 +101,6 @@ def _add_selection(command: argparse.ArgumentParser) -> None:
     add(
         "--omp-wait",
         choices=("default", "active", "passive"),
-        default="default",
         help="how OpenMP threads wait for work: default is what a user gets who sets nothing; passive is calmer "
         "beside busy neighbours, but waking a thread can cost more than the work (default: default)",
     )
@@ -130,11 +142,12 @@ def usable_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _plan(arguments: argparse.Namespace) -> tuple[Plan, Settings]:
-    suite = load_suite(arguments.suite)
+def _plan(arguments: argparse.Namespace, suite: Suite) -> tuple[Plan, Settings]:
     if arguments.budget:
         suite = dataclasses.replace(suite, budget_s=arguments.budget)
-    settings = Settings(arguments.threads or usable_cores(), arguments.omp_wait, _plugins(arguments.plugin))
+    settings = Settings(
+        arguments.threads or usable_cores(), arguments.omp_wait or "default", _plugins(arguments.plugin)
+    )
     filters = Filters(
         tuple(arguments.workload),
         tuple(arguments.variant),
@@ -147,7 +160,10 @@ def _plan(arguments: argparse.Namespace) -> tuple[Plan, Settings]:
 
 def run(arguments: argparse.Namespace, command: str) -> int:
     """Measure, write the run folder, print the table."""
-    plan, settings = _plan(arguments)
+    if arguments.resume is not None:
+        return _resume(arguments, command)
+    arguments.suite = arguments.suite or DEFAULT_SUITE
+    plan, settings = _plan(arguments, load_suite(arguments.suite))
     console = Console(len(plan.cases))
     runnable = sum(not case.unavailable for case in plan.cases)
     console.say(
@@ -158,18 +174,96 @@ def run(arguments: argparse.Namespace, command: str) -> int:
         _print_cases(console, plan)
         return EXIT_OK
     folder = RunFolder.create(arguments.out, plan.suite.name)
+    options = resume.kept_options(vars(arguments) | {"threads": settings.threads})
+    with _writing(folder):
+        if (folder.path / "environment.json").exists():
+            msg = f"another run began in {folder.path} just now; name another folder with --out"
+            raise UsageError(msg)
+        runner = Runner(plan, folder, settings, console, options=options)
+        if arguments.seed is not None:
+            runner.seed = arguments.seed
+        return _measure(runner, command)
+
+
+def _resume(arguments: argparse.Namespace, command: str) -> int:
+    """Finish an interrupted run: what it began with holds, and what is recorded stays."""
+    begun = resume.begun(arguments.resume)
+    _refuse_options(arguments, begun)
+    began_with = parser().parse_args(["run", *begun.words])
+    with contextlib.nullcontext() if arguments.dry_run else _writing(begun.folder):
+        recorded = resume.recorded(begun)
+        plan, settings = _plan(began_with, begun.suite)
+        now = environment.describe(plan.torch_facts, settings.variables())
+        now["plugins"] = resume.plugin_digests(settings.plugins)
+        resume.check(begun, [case.case for case in plan.cases], now)
+        console = Console(len(plan.cases) - len(recorded))
+        for line in resume.remarks(begun, now["git"]["commit"]):
+            console.say(line, "yellow")
+        console.say(
+            f"suite {plan.suite.name}: {len(recorded)} of {len(plan.cases)} cases are recorded; "
+            f"expected time for the others about {_minutes(plan.expected_s(recorded))}"
+        )
+        if arguments.dry_run:
+            _print_cases(console, plan, recorded)
+            return EXIT_OK
+        for line in begun.folder.mend(lambda values: resume.record_key(values) in recorded):
+            console.say(line, "yellow")
+        seed = resume.new_seed(begun.seeds)
+        runner = Runner(plan, begun.folder, settings, console, seed, begun=begun, recorded=recorded)
+        return _measure(runner, command)
+
+
+def _refuse_options(arguments: argparse.Namespace, begun: resume.Begun) -> None:
+    """A resumed run is the run that was begun: options that say otherwise are refused by name."""
+    given = resume.given_options(vars(arguments))
+    if "suite" in given:
+        if resume.kept_options({"suite": arguments.suite})["suite"] != begun.suite_word:
+            msg = f"{begun.folder.path} is a run of the suite {begun.suite_word}, not of {arguments.suite}; "
+            raise UsageError(msg + "leave --suite out to finish it, or begin a new run without --resume")
+        given.remove("suite")
+    if given:
+        options = ", ".join("--" + name.replace("_", "-") for name in given)
+        msg = f"--resume goes on with the options that the run began with; leave out {options}"
+        raise UsageError(msg)
+
+
+@contextlib.contextmanager
+def _writing(folder: RunFolder) -> Iterator[None]:
+    """Hold a folder's lock; a system that does not let it be taken is told like any wrong folder."""
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(folder.locked())
+        except OSError as error:
+            msg = f"the run folder {folder.path} cannot be written: {error.strerror}"
+            raise UsageError(msg) from error
+        yield
+
+
+def _measure(runner: Runner, command: str) -> int:
+    """Run, show, and whatever ends it early, say what is safe and how to go on."""
+    folder, console = runner.folder, runner.console
+    again = f"python -m bench run --resume {shlex.quote(str(folder.path))}"
     try:
         with console:
-            runner = Runner(plan, folder, settings, console)
-            if arguments.seed is not None:
-                runner.seed = arguments.seed
-            records = runner.run(command)
-    except KeyboardInterrupt:
-        recorded = len(folder.records())
-        console.say(f"interrupted; {recorded} of {len(plan.cases)} cases are recorded in {folder.path}", "red")
-        return EXIT_INTERRUPTED
-    _show(console, folder)
-    return EXIT_OK if all(r.status in {Status.OK, Status.UNAVAILABLE} for r in records) else EXIT_NOT_OK
+            runner.run(command)
+        _show(console, folder)
+    except KeyboardInterrupt as error:
+        console.say(f"interrupted; {_safe(runner)}. What is there: python -m bench report {folder.path}", "red")
+        console.say(f"to go on: {again}", "bold")
+        return EXIT_TERMINATED if isinstance(error, Terminated) else EXIT_INTERRUPTED
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        line = f"error: {where}{error.strerror or error}; {_safe(runner)}; when that is mended, go on with: {again}"
+        print(line, file=sys.stderr)
+        return EXIT_NOT_OK
+    fine = all(values["status"] in {Status.OK, Status.UNAVAILABLE} for values in folder.records())
+    return EXIT_OK if fine else EXIT_NOT_OK
+
+
+def _safe(runner: Runner) -> str:
+    """How much is recorded."""
+    count = len(runner.folder.records())
+    return f"{count} of {len(runner.plan.cases)} cases are recorded and safe in {runner.folder.path}"
 
 
 def _show(console: Console, folder: RunFolder) -> None:
@@ -184,8 +278,12 @@ def _show(console: Console, folder: RunFolder) -> None:
     console.say(f"page:    {report.page.resolve().as_uri()}", "bold")
 
 
-def _print_cases(console: Console, plan: Plan) -> None:
-    rows = [[c.case.workload, c.case.mode, c.case.device, c.case.variant, c.unavailable or "runs"] for c in plan.cases]
+def _print_cases(console: Console, plan: Plan, recorded: Collection[Key] = ()) -> None:
+    rows = []
+    for found in plan.cases:
+        case = found.case
+        here = "recorded" if resume.case_key(case) in recorded else found.unavailable or "runs"
+        rows.append([case.workload, case.mode, case.device, case.variant, here])
     console.table(["workload", "mode", "device", "variant", "here"], rows)
 
 
@@ -226,6 +324,8 @@ def report(arguments: argparse.Namespace) -> int:
     """Write plots and page again."""
     from bench.report import write_report  # noqa: PLC0415 - matplotlib is slow to import
 
+    if arguments.dir.is_dir():
+        RunFolder(arguments.dir).refresh_table()
     found = write_report(arguments.dir)
     Console().say(f"page: {found.page.resolve().as_uri()}; {len(found.plots)} plots beside it")
     return EXIT_OK
@@ -235,6 +335,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; a usage error becomes one line and exit code 2."""
     words = list(sys.argv[1:] if argv is None else argv)
     arguments = parser().parse_args(words)
+    before = signal.signal(signal.SIGTERM, _terminate)
     try:
         if arguments.command == "run":
             return run(arguments, shlex.join(["python", "-m", "bench", *words]))
@@ -246,9 +347,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UsageError as error:
         print(f"error: {error}", file=sys.stderr)
         return EXIT_USAGE
-    except KeyboardInterrupt:
+    except OSError as error:
+        print(f"error: {f'{error.filename}: ' if error.filename else ''}{error.strerror or error}", file=sys.stderr)
+        return EXIT_NOT_OK
+    except KeyboardInterrupt as error:
         print("interrupted", file=sys.stderr)
-        return EXIT_INTERRUPTED
+        return EXIT_TERMINATED if isinstance(error, Terminated) else EXIT_INTERRUPTED
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _terminate(*_: object) -> None:
+    raise Terminated
 
 
 if __name__ == "__main__":

@@ -8,29 +8,30 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import random
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from bench import environment
+from bench import environment, resume
 from bench.cases import REFERENCE, Case, Filters, Group, Suite, expand
 from bench.console import Console
 from bench.errors import UsageError
 from bench.measurement import Measurement, failed, worst
 from bench.process import Settings, Worker, WorkerError
+from bench.rawfile import Key
 from bench.record import Record, Status
+from bench.resume import Begun
 from bench.store import RunFolder
 from bench.summary import Samples, figures
 
 #: Seconds that the parts of a run take besides the timed rounds, for the expected time: a worker's start, a case's
 #: cold run, the build, gates and warm-up of a case in a group worker, and a compilation, cold and cached.
 START_S, COLD_S, READY_S, COMPILE_S, CACHED_S = 2.0, 3.0, 1.2, 30.0, 7.0
-PRECISE_SEEDS = 2**31
 
 
 @dataclass(frozen=True)
@@ -81,11 +82,11 @@ class Plan:
         """Seconds of timed rounds that each group gets."""
         return self.suite.budget_s / max(1, self.runnable_groups)
 
-    def expected_s(self) -> float:
-        """A rough guess of the run's length, seconds."""
+    def expected_s(self, recorded: Collection[Key] = ()) -> float:
+        """A rough guess of the run's length without what is recorded, seconds."""
         total = START_S
         for _, cases in self.groups:
-            runnable = [c for c in cases if not c.unavailable]
+            runnable = [c for c in cases if not c.unavailable and resume.case_key(c.case) not in recorded]
             if not runnable:
                 continue
             compiling = sum(c.compiles for c in runnable)
@@ -131,14 +132,20 @@ class Runner:
         folder: where it is written.
         settings: of the workers.
         console: what the user sees.
-        seed: of the gates' inputs and the rounds' order; drawn anew each run unless given.
+        options: of the command line, as a resumed run needs them.
+        begun: the run that is resumed; None for a new one.
+        recorded: cases of it that are recorded and stay so.
+        seed: of the gates' inputs and the rounds' order; drawn anew for each part of a run unless given.
     """
 
     plan: Plan
     folder: RunFolder
     settings: Settings
     console: Console
-    seed: int = field(default_factory=lambda: random.randrange(PRECISE_SEEDS))  # noqa: S311 - not a secret
+    seed: int = field(default_factory=resume.new_seed)
+    options: dict[str, Any] = field(default_factory=dict)
+    begun: Begun | None = None
+    recorded: frozenset[Key] = frozenset()
 
     def run(self, command: str) -> list[Record]:
         """Run all groups; the folder is complete and readable whenever this ends, by error or Ctrl-C too.
@@ -148,7 +155,49 @@ class Runner:
 
         Returns:
             The records, in the order in which they were written.
+
+        Raises:
+            OSError: when something cannot be written; what was recorded before is safe.
         """
+        facts, part, load = self._facts(command)
+        start = time.perf_counter()
+        records: list[Record] = []
+
+        def end() -> None:
+            load["after"] = environment.load()
+            part["duration_s"] = round(time.perf_counter() - start, 1)
+            self.folder.write_json("environment.json", facts)
+            self.folder.write_table()
+
+        if self.begun is None:
+            planned = [dataclasses.asdict(described.case) for described in self.plan.cases]
+            self.folder.write_json("plan.json", {"suite": dataclasses.asdict(self.plan.suite), "cases": planned})
+        self.folder.write_json("environment.json", facts)
+        try:
+            with _scratch() as scratch:
+                for group, cases in self.plan.groups:
+                    for ended in self._group(group, cases, scratch):
+                        records += self.folder.append(*ended)
+                        for record in records[-len(ended) :]:
+                            self.console.record(record)
+        except BaseException:
+            # What ended the run is told, not what could not be derived then.
+            with contextlib.suppress(OSError):
+                end()
+            raise
+        end()
+        return records
+
+    def _facts(self, command: str) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+        """The content of environment.json, and in it the section of this part of the run and that of its load."""
+        load = {"before": environment.load()}
+        if self.begun is not None:
+            facts = self.begun.facts
+            commit = environment.git()["commit"]
+            part = {"time": f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}", "command": command, "seed": self.seed}
+            part |= {"commit": commit, "recorded_before": len(self.recorded), "load": load}
+            facts.setdefault("resumes", []).append(part)
+            return facts, part, load
         facts = environment.describe(self.plan.torch_facts, self.settings.variables())
         facts["run"] = {
             "suite": self.plan.suite.name,
@@ -158,60 +207,62 @@ class Runner:
             "processes": self.plan.suite.processes,
             "case_limit_s": self.plan.suite.case_limit_s,
             "seed": self.seed,
+            "arguments": self.options,
+            "plugins": resume.plugin_digests(self.settings.plugins),
         }
-        facts["load"] = {"before": environment.load()}
-        start = time.perf_counter()
-        records: list[Record] = []
-        self.folder.write_json("environment.json", facts)
-        try:
-            with _scratch() as scratch:
-                for group, cases in self.plan.groups:
-                    for record in self._group(group, cases, scratch):
-                        records.append(self.folder.append(record))
-                        self.console.record(records[-1])
-        finally:
-            facts["load"]["after"] = environment.load()
-            facts["run"]["duration_s"] = round(time.perf_counter() - start, 1)
-            self.folder.write_json("environment.json", facts)
-            self.folder.write_table()
-        return records
+        facts["load"] = load
+        return facts, facts["run"], load
 
-    def _group(self, group: Group, cases: tuple[Described, ...], scratch: Path) -> Iterator[Record]:
-        """Records of a group: those that do not run first, the measured ones at the end."""
+    def _group(self, group: Group, cases: tuple[Described, ...], scratch: Path) -> Iterator[tuple[Record, ...]]:
+        """Records of a group: those that do not run one by one, then the measured ones together."""
         waiting: dict[str, tuple[Described, dict[str, Any]]] = {}
         for described in cases:
+            if resume.case_key(described.case) in self.recorded:
+                continue
             if described.unavailable:
                 self.console.advance(described.case, "unavailable")
-                yield described.record(status=Status.UNAVAILABLE, reason=described.unavailable)
+                yield (described.record(status=Status.UNAVAILABLE, reason=described.unavailable),)
                 continue
             self.console.advance(described.case, "cold start, memory, evidence")
             fields, failure = self._cold(described.case, scratch)
             if failure is None:
                 waiting[described.case.variant] = (described, fields)
             else:
-                yield described.record(**(fields | failure))
+                yield (described.record(**(fields | failure)),)
         if not waiting:
             return
         measured = Measurement(self, group, scratch, [d.case for d, _ in waiting.values()])
         measured.run()
-        for variant, (described, fields) in waiting.items():
-            yield self._finish(described, fields, measured, variant)
+        records = tuple(self._finish(d, fields, measured) for d, fields in waiting.values())
+        # Samples first: a record says that its case is done, and then its samples must be there.
+        self._keep_samples([d.case for d, _ in waiting.values()], records, measured.samples)
+        yield records
 
-    def _finish(self, described: Described, fields: dict[str, Any], measured: Measurement, variant: str) -> Record:
+    def _finish(self, described: Described, fields: dict[str, Any], measured: Measurement) -> Record:
         """The record of a case whose group was measured."""
+        variant = described.case.variant
         fields = fields | worst(measured.gates.get(variant, []))
         failure = measured.failures.get(variant)
         if failure is not None:
             return described.record(**(fields | failure))
-        timing = figures(described.case, measured.samples, REFERENCE, self.plan.suite.interval, described.facts)
+        # A reference that failed later has no samples in the file, so no ratio could be computed again.
+        yardstick = "" if REFERENCE in measured.failures else REFERENCE
+        timing = figures(described.case, measured.samples, yardstick, self.plan.suite.interval, described.facts)
         if not timing:
             return described.record(**(fields | failed(Status.ERROR, "no round of it was completed")))
-        self._keep_samples(described.case, measured.samples)
         return described.record(**(fields | timing))
 
-    def _keep_samples(self, case: Case, samples: Samples) -> None:
-        for process, rounds in enumerate(samples.processes):
-            self.folder.append_samples(samples.rows(case, process, rounds))
+    def _keep_samples(self, cases: list[Case], records: tuple[Record, ...], samples: Samples) -> None:
+        """Write the samples of the cases that ended well, in one piece."""
+        rows = [
+            row
+            for case, record in zip(cases, records, strict=True)
+            if record.status is Status.OK
+            for process, rounds in enumerate(samples.processes)
+            for row in samples.rows(case, process, rounds)
+        ]
+        if rows:
+            self.folder.append_samples(rows)
 
     def _cold(self, case: Case, scratch: Path) -> tuple[dict[str, Any], dict[str, Any] | None]:
         """Run a case alone in a fresh process with an empty compiler cache.
@@ -243,7 +294,7 @@ class Runner:
         return self.folder.path / "workers.log"
 
     def _next_seed(self) -> int:
-        self.seed = (self.seed + 2) % PRECISE_SEEDS
+        self.seed = (self.seed + 2) % resume.SEEDS
         return self.seed
 
     def next_request(self, cases: list[Case], budget_s: float, mark: Path) -> dict[str, Any]:

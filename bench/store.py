@@ -1,21 +1,27 @@
-"""A run folder: records and samples are appended as they come, tables are made from them, nothing is overwritten."""
+"""A run folder: records and samples are appended as they come, tables are made from them, nothing is overwritten.
+
+`records.jsonl` is the truth: a case is recorded when its line is there, and a recorded case is never measured again.
+What a killed run left half written is set aside when the run is resumed, before anything is added.
+"""
 
 from __future__ import annotations
 
 import csv
 import dataclasses
-import gzip
 import io
 import json
 import math
-import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from bench import durable
 from bench.errors import UsageError
-from bench.record import COLUMNS, SAMPLE_COLUMNS, Record
+from bench.rawfile import RAW_FILES, SAMPLES, RawFile
+from bench.record import COLUMNS, SCHEMA_VERSION, Record, Status
 
 RUNS = Path("results") / "runs"
 
@@ -45,7 +51,7 @@ class RunFolder:
                 out = RUNS / f"{stem}-{number}"
                 number += 1
         try:
-            if out.exists() and (not out.is_dir() or any(out.iterdir())):
+            if out.exists() and not (out.is_dir() and all(map(durable.is_bookkeeping, out.iterdir()))):
                 msg = f"{out} exists and is not an empty folder; a run writes into a new one: name another with --out"
                 raise UsageError(msg)
             out.mkdir(parents=True, exist_ok=True)
@@ -62,29 +68,43 @@ class RunFolder:
         """records.jsonl."""
         return self.path / "records.jsonl"
 
-    def append(self, record: Record) -> Record:
-        """Write a record so that it survives whatever comes next; returns it with its time."""
-        stamped = dataclasses.replace(record, recorded_at=f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}")
-        with self.records_path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(_finite(stamped.as_dict()), allow_nan=False) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
+    def locked(self) -> AbstractContextManager[None]:
+        """Hold the folder against a second writer; readers need no lock.
+
+        Raises:
+            UsageError: naming the process that writes it already.
+            OSError: when the lock cannot be written.
+        """
+        return durable.locked(self.path)
+
+    def append(self, *records: Record) -> tuple[Record, ...]:
+        """Write records, all or none, so that they survive whatever comes next; returns them with their time.
+
+        Raises:
+            OSError: when they cannot be written; the file is as it was.
+        """
+        now = f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}"
+        stamped = tuple(dataclasses.replace(record, recorded_at=now) for record in records)
+        lines = [json.dumps(_finite(record.as_dict()), allow_nan=False) + "\n" for record in stamped]
+        if lines:
+            durable.append(self.records_path, "".join(lines).encode())
         return stamped
 
     def append_samples(self, rows: Iterable[Sequence[Any]]) -> None:
-        """Append raw samples as one more gzip member; readers see one file."""
-        path = self.path / "samples.csv.gz"
-        text = io.StringIO()
-        writer = csv.writer(text, lineterminator="\n")
-        if not path.exists():
-            writer.writerow(SAMPLE_COLUMNS)
-        writer.writerows(rows)
-        with path.open("ab") as raw, gzip.open(raw, "wt", encoding="utf-8", compresslevel=6) as file:
-            file.write(text.getvalue())
+        """Append raw samples, all or none."""
+        self.append_rows(SAMPLES, rows)
+
+    def append_rows(self, file: RawFile, rows: Iterable[Sequence[Any]]) -> None:
+        """Append rows to a file of raw values, all or none.
+
+        Raises:
+            OSError: when they cannot be written; the file is as it was.
+        """
+        file.append(self.path, rows)
 
     def write_json(self, name: str, data: dict[str, Any]) -> None:
         """Write or replace a derived JSON file in one step."""
-        self._replace(name, json.dumps(data, indent=2, default=str) + "\n")
+        durable.replace(self.path / name, (json.dumps(data, indent=2, default=str) + "\n").encode())
 
     def write_table(self) -> None:
         """Make records.csv from records.jsonl: one row a case."""
@@ -92,18 +112,129 @@ class RunFolder:
         writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
         writer.writeheader()
         writer.writerows(self.records())
-        self._replace("records.csv", text.getvalue())
+        durable.replace(self.path / "records.csv", text.getvalue().encode())
+
+    def refresh_table(self) -> None:
+        """Make records.csv where a run that was killed could not: it is missing or has another number of rows.
+
+        Raises:
+            UsageError: see `read`.
+        """
+        if not self.records_path.exists():
+            return
+        table = self.path / "records.csv"
+        if table.exists():
+            with table.open(encoding="utf-8", errors="replace", newline="") as file:
+                rows = sum(1 for _ in csv.reader(file)) - 1
+            if rows == len(self.records_path.read_bytes().splitlines()):
+                return
+        self.write_table()
 
     def records(self) -> list[dict[str, Any]]:
-        """The records written so far, as plain values."""
-        if not self.records_path.exists():
-            return []
-        return [json.loads(line) for line in self.records_path.read_text(encoding="utf-8").splitlines()]
+        """The records written so far, as plain values; a torn end is none."""
+        return [entry.values for entry in self.read().entries]
 
-    def _replace(self, name: str, text: str) -> None:
-        temporary = self.path / f".{name}.new"
-        temporary.write_text(text, encoding="utf-8")
-        temporary.replace(self.path / name)
+    def read(self) -> Recorded:
+        """What records.jsonl holds.
+
+        Raises:
+            UsageError: naming the line that is no record, other than a torn last one, or is of another schema.
+        """
+        entries: list[Entry] = []
+        if not self.records_path.exists():
+            return Recorded((), b"")
+        *lines, last = self.records_path.read_bytes().split(b"\n")
+        for number, line in enumerate(lines, start=1):
+            try:
+                entries.append(Entry(line, _parse(line)))
+            except ValueError as error:
+                # Some systems lengthen a file before they fill it: then the torn line has its end.
+                if number == len(lines) and not last:
+                    return Recorded(tuple(entries), line + b"\n")
+                msg = (
+                    f"{self.records_path}, line {number} is not a record ({error}); nothing was changed: mend the line "
+                    "or take it out, and resume again"
+                )
+                raise UsageError(msg) from error
+        for number, entry in enumerate(entries, start=1):
+            version = entry.values.get("schema_version")
+            if version != SCHEMA_VERSION or set(entry.values) != set(COLUMNS):
+                msg = (
+                    f"{self.records_path}, line {number} has schema_version {version}, this release writes "
+                    f"{SCHEMA_VERSION}; nothing was changed: use the release that recorded it"
+                )
+                raise UsageError(msg)
+        return Recorded(tuple(entries), last)
+
+    def mend(self, stays: Callable[[dict[str, Any]], bool]) -> list[str]:
+        """Bring the folder into the state of a run that ended between two groups.
+
+        A torn last line and records that may not stay go to records.torn.jsonl; raw values without a record are taken
+        out. Each file changes in one step, and a mend that was itself interrupted is done again by the next.
+
+        Args:
+            stays: whether a record may stay.
+
+        Returns:
+            A line for each thing that was done.
+
+        Raises:
+            UsageError: for a file that is not ours or lacks what belongs to a record; nothing was changed.
+            OSError: when something cannot be written.
+        """
+        found = self.read()
+        kept = [entry for entry in found.entries if stays(entry.values)]
+        aside = [entry for entry in found.entries if not stays(entry.values)]
+        measured = [entry.values for entry in kept if entry.values["status"] == Status.OK]
+        for file in RAW_FILES:
+            if lost := file.lacks(self.path, map(file.key_of, measured)):
+                msg = (
+                    f"{self.path / file.name} has no values of {' '.join(min(lost))}, which is recorded; nothing "
+                    "was changed: put the file back, or begin a new run"
+                )
+                raise UsageError(msg)
+        for path in filter(durable.is_bookkeeping, self.path.iterdir()):
+            if path.name != durable.LOCK:
+                path.unlink()
+        said = []
+        if aside or found.torn:
+            torn = self.path / "records.torn.jsonl"
+            durable.append(torn, b"".join(entry.line + b"\n" for entry in aside) + found.torn)
+            durable.replace(self.records_path, b"".join(entry.line + b"\n" for entry in kept))
+        if found.torn:
+            said.append(f"the last line of records.jsonl was torn; it is in {torn}")
+        if aside:
+            names = ", ".join(str(entry.values["variant"]) for entry in aside)
+            said.append(f"{aside[0].values['group']} was not recorded as a whole; {names} went to {torn}")
+        for file in RAW_FILES:
+            keys = set(map(file.key_of, measured))
+            if dropped := file.mend(self.path, keys.__contains__):
+                said.append(f"{dropped} rows of {file.name} belonged to no record and were taken out")
+        return said
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A line of records.jsonl, as it stands and as values."""
+
+    line: bytes
+    values: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """What records.jsonl holds: its whole lines, and what a torn append left behind them."""
+
+    entries: tuple[Entry, ...]
+    torn: bytes
+
+
+def _parse(line: bytes) -> dict[str, Any]:
+    values = json.loads(line.decode("utf-8"))
+    if not isinstance(values, dict):
+        msg = f"expected an object, got {type(values).__name__}"
+        raise ValueError(msg)  # noqa: TRY004 - one kind of error for a line that is no record
+    return values
 
 
 def _finite(values: dict[str, Any]) -> dict[str, Any]:

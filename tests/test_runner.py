@@ -448,6 +448,7 @@ def test_a_refused_reference_leaves_times_without_ratios(stage):
     assert records["reference"].status is Status.PARITY_FAILED
     assert records["a"].status is Status.OK
     assert records["a"].latency_p50_s == 1.0
+    assert records["a"].speedup is None
 
 
 def test_the_parity_in_a_record_is_the_worst_of_all_gate_runs():

@@ -343,7 +343,10 @@ def read_samples(path: Path) -> pd.DataFrame:
         )
     except (OSError, EOFError, ValueError, zlib.error) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        msg = f"{path} cannot be read ({reason}); move it away to make the report without latency distributions"
+        msg = (
+            f"{path} cannot be read ({reason}); move it away to make the report without latency distributions, or mend "
+            "the folder of a killed run with `python -m bench run --resume`"
+        )
         raise ReportError(msg) from error
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 import jinja2
 from markupsafe import Markup, escape
 
+from bench import durable
 from bench.report import interactive, plots, tables, words
 from bench.report.charts import Kind, kinds
 from bench.report.frames import LEGEND, Run, load_run
@@ -47,7 +48,7 @@ def write_report(run_dir: Path) -> Report:
     drawn = kinds(run)
     written = plots.write_plots(drawn, run.path / "plots")
     page = run.path / "report.html"
-    page.write_text(render(run, drawn, written), encoding="utf-8")
+    durable.replace(page, render(run, drawn, written).encode())
     return Report(page, tuple(path for paths in written.values() for path in paths))
 
 
@@ -81,7 +82,11 @@ def render(run: Run, drawn: tuple[Kind, ...], written: dict[str, tuple[Path, ...
         figures={kind.name: embedded(kind, written[kind.name], script) for kind in drawn},
         # Marked as safe: it is the package's own script, and holds no closing script tag.
         script=Markup(script) if script else None,  # noqa: S704
-        files=[path.name for path in sorted(run.path.iterdir()) if path.is_file() and path.name != "report.html"],
+        files=[
+            path.name
+            for path in sorted(run.path.iterdir())
+            if path.is_file() and path.name != "report.html" and not durable.is_bookkeeping(path)
+        ],
     )
 
 

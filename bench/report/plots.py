@@ -6,6 +6,7 @@ figures are made without pyplot, so a caller's backend, style and open figures s
 
 from __future__ import annotations
 
+import io
 import math
 import re
 from collections.abc import Iterable, Iterator
@@ -20,6 +21,7 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
+from bench import durable
 from bench.report.charts import Axis, Bar, BarChart, Chart, Curve, CurveChart, Kind, Part, Scale, part_names
 from bench.report.style import Look, look
 
@@ -62,18 +64,19 @@ RC: dict[str, Any] = {
 def write_plots(kinds: Iterable[Kind], folder: Path) -> dict[str, tuple[Path, ...]]:
     """Write PNG and SVG of every kind into `folder`, and return the paths by the kind's name.
 
-    Plots that an earlier report of the run left there are removed first.
+    Plots that an earlier report of the run left there are removed when the new ones are there.
     """
     folder.mkdir(parents=True, exist_ok=True)
     written: dict[str, tuple[Path, ...]] = {}
-    for name in ("speedup", "latency", "throughput", "memory", "cold-start", "scaling"):
-        for old in [*folder.glob(f"{name}.*"), *folder.glob(f"{name}-*.*")]:
-            if old.suffix in {".png", ".svg"}:
-                old.unlink()
     with mpl.rc_context(cast("Any", RC)):
         for kind in kinds:
             paths = [save(draw(kind, charts), folder / stem) for stem, charts in sheets(kind)]
             written[kind.name] = tuple(path for pair in paths for path in pair)
+    kept = {path for paths in written.values() for path in paths}
+    for name in ("speedup", "latency", "throughput", "memory", "cold-start", "scaling"):
+        for old in [*folder.glob(f"{name}.*"), *folder.glob(f"{name}-*.*")]:
+            if old.suffix in {".png", ".svg"} and old not in kept:
+                old.unlink()
     return written
 
 
@@ -97,8 +100,10 @@ def sheets(kind: Kind) -> Iterator[tuple[str, tuple[Chart, ...]]]:
 def save(figure: Figure, stem: Path) -> tuple[Path, Path]:
     """Write `figure` as PNG and as SVG, without a date in either."""
     png, svg = (stem.with_name(f"{stem.name}.{suffix}") for suffix in ("png", "svg"))
-    figure.savefig(png, dpi=DPI)
-    figure.savefig(svg, metadata={"Date": None})
+    for path, options in ((png, {"format": "png", "dpi": DPI}), (svg, {"format": "svg", "metadata": {"Date": None}})):
+        drawn = io.BytesIO()
+        figure.savefig(drawn, **options)
+        durable.replace(path, drawn.getvalue())
     return png, svg
 
 
