@@ -1,0 +1,475 @@
+"""Resuming: what is recorded stays, what is missing is measured, and a folder that does not fit is left alone.
+
+Workers play a part here; test_kill.py kills the real ones.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bench import __main__ as command_line
+from bench import durable, environment, measurement, resume, runner
+from bench.process import WorkerError
+from bench.record import Status
+from bench.summary import Samples
+
+pytest.importorskip("torch")
+ROOT = Path(__file__).parent.parent
+SUITE = """
+name = "mine"
+summary = "two groups"
+budget_s = 1
+interval = 0.9
+processes = 2
+[[select]]
+workloads = ["seed@batch=2,length=3"]
+variants = ["loop", "cudnn", "onednn"]
+"""
+#: In the order of the records: those that cannot run, what failed cold, the measured ones together.
+FIRST, SECOND = ("cudnn", "onednn", "reference", "loop"), ("cudnn", "onednn", "reference", "loop")
+PLANNED = sorted([("inference", name) for name in FIRST] + [("training", name) for name in SECOND])
+
+
+class Played:
+    """A worker that knows what the real one knows, finds `onednn` failing cold, and times what it likes.
+
+    Attributes:
+        asked: cases of each `cold` and `measure` so far.
+        seeds: of each `measure`.
+        ends: called before each answer to `cold` and `measure`; may raise what ends the run.
+    """
+
+    asked: list[tuple[str, ...]]
+    seeds: list[int]
+    ends: Any
+
+    def __init__(self, *_: object) -> None:
+        pass
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def ask(self, request: str, _: float, **fields: Any):
+        """Play the request."""
+        if request in {"catalogue", "describe"}:
+            yield from served(request, fields)
+            return
+        cases = fields["cases"] if request == "measure" else [fields["case"]]
+        self.asked.append((request, cases[0]["mode"], *(case["variant"] for case in cases)))
+        self.ends(request, cases[0]["mode"])
+        if request == "cold":
+            if cases[0]["variant"] == "onednn":
+                raise WorkerError(Status.ERROR, "planted")
+            yield {"event": "cold", "fields": {"build_s": 0.5, "first_call_s": 0.6, "evidence": "played"}}
+            return
+        self.seeds.append(fields["seed"])
+        for number in range(8):
+            blocks = {case["variant"]: [[1.0 + number + len(self.seeds)], 0, 0.0, None] for case in cases}
+            yield {"event": "round", "number": number, "disturbed": False, "blocks": blocks}
+
+
+def served(request: str, fields: dict[str, Any]):
+    """What the real worker answers."""
+    from bench import worker
+
+    answers = io.StringIO()
+    with contextlib.redirect_stderr(io.StringIO()):
+        worker.serve(io.StringIO(json.dumps({"request": request, **fields}) + "\n"), answers)
+    yield from (event for event in map(json.loads, answers.getvalue().splitlines()[1:]) if event["event"] != "done")
+
+
+def interrupt_training(request: str, mode: str) -> None:
+    """Ctrl-C while the second group is measured."""
+    if (request, mode) == ("measure", "training"):
+        raise KeyboardInterrupt
+
+
+@pytest.fixture
+def stage(monkeypatch, tmp_path):
+    """A folder to work in and workers that play."""
+    played = type("Here", (Played,), {"asked": [], "seeds": [], "ends": staticmethod(lambda *_: None)})
+    monkeypatch.setattr(runner, "Worker", played)
+    monkeypatch.setattr(measurement, "Worker", played)
+    monkeypatch.setattr(environment, "machine", lambda: {"processor": "played", "cores_physical": 2})
+    monkeypatch.setattr(environment, "load", lambda: {"cpu_percent": 0.0})
+    monkeypatch.setattr(environment, "git", lambda: {"commit": "played"})
+    # Plots take seconds, and test_report.py has them.
+    monkeypatch.setattr(command_line, "_show", lambda *_: None)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.toml").write_text(SUITE, encoding="utf-8")
+    return played
+
+
+@pytest.fixture
+def interrupted(stage, tmp_path, capsys) -> Path:
+    """A run that was interrupted in its second group; what was said is cleared."""
+    stage.ends = staticmethod(interrupt_training)
+    words = ["run", "--suite", "mine.toml", "--threads", "1", "--out", "run", "--omp-wait", "passive"]
+    assert command_line.main(words) == 130
+    stage.ends = staticmethod(lambda *_: None)
+    stage.asked.clear()
+    shown = capsys.readouterr()
+    assert "interrupted; 6 of 8 cases are recorded and safe in run" in shown.out
+    assert "\nto go on: python -m bench run --resume run\n" in shown.out
+    assert "python -m bench report run" in shown.out
+    return tmp_path / "run"
+
+
+def lines_of(run: Path) -> list[bytes]:
+    """Lines of records.jsonl."""
+    return (run / "records.jsonl").read_bytes().splitlines()
+
+
+def cases_of(run: Path) -> list[tuple[str, str]]:
+    """Mode and variant of each record, sorted."""
+    return sorted((r["mode"], r["variant"]) for r in map(json.loads, lines_of(run)))
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    """Everything in a folder but its lock."""
+    return {str(p): p.read_bytes() for p in folder.rglob("*") if p.is_file() and p.name != durable.LOCK}
+
+
+def refused(run: Path, capsys, *words: str) -> str:
+    """The one line with which a resume is refused: exit code 2, and nothing in the folder changed."""
+    capsys.readouterr()
+    before = content(run)
+    assert command_line.main(["run", "--resume", str(run), *words]) == 2
+    shown = capsys.readouterr()
+    assert shown.err.startswith("error: ")
+    assert shown.err.count("\n") == 1
+    assert shown.out == ""
+    assert content(run) == before
+    return shown.err
+
+
+def test_what_is_recorded_is_not_measured_again(stage, interrupted, capsys):
+    """The rest of the second group alone is asked of workers, and the run has each case once."""
+    before = lines_of(interrupted)
+    assert command_line.main(["run", "--resume", str(interrupted)]) == 1  # onednn failed
+    assert (
+        stage.asked
+        == [("cold", "training", name) for name in ("reference", "loop")]
+        + [("measure", "training", "reference", "loop")] * 2
+    )
+    assert lines_of(interrupted)[: len(before)] == before
+    assert cases_of(interrupted) == PLANNED
+    assert "6 of 8 cases are recorded" in capsys.readouterr().out
+    assert len((interrupted / "records.csv").read_text(encoding="utf-8").splitlines()) == 9
+    for mode in ("inference", "training"):
+        group = f"seed@batch=2,length=3/{mode}/cpu/1t"
+        found = Samples.read(interrupted / "samples.csv.gz", group).processes
+        assert [[r.number for r in rounds] for rounds in found] == [list(range(8))] * 2
+        assert {name for rounds in found for r in rounds for name in r.blocks} == {"reference", "loop"}
+
+
+def test_a_run_resumed_when_it_is_done_measures_nothing(stage, interrupted):
+    """Its files stay as they are, but for the note that it was resumed."""
+    command_line.main(["run", "--resume", str(interrupted)])
+    before = content(interrupted)
+    stage.asked.clear()
+    assert command_line.main(["run", "--resume", str(interrupted)]) == 1
+    after = content(interrupted)
+    assert stage.asked == []
+    assert {name for name in after if after[name] != before.get(name)} == {str(interrupted / "environment.json")}
+
+
+def test_a_resumed_run_goes_on_with_its_options_and_other_seeds(stage, interrupted):
+    """The options need not be said again; no seed is used twice; each part is told in environment.json."""
+    began = json.loads((interrupted / "environment.json").read_text(encoding="utf-8"))
+    for _ in range(2):
+        command_line.main(["run", "--resume", str(interrupted)])
+    facts = json.loads((interrupted / "environment.json").read_text(encoding="utf-8"))
+    assert facts["run"] == began["run"]
+    assert facts["run"]["arguments"]["omp_wait"] == "passive"
+    assert facts["threads"]["workers"]["OMP_WAIT_POLICY"] == "passive"
+    first, second = facts["resumes"]
+    assert first["command"] == f"python -m bench run --resume {interrupted}"
+    assert (first["recorded_before"], second["recorded_before"]) == (6, 8)
+    assert set(first["load"]) == {"before", "after"}
+    assert len({began["run"]["seed"], first["seed"], second["seed"]}) == 3
+    assert len(set(stage.seeds)) == len(stage.seeds) == 4
+
+
+def test_seeds_of_parts_keep_apart(monkeypatch):
+    """A seed that would run into those of an earlier part is not taken."""
+    drawn = iter([7 + resume.SEED_ROOM, resume.SEEDS - 1, 7 + 2 * resume.SEED_ROOM])
+    monkeypatch.setattr(resume.random, "randrange", lambda _: next(drawn))
+    assert resume.new_seed([7]) == 7 + 2 * resume.SEED_ROOM
+
+
+@pytest.mark.parametrize("cut", [1, 2, 400, 3000, -1])
+def test_a_torn_append_is_set_aside_and_the_group_measured_again(stage, interrupted, capsys, cut):
+    """Wherever the first group's append was cut: nothing that was written is gone, each case is there once."""
+    path = interrupted / "records.jsonl"
+    lines = lines_of(interrupted)[:4]
+    start, end = len(b"\n".join(lines[:2])) + 1, len(b"\n".join(lines)) + 1
+    torn = path.read_bytes()[: start + cut if cut > 0 else end + cut]
+    path.write_bytes(torn)
+    assert command_line.main(["run", "--resume", str(interrupted)]) == 1
+    shown = capsys.readouterr().out
+    assert "the last line of records.jsonl was torn; it is in" in shown
+    aside = (interrupted / "records.torn.jsonl").read_bytes()
+    assert torn[start:] == aside
+    assert lines_of(interrupted)[:2] == lines[:2]
+    assert cases_of(interrupted) == PLANNED
+    assert ("measure", "inference", "reference", "loop") in stage.asked
+    assert ("cold", "inference", "onednn") not in stage.asked
+    group = "seed@batch=2,length=3/inference/cpu/1t"
+    found = Samples.read(interrupted / "samples.csv.gz", group).processes
+    assert [[r.number for r in rounds] for rounds in found] == [list(range(8))] * 2
+
+
+def test_torn_samples_are_mended(interrupted):
+    """Samples cut in the middle, before their records were written: the group's are there once in the end."""
+    command_line.main(["run", "--resume", str(interrupted)])
+    path = interrupted / "samples.csv.gz"
+    path.write_bytes(path.read_bytes()[:-20])
+    (interrupted / "records.jsonl").write_bytes(b"\n".join(lines_of(interrupted)[:6]) + b"\n")
+    assert command_line.main(["run", "--resume", str(interrupted)]) == 1
+    for mode in ("inference", "training"):
+        found = Samples.read(path, f"seed@batch=2,length=3/{mode}/cpu/1t").processes
+        assert [[r.number for r in rounds] for rounds in found] == [list(range(8))] * 2
+
+
+def test_a_run_that_was_killed_at_its_start_may_begin_again(interrupted, capsys):
+    """Before environment.json there is nothing to resume, which is said, and the folder may be used."""
+    (interrupted / "environment.json").unlink()
+    assert "begin it anew with --out" in refused(interrupted, capsys)
+    new = interrupted.parent / "new"
+    new.mkdir()
+    (new / durable.LOCK).write_text("12\n")
+    (new / ".plan.json.12.new").write_text("{")
+    assert command_line.main(["run", "--suite", "mine.toml", "--threads", "1", "--out", str(new)]) == 1
+    assert cases_of(new) == PLANNED
+
+
+BROKEN = {
+    "a line in the middle": (lambda lines: [lines[0], b'{"workload": "se', *lines[2:]], "line 2 is not a record"),
+    "an empty line in the middle": (lambda lines: [lines[0], b"", *lines[2:]], "line 2 is not a record"),
+    "a line that is no object": (lambda lines: [b"[1]", *lines[1:]], "line 1 is not a record"),
+    "bytes that are no text": (lambda lines: [lines[0], b"\xff\xfe", *lines[2:]], "line 2 is not a record"),
+    "another schema": (
+        lambda lines: [*lines[:2], lines[2].replace(b'"schema_version": 2', b'"schema_version": 99'), *lines[3:]],
+        "line 3 has schema_version 99, this release writes 2",
+    ),
+    "a record twice": (lambda lines: [*lines, lines[0]], "is recorded twice"),
+    "another run's record": (
+        lambda lines: [lines[0].replace(b'"variant": "cudnn"', b'"variant": "else"'), *lines[1:]],
+        "is no case of the run",
+    ),
+}
+
+
+@pytest.mark.parametrize("problem", BROKEN)
+@pytest.mark.usefixtures("stage")
+def test_records_that_cannot_be_trusted_are_refused(problem, interrupted, capsys):
+    """One line that names the file and the line, and nothing is changed."""
+    change, said = BROKEN[problem]
+    (interrupted / "records.jsonl").write_bytes(b"\n".join(change(lines_of(interrupted))) + b"\n")
+    line = refused(interrupted, capsys)
+    assert said in line
+    assert "records.jsonl" in line
+
+
+def test_samples_that_are_gone_are_told(interrupted, capsys):
+    """A record without its samples could not be computed again."""
+    (interrupted / "samples.csv.gz").unlink()
+    before = content(interrupted)
+    assert command_line.main(["run", "--resume", str(interrupted)]) == 2
+    assert "samples.csv.gz has no values of" in capsys.readouterr().err
+    assert content(interrupted) == before
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--suite", "quick"], "mine.toml, not of quick"),
+        (["--threads", "2"], "leave out --threads"),
+        (["--out", "other", "--budget", "3", "--seed", "0"], "leave out --budget, --seed, --out"),
+        (["--omp-wait", "default", "--variant", "loop"], "leave out --variant, --omp-wait"),
+    ],
+)
+def test_options_that_say_otherwise_are_refused(words, said, interrupted, capsys):
+    """A run folder of another suite, and options that would make it another run, by their names."""
+    assert said in refused(interrupted, capsys, *words)
+
+
+def test_the_same_suite_may_be_said_again(interrupted):
+    """It says nothing new."""
+    assert command_line.main(["run", "--resume", str(interrupted), "--suite", "mine.toml"]) == 1
+    assert cases_of(interrupted) == PLANNED
+
+
+def test_a_suite_file_that_changed_is_told_and_not_taken(interrupted, capsys):
+    """The run goes on with the suite as it was, also when the file is gone."""
+    (interrupted.parent / "mine.toml").write_text(SUITE.replace('"loop", ', ""), encoding="utf-8")
+    assert command_line.main(["run", "--resume", str(interrupted)]) == 1
+    assert "is not what it was; the run goes on with the suite as it was" in capsys.readouterr().out
+    assert cases_of(interrupted) == PLANNED
+    (interrupted.parent / "mine.toml").unlink()
+    assert command_line.main(["run", "--resume", str(interrupted)]) == 1
+    assert "is not what it was" in capsys.readouterr().out
+
+
+def test_another_machine_is_refused(interrupted, capsys, monkeypatch):
+    """Figures of two machines do not stand in one run."""
+    monkeypatch.setattr(environment, "machine", lambda: {"processor": "another", "cores_physical": 2})
+    run_and_see(interrupted, capsys, "machine: processor was played, is another")
+
+
+def test_another_release_of_a_library_is_refused(interrupted, capsys, monkeypatch):
+    """Nor those of two releases of what computes; one that only draws may differ."""
+    real = environment.software
+    monkeypatch.setattr(environment, "software", lambda: real() | {"numpy": "9.9"})
+    run_and_see(interrupted, capsys, "is 9.9")
+    monkeypatch.setattr(environment, "software", lambda: real() | {"matplotlib": "9.9"})
+    assert command_line.main(["run", "--resume", str(interrupted)]) == 1
+
+
+def test_other_settings_of_openmp_are_refused(interrupted, capsys, monkeypatch):
+    """Workers inherit them."""
+    monkeypatch.setenv("OMP_DYNAMIC", "TRUE")
+    run_and_see(interrupted, capsys, "OMP_DYNAMIC was None, is TRUE")
+
+
+def test_cases_that_are_not_those_of_the_beginning_are_refused(interrupted, capsys):
+    """The suite gives another list than it gave then, as with another release of this project."""
+    plan = json.loads((interrupted / "plan.json").read_text(encoding="utf-8"))
+    plan["cases"].append(plan["cases"][-1] | {"variant": "gone"})
+    (interrupted / "plan.json").write_text(json.dumps(plan), encoding="utf-8")
+    run_and_see(interrupted, capsys, "gone is only in the run")
+
+
+@pytest.mark.usefixtures("stage")
+def test_a_plugin_that_changed_is_refused(tmp_path, capsys):
+    """Its variants may be others under the same names."""
+    plugin = tmp_path / "plugin.py"
+    plugin.write_text("")
+    words = ["run", "--suite", "mine.toml", "--threads", "1", "--out", "run", "--plugin", "plugin.py"]
+    assert command_line.main(words) == 1
+    plugin.write_text("1\n")
+    run_and_see(tmp_path / "run", capsys, f"plugin {plugin} was ")
+
+
+def run_and_see(run: Path, capsys, said: str) -> None:
+    """Resuming is refused with these words."""
+    assert said in refused(run, capsys)
+
+
+@pytest.mark.parametrize("kind", ["missing", "a file", "no run", "no json", "no arguments", "no plan"])
+@pytest.mark.usefixtures("stage")
+def test_what_is_no_interrupted_run_is_told(kind, interrupted, capsys):
+    """One line that names the folder."""
+    match kind:
+        case "missing":
+            shutil.rmtree(interrupted)
+        case "a file":
+            shutil.rmtree(interrupted)
+            interrupted.write_text("")
+        case "no run":
+            (interrupted / "environment.json").unlink()
+        case "no json":
+            (interrupted / "environment.json").write_text("{")
+        case "no arguments":
+            (interrupted / "environment.json").write_text('{"run": {}}')
+        case "no plan":
+            (interrupted / "plan.json").unlink()
+    assert str(interrupted) in refused(interrupted, capsys)
+
+
+def test_a_second_writer_is_refused(interrupted, capsys):
+    """It is told who writes, at once; reading is allowed."""
+    with durable.locked(interrupted):
+        assert f"is being written by process {os.getpid()}" in refused(interrupted, capsys)
+        assert command_line.main(["run", "--resume", str(interrupted), "--dry-run"]) == 0
+    shown = capsys.readouterr().out
+    assert sum(line.split()[-1:] == ["recorded"] for line in shown.splitlines()) == 6
+
+
+def test_a_dry_run_of_a_resume_changes_nothing(stage, interrupted):
+    """It says what is recorded and what would run."""
+    (interrupted / "records.jsonl").write_bytes((interrupted / "records.jsonl").read_bytes() + b'{"torn')
+    before = content(interrupted)
+    assert command_line.main(["run", "--resume", str(interrupted), "--dry-run"]) == 0
+    assert content(interrupted) == before
+    assert stage.asked == []
+
+
+@pytest.mark.parametrize("name", ["records.jsonl", "samples.csv.gz", "records.csv", "environment.json"])
+def test_a_full_disk_is_one_line_and_costs_no_record(name, interrupted, capsys, monkeypatch):
+    """Whichever file does not fit: it is named, what is recorded stays, and with room the run can be resumed."""
+    before = lines_of(interrupted)
+    write = durable._write
+
+    def full(handle: int, data: bytes) -> None:
+        if name in str(Path(f"/proc/self/fd/{handle}").readlink()):
+            write(handle, data[:7])
+            raise OSError(28, "No space left on device")
+        write(handle, data)
+
+    if not Path("/proc/self/fd").exists():
+        pytest.skip("needs /proc to tell which file is written")
+    monkeypatch.setattr(durable, "_write", full)
+    assert command_line.main(["run", "--resume", str(interrupted)]) == 1
+    shown = capsys.readouterr()
+    assert shown.err.count("\n") == 1
+    assert f"{interrupted / name}: No space left on device" in shown.err
+    recorded = 8 if name == "records.csv" else 6
+    assert f"{recorded} of 8 cases are recorded and safe in {interrupted}" in shown.err
+    assert f"python -m bench run --resume {interrupted}" in shown.err
+    assert lines_of(interrupted)[:6] == before
+    assert not [path for path in interrupted.iterdir() if path.name.endswith(".new")]
+    monkeypatch.setattr(durable, "_write", write)
+    assert command_line.main(["run", "--resume", str(interrupted)]) == 1
+    assert cases_of(interrupted) == PLANNED
+    assert not (interrupted / "records.torn.jsonl").exists()
+
+
+def test_a_folder_that_became_read_only_is_told(interrupted, capsys, monkeypatch):
+    """Before anything is measured, in the system's words."""
+    real = os.open
+
+    def refuse(path: Any, flags: int, *rest: Any, **more: Any) -> int:
+        if flags & os.O_RDWR:
+            raise OSError(30, "Read-only file system")
+        return real(path, flags, *rest, **more)
+
+    monkeypatch.setattr(durable.os, "open", refuse)
+    assert "cannot be written: Read-only file system" in refused(interrupted, capsys)
+
+
+def test_sigterm_ends_a_run_like_ctrl_c(stage, interrupted, capsys):
+    """Exit code 143, and how to go on."""
+    stage.ends = staticmethod(lambda *_: os.kill(os.getpid(), signal.SIGTERM))
+    assert command_line.main(["run", "--resume", str(interrupted)]) == 143
+    assert f"to go on: python -m bench run --resume {interrupted}" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_a_killed_run_can_be_reported(interrupted):
+    """The table that the killed run could not write is made of its records, a torn line left out."""
+    (interrupted / "records.csv").unlink()
+    records = interrupted / "records.jsonl"
+    records.write_bytes(records.read_bytes() + b'{"workload"')
+    before = records.read_bytes()
+    line = [sys.executable, "-m", "bench", "report", str(interrupted)]
+    done = subprocess.run(line, capture_output=True, text=True, check=False, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    assert len((interrupted / "records.csv").read_text(encoding="utf-8").splitlines()) == 7
+    assert (interrupted / "report.html").is_file()
+    assert records.read_bytes() == before
