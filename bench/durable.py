@@ -36,6 +36,8 @@ def append(path: Path, data: bytes) -> None:
             # A disk that is full takes a part. Cutting it off again needs no room.
             with contextlib.suppress(OSError):
                 file.truncate(before)
+                if new:
+                    path.unlink()
             raise
     if new:
         sync_folder(path.parent)

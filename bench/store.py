@@ -204,8 +204,8 @@ class RunFolder:
         if found.torn:
             said.append(f"the last line of records.jsonl was torn; it is in {torn}")
         if aside:
-            names = ", ".join(str(entry.values["variant"]) for entry in aside)
-            said.append(f"{aside[0].values['group']} was not recorded as a whole; {names} went to {torn}")
+            names = ", ".join(f"{entry.values['group']} {entry.values['variant']}" for entry in aside)
+            said.append(f"a group that was not recorded as a whole is measured again; {names} went to {torn}")
         for file in RAW_FILES:
             keys = set(map(file.key_of, measured))
             if dropped := file.mend(self.path, keys.__contains__):

@@ -43,6 +43,14 @@ def test_an_append_that_does_not_fit_leaves_the_file_as_it_was(tmp_path, small_f
     assert path.read_bytes() == b"first\n"
 
 
+def test_a_new_file_that_does_not_fit_is_not_there(tmp_path, small_files):
+    """An empty file would be something else than none."""
+    small_files(3)
+    with pytest.raises(OSError, match="too large"):
+        durable.append(tmp_path / "samples.csv.gz", b"four")
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_replacement_that_does_not_fit_leaves_the_old_file(tmp_path, small_files):
     """All of the old one, and nothing beside it."""
     path = tmp_path / "records.csv"

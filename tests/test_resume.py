@@ -440,6 +440,50 @@ def test_a_full_disk_is_one_line_and_costs_no_record(name, interrupted, capsys, 
     assert not (interrupted / "records.torn.jsonl").exists()
 
 
+@pytest.fixture
+def disk(tmp_path):
+    """A disk of 24 KiB, and how to mount it otherwise."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+
+    def mount(options: str) -> None:
+        subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", folder], check=True, capture_output=True)  # noqa: S607
+
+    try:
+        mount("size=24k")
+    except (OSError, subprocess.CalledProcessError):
+        pytest.skip("only the superuser may mount a disk")
+    yield folder, mount
+    subprocess.run(["umount", folder], check=True)  # noqa: S607
+
+
+@pytest.mark.usefixtures("stage")
+def test_a_disk_that_is_really_full_or_read_only(disk, capsys):
+    """The system's own refusals: one line each, nothing lost, and with room the run is finished."""
+    folder, mount = disk
+    assert command_line.main(["run", "--suite", "mine.toml", "--threads", "1", "--out", str(folder / "run")]) == 1
+    shown = capsys.readouterr()
+    assert shown.err.count("\n") == 1
+    assert f"{folder / 'run'}/" in shown.err
+    assert "No space left on device" in shown.err
+    before = lines_of(folder / "run")
+    assert f"{len(before)} of 8 cases are recorded and safe" in shown.err
+    assert 0 < len(before) < 8
+    mount("remount,ro,size=24k")
+    assert "cannot be written: Read-only file system" in refused(folder / "run", capsys)
+    mount("remount,rw,size=1m")
+    assert command_line.main(["run", "--resume", str(folder / "run")]) == 1
+    assert lines_of(folder / "run")[: len(before)] == before
+    assert cases_of(folder / "run") == PLANNED
+
+
+def test_resuming_needs_no_pydantic(interrupted, monkeypatch):
+    """Where it is not installed, what a run left is read all the same."""
+    monkeypatch.setitem(sys.modules, "pydantic", None)
+    assert command_line.main(["run", "--resume", str(interrupted)]) == 1
+    assert cases_of(interrupted) == PLANNED
+
+
 def test_a_folder_that_became_read_only_is_told(interrupted, capsys, monkeypatch):
     """Before anything is measured, in the system's words."""
     real = os.open

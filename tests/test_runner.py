@@ -231,8 +231,9 @@ def recomputed(samples: pd.DataFrame) -> pd.DataFrame:
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="signals are sent otherwise there")
-def test_an_interrupted_run_leaves_what_it_has(tmp_path):
-    """Ctrl-C ends with 130 and no traceback; the folder is complete and no worker is left."""
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_an_interrupted_run_leaves_what_it_has(number, code, tmp_path):
+    """Ctrl-C ends with 130, SIGTERM with 143, without a traceback; the folder is complete and no worker is left."""
     line = command(tmp_path, ["nowhere", "hangs"], "inference", processes=1)
     # A shell that starts something in the background has it ignore Ctrl-C, and children inherit that.
     listening = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
@@ -248,13 +249,14 @@ def test_an_interrupted_run_leaves_what_it_has(tmp_path):
             first = tmp_path / "run" / "workers.log"
             wait_for(lambda: first.exists() and psutil.Process(process.pid).children())
             workers = psutil.Process(process.pid).children()
-            process.send_signal(signal.SIGINT)
+            process.send_signal(number)
             output, _ = process.communicate(timeout=60)
         finally:
             process.kill()
-    assert process.returncode == 130, output
+    assert process.returncode == code, output
     assert "Traceback" not in output
-    assert "interrupted" in output
+    assert "interrupted; 1 of 3 cases are recorded and safe" in output
+    assert f"python -m bench run --resume {tmp_path / 'run'}" in output
     assert not psutil.wait_procs(workers, timeout=10)[1]
     folder = tmp_path / "run"
     assert pd.read_csv(folder / "records.csv").shape[1] == len(COLUMNS)
