@@ -414,10 +414,11 @@ def test_a_dry_run_of_a_resume_changes_nothing(stage, interrupted):
 def test_a_full_disk_is_one_line_and_costs_no_record(name, interrupted, capsys, monkeypatch):
     """Whichever file does not fit: it is named, what is recorded stays, and with room the run can be resumed."""
     before = lines_of(interrupted)
-    write = durable._write
+    write, refused_before = durable._write, []
 
     def full(handle: int, data: bytes) -> None:
-        if name in str(Path(f"/proc/self/fd/{handle}").readlink()):
+        if refused_before or name in str(Path(f"/proc/self/fd/{handle}").readlink()):
+            refused_before.append(name)
             write(handle, data[:7])
             raise OSError(28, "No space left on device")
         write(handle, data)
