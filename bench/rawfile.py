@@ -17,7 +17,7 @@ from typing import Any
 
 from bench import durable
 from bench.errors import UsageError
-from bench.record import SAMPLE_COLUMNS
+from bench.record import ROUND_COLUMNS, SAMPLE_COLUMNS
 
 Key = tuple[str, ...]
 
@@ -101,8 +101,9 @@ class RawFile:
 
 
 SAMPLES = RawFile("samples.csv.gz", tuple(SAMPLE_COLUMNS), ("workload", "variant", "mode", "device", "threads"))
+ROUNDS = RawFile("rounds.csv.gz", tuple(ROUND_COLUMNS), ("group",))
 #: Every raw file of a run folder.
-RAW_FILES = (SAMPLES,)
+RAW_FILES = (SAMPLES, ROUNDS)
 
 
 def _member(rows: Iterable[Sequence[Any]]) -> bytes:

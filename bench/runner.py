@@ -23,7 +23,7 @@ from bench.console import Console
 from bench.errors import UsageError
 from bench.measurement import Measurement, failed, worst
 from bench.process import Settings, Worker, WorkerError
-from bench.rawfile import Key
+from bench.rawfile import ROUNDS, Key
 from bench.record import Record, Status
 from bench.resume import Begun
 from bench.store import RunFolder
@@ -253,7 +253,7 @@ class Runner:
         return described.record(**(fields | timing))
 
     def _keep_samples(self, cases: list[Case], records: tuple[Record, ...], samples: Samples) -> None:
-        """Write the samples of the cases that ended well, in one piece."""
+        """Write what is known of the rounds, and the samples of the cases that ended well, each in one piece."""
         rows = [
             row
             for case, record in zip(cases, records, strict=True)
@@ -261,8 +261,13 @@ class Runner:
             for process, rounds in enumerate(samples.processes)
             for row in samples.rows(case, process, rounds)
         ]
-        if rows:
-            self.folder.append_samples(rows)
+        if not rows:
+            return
+        known = (
+            found.row(cases[0].group, process) for process, rounds in enumerate(samples.processes) for found in rounds
+        )
+        self.folder.append_rows(ROUNDS, known)
+        self.folder.append_samples(rows)
 
     def _cold(self, case: Case, scratch: Path) -> tuple[dict[str, Any], dict[str, Any] | None]:
         """Run a case alone in a fresh process with an empty compiler cache.

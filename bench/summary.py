@@ -130,7 +130,9 @@ def _round(number: int, rows: list[dict[str, str]]) -> RoundData:
             blocks[row["variant"]] = Block(before.calls_s, *timed)
         else:
             blocks[row["variant"]] = dataclasses.replace(before, calls_s=(*before.calls_s, float(row["wall_s"])))
-    return RoundData(number, any(row["disturbed"] == "1" for row in rows), blocks)
+    # What disturbed it stands in rounds.csv.gz; here it is enough that something did.
+    why = "disturbed" if any(row["disturbed"] == "1" for row in rows) else ""
+    return RoundData(number, blocks, beside=Interference(why=why))
 
 
 def figures(case: Case, samples: Samples, reference: str, interval: float, facts: dict[str, Any]) -> dict[str, Any]:
