@@ -55,15 +55,25 @@ class Record:
     reason: str = column("why the status is not `ok`; empty for `ok`", "")
 
     latency_p50_s: float | None = column("median time of a single call, seconds")
-    latency_p50_lo_s: float | None = column("lower end of its 95 % order-statistic interval, seconds")
-    latency_p50_hi_s: float | None = column("upper end of its 95 % order-statistic interval, seconds")
-    latency_p90_s: float | None = column("90th percentile of single calls, seconds; empty below 36 calls")
+    latency_p50_lo_s: float | None = column(
+        "lower end of its 95 % interval (bootstrap over processes, then rounds), seconds"
+    )
+    latency_p50_hi_s: float | None = column(
+        "upper end of its 95 % interval (bootstrap over processes, then rounds), seconds"
+    )
+    latency_p90_s: float | None = column(
+        "90th percentile of single calls, seconds; empty below 36 calls, or where more are needed to bound it"
+    )
     latency_p90_lo_s: float | None = column("lower end of its 95 % interval, seconds")
     latency_p90_hi_s: float | None = column("upper end of its 95 % interval, seconds")
-    latency_p95_s: float | None = column("95th percentile of single calls, seconds; empty below 72 calls")
+    latency_p95_s: float | None = column(
+        "95th percentile of single calls, seconds; empty below 72 calls, or where more are needed to bound it"
+    )
     latency_p95_lo_s: float | None = column("lower end of its 95 % interval, seconds")
     latency_p95_hi_s: float | None = column("upper end of its 95 % interval, seconds")
-    latency_p99_s: float | None = column("99th percentile of single calls, seconds; empty below 368 calls")
+    latency_p99_s: float | None = column(
+        "99th percentile of single calls, seconds; empty below 368 calls, or where more are needed to bound it"
+    )
     latency_p99_lo_s: float | None = column("lower end of its 95 % interval, seconds")
     latency_p99_hi_s: float | None = column("upper end of its 95 % interval, seconds")
     device_p50_s: float | None = column("median device time of a call between CUDA events, seconds; empty on CPU")

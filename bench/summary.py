@@ -150,11 +150,12 @@ def figures(case: Case, samples: Samples, reference: str, interval: float, facts
     blocks = [r.blocks[case.variant] for rounds in kept for r in rounds]
     if not blocks:
         return {}
-    calls = np.array([seconds for block in blocks for seconds in block.calls_s])
+    calls = [[np.array(r.blocks[case.variant].calls_s) for r in rounds] for rounds in kept]
+    calls = [[timed for timed in rounds if len(timed)] for rounds in calls]
     per_call_s = float(np.median([block.typical_s for block in blocks]))
     found: dict[str, Any] = {
         "samples": len(blocks),
-        "calls": len(calls),
+        "calls": sum(len(block.calls_s) for block in blocks),
         "processes": len(kept),
         "disturbed": sum(r.disturbed for rounds in kept for r in rounds),
         "throughput_seq_per_s": facts["batch"] / per_call_s,

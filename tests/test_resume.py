@@ -79,7 +79,7 @@ class Played:
         self.seeds.append(fields["seed"])
         for number in range(8):
             blocks = {case["variant"]: [[1.0 + number + len(self.seeds)], 0, 0.0, None] for case in cases}
-            yield {"event": "round", "number": number, "disturbed": False, "blocks": blocks}
+            yield {"event": "round", "number": number, "wall_s": 0.1, "waited_s": 0.0, "beside": {}, "blocks": blocks}
 
 
 def served(request: str, fields: dict[str, Any]):

@@ -1,31 +1,33 @@
-"""Figures and their doubt: on synthetic data, whose truth is known, an interval holds it as often as it promises."""
+"""Figures and their doubt: on synthetic data, whose truth is known, an interval holds it as often as it promises.
+
+Coverage is counted over 300 runs a case, all from fixed seeds. Asked for are 92 to 98 %; three standard errors of 300
+draws are 4.7 % at the lower end, so at least 87.3 % must be seen. The upper end is out of reach of so few runs: that
+intervals are not merely wide is shown by their width where it is known. `python -m bench.derive_intervals` counts more.
+"""
 
 from __future__ import annotations
+
+import time
 
 import numpy as np
 import pytest
 
-from bench import statistics
+from bench import derive_intervals, statistics
 from bench.cases import LEAST_ROUNDS
-from bench.statistics import Interval, median_interval, percentile, ratio_interval
+from bench.derive_intervals import plain_interval, study_calls, study_ratio, study_times
+from bench.statistics import Interval, independent_ratio_interval, least_calls, percentile, ratio_interval
 
 pytest.importorskip("hypothesis")
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-#: Least samples that bound a percentile with 95 %.
+#: Least calls that bound a percentile with 95 %.
 LEAST = {0.50: 6, 0.90: 36, 0.95: 72, 0.99: 368}
+RUNS = 300
+LEAST_COVERED = 0.92 - 3 * np.sqrt(0.92 * 0.08 / RUNS)
 ratios = st.floats(0.01, 100)
 #: Every process gives at least two rounds.
 processes = st.lists(st.lists(ratios, min_size=2, max_size=12).map(np.array), min_size=1, max_size=4)
-
-
-@pytest.fixture(autouse=True, scope="module")
-def fewer_resamples():
-    """A tenth of the resamples: intervals a little coarser, tests ten times faster."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(statistics, "RESAMPLES", statistics.RESAMPLES // 10)
-        yield
 
 
 def drawn(generator: np.random.Generator, count: int, rounds: int, between: float, within: float) -> list[np.ndarray]:
@@ -34,48 +36,49 @@ def drawn(generator: np.random.Generator, count: int, rounds: int, between: floa
     return [np.exp(shift + generator.normal(0, within, rounds)) for shift in shifts]
 
 
+def singles(values: np.ndarray) -> list[list[np.ndarray]]:
+    """One process whose rounds have one call each."""
+    return [list(values[:, None])]
+
+
 @pytest.mark.parametrize(("share", "least"), LEAST.items())
-def test_a_percentile_is_empty_until_its_samples_bound_it(share, least):
-    """One sample fewer than the interval needs gives nothing, that many give a figure inside its interval."""
-    samples = np.random.default_rng(0).exponential(size=least)
-    assert percentile(samples[:-1], share) is None
-    found = percentile(samples, share)
+def test_a_percentile_is_empty_until_its_calls_bound_it(share, least):
+    """One call fewer than order statistics need gives nothing, twice as many a figure inside its interval."""
+    samples = np.random.default_rng(0).exponential(size=2 * least)
+    assert least_calls(share) == least
+    assert percentile(singles(samples[: least - 1]), share) is None
+    found = percentile(singles(samples), share)
     assert found is not None
     assert found.value == np.quantile(samples, share)
     assert samples.min() <= found.low <= found.value <= found.high <= samples.max()
 
 
-def test_no_samples_give_no_figure():
-    """An empty array is no error."""
-    assert percentile(np.array([]), 0.5) is None
-    assert median_interval(np.array([])) is None
+def test_calls_of_few_rounds_do_not_carry_a_high_percentile():
+    """400 calls would bound p99; where all the late ones are of one round in four, there is no telling how late."""
+    calm, late = np.linspace(1, 1.01, 100), np.linspace(2, 2.2, 100)
+    assert percentile([[calm, calm, calm, late]], 0.99) is None
+    assert percentile([[np.concatenate([calm, late])] * 100], 0.99) is not None
 
 
-def test_the_median_of_six_lies_between_the_extremes():
-    """The smallest case can be told by hand: with 6 samples only the extremes bound the median with 95 %."""
-    assert median_interval(np.array([3.0, 1, 6, 2, 5, 4])) == Interval(3.5, 1, 6)
+def test_no_calls_give_no_figure():
+    """No process and a process without rounds are no errors."""
+    assert percentile([], 0.5) is None
+    assert percentile([[]], 0.5) is None
 
 
-@pytest.mark.parametrize("share", [0.5, 0.9])
-@pytest.mark.parametrize("count", [40, 200])
-def test_an_order_statistic_interval_holds_the_true_percentile(share, count):
-    """Of 300 intervals about 95 % hold the percentile of the distribution, by construction not fewer."""
-    generator = np.random.default_rng(1)
-    truth = -np.log(1 - share)  # of the exponential distribution
-    found = [percentile(generator.exponential(size=count), share) for _ in range(300)]
-    rate = np.mean([interval.low <= truth <= interval.high for interval in found])
-    # Three standard errors of 300 draws are 3.8 %; order statistics are few, so an interval may hold more than asked.
-    assert 0.912 <= rate <= 0.995
+@pytest.mark.parametrize("share", [0.5, 0.9, 0.99])
+def test_of_independent_calls_it_is_the_order_statistic_interval(share):
+    """One process whose rounds have one call each: scipy's interval, but for what resampling leaves to chance."""
+    from scipy.stats import quantile_test
+
+    samples = np.random.default_rng(1).exponential(size=1000)
+    found = percentile(singles(samples), share)
+    expected = quantile_test(samples, p=share).confidence_interval(0.95)
+    for end, other in ((found.low, expected.low), (found.high, expected.high)):
+        assert abs(np.mean(samples < end) - np.mean(samples < other)) <= 0.5 * np.sqrt(share * (1 - share) / 1000)
 
 
-def test_wider_data_gives_a_wider_interval_of_the_median():
-    """The interval follows the spread of the samples in proportion."""
-    samples = np.random.default_rng(2).normal(size=50)
-    narrow, wide = median_interval(100 + samples), median_interval(100 + 10 * samples)
-    assert wide.high - wide.low == pytest.approx(10 * (narrow.high - narrow.low))
-
-
-@settings(max_examples=10)
+@settings(max_examples=20, deadline=None)
 @given(processes)
 def test_an_interval_of_ratios_holds_its_own_value(found):
     """However few and odd the rounds, the value is their median and lies in the interval, and no ratio is below 0."""
@@ -85,18 +88,41 @@ def test_an_interval_of_ratios_holds_its_own_value(found):
     assert 0 < interval.low <= interval.value <= interval.high
 
 
-@settings(max_examples=5)
+@settings(max_examples=20, deadline=None)
+@given(processes, processes)
+def test_an_interval_of_two_runs_holds_its_own_value(base, new):
+    """The value is the ratio of the medians, base over new, whatever the numbers of processes and rounds."""
+    interval = independent_ratio_interval(base, new)
+    assert interval.value == np.median(np.concatenate(base)) / np.median(np.concatenate(new))
+    assert 0 < interval.low <= interval.value <= interval.high
+
+
+@settings(max_examples=10, deadline=None)
 @given(processes, st.integers(0, 5))
-def test_an_interval_of_ratios_can_be_made_again_to_the_digit(found, seed):
+def test_intervals_can_be_made_again_to_the_digit(found, seed):
     """Equal rounds and seeds give equal figures."""
     assert ratio_interval(found, seed) == ratio_interval(found, seed)
+    assert independent_ratio_interval(found, found, seed) == independent_ratio_interval(found, found, seed)
+    calls = [[process] for process in found]
+    assert percentile(calls, 0.5, seed) == percentile(calls, 0.5, seed)
 
 
 @pytest.mark.parametrize("count", [1, 3])
 def test_the_seed_decides_the_resampling(count):
     """Another seed resamples otherwise, so the bootstrap is one."""
-    found = drawn(np.random.default_rng(3), count, 15, 0.05, 0.05)
-    assert len({ratio_interval(found, seed) for seed in range(4)}) > 1
+    found = drawn(np.random.default_rng(3), count, 200, 0.05, 0.05)
+    assert len({ratio_interval(found, seed) for seed in range(8)}) > 1
+
+
+def test_a_ratio_has_no_unit():
+    """Times of both runs in other units, or ratios all doubled, change nothing but the scale."""
+    found = drawn(np.random.default_rng(4), 3, 20, 0.01, 0.02)
+    once, twice = ratio_interval(found), ratio_interval([2 * values for values in found])
+    assert (twice.low, twice.high) == pytest.approx((2 * once.low, 2 * once.high))
+    scaled = [1000 * values for values in found]
+    assert independent_ratio_interval(scaled, scaled).high == pytest.approx(
+        independent_ratio_interval(found, found).high
+    )
 
 
 def test_processes_that_differ_widen_the_interval():
@@ -105,6 +131,22 @@ def test_processes_that_differ_widen_the_interval():
     alike = ratio_interval([np.exp(row) for row in rounds])
     apart = ratio_interval([np.exp(row + shift) for row, shift in zip(rounds, (-0.1, -0.03, 0.03, 0.1), strict=True)])
     assert apart.high - apart.low > 5 * (alike.high - alike.low)
+
+
+def test_rounds_that_resemble_those_before_widen_the_interval():
+    """The same rounds say less in an order in which they follow each other than in any other."""
+    generator = np.random.default_rng(5)
+    values = np.exp(derive_intervals.following(generator, 1, 200, 0.8)[0])
+    followed, shuffled = (ratio_interval([v]) for v in (values, generator.permutation(values)))
+    assert followed.half_width > 1.5 * shuffled.half_width
+
+
+def test_a_steady_drift_does_not_widen_the_interval():
+    """Rounds cover a drift evenly: in their order they say no less than shuffled, when none can be told."""
+    generator = np.random.default_rng(6)
+    values = np.exp(derive_intervals.drift(generator, 1, 200)[0])
+    drifting, shuffled = (ratio_interval([v]) for v in (values, generator.permutation(values)))
+    assert drifting.half_width < shuffled.half_width
 
 
 def test_more_rounds_of_one_process_narrow_the_interval():
@@ -116,22 +158,98 @@ def test_more_rounds_of_one_process_narrow_the_interval():
 
 def test_ratios_without_spread_have_an_interval_without_width():
     """Where every round says the same, nothing is in doubt."""
-    assert ratio_interval([np.full(8, 2.0)] * 3) == Interval(2.0, 2.0, 2.0)
-    assert ratio_interval([np.full(8, 2.0)]) == Interval(2.0, 2.0, 2.0)
+    still = [np.full(8, 2.0)] * 3
+    assert ratio_interval(still) == Interval(2.0, 2.0, 2.0)
+    assert ratio_interval(still[:1]) == Interval(2.0, 2.0, 2.0)
+    assert independent_ratio_interval(still, still[:1]) == Interval(1.0, 1.0, 1.0)
+    assert percentile([[np.full(8, 2.0)] * 8], 0.9) == Interval(2.0, 2.0, 2.0)
+
+
+@pytest.mark.parametrize("size", [(1, 100), (3, 30)])
+@pytest.mark.parametrize("name", ["independent", "heavy tails", "spoilt tenth", "ratio drifts", "follow, 0.6"])
+def test_an_interval_of_ratios_holds_the_truth(name, size):
+    """Rounds may follow each other, drift, and have heavy tails: the truth is held, by a single process too."""
+    assert study_ratio(name, *size, RUNS, 0).covered >= LEAST_COVERED
+
+
+@pytest.mark.parametrize("size", [(2, 30), (3, 30)])
+@pytest.mark.parametrize("name", ["processes apart, 1", "processes apart, 5", "everything"])
+def test_an_interval_of_ratios_holds_the_truth_of_processes_at_large(name, size):
+    """Processes differ as much as their rounds let them, or five times more, and there are only two of them."""
+    assert study_ratio(name, *size, RUNS, 0).covered >= LEAST_COVERED
+
+
+@pytest.mark.parametrize("name", ["follow, 0.6", "processes apart, 2", "processes apart, 5", "everything"])
+def test_a_plain_bootstrap_does_not_hold_the_truth(name):
+    """The same count finds the defect: rounds taken for independent, of whichever process."""
+    assert study_ratio(name, 3, 30, RUNS, 0).plain < LEAST_COVERED
 
 
 @pytest.mark.parametrize(
-    ("count", "between", "within", "floor"), [(1, 0.0, 0.05, 0.85), (3, 0.05, 0.01, 0.86), (6, 0.05, 0.01, 0.86)]
+    ("part", "without", "name"),
+    [("_news", lambda _: 1.0, "follow, 0.6"), ("_between", lambda *_: (0.0, 0.0), "processes apart, 2")],
 )
-def test_an_interval_of_ratios_holds_the_truth(count, between, within, floor):
-    """Over synthetic runs most intervals hold the true ratio, also where processes differ more than rounds do.
+def test_each_part_of_the_method_is_needed(monkeypatch, part, without, name):
+    """Without the effective number of rounds, or without the processes' own spread, the truth is lost."""
+    monkeypatch.setattr(statistics, part, without)
+    assert study_ratio(name, *((1, 100) if part == "_news" else (3, 30)), RUNS, 0).covered < LEAST_COVERED
 
-    A plain bootstrap over three processes that differ more than their rounds holds it in 78 of 100 runs; an interval
-    over pooled rounds alone in a fifth.
-    """
-    generator = np.random.default_rng(6)
-    found = [ratio_interval(drawn(generator, count, 30, between, within)) for _ in range(80)]
-    assert np.mean([interval.low <= 1 <= interval.high for interval in found]) >= floor
+
+def test_one_process_does_not_speak_for_others():
+    """A limit, not a wish: where processes differ by five errors, one of them misses the truth in most runs."""
+    assert study_ratio("processes apart, 5", 1, 30, RUNS, 0).covered < 0.5
+
+
+def test_the_interval_of_independent_rounds_is_as_wide_as_theory_says():
+    """100 normal rounds bound their median within 1.96 sqrt(pi / 2) / 10 of their spread: no wider by a sixth."""
+    expected = 1.96 * np.sqrt(np.pi / 2 / 100) * derive_intervals.NOISE
+    assert study_ratio("independent", 1, 100, RUNS, 0).half_width == pytest.approx(expected, rel=1 / 6)
+
+
+@pytest.mark.parametrize("name", ["independent", "follow, 0.6", "processes apart, 5"])
+def test_an_interval_of_two_runs_holds_the_truth(name):
+    """Both sides bring their own rounds and processes, here three and four."""
+    assert study_times(name, 3, 30, RUNS, 0).covered >= LEAST_COVERED
+
+
+@pytest.mark.parametrize("share", [0.5, 0.9, 0.99])
+@pytest.mark.parametrize(
+    "name", ["independent calls", "rounds of their own", "rounds follow, 0.6", "processes apart, 2"]
+)
+def test_an_interval_of_a_percentile_holds_the_truth(name, share):
+    """Calls of one round share its luck, and rounds and processes go their own ways."""
+    row = study_calls(name, share, 3, 40, RUNS // 2, 0)
+    assert row.covered >= 0.92 - 3 * np.sqrt(0.92 * 0.08 / (RUNS // 2))
+    assert row.empty < 0.05
+
+
+@pytest.mark.parametrize("name", ["rounds of their own", "rounds follow, 0.6"])
+def test_calls_of_a_round_are_not_independent(name):
+    """The same count finds the defect: a median whose interval takes each call for independent."""
+    assert study_calls(name, 0.5, 3, 40, RUNS // 2, 0).plain < LEAST_COVERED
+
+
+def test_the_plain_bootstrap_is_one():
+    """The defect that the table shows is the real one: its exact ends are those of very many resamples."""
+    values = np.random.default_rng(7).normal(10, 1, 51)
+    resamples = np.median(np.random.default_rng(8).choice(values, (20_000, 51)), axis=1)
+    found = plain_interval(values)
+    ends = np.quantile(resamples, (0.025, 0.975), method="inverted_cdf")
+    assert np.searchsorted(np.sort(values), (found.low, found.high)) == pytest.approx(
+        np.searchsorted(np.sort(values), ends), abs=1
+    )
+
+
+def test_intervals_take_no_time():
+    """A speedup of 3 x 200 rounds and four percentiles of their 12 000 calls: half a second for a case is plenty."""
+    generator = np.random.default_rng(9)
+    values = drawn(generator, 3, 200, 0.01, 0.02)
+    calls = [[generator.exponential(size=20) for _ in process] for process in values]
+    start = time.process_time()
+    ratio_interval(values)
+    for share in LEAST:
+        percentile(calls, share)
+    assert time.process_time() - start < 0.5
 
 
 def test_half_width_is_a_share_of_the_value():
@@ -141,7 +259,5 @@ def test_half_width_is_a_share_of_the_value():
 
 
 def test_least_rounds_bound_a_median():
-    """A process that gives the least number of rounds gives an interval of the median, one round fewer none."""
-    samples = np.arange(1.0, LEAST_ROUNDS + 1)
-    assert median_interval(samples) is not None
-    assert median_interval(samples[:-1]) is None
+    """A process that gives the least number of rounds has enough values to bound their median, one fewer has not."""
+    assert least_calls(0.5) == LEAST_ROUNDS
