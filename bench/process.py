@@ -84,6 +84,7 @@ class Worker:
     log: Path
     cache: Path
     _lines: queue.Queue[str | None] = field(default_factory=queue.Queue, init=False)
+    _guard: subprocess.Popen[bytes] | None = field(default=None, init=False)
 
     def __enter__(self) -> Self:
         """Start the process and wait until it is up."""
@@ -107,16 +108,16 @@ class Worker:
             # A group of its own: compilers start children, and all must end together.
             start_new_session=True,
         )
-        self._guard = subprocess.Popen(  # noqa: S603 - fixed words and a number
-            ["/bin/sh", "-c", _GUARD, str(self._child.pid)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            # Ctrl-C is for the parent alone.
-            start_new_session=True,
-        )
-        threading.Thread(target=self._read, daemon=True).start()
         try:
+            self._guard = subprocess.Popen(  # noqa: S603 - fixed words and a number
+                ["/bin/sh", "-c", _GUARD, str(self._child.pid)],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                # Ctrl-C is for the parent alone.
+                start_new_session=True,
+            )
+            threading.Thread(target=self._read, daemon=True).start()
             self._next(START_LIMIT_S, "start")
         except BaseException:
             # `with` calls __exit__ only for what was entered.
@@ -129,10 +130,11 @@ class Worker:
         with contextlib.suppress(OSError):
             os.killpg(self._child.pid, signal.SIGKILL)
         # Before the worker's number is free for another process.
-        self._guard.kill()
-        self._guard.wait()
+        if self._guard:
+            self._guard.kill()
+            self._guard.wait()
         self._child.wait()
-        for pipe in (self._child.stdin, self._child.stdout, self._guard.stdin):
+        for pipe in (self._child.stdin, self._child.stdout, self._guard and self._guard.stdin):
             if pipe:
                 # A child that died early leaves unread requests behind.
                 with contextlib.suppress(OSError):

@@ -157,11 +157,13 @@ class RunFolder:
                 )
                 raise UsageError(msg) from error
         for number, entry in enumerate(entries, start=1):
-            version = entry.values.get("schema_version")
-            if version != SCHEMA_VERSION or set(entry.values) != set(COLUMNS):
+            version, known = entry.values.get("schema_version"), set(entry.values) == set(COLUMNS)
+            if version != SCHEMA_VERSION or not known:
+                what = f"schema_version {version}, this release writes {SCHEMA_VERSION}"
+                what = "other columns than this release writes" if version == SCHEMA_VERSION else what
                 msg = (
-                    f"{self.records_path}, line {number} has schema_version {version}, this release writes "
-                    f"{SCHEMA_VERSION}; nothing was changed: use the release that recorded it"
+                    f"{self.records_path}, line {number} has {what}; nothing was changed: use the release that "
+                    "recorded it"
                 )
                 raise UsageError(msg)
         return Recorded(tuple(entries), last)

@@ -224,6 +224,22 @@ def test_a_worker_s_guard_ends_with_it(child):
     assert set(psutil.Process().children()) == before
 
 
+def test_a_worker_without_a_guard_is_ended(child, monkeypatch):
+    """Where the guard cannot be started the worker is not left behind."""
+    worker = child(ECHO)
+    start = process.subprocess.Popen
+
+    def refuse(command: list[str], **options: object) -> subprocess.Popen[str]:
+        if command[0] == "/bin/sh":
+            raise FileNotFoundError(command[0])
+        return start(command, **options)
+
+    monkeypatch.setattr(process.subprocess, "Popen", refuse)
+    with pytest.raises(FileNotFoundError), worker:
+        pytest.fail("it has no guard")
+    assert gone(worker._child.pid)
+
+
 def test_a_worker_that_never_comes_up_is_ended(child, monkeypatch):
     """The start has a limit of its own, past which the process is ended, not left behind."""
     monkeypatch.setattr(process, "START_LIMIT_S", 0.5)

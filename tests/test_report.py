@@ -16,7 +16,7 @@ import pytest
 
 from bench import units
 from bench.record import COLUMNS, SAMPLE_COLUMNS, Record, Status
-from bench.report import Report, ReportError, charts, interactive, load_run, plots, summary_table, write_report
+from bench.report import Report, ReportError, charts, interactive, load_run, plots, summary_table, tables, write_report
 from bench.report.frames import groups
 from bench.report.style import COLOURS, look
 from bench.report.words import answers
@@ -486,3 +486,10 @@ def test_samples_that_end_early_are_an_error(tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-20])
     with pytest.raises(ReportError, match=r"cannot be read .* move it away"):
         load_run(folder)
+
+
+def test_a_list_of_sections_is_shown_leaf_by_leaf():
+    """Each time a run was resumed has rows of its own in the environment's table."""
+    found = list(tables.flat([{"seed": 1, "load": {"before": 2}}, {"seed": 3}]))
+    assert found == [("1.seed", "1"), ("1.load.before", "2"), ("2.seed", "3")]
+    assert list(tables.flat({"affinity": [0, 1], "none": []})) == [("affinity", "0, 1"), ("none", "")]

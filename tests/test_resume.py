@@ -267,6 +267,7 @@ BROKEN = {
         lambda lines: [*lines[:2], lines[2].replace(b'"schema_version": 2', b'"schema_version": 99'), *lines[3:]],
         "line 3 has schema_version 99, this release writes 2",
     ),
+    "another column": (lambda lines: [lines[0].replace(b'"data"', b'"date"'), *lines[1:]], "line 1 has other columns"),
     "a record twice": (lambda lines: [*lines, lines[0]], "is recorded twice"),
     "another run's record": (
         lambda lines: [lines[0].replace(b'"variant": "cudnn"', b'"variant": "else"'), *lines[1:]],

@@ -217,6 +217,9 @@ def flat(values: Any, path: str = "") -> Iterable[tuple[str, str]]:
     if isinstance(values, Mapping):
         for key, value in values.items():
             yield from flat(value, f"{path}.{key}" if path else str(key))
+    elif isinstance(values, Sequence) and values and all(isinstance(value, Mapping) for value in values):
+        for number, value in enumerate(values, start=1):
+            yield from flat(value, f"{path}.{number}" if path else str(number))
     elif isinstance(values, Sequence) and not isinstance(values, str):
         yield path, ", ".join(str(value) for value in values)
     else:
