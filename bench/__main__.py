@@ -242,13 +242,14 @@ def _writing(folder: RunFolder) -> Iterator[None]:
 def _measure(runner: Runner, command: str) -> int:
     """Run, show, and whatever ends it early, say what is safe and how to go on."""
     folder, console = runner.folder, runner.console
-    again = f"python -m bench run --resume {shlex.quote(str(folder.path))}"
+    quoted = shlex.quote(str(folder.path))
+    again = f"python -m bench run --resume {quoted}"
     try:
         with console:
             runner.run(command)
         _show(console, folder)
     except KeyboardInterrupt as error:
-        console.say(f"interrupted; {_safe(runner)}. What is there: python -m bench report {folder.path}", "red")
+        console.say(f"interrupted; {_safe(runner)}. What is there: python -m bench report {quoted}", "red")
         console.say(f"to go on: {again}", "bold")
         return EXIT_TERMINATED if isinstance(error, Terminated) else EXIT_INTERRUPTED
     except OSError as error:
