@@ -95,6 +95,13 @@ class Samples:
         ]
         return [ratios for ratios in found if len(ratios)]
 
+    def times(self, variant: str) -> list[Floats]:
+        """Median call of each kept round that has the variant, seconds, one array a process."""
+        found = [
+            np.array([r.blocks[variant].typical_s for r in rounds if variant in r.blocks]) for rounds in self.kept()
+        ]
+        return [times for times in found if len(times)]
+
     def speedup(self, reference: str, variant: str) -> Interval | None:
         """Median of the ratios with its interval; None when nothing was measured."""
         ratios = self.ratios(reference, variant)

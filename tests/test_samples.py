@@ -1,0 +1,116 @@
+"""Raw samples read back are the rounds that were written, and a record's figures follow from them."""
+
+from __future__ import annotations
+
+import gzip
+
+import numpy as np
+import pytest
+from run_folders import make_run
+
+from bench.block import Block
+from bench.cases import REFERENCE, Case
+from bench.errors import UsageError
+from bench.report.frames import read_records
+from bench.samples import read_samples
+from bench.store import RunFolder
+from bench.summary import RoundData, Samples, figures
+
+KEY = ("seed", "inference", "cpu", 1)
+
+
+def written(path, samples: Samples, variants: tuple[str, ...]):
+    """The path of samples.csv.gz, written as the runner writes it."""
+    folder = RunFolder(path)
+    for variant in variants:
+        for process, rounds in enumerate(samples.processes):
+            folder.append_samples(samples.rows(Case("seed", variant, "inference", "cpu", 1), process, rounds))
+    return path / "samples.csv.gz"
+
+
+def test_rounds_come_back_as_they_were_written(tmp_path):
+    """Values, disturbance, and the order in which blocks ran, single calls and queued ones alike."""
+    processes = [
+        [
+            RoundData(0, False, {"b": Block((0.25, 0.5)), "a": Block((1.0,), 4, 2.0, 1.0)}),
+            RoundData(1, True, {"a": Block((), 4, 3.0, 2.5), "b": Block((0.125,))}),
+        ],
+        [RoundData(0, False, {"a": Block((0.75,))})],
+    ]
+    found = read_samples(written(tmp_path, Samples(processes), ("a", "b")))
+    assert list(found) == [KEY]
+    assert found[KEY].processes == processes
+    assert [list(r.blocks) for r in found[KEY].processes[0]] == [["b", "a"], ["a", "b"]]
+
+
+def test_groups_stay_apart(tmp_path):
+    """Rounds of one workload never meet those of another."""
+    found = read_samples(make_run(tmp_path / "run", workloads=("seed", "seed@batch=2")) / "samples.csv.gz")
+    assert [key[0] for key in found] == ["seed", "seed@batch=2"]
+    assert all(len(samples.processes) == 3 for samples in found.values())
+
+
+@pytest.mark.parametrize("queued", [False, True])
+def test_a_record_s_figures_follow_from_its_raw_samples(queued, tmp_path):
+    """Every statistic in records.csv is computed again from samples.csv.gz, to the nine digits that are kept."""
+    folder = make_run(
+        tmp_path / "run", noise=0.05, process_noise=0.02, disturbed_share=0.3, queued=queued, figured=True
+    )
+    samples = read_samples(folder / "samples.csv.gz")[KEY]
+    for record in read_records(folder / "records.csv"):
+        case = Case(record.workload, record.variant, record.mode, record.device, record.threads)
+        facts = {"batch": record.batch, "valid_steps": record.valid_steps}
+        again = figures(case, samples, REFERENCE, 0.05, facts)
+        assert len(again) >= 12
+        for name, value in again.items():
+            assert getattr(record, name) == pytest.approx(value, rel=1e-7), name
+
+
+def test_times_are_the_medians_of_kept_rounds(tmp_path):
+    """One array a process; a round without the variant has no part in it."""
+    rounds = [RoundData(n, False, {"a": Block((1.0, 2.0 + n, 9.0))} if n else {"b": Block((5.0,))}) for n in range(8)]
+    (times,) = Samples([rounds]).times("a")
+    assert np.array_equal(times, 2.0 + np.arange(1, 8))
+    assert Samples([rounds]).times("c") == []
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_case_that_was_measured_twice_is_refused(tmp_path):
+    """Rounds of two measurements never took turns, so they must not be paired."""
+    samples = Samples([[RoundData(n, False, {"a": Block((1.0,)), "b": Block((2.0,))}) for n in range(3)]])
+    written(tmp_path, samples, ("a", "b"))
+    with pytest.raises(UsageError, match=r"line 8: .* a has round 0 of process 0 twice"):
+        read_samples(written(tmp_path, samples, ("a",)))
+
+
+BAD = {
+    "not gzip": gzip.decompress,
+    "ends early": lambda raw: raw[: len(raw) // 2],
+    "a byte is wrong": lambda raw: raw[:200] + bytes([raw[200] ^ 255]) + raw[201:],
+    "other columns": lambda raw: gzip.compress(gzip.decompress(raw).replace(b"wall_s", b"wall_ms", 1)),
+    "a time of 0": lambda raw: gzip.compress(gzip.decompress(raw) + b"seed,a,inference,cpu,1,9,0,0,call,1,0,,0\n"),
+    "no time": lambda raw: gzip.compress(gzip.decompress(raw) + b"seed,a,inference,cpu,1,9,0,0,call,1,nan,,0\n"),
+    "a word": lambda raw: gzip.compress(gzip.decompress(raw) + b"seed,a,inference,cpu,one,9,0,0,call,1,1,,0\n"),
+    "another kind": lambda raw: gzip.compress(gzip.decompress(raw) + b"seed,a,inference,cpu,1,9,0,0,step,1,1,,0\n"),
+    "another flag": lambda raw: gzip.compress(gzip.decompress(raw) + b"seed,a,inference,cpu,1,9,0,0,call,1,1,,2\n"),
+    "no flag": lambda raw: gzip.compress(gzip.decompress(raw) + b"seed,a,inference,cpu,1,9,0,0,call,1,1,,\n"),
+    "half a line": lambda raw: gzip.compress(gzip.decompress(raw) + b"seed,a,infer\n"),
+    "no text": lambda raw: gzip.compress(gzip.decompress(raw) + b"\xff\xfe\n"),
+}
+
+
+@pytest.mark.parametrize("problem", BAD)
+def test_a_broken_file_is_one_line_that_names_it(problem, tmp_path):
+    """Nothing is guessed and no line is left out."""
+    path = make_run(tmp_path / "run") / "samples.csv.gz"
+    path.write_bytes(BAD[problem](path.read_bytes()))
+    with pytest.raises(UsageError) as error:
+        read_samples(path)
+    assert str(path) in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_a_missing_file_is_told(tmp_path):
+    """There is no comparison without raw samples."""
+    with pytest.raises(UsageError, match="is missing"):
+        read_samples(tmp_path / "samples.csv.gz")
