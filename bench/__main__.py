@@ -1,4 +1,4 @@
-"""The command line: `python -m bench run | list | report | selftest`."""
+"""The command line: `python -m bench run | list | report | compare | export | selftest`."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from bench.selftest.command import add_arguments, selftest
 from bench.store import RunFolder
 
 DEFAULT_SUITE = "quick"
-EXIT_OK, EXIT_NOT_OK, EXIT_USAGE, EXIT_INTERRUPTED, EXIT_TERMINATED = 0, 1, 2, 130, 143
+EXIT_OK, EXIT_NOT_OK, EXIT_USAGE, EXIT_REGRESSION, EXIT_INTERRUPTED, EXIT_TERMINATED = 0, 1, 2, 3, 130, 143
 
 
 class Terminated(KeyboardInterrupt):
@@ -37,7 +37,7 @@ def parser() -> argparse.ArgumentParser:
         prog="python -m bench",
         description="Measure the ways to execute an LSTM Seq2Seq model: which is fastest here, is it right, how sure.",
         epilog="Exit codes: 0 every case that can run here is ok; 1 a gate refused a variant, or a worker failed; "
-        "2 wrong usage; 130 interrupted.",
+        "2 wrong usage, or runs that are not comparable; 3 compare found a regression; 130 interrupted.",
     )
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
     run = commands.add_parser("run", help="measure a suite and write CSV, plots and a page")
@@ -66,7 +66,42 @@ def parser() -> argparse.ArgumentParser:
         _positive_int,
         _positive_float,
     )
+    _add_compare(commands.add_parser("compare", help="hold runs against a base: faster, slower, same or unclear"))
+    export = commands.add_parser("export", help="write a run in another program's format")
+    export.add_argument("dir", type=Path, metavar="RUN", help="run folder")
+    export.add_argument("--format", choices=("pytest-benchmark",), required=True, help="whose format")
+    export.add_argument("--out", type=Path, metavar="FILE", help="new file (default: RUN/pytest-benchmark.json)")
     return top
+
+
+def _add_compare(command: argparse.ArgumentParser) -> None:
+    add = command.add_argument
+    add("base", type=Path, metavar="BASE", help="run folder that the others are held against")
+    add("new", type=Path, metavar="NEW", nargs="+", help="run folders, each held against BASE")
+    add(
+        "--by",
+        choices=("speedup", "time"),
+        default="speedup",
+        help="compare each case's time relative to the reference of its rounds, in which a machine that drifts "
+        "cancels, or its time as it is (default: speedup)",
+    )
+    add(
+        "--margin",
+        type=_share,
+        default=0.02,
+        metavar="PERCENT",
+        help="changes whose interval lies within it are the same (default: 2%%)",
+    )
+    add(
+        "--fail-on",
+        type=_slower,
+        metavar="slower:PERCENT",
+        help="exit 3 when a case broke, or is slower by more than this, as slower:3%%, and surely so: its interval "
+        "excludes 1 with all comparisons allowed for",
+    )
+    add("--force", action="store_true", help="compare what is not comparable, and mark it")
+    add("--format", choices=("text", "csv", "markdown"), default="text", help="markdown fits a pull request")
+    add("--output", type=Path, metavar="FILE", help="new file to write to instead of the terminal")
 
 
 def _add_selection(command: argparse.ArgumentParser) -> None:
@@ -135,6 +170,28 @@ def _positive_float(text: str) -> float:
         msg = f"{text!r} is not a number of seconds above 0"
         raise argparse.ArgumentTypeError(msg)
     return value
+
+
+def _share(text: str) -> float:
+    """`3%` as 0.03."""
+    number = text.strip().removesuffix("%").strip()
+    try:
+        value = float(number) / 100
+    except ValueError:
+        value = -1.0
+    if not 0 <= value < 1:
+        msg = f"{text!r} is not a percentage from 0 to below 100, as 3%"
+        raise argparse.ArgumentTypeError(msg)
+    return value
+
+
+def _slower(text: str) -> float:
+    """`slower:3%` as 0.03."""
+    word, colon, number = text.partition(":")
+    if word != "slower" or not colon:
+        msg = f"{text!r} is not slower: and a percentage, as slower:3%"
+        raise argparse.ArgumentTypeError(msg)
+    return _share(number)
 
 
 def usable_cores() -> int:
@@ -332,6 +389,55 @@ def report(arguments: argparse.Namespace) -> int:
     return EXIT_OK
 
 
+def compare(arguments: argparse.Namespace) -> int:
+    """Hold runs against a base."""
+    from bench import compare as comparing  # noqa: PLC0415 - pandas is slow to import
+    from bench import compare_tables  # noqa: PLC0415
+
+    _refuse_existing(arguments.output, "--output")
+    options = comparing.Options(arguments.by, arguments.margin, arguments.fail_on, arguments.force)
+    base = comparing.load(arguments.base)
+    found = [comparing.compare(base, comparing.load(path), options) for path in arguments.new]
+    if arguments.output:
+        _write_new(arguments.output, compare_tables.render(found, arguments.format))
+        for label, comparison in compare_tables.labelled(found):
+            Console().say(compare_tables.lead(label, comparison))
+        Console().say(f"written: {arguments.output}")
+    elif arguments.format == "text":
+        compare_tables.text(found)
+    else:
+        print(compare_tables.render(found, arguments.format), end="")
+    return EXIT_REGRESSION if any(comparison.regressions for comparison in found) else EXIT_OK
+
+
+def export(arguments: argparse.Namespace) -> int:
+    """Write a run in another program's format."""
+    from bench import export as exporting  # noqa: PLC0415 - pandas is slow to import
+
+    out = arguments.out or arguments.dir / "pytest-benchmark.json"
+    _refuse_existing(out, "--out")
+    found = exporting.pytest_benchmark(arguments.dir)
+    _write_new(out, found.text)
+    left = f"; left out because they did not end ok: {', '.join(found.left_out)}" if found.left_out else ""
+    Console().say(f"written: {out}, {found.cases} cases{left}")
+    return EXIT_OK
+
+
+def _refuse_existing(path: Path | None, option: str) -> None:
+    if path is not None and path.exists():
+        msg = f"{path} exists, and nothing is overwritten; name another file with {option}"
+        raise UsageError(msg)
+
+
+def _write_new(path: Path, text: str) -> None:
+    try:
+        with path.open("x", encoding="utf-8", newline="") as file:
+            file.write(text)
+    except OSError as error:
+        msg = f"{path} cannot be written: {error.strerror or error}; name another file"
+        raise UsageError(msg) from error
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; a usage error becomes one line and exit code 2."""
     words = list(sys.argv[1:] if argv is None else argv)
@@ -340,11 +446,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if arguments.command == "run":
             return run(arguments, shlex.join(["python", "-m", "bench", *words]))
-        if arguments.command == "list":
-            return listing(arguments)
         if arguments.command == "selftest":
             return selftest(arguments, shlex.join(["python", "-m", "bench", *words]), usable_cores())
-        return report(arguments)
+        others = {"list": listing, "report": report, "compare": compare, "export": export}
+        return others[arguments.command](arguments)
     except UsageError as error:
         print(f"error: {error}", file=sys.stderr)
         return EXIT_USAGE

@@ -1,0 +1,536 @@
+"""Comparing runs: what changed is found, what drifted is not blamed on a case, and nothing is dropped in silence."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from run_folders import ENVIRONMENT, FACTS, SPEEDUPS, changed, make_run
+
+from bench import __main__ as command_line
+from bench import compare as comparing
+from bench import compare_tables
+from bench.compare import BY, JUDGED, Comparison, Options, Pair, Verdict
+from bench.errors import UsageError
+from bench.record import Status
+from bench.statistics import Interval
+
+ROOT = Path(__file__).parent.parent
+CRASH = (Status.CRASHED, "killed by signal 11 | in\n<b>it</b>")
+
+
+@pytest.fixture(autouse=True)
+def _quick(monkeypatch):
+    """What is tested here is no interval's last digit."""
+    monkeypatch.setattr("bench.statistics.RESAMPLES", 400)
+
+
+def compared(base: Path, new: Path, **options: object) -> Comparison:
+    """The comparison of two run folders."""
+    return comparing.compare(comparing.load(base), comparing.load(new), Options(**options))
+
+
+def pairs(comparison: Comparison) -> dict[str, Pair]:
+    """The pairs of a comparison of one workload, by variant."""
+    assert len({pair.identity for pair in comparison.pairs}) == len(comparison.pairs)
+    return {pair.identity[-1]: pair for pair in comparison.pairs}
+
+
+def two(tmp_path: Path, base: dict[str, object], new: dict[str, object]) -> tuple[Path, Path]:
+    """Two made runs, of seeds of their own."""
+    return make_run(tmp_path / "A", **{"seed": 1, **base}), make_run(tmp_path / "B", **{"seed": 2, **new})
+
+
+def slowed(variant: str, by: float) -> dict[str, float]:
+    """Speedups where a variant takes `by` times as long."""
+    return {**SPEEDUPS, variant: SPEEDUPS[variant] / by}
+
+
+@pytest.mark.parametrize(
+    ("low", "value", "high", "expected"),
+    [
+        (1.05, 1.06, 1.07, Verdict.FASTER),
+        (0.93, 0.94, 0.95, Verdict.SLOWER),
+        (0.99, 1.0, 1.01, Verdict.SAME),
+        (1.005, 1.01, 1.015, Verdict.SAME),
+        (0.985, 0.99, 0.995, Verdict.SAME),
+        (0.97, 1.0, 1.03, Verdict.UNCLEAR),
+        (0.9, 0.95, 1.0, Verdict.UNCLEAR),
+        (1.0, 1.05, 1.1, Verdict.UNCLEAR),
+        (0.95, 0.96, 0.99, Verdict.SLOWER),
+    ],
+)
+def test_a_verdict_follows_from_the_interval(low, value, high, expected):
+    """Inside the margin of 2 % it is the same, though the interval excludes 1; an end on 1 excludes nothing."""
+    assert comparing.verdict(Interval(value, low, high), 0.02) is expected
+
+
+@pytest.mark.parametrize("by", BY)
+def test_a_run_is_as_fast_as_itself(by, tmp_path):
+    """Every change is exactly 1, and nothing is faster or slower."""
+    run = make_run(tmp_path / "A", noise=0.05, process_noise=0.03)
+    comparison = compared(run, run, by=by)
+    assert {pair.change.value for pair in comparison.pairs} == {1.0}
+    assert not {pair.verdict for pair in comparison.pairs} & {Verdict.FASTER, Verdict.SLOWER}
+    assert len(comparison.judged) == (2 if by == "speedup" else 3)
+
+
+def test_unchanged_code_is_rarely_blamed(tmp_path, monkeypatch):
+    """Of 24 pairs of runs of the same code, each on a machine of another speed, verdicts stay near their 5 %.
+
+    With 4 cases each, at most 1 in 10 verdicts says that something changed, and at most 1 pair in 10 would fail.
+    """
+    monkeypatch.setattr("bench.statistics.RESAMPLES", 200)
+    verdicts, failed = [], 0
+    same = {"reference": 1.0, "onednn": 2.0, "loop": 0.5, "compile": 1.5, "torchscript": 2.5}
+    for seed in range(24):
+        level = {"speedups": same, "noise": 0.04, "process_noise": 0.01 * (seed % 3), "rounds": 15}
+        base = make_run(tmp_path / f"{seed}A", seed=2 * seed, **level)
+        new = make_run(tmp_path / f"{seed}B", seed=2 * seed + 1, drift=1 + seed / 24, **level)
+        comparison = compared(base, new, threshold=0.0)
+        verdicts += [pair.verdict for pair in comparison.judged]
+        failed += bool(comparison.regressions)
+    assert len(verdicts) == 96
+    assert sum(found in {Verdict.FASTER, Verdict.SLOWER} for found in verdicts) <= 9
+    assert failed <= 2
+
+
+@pytest.mark.parametrize("by", BY)
+def test_a_slowdown_of_five_percent_is_found(by, tmp_path):
+    """With enough rounds the case is slower by 5 %, surely so, and no other is."""
+    comparison = compared(*two(tmp_path, {"rounds": 60}, {"rounds": 60, "speedups": slowed("onednn", 1.05)}), by=by)
+    found = pairs(comparison)
+    assert found["onednn"].verdict is Verdict.SLOWER
+    assert found["onednn"].holds
+    assert found["onednn"].change.value == pytest.approx(1 / 1.05, rel=0.01)
+    assert found["onednn"].change.low < 1 / 1.05 < found["onednn"].change.high
+    assert found["loop"].verdict is Verdict.SAME
+    assert found["onednn"].regressed(0.03)
+    assert not found["onednn"].regressed(0.08)
+
+
+@pytest.mark.parametrize("by", BY)
+def test_a_case_that_became_faster_is_faster(by, tmp_path):
+    """A speedup that grew and a time that shrank have both a change above 1."""
+    found = pairs(compared(*two(tmp_path, {}, {"speedups": slowed("onednn", 0.8)}), by=by))["onednn"]
+    assert found.verdict is Verdict.FASTER
+    assert found.change.value == pytest.approx(1.25, rel=0.02)
+    assert (found.new_value > found.base_value) is (by == "speedup")
+    assert not found.regressed(0.0)
+
+
+def test_a_machine_that_drifts_is_told_by_its_yardstick(tmp_path):
+    """By speedup a machine half as fast again changes no verdict; the reference shows it, and is not judged."""
+    comparison = compared(*two(tmp_path, {"rounds": 40}, {"rounds": 40, "drift": 1.5}), threshold=0.03)
+    found = pairs(comparison)
+    assert {found[name].verdict for name in ("onednn", "loop")} == {Verdict.SAME}
+    assert found["reference"].verdict is Verdict.YARDSTICK
+    assert found["reference"].change.value == pytest.approx(1 / 1.5, rel=0.01)
+    assert [pair.identity[-1] for pair in comparison.moved] == ["reference"]
+    assert not comparison.regressions
+    told = compare_tables.render([comparison], "text")
+    assert "the reference itself moved in 1 of 1 group" in told
+    assert "1.50 times as long" in told
+    assert "--by time" in told
+
+
+def test_by_time_a_drift_counts(tmp_path):
+    """The same runs by time: all cases are slower, the reference among them."""
+    comparison = compared(*two(tmp_path, {}, {"drift": 1.5}), by="time", threshold=0.03)
+    assert {pair.verdict for pair in comparison.pairs} == {Verdict.SLOWER}
+    assert len(comparison.regressions) == 3
+    assert not comparison.moved
+
+
+def test_a_yardstick_within_the_threshold_is_not_mentioned(tmp_path):
+    """A reference that moved by 2 % is told in its row alone when 3 % are allowed."""
+    runs = two(tmp_path, {}, {"drift": 1.02})
+    assert not compared(*runs, threshold=0.03).moved
+    assert compared(*runs, threshold=0.01).moved
+
+
+@pytest.mark.parametrize("side", ["BASE", "NEW"])
+def test_without_a_reference_the_time_is_compared_and_marked(side, tmp_path):
+    """In a run whose reference failed there is no speedup; what is compared instead is said in the case's row."""
+    without = {"failed": {"reference": CRASH}}
+    comparison = compared(*two(tmp_path, *((without, {}) if side == "BASE" else ({}, without))))
+    found = pairs(comparison)
+    assert found["reference"].verdict is (Verdict.MENDED if side == "BASE" else Verdict.BROKEN)
+    assert found["onednn"].by == "time"
+    assert found["onednn"].note == f"by time: no reference in {side}"
+    assert found["onednn"].change.value == pytest.approx(1, rel=0.02)
+    assert all(f"by time: no reference in {side}" in compare_tables.render([comparison], f) for f in ("text", "csv"))
+    assert not comparison.means, "a mean of speedups takes no change of times in"
+
+
+def test_every_case_of_either_run_is_in_the_comparison(tmp_path):
+    """Broken, mended, in one run only, ok in neither: each once, with its reason."""
+    base = {"failed": {"mended": CRASH, "never": CRASH}, "speedups": {**SPEEDUPS, "broken": 1.0, "gone": 1.0}}
+    new = {
+        "failed": {"broken": (Status.PARITY_FAILED, "off by 3e-1"), "never": CRASH, "bad": CRASH},
+        "speedups": {**SPEEDUPS, "mended": 1.0, "new": 1.0},
+    }
+    comparison = compared(*two(tmp_path, base, new), threshold=0.03)
+    found = pairs(comparison)
+    assert {name: pair.verdict for name, pair in found.items() if pair.verdict not in JUDGED} == {
+        "reference": Verdict.YARDSTICK,
+        "broken": Verdict.BROKEN,
+        "gone": Verdict.ONLY_BASE,
+        "mended": Verdict.MENDED,
+        "never": Verdict.NEITHER,
+        "new": Verdict.ONLY_NEW,
+        "bad": Verdict.ONLY_NEW,
+    }
+    assert found["broken"].note == "parity-failed: off by 3e-1"
+    assert found["mended"].note.startswith("was crashed: killed")
+    assert found["bad"].note.startswith("crashed: killed")
+    assert [pair.identity[-1] for pair in comparison.regressions] == ["broken"]
+    for form in compare_tables.FORMATS:
+        shown = compare_tables.render([comparison], form)
+        assert [name for name in found if name not in shown] == []
+
+
+def test_a_few_rounds_and_much_noise_are_unclear(tmp_path):
+    """Where the interval holds both, no word is claimed."""
+    runs = two(tmp_path, {"rounds": 6, "noise": 0.1}, {"rounds": 6, "noise": 0.1, "seed": 3})
+    assert {pair.verdict for pair in compared(*runs).judged} == {Verdict.UNCLEAR}
+
+
+def made_pair(value: float, reach: float, name: str = "a") -> Pair:
+    """A judged pair whose interval reaches `reach` to both sides, on the scale of logarithms."""
+    change = Interval(value, value * math.exp(-reach), value * math.exp(reach))
+    return Pair(("w", "m", "cpu", 1, name), None, None, comparing.verdict(change, 0.0), "time", 1.0, 1.0, change)
+
+
+def test_an_interval_that_ends_on_one_has_a_chance_of_five_percent():
+    """The probability read off an interval agrees with the interval."""
+    assert comparing.chance(Interval(1.1, 1.0, 1.2)) == pytest.approx(0.05)
+    assert comparing.chance(Interval(0.9, 0.8, 1.0)) == pytest.approx(0.05)
+    assert comparing.chance(Interval(1.0, 0.9, 1.1)) == pytest.approx(1.0)
+    assert comparing.chance(Interval(1.1, 1.05, 1.2)) < 0.05 < comparing.chance(Interval(1.1, 0.95, 1.2))
+    assert comparing.chance(Interval(1.0, 1.0, 1.0)) == 1.0
+    assert comparing.chance(Interval(0.5, 0.5, 0.5)) == 0.0
+
+
+def test_what_holds_among_many_is_less_than_what_holds_alone():
+    """A change just beyond its own interval holds alone, not among 40; one far beyond holds among 40 too."""
+    barely, far = made_pair(0.95, 0.05, "barely"), made_pair(0.95, 0.01, "far")
+    assert all(pair.holds for pair in comparing.allow_for_all([barely]))
+    unchanged = [made_pair(1.0, 0.05, str(n)) for n in range(40)]
+    holding = [pair.identity[-1] for pair in comparing.allow_for_all([barely, *unchanged, far]) if pair.holds]
+    assert holding == ["far"]
+
+
+def test_a_geometric_mean_is_that_of_the_changes():
+    """Twice as fast and half as fast cancel; the doubt of four equal changes is half that of one."""
+    mean = comparing.geometric_mean([Interval(2.0, 1.9, 2.1), Interval(0.5, 0.4, 0.6)])
+    assert mean.value == pytest.approx(1.0)
+    mean = comparing.geometric_mean([Interval(1.1, 1.1 / 1.04, 1.1 * 1.04)] * 4)
+    assert (mean.low, mean.high) == (pytest.approx(1.1 / 1.04**0.5), pytest.approx(1.1 * 1.04**0.5))
+
+
+def test_means_are_over_the_groups_of_a_variant(tmp_path):
+    """One mean a variant over two workloads; the reference's is of its time."""
+    workloads = ("seed", "seed@batch=2")
+    comparison = compared(*two(tmp_path, {"workloads": workloads}, {"workloads": workloads, "drift": 1.2}))
+    found = {(mean.variant, mean.by): mean for mean in comparison.means}
+    assert set(found) == {("reference", "time"), ("onednn", "speedup"), ("loop", "speedup")}
+    assert all(mean.cases == 2 for mean in found.values())
+    values = [pair.change.value for pair in comparison.pairs if pair.identity[-1] == "loop"]
+    assert found["loop", "speedup"].change.value == pytest.approx(np.sqrt(values[0] * values[1]))
+    assert found["reference", "time"].change.value == pytest.approx(1 / 1.2, rel=0.01)
+
+
+OTHER = {
+    "processor": ("machine", "Other CPU", "processor Some CPU against Other CPU"),
+    "architecture": ("machine", "aarch64", "architecture x86_64 against aarch64"),
+    "vector_flags": ("machine", ["avx2", "avx512f"], "vector_flags fma against avx512f"),
+    "cores_physical": ("machine", 8, "cores_physical 2 against 8"),
+    "cores_logical": ("machine", None, "cores_logical 4 against not recorded"),
+    "memory_bytes": ("machine", 32_000_000_000, "memory 16.0 GB against 32.0 GB"),
+    "affinity": ("machine", [0], "usable cores 4 against 1"),
+    "gpu": ("machine", "NVIDIA H200", "gpu none against NVIDIA H200"),
+    "python": ("software", "3.12.1", "python 3.11.7 against 3.12.1"),
+    "torch": ("software", "2.12.0", "torch 2.13.0 against 2.12.0"),
+    "triton": ("software", "3.6.0", "triton 3.7.1 against 3.6.0"),
+    "numpy": ("software", "2.3.0", "numpy 2.4.0 against 2.3.0"),
+    "cpu_capability": ("software", "AVX512", "cpu_capability AVX2 against AVX512"),
+    "blas": ("software", "open", "blas mkl against open"),
+    "cudnn": ("software", 91000, "cudnn not recorded against 91000"),
+    "workers": ("threads", {"OMP_WAIT_POLICY": "passive"}, "OMP_WAIT_POLICY unset against passive"),
+    "inherited": ("threads", {"KMP_BLOCKTIME": "0"}, "KMP_BLOCKTIME 1 against 0"),
+}
+
+
+@pytest.mark.parametrize("fact", OTHER)
+def test_runs_that_differ_in_what_must_agree_are_refused(fact, tmp_path):
+    """The one line names the fact with both values and says how to go on; forced, the mark names it likewise."""
+    section, value, told = OTHER[fact]
+    base = make_run(tmp_path / "A")
+    new = make_run(tmp_path / "B", environment=changed(section, **{fact: value}))
+    with pytest.raises(UsageError) as error:
+        compared(base, new)
+    assert told in str(error.value)
+    assert str(error.value).count(" against ") == 1
+    assert "--force" in str(error.value)
+    assert "\n" not in str(error.value)
+    forced = compared(base, new, force=True)
+    for form in compare_tables.FORMATS:
+        shown = compare_tables.render([forced], form).replace("\\", "")
+        assert told in shown
+        assert "NOT COMPARABLE" in shown or form == "csv"
+
+
+@pytest.mark.parametrize(
+    ("section", "values"),
+    [
+        ("git", {"commit": "f" * 40, "dirty": True}),
+        ("machine", {"governor": "powersave"}),
+        ("machine", {"frequency_mhz": 1200}),
+        ("machine", {"system": "Linux-6.2"}),
+        ("machine", {"memory_bytes": 16_000_004_096}),
+        ("software", {"matplotlib": "9"}),
+        ("threads", {"workers": {}}),
+        ("run", {"suite": "other", "seed": 3}),
+    ],
+)
+def test_what_may_differ_does_not_refuse(section, values, tmp_path):
+    """Another commit is what is compared; governor, clock and system are warnings with both values."""
+    comparison = compared(make_run(tmp_path / "A"), make_run(tmp_path / "B", environment=changed(section, **values)))
+    assert not comparison.differences
+    warned = {"governor", "frequency_mhz", "system"} & set(values)
+    assert len(comparison.warnings) == len(warned)
+    shown = compare_tables.render([comparison], "text")
+    assert all(str(values[name]) in shown for name in warned)
+    if section == "git":
+        assert "commit ffffffffff with uncommitted changes" in shown
+
+
+@pytest.mark.parametrize("environment", [{}, {"machine": 3, "software": []}])
+def test_a_run_whose_environment_nobody_knows_is_refused(environment, tmp_path):
+    """What was not recorded vouches for nothing."""
+    base, new = make_run(tmp_path / "A"), make_run(tmp_path / "B", environment=environment)
+    with pytest.raises(UsageError, match="not recorded"):
+        compared(base, new)
+    (new / "environment.json").unlink()
+    with pytest.raises(UsageError, match="not recorded"):
+        compared(new, new)
+
+
+def test_a_name_that_stands_for_another_problem_is_refused(tmp_path):
+    """A workload whose sizes were changed between two commits is not the same case."""
+    runs = two(tmp_path, {}, {"facts": {**FACTS, "hidden_size": 32}})
+    with pytest.raises(UsageError, match="seed onednn inference: hidden_size 16 against 32"):
+        compared(*runs)
+    assert len(compared(*runs, force=True).differences) == 3
+
+
+def test_other_threads_are_refused_and_paired_by_force(tmp_path):
+    """Threads are part of a case; forced, one thread is held against two, and marked."""
+    runs = two(tmp_path, {}, {"threads": 2})
+    with pytest.raises(UsageError, match="threads 1 against 2"):
+        compared(*runs)
+    forced = compared(*runs, force=True)
+    assert [str(difference) for difference in forced.differences] == ["threads 1 against 2"]
+    assert len(forced.judged) == 2
+
+
+@pytest.mark.parametrize("force", [False, True])
+def test_runs_without_a_common_case_are_refused(force, tmp_path):
+    """Nothing compared is no regression only in words: a gate that compares nothing must not pass."""
+    with pytest.raises(UsageError, match="no case in common"):
+        compared(*two(tmp_path, {}, {"workloads": ("other",)}), force=force)
+
+
+def cells(line: str) -> list[str]:
+    """Cells of a row of a Markdown table."""
+    return [cell.strip() for cell in line.replace("\\|", "&").strip("|").split("|")]
+
+
+def test_markdown_keeps_its_columns_whatever_a_reason_holds(tmp_path):
+    """Bars, line ends and tags of a reason stay in their cell; the unchanged are folded away."""
+    new = {"speedups": slowed("onednn", 1.3), "failed": {"loop": CRASH}}
+    shown = compare_tables.render([compared(*two(tmp_path, {}, new), threshold=0.03)], "markdown")
+    lines = shown.splitlines()
+    assert lines[0].startswith("**NEW ")
+    assert "1 broken, 1 slower, 1 yardstick; 2 regressions" in lines[0]
+    blocks = [block.splitlines() for block in shown.split("\n\n") if block.startswith("| ")]
+    assert len(blocks) == 3
+    for block in blocks:
+        assert len({len(cells(line)) for line in block}) == 1
+    assert "\\<b\\>" in shown
+    folded = shown[shown.index("<details>") : shown.index("</details>")]
+    assert "yardstick" in folded
+    assert "onednn" not in folded
+
+
+def test_csv_has_a_row_a_case_and_new_with_every_digit(tmp_path):
+    """Rows are read back with their figures; nothing but the table is in it."""
+    base, slow = two(tmp_path, {}, {"speedups": slowed("onednn", 1.3)})
+    found = [compared(base, slow, threshold=0.03), compared(base, base, threshold=0.03)]
+    rows = list(csv.DictReader(io.StringIO(compare_tables.render(found, "csv"))))
+    assert len(rows) == 6
+    row = next(row for row in rows if row["new_run"] == str(slow) and row["variant"] == "onednn")
+    pair = pairs(found[0])["onednn"]
+    assert (float(row["change"]), float(row["change_lo"])) == (pair.change.value, pair.change.low)
+    assert (row["verdict"], row["regression"], row["holds_among_all"]) == ("slower", "True", "True")
+    assert sum(row["regression"] == "True" for row in rows) == 1
+    assert {row["verdict"] for row in rows if row["variant"] == "reference"} == {"yardstick"}
+
+
+def test_several_runs_stand_side_by_side(tmp_path):
+    """Each NEW has its own change and verdict; a case that only one of them has is in the table too."""
+    base, slow = two(tmp_path, {}, {"speedups": {**slowed("onednn", 1.3), "extra": 1.0}})
+    table = compare_tables.cases([compared(base, slow), compared(base, base)])
+    assert table.columns == [
+        *("workload", "mode", "variant", "base", "NEW1", "change", "verdict", "NEW2", "change", "verdict"),
+    ]
+    rows = {row[2]: row for row in table.rows}
+    assert rows["onednn"][6].startswith("slower")
+    assert rows["onednn"][9] in {"same", "unclear"}
+    assert rows["extra"][6] == "only in NEW"
+    assert rows["extra"][9] == "not in it"
+
+
+def test_a_doubtful_figure_is_marked(tmp_path):
+    """The mark of a run's own table stays on the figure that is compared."""
+    base, new = two(tmp_path, {}, {"disturbed_share": 1.0, "figured": True})
+    table = compare_tables.cases([compared(base, new)])
+    assert all(row[3].startswith("~") is False and row[4].startswith("~") for row in table.rows)
+
+
+def main(capsys, *words: object) -> tuple[int, str, str]:
+    """Exit code, output and errors of a command line."""
+    try:
+        code = command_line.main(["compare", *map(str, words)])
+    except SystemExit as end:
+        code = end.code
+    shown = capsys.readouterr()
+    return code, shown.out, shown.err
+
+
+def test_exit_codes_tell_a_regression(tmp_path, capsys):
+    """0 without --fail-on or within it, 3 beyond it."""
+    base, slow = two(tmp_path, {}, {"speedups": slowed("onednn", 1.1)})
+    assert main(capsys, base, slow)[0] == 0
+    assert main(capsys, base, slow, "--fail-on", "slower:20%")[0] == 0
+    code, out, err = main(capsys, base, slow, "--fail-on", "slower:3%")
+    assert (code, err) == (3, "")
+    assert "1 regression" in out
+    assert main(capsys, base, base, slow, "--fail-on", "slower:3%")[0] == 3
+    assert main(capsys, slow, base, "--fail-on", "slower:3%")[0] == 0
+
+
+def test_a_broken_case_is_a_regression(tmp_path, capsys):
+    """A variant that fails its gate is not faster than any threshold."""
+    base, new = two(tmp_path, {}, {"failed": {"onednn": (Status.PARITY_FAILED, "off")}})
+    code, out, _ = main(capsys, base, new, "--fail-on", "slower:50%")
+    assert code == 3
+    assert "broken (parity-failed: off)" in out
+    assert main(capsys, base, new)[0] == 0
+
+
+WRONG = {
+    "no NEW": (["A"], "NEW"),
+    "margin in words": (["A", "B", "--margin", "little"], "'little'"),
+    "margin below 0": (["A", "B", "--margin=-1%"], "'-1%'"),
+    "margin of all": (["A", "B", "--margin", "100%"], "'100%'"),
+    "threshold without word": (["A", "B", "--fail-on", "3%"], "'3%'"),
+    "threshold of faster": (["A", "B", "--fail-on", "faster:3%"], "'faster:3%'"),
+    "threshold in words": (["A", "B", "--fail-on", "slower:nan"], "'nan'"),
+    "unknown format": (["A", "B", "--format", "html"], "'html'"),
+    "unknown measure": (["A", "B", "--by", "memory"], "'memory'"),
+    "no such folder": (["A", "C"], "C is not a folder"),
+    "a file": (["A", "A/records.csv"], "is not a folder"),
+    "an output that is there": (["A", "B", "--output", "taken"], "taken exists"),
+    "an output in no folder": (["A", "B", "--output", "none/out.md"], "none/out.md cannot be written"),
+}
+
+
+@pytest.mark.parametrize("problem", WRONG)
+def test_wrong_usage_is_one_line(problem, tmp_path, monkeypatch, capsys):
+    """Exit code 2, one line that names what was wrong, nothing on standard output, nothing overwritten."""
+    monkeypatch.chdir(tmp_path)
+    two(tmp_path, {}, {})
+    (tmp_path / "taken").write_text("mine")
+    words, named = WRONG[problem]
+    code, out, err = main(capsys, *words)
+    assert (code, out) == (2, "")
+    assert named in err.splitlines()[-1]
+    assert "error: " in err.splitlines()[-1]
+    assert (tmp_path / "taken").read_text() == "mine"
+
+
+DAMAGE = {
+    "no records": lambda run: (run / "records.csv").unlink(),
+    "records of another kind": lambda run: (run / "records.csv").write_bytes(b"\x00\xff\xfe"),
+    "another version": lambda run: (run / "records.csv").write_text(
+        (run / "records.csv").read_text().replace("inference", "inference", 1).replace(",2\n", ",1\n")
+    ),
+    "no samples": lambda run: (run / "samples.csv.gz").unlink(),
+    "half the samples": lambda run: (run / "samples.csv.gz").write_bytes((run / "samples.csv.gz").read_bytes()[:300]),
+    "environment that is no JSON": lambda run: (run / "environment.json").write_text("{"),
+    "environment that is a list": lambda run: (run / "environment.json").write_text("[1]"),
+    "samples of another run": lambda run: (run / "records.csv").write_text(
+        (run / "records.csv").read_text().replace("onednn", "oneDNN")
+    ),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_a_damaged_folder_is_one_line(damage, tmp_path, capsys):
+    """Exit code 2 and the path, whatever is wrong in the folder."""
+    base, new = two(tmp_path, {}, {})
+    DAMAGE[damage](new)
+    code, out, err = main(capsys, base, new)
+    assert (code, out) == (2, "")
+    assert err.startswith("error: ")
+    assert err.count("\n") == 1
+    assert str(new) in err
+
+
+@pytest.mark.parametrize("form", compare_tables.FORMATS)
+def test_an_output_file_holds_what_the_terminal_would_show(form, tmp_path, capsys):
+    """The lead is still said; the file is written once."""
+    runs = two(tmp_path, {}, {})
+    _, shown, _ = main(capsys, *runs, "--format", form)
+    code, out, _ = main(capsys, *runs, "--format", form, "--output", tmp_path / "out")
+    assert code == 0
+    assert [line.rstrip() for line in shown.splitlines()] == (tmp_path / "out").read_text().splitlines()
+    assert "written: " in out
+    assert main(capsys, *runs, "--output", tmp_path / "out")[0] == 2
+
+
+def test_defaults_of_the_command_line_are_those_of_the_code():
+    """What --help says is what happens."""
+    found = command_line.parser().parse_args(["compare", "A", "B"])
+    assert Options(found.by, found.margin, found.fail_on, found.force) == Options()
+
+
+@pytest.mark.slow
+def test_the_real_command_line_compares(tmp_path):
+    """From outside: exit code 3, the table, and no torch imported."""
+    base, slow = two(tmp_path, {}, {"speedups": slowed("onednn", 1.2)})
+    spy = "import sys; from bench.__main__ import main; code = main(sys.argv[1:])"
+    spy += "; print('torch' in sys.modules); sys.exit(code)"
+    words = ["compare", str(base), str(slow), "--fail-on", "slower:3%"]
+    done = subprocess.run(
+        [sys.executable, "-c", spy, *words],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+    )
+    assert (done.returncode, done.stderr) == (3, "")
+    assert done.stdout.splitlines()[-1] == "False"
+    assert "slower !" in done.stdout
+    assert json.loads((base / "environment.json").read_text()) == ENVIRONMENT
