@@ -70,7 +70,7 @@ def parser() -> argparse.ArgumentParser:
     export = commands.add_parser("export", help="write a run in another program's format")
     export.add_argument("dir", type=Path, metavar="RUN", help="run folder")
     export.add_argument("--format", choices=("pytest-benchmark",), required=True, help="whose format")
-    export.add_argument("--out", type=Path, metavar="FILE", help="new file (default: RUN/pytest-benchmark.json)")
+    export.add_argument("--out", type=Path, metavar="FILE", help="new file (default: RUN/export.pytest-benchmark.json)")
     return top
 
 
@@ -414,7 +414,7 @@ def export(arguments: argparse.Namespace) -> int:
     """Write a run in another program's format."""
     from bench import export as exporting  # noqa: PLC0415 - pandas is slow to import
 
-    out = arguments.out or arguments.dir / "pytest-benchmark.json"
+    out = arguments.out or arguments.dir / "export.pytest-benchmark.json"
     _refuse_existing(out, "--out")
     found = exporting.pytest_benchmark(arguments.dir)
     _write_new(out, found.text)

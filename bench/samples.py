@@ -16,6 +16,7 @@ from pathlib import Path
 
 from bench.block import Block
 from bench.errors import UsageError
+from bench.interference import Interference
 from bench.record import SAMPLE_COLUMNS
 from bench.summary import RoundData, Samples
 
@@ -113,8 +114,9 @@ def _rounds(turns: dict[int, dict[str, _Turn]]) -> list[RoundData]:
     found = []
     for number in sorted(turns):
         ordered = sorted(turns[number].items(), key=lambda item: item[1].position)
-        disturbed = any(turn.disturbed for _, turn in ordered)
-        found.append(RoundData(number, disturbed, {variant: turn.block() for variant, turn in ordered}))
+        # What disturbed it stands in rounds.csv.gz; here it is enough that something did.
+        beside = Interference(why="disturbed" if any(turn.disturbed for _, turn in ordered) else "")
+        found.append(RoundData(number, {variant: turn.block() for variant, turn in ordered}, beside=beside))
     return found
 
 

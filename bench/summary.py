@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import csv
 import dataclasses
-import gzip
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -54,24 +51,6 @@ class Samples:
     """The rounds of a group, one list a worker process."""
 
     processes: list[list[RoundData]] = field(default_factory=list)
-
-    @classmethod
-    def read(cls, path: Path, group: str) -> Samples:
-        """The rounds of a group as samples.csv.gz has them, to nine digits.
-
-        Args:
-            path: the file.
-            group: name of the group, as `Case.group` has it.
-        """
-        found: dict[int, dict[int, list[dict[str, str]]]] = {}
-        with gzip.open(path, "rt", encoding="utf-8", newline="") as file:
-            for row in csv.DictReader(file):
-                if f"{row['workload']}/{row['mode']}/{row['device']}/{row['threads']}t" == group:
-                    rounds = found.setdefault(int(row["process"]), {})
-                    rounds.setdefault(int(row["round"]), []).append(row)
-        return cls(
-            [[_round(number, rounds[number]) for number in sorted(rounds)] for _, rounds in sorted(found.items())]
-        )
 
     def kept(self) -> list[list[RoundData]]:
         """The rounds that figures are made of: a process's clean ones where it has enough, otherwise all."""
@@ -125,21 +104,6 @@ class Samples:
                 yield [*head, *place, "block", block.queued_calls, *timed, flag]
             for seconds in block.calls_s:
                 yield [*head, *place, "call", 1, f"{seconds:.9g}", "", flag]
-
-
-def _round(number: int, rows: list[dict[str, str]]) -> RoundData:
-    """A round from its rows."""
-    blocks: dict[str, Block] = {}
-    for row in sorted(rows, key=lambda row: int(row["position"])):
-        before = blocks.get(row["variant"], Block(()))
-        if row["kind"] == "block":
-            timed = (int(row["calls"]), float(row["wall_s"]), float(row["device_s"]))
-            blocks[row["variant"]] = Block(before.calls_s, *timed)
-        else:
-            blocks[row["variant"]] = dataclasses.replace(before, calls_s=(*before.calls_s, float(row["wall_s"])))
-    # What disturbed it stands in rounds.csv.gz; here it is enough that something did.
-    why = "disturbed" if any(row["disturbed"] == "1" for row in rows) else ""
-    return RoundData(number, blocks, beside=Interference(why=why))
 
 
 def figures(case: Case, samples: Samples, reference: str, interval: float, facts: dict[str, Any]) -> dict[str, Any]:

@@ -16,6 +16,7 @@ import numpy as np
 
 from bench.block import Block
 from bench.cases import REFERENCE, Case
+from bench.interference import Interference
 from bench.record import Record, Status
 from bench.store import RunFolder
 from bench.summary import RoundData, Samples, figures
@@ -117,7 +118,8 @@ def _process(made: Recipe, generator: np.random.Generator) -> list[RoundData]:
             typical_s *= np.exp(generator.normal(0, made.noise))
             calls_s = (typical_s * 0.98, typical_s, typical_s * 1.3)
             blocks[str(variant)] = Block(calls_s, *((10, 10 * typical_s, 9 * typical_s) if made.queued else ()))
-        rounds.append(RoundData(number, bool(generator.random() < made.disturbed_share), blocks))
+        beside = Interference(why="made up" if generator.random() < made.disturbed_share else "")
+        rounds.append(RoundData(number, blocks, beside=beside))
     return rounds
 
 

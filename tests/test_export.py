@@ -55,7 +55,7 @@ def test_a_benchmark_is_a_case_with_its_record_s_figures(run, capsys):
     said = capsys.readouterr().out
     assert "3 cases" in said
     assert "seed-inference-compile (parity-failed)" in said
-    data = json.loads((run / "pytest-benchmark.json").read_text())
+    data = json.loads((run / "export.pytest-benchmark.json").read_text())
     records = {f"{r.group}/{r.variant}": r for r in read_records(run / "records.csv") if r.variant in SPEEDUPS}
     assert [bench["fullname"] for bench in data["benchmarks"]] == list(records)
     for bench in data["benchmarks"]:
@@ -123,13 +123,13 @@ def test_a_file_that_is_there_is_refused(run, capsys):
     """Nothing is overwritten: exit code 2 and one line."""
     assert export(run) == 0
     capsys.readouterr()
-    before = (run / "pytest-benchmark.json").read_text()
+    before = (run / "export.pytest-benchmark.json").read_text()
     assert export(run) == 2
     shown = capsys.readouterr()
     assert shown.err.startswith("error: ")
     assert "exists" in shown.err
     assert shown.err.count("\n") == 1
-    assert (run / "pytest-benchmark.json").read_text() == before
+    assert (run / "export.pytest-benchmark.json").read_text() == before
 
 
 def test_a_file_that_came_meanwhile_is_not_overwritten(tmp_path):
@@ -159,4 +159,4 @@ def test_without_pytest_benchmark_the_line_says_what_to_install(run, monkeypatch
     monkeypatch.setitem(sys.modules, "pytest_benchmark.stats", None)
     assert export(run) == 2
     assert "pip install pytest-benchmark" in capsys.readouterr().err
-    assert not (run / "pytest-benchmark.json").exists()
+    assert not (run / "export.pytest-benchmark.json").exists()

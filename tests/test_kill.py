@@ -18,7 +18,8 @@ import psutil
 import pytest
 
 from bench.cases import Case
-from bench.summary import Samples, figures
+from bench.samples import read_samples
+from bench.summary import figures
 
 ROOT = Path(__file__).parent.parent
 KILLS = int(os.environ.get("SEQ2SEQ_BENCH_KILLS", "6"))
@@ -134,7 +135,8 @@ class Killed:
             self._check_figures(record, by_case[record["group"], record["variant"]])
 
     def _check_figures(self, record: dict[str, Any], case: Case) -> None:
-        samples = Samples.read(self.folder / "samples.csv.gz", case.group)
+        measured = read_samples(self.folder / "samples.csv.gz")
+        samples = measured[case.workload, case.mode, case.device, case.threads]
         facts = {name: record[name] for name in ("batch", "valid_steps")}
         found = figures(case, samples, "reference", 0.9, facts)
         told = {name: record[name] for name in FIGURES if record[name] is not None}

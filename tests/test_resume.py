@@ -22,7 +22,8 @@ from bench import __main__ as command_line
 from bench import durable, environment, measurement, resume, runner
 from bench.process import WorkerError
 from bench.record import Status
-from bench.summary import Samples
+from bench.samples import read_samples
+from bench.summary import RoundData
 
 pytest.importorskip("torch")
 ROOT = Path(__file__).parent.parent
@@ -98,6 +99,11 @@ def interrupt_training(request: str, mode: str) -> None:
         raise KeyboardInterrupt
 
 
+def rounds_of(folder: Path, mode: str) -> list[list[RoundData]]:
+    """The rounds that samples.csv.gz has of a mode, one list a process."""
+    return read_samples(folder / "samples.csv.gz")["seed@batch=2,length=3", mode, "cpu", 1].processes
+
+
 @pytest.fixture
 def stage(monkeypatch, tmp_path):
     """A folder to work in and workers that play."""
@@ -171,8 +177,7 @@ def test_what_is_recorded_is_not_measured_again(stage, interrupted, capsys):
     assert "6 of 8 cases are recorded" in capsys.readouterr().out
     assert len((interrupted / "records.csv").read_text(encoding="utf-8").splitlines()) == 9
     for mode in ("inference", "training"):
-        group = f"seed@batch=2,length=3/{mode}/cpu/1t"
-        found = Samples.read(interrupted / "samples.csv.gz", group).processes
+        found = rounds_of(interrupted, mode)
         assert [[r.number for r in rounds] for rounds in found] == [list(range(8))] * 2
         assert {name for rounds in found for r in rounds for name in r.blocks} == {"reference", "loop"}
 
@@ -229,8 +234,7 @@ def test_a_torn_append_is_set_aside_and_the_group_measured_again(stage, interrup
     assert cases_of(interrupted) == PLANNED
     assert ("measure", "inference", "reference", "loop") in stage.asked
     assert ("cold", "inference", "onednn") not in stage.asked
-    group = "seed@batch=2,length=3/inference/cpu/1t"
-    found = Samples.read(interrupted / "samples.csv.gz", group).processes
+    found = rounds_of(interrupted, "inference")
     assert [[r.number for r in rounds] for rounds in found] == [list(range(8))] * 2
 
 
@@ -242,7 +246,7 @@ def test_torn_samples_are_mended(interrupted):
     (interrupted / "records.jsonl").write_bytes(b"\n".join(lines_of(interrupted)[:6]) + b"\n")
     assert command_line.main(["run", "--resume", str(interrupted)]) == 1
     for mode in ("inference", "training"):
-        found = Samples.read(path, f"seed@batch=2,length=3/{mode}/cpu/1t").processes
+        found = rounds_of(interrupted, mode)
         assert [[r.number for r in rounds] for rounds in found] == [list(range(8))] * 2
 
 

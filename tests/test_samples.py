@@ -11,6 +11,7 @@ from run_folders import make_run
 from bench.block import Block
 from bench.cases import REFERENCE, Case
 from bench.errors import UsageError
+from bench.interference import Interference
 from bench.report.frames import read_records
 from bench.samples import read_samples
 from bench.store import RunFolder
@@ -32,10 +33,10 @@ def test_rounds_come_back_as_they_were_written(tmp_path):
     """Values, disturbance, and the order in which blocks ran, single calls and queued ones alike."""
     processes = [
         [
-            RoundData(0, False, {"b": Block((0.25, 0.5)), "a": Block((1.0,), 4, 2.0, 1.0)}),
-            RoundData(1, True, {"a": Block((), 4, 3.0, 2.5), "b": Block((0.125,))}),
+            RoundData(0, {"b": Block((0.25, 0.5)), "a": Block((1.0,), 4, 2.0, 1.0)}),
+            RoundData(1, {"a": Block((), 4, 3.0, 2.5), "b": Block((0.125,))}, beside=Interference(why="disturbed")),
         ],
-        [RoundData(0, False, {"a": Block((0.75,))})],
+        [RoundData(0, {"a": Block((0.75,))})],
     ]
     found = read_samples(written(tmp_path, Samples(processes), ("a", "b")))
     assert list(found) == [KEY]
@@ -68,7 +69,7 @@ def test_a_record_s_figures_follow_from_its_raw_samples(queued, tmp_path):
 
 def test_times_are_the_medians_of_kept_rounds(tmp_path):
     """One array a process; a round without the variant has no part in it."""
-    rounds = [RoundData(n, False, {"a": Block((1.0, 2.0 + n, 9.0))} if n else {"b": Block((5.0,))}) for n in range(8)]
+    rounds = [RoundData(n, {"a": Block((1.0, 2.0 + n, 9.0))} if n else {"b": Block((5.0,))}) for n in range(8)]
     (times,) = Samples([rounds]).times("a")
     assert np.array_equal(times, 2.0 + np.arange(1, 8))
     assert Samples([rounds]).times("c") == []
@@ -77,7 +78,7 @@ def test_times_are_the_medians_of_kept_rounds(tmp_path):
 
 def test_a_case_that_was_measured_twice_is_refused(tmp_path):
     """Rounds of two measurements never took turns, so they must not be paired."""
-    samples = Samples([[RoundData(n, False, {"a": Block((1.0,)), "b": Block((2.0,))}) for n in range(3)]])
+    samples = Samples([[RoundData(n, {"a": Block((1.0,)), "b": Block((2.0,))}) for n in range(3)]])
     written(tmp_path, samples, ("a", "b"))
     with pytest.raises(UsageError, match=r"line 8: .* a has round 0 of process 0 twice"):
         read_samples(written(tmp_path, samples, ("a",)))

@@ -21,7 +21,6 @@ from bench.selftest import command, neighbour, null, plots, power
 from bench.selftest.pairs import Pair
 from bench.selftest.part import WORKLOADS, Found, Options, least, most, percent, row_of, spread
 from bench.statistics import Interval
-from bench.verdict import MARGIN, Verdict, verdict
 
 ROOT = Path(__file__).parent.parent
 CASE = Case("seed", "reference", "inference", "cpu", 1)
@@ -162,24 +161,6 @@ def test_a_neighbour_that_is_not_noticed_misses(monkeypatch):
     assert len(found.missed) == 2
     assert found.missed[0].startswith("neighbour noticed in 80.0 % of rounds")
     assert found.rows[1][-1] == "2.00"
-
-
-@pytest.mark.parametrize(
-    ("interval", "said"),
-    [
-        (Interval(1.0, 0.998, 1.002), Verdict.SAME),
-        # An interval that excludes 1 within the margin is still no change worth a word.
-        (Interval(0.996, 0.993, 0.999), Verdict.SAME),
-        (Interval(0.97, 0.96, 0.98), Verdict.SLOWER),
-        (Interval(1.03, 1.02, 1.04), Verdict.FASTER),
-        (Interval(0.97, 0.93, 1.01), Verdict.UNCLEAR),
-        (Interval(1.0, 0.9, 1.1), Verdict.UNCLEAR),
-        (Interval(1 - MARGIN / 2, 0.985, 0.999), Verdict.UNCLEAR),
-    ],
-)
-def test_a_verdict_says_no_more_than_the_interval(interval, said):
-    """Faster and slower need an interval without 1 and a change beyond the margin; the same needs all of it inside."""
-    assert verdict(interval) is said
 
 
 def test_rates_are_exact_of_a_hundred_and_kind_to_chance_below():

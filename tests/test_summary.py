@@ -10,7 +10,6 @@ from bench.cases import LEAST_ROUNDS, Case
 from bench.interference import Interference
 from bench.record import COLUMNS, ROUND_COLUMNS, SAMPLE_COLUMNS
 from bench.statistics import Interval, percentile
-from bench.store import RunFolder
 from bench.summary import RoundData, Samples, figures
 
 CASE = Case("seed", "fast", "inference", "cpu", 2)
@@ -239,19 +238,3 @@ def test_a_round_s_row_has_the_columns_of_rounds_csv():
         "gpu_throttled": "power cap",
         "gpu_others": 2,
     }
-
-
-def test_samples_read_back_give_the_same_figures(tmp_path):
-    """What stands in a record can be computed again from the raw file, calls and queued blocks, to nine digits."""
-    rounds = process((2.0, 1.0), (2.2, 1.05), (1.9, 0.98), disturbed=(1,))
-    rounds.append(RoundData(3, {"fast": queued(4, 4.4, 4.2, 1.1, 1.2), "reference": queued(4, 8.0, 7.9, 2.0)}))
-    samples = Samples([rounds, process((2.1, 1.0), (1 / 3, 1 / 7))])
-    folder = RunFolder.create(tmp_path / "run", "mine")
-    for name in ("reference", "fast"):
-        case = Case("seed", name, "inference", "cpu", 2)
-        for number, kept in enumerate(samples.processes):
-            folder.append_samples(samples.rows(case, number, kept))
-    found = Samples.read(folder.path / "samples.csv.gz", CASE.group)
-    before, after = (figures(CASE, each, "reference", 0.02, FACTS) for each in (samples, found))
-    assert after == pytest.approx(before, rel=1e-7)
-    assert Samples.read(folder.path / "samples.csv.gz", "another").processes == []

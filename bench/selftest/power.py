@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from bench.compare import MARGIN, Verdict, verdict
 from bench.console import Console
 from bench.selftest.pairs import Pair, bench
 from bench.selftest.part import Found, Options, least, most, percent, row_of, spread
-from bench.verdict import Verdict, verdict
 
 PAIRS = 20
 SLOWDOWNS = (0.0, 0.01, 0.02, 0.03, 0.05)
@@ -49,7 +49,7 @@ def run(options: Options, folder: Path, console: Console) -> Found:
 
 
 def _judge(found: Found, threads: int, share: float, pairs: list[Pair]) -> None:
-    verdicts = [verdict(pair.speedup) for pair in pairs]
+    verdicts = [verdict(pair.speedup, MARGIN) for pair in pairs]
     slower, faster = verdicts.count(Verdict.SLOWER), verdicts.count(Verdict.FASTER)
     planted, change = spread(p.planted_share for p in pairs)[0], spread(1 / p.speedup.value - 1 for p in pairs)[0]
     took = max(p.wall_s for p in pairs)
