@@ -10,6 +10,7 @@ import contextlib
 import functools
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -255,7 +256,8 @@ def test_an_interrupted_run_leaves_what_it_has(number, code, tmp_path):
             process.kill()
     assert process.returncode == code, output
     assert "Traceback" not in output
-    assert "interrupted; 1 of 3 cases are recorded and safe" in output
+    # The reference may still be in its cold run, which comes before what is unavailable.
+    assert re.search(r"interrupted; [01] of 3 cases are recorded and safe", output)
     assert f"python -m bench run --resume {tmp_path / 'run'}" in output
     assert not psutil.wait_procs(workers, timeout=10)[1]
     folder = tmp_path / "run"
