@@ -27,6 +27,13 @@ def bench(session: nox.Session) -> None:
 
 
 @nox.session
+def microbench(session: nox.Session) -> None:
+    """Time variants and kernels with pytest-benchmark: `nox -s microbench -- -k onednn --benchmark-autosave`."""
+    install(session)
+    session.run("python", "-m", "pytest", "bench", "--benchmark-only", *session.posargs)
+
+
+@nox.session
 def report(session: nox.Session) -> None:
     """Write plots and page of a run folder again: `nox -s report -- DIR`."""
     install(session)

@@ -139,6 +139,11 @@ def _add_selection(command: argparse.ArgumentParser) -> None:
         help="how OpenMP threads wait for work: default is what a user gets who sets nothing; passive is calmer "
         "beside busy neighbours, but waking a thread can cost more than the work (default: default)",
     )
+    add(
+        "--no-second-instrument",
+        action="store_true",
+        help=f"leave out timing the quick cases once more with pytest-benchmark, as the suite {DEFAULT_SUITE} does",
+    )
     _add_device(command)
 
 
@@ -202,6 +207,8 @@ def usable_cores() -> int:
 def _plan(arguments: argparse.Namespace, suite: Suite) -> tuple[Plan, Settings]:
     if arguments.budget:
         suite = dataclasses.replace(suite, budget_s=arguments.budget)
+    if arguments.no_second_instrument:
+        suite = dataclasses.replace(suite, second_instrument=False)
     settings = Settings(
         arguments.threads or usable_cores(), arguments.omp_wait or "default", _plugins(arguments.plugin)
     )
@@ -227,6 +234,8 @@ def run(arguments: argparse.Namespace, command: str) -> int:
         f"suite {plan.suite.name}: {len(plan.cases)} cases in {len(plan.groups)} groups, {runnable} can run here, "
         f"{settings.threads} threads; expected time about {_minutes(plan.expected_s())}"
     )
+    if plan.second_cases:
+        console.say(f"then {len(plan.second_cases)} of them once more with pytest-benchmark, as a second instrument")
     if arguments.dry_run:
         _print_cases(console, plan)
         return EXIT_OK

@@ -67,6 +67,7 @@ class Suite:
         processes: worker processes a group gets at least.
         case_limit_s: seconds that a case may take to build, compile and pass the gate.
         device: `cpu` or `cuda`; the command line may say otherwise.
+        second_instrument: whether its quick cases are timed once more with pytest-benchmark.
         select: the parts.
     """
 
@@ -78,6 +79,7 @@ class Suite:
     processes: int = 3
     case_limit_s: float = 120.0
     device: str = "cpu"
+    second_instrument: bool = False
 
 
 @dataclass(frozen=True)

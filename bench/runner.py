@@ -17,7 +17,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from bench import environment, resume
+from bench import environment, resume, second_instrument
 from bench.cases import REFERENCE, Case, Filters, Group, Suite, expand
 from bench.console import Console
 from bench.errors import UsageError
@@ -82,6 +82,14 @@ class Plan:
         """Seconds of timed rounds that each group gets."""
         return self.suite.budget_s / max(1, self.runnable_groups)
 
+    @property
+    def second_cases(self) -> tuple[Case, ...]:
+        """Cases that are timed once more with pytest-benchmark, after all groups."""
+        if not self.suite.second_instrument:
+            return ()
+        runnable = (found for found in self.cases if not found.unavailable)
+        return tuple(found.case for found in runnable if second_instrument.takes(found.case, compiles=found.compiles))
+
     def expected_s(self, recorded: Collection[Key] = ()) -> float:
         """A rough guess of the run's length without what is recorded, seconds."""
         total = START_S
@@ -93,7 +101,7 @@ class Plan:
             total += len(runnable) * COLD_S + compiling * COMPILE_S
             total += self.suite.processes * (START_S + len(runnable) * READY_S + compiling * CACHED_S)
             total += self.group_budget_s
-        return total
+        return total + second_instrument.expected_s(len(self.second_cases))
 
 
 def make_plan(suite: Suite, filters: Filters, settings: Settings) -> Plan:
@@ -180,6 +188,7 @@ class Runner:
                         records += self.folder.append(*ended)
                         for record in records[-len(ended) :]:
                             self.console.record(record)
+                self._second_instrument(scratch)
         except BaseException:
             # What ended the run is told, not what could not be derived then.
             with contextlib.suppress(OSError):
@@ -212,6 +221,17 @@ class Runner:
         }
         facts["load"] = load
         return facts, facts["run"], load
+
+    def _second_instrument(self, scratch: Path) -> None:
+        """Time the quick cases that ended ok once more with pytest-benchmark; whatever comes of it is said."""
+        ok = {(record["group"], record["variant"]) for record in self.folder.records() if record["status"] == Status.OK}
+        cases = [case for case in self.plan.second_cases if (case.group, case.variant) in ok]
+        if not cases:
+            return
+        self.console.status(f"second instrument: {len(cases)} cases with pytest-benchmark")
+        limit_s = self.plan.suite.case_limit_s
+        for line in second_instrument.run(cases, self.folder.path, self.settings, scratch / "shared", limit_s):
+            self.console.say(line)
 
     def _group(self, group: Group, cases: tuple[Described, ...], scratch: Path) -> Iterator[tuple[Record, ...]]:
         """Records of a group: those that do not run one by one, then the measured ones together."""

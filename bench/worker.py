@@ -96,8 +96,8 @@ def describe(request: dict[str, Any], emit: Emit) -> None:
         reason = facts.pop("unavailable")
         variant = VARIANTS[case.executed]
         reason = reason or _refusal(variant, case)
-        compiles = variant.compiler == "dynamo" and (variant.allow_rnn or variant.lstm != "nn")
-        emit("described", facts=facts | {"precision": variant.precision}, reason=reason, compiles=compiles)
+        facts |= {"precision": variant.precision}
+        emit("described", facts=facts, reason=reason, compiles=variant.compiles_long)
 
 
 def _refusal(variant: Variant, case: Case) -> str | None:

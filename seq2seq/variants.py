@@ -65,6 +65,11 @@ class Variant:
         """Data type of the precision."""
         return DTYPES[self.precision]
 
+    @property
+    def compiles_long(self) -> bool:
+        """Whether torch.compile traces the LSTM itself, step by step, instead of skipping it."""
+        return self.compiler == "dynamo" and (self.allow_rnn or self.lstm != "nn")
+
     def why_not(self, device: str, mode: str, workload: Workload) -> str | None:
         """Why this variant cannot run there, or None when nothing speaks against it."""
         if device not in self.devices:

@@ -14,7 +14,7 @@ from pathlib import Path
 import jinja2
 from markupsafe import Markup, escape
 
-from bench import durable
+from bench import durable, second_instrument
 from bench.report import interactive, plots, tables, words
 from bench.report.charts import Kind, kinds
 from bench.report.frames import LEGEND, Run, load_run
@@ -63,6 +63,7 @@ def render(run: Run, drawn: tuple[Kind, ...], written: dict[str, tuple[Path, ...
     )
     environment.filters["code"] = code
     script = interactive.script()
+    second = second_instrument.read(run.path)
     return environment.get_template("report.html.j2").render(
         run=run,
         lead=words.lead(run),
@@ -76,6 +77,8 @@ def render(run: Run, drawn: tuple[Kind, ...], written: dict[str, tuple[Path, ...
         cold_start=tables.cold_start(run.groups),
         evidence=tables.evidence(run.groups),
         parity=tables.parity(run.groups),
+        second=tables.second_instrument(run.groups, second),
+        second_problem=second.problem,
         workloads=tables.workloads(run.groups),
         environment=tables.environment(run.environment),
         kinds=drawn,

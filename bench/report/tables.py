@@ -11,8 +11,9 @@ from typing import Any
 
 from bench import units
 from bench.record import Record, Status
-from bench.report.frames import DOUBT, Group, doubts, summary_row
+from bench.report.frames import DOUBT, Group, case_key, doubts, summary_row
 from bench.report.style import look
+from bench.second_instrument import Findings
 
 NO_REASON = "no reason was recorded"
 
@@ -146,6 +147,28 @@ def parity(groups: Iterable[Group]) -> Table | None:
 def gate(record: Record) -> tuple[float | None, ...]:
     """Errors and limits in the order of the parity table."""
     return (record.parity_error, record.parity_limit, record.grad_error, record.grad_limit)
+
+
+def second_instrument(groups: Iterable[Group], found: Findings) -> Table | None:
+    """Our p50 beside pytest-benchmark's median, of the cases that both have; what it refused has its reason."""
+    rows = []
+    for group, record in every(groups):
+        figure, reason = found.figures.get(case_key(record)), found.refused.get(case_key(record))
+        if reason is not None:
+            rows.append(Row((*where(group, record), Cell(f"refused there: {reason}")), "off"))
+        if figure is None or record.status is not Status.OK or record.latency_p50_s is None:
+            continue
+        mark, ours = DOUBT if doubts(record) else "", record.latency_p50_s
+        quotient = figure.median_s / ours
+        cells = (
+            Cell(mark + units.seconds(ours), ours, "; ".join(doubts(record))),
+            seconds(figure.median_s),
+            Cell(units.ratio(quotient), quotient),
+            number(figure.rounds),
+        )
+        rows.append(Row((*where(group, record), *cells)))
+    names = ("group", "variant", "our p50", "its median", "its median / our p50", "its rounds")
+    return table("Second instrument: pytest-benchmark", names, rows)
 
 
 def evidence(groups: Iterable[Group]) -> Table | None:

@@ -1,0 +1,112 @@
+"""Every variant at small sizes under pytest-benchmark: `nox -s microbench -- -k "seed and training"`.
+
+A case is named workload-mode-variant, as in `seed-inference-onednn`. It passes the gate before it is timed and again
+after, or it has no figure; what really ran stands in `extra_info`.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator
+
+import pytest
+import torch
+from pytest_benchmark.fixture import BenchmarkFixture
+
+from bench import evidence
+from bench.cases import MODES, Case
+from bench.evidence import Compilation
+from bench.microbench import time_gated
+from bench.parity import Gate
+from bench.sampling import Subject
+from bench.second_instrument import WORKLOAD, case_id
+from bench.worker import TIMED_SEED, WEIGHTS_SEED
+from seq2seq.execution import Executable, initial_weights
+from seq2seq.variants import VARIANTS, Variant
+from seq2seq.workloads import find_workload
+
+#: Short names and what they stand for. `packed` has sequences of different lengths; `bidirectional` has layers between
+#: encoder and decoder.
+WORKLOADS = {
+    WORKLOAD: WORKLOAD,
+    "packed": "translation-small-scaled@batch=4,length=6",
+    "bidirectional": "summarize-pg-scaled@batch=2,length=8",
+}
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """List the cases here, when plugins have added theirs."""
+    cases = [
+        pytest.param(
+            workload,
+            mode,
+            variant.name,
+            device,
+            id=case_id(workload, mode, variant.name, device),
+            marks=[pytest.mark.quick] if workload == WORKLOAD and not variant.compiles_long else [],
+        )
+        for workload in WORKLOADS
+        for mode in MODES
+        for variant in VARIANTS.values()
+        for device in devices_of(variant, metafunc.config.getoption("--bench-device", None) or usable_devices())
+    ]
+    metafunc.parametrize(("workload", "mode", "variant", "device"), cases)
+
+
+def usable_devices() -> list[str]:
+    """The CPU, and CUDA where torch sees a GPU."""
+    return ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
+
+
+def devices_of(variant: Variant, devices: list[str]) -> Iterator[str]:
+    """Where to list a variant: where it exists, or else once, to be skipped with its reason."""
+    here = [device for device in devices if device in variant.devices]
+    yield from here or devices[:1]
+
+
+def test_variant(
+    workload: str, mode: str, variant: str, device: str, benchmark: BenchmarkFixture, gate_seed: int
+) -> None:
+    """A forward pass, or a whole training step."""
+    case = Case(WORKLOADS[workload], variant, mode, device, torch.get_num_threads())
+    problem, chosen = find_workload(case.workload), VARIANTS[variant]
+    reason = chosen.why_not(device, mode, problem)
+    if reason:
+        pytest.skip(reason)
+    benchmark.group = case.group
+    executable = Executable(chosen, problem.config, mode, device, initial_weights(problem.config, WEIGHTS_SEED))
+    call = functools.partial(executable.call, executable.prepare(problem.make_batch(TIMED_SEED)))
+    compiled = compiled_by_first_call(chosen, Subject(call, executable.context))
+    seen = time_gated(
+        benchmark,
+        Subject(call, executable.context),
+        device,
+        functools.partial(gate_of(case.workload, mode, device).check, executable),
+        gate_seed,
+    )
+    benchmark.extra_info |= {"workload": case.workload, "mode": mode, "variant": variant, "precision": chosen.precision}
+    benchmark.extra_info["evidence"] = evidence.explain(chosen, problem, device, seen, compiled)
+    if compiled is not None:
+        benchmark.extra_info |= {"graphs": compiled.graphs, "graph_breaks": compiled.breaks}
+
+
+@functools.cache
+def gate_of(workload: str, mode: str, device: str) -> Gate:
+    """One gate a group, which computes truth once for all its variants."""
+    return Gate(find_workload(workload), mode, device)
+
+
+def compiled_by_first_call(variant: Variant, subject: Subject) -> Compilation | None:
+    """Make the first call, and say what Dynamo did in it; None for what does not go through Dynamo."""
+    if variant.compiler != "dynamo":
+        return None
+    before = evidence.compilation()
+    with subject.context():
+        subject.call()
+    after = evidence.compilation()
+    return Compilation(
+        after.graphs - before.graphs,
+        after.breaks - before.breaks,
+        after.recompiles - before.recompiles,
+        after.seconds - before.seconds,
+    )
