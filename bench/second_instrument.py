@@ -113,7 +113,7 @@ def run(cases: Collection[Case], folder: Path, settings: Settings, cache: Path, 
         return [f"second instrument: left out, since pytest could not be run: {error}"]
     if code is None:
         return [f"second instrument: left out, since it did not end within {limit_s:g} s"]
-    return [*_refusals(said), _summary(code, read(folder))]
+    return [*_refusals(said), _summary(code, len(cases), read(folder))]
 
 
 def command(cases: Iterable[Case], folder: Path) -> list[str]:
@@ -168,17 +168,22 @@ def _run(line: list[str], environment: dict[str, str], output: int, limit_s: flo
 
 def _refusals(said: str) -> list[str]:
     """A line for each case that failed, from pytest's summary."""
-    found = re.findall(
-        r"^(?:FAILED|ERROR) bench/test_variants\.py::test_variant\[(.+?)\](?: - (.*))?$", said, re.MULTILINE
-    )
-    return [f"second instrument: {name} refused: {reason.removeprefix('Failed: ')}" for name, reason in found]
+    pattern = r"^(?:FAILED|ERROR) bench/test_variants\.py::test_variant\[(.+?)\](?: - (?:Failed: )?(.*))?$"
+    return [
+        f"second instrument: no figure for {name}: {reason or 'workers.log has the reason'}"
+        for name, reason in re.findall(pattern, said, re.MULTILINE)
+    ]
 
 
-def _summary(code: int, found: Findings) -> str:
-    if found.problem or not found.figures:
-        reason = found.problem or f"pytest ended with exit code {code} and no figure; workers.log has what it said"
-        return f"second instrument: {reason}"
-    return f"second instrument: pytest-benchmark timed {len(found.figures)} cases too; the page has both figures"
+def _summary(code: int, asked: int, found: Findings) -> str:
+    """How many figures there are, and anything that went wrong besides refusals."""
+    text = f"second instrument: pytest-benchmark timed {len(found.figures)} of {asked} cases"
+    if found.problem:
+        text += f"; {found.problem}"
+    # 0: all passed; 1: some failed, which was said line by line.
+    if code not in {0, 1} or not found.figures:
+        text += f"; pytest ended with exit code {code}, and workers.log has what it said"
+    return text
 
 
 def read(folder: Path) -> Findings:

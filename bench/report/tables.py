@@ -155,7 +155,7 @@ def second_instrument(groups: Iterable[Group], found: Findings) -> Table | None:
     for group, record in every(groups):
         figure, reason = found.figures.get(case_key(record)), found.refused.get(case_key(record))
         if reason is not None:
-            rows.append(Row((*where(group, record), Cell(f"refused there: {reason}")), "off"))
+            rows.append(Row((*where(group, record), Cell(f"no figure there: {reason}")), "off"))
         if figure is None or record.status is not Status.OK or record.latency_p50_s is None:
             continue
         mark, ours = DOUBT if doubts(record) else "", record.latency_p50_s
