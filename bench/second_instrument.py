@@ -101,6 +101,8 @@ def run(cases: Collection[Case], folder: Path, settings: Settings, cache: Path, 
     """
     if importlib.util.find_spec("pytest") is None or importlib.util.find_spec("pytest_benchmark") is None:
         return ["second instrument: left out, since pytest-benchmark is not installed: pip install pytest-benchmark"]
+    if (folder / FILE).exists():
+        return [f"second instrument: {folder / FILE} is there already and is kept"]
     log = folder / "workers.log"
     try:
         with log.open("a", encoding="utf-8") as file:

@@ -8,6 +8,7 @@ in `KERNELS`.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -23,6 +24,8 @@ from bench.parity import GRADIENT, Verdict, judge
 from bench.sampling import Subject
 from bench.worker import TIMED_SEED, WEIGHTS_SEED
 from kernels.reference import LoopLSTM, State, lstm_cell
+from seq2seq.execution import backends
+from seq2seq.variants import REFERENCE
 
 Quantities = dict[str, Tensor]
 PASSES = ("forward", "backward")
@@ -165,12 +168,8 @@ class Problem:
     def context(self, *, vendor: bool | None = None) -> Iterator[None]:
         """Which library torch may take, exact products on a GPU, and no gradients in a forward pass alone."""
         allowed = self.kernel.vendor if vendor is None else vendor
-        with contextlib.ExitStack() as stack:
-            if self.device == "cuda":
-                stack.enter_context(torch.backends.cudnn.flags(enabled=allowed, allow_tf32=False))
-            else:
-                stack.enter_context(torch.backends.mkldnn.flags(enabled=allowed))
-            stack.enter_context(torch.inference_mode(not self.backward))
+        settings = dataclasses.replace(REFERENCE, vendor_lstm=allowed)
+        with backends(settings, self.device), torch.inference_mode(not self.backward):
             yield
 
     def inputs(self, seed: int) -> Tensor:

@@ -91,7 +91,7 @@ class Executable:
     def context(self) -> Iterator[None]:
         """Settings that hold while calls run: which LSTM torch may take, TF32, gradients, Dynamo's `allow_rnn`."""
         with contextlib.ExitStack() as stack:
-            stack.enter_context(_backends(self.variant, self.device))
+            stack.enter_context(backends(self.variant, self.device))
             if self.mode == "inference":
                 stack.enter_context(torch.inference_mode())
             if self.variant.allow_rnn:
@@ -187,7 +187,7 @@ def _own_code(method: Any) -> Any:
 
 
 @contextlib.contextmanager
-def _backends(variant: Variant, device: str) -> Iterator[None]:
+def backends(variant: Variant, device: str) -> Iterator[None]:
     """Say which library torch may hand the LSTM to, and on CUDA whether fp32 products may use TF32."""
     # torch's stubs know these modules without their settings, hence Any.
     backend: Any = torch.backends.cudnn if device == "cuda" else torch.backends.mkldnn

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from kernels.reference import LoopLSTM
-from seq2seq.execution import LEARNING_RATE, Executable, Weights, _backends, _own_code, initial_weights
+from seq2seq.execution import LEARNING_RATE, Executable, Weights, backends, _own_code, initial_weights
 from seq2seq.model import Seq2Seq, Seq2SeqConfig, loss_of
 from seq2seq.tasks.batch import Batch
 from seq2seq.variants import REFERENCE, VARIANTS, Variant
@@ -393,7 +393,7 @@ def settings() -> tuple[object, ...]:
 def fail_inside(variant: Variant, device: str) -> None:
     """Raise within the settings of a variant, after a look at them."""
     before = settings()
-    with _backends(variant, device):
+    with backends(variant, device):
         if device == "cuda":
             wanted = "tf32" if variant.precision == "tf32" else "ieee"
             assert settings() == (before[0], variant.vendor_lstm, wanted, wanted)

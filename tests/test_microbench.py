@@ -320,6 +320,14 @@ def test_a_child_that_hangs_is_ended(tmp_path, monkeypatch):
     assert line == "second instrument: left out, since it did not end within 0.5 s"
 
 
+def test_figures_that_are_there_are_kept(tmp_path, monkeypatch):
+    """Nothing is started that would write over them."""
+    (tmp_path / FILE).write_text("planted", encoding="utf-8")
+    (line,) = lines(tmp_path, monkeypatch, "raise SystemExit(1)")
+    assert line == f"second instrument: {tmp_path / FILE} is there already and is kept"
+    assert not (tmp_path / "workers.log").exists()
+
+
 def test_without_pytest_benchmark_the_line_says_what_to_install(tmp_path, monkeypatch):
     """An absent library costs the feature alone, and nothing is started."""
     monkeypatch.setattr(second_instrument.importlib.util, "find_spec", lambda name: None if "_" in name else name)
@@ -396,7 +404,7 @@ BROKEN = {
     "without benchmarks": "{}",
     "entry without stats": json.dumps({"benchmarks": [{"extra_info": entry("loop")}]}),
     "entry of something else": json.dumps({"benchmarks": [{"extra_info": {}, "stats": {"median": 1, "rounds": 1}}]}),
-    "median of nothing": json.dumps({"benchmarks": [{"extra_info": entry("loop"), "stats": {"median": 0, "rounds": 1}}]}),
+    "no median": json.dumps({"benchmarks": [{"extra_info": entry("loop"), "stats": {"median": 0, "rounds": 1}}]}),
     "refusal without reason": json.dumps({"benchmarks": [], "refused": [entry("loop")]}),
 }  # fmt: skip
 
