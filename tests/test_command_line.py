@@ -296,3 +296,13 @@ def test_a_plugin_that_fails_is_one_line(text, named, tmp_path):
     assert done.stderr.count("\n") == 1
     assert named in done.stderr
     assert [path.name for path in tmp_path.iterdir()] == ["mine.py"]
+
+
+def test_a_dry_run_tells_of_the_second_instrument(empty, capsys):
+    """It is in the plan of the suite that has it, and gone when it is refused."""
+    line = "once more with pytest-benchmark, as a second instrument"
+    assert command_line.main(["run", "--suite", "quick", "--dry-run"]) == 0
+    assert line in capsys.readouterr().out
+    assert command_line.main(["run", "--suite", "quick", "--dry-run", "--no-second-instrument"]) == 0
+    assert line not in capsys.readouterr().out
+    assert not list(empty.iterdir())

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from kernels.reference import LoopLSTM
-from seq2seq.execution import LEARNING_RATE, Executable, Weights, backends, _own_code, initial_weights
+from seq2seq.execution import LEARNING_RATE, Executable, Weights, _own_code, backends, initial_weights
 from seq2seq.model import Seq2Seq, Seq2SeqConfig, loss_of
 from seq2seq.tasks.batch import Batch
 from seq2seq.variants import REFERENCE, VARIANTS, Variant
