@@ -58,9 +58,8 @@ class Executable:
             msg = f"mode is {mode!r}, expected one of {', '.join(MODES)}"
             raise ValueError(msg)
         self.variant, self.mode, self.device = variant, mode, device
-        low = variant.dtype != torch.float32
-        self._stored = (low and not variant.autocast and mode == "inference") if stored is None else stored
-        self._autocast = low and not self._stored
+        self._stored = variant.stores_low(mode) if stored is None else stored
+        self._autocast = variant.dtype != torch.float32 and not self._stored
         self.model = Seq2Seq(config, LSTMS[variant.lstm])
         self.model.load_state_dict(weights)
         self.model.to(device, variant.dtype if self._stored else None)

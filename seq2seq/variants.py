@@ -70,6 +70,10 @@ class Variant:
         """Whether torch.compile traces the LSTM itself, step by step, instead of skipping it."""
         return self.compiler == "dynamo" and (self.allow_rnn or self.lstm != "nn")
 
+    def stores_low(self, mode: str) -> bool:
+        """Whether the weights themselves are stored in a lower precision than float32."""
+        return self.dtype != torch.float32 and not self.autocast and mode == "inference"
+
     def why_not(self, device: str, mode: str, workload: Workload) -> str | None:
         """Why this variant cannot run there, or None when nothing speaks against it."""
         if device not in self.devices:

@@ -1,0 +1,241 @@
+"""The least work of a call: FLOPs that cannot be left out, and bytes that must be moved at least once.
+
+Own arithmetic, since `torch.utils.flop_counter` counts 0 for nn.LSTM. Both are lower bounds, so that nothing that
+computes the model can need less: what an implementation does beyond them (padding, casts, activations kept for
+backward, weights read again each step) is its own affair, and shows as a smaller share of the machine's ceiling.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from seq2seq.model import Seq2SeqConfig
+from seq2seq.tasks.batch import Batch
+
+#: Operations per hidden unit and valid step beside the matrix products, an activation counted as one. Forward: five
+#: activations, c = f c + i g (3), h = o tanh(c) (1). The biases are the sums' first terms, so they cost nothing.
+FORWARD_POINTWISE = 9
+#: Backward: through o (4), c (5), i, f and g (4 each), to the c before (1), and a term of four bias gradients (4).
+BACKWARD_POINTWISE = 26
+#: Per value of the output: subtract, exponential or square, sum; backward one product.
+LOSS_FORWARD, LOSS_BACKWARD = 3, 1
+#: Adam, per parameter: first moment 3, second 4, root with correction and epsilon 3, update 3.
+ADAM = 13
+#: Adam, per parameter: weight and two moments read and written, the gradient written, each once.
+ADAM_TRANSFERS = 7
+TOKEN_BYTES = 8
+#: Gradients, moments and the weights of a training step are float32 in all variants.
+FULL_BYTES = 4
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Least work of one call.
+
+    Attributes:
+        flops: floating-point operations, a multiplication and an addition counted as two.
+        least_bytes: bytes read or written, each once.
+    """
+
+    flops: int
+    least_bytes: int
+
+
+@dataclass(frozen=True)
+class Extent:
+    """What of a batch decides the work.
+
+    Attributes:
+        sequences: in the batch.
+        source_steps, target_steps: time steps without padding that encoder and decoder read, all sequences together.
+        source_rows, target_rows: distinct tokens among them, which is how many rows of an embedding are needed; 0
+            for real-valued ones.
+        own_target: whether the decoder reads something else than the source.
+    """
+
+    sequences: int
+    source_steps: int
+    target_steps: int
+    source_rows: int = 0
+    target_rows: int = 0
+    own_target: bool = True
+
+    @classmethod
+    def of(cls, batch: Batch) -> Extent:
+        """Of a batch on the CPU."""
+        decoded = batch.source if batch.target is None else batch.target
+        return cls(
+            batch.size,
+            _steps(batch.source, batch.source_lengths),
+            _steps(decoded, batch.decoded_lengths),
+            _rows(batch.source, batch.source_lengths),
+            _rows(decoded, batch.decoded_lengths),
+            batch.target is not None,
+        )
+
+
+def cost(
+    config: Seq2SeqConfig,
+    extent: Extent,
+    mode: str,
+    *,
+    stored_bytes: int = FULL_BYTES,
+    computed_bytes: int = FULL_BYTES,
+) -> Cost:
+    """Least FLOPs and bytes of one call.
+
+    Args:
+        config: sizes of the model.
+        extent: of the batch.
+        mode: `inference` or `training` (forward, loss, backward, Adam).
+        stored_bytes: size of a stored weight and of a real-valued input, bytes.
+        computed_bytes: size of a value that the model gives back, bytes.
+
+    Raises:
+        ValueError: for an unknown mode.
+    """
+    if mode == "inference":
+        moved = _weights_read(config, extent) * stored_bytes + _results(config, extent) * computed_bytes
+        return Cost(
+            forward_products(config, extent) + _forward_pointwise(config, extent),
+            moved + _inputs(config, extent, stored_bytes),
+        )
+    if mode == "training":
+        logits = extent.target_steps * config.output_size
+        flops = (
+            forward_products(config, extent)
+            + backward_products(config, extent)
+            + _forward_pointwise(config, extent)
+            + BACKWARD_POINTWISE * _units(config, extent)
+            + (LOSS_FORWARD + LOSS_BACKWARD) * logits
+            + ADAM * parameters(config)
+        )
+        expected = extent.target_steps * TOKEN_BYTES if config.target_vocabulary else logits * FULL_BYTES
+        moved = ADAM_TRANSFERS * FULL_BYTES * parameters(config) + expected
+        return Cost(flops, moved + _inputs(config, extent, FULL_BYTES))
+    msg = f"mode is {mode!r}, expected inference or training"
+    raise ValueError(msg)
+
+
+@dataclass(frozen=True)
+class _Direction:
+    """One direction of one LSTM layer.
+
+    Attributes:
+        features, hidden: sizes of its input and state.
+        steps: valid steps it reads.
+        recurrent_steps: those that start from a state that need not be zero. The encoder's first need no product.
+        input_gradient: whether backward goes on into its input.
+    """
+
+    features: int
+    hidden: int
+    steps: int
+    recurrent_steps: int
+    input_gradient: bool
+
+
+def _directions(config: Seq2SeqConfig, extent: Extent) -> Iterator[_Direction]:
+    """Every direction of every layer, encoder first."""
+    both = 2 if config.bidirectional else 1
+    hidden, steps = config.hidden_size, extent.source_steps
+    for layer in range(config.num_layers):
+        features = hidden * both if layer else config.input_size
+        for _ in range(both):
+            needed = layer > 0 or config.source_vocabulary > 0
+            yield _Direction(features, hidden, steps, steps - extent.sequences, needed)
+    hidden, steps = config.decoder_hidden_size or config.hidden_size, extent.target_steps
+    for layer in range(config.decoder_layers or config.num_layers):
+        features = hidden if layer else config.decoder_input_size or config.input_size
+        yield _Direction(features, hidden, steps, steps, layer > 0 or config.target_vocabulary > 0)
+
+
+def forward_products(config: Seq2SeqConfig, extent: Extent) -> int:
+    """FLOPs of the forward pass's matrix products: LSTMs, bridge and head."""
+    lstm = sum(
+        8 * d.hidden * (d.features * d.steps + d.hidden * d.recurrent_steps) for d in _directions(config, extent)
+    )
+    return lstm + _linear_products(config, extent)
+
+
+def backward_products(config: Seq2SeqConfig, extent: Extent) -> int:
+    """FLOPs of the backward pass's matrix products: for weights, states, and the inputs that need a gradient."""
+    lstm = sum(
+        8 * d.hidden * (d.features * d.steps * (1 + d.input_gradient) + 2 * d.hidden * d.recurrent_steps)
+        for d in _directions(config, extent)
+    )
+    return lstm + 2 * _linear_products(config, extent)
+
+
+def parameters(config: Seq2SeqConfig) -> int:
+    """Values of all weights, embeddings included."""
+    embedded = config.source_vocabulary * config.input_size
+    embedded += config.target_vocabulary * (config.decoder_input_size or config.input_size)
+    return embedded + _dense_parameters(config)
+
+
+def _dense_parameters(config: Seq2SeqConfig) -> int:
+    """Values of all weights but the embeddings: those that every call reads."""
+    sizes = _directions(config, Extent(1, 1, 1))
+    lstm = sum(4 * d.hidden * (d.features + d.hidden + 2) for d in sizes)
+    encoded, decoded = _state_sizes(config)
+    bridge = 2 * decoded * (encoded + 1) if config.bridged else 0
+    return lstm + bridge + config.output_size * (decoded + 1)
+
+
+def _linear_products(config: Seq2SeqConfig, extent: Extent) -> int:
+    """FLOPs of bridge and head."""
+    encoded, decoded = _state_sizes(config)
+    head = 2 * decoded * config.output_size * extent.target_steps
+    states = 2 * (config.decoder_layers or config.num_layers) * extent.sequences
+    return head + (2 * encoded * decoded * states if config.bridged else 0)
+
+
+def _state_sizes(config: Seq2SeqConfig) -> tuple[int, int]:
+    """Size of the encoder's state, both directions together, and of the decoder's."""
+    encoded = config.hidden_size * (2 if config.bidirectional else 1)
+    return encoded, config.decoder_hidden_size or config.hidden_size
+
+
+def _forward_pointwise(config: Seq2SeqConfig, extent: Extent) -> int:
+    return FORWARD_POINTWISE * _units(config, extent)
+
+
+def _units(config: Seq2SeqConfig, extent: Extent) -> int:
+    """Hidden units times valid steps of all LSTM layers and directions."""
+    return sum(d.hidden * d.steps for d in _directions(config, extent))
+
+
+def _weights_read(config: Seq2SeqConfig, extent: Extent) -> int:
+    """Weights that a forward pass needs: all but the embeddings' rows of tokens that do not occur."""
+    rows = extent.source_rows * config.input_size
+    return _dense_parameters(config) + rows + extent.target_rows * (config.decoder_input_size or config.input_size)
+
+
+def _results(config: Seq2SeqConfig, extent: Extent) -> int:
+    """Values that inference gives back: valid outputs, final h and c."""
+    states = 2 * (config.decoder_layers or config.num_layers) * extent.sequences * _state_sizes(config)[1]
+    return extent.target_steps * config.output_size + states
+
+
+def _inputs(config: Seq2SeqConfig, extent: Extent, value_bytes: int) -> int:
+    """Bytes of what encoder and decoder read; a decoder that reads the source again finds it in a cache."""
+    source = TOKEN_BYTES if config.source_vocabulary else config.input_size * value_bytes
+    target = TOKEN_BYTES if config.target_vocabulary else (config.decoder_input_size or config.input_size) * value_bytes
+    return extent.source_steps * source + (extent.target_steps * target if extent.own_target else 0)
+
+
+def _steps(value: Tensor, lengths: Tensor | None) -> int:
+    return value.size(0) * value.size(1) if lengths is None else int(lengths.sum())
+
+
+def _rows(value: Tensor, lengths: Tensor | None) -> int:
+    """Distinct tokens inside the lengths; 0 for real values."""
+    if value.is_floating_point():
+        return 0
+    tokens = value if lengths is None else value[torch.arange(value.size(1)) < lengths[:, None]]
+    return int(tokens.unique().numel())

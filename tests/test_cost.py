@@ -1,0 +1,151 @@
+"""The least work of a call: the arithmetic against counts that know nothing of it."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from kernels.reference import LoopLSTM
+from seq2seq import cost as costs
+from seq2seq.cost import Cost, Extent, cost
+from seq2seq.model import Seq2Seq, Seq2SeqConfig, loss_of
+from seq2seq.tasks.batch import Batch
+from seq2seq.workloads import find_workload
+
+pytest.importorskip("hypothesis")
+from hypothesis import given
+from strategies import Problem, problems
+
+PADDED = {"source_lengths": None, "target_lengths": None}
+
+
+def counted(problem: Problem) -> tuple[int, int]:
+    """FLOPs of the products that torch runs for the loop, forward and backward."""
+    model = Seq2Seq(problem.config, LoopLSTM)
+    batch = problem.make_batch(torch.float32)
+    with FlopCounterMode(display=False) as forward:
+        outputs = model(batch.source, batch.target, batch.source_lengths, batch.target_lengths)
+    loss = loss_of(outputs, batch.expected, batch.decoded_lengths)
+    with FlopCounterMode(display=False) as backward:
+        loss.backward()
+    return forward.get_total_flops(), backward.get_total_flops()
+
+
+def from_zeros(problem: Problem) -> int:
+    """FLOPs of the encoder's products with its initial state, which is zero: the loop runs them all the same."""
+    config = problem.config
+    return 8 * config.hidden_size**2 * problem.batch * config.num_layers * (2 if config.bidirectional else 1)
+
+
+@given(problem=problems(with_lengths=False))
+def test_products_are_those_that_the_loop_runs(problem: Problem):
+    """Forward and backward, the count is torch's own of the loop's products, less those with a state of zeros.
+
+    Backward the loop spends the zero state on the gradient of weight_hh alone: the state itself takes none.
+    """
+    extent = Extent.of(problem.make_batch())
+    forward, backward = counted(problem)
+    assert costs.forward_products(problem.config, extent) == forward - from_zeros(problem)
+    assert costs.backward_products(problem.config, extent) == backward - from_zeros(problem)
+
+
+@given(problem=problems(with_lengths=True))
+def test_padding_is_no_work(problem: Problem):
+    """A batch of different lengths needs what its sequences need one by one; with padding counted it would be more."""
+    batch = problem.make_batch()
+    alone = [Extent.of(sequence(batch, place)) for place in range(problem.batch)]
+    whole = Extent.of(batch)
+    for count in (costs.forward_products, costs.backward_products):
+        assert count(problem.config, whole) == sum(count(problem.config, extent) for extent in alone)
+    full = Extent.of(dataclasses.replace(batch, **PADDED))
+    grown = full.source_steps + full.target_steps > whole.source_steps + whole.target_steps
+    assert (cost(problem.config, full, "training").flops > cost(problem.config, whole, "training").flops) is grown
+
+
+def sequence(batch: Batch, place: int) -> Batch:
+    """One sequence of a batch, cut to its own length."""
+
+    def cut(value, lengths):
+        return None if value is None else value[place : place + 1, : None if lengths is None else int(lengths[place])]
+
+    return Batch(
+        cut(batch.source, batch.source_lengths),
+        cut(batch.target, batch.target_lengths),
+        None,
+        None,
+        cut(batch.expected, batch.decoded_lengths),
+    )
+
+
+@given(problem=problems())
+def test_parameters_are_the_model_s(problem: Problem):
+    """Every weight is counted once."""
+    expected = sum(value.numel() for value in Seq2Seq(problem.config).parameters())
+    assert costs.parameters(problem.config) == expected
+
+
+@given(problem=problems(with_lengths=False))
+def test_inference_moves_weights_inputs_and_results_once(problem: Problem):
+    """Bytes are those of the tensors: weights but for rows that nobody asks for, what goes in, what comes out."""
+    model, batch = Seq2Seq(problem.config), problem.make_batch(torch.float32)
+    with torch.no_grad():
+        results = model.run(batch.source, batch.target)
+    rows = [
+        (model.embed_source, batch.source),
+        (model.embed_target, batch.source if batch.target is None else batch.target),
+    ]
+    tensors = [value for name, value in model.named_parameters() if not name.startswith("embed")]
+    tensors += [layer.weight[tokens.unique()] for layer, tokens in rows if isinstance(layer, torch.nn.Embedding)]
+    tensors += [value for value in (*results, batch.source, batch.target) if value is not None]
+    assert cost(problem.config, Extent.of(batch), "inference").least_bytes == sum(tensor.nbytes for tensor in tensors)
+
+
+@given(problem=problems(with_lengths=False))
+def test_training_moves_the_optimizer_s_state_twice(problem: Problem):
+    """What Adam really keeps is read and written, the gradients are written, inputs and expected values are read."""
+    model, batch = Seq2Seq(problem.config), problem.make_batch(torch.float32)
+    optimizer = torch.optim.Adam(model.parameters())
+    loss_of(model(batch.source, batch.target), batch.expected).backward()
+    optimizer.step()
+    state = [
+        value for values in optimizer.state.values() for value in values.values() if value.numel() > 1 or value.dim()
+    ]
+    moved = 2 * sum(value.nbytes for value in (*state, *model.parameters()))
+    moved += sum(value.grad.nbytes for value in model.parameters())
+    moved += sum(value.nbytes for value in (batch.source, batch.target, batch.expected) if value is not None)
+    assert cost(problem.config, Extent.of(batch), "training").least_bytes == moved
+
+
+def test_pointwise_operations_are_counted_a_hidden_unit():
+    """By hand: one layer each way of 3 units over 2 sequences of 4 steps, 5 features in and 1 out."""
+    config = Seq2SeqConfig(5, 3, 1)
+    extent = Extent(sequences=2, source_steps=8, target_steps=8, own_target=False)
+    encoder, decoder = 8 * 3 * (5 * 8 + 3 * 6), 8 * 3 * (5 * 8 + 3 * 8)
+    head = 2 * 3 * 1 * 8
+    assert cost(config, extent, "inference").flops == encoder + decoder + head + 9 * 3 * 16
+    backward = 8 * 3 * (5 * 8 + 2 * 3 * 6) + 8 * 3 * (5 * 8 + 2 * 3 * 8) + 2 * head
+    weights = 2 * 4 * 3 * (5 + 3 + 2) + 3 + 1
+    training = encoder + decoder + head + backward + (9 + 26) * 3 * 16 + 4 * 8 + 13 * weights
+    assert cost(config, extent, "training").flops == training
+
+
+def test_narrower_weights_are_fewer_bytes():
+    """Stored and computed precision count each for its own part."""
+    workload = find_workload("seed")
+    extent = Extent.of(workload.make_batch(0))
+    full, half, outputs = (
+        cost(workload.config, extent, "inference", stored_bytes=stored, computed_bytes=computed)
+        for stored, computed in ((4, 4), (2, 2), (4, 2))
+    )
+    assert half == Cost(full.flops, full.least_bytes // 2)
+    # Outputs 16 x 10 x 1, h and c 16 x 16 each.
+    assert full.least_bytes - outputs.least_bytes == 2 * (160 + 512)
+
+
+def test_an_unknown_mode_is_refused():
+    """A mode without a count gives no number that looks like one."""
+    with pytest.raises(ValueError, match="expected inference or training"):
+        cost(Seq2SeqConfig(1, 1, 1), Extent(1, 1, 1), "decode")
