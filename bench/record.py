@@ -23,6 +23,7 @@ class Status(enum.StrEnum):
     OK = "ok"
     UNAVAILABLE = "unavailable"
     PARITY_FAILED = "parity-failed"
+    IMPOSSIBLE = "impossible"
     OOM = "oom"
     TIMEOUT = "timeout"
     CRASHED = "crashed"
@@ -51,7 +52,11 @@ class Record:
     omp_wait: str = column(
         "how OpenMP threads wait for work: `default` (OMP_WAIT_POLICY not set), `active`, `passive`", ""
     )
-    status: Status = column("`ok`, `unavailable`, `parity-failed`, `oom`, `timeout`, `crashed`, `error`", Status.OK)
+    status: Status = column(
+        "`ok`, `unavailable`, `parity-failed`, `impossible` (faster than the machine can be), `oom`, `timeout`, "
+        "`crashed`, `error`",
+        Status.OK,
+    )
     reason: str = column("why the status is not `ok`; empty for `ok`", "")
 
     latency_p50_s: float | None = column("median time of a single call, seconds")
@@ -86,6 +91,16 @@ class Record:
     speedup_lo: float | None = column("lower end of its 95 % interval (bootstrap over processes, then rounds)")
     speedup_hi: float | None = column("upper end of its 95 % interval (bootstrap over processes, then rounds)")
     interval_wide: bool | None = column("true when the interval missed the width the suite asked for")
+
+    flops: int | None = column("floating-point operations that one call cannot do without, padding left out")
+    least_bytes: int | None = column(
+        "bytes that one call must read or write, each once: weights, inputs, results, in training the optimizer's state"
+    )
+    ceiling_share: float | None = column(
+        "least possible time of a call on this machine (FLOPs over the rate of its fastest matrix product in the "
+        "precision that ran, or bytes over its bandwidth) / median time"
+    )
+    bound: str = column("which of the two is longer: `compute` or `memory`", "")
 
     memory_peak_bytes: int | None = column(
         "highest resident memory above the baseline (torch imported, nothing built), from build through "

@@ -26,12 +26,15 @@ from bench.process import Settings, Worker, WorkerError
 from bench.rawfile import ROUNDS, Key
 from bench.record import Record, Status
 from bench.resume import Begun
+from bench.roofline import Ceilings, Judge
 from bench.store import RunFolder
 from bench.summary import Samples, figures
 
 #: Seconds that the parts of a run take besides the timed rounds, for the expected time: a worker's start, a case's
-#: cold run, the build, gates and warm-up of a case in a group worker, and a compilation, cold and cached.
-START_S, COLD_S, READY_S, COMPILE_S, CACHED_S = 2.0, 3.0, 1.2, 30.0, 7.0
+#: cold run, the build, gates and warm-up of a case in a group worker, a compilation, cold and cached, the ceilings.
+START_S, COLD_S, READY_S, COMPILE_S, CACHED_S, CEILINGS_S = 2.0, 3.0, 1.2, 30.0, 7.0, 5.0
+#: The ceilings may take so long; a suite's own limit is one for a case.
+CEILINGS_LIMIT_S = 120.0
 
 
 @dataclass(frozen=True)
@@ -92,7 +95,7 @@ class Plan:
 
     def expected_s(self, recorded: Collection[Key] = ()) -> float:
         """A rough guess of the run's length without what is recorded, seconds."""
-        total = START_S
+        total = START_S + (START_S + CEILINGS_S) * bool(self.runnable_groups)
         for _, cases in self.groups:
             runnable = [c for c in cases if not c.unavailable and resume.case_key(c.case) not in recorded]
             if not runnable:
@@ -155,6 +158,9 @@ class Runner:
     begun: Begun | None = None
     recorded: frozenset[Key] = frozenset()
 
+    def __post_init__(self) -> None:
+        self._judge = Judge(self._ceilings)
+
     def run(self, command: str) -> list[Record]:
         """Run all groups; the folder is complete and readable whenever this ends, by error or Ctrl-C too.
 
@@ -172,6 +178,7 @@ class Runner:
         records: list[Record] = []
 
         def end() -> None:
+            facts["ceilings"] = facts.get("ceilings", {}) | self._judge.as_json()
             load["after"] = environment.load()
             part["duration_s"] = round(time.perf_counter() - start, 1)
             self.folder.write_json("environment.json", facts)
@@ -182,6 +189,10 @@ class Runner:
             self.folder.write_json("plan.json", {"suite": dataclasses.asdict(self.plan.suite), "cases": planned})
         self.folder.write_json("environment.json", facts)
         try:
+            for device in sorted({c.case.device for c in self._left()}):
+                self._judge.look(device)
+            facts["ceilings"] = facts.get("ceilings", {}) | self._judge.as_json()
+            self.folder.write_json("environment.json", facts)
             with _scratch() as scratch:
                 for group, cases in self.plan.groups:
                     for ended in self._group(group, cases, scratch):
@@ -196,6 +207,10 @@ class Runner:
             raise
         end()
         return records
+
+    def _left(self) -> list[Described]:
+        """Cases that are yet to be measured."""
+        return [c for c in self.plan.cases if not c.unavailable and resume.case_key(c.case) not in self.recorded]
 
     def _facts(self, command: str) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
         """The content of environment.json, and in it the section of this part of the run and that of its load."""
@@ -270,7 +285,23 @@ class Runner:
         timing = figures(described.case, measured.samples, yardstick, self.plan.suite.interval, described.facts)
         if not timing:
             return described.record(**(fields | failed(Status.ERROR, "no round of it was completed")))
+        fields |= self._judge.judge(dataclasses.asdict(described.record(**(fields | timing))))
+        if fields.get("status") is Status.IMPOSSIBLE:
+            # Nothing may be compared with it either.
+            measured.samples.forget(variant)
+            return described.record(**fields)
         return described.record(**(fields | timing))
+
+    def _ceilings(self, device: str) -> Ceilings | None:
+        """What the machine can do now, by a fresh worker; without it the run goes on, and says so."""
+        self.console.status("measuring what this machine can do at most")
+        try:
+            with _scratch() as scratch, Worker(self.settings, self.log, scratch) as worker:
+                (found,) = worker.ask("ceilings", CEILINGS_LIMIT_S, device=device)
+        except WorkerError as error:
+            self.console.say(f"the ceilings of {device} could not be measured: {error.reason}", "red")
+            return None
+        return Ceilings.of(found)
 
     def _keep_samples(self, cases: list[Case], records: tuple[Record, ...], samples: Samples) -> None:
         """Write what is known of the rounds, and the samples of the cases that ended well, each in one piece."""

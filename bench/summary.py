@@ -60,6 +60,12 @@ class Samples:
             chosen.append(clean if len(clean) >= LEAST_ROUNDS else rounds)
         return chosen
 
+    def forget(self, variant: str) -> None:
+        """Take out what was timed of a variant."""
+        for rounds in self.processes:
+            for found in rounds:
+                found.blocks.pop(variant, None)
+
     def ratios(self, reference: str, variant: str) -> list[Floats]:
         """time(reference) / time(variant) of each kept round that has both, one array a process."""
         found = [

@@ -16,7 +16,8 @@ SMALL_RATIO = 0.0995
 NARROW = 4
 #: Positions within a decade of a logarithmic axis, from dense to sparse.
 MANTISSAS = ((1, 1.5, 2, 3, 5, 7), (1, 2, 5), (1, 3), (1,))
-COUNTS = ((1e9, " G"), (1e6, " M"), (1e3, " k"), (1.0, ""))
+AMOUNTS = ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"), (1.0, ""))
+COUNTS = ((1e12, " T"), (1e9, " G"), (1e6, " M"), (1e3, " k"), (1.0, ""))
 
 
 def seconds(value: float | None) -> str:
@@ -35,6 +36,25 @@ def count(value: float | None) -> str:
         return ""
     scale, name = _unit(value, COUNTS)
     return _three_digits(scale, name, value)
+
+
+def amount(value: float | None, unit: str) -> str:
+    """`1.18e11` with the unit `FLOP` as `118 GFLOP`."""
+    if value is None:
+        return ""
+    scale, prefix = _unit(value, AMOUNTS)
+    return _three_digits(scale, f" {prefix}{unit}", value)
+
+
+def share(value: float | None) -> str:
+    """`0.0213` as `2.1 %`."""
+    return "" if value is None else f"{100 * value:.2g} %"
+
+
+def binary(value: int) -> str:
+    """A power of two as caches are sized: `32768` as `32 KiB`."""
+    power = min(3, max(0, value.bit_length() - 1) // 10)
+    return f"{value / 1024**power:.4g} {('B', 'KiB', 'MiB', 'GiB')[power]}"
 
 
 def ratio(value: float | None) -> str:

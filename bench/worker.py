@@ -6,6 +6,7 @@ to standard error. A request ends with an event `done` or `failed`. What crashes
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import importlib.util
 import json
@@ -18,12 +19,13 @@ from typing import IO, Any
 
 import torch
 
-from bench import evidence, memory
+from bench import ceilings, evidence, memory
 from bench.cases import Case
 from bench.clock import synchronize, time_once
 from bench.parity import Gate, Verdict
 from bench.record import Status
 from bench.sampling import Plan, Subject, sample, warm_up
+from seq2seq.cost import Extent, cost
 from seq2seq.execution import Executable, initial_weights
 from seq2seq.model import Seq2Seq
 from seq2seq.tasks.batch import DataUnavailableError
@@ -94,10 +96,21 @@ def describe(request: dict[str, Any], emit: Emit) -> None:
             workloads[case.workload] = _facts_of(case.workload)
         facts = dict(workloads[case.workload])
         reason = facts.pop("unavailable")
+        extent = facts.pop("extent", None)
         variant = VARIANTS[case.executed]
         reason = reason or _refusal(variant, case)
-        facts |= {"precision": variant.precision}
+        facts |= {"precision": variant.precision} | _cost_of(case, variant, extent)
         emit("described", facts=facts, reason=reason, compiles=variant.compiles_long)
+
+
+def _cost_of(case: Case, variant: Variant, extent: Extent | None) -> dict[str, int]:
+    """Least FLOPs and bytes of a call; nothing where the data is missing."""
+    if extent is None:
+        return {}
+    low = variant.dtype.itemsize
+    stored = low if variant.stores_low(case.mode) else torch.float32.itemsize
+    config = find_workload(case.workload).config
+    return dataclasses.asdict(cost(config, extent, case.mode, stored_bytes=stored, computed_bytes=low))
 
 
 def _refusal(variant: Variant, case: Case) -> str | None:
@@ -127,10 +140,16 @@ def _facts_of(name: str) -> dict[str, Any]:
         "unavailable": None,
     }
     try:
-        facts["valid_steps"] = workload.make_batch(TIMED_SEED).valid_steps
+        batch = workload.make_batch(TIMED_SEED)
+        facts |= {"valid_steps": batch.valid_steps, "extent": Extent.of(batch)}
     except (DataUnavailableError, ValueError) as error:
         facts["unavailable"] = str(error)
     return facts
+
+
+def measure_ceilings(request: dict[str, Any], emit: Emit) -> None:
+    """What this machine can do at most."""
+    emit("ceilings", **ceilings.measure(request["device"]))
 
 
 def cold(request: dict[str, Any], emit: Emit) -> None:
@@ -246,6 +265,7 @@ def selftest(request: dict[str, Any], emit: Emit) -> None:
 REQUESTS: dict[str, Callable[[dict[str, Any], Emit], None]] = {
     "catalogue": catalogue,
     "describe": describe,
+    "ceilings": measure_ceilings,
     "cold": cold,
     "measure": measure,
     "selftest": selftest,

@@ -313,6 +313,10 @@ class Actor:
     def ask(self, request: str, limit_s: float, **fields: Any):
         """Play the request."""
         self.asked.append({"request": request, "limit_s": limit_s, **fields})
+        if request == "ceilings":
+            self.dies("ceilings", [], None)
+            yield {"event": "ceilings", "threads": 1, "flops_per_s": {"fp32": 1e9}, "bytes_per_s": {"32768": 1e9}}
+            return
         if request == "cold":
             self.dies("cold", [fields["case"]["variant"]], None)
             yield {"event": "cold", "fields": {"build_s": 0.5, "evidence": "played"}}
@@ -332,7 +336,7 @@ class Actor:
 def stage(monkeypatch, tmp_path):
     """Runs variants on played workers; returns the records by variant, and all requests."""
 
-    def play(*variants: str, dies=lambda *_: None, after=None, **suite: Any):
+    def play(*variants: str, dies=lambda *_: None, after=None, work=None, **suite: Any):
         found = type("Played", (Actor,), {"asked": [], "dies": staticmethod(dies), "after": after or {}})
         monkeypatch.setattr(runner, "Worker", found)
         monkeypatch.setattr(measurement, "Worker", found)
@@ -340,7 +344,7 @@ def stage(monkeypatch, tmp_path):
         monkeypatch.setattr(environment, "load", dict)
         cases = [Case("seed", name, "inference", "cpu", 1) for name in variants]
         facts = {"batch": 16, "valid_steps": 320, "precision": "fp32"}
-        described = tuple(Described(case, facts, None) for case in cases)
+        described = tuple(Described(case, facts | (work or {}).get(case.variant, {}), None) for case in cases)
         options = {"budget_s": 6.0, "processes": 3, "interval": 0.5} | suite
         plan = Plan(Suite("s", "", (), **options), ((Group("g", tuple(cases)), described),), {}, {})
         folder = RunFolder.create(tmp_path / "run", "s")
@@ -453,6 +457,70 @@ def test_a_refused_reference_leaves_times_without_ratios(stage):
     assert records["a"].status is Status.OK
     assert records["a"].latency_p50_s == 1.0
     assert records["a"].speedup is None
+
+
+#: Of one call; the played machine does 1e9 a second of either, the reference takes 2 s and all others 1 s.
+MUCH, LITTLE = {"flops": 2_500_000_000, "least_bytes": 1000}, {"flops": 500_000_000, "least_bytes": 1000}
+
+
+def test_a_case_gets_its_share_of_the_ceiling(stage, tmp_path):
+    """Half a second's work in one second; the ceilings are measured once and stand in environment.json."""
+    records, asked = stage("reference", "a", work={"a": LITTLE})
+    assert (records["a"].ceiling_share, records["a"].bound) == (pytest.approx(0.5), "compute")
+    assert (records["a"].flops, records["a"].least_bytes) == (500_000_000, 1000)
+    assert records["reference"].ceiling_share is None
+    assert [request["device"] for request in asked if request["request"] == "ceilings"] == ["cpu"]
+    assert asked[0]["request"] == "ceilings"
+    facts = json.loads((tmp_path / "run" / "environment.json").read_text(encoding="utf-8"))
+    assert facts["ceilings"]["cpu"]["flops_per_s"] == {"fp32": 1e9}
+
+
+def test_a_case_faster_than_the_machine_is_impossible(stage, tmp_path):
+    """Two and a half seconds' work in one, after a second measurement too: no time of it is kept or compared with."""
+    records, asked = stage("reference", "fast", "a", work={"fast": MUCH, "a": LITTLE})
+    fast = records["fast"]
+    assert fast.status is Status.IMPOSSIBLE
+    assert fast.reason == (
+        "2.5x faster than this machine's fp32 products allow: 2.50 GFLOP in 1.00 s is 2.50 GFLOP/s, "
+        "the most in 2 measurements is 1.00 GFLOP/s"
+    )
+    assert {name: getattr(fast, name) for name in (*TIMING, "ceiling_share") if getattr(fast, name) is not None} == {}
+    assert [request["request"] for request in asked].count("ceilings") == 2
+    assert (records["a"].status, records["a"].speedup) == (Status.OK, 2.0)
+    assert set(pd.read_csv(tmp_path / "run" / "samples.csv.gz")["variant"]) == {"reference", "a"}
+
+
+def test_nothing_is_compared_with_an_impossible_reference(stage):
+    """The others keep their times and have no speedup."""
+    records, _ = stage("reference", "a", work={"reference": {"flops": 5_000_000_000, "least_bytes": 1000}})
+    assert records["reference"].status is Status.IMPOSSIBLE
+    assert (records["a"].status, records["a"].latency_p50_s, records["a"].speedup) == (Status.OK, 1.0, None)
+
+
+def test_without_ceilings_a_run_goes_on(stage, capsys):
+    """A machine that cannot be measured says so; its cases have no share, and none is impossible."""
+
+    def dies(what: str, *_: object) -> None:
+        if what == "ceilings":
+            raise WorkerError(Status.TIMEOUT, "planted")
+
+    records, _ = stage("reference", "fast", dies=dies, work={"fast": MUCH})
+    assert (records["fast"].status, records["fast"].speedup, records["fast"].ceiling_share) == (Status.OK, 2.0, None)
+    assert "the ceilings of cpu could not be measured: planted" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_a_run_on_a_machine_that_cannot_be_so_fast_ends_with_1(tmp_path):
+    """A real run under planted ceilings that are too low: its case is impossible, said in words, without a time."""
+    line = command(tmp_path, ["reference"], "inference", processes=1)
+    line += ["--plugin", str(PLUGIN.with_name("slow_machine.py"))]
+    done = subprocess.run(line, capture_output=True, text=True, check=False, cwd=ROOT, timeout=300)
+    assert done.returncode == 1, done.stderr
+    (record,) = map(json.loads, (tmp_path / "run" / "records.jsonl").read_text(encoding="utf-8").splitlines())
+    assert record["status"] == "impossible"
+    assert "x faster than this machine's fp32 products allow" in record["reason"]
+    assert record["latency_p50_s"] is None
+    assert "impossible" in (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
 
 
 def test_the_parity_in_a_record_is_the_worst_of_all_gate_runs():
