@@ -104,7 +104,43 @@ class CurveChart:
     guides: Ticks = ()
 
 
-Chart = BarChart | CurveChart
+@dataclass(frozen=True)
+class Roof:
+    """One ceiling, a straight line on logarithmic axes: level for products, rising for bandwidth."""
+
+    name: str
+    start: tuple[float, float]
+    end: tuple[float, float]
+
+    @property
+    def level(self) -> bool:
+        """Whether it is one of products."""
+        return self.start[1] == self.end[1]
+
+
+@dataclass(frozen=True)
+class Column:
+    """The cases of one workload, which stand above each other: `x` is theirs, `label_x` where the name has room."""
+
+    name: str
+    x: float
+    label_x: float
+
+
+@dataclass(frozen=True)
+class RooflineChart:
+    """Cases under the ceilings of their machine; `marks` are the points of each variant."""
+
+    title: str
+    workload: str
+    x: Axis
+    y: Axis
+    roofs: tuple[Roof, ...]
+    columns: tuple[Column, ...]
+    marks: tuple[tuple[str, tuple[Point, ...]], ...]
+
+
+Chart = BarChart | CurveChart | RooflineChart
 
 
 @dataclass(frozen=True)

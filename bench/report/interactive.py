@@ -14,13 +14,28 @@ import math
 from collections.abc import Iterable
 from typing import Any
 
-from bench.report.charts import Axis, Bar, BarChart, Chart, Curve, CurveChart, Part, part_names
-from bench.report.style import look
+from bench.report.charts import (
+    Axis,
+    Bar,
+    BarChart,
+    Chart,
+    Column,
+    Curve,
+    CurveChart,
+    Part,
+    Point,
+    Roof,
+    RooflineChart,
+    part_names,
+)
+from bench.report.style import Look, look
 
 GREY, PAPER = "#8a8f98", "rgba(0,0,0,0)"
 SYMBOLS = {"build": "square", "compiling": "diamond", "rest of first call": "circle"}
 OPACITY = {"peak": 1.0, "steady": 0.55, "CUDA": 0.3}
-ROW_HEIGHT, CURVE_HEIGHT = 38, 330  # CSS pixels
+ROW_HEIGHT, CURVE_HEIGHT, ROOFLINE_HEIGHT = 38, 330, 560  # CSS pixels
+#: Height that a character of a slanted name needs, pixels.
+NAME_RISE = 4
 HOVER_WIDTH = 60  # characters
 
 
@@ -36,6 +51,8 @@ def script() -> str | None:
 
 def figure(chart: Chart) -> dict[str, Any]:
     """`chart` as Plotly's `data` and `layout`; colours that depend on light or dark are left to the page."""
+    if isinstance(chart, RooflineChart):
+        return roofline_figure(chart)
     return bar_figure(chart) if isinstance(chart, BarChart) else curve_figure(chart)
 
 
@@ -168,18 +185,95 @@ def curve_traces(chart: CurveChart, curve: Curve) -> Iterable[dict[str, Any]]:
         "y": [place(point.y, chart.y) for point in curve.points],
         "hoverinfo": "text",
         "hovertext": [hover_text(point.hover) for point in curve.points],
-        "marker": {
-            "color": style.colour,
-            "size": 9,
-            "symbol": [style.marker[1] + ("-open" if point.doubtful else "") for point in curve.points],
-            "line": {"width": 1.5 if any(point.doubtful for point in curve.points) else 0, "color": style.colour},
-        },
+        "marker": point_markers(style, curve.points),
     }
     if any(point.hi is not None for point in curve.points):
         trace["error_y"] = error_bars([Part("", p.y, p.lo, p.hi) for p in curve.points], chart.y) | {
             "color": style.colour
         }
     yield trace
+
+
+def point_markers(style: Look, points: Iterable[Point]) -> dict[str, Any]:
+    """Marker of each point, hollow where doubtful."""
+    hollow = [point.doubtful for point in points]
+    return {
+        "color": style.colour,
+        "size": 9,
+        "symbol": [style.marker[1] + ("-open" if is_hollow else "") for is_hollow in hollow],
+        "line": {"width": 1.5 if any(hollow) else 0, "color": style.colour},
+    }
+
+
+def roofline_figure(chart: RooflineChart) -> dict[str, Any]:
+    """The ceilings and their names, the workloads above, the cases of each variant as one switchable trace."""
+    names_height = 40 + NAME_RISE * max(len(column.name) for column in chart.columns)
+    layout = base_layout(chart, ROOFLINE_HEIGHT + names_height + 22 * math.ceil(len(chart.marks) / 3))
+    layout["xaxis"] |= axis_layout(placed(chart.x)) | {
+        "title": {"text": chart.x.title, "standoff": 6},
+        "showgrid": False,
+    }
+    layout["yaxis"] |= axis_layout(placed(chart.y)) | {"title": {"text": chart.y.title, "standoff": 6}}
+    layout["margin"] |= {"t": names_height, "r": 84}
+    layout["showlegend"] = True
+    layout["legend"]["y"] = -0.13
+    layout["annotations"] = [roof_name(roof, chart) for roof in chart.roofs]
+    layout["annotations"] += [column_name(column, chart) for column in chart.columns]
+    layout["shapes"] = [shape for column in chart.columns for shape in column_lines(column, chart)]
+    roofs = [
+        {
+            "type": "scatter",
+            "mode": "lines",
+            "showlegend": False,
+            "hoverinfo": "skip",
+            "x": [place(x, chart.x) for x, _ in (roof.start, roof.end)],
+            "y": [place(y, chart.y) for _, y in (roof.start, roof.end)],
+            "line": {"color": GREY, "width": 2.2 if roof.level else 1.2},
+        }
+        for roof in chart.roofs
+    ]
+    marks = [
+        {
+            "type": "scatter",
+            "mode": "markers",
+            "name": html.escape(variant),
+            "legendgroup": variant,
+            "showlegend": False,
+            "x": [place(point.x, chart.x) for point in points],
+            "y": [place(point.y, chart.y) for point in points],
+            "hoverinfo": "text",
+            "hovertext": [hover_text(point.hover) for point in points],
+            "marker": point_markers(look(variant), points),
+        }
+        for variant, points in chart.marks
+    ]
+    # Entries of their own: Plotly would take a variant's first mark, which may be a hollow one.
+    entries = [
+        {key: mark[key] for key in ("type", "mode", "name", "legendgroup")}
+        | {"x": [None], "y": [None], "marker": {"color": look(variant).colour, "symbol": look(variant).marker[1]}}
+        for mark, (variant, _) in zip(marks, chart.marks, strict=True)
+    ]
+    return {"data": [*roofs, *marks, *entries], "layout": layout}
+
+
+def roof_name(roof: Roof, chart: RooflineChart) -> dict[str, Any]:
+    """Over a level's right end, or beside a slope's lower end."""
+    x, y = roof.end if roof.level else roof.start
+    align = {"xanchor": "right", "yanchor": "bottom"} if roof.level else {"xanchor": "left", "yanchor": "top"}
+    where = {"x": place(x, chart.x), "y": place(y, chart.y), "xshift": 0 if roof.level else 6, "showarrow": False}
+    return where | align | {"text": html.escape(roof.name), "font": {"size": 10}}
+
+
+def column_lines(column: Column, chart: RooflineChart) -> tuple[dict[str, Any], ...]:
+    """A line through a workload's cases, and one from its upper end to the name, where that was moved."""
+    line = reference_line("x", place(column.x, chart.x), dash="dot", width=0.7)
+    return line, line | {"x1": place(column.label_x, chart.x), "y0": 1, "y1": 1.04}
+
+
+def column_name(column: Column, chart: RooflineChart) -> dict[str, Any]:
+    """A workload's name, slanted above the figure."""
+    where = {"x": place(column.label_x, chart.x), "y": 1.04, "yref": "paper", "xanchor": "left", "yanchor": "bottom"}
+    return where | {"text": html.escape(column.name), "textangle": -40, "showarrow": False, "font": {"size": 10}}
 
 
 def base_layout(chart: Chart, height: int) -> dict[str, Any]:

@@ -15,7 +15,7 @@ import jinja2
 from markupsafe import Markup, escape
 
 from bench import durable, second_instrument
-from bench.report import interactive, plots, tables, words
+from bench.report import interactive, plots, roofline, tables, words
 from bench.report.charts import Kind, kinds
 from bench.report.frames import LEGEND, Run, load_run
 
@@ -45,7 +45,7 @@ def write_report(run_dir: Path) -> Report:
         OSError: the folder cannot be written to.
     """
     run = load_run(Path(run_dir))
-    drawn = kinds(run)
+    drawn = (*kinds(run), *roofline.kinds(run))
     written = plots.write_plots(drawn, run.path / "plots")
     page = run.path / "report.html"
     durable.replace(page, render(run, drawn, written).encode())
@@ -80,7 +80,8 @@ def render(run: Run, drawn: tuple[Kind, ...], written: dict[str, tuple[Path, ...
         second=tables.second_instrument(run.groups, second),
         second_problem=second.problem,
         workloads=tables.workloads(run.groups),
-        environment=tables.environment(run.environment),
+        roofline=tables.roofline(run.groups),
+        environment=environment_tables(run),
         kinds=drawn,
         figures={kind.name: embedded(kind, written[kind.name], script) for kind in drawn},
         # Marked as safe: it is the package's own script, and holds no closing script tag.
@@ -91,6 +92,13 @@ def render(run: Run, drawn: tuple[Kind, ...], written: dict[str, tuple[Path, ...
             if path.is_file() and path.name != "report.html" and not durable.is_bookkeeping(path)
         ],
     )
+
+
+def environment_tables(run: Run) -> tuple[tables.Table, ...]:
+    """The sections of environment.json, the ceilings in units that people read."""
+    found = roofline.ceilings(run.environment)
+    plain = {name: section for name, section in run.environment.items() if not (found and name == "ceilings")}
+    return (*tables.environment(plain), *tables.ceilings(found))
 
 
 def embedded(kind: Kind, files: tuple[Path, ...], script: str | None) -> list[Embedded]:

@@ -22,11 +22,24 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
 from bench import durable
-from bench.report.charts import Axis, Bar, BarChart, Chart, Curve, CurveChart, Kind, Part, Scale, part_names
+from bench.report.charts import (
+    Axis,
+    Bar,
+    BarChart,
+    Chart,
+    Curve,
+    CurveChart,
+    Kind,
+    Part,
+    Point,
+    RooflineChart,
+    Scale,
+    part_names,
+)
 from bench.report.style import Look, look
 
 MAX_PANELS = 8
-PANEL_WIDTH, ROW_HEIGHT, CURVE_HEIGHT = 6.4, 0.27, 3.6  # inches
+PANEL_WIDTH, ROW_HEIGHT, CURVE_HEIGHT, ROOFLINE_HEIGHT = 6.4, 0.27, 3.6, 6.2  # inches
 DPI = 130
 INK, GREY, PALE = "#22262b", "#8a8f98", "#e3e6ea"
 DOUBT_NAME = "doubtful: machine disturbed, or interval too wide"
@@ -123,6 +136,8 @@ def draw(kind: Kind, charts: tuple[Chart, ...]) -> Figure:
         axes.set_title(chart.title, loc="left")
         if isinstance(chart, BarChart):
             draw_bars(axes, chart)
+        elif isinstance(chart, RooflineChart):
+            draw_roofline(axes, chart)
         else:
             draw_curves(axes, chart)
     for axes in panels[len(charts) :]:
@@ -134,6 +149,8 @@ def draw(kind: Kind, charts: tuple[Chart, ...]) -> Figure:
 
 def height(chart: Chart) -> float:
     """Inches that a panel needs, title and axis included."""
+    if isinstance(chart, RooflineChart):
+        return ROOFLINE_HEIGHT
     if isinstance(chart, CurveChart):
         return CURVE_HEIGHT
     return 0.95 + ROW_HEIGHT * max(len(chart.bars), 2) * (1.4 if parts_a_row(chart) > 1 and not chart.dots else 1)
@@ -150,6 +167,8 @@ def legend(charts: tuple[Chart, ...]) -> list[Any]:
     bars = [bar for chart in charts if isinstance(chart, BarChart) for bar in chart.bars]
     dots = any(isinstance(chart, BarChart) and chart.dots for chart in charts)
     handles: list[Any] = [curve_handle(name) for name in dict.fromkeys(curve.variant for curve in curves)]
+    marks = [mark for chart in charts if isinstance(chart, RooflineChart) for mark in chart.marks]
+    handles += [curve_handle(name, line=False) for name in dict.fromkeys(variant for variant, _ in marks)]
     names = part_names(charts)
     if dots:
         handles += [Line2D([], [], color=GREY, marker=DOTS[name], ls="", label=name) for name in names]
@@ -157,15 +176,16 @@ def legend(charts: tuple[Chart, ...]) -> list[Any]:
         handles += [Patch(facecolor=GREY, alpha=OPACITY[name], label=name) for name in names]
     if any(bar.doubtful for bar in bars):
         handles.append(Patch(facecolor=GREY, edgecolor="white", hatch="////", label=f"~ {DOUBT_NAME}"))
-    if any(point.doubtful for curve in curves for point in curve.points):
+    if any(point.doubtful for _, points in [*((c.variant, c.points) for c in curves), *marks] for point in points):
         handles.append(Line2D([], [], color=GREY, marker="o", mfc="white", ls="", label=f"hollow: {DOUBT_NAME}"))
     return handles
 
 
-def curve_handle(variant: str) -> Line2D:
-    """A variant's entry in the legend of curves."""
+def curve_handle(variant: str, *, line: bool = True) -> Line2D:
+    """A variant's entry in the legend of curves, or of points alone."""
     style = look(variant)
-    return Line2D([], [], color=style.colour, marker=style.marker[0], ls=style.dash[0], ms=5, label=variant)
+    dash = style.dash[0] if line else ""
+    return Line2D([], [], color=style.colour, marker=style.marker[0], ls=dash, ms=5, label=variant)
 
 
 def draw_bars(axes: Axes, chart: BarChart) -> None:
@@ -248,10 +268,51 @@ def draw_curve(axes: Axes, curve: Curve, style: Look) -> None:
     for point in curve.points:
         if point.lo is not None and point.hi is not None:
             axes.plot([point.x, point.x], [point.lo, point.hi], color=style.colour, lw=1, zorder=2)
+        draw_point(axes, point, style)
+
+
+def draw_point(axes: Axes, point: Point, style: Look, size: float = 5.5) -> None:
+    """One figure, hollow where doubtful."""
+    axes.plot(
+        point.x, point.y, style.marker[0], ms=size, zorder=3, mew=1.1,
+        mec=style.colour if point.doubtful else "white", mfc="white" if point.doubtful else style.colour,
+    )  # fmt: skip
+
+
+def draw_roofline(axes: Axes, chart: RooflineChart) -> None:
+    """The ceilings named along their lines, the workloads above, the cases below."""
+    set_axis(axes, chart.x, "x")
+    set_axis(axes, chart.y, "y")
+    axes.grid(visible=False, axis="x")
+    for roof in chart.roofs:
+        (x0, y0), (x1, y1) = roof.start, roof.end
         axes.plot(
-            point.x, point.y, style.marker[0], ms=5.5, zorder=3, mew=1.1,
-            mec=style.colour if point.doubtful else "white", mfc="white" if point.doubtful else style.colour,
+            [x0, x1],
+            [y0, y1],
+            color=INK if roof.level else GREY,
+            lw=1.4 if roof.level else 1,
+            zorder=5 if roof.level else 2,
+        )
+        # A level's name stands over its right end, a slope's beside its lower end, where slopes are furthest apart.
+        at, offset, align = ((x1, y1), (-2, 3), "right") if roof.level else ((x0, y0), (7, -2), "left")
+        axes.annotate(
+            roof.name, at, offset, textcoords="offset points", ha=align, va="bottom" if roof.level else "top",
+            fontsize=7, color=INK, zorder=2.5, bbox={"fc": "white", "ec": "none", "alpha": 0.85, "pad": 0.8},
         )  # fmt: skip
+    above = (chart.y.hi / chart.y.lo) ** 0.03
+    for column in chart.columns:
+        axes.plot(
+            [column.x, column.x, column.label_x], [chart.y.lo, chart.y.hi / above, chart.y.hi],
+            color=GREY, lw=0.5, ls=(0, (1, 2)), zorder=1.5,
+        )  # fmt: skip
+    names = axes.secondary_xaxis("top")
+    names.set_xticks([c.label_x for c in chart.columns], [c.name for c in chart.columns], rotation=40, ha="left")
+    names.set_xticks([], minor=True)
+    names.tick_params(length=0, labelsize=7, pad=1)
+    names.spines["top"].set_visible(False)
+    for variant, points in chart.marks:
+        for point in points:
+            draw_point(axes, point, look(variant), size=7)
 
 
 def set_axis(axes: Axes, axis: Axis, which: str) -> None:

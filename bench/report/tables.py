@@ -6,13 +6,14 @@ A table without a row is not made, and the page says nothing about it.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from bench import units
 from bench.record import Record, Status
 from bench.report.frames import DOUBT, Group, case_key, doubts, summary_row
 from bench.report.style import look
+from bench.roofline import Ceilings, Work
 from bench.second_instrument import Findings
 
 NO_REASON = "no reason was recorded"
@@ -123,6 +124,40 @@ def cold_start(groups: Iterable[Group]) -> Table | None:
     """Times before the first result."""
     columns = {"build": "build_s", "first call": "first_call_s", "of it compiling": "compile_s"}
     return figures("Cold start", groups, columns, units.seconds)
+
+
+def roofline(groups: Iterable[Group]) -> Table | None:
+    """Least work, what was reached of the machine's ceiling, and which ceiling that is."""
+    rows = []
+    for group, record in every(groups):
+        work = Work.of(asdict(record))
+        if record.status is not Status.OK or work is None:
+            continue
+        rate, intensity = work.flops / work.call_s, work.flops / work.least_bytes
+        cells = [
+            Cell(units.amount(work.flops, "FLOP"), work.flops),
+            Cell(units.amount(work.least_bytes, "B"), work.least_bytes),
+            Cell(f"{intensity:.3g}", intensity),
+            Cell(f"{DOUBT if doubts(record) else ''}{units.amount(rate, 'FLOP')}/s", rate),
+            Cell(units.share(record.ceiling_share), record.ceiling_share),
+            Cell(record.bound),
+        ]
+        rows.append(Row((*where(group, record), *cells)))
+    names = ("group", "variant", "FLOPs", "least bytes", "FLOP a byte", "reached", "share of ceiling", "ceiling")
+    return table("Roofline", names, rows)
+
+
+def ceilings(found: Mapping[str, Ceilings]) -> tuple[Table, ...]:
+    """What the machine can do, a table a device."""
+    tables = []
+    for device, ceiling in found.items():
+        facts = [("threads", f"{ceiling.threads}"), ("measured", f"{ceiling.measurements}x")]
+        facts += [(f"{name} products", units.amount(r, "FLOP") + "/s") for name, r in ceiling.rates.flops_per_s.items()]
+        moved = sorted(ceiling.rates.bytes_per_s.items())
+        facts += [(f"bytes moved within {units.binary(size)}", units.amount(rate, "B") + "/s") for size, rate in moved]
+        rows = tuple(Row((Cell(name), Cell(text))) for name, text in facts)
+        tables.append(Table(f"ceilings of {device}", ("name", "value"), rows))
+    return tuple(tables)
 
 
 def parity(groups: Iterable[Group]) -> Table | None:

@@ -1,0 +1,180 @@
+"""The roofline: what every case reached, under what its machine can reach at most.
+
+One chart a mode, with all workloads in it: a workload's cases have nearly the same FLOPs a byte, so they stand above
+each other and one name serves them all.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from statistics import median_low
+from typing import Any
+
+from bench import units
+from bench.record import Record, Status
+from bench.report.charts import Axis, Column, Kind, Point, Roof, RooflineChart, hover
+from bench.report.frames import ReportError, Run, doubts
+from bench.roofline import Ceilings, Rates, Work
+
+CAPTION = (
+    "FLOPs a second over FLOPs a byte, both counted as the least that the model needs, both axes logarithmic. Level "
+    "lines: the fastest matrix product of each precision. Rising lines: the fastest way to move bytes, by the size of "
+    "what is moved. Measured at the start of the run at its number of threads; no case can be above its lines."
+)
+#: Two lines of bandwidth are drawn where they are so far apart.
+APART = 1.5
+#: Names stand at least this share of the axis apart, or as far as there is room for all of them.
+NAME_ROOM = 0.045
+
+
+@dataclass(frozen=True)
+class Reached:
+    """A case that can be drawn."""
+
+    record: Record
+    work: Work
+
+    @property
+    def intensity(self) -> float:
+        """FLOPs a byte."""
+        return self.work.flops / self.work.least_bytes
+
+    @property
+    def flops_per_s(self) -> float:
+        """FLOPs a second."""
+        return self.work.flops / self.work.call_s
+
+    def point(self) -> Point:
+        """Where it stands."""
+        record = self.record
+        where = f"{record.workload}, {units.amount(self.flops_per_s, 'FLOP')}/s, {self.intensity:.3g} FLOP a byte"
+        near = f"{units.share(record.ceiling_share)} of its ceiling, which is {record.bound}"
+        text = (record.variant, where, near, *hover(record)[1:])
+        return Point(self.intensity, self.flops_per_s, doubtful=bool(doubts(record)), hover=text)
+
+
+def kinds(run: Run) -> tuple[Kind, ...]:
+    """The roofline, where the run measured its ceilings and a case can be held against them."""
+    measured = ceilings(run.environment)
+    panels: dict[tuple[str, str, int], list[Reached]] = {}
+    for record in run.records:
+        work = Work.of(asdict(record))
+        if record.status is Status.OK and work and record.ceiling_share is not None and record.device in measured:
+            panels.setdefault((record.mode, record.device, record.threads), []).append(Reached(record, work))
+    several = [len({key[place] for key in panels}) > 1 for place in range(3)]
+    charts = tuple(chart(title(key, several), cases, measured[key[1]]) for key, cases in panels.items())
+    return (Kind("roofline", "Roofline", CAPTION, charts),) if charts else ()
+
+
+def ceilings(environment: Mapping[str, Any]) -> dict[str, Ceilings]:
+    """The ceilings in environment.json by device; empty where a run measured none.
+
+    Raises:
+        ReportError: the section is not one of ours.
+    """
+    section = environment.get("ceilings") or {}
+    try:
+        return {str(device): Ceilings.of(data) for device, data in section.items()}
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        msg = (
+            f"environment.json: the section ceilings is broken ({type(error).__name__}: {error}); "
+            "remove it to make the report without the roofline"
+        )
+        raise ReportError(msg) from error
+
+
+def title(key: tuple[str, str, int], several: list[bool]) -> str:
+    """The mode, and device and threads where a run has several of them."""
+    mode, device, threads = key
+    more = [text for text, tell in zip((device, f"{threads} threads"), several[1:], strict=True) if tell]
+    return ", ".join([mode, *more])
+
+
+def chart(name: str, cases: list[Reached], found: Ceilings) -> RooflineChart:
+    """All cases of one mode, device and number of threads."""
+    rates = found.rates
+    types = dict.fromkeys(kind for case in cases for kind in case.work.precisions)
+    levels = {kind: rate for kind in types if (rate := rates.product(kind))}
+    slopes = bandwidths(rates)
+    lowest, top, slowest = min(levels.values()), max(levels.values()), slopes[0][1]
+    xs = [case.intensity for case in cases]
+    # The ridges of the slowest bandwidth belong into the picture, so that it can be seen on which side a case stands.
+    lo = min(*xs, lowest / slowest) / 2.5, min(case.flops_per_s for case in cases) / 2
+    hi = 2 * max(*xs, top / slowest), 2.2 * top
+    roofs = [*level_roofs(levels, slopes[-1][1], lo[0], hi[0]), *slope_roofs(slopes, top, lo)]
+    marks: dict[str, list[Point]] = {}
+    for case in cases:
+        marks.setdefault(case.record.variant, []).append(case.point())
+    return RooflineChart(
+        name,
+        name,
+        axis("FLOP a byte moved, at least", lo[0], hi[0]),
+        axis("FLOP/s reached", lo[1], hi[1]),
+        tuple(roofs),
+        columns(cases, lo[0], hi[0]),
+        tuple((variant, tuple(points)) for variant, points in marks.items()),
+    )
+
+
+def axis(title: str, lo: float, hi: float) -> Axis:
+    """A logarithmic axis of plain counts."""
+    label = units.tick_label("")
+    return Axis(title, "log", lo, hi, tuple((tick, label(tick)) for tick in units.log_ticks(lo, hi)))
+
+
+def bandwidths(rates: Rates) -> list[tuple[int, float]]:
+    """Working sets and rates worth a line, from memory inwards."""
+    kept: list[tuple[int, float]] = []
+    for size in sorted(rates.bytes_per_s, reverse=True):
+        rate = rates.bandwidth(size)
+        if rate and (not kept or rate >= APART * kept[-1][1]):
+            kept.append((size, rate))
+    return kept
+
+
+def level_roofs(levels: Mapping[str, float], bandwidth: float, lo: float, hi: float) -> Iterable[Roof]:
+    """One line a rate, from the fastest memory's ridge on; precisions of the same rate share it."""
+    shared: dict[float, list[str]] = {}
+    for name, rate in levels.items():
+        shared.setdefault(rate, []).append(name)
+    for rate, names in shared.items():
+        start = max(lo, rate / bandwidth)
+        yield Roof(f"{', '.join(names)} products at {units.amount(rate, 'FLOP')}/s", (start, rate), (hi, rate))
+
+
+def slope_roofs(slopes: Iterable[tuple[int, float]], top: float, corner: tuple[float, float]) -> Iterable[Roof]:
+    """One line a working set, from the edge of the picture to the highest level; none for what lies outside it."""
+    for size, rate in slopes:
+        start = max(corner[0], corner[1] / rate)
+        if start * rate < top:
+            name = f"{units.binary(size)} at {units.amount(rate, 'B')}/s"
+            yield Roof(name, (start, start * rate), (top / rate, top))
+
+
+def columns(cases: Iterable[Reached], lo: float, hi: float) -> tuple[Column, ...]:
+    """Each workload where most of its cases stand, the names moved apart."""
+    places: dict[str, list[float]] = {}
+    for case in cases:
+        places.setdefault(case.record.workload, []).append(math.log(case.intensity))
+    middle = {name: (median_low(xs) - math.log(lo)) / math.log(hi / lo) for name, xs in places.items()}
+    order = sorted(middle, key=lambda name: middle[name])
+    apart = spread([middle[name] for name in order])
+    return tuple(
+        Column(name, lo * (hi / lo) ** middle[name], lo * (hi / lo) ** x) for name, x in zip(order, apart, strict=True)
+    )
+
+
+def spread(places: list[float]) -> list[float]:
+    """Rising places between 0 and 1, moved as little as needed to be `NAME_ROOM` apart."""
+    room = min(NAME_ROOM, 1 / max(1, len(places)))
+    moved: list[float] = []
+    for place in places:
+        moved.append(max(place, moved[-1] + room) if moved else place)
+    # What was pushed out at the right goes back, and pushes its neighbours back.
+    limit = 1.0
+    for index in range(len(moved) - 1, -1, -1):
+        moved[index] = min(moved[index], limit)
+        limit = moved[index] - room
+    return moved
