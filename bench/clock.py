@@ -2,6 +2,9 @@
 
 On a CPU every call is timed alone with the monotonic clock. On CUDA a block of calls is queued and waited for once,
 between two events (throughput), and then calls are timed one by one, each waited for (latency: what a user waits).
+
+What reads and what waits is bound when this module is imported, before any variant: a variant that replaces
+`time.perf_counter_ns` or `torch.cuda.synchronize` changes nothing here.
 """
 
 from __future__ import annotations
@@ -15,20 +18,29 @@ import torch
 
 from bench.block import Block
 
+_now_ns = time.perf_counter_ns
+_synchronize = torch.cuda.synchronize
+_Event = torch.cuda.Event
+
+
+def now_s() -> float:
+    """Seconds on the clock that times; only differences mean anything."""
+    return _now_ns() * 1e-9
+
 
 def synchronize(device: str) -> None:
     """Wait until the device has done all that was asked of it."""
     if device == "cuda":
-        torch.cuda.synchronize()
+        _synchronize()
 
 
 def time_once(call: Callable[[], object], device: str) -> float:
     """Wall seconds of one call, waited for."""
     synchronize(device)
-    start = time.perf_counter_ns()
+    start = _now_ns()
     call()
     synchronize(device)
-    return (time.perf_counter_ns() - start) * 1e-9
+    return (_now_ns() - start) * 1e-9
 
 
 def time_block(call: Callable[[], object], calls: int, device: str) -> Block:
@@ -47,7 +59,7 @@ def time_block(call: Callable[[], object], calls: int, device: str) -> Block:
             wall_s, device_s = _queued(call, calls)
             singles = tuple(time_once(call, device) for _ in range(calls))
             return Block(singles, calls, wall_s, device_s)
-        clock = time.perf_counter_ns
+        clock = _now_ns
         marks = [clock()]
         for _ in range(calls):
             call()
@@ -60,12 +72,12 @@ def time_block(call: Callable[[], object], calls: int, device: str) -> Block:
 
 def _queued(call: Callable[[], object], calls: int) -> tuple[float, float]:
     """Wall and device seconds of calls queued without waiting in between."""
-    before, after = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-    start = time.perf_counter_ns()
+    before, after = _Event(enable_timing=True), _Event(enable_timing=True)
+    start = _now_ns()
     before.record()
     for _ in range(calls):
         call()
     after.record()
-    torch.cuda.synchronize()
-    wall_s = (time.perf_counter_ns() - start) * 1e-9
+    _synchronize()
+    wall_s = (_now_ns() - start) * 1e-9
     return wall_s, before.elapsed_time(after) * 1e-3

@@ -143,6 +143,8 @@ def explain(variant: Variant, workload: Workload, device: str, seen: Observation
             parts.append("the time loop ran in Python")
     else:
         parts.append(_lstm_words(variant, workload, device, seen, compiled))
+    if variant.reuses_outputs:
+        parts.append("the next call overwrites its outputs")
     asked = {"tf32": "fp32"}.get(variant.precision, variant.precision)
     if seen.precisions and asked not in seen.precisions:
         parts.append(f"asked for {variant.precision}, but products ran in {' and '.join(seen.precisions)}")

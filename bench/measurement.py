@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from bench import plausible
 from bench.cases import REFERENCE, Case, Group
 from bench.process import Worker, WorkerError
 from bench.record import Status
@@ -58,6 +59,7 @@ class Measurement:
         mark = self.scratch / "mark"
         mark.write_bytes(b"")
         rounds: list[RoundData] = []
+        sampled: dict[str, Any] = {}
         worker_start = time.perf_counter()
         sampling_start = worker_start
         try:
@@ -66,6 +68,8 @@ class Measurement:
                 for event in worker.ask("measure", self.runner.plan.suite.case_limit_s, **request):
                     if event["event"] == "gate":
                         self._gate(event)
+                    elif event["event"] == "sampled":
+                        sampled = event | {"wall_s": time.perf_counter() - sampling_start}
                     elif event["event"] == "round":
                         rounds.append(RoundData.of(event))
                     elif event["event"] == "stage" and event["name"] == "rounds":
@@ -81,8 +85,16 @@ class Measurement:
             else:
                 self._drop(culprit, failed(error.status, error.reason))
             return time.perf_counter() - worker_start, False
+        self._believe(rounds, sampled)
         self.samples.processes.append(rounds)
         return time.perf_counter() - sampling_start, True
+
+    def _believe(self, rounds: list[RoundData], sampled: dict[str, Any]) -> None:
+        """Drop all cases when the samples cannot be true: they share a clock, and nothing tells whose doing it was."""
+        blocks = [block for found in rounds for block in found.blocks.values()]
+        doubt = blocks and plausible.doubt(blocks, sampled["elapsed_s"], sampled["rounds_s"], sampled["wall_s"])
+        for case in self.cases if doubt else []:
+            self._drop(case.variant, failed(Status.PARITY_FAILED, doubt))
 
     def _gate(self, event: dict[str, Any]) -> None:
         variant = event["variant"]

@@ -174,12 +174,12 @@ class Gate:
     def __init__(self, workload: Workload, mode: str, device: str) -> None:
         self.workload, self.mode, self.device = workload, mode, device
         self.terms = workload.batch * max(workload.source_steps, workload.target_steps or 0)
-        self._quantities = functools.cache(self._compute)
+        self.quantities = functools.cache(self._compute)
 
     def check(self, executable: Executable, seed: int) -> Verdict:
         """Judge an executable on the weights and batch of a seed; its own weights are put back afterwards."""
         found, precision = self._found(executable, seed), executable.variant.precision
-        truth, expected = self._quantities(seed, "truth"), self._quantities(seed, precision)
+        truth, expected = self.quantities(seed, "truth"), self.quantities(seed, precision)
         return judge(found, truth, expected, precision, self.terms)
 
     def _found(self, executable: Executable, seed: int) -> dict[str, Tensor]:
@@ -192,9 +192,11 @@ class Gate:
             executable.load(kept)
 
     def _compute(self, seed: int, precision: str) -> dict[str, Tensor]:
-        """Quantities of the truth, or of the reference at a precision, for a seed."""
         weights = random_weights(self.workload.config, seed)
-        batch = self.workload.make_batch(seed)
+        return self.compute(weights, self.workload.make_batch(seed), precision)
+
+    def compute(self, weights: Weights, batch: Batch, precision: str) -> dict[str, Tensor]:
+        """Quantities of the truth (`precision` is "truth"), or of the reference at a precision."""
         if precision == "truth":
             return true_quantities(self.workload.config, self.mode, self.device, weights, batch)
         variant = dataclasses.replace(REFERENCE, precision=precision)

@@ -23,7 +23,7 @@ import numpy as np
 from bench import interference
 from bench.block import Block
 from bench.cases import LEAST_ROUNDS
-from bench.clock import time_block, time_once
+from bench.clock import now_s, time_block, time_once
 from bench.interference import Interference, Reading
 
 
@@ -182,6 +182,7 @@ def sample(
         emit: sends an event.
     """
     kept = []
+    start = now_s()
     told = time.perf_counter()
     with open(mark_path, "r+b", buffering=0) as file:  # noqa: PTH123 - unbuffered
         for found in rounds(subjects, per_block, device, plan, functools.partial(_mark, file.fileno())):
@@ -189,6 +190,8 @@ def sample(
             if time.perf_counter() - told > HEARTBEAT_S:
                 told = time.perf_counter()
                 emit("progress", rounds=len(kept))
+    # What the samples must add up to, and what the parent's own clock must agree with.
+    emit("sampled", elapsed_s=now_s() - start, rounds_s=sum(found.wall_s for found in kept))
     for found in kept:
         blocks = {
             name: [b.calls_s, b.queued_calls, b.queued_wall_s, b.queued_device_s] for name, b in found.blocks.items()

@@ -21,14 +21,15 @@ import torch
 
 from bench import ceilings, evidence, memory
 from bench.cases import Case
-from bench.clock import synchronize, time_once
+from bench.clock import now_s, synchronize, time_once
+from bench.honesty import Audit, restore_timekeepers
 from bench.parity import Gate, Verdict
 from bench.record import Status
 from bench.sampling import Plan, Subject, sample, warm_up
 from seq2seq.cost import Extent, cost
 from seq2seq.execution import Executable, initial_weights
 from seq2seq.model import Seq2Seq
-from seq2seq.tasks.batch import DataUnavailableError
+from seq2seq.tasks.batch import Batch, DataUnavailableError
 from seq2seq.variants import VARIANTS, Variant
 from seq2seq.workloads import WORKLOADS, find_workload
 
@@ -215,18 +216,23 @@ def measure(request: dict[str, Any], emit: Emit) -> None:
     gate = Gate(workload, cases[0].mode, cases[0].device)
     weights = initial_weights(workload.config, WEIGHTS_SEED)
     batch = workload.make_batch(TIMED_SEED)
-    ready: dict[str, Executable] = {}
+    audit = Audit(gate, weights, batch)
+    if replaced := restore_timekeepers():
+        msg = f"a plugin replaced {', '.join(replaced)}, with which the time is told"
+        raise RuntimeError(msg)
+    ready: dict[str, tuple[Executable, Batch]] = {}
     subjects: dict[str, Subject] = {}
     per_block: dict[str, int] = {}
     for case in cases:
         emit("stage", name="build and gate", variant=case.variant)
         executable = Executable(VARIANTS[case.executed], workload.config, case.mode, case.device, weights)
-        verdict = gate.check(executable, seed)
-        emit("gate", variant=case.variant, when="before", **verdict_fields(verdict))
-        if not verdict.passed:
+        prepared = executable.prepare(batch)
+        verdict = gated(gate, audit, executable, prepared, seed, warm=False)
+        emit("gate", variant=case.variant, when="before", **verdict)
+        if not verdict["passed"]:
             continue
-        ready[case.variant] = executable
-        call = functools.partial(executable.call, executable.prepare(batch))
+        ready[case.variant] = executable, prepared
+        call = functools.partial(executable.call, prepared)
         subjects[case.variant] = Subject(call, executable.context)
         emit("stage", name="warm-up", variant=case.variant)
         per_block[case.variant] = warm_up(subjects[case.variant], case.device)
@@ -235,9 +241,18 @@ def measure(request: dict[str, Any], emit: Emit) -> None:
     plan = Plan(request["budget_s"], request["interval"], request["reference"], seed)
     emit("stage", name="rounds", variant="")
     sample(subjects, per_block, cases[0].device, plan, request["mark"], emit)
-    for name, executable in ready.items():
+    for name, (executable, prepared) in ready.items():
         emit("stage", name="gate after the rounds", variant=name)
-        emit("gate", variant=name, when="after", **verdict_fields(gate.check(executable, seed + 1)))
+        emit("gate", variant=name, when="after", **gated(gate, audit, executable, prepared, seed + 1, warm=True))
+
+
+def gated(
+    gate: Gate, audit: Audit, executable: Executable, prepared: Batch, seed: int, *, warm: bool
+) -> dict[str, Any]:
+    """Fields of the gate's event: the gate's own verdict and, where it lets through, what the audit has against it."""
+    fields = verdict_fields(gate.check(executable, seed))
+    reason = audit.find(executable, prepared, seed, warm=warm) if fields["passed"] else ""
+    return fields | {"passed": False, "reason": reason} if reason else fields
 
 
 def verdict_fields(verdict: Verdict) -> dict[str, Any]:

@@ -86,6 +86,11 @@ class Executable:
         """The batch on this executable's device, in the type that its model reads."""
         return batch.to(self.device, self.variant.dtype if self._stored else None)
 
+    @property
+    def loss_scale(self) -> float:
+        """What the loss is multiplied with before the backward pass; it shrinks with each step that overflows."""
+        return self._scaler.get_scale() if self._scaler.is_enabled() else 1.0
+
     @contextlib.contextmanager
     def context(self) -> Iterator[None]:
         """Settings that hold while calls run: which LSTM torch may take, TF32, gradients, Dynamo's `allow_rnn`."""
@@ -155,9 +160,8 @@ class Executable:
     def _gradients(self, loss: Tensor, leaves: dict[str, Tensor]) -> dict[str, Tensor]:
         self.model.zero_grad(set_to_none=True)
         self._scaler.scale(loss).backward()
-        scale = self._scaler.get_scale() if self._scaler.is_enabled() else 1.0
         return {
-            f"grad {name}": torch.zeros_like(leaf) if leaf.grad is None else leaf.grad / scale
+            f"grad {name}": torch.zeros_like(leaf) if leaf.grad is None else leaf.grad / self.loss_scale
             for name, leaf in leaves.items()
         }
 
@@ -166,6 +170,11 @@ class Executable:
         with torch.no_grad():
             for name, parameter in self.model.named_parameters():
                 parameter.copy_(weights[name])
+
+    def restart(self, weights: Weights) -> None:
+        """Load weights and forget the optimizer's state: the next training step is a first one."""
+        self.load(weights)
+        self._optimizer = None
 
     def weights(self) -> Weights:
         """A copy of the current weights in fp32, on the CPU."""

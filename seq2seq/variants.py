@@ -44,6 +44,7 @@ class Variant:
         compiler: None, `dynamo` (torch.compile) or `torchscript`.
         compile_options: arguments of torch.compile.
         allow_rnn: whether Dynamo may trace nn.LSTM (`torch._dynamo.config.allow_rnn`).
+        reuses_outputs: whether a call's results live in memory that the next call overwrites, as in CUDA graphs.
         devices: where it exists.
         requirements: what else it needs, checked before anything is built.
     """
@@ -57,6 +58,7 @@ class Variant:
     compiler: str | None = None
     compile_options: Mapping[str, Any] = field(default_factory=dict)
     allow_rnn: bool = False
+    reuses_outputs: bool = False
     devices: tuple[str, ...] = ("cpu", "cuda")
     requirements: tuple[Requirement, ...] = ()
 
@@ -218,6 +220,7 @@ VARIANTS: dict[str, Variant] = {
             lstm="loop",
             compiler="dynamo",
             compile_options={"mode": "reduce-overhead"},
+            reuses_outputs=True,
             devices=("cuda",),
             requirements=(_needs_compiler,),
         ),

@@ -300,6 +300,8 @@ class Actor:
     asked: list[dict[str, Any]]
     dies: Any
     after: dict[str, bool]
+    #: What its clock says of the rounds, which take no time at all.
+    elapsed_s = 0.0
 
     def __init__(self, *_: object) -> None:
         pass
@@ -326,8 +328,10 @@ class Actor:
             yield gate(name, "before")
         yield {"event": "stage", "name": "rounds", "variant": ""}
         self.dies("rounds", variants, Path(fields["mark"]))
-        for number in range(20):
-            yield a_round(number, variants)
+        played = [a_round(number, variants) for number in range(20)]
+        rounds_s = sum(block[0][0] for event in played for block in event["blocks"].values())
+        yield {"event": "sampled", "elapsed_s": self.elapsed_s, "rounds_s": rounds_s}
+        yield from played
         for name in variants:
             yield gate(name, "after", passed=self.after.get(name, True))
 
@@ -448,6 +452,16 @@ def test_a_case_refused_after_the_rounds_has_no_times(stage):
     assert records["bad"].reason == "planted (gate after the rounds)"
     assert (records["bad"].latency_p50_s, records["bad"].speedup, records["bad"].samples) == (None, None, None)
     assert measured(asked) == [["reference", "bad"], ["reference"], ["reference"]]
+
+
+def test_samples_by_a_wrong_clock_are_refused(stage, monkeypatch):
+    """The parent's clock saw no time pass where the worker counted 5 s: no case of that group has a time."""
+    monkeypatch.setattr(Actor, "elapsed_s", 5.0)
+    records, asked = stage("reference", "a")
+    assert {record.status for record in records.values()} == {Status.PARITY_FAILED}
+    assert all("the worker's clock is wrong: it counted 5.0 s" in record.reason for record in records.values())
+    assert records["a"].latency_p50_s is None
+    assert len(measured(asked)) == 1
 
 
 def test_a_refused_reference_leaves_times_without_ratios(stage):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 
 import torch
@@ -62,6 +63,21 @@ class Batch:
             # The loss is always taken in full precision, so what it compares with is not rounded.
             expected=self.expected.to(device),
         )
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Its tensors by name, lengths included; what is None is left out."""
+        fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        return {name: value for name, value in fields.items() if value is not None}
+
+    def copy(self) -> Batch:
+        """The same in memory of its own."""
+        return dataclasses.replace(self, **{name: value.clone() for name, value in self.tensors().items()})
+
+    def overwrite(self, other: Batch) -> None:
+        """Take another batch's content, in place and past the version counters, as a write through NumPy does."""
+        new = other.tensors()
+        for name, value in self.tensors().items():
+            value.data.copy_(new[name])
 
 
 def _valid(lengths: Tensor | None, value: Tensor) -> int:
