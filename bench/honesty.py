@@ -25,7 +25,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bench import clock, sampling, seen
+from bench import clock, interference, sampling, seen
 from bench.parity import GRADIENT, ROUNDOFF, TOLERANCES, Gate, judge, random_weights, relative_error
 from seq2seq.execution import LEARNING_RATE, Executable, Weights
 from seq2seq.model import Seq2SeqResult, loss_of

@@ -92,7 +92,9 @@ class Measurement:
     def _believe(self, rounds: list[RoundData], sampled: dict[str, Any]) -> None:
         """Drop all cases when the samples cannot be true: they share a clock, and nothing tells whose doing it was."""
         blocks = [block for found in rounds for block in found.blocks.values()]
-        doubt = blocks and plausible.doubt(blocks, sampled["elapsed_s"], sampled["rounds_s"], sampled["wall_s"])
+        if not blocks:
+            return
+        doubt = plausible.doubt(blocks, sampled["elapsed_s"], sampled["rounds_s"], sampled["wall_s"])
         for case in self.cases if doubt else []:
             self._drop(case.variant, failed(Status.PARITY_FAILED, doubt))
 
