@@ -15,6 +15,8 @@ from bench.block import Block
 CLOCK_SHARE, CLOCK_S = 0.1, 0.25
 #: Share of the rounds that samples and untimed calls must make up.
 LEAST_SHARE = 0.6
+#: Rounds so short that a pause of the machine decides are not judged by it, seconds.
+PAUSE_S = 0.05
 #: More than all of it they cannot be, but for the untimed calls, whose time is a guess.
 MOST_SHARE = 1.5
 
@@ -42,6 +44,6 @@ def doubt(blocks: Iterable[Block], elapsed_s: float, rounds_s: float, wall_s: fl
             "clock of the parent"
         )
     found_s = accounted_s(blocks)
-    if not LEAST_SHARE * rounds_s - CLOCK_S <= found_s <= MOST_SHARE * rounds_s + CLOCK_S:
+    if not LEAST_SHARE * rounds_s - PAUSE_S <= found_s <= MOST_SHARE * rounds_s + PAUSE_S:
         return f"the samples cannot be true: they add up to {found_s:.1f} s of {rounds_s:.1f} s that the rounds took"
     return ""

@@ -51,10 +51,6 @@ SMALL = (
     "speech-las-scaled@batch=2,length=10,hidden=16",
     "translation-small-scaled@batch=2,length=6",
 )
-    "seed@batch=3,length=4",
-    "speech-las-scaled@batch=2,length=10,hidden=16",
-    "translation-small-scaled@batch=2,length=6",
-)
 EAGER = ("reference", "loop", "onednn", "amp-bf16", "amp-bf16-native", "torchscript")
 
 
