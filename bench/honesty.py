@@ -32,7 +32,7 @@ from seq2seq.model import Seq2SeqResult, loss_of
 from seq2seq.tasks.batch import Batch
 
 #: How long results that were wrong at return are given to become right, seconds: it decides the words alone.
-LATE_S = 0.05
+LATE_S = 0.25
 #: Error that an optimizer step may have, as a share of the step; a step that was left out has 1.
 STEP_SHARE = 0.01
 #: Attempts at a step whose loss scale overflows, each with half the scale of the one before.
