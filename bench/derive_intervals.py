@@ -79,8 +79,8 @@ def heavy(generator: np.random.Generator, processes: int, rounds: int) -> Floats
 def spoilt(generator: np.random.Generator, processes: int, rounds: int, least: float = -1) -> Floats:
     """A tenth of the rounds is off by up to twofold, either way or one."""
     hit = generator.random((processes, rounds)) < 1 / 10
-    off = np.log(2) * generator.uniform(least, 1, (processes, rounds))
-    return np.asarray(calm(generator, processes, rounds) + hit * off)
+    noise = calm(generator, processes, rounds)
+    return np.asarray(noise + hit * np.log(2) * generator.uniform(least, 1, (processes, rounds)))
 
 
 def machine_drift(generator: np.random.Generator, processes: int, rounds: int) -> Floats:
