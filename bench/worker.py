@@ -21,7 +21,7 @@ import torch
 
 from bench import ceilings, evidence, memory
 from bench.cases import Case
-from bench.clock import now_s, synchronize, time_once
+from bench.clock import synchronize, time_once
 from bench.honesty import Audit, restore_timekeepers
 from bench.parity import Gate, Verdict
 from bench.record import Status

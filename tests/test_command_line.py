@@ -258,7 +258,17 @@ def test_the_parent_never_imports_torch(tmp_path):
 def test_what_the_parent_is_made_of_imports_no_torch():
     """No module that the parent imports names torch at its top, whatever path a run takes."""
     parts = ("__main__", "runner", "measurement", "process", "cases", "console", "environment", "store", "summary")
-    kept = ("statistics", "resume", "rawfile", "durable", "samples", "comparable", "compare", "compare_tables", "export")
+    kept = (
+        "statistics",
+        "resume",
+        "rawfile",
+        "durable",
+        "samples",
+        "comparable",
+        "compare",
+        "compare_tables",
+        "export",
+    )
     tested = ("interference", "gpu", "selftest/command", "selftest/pairs", "selftest/part", "selftest/null")
     for name in (*parts, *kept, *tested, "selftest/power", "selftest/instrument", "selftest/neighbour"):
         tree = ast.parse((ROOT / "bench" / f"{name}.py").read_text(encoding="utf-8"))
