@@ -13,190 +13,21 @@ from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 
 from bench import environment, resume
-from bench.cases import MODES, Filters, Selection, Suite, load_suite, suite_names
+from bench.arguments import DEFAULT_SUITE, parser
+from bench.cases import Filters, Selection, Suite, load_suite, suite_names
 from bench.console import Console
 from bench.errors import UsageError
 from bench.process import Settings
 from bench.rawfile import Key
 from bench.record import Status
 from bench.runner import Plan, Runner, make_plan
-from bench.selftest.command import add_arguments, selftest
 from bench.store import RunFolder
 
-DEFAULT_SUITE = "quick"
 EXIT_OK, EXIT_NOT_OK, EXIT_USAGE, EXIT_REGRESSION, EXIT_INTERRUPTED, EXIT_TERMINATED = 0, 1, 2, 3, 130, 143
 
 
 class Terminated(KeyboardInterrupt):
     """SIGTERM, which ends a run as Ctrl-C does."""
-
-
-def parser() -> argparse.ArgumentParser:
-    """The command line's grammar."""
-    top = argparse.ArgumentParser(
-        prog="python -m bench",
-        description="Measure the ways to execute an LSTM Seq2Seq model: which is fastest here, is it right, how sure.",
-        epilog="Exit codes: 0 every case that can run here is ok; 1 a gate refused a variant, or a worker failed; "
-        "2 wrong usage, or runs that are not comparable; 3 compare found a regression; 130 interrupted.",
-    )
-    commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    run = commands.add_parser("run", help="measure a suite and write CSV, plots and a page")
-    _add_selection(run)
-    run.add_argument(
-        "--seed", type=int, metavar="N", help="of gates and orders, as environment.json of a run has it (default: new)"
-    )
-    run.add_argument("--dry-run", action="store_true", help="print the cases and the expected time, run nothing")
-    run.add_argument(
-        "--out", type=Path, metavar="DIR", help="new folder for the run (default: results/runs/TIME-SUITE)"
-    )
-    run.add_argument(
-        "--resume",
-        type=Path,
-        metavar="DIR",
-        help="finish the interrupted run of that folder, with the options it began with; what is recorded stays",
-    )
-    listing = commands.add_parser("list", help="suites, workloads, and variants with their availability here")
-    _add_device(listing)
-    report = commands.add_parser("report", help="write plots and page of a run folder again")
-    report.add_argument("dir", type=Path, metavar="DIR", help="run folder")
-    add_arguments(
-        commands.add_parser(
-            "selftest", help="hold the suite against itself: null pairs, planted slowdowns, other tools"
-        ),
-        _positive_int,
-        _positive_float,
-    )
-    _add_compare(commands.add_parser("compare", help="hold runs against a base: faster, slower, same or unclear"))
-    export = commands.add_parser("export", help="write a run in another program's format")
-    export.add_argument("dir", type=Path, metavar="RUN", help="run folder")
-    export.add_argument("--format", choices=("pytest-benchmark",), required=True, help="whose format")
-    export.add_argument("--out", type=Path, metavar="FILE", help="new file (default: RUN/export.pytest-benchmark.json)")
-    return top
-
-
-def _add_compare(command: argparse.ArgumentParser) -> None:
-    add = command.add_argument
-    add("base", type=Path, metavar="BASE", help="run folder that the others are held against")
-    add("new", type=Path, metavar="NEW", nargs="+", help="run folders, each held against BASE")
-    add(
-        "--by",
-        choices=("speedup", "time"),
-        default="speedup",
-        help="compare each case's time relative to the reference of its rounds, in which a machine that drifts "
-        "cancels, or its time as it is (default: speedup)",
-    )
-    add(
-        "--margin",
-        type=_share,
-        default=0.02,
-        metavar="PERCENT",
-        help="changes whose interval lies within it are the same (default: 2%%)",
-    )
-    add(
-        "--fail-on",
-        type=_slower,
-        metavar="slower:PERCENT",
-        help="exit 3 when a case broke, or is slower by more than this, as slower:3%%, and surely so: its interval "
-        "excludes 1 with all comparisons allowed for",
-    )
-    add("--force", action="store_true", help="compare what is not comparable, and mark it")
-    add("--format", choices=("text", "csv", "markdown"), default="text", help="markdown fits a pull request")
-    add("--output", type=Path, metavar="FILE", help="new file to write to instead of the terminal")
-
-
-def _add_selection(command: argparse.ArgumentParser) -> None:
-    add = command.add_argument
-    add(
-        "--suite",
-        metavar="NAME|FILE.toml",
-        help=f"what to measure: {', '.join(suite_names())}, or a file (default: {DEFAULT_SUITE})",
-    )
-    add(
-        "--workload",
-        action="append",
-        default=[],
-        metavar="GLOB",
-        help="workloads instead of the suite's; overrides as seed@batch=64; may be repeated",
-    )
-    add(
-        "--variant",
-        action="append",
-        default=[],
-        metavar="GLOB",
-        help="variants instead of the suite's, which the reference joins; name#label runs one twice; may be repeated",
-    )
-    add("--mode", action="append", default=[], choices=MODES, help="modes instead of the suite's; may be repeated")
-    add("--threads", type=_positive_int, metavar="N", help="CPU threads (default: the cores this process may use)")
-    add(
-        "--budget",
-        type=_positive_float,
-        metavar="SECONDS",
-        help="seconds of timed rounds for the whole run, shared out among its groups; start-up is extra",
-    )
-    add(
-        "--omp-wait",
-        choices=("default", "active", "passive"),
-        help="how OpenMP threads wait for work: default is what a user gets who sets nothing; passive is calmer "
-        "beside busy neighbours, but waking a thread can cost more than the work (default: default)",
-    )
-    add(
-        "--no-second-instrument",
-        action="store_true",
-        help=f"leave out timing the quick cases once more with pytest-benchmark, as the suite {DEFAULT_SUITE} does",
-    )
-    _add_device(command)
-
-
-def _add_device(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--device", choices=("cpu", "cuda"), help="device instead of the suite's")
-    command.add_argument(
-        "--plugin",
-        action="append",
-        default=[],
-        type=Path,
-        metavar="FILE.py",
-        help="file that adds variants or workloads of your own; may be repeated",
-    )
-
-
-def _positive_int(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        msg = f"{text!r} is not a whole number of at least 1"
-        raise argparse.ArgumentTypeError(msg)
-    return int(text)
-
-
-def _positive_float(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = 0.0
-    if not 0 < value < float("inf"):
-        msg = f"{text!r} is not a number of seconds above 0"
-        raise argparse.ArgumentTypeError(msg)
-    return value
-
-
-def _share(text: str) -> float:
-    """`3%` as 0.03."""
-    number = text.strip().removesuffix("%").strip()
-    try:
-        value = float(number) / 100
-    except ValueError:
-        value = -1.0
-    if not 0 <= value < 1:
-        msg = f"{text!r} is not a percentage from 0 to below 100, as 3%"
-        raise argparse.ArgumentTypeError(msg)
-    return value
-
-
-def _slower(text: str) -> float:
-    """`slower:3%` as 0.03."""
-    word, colon, number = text.partition(":")
-    if word != "slower" or not colon:
-        msg = f"{text!r} is not slower: and a percentage, as slower:3%"
-        raise argparse.ArgumentTypeError(msg)
-    return _share(number)
 
 
 def usable_cores() -> int:
@@ -456,6 +287,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if arguments.command == "run":
             return run(arguments, shlex.join(["python", "-m", "bench", *words]))
         if arguments.command == "selftest":
+            from bench.selftest.command import selftest  # noqa: PLC0415 - pandas is slow to import
+
             return selftest(arguments, shlex.join(["python", "-m", "bench", *words]), usable_cores())
         others = {"list": listing, "report": report, "compare": compare, "export": export}
         return others[arguments.command](arguments)

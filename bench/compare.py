@@ -319,7 +319,8 @@ def _measured(key: Identity, records: tuple[Record, Record], runs: tuple[Run, Ru
         else:
             where = " and ".join(name for name, found in zip(("BASE", "NEW"), ratios, strict=True) if not found)
             note = f"by time: no reference in {where}"
-    change = faster_by(sides[0], sides[1], by)
+    # Disturbed rounds that had to be used narrow no interval, in either run.
+    change = faster_by(sides[0], sides[1], by).widened(max(group.stretch() for group in groups))
     found = Verdict.YARDSTICK if yardstick else verdict(change, options.margin)
     base_value, new_value = (float(np.median(np.concatenate(side))) for side in sides)
     return Pair(key, *records, found, by, base_value, new_value, change, note=note)

@@ -53,6 +53,12 @@ class Interval:
         """Half the interval's width as a share of the value."""
         return (self.high - self.low) / 2 / self.value if self.value else float("inf")
 
+    def widened(self, factor: float) -> Interval:
+        """The same figure, above 0, with ends that are `factor` times as far away, in logarithms."""
+        return Interval(
+            self.value, self.value * (self.low / self.value) ** factor, self.value * (self.high / self.value) ** factor
+        )
+
 
 def percentile(processes: Sequence[Sequence[Floats]], share: float, seed: int = 0) -> Interval | None:
     """A percentile of all calls with its interval, or None when the calls cannot bound it.

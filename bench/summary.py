@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -66,6 +67,15 @@ class Samples:
             for found in rounds:
                 found.blocks.pop(variant, None)
 
+    def stretch(self) -> float:
+        """How much wider intervals have to be, so that kept rounds that were disturbed narrow none.
+
+        They are in the figures for lack of better ones; doubt falls with the square root of the clean rounds alone.
+        """
+        kept = [found for rounds in self.kept() for found in rounds]
+        clean = sum(not found.disturbed for found in kept)
+        return math.sqrt(len(kept) / max(1, clean)) if kept else 1.0
+
     def ratios(self, reference: str, variant: str) -> list[Floats]:
         """time(reference) / time(variant) of each kept round that has both, one array a process."""
         found = [
@@ -94,7 +104,7 @@ class Samples:
             return None
         if reference == variant:
             return Interval(1.0, 1.0, 1.0)
-        return ratio_interval(ratios)
+        return ratio_interval(ratios).widened(self.stretch())
 
     def rows(self, case: Case, process: int, rounds: Iterable[RoundData]) -> Iterator[list[Any]]:
         """Raw samples of a case in one process, in the order of SAMPLE_COLUMNS."""
@@ -141,6 +151,7 @@ def figures(case: Case, samples: Samples, reference: str, interval: float, facts
     for name, share in PERCENTILES.items():
         at = percentile(calls, share)
         if at is not None:
+            at = at.widened(samples.stretch())
             found |= {f"latency_{name}_s": at.value, f"latency_{name}_lo_s": at.low, f"latency_{name}_hi_s": at.high}
     device = [b.queued_device_s / b.queued_calls for b in blocks if b.queued_device_s]
     if device:

@@ -13,11 +13,12 @@ import pandas as pd
 import psutil
 import pytest
 
+from bench.arguments import parser
 from bench.cases import Case
 from bench.console import Console
 from bench.errors import UsageError
 from bench.process import Settings
-from bench.selftest import command, neighbour, null, plots, power
+from bench.selftest import PARTS, command, neighbour, null, plots, power
 from bench.selftest.pairs import Pair
 from bench.selftest.part import WORKLOADS, Found, Options, least, most, percent, row_of, spread
 from bench.statistics import Interval
@@ -187,7 +188,7 @@ def test_extra_work_takes_processor_time():
     assert time.process_time() - cpu > 0.3 * (time.perf_counter() - wall)
 
 
-@pytest.mark.parametrize("name", command.PARTS)
+@pytest.mark.parametrize("name", PARTS)
 def test_every_part_has_a_plot(tmp_path, name):
     """From the columns of its CSV, with one thread and with two."""
     rows = []
@@ -221,10 +222,8 @@ def test_one_thread_and_all_are_measured_unless_named():
 def test_what_is_planted_can_be_chosen():
     """In percent, as it is said; each once."""
     assert command.options_of(arguments(planted=[0.0, 0.03, 0.03]), 2).planted == (0.0, 0.03)
-    assert command._percent("3") == 0.03
-    for text in ("many", "-1", "101"):
-        with pytest.raises(argparse.ArgumentTypeError, match="not a percentage from 0 to 100"):
-            command._percent(text)
+    words = ["selftest", "power", "--planted", "0", "--planted", "3%"]
+    assert parser().parse_args(words).planted == [0.0, 0.03]
 
 
 def test_a_mode_needs_its_workload():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 
@@ -215,6 +217,26 @@ def test_a_round_is_read_from_what_a_worker_sends():
     assert (found.wall_s, found.waited_s, found.beside.others_share) == (4.0, 0.5, 1.0)
     assert found.blocks["b"].per_call_s == 0.5
     assert found.blocks["a"].per_call_s == 1.5
+
+
+def test_disturbed_rounds_narrow_no_interval():
+    """Where disturbed rounds have to be used, intervals are as wide as if the clean ones alone had been counted."""
+    pairs = [(2.0, 1.0 + 0.1 * (n % 5)) for n in range(45)]
+    clean, disturbed = (process(*pairs, disturbed=tuple(numbers)) for numbers in ((), range(5, 45)))
+    assert Samples([disturbed]).stretch() == pytest.approx(3.0)
+    narrow, wide = (Samples([rounds]).speedup("reference", "fast") for rounds in (clean, disturbed))
+    assert wide.value == narrow.value
+    assert math.log(wide.high / wide.value) == pytest.approx(3 * math.log(narrow.high / narrow.value))
+    assert math.log(wide.low / wide.value) == pytest.approx(3 * math.log(narrow.low / narrow.value))
+    told = [figured(rounds) for rounds in (clean, disturbed)]
+    widths = [math.log(found["latency_p50_hi_s"] / found["latency_p50_lo_s"]) for found in told]
+    assert widths[1] == pytest.approx(3 * widths[0]) > 0
+
+
+def test_a_process_without_a_clean_round_is_as_doubtful_as_one_round():
+    """Nothing is divided by nothing."""
+    assert Samples([process(*[(2.0, 1.0)] * 9, disturbed=tuple(range(9)))]).stretch() == 3.0
+    assert Samples([]).stretch() == 1.0
 
 
 def test_a_round_s_row_has_the_columns_of_rounds_csv():

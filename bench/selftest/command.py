@@ -9,88 +9,20 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from bench import environment
-from bench.cases import MODES
 from bench.console import Console
 from bench.errors import UsageError
 from bench.process import WorkerError
-from bench.selftest import instrument, neighbour, null, power
+from bench.selftest import PARTS, STANDARD, instrument, neighbour, null, power
 from bench.selftest.part import Found, Options
 from bench.store import RunFolder
 
 Run = Callable[[Options, Path, Console], Found]
-PARTS: dict[str, tuple[Run, str]] = {
-    "null": (null.run, "a variant against itself: error of the ratio, coverage of the interval"),
-    "power": (power.run, "planted slowdowns of 1, 2, 3 and 5 %: how many are found, and false alarms"),
-    "instrument": (instrument.run, "torch.utils.benchmark, pytest-benchmark and pyperf's way on the same calls"),
-    "neighbour": (neighbour.run, "a busy neighbour: is it noticed, what does OpenMP's waiting cost"),
-}
-#: Parts that run unless others are named.
-STANDARD = ("null", "power", "instrument")
+RUNS: dict[str, Run] = {
+    "null": null.run, "power": power.run, "instrument": instrument.run, "neighbour": neighbour.run,
+}  # fmt: skip
 FOLDER = Path("results") / "selftest"
 #: Seconds that a pair takes besides its rounds, a worker's start, and how many pairs' time a part's pair takes.
 WARM_S, START_S = 2.0, 3.0
-
-
-def add_arguments(
-    command: argparse.ArgumentParser, positive_int: Callable[[str], int], positive_float: Callable[[str], float]
-) -> None:
-    """The grammar of the command."""
-    words = "; ".join(f"{name}: {summary}" for name, (_, summary) in PARTS.items())
-    command.add_argument(
-        "part",
-        nargs="*",
-        metavar="PART",
-        help=f"what to hold against the suite ({words}; default: {' '.join(STANDARD)})",
-    )
-    add = command.add_argument
-    add(
-        "--pairs",
-        type=positive_int,
-        metavar="N",
-        help="pairs of each setting (default: null 40, power 20, instrument 10)",
-    )
-    add("--seconds", type=positive_float, default=5.0, metavar="S", help="of rounds a pair (default: 5)")
-    add("--processes", type=positive_int, default=4, metavar="N", help="worker processes that share them (default: 4)")
-    add(
-        "--threads",
-        action="append",
-        type=positive_int,
-        metavar="N",
-        help="CPU threads; may be repeated (default: 1 and all)",
-    )
-    add(
-        "--planted",
-        action="append",
-        type=_percent,
-        metavar="PERCENT",
-        help="slowdown that `power` plants, 0 for none; may be repeated (default: 0, 1, 2, 3 and 5)",
-    )
-    add("--workload", metavar="NAME", help="measure this workload alone")
-    add("--mode", choices=MODES, help="its mode (default: inference)")
-    add("--variant", default="reference", metavar="NAME", help="variant to measure against itself (default: reference)")
-    add(
-        "--omp-wait",
-        choices=("default", "active", "passive"),
-        default="default",
-        help="how OpenMP threads wait; `neighbour` measures all three (default: default)",
-    )
-    add("--out", type=Path, metavar="DIR", help=f"new folder (default: {FOLDER}/TIME)")
-
-
-def _percent(text: str) -> float:
-    """A share from a percentage.
-
-    Raises:
-        ArgumentTypeError: for anything but a number from 0 to 100.
-    """
-    try:
-        value = float(text)
-    except ValueError:
-        value = -1.0
-    if not 0 <= value <= 100:  # noqa: PLR2004
-        msg = f"{text!r} is not a percentage from 0 to 100"
-        raise argparse.ArgumentTypeError(msg)
-    return value / 100
 
 
 def options_of(arguments: argparse.Namespace, cores: int) -> Options:
@@ -135,7 +67,7 @@ def selftest(arguments: argparse.Namespace, command: str, cores: int) -> int:
     for name in names:
         start = time.perf_counter()
         try:
-            found = PARTS[name][0](options, folder.path, console)
+            found = RUNS[name](options, folder.path, console)
         except WorkerError as error:
             console.say(f"{name}: could not be measured: {error.reason}", "red")
             missed.append(name)
