@@ -69,6 +69,9 @@ class Played:
         if request in {"catalogue", "describe"}:
             yield from served(request, fields)
             return
+        if request == "ceilings":
+            yield {"event": "ceilings", "threads": 1, "flops_per_s": {"fp32": 1e9}, "bytes_per_s": {"32768": 1e9}}
+            return
         cases = fields["cases"] if request == "measure" else [fields["case"]]
         self.asked.append((request, cases[0]["mode"], *(case["variant"] for case in cases)))
         self.ends(request, cases[0]["mode"])
@@ -78,6 +81,7 @@ class Played:
             yield {"event": "cold", "fields": {"build_s": 0.5, "first_call_s": 0.6, "evidence": "played"}}
             return
         self.seeds.append(fields["seed"])
+        yield {"event": "sampled", "elapsed_s": 0.0, "rounds_s": len(cases) * (36.0 + 8 * len(self.seeds))}
         for number in range(8):
             blocks = {case["variant"]: [[1.0 + number + len(self.seeds)], 0, 0.0, None] for case in cases}
             yield {"event": "round", "number": number, "wall_s": 0.1, "waited_s": 0.0, "beside": {}, "blocks": blocks}
