@@ -34,6 +34,13 @@ def microbench(session: nox.Session) -> None:
 
 
 @nox.session
+def selftest(session: nox.Session) -> None:
+    """Hold the suite against itself: `nox -s selftest`, or `nox -s selftest -- null --pairs 100`."""
+    install(session)
+    session.run("python", "-m", "bench", "selftest", *session.posargs)
+
+
+@nox.session
 def report(session: nox.Session) -> None:
     """Write plots and page of a run folder again: `nox -s report -- DIR`."""
     install(session)

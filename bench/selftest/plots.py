@@ -43,7 +43,8 @@ def _null(figure: Figure, rows: pd.DataFrame) -> None:
         axes.set_xticks([])
         axes.set_xlabel(f"{len(off)} pairs, in the order of their ratios")
         axes.set_ylabel("ratio - 1, %")
-        axes.legend(frameon=False, title="95 % interval")
+    handles, labels = axes.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower right", ncols=2, frameon=False, title="95 % interval")
     figure.suptitle("A variant against itself: shaded is the target for 9 of 10 pairs", x=0.01, ha="left")
 
 
