@@ -49,9 +49,6 @@ class Record:
     device: str = column("`cpu` or `cuda`", "")
     precision: str = column("precision the variant asks for: `fp32`, `tf32`, `bf16`, `fp16`", "")
     threads: int = column("CPU threads the worker was given", 0)
-    omp_wait: str = column(
-        "how OpenMP threads wait for work: `default` (OMP_WAIT_POLICY not set), `active`, `passive`", ""
-    )
     status: Status = column(
         "`ok`, `unavailable`, `parity-failed`, `impossible` (faster than the machine can be), `oom`, `timeout`, "
         "`crashed`, `error`",
@@ -128,6 +125,9 @@ class Record:
     ran_precision: str = column("data types of the matrix products and LSTM operators that ran, by profiler", "")
     ran_operators: str = column("operators or GPU kernels that ran and how often, by profiler, heaviest first", "")
     ran_threads: int | None = column("threads the math library reported")
+    omp_wait: str = column(
+        "how OpenMP threads wait for work: `default` (OMP_WAIT_POLICY not set), `active`, `passive`", ""
+    )
 
     parity_error: float | None = column(
         "relative error of the output, final state or loss nearest to its limit, all gate runs"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 import sys
@@ -24,39 +25,39 @@ with durable.locked(Path(sys.argv[1])):
 """
 
 
-@pytest.fixture
-def small_files():
-    """Lets the system refuse whatever makes a file longer than so many bytes, after it took what fits."""
+@contextlib.contextmanager
+def small_files(size: int):
+    """Let the system refuse whatever makes a file longer, after it took what fits; the tests' own output too."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    yield lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
-    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
-def test_an_append_that_does_not_fit_leaves_the_file_as_it_was(tmp_path, small_files):
+def test_an_append_that_does_not_fit_leaves_the_file_as_it_was(tmp_path):
     """The system takes a part first; no torn end is left, and the error names the file."""
     path = tmp_path / "records.jsonl"
     durable.append(path, b"first\n")
-    small_files(10)
-    with pytest.raises(OSError, match="too large") as error:
+    with pytest.raises(OSError, match="too large") as error, small_files(10):
         durable.append(path, b"second\n" * 10)
     assert error.value.filename == str(path)
     assert path.read_bytes() == b"first\n"
 
 
-def test_a_new_file_that_does_not_fit_is_not_there(tmp_path, small_files):
+def test_a_new_file_that_does_not_fit_is_not_there(tmp_path):
     """An empty file would be something else than none."""
-    small_files(3)
-    with pytest.raises(OSError, match="too large"):
+    with pytest.raises(OSError, match="too large"), small_files(3):
         durable.append(tmp_path / "samples.csv.gz", b"four")
     assert not list(tmp_path.iterdir())
 
 
-def test_a_replacement_that_does_not_fit_leaves_the_old_file(tmp_path, small_files):
+def test_a_replacement_that_does_not_fit_leaves_the_old_file(tmp_path):
     """All of the old one, and nothing beside it."""
     path = tmp_path / "records.csv"
     durable.replace(path, b"old")
-    small_files(10)
-    with pytest.raises(OSError, match="too large") as error:
+    with pytest.raises(OSError, match="too large") as error, small_files(10):
         durable.replace(path, b"n" * 100)
     assert error.value.filename == str(path)
     assert path.read_bytes() == b"old"

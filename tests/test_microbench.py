@@ -290,11 +290,14 @@ def test_only_what_ended_ok_is_timed_a_second_time(tmp_path, monkeypatch, capsys
     asked: list[list[Case]] = []
     monkeypatch.setattr(second_instrument, "run", lambda cases, *_: asked.append(cases) or ["a line for the user"])
     ends = Runner(plan(*DESCRIBED), RunFolder(tmp_path), Settings(1), Console())
-    records = [DESCRIBED[0].record(status=Status.CRASHED), DESCRIBED[4].record(status=Status.OK)]
-    ends._second_instrument(records, tmp_path)
+    ends.folder.append(DESCRIBED[0].record(status=Status.CRASHED), DESCRIBED[4].record(status=Status.OK))
+    ends._second_instrument(tmp_path)
     assert asked == [[DESCRIBED[4].case]]
     assert "a line for the user" in capsys.readouterr().out
-    ends._second_instrument(records[:1], tmp_path)
+    none_ok = Runner(plan(*DESCRIBED), RunFolder(tmp_path / "other"), Settings(1), Console())
+    none_ok.folder.path.mkdir()
+    none_ok.folder.append(DESCRIBED[0].record(status=Status.CRASHED))
+    none_ok._second_instrument(tmp_path)
     assert len(asked) == 1
 
 
