@@ -211,7 +211,8 @@ class Audit:
             found = dict(copies)
             if "loss" not in found:
                 found["loss"] = loss_of(found["outputs"], prepared.expected, prepared.decoded_lengths)
-            verdict = judge(found, {name: truth[name] for name in found}, expected, precision, self._gate.terms)
+            true = {name: truth[name] for name in found}
+            verdict = judge(found, true, expected, precision, self._gate.terms, self._gate.usual_norms)
             return "" if verdict.passed else verdict.describe()
 
         wrong = refused(call.copies)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from bench import parity
 from bench.defects import DEFECTS
-from bench.parity import FACTOR, TOLERANCES, Check, Gate, Verdict, judge, relative_error
+from bench.parity import FACTOR, GRADIENT, TOLERANCES, USUAL_SEEDS, Check, Gate, Verdict, judge, relative_error
 from kernels.reference import LoopLSTM
 from seq2seq.execution import Executable, initial_weights
 from seq2seq.variants import LSTMS, VARIANTS, Variant
@@ -339,3 +339,46 @@ def test_the_gate_s_biases_are_large_at_any_size():
     assert all(value.abs().max() > 0.3 for value in biases if value.numel() > 8)
     again = parity.random_weights(find_workload("scaling@hidden=512").config, 3)
     assert all(torch.equal(value, again[name]) for name, value in weights.items())
+
+
+def nearly_cancelled(error: float) -> dict[str, dict[str, torch.Tensor]]:
+    """A gradient of one number that is a hundredth of its usual 1, and a variant that is off by `error`."""
+    true, name = torch.tensor([0.01], dtype=torch.float64), "grad fc.bias"
+    return {"found": {name: true + error}, "truth": {name: true}, "expected": {name: true + 1e-5}}
+
+
+def test_a_gradient_that_nearly_cancels_is_judged_by_its_usual_size():
+    """Its rounding is that of its terms, not of what is left of their sum."""
+    usual = {"grad fc.bias": 1.0}
+    assert not judge(**nearly_cancelled(0.005), precision="bf16").passed
+    assert judge(**nearly_cancelled(0.005), precision="bf16", usual=lambda: usual).passed
+    # What is large against its usual size is still wrong, and so is fp32 that errs like bf16.
+    assert not judge(**nearly_cancelled(0.05), precision="bf16", usual=lambda: usual).passed
+    assert not judge(**nearly_cancelled(0.005), precision="fp32", usual=lambda: usual).passed
+
+
+def test_the_usual_size_makes_no_limit_narrower_and_no_output_wider():
+    """A gradient that is larger than usual keeps its own norm, and what is no gradient has no other."""
+    assert not judge(**nearly_cancelled(0.005), precision="bf16", usual=lambda: {"grad fc.bias": 1e-6}).passed
+    outputs = {kind: {"outputs": value["grad fc.bias"]} for kind, value in nearly_cancelled(0.005).items()}
+    assert not judge(**outputs, precision="bf16", usual=lambda: {"outputs": 1.0}).passed
+
+
+def test_the_usual_size_is_that_of_other_problems():
+    """Root mean square of the norms in truth; nothing but gradients has one."""
+    gate = Gate(find_workload("seed@batch=2,length=3"), "training", "cpu")
+    found = gate.usual_norms()
+    assert set(found) == {name for name in gate.quantities(0, "truth") if name.startswith(GRADIENT)}
+    norms = [float(gate.quantities(seed, "truth")["grad fc.bias"].norm()) for seed in USUAL_SEEDS]
+    assert found["grad fc.bias"] == pytest.approx(math.sqrt(sum(n * n for n in norms) / len(norms)))
+
+
+def test_no_honest_problem_is_refused_where_a_gradient_nearly_cancels(monkeypatch):
+    """Of 600 problems these three were refused by the gradient's own norm; an honest variant passes them."""
+    workload = find_workload("seed@batch=2,length=3")
+    executable = built(VARIANTS["amp-bf16-native"], workload, "training")
+    seeds = (214, 228, 493)
+    gate = Gate(workload, "training", "cpu")
+    assert [gate.check(executable, seed).describe() for seed in seeds] == ["", "", ""]
+    monkeypatch.setattr(Gate, "usual_norms", lambda _: {})
+    assert not all(gate.check(executable, seed).passed for seed in seeds)
