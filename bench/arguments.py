@@ -16,8 +16,9 @@ def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(
         prog="python -m bench",
         description="Measure the ways to execute an LSTM Seq2Seq model: which is fastest here, is it right, how sure.",
-        epilog="Exit codes: 0 every case that can run here is ok; 1 a gate refused a variant, or a worker failed; "
-        "2 wrong usage, or runs that are not comparable; 3 compare found a regression; 130 interrupted.",
+        epilog="Exit codes: 0 every case that can run here is ok; 1 a gate refused a variant, a case was faster than "
+        "the machine can be, a worker failed, the system refused to write, or selftest missed a target; 2 wrong usage, "
+        "or runs that are not comparable; 3 compare found a regression; 130 interrupted, 143 by SIGTERM.",
     )
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
     run = commands.add_parser("run", help="measure a suite and write CSV, plots and a page")
@@ -74,8 +75,8 @@ def _add_compare(command: argparse.ArgumentParser) -> None:
         "--fail-on",
         type=_slower,
         metavar="slower:PERCENT",
-        help="exit 3 when a case broke, or is slower by more than this, as slower:3%%, and surely so: its interval "
-        "excludes 1 with all comparisons allowed for",
+        help="exit 3 when a case broke, or is estimated to be slower by more than this, as slower:3%%, and is surely "
+        "slower: its interval excludes 1 with all comparisons allowed for",
     )
     add("--force", action="store_true", help="compare what is not comparable, and mark it")
     add("--format", choices=("text", "csv", "markdown"), default="text", help="markdown fits a pull request")
@@ -95,7 +96,7 @@ def _add_selftest(command: argparse.ArgumentParser) -> None:
         "--pairs",
         type=_positive_int,
         metavar="N",
-        help="pairs of each setting (default: null 40, power 20, instrument 10)",
+        help="pairs of each setting (default: null 40, power 20, instrument 10, neighbour 3)",
     )
     add("--seconds", type=_positive_float, default=5.0, metavar="S", help="of rounds a pair (default: 5)")
     add("--processes", type=_positive_int, default=4, metavar="N", help="worker processes that share them (default: 4)")

@@ -164,10 +164,13 @@ def match(patterns: Iterable[str], names: Sequence[str], what: str) -> list[str]
     A pattern with `@` (overrides) or `#` (label) is taken as a name: only the part before is looked up.
 
     Raises:
-        UsageError: for a pattern that selects nothing.
+        UsageError: for a pattern that selects nothing, or an empty label.
     """
     chosen: dict[str, None] = {}
     for pattern in patterns:
+        if pattern.endswith("#"):
+            msg = f"{what} {pattern!r} has an empty label; expected a name after #, or no #"
+            raise UsageError(msg)
         base = pattern.partition("@")[0].partition("#")[0]
         hits = [name for name in names if fnmatch.fnmatchcase(name, base)]
         if not hits:

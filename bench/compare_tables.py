@@ -144,7 +144,7 @@ def lead(label: str, comparison: Comparison) -> str:
     if threshold is None:
         return sentence
     found = len(comparison.regressions)
-    what = f"surely slower by more than {_percent(threshold)}, or broken"
+    what = f"surely slower, by an estimated {_percent(threshold)} or more, or broken"
     return f"{sentence}; {_counted(found, 'regression')} ({what})" if found else f"{sentence}; no regression ({what})"
 
 

@@ -12,7 +12,7 @@ import contextlib
 import dataclasses
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,7 +26,7 @@ SHARE = 0.10
 LEAST_S = 0.025
 #: Wall time that the counters need before `SHARE` of it is more than `LEAST_S`.
 STRETCH_S = LEAST_S / SHARE
-#: Share of a round that our own threads, together, may spend ready but without a core.
+#: Share of a round that one of our own threads may spend ready but without a core; a parallel region waits for all.
 DELAY_SHARE = 0.05
 #: One look at whether the machine is quiet again, seconds.
 LOOK_S = 0.1
@@ -44,16 +44,26 @@ class Reading:
         busy_s: CPU time of all processes, stolen time not among it.
         own_s: CPU time of this process.
         stolen_s: time that the hypervisor gave to others.
-        delay_s: time that threads of this process were ready but had no core; 0 where the system does not tell.
-        switches: times that this process had to give up a core.
+        delays_ns: how long each thread of this process was ready but had no core; None where the system does not tell.
+        switches: times that this process had to give up a core; None likewise.
     """
 
     wall_s: float
     busy_s: float
     own_s: float
     stolen_s: float
-    delay_s: float = 0.0
-    switches: int = 0
+    delays_ns: Mapping[str, int] | None = None
+    switches: int | None = None
+
+    def delay_since(self, before: Reading) -> float | None:
+        """Seconds that the thread that waited longest was ready but had no core since an earlier reading."""
+        if self.delays_ns is None or before.delays_ns is None:
+            return None
+        return max((ns - before.delays_ns.get(task, 0) for task, ns in self.delays_ns.items()), default=0) * 1e-9
+
+    def switches_since(self, before: Reading) -> int | None:
+        """Times that this process had to give up a core since an earlier reading."""
+        return None if self.switches is None or before.switches is None else self.switches - before.switches
 
 
 @dataclass(frozen=True)
@@ -64,8 +74,9 @@ class Interference:
         why: what disturbed it, in words; empty when nothing did.
         others_share: cores that other processes kept busy during its stretch, on average.
         stolen_share: cores that the hypervisor took, likewise.
-        delay_s: time in the round that our own threads were ready but had no core, together.
-        switches: times in the round that we had to give up a core.
+        delay_s: time in the round that the thread of ours that waited longest was ready but had no core; None where
+            the system does not tell.
+        switches: times in the round that we had to give up a core; None likewise.
         load: the system's load average over a minute, where it has one.
         frequency_mhz: the processor's clock, where the system tells.
         gpu_clock_mhz: clock of the GPU's multiprocessors; None without NVML or on a CPU.
@@ -76,8 +87,8 @@ class Interference:
     why: str = ""
     others_share: float = 0.0
     stolen_share: float = 0.0
-    delay_s: float = 0.0
-    switches: int = 0
+    delay_s: float | None = None
+    switches: int | None = None
     load: float | None = None
     frequency_mhz: float | None = None
     gpu_clock_mhz: float | None = None
@@ -92,26 +103,29 @@ def read() -> Reading:
     stolen = getattr(times, "steal", 0.0)
     # `guest` time is counted in `user` already.
     counted = sum(times) - getattr(times, "guest", 0.0) - getattr(times, "guest_nice", 0.0)
-    delay_s, switches = read_own()
-    return Reading(_now_s(), counted - idle - stolen, time.process_time(), stolen, delay_s, switches)
+    return Reading(_now_s(), counted - idle - stolen, time.process_time(), stolen, read_delays(), _switches())
 
 
-def read_own() -> tuple[float, int]:
-    """Seconds that our threads waited for a core so far, and how often we had to give one up.
+def read_delays() -> dict[str, int] | None:
+    """Nanoseconds that each of our threads was ready but had no core so far; None where the system does not tell.
 
-    Source: second field of /proc/PID/task/TID/schedstat, nanoseconds (Linux, Documentation/scheduler); getrusage(2).
+    Source: second field of /proc/PID/task/TID/schedstat (Linux, Documentation/scheduler).
     """
-    delay_ns = 0
+    found = {}
     with contextlib.suppress(OSError):
         for task in os.listdir(_TASKS):  # noqa: PTH208 - read between rounds, where Path objects cost time
             # A thread may end between the listing and the reading.
             with contextlib.suppress(OSError), open(f"{_TASKS}/{task}/schedstat", "rb") as file:  # noqa: PTH123
-                delay_ns += int(file.read().split()[1])
+                found[task] = int(file.read().split()[1])
+    return found or None
+
+
+def _switches() -> int | None:
     try:
         import resource  # noqa: PLC0415 - not on every system
     except ImportError:
-        return delay_ns * 1e-9, 0
-    return delay_ns * 1e-9, resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw
+        return None
+    return resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw
 
 
 def others_s(before: Reading, after: Reading) -> float:
@@ -130,9 +144,9 @@ def disturbed(before: Reading, after: Reading) -> bool:
     return taken_s > max(LEAST_S, SHARE * (after.wall_s - before.wall_s))
 
 
-def delayed(delay_s: float, wall_s: float) -> bool:
-    """Whether our own threads waited for a core for too large a share of a round."""
-    return delay_s > DELAY_SHARE * wall_s
+def delayed(delay_s: float | None, wall_s: float) -> bool:
+    """Whether a thread of ours waited for a core for too large a share of a round; unknown is no reason."""
+    return delay_s is not None and delay_s > DELAY_SHARE * wall_s
 
 
 def judge(before: Reading, after: Reading, device: str = "cpu") -> Interference:
@@ -159,11 +173,11 @@ def judge(before: Reading, after: Reading, device: str = "cpu") -> Interference:
     )
 
 
-def of_round(stretch: Interference, delay_s: float, switches: int, wall_s: float) -> Interference:
-    """What happened beside one round of a stretch: the stretch's findings, and what its own threads met."""
+def of_round(stretch: Interference, delay_s: float | None, switches: int | None, wall_s: float) -> Interference:
+    """What happened beside one round of a stretch: the stretch's findings, and what our own threads met."""
     why = stretch.why
-    if delayed(delay_s, wall_s):
-        waited = f"our threads waited {1e3 * delay_s:.1f} ms for a core"
+    if delay_s is not None and delayed(delay_s, wall_s):
+        waited = f"a thread of ours waited {1e3 * delay_s:.1f} ms for a core"
         why = f"{why}; {waited}" if why else waited
     return dataclasses.replace(stretch, why=why, delay_s=delay_s, switches=switches)
 

@@ -16,8 +16,8 @@ planted defects, over random problems, and prints what separates right from wron
   reference's error is no yardstick for them. The floor of gradients grows by twice that.
 - cap: holds the reference itself, which would otherwise pass by definition. fp32: the geometric middle of the
   largest error of a right variant (5e-6) and the smallest of a defect (1.2e-2); else a little above the former.
-- usual size: a gradient of few elements is a sum that now and then nearly cancels, and its error over what is left says
-  nothing: in bf16 the last bias, one number, was refused about once in 300 problems. Against its usual size its error is
+- usual size: a gradient of few elements is a sum that now and then nearly cancels, and its error over what is left
+  says nothing: in bf16 the last bias, one number, was refused in 3 of 600 problems. Against its usual size its error is
   at most 0.35 of the limit (460 problems). So what is refused by its own norm is judged once more by its usual one.
 - tf32 rounds its products like fp16 and takes its numbers.
 

@@ -109,14 +109,7 @@ class Worker:
             start_new_session=True,
         )
         try:
-            self._guard = subprocess.Popen(  # noqa: S603 - fixed words and a number
-                ["/bin/sh", "-c", _GUARD, str(self._child.pid)],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.DEVNULL,
-                # Ctrl-C is for the parent alone.
-                start_new_session=True,
-            )
+            self._guard = guard(self._child.pid)
             threading.Thread(target=self._read, daemon=True).start()
             self._next(START_LIMIT_S, "start")
         except BaseException:
@@ -201,6 +194,22 @@ class Worker:
             said = file.read().decode(errors="replace").splitlines()[-1:]
         tail = f"; it said last: {' '.join(said)[:300]}" if said else ""
         return Status.CRASHED, f"the worker ended with exit code {code}{tail}"
+
+
+def guard(group: int) -> subprocess.Popen[bytes]:
+    """Start what ends a process group when this process is gone, however it went.
+
+    Args:
+        group: number of the group, which is that of its first process.
+    """
+    return subprocess.Popen(  # noqa: S603 - fixed words and a number
+        ["/bin/sh", "-c", _GUARD, str(group)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        # Ctrl-C is for the parent alone.
+        start_new_session=True,
+    )
 
 
 def _oom_kills() -> int:

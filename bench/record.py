@@ -194,8 +194,9 @@ ROUND_COLUMNS: dict[str, str] = {
     "why": "what disturbed it, in words; empty when nothing did",
     "others_share": "cores that other processes kept busy, on average over at least a quarter of a second around it",
     "stolen_share": "cores that the hypervisor gave to others, likewise",
-    "delay_s": "time in the round that threads of the worker were ready but had no core, together, seconds (Linux)",
-    "switches": "times in the round that the worker had to give up a core",
+    "delay_s": "time in the round that the thread that waited longest was ready but had no core, seconds; empty where "
+    "the system does not tell",
+    "switches": "times in the round that the worker had to give up a core; empty where the system does not tell",
     "load": "load average of the system over a minute",
     "frequency_mhz": "clock of the first core, where the system tells",
     "gpu_clock_mhz": "clock of the GPU's multiprocessors; empty on CPU or without nvidia-ml-py",

@@ -143,7 +143,10 @@ def remarks(run: Begun, commit: str) -> list[str]:
     """What differs from the beginning and does not forbid to go on, a line each."""
     said = []
     try:
-        same = dataclasses.replace(load_suite(run.suite_word), budget_s=run.suite.budget_s) == run.suite
+        now = dataclasses.replace(load_suite(run.suite_word), budget_s=run.suite.budget_s)
+        if run.facts["run"].get("arguments", {}).get("no_second_instrument"):
+            now = dataclasses.replace(now, second_instrument=False)
+        same = now == run.suite
     except UsageError:
         same = False
     if not same:
@@ -190,8 +193,8 @@ def new_seed(used: Iterable[int] = ()) -> int:
 
 
 def _was_measured(values: Mapping[str, Any]) -> bool:
-    """Whether a case came through its cold run, which finds this figure last, and so joined its group's rounds."""
-    return values["first_call_s"] is not None or values["build_s"] is not None
+    """Whether a case came through its cold run, which finds this figure, and so joined its group's rounds."""
+    return values["first_call_s"] is not None
 
 
 def _refusal(run: Begun, what: str) -> str:

@@ -159,7 +159,9 @@ class Runner:
     recorded: frozenset[Key] = frozenset()
 
     def __post_init__(self) -> None:
-        self._judge = Judge(self._ceilings)
+        # A resumed run knows the ceilings that its first part measured; the best of all counts.
+        before = self.begun.facts.get("ceilings") or {} if self.begun else {}
+        self._judge = Judge(self._ceilings, {device: Ceilings.of(found) for device, found in before.items()})
 
     def run(self, command: str) -> list[Record]:
         """Run all groups; the folder is complete and readable whenever this ends, by error or Ctrl-C too.
@@ -178,7 +180,7 @@ class Runner:
         records: list[Record] = []
 
         def end() -> None:
-            facts["ceilings"] = facts.get("ceilings", {}) | self._judge.as_json()
+            facts["ceilings"] = self._judge.as_json()
             load["after"] = environment.load()
             part["duration_s"] = round(time.perf_counter() - start, 1)
             self.folder.write_json("environment.json", facts)
@@ -191,7 +193,7 @@ class Runner:
         try:
             for device in sorted({c.case.device for c in self._left()}):
                 self._judge.look(device)
-            facts["ceilings"] = facts.get("ceilings", {}) | self._judge.as_json()
+            facts["ceilings"] = self._judge.as_json()
             self.folder.write_json("environment.json", facts)
             with _scratch() as scratch:
                 for group, cases in self.plan.groups:
@@ -217,9 +219,8 @@ class Runner:
         load = {"before": environment.load()}
         if self.begun is not None:
             facts = self.begun.facts
-            commit = environment.git()["commit"]
             part = {"time": f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}", "command": command, "seed": self.seed}
-            part |= {"commit": commit, "recorded_before": len(self.recorded), "load": load}
+            part |= {"git": environment.git(), "recorded_before": len(self.recorded), "load": load}
             facts.setdefault("resumes", []).append(part)
             return facts, part, load
         facts = environment.describe(self.plan.torch_facts, self.settings.variables())

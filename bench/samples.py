@@ -126,7 +126,7 @@ def _rows(path: Path) -> Iterator[tuple[int, _Row]]:
         msg = f"{path} is missing; expected the raw samples that `bench run` writes"
         raise UsageError(msg)
     try:
-        # Several gzip members, one a worker process, read as one file.
+        # Several gzip members, one a group, read as one file.
         with gzip.open(path, "rt", encoding="utf-8", newline="") as file:
             yield from _parsed(path, csv.reader(file))
     except (OSError, EOFError, UnicodeDecodeError, zlib.error, csv.Error) as error:

@@ -190,6 +190,8 @@ def sample(
             if time.perf_counter() - told > HEARTBEAT_S:
                 told = time.perf_counter()
                 emit("progress", rounds=len(kept))
+        # What goes wrong from here on is nobody's turn.
+        _mark(file.fileno(), "")
     # What the samples must add up to, and what the parent's own clock must agree with.
     emit("sampled", elapsed_s=now_s() - start, rounds_s=sum(found.wall_s for found in kept))
     for found in kept:
@@ -231,7 +233,7 @@ def _stretch(
     beside = interference.judge(before, after, device)
     for blocks, started, ended in taken:
         wall_s = ended.wall_s - started.wall_s
-        delay_s, switches = ended.delay_s - started.delay_s, ended.switches - started.switches
+        delay_s, switches = ended.delay_since(started), ended.switches_since(started)
         yield Round(0, blocks, wall_s, interference.of_round(beside, delay_s, switches, wall_s))
 
 

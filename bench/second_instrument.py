@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.cases import Case
-from bench.process import ROOT, Settings
+from bench.process import ROOT, Settings, guard
 
 #: The workload that it takes; what compiles long is left out.
 WORKLOAD = "seed"
@@ -101,7 +101,8 @@ def run(cases: Collection[Case], folder: Path, settings: Settings, cache: Path, 
     """
     if importlib.util.find_spec("pytest") is None or importlib.util.find_spec("pytest_benchmark") is None:
         return ["second instrument: left out, since pytest-benchmark is not installed: pip install pytest-benchmark"]
-    if (folder / FILE).exists():
+    # pytest-benchmark makes its file empty at its start, so one that was interrupted leaves no figures to keep.
+    if (folder / FILE).exists() and not read(folder).problem:
         return [f"second instrument: {folder / FILE} is there already and is kept"]
     log = folder / "workers.log"
     try:
@@ -158,13 +159,19 @@ def _run(line: list[str], environment: dict[str, str], output: int, limit_s: flo
         cwd=ROOT,
         start_new_session=True,
     )
+    watch: subprocess.Popen[bytes] | None = None
     try:
+        watch = guard(child.pid)
         return child.wait(limit_s)
     except subprocess.TimeoutExpired:
         return None
     finally:
         with contextlib.suppress(OSError):
             os.killpg(child.pid, signal.SIGKILL)
+        # Before the number is free for another process.
+        if watch:
+            watch.kill()
+            watch.communicate()
         child.wait()
 
 

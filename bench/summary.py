@@ -20,13 +20,14 @@ PERCENTILES = {"p50": 0.50, "p90": 0.90, "p95": 0.95, "p99": 0.99}
 
 @dataclass(frozen=True)
 class RoundData:
-    """A round as a worker sent it; blocks in the order in which they ran."""
+    """A round as a worker sent it; `order` has the variants as they ran, those that were forgotten since included."""
 
     number: int
     blocks: dict[str, Block]
     wall_s: float = 0.0
     waited_s: float = 0.0
     beside: Interference = field(default_factory=Interference)
+    order: tuple[str, ...] = ()
 
     @property
     def disturbed(self) -> bool:
@@ -37,7 +38,8 @@ class RoundData:
     def of(cls, event: dict[str, Any]) -> RoundData:
         """From a worker's `round` event."""
         blocks = {name: Block(*block) for name, block in event["blocks"].items()}
-        return cls(event["number"], blocks, event["wall_s"], event["waited_s"], Interference(**event["beside"]))
+        beside = Interference(**event["beside"])
+        return cls(event["number"], blocks, event["wall_s"], event["waited_s"], beside, tuple(blocks))
 
     def row(self, group: str, process: int) -> list[Any]:
         """What the round knows of itself, in the order of ROUND_COLUMNS."""
@@ -113,7 +115,7 @@ class Samples:
             if case.variant not in found.blocks:
                 continue
             block = found.blocks[case.variant]
-            place = [found.number, list(found.blocks).index(case.variant)]
+            place = [found.number, (found.order or tuple(found.blocks)).index(case.variant)]
             flag = int(found.disturbed)
             if block.queued_calls:
                 timed = [f"{block.queued_wall_s:.9g}", f"{block.queued_device_s:.9g}"]

@@ -37,7 +37,9 @@ def validate(kind: type[T], data: dict[str, Any], what: str) -> T:
     except pydantic.ValidationError as error:
         first = error.errors()[0]
         place = ".".join(str(part) for part in first["loc"]) or "the file"
-        msg = f"{what}: {place}: {first['msg'].lower()} (got {first['input']!r})"
+        # TOML and JSON have lists where our dataclasses have tuples.
+        problem = first["msg"].lower().replace("valid tuple", "valid list")
+        msg = f"{what}: {place}: {problem} (got {first['input']!r})"
         raise UsageError(msg) from error
 
 

@@ -217,9 +217,7 @@ def measure(request: dict[str, Any], emit: Emit) -> None:
     weights = initial_weights(workload.config, WEIGHTS_SEED)
     batch = workload.make_batch(TIMED_SEED)
     audit = Audit(gate, weights, batch)
-    if replaced := restore_timekeepers():
-        msg = f"a plugin replaced {', '.join(replaced)}, with which the time is told"
-        raise RuntimeError(msg)
+    refuse_replaced("a plugin")
     ready: dict[str, tuple[Executable, Batch]] = {}
     subjects: dict[str, Subject] = {}
     per_block: dict[str, int] = {}
@@ -236,14 +234,28 @@ def measure(request: dict[str, Any], emit: Emit) -> None:
         subjects[case.variant] = Subject(call, executable.context)
         emit("stage", name="warm-up", variant=case.variant)
         per_block[case.variant] = warm_up(subjects[case.variant], case.device)
+        refuse_replaced(case.variant)
     if not ready:
         return
     plan = Plan(request["budget_s"], request["interval"], request["reference"], seed)
     emit("stage", name="rounds", variant="")
     sample(subjects, per_block, cases[0].device, plan, request["mark"], emit)
+    # Whoever did it, all were timed by it: `sample` leaves no mark, so the whole group is refused.
+    refuse_replaced("a variant, in the rounds,")
     for name, (executable, prepared) in ready.items():
         emit("stage", name="gate after the rounds", variant=name)
         emit("gate", variant=name, when="after", **gated(gate, audit, executable, prepared, seed + 1, warm=True))
+
+
+def refuse_replaced(who: str) -> None:
+    """Put back what tells the time, where somebody replaced it.
+
+    Raises:
+        RuntimeError: naming what was replaced.
+    """
+    if replaced := restore_timekeepers():
+        msg = f"{who} replaced {', '.join(replaced)}, with which the time is told"
+        raise RuntimeError(msg)
 
 
 def gated(

@@ -98,6 +98,12 @@ def test_overrides_stay_with_every_workload_that_a_pattern_selects():
     ]
 
 
+def test_an_empty_label_is_refused():
+    """A second name that is the first one with a mark would only look like a second."""
+    with pytest.raises(UsageError, match="variant 'loop#' has an empty label; expected a name after #, or no #"):
+        match(["loop#"], ["loop"], "variant")
+
+
 def test_a_label_lists_a_variant_a_second_time():
     """`name#label` is a case of its own that executes `name`."""
     found = expanded(Selection(("seed",), ("loop", "loop#again"), ("inference",)))

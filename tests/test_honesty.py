@@ -215,6 +215,7 @@ def test_a_slowed_clock_of_python_s_changes_no_timing(monkeypatch):
         (time, "perf_counter_ns"),
         (torch.cuda, "synchronize"),
         (clock, "time_block"),
+        (clock, "Block"),
         (sampling, "_block"),
         (gc, "disable"),
     ],

@@ -150,10 +150,10 @@ def test_threads_that_had_to_wait_disturb_their_round_alone():
     quiet = Interference(others_share=0.03)
     assert of_round(quiet, 0.9 * DELAY_SHARE, 3, 1.0).why == ""
     late = of_round(quiet, 1.1 * DELAY_SHARE, 3, 1.0)
-    assert late.why.startswith("our threads waited 55.0 ms")
+    assert late.why.startswith("a thread of ours waited 55.0 ms")
     assert (late.others_share, late.switches) == (0.03, 3)
     both = of_round(Interference(why="others took 1.00 cores"), 0.5, 0, 1.0)
-    assert both.why == "others took 1.00 cores; our threads waited 500.0 ms for a core"
+    assert both.why == "others took 1.00 cores; a thread of ours waited 500.0 ms for a core"
 
 
 @pytest.mark.skipif(not interference._TASKS.is_dir(), reason="the scheduler's account is Linux's")
@@ -162,15 +162,15 @@ def test_waiting_for_a_core_is_counted():
     code = (
         "import os, sys, time\n"
         "os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})\n"
-        "from bench.interference import read_own\n"
+        "from bench.interference import read\n"
         "if os.fork() == 0:\n"
         "    end = time.time() + 0.6\n"
         "    while time.time() < end: pass\n"
         "    os._exit(0)\n"
-        "before, end = read_own(), time.time() + 0.5\n"
+        "before, end = read(), time.time() + 0.5\n"
         "while time.time() < end: pass\n"
-        "after = read_own()\n"
-        "print(after[0] - before[0], after[1] - before[1])\n"
+        "after = read()\n"
+        "print(after.delay_since(before), after.switches_since(before))\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     delay_s, switches = map(float, done.stdout.split())
@@ -195,3 +195,19 @@ def test_waiting_for_quiet_ends_when_it_is_quiet(monkeypatch):
     monkeypatch.setattr(interference, "disturbed", lambda *_: answers.pop(0))
     wait_until_quiet(100.0, sleep=lambda _: None)
     assert answers == [True]
+
+
+def test_the_thread_that_waited_longest_counts():
+    """A parallel region waits for its last thread, so small delays of many do not add up; new ones count."""
+    before = Reading(0.0, 0.0, 0.0, 0.0, {"1": 5_000_000, "2": 0}, 3)
+    after = Reading(1.0, 0.0, 0.0, 0.0, {"1": 6_000_000, "2": 2_000_000, "3": 500_000}, 10)
+    assert after.delay_since(before) == pytest.approx(0.002)
+    assert after.switches_since(before) == 7
+
+
+def test_what_the_system_does_not_tell_is_unknown_and_not_zero(monkeypatch, tmp_path):
+    """Elsewhere than on Linux there is no account of threads; that is no claim that none waited."""
+    monkeypatch.setattr(interference, "_TASKS", tmp_path / "nothing")
+    assert read().delays_ns is None
+    assert read().delay_since(read()) is None
+    assert of_round(Interference(), None, None, 1.0).delay_s is None

@@ -325,10 +325,18 @@ def test_a_child_that_hangs_is_ended(tmp_path, monkeypatch):
 
 def test_figures_that_are_there_are_kept(tmp_path, monkeypatch):
     """Nothing is started that would write over them."""
-    (tmp_path / FILE).write_text("planted", encoding="utf-8")
+    (tmp_path / FILE).write_text('{"benchmarks": []}', encoding="utf-8")
     (line,) = lines(tmp_path, monkeypatch, "raise SystemExit(1)")
     assert line == f"second instrument: {tmp_path / FILE} is there already and is kept"
     assert not (tmp_path / "workers.log").exists()
+
+
+def test_an_empty_file_of_an_interrupted_one_is_measured_again(tmp_path, monkeypatch):
+    """pytest-benchmark opens its file before it times anything; what was interrupted is no result."""
+    (tmp_path / FILE).touch()
+    (*_, line) = lines(tmp_path, monkeypatch, "print('started')")
+    assert "is there already" not in line
+    assert "started" in (tmp_path / "workers.log").read_text(encoding="utf-8")
 
 
 def test_without_pytest_benchmark_the_line_says_what_to_install(tmp_path, monkeypatch):

@@ -6,8 +6,12 @@ import re
 import tomllib
 from pathlib import Path
 
+import pytest
+
+from bench import compare
 from bench.parity import FACTOR
-from bench.record import dictionary
+from bench.record import Status, dictionary
+from bench.report import load_run
 
 ROOT = Path(__file__).parent.parent
 
@@ -32,6 +36,16 @@ def test_file_tree_in_the_readme_is_there():
     paths = [line.split()[0] for line in tree.splitlines() if line.strip()]
     assert len(paths) > 10
     assert [path for path in paths if not (ROOT / path).exists()] == []
+
+
+@pytest.mark.parametrize("folder", sorted(path.name for path in (ROOT / "results" / "reference").iterdir()))
+def test_reference_runs_can_be_read(folder):
+    """What is kept to be held against is of the schema that this release reads, raw samples included."""
+    run = compare.load(ROOT / "results" / "reference" / folder)
+    assert load_run(ROOT / "results" / "reference" / folder).groups
+    for record in run.records:
+        if record.status is Status.OK:
+            assert run.group(record).times(record.variant)
 
 
 def test_both_ends_of_the_torch_range_stay_open():

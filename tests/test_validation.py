@@ -94,3 +94,10 @@ def test_an_unknown_field_is_told_with_those_that_exist():
     """A mistyped name can be mended from the message alone."""
     with pytest.raises(UsageError, match="title, share, parts, words"):
         validate(Outer, {"title": "t", "tittle": "x"}, "f")
+
+
+def test_a_list_is_asked_for_by_the_file_s_word():
+    """TOML has no tuples."""
+    with pytest.raises(UsageError, match=r"(?i)words: .*list") as error:
+        validate(Outer, {"title": "t", "words": "a word"}, "f")
+    assert "tuple" not in str(error.value)

@@ -337,7 +337,7 @@ def read_samples(path: Path) -> pd.DataFrame:
         return pd.DataFrame(columns=list(SAMPLES_READ))
     types = {"threads": "int32", "wall_s": "float64"}
     try:
-        # Several gzip members, one a worker process, read as one file.
+        # Several gzip members, one a group, read as one file.
         return pd.read_csv(
             path, usecols=list(SAMPLES_READ), dtype={name: types.get(name, "category") for name in SAMPLES_READ}
         )

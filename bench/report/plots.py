@@ -297,7 +297,7 @@ def draw_roofline(axes: Axes, chart: RooflineChart) -> None:
         at, offset, align = ((x1, y1), (-2, 3), "right") if roof.level else ((x0, y0), (7, -2), "left")
         axes.annotate(
             roof.name, at, offset, textcoords="offset points", ha=align, va="bottom" if roof.level else "top",
-            fontsize=7, color=INK, zorder=2.5, bbox={"fc": "white", "ec": "none", "alpha": 0.85, "pad": 0.8},
+            fontsize=7, color=INK, zorder=5.5, bbox={"fc": "white", "ec": "none", "alpha": 0.85, "pad": 0.8},
         )  # fmt: skip
     above = (chart.y.hi / chart.y.lo) ** 0.03
     for column in chart.columns:

@@ -1,9 +1,13 @@
 """The suite held against itself: does it find a difference where there is one, and none where there is none?
 
-Each part runs in the same workers, rounds and statistics as a real run, prints a table, writes a CSV and a plot, and
-says whether it met its target. `probe` is the part inside the worker, the only one that imports torch.
+Each part runs in workers, rounds and statistics as a real run does, but for three things: workers stay for many pairs,
+nothing is gated, and rounds go on to the end of their time instead of stopping when the interval is narrow. It prints a
+table, writes a CSV and a plot, and says whether it met its target. `probe` and `tools` are the parts inside the worker,
+the only ones that import torch.
 """
 
+#: The two names of the one variant that a pair measures.
+BASE, OTHER = "base", "other"
 #: The parts by name, in a line for people.
 PARTS = {
     "null": "a variant against itself: error of the ratio, coverage of the interval",

@@ -21,7 +21,7 @@ RUNS: dict[str, Run] = {
     "null": null.run, "power": power.run, "instrument": instrument.run, "neighbour": neighbour.run,
 }  # fmt: skip
 FOLDER = Path("results") / "selftest"
-#: Seconds that a pair takes besides its rounds, a worker's start, and how many pairs' time a part's pair takes.
+#: Seconds that a pair takes besides its rounds, and a worker's start.
 WARM_S, START_S = 2.0, 3.0
 
 

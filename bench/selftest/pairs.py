@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import itertools
+import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -13,10 +14,10 @@ from typing import Any
 
 from bench.cases import Case
 from bench.process import Event, Settings, Worker
+from bench.selftest import BASE, OTHER
 from bench.statistics import Interval
 from bench.summary import RoundData, Samples
 
-BASE, OTHER = "base", "other"
 #: Seconds without a word after which a worker is given up.
 LIMIT_S = 300.0
 
@@ -147,11 +148,11 @@ def bench(settings: Settings, processes: int, folder: Path) -> Iterator[Bench]:
     Args:
         settings: of all of them.
         processes: how many.
-        folder: for logs, caches and marks.
+        folder: for their log.
     """
-    mark = folder / "mark"
-    mark.write_bytes(b"")
     with contextlib.ExitStack() as stack:
-        cache = folder / "cache"
-        workers = [stack.enter_context(Worker(settings, folder / "workers.log", cache)) for _ in range(processes)]
+        scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="seq2seq-bench-")))
+        mark = scratch / "mark"
+        mark.write_bytes(b"")
+        workers = [stack.enter_context(Worker(settings, folder / "workers.log", scratch)) for _ in range(processes)]
         yield Bench(workers, mark)

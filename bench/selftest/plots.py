@@ -75,8 +75,10 @@ def _instrument(figure: Figure, rows: pd.DataFrame) -> None:
     axes.set_yticks(range(len(names)), names)
     axes.axvline(0, color="black", lw=0.6)
     axes.set_xscale("symlog", linthresh=1.0)
+    axes.set_xticks([-10, -3, -1, -0.5, 0, 0.5, 1, 3, 10], ["-10", "-3", "-1", "-0.5", "0", "0.5", "1", "3", "10"])
+    axes.minorticks_off()
     axes.set_xlabel("ratio - 1 of a variant with itself, % (linear within 1 %)")
-    axes.set_title("The same calls, the same processes, five ways to measure", loc="left")
+    axes.set_title("The same calls, the same processes, six figures", loc="left")
 
 
 def _neighbour(figure: Figure, rows: pd.DataFrame) -> None:

@@ -11,14 +11,13 @@ import numpy as np
 
 from bench.cases import Case
 from bench.sampling import Plan, Subject, sample, warm_up
-from bench.selftest import tools
+from bench.selftest import BASE, OTHER, tools
 from seq2seq.execution import Executable, initial_weights
 from seq2seq.variants import VARIANTS
 from seq2seq.workloads import find_workload
 
 Emit = Callable[..., None]
 
-BASE, OTHER = "base", "other"
 WEIGHTS_SEED, BATCH_SEED = 1, 0
 #: Additions that one unit of extra work is calibrated with, and turns that each calibration takes.
 UNIT, TURNS = 2000, 60

@@ -5,8 +5,10 @@ Each wraps the pass that an honest variant makes (`Executable._run`) or its time
 
 from __future__ import annotations
 
+import itertools
 import threading
 import time
+import types
 from collections.abc import Callable
 from typing import Any
 
@@ -14,7 +16,6 @@ import torch
 from torch import Tensor
 
 from bench import clock
-from bench.block import Block
 from seq2seq.execution import Executable
 from seq2seq.variants import VARIANTS, Variant
 
@@ -212,10 +213,13 @@ def _slow_clock(run: Run, _: Executable) -> Run:
 
 
 def _forged_samples(run: Run, _: Executable) -> Run:
-    """Halves what is written down of the timed blocks."""
+    """Halves every call that is timed, by a name that nobody watches."""
+
+    def halved(marks: list[int]) -> list[tuple[float, float]]:
+        return [(start, (start + end) / 2) for start, end in itertools.pairwise(marks)]
 
     def cheating(*inputs: Any) -> Result:
-        clock.Block = lambda calls_s, *queued: Block(tuple(value / 2 for value in calls_s), *queued)
+        clock.itertools = types.SimpleNamespace(pairwise=halved)
         return run(*inputs)
 
     return cheating
