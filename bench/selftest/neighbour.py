@@ -14,8 +14,6 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
-
 from bench.console import Console
 from bench.selftest.null import TARGET_MORE, TARGET_ONE
 from bench.selftest.pairs import Pair, bench
@@ -64,7 +62,7 @@ def _judge(found: Found, setting: Setting, pairs: list[Pair], quiet: list[Pair])
     times = [pair.call_s / other.call_s for pair, other in zip(pairs, quiet, strict=True)]
     found.rows.append(
         [str(threads), policy, "busy" if busy else "none", str(rounds), percent(noticed / rounds, 1),
-         percent(spread(p.error for p in pairs)), f"{marked} of {len(pairs)}", f"{np.median(times):.2f}"]
+         percent(spread(p.error for p in pairs)), f"{marked} of {len(pairs)}", _span(times)]
     )  # fmt: skip
     if not busy:
         return
@@ -74,6 +72,13 @@ def _judge(found: Found, setting: Setting, pairs: list[Pair], quiet: list[Pair])
     target = TARGET_ONE if threads == 1 else TARGET_MORE
     unmarked = [p for p in pairs if not p.marked and p.error > target]
     found.judge(not unmarked, f"{len(unmarked)} ratios beyond {percent(target)} and not marked ({where}), target 0")
+
+
+def _span(times: list[float]) -> str:
+    """From the least to the largest: beside a neighbour two pairs can differ a thousandfold, and no middle says that."""
+    ends = (min(times), max(times))
+    shown = dict.fromkeys(f"{value:.2f}" if value < 10 else f"{value:.0f}" for value in ends)  # noqa: PLR2004
+    return " to ".join(shown)
 
 
 @contextlib.contextmanager

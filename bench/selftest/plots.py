@@ -92,6 +92,7 @@ def _neighbour(figure: Figure, rows: pd.DataFrame) -> None:
     labels = [f"{t} thread{'s' if t > 1 else ''}\n{p}\n{'busy' if b else 'quiet'}" for t, p, b in settings]
     axes.set_xticks(range(len(settings)), labels, fontsize=8)
     axes.set_yscale("log")
+    axes.yaxis.set_major_formatter("{x:g}")
     axes.set_ylabel("median time of a call, ms")
     axes.set_title("Threads, OpenMP's way of waiting, and a neighbour on one core", loc="left")
 
