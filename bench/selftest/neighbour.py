@@ -75,7 +75,7 @@ def _judge(found: Found, setting: Setting, pairs: list[Pair], quiet: list[Pair])
 
 
 def _span(times: list[float]) -> str:
-    """From the least to the largest: beside a neighbour two pairs can differ a thousandfold, and no middle says that."""
+    """From the least to the largest: beside a neighbour pairs can differ a thousandfold, and no middle says that."""
     ends = (min(times), max(times))
     shown = dict.fromkeys(f"{value:.2f}" if value < 10 else f"{value:.0f}" for value in ends)  # noqa: PLR2004
     return " to ".join(shown)
