@@ -90,9 +90,7 @@ class Worker:
         """Start the process and wait until it is up."""
         self._kills = _oom_kills()
         environment = os.environ | self.settings.variables()
-        environment |= {
-            "TORCHINDUCTOR_CACHE_DIR": str(self.cache / "inductor"),
-            "TRITON_CACHE_DIR": str(self.cache / "triton"),
+        environment |= cache_variables(self.cache) | {
             "PYTHONPATH": os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH")))),
         }
         self._log_file = self.log.open("a", encoding="utf-8")
@@ -194,6 +192,11 @@ class Worker:
             said = file.read().decode(errors="replace").splitlines()[-1:]
         tail = f"; it said last: {' '.join(said)[:300]}" if said else ""
         return Status.CRASHED, f"the worker ended with exit code {code}{tail}"
+
+
+def cache_variables(cache: Path) -> dict[str, str]:
+    """Environment variables that have compilers keep what they cache in a folder of the run's."""
+    return {"TORCHINDUCTOR_CACHE_DIR": str(cache / "inductor"), "TRITON_CACHE_DIR": str(cache / "triton")}
 
 
 def guard(group: int) -> subprocess.Popen[bytes]:

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.cases import Case
-from bench.process import ROOT, Settings, guard
+from bench.process import ROOT, Settings, cache_variables, guard
 
 #: The workload that it takes; what compiles long is left out.
 WORKLOAD = "seed"
@@ -138,12 +138,11 @@ def variables(settings: Settings, cache: Path) -> dict[str, str]:
     return (
         kept
         | settings.variables()
+        | cache_variables(cache)
         | {
             "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",
             # pytest cuts its lines to the terminal's width, and reasons are longer.
             "COLUMNS": "600",
-            "TORCHINDUCTOR_CACHE_DIR": str(cache / "inductor"),
-            "TRITON_CACHE_DIR": str(cache / "triton"),
         }
     )
 

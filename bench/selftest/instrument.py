@@ -73,15 +73,12 @@ def _judge(found: Found, threads: int, seen: list[dict[str, Any]], options: Opti
 
 
 def _by_torch(workers: Bench, seconds: float) -> Figures:
-    return {"torch.utils.benchmark, median": _both(workers, "torch", seconds, "median")}
+    return {"torch.utils.benchmark, median": _both(_ask(workers, "torch", seconds), "median")}
 
 
 def _by_pytest(workers: Bench, seconds: float) -> Figures:
     answers = _ask(workers, "pytest", seconds)
-    return {
-        f"pytest-benchmark, {figure}": (_over(answers[BASE], figure), _over(answers[OTHER], figure))
-        for figure in ("median", "min")
-    }
+    return {f"pytest-benchmark, {figure}": _both(answers, figure) for figure in ("median", "min")}
 
 
 def _by_pyperf(workers: Bench, seconds: float) -> Figures:
@@ -93,8 +90,7 @@ def _by_pyperf(workers: Bench, seconds: float) -> Figures:
     }
 
 
-def _both(workers: Bench, tool: str, seconds: float, figure: str) -> tuple[float, float]:
-    answers = _ask(workers, tool, seconds)
+def _both(answers: dict[str, list[dict[str, Any]]], figure: str) -> tuple[float, float]:
     return _over(answers[BASE], figure), _over(answers[OTHER], figure)
 
 
