@@ -1,0 +1,258 @@
+"""The recurrence as operators of torch: what autograd, autocast, torch.compile and torch.export see of the kernels.
+
+`lstm_forward` and `lstm_backward` are opaque; which kernel runs inside is `kernels.dispatch`'s business. Products over
+all steps (weight gradients) stay outside of them, in torch operations that a compiler can see.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from kernels import dispatch
+from kernels.recurrence import Backward, Forward, state_dtype
+
+NAMESPACE = "seq2seq_kernels"
+
+
+@torch.library.custom_op(f"{NAMESPACE}::lstm_forward", mutates_args=())
+def lstm_forward(
+    gates_input: Tensor,
+    weight_hh: Tensor,
+    h0: Tensor | None,
+    c0: Tensor | None,
+    lengths: Tensor | None,
+    batch_first: bool,
+    save: bool,
+    implementation: str,
+    tf32: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Run one layer's recurrence in one direction or both.
+
+    Args:
+        gates_input: `x @ weight_ih.T + bias_ih + bias_hh`, (batch, steps, directions, 4 * hidden_size) if
+            `batch_first`, else (steps, batch, directions, 4 * hidden_size); gates in the order i, f, g, o.
+        weight_hh: (directions, 4 * hidden_size, hidden_size).
+        h0: (directions, batch, hidden_size); zeros when None.
+        c0: the same, float32 (float64 for float64 gates).
+        lengths: (batch,) int32 on the same device, each at most the steps; all steps when None.
+        batch_first: order of the first two dimensions of `gates_input` and of the output.
+        save: keep what the backward pass needs.
+        implementation: a name of `kernels.dispatch`, or `auto`.
+        tf32: whether float32 products may round their factors to TF32.
+
+    Returns:
+        output (batch, steps, directions * hidden_size), or with steps first; h and c of the last steps, each
+        (directions, batch, hidden_size), c float32; then gates (steps, batch, directions, 4 * hidden_size) and cells
+        (steps, batch, directions, hidden_size), both empty unless `save`.
+    """
+    output, h_n, c_n, gates, cells = _outputs(gates_input, weight_hh, batch_first, save)
+    args = Forward(
+        gates_input=_time_first(_rows(gates_input), batch_first),
+        weight_hh=weight_hh.contiguous(),
+        h0=None if h0 is None else h0.contiguous(),
+        c0=None if c0 is None else c0.contiguous(),
+        lengths=lengths,
+        output=_time_first(output.unflatten(2, (weight_hh.size(0), -1)), batch_first),
+        h_n=h_n,
+        c_n=c_n,
+        gates=gates if save else None,
+        cells=cells if save else None,
+        tf32=tf32,
+    )
+    dispatch.forward(args, implementation)
+    return output, h_n, c_n, gates, cells
+
+
+@lstm_forward.register_fake
+def _(
+    gates_input: Tensor,
+    weight_hh: Tensor,
+    h0: Tensor | None,
+    c0: Tensor | None,
+    lengths: Tensor | None,
+    batch_first: bool,
+    save: bool,
+    implementation: str,
+    tf32: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    del h0, c0, lengths, implementation, tf32
+    return _outputs(gates_input, weight_hh, batch_first, save)
+
+
+def _outputs(
+    gates_input: Tensor, weight_hh: Tensor, batch_first: bool, save: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Output, h_n, c_n, gates and cells, not filled in."""
+    first, second, directions, _ = gates_input.shape
+    hidden = weight_hh.size(2)
+    steps, batch = (second, first) if batch_first else (first, second)
+    wide = state_dtype(gates_input.dtype)
+    kept = (steps, batch, directions) if save else (0, 0, 0)
+    return (
+        gates_input.new_empty(first, second, directions * hidden),
+        gates_input.new_empty(directions, batch, hidden),
+        gates_input.new_empty(directions, batch, hidden, dtype=wide),
+        gates_input.new_empty(*kept, 4 * hidden),
+        gates_input.new_empty(*kept, hidden, dtype=wide),
+    )
+
+
+@torch.library.custom_op(f"{NAMESPACE}::lstm_backward", mutates_args=())
+def lstm_backward(
+    grad_output: Tensor,
+    grad_h_n: Tensor | None,
+    grad_c_n: Tensor | None,
+    weight_hh: Tensor,
+    c0: Tensor | None,
+    lengths: Tensor | None,
+    gates: Tensor,
+    cells: Tensor,
+    batch_first: bool,
+    implementation: str,
+    tf32: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of `lstm_forward` along the recurrence; shapes as there.
+
+    Returns:
+        Gradients of `gates_input` (zero past the lengths), of h0 and of c0.
+    """
+    grad_gates, grad_h0, grad_c0 = _gradients(gates, cells, batch_first)
+    args = Backward(
+        weight_hh=weight_hh.contiguous(),
+        c0=None if c0 is None else c0.contiguous(),
+        lengths=lengths,
+        gates=gates,
+        cells=cells,
+        grad_output=_time_first(_rows(grad_output.unflatten(2, (weight_hh.size(0), -1))), batch_first),
+        grad_h_n=None if grad_h_n is None else grad_h_n.contiguous(),
+        grad_c_n=None if grad_c_n is None else grad_c_n.contiguous(),
+        grad_gates=_time_first(grad_gates, batch_first),
+        grad_h0=grad_h0,
+        grad_c0=grad_c0,
+        tf32=tf32,
+    )
+    dispatch.backward(args, implementation)
+    return grad_gates, grad_h0, grad_c0
+
+
+@lstm_backward.register_fake
+def _(
+    grad_output: Tensor,
+    grad_h_n: Tensor | None,
+    grad_c_n: Tensor | None,
+    weight_hh: Tensor,
+    c0: Tensor | None,
+    lengths: Tensor | None,
+    gates: Tensor,
+    cells: Tensor,
+    batch_first: bool,
+    implementation: str,
+    tf32: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    del grad_output, grad_h_n, grad_c_n, weight_hh, c0, lengths, implementation, tf32
+    return _gradients(gates, cells, batch_first)
+
+
+def _gradients(gates: Tensor, cells: Tensor, batch_first: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of gates_input, h0 and c0, not filled in."""
+    steps, batch, directions, four_hidden = gates.shape
+    first, second = (batch, steps) if batch_first else (steps, batch)
+    return (
+        gates.new_empty(first, second, directions, four_hidden),
+        gates.new_empty(directions, batch, four_hidden // 4),
+        cells.new_empty(directions, batch, four_hidden // 4),
+    )
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    _, weight_hh, h0, c0, lengths, batch_first, save, implementation, tf32 = inputs
+    out, _, _, gates, cells = output
+    ctx.save_for_backward(weight_hh, h0, c0, lengths, out, gates, cells)
+    ctx.batch_first, ctx.save, ctx.implementation, ctx.tf32 = batch_first, save, implementation, tf32
+    ctx.set_materialize_grads(False)
+
+
+def _backward(ctx: Any, grad_output: Tensor | None, grad_h_n: Tensor | None, grad_c_n: Tensor | None, *_: Any) -> Any:
+    """Gradients of `lstm_forward`'s arguments: along the recurrence by its operator, of weights as products."""
+    if not ctx.save:
+        msg = "lstm_forward ran with save=False, which keeps nothing for a backward pass; pass save=True"
+        raise RuntimeError(msg)
+    weight_hh, h0, c0, lengths, output, gates, cells = ctx.saved_tensors
+    if grad_output is None:
+        grad_output = torch.zeros_like(output)
+    grad_gates, grad_h0, grad_c0 = lstm_backward(
+        grad_output, grad_h_n, grad_c_n, weight_hh, c0, lengths, gates, cells,
+        ctx.batch_first, ctx.implementation, ctx.tf32,
+    )  # fmt: skip
+    grad_weight = None
+    if ctx.needs_input_grad[1]:
+        grad_weight = _weight_gradient(
+            _time_first(grad_gates, ctx.batch_first),
+            _time_first(output.unflatten(2, (weight_hh.size(0), -1)), ctx.batch_first),
+            h0,
+            lengths,
+        )
+    return (
+        grad_gates,
+        grad_weight,
+        None if h0 is None else grad_h0,
+        None if c0 is None else grad_c0,
+        None, None, None, None, None,
+    )  # fmt: skip
+
+
+def _weight_gradient(grad_gates: Tensor, output: Tensor, h0: Tensor | None, lengths: Tensor | None) -> Tensor:
+    """Gradient of weight_hh, (D, 4H, H): at every step the gates' gradient times the h before it.
+
+    Args:
+        grad_gates: (T, B, D, 4H), zero past the lengths.
+        output: (T, B, D, H), zero past the lengths.
+        h0: (D, B, H), or None for zeros.
+        lengths: (B,), or None.
+    """
+    steps = output.size(0)
+    gradients = []
+    for direction in range(output.size(2)):
+        grads, hidden = grad_gates[:, :, direction], output[:, :, direction]
+        # Direction 1 comes from the step after. Where a shorter sequence begins there, that output is zero.
+        later, earlier = (grads[: steps - 1], hidden[1:]) if direction else (grads[1:], hidden[: steps - 1])
+        product = later.reshape(-1, later.size(2)).t() @ earlier.reshape(-1, earlier.size(2))
+        if h0 is not None:
+            if not direction:
+                first = grads[0]
+            elif lengths is None:
+                first = grads[steps - 1]
+            else:
+                # A sequence of no steps has no gradient anywhere, so its clamped index picks a zero.
+                index = (lengths.long() - 1).clamp(min=0)[None, :, None].expand(1, -1, grads.size(2))
+                first = grads.gather(0, index)[0]
+            product = product + first.t() @ h0[direction]
+        gradients.append(product)
+    return torch.stack(gradients)
+
+
+lstm_forward.register_autograd(_backward, setup_context=_setup_context)
+
+
+def _no_double_backward(ctx: Any, *grads: Any) -> Any:
+    del ctx, grads
+    msg = (
+        "kernels.LSTM has no double backward (gradients of gradients); use torch.nn.LSTM with "
+        "torch.backends.cudnn.flags(enabled=False) for that"
+    )
+    raise NotImplementedError(msg)
+
+
+lstm_backward.register_autograd(_no_double_backward)
+
+
+def _time_first(value: Tensor, batch_first: bool) -> Tensor:
+    return value.transpose(0, 1) if batch_first else value
+
+
+def _rows(value: Tensor) -> Tensor:
+    """The tensor with a contiguous last dimension, as kernels read it; a gradient may be expanded."""
+    return value if value.stride(-1) == 1 or value.size(-1) == 1 else value.contiguous()
