@@ -1,15 +1,15 @@
-"""What all tests share: one hypothesis profile, and the tests that need a GPU are skipped where there is none."""
+"""What all tests share: one hypothesis profile, and how kernels run where there is no GPU."""
 
 from __future__ import annotations
 
-import ctypes.util
 import os
 
 import pytest
+import torch
 
 # Triton decides when a kernel is defined whether it will be interpreted, so this comes before any import of one.
-# Without a driver there is no other way to run them; on a GPU the same tests run the compiled kernels.
-if ctypes.util.find_library("cuda") is None:
+# Without a GPU there is no other way to run them; on a GPU the same tests run the compiled kernels.
+if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
 try:
@@ -23,13 +23,9 @@ else:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skip what is marked `gpu` where torch sees no GPU; torch is imported only when such a test was collected."""
-    marked = [item for item in items if item.get_closest_marker("gpu")]
-    if not marked:
-        return
-    import torch
-
+    """Skip what is marked `gpu` where torch sees no GPU."""
     if torch.cuda.is_available():
         return
-    for item in marked:
-        item.add_marker(pytest.mark.skip(reason="needs an NVIDIA GPU (torch.cuda.is_available() is false)"))
+    for item in items:
+        if item.get_closest_marker("gpu"):
+            item.add_marker(pytest.mark.skip(reason="needs an NVIDIA GPU (torch.cuda.is_available() is false)"))
