@@ -112,11 +112,11 @@ def recurrences(
     *,
     hidden: st.SearchStrategy[int],
     dtypes: tuple[torch.dtype, ...] = (torch.float32, torch.float16),
-    batch: st.SearchStrategy[int] | None = None,
-    steps: st.SearchStrategy[int] | None = None,
+    batch: st.SearchStrategy[int] = st.sampled_from([1, 3, 17]),  # noqa: B008 - strategies are values
+    steps: st.SearchStrategy[int] = st.sampled_from([1, 2, 5]),  # noqa: B008
 ) -> Sizes:
     """Odd sizes, one direction or both, with and without lengths and initial states, in either memory order."""
-    rows, length = draw(batch or st.sampled_from([1, 3, 17])), draw(steps or st.sampled_from([1, 2, 5]))
+    rows, length = draw(batch), draw(steps)
     return Sizes(
         batch=rows,
         steps=length,
@@ -166,7 +166,11 @@ def errors_backward(sizes: Sizes, kernel: ModuleType | Any, *, final: bool = Tru
 
 
 def _error(value: Tensor, truth: Tensor, lengths: Tensor | None, name: str) -> float:
-    """Norm of the difference over the norm of truth; infinite where a value is not finite."""
+    """Norm of the difference over the norm of truth; infinite where a value is not finite.
+
+    Truth counts as at least 0.1 an element, a third of what it usually is: one number may come out as nearly zero by
+    chance, and an error over that says nothing.
+    """
     if name == "gates" and lengths is not None:
         inside = (torch.arange(value.size(0), device=value.device)[:, None] < lengths)[:, :, None, None]
         if not value.isfinite().all():
@@ -175,7 +179,7 @@ def _error(value: Tensor, truth: Tensor, lengths: Tensor | None, name: str) -> f
     difference = (value.double() - truth.double()).norm().item()
     if difference != difference:  # noqa: PLR0124 - NaN alone differs from itself
         return float("inf")
-    return difference / (truth.norm().item() or 1.0)
+    return difference / max(truth.norm().item(), 0.1 * truth.numel() ** 0.5)
 
 
 def assert_close(errors: dict[str, float], dtype: torch.dtype) -> None:

@@ -1,0 +1,287 @@
+"""A GEMM of torch and one pointwise kernel per time step: the way that serves every shape.
+
+The kernels do what is left of a step after its product: gates, cell state, hidden state, and their derivatives; both
+directions of a layer take their step in the same launch. All launches of a sequence are replayed as one CUDA graph
+where the same memory comes back (`kernels.gpu.graphs`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+from collections.abc import Callable, Hashable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import triton
+from torch import Tensor
+
+from kernels.gpu import graphs
+from kernels.gpu.launch import Launch
+from kernels.gpu.step import backward_kernel, forward_kernel
+from kernels.recurrence import Backward, Forward, Problem
+
+#: Triton's names of the types that are served.
+TYPES = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16"}
+
+
+@dataclass(frozen=True)
+class Config:
+    """A tile of one program: `block_batch` sequences by `block_hidden` units, powers of two."""
+
+    block_batch: int
+    block_hidden: int
+    num_warps: int
+
+
+def refuses(problem: Problem, *, backward: bool) -> str | None:
+    """Why this cannot serve a problem; None when it can."""
+    del backward
+    if problem.dtype not in TYPES:
+        names = ", ".join(str(dtype).removeprefix("torch.") for dtype in TYPES)
+        return f"cell kernels compute in {names}, not in {str(problem.dtype).removeprefix('torch.')}"
+    if problem.device != "cuda" and isinstance(forward_kernel, triton.JITFunction):
+        return f"cell kernels run on CUDA, not on {problem.device}; TRITON_INTERPRET=1 runs them slowly without a GPU"
+    if min(problem.batch, problem.steps, problem.hidden_size) < 1:
+        sizes = f"batch {problem.batch}, steps {problem.steps}, hidden size {problem.hidden_size}"
+        return f"cell kernels need at least one sequence, step and unit, not {sizes}"
+    return None
+
+
+def configs(problem: Problem, *, backward: bool) -> list[Config]:
+    """Tiles to choose from, best guess first: the largest that still gives every multiprocessor a program."""
+    del backward
+    return list(_configs(problem.batch, problem.hidden_size, problem.directions, problem.multiprocessors))
+
+
+def forward(args: Forward, config: Config | None = None) -> None:
+    """Run a forward recurrence: at each step one product and one launch, none of them copies or clears.
+
+    `h_n` and `c_n` hold the running states.
+
+    Raises:
+        ValueError: for a problem that `refuses` names.
+    """
+    chosen = _chosen(args.problem, config, backward=False)
+    _run(lambda: _forward_steps(args, chosen), "forward", args, chosen)
+
+
+def backward(args: Backward, config: Config | None = None) -> None:
+    """Run a backward recurrence: at each step one launch and one product; `grad_h0`, `grad_c0` hold what flows back.
+
+    Raises:
+        ValueError: for a problem that `refuses` names.
+    """
+    chosen = _chosen(args.problem, config, backward=True)
+    _run(lambda: _backward_steps(args, chosen), "backward", args, chosen)
+
+
+def cell_forward(
+    gates_input: Tensor, recurrent: Tensor | None, c: Tensor, config: Config | None = None
+) -> tuple[Tensor, Tensor]:
+    """One step after its products, in one launch, without gradients.
+
+    Args:
+        gates_input: (batch, 4 * hidden_size), `x @ weight_ih.T + bias_ih + bias_hh`, gates in the order i, f, g, o;
+            its last dimension contiguous.
+        recurrent: the same shape and type, contiguous, `h @ weight_hh.T`; None for zeros.
+        c: (batch, hidden_size), float32, contiguous.
+        config: the tile; by default a guess from the shape.
+
+    Returns:
+        h, of the gates' type, and c, float32, each (batch, hidden_size).
+
+    Raises:
+        ValueError: for a type or device that `refuses` names.
+    """
+    batch, hidden = c.shape
+    gates = gates_input[None, :, None]
+    problem = Problem(c.device.type, gates_input.dtype, batch, 1, hidden)
+    if c.is_cuda:
+        count = torch.cuda.get_device_properties(c.device).multi_processor_count
+        problem = dataclasses.replace(problem, multiprocessors=count)
+    h, c_new = gates_input.new_empty(batch, hidden), torch.empty_like(c)
+    with _on(c):
+        _forward_launch(
+            _chosen(problem, config, backward=False), 0, gates, recurrent, None, c, None, h[None, :, None], None, c_new,
+            None, None,
+        )  # fmt: skip
+    return h, c_new
+
+
+def launches(problem: Problem, config: Config, *, backward: bool) -> list[Launch]:
+    """The kernels of a sequence, each once: those of a middle step, and of the first step where it differs."""
+    kernel = backward_kernel if backward else forward_kernel
+    ends: tuple[dict[str, Any], ...]
+    if backward:
+        absent = {"p_carry": not problem.masked, "p_compact": problem.directions == 1, "p_c0": True}
+        ends = ({"FIRST": False}, {"FIRST": True})
+    else:
+        # A middle step reads the h before it only where it has to hold it.
+        absent = {"p_hidden": not problem.masked, "p_gates": not problem.saves, "p_cells": not problem.saves}
+        ends = ({}, {"p_recurrent": None, "p_hidden": None, "p_c": None})
+    absent["p_lengths"] = not problem.masked
+    types = dict.fromkeys(("p_c", "p_c_new", "p_cells", "p_c0", "p_dc", "p_dc_new"), "*fp32") | {"p_lengths": "*i32"}
+    grid = _programs(problem.batch, problem.hidden_size, problem.directions, config)
+    found = []
+    for end in ends:
+        constants = {name: None for name, gone in absent.items() if gone} | _tile(problem.hidden_size, config) | end
+        signature = {
+            name: "constexpr"
+            if name in constants
+            else types.get(name, f"*{TYPES[problem.dtype]}" if name.startswith("p_") else "i32")
+            for name in kernel.arg_names
+        }
+        found.append(Launch(kernel, signature, constants, grid, config.num_warps, 1, cooperative=False))
+    return found
+
+
+@functools.lru_cache(maxsize=1024)
+def _configs(batch: int, hidden: int, directions: int, multiprocessors: int) -> tuple[Config, ...]:
+    found: dict[Config, int] = {}
+    for size in (1024, 512, 256, 128, 64):
+        columns = min(size, triton.next_power_of_2(hidden))
+        rows = min(size // columns, triton.next_power_of_2(batch))
+        # Four elements a thread: vectors of 8 or 16 bytes, and a dozen of them on their way at once.
+        config = Config(rows, columns, max(1, rows * columns // 128))
+        found[config] = _programs(batch, hidden, directions, config)
+    ordered = list(found)
+    best = next((config for config in ordered if found[config] >= multiprocessors), ordered[-1])
+    return best, *(config for config in ordered if config != best)
+
+
+def _forward_steps(args: Forward, config: Config) -> None:
+    steps, batch, directions, four_hidden = args.gates_input.shape
+    recurrent = args.gates_input.new_empty(directions, batch, four_hidden)
+    weight = args.weight_hh.transpose(1, 2)
+    h, c = args.h0, args.c0
+    for step in range(steps):
+        if h is not None:
+            _product(h, weight, recurrent)
+        _forward_launch(
+            config, step, args.gates_input, None if h is None else recurrent, h, c, args.lengths, args.output,
+            args.h_n, args.c_n, args.gates, args.cells,
+        )  # fmt: skip
+        h, c = args.h_n, args.c_n
+
+
+def _forward_launch(
+    config: Config,
+    step: int,
+    gates_input: Tensor,
+    recurrent: Tensor | None,
+    h: Tensor | None,
+    c: Tensor | None,
+    lengths: Tensor | None,
+    output: Tensor,
+    h_new: Tensor | None,
+    c_new: Tensor,
+    gates: Tensor | None,
+    cells: Tensor | None,
+) -> None:
+    steps, batch, directions, four_hidden = gates_input.shape
+    hidden = four_hidden // 4
+    forward_kernel[(_programs(batch, hidden, directions, config),)](
+        gates_input, recurrent, h if lengths is not None else None, c, lengths, output, h_new, c_new, gates, cells,
+        step, steps, batch,
+        *gates_input.stride()[:3], *output.stride()[:3],
+        *(gates_input if gates is None else gates).stride()[:3], *(output if cells is None else cells).stride()[:3],
+        **_tile(hidden, config), num_warps=config.num_warps, num_stages=1,
+    )  # fmt: skip
+
+
+def _backward_steps(args: Backward, config: Config) -> None:
+    steps, batch, directions, four_hidden = args.gates.shape
+    hidden = four_hidden // 4
+    # Both directions are at different steps of grad_gates, which no single product could read.
+    compact = args.gates.new_empty(directions, batch, four_hidden) if directions > 1 else None
+    grid = (_programs(batch, hidden, directions, config),)
+    dh, dc = args.grad_h_n, args.grad_c_n
+    for step in range(steps - 1, -1, -1):
+        backward_kernel[grid](
+            args.gates, args.cells, args.c0 if step == 0 else None, args.lengths, args.grad_output, dh, dc,
+            args.grad_gates, compact, None if args.lengths is None else args.grad_h0, args.grad_c0,
+            step, steps, batch,
+            *args.gates.stride()[:3], *args.cells.stride()[:3],
+            *args.grad_output.stride()[:3], *args.grad_gates.stride()[:3],
+            FIRST=step == 0, **_tile(hidden, config), num_warps=config.num_warps, num_stages=1,
+        )  # fmt: skip
+        grad = args.grad_gates[step].transpose(0, 1) if compact is None else compact
+        _product(grad, args.weight_hh, args.grad_h0, add=args.lengths is not None)
+        dh, dc = args.grad_h0, args.grad_c0
+
+
+def _product(left: Tensor, right: Tensor, out: Tensor, *, add: bool = False) -> None:
+    """Multiply for each direction into `out`, or add to it; in place, which autocast leaves alone."""
+    if left.size(0) == 1:
+        if add:
+            out[0].addmm_(left[0], right[0])
+        else:
+            torch.mm(left[0], right[0], out=out[0])
+    elif add:
+        out.baddbmm_(left, right)
+    else:
+        torch.bmm(left, right, out=out)
+
+
+def _run(launch: Callable[[], None], name: str, args: Forward | Backward, config: Config) -> None:
+    """Launch a sequence where its tensors are, in the precision asked for, as a graph where that is worth it."""
+    tensors = [value for field in dataclasses.fields(args) if not isinstance(value := getattr(args, field.name), bool)]
+
+    def launch_all() -> None:
+        with torch.no_grad(), _precision(args.weight_hh, tf32=args.tf32):
+            launch()
+
+    with _on(args.weight_hh):
+        if args.weight_hh.is_cuda and 2 * args.problem.steps > graphs.FEW:
+            graphs.run(launch_all, ("cell", name, config, args.tf32, *_product_settings()), tensors)
+        else:
+            launch_all()
+
+
+def _product_settings() -> tuple[Hashable, ...]:
+    """What else of torch's state decides how its products are computed, and so what a graph has in it."""
+    matmul = torch.backends.cuda.matmul
+    return (
+        torch.are_deterministic_algorithms_enabled(),
+        matmul.allow_fp16_reduced_precision_reduction,
+        matmul.allow_bf16_reduced_precision_reduction,
+        str(torch.backends.cuda.preferred_blas_library()),
+    )
+
+
+@contextlib.contextmanager
+def _precision(weight: Tensor, *, tf32: bool) -> Iterator[None]:
+    """Allow or forbid TF32 in torch's float32 products meanwhile; a setting of the whole process."""
+    setting: Any = torch.backends.cuda.matmul
+    wanted, previous = "tf32" if tf32 else "ieee", setting.fp32_precision
+    if weight.dtype != torch.float32 or not weight.is_cuda or previous == wanted:
+        yield
+        return
+    setting.fp32_precision = wanted
+    try:
+        yield
+    finally:
+        setting.fp32_precision = previous
+
+
+def _on(value: Tensor) -> contextlib.AbstractContextManager[object]:
+    """A tensor's device as the current one: Triton launches there."""
+    return torch.cuda.device(value.device) if value.is_cuda else contextlib.nullcontext()
+
+
+def _chosen(problem: Problem, config: Config | None, *, backward: bool) -> Config:
+    reason = refuses(problem, backward=backward)
+    if reason is not None:
+        raise ValueError(reason)
+    return configs(problem, backward=backward)[0] if config is None else config
+
+
+def _tile(hidden: int, config: Config) -> dict[str, int]:
+    return {"HIDDEN": hidden, "BLOCK_B": config.block_batch, "BLOCK_H": config.block_hidden}
+
+
+def _programs(batch: int, hidden: int, directions: int, config: Config) -> int:
+    return directions * -(-batch // config.block_batch) * -(-hidden // config.block_hidden)

@@ -1,0 +1,353 @@
+"""A sequence's launches replayed as one CUDA graph, found again by the addresses of its tensors: nothing is copied.
+
+A graph is a list of launches with their arguments, and the arguments are addresses. So where the same tensors'
+addresses come back with the same shapes and settings, replaying does what launching would; whatever lay there
+meanwhile. Temporaries made inside belong to the graph, which is why one graph never serves two streams.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import threading
+import warnings
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+#: Up to so many launches are quicker launched than looked up.
+FEW = 4
+#: Calls of a key that launch plainly before one is captured. They compile Triton's kernels and set up cuBLAS, which a
+#: capture could not, and keep addresses that never come back from costing a capture.
+SIGHTINGS = 2
+
+
+@dataclass(frozen=True)
+class State:
+    """What became of all calls of `run` so far.
+
+    Attributes:
+        captured: graphs made.
+        replayed: calls that were a replay, those right after a capture included.
+        evicted: graphs dropped for newer ones.
+        graphs: graphs held now.
+        plain: calls that launched plainly, by reason.
+    """
+
+    captured: int
+    replayed: int
+    evicted: int
+    graphs: int
+    plain: Mapping[str, int]
+
+
+def run(launch: Callable[[], None], key: tuple[Hashable, ...], tensors: Sequence[Tensor | None]) -> None:
+    """Do what `launch()` does, from the third call on the same memory by replaying a graph.
+
+    Only for CUDA tensors of the current device and native allocation; anything else, a call inside somebody's capture
+    among them, launches plainly, and `state` says why.
+
+    Args:
+        launch: launches kernels on the current stream and does nothing else: no synchronisation, no result other than
+            in `tensors`, no random numbers. What it allocates must be dead when it returns.
+        key: all that decides what is launched and is not in `tensors`: name, tile sizes, precision.
+        tensors: all that is read or written, in a fixed order.
+
+    Raises:
+        Exception: what `launch` raises.
+    """
+    _GRAPHS.run(launch, key, tensors)
+
+
+def state() -> State:
+    """Counts since the start of the process."""
+    return _GRAPHS.state()
+
+
+def clear() -> None:
+    """Drop all graphs and their memory; waits for the device."""
+    _GRAPHS.clear()
+
+
+class CaptureError(RuntimeError):
+    """A capture that came to nothing.
+
+    Args:
+        reason: why.
+        final: whether torch is left in a state in which no further capture should be tried.
+    """
+
+    def __init__(self, reason: str, *, final: bool = False) -> None:
+        super().__init__(reason)
+        self.final = final
+
+
+class Device(Protocol):
+    """What `Graphs` needs of CUDA; tests bring their own."""
+
+    def obstacle(self, tensors: Sequence[Tensor | None]) -> str | None:
+        """Why these tensors cannot go through a graph now; None when they can."""
+
+    def place(self) -> Hashable:
+        """Where launches go now: device, stream and thread."""
+
+    def lane(self, others: Sequence[Any]) -> Any:
+        """A stream to capture on and a memory pool, for one place, none of them used by the others."""
+
+    def capture(self, launch: Callable[[], None], lane: Any) -> Callable[[], None]:
+        """The launches as something to replay. Raises `CaptureError`."""
+
+    def wait(self) -> None:
+        """Return when everything that was launched is done."""
+
+
+@dataclass
+class _Lane:
+    """The graphs of one place, which replay one after another and so may share their memory."""
+
+    own: Any
+    graphs: int = 0
+
+
+class Graphs:
+    """Graphs by key, the least recently used dropped first.
+
+    Args:
+        device: CUDA, or a stand-in.
+        capacity: graphs held at most.
+        remembered: keys whose sightings are remembered at most.
+        places: places (device, stream and thread) with graphs at most.
+    """
+
+    def __init__(self, device: Device, *, capacity: int = 64, remembered: int = 1024, places: int = 8) -> None:
+        self._device, self._capacity, self._remembered, self._places = device, capacity, remembered, places
+        # One lock for all: looking up and replaying takes microseconds, and captures may not overlap.
+        self._lock = threading.RLock()
+        self._graphs: OrderedDict[Hashable, tuple[Hashable, Callable[[], None]]] = OrderedDict()
+        self._lanes: OrderedDict[Hashable, _Lane] = OrderedDict()
+        self._seen: OrderedDict[Hashable, int] = OrderedDict()
+        self._refused: OrderedDict[Hashable, str] = OrderedDict()
+        self._final: str | None = None
+        self._captured = self._replayed = self._evicted = 0
+        self._plain: Counter[str] = Counter()
+
+    def run(self, launch: Callable[[], None], key: tuple[Hashable, ...], tensors: Sequence[Tensor | None]) -> None:
+        """As the function `run`."""
+        reason = self._device.obstacle(tensors)
+        if reason is None:
+            place = self._device.place()
+            full = (key, place, tuple(map(_address, tensors)))
+            with self._lock:
+                reason = self._replay(launch, full, place)
+                if reason is None:
+                    return
+        with self._lock:
+            self._plain[reason] += 1
+        # Outside the lock: a first launch may compile for seconds.
+        launch()
+
+    def state(self) -> State:
+        """As the function `state`."""
+        with self._lock:
+            return State(self._captured, self._replayed, self._evicted, len(self._graphs), dict(self._plain))
+
+    def clear(self) -> None:
+        """As the function `clear`."""
+        with self._lock:
+            self._drop(list(self._graphs))
+            self._seen.clear()
+
+    def _replay(self, launch: Callable[[], None], full: Hashable, place: Hashable) -> str | None:
+        """Replay, capturing first where it is time to; else the reason to launch plainly."""
+        found = self._graphs.get(full)
+        if found is None:
+            reason = self._final or self._refused.get(full) or self._too_early(full)
+            if reason is not None:
+                return reason
+            try:
+                found = self._capture(launch, full, place)
+            except CaptureError as error:
+                return self._refuse(full, error)
+        self._graphs.move_to_end(full)
+        self._lanes.move_to_end(place)
+        found[1]()
+        self._replayed += 1
+        return None
+
+    def _too_early(self, full: Hashable) -> str | None:
+        seen = self._seen.pop(full, 0)
+        if seen == SIGHTINGS:
+            return None
+        self._seen[full] = seen + 1
+        if len(self._seen) > self._remembered:
+            self._seen.popitem(last=False)
+        return "its memory was not seen often enough"
+
+    def _capture(
+        self, launch: Callable[[], None], full: Hashable, place: Hashable
+    ) -> tuple[Hashable, Callable[[], None]]:
+        if place not in self._lanes and len(self._lanes) == self._places:
+            oldest = next(iter(self._lanes))
+            self._evict([key for key, (where, _) in self._graphs.items() if where == oldest])
+        lane = self._lanes.get(place) or _Lane(self._device.lane([other.own for other in self._lanes.values()]))
+        # A place's first capture that fails leaves no lane behind: its pool ended with its only graph.
+        found = (place, self._device.capture(launch, lane.own))
+        self._lanes[place] = lane
+        lane.graphs += 1
+        self._graphs[full] = found
+        self._captured += 1
+        if len(self._graphs) > self._capacity:
+            self._evict([next(iter(self._graphs))])
+        return found
+
+    def _refuse(self, full: Hashable, error: CaptureError) -> str:
+        reason = f"capturing failed: {error}"
+        self._refused[full] = reason
+        if len(self._refused) > self._remembered:
+            self._refused.popitem(last=False)
+        if error.final:
+            self._final = f"an earlier capture failed: {error}"
+        warnings.warn(f"launching without a CUDA graph, since {reason}", RuntimeWarning, stacklevel=4)
+        return reason
+
+    def _evict(self, keys: list[Hashable]) -> None:
+        self._evicted += len(keys)
+        self._drop(keys)
+
+    def _drop(self, keys: list[Hashable]) -> None:
+        if not keys:
+            return
+        # A graph may still be running, and what frees it need not wait for that.
+        self._device.wait()
+        for key in keys:
+            place, _ = self._graphs.pop(key)
+            self._lanes[place].graphs -= 1
+            # torch never takes up a pool again whose last graph is gone: the next capture there starts a new lane.
+            if not self._lanes[place].graphs:
+                del self._lanes[place]
+
+
+def _address(tensor: Tensor | None) -> Hashable:
+    return None if tensor is None else (tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype)
+
+
+@dataclass(frozen=True)
+class _Own:
+    """Stream to capture on and pool of the memory inside."""
+
+    stream: Any
+    pool: Any
+
+
+class Cuda:
+    """Capturing by torch.
+
+    One place, one capture stream, one pool, for cuBLAS's sake: torch keeps its workspace by the stream it was captured
+    on, and where a graph is dropped, torch 2.13 frees the workspaces of that graph's stream while others captured
+    there still point to them (pytorch #193402). Here those others are of the same place: the freed memory stays in
+    their common pool, mapped as long as one of them lives, and is taken only by temporaries of later captures there,
+    none of which outlives its replay.
+    """
+
+    def __init__(self) -> None:
+        #: Failed graphs: torch's allocator may keep a function that points into them, so they are never freed.
+        self._failed: list[Any] = []
+
+    def obstacle(self, tensors: Sequence[Tensor | None]) -> str | None:
+        """As `Device` says."""
+        present = [tensor for tensor in tensors if tensor is not None]
+        if not all(tensor.is_cuda for tensor in present):
+            return "a tensor is not on a CUDA device"
+        current = torch.cuda.current_device()
+        if any(tensor.get_device() != current for tensor in present):
+            return "a tensor is not on the current device"
+        if torch.cuda.is_current_stream_capturing():
+            return "the current stream is being captured already"
+        if torch.cuda.get_allocator_backend() != "native":
+            return "torch's memory comes from another allocator than its own"
+        return None
+
+    def place(self) -> Hashable:
+        """As `Device` says; the thread, since the handle of CUDA's per-thread stream is the same in every thread."""
+        return torch.cuda.current_device(), torch.cuda.current_stream().cuda_stream, threading.get_ident()
+
+    def lane(self, others: Sequence[Any]) -> Any:
+        """As `Device` says."""
+        taken = {other.stream.cuda_stream for other in others}
+        # torch hands out 32 streams of each priority in turn. Those of high priority are hardly used by others, whose
+        # captures and cuBLAS workspaces would be mixed with ours.
+        for _ in range(64):
+            stream = torch.cuda.Stream(priority=-1)
+            if stream.cuda_stream not in taken:
+                return _Own(stream, torch.cuda.graph_pool_handle())
+        message = "torch handed out no stream that is not in use for another place"
+        raise CaptureError(message)
+
+    def capture(self, launch: Callable[[], None], lane: Any) -> Callable[[], None]:
+        """As `Device` says.
+
+        Not by `torch.cuda.graph`, which empties the allocator's cache at every capture: the addresses that keys are
+        made of would move.
+        """
+        graph: Any = torch.cuda.CUDAGraph()
+        # torch writes the random generator's capture state on the capture stream, before and not inside the capture:
+        # no graph of somebody else may be reading it then, nor soon after.
+        self.wait()
+        with _no_collection(), torch.cuda.stream(lane.stream):
+            probe = self._record(graph, launch, lane.pool)
+            lane.stream.synchronize()
+        segments = torch.cuda.memory_snapshot(lane.pool, include_traces=False)
+        if not any(0 <= probe - segment["address"] < segment["total_size"] for segment in segments):
+            # Temporaries would be in memory that others are given too, such as that of torch.cuda.use_mem_pool.
+            message = "memory allocated while capturing did not come from the graph's own pool"
+            raise CaptureError(message)
+        replay: Callable[[], None] = graph.replay
+        return replay
+
+    def wait(self) -> None:
+        """As `Device` says."""
+        torch.cuda.synchronize()
+
+    def _record(self, graph: Any, launch: Callable[[], None], pool: Any) -> int:
+        """Capture on the current stream; an address that was allocated meanwhile."""
+        try:
+            # Other threads go on allocating and launching.
+            graph.capture_begin(pool=pool, capture_error_mode="thread_local")
+        except RuntimeError as error:
+            self._failed.append(graph)
+            raise CaptureError(_line(error), final=True) from error
+        try:
+            launch()
+            return torch.empty(1, device="cuda").data_ptr()
+        except RuntimeError as error:
+            # Launched plainly next, it raises the same if it is at fault itself.
+            raise CaptureError(_line(error)) from error
+        finally:
+            try:
+                graph.capture_end()
+            except RuntimeError as error:
+                self._failed.append(graph)
+                raise CaptureError(_line(error), final=True) from error
+
+
+@contextlib.contextmanager
+def _no_collection() -> Iterator[None]:
+    """No garbage collection meanwhile: it could free events and graphs, which CUDA does not allow inside a capture."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
+def _line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+_GRAPHS = Graphs(Cuda())
