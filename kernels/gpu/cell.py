@@ -64,8 +64,9 @@ def forward(args: Forward, config: Config | None = None) -> None:
     Raises:
         ValueError: for a problem that `refuses` names.
     """
-    chosen = _chosen(args.problem, config, backward=False)
-    _run(lambda: _forward_steps(args, chosen), "forward", args, chosen)
+    problem = args.problem
+    chosen = _chosen(problem, config, backward=False)
+    _run(lambda: _forward_steps(args, chosen), args, problem.steps, ("cell", "forward", chosen))
 
 
 def backward(args: Backward, config: Config | None = None) -> None:
@@ -74,8 +75,9 @@ def backward(args: Backward, config: Config | None = None) -> None:
     Raises:
         ValueError: for a problem that `refuses` names.
     """
-    chosen = _chosen(args.problem, config, backward=True)
-    _run(lambda: _backward_steps(args, chosen), "backward", args, chosen)
+    problem = args.problem
+    chosen = _chosen(problem, config, backward=True)
+    _run(lambda: _backward_steps(args, chosen), args, problem.steps, ("cell", "backward", chosen))
 
 
 def cell_forward(
@@ -226,17 +228,17 @@ def _product(left: Tensor, right: Tensor, out: Tensor, *, add: bool = False) -> 
         torch.bmm(left, right, out=out)
 
 
-def _run(launch: Callable[[], None], name: str, args: Forward | Backward, config: Config) -> None:
+def _run(launch: Callable[[], None], args: Forward | Backward, steps: int, key: tuple[Hashable, ...]) -> None:
     """Launch a sequence where its tensors are, in the precision asked for, as a graph where that is worth it."""
-    tensors = [value for field in dataclasses.fields(args) if not isinstance(value := getattr(args, field.name), bool)]
 
     def launch_all() -> None:
         with torch.no_grad(), _precision(args.weight_hh, tf32=args.tf32):
             launch()
 
     with _on(args.weight_hh):
-        if args.weight_hh.is_cuda and 2 * args.problem.steps > graphs.FEW:
-            graphs.run(launch_all, ("cell", name, config, args.tf32, *_product_settings()), tensors)
+        if args.weight_hh.is_cuda and 2 * steps > graphs.FEW:
+            tensors = [getattr(args, field.name) for field in dataclasses.fields(args) if field.name != "tf32"]
+            graphs.run(launch_all, (*key, args.tf32, *_product_settings()), tensors)
         else:
             launch_all()
 

@@ -2,6 +2,9 @@
 
 One launch does one step of every sequence and of both directions, one tile of sequences by hidden units a program.
 Shapes: T steps, batch B, D directions, hidden size H; states are contiguous, the rest has strides of its own.
+
+States may be updated in place: an element is read and written by one program alone, and what is written depends on
+what was read, so no thread of that program can write before another has read.
 """
 
 from __future__ import annotations

@@ -1,0 +1,344 @@
+"""The step-by-step kernels against the loop in float64, and each defect that such a kernel tends to have, planted."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import itertools
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+
+pytest.importorskip("triton")
+pytest.importorskip("hypothesis")
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from recurrences import (
+    DEVICE,
+    OUTPUT_ERROR,
+    Sizes,
+    assert_close,
+    errors_backward,
+    errors_forward,
+    interpreted,
+    recurrences,
+)
+
+from kernels.gpu import cell, step
+from kernels.recurrence import Problem, loop_forward
+
+ROOT = Path(__file__).parents[1]
+#: Smaller than any size below in both dimensions, so that there are tiles in the middle and at both ends.
+SMALL = cell.Config(2, 4, 1)
+RAGGED = Sizes(batch=3, steps=4, hidden=6, directions=2, lengths=(4, 0, 2), seed=3)
+HIDDEN = st.sampled_from([1, 5, 16, 33])
+
+
+@settings(max_examples=25)
+@given(sizes=recurrences(hidden=HIDDEN), save=st.booleans())
+def test_a_forward_pass_is_the_loops(sizes, save):
+    """Outputs agree with float64 for any sizes, lengths, states and memory order, whether or not anything is kept."""
+    assert_close(errors_forward(sizes, cell, save=save), sizes.dtype)
+
+
+@settings(max_examples=25)
+@given(sizes=recurrences(hidden=HIDDEN), final=st.booleans())
+def test_a_backward_pass_is_the_loops(sizes, final):
+    """Gradients agree with float64, with and without gradients of the final states."""
+    assert_close(errors_backward(sizes, cell, final=final), sizes.dtype)
+
+
+@pytest.mark.parametrize("config", [SMALL, cell.Config(4, 2, 1), cell.Config(1, 8, 1)], ids=str)
+def test_tiles_do_not_change_the_result(config):
+    """Any tile gives the same numbers, bit for bit: nothing is summed across elements."""
+    passes = [(RAGGED.forward(), chosen) for chosen in (None, config)]
+    for args, chosen in passes:
+        cell.forward(args, chosen)
+    grads = [(RAGGED.backward(args), chosen) for args, chosen in passes]
+    for args, chosen in grads:
+        cell.backward(args, chosen)
+    for (one, _), (other, _) in (passes, grads):
+        for name in ("output", "h_n", "c_n", "gates", "cells", "grad_gates", "grad_h0", "grad_c0"):
+            assert torch.equal(getattr(one, name, torch.zeros(1)), getattr(other, name, torch.zeros(1))), name
+
+
+def _roomy(*shape: int, dtype: torch.dtype, value: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """A tensor with room behind each of its rows, and the memory that both lie in, filled with one value."""
+    memory = torch.full((*shape[:-1], shape[-1] + 24), value, dtype=dtype, device=DEVICE)
+    return memory[..., : shape[-1]], memory
+
+
+def _outside_touched(kernel: ModuleType) -> bool:
+    """Whether a one-step forward pass reads NaN from outside of its input or writes outside of its outputs."""
+    batch, hidden, shape = 3, 5, (1, 3, 1, 5)
+    gates_input, _ = _roomy(1, batch, 1, 4 * hidden, dtype=torch.float32, value=float("nan"))
+    gates_input.normal_()
+    written = [_roomy(*shape, dtype=torch.float32, value=7.0) for _ in range(2)]
+    gates = _roomy(1, batch, 1, 4 * hidden, dtype=torch.float32, value=7.0)
+    # The states are contiguous, so their room is behind the last row alone.
+    flat = [torch.full((batch * hidden + 24,), 7.0, device=DEVICE) for _ in range(2)]
+    states = [value[: batch * hidden].view(1, batch, hidden) for value in flat]
+    args = dataclasses.replace(
+        Sizes(batch, 1, hidden, state=False).forward(),
+        gates_input=gates_input, output=written[0][0], h_n=states[0], c_n=states[1], gates=gates[0],
+        cells=written[1][0],
+    )  # fmt: skip
+    kernel.forward(args)
+    truth = Sizes(batch, 1, hidden, state=False).forward()
+    truth.gates_input.copy_(gates_input)
+    loop_forward(truth)
+    assert torch.allclose(args.output, truth.output, atol=1e-5)
+    return not all(
+        (value[..., size:] == 7.0).all()
+        for value, size in (
+            (written[0][1], hidden), (written[1][1], hidden), (gates[1], 4 * hidden),
+            (flat[0], batch * hidden), (flat[1], batch * hidden),
+        )
+    )  # fmt: skip
+
+
+def test_nothing_outside_of_the_outputs_is_written():
+    """Rows with room behind them keep what stands there."""
+    assert not _outside_touched(cell)
+
+
+def mutant(folder: Path, module: ModuleType, old: str, new: str) -> ModuleType:
+    """A module with one place of its source changed, loaded from a file, since Triton reads a kernel's source."""
+    assert module.__file__ is not None
+    source = Path(module.__file__).read_text()
+    assert source.count(old) == 1, f"{old!r} stands {source.count(old)} times in {module.__name__}"
+    path = folder / "mutant.py"
+    path.write_text(source.replace(old, new))
+    spec = importlib.util.spec_from_file_location(f"mutant_of_{module.__name__.replace('.', '_')}", path)
+    assert spec is not None
+    assert spec.loader is not None
+    loaded = importlib.util.module_from_spec(spec)
+    # Dataclasses look their module up by name.
+    sys.modules[spec.name] = loaded
+    spec.loader.exec_module(loaded)
+    return loaded
+
+
+DEFECTS = {
+    "gate order": ("forward", "i, f, g, o = _load_gates(p_tile", "f, i, g, o = _load_gates(p_tile"),
+    "gate order kept": ("forward", "_store_gates(p_kept, i, f, g, o", "_store_gates(p_kept, i, f, o, g"),
+    "h not held": ("forward", "tl.where(live, h_new, held), ", "h_new, "),
+    "c not held": ("forward", "tl.where(live, c_new, c)\n", "c_new\n"),
+    "output past a length": ("forward", "out, mask=inside", "h_new, mask=inside"),
+    "looks past a length": ("forward", "_load_gates(p_tile, live,", "_load_gates(p_tile, inside,"),
+    "same end for both directions": (
+        "forward", "t = tl.where(direction == 0, step, steps - 1 - step).to(tl.int64)\n    o_state",
+        "t = tl.where(direction == 0, step, step).to(tl.int64)\n    o_state",
+    ),
+    "forget gate's derivative": ("backward", "df = dc_here * c_before * f *", "df = dc_here * c_before *"),
+    "stale c": ("backward", "p_cell + before * s_cells_t", "p_cell + t * s_cells_t"),
+    "dc not held": ("backward", "dc_new = tl.where(live, dc_new, dc)", "dc_new = tl.where(live, dc_new, 0.0)"),
+    "dh not held": ("backward", "tl.where(live, 0.0, dh)", "tl.zeros_like(dh)"),
+    "dh twice": ("backward", "tl.where(live, 0.0, dh)", "dh"),
+    "gradient past a length": ("backward", "tl.load(p_from, mask=live", "tl.load(p_from, mask=inside"),
+    "c0 forgotten": ("backward", "elif p_c0 is not None:", "elif p_c0 is None:"),
+}  # fmt: skip
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+@pytest.mark.parametrize("defect", DEFECTS)
+def test_a_defect_in_a_kernel_is_caught(defect, tmp_path, monkeypatch):
+    """What holds a kernel against the loop sees each of these."""
+    which, old, new = DEFECTS[defect]
+    broken = mutant(tmp_path, step, old, new)
+    monkeypatch.setattr(cell, f"{which}_kernel", getattr(broken, f"{which}_kernel"))
+    errors = (errors_forward if which == "forward" else errors_backward)(RAGGED, cell)
+    with pytest.raises(AssertionError, match="error"):
+        assert_close(errors, RAGGED.dtype)
+
+
+def test_a_stale_cell_state_is_caught(tmp_path):
+    """Taking c of the step before last is seen."""
+    new = "h, c = args.h_n, args.c0 if step == 0 else args.c_n"
+    broken = mutant(tmp_path, cell, "h, c = args.h_n, args.c_n", new)
+    with pytest.raises(AssertionError, match="c_n"):
+        assert_close(errors_forward(RAGGED, broken), RAGGED.dtype)
+
+
+@pytest.mark.skipif(not interpreted(), reason="on a GPU writing out of bounds may spoil other tests")
+def test_a_missing_tail_mask_is_caught(tmp_path, monkeypatch):
+    """A tile wider than the hidden size that writes all of itself is seen."""
+    broken = mutant(tmp_path, step, "(rows < batch) & (columns < HIDDEN)", "(rows < batch) & (columns < BLOCK_H)")
+    monkeypatch.setattr(cell, "forward_kernel", broken.forward_kernel)
+    assert _outside_touched(cell)
+
+
+@pytest.mark.parametrize("state", [True, False])
+def test_a_step_is_one_product_and_one_launch(state, monkeypatch):
+    """Nothing else runs, for both directions together; the first step without a state needs no product either."""
+    ran: list[str] = []
+    kernel, product = cell.forward_kernel, cell._product
+
+    class Counted:
+        def __getitem__(self, grid):
+            ran.append("launch")
+            return kernel[grid]
+
+    def counted(*arguments, **options):
+        ran.append("product")
+        product(*arguments, **options)
+
+    monkeypatch.setattr(cell, "forward_kernel", Counted())
+    monkeypatch.setattr(cell, "_product", counted)
+    args = Sizes(2, 3, 4, directions=2, state=state).forward(save=False)
+    cell.forward(args)
+    assert ran == (["product"] if state else []) + ["launch", *["product", "launch"] * 2]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@pytest.mark.parametrize("recurrent", [True, False])
+def test_one_step_is_the_reference_cells(dtype, recurrent):
+    """`cell_forward` computes h and c of the equations, reads a strided input and leaves its own alone."""
+    generator = torch.Generator().manual_seed(5)
+    wide, product = (torch.randn(3, 64, generator=generator).to(dtype).to(DEVICE) for _ in range(2))
+    gates, c = wide[:, :28], torch.randn(3, 7, generator=generator).to(DEVICE)
+    product, before = product[:, :28].contiguous(), c.clone()
+    h, c_new = cell.cell_forward(gates, product if recurrent else None, c)
+    i, f, g, o = (gates.double() + (product.double() if recurrent else 0.0)).chunk(4, dim=1)
+    truth = f.sigmoid() * c.double() + i.sigmoid() * g.tanh()
+    assert torch.equal(c, before)
+    assert (h.dtype, c_new.dtype) == (dtype, torch.float32)
+    assert torch.allclose(c_new.double(), truth, atol=1e-5)
+    assert torch.allclose(h.double(), o.sigmoid() * truth.tanh(), atol=OUTPUT_ERROR[dtype])
+
+
+@given(
+    batch=st.integers(1, 1024), hidden=st.integers(1, 4096), directions=st.integers(1, 2), backward=st.booleans(),
+    multiprocessors=st.sampled_from([0, 1, 132]),
+)  # fmt: skip
+def test_tiles_are_legal_and_the_first_fills_the_device(batch, hidden, directions, backward, multiprocessors):
+    """Powers of two without repetition; the first gives each multiprocessor a program wherever any candidate does."""
+    problem = Problem(
+        "cuda", torch.float16, batch, 7, hidden, directions, capability=90, multiprocessors=multiprocessors
+    )
+    found = cell.configs(problem, backward=backward)
+    assert len(set(found)) == len(found) > 0
+    for size in itertools.chain.from_iterable(map(dataclasses.astuple, found)):
+        assert size & (size - 1) == 0 < size
+    programs = [cell.launches(problem, config, backward=backward)[0].grid for config in found]
+    assert programs[0] >= min(multiprocessors, max(programs))
+    # No program is without an element.
+    assert all(
+        config.block_batch < 2 * batch and config.block_hidden < 2 * hidden and config.num_warps <= 8
+        for config in found
+    )
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"dtype": torch.float64}, "not in float64"),
+        ({"dtype": torch.int32}, "not in int32"),
+        ({"batch": 0}, "batch 0"),
+        ({"steps": 0}, "steps 0"),
+    ],
+)
+def test_what_is_refused_says_why(change, reason):
+    """A type or size that cannot be served is named, in both directions of time."""
+    problem = dataclasses.replace(Problem("cuda", torch.float16, 2, 3, 4), **change)
+    for backward in (False, True):
+        assert reason in str(cell.refuses(problem, backward=backward))
+
+
+def test_a_refused_problem_raises():
+    """Nothing runs instead of what was asked for."""
+    args = Sizes(2, 2, 2, dtype=torch.float64).forward()
+    with pytest.raises(ValueError, match="not in float64"):
+        cell.forward(args)
+
+
+COMPILE = """
+import re, subprocess, sys, tempfile
+from pathlib import Path
+import torch, triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+from kernels.gpu import cell
+from kernels.recurrence import Problem
+
+assert "not on cpu" in cell.refuses(Problem("cpu", torch.float32, 1, 1, 1), backward=False)
+tool = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
+for dtype in (torch.float16, torch.bfloat16, torch.float32):
+    for directions, masked, backward in ((1, False, False), (2, True, False), (1, False, True), (2, True, True)):
+        problem = Problem("cuda", dtype, 64, 50, 1024, directions, True, masked, False, int(sys.argv[1]), 132)
+        for config in cell.configs(problem, backward=backward)[:2]:
+            for launch in cell.launches(problem, config, backward=backward):
+                assert list(launch.signature) == launch.kernel.arg_names
+                hints = {
+                    (place,): [["tt.divisibility", 16]]
+                    for place, (name, kind) in enumerate(launch.signature.items())
+                    if kind != "constexpr" and name.startswith(("p_", "s_"))
+                }
+                built = triton.compile(
+                    ASTSource(launch.kernel, launch.signature, launch.constants, hints),
+                    target=GPUTarget("cuda", int(sys.argv[1]), 32),
+                    options={"num_warps": launch.num_warps, "num_stages": launch.num_stages},
+                )
+                with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+                    file.write(built.asm["cubin"])
+                    file.flush()
+                    usage = subprocess.run([tool, "-res-usage", file.name], capture_output=True, text=True, check=True)
+                registers, stack = re.search(r"REG:(\\d+) STACK:(\\d+)", usage.stdout + usage.stderr).groups()
+                assert int(stack) == 0 and int(registers) <= 64, (launch, registers, stack)
+                assert re.search(r"ld[.]global[.]v[24]", built.asm["ptx"]), launch
+                assert re.search(r"st[.]global[.]v[24]", built.asm["ptx"]), launch
+                print("compiled")
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("capability", [80, 90, 100])
+def test_kernels_compile_without_spilling(capability):
+    """For three generations, in every type: no stack, registers for full occupancy at 8 warps, vectors in memory."""
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    done = subprocess.run(
+        [sys.executable, "-c", COMPILE, str(capability)],
+        cwd=ROOT, capture_output=True, text=True, check=False, env=environment | {"PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("compiled") == 48
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", list(cell.TYPES))
+@pytest.mark.parametrize("directions", [1, 2])
+@pytest.mark.parametrize(("batch", "hidden"), [(1, 2048), (64, 1024), (130, 257), (1024, 64)])
+def test_real_sizes_on_a_gpu(dtype, directions, batch, hidden):
+    """Compiled kernels agree with float64 at sizes that the interpreter is too slow for, with lengths."""
+    lengths = tuple(index % 13 for index in range(batch))
+    sizes = Sizes(batch, 12, hidden, directions=directions, dtype=dtype, lengths=lengths, batch_first=True)
+    assert_close(errors_forward(sizes, cell), dtype)
+    assert_close(errors_backward(sizes, cell), dtype)
+
+
+@pytest.mark.gpu
+def test_tf32_is_taken_where_allowed_and_nowhere_else():
+    """Products round their factors to TF32 exactly when asked, whatever the process's setting, which is put back."""
+    setting = torch.backends.cuda.matmul
+    previous = setting.fp32_precision
+    sizes = Sizes(64, 6, 1024)
+    truth = Sizes(64, 6, 1024, dtype=torch.float64).forward()
+    outputs = {}
+    for outer, tf32 in itertools.product(("ieee", "tf32"), (False, True)):
+        setting.fp32_precision = outer
+        try:
+            args = sizes.forward(tf32=tf32)
+            cell.forward(args)
+            assert setting.fp32_precision == outer
+        finally:
+            setting.fp32_precision = previous
+        outputs[outer, tf32] = args.output
+    loop_forward(truth)
+    for (_, tf32), output in outputs.items():
+        error = (output.double() - truth.output).norm() / truth.output.norm()
+        assert (1e-5 < error < 5e-3) if tf32 else error < 1e-5

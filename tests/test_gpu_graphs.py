@@ -1,0 +1,453 @@
+"""Replaying launches by address: every call does its work exactly once, on a stand-in for CUDA and on CUDA itself."""
+
+from __future__ import annotations
+
+import threading
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pytest
+import torch
+
+pytest.importorskip("triton")
+pytest.importorskip("hypothesis")
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from recurrences import Sizes, assert_close, errors_forward
+
+from kernels.gpu import cell, graphs
+from kernels.gpu.graphs import SIGHTINGS, CaptureError, Graphs
+
+
+class _Stand:
+    """A device that notes what ran on it; what is launched while it captures is kept for replay instead."""
+
+    def __init__(self) -> None:
+        self.ran: list[object] = []
+        self.recording: list[object] | None = None
+        self.where: object = "here"
+        self.reason: str | None = None
+        self.failure: Exception | None = None
+        self.lanes: list[object] = []
+        self.captures: list[object] = []
+        self.waits = 0
+
+    def launch(self, work: object) -> Callable[[], None]:
+        return lambda: (self.ran if self.recording is None else self.recording).append(work)
+
+    def obstacle(self, tensors: Sequence[Any]) -> str | None:
+        del tensors
+        return "the stand-in is capturing" if self.recording is not None else self.reason
+
+    def place(self) -> object:
+        return self.where
+
+    def lane(self, others: Sequence[Any]) -> object:
+        self.lanes.append(object())
+        assert self.lanes[-1] not in others
+        return self.lanes[-1]
+
+    def capture(self, launch: Callable[[], None], lane: object) -> Callable[[], None]:
+        self.recording = recorded = []
+        try:
+            launch()
+        finally:
+            self.recording = None
+        if self.failure is not None:
+            raise self.failure
+        self.captures.append(lane)
+        return lambda: self.ran.extend(recorded)
+
+    def wait(self) -> None:
+        self.waits += 1
+
+
+def calls(held: Graphs, stand: _Stand, key: str, count: int) -> None:
+    for _ in range(count):
+        held.run(stand.launch(key), (key,), [None])
+
+
+def test_the_third_call_is_captured_and_replayed_from_then_on():
+    """Two calls launch plainly; each later one replays what the third captured, which itself runs once."""
+    stand = _Stand()
+    held = Graphs(stand)
+    calls(held, stand, "a", 5)
+    assert stand.ran == ["a"] * 5
+    assert len(stand.captures) == 1
+    state = held.state()
+    assert (state.captured, state.replayed, sum(state.plain.values()), state.graphs) == (1, 3, SIGHTINGS, 1)
+
+
+@settings(max_examples=100)
+@given(
+    work=st.lists(
+        st.tuples(
+            st.integers(0, 4), st.sampled_from(["one", "two", "three"]),
+            st.sampled_from([None, None, None, "busy"]), st.sampled_from([False, False, False, True]),
+        ),
+        max_size=120,
+    ),
+    capacity=st.integers(1, 3), places=st.integers(1, 2),
+)  # fmt: skip
+def test_every_call_does_its_work_once(work, capacity, places):
+    """Whatever is captured, dropped, refused or fails, a call runs its launches exactly once, and is counted once."""
+    stand = _Stand()
+    held = Graphs(stand, capacity=capacity, remembered=4, places=places)
+    expected = []
+    for key, where, reason, fails in work:
+        stand.where, stand.reason, stand.failure = where, reason, CaptureError("no") if fails else None
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", RuntimeWarning)
+            held.run(stand.launch((key, where)), (key,), [])
+        expected.append((key, where))
+        assert stand.ran == expected
+        state = held.state()
+        assert state.replayed + sum(state.plain.values()) == len(expected)
+        assert state.graphs == state.captured - state.evicted <= capacity
+    assert stand.waits <= held.state().evicted
+
+
+MEMORY = torch.zeros(64)
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        MEMORY[8:24].view(4, 4),
+        MEMORY[:16].view(2, 8),
+        MEMORY[:16].view(4, 4).t(),
+        MEMORY.view(torch.int32)[:16].view(4, 4),
+        None,
+    ],
+    ids=["address", "shape", "stride", "type", "absent"],
+)
+def test_a_graph_serves_its_own_memory_alone(other):
+    """Another address, shape, stride or type is another graph: the work of that call is done, not that of the first."""
+    stand = _Stand()
+    held = Graphs(stand)
+    for _ in range(SIGHTINGS + 1):
+        held.run(stand.launch("first"), ("key",), [MEMORY[:16].view(4, 4)])
+    held.run(stand.launch("second"), ("key",), [other])
+    assert stand.ran[-1] == "second"
+    assert held.state().replayed == 1
+
+
+def test_a_graph_serves_its_own_place_alone():
+    """Another device, stream or thread captures for itself, on a lane that nobody else uses."""
+    stand = _Stand()
+    held = Graphs(stand)
+    for stand.where in ("one", "two"):
+        calls(held, stand, "a", SIGHTINGS + 1)
+    assert len(set(stand.captures)) == 2
+
+
+def test_graphs_of_one_place_share_its_lane():
+    """They replay one after another, so they need one pool and one stream to be captured on."""
+    stand = _Stand()
+    held = Graphs(stand)
+    for key in "abc":
+        calls(held, stand, key, SIGHTINGS + 1)
+    assert len(stand.captures) == 3
+    assert len(set(stand.captures)) == 1
+
+
+def test_the_graph_that_rested_longest_goes_first():
+    """Past the capacity the least recently replayed is dropped, once the device is idle, and may come back."""
+    stand = _Stand()
+    held = Graphs(stand, capacity=2)
+    for key in "ab":
+        calls(held, stand, key, SIGHTINGS + 1)
+    calls(held, stand, "a", 1)
+    calls(held, stand, "c", SIGHTINGS + 1)
+    assert (held.state().evicted, held.state().graphs, stand.waits) == (1, 2, 1)
+    before = held.state().replayed
+    calls(held, stand, "a", 1)
+    assert held.state().replayed == before + 1
+    calls(held, stand, "b", 1)
+    assert held.state().replayed == before + 1
+
+
+def test_a_place_without_graphs_begins_a_new_lane():
+    """A memory pool whose last graph is gone is not taken up again: torch cannot."""
+    stand = _Stand()
+    held = Graphs(stand)
+    calls(held, stand, "a", SIGHTINGS + 1)
+    held.clear()
+    calls(held, stand, "a", SIGHTINGS + 1)
+    assert len(set(stand.captures)) == 2
+
+
+def test_a_new_place_drives_out_the_oldest():
+    """Places are bounded as well, since each has a stream and cuBLAS's workspace: all graphs of the oldest go."""
+    stand = _Stand()
+    held = Graphs(stand, places=2)
+    for stand.where in ("one", "two"):
+        for key in "ab":
+            calls(held, stand, key, SIGHTINGS + 1)
+    stand.where = "three"
+    calls(held, stand, "a", SIGHTINGS + 1)
+    assert (held.state().evicted, held.state().graphs) == (2, 3)
+
+
+def test_a_capture_that_fails_is_told_and_not_tried_again():
+    """The call launches plainly with a warning; later calls of the key launch without one, other keys still capture."""
+    stand = _Stand()
+    held = Graphs(stand)
+    calls(held, stand, "a", SIGHTINGS)
+    stand.failure = CaptureError("a reason")
+    with pytest.warns(RuntimeWarning, match="a reason"):
+        calls(held, stand, "a", 1)
+    stand.failure = None
+    calls(held, stand, "a", 2)
+    calls(held, stand, "b", SIGHTINGS + 1)
+    assert stand.ran == ["a"] * 5 + ["b"] * 3
+    assert held.state().plain["capturing failed: a reason"] == 3
+    assert held.state().captured == 1
+
+
+def test_a_capture_that_breaks_torch_is_the_last():
+    """After one that torch could not end, nothing is captured any more, and the reason stays readable."""
+    stand = _Stand()
+    held = Graphs(stand)
+    calls(held, stand, "a", SIGHTINGS)
+    stand.failure = CaptureError("cannot end", final=True)
+    with pytest.warns(RuntimeWarning, match="cannot end"):
+        calls(held, stand, "a", 1)
+    stand.failure = None
+    calls(held, stand, "b", SIGHTINGS + 1)
+    assert held.state().captured == 0
+    assert held.state().plain["an earlier capture failed: cannot end"] == SIGHTINGS + 1
+
+
+def test_what_a_launch_raises_reaches_the_caller():
+    """An error of the work is the caller's, in a plain launch and while capturing, and nothing counts as captured."""
+    stand = _Stand()
+    held = Graphs(stand)
+    calls(held, stand, "a", SIGHTINGS)
+
+    def fails() -> None:
+        message = "the work's own"
+        raise OSError(message)
+
+    for _ in range(2):
+        with pytest.raises(OSError, match="own"):
+            held.run(fails, ("a",), [None])
+    assert held.state().captured == 0
+
+
+def test_a_call_inside_a_capture_launches():
+    """What is launched while something is being captured becomes part of that."""
+    stand = _Stand()
+    held = Graphs(stand)
+    calls(held, stand, "inner", SIGHTINGS + 1)
+
+    def outer() -> None:
+        stand.launch("outer")()
+        calls(held, stand, "inner", 1)
+
+    stand.ran.clear()
+    for _ in range(SIGHTINGS + 2):
+        held.run(outer, ("outer",), [])
+    assert stand.ran == ["outer", "inner"] * (SIGHTINGS + 2)
+    assert held.state().plain["the stand-in is capturing"] == 1
+
+
+def test_remembered_keys_are_bounded():
+    """Memory that never comes back is forgotten, and does not keep another key from being captured."""
+    stand = _Stand()
+    held = Graphs(stand, remembered=3)
+    for index in range(50):
+        calls(held, stand, f"once {index}", 1)
+    calls(held, stand, "a", SIGHTINGS + 1)
+    assert len(held._seen) <= 3
+    assert held.state().captured == 1
+
+
+def test_threads_do_not_mix():
+    """Many threads at once: every call is done and counted, whichever thread captures."""
+    stand = _Stand()
+    held = Graphs(stand, capacity=2)
+    done: list[str] = []
+
+    def work(name: str) -> None:
+        for _ in range(200):
+            # A plain launch inside of another thread's capture would be recorded there on this stand-in alone, so
+            # these do not go through it.
+            held.run(lambda: done.append(name), (name,), [])
+
+    stand.capture = lambda launch, _: launch  # type: ignore[method-assign]
+    threads = [threading.Thread(target=work, args=(f"thread {index}",)) for index in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(done) == sorted(f"thread {index}" for index in range(6) for _ in range(200))
+    state = held.state()
+    assert state.replayed + sum(state.plain.values()) == 1200
+    assert state.graphs == state.captured - state.evicted
+
+
+def test_cpu_tensors_are_launched_and_counted():
+    """Without a GPU `run` is a call, and says that it was one."""
+    reason = "a tensor is not on a CUDA device"
+    before, ran = graphs.state().plain.get(reason, 0), []
+    for _ in range(SIGHTINGS + 2):
+        graphs.run(lambda: ran.append(1), ("key",), [torch.zeros(2), None])
+    assert len(ran) == SIGHTINGS + 2
+    assert graphs.state().plain[reason] == before + SIGHTINGS + 2
+
+
+def _fresh(args: Any, seed: int) -> torch.Tensor:
+    """New gates in the same memory; the right output for them, by the kernels without a graph."""
+    generator = torch.Generator(device="cuda").manual_seed(seed)
+    args.gates_input.normal_(generator=generator)
+    cell._forward_steps(args, cell.configs(args.problem, backward=False)[0])
+    right = args.output.clone()
+    args.output.fill_(float("nan"))
+    return right
+
+
+SIZES = Sizes(batch=16, steps=20, hidden=256, directions=2, dtype=torch.float16)
+
+
+@pytest.fixture
+def emptied():
+    """No graph from other tests, and none left behind."""
+    if torch.cuda.is_available():
+        graphs.clear()
+    yield
+    if torch.cuda.is_available():
+        graphs.clear()
+
+
+@pytest.mark.gpu
+@pytest.mark.usefixtures("emptied")
+def test_a_replay_computes_on_what_is_there_now():
+    """Fresh numbers in the same memory give fresh results; the same kernels, so the same bits."""
+    args = SIZES.forward()
+    before = graphs.state()
+    for seed in range(6):
+        right = _fresh(args, seed)
+        cell.forward(args)
+        assert torch.equal(args.output, right)
+    assert graphs.state().captured == before.captured + 1
+    assert graphs.state().replayed == before.replayed + 6 - SIGHTINGS
+
+
+@pytest.mark.gpu
+@pytest.mark.usefixtures("emptied")
+def test_many_sequences_in_one_pool_keep_apart():
+    """Several graphs of one stream share temporaries and cuBLAS's workspace, also after some were dropped."""
+    held = [Sizes(batch=16, steps=8, hidden=hidden, dtype=torch.float16).forward() for hidden in (64, 128, 1024, 512)]
+    own = Graphs(graphs.Cuda(), capacity=3)
+    for seed in range(12):
+        for args in held[: 3 if seed < 6 else 4]:
+            right = _fresh(args, seed)
+            config = cell.configs(args.problem, backward=False)[0]
+            own.run(lambda args=args, config=config: cell._forward_steps(args, config), (), [args.gates_input])
+            # What a dropped graph freed would be handed out here.
+            junk = torch.full((1 << 24,), float("nan"), device="cuda")
+            torch.cuda.empty_cache()
+            assert torch.equal(args.output, right)
+            del junk
+    assert own.state().evicted > 0
+
+
+@pytest.mark.gpu
+@pytest.mark.usefixtures("emptied")
+def test_streams_and_threads_replay_at_the_same_time():
+    """Each has its own graphs and temporaries: no interleaving changes a result."""
+    wrong: list[int] = []
+
+    def work(index: int) -> None:
+        with torch.cuda.stream(torch.cuda.Stream()):
+            args = Sizes(batch=16, steps=100, hidden=512, dtype=torch.float16, seed=index).forward()
+            right = _fresh(args, index)
+            for _ in range(50):
+                cell.forward(args)
+            torch.cuda.current_stream().synchronize()
+            if not torch.equal(args.output, right):
+                wrong.append(index)
+
+    before = graphs.state().captured
+    threads = [threading.Thread(target=work, args=(index,)) for index in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert wrong == []
+    assert graphs.state().captured == before + 4
+
+
+@pytest.mark.gpu
+@pytest.mark.usefixtures("emptied")
+def test_inside_somebody_elses_capture():
+    """A caller's own graph takes the launches in, and replays them on fresh data."""
+    args = SIZES.forward()
+    right = _fresh(args, 1)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        cell.forward(args)
+    graph.replay()
+    assert torch.equal(args.output, right)
+    assert graphs.state().plain["the current stream is being captured already"] > 0
+
+
+@pytest.mark.gpu
+@pytest.mark.usefixtures("emptied")
+def test_memory_of_another_pool_is_refused():
+    """Under `torch.cuda.use_mem_pool` temporaries would be handed out again: no graph, and the reason is told."""
+    args = SIZES.forward()
+    right = _fresh(args, 2)
+    pool = torch.cuda.MemPool()
+    with torch.cuda.use_mem_pool(pool):
+        for _ in range(SIGHTINGS):
+            cell.forward(args)
+        with pytest.warns(RuntimeWarning, match="own pool"):
+            cell.forward(args)
+        cell.forward(args)
+    assert torch.equal(args.output, right)
+
+
+@pytest.mark.gpu
+@pytest.mark.usefixtures("emptied")
+def test_a_capture_that_fails_leaves_torch_usable():
+    """A launch that fails in a capture alone runs plainly instead; random numbers and later captures still work."""
+    own = Graphs(graphs.Cuda())
+    value = torch.zeros(4, device="cuda")
+
+    def awkward() -> None:
+        value.add_(1)
+        if torch.cuda.is_current_stream_capturing():
+            message = "not in a capture"
+            raise RuntimeError(message)
+
+    for _ in range(SIGHTINGS):
+        own.run(awkward, ("awkward",), [value])
+    with pytest.warns(RuntimeWarning, match="not in a capture"):
+        own.run(awkward, ("awkward",), [value])
+    own.run(awkward, ("awkward",), [value])
+    assert value.tolist() == [SIGHTINGS + 2] * 4
+    torch.nn.functional.dropout(torch.ones(8, device="cuda"))
+    for _ in range(SIGHTINGS + 2):
+        own.run(lambda: value.mul_(2), ("double",), [value])
+    assert value.tolist() == [(SIGHTINGS + 2) * 2.0 ** (SIGHTINGS + 2)] * 4
+    assert own.state().captured == 1
+
+
+@pytest.mark.gpu
+@pytest.mark.usefixtures("emptied")
+def test_a_whole_pass_is_still_right_once_replayed():
+    """Lengths, states, two directions: the fourth call on the same memory, against float64."""
+
+    class Often:
+        @staticmethod
+        def forward(args: Any) -> None:
+            for _ in range(SIGHTINGS + 2):
+                cell.forward(args)
+
+    sizes = Sizes(batch=5, steps=9, hidden=48, directions=2, lengths=(9, 0, 3, 8, 1))
+    before = graphs.state().replayed
+    assert_close(errors_forward(sizes, Often), sizes.dtype)
+    assert graphs.state().replayed == before + 2
