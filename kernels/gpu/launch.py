@@ -1,4 +1,4 @@
-"""A launch as data: what the ahead-of-time compiler and the table of resources need to know, without a GPU."""
+"""What a kernel's host code launches, as data: for the ahead-of-time compiler and the table of resources."""
 
 from __future__ import annotations
 
@@ -8,15 +8,14 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Launch:
-    """One kernel as it would be launched.
+    """One compiled form of one kernel.
 
     Attributes:
-        kernel: the function under `triton.jit`.
-        signature: argument name to Triton's type: `*fp16`, `i32`, `constexpr`.
-        constants: compile-time arguments by name.
-        grid: programs.
-        num_warps: warps of a program.
-        num_stages: depth of software pipelining.
+        kernel: the function that `triton.jit` made.
+        signature: Triton's type of each argument by name: `*fp16`, `i32`, `constexpr`.
+        constants: value of each `constexpr` argument.
+        grid: programs of a launch.
+        num_warps, num_stages: the compiler's options.
         cooperative: whether all programs must run at the same time.
     """
 
