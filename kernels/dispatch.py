@@ -1,30 +1,267 @@
-"""Which kernel runs a recurrence, and why another does not."""
+"""Which kernel runs a recurrence, and why another does not.
+
+`auto` takes what `kernels.tune` measured to be fastest on the GPU at hand, cuDNN included; where nothing was measured
+it estimates, and says so. A name that was asked for is run or refused with the reason: nothing falls back in silence.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
+import functools
 import importlib
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
-from kernels.recurrence import Backward, Forward, loop_backward, loop_forward
+import torch
 
-#: Modules that bring a kernel: `forward(args)` and `backward(args)`.
+from kernels import table
+from kernels.estimate import estimate_s
+from kernels.recurrence import Backward, Forward, Problem, loop_backward, loop_forward
+
+#: Modules that bring a kernel: `forward(args, config)` and `backward(args, config)`, `refuses`, `configs`, `launches`.
 MODULES = {"cell": "kernels.gpu.cell", "sequence": "kernels.gpu.sequence", "persistent": "kernels.gpu.persistent"}
+#: What may be asked for. `loop` is torch operations step by step; `vendor` is torch's own LSTM (cuDNN, oneDNN or ATen),
+#: which is no recurrence: `kernels.LSTM` alone can run it.
+IMPLEMENTATIONS = ("auto", *MODULES, "loop", "vendor")
+#: Answers that are kept: a lookup runs at every call, and batches of real data come in many lengths.
+CACHED = 4096
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What will run.
+
+    Attributes:
+        implementation: a name of `IMPLEMENTATIONS` other than `auto`.
+        reason: why, in a sentence.
+        refused: by name, why an implementation cannot serve.
+    """
+
+    implementation: str
+    reason: str
+    refused: Mapping[str, str]
+
+
+def choose(problem: Problem, implementation: str = "auto", *, compiling: bool = False) -> Choice:
+    """Choose what runs a problem's forward pass (and, if it saves, can serve its backward pass).
+
+    Args:
+        problem: the recurrence; `saves` says whether a backward pass will follow.
+        implementation: a name of `IMPLEMENTATIONS`.
+        compiling: whether torch.compile or torch.export is tracing, which cannot see into torch's own LSTM.
+
+    Raises:
+        ValueError: for an unknown name, and for one that cannot serve this problem; the message says what can.
+    """
+    return _choose(problem, implementation, compiling, False, *_surroundings(problem))
+
+
+def choose_config(problem: Problem, implementation: str, *, backward: bool) -> Any:
+    """The configuration that was fastest at the nearest measured shape and fits here, else the kernel's own first.
+
+    Args:
+        problem: one that the implementation does not refuse.
+        implementation: `cell`, `sequence` or `persistent`.
+        backward: for which pass.
+    """
+    return _choose_config(problem, implementation, backward, _surroundings(problem)[0])
 
 
 def forward(args: Forward, implementation: str) -> None:
-    """Run a forward recurrence."""
-    if implementation in {"loop", "auto"}:
+    """Run a forward recurrence by a resolved name or `auto`, which is never `vendor` here.
+
+    Raises:
+        ValueError: as `choose`, and for `vendor`.
+    """
+    problem = args.problem
+    name = _kernel_for(problem, implementation, backward=False)
+    if name == "loop":
         loop_forward(args)
-    else:
-        _module(implementation).forward(args)
+        return
+    config = choose_config(problem, name, backward=False)
+    with _device_of(args.gates_input):
+        _module(name).forward(args, config)
 
 
 def backward(args: Backward, implementation: str) -> None:
-    """Run a backward recurrence."""
-    if implementation in {"loop", "auto"}:
+    """Run a backward recurrence; what is saved is the same for all, so another kernel may have run forward.
+
+    Raises:
+        ValueError: as `forward`.
+    """
+    problem = args.problem
+    name = _kernel_for(problem, implementation, backward=True)
+    if name == "loop":
         loop_backward(args)
-    else:
-        _module(implementation).backward(args)
+        return
+    config = choose_config(problem, name, backward=True)
+    with _device_of(args.gates):
+        _module(name).backward(args, config)
+
+
+def forget() -> None:
+    """Drop what was cached: after a table was written, or a module exchanged."""
+    for function in (_choose, _choose_config, _device_name, table.load):
+        function.cache_clear()
+
+
+def _kernel_for(problem: Problem, implementation: str, *, backward: bool) -> str:
+    if implementation == "vendor":
+        msg = (
+            "'vendor' is torch's own LSTM, which is no recurrence; run it by kernels.LSTM(implementation='vendor') or "
+            "torch.nn.LSTM, or ask here for 'auto'"
+        )
+        raise ValueError(msg)
+    if problem.batch == 0 or problem.steps == 0:
+        # Nothing to launch; the loop hands the initial state on.
+        return "loop"
+    return _choose(problem, implementation, True, backward, *_surroundings(problem)).implementation
+
+
+@functools.lru_cache(maxsize=CACHED)
+def _choose(
+    problem: Problem, implementation: str, no_vendor: bool, backward: bool, device: str, interpreted: bool
+) -> Choice:
+    if implementation not in IMPLEMENTATIONS:
+        msg = f"unknown implementation {implementation!r}; known are {', '.join(IMPLEMENTATIONS)}"
+        raise ValueError(msg)
+    refused = _refusals(problem, backward=backward, interpreted=interpreted)
+    if no_vendor:
+        refused["vendor"] = "torch's own LSTM cannot be traced, and is no recurrence: only a module can call it"
+    # What cannot serve the backward pass that will follow: better said now than in the middle of it.
+    later = _refusals(problem, backward=True, interpreted=interpreted) if problem.saves and not backward else {}
+    if implementation == "auto":
+        name, reason = _auto(problem, refused, later, backward=backward, device=device)
+        return Choice(name, reason, MappingProxyType(refused))
+    refused = later | refused
+    if implementation in refused:
+        instead = [name for name in IMPLEMENTATIONS if name not in refused and name != "loop"]
+        msg = (
+            f"implementation {implementation!r} cannot serve: {refused[implementation]}; "
+            f"use {' or '.join(map(repr, instead))}"
+        )
+        raise ValueError(msg)
+    return Choice(implementation, "asked for", MappingProxyType(refused))
+
+
+def _refusals(problem: Problem, *, backward: bool, interpreted: bool) -> dict[str, str]:
+    """Why each kernel that cannot serve cannot."""
+    refused = {}
+    for name in MODULES:
+        reason = None
+        if problem.device != "cuda" and not (problem.device == "cpu" and interpreted):
+            reason = f"a Triton kernel needs an NVIDIA GPU, the tensors are on {problem.device!r}"
+        elif problem.dtype == torch.float64:
+            reason = "float64 is not for Triton kernels here: they keep the cell state in float32"
+        else:
+            try:
+                reason = _module(name).refuses(problem, backward=backward)
+            except ImportError as error:
+                missing = (error.name or "").split(".")[0] == "triton"
+                reason = "Triton is not installed (pip install triton)" if missing else f"it cannot be loaded: {error}"
+        if reason is not None:
+            refused[name] = reason
+    return refused
+
+
+def _auto(
+    problem: Problem, refused: Mapping[str, str], later: Mapping[str, str], *, backward: bool, device: str
+) -> tuple[str, str]:
+    """The fastest that serves, and why it is taken for that; `later` is what refuses the backward pass to come."""
+    serving = [name for name in MODULES if name not in refused]
+    after = [name for name in MODULES if name not in later]
+    vendor = "vendor" not in refused
+    why = None
+    if problem.device != "cuda":
+        why = f"Triton's kernels are for GPUs, and the tensors are on {problem.device!r}"
+    elif not serving:
+        why = "no Triton kernel serves this problem"
+    elif vendor and not after:
+        why = "no Triton kernel serves this problem's backward pass"
+    if why is not None:
+        return ("vendor", f"{why}: torch's own LSTM") if vendor else ("loop", f"{why}: torch operations step by step")
+    measured = table.load(device)
+    best = None if measured is None else _fastest(measured, problem, serving, backward=backward)
+    if measured is None or best is None:
+        estimates = {name: estimate_s(problem, name, backward=backward) for name in serving}
+        what = "" if measured is None else f" near this shape in {table.dtype_name(problem)}"
+        return min(estimates, key=lambda name: estimates[name]), f"by estimate: nothing was measured{what} on {device}"
+    entry, name = best
+    ours, vendors = _totals(measured, problem, entry, name, after)
+    where = f"on {device} at {entry.shape}, {entry.phase}"
+    if vendors is None:
+        return name, f"measured {where}: {name} {_us(entry.kernels[name].time_s)}"
+    both = f"{name} {_us(ours)}, torch's own LSTM {_us(vendors)} with their products"
+    if vendors < ours and vendor:
+        return "vendor", f"measured {where}: {both}"
+    note = "; torch's own cannot be called here" if vendors < ours else ""
+    return name, f"measured {where}: {both}{note}"
+
+
+def _fastest(
+    measured: table.Table, problem: Problem, serving: list[str], *, backward: bool
+) -> tuple[table.Entry, str] | None:
+    """The nearest measured shape where one of those that serve was right, and the fastest of them there."""
+    for entry in measured.near(problem, backward=backward):
+        names = [name for name in serving if name in entry.kernels]
+        if names:
+            return entry, min(names, key=lambda name: entry.kernels[name].time_s)
+    return None
+
+
+def _totals(
+    measured: table.Table, problem: Problem, entry: table.Entry, name: str, after: list[str]
+) -> tuple[float, float | None]:
+    """Time of the phase with its products, ours and torch's own; of both phases before a backward pass."""
+    ours, vendors = entry.kernels[name].time_s + entry.around_s, entry.vendor_s
+    if entry.phase != "forward" or vendors is None:
+        return ours, vendors
+    later = _fastest(measured, problem, after, backward=True)
+    if later is None or later[0].vendor_s is None:
+        return ours, vendors
+    return ours + later[0].kernels[later[1]].time_s + later[0].around_s, vendors + later[0].vendor_s
+
+
+@functools.lru_cache(maxsize=CACHED)
+def _choose_config(problem: Problem, implementation: str, backward: bool, device: str) -> Any:
+    candidates = _module(implementation).configs(problem, backward=backward)
+    measured = table.load(device)
+    for entry in () if measured is None else measured.near(problem, backward=backward):
+        if implementation in entry.kernels:
+            best = dict(entry.kernels[implementation].config)
+            for config in candidates:
+                if dataclasses.asdict(config) == best:
+                    return config
+    return candidates[0]
+
+
+def _surroundings(problem: Problem) -> tuple[str, bool]:
+    """Name of the GPU at hand, and whether Triton interprets: what an answer depends on beside the problem."""
+    if problem.device == "cuda":
+        if torch.cuda.is_available():
+            return _device_name(torch.cuda.current_device()), False
+        return f"a GPU of compute capability {problem.capability / 10}", False
+    return "", os.environ.get("TRITON_INTERPRET") == "1"
+
+
+@functools.lru_cache(maxsize=64)
+def _device_name(index: int) -> str:
+    return torch.cuda.get_device_name(index)
+
+
+def _device_of(tensor: torch.Tensor) -> contextlib.AbstractContextManager[Any]:
+    """Make a tensor's GPU the current one: Triton launches there, wherever the tensors are."""
+    if tensor.device.type != "cuda" or tensor.device.index == torch.cuda.current_device():
+        return contextlib.nullcontext()
+    return torch.cuda.device(tensor.device)
+
+
+def _us(seconds: float) -> str:
+    return f"{seconds * 1e6:.0f} us"
 
 
 def _module(implementation: str) -> Any:
