@@ -116,9 +116,7 @@ def test_auto_does_not_interpret(monkeypatch):
 
 @pytest.mark.usefixtures("plain_cpu")
 def test_kernel_asked_for_on_a_cpu_is_refused_with_what_to_use():
-    with pytest.raises(
-        ValueError, match=r"'cell' cannot serve: a Triton kernel needs an NVIDIA GPU.*use 'auto' or"
-    ):
+    with pytest.raises(ValueError, match=r"'cell' cannot serve: a Triton kernel needs an NVIDIA GPU.*use 'auto' or"):
         dispatch.choose(Problem("cpu", torch.float32, 2, 3, 4), "cell")
 
 

@@ -1,0 +1,45 @@
+"""Work in child processes: what hangs, dies or raises costs one item."""
+
+from __future__ import annotations
+
+import os
+import time
+
+import pytest
+
+from kernels.guard import Pool
+
+
+def misbehave(item: str) -> str:
+    """Do what the item says."""
+    if item == "hang":
+        time.sleep(600)
+    if item == "die":
+        os._exit(3)
+    if item == "raise":
+        msg = "two\nlines"
+        raise RuntimeError(msg)
+    return f"{item} by {os.getpid()}"
+
+
+@pytest.mark.slow
+def test_one_bad_item_costs_one_item():
+    """A hang is killed, a death and an exception are told, and what comes after is done all the same."""
+    with Pool(misbehave, timeout_s=3) as pool:
+        outcomes = list(pool.run(["a", "hang", "b", "die", "c", "raise", "d"]))
+    assert [outcome.item for outcome in outcomes] == ["a", "hang", "b", "die", "c", "raise", "d"]
+    assert [outcome.status for outcome in outcomes] == ["ok", "hang", "ok", "crash", "ok", "error", "ok"]
+    assert "killed" in outcomes[1].reason
+    assert "exit code 3" in outcomes[3].reason
+    assert outcomes[5].reason.startswith("RuntimeError: two lines (misbehave, line ")
+    # After an exception the child still works, and is kept.
+    assert outcomes[4].value.split()[-1] == outcomes[6].value.split()[-1]
+
+
+@pytest.mark.slow
+def test_children_work_side_by_side():
+    """Every item is done once, by no more children than asked for."""
+    with Pool(misbehave, jobs=2) as pool:
+        outcomes = list(pool.run(str(number) for number in range(20)))
+    assert sorted(int(outcome.item) for outcome in outcomes) == list(range(20))
+    assert len({outcome.value.split()[-1] for outcome in outcomes}) == 2
