@@ -40,11 +40,11 @@ def recurrences(
     *,
     hidden: st.SearchStrategy[int],
     dtypes: tuple[torch.dtype, ...] = (torch.float32, torch.float16),
-    batch: st.SearchStrategy[int] | None = None,
-    steps: st.SearchStrategy[int] | None = None,
+    batch: st.SearchStrategy[int] = st.sampled_from([1, 3, 17]),  # noqa: B008 - strategies are values
+    steps: st.SearchStrategy[int] = st.sampled_from([1, 2, 5]),  # noqa: B008
 ) -> Sizes:
     """Odd sizes, one direction or both, with and without lengths and initial states, in either memory order."""
-    rows, length = draw(batch or st.sampled_from([1, 3, 17])), draw(steps or st.sampled_from([1, 2, 5]))
+    rows, length = draw(batch), draw(steps)
     return Sizes(
         batch=rows,
         steps=length,
