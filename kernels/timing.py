@@ -1,0 +1,117 @@
+"""How candidates are timed against each other: in turns, in random order, many short blocks, medians.
+
+A GPU's clock and a neighbour's load drift over seconds; candidates that take turns see the same drift.
+"""
+
+from __future__ import annotations
+
+import random
+import statistics
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+
+#: Length of a block, and most calls in one: enough that an event's own half microsecond does not count.
+BLOCK_S = 4e-3
+MOST_CALLS = 200
+#: After so many rounds a candidate is dropped that takes this many times its group's fastest.
+TRIAL_ROUNDS = 3
+HOPELESS = 1.5
+
+
+@dataclass(frozen=True)
+class Call:
+    """What is timed.
+
+    Attributes:
+        run: the timed call.
+        prepare: runs before each timed call, untimed; None where calls can follow each other.
+        group: candidates of one group compete, and the hopeless among them are dropped early.
+    """
+
+    run: Callable[[], object]
+    prepare: Callable[[], object] | None = None
+    group: str = ""
+
+
+class Clock(Protocol):
+    """Measures calls."""
+
+    def time(self, call: Call, count: int) -> float:
+        """Seconds a call over so many calls."""
+
+
+class EventClock:
+    """CUDA events around a block of calls: what the GPU took, waiting for the host included.
+
+    Where calls need preparation there is a pair of events a call, and only what is between counts.
+    """
+
+    def time(self, call: Call, count: int) -> float:
+        """Seconds a call over so many calls, once the GPU has done all of them."""
+        if call.prepare is None:
+            start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            start.record()
+            for _ in range(count):
+                call.run()
+            end.record()
+            end.synchronize()
+            return float(start.elapsed_time(end)) / 1e3 / count
+        pairs = []
+        for _ in range(count):
+            call.prepare()
+            start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            start.record()
+            call.run()
+            end.record()
+            pairs.append((start, end))
+        pairs[-1][1].synchronize()
+        return float(sum(start.elapsed_time(end) for start, end in pairs)) / 1e3 / count
+
+
+def interleave(
+    calls: Mapping[str, Call], clock: Clock, *, rounds: int, seed: int = 0, block_s: float = BLOCK_S
+) -> dict[str, list[float]]:
+    """Time calls in turns.
+
+    Args:
+        calls: by name.
+        clock: measures a block of one call.
+        rounds: blocks of each call; a hopeless one has fewer.
+        seed: of the order within rounds.
+        block_s: about how long a block takes.
+
+    Returns:
+        Seconds a call by name, one value a round.
+    """
+    generator = random.Random(seed)  # noqa: S311 - an order
+    counts = {}
+    for name, call in calls.items():
+        # The first call compiles and allocates; the second tells how long one takes.
+        clock.time(call, 1)
+        counts[name] = max(1, min(MOST_CALLS, int(block_s / max(clock.time(call, 1), 1e-9))))
+    times: dict[str, list[float]] = {name: [] for name in calls}
+    names = list(calls)
+    for number in range(rounds):
+        if number == TRIAL_ROUNDS:
+            names = _hopeful(calls, times)
+        for name in generator.sample(names, len(names)):
+            times[name].append(clock.time(calls[name], counts[name]))
+    return times
+
+
+def _hopeful(calls: Mapping[str, Call], times: Mapping[str, list[float]]) -> list[str]:
+    best: dict[str, float] = {}
+    for name, call in calls.items():
+        best[call.group] = min(best.get(call.group, float("inf")), statistics.median(times[name]))
+    return [name for name, call in calls.items() if statistics.median(times[name]) <= HOPELESS * best[call.group]]
+
+
+def quartiles(values: list[float]) -> tuple[float, float, float]:
+    """First quartile, median, third quartile."""
+    if len(values) == 1:
+        return values[0], values[0], values[0]
+    low, middle, high = statistics.quantiles(values, n=4, method="inclusive")
+    return low, middle, high

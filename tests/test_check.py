@@ -1,0 +1,113 @@
+"""The check of kernels: what it must find in kernels with a defect, and a run of all of it in the interpreter."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import sys
+from pathlib import Path
+from subprocess import run
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from kernels import check, check_work
+from kernels.check_work import Task, work
+from kernels.problems import Sizes
+from kernels.recurrence import loop_backward, loop_forward
+
+ROOT = Path(__file__).parent.parent
+TASK = Task("parity", "cell", Sizes(3, 4, 5, directions=2, lengths=(0, 2, 4)), runs=5)
+
+
+@pytest.fixture
+def kernel(monkeypatch):
+    """A kernel that is the loop, to be broken; it counts its calls."""
+    fake = SimpleNamespace(calls=0, defect=None)
+
+    def forward(args, config=None):
+        del config
+        fake.calls += 1
+        loop_forward(args)
+        if fake.defect is not None:
+            fake.defect(args, fake.calls)
+
+    def backward(args, config=None):
+        del config
+        fake.calls += 1
+        loop_backward(args)
+        if fake.defect is not None:
+            fake.defect(args, fake.calls)
+
+    fake.forward, fake.backward = forward, backward
+    monkeypatch.setitem(sys.modules, "broken_kernel", fake)
+    monkeypatch.setattr(check_work, "MODULES", {"cell": "broken_kernel"})
+    return fake
+
+
+@pytest.mark.parametrize("kind", ["parity", "repeat"])
+@pytest.mark.parametrize("backward", [False, True])
+def test_right_kernel_passes(kernel, kind, backward):
+    assert work(dataclasses.replace(TASK, kind=kind, backward=backward)).worst < 1
+    assert kernel.calls == (1 if kind == "parity" else 1 + TASK.runs)
+
+
+def test_wrong_gate_is_found(kernel):
+    """Two gates in each other's place are an error far beyond the limit, named."""
+    kernel.defect = lambda args, _: args.gates.copy_(args.gates.roll(5, dims=3))
+    verdict = work(TASK)
+    assert (verdict.worst > 100, verdict.worst_name) == (True, "gates")
+
+
+@pytest.mark.parametrize("name", ["grad_gates", "grad_h0", "grad_c0"])
+def test_element_that_was_not_written_is_found(kernel, name):
+    """One NaN left of those that filled the outputs is an infinite error."""
+    kernel.defect = lambda args, _: getattr(args, name).view(-1)[-1:].fill_(float("nan"))
+    assert work(dataclasses.replace(TASK, backward=True)).worst == float("inf")
+
+
+def test_moving_error_is_found(kernel):
+    """One bit in one run of many, within all limits, is a race."""
+
+    def race(args, number):
+        if number == 4:
+            args.h_n.view(-1)[2] *= 1 + 2**-22
+
+    kernel.defect = race
+    with pytest.raises(AssertionError, match=r"run 3 of 5: 1 of 30 elements of h_n differ"):
+        work(dataclasses.replace(TASK, kind="repeat"))
+
+
+def test_random_recurrences_reach_every_feature():
+    """Among a few hundred there is every combination of lengths, states, directions and memory order."""
+    import random
+
+    generator = random.Random(0)
+    drawn = [check._random(generator, small=False) for _ in range(300)]
+    features = {(one.lengths is None, one.state, one.directions, one.batch_first) for one in drawn}
+    assert len(features) == 16
+    assert any(one.lengths and 0 in one.lengths for one in drawn)
+
+
+def test_without_a_gpu_it_says_so(capsys, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert check.main([]) == 2
+    assert "--device cpu" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(torch.cuda.is_available(), reason="the interpreter's way, which a visible GPU forbids")
+def test_whole_check_runs_in_the_interpreter(tmp_path):
+    """All kernels are right at tiny sizes; lines go to the CSV file, the table comes last, then how to go on."""
+    pytest.importorskip("triton")
+    command = [sys.executable, "-m", "kernels.check", "--device", "cpu", "--seconds", "8", "--runs", "2", "--out"]
+    done = run([*command, str(tmp_path)], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    with (tmp_path / "check.csv").open(encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert {row["status"] for row in rows} == {"ok"}
+    assert {row["implementation"] for row in rows} == {"cell", "sequence", "persistent"}
+    assert {row["phase"] for row in rows} == {"inference", "forward", "backward"}
+    assert done.stdout.splitlines()[0].startswith("| kind | kernel |")
+    assert "--sanitize" in done.stdout.splitlines()[-1]

@@ -1,0 +1,236 @@
+"""The tuner: fair turns, wrong candidates left out, tables that survive a kill; with a clock of its own."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+
+import pytest
+import torch
+
+from kernels import check_work, table, tune
+from kernels.guard import Outcome
+from kernels.problems import Sizes
+from kernels.timing import TRIAL_ROUNDS, Call, interleave, quartiles
+from kernels.tune_work import Candidate, Job, evaluate
+
+
+@dataclass(frozen=True)
+class Config:
+    """A configuration of a kernel that does not exist."""
+
+    tile: int
+
+
+class FakeClock:
+    """Time passes as the calls say: a call's `run` returns its seconds; all become slower as the clock drifts."""
+
+    def __init__(self, drift: float = 0.0) -> None:
+        self.drift, self.blocks = drift, list[tuple[Call, int]]()
+
+    def time(self, call: Call, count: int) -> float:
+        """Seconds a call."""
+        self.blocks.append((call, count))
+        return call.run() * (1 + self.drift * len(self.blocks))
+
+
+def takes(seconds: float, group: str = "") -> Call:
+    """A call that takes so long."""
+    return Call(lambda: seconds, group=group)
+
+
+def test_every_round_times_every_call_once():
+    """A round is a permutation, and rounds differ in order."""
+    calls = {name: takes(1e-3) for name in "abcd"}
+    clock = FakeClock()
+    times = interleave(calls, clock, rounds=6)
+    assert {len(values) for values in times.values()} == {6}
+    order = [call for call, _ in clock.blocks[2 * len(calls) :]]
+    rounds = [order[start : start + 4] for start in range(0, 24, 4)]
+    assert all({id(call) for call in one} == {id(call) for call in calls.values()} for one in rounds)
+    assert len({tuple(map(id, one)) for one in rounds}) > 1
+
+
+def test_drift_does_not_decide():
+    """Where everything becomes tenfold slower on the way, equal calls still come out within a few percent."""
+    times = interleave({"a": takes(1e-3), "b": takes(1e-3)}, FakeClock(drift=0.05), rounds=101)
+    a, b = quartiles(times["a"])[1], quartiles(times["b"])[1]
+    assert abs(a / b - 1) < 0.05
+
+
+def test_hopeless_candidates_are_dropped_within_their_group():
+    """What is far slower than the best of its kernel is not timed on; the best of a slow kernel is."""
+    calls = {"fast": takes(1e-3, "one"), "slow": takes(2e-3, "one"), "other": takes(9e-3, "two")}
+    times = interleave(calls, FakeClock(), rounds=10)
+    assert {name: len(values) for name, values in times.items()} == {"fast": 10, "slow": TRIAL_ROUNDS, "other": 10}
+
+
+def test_blocks_last_alike():
+    """Short calls run in blocks, long ones alone."""
+    clock = FakeClock()
+    interleave({"short": takes(1e-4), "long": takes(1.0)}, clock, rounds=1, block_s=4e-3)
+    assert sorted(count for _, count in clock.blocks[-2:]) == [1, 40]
+
+
+def job(**changes) -> Job:
+    """Two kernels at one shape, the second configuration of the first is the faster."""
+    candidates = (
+        Candidate("cell", Config(1), 0.1),
+        Candidate("cell", Config(2), 0.2),
+        Candidate("sequence", Config(3), 0.3),
+    )
+    base = Job(Sizes(16, 25, 512, dtype=torch.float16), tf32=False, phase="inference", candidates=candidates, rounds=5)
+    return dataclasses.replace(base, **changes)
+
+
+def test_entry_keeps_the_best_configuration_of_each_kernel():
+    """Medians decide; torch's own LSTM, the products and what was left out stand beside."""
+    calls = {
+        "ours 0": takes(3e-3, "cell"), "ours 1": takes(2.5e-3, "cell"), "ours 2": takes(4e-3, "sequence"),
+        "around": takes(5e-4), "vendor": takes(1e-3),
+    }  # fmt: skip
+    entry = evaluate(job(wrong=("cell Config(9): error",)), calls, FakeClock())
+    assert {name: (timing.config, timing.time_s) for name, timing in entry.kernels.items()} == {
+        "cell": ({"tile": 2}, 2.5e-3), "sequence": ({"tile": 3}, 4e-3),
+    }  # fmt: skip
+    assert (entry.around_s, entry.vendor_s, entry.vendor_float16_s) == (5e-4, 1e-3, 1e-3)
+    assert (entry.key, entry.wrong) == (("inference", "float16", 16, 25, 512, 1), ("cell Config(9): error",))
+    assert tune.line(entry).endswith(
+        "cuDNN 1000.0, cuDNN float16 1000.0, cell 3000.0, sequence 4500.0 (products 500.0); left out: 1"
+    )
+
+
+class InlinePool:
+    """Does the work in this process."""
+
+    def __init__(self, work, **_) -> None:
+        self.work = work
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_) -> None:
+        pass
+
+    def run(self, items):
+        """Outcomes in order; an item whose work raises is an error."""
+        for item in items:
+            try:
+                yield Outcome(item, "ok", self.work(item))
+            except RuntimeError as error:
+                yield Outcome(item, "error", reason=str(error))
+
+
+@pytest.fixture
+def gpu(monkeypatch):
+    """A GPU by name alone: two candidates a phase, the second wrong; times by the batch."""
+
+    def tasks(sizes, *, tf32):
+        for backward, save in tune.PHASES.values():
+            for tile in (1, 2):
+                yield check_work.Task("parity", "cell", sizes, backward, save, tf32, config=Config(tile))
+
+    def work(task):
+        return check_work.Verdict(worst=0.5 if task.config.tile == 1 else 7.0, text="gates 1e0")
+
+    def measure(one: Job) -> table.Entry:
+        calls = {f"ours {number}": takes(1e-3, "cell") for number in range(len(one.candidates))}
+        return evaluate(one, calls | {"around": takes(1e-4), "vendor": takes(2e-3)}, FakeClock())
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "NVIDIA Test")
+    for name, value in (("Pool", InlinePool), ("_tasks", tasks), ("measure", measure)):
+        monkeypatch.setattr(tune, name, value)
+    monkeypatch.setattr(check_work, "work", work)
+    return monkeypatch
+
+
+def run(path, *arguments: str) -> int:
+    """Tune with two shapes of one type."""
+    return tune.main(["--out", str(path), "--type", "float16", *arguments])
+
+
+def test_wrong_candidates_are_never_chosen(gpu, tmp_path, capsys):
+    """A candidate that is not right is told, is written down, and is not timed."""
+    gpu.setattr(tune, "QUICK", ((16, 16, 10, 1),))
+    assert run(tmp_path / "t.json") == 0
+    entries = table.read(tmp_path / "t.json").entries
+    assert {entry.phase for entry in entries} == set(table.PHASES)
+    for entry in entries:
+        assert entry.kernels["cell"].config == {"tile": 1}
+        assert entry.wrong == ("cell Config(tile=2): gates 1e0",)
+    assert capsys.readouterr().out.count("LEFT OUT") == 3
+
+
+def test_kill_loses_nothing_and_a_second_call_goes_on(gpu, tmp_path):
+    """What was measured before a kill is in the file, and is not measured again."""
+    gpu.setattr(tune, "QUICK", ((16, 16, 10, 1), (16, 32, 10, 1)))
+    measure, seen = tune.measure, []
+
+    def killed(one):
+        if one.sizes.hidden == 32:
+            raise KeyboardInterrupt
+        return measure(one)
+
+    gpu.setattr(tune, "measure", killed)
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "t.json")
+    assert {entry.hidden_size for entry in table.read(tmp_path / "t.json").entries} == {16}
+    gpu.setattr(tune, "measure", lambda one: seen.append(one.sizes.hidden) or measure(one))
+    run(tmp_path / "t.json")
+    assert set(seen) == {32}
+    assert {entry.hidden_size for entry in table.read(tmp_path / "t.json").entries} == {16, 32}
+
+
+def test_kernel_that_breaks_takes_no_other_with_it(gpu, tmp_path):
+    """When timing together fails, each kernel is timed alone, and what works is kept."""
+    gpu.setattr(tune, "QUICK", ((16, 16, 10, 1),))
+    tasks, measure = tune._tasks, tune.measure
+
+    def both(sizes, *, tf32):
+        for task in tasks(sizes, tf32=tf32):
+            yield from (task, dataclasses.replace(task, implementation="persistent"))
+
+    def hang(one):
+        if any(candidate.implementation == "persistent" for candidate in one.candidates):
+            msg = "no answer"
+            raise RuntimeError(msg)
+        return measure(one)
+
+    gpu.setattr(tune, "_tasks", both)
+    gpu.setattr(tune, "measure", hang)
+    run(tmp_path / "t.json")
+    assert [set(entry.kernels) for entry in table.read(tmp_path / "t.json").entries] == [{"cell"}] * 3
+
+
+def test_budget_stops_between_shapes(gpu, tmp_path, capsys):
+    gpu.setattr(tune, "QUICK", ((16, 16, 10, 1), (16, 32, 10, 1)))
+    run(tmp_path / "t.json", "--budget", "-1")
+    assert "2 shapes are left" in capsys.readouterr().out
+
+
+def test_figures_of_other_kernels_are_not_kept(tmp_path):
+    """A change of versions or of the kernels empties the table; another GPU's table is not overwritten."""
+    path, facts = tmp_path / "t.json", dict.fromkeys(tune.DEPENDS, "1")
+    entry = evaluate(job(candidates=()), {"around": takes(1.0), "vendor": takes(1.0)}, FakeClock())
+    table.write(path, table.Table("one", (entry,), facts))
+    assert tune.start(path, "one", facts, again=False).entries == (entry,)
+    assert tune.start(path, "one", facts, again=True).entries == ()
+    for name in tune.DEPENDS:
+        assert tune.start(path, "one", facts | {name: "2"}, again=False).entries == ()
+    with pytest.raises(ValueError, match="give another --out"):
+        tune.start(path, "other", facts, again=False)
+
+
+def test_without_a_gpu_it_says_so(monkeypatch, capsys):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert tune.main([]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_all_shapes_begin_with_the_quick_ones():
+    """Every type of the quick shapes comes before any other shape, and no shape comes twice."""
+    plan = list(tune._plan(tune._options(["--shapes", "all"])))
+    quick = list(tune._plan(tune._options([])))
+    assert plan[: len(quick)] == quick
+    assert len(set(plan)) == len(plan) > len(quick)
