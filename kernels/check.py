@@ -36,6 +36,10 @@ CPU_TYPES = ("float32", "float16")
 HIDDEN = (1, 16, 17, 40, 64, 100, 128, 256, 384, 512, 768, 1024, 1536)
 BATCH = (1, 3, 16, 17, 64, 100, 128)
 STEPS = (1, 2, 5, 12, 33)
+#: Where repetition, streams, threads and graphs are tried: weights that fit on one multiprocessor, on all, on fewer.
+SPECIAL = (Sizes(64, 100, 64), Sizes(16, 100, 768), Sizes(64, 50, 1024), Sizes(5, 100, 256, directions=2))
+#: Tasks that are not parity after each turn through all types.
+SPECIAL_A_TURN = 12
 COLUMNS = (
     "kind",
     "implementation",
@@ -70,7 +74,7 @@ def main(arguments: list[str] | None = None) -> int:
     jobs = options.jobs or (min(8, os.cpu_count() or 1) if options.device == "cuda" else 1)
     rows: list[dict[str, Any]] = []
     with Pool(work, jobs=jobs, timeout_s=options.timeout) as pool:
-        for outcome in pool.run(_until(_tasks(names, options), until)):
+        for outcome in pool.run(_tasks(names, options, until)):
             rows.append(_row(outcome))
             if rows[-1]["status"] != "ok":
                 print(_line(rows[-1]), flush=True)
@@ -98,21 +102,21 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def _until(tasks: Iterator[Task], until: float) -> Iterator[Task]:
-    return itertools.takewhile(lambda _: time.monotonic() < until, tasks)
-
-
-def _tasks(names: list[str], options: argparse.Namespace) -> Iterator[Task]:
-    """Random recurrences without end, and after the first of them everything that is not parity."""
+def _tasks(names: list[str], options: argparse.Namespace, until: float) -> Iterator[Task]:
+    """Random recurrences until the time is up, and after the first of them everything that is not parity."""
     generator = random.Random(options.seed)  # noqa: S311 - sizes of tests
     small = options.device == "cpu"
-    for number in itertools.count():
+    special = _special(names, options.runs, small=small)
+    while time.monotonic() < until:
         for kind in CPU_TYPES if small else TYPES:
             dtype, tf32 = TYPES[kind]
             sizes = dataclasses.replace(_random(generator, small=small), dtype=dtype)
-            yield from _parity(names, sizes, generator, tf32=tf32, most=2 if small else None)
-        if number == 0:
-            yield from _special(names, options.runs, small=small)
+            for task in _parity(names, sizes, generator, tf32=tf32, most=2 if small else None):
+                if time.monotonic() > until:
+                    return
+                yield task
+        # What is not parity comes once, a few at a time, so that a short run has seen some of all.
+        yield from itertools.islice(special, SPECIAL_A_TURN)
 
 
 def _random(generator: random.Random, *, small: bool) -> Sizes:
@@ -150,15 +154,16 @@ def _special(names: list[str], runs: int, *, small: bool) -> Iterator[Task]:
         [Sizes(3, 3, 16)] if small else [Sizes(16, 100, 768), Sizes(64, 50, 1024), Sizes(5, 100, 256, directions=2)]
     )
     dtype = torch.float32 if small else torch.float16
-    for name, sizes, backward in itertools.product(names, shapes, (False, True)):
+    for sizes, backward, name in itertools.product(shapes, (False, True), names):
         task = Task("repeat", name, dataclasses.replace(sizes, dtype=dtype), backward=backward, runs=runs)
-        for config in _configs(task)[: 1 if small else None]:
+        configs = _configs(task)
+        for config in configs[: 1 if small else None]:
             yield dataclasses.replace(task, config=config)
-            if not small and config == _configs(task)[0]:
-                yield dataclasses.replace(task, kind="streams", config=config)
-                yield dataclasses.replace(task, kind="threads", config=config)
-        if not small:
-            yield dataclasses.replace(task, kind="graph")
+        if configs and not small:
+            yield dataclasses.replace(task, kind="streams", config=configs[0])
+            yield dataclasses.replace(task, kind="threads", config=configs[0])
+            if _configs(dataclasses.replace(task, backward=not backward)):
+                yield dataclasses.replace(task, kind="graph")
 
 
 def _configs(task: Task) -> list[Any]:

@@ -65,7 +65,7 @@ def main(arguments: list[str] | None = None) -> int:
     left = [one for one in _plan(options) if not _known(known, *one)]
     with (
         Pool(check_work.work, jobs=options.jobs, timeout_s=options.timeout) as checks,
-        Pool(measure, jobs=1, timeout_s=2 * options.timeout) as clocks,
+        Pool(measure, jobs=1, timeout_s=4 * options.timeout) as clocks,
     ):
         for number, (sizes, kind) in enumerate(left):
             if time.monotonic() > until:
