@@ -242,7 +242,8 @@ def _choose_config(problem: Problem, implementation: str, backward: bool, device
 def _surroundings(problem: Problem) -> tuple[str, bool]:
     """Name of the GPU at hand, and whether Triton interprets: what an answer depends on beside the problem."""
     if problem.device == "cuda":
-        if torch.cuda.is_available():
+        # Whoever has tensors there has initialised CUDA; `is_available` would cost more than all of the lookup.
+        if torch.cuda.is_initialized():
             return _device_name(torch.cuda.current_device()), False
         return f"a GPU of compute capability {problem.capability / 10}", False
     return "", os.environ.get("TRITON_INTERPRET") == "1"

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from kernels.dispatch import MODULES
-from kernels.problems import GRADIENTS, OUTPUTS, Sizes
+from kernels.problems import DEVICE, GRADIENTS, OUTPUTS, Sizes
 from kernels.recurrence import loop_forward
 from kernels.table import Entry, Timing, dtype_name
 from kernels.timing import Call, Clock, EventClock, interleave, quartiles
@@ -41,8 +41,8 @@ class Job:
     seed: int = 0
 
 
-def measure(job: Job) -> Entry:
-    """Time a job on the GPU.
+def measure(job: Job, clock: Clock | None = None) -> Entry:
+    """Time a job where kernels run, by CUDA events unless a clock is given.
 
     Raises:
         RuntimeError: when a candidate left an output unwritten.
@@ -58,7 +58,7 @@ def measure(job: Job) -> Entry:
     padded = -(-sizes.batch // 8) * 8
     if (sizes.dtype, sizes.batch) != (torch.float16, padded):
         calls["vendor float16"] = _vendor(sizes, torch.float16, padded, job.phase)
-    return evaluate(job, calls, EventClock())
+    return evaluate(job, calls, clock or EventClock())
 
 
 def evaluate(job: Job, calls: dict[str, Call], clock: Clock) -> Entry:
@@ -122,7 +122,7 @@ def _around(sizes: Sizes, phase: str) -> Call:
     rows, hidden, directions = sizes.steps * sizes.batch, sizes.hidden, sizes.directions
 
     def random(*shape: int) -> Tensor:
-        return torch.randn(shape, device="cuda", dtype=sizes.dtype)
+        return torch.randn(shape, device=DEVICE, dtype=sizes.dtype)
 
     x, weight, bias = random(rows, hidden), random(directions * 4 * hidden, hidden), random(directions * 4 * hidden)
     if phase != "backward":
@@ -139,8 +139,8 @@ def _around(sizes: Sizes, phase: str) -> Call:
 
 def _vendor(sizes: Sizes, dtype: torch.dtype, batch: int, phase: str) -> Call:
     """Torch's own LSTM, which is cuDNN here: one layer, time first, input as wide as h."""
-    lstm = nn.LSTM(sizes.hidden, sizes.hidden, bidirectional=sizes.directions > 1).to("cuda", dtype)
-    x = torch.randn(sizes.steps, batch, sizes.hidden, device="cuda", dtype=dtype)
+    lstm = nn.LSTM(sizes.hidden, sizes.hidden, bidirectional=sizes.directions > 1).to(DEVICE, dtype)
+    x = torch.randn(sizes.steps, batch, sizes.hidden, device=DEVICE, dtype=dtype)
     if phase == "inference":
         lstm.eval()
 

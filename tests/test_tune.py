@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
 from dataclasses import dataclass
+from types import SimpleNamespace
 
 import pytest
 import torch
 
-from kernels import check_work, table, tune
+from kernels import check_work, table, tune, tune_work
 from kernels.guard import Outcome
 from kernels.problems import Sizes
+from kernels.recurrence import loop_backward, loop_forward
 from kernels.timing import TRIAL_ROUNDS, Call, interleave, quartiles
-from kernels.tune_work import Candidate, Job, evaluate
+from kernels.tune_work import Candidate, Job, evaluate, measure
 
 
 @dataclass(frozen=True)
@@ -98,6 +101,54 @@ def test_entry_keeps_the_best_configuration_of_each_kernel():
     assert tune.line(entry).endswith(
         "cuDNN 1000.0, cuDNN float16 1000.0, cell 3000.0, sequence 4500.0 (products 500.0); left out: 1"
     )
+
+
+class HostClock:
+    """Runs every call, preparation included, and finds all of them equally fast."""
+
+    def time(self, call: Call, count: int) -> float:
+        """One second, whatever it was."""
+        for _ in range(min(count, 2)):
+            if call.prepare is not None:
+                call.prepare()
+            call.run()
+        return 1.0
+
+
+@pytest.fixture
+def precision():
+    """What `measure` sets for its own process, put back."""
+    settings = (torch.backends.cuda.matmul, torch.backends.cudnn.rnn)
+    before = [setting.fp32_precision for setting in settings]
+    yield
+    for setting, value in zip(settings, before, strict=True):
+        setting.fp32_precision = value
+
+
+@pytest.mark.usefixtures("precision")
+@pytest.mark.parametrize("directions", [1, 2])
+@pytest.mark.parametrize("phase", table.PHASES)
+def test_what_is_timed_runs(monkeypatch, phase, directions):
+    """Candidates, products and torch's own LSTM run in every phase, one and both ways, on tensors of the job's size."""
+    fake = SimpleNamespace(forward=lambda args, _: loop_forward(args), backward=lambda args, _: loop_backward(args))
+    monkeypatch.setitem(sys.modules, "fake_kernel", fake)
+    monkeypatch.setitem(tune_work.MODULES, "cell", "fake_kernel")
+    candidate = Candidate("cell", Config(1), 0.0)
+    asked = Job(Sizes(3, 4, 8, directions), tf32=False, phase=phase, candidates=(candidate,), rounds=2)
+    entry = measure(asked, HostClock())
+    assert (entry.key, entry.kernels["cell"].config) == ((phase, "float32", 3, 4, 8, directions), {"tile": 1})
+    assert entry.vendor_s == entry.around_s == 1.0
+
+
+@pytest.mark.usefixtures("precision")
+def test_output_that_is_not_written_at_full_size_is_not_timed(monkeypatch):
+    """What was right at few steps and writes nothing at all of them is refused before any clock runs."""
+    fake = SimpleNamespace(forward=lambda *_: None)
+    monkeypatch.setitem(sys.modules, "fake_kernel", fake)
+    monkeypatch.setitem(tune_work.MODULES, "cell", "fake_kernel")
+    asked = Job(Sizes(3, 4, 8), tf32=False, phase="forward", candidates=(Candidate("cell", Config(1), 0.0),))
+    with pytest.raises(RuntimeError, match="left output unwritten"):
+        measure(asked, HostClock())
 
 
 class InlinePool:
