@@ -37,6 +37,7 @@ def test_what_fits_has_no_fault():
         ({"stack_bytes": 8}, "8 bytes of stack a thread"),
         ({"grid": 400}, "400 programs must run at the same time, 396 can on sm_90"),
         ({"grid": 133, "shared_bytes": 200_000}, "133 programs must run at the same time, 132 can on sm_90"),
+        ({"grid": 133, "shared_bytes": 116_000}, "133 programs must run at the same time, 132 can on sm_90"),
     ],
 )
 def test_fault_is_found(change, expected):
