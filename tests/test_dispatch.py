@@ -181,7 +181,7 @@ def test_nothing_measured_is_said():
 @pytest.mark.parametrize(
     ("hidden", "batch", "expected"),
     [(64, 16, "sequence"), (40, 64, "sequence"), (128, 1024, "sequence"), (1024, 64, "persistent"),
-     (512, 16, "persistent"), (256, 16, "persistent"), (4096, 128, "cell")],
+     (512, 16, "persistent"), (160, 16, "persistent"), (4096, 128, "cell")],
 )  # fmt: skip
 def test_estimate_follows_what_fits_on_chip(hidden, batch, expected):
     """One program's weights, then all programs' weights, then neither."""

@@ -190,7 +190,8 @@ def gpu(monkeypatch):
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "NVIDIA Test")
-    for name, value in (("Pool", InlinePool), ("_tasks", tasks), ("measure", measure)):
+    facts = dict.fromkeys(tune.DEPENDS, "1")
+    for name, value in (("Pool", InlinePool), ("_tasks", tasks), ("measure", measure), ("_facts", lambda _: facts)):
         monkeypatch.setattr(tune, name, value)
     monkeypatch.setattr(check_work, "work", work)
     return monkeypatch
@@ -285,3 +286,11 @@ def test_all_shapes_begin_with_the_quick_ones():
     quick = list(tune._plan(tune._options([])))
     assert plan[: len(quick)] == quick
     assert len(set(plan)) == len(plan) > len(quick)
+
+
+def test_facts_name_what_figures_depend_on():
+    """Every fact by which old figures are refused is written down, the kernels' sources among them."""
+    pytest.importorskip("triton")
+    facts = tune._facts("abc")
+    assert set(tune.DEPENDS) <= set(facts)
+    assert (facts["commit"], len(facts["kernels"])) == ("abc", 12)
