@@ -96,6 +96,7 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--kernel", action="append", choices=list(MODULES), help="one kernel alone; may be repeated")
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
     parser.add_argument("--timeout", type=float, default=90.0, help="seconds for one item, compilation included")
+    parser.add_argument("--most", type=int, default=4, help="configurations of a kernel at one problem")
     parser.add_argument("--jobs", type=int, help="children at a time; compiling is what takes long")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--sanitize", action="store_true", help="a tiny subset in this process, for compute-sanitizer")
@@ -111,7 +112,7 @@ def _tasks(names: list[str], options: argparse.Namespace, until: float) -> Itera
         for kind in CPU_TYPES if small else TYPES:
             dtype, tf32 = TYPES[kind]
             sizes = dataclasses.replace(_random(generator, small=small), dtype=dtype)
-            for task in _parity(names, sizes, generator, tf32=tf32, most=2 if small else None):
+            for task in _parity(names, sizes, generator, tf32=tf32, most=options.most):
                 if time.monotonic() > until:
                     return
                 yield task
@@ -138,14 +139,15 @@ def _random(generator: random.Random, *, small: bool) -> Sizes:
     )
 
 
-def _parity(
-    names: list[str], sizes: Sizes, generator: random.Random, *, tf32: bool, most: int | None
-) -> Iterator[Task]:
-    """All that offers to serve a problem, forward with and without saving, and backward."""
+def _parity(names: list[str], sizes: Sizes, generator: random.Random, *, tf32: bool, most: int) -> Iterator[Task]:
+    """What offers to serve a problem, up to so many configurations: forward with and without saving, and backward."""
     for name, (backward, save) in itertools.product(names, ((False, True), (False, False), (True, True))):
         task = Task("parity", name, sizes, backward=backward, save=save, tf32=tf32, final=generator.random() < 0.5)  # noqa: PLR2004
-        for config in _configs(task)[:most]:
-            yield dataclasses.replace(task, config=config)
+        # The first is what runs where nothing was measured; the others come in turns, as sizes do.
+        first, *others = _configs(task) or [None]
+        if first is not None:
+            for config in (first, *generator.sample(others, min(most - 1, len(others)))):
+                yield dataclasses.replace(task, config=config)
 
 
 def _special(names: list[str], runs: int, *, small: bool) -> Iterator[Task]:

@@ -186,6 +186,7 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--arch", type=int, nargs="+", choices=list(ARCHITECTURES), help="80, 90, 100; 90 when --quick")
     parser.add_argument("--kernel", action="append", nargs="+", choices=list(MODULES), help="all by default")
     parser.add_argument("--quick", action="store_true", help="few problems, the first configuration of each")
+    parser.add_argument("--first", action="store_true", help="the first configuration of every problem alone")
     parser.add_argument("--jobs", type=int, default=1, help="compilers at a time")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write what was found")
     parser.add_argument("--table", action="store_true", help="print it as Markdown")
@@ -218,7 +219,7 @@ def _items(options: argparse.Namespace) -> Iterator[Item]:
             module = importlib.import_module(MODULES[name])
             if module.refuses(problem, backward=backward) is not None:
                 continue
-            for config in module.configs(problem, backward=backward)[: 1 if options.quick else None]:
+            for config in module.configs(problem, backward=backward)[: 1 if options.quick or options.first else None]:
                 for index, launch in enumerate(module.launches(problem, config, backward=backward)):
                     signature, constants, attributes = specialise(launch, problem)
                     key = repr((arch, launch.kernel.__module__, launch.kernel.__name__, signature, constants,

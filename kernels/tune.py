@@ -113,6 +113,7 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--budget", type=float, default=1200.0, metavar="SECONDS", help="start no shape after this")
     parser.add_argument("--shapes", choices=("quick", "all"), default="quick")
     parser.add_argument("--type", action="append", choices=list(ORDER), help="one type alone; may be repeated")
+    parser.add_argument("--most", type=int, default=10, help="candidates of a kernel in one phase of one shape")
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--jobs", type=int, default=min(8, os.cpu_count() or 1), help="children that compile and check")
     parser.add_argument("--timeout", type=float, default=90.0, metavar="SECONDS", help="for one configuration")
@@ -139,7 +140,7 @@ def _shape(sizes: Sizes, kind: str, options: argparse.Namespace, checks: Pool, c
     right: dict[str, list[Candidate]] = {phase: [] for phase in PHASES}
     wrong: dict[str, list[str]] = {phase: [] for phase in PHASES}
     phases = {pair: phase for phase, pair in PHASES.items()}
-    for outcome in checks.run(_tasks(sizes, tf32=TYPES[kind][1])):
+    for outcome in checks.run(_tasks(sizes, tf32=TYPES[kind][1], most=options.most)):
         task: check_work.Task = outcome.item
         phase = phases[task.backward, task.save]
         if outcome.status == "ok" and outcome.value.worst <= 1:
@@ -174,14 +175,14 @@ def _entry(job: Job, clocks: Pool) -> Iterator[Entry]:
         yield found
 
 
-def _tasks(sizes: Sizes, *, tf32: bool) -> Iterator[check_work.Task]:
-    """Parity of every candidate, at fewer steps."""
+def _tasks(sizes: Sizes, *, tf32: bool, most: int) -> Iterator[check_work.Task]:
+    """Parity of the candidates, at fewer steps; modules put their best guesses first."""
     checked = dataclasses.replace(sizes, steps=min(sizes.steps, CHECKED_STEPS))
     for (backward, save), name in itertools.product(PHASES.values(), MODULES):
         module = importlib.import_module(MODULES[name])
         problem = sizes.problem(save=save, tf32=tf32)
         if module.refuses(problem, backward=backward) is None:
-            for config in module.configs(problem, backward=backward):
+            for config in module.configs(problem, backward=backward)[:most]:
                 yield check_work.Task("parity", name, checked, backward, save, tf32, config=config)
 
 

@@ -176,7 +176,8 @@ class InlinePool:
 def gpu(monkeypatch):
     """A GPU by name alone: two candidates a phase, the second wrong; times by the batch."""
 
-    def tasks(sizes, *, tf32):
+    def tasks(sizes, *, tf32, most):
+        assert most > 1
         for backward, save in tune.PHASES.values():
             for tile in (1, 2):
                 yield check_work.Task("parity", "cell", sizes, backward, save, tf32, config=Config(tile))
@@ -239,8 +240,8 @@ def test_kernel_that_breaks_takes_no_other_with_it(gpu, tmp_path):
     gpu.setattr(tune, "QUICK", ((16, 16, 10, 1),))
     tasks, measure = tune._tasks, tune.measure
 
-    def both(sizes, *, tf32):
-        for task in tasks(sizes, tf32=tf32):
+    def both(sizes, *, tf32, most):
+        for task in tasks(sizes, tf32=tf32, most=most):
             yield from (task, dataclasses.replace(task, implementation="persistent"))
 
     def hang(one):
