@@ -46,6 +46,8 @@ REST = (
 ORDER = ("float16", "tf32", "bfloat16", "float32")
 #: Steps of the comparison with float64, which walks over them one by one.
 CHECKED_STEPS = 20
+#: Children that compile and check; two cores are left to the parent and the driver.
+JOBS = max(1, min(12, (os.cpu_count() or 1) - 2))
 #: Facts that figures depend on: where one has changed, old figures are measured anew.
 DEPENDS = ("torch", "triton", "cudnn", "driver", "kernels")
 PHASES = {"inference": (False, False), "forward": (False, True), "backward": (True, True)}
@@ -113,9 +115,9 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--budget", type=float, default=1200.0, metavar="SECONDS", help="start no shape after this")
     parser.add_argument("--shapes", choices=("quick", "all"), default="quick")
     parser.add_argument("--type", action="append", choices=list(ORDER), help="one type alone; may be repeated")
-    parser.add_argument("--most", type=int, default=10, help="candidates of a kernel in one phase of one shape")
+    parser.add_argument("--most", type=int, default=12, help="candidates of a kernel in one phase of one shape")
     parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--jobs", type=int, default=min(8, os.cpu_count() or 1), help="children that compile and check")
+    parser.add_argument("--jobs", type=int, default=JOBS, help="children that compile and check")
     parser.add_argument("--timeout", type=float, default=90.0, metavar="SECONDS", help="for one configuration")
     parser.add_argument("--again", action="store_true", help="measure anew what the file has")
     parser.add_argument("--commit", default="", help="what is written down where git is not at hand")
