@@ -38,7 +38,7 @@ import torch
 from torch import Tensor
 
 from seq2seq.execution import Executable, Weights, initial_weights
-from seq2seq.model import Seq2SeqConfig
+from seq2seq.single import Config
 from seq2seq.tasks.batch import Batch
 from seq2seq.variants import REFERENCE, VARIANTS
 from seq2seq.workloads import Workload
@@ -232,7 +232,7 @@ class Gate:
         return executable.quantities(executable.prepare(batch), together=True)
 
 
-def true_quantities(config: Seq2SeqConfig, mode: str, device: str, weights: Weights, batch: Batch) -> dict[str, Tensor]:
+def true_quantities(config: Config, mode: str, device: str, weights: Weights, batch: Batch) -> dict[str, Tensor]:
     """Everything the gate compares, by the loop in float64."""
     executable = Executable(VARIANTS["loop"], config, mode, device, weights)
     executable.model.double()
@@ -242,7 +242,7 @@ def true_quantities(config: Seq2SeqConfig, mode: str, device: str, weights: Weig
     return executable.quantities(wide, together=True)
 
 
-def random_weights(config: Seq2SeqConfig, seed: int) -> Weights:
+def random_weights(config: Config, seed: int) -> Weights:
     """Weights for the gate: matrices as torch initialises them, biases up to 0.5 at any size.
 
     torch draws biases from +-1/sqrt(hidden_size), so that at a large size a lost bias would hide in the rounding of

@@ -43,7 +43,9 @@ class Record:
     """
 
     workload: str = column("name of the workload, with any overrides: `seed`, `seed@batch=64`", "")
-    model: str = column("model family: `lstm` for the Seq2Seq of the seed", "")
+    model: str = column(
+        "model family: `lstm` for the Seq2Seq of the seed, `lstm-alone` for one LSTM and nothing else", ""
+    )
     variant: str = column("name of the variant", "")
     mode: str = column("`inference`, or `training` (forward, backward and optimizer step)", "")
     device: str = column("`cpu` or `cuda`", "")
@@ -148,7 +150,7 @@ class Record:
     source: str = column("where the workload's sizes come from", "")
     batch: int | None = column("sequences in a batch")
     source_steps: int | None = column("longest source sequence, time steps")
-    target_steps: int | None = column("longest target sequence, time steps")
+    target_steps: int | None = column("longest target sequence, time steps; empty for an LSTM alone")
     valid_steps: int | None = column("time steps of the measured batch without padding, source and target together")
     hidden_size: int | None = column("hidden size of the encoder")
     num_layers: int | None = column("layers of the encoder")

@@ -18,6 +18,7 @@ from collections.abc import Callable
 from typing import IO, Any
 
 import torch
+from torch import nn
 
 from bench import ceilings, evidence, memory
 from bench.cases import Case
@@ -26,9 +27,8 @@ from bench.honesty import Audit, restore_timekeepers
 from bench.parity import Gate, Verdict
 from bench.record import Status
 from bench.sampling import Plan, Subject, sample, warm_up
-from seq2seq.cost import Extent, cost
+from seq2seq.cost import Extent, cost, valid_steps
 from seq2seq.execution import Executable, initial_weights
-from seq2seq.model import Seq2Seq
 from seq2seq.tasks.batch import Batch, DataUnavailableError
 from seq2seq.variants import VARIANTS, Variant
 from seq2seq.workloads import WORKLOADS, find_workload
@@ -126,14 +126,14 @@ def _facts_of(name: str) -> dict[str, Any]:
     workload = find_workload(name)
     config = workload.config
     with torch.device("meta"):
-        parameters = sum(p.numel() for p in Seq2Seq(config).parameters())
+        parameters = sum(p.numel() for p in config.build(nn.LSTM).parameters())
     facts: dict[str, Any] = {
-        "model": "lstm",
+        "model": config.family,
         "data": workload.data,
         "source": workload.source,
         "batch": workload.batch,
         "source_steps": workload.source_steps,
-        "target_steps": workload.target_steps or workload.source_steps,
+        "target_steps": workload.decoded_steps,
         "hidden_size": config.hidden_size,
         "num_layers": config.num_layers,
         "parameters": parameters,
@@ -141,8 +141,8 @@ def _facts_of(name: str) -> dict[str, Any]:
         "unavailable": None,
     }
     try:
-        batch = workload.make_batch(TIMED_SEED)
-        facts |= {"valid_steps": batch.valid_steps, "extent": Extent.of(batch)}
+        extent = Extent.of(workload.make_batch(TIMED_SEED))
+        facts |= {"valid_steps": valid_steps(config, extent), "extent": extent}
     except (DataUnavailableError, ValueError) as error:
         facts["unavailable"] = str(error)
     return facts

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from seq2seq.model import Seq2SeqConfig
+from seq2seq.single import Config
 from seq2seq.tasks.batch import Batch
 
 #: Operations per hidden unit and valid step beside the matrix products, an activation counted as one. Forward: five
@@ -79,7 +79,7 @@ class Extent:
 
 
 def cost(
-    config: Seq2SeqConfig,
+    config: Config,
     extent: Extent,
     mode: str,
     *,
@@ -139,22 +139,24 @@ class _Direction:
     input_gradient: bool
 
 
-def _directions(config: Seq2SeqConfig, extent: Extent) -> Iterator[_Direction]:
+def _directions(config: Config, extent: Extent) -> Iterator[_Direction]:
     """Every direction of every layer, encoder first."""
-    both = 2 if config.bidirectional else 1
-    hidden, steps = config.hidden_size, extent.source_steps
-    for layer in range(config.num_layers):
-        features = hidden * both if layer else config.input_size
-        for _ in range(both):
-            needed = layer > 0 or config.source_vocabulary > 0
-            yield _Direction(features, hidden, steps, steps - extent.sequences, needed)
-    hidden, steps = config.decoder_hidden_size or config.hidden_size, extent.target_steps
-    for layer in range(config.decoder_layers or config.num_layers):
-        features = hidden if layer else config.decoder_input_size or config.input_size
-        yield _Direction(features, hidden, steps, steps, layer > 0 or config.target_vocabulary > 0)
+    for stack in config.stacks:
+        hidden = stack.hidden_size
+        steps = extent.target_steps if stack.decodes else extent.source_steps
+        recurrent_steps = steps if stack.decodes else steps - extent.sequences
+        for layer in range(stack.num_layers):
+            features = hidden * stack.directions if layer else stack.input_size
+            for _ in range(stack.directions):
+                yield _Direction(features, hidden, steps, recurrent_steps, layer > 0 or stack.embedded)
 
 
-def forward_products(config: Seq2SeqConfig, extent: Extent) -> int:
+def valid_steps(config: Config, extent: Extent) -> int:
+    """Time steps without padding that the model's LSTMs read, source and target together."""
+    return sum(extent.target_steps if stack.decodes else extent.source_steps for stack in config.stacks)
+
+
+def forward_products(config: Config, extent: Extent) -> int:
     """FLOPs of the forward pass's matrix products: LSTMs, bridge and head."""
     lstm = sum(
         8 * d.hidden * (d.features * d.steps + d.hidden * d.recurrent_steps) for d in _directions(config, extent)
@@ -162,7 +164,7 @@ def forward_products(config: Seq2SeqConfig, extent: Extent) -> int:
     return lstm + _linear_products(config, extent)
 
 
-def backward_products(config: Seq2SeqConfig, extent: Extent) -> int:
+def backward_products(config: Config, extent: Extent) -> int:
     """FLOPs of the backward pass's matrix products: for weights, states, and the inputs that need a gradient."""
     lstm = sum(
         8 * d.hidden * (d.features * d.steps * (1 + d.input_gradient) + 2 * d.hidden * d.recurrent_steps)
@@ -171,61 +173,63 @@ def backward_products(config: Seq2SeqConfig, extent: Extent) -> int:
     return lstm + 2 * _linear_products(config, extent)
 
 
-def parameters(config: Seq2SeqConfig) -> int:
+def parameters(config: Config) -> int:
     """Values of all weights, embeddings included."""
-    embedded = config.source_vocabulary * config.input_size
-    embedded += config.target_vocabulary * (config.decoder_input_size or config.input_size)
+    first, last = config.stacks[0], config.stacks[-1]
+    embedded = config.source_vocabulary * first.input_size + config.target_vocabulary * last.input_size
     return embedded + _dense_parameters(config)
 
 
-def _dense_parameters(config: Seq2SeqConfig) -> int:
+def _dense_parameters(config: Config) -> int:
     """Values of all weights but the embeddings: those that every call reads."""
     sizes = _directions(config, Extent(1, 1, 1))
     lstm = sum(4 * d.hidden * (d.features + d.hidden + 2) for d in sizes)
     encoded, decoded = _state_sizes(config)
     bridge = 2 * decoded * (encoded + 1) if config.bridged else 0
-    return lstm + bridge + config.output_size * (decoded + 1)
+    return lstm + bridge + (config.output_size * (decoded + 1) if config.headed else 0)
 
 
-def _linear_products(config: Seq2SeqConfig, extent: Extent) -> int:
+def _linear_products(config: Config, extent: Extent) -> int:
     """FLOPs of bridge and head."""
     encoded, decoded = _state_sizes(config)
-    head = 2 * decoded * config.output_size * extent.target_steps
-    states = 2 * (config.decoder_layers or config.num_layers) * extent.sequences
+    head = 2 * decoded * config.output_size * extent.target_steps if config.headed else 0
+    states = 2 * config.stacks[-1].num_layers * extent.sequences
     return head + (2 * encoded * decoded * states if config.bridged else 0)
 
 
-def _state_sizes(config: Seq2SeqConfig) -> tuple[int, int]:
-    """Size of the encoder's state, both directions together, and of the decoder's."""
-    encoded = config.hidden_size * (2 if config.bidirectional else 1)
-    return encoded, config.decoder_hidden_size or config.hidden_size
+def _state_sizes(config: Config) -> tuple[int, int]:
+    """Size of the first LSTM's state, both directions together, and of the last one's."""
+    first, last = config.stacks[0], config.stacks[-1]
+    return first.hidden_size * first.directions, last.hidden_size * last.directions
 
 
-def _forward_pointwise(config: Seq2SeqConfig, extent: Extent) -> int:
+def _forward_pointwise(config: Config, extent: Extent) -> int:
     return FORWARD_POINTWISE * _units(config, extent)
 
 
-def _units(config: Seq2SeqConfig, extent: Extent) -> int:
+def _units(config: Config, extent: Extent) -> int:
     """Hidden units times valid steps of all LSTM layers and directions."""
     return sum(d.hidden * d.steps for d in _directions(config, extent))
 
 
-def _weights_read(config: Seq2SeqConfig, extent: Extent) -> int:
+def _weights_read(config: Config, extent: Extent) -> int:
     """Weights that a forward pass needs: all but the embeddings' rows of tokens that do not occur."""
-    rows = extent.source_rows * config.input_size
-    return _dense_parameters(config) + rows + extent.target_rows * (config.decoder_input_size or config.input_size)
+    first, last = config.stacks[0], config.stacks[-1]
+    rows = extent.source_rows * first.input_size + extent.target_rows * last.input_size
+    return _dense_parameters(config) + rows
 
 
-def _results(config: Seq2SeqConfig, extent: Extent) -> int:
+def _results(config: Config, extent: Extent) -> int:
     """Values that inference gives back: valid outputs, final h and c."""
-    states = 2 * (config.decoder_layers or config.num_layers) * extent.sequences * _state_sizes(config)[1]
+    states = 2 * config.stacks[-1].num_layers * extent.sequences * _state_sizes(config)[1]
     return extent.target_steps * config.output_size + states
 
 
-def _inputs(config: Seq2SeqConfig, extent: Extent, value_bytes: int) -> int:
-    """Bytes of what encoder and decoder read; a decoder that reads the source again finds it in a cache."""
-    source = TOKEN_BYTES if config.source_vocabulary else config.input_size * value_bytes
-    target = TOKEN_BYTES if config.target_vocabulary else (config.decoder_input_size or config.input_size) * value_bytes
+def _inputs(config: Config, extent: Extent, value_bytes: int) -> int:
+    """Bytes of what the LSTMs read; a decoder that reads the source again finds it in a cache."""
+    first, last = config.stacks[0], config.stacks[-1]
+    source = TOKEN_BYTES if config.source_vocabulary else first.input_size * value_bytes
+    target = TOKEN_BYTES if config.target_vocabulary else last.input_size * value_bytes
     return extent.source_steps * source + (extent.target_steps * target if extent.own_target else 0)
 
 

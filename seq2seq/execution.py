@@ -14,9 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from seq2seq.model import Seq2Seq, Seq2SeqConfig, Seq2SeqResult, loss_of
+from seq2seq.model import Seq2SeqResult, loss_of
+from seq2seq.single import Config, Model
 from seq2seq.tasks.batch import Batch
-from seq2seq.variants import LSTMS, Variant
+from seq2seq.variants import Variant
 
 Weights = dict[str, Tensor]
 
@@ -47,7 +48,7 @@ class Executable:
     def __init__(
         self,
         variant: Variant,
-        config: Seq2SeqConfig,
+        config: Config,
         mode: str,
         device: str,
         weights: Weights,
@@ -60,7 +61,7 @@ class Executable:
         self.variant, self.mode, self.device = variant, mode, device
         self._stored = variant.stores_low(mode) if stored is None else stored
         self._autocast = variant.dtype != torch.float32 and not self._stored
-        self.model = Seq2Seq(config, LSTMS[variant.lstm])
+        self.model: Model = config.build(variant.make_lstm)
         self.model.load_state_dict(weights)
         self.model.to(device, variant.dtype if self._stored else None)
         self.model.train(mode == "training")
@@ -71,7 +72,7 @@ class Executable:
             device, init_scale=2.0**10, enabled=variant.precision == "fp16" and mode == "training"
         )
 
-    def _compile(self, model: Seq2Seq) -> Callable[..., tuple[Tensor, Tensor, Tensor]]:
+    def _compile(self, model: Model) -> Callable[..., tuple[Tensor, Tensor, Tensor]]:
         if self.variant.compiler == "torchscript":
             scripted: Callable[..., tuple[Tensor, Tensor, Tensor]] = torch.jit.script(model).run
             return scripted
@@ -221,9 +222,9 @@ def _inputs_of(batch: Batch) -> dict[str, Tensor]:
     }
 
 
-def initial_weights(config: Seq2SeqConfig, seed: int) -> Weights:
+def initial_weights(config: Config, seed: int) -> Weights:
     """Torch's own initialisation, from a seed; the same for every variant."""
     # torch.manual_seed would seed the GPUs' generators too, which fork_rng(devices=[]) does not put back.
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
-        return {name: value.detach() for name, value in Seq2Seq(config, nn.LSTM).named_parameters()}
+        return {name: value.detach() for name, value in config.build(nn.LSTM).named_parameters()}

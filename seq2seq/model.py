@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,27 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 #: Target value that the loss leaves out: the places past the end of a token sequence.
 IGNORE_TOKEN = -100
+
+
+@dataclass(frozen=True)
+class Stack:
+    """The sizes of one LSTM of a model: what its work is counted by, and what kernels are asked about.
+
+    Attributes:
+        name: of the module.
+        input_size, hidden_size, num_layers: as those of `torch.nn.LSTM`.
+        directions: 1, or 2 when it reads both ways.
+        decodes: whether it reads the target from a state that it is given; otherwise the source from zeros.
+        embedded: whether it reads embedded tokens, so that gradients go on into its input.
+    """
+
+    name: str
+    input_size: int
+    hidden_size: int
+    num_layers: int
+    directions: int = 1
+    decodes: bool = False
+    embedded: bool = False
 
 
 @dataclass(frozen=True)
@@ -53,6 +74,10 @@ class Seq2SeqConfig:
     source_vocabulary: int = 0
     target_vocabulary: int = 0
 
+    family: ClassVar[str] = "lstm"
+    #: Whether a linear head makes the outputs.
+    headed: ClassVar[bool] = True
+
     def __post_init__(self) -> None:
         for name in ("input_size", "hidden_size", "output_size", "num_layers"):
             _check_int(name, getattr(self, name), 1)
@@ -74,6 +99,30 @@ class Seq2SeqConfig:
     def bridged(self) -> bool:
         """Whether the encoder's state must be projected to fit the decoder."""
         return self.bidirectional or self.decoder_hidden_size not in {None, self.hidden_size}
+
+    @property
+    def stacks(self) -> tuple[Stack, ...]:
+        """Its LSTMs, encoder first."""
+        decoder = (
+            self.decoder_input_size or self.input_size,
+            self.decoder_hidden_size or self.hidden_size,
+            self.decoder_layers or self.num_layers,
+        )
+        return (
+            Stack(
+                "encoder",
+                self.input_size,
+                self.hidden_size,
+                self.num_layers,
+                2 if self.bidirectional else 1,
+                embedded=self.source_vocabulary > 0,
+            ),
+            Stack("decoder", *decoder, decodes=True, embedded=self.target_vocabulary > 0),
+        )
+
+    def build(self, lstm: Callable[..., nn.RNNBase]) -> Seq2Seq:
+        """The model of these sizes."""
+        return Seq2Seq(self, lstm)
 
 
 class Seq2SeqResult(NamedTuple):
@@ -97,8 +146,8 @@ class Seq2Seq(nn.Module):
 
     Args:
         config: the sizes.
-        lstm: class of both LSTMs, with the parameters of `torch.nn.LSTM`. `torch.nn.LSTM` itself, and any drop-in
-            for it, gets packed sequences where lengths are given; a class with `takes_lengths`, as
+        lstm: makes both LSTMs, with the parameters of `torch.nn.LSTM`. `torch.nn.LSTM` itself, and any drop-in
+            for it, gets packed sequences where lengths are given; one with `takes_lengths`, as
             `kernels.reference.LoopLSTM`, gets the padded ones and the lengths.
 
     Raises:
@@ -120,7 +169,6 @@ class Seq2Seq(nn.Module):
     def __init__(self, config: Seq2SeqConfig, lstm: Callable[..., nn.RNNBase] = nn.LSTM) -> None:
         super().__init__()
         self.config = dataclasses.replace(config)
-        self.padded: bool = getattr(lstm, "takes_lengths", False)
         options: dict[str, Any] = {"batch_first": True}
         decoder_input = config.decoder_input_size or config.input_size
         decoder_hidden = config.decoder_hidden_size or config.hidden_size
@@ -148,6 +196,7 @@ class Seq2Seq(nn.Module):
             bidirectional=config.bidirectional,
             **options,
         )
+        self.padded: bool = getattr(self.encoder, "takes_lengths", False)
         encoded = config.hidden_size * self.directions
         self.bridge_hidden = nn.Linear(encoded, decoder_hidden) if config.bridged else nn.Identity()
         self.bridge_cell = nn.Linear(encoded, decoder_hidden) if config.bridged else nn.Identity()

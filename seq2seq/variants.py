@@ -37,6 +37,7 @@ class Variant:
         name: what it is called.
         summary: one line for people.
         lstm: key of `LSTMS`.
+        lstm_options: arguments of that class beside those of torch.nn.LSTM.
         vendor_lstm: whether torch may hand the LSTM to oneDNN or cuDNN.
         precision: key of `DTYPES`.
         autocast: whether a lower precision comes from autocast over fp32 weights; otherwise, in inference, the
@@ -52,6 +53,7 @@ class Variant:
     name: str
     summary: str
     lstm: str = "nn"
+    lstm_options: Mapping[str, Any] = field(default_factory=dict)
     vendor_lstm: bool = True
     precision: str = "fp32"
     autocast: bool = False
@@ -71,6 +73,10 @@ class Variant:
     def compiles_long(self) -> bool:
         """Whether torch.compile traces the LSTM itself, step by step, instead of skipping it."""
         return self.compiler == "dynamo" and (self.allow_rnn or self.lstm != "nn")
+
+    def make_lstm(self, *sizes: int, **options: Any) -> nn.RNNBase:
+        """An LSTM of its kind; takes the arguments of torch.nn.LSTM."""
+        return LSTMS[self.lstm](*sizes, **self.lstm_options, **options)
 
     def stores_low(self, mode: str) -> bool:
         """Whether the weights themselves are stored in a lower precision than float32."""

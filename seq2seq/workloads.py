@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import dataclasses
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from seq2seq.model import Seq2SeqConfig
+from seq2seq.single import Config, SingleConfig
 from seq2seq.tasks import forecasting, synthetic
 from seq2seq.tasks.batch import Batch
 
@@ -35,7 +37,7 @@ class Workload:
             could not be compared.
         batch: sequences in a batch.
         source_steps: longest source.
-        target_steps: longest target; None when the decoder reads the source, as in the seed.
+        target_steps: longest target; None when there is none, as in the seed, whose decoder reads the source.
         source_lengths, target_lengths: length distributions; None when every sequence fills all steps.
         temperatures: whether the batches are windows of the Seattle temperatures.
     """
@@ -44,7 +46,7 @@ class Workload:
     summary: str
     source: str
     data: str
-    config: Seq2SeqConfig
+    config: Config
     batch: int
     source_steps: int
     target_steps: int | None = None
@@ -56,6 +58,12 @@ class Workload:
     def has_lengths(self) -> bool:
         """Whether sequences differ in length."""
         return self.source_lengths is not None or self.target_lengths is not None
+
+    @property
+    def decoded_steps(self) -> int | None:
+        """Longest sequence that a decoder reads; None for an LSTM alone."""
+        decodes = any(stack.decodes for stack in self.config.stacks)
+        return (self.target_steps or self.source_steps) if decodes else None
 
     def make_batch(self, seed: int) -> Batch:
         """The batch of a seed, on the CPU; equal seeds give equal batches.
@@ -76,14 +84,14 @@ class Workload:
         )
 
 
-def _scaled(base: Workload, name: str, *, config: Seq2SeqConfig, **sizes: Any) -> Workload:
-    """A smaller twin of a workload, named as such."""
+def _scaled(base: Workload, name: str, *, config: Mapping[str, Any], **sizes: Any) -> Workload:
+    """A smaller twin of a workload, named as such, with other sizes of the model and of the batch."""
     return dataclasses.replace(
         base,
         name=name,
         summary=f"{base.name} scaled down for 2 cores: {base.summary}",
         source=f"scaled down from: {base.source}",
-        config=config,
+        config=dataclasses.replace(base.config, **config),
         **sizes,
     )
 
@@ -178,6 +186,16 @@ _SCALING = Workload(
     source_steps=32,
     target_steps=32,
 )
+_DEEPBENCH = Workload(
+    name="deepbench",
+    summary="one LSTM layer alone, of the sizes that hardware vendors publish",
+    source="baidu-research/DeepBench code/kernels/rnn_problems.h: hidden 256 to 4096, as many features, batch 8 to "
+    "128, 25 to 150 steps",
+    data="synthetic: random; batch first, as everywhere here",
+    config=SingleConfig(hidden_size=1024),
+    batch=64,
+    source_steps=25,
+)
 
 WORKLOADS: dict[str, Workload] = {
     workload.name: workload
@@ -188,28 +206,26 @@ WORKLOADS: dict[str, Workload] = {
         _scaled(
             _TRANSLATION,
             "translation-small-scaled",
-            config=dataclasses.replace(
-                _TRANSLATION.config,
-                input_size=64,
-                hidden_size=128,
-                output_size=1000,
-                source_vocabulary=1000,
-                target_vocabulary=1000,
-            ),
+            config={
+                "input_size": 64,
+                "hidden_size": 128,
+                "output_size": 1000,
+                "source_vocabulary": 1000,
+                "target_vocabulary": 1000,
+            },
             batch=16,
         ),
         _SPEECH,
         _scaled(
             _SPEECH,
             "speech-las-scaled",
-            config=dataclasses.replace(
-                _SPEECH.config,
-                hidden_size=64,
-                output_size=32,
-                decoder_input_size=64,
-                decoder_hidden_size=128,
-                target_vocabulary=32,
-            ),
+            config={
+                "hidden_size": 64,
+                "output_size": 32,
+                "decoder_input_size": 64,
+                "decoder_hidden_size": 128,
+                "target_vocabulary": 32,
+            },
             batch=8,
             source_steps=100,
             target_steps=40,
@@ -218,19 +234,28 @@ WORKLOADS: dict[str, Workload] = {
         _scaled(
             _SUMMARY,
             "summarize-pg-scaled",
-            config=dataclasses.replace(
-                _SUMMARY.config,
-                input_size=32,
-                hidden_size=64,
-                output_size=1000,
-                source_vocabulary=1000,
-                target_vocabulary=1000,
-            ),
+            config={
+                "input_size": 32,
+                "hidden_size": 64,
+                "output_size": 1000,
+                "source_vocabulary": 1000,
+                "target_vocabulary": 1000,
+            },
             batch=8,
             source_steps=100,
             target_steps=25,
         ),
         _SCALING,
+        _DEEPBENCH,
+        dataclasses.replace(
+            _DEEPBENCH,
+            name="flashrnn",
+            summary="one LSTM layer alone over a long sequence",
+            source="NX-AI/flashrnn, the plot of its speed: batch 16, 1024 steps, hidden 768",
+            config=SingleConfig(hidden_size=768),
+            batch=16,
+            source_steps=1024,
+        ),
     )
 }
 

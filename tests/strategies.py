@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from seq2seq.model import IGNORE_TOKEN, Seq2SeqConfig
+from seq2seq.single import Config, SingleConfig
 from seq2seq.tasks.batch import Batch
 
 SEEDS = st.integers(0, 2**16)
@@ -78,14 +79,14 @@ def shapes(draw: st.DrawFn, *, with_lengths: bool = False) -> Shape:
 
 @dataclass(frozen=True)
 class Problem:
-    """A Seq2Seq model's sizes and those of a batch for it.
+    """A model's sizes and those of a batch for it.
 
     Attributes:
         target_steps: None when the decoder reads the source.
         source_lengths, target_lengths: valid steps of each sequence; None when all fill all steps.
     """
 
-    config: Seq2SeqConfig
+    config: Config
     batch: int
     source_steps: int
     target_steps: int | None
@@ -112,7 +113,7 @@ class Problem:
         source = draw(self.source_steps, config.input_size, config.source_vocabulary)
         target, decoded = None, self.source_steps
         if self.target_steps is not None:
-            features = config.decoder_input_size or config.input_size
+            features = config.stacks[-1].input_size
             target, decoded = draw(self.target_steps, features, config.target_vocabulary), self.target_steps
         expected = draw(decoded, config.output_size, config.output_size if config.target_vocabulary else 0)
         if config.target_vocabulary:
@@ -156,6 +157,15 @@ def problems(draw: st.DrawFn, *, with_lengths: bool | None = None, real_source: 
         target_lengths=draw(_lengths(batch, target_steps)) if differ and has_target else None,
         seed=draw(SEEDS),
     )
+
+
+@st.composite
+def singles(draw: st.DrawFn) -> Problem:
+    """LSTMs alone: up to three layers, one direction or two, as many features as units or not."""
+    config = SingleConfig(
+        draw(st.integers(1, 5)), draw(st.none() | st.integers(1, 4)), draw(st.integers(1, 3)), draw(st.booleans())
+    )
+    return Problem(config, draw(st.integers(1, 4)), draw(st.integers(1, 6)), None, None, None, draw(SEEDS))
 
 
 def past(lengths: tuple[int, ...], steps: int) -> Tensor:

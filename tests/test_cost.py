@@ -6,28 +6,30 @@ import dataclasses
 
 import pytest
 import torch
+from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from kernels.reference import LoopLSTM
 from seq2seq import cost as costs
 from seq2seq.cost import Cost, Extent, cost
 from seq2seq.model import Seq2Seq, Seq2SeqConfig, loss_of
+from seq2seq.single import Config, SingleConfig
 from seq2seq.tasks.batch import Batch
 from seq2seq.workloads import find_workload
 
 pytest.importorskip("hypothesis")
 from hypothesis import given
-from strategies import Problem, problems
+from strategies import Problem, problems, singles
 
 PADDED = {"source_lengths": None, "target_lengths": None}
 
 
 def counted(problem: Problem) -> tuple[int, int]:
     """FLOPs of the products that torch runs for the loop, forward and backward."""
-    model = Seq2Seq(problem.config, LoopLSTM)
+    model = problem.config.build(LoopLSTM)
     batch = problem.make_batch(torch.float32)
     with FlopCounterMode(display=False) as forward:
-        outputs = model(batch.source, batch.target, batch.source_lengths, batch.target_lengths)
+        outputs, *_ = model.run(batch.source, batch.target, batch.source_lengths, batch.target_lengths)
     loss = loss_of(outputs, batch.expected, batch.decoded_lengths)
     with FlopCounterMode(display=False) as backward:
         loss.backward()
@@ -35,12 +37,12 @@ def counted(problem: Problem) -> tuple[int, int]:
 
 
 def from_zeros(problem: Problem) -> int:
-    """FLOPs of the encoder's products with its initial state, which is zero: the loop runs them all the same."""
+    """FLOPs of the first LSTM's products with its initial state, which is zero: the loop runs them all the same."""
     config = problem.config
     return 8 * config.hidden_size**2 * problem.batch * config.num_layers * (2 if config.bidirectional else 1)
 
 
-@given(problem=problems(with_lengths=False))
+@given(problem=problems(with_lengths=False) | singles())
 def test_products_are_those_that_the_loop_runs(problem: Problem):
     """Forward and backward, the count is torch's own of the loop's products, less those with a state of zeros.
 
@@ -80,35 +82,35 @@ def sequence(batch: Batch, place: int) -> Batch:
     )
 
 
-@given(problem=problems())
+@given(problem=problems() | singles())
 def test_parameters_are_the_model_s(problem: Problem):
     """Every weight is counted once."""
-    expected = sum(value.numel() for value in Seq2Seq(problem.config).parameters())
+    expected = sum(value.numel() for value in problem.config.build(nn.LSTM).parameters())
     assert costs.parameters(problem.config) == expected
 
 
-@given(problem=problems(with_lengths=False))
+@given(problem=problems(with_lengths=False) | singles())
 def test_inference_moves_weights_inputs_and_results_once(problem: Problem):
     """Bytes are those of the tensors: weights but for rows that nobody asks for, what goes in, what comes out."""
-    model, batch = Seq2Seq(problem.config), problem.make_batch(torch.float32)
+    model, batch = problem.config.build(nn.LSTM), problem.make_batch(torch.float32)
     with torch.no_grad():
         results = model.run(batch.source, batch.target)
-    rows = [
-        (model.embed_source, batch.source),
-        (model.embed_target, batch.source if batch.target is None else batch.target),
-    ]
+    rows = []
+    if isinstance(model, Seq2Seq):
+        rows.append((model.embed_source, batch.source))
+        rows.append((model.embed_target, batch.source if batch.target is None else batch.target))
     tensors = [value for name, value in model.named_parameters() if not name.startswith("embed")]
     tensors += [layer.weight[tokens.unique()] for layer, tokens in rows if isinstance(layer, torch.nn.Embedding)]
     tensors += [value for value in (*results, batch.source, batch.target) if value is not None]
     assert cost(problem.config, Extent.of(batch), "inference").least_bytes == sum(tensor.nbytes for tensor in tensors)
 
 
-@given(problem=problems(with_lengths=False))
+@given(problem=problems(with_lengths=False) | singles())
 def test_training_moves_the_optimizer_s_state_twice(problem: Problem):
     """What Adam really keeps is read and written, the gradients are written, inputs and expected values are read."""
-    model, batch = Seq2Seq(problem.config), problem.make_batch(torch.float32)
+    model, batch = problem.config.build(nn.LSTM), problem.make_batch(torch.float32)
     optimizer = torch.optim.Adam(model.parameters())
-    loss_of(model(batch.source, batch.target), batch.expected).backward()
+    loss_of(model.run(batch.source, batch.target)[0], batch.expected).backward()
     optimizer.step()
     state = [
         value for values in optimizer.state.values() for value in values.values() if value.numel() > 1 or value.dim()
@@ -117,6 +119,23 @@ def test_training_moves_the_optimizer_s_state_twice(problem: Problem):
     moved += sum(value.grad.nbytes for value in model.parameters())
     moved += sum(value.nbytes for value in (batch.source, batch.target, batch.expected) if value is not None)
     assert cost(problem.config, Extent.of(batch), "training").least_bytes == moved
+
+
+def test_valid_steps_count_no_padding():
+    """Valid steps are the sum of the lengths, of all steps where there are none; a source is counted once a reader."""
+    source, target = torch.zeros(3, 5, 2), torch.zeros(3, 4, 2)
+    full = Batch(source, target, None, None, expected=target)
+    lengths = {"source_lengths": torch.tensor([5, 1, 2]), "target_lengths": torch.tensor([4, 3, 3])}
+
+    def steps(batch: Batch, config: Config | None = None) -> int:
+        return costs.valid_steps(config or Seq2SeqConfig(2, 1, 1), Extent.of(batch))
+
+    assert steps(full) == 15 + 12
+    assert steps(dataclasses.replace(full, **lengths)) == 8 + 10
+    assert steps(dataclasses.replace(full, target_lengths=lengths["target_lengths"])) == 15 + 10
+    assert steps(Batch(source, None, None, None, source)) == 30
+    assert steps(Batch(source, None, lengths["source_lengths"], None, source)) == 16
+    assert steps(Batch(source, None, None, None, source), SingleConfig(1, 2)) == 15
 
 
 def test_pointwise_operations_are_counted_a_hidden_unit():

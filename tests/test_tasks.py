@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import sys
 
@@ -268,19 +267,6 @@ def test_without_target_there_are_no_target_lengths():
     assert batch.target_lengths is None
     assert batch.source_lengths is not None
     assert batch.expected.shape == (4, 6, 2)
-
-
-def test_valid_steps_count_no_padding():
-    """Valid steps are the sum of the lengths, of all steps where there are none, the source twice without a target."""
-    source, target = torch.zeros(3, 5, 2), torch.zeros(3, 4, 2)
-    full = Batch(source, target, None, None, expected=target)
-    lengths = {"source_lengths": torch.tensor([5, 1, 2]), "target_lengths": torch.tensor([4, 3, 3])}
-    assert full.valid_steps == 15 + 12
-    assert dataclasses.replace(full, **lengths).valid_steps == 8 + 10
-    assert dataclasses.replace(full, target_lengths=lengths["target_lengths"]).valid_steps == 15 + 10
-    assert Batch(source, None, None, None, source).valid_steps == 30
-    assert Batch(source, None, lengths["source_lengths"], None, source).valid_steps == 16
-    assert full.size == 3
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64], ids=str)

@@ -9,7 +9,8 @@ import torch
 from torch import nn
 
 from kernels.reference import LoopLSTM
-from seq2seq.model import IGNORE_TOKEN, Seq2Seq, loss_of
+from seq2seq.model import IGNORE_TOKEN, loss_of
+from seq2seq.single import SingleConfig
 from seq2seq.workloads import AXES, WORKLOADS, UnknownWorkloadError, find_workload
 
 EACH = pytest.mark.parametrize("name", WORKLOADS)
@@ -60,8 +61,8 @@ def test_every_token_can_be_predicted(name):
 def test_model_accepts_its_batch(name, lstm):
     """The model takes the workload's batch, and its outputs can be compared with what the batch expects."""
     workload = find_workload(f"{name}@batch=2,length=5,hidden=4")
-    model, batch = Seq2Seq(workload.config, lstm), workload.make_batch(0)
-    outputs = model(batch.source, batch.target, batch.source_lengths, batch.target_lengths)
+    model, batch = workload.config.build(lstm), workload.make_batch(0)
+    outputs, *_ = model.run(batch.source, batch.target, batch.source_lengths, batch.target_lengths)
     assert outputs.shape == (*batch.expected.shape[:2], workload.config.output_size)
     loss = loss_of(outputs, batch.expected, batch.target_lengths)
     loss.backward()
@@ -113,11 +114,25 @@ def test_batches_follow_their_seed(name):
             {"batch": 5, "config.hidden_size": 9, "source_steps": 7, "target_steps": 7, "config.num_layers": 2},
         ),
         ("seed@batch=16", {}),
+        (
+            "deepbench@hidden=512,batch=32,length=50",
+            {"batch": 32, "source_steps": 50, "config.hidden_size": 512},
+        ),
     ],
 )
 def test_overrides_change_what_they_name(name, expected):
     """An override changes its own sizes and no other field; several combine; the target keeps its proportion."""
     assert changed(name) == expected
+
+
+def test_a_layer_of_deepbench_has_as_many_features_as_units():
+    """At any hidden size, as in its table; the outputs are the LSTM's own."""
+    workload = find_workload("deepbench@hidden=96,batch=2,length=3")
+    assert workload.config == SingleConfig(96)
+    assert (workload.config.input_size, workload.config.output_size) == (96, 96)
+    batch = workload.make_batch(0)
+    assert batch.source.shape == batch.expected.shape == (2, 3, 96)
+    assert workload.decoded_steps is None
 
 
 def test_name_keeps_its_overrides():

@@ -41,14 +41,6 @@ class Batch:
         """Lengths of what the decoder reads, and so of the outputs: the source's where it reads that."""
         return self.source_lengths if self.target is None else self.target_lengths
 
-    @property
-    def valid_steps(self) -> int:
-        """Time steps without padding, source and target together."""
-        source = _valid(self.source_lengths, self.source)
-        if self.target is None:
-            return 2 * source
-        return source + _valid(self.target_lengths, self.target)
-
     def to(self, device: str | torch.device, dtype: torch.dtype | None = None) -> Batch:
         """A copy on `device`, what the model reads cast to `dtype` where it is real-valued; lengths stay on the CPU."""
 
@@ -78,7 +70,3 @@ class Batch:
         new = other.tensors()
         for name, value in self.tensors().items():
             value.data.copy_(new[name])
-
-
-def _valid(lengths: Tensor | None, value: Tensor) -> int:
-    return value.size(0) * value.size(1) if lengths is None else int(lengths.sum())

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from seq2seq.model import IGNORE_TOKEN, Seq2SeqConfig
+from seq2seq.model import IGNORE_TOKEN
+from seq2seq.single import Config
 from seq2seq.tasks.batch import Batch
 
 
@@ -40,7 +41,7 @@ LIBRISPEECH_CHARACTERS = Lengths("LibriSpeech dev-clean characters", (18, 89, 20
 
 
 def random_batch(
-    config: Seq2SeqConfig,
+    config: Config,
     batch: int,
     source_steps: int,
     target_steps: int | None,
@@ -56,7 +57,7 @@ def random_batch(
         config: sizes of the model, which decide what is drawn.
         batch: sequences.
         source_steps: longest source.
-        target_steps: longest target; None when the decoder reads the source, as in the seed.
+        target_steps: longest target; None when there is none, as in the seed, whose decoder reads the source.
         seed: of the generator; equal seeds give equal batches.
         source_lengths: distribution of the sources' lengths; all fill all steps when None.
         target_lengths: the same for the targets.
@@ -74,7 +75,7 @@ def random_batch(
     if target_steps is None:
         target, target_valid, decoded = None, source_valid, source_steps
     else:
-        target = steps(target_steps, config.decoder_input_size or config.input_size, config.target_vocabulary)
+        target = steps(target_steps, config.stacks[-1].input_size, config.target_vocabulary)
         target_valid = None if target_lengths is None else target_lengths.at(rank, target_steps)
         decoded = target_steps
     if config.target_vocabulary:
