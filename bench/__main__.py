@@ -5,10 +5,12 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
+import math
 import os
 import shlex
 import signal
 import sys
+import time
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 
@@ -23,7 +25,8 @@ from bench.record import Status
 from bench.runner import Plan, Runner, make_plan
 from bench.store import RunFolder
 
-EXIT_OK, EXIT_NOT_OK, EXIT_USAGE, EXIT_REGRESSION, EXIT_INTERRUPTED, EXIT_TERMINATED = 0, 1, 2, 3, 130, 143
+EXIT_OK, EXIT_NOT_OK, EXIT_USAGE, EXIT_REGRESSION, EXIT_UNFINISHED = 0, 1, 2, 3, 4
+EXIT_INTERRUPTED, EXIT_TERMINATED = 130, 143
 
 
 class Terminated(KeyboardInterrupt):
@@ -55,8 +58,9 @@ def _plan(arguments: argparse.Namespace, suite: Suite) -> tuple[Plan, Settings]:
 
 def run(arguments: argparse.Namespace, command: str) -> int:
     """Measure, write the run folder, print the table."""
+    deadline_s = time.perf_counter() + (arguments.time_limit or math.inf)
     if arguments.resume is not None:
-        return _resume(arguments, command)
+        return _resume(arguments, command, deadline_s)
     arguments.suite = arguments.suite or DEFAULT_SUITE
     plan, settings = _plan(arguments, load_suite(arguments.suite))
     console = Console(len(plan.cases))
@@ -76,13 +80,13 @@ def run(arguments: argparse.Namespace, command: str) -> int:
         if (folder.path / "environment.json").exists():
             msg = f"another run began in {folder.path} just now; name another folder with --out"
             raise UsageError(msg)
-        runner = Runner(plan, folder, settings, console, options=options)
+        runner = Runner(plan, folder, settings, console, options=options, deadline_s=deadline_s)
         if arguments.seed is not None:
             runner.seed = arguments.seed
         return _measure(runner, command)
 
 
-def _resume(arguments: argparse.Namespace, command: str) -> int:
+def _resume(arguments: argparse.Namespace, command: str, deadline_s: float) -> int:
     """Finish an interrupted run: what it began with holds, and what is recorded stays."""
     begun = resume.begun(arguments.resume)
     _refuse_options(arguments, begun)
@@ -106,7 +110,9 @@ def _resume(arguments: argparse.Namespace, command: str) -> int:
         for line in begun.folder.mend(lambda values: resume.record_key(values) in recorded):
             console.say(line, "yellow")
         seed = resume.new_seed(begun.seeds)
-        runner = Runner(plan, begun.folder, settings, console, seed, begun=begun, recorded=recorded)
+        runner = Runner(
+            plan, begun.folder, settings, console, seed, begun=begun, recorded=recorded, deadline_s=deadline_s
+        )
         return _measure(runner, command)
 
 
@@ -144,6 +150,12 @@ def _measure(runner: Runner, command: str) -> int:
     try:
         with console:
             runner.run(command)
+        if runner.unfinished:
+            console.say(
+                f"time limit reached; {_safe(runner)}. What is there: python -m bench report {quoted}", "yellow"
+            )
+            console.say(f"to go on: {again}", "bold")
+            return EXIT_UNFINISHED
         _show(console, folder)
     except KeyboardInterrupt as error:
         console.say(f"interrupted; {_safe(runner)}. What is there: python -m bench report {quoted}", "red")

@@ -18,7 +18,8 @@ def parser() -> argparse.ArgumentParser:
         description="Measure the ways to execute an LSTM Seq2Seq model: which is fastest here, is it right, how sure.",
         epilog="Exit codes: 0 every case that can run here is ok; 1 a gate refused a variant, a case was faster than "
         "the machine can be, a worker failed, the system refused to write, or selftest missed a target; 2 wrong usage, "
-        "or runs that are not comparable; 3 compare found a regression; 130 interrupted, 143 by SIGTERM.",
+        "or runs that are not comparable; 3 compare found a regression; 4 --time-limit left cases for --resume; 130 "
+        "interrupted, 143 by SIGTERM.",
     )
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
     run = commands.add_parser("run", help="measure a suite and write CSV, plots and a page")
@@ -154,6 +155,13 @@ def _add_selection(command: argparse.ArgumentParser) -> None:
         type=_positive_float,
         metavar="SECONDS",
         help="seconds of timed rounds for the whole run, shared out among its groups; start-up is extra",
+    )
+    add(
+        "--time-limit",
+        type=_positive_float,
+        metavar="SECONDS",
+        help="begin no group of cases that is not expected to end within so many seconds from the start, the first one "
+        "excepted; what is left is for --resume, and the exit code is 4",
     )
     add(
         "--omp-wait",

@@ -20,6 +20,7 @@ from bench.validation import validate
 
 SUITES = Path(__file__).parent / "suites"
 MODES = ("inference", "training")
+DEVICES = ("cpu", "cuda")
 REFERENCE = "reference"
 #: Rounds a process gives at least: below 6, order statistics do not bound a median with 95 %.
 LEAST_ROUNDS = 6
@@ -47,12 +48,14 @@ class Selection:
         variants: names or patterns; `name#label` lists a variant once more under a second name.
         modes: of `MODES`.
         sweeps: axes to vary one at a time; every value makes a workload of its own.
+        devices: of `DEVICES`; on another one the part is left out, as if it were not there.
     """
 
     workloads: tuple[str, ...]
     variants: tuple[str, ...] = ("*",)
     modes: tuple[str, ...] = MODES
     sweeps: tuple[Sweep, ...] = ()
+    devices: tuple[str, ...] = DEVICES
 
 
 @dataclass(frozen=True)
@@ -145,13 +148,16 @@ def _check(suite: Suite, path: Path) -> None:
         (0 < suite.interval < 1, f"interval is {suite.interval}, expected a share between 0 and 1"),
         (suite.processes >= 1, f"processes is {suite.processes}, expected at least 1"),
         (0 < suite.case_limit_s < math.inf, f"case_limit_s is {suite.case_limit_s}, expected seconds above 0"),
-        (suite.device in {"cpu", "cuda"}, f"device is {suite.device!r}, expected cpu or cuda"),
+        (suite.device in DEVICES, f"device is {suite.device!r}, expected cpu or cuda"),
         (bool(suite.select), "there is no [[select]] part, expected at least one"),
     ]
     for part in suite.select:
         unknown = set(part.modes) - set(MODES)
         problems.append((not unknown, f"mode {', '.join(sorted(unknown))} does not exist, expected {', '.join(MODES)}"))
-        problems.append((bool(part.workloads and part.variants and part.modes), "a [[select]] part is empty"))
+        elsewhere = set(part.devices) - set(DEVICES)
+        problems.append((not elsewhere, f"device {', '.join(sorted(elsewhere))} does not exist, expected cpu or cuda"))
+        filled = bool(part.workloads and part.variants and part.modes and part.devices)
+        problems.append((filled, "a [[select]] part is empty"))
     for fine, message in problems:
         if not fine:
             msg = f"suite file {path}: {message}"
@@ -209,8 +215,13 @@ def expand(suite: Suite, catalogue: dict[str, Any], filters: Filters) -> list[Gr
     workload_names = [entry["name"] for entry in catalogue["workloads"]]
     variant_names = [entry["name"] for entry in catalogue["variants"]]
     device = filters.device or suite.device
-    # With a workload of the user's own, the suite's parts would only repeat it.
-    parts = suite.select[:1] if filters.workloads else suite.select
+    parts = [part for part in suite.select if device in part.devices]
+    if not parts:
+        msg = f"the suite {suite.name} has nothing for {device}; give another --device or another --suite"
+        raise UsageError(msg)
+    if filters.workloads:
+        # With a workload of the user's own, the other parts would only repeat it.
+        parts = parts[:1]
     groups: dict[str, dict[str, Case]] = {}
     for part in parts:
         narrowed = replace(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import math
 import shutil
 import tempfile
 import time
@@ -96,15 +97,18 @@ class Plan:
     def expected_s(self, recorded: Collection[Key] = ()) -> float:
         """A rough guess of the run's length without what is recorded, seconds."""
         total = START_S + (START_S + CEILINGS_S) * bool(self.runnable_groups)
-        for _, cases in self.groups:
-            runnable = [c for c in cases if not c.unavailable and resume.case_key(c.case) not in recorded]
-            if not runnable:
-                continue
-            compiling = sum(c.compiles for c in runnable)
-            total += len(runnable) * COLD_S + compiling * COMPILE_S
-            total += self.suite.processes * (START_S + len(runnable) * READY_S + compiling * CACHED_S)
-            total += self.group_budget_s
+        total += sum(self.group_expected_s(cases, recorded) for _, cases in self.groups)
         return total + second_instrument.expected_s(len(self.second_cases))
+
+    def group_expected_s(self, cases: Collection[Described], recorded: Collection[Key] = ()) -> float:
+        """A rough guess of how long the cases of a group take, those left out that are recorded, seconds."""
+        runnable = [c for c in cases if not c.unavailable and resume.case_key(c.case) not in recorded]
+        if not runnable:
+            return 0.0
+        compiling = sum(c.compiles for c in runnable)
+        cold_s = len(runnable) * COLD_S + compiling * COMPILE_S
+        ready_s = START_S + len(runnable) * READY_S + compiling * CACHED_S
+        return cold_s + self.suite.processes * ready_s + self.group_budget_s
 
 
 def make_plan(suite: Suite, filters: Filters, settings: Settings) -> Plan:
@@ -146,6 +150,9 @@ class Runner:
         options: of the command line, as a resumed run needs them.
         begun: the run that is resumed; None for a new one.
         recorded: cases of it that are recorded and stay so.
+        deadline_s: time of `time.perf_counter` that no group may be expected to pass; but for the first one, so that
+            a run always gets on.
+        unfinished: whether groups were left for `--resume` because of it.
         seed: of the gates' inputs and the rounds' order; drawn anew for each part of a run unless given.
     """
 
@@ -157,6 +164,8 @@ class Runner:
     options: dict[str, Any] = field(default_factory=dict)
     begun: Begun | None = None
     recorded: frozenset[Key] = frozenset()
+    deadline_s: float = math.inf
+    unfinished: bool = field(default=False, init=False)
 
     def __post_init__(self) -> None:
         # A resumed run knows the ceilings that its first part measured; the best of all counts.
@@ -196,12 +205,13 @@ class Runner:
             facts["ceilings"] = self._judge.as_json()
             self.folder.write_json("environment.json", facts)
             with _scratch() as scratch:
-                for group, cases in self.plan.groups:
+                for group, cases in self._groups_in_time():
                     for ended in self._group(group, cases, scratch):
                         records += self.folder.append(*ended)
                         for record in records[-len(ended) :]:
                             self.console.record(record)
-                self._second_instrument(scratch)
+                if not self.unfinished:
+                    self._second_instrument(scratch)
         except BaseException:
             # What ended the run is told, not what could not be derived then.
             with contextlib.suppress(OSError):
@@ -209,6 +219,21 @@ class Runner:
             raise
         end()
         return records
+
+    def _groups_in_time(self) -> Iterator[tuple[Group, tuple[Described, ...]]]:
+        """The groups one by one, until the next one is not expected to end before the deadline."""
+        expected_s = took_s = 0.0
+        for group, cases in self.plan.groups:
+            own_s = self.plan.group_expected_s(cases, self.recorded)
+            # The guess is rough: where the groups so far took longer, this one will too.
+            pace = max(1.0, took_s / expected_s) if expected_s else 1.0
+            start_s = time.perf_counter()
+            if expected_s and own_s and start_s + own_s * pace > self.deadline_s:
+                self.unfinished = True
+                return
+            yield group, cases
+            if own_s:
+                expected_s, took_s = expected_s + own_s, took_s + time.perf_counter() - start_s
 
     def _left(self) -> list[Described]:
         """Cases that are yet to be measured."""

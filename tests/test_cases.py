@@ -148,6 +148,29 @@ def test_filters_replace_what_the_suite_says():
     assert {(case.threads, case.device) for case in groups[0].cases} == {(7, "cuda")}
 
 
+def test_a_part_for_another_device_is_not_there():
+    """Neither its cases nor its patterns, on a device that it does not name; on its own it joins the others' groups."""
+    parts = (
+        Selection(("seed",), ("loop",), ("inference",)),
+        Selection(("seed", "forecast"), ("compile",), ("inference",), devices=("cuda",)),
+    )
+    assert [c.variant for c in expanded(*parts)] == ["reference", "loop"]
+    on_gpu = expanded(*parts, device="cuda")
+    assert [(c.workload, c.variant) for c in on_gpu] == [
+        ("seed", "reference"),
+        ("seed", "loop"),
+        ("seed", "compile"),
+        ("forecast", "reference"),
+        ("forecast", "compile"),
+    ]
+
+
+def test_a_suite_without_a_part_for_the_device_is_refused():
+    """A run of nothing is not what was meant."""
+    with pytest.raises(UsageError, match="has nothing for cpu; give another --device or another --suite"):
+        expanded(Selection(("seed",), devices=("cuda",)))
+
+
 def test_without_filters_the_suite_decides():
     """The suite's device holds, and all of its parts are expanded."""
     groups = expand(
@@ -275,6 +298,8 @@ BAD = {
     "interval of 0": (GOOD.replace("[[select]]", "interval = 0\n[[select]]"), "interval is 0"),
     "no process": (GOOD.replace("[[select]]", "processes = 0\n[[select]]"), "processes is 0"),
     "limit of 0": (GOOD.replace("[[select]]", "case_limit_s = 0\n[[select]]"), "case_limit_s is 0"),
+    "unknown device of a part": (GOOD + 'devices = ["cpu", "tpu"]', "device tpu"),
+    "a part for no device": (GOOD + "devices = []", "select"),
     "unknown device": (GOOD.replace("[[select]]", 'device = "tpu"\n[[select]]'), "device is 'tpu'"),
 }
 

@@ -186,6 +186,31 @@ def test_what_is_recorded_is_not_measured_again(stage, interrupted, capsys):
         assert {name for rounds in found for r in rounds for name in r.blocks} == {"reference", "loop"}
 
 
+def test_a_time_limit_leaves_whole_groups_for_resume(stage, tmp_path, capsys):
+    """The first group is measured however short the limit, the second is left; resuming with a limit goes on."""
+    words = ["run", "--suite", "mine.toml", "--threads", "1", "--out", "run", "--time-limit", "1"]
+    assert command_line.main(words) == 4
+    shown = capsys.readouterr().out
+    assert "time limit reached; 4 of 8 cases are recorded and safe in run" in shown
+    assert shown.endswith("\nto go on: python -m bench run --resume run\n")
+    assert {mode for mode, _ in cases_of(tmp_path / "run")} == {"inference"}
+    assert len((tmp_path / "run" / "records.csv").read_text(encoding="utf-8").splitlines()) == 5
+    stage.asked.clear()
+    assert command_line.main(["run", "--resume", "run", "--time-limit", "1"]) == 1  # onednn failed
+    assert {mode for _, mode, *_ in stage.asked} == {"training"}
+    assert cases_of(tmp_path / "run") == PLANNED
+
+
+@pytest.mark.usefixtures("stage")
+def test_a_time_limit_that_is_long_enough_changes_nothing(tmp_path):
+    """All is measured, and the limit is no option that a resumed run would have to repeat."""
+    words = ["run", "--suite", "mine.toml", "--threads", "1", "--out", "run", "--time-limit", "600"]
+    assert command_line.main(words) == 1  # onednn failed
+    assert cases_of(tmp_path / "run") == PLANNED
+    facts = json.loads((tmp_path / "run" / "environment.json").read_text(encoding="utf-8"))
+    assert "time_limit" not in facts["run"]["arguments"]
+
+
 def test_a_run_resumed_when_it_is_done_measures_nothing(stage, interrupted):
     """Its files stay as they are, but for the note that it was resumed."""
     command_line.main(["run", "--resume", str(interrupted)])

@@ -376,6 +376,27 @@ def test_each_case_runs_cold_once_then_together(stage):
     assert len({seed + more for seed in seeds for more in (0, 1)}) == 2 * len(seeds)
 
 
+@pytest.mark.parametrize(
+    ("limit", "took", "begun", "unfinished"),
+    [(3.5, 1.0, 3, False), (2.5, 1.0, 2, True), (3.5, 2.0, 1, True), (0.1, 1.0, 1, True)],
+    ids=["long enough", "too short for all", "slower than expected", "too short for one"],
+)
+def test_a_time_limit_holds_back_what_would_pass_it(limit, took, begun, unfinished, tmp_path, monkeypatch):
+    """Groups are begun while they are expected to end in time, at the pace of those before, and one in any case."""
+    cases = [Described(Case(f"seed@batch={n}", "reference", "inference", "cpu", 1), {}, None) for n in (1, 2, 3)]
+    groups = tuple((Group(found.case.group, (found.case,)), (found,)) for found in cases)
+    plan = Plan(Suite("mine", "", (), budget_s=3.0), groups, {}, {})
+    one_s, now = plan.group_expected_s((cases[0],)), 0.0
+    monkeypatch.setattr(runner.time, "perf_counter", lambda: now)
+    run = Runner(plan, RunFolder(tmp_path), Settings(1), Console(), deadline_s=limit * one_s)
+    names = []
+    for group, _ in run._groups_in_time():
+        names.append(group.name)
+        now += took * one_s
+    assert names == [found.case.group for found in cases][:begun]
+    assert run.unfinished is unfinished
+
+
 def test_the_budget_is_shared_among_processes(stage):
     """Three processes get a third each; none of it was spent, so more processes would be pointless when narrow."""
     _, asked = stage("reference", "a", budget_s=6.0)
