@@ -1,20 +1,80 @@
 """The recurrence as operators of torch: what autograd, autocast, torch.compile and torch.export see of the kernels.
 
 `lstm_forward` and `lstm_backward` are opaque; which kernel runs inside is `kernels.dispatch`'s business. Products over
-all steps (weight gradients) stay outside of them, in torch operations that a compiler can see.
+all steps (weight gradients) stay outside of them, in torch operations that a compiler can see. `recurrence` is what a
+module calls: the operator, or in plain eager code the same functions without torch's dispatcher in between.
 """
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from kernels import dispatch
 from kernels.recurrence import Backward, Forward, state_dtype
 
 NAMESPACE = "seq2seq_kernels"
+
+_DEVICES = ("cpu", "cuda")
+
+Outputs = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
+
+
+def recurrence(
+    gates_input: Tensor,
+    weight_hh: Tensor,
+    h0: Tensor | None,
+    c0: Tensor | None,
+    lengths: Tensor | None,
+    *,
+    batch_first: bool,
+    implementation: str,
+    tf32: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """`lstm_forward` by the shortest way there is; keeps what a backward pass needs where one can follow.
+
+    An operator written in Python costs tens of microseconds a call on its way through torch's dispatcher, as much as
+    a short sequence takes on a GPU. So where nobody else listens (compiler, tracer, autocast, a mode, a transform or
+    a subclass of Tensor), the same host code is called directly.
+
+    Returns:
+        Output, h_n and c_n, as `lstm_forward` does for the same arguments.
+    """
+    tensors = [value for value in (gates_input, weight_hh, h0, c0, lengths) if value is not None]
+    save = torch.is_grad_enabled() and any(value.requires_grad for value in tensors)
+    arguments = (gates_input, weight_hh, h0, c0, lengths, batch_first, save, implementation, tf32)
+    if not _direct(tensors):
+        results = lstm_forward(*arguments)
+    elif save:
+        results = _Recurrence.apply(*arguments)
+    else:
+        results = _run_forward(*arguments)
+    output, h_n, c_n, _, _ = results
+    return output, h_n, c_n
+
+
+def autocast_dtype(device: torch.device) -> torch.dtype | None:
+    """Type that autocast asks for there; None where it is off, or where the operators have no rule for it."""
+    if device.type in _DEVICES and torch.is_autocast_enabled(device.type):
+        return torch.get_autocast_dtype(device.type)
+    return None
+
+
+def _direct(tensors: list[Tensor]) -> bool:
+    """Whether a call may go past the dispatcher: nothing but autograd would see it there."""
+    device = tensors[0].device
+    return device.type in _DEVICES and not (
+        torch.compiler.is_compiling()
+        or torch._C._len_torch_dispatch_stack()  # noqa: SLF001 - torch has no public name for any of these
+        or torch._C._len_torch_function_stack()  # noqa: SLF001
+        or torch._C._functorch.peek_interpreter_stack() is not None  # noqa: SLF001
+        or torch._C._get_tracing_state() is not None  # noqa: SLF001
+        or autocast_dtype(device) is not None
+        or any(type(value) not in {Tensor, nn.Parameter} for value in tensors)
+    )
 
 
 @torch.library.custom_op(f"{NAMESPACE}::lstm_forward", mutates_args=())
@@ -28,7 +88,7 @@ def lstm_forward(
     save: bool,
     implementation: str,
     tf32: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+) -> Outputs:
     """Run one layer's recurrence in one direction or both.
 
     Args:
@@ -48,6 +108,21 @@ def lstm_forward(
         (directions, batch, hidden_size), c float32; then gates (steps, batch, directions, 4 * hidden_size) and cells
         (steps, batch, directions, hidden_size), both empty unless `save`.
     """
+    return _run_forward(gates_input, weight_hh, h0, c0, lengths, batch_first, save, implementation, tf32)
+
+
+def _run_forward(
+    gates_input: Tensor,
+    weight_hh: Tensor,
+    h0: Tensor | None,
+    c0: Tensor | None,
+    lengths: Tensor | None,
+    batch_first: bool,
+    save: bool,
+    implementation: str,
+    tf32: bool,
+) -> Outputs:
+    _check_forward(gates_input, weight_hh, h0, c0, lengths, batch_first)
     output, h_n, c_n, gates, cells = _outputs(gates_input, weight_hh, batch_first, save)
     args = Forward(
         gates_input=_time_first(_rows(gates_input), batch_first),
@@ -62,7 +137,9 @@ def lstm_forward(
         cells=cells if save else None,
         tf32=tf32,
     )
-    dispatch.forward(args, implementation)
+    # Nothing to write, and no kernel takes an empty grid.
+    if h_n.numel():
+        dispatch.forward(args, implementation)
     return output, h_n, c_n, gates, cells
 
 
@@ -77,14 +154,12 @@ def _(
     save: bool,
     implementation: str,
     tf32: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+) -> Outputs:
     del h0, c0, lengths, implementation, tf32
     return _outputs(gates_input, weight_hh, batch_first, save)
 
 
-def _outputs(
-    gates_input: Tensor, weight_hh: Tensor, batch_first: bool, save: bool
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+def _outputs(gates_input: Tensor, weight_hh: Tensor, batch_first: bool, save: bool) -> Outputs:
     """Output, h_n, c_n, gates and cells, not filled in."""
     first, second, directions, _ = gates_input.shape
     hidden = weight_hh.size(2)
@@ -119,6 +194,24 @@ def lstm_backward(
     Returns:
         Gradients of `gates_input` (zero past the lengths), of h0 and of c0.
     """
+    return _run_backward(
+        grad_output, grad_h_n, grad_c_n, weight_hh, c0, lengths, gates, cells, batch_first, implementation, tf32
+    )
+
+
+def _run_backward(
+    grad_output: Tensor,
+    grad_h_n: Tensor | None,
+    grad_c_n: Tensor | None,
+    weight_hh: Tensor,
+    c0: Tensor | None,
+    lengths: Tensor | None,
+    gates: Tensor,
+    cells: Tensor,
+    batch_first: bool,
+    implementation: str,
+    tf32: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
     grad_gates, grad_h0, grad_c0 = _gradients(gates, cells, batch_first)
     args = Backward(
         weight_hh=weight_hh.contiguous(),
@@ -134,7 +227,8 @@ def lstm_backward(
         grad_c0=grad_c0,
         tf32=tf32,
     )
-    dispatch.backward(args, implementation)
+    if grad_h0.numel():
+        dispatch.backward(args, implementation)
     return grad_gates, grad_h0, grad_c0
 
 
@@ -170,6 +264,7 @@ def _gradients(gates: Tensor, cells: Tensor, batch_first: bool) -> tuple[Tensor,
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     _, weight_hh, h0, c0, lengths, batch_first, save, implementation, tf32 = inputs
     out, _, _, gates, cells = output
+    ctx.mark_non_differentiable(gates, cells)
     ctx.save_for_backward(weight_hh, h0, c0, lengths, out, gates, cells)
     ctx.batch_first, ctx.save, ctx.implementation, ctx.tf32 = batch_first, save, implementation, tf32
     ctx.set_materialize_grads(False)
@@ -183,7 +278,9 @@ def _backward(ctx: Any, grad_output: Tensor | None, grad_h_n: Tensor | None, gra
     weight_hh, h0, c0, lengths, output, gates, cells = ctx.saved_tensors
     if grad_output is None:
         grad_output = torch.zeros_like(output)
-    grad_gates, grad_h0, grad_c0 = lstm_backward(
+    # With create_graph, gradients are enabled here, and the operator's own backward says that there is none.
+    direct = not torch.is_grad_enabled() and _direct([grad_output, weight_hh, gates])
+    grad_gates, grad_h0, grad_c0 = (_run_backward if direct else lstm_backward)(
         grad_output, grad_h_n, grad_c_n, weight_hh, c0, lengths, gates, cells,
         ctx.batch_first, ctx.implementation, ctx.tf32,
     )  # fmt: skip
@@ -237,6 +334,14 @@ def _weight_gradient(grad_gates: Tensor, output: Tensor, h0: Tensor | None, leng
 lstm_forward.register_autograd(_backward, setup_context=_setup_context)
 
 
+class _Recurrence(torch.autograd.Function):
+    """`lstm_forward` with its gradients, without the dispatcher."""
+
+    forward = staticmethod(_run_forward)
+    setup_context = staticmethod(_setup_context)
+    backward = staticmethod(_backward)
+
+
 def _no_double_backward(ctx: Any, *grads: Any) -> Any:
     del ctx, grads
     msg = (
@@ -247,6 +352,67 @@ def _no_double_backward(ctx: Any, *grads: Any) -> Any:
 
 
 lstm_backward.register_autograd(_no_double_backward)
+
+
+def _under_autocast(
+    device: str,
+    gates_input: Tensor,
+    weight_hh: Tensor,
+    h0: Tensor | None,
+    c0: Tensor | None,
+    lengths: Tensor | None,
+    *options: Any,
+) -> Any:
+    """Autocast's rule: gates, weights and h in its type, the cell state in float32; float64 is left alone as ever.
+
+    `torch.library.register_autocast` has one type for all tensors, fixed beforehand; hence this.
+    """
+    if gates_input.dtype != torch.float64:
+        dtype = torch.get_autocast_dtype(device)
+        gates_input, weight_hh = gates_input.to(dtype), weight_hh.to(dtype)
+        h0 = None if h0 is None else h0.to(dtype)
+        c0 = None if c0 is None else c0.to(state_dtype(dtype))
+    key = getattr(torch._C.DispatchKey, f"Autocast{device.upper()}")  # noqa: SLF001
+    # Without the key the call goes on to autograd and the kernels; torch.library does it the same way.
+    with torch._C._ExcludeDispatchKeyGuard(torch._C.DispatchKeySet(key)):  # noqa: SLF001
+        return torch.ops.seq2seq_kernels.lstm_forward(gates_input, weight_hh, h0, c0, lengths, *options)
+
+
+#: The rules last as long as this object.
+_AUTOCAST = torch.library.Library(NAMESPACE, "FRAGMENT")
+for _device in _DEVICES:
+    _AUTOCAST.impl("lstm_forward", functools.partial(_under_autocast, _device), f"Autocast{_device.upper()}")
+
+
+def _check_forward(
+    gates_input: Tensor,
+    weight_hh: Tensor,
+    h0: Tensor | None,
+    c0: Tensor | None,
+    lengths: Tensor | None,
+    batch_first: bool,
+) -> None:
+    """Kernels trust shapes and types, so wrong ones end here and not in somebody else's memory."""
+    steps, batch = gates_input.shape[:2] if not batch_first else gates_input.shape[1::-1]
+    directions, _, hidden = weight_hh.shape
+    state = (directions, batch, hidden)
+    expected: dict[str, tuple[Tensor | None, tuple[int, ...], torch.dtype]] = {
+        "gates_input": (gates_input, (*gates_input.shape[:2], directions, 4 * hidden), gates_input.dtype),
+        "weight_hh": (weight_hh, (directions, 4 * hidden, hidden), gates_input.dtype),
+        "h0": (h0, state, gates_input.dtype),
+        "c0": (c0, state, state_dtype(gates_input.dtype)),
+        "lengths": (lengths, (batch,), torch.int32),
+    }
+    for name, (value, shape, dtype) in expected.items():
+        if value is not None and (value.shape != shape or value.dtype != dtype or value.device != gates_input.device):
+            msg = (
+                f"{name} is {tuple(value.shape)} of {value.dtype} on {value.device}, expected {shape} of {dtype} on "
+                f"{gates_input.device}"
+            )
+            raise ValueError(msg)
+    if not steps:
+        msg = f"gates_input is {tuple(gates_input.shape)}, expected at least one step"
+        raise ValueError(msg)
 
 
 def _time_first(value: Tensor, batch_first: bool) -> Tensor:

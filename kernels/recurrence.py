@@ -122,9 +122,14 @@ def _problem(gates: Tensor, weight_hh: Tensor, lengths: Tensor | None, *, saves:
     problem = Problem(
         gates.device.type, gates.dtype, batch, steps, weight_hh.size(2), directions, saves, lengths is not None, tf32
     )
-    if gates.device.type != "cuda":
+    return on_device(problem, gates.device)
+
+
+def on_device(problem: Problem, device: torch.device) -> Problem:
+    """The problem with what is to be known of the device."""
+    if device.type != "cuda":
         return problem
-    properties = torch.cuda.get_device_properties(gates.device)
+    properties = torch.cuda.get_device_properties(device)
     return dataclasses.replace(
         problem,
         capability=10 * properties.major + properties.minor,

@@ -1,0 +1,404 @@
+"""`LSTM`: torch.nn.LSTM's parameters, arguments and results, with the recurrence run by a kernel of this package.
+
+Per layer: one product projects the input of all steps, the operator of `kernels.ops` walks over time, and
+`kernels.dispatch` says which kernel that is. What no kernel serves goes to torch's own LSTM, and `choices` says so.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.nn.utils.rnn import PackedSequence
+
+from kernels import dispatch, ops, vendor
+from kernels.dispatch import Choice
+from kernels.recurrence import Problem, on_device, state_dtype
+from kernels.vendor import State, inside, permuted
+
+IMPLEMENTATIONS = ("auto", "loop", *dispatch.MODULES, "vendor")
+PRECISIONS = ("ieee", "tf32")
+
+
+class LSTM(nn.RNNBase):
+    """Drop-in for `torch.nn.LSTM`: same parameters, state_dict, initialisation, arguments, results and errors.
+
+    It is no subclass of `nn.LSTM`, since torch.compile refuses to trace those; so `isinstance(m, nn.LSTM)` is false.
+
+    What differs:
+
+    - The cell state is float32 inside whatever the type (float64 for float64), and returned in the type of the input.
+    - Under autocast all results come in autocast's type. torch.nn.LSTM gives that on a CPU through oneDNN, float32 on
+      a CPU without it, and float16 on a GPU whatever type was asked for.
+    - Dropout between layers draws other random numbers than torch's fused call does.
+    - There are no gradients of gradients; asking for them raises NotImplementedError.
+    - torch.compile and torch.export see the whole of it for padded input, with dynamic batch and steps; a
+      `PackedSequence` and `vendor` break the graph, as nn.LSTM does. TorchScript cannot compile it.
+    - A `PackedSequence` is padded, run with lengths and packed again, which costs two copies and computes what is
+      then thrown away; giving `lengths` with a padded batch spares the copies.
+
+    Args:
+        input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, proj_size, device, dtype: as
+            for `torch.nn.LSTM`.
+        implementation: `auto`; a kernel, `cell`, `sequence` or `persistent`; `loop`, plain torch operations on any
+            device; or `vendor`, torch's own LSTM (cuDNN, oneDNN or ATen). A kernel that was asked for by name runs or
+            raises. `auto` may choose `vendor`, except while compiling; with `proj_size` it always does.
+        fp32_precision: how the recurrence multiplies float32 on a GPU, `ieee` or `tf32`. None, the default, follows
+            `torch.backends.cuda.matmul.fp32_precision` at each call (under torch.compile: when it is traced), so that
+            projection and recurrence agree. A given value holds for the recurrence alone: torch has only a global
+            switch for products, and a module that flips it would change what other threads compute. `vendor`
+            follows `torch.backends.cudnn.rnn.fp32_precision` in any case.
+
+    Attributes:
+        choices: what ran in the last call, one `Choice` a layer; not kept up to date by compiled code.
+
+    Raises:
+        TypeError, ValueError: as `torch.nn.LSTM`; ValueError for an unknown implementation or precision, and for
+            `proj_size` together with a kernel.
+    """
+
+    #: Tells a model to hand over lengths with the padded sequences, where it would pack them for torch.nn.LSTM.
+    takes_lengths = True
+    implementation: str = "auto"
+    fp32_precision: str | None = None
+    choices: tuple[Choice, ...] = ()
+    weight_ih_l0: Tensor
+
+    def __init__(  # noqa: PLR0913, PLR0917 - torch.nn.LSTM's
+        self,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        bias: bool = True,
+        batch_first: bool = False,
+        dropout: float = 0.0,
+        bidirectional: bool = False,
+        proj_size: int = 0,
+        device: Any = None,
+        dtype: Any = None,
+        *,
+        implementation: str = "auto",
+        fp32_precision: str | None = None,
+    ) -> None:
+        check_options(implementation, fp32_precision, proj_size)
+        super().__init__(
+            "LSTM",
+            input_size,
+            hidden_size,
+            num_layers,
+            bias,
+            batch_first,
+            dropout,
+            bidirectional,
+            proj_size,
+            device,
+            dtype,
+        )
+        self.implementation = implementation
+        self.fp32_precision = fp32_precision
+
+    def forward(
+        self,
+        input: Tensor | PackedSequence,  # noqa: A002 - torch.nn.LSTM's name
+        hx: State | None = None,
+        lengths: Tensor | None = None,
+    ) -> tuple[Any, State]:
+        """Run all layers and directions.
+
+        Args:
+            input: (steps, batch, input_size), (batch, steps, input_size) if `batch_first`, (steps, input_size) for
+                one sequence, or a `PackedSequence`.
+            hx: h and c, each (num_layers * directions, batch, hidden_size), without batch for one sequence (h has
+                `proj_size` if that is set); zeros when absent.
+            lengths: (batch,) int64 on any device, valid steps of each padded sequence, from 0; all when absent. Past
+                them the output is zero, the state is held, and what the input holds does not count. Values are
+                checked on a CPU alone; on a GPU, what is larger than the steps counts as all of them.
+
+        Returns:
+            Output, shaped and packed as the input with directions * hidden_size features, and the final h and c.
+
+        Raises:
+            TypeError, ValueError, RuntimeError: as `torch.nn.LSTM` for wrong shapes and types; for wrong lengths; for
+                a kernel asked for by name that does not serve this call.
+        """
+        if isinstance(input, PackedSequence):
+            if lengths is not None:
+                msg = "a PackedSequence brings its own lengths; give lengths with a padded tensor only"
+                raise ValueError(msg)
+            found: tuple[PackedSequence, State] = self._packed(input, hx)
+            return found
+        if input.dim() not in {2, 3}:
+            msg = f"LSTM: Expected input to be 2D or 3D, got {input.dim()}D instead"
+            raise ValueError(msg)
+        batched = input.dim() == 3  # noqa: PLR2004
+        batch_dim = 0 if self.batch_first else 1
+        if hx is not None:
+            hx = _batched_state(hx, batched)
+        x = input if batched else input.unsqueeze(batch_dim)
+        self._check(x, hx, x.size(batch_dim))
+        if not x.size(1 - batch_dim):
+            msg = "Expected sequence length to be larger than 0 in RNN"
+            raise RuntimeError(msg)
+        lengths = _checked_lengths(lengths, x.size(batch_dim), x.size(1 - batch_dim))
+        name = self._choose(x, hx, x.size(batch_dim), x.size(1 - batch_dim), masked=lengths is not None)
+        if name != "vendor":
+            output, state = self._layers(x, hx, lengths, name, self.batch_first)
+        elif lengths is None:
+            output, state = vendor.run(self, x, hx)
+        else:
+            output, state = vendor.run_padded(self, x, hx, lengths)
+        if batched:
+            return output, state
+        return output.squeeze(batch_dim), (state[0].squeeze(1), state[1].squeeze(1))
+
+    def explain(
+        self,
+        batch: int,
+        steps: int,
+        *,
+        dtype: torch.dtype | None = None,
+        device: torch.device | str | None = None,
+        training: bool | None = None,
+        masked: bool = False,
+    ) -> Choice:
+        """What would run for a batch, without running it.
+
+        Args:
+            batch: sequences of the input.
+            steps: its steps.
+            dtype: of the input, or autocast's; that of the weights when None.
+            device: of the input; that of the weights when None.
+            training: whether gradients will be needed; `self.training` when None.
+            masked: whether sequences differ in length.
+
+        Raises:
+            RuntimeError, ValueError: when the implementation asked for by name cannot run there.
+        """
+        weight = self.weight_ih_l0
+        where = weight.device if device is None else torch.device(device)
+        saves = self.training if training is None else training
+        return self._choice(where, dtype or weight.dtype, batch, steps, saves=saves, masked=masked)
+
+    def extra_repr(self) -> str:
+        """As torch.nn.LSTM, with what was asked for beyond it."""
+        text = super().extra_repr()
+        if self.implementation != "auto":
+            text += f", implementation={self.implementation!r}"
+        if self.fp32_precision is not None:
+            text += f", fp32_precision={self.fp32_precision!r}"
+        return text
+
+    def __getstate__(self) -> dict[str, Any]:
+        state: dict[str, Any] = super().__getstate__()
+        state.pop("choices", None)
+        return state
+
+    def __prepare_scriptable__(self) -> Any:
+        """Called by torch.jit.script, which would otherwise end somewhere in here with a riddle."""
+        msg = (
+            "TorchScript cannot compile kernels.LSTM; script a torch.nn.LSTM with the same state_dict, or use "
+            "torch.export"
+        )
+        raise TypeError(msg)
+
+    def _choice(
+        self, device: torch.device, dtype: torch.dtype, batch: int, steps: int, *, saves: bool, masked: bool
+    ) -> Choice:
+        if self.proj_size:
+            reason = "no kernel has projections, so proj_size goes to torch's own LSTM"
+            return Choice("vendor", reason, dict.fromkeys(IMPLEMENTATIONS[1:-1], "has no projections (proj_size)"))
+        problem = Problem(
+            device.type,
+            dtype,
+            batch,
+            steps,
+            self.hidden_size,
+            2 if self.bidirectional else 1,
+            saves,
+            masked,
+            self._tf32(device, dtype),
+        )
+        return dispatch.choose(on_device(problem, device), self.implementation)
+
+    def _choose(self, x: Tensor, hx: State | None, batch: int, steps: int, *, masked: bool) -> str:
+        """Name of what runs; all layers are the same problem. Keeps the choice for whoever asks later."""
+        if torch.compiler.is_compiling():
+            # Sizes may be symbols here, so `auto` is resolved when the operator runs.
+            return "vendor" if self.proj_size else self.implementation
+        saves = torch.is_grad_enabled() and (
+            x.requires_grad
+            or any(parameter.requires_grad for parameter in self.parameters())
+            or (hx is not None and (hx[0].requires_grad or hx[1].requires_grad))
+        )
+        choice = self._choice(x.device, _computed_dtype(x), batch, steps, saves=saves, masked=masked)
+        # Not by nn.Module's own __setattr__, which takes longer than all of the above.
+        self.__dict__["choices"] = (choice,) * self.num_layers
+        return choice.implementation
+
+    def _tf32(self, device: torch.device, dtype: torch.dtype) -> bool:
+        if device.type != "cuda" or dtype != torch.float32:
+            return False
+        return (self.fp32_precision or _matmul_precision()) == "tf32"
+
+    def _layers(
+        self, x: Tensor, hx: State | None, lengths: Tensor | None, implementation: str, batch_first: bool
+    ) -> tuple[Tensor, State]:
+        """All layers through the operator; x is (batch, steps, features) if `batch_first`, else steps come first."""
+        dtype, tf32 = _computed_dtype(x), self._tf32(x.device, _computed_dtype(x))
+        if lengths is not None:
+            # From pageable memory the copy reads its source before the call returns, so none can change it.
+            lengths = lengths.to(torch.int32).to(x.device, non_blocking=True)
+            if torch.is_grad_enabled():
+                # The weights' gradient multiplies what stands in the padding by zero: no zero where that is NaN.
+                x = torch.where(inside(lengths, x, batch_first), x, 0.0)
+        directions = 2 if self.bidirectional else 1
+        hidden, cell = [], []
+        for layer in range(self.num_layers):
+            if layer and self.dropout:
+                x = functional.dropout(x, self.dropout, self.training)
+            weight_ih, weight_hh, bias = self._weights(layer)
+            h0 = c0 = None
+            if hx is not None:
+                own = slice(layer * directions, (layer + 1) * directions)
+                h0, c0 = hx[0][own], hx[1][own].to(state_dtype(dtype))
+            x, h_n, c_n = ops.recurrence(
+                functional.linear(x, weight_ih, bias).unflatten(-1, (directions, 4 * self.hidden_size)),
+                weight_hh,
+                h0,
+                c0,
+                lengths,
+                batch_first=batch_first,
+                implementation=implementation,
+                tf32=tf32,
+            )
+            hidden.append(h_n)
+            cell.append(c_n.to(h_n.dtype))
+        if len(hidden) == 1:
+            return x, (hidden[0], cell[0])
+        return x, (torch.cat(hidden), torch.cat(cell))
+
+    def _weights(self, layer: int) -> tuple[Tensor, Tensor, Tensor | None]:
+        """A layer's weight_ih (directions * 4H, features), weight_hh (directions, 4H, H) and sum of its biases.
+
+        By name and not from `_flat_weights`, which functional_call and parametrizations leave behind.
+        """
+        names = [f"l{layer}", f"l{layer}_reverse"][: 2 if self.bidirectional else 1]
+        weights_ih = [getattr(self, f"weight_ih_{name}") for name in names]
+        weights_hh = [getattr(self, f"weight_hh_{name}") for name in names]
+        biases = [getattr(self, f"bias_ih_{name}") + getattr(self, f"bias_hh_{name}") for name in names if self.bias]
+        if len(names) == 1:
+            return weights_ih[0], weights_hh[0].unsqueeze(0), biases[0] if biases else None
+        return torch.cat(weights_ih), torch.stack(weights_hh), torch.cat(biases) if biases else None
+
+    @torch.compiler.disable(  # type: ignore[untyped-decorator]
+        reason="a PackedSequence cannot be traced; give kernels.LSTM padded input and lengths"
+    )
+    def _packed(self, packed: PackedSequence, hx: State | None) -> tuple[PackedSequence, State]:
+        """As a padded batch with lengths, and packed again: no kernel reads packed memory itself.
+
+        The batch stays in its sorted order inside. Data lies steps first, each step's sequences together, which is
+        the padded order with the padding left out: one index list serves both ways.
+        """
+        data, batch_sizes, sorted_indices, unsorted_indices = packed
+        batch, steps = int(batch_sizes[0]), len(batch_sizes)
+        hx = permuted(hx, sorted_indices)
+        self._check(data, hx, batch, batch_sizes)
+        full = int(batch_sizes[-1]) == batch
+        name = self._choose(data, hx, batch, steps, masked=not full)
+        if name == "vendor":
+            output, state = vendor.run(self, data, hx, batch_sizes)
+        elif full:
+            padded, state = self._layers(data.unflatten(0, (steps, batch)), hx, None, name, batch_first=False)
+            output = padded.flatten(0, 1)
+        else:
+            valid = torch.arange(batch) < batch_sizes[:, None]  # (steps, batch)
+            index = valid.flatten().nonzero().squeeze(1).to(data.device)
+            x = data.new_zeros(steps * batch, data.size(1)).index_copy(0, index, data).unflatten(0, (steps, batch))
+            padded, state = self._layers(x, hx, valid.sum(0), name, batch_first=False)
+            output = padded.flatten(0, 1).index_select(0, index)
+        return PackedSequence(output, batch_sizes, sorted_indices, unsorted_indices), permuted(state, unsorted_indices)
+
+    def _check(self, x: Tensor, hx: State | None, batch: int, batch_sizes: Tensor | None = None) -> None:
+        """Raise what torch.nn.LSTM raises for input and state that do not fit."""
+        if (
+            x.dtype != self.weight_ih_l0.dtype
+            or x.dim() != (3 if batch_sizes is None else 2)
+            or x.size(-1) != self.input_size
+        ):
+            if not torch.compiler.is_compiling():
+                self._update_flat_weights()
+            self.check_input(x, batch_sizes)
+        if hx is None:
+            return
+        states = self.num_layers * (2 if self.bidirectional else 1)
+        expected = (states, batch, self.proj_size or self.hidden_size)
+        self.check_hidden_size(hx[0], expected, "Expected hidden[0] size {}, got {}")
+        self.check_hidden_size(hx[1], (states, batch, self.hidden_size), "Expected hidden[1] size {}, got {}")
+        if ops.autocast_dtype(x.device) is not None:
+            return
+        for index, (state, dtypes) in enumerate(zip(hx, ({x.dtype}, {x.dtype, state_dtype(x.dtype)}), strict=True)):
+            if state.dtype not in dtypes:
+                msg = f"hx[{index}] is of {state.dtype}, expected {x.dtype} as the input; convert it"
+                raise ValueError(msg)
+
+
+def check_options(implementation: str, fp32_precision: str | None, proj_size: int) -> None:
+    """Raise ValueError for options that no `LSTM` can have."""
+    if implementation not in IMPLEMENTATIONS:
+        msg = f"implementation is {implementation!r}, expected one of {', '.join(IMPLEMENTATIONS)}"
+        raise ValueError(msg)
+    if fp32_precision is not None and fp32_precision not in PRECISIONS:
+        msg = f"fp32_precision is {fp32_precision!r}, expected None or one of {', '.join(PRECISIONS)}"
+        raise ValueError(msg)
+    if proj_size and implementation not in {"auto", "vendor"}:
+        msg = (
+            f"proj_size is {proj_size}, and {implementation!r} has no projections; use implementation='vendor' "
+            "(torch's own LSTM) or proj_size=0"
+        )
+        raise ValueError(msg)
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def _matmul_precision() -> str:
+    """How torch's own products treat float32: `none` or `ieee`, or `tf32`."""
+    return str(torch.backends.cuda.matmul.fp32_precision)
+
+
+def _computed_dtype(x: Tensor) -> torch.dtype:
+    """Type that products have: that of the input, or autocast's, which leaves float64 alone."""
+    return x.dtype if x.dtype == torch.float64 else ops.autocast_dtype(x.device) or x.dtype
+
+
+def _batched_state(hx: State, batched: bool) -> State:
+    """The state with a batch dimension; raises what torch.nn.LSTM raises where the dimensions do not fit."""
+    hidden, cell = hx
+    expected = 3 if batched else 2
+    if hidden.dim() != expected or cell.dim() != expected:
+        msg = (
+            f"For {'batched 3-D' if batched else 'unbatched 2-D'} input, hx and cx should also be {expected}-D but got "
+            f"({hidden.dim()}-D, {cell.dim()}-D) tensors"
+        )
+        raise RuntimeError(msg)
+    return (hidden, cell) if batched else (hidden.unsqueeze(1), cell.unsqueeze(1))
+
+
+def _checked_lengths(lengths: Tensor | None, batch: int, steps: int) -> Tensor | None:
+    """The lengths, or None where they are known to fill all steps, which spares the masks."""
+    if lengths is None:
+        return None
+    if lengths.dtype not in {torch.int64, torch.int32}:
+        msg = f"lengths are of {lengths.dtype}, expected int64"
+        raise TypeError(msg)
+    if lengths.dim() != 1 or lengths.size(0) != batch:
+        msg = f"lengths have shape {tuple(lengths.shape)}, expected one for each sequence, ({batch},)"
+        raise ValueError(msg)
+    # A compiler has no values to read, and from a GPU reading would wait for everything before.
+    if torch.compiler.is_compiling() or lengths.device.type != "cpu" or type(lengths) is not Tensor or not batch:
+        return lengths
+    least, most = (int(value) for value in lengths.aminmax())
+    if least < 0 or most > steps:
+        msg = f"lengths lie between {least} and {most}, expected 0 to the {steps} steps of the input"
+        raise ValueError(msg)
+    return None if least == steps else lengths
