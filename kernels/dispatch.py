@@ -24,9 +24,9 @@ from kernels.recurrence import Backward, Forward, Problem, loop_backward, loop_f
 
 #: Modules that bring a kernel: `forward(args, config)` and `backward(args, config)`, `refuses`, `configs`, `launches`.
 MODULES = {"cell": "kernels.gpu.cell", "sequence": "kernels.gpu.sequence", "persistent": "kernels.gpu.persistent"}
-#: What may be asked for. `loop` is torch operations step by step; `vendor` is torch's own LSTM (cuDNN, oneDNN or ATen),
-#: which is no recurrence: `kernels.LSTM` alone can run it.
-IMPLEMENTATIONS = ("auto", *MODULES, "loop", "vendor")
+#: What may be asked for. `triton` is the fastest of the modules above; `loop` is torch operations, step by step; and
+#: `vendor` is torch's own LSTM (cuDNN, oneDNN or ATen), which is no recurrence: `kernels.LSTM` alone can run it.
+IMPLEMENTATIONS = ("auto", "triton", *MODULES, "loop", "vendor")
 #: Answers that are kept: a lookup runs at every call, and batches of real data come in many lengths.
 CACHED = 4096
 
@@ -36,7 +36,7 @@ class Choice:
     """What will run.
 
     Attributes:
-        implementation: a name of `IMPLEMENTATIONS` other than `auto`.
+        implementation: a name of `IMPLEMENTATIONS` other than `auto` and `triton`.
         reason: why, in a sentence.
         refused: by name, why an implementation cannot serve.
     """
@@ -134,12 +134,20 @@ def _choose(
         refused["vendor"] = "torch's own LSTM cannot be traced, and is no recurrence: only a module can call it"
     # What cannot serve the backward pass that will follow: better said now than in the middle of it.
     later = _refusals(problem, backward=True, interpreted=interpreted) if problem.saves and not backward else {}
-    if implementation == "auto":
+    if implementation == "triton":
+        refused["vendor"] = "Triton kernels alone were asked for"
+        if missing := next((found for found in (refused, later) if found.keys() >= MODULES.keys()), None):
+            msg = "no Triton kernel serves: " + "; ".join(f"{name}: {missing[name]}" for name in MODULES)
+            raise ValueError(msg)
+        if problem.device != "cuda":
+            name = next(name for name in MODULES if name not in refused)
+            return Choice(name, "the first that serves in Triton's interpreter", MappingProxyType(refused))
+    if implementation in {"auto", "triton"}:
         name, reason = _auto(problem, refused, later, backward=backward, device=device)
         return Choice(name, reason, MappingProxyType(refused))
     refused = later | refused
     if implementation in refused:
-        instead = [name for name in IMPLEMENTATIONS if name not in refused and name != "loop"]
+        instead = [name for name in IMPLEMENTATIONS if name not in refused and name not in {"triton", "loop"}]
         msg = (
             f"implementation {implementation!r} cannot serve: {refused[implementation]}; "
             f"use {' or '.join(map(repr, instead))}"

@@ -18,7 +18,7 @@ from kernels.dispatch import Choice
 from kernels.recurrence import Problem, on_device, state_dtype
 from kernels.vendor import State, inside, permuted
 
-IMPLEMENTATIONS = ("auto", "loop", *dispatch.MODULES, "vendor")
+IMPLEMENTATIONS = ("auto", "triton", "loop", *dispatch.MODULES, "vendor")
 PRECISIONS = ("ieee", "tf32")
 
 
@@ -42,9 +42,10 @@ class LSTM(nn.RNNBase):
     Args:
         input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, proj_size, device, dtype: as
             for `torch.nn.LSTM`.
-        implementation: `auto`; a kernel, `cell`, `sequence` or `persistent`; `loop`, plain torch operations on any
-            device; or `vendor`, torch's own LSTM (cuDNN, oneDNN or ATen). A kernel that was asked for by name runs or
-            raises. `auto` may choose `vendor`, except while compiling; with `proj_size` it always does.
+        implementation: `auto`; `triton`, the fastest of the kernels; one of them, `cell`, `sequence` or `persistent`;
+            `loop`, plain torch operations on any device; or `vendor`, torch's own LSTM (cuDNN, oneDNN or ATen). A
+            kernel that was asked for by name runs or raises. `auto` may choose `vendor`, except while compiling; with
+            `proj_size` it always does.
         fp32_precision: how the recurrence multiplies float32 on a GPU, `ieee` or `tf32`. None, the default, follows
             `torch.backends.cuda.matmul.fp32_precision` at each call (under torch.compile: when it is traced), so that
             projection and recurrence agree. A given value holds for the recurrence alone: torch has only a global

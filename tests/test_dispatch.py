@@ -92,7 +92,7 @@ def plain_cpu(monkeypatch):
 
 
 def test_unknown_name_lists_the_known_ones():
-    with pytest.raises(ValueError, match="unknown implementation 'fast'; known are auto, cell, sequence, persistent"):
+    with pytest.raises(ValueError, match="unknown implementation 'fast'; known are auto, triton, cell, sequence"):
         dispatch.choose(H200, "fast")
 
 
@@ -336,3 +336,30 @@ def test_tables_in_the_repository_can_be_read():
     """Every measured table that is delivered is of this schema and under its GPU's name."""
     for path in (ROOT / "kernels" / "measured").glob("*.json"):
         assert table.path_of(table.read(path).device).name == path.name
+
+
+def test_triton_is_never_torchs_own():
+    """Where torch's own LSTM was measured to be faster, `auto` takes it and `triton` the fastest of the kernels."""
+    measured(entry(vendor_s=1e-3, cell=3e-3, sequence=2e-3, persistent=4e-3))
+    assert dispatch.choose(H200).implementation == "vendor"
+    choice = dispatch.choose(H200, "triton")
+    assert (choice.implementation, choice.refused["vendor"]) == ("sequence", "Triton kernels alone were asked for")
+
+
+@pytest.mark.parametrize("backward", [False, True])
+def test_triton_is_refused_with_every_kernels_reason(kernels, backward):
+    """Nothing falls back in silence: where no kernel serves, or none the backward pass, each says why."""
+    for fake in kernels.values():
+        fake.largest[backward] = 1
+    with pytest.raises(ValueError, match=r"no Triton kernel serves: cell: H 768, at most 1; sequence: H 768.*persist"):
+        dispatch.choose(dataclasses.replace(H200, saves=True), "triton")
+
+
+def test_triton_on_a_cpu_is_for_the_interpreter(monkeypatch):
+    """There the first kernel that serves runs; without the interpreter each says that it needs a GPU."""
+    problem = Problem("cpu", torch.float32, 2, 3, 4)
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    assert dispatch.choose(problem, "triton").implementation == "cell"
+    monkeypatch.delenv("TRITON_INTERPRET")
+    with pytest.raises(ValueError, match="no Triton kernel serves: cell: a Triton kernel needs an NVIDIA GPU"):
+        dispatch.choose(problem, "triton")
