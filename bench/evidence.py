@@ -10,13 +10,15 @@ import collections
 import itertools
 import json
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
+from kernels.dispatch import MODULES, Choice
 from seq2seq.variants import Variant
 from seq2seq.workloads import Workload
 
@@ -28,7 +30,12 @@ _TYPES = {
 }  # fmt: skip
 #: Bookkeeping operators that say nothing about the work.
 _NOISE = {"as_strided", "view", "transpose", "t", "empty", "select", "slice", "narrow", "detach", "expand", "reshape"}
+#: How the launch of a CUDA graph is called, by the runtime and by the driver.
+_GRAPH_LAUNCHES = ("cudaGraphLaunch", "cuGraphLaunch")
 _SHOWN = 8
+
+#: What each LSTM of a model that keeps choices ran in its last call: one choice a layer, by the LSTM's name.
+Choices = Mapping[str, Sequence[Choice]]
 
 
 @dataclass(frozen=True)
@@ -49,11 +56,13 @@ class Observation:
         operators: calls of each operator, heaviest first.
         kernels: launches of each GPU kernel, heaviest first; empty on a CPU.
         precisions: types of the matrix products and LSTM operators, most frequent first.
+        graph_launches: launches of whole CUDA graphs.
     """
 
     operators: dict[str, int]
     kernels: dict[str, int]
     precisions: tuple[str, ...]
+    graph_launches: int = 0
 
     def shown(self) -> str:
         """The heaviest GPU kernels, on a CPU the heaviest operators, and how often each ran."""
@@ -82,8 +91,10 @@ def _digest(events: list[dict[str, Any]]) -> Observation:
     duration: dict[str, dict[str, float]] = {"cpu_op": {}, "kernel": {}}
     count = {"cpu_op": collections.Counter[str](), "kernel": collections.Counter[str]()}
     precision: collections.Counter[str] = collections.Counter()
+    graph_launches = 0
     for event in events:
         name, category = str(event.get("name", "")), event.get("cat")
+        graph_launches += category in {"cuda_runtime", "cuda_driver"} and name.startswith(_GRAPH_LAUNCHES)
         if category in duration:
             duration[category][name] = duration[category].get(name, 0.0) + float(event.get("dur", 0.0))
             count[category][name] += 1
@@ -95,7 +106,8 @@ def _digest(events: list[dict[str, Any]]) -> Observation:
         kind: {name: count[kind][name] for name in sorted(found, key=lambda name: -found[name])}
         for kind, found in duration.items()
     }
-    return Observation(heaviest["cpu_op"], heaviest["kernel"], tuple(name for name, _ in precision.most_common()))
+    precisions = tuple(name for name, _ in precision.most_common())
+    return Observation(heaviest["cpu_op"], heaviest["kernel"], precisions, graph_launches)
 
 
 def _innermost_products(events: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
@@ -131,7 +143,19 @@ def compilation() -> Compilation:
     )
 
 
-def explain(variant: Variant, workload: Workload, device: str, seen: Observation, compiled: Compilation | None) -> str:
+def choices_of(model: nn.Module) -> Choices:
+    """What the LSTMs of a model ran in their last call, of those that keep it, as `kernels.LSTM` does."""
+    return {name: module.choices for name, module in model.named_modules() if hasattr(module, "choices")}
+
+
+def explain(
+    variant: Variant,
+    workload: Workload,
+    device: str,
+    seen: Observation,
+    compiled: Compilation | None,
+    choices: Choices | None = None,
+) -> str:
     """What ran, in words; anything that differs from what the variant's name promises is said outright."""
     parts = []
     if compiled is not None:
@@ -141,8 +165,14 @@ def explain(variant: Variant, workload: Workload, device: str, seen: Observation
     if variant.lstm == "loop":
         if not (compiled and compiled.graphs):
             parts.append("the time loop ran in Python")
+    elif choices:
+        parts += _choice_words(choices, _lstm_words(variant, workload, device, seen, compiled))
     else:
         parts.append(_lstm_words(variant, workload, device, seen, compiled))
+    if seen.graph_launches:
+        parts.append(f"a call launched {seen.graph_launches} CUDA graph{'s' if seen.graph_launches > 1 else ''}")
+    if variant.torch_tf32 and device == "cuda":
+        parts.append(_tf32_words())
     if variant.reuses_outputs:
         parts.append("the next call overwrites its outputs")
     asked = {"tf32": "fp32"}.get(variant.precision, variant.precision)
@@ -174,3 +204,39 @@ def _lstm_words(
     library = "cuDNN" if device == "cuda" else "oneDNN"
     why = " (it takes no packed sequences)" if workload.has_lengths and device == "cpu" else ""
     return f"{library} declined the LSTM{why}: ATen's own ran"
+
+
+def _choice_words(choices: Choices, torchs_own: str) -> Iterator[str]:
+    """What `kernels.LSTM` ran where, why where it was free to choose, and which kernels declined.
+
+    Args:
+        choices: one a layer, by the LSTM's name; none of an LSTM that ran inside a compiled graph.
+        torchs_own: where torch's own LSTM ran, in words, should it have been chosen.
+    """
+    places: dict[tuple[str, str], list[str]] = {}
+    declined: dict[str, str] = {}
+    for name, layers in choices.items():
+        kinds = {(choice.implementation, choice.reason) for choice in layers}
+        for number, choice in enumerate(layers[:1] if len(kinds) == 1 else layers):
+            place = name if len(kinds) == 1 else f"{name} layer {number}"
+            free = not choice.reason.startswith("asked for")
+            places.setdefault((choice.implementation, choice.reason if free else ""), []).append(place)
+            if free:
+                declined |= {kernel: why for kernel, why in choice.refused.items() if kernel in MODULES}
+    if not places:
+        yield "kernels.LSTM ran inside the compiled graph"
+    for (implementation, reason), names in places.items():
+        what = f"({', '.join(names)}{f'; {reason}' if reason else ''})"
+        if implementation == "vendor":
+            yield f"kernels.LSTM chose torch's own {what}: {torchs_own}"
+        else:
+            yield f"LSTM ran in kernels.LSTM: {implementation} {what}"
+    for kernel, why in declined.items():
+        yield f"{kernel} declined: {why}"
+
+
+def _tf32_words() -> str:
+    """What torch does about TF32 where nobody says anything."""
+    settings: Any = torch.backends.cudnn.rnn, torch.backends.cuda.matmul
+    lstm, products = ("on" if setting.fp32_precision == "tf32" else "off" for setting in settings)
+    return f"TF32 as torch has it: {lstm} in cuDNN's LSTM, {products} in products"

@@ -85,7 +85,9 @@ def test_variant(
         gate_seed,
     )
     benchmark.extra_info |= {"workload": case.workload, "mode": mode, "variant": variant, "precision": chosen.precision}
-    benchmark.extra_info["evidence"] = evidence.explain(chosen, problem, device, seen, compiled)
+    benchmark.extra_info["evidence"] = evidence.explain(
+        chosen, problem, device, seen, compiled, evidence.choices_of(executable.model)
+    )
     if compiled is not None:
         benchmark.extra_info |= {"graphs": compiled.graphs, "graph_breaks": compiled.breaks}
 

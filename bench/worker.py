@@ -194,7 +194,9 @@ def cold(request: dict[str, Any], emit: Emit) -> None:
         "ran_operators": seen.shown(),
         "ran_precision": " and ".join(seen.precisions),
         "ran_threads": torch.get_num_threads(),
-        "evidence": evidence.explain(variant, workload, case.device, seen, compiled),
+        "evidence": evidence.explain(
+            variant, workload, case.device, seen, compiled, evidence.choices_of(executable.model)
+        ),
     }
     if peak is not None and steady is not None:
         found["memory_peak_bytes"] = max(0, max(peak, steady) - baseline)

@@ -197,11 +197,13 @@ def _own_code(method: Any) -> Any:
 
 @contextlib.contextmanager
 def backends(variant: Variant, device: str) -> Iterator[None]:
-    """Say which library torch may hand the LSTM to, and on CUDA whether fp32 products may use TF32."""
+    """Say which library torch may hand the LSTM to, and on CUDA whether fp32 may use TF32, if the variant says so."""
     # torch's stubs know these modules without their settings, hence Any.
     backend: Any = torch.backends.cudnn if device == "cuda" else torch.backends.mkldnn
     # torch's defaults differ between the two (products without TF32, cuDNN's LSTM with it): both are set.
-    precisions: tuple[Any, ...] = (torch.backends.cuda.matmul, torch.backends.cudnn.rnn) if device == "cuda" else ()
+    precisions: tuple[Any, ...] = (torch.backends.cuda.matmul, torch.backends.cudnn.rnn)
+    if device != "cuda" or variant.torch_tf32:
+        precisions = ()
     enabled, previous = backend.enabled, [setting.fp32_precision for setting in precisions]
     backend.enabled = variant.vendor_lstm
     for setting in precisions:

@@ -6,9 +6,6 @@ its own, add that to `LSTMS`. Nothing else in the project needs to know its name
 
 from __future__ import annotations
 
-import functools
-import shutil
-import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,17 +13,30 @@ from typing import Any
 import torch
 from torch import nn
 
+from kernels.lstm import LSTM
 from kernels.reference import LoopLSTM
+from seq2seq.requirements import (
+    Requirement,
+    needs_compilable_training,
+    needs_compiler,
+    needs_compiler_beside_lstm,
+    needs_fixed_length,
+    needs_kernel,
+    needs_no_vendor_bf16,
+    needs_vendor_lstm,
+)
 from seq2seq.split_lstm import SplitLSTM
 from seq2seq.workloads import Workload
 
 #: LSTM classes by the name that a variant gives; each has the parameters of torch.nn.LSTM under the same names.
-LSTMS: dict[str, Callable[..., nn.RNNBase]] = {"nn": nn.LSTM, "loop": LoopLSTM, "split": SplitLSTM}
+LSTMS: dict[str, Callable[..., nn.RNNBase]] = {
+    "nn": nn.LSTM,
+    "loop": LoopLSTM,
+    "split": SplitLSTM,
+    "kernels": LSTM,
+}
 
 DTYPES = {"fp32": torch.float32, "tf32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-
-#: A requirement says why a variant cannot run on (device, mode, workload), or None when it can.
-Requirement = Callable[[str, str, Workload], str | None]
 
 
 @dataclass(frozen=True)
@@ -42,6 +52,8 @@ class Variant:
         precision: key of `DTYPES`.
         autocast: whether a lower precision comes from autocast over fp32 weights; otherwise, in inference, the
             weights are stored in that precision. Training always keeps fp32 weights under autocast.
+        torch_tf32: whether TF32 is left as torch has it by default (in cuDNN's LSTM, not in products); otherwise
+            `precision` decides for both.
         compiler: None, `dynamo` (torch.compile) or `torchscript`.
         compile_options: arguments of torch.compile.
         allow_rnn: whether Dynamo may trace nn.LSTM (`torch._dynamo.config.allow_rnn`).
@@ -57,6 +69,7 @@ class Variant:
     vendor_lstm: bool = True
     precision: str = "fp32"
     autocast: bool = False
+    torch_tf32: bool = False
     compiler: str | None = None
     compile_options: Mapping[str, Any] = field(default_factory=dict)
     allow_rnn: bool = False
@@ -71,7 +84,7 @@ class Variant:
 
     @property
     def compiles_long(self) -> bool:
-        """Whether torch.compile traces the LSTM itself, step by step, instead of skipping it."""
+        """Whether torch.compile has the LSTM to compile, of which it skips torch's own."""
         return self.compiler == "dynamo" and (self.allow_rnn or self.lstm != "nn")
 
     def make_lstm(self, *sizes: int, **options: Any) -> nn.RNNBase:
@@ -95,96 +108,19 @@ class Variant:
         return None
 
 
-def _needs_vendor_lstm(dtype: torch.dtype) -> Requirement:
-    """On a CPU: oneDNN must have an LSTM of this type here, forward and, for training, backward."""
-
-    def check(device: str, mode: str, workload: Workload) -> str | None:
-        del workload
-        return _onednn_refusal(dtype, mode) if device == "cpu" else None
-
-    return check
-
-
-@functools.cache
-def _onednn_refusal(dtype: torch.dtype, mode: str) -> str | None:
-    if not torch.backends.mkldnn.is_available():
-        return "this torch is built without oneDNN"
-    try:
-        # The answer is kept, so it must not depend on the settings around the first question.
-        with (
-            torch.random.fork_rng(devices=[]),
-            torch.backends.mkldnn.flags(enabled=True),
-            torch.inference_mode(mode == "inference"),
-            torch.set_grad_enabled(mode != "inference"),
-            torch.autocast("cpu", dtype, enabled=dtype != torch.float32),
-        ):
-            output, _ = nn.LSTM(16, 16, batch_first=True)(torch.zeros(2, 3, 16))
-            if mode != "inference":
-                output.float().sum().backward()
-    except RuntimeError as error:
-        # The first sentence says it; the rest is advice on how to debug oneDNN.
-        first = str(error).split(". ", maxsplit=1)[0].splitlines()[0]
-        return f"oneDNN has no {str(dtype).removeprefix('torch.')} LSTM for {mode} on this CPU: {first}"
-    return None
-
-
-def _needs_no_vendor_bf16(device: str, mode: str, workload: Workload) -> str | None:
-    """The detour around oneDNN is of use only where oneDNN cannot do it."""
-    del workload
-    if device == "cpu" and _onednn_refusal(torch.bfloat16, mode) is None:
-        return "oneDNN has a bfloat16 LSTM on this CPU, which amp-bf16 uses; this is the way where it has none"
-    return None
-
-
-def _needs_compiler(device: str, mode: str, workload: Workload) -> str | None:
-    """Inductor turns graphs into C++ on a CPU, into Triton on a GPU."""
-    del mode, workload
-    if device == "cpu":
-        names = ("cl",) if sys.platform == "win32" else ("g++", "clang++")
-        if not any(shutil.which(name) for name in names):
-            return f"torch.compile needs a C++ compiler, none of {', '.join(names)} is on the PATH: install one"
-        return None
-    try:
-        import triton  # noqa: F401, PLC0415 - only asked whether it is there
-    except ImportError:
-        return "torch.compile needs Triton on a GPU, which is not installed: pip install triton"
-    return None
-
-
-def _needs_compiler_beside_lstm(device: str, mode: str, workload: Workload) -> str | None:
-    """Dynamo skips nn.LSTM, so only what brings the encoder's state to the decoder is compiled at all."""
-    return _needs_compiler(device, mode, workload) if workload.config.bridged else None
-
-
-def _needs_compilable_training(device: str, mode: str, workload: Workload) -> str | None:
-    """Traced nn.LSTM becomes oneDNN's operator, whose workspace the compiled backward needs."""
-    if device != "cpu" or mode != "training" or workload.has_lengths or not torch.backends.mkldnn.is_available():
-        return None
-    return _missing_workspace()
-
-
-@functools.cache
-def _missing_workspace() -> str | None:
-    """Run the operator as compiled code does, without gradients, and see whether it gives what that code expects.
-
-    torch 2.13 returns None, and Inductor's code then raises `expected Tensor() for op`.
-    """
-    weights = [torch.zeros(16, 4), torch.zeros(16, 4), torch.zeros(16), torch.zeros(16)]
-    state = torch.zeros(2, 4)
-    with torch.no_grad():
-        *_, workspace = torch.ops.aten.mkldnn_rnn_layer(
-            torch.zeros(3, 2, 4), *weights, state, state, False, [], 2, 4, 1, True, False, False, True
-        )
-    if workspace is None:
-        return "torch.compile cannot train through oneDNN's LSTM on this torch: the operator returns no workspace"
-    return None
-
-
-def _needs_fixed_length(device: str, mode: str, workload: Workload) -> str | None:
-    del device, mode
-    if workload.has_lengths:
-        return "cuDNN's fast algorithm takes no packed sequences, and this workload's sequences differ in length"
-    return None
+def _kernels(name: str, summary: str, implementation: str, precision: str = "fp32", **fields: Any) -> Variant:
+    """A variant that runs this project's LSTM on a GPU."""
+    needs = needs_kernel(implementation, DTYPES[precision], tf32=precision == "tf32")
+    return Variant(
+        name,
+        summary,
+        lstm="kernels",
+        lstm_options={"implementation": implementation},
+        precision=precision,
+        devices=("cuda",),
+        requirements=(needs, *fields.pop("requirements", ())),
+        **fields,
+    )
 
 
 VARIANTS: dict[str, Variant] = {
@@ -196,29 +132,36 @@ VARIANTS: dict[str, Variant] = {
             "onednn",
             "nn.LSTM through oneDNN, eager fp32: what a CPU user gets by default",
             devices=("cpu",),
-            requirements=(_needs_vendor_lstm(torch.float32),),
+            requirements=(needs_vendor_lstm(torch.float32),),
         ),
         Variant("cudnn", "nn.LSTM through cuDNN, eager fp32 without TF32", devices=("cuda",)),
+        Variant(
+            "cudnn-default",
+            "nn.LSTM through cuDNN, eager fp32 as a GPU user gets it by default: TF32 in the LSTM, not in products",
+            precision="tf32",
+            torch_tf32=True,
+            devices=("cuda",),
+        ),
         Variant(
             "cudnn-fair",
             "cuDNN at its fairest: fp16, one call a layer, batch padded to a multiple of 8",
             lstm="split",
             precision="fp16",
             devices=("cuda",),
-            requirements=(_needs_fixed_length,),
+            requirements=(needs_fixed_length,),
         ),
         Variant(
             "compile",
             "torch.compile(model) as a user writes it",
             compiler="dynamo",
-            requirements=(_needs_compiler_beside_lstm,),
+            requirements=(needs_compiler_beside_lstm,),
         ),
         Variant(
             "compile-loop",
             "torch.compile of the loop",
             lstm="loop",
             compiler="dynamo",
-            requirements=(_needs_compiler,),
+            requirements=(needs_compiler,),
         ),
         Variant(
             "compile-graphs",
@@ -228,21 +171,21 @@ VARIANTS: dict[str, Variant] = {
             compile_options={"mode": "reduce-overhead"},
             reuses_outputs=True,
             devices=("cuda",),
-            requirements=(_needs_compiler,),
+            requirements=(needs_compiler,),
         ),
         Variant(
             "compile-rnn",
             "torch.compile of nn.LSTM with torch._dynamo.config.allow_rnn",
             compiler="dynamo",
             allow_rnn=True,
-            requirements=(_needs_compiler, _needs_compilable_training),
+            requirements=(needs_compiler, needs_compilable_training),
         ),
         Variant(
             "amp-bf16",
             "autocast to bf16, LSTM through the vendor library",
             precision="bf16",
             autocast=True,
-            requirements=(_needs_vendor_lstm(torch.bfloat16),),
+            requirements=(needs_vendor_lstm(torch.bfloat16),),
         ),
         Variant(
             "amp-bf16-native",
@@ -251,16 +194,33 @@ VARIANTS: dict[str, Variant] = {
             precision="bf16",
             autocast=True,
             devices=("cpu",),
-            requirements=(_needs_no_vendor_bf16,),
+            requirements=(needs_no_vendor_bf16,),
         ),
         Variant(
             "amp-fp16",
             "autocast to fp16, with GradScaler in training",
             precision="fp16",
             autocast=True,
-            requirements=(_needs_vendor_lstm(torch.float16),),
+            requirements=(needs_vendor_lstm(torch.float16),),
         ),
         Variant("tf32", "nn.LSTM through cuDNN, eager fp32 with TF32 allowed", precision="tf32", devices=("cuda",)),
+        _kernels("triton", "kernels.LSTM, the fastest of our Triton kernels, eager fp32 without TF32", "triton"),
+        _kernels("triton-tf32", "our Triton kernels, eager fp32 with TF32 allowed", "triton", "tf32"),
+        _kernels("triton-fp16", "our Triton kernels, fp16: weights stored so, in training autocast", "triton", "fp16"),
+        _kernels("triton-bf16", "our Triton kernels, bf16: weights stored so, in training autocast", "triton", "bf16"),
+        _kernels(
+            "triton-compile",
+            "torch.compile(fullgraph=True) of the model with our Triton kernels in it, fp32",
+            "triton",
+            compiler="dynamo",
+            compile_options={"fullgraph": True},
+            requirements=(needs_compiler,),
+        ),
+        _kernels("triton-cell", "our kernel of one step, with a product a step, fp16", "cell", "fp16"),
+        _kernels("triton-sequence", "our kernel of all steps, a program a tile of the batch, fp16", "sequence", "fp16"),
+        _kernels("triton-persistent", "our kernel of all steps, programs share a sequence, fp16", "persistent", "fp16"),
+        _kernels("auto", "kernels.LSTM as replace_lstm puts it in: our kernels or cuDNN, eager fp32", "auto"),
+        _kernels("auto-fp16", "kernels.LSTM, our kernels or cuDNN, fp16 as triton-fp16", "auto", "fp16"),
         Variant("torchscript", "torch.jit.script, LSTM through the vendor library", compiler="torchscript"),
     )
 }

@@ -15,6 +15,7 @@ import torch
 
 from bench import evidence
 from bench.evidence import Compilation, Observation, explain, observe
+from kernels.dispatch import Choice
 from seq2seq.execution import Executable, initial_weights
 from seq2seq.variants import LSTMS, VARIANTS, Variant
 from seq2seq.workloads import find_workload
@@ -235,6 +236,77 @@ def test_what_cudnn_did_is_told(trace, words):
     """Whether it took the LSTM, and with which kind of kernels."""
     variant, workload = VARIANTS["cudnn"], find_workload(FIXED)
     assert explain(variant, workload, "cuda", evidence._digest(trace), None) == words
+
+
+ASKED = Choice("persistent", "asked for", {})
+FREE = Choice("persistent", "by estimate", {"sequence": "hidden_size 512, at most 256", "vendor": "not asked for"})
+CHOSEN = Choice("vendor", "measured", {"cell": "no bf16"})
+
+
+@pytest.mark.parametrize(
+    ("choices", "words"),
+    [
+        ({"encoder": (ASKED, ASKED), "decoder": (ASKED,)}, "LSTM ran in kernels.LSTM: persistent (encoder, decoder)"),
+        (
+            {"lstm": (FREE,)},
+            "LSTM ran in kernels.LSTM: persistent (lstm; by estimate); sequence declined: hidden_size 512, at most 256",
+        ),
+        (
+            {"encoder": (CHOSEN,), "decoder": (ASKED,)},
+            (
+                "kernels.LSTM chose torch's own (encoder; measured): LSTM ran in cuDNN, persistent kernels; "
+                "LSTM ran in kernels.LSTM: persistent (decoder); cell declined: no bf16"
+            ),
+        ),
+        (
+            {"encoder": (ASKED, Choice("cell", "asked for", {}))},
+            "LSTM ran in kernels.LSTM: persistent (encoder layer 0); LSTM ran in kernels.LSTM: cell (encoder layer 1)",
+        ),
+        ({"encoder": (), "decoder": ()}, "kernels.LSTM ran inside the compiled graph"),
+    ],
+    ids=["asked for", "free", "torch's own", "by layer", "compiled"],
+)
+def test_what_kernels_lstm_chose_is_told(choices, words):
+    """Which kernel ran for which LSTM; where it was free to choose also why, and which kernels declined."""
+    variant, workload = VARIANTS["triton"], find_workload(FIXED)
+    assert explain(variant, workload, "cuda", evidence._digest(CUDA_TRACE), None, choices) == words
+
+
+def test_choices_are_read_off_the_model():
+    """Those of `kernels.LSTM`'s last call, by the name of each LSTM; a model without has none."""
+    workload = find_workload(PACKED)
+    variant = Variant("own", "the loop of kernels.LSTM", lstm="kernels", lstm_options={"implementation": "loop"})
+    found = {}
+    for kind in (variant, VARIANTS["reference"]):
+        executable = Executable(kind, workload.config, "inference", "cpu", initial_weights(workload.config, 1))
+        with executable.context():
+            executable.call(executable.prepare(workload.make_batch(0)))
+        found[kind.name] = evidence.choices_of(executable.model)
+    assert {name: [c.implementation for c in layers] for name, layers in found["own"].items()} == {
+        "encoder": ["loop", "loop"],
+        "decoder": ["loop", "loop"],
+    }
+    assert found["reference"] == {}
+    words = explain(variant, workload, "cpu", NOTHING, None, found["own"])
+    assert words == "LSTM ran in kernels.LSTM: loop (encoder, decoder)"
+
+
+@pytest.mark.parametrize(
+    ("launches", "words"), [(1, "a call launched 1 CUDA graph"), (2, "a call launched 2 CUDA graphs")]
+)
+def test_cuda_graphs_are_told(launches, words):
+    """Whoever launches them, since what runs in a graph was recorded before."""
+    events = [*CUDA_TRACE, *(event("cudaGraphLaunch", "cuda_runtime", 5) for _ in range(launches))]
+    found = evidence._digest(events)
+    assert found.graph_launches == launches
+    assert explain(VARIANTS["cudnn"], find_workload(FIXED), "cuda", found, None).endswith(words)
+    assert "graph" not in explain(VARIANTS["cudnn"], find_workload(FIXED), "cuda", evidence._digest(CUDA_TRACE), None)
+
+
+def test_what_torch_does_about_tf32_is_told():
+    """Where a variant leaves it alone: the settings as they are, which nobody has touched here."""
+    told = explain(VARIANTS["cudnn-default"], find_workload(FIXED), "cuda", evidence._digest(CUDA_TRACE), None)
+    assert told.endswith("TF32 as torch has it: on in cuDNN's LSTM, off in products")
 
 
 def test_types_are_counted_by_product():

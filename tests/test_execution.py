@@ -37,7 +37,9 @@ LIMITS = {"fp32": 1e-5, "fp16": 1e-2, "bf16": 8e-2}
 SCALED = dataclasses.replace(VARIANTS["amp-fp16"], name="scaled", vendor_lstm=False, requirements=())
 NATIVE = dataclasses.replace(VARIANTS["amp-bf16-native"], name="native", requirements=())
 QUICK = [variant for name, variant in VARIANTS.items() if name not in SLOW and "cpu" in variant.devices]
-EACH = pytest.mark.parametrize("variant", [*QUICK, SCALED, NATIVE], ids=lambda variant: variant.name)
+#: kernels.LSTM, whose variants exist on GPUs alone, by its loop in torch operations.
+OWN = Variant("own", "kernels.LSTM on any device", lstm="kernels", lstm_options={"implementation": "loop"})
+EACH = pytest.mark.parametrize("variant", [*QUICK, SCALED, NATIVE, OWN], ids=lambda variant: variant.name)
 
 
 def build(variant: Variant, workload: Workload, mode: str, weights: Weights, **options: bool) -> Executable:
@@ -128,6 +130,30 @@ def test_refusal_to_train_compiled_nn_lstm_is_real():
     else:
         with pytest.raises(TypeError, match="mkldnn_rnn_layer"):
             run_once(executable, batch)
+
+
+@MODES
+@pytest.mark.parametrize("precision", ["fp16", "bf16"])
+@pytest.mark.parametrize("problem", PROBLEMS)
+def test_kernels_lstm_computes_in_low_precision(problem, precision, mode):
+    """From weights stored so, and in training under autocast, it is as near to float64 as the type allows."""
+    workload = find_workload(problem)
+    variant = dataclasses.replace(OWN, precision=precision)
+    assert_right(build(variant, workload, mode, weights_of(workload)), workload, weights_of(workload))
+
+
+@MODES
+@pytest.mark.parametrize("problem", ["seed@batch=2,length=2,hidden=4", "translation-small-scaled@batch=2,length=3"])
+def test_torch_compile_takes_kernels_lstm_whole(problem, mode):
+    """With `fullgraph`, which refuses torch.nn.LSTM, and sequences of different lengths too; the results are right."""
+    workload = find_workload(problem)
+    options = {**VARIANTS["triton-compile"].compile_options, "backend": "eager"}
+    assert options["fullgraph"]
+    variant = dataclasses.replace(OWN, compiler="dynamo", compile_options=options)
+    assert_right(build(variant, workload, mode, weights_of(workload)), workload, weights_of(workload))
+    refused = dataclasses.replace(variant, lstm="nn", lstm_options={})
+    with pytest.raises(torch._dynamo.exc.Unsupported):
+        assert_right(build(refused, workload, mode, weights_of(workload)), workload, weights_of(workload))
 
 
 @MODES
@@ -396,7 +422,8 @@ def fail_inside(variant: Variant, device: str) -> None:
     with backends(variant, device):
         if device == "cuda":
             wanted = "tf32" if variant.precision == "tf32" else "ieee"
-            assert settings() == (before[0], variant.vendor_lstm, wanted, wanted)
+            precisions = before[2:] if variant.torch_tf32 else (wanted, wanted)
+            assert settings() == (before[0], variant.vendor_lstm, *precisions)
         else:
             assert settings() == (variant.vendor_lstm, *before[1:])
         raise PlannedError
@@ -405,14 +432,16 @@ def fail_inside(variant: Variant, device: str) -> None:
 @pytest.mark.parametrize("enabled", [False, True])
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
 @pytest.mark.parametrize("vendor", [False, True])
-@pytest.mark.parametrize("precision", ["fp32", "tf32"])
-def test_settings_hold_inside_and_are_put_back(enabled, device, vendor, precision, monkeypatch):
+@pytest.mark.parametrize(("precision", "left"), [("fp32", False), ("tf32", False), ("tf32", True)])
+def test_settings_hold_inside_and_are_put_back(enabled, device, vendor, precision, left, monkeypatch):
     """Inside, the vendor's library and TF32 are as the variant says; an exception later all is as the user had it."""
     monkeypatch.setattr(torch.backends.cudnn if device == "cuda" else torch.backends.mkldnn, "enabled", enabled)
     before = settings()
     assert before[device == "cuda"] is enabled
     with pytest.raises(PlannedError):
-        fail_inside(Variant("any", "any variant at all", vendor_lstm=vendor, precision=precision), device)
+        fail_inside(
+            Variant("any", "any variant at all", vendor_lstm=vendor, precision=precision, torch_tf32=left), device
+        )
     assert settings() == before
 
 

@@ -7,12 +7,16 @@ import dataclasses
 import inspect
 import re
 import shutil
+import types
+from typing import ClassVar
 
 import pytest
 import torch
 from torch import nn
 
-from seq2seq import variants
+from kernels import dispatch
+from kernels.recurrence import Problem
+from seq2seq import requirements
 from seq2seq.execution import Executable, initial_weights
 from seq2seq.variants import DTYPES, LSTMS, REFERENCE, VARIANTS, Variant
 from seq2seq.workloads import WORKLOADS, find_workload
@@ -26,7 +30,7 @@ PLAIN = Variant("plain", "torch.nn.LSTM as it is")
 @pytest.fixture
 def fresh_probe():
     """What oneDNN has is asked for anew within the test, and again after it."""
-    probes = variants._onednn_refusal, variants._missing_workspace
+    probes = requirements._onednn_refusal, requirements._missing_workspace
     for probe in probes:
         probe.cache_clear()
     yield
@@ -36,8 +40,37 @@ def fresh_probe():
 
 @pytest.fixture
 def pretended_gpu(monkeypatch):
-    """A machine with a GPU as far as `why_not` can see."""
+    """A machine with a GPU, as far as `why_not` can see, where Triton compiles."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "NVIDIA H200")
+    facts = types.SimpleNamespace(major=9, minor=0, multi_processor_count=132)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: facts)
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    dispatch.forget()
+    yield
+    dispatch.forget()
+
+
+class Refusing:
+    """A kernel module that serves up to 512 units forward, and up to 256 backward."""
+
+    asked: ClassVar[list[Problem]] = []
+
+    @classmethod
+    def refuses(cls, problem: Problem, *, backward: bool) -> str | None:
+        """Too many units."""
+        cls.asked.append(problem)
+        most = 256 if backward else 512
+        return f"hidden_size {problem.hidden_size}, at most {most}" if problem.hidden_size > most else None
+
+
+@pytest.fixture
+def refusing_kernels(monkeypatch):
+    """All kernels refuse large sizes; what they were asked about is kept."""
+    Refusing.asked.clear()
+    monkeypatch.setattr(dispatch, "_module", lambda _: Refusing)
+    return Refusing.asked
 
 
 def assert_says_why(reason: str | None) -> None:
@@ -183,6 +216,52 @@ def test_compiling_for_a_gpu_needs_triton(name, monkeypatch):
     assert "needs Triton on a GPU" in VARIANTS[name].why_not("cuda", "training", SEED)
 
 
+OURS = [name for name, variant in VARIANTS.items() if variant.lstm == "kernels"]
+
+
+def test_what_is_called_triton_runs_our_kernels_alone():
+    """Only `auto` may choose cuDNN; a variant with a kernel's name runs that kernel."""
+    asked = {name: VARIANTS[name].lstm_options["implementation"] for name in OURS}
+    assert {kind for name, kind in asked.items() if not name.startswith("auto")} == {"triton", *dispatch.MODULES}
+    assert {kind for name, kind in asked.items() if name.startswith("auto")} == {"auto"}
+    assert all(asked[f"triton-{kernel}"] == kernel for kernel in dispatch.MODULES)
+
+
+@pytest.mark.usefixtures("pretended_gpu", "refusing_kernels")
+@pytest.mark.parametrize("name", OURS)
+def test_our_kernels_are_not_measured_in_the_interpreter(name, monkeypatch):
+    """Where Triton interprets, the time would be that of the interpreter."""
+    assert VARIANTS[name].why_not("cuda", "inference", SEED) is None
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    reason = VARIANTS[name].why_not("cuda", "inference", SEED)
+    assert reason == "Triton's interpreter is switched on (TRITON_INTERPRET=1): unset it to measure kernels"
+
+
+@pytest.mark.usefixtures("pretended_gpu", "refusing_kernels")
+@pytest.mark.parametrize("name", [name for name in OURS if name.startswith("triton")])
+def test_a_kernel_s_refusal_is_the_variant_s_reason(name):
+    """For the LSTM that it refuses, with its own words; for training also where it has no backward pass."""
+    large, middle = find_workload("scaling@hidden=1024"), find_workload("scaling@hidden=512")
+    reason = VARIANTS[name].why_not("cuda", "inference", large)
+    assert reason.startswith("encoder: ")
+    assert "hidden_size 1024, at most 512" in reason
+    assert VARIANTS[name].why_not("cuda", "inference", middle) is None
+    assert "hidden_size 512, at most 256" in VARIANTS[name].why_not("cuda", "training", middle)
+
+
+@pytest.mark.usefixtures("pretended_gpu")
+@pytest.mark.parametrize(
+    ("name", "dtype", "tf32"), [("triton-tf32", torch.float32, True), ("triton-fp16", torch.float16, False)]
+)
+def test_kernels_are_asked_about_every_lstm_of_the_workload(name, dtype, tf32, refusing_kernels):
+    """Its sizes, type and GPU, and whether sequences differ in length."""
+    assert VARIANTS[name].why_not("cuda", "inference", find_workload("speech-las@batch=6")) is None
+    common = {"saves": False, "masked": True, "tf32": tf32, "capability": 90, "multiprocessors": 132}
+    encoder = Problem("cuda", dtype, 6, 800, 256, directions=2, **common)
+    decoder = Problem("cuda", dtype, 6, 150, 512, directions=1, **common)
+    assert list(dict.fromkeys(refusing_kernels)) == [encoder, decoder]
+
+
 @pytest.mark.usefixtures("pretended_gpu")
 def test_fairest_cudnn_takes_no_packed_sequences():
     """The variant of cuDNN's fast algorithm is refused exactly where sequences differ in length."""
@@ -237,7 +316,7 @@ def test_refusals_of_onednn_are_real(name, mode):
 def test_asking_does_not_depend_on_the_settings_around(mode):
     """The answer is the same inside another variant's settings, where oneDNN is off or gradients are."""
     plain = VARIANTS["amp-fp16"].why_not("cpu", mode, SEED)
-    variants._onednn_refusal.cache_clear()
+    requirements._onednn_refusal.cache_clear()
     with torch.backends.mkldnn.flags(enabled=False), torch.no_grad():
         assert VARIANTS["amp-fp16"].why_not("cpu", mode, SEED) == plain
 
