@@ -23,9 +23,11 @@ from bench.microbench import time_gated
 from bench.parity import GRADIENT, Verdict, judge
 from bench.sampling import Subject
 from bench.worker import TIMED_SEED, WEIGHTS_SEED
+from kernels.lstm import LSTM
 from kernels.reference import LoopLSTM, State, lstm_cell
 from seq2seq.execution import backends
-from seq2seq.variants import REFERENCE
+from seq2seq.requirements import no_triton
+from seq2seq.variants import DTYPES, REFERENCE
 
 Quantities = dict[str, Tensor]
 PASSES = ("forward", "backward")
@@ -52,6 +54,7 @@ class Kernel:
             under the same names.
         cell: whether it is one step without a time axis.
         vendor: whether torch may hand it to oneDNN or cuDNN.
+        precision: key of `DTYPES`; weights, inputs and results are of that type.
         devices: where it exists.
     """
 
@@ -59,14 +62,28 @@ class Kernel:
     build: Callable[[int, int], nn.Module]
     cell: bool = False
     vendor: bool = True
+    precision: str = "fp32"
     devices: tuple[str, ...] = ("cpu", "cuda")
+
+
+def _own(implementation: str, precision: str = "fp32", devices: tuple[str, ...] = ("cuda",)) -> Kernel:
+    """`kernels.LSTM` by one of its implementations."""
+    name = f"own-{implementation}" + (f"-{precision}" if precision != "fp32" else "")
+    build = functools.partial(LSTM, batch_first=True, implementation=implementation)
+    return Kernel(name, build, precision=precision, devices=devices)
 
 
 #: The first of each shape is the yardstick.
 KERNELS = (
     Kernel("aten", functools.partial(nn.LSTM, batch_first=True), vendor=False),
     Kernel("vendor", functools.partial(nn.LSTM, batch_first=True)),
+    Kernel("vendor-fp16", functools.partial(nn.LSTM, batch_first=True), precision="fp16", devices=("cuda",)),
     Kernel("loop", LoopLSTM),
+    _own("loop", devices=("cpu", "cuda")),
+    _own("triton"),
+    _own("cell", "fp16"),
+    _own("sequence", "fp16"),
+    _own("persistent", "fp16"),
     Kernel("aten-cell", nn.LSTMCell, cell=True),
     Kernel("reference-cell", ReferenceCell, cell=True),
 )
@@ -88,6 +105,8 @@ class Size:
 
 #: The seed's encoder, one sequence as a server gets it, and the middle of the cited sizes; a cell takes one step.
 SIZES = (Size(16, 10, 5, 16), Size(1, 32, 64, 128), Size(16, 32, 64, 128))
+#: On a GPU also two layers of DeepBench.
+GPU_SIZES = (Size(16, 25, 512, 512), Size(64, 25, 1024, 1024))
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -98,8 +117,8 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         pytest.param(kernel.name, direction, str(size), device, id=case_id(kernel.name, direction, str(size), device))
         for kernel in KERNELS
         for direction in PASSES
-        for size in sizes_of(kernel)
         for device in [d for d in devices if d in kernel.devices] or devices[:1]
+        for size in sizes_of(kernel, device)
     ]
     metafunc.parametrize(("kernel", "direction", "size", "device"), cases)
 
@@ -109,10 +128,10 @@ def case_id(kernel: str, direction: str, size: str, device: str) -> str:
     return "-".join([kernel, direction, size, *([device] if device != "cpu" else [])])
 
 
-def sizes_of(kernel: Kernel) -> tuple[Size, ...]:
-    """The sizes of a kernel: those of its shape."""
+def sizes_of(kernel: Kernel, device: str) -> tuple[Size, ...]:
+    """The sizes of a kernel on a device: those of its shape."""
     if not kernel.cell:
-        return SIZES
+        return SIZES if device == "cpu" else SIZES + GPU_SIZES
     return tuple(Size(size.batch, 1, size.input_size, size.hidden_size) for size in SIZES)
 
 
@@ -125,7 +144,10 @@ def test_kernel(
         pytest.skip(f"exists on {' and '.join(chosen.devices)} only")
     if device == "cuda" and not torch.cuda.is_available():
         pytest.skip("needs an NVIDIA GPU; this torch sees none (torch.cuda.is_available() is false)")
-    problem = Problem(chosen, next(s for s in sizes_of(chosen) if str(s) == size), direction == "backward", device)
+    chosen_size = next(s for s in sizes_of(chosen, device) if str(s) == size)
+    problem = Problem(chosen, chosen_size, direction == "backward", device)
+    if reason := problem.refusal():
+        pytest.skip(reason)
     benchmark.group = f"{'cell' if chosen.cell else 'lstm'}/{size}/{direction}/{device}"
     time_gated(
         benchmark,
@@ -134,7 +156,8 @@ def test_kernel(
         problem.check,
         gate_seed,
     )
-    benchmark.extra_info |= {"kernel": kernel, "direction": direction, "size": size, "precision": "fp32"}
+    facts = {"kernel": kernel, "direction": direction, "size": size, "precision": chosen.precision}
+    benchmark.extra_info |= facts | {"chose": [c.implementation for c in getattr(problem.module, "choices", ())]}
 
 
 @dataclass
@@ -152,7 +175,17 @@ class Problem:
     module: nn.Module = field(init=False)
 
     def __post_init__(self) -> None:
-        self.module = self._module(self.kernel.build)
+        self.module = self._module(self.kernel.build, DTYPES[self.kernel.precision])
+
+    def refusal(self) -> str | None:
+        """Why a kernel of ours does not take this size here; None for all others."""
+        if not isinstance(self.module, LSTM) or self.module.implementation == "loop":
+            return None
+        try:
+            self.module.explain(self.size.batch, self.size.steps, training=self.backward)
+        except (RuntimeError, ValueError) as error:
+            return str(error)
+        return no_triton("kernels.LSTM") if self.device == "cuda" else None
 
     def _module(self, build: Callable[[int, int], nn.Module], dtype: torch.dtype = torch.float32) -> nn.Module:
         """A module on the device, with the same weights each time."""
@@ -177,7 +210,9 @@ class Problem:
         shape = [self.size.batch, self.size.steps, self.size.input_size]
         if self.kernel.cell:
             del shape[1]
-        return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(self.device)
+        values = torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+        # Rounded once, so that every precision reads the same values.
+        return values.to(self.device, DTYPES[self.kernel.precision])
 
     def call(self, seed: int) -> Callable[[], object]:
         """The timed unit on the inputs of a seed."""
@@ -194,10 +229,11 @@ class Problem:
         """Hold it against the equations in float64; the yardstick is ATen's LSTM in float32."""
         first = next(k for k in KERNELS if k.cell == self.kernel.cell)
         found = self._quantities(self.module, seed, self.kernel.vendor)
-        expected = self._quantities(self._module(first.build), seed, vendor=False)
+        precision = self.kernel.precision
+        expected = self._quantities(self._module(first.build, DTYPES[precision]), seed, vendor=False)
         reference = ReferenceCell if self.kernel.cell else LoopLSTM
         truth = self._quantities(self._module(reference, torch.float64), seed, vendor=False)
-        return judge(found, truth, expected, "fp32", self.size.batch * self.size.steps)
+        return judge(found, truth, expected, precision, self.size.batch * self.size.steps)
 
     def _quantities(self, module: nn.Module, seed: int, vendor: bool) -> Quantities:
         """Outputs, states and gradients of one module, by name."""
@@ -222,4 +258,6 @@ def results(module: nn.Module, x: Tensor) -> Quantities:
 
 def total(found: Quantities) -> Tensor:
     """A scalar in which no two results weigh alike, so that exchanged gradients show."""
-    return torch.stack([weight * value.square().sum() for weight, value in enumerate(found.values(), 1)]).sum()
+    # Summed in full precision: half of it holds no sum of this many.
+    wide = [value.to(torch.promote_types(value.dtype, torch.float32)) for value in found.values()]
+    return torch.stack([weight * value.square().sum() for weight, value in enumerate(wide, 1)]).sum()

@@ -70,10 +70,10 @@ def needs_compiler(device: str, mode: str, workload: Workload) -> str | None:
         if not any(shutil.which(name) for name in names):
             return f"torch.compile needs a C++ compiler, none of {', '.join(names)} is on the PATH: install one"
         return None
-    return _no_triton("torch.compile")
+    return no_triton("torch.compile")
 
 
-def _no_triton(who: str) -> str | None:
+def no_triton(who: str) -> str | None:
     """Why Triton's kernels cannot be measured, or None when they can."""
     if os.environ.get("TRITON_INTERPRET", "").lower() in {"1", "true", "on", "yes", "y"}:
         return "Triton's interpreter is switched on (TRITON_INTERPRET=1): unset it to measure kernels"
@@ -88,7 +88,7 @@ def needs_kernel(implementation: str, dtype: torch.dtype, *, tf32: bool = False)
     """A kernel of `kernels.LSTM` must serve every LSTM of the workload on this GPU."""
 
     def check(device: str, mode: str, workload: Workload) -> str | None:
-        if reason := _no_triton("kernels.LSTM"):
+        if reason := no_triton("kernels.LSTM"):
             return reason
         for stack in workload.config.stacks:
             module = LSTM(

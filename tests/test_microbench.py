@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import inspect
 import json
@@ -24,13 +25,15 @@ from bench import second_instrument, test_kernels, test_variants
 from bench.cases import MODES, Case, Group, Selection, Suite, load_suite
 from bench.console import Console
 from bench.defects import GateOrder
+from bench.parity import TOLERANCES
 from bench.process import Settings
 from bench.record import COLUMNS, Record, Status
 from bench.report import write_report
 from bench.runner import Described, Plan, Runner
 from bench.second_instrument import FILE, Findings
 from bench.store import RunFolder
-from seq2seq.variants import VARIANTS
+from kernels.lstm import IMPLEMENTATIONS, LSTM
+from seq2seq.variants import DTYPES, VARIANTS
 
 ROOT = Path(__file__).parent.parent
 PLUGIN = ROOT / "tests" / "plugins" / "broken_variants.py"
@@ -208,7 +211,28 @@ def test_every_lstm_of_the_kernels_package_is_timed():
         if issubclass(kind, nn.RNNBase) and kind.__module__ == module.__name__
     }
     assert found
-    assert found <= {kernel.build for kernel in test_kernels.KERNELS}
+    assert found <= {getattr(kernel.build, "func", kernel.build) for kernel in test_kernels.KERNELS}
+
+
+def test_every_implementation_of_kernels_lstm_is_timed():
+    """Each kernel by its name, and the choice among them; torch's own is there as `vendor`."""
+    ours = [k for k in test_kernels.KERNELS if getattr(k.build, "func", None) is LSTM]
+    assert {k.build.keywords["implementation"] for k in ours} == {*IMPLEMENTATIONS} - {"auto", "vendor"}
+    assert all(k.name.startswith(f"own-{k.build.keywords['implementation']}") for k in ours)
+
+
+def test_a_size_that_a_kernel_refuses_is_skipped_with_its_words(monkeypatch):
+    """Triton's kernels say on a CPU that they need a GPU; what is not ours refuses nothing."""
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    found = {
+        kernel.name: test_kernels.Problem(
+            dataclasses.replace(kernel, precision="fp32"), SMALLEST, False, "cpu"
+        ).refusal()
+        for kernel in test_kernels.KERNELS
+    }
+    refused = {name for name, reason in found.items() if reason}
+    assert refused == {"own-triton", "own-cell-fp16", "own-sequence-fp16", "own-persistent-fp16"}
+    assert all("needs an NVIDIA GPU" in found[name] for name in refused)
 
 
 # --- the kernels' gate ----------------------------------------------------------------------------------------------
@@ -217,12 +241,26 @@ SMALLEST = test_kernels.Size(3, 4, 5, 7)
 
 
 @pytest.mark.parametrize("backward", [False, True])
-@pytest.mark.parametrize("kernel", test_kernels.KERNELS, ids=lambda kernel: kernel.name)
+@pytest.mark.parametrize(
+    "kernel", [k for k in test_kernels.KERNELS if "cpu" in k.devices], ids=lambda kernel: kernel.name
+)
 def test_every_kernel_passes_its_gate(kernel, backward):
     """At an odd size, forward and backward."""
     verdict = test_kernels.Problem(kernel, SMALLEST, backward, "cpu").check(5)
     assert verdict.passed, verdict.describe()
     assert any(check.name.startswith("grad ") for check in verdict.checks) is backward
+
+
+@pytest.mark.parametrize("backward", [False, True])
+@pytest.mark.parametrize("precision", ["fp16", "bf16"])
+def test_a_kernel_is_gated_at_its_precision(precision, backward):
+    """Weights, inputs and the yardstick are of its type, and its limits are that type's: in fp32 they would refuse."""
+    (own,) = (kernel for kernel in test_kernels.KERNELS if kernel.name == "own-loop")
+    low = test_kernels.Problem(dataclasses.replace(own, precision=precision), SMALLEST, backward, "cpu")
+    assert {value.dtype for value in low.module.parameters()} == {DTYPES[precision]}
+    verdict = low.check(5)
+    assert verdict.passed, verdict.describe()
+    assert verdict.worst.error > TOLERANCES["fp32"].cap
 
 
 class LostGradient(nn.LSTM):
