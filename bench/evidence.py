@@ -231,8 +231,8 @@ def _choice_words(choices: Choices, torchs_own: str) -> Iterator[str]:
             yield f"kernels.LSTM chose torch's own {what}: {torchs_own}"
         else:
             yield f"LSTM ran in kernels.LSTM: {implementation} {what}"
-    for kernel, why in declined.items():
-        yield f"{kernel} declined: {why}"
+    for why in dict.fromkeys(declined.values()):
+        yield f"{', '.join(kernel for kernel in declined if declined[kernel] == why)} declined: {why}"
 
 
 def _tf32_words() -> str:

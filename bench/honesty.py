@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from bench import clock, interference, sampling, seen
-from bench.parity import GRADIENT, ROUNDOFF, TOLERANCES, Gate, judge, random_weights, relative_error
+from bench.parity import GRADIENT, ROUNDOFF, TOLERANCES, Gate, judge, relative_error
 from seq2seq.execution import LEARNING_RATE, Executable, Weights
 from seq2seq.model import Seq2SeqResult, loss_of
 from seq2seq.tasks.batch import Batch
@@ -137,7 +137,7 @@ class Audit:
     def _work(self, executable: Executable, prepared: Batch, seed: int) -> None:
         """Two problems one after the other in the same memory: each result right, complete, and left alone."""
         other = Problem(
-            random_weights(self._gate.workload.config, seed),
+            self._gate.weights(seed),
             self._gate.workload.make_batch(seed),
             functools.partial(self._gate.quantities, seed),
         )

@@ -180,7 +180,7 @@ def judge(
 class Gate:
     """Checks executables of one workload, mode and device on fresh weights and inputs.
 
-    Truth and yardsticks are computed once a seed and shared by all variants of a group.
+    Weights, truth and yardsticks are computed once a seed and shared by all variants of a group.
 
     Args:
         workload: gives batches and the model's sizes.
@@ -191,6 +191,7 @@ class Gate:
     def __init__(self, workload: Workload, mode: str, device: str) -> None:
         self.workload, self.mode, self.device = workload, mode, device
         self.terms = workload.batch * max(workload.source_steps, workload.target_steps or 0)
+        self.weights = functools.cache(functools.partial(random_weights, workload.config))
         self.quantities = functools.cache(self._compute)
 
     def check(self, executable: Executable, seed: int) -> Verdict:
@@ -211,15 +212,14 @@ class Gate:
     def _found(self, executable: Executable, seed: int) -> dict[str, Tensor]:
         batch = self.workload.make_batch(seed)
         kept = executable.weights()
-        executable.load(random_weights(self.workload.config, seed))
+        executable.load(self.weights(seed))
         try:
             return executable.quantities(executable.prepare(batch))
         finally:
             executable.load(kept)
 
     def _compute(self, seed: int, precision: str) -> dict[str, Tensor]:
-        weights = random_weights(self.workload.config, seed)
-        return self.compute(weights, self.workload.make_batch(seed), precision)
+        return self.compute(self.weights(seed), self.workload.make_batch(seed), precision)
 
     def compute(self, weights: Weights, batch: Batch, precision: str) -> dict[str, Tensor]:
         """Quantities of the truth (`precision` is "truth"), or of the reference at a precision."""

@@ -8,7 +8,20 @@ from pathlib import Path
 
 import pytest
 
-from bench.cases import MODES, REFERENCE, Case, Filters, Selection, Suite, Sweep, expand, load_suite, match, suite_names
+from bench.cases import (
+    DEVICES,
+    MODES,
+    REFERENCE,
+    Case,
+    Filters,
+    Selection,
+    Suite,
+    Sweep,
+    expand,
+    load_suite,
+    match,
+    suite_names,
+)
 from bench.errors import UsageError
 
 pytest.importorskip("hypothesis")
@@ -334,8 +347,9 @@ def test_a_folder_for_a_suite_file_is_one_line(tmp_path):
         load_suite(str(tmp_path / "mine.toml"))
 
 
+@pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("name", suite_names())
-def test_every_suite_that_comes_along_is_about_things_that_exist(name):
+def test_every_suite_that_comes_along_is_about_things_that_exist(name, device):
     """Its name is its file's, it has a summary, and its patterns all select something from the registries."""
     from seq2seq import workloads
     from seq2seq.variants import VARIANTS
@@ -347,10 +361,26 @@ def test_every_suite_that_comes_along_is_about_things_that_exist(name):
         "workloads": [{"name": n} for n in workloads.WORKLOADS],
         "variants": [{"name": n} for n in VARIANTS],
     }
-    for group in expand(loaded, catalogue, Filters()):
+    for group in expand(loaded, catalogue, Filters(device=device)):
         for case in group.cases:
             assert workloads.find_workload(case.workload).name == case.workload
             assert case.executed in VARIANTS
+
+
+def test_a_cpu_s_suites_have_nothing_of_our_gpu_kernels():
+    """Their rows would all say the same; on a GPU they are what the suites are for."""
+    from seq2seq import workloads
+    from seq2seq.variants import VARIANTS
+
+    ours = {name for name, variant in VARIANTS.items() if variant.lstm == "kernels"}
+    catalogue = {
+        "workloads": [{"name": n} for n in workloads.WORKLOADS],
+        "variants": [{"name": n} for n in VARIANTS],
+    }
+    for name in ("quick", "scaling", "compile"):
+        for device in DEVICES:
+            groups = expand(load_suite(name), catalogue, Filters(device=device))
+            assert all(any(case.executed in ours for case in group.cases) is (device == "cuda") for group in groups)
 
 
 def test_the_suites_are_those_in_the_folder():

@@ -240,7 +240,7 @@ def test_what_cudnn_did_is_told(trace, words):
 
 ASKED = Choice("persistent", "asked for", {})
 FREE = Choice("persistent", "by estimate", {"sequence": "hidden_size 512, at most 256", "vendor": "not asked for"})
-CHOSEN = Choice("vendor", "measured", {"cell": "no bf16"})
+CHOSEN = Choice("vendor", "measured", {"cell": "no bf16", "sequence": "no bf16"})
 
 
 @pytest.mark.parametrize(
@@ -255,7 +255,7 @@ CHOSEN = Choice("vendor", "measured", {"cell": "no bf16"})
             {"encoder": (CHOSEN,), "decoder": (ASKED,)},
             (
                 "kernels.LSTM chose torch's own (encoder; measured): LSTM ran in cuDNN, persistent kernels; "
-                "LSTM ran in kernels.LSTM: persistent (decoder); cell declined: no bf16"
+                "LSTM ran in kernels.LSTM: persistent (decoder); cell, sequence declined: no bf16"
             ),
         ),
         (
