@@ -1,0 +1,583 @@
+"""kernels.LSTM against torch.nn.LSTM: results, gradients, every form of input, errors, and what it says of itself."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+import threading
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pack_sequence, pad_packed_sequence
+
+import kernels
+from kernels import LSTM
+from kernels.dispatch import MODULES, Choice
+from kernels.reference import LoopLSTM
+
+pytest.importorskip("hypothesis")
+from hypothesis import example, given
+from hypothesis import strategies as st
+from strategies import Shape, past, shapes
+
+#: Some hundred roundings of float64; a wrong term is larger by ten orders of magnitude.
+CLOSE = {"rtol": 1e-9, "atol": 1e-11}
+SMALL = Shape(batch=3, steps=4, input_size=3, hidden_size=5, num_layers=2, bidirectional=True, seed=1)
+
+
+def twins(shape: Shape, dtype: torch.dtype = torch.float64, implementation: str = "loop", **options: Any) -> Any:
+    """torch.nn.LSTM and ours with the same weights; batch first unless told otherwise."""
+    options = shape.options | options
+    theirs = nn.LSTM(**options, dtype=dtype)
+    ours = LSTM(**options, dtype=dtype, implementation=implementation)
+    ours.load_state_dict(theirs.state_dict(), strict=True)
+    return theirs, ours
+
+
+def everything(lstm: nn.Module, result: Any, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Output, final state and the gradients of a random mix of them, by name."""
+    output, (hidden, cell) = result
+    output = output.data if isinstance(output, PackedSequence) else output
+    generator = torch.Generator().manual_seed(0)
+    results = {"output": output, "h": hidden, "c": cell}
+    mixed = sum((v * torch.randn(v.shape, generator=generator)).sum() for v in results.values())
+    leaves = dict(lstm.named_parameters()) | inputs
+    gradients = torch.autograd.grad(mixed, list(leaves.values()))
+    return results | {f"grad {name}": gradient for name, gradient in zip(leaves, gradients, strict=True)}
+
+
+def assert_equal(found: dict[str, Tensor], expected: dict[str, Tensor], **tolerance: float) -> None:
+    """All of it close, named where it is not."""
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        torch.testing.assert_close(
+            found[name], value, msg=lambda text, name=name: f"{name}: {text}", **(tolerance or CLOSE)
+        )
+
+
+def leaves(shape: Shape, *, batch_first: bool, dtype: torch.dtype = torch.float64) -> dict[str, Tensor]:
+    """Input and state that take gradients."""
+    x, (hidden, cell) = shape.tensors(dtype)
+    x = x if batch_first else x.transpose(0, 1).contiguous()
+    return {name: value.requires_grad_() for name, value in (("x", x), ("h0", hidden), ("c0", cell))}
+
+
+def state_of(inputs: dict[str, Tensor]) -> Any:
+    """The state to hand over, or None where there is none."""
+    return (inputs["h0"], inputs["c0"]) if "h0" in inputs else None
+
+
+@pytest.mark.parametrize("implementation", ["loop", "vendor", "auto"])
+@given(shape=shapes(), bias=st.booleans(), batch_first=st.booleans(), stateful=st.booleans())
+@example(shape=SMALL, bias=True, batch_first=False, stateful=True)
+def test_equals_nn_lstm(implementation, shape, bias, batch_first, stateful):
+    """Output, final state and every gradient are those of torch.nn.LSTM, in float64."""
+    found = []
+    for lstm in twins(shape, implementation=implementation, bias=bias, batch_first=batch_first):
+        inputs = leaves(shape, batch_first=batch_first)
+        inputs = inputs if stateful else {"x": inputs["x"]}
+        found.append(everything(lstm, lstm(inputs["x"], state_of(inputs)), inputs))
+    assert_equal(found[1], found[0])
+
+
+@given(shape=shapes(with_lengths=True), stateful=st.booleans())
+def test_close_to_truth_in_float32(shape, stateful):
+    """In float32 every result and gradient is as near to the equations in float64 as rounding allows."""
+    lstm = LSTM(**shape.options, implementation="loop")
+    truth = LoopLSTM(**shape.options).double()
+    truth.load_state_dict(lstm.state_dict())
+    found = []
+    for module, dtype in ((truth, torch.float64), (lstm, torch.float32)):
+        inputs = leaves(shape, batch_first=True, dtype=torch.float32)
+        inputs = inputs if stateful else {"x": inputs["x"]}
+        inputs = {name: value.detach().to(dtype).requires_grad_() for name, value in inputs.items()}
+        result = module(inputs["x"], state_of(inputs), torch.tensor(shape.lengths))
+        found.append({name: value.double() for name, value in everything(module, result, inputs).items()})
+    assert_equal(found[1], found[0], rtol=1e-5, atol=1e-5)
+
+
+@given(shape=shapes(with_lengths=True), stateful=st.booleans(), sort=st.booleans(), batch_first=st.booleans())
+@example(
+    shape=Shape(4, 6, 3, 5, 2, bidirectional=True, seed=0, lengths=(2, 6, 1, 6)),
+    stateful=True,
+    sort=False,
+    batch_first=True,
+)
+@pytest.mark.parametrize("implementation", ["loop", "vendor"])
+def test_packed_equals_nn_lstm(implementation, shape, stateful, sort, batch_first):
+    """Packed sequences, sorted beforehand or not, give torch.nn.LSTM's packed result, state and gradients."""
+    lengths = torch.tensor(sorted(shape.lengths, reverse=True) if sort else shape.lengths)
+    found, packs = [], []
+    for lstm in twins(shape, implementation=implementation, batch_first=batch_first):
+        inputs = leaves(shape, batch_first=batch_first)
+        inputs = inputs if stateful else {"x": inputs["x"]}
+        packed = pack_padded_sequence(inputs["x"], lengths, batch_first=batch_first, enforce_sorted=sort)
+        result = lstm(packed, state_of(inputs))
+        packs.append(result[0])
+        found.append(everything(lstm, result, inputs))
+    assert_equal(found[1], found[0])
+    assert isinstance(packs[1], PackedSequence)
+    for name in ("batch_sizes", "sorted_indices", "unsorted_indices"):
+        theirs, ours = (getattr(packed, name) for packed in packs)
+        assert (theirs is None and ours is None) or torch.equal(theirs, ours), name
+
+
+@given(shape=shapes(with_lengths=True), stateful=st.booleans(), batch_first=st.booleans())
+@pytest.mark.parametrize("implementation", ["loop", "vendor"])
+def test_lengths_equal_packing(implementation, shape, stateful, batch_first):
+    """With lengths, padded input gives what torch.nn.LSTM gives for the same sequences packed."""
+    lengths, found = torch.tensor(shape.lengths), []
+    for lstm in twins(shape, implementation=implementation, batch_first=batch_first):
+        inputs = leaves(shape, batch_first=batch_first)
+        inputs = inputs if stateful else {"x": inputs["x"]}
+        if isinstance(lstm, nn.LSTM):
+            packed = pack_padded_sequence(inputs["x"], lengths, batch_first=batch_first, enforce_sorted=False)
+            packed_output, state = lstm(packed, state_of(inputs))
+            output, _ = pad_packed_sequence(packed_output, batch_first=batch_first, total_length=shape.steps)
+            result = output, state
+        else:
+            result = lstm(inputs["x"], state_of(inputs), lengths)
+        found.append(everything(lstm, result, inputs))
+    assert_equal(found[1], found[0])
+
+
+@pytest.mark.parametrize("implementation", ["loop", "vendor"])
+@pytest.mark.parametrize("stateful", [True, False])
+def test_sequence_of_no_steps_keeps_its_state(implementation, stateful):
+    """A sequence of length 0 puts out zeros, ends in the state that it began with and leaves the others alone."""
+    _, lstm = twins(SMALL, implementation=implementation)
+    x, hx = SMALL.tensors()
+    x[1] = torch.nan
+    x.requires_grad_()
+    output, state = lstm(x, hx if stateful else None, torch.tensor([4, 0, 2]))
+    assert not output[1].any()
+    for value, first in zip(state, hx, strict=True):
+        assert torch.equal(value[:, 1], first[:, 1] if stateful else torch.zeros_like(first[:, 1]))
+    others = [0, 2]
+    alone, _ = lstm(x[others], tuple(v[:, others] for v in hx) if stateful else None, torch.tensor([4, 2]))
+    torch.testing.assert_close(output[others], alone, **CLOSE)
+    output.sum().backward()
+    assert all(parameter.grad.isfinite().all() for parameter in lstm.parameters())
+    assert not x.grad[1].any()
+
+
+@pytest.mark.parametrize("filler", [1e30, torch.inf, torch.nan])
+@pytest.mark.parametrize("implementation", ["loop", "vendor"])
+@given(shape=shapes(with_lengths=True), batch_first=st.booleans())
+def test_padding_never_counts(implementation, filler, shape, batch_first):
+    """What stands in the padding changes neither a result nor a gradient, not even where it is no number."""
+    _, lstm = twins(shape, implementation=implementation, batch_first=batch_first)
+    outside, lengths = past(shape.lengths, shape.steps), torch.tensor(shape.lengths)
+    found = []
+    for value in (0.0, filler):
+        x, hx = shape.tensors()
+        x[outside] = value
+        x = (x if batch_first else x.transpose(0, 1)).contiguous().requires_grad_()
+        found.append(everything(lstm, lstm(x, hx, lengths), {"x": x}))
+    assert_equal(found[1], found[0])
+    with torch.no_grad():
+        assert torch.equal(lstm(x, hx, lengths)[0], found[1]["output"])
+
+
+@given(shape=shapes(), stateful=st.booleans(), batch_first=st.booleans())
+@pytest.mark.parametrize("implementation", ["loop", "vendor"])
+def test_unbatched_equals_nn_lstm(implementation, shape, stateful, batch_first):
+    """One sequence without a batch dimension gives torch.nn.LSTM's results, in its shapes."""
+    x, (hidden, cell) = shape.tensors()
+    hx = (hidden[:, 0], cell[:, 0]) if stateful else None
+    theirs, ours = (lstm(x[0], hx) for lstm in twins(shape, implementation=implementation, batch_first=batch_first))
+    torch.testing.assert_close((ours[0], *ours[1]), (theirs[0], *theirs[1]), **CLOSE)
+
+
+@given(shape=shapes(with_lengths=True), packed=st.booleans(), data=st.data())
+def test_projection_goes_to_torch_and_says_so(shape, packed, data):
+    """With proj_size the result is torch.nn.LSTM's, and the record names torch's LSTM and why."""
+    if shape.hidden_size == 1:
+        shape = Shape(**{**vars(shape), "hidden_size": 2})
+    size = data.draw(st.integers(1, shape.hidden_size - 1))
+    found = []
+    for lstm in twins(shape, implementation="auto", proj_size=size):
+        x, _ = shape.tensors()
+        x.requires_grad_()
+        lengths = torch.tensor(shape.lengths)
+        given_x = pack_padded_sequence(x, lengths, batch_first=True, enforce_sorted=False) if packed else x
+        found.append(everything(lstm, lstm(given_x), {"x": x}))
+    assert_equal(found[1], found[0])
+    assert [choice.implementation for choice in lstm.choices] == ["vendor"] * shape.num_layers
+    assert "proj_size" in lstm.choices[0].reason
+
+
+@pytest.mark.parametrize("implementation", ["loop", "vendor"])
+@pytest.mark.parametrize("bidirectional", [False, True])
+def test_gradcheck(implementation, bidirectional):
+    """Numerical derivatives agree with the backward pass: layers, directions, lengths and states."""
+    torch.manual_seed(0)
+    lstm = LSTM(
+        2, 3, 2, bidirectional=bidirectional, batch_first=True, dtype=torch.float64, implementation=implementation
+    )
+    states = 4 if bidirectional else 2
+    x, h0, c0 = (torch.randn(s, dtype=torch.float64, requires_grad=True) for s in ((3, 4, 2), *[(states, 3, 3)] * 2))
+    names = [name for name, _ in lstm.named_parameters()]
+
+    def run(x, h0, c0, *weights):
+        parameters = dict(zip(names, weights, strict=True))
+        output, state = torch.func.functional_call(lstm, parameters, (x, (h0, c0), torch.tensor([4, 1, 3])))
+        return output, *state
+
+    assert torch.autograd.gradcheck(run, (x, h0, c0, *lstm.parameters()), fast_mode=True)
+
+
+@pytest.mark.parametrize("size", [1, 0])
+@pytest.mark.parametrize("implementation", ["loop", "vendor"])
+def test_empty_batch_equals_nn_lstm(implementation, size):
+    """A batch of no sequences gives torch.nn.LSTM's empty results and zero gradients, as does a slice of it."""
+    shape = Shape(**{**vars(SMALL), "batch": size})
+    found = []
+    for lstm in twins(shape, implementation=implementation):
+        inputs = leaves(shape, batch_first=True)
+        found.append(everything(lstm, lstm(inputs["x"], state_of(inputs)), inputs))
+    assert_equal(found[1], found[0])
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_dropout_is_between_layers_in_training(training):
+    """At probability 1, where nothing is left to chance, dropout acts where torch.nn.LSTM has it."""
+    theirs, ours = twins(SMALL, dropout=1.0)
+    x, hx = SMALL.tensors()
+    (expected, expected_state), (output, state) = theirs.train(training)(x, hx), ours.train(training)(x, hx)
+    torch.testing.assert_close((output, *state), (expected, *expected_state), **CLOSE)
+
+
+def test_dropout_follows_the_seed():
+    """One seed gives one result, another seed another; torch.nn.LSTM's own stream of numbers is not promised."""
+    _, lstm = twins(SMALL, dropout=0.5)
+    x, _ = SMALL.tensors()
+    found = []
+    for seed in (0, 0, 1):
+        torch.manual_seed(seed)
+        found.append(lstm.train()(x)[0])
+    assert torch.equal(found[0], found[1])
+    assert not torch.equal(found[0], found[2])
+
+
+def test_dropout_keeps_the_mean():
+    """What survives dropout is scaled up by one over the probability of surviving."""
+    lstm = LSTM(1, 1, 2, dropout=0.25, implementation="loop")
+    with torch.no_grad():
+        for parameter in lstm.parameters():
+            parameter.zero_()
+        # The first layer puts out a small constant; the second layer's c is the sum of what it reads.
+        lstm.bias_ih_l0.copy_(torch.tensor([9.0, -9.0, 0.01, 9.0]))
+        lstm.bias_ih_l1.copy_(torch.tensor([9.0, 9.0, 0.0, 9.0]))
+        lstm.weight_ih_l1[2] = 1.0
+        torch.manual_seed(0)
+        x = torch.randn(50, 64, 1)
+        (_, (_, dropped)), (_, (_, plain)) = lstm.train()(x), lstm.eval()(x)
+    assert not torch.equal(dropped[1], plain[1])
+    # 3,200 values survive or not, so the mean is known to 1 %.
+    assert float(dropped[1].mean()) == pytest.approx(float(plain[1].mean()), rel=0.05)
+
+
+@given(shape=shapes(), bias=st.booleans(), batch_first=st.booleans())
+def test_checkpoints_go_either_way(shape, bias, batch_first):
+    """Names, order and shapes of the parameters are torch.nn.LSTM's, so a checkpoint of one loads into the other."""
+    options = shape.options | {"bias": bias, "batch_first": batch_first}
+    theirs, ours = nn.LSTM(**options), LSTM(**options)
+    assert [(n, p.shape) for n, p in theirs.named_parameters()] == [(n, p.shape) for n, p in ours.named_parameters()]
+    theirs.load_state_dict(ours.state_dict(), strict=True)
+    ours.load_state_dict(nn.LSTM(**options).state_dict(), strict=True)
+
+
+@pytest.mark.parametrize("proj_size", [0, 2])
+def test_initialisation_is_that_of_nn_lstm(proj_size):
+    """From one seed both classes draw the same weights and leave the same random state behind."""
+    weights, states = [], []
+    for lstm in (nn.LSTM, LSTM):
+        torch.manual_seed(3)
+        weights.append(lstm(3, 5, 2, bidirectional=True, proj_size=proj_size).state_dict())
+        states.append(torch.get_rng_state())
+    assert weights[0].keys() == weights[1].keys()
+    assert all(torch.equal(weights[1][name], value) for name, value in weights[0].items())
+    assert torch.equal(*states)
+
+
+def test_positional_arguments_are_those_of_nn_lstm():
+    """All ten arguments of torch.nn.LSTM are taken by position."""
+    arguments = (3, 5, 2, False, True, 0.5, True, 2, "cpu", torch.float64)
+    theirs, ours = nn.LSTM(*arguments), LSTM(*arguments)
+    assert repr(ours) == repr(theirs)
+    assert ours.weight_hr_l1_reverse.shape == theirs.weight_hr_l1_reverse.shape
+    assert ours.weight_ih_l0.dtype == torch.float64
+
+
+def test_repr_shows_what_was_asked_for():
+    """An implementation and a precision that were asked for are shown; the defaults are not."""
+    assert repr(LSTM(3, 4, 2)) == repr(nn.LSTM(3, 4, 2))
+    shown = repr(LSTM(3, 4, implementation="loop", fp32_precision="tf32"))
+    assert shown == "LSTM(3, 4, implementation='loop', fp32_precision='tf32')"
+
+
+BAD_ARGUMENTS = [
+    {"dropout": 2.0},
+    {"dropout": True},
+    {"hidden_size": 0},
+    {"input_size": 1.5},
+    {"num_layers": 0},
+    {"proj_size": 5},
+    {"proj_size": -1},
+    {"bias": 1},
+    {"batch_first": None},
+]
+
+
+@pytest.mark.parametrize("options", BAD_ARGUMENTS, ids=str)
+def test_bad_arguments_raise_what_nn_lstm_raises(options):
+    """A wrong argument of the constructor raises torch.nn.LSTM's error, word for word."""
+    options = {"input_size": 3, "hidden_size": 5} | options
+    found = []
+    for lstm in (nn.LSTM, LSTM):
+        with pytest.raises((TypeError, ValueError)) as caught:
+            lstm(**options)
+        found.append((caught.type, str(caught.value)))
+    assert found[0] == found[1]
+
+
+def test_dropout_of_one_layer_warns_as_nn_lstm():
+    """Dropout without a second layer is warned of."""
+    with pytest.warns(UserWarning, match="num_layers greater than 1"):
+        LSTM(3, 4, dropout=0.5)
+
+
+def zeros(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    return torch.zeros(shape, dtype=dtype)
+
+
+BAD_CALLS = {
+    "dimensions": (zeros(1, 2, 4, 3), None),
+    "one dimension": (zeros(3), None),
+    "features": (zeros(4, 2, 5), None),
+    "features unbatched": (zeros(4, 5), None),
+    "type": (zeros(4, 2, 3, dtype=torch.float64), None),
+    "no steps": (zeros(0, 2, 3), None),
+    "state for one sequence": (zeros(4, 2, 3), (zeros(1, 4), zeros(1, 4))),
+    "state for a batch": (zeros(4, 3), (zeros(1, 1, 4), zeros(1, 1, 4))),
+    "batch of h": (zeros(4, 2, 3), (zeros(1, 3, 4), zeros(1, 2, 4))),
+    "size of c": (zeros(4, 2, 3), (zeros(1, 2, 4), zeros(1, 2, 5))),
+    "layers of h": (zeros(4, 2, 3), (zeros(2, 2, 4), zeros(2, 2, 4))),
+}
+
+
+@pytest.mark.parametrize("name", BAD_CALLS)
+@pytest.mark.parametrize("implementation", ["loop", "vendor"])
+def test_bad_calls_raise_what_nn_lstm_raises(implementation, name):
+    """Wrong input and wrong state raise torch.nn.LSTM's error, word for word."""
+    found = []
+    for lstm in (nn.LSTM(3, 4), LSTM(3, 4, implementation=implementation)):
+        with pytest.raises((RuntimeError, ValueError)) as caught:
+            lstm(*BAD_CALLS[name])
+        found.append((caught.type, str(caught.value)))
+    assert found[0] == found[1]
+
+
+BAD_LENGTHS = {
+    "shape": (torch.tensor([4]), ValueError, r"shape \(1,\), expected one for each sequence, \(2,\)"),
+    "type": (torch.tensor([4.0, 2.0]), TypeError, "expected int64"),
+    "too long": (torch.tensor([5, 2]), ValueError, "between 2 and 5, expected 0 to the 4 steps"),
+    "negative": (torch.tensor([3, -1]), ValueError, "between -1 and 3, expected 0 to the 4 steps"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_LENGTHS)
+def test_bad_lengths_are_refused(name):
+    """Lengths of the wrong shape, type or size are refused with what was expected."""
+    lengths, error, text = BAD_LENGTHS[name]
+    with pytest.raises(error, match=text):
+        LSTM(3, 4, implementation="loop")(zeros(4, 2, 3), None, lengths)
+
+
+def test_other_wrong_calls_are_refused():
+    """State of another type, lengths beside a packed input, and packed input that does not fit are refused."""
+    lstm = LSTM(3, 4, implementation="loop")
+    with pytest.raises(ValueError, match=r"hx\[1\] is of torch.float64, expected torch.float32"):
+        lstm(zeros(4, 2, 3), (zeros(1, 2, 4), zeros(1, 2, 4, dtype=torch.float64)))
+    with pytest.raises(ValueError, match="brings its own lengths"):
+        lstm(pack_sequence([zeros(4, 3)]), None, torch.tensor([4]))
+    with pytest.raises(RuntimeError, match="must be equal to input_size"):
+        lstm(pack_sequence([zeros(4, 5)]))
+    with pytest.raises(RuntimeError, match=r"Expected hidden\[0\] size \(1, 1, 4\)"):
+        lstm(pack_sequence([zeros(4, 3)]), (zeros(1, 2, 4), zeros(1, 2, 4)))
+
+
+def test_unknown_options_are_refused():
+    """An implementation or precision that does not exist, or a kernel with projections, is refused by name."""
+    with pytest.raises(ValueError, match="implementation is 'fast', expected one of auto, loop, cell"):
+        LSTM(3, 4, implementation="fast")
+    with pytest.raises(ValueError, match="fp32_precision is 'bf16', expected None or one of ieee, tf32"):
+        LSTM(3, 4, fp32_precision="bf16")
+    with pytest.raises(ValueError, match="proj_size is 2, and 'loop' has no projections"):
+        LSTM(3, 4, proj_size=2, implementation="loop")
+
+
+def test_kernel_without_gpu_says_what_to_do(monkeypatch):
+    """A Triton kernel asked for by name on CPU tensors raises and names the ways out; `auto` goes to torch's LSTM."""
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    with pytest.raises((RuntimeError, ValueError), match="TRITON_INTERPRET"):
+        LSTM(3, 4, implementation="sequence")(zeros(4, 2, 3))
+    lstm = LSTM(3, 4)
+    lstm(zeros(4, 2, 3))
+    assert lstm.choices == (lstm.explain(2, 4),)
+    assert lstm.choices[0].implementation == "vendor"
+    assert lstm.choices[0].reason
+
+
+def test_choices_are_of_the_last_call():
+    """There is none before a call, one a layer after it, and none in a copy that went through pickle."""
+    lstm = LSTM(3, 4, 2, implementation="loop")
+    assert lstm.choices == ()
+    lstm(zeros(4, 2, 3))
+    assert [choice.implementation for choice in lstm.choices] == ["loop", "loop"]
+    assert all(isinstance(choice, Choice) for choice in lstm.choices)
+    assert pickle.loads(pickle.dumps(lstm)).choices == ()
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda lstm: pickle.loads(pickle.dumps(lstm))])
+def test_copies_are_whole(copied):
+    """A deep copy or a pickled one computes the same from weights of its own, and keeps its options."""
+    _, lstm = twins(SMALL)
+    twin = copied(lstm)
+    x, hx = SMALL.tensors()
+    expected = lstm(x, hx)[0]
+    assert repr(twin) == repr(lstm)
+    with torch.no_grad():
+        lstm.weight_ih_l0.zero_()
+    assert torch.equal(twin(x, hx)[0], expected)
+
+
+def test_weights_may_be_replaced():
+    """What runs is what the names stand for now: parametrized weights, functional_call, new Parameter objects."""
+    for implementation in ("loop", "vendor"):
+        theirs, ours = twins(SMALL, implementation=implementation)
+        x, hx = SMALL.tensors()
+        other = {name: value * 2 for name, value in ours.state_dict().items()}
+        theirs.load_state_dict(other)
+        expected = theirs(x, hx)[0]
+        torch.testing.assert_close(torch.func.functional_call(ours, other, (x, hx))[0], expected, **CLOSE)
+        for name, value in other.items():
+            setattr(ours, name, nn.Parameter(value))
+        torch.testing.assert_close(ours(x, hx)[0], expected, **CLOSE)
+
+
+def test_moves_between_types():
+    """`.double()` and `.half()` take all of it along; float16 results are float16, c among them."""
+    lstm = LSTM(3, 4, implementation="loop").half()
+    output, (hidden, cell) = lstm(zeros(4, 2, 3, dtype=torch.float16))
+    assert {output.dtype, hidden.dtype, cell.dtype} == {torch.float16}
+    assert lstm.double()(zeros(4, 2, 3, dtype=torch.float64))[1][1].dtype == torch.float64
+
+
+def test_flattening_changes_nothing():
+    """`flatten_parameters` exists, as people call it, and leaves the result alone."""
+    _, lstm = twins(SMALL)
+    x, _ = SMALL.tensors()
+    expected = lstm(x)[0]
+    lstm.flatten_parameters()
+    assert torch.equal(lstm(x)[0], expected)
+
+
+def test_no_gradients_of_gradients():
+    """Asking for gradients of gradients raises and says where there are some."""
+    lstm = LSTM(3, 4, implementation="loop")
+    x = torch.randn(4, 2, 3, requires_grad=True)
+    (gradient,) = torch.autograd.grad(lstm(x)[0].sum(), x, create_graph=True)
+    with pytest.raises(NotImplementedError, match="no double backward"):
+        gradient.sum().backward()
+
+
+@pytest.mark.parametrize("frozen", ["weight_hh_l0", "weight_ih_l0", "everything"])
+def test_frozen_weights(frozen):
+    """Weights that take no gradient get none, the others get the right one, and nothing is kept where none is due."""
+    theirs, ours = twins(SMALL)
+    x, _ = SMALL.tensors()
+    for lstm in (theirs, ours):
+        for name, parameter in lstm.named_parameters():
+            parameter.requires_grad_(name != frozen and frozen != "everything")
+        output = lstm(x)[0]
+        assert output.requires_grad is (frozen != "everything")
+        if output.requires_grad:
+            output.sum().backward()
+    for ours_parameter, parameter in zip(ours.parameters(), theirs.parameters(), strict=True):
+        assert (ours_parameter.grad is None) is (parameter.grad is None)
+        if parameter.grad is not None:
+            torch.testing.assert_close(ours_parameter.grad, parameter.grad, **CLOSE)
+
+
+@pytest.mark.parametrize("result", ["output", "h", "c"])
+def test_gradients_of_one_result_alone(result):
+    """A loss on one of the three results alone has torch.nn.LSTM's gradients."""
+    found = []
+    for lstm in twins(SMALL):
+        inputs = leaves(SMALL, batch_first=True)
+        output, (hidden, cell) = lstm(inputs["x"], state_of(inputs))
+        loss = {"output": output, "h": hidden, "c": cell}[result].square().sum()
+        found.append(torch.autograd.grad(loss, [*lstm.parameters(), *inputs.values()]))
+    torch.testing.assert_close(found[1], found[0], **CLOSE)
+
+
+def test_threads_do_not_disturb_each_other():
+    """One module called from several threads at once gives each its own result."""
+    _, lstm = twins(SMALL)
+    inputs = [Shape(**{**vars(SMALL), "seed": seed}).tensors()[0] for seed in range(4)]
+    expected = [lstm(x)[0].detach() for x in inputs]
+    found: list[list[Tensor]] = [[] for _ in inputs]
+
+    def work(index: int) -> None:
+        for _ in range(10):
+            found[index].append(lstm(inputs[index])[0].detach())
+
+    threads = [threading.Thread(target=work, args=(index,)) for index in range(len(inputs))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for results, value in zip(found, expected, strict=True):
+        assert len(results) == 10
+        assert all(torch.equal(result, value) for result in results)
+
+
+@pytest.mark.parametrize("implementation", MODULES)
+@pytest.mark.parametrize("with_lengths", [False, True])
+def test_kernels_equal_nn_lstm(implementation, with_lengths):
+    """Each kernel, through the module, gives torch.nn.LSTM's results and gradients in float32."""
+    pytest.importorskip(MODULES[implementation], reason="this kernel does not exist")
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    shape = Shape(batch=3, steps=3, input_size=3, hidden_size=16, num_layers=2, bidirectional=True, seed=1)
+    theirs, ours = twins(shape, torch.float32, implementation, batch_first=with_lengths)
+    ours.to(device)
+    lengths, found = torch.tensor([2, 3, 1]) if with_lengths else None, []
+    for lstm, where in ((theirs, "cpu"), (ours, device)):
+        x, hidden, cell = (
+            value.detach() for value in leaves(shape, batch_first=with_lengths, dtype=torch.float32).values()
+        )
+        inputs = {"x": x, "h0": hidden, "c0": cell}
+        inputs = {name: value.requires_grad_() for name, value in inputs.items()}
+        moved = {name: value.to(where) for name, value in inputs.items()}
+        if lstm is theirs and lengths is not None:
+            packed = pack_padded_sequence(moved["x"], lengths, batch_first=True, enforce_sorted=False)
+            output, state = lstm(packed, state_of(moved))
+            output, _ = pad_packed_sequence(output, batch_first=True)
+        else:
+            output, state = lstm(moved["x"], state_of(moved), *([] if lstm is theirs else [lengths]))
+        result = output.cpu(), (state[0].cpu(), state[1].cpu())
+        found.append({name: value.cpu() for name, value in everything(lstm, result, inputs).items()})
+    assert {choice.implementation for choice in ours.choices} == {implementation}
+    assert_equal(found[1], found[0], rtol=1e-4, atol=1e-5)
+
+
+def test_package_names_its_content():
+    """The package has LSTM and replace_lstm, and says what it has when asked for anything else."""
+    assert kernels.LSTM is LSTM
+    assert set(kernels.__all__) == {"LSTM", "replace_lstm"}
+    with pytest.raises(AttributeError, match="has no attribute 'GRU'; it has LSTM, replace_lstm"):
+        _ = kernels.GRU
