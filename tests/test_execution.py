@@ -9,8 +9,11 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from recurrences import interpreted
 from torch import Tensor, nn
 
+from bench.evidence import choices_of
+from kernels.dispatch import MODULES
 from kernels.reference import LoopLSTM
 from seq2seq.execution import LEARNING_RATE, Executable, Weights, _own_code, backends, initial_weights
 from seq2seq.model import Seq2Seq, Seq2SeqConfig, loss_of
@@ -130,6 +133,23 @@ def test_refusal_to_train_compiled_nn_lstm_is_real():
     else:
         with pytest.raises(TypeError, match="mkldnn_rnn_layer"):
             run_once(executable, batch)
+
+
+@pytest.mark.skipif(not interpreted(), reason="with a GPU the variants themselves run, and are tested below")
+@MODES
+@pytest.mark.parametrize(
+    "problem", ["summarize-pg-scaled@batch=2,length=4,hidden=8", "translation-small-scaled@batch=2,length=4,hidden=8"]
+)
+@pytest.mark.parametrize("implementation", ["triton", *MODULES])
+def test_our_kernels_compute_what_float64_says(implementation, problem, mode):
+    """In Triton's interpreter: the whole model by each kernel, one direction or two, with and without lengths."""
+    workload = find_workload(problem)
+    variant = dataclasses.replace(OWN, lstm_options={"implementation": implementation})
+    executable = build(variant, workload, mode, weights_of(workload))
+    assert_right(executable, workload, weights_of(workload))
+    ran = {choice.implementation for layers in choices_of(executable.model).values() for choice in layers}
+    assert ran <= ({*MODULES} if implementation == "triton" else {implementation})
+    assert len(ran) == 1
 
 
 @MODES
