@@ -48,7 +48,7 @@ def differentiable(values: list[Any]) -> list[Any]:
     return [v.detach().requires_grad_() if isinstance(v, Tensor) and v.is_floating_point() else v for v in values]
 
 
-@pytest.mark.parametrize("sizes", SIZES, ids=str)
+@pytest.mark.parametrize("sizes", SIZES)
 def test_forward_passes_opcheck(sizes):
     """Schema, autograd registration, fake tensors and tracing with dynamic shapes are as torch wants them."""
     torch.library.opcheck(FORWARD, arguments(sizes, save=False))
@@ -58,7 +58,7 @@ def test_forward_passes_opcheck(sizes):
 
 
 @pytest.mark.parametrize("final", [True, False])
-@pytest.mark.parametrize("sizes", SIZES, ids=str)
+@pytest.mark.parametrize("sizes", SIZES)
 def test_backward_passes_opcheck(sizes, final):
     """The same of the backward operator, with and without gradients of the final state."""
     values = arguments(sizes, save=True)
@@ -151,7 +151,7 @@ def test_who_listens_sees_the_operator(monkeypatch):
     assert seen.names == ["lstm_forward", "lstm_backward"]
 
 
-@pytest.mark.parametrize("sizes", [sizes for sizes in SIZES if sizes.dtype == torch.float64], ids=str)
+@pytest.mark.parametrize("sizes", [sizes for sizes in SIZES if sizes.dtype == torch.float64])
 def test_make_fx_traces_both_operators(sizes):
     """A traced training step holds both operators and computes the same gradients."""
     values = arguments(sizes, save=True)

@@ -23,6 +23,7 @@ class Tagger(nn.Module):
         self.tied = self.stack[1]
 
     def forward(self, x):
+        """Tags of (batch, steps, 3)."""
         x = self.stack[0](self.encoder(x)[0])
         return self.tied(self.stack[1](x)[0])[0]
 
@@ -60,7 +61,7 @@ def test_parameters_are_the_same_objects():
 
 
 def test_options_modes_and_hooks_are_carried_over():
-    """Every option, training mode, requires_grad, type, random state and hooks stay; a handle still removes its hook."""
+    """Options, training mode, requires_grad, type, random state and hooks stay; a handle still removes its hook."""
     lstm = nn.LSTM(3, 4, 2, bias=False, dropout=0.25, bidirectional=True, dtype=torch.float64).eval()
     lstm.weight_hh_l0.requires_grad_(False)
     lstm.note = "mine"
