@@ -115,7 +115,8 @@ class LSTM(nn.RNNBase):
                 `proj_size` if that is set); zeros when absent.
             lengths: (batch,) int64 on any device, valid steps of each padded sequence, from 0; all when absent. Past
                 them the output is zero, the state is held, and what the input holds does not count. Values are
-                checked on a CPU alone; on a GPU, what is larger than the steps counts as all of them.
+                checked on a CPU alone; on a GPU, what is larger than the steps counts as all of them. To capture a
+                CUDA graph, give them on the GPU: a copy from the CPU would be captured with its values.
 
         Returns:
             Output, shaped and packed as the input with directions * hidden_size features, and the final h and c.
@@ -247,7 +248,8 @@ class LSTM(nn.RNNBase):
         self, x: Tensor, hx: State | None, lengths: Tensor | None, implementation: str, batch_first: bool
     ) -> tuple[Tensor, State]:
         """All layers through the operator; x is (batch, steps, features) if `batch_first`, else steps come first."""
-        dtype, tf32 = _computed_dtype(x), self._tf32(x.device, _computed_dtype(x))
+        dtype = _computed_dtype(x)
+        tf32 = self._tf32(x.device, dtype)
         if lengths is not None:
             # From pageable memory the copy reads its source before the call returns, so none can change it.
             lengths = lengths.to(torch.int32).to(x.device, non_blocking=True)

@@ -7,6 +7,7 @@ What is left is what has to go step by step, forward and backward, for one direc
 from __future__ import annotations
 
 import dataclasses
+import functools
 from dataclasses import dataclass
 
 import torch
@@ -129,12 +130,15 @@ def on_device(problem: Problem, device: torch.device) -> Problem:
     """The problem with what is to be known of the device."""
     if device.type != "cuda":
         return problem
-    properties = torch.cuda.get_device_properties(device)
-    return dataclasses.replace(
-        problem,
-        capability=10 * properties.major + properties.minor,
-        multiprocessors=properties.multi_processor_count,
-    )
+    capability, multiprocessors = _facts(torch.cuda.current_device() if device.index is None else device.index)
+    return dataclasses.replace(problem, capability=capability, multiprocessors=multiprocessors)
+
+
+@functools.cache
+def _facts(index: int) -> tuple[int, int]:
+    """Capability and multiprocessors of a GPU; asking torch takes longer than the rest of a choice."""
+    properties = torch.cuda.get_device_properties(index)
+    return 10 * properties.major + properties.minor, properties.multi_processor_count
 
 
 def state_dtype(dtype: torch.dtype) -> torch.dtype:

@@ -128,12 +128,19 @@ def test_tracing_leaves_the_record_alone():
     assert model.lstm.choices == ()
 
 
-@pytest.mark.parametrize("case", ["packed", "vendor"])
+UNTRACEABLE = {
+    "packed": ({"implementation": "loop"}, "padded input and lengths"),
+    "vendor": ({"implementation": "vendor"}, "choose another implementation"),
+    "projection": ({"proj_size": 2}, "choose another implementation"),
+}
+
+
+@pytest.mark.parametrize("case", UNTRACEABLE)
 def test_what_cannot_be_traced_says_so(case):
     """A packed sequence and torch's own LSTM break the graph, with advice; without fullgraph they run as ever."""
-    lstm = LSTM(3, 4, implementation="vendor" if case == "vendor" else "loop")
-    x = torch.randn(5, 2, 3) if case == "vendor" else pack_sequence([torch.randn(5, 3), torch.randn(2, 3)])
-    advice = "choose another implementation" if case == "vendor" else "padded input and lengths"
+    options, advice = UNTRACEABLE[case]
+    lstm = LSTM(3, 4, **options)
+    x = pack_sequence([torch.randn(5, 3), torch.randn(2, 3)]) if case == "packed" else torch.randn(5, 2, 3)
     with pytest.raises(torch._dynamo.exc.Unsupported, match=advice):
         torch.compile(lstm, backend="eager", fullgraph=True)(x)
     torch._dynamo.reset()

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import copy
 import io
+import subprocess
+import sys
 import threading
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,8 +16,9 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pack_sequence, pad_packed_sequence
 
 import kernels
-from kernels import LSTM
+from kernels import LSTM, dispatch
 from kernels.dispatch import MODULES, Choice
+from kernels.recurrence import loop_forward
 from kernels.reference import LoopLSTM
 
 pytest.importorskip("hypothesis")
@@ -583,9 +587,90 @@ def test_kernels_equal_nn_lstm(implementation, with_lengths):
     assert_equal(found[1], found[0], rtol=1e-4, atol=1e-5)
 
 
+class SwappedBiases(LSTM):
+    """A planted defect: each direction has the other's biases."""
+
+    def _weights(self, layer):
+        weight_ih, weight_hh, bias = super()._weights(layer)
+        return weight_ih, weight_hh, bias.unflatten(0, (2, -1)).flip(0).flatten()
+
+
+def unturned(args: Any, implementation: str) -> None:
+    """A planted defect: the second direction's output is left in the order in which it was computed."""
+    del implementation
+    loop_forward(args)
+    args.output[:, :, 1] = args.output[:, :, 1].flip(0)
+
+
+@pytest.mark.parametrize("defect", ["biases", "order"])
+def test_planted_defects_are_caught(defect, monkeypatch):
+    """What the comparison with torch.nn.LSTM is for: mixed-up directions do not pass it."""
+    theirs, _ = twins(SMALL)
+    ours = (SwappedBiases if defect == "biases" else LSTM)(**SMALL.options, implementation="loop").double()
+    ours.load_state_dict(theirs.state_dict())
+    if defect == "order":
+        monkeypatch.setattr(dispatch, "forward", unturned)
+    x, hx = SMALL.tensors()
+    with pytest.raises(AssertionError, match="not close"):
+        torch.testing.assert_close(ours(x, hx)[0], theirs(x, hx)[0], **CLOSE)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("autocast", [False, True])
+def test_auto_on_gpu_is_close_to_truth(dtype, autocast):
+    """Whatever `auto` chooses on a GPU is within its type's rounding of float64, under autocast too."""
+    shape = Shape(5, 9, 24, 48, 2, bidirectional=True, seed=0, lengths=(9, 1, 4, 9, 7))
+    lstm = LSTM(**shape.options).cuda().to(torch.float32 if autocast else dtype)
+    truth = LoopLSTM(**shape.options).double()
+    truth.load_state_dict(lstm.state_dict())
+    x, hx = shape.tensors(torch.float32)
+    x, hx = x.to(dtype), tuple(value.to(dtype) for value in hx)
+    kept = torch.float32 if autocast else dtype
+    with torch.autocast("cuda", dtype, enabled=autocast and dtype != torch.float32):
+        moved = tuple(value.to("cuda", kept) for value in hx)
+        output, state = lstm(x.to("cuda", kept), moved, torch.tensor(shape.lengths))
+    expected, expected_state = truth(x.double(), tuple(v.double() for v in hx), torch.tensor(shape.lengths))
+    for value, true in zip((output, *state), (expected, *expected_state), strict=True):
+        assert value.dtype == dtype
+        atol = 64 * torch.finfo(dtype).eps
+        torch.testing.assert_close(value.detach().cpu().double(), true, rtol=0, atol=atol)
+    assert lstm.choices
+
+
+@pytest.mark.gpu
+def test_streams_do_not_disturb_each_other():
+    """Two streams that run one module at the same time get the results of one that runs alone."""
+    lstm = LSTM(32, 64, 2, batch_first=True).cuda()
+    inputs = [torch.randn(8, 50, 32, device="cuda") for _ in range(2)]
+    with torch.no_grad():
+        expected = [lstm(x)[0] for x in inputs]
+        torch.cuda.synchronize()
+        streams, found = [torch.cuda.Stream() for _ in inputs], [[], []]
+        for _ in range(20):
+            for index, stream in enumerate(streams):
+                with torch.cuda.stream(stream):
+                    found[index].append(lstm(inputs[index])[0])
+        torch.cuda.synchronize()
+    for results, value in zip(found, expected, strict=True):
+        assert all(torch.equal(result, value) for result in results)
+
+
 def test_package_names_its_content():
     """The package has LSTM and replace_lstm, and says what it has when asked for anything else."""
     assert kernels.LSTM is LSTM
     assert set(kernels.__all__) == {"LSTM", "replace_lstm"}
     with pytest.raises(AttributeError, match="has no attribute 'GRU'; it has LSTM, replace_lstm"):
         _ = kernels.GRU
+
+
+def test_importing_the_package_is_cheap():
+    """`import kernels` loads neither torch nor Triton; `kernels.LSTM` needs torch, and Triton not yet."""
+    program = """
+import sys, kernels
+assert not {"torch", "triton"} & set(sys.modules)
+sys.modules["triton"] = None  # An import of it raises from here on.
+kernels.LSTM(3, 4, implementation="loop")
+assert "kernels.gpu" not in sys.modules
+"""
+    subprocess.run([sys.executable, "-c", program], check=True, cwd=Path(__file__).parents[1])
