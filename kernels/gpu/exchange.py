@@ -1,0 +1,138 @@
+"""How programs of one launch hand rows to each other in the middle of a kernel, and multiply them by weights they hold.
+
+Two ways to know that a row has arrived: a counter in global memory that all programs of a group add to (`arrive`,
+`wait`), or the row itself, where memory was filled with a bit pattern beforehand that no writer stores (`missing`).
+Both need all programs of a group to run at the same time, so such kernels are launched cooperatively: a grid that does
+not fit then fails at the launch instead of waiting forever.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+#: Memory that nobody has written yet, as an integer of the element's width: all bits set. As a float that is a NaN, and
+#: not the one that arithmetic gives on NVIDIA's GPUs (0x7FFF, 0x7FFFFFFF).
+ABSENT = tl.constexpr(-1)
+
+
+@triton.jit
+def arrive(p_counter):
+    """Say that this program's stores before this call may be read by whoever waits for the counter."""
+    # All threads' stores come before the block's barrier, and the one thread's atomic comes after it. Release at GPU
+    # scope is cumulative: what happened before it, the other threads' stores included, is visible before the sum is.
+    tl.debug_barrier()
+    tl.atomic_add(p_counter, 1, sem="release", scope="gpu")
+
+
+@triton.jit
+def wait(p_counter, target):
+    """Return when `target` arrivals are counted; what was stored before them is then visible to all threads."""
+    # Adding nothing with acquire is an acquire load; a volatile load would order nothing. One thread does it, and the
+    # others stand behind it at the block's barrier, so by cumulativity they too read what was released.
+    while tl.atomic_add(p_counter, 0, sem="acquire", scope="gpu") < target:
+        pass
+    tl.debug_barrier()
+
+
+@triton.jit
+def present(b_bits):
+    """The bits to store: another NaN where a value has just those that mean absent, or its reader would wait forever."""
+    NAN: tl.constexpr = (1 << (b_bits.dtype.primitive_bitwidth - 1)) - 1
+    return tl.where(b_bits == ABSENT, tl.full(b_bits.shape, NAN, b_bits.dtype), b_bits)
+
+
+@triton.jit
+def missing(chunks):
+    """Whether one element of a tuple of blocks has not arrived."""
+    b_absent = chunks[0] == ABSENT
+    for index in tl.static_range(1, len(chunks)):
+        b_absent = b_absent | (chunks[index] == ABSENT)
+    return tl.max(tl.reshape(b_absent, [b_absent.numel]).to(tl.int32), 0) != 0
+
+
+@triton.jit
+def offsets(BLOCK_K: tl.constexpr, SPLIT: tl.constexpr):
+    """Where the elements of a chunk of K stand: (1, BLOCK_K), or (SPLIT, 1, BLOCK_K / SPLIT)."""
+    # With SPLIT a product is a batch of SPLIT products over their own part of K, and Triton gives each warp its own:
+    # a warp's part of the weights is read by no other and so can stay in its registers.
+    if SPLIT == 1:
+        return tl.arange(0, BLOCK_K)[None, :]
+    return tl.arange(0, SPLIT)[:, None, None] * (BLOCK_K // SPLIT) + tl.arange(0, BLOCK_K // SPLIT)[None, None, :]
+
+
+@triton.jit
+def column(b_vector, SPLIT: tl.constexpr):
+    """A vector as (N, 1), or (1, N, 1), beside `offsets`."""
+    if SPLIT == 1:
+        return b_vector[:, None]
+    return b_vector[None, :, None]
+
+
+@triton.jit
+def held_weights(p_rows, inside, stride_k, K: tl.constexpr, BLOCK_K: tl.constexpr, SPLIT: tl.constexpr):
+    """All chunks of a program's weights.
+
+    Args:
+        p_rows: where each row begins, as `column` puts it.
+        inside: whether a row exists.
+        stride_k: between neighbours along K.
+    """
+    chunks = ()
+    for index in tl.static_range(tl.cdiv(K, BLOCK_K)):
+        o_k = index * BLOCK_K + offsets(BLOCK_K, SPLIT)
+        chunks = chunks + (tl.load(p_rows + o_k * stride_k, mask=inside & (o_k < K), other=0.0),)
+    return chunks
+
+
+@triton.jit
+def load_rows(
+    p_rows, inside, FIRST: tl.constexpr, COUNT: tl.constexpr, K: tl.constexpr, BLOCK_K: tl.constexpr,
+    SPLIT: tl.constexpr, POLL: tl.constexpr,
+):  # fmt: skip
+    """`COUNT` chunks, from the `FIRST` on, of rows that other programs wrote while this kernel runs, as integers."""
+    chunks = ()
+    for index in tl.static_range(COUNT):
+        o_k = (FIRST + index) * BLOCK_K + offsets(BLOCK_K, SPLIT)
+        mask = inside & (o_k < K)
+        if POLL:
+            # Volatile: read anew each time, past the first-level cache, which other multiprocessors' stores miss.
+            b_bits = tl.load(p_rows + o_k, mask=mask, other=0, volatile=True)
+        else:
+            # From the second-level cache too: a line of the first level may be older than the barrier.
+            b_bits = tl.load(p_rows + o_k, mask=mask, other=0, cache_modifier=".cg")
+        chunks = chunks + (b_bits,)
+    return chunks
+
+
+@triton.jit
+def product(
+    weights, p_rows, inside, waits, M: tl.constexpr, N: tl.constexpr, K: tl.constexpr, BLOCK_K: tl.constexpr,
+    GROUP: tl.constexpr, SPLIT: tl.constexpr, POLL: tl.constexpr, DTYPE: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Held weights (M, K) times the transpose of rows (N, K) in global memory, float32 (M, N).
+
+    Args:
+        weights: from `held_weights`.
+        p_rows: where each row begins, as `column` puts it; integers of the width of `DTYPE`.
+        inside: whether a row exists.
+        waits: with POLL, whether the rows may not have been written yet.
+        GROUP: chunks that are on their way at the same time; each costs registers.
+    """
+    CHUNKS: tl.constexpr = tl.cdiv(K, BLOCK_K)
+    if SPLIT == 1:
+        b_sum = tl.zeros([M, N], tl.float32)
+    else:
+        b_sum = tl.zeros([SPLIT, M, N], tl.float32)
+    for first in tl.static_range(0, CHUNKS, GROUP):
+        COUNT: tl.constexpr = GROUP if first + GROUP <= CHUNKS else CHUNKS - first
+        chunks = load_rows(p_rows, inside, first, COUNT, K, BLOCK_K, SPLIT, POLL)
+        if POLL:
+            # No order among loads or stores is asked for: each element proves its own arrival, none is torn.
+            while waits & missing(chunks):
+                chunks = load_rows(p_rows, inside, first, COUNT, K, BLOCK_K, SPLIT, POLL)
+        for index in tl.static_range(COUNT):
+            b_rows = chunks[index].to(DTYPE, bitcast=True)
+            b_rows = tl.trans(b_rows) if SPLIT == 1 else tl.permute(b_rows, (0, 2, 1))
+            b_sum = tl.dot(weights[first + index], b_rows, b_sum, input_precision=PRECISION)
+    return b_sum if SPLIT == 1 else tl.sum(b_sum, 0)
