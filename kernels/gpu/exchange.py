@@ -57,16 +57,17 @@ def offsets(BLOCK_K: tl.constexpr, SPLIT: tl.constexpr):
     # With SPLIT a product is a batch of SPLIT products over their own part of K, and Triton gives each warp its own:
     # a warp's part of the weights is read by no other and so can stay in its registers.
     if SPLIT == 1:
-        return tl.arange(0, BLOCK_K)[None, :]
-    return tl.arange(0, SPLIT)[:, None, None] * (BLOCK_K // SPLIT) + tl.arange(0, BLOCK_K // SPLIT)[None, None, :]
+        o_k = tl.arange(0, BLOCK_K)[None, :]
+    else:
+        o_k = tl.arange(0, SPLIT)[:, None, None] * (BLOCK_K // SPLIT)
+        o_k = o_k + tl.arange(0, BLOCK_K // SPLIT)[None, None, :]
+    return o_k
 
 
 @triton.jit
 def column(b_vector, SPLIT: tl.constexpr):
     """A vector as (N, 1), or (1, N, 1), beside `offsets`."""
-    if SPLIT == 1:
-        return b_vector[:, None]
-    return b_vector[None, :, None]
+    return b_vector[:, None] if SPLIT == 1 else b_vector[None, :, None]
 
 
 @triton.jit
@@ -110,7 +111,7 @@ def product(
     weights, p_rows, inside, waits, M: tl.constexpr, N: tl.constexpr, K: tl.constexpr, BLOCK_K: tl.constexpr,
     GROUP: tl.constexpr, SPLIT: tl.constexpr, POLL: tl.constexpr, DTYPE: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Held weights (M, K) times the transpose of rows (N, K) in global memory, float32 (M, N).
+    """Rows (N, K) in global memory times the transpose of held weights (M, K), float32 (N, M).
 
     Args:
         weights: from `held_weights`.
@@ -125,14 +126,20 @@ def product(
     else:
         b_sum = tl.zeros([SPLIT, M, N], tl.float32)
     for first in tl.static_range(0, CHUNKS, GROUP):
-        COUNT: tl.constexpr = GROUP if first + GROUP <= CHUNKS else CHUNKS - first
-        chunks = load_rows(p_rows, inside, first, COUNT, K, BLOCK_K, SPLIT, POLL)
+        chunks = load_rows(p_rows, inside, first, min(GROUP, CHUNKS - first), K, BLOCK_K, SPLIT, POLL)
         if POLL:
             # No order among loads or stores is asked for: each element proves its own arrival, none is torn.
             while waits & missing(chunks):
-                chunks = load_rows(p_rows, inside, first, COUNT, K, BLOCK_K, SPLIT, POLL)
-        for index in tl.static_range(COUNT):
+                chunks = load_rows(p_rows, inside, first, min(GROUP, CHUNKS - first), K, BLOCK_K, SPLIT, POLL)
+        for index in tl.static_range(min(GROUP, CHUNKS - first)):
             b_rows = chunks[index].to(DTYPE, bitcast=True)
             b_rows = tl.trans(b_rows) if SPLIT == 1 else tl.permute(b_rows, (0, 2, 1))
             b_sum = tl.dot(weights[first + index], b_rows, b_sum, input_precision=PRECISION)
-    return b_sum if SPLIT == 1 else tl.sum(b_sum, 0)
+    if SPLIT == 1:
+        b_sum = tl.trans(b_sum)
+    else:
+        # A split makes Triton bring neighbours along the last dimension into one thread, and the rest of the sum into
+        # neighbouring ones; a plain sum over dimension 0 goes through shared memory twice and takes many registers.
+        b_low, b_high = tl.split(tl.reshape(tl.permute(b_sum, (2, 1, 0)), [N, M, SPLIT // 2, 2]))
+        b_sum = tl.sum(b_low + b_high, 2)
+    return b_sum

@@ -188,7 +188,7 @@ def _run(
         launch(0, turns, launch_cooperative_grid=True)
 
 
-def _constants(problem: Problem, config: Config) -> dict[str, Any]:
+def _constants(problem: Problem, config: Config, *, wide: bool = False) -> dict[str, Any]:
     return {
         "H": problem.hidden_size,
         "DIRECTIONS": problem.directions,
@@ -200,6 +200,7 @@ def _constants(problem: Problem, config: Config) -> dict[str, Any]:
         "SYNC": config.sync,
         "PRECISION": "tf32" if problem.tf32 else "ieee",
         "STAGES": config.num_stages,
+        "WIDE": wide,
     }
 
 

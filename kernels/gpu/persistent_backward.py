@@ -18,11 +18,12 @@ def backward_kernel(
     stride_output_t, stride_output_b, stride_output_d, stride_grad_t, stride_grad_b, stride_grad_d,
     H: tl.constexpr, DIRECTIONS: tl.constexpr, BLOCK_B: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_K: tl.constexpr,
     GROUP: tl.constexpr, SPLIT: tl.constexpr, SYNC: tl.constexpr, PRECISION: tl.constexpr, STAGES: tl.constexpr,
+    WIDE: tl.constexpr,
 ):  # fmt: skip
     """Turns from `first` to before `end`, of steps + 1, of one hidden tile of one batch tile of one direction.
 
     Turn n takes the gates' gradient of turn n - 1, makes h's of it, and from that the gates' of its own step, the n-th
-    from the end; the last turn has no step and leaves the gradient of h0. Blocks stand hidden unit by batch row.
+    from the end; the last turn has no step and leaves the gradient of h0. Blocks stand batch row by hidden unit.
     `p_grad_gates` are integers of the gates' width and what programs read each other's work from. Between launches the
     gradients of h and c stand in `p_held`, float32, and `p_grad_c0`.
     """
@@ -35,10 +36,10 @@ def backward_kernel(
     o_h = (tl.program_id(0) % TILES) * BLOCK_H + tl.arange(0, BLOCK_H)
     o_b = (group // DIRECTIONS) * BLOCK_B + tl.arange(0, BLOCK_B)
     in_h, in_b = o_h < H, o_b < batch
-    inside = in_h[:, None] & in_b[None, :]
-    # Rows times a stride may pass 2**31.
-    o_b = o_b.to(tl.int64)
-    o_state = (direction * batch + o_b[None, :]) * H + o_h[:, None]
+    inside = in_b[:, None] & in_h[None, :]
+    if WIDE:
+        o_b = o_b.to(tl.int64)
+    o_state = (direction * batch + o_b[:, None]) * H + o_h[None, :]
 
     # Row u of this program's weights is what all gates of all units get from its unit u.
     p_rows_weight = column(p_weight + direction.to(tl.int64) * K * H + o_h, SPLIT)
@@ -46,8 +47,8 @@ def backward_kernel(
     if SYNC != "launch":
         weights = held_weights(p_rows_weight, in_rows_weight, H, K=K, BLOCK_K=BLOCK_K, SPLIT=SPLIT)
 
-    b_dh = tl.zeros([BLOCK_H, BLOCK_B], tl.float32)
-    b_dc = tl.zeros([BLOCK_H, BLOCK_B], tl.float32)
+    b_dh = tl.zeros([BLOCK_B, BLOCK_H], tl.float32)
+    b_dc = tl.zeros([BLOCK_B, BLOCK_H], tl.float32)
     if p_grad_h_n is not None:
         b_dh = tl.load(p_grad_h_n + o_state, mask=inside, other=0.0).to(tl.float32)
     if p_grad_c_n is not None:
@@ -67,19 +68,19 @@ def backward_kernel(
         after = tl.where(direction == 1, time - 1, time + 1)
         valid = inside & (turn < steps)
         if p_lengths is not None:
-            valid = valid & (time < b_length)[None, :]
+            valid = valid & (time < b_length)[:, None]
         # Not dependent on the other programs, so on its way before they are waited for.
-        o_gates = time * stride_gates_t + o_b[None, :] * stride_gates_b + direction * stride_gates_d + o_h[:, None]
+        o_gates = time * stride_gates_t + o_b[:, None] * stride_gates_b + direction * stride_gates_d + o_h[None, :]
         b_i = tl.load(p_gates + o_gates, mask=valid, other=0.0).to(tl.float32)
         b_f = tl.load(p_gates + o_gates + H, mask=valid, other=0.0).to(tl.float32)
         b_g = tl.load(p_gates + o_gates + 2 * H, mask=valid, other=0.0).to(tl.float32)
         b_o = tl.load(p_gates + o_gates + 3 * H, mask=valid, other=0.0).to(tl.float32)
-        o_cells = o_b[None, :] * stride_cells_b + direction * stride_cells_d + o_h[:, None]
+        o_cells = o_b[:, None] * stride_cells_b + direction * stride_cells_d + o_h[None, :]
         b_tanh_c = tanh(tl.load(p_cells + time * stride_cells_t + o_cells, mask=valid, other=0.0))
         b_c = tl.load(p_cells + before * stride_cells_t + o_cells, mask=valid & (position > 0), other=0.0)
         if p_c0 is not None:
             b_c += tl.load(p_c0 + o_state, mask=valid & (position == 0), other=0.0)
-        o_output = time * stride_output_t + o_b[None, :] * stride_output_b + direction * stride_output_d + o_h[:, None]
+        o_output = time * stride_output_t + o_b[:, None] * stride_output_b + direction * stride_output_d + o_h[None, :]
         b_out = tl.load(p_grad_output + o_output, mask=valid, other=0.0).to(tl.float32)
 
         p_after = p_grad_gates + after * stride_grad_t + direction * stride_grad_d
@@ -92,6 +93,7 @@ def backward_kernel(
                 b_weight = tl.load(p_rows_weight + o_k * H, mask=in_rows_weight & (o_k < K), other=0.0)
                 b_rows = tl.load(p_rows + o_k, mask=in_rows & (o_k < K), other=0).to(DTYPE, bitcast=True)
                 b_sum = tl.dot(b_weight, tl.trans(b_rows), b_sum, input_precision=PRECISION)
+            b_sum = tl.trans(b_sum)
         else:
             if SYNC == "barrier":
                 wait(p_counters + group * 32, turn * TILES)
@@ -102,7 +104,7 @@ def backward_kernel(
         through = inside & (turn > 0)
         if p_lengths is not None:
             # Past its end a sequence holds its state, so the gradient passes.
-            through = through & (after < b_length)[None, :]
+            through = through & (after < b_length)[:, None]
         b_dh = tl.where(through, b_sum, b_dh)
 
         b_total = b_dh + b_out
@@ -113,7 +115,7 @@ def backward_kernel(
         b_do = tl.where(valid, b_total * b_tanh_c * b_o * (1 - b_o), 0.0).to(DTYPE)
         b_dc = tl.where(valid, b_dc_here * b_f, b_dc)
 
-        o_grad = time * stride_grad_t + o_b[None, :] * stride_grad_b + direction * stride_grad_d + o_h[:, None]
+        o_grad = time * stride_grad_t + o_b[:, None] * stride_grad_b + direction * stride_grad_d + o_h[None, :]
         stored = inside & (turn < steps)
         tl.store(p_grad_gates + o_grad, present(b_di.to(BITS, bitcast=True)), mask=stored)
         tl.store(p_grad_gates + o_grad + H, present(b_df.to(BITS, bitcast=True)), mask=stored)

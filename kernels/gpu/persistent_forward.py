@@ -18,10 +18,11 @@ def forward_kernel(
     stride_cells_t, stride_cells_b, stride_cells_d,
     H: tl.constexpr, DIRECTIONS: tl.constexpr, BLOCK_B: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_K: tl.constexpr,
     GROUP: tl.constexpr, SPLIT: tl.constexpr, SYNC: tl.constexpr, PRECISION: tl.constexpr, STAGES: tl.constexpr,
+    WIDE: tl.constexpr,
 ):  # fmt: skip
     """Steps from `first` to before `end` of one hidden tile of one batch tile of one direction.
 
-    Blocks stand hidden unit by batch row. `p_exchange` and `p_h0` are integers of the gates' width; every step's h is
+    Blocks stand batch row by hidden unit. `p_exchange` and `p_h0` are integers of the gates' width; every step's h is
     written to memory of its own there, so no program can overwrite what another still has to read. `p_output` is None
     where the exchange is the output itself. Between launches the state stands in `p_h_n` and `p_c_n`.
     """
@@ -33,10 +34,10 @@ def forward_kernel(
     o_h = (tl.program_id(0) % TILES) * BLOCK_H + tl.arange(0, BLOCK_H)
     o_b = (group // DIRECTIONS) * BLOCK_B + tl.arange(0, BLOCK_B)
     in_h, in_b = o_h < H, o_b < batch
-    inside = in_h[:, None] & in_b[None, :]
-    # Rows times a stride may pass 2**31.
-    o_b = o_b.to(tl.int64)
-    o_state = (direction * batch + o_b[None, :]) * H + o_h[:, None]
+    inside = in_b[:, None] & in_h[None, :]
+    if WIDE:
+        o_b = o_b.to(tl.int64)
+    o_state = (direction * batch + o_b[:, None]) * H + o_h[None, :]
 
     # Row g * BLOCK_H + u of this program's weights is gate g of its unit u.
     o_row = tl.arange(0, 4 * BLOCK_H)
@@ -46,8 +47,8 @@ def forward_kernel(
     if SYNC != "launch":
         weights = held_weights(p_rows_weight, in_rows_weight, 1, K=H, BLOCK_K=BLOCK_K, SPLIT=SPLIT)
 
-    b_h = tl.zeros([BLOCK_H, BLOCK_B], DTYPE)
-    b_c = tl.zeros([BLOCK_H, BLOCK_B], tl.float32)
+    b_h = tl.zeros([BLOCK_B, BLOCK_H], DTYPE)
+    b_c = tl.zeros([BLOCK_B, BLOCK_H], tl.float32)
     if p_h0 is not None:
         b_h = tl.load(p_h0 + o_state, mask=inside, other=0).to(DTYPE, bitcast=True)
     if p_c0 is not None:
@@ -63,9 +64,9 @@ def forward_kernel(
         time = tl.where(direction == 1, steps - 1 - position, position).to(tl.int64)
         valid = inside
         if p_lengths is not None:
-            valid = inside & (time < b_length)[None, :]
+            valid = inside & (time < b_length)[:, None]
         # Not dependent on the other programs, so on its way before they are waited for.
-        p_x = p_input + time * stride_input_t + o_b[None, :] * stride_input_b + direction * stride_input_d + o_h[:, None]
+        p_x = p_input + time * stride_input_t + o_b[:, None] * stride_input_b + direction * stride_input_d + o_h[None, :]
         b_i = tl.load(p_x, mask=valid, other=0.0).to(tl.float32)
         b_f = tl.load(p_x + H, mask=valid, other=0.0).to(tl.float32)
         b_g = tl.load(p_x + 2 * H, mask=valid, other=0.0).to(tl.float32)
@@ -88,6 +89,7 @@ def forward_kernel(
                 b_weight = tl.load(p_rows_weight + o_k, mask=in_rows_weight & (o_k < H), other=0.0)
                 b_rows = tl.load(p_rows + o_k, mask=in_rows & (o_k < H), other=0).to(DTYPE, bitcast=True)
                 b_sum = tl.dot(b_weight, tl.trans(b_rows), b_sum, input_precision=PRECISION)
+            b_sum = tl.trans(b_sum)
         else:
             if SYNC == "barrier":
                 wait(p_counters + group * 32, position * TILES)
@@ -96,7 +98,7 @@ def forward_kernel(
                 SPLIT=SPLIT, POLL=SYNC == "poll", DTYPE=DTYPE, PRECISION=PRECISION,
             )  # fmt: skip
         # Gates to the last two dimensions, which stand in one thread's registers: (i, f), (g, o).
-        b_sum = tl.permute(tl.reshape(b_sum, [2, 2, BLOCK_H, BLOCK_B]), (2, 3, 0, 1))
+        b_sum = tl.permute(tl.reshape(b_sum, [BLOCK_B, 2, 2, BLOCK_H]), (0, 3, 1, 2))
         b_sum_ig, b_sum_fo = tl.split(b_sum)
         b_sum_i, b_sum_g = tl.split(b_sum_ig)
         b_sum_f, b_sum_o = tl.split(b_sum_fo)
@@ -110,22 +112,22 @@ def forward_kernel(
         b_h, b_c = b_h_new, b_c_new
 
         # First what the others wait for.
-        o_exchange = time * stride_exchange_t + o_b[None, :] * stride_exchange_b + direction * stride_exchange_d
-        tl.store(p_exchange + o_exchange + o_h[:, None], present(b_h.to(BITS, bitcast=True)), mask=inside)
+        o_exchange = time * stride_exchange_t + o_b[:, None] * stride_exchange_b + direction * stride_exchange_d
+        tl.store(p_exchange + o_exchange + o_h[None, :], present(b_h.to(BITS, bitcast=True)), mask=inside)
         if SYNC == "barrier":
             arrive(p_counters + group * 32)
         if p_output is not None:
-            o_output = time * stride_output_t + o_b[None, :] * stride_output_b + direction * stride_output_d
+            o_output = time * stride_output_t + o_b[:, None] * stride_output_b + direction * stride_output_d
             b_out = tl.where(valid, b_h, 0.0).to(DTYPE)
-            tl.store(p_output + o_output + o_h[:, None], b_out, mask=inside)
+            tl.store(p_output + o_output + o_h[None, :], b_out, mask=inside)
         if p_gates is not None:
-            o_gates = time * stride_gates_t + o_b[None, :] * stride_gates_b + direction * stride_gates_d + o_h[:, None]
+            o_gates = time * stride_gates_t + o_b[:, None] * stride_gates_b + direction * stride_gates_d + o_h[None, :]
             tl.store(p_gates + o_gates, b_i.to(DTYPE), mask=inside)
             tl.store(p_gates + o_gates + H, b_f.to(DTYPE), mask=inside)
             tl.store(p_gates + o_gates + 2 * H, b_g.to(DTYPE), mask=inside)
             tl.store(p_gates + o_gates + 3 * H, b_o.to(DTYPE), mask=inside)
-            o_cells = time * stride_cells_t + o_b[None, :] * stride_cells_b + direction * stride_cells_d
-            tl.store(p_cells + o_cells + o_h[:, None], b_c, mask=inside)
+            o_cells = time * stride_cells_t + o_b[:, None] * stride_cells_b + direction * stride_cells_d
+            tl.store(p_cells + o_cells + o_h[None, :], b_c, mask=inside)
         position += 1
 
     tl.store(p_h_n + o_state, b_h, mask=inside)
