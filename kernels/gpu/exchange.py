@@ -37,7 +37,7 @@ def wait(p_counter, target):
 
 @triton.jit
 def present(b_bits):
-    """The bits to store: another NaN where a value has just those that mean absent, or its reader would wait forever."""
+    """The bits to store: another NaN where a value has just those of `ABSENT`, or its reader would wait forever."""
     NAN: tl.constexpr = (1 << (b_bits.dtype.primitive_bitwidth - 1)) - 1
     return tl.where(b_bits == ABSENT, tl.full(b_bits.shape, NAN, b_bits.dtype), b_bits)
 
@@ -72,17 +72,14 @@ def column(b_vector, SPLIT: tl.constexpr):
 
 @triton.jit
 def held_weights(p_rows, inside, stride_k, K: tl.constexpr, BLOCK_K: tl.constexpr, SPLIT: tl.constexpr):
-    """All chunks of a program's weights.
+    """All chunks of a program's weights; `p_rows` and `inside` say of each row where it begins and whether it exists.
 
-    Args:
-        p_rows: where each row begins, as `column` puts it.
-        inside: whether a row exists.
-        stride_k: between neighbours along K.
+    Neighbours along K stand `stride_k` apart.
     """
     chunks = ()
     for index in tl.static_range(tl.cdiv(K, BLOCK_K)):
         o_k = index * BLOCK_K + offsets(BLOCK_K, SPLIT)
-        chunks = chunks + (tl.load(p_rows + o_k * stride_k, mask=inside & (o_k < K), other=0.0),)
+        chunks += (tl.load(p_rows + o_k * stride_k, mask=inside & (o_k < K), other=0.0),)  # type: ignore[assignment]
     return chunks
 
 
@@ -102,7 +99,7 @@ def load_rows(
         else:
             # From the second-level cache too: a line of the first level may be older than the barrier.
             b_bits = tl.load(p_rows + o_k, mask=mask, other=0, cache_modifier=".cg")
-        chunks = chunks + (b_bits,)
+        chunks += (b_bits,)  # type: ignore[assignment]
     return chunks
 
 
@@ -113,18 +110,12 @@ def product(
 ):  # fmt: skip
     """Rows (N, K) in global memory times the transpose of held weights (M, K), float32 (N, M).
 
-    Args:
-        weights: from `held_weights`.
-        p_rows: where each row begins, as `column` puts it; integers of the width of `DTYPE`.
-        inside: whether a row exists.
-        waits: with POLL, whether the rows may not have been written yet.
-        GROUP: chunks that are on their way at the same time; each costs registers.
+    `p_rows` and `inside` say of each row where it begins and whether it exists; rows are integers of the width of
+    DTYPE. GROUP chunks are on their way at the same time, which costs registers. With POLL, `waits` says whether the
+    rows may not have been written yet.
     """
     CHUNKS: tl.constexpr = tl.cdiv(K, BLOCK_K)
-    if SPLIT == 1:
-        b_sum = tl.zeros([M, N], tl.float32)
-    else:
-        b_sum = tl.zeros([SPLIT, M, N], tl.float32)
+    b_sum = tl.zeros([M, N], tl.float32) if SPLIT == 1 else tl.zeros([SPLIT, M, N], tl.float32)
     for first in tl.static_range(0, CHUNKS, GROUP):
         chunks = load_rows(p_rows, inside, first, min(GROUP, CHUNKS - first), K, BLOCK_K, SPLIT, POLL)
         if POLL:

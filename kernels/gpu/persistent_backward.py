@@ -6,11 +6,11 @@ import triton
 import triton.language as tl
 
 from kernels.gpu.elementwise import tanh
-from kernels.gpu.exchange import arrive, column, held_weights, offsets, present, product, wait
+from kernels.gpu.exchange import arrive, column, held_weights, present, product, wait
 
 
 @triton.jit(do_not_specialize=["first", "end"])
-def backward_kernel(
+def backward_kernel(  # noqa: C901 - branches at compile time
     p_weight, p_c0, p_lengths, p_gates, p_cells, p_grad_output, p_grad_h_n, p_grad_c_n, p_grad_gates, p_grad_h0,
     p_grad_c0, p_held, p_counters,
     batch, steps, first, end,
@@ -41,11 +41,11 @@ def backward_kernel(
         o_b = o_b.to(tl.int64)
     o_state = (direction * batch + o_b[:, None]) * H + o_h[None, :]
 
-    # Row u of this program's weights is what all gates of all units get from its unit u.
-    p_rows_weight = column(p_weight + direction.to(tl.int64) * K * H + o_h, SPLIT)
-    in_rows_weight = column(in_h, SPLIT)
+    # Column u of this program's weights is what all gates of all units get from its unit u.
+    p_columns = p_weight + direction.to(tl.int64) * K * H + o_h[None, :]
     if SYNC != "launch":
-        weights = held_weights(p_rows_weight, in_rows_weight, H, K=K, BLOCK_K=BLOCK_K, SPLIT=SPLIT)
+        p_rows_weight = column(p_weight + direction.to(tl.int64) * K * H + o_h, SPLIT)
+        weights = held_weights(p_rows_weight, column(in_h, SPLIT), H, K=K, BLOCK_K=BLOCK_K, SPLIT=SPLIT)
 
     b_dh = tl.zeros([BLOCK_B, BLOCK_H], tl.float32)
     b_dc = tl.zeros([BLOCK_B, BLOCK_H], tl.float32)
@@ -87,13 +87,13 @@ def backward_kernel(
         p_rows = column(p_after + o_b * stride_grad_b, SPLIT)
         in_rows = column(in_b & (turn > 0), SPLIT)
         if SYNC == "launch":
-            b_sum = tl.zeros([BLOCK_H, BLOCK_B], tl.float32)
+            b_sum = tl.zeros([BLOCK_B, BLOCK_H], tl.float32)
             for start in tl.range(0, K, BLOCK_K, num_stages=STAGES):
-                o_k = start + offsets(BLOCK_K, 1)
-                b_weight = tl.load(p_rows_weight + o_k * H, mask=in_rows_weight & (o_k < K), other=0.0)
-                b_rows = tl.load(p_rows + o_k, mask=in_rows & (o_k < K), other=0).to(DTYPE, bitcast=True)
-                b_sum = tl.dot(b_weight, tl.trans(b_rows), b_sum, input_precision=PRECISION)
-            b_sum = tl.trans(b_sum)
+                o_k = start + tl.arange(0, BLOCK_K)
+                in_k = o_k < K
+                b_weight = tl.load(p_columns + o_k[:, None] * H, mask=in_k[:, None] & in_h[None, :], other=0.0)
+                b_rows = tl.load(p_rows + o_k[None, :], mask=in_rows & in_k[None, :], other=0).to(DTYPE, bitcast=True)
+                b_sum = tl.dot(b_rows, b_weight, b_sum, input_precision=PRECISION)
         else:
             if SYNC == "barrier":
                 wait(p_counters + group * 32, turn * TILES)

@@ -10,7 +10,7 @@ from kernels.gpu.exchange import arrive, column, held_weights, offsets, present,
 
 
 @triton.jit(do_not_specialize=["first", "end"])
-def forward_kernel(
+def forward_kernel(  # noqa: C901 - branches at compile time
     p_input, p_weight, p_h0, p_c0, p_lengths, p_output, p_exchange, p_h_n, p_c_n, p_gates, p_cells, p_counters,
     batch, steps, first, end,
     stride_input_t, stride_input_b, stride_input_d, stride_output_t, stride_output_b, stride_output_d,
@@ -66,7 +66,9 @@ def forward_kernel(
         if p_lengths is not None:
             valid = inside & (time < b_length)[:, None]
         # Not dependent on the other programs, so on its way before they are waited for.
-        p_x = p_input + time * stride_input_t + o_b[:, None] * stride_input_b + direction * stride_input_d + o_h[None, :]
+        p_x = (
+            p_input + time * stride_input_t + o_b[:, None] * stride_input_b + direction * stride_input_d + o_h[None, :]
+        )
         b_i = tl.load(p_x, mask=valid, other=0.0).to(tl.float32)
         b_f = tl.load(p_x + H, mask=valid, other=0.0).to(tl.float32)
         b_g = tl.load(p_x + 2 * H, mask=valid, other=0.0).to(tl.float32)
