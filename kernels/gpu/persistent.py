@@ -8,7 +8,9 @@ chip. No sum is made by atomics, so two runs of one configuration give the same 
 
 from __future__ import annotations
 
+import dataclasses
 import os
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -35,41 +37,41 @@ def forward(args: Forward, config: Config | None = None) -> None:
     problem = args.problem
     config = config or configs(problem, backward=False)[0]
     bits = BITS[problem.dtype]
-    # Past a length the output is zero and h is held, so h needs rows of its own.
-    exchange = torch.empty_like(args.output, memory_format=torch.contiguous_format) if problem.masked else args.output
-    exchange = exchange.view(bits)
-    if config.sync == "poll":
-        exchange.fill_(ABSENT.value)
-    arguments = (
-        args.gates_input, args.weight_hh, None if args.h0 is None else args.h0.view(bits), args.c0, args.lengths,
-        args.output if problem.masked else None, exchange, args.h_n, args.c_n, args.gates, args.cells,
-        _counters(problem, config, args.output),
-    )  # fmt: skip
-    strides = [
-        *args.gates_input.stride()[:3], *args.output.stride()[:3], *exchange.stride()[:3],
-        *(args.gates.stride()[:3] if args.gates is not None else (0, 0, 0)),
-        *(args.cells.stride()[:3] if args.cells is not None else (0, 0, 0)),
-    ]  # fmt: skip
-    _run(forward_kernel, problem, config, arguments, strides, problem.steps)
+
+    def arguments() -> tuple[list[Tensor | None], list[int]]:
+        exchange = args.output.view(bits)
+        if problem.masked:
+            # Past a length the output is zero and h is held, so h needs rows of its own.
+            exchange = torch.empty(exchange.shape, dtype=bits, device=exchange.device)
+        if config.sync == "poll":
+            exchange.fill_(ABSENT.value)
+        tensors = [
+            args.gates_input, args.weight_hh, None if args.h0 is None else args.h0.view(bits), args.c0, args.lengths,
+            args.output if problem.masked else None, exchange, args.h_n, args.c_n, args.gates, args.cells,
+            _counters(problem, config, args.output),
+        ]  # fmt: skip
+        return tensors, _strides(args.gates_input, args.output, exchange, args.gates, args.cells)
+
+    _run(forward_kernel, args, config, arguments, problem.steps)
 
 
 def backward(args: Backward, config: Config | None = None) -> None:
     """Run a backward recurrence."""
     problem = args.problem
     config = config or configs(problem, backward=True)[0]
-    bits = BITS[problem.dtype]
-    grad_gates = args.grad_gates.view(bits)
-    if config.sync == "poll":
-        grad_gates.fill_(ABSENT.value)
-    arguments = (
-        args.weight_hh, args.c0, args.lengths, args.gates, args.cells, args.grad_output, args.grad_h_n, args.grad_c_n,
-        grad_gates, args.grad_h0, args.grad_c0, torch.empty_like(args.grad_c0),
-        _counters(problem, config, args.grad_gates),
-    )  # fmt: skip
-    strides = [
-        *args.gates.stride()[:3], *args.cells.stride()[:3], *args.grad_output.stride()[:3], *grad_gates.stride()[:3],
-    ]  # fmt: skip
-    _run(backward_kernel, problem, config, arguments, strides, problem.steps + 1)
+
+    def arguments() -> tuple[list[Tensor | None], list[int]]:
+        grad_gates = args.grad_gates.view(BITS[problem.dtype])
+        if config.sync == "poll":
+            grad_gates.fill_(ABSENT.value)
+        tensors = [
+            args.weight_hh, args.c0, args.lengths, args.gates, args.cells, args.grad_output, args.grad_h_n,
+            args.grad_c_n, grad_gates, args.grad_h0, args.grad_c0, torch.empty_like(args.grad_c0),
+            _counters(problem, config, args.grad_gates),
+        ]  # fmt: skip
+        return tensors, _strides(args.gates, args.cells, args.grad_output, grad_gates)
+
+    _run(backward_kernel, args, config, arguments, problem.steps + 1)
 
 
 def launches(problem: Problem, config: Config, *, backward: bool) -> list[Launch]:
@@ -103,30 +105,53 @@ def launches(problem: Problem, config: Config, *, backward: bool) -> list[Launch
 
 
 def _run(
-    kernel: Any, problem: Problem, config: Config, arguments: tuple[Tensor | None, ...], strides: list[int], turns: int
+    kernel: Any,
+    args: Forward | Backward,
+    config: Config,
+    arguments: Callable[[], tuple[list[Tensor | None], list[int]]],
+    turns: int,
 ) -> None:
-    """Launch a kernel for all turns at once, or for one at a time where nobody waits inside of it."""
-    wide = any((problem.batch + config.block_b) * stride >= 2**31 for stride in strides[1::3])
-    constants = _constants(problem, config, wide=wide)
-    grid = (programs(problem, config),)
-    options = {"num_warps": config.num_warps, "num_stages": config.num_stages}
+    """Launch a kernel for all turns at once, or for one at a time where nobody waits inside of it.
+
+    Scratch memory is made by `arguments`, inside of what a graph captures, so that a graph has its own.
+    """
+    problem = args.problem
     alone = _interpreted() and -(-problem.hidden_size // config.block_h) > 1
 
-    def launch(first: int, end: int, **more: Any) -> None:
-        kernel[grid](*arguments, problem.batch, problem.steps, first, end, *strides, **constants, **options, **more)
+    def launch() -> None:
+        tensors, strides = arguments()
+        constants = _constants(problem, config, wide=_wide(problem, config, strides))
+        options: dict[str, Any] = {"num_warps": config.num_warps, "num_stages": config.num_stages}
+        ends = range(1, turns + 1)
+        if config.sync != "launch":
+            # Cooperative: a grid that cannot run all at once fails here instead of waiting forever.
+            options["launch_cooperative_grid"] = True
+            # The interpreter runs programs one after another, and the first would wait for the others forever.
+            ends = ends if alone else range(turns, turns + 1)
+        first = 0
+        for end in ends:
+            kernel[programs(problem, config),](
+                *tensors, problem.batch, problem.steps, first, end, *strides, **constants, **options
+            )
+            first = end
 
-    def all_turns() -> None:
-        for turn in range(turns):
-            launch(turn, turn + 1)
+    if config.sync != "launch":
+        launch()
+        return
+    given = [getattr(args, field.name) for field in dataclasses.fields(args)]
+    tensors = [value for value in given if value is None or isinstance(value, Tensor)]
+    strides = tuple(value.stride() for value in tensors if value is not None)
+    graphs.run(launch, (kernel.__name__, problem, config, strides), tensors)
 
-    if config.sync == "launch":
-        graphs.run(all_turns, (kernel.__name__, problem, config, *strides), arguments)
-    elif alone:
-        # The interpreter runs programs one after another, and the first would wait for the others forever.
-        all_turns()
-    else:
-        # Cooperative: a grid that cannot run all at once fails here instead of waiting forever.
-        launch(0, turns, launch_cooperative_grid=True)
+
+def _strides(*tensors: Tensor | None) -> list[int]:
+    """Strides over steps, rows and directions of each; nothing is stored where there is no tensor."""
+    return [stride for tensor in tensors for stride in ((0, 0, 0) if tensor is None else tensor.stride()[:3])]
+
+
+def _wide(problem: Problem, config: Config, strides: list[int]) -> bool:
+    """Whether rows times a stride passes 2**31."""
+    return (problem.batch + config.block_b) * max(strides[1::3]) >= 2**31
 
 
 def _constants(problem: Problem, config: Config, *, wide: bool = False) -> dict[str, Any]:
