@@ -88,8 +88,11 @@ def _held(problem: Problem, *, backward: bool) -> list[Config]:
     rows = [size for size in (8, 16, 32, 64) if size == 8 or size < 2 * problem.batch]
     found = []
     for block_h, block_b, num_warps in itertools.product(units, rows, (4, 8, 16)):
-        # Without a split only Hopper's warp-group product keeps up, and it takes 64 rows of weights or more.
-        for split in (1, num_warps) if wgmma and block_h >= 16 and num_warps < 16 else (num_warps,):
+        # Without a split only Hopper's warp-group product keeps up: from 64 rows of weights and 16 of batch on.
+        together = wgmma and block_h >= 16 and block_b >= 16
+        wide = num_warps == 8 and (block_h > 16 or problem.hidden_size <= 1024)
+        together = together and (wide or (num_warps, block_h, block_b) == (4, 16, 16))
+        for split in (1, num_warps) if together else (num_warps,):
             for (block_k, group), sync in itertools.product(
                 _loads(problem, split, backward=backward), ("barrier", "poll")
             ):
@@ -155,14 +158,15 @@ def _fits(problem: Problem, config: Config, *, backward: bool) -> bool:
     # What was read is kept until it is known to be complete, and compared.
     registers += loaded * (2 if config.sync == "poll" else 1) // (4 * threads)
     if config.split == 1:
-        registers += rows * config.block_b // threads
+        # Each product of 16 along K keeps the address of its weights.
+        registers += rows * config.block_b // threads + padded // (8 if config.num_warps == 8 else 9)
         shared = weights + config.block_b * config.block_k * size + 8192
     else:
         # Without tensor cores each thread holds the weights of several others as well.
         registers += weights * (5 if _ieee(problem) else 1) // (4 * threads) + rows * config.block_b // 32
         shared = max(weights, config.split * rows * config.block_b * 4)
     capability = problem.capability or H200[1]
-    limit = min(250, 65536 // threads)
+    limit = min(255, 65536 // threads)
     return registers <= limit and shared <= SHARED_BYTES.get(capability, LEAST_SHARED_BYTES)
 
 
