@@ -126,7 +126,9 @@ def test_a_wait_that_is_missing_is_seen(monkeypatch):
     if not interpreted():
         pytest.skip("on a GPU it is a race, which may be won")
     monkeypatch.setattr(persistent, "_interpreted", lambda: False)
-    errors = errors_forward(SMALL, persistent, config=dataclasses.replace(SHARED[0], sync="none"))
+    # Without lengths the exchange is the output, which the kit fills with NaN.
+    sizes = dataclasses.replace(SMALL, lengths=None)
+    errors = errors_forward(sizes, persistent, config=dataclasses.replace(SHARED[0], sync="none"))
     with pytest.raises(AssertionError, match="output: error inf"):
         assert_close(errors, torch.float32)
 
@@ -252,7 +254,7 @@ def test_what_comes_first_compiles_without_a_spill():
     built = [json.loads(line) for line in run.stdout.splitlines()]
     assert len(built) >= 2 * len(COMPILED) - 3
     for result in built:
-        assert result["stack"] <= 32, result
+        assert result["stack"] == 0, result
         assert result["shared"] <= result["limit"], result
         if result["type"] != "float32":
             assert result["mma"] + result["wgmma"] > 0, result
@@ -301,8 +303,9 @@ for hidden, batch, kind, capability, backward, masked in json.loads(sys.argv[1])
         built, registers, stack = compile_first(problem, config, backward)
         ttgir, ptx = built.asm["ttgir"], built.asm["ptx"]
         loop = ttgir[ttgir.index("scf.while"):]
-        block = f"x{config.block_k // config.split}x!tt.ptr"
-        rows = [line for line in loop.splitlines() if "tt.load" in line and block in line]
+        shape = f"{config.block_k}" if config.split == 1 else f"{config.split}x[0-9]+x{config.block_k // config.split}"
+        block = re.compile(("tensor<[0-9]+x" if config.split == 1 else "tensor<") + shape + "x!tt.ptr")
+        rows = [line for line in loop.splitlines() if "tt.load" in line and block.search(line)]
         print(json.dumps(dict(
             case=[hidden, batch, kind, capability, backward, masked], config=str(config), sync=config.sync, type=kind,
             registers=registers, stack=stack, shared=built.metadata.shared,

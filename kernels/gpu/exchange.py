@@ -76,8 +76,9 @@ def held_weights(p_rows, inside, stride_k, K: tl.constexpr, BLOCK_K: tl.constexp
 
     Neighbours along K stand `stride_k` apart.
     """
+    CHUNKS: tl.constexpr = (K + BLOCK_K - 1) // BLOCK_K
     chunks = ()
-    for index in tl.static_range(tl.cdiv(K, BLOCK_K)):
+    for index in tl.static_range(CHUNKS):
         o_k = index * BLOCK_K + offsets(BLOCK_K, SPLIT)
         chunks += (tl.load(p_rows + o_k * stride_k, mask=inside & (o_k < K), other=0.0),)  # type: ignore[assignment]
     return chunks
@@ -114,7 +115,7 @@ def product(
     DTYPE. GROUP chunks are on their way at the same time, which costs registers. With POLL, `waits` says whether the
     rows may not have been written yet.
     """
-    CHUNKS: tl.constexpr = tl.cdiv(K, BLOCK_K)
+    CHUNKS: tl.constexpr = (K + BLOCK_K - 1) // BLOCK_K
     b_sum = tl.zeros([M, N], tl.float32) if SPLIT == 1 else tl.zeros([SPLIT, M, N], tl.float32)
     for first in tl.static_range(0, CHUNKS, GROUP):
         chunks = load_rows(p_rows, inside, first, min(GROUP, CHUNKS - first), K, BLOCK_K, SPLIT, POLL)

@@ -27,7 +27,7 @@ def backward_kernel(  # noqa: C901 - branches at compile time
     `p_grad_gates` are integers of the gates' width and what programs read each other's work from. Between launches the
     gradients of h and c stand in `p_held`, float32, and `p_grad_c0`.
     """
-    TILES: tl.constexpr = tl.cdiv(H, BLOCK_H)
+    TILES: tl.constexpr = (H + BLOCK_H - 1) // BLOCK_H
     K: tl.constexpr = 4 * H
     DTYPE: tl.constexpr = p_weight.dtype.element_ty
     BITS: tl.constexpr = p_grad_gates.dtype.element_ty

@@ -154,7 +154,8 @@ def _fits(problem: Problem, config: Config, *, backward: bool) -> bool:
     loaded = config.block_b * config.group * config.block_k * size
     # A tile's elements of one thread, each with its gates, states and addresses.
     own = -(-config.block_b * config.block_h // threads)
-    registers = (24 if config.num_warps == 16 else 36) + (16 if backward else 8) * own
+    least = 24 if config.num_warps == 16 else 30 if backward else 36
+    registers = least + (24 if backward else 8) * own
     # What was read is kept until it is known to be complete, and compared.
     registers += loaded * (2 if config.sync == "poll" else 1) // (4 * threads)
     if config.split == 1:
@@ -166,7 +167,7 @@ def _fits(problem: Problem, config: Config, *, backward: bool) -> bool:
         registers += weights * (5 if _ieee(problem) else 1) // (4 * threads) + rows * config.block_b // 32
         shared = max(weights, config.split * rows * config.block_b * 4)
     capability = problem.capability or H200[1]
-    limit = min(255, 65536 // threads)
+    limit = min(255 if config.split == 1 else 250, 65536 // threads)
     return registers <= limit and shared <= SHARED_BYTES.get(capability, LEAST_SHARED_BYTES)
 
 

@@ -26,7 +26,7 @@ def forward_kernel(  # noqa: C901 - branches at compile time
     written to memory of its own there, so no program can overwrite what another still has to read. `p_output` is None
     where the exchange is the output itself. Between launches the state stands in `p_h_n` and `p_c_n`.
     """
-    TILES: tl.constexpr = tl.cdiv(H, BLOCK_H)
+    TILES: tl.constexpr = (H + BLOCK_H - 1) // BLOCK_H
     DTYPE: tl.constexpr = p_weight.dtype.element_ty
     BITS: tl.constexpr = p_exchange.dtype.element_ty
     group = tl.program_id(0) // TILES
