@@ -313,12 +313,17 @@ def _backward_kernel(
     b_gate_unit = tl.arange(0, WARPS)[:, None] * PART + (o_gate % PART)[None, :]
     b_column = (o_gate // PART)[None, :] * hidden + b_gate_unit
     b_unit = tl.arange(0, WARPS)[:, None] * PART + tl.arange(0, PART)[None, :]
-    # Transposed: a row for each unit, a column for each unit of each gate. Padded units are zero both ways.
-    o_all = tl.arange(0, 4 * UNITS)
+    # Transposed, 16 units a warp: a row for each of them, a column for each unit of each gate. With twice the warps the
+    # second half takes the last two gates. Padded units are zero both ways.
+    HALVES: tl.constexpr = 16 // PART
+    FROM: tl.constexpr = 4 * UNITS // HALVES
+    o_warp = tl.arange(0, WARPS)
+    b_to = (o_warp % (UNITS // 16))[:, None] * 16 + tl.arange(0, 16)[None, :]
+    b_from = (o_warp // (UNITS // 16))[:, None] * FROM + tl.arange(0, FROM)[None, :]
     b_weight = tl.load(
         p_weight_hh + direction.to(tl.int64) * 4 * hidden * hidden
-        + ((o_all // UNITS) * hidden + o_all % UNITS)[None, None, :] * hidden + b_unit[:, :, None],
-        mask=(b_unit < hidden)[:, :, None] & (o_all % UNITS < hidden)[None, None, :], other=0.0,
+        + ((b_from // UNITS) * hidden + b_from % UNITS)[:, None, :] * hidden + b_to[:, :, None],
+        mask=(b_to < hidden)[:, :, None] & (b_from % UNITS < hidden)[:, None, :], other=0.0,
     )  # fmt: skip
 
     gate_valid = (b_gate_unit < hidden)[:, :, None] & row_valid[None, None, :]
@@ -393,17 +398,20 @@ def _backward_kernel(
             tl.reshape(tl.permute(b_joined, (0, 3, 4, 1, 2)), (WARPS, 4 * PART, BLOCK_B)), mask=gate_valid,
         )  # fmt: skip
         b_joined = tl.permute(b_joined, (3, 4, 0, 1, 2))
-        if BLOCK_B == 8:
-            # Too narrow for wgmma, so the plain product keeps the weights in registers as well, and shares one copy
-            # of the gradients.
+        if BLOCK_B == 8 and HALVES == 1:
+            # Too narrow for wgmma, so the plain product keeps the weights in registers as well, and the warps share
+            # one copy of the gradients.
             b_dh_before = tl.dot(
-                tl.reshape(b_weight, (UNITS, 4 * UNITS)), tl.reshape(b_joined, (4 * UNITS, BLOCK_B)),
-                input_precision=PRECISION,
-            )  # fmt: skip
-            b_dh_before = tl.reshape(b_dh_before, (WARPS, PART, BLOCK_B))
+                tl.reshape(b_weight, (UNITS, FROM)), tl.reshape(b_joined, (FROM, BLOCK_B)), input_precision=PRECISION
+            )
         else:
-            b_all = tl.broadcast_to(tl.reshape(b_joined, (1, 4 * UNITS, BLOCK_B)), (WARPS, 4 * UNITS, BLOCK_B))
-            b_dh_before = tl.dot(b_weight, b_all, input_precision=PRECISION)
+            b_all = tl.broadcast_to(
+                tl.reshape(b_joined, (HALVES, 1, FROM, BLOCK_B)), (HALVES, WARPS // HALVES, FROM, BLOCK_B)
+            )
+            b_dh_before = tl.dot(b_weight, tl.reshape(b_all, (WARPS, FROM, BLOCK_B)), input_precision=PRECISION)
+            if HALVES == 2:
+                b_dh_before = tl.sum(tl.reshape(b_dh_before, (2, UNITS, BLOCK_B)), axis=0)
+        b_dh_before = tl.reshape(b_dh_before, (WARPS, PART, BLOCK_B))
         b_dc_before = b_dc_here * f
         if p_lengths is not None:
             inside = (t < b_length)[None, None, :]
