@@ -340,9 +340,6 @@ def _backward_kernel(
     b_state = o_row[None, None, :] * hidden + b_unit[:, :, None]
     state = (direction.to(tl.int64) * batch + start) * hidden
 
-    b_first = tl.zeros((WARPS, PART, BLOCK_B), tl.float32)
-    if p_c0 is not None:
-        b_first = tl.load(p_c0 + state + b_state, mask=unit_valid, other=0.0)
     b_dh = tl.zeros((WARPS, PART, BLOCK_B), tl.float32)
     if p_grad_h_n is not None:
         b_dh = tl.load(p_grad_h_n + state + b_state, mask=unit_valid, other=0.0).to(tl.float32)
@@ -365,12 +362,13 @@ def _backward_kernel(
     b_next_grad = tl.load(p_grad_output + t.to(tl.int64) * s_output_t + b_output, mask=units_valid, other=0.0)
     b_c = tl.load(p_cells + t.to(tl.int64) * s_cells_t + b_cells, mask=unit_valid & (longest > 0), other=0.0)
     b_next_c = tl.load(p_cells + (t + move) * s_cells_t + b_cells, mask=unit_valid & (longest > 1), other=0.0)
+    if p_c0 is not None:
+        b_next_c += tl.load(p_c0 + state + b_state, mask=unit_valid & (longest == 1), other=0.0)
     done = 0
     # `while` and loads a step ahead for the reasons given in the forward kernel.
     while done < longest:
         done += 1
-        b_before = tl.where(done == longest, b_first, b_next_c)
-        b_here, b_grad_output = b_next_gates, b_next_grad
+        b_before, b_here, b_grad_output = b_next_c, b_next_gates, b_next_grad
         gates_valid = gate_valid & (done < longest)
         units_valid = unit_valid & (done < longest)
         if p_lengths is not None:
@@ -381,6 +379,9 @@ def _backward_kernel(
         b_next_c = tl.load(
             p_cells + (t + 2 * move) * s_cells_t + b_cells, mask=unit_valid & (done + 1 < longest), other=0.0
         )
+        if p_c0 is not None:
+            # Before the first step there are the initial cells; of the two loads one is masked out.
+            b_next_c += tl.load(p_c0 + state + b_state, mask=unit_valid & (done + 1 == longest), other=0.0)
 
         # Past a length the gates are read as zeros, and so every gradient of them is zero.
         i, f, g, o = _split(b_here.to(tl.float32), WARPS, PART, BLOCK_B)
