@@ -6,7 +6,7 @@ weights which fit into one multiprocessor's registers: small hidden sizes, where
 
 from __future__ import annotations
 
-import dataclasses
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,43 +36,79 @@ class Config:
 
 def refuses(problem: Problem, *, backward: bool) -> str | None:
     """Say why this kernel cannot serve; None if it can."""
-    del backward
-    if problem.dtype not in LARGEST:
-        return f"sequence takes float32, float16 and bfloat16, not {str(problem.dtype).removeprefix('torch.')}"
-    largest = LARGEST[problem.dtype]
-    if problem.hidden_size > largest:
-        size = 4 * problem.hidden_size**2 * problem.dtype.itemsize
+    name = str(problem.dtype).removeprefix("torch.")
+    hidden = problem.hidden_size
+    if problem.dtype not in {torch.float16, torch.bfloat16, torch.float32}:
+        return f"sequence takes float32, float16 and bfloat16, not {name}"
+    capability = problem.capability or 90
+    if capability < 80:
+        return f"sequence needs compute capability 8.0 or later, this is {capability / 10}"
+    largest = _largest(problem, backward=backward)
+    if hidden > largest:
+        size = 4 * hidden**2 * problem.dtype.itemsize
+        exact = ", in two parts each," if problem.dtype == torch.float32 and not problem.tf32 else ""
         return (
-            f"hidden_size {problem.hidden_size} needs {size // 1024} KB of registers for the recurrent weights beside "
-            f"the working values; the 256 KB of a multiprocessor carry hidden_size {largest} in this type"
+            f"hidden_size {hidden} needs {size // 1024} KB of registers for the recurrent weights{exact} beside the "
+            f"working values; a multiprocessor has 256 KB, which carry hidden_size {largest} in {name}"
+        )
+    if hidden > 64 and hidden % 8:
+        return f"hidden_size {hidden} is above 64 and no multiple of 8: scattered loads take too many registers"
+    staged, limit = 4 * _padded(hidden) ** 2 * problem.dtype.itemsize // 1024, _shared_kb(capability)
+    if staged + 8 > limit:
+        return (
+            f"hidden_size {hidden} needs {staged + 8} KB of shared memory to lay out the recurrent weights; a block "
+            f"on compute capability {capability / 10} has {limit} KB"
         )
     return None
-
-
-#: Largest hidden size whose weights stay in registers, by type: found by compiling, see kernels/README.md.
-LARGEST = {torch.float16: 128, torch.bfloat16: 128, torch.float32: 64}
 
 
 def configs(problem: Problem, *, backward: bool) -> list[Config]:
     """Candidates, best guess first: none of them spills registers on compute capability 8.0, 9.0 or 10.0."""
     found = [Config(block, warps) for block, warps in _tiles(problem, backward=backward)]
-    programs = problem.multiprocessors or 132
+    multiprocessors = problem.multiprocessors or 132
 
-    def guess(config: Config) -> tuple[int, int]:
-        waves = triton.cdiv(triton.cdiv(problem.batch, config.block_batch) * problem.directions, programs)
+    def guess(config: Config) -> int:
+        programs = triton.cdiv(problem.batch, config.block_batch) * problem.directions
         # A step costs a fixed time, about as much as 16 sequences' arithmetic.
-        return waves * (16 + config.block_batch), -config.num_warps
+        return triton.cdiv(programs, multiprocessors) * (16 + config.block_batch)
 
     return sorted(found, key=guess)
 
 
+def _largest(problem: Problem, *, backward: bool) -> int:
+    """Largest hidden size whose weights stay in registers: found by compiling."""
+    if problem.dtype != torch.float32:
+        return 128
+    return 32 if backward and not problem.tf32 else 64
+
+
+def _shared_kb(capability: int) -> int:
+    """Shared memory that a block may take (CUDA C++ Programming Guide, technical specifications)."""
+    if capability in {80, 87}:
+        return 163
+    return 99 if capability in {86, 89} or capability >= 120 else 227
+
+
 def _tiles(problem: Problem, *, backward: bool) -> list[tuple[int, int]]:
-    """Every (block_batch, num_warps) that fits."""
+    """Every (block_batch, num_warps) that compiles without a spill, by preference among equal block_batch.
+
+    A warp has 16 hidden units, or 8; then its weights and working values are halved.
+    """
     padded = _padded(problem.hidden_size)
-    whole = max(padded // 16, 1)
+    warps = padded // 16
+    if padded == 128:
+        # 16 warps have 128 registers a thread, which is just enough forward where stmatrix saves some.
+        few = backward or problem.capability in range(80, 90)
+        return [(8, warps)] if few else [(8, warps), (8, 2 * warps)]
+    if problem.hidden_size % 8:
+        return [(8, 2 * warps)]
+    if problem.dtype == torch.float32 and (backward or not problem.tf32):
+        return [(8, 2 * warps)]
+    if problem.dtype == torch.float32:
+        return [(8, 2 * warps), (16, 2 * warps)]
     if backward:
-        return [(block, whole) for block in (8, 16) if block * padded <= 1024]
-    return [(block, warps) for block in (8, 16, 32) for warps in (whole, 2 * whole) if block * padded <= 2048]
+        return [(8, warps), (8, 2 * warps), (16, 2 * warps)]
+    return [(8, 2 * warps), (8, warps), (16, 2 * warps), (32, 2 * warps)]
 
 
 def forward(args: Forward, config: Config | None = None) -> None:
@@ -81,14 +117,17 @@ def forward(args: Forward, config: Config | None = None) -> None:
     config = config or configs(problem, backward=False)[0]
     steps, batch, directions, _ = args.gates_input.shape
     grid = triton.cdiv(batch, config.block_batch) * directions
+    strides = [
+        stride
+        for tensor in (args.gates_input, args.output, args.gates, args.cells)
+        for stride in ((0, 0, 0) if tensor is None else tensor.stride()[:3])
+    ]
+    grain = math.gcd(16, problem.hidden_size, *strides)
     _forward_kernel[(grid,)](
         args.gates_input, args.weight_hh, args.h0, args.c0, args.lengths,
         args.output, args.h_n, args.c_n, args.gates, args.cells,
-        steps, batch, problem.hidden_size,
-        *args.gates_input.stride()[:3], *args.output.stride()[:3],
-        *(args.gates.stride()[:3] if args.gates is not None else (0, 0, 0)),
-        *(args.cells.stride()[:3] if args.cells is not None else (0, 0, 0)),
-        **_constants(problem, config), num_warps=config.num_warps, num_stages=config.num_stages,
+        steps, batch, problem.hidden_size // grain, *(stride // grain for stride in strides),
+        **_constants(problem, config, grain), num_warps=config.num_warps, num_stages=config.num_stages,
     )  # fmt: skip
 
 
@@ -98,13 +137,14 @@ def backward(args: Backward, config: Config | None = None) -> None:
     config = config or configs(problem, backward=True)[0]
     steps, batch, directions, _ = args.gates.shape
     grid = triton.cdiv(batch, config.block_batch) * directions
+    tensors = (args.gates, args.cells, args.grad_output, args.grad_gates)
+    strides = [stride for tensor in tensors for stride in tensor.stride()[:3]]
+    grain = math.gcd(16, problem.hidden_size, *strides)
     _backward_kernel[(grid,)](
         args.weight_hh, args.c0, args.lengths, args.gates, args.cells, args.grad_output, args.grad_h_n, args.grad_c_n,
         args.grad_gates, args.grad_h0, args.grad_c0,
-        steps, batch, problem.hidden_size,
-        *args.gates.stride()[:3], *args.cells.stride()[:3], *args.grad_output.stride()[:3],
-        *args.grad_gates.stride()[:3],
-        **_constants(problem, config), num_warps=config.num_warps, num_stages=config.num_stages,
+        steps, batch, problem.hidden_size // grain, *(stride // grain for stride in strides),
+        **_constants(problem, config, grain), num_warps=config.num_warps, num_stages=config.num_stages,
     )  # fmt: skip
 
 
@@ -112,7 +152,7 @@ def launches(problem: Problem, config: Config, *, backward: bool) -> list[Launch
     """What `forward` or `backward` launches, with initial states and gradients of the final ones given."""
     element = {torch.float16: "*fp16", torch.bfloat16: "*bf16", torch.float32: "*fp32"}[problem.dtype]
     kernel = _backward_kernel if backward else _forward_kernel
-    constants = _constants(problem, config)
+    constants = _constants(problem, config, math.gcd(16, problem.hidden_size))
     if not problem.masked:
         constants["p_lengths"] = None
     if not backward and not problem.saves:
@@ -135,12 +175,13 @@ def launches(problem: Problem, config: Config, *, backward: bool) -> list[Launch
 _FLOAT32 = {"p_c0", "p_c_n", "p_cells", "p_grad_c_n", "p_grad_c0"}
 
 
-def _constants(problem: Problem, config: Config) -> dict[str, Any]:
+def _constants(problem: Problem, config: Config, grain: int) -> dict[str, Any]:
     single = problem.dtype == torch.float32
     return {
         "BLOCK_B": config.block_batch,
         "UNITS": _padded(problem.hidden_size),
         "WARPS": config.num_warps,
+        "GRAIN": grain,
         # Three TF32 products of the factors' upper and lower halves carry about float32's own precision. The plain
         # float32 product has no tensor cores and would need every weight in several threads.
         "PRECISION": "tf32" if problem.tf32 else "tf32x3",
@@ -150,7 +191,10 @@ def _constants(problem: Problem, config: Config) -> dict[str, Any]:
 
 
 def _padded(hidden_size: int) -> int:
-    return max(16, triton.next_power_of_2(hidden_size))
+    size = 16
+    while size < hidden_size:
+        size *= 2
+    return size
 
 
 @triton.jit
@@ -175,9 +219,15 @@ def _forward_kernel(
     steps, batch, hidden,
     s_input_t, s_input_b, s_input_d, s_output_t, s_output_b, s_output_d,
     s_gates_t, s_gates_b, s_gates_d, s_cells_t, s_cells_b, s_cells_d,
-    BLOCK_B: tl.constexpr, UNITS: tl.constexpr, WARPS: tl.constexpr,
+    BLOCK_B: tl.constexpr, UNITS: tl.constexpr, WARPS: tl.constexpr, GRAIN: tl.constexpr,
     PRECISION: tl.constexpr, PRECISE: tl.constexpr, NATIVE: tl.constexpr,
 ):  # fmt: skip
+    # Sizes come in units that divide them all, so that Triton sees what is aligned.
+    hidden = hidden * GRAIN
+    s_input_t, s_input_b, s_input_d = s_input_t * GRAIN, s_input_b * GRAIN, s_input_d * GRAIN
+    s_output_t, s_output_b, s_output_d = s_output_t * GRAIN, s_output_b * GRAIN, s_output_d * GRAIN
+    s_gates_t, s_gates_b, s_gates_d = s_gates_t * GRAIN, s_gates_b * GRAIN, s_gates_d * GRAIN
+    s_cells_t, s_cells_b, s_cells_d = s_cells_t * GRAIN, s_cells_b * GRAIN, s_cells_d * GRAIN
     # The first dimension of every tile counts warps. Triton gives each warp one of them, so a warp holds the four
     # gates of its own units, and their weights, in tensor core order; and it keeps Triton from wgmma, which would
     # read the weights from shared memory again at every step.
@@ -297,9 +347,15 @@ def _backward_kernel(
     steps, batch, hidden,
     s_gates_t, s_gates_b, s_gates_d, s_cells_t, s_cells_b, s_cells_d,
     s_output_t, s_output_b, s_output_d, s_grad_t, s_grad_b, s_grad_d,
-    BLOCK_B: tl.constexpr, UNITS: tl.constexpr, WARPS: tl.constexpr,
+    BLOCK_B: tl.constexpr, UNITS: tl.constexpr, WARPS: tl.constexpr, GRAIN: tl.constexpr,
     PRECISION: tl.constexpr, PRECISE: tl.constexpr, NATIVE: tl.constexpr,
 ):  # fmt: skip
+    # Sizes come in units that divide them all, so that Triton sees what is aligned.
+    hidden = hidden * GRAIN
+    s_gates_t, s_gates_b, s_gates_d = s_gates_t * GRAIN, s_gates_b * GRAIN, s_gates_d * GRAIN
+    s_cells_t, s_cells_b, s_cells_d = s_cells_t * GRAIN, s_cells_b * GRAIN, s_cells_d * GRAIN
+    s_output_t, s_output_b, s_output_d = s_output_t * GRAIN, s_output_b * GRAIN, s_output_d * GRAIN
+    s_grad_t, s_grad_b, s_grad_d = s_grad_t * GRAIN, s_grad_b * GRAIN, s_grad_d * GRAIN
     # Tiles as in the forward kernel; the loop goes the other way through time.
     PART: tl.constexpr = UNITS // WARPS
     dtype = p_gates.dtype.element_ty
