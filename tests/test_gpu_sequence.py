@@ -337,7 +337,7 @@ for hidden in map(int, sys.argv[4:]):
 @pytest.mark.parametrize("capability", [80, 90, 100])
 @pytest.mark.parametrize(("dtype", "tf32", "sizes"), [
     ("float16", False, (16, 40, 63, 64, 104, 128)), ("bfloat16", False, (128,)),
-    ("float32", False, (15, 31, 32, 63, 64)),
+    ("float32", False, (15, 31, 32, 40, 64)),
     ("float32", True, (16, 63, 64)),
 ])  # fmt: skip
 def test_the_weights_stay_in_registers(capability: int, dtype: str, tf32: bool, sizes: tuple[int, ...]) -> None:
@@ -351,8 +351,7 @@ def test_the_weights_stay_in_registers(capability: int, dtype: str, tf32: bool, 
     rows = [json.loads(line) for line in done.stdout.splitlines()]
     assert rows
     limit = 166912 if capability == 80 else 232448
-    # Two registers are set aside around the loop in one case on 8.0.
     wrong = [
-        row for row in rows if row["stack"] > 8 or row["shared"] > limit or row["reloads"] or not row["products"]
+        row for row in rows if row["stack"] or row["shared"] > limit or row["reloads"] or not row["products"]
     ]  # fmt: skip
     assert not wrong, wrong
