@@ -1,0 +1,100 @@
+"""Weights in the order in which the CPU kernel reads them, kept from call to call while they stand unchanged."""
+
+from __future__ import annotations
+
+import collections
+import threading
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.multiprocessing.reductions import StorageWeakRef
+
+from kernels.cpu.build import library
+
+#: How weights are kept: the name, its number in the C++ source, and its type.
+STORAGE = {"fp32": (0, torch.float32), "bf16": (1, torch.bfloat16), "int8": (2, torch.int8)}
+#: Packed weights remembered at most; a model has two a layer and direction.
+LIMIT = 256
+
+
+@dataclass(frozen=True)
+class Packed:
+    """Packed weights and, for int8, the scale of each row.
+
+    Attributes:
+        values: in the kernel's order.
+        scale: (4H,) float32, or None.
+    """
+
+    values: Tensor
+    scale: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class _Entry:
+    """What was packed, of which memory, in which state."""
+
+    storage: StorageWeakRef
+    version: int
+    mark: int
+    packed: Packed
+
+
+_entries: collections.OrderedDict[tuple[object, ...], _Entry] = collections.OrderedDict()
+_lock = threading.Lock()
+
+
+def pack(weight: Tensor, order: str, storage: str = "fp32") -> Packed:
+    """Pack weights, or take what an earlier call packed of the same ones.
+
+    They are the same when they lie in the same living memory, torch's version counter stands where it stood (every
+    in-place change raises it, an optimizer's too), and 128 sampled values are unchanged. The last is for changes
+    through `.data`, which the counter does not see; one that spares all samples goes unnoticed.
+
+    Args:
+        weight: (4H, depth), contiguous float32.
+        order: `forward`, or `backward` (square weights, float32 alone).
+        storage: key of `STORAGE`.
+    """
+    if weight.is_inference():  # Such tensors have no version counter.
+        return _pack(weight, order, storage)
+    key = (weight.data_ptr(), tuple(weight.shape), order, storage)
+    mark = library().mark(weight.data_ptr(), weight.numel())
+    with _lock:
+        found = _entries.get(key)
+        if found:
+            _entries.move_to_end(key)
+    # A dead storage's memory may have been given to another tensor, hence the look whether it lives.
+    if found and not found.storage.expired() and found.version == weight._version and found.mark == mark:  # noqa: SLF001
+        return found.packed
+    packed = _pack(weight, order, storage)
+    entry = _Entry(StorageWeakRef(weight.untyped_storage()), weight._version, mark, packed)  # noqa: SLF001
+    with _lock:
+        _entries[key] = entry
+        while len(_entries) > LIMIT:
+            _entries.popitem(last=False)
+        for dead in [k for k, e in _entries.items() if e.storage.expired()]:
+            del _entries[dead]
+    return packed
+
+
+def _pack(weight: Tensor, order: str, storage: str) -> Packed:
+    rows, depth = weight.shape
+    hidden, lanes = rows // 4, library().lanes()
+    number, dtype = STORAGE[storage]
+    if order == "backward":
+        values = torch.empty(-(-hidden // lanes) * lanes * rows)
+        library().pack_backward(weight.data_ptr(), values.data_ptr(), hidden)
+        return Packed(values)
+    values = torch.empty(-(-hidden // lanes) * lanes * depth * 4, dtype=dtype)
+    scale = torch.empty(rows) if storage == "int8" else None
+    at = None if scale is None else scale.data_ptr()
+    library().pack_forward(weight.data_ptr(), values.data_ptr(), at, hidden, depth, number)
+    return Packed(values, scale)
+
+
+def forget() -> None:
+    """Drop all packed weights."""
+    with _lock:
+        _entries.clear()

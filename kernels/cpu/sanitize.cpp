@@ -1,0 +1,77 @@
+// Runs the kernel over many odd sizes, each buffer exactly as large as it must be, for AddressSanitizer and
+// ThreadSanitizer to watch. `python -m kernels.cpu.sanitize` builds and runs it.
+
+#include "lstm.cpp"
+
+#include <cstdio>
+#include <memory>
+#include <random>
+
+namespace {
+
+std::mt19937 random_bits(7);
+
+// Heap memory of its own for every array, so that one step past an end is seen.
+struct Array {
+    std::unique_ptr<float[]> values;
+    explicit Array(int64_t count, bool filled = true) : values(new float[count]) {
+        std::normal_distribution<float> normal;
+        for (int64_t i = 0; i < count; ++i) values[i] = filled ? normal(random_bits) : NAN;
+    }
+    operator float*() { return values.get(); }
+};
+
+bool finite(const float* values, int64_t count) {
+    for (int64_t i = 0; i < count; ++i)
+        if (!std::isfinite(values[i])) return false;
+    return true;
+}
+
+bool run(int64_t batch, int64_t steps, int64_t hidden, int64_t threads, bool by_rows, bool reverse, bool masked, int kept) {
+    const int64_t blocks = (hidden + LANES - 1) / LANES, size = batch * hidden, features = hidden + 3;
+    Array weight(4 * hidden * hidden), weight_ih(4 * hidden * features), x(batch * steps * features), bias(4 * hidden);
+    Array input(batch * steps * 4 * hidden), h0(size), c0(size), output(steps * size, false), h_n(size, false);
+    Array c_n(size, false), gates(4 * steps * size, false), cells(steps * size, false), scratch(2 * size, false);
+    Array packed(blocks * LANES * hidden * 4, false), packed_ih(blocks * LANES * features * 4, false);
+    Array scale(4 * hidden, false), scale_ih(4 * hidden, false);
+    std::unique_ptr<int32_t[]> lengths(new int32_t[batch]);
+    for (int64_t b = 0; b < batch; ++b) lengths[b] = static_cast<int32_t>(random_bits() % (steps + 1));
+
+    pack_forward(weight, packed, scale, hidden, hidden, kept);
+    pack_forward(weight_ih, packed_ih, scale_ih, hidden, features, kept);
+    const bool projects = kept || random_bits() % 2;
+    Forward f = {batch, steps, hidden, reverse, threads, by_rows,
+                 projects ? nullptr : (float*)input, 4 * size, 4 * hidden,
+                 projects ? (float*)x : nullptr, batch * features, features, features, packed_ih, bias, packed,
+                 kept == 2 ? (float*)scale_ih : nullptr, kept == 2 ? (float*)scale : nullptr, h0, c0,
+                 masked ? lengths.get() : nullptr, output, size, hidden, h_n, c_n,
+                 gates, 4 * size, 4 * hidden, cells, size, hidden, scratch};
+    lstm_forward(&f, kept);
+    bool good = finite(output, steps * size) && finite(h_n, size) && finite(c_n, size) && finite(gates, 4 * steps * size);
+
+    Array grad_output(steps * size), grad_gates(4 * steps * size, false), grad_h0(size, false), grad_c0(size, false);
+    Array grad_h_n(size), grad_c_n(size);
+    pack_backward(weight, packed, hidden);
+    Backward b = {batch, steps, hidden, reverse, threads, by_rows, packed, c0, masked ? lengths.get() : nullptr,
+                  gates, 4 * size, 4 * hidden, cells, size, hidden, grad_output, size, hidden, grad_h_n, grad_c_n,
+                  grad_gates, 4 * size, 4 * hidden, grad_h0, grad_c0};
+    lstm_backward(&b);
+    return good && finite(grad_gates, 4 * steps * size) && finite(grad_h0, size) && finite(grad_c0, size);
+}
+
+}  // namespace
+
+int main() {
+    int runs = 0;
+    for (int64_t hidden : {1, 3, 8, 15, 17, 33, 65})
+        for (int64_t batch : {1, 2, 5, 7, 13})
+            for (int64_t threads : {1, 2, 3})
+                for (int mode = 0; mode < 8; ++mode, ++runs)
+                    if (!run(batch, 1 + random_bits() % 6, hidden, threads, mode & 1, mode & 2, mode & 4, runs % 3)) {
+                        std::printf("hidden %ld batch %ld threads %ld mode %d: a result is not finite\n",
+                                    (long)hidden, (long)batch, (long)threads, mode);
+                        return 1;
+                    }
+    std::printf("%d runs, every result finite\n", runs);
+    return 0;
+}

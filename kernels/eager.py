@@ -1,0 +1,32 @@
+"""Whether a call may go past torch's dispatcher: the quick way, where nobody but autograd would have seen it there."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+#: Devices for which the operators have a rule under autocast.
+DEVICES = ("cpu", "cuda")
+
+
+def autocast_dtype(device: torch.device) -> torch.dtype | None:
+    """Type that autocast asks for there; None where it is off, or where the operators have no rule for it."""
+    if device.type in DEVICES and torch.is_autocast_enabled(device.type):
+        return torch.get_autocast_dtype(device.type)
+    return None
+
+
+def unwatched(tensors: Sequence[Tensor]) -> bool:
+    """Whether no compiler, tracer, autocast, mode, transform or subclass of Tensor is there to see a call on these."""
+    device = tensors[0].device
+    return device.type in DEVICES and not (
+        torch.compiler.is_compiling()
+        or torch._C._len_torch_dispatch_stack()  # noqa: SLF001 - torch has no public name for any of these
+        or torch._C._len_torch_function_stack()  # noqa: SLF001
+        or torch._C._functorch.peek_interpreter_stack() is not None  # noqa: SLF001
+        or torch._C._get_tracing_state() is not None  # noqa: SLF001
+        or autocast_dtype(device) is not None
+        or any(type(value) not in {Tensor, nn.Parameter} for value in tensors)
+    )

@@ -1,0 +1,261 @@
+"""The fused CPU kernel against the float64 loop, at every vector width this machine can run; and its packed weights."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import os
+import platform
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from unittest import mock
+
+import pytest
+
+pytest.importorskip("hypothesis")
+
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from recurrences import DEVICE, Sizes, assert_close, errors_backward, errors_forward, recurrences
+from strategies import Shape, shapes
+
+from kernels.cpu import build, fused, packing, sanitize
+from kernels.recurrence import Problem
+
+pytestmark = pytest.mark.skipif(DEVICE != "cpu", reason="the test kit puts its tensors on the GPU here")
+
+PROBLEMS = recurrences(
+    hidden=st.sampled_from([1, 5, 15, 16, 17, 33, 64, 70, 130]),
+    dtypes=(torch.float32,),
+    batch=st.sampled_from([1, 2, 3, 6, 7, 8, 17, 33]),
+)
+
+
+def _usable(target: str) -> bool:
+    return platform.machine() == "x86_64" and (target != "-march=x86-64-v3" or "avx2" in build.cpu_flags())
+
+
+#: This machine's vectors, and the narrower ones that others have.
+TARGETS = [build.NATIVE, *(t for t in ("-march=x86-64-v3", "-march=x86-64") if _usable(t))]
+
+
+@contextlib.contextmanager
+def built_for(target: str, threads: int) -> Iterator[None]:
+    """Run the kernel as built for a target, by a team of a size, however small the problem."""
+    chosen = functools.partial(build.library, target)
+    packing.forget()
+    with (
+        mock.patch.object(fused, "library", chosen),
+        mock.patch.object(packing, "library", chosen),
+        mock.patch.object(fused, "WORTH_A_THREAD", 1),
+        mock.patch.object(torch, "get_num_threads", return_value=threads),
+    ):
+        yield
+    packing.forget()
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("threads", [1, 2, 3])
+@given(sizes=PROBLEMS, save=st.booleans())
+def test_forward_is_the_loop_s(target: str, threads: int, sizes: Sizes, save: bool) -> None:
+    """Outputs, states and what is saved are those of the equations, whatever the vectors and the team."""
+    with built_for(target, threads):
+        assert_close(errors_forward(sizes, fused, save=save), torch.float32)
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("threads", [1, 2, 3])
+@given(sizes=PROBLEMS, final=st.booleans())
+def test_backward_is_the_loop_s(target: str, threads: int, sizes: Sizes, final: bool) -> None:
+    """Gradients are those of the equations, whatever the vectors and the team."""
+    with built_for(target, threads):
+        assert_close(errors_backward(sizes, fused, final=final), torch.float32)
+
+
+def test_long_sequences_hold() -> None:
+    """200 steps with two threads that meet at each leave no more error than two steps do."""
+    with built_for(build.NATIVE, 2):
+        sizes = Sizes(batch=2, steps=200, hidden=48, lengths=(200, 77))
+        assert_close(errors_forward(sizes, fused), torch.float32)
+        assert_close(errors_backward(sizes, fused), torch.float32)
+
+
+@given(shape=shapes(), batch_first=st.booleans(), state=st.booleans(), bias=st.booleans())
+def test_a_whole_layer_is_torch_s(shape: Shape, batch_first: bool, state: bool, bias: bool) -> None:
+    """With the projection inside, for few rows, or before, a layer gives what torch.nn.LSTM gives."""
+    options = shape.options | {"num_layers": 1, "batch_first": batch_first}
+    lstm = torch.nn.LSTM(**options, bias=bias)
+    x, (h0, c0) = dataclasses.replace(shape, num_layers=1).tensors(torch.float32)
+    x = x if batch_first else x.transpose(0, 1)
+    with torch.no_grad():
+        expected, (h_n, c_n) = lstm(x, (h0, c0) if state else None)
+        own = lstm.all_weights
+        found = fused.layer(
+            x,
+            [tuple(parameters) for parameters in own],
+            h0 if state else None,
+            c0 if state else None,
+            None,
+            batch_first=batch_first,
+        )
+    for value, truth in zip(found, (expected, h_n, c_n), strict=True):
+        torch.testing.assert_close(value, truth, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(("storage", "least", "most"), [("bf16", 1e-4, 5e-3), ("int8", 1e-4, 2e-2)])
+def test_weights_kept_in_fewer_bits_cost_what_their_rounding_does(storage: str, least: float, most: float) -> None:
+    """The error is that of weights rounded to 8 bits of mantissa, or to 255 levels a row: not none, and not more."""
+    for batch in (1, 7):
+        errors = errors_forward(Sizes(batch=batch, steps=20, hidden=70), fused, save=False, storage=storage)
+        assert least < errors["output"] < most
+
+
+@pytest.mark.parametrize(
+    ("planted", "instead"),
+    [
+        ("sums[r][0]), f = sigmoid(sums[r][1]", "sums[r][1]), f = sigmoid(sums[r][0]"),
+        ("(hidden - unit < LANES ? hidden - unit : LANES);\n                for", "(LANES);\n                for"),
+        ("t >= a->lengths[b]", "t > a->lengths[b]"),
+        ("if (s || a->h0) {", "if (s) {"),
+        ("float* swap = before;\n            before = after;", "float* swap = before;"),
+        ("dc * c_before * f", "dc * f"),
+        ("if (a->lengths && t >= a->lengths[b]) continue;", ""),
+    ],
+    ids=["gates", "tail", "length", "h0", "stale-h", "stale-c", "held-gradient"],
+)
+def test_a_planted_defect_is_seen(planted: str, instead: str, tmp_path: Path) -> None:
+    """Each slip that such kernels are known for makes an error far beyond the tolerance, or a crash of its process."""
+    source = tmp_path / "lstm.cpp"
+    text = build.SOURCE.read_text(encoding="utf-8")
+    assert planted in text
+    source.write_text(text.replace(planted, instead), encoding="utf-8")
+    (tmp_path / "probe.py").write_text(
+        "import sys\n"
+        "from pathlib import Path\n"
+        "from kernels.cpu import build\n"
+        f"build.SOURCE = Path({str(source)!r})\n"
+        "from kernels.cpu import fused\n"
+        "from recurrences import Sizes, errors_backward, errors_forward\n"
+        "sizes = Sizes(batch=3, steps=5, hidden=21, lengths=(5, 3, 0))\n"
+        "worst = max(*errors_forward(sizes, fused).values(), *errors_backward(sizes, fused).values())\n"
+        "sys.exit(0 if worst < 1e-3 else 7)\n",
+        encoding="utf-8",
+    )
+    root = Path(__file__).parents[1]
+    environment = os.environ | {
+        "SEQ2SEQ_KERNEL_CACHE": str(tmp_path),
+        "PYTHONPATH": f"{root}{os.pathsep}{root / 'tests'}",
+    }
+    done = subprocess.run([sys.executable, tmp_path / "probe.py"], env=environment, capture_output=True, check=False)
+    assert done.returncode not in (0, 1), done.stderr.decode()[-300:]
+
+
+def test_an_in_place_change_is_noticed() -> None:
+    """Weights changed by an optimizer, by copy_ or behind torch's back through .data are packed anew."""
+    weight = torch.nn.Parameter(torch.randn(4 * 20, 20))
+    before = packing.pack(weight, "forward")
+    assert packing.pack(weight, "forward") is before
+    with torch.no_grad():
+        weight.add_(1.0)
+    changed = packing.pack(weight, "forward")
+    assert changed is not before
+    assert not torch.equal(changed.values, before.values)
+    weight.data.mul_(0.5)
+    assert packing.pack(weight, "forward") is not changed
+
+
+def test_freed_weights_are_not_taken_for_new_ones() -> None:
+    """Another tensor at the address of a freed one, in the same version, gets its own packing."""
+    found = []
+    for value in (1.0, 2.0):
+        weight = torch.full((4 * 64, 64), value)
+        # All samples alike would hide it, so they are made so.
+        with mock.patch.object(packing.library(), "mark", return_value=0):
+            found.append(packing.pack(weight, "forward").values[0].item())
+        del weight
+    assert found == [1.0, 2.0]
+
+
+def test_two_threads_may_run_at_once() -> None:
+    """Concurrent calls give what each gives alone."""
+    sizes = [Sizes(batch=2, steps=40, hidden=40, seed=seed) for seed in range(4)]
+    worst: dict[int, float] = {}
+
+    def work(index: int) -> None:
+        worst[index] = max(max(errors_forward(sizes[index], fused).values()) for _ in range(10))
+
+    team = [threading.Thread(target=work, args=(index,)) for index in range(4)]
+    for thread in team:
+        thread.start()
+    for thread in team:
+        thread.join()
+    assert sorted(worst) == [0, 1, 2, 3]
+    assert max(worst.values()) < 1e-5
+
+
+def test_what_it_does_not_take_is_refused_with_the_reason() -> None:
+    """Other devices and types are named; a machine without a compiler is told to install one."""
+    assert "CPU" in str(fused.refuses(Problem("cuda", torch.float32, 1, 1, 1)))
+    assert "float16" in str(fused.refuses(Problem("cpu", torch.float16, 1, 1, 1)))
+    assert fused.refuses(Problem("cpu", torch.float32, 1, 1, 1)) is None
+
+
+def test_without_a_compiler_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No compiler is one clear line, and not an exception out of a subprocess."""
+    monkeypatch.setenv("PATH", "")
+    monkeypatch.delenv("CXX", raising=False)
+    with pytest.raises(build.BuildError, match="install a C"):
+        build.library("-O1")
+
+
+def test_a_compiler_that_fails_is_quoted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The compiler's first error stands in the message, and nothing is left in the cache."""
+    source = tmp_path / "broken.cpp"
+    source.write_text("int main( {\n", encoding="utf-8")
+    monkeypatch.setattr(build, "SOURCE", source)
+    monkeypatch.setenv("SEQ2SEQ_KERNEL_CACHE", str(tmp_path / "cache"))
+    with pytest.raises(build.BuildError, match="error"):
+        build.library("-O0 -DBROKEN")
+    assert list((tmp_path / "cache").iterdir()) == []
+
+
+def test_several_processes_may_build_at_once(tmp_path: Path) -> None:
+    """Four that start with an empty cache all get a library that works, and leave one file."""
+    environment = os.environ | {
+        "SEQ2SEQ_KERNEL_CACHE": str(tmp_path),
+        "PYTHONPATH": str(Path(__file__).parents[1]),
+    }
+    command = [sys.executable, "-c", "from kernels.cpu.build import library; print(library('-O1').lanes())"]
+    running = [subprocess.Popen(command, env=environment, stdout=subprocess.PIPE) for _ in range(4)]
+    answers = {process.communicate()[0] for process in running}
+    assert answers == {b"4\n"}
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_an_unwritable_cache_says_what_to_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A cache that cannot be written is named, with the variable that moves it."""
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("SEQ2SEQ_KERNEL_CACHE", str(tmp_path / "file" / "cache"))
+    with pytest.raises(build.BuildError, match="SEQ2SEQ_KERNEL_CACHE"):
+        build.library("-O1 -DUNWRITABLE")
+
+
+@pytest.mark.slow
+def test_sanitizers_find_nothing() -> None:
+    """No access out of bounds, no undefined behaviour and no data race over odd sizes and teams."""
+    found = sanitize.check()
+    assert all(passed for _, passed, _ in found), found
+
+
+@pytest.mark.slow
+def test_a_missing_barrier_is_a_data_race(tmp_path: Path) -> None:
+    """ThreadSanitizer sees threads that do not wait for each other, so its silence means something."""
+    for name in ("lstm.cpp", "sanitize.cpp"):
+        text = build.SOURCE.with_name(name).read_text(encoding="utf-8")
+        (tmp_path / name).write_text(text.replace("if (!a->by_rows) barrier.wait(threads);", ""), encoding="utf-8")
+    assert not {name: passed for name, passed, _ in sanitize.check(tmp_path / "lstm.cpp")}["data races"]
