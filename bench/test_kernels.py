@@ -80,6 +80,7 @@ KERNELS = (
     Kernel("vendor-fp16", functools.partial(nn.LSTM, batch_first=True), precision="fp16", devices=("cuda",)),
     Kernel("loop", LoopLSTM),
     _own("loop", devices=("cpu", "cuda")),
+    _own("cpu-fused", devices=("cpu",)),
     _own("triton"),
     _own("cell", "fp16"),
     _own("sequence", "fp16"),

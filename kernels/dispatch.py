@@ -19,14 +19,17 @@ from typing import Any
 import torch
 
 from kernels import table
+from kernels.cpu import fused
 from kernels.estimate import estimate_s
 from kernels.recurrence import Backward, Forward, Problem, loop_backward, loop_forward
 
 #: Modules that bring a kernel: `forward(args, config)` and `backward(args, config)`, `refuses`, `configs`, `launches`.
 MODULES = {"cell": "kernels.gpu.cell", "sequence": "kernels.gpu.sequence", "persistent": "kernels.gpu.persistent"}
+#: The kernel for CPUs, compiled when it is first used.
+CPU = "cpu-fused"
 #: What may be asked for. `triton` is the fastest of the modules above; `loop` is torch operations, step by step; and
 #: `vendor` is torch's own LSTM (cuDNN, oneDNN or ATen), which is no recurrence: `kernels.LSTM` alone can run it.
-IMPLEMENTATIONS = ("auto", "triton", *MODULES, "loop", "vendor")
+IMPLEMENTATIONS = ("auto", "triton", *MODULES, CPU, "loop", "vendor")
 #: Answers that are kept: a lookup runs at every call, and batches of real data come in many lengths.
 CACHED = 4096
 
@@ -82,6 +85,9 @@ def forward(args: Forward, implementation: str) -> None:
     if name == "loop":
         loop_forward(args)
         return
+    if name == CPU:
+        fused.forward(args)
+        return
     config = choose_config(problem, name, backward=False)
     with _device_of(args.gates_input):
         _module(name).forward(args, config)
@@ -97,6 +103,9 @@ def backward(args: Backward, implementation: str) -> None:
     name = _kernel_for(problem, implementation, backward=True)
     if name == "loop":
         loop_backward(args)
+        return
+    if name == CPU:
+        fused.backward(args)
         return
     config = choose_config(problem, name, backward=True)
     with _device_of(args.gates):
@@ -173,6 +182,9 @@ def _refusals(problem: Problem, *, backward: bool, interpreted: bool) -> dict[st
                 reason = "Triton is not installed (pip install triton)" if missing else f"it cannot be loaded: {error}"
         if reason is not None:
             refused[name] = reason
+    reason = fused.refuses(problem)
+    if reason is not None:
+        refused[CPU] = reason
     return refused
 
 
@@ -184,7 +196,11 @@ def _auto(
     after = [name for name in MODULES if name not in later]
     vendor = "vendor" not in refused
     why = None
-    if problem.device != "cuda":
+    if CPU not in refused and (backward or CPU not in later):
+        return CPU, "the fused kernel serves float32 on a CPU"
+    if problem.device == "cpu":
+        why = refused[CPU]
+    elif problem.device != "cuda":
         why = f"Triton's kernels are for GPUs, and the tensors are on {problem.device!r}"
     elif not serving:
         why = "no Triton kernel serves this problem"

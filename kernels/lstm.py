@@ -6,6 +6,8 @@ Per layer: one product projects the input of all steps, the operator of `kernels
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -14,11 +16,15 @@ from torch.nn import functional
 from torch.nn.utils.rnn import PackedSequence
 
 from kernels import dispatch, ops, vendor
+from kernels.cpu import fused
+from kernels.cpu.packing import STORAGE
 from kernels.dispatch import Choice
+from kernels.eager import autocast_dtype
+from kernels.products import linear
 from kernels.recurrence import Problem, on_device, state_dtype
 from kernels.vendor import State, inside, permuted
 
-IMPLEMENTATIONS = ("auto", "triton", "loop", *dispatch.MODULES, "vendor")
+IMPLEMENTATIONS = ("auto", "triton", "loop", *dispatch.MODULES, dispatch.CPU, "vendor")
 PRECISIONS = ("ieee", "tf32")
 
 
@@ -51,6 +57,9 @@ class LSTM(nn.RNNBase):
             projection and recurrence agree. A given value holds for the recurrence alone: torch has only a global
             switch for products, and a module that flips it would change what other threads compute. `vendor`
             follows `torch.backends.cudnn.rnn.fp32_precision` in any case.
+        weight_storage: how `cpu-fused` keeps its recurrent weights between calls, and for few rows those of the input:
+            `fp32`, `bf16`, or `int8` with a scale a row. Arithmetic is float32 whatever it is. For inference in eager
+            code, where reading the weights takes the time.
 
     Attributes:
         choices: what ran in the last call, one `Choice` a layer; not kept up to date by compiled code.
@@ -64,6 +73,7 @@ class LSTM(nn.RNNBase):
     takes_lengths = True
     implementation: str = "auto"
     fp32_precision: str | None = None
+    weight_storage: str = "fp32"
     choices: tuple[Choice, ...] = ()
     weight_ih_l0: Tensor
 
@@ -82,8 +92,9 @@ class LSTM(nn.RNNBase):
         *,
         implementation: str = "auto",
         fp32_precision: str | None = None,
+        weight_storage: str = "fp32",
     ) -> None:
-        check_options(implementation, fp32_precision, proj_size)
+        check_options(implementation, fp32_precision, proj_size, weight_storage)
         super().__init__(
             "LSTM",
             input_size,
@@ -99,6 +110,7 @@ class LSTM(nn.RNNBase):
         )
         self.implementation = implementation
         self.fp32_precision = fp32_precision
+        self.weight_storage = weight_storage
 
     def forward(
         self,
@@ -190,6 +202,8 @@ class LSTM(nn.RNNBase):
             text += f", implementation={self.implementation!r}"
         if self.fp32_precision is not None:
             text += f", fp32_precision={self.fp32_precision!r}"
+        if self.weight_storage != "fp32":
+            text += f", weight_storage={self.weight_storage!r}"
         return text
 
     def __getstate__(self) -> dict[str, Any]:
@@ -261,39 +275,47 @@ class LSTM(nn.RNNBase):
         for layer in range(self.num_layers):
             if layer and self.dropout:
                 x = functional.dropout(x, self.dropout, self.training)
-            weight_ih, weight_hh, bias = self._weights(layer)
+            parameters = self._parameters_of(layer)
             h0 = c0 = None
             if hx is not None:
                 own = slice(layer * directions, (layer + 1) * directions)
                 h0, c0 = hx[0][own], hx[1][own].to(state_dtype(dtype))
-            x, h_n, c_n = ops.recurrence(
-                functional.linear(x, weight_ih, bias).unflatten(-1, (directions, 4 * self.hidden_size)),
-                weight_hh,
-                h0,
-                c0,
-                lengths,
-                batch_first=batch_first,
-                implementation=implementation,
-                tf32=tf32,
-            )
+            if implementation == dispatch.CPU and ops.unobserved([x, h0, c0, *itertools.chain(*parameters)]):
+                x, h_n, c_n = fused.layer(
+                    x, parameters, h0, c0, lengths, batch_first=batch_first, storage=self.weight_storage
+                )
+            elif self.weight_storage != "fp32":
+                msg = (
+                    f"weight_storage {self.weight_storage!r} serves eager inference alone; call under torch.no_grad() "
+                    "without autocast or torch.compile, or use weight_storage='fp32'"
+                )
+                raise RuntimeError(msg)
+            else:
+                weight_ih, weight_hh, bias = _stacked(parameters)
+                x, h_n, c_n = ops.recurrence(
+                    linear(x, weight_ih, bias).unflatten(-1, (directions, 4 * self.hidden_size)),
+                    weight_hh,
+                    h0,
+                    c0,
+                    lengths,
+                    batch_first=batch_first,
+                    implementation=implementation,
+                    tf32=tf32,
+                )
             hidden.append(h_n)
             cell.append(c_n.to(h_n.dtype))
         if len(hidden) == 1:
             return x, (hidden[0], cell[0])
         return x, (torch.cat(hidden), torch.cat(cell))
 
-    def _weights(self, layer: int) -> tuple[Tensor, Tensor, Tensor | None]:
-        """A layer's weight_ih (directions * 4H, features), weight_hh (directions, 4H, H) and sum of its biases.
+    def _parameters_of(self, layer: int) -> list[tuple[Tensor, ...]]:
+        """Of each direction of a layer weight_ih (4H, features), weight_hh (4H, H) and the biases (4H,), if any.
 
         By name and not from `_flat_weights`, which functional_call and parametrizations leave behind.
         """
+        kinds = ("weight_ih", "weight_hh", "bias_ih", "bias_hh") if self.bias else ("weight_ih", "weight_hh")
         names = [f"l{layer}", f"l{layer}_reverse"][: 2 if self.bidirectional else 1]
-        weights_ih = [getattr(self, f"weight_ih_{name}") for name in names]
-        weights_hh = [getattr(self, f"weight_hh_{name}") for name in names]
-        biases = [getattr(self, f"bias_ih_{name}") + getattr(self, f"bias_hh_{name}") for name in names if self.bias]
-        if len(names) == 1:
-            return weights_ih[0], weights_hh[0].unsqueeze(0), biases[0] if biases else None
-        return torch.cat(weights_ih), torch.stack(weights_hh), torch.cat(biases) if biases else None
+        return [tuple(getattr(self, f"{kind}_{name}") for kind in kinds) for name in names]
 
     @torch.compiler.disable(  # type: ignore[untyped-decorator]
         reason="a PackedSequence cannot be traced; give kernels.LSTM padded input and lengths"
@@ -339,7 +361,7 @@ class LSTM(nn.RNNBase):
         expected = (states, batch, self.proj_size or self.hidden_size)
         self.check_hidden_size(hx[0], expected, "Expected hidden[0] size {}, got {}")
         self.check_hidden_size(hx[1], (states, batch, self.hidden_size), "Expected hidden[1] size {}, got {}")
-        if ops.autocast_dtype(x.device) is not None:
+        if autocast_dtype(x.device) is not None:
             return
         for index, (state, dtypes) in enumerate(zip(hx, ({x.dtype}, {x.dtype, state_dtype(x.dtype)}), strict=True)):
             if state.dtype not in dtypes:
@@ -347,7 +369,9 @@ class LSTM(nn.RNNBase):
                 raise ValueError(msg)
 
 
-def check_options(implementation: str, fp32_precision: str | None, proj_size: int) -> None:
+def check_options(
+    implementation: str, fp32_precision: str | None, proj_size: int, weight_storage: str = "fp32"
+) -> None:
     """Raise ValueError for options that no `LSTM` can have."""
     if implementation not in IMPLEMENTATIONS:
         msg = f"implementation is {implementation!r}, expected one of {', '.join(IMPLEMENTATIONS)}"
@@ -355,12 +379,27 @@ def check_options(implementation: str, fp32_precision: str | None, proj_size: in
     if fp32_precision is not None and fp32_precision not in PRECISIONS:
         msg = f"fp32_precision is {fp32_precision!r}, expected None or one of {', '.join(PRECISIONS)}"
         raise ValueError(msg)
+    if weight_storage not in STORAGE:
+        msg = f"weight_storage is {weight_storage!r}, expected one of {', '.join(STORAGE)}"
+        raise ValueError(msg)
+    if weight_storage != "fp32" and implementation != dispatch.CPU:
+        msg = f"weight_storage {weight_storage!r} needs implementation={dispatch.CPU!r}, not {implementation!r}"
+        raise ValueError(msg)
     if proj_size and implementation not in {"auto", "vendor"}:
         msg = (
             f"proj_size is {proj_size}, and {implementation!r} has no projections; use implementation='vendor' "
             "(torch's own LSTM) or proj_size=0"
         )
         raise ValueError(msg)
+
+
+def _stacked(parameters: Sequence[tuple[Tensor, ...]]) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Both directions' weight_ih (directions * 4H, features), weight_hh (directions, 4H, H) and sums of biases."""
+    biases = [own[2] + own[3] for own in parameters if len(own) > 2]  # noqa: PLR2004 - with biases
+    if len(parameters) == 1:
+        return parameters[0][0], parameters[0][1].unsqueeze(0), biases[0] if biases else None
+    weights_ih, weights_hh = [own[0] for own in parameters], [own[1] for own in parameters]
+    return torch.cat(weights_ih), torch.stack(weights_hh), torch.cat(biases) if biases else None
 
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
@@ -371,7 +410,7 @@ def _matmul_precision() -> str:
 
 def _computed_dtype(x: Tensor) -> torch.dtype:
     """Type that products have: that of the input, or autocast's, which leaves float64 alone."""
-    return x.dtype if x.dtype == torch.float64 else ops.autocast_dtype(x.device) or x.dtype
+    return x.dtype if x.dtype == torch.float64 else autocast_dtype(x.device) or x.dtype
 
 
 def _batched_state(hx: State, batched: bool) -> State:

@@ -8,17 +8,18 @@ module calls: the operator, or in plain eager code the same functions without to
 from __future__ import annotations
 
 import functools
+from collections.abc import Iterable
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from kernels import dispatch
+from kernels.eager import DEVICES, unwatched
+from kernels.products import transposed_product
 from kernels.recurrence import Backward, Forward, state_dtype
 
 NAMESPACE = "seq2seq_kernels"
-
-_DEVICES = ("cpu", "cuda")
 
 Outputs = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
 
@@ -46,7 +47,7 @@ def recurrence(
     tensors = [value for value in (gates_input, weight_hh, h0, c0, lengths) if value is not None]
     save = torch.is_grad_enabled() and any(value.requires_grad for value in tensors)
     arguments = (gates_input, weight_hh, h0, c0, lengths, batch_first, save, implementation, tf32)
-    if not _direct(tensors):
+    if not unwatched(tensors):
         results = lstm_forward(*arguments)
     elif save:
         results = _Recurrence.apply(*arguments)
@@ -56,25 +57,10 @@ def recurrence(
     return output, h_n, c_n
 
 
-def autocast_dtype(device: torch.device) -> torch.dtype | None:
-    """Type that autocast asks for there; None where it is off, or where the operators have no rule for it."""
-    if device.type in _DEVICES and torch.is_autocast_enabled(device.type):
-        return torch.get_autocast_dtype(device.type)
-    return None
-
-
-def _direct(tensors: list[Tensor]) -> bool:
-    """Whether a call may go past the dispatcher: nothing but autograd would see it there."""
-    device = tensors[0].device
-    return device.type in _DEVICES and not (
-        torch.compiler.is_compiling()
-        or torch._C._len_torch_dispatch_stack()  # noqa: SLF001 - torch has no public name for any of these
-        or torch._C._len_torch_function_stack()  # noqa: SLF001
-        or torch._C._functorch.peek_interpreter_stack() is not None  # noqa: SLF001
-        or torch._C._get_tracing_state() is not None  # noqa: SLF001
-        or autocast_dtype(device) is not None
-        or any(type(value) not in {Tensor, nn.Parameter} for value in tensors)
-    )
+def unobserved(values: Iterable[Tensor | None]) -> bool:
+    """Whether a computation on these needs no gradients, and may be done by code that torch does not see."""
+    tensors = [value for value in values if value is not None]
+    return not (torch.is_grad_enabled() and any(value.requires_grad for value in tensors)) and unwatched(tensors)
 
 
 @torch.library.custom_op(f"{NAMESPACE}::lstm_forward", mutates_args=())
@@ -279,7 +265,7 @@ def _backward(ctx: Any, grad_output: Tensor | None, grad_h_n: Tensor | None, gra
     if grad_output is None:
         grad_output = torch.zeros_like(output)
     # With create_graph, gradients are enabled here, and the operator's own backward says that there is none.
-    direct = not torch.is_grad_enabled() and _direct([grad_output, weight_hh, gates])
+    direct = not torch.is_grad_enabled() and unwatched([grad_output, weight_hh, gates])
     grad_gates, grad_h0, grad_c0 = (_run_backward if direct else lstm_backward)(
         grad_output, grad_h_n, grad_c_n, weight_hh, c0, lengths, gates, cells,
         ctx.batch_first, ctx.implementation, ctx.tf32,
@@ -287,10 +273,7 @@ def _backward(ctx: Any, grad_output: Tensor | None, grad_h_n: Tensor | None, gra
     grad_weight = None
     if ctx.needs_input_grad[1]:
         grad_weight = _weight_gradient(
-            _time_first(grad_gates, ctx.batch_first),
-            _time_first(output.unflatten(2, (weight_hh.size(0), -1)), ctx.batch_first),
-            h0,
-            lengths,
+            grad_gates, output.unflatten(2, (weight_hh.size(0), -1)), h0, lengths, ctx.batch_first
         )
     return (
         grad_gates,
@@ -301,33 +284,35 @@ def _backward(ctx: Any, grad_output: Tensor | None, grad_h_n: Tensor | None, gra
     )  # fmt: skip
 
 
-def _weight_gradient(grad_gates: Tensor, output: Tensor, h0: Tensor | None, lengths: Tensor | None) -> Tensor:
+def _weight_gradient(
+    grad_gates: Tensor, output: Tensor, h0: Tensor | None, lengths: Tensor | None, batch_first: bool
+) -> Tensor:
     """Gradient of weight_hh, (D, 4H, H): at every step the gates' gradient times the h before it.
 
     Args:
-        grad_gates: (T, B, D, 4H), zero past the lengths.
-        output: (T, B, D, H), zero past the lengths.
+        grad_gates: (B, T, D, 4H) if `batch_first`, else (T, B, D, 4H); zero past the lengths.
+        output: (B, T, D, H), or with steps first; zero past the lengths.
         h0: (D, B, H), or None for zeros.
         lengths: (B,), or None.
+        batch_first: order of the first two dimensions.
     """
-    steps = output.size(0)
+    time = 1 if batch_first else 0
+    steps, rows = output.size(time), grad_gates.flatten(0, 1)
     gradients = []
     for direction in range(output.size(2)):
-        grads, hidden = grad_gates[:, :, direction], output[:, :, direction]
+        hidden = output[:, :, direction]
+        first = torch.zeros_like(hidden.select(time, 0)) if h0 is None else h0[direction]
+        first = first.unsqueeze(time)
         # Direction 1 comes from the step after. Where a shorter sequence begins there, that output is zero.
-        later, earlier = (grads[: steps - 1], hidden[1:]) if direction else (grads[1:], hidden[: steps - 1])
-        product = later.reshape(-1, later.size(2)).t() @ earlier.reshape(-1, earlier.size(2))
-        if h0 is not None:
-            if not direction:
-                first = grads[0]
-            elif lengths is None:
-                first = grads[steps - 1]
-            else:
-                # A sequence of no steps has no gradient anywhere, so its clamped index picks a zero.
-                index = (lengths.long() - 1).clamp(min=0)[None, :, None].expand(1, -1, grads.size(2))
-                first = grads.gather(0, index)[0]
-            product = product + first.t() @ h0[direction]
-        gradients.append(product)
+        if direction == 0:
+            before = torch.cat([first, hidden.narrow(time, 0, steps - 1)], time)
+        else:
+            before = torch.cat([hidden.narrow(time, 1, steps - 1), first], time)
+            if h0 is not None and lengths is not None:
+                # A sequence of no steps has no gradient anywhere, so where its h0 is put does not matter.
+                last = (lengths.long() - 1).clamp(min=0)[:, None].unsqueeze(time)
+                before = before.scatter(time, last.expand_as(first), first)
+        gradients.append(transposed_product(rows[:, direction], before.flatten(0, 1)))
     return torch.stack(gradients)
 
 
@@ -380,7 +365,7 @@ def _under_autocast(
 
 #: The rules last as long as this object.
 _AUTOCAST = torch.library.Library(NAMESPACE, "FRAGMENT")
-for _device in _DEVICES:
+for _device in DEVICES:
     _AUTOCAST.impl("lstm_forward", functools.partial(_under_autocast, _device), f"Autocast{_device.upper()}")
 
 

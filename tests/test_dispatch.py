@@ -15,6 +15,8 @@ import torch
 from recurrences import Sizes
 
 from kernels import dispatch, table
+from kernels.cpu import fused
+from kernels.cpu.build import BuildError
 from kernels.estimate import estimate_s
 from kernels.recurrence import Problem, loop_backward, loop_forward
 
@@ -97,20 +99,37 @@ def test_unknown_name_lists_the_known_ones():
 
 
 @pytest.mark.usefixtures("plain_cpu")
-def test_cpu_takes_torchs_own_lstm():
-    """On a CPU `auto` is torch's own LSTM, and the loop where a compiler has to see through."""
+def test_cpu_takes_its_own_kernel_where_that_serves():
+    """On a CPU `auto` is the fused kernel in float32; else torch's own LSTM, or the loop for a compiler."""
     problem = Problem("cpu", torch.float32, 2, 3, 4)
-    assert dispatch.choose(problem).implementation == "vendor"
-    assert dispatch.choose(problem, compiling=True).implementation == "loop"
+    assert dispatch.choose(problem).implementation == "cpu-fused"
+    assert dispatch.choose(problem, compiling=True).implementation == "cpu-fused"
     assert set(dispatch.choose(problem).refused) == set(dispatch.MODULES)
+    problem = Problem("cpu", torch.float64, 2, 3, 4)
+    assert dispatch.choose(problem).implementation == "vendor"
+    assert "computes in float32" in dispatch.choose(problem).reason
+    assert dispatch.choose(problem, compiling=True).implementation == "loop"
+
+
+def test_without_a_compiler_a_cpu_takes_torchs_own_lstm(monkeypatch):
+    """Where the fused kernel cannot be built, `auto` goes to torch's own and says what is missing."""
+
+    def unbuildable():
+        message = "install a C++ compiler"
+        raise BuildError(message)
+
+    monkeypatch.setattr(fused, "library", unbuildable)
+    choice = dispatch.choose(Problem("cpu", torch.float32, 2, 3, 4))
+    assert choice.implementation == "vendor"
+    assert "install a C++ compiler" in choice.reason
 
 
 def test_auto_does_not_interpret(monkeypatch):
     """Interpreted kernels are for tests: `auto` on a CPU never takes one, compiling or not."""
     monkeypatch.setenv("TRITON_INTERPRET", "1")
     problem = Problem("cpu", torch.float32, 2, 3, 4)
-    assert dispatch.choose(problem).implementation == "vendor"
-    assert dispatch.choose(problem, compiling=True).implementation == "loop"
+    assert dispatch.choose(problem).implementation == "cpu-fused"
+    assert dispatch.choose(problem, compiling=True).implementation == "cpu-fused"
     assert dispatch.choose(problem, "cell").implementation == "cell"
 
 
@@ -125,7 +144,9 @@ def test_refusal_states_the_kernels_reason(kernels):
     kernels["sequence"].largest[False] = 256
     with pytest.raises(ValueError, match=r"'sequence' cannot serve: H 768, at most 256; use 'auto' or 'cell' or 'pers"):
         dispatch.choose(H200, "sequence")
-    assert dispatch.choose(H200).refused == {"sequence": "H 768, at most 256"}
+    refused = dict(dispatch.choose(H200).refused)
+    assert "CPU" in refused.pop(dispatch.CPU)
+    assert refused == {"sequence": "H 768, at most 256"}
 
 
 def test_kernel_without_the_backward_pass_is_refused_before_training(kernels):
@@ -167,7 +188,7 @@ def test_without_triton_the_reason_says_so():
         "print(dispatch.choose(Problem('cuda', torch.float16, 2, 3, 4, capability=90)).refused['cell'])\n"
     )
     run = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert run.stdout.splitlines() == ["vendor", "Triton is not installed (pip install triton)"]
+    assert run.stdout.splitlines() == ["cpu-fused", "Triton is not installed (pip install triton)"]
 
 
 def test_nothing_measured_is_said():

@@ -416,7 +416,7 @@ def test_other_wrong_calls_are_refused():
 
 def test_unknown_options_are_refused():
     """An implementation or precision that does not exist, or a kernel with projections, is refused by name."""
-    with pytest.raises(ValueError, match="implementation is 'fast', expected one of auto, loop, cell"):
+    with pytest.raises(ValueError, match="implementation is 'fast', expected one of auto, triton, loop, cell"):
         LSTM(3, 4, implementation="fast")
     with pytest.raises(ValueError, match="fp32_precision is 'bf16', expected None or one of ieee, tf32"):
         LSTM(3, 4, fp32_precision="bf16")
@@ -425,15 +425,16 @@ def test_unknown_options_are_refused():
 
 
 def test_kernel_without_gpu_says_what_to_do(monkeypatch):
-    """A Triton kernel asked for by name on CPU tensors raises and names the ways out; `auto` goes to torch's LSTM."""
+    """A Triton kernel asked for by name on CPU tensors raises and names what serves; `auto` takes the CPU's kernel."""
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
-    with pytest.raises((RuntimeError, ValueError), match="TRITON_INTERPRET"):
+    with pytest.raises(ValueError, match=r"needs an NVIDIA GPU.*use 'auto' or 'cpu-fused' or 'vendor'"):
         LSTM(3, 4, implementation="sequence")(zeros(4, 2, 3))
-    lstm = LSTM(3, 4)
-    lstm(zeros(4, 2, 3))
-    assert lstm.choices == (lstm.explain(2, 4),)
-    assert lstm.choices[0].implementation == "vendor"
-    assert lstm.choices[0].reason
+    for dtype, expected in ((torch.float32, "cpu-fused"), (torch.bfloat16, "vendor")):
+        lstm = LSTM(3, 4, dtype=dtype)
+        lstm(zeros(4, 2, 3).to(dtype))
+        assert lstm.choices == (lstm.explain(2, 4),)
+        assert lstm.choices[0].implementation == expected
+        assert lstm.choices[0].reason
 
 
 def test_choices_are_of_the_last_call():
@@ -590,9 +591,9 @@ def test_kernels_equal_nn_lstm(implementation, with_lengths):
 class SwappedBiases(LSTM):
     """A planted defect: each direction has the other's biases."""
 
-    def _weights(self, layer):
-        weight_ih, weight_hh, bias = super()._weights(layer)
-        return weight_ih, weight_hh, bias.unflatten(0, (2, -1)).flip(0).flatten()
+    def _parameters_of(self, layer):
+        (*ahead, bias_ih, bias_hh), (*back, bias_ih_back, bias_hh_back) = super()._parameters_of(layer)
+        return [(*ahead, bias_ih_back, bias_hh_back), (*back, bias_ih, bias_hh)]
 
 
 def unturned(args: Any, implementation: str) -> None:
