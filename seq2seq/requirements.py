@@ -14,7 +14,9 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
+from kernels.cpu import fused
 from kernels.lstm import LSTM
+from kernels.recurrence import Problem
 from seq2seq.workloads import Workload
 
 #: Says why a variant cannot run on (device, mode, workload), or None when it can.
@@ -109,6 +111,12 @@ def needs_kernel(implementation: str, dtype: torch.dtype, *, tf32: bool = False)
         return None
 
     return check
+
+
+def needs_cpu_kernel(device: str, mode: str, workload: Workload) -> str | None:
+    """The fused CPU kernel must be there, or a compiler that can build it."""
+    del mode
+    return fused.refuses(Problem(device, torch.float32, workload.batch, workload.source_steps, 1))
 
 
 def needs_compiler_beside_lstm(device: str, mode: str, workload: Workload) -> str | None:

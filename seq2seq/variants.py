@@ -20,6 +20,7 @@ from seq2seq.requirements import (
     needs_compilable_training,
     needs_compiler,
     needs_compiler_beside_lstm,
+    needs_cpu_kernel,
     needs_fixed_length,
     needs_kernel,
     needs_no_vendor_bf16,
@@ -133,6 +134,14 @@ VARIANTS: dict[str, Variant] = {
             "nn.LSTM through oneDNN, eager fp32: what a CPU user gets by default",
             devices=("cpu",),
             requirements=(needs_vendor_lstm(torch.float32),),
+        ),
+        Variant(
+            "cpu-fused",
+            "kernels.LSTM, our kernel for CPUs, eager fp32",
+            lstm="kernels",
+            lstm_options={"implementation": "cpu-fused"},
+            devices=("cpu",),
+            requirements=(needs_cpu_kernel,),
         ),
         Variant("cudnn", "nn.LSTM through cuDNN, eager fp32 without TF32", devices=("cuda",)),
         Variant(
