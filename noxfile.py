@@ -19,10 +19,20 @@ def install(session: nox.Session, *groups: str) -> None:
     session.install("-e", ".", *nox.project.dependency_groups(PROJECT, *groups))
 
 
+def install_peers(session: nox.Session) -> None:
+    """Install the runtimes to compare with, each for itself: one without a wheel for this Python is left out.
+
+    Its variants are then listed as unavailable. Nothing is built from source, which would take an hour and a compiler.
+    """
+    for requirement in nox.project.dependency_groups(PROJECT, "peers"):
+        session.install("--only-binary=:all:", requirement, success_codes=(0, 1))
+
+
 @nox.session
 def bench(session: nox.Session) -> None:
     """Measure: `nox -s bench`, or `nox -s bench -- --suite smoke` and any other option of `python -m bench run`."""
     install(session)
+    install_peers(session)
     session.run("python", "-m", "bench", "run", *session.posargs)
 
 
@@ -30,6 +40,7 @@ def bench(session: nox.Session) -> None:
 def microbench(session: nox.Session) -> None:
     """Time variants and kernels with pytest-benchmark: `nox -s microbench -- -k onednn --benchmark-autosave`."""
     install(session)
+    install_peers(session)
     session.run("python", "-m", "pytest", "bench", "--benchmark-only", *session.posargs)
 
 
@@ -51,6 +62,7 @@ def report(session: nox.Session) -> None:
 def tests(session: nox.Session) -> None:
     """Run the tests; arguments go to pytest, as in `nox -s tests -- -k parity`."""
     install(session, "tests")
+    install_peers(session)
     # One thread: many tiny problems, and several processes of their own.
     session.run(
         "python", "-m", "pytest", *session.posargs, env={"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")}

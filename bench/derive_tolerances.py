@@ -25,7 +25,7 @@ from seq2seq.workloads import Workload, find_workload
 
 Rows = dict[tuple[str, str], list[tuple[float, float]]]
 
-PRECISIONS = ("fp32", "fp16", "bf16")
+PRECISIONS = ("fp32", "fp16", "bf16", "int8")
 #: Problems are drawn around these: value inputs, real data through three layers, tokens with lengths, both directions.
 BASES = ("seed", "forecast-deepar", "translation-small-scaled", "speech-las-scaled", "scaling")
 
@@ -73,9 +73,11 @@ def measure(count: int, seed: int, device: str) -> tuple[Rows, Rows]:
                 executable = Executable(variant, workload.config, mode, device, weights)
                 checks = gate.check(executable, number).checks
                 pairs = [(check.strain, check.error) for check in checks]
-                right.setdefault((variant.name, variant.precision), []).extend(pairs)
+                right.setdefault((variant.name, executable.variant.precision), []).extend(pairs)
             for name, precision in itertools.product(DEFECTS, PRECISIONS):
                 defect = Variant(name, "", lstm=name, precision=precision, autocast=True)
+                if precision == "int8" and mode != "inference":
+                    continue
                 executable = Executable(defect, workload.config, mode, device, weights)
                 verdict = gate.check(executable, number)
                 largest = max(check.error for check in verdict.checks)

@@ -19,6 +19,7 @@ import torch
 from torch import nn
 
 from kernels.dispatch import MODULES, Choice
+from seq2seq.peers import Runtime
 from seq2seq.variants import Variant
 from seq2seq.workloads import Workload
 
@@ -57,12 +58,16 @@ class Observation:
         kernels: launches of each GPU kernel, heaviest first; empty on a CPU.
         precisions: types of the matrix products and LSTM operators, most frequent first.
         graph_launches: launches of whole CUDA graphs.
+        threads: that a runtime other than torch computes with; None for torch.
+        words: what such a runtime says of itself; empty for torch.
     """
 
     operators: dict[str, int]
     kernels: dict[str, int]
     precisions: tuple[str, ...]
     graph_launches: int = 0
+    threads: int | None = None
+    words: str = ""
 
     def shown(self) -> str:
         """The heaviest GPU kernels, on a CPU the heaviest operators, and how often each ran."""
@@ -71,8 +76,8 @@ class Observation:
         return ", ".join(f"{name} x{count}" for name, count in named[:_SHOWN])
 
 
-def observe(call: Callable[[], object], device: str) -> Observation:
-    """Profile one call."""
+def observe(call: Callable[[], object], device: str, runtime: Runtime | None = None) -> Observation:
+    """Profile one call; a runtime other than torch, of which torch's profiler sees little, is asked itself."""
     activities = [torch.profiler.ProfilerActivity.CPU]
     if device == "cuda":
         activities.append(torch.profiler.ProfilerActivity.CUDA)
@@ -84,7 +89,11 @@ def observe(call: Callable[[], object], device: str) -> Observation:
         path = Path(folder) / "trace.json"
         profiler.export_chrome_trace(str(path))
         events = json.loads(path.read_text(encoding="utf-8"))["traceEvents"]
-    return _digest(events)
+    seen = _digest(events)
+    if runtime is None:
+        return seen
+    ran = runtime.ran()
+    return Observation(dict(ran.operators) or seen.operators, {}, ran.precisions, threads=ran.threads, words=ran.words)
 
 
 def _digest(events: list[dict[str, Any]]) -> Observation:
@@ -162,13 +171,7 @@ def explain(
         parts.append(_compile_words(compiled))
     if variant.compiler == "torchscript":
         parts.append("TorchScript ran it")
-    if variant.lstm == "loop":
-        if not (compiled and compiled.graphs):
-            parts.append("the time loop ran in Python")
-    elif choices:
-        parts += _choice_words(choices, _lstm_words(variant, workload, device, seen, compiled))
-    else:
-        parts.append(_lstm_words(variant, workload, device, seen, compiled))
+    parts += _who_ran(variant, workload, device, seen, compiled, choices)
     if seen.graph_launches:
         parts.append(f"a call launched {seen.graph_launches} CUDA graph{'s' if seen.graph_launches > 1 else ''}")
     if variant.torch_tf32 and device == "cuda":
@@ -179,6 +182,23 @@ def explain(
     if seen.precisions and asked not in seen.precisions:
         parts.append(f"asked for {variant.precision}, but products ran in {' and '.join(seen.precisions)}")
     return "; ".join(parts)
+
+
+def _who_ran(
+    variant: Variant,
+    workload: Workload,
+    device: str,
+    seen: Observation,
+    compiled: Compilation | None,
+    choices: Choices | None,
+) -> list[str]:
+    """Who ran the LSTM: another runtime in its own words, a loop, our kernels by their choices, or torch."""
+    if seen.words:
+        return [seen.words]
+    if variant.lstm == "loop":
+        return [] if compiled and compiled.graphs else ["the time loop ran in Python"]
+    torchs_own = _lstm_words(variant, workload, device, seen, compiled)
+    return list(_choice_words(choices, torchs_own)) if choices else [torchs_own]
 
 
 def _compile_words(compiled: Compilation) -> str:
@@ -197,6 +217,8 @@ def _lstm_words(
     if "aten::_cudnn_rnn" in seen.operators:
         persistent = any("persist" in name.lower() for name in seen.kernels)
         return f"LSTM ran in cuDNN, {'persistent' if persistent else 'no persistent'} kernels"
+    if cells := seen.operators.get("aten::lstm_cell"):
+        return f"a loop in Python called the LSTM cell {cells} times"
     if "aten::lstm" not in seen.operators:
         return "LSTM ran inside the compiled graph" if compiled and compiled.graphs else "the variant's own LSTM ran"
     if not variant.vendor_lstm:

@@ -19,10 +19,16 @@ from bench.evidence import Observation
 from bench.parity import Verdict
 from bench.sampling import Subject, warm_up
 from bench.worker import verdict_fields
+from seq2seq.peers import Runtime
 
 
 def time_gated(
-    benchmark: BenchmarkFixture, subject: Subject, device: str, check: Callable[[int], Verdict], seed: int
+    benchmark: BenchmarkFixture,
+    subject: Subject,
+    device: str,
+    check: Callable[[int], Verdict],
+    seed: int,
+    runtime: Runtime | None = None,
 ) -> Observation:
     """Gate, warm up, time with pytest-benchmark, gate again on another seed; then look at what ran.
 
@@ -34,6 +40,7 @@ def time_gated(
         device: `cpu` or `cuda`; on CUDA each call is waited for inside the timed function.
         check: the gate, given a seed.
         seed: of the first gate; the second takes the next one.
+        runtime: what runs in torch's place, if anything does.
 
     Returns:
         What the profiler saw. It looks last, so that profiling cannot slow what is timed.
@@ -52,7 +59,7 @@ def time_gated(
     benchmark.extra_info |= {name: fields[name] for name in names} | {"gate_seed": seed}
     benchmark.extra_info |= {"threads": torch.get_num_threads(), "torch": torch.__version__, "device": device}
     with subject.context():
-        seen = evidence.observe(subject.call, device)
+        seen = evidence.observe(subject.call, device, runtime)
     benchmark.extra_info |= {"ran_precision": " and ".join(seen.precisions), "ran_operators": seen.shown()}
     return seen
 

@@ -38,6 +38,7 @@ import torch
 from torch import Tensor
 
 from seq2seq.execution import Executable, Weights, initial_weights
+from seq2seq.peers.int8 import rounded_weights
 from seq2seq.single import Config
 from seq2seq.tasks.batch import Batch
 from seq2seq.variants import REFERENCE, VARIANTS
@@ -60,12 +61,13 @@ class Tolerance:
 
 
 #: Unit roundoff: half the distance from 1 to the next number.
-ROUNDOFF = {"fp32": 2.0**-24, "tf32": 2.0**-11, "fp16": 2.0**-11, "bf16": 2.0**-8}
+ROUNDOFF = {"fp32": 2.0**-24, "tf32": 2.0**-11, "fp16": 2.0**-11, "bf16": 2.0**-8, "int8": 2.0**-8}
 TOLERANCES = {
     "fp32": Tolerance(64 * ROUNDOFF["fp32"], 2.5e-4),
     "tf32": Tolerance(8 * ROUNDOFF["tf32"], 3e-2),
     "fp16": Tolerance(8 * ROUNDOFF["fp16"], 3e-2),
     "bf16": Tolerance(4 * ROUNDOFF["bf16"], 2.5e-1),
+    "int8": Tolerance(ROUNDOFF["int8"], 1e-1),
 }
 
 
@@ -226,6 +228,8 @@ class Gate:
         if precision == "truth":
             return true_quantities(self.workload.config, self.mode, self.device, weights, batch)
         variant = dataclasses.replace(REFERENCE, precision=precision)
+        if precision == "int8":
+            variant, weights = dataclasses.replace(variant, lstm="rounded"), rounded_weights(weights)
         executable = Executable(
             variant, self.workload.config, self.mode, self.device, weights, stored=precision in {"bf16", "fp16"}
         )

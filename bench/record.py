@@ -49,7 +49,9 @@ class Record:
     variant: str = column("name of the variant", "")
     mode: str = column("`inference`, or `training` (forward, backward and optimizer step)", "")
     device: str = column("`cpu` or `cuda`", "")
-    precision: str = column("precision the variant asks for: `fp32`, `tf32`, `bf16`, `fp16`", "")
+    precision: str = column(
+        "precision the variant asks for, or its runtime chooses here: `fp32`, `tf32`, `bf16`, `fp16`, `int8`", ""
+    )
     threads: int = column("CPU threads the worker was given", 0)
     status: Status = column(
         "`ok`, `unavailable`, `parity-failed`, `impossible` (faster than the machine can be), `oom`, `timeout`, "
@@ -124,9 +126,13 @@ class Record:
     graph_breaks: int | None = column("graph breaks that Dynamo counted, skipped frames not among them")
     recompiles: int | None = column("frames compiled a second time or more")
     evidence: str = column("in words, what really ran", "")
-    ran_precision: str = column("data types of the matrix products and LSTM operators that ran, by profiler", "")
-    ran_operators: str = column("operators or GPU kernels that ran and how often, by profiler, heaviest first", "")
-    ran_threads: int | None = column("threads the math library reported")
+    ran_precision: str = column(
+        "data types of the matrix products and LSTM operators that ran, by the profiler or the runtime itself", ""
+    )
+    ran_operators: str = column(
+        "operators or GPU kernels that ran and how often, by the profiler or the runtime itself, heaviest first", ""
+    )
+    ran_threads: int | None = column("threads the math library or the runtime reported")
     omp_wait: str = column(
         "how OpenMP threads wait for work: `default` (OMP_WAIT_POLICY not set), `active`, `passive`", ""
     )

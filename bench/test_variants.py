@@ -83,10 +83,12 @@ def test_variant(
         device,
         functools.partial(gate_of(case.workload, mode, device).check, executable),
         gate_seed,
+        executable.runtime,
     )
-    benchmark.extra_info |= {"workload": case.workload, "mode": mode, "variant": variant, "precision": chosen.precision}
+    benchmark.extra_info |= {"workload": case.workload, "mode": mode, "variant": variant}
+    benchmark.extra_info["precision"] = executable.variant.precision
     benchmark.extra_info["evidence"] = evidence.explain(
-        chosen, problem, device, seen, compiled, evidence.choices_of(executable.model)
+        executable.variant, problem, device, seen, compiled, evidence.choices_of(executable.model)
     )
     if compiled is not None:
         benchmark.extra_info |= {"graphs": compiled.graphs, "graph_breaks": compiled.breaks}

@@ -98,7 +98,7 @@ def describe(request: dict[str, Any], emit: Emit) -> None:
         facts = dict(workloads[case.workload])
         reason = facts.pop("unavailable")
         extent = facts.pop("extent", None)
-        variant = VARIANTS[case.executed]
+        variant = VARIANTS[case.executed].here()
         reason = reason or _refusal(variant, case)
         facts |= {"precision": variant.precision} | _cost_of(case, variant, extent)
         emit("described", facts=facts, reason=reason, compiles=variant.compiles_long)
@@ -108,10 +108,9 @@ def _cost_of(case: Case, variant: Variant, extent: Extent | None) -> dict[str, i
     """Least FLOPs and bytes of a call; nothing where the data is missing."""
     if extent is None:
         return {}
-    low = variant.dtype.itemsize
-    stored = low if variant.stores_low(case.mode) else torch.float32.itemsize
+    stored, computed = variant.stored_bytes(case.mode), variant.dtype.itemsize
     config = find_workload(case.workload).config
-    return dataclasses.asdict(cost(config, extent, case.mode, stored_bytes=stored, computed_bytes=low))
+    return dataclasses.asdict(cost(config, extent, case.mode, stored_bytes=stored, computed_bytes=computed))
 
 
 def _refusal(variant: Variant, case: Case) -> str | None:
@@ -186,16 +185,16 @@ def cold(request: dict[str, Any], emit: Emit) -> None:
             executable.call(prepared)
         synchronize(case.device)
         steady = memory.peak_bytes() if peaks_known else None
-        seen = evidence.observe(lambda: executable.call(prepared), case.device)
+        seen = evidence.observe(lambda: executable.call(prepared), case.device, executable.runtime)
     found: dict[str, Any] = {
         "build_s": build_s,
         "first_call_s": first_call_s,
         "memory_baseline_bytes": baseline,
         "ran_operators": seen.shown(),
         "ran_precision": " and ".join(seen.precisions),
-        "ran_threads": torch.get_num_threads(),
+        "ran_threads": seen.threads or torch.get_num_threads(),
         "evidence": evidence.explain(
-            variant, workload, case.device, seen, compiled, evidence.choices_of(executable.model)
+            executable.variant, workload, case.device, seen, compiled, evidence.choices_of(executable.model)
         ),
     }
     if peak is not None and steady is not None:

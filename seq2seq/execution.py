@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from seq2seq.model import Seq2SeqResult, loss_of
+from seq2seq.peers import RUNTIMES
 from seq2seq.single import Config, Model
 from seq2seq.tasks.batch import Batch
 from seq2seq.variants import Variant
@@ -29,8 +30,9 @@ class Executable:
     """A variant built for one model, mode and device.
 
     Attributes:
-        variant, mode, device: what it was built for.
+        variant, mode, device: what it was built for, the variant in its precision here.
         model: holds the weights; `run` may be a compiled form of it that shares them.
+        runtime: what runs a converted copy of the model in its place, where the variant names one.
 
     Args:
         variant: the way to execute.
@@ -58,13 +60,16 @@ class Executable:
         if mode not in MODES:
             msg = f"mode is {mode!r}, expected one of {', '.join(MODES)}"
             raise ValueError(msg)
+        variant = variant.here()
         self.variant, self.mode, self.device = variant, mode, device
         self._stored = variant.stores_low(mode) if stored is None else stored
-        self._autocast = variant.dtype != torch.float32 and not self._stored
+        self._autocast = variant.dtype != torch.float32 and not self._stored and variant.runtime is None
         self.model: Model = config.build(variant.make_lstm)
         self.model.load_state_dict(weights)
         self.model.to(device, variant.dtype if self._stored else None)
         self.model.train(mode == "training")
+        make = RUNTIMES[variant.runtime] if variant.runtime is not None else None
+        self.runtime = make(self.model, variant.runtime_options) if make else None
         self._run = self._compile(self.model)
         self._optimizer: torch.optim.Optimizer | None = None
         # torch's own start of 2**16 lets the first steps overflow and be skipped; this one holds from the start.
@@ -73,6 +78,8 @@ class Executable:
         )
 
     def _compile(self, model: Model) -> Callable[..., tuple[Tensor, Tensor, Tensor]]:
+        if self.runtime is not None:
+            return self.runtime
         if self.variant.compiler == "torchscript":
             scripted: Callable[..., tuple[Tensor, Tensor, Tensor]] = torch.jit.script(model).run
             return scripted
@@ -167,10 +174,12 @@ class Executable:
         }
 
     def load(self, weights: Weights) -> None:
-        """Overwrite the weights in place, as an optimizer would; nothing is rebuilt."""
+        """Overwrite the weights in place, as an optimizer would; nothing is rebuilt but a runtime's copy of them."""
         with torch.no_grad():
             for name, parameter in self.model.named_parameters():
                 parameter.copy_(weights[name])
+        if self.runtime is not None:
+            self.runtime.reload()
 
     def restart(self, weights: Weights) -> None:
         """Load weights and forget the optimizer's state: the next training step is a first one."""

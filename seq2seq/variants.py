@@ -6,6 +6,7 @@ its own, add that to `LSTMS`. Nothing else in the project needs to know its name
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,6 +16,10 @@ from torch import nn
 
 from kernels.lstm import LSTM
 from kernels.reference import LoopLSTM
+from seq2seq.cell_lstm import CellLSTM
+from seq2seq.peers import openvino
+from seq2seq.peers.int8 import RoundedLSTM
+from seq2seq.peers.requirements import inference_only, needs_int8, needs_packages
 from seq2seq.requirements import (
     Requirement,
     needs_compilable_training,
@@ -33,11 +38,20 @@ from seq2seq.workloads import Workload
 LSTMS: dict[str, Callable[..., nn.RNNBase]] = {
     "nn": nn.LSTM,
     "loop": LoopLSTM,
+    "cell": CellLSTM,
     "split": SplitLSTM,
+    "rounded": RoundedLSTM,
     "kernels": LSTM,
 }
 
-DTYPES = {"fp32": torch.float32, "tf32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+#: Types of torch's tensors by precision; what is quantised to int8 goes in and comes out as fp32.
+DTYPES = {
+    "fp32": torch.float32,
+    "tf32": torch.float32,
+    "bf16": torch.bfloat16,
+    "fp16": torch.float16,
+    "int8": torch.float32,
+}
 
 
 @dataclass(frozen=True)
@@ -59,6 +73,9 @@ class Variant:
         compile_options: arguments of torch.compile.
         allow_rnn: whether Dynamo may trace nn.LSTM (`torch._dynamo.config.allow_rnn`).
         reuses_outputs: whether a call's results live in memory that the next call overwrites, as in CUDA graphs.
+        runtime: key of `seq2seq.peers.RUNTIMES` for what runs without torch's own execution; None for torch.
+        runtime_options: the runtime's own.
+        own_precision: gives the precision where the runtime chooses it by the machine; see `here`.
         devices: where it exists.
         requirements: what else it needs, checked before anything is built.
     """
@@ -75,6 +92,9 @@ class Variant:
     compile_options: Mapping[str, Any] = field(default_factory=dict)
     allow_rnn: bool = False
     reuses_outputs: bool = False
+    runtime: str | None = None
+    runtime_options: Mapping[str, Any] = field(default_factory=dict)
+    own_precision: Callable[[], str] | None = None
     devices: tuple[str, ...] = ("cpu", "cuda")
     requirements: tuple[Requirement, ...] = ()
 
@@ -92,9 +112,19 @@ class Variant:
         """An LSTM of its kind; takes the arguments of torch.nn.LSTM."""
         return LSTMS[self.lstm](*sizes, **self.lstm_options, **options)
 
+    def here(self) -> Variant:
+        """Itself; where its runtime chooses the precision, with the one that it chooses on this machine."""
+        return dataclasses.replace(self, precision=self.own_precision()) if self.own_precision else self
+
     def stores_low(self, mode: str) -> bool:
         """Whether the weights themselves are stored in a lower precision than float32."""
-        return self.dtype != torch.float32 and not self.autocast and mode == "inference"
+        return self.dtype != torch.float32 and not self.autocast and self.runtime is None and mode == "inference"
+
+    def stored_bytes(self, mode: str) -> int:
+        """Least size of a stored weight: a runtime may keep its copy in the precision that it computes in."""
+        if self.runtime is not None:
+            return 1 if self.precision == "int8" else self.dtype.itemsize
+        return self.dtype.itemsize if self.stores_low(mode) else torch.float32.itemsize
 
     def why_not(self, device: str, mode: str, workload: Workload) -> str | None:
         """Why this variant cannot run there, or None when nothing speaks against it."""
@@ -211,6 +241,38 @@ VARIANTS: dict[str, Variant] = {
             precision="fp16",
             autocast=True,
             requirements=(needs_vendor_lstm(torch.float16),),
+        ),
+        Variant("lstmcell", "loop over nn.LSTMCell's own call, eager fp32", lstm="cell"),
+        Variant(
+            "onnxruntime",
+            "ONNX Runtime: true LSTM nodes, fp32",
+            runtime="onnxruntime",
+            devices=("cpu",),
+            requirements=(inference_only, needs_packages("onnx", "onnxruntime")),
+        ),
+        Variant(
+            "openvino",
+            "OpenVINO compiled for latency, told to compute in fp32",
+            runtime="openvino",
+            runtime_options={openvino.PRECISION: "f32"},
+            devices=("cpu",),
+            requirements=(inference_only, needs_packages("onnx", "openvino")),
+        ),
+        Variant(
+            "openvino-default",
+            "OpenVINO compiled for latency, in the precision that it chooses on this CPU",
+            runtime="openvino",
+            own_precision=openvino.default_precision,
+            devices=("cpu",),
+            requirements=(inference_only, needs_packages("onnx", "openvino")),
+        ),
+        Variant(
+            "int8-dynamic",
+            "torch's dynamic quantisation: int8 weights, inputs rounded to 8 bits call by call",
+            runtime="torch-int8",
+            precision="int8",
+            devices=("cpu",),
+            requirements=(inference_only, needs_int8),
         ),
         Variant("tf32", "nn.LSTM through cuDNN, eager fp32 with TF32 allowed", precision="tf32", devices=("cuda",)),
         _kernels("triton", "kernels.LSTM, the fastest of our Triton kernels, eager fp32 without TF32", "triton"),

@@ -18,6 +18,7 @@ from kernels import dispatch
 from kernels.recurrence import Problem
 from seq2seq import requirements
 from seq2seq.execution import Executable, initial_weights
+from seq2seq.peers import RUNTIMES
 from seq2seq.variants import DTYPES, LSTMS, REFERENCE, VARIANTS, Variant
 from seq2seq.workloads import WORKLOADS, find_workload
 
@@ -95,6 +96,8 @@ def test_entry_is_consistent(name):
     assert variant.precision in DTYPES
     assert variant.dtype is DTYPES[variant.precision]
     assert variant.compiler in {None, "dynamo", "torchscript"}
+    assert variant.runtime in {None, *RUNTIMES}
+    assert variant.runtime or not variant.runtime_options
     assert variant.devices
     assert set(variant.devices) <= {"cpu", "cuda"}
     assert variant.compiler == "dynamo" or not (variant.compile_options or variant.allow_rnn)
@@ -105,10 +108,12 @@ def test_no_two_variants_are_the_same():
     """Variants differ in more than name and summary."""
 
     def settings(variant: Variant) -> Variant:
-        return dataclasses.replace(variant, name="", summary="", requirements=(), compile_options={})
+        return dataclasses.replace(
+            variant, name="", summary="", requirements=(), compile_options={}, runtime_options={}
+        )
 
     def options(variant: Variant) -> tuple[object, ...]:
-        return tuple(variant.compile_options.items())
+        return (*variant.compile_options.items(), *variant.runtime_options.items())
 
     seen = [(settings(variant), options(variant)) for variant in VARIANTS.values()]
     assert all(one not in seen[:index] for index, one in enumerate(seen))

@@ -1,0 +1,38 @@
+"""Why a runtime cannot run a case, in words."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+
+from seq2seq.peers import int8
+from seq2seq.workloads import Workload
+
+
+def inference_only(device: str, mode: str, workload: Workload) -> str | None:
+    """A converted model has no gradients."""
+    del device, workload
+    return None if mode == "inference" else "a converted model runs inference only: it has no gradients"
+
+
+def needs_packages(*names: str) -> Callable[[str, str, Workload], str | None]:
+    """Packages that must import, by name."""
+
+    def check(device: str, mode: str, workload: Workload) -> str | None:
+        del device, mode, workload
+        for name in names:
+            try:
+                importlib.import_module(name)
+            except ImportError as error:
+                missing = isinstance(error, ModuleNotFoundError) and error.name == name
+                why = "which is not installed" if missing else f"which does not load here ({error})"
+                return f"needs {name}, {why}: pip install {' '.join(names)}"
+        return None
+
+    return check
+
+
+def needs_int8(device: str, mode: str, workload: Workload) -> str | None:
+    """A torch that quantises, and an engine for it."""
+    del device, mode, workload
+    return int8.why_not()

@@ -1,0 +1,387 @@
+"""Other runtimes: right, never with old weights, with torch's number of threads; what ran they tell themselves."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import sys
+
+import psutil
+import pytest
+import torch
+
+from bench import evidence
+from bench.honesty import Audit
+from bench.parity import Gate, limit_for, relative_error
+from bench.worker import gated
+from seq2seq import peers
+from seq2seq.cost import Extent, cost
+from seq2seq.execution import Executable, initial_weights
+from seq2seq.peers import export, openvino, ort
+from seq2seq.peers.int8 import RoundedLSTM, rounded_weights
+from seq2seq.peers.ort import OnnxRuntime
+from seq2seq.peers.runtime import ARGUMENTS
+from seq2seq.variants import REFERENCE, VARIANTS, Variant
+from seq2seq.workloads import WORKLOADS, find_workload
+
+CONVERTED = [name for name, variant in VARIANTS.items() if variant.runtime is not None]
+EACH = pytest.mark.parametrize("name", CONVERTED)
+#: Values, tokens and frames; the last two with sequences of different lengths.
+SMALL = (
+    "seed@batch=3,length=4",
+    "summarize-pg-scaled@batch=2,length=6",
+    "translation-small-scaled@batch=3,length=6",
+    "speech-las-scaled@batch=2,length=10,hidden=16",
+)
+TINY = SMALL[0]
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """As many threads as a small problem needs, and what there were before."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def build(variant: Variant, workload_name: str = TINY) -> Executable:
+    """An executable in inference; the test is skipped where the variant says that it cannot run."""
+    workload = find_workload(workload_name)
+    if reason := variant.why_not("cpu", "inference", workload):
+        pytest.skip(reason)
+    return Executable(variant, workload.config, "inference", "cpu", initial_weights(workload.config, 1))
+
+
+def judged(executable: Executable, workload_name: str) -> str:
+    """The reason why gate or audit refuse it, before the rounds or after them; nothing otherwise."""
+    workload = find_workload(workload_name)
+    weights, batch = initial_weights(workload.config, 1), workload.make_batch(0)
+    gate = Gate(workload, "inference", "cpu")
+    audit = Audit(gate, weights, batch)
+    prepared = executable.prepare(batch)
+    before = gated(gate, audit, executable, prepared, 100, warm=False)
+    return before["reason"] or gated(gate, audit, executable, prepared, 101, warm=True)["reason"]
+
+
+def seen(executable: Executable, workload_name: str = TINY) -> tuple[evidence.Observation, str]:
+    """What is observed of a call, and what is said of it."""
+    workload = find_workload(workload_name)
+    batch = executable.prepare(workload.make_batch(0))
+    with executable.context():
+        executable.call(batch)
+        found = evidence.observe(lambda: executable.call(batch), "cpu", executable.runtime)
+    return found, evidence.explain(executable.variant, workload, "cpu", found, None)
+
+
+@pytest.mark.parametrize("workload", [SMALL[0], SMALL[1], SMALL[3]])
+@pytest.mark.parametrize("name", [*CONVERTED, "lstmcell"])
+def test_gate_and_audit_let_it_through(name, workload):
+    """Twice, on new weights, new inputs and new lengths: what was converted first is not what is run later."""
+    assert judged(build(VARIANTS[name], workload), workload) == ""
+
+
+@EACH
+def test_a_runtime_that_keeps_old_weights_is_refused(name, monkeypatch):
+    """With `reload` left out the gate's first look passes, its second does not, and the audit says why."""
+    executable = build(VARIANTS[name])
+    monkeypatch.setattr(peers.Runtime, "reload", lambda _: None)
+    gate = Gate(find_workload(TINY), "inference", "cpu")
+    assert gate.check(executable, 100).passed
+    assert not gate.check(executable, 101).passed
+    assert "and the results stayed the same" in judged(build(VARIANTS[name]), TINY)
+
+
+@EACH
+def test_a_conversion_that_failed_leaves_no_old_weights_in_use(name, monkeypatch):
+    """After an error in `load`, the next call converts again instead of running what was there."""
+    executable, workload = build(VARIANTS[name]), find_workload(TINY)
+    batch = workload.make_batch(0)
+    with executable.context():
+        executable.call(batch)
+
+    def fail(*_: object) -> None:
+        msg = "no conversion today"
+        raise RuntimeError(msg)
+
+    other = initial_weights(workload.config, 2)
+    with monkeypatch.context() as patch:
+        patch.setattr(type(executable.runtime), "convert", fail)
+        with pytest.raises(RuntimeError, match="no conversion today"):
+            executable.load(other)
+    fresh = Executable(VARIANTS[name], workload.config, "inference", "cpu", other)
+    with executable.context():
+        assert torch.equal(executable.call(batch).outputs, fresh.call(batch).outputs)
+
+
+@EACH
+def test_weights_that_did_not_change_are_not_converted_again(name, monkeypatch):
+    """Loading what is loaded already costs no conversion; loading anything else costs one."""
+    executable, workload = build(VARIANTS[name]), find_workload(TINY)
+    conversions = []
+    convert = type(executable.runtime).convert
+    counted = lambda self, digest: (conversions.append(digest), convert(self, digest))  # noqa: E731
+    monkeypatch.setattr(type(executable.runtime), "convert", counted)
+    executable.load(initial_weights(workload.config, 1))
+    assert not conversions
+    with executable.context():
+        executable.call(workload.make_batch(0))
+    executable.load(initial_weights(workload.config, 1))
+    assert len(conversions) == 1
+    executable.load(initial_weights(workload.config, 2))
+    assert len(set(conversions)) == 2
+
+
+def test_runtimes_share_an_export_of_equal_weights(monkeypatch):
+    """Of two runtimes with the same weights and shapes one exports; others, or other weights, export anew."""
+    build(VARIANTS["openvino"])
+    build(VARIANTS["onnxruntime"])
+    exports = []
+    real = export._export
+    monkeypatch.setattr(export, "_exported", {})
+    monkeypatch.setattr(export, "_export", lambda runtime: exports.append(runtime) or real(runtime))
+    workload = find_workload(TINY)
+    for name, weights in (("onnxruntime", 1), ("openvino", 1), ("onnxruntime", 2)):
+        executable = build(VARIANTS[name])
+        executable.load(initial_weights(workload.config, weights))
+        with executable.context():
+            executable.call(workload.make_batch(0))
+    assert len(exports) == 2
+    for weights in range(3, 9):
+        executable.load(initial_weights(workload.config, weights))
+    assert len(export._exported) == export.KEPT
+
+
+@EACH
+@pytest.mark.parametrize("threads", [1, 2])
+def test_threads_are_those_of_torch(name, threads):
+    """The runtime's own account has as many threads as torch was given, whatever the machine has."""
+    if threads > len(os.sched_getaffinity(0)):
+        pytest.skip("needs two cores")
+    torch.set_num_threads(threads)
+    found, words = seen(
+        build(VARIANTS[name], "scaling@batch=8,hidden=64,length=3"), "scaling@batch=8,hidden=64,length=3"
+    )
+    assert found.threads == threads
+    assert words.endswith(f"{threads} thread" + "s" * (threads > 1))
+
+
+def test_onnx_runtime_computes_with_the_threads_it_was_given():
+    """A session adds as many threads to the process as it was given beyond the caller's own."""
+    executable = build(VARIANTS["onnxruntime"])
+    counts = []
+    for threads in (1, 3):
+        torch.set_num_threads(threads)
+        before = psutil.Process().num_threads()
+        session = ort._session(export.exported(converted(executable), executable.runtime.digest))
+        counts.append(psutil.Process().num_threads() - before)
+        assert session.get_session_options().inter_op_num_threads == 1
+    assert counts == [0, 2]
+
+
+def converted(executable: Executable) -> peers.Runtime:
+    """Its runtime, after a first call."""
+    with executable.context():
+        executable.call(find_workload(TINY).make_batch(0))
+    assert executable.runtime is not None
+    return executable.runtime
+
+
+def test_onnx_runtime_tells_its_lstm_nodes():
+    """Encoder and decoder are a node each, by the profile, not unrolled."""
+    found, words = seen(build(VARIANTS["onnxruntime"]))
+    assert found.operators["LSTM"] == 2
+    assert found.precisions == ("fp32",)
+    assert words.startswith("ONNX Runtime ")
+    assert "ran 2 LSTM nodes by CPUExecutionProvider, 1 thread" in words
+
+
+@pytest.mark.parametrize(("workload", "wanted"), [(TINY, "ran 2 LSTM layers"), (SMALL[2], "loops over single steps")])
+def test_openvino_tells_its_layers(workload, wanted):
+    """Two layers of fixed lengths; sequences of different lengths become loops, and that is said."""
+    found, words = seen(build(VARIANTS["openvino"], workload), workload)
+    assert wanted in words
+    assert found.precisions == ("fp32",)
+    assert "own choice" not in words
+
+
+def test_openvino_s_own_precision_is_judged_as_such():
+    """What it chooses here is its variant's precision, what its layers ran in, and in its words."""
+    executable = build(VARIANTS["openvino-default"])
+    found, words = seen(executable)
+    assert executable.variant.precision == openvino.default_precision()
+    assert found.precisions[0] == executable.variant.precision
+    assert f"{executable.variant.precision} by its own choice" in words
+    assert "asked for" not in words
+
+
+def test_another_choice_than_the_one_it_is_judged_by_is_an_error(monkeypatch):
+    """It never runs in a precision that the gate was not told of."""
+    executable = build(VARIANTS["openvino-default"])
+    monkeypatch.setattr(openvino, "default_precision", lambda: "fp64")
+    with executable.context(), pytest.raises(RuntimeError, match="its default here is said to be fp64"):
+        executable.call(find_workload(TINY).make_batch(0))
+
+
+def test_int8_is_told_with_its_precision():
+    """Both LSTMs were quantised, and the operator that ran them is torch's."""
+    found, words = seen(build(VARIANTS["int8-dynamic"]))
+    assert found.precisions == ("int8",)
+    assert found.operators["aten::quantized_lstm"] == 2
+    assert words.startswith("torch quantised 2 LSTMs, engine ")
+
+
+def test_what_int8_left_alone_is_told(monkeypatch):
+    """A copy in which nothing was quantised is found out by the types of its layers."""
+    monkeypatch.setattr(torch.ao.quantization, "quantize_dynamic", lambda model: model)
+    _, words = seen(build(VARIANTS["int8-dynamic"]))
+    assert "asked for int8, but products ran in fp32" in words
+
+
+def test_an_lstm_that_was_unrolled_is_told():
+    """A profile without LSTM nodes says so, with the provider and the types that ran."""
+    node = {"cat": "Node", "dur": 5, "args": {"op_name": "MatMul", "provider": "SomeProvider"}}
+    node["args"]["input_type_shape"] = [{"float16": [2, 3]}, {"float16": [3, 4]}]
+    ran = ort.digest_profile([node, node | {"cat": "Session"}], "1.0")
+    assert ran.words == "ONNX Runtime 1.0 ran 0 LSTM nodes by SomeProvider, 1 thread"
+    assert ran.precisions == ("fp16",)
+    assert ran.operators == {"MatMul": 1}
+
+
+@pytest.mark.parametrize("name", ["onnxruntime", "openvino", "openvino-default"])
+def test_without_its_package_a_variant_says_what_to_install(name, monkeypatch):
+    """Each package that is missing is named, with the command."""
+    package = name.partition("-")[0]
+    for missing in (package, "onnx"):
+        with monkeypatch.context() as patch:
+            patch.setitem(sys.modules, missing, None)
+            reason = VARIANTS[name].why_not("cpu", "inference", WORKLOADS["seed"])
+        assert reason.startswith(f"needs {missing}, which ")
+        assert reason.endswith(f"pip install onnx {package}")
+        assert "is not installed" in reason or "does not load" in reason
+
+
+def test_without_openvino_the_precision_is_asked_of_nobody(monkeypatch):
+    """The list of cases is made on a machine without it too."""
+    openvino.default_precision.cache_clear()
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    assert VARIANTS["openvino-default"].here().precision == "fp32"
+    openvino.default_precision.cache_clear()
+
+
+def test_without_an_engine_int8_says_so(monkeypatch):
+    """A torch that cannot quantise is told by what it lacks."""
+    why = VARIANTS["int8-dynamic"].why_not
+    with monkeypatch.context() as patch:
+        patch.delattr(torch.ao.quantization, "quantize_dynamic")
+        assert "has no torch.ao.quantization" in why("cpu", "inference", WORKLOADS["seed"])
+    assert why("cpu", "inference", WORKLOADS["seed"]) is None
+
+
+@EACH
+def test_training_is_refused(name):
+    """A converted model has no gradients, whatever is installed."""
+    assert "inference only" in VARIANTS[name].why_not("cpu", "training", WORKLOADS["seed"])
+
+
+@EACH
+def test_results_are_new_memory(name):
+    """The next call leaves a result alone, and no result lies in an input."""
+    executable, workload = build(VARIANTS[name]), find_workload(TINY)
+    batch = workload.make_batch(0)
+    with executable.context():
+        first = executable.call(batch)
+        kept = [value.clone() for value in first]
+        executable.call(workload.make_batch(1))
+    assert all(torch.equal(value, copy) for value, copy in zip(first, kept, strict=True))
+    assert batch.source.untyped_storage().data_ptr() not in {value.untyped_storage().data_ptr() for value in first}
+
+
+def test_an_export_has_the_inputs_that_are_given():
+    """Named as the model's arguments, so that a runtime can be fed by name."""
+    executable = build(VARIANTS["onnxruntime"], SMALL[2])
+    with executable.context():
+        executable.call(executable.prepare(find_workload(SMALL[2]).make_batch(0)))
+    assert isinstance(executable.runtime, OnnxRuntime)
+    assert [name for name, _ in executable.runtime._names] == list(ARGUMENTS)
+
+
+def test_a_runtime_counts_its_weights_as_small_as_it_stores_them():
+    """Least bytes are a lower bound for a copy in int8 or bf16 too, though the model's own weights are fp32."""
+    workload = find_workload("seed")
+    extent = Extent.of(workload.make_batch(0))
+    stored = {
+        "int8-dynamic": VARIANTS["int8-dynamic"].stored_bytes("inference"),
+        "bf16": dataclasses.replace(VARIANTS["openvino"], precision="bf16").stored_bytes("inference"),
+        "onnxruntime": VARIANTS["onnxruntime"].stored_bytes("inference"),
+    }
+    assert stored == {"int8-dynamic": 1, "bf16": 2, "onnxruntime": 4}
+    least = [cost(workload.config, extent, "inference", stored_bytes=size).least_bytes for size in stored.values()]
+    assert least == sorted(set(least))
+
+
+@pytest.mark.parametrize("workload", SMALL)
+def test_int8_s_yardstick_is_what_int8_costs(workload):
+    """The loop rounded in fp32 errs as torch's quantised operator does, within a half, in every result."""
+    problem = find_workload(workload)
+    gate = Gate(problem, "inference", "cpu")
+    truth, yardstick = gate.quantities(7, "truth"), gate.quantities(7, "int8")
+    found = gate._found(build(VARIANTS["int8-dynamic"], workload), 7)
+    for name in ("outputs", "hidden", "cell"):
+        ratio = relative_error(found[name], truth[name]) / relative_error(yardstick[name], truth[name])
+        assert 0.5 < ratio < 1.5, name
+
+
+def test_int8_in_disguise_is_refused_in_fp32():
+    """Rounded weights pass in their own class alone: nothing gets int8's tolerance by the way."""
+    problem = find_workload(TINY)
+    gate = Gate(problem, "inference", "cpu")
+    rounded = {
+        name: relative_error(value, gate.quantities(7, "truth")[name])
+        for name, value in gate.quantities(7, "int8").items()
+    }
+    assert rounded["hidden"] > 100 * limit_for(0.0, "fp32")
+    assert rounded["hidden"] <= limit_for(rounded["hidden"], "int8")
+
+
+def test_weights_are_rounded_to_eight_bits():
+    """At most 256 values a matrix, the largest kept within half a step; biases and embeddings as they were."""
+    weights = initial_weights(find_workload(SMALL[2]).config, 0)
+    for name, value in rounded_weights(weights).items():
+        if name.startswith("embed") or value.dim() == 1:
+            assert value is weights[name]
+        else:
+            assert len(value.unique()) <= 256
+            assert (value - weights[name]).abs().max() <= weights[name].abs().max() / 255 * 1.01
+
+
+def test_a_rounded_lstm_of_zeros_is_no_nan():
+    """A grid without width leaves zeros as they are."""
+    lstm = RoundedLSTM(3, 4)
+    output, _ = lstm(torch.zeros(2, 5, 3))
+    assert output.isfinite().all()
+
+
+def test_lstmcell_is_told_and_has_no_lstm():
+    """One call of the cell a step, encoder and decoder, and no LSTM operator."""
+    found, words = seen(build(VARIANTS["lstmcell"]))
+    assert words == "a loop in Python called the LSTM cell 8 times"
+    assert "aten::lstm" not in found.operators
+
+
+def test_lstmcell_calls_what_nn_lstmcell_calls():
+    """One step of it is nn.LSTMCell's, bit for bit."""
+    from seq2seq.variants import LSTMS
+
+    lstm, cell = LSTMS["cell"](3, 4), torch.nn.LSTMCell(3, 4)
+    cell.load_state_dict({name.removesuffix("_l0"): value for name, value in lstm.state_dict().items()})
+    x = torch.randn(2, 1, 3)
+    _, (hidden, state) = lstm(x)
+    wanted = cell(x[:, 0])
+    assert torch.equal(hidden[0], wanted[0])
+    assert torch.equal(state[0], wanted[1])
+
+
+def test_the_reference_s_precision_is_its_own():
+    """Only a variant whose runtime chooses is another one here."""
+    assert REFERENCE.here() is REFERENCE
