@@ -27,8 +27,26 @@ def a_second_each(monkeypatch):
 
 def test_a_product_counts_two_operations_a_term(a_second_each):
     """128 x 128 x 128 in a second; a type that slow gets no larger product, which would take minutes."""
-    assert ceilings._fastest_product("fp32", "cpu") == 2 * 128**3
+    assert ceilings._fastest_product("bf16", "cpu") == 2 * 128**3
     assert len(a_second_each) == 1
+
+
+def test_the_fastest_way_to_multiply_counts(monkeypatch):
+    """Where oneDNN is faster than torch.mm, fp32's ceiling is oneDNN's; without oneDNN it is torch.mm's."""
+    seconds = {"mm": 1.0, "_times_packed": 0.5}
+    monkeypatch.setattr(ceilings, "_shortest_s", lambda way, _: way() is not None and seconds[way.func.__name__])
+    assert ceilings._fastest_product("fp32", "cpu") == 2 * 128**3 / 0.5
+    monkeypatch.setattr(ceilings, "_packed", lambda _: None)
+    assert ceilings._fastest_product("fp32", "cpu") == 2 * 128**3
+
+
+def test_a_packed_product_is_the_product():
+    """What is timed as a product is one."""
+    left, right = torch.randn(128, 128), torch.randn(128, 128)
+    packed = ceilings._packed(right)
+    if packed is None:
+        pytest.skip("this torch has no oneDNN")
+    torch.testing.assert_close(ceilings._times_packed(left, packed), left @ right.T, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("threads", [1, 2])
