@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import sys
+import types
 
 import psutil
 import pytest
@@ -252,8 +253,9 @@ def test_an_lstm_that_was_unrolled_is_told():
 def test_without_its_package_a_variant_says_what_to_install(name, monkeypatch):
     """Each package that is missing is named, with the command."""
     package = name.partition("-")[0]
-    for missing in (package, "onnx"):
+    for missing, there in ((package, "onnx"), ("onnx", package)):
         with monkeypatch.context() as patch:
+            patch.setitem(sys.modules, there, types.ModuleType(there))
             patch.setitem(sys.modules, missing, None)
             reason = VARIANTS[name].why_not("cpu", "inference", WORKLOADS["seed"])
         assert reason.startswith(f"needs {missing}, which ")

@@ -17,7 +17,7 @@ from seq2seq.single import Model
 __all__ = ["RUNTIMES", "Ran", "Runtime"]
 
 #: By the name that a variant gives: from a model and the runtime's own options to something that runs.
-RUNTIMES: dict[str, Callable[[Seq2Seq, Mapping[str, Any]], Runtime]] = {
+RUNTIMES: dict[str, Callable[[Model, Mapping[str, Any]], Runtime]] = {
     "onnxruntime": OnnxRuntime,
     "openvino": OpenVino,
     "torch-int8": DynamicInt8,
