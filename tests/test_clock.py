@@ -26,8 +26,7 @@ def collecting():
     before = gc.isenabled()
     gc.enable()
     yield
-    if not before:
-        gc.disable()
+    (gc.enable if before else gc.disable)()
 
 
 def test_a_block_times_each_call_after_one_untimed():
