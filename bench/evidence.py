@@ -178,7 +178,10 @@ def explain(
         parts.append(_tf32_words())
     if variant.reuses_outputs:
         parts.append("the next call overwrites its outputs")
-    asked = {"tf32": "fp32"}.get(variant.precision, variant.precision)
+    kept = variant.lstm_options.get("weight_storage")
+    if kept:
+        parts.append(f"weights kept in {kept}, arithmetic in fp32")
+    asked = "fp32" if kept or variant.precision == "tf32" else variant.precision
     if seen.precisions and asked not in seen.precisions:
         parts.append(f"asked for {variant.precision}, but products ran in {' and '.join(seen.precisions)}")
     return "; ".join(parts)

@@ -65,13 +65,21 @@ class Tolerance:
 
 
 #: Unit roundoff: half the distance from 1 to the next number.
-ROUNDOFF = {"fp32": 2.0**-24, "tf32": 2.0**-11, "fp16": 2.0**-11, "bf16": 2.0**-8, "int8": 2.0**-8}
+ROUNDOFF = {
+    "fp32": 2.0**-24,
+    "tf32": 2.0**-11,
+    "fp16": 2.0**-11,
+    "bf16": 2.0**-8,
+    "int8": 2.0**-8,
+    "bf16-weights": 2.0**-8,
+}
 TOLERANCES = {
     "fp32": Tolerance(64 * ROUNDOFF["fp32"], 2.5e-4),
     "tf32": Tolerance(8 * ROUNDOFF["tf32"], 3e-2),
     "fp16": Tolerance(8 * ROUNDOFF["fp16"], 3e-2),
     "bf16": Tolerance(4 * ROUNDOFF["bf16"], 2.5e-1),
     "int8": Tolerance(ROUNDOFF["int8"], 1e-1),
+    "bf16-weights": Tolerance(ROUNDOFF["bf16-weights"], 5e-2),
 }
 
 
@@ -234,6 +242,9 @@ class Gate:
         variant = dataclasses.replace(REFERENCE, precision=precision)
         if precision == "int8":
             variant, weights = dataclasses.replace(variant, lstm="rounded"), rounded_weights(weights)
+        if precision == "bf16-weights":
+            variant = dataclasses.replace(variant, precision="fp32")
+            weights = {name: value.bfloat16().float() if value.dim() > 1 else value for name, value in weights.items()}
         executable = Executable(
             variant, self.workload.config, self.mode, self.device, weights, stored=precision in {"bf16", "fp16"}
         )

@@ -51,7 +51,10 @@ DTYPES = {
     "bf16": torch.bfloat16,
     "fp16": torch.float16,
     "int8": torch.float32,
+    "bf16-weights": torch.float32,
 }
+#: Bytes of a weight where it is kept in fewer than its type has.
+KEPT_BYTES = {"int8": 1, "bf16-weights": 2}
 
 
 @dataclass(frozen=True)
@@ -122,9 +125,10 @@ class Variant:
 
     def stored_bytes(self, mode: str) -> int:
         """Least size of a stored weight: a runtime may keep its copy in the precision that it computes in."""
-        if self.runtime is not None:
-            return 1 if self.precision == "int8" else self.dtype.itemsize
-        return self.dtype.itemsize if self.stores_low(mode) else torch.float32.itemsize
+        if self.precision in KEPT_BYTES:
+            return KEPT_BYTES[self.precision]
+        low = self.runtime is not None or self.stores_low(mode)
+        return self.dtype.itemsize if low else torch.float32.itemsize
 
     def why_not(self, device: str, mode: str, workload: Workload) -> str | None:
         """Why this variant cannot run there, or None when nothing speaks against it."""
@@ -172,6 +176,24 @@ VARIANTS: dict[str, Variant] = {
             lstm_options={"implementation": "cpu-fused"},
             devices=("cpu",),
             requirements=(needs_cpu_kernel,),
+        ),
+        Variant(
+            "cpu-fused-bf16",
+            "our kernel for CPUs, weights kept in bf16, arithmetic fp32",
+            lstm="kernels",
+            lstm_options={"implementation": "cpu-fused", "weight_storage": "bf16"},
+            precision="bf16-weights",
+            devices=("cpu",),
+            requirements=(inference_only, needs_cpu_kernel),
+        ),
+        Variant(
+            "cpu-fused-int8",
+            "our kernel for CPUs, weights kept in int8 with a scale a row, arithmetic fp32",
+            lstm="kernels",
+            lstm_options={"implementation": "cpu-fused", "weight_storage": "int8"},
+            precision="int8",
+            devices=("cpu",),
+            requirements=(inference_only, needs_cpu_kernel),
         ),
         Variant("cudnn", "nn.LSTM through cuDNN, eager fp32 without TF32", devices=("cuda",)),
         Variant(

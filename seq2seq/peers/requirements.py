@@ -10,9 +10,9 @@ from seq2seq.workloads import Workload
 
 
 def inference_only(device: str, mode: str, workload: Workload) -> str | None:
-    """A converted model has no gradients."""
+    """Converted models and weights in fewer bits have no gradients."""
     del device, workload
-    return None if mode == "inference" else "a converted model runs inference only: it has no gradients"
+    return None if mode == "inference" else "converted and rounded weights serve inference only: they have no gradients"
 
 
 def needs_packages(*names: str) -> Callable[[str, str, Workload], str | None]:
