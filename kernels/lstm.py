@@ -57,9 +57,8 @@ class LSTM(nn.RNNBase):
             projection and recurrence agree. A given value holds for the recurrence alone: torch has only a global
             switch for products, and a module that flips it would change what other threads compute. `vendor`
             follows `torch.backends.cudnn.rnn.fp32_precision` in any case.
-        weight_storage: how `cpu-fused` keeps its recurrent weights between calls, and for few rows those of the input:
-            `fp32`, `bf16`, or `int8` with a scale a row. Arithmetic is float32 whatever it is. For inference in eager
-            code, where reading the weights takes the time.
+        weight_storage: how `cpu-fused` keeps its weights between calls: `fp32`, `bf16`, or `int8` with a scale a row.
+            Arithmetic is float32 whatever it is. For inference in eager code, where reading weights takes the time.
 
     Attributes:
         choices: what ran in the last call, one `Choice` a layer; not kept up to date by compiled code.

@@ -13,7 +13,6 @@ from torch import Tensor
 
 from kernels.cpu.build import BuildError, library
 from kernels.cpu.packing import STORAGE, pack
-from kernels.products import linear
 from kernels.recurrence import Backward, Forward, Problem
 
 _pointer = ctypes.c_void_p
@@ -25,7 +24,8 @@ class _ForwardArgs(ctypes.Structure):
         *((name, _number) for name in ("batch", "steps", "hidden", "reverse", "threads", "by_rows")),
         ("gates_input", _pointer), ("gi_step", _number), ("gi_row", _number),
         ("x", _pointer), ("x_step", _number), ("x_row", _number), ("features", _number),
-        *((name, _pointer) for name in ("packed_ih", "bias", "packed", "scale_ih", "scale", "h0", "c0", "lengths")),
+        *((name, _pointer) for name in ("packed_ih", "bias_ih", "bias_hh", "packed", "scale_ih", "scale")),
+        *((name, _pointer) for name in ("h0", "c0", "lengths")),
         ("output", _pointer), ("out_step", _number), ("out_row", _number),
         ("h_n", _pointer), ("c_n", _pointer),
         ("gates", _pointer), ("gates_step", _number), ("gates_row", _number),
@@ -47,8 +47,8 @@ class _BackwardArgs(ctypes.Structure):
     )  # fmt: skip
 
 
-#: x, its strides and features, packed input weights and bias: the projection has been done.
-_NO_INPUT = (None, 0, 0, 0, None, None)
+#: x, its strides and features, packed input weights and biases: the projection has been done.
+_NO_INPUT = (None, 0, 0, 0, None, None, None)
 
 
 def refuses(problem: Problem, *, backward: bool = False) -> str | None:
@@ -104,11 +104,6 @@ def backward(args: Backward) -> None:
         )))  # fmt: skip
 
 
-#: Rows of input (batch x steps) up to which their projection is part of the kernel: as a product of its own it would
-#: read weight_ih in float32 whatever it is kept in, and for so few rows reading it is all it does.
-PROJECTED_INSIDE = 8
-
-
 def layer(
     x: Tensor,
     parameters: Sequence[tuple[Tensor, ...]],
@@ -128,45 +123,32 @@ def layer(
         c0: the same.
         lengths: (batch,) int32, or None for all steps.
         batch_first: order of x and of the output.
-        storage: key of `kernels.cpu.packing.STORAGE`: how the recurrent weights are kept, and for few rows those of
-            the input.
+        storage: key of `kernels.cpu.packing.STORAGE`: how the weights are kept.
 
     Returns:
         Output (as x, with directions * H features), h_n and c_n (directions, batch, H).
     """
     native = library()
-    rows = x if batch_first else x.transpose(0, 1)
-    if rows.stride(2) != 1:
-        rows = rows.contiguous()
-    batch, steps, features = rows.shape
+    x = x.contiguous()
+    first, second, features = x.shape
+    batch, steps = (first, second) if batch_first else (second, first)
+    x_step, x_row = (features, steps * features) if batch_first else (batch * features, features)
     hidden = parameters[0][1].size(1)
     output = x.new_empty(x.size(0), x.size(1), len(parameters) * hidden)
     h_n, c_n = x.new_empty(2, len(parameters), batch, hidden).unbind()
     scratch = x.new_empty(2, batch, hidden)
     out = output if batch_first else output.transpose(0, 1)
-    inside = batch * steps <= PROJECTED_INSIDE
-    threads, by_rows = _team(batch, steps, hidden, features if inside else 0)
+    threads, by_rows = _team(batch, steps, hidden, features)
     h0, c0 = (None if state is None else state.contiguous() for state in (h0, c0))
+    gates = x.new_empty(batch, steps, 4 * hidden)
     for d, (weight_ih, weight_hh, *biases) in enumerate(parameters):
-        packed = pack(weight_hh, "forward", storage)
-        bias = biases[0] + biases[1] if biases else None
-        # The products' result is held until the kernel has run.
-        projected = None if inside else linear(x, weight_ih, bias)
-        given: tuple[int | None, ...]
-        if projected is None:
-            packed_ih = pack(weight_ih, "forward", storage)
-            given = (
-                None, 0, 0, rows.data_ptr(), rows.stride(1), rows.stride(0), features,
-                packed_ih.values.data_ptr(), _at(bias), packed.values.data_ptr(), _at(packed_ih.scale),
-            )  # fmt: skip
-        else:
-            view = projected if batch_first else projected.transpose(0, 1)
-            given = (
-                view.data_ptr(), view.stride(1), view.stride(0), *_NO_INPUT, packed.values.data_ptr(), None,
-            )  # fmt: skip
+        packed_ih, packed = pack(weight_ih, "forward", storage), pack(weight_hh, "forward", storage)
+        bias_ih, bias_hh = (_at(bias) for bias in biases) if biases else (None, None)
         native.lstm_forward(ctypes.byref(_ForwardArgs(
-            batch, steps, hidden, d, threads, by_rows, *given, _at(packed.scale), _at(h0, d), _at(c0, d),
-            _at(lengths), out.data_ptr() + 4 * d * hidden, out.stride(1), out.stride(0), _at(h_n, d), _at(c_n, d),
+            batch, steps, hidden, d, threads, by_rows, gates.data_ptr(), 4 * hidden, 4 * hidden * steps,
+            x.data_ptr(), x_step, x_row, features, packed_ih.values.data_ptr(), bias_ih, bias_hh,
+            packed.values.data_ptr(), _at(packed_ih.scale), _at(packed.scale), _at(h0, d), _at(c0, d), _at(lengths),
+            out.data_ptr() + 4 * d * hidden, out.stride(1), out.stride(0), _at(h_n, d), _at(c_n, d),
             None, 0, 0, None, 0, 0, scratch.data_ptr(),
         )), STORAGE[storage][0])  # fmt: skip
     return output, h_n, c_n
@@ -189,13 +171,13 @@ def _at(value: Tensor | None, direction: int = 0) -> int | None:
 
 
 #: Work below which a second thread costs more than it brings, in multiplications.
-WORTH_A_THREAD = 1 << 19
+WORTH_A_THREAD = 1 << 18
 
 
 def _team(batch: int, steps: int, hidden: int, features: int = 0) -> tuple[int, bool]:
     """Threads, and whether they share out rows (nobody waits) or hidden units (all meet once a step)."""
     work = batch * steps * hidden * (hidden + features + 16) * 4
     threads = max(1, min(torch.get_num_threads(), work // WORTH_A_THREAD))
-    if batch >= 4 * threads or threads == 1:
+    if batch >= 8 * threads or threads == 1:
         return threads, True
     return min(threads, -(-hidden // library().lanes())), False

@@ -194,10 +194,11 @@ inline void product(int rows, vec (&sums)[ROWS][4], const float* a, int64_t stri
 // Sizes and pointers as kernels/recurrence.py has them, strides in elements, one direction a call.
 struct Forward {
     int64_t batch, steps, hidden, reverse, threads, by_rows;
-    const float* gates_input;  int64_t gi_step, gi_row;  // null: project x here, step by step
-    const float* x;            int64_t x_step, x_row, features;
+    float* gates_input;        int64_t gi_step, gi_row;  // written first where x is given
+    const float* x;            int64_t x_step, x_row, features;  // or null: the projection has been done
     const void* packed_ih;     // pack_forward of weight_ih
-    const float* bias;         // (4 * hidden,) or null, with x alone
+    const float* bias_ih;      // (4 * hidden,) or null, with x alone
+    const float* bias_hh;
     const void* packed;        // pack_forward of weight_hh
     const float* scale_ih;     // (4 * hidden,) scales of int8 weights, else null
     const float* scale;
@@ -229,12 +230,36 @@ struct Backward {
 
 namespace {
 
-// Scales of int8 weights and the bias, once the sums are complete.
-inline void finish(int rows, vec (&sums)[ROWS][4], const float* scale, const float* bias, int64_t unit, int64_t hidden, int n) {
-    for (int gate = 0; gate < 4; ++gate) {
-        const vec by = scale ? load(scale + gate * hidden + unit, n) : all(1.0f);
-        const vec plus = bias ? load(bias + gate * hidden + unit, n) : vec{};
-        for (int r = 0; r < rows; ++r) sums[r][gate] = sums[r][gate] * by + plus;
+// gates_input of a thread's share of rows or of hidden units: x times weight_ih and both biases.
+template <typename W>
+inline void project(const Forward* a, int thread, int threads) {
+    const int64_t hidden = a->hidden, blocks = (hidden + LANES - 1) / LANES, count = a->batch * a->steps;
+    const Share mine = share(count, blocks, count >= 2 * ROWS * threads, thread, threads);
+    for (int64_t block = mine.block; block < mine.blocks_end; ++block) {
+        const int64_t unit = block * LANES;
+        const int n = static_cast<int>(hidden - unit < LANES ? hidden - unit : LANES);
+        vec plus[4], by[4];
+        for (int gate = 0; gate < 4; ++gate) {
+            const int64_t at = gate * hidden + unit;
+            plus[gate] = a->bias_ih ? load(a->bias_ih + at, n) + load(a->bias_hh + at, n) : vec{};
+            by[gate] = a->scale_ih ? load(a->scale_ih + at, n) : all(1.0f);
+        }
+        // Row b * steps + t, or t * batch + b where x has the steps first: neighbours in memory are neighbours here.
+        const bool rows_first = a->x_row > a->x_step;
+        for (int64_t row = mine.row; row < mine.rows_end; row += ROWS) {
+            const int rows = static_cast<int>(mine.rows_end - row < ROWS ? mine.rows_end - row : ROWS);
+            const int64_t inner = rows_first ? a->steps : a->batch;
+            const int64_t stride = rows_first ? a->x_step : a->x_row;
+            vec sums[ROWS][4] = {};
+            product<4>(rows, sums, a->x + row * stride, stride, a->features,
+                       static_cast<const W*>(a->packed_ih) + block * a->features * 4 * LANES, 4 * LANES, LANES);
+            for (int r = 0; r < rows; ++r) {
+                const int64_t b = rows_first ? (row + r) / inner : (row + r) % inner;
+                const int64_t t = rows_first ? (row + r) % inner : (row + r) / inner;
+                float* out = a->gates_input + t * a->gi_step + b * a->gi_row + unit;
+                for (int gate = 0; gate < 4; ++gate) store(out + gate * hidden, sums[r][gate] * by[gate] + plus[gate], n);
+            }
+        }
     }
 }
 
@@ -248,6 +273,10 @@ void run_forward(const Forward* a) {
     if (a->c0) std::memcpy(a->c_n, a->c0, 4 * size); else std::memset(a->c_n, 0, 4 * size);
     Barrier barrier;
     team(a->threads, [=, &barrier](int thread, int threads) {
+        if (a->x) {
+            project<W>(a, thread, threads);
+            barrier.wait(threads);
+        }
         const Share mine = share(a->batch, blocks, a->by_rows, thread, threads);
         float* before = now;
         float* after = then;
@@ -259,21 +288,11 @@ void run_forward(const Forward* a) {
                 for (int64_t row = mine.row; row < mine.rows_end; row += ROWS) {
                     const int rows = static_cast<int>(mine.rows_end - row < ROWS ? mine.rows_end - row : ROWS);
                     vec sums[ROWS][4] = {};
-                    if (a->x) {
-                        product<4>(rows, sums, a->x + t * a->x_step + row * a->x_row, a->x_row, a->features,
-                                   static_cast<const W*>(a->packed_ih) + block * a->features * 4 * LANES, 4 * LANES, LANES);
-                        finish(rows, sums, a->scale_ih, a->bias, unit, hidden, n);
-                    }
-                    if (s || a->h0) {
-                        vec more[ROWS][4] = {};
-                        product<4>(rows, a->scale ? more : sums, before + row * hidden, hidden, hidden,
+                    if (s || a->h0)
+                        product<4>(rows, sums, before + row * hidden, hidden, hidden,
                                    static_cast<const W*>(a->packed) + block * hidden * 4 * LANES, 4 * LANES, LANES);
-                        if (a->scale) {
-                            finish(rows, more, a->scale, nullptr, unit, hidden, n);
-                            for (int r = 0; r < rows; ++r)
-                                for (int gate = 0; gate < 4; ++gate) sums[r][gate] += more[r][gate];
-                        }
-                    }
+                    for (int gate = 0; a->scale && gate < 4; ++gate)
+                        for (int r = 0; r < rows; ++r) sums[r][gate] *= load(a->scale + gate * hidden + unit, n);
                     for (int r = 0; r < rows; ++r) {
                         const int64_t b = row + r;
                         float* c_at = a->c_n + b * hidden + unit;
@@ -286,8 +305,8 @@ void run_forward(const Forward* a) {
                             store(out, vec{}, n);
                             for (int gate = 0; kept && gate < 4; ++gate) store(kept + gate * hidden, vec{}, n);
                         } else {
-                            const float* in = a->gates_input ? a->gates_input + t * a->gi_step + b * a->gi_row + unit : nullptr;
-                            for (int gate = 0; in && gate < 4; ++gate) sums[r][gate] += load(in + gate * hidden, n);
+                            const float* in = a->gates_input + t * a->gi_step + b * a->gi_row + unit;
+                            for (int gate = 0; gate < 4; ++gate) sums[r][gate] += load(in + gate * hidden, n);
                             const vec i = sigmoid(sums[r][0]), f = sigmoid(sums[r][1]);
                             const vec g = tanh_of(sums[r][2]), o = sigmoid(sums[r][3]);
                             c = f * c + i * g;

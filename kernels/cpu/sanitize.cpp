@@ -39,10 +39,11 @@ bool run(int64_t batch, int64_t steps, int64_t hidden, int64_t threads, bool by_
 
     pack_forward(weight, packed, scale, hidden, hidden, kept);
     pack_forward(weight_ih, packed_ih, scale_ih, hidden, features, kept);
-    const bool projects = kept || random_bits() % 2;
+    const bool projects = kept || random_bits() % 2, mode_x = random_bits() % 2;
     Forward f = {batch, steps, hidden, reverse, threads, by_rows,
-                 projects ? nullptr : (float*)input, 4 * size, 4 * hidden,
-                 projects ? (float*)x : nullptr, batch * features, features, features, packed_ih, bias, packed,
+                 input, 4 * size, 4 * hidden,
+                 projects ? (float*)x : nullptr, mode_x ? features : batch * features, mode_x ? steps * features : features,
+                 features, packed_ih, bias, bias, packed,
                  kept == 2 ? (float*)scale_ih : nullptr, kept == 2 ? (float*)scale : nullptr, h0, c0,
                  masked ? lengths.get() : nullptr, output, size, hidden, h_n, c_n,
                  gates, 4 * size, 4 * hidden, cells, size, hidden, scratch};
