@@ -105,15 +105,33 @@ def load_rows(
 
 
 @triton.jit
+def together(chunks):
+    """The chunks as they are, none of them used before all were asked for: assembly that does nothing."""
+    # Triton moves each chunk's way through shared memory up to its load, and behind the barriers of that way the next
+    # load is only asked for when the one before has come. What may have an effect nothing is moved across.
+    kept = ()
+    for index in tl.static_range(len(chunks)):
+        kept += (_unmoved(chunks[index]),)  # type: ignore[assignment]
+    return kept
+
+
+@triton.jit
+def _unmoved(b_bits):
+    PACK: tl.constexpr = 32 // b_bits.dtype.primitive_bitwidth
+    return tl.inline_asm_elementwise("mov.b32 $0, $1;", "=r,r", [b_bits], dtype=b_bits.dtype, is_pure=False, pack=PACK)
+
+
+@triton.jit
 def product(
     weights, p_rows, inside, waits, M: tl.constexpr, N: tl.constexpr, K: tl.constexpr, BLOCK_K: tl.constexpr,
     GROUP: tl.constexpr, SPLIT: tl.constexpr, POLL: tl.constexpr, DTYPE: tl.constexpr, PRECISION: tl.constexpr,
+    NATIVE: tl.constexpr,
 ):  # fmt: skip
     """Rows (N, K) in global memory times the transpose of held weights (M, K), float32 (N, M).
 
     `p_rows` and `inside` say of each row where it begins and whether it exists; rows are integers of the width of
     DTYPE. GROUP chunks are on their way at the same time, which costs registers. With POLL, `waits` says whether the
-    rows may not have been written yet.
+    rows may not have been written yet. NATIVE: not in the interpreter, which knows no assembly.
     """
     CHUNKS: tl.constexpr = (K + BLOCK_K - 1) // BLOCK_K
     b_sum = tl.zeros([M, N], tl.float32) if SPLIT == 1 else tl.zeros([SPLIT, M, N], tl.float32)
@@ -123,6 +141,8 @@ def product(
             # No order among loads or stores is asked for: each element proves its own arrival, none is torn.
             while waits & missing(chunks):
                 chunks = load_rows(p_rows, inside, first, min(GROUP, CHUNKS - first), K, BLOCK_K, SPLIT, POLL)
+        elif NATIVE and GROUP > 1 and SPLIT > 1:
+            chunks = together(chunks)
         for index in tl.static_range(min(GROUP, CHUNKS - first)):
             b_rows = chunks[index].to(DTYPE, bitcast=True)
             b_rows = tl.trans(b_rows) if SPLIT == 1 else tl.permute(b_rows, (0, 2, 1))

@@ -167,6 +167,7 @@ def _constants(problem: Problem, config: Config, *, wide: bool = False) -> dict[
         "PRECISION": "tf32" if problem.tf32 else "ieee",
         "STAGES": config.num_stages,
         "WIDE": wide,
+        "NATIVE": problem.device == "cuda",
     }
 
 

@@ -18,7 +18,7 @@ def backward_kernel(  # noqa: C901 - branches at compile time
     stride_output_t, stride_output_b, stride_output_d, stride_grad_t, stride_grad_b, stride_grad_d,
     H: tl.constexpr, DIRECTIONS: tl.constexpr, BLOCK_B: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_K: tl.constexpr,
     GROUP: tl.constexpr, SPLIT: tl.constexpr, SYNC: tl.constexpr, PRECISION: tl.constexpr, STAGES: tl.constexpr,
-    WIDE: tl.constexpr,
+    WIDE: tl.constexpr, NATIVE: tl.constexpr,
 ):  # fmt: skip
     """Turns from `first` to before `end`, of steps + 1, of one hidden tile of one batch tile of one direction.
 
@@ -99,7 +99,7 @@ def backward_kernel(  # noqa: C901 - branches at compile time
                 wait(p_counters + group * 32, turn * TILES)
             b_sum = product(
                 weights, p_rows, in_rows, turn > 0, M=BLOCK_H, N=BLOCK_B, K=K, BLOCK_K=BLOCK_K, GROUP=GROUP,
-                SPLIT=SPLIT, POLL=SYNC == "poll", DTYPE=DTYPE, PRECISION=PRECISION,
+                SPLIT=SPLIT, POLL=SYNC == "poll", DTYPE=DTYPE, PRECISION=PRECISION, NATIVE=NATIVE,
             )  # fmt: skip
         through = inside & (turn > 0)
         if p_lengths is not None:

@@ -18,7 +18,7 @@ def forward_kernel(  # noqa: C901 - branches at compile time
     stride_cells_t, stride_cells_b, stride_cells_d,
     H: tl.constexpr, DIRECTIONS: tl.constexpr, BLOCK_B: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_K: tl.constexpr,
     GROUP: tl.constexpr, SPLIT: tl.constexpr, SYNC: tl.constexpr, PRECISION: tl.constexpr, STAGES: tl.constexpr,
-    WIDE: tl.constexpr,
+    WIDE: tl.constexpr, NATIVE: tl.constexpr,
 ):  # fmt: skip
     """Steps from `first` to before `end` of one hidden tile of one batch tile of one direction.
 
@@ -97,7 +97,7 @@ def forward_kernel(  # noqa: C901 - branches at compile time
                 wait(p_counters + group * 32, position * TILES)
             b_sum = product(
                 weights, p_rows, in_rows, position > 0, M=4 * BLOCK_H, N=BLOCK_B, K=H, BLOCK_K=BLOCK_K, GROUP=GROUP,
-                SPLIT=SPLIT, POLL=SYNC == "poll", DTYPE=DTYPE, PRECISION=PRECISION,
+                SPLIT=SPLIT, POLL=SYNC == "poll", DTYPE=DTYPE, PRECISION=PRECISION, NATIVE=NATIVE,
             )  # fmt: skip
         # Gates to the last two dimensions, which stand in one thread's registers: (i, f), (g, o).
         b_sum = tl.permute(tl.reshape(b_sum, [BLOCK_B, 2, 2, BLOCK_H]), (0, 3, 1, 2))
