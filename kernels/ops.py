@@ -310,7 +310,7 @@ def _weight_gradient(
             before = torch.cat([hidden.narrow(time, 1, steps - 1), first], time)
             if h0 is not None and lengths is not None:
                 # A sequence of no steps has no gradient anywhere, so where its h0 is put does not matter.
-                last = (lengths.long() - 1).clamp(min=0)[:, None].unsqueeze(time)
+                last = (lengths.long() - 1).clamp(0, steps - 1)[:, None].unsqueeze(time)
                 before = before.scatter(time, last.expand_as(first), first)
         gradients.append(transposed_product(rows[:, direction], before.flatten(0, 1)))
     return torch.stack(gradients)

@@ -140,6 +140,22 @@ def test_writes_stay_inside() -> None:
     assert _stays_inside()
 
 
+@pytest.mark.parametrize("lengths", [(3, 9, 1), (-2, 4, 2), (7, 7, 7)])
+def test_lengths_outside_count_as_the_nearest(lengths: tuple[int, ...]) -> None:
+    """Lengths that lay on the GPU were looked at by nobody: wrong ones give what right ones give, and write as much."""
+    sizes = Sizes(3, 4, 5, 2, lengths=(3, 4, 1))
+    found = []
+    for values in (lengths, [min(max(length, 0), 4) for length in lengths]):
+        args = dataclasses.replace(sizes.forward(), lengths=torch.tensor(values, dtype=torch.int32, device=DEVICE))
+        args.gates_input.nan_to_num_()
+        back = dataclasses.replace(sizes.backward(args), grad_output=torch.ones_like(args.output))
+        (args, kept), (back, kept_back) = _roomy(args), _roomy(back)
+        sequence.forward(args)
+        sequence.backward(dataclasses.replace(back, gates=args.gates, cells=args.cells))
+        found.append([memory.nan_to_num() for memory in (*kept, *kept_back) if memory.is_floating_point()])
+    assert all(torch.equal(*pair) for pair in zip(*found, strict=True))
+
+
 #: Text of the kernel, and what a slip of the hand would make of it.
 DEFECTS = {
     "gate order": ("i, g = tl.split(even)", "g, i = tl.split(even)"),
@@ -279,6 +295,13 @@ def test_it_refuses_or_has_configurations(
     configs = sequence.configs(problem, backward=backward)
     assert configs
     assert len(set(configs)) == len(configs)
+
+
+def test_offsets_that_pass_32_bits_are_refused() -> None:
+    """Rows of a tile lie all steps apart where the batch comes first; what that makes of 32-bit offsets is refused."""
+    fits = Problem("cuda", torch.float16, 8, 100_000, 128, capability=90, multiprocessors=132)
+    assert sequence.refuses(fits, backward=False) is None
+    assert "131072 steps" in str(sequence.refuses(dataclasses.replace(fits, steps=131_072), backward=False))
 
 
 def test_small_batches_are_spread_and_large_ones_are_not() -> None:

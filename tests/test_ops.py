@@ -253,6 +253,17 @@ def test_wrong_tensors_are_refused(index, wrong, text):
         FORWARD(*values)
 
 
+def test_gradients_of_lengths_beyond_the_steps():
+    """Lengths that nobody checked, being on a GPU, count as all steps where they are more, for gradients too."""
+    found = []
+    for lengths in ((9, 1), (3, 1)):
+        values = differentiable(arguments(SIZES[2], save=True))
+        values[4] = torch.tensor(lengths, dtype=torch.int32)
+        FORWARD(*values)[0].sum().backward()
+        found.append([value.grad for value in values[:4]])
+    assert all(map(torch.equal, *found))
+
+
 def test_backward_needs_what_forward_saved():
     """Without save=True there is nothing to go back on, which is said."""
     values = differentiable(arguments(SIZES[0], save=False))

@@ -34,7 +34,7 @@ class Config:
     num_stages: int = 1
 
 
-def refuses(problem: Problem, *, backward: bool) -> str | None:
+def refuses(problem: Problem, *, backward: bool) -> str | None:  # noqa: PLR0911 - a reason each
     """Say why this kernel cannot serve; None if it can."""
     name = str(problem.dtype).removeprefix("torch.")
     hidden = problem.hidden_size
@@ -55,6 +55,12 @@ def refuses(problem: Problem, *, backward: bool) -> str | None:
     aligned_from = 32 if problem.dtype == torch.float32 and not problem.tf32 else 64
     if hidden > aligned_from and hidden % 8:
         return f"hidden_size {hidden} is above {aligned_from} and no multiple of 8: scattered loads need more registers"
+    # With the batch first in memory the rows of a tile lie all steps apart.
+    if 32 * problem.steps * problem.directions * 4 * hidden >= 2**31:
+        return (
+            f"{problem.steps} steps of hidden_size {hidden} in {problem.directions} directions: offsets within 32 "
+            "sequences pass 2**31, and the kernel has 32 bits for them"
+        )
     staged, limit = 4 * _padded(hidden) ** 2 * problem.dtype.itemsize // 1024, _shared_kb(capability)
     if staged + 8 > limit:
         return (

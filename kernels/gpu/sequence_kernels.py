@@ -77,14 +77,14 @@ def forward_kernel(  # noqa: C901 - what is absent costs no branch at run time
     # Steps past the tile's longest sequence are only filled in, after the loop.
     longest = steps
     if p_lengths is not None:
-        b_length = tl.load(p_lengths + first_row + o_row, mask=row_valid, other=0)
+        b_length = _lengths(p_lengths + first_row + o_row, row_valid, steps)
         longest = tl.max(b_length, axis=0)
 
     t = direction * (longest - 1)
     move = (1 - 2 * direction).to(tl.int64)
     valid = gate_valid & (longest > 0)
     if p_lengths is not None:
-        valid = gate_valid & (t < b_length)[None, None, :]
+        valid = valid & (t < b_length)[None, None, :]
     b_next = tl.load(p_gates_input + t.to(tl.int64) * s_input_t + b_input, mask=valid, other=0.0)
     done = 0
     # `while`, not `for`: out of a `for` Triton would sink the weights' way from shared memory into registers back
@@ -205,7 +205,7 @@ def backward_kernel(  # noqa: C901 - as above
         b_dc = tl.load(p_grad_c_n + state + b_state, mask=unit_valid, other=0.0)
     longest = steps
     if p_lengths is not None:
-        b_length = tl.load(p_lengths + first_row + o_row, mask=row_valid, other=0)
+        b_length = _lengths(p_lengths + first_row + o_row, row_valid, steps)
         longest = tl.max(b_length, axis=0)
 
     t = (1 - direction) * (longest - 1)
@@ -213,8 +213,8 @@ def backward_kernel(  # noqa: C901 - as above
     gates_valid = gate_valid & (longest > 0)
     units_valid = unit_valid & (longest > 0)
     if p_lengths is not None:
-        gates_valid = gate_valid & (t < b_length)[None, None, :]
-        units_valid = unit_valid & (t < b_length)[None, None, :]
+        gates_valid = gates_valid & (t < b_length)[None, None, :]
+        units_valid = units_valid & (t < b_length)[None, None, :]
     b_next_gates = tl.load(p_gates + t.to(tl.int64) * s_gates_t + b_gates, mask=gates_valid, other=0.0)
     b_next_grad = tl.load(p_grad_output + t.to(tl.int64) * s_output_t + b_output, mask=units_valid, other=0.0)
     b_c = tl.load(p_cells + t.to(tl.int64) * s_cells_t + b_cells, mask=unit_valid & (longest > 0), other=0.0)
@@ -288,6 +288,13 @@ def backward_kernel(  # noqa: C901 - as above
         while t < steps:
             tl.store(p_grad_gates + t.to(tl.int64) * s_grad_t + b_grad, b_zeros, mask=gate_valid)
             t += 1
+
+
+@triton.jit
+def _lengths(p_lengths, mask, steps):
+    """Lengths of a tile's sequences; what lies outside of 0 to `steps` counts as the nearer of the two."""
+    # Loops go as far as the longest says, and nobody looked at lengths that were on the GPU already.
+    return tl.minimum(tl.maximum(tl.load(p_lengths, mask=mask, other=0), 0), steps)
 
 
 @triton.jit
