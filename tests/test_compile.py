@@ -121,6 +121,31 @@ def compiled_table(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
 
 
+SPECIALISED = """
+from kernels.gpu import persistent_backward, persistent_forward, sequence_kernels, step
+
+for module in (persistent_backward, persistent_forward, sequence_kernels, step):
+    for kernel in (getattr(module, name, None) for name in ("forward_kernel", "backward_kernel")):
+        for parameter in kernel.params if kernel else ():
+            changes = parameter.name in {"batch", "steps", "step", "first", "end"}
+            # Strides of the others are multiples of the hidden size as they are, which change little.
+            if changes or (module is sequence_kernels and parameter.name.startswith("s_")):
+                print(module.__name__, parameter.name, bool(parameter.do_not_specialize))
+"""
+
+
+def test_new_batches_and_lengths_compile_nothing():
+    """No kernel is compiled anew where the batch or the steps become a multiple of 16, or 1, or cease to be."""
+    pytest.importorskip("triton")
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    run = subprocess.run(
+        [sys.executable, "-c", SPECIALISED], cwd=ROOT, env=environment, capture_output=True, text=True, check=True
+    )
+    found = [line.split() for line in run.stdout.splitlines()]
+    assert len({module for module, *_ in found}) == 4
+    assert [line for line in found if line[2] != "True"] == []
+
+
 @pytest.mark.slow
 def test_quick_form_compiles_without_fault():
     """Every kernel's first configurations fit on an H200, spill nothing, and are what the README's table says."""

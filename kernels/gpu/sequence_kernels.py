@@ -12,8 +12,15 @@ import triton.language as tl
 
 from kernels.gpu.native import cell, tanh
 
+#: Whose values change from batch to batch. Without a kernel of its own for multiples of 16 nothing is lost: `GRAIN`
+#: says what is aligned.
+UNSPECIALISED = (
+    "steps", "batch", "s_input_t", "s_input_b", "s_input_d", "s_output_t", "s_output_b", "s_output_d",
+    "s_gates_t", "s_gates_b", "s_gates_d", "s_cells_t", "s_cells_b", "s_cells_d", "s_grad_t", "s_grad_b", "s_grad_d",
+)  # fmt: skip
 
-@triton.jit
+
+@triton.jit(do_not_specialize=UNSPECIALISED)
 def forward_kernel(  # noqa: C901 - what is absent costs no branch at run time
     p_gates_input, p_weight_hh, p_h0, p_c0, p_lengths, p_output, p_h_n, p_c_n, p_gates, p_cells,
     steps, batch, hidden,
@@ -141,7 +148,7 @@ def forward_kernel(  # noqa: C901 - what is absent costs no branch at run time
             t += 1
 
 
-@triton.jit
+@triton.jit(do_not_specialize=UNSPECIALISED)
 def backward_kernel(  # noqa: C901 - as above
     p_weight_hh, p_c0, p_lengths, p_gates, p_cells, p_grad_output, p_grad_h_n, p_grad_c_n,
     p_grad_gates, p_grad_h0, p_grad_c0,
