@@ -152,9 +152,7 @@ def _parity(names: list[str], sizes: Sizes, generator: random.Random, *, tf32: b
 
 def _special(names: list[str], runs: int, *, small: bool) -> Iterator[Task]:
     """Repetition, streams, threads and graphs."""
-    shapes = (
-        [Sizes(3, 3, 16)] if small else [Sizes(16, 100, 768), Sizes(64, 50, 1024), Sizes(5, 100, 256, directions=2)]
-    )
+    shapes = (Sizes(3, 3, 16),) if small else SPECIAL
     dtype = torch.float32 if small else torch.float16
     for sizes, backward, name in itertools.product(shapes, (False, True), names):
         task = Task("repeat", name, dataclasses.replace(sizes, dtype=dtype), backward=backward, runs=runs)

@@ -90,6 +90,15 @@ def test_random_recurrences_reach_every_feature():
     assert any(one.lengths and 0 in one.lengths for one in drawn)
 
 
+def test_each_kernel_is_tried_for_races_and_graphs():
+    """Among the sizes at which runs are repeated there are some that each kernel takes, in both directions of time."""
+    tasks = list(check._special(list(check.MODULES), 5, small=False))
+    for name in check.MODULES:
+        for backward in (False, True):
+            kinds = {one.kind for one in tasks if (one.implementation, one.backward) == (name, backward)}
+            assert kinds == {"repeat", "streams", "threads", "graph"}
+
+
 def test_without_a_gpu_it_says_so(capsys, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert check.main([]) == 2
