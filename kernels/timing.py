@@ -16,6 +16,8 @@ import torch
 #: Length of a block, and most calls in one: enough that an event's own half microsecond does not count.
 BLOCK_S = 4e-3
 MOST_CALLS = 200
+#: Calls before anything counts: a kernel may launch plainly twice and capture a graph at the third.
+WARM_CALLS = 4
 #: After so many rounds a candidate is dropped that takes this many times its group's fastest.
 TRIAL_ROUNDS = 3
 HOPELESS = 1.5
@@ -89,8 +91,9 @@ def interleave(
     generator = random.Random(seed)  # noqa: S311 - an order
     counts = {}
     for name, call in calls.items():
-        # The first call compiles and allocates; the second tells how long one takes.
-        clock.time(call, 1)
+        # The first calls compile, allocate and capture a graph; the last tells how long one takes.
+        for _ in range(WARM_CALLS):
+            clock.time(call, 1)
         counts[name] = max(1, min(MOST_CALLS, int(block_s / max(clock.time(call, 1), 1e-9))))
     times: dict[str, list[float]] = {name: [] for name in calls}
     names = list(calls)
