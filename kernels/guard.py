@@ -148,6 +148,8 @@ class _Child:
 
 def _serve(connection: Connection, work: Callable[[Any], Any]) -> None:
     """A child's life."""
+    # There are many of them, and what torch does on the CPU beside is not worth a team of threads in each.
+    torch.set_num_threads(1)
     connection.send((_READY, None, ""))
     while True:
         try:
