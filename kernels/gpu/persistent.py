@@ -27,6 +27,10 @@ from kernels.recurrence import Backward, Forward, Problem
 #: Integers of a counter's own cache line, as the kernels step over them.
 COUNTER_STRIDE = 32
 
+#: An address or two of a thread that ptxas puts aside now and then, with registers to spare; read from the first-level
+#: cache once a step.
+STACK_BYTES = 16
+
 __all__ = ["Config", "backward", "configs", "forward", "launches", "refuses"]
 
 BITS = {torch.float16: torch.int16, torch.bfloat16: torch.int16, torch.float32: torch.int32}
