@@ -116,8 +116,10 @@ def test_a_planted_defect_is_seen(defect, tmp_path, monkeypatch):
         persistent, kernel, getattr(_changed(f"persistent_{direction}", right, wrong, tmp_path), kernel)
     )
     run = errors_forward if direction == "forward" else errors_backward
+    # A state passes from launch to launch only where there are many: on a GPU with `launch` alone.
+    config = SHARED[3] if "launch" in defect else SHARED[0]
     with pytest.raises(AssertionError, match="limit"):
-        assert_close(run(SMALL, persistent, config=SHARED[0]), torch.float32)
+        assert_close(run(SMALL, persistent, config=config), torch.float32)
 
 
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")
