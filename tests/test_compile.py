@@ -127,7 +127,9 @@ from kernels.gpu import persistent_backward, persistent_forward, sequence_kernel
 for module in (persistent_backward, persistent_forward, sequence_kernels, step):
     for kernel in (getattr(module, name, None) for name in ("forward_kernel", "backward_kernel")):
         for parameter in kernel.params if kernel else ():
-            changes = parameter.name in {"batch", "steps", "step", "first", "end"}
+            changes = parameter.name in {"steps", "step", "first", "end"}
+            # A batch of a multiple of 16 spares the persistent kernels a spill, and has configurations of its own.
+            changes |= parameter.name == "batch" and "persistent" not in module.__name__
             # Strides of the others are multiples of the hidden size as they are, which change little.
             if changes or (module is sequence_kernels and parameter.name.startswith("s_")):
                 print(module.__name__, parameter.name, bool(parameter.do_not_specialize))
@@ -135,7 +137,7 @@ for module in (persistent_backward, persistent_forward, sequence_kernels, step):
 
 
 def test_new_batches_and_lengths_compile_nothing():
-    """No kernel is compiled anew where the batch or the steps become a multiple of 16, or 1, or cease to be."""
+    """No kernel is compiled anew where the steps become a multiple of 16, or cease to be; few where a batch does."""
     pytest.importorskip("triton")
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     run = subprocess.run(

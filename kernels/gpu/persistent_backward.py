@@ -9,7 +9,7 @@ from kernels.gpu.elementwise import tanh
 from kernels.gpu.exchange import arrive, column, held_weights, present, product, wait
 
 
-@triton.jit(do_not_specialize=["batch", "steps", "first", "end"])
+@triton.jit(do_not_specialize=["steps", "first", "end"])
 def backward_kernel(  # noqa: C901 - branches at compile time
     p_weight, p_c0, p_lengths, p_gates, p_cells, p_grad_output, p_grad_h_n, p_grad_c_n, p_grad_gates, p_grad_h0,
     p_grad_c0, p_held, p_counters,

@@ -9,7 +9,7 @@ from kernels.gpu.elementwise import sigmoid, tanh
 from kernels.gpu.exchange import arrive, column, held_weights, offsets, present, product, wait
 
 
-@triton.jit(do_not_specialize=["batch", "steps", "first", "end"])
+@triton.jit(do_not_specialize=["steps", "first", "end"])
 def forward_kernel(  # noqa: C901 - branches at compile time
     p_input, p_weight, p_h0, p_c0, p_lengths, p_output, p_exchange, p_h_n, p_c_n, p_gates, p_cells, p_counters,
     batch, steps, first, end,
