@@ -16,10 +16,10 @@ from torch.nn import functional
 from torch.nn.utils.rnn import PackedSequence
 
 from kernels import dispatch, ops, vendor
-from kernels.cpu import fused
+from kernels.cpu.layer import layer as cpu_layer
 from kernels.cpu.packing import STORAGE
 from kernels.dispatch import Choice
-from kernels.eager import autocast_dtype
+from kernels.eager import autocast_dtype, unwatched
 from kernels.products import linear
 from kernels.recurrence import Problem, on_device, state_dtype
 from kernels.vendor import State, inside, permuted
@@ -279,14 +279,15 @@ class LSTM(nn.RNNBase):
             if hx is not None:
                 own = slice(layer * directions, (layer + 1) * directions)
                 h0, c0 = hx[0][own], hx[1][own].to(state_dtype(dtype))
-            if implementation == dispatch.CPU and ops.unobserved([x, h0, c0, *itertools.chain(*parameters)]):
-                x, h_n, c_n = fused.layer(
+            tensors = [x, *(state for state in (h0, c0) if state is not None), *itertools.chain(*parameters)]
+            if implementation == dispatch.CPU and unwatched(tensors):
+                x, h_n, c_n = cpu_layer(
                     x, parameters, h0, c0, lengths, batch_first=batch_first, storage=self.weight_storage
                 )
             elif self.weight_storage != "fp32":
                 msg = (
-                    f"weight_storage {self.weight_storage!r} serves eager inference alone; call under torch.no_grad() "
-                    "without autocast or torch.compile, or use weight_storage='fp32'"
+                    f"weight_storage {self.weight_storage!r} serves eager inference alone, without autocast, tracing "
+                    "or torch.compile; use weight_storage='fp32' there"
                 )
                 raise RuntimeError(msg)
             else:

@@ -8,7 +8,6 @@ module calls: the operator, or in plain eager code the same functions without to
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -17,7 +16,7 @@ from torch import Tensor
 from kernels import dispatch
 from kernels.eager import DEVICES, unwatched
 from kernels.products import transposed_product
-from kernels.recurrence import Backward, Forward, state_dtype
+from kernels.recurrence import NO_DOUBLE_BACKWARD, Backward, Forward, hidden_before, state_dtype
 
 NAMESPACE = "seq2seq_kernels"
 
@@ -55,12 +54,6 @@ def recurrence(
         results = _run_forward(*arguments)
     output, h_n, c_n, _, _ = results
     return output, h_n, c_n
-
-
-def unobserved(values: Iterable[Tensor | None]) -> bool:
-    """Whether a computation on these needs no gradients, and may be done by code that torch does not see."""
-    tensors = [value for value in values if value is not None]
-    return not (torch.is_grad_enabled() and any(value.requires_grad for value in tensors)) and unwatched(tensors)
 
 
 @torch.library.custom_op(f"{NAMESPACE}::lstm_forward", mutates_args=())
@@ -296,22 +289,11 @@ def _weight_gradient(
         lengths: (B,), or None.
         batch_first: order of the first two dimensions.
     """
-    time = 1 if batch_first else 0
-    steps, rows = output.size(time), grad_gates.flatten(0, 1)
+    rows = grad_gates.flatten(0, 1)
     gradients = []
     for direction in range(output.size(2)):
-        hidden = output[:, :, direction]
-        first = torch.zeros_like(hidden.select(time, 0)) if h0 is None else h0[direction]
-        first = first.unsqueeze(time)
-        # Direction 1 comes from the step after. Where a shorter sequence begins there, that output is zero.
-        if direction == 0:
-            before = torch.cat([first, hidden.narrow(time, 0, steps - 1)], time)
-        else:
-            before = torch.cat([hidden.narrow(time, 1, steps - 1), first], time)
-            if h0 is not None and lengths is not None:
-                # A sequence of no steps has no gradient anywhere, so where its h0 is put does not matter.
-                last = (lengths.long() - 1).clamp(0, steps - 1)[:, None].unsqueeze(time)
-                before = before.scatter(time, last.expand_as(first), first)
+        own = None if h0 is None else h0[direction]
+        before = hidden_before(output[:, :, direction], own, lengths, batch_first, reverse=direction == 1)
         gradients.append(transposed_product(rows[:, direction], before.flatten(0, 1)))
     return torch.stack(gradients)
 
@@ -329,11 +311,7 @@ class _Recurrence(torch.autograd.Function):
 
 def _no_double_backward(ctx: Any, *grads: Any) -> Any:
     del ctx, grads
-    msg = (
-        "kernels.LSTM has no double backward (gradients of gradients); use torch.nn.LSTM with "
-        "torch.backends.cudnn.flags(enabled=False) for that"
-    )
-    raise NotImplementedError(msg)
+    raise NotImplementedError(NO_DOUBLE_BACKWARD)
 
 
 lstm_backward.register_autograd(_no_double_backward)

@@ -20,22 +20,22 @@ _ONEDNN = torch.backends.mkldnn.is_available()
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """`torch.nn.functional.linear`: x (..., features), weight (out, features), bias (out,)."""
     tensors = [x, weight] if bias is None else [x, weight, bias]
-    if not _by_onednn(*tensors):
+    if not _byonednn_linear(*tensors):
         return functional.linear(x, weight, bias)
     if torch.is_grad_enabled() and any(value.requires_grad for value in tensors):
         found: Tensor = _Linear.apply(x, weight, bias)
         return found
-    return _onednn(x, weight, bias)
+    return onednn_linear(x, weight, bias)
 
 
 def transposed_product(left: Tensor, right: Tensor) -> Tensor:
     """`left.T @ right` for (rows, m) and (rows, n): (m, n), as gradients of weights are summed over all steps."""
-    if torch.is_grad_enabled() or not _by_onednn(left, right):
+    if torch.is_grad_enabled() or not _byonednn_linear(left, right):
         return left.t() @ right
-    return _onednn(left.t(), right.t(), None)
+    return onednn_linear(left.t(), right.t(), None)
 
 
-def _by_onednn(*tensors: Tensor) -> bool:
+def _byonednn_linear(*tensors: Tensor) -> bool:
     """Whether oneDNN's operator takes these, and nothing but autograd would miss the call to torch's own."""
     return (
         _ONEDNN
@@ -44,7 +44,10 @@ def _by_onednn(*tensors: Tensor) -> bool:
     )
 
 
-def _onednn(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+def onednn_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """`linear` without gradients, float32 on a CPU: by oneDNN where torch has it."""
+    if not _ONEDNN:
+        return functional.linear(x, weight, bias)
     found: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")  # noqa: SLF001 - as Inductor does
     return found
 
@@ -56,7 +59,7 @@ class _Linear(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         ctx.save_for_backward(x, weight)
         ctx.biased = bias is not None
-        return _onednn(x, weight, bias)
+        return onednn_linear(x, weight, bias)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:
@@ -67,7 +70,7 @@ class _Linear(torch.autograd.Function):
         onednn = not torch.is_grad_enabled()
         grad_x = grad_weight = None
         if needs_x:
-            grad_x = _onednn(grad, weight.t(), None) if onednn else grad @ weight
+            grad_x = onednn_linear(grad, weight.t(), None) if onednn else grad @ weight
         if needs_weight:
             grad_weight = transposed_product(rows, inputs) if onednn else rows.t() @ inputs
         return grad_x, grad_weight, rows.sum(0) if ctx.biased and needs_bias else None

@@ -146,6 +146,42 @@ def state_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
+#: What is said where gradients of gradients are asked for.
+NO_DOUBLE_BACKWARD = (
+    "kernels.LSTM has no double backward (gradients of gradients); use torch.nn.LSTM with "
+    "torch.backends.cudnn.flags(enabled=False) for that"
+)
+
+
+def hidden_before(
+    output: Tensor, h0: Tensor | None, lengths: Tensor | None, batch_first: bool, *, reverse: bool
+) -> Tensor:
+    """The h that each step of a direction started from, where the gradient of weight_hh looks at it.
+
+    Args:
+        output: (B, T, H) if `batch_first`, else (T, B, H); zero past the lengths.
+        h0: (B, H), or None for zeros.
+        lengths: (B,), or None.
+        batch_first: order of the first two dimensions.
+        reverse: whether the direction walks backward in time.
+
+    Returns:
+        As the output, contiguous.
+    """
+    time = 1 if batch_first else 0
+    steps = output.size(time)
+    first = (torch.zeros_like(output.select(time, 0)) if h0 is None else h0).unsqueeze(time)
+    if not reverse:
+        return torch.cat([first, output.narrow(time, 0, steps - 1)], time)
+    # From the step after. Where a shorter sequence begins there, that output is zero.
+    before = torch.cat([output.narrow(time, 1, steps - 1), first], time)
+    if h0 is None or lengths is None:
+        return before
+    # A sequence of no steps has no gradient anywhere, so where its h0 is put does not matter.
+    last = (lengths.long() - 1).clamp(0, steps - 1)[:, None].unsqueeze(time)
+    return before.scatter(time, last.expand_as(first), first)
+
+
 def loop_forward(args: Forward) -> None:
     """The recurrence in torch operations, step by step: slow, any device, any type, and what kernels are held against.
 

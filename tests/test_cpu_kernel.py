@@ -24,7 +24,7 @@ from hypothesis import strategies as st
 from recurrences import DEVICE, Sizes, assert_close, errors_backward, errors_forward, recurrences
 from strategies import Shape, shapes
 
-from kernels.cpu import build, fused, packing, sanitize
+from kernels.cpu import build, fused, layer, packing, sanitize
 from kernels.recurrence import Problem
 
 pytestmark = pytest.mark.skipif(DEVICE != "cpu", reason="the test kit puts its tensors on the GPU here")
@@ -52,6 +52,7 @@ def built_for(target: str, threads: int) -> Iterator[None]:
     with (
         mock.patch.object(fused, "library", chosen),
         mock.patch.object(packing, "library", chosen),
+        mock.patch.object(layer, "library", chosen),
         mock.patch.object(fused, "WORTH_A_THREAD", 1),
         mock.patch.object(torch, "get_num_threads", return_value=threads),
     ):
@@ -95,7 +96,7 @@ def test_a_whole_layer_is_torch_s(shape: Shape, batch_first: bool, state: bool, 
     with torch.no_grad():
         expected, (h_n, c_n) = lstm(x, (h0, c0) if state else None)
         own = lstm.all_weights
-        found = fused.layer(
+        found = layer.layer(
             x,
             [tuple(parameters) for parameters in own],
             h0 if state else None,

@@ -1,0 +1,216 @@
+"""A whole layer by the CPU kernel, its products included: what eager code calls, without gradients and with them.
+
+Everything of a pass happens in one call of the kernel a direction; the gradients of weights and input are products over
+all steps, by oneDNN. Code that is compiled or traced takes the operators of `kernels.ops` instead.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import itertools
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from kernels.cpu.build import library
+from kernels.cpu.fused import BackwardArgs, ForwardArgs, address, team
+from kernels.cpu.packing import STORAGE, pack
+from kernels.products import onednn_linear, transposed_product
+from kernels.recurrence import NO_DOUBLE_BACKWARD, hidden_before
+
+Parameters = Sequence[tuple[Tensor, ...]]
+Results = tuple[Tensor, Tensor, Tensor]
+
+
+def layer(
+    x: Tensor,
+    parameters: Parameters,
+    h0: Tensor | None,
+    c0: Tensor | None,
+    lengths: Tensor | None,
+    *,
+    batch_first: bool,
+    storage: str = "fp32",
+) -> Results:
+    """One layer; keeps what a backward pass needs where one can follow. Packs each direction's own parameters.
+
+    Args:
+        x: (batch, steps, features) if `batch_first`, else (steps, batch, features); float32 on a CPU, not empty.
+        parameters: of each direction weight_ih (4H, features), weight_hh (4H, H), and both biases (4H,), if any.
+        h0: (directions, batch, H), or None for zeros.
+        c0: the same.
+        lengths: (batch,) int32, or None for all steps.
+        batch_first: order of x and of the output.
+        storage: key of `kernels.cpu.packing.STORAGE`: how the weights are kept.
+
+    Returns:
+        Output (as x, with directions * H features), h_n and c_n (directions, batch, H).
+
+    Raises:
+        RuntimeError: where gradients are needed and the weights are kept in another type than float32.
+    """
+    flat = list(itertools.chain(*parameters))
+    needed = torch.is_grad_enabled() and any(value is not None and value.requires_grad for value in (x, h0, c0, *flat))
+    if not needed:
+        return _forward(x, parameters, h0, c0, lengths, batch_first, storage)[:3]
+    if storage != "fp32":
+        msg = (
+            f"weights kept in {storage} have no gradients: call under torch.no_grad() or torch.inference_mode(), "
+            "or use weight_storage='fp32'"
+        )
+        raise RuntimeError(msg)
+    found: Results = _Layer.apply(x, h0, c0, lengths, batch_first, len(parameters), *flat)
+    return found
+
+
+def _forward(  # noqa: PLR0913 - all that a layer has
+    x: Tensor,
+    parameters: Parameters,
+    h0: Tensor | None,
+    c0: Tensor | None,
+    lengths: Tensor | None,
+    batch_first: bool,
+    storage: str,
+    *,
+    save: bool = False,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor | None]:
+    """Output, h_n, c_n; gates (directions, as x, 4H) and cells (directions, as x, H), of use where `save`."""
+    native = library()
+    x = x.contiguous()
+    first, second, features = x.shape
+    batch, steps = (first, second) if batch_first else (second, first)
+    hidden, directions = parameters[0][1].size(1), len(parameters)
+
+    def strides(width: int) -> tuple[int, int]:
+        return (width, steps * width) if batch_first else (batch * width, width)
+
+    output = x.new_empty(first, second, directions * hidden)
+    h_n, c_n = x.new_empty(2, directions, batch, hidden).unbind()
+    # The projection is overwritten by the gates that come of it, where these are kept.
+    gates = x.new_empty(directions if save else 1, first, second, 4 * hidden)
+    cells = x.new_empty(directions, first, second, hidden) if save else None
+    scratch = x.new_empty(2, batch, hidden)
+    threads, by_rows = team(batch, steps, hidden, features)
+    h0, c0 = (None if state is None else state.contiguous() for state in (h0, c0))
+    for d, (weight_ih, weight_hh, *biases) in enumerate(parameters):
+        packed_ih, packed = (pack(weight.contiguous(), "forward", storage) for weight in (weight_ih, weight_hh))
+        bias_ih, bias_hh = (address(bias.contiguous()) for bias in biases) if biases else (None, None)
+        at = address(gates, d if save else 0)
+        native.lstm_forward(ctypes.byref(ForwardArgs(
+            batch, steps, hidden, d, threads, by_rows, at, *strides(4 * hidden),
+            x.data_ptr(), *strides(features), features, packed_ih.values.data_ptr(), bias_ih, bias_hh,
+            packed.values.data_ptr(), address(packed_ih.scale), address(packed.scale),
+            address(h0, d), address(c0, d), address(lengths),
+            output.data_ptr() + 4 * d * hidden, *strides(directions * hidden), address(h_n, d), address(c_n, d),
+            at if save else None, *strides(4 * hidden), address(cells, d), *strides(hidden), scratch.data_ptr(),
+        )), STORAGE[storage][0])  # fmt: skip
+    return output, h_n, c_n, gates, cells
+
+
+class _Layer(torch.autograd.Function):
+    """`layer` with its gradients."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        h0: Tensor | None,
+        c0: Tensor | None,
+        lengths: Tensor | None,
+        batch_first: bool,
+        directions: int,
+        *flat: Tensor,
+    ) -> Results:
+        each = len(flat) // directions
+        parameters = [flat[d * each : (d + 1) * each] for d in range(directions)]
+        output, h_n, c_n, gates, cells = _forward(x, parameters, h0, c0, lengths, batch_first, "fp32", save=True)
+        ctx.save_for_backward(x, h0, c0, lengths, output, gates, cells, *flat)
+        ctx.batch_first, ctx.directions = batch_first, directions
+        ctx.set_materialize_grads(False)
+        return output, h_n, c_n
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor | None) -> Any:
+        x, h0, c0, lengths, output, gates, cells, *flat = ctx.saved_tensors
+        found = _Gradients.apply(
+            *grads, x, h0, c0, lengths, output, gates, cells, ctx.batch_first, ctx.directions, ctx.needs_input_grad,
+            *flat,
+        )  # fmt: skip
+        return *found[:3], None, None, None, *found[3:]
+
+
+class _Gradients(torch.autograd.Function):
+    """The gradients of a layer, which have none themselves."""
+
+    @staticmethod
+    def forward(  # noqa: PLR0913, PLR0917 - all that a layer read and wrote
+        ctx: Any,
+        grad_output: Tensor | None,
+        grad_h_n: Tensor | None,
+        grad_c_n: Tensor | None,
+        x: Tensor,
+        h0: Tensor | None,
+        c0: Tensor | None,
+        lengths: Tensor | None,
+        output: Tensor,
+        gates: Tensor,
+        cells: Tensor,
+        batch_first: bool,
+        directions: int,
+        needed: Sequence[bool],
+        *flat: Tensor,
+    ) -> Any:
+        del ctx
+        native = library()
+        first, second, features = x.shape
+        batch, steps = (first, second) if batch_first else (second, first)
+        hidden, each = cells.size(3), len(flat) // directions
+
+        def strides(width: int) -> tuple[int, int]:
+            return (width, steps * width) if batch_first else (batch * width, width)
+
+        grad_output = torch.zeros_like(output) if grad_output is None else grad_output.contiguous()
+        grad_h_n, grad_c_n = (None if grad is None else grad.contiguous() for grad in (grad_h_n, grad_c_n))
+        c0 = None if c0 is None else c0.contiguous()
+        grad_gates = torch.empty_like(gates)
+        grad_h0, grad_c0 = x.new_empty(2, directions, batch, hidden).unbind()
+        threads, by_rows = team(batch, steps, hidden)
+        inputs = x.reshape(-1, features)
+        grad_x: Tensor | None = None
+        grads: list[Tensor | None] = []
+        for d in range(directions):
+            weight_ih, weight_hh = flat[d * each], flat[d * each + 1]
+            packed = pack(weight_hh.contiguous(), "backward")
+            native.lstm_backward(ctypes.byref(BackwardArgs(
+                batch, steps, hidden, d, threads, by_rows, packed.values.data_ptr(), address(c0, d), address(lengths),
+                address(gates, d), *strides(4 * hidden), address(cells, d), *strides(hidden),
+                grad_output.data_ptr() + 4 * d * hidden, *strides(directions * hidden),
+                address(grad_h_n, d), address(grad_c_n, d), address(grad_gates, d), *strides(4 * hidden),
+                address(grad_h0, d), address(grad_c0, d),
+            )))  # fmt: skip
+            rows = grad_gates[d].view(-1, 4 * hidden)
+            if needed[0]:
+                share = onednn_linear(rows, weight_ih.t())
+                grad_x = share if grad_x is None else grad_x.add_(share)
+            wanted = needed[6 + d * each : 6 + (d + 1) * each]
+            grads.append(transposed_product(rows, inputs) if wanted[0] else None)
+            before = None
+            if wanted[1]:
+                own = output[:, :, d * hidden : (d + 1) * hidden]
+                before = hidden_before(own, None if h0 is None else h0[d], lengths, batch_first, reverse=d == 1)
+            grads.append(None if before is None else transposed_product(rows, before.view(-1, hidden)))
+            bias = rows.sum(0) if any(wanted[2:]) else None
+            grads += [bias] * (each - 2)
+        return (
+            None if grad_x is None else grad_x.view(x.shape),
+            None if h0 is None else grad_h0,
+            None if c0 is None else grad_c0,
+            *grads,
+        )
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> Any:
+        del ctx, grads
+        raise NotImplementedError(NO_DOUBLE_BACKWARD)
