@@ -24,6 +24,7 @@ from hypothesis import strategies as st
 from recurrences import DEVICE, Sizes, assert_close, errors_backward, errors_forward, recurrences
 from strategies import Shape, shapes
 
+from kernels import LSTM
 from kernels.cpu import build, fused, layer, packing, sanitize
 from kernels.recurrence import Problem
 
@@ -54,6 +55,7 @@ def built_for(target: str, threads: int) -> Iterator[None]:
         mock.patch.object(packing, "library", chosen),
         mock.patch.object(layer, "library", chosen),
         mock.patch.object(fused, "WORTH_A_THREAD", 1),
+        mock.patch.object(layer, "WORTH_A_THREAD", 1),
         mock.patch.object(torch, "get_num_threads", return_value=threads),
     ):
         yield
@@ -106,6 +108,39 @@ def test_a_whole_layer_is_torch_s(shape: Shape, batch_first: bool, state: bool, 
         )
     for value, truth in zip(found, (expected, h_n, c_n), strict=True):
         torch.testing.assert_close(value, truth, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("threads", [1, 2])
+@given(
+    shape=shapes(with_lengths=True), features=st.integers(1, 70), hidden=st.integers(1, 40), bias=st.booleans(),
+    batch_first=st.booleans(), state=st.booleans(),
+)  # fmt: skip
+def test_the_gradients_of_a_layer_are_the_loop_s(  # noqa: PLR0913, PLR0917 - what hypothesis draws
+    target: str, threads: int, shape: Shape, features: int, hidden: int, bias: bool, batch_first: bool, state: bool
+) -> None:
+    """Gradients of input, states and every parameter are those of the equations in float64, lengths or none."""
+    options = {"bidirectional": shape.bidirectional, "batch_first": batch_first, "bias": bias}
+    truth = LSTM(features, hidden, **options, implementation="loop").double()
+    ours = LSTM(features, hidden, **options, implementation="cpu-fused")
+    ours.load_state_dict(truth.state_dict())
+    generator = torch.Generator().manual_seed(shape.seed)
+    sizes = (shape.batch, shape.steps) if batch_first else (shape.steps, shape.batch)
+    x = torch.randn(*sizes, features, generator=generator)
+    states = [torch.randn(shape.directions, shape.batch, hidden, generator=generator) for _ in range(2)]
+    weights = torch.randn(*sizes, shape.directions * hidden, generator=generator)
+    lengths = None if shape.lengths is None else torch.tensor(shape.lengths)
+    found = []
+    with built_for(target, threads):
+        for lstm, dtype in ((truth, torch.float64), (ours, torch.float32)):
+            leaves = [value.to(dtype).requires_grad_() for value in ((x, *states) if state else (x,))]
+            output, (h_n, c_n) = lstm(leaves[0], tuple(leaves[1:]) if state else None, lengths)
+            total = (output * weights.to(dtype)).sum() + h_n.sin().sum() + c_n.square().sum()
+            found.append(torch.autograd.grad(total, [*leaves, *lstm.parameters()]))
+    assert [choice.implementation for choice in ours.choices] == ["cpu-fused"]
+    for value, expected in zip(found[1], found[0], strict=True):
+        error = (value.double() - expected).norm() / max(float(expected.norm()), 0.1 * expected.numel() ** 0.5)
+        assert error < 1e-4
 
 
 @pytest.mark.parametrize(("storage", "least", "most"), [("bf16", 1e-4, 5e-3), ("int8", 1e-4, 2e-2)])

@@ -133,3 +133,4 @@ def _declare(native: ctypes.CDLL) -> None:
     native.pack_backward.argtypes = [pointer, pointer, number]
     native.lstm_forward.argtypes = [pointer, number]
     native.lstm_backward.argtypes = [pointer]
+    native.transposed_product.argtypes = [pointer, pointer, pointer, number, number, number, number]

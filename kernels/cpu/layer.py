@@ -1,7 +1,7 @@
 """A whole layer by the CPU kernel, its products included: what eager code calls, without gradients and with them.
 
-Everything of a pass happens in one call of the kernel a direction; the gradients of weights and input are products over
-all steps, by oneDNN. Code that is compiled or traced takes the operators of `kernels.ops` instead.
+A forward pass is one call of the kernel a direction. A backward pass is another, a product of the kernel's own for each
+weight, and one of oneDNN for the input. Code that is compiled or traced takes the operators of `kernels.ops` instead.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 
 from kernels.cpu.build import library
-from kernels.cpu.fused import BackwardArgs, ForwardArgs, address, team
+from kernels.cpu.fused import WORTH_A_THREAD, BackwardArgs, ForwardArgs, address, team
 from kernels.cpu.packing import STORAGE, pack
-from kernels.products import onednn_linear, transposed_product
+from kernels.products import onednn_linear
 from kernels.recurrence import NO_DOUBLE_BACKWARD, hidden_before
 
 Parameters = Sequence[tuple[Tensor, ...]]
@@ -109,6 +109,16 @@ def _forward(  # noqa: PLR0913 - all that a layer has
     return output, h_n, c_n, gates, cells
 
 
+def _transposed_product(left: Tensor, right: Tensor) -> Tensor:
+    """`left.T @ right` of contiguous (rows, m) and (rows, n)."""
+    rows, m = left.shape
+    n = right.size(1)
+    found = left.new_empty(m, n)
+    threads = max(1, min(torch.get_num_threads(), rows * m * n // WORTH_A_THREAD))
+    library().transposed_product(left.data_ptr(), right.data_ptr(), found.data_ptr(), rows, m, n, threads)
+    return found
+
+
 class _Layer(torch.autograd.Function):
     """`layer` with its gradients."""
 
@@ -177,7 +187,7 @@ class _Gradients(torch.autograd.Function):
         grad_gates = torch.empty_like(gates)
         grad_h0, grad_c0 = x.new_empty(2, directions, batch, hidden).unbind()
         threads, by_rows = team(batch, steps, hidden)
-        inputs = x.reshape(-1, features)
+        inputs = x.contiguous().view(-1, features)
         grad_x: Tensor | None = None
         grads: list[Tensor | None] = []
         for d in range(directions):
@@ -195,12 +205,12 @@ class _Gradients(torch.autograd.Function):
                 share = onednn_linear(rows, weight_ih.t())
                 grad_x = share if grad_x is None else grad_x.add_(share)
             wanted = needed[6 + d * each : 6 + (d + 1) * each]
-            grads.append(transposed_product(rows, inputs) if wanted[0] else None)
+            grads.append(_transposed_product(rows, inputs) if wanted[0] else None)
             before = None
             if wanted[1]:
                 own = output[:, :, d * hidden : (d + 1) * hidden]
                 before = hidden_before(own, None if h0 is None else h0[d], lengths, batch_first, reverse=d == 1)
-            grads.append(None if before is None else transposed_product(rows, before.view(-1, hidden)))
+            grads.append(None if before is None else _transposed_product(rows, before.view(-1, hidden)))
             bias = rows.sum(0) if any(wanted[2:]) else None
             grads += [bias] * (each - 2)
         return (

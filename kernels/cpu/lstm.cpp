@@ -189,6 +189,28 @@ inline void product(int rows, vec (&sums)[ROWS][4], const float* a, int64_t stri
     if constexpr (R > 1) product<VECTORS, W, R - 1>(rows, sums, a, stride, depth, w, step, next);
 }
 
+// Rows of the operands of transposed_product that are taken together: 32 KB of columns with vectors of 16.
+constexpr int64_t CHUNK = 128;
+
+// sums[r][v] += column r of `a` (rows of `stride`) times the rows of `columns`, which are VECTORS vectors wide.
+template <int R, int VECTORS>
+inline void outer(vec (&sums)[ROWS][4], const float* a, int64_t stride, int64_t depth, const float* columns) {
+    for (int64_t k = 0; k < depth; ++k, a += stride, columns += VECTORS * LANES) {
+        vec right[VECTORS];
+        for (int v = 0; v < VECTORS; ++v) right[v] = load(columns + v * LANES);
+        for (int r = 0; r < R; ++r) {
+            const vec x = all(a[r]);
+            for (int v = 0; v < VECTORS; ++v) sums[r][v] += x * right[v];
+        }
+    }
+}
+
+template <int VECTORS, int R = ROWS>
+inline void outer(int count, vec (&sums)[ROWS][4], const float* a, int64_t stride, int64_t depth, const float* columns) {
+    if (count == R) return outer<R, VECTORS>(sums, a, stride, depth, columns);
+    if constexpr (R > 1) outer<VECTORS, R - 1>(count, sums, a, stride, depth, columns);
+}
+
 }  // namespace
 
 // Sizes and pointers as kernels/recurrence.py has them, strides in elements, one direction a call.
@@ -344,6 +366,47 @@ void run_forward(const Forward* a) {
 extern "C" {
 
 int64_t lanes() { return LANES; }
+
+// out (m, n) = left.T right for left (rows, m) and right (rows, n), all contiguous: the gradient of weights, summed over
+// all steps. Rows go by the chunk, so that a chunk of `right` stays in the nearest cache for all of m.
+void transposed_product(const float* left, const float* right, float* out, int64_t rows, int64_t m, int64_t n,
+                        int64_t threads) {
+    team(threads, [=](int thread, int members) {
+        const int64_t groups = (m + ROWS - 1) / ROWS;
+        const int64_t first = groups * thread / members, last = groups * (thread + 1) / members;
+        alignas(64) float chunk[CHUNK * 4 * LANES];
+        for (int64_t start = 0; start < rows; start += CHUNK) {
+            const int64_t depth = rows - start < CHUNK ? rows - start : CHUNK;
+            for (int64_t column = 0; column < n; column += 4 * LANES) {
+                const int64_t width = n - column < 4 * LANES ? n - column : 4 * LANES;
+                const int vectors = static_cast<int>((width + LANES - 1) / LANES);
+                for (int64_t k = 0; k < depth; ++k) {
+                    float* to = chunk + k * vectors * LANES;
+                    std::memcpy(to, right + (start + k) * n + column, 4 * width);
+                    std::memset(to + width, 0, 4 * (vectors * LANES - width));
+                }
+                for (int64_t group = first; group < last; ++group) {
+                    const int64_t row = group * ROWS;
+                    const int count = static_cast<int>(m - row < ROWS ? m - row : ROWS);
+                    vec sums[ROWS][4] = {};
+                    const float* a = left + start * m + row;
+                    switch (vectors) {
+                        case 1: outer<1>(count, sums, a, m, depth, chunk); break;
+                        case 2: outer<2>(count, sums, a, m, depth, chunk); break;
+                        case 3: outer<3>(count, sums, a, m, depth, chunk); break;
+                        default: outer<4>(count, sums, a, m, depth, chunk);
+                    }
+                    for (int r = 0; r < count; ++r)
+                        for (int v = 0; v < vectors; ++v) {
+                            float* to = out + (row + r) * n + column + v * LANES;
+                            const int lanes = static_cast<int>(width - v * LANES < LANES ? width - v * LANES : LANES);
+                            store(to, start ? load(to, lanes) + sums[r][v] : sums[r][v], lanes);
+                        }
+                }
+            }
+        }
+    });
+}
 
 // A mark of some of the values: weights that were changed behind torch's version counter (through .data) rarely keep it.
 uint64_t mark(const float* values, int64_t count) {

@@ -57,6 +57,9 @@ bool run(int64_t batch, int64_t steps, int64_t hidden, int64_t threads, bool by_
                   gates, 4 * size, 4 * hidden, cells, size, hidden, grad_output, size, hidden, grad_h_n, grad_c_n,
                   grad_gates, 4 * size, 4 * hidden, grad_h0, grad_c0};
     lstm_backward(&b);
+    Array grad_weight(4 * hidden * features, false);
+    transposed_product(grad_gates, x, grad_weight, batch * steps, 4 * hidden, features, threads);
+    good = good && finite(grad_weight, 4 * hidden * features);
     return good && finite(grad_gates, 4 * steps * size) && finite(grad_h0, size) && finite(grad_c0, size);
 }
 
