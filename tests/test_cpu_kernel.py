@@ -281,6 +281,62 @@ def test_an_unwritable_cache_says_what_to_set(tmp_path: Path, monkeypatch: pytes
         build.library("-O1 -DUNWRITABLE")
 
 
+@pytest.mark.parametrize("damage", ["empty", "half", "other"])
+def test_a_damaged_library_is_built_anew(damage: str, tmp_path: Path) -> None:
+    """What a power cut left of a library, or another in its place, is never loaded: that could kill the process."""
+    environment = os.environ | {"SEQ2SEQ_KERNEL_CACHE": str(tmp_path), "PYTHONPATH": str(Path(__file__).parents[1])}
+    command = [sys.executable, "-c", "from kernels.cpu.build import library; print(library('-O1').lanes())"]
+    subprocess.run(command, env=environment, check=True)
+    (path,) = tmp_path.iterdir()
+    content = path.read_bytes()
+    path.write_bytes({"empty": b"", "half": content[: len(content) // 2], "other": content[::-1]}[damage])
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, "4\n"), done.stderr[-300:]
+    assert [one.read_bytes() for one in tmp_path.iterdir()] == [content]
+
+
+def test_a_cache_may_be_the_folder_at_hand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A relative cache is a folder, also where its libraries' names have none."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("SEQ2SEQ_KERNEL_CACHE", ".")
+    assert build.library("-O1 -DRELATIVE").lanes() == 4
+    assert len(list(tmp_path.glob("*.so"))) == 1
+
+
+def _compiler(path: Path, script: str) -> str:
+    """A command for CXX that runs a script of the shell and notes each call, but for the version, in `calls`."""
+    path.mkdir()
+    command = path / "c++"
+    calls = f"[ \"$1\" = --version ] && exit 0\necho >> '{path / 'calls'}'\n"
+    command.write_text(f"#!/bin/sh\n{calls}{script}\n", encoding="utf-8")
+    command.chmod(0o755)
+    return f"'{command}'"
+
+
+@pytest.mark.parametrize(
+    ("script", "said"),
+    [("exit 3", "ended with 3"), ("exit 0", "wrote nothing"), ('for out; do :; done; echo no > "$out"', "loaded")],
+)
+def test_a_failing_compiler_is_asked_once(
+    script: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A call of each new shape asks whether the kernel can run; none but the first waits for the compiler."""
+    monkeypatch.setenv("SEQ2SEQ_KERNEL_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("CXX", _compiler(tmp_path / "with a space", script))
+    for _ in range(3):
+        with pytest.raises(build.BuildError, match=said):
+            build.library(f"-O1 -DFAILS={said.split(maxsplit=1)[0]}")
+    assert (tmp_path / "with a space" / "calls").read_text(encoding="utf-8") == "\n"
+
+
+@pytest.mark.parametrize("command", ["g++ 'unfinished", "/dev/null"])
+def test_what_is_no_compiler_is_refused(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """CXX that is no command is one clear line."""
+    monkeypatch.setenv("CXX", command)
+    with pytest.raises(build.BuildError, match=r"no command|not on the PATH"):
+        build.library(f"-O1 -DNONE={len(command)}")
+
+
 @pytest.mark.slow
 def test_sanitizers_find_nothing() -> None:
     """No access out of bounds, no undefined behaviour and no data race over odd sizes and teams."""

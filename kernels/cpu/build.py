@@ -2,7 +2,8 @@
 
 Several processes may need it at the same moment. Each compiles into a file of its own and renames it into place, so
 nobody ever loads half a library; what is wasted is a second or two of compiling, and nobody waits for a lock whose
-holder died.
+holder died. Its name holds the digest of its content: loading a damaged library could kill the process, so one that
+does not have its digest is built anew.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import functools
 import hashlib
 import os
 import platform
+import shlex
 import shutil
 import subprocess
 import tempfile
@@ -35,17 +37,18 @@ def cache_folder() -> Path:
     """Where compiled kernels are kept: `SEQ2SEQ_KERNEL_CACHE`, or the user's cache folder."""
     named = os.environ.get("SEQ2SEQ_KERNEL_CACHE")
     if named:
-        return Path(named)
+        # A library without a folder in its name would be looked for in the system's folders.
+        return Path(named).absolute()
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "seq2seq-kernels"
 
 
 def compiler() -> list[str]:
-    """The C++ compiler as a command: `CXX`, or the first that is there.
+    """The C++ compiler as a command: `CXX`, quoted as in a shell, or the first that is there.
 
     Raises:
         BuildError: when there is none.
     """
-    command = os.environ.get("CXX", "").split() or [name for name in COMPILERS if shutil.which(name)][:1]
+    command = _words(os.environ.get("CXX", "")) or [name for name in COMPILERS if shutil.which(name)][:1]
     if not command or not shutil.which(command[0]):
         wanted = command[0] if command else " or ".join(COMPILERS)
         msg = f"the CPU kernel is compiled on first use and {wanted} is not on the PATH: install a C++ compiler"
@@ -53,9 +56,8 @@ def compiler() -> list[str]:
     return command
 
 
-@functools.cache
 def library(target: str = NATIVE) -> ctypes.CDLL:
-    """The compiled kernel, built if need be.
+    """The compiled kernel, built if need be; what failed once is not tried again in this process.
 
     Args:
         target: the compiler's flags for a CPU.
@@ -63,13 +65,46 @@ def library(target: str = NATIVE) -> ctypes.CDLL:
     Raises:
         BuildError: without a compiler, or when it fails.
     """
-    command = [*compiler(), *FLAGS, *target.split(), str(SOURCE), *_openmp()]
-    path = cache_folder() / f"lstm-{_fingerprint(command)}.so"
-    if not path.exists():
-        _compile(command, path)
-    native = ctypes.CDLL(str(path))
-    _declare(native)
+    found = _outcome(target)
+    if isinstance(found, str):
+        raise BuildError(found)
+    return found
+
+
+@functools.cache
+def _outcome(target: str) -> ctypes.CDLL | str:
+    """The library, or why there is none: whoever asks at every new shape must not wait for a failing compiler again."""
+    try:
+        command = [*compiler(), *FLAGS, *target.split(), str(SOURCE), *_openmp()]
+        folder, stem = cache_folder(), f"lstm-{_fingerprint(command)}"
+        path = next(filter(_whole, sorted(folder.glob(f"{stem}-*.so"))), None) or _compile(command, folder, stem)
+        native = ctypes.CDLL(str(path))
+        _declare(native)
+    except BuildError as error:
+        return str(error)
+    except (OSError, AttributeError, RuntimeError) as error:  # not to be run or loaded, or no home folder
+        return f"the CPU kernel cannot be built or loaded ({error}); CXX and SEQ2SEQ_KERNEL_CACHE name others"
     return native
+
+
+def _words(command: str) -> list[str]:
+    try:
+        return shlex.split(command)
+    except ValueError as error:
+        msg = f"CXX is {command!r}, which is no command ({error})"
+        raise BuildError(msg) from error
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()[:16]
+
+
+def _whole(path: Path) -> bool:
+    """Whether a library is what was compiled: a power cut or a full disk may have left another under its name."""
+    try:
+        return path.stem.endswith("-" + _digest(path.read_bytes()))
+    except OSError:
+        return False
 
 
 def _openmp() -> list[str]:
@@ -98,13 +133,13 @@ def cpu_flags() -> str:
     return next((line for line in lines if line.startswith(("flags", "Features"))), platform.processor())
 
 
-def _compile(command: list[str], path: Path) -> None:
-    """Compile into `path`, all or nothing."""
+def _compile(command: list[str], folder: Path, stem: str) -> Path:
+    """Compile into a file of the folder whose name begins with `stem`, all or nothing."""
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=path.stem, suffix=".tmp")
+        folder.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=folder, prefix=stem, suffix=".tmp")
     except OSError as error:
-        msg = f"cannot write compiled kernels to {path.parent} ({error}); set SEQ2SEQ_KERNEL_CACHE to a writable folder"
+        msg = f"cannot write compiled kernels to {folder} ({error}); set SEQ2SEQ_KERNEL_CACHE to a writable folder"
         raise BuildError(msg) from error
     os.close(handle)
     try:
@@ -112,11 +147,16 @@ def _compile(command: list[str], path: Path) -> None:
             [*command, "-o", name], capture_output=True, text=True, check=False, timeout=TIME_LIMIT_S
         )
         if done.returncode:
-            first = next((line for line in done.stderr.splitlines() if "error" in line), done.stderr[:200])
+            said = done.stderr.strip()[:200] or f"it ended with {done.returncode} and said nothing"
+            first = next((line for line in done.stderr.splitlines() if "error" in line), said)
             msg = f"{command[0]} could not compile {SOURCE.name}: {first}"
             raise BuildError(msg)
+        content = Path(name).read_bytes()
+        if not content:
+            msg = f"{command[0]} ended well and wrote nothing: is it a C++ compiler?"
+            raise BuildError(msg)
         Path(name).chmod(0o755)
-        Path(name).replace(path)
+        return Path(name).replace(folder / f"{stem}-{_digest(content)}.so")
     except subprocess.TimeoutExpired as error:
         msg = f"{command[0]} did not finish {SOURCE.name} within {TIME_LIMIT_S} s"
         raise BuildError(msg) from error
