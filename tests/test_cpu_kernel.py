@@ -205,13 +205,30 @@ def test_an_in_place_change_is_noticed() -> None:
     assert packing.pack(weight, "forward") is not changed
 
 
+@given(
+    shape=st.sampled_from([(8, 3), (80, 20), (512, 128), (1200, 300)]),
+    at=st.integers(0, 2**31),
+    change=st.floats(0.125, 1000, width=32),
+)
+def test_a_change_of_one_value_behind_torch_s_back_is_noticed(shape: tuple[int, int], at: int, change: float) -> None:
+    """Any one value written through .data or NumPy, which raise no version, is packed anew."""
+    weight = torch.nn.Parameter(torch.randn(shape))
+    before = packing.pack(weight, "forward")
+    weight.detach().numpy().reshape(-1)[at % weight.numel()] += change
+    after = packing.pack(weight, "forward")
+    assert after is not before
+    assert packing.pack(weight, "forward", whole=False) is after
+    assert packing.pack(weight, "forward") is after
+
+
 def test_freed_weights_are_not_taken_for_new_ones() -> None:
     """Another tensor at the address of a freed one, in the same version, gets its own packing."""
     found = []
     for value in (1.0, 2.0):
         weight = torch.full((4 * 64, 64), value)
         # All samples alike would hide it, so they are made so.
-        with mock.patch.object(packing.library(), "mark", return_value=0):
+        native = packing.library()
+        with mock.patch.object(native, "mark", return_value=0), mock.patch.object(native, "mark_all", return_value=0):
             found.append(packing.pack(weight, "forward").values[0].item())
         del weight
     assert found == [1.0, 2.0]

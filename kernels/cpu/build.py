@@ -169,6 +169,7 @@ def _declare(native: ctypes.CDLL) -> None:
     pointer, number = ctypes.c_void_p, ctypes.c_int64
     native.lanes.restype = number
     native.mark.restype, native.mark.argtypes = ctypes.c_uint64, [pointer, number]
+    native.mark_all.restype, native.mark_all.argtypes = ctypes.c_uint64, [pointer, number]
     native.pack_forward.argtypes = [pointer, pointer, pointer, number, number, number]
     native.pack_backward.argtypes = [pointer, pointer, number]
     native.lstm_forward.argtypes = [pointer, number]

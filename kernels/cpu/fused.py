@@ -78,7 +78,7 @@ def forward(args: Forward, storage: str = "fp32") -> None:
     scratch = args.h_n.new_empty(2, batch, hidden)
     threads, by_rows = team(batch, steps, hidden)
     for d in range(directions):
-        packed = pack(args.weight_hh[d], "forward", storage)
+        packed = pack(args.weight_hh[d], "forward", storage, whole=long(batch, steps, threads))
         native.lstm_forward(ctypes.byref(ForwardArgs(
             batch, steps, hidden, d, threads, by_rows,
             *strided(args.gates_input[:, :, d]), *_NO_INPUT,
@@ -99,7 +99,7 @@ def backward(args: Backward) -> None:
     hidden = args.weight_hh.size(2)
     threads, by_rows = team(batch, steps, hidden)
     for d in range(directions):
-        packed = pack(args.weight_hh[d], "backward")
+        packed = pack(args.weight_hh[d], "backward", whole=long(batch, steps, threads))
         native.lstm_backward(ctypes.byref(BackwardArgs(
             batch, steps, hidden, d, threads, by_rows, packed.values.data_ptr(),
             address(args.c0, d), address(args.lengths),
@@ -123,6 +123,11 @@ def strided(value: Tensor | None) -> tuple[int | None, int, int]:
 def address(value: Tensor | None, direction: int = 0) -> int | None:
     """Address of a direction's part of a contiguous tensor."""
     return None if value is None else value.data_ptr() + direction * value.stride(0) * value.element_size()
+
+
+def long(batch: int, steps: int, threads: int) -> bool:
+    """Whether a call multiplies so many rows by the weights that one thread's look at them all is a twentieth of it."""
+    return batch * steps >= 32 * threads
 
 
 #: Work below which a second thread costs more than it brings, in multiplications.

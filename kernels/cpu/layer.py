@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from kernels.cpu.build import library
-from kernels.cpu.fused import WORTH_A_THREAD, BackwardArgs, ForwardArgs, address, team
+from kernels.cpu.fused import WORTH_A_THREAD, BackwardArgs, ForwardArgs, address, long, team
 from kernels.cpu.packing import STORAGE, pack
 from kernels.products import onednn_linear
 from kernels.recurrence import NO_DOUBLE_BACKWARD, hidden_before
@@ -95,7 +95,10 @@ def _forward(  # noqa: PLR0913 - all that a layer has
     threads, by_rows = team(batch, steps, hidden, features)
     h0, c0 = (None if state is None else state.contiguous() for state in (h0, c0))
     for d, (weight_ih, weight_hh, *biases) in enumerate(parameters):
-        packed_ih, packed = (pack(weight.contiguous(), "forward", storage) for weight in (weight_ih, weight_hh))
+        packed_ih, packed = (
+            pack(weight.contiguous(), "forward", storage, whole=long(batch, steps, threads))
+            for weight in (weight_ih, weight_hh)
+        )
         bias_ih, bias_hh = (address(bias.contiguous()) for bias in biases) if biases else (None, None)
         at = address(gates, d if save else 0)
         native.lstm_forward(ctypes.byref(ForwardArgs(
@@ -192,7 +195,7 @@ class _Gradients(torch.autograd.Function):
         grads: list[Tensor | None] = []
         for d in range(directions):
             weight_ih, weight_hh = flat[d * each], flat[d * each + 1]
-            packed = pack(weight_hh.contiguous(), "backward")
+            packed = pack(weight_hh.contiguous(), "backward", whole=long(batch, steps, threads))
             native.lstm_backward(ctypes.byref(BackwardArgs(
                 batch, steps, hidden, d, threads, by_rows, packed.values.data_ptr(), address(c0, d), address(lengths),
                 address(gates, d), *strides(4 * hidden), address(cells, d), *strides(hidden),

@@ -420,6 +420,24 @@ uint64_t mark(const float* values, int64_t count) {
     return found;
 }
 
+// A mark of all values: each step is one to one, so a change of one value is always seen.
+uint64_t mark_all(const float* values, int64_t count) {
+    constexpr int STREAMS = 4;  // multiplications in flight
+    uvec sums[STREAMS] = {};
+    int64_t i = 0;
+    for (; i + STREAMS * LANES <= count; i += STREAMS * LANES)
+        for (int k = 0; k < STREAMS; ++k) sums[k] = (sums[k] ^ (uvec)load(values + i + k * LANES)) * 16777619u;
+    uint64_t found = 1469598103934665603ull;
+    for (int k = 0; k < STREAMS; ++k)
+        for (int lane = 0; lane < LANES; ++lane) found = (found ^ sums[k][lane]) * 1099511628211ull;
+    for (; i < count; ++i) {
+        uint32_t bits;
+        std::memcpy(&bits, values + i, 4);
+        found = (found ^ bits) * 1099511628211ull;
+    }
+    return found;
+}
+
 // weight (4H, depth) to [block][k][gate][lane], zeros past H; kept as 0: float32, 1: bfloat16, 2: int8 with `scale`.
 void pack_forward(const float* weight, void* packed, float* scale, int64_t hidden, int64_t depth, int64_t kept) {
     const int64_t blocks = (hidden + LANES - 1) / LANES;

@@ -16,6 +16,8 @@ from kernels.cpu.build import library
 STORAGE = {"fp32": (0, torch.float32), "bf16": (1, torch.bfloat16), "int8": (2, torch.int8)}
 #: Packed weights remembered at most; a model has two a layer and direction.
 LIMIT = 256
+#: Weights up to this many are always looked at in full, which takes two microseconds.
+SMALL = 1 << 16
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,7 @@ class _Entry:
 
     storage: StorageWeakRef
     version: int
+    sampled: int
     mark: int
     packed: Packed
 
@@ -45,31 +48,37 @@ _entries: collections.OrderedDict[tuple[object, ...], _Entry] = collections.Orde
 _lock = threading.Lock()
 
 
-def pack(weight: Tensor, order: str, storage: str = "fp32") -> Packed:
+def pack(weight: Tensor, order: str, storage: str = "fp32", *, whole: bool = True) -> Packed:
     """Pack weights, or take what an earlier call packed of the same ones.
 
     They are the same when they lie in the same living memory, torch's version counter stands where it stood (every
-    in-place change raises it, an optimizer's too), and 128 sampled values are unchanged. The last is for changes
-    through `.data`, which the counter does not see; one that spares all samples goes unnoticed.
+    in-place change raises it, an optimizer's too), and their values are unchanged. The last is for changes through
+    `.data`, NumPy or shared memory, which the counter does not see.
 
     Args:
         weight: (4H, depth), contiguous float32.
         order: `forward`, or `backward` (square weights, float32 alone).
         storage: key of `STORAGE`.
+        whole: look at all values. Else 128 samples of more than `SMALL` have to do, for calls so short that reading
+            the weights once more would be felt; a change behind the counter that spares them goes unnoticed.
     """
     if weight.is_inference():  # Such tensors have no version counter.
         return _pack(weight, order, storage)
     key = (weight.data_ptr(), tuple(weight.shape), order, storage)
-    mark = library().mark(weight.data_ptr(), weight.numel())
+    at, count = weight.data_ptr(), weight.numel()
+    whole = whole or count <= SMALL
     with _lock:
         found = _entries.get(key)
         if found:
             _entries.move_to_end(key)
     # A dead storage's memory may have been given to another tensor, hence the look whether it lives.
-    if found and not found.storage.expired() and found.version == weight._version and found.mark == mark:  # noqa: SLF001
-        return found.packed
+    if found and not found.storage.expired() and found.version == weight._version:  # noqa: SLF001
+        alike = library().mark_all(at, count) == found.mark if whole else library().mark(at, count) == found.sampled
+        if alike:
+            return found.packed
+    marks = library().mark(at, count), library().mark_all(at, count)
     packed = _pack(weight, order, storage)
-    entry = _Entry(StorageWeakRef(weight.untyped_storage()), weight._version, mark, packed)  # noqa: SLF001
+    entry = _Entry(StorageWeakRef(weight.untyped_storage()), weight._version, *marks, packed)  # noqa: SLF001
     with _lock:
         _entries[key] = entry
         while len(_entries) > LIMIT:
