@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 
 #: Devices for which the operators have a rule under autocast.
 DEVICES = ("cpu", "cuda")
@@ -19,7 +20,10 @@ def autocast_dtype(device: torch.device) -> torch.dtype | None:
 
 
 def unwatched(tensors: Sequence[Tensor]) -> bool:
-    """Whether no compiler, tracer, autocast, mode, transform or subclass of Tensor is there to see a call on these."""
+    """Whether no compiler, tracer, autocast, mode, transform or subclass of Tensor is there to see a call on these.
+
+    Forward-mode gradients, and tensors whose memory holds the negative of their values, are the dispatcher's as well.
+    """
     device = tensors[0].device
     return device.type in DEVICES and not (
         torch.compiler.is_compiling()
@@ -27,6 +31,7 @@ def unwatched(tensors: Sequence[Tensor]) -> bool:
         or torch._C._len_torch_function_stack()  # noqa: SLF001
         or torch._C._functorch.peek_interpreter_stack() is not None  # noqa: SLF001
         or torch._C._get_tracing_state() is not None  # noqa: SLF001
+        or forward_ad._current_level >= 0  # noqa: SLF001
         or autocast_dtype(device) is not None
-        or any(type(value) not in {Tensor, nn.Parameter} for value in tensors)
+        or any(type(value) not in {Tensor, nn.Parameter} or value.is_neg() for value in tensors)
     )

@@ -39,9 +39,14 @@ class LSTM(nn.RNNBase):
     - Under autocast all results come in autocast's type. torch.nn.LSTM gives that on a CPU through oneDNN, float32 on
       a CPU without it, and float16 on a GPU whatever type was asked for.
     - Dropout between layers draws other random numbers than torch's fused call does.
-    - There are no gradients of gradients; asking for them raises NotImplementedError.
+    - There are no gradients of gradients and none in forward mode (jvp); asking for them raises NotImplementedError.
+      torch.func.grad cannot differentiate it either, and says so.
+    - On a CPU the kernel keeps packed weights until they change. In inference of few rows (batch * steps below 32 a
+      thread) with more than 64K weights in a matrix, it looks for changes that torch does not count (through `.data`,
+      NumPy or shared memory) in 128 samples: a few single elements written so may go unnoticed there.
     - torch.compile and torch.export see the whole of it for padded input, with dynamic batch and steps; a
-      `PackedSequence` and `vendor` break the graph, as nn.LSTM does. TorchScript cannot compile it.
+      `PackedSequence` and `vendor` break the graph, as nn.LSTM does. TorchScript cannot compile it, and
+      torch.fx.symbolic_trace needs it named as a leaf.
     - A `PackedSequence` is padded, run with lengths and packed again, which costs two copies and computes what is
       then thrown away; giving `lengths` with a padded batch spares the copies.
 

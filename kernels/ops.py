@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from kernels import dispatch
 from kernels.eager import DEVICES, unwatched
@@ -47,6 +48,7 @@ def recurrence(
     save = torch.is_grad_enabled() and any(value.requires_grad for value in tensors)
     arguments = (gates_input, weight_hh, h0, c0, lengths, batch_first, save, implementation, tf32)
     if not unwatched(tensors):
+        _refuse_tangents(tensors)
         results = lstm_forward(*arguments)
     elif save:
         results = _Recurrence.apply(*arguments)
@@ -54,6 +56,15 @@ def recurrence(
         results = _run_forward(*arguments)
     output, h_n, c_n, _, _ = results
     return output, h_n, c_n
+
+
+def _refuse_tangents(tensors: Iterable[Tensor]) -> None:
+    """Raise for forward-mode gradients, which torch would drop in silence: an operator cannot bring a rule for them."""
+    if torch.compiler.is_compiling() or forward_ad._current_level < 0:  # noqa: SLF001
+        return
+    if any(forward_ad.unpack_dual(value).tangent is not None for value in tensors):
+        msg = "kernels.LSTM has no forward-mode gradients (jvp); use torch.nn.LSTM, on a CPU with oneDNN disabled"
+        raise NotImplementedError(msg)
 
 
 @torch.library.custom_op(f"{NAMESPACE}::lstm_forward", mutates_args=())
@@ -108,7 +119,7 @@ def _run_forward(
         weight_hh=weight_hh.contiguous(),
         h0=None if h0 is None else h0.contiguous(),
         c0=None if c0 is None else c0.contiguous(),
-        lengths=lengths,
+        lengths=None if lengths is None else lengths.contiguous(),
         output=_time_first(output.unflatten(2, (weight_hh.size(0), -1)), batch_first),
         h_n=h_n,
         c_n=c_n,
@@ -195,7 +206,7 @@ def _run_backward(
     args = Backward(
         weight_hh=weight_hh.contiguous(),
         c0=None if c0 is None else c0.contiguous(),
-        lengths=lengths,
+        lengths=None if lengths is None else lengths.contiguous(),
         gates=gates,
         cells=cells,
         grad_output=_time_first(_rows(grad_output.unflatten(2, (weight_hh.size(0), -1))), batch_first),
@@ -258,7 +269,8 @@ def _backward(ctx: Any, grad_output: Tensor | None, grad_h_n: Tensor | None, gra
     if grad_output is None:
         grad_output = torch.zeros_like(output)
     # With create_graph, gradients are enabled here, and the operator's own backward says that there is none.
-    direct = not torch.is_grad_enabled() and unwatched([grad_output, weight_hh, gates])
+    given = [grad for grad in (grad_output, grad_h_n, grad_c_n) if grad is not None]
+    direct = not torch.is_grad_enabled() and unwatched([*given, weight_hh, gates])
     grad_gates, grad_h0, grad_c0 = (_run_backward if direct else lstm_backward)(
         grad_output, grad_h_n, grad_c_n, weight_hh, c0, lengths, gates, cells,
         ctx.batch_first, ctx.implementation, ctx.tf32,

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pack_sequence, pad_packed_sequence
 
 import kernels
@@ -28,6 +29,7 @@ from strategies import Shape, past, shapes
 
 #: Some hundred roundings of float64; a wrong term is larger by ten orders of magnitude.
 CLOSE = {"rtol": 1e-9, "atol": 1e-11}
+WEIGHTS = ("weight_ih_l0", "weight_hh_l0", "bias_ih_l0", "bias_hh_l0")
 SMALL = Shape(batch=3, steps=4, input_size=3, hidden_size=5, num_layers=2, bidirectional=True, seed=1)
 
 
@@ -497,6 +499,76 @@ def test_flattening_changes_nothing():
     expected = lstm(x)[0]
     lstm.flatten_parameters()
     assert torch.equal(lstm(x)[0], expected)
+
+
+@pytest.mark.parametrize("name", [*WEIGHTS, "all"])
+@pytest.mark.parametrize("order", ["transposed", "strided", "expanded"])
+def test_weights_may_lie_in_memory_in_any_order(name, order):
+    """A weight that was assigned as a view counts by its values, with and without gradients."""
+    torch.manual_seed(4)
+    vendor, own = nn.LSTM(6, 5), LSTM(6, 5)
+    chosen = WEIGHTS if name == "all" else (name,)
+    for key, value in vendor.named_parameters():
+        view = {
+            "transposed": lambda shape: torch.randn(*reversed(shape)).permute(*reversed(range(len(shape)))),
+            "strided": lambda shape: torch.randn(*shape[:-1], 2 * shape[-1])[..., ::2],
+            "expanded": lambda shape: torch.randn(*shape[:-1], 1).expand(shape),
+        }[order](tuple(value.shape))
+        if key in chosen:
+            value.data = view
+        own.get_parameter(key).data = value.data
+    x = torch.randn(7, 3, 6)
+    for gradients in (False, True):
+        with torch.set_grad_enabled(gradients):
+            torch.testing.assert_close(own(x), vendor(x))
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "dtype"),
+    [
+        ("bias_hh_l0", (3,), torch.float32),
+        ("weight_ih_l0", (20, 5), torch.float32),
+        ("weight_hh_l0", (20, 4), torch.float32),
+        ("weight_hh_l0", (20, 5), torch.float16),
+    ],
+)
+@pytest.mark.parametrize("gradients", [False, True])
+def test_weights_that_do_not_fit_are_refused(name, shape, dtype, gradients):
+    """A parameter of another shape or type raises, where a kernel would read memory that is not its own."""
+    lstm = LSTM(6, 5)
+    lstm.get_parameter(name).data = torch.zeros(shape, dtype=dtype)
+    with torch.set_grad_enabled(gradients), pytest.raises((RuntimeError, ValueError)):
+        lstm(torch.randn(7, 3, 6))
+
+
+@pytest.mark.parametrize("implementation", ["auto", "loop", "vendor"])
+@pytest.mark.parametrize("gradients", [False, True])
+def test_lengths_may_lie_in_memory_in_any_order(implementation, gradients):
+    """Lengths that are every second of others count by their values."""
+    lstm, x = LSTM(6, 5, implementation=implementation), torch.randn(7, 3, 6)
+    lengths = torch.tensor([7, 0, 2, 0, 4, 0], dtype=torch.int32)[::2]
+    with torch.set_grad_enabled(gradients):
+        torch.testing.assert_close(lstm(x, lengths=lengths), lstm(x, lengths=torch.tensor([7, 2, 4])))
+
+
+def test_negated_views_count_by_their_values():
+    """A tensor whose memory holds the negative of its values (imaginary parts of a conjugate) is read right."""
+    vendor, own = nn.LSTM(6, 5), LSTM(6, 5)
+    own.load_state_dict(vendor.state_dict())
+    x, state = torch._neg_view(torch.randn(7, 3, 6)), torch._neg_view(torch.randn(1, 3, 5))
+    for gradients in (False, True):
+        with torch.set_grad_enabled(gradients):
+            torch.testing.assert_close(own(x, (state, state)), vendor(x, (state, state)))
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+def test_no_gradients_in_forward_mode(frozen):
+    """A tangent is refused, and not lost on the way."""
+    lstm = LSTM(6, 5).requires_grad_(not frozen)
+    with forward_ad.dual_level():
+        x = forward_ad.make_dual(torch.randn(7, 3, 6), torch.ones(7, 3, 6))
+        with pytest.raises(NotImplementedError, match="forward-mode"):
+            lstm(x)
 
 
 def test_no_gradients_of_gradients():

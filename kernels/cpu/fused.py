@@ -125,6 +125,19 @@ def address(value: Tensor | None, direction: int = 0) -> int | None:
     return None if value is None else value.data_ptr() + direction * value.stride(0) * value.element_size()
 
 
+def fitting(own: tuple[Tensor, ...], features: int, hidden: int) -> list[Tensor]:
+    """A direction's parameters as the kernel reads them: it would run past the end of what is smaller."""
+    rows = 4 * hidden
+    for value, shape in zip(own, ((rows, features), (rows, hidden), (rows,), (rows,)), strict=False):
+        if value.shape != shape or value.dtype != torch.float32 or value.device.type != "cpu":
+            msg = (
+                f"a parameter is {tuple(value.shape)} of {value.dtype} on {value.device}, expected {shape} of "
+                f"torch.float32 on cpu for {features} features and {hidden} hidden units"
+            )
+            raise RuntimeError(msg)
+    return [value.contiguous() for value in own]
+
+
 def long(batch: int, steps: int, threads: int) -> bool:
     """Whether a call multiplies so many rows by the weights that one thread's look at them all is a twentieth of it."""
     return batch * steps >= 32 * threads

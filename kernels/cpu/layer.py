@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from kernels.cpu.build import library
-from kernels.cpu.fused import WORTH_A_THREAD, BackwardArgs, ForwardArgs, address, long, team
+from kernels.cpu.fused import WORTH_A_THREAD, BackwardArgs, ForwardArgs, address, fitting, long, team
 from kernels.cpu.packing import STORAGE, pack
 from kernels.products import onednn_linear
 from kernels.recurrence import NO_DOUBLE_BACKWARD, hidden_before
@@ -38,7 +38,8 @@ def layer(
 
     Args:
         x: (batch, steps, features) if `batch_first`, else (steps, batch, features); float32 on a CPU, not empty.
-        parameters: of each direction weight_ih (4H, features), weight_hh (4H, H), and both biases (4H,), if any.
+        parameters: of each direction weight_ih (4H, features), weight_hh (4H, H), and both biases (4H,), if any; in
+            any memory order.
         h0: (directions, batch, H), or None for zeros.
         c0: the same.
         lengths: (batch,) int32, or None for all steps.
@@ -49,7 +50,8 @@ def layer(
         Output (as x, with directions * H features), h_n and c_n (directions, batch, H).
 
     Raises:
-        RuntimeError: where gradients are needed and the weights are kept in another type than float32.
+        RuntimeError: where gradients are needed and the weights are kept in another type than float32; when
+            parameters do not fit x or each other, which torch's modules let happen.
     """
     flat = list(itertools.chain(*parameters))
     needed = torch.is_grad_enabled() and any(value is not None and value.requires_grad for value in (x, h0, c0, *flat))
@@ -93,13 +95,13 @@ def _forward(  # noqa: PLR0913 - all that a layer has
     cells = x.new_empty(directions, first, second, hidden) if save else None
     scratch = x.new_empty(2, batch, hidden)
     threads, by_rows = team(batch, steps, hidden, features)
-    h0, c0 = (None if state is None else state.contiguous() for state in (h0, c0))
-    for d, (weight_ih, weight_hh, *biases) in enumerate(parameters):
+    h0, c0, lengths = (None if value is None else value.contiguous() for value in (h0, c0, lengths))
+    for d, own in enumerate(parameters):
+        weight_ih, weight_hh, *biases = fitting(own, features, hidden)
         packed_ih, packed = (
-            pack(weight.contiguous(), "forward", storage, whole=long(batch, steps, threads))
-            for weight in (weight_ih, weight_hh)
+            pack(weight, "forward", storage, whole=long(batch, steps, threads)) for weight in (weight_ih, weight_hh)
         )
-        bias_ih, bias_hh = (address(bias.contiguous()) for bias in biases) if biases else (None, None)
+        bias_ih, bias_hh = (address(bias) for bias in biases) if biases else (None, None)
         at = address(gates, d if save else 0)
         native.lstm_forward(ctypes.byref(ForwardArgs(
             batch, steps, hidden, d, threads, by_rows, at, *strides(4 * hidden),
@@ -186,7 +188,7 @@ class _Gradients(torch.autograd.Function):
 
         grad_output = torch.zeros_like(output) if grad_output is None else grad_output.contiguous()
         grad_h_n, grad_c_n = (None if grad is None else grad.contiguous() for grad in (grad_h_n, grad_c_n))
-        c0 = None if c0 is None else c0.contiguous()
+        c0, lengths = (None if value is None else value.contiguous() for value in (c0, lengths))
         grad_gates = torch.empty_like(gates)
         grad_h0, grad_c0 = x.new_empty(2, directions, batch, hidden).unbind()
         threads, by_rows = team(batch, steps, hidden)
