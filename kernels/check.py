@@ -26,7 +26,7 @@ import torch
 
 from kernels.check_work import Task, Verdict, work
 from kernels.dispatch import MODULES
-from kernels.guard import Outcome, Pool
+from kernels.guard import Outcome, Pool, seconds
 from kernels.problems import Sizes
 
 #: dtype and whether products are in TF32. The interpreter computes no bfloat16 products.
@@ -90,12 +90,12 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _options(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m kernels.check", description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--seconds", type=float, default=300.0, help="stop handing out work after this long")
+    parser.add_argument("--seconds", type=seconds, default=300.0, help="stop handing out work after this long")
     parser.add_argument("--runs", type=int, default=200, help="how often a run must give the same bits")
     parser.add_argument("--out", type=Path, help="folder for check.csv")
     parser.add_argument("--kernel", action="append", choices=list(MODULES), help="one kernel alone; may be repeated")
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
-    parser.add_argument("--timeout", type=float, default=90.0, help="seconds for one item, compilation included")
+    parser.add_argument("--timeout", type=seconds, default=90.0, help="seconds for one item, compilation included")
     parser.add_argument("--most", type=int, default=4, help="configurations of a kernel at one problem")
     parser.add_argument("--jobs", type=int, help="children at a time; compiling is what takes long")
     parser.add_argument("--seed", type=int, default=0)

@@ -25,7 +25,7 @@ import torch
 from kernels import check_work, table
 from kernels.check import TYPES
 from kernels.dispatch import MODULES
-from kernels.guard import Pool
+from kernels.guard import Pool, seconds
 from kernels.problems import Sizes
 from kernels.table import Entry, Table
 from kernels.tune_work import Candidate, Job, measure
@@ -112,13 +112,13 @@ def line(entry: Entry) -> str:
 def _options(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m kernels.tune", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--out", type=Path, metavar="FILE", help="the table; where dispatch looks for it by default")
-    parser.add_argument("--budget", type=float, default=1200.0, metavar="SECONDS", help="start no shape after this")
+    parser.add_argument("--budget", type=seconds, default=1200.0, metavar="SECONDS", help="start no shape after this")
     parser.add_argument("--shapes", choices=("quick", "all"), default="quick")
     parser.add_argument("--type", action="append", choices=list(ORDER), help="one type alone; may be repeated")
     parser.add_argument("--most", type=int, default=12, help="candidates of a kernel in one phase of one shape")
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--jobs", type=int, default=JOBS, help="children that compile and check")
-    parser.add_argument("--timeout", type=float, default=90.0, metavar="SECONDS", help="for one configuration")
+    parser.add_argument("--timeout", type=seconds, default=90.0, metavar="SECONDS", help="for one configuration")
     parser.add_argument("--again", action="store_true", help="measure anew what the file has")
     parser.add_argument("--commit", default="", help="what is written down where git is not at hand")
     return parser.parse_args(arguments)

@@ -12,8 +12,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from kernels import check, check_work
+from kernels import check, check_work, tune
 from kernels.check_work import Task, work
+from kernels.cpu import sanitize
 from kernels.problems import Sizes
 from kernels.recurrence import loop_backward, loop_forward
 
@@ -120,3 +121,20 @@ def test_whole_check_runs_in_the_interpreter(tmp_path):
     assert {row["phase"] for row in rows} == {"inference", "forward", "backward"}
     assert done.stdout.splitlines()[0].startswith("| kind | kernel |")
     assert "--sanitize" in done.stdout.splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    ("command", "arguments"),
+    [
+        (check.main, ["--device", "cpu", "--seconds", "nan"]),
+        (check.main, ["--device", "cpu", "--timeout", "0"]),
+        (tune.main, ["--budget", "-1"]),
+        (sanitize.main, ["nonsense"]),
+    ],
+)
+def test_wrong_usage_is_told_and_nothing_runs(command, arguments, capsys):
+    """A limit that is no time, and an argument that there is not, end with status 2 and a line that quotes them."""
+    with pytest.raises(SystemExit) as caught:
+        command(arguments)
+    assert caught.value.code == 2
+    assert arguments[-1] in capsys.readouterr().err

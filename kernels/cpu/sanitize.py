@@ -5,9 +5,11 @@ AddressSanitizer and UndefinedBehaviorSanitizer watch every access over odd size
 
 from __future__ import annotations
 
+import argparse
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 from kernels.cpu.build import SOURCE, BuildError, compiler
@@ -39,8 +41,9 @@ def check(source: Path = SOURCE) -> list[tuple[str, bool, str]]:
     return found
 
 
-def main() -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
     """Print what each check found; 0 when all passed, 2 without a compiler that can."""
+    argparse.ArgumentParser(prog="python -m kernels.cpu.sanitize", description=__doc__).parse_args(arguments)
     try:
         found = check()
     except BuildError as error:
