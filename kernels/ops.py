@@ -8,6 +8,7 @@ module calls: the operator, or in plain eager code the same functions without to
 from __future__ import annotations
 
 import functools
+from collections.abc import Iterable
 from typing import Any
 
 import torch
