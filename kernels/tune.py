@@ -112,7 +112,7 @@ def line(entry: Entry) -> str:
 def _options(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m kernels.tune", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--out", type=Path, metavar="FILE", help="the table; where dispatch looks for it by default")
-    parser.add_argument("--budget", type=seconds, default=1200.0, metavar="SECONDS", help="start no shape after this")
+    parser.add_argument("--budget", type=float, default=1200.0, metavar="SECONDS", help="start no shape after this")
     parser.add_argument("--shapes", choices=("quick", "all"), default="quick")
     parser.add_argument("--type", action="append", choices=list(ORDER), help="one type alone; may be repeated")
     parser.add_argument("--most", type=int, default=12, help="candidates of a kernel in one phase of one shape")

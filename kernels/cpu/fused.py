@@ -129,13 +129,13 @@ def fitting(own: tuple[Tensor, ...], features: int, hidden: int) -> list[Tensor]
     """A direction's parameters as the kernel reads them: it would run past the end of what is smaller."""
     rows = 4 * hidden
     for value, shape in zip(own, ((rows, features), (rows, hidden), (rows,), (rows,)), strict=False):
-        if value.shape != shape or value.dtype != torch.float32 or value.device.type != "cpu":
+        if value.shape != shape or value.dtype is not torch.float32 or not value.is_cpu:
             msg = (
                 f"a parameter is {tuple(value.shape)} of {value.dtype} on {value.device}, expected {shape} of "
                 f"torch.float32 on cpu for {features} features and {hidden} hidden units"
             )
             raise RuntimeError(msg)
-    return [value.contiguous() for value in own]
+    return [value if value.is_contiguous() else value.contiguous() for value in own]
 
 
 def long(batch: int, steps: int, threads: int) -> bool:
