@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import subprocess
 import sys
 import types
+from pathlib import Path
 
 import psutil
 import pytest
@@ -35,6 +37,8 @@ SMALL = (
     "speech-las-scaled@batch=2,length=10,hidden=16",
 )
 TINY = SMALL[0]
+
+ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture(autouse=True)
@@ -387,3 +391,27 @@ def test_lstmcell_calls_what_nn_lstmcell_calls():
 def test_the_reference_s_precision_is_its_own():
     """Only a variant whose runtime chooses is another one here."""
     assert REFERENCE.here() is REFERENCE
+
+
+def test_a_signal_is_survived_after_openvino():
+    """The thread's signals keep the stack that they had: OpenVINO's own would not carry them."""
+    pytest.importorskip("openvino")
+    program = (
+        "import signal, torch\n"
+        "from seq2seq.execution import Executable, initial_weights\n"
+        "from seq2seq.peers.signal_stack import _Stack\n"
+        "from seq2seq.variants import VARIANTS\n"
+        "from seq2seq.workloads import find_workload\n"
+        "import ctypes\n"
+        "workload = find_workload('seed')\n"
+        "executable = Executable(\n"
+        "    VARIANTS['openvino'], workload.config, 'inference', 'cpu', initial_weights(workload.config, 0)\n"
+        ")\n"
+        "with executable.context():\n"
+        "    executable.call(executable.prepare(workload.make_batch(0)))\n"
+        "stack = _Stack()\n"
+        "ctypes.CDLL(None).sigaltstack(None, ctypes.byref(stack))\n"
+        "print(stack.address)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False, cwd=ROOT)
+    assert done.stdout.splitlines() == ["None"], done.stderr[-300:]

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from seq2seq.peers import signal_stack
 from seq2seq.peers.export import exported
 from seq2seq.peers.runtime import Inputs, Ran, Results, Runtime, count
 
@@ -37,7 +38,8 @@ class OpenVino(Runtime):
         core = openvino.Core()
         model = core.read_model(io.BytesIO(exported(self, digest)))
         wanted = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_NUM_THREADS": torch.get_num_threads()}
-        self._compiled = core.compile_model(model, "CPU", wanted | dict(self.options))
+        with signal_stack.kept():
+            self._compiled = core.compile_model(model, "CPU", wanted | dict(self.options))
         if PRECISION not in self.options and _hint(self._compiled.get_property(PRECISION)) != default_precision():
             msg = (
                 f"OpenVINO compiled for {_hint(self._compiled.get_property(PRECISION))}, but its default here is said "
