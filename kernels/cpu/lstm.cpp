@@ -12,6 +12,10 @@
 #include <cstring>
 #include <sched.h>
 
+#if defined(__AVX2__) || defined(__AVX512F__)
+#include <immintrin.h>
+#endif
+
 #if defined(PLAIN_THREADS)  // where there is no OpenMP, and for ThreadSanitizer, which does not know OpenMP's barriers
 #include <thread>
 #include <vector>
@@ -46,10 +50,24 @@ inline void store(float* p, vec x) { *reinterpret_cast<loose*>(p) = x; }
 // Weights as they are kept: float32, the upper half of a float32 (bfloat16), or int8 without its scale.
 inline vec load_weights(const float* p) { return load(p); }
 inline vec load_weights(const uint16_t* p) {
+#if defined(__AVX512F__)
+    return (vec)_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))), 16);
+#elif defined(__AVX2__)
+    return (vec)_mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))), 16);
+#else
     return (vec)(__builtin_convertvector(*reinterpret_cast<const halves*>(p), uvec) << 16);
+#endif
 }
 inline vec load_weights(const int8_t* p) {
-    return __builtin_convertvector(*reinterpret_cast<const bytes*>(p), vec);
+    // GCC 12 converts vectors of bytes lane by lane, hence the processor's own instruction where there is one.
+#if defined(__AVX512F__)
+    const ivec wide = (ivec)_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+#elif defined(__AVX2__)
+    const ivec wide = (ivec)_mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p)));
+#else
+    const ivec wide = __builtin_convertvector(*reinterpret_cast<const bytes*>(p), ivec);
+#endif
+    return __builtin_convertvector(wide, vec);
 }
 
 // The first `n` lanes, zeros after them.
