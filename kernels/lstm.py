@@ -20,7 +20,6 @@ from kernels.cpu.layer import layer as cpu_layer
 from kernels.cpu.packing import STORAGE
 from kernels.dispatch import Choice
 from kernels.eager import autocast_dtype, unwatched
-from kernels.products import linear
 from kernels.recurrence import Problem, on_device, state_dtype
 from kernels.vendor import State, inside, permuted
 
@@ -298,7 +297,7 @@ class LSTM(nn.RNNBase):
             else:
                 weight_ih, weight_hh, bias = _stacked(parameters)
                 x, h_n, c_n = ops.recurrence(
-                    linear(x, weight_ih, bias).unflatten(-1, (directions, 4 * self.hidden_size)),
+                    functional.linear(x, weight_ih, bias).unflatten(-1, (directions, 4 * self.hidden_size)),
                     weight_hh,
                     h0,
                     c0,

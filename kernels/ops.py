@@ -17,7 +17,6 @@ from torch.autograd import forward_ad
 
 from kernels import dispatch
 from kernels.eager import DEVICES, unwatched
-from kernels.products import transposed_product
 from kernels.recurrence import NO_DOUBLE_BACKWARD, Backward, Forward, hidden_before, state_dtype
 
 NAMESPACE = "seq2seq_kernels"
@@ -307,7 +306,7 @@ def _weight_gradient(
     for direction in range(output.size(2)):
         own = None if h0 is None else h0[direction]
         before = hidden_before(output[:, :, direction], own, lengths, batch_first, reverse=direction == 1)
-        gradients.append(transposed_product(rows[:, direction], before.flatten(0, 1)))
+        gradients.append(rows[:, direction].t() @ before.flatten(0, 1))
     return torch.stack(gradients)
 
 

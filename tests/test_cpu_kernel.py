@@ -55,7 +55,6 @@ def built_for(target: str, threads: int) -> Iterator[None]:
         mock.patch.object(packing, "library", chosen),
         mock.patch.object(layer, "library", chosen),
         mock.patch.object(fused, "WORTH_A_THREAD", 1),
-        mock.patch.object(layer, "WORTH_A_THREAD", 1),
         mock.patch.object(torch, "get_num_threads", return_value=threads),
     ):
         yield

@@ -73,8 +73,6 @@ def forward(args: Forward, storage: str = "fp32") -> None:
     native = library()
     steps, batch, directions, _ = args.gates_input.shape
     hidden = args.weight_hh.size(2)
-    if not steps * batch:
-        return _nothing(args)
     scratch = args.h_n.new_empty(2, batch, hidden)
     threads, by_rows = team(batch, steps, hidden)
     for d in range(directions):
@@ -89,7 +87,6 @@ def forward(args: Forward, storage: str = "fp32") -> None:
             *strided(None if args.cells is None else args.cells[:, :, d]),
             scratch.data_ptr(),
         )), STORAGE[storage][0])  # fmt: skip
-    return None
 
 
 def backward(args: Backward) -> None:
@@ -107,12 +104,6 @@ def backward(args: Backward) -> None:
             address(args.grad_h_n, d), address(args.grad_c_n, d), *strided(args.grad_gates[:, :, d]),
             address(args.grad_h0, d), address(args.grad_c0, d),
         )))  # fmt: skip
-
-
-def _nothing(args: Forward) -> None:
-    """No steps: the states are the ones given."""
-    for final, first in ((args.h_n, args.h0), (args.c_n, args.c0)):
-        final.zero_() if first is None else final.copy_(first)
 
 
 def strided(value: Tensor | None) -> tuple[int | None, int, int]:
@@ -147,10 +138,15 @@ def long(batch: int, steps: int, threads: int) -> bool:
 WORTH_A_THREAD = 1 << 18
 
 
+def threads_for(work: int) -> int:
+    """Threads for so many multiplications."""
+    return max(1, min(torch.get_num_threads(), work // WORTH_A_THREAD))
+
+
 def team(batch: int, steps: int, hidden: int, features: int = 0) -> tuple[int, bool]:
     """Threads, and whether they share out rows (nobody waits) or hidden units (all meet once a step)."""
     work = batch * steps * hidden * (hidden + features + 16) * 4
-    threads = max(1, min(torch.get_num_threads(), work // WORTH_A_THREAD))
+    threads = threads_for(work)
     if batch >= 8 * threads or threads == 1:
         return threads, True
     return min(threads, -(-hidden // library().lanes())), False
