@@ -16,15 +16,12 @@ from torch.nn import functional
 from torch.nn.utils.rnn import PackedSequence
 
 from kernels import dispatch, ops, vendor
+from kernels.arguments import batched_state, check_options, checked_lengths
 from kernels.cpu.layer import layer as cpu_layer
-from kernels.cpu.packing import STORAGE
-from kernels.dispatch import Choice
+from kernels.dispatch import IMPLEMENTATIONS, Choice
 from kernels.eager import autocast_dtype, unwatched
 from kernels.recurrence import Problem, on_device, state_dtype
 from kernels.vendor import State, inside, permuted
-
-IMPLEMENTATIONS = ("auto", "triton", "loop", *dispatch.MODULES, dispatch.CPU, "vendor")
-PRECISIONS = ("ieee", "tf32")
 
 
 class LSTM(nn.RNNBase):
@@ -152,13 +149,13 @@ class LSTM(nn.RNNBase):
         batched = input.dim() == 3  # noqa: PLR2004
         batch_dim = 0 if self.batch_first else 1
         if hx is not None:
-            hx = _batched_state(hx, batched)
+            hx = batched_state(hx, batched)
         x = input if batched else input.unsqueeze(batch_dim)
         self._check(x, hx, x.size(batch_dim))
         if not x.size(1 - batch_dim):
             msg = "Expected sequence length to be larger than 0 in RNN"
             raise RuntimeError(msg)
-        lengths = _checked_lengths(lengths, x.size(batch_dim), x.size(1 - batch_dim))
+        lengths = checked_lengths(lengths, x.size(batch_dim), x.size(1 - batch_dim))
         name = self._choose(x, hx, x.size(batch_dim), x.size(1 - batch_dim), masked=lengths is not None)
         if name != "vendor":
             output, state = self._layers(x, hx, lengths, name, self.batch_first)
@@ -373,30 +370,6 @@ class LSTM(nn.RNNBase):
                 raise ValueError(msg)
 
 
-def check_options(
-    implementation: str, fp32_precision: str | None, proj_size: int, weight_storage: str = "fp32"
-) -> None:
-    """Raise ValueError for options that no `LSTM` can have."""
-    if implementation not in IMPLEMENTATIONS:
-        msg = f"implementation is {implementation!r}, expected one of {', '.join(IMPLEMENTATIONS)}"
-        raise ValueError(msg)
-    if fp32_precision is not None and fp32_precision not in PRECISIONS:
-        msg = f"fp32_precision is {fp32_precision!r}, expected None or one of {', '.join(PRECISIONS)}"
-        raise ValueError(msg)
-    if weight_storage not in STORAGE:
-        msg = f"weight_storage is {weight_storage!r}, expected one of {', '.join(STORAGE)}"
-        raise ValueError(msg)
-    if weight_storage != "fp32" and implementation != dispatch.CPU:
-        msg = f"weight_storage {weight_storage!r} needs implementation={dispatch.CPU!r}, not {implementation!r}"
-        raise ValueError(msg)
-    if proj_size and implementation not in {"auto", "vendor"}:
-        msg = (
-            f"proj_size is {proj_size}, and {implementation!r} has no projections; use implementation='vendor' "
-            "(torch's own LSTM) or proj_size=0"
-        )
-        raise ValueError(msg)
-
-
 def _stacked(parameters: Sequence[tuple[Tensor, ...]]) -> tuple[Tensor, Tensor, Tensor | None]:
     """Both directions' weight_ih (directions * 4H, features), weight_hh (directions, 4H, H) and sums of biases."""
     biases = [own[2] + own[3] for own in parameters if len(own) > 2]  # noqa: PLR2004 - with biases
@@ -415,36 +388,3 @@ def _matmul_precision() -> str:
 def _computed_dtype(x: Tensor) -> torch.dtype:
     """Type that products have: that of the input, or autocast's, which leaves float64 alone."""
     return x.dtype if x.dtype == torch.float64 else autocast_dtype(x.device) or x.dtype
-
-
-def _batched_state(hx: State, batched: bool) -> State:
-    """The state with a batch dimension; raises what torch.nn.LSTM raises where the dimensions do not fit."""
-    hidden, cell = hx
-    expected = 3 if batched else 2
-    if hidden.dim() != expected or cell.dim() != expected:
-        msg = (
-            f"For {'batched 3-D' if batched else 'unbatched 2-D'} input, hx and cx should also be {expected}-D but got "
-            f"({hidden.dim()}-D, {cell.dim()}-D) tensors"
-        )
-        raise RuntimeError(msg)
-    return (hidden, cell) if batched else (hidden.unsqueeze(1), cell.unsqueeze(1))
-
-
-def _checked_lengths(lengths: Tensor | None, batch: int, steps: int) -> Tensor | None:
-    """The lengths, or None where they are known to fill all steps, which spares the masks."""
-    if lengths is None:
-        return None
-    if lengths.dtype not in {torch.int64, torch.int32}:
-        msg = f"lengths are of {lengths.dtype}, expected int64"
-        raise TypeError(msg)
-    if lengths.dim() != 1 or lengths.size(0) != batch:
-        msg = f"lengths have shape {tuple(lengths.shape)}, expected one for each sequence, ({batch},)"
-        raise ValueError(msg)
-    # A compiler has no values to read, and from a GPU reading would wait for everything before.
-    if torch.compiler.is_compiling() or lengths.device.type != "cpu" or type(lengths) is not Tensor or not batch:
-        return lengths
-    least, most = (int(value) for value in lengths.aminmax())
-    if least < 0 or most > steps:
-        msg = f"lengths lie between {least} and {most}, expected 0 to the {steps} steps of the input"
-        raise ValueError(msg)
-    return None if least == steps else lengths

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from kernels.lstm import LSTM, check_options
+from kernels.arguments import check_options
+from kernels.lstm import LSTM
 
 
 @dataclass(frozen=True)

@@ -418,7 +418,7 @@ def test_other_wrong_calls_are_refused():
 
 def test_unknown_options_are_refused():
     """An implementation or precision that does not exist, or a kernel with projections, is refused by name."""
-    with pytest.raises(ValueError, match="implementation is 'fast', expected one of auto, triton, loop, cell"):
+    with pytest.raises(ValueError, match="implementation is 'fast', expected one of auto, triton, cell"):
         LSTM(3, 4, implementation="fast")
     with pytest.raises(ValueError, match="fp32_precision is 'bf16', expected None or one of ieee, tf32"):
         LSTM(3, 4, fp32_precision="bf16")

@@ -32,7 +32,8 @@ from bench.report import write_report
 from bench.runner import Described, Plan, Runner
 from bench.second_instrument import FILE, Findings
 from bench.store import RunFolder
-from kernels.lstm import IMPLEMENTATIONS, LSTM
+from kernels.dispatch import IMPLEMENTATIONS
+from kernels.lstm import LSTM
 from seq2seq.variants import DTYPES, VARIANTS
 
 ROOT = Path(__file__).parent.parent
