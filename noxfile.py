@@ -52,6 +52,13 @@ def selftest(session: nox.Session) -> None:
 
 
 @nox.session
+def train(session: nox.Session) -> None:
+    """Train a model on a task: `nox -s train -- forecasting`, or any other option of `python -m seq2seq train`."""
+    install(session, "tasks")
+    session.run("python", "-m", "seq2seq", "train", *session.posargs)
+
+
+@nox.session
 def report(session: nox.Session) -> None:
     """Write plots and page of a run folder again: `nox -s report -- DIR`."""
     install(session)
@@ -61,7 +68,7 @@ def report(session: nox.Session) -> None:
 @nox.session
 def tests(session: nox.Session) -> None:
     """Run the tests; arguments go to pytest, as in `nox -s tests -- -k parity`."""
-    install(session, "tests")
+    install(session, "tests", "tasks", "pretrained")
     install_peers(session)
     # One thread: many tiny problems, and several processes of their own.
     session.run(

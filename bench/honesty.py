@@ -27,8 +27,8 @@ from torch import Tensor
 
 from bench import clock, interference, sampling, seen
 from bench.parity import GRADIENT, ROUNDOFF, TOLERANCES, Gate, judge, relative_error
+from seq2seq.contract import Seq2SeqResult
 from seq2seq.execution import LEARNING_RATE, Executable, Weights
-from seq2seq.model import Seq2SeqResult, loss_of
 from seq2seq.tasks.batch import Batch
 
 #: How long results that were wrong at return are given to become right, seconds: it decides the words alone.
@@ -211,7 +211,7 @@ class Audit:
         def refused(copies: dict[str, Tensor]) -> str:
             found = dict(copies)
             if "loss" not in found:
-                found["loss"] = loss_of(found["outputs"], prepared.expected, prepared.decoded_lengths)
+                found["loss"] = executable.model.loss(found["outputs"], prepared.expected, prepared.decoded_lengths)
             true = {name: truth[name] for name in found}
             verdict = judge(found, true, expected, precision, self._gate.terms, self._gate.usual_norms)
             return "" if verdict.passed else verdict.describe()

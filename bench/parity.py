@@ -41,9 +41,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from seq2seq.contract import Config
 from seq2seq.execution import Executable, Weights, initial_weights
 from seq2seq.peers.int8 import rounded_weights
-from seq2seq.single import Config
 from seq2seq.tasks.batch import Batch
 from seq2seq.variants import REFERENCE, VARIANTS
 from seq2seq.workloads import Workload

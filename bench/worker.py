@@ -27,7 +27,8 @@ from bench.honesty import Audit, restore_timekeepers
 from bench.parity import Gate, Verdict
 from bench.record import Status
 from bench.sampling import Plan, Subject, sample, warm_up
-from seq2seq.cost import Extent, cost, valid_steps
+from seq2seq.contract import Extent
+from seq2seq.cost import cost, valid_steps
 from seq2seq.execution import Executable, initial_weights
 from seq2seq.tasks.batch import Batch, DataUnavailableError
 from seq2seq.variants import VARIANTS, Variant

@@ -10,11 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-import torch
-from torch import Tensor
-
-from seq2seq.single import Config
-from seq2seq.tasks.batch import Batch
+from seq2seq.contract import Config, Extent
 
 #: Operations per hidden unit and valid step beside the matrix products, an activation counted as one. Forward: five
 #: activations, c = f c + i g (3), h = o tanh(c) (1). The biases are the sums' first terms, so they cost nothing.
@@ -45,39 +41,6 @@ class Cost:
     least_bytes: int
 
 
-@dataclass(frozen=True)
-class Extent:
-    """What of a batch decides the work.
-
-    Attributes:
-        sequences: in the batch.
-        source_steps, target_steps: time steps without padding that encoder and decoder read, all sequences together.
-        source_rows, target_rows: distinct tokens among them, which is how many rows of an embedding are needed; 0
-            for real-valued ones.
-        own_target: whether the decoder reads something else than the source.
-    """
-
-    sequences: int
-    source_steps: int
-    target_steps: int
-    source_rows: int = 0
-    target_rows: int = 0
-    own_target: bool = True
-
-    @classmethod
-    def of(cls, batch: Batch) -> Extent:
-        """Of a batch on the CPU."""
-        decoded = batch.source if batch.target is None else batch.target
-        return cls(
-            batch.size,
-            _steps(batch.source, batch.source_lengths),
-            _steps(decoded, batch.decoded_lengths),
-            _rows(batch.source, batch.source_lengths),
-            _rows(decoded, batch.decoded_lengths),
-            batch.target is not None,
-        )
-
-
 def cost(
     config: Config,
     extent: Extent,
@@ -105,7 +68,7 @@ def cost(
             moved + _inputs(config, extent, stored_bytes),
         )
     if mode == "training":
-        logits = extent.target_steps * config.output_size
+        logits = extent.target_steps * config.head_size
         flops = (
             forward_products(config, extent)
             + backward_products(config, extent)
@@ -114,7 +77,8 @@ def cost(
             + (LOSS_FORWARD + LOSS_BACKWARD) * logits
             + ADAM * parameters(config)
         )
-        expected = extent.target_steps * TOKEN_BYTES if config.target_vocabulary else logits * FULL_BYTES
+        values = extent.target_steps * config.output_size
+        expected = extent.target_steps * TOKEN_BYTES if config.target_vocabulary else values * FULL_BYTES
         moved = ADAM_TRANSFERS * FULL_BYTES * parameters(config) + expected
         return Cost(flops, moved + _inputs(config, extent, FULL_BYTES))
     msg = f"mode is {mode!r}, expected inference or training"
@@ -144,7 +108,7 @@ def _directions(config: Config, extent: Extent) -> Iterator[_Direction]:
     for stack in config.stacks:
         hidden = stack.hidden_size
         steps = extent.target_steps if stack.decodes else extent.source_steps
-        recurrent_steps = steps if stack.decodes else steps - extent.sequences
+        recurrent_steps = steps - extent.sequences if stack.starts_from_zeros else steps
         for layer in range(stack.num_layers):
             features = hidden * stack.directions if layer else stack.input_size
             for _ in range(stack.directions):
@@ -152,16 +116,16 @@ def _directions(config: Config, extent: Extent) -> Iterator[_Direction]:
 
 
 def valid_steps(config: Config, extent: Extent) -> int:
-    """Time steps without padding that the model's LSTMs read, source and target together."""
-    return sum(extent.target_steps if stack.decodes else extent.source_steps for stack in config.stacks)
+    """Time steps without padding that the model reads, source and target together."""
+    return extent.source_steps + (extent.target_steps if config.decodes else 0)
 
 
 def forward_products(config: Config, extent: Extent) -> int:
-    """FLOPs of the forward pass's matrix products: LSTMs, bridge and head."""
+    """FLOPs of the forward pass's matrix products."""
     lstm = sum(
         8 * d.hidden * (d.features * d.steps + d.hidden * d.recurrent_steps) for d in _directions(config, extent)
     )
-    return lstm + _linear_products(config, extent)
+    return lstm + config.dense_products(extent, backward=False)
 
 
 def backward_products(config: Config, extent: Extent) -> int:
@@ -170,37 +134,19 @@ def backward_products(config: Config, extent: Extent) -> int:
         8 * d.hidden * (d.features * d.steps * (1 + d.input_gradient) + 2 * d.hidden * d.recurrent_steps)
         for d in _directions(config, extent)
     )
-    return lstm + 2 * _linear_products(config, extent)
+    return lstm + config.dense_products(extent, backward=True)
 
 
 def parameters(config: Config) -> int:
     """Values of all weights, embeddings included."""
-    first, last = config.stacks[0], config.stacks[-1]
-    embedded = config.source_vocabulary * first.input_size + config.target_vocabulary * last.input_size
+    embedded = config.source_vocabulary * config.input_size + config.target_vocabulary * config.target_size
     return embedded + _dense_parameters(config)
 
 
 def _dense_parameters(config: Config) -> int:
     """Values of all weights but the embeddings: those that every call reads."""
     sizes = _directions(config, Extent(1, 1, 1))
-    lstm = sum(4 * d.hidden * (d.features + d.hidden + 2) for d in sizes)
-    encoded, decoded = _state_sizes(config)
-    bridge = 2 * decoded * (encoded + 1) if config.bridged else 0
-    return lstm + bridge + (config.output_size * (decoded + 1) if config.headed else 0)
-
-
-def _linear_products(config: Config, extent: Extent) -> int:
-    """FLOPs of bridge and head."""
-    encoded, decoded = _state_sizes(config)
-    head = 2 * decoded * config.output_size * extent.target_steps if config.headed else 0
-    states = 2 * config.stacks[-1].num_layers * extent.sequences
-    return head + (2 * encoded * decoded * states if config.bridged else 0)
-
-
-def _state_sizes(config: Config) -> tuple[int, int]:
-    """Size of the first LSTM's state, both directions together, and of the last one's."""
-    first, last = config.stacks[0], config.stacks[-1]
-    return first.hidden_size * first.directions, last.hidden_size * last.directions
+    return sum(4 * d.hidden * (d.features + d.hidden + 2) for d in sizes) + config.dense_parameters
 
 
 def _forward_pointwise(config: Config, extent: Extent) -> int:
@@ -214,32 +160,17 @@ def _units(config: Config, extent: Extent) -> int:
 
 def _weights_read(config: Config, extent: Extent) -> int:
     """Weights that a forward pass needs: all but the embeddings' rows of tokens that do not occur."""
-    first, last = config.stacks[0], config.stacks[-1]
-    rows = extent.source_rows * first.input_size + extent.target_rows * last.input_size
+    rows = extent.source_rows * config.input_size + extent.target_rows * config.target_size
     return _dense_parameters(config) + rows
 
 
 def _results(config: Config, extent: Extent) -> int:
-    """Values that inference gives back: valid outputs, final h and c."""
-    states = 2 * config.stacks[-1].num_layers * extent.sequences * _state_sizes(config)[1]
-    return extent.target_steps * config.output_size + states
+    """Values that inference gives back: valid outputs and the final state."""
+    return extent.target_steps * config.head_size + config.state_values(extent)
 
 
 def _inputs(config: Config, extent: Extent, value_bytes: int) -> int:
-    """Bytes of what the LSTMs read; a decoder that reads the source again finds it in a cache."""
-    first, last = config.stacks[0], config.stacks[-1]
-    source = TOKEN_BYTES if config.source_vocabulary else first.input_size * value_bytes
-    target = TOKEN_BYTES if config.target_vocabulary else last.input_size * value_bytes
+    """Bytes of what is read; a decoder that reads the source again finds it in a cache."""
+    source = TOKEN_BYTES if config.source_vocabulary else config.input_size * value_bytes
+    target = TOKEN_BYTES if config.target_vocabulary else config.target_size * value_bytes
     return extent.source_steps * source + (extent.target_steps * target if extent.own_target else 0)
-
-
-def _steps(value: Tensor, lengths: Tensor | None) -> int:
-    return value.size(0) * value.size(1) if lengths is None else int(lengths.sum())
-
-
-def _rows(value: Tensor, lengths: Tensor | None) -> int:
-    """Distinct tokens inside the lengths; 0 for real values."""
-    if value.is_floating_point():
-        return 0
-    tokens = value if lengths is None else value[torch.arange(value.size(1)) < lengths[:, None]]
-    return int(tokens.unique().numel())

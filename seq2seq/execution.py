@@ -14,9 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from seq2seq.model import Seq2SeqResult, loss_of
+from seq2seq.contract import Config, Model, Seq2SeqResult
 from seq2seq.peers import RUNTIMES
-from seq2seq.single import Config, Model
 from seq2seq.tasks.batch import Batch
 from seq2seq.variants import Variant
 
@@ -122,7 +121,7 @@ class Executable:
         if self._optimizer is None:
             self._optimizer = torch.optim.Adam(self.model.parameters(), lr=LEARNING_RATE)
         self._optimizer.zero_grad(set_to_none=True)
-        loss = loss_of(self.forward(batch).outputs, batch.expected, batch.decoded_lengths)
+        loss = self.model.loss(self.forward(batch).outputs, batch.expected, batch.decoded_lengths)
         self._scaler.scale(loss).backward()
         self._scaler.step(self._optimizer)
         self._scaler.update()
@@ -158,7 +157,7 @@ class Executable:
     def _quantities(self, batch: Batch, leaves: dict[str, Tensor]) -> dict[str, Tensor]:
         """Results of one pass and, in training, the gradients of the given leaves."""
         result = self.forward(batch)
-        loss = loss_of(result.outputs, batch.expected, batch.decoded_lengths)
+        loss = self.model.loss(result.outputs, batch.expected, batch.decoded_lengths)
         found = {"outputs": result.outputs, "hidden": result.hidden, "cell": result.cell, "loss": loss}
         if self.mode == "training":
             found |= self._gradients(loss, leaves)

@@ -8,36 +8,23 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
-#: Target value that the loss leaves out: the places past the end of a token sequence.
-IGNORE_TOKEN = -100
-
-
-@dataclass(frozen=True)
-class Stack:
-    """The sizes of one LSTM of a model: what its work is counted by, and what kernels are asked about.
-
-    Attributes:
-        name: of the module.
-        input_size, hidden_size, num_layers: as those of `torch.nn.LSTM`.
-        directions: 1, or 2 when it reads both ways.
-        decodes: whether it reads the target from a state that it is given; otherwise the source from zeros.
-        embedded: whether it reads embedded tokens, so that gradients go on into its input.
-    """
-
-    name: str
-    input_size: int
-    hidden_size: int
-    num_layers: int
-    directions: int = 1
-    decodes: bool = False
-    embedded: bool = False
+from seq2seq.contract import (
+    Extent,
+    Model,
+    Stack,
+    check_bool,
+    check_int,
+    check_lengths,
+    check_probability,
+    check_steps,
+)
+from seq2seq.probabilistic import LIKELIHOODS, negative_log_likelihood
 
 
 @dataclass(frozen=True)
@@ -56,6 +43,8 @@ class Seq2SeqConfig:
         decoder_layers: decoder layers; `num_layers` when None. They start from the encoder's topmost layers.
         source_vocabulary: tokens of the source language; 0 for real-valued sources.
         target_vocabulary: tokens fed to the decoder; 0 for real-valued targets.
+        likelihood: key of `LIKELIHOODS`; where it is not "", outputs are the parameters of that distribution for each
+            of the `output_size` values, and the loss is the negative log likelihood (Salinas et al. 2020, DeepAR).
 
     Raises:
         TypeError: for a size that is not an integer.
@@ -73,21 +62,27 @@ class Seq2SeqConfig:
     decoder_layers: int | None = None
     source_vocabulary: int = 0
     target_vocabulary: int = 0
+    likelihood: str = ""
 
     family: ClassVar[str] = "lstm"
-    #: Whether a linear head makes the outputs.
-    headed: ClassVar[bool] = True
+    decodes: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         for name in ("input_size", "hidden_size", "output_size", "num_layers"):
-            _check_int(name, getattr(self, name), 1)
+            check_int(name, getattr(self, name), 1)
         for name in ("decoder_input_size", "decoder_hidden_size", "decoder_layers"):
             if getattr(self, name) is not None:
-                _check_int(name, getattr(self, name), 1)
+                check_int(name, getattr(self, name), 1)
         for name in ("source_vocabulary", "target_vocabulary"):
-            _check_int(name, getattr(self, name), 0)
-        _check_bool("bidirectional", self.bidirectional)
-        _check_probability("dropout", self.dropout)
+            check_int(name, getattr(self, name), 0)
+        check_bool("bidirectional", self.bidirectional)
+        check_probability("dropout", self.dropout)
+        if self.likelihood not in LIKELIHOODS:
+            msg = f"likelihood is {self.likelihood!r}, expected one of {', '.join(map(repr, LIKELIHOODS))}"
+            raise ValueError(msg)
+        if self.likelihood and self.target_vocabulary:
+            msg = f"likelihood {self.likelihood!r} is for real values, but the targets are tokens: leave it out"
+            raise ValueError(msg)
         if self.decoder_layers is not None and self.decoder_layers > self.num_layers:
             msg = (
                 f"decoder_layers is {self.decoder_layers} but the encoder has {self.num_layers}; "
@@ -101,10 +96,45 @@ class Seq2SeqConfig:
         return self.bidirectional or self.decoder_hidden_size not in {None, self.hidden_size}
 
     @property
+    def target_size(self) -> int:
+        """Features of a step that the decoder is fed."""
+        return self.decoder_input_size or self.input_size
+
+    @property
+    def head_size(self) -> int:
+        """Values of an output step."""
+        return self.output_size * LIKELIHOODS[self.likelihood]
+
+    @property
+    def dense_parameters(self) -> int:
+        """Values of the weights of bridge and head."""
+        encoded, decoded = self._state_sizes
+        return self.head_size * (decoded + 1) + (2 * decoded * (encoded + 1) if self.bridged else 0)
+
+    def dense_products(self, extent: Extent, *, backward: bool) -> int:
+        """FLOPs of the products of bridge and head."""
+        encoded, decoded = self._state_sizes
+        states = 2 * self.stacks[-1].num_layers * extent.sequences
+        forward = 2 * decoded * self.head_size * extent.target_steps
+        forward += 2 * encoded * decoded * states if self.bridged else 0
+        return forward * (2 if backward else 1)
+
+    def state_values(self, extent: Extent) -> int:
+        """Values of the decoder's final h and c."""
+        decoder = self.stacks[-1]
+        return 2 * decoder.num_layers * extent.sequences * decoder.hidden_size
+
+    @property
+    def _state_sizes(self) -> tuple[int, int]:
+        """Size of the encoder's state, both directions together, and of the decoder's."""
+        encoder, decoder = self.stacks
+        return encoder.hidden_size * encoder.directions, decoder.hidden_size
+
+    @property
     def stacks(self) -> tuple[Stack, ...]:
         """Its LSTMs, encoder first."""
         decoder = (
-            self.decoder_input_size or self.input_size,
+            self.target_size,
             self.decoder_hidden_size or self.hidden_size,
             self.decoder_layers or self.num_layers,
         )
@@ -125,15 +155,7 @@ class Seq2SeqConfig:
         return Seq2Seq(self, lstm)
 
 
-class Seq2SeqResult(NamedTuple):
-    """What a pass computes: outputs (batch, target steps, output_size), final decoder h and c."""
-
-    outputs: Tensor
-    hidden: Tensor  # (decoder layers, batch, decoder hidden size)
-    cell: Tensor  # (decoder layers, batch, decoder hidden size)
-
-
-class Seq2Seq(nn.Module):
+class Seq2Seq(Model):
     """Encoder LSTM, decoder LSTM started from the encoder's final state, linear head; batch first.
 
     The seed builds its decoder for `hidden_dim` input features but feeds it the source, which has `input_dim`, so
@@ -170,7 +192,7 @@ class Seq2Seq(nn.Module):
         super().__init__()
         self.config = dataclasses.replace(config)
         options: dict[str, Any] = {"batch_first": True}
-        decoder_input = config.decoder_input_size or config.input_size
+        decoder_input = config.target_size
         decoder_hidden = config.decoder_hidden_size or config.hidden_size
         decoder_layers = config.decoder_layers or config.num_layers
         self.source_features = config.input_size
@@ -207,17 +229,7 @@ class Seq2Seq(nn.Module):
             dropout=config.dropout if decoder_layers > 1 else 0.0,
             **options,
         )
-        self.fc = nn.Linear(decoder_hidden, config.output_size)
-
-    def forward(
-        self,
-        source: Tensor,
-        target: Tensor | None = None,
-        source_lengths: Tensor | None = None,
-        target_lengths: Tensor | None = None,
-    ) -> Tensor:
-        """Outputs of `run`: (batch, target steps, output_size)."""
-        return self.run(source, target, source_lengths, target_lengths)[0]
+        self.fc = nn.Linear(decoder_hidden, config.head_size)
 
     @torch.jit.export
     def run(
@@ -243,19 +255,19 @@ class Seq2Seq(nn.Module):
             target = source
             if target_lengths is None:
                 target_lengths = source_lengths
-        _check_steps("source", source, self.source_features, self.source_tokens)
-        _check_steps("target", target, self.target_features, self.target_tokens)
+        check_steps("source", source, self.source_features, self.source_tokens)
+        check_steps("target", target, self.target_features, self.target_tokens)
         if source.size(0) != target.size(0):
             raise ValueError(f"source has batch {source.size(0)} but target has {target.size(0)}; give both the same")
-        _check_lengths("source_lengths", source_lengths, source)
-        _check_lengths("target_lengths", target_lengths, target)
+        check_lengths("source_lengths", source_lengths, source)
+        check_lengths("target_lengths", target_lengths, target)
 
-        hidden, cell = self.encode(source, source_lengths)
-        return self.decode(target, hidden, cell, target_lengths)
+        outputs, state = self.decode(target, self.encode(source, source_lengths), target_lengths)
+        return outputs, state["hidden"], state["cell"]
 
     @torch.jit.export
-    def encode(self, source: Tensor, lengths: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """State that the decoder starts from: h and c, each (decoder layers, batch, decoder hidden size)."""
+    def encode(self, source: Tensor, lengths: Tensor | None = None) -> dict[str, Tensor]:
+        """State that the decoder starts from: `hidden` and `cell`, (decoder layers, batch, decoder hidden size)."""
         embedded = self.embed_source(source)
         if lengths is None:
             _, (hidden, cell) = self.encoder(embedded)
@@ -266,105 +278,40 @@ class Seq2Seq(nn.Module):
             _, (hidden, cell) = self.encoder(packed)
         if self.rearranged:
             hidden, cell = self._arrange(hidden), self._arrange(cell)
-        return self.bridge_hidden(hidden), self.bridge_cell(cell)
+        return {"hidden": self.bridge_hidden(hidden), "cell": self.bridge_cell(cell)}
 
     @torch.jit.export
     def decode(
-        self, target: Tensor, hidden: Tensor, cell: Tensor, lengths: Tensor | None = None
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Decode from a state; returns outputs, h and c, so that a caller may also go step by step."""
+        self, target: Tensor, state: dict[str, Tensor], lengths: Tensor | None = None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Decode several steps from a state: outputs (batch, steps, head_size), and the state after them."""
         embedded = self.embed_target(target)
+        start = (state["hidden"], state["cell"])
         if lengths is None:
-            outputs, (hidden, cell) = self.decoder(embedded, (hidden, cell))
+            outputs, (hidden, cell) = self.decoder(embedded, start)
         elif self.padded:
-            outputs, (hidden, cell) = self.decoder(embedded, (hidden, cell), lengths)
+            outputs, (hidden, cell) = self.decoder(embedded, start, lengths)
         else:
             packed = pack_padded_sequence(embedded, lengths, batch_first=True, enforce_sorted=False)
-            packed_outputs, (hidden, cell) = self.decoder(packed, (hidden, cell))
+            packed_outputs, (hidden, cell) = self.decoder(packed, start)
             outputs, _ = pad_packed_sequence(packed_outputs, batch_first=True, total_length=target.size(1))
-        return self.fc(outputs), hidden, cell
+        return self.fc(outputs), {"hidden": hidden, "cell": cell}
+
+    @torch.jit.export
+    def step(self, value: Tensor, state: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        """Decode one step."""
+        outputs, state = self.decode(value.unsqueeze(1), state, None)
+        return outputs.squeeze(1), state
+
+    @torch.jit.unused
+    def loss(self, outputs: Tensor, expected: Tensor, lengths: Tensor | None = None) -> Tensor:
+        """Mean loss per valid step: negative log likelihood where the outputs are distributions."""
+        if self.config.likelihood:
+            return negative_log_likelihood(self.config.likelihood, outputs, expected, lengths)
+        return super().loss(outputs, expected, lengths)
 
     def _arrange(self, state: Tensor) -> Tensor:
         """Encoder state (layers * directions, batch, hidden) -> (decoder layers, batch, directions * hidden)."""
         if self.directions == 2:  # noqa: PLR2004 - forward and backward
             state = state.view(-1, 2, state.size(1), state.size(2)).transpose(1, 2).flatten(2)
         return state[state.size(0) - self.decoder_layers :].contiguous()
-
-
-def loss_of(outputs: Tensor, expected: Tensor, lengths: Tensor | None = None) -> Tensor:
-    """Mean loss per valid step, in float32 or wider whatever the outputs are.
-
-    Args:
-        outputs: (batch, steps, output_size).
-        expected: (batch, steps) int64 tokens with `IGNORE_TOKEN` past the end, for cross entropy; or
-            (batch, steps, output_size) floats, for mean squared error.
-        lengths: (batch,) valid steps of each sequence; all when absent. Not needed for tokens.
-    """
-    if outputs.dtype in {torch.float16, torch.bfloat16}:
-        outputs = outputs.float()
-    if not expected.is_floating_point():
-        return functional.cross_entropy(outputs.flatten(0, 1), expected.flatten(), ignore_index=IGNORE_TOKEN)
-    if lengths is None:
-        return functional.mse_loss(outputs, expected.to(outputs.dtype))
-    inside = torch.arange(outputs.size(1), device=outputs.device) < lengths.to(outputs.device)[:, None]
-    # Chosen, not multiplied: what stands in the padding need not be finite.
-    difference = torch.where(inside[..., None], outputs - expected.to(outputs.dtype), 0.0)
-    return difference.square().mean(-1).sum() / inside.sum()
-
-
-def _check_int(name: str, value: object, least: int) -> None:
-    if not isinstance(value, int) or isinstance(value, bool):
-        msg = f"{name} is {value!r}, expected an integer"
-        raise TypeError(msg)
-    if value < least:
-        msg = f"{name} is {value}, expected at least {least}"
-        raise ValueError(msg)
-
-
-def _check_bool(name: str, value: object) -> None:
-    if not isinstance(value, bool):
-        msg = f"{name} is {value!r}, expected True or False"
-        raise TypeError(msg)
-
-
-def _check_probability(name: str, value: object) -> None:
-    if not isinstance(value, (int, float)) or isinstance(value, bool):
-        msg = f"{name} is {value!r}, expected a number"
-        raise TypeError(msg)
-    if not 0 <= value < 1:
-        msg = f"{name} is {value}, expected a probability of at least 0 and below 1"
-        raise ValueError(msg)
-
-
-# The checks below are compiled by TorchScript too, which knows no `msg` variables in `raise`, hence the noqa.
-def _check_steps(name: str, value: Tensor, features: int, tokens: bool) -> None:
-    if tokens:
-        if value.dim() != 2:  # noqa: PLR2004
-            raise ValueError(f"{name} has {value.dim()} dimensions, expected (batch, steps) tokens")
-        if value.dtype != torch.int64:
-            raise TypeError(f"{name} has dtype {value.dtype}, expected int64 tokens")
-    else:
-        if value.dim() != 3:  # noqa: PLR2004
-            raise ValueError(f"{name} has {value.dim()} dimensions, expected (batch, steps, {features})")
-        if value.size(2) != features:
-            raise ValueError(f"{name} has {value.size(2)} features, expected {features}")
-        if not value.is_floating_point():
-            raise TypeError(f"{name} has dtype {value.dtype}, expected a floating-point type")
-    if value.size(0) == 0 or value.size(1) == 0:
-        raise ValueError(f"{name} is empty, expected at least one sequence of at least one step")
-
-
-def _check_lengths(name: str, lengths: Tensor | None, value: Tensor) -> None:
-    if lengths is None:
-        return
-    if lengths.dim() != 1 or lengths.size(0) != value.size(0):
-        raise ValueError(f"{name} must have one length a sequence, (batch,) = ({value.size(0)},)")
-    if lengths.dtype != torch.int64:
-        raise TypeError(f"{name} has dtype {lengths.dtype}, expected int64")
-    if lengths.device.type != "cpu":
-        raise ValueError(f"{name} must be on the CPU, where packing reads them")
-    # Reading values would break the graph of torch.compile; there the caller's lengths are trusted.
-    if torch.compiler.is_compiling():
-        return
-    if int(lengths.min()) < 1 or int(lengths.max()) > value.size(1):
-        raise ValueError(f"{name} must lie between 1 and the {value.size(1)} steps given")

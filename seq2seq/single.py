@@ -13,7 +13,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from seq2seq.model import Seq2Seq, Seq2SeqConfig, Stack
+from seq2seq.contract import Extent, Model, Stack
 
 
 @dataclass(frozen=True)
@@ -34,8 +34,9 @@ class SingleConfig:
 
     family: ClassVar[str] = "lstm-alone"
     #: What a Seq2Seq has beside its LSTMs, and this has not.
+    decodes: ClassVar[bool] = False
     bridged: ClassVar[bool] = False
-    headed: ClassVar[bool] = False
+    dense_parameters: ClassVar[int] = 0
     dropout: ClassVar[float] = 0.0
     source_vocabulary: ClassVar[int] = 0
     target_vocabulary: ClassVar[int] = 0
@@ -51,6 +52,25 @@ class SingleConfig:
         return self.hidden_size * (2 if self.bidirectional else 1)
 
     @property
+    def target_size(self) -> int:
+        """Nothing is fed to a decoder; its input is its output."""
+        return self.input_size
+
+    @property
+    def head_size(self) -> int:
+        """Features of an output step."""
+        return self.output_size
+
+    def dense_products(self, extent: Extent, *, backward: bool) -> int:
+        """None."""
+        del extent, backward
+        return 0
+
+    def state_values(self, extent: Extent) -> int:
+        """Values of the final h and c."""
+        return 2 * self.num_layers * extent.sequences * self.output_size
+
+    @property
     def stacks(self) -> tuple[Stack, ...]:
         """Its one LSTM."""
         return (Stack("lstm", self.input_size, self.hidden_size, self.num_layers, 2 if self.bidirectional else 1),)
@@ -60,7 +80,7 @@ class SingleConfig:
         return SingleLSTM(self, lstm)
 
 
-class SingleLSTM(nn.Module):
+class SingleLSTM(Model):
     """An LSTM from a state of zeros, batch first.
 
     Args:
@@ -78,10 +98,6 @@ class SingleLSTM(nn.Module):
             batch_first=True,
             bidirectional=config.bidirectional,
         )
-
-    def forward(self, source: Tensor) -> Tensor:
-        """Outputs of `run`."""
-        return self.run(source, None, None, None)[0]
 
     @torch.jit.export
     def run(
@@ -110,8 +126,3 @@ class SingleLSTM(nn.Module):
             raise ValueError("an LSTM alone takes a source and nothing else; use Seq2Seq")  # noqa: EM101, TRY003
         outputs, (hidden, cell) = self.lstm(source)
         return outputs, hidden, cell
-
-
-#: Sizes of any model, and any model.
-Config = Seq2SeqConfig | SingleConfig
-Model = Seq2Seq | SingleLSTM

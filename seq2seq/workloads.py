@@ -11,8 +11,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from seq2seq.contract import Config
 from seq2seq.model import Seq2SeqConfig
-from seq2seq.single import Config, SingleConfig
+from seq2seq.single import SingleConfig
 from seq2seq.tasks import forecasting, synthetic
 from seq2seq.tasks.batch import Batch
 
@@ -62,8 +63,7 @@ class Workload:
     @property
     def decoded_steps(self) -> int | None:
         """Longest sequence that a decoder reads; None for an LSTM alone."""
-        decodes = any(stack.decodes for stack in self.config.stacks)
-        return (self.target_steps or self.source_steps) if decodes else None
+        return (self.target_steps or self.source_steps) if self.config.decodes else None
 
     def make_batch(self, seed: int) -> Batch:
         """The batch of a seed, on the CPU; equal seeds give equal batches.

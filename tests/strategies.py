@@ -12,8 +12,9 @@ import torch
 from hypothesis import strategies as st
 from torch import Tensor
 
-from seq2seq.model import IGNORE_TOKEN, Seq2SeqConfig
-from seq2seq.single import Config, SingleConfig
+from seq2seq.contract import IGNORE_TOKEN, Config
+from seq2seq.model import Seq2SeqConfig
+from seq2seq.single import SingleConfig
 from seq2seq.tasks.batch import Batch
 
 SEEDS = st.integers(0, 2**16)

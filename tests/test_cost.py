@@ -11,9 +11,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from kernels.reference import LoopLSTM
 from seq2seq import cost as costs
-from seq2seq.cost import Cost, Extent, cost
-from seq2seq.model import Seq2Seq, Seq2SeqConfig, loss_of
-from seq2seq.single import Config, SingleConfig
+from seq2seq.contract import Config, Extent, loss_of
+from seq2seq.cost import Cost, cost
+from seq2seq.model import Seq2Seq, Seq2SeqConfig
+from seq2seq.single import SingleConfig
 from seq2seq.tasks.batch import Batch
 from seq2seq.workloads import find_workload
 

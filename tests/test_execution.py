@@ -15,8 +15,9 @@ from torch import Tensor, nn
 from bench.evidence import choices_of
 from kernels.dispatch import MODULES
 from kernels.reference import LoopLSTM
+from seq2seq.contract import loss_of
 from seq2seq.execution import LEARNING_RATE, Executable, Weights, _own_code, backends, initial_weights
-from seq2seq.model import Seq2Seq, Seq2SeqConfig, loss_of
+from seq2seq.model import Seq2Seq, Seq2SeqConfig
 from seq2seq.tasks.batch import Batch
 from seq2seq.variants import REFERENCE, VARIANTS, Variant
 from seq2seq.workloads import Workload, find_workload

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from kernels.reference import LoopLSTM
-from seq2seq.model import IGNORE_TOKEN, Seq2Seq, Seq2SeqConfig, loss_of
+from seq2seq.contract import IGNORE_TOKEN, loss_of
+from seq2seq.model import Seq2Seq, Seq2SeqConfig
 from seq2seq.split_lstm import SplitLSTM
 
 pytest.importorskip("hypothesis")
@@ -136,15 +137,15 @@ def test_outputs_past_the_end_are_those_of_a_zero_state(lstm, problem):
 @BOTH
 @given(problem=problems())
 def test_decoding_step_by_step_equals_the_whole(lstm, problem):
-    """`decode` fed one step at a time with the state it gave ends where one call over all steps does."""
+    """`step` fed one step at a time with the state it gave ends where one call over all steps does."""
     model, batch = model_of(problem, lstm), problem.make_batch()
     target = batch.source if batch.target is None else batch.target
     start = model.encode(batch.source, batch.source_lengths)
     state, outputs = start, []
     for step in range(target.size(1)):
-        output, *state = model.decode(target[:, step : step + 1], *state)
+        output, state = model.step(target[:, step], state)
         outputs.append(output)
-    torch.testing.assert_close((torch.cat(outputs, 1), *state), model.decode(target, *start), **CLOSE)
+    torch.testing.assert_close((torch.stack(outputs, 1), state), model.decode(target, start), **CLOSE)
 
 
 @BOTH
@@ -394,8 +395,9 @@ def test_torchscript_computes_the_same(config, with_lengths):
     torch.testing.assert_close(scripted(*arguments), model(*arguments), **CLOSE)
     state = model.encode(batch.source, batch.source_lengths)
     torch.testing.assert_close(scripted.encode(batch.source, batch.source_lengths), state, **CLOSE)
-    decoded = model.decode(batch.target, *state, batch.target_lengths)
-    torch.testing.assert_close(scripted.decode(batch.target, *state, batch.target_lengths), decoded, **CLOSE)
+    torch.testing.assert_close(scripted.step(batch.target[:, 0], state), model.step(batch.target[:, 0], state), **CLOSE)
+    decoded = model.decode(batch.target, state, batch.target_lengths)
+    torch.testing.assert_close(scripted.decode(batch.target, state, batch.target_lengths), decoded, **CLOSE)
 
 
 def test_torchscript_refuses_as_the_model_does():

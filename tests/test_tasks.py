@@ -8,7 +8,8 @@ import sys
 import pytest
 import torch
 
-from seq2seq.model import IGNORE_TOKEN, Seq2SeqConfig
+from seq2seq.contract import IGNORE_TOKEN
+from seq2seq.model import Seq2SeqConfig
 from seq2seq.tasks import forecasting, synthetic
 from seq2seq.tasks.batch import Batch, DataUnavailableError
 from seq2seq.tasks.forecasting import Series, seattle_temperatures, temperature_batch, window_starts, windows

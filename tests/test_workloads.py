@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from kernels.reference import LoopLSTM
-from seq2seq.model import IGNORE_TOKEN, loss_of
+from seq2seq.contract import IGNORE_TOKEN, loss_of
 from seq2seq.single import SingleConfig
 from seq2seq.workloads import AXES, WORKLOADS, UnknownWorkloadError, find_workload
 

@@ -8,11 +8,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from seq2seq.contract import Model
 from seq2seq.peers.int8 import DynamicInt8
 from seq2seq.peers.openvino import OpenVino
 from seq2seq.peers.ort import OnnxRuntime
 from seq2seq.peers.runtime import Ran, Runtime
-from seq2seq.single import Model
 
 __all__ = ["RUNTIMES", "Ran", "Runtime"]
 

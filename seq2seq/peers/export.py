@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from seq2seq.contract import Model
 from seq2seq.peers.runtime import ARGUMENTS, RESULTS, Results, Runtime
-from seq2seq.single import Model
 
 #: The highest that both ends of the range of torch releases export to.
 OPSET = 17

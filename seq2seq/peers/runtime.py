@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from seq2seq.single import Model
+from seq2seq.contract import Model
 
 #: Arguments of `Seq2Seq.run`, and what it returns.
 ARGUMENTS = ("source", "target", "source_lengths", "target_lengths")

@@ -22,7 +22,7 @@ class Batch:
         target: what the decoder reads, same forms; None when it reads the source, as in the seed.
         source_lengths: (batch,) int64 on the CPU; None when every sequence fills all steps.
         target_lengths: the same for the target.
-        expected: what the outputs are compared with, floats or tokens (see `seq2seq.model.loss_of`).
+        expected: what the outputs are compared with, floats or tokens (see `seq2seq.contract.loss_of`).
     """
 
     source: Tensor

@@ -11,8 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from seq2seq.model import IGNORE_TOKEN
-from seq2seq.single import Config
+from seq2seq.contract import IGNORE_TOKEN, Config
 from seq2seq.tasks.batch import Batch
 
 
@@ -75,7 +74,7 @@ def random_batch(
     if target_steps is None:
         target, target_valid, decoded = None, source_valid, source_steps
     else:
-        target = steps(target_steps, config.stacks[-1].input_size, config.target_vocabulary)
+        target = steps(target_steps, config.target_size, config.target_vocabulary)
         target_valid = None if target_lengths is None else target_lengths.at(rank, target_steps)
         decoded = target_steps
     if config.target_vocabulary:
