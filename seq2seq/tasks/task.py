@@ -1,0 +1,67 @@
+"""What training asks of a task: batches in a known order, sizes of models that fit, and a score.
+
+A task's module has `load(path, **options)`, which reads a user's file or, without one, the data that comes with a
+package, and `restore(state)`, which gives back what prediction needs without the data.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, Protocol
+
+from torch import nn
+
+from seq2seq.contract import Config
+from seq2seq.tasks.batch import Batch
+
+#: Model families, and sizes of each, that a task may be asked for.
+MODELS = ("lstm", "attention", "gnmt", "transformer")
+SIZES = ("small", "full")
+SPLITS = ("train", "validation")
+
+
+class Task(Protocol):
+    """Data to learn from, and how well it was learnt.
+
+    Attributes:
+        name: key of `seq2seq.tasks.TASKS`.
+        quality: name of the metric that it is judged by, a key of what `evaluate` gives: MASE, BLEU, ...
+        higher_is_better: of that metric.
+    """
+
+    name: str
+    quality: str
+    higher_is_better: bool
+
+    def model_config(self, model: str, size: str) -> Config:
+        """Sizes of a model that fits the data.
+
+        Args:
+            model: of `MODELS`.
+            size: `small`, which trains on 2 CPU cores in minutes, or `full`.
+
+        Raises:
+            ValueError: for a model or size that this task has not.
+        """
+
+    def batches(self, split: str, batch: int, seed: int, epoch: int) -> Iterator[Batch]:
+        """Batches of an epoch, on the CPU, the same on every run; no generator but the task's own is drawn from.
+
+        Args:
+            split: `train`, in an order that (seed, epoch) decides, or `validation`, in the data's order.
+            batch: sequences in a batch; the last one may have fewer.
+            seed: of the order.
+            epoch: from 0; each has an order of its own.
+        """
+
+    def evaluate(self, model: nn.Module, batch: int, device: str) -> dict[str, float]:
+        """Decode the validation split: quality, and baselines by name.
+
+        Args:
+            model: in evaluation mode, on the device; see `seq2seq.contract.Model`.
+            batch: sequences in a batch.
+            device: `cpu` or `cuda`.
+        """
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint must keep to use a model again, as JSON takes it: scaling, tokenizer, alphabet, ..."""
