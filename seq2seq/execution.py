@@ -32,6 +32,7 @@ class Executable:
         variant, mode, device: what it was built for, the variant in its precision here.
         model: holds the weights; `run` may be a compiled form of it that shares them.
         runtime: what runs a converted copy of the model in its place, where the variant names one.
+        scaler: scales the loss of fp16; of no effect otherwise.
 
     Args:
         variant: the way to execute.
@@ -72,7 +73,7 @@ class Executable:
         self._run = self._compile(self.model)
         self._optimizer: torch.optim.Optimizer | None = None
         # torch's own start of 2**16 lets the first steps overflow and be skipped; this one holds from the start.
-        self._scaler = torch.amp.GradScaler(
+        self.scaler = torch.amp.GradScaler(
             device, init_scale=2.0**10, enabled=variant.precision == "fp16" and mode == "training"
         )
 
@@ -96,7 +97,7 @@ class Executable:
     @property
     def loss_scale(self) -> float:
         """What the loss is multiplied with before the backward pass; it shrinks with each step that overflows."""
-        return self._scaler.get_scale() if self._scaler.is_enabled() else 1.0
+        return self.scaler.get_scale() if self.scaler.is_enabled() else 1.0
 
     @contextlib.contextmanager
     def context(self) -> Iterator[None]:
@@ -120,12 +121,31 @@ class Executable:
             return self.forward(batch)
         if self._optimizer is None:
             self._optimizer = torch.optim.Adam(self.model.parameters(), lr=LEARNING_RATE)
-        self._optimizer.zero_grad(set_to_none=True)
+        return self.step(batch, self._optimizer)[0]
+
+    def step(
+        self, batch: Batch, optimizer: torch.optim.Optimizer, clip: float | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        """One training step; call it inside `context`.
+
+        Args:
+            batch: prepared for this executable.
+            optimizer: over the model's parameters.
+            clip: largest norm of all gradients together; they are left as they are when None.
+
+        Returns:
+            The loss, and where gradients are clipped their norm before.
+        """
+        optimizer.zero_grad(set_to_none=True)
         loss = self.model.loss(self.forward(batch).outputs, batch.expected, batch.decoded_lengths)
-        self._scaler.scale(loss).backward()
-        self._scaler.step(self._optimizer)
-        self._scaler.update()
-        return loss
+        self.scaler.scale(loss).backward()
+        norm = None
+        if clip is not None:
+            self.scaler.unscale_(optimizer)
+            norm = nn.utils.clip_grad_norm_(self.model.parameters(), clip)
+        self.scaler.step(optimizer)
+        self.scaler.update()
+        return loss, norm
 
     def quantities(self, batch: Batch, *, together: bool = False) -> dict[str, Tensor]:
         """Everything the gate compares, by name: outputs, hidden, cell, loss and, in training, all gradients.
@@ -166,7 +186,7 @@ class Executable:
 
     def _gradients(self, loss: Tensor, leaves: dict[str, Tensor]) -> dict[str, Tensor]:
         self.model.zero_grad(set_to_none=True)
-        self._scaler.scale(loss).backward()
+        self.scaler.scale(loss).backward()
         return {
             f"grad {name}": torch.zeros_like(leaf) if leaf.grad is None else leaf.grad / self.loss_scale
             for name, leaf in leaves.items()
