@@ -14,7 +14,7 @@ from typing import Any
 from seq2seq.contract import Config
 from seq2seq.model import Seq2SeqConfig
 from seq2seq.single import SingleConfig
-from seq2seq.tasks import forecasting, synthetic
+from seq2seq.tasks import synthetic, windows
 from seq2seq.tasks.batch import Batch
 
 #: Sizes that an override may change.
@@ -72,7 +72,7 @@ class Workload:
             DataUnavailableError: when real data is not installed.
         """
         if self.temperatures:
-            return forecasting.temperature_batch(self.batch, self.source_steps, self.target_steps or 1, seed)
+            return windows.temperature_batch(self.batch, self.source_steps, self.target_steps or 1, seed)
         return synthetic.random_batch(
             self.config,
             self.batch,
@@ -110,7 +110,7 @@ _DEEPAR = Workload(
     summary="a week of hourly temperatures in, the next day out",
     source="zhykoties/TimeSeries params.json: 3 layers x 40, 168 -> 24, batch 64",
     data="real: 8,759 hourly temperatures of Seattle (vega_datasets), normalised, windows of the first 80 %",
-    config=Seq2SeqConfig(input_size=forecasting.FEATURES, hidden_size=40, output_size=1, num_layers=3),
+    config=Seq2SeqConfig(input_size=windows.FEATURES, hidden_size=40, output_size=1, num_layers=3),
     batch=64,
     source_steps=168,
     target_steps=24,

@@ -10,9 +10,9 @@ import torch
 
 from seq2seq.contract import IGNORE_TOKEN
 from seq2seq.model import Seq2SeqConfig
-from seq2seq.tasks import forecasting, synthetic
+from seq2seq.tasks import synthetic
 from seq2seq.tasks.batch import Batch, DataUnavailableError
-from seq2seq.tasks.forecasting import Series, seattle_temperatures, temperature_batch, window_starts, windows
+from seq2seq.tasks.windows import FEATURES, Series, seattle_temperatures, temperature_batch, window_starts, windows
 
 pytest.importorskip("hypothesis")
 from hypothesis import assume, given
@@ -92,7 +92,7 @@ def test_calendar_is_that_of_the_hour(hours, history, horizon):
     series = counting(hours)
     assume(series.train_hours > history + horizon)
     batch = all_windows(series, history, horizon, "train")
-    for column in range(1, forecasting.FEATURES):
+    for column in range(1, FEATURES):
         assert torch.equal(batch.source[..., column], 10 * batch.source[..., 0])
         assert torch.equal(batch.target[..., column], 10 * batch.expected[..., 0])
 

@@ -1,0 +1,84 @@
+"""A series as a model reads it: differences to the season before, normalised, and the way back to its own unit."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from seq2seq.tasks import scoring
+from seq2seq.tasks.errors import DataError
+from seq2seq.tasks.series import TimeSeries, calendar
+from seq2seq.tasks.windows import TRAIN_SHARE, Series
+
+#: Least deviation, relative to the values, that is taken for more than rounding.
+_NOTHING = 1e-9
+
+
+@dataclass(frozen=True)
+class Scaled:
+    """A series as a model reads it.
+
+    Attributes:
+        raw: the series in its own unit.
+        series: its differences over `lag` steps (its values, for lag 0), normalised. Step i is step i + lag of `raw`.
+        lag: steps of the season whose value was taken off; 0 for none.
+        error: of the seasonal naive forecast in the training part, which MASE divides by.
+    """
+
+    raw: TimeSeries
+    series: Series
+    lag: int
+    error: float
+
+    def in_unit(self, paths: Tensor, first: Tensor) -> Tensor:
+        """Paths (samples, windows, horizon) of the normalised series as values in the unit of the raw one.
+
+        Args:
+            paths: from `sample_paths`.
+            first: (windows,) int64, step of `raw` that each path starts at.
+        """
+        steps = paths.double() * self.series.deviation + self.series.mean
+        if not self.lag:
+            return steps
+        found: list[Tensor] = []
+        for step in range(paths.size(-1)):
+            # Beyond one season the values to add to are forecasts themselves.
+            before = self.raw.values[first + step - self.lag] if step < self.lag else found[step - self.lag]
+            found.append(steps[..., step] + before)
+        return torch.stack(found, -1)
+
+
+def scale(
+    raw: TimeSeries, season: int, lag: int, cycles: Sequence[str], given: dict[str, float] | None = None
+) -> Scaled:
+    """A series as a model reads it, its scaling taken from its training part alone unless one is given.
+
+    Args:
+        raw: the series.
+        season: steps of the season that the naive forecast repeats.
+        lag: steps that differences reach back; 0 for the values themselves.
+        cycles: what the calendar tells of, names out of `CYCLES`.
+        given: `mean` and `deviation` of another training.
+
+    Raises:
+        DataError: for a series that repeats itself exactly, so that no error can be scaled with.
+    """
+    steps = raw.values[lag:] - raw.values[: len(raw.values) - lag] if lag else raw.values
+    train = steps[: int(len(steps) * TRAIN_SHARE)]
+    mean, deviation = float(train.mean()), float(train.std())
+    # A straight line differs by the same in every season: there is nothing to scale.
+    if deviation <= _NOTHING * float(raw.values.abs().max()):
+        deviation = 1.0
+    if given is not None:
+        mean, deviation = given["mean"], given["deviation"]
+    circles = calendar(raw.timestamps()[lag:], cycles)
+    series = Series((steps - mean) / deviation, circles, mean, deviation)
+    try:
+        error = scoring.seasonal_error(raw.values[: lag + series.train_hours], season)
+    except ValueError as problem:
+        msg = f"the series {raw.name}: {problem}"
+        raise DataError(msg) from problem
+    return Scaled(raw, series, lag, error)
