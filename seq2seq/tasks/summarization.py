@@ -1,0 +1,115 @@
+"""Summarisation: documents and summaries of a user's TSV or JSON lines, or synthetic ones of cited lengths.
+
+No real corpus installs from a package index. The synthetic documents are news made of templates: the reports marked as
+important make up the summary, in fewer words. So there is something to learn that copying the lead does not give.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+from seq2seq.contract import Config
+from seq2seq.tasks.batch import DataUnavailableError
+from seq2seq.tasks.synthetic_news import make_news
+from seq2seq.tasks.text import Example, TextTask
+from seq2seq.tasks.text_files import read_pairs
+from seq2seq.tasks.text_models import Sizes, text_config
+
+SIZES = {
+    "small": Sizes(embedding=64, hidden=128, layers=1, dropout=0.0),
+    # abisee/pointer-generator: embedding 128, bidirectional 256, one layer
+    "full": Sizes(embedding=128, hidden=256, layers=1, dropout=0.0),
+}
+#: Sentences of the lead, which is the usual baseline on news.
+LEAD_SENTENCES = 3
+
+_ROUGE = {"ROUGE-1": "rouge1", "ROUGE-2": "rouge2", "ROUGE-L": "rougeL"}
+_SENTENCE_END = re.compile(r"(?<=[.!?])\s+")
+_WORD = re.compile(r"[^\W_]+")
+
+
+class SummarizationTask(TextTask):
+    """Pairs of document and summary, judged by ROUGE; from 0 to 100."""
+
+    name: ClassVar[str] = "summarization"
+    quality: ClassVar[str] = "ROUGE-L"
+
+    def model_config(self, model: str, size: str) -> Config:
+        """Sizes of a model for this vocabulary, as `seq2seq.tasks.text_models.text_config`."""
+        return text_config(model, size, SIZES, self.subwords.size)
+
+    def score(self, outputs: Sequence[str], references: Sequence[str]) -> dict[str, float]:
+        """Mean F-measure of ROUGE-1, ROUGE-2 and ROUGE-L, on words of letters and digits of any script, not stemmed.
+
+        Raises:
+            DataUnavailableError: when rouge-score is not installed.
+        """
+        try:
+            from rouge_score.rouge_scorer import RougeScorer  # noqa: PLC0415 - optional
+        except ImportError as error:
+            msg = "ROUGE needs the package rouge-score, which is not installed: pip install --group tasks"
+            raise DataUnavailableError(msg) from error
+        # Its own words are made of a to z alone: a summary in Greek would score 0 against itself.
+        scorer = RougeScorer(list(_ROUGE.values()), tokenizer=_Words())
+        scores = [scorer.score(reference, output) for output, reference in zip(outputs, references, strict=True)]
+        return {name: 100 * sum(score[key].fmeasure for score in scores) / len(scores) for name, key in _ROUGE.items()}
+
+    def baselines(self, examples: Sequence[Example]) -> dict[str, float]:
+        """Scores of a document's first three sentences."""
+        leads = [" ".join(_SENTENCE_END.split(example.source)[:LEAD_SENTENCES]) for example in examples]
+        scores = self.score(leads, [example.target for example in examples])
+        return {f"{name} of the first {LEAD_SENTENCES} sentences": value for name, value in scores.items()}
+
+
+def load(
+    path: Path | None = None,
+    *,
+    keys: tuple[str, str] = ("document", "summary"),
+    vocabulary: int = 2000,
+    max_source: int = 400,
+    max_target: int = 100,
+    documents: int = 2000,
+    sentences: int = 32,
+) -> SummarizationTask:
+    """The task on a user's file, or on synthetic documents.
+
+    Args:
+        path: TSV of document<TAB>summary, or JSON lines; synthetic documents when None.
+        keys: names of document and summary in JSON lines.
+        vocabulary: most tokens, for documents and summaries together.
+        max_source: most tokens of a document; 400 as in See et al. 2017.
+        max_target: most tokens of a summary; 100 as there.
+        documents: how many synthetic ones to make.
+        sentences: of a synthetic document; 32 fill the 400 tokens.
+
+    Raises:
+        DataError: when the file cannot be used.
+        DataUnavailableError: when tokenizers is not installed.
+        ValueError: for a size out of range.
+    """
+    if path is None:
+        pairs, origin = make_news(documents, sentences), "synthetic news"
+    else:
+        pairs, origin = read_pairs(path, keys), str(path)
+    return SummarizationTask.from_pairs(
+        pairs, origin, vocabulary=vocabulary, max_source=max_source, max_target=max_target
+    )
+
+
+def restore(state: dict[str, Any]) -> SummarizationTask:
+    """The task of a state, without data: it can predict.
+
+    Raises:
+        ValueError: when the state is not one of this task.
+    """
+    return SummarizationTask.from_state(state)
+
+
+class _Words:
+    """What RougeScorer takes a text apart with."""
+
+    def tokenize(self, text: str) -> list[str]:
+        return _WORD.findall(text.lower())

@@ -1,0 +1,60 @@
+"""Sizes of each model family for texts, by task and size; a family's module is imported only when it is asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from seq2seq.contract import Config
+from seq2seq.model import Seq2SeqConfig
+
+#: Families that read and write tokens.
+MODELS = ("lstm", "attention", "gnmt", "transformer")
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Sizes of a model, whatever its family.
+
+    Attributes:
+        embedding: features of an embedded token.
+        hidden: hidden size of the decoder, and of each direction of the encoder.
+        layers: of encoder and decoder each.
+        dropout: probability of dropping a value in training.
+    """
+
+    embedding: int
+    hidden: int
+    layers: int
+    dropout: float
+
+
+def text_config(model: str, size: str, sizes: Mapping[str, Sizes], vocabulary: int) -> Config:
+    """Sizes of a model that reads and writes tokens of one vocabulary.
+
+    Args:
+        model: `lstm`, `attention`, `gnmt` or `transformer`.
+        size: `small`, which trains on 2 CPU cores in minutes, or `full`.
+        sizes: those of a task.
+        vocabulary: tokens.
+
+    Raises:
+        ValueError: for another model or size.
+    """
+    if size not in sizes:
+        msg = f"size is {size!r}, expected one of {', '.join(sizes)}"
+        raise ValueError(msg)
+    chosen = sizes[size]
+    if model == "lstm":
+        return Seq2SeqConfig(
+            input_size=chosen.embedding,
+            hidden_size=chosen.hidden,
+            output_size=vocabulary,
+            num_layers=chosen.layers,
+            bidirectional=True,
+            dropout=chosen.dropout,
+            source_vocabulary=vocabulary,
+            target_vocabulary=vocabulary,
+        )
+    msg = f"model is {model!r}, expected one of {', '.join(MODELS)}"
+    raise ValueError(msg)

@@ -1,0 +1,99 @@
+"""Translation: English to German or French from Django's message catalogues, or pairs of a user's own TSV file.
+
+The catalogues hold the messages of a web framework: short, full of placeholders and technical terms, few. A model
+learns them by heart and does not learn the language from them; the scores on validation say how little.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+from seq2seq.contract import Config
+from seq2seq.tasks.batch import DataUnavailableError
+from seq2seq.tasks.catalogues import LANGUAGES, catalogue_pairs
+from seq2seq.tasks.text import Example, TextTask
+from seq2seq.tasks.text_files import read_pairs
+from seq2seq.tasks.text_models import Sizes, text_config
+
+SIZES = {
+    "small": Sizes(embedding=96, hidden=192, layers=1, dropout=0.1),
+    # bentrevett/pytorch-seq2seq notebook 1: 2 layers x 512, embedding 256, dropout 0.5
+    "full": Sizes(embedding=256, hidden=512, layers=2, dropout=0.5),
+}
+
+
+class TranslationTask(TextTask):
+    """Pairs of sentences, judged by sacreBLEU and chrF; both from 0 to 100."""
+
+    name: ClassVar[str] = "translation"
+    quality: ClassVar[str] = "BLEU"
+
+    def model_config(self, model: str, size: str) -> Config:
+        """Sizes of a model for this vocabulary, as `seq2seq.tasks.text_models.text_config`."""
+        return text_config(model, size, SIZES, self.subwords.size)
+
+    def score(self, outputs: Sequence[str], references: Sequence[str]) -> dict[str, float]:
+        """BLEU and chrF of the whole corpus, with sacreBLEU's defaults.
+
+        Raises:
+            DataUnavailableError: when sacrebleu is not installed.
+        """
+        try:
+            import sacrebleu  # noqa: PLC0415 - optional
+        except ImportError as error:
+            msg = "BLEU needs the package sacrebleu, which is not installed: pip install --group tasks"
+            raise DataUnavailableError(msg) from error
+        return {
+            "BLEU": float(sacrebleu.corpus_bleu(outputs, [references]).score),
+            "chrF": float(sacrebleu.corpus_chrf(outputs, [references]).score),
+        }
+
+    def baselines(self, examples: Sequence[Example]) -> dict[str, float]:
+        """Scores of handing the source back: names and placeholders are the same in both languages."""
+        copied = self.score([example.source for example in examples], [example.target for example in examples])
+        return {f"{name} of the source copied": value for name, value in copied.items()}
+
+
+def load(
+    path: Path | None = None,
+    *,
+    language: str = "de",
+    vocabulary: int = 2000,
+    max_source: int = 64,
+    max_target: int = 64,
+) -> TranslationTask:
+    """The task on the catalogues, or on a user's file.
+
+    Args:
+        path: TSV of source<TAB>target, or JSON lines with `source` and `target`; the catalogues when None.
+        language: of the catalogues, `de` or `fr`.
+        vocabulary: most tokens, for both languages together.
+        max_source: most tokens of a source.
+        max_target: most tokens of a target.
+
+    Raises:
+        DataError: when the file cannot be used.
+        DataUnavailableError: when Django or tokenizers is needed and not installed.
+        ValueError: for another language, or a size out of range.
+    """
+    if path is None:
+        if language not in LANGUAGES:
+            msg = f"language is {language!r}, expected one of {', '.join(LANGUAGES)}"
+            raise ValueError(msg)
+        pairs, origin = list(catalogue_pairs(language)), f"English-{LANGUAGES[language]} catalogues of Django"
+    else:
+        pairs, origin = read_pairs(path, ("source", "target")), str(path)
+    return TranslationTask.from_pairs(
+        pairs, origin, vocabulary=vocabulary, max_source=max_source, max_target=max_target
+    )
+
+
+def restore(state: dict[str, Any]) -> TranslationTask:
+    """The task of a state, without data: it can predict.
+
+    Raises:
+        ValueError: when the state is not one of this task.
+    """
+    return TranslationTask.from_state(state)
