@@ -5,6 +5,8 @@ The last dimension of the outputs is the distribution's parameters, each for all
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.distributions import Distribution, Normal, StudentT
@@ -68,3 +70,23 @@ def negative_log_likelihood(
     # Chosen, not multiplied: what stands in the padding need not be finite.
     logarithms = torch.where(inside, found.log_prob(torch.where(inside, expected, 0.0)), 0.0)
     return -logarithms.sum() / (inside.sum() * expected.size(2))
+
+
+def draw(likelihood: str, outputs: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    """A sample of each distribution that the outputs are the parameters of: (..., values).
+
+    Args:
+        likelihood: `gaussian` or `student`.
+        outputs: as for `distribution`.
+        generator: on the outputs' device; torch's own when None, which is what torch's distributions draw from.
+    """
+    # Any: torch's base class has neither location nor scale.
+    found: Any = distribution(likelihood, outputs)
+    location: Tensor = found.loc
+    scale: Tensor = found.scale
+    noise = torch.randn(location.shape, dtype=location.dtype, device=location.device, generator=generator)
+    if isinstance(found, StudentT):
+        # A normal over the root of an independent chi-squared that is divided by its degrees of freedom.
+        squares = 2 * torch._standard_gamma(found.df / 2, generator=generator)  # noqa: SLF001 - alone takes a generator
+        noise *= (found.df / squares).sqrt()
+    return location + scale * noise
