@@ -92,8 +92,9 @@ def test_frequency_of_fixed_steps(frequency, seconds, season):
 
 
 @pytest.mark.parametrize(
-    ("frequency", "name", "season"), [("MS", "monthly", 12), ("ME", "monthly", 12), ("QS", "quarterly", 4), ("YS", "yearly", 1)]
-)  # fmt: skip
+    ("frequency", "name", "season"),
+    [("MS", "monthly", 12), ("ME", "monthly", 12), ("QS", "quarterly", 4), ("YS", "yearly", 1)],
+)
 def test_frequency_of_months(frequency, name, season):
     """Months, quarters and years are steps though their days differ, counted from the first as from the last day."""
     stamps = pd.date_range("2021-01-01", periods=30, freq=frequency)
