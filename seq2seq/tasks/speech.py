@@ -1,0 +1,333 @@
+"""The task of writing down what is said: log-mel frames in, characters out, scored by word and character error rate.
+
+The corpus is a user's folder of WAV files and transcripts; without one it is a made-up language of tones, which is
+SYNTHETIC and says nothing of how well speech is recognised.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from seq2seq.contract import IGNORE_TOKEN, Config, Model
+from seq2seq.model import Seq2SeqConfig
+from seq2seq.tasks import tones
+from seq2seq.tasks.audio import BANDS, log_mel, stack
+from seq2seq.tasks.batch import Batch, DataUnavailableError
+from seq2seq.tasks.bucketing import bucketed
+from seq2seq.tasks.corpus import read_corpus, read_frames
+from seq2seq.tasks.errors import DataError
+from seq2seq.tasks.tokens import BEGIN, END, PAD, UNKNOWN
+
+#: Tokens before those of characters.
+SPECIAL = 4
+#: Every so many recordings is held back for validation.
+HELD_BACK = 10
+#: Recordings of the made-up corpus.
+SYNTHETIC_COUNT = 2200
+#: Tokens a step that decoding may give, relative to the most that training has.
+MARGIN = 1.2
+
+
+@dataclass(frozen=True)
+class Example:
+    """What is heard and what is said.
+
+    Attributes:
+        steps: (steps, features) float32, normalised and stacked frames.
+        text: its transcript.
+        tokens: of the transcript.
+    """
+
+    steps: Tensor
+    text: str
+    tokens: tuple[int, ...]
+
+    @property
+    def lengths(self) -> tuple[int, int]:
+        """Steps that encoder and decoder make; the decoder's one more than tokens, for BEGIN or END."""
+        return len(self.steps), len(self.tokens) + 1
+
+
+@dataclass(frozen=True)
+class SpeechTask:
+    """Recordings and transcripts.
+
+    Attributes:
+        alphabet: characters that tokens stand for, from token `SPECIAL` on.
+        mean, deviation: (bands,) float32 of the training recordings' frames, taken off and divided by.
+        stacked: frames of a step.
+        rate: most tokens a step in training, which bounds decoding.
+        examples: of `train` and `validation`; empty when restored without.
+        notes: what to tell about the data, a line each.
+    """
+
+    alphabet: str
+    mean: Tensor
+    deviation: Tensor
+    stacked: int
+    rate: float
+    examples: dict[str, list[Example]]
+    notes: tuple[str, ...] = ()
+
+    name: ClassVar[str] = "speech"
+    quality: ClassVar[str] = "WER"
+    higher_is_better: ClassVar[bool] = False
+    #: Settings of a training that learns the made-up language.
+    learning_rate: ClassVar[float] = 2e-3
+    batch: ClassVar[int] = 32
+    steps: ClassVar[int] = 1500
+
+    @property
+    def vocabulary(self) -> int:
+        """Tokens, special ones included."""
+        return SPECIAL + len(self.alphabet)
+
+    def model_config(self, model: str = "lstm", size: str = "small") -> Config:
+        """Sizes of a model for these recordings.
+
+        Args:
+            model: `lstm`.
+            size: `small`, or `full`, the sizes of the workload `speech-las`.
+
+        Raises:
+            ValueError: for another model or size.
+        """
+        sizes: dict[str, dict[str, Any]] = {
+            "small": {"hidden_size": 64, "num_layers": 1, "decoder_input_size": 32, "decoder_hidden_size": 128},
+            "full": {"hidden_size": 256, "num_layers": 3, "decoder_input_size": 512, "decoder_hidden_size": 512},
+        }
+        if model != "lstm" or size not in sizes:
+            msg = f"speech has model 'lstm' in sizes 'small' and 'full', got {model!r} and {size!r}"
+            raise ValueError(msg)
+        return Seq2SeqConfig(
+            input_size=BANDS * self.stacked,
+            output_size=self.vocabulary,
+            target_vocabulary=self.vocabulary,
+            bidirectional=True,
+            decoder_layers=1,
+            **sizes[size],
+        )
+
+    def batches(self, split: str, batch: int, seed: int, epoch: int) -> Iterator[Batch]:
+        """Batches of recordings of about the same length; each recording once in an epoch.
+
+        Args:
+            split: `train`, shuffled, or `validation`, by length.
+            batch: recordings in a batch; the last may have fewer.
+            seed: of the order in training.
+            epoch: from 0; each has another order, the same on every run.
+
+        Raises:
+            ValueError: for an unknown split, or a task without recordings.
+        """
+        examples = self._examples(split)
+        if split == "train":
+            order = bucketed([example.lengths for example in examples], batch, seed, epoch)
+        else:
+            order = [list(range(len(examples)))[at : at + batch] for at in range(0, len(examples), batch)]
+        for places in order:
+            yield collate([examples[place] for place in places])
+
+    def evaluate(self, model: Model, batch: int, device: str) -> dict[str, float]:
+        """Write down the validation recordings and compare with their transcripts.
+
+        Args:
+            model: on `device`; it is in the mode afterwards that it was in before.
+            batch: recordings decoded together.
+            device: `cpu` or `cuda`.
+
+        Returns:
+            Word and character error rates of all recordings together, 1 being as many errors as words.
+
+        Raises:
+            DataUnavailableError: when jiwer is not installed.
+        """
+        jiwer = _jiwer()
+        examples = self._examples("validation")
+        heard = self._decode(model, [example.steps for example in examples], batch, device)
+        said = [example.text for example in examples]
+        return {"WER": float(jiwer.wer(said, heard)), "CER": float(jiwer.cer(said, heard))}
+
+    def transcribe(self, model: Model, paths: Sequence[Path], batch: int = 32, device: str = "cpu") -> list[str]:
+        """What is said in WAV files, in their order.
+
+        Raises:
+            DataError: for a file that is no whole WAV.
+        """
+        return self._decode(model, [self._steps(read_frames(path)) for path in paths], batch, device)
+
+    def state(self) -> dict[str, Any]:
+        """What `restore` needs, as JSON."""
+        return {
+            "task": self.name,
+            "alphabet": self.alphabet,
+            "mean": self.mean.tolist(),
+            "deviation": self.deviation.tolist(),
+            "stacked": self.stacked,
+            "rate": self.rate,
+        }
+
+    def encode(self, text: str) -> tuple[int, ...]:
+        """Tokens of a text, one a character; `UNKNOWN` for those that training has not."""
+        return tuple(self.alphabet.find(letter) + SPECIAL if letter in self.alphabet else UNKNOWN for letter in text)
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        """The text of tokens up to `END`; special ones are left out."""
+        kept = list(tokens)[: list(tokens).index(END) if END in tokens else None]
+        return "".join(self.alphabet[token - SPECIAL] for token in kept if token >= SPECIAL).strip()
+
+    def _steps(self, frames: Tensor) -> Tensor:
+        return stack((frames - self.mean) / self.deviation, self.stacked)
+
+    def _examples(self, split: str) -> list[Example]:
+        if split not in {"train", "validation"}:
+            msg = f"split is {split!r}, expected 'train' or 'validation'"
+            raise ValueError(msg)
+        if split not in self.examples:
+            msg = "there are no recordings: the task was restored without, load a corpus to train or evaluate"
+            raise ValueError(msg)
+        return self.examples[split]
+
+    def _decode(self, model: Model, recordings: Sequence[Tensor], batch: int, device: str) -> list[str]:
+        """Greedily; recordings of like length together, the texts in the order given."""
+        training, texts = model.training, [""] * len(recordings)
+        model.eval()
+        order = sorted(range(len(recordings)), key=lambda place: len(recordings[place]))
+        try:
+            for at in range(0, len(order), batch):
+                places = order[at : at + batch]
+                source, lengths = _padded([recordings[place] for place in places])
+                # Its own limit for each, so that the company it is decoded in has no say.
+                limits = [math.ceil(MARGIN * self.rate * length) + 1 for length in lengths.tolist()]
+                found = _greedy(model, source.to(device), lengths, max(limits))
+                for place, tokens, limit in zip(places, found, limits, strict=True):
+                    texts[place] = self.decode(tokens[:limit])
+        finally:
+            model.train(training)
+        return texts
+
+
+def load(
+    path: Path | str | None = None,
+    *,
+    stacked: int = 3,
+    encoding: str = "utf-8-sig",
+    count: int = SYNTHETIC_COUNT,
+    longest: int = 24,
+) -> SpeechTask:
+    """The task on a user's folder, or on the made-up language of `tones`.
+
+    Args:
+        path: folder of WAV files and transcripts (see `corpus.read_corpus`); None for the synthetic language.
+        stacked: frames of 10 ms that make one step; 3 as in the workload `speech-las`.
+        encoding: of the transcripts.
+        count: recordings of the synthetic language.
+        longest: characters of its longest transcript.
+
+    Raises:
+        DataError: for a corpus or option that cannot be used.
+    """
+    for name, value, least in (("stacked", stacked, 1), ("count", count, 2), ("longest", longest, 1)):
+        if not isinstance(value, int) or isinstance(value, bool) or value < least:
+            msg = f"{name} is {value!r}, expected a whole number of at least {least}"
+            raise DataError(msg)
+    if path is None:
+        made = tones.utterances(count, seed=0, longest=longest)
+        pairs = [(log_mel(utterance.samples / 2.0**15), utterance.text) for utterance in made]
+        note = f"SYNTHETIC: {count} utterances of a made-up language of tones; no speech"
+    else:
+        pairs = [(read_frames(recording.path), recording.text) for recording in read_corpus(Path(path), encoding)]
+        if len(pairs) < 2:  # noqa: PLR2004 - one to learn from, one to validate on
+            msg = f"{path}: holds one recording, expected at least 2, to learn from and to validate on"
+            raise DataError(msg)
+        note = f"{len(pairs)} recordings from {path}"
+    return _task(pairs, stacked, note)
+
+
+def restore(state: dict[str, Any]) -> SpeechTask:
+    """The task of a checkpoint, without recordings: it can transcribe."""
+    return SpeechTask(
+        alphabet=state["alphabet"],
+        mean=torch.tensor(state["mean"]),
+        deviation=torch.tensor(state["deviation"]),
+        stacked=state["stacked"],
+        rate=state["rate"],
+        examples={},
+    )
+
+
+def collate(examples: Sequence[Example]) -> Batch:
+    """One batch: sources padded with zeros; targets BEGIN and tokens, expected tokens and END."""
+    source, source_lengths = _padded([example.steps for example in examples])
+    targets = [torch.tensor((BEGIN, *example.tokens)) for example in examples]
+    expected = [torch.tensor((*example.tokens, END)) for example in examples]
+    return Batch(
+        source,
+        pad_sequence(targets, batch_first=True, padding_value=PAD),
+        source_lengths,
+        torch.tensor([len(target) for target in targets]),
+        pad_sequence(expected, batch_first=True, padding_value=IGNORE_TOKEN),
+    )
+
+
+def _task(pairs: Sequence[tuple[Tensor, str]], stacked: int, note: str) -> SpeechTask:
+    """Splits, alphabet and normalisation; the latter two from the training recordings alone."""
+    order = np.random.default_rng(0).permutation(len(pairs))
+    held = max(1, len(pairs) // HELD_BACK)
+    splits = {
+        "train": [pairs[place] for place in sorted(order[held:])],
+        # Neighbours of like length need little padding.
+        "validation": sorted((pairs[place] for place in order[:held]), key=lambda pair: len(pair[0])),
+    }
+    heard = torch.cat([frames for frames, _ in splits["train"]])
+    alphabet = "".join(sorted({letter for _, text in splits["train"] for letter in text}))
+    task = SpeechTask(alphabet, heard.mean(0), heard.std(0).clamp_min(1e-3), stacked, 1.0, {}, (note,))
+    examples = {
+        split: [Example(task._steps(frames), text, task.encode(text)) for frames, text in chosen]  # noqa: SLF001
+        for split, chosen in splits.items()
+    }
+    rate = max(example.lengths[1] / example.lengths[0] for example in examples["train"])
+    return dataclasses.replace(task, rate=rate, examples=examples)
+
+
+def _padded(recordings: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    lengths = torch.tensor([len(recording) for recording in recordings])
+    return pad_sequence(list(recordings), batch_first=True), lengths
+
+
+def _greedy(model: Model, source: Tensor, lengths: Tensor, limit: int) -> list[list[int]]:
+    """The likeliest token each step, until every sequence has ended or has `limit` tokens."""
+    with torch.inference_mode():
+        state = model.encode(source, lengths)
+        value = torch.full((source.size(0),), BEGIN, device=source.device)
+        ended, found = torch.zeros_like(value, dtype=torch.bool), []
+        for _ in range(limit):
+            outputs, state = model.step(value, state)
+            value = outputs.argmax(-1)
+            found.append(value)
+            ended |= value == END
+            if bool(ended.all()):
+                break
+    rows: list[list[int]] = torch.stack(found, 1).tolist()
+    return rows
+
+
+@functools.cache
+def _jiwer() -> Any:
+    try:
+        import jiwer  # noqa: PLC0415 - optional
+    except ImportError as error:
+        msg = "word error rates need the package jiwer, which is not installed: pip install --group tasks"
+        raise DataUnavailableError(msg) from error
+    return jiwer
