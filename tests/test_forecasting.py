@@ -45,9 +45,9 @@ def hourly(tmp_path):
 class Repeats(Model):
     """Forecasts a constant in units of the normalised series."""
 
-    def __init__(self, value, likelihood=""):
+    def __init__(self, value, features=3):
         super().__init__()
-        self.config = Seq2SeqConfig(5, 1, 1, likelihood=likelihood)
+        self.config = Seq2SeqConfig(features, 1, 1)
         self.value = value
 
     def encode(self, source, lengths=None):
@@ -65,7 +65,7 @@ class Sums(Model):
 
     def __init__(self, likelihood):
         super().__init__()
-        self.config = Seq2SeqConfig(5, 1, 1, likelihood=likelihood)
+        self.config = Seq2SeqConfig(3, 1, 1, likelihood=likelihood)
 
     def encode(self, source, lengths=None):
         """The last value that was read."""
@@ -131,7 +131,7 @@ def test_no_difference_is_the_seasonal_naive_forecast(tmp_path):
     """A model that forecasts no difference to the season before scores what the seasonal naive forecast does."""
     task = load(write(tmp_path / "s.csv", noise(900)), history=24, horizon=60)
     (scaled,) = task.series
-    scores = task.evaluate(Repeats(-scaled.series.mean / scaled.series.deviation), 64, "cpu")
+    scores = task.evaluate(Repeats(-scaled.series.mean / scaled.series.deviation, task.features), 64, "cpu")
     assert scores["MASE"] == pytest.approx(scores["MASE seasonal naive"], rel=1e-4)
     assert scores["MAE"] == pytest.approx(scores["MAE seasonal naive"], rel=1e-4)
     # It is a single path, so that its CRPS is its error.

@@ -38,8 +38,6 @@ PRESETS: dict[str, dict[str, Any]] = {
 }
 #: Validation windows of a series that are evaluated: a day's hours all start some, and it stays quick.
 VALIDATION_WINDOWS = 256
-#: The samples of an evaluation are the same every time.
-SAMPLING_SEED = 0
 
 
 @dataclass(frozen=True)
@@ -150,7 +148,7 @@ class ForecastingTask:
             for index, scaled in enumerate(self.series):
                 starts = self._starts(scaled, "validation")
                 paths = [
-                    sample_paths(model, self._windows(part).to(device), self.samples, SAMPLING_SEED)
+                    sample_paths(model, self._windows(part).to(device), self.samples)
                     for part in _places(index, starts).split(batch)
                 ]
                 found.append(self._scores(scaled, starts, torch.cat(paths, 1)))
@@ -196,7 +194,7 @@ class ForecastingTask:
         # The future has a calendar but no values yet.
         extended = self._extended(scaled) if future else scaled.series
         window = windows(extended, torch.tensor([start - self.history - self.lag]), self.history, self.horizon)
-        paths = sample_paths(model, window.to(device), samples, SAMPLING_SEED)
+        paths = sample_paths(model, window.to(device), samples)
         before = scaled.raw.values[start - self.history : start]
         return Forecast(
             series=scaled.raw.name,

@@ -37,7 +37,7 @@ class Scaled:
         """Paths (samples, windows, horizon) of the normalised series as values in the unit of the raw one.
 
         Args:
-            paths: from `sample_paths`.
+            paths: from a model.
             first: (windows,) int64, step of `raw` that each path starts at.
         """
         steps = paths.double() * self.series.deviation + self.series.mean

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +19,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from seq2seq.contract import IGNORE_TOKEN, Config, Model
+from seq2seq.decode import greedy
 from seq2seq.model import Seq2SeqConfig
 from seq2seq.tasks import tones
 from seq2seq.tasks.audio import BANDS, log_mel, stack
@@ -208,11 +208,9 @@ class SpeechTask:
             for at in range(0, len(order), batch):
                 places = order[at : at + batch]
                 source, lengths = _padded([recordings[place] for place in places])
-                # Its own limit for each, so that the company it is decoded in has no say.
-                limits = [math.ceil(MARGIN * self.rate * length) + 1 for length in lengths.tolist()]
-                found = _greedy(model, source.to(device), lengths, max(limits))
-                for place, tokens, limit in zip(places, found, limits, strict=True):
-                    texts[place] = self.decode(tokens[:limit])
+                found = greedy(model, source.to(device), lengths, max_ratio=MARGIN * self.rate)
+                for place, tokens in zip(places, found.lists(), strict=True):
+                    texts[place] = self.decode(tokens)
         finally:
             model.train(training)
         return texts
@@ -304,23 +302,6 @@ def _task(pairs: Sequence[tuple[Tensor, str]], stacked: int, note: str) -> Speec
 def _padded(recordings: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
     lengths = torch.tensor([len(recording) for recording in recordings])
     return pad_sequence(list(recordings), batch_first=True), lengths
-
-
-def _greedy(model: Model, source: Tensor, lengths: Tensor, limit: int) -> list[list[int]]:
-    """The likeliest token each step, until every sequence has ended or has `limit` tokens."""
-    with torch.inference_mode():
-        state = model.encode(source, lengths)
-        value = torch.full((source.size(0),), BEGIN, device=source.device)
-        ended, found = torch.zeros_like(value, dtype=torch.bool), []
-        for _ in range(limit):
-            outputs, state = model.step(value, state)
-            value = outputs.argmax(-1)
-            found.append(value)
-            ended |= value == END
-            if bool(ended.all()):
-                break
-    rows: list[list[int]] = torch.stack(found, 1).tolist()
-    return rows
 
 
 @functools.cache
