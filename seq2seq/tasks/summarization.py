@@ -7,7 +7,7 @@ important make up the summary, in fewer words. So there is something to learn th
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -36,6 +36,7 @@ class SummarizationTask(TextTask):
 
     name: ClassVar[str] = "summarization"
     quality: ClassVar[str] = "ROUGE-L"
+    defaults: ClassVar[Mapping[str, float]] = {"batch": 16, "learning_rate": 3e-3, "epochs": 20}
 
     def model_config(self, model: str, size: str) -> Config:
         """Sizes of a model for this vocabulary, as `seq2seq.tasks.text_models.text_config`."""

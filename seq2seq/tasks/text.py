@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
@@ -61,6 +61,8 @@ class TextTask(ABC):
     #: Name of the score that `evaluate` gives and that is to be improved.
     quality: ClassVar[str]
     higher_is_better: ClassVar[bool] = True
+    #: What a small model trains well with here, by the names of `seq2seq.train.Settings`.
+    defaults: ClassVar[Mapping[str, float]]
 
     def __init__(
         self,

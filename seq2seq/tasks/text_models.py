@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from seq2seq.contract import Config
 from seq2seq.model import Seq2SeqConfig
 
 #: Families that read and write tokens.
-MODELS = ("lstm", "attention", "gnmt", "transformer")
+MODELS = ("lstm", "attention", "gnmt")
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,7 @@ def text_config(model: str, size: str, sizes: Mapping[str, Sizes], vocabulary: i
     """Sizes of a model that reads and writes tokens of one vocabulary.
 
     Args:
-        model: `lstm`, `attention`, `gnmt` or `transformer`.
+        model: `lstm`; `attention`, the same with Luong's general attention; or `gnmt`, which has at least 2 layers.
         size: `small`, which trains on 2 CPU cores in minutes, or `full`.
         sizes: those of a task.
         vocabulary: tokens.
@@ -45,16 +46,23 @@ def text_config(model: str, size: str, sizes: Mapping[str, Sizes], vocabulary: i
         msg = f"size is {size!r}, expected one of {', '.join(sizes)}"
         raise ValueError(msg)
     chosen = sizes[size]
+    common: dict[str, Any] = {
+        "input_size": chosen.embedding,
+        "hidden_size": chosen.hidden,
+        "output_size": vocabulary,
+        "dropout": chosen.dropout,
+        "source_vocabulary": vocabulary,
+        "target_vocabulary": vocabulary,
+    }
     if model == "lstm":
-        return Seq2SeqConfig(
-            input_size=chosen.embedding,
-            hidden_size=chosen.hidden,
-            output_size=vocabulary,
-            num_layers=chosen.layers,
-            bidirectional=True,
-            dropout=chosen.dropout,
-            source_vocabulary=vocabulary,
-            target_vocabulary=vocabulary,
-        )
+        return Seq2SeqConfig(**common, num_layers=chosen.layers, bidirectional=True)
+    if model == "attention":
+        from seq2seq.attention import AttentionConfig  # noqa: PLC0415
+
+        return AttentionConfig(**common, num_layers=chosen.layers, bidirectional=True, attention="general")
+    if model == "gnmt":
+        from seq2seq.gnmt import LEAST_LAYERS, GNMTConfig  # noqa: PLC0415
+
+        return GNMTConfig(**common, num_layers=max(chosen.layers, LEAST_LAYERS))
     msg = f"model is {model!r}, expected one of {', '.join(MODELS)}"
     raise ValueError(msg)

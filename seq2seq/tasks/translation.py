@@ -6,7 +6,7 @@ learns them by heart and does not learn the language from them; the scores on va
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -29,6 +29,7 @@ class TranslationTask(TextTask):
 
     name: ClassVar[str] = "translation"
     quality: ClassVar[str] = "BLEU"
+    defaults: ClassVar[Mapping[str, float]] = {"batch": 32, "learning_rate": 3e-3, "epochs": 40}
 
     def model_config(self, model: str, size: str) -> Config:
         """Sizes of a model for this vocabulary, as `seq2seq.tasks.text_models.text_config`."""
