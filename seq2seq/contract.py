@@ -34,6 +34,8 @@ class Stack:
         decodes: whether it reads the target; otherwise the source.
         embedded: whether it reads what was computed, as embedded tokens are, so that gradients go on into its input.
         from_zeros: whether its initial state is zeros; None means that it is where it reads the source.
+        stepwise: whether it is called for each step, since its input depends on what came of the step before.
+        every: it reads one step for so many of the sequence, which are stacked.
     """
 
     name: str
@@ -44,6 +46,8 @@ class Stack:
     decodes: bool = False
     embedded: bool = False
     from_zeros: bool | None = None
+    stepwise: bool = False
+    every: int = 1
 
     @property
     def starts_from_zeros(self) -> bool:

@@ -107,8 +107,9 @@ def _directions(config: Config, extent: Extent) -> Iterator[_Direction]:
     """Every direction of every layer, encoder first."""
     for stack in config.stacks:
         hidden = stack.hidden_size
-        steps = extent.target_steps if stack.decodes else extent.source_steps
-        recurrent_steps = steps - extent.sequences if stack.starts_from_zeros else steps
+        # Stacked, sequences that do not fill their last step need one more each, which is not known here.
+        steps = -(-(extent.target_steps if stack.decodes else extent.source_steps) // stack.every)
+        recurrent_steps = max(0, steps - extent.sequences) if stack.starts_from_zeros else steps
         for layer in range(stack.num_layers):
             features = hidden * stack.directions if layer else stack.input_size
             for _ in range(stack.directions):

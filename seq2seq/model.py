@@ -83,12 +83,18 @@ class Seq2SeqConfig:
         if self.likelihood and self.target_vocabulary:
             msg = f"likelihood {self.likelihood!r} is for real values, but the targets are tokens: leave it out"
             raise ValueError(msg)
-        if self.decoder_layers is not None and self.decoder_layers > self.num_layers:
+        most = self.most_decoder_layers
+        if self.decoder_layers is not None and most is not None and self.decoder_layers > most:
             msg = (
                 f"decoder_layers is {self.decoder_layers} but the encoder has {self.num_layers}; "
                 "each decoder layer starts from the state of an encoder layer, so give at most as many"
             )
             raise ValueError(msg)
+
+    @property
+    def most_decoder_layers(self) -> int | None:
+        """How many decoder layers find a state to start from; None for any number."""
+        return self.num_layers
 
     @property
     def bridged(self) -> bool:
