@@ -11,9 +11,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from seq2seq.attention import AttentionConfig
 from seq2seq.contract import Config
+from seq2seq.gnmt import GNMTConfig
 from seq2seq.model import Seq2SeqConfig
 from seq2seq.single import SingleConfig
+from seq2seq.stacked import StackedConfig
 from seq2seq.tasks import synthetic, windows
 from seq2seq.tasks.batch import Batch
 
@@ -108,13 +111,26 @@ _SEED = Workload(
 _DEEPAR = Workload(
     name="forecast-deepar",
     summary="a week of hourly temperatures in, the next day out",
-    source="zhykoties/TimeSeries params.json: 3 layers x 40, 168 -> 24, batch 64",
+    source="zhykoties/TimeSeries params.json: 3 layers x 40, 168 -> 24, batch 64, Gaussian likelihood",
     data="real: 8,759 hourly temperatures of Seattle (vega_datasets), normalised, windows of the first 80 %",
-    config=Seq2SeqConfig(input_size=windows.FEATURES, hidden_size=40, output_size=1, num_layers=3),
+    config=Seq2SeqConfig(
+        input_size=windows.FEATURES, hidden_size=40, output_size=1, num_layers=3, likelihood="gaussian"
+    ),
     batch=64,
     source_steps=168,
     target_steps=24,
     temperatures=True,
+)
+_TFT = Workload(
+    name="forecast-tft",
+    summary="a week of hourly consumption to three quantiles of the next day, the LSTMs alone",
+    source="NVIDIA DeepLearningExamples TFT, electricity: LSTM 128, 168 -> 24, batch 1024 (of the model its LSTM "
+    "encoder and decoder alone: variable selection, gates and attention are left out)",
+    data="synthetic: random, as many features as TFT's LSTMs are given",
+    config=Seq2SeqConfig(input_size=128, hidden_size=128, output_size=3),
+    batch=1024,
+    source_steps=168,
+    target_steps=24,
 )
 _TRANSLATION = Workload(
     name="translation-small",
@@ -135,22 +151,67 @@ _TRANSLATION = Workload(
     source_lengths=synthetic.WMT_GERMAN,
     target_lengths=synthetic.WMT_ENGLISH,
 )
+_IWSLT = Workload(
+    name="translation-iwslt",
+    summary="English to Vietnamese with attention, fed with what it found the step before",
+    source="tensorflow/nmt iwslt15.json: encoder 2 x 512, which is one layer read both ways, decoder 2 x 512, scaled "
+    "Luong attention with input feeding, embedding 512, batch 128, length up to 50, vocabularies of IWSLT'15",
+    data="synthetic: random tokens, lengths of WMT English and German words",
+    config=AttentionConfig(
+        input_size=512,
+        hidden_size=512,
+        output_size=7709,
+        bidirectional=True,
+        decoder_layers=2,
+        source_vocabulary=17191,
+        target_vocabulary=7709,
+        attention="general",
+        scaled=True,
+        feeds="attention",
+    ),
+    batch=128,
+    source_steps=50,
+    target_steps=50,
+    source_lengths=synthetic.WMT_ENGLISH,
+    target_lengths=synthetic.WMT_GERMAN,
+)
+_GNMT = Workload(
+    name="translation-gnmt",
+    summary="English to German by a deep model with residual layers and attention",
+    source="NVIDIA DeepLearningExamples GNMT v2: encoder 4 x 1024, its first layer read both ways, decoder 4 x 1024, "
+    "normed Bahdanau attention, embedding 1024, vocabulary 32k, batch 128, length up to 50",
+    data="synthetic: random tokens, lengths of WMT English and German words",
+    config=GNMTConfig(
+        input_size=1024,
+        hidden_size=1024,
+        output_size=32_000,
+        source_vocabulary=32_000,
+        target_vocabulary=32_000,
+    ),
+    batch=128,
+    source_steps=50,
+    target_steps=50,
+    source_lengths=synthetic.WMT_ENGLISH,
+    target_lengths=synthetic.WMT_GERMAN,
+)
 _SPEECH = Workload(
     name="speech-las",
-    summary="filter-bank frames to characters, bidirectional encoder, different lengths",
-    source="kaituoxu/Listen-Attend-Spell aishell: in 240, 3 x bidirectional 256, decoder 512, batch 32, 800 -> 150 "
-    "(its attention is left out)",
+    summary="filter-bank frames to characters with attention, bidirectional encoder, different lengths",
+    source="kaituoxu/Listen-Attend-Spell aishell: in 240, 3 x bidirectional 256, decoder 512 from zeros, dot attention "
+    "whose context is fed to the next step, batch 32, 800 -> 150",
     data="synthetic: random frames and tokens, lengths of LibriSpeech dev-clean scaled to the longest",
-    config=Seq2SeqConfig(
+    config=AttentionConfig(
         input_size=240,
         hidden_size=256,
         output_size=4233,
         num_layers=3,
         bidirectional=True,
         decoder_input_size=512,
-        decoder_hidden_size=512,
         decoder_layers=1,
         target_vocabulary=4233,
+        attention="dot",
+        feeds="context",
+        starts_from_zeros=True,
     ),
     batch=32,
     source_steps=800,
@@ -158,19 +219,33 @@ _SPEECH = Workload(
     source_lengths=synthetic.LIBRISPEECH_FRAMES,
     target_lengths=synthetic.LIBRISPEECH_CHARACTERS,
 )
+_TRANSDUCER = Workload(
+    name="speech-rnnt-encoder",
+    summary="filter-bank frames through the encoder of a speech transducer, which stacks steps by two",
+    source="mlcommons/inference rnnt.toml: in 240, 2 x 1024, stack 2, 3 x 1024 (prediction and joint networks are left "
+    "out; batch 32 is ours)",
+    data="synthetic: random frames, lengths of LibriSpeech dev-clean at 30 ms a frame",
+    config=StackedConfig(input_size=240, hidden_size=1024),
+    batch=32,
+    source_steps=1088,
+    source_lengths=synthetic.LIBRISPEECH_FRAMES,
+)
 _SUMMARY = Workload(
     name="summarize-pg",
-    summary="a news article's first 400 words to a summary of 100, bidirectional encoder",
-    source="abisee/pointer-generator: bidirectional 256, embedding 128, 400 -> 100, vocabulary 50k, batch 16 "
-    "(its attention and pointer are left out)",
+    summary="a news article's first 400 words to a summary of 100, with attention",
+    source="abisee/pointer-generator: bidirectional 256, embedding 128, Bahdanau attention of 512 whose context is fed "
+    "to the next step, 400 -> 100, vocabulary 50k, batch 16 (its pointer and coverage are left out)",
     data="synthetic: random tokens; articles are cut at 400 words, so all sequences fill all steps",
-    config=Seq2SeqConfig(
+    config=AttentionConfig(
         input_size=128,
         hidden_size=256,
         output_size=50_000,
         bidirectional=True,
         source_vocabulary=50_000,
         target_vocabulary=50_000,
+        attention="bahdanau",
+        attention_size=512,
+        feeds="context",
     ),
     batch=16,
     source_steps=400,
@@ -202,6 +277,8 @@ WORKLOADS: dict[str, Workload] = {
     for workload in (
         _SEED,
         _DEEPAR,
+        _TFT,
+        _scaled(_TFT, "forecast-tft-scaled", config={"input_size": 32, "hidden_size": 32}, batch=64),
         _TRANSLATION,
         _scaled(
             _TRANSLATION,
@@ -215,6 +292,36 @@ WORKLOADS: dict[str, Workload] = {
             },
             batch=16,
         ),
+        _IWSLT,
+        _scaled(
+            _IWSLT,
+            "translation-iwslt-scaled",
+            config={
+                "input_size": 64,
+                "hidden_size": 128,
+                "output_size": 1000,
+                "source_vocabulary": 1000,
+                "target_vocabulary": 1000,
+            },
+            batch=16,
+            source_steps=25,
+            target_steps=25,
+        ),
+        _GNMT,
+        _scaled(
+            _GNMT,
+            "translation-gnmt-scaled",
+            config={
+                "input_size": 128,
+                "hidden_size": 128,
+                "output_size": 1000,
+                "source_vocabulary": 1000,
+                "target_vocabulary": 1000,
+            },
+            batch=16,
+            source_steps=25,
+            target_steps=25,
+        ),
         _SPEECH,
         _scaled(
             _SPEECH,
@@ -223,12 +330,19 @@ WORKLOADS: dict[str, Workload] = {
                 "hidden_size": 64,
                 "output_size": 32,
                 "decoder_input_size": 64,
-                "decoder_hidden_size": 128,
                 "target_vocabulary": 32,
             },
             batch=8,
             source_steps=100,
             target_steps=40,
+        ),
+        _TRANSDUCER,
+        _scaled(
+            _TRANSDUCER,
+            "speech-rnnt-encoder-scaled",
+            config={"input_size": 60, "hidden_size": 128},
+            batch=8,
+            source_steps=100,
         ),
         _SUMMARY,
         _scaled(
@@ -240,6 +354,7 @@ WORKLOADS: dict[str, Workload] = {
                 "output_size": 1000,
                 "source_vocabulary": 1000,
                 "target_vocabulary": 1000,
+                "attention_size": 128,
             },
             batch=8,
             source_steps=100,
@@ -281,7 +396,11 @@ def find_workload(name: str) -> Workload:
             msg = f"override {match[1]} of {base} is given twice; give it once"
             raise UnknownWorkloadError(msg)
         given.add(match[1])
-        workload = _override(workload, match[1], int(match[2]))
+        try:
+            workload = _override(workload, match[1], int(match[2]))
+        except ValueError as error:
+            msg = f"override {part!r} of {base}: {error}"
+            raise UnknownWorkloadError(msg) from error
     return dataclasses.replace(workload, name=name)
 
 

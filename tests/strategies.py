@@ -12,9 +12,13 @@ import torch
 from hypothesis import strategies as st
 from torch import Tensor
 
+from seq2seq.attend import ATTENTIONS
+from seq2seq.attention import FEEDS, AttentionConfig
 from seq2seq.contract import IGNORE_TOKEN, Config
+from seq2seq.gnmt import GNMTConfig
 from seq2seq.model import Seq2SeqConfig
 from seq2seq.single import SingleConfig
+from seq2seq.stacked import StackedConfig
 from seq2seq.tasks.batch import Batch
 
 SEEDS = st.integers(0, 2**16)
@@ -114,8 +118,7 @@ class Problem:
         source = draw(self.source_steps, config.input_size, config.source_vocabulary)
         target, decoded = None, self.source_steps
         if self.target_steps is not None:
-            features = config.stacks[-1].input_size
-            target, decoded = draw(self.target_steps, features, config.target_vocabulary), self.target_steps
+            target, decoded = draw(self.target_steps, config.target_size, config.target_vocabulary), self.target_steps
         expected = draw(decoded, config.output_size, config.output_size if config.target_vocabulary else 0)
         if config.target_vocabulary:
             expected[past(self.decoded_lengths, decoded)] = IGNORE_TOKEN
@@ -147,17 +150,77 @@ def problems(draw: st.DrawFn, *, with_lengths: bool | None = None, real_source: 
     config = Seq2SeqConfig(
         input_size, draw(st.integers(1, 5)), draw(st.integers(1, 3)), source_vocabulary=source_vocabulary, **sizes
     )
+    return draw(_around(config, batch, source_steps, target_steps, with_lengths))
+
+
+@st.composite
+def attentive(draw: st.DrawFn, *, with_lengths: bool | None = None, own_target: bool | None = None) -> Problem:
+    """Models with attention of every kind, fed or not, and GNMT-like ones.
+
+    Args:
+        draw: given by hypothesis.
+        with_lengths: whether sequences differ in length; either when None.
+        own_target: whether the decoder reads something else than the source; either when None.
+    """
+    batch, source_steps = draw(st.integers(1, 4)), draw(st.integers(1, 6))
+    own = draw(st.booleans()) if own_target is None else own_target
+    target_steps = draw(st.integers(1, 6)) if own else None
+    sizes: dict[str, Any] = {"source_vocabulary": draw(st.sampled_from([0, 7]))}
+    sizes["target_vocabulary"] = draw(st.sampled_from([0, 7])) if own else sizes["source_vocabulary"]
+    sizes["decoder_input_size"] = draw(st.none() | st.integers(1, 4)) if own else None
+    plain = draw(st.integers(1, 4)), draw(st.integers(1, 5)), draw(st.integers(1, 3))
+    config: Config
+    if draw(st.integers(0, 3)) == 0:
+        config = GNMTConfig(*plain, num_layers=draw(st.integers(2, 4)), **sizes)
+    else:
+        layers, both, kind = draw(st.integers(1, 2)), draw(st.booleans()), draw(st.sampled_from(ATTENTIONS))
+        zeros, as_it_is = draw(st.booleans()), both and kind != "dot" and draw(st.booleans())
+        sizes["decoder_hidden_size"] = None if kind == "dot" or as_it_is else draw(st.none() | st.integers(1, 5))
+        sizes["decoder_layers"] = 2 * layers if as_it_is else draw(st.integers(1, 3 if zeros else layers))
+        config = AttentionConfig(
+            *plain,
+            num_layers=layers,
+            bidirectional=both,
+            attention=kind,
+            scaled=draw(st.booleans()),
+            attention_size=draw(st.none() | st.integers(1, 4)) if kind == "bahdanau" else None,
+            feeds=draw(st.sampled_from(FEEDS)),
+            starts_from_zeros=zeros,
+            **sizes,
+        )
+    return draw(_around(config, batch, source_steps, target_steps, with_lengths))
+
+
+@st.composite
+def _around(
+    draw: st.DrawFn, config: Config, batch: int, source_steps: int, target_steps: int | None, with_lengths: bool | None
+) -> Problem:
+    """A problem of these sizes, with lengths or without."""
     differ = draw(st.booleans()) if with_lengths is None else with_lengths
-    has_target = target_steps is not None
     return Problem(
         config=config,
         batch=batch,
         source_steps=source_steps,
         target_steps=target_steps,
         source_lengths=draw(_lengths(batch, source_steps)) if differ else None,
-        target_lengths=draw(_lengths(batch, target_steps)) if differ and has_target else None,
+        target_lengths=draw(_lengths(batch, target_steps)) if differ and target_steps is not None else None,
         seed=draw(SEEDS),
     )
+
+
+@st.composite
+def stacked(draw: st.DrawFn, *, with_lengths: bool | None = None, whole: bool = False) -> Problem:
+    """Encoders of transducers, of any number of steps or, if whole, of such as the stacking leaves no rest of."""
+    stack = draw(st.integers(1, 3))
+    config = StackedConfig(
+        draw(st.integers(1, 4)),
+        stack * draw(st.integers(1, 3)),
+        draw(st.integers(1, 2)),
+        draw(st.integers(1, 2)),
+        stack,
+    )
+    steps = stack * draw(st.integers(1, 3)) if whole else draw(st.integers(1, 7))
+    return draw(_around(config, draw(st.integers(1, 4)), steps, None, with_lengths))
 
 
 @st.composite

@@ -11,16 +11,17 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from kernels.reference import LoopLSTM
 from seq2seq import cost as costs
+from seq2seq.attention import AttentionConfig
 from seq2seq.contract import Config, Extent, loss_of
 from seq2seq.cost import Cost, cost
-from seq2seq.model import Seq2Seq, Seq2SeqConfig
+from seq2seq.model import Seq2SeqConfig
 from seq2seq.single import SingleConfig
 from seq2seq.tasks.batch import Batch
 from seq2seq.workloads import find_workload
 
 pytest.importorskip("hypothesis")
-from hypothesis import given
-from strategies import Problem, problems, singles
+from hypothesis import given, settings
+from strategies import Problem, attentive, problems, singles, stacked
 
 PADDED = {"source_lengths": None, "target_lengths": None}
 
@@ -37,25 +38,48 @@ def counted(problem: Problem) -> tuple[int, int]:
     return forward.get_total_flops(), backward.get_total_flops()
 
 
-def from_zeros(problem: Problem) -> int:
-    """FLOPs of the first LSTM's products with its initial state, which is zero: the loop runs them all the same."""
-    config = problem.config
-    return 8 * config.hidden_size**2 * problem.batch * config.num_layers * (2 if config.bidirectional else 1)
+def spared(problem: Problem) -> tuple[int, int]:
+    """FLOPs that the loop spends though nothing needs them, forward and backward.
 
-
-@given(problem=problems(with_lengths=False) | singles())
-def test_products_are_those_that_the_loop_runs(problem: Problem):
-    """Forward and backward, the count is torch's own of the loop's products, less those with a state of zeros.
-
-    Backward the loop spends the zero state on the gradient of weight_hh alone: the state itself takes none.
+    Products with an initial state of zeros; of a decoder that is fed, those with the zeros fed first, and the gradient
+    into its real-valued input, to which the loop joins what is fed. Backward a zero state costs the gradient of
+    weight_hh alone: the state itself takes none.
     """
+    forward = sum(
+        8 * stack.hidden_size**2 * problem.batch * stack.num_layers * stack.directions
+        for stack in problem.config.stacks
+        if stack.starts_from_zeros
+    )
+    backward = forward
+    config = problem.config
+    if isinstance(config, AttentionConfig) and config.feeds:
+        gates, steps = 8 * config.decoder_size, problem.target_steps or problem.source_steps
+        forward += gates * config.fed_size * problem.batch
+        # At the first step the input takes a gradient where it is embedded, at the others always.
+        backward += gates * config.fed_size * problem.batch
+        if config.target_vocabulary:
+            backward += gates * config.fed_size * problem.batch
+        else:
+            backward += gates * config.target_size * problem.batch * (steps - 1)
+    return forward, backward
+
+
+@given(problem=problems(with_lengths=False) | singles() | stacked(with_lengths=False, whole=True))
+def test_products_are_those_that_the_loop_runs(problem: Problem):
+    """Forward and backward, the count is torch's own of the loop's products, less those that nothing needs."""
     extent = Extent.of(problem.make_batch())
-    forward, backward = counted(problem)
-    assert costs.forward_products(problem.config, extent) == forward - from_zeros(problem)
-    assert costs.backward_products(problem.config, extent) == backward - from_zeros(problem)
+    found = costs.forward_products(problem.config, extent), costs.backward_products(problem.config, extent)
+    assert found == tuple(ran - least for ran, least in zip(counted(problem), spared(problem), strict=True))
 
 
-@given(problem=problems(with_lengths=True))
+@settings(max_examples=60)
+@given(problem=attentive(with_lengths=False))
+def test_products_of_attention_are_those_that_the_loop_runs(problem: Problem):
+    """The same where the decoder looks at the source: fed or not, from zeros or not, layer by layer."""
+    test_products_are_those_that_the_loop_runs.hypothesis.inner_test(problem)
+
+
+@given(problem=problems(with_lengths=True) | attentive(with_lengths=True))
 def test_padding_is_no_work(problem: Problem):
     """A batch of different lengths needs what its sequences need one by one; with padding counted it would be more."""
     batch = problem.make_batch()
@@ -66,6 +90,16 @@ def test_padding_is_no_work(problem: Problem):
     full = Extent.of(dataclasses.replace(batch, **PADDED))
     grown = full.source_steps + full.target_steps > whole.source_steps + whole.target_steps
     assert (cost(problem.config, full, "training").flops > cost(problem.config, whole, "training").flops) is grown
+
+
+@given(problem=stacked(with_lengths=True))
+def test_stacked_steps_are_a_lower_bound(problem: Problem):
+    """Sequences that do not fill their last stacked step need more than is counted, never less."""
+    batch = problem.make_batch()
+    alone = [Extent.of(sequence(batch, place)) for place in range(problem.batch)]
+    for count in (costs.forward_products, costs.backward_products):
+        together = sum(count(problem.config, extent) for extent in alone)
+        assert 0 < count(problem.config, Extent.of(batch)) <= together
 
 
 def sequence(batch: Batch, place: int) -> Batch:
@@ -83,21 +117,21 @@ def sequence(batch: Batch, place: int) -> Batch:
     )
 
 
-@given(problem=problems() | singles())
+@given(problem=problems() | singles() | attentive() | stacked())
 def test_parameters_are_the_model_s(problem: Problem):
     """Every weight is counted once."""
     expected = sum(value.numel() for value in problem.config.build(nn.LSTM).parameters())
     assert costs.parameters(problem.config) == expected
 
 
-@given(problem=problems(with_lengths=False) | singles())
+@given(problem=problems(with_lengths=False) | singles() | attentive(with_lengths=False))
 def test_inference_moves_weights_inputs_and_results_once(problem: Problem):
     """Bytes are those of the tensors: weights but for rows that nobody asks for, what goes in, what comes out."""
     model, batch = problem.config.build(nn.LSTM), problem.make_batch(torch.float32)
     with torch.no_grad():
         results = model.run(batch.source, batch.target)
     rows = []
-    if isinstance(model, Seq2Seq):
+    if problem.config.decodes:
         rows.append((model.embed_source, batch.source))
         rows.append((model.embed_target, batch.source if batch.target is None else batch.target))
     tensors = [value for name, value in model.named_parameters() if not name.startswith("embed")]
@@ -106,7 +140,7 @@ def test_inference_moves_weights_inputs_and_results_once(problem: Problem):
     assert cost(problem.config, Extent.of(batch), "inference").least_bytes == sum(tensor.nbytes for tensor in tensors)
 
 
-@given(problem=problems(with_lengths=False) | singles())
+@given(problem=problems(with_lengths=False) | singles() | attentive(with_lengths=False))
 def test_training_moves_the_optimizer_s_state_twice(problem: Problem):
     """What Adam really keeps is read and written, the gradients are written, inputs and expected values are read."""
     model, batch = problem.config.build(nn.LSTM), problem.make_batch(torch.float32)

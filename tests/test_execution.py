@@ -15,21 +15,25 @@ from torch import Tensor, nn
 from bench.evidence import choices_of
 from kernels.dispatch import MODULES
 from kernels.reference import LoopLSTM
-from seq2seq.contract import loss_of
+from seq2seq.contract import Config
 from seq2seq.execution import LEARNING_RATE, Executable, Weights, _own_code, backends, initial_weights
-from seq2seq.model import Seq2Seq, Seq2SeqConfig
+from seq2seq.model import Seq2Seq
 from seq2seq.tasks.batch import Batch
 from seq2seq.variants import REFERENCE, VARIANTS, Variant
 from seq2seq.workloads import Workload, find_workload
 
 MODES = pytest.mark.parametrize("mode", ["inference", "training"])
 TINY = "seed@batch=3,length=5,hidden=16"
-#: Fixed lengths, real data; different lengths; tokens; two directions with a bridge.
+#: Fixed lengths, real data with a likelihood; different lengths, tokens; attention fed with what it found, from
+#: zeros and over a bridge; layer by layer; stacked steps.
 PROBLEMS = (
     TINY,
     "forecast-deepar@batch=2,length=21,hidden=6",
     "translation-small-scaled@batch=5,length=6,hidden=8",
-    "speech-las-scaled@batch=3,length=10,hidden=8",
+    "speech-las-scaled@batch=3,length=20,hidden=8",
+    "summarize-pg-scaled@batch=2,length=8,hidden=8",
+    "translation-gnmt-scaled@batch=3,length=5,hidden=8,layers=3",
+    "speech-rnnt-encoder-scaled@batch=3,length=25,hidden=8",
 )
 #: Compiling takes tens of seconds a variant: one test, on a tiny problem.
 SLOW = ("compile-loop", "compile-rnn")
@@ -54,16 +58,16 @@ def build(variant: Variant, workload: Workload, mode: str, weights: Weights, **o
     return Executable(variant, workload.config, mode, "cpu", weights, **options)
 
 
-def truth(config: Seq2SeqConfig, weights: Weights, batch: Batch, mode: str) -> dict[str, Tensor]:
+def truth(config: Config, weights: Weights, batch: Batch, mode: str) -> dict[str, Tensor]:
     """What torch.nn.LSTM computes in float64, by the names of `Executable.quantities`."""
-    model = Seq2Seq(config, nn.LSTM).double()
+    model = config.build(nn.LSTM).double()
     model.load_state_dict({name: value.double() for name, value in weights.items()})
     batch = batch.to("cpu", torch.float64)
     inputs = {"source": batch.source, "target": batch.target}
     inputs = {name: value for name, value in inputs.items() if value is not None and value.is_floating_point()}
     leaves = dict(model.named_parameters()) | {name: value.requires_grad_() for name, value in inputs.items()}
     result = model.run(batch.source, batch.target, batch.source_lengths, batch.target_lengths)
-    loss = loss_of(result[0], batch.expected, batch.target_lengths)
+    loss = model.loss(result[0], batch.expected, batch.decoded_lengths)
     found = dict(zip(("outputs", "hidden", "cell"), result, strict=True)) | {"loss": loss}
     if mode == "training":
         gradients = torch.autograd.grad(loss, list(leaves.values()))
@@ -85,7 +89,11 @@ def assert_right(executable: Executable, workload: Workload, weights: Weights, s
     assert found.keys() == true.keys()
     limit = LIMITS[executable.variant.precision]
     errors = {name: error(found[name], value) for name, value in true.items()}
-    assert {name: value for name, value in errors.items() if not value <= limit} == {}
+    # What moves all scores of a query alike cancels in the softmax, but for what tanh bends: little is left of these.
+    cancelling = ("grad attention.query", "grad attention.scale")
+    assert {
+        name: value for name, value in errors.items() if not value <= limit * (5 if name.startswith(cancelling) else 1)
+    } == {}
 
 
 def run_once(executable: Executable, batch: Batch) -> object:
@@ -107,6 +115,10 @@ def test_every_variant_computes_what_float64_says(variant, problem, mode):
     """Outputs, final state, loss and, in training, every gradient are near those of float64, in every variant."""
     workload = find_workload(problem)
     weights = weights_of(workload)
+    if variant.compiler == "dynamo" and workload.config.family in {"attention", "gnmt"}:
+        pytest.skip("compiles for as long as all others run; test_attention.py has it without code generation")
+    if variant.runtime == "openvino" and workload.config.family == "gnmt":
+        pytest.skip("OpenVINO 2026.4 computes an LSTM with a residual connection wrongly, which the gate refuses")
     assert_right(build(variant, workload, mode, weights), workload, weights)
 
 
@@ -530,7 +542,7 @@ def test_initial_weights_follow_their_seed():
     """Equal seeds give equal weights, others give others, under the names and shapes of the model."""
     config = find_workload("speech-las-scaled").config
     one, again, other = initial_weights(config, 0), initial_weights(config, 0), initial_weights(config, 1)
-    shapes = {name: parameter.shape for name, parameter in Seq2Seq(config).named_parameters()}
+    shapes = {name: parameter.shape for name, parameter in config.build(nn.LSTM).named_parameters()}
     assert {name: value.shape for name, value in one.items()} == shapes
     for name, value in one.items():
         assert torch.equal(value, again[name]), name

@@ -25,6 +25,8 @@ MODES = ("inference", "training")
 #: One whose sequences all fill their steps, and one with lengths, tokens and two layers.
 SMALL = ("seed@batch=3,length=4", "translation-small-scaled@batch=3,length=5,hidden=16")
 SEEDS = st.integers(0, 2**20)
+#: The families beside the LSTM's, each in a form of its own.
+ATTENTIVE = ("speech-las-scaled", "summarize-pg-scaled", "translation-iwslt-scaled", "translation-gnmt-scaled")
 
 
 def built(variant: Variant, workload: Workload, mode: str) -> Executable:
@@ -88,7 +90,7 @@ def test_a_planted_defect_is_refused_in_low_precision(defect, mode, precision):
 @st.composite
 def workloads(draw: st.DrawFn) -> Workload:
     """Base workloads of every kind in odd sizes."""
-    base = draw(st.sampled_from(("seed", "translation-small-scaled", "speech-las-scaled", "scaling")))
+    base = draw(st.sampled_from(("seed", "translation-small-scaled", "scaling", *ATTENTIVE)))
     sizes = {
         "batch": draw(st.sampled_from((1, 2, 5, 17))),
         "hidden": draw(st.sampled_from((1, 5, 16, 33))),
@@ -103,7 +105,9 @@ def test_every_variant_that_runs_here_passes(workload, mode, seed):
     """No right way of executing is refused, whatever the sizes (those that compile for minutes left out)."""
     gate = Gate(workload, mode, "cpu")
     for variant in VARIANTS.values():
-        if variant.compiler != "dynamo" and variant.why_not("cpu", mode, workload) is None:
+        # A residual connection around an LSTM is more than OpenVINO 2026.4 gets right: the gate refuses it, rightly.
+        wrong = variant.runtime == "openvino" and workload.config.family == "gnmt"
+        if variant.compiler != "dynamo" and not wrong and variant.why_not("cpu", mode, workload) is None:
             verdict = gate.check(built(variant, workload, mode), seed)
             assert verdict.passed, f"{variant.name} on {workload.name}: {verdict.describe()}"
 

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from kernels.reference import LoopLSTM
-from seq2seq.contract import IGNORE_TOKEN, loss_of
+from seq2seq.contract import IGNORE_TOKEN
 from seq2seq.single import SingleConfig
 from seq2seq.workloads import AXES, WORKLOADS, UnknownWorkloadError, find_workload
 
@@ -63,8 +63,8 @@ def test_model_accepts_its_batch(name, lstm):
     workload = find_workload(f"{name}@batch=2,length=5,hidden=4")
     model, batch = workload.config.build(lstm), workload.make_batch(0)
     outputs, *_ = model.run(batch.source, batch.target, batch.source_lengths, batch.target_lengths)
-    assert outputs.shape == (*batch.expected.shape[:2], workload.config.output_size)
-    loss = loss_of(outputs, batch.expected, batch.target_lengths)
+    assert outputs.shape == (*batch.expected.shape[:2], workload.config.head_size)
+    loss = model.loss(outputs, batch.expected, batch.decoded_lengths)
     loss.backward()
     assert torch.isfinite(loss)
 
@@ -168,6 +168,22 @@ def test_unknown_overrides_are_refused(override):
             find_workload(name)
         assert repr(override) in str(raised.value)
         assert all(axis in str(raised.value) for axis in AXES)
+
+
+@pytest.mark.parametrize("name", ["translation-gnmt@layers=1", "speech-rnnt-encoder@hidden=5"])
+def test_an_override_that_its_model_does_not_take_is_refused(name):
+    """A size out of the model's range is refused as an override, with the model's own reason."""
+    with pytest.raises(UnknownWorkloadError, match=r"override .* expected (at least 2|a multiple of the 2)"):
+        find_workload(name)
+
+
+@EACH
+def test_axes_work_everywhere(name):
+    """Every workload takes every axis."""
+    workload = find_workload(f"{name}@batch=3,hidden=8,layers=2,length=10")
+    assert (workload.batch, workload.config.hidden_size, workload.config.num_layers) == (3, 8, 2)
+    assert workload.source_steps == 10
+    workload.config.build(nn.LSTM)
 
 
 @pytest.mark.parametrize("name", ["", "sed", "Seed", "@batch=3", "seed batch=3"])
