@@ -27,8 +27,7 @@ def needs_vendor_lstm(dtype: torch.dtype) -> Requirement:
     """On a CPU: oneDNN must have an LSTM of this type here, forward and, for training, backward."""
 
     def check(device: str, mode: str, workload: Workload) -> str | None:
-        del workload
-        return _onednn_refusal(dtype, mode) if device == "cpu" else None
+        return _onednn_refusal(dtype, mode) if device == "cpu" and workload.config.stacks else None
 
     return check
 
