@@ -124,6 +124,32 @@ def test_normalisation_and_alphabet_are_those_of_training(task):
     assert set(task.alphabet) == {letter for e in task.examples["train"] for letter in e.text}
 
 
+def pairs(count=20):
+    """Frames, and texts that are all different."""
+    generator = torch.Generator().manual_seed(0)
+    return [(torch.randn(9 + place, BANDS, generator=generator), f"text {place}") for place in range(count)]
+
+
+def test_no_recording_is_in_both_splits():
+    """A tenth is held back; what is validated on was not learnt from, and nothing is lost."""
+    task = speech._task(pairs(), 3, "")
+    texts = {split: {example.text for example in examples} for split, examples in task.examples.items()}
+    assert len(texts["validation"]) == 2
+    assert not texts["train"] & texts["validation"]
+    assert texts["train"] | texts["validation"] == {text for _, text in pairs()}
+
+
+def test_validation_has_no_say_in_what_is_kept():
+    """Other sounds and letters in the recordings held back change neither normalisation, alphabet nor limits."""
+    given = pairs()
+    task = speech._task(given, 3, "")
+    held = {example.text for example in task.examples["validation"]}
+    changed = [(100 + 5 * frames, "long " * 50 + "ü") if text in held else (frames, text) for frames, text in given]
+    assert speech._task(changed, 3, "").state() == task.state()
+    learnt = [(100 + 5 * frames, text) if text not in held else (frames, text) for frames, text in given]
+    assert speech._task(learnt, 3, "").state() != task.state()
+
+
 def test_text_survives_its_tokens(task):
     """Tokens lead back to the text; what training has not is unknown, and what follows END is not said."""
     assert task.decode([BEGIN, *task.encode("ab c"), END, *task.encode("d")]) == "ab c"
