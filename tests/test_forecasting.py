@@ -15,6 +15,7 @@ from seq2seq.tasks import forecasting
 from seq2seq.tasks.errors import DataError
 from seq2seq.tasks.forecasting import load, restore
 from seq2seq.tasks.paths import sample_paths
+from seq2seq.tasks.task import MODELS
 
 pytest.importorskip("hypothesis")
 from hypothesis import given
@@ -341,20 +342,22 @@ def test_other_series_have_windows_that_fit(name, sizes):
     assert next(task.batches("train", 4, 0, 0)).source.shape == (4, sizes[0], task.features)
 
 
-@pytest.mark.parametrize(("size", "layers"), [("small", 1), ("full", 3)])
-def test_model_fits_the_windows(hourly, size, layers):
-    """A model of the sizes that the task gives reads its batches, and its loss is a number."""
-    config = hourly.model_config("lstm", size)
-    model = config.build(nn.LSTM)
+@pytest.mark.parametrize("size", ["small", "full"])
+@pytest.mark.parametrize("model", MODELS)
+def test_every_model_fits_the_windows(hourly, model, size):
+    """A model of each family and size reads the batches, has a loss, and forecasts; all but GNMT's by samples."""
+    module = hourly.model_config(model, size).build(nn.LSTM)
     batch = next(hourly.batches("train", 4, 0, 0))
-    assert config.num_layers == layers
-    assert torch.isfinite(model.loss(model(batch.source, batch.target), batch.expected))
+    assert torch.isfinite(module.loss(module(batch.source, batch.target), batch.expected))
+    found = hourly.forecast(module.eval(), samples=3)
+    assert found.samples.shape == (1 if model == "gnmt" else 3, 6)
+    assert torch.isfinite(found.samples).all()
 
 
-@pytest.mark.parametrize(("model", "size"), [("gnmt", "small"), ("lstm", "huge")])
+@pytest.mark.parametrize(("model", "size"), [("rnn", "small"), ("lstm", "huge")])
 def test_other_models_are_refused(hourly, model, size):
     """A model or size that there is not is refused with what there is."""
-    with pytest.raises(ValueError, match="has model 'lstm' in sizes 'small' and 'full'"):
+    with pytest.raises(ValueError, match=f"has models lstm, .* got {model!r} and {size!r}"):
         hourly.model_config(model, size)
 
 

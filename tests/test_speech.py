@@ -18,7 +18,9 @@ from seq2seq.tasks.batch import DataUnavailableError
 from seq2seq.tasks.bucketing import padding_waste
 from seq2seq.tasks.corpus import read_corpus
 from seq2seq.tasks.errors import DataError
+from seq2seq.tasks.task import MODELS
 from seq2seq.tasks.tokens import BEGIN, END, UNKNOWN
+from seq2seq.workloads import find_workload
 
 
 @pytest.fixture(scope="module")
@@ -320,10 +322,28 @@ def test_missing_package_says_what_to_install(monkeypatch, task):
         task.evaluate(task.model_config().build(nn.LSTM), 8, "cpu")
 
 
-@pytest.mark.parametrize(("model", "size"), [("gnmt", "small"), ("lstm", "huge")])
+@pytest.mark.parametrize("model", MODELS)
+def test_every_model_reads_and_writes(task, folder, model):
+    """A model of each family reads the batches, has a loss, and writes characters of the alphabet."""
+    module = task.model_config(model, "small").build(nn.LSTM)
+    batch = next(task.batches("train", 4, 0, 0))
+    outputs = module(batch.source, batch.target, batch.source_lengths, batch.target_lengths)
+    assert torch.isfinite(module.loss(outputs, batch.expected, batch.target_lengths))
+    (text,) = task.transcribe(module, sorted(folder.glob("*.wav"))[:1])
+    assert set(text) <= set(task.alphabet)
+
+
+def test_full_size_is_the_workload_s(task):
+    """The full size is that of the workload speech-las but for the vocabulary."""
+    config, cited = task.model_config("attention", "full"), find_workload("speech-las").config
+    for name in ("input_size", "hidden_size", "num_layers", "decoder_input_size", "decoder_size", "depth", "feeds"):
+        assert getattr(config, name) == getattr(cited, name)
+
+
+@pytest.mark.parametrize(("model", "size"), [("rnn", "small"), ("lstm", "huge")])
 def test_other_models_are_refused(task, model, size):
     """A model or size that there is not is refused with what there is."""
-    with pytest.raises(ValueError, match="has model 'lstm' in sizes 'small' and 'full'"):
+    with pytest.raises(ValueError, match=f"has models lstm, .* got {model!r} and {size!r}"):
         task.model_config(model, size)
 
 

@@ -28,6 +28,7 @@ from seq2seq.tasks.paths import sample_paths
 from seq2seq.tasks.scaling import Scaled, scale
 from seq2seq.tasks.series import BUILT_IN, CYCLES, Frequency, TimeSeries, built_in, calendar
 from seq2seq.tasks.series_file import Columns, read_series
+from seq2seq.tasks.task import MODELS
 from seq2seq.tasks.windows import TRAIN_SHARE, Series, window_starts, windows
 
 #: What is forecast when nothing is named: both cities.
@@ -94,7 +95,8 @@ class ForecastingTask:
         """Sizes of a model for these windows.
 
         Args:
-            model: `lstm`.
+            model: `lstm`; `attention`, the same with Luong's general attention; `gnmt`, whose forecasts are points; or
+                `transformer`, of as many parameters as `lstm`.
             size: `small`, 1 layer of 40, or `full`, the 3 layers of 40 of the workload `forecast-deepar`.
             likelihood: of the outputs, `gaussian`, `student` or "" for point forecasts.
 
@@ -102,12 +104,29 @@ class ForecastingTask:
             ValueError: for another model or size.
         """
         layers = {"small": 1, "full": 3}
-        if model != "lstm" or size not in layers:
-            msg = f"forecasting has model 'lstm' in sizes 'small' and 'full', got {model!r} and {size!r}"
+        if model not in MODELS or size not in layers:
+            msg = f"forecasting has models {', '.join(MODELS)} in sizes small and full, got {model!r} and {size!r}"
             raise ValueError(msg)
-        return Seq2SeqConfig(
-            input_size=self.features, hidden_size=40, output_size=1, num_layers=layers[size], likelihood=likelihood
-        )
+        common: dict[str, Any] = {
+            "input_size": self.features,
+            "hidden_size": 40,
+            "output_size": 1,
+            "num_layers": layers[size],
+        }
+        if model == "attention":
+            from seq2seq.attention import AttentionConfig  # noqa: PLC0415 - each family when it is asked for
+
+            return AttentionConfig(**common, likelihood=likelihood)
+        if model == "gnmt":
+            from seq2seq.gnmt import LEAST_LAYERS, GNMTConfig  # noqa: PLC0415
+
+            return GNMTConfig(**(common | {"num_layers": max(layers[size], LEAST_LAYERS)}))
+        config = Seq2SeqConfig(**common, likelihood=likelihood)
+        if model == "transformer":
+            from seq2seq.transformer import rival  # noqa: PLC0415
+
+            return rival(config)
+        return config
 
     def batches(self, split: str, batch: int, seed: int, epoch: int) -> Iterator[Batch]:
         """Windows of all series; in training all full batches of an epoch, shuffled, in validation each in order.

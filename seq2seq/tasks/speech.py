@@ -27,6 +27,7 @@ from seq2seq.tasks.batch import Batch, DataUnavailableError
 from seq2seq.tasks.bucketing import bucketed
 from seq2seq.tasks.corpus import read_corpus, read_frames
 from seq2seq.tasks.errors import DataError
+from seq2seq.tasks.task import MODELS
 from seq2seq.tasks.tokens import BEGIN, END, PAD, UNKNOWN
 
 #: Tokens before those of characters.
@@ -86,7 +87,7 @@ class SpeechTask:
     #: Settings of a training that learns the made-up language.
     learning_rate: ClassVar[float] = 2e-3
     batch: ClassVar[int] = 32
-    steps: ClassVar[int] = 1500
+    steps: ClassVar[int] = 1000
 
     @property
     def vocabulary(self) -> int:
@@ -97,27 +98,42 @@ class SpeechTask:
         """Sizes of a model for these recordings.
 
         Args:
-            model: `lstm`.
+            model: `lstm`; `attention`, in the form of Listen, Attend and Spell (Chan et al. 2016), whose decoder is fed
+                with what it looked at; `gnmt`; or `transformer`, of as many parameters as `lstm`.
             size: `small`, or `full`, the sizes of the workload `speech-las`.
 
         Raises:
             ValueError: for another model or size.
         """
-        sizes: dict[str, dict[str, Any]] = {
-            "small": {"hidden_size": 64, "num_layers": 1, "decoder_input_size": 32, "decoder_hidden_size": 128},
-            "full": {"hidden_size": 256, "num_layers": 3, "decoder_input_size": 512, "decoder_hidden_size": 512},
-        }
-        if model != "lstm" or size not in sizes:
-            msg = f"speech has model 'lstm' in sizes 'small' and 'full', got {model!r} and {size!r}"
+        sizes = {"small": (64, 1, 32), "full": (256, 3, 512)}
+        if model not in MODELS or size not in sizes:
+            msg = f"speech has models {', '.join(MODELS)} in sizes small and full, got {model!r} and {size!r}"
             raise ValueError(msg)
-        return Seq2SeqConfig(
-            input_size=BANDS * self.stacked,
-            output_size=self.vocabulary,
-            target_vocabulary=self.vocabulary,
-            bidirectional=True,
-            decoder_layers=1,
-            **sizes[size],
-        )
+        hidden_size, layers, embedding = sizes[size]
+        common: dict[str, Any] = {
+            "input_size": BANDS * self.stacked,
+            "hidden_size": hidden_size,
+            "output_size": self.vocabulary,
+            "num_layers": layers,
+            "decoder_input_size": embedding,
+            "target_vocabulary": self.vocabulary,
+        }
+        if model == "gnmt":
+            from seq2seq.gnmt import LEAST_LAYERS, GNMTConfig  # noqa: PLC0415 - each family when it is asked for
+
+            return GNMTConfig(**(common | {"num_layers": max(layers, LEAST_LAYERS)}))
+        # One decoder layer of the size of both directions of the encoder.
+        common |= {"bidirectional": True, "decoder_hidden_size": 2 * hidden_size, "decoder_layers": 1}
+        if model == "attention":
+            from seq2seq.attention import AttentionConfig  # noqa: PLC0415
+
+            return AttentionConfig(**common, feeds="context")
+        config = Seq2SeqConfig(**common)
+        if model == "transformer":
+            from seq2seq.transformer import rival  # noqa: PLC0415
+
+            return rival(config)
+        return config
 
     def batches(self, split: str, batch: int, seed: int, epoch: int) -> Iterator[Batch]:
         """Batches of recordings of about the same length; each recording once in an epoch.
