@@ -12,6 +12,7 @@ import pytest
 from seq2seq.tasks import summarization
 from seq2seq.tasks.batch import DataUnavailableError
 from seq2seq.tasks.synthetic_news import make_news
+from seq2seq.tasks.text_models import MODELS
 
 pytest.importorskip("hypothesis")
 pytest.importorskip("tokenizers")
@@ -106,17 +107,25 @@ def test_users_files_are_read(tmp_path):
     tsv, jsonl = tmp_path / "news.tsv", tmp_path / "news.jsonl"
     tsv.write_text("".join(f"{document}\t{summary}\n" for document, summary in pairs), encoding="utf-8")
     jsonl.write_text("".join(json.dumps({"text": d, "title": s}) + "\n" for d, s in pairs), encoding="utf-8")
-    one, other = summarization.load(tsv), summarization.load(jsonl, keys=("text", "title"))
+    one, other = summarization.load(tsv), summarization.load(str(jsonl), keys="text,title")
     assert one.state() == other.state()
     assert one.examples == other.examples
     assert one.examples.keys() == {"train", "validation"}
 
 
+@pytest.mark.parametrize("keys", ["", "document", "document,", ",summary"])
+def test_keys_that_are_not_two_are_refused(tmp_path, keys):
+    with pytest.raises(ValueError, match=f"keys is '{keys}', expected two names with a comma between them"):
+        summarization.load(tmp_path / "absent.jsonl", keys=keys)
+
+
 @pytest.mark.parametrize("size", summarization.SIZES)
 def test_models_fit_the_vocabulary(news, size):
     """A model reads and writes the vocabulary's tokens."""
-    config = news.model_config("lstm", size)
-    assert config.source_vocabulary == config.target_vocabulary == config.output_size == news.subwords.size
+    for model in MODELS:
+        config = news.model_config(model, size)
+        assert config.family == model
+        assert config.source_vocabulary == config.target_vocabulary == config.output_size == news.subwords.size
 
 
 def test_missing_package_says_what_to_install(news, monkeypatch):

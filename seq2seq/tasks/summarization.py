@@ -36,7 +36,7 @@ class SummarizationTask(TextTask):
 
     name: ClassVar[str] = "summarization"
     quality: ClassVar[str] = "ROUGE-L"
-    defaults: ClassVar[Mapping[str, float]] = {"batch": 16, "learning_rate": 3e-3, "epochs": 20}
+    defaults: ClassVar[Mapping[str, float]] = {"batch": 16, "learning_rate": 3e-3, "steps": 3000}
 
     def model_config(self, model: str, size: str) -> Config:
         """Sizes of a model for this vocabulary, as `seq2seq.tasks.text_models.text_config`."""
@@ -66,9 +66,9 @@ class SummarizationTask(TextTask):
 
 
 def load(
-    path: Path | None = None,
+    path: Path | str | None = None,
     *,
-    keys: tuple[str, str] = ("document", "summary"),
+    keys: str = "document,summary",
     vocabulary: int = 2000,
     max_source: int = 400,
     max_target: int = 100,
@@ -79,7 +79,7 @@ def load(
 
     Args:
         path: TSV of document<TAB>summary, or JSON lines; synthetic documents when None.
-        keys: names of document and summary in JSON lines.
+        keys: names of document and summary in JSON lines, with a comma between them.
         vocabulary: most tokens, for documents and summaries together.
         max_source: most tokens of a document; 400 as in See et al. 2017.
         max_target: most tokens of a summary; 100 as there.
@@ -94,7 +94,11 @@ def load(
     if path is None:
         pairs, origin = make_news(documents, sentences), "synthetic news"
     else:
-        pairs, origin = read_pairs(path, keys), str(path)
+        document, comma, summary = keys.partition(",")
+        if not (document and comma and summary):
+            msg = f"keys is {keys!r}, expected two names with a comma between them, like 'document,summary'"
+            raise ValueError(msg)
+        pairs, origin = read_pairs(Path(path), (document, summary)), str(path)
     return SummarizationTask.from_pairs(
         pairs, origin, vocabulary=vocabulary, max_source=max_source, max_target=max_target
     )

@@ -72,9 +72,10 @@ class TextTask(ABC):
         splits: dict[str, list[Pair]] | None = None,
         notes: Sequence[str] = (),
     ) -> None:
-        if max_source < 1 or max_target < 1:
-            msg = f"max_source is {max_source} and max_target {max_target}, expected at least 1 token each"
-            raise ValueError(msg)
+        for side, limit in (("max_source", max_source), ("max_target", max_target)):
+            if not isinstance(limit, int) or limit < 1:
+                msg = f"{side} is {limit!r}, expected a whole number of at least 1 token"
+                raise ValueError(msg)
         self.subwords = subwords
         self.max_source = max_source
         self.max_target = max_target

@@ -10,7 +10,7 @@ from seq2seq.contract import Config
 from seq2seq.model import Seq2SeqConfig
 
 #: Families that read and write tokens.
-MODELS = ("lstm", "attention", "gnmt")
+MODELS = ("lstm", "attention", "gnmt", "transformer")
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,8 @@ def text_config(model: str, size: str, sizes: Mapping[str, Sizes], vocabulary: i
     """Sizes of a model that reads and writes tokens of one vocabulary.
 
     Args:
-        model: `lstm`; `attention`, the same with Luong's general attention; or `gnmt`, which has at least 2 layers.
+        model: `lstm`; `attention`, the same with Luong's general attention; `gnmt`, which has at least 2 layers; or
+            `transformer`, of about as many parameters as the `lstm`.
         size: `small`, which trains on 2 CPU cores in minutes, or `full`.
         sizes: those of a task.
         vocabulary: tokens.
@@ -64,5 +65,9 @@ def text_config(model: str, size: str, sizes: Mapping[str, Sizes], vocabulary: i
         from seq2seq.gnmt import LEAST_LAYERS, GNMTConfig  # noqa: PLC0415
 
         return GNMTConfig(**common, num_layers=max(chosen.layers, LEAST_LAYERS))
+    if model == "transformer":
+        from seq2seq.transformer import rival  # noqa: PLC0415
+
+        return rival(text_config("lstm", size, sizes, vocabulary))
     msg = f"model is {model!r}, expected one of {', '.join(MODELS)}"
     raise ValueError(msg)

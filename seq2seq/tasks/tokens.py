@@ -8,8 +8,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
-from seq2seq.tasks.batch import DataUnavailableError
-
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
@@ -51,8 +49,8 @@ class Subwords:
             ValueError: when the vocabulary is smaller than `SMALLEST_VOCABULARY`.
             DataUnavailableError: when the package tokenizers is not installed.
         """
-        if vocabulary < SMALLEST_VOCABULARY:
-            msg = f"vocabulary is {vocabulary}, expected at least {SMALLEST_VOCABULARY}: one token a byte and 4 more"
+        if not isinstance(vocabulary, int) or vocabulary < SMALLEST_VOCABULARY:
+            msg = f"vocabulary is {vocabulary!r}, expected at least {SMALLEST_VOCABULARY}: one token a byte and 4 more"
             raise ValueError(msg)
         _require_tokenizers()
         from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers  # noqa: PLC0415 - optional
@@ -109,5 +107,7 @@ def _require_tokenizers() -> None:
     try:
         import tokenizers  # noqa: F401, PLC0415 - optional
     except ImportError as error:
+        from seq2seq.tasks.batch import DataUnavailableError  # noqa: PLC0415 - brings torch, which tokens do not need
+
         msg = "subword tokens need the package tokenizers, which is not installed: pip install --group tasks"
         raise DataUnavailableError(msg) from error

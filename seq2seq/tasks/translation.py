@@ -29,7 +29,7 @@ class TranslationTask(TextTask):
 
     name: ClassVar[str] = "translation"
     quality: ClassVar[str] = "BLEU"
-    defaults: ClassVar[Mapping[str, float]] = {"batch": 32, "learning_rate": 3e-3, "epochs": 40}
+    defaults: ClassVar[Mapping[str, float]] = {"batch": 32, "learning_rate": 3e-3, "steps": 1200, "patience": 0}
 
     def model_config(self, model: str, size: str) -> Config:
         """Sizes of a model for this vocabulary, as `seq2seq.tasks.text_models.text_config`."""
@@ -58,7 +58,7 @@ class TranslationTask(TextTask):
 
 
 def load(
-    path: Path | None = None,
+    path: Path | str | None = None,
     *,
     language: str = "de",
     vocabulary: int = 2000,
@@ -85,7 +85,7 @@ def load(
             raise ValueError(msg)
         pairs, origin = list(catalogue_pairs(language)), f"English-{LANGUAGES[language]} catalogues of Django"
     else:
-        pairs, origin = read_pairs(path, ("source", "target")), str(path)
+        pairs, origin = read_pairs(Path(path), ("source", "target")), str(path)
     return TranslationTask.from_pairs(
         pairs, origin, vocabulary=vocabulary, max_source=max_source, max_target=max_target
     )
