@@ -140,12 +140,21 @@ def test_long_texts_are_cut_and_reported(name, file):
     unique = len(set(PAIRS))
     task = LOADERS[name].load(file, max_source=3, max_target=2)
     assert {len(example.source_tokens) for part in task.examples.values() for example in part} == {3}
-    assert task.notes[-2:] == [
+    assert task.notes[-3:-1] == [
         f"{unique} of {unique} source texts were cut to 3 tokens",
         f"{unique} of {unique} target texts were cut to 2 tokens",
     ]
     assert max(batch.target.size(1) for batch in task.batches("train", 8, 0, 0)) == 3
     assert not any("cut" in note for note in LOADERS[name].load(file).notes)
+
+
+def test_padding_is_reported(task):
+    """The note says what share of an epoch's steps is padding, as its batches have it."""
+    computed = valid = 0
+    for batch in task.batches("train", 32, 0, 0):
+        computed += batch.source.numel() + batch.target.numel()
+        valid += int(batch.source_lengths.sum() + batch.target_lengths.sum())
+    assert task.notes[-1].startswith(f"{1 - valid / computed:.0%} of the steps in batches of 32 are padding, ")
 
 
 def test_repeated_pairs_are_reported(task):

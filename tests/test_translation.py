@@ -74,6 +74,7 @@ def test_models_fit_the_vocabulary(catalogues, model, size):
     assert config.source_vocabulary == config.target_vocabulary == config.output_size == catalogues.subwords.size
 
 
+@pytest.mark.parametrize("catalogues", ["de"], indirect=True)
 @pytest.mark.parametrize("name", MODELS)
 def test_models_begin_by_guessing_and_learn(catalogues, name):
     """The loss on a batch is that of guessing at first, and falls; what is decoded is text, whatever the family."""
