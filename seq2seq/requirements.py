@@ -103,7 +103,7 @@ def needs_kernel(implementation: str, dtype: torch.dtype, *, tf32: bool = False)
             )
             steps = (workload.decoded_steps if stack.decodes else None) or workload.source_steps
             steps = 1 if stack.stepwise else -(-steps // stack.every)
-            training, masked = mode == "training", workload.has_lengths
+            training, masked = mode == "training", workload.has_lengths and not stack.stepwise
             try:
                 module.explain(workload.batch, steps, dtype=dtype, device=device, training=training, masked=masked)
             except (RuntimeError, ValueError) as error:
