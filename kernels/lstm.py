@@ -141,8 +141,10 @@ class LSTM(nn.RNNBase):
             if lengths is not None:
                 msg = "a PackedSequence brings its own lengths; give lengths with a padded tensor only"
                 raise ValueError(msg)
-            found: tuple[PackedSequence, State] = self._packed(input, hx)
-            return found
+            if torch.compiler.is_compiling():
+                found: tuple[PackedSequence, State] = _way().run_packed(self, input, hx)
+                return found
+            return self._packed(input, hx)
         if input.dim() not in {2, 3}:
             msg = f"LSTM: Expected input to be 2D or 3D, got {input.dim()}D instead"
             raise ValueError(msg)
@@ -160,9 +162,9 @@ class LSTM(nn.RNNBase):
         if name != "vendor":
             output, state = self._layers(x, hx, lengths, name, self.batch_first)
         elif lengths is None:
-            output, state = vendor.run(self, x, hx)
+            output, state = _way().run(self, x, hx)
         else:
-            output, state = vendor.run_padded(self, x, hx, lengths)
+            output, state = _way().run_padded(self, x, hx, lengths)
         if batched:
             return output, state
         return output.squeeze(batch_dim), (state[0].squeeze(1), state[1].squeeze(1))
@@ -318,9 +320,6 @@ class LSTM(nn.RNNBase):
         names = [f"l{layer}", f"l{layer}_reverse"][: 2 if self.bidirectional else 1]
         return [tuple(getattr(self, f"{kind}_{name}") for kind in kinds) for name in names]
 
-    @torch.compiler.disable(  # type: ignore[untyped-decorator]
-        reason="a PackedSequence cannot be traced; give kernels.LSTM padded input and lengths"
-    )
     def _packed(self, packed: PackedSequence, hx: State | None) -> tuple[PackedSequence, State]:
         """As a padded batch with lengths, and packed again: no kernel reads packed memory itself.
 
@@ -379,9 +378,21 @@ def _stacked(parameters: Sequence[tuple[Tensor, ...]]) -> tuple[Tensor, Tensor, 
     return torch.cat(weights_ih), torch.stack(weights_hh), torch.cat(biases) if biases else None
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def _way() -> Any:
+    """The module that runs torch's own LSTM: while something is traced, the one that Dynamo must leave alone."""
+    if torch.compiler.is_compiling():
+        from kernels import untraceable  # noqa: PLC0415 - imports Dynamo, which takes as long as torch
+
+        return untraceable
+    return vendor
+
+
 def _matmul_precision() -> str:
     """How torch's own products treat float32: `none` or `ieee`, or `tf32`."""
+    if torch.compiler.is_compiling():
+        from kernels.untraceable import matmul_precision  # noqa: PLC0415 - as above
+
+        return str(matmul_precision())
     return str(torch.backends.cuda.matmul.fp32_precision)
 
 

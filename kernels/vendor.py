@@ -10,10 +10,7 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 State = tuple[Tensor, Tensor]
 
-_UNTRACEABLE = "torch's own LSTM cannot be traced; choose another implementation of kernels.LSTM"
 
-
-@torch.compiler.disable(reason=_UNTRACEABLE)  # type: ignore[untyped-decorator]
 def run(lstm: nn.RNNBase, x: Tensor, hx: State | None, batch_sizes: Tensor | None = None) -> tuple[Tensor, State]:
     """Run it on padded input, or on packed data with its batch sizes.
 
@@ -41,7 +38,6 @@ def run(lstm: nn.RNNBase, x: Tensor, hx: State | None, batch_sizes: Tensor | Non
     return output, (h_n, c_n)
 
 
-@torch.compiler.disable(reason=_UNTRACEABLE)  # type: ignore[untyped-decorator]
 def run_padded(lstm: nn.RNNBase, x: Tensor, hx: State | None, lengths: Tensor) -> tuple[Tensor, State]:
     """Run it on padded input with lengths, which it takes packed and with at least one step each.
 

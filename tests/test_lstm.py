@@ -738,12 +738,17 @@ def test_package_names_its_content():
 
 
 def test_importing_the_package_is_cheap():
-    """`import kernels` loads neither torch nor Triton; `kernels.LSTM` needs torch, and Triton not yet."""
+    """`import kernels` loads neither torch nor Triton; `kernels.LSTM` needs torch, but no compiler."""
     program = """
 import sys, kernels
 assert not {"torch", "triton"} & set(sys.modules)
 sys.modules["triton"] = None  # An import of it raises from here on.
-kernels.LSTM(3, 4, implementation="loop")
+lstm = kernels.LSTM(3, 4, implementation="vendor")
 assert "kernels.gpu" not in sys.modules
+import torch
+from torch.nn.utils.rnn import pack_sequence
+lstm(torch.zeros(2, 5, 3))
+lstm(pack_sequence([torch.zeros(5, 3)]))
+assert "torch._dynamo" not in sys.modules
 """
     subprocess.run([sys.executable, "-c", program], check=True, cwd=Path(__file__).parents[1])
