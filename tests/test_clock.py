@@ -101,7 +101,7 @@ def test_torch_s_own_timer_says_the_same():
     torch.set_num_threads(1)
     try:
         # Turn by turn, in blocks shorter than a scheduler's slice: each instrument's least disturbed turn is compared.
-        turns = [(time_block(lambda: torch.mm(a, b), 10, "cpu").per_call_s, timer.timeit(10).median) for _ in range(60)]
+        turns = [(time_block(lambda: torch.mm(a, b), 3, "cpu").per_call_s, timer.timeit(3).median) for _ in range(200)]
     finally:
         torch.set_num_threads(threads)
     ours, theirs = map(min, zip(*turns, strict=True))
