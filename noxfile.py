@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 
 import nox
 
@@ -67,13 +68,24 @@ def report(session: nox.Session) -> None:
 
 @nox.session
 def tests(session: nox.Session) -> None:
-    """Run the tests; arguments go to pytest, as in `nox -s tests -- -k parity`."""
+    """Run the tests on all cores; arguments go to pytest, as in `nox -s tests -- -k parity` or `-- -n0 -s`."""
     install(session, "tests", "tasks", "pretrained")
     install_peers(session)
     # One thread: many tiny problems, and several processes of their own.
-    session.run(
-        "python", "-m", "pytest", *session.posargs, env={"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")}
-    )
+    environment = {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")}
+    session.run("python", "-m", "pytest", *workers(session.posargs), *session.posargs, env=environment)
+
+
+def workers(arguments: list[str]) -> list[str]:
+    """Options that share the test files out among the cores, unless the user says how or wants to see inside."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    alone = ("-n", "--numprocesses", "--dist", "--pdb", "--trace", "-s", "--capture=no")
+    # A GPU is one, and its tests measure and fill it.
+    if cores == 1 or shutil.which("nvidia-smi") or any(word.startswith(alone) for word in arguments):
+        return []
+    # Whole files, whose tests share what takes long to make, in the order of tests/conftest.py. Each worker takes some
+    # 600 MB, and past eight the longest file decides.
+    return ["-n", str(min(cores, 8)), "--dist", "loadfile", "--no-loadscope-reorder"]
 
 
 @nox.session
