@@ -19,7 +19,9 @@ from bench.errors import UsageError
 from bench.validation import validate
 
 SUITES = Path(__file__).parent / "suites"
-MODES = ("inference", "training")
+#: Modes that a suite has where it names none.
+PASSES = ("inference", "training")
+MODES = (*PASSES, "decode")
 DEVICES = ("cpu", "cuda")
 REFERENCE = "reference"
 #: Rounds a process gives at least: below 6, order statistics do not bound a median with 95 %.
@@ -31,7 +33,7 @@ class Sweep:
     """One axis of a workload, varied alone.
 
     Attributes:
-        axis: `batch`, `hidden`, `length` or `layers`.
+        axis: `batch`, `hidden`, `length`, `layers` or `beam`.
         values: sizes it takes, one workload each.
     """
 
@@ -46,14 +48,14 @@ class Selection:
     Attributes:
         workloads: names, overrides allowed (`seed@batch=64`), or patterns.
         variants: names or patterns; `name#label` lists a variant once more under a second name.
-        modes: of `MODES`.
+        modes: of `MODES`; decoding is measured where it is asked for alone.
         sweeps: axes to vary one at a time; every value makes a workload of its own.
         devices: of `DEVICES`; on another one the part is left out, as if it were not there.
     """
 
     workloads: tuple[str, ...]
     variants: tuple[str, ...] = ("*",)
-    modes: tuple[str, ...] = MODES
+    modes: tuple[str, ...] = PASSES
     sweeps: tuple[Sweep, ...] = ()
     devices: tuple[str, ...] = DEVICES
 

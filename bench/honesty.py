@@ -38,7 +38,7 @@ STEP_SHARE = 0.01
 #: Attempts at a step whose loss scale overflows, each with half the scale of the one before.
 STEP_ATTEMPTS = 16
 ADAM_EPSILON = 1e-8
-#: What a timed call returns, by mode.
+#: What a timed call returns, by mode; decoding names its results itself.
 RESULTS = {"inference": Seq2SeqResult._fields, "training": ("loss",)}
 
 #: What tells the time or times, as it was before any variant was loaded: owner, attribute, value.
@@ -120,7 +120,7 @@ class Audit:
         try:
             with _collector_off():
                 self._work(executable, prepared, seed)
-                if executable.mode == "inference":
+                if executable.mode != "training":
                     self._address(executable, prepared, seed)
                     if warm:
                         _refuse_unless_slow(seen.compare(executable, prepared, self._timed.batch, seed))
@@ -173,8 +173,8 @@ class Audit:
                 msg = f"a call changed its input {name}"
                 raise RefusedError(msg)
         for name, value in executable.model.named_parameters():
-            if executable.mode == "inference" and not torch.equal(value, weights[name]):
-                msg = f"a call in inference changed the weights: {name}"
+            if executable.mode != "training" and not torch.equal(value, weights[name]):
+                msg = f"a call in {executable.mode} changed the weights: {name}"
                 raise RefusedError(msg)
         return call
 
@@ -205,11 +205,15 @@ class Audit:
         self, executable: Executable, prepared: Batch, problem: Problem, call: _Call, before: _Call | None
     ) -> None:
         """Hold what was there at return against truth; what is wrong is looked at again, to say how."""
-        truth, precision = problem.quantities("truth"), executable.variant.precision
+        precision = executable.variant.precision
+        truth = {} if executable.mode == "decode" else problem.quantities("truth")
         expected = problem.quantities(precision)
 
         def refused(copies: dict[str, Tensor]) -> str:
             found = dict(copies)
+            if executable.mode == "decode":
+                verdict = self._gate.judge_decoded(found, expected, precision, problem.weights, problem.batch)
+                return "" if verdict.passed else verdict.describe()
             if "loss" not in found:
                 found["loss"] = executable.model.loss(found["outputs"], prepared.expected, prepared.decoded_lengths)
             true = {name: truth[name] for name in found}
@@ -226,7 +230,7 @@ class Audit:
             what = "the results were not complete when the call returned"
         elif before and all(torch.equal(before.copies[name], late[name]) for name in late):
             what = "new weights and new content in the same memory gave the results of the call before"
-        elif executable.mode == "inference" and _ignores_weights(executable, prepared, late):
+        elif executable.mode != "training" and _ignores_weights(executable, prepared, late):
             what = "the weights were changed and the results stayed the same"
         else:
             what = "the timed call, on the timed batch's memory, is wrong"
@@ -260,13 +264,19 @@ def call_once(executable: Executable, prepared: Batch) -> _Call:
     clock.synchronize(executable.device)
     with executable.context():
         result: Any = executable.call(prepared)
-        values = (result,) if executable.mode == "training" else result
-        named: dict[str, Tensor] = dict(zip(RESULTS[executable.mode], values, strict=True))
+        named: dict[str, Tensor] = _named(result, executable.mode)
         for name, value in named.items():
             if type(value) is not torch.Tensor:
                 msg = f"{name} is a {type(value).__name__}, not a plain tensor: it may be computed only when it is read"
                 raise RefusedError(msg)
         return _Call(named, {name: value.detach().clone() for name, value in named.items()})
+
+
+def _named(result: Any, mode: str) -> dict[str, Tensor]:
+    """What a timed call returned, by name."""
+    if mode == "decode":
+        return dict(result)
+    return dict(zip(RESULTS[mode], (result,) if mode == "training" else result, strict=True))
 
 
 def _ignores_weights(executable: Executable, prepared: Batch, results: dict[str, Tensor]) -> bool:

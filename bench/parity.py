@@ -36,11 +36,23 @@ import functools
 import math
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from bench import decoding
+from bench.tolerance import (
+    FACTOR,
+    GRADIENT,
+    ROUNDOFF,
+    SUMMATION,
+    TOLERANCES,
+    Check,
+    Tolerance,
+    Verdict,
+    limit_for,
+    relative_error,
+)
 from seq2seq.contract import Config
 from seq2seq.execution import Executable, Weights, initial_weights
 from seq2seq.peers.int8 import rounded_weights
@@ -48,113 +60,26 @@ from seq2seq.tasks.batch import Batch
 from seq2seq.variants import REFERENCE, VARIANTS
 from seq2seq.workloads import Workload
 
-FACTOR = 4.0
-SUMMATION = 2.0
+__all__ = [
+    "FACTOR",
+    "GRADIENT",
+    "ROUNDOFF",
+    "SUMMATION",
+    "TOLERANCES",
+    "USUAL_SEEDS",
+    "Check",
+    "Gate",
+    "Tolerance",
+    "Verdict",
+    "judge",
+    "limit_for",
+    "random_weights",
+    "relative_error",
+    "true_quantities",
+]
+
 #: Seeds of the problems that say how large a gradient usually is.
 USUAL_SEEDS = (101, 102, 103, 104)
-#: How names of gradients begin.
-GRADIENT = "grad "
-
-
-@dataclass(frozen=True)
-class Tolerance:
-    """Bounds of a precision: no error below `floor` is refused, none above `cap` is let through."""
-
-    floor: float
-    cap: float
-
-
-#: Unit roundoff: half the distance from 1 to the next number.
-ROUNDOFF = {
-    "fp32": 2.0**-24,
-    "tf32": 2.0**-11,
-    "fp16": 2.0**-11,
-    "bf16": 2.0**-8,
-    "int8": 2.0**-8,
-    "bf16-weights": 2.0**-8,
-}
-TOLERANCES = {
-    "fp32": Tolerance(64 * ROUNDOFF["fp32"], 2.5e-4),
-    "tf32": Tolerance(8 * ROUNDOFF["tf32"], 3e-2),
-    "fp16": Tolerance(8 * ROUNDOFF["fp16"], 3e-2),
-    "bf16": Tolerance(4 * ROUNDOFF["bf16"], 2.5e-1),
-    "int8": Tolerance(ROUNDOFF["int8"], 1e-1),
-    "bf16-weights": Tolerance(ROUNDOFF["bf16-weights"], 5e-2),
-}
-
-
-@dataclass(frozen=True)
-class Check:
-    """One quantity against its limit."""
-
-    name: str
-    error: float
-    limit: float
-
-    @property
-    def passed(self) -> bool:
-        """Whether the error keeps within the limit; an error that is no number does not."""
-        return self.error <= self.limit
-
-    @property
-    def strain(self) -> float:
-        """Error over limit: 1 is the limit itself."""
-        return self.error / self.limit
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """What the gate found in one run or several."""
-
-    checks: tuple[Check, ...]
-
-    @property
-    def passed(self) -> bool:
-        """Whether every quantity keeps within its limit."""
-        return all(check.passed for check in self.checks)
-
-    @property
-    def worst(self) -> Check:
-        """The quantity nearest to its limit, or furthest past it."""
-        return max(self.checks, key=lambda check: check.strain)
-
-    def worst_of(self, *, gradients: bool) -> Check | None:
-        """The worst among gradients, or among everything else; None when there is none."""
-        chosen = [check for check in self.checks if check.name.startswith(GRADIENT) == gradients]
-        return max(chosen, key=lambda check: check.strain, default=None)
-
-    def describe(self) -> str:
-        """The refused quantities in words, worst first."""
-        refused = sorted((c for c in self.checks if not c.passed), key=lambda c: -c.strain)
-        shown = "; ".join(f"{c.name}: error {c.error:.2e}, limit {c.limit:.2e}" for c in refused[:4])
-        return shown + (f"; and {len(refused) - 4} more" if len(refused) > 4 else "")  # noqa: PLR2004
-
-
-def relative_error(value: Tensor, truth: Tensor) -> float:
-    """Norm of the difference over the norm of truth, in float64; infinite for a wrong shape or anything not finite."""
-    if value.shape != truth.shape:
-        return math.inf
-    difference = float(torch.linalg.vector_norm(value.to(truth.device, torch.float64) - truth))
-    norm = float(torch.linalg.vector_norm(truth))
-    if not math.isfinite(difference):
-        return math.inf
-    if norm == 0:
-        return 0.0 if difference == 0 else math.inf
-    return difference / norm
-
-
-def limit_for(yardstick: float, precision: str, terms: int = 0) -> float:
-    """The error that a quantity may have.
-
-    Args:
-        yardstick: error of the reference at that precision; not finite counts as none.
-        precision: key of `TOLERANCES`.
-        terms: how many products a gradient sums up, batch x steps; 0 for what is no gradient.
-    """
-    tolerance = TOLERANCES[precision]
-    scaled = FACTOR * yardstick if math.isfinite(yardstick) else 0.0
-    floor = tolerance.floor + SUMMATION * math.sqrt(terms) * ROUNDOFF["fp32"]
-    return min(max(scaled, floor), tolerance.cap)
 
 
 def judge(
@@ -198,7 +123,7 @@ class Gate:
 
     Args:
         workload: gives batches and the model's sizes.
-        mode: in `training` all gradients are checked too.
+        mode: in `training` all gradients are checked too; `decode` has a gate of its own, `bench.decoding`.
         device: where everything runs.
     """
 
@@ -211,8 +136,29 @@ class Gate:
     def check(self, executable: Executable, seed: int) -> Verdict:
         """Judge an executable on the weights and batch of a seed; its own weights are put back afterwards."""
         found, precision = self._found(executable, seed), executable.variant.precision
-        truth, expected = self.quantities(seed, "truth"), self.quantities(seed, precision)
+        expected = self.quantities(seed, precision)
+        if self.mode == "decode":
+            return self.judge_decoded(found, expected, precision, self.weights(seed), self.workload.make_batch(seed))
+        truth = self.quantities(seed, "truth")
         return judge(found, truth, expected, precision, self.terms, self.usual_norms)
+
+    def judge_decoded(
+        self, found: dict[str, Tensor], expected: dict[str, Tensor], precision: str, weights: Weights, batch: Batch
+    ) -> Verdict:
+        """Hold what was decoded against truth along its own path.
+
+        Args:
+            found: the variant's, by name; what a timed call does not give may be missing.
+            expected: what `compute` gives at the precision.
+            precision: key of `TOLERANCES`.
+            weights: of the problem, fp32.
+            batch: of the problem, on the CPU.
+        """
+        yardsticks = {name: float(error) for name, error in expected.items()}
+        return decoding.judge(self._truth(weights, batch).errors(found), yardsticks, precision)
+
+    def _truth(self, weights: Weights, batch: Batch) -> decoding.Truth:
+        return decoding.Truth(self.workload.config, self.device, weights, batch, self.workload.beam)
 
     def usual_norms(self) -> dict[str, float]:
         """Norm of each gradient in truth, as the root of the mean square over the problems of a few other seeds."""
@@ -236,19 +182,33 @@ class Gate:
         return self.compute(self.weights(seed), self.workload.make_batch(seed), precision)
 
     def compute(self, weights: Weights, batch: Batch, precision: str) -> dict[str, Tensor]:
-        """Quantities of the truth (`precision` is "truth"), or of the reference at a precision."""
+        """Quantities of the truth (`precision` is "truth"), or of the reference at a precision.
+
+        In the mode `decode`: the errors of the reference at that precision, by name.
+        """
         if precision == "truth":
             return true_quantities(self.workload.config, self.mode, self.device, weights, batch)
         variant = dataclasses.replace(REFERENCE, precision=precision)
+        # Of the weights as they are, before the reference's are rounded.
+        truth = self._truth(weights, batch) if self.mode == "decode" else None
         if precision == "int8":
             variant, weights = dataclasses.replace(variant, lstm="rounded"), rounded_weights(weights)
         if precision == "bf16-weights":
             variant = dataclasses.replace(variant, precision="fp32")
             weights = {name: value.bfloat16().float() if value.dim() > 1 else value for name, value in weights.items()}
         executable = Executable(
-            variant, self.workload.config, self.mode, self.device, weights, stored=precision in {"bf16", "fp16"}
+            variant,
+            self.workload.config,
+            self.mode,
+            self.device,
+            weights,
+            stored=precision in {"bf16", "fp16"},
+            beam=self.workload.beam,
         )
-        return executable.quantities(executable.prepare(batch), together=True)
+        found = executable.quantities(executable.prepare(batch), together=True)
+        if truth is not None:
+            return {name: torch.tensor(error) for name, error in truth.errors(found).items()}
+        return found
 
 
 def true_quantities(config: Config, mode: str, device: str, weights: Weights, batch: Batch) -> dict[str, Tensor]:

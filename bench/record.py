@@ -14,7 +14,8 @@ from typing import Any
 #: History of the schema.
 #: 1: first version.
 #: 2: how OpenMP waited; FLOPs, bytes and share of the machine's ceiling; rounds.csv.gz.
-SCHEMA_VERSION = 2
+#: 3: the mode `decode`: beam, tokens a second, latency of a token.
+SCHEMA_VERSION = 3
 
 
 class Status(enum.StrEnum):
@@ -47,7 +48,9 @@ class Record:
         "model family: `lstm` for the Seq2Seq of the seed, `lstm-alone` for one LSTM and nothing else", ""
     )
     variant: str = column("name of the variant", "")
-    mode: str = column("`inference`, or `training` (forward, backward and optimizer step)", "")
+    mode: str = column(
+        "`inference`, `training` (forward, backward and optimizer step), or `decode` (fed with its own output)", ""
+    )
     device: str = column("`cpu` or `cuda`", "")
     precision: str = column(
         "precision the variant asks for, or its runtime chooses here: `fp32`, `tf32`, `bf16`, `fp16`, `int8`", ""
@@ -86,6 +89,14 @@ class Record:
     throughput_seq_per_s: float | None = column("sequences per second at the workload's batch, median over rounds")
     throughput_steps_per_s: float | None = column(
         "time steps (tokens, frames, hours) per second, source and target together, without padding"
+    )
+
+    tokens_per_s: float | None = column(
+        "tokens (or forecast steps) decoded per second, of each sequence's best hypothesis; empty but in `decode`"
+    )
+    token_latency_p50_s: float | None = column("median call over its decoding steps, seconds; empty but in `decode`")
+    token_latency_p99_s: float | None = column(
+        "99th percentile of single calls over their decoding steps, seconds; empty where `latency_p99_s` is"
     )
 
     speedup: float | None = column("median over rounds of time(reference) / time(this variant); 1 for `reference`")
@@ -158,10 +169,13 @@ class Record:
     source_steps: int | None = column("longest source sequence, time steps")
     target_steps: int | None = column("longest target sequence, time steps; empty for an LSTM alone")
     valid_steps: int | None = column("time steps of the measured batch without padding, source and target together")
+    beam: int | None = column("hypotheses of a sequence, 1 is greedy; empty but in `decode`")
     hidden_size: int | None = column("hidden size of the encoder")
     num_layers: int | None = column("layers of the encoder")
     parameters: int | None = column("trainable parameters")
-    sweep_axis: str = column("what the workload's sweep varies (`batch`, `hidden`, `length`); empty otherwise", "")
+    sweep_axis: str = column(
+        "what the workload's sweep varies (`batch`, `hidden`, `length`, `layers`, `beam`); empty otherwise", ""
+    )
     sweep_value: int | None = column("value of that axis")
     group: str = column("name of the group the case was measured in", "")
     recorded_at: str = column("time the record was written, UTC", "")
@@ -173,6 +187,10 @@ class Record:
 
 
 COLUMNS = tuple(f.name for f in dataclasses.fields(Record))
+#: Older versions that are still read, and the columns that they lack, which are empty then.
+LACKING: dict[int, frozenset[str]] = {
+    2: frozenset({"tokens_per_s", "token_latency_p50_s", "token_latency_p99_s", "beam"}),
+}
 
 #: Columns of ``samples.csv.gz``: one row a timed interval, as it was read off the clock.
 SAMPLE_COLUMNS: dict[str, str] = {

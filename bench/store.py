@@ -21,7 +21,7 @@ from typing import Any
 from bench import durable
 from bench.errors import UsageError
 from bench.rawfile import RAW_FILES, SAMPLES, RawFile
-from bench.record import COLUMNS, SCHEMA_VERSION, Record, Status
+from bench.record import COLUMNS, LACKING, SCHEMA_VERSION, Record, Status
 
 RUNS = Path("results") / "runs"
 
@@ -132,7 +132,7 @@ class RunFolder:
 
     def records(self) -> list[dict[str, Any]]:
         """The records written so far, as plain values; a torn end is none."""
-        return [entry.values for entry in self.read().entries]
+        return [dict.fromkeys(COLUMNS) | entry.values for entry in self.read().entries]
 
     def read(self) -> Recorded:
         """What records.jsonl holds.
@@ -157,10 +157,12 @@ class RunFolder:
                 )
                 raise UsageError(msg) from error
         for number, entry in enumerate(entries, start=1):
-            version, known = entry.values.get("schema_version"), set(entry.values) == set(COLUMNS)
-            if version != SCHEMA_VERSION or not known:
+            version = entry.values.get("schema_version")
+            lacking: frozenset[str] = LACKING.get(version or 0, frozenset())
+            readable = version == SCHEMA_VERSION or version in LACKING
+            if not readable or set(entry.values) != set(COLUMNS) - lacking:
                 what = f"schema_version {version}, this release writes {SCHEMA_VERSION}"
-                what = "other columns than this release writes" if version == SCHEMA_VERSION else what
+                what = "other columns than this release writes" if readable else what
                 msg = (
                     f"{self.records_path}, line {number} has {what}; nothing was changed: use the release that "
                     "recorded it"

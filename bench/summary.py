@@ -132,7 +132,7 @@ def figures(case: Case, samples: Samples, reference: str, interval: float, facts
         samples: of its group.
         reference: variant that speedups are relative to.
         interval: half-width that the suite asked for, as a share.
-        facts: `batch` and `valid_steps` of the workload.
+        facts: `batch` and `valid_steps` of the workload, for decoding `target_steps` too.
     """
     kept = [[r for r in rounds if case.variant in r.blocks] for rounds in samples.kept()]
     kept = [rounds for rounds in kept if rounds]
@@ -155,6 +155,8 @@ def figures(case: Case, samples: Samples, reference: str, interval: float, facts
         if at is not None:
             at = at.widened(samples.stretch())
             found |= {f"latency_{name}_s": at.value, f"latency_{name}_lo_s": at.low, f"latency_{name}_hi_s": at.high}
+    if case.mode == "decode":
+        found |= _per_token(found, facts, per_call_s)
     device = [b.queued_device_s / b.queued_calls for b in blocks if b.queued_device_s]
     if device:
         found["device_p50_s"] = float(np.median(device))
@@ -163,3 +165,13 @@ def figures(case: Case, samples: Samples, reference: str, interval: float, facts
         found |= {"speedup": speedup.value, "speedup_lo": speedup.low, "speedup_hi": speedup.high}
         found["interval_wide"] = speedup.half_width > interval
     return found
+
+
+def _per_token(found: dict[str, Any], facts: dict[str, Any], per_call_s: float) -> dict[str, Any]:
+    """Figures of a decoded token: every sequence takes all steps, and the best of its hypotheses counts once."""
+    steps = facts["target_steps"]
+    figured = {"tokens_per_s": facts["batch"] * steps / per_call_s}
+    for name in ("p50", "p99"):
+        if f"latency_{name}_s" in found:
+            figured[f"token_latency_{name}_s"] = found[f"latency_{name}_s"] / steps
+    return figured

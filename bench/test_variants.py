@@ -14,7 +14,7 @@ import torch
 from pytest_benchmark.fixture import BenchmarkFixture
 
 from bench import evidence
-from bench.cases import MODES, Case
+from bench.cases import PASSES, Case
 from bench.evidence import Compilation
 from bench.microbench import time_gated
 from bench.parity import Gate
@@ -46,7 +46,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
             marks=[pytest.mark.quick] if workload == WORKLOAD and not variant.compiles_long else [],
         )
         for workload in WORKLOADS
-        for mode in MODES
+        for mode in PASSES
         for variant in VARIANTS.values()
         for device in devices_of(variant, metafunc.config.getoption("--bench-device", None) or usable_devices())
     ]

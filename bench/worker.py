@@ -29,11 +29,11 @@ from bench.parity import Gate, Verdict
 from bench.record import Status
 from bench.sampling import Plan, Subject, sample, warm_up
 from seq2seq.contract import Extent
-from seq2seq.cost import cost, valid_steps
+from seq2seq.cost import cost, decoding, valid_steps
 from seq2seq.execution import Executable, initial_weights
 from seq2seq.tasks.batch import Batch, DataUnavailableError
 from seq2seq.variants import VARIANTS, Variant
-from seq2seq.workloads import WORKLOADS, find_workload
+from seq2seq.workloads import WORKLOADS, Workload, find_workload
 
 Emit = Callable[..., None]
 
@@ -100,10 +100,20 @@ def describe(request: dict[str, Any], emit: Emit) -> None:
         facts = dict(workloads[case.workload])
         reason = facts.pop("unavailable")
         extent = facts.pop("extent", None)
+        if case.mode == "decode" and extent is not None:
+            extent, more = _decoded(find_workload(case.workload), extent)
+            facts |= more
         variant = VARIANTS[case.executed].here()
         reason = reason or _refusal(variant, case)
         facts |= {"precision": variant.precision} | _cost_of(case, variant, extent)
         emit("described", facts=facts, reason=reason, compiles=variant.compiles_long)
+
+
+def _decoded(workload: Workload, extent: Extent) -> tuple[Extent, dict[str, int]]:
+    """The extent of decoding a workload's batch, and what is known of it beforehand: every sequence takes all steps."""
+    steps = workload.decoded_steps or 1
+    facts = {"beam": workload.beam, "valid_steps": extent.source_steps + extent.sequences * steps}
+    return decoding(extent, steps, workload.beam), facts
 
 
 def _cost_of(case: Case, variant: Variant, extent: Extent | None) -> dict[str, int]:
@@ -173,7 +183,7 @@ def cold(request: dict[str, Any], emit: Emit) -> None:
         synchronize("cuda")
     emit("stage", name="build")
     start = time.perf_counter()
-    executable = Executable(variant, workload.config, case.mode, case.device, weights)
+    executable = Executable(variant, workload.config, case.mode, case.device, weights, beam=workload.beam)
     synchronize(case.device)
     build_s = time.perf_counter() - start
     prepared = executable.prepare(batch)
@@ -229,7 +239,8 @@ def measure(request: dict[str, Any], emit: Emit) -> None:
     per_block: dict[str, int] = {}
     for case in cases:
         emit("stage", name="build and gate", variant=case.variant)
-        executable = Executable(VARIANTS[case.executed], workload.config, case.mode, case.device, weights)
+        variant = VARIANTS[case.executed]
+        executable = Executable(variant, workload.config, case.mode, case.device, weights, beam=workload.beam)
         prepared = executable.prepare(batch)
         verdict = gated(gate, audit, executable, prepared, seed, warm=False)
         emit("gate", variant=case.variant, when="before", **verdict)

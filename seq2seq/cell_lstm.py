@@ -14,6 +14,22 @@ class CellLSTM(LoopLSTM):
     nn.LSTMCell itself would bring parameters under names of its own, so its call is made on nn.LSTM's.
     """
 
+    def step(self, x: Tensor, state: tuple[Tensor, Tensor]) -> Tensor:
+        """One step of all layers, without gradients and one way alone; the state is overwritten.
+
+        Args:
+            x: (batch, input_size).
+            state: h and c, each (num_layers, batch, hidden_size).
+
+        Returns:
+            h of the last layer, (batch, hidden_size).
+        """
+        hidden, cell = state
+        for layer, weights in enumerate(self.all_weights):
+            x, c = torch.lstm_cell(x, (hidden[layer], cell[layer]), *weights)
+            hidden[layer], cell[layer] = x, c
+        return x
+
     def _direction(
         self, x: Tensor, h: Tensor, c: Tensor, index: int, inside: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor]:

@@ -7,6 +7,7 @@ backward, weights read again each step) is its own affair, and shows as a smalle
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -54,7 +55,8 @@ def cost(
     Args:
         config: sizes of the model.
         extent: of the batch.
-        mode: `inference` or `training` (forward, loss, backward, Adam).
+        mode: `inference`, `training` (forward, loss, backward, Adam), or `decode`, for which the extent is that of
+            `decoding`; what decoding gives back is left out, being a few tokens.
         stored_bytes: size of a stored weight and of a real-valued input, bytes.
         computed_bytes: size of a value that the model gives back, bytes.
 
@@ -81,8 +83,34 @@ def cost(
         expected = extent.target_steps * TOKEN_BYTES if config.target_vocabulary else values * FULL_BYTES
         moved = ADAM_TRANSFERS * FULL_BYTES * parameters(config) + expected
         return Cost(flops, moved + _inputs(config, extent, FULL_BYTES))
-    msg = f"mode is {mode!r}, expected inference or training"
+    if mode == "decode":
+        moved = _weights_read(config, extent) * stored_bytes
+        return Cost(
+            forward_products(config, extent) + _forward_pointwise(config, extent),
+            moved + _inputs(config, dataclasses.replace(extent, own_target=False), stored_bytes),
+        )
+    msg = f"mode is {mode!r}, expected inference, training or decode"
     raise ValueError(msg)
+
+
+def decoding(extent: Extent, steps: int, beam: int) -> Extent:
+    """The extent of decoding a batch for so many steps: what a hypothesis reads counts, padding of targets included.
+
+    The first step is the same for all hypotheses of a sequence. Which tokens come out is not known, but one does.
+
+    Args:
+        extent: of the batch with teacher forcing.
+        steps: that every sequence is decoded for.
+        beam: hypotheses of a sequence.
+    """
+    hypotheses = 1 + beam * (steps - 1)
+    return dataclasses.replace(
+        extent,
+        target_steps=extent.sequences * hypotheses,
+        target_rows=min(extent.target_rows, 1),
+        crossed=extent.source_steps * hypotheses,
+        target_squares=extent.sequences * (1 + beam * (steps**2 - 1)),
+    )
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ they serve every family. Sequences are decoded together, and what is finished le
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable
 from typing import Any, Protocol
@@ -175,6 +176,7 @@ def beam_search(  # noqa: PLR0913 - all that a beam search can be told
     max_steps: int | None = None,
     max_ratio: float | None = None,
     drop: bool = True,
+    trace: bool = False,
 ) -> Decoded:
     """The best hypothesis of a beam search, one a sequence: of highest log-probability over length penalty.
 
@@ -193,6 +195,7 @@ def beam_search(  # noqa: PLR0913 - all that a beam search can be told
         max_steps: as for `greedy`.
         max_ratio: as for `greedy`.
         drop: whether what is finished leaves the batch. The results are the same; without, shapes never change.
+        trace: whether to tell how the hypotheses came about; for a search in which nothing ends before the limit.
 
     Raises:
         ValueError: without a limit, for a beam below 1 or a negative penalty.
@@ -213,9 +216,11 @@ def beam_search(  # noqa: PLR0913 - all that a beam search can be told
     value = torch.full_like(places, begin)
     history = found.tokens.new_full((places.size(0), longest), PAD)
     scores = torch.where(places % beam == 0, 0.0, -math.inf).double()
+    traced: list[tuple[Tensor, Tensor]] = []
     for step in range(longest):
         outputs, state = model.step(value, state)
         scores, parents, tokens = search.candidates(_full(outputs), scores, places)
+        traced.append((parents, tokens))
         # A row for every place, those without a hypothesis included; `going` tells.
         history = history[parents]
         history[:, step] = tokens
@@ -232,7 +237,10 @@ def beam_search(  # noqa: PLR0913 - all that a beam search can be told
             value, scores = tokens, scores.masked_fill(~going, -math.inf)
         if beam > 1 or parents.size(0) < outputs.size(0):
             state = select(state, parents)
-    return found.trimmed()
+    if not trace:
+        return found.trimmed()
+    all_parents, all_tokens = (torch.stack(each) for each in zip(*traced, strict=True))
+    return dataclasses.replace(found.trimmed(), parents=all_parents, chosen=all_tokens)
 
 
 @torch.no_grad()
@@ -283,7 +291,8 @@ def forecast(
     for step in range(steps):
         outputs, state = model.step(torch.cat([value, target[:, step, size:]], -1), state)
         own = value_of(likelihood, outputs) if samples is None else draw(likelihood, outputs, generator)
-        found.append(own)
+        # A copy: a step that runs in a captured graph reuses its memory.
+        found.append(own.clone())
         value = own.to(target.dtype)
     path = torch.stack(found, 1)
     return path if samples is None else path.view(samples, batch, steps, size)

@@ -51,11 +51,16 @@ class Decoded:
         lengths: (batch,) int64, tokens of each, the end token counted.
         scores: (batch,) float64, log-probability of each by the model, natural logarithm; no number where the model's
             outputs are none.
+        parents: (steps, batch * beam), of a beam search that was asked for its trace: which hypothesis of the step
+            before each hypothesis went on from; None otherwise.
+        chosen: (steps, batch * beam), likewise: the token that it went on with.
     """
 
     tokens: Tensor
     lengths: Tensor
     scores: Tensor
+    parents: Tensor | None = None
+    chosen: Tensor | None = None
 
     def lists(self, end: int | None = END) -> list[list[int]]:
         """The tokens of each sequence, without the end token."""

@@ -14,7 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from seq2seq.captured import CapturedStep
 from seq2seq.contract import Config, Model, Seq2SeqResult
+from seq2seq.decode import Decoder
+from seq2seq.fixed_steps import Steps, forced, free_running
 from seq2seq.peers import RUNTIMES
 from seq2seq.tasks.batch import Batch
 from seq2seq.variants import Variant
@@ -22,7 +25,7 @@ from seq2seq.variants import Variant
 Weights = dict[str, Tensor]
 
 LEARNING_RATE = 1e-3
-MODES = ("inference", "training")
+MODES = ("inference", "training", "decode")
 
 
 class Executable:
@@ -37,11 +40,12 @@ class Executable:
     Args:
         variant: the way to execute.
         config: sizes of the model.
-        mode: `inference` or `training`.
+        mode: of `MODES`.
         device: `cpu` or `cuda`.
         weights: fp32 state_dict to start from.
         stored: whether the weights are stored in the variant's precision. By default they are in inference, when
             the variant is of lower precision without autocast.
+        beam: hypotheses of a sequence, in the mode `decode`.
 
     Raises:
         ValueError: for an unknown mode.
@@ -56,12 +60,13 @@ class Executable:
         weights: Weights,
         *,
         stored: bool | None = None,
+        beam: int = 1,
     ) -> None:
         if mode not in MODES:
             msg = f"mode is {mode!r}, expected one of {', '.join(MODES)}"
             raise ValueError(msg)
         variant = variant.here()
-        self.variant, self.mode, self.device = variant, mode, device
+        self.variant, self.mode, self.device, self.beam = variant, mode, device, beam
         self._stored = variant.stores_low(mode) if stored is None else stored
         self._autocast = variant.dtype != torch.float32 and not self._stored and variant.runtime is None
         self.model: Model = config.build(variant.make_lstm)
@@ -71,6 +76,7 @@ class Executable:
         make = RUNTIMES[variant.runtime] if variant.runtime is not None else None
         self.runtime = make(self.model, variant.runtime_options) if make else None
         self._run = self._compile(self.model)
+        self._steps = self._compile_steps(self.model)
         self._optimizer: torch.optim.Optimizer | None = None
         # torch's own start of 2**16 lets the first steps overflow and be skipped; this one holds from the start.
         self.scaler = torch.amp.GradScaler(
@@ -80,6 +86,8 @@ class Executable:
     def _compile(self, model: Model) -> Callable[..., tuple[Tensor, Tensor, Tensor]]:
         if self.runtime is not None:
             return self.runtime
+        if self.mode == "decode":
+            return model.run
         if self.variant.compiler == "torchscript":
             scripted: Callable[..., tuple[Tensor, Tensor, Tensor]] = torch.jit.script(model).run
             return scripted
@@ -89,6 +97,22 @@ class Executable:
             )
             return compiled
         return model.run
+
+    def _compile_steps(self, model: Model) -> Decoder:
+        """What decoding calls: encoder and step, compiled as the variant says."""
+        if self.mode != "decode":
+            return model
+        if self.variant.compiler == "torchscript":
+            scripted: Any = torch.jit.script(model)
+            return Steps(model.config, scripted.encode, scripted.step)
+        steps: Decoder = model
+        if self.variant.compiler == "dynamo":
+            steps = Steps(
+                model.config,
+                torch.compile(_own_code(model.encode), **self.variant.compile_options),
+                torch.compile(_own_code(model.step), **self.variant.compile_options),
+            )
+        return CapturedStep(steps) if self.variant.captures_step else steps
 
     def prepare(self, batch: Batch) -> Batch:
         """The batch on this executable's device, in the type that its model reads."""
@@ -104,7 +128,7 @@ class Executable:
         """Settings that hold while calls run: which LSTM torch may take, TF32, gradients, Dynamo's `allow_rnn`."""
         with contextlib.ExitStack() as stack:
             stack.enter_context(backends(self.variant, self.device))
-            if self.mode == "inference":
+            if self.mode != "training":
                 stack.enter_context(torch.inference_mode())
             if self.variant.allow_rnn:
                 stack.enter_context(torch._dynamo.config.patch(allow_rnn=True))  # noqa: SLF001 - no public name
@@ -115,10 +139,17 @@ class Executable:
         with torch.autocast(self.device, self.variant.dtype, enabled=self._autocast):
             return Seq2SeqResult(*self._run(batch.source, batch.target, batch.source_lengths, batch.target_lengths))
 
+    def decode(self, batch: Batch) -> dict[str, Tensor]:
+        """Decode a batch, under autocast where the variant says so; see `free_running`. Call it inside `context`."""
+        with torch.autocast(self.device, self.variant.dtype, enabled=self._autocast):
+            return free_running(self._steps, batch, self.beam)
+
     def call(self, batch: Batch) -> object:
-        """The timed unit: a forward pass, or a whole training step."""
+        """The timed unit: a forward pass, a whole training step, or the decoding of the whole batch."""
         if self.mode == "inference":
             return self.forward(batch)
+        if self.mode == "decode":
+            return self.decode(batch)
         if self._optimizer is None:
             self._optimizer = torch.optim.Adam(self.model.parameters(), lr=LEARNING_RATE)
         return self.step(batch, self._optimizer)[0]
@@ -150,6 +181,8 @@ class Executable:
     def quantities(self, batch: Batch, *, together: bool = False) -> dict[str, Tensor]:
         """Everything the gate compares, by name: outputs, hidden, cell, loss and, in training, all gradients.
 
+        In the mode `decode`: the outputs of all steps along the target, and what free running gives.
+
         Gradients are those of every parameter and of the real-valued inputs. Raises whatever the model raises.
 
         Args:
@@ -161,6 +194,10 @@ class Executable:
         batch = dataclasses.replace(batch, **inputs)
         parameters: dict[str, Tensor] = dict(self.model.named_parameters())
         with self.context():
+            if self.mode == "decode":
+                with torch.autocast(self.device, self.variant.dtype, enabled=self._autocast):
+                    outputs = forced(self._steps, batch, self.beam)
+                return {n: value.clone() for n, value in ({"outputs": outputs} | self.decode(batch)).items()}
             if self.mode == "training" and together:
                 for value in inputs.values():
                     value.requires_grad_()

@@ -192,6 +192,7 @@ class Seq2Seq(Model):
         "directions",
         "decoder_layers",
         "rearranged",
+        "steps_in_place",
     )
 
     def __init__(self, config: Seq2SeqConfig, lstm: Callable[..., nn.RNNBase] = nn.LSTM) -> None:
@@ -235,6 +236,8 @@ class Seq2Seq(Model):
             dropout=config.dropout if decoder_layers > 1 else 0.0,
             **options,
         )
+        # One step without the work that a whole sequence asks for, as `kernels.LSTM` and `CellLSTM` have it.
+        self.steps_in_place = callable(getattr(self.decoder, "step", None))
         self.fc = nn.Linear(decoder_hidden, config.head_size)
 
     @torch.jit.export
@@ -306,6 +309,11 @@ class Seq2Seq(Model):
     @torch.jit.export
     def step(self, value: Tensor, state: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         """Decode one step."""
+        if self.steps_in_place:  # noqa: SIM102 - TorchScript leaves out a branch on a constant alone
+            if not torch.is_grad_enabled():
+                hidden, cell = state["hidden"].clone(), state["cell"].clone()
+                outputs = self.decoder.step(self.embed_target(value), (hidden, cell))  # type: ignore[operator]
+                return self.fc(outputs), {"hidden": hidden, "cell": cell}
         outputs, state = self.decode(value.unsqueeze(1), state, None)
         return outputs.squeeze(1), state
 

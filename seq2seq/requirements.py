@@ -23,6 +23,24 @@ from seq2seq.workloads import Workload
 Requirement = Callable[[str, str, Workload], str | None]
 
 
+def cannot_decode(mode: str, workload: Workload) -> str | None:
+    """A model that decodes is fed its own output; a beam is of tokens, and of that mode alone."""
+    config, beam = workload.config, workload.beam
+    if mode != "decode":
+        return None if beam == 1 else f"beam={beam} means something in the mode decode alone: leave it out"
+    if not config.decodes or workload.target_steps is None:
+        why = "its decoder reads the source" if config.decodes else "it has no decoder"
+        return f"cannot be fed its own output: {why}"
+    room = config.target_vocabulary or config.target_size
+    if config.output_size > room:
+        return f"cannot be fed its own output: {config.output_size} outputs, but the decoder reads {room}"
+    if beam > 1 and not config.target_vocabulary:
+        return f"beam={beam} is for tokens, and this model gives values"
+    if beam > max(config.output_size, 1):
+        return f"beam={beam} is more than the {config.output_size} tokens there are"
+    return None
+
+
 def needs_vendor_lstm(dtype: torch.dtype) -> Requirement:
     """On a CPU: oneDNN must have an LSTM of this type here, forward and, for training, backward."""
 
@@ -41,12 +59,12 @@ def _onednn_refusal(dtype: torch.dtype, mode: str) -> str | None:
         with (
             torch.random.fork_rng(devices=[]),
             torch.backends.mkldnn.flags(enabled=True),
-            torch.inference_mode(mode == "inference"),
-            torch.set_grad_enabled(mode != "inference"),
+            torch.inference_mode(mode != "training"),
+            torch.set_grad_enabled(mode == "training"),
             torch.autocast("cpu", dtype, enabled=dtype != torch.float32),
         ):
             output, _ = nn.LSTM(16, 16, batch_first=True)(torch.zeros(2, 3, 16))
-            if mode != "inference":
+            if mode == "training":
                 output.float().sum().backward()
     except RuntimeError as error:
         # The first sentence says it; the rest is advice on how to debug oneDNN.
@@ -102,8 +120,9 @@ def needs_kernel(implementation: str, dtype: torch.dtype, *, tf32: bool = False)
                 fp32_precision="tf32" if tf32 else "ieee",
             )
             steps = (workload.decoded_steps if stack.decodes else None) or workload.source_steps
-            steps = 1 if stack.stepwise else -(-steps // stack.every)
-            training, masked = mode == "training", workload.has_lengths and not stack.stepwise
+            one = stack.stepwise or (stack.decodes and mode == "decode")
+            steps = 1 if one else -(-steps // stack.every)
+            training, masked = mode == "training", workload.has_lengths and not one
             try:
                 module.explain(workload.batch, steps, dtype=dtype, device=device, training=training, masked=masked)
             except (RuntimeError, ValueError) as error:

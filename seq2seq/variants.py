@@ -22,6 +22,7 @@ from seq2seq.peers.int8 import RoundedLSTM
 from seq2seq.peers.requirements import inference_only, needs_int8, needs_packages
 from seq2seq.requirements import (
     Requirement,
+    cannot_decode,
     needs_compilable_training,
     needs_compiler,
     needs_compiler_beside_lstm,
@@ -75,6 +76,7 @@ class Variant:
         compiler: None, `dynamo` (torch.compile) or `torchscript`.
         compile_options: arguments of torch.compile.
         allow_rnn: whether Dynamo may trace nn.LSTM (`torch._dynamo.config.allow_rnn`).
+        captures_step: whether a decoding step runs as one captured CUDA graph.
         reuses_outputs: whether a call's results live in memory that the next call overwrites, as in CUDA graphs.
         runtime: key of `seq2seq.peers.RUNTIMES` for what runs without torch's own execution; None for torch.
         runtime_options: the runtime's own.
@@ -94,6 +96,7 @@ class Variant:
     compiler: str | None = None
     compile_options: Mapping[str, Any] = field(default_factory=dict)
     allow_rnn: bool = False
+    captures_step: bool = False
     reuses_outputs: bool = False
     runtime: str | None = None
     runtime_options: Mapping[str, Any] = field(default_factory=dict)
@@ -121,7 +124,7 @@ class Variant:
 
     def stores_low(self, mode: str) -> bool:
         """Whether the weights themselves are stored in a lower precision than float32."""
-        return self.dtype != torch.float32 and not self.autocast and self.runtime is None and mode == "inference"
+        return self.dtype != torch.float32 and not self.autocast and self.runtime is None and mode != "training"
 
     def stored_bytes(self, mode: str) -> int:
         """Least size of a stored weight: a runtime may keep its copy in the precision that it computes in."""
@@ -136,10 +139,20 @@ class Variant:
             return f"exists on {' and '.join(self.devices)} only"
         if device == "cuda" and not torch.cuda.is_available():
             return "needs an NVIDIA GPU; this torch sees none (torch.cuda.is_available() is false)"
+        if reason := cannot_decode(mode, workload) or self._cannot_step(mode):
+            return reason
         for requirement in self.requirements:
             reason = requirement(device, mode, workload)
             if reason:
                 return reason
+        return None
+
+    def _cannot_step(self, mode: str) -> str | None:
+        """Why it has no single steps, or nothing but them."""
+        if mode == "decode" and self.runtime is not None:
+            return f"{self.runtime} runs whole passes here: its model has no single step to feed with its own output"
+        if mode != "decode" and self.captures_step:
+            return "captures a decoding step: for the mode decode alone"
         return None
 
 
@@ -196,6 +209,12 @@ VARIANTS: dict[str, Variant] = {
             requirements=(inference_only, needs_cpu_kernel),
         ),
         Variant("cudnn", "nn.LSTM through cuDNN, eager fp32 without TF32", devices=("cuda",)),
+        Variant(
+            "cudnn-step-graph",
+            "nn.LSTM through cuDNN, fp32 without TF32, a decoding step captured as one CUDA graph",
+            captures_step=True,
+            devices=("cuda",),
+        ),
         Variant(
             "cudnn-default",
             "nn.LSTM through cuDNN, eager fp32 as a GPU user gets it by default: TF32 in the LSTM, not in products",

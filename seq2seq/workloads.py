@@ -21,7 +21,7 @@ from seq2seq.tasks import synthetic, windows
 from seq2seq.tasks.batch import Batch
 
 #: Sizes that an override may change.
-AXES = ("batch", "hidden", "length", "layers")
+AXES = ("batch", "hidden", "length", "layers", "beam")
 
 
 class UnknownWorkloadError(ValueError):
@@ -43,6 +43,7 @@ class Workload:
         source_steps: longest source.
         target_steps: longest target; None when there is none, as in the seed, whose decoder reads the source.
         source_lengths, target_lengths: length distributions; None when every sequence fills all steps.
+        beam: hypotheses of a sequence in the mode `decode`; 1 is greedy.
         temperatures: whether the batches are windows of the Seattle temperatures.
     """
 
@@ -57,6 +58,7 @@ class Workload:
     source_lengths: synthetic.Lengths | None = None
     target_lengths: synthetic.Lengths | None = None
     temperatures: bool = False
+    beam: int = 1
 
     @property
     def has_lengths(self) -> bool:
@@ -407,6 +409,8 @@ def find_workload(name: str) -> Workload:
 def _override(workload: Workload, axis: str, value: int) -> Workload:
     if axis == "batch":
         return dataclasses.replace(workload, batch=value)
+    if axis == "beam":
+        return dataclasses.replace(workload, beam=value)
     if axis == "hidden":
         return dataclasses.replace(workload, config=dataclasses.replace(workload.config, hidden_size=value))
     if axis == "layers":

@@ -11,6 +11,7 @@ import pytest
 from bench.cases import (
     DEVICES,
     MODES,
+    PASSES,
     REFERENCE,
     Case,
     Filters,
@@ -270,7 +271,7 @@ def test_a_file_gives_the_suite_that_it_says(tmp_path):
     expected = Suite(
         "mine",
         "a line",
-        (Selection(("seed",), ("loop",), MODES, (Sweep("batch", (1, 2)),)),),
+        (Selection(("seed",), ("loop",), PASSES, (Sweep("batch", (1, 2)),)),),
         budget_s=3,
         processes=2,
     )

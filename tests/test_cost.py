@@ -201,5 +201,5 @@ def test_narrower_weights_are_fewer_bytes():
 
 def test_an_unknown_mode_is_refused():
     """A mode without a count gives no number that looks like one."""
-    with pytest.raises(ValueError, match="expected inference or training"):
-        cost(Seq2SeqConfig(1, 1, 1), Extent(1, 1, 1), "decode")
+    with pytest.raises(ValueError, match="expected inference, training or decode"):
+        cost(Seq2SeqConfig(1, 1, 1), Extent(1, 1, 1), "generate")

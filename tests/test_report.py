@@ -455,7 +455,7 @@ def test_missing_records_is_an_error(tmp_path: Path) -> None:
         (",".join(COLUMNS) + "\n", "holds no record"),
         ("", "lacks the columns"),
         ("name,age\nx,1\n", "lacks the columns workload"),
-        ("schema_version\n99\n", "schema_version 99; expected 2"),
+        ("schema_version\n99\n", "schema_version 99; expected 3"),
         (b"\xff\xfe\x00", "is not a CSV file"),
     ],
 )

@@ -27,7 +27,7 @@ from bench.__main__ import parser
 from bench.cases import LEAST_ROUNDS, Case, Group, Suite
 from bench.console import Console
 from bench.process import Settings, WorkerError
-from bench.record import COLUMNS, SAMPLE_COLUMNS, Record, Status
+from bench.record import COLUMNS, SAMPLE_COLUMNS, SCHEMA_VERSION, Record, Status
 from bench.runner import Described, Plan, Runner
 from bench.store import RunFolder
 
@@ -182,7 +182,7 @@ def test_facts_known_beforehand_are_in_every_record(records):
             "cpu",
             1,
         )
-        assert record["schema_version"] == 2
+        assert record["schema_version"] == SCHEMA_VERSION
         assert record["recorded_at"]
 
 

@@ -21,7 +21,7 @@ import pandas as pd
 
 from bench import units
 from bench.errors import UsageError
-from bench.record import COLUMNS, SCHEMA_VERSION, Record, Status
+from bench.record import COLUMNS, LACKING, SCHEMA_VERSION, Record, Status
 
 REFERENCE = "reference"
 BEST, DOUBT = "*", "~"
@@ -32,6 +32,8 @@ LEGEND = (
 #: Columns of samples.csv.gz that name a case.
 CASE = ("workload", "mode", "device", "threads", "variant")
 SAMPLES_READ = (*CASE, "kind", "wall_s", "disturbed")
+#: Columns that tables of older versions lack: empty.
+NEW = dict.fromkeys(frozenset().union(*LACKING.values()))
 #: How a sample says that nothing disturbed it.
 UNDISTURBED = ("0", "0.0", "False", "nan")
 
@@ -283,14 +285,17 @@ def check_schema(path: Path, header: Iterable[str], rows: list[dict[str, str]]) 
     if header and not rows:
         msg = f"{path} holds no record; expected one row a case, so run the suite first"
         raise ReportError(msg)
-    versions = {row.get("schema_version") for row in rows} - {str(SCHEMA_VERSION)}
+    versions = {str(row.get("schema_version")) for row in rows}
+    older = [lacked for version, lacked in LACKING.items() if str(version) in versions]
+    versions -= {str(version) for version in (SCHEMA_VERSION, *LACKING)}
     if "schema_version" in header and versions:
         msg = (
-            f"{path} has schema_version {', '.join(sorted(map(str, versions)))}; expected {SCHEMA_VERSION}, "
+            f"{path} has schema_version {', '.join(sorted(versions))}; expected {SCHEMA_VERSION}, "
             "so report it with the release that recorded it"
         )
         raise ReportError(msg)
-    if missing := [name for name in COLUMNS if name not in header]:
+    empty = frozenset().union(*older)
+    if missing := [name for name in COLUMNS if name not in header and name not in empty]:
         msg = f"{path} lacks the columns {', '.join(missing)}; expected the records.csv that `bench run` writes"
         raise ReportError(msg)
 
@@ -304,7 +309,8 @@ def parse_record(row: Mapping[Any, Any], where: str) -> Record:
     values = {}
     for column in dataclasses.fields(Record):
         try:
-            values[column.name] = parse_cell(row[column.name], str(column.type))
+            cell = row[column.name] if column.name in row else NEW[column.name]
+            values[column.name] = parse_cell(cell, str(column.type))
         except (KeyError, ValueError) as error:
             msg = f"{where}: column {column.name} holds {row.get(column.name)!r}; expected {column.type}"
             raise ReportError(msg) from error

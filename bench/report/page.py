@@ -72,6 +72,7 @@ def render(run: Run, drawn: tuple[Kind, ...], written: dict[str, tuple[Path, ...
         recorded=recorded(run),
         summaries=[tables.summary(group) for group in run.groups],
         refused=tables.refused(run.groups),
+        decoding=tables.decoding(run.groups),
         latency=tables.latency(run.groups),
         memory=tables.memory(run.groups),
         cold_start=tables.cold_start(run.groups),

@@ -108,6 +108,22 @@ def latency(groups: Iterable[Group]) -> Table | None:
     return table("Latency of single calls", names, rows)
 
 
+def decoding(groups: Iterable[Group]) -> Table | None:
+    """Tokens a second, and what one takes, of cases that are fed with their own output."""
+    rows = []
+    for group, record in every(groups):
+        if record.status is not Status.OK or record.tokens_per_s is None:
+            continue
+        mark = DOUBT if doubts(record) else ""
+        cells = [number(record.batch), number(record.beam), number(record.target_steps)]
+        cells.append(Cell(mark + units.count(record.tokens_per_s), record.tokens_per_s))
+        times = (record.token_latency_p50_s, record.token_latency_p99_s)
+        cells += [Cell(mark + units.seconds(time_s) if time_s is not None else "", time_s) for time_s in times]
+        rows.append(Row((*where(group, record), *cells)))
+    names = ("group", "variant", "batch", "beam", "steps", "tokens/s", "a token's p50", "a token's p99")
+    return table("Decoding: a call over its steps, each sequence's best hypothesis counted", names, rows)
+
+
 def memory(groups: Iterable[Group]) -> Table | None:
     """Resident memory of the process and the allocator's peaks."""
     columns = {
