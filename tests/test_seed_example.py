@@ -77,11 +77,12 @@ def test_seed_as_written_raises(tmp_path):
         run_text(SEED, tmp_path)
 
 
-def test_our_example_prints_what_the_mended_seed_prints(tmp_path, capsys):
+def test_our_example_prints_what_the_mended_seed_prints(tmp_path, capsys, monkeypatch):
     """With the decoder built for what it is fed, the seed's program and ours print the same from the same seed."""
     run_text(MENDED, tmp_path)
     mended = losses(capsys.readouterr().out)
     torch.manual_seed(0)
+    monkeypatch.setattr(sys, "argv", ["seq2seq"])
     with pytest.raises(SystemExit) as ending:
         runpy.run_module("seq2seq", run_name="__main__")
     assert ending.value.code == 0

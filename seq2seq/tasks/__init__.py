@@ -26,12 +26,14 @@ TASKS: dict[str, Callable[..., Task]] = {
 }
 
 
-def restore(name: str, state: dict[str, Any]) -> Task:
-    """The task of a checkpoint, without its data: it can prepare sources and read outputs.
+def restore(name: str, state: dict[str, Any], path: Path | None = None, **options: Any) -> Task:
+    """The task of a checkpoint: it can prepare sources and read outputs.
 
     Args:
         name: key of `TASKS`.
         state: what the task's `state` gave.
+        path: data to use the model on, for a task that reads it from a file; its own, or none, when None.
+        options: how to read that file.
 
     Raises:
         KeyError: for an unknown name.
@@ -39,5 +41,6 @@ def restore(name: str, state: dict[str, Any]) -> Task:
     """
     if name not in TASKS:
         raise KeyError(name)
-    task: Task = importlib.import_module(f"seq2seq.tasks.{name}").restore(state)
+    given = () if path is None else (path,)
+    task: Task = importlib.import_module(f"seq2seq.tasks.{name}").restore(state, *given, **options)
     return task

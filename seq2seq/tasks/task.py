@@ -27,6 +27,8 @@ class Task(Protocol):
         name: key of `seq2seq.tasks.TASKS`.
         quality: name of the metric that it is judged by, a key of what `evaluate` gives: MASE, BLEU, ...
         higher_is_better: of that metric.
+
+    A task may have `defaults`, fields of `seq2seq.train.Settings` that suit its data, and `notes`, lines about it.
     """
 
     name: str

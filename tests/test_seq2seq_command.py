@@ -1,0 +1,244 @@
+"""The command line of seq2seq: training into a folder, using what was trained, and one line for what is wrong."""
+
+from __future__ import annotations
+
+import csv
+import importlib
+import json
+import os
+import signal
+
+import pandas as pd
+import pytest
+import torch
+from tiny_tasks import Reverse, Sines
+
+from seq2seq import plots
+from seq2seq.arguments import MODELS, TASKS, parser
+from seq2seq.command_line import main
+from seq2seq.tasks import TASKS as LOADERS
+from seq2seq.tasks.task import MODELS as TASK_MODELS
+
+WORDS = ("--variant", "reference", "--batch", "5", "--learning-rate", "0.01")
+
+
+@pytest.fixture
+def sines(monkeypatch):
+    """`forecasting` is a task that trains in a moment."""
+
+    class Forecasting(Sines):
+        name = "forecasting"
+
+    monkeypatch.setitem(LOADERS, "forecasting", lambda _=None: Forecasting())
+
+
+@pytest.fixture(scope="module")
+def series(tmp_path_factory):
+    """A CSV of 200 days in weekly waves."""
+    path = tmp_path_factory.mktemp("data") / "days.csv"
+    days = pd.date_range("2024-01-01", periods=200)
+    values = [10 + day.day_of_week + 0.01 * number for number, day in enumerate(days)]
+    pd.DataFrame({"timestamp": days, "value": values}).to_csv(path, index=False)
+    return path
+
+
+@pytest.fixture(scope="module")
+def trained(series, tmp_path_factory):
+    """A run on it."""
+    out = tmp_path_factory.mktemp("runs") / "days"
+    words = ["train", "forecasting", "--data", str(series), "--out", str(out), "--steps", "4", *WORDS]
+    assert main([*words, "--option", "history=14", "--option", "samples=5"]) == 0
+    return out
+
+
+def refusal(capsys, *words):
+    """The one line with which bad input is refused."""
+    capsys.readouterr()
+    assert main(list(words)) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ")
+    assert error.count("\n") == 1
+    return error
+
+
+def weights(out):
+    """Weights of a run's checkpoint."""
+    return torch.load(out / "checkpoint.pt", weights_only=True)["weights"]
+
+
+def test_a_run_leaves_curve_plot_checkpoint_model_and_scores(trained):
+    """All that the folder is said to hold."""
+    facts = json.loads((trained / "run.json").read_text())
+    assert facts["result"]["ended"] == "the limit of 4 steps"
+    assert {"MASE", "MASE seasonal naive"} <= facts["result"]["scores"].keys()
+    assert facts["versions"]["torch"] == torch.__version__
+    with (trained / "curve.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row["step"] for row in rows if row["loss"]] == ["1", "2", "3", "4"]
+    assert [row["step"] for row in rows if row["validation_loss"]] == ["1", "2", "3", "4"]
+    assert (trained / "curve.png").read_bytes().startswith(b"\x89PNG")
+    assert (trained / "model" / "config.json").is_file()
+
+
+def test_predict_gives_the_horizon_with_intervals_and_a_plot(trained, tmp_path, capsys):
+    """One row a step of the last week, in order, the truth beside it; the plot is a picture."""
+    plot = tmp_path / "plot.png"
+    assert main(["predict", str(trained), "--data", str(trained.parent / "x.csv")]) == 2
+    capsys.readouterr()
+    data = json.loads((trained / "run.json").read_text())["given"]["data"]
+    assert main(["predict", str(trained), "--data", data, "--last", "--plot", str(plot), "--samples", "9"]) == 0
+    rows = list(csv.DictReader(capsys.readouterr().out.splitlines()))
+    assert len(rows) == 7
+    assert rows[-1]["timestamp"].startswith("2024-07-18")
+    assert all(float(row["q05"]) <= float(row["q50"]) <= float(row["q95"]) for row in rows)
+    assert float(rows[0]["observed"]) == pytest.approx(10 + 4 + 1.93)
+    assert plot.read_bytes().startswith(b"\x89PNG")
+
+
+def test_predict_without_data_of_a_file_says_so(trained, capsys):
+    """The series of a user's file is not in the checkpoint."""
+    assert "--data" in refusal(capsys, "predict", str(trained))
+
+
+def test_translate_refuses_what_forecasts(trained, capsys):
+    """A model of series translates nothing."""
+    assert "see predict" in refusal(capsys, "translate", str(trained))
+
+
+@pytest.mark.usefixtures("sines")
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_an_interrupted_run_is_resumed_to_the_same_end(tmp_path, monkeypatch, capsys, number, code):
+    """Ctrl-C and SIGTERM save; --resume goes on, and the weights are those of a run that was left alone."""
+    whole, again = tmp_path / "whole", tmp_path / "again"
+    words = ["train", "forecasting", *WORDS, "--steps", "12"]
+    assert main([*words, "--out", str(whole)]) == 0
+    step = importlib.import_module("seq2seq.train").Trainer._step
+
+    def interrupting(self, batch):
+        step(self, batch)
+        if self.progress.step == 7:
+            os.kill(os.getpid(), number)
+
+    monkeypatch.setattr("seq2seq.train.Trainer._step", interrupting)
+    assert main([*words, "--out", str(again)]) == code
+    assert "interrupted at step 7, which is saved; to go on: python -m seq2seq train" in capsys.readouterr().err
+    assert main(["train", "forecasting", "--out", str(again), "--resume"]) == 0
+    for name, value in weights(whole).items():
+        assert torch.equal(value, weights(again)[name]), name
+
+
+@pytest.mark.usefixtures("sines")
+def test_resume_may_go_further_but_nowhere_else(tmp_path, capsys):
+    """Limits may change, nothing that decides the weights; no other task, no run that is not there."""
+    out = tmp_path / "run"
+    assert main(["train", "forecasting", *WORDS, "--epochs", "1", "--out", str(out)]) == 0
+    resume = ("train", "forecasting", "--out", str(out), "--resume")
+    assert "leave out --learning-rate" in refusal(capsys, *resume, "--learning-rate", "0.5")
+    assert main([*resume, "--epochs", "2"]) == 0
+    assert json.loads((out / "run.json").read_text())["result"]["epoch"] == 2
+    assert "no training run" in refusal(capsys, "train", "forecasting", "--out", str(tmp_path / "none"), "--resume")
+    assert "name it" in refusal(capsys, "train", "forecasting", "--resume")
+
+
+@pytest.mark.usefixtures("sines")
+def test_nothing_is_overwritten(tmp_path, capsys):
+    """A folder with a run is refused, and is as it was."""
+    out = tmp_path / "run"
+    words = ("train", "forecasting", *WORDS, "--steps", "2", "--out", str(out))
+    assert main(list(words)) == 0
+    before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    assert "nothing is overwritten" in refusal(capsys, *words)
+    assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
+
+
+@pytest.mark.usefixtures("sines")
+def test_a_run_is_tuned_from_another(tmp_path, capsys):
+    """--init starts from its best weights, --freeze keeps a part of them; another model's weights are refused."""
+    first, second = tmp_path / "first", tmp_path / "second"
+    words = ["train", "forecasting", *WORDS, "--steps", "2"]
+    assert main([*words, "--out", str(first)]) == 0
+    assert main([*words, "--out", str(second), "--init", str(first), "--freeze", "encoder.*", "--seed", "5"]) == 0
+    assert torch.equal(weights(first)["encoder.weight_hh_l0"], weights(second)["encoder.weight_hh_l0"])
+    assert not torch.equal(weights(first)["fc.weight"], weights(second)["fc.weight"])
+    LOADERS["forecasting"] = lambda _=None: Reverse()
+    other = str(tmp_path / "other")
+    assert "cannot be tuned" in refusal(capsys, *words, "--out", other, "--init", str(first))
+    assert not (tmp_path / "other").exists()
+
+
+@pytest.mark.usefixtures("sines")
+def test_a_loss_that_is_no_number_exits_with_one_line(tmp_path, capsys):
+    """Exit code 1, step and advice."""
+    out = str(tmp_path / "run")
+    assert main(["train", "forecasting", *WORDS[:-2], "--clip", "0", "--learning-rate", "1e30", "--out", out]) == 1
+    error = capsys.readouterr().err
+    assert "loss is" in error
+    assert error.count("\n") == 1
+
+
+@pytest.mark.usefixtures("sines")
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (("--variant", "cuda-magic"), "cuda-magic"),
+        (("--variant", "openvino"), "openvino cannot train here"),
+        (("--freeze", "nothing"), "no parameter matches 'nothing'"),
+        (("--learning-rate", "0"), "learning_rate is 0.0"),
+        (("--clip", "-1"), "clip is -1.0"),
+        (("--option", "color=blue"), "'color' is none of this task's"),
+        (("--init", "nowhere/at/all"), "nowhere/at/all"),
+    ],
+)
+def test_bad_input_is_one_line(tmp_path, capsys, words, expected):
+    """Exit code 2, and no folder is begun."""
+    out = tmp_path / "run"
+    assert expected in refusal(capsys, "train", "forecasting", "--out", str(out), *words)
+    assert not out.exists()
+
+
+def test_a_bad_file_is_one_line(tmp_path, capsys):
+    """File, row and cause come from the task."""
+    path = tmp_path / "bad.csv"
+    path.write_text("timestamp,value\n2024-01-01,1\n2024-01-02,oops\n")
+    error = refusal(capsys, "train", "forecasting", "--data", str(path), "--out", str(tmp_path / "run"))
+    assert f"{path}, row 3" in error
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_checkpoint_that_is_none_is_one_line(tmp_path, capsys):
+    """Neither a run nor a model."""
+    assert str(tmp_path) in refusal(capsys, "predict", str(tmp_path))
+
+
+def test_help_names_every_option_and_task(capsys):
+    """Every command has help, every option a text."""
+    for command in ("train", "predict", "translate"):
+        with pytest.raises(SystemExit) as ending:
+            main([command, "--help"])
+        assert ending.value.code == 0
+    assert all(task in TASKS for task in LOADERS)
+    assert MODELS == TASK_MODELS
+    subparsers = next(action for action in parser()._actions if action.dest == "command")
+    for command in subparsers.choices.values():
+        assert all(action.help for action in command._actions)
+    capsys.readouterr()
+
+
+def test_a_word_that_is_no_command_exits_with_two(capsys):
+    """Argparse says what there is."""
+    with pytest.raises(SystemExit) as ending:
+        main(["cook"])
+    assert ending.value.code == 2
+    assert "cook" in capsys.readouterr().err
+
+
+def test_attention_weights_are_shares_of_the_source():
+    """One row a decoder step, summing to 1, for a model with attention; others have none."""
+    attention = pytest.importorskip("seq2seq.attention")
+    config = attention.AttentionConfig(6, 8, 9, source_vocabulary=9, target_vocabulary=9)
+    model = config.build(torch.nn.LSTM).eval()
+    assert plots.looks(model)
+    found = plots.attention_weights(model, torch.tensor([[4, 5, 6]]), torch.tensor([[2, 7]]))
+    assert found.shape == (1, 2, 3)
+    assert torch.allclose(found.sum(-1), torch.ones(1, 2))
+    assert not plots.looks(Sines().model_config("lstm", "small").build(torch.nn.LSTM))
