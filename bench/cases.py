@@ -61,6 +61,35 @@ class Selection:
 
 
 @dataclass(frozen=True)
+class Quality:
+    """A task that variants are trained on until they are good enough.
+
+    Attributes:
+        task: key of `seq2seq.tasks.TASKS`.
+        data: name of its data.
+        variants: names or patterns.
+        baseline: name of the score that the target is a share of, as the task's `evaluate` has it.
+        target_share: quality to be reached, as a share of the baseline's.
+        steps: at most.
+        block: steps between two evaluations, in which one variant has its turn.
+        batch: sequences in a batch.
+        size: of the model, `small` or `full`.
+        samples: paths of a forecast in an evaluation.
+    """
+
+    task: str
+    data: str
+    variants: tuple[str, ...]
+    baseline: str
+    target_share: float
+    steps: int = 400
+    block: int = 20
+    batch: int = 64
+    size: str = "full"
+    samples: int = 20
+
+
+@dataclass(frozen=True)
 class Suite:
     """A named list of what to measure, and how long.
 
@@ -74,6 +103,7 @@ class Suite:
         device: `cpu` or `cuda`; the command line may say otherwise.
         second_instrument: whether its quick cases are timed once more with pytest-benchmark.
         select: the parts.
+        quality: what is trained until it is good enough, after all groups.
     """
 
     name: str
@@ -85,6 +115,7 @@ class Suite:
     case_limit_s: float = 120.0
     device: str = "cpu"
     second_instrument: bool = False
+    quality: tuple[Quality, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -160,6 +191,12 @@ def _check(suite: Suite, path: Path) -> None:
         problems.append((not elsewhere, f"device {', '.join(sorted(elsewhere))} does not exist, expected cpu or cuda"))
         filled = bool(part.workloads and part.variants and part.modes and part.devices)
         problems.append((filled, "a [[select]] part is empty"))
+    for trained in suite.quality:
+        counts = min(trained.steps, trained.block, trained.batch, trained.samples)
+        share = trained.target_share
+        problems.append((counts >= 1, "a [[quality]] part has a count below 1"))
+        problems.append((0 < share < 1, f"target_share is {share}, expected above 0 and below 1"))
+        problems.append((bool(trained.variants), "a [[quality]] part has no variants"))
     for fine, message in problems:
         if not fine:
             msg = f"suite file {path}: {message}"

@@ -18,7 +18,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from bench import environment, resume, second_instrument
+from bench import environment, quality, resume, second_instrument
 from bench.cases import REFERENCE, Case, Filters, Group, Suite, expand
 from bench.console import Console
 from bench.errors import UsageError
@@ -98,7 +98,7 @@ class Plan:
         """A rough guess of the run's length without what is recorded, seconds."""
         total = START_S + (START_S + CEILINGS_S) * bool(self.runnable_groups)
         total += sum(self.group_expected_s(cases, recorded) for _, cases in self.groups)
-        return total + second_instrument.expected_s(len(self.second_cases))
+        return total + second_instrument.expected_s(len(self.second_cases)) + quality.expected_s(self.suite.quality)
 
     def group_expected_s(self, cases: Collection[Described], recorded: Collection[Key] = ()) -> float:
         """A rough guess of how long the cases of a group take, those left out that are recorded, seconds."""
@@ -212,6 +212,7 @@ class Runner:
                             self.console.record(record)
                 if not self.unfinished:
                     self._second_instrument(scratch)
+                    self._quality(scratch)
         except BaseException:
             # What ended the run is told, not what could not be derived then.
             with contextlib.suppress(OSError):
@@ -273,6 +274,21 @@ class Runner:
         limit_s = self.plan.suite.case_limit_s
         for line in second_instrument.run(cases, self.folder.path, self.settings, scratch / "shared", limit_s):
             self.console.say(line)
+
+    def _quality(self, scratch: Path) -> None:
+        """Train the suite's tasks until they are good enough; a time limit that would be passed leaves it for later."""
+        parts = self.plan.suite.quality
+        if not parts or quality.done(self.folder.path):
+            return
+        if time.perf_counter() + quality.expected_s(parts) > self.deadline_s:
+            self.unfinished = True
+            return
+        device = self.plan.cases[0].case.device
+        for record in quality.run(
+            parts, self.plan.summaries, self.folder.path, self.settings, device, self._next_seed(),
+            self.plan.suite.case_limit_s, scratch / "shared", self.console.status,
+        ):  # fmt: skip
+            self.console.say(quality.line(record))
 
     def _group(self, group: Group, cases: tuple[Described, ...], scratch: Path) -> Iterator[tuple[Record, ...]]:
         """Records of a group: those that do not run one by one, then the measured ones together."""

@@ -306,6 +306,13 @@ def selftest(request: dict[str, Any], emit: Emit) -> None:
     getattr(probe, request["part"])(request, emit)
 
 
+def quality(request: dict[str, Any], emit: Emit) -> None:
+    """A variant's training, block by block; not loaded otherwise."""
+    from bench import quality_worker  # noqa: PLC0415
+
+    quality_worker.quality(request, emit)
+
+
 REQUESTS: dict[str, Callable[[dict[str, Any], Emit], None]] = {
     "catalogue": catalogue,
     "describe": describe,
@@ -313,6 +320,7 @@ REQUESTS: dict[str, Callable[[dict[str, Any], Emit], None]] = {
     "cold": cold,
     "measure": measure,
     "selftest": selftest,
+    "quality": quality,
 }
 
 

@@ -15,7 +15,7 @@ import jinja2
 from markupsafe import Markup, escape
 
 from bench import durable, second_instrument
-from bench.report import interactive, plots, roofline, tables, words
+from bench.report import interactive, plots, quality, roofline, tables, words
 from bench.report.charts import Kind, kinds
 from bench.report.frames import LEGEND, Run, load_run
 
@@ -45,7 +45,7 @@ def write_report(run_dir: Path) -> Report:
         OSError: the folder cannot be written to.
     """
     run = load_run(Path(run_dir))
-    drawn = (*kinds(run), *roofline.kinds(run))
+    drawn = (*kinds(run), *quality.kinds(run), *roofline.kinds(run))
     written = plots.write_plots(drawn, run.path / "plots")
     page = run.path / "report.html"
     durable.replace(page, render(run, drawn, written).encode())
@@ -82,6 +82,7 @@ def render(run: Run, drawn: tuple[Kind, ...], written: dict[str, tuple[Path, ...
         second_problem=second.problem,
         workloads=tables.workloads(run.groups),
         roofline=tables.roofline(run.groups),
+        quality=quality.table(run),
         environment=environment_tables(run),
         kinds=drawn,
         figures={kind.name: embedded(kind, written[kind.name], script) for kind in drawn},

@@ -86,7 +86,7 @@ def write_plots(kinds: Iterable[Kind], folder: Path) -> dict[str, tuple[Path, ..
             paths = [save(draw(kind, charts), folder / stem) for stem, charts in sheets(kind)]
             written[kind.name] = tuple(path for pair in paths for path in pair)
     kept = {path for paths in written.values() for path in paths}
-    for name in ("speedup", "latency", "throughput", "memory", "cold-start", "scaling"):
+    for name in ("speedup", "latency", "throughput", "memory", "cold-start", "scaling", "quality"):
         for old in [*folder.glob(f"{name}.*"), *folder.glob(f"{name}-*.*")]:
             if old.suffix in {".png", ".svg"} and old not in kept:
                 old.unlink()

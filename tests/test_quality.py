@@ -1,0 +1,223 @@
+"""Time to quality: a variant that is faster a step but needs more of them shows it, and the wrong ones are refused."""
+
+from __future__ import annotations
+
+import dataclasses
+import gzip
+from pathlib import Path
+
+import pytest
+from run_folders import make_run
+
+from bench import quality
+from bench.cases import Quality, load_suite
+from bench.errors import UsageError
+from bench.process import Settings
+from bench.quality_record import (
+    COLUMNS,
+    QualityRecord,
+    Trained,
+    curve_distance,
+    dictionary,
+    figures,
+    read,
+    read_rounds,
+    write,
+)
+from bench.record import Status
+from bench.report import load_run, write_report
+from bench.report import quality as reported
+
+ROOT = Path(__file__).parents[1]
+PLUGIN = ROOT / "tests" / "plugins" / "quality_task.py"
+PART = Quality("tiny", "", ("*",), "naive", 0.5, steps=40, block=10)
+
+
+def trained(variant, step_s, qualities, losses=None, why=""):
+    """A variant's training of 10 steps a block."""
+    rounds = [
+        {
+            "step": 10 * (number + 1),
+            "training_s": 10 * step_s * (1 + 0.01 * (-1) ** number),
+            "evaluation_s": 0.5,
+            "quality": value,
+            "baseline": 1.0,
+            "why": why,
+        }
+        for number, value in enumerate(qualities)
+    ]
+    steps = 10 * len(qualities)
+    return Trained(variant, rounds, losses or [1 / (1 + step) for step in range(steps)])
+
+
+def records(*found):
+    """Their records by variant."""
+    made = figures(PART, "error", "cpu", 2, {one.variant: one for one in found})
+    return {record.variant: record for record in made}
+
+
+def test_faster_a_step_but_slower_to_quality_shows():
+    """Half the time a step, three times the steps: the speedup to the target is below 1."""
+    found = records(
+        trained("reference", 0.2, [0.9, 0.4, 0.4, 0.4, 0.4, 0.4]), trained("half", 0.1, [0.9, 0.8, 0.7, 0.6, 0.55, 0.4])
+    )
+    assert found["half"].step_s == pytest.approx(0.1, rel=0.02)
+    assert (found["reference"].steps_to_target, found["half"].steps_to_target) == (20, 60)
+    assert found["reference"].speedup == 1
+    assert found["half"].speedup == pytest.approx(4 / 6, rel=0.02)
+
+
+def test_evaluations_are_not_in_the_time_to_the_target():
+    """Two blocks of 2 s are 4 s, whatever their evaluations took."""
+    found = records(trained("reference", 0.2, [0.9, 0.4]))["reference"]
+    assert found.time_to_target_s == pytest.approx(4.0, rel=0.01)
+    assert found.evaluation_s == 1.0
+    assert found.time_to_target_lo_s <= found.time_to_target_s <= found.time_to_target_hi_s
+
+
+def test_a_target_that_is_not_reached_has_no_time():
+    """The record says so, and what was best."""
+    found = records(trained("reference", 0.2, [0.9, 0.4]), trained("slow", 0.2, [0.9, 0.7]))["slow"]
+    assert found.reached is False
+    assert found.time_to_target_s is None
+    assert found.speedup is None
+    assert found.best_quality == 0.7
+
+
+def test_disturbed_blocks_are_counted():
+    """A share of all blocks."""
+    one = trained("reference", 0.2, [0.9, 0.4])
+    one.rounds[0]["why"] = "others took 1 core"
+    assert records(one)["reference"].disturbed_share == 0.5
+
+
+def test_what_did_not_end_well_has_no_figures():
+    """Its status and reason stand alone, and it is no yardstick."""
+    dead = dataclasses.replace(trained("reference", 0.2, [0.4]), fields={"status": Status.CRASHED, "reason": "died"})
+    found = records(dead, trained("other", 0.2, [0.4]))
+    assert found["reference"].step_s is None
+    assert found["reference"].reason == "died"
+    assert found["other"].speedup is None
+    assert found["other"].reached
+
+
+def test_the_distance_of_curves_is_the_gap_over_the_range():
+    """Nothing against itself; a shift by a tenth of the range is a tenth; one odd batch is smoothed away."""
+    curve = [1 - step / 100 for step in range(101)]
+    assert curve_distance(curve, curve) == 0
+    extent = (101 - 20) / 100
+    assert curve_distance([value + 0.1 * extent for value in curve], curve) == pytest.approx(0.1)
+    odd = list(curve)
+    odd[50] += 0.2
+    assert curve_distance(odd, curve) == pytest.approx(0.2 / 20 / extent)
+    assert curve_distance([value * 1e6 - 5e6 for value in curve], [v * 1e6 - 5e6 for v in curve]) == 0
+
+
+def test_the_distance_of_short_or_flat_curves_is_not_told():
+    """Rather none than one that means nothing."""
+    assert curve_distance([1.0] * 19, [1.0] * 19) is None
+    assert curve_distance([1.0] * 40, [1.0] * 40) is None
+
+
+def test_figures_come_again_from_the_file(tmp_path):
+    """What is written is read: numbers, truths, blanks and statuses."""
+    dead = Trained("dead", fields={"status": Status.ERROR, "reason": "no, really"})
+    found = [trained("reference", 0.2, [0.9, 0.4]), dead]
+    made = list(records(*found).values())
+    write(tmp_path, made, [("tiny, , full", one) for one in found])
+    assert read(tmp_path) == made
+    rows = read_rounds(tmp_path)
+    assert [row["step"] for row in rows] == [10, 20]
+    assert sum(row["training_s"] for row in rows) == pytest.approx(made[0].training_s)
+    with gzip.open(tmp_path / "quality-losses.csv.gz", "rt") as file:
+        assert len(file.read().splitlines()) == 21
+
+
+def test_a_file_of_another_release_is_refused(tmp_path):
+    """Rather than columns that are taken for others."""
+    (tmp_path / "quality.csv").write_text("task,variant\na,b\n")
+    with pytest.raises(ValueError, match="other columns"):
+        read(tmp_path)
+
+
+def test_the_dictionary_is_printed():
+    """results/README.md says of every column what the code says."""
+    assert set(COLUMNS) == {field.name for field in dataclasses.fields(QualityRecord)}
+    assert dictionary() in (ROOT / "results" / "README.md").read_text(encoding="utf-8")
+
+
+def test_the_suite_s_target_is_well_below_the_baseline():
+    """The temperatures are to be forecast at most half as wrong as by the seasonal naive forecast."""
+    (part,) = load_suite("quality").quality
+    assert part.target_share <= 0.5
+    assert part.baseline == "MASE seasonal naive"
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [("target_share = 1.5", "target_share is 1.5"), ("steps = 0", "count below 1"), ("stepz = 4", "stepz")],
+)
+def test_a_suite_with_a_bad_part_is_refused(tmp_path, line, words):
+    """The line names the field."""
+    path = tmp_path / "own.toml"
+    own = {"target_share": "target_share = 0.5"} | {line.split()[0]: line}
+    text = 'name = "own"\nsummary = "own"\n[[select]]\nworkloads = ["seed"]\n[[quality]]\ntask = "tiny"\n'
+    path.write_text(text + 'data = ""\nvariants = ["*"]\nbaseline = "naive"\n' + "\n".join(own.values()))
+    with pytest.raises(UsageError, match=words):
+        load_suite(str(path))
+
+
+def test_the_page_has_lines_table_and_target(tmp_path):
+    """One line a variant that ended, its seconds of training across; what did not end has its reason."""
+    folder = make_run(tmp_path / "run", figured=True)
+    dead = Trained("loop", fields={"status": Status.ERROR, "reason": "no, really"})
+    found = [trained("reference", 0.2, [0.9, 0.4]), trained("onednn", 0.1, [0.9, 0.4], why="others"), dead]
+    write(folder, list(records(*found).values()), [("tiny, , full", one) for one in found])
+    run = load_run(folder)
+    ((chart,),) = (kind.charts for kind in reported.kinds(run))
+    assert [(curve.variant, curve.ys) for curve in chart.curves] == [
+        ("reference", (0.9, 0.4)),
+        ("onednn", (0.9, 0.4)),
+    ]
+    assert chart.curves[1].xs[-1] == pytest.approx(2.0)
+    assert all(point.doubtful for point in chart.curves[1].points)
+    assert (0.5, "target") in chart.guides
+    written = write_report(folder)
+    assert folder / "plots" / "quality.png" in written.plots
+    html = written.page.read_text(encoding="utf-8")
+    assert "Time to quality: error 0.5, where the seasonal naive forecast has 1" in html
+    assert "error: no, really" in html
+
+
+def test_a_run_without_the_stage_has_no_section(tmp_path):
+    """Nothing is said of what was not asked for."""
+    run = load_run(make_run(tmp_path / "run"))
+    assert reported.kinds(run) == ()
+    assert reported.table(run) is None
+
+
+@pytest.mark.slow
+def test_variants_train_side_by_side_and_the_wrong_ones_are_told(tmp_path):
+    """In processes of their own: two that agree, one that the gate refuses, one that cannot, one that loses its way."""
+    part = dataclasses.replace(PART, target_share=0.9)
+    names = ["reference", "onednn", "wrong", "openvino", "late"]
+    found = quality.run(
+        [part], names, tmp_path, Settings(1, plugins=(PLUGIN,)), "cpu", 5, 60.0, tmp_path / "cache", lambda _: None
+    )
+    by_name = {record.variant: record for record in found}
+    assert list(by_name) == names
+    reference, onednn = by_name["reference"], by_name["onednn"]
+    assert reference.status is onednn.status is Status.OK
+    assert reference.steps == onednn.steps
+    assert reference.parity_error < reference.parity_limit
+    assert onednn.curve_distance < 1e-3
+    assert onednn.final_quality == pytest.approx(reference.final_quality, rel=1e-3)
+    assert by_name["wrong"].status is Status.PARITY_FAILED
+    assert "before the training" in by_name["wrong"].reason
+    assert by_name["openvino"].status is Status.UNAVAILABLE
+    assert by_name["late"].status is Status.ERROR
+    assert "training loss is nan at step" in by_name["late"].reason
+    assert read(tmp_path) == found
+    assert quality.run([part], names, tmp_path, Settings(1), "cpu", 5, 60.0, tmp_path, lambda _: None) == []
+    for record in found:
+        assert quality.line(record).startswith(f"time to quality, {record.variant}: ")
