@@ -216,7 +216,8 @@ def _lstm_words(
 ) -> str:
     """Where nn.LSTM ran, by the operator that did it."""
     if "aten::mkldnn_rnn_layer" in seen.operators:
-        return "LSTM ran in oneDNN"
+        packed = "aten::_pack_padded_sequence" in seen.operators
+        return f"LSTM ran in oneDNN{', but on packed sequences, which it does not take, in ATen' if packed else ''}"
     if "aten::_cudnn_rnn" in seen.operators:
         persistent = any("persist" in name.lower() for name in seen.kernels)
         return f"LSTM ran in cuDNN, {'persistent' if persistent else 'no persistent'} kernels"

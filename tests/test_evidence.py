@@ -69,6 +69,13 @@ def test_where_onednn_declines_a_packed_batch_it_is_told(name):
     assert "oneDNN declined the LSTM (it takes no packed sequences): ATen's own ran" in words
 
 
+def test_where_onednn_declines_one_lstm_of_several_it_is_told():
+    """Of GNMT's layers the first alone reads packed sequences: oneDNN runs the others, and the evidence says both."""
+    found, words = seen(VARIANTS["onednn"], "translation-gnmt-scaled@batch=2,length=5,hidden=8")
+    assert found.operators["aten::mkldnn_rnn_layer"] == 7
+    assert words == "LSTM ran in oneDNN, but on packed sequences, which it does not take, in ATen"
+
+
 @pytest.mark.parametrize("mode", ["inference", "training"])
 @pytest.mark.parametrize("name", AUTOCAST)
 def test_autocast_to_bf16_is_seen(name, mode):

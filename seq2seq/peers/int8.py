@@ -3,7 +3,8 @@
 torch's own is used, although torch calls it deprecated: what is to replace it, torchao, has no LSTM. Its `quantize_`
 passes over nn.LSTM without a word, and asked for it by name raises (seen with torchao 0.18 on torch 2.13).
 
-`RoundedLSTM` and `rounded_weights` are the same rounding in plain fp32: how far from truth int8 is by its nature.
+`RoundedLSTM`, `round_linear_inputs` and `rounded_weights` are the same rounding in plain fp32: how far from truth int8
+is by its nature.
 """
 
 from __future__ import annotations
@@ -58,15 +59,21 @@ class RoundedLSTM(LoopLSTM):
 
     cell = staticmethod(_rounded_cell)
 
-    def forward(self, x: Tensor, hx: State | None = None, lengths: Tensor | None = None) -> tuple[Tensor, State]:
-        """As `LoopLSTM.forward`; the output is rounded too, since a linear layer reads it."""
-        output, state = super().forward(x, hx, lengths)
-        return _rounded_input(output), state
-
     def _direction(
         self, x: Tensor, h: Tensor, c: Tensor, index: int, inside: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor]:
         return super()._direction(_rounded_input(x), h, c, index, inside)
+
+
+def round_linear_inputs(model: nn.Module) -> None:
+    """The same for what a model's linear layers are given, from now on."""
+
+    def rounded(_: nn.Module, given: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        return (_rounded_input(given[0]), *given[1:])
+
+    for module in model.modules():
+        if isinstance(module, nn.Linear):
+            module.register_forward_pre_hook(rounded)
 
 
 def rounded_weights(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
