@@ -198,6 +198,8 @@ def _who_ran(
     """Who ran the LSTM: another runtime in its own words, a loop, our kernels by their choices, or torch."""
     if seen.words:
         return [seen.words]
+    if not workload.config.stacks:
+        return [_attention_words(seen)]
     if variant.lstm == "loop":
         return [] if compiled and compiled.graphs else ["the time loop ran in Python"]
     torchs_own = _lstm_words(variant, workload, device, seen, compiled)
@@ -230,6 +232,13 @@ def _lstm_words(
     library = "cuDNN" if device == "cuda" else "oneDNN"
     why = " (it takes no packed sequences)" if workload.has_lengths and device == "cpu" else ""
     return f"{library} declined the LSTM{why}: ATen's own ran"
+
+
+def _attention_words(seen: Observation) -> str:
+    """Which of torch's attentions ran, by the operators that did it."""
+    found = [name.removeprefix("aten::") for name in seen.operators if name.startswith("aten::_scaled_dot_product_")]
+    forward = [f"{name} x{seen.operators[f'aten::{name}']}" for name in found if not name.endswith("_backward")]
+    return f"no LSTM; attention ran in {', '.join(forward)}" if forward else "no LSTM; attention ran as plain products"
 
 
 def _choice_words(choices: Choices, torchs_own: str) -> Iterator[str]:

@@ -55,7 +55,7 @@ from bench.tolerance import (
 )
 from seq2seq.contract import Config
 from seq2seq.execution import Executable, Weights, initial_weights
-from seq2seq.peers.int8 import round_linear_inputs, rounded_weights
+from seq2seq.peers.int8 import round_inputs, rounded_weights
 from seq2seq.tasks.batch import Batch
 from seq2seq.variants import REFERENCE, VARIANTS
 from seq2seq.workloads import Workload
@@ -206,7 +206,7 @@ class Gate:
             beam=self.workload.beam,
         )
         if precision == "int8":
-            round_linear_inputs(executable.model)
+            round_inputs(executable.model)
         found = executable.quantities(executable.prepare(batch), together=True)
         if truth is not None:
             return {name: torch.tensor(error) for name, error in truth.errors(found).items()}

@@ -11,7 +11,7 @@ import dataclasses
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -210,7 +210,9 @@ class TransformerSeq2Seq(Model):
         TypeError, ValueError: from `forward`, for inputs of the wrong dtype or shape.
     """
 
-    table: Tensor
+    if TYPE_CHECKING:  # TorchScript does not know these annotations
+        table: Tensor
+        decoder: Any
 
     # Read by TorchScript.
     __constants__ = ("hidden_size", "source_features", "target_features", "source_tokens", "target_tokens")

@@ -50,7 +50,7 @@ class Attention(nn.Module):
 
     def _split(self, x: Tensor) -> Tensor:
         """(batch, steps, hidden_size) -> (batch, heads, steps, features of a head)."""
-        return x.unflatten(2, [self.heads, x.size(2) // self.heads]).transpose(1, 2)
+        return x.view(x.size(0), x.size(1), self.heads, -1).transpose(1, 2)
 
 
 class FeedForward(nn.Module):

@@ -114,6 +114,14 @@ class Variant:
         """Whether torch.compile has the LSTM to compile, of which it skips torch's own."""
         return self.compiler == "dynamo" and (self.allow_rnn or self.lstm != "nn")
 
+    @property
+    def beside_lstm(self) -> tuple[Any, ...]:
+        """What it says about a model beside its LSTMs: variants equal in this are one and the same without any."""
+        # Weights kept in fewer bits, and torch's own TF32, are the LSTM's; `fullgraph` only refuses graph breaks.
+        full = self.torch_tf32 or "weight_storage" in self.lstm_options
+        how = self.compiler, self.compile_options.get("mode"), self.runtime, tuple(self.runtime_options.items())
+        return "fp32" if full else self.precision, self.autocast, self.own_precision, self.captures_step, *how
+
     def make_lstm(self, *sizes: int, **options: Any) -> nn.RNNBase:
         """An LSTM of its kind; takes the arguments of torch.nn.LSTM."""
         return LSTMS[self.lstm](*sizes, **self.lstm_options, **options)
@@ -141,6 +149,8 @@ class Variant:
             return "needs an NVIDIA GPU; this torch sees none (torch.cuda.is_available() is false)"
         if reason := cannot_decode(mode, workload) or self._cannot_step(mode):
             return reason
+        if not workload.config.stacks and (reason := _only_lstm(self)):
+            return reason
         for requirement in self.requirements:
             reason = requirement(device, mode, workload)
             if reason:
@@ -154,6 +164,18 @@ class Variant:
         if mode != "decode" and self.captures_step:
             return "captures a decoding step: for the mode decode alone"
         return None
+
+
+def _only_lstm(variant: Variant) -> str | None:
+    """Why a variant is no way of its own to execute a model without LSTMs, or None when it is one."""
+    for other in VARIANTS.values():
+        if other.name == variant.name:
+            break
+        if other.lstm == "nn" and other.beside_lstm == variant.beside_lstm:
+            return f"the model has no LSTM, so this would be `{other.name}` again"
+    if variant.lstm != "nn" and variant.compiler is None:
+        return "the model has no LSTM, and this variant is about its own LSTM"
+    return None
 
 
 def _kernels(name: str, summary: str, implementation: str, precision: str = "fp32", **fields: Any) -> Variant:

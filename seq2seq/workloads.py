@@ -19,6 +19,7 @@ from seq2seq.single import SingleConfig
 from seq2seq.stacked import StackedConfig
 from seq2seq.tasks import synthetic, windows
 from seq2seq.tasks.batch import Batch
+from seq2seq.transformer import TransformerConfig
 
 #: Sizes that an override may change.
 AXES = ("batch", "hidden", "length", "layers", "beam")
@@ -152,6 +153,19 @@ _TRANSLATION = Workload(
     target_steps=50,
     source_lengths=synthetic.WMT_GERMAN,
     target_lengths=synthetic.WMT_ENGLISH,
+)
+_TRANSFORMER = dataclasses.replace(
+    _TRANSLATION,
+    name="translation-transformer",
+    summary="German to English by a Transformer: the LSTMs' rival on the data of translation-small",
+    source="Vaswani et al. 2017, base: 6 layers, 512 hidden, 8 heads, feed-forward 2048; here with GELU, norms "
+    "first and no shared embedding; data and batch as translation-small",
+    config=TransformerConfig(
+        hidden_size=512,
+        output_size=_TRANSLATION.config.output_size,
+        source_vocabulary=_TRANSLATION.config.source_vocabulary,
+        target_vocabulary=_TRANSLATION.config.target_vocabulary,
+    ),
 )
 _IWSLT = Workload(
     name="translation-iwslt",
@@ -289,6 +303,22 @@ WORKLOADS: dict[str, Workload] = {
                 "input_size": 64,
                 "hidden_size": 128,
                 "output_size": 1000,
+                "source_vocabulary": 1000,
+                "target_vocabulary": 1000,
+            },
+            batch=16,
+        ),
+        _TRANSFORMER,
+        # About as many parameters as translation-small-scaled.
+        _scaled(
+            _TRANSFORMER,
+            "translation-transformer-scaled",
+            config={
+                "hidden_size": 96,
+                "output_size": 1000,
+                "num_layers": 2,
+                "heads": 4,
+                "feedforward": 256,
                 "source_vocabulary": 1000,
                 "target_vocabulary": 1000,
             },

@@ -3,8 +3,8 @@
 torch's own is used, although torch calls it deprecated: what is to replace it, torchao, has no LSTM. Its `quantize_`
 passes over nn.LSTM without a word, and asked for it by name raises (seen with torchao 0.18 on torch 2.13).
 
-`RoundedLSTM`, `round_linear_inputs` and `rounded_weights` are the same rounding in plain fp32: how far from truth int8
-is by its nature.
+`RoundedLSTM`, `round_inputs` and `rounded_weights` are the same rounding in plain fp32: how far from truth int8 is by
+its nature.
 """
 
 from __future__ import annotations
@@ -55,7 +55,10 @@ def _rounded_cell(gates_input: Tensor, hidden: Tensor, cell: Tensor, weight_hh: 
 
 
 class RoundedLSTM(LoopLSTM):
-    """The loop with what goes into its products rounded as dynamic quantisation does; for `rounded_weights`."""
+    """The loop with what goes into its products rounded as dynamic quantisation does; for `rounded_weights`.
+
+    What a linear layer reads of it is rounded there, by `round_inputs`.
+    """
 
     cell = staticmethod(_rounded_cell)
 
@@ -65,11 +68,12 @@ class RoundedLSTM(LoopLSTM):
         return super()._direction(_rounded_input(x), h, c, index, inside)
 
 
-def round_linear_inputs(model: nn.Module) -> None:
-    """The same for what a model's linear layers are given, from now on."""
+def round_inputs(model: nn.Module) -> None:
+    """Round what each linear layer of a model reads, from now on, as dynamic quantisation does."""
 
-    def rounded(_: nn.Module, given: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        return (_rounded_input(given[0]), *given[1:])
+    def rounded(module: nn.Module, inputs: tuple[Tensor]) -> Tensor:
+        del module
+        return _rounded_input(inputs[0])
 
     for module in model.modules():
         if isinstance(module, nn.Linear):
