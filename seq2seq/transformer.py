@@ -1,6 +1,6 @@
 """The Transformer as the LSTMs' rival: the same data and calls, attention in place of recurrence.
 
-Layers normalise first (Xiong et al. 2020), positions are sines (Vaswani et al. 2017). The products are nn.Linear and
+As the base model of Vaswani et al. 2017, but layers normalise first (Xiong et al. 2020). The products are nn.Linear and
 the attention is torch's own `scaled_dot_product_attention`: one code for training and inference, whereas
 `nn.TransformerEncoder` switches in inference to another that nothing here would show.
 """
@@ -167,7 +167,7 @@ def rival(config: Config, heads: int = 4) -> TransformerConfig:
 
     Args:
         config: of the model that it is to compete with.
-        heads: of every attention; the hidden size is a multiple of twice as many.
+        heads: of every attention; the hidden size is a multiple of them.
     """
 
     def sized(hidden_size: int) -> TransformerConfig:
@@ -184,11 +184,11 @@ def rival(config: Config, heads: int = 4) -> TransformerConfig:
             likelihood=getattr(config, "likelihood", ""),
         )
 
-    wanted, hidden_size = parameters(config), 2 * heads
+    wanted, hidden_size = parameters(config), heads
     while parameters(sized(hidden_size)) < wanted:
-        hidden_size += 2 * heads
+        hidden_size += heads
     return min(
-        (sized(size) for size in (hidden_size, hidden_size - 2 * heads) if size),
+        (sized(size) for size in (hidden_size, hidden_size - heads) if size),
         key=lambda found: abs(parameters(found) - wanted),
     )
 

@@ -54,7 +54,11 @@ class Attention(nn.Module):
 
 
 class FeedForward(nn.Module):
-    """Two products with a ReLU between them."""
+    """Two products with a GELU between them.
+
+    Not the ReLU of Vaswani et al. 2017: its slope jumps, so that a rounding decides whether a unit has a gradient, and
+    no bound on gradients tells a right implementation from a wrong one.
+    """
 
     def __init__(self, hidden_size: int, units: int, dropout: float) -> None:
         super().__init__()
@@ -63,7 +67,7 @@ class FeedForward(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., hidden_size) to the same."""
-        given: Tensor = self.dropout(self.narrow(self.dropout(functional.relu(self.widen(x)))))
+        given: Tensor = self.dropout(self.narrow(self.dropout(functional.gelu(self.widen(x)))))
         return given
 
 
