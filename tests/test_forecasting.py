@@ -327,9 +327,16 @@ def test_defaults_follow_the_frequency():
     assert (task.history, task.horizon, task.season, task.lag) == (168, 24, 24, 24)
     assert task.cycles == ("day", "week")
     assert "seattle: 1 of 8760 values were missing and are interpolated linearly" in task.notes
-    # Hours of the day at which windows start: all of them.
+
+
+@pytest.mark.parametrize("most", [256, 220, 60])
+def test_validation_windows_start_at_every_hour(monkeypatch, most):
+    """However many windows are left out, those that are evaluated start at every hour of the day."""
+    pytest.importorskip("vega_datasets")
+    monkeypatch.setattr(forecasting, "VALIDATION_WINDOWS", most)
+    task = load("seattle")
     starts = task._starts(task.series[0], "validation")
-    assert len(starts) <= forecasting.VALIDATION_WINDOWS
+    assert most / 2 < len(starts) <= most
     assert (starts % 24).unique().tolist() == list(range(24))
 
 

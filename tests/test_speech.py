@@ -165,7 +165,7 @@ def test_state_survives_json(task, folder):
     assert again.state() == task.state()
     model = task.model_config().build(nn.LSTM)
     paths = sorted(folder.glob("*.wav"))
-    assert again.transcribe(model, paths) == task.transcribe(model, paths)
+    assert again.predict(model, paths, 8) == task.predict(model, paths, 8)
     with pytest.raises(ValueError, match="there are no recordings"):
         next(again.batches("train", 2, 0, 0))
 
@@ -174,9 +174,9 @@ def test_transcripts_come_in_the_order_of_their_files(task, folder):
     """Files decoded by length come back in the order asked for, and alike alone or together."""
     model = task.model_config().build(nn.LSTM)
     paths = sorted(folder.glob("*.wav"))
-    together = task.transcribe(model, paths)
-    assert task.transcribe(model, paths[::-1]) == together[::-1]
-    assert [task.transcribe(model, [path])[0] for path in paths] == together
+    together = task.predict(model, paths, 8)
+    assert task.predict(model, paths[::-1], 8) == together[::-1]
+    assert [task.predict(model, [str(path)], 1)[0] for path in paths] == together
 
 
 def test_folder_is_the_corpus_that_was_written(folder):
@@ -329,7 +329,7 @@ def test_every_model_reads_and_writes(task, folder, model):
     batch = next(task.batches("train", 4, 0, 0))
     outputs = module(batch.source, batch.target, batch.source_lengths, batch.target_lengths)
     assert torch.isfinite(module.loss(outputs, batch.expected, batch.target_lengths))
-    (text,) = task.transcribe(module, sorted(folder.glob("*.wav"))[:1])
+    (text,) = task.predict(module, sorted(folder.glob("*.wav"))[:1], 1, beam=2)
     assert set(text) <= set(task.alphabet)
 
 

@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from seq2seq.contract import IGNORE_TOKEN, Config, Model
-from seq2seq.decode import greedy
+from seq2seq.decode import beam_search, greedy
 from seq2seq.model import Seq2SeqConfig
 from seq2seq.tasks import tones
 from seq2seq.tasks.audio import BANDS, log_mel, stack
@@ -36,6 +36,8 @@ SPECIAL = 4
 HELD_BACK = 10
 #: Recordings of the made-up corpus.
 SYNTHETIC_COUNT = 2200
+#: What beam search compares hypotheses of different length with; see `seq2seq.decode.beam_search`.
+LENGTH_PENALTY = 0.6
 #: Tokens a step that decoding may give, relative to the most that training has.
 MARGIN = 1.2
 
@@ -175,13 +177,22 @@ class SpeechTask:
         said = [example.text for example in examples]
         return {"WER": float(jiwer.wer(said, heard)), "CER": float(jiwer.cer(said, heard))}
 
-    def transcribe(self, model: Model, paths: Sequence[Path], batch: int = 32, device: str = "cpu") -> list[str]:
+    def predict(
+        self, model: Model, paths: Sequence[str | Path], batch: int, device: str = "cpu", beam: int = 1
+    ) -> list[str]:
         """What is said in WAV files, in their order.
+
+        Args:
+            model: on `device`; it is in the mode afterwards that it was in before.
+            paths: of the files.
+            batch: recordings decoded together.
+            device: `cpu` or `cuda`.
+            beam: hypotheses kept in a beam search; 1 decodes greedily.
 
         Raises:
             DataError: for a file that is no whole WAV.
         """
-        return self._decode(model, [self._steps(read_frames(path)) for path in paths], batch, device)
+        return self._decode(model, [self._steps(read_frames(Path(path))) for path in paths], batch, device, beam)
 
     def state(self) -> dict[str, Any]:
         """What `restore` needs, as JSON."""
@@ -215,8 +226,9 @@ class SpeechTask:
             raise ValueError(msg)
         return self.examples[split]
 
-    def _decode(self, model: Model, recordings: Sequence[Tensor], batch: int, device: str) -> list[str]:
-        """Greedily; recordings of like length together, the texts in the order given."""
+    def _decode(self, model: Model, recordings: Sequence[Tensor], batch: int, device: str, beam: int = 1) -> list[str]:
+        """Recordings of like length together, the texts in the order given."""
+        search = greedy if beam == 1 else functools.partial(beam_search, beam=beam, length_penalty=LENGTH_PENALTY)
         training, texts = model.training, [""] * len(recordings)
         model.eval()
         order = sorted(range(len(recordings)), key=lambda place: len(recordings[place]))
@@ -224,7 +236,7 @@ class SpeechTask:
             for at in range(0, len(order), batch):
                 places = order[at : at + batch]
                 source, lengths = _padded([recordings[place] for place in places])
-                found = greedy(model, source.to(device), lengths, max_ratio=MARGIN * self.rate)
+                found = search(model, source.to(device), lengths, max_ratio=MARGIN * self.rate)
                 for place, tokens in zip(places, found.lists(), strict=True):
                     texts[place] = self.decode(tokens)
         finally:
@@ -270,7 +282,7 @@ def load(
 
 
 def restore(state: dict[str, Any]) -> SpeechTask:
-    """The task of a checkpoint, without recordings: it can transcribe."""
+    """The task of a checkpoint, without recordings: it can write down others."""
     return SpeechTask(
         alphabet=state["alphabet"],
         mean=torch.tensor(state["mean"]),
