@@ -36,7 +36,7 @@ class SummarizationTask(TextTask):
 
     name: ClassVar[str] = "summarization"
     quality: ClassVar[str] = "ROUGE-L"
-    defaults: ClassVar[Mapping[str, float]] = {"batch": 16, "learning_rate": 3e-3, "steps": 3000}
+    defaults: ClassVar[Mapping[str, float]] = {"batch": 32, "learning_rate": 4e-3, "steps": 1500, "patience": 0}
 
     def model_config(self, model: str, size: str) -> Config:
         """Sizes of a model for this vocabulary, as `seq2seq.tasks.text_models.text_config`."""
