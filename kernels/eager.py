@@ -26,12 +26,19 @@ def unwatched(tensors: Sequence[Tensor]) -> bool:
     """
     device = tensors[0].device
     return device.type in DEVICES and not (
+        watched()
+        or autocast_dtype(device) is not None
+        or any(type(value) not in {Tensor, nn.Parameter} or value.is_neg() for value in tensors)
+    )
+
+
+def watched() -> bool:
+    """Whether a compiler, tracer, mode or transform would see any call, whatever it is on."""
+    return bool(
         torch.compiler.is_compiling()
         or torch._C._len_torch_dispatch_stack()  # noqa: SLF001 - torch has no public name for any of these
         or torch._C._len_torch_function_stack()  # noqa: SLF001
         or torch._C._functorch.peek_interpreter_stack() is not None  # noqa: SLF001
         or torch._C._get_tracing_state() is not None  # noqa: SLF001
         or forward_ad._current_level >= 0  # noqa: SLF001
-        or autocast_dtype(device) is not None
-        or any(type(value) not in {Tensor, nn.Parameter} or value.is_neg() for value in tensors)
     )

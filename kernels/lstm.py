@@ -6,9 +6,10 @@ Per layer: one product projects the input of all steps, the operator of `kernels
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +18,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 from kernels import dispatch, ops, vendor
 from kernels.arguments import batched_state, check_options, checked_lengths
+from kernels.cpu.inference import Prepared
 from kernels.cpu.layer import layer as cpu_layer
 from kernels.dispatch import IMPLEMENTATIONS, Choice
 from kernels.eager import autocast_dtype, unwatched
@@ -112,7 +114,7 @@ class LSTM(nn.RNNBase):
         self.fp32_precision = fp32_precision
         self.weight_storage = weight_storage
 
-    def forward(
+    def forward(  # noqa: C901 - one decision after the other
         self,
         input: Tensor | PackedSequence,  # noqa: A002 - torch.nn.LSTM's name
         hx: State | None = None,
@@ -137,6 +139,10 @@ class LSTM(nn.RNNBase):
             TypeError, ValueError, RuntimeError: as `torch.nn.LSTM` for wrong shapes and types; for wrong lengths; for
                 a kernel asked for by name that does not serve this call.
         """
+        if lengths is None and not torch.compiler.is_compiling():
+            at_once = self._at_once(input, hx)
+            if at_once is not None:
+                return at_once
         if isinstance(input, PackedSequence):
             if lengths is not None:
                 msg = "a PackedSequence brings its own lengths; give lengths with a padded tensor only"
@@ -169,6 +175,55 @@ class LSTM(nn.RNNBase):
             return output, state
         return output.squeeze(batch_dim), (state[0].squeeze(1), state[1].squeeze(1))
 
+    def step(self, input: Tensor, state: State) -> Tensor:  # noqa: A002 - as forward's
+        """One step of all layers, their state updated in place: what a loop that generates calls, without gradients.
+
+        On a CPU with `cpu-fused` all layers are one call of the kernel. Everything else goes through `forward`, and the
+        state is copied: other implementations, a state that is not contiguous, the first call.
+        `explain(..., step=True)` tells which. Hooks of the module do not run.
+
+        Args:
+            input: (batch, input_size).
+            state: h and c, each (num_layers, batch, hidden_size) in memory of its own; overwritten. torch's version
+                counters see that, as they see any change in place.
+
+        Returns:
+            Output (batch, hidden_size), which is h of the last layer, in memory of its own.
+
+        Raises:
+            ValueError: for a bidirectional module, input that is not 2-D, and h and c in the same memory.
+            RuntimeError: where gradients would be needed; and as `forward`.
+        """
+        hidden, cell = state
+        if not torch.compiler.is_compiling():
+            kept = self.__dict__.get("_kept")
+            if kept is not None and kept[0].takes(input, state, step=True) and self._stands(kept):
+                found: Tensor | None = kept[0].step(input, hidden, cell)
+                if found is not None:
+                    self.__dict__["choices"] = kept[1]
+                    return found
+        return self._step_through_forward(input, hidden, cell)
+
+    def _step_through_forward(self, x: Tensor, hidden: Tensor, cell: Tensor) -> Tensor:
+        if self.bidirectional:
+            msg = "step is for one direction: a bidirectional LSTM needs the steps to come"
+            raise ValueError(msg)
+        if x.dim() != 2:  # noqa: PLR2004
+            msg = f"step takes one step of a batch, (batch, input_size), got {x.dim()}-D input"
+            raise ValueError(msg)
+        if hidden is cell or (not torch.compiler.is_compiling() and hidden.data_ptr() == cell.data_ptr() != 0):
+            msg = "h and c are the same memory, and step writes both; give each its own, as two calls of torch.zeros do"
+            raise ValueError(msg)
+        if torch.is_grad_enabled() and any(v.requires_grad for v in (x, hidden, cell, *self.parameters())):
+            msg = "step has no gradients: call it under torch.no_grad() or torch.inference_mode(), or call forward"
+            raise RuntimeError(msg)
+        time = 1 if self.batch_first else 0
+        output, (h_n, c_n) = self.forward(x.unsqueeze(time), (hidden, cell))
+        hidden.copy_(h_n)
+        cell.copy_(c_n)
+        found: Tensor = output.squeeze(time)
+        return found
+
     def explain(
         self,
         batch: int,
@@ -178,6 +233,7 @@ class LSTM(nn.RNNBase):
         device: torch.device | str | None = None,
         training: bool | None = None,
         masked: bool = False,
+        step: bool = False,
     ) -> Choice:
         """What would run for a batch, without running it.
 
@@ -188,6 +244,7 @@ class LSTM(nn.RNNBase):
             device: of the input; that of the weights when None.
             training: whether gradients will be needed; `self.training` when None.
             masked: whether sequences differ in length.
+            step: whether it is a call of `step`.
 
         Raises:
             RuntimeError, ValueError: when the implementation asked for by name cannot run there.
@@ -195,7 +252,11 @@ class LSTM(nn.RNNBase):
         weight = self.weight_ih_l0
         where = weight.device if device is None else torch.device(device)
         saves = self.training if training is None else training
-        return self._choice(where, dtype or weight.dtype, batch, steps, saves=saves, masked=masked)
+        choice = self._choice(where, dtype or weight.dtype, batch, steps, saves=saves and not step, masked=masked)
+        if step and choice.implementation != dispatch.CPU:
+            reason = f"{choice.reason}; step goes through forward and copies the state, which cpu-fused alone does not"
+            choice = dataclasses.replace(choice, reason=reason)
+        return choice
 
     def extra_repr(self) -> str:
         """As torch.nn.LSTM, with what was asked for beyond it."""
@@ -210,8 +271,14 @@ class LSTM(nn.RNNBase):
 
     def __getstate__(self) -> dict[str, Any]:
         state: dict[str, Any] = super().__getstate__()
-        state.pop("choices", None)
+        for name in ("choices", "_kept"):
+            state.pop(name, None)
         return state
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """As any module; and what was prepared for the CPU kernel is dropped, since it depends on most attributes."""
+        super().__setattr__(name, value)
+        self.__dict__.pop("_kept", None)
 
     def __prepare_scriptable__(self) -> Any:
         """Called by torch.jit.script, which would otherwise end somewhere in here with a riddle."""
@@ -266,26 +333,30 @@ class LSTM(nn.RNNBase):
         """All layers through the operator; x is (batch, steps, features) if `batch_first`, else steps come first."""
         dtype = _computed_dtype(x)
         tf32 = self._tf32(x.device, dtype)
+        parameters = [self._parameters_of(layer) for layer in range(self.num_layers)]
         if lengths is not None:
             # From pageable memory the copy reads its source before the call returns, so none can change it.
             lengths = lengths.to(torch.int32).to(x.device, non_blocking=True)
             if torch.is_grad_enabled():
                 # The weights' gradient multiplies what stands in the padding by zero: no zero where that is NaN.
                 x = torch.where(inside(lengths, x, batch_first), x, 0.0)
+        tensors = [x, *(hx or ()), *itertools.chain.from_iterable(itertools.chain.from_iterable(parameters))]
+        plain = implementation == dispatch.CPU and unwatched(tensors)
+        dropped = bool(self.dropout) and self.training and self.num_layers > 1
+        if plain and not dropped and not (torch.is_grad_enabled() and any(value.requires_grad for value in tensors)):
+            return self._infer(x, hx, lengths, parameters, batch_first)
         directions = 2 if self.bidirectional else 1
         hidden, cell = [], []
-        for layer in range(self.num_layers):
+        for layer, own_parameters in enumerate(parameters):
             if layer and self.dropout:
                 x = functional.dropout(x, self.dropout, self.training)
-            parameters = self._parameters_of(layer)
             h0 = c0 = None
             if hx is not None:
                 own = slice(layer * directions, (layer + 1) * directions)
                 h0, c0 = hx[0][own], hx[1][own].to(state_dtype(dtype))
-            tensors = [x, *(state for state in (h0, c0) if state is not None), *itertools.chain(*parameters)]
-            if implementation == dispatch.CPU and unwatched(tensors):
+            if plain:
                 x, h_n, c_n = cpu_layer(
-                    x, parameters, h0, c0, lengths, batch_first=batch_first, storage=self.weight_storage
+                    x, own_parameters, h0, c0, lengths, batch_first=batch_first, storage=self.weight_storage
                 )
             elif self.weight_storage != "fp32":
                 msg = (
@@ -294,7 +365,7 @@ class LSTM(nn.RNNBase):
                 )
                 raise RuntimeError(msg)
             else:
-                weight_ih, weight_hh, bias = _stacked(parameters)
+                weight_ih, weight_hh, bias = _stacked(own_parameters)
                 x, h_n, c_n = ops.recurrence(
                     functional.linear(x, weight_ih, bias).unflatten(-1, (directions, 4 * self.hidden_size)),
                     weight_hh,
@@ -310,6 +381,43 @@ class LSTM(nn.RNNBase):
         if len(hidden) == 1:
             return x, (hidden[0], cell[0])
         return x, (torch.cat(hidden), torch.cat(cell))
+
+    def _infer(
+        self,
+        x: Tensor,
+        hx: State | None,
+        lengths: Tensor | None,
+        parameters: Sequence[Sequence[tuple[Tensor, ...]]],
+        batch_first: bool,
+    ) -> tuple[Tensor, State]:
+        """All layers without gradients by the CPU kernel, prepared for this call and later ones unless they are."""
+        x = x.contiguous()
+        h0, c0, lengths = (v if v is None else v.contiguous() for v in (*(hx or (None, None)), lengths))
+        kept = self.__dict__.get("_kept")
+        found = None
+        if kept is not None and self._stands(kept):
+            found = kept[0].run(x, h0, c0, lengths, batch_first=batch_first)
+        if found is None:
+            prepared = Prepared(parameters, x.size(2), storage=self.weight_storage)
+            self.__dict__["_kept"] = (prepared, self.choices) if prepared.lasting else None
+            found = prepared.run(x, h0, c0, lengths, batch_first=batch_first, fresh=True)
+        output, h_n, c_n = cast("tuple[Tensor, Tensor, Tensor]", found)
+        return output, (h_n, c_n)
+
+    def _at_once(self, x: Any, hx: Any) -> tuple[Tensor, State] | None:
+        """The whole call by what an earlier one prepared; None where anything about it is not as simple as that."""
+        kept = self.__dict__.get("_kept")
+        if kept is None or not kept[0].takes(x, hx, batch_first=self.batch_first) or not self._stands(kept):
+            return None
+        found = kept[0].run(x, *(hx or (None, None)), batch_first=self.batch_first)
+        if found is None:
+            return None
+        self.__dict__["choices"] = kept[1]
+        return found[0], found[1:]
+
+    def _stands(self, kept: tuple[Prepared, tuple[Choice, ...]]) -> bool:
+        """Whether what an earlier call prepared for the CPU kernel, and chose, is of the same parameters."""
+        return kept[0].stands([*map(self._parameters.get, self._flat_weights_names)])
 
     def _parameters_of(self, layer: int) -> list[tuple[Tensor, ...]]:
         """Of each direction of a layer weight_ih (4H, features), weight_hh (4H, H) and the biases (4H,), if any.

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import functools
 import os
-import platform
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 from unittest import mock
 
@@ -19,6 +15,7 @@ import pytest
 pytest.importorskip("hypothesis")
 
 import torch
+from cpu_builds import TARGETS, built_for
 from hypothesis import given
 from hypothesis import strategies as st
 from recurrences import DEVICE, Sizes, assert_close, errors_backward, errors_forward, recurrences
@@ -35,30 +32,6 @@ PROBLEMS = recurrences(
     dtypes=(torch.float32,),
     batch=st.sampled_from([1, 2, 3, 6, 7, 8, 17, 33]),
 )
-
-
-def _usable(target: str) -> bool:
-    return platform.machine() == "x86_64" and (target != "-march=x86-64-v3" or "avx2" in build.cpu_flags())
-
-
-#: This machine's vectors, and the narrower ones that others have.
-TARGETS = [build.NATIVE, *(t for t in ("-march=x86-64-v3", "-march=x86-64") if _usable(t))]
-
-
-@contextlib.contextmanager
-def built_for(target: str, threads: int) -> Iterator[None]:
-    """Run the kernel as built for a target, by a team of a size, however small the problem."""
-    chosen = functools.partial(build.library, target)
-    packing.forget()
-    with (
-        mock.patch.object(fused, "library", chosen),
-        mock.patch.object(packing, "library", chosen),
-        mock.patch.object(layer, "library", chosen),
-        mock.patch.object(fused, "WORTH_A_THREAD", 1),
-        mock.patch.object(torch, "get_num_threads", return_value=threads),
-    ):
-        yield
-    packing.forget()
 
 
 @pytest.mark.parametrize("target", TARGETS)
@@ -154,10 +127,10 @@ def test_weights_kept_in_fewer_bits_cost_what_their_rounding_does(storage: str, 
     ("planted", "instead"),
     [
         ("sums[r][0]), f = sigmoid(sums[r][1]", "sums[r][1]), f = sigmoid(sums[r][0]"),
-        ("(hidden - unit < LANES ? hidden - unit : LANES);\n                for", "(LANES);\n                for"),
+        ("(hidden - unit < LANES ? hidden - unit : LANES);\n            for", "(LANES);\n            for"),
         ("t >= a->lengths[b]", "t > a->lengths[b]"),
         ("if (s || a->h0)", "if (s)"),
-        ("float* swap = before;\n            before = after;", "float* swap = before;"),
+        ("before = after;\n", ""),
         ("dc * c_before * f", "dc * f"),
         ("if (a->lengths && t >= a->lengths[b]) continue;", ""),
     ],

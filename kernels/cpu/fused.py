@@ -74,7 +74,7 @@ def forward(args: Forward, storage: str = "fp32") -> None:
     steps, batch, directions, _ = args.gates_input.shape
     hidden = args.weight_hh.size(2)
     scratch = args.h_n.new_empty(2, batch, hidden)
-    threads, by_rows = team(batch, steps, hidden)
+    threads, by_rows = team(work(batch, steps, hidden), batch, hidden)
     for d in range(directions):
         packed = pack(args.weight_hh[d], "forward", storage, whole=long(batch, steps, threads))
         native.lstm_forward(ctypes.byref(ForwardArgs(
@@ -94,7 +94,7 @@ def backward(args: Backward) -> None:
     native = library()
     steps, batch, directions, _ = args.gates.shape
     hidden = args.weight_hh.size(2)
-    threads, by_rows = team(batch, steps, hidden)
+    threads, by_rows = team(work(batch, steps, hidden), batch, hidden)
     for d in range(directions):
         packed = pack(args.weight_hh[d], "backward", whole=long(batch, steps, threads))
         native.lstm_backward(ctypes.byref(BackwardArgs(
@@ -143,9 +143,13 @@ def threads_for(work: int) -> int:
     return max(1, min(torch.get_num_threads(), work // WORTH_A_THREAD))
 
 
-def team(batch: int, steps: int, hidden: int, features: int = 0) -> tuple[int, bool]:
+def work(batch: int, steps: int, hidden: int, features: int = 0) -> int:
+    """Multiplications of a direction of a layer; `features` where its input is projected too."""
+    return batch * steps * hidden * (hidden + features + 16) * 4
+
+
+def team(work: int, batch: int, hidden: int) -> tuple[int, bool]:
     """Threads, and whether they share out rows (nobody waits) or hidden units (all meet once a step)."""
-    work = batch * steps * hidden * (hidden + features + 16) * 4
     threads = threads_for(work)
     if batch >= 8 * threads or threads == 1:
         return threads, True

@@ -10,14 +10,15 @@ import ctypes
 import functools
 import itertools
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
 from kernels.cpu.build import library
-from kernels.cpu.fused import BackwardArgs, ForwardArgs, address, fitting, long, team, threads_for
-from kernels.cpu.packing import STORAGE, pack
+from kernels.cpu.fused import BackwardArgs, ForwardArgs, address, fitting, long, team, threads_for, work
+from kernels.cpu.inference import Prepared
+from kernels.cpu.packing import pack
 from kernels.recurrence import NO_DOUBLE_BACKWARD, hidden_before
 
 Parameters = Sequence[tuple[Tensor, ...]]
@@ -58,7 +59,9 @@ def layer(
     flat = list(itertools.chain(*parameters))
     needed = torch.is_grad_enabled() and any(value is not None and value.requires_grad for value in (x, h0, c0, *flat))
     if not needed:
-        return _forward(x, parameters, h0, c0, lengths, batch_first, storage)[:3]
+        prepared = Prepared([parameters], x.size(2), storage=storage)
+        h0, c0, lengths = (value if value is None else value.contiguous() for value in (h0, c0, lengths))
+        return cast("Results", prepared.run(x.contiguous(), h0, c0, lengths, batch_first=batch_first, fresh=True))
     if storage != "fp32":
         msg = (
             f"weights kept in {storage} have no gradients: call under torch.no_grad() or torch.inference_mode(), "
@@ -69,18 +72,15 @@ def layer(
     return found
 
 
-def _forward(  # noqa: PLR0913 - all that a layer has
+def _forward(
     x: Tensor,
     parameters: Parameters,
     h0: Tensor | None,
     c0: Tensor | None,
     lengths: Tensor | None,
     batch_first: bool,
-    storage: str,
-    *,
-    save: bool = False,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor | None]:
-    """Output, h_n, c_n; gates (directions, as x, 4H) and cells (directions, as x, H), of use where `save`."""
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Output, h_n, c_n; gates (directions, as x, 4H) and cells (directions, as x, H)."""
     native = library()
     x = x.contiguous()
     first, second, features = x.shape
@@ -91,26 +91,24 @@ def _forward(  # noqa: PLR0913 - all that a layer has
     output = x.new_empty(first, second, directions * hidden)
     h_n, c_n = x.new_empty(2, directions, batch, hidden).unbind()
     # The projection is overwritten by the gates that come of it, where these are kept.
-    gates = x.new_empty(directions if save else 1, first, second, 4 * hidden)
-    cells = x.new_empty(directions, first, second, hidden) if save else None
+    gates = x.new_empty(directions, first, second, 4 * hidden)
+    cells = x.new_empty(directions, first, second, hidden)
     scratch = x.new_empty(2, batch, hidden)
-    threads, by_rows = team(batch, steps, hidden, features)
+    threads, by_rows = team(work(batch, steps, hidden, features), batch, hidden)
     h0, c0, lengths = (None if value is None else value.contiguous() for value in (h0, c0, lengths))
     for d, own in enumerate(parameters):
         weight_ih, weight_hh, *biases = fitting(own, features, hidden)
         packed_ih, packed = (
-            pack(weight, "forward", storage, whole=long(batch, steps, threads)) for weight in (weight_ih, weight_hh)
+            pack(weight, "forward", whole=long(batch, steps, threads)) for weight in (weight_ih, weight_hh)
         )
         bias_ih, bias_hh = (address(bias) for bias in biases) if biases else (None, None)
-        at = address(gates, d if save else 0)
         native.lstm_forward(ctypes.byref(ForwardArgs(
-            batch, steps, hidden, d, threads, by_rows, at, *strides(4 * hidden),
+            batch, steps, hidden, d, threads, by_rows, address(gates, d), *strides(4 * hidden),
             x.data_ptr(), *strides(features), features, packed_ih.values.data_ptr(), bias_ih, bias_hh,
-            packed.values.data_ptr(), address(packed_ih.scale), address(packed.scale),
-            address(h0, d), address(c0, d), address(lengths),
+            packed.values.data_ptr(), None, None, address(h0, d), address(c0, d), address(lengths),
             output.data_ptr() + 4 * d * hidden, *strides(directions * hidden), address(h_n, d), address(c_n, d),
-            at if save else None, *strides(4 * hidden), address(cells, d), *strides(hidden), scratch.data_ptr(),
-        )), STORAGE[storage][0])  # fmt: skip
+            address(gates, d), *strides(4 * hidden), address(cells, d), *strides(hidden), scratch.data_ptr(),
+        )), 0)  # fmt: skip
     return output, h_n, c_n, gates, cells
 
 
@@ -158,7 +156,7 @@ class _Layer(torch.autograd.Function):
     ) -> Results:
         each = len(flat) // directions
         parameters = [flat[d * each : (d + 1) * each] for d in range(directions)]
-        output, h_n, c_n, gates, cells = _forward(x, parameters, h0, c0, lengths, batch_first, "fp32", save=True)
+        output, h_n, c_n, gates, cells = _forward(x, parameters, h0, c0, lengths, batch_first)
         ctx.save_for_backward(x, h0, c0, lengths, output, gates, cells, *flat)
         ctx.batch_first, ctx.directions = batch_first, directions
         ctx.set_materialize_grads(False)
@@ -207,7 +205,7 @@ class _Gradients(torch.autograd.Function):
         c0, lengths = (None if value is None else value.contiguous() for value in (c0, lengths))
         grad_gates = torch.empty_like(gates)
         grad_h0, grad_c0 = x.new_empty(2, directions, batch, hidden).unbind()
-        threads, by_rows = team(batch, steps, hidden)
+        threads, by_rows = team(work(batch, steps, hidden), batch, hidden)
         inputs = x.contiguous().view(-1, features)
         grad_x: Tensor | None = None
         grads: list[Tensor | None] = []

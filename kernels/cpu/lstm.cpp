@@ -10,6 +10,7 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <new>
 #include <sched.h>
 
 #if defined(__AVX2__) || defined(__AVX512F__)
@@ -253,6 +254,27 @@ struct Forward {
     float* scratch;            // 2 * batch * hidden
 };
 
+// Weights as they lie in a parameter, and the marks of what was packed.
+struct Source {
+    const float* values;       int64_t count;
+    uint64_t sampled, all;
+};
+
+struct Direction {
+    const void* packed_ih;
+    const void* packed;
+    const float* bias_ih;      // or null, and so below
+    const float* bias_hh;
+    const float* scale_ih;
+    const float* scale;
+};
+
+struct Layers {
+    int64_t layers, directions, features, hidden, kept;
+    const Source* sources;     // weight_ih and weight_hh of each direction of each layer
+    const Direction* weights;  // of each direction of each layer
+};
+
 struct Backward {
     int64_t batch, steps, hidden, reverse, threads, by_rows;
     const float* packed;       // pack_backward
@@ -270,11 +292,14 @@ struct Backward {
 
 namespace {
 
+// Whether the projection shares out rows, of which it has batch * steps.
+inline bool projected_by_rows(const Forward* a, int threads) { return a->batch * a->steps >= 2 * ROWS * threads; }
+
 // gates_input of a thread's share of rows or of hidden units: x times weight_ih and both biases.
 template <typename W>
 inline void project(const Forward* a, int thread, int threads) {
     const int64_t hidden = a->hidden, blocks = (hidden + LANES - 1) / LANES, count = a->batch * a->steps;
-    const Share mine = share(count, blocks, count >= 2 * ROWS * threads, thread, threads);
+    const Share mine = share(count, blocks, projected_by_rows(a, threads), thread, threads);
     for (int64_t block = mine.block; block < mine.blocks_end; ++block) {
         const int64_t unit = block * LANES;
         const int n = static_cast<int>(hidden - unit < LANES ? hidden - unit : LANES);
@@ -303,81 +328,137 @@ inline void project(const Forward* a, int thread, int threads) {
     }
 }
 
+// One direction of a layer, in each thread of a team: `blocks` of hidden units or rows of the batch are shared out.
 template <typename W>
-void run_forward(const Forward* a) {
+void walk(const Forward* a, Barrier& barrier, int thread, int threads) {
     const int64_t hidden = a->hidden, blocks = (hidden + LANES - 1) / LANES;
-    float* now = a->scratch;  // h of the step before, and where this step's h goes
-    float* then = a->scratch + a->batch * hidden;
-    const int64_t size = a->batch * hidden;
-    if (a->h0) std::memcpy(now, a->h0, 4 * size); else std::memset(now, 0, 4 * size);
-    if (a->c0) std::memcpy(a->c_n, a->c0, 4 * size); else std::memset(a->c_n, 0, 4 * size);
-    Barrier barrier;
-    team(a->threads, [=, &barrier](int thread, int threads) {
-        if (a->x) {
-            project<W>(a, thread, threads);
-            barrier.wait(threads);
-        }
-        const Share mine = share(a->batch, blocks, a->by_rows, thread, threads);
-        float* before = now;
-        float* after = then;
-        for (int64_t s = 0; s < a->steps; ++s) {
-            const int64_t t = a->reverse ? a->steps - 1 - s : s;
-            for (int64_t block = mine.block; block < mine.blocks_end; ++block) {
-                const int64_t unit = block * LANES;
-                const int n = static_cast<int>(hidden - unit < LANES ? hidden - unit : LANES);
-                for (int64_t row = mine.row; row < mine.rows_end; row += ROWS) {
-                    const int rows = static_cast<int>(mine.rows_end - row < ROWS ? mine.rows_end - row : ROWS);
-                    vec sums[ROWS][4] = {};
-                    if (s || a->h0)
-                        product<4>(rows, sums, before + row * hidden, hidden, hidden,
-                                   static_cast<const W*>(a->packed) + block * hidden * 4 * LANES, 4 * LANES, LANES);
-                    for (int gate = 0; a->scale && gate < 4; ++gate)
-                        for (int r = 0; r < rows; ++r) sums[r][gate] *= load(a->scale + gate * hidden + unit, n);
-                    for (int r = 0; r < rows; ++r) {
-                        const int64_t b = row + r;
-                        float* c_at = a->c_n + b * hidden + unit;
-                        float* h_at = after + b * hidden + unit;
-                        float* out = a->output + t * a->out_step + b * a->out_row + unit;
-                        float* kept = a->gates ? a->gates + t * a->gates_step + b * a->gates_row + unit : nullptr;
-                        vec c = load(c_at, n);
-                        if (a->lengths && t >= a->lengths[b]) {
-                            store(h_at, load(before + b * hidden + unit, n), n);
-                            store(out, vec{}, n);
-                            for (int gate = 0; kept && gate < 4; ++gate) store(kept + gate * hidden, vec{}, n);
-                        } else {
-                            const float* in = a->gates_input + t * a->gi_step + b * a->gi_row + unit;
-                            for (int gate = 0; gate < 4; ++gate) sums[r][gate] += load(in + gate * hidden, n);
-                            const vec i = sigmoid(sums[r][0]), f = sigmoid(sums[r][1]);
-                            const vec g = tanh_of(sums[r][2]), o = sigmoid(sums[r][3]);
-                            c = f * c + i * g;
-                            const vec h = o * tanh_of(c);
-                            store(c_at, c, n);
-                            store(h_at, h, n);
-                            store(out, h, n);
-                            if (kept) {
-                                store(kept, i, n);
-                                store(kept + hidden, f, n);
-                                store(kept + 2 * hidden, g, n);
-                                store(kept + 3 * hidden, o, n);
-                            }
+    const Share mine = share(a->batch, blocks, a->by_rows, thread, threads);
+    const int64_t first = mine.block * LANES;  // hidden units of this thread
+    const int64_t last = mine.blocks_end * LANES < hidden ? mine.blocks_end * LANES : hidden;
+    float* after = a->scratch;  // where this step's h goes
+    float* spare = a->scratch + a->batch * hidden;
+    const float* before = a->h0 ? a->h0 : spare;
+    for (int64_t b = mine.row; b < mine.rows_end && first < last; ++b) {
+        const int64_t at = b * hidden + first, bytes = 4 * (last - first);
+        if (!a->h0) std::memset(spare + at, 0, bytes);
+        if (!a->c0) std::memset(a->c_n + at, 0, bytes);
+        else if (a->c0 != a->c_n) std::memcpy(a->c_n + at, a->c0 + at, bytes);
+    }
+    if (a->x) {
+        project<W>(a, thread, threads);
+        // Whoever shares out hidden units both times reads nothing but what it wrote.
+        if (a->by_rows || projected_by_rows(a, threads)) barrier.wait(threads);
+    }
+    for (int64_t s = 0; s < a->steps; ++s) {
+        const int64_t t = a->reverse ? a->steps - 1 - s : s;
+        for (int64_t block = mine.block; block < mine.blocks_end; ++block) {
+            const int64_t unit = block * LANES;
+            const int n = static_cast<int>(hidden - unit < LANES ? hidden - unit : LANES);
+            for (int64_t row = mine.row; row < mine.rows_end; row += ROWS) {
+                const int rows = static_cast<int>(mine.rows_end - row < ROWS ? mine.rows_end - row : ROWS);
+                vec sums[ROWS][4] = {};
+                if (s || a->h0)
+                    product<4>(rows, sums, before + row * hidden, hidden, hidden,
+                               static_cast<const W*>(a->packed) + block * hidden * 4 * LANES, 4 * LANES, LANES);
+                for (int gate = 0; a->scale && gate < 4; ++gate)
+                    for (int r = 0; r < rows; ++r) sums[r][gate] *= load(a->scale + gate * hidden + unit, n);
+                for (int r = 0; r < rows; ++r) {
+                    const int64_t b = row + r;
+                    float* c_at = a->c_n + b * hidden + unit;
+                    float* h_at = after + b * hidden + unit;
+                    float* out = a->output + t * a->out_step + b * a->out_row + unit;
+                    float* kept = a->gates ? a->gates + t * a->gates_step + b * a->gates_row + unit : nullptr;
+                    vec c = load(c_at, n);
+                    if (a->lengths && t >= a->lengths[b]) {
+                        store(h_at, load(before + b * hidden + unit, n), n);
+                        store(out, vec{}, n);
+                        for (int gate = 0; kept && gate < 4; ++gate) store(kept + gate * hidden, vec{}, n);
+                    } else {
+                        const float* in = a->gates_input + t * a->gi_step + b * a->gi_row + unit;
+                        for (int gate = 0; gate < 4; ++gate) sums[r][gate] += load(in + gate * hidden, n);
+                        const vec i = sigmoid(sums[r][0]), f = sigmoid(sums[r][1]);
+                        const vec g = tanh_of(sums[r][2]), o = sigmoid(sums[r][3]);
+                        c = f * c + i * g;
+                        const vec h = o * tanh_of(c);
+                        store(c_at, c, n);
+                        store(h_at, h, n);
+                        store(out, h, n);
+                        if (kept) {
+                            store(kept, i, n);
+                            store(kept + hidden, f, n);
+                            store(kept + 2 * hidden, g, n);
+                            store(kept + 3 * hidden, o, n);
                         }
-                        if (a->cells) store(a->cells + t * a->cells_step + b * a->cells_row + unit, c, n);
                     }
+                    if (a->cells) store(a->cells + t * a->cells_step + b * a->cells_row + unit, c, n);
                 }
             }
-            // One meeting a step is enough: nobody reads `before` any more once all have left it.
-            if (!a->by_rows) barrier.wait(threads);
-            float* swap = before;
-            before = after;
-            after = swap;
         }
-        for (int64_t b = mine.row; b < mine.rows_end; ++b) {
-            const int64_t first = mine.block * LANES;
-            const int64_t last = mine.blocks_end * LANES < hidden ? mine.blocks_end * LANES : hidden;
-            if (last > first) std::memcpy(a->h_n + b * hidden + first, before + b * hidden + first, 4 * (last - first));
-        }
-    });
+        // One meeting a step is enough: nobody reads `before` any more once all have left it.
+        if (!a->by_rows) barrier.wait(threads);
+        before = after;
+        after = spare;
+        spare = const_cast<float*>(before);
+    }
+    // h_n may be the memory of h0, which is read in the first step alone.
+    for (int64_t b = mine.row; b < mine.rows_end; ++b)
+        if (last > first) std::memcpy(a->h_n + b * hidden + first, before + b * hidden + first, 4 * (last - first));
 }
+
+void walk(const Forward* a, int64_t kept, Barrier& barrier, int thread, int threads) {
+    if (kept == 0) walk<float>(a, barrier, thread, threads);
+    if (kept == 1) walk<uint16_t>(a, barrier, thread, threads);
+    if (kept == 2) walk<int8_t>(a, barrier, thread, threads);
+}
+
+// A mark of some of the values: weights that were changed behind torch's version counter (through .data) rarely keep it.
+uint64_t mark_some(const float* values, int64_t count) {
+    uint64_t found = 1469598103934665603ull;
+    const int64_t step = count > 128 ? count / 128 : 1;
+    for (int64_t i = 0; i < count; i += step) {
+        uint32_t bits;
+        std::memcpy(&bits, values + i, 4);
+        found = (found ^ bits) * 1099511628211ull;
+    }
+    return found;
+}
+
+// A mark of all values: each step is one to one, so a change of one value is always seen.
+uint64_t mark_each(const float* values, int64_t count) {
+    constexpr int STREAMS = 4;  // multiplications in flight
+    uvec sums[STREAMS] = {};
+    int64_t i = 0;
+    for (; i + STREAMS * LANES <= count; i += STREAMS * LANES)
+        for (int k = 0; k < STREAMS; ++k) sums[k] = (sums[k] ^ (uvec)load(values + i + k * LANES)) * 16777619u;
+    uint64_t found = 1469598103934665603ull;
+    for (int k = 0; k < STREAMS; ++k)
+        for (int lane = 0; lane < LANES; ++lane) found = (found ^ sums[k][lane]) * 1099511628211ull;
+    for (; i < count; ++i) {
+        uint32_t bits;
+        std::memcpy(&bits, values + i, 4);
+        found = (found ^ bits) * 1099511628211ull;
+    }
+    return found;
+}
+
+// Weights up to this many are always looked at in full, which takes two microseconds.
+constexpr int64_t SMALL = 1 << 16;
+
+bool unchanged(const Source& source, bool whole) {
+    if (whole || source.count <= SMALL) return mark_each(source.values, source.count) == source.all;
+    return mark_some(source.values, source.count) == source.sampled;
+}
+
+inline int64_t rounded(int64_t count) { return (count + 15) / 16 * 16; }  // to what begins at a cache line
+
+// Memory for one call, that begins at a cache line.
+struct Workspace {
+    float* values;
+    explicit Workspace(int64_t count)
+        : values(static_cast<float*>(::operator new(4 * count, std::align_val_t(64)))) {}
+    ~Workspace() { ::operator delete(values, std::align_val_t(64)); }
+    Workspace(const Workspace&) = delete;
+};
 
 }  // namespace
 
@@ -426,35 +507,9 @@ void transposed_product(const float* left, const float* right, float* out, int64
     });
 }
 
-// A mark of some of the values: weights that were changed behind torch's version counter (through .data) rarely keep it.
-uint64_t mark(const float* values, int64_t count) {
-    uint64_t found = 1469598103934665603ull;
-    const int64_t step = count > 128 ? count / 128 : 1;
-    for (int64_t i = 0; i < count; i += step) {
-        uint32_t bits;
-        std::memcpy(&bits, values + i, 4);
-        found = (found ^ bits) * 1099511628211ull;
-    }
-    return found;
-}
+uint64_t mark(const float* values, int64_t count) { return mark_some(values, count); }
 
-// A mark of all values: each step is one to one, so a change of one value is always seen.
-uint64_t mark_all(const float* values, int64_t count) {
-    constexpr int STREAMS = 4;  // multiplications in flight
-    uvec sums[STREAMS] = {};
-    int64_t i = 0;
-    for (; i + STREAMS * LANES <= count; i += STREAMS * LANES)
-        for (int k = 0; k < STREAMS; ++k) sums[k] = (sums[k] ^ (uvec)load(values + i + k * LANES)) * 16777619u;
-    uint64_t found = 1469598103934665603ull;
-    for (int k = 0; k < STREAMS; ++k)
-        for (int lane = 0; lane < LANES; ++lane) found = (found ^ sums[k][lane]) * 1099511628211ull;
-    for (; i < count; ++i) {
-        uint32_t bits;
-        std::memcpy(&bits, values + i, 4);
-        found = (found ^ bits) * 1099511628211ull;
-    }
-    return found;
-}
+uint64_t mark_all(const float* values, int64_t count) { return mark_each(values, count); }
 
 // weight (4H, depth) to [block][k][gate][lane], zeros past H; kept as 0: float32, 1: bfloat16, 2: int8 with `scale`.
 void pack_forward(const float* weight, void* packed, float* scale, int64_t hidden, int64_t depth, int64_t kept) {
@@ -492,9 +547,47 @@ void pack_backward(const float* weight, float* packed, int64_t hidden) {
 }
 
 void lstm_forward(const Forward* a, int64_t kept) {
-    if (kept == 0) run_forward<float>(a);
-    if (kept == 1) run_forward<uint16_t>(a);
-    if (kept == 2) run_forward<int8_t>(a);
+    Barrier barrier;
+    team(a->threads, [=, &barrier](int thread, int threads) { walk(a, kept, barrier, thread, threads); });
+}
+
+// All layers of a module in one team of threads, nothing kept for gradients. h_n and c_n may be the memory of h0 and c0.
+// Returns 0; or 1, and has done nothing, where weights no longer have the values that were packed. `look` says how that
+// is found out: 0, not at all; 1, by samples of large weights; 2, by all values.
+int64_t lstm_layers(const Layers* a, int64_t batch, int64_t steps, int64_t batch_first, int64_t threads,
+                    int64_t by_rows, int64_t look, const float* x, const float* h0, const float* c0,
+                    const int32_t* lengths, float* output, float* h_n, float* c_n) {
+    for (int64_t i = 0; look && i < 2 * a->layers * a->directions; ++i)
+        if (!unchanged(a->sources[i], look == 2)) return 1;
+    const int64_t hidden = a->hidden, size = batch * hidden, width = a->directions * hidden;
+    // gates_input, h of two steps, and two layers' outputs, one of which the next reads.
+    const int64_t gates_size = rounded(4 * steps * size), states = rounded(size), outputs = rounded(steps * batch * width);
+    Workspace memory(gates_size + 2 * states + (a->layers > 1 ? 2 * outputs : 0));
+    float* between = memory.values + gates_size + 2 * states;
+    Barrier barrier;
+    team(threads, [=, &barrier, &memory](int thread, int members) {
+        const float* from = x;
+        for (int64_t layer = 0; layer < a->layers; ++layer) {
+            float* to = layer + 1 == a->layers ? output : between + layer % 2 * outputs;
+            for (int64_t d = 0; d < a->directions; ++d) {
+                const int64_t i = layer * a->directions + d, features = layer ? width : a->features;
+                const Direction& own = a->weights[i];
+                const auto step = [=](int64_t numbers) { return batch_first ? numbers : batch * numbers; };
+                const auto row = [=](int64_t numbers) { return batch_first ? steps * numbers : numbers; };
+                const Forward call = {
+                    batch, steps, hidden, d, members, by_rows, memory.values, step(4 * hidden), row(4 * hidden),
+                    from, step(features), row(features), features, own.packed_ih, own.bias_ih, own.bias_hh, own.packed,
+                    own.scale_ih, own.scale, h0 ? h0 + i * size : nullptr, c0 ? c0 + i * size : nullptr, lengths,
+                    to + d * hidden, step(width), row(width), h_n + i * size, c_n + i * size,
+                    nullptr, 0, 0, nullptr, 0, 0, memory.values + gates_size};
+                walk(&call, a->kept, barrier, thread, members);
+                // Who shares out rows has met nobody since, and other rows may be projected next.
+                if (by_rows) barrier.wait(members);
+            }
+            from = to;
+        }
+    });
+    return 0;
 }
 
 void lstm_backward(const Backward* a) {

@@ -27,10 +27,14 @@ class Packed:
     Attributes:
         values: in the kernel's order.
         scale: (4H,) float32, or None.
+        sampled: mark of some of the values that were packed.
+        mark: mark of all of them.
     """
 
     values: Tensor
-    scale: Tensor | None = None
+    scale: Tensor | None
+    sampled: int
+    mark: int
 
 
 @dataclass(frozen=True)
@@ -39,13 +43,12 @@ class _Entry:
 
     storage: StorageWeakRef
     version: int
-    sampled: int
-    mark: int
     packed: Packed
 
 
 _entries: collections.OrderedDict[tuple[object, ...], _Entry] = collections.OrderedDict()
 _lock = threading.Lock()
+_forgotten = 0
 
 
 def pack(weight: Tensor, order: str, storage: str = "fp32", *, whole: bool = True) -> Packed:
@@ -73,12 +76,12 @@ def pack(weight: Tensor, order: str, storage: str = "fp32", *, whole: bool = Tru
             _entries.move_to_end(key)
     # A dead storage's memory may have been given to another tensor, hence the look whether it lives.
     if found and not found.storage.expired() and found.version == weight._version:  # noqa: SLF001
-        alike = library().mark_all(at, count) == found.mark if whole else library().mark(at, count) == found.sampled
+        kept = found.packed
+        alike = library().mark_all(at, count) == kept.mark if whole else library().mark(at, count) == kept.sampled
         if alike:
-            return found.packed
-    marks = library().mark(at, count), library().mark_all(at, count)
+            return kept
     packed = _pack(weight, order, storage)
-    entry = _Entry(StorageWeakRef(weight.untyped_storage()), weight._version, *marks, packed)  # noqa: SLF001
+    entry = _Entry(StorageWeakRef(weight.untyped_storage()), weight._version, packed)  # noqa: SLF001
     with _lock:
         _entries[key] = entry
         while len(_entries) > LIMIT:
@@ -92,18 +95,27 @@ def _pack(weight: Tensor, order: str, storage: str) -> Packed:
     rows, depth = weight.shape
     hidden, lanes = rows // 4, library().lanes()
     number, dtype = STORAGE[storage]
+    # Before they are read: what is changed meanwhile must not look as if it had been packed.
+    marks = library().mark(weight.data_ptr(), weight.numel()), library().mark_all(weight.data_ptr(), weight.numel())
     if order == "backward":
         values = torch.empty(-(-hidden // lanes) * lanes * rows)
         library().pack_backward(weight.data_ptr(), values.data_ptr(), hidden)
-        return Packed(values)
+        return Packed(values, None, *marks)
     values = torch.empty(-(-hidden // lanes) * lanes * depth * 4, dtype=dtype)
     scale = torch.empty(rows) if storage == "int8" else None
     at = None if scale is None else scale.data_ptr()
     library().pack_forward(weight.data_ptr(), values.data_ptr(), at, hidden, depth, number)
-    return Packed(values, scale)
+    return Packed(values, scale, *marks)
 
 
 def forget() -> None:
-    """Drop all packed weights."""
+    """Drop all packed weights, also those that modules keep."""
+    global _forgotten  # noqa: PLW0603 - a count for the process
     with _lock:
         _entries.clear()
+        _forgotten += 1
+
+
+def forgotten() -> int:
+    """How often packed weights were dropped: what was kept before the last time is not to be used."""
+    return _forgotten

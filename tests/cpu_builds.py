@@ -1,0 +1,38 @@
+"""The CPU kernel as built for this machine and for others with narrower vectors, run by a team of any size."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import platform
+from collections.abc import Iterator
+from unittest import mock
+
+import torch
+
+from kernels.cpu import build, fused, inference, layer, packing
+
+
+def _usable(target: str) -> bool:
+    return platform.machine() == "x86_64" and (target != "-march=x86-64-v3" or "avx2" in build.cpu_flags())
+
+
+#: This machine's vectors, and the narrower ones that others have.
+TARGETS = [build.NATIVE, *(t for t in ("-march=x86-64-v3", "-march=x86-64") if _usable(t))]
+
+
+@contextlib.contextmanager
+def built_for(target: str, threads: int) -> Iterator[None]:
+    """Run the kernel as built for a target, by a team of a size, however small the problem."""
+    chosen = functools.partial(build.library, target)
+    packing.forget()
+    with (
+        mock.patch.object(fused, "library", chosen),
+        mock.patch.object(packing, "library", chosen),
+        mock.patch.object(layer, "library", chosen),
+        mock.patch.object(inference, "library", chosen),
+        mock.patch.object(fused, "WORTH_A_THREAD", 1),
+        mock.patch.object(torch, "get_num_threads", return_value=threads),
+    ):
+        yield
+    packing.forget()
