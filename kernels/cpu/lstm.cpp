@@ -12,6 +12,7 @@
 #include <cstring>
 #include <new>
 #include <sched.h>
+#include <vector>
 
 #if defined(__AVX2__) || defined(__AVX512F__)
 #include <immintrin.h>
@@ -19,7 +20,6 @@
 
 #if defined(PLAIN_THREADS)  // where there is no OpenMP, and for ThreadSanitizer, which does not know OpenMP's barriers
 #include <thread>
-#include <vector>
 #else
 #include <omp.h>
 #endif
@@ -124,25 +124,29 @@ inline uint16_t to_bfloat16(float x) {
     return static_cast<uint16_t>((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
 }
 
-// Threads of a team meet here; spins for some microseconds, then lets others run, so that a busy neighbour costs a
-// scheduler's slice at most once and never a stall of everybody.
-struct Barrier {
-    std::atomic<int> waiting{0};
-    std::atomic<int> phase{0};
-    void wait(int threads) {
+// Threads of a team meet here. Each tells on a cache line of its own how often it has come, and looks at the lines of the
+// others: a meeting costs one line's way from core to core, where a shared counter costs several one after the other.
+// Spins for some microseconds, then lets others run, so that a busy neighbour costs a scheduler's slice at most once and
+// never a stall of everybody.
+class Barrier {
+    struct alignas(64) Line {
+        std::atomic<uint32_t> comings{0};
+    };
+    std::vector<Line> lines;
+
+public:
+    explicit Barrier(int64_t threads) : lines(threads > 1 ? threads : 0) {}
+    void wait(int thread, int threads) {
         if (threads == 1) return;
-        int now = phase.load(std::memory_order_acquire);
-        if (waiting.fetch_add(1, std::memory_order_acq_rel) == threads - 1) {
-            waiting.store(0, std::memory_order_relaxed);
-            phase.store(now + 1, std::memory_order_release);
-            return;
-        }
-        for (int spins = 0; phase.load(std::memory_order_acquire) == now; ++spins) {
-            if (spins > 4000) sched_yield();
+        const uint32_t now = lines[thread].comings.load(std::memory_order_relaxed) + 1;
+        lines[thread].comings.store(now, std::memory_order_release);
+        for (int other = 0, spins = 0; other < threads; ++other)
+            for (; static_cast<int32_t>(lines[other].comings.load(std::memory_order_acquire) - now) < 0; ++spins) {
+                if (spins > 4000) sched_yield();
 #if defined(__x86_64__) || defined(__i386__)
-            else __builtin_ia32_pause();
+                else __builtin_ia32_pause();
 #endif
-        }
+            }
     }
 };
 
@@ -347,7 +351,7 @@ void walk(const Forward* a, Barrier& barrier, int thread, int threads) {
     if (a->x) {
         project<W>(a, thread, threads);
         // Whoever shares out hidden units both times reads nothing but what it wrote.
-        if (a->by_rows || projected_by_rows(a, threads)) barrier.wait(threads);
+        if (a->by_rows || projected_by_rows(a, threads)) barrier.wait(thread, threads);
     }
     for (int64_t s = 0; s < a->steps; ++s) {
         const int64_t t = a->reverse ? a->steps - 1 - s : s;
@@ -395,7 +399,7 @@ void walk(const Forward* a, Barrier& barrier, int thread, int threads) {
             }
         }
         // One meeting a step is enough: nobody reads `before` any more once all have left it.
-        if (!a->by_rows) barrier.wait(threads);
+        if (!a->by_rows) barrier.wait(thread, threads);
         before = after;
         after = spare;
         spare = const_cast<float*>(before);
@@ -547,7 +551,7 @@ void pack_backward(const float* weight, float* packed, int64_t hidden) {
 }
 
 void lstm_forward(const Forward* a, int64_t kept) {
-    Barrier barrier;
+    Barrier barrier(a->threads);
     team(a->threads, [=, &barrier](int thread, int threads) { walk(a, kept, barrier, thread, threads); });
 }
 
@@ -564,7 +568,7 @@ int64_t lstm_layers(const Layers* a, int64_t batch, int64_t steps, int64_t batch
     const int64_t gates_size = rounded(4 * steps * size), states = rounded(size), outputs = rounded(steps * batch * width);
     Workspace memory(gates_size + 2 * states + (a->layers > 1 ? 2 * outputs : 0));
     float* between = memory.values + gates_size + 2 * states;
-    Barrier barrier;
+    Barrier barrier(threads);
     team(threads, [=, &barrier, &memory](int thread, int members) {
         const float* from = x;
         for (int64_t layer = 0; layer < a->layers; ++layer) {
@@ -582,7 +586,7 @@ int64_t lstm_layers(const Layers* a, int64_t batch, int64_t steps, int64_t batch
                     nullptr, 0, 0, nullptr, 0, 0, memory.values + gates_size};
                 walk(&call, a->kept, barrier, thread, members);
                 // Who shares out rows has met nobody since, and other rows may be projected next.
-                if (by_rows) barrier.wait(members);
+                if (by_rows) barrier.wait(thread, members);
             }
             from = to;
         }
@@ -594,7 +598,7 @@ void lstm_backward(const Backward* a) {
     const int64_t hidden = a->hidden, blocks = (hidden + LANES - 1) / LANES, size = a->batch * hidden;
     if (a->grad_h_n) std::memcpy(a->grad_h0, a->grad_h_n, 4 * size); else std::memset(a->grad_h0, 0, 4 * size);
     if (a->grad_c_n) std::memcpy(a->grad_c0, a->grad_c_n, 4 * size); else std::memset(a->grad_c0, 0, 4 * size);
-    Barrier barrier;
+    Barrier barrier(a->threads);
     team(a->threads, [=, &barrier](int thread, int threads) {
         const Share mine = share(a->batch, blocks, a->by_rows, thread, threads);
         for (int64_t s = a->steps - 1; s >= 0; --s) {
@@ -628,7 +632,7 @@ void lstm_backward(const Backward* a) {
                     store(dc_at, dc * f, n);
                 }
             }
-            if (!a->by_rows) barrier.wait(threads);
+            if (!a->by_rows) barrier.wait(thread, threads);
             const float* grads = a->grad_gates + t * a->gg_step;
             for (int64_t block = mine.block; block < mine.blocks_end; block += 4) {
                 const int vectors = static_cast<int>(mine.blocks_end - block < 4 ? mine.blocks_end - block : 4);
