@@ -355,7 +355,9 @@ void walk(const Forward* a, Barrier& barrier, int thread, int threads) {
     }
     for (int64_t s = 0; s < a->steps; ++s) {
         const int64_t t = a->reverse ? a->steps - 1 - s : s;
-        for (int64_t block = mine.block; block < mine.blocks_end; ++block) {
+        for (int64_t i = mine.block; i < mine.blocks_end; ++i) {
+            // Every other step goes the other way: what a cache too small for all weights still holds is wanted first.
+            const int64_t block = s % 2 ? mine.blocks_end - 1 - (i - mine.block) : i;
             const int64_t unit = block * LANES;
             const int n = static_cast<int>(hidden - unit < LANES ? hidden - unit : LANES);
             for (int64_t row = mine.row; row < mine.rows_end; row += ROWS) {

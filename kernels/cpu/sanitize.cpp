@@ -63,6 +63,44 @@ bool run(int64_t batch, int64_t steps, int64_t hidden, int64_t threads, bool by_
     return good && finite(grad_gates, 4 * steps * size) && finite(grad_h0, size) && finite(grad_c0, size);
 }
 
+// All layers in one call, then a step with the state in place, and a call after a weight was changed.
+bool run_layers(int64_t batch, int64_t steps, int64_t hidden, int64_t threads, bool by_rows, bool masked, int kept) {
+    const int64_t layers = 1 + random_bits() % 3, directions = 1 + random_bits() % 2, features = hidden + 2;
+    const int64_t blocks = (hidden + LANES - 1) / LANES, count = layers * directions, width = directions * hidden;
+    std::vector<Array> arrays;  // what the structures point into
+    std::vector<Source> sources;
+    std::vector<Direction> weights;
+    for (int64_t i = 0; i < count; ++i) {
+        float* packed[2];
+        float* scale[2];
+        for (int64_t depth : {i < directions ? features : width, hidden}) {
+            const int which = sources.size() % 2;
+            float* weight = arrays.emplace_back(4 * hidden * depth);
+            packed[which] = arrays.emplace_back(blocks * LANES * depth * 4, false);
+            scale[which] = arrays.emplace_back(4 * hidden, false);
+            pack_forward(weight, packed[which], scale[which], hidden, depth, kept);
+            sources.push_back({weight, 4 * hidden * depth, mark(weight, 4 * hidden * depth),
+                               mark_all(weight, 4 * hidden * depth)});
+        }
+        float* bias = arrays.emplace_back(4 * hidden);
+        weights.push_back({packed[0], packed[1], bias, bias, kept == 2 ? scale[0] : nullptr,
+                           kept == 2 ? scale[1] : nullptr});
+    }
+    const Layers all = {layers, directions, features, hidden, kept, sources.data(), weights.data()};
+    std::unique_ptr<int32_t[]> lengths(new int32_t[batch]);
+    for (int64_t b = 0; b < batch; ++b) lengths[b] = static_cast<int32_t>(random_bits() % (steps + 1));
+    const int64_t size = count * batch * hidden;
+    Array x(batch * steps * features), output(batch * steps * width, false), h(size, false), c(size, false);
+    bool good = !lstm_layers(&all, batch, steps, random_bits() % 2, threads, by_rows, 2, x, nullptr, nullptr,
+                             masked ? lengths.get() : nullptr, output, h, c);
+    good = good && finite(output, batch * steps * width) && finite(h, size) && finite(c, size);
+    Array one(batch * features), next(batch * width, false);
+    good = good && !lstm_layers(&all, batch, 1, 1, threads, by_rows, 1, one, h, c, nullptr, next, h, c);
+    good = good && finite(next, batch * width) && finite(h, size) && finite(c, size);
+    const_cast<float*>(sources.back().values)[random_bits() % sources.back().count] += 1.0f;
+    return good && lstm_layers(&all, batch, 1, 1, threads, by_rows, 2, one, h, c, nullptr, next, h, c) == 1;
+}
+
 }  // namespace
 
 int main() {
@@ -71,8 +109,9 @@ int main() {
         for (int64_t batch : {1, 2, 5, 7, 13})
             for (int64_t threads : {1, 2, 3})
                 for (int mode = 0; mode < 8; ++mode, ++runs)
-                    if (!run(batch, 1 + random_bits() % 6, hidden, threads, mode & 1, mode & 2, mode & 4, runs % 3)) {
-                        std::printf("hidden %ld batch %ld threads %ld mode %d: a result is not finite\n",
+                    if (!run(batch, 1 + random_bits() % 6, hidden, threads, mode & 1, mode & 2, mode & 4, runs % 3) ||
+                        !run_layers(batch, 1 + random_bits() % 6, hidden, threads, mode & 1, mode & 4, runs % 3)) {
+                        std::printf("hidden %ld batch %ld threads %ld mode %d: a result is not finite, or a change unseen\n",
                                     (long)hidden, (long)batch, (long)threads, mode);
                         return 1;
                     }
