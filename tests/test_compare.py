@@ -473,7 +473,7 @@ DAMAGE = {
     "no records": lambda run: (run / "records.csv").unlink(),
     "records of another kind": lambda run: (run / "records.csv").write_bytes(b"\x00\xff\xfe"),
     "another version": lambda run: (run / "records.csv").write_text(
-        (run / "records.csv").read_text().replace("inference", "inference", 1).replace(",2\n", ",1\n")
+        (run / "records.csv").read_text().replace("inference", "inference", 1).replace(",3\n", ",1\n")
     ),
     "no samples": lambda run: (run / "samples.csv.gz").unlink(),
     "half the samples": lambda run: (run / "samples.csv.gz").write_bytes((run / "samples.csv.gz").read_bytes()[:300]),

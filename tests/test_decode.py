@@ -13,6 +13,7 @@ from kernels.reference import LoopLSTM
 from seq2seq import decode
 from seq2seq.attention import AttentionConfig
 from seq2seq.beams import length_penalty
+from seq2seq.cell_lstm import CellLSTM
 from seq2seq.contract import Model, select
 from seq2seq.decode import beam_search, forecast, greedy, sample, value_of
 from seq2seq.gnmt import GNMTConfig
@@ -159,6 +160,26 @@ def test_dropping_what_is_finished_changes_nothing(family, way, seed, batch):
     model, (source, lengths) = model_of(TOKEN_MODELS[family], seed), sources(batch, seed)
     kept = WAYS[way](model, source, lengths, max_steps=7, max_ratio=2.5, drop=False)
     assert same(WAYS[way](model, source, lengths, max_steps=7, max_ratio=2.5), kept)
+
+
+@FAMILIES
+@pytest.mark.parametrize("lstm", [LoopLSTM, CellLSTM, nn.LSTM])
+@torch.no_grad()
+def test_a_step_leaves_its_state_alone_and_gives_what_teacher_forcing_gives(family, lstm):
+    """Also where the LSTM has a step of its own, which works in place."""
+    config = TOKEN_MODELS[family]
+    model = config.build(lstm).double().eval()
+    model.load_state_dict(model_of(config, 5).state_dict())
+    source, lengths = sources(3, 5)
+    fed = torch.randint(4, (3, 4), generator=torch.Generator().manual_seed(5))
+    state, found = model.encode(source, lengths), []
+    for step in range(4):
+        before = {name: value.clone() for name, value in state.items()}
+        outputs, after = model.step(fed[:, step], state)
+        assert all(torch.equal(state[name], value) for name, value in before.items())
+        state = after
+        found.append(outputs)
+    assert torch.allclose(torch.stack(found, 1), model.run(source, fed, lengths)[0], rtol=1e-9, atol=1e-11)
 
 
 class Counted:
