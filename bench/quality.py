@@ -13,8 +13,9 @@ import random
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
-from bench.cases import Quality, match
+from bench.cases import REFERENCE, Filters, Quality, match
 from bench.process import Event, Settings, Worker, WorkerError
 from bench.quality_record import FILE, QualityRecord, Trained, figures, task_name, write
 from bench.record import Status
@@ -28,6 +29,30 @@ START_S, STEP_S = 15.0, 0.15
 def expected_s(parts: Iterable[Quality]) -> float:
     """A rough guess of how long the parts take, as if half of their steps were enough and half of the variants ran."""
     return sum(len(part.variants) / 2 * (START_S + STEP_S * part.steps / 2) for part in parts)
+
+
+def narrowed(parts: Iterable[Quality], catalogue: dict[str, Any], filters: Filters) -> tuple[Quality, ...]:
+    """The parts with the names of their variants; those that the command line names replace the suite's.
+
+    Speedups need the reference, so it joins every part.
+
+    Args:
+        parts: of a suite.
+        catalogue: as for `bench.cases.expand`.
+        filters: what the command line said.
+
+    Raises:
+        UsageError: for a pattern that selects nothing.
+    """
+    names = [entry["name"] for entry in catalogue["variants"]]
+    found = []
+    for part in parts:
+        chosen = match(filters.variants or part.variants, names, "variant")
+        # A second name for the same variant would train the same curve again.
+        chosen = [name.partition("#")[0] for name in chosen]
+        ordered = dict.fromkeys([*(name for name in (REFERENCE,) if name in names), *chosen])
+        found.append(dataclasses.replace(part, variants=tuple(ordered)))
+    return tuple(found)
 
 
 class Stage:
@@ -113,7 +138,7 @@ class Stage:
             if event["event"] == "block":
                 found = event
         wall_s = time.perf_counter() - start
-        told_s = found["training_s"] + found["evaluation_s"]
+        told_s = found["prepare_s"] + found["training_s"] + found["evaluation_s"]
         if not 0 < told_s <= wall_s or wall_s - told_s > SLACK_S + SLACK_SHARE * wall_s:
             reason = f"its clock told {told_s:.2f} s of a block that took {wall_s:.2f} s"
             self._drop(name, Status.PARITY_FAILED, reason)
@@ -162,7 +187,6 @@ def line(record: QualityRecord) -> str:
 
 def run(  # noqa: PLR0913, PLR0917 - all that a stage is made of
     parts: Iterable[Quality],
-    known: Iterable[str],
     folder: Path,
     settings: Settings,
     device: str,
@@ -174,8 +198,7 @@ def run(  # noqa: PLR0913, PLR0917 - all that a stage is made of
     """Train all parts and write what was found into a run folder; nothing when that is there already.
 
     Args:
-        parts: what to train.
-        known: names of all variants.
+        parts: what to train, their variants by name.
         folder: the run's.
         settings: of the workers.
         device: `cpu` or `cuda`.
@@ -185,7 +208,6 @@ def run(  # noqa: PLR0913, PLR0917 - all that a stage is made of
         status: told what goes on.
 
     Raises:
-        UsageError: for a variant that does not exist.
         OSError: when something cannot be written.
     """
     if done(folder):
@@ -194,7 +216,7 @@ def run(  # noqa: PLR0913, PLR0917 - all that a stage is made of
     raw: list[tuple[str, Trained]] = []
     for part in parts:
         stage = Stage(part, settings, device, seed, limit_s, folder / "workers.log", cache)
-        records += stage.run(match(part.variants, list(known), "variant"), status)
+        records += stage.run(part.variants, status)
         raw += [(task_name(part), one) for one in stage.trained.values()]
     if records:
         write(folder, records, raw)

@@ -74,10 +74,12 @@ class Training:
 
     def block(self, steps: int, emit: Emit) -> None:
         """Train a few steps against the clock, and evaluate apart."""
+        start = clock.now_s()
         batches = [self.executable.prepare(next(self.batches)) for _ in range(steps)]
         losses = []
         before = interference.read()
         clock.synchronize(self.device)
+        prepare_s = clock.now_s() - start
         start = clock.now_s()
         with self.executable.context():
             for batch in batches:
@@ -101,6 +103,7 @@ class Training:
         emit(
             "block",
             step=self.taken,
+            prepare_s=prepare_s,
             training_s=training_s,
             evaluation_s=clock.now_s() - start,
             scores=scores,

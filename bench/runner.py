@@ -121,6 +121,7 @@ def make_plan(suite: Suite, filters: Filters, settings: Settings) -> Plan:
         with _scratch() as scratch, Worker(settings, scratch / "catalogue.log", scratch) as worker:
             (found,) = worker.ask("catalogue", suite.case_limit_s)
             groups = expand(suite, found, filters)
+            suite = dataclasses.replace(suite, quality=quality.narrowed(suite.quality, found, filters))
             cases = [case for group in groups for case in group.cases]
             events = list(worker.ask("describe", suite.case_limit_s, cases=[dataclasses.asdict(c) for c in cases]))
     except WorkerError as error:
@@ -285,7 +286,7 @@ class Runner:
             return
         device = self.plan.cases[0].case.device
         for record in quality.run(
-            parts, self.plan.summaries, self.folder.path, self.settings, device, self._next_seed(),
+            parts, self.folder.path, self.settings, device, self._next_seed(),
             self.plan.suite.case_limit_s, scratch / "shared", self.console.status,
         ):  # fmt: skip
             self.console.say(quality.line(record))

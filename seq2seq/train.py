@@ -32,6 +32,8 @@ SCHEDULES = ("constant", "cosine")
 LOOK_STEPS = 10
 #: Seconds after which a checkpoint is written between validations.
 SAVE_S = 60.0
+#: Above it a step of Adam is no float32.
+MOST_RATE = 1e30
 #: Variant that trains where none is named: what torch itself does on that device.
 DEFAULT_VARIANTS = {"cpu": "onednn", "cuda": "cudnn"}
 
@@ -85,8 +87,8 @@ class Settings:
             if not 0 <= getattr(self, name) < math.inf:
                 msg = f"{name} is {getattr(self, name)}, expected at least 0"
                 raise ValueError(msg)
-        if not 0 < self.learning_rate < math.inf:
-            msg = f"learning_rate is {self.learning_rate}, expected above 0"
+        if not 0 < self.learning_rate <= MOST_RATE:
+            msg = f"learning_rate is {self.learning_rate}, expected above 0 and at most {MOST_RATE:g}"
             raise ValueError(msg)
         if self.schedule not in SCHEDULES:
             msg = f"schedule is {self.schedule!r}, expected one of {', '.join(SCHEDULES)}"
@@ -128,6 +130,7 @@ class Trainer:
 
     Attributes:
         progress: how far it has come.
+        folder: where the run is kept.
         stopping: set by whoever wants it to save and end after the step that it is in.
 
     Args:
@@ -151,7 +154,7 @@ class Trainer:
         weights: Weights | None = None,
         save_model: Callable[[Model], None] | None = None,
     ) -> None:
-        self.task, self.config, self.settings, self._folder = task, config, settings, folder
+        self.task, self.config, self.settings, self.folder = task, config, settings, folder
         self._save_model = save_model
         self.progress = Progress()
         self.stopping = False
@@ -207,10 +210,10 @@ class Trainer:
         """Write the checkpoint: a run resumed from it goes on as if it had not been interrupted."""
         self._look()
         self._saved_s = time.monotonic()
-        if self._folder is None:
+        if self.folder is None:
             return
         cuda = self.settings.device == "cuda"
-        self._folder.save(
+        self.folder.save(
             {
                 "weights": {name: value.detach().cpu() for name, value in self.executable.model.state_dict().items()},
                 "optimizer": self.optimizer.state_dict(),
@@ -242,8 +245,8 @@ class Trainer:
         torch.set_rng_state(state["random"])
         if self.settings.device == "cuda":
             torch.cuda.set_rng_state_all(state["random_cuda"])
-        if self._folder is not None:
-            self._folder.cut(self.progress.step, self.progress.evaluated_step)
+        if self.folder is not None:
+            self.folder.cut(self.progress.step, self.progress.evaluated_step)
         # What ended it before may be another limit now.
         self.progress.ended = ""
         self._check_limits(epoch_ended=self.progress.position == 0)
@@ -296,8 +299,8 @@ class Trainer:
         # On a GPU the steps themselves are waited for here.
         self.progress.training_s += time.perf_counter() - start
         bad = next((row for row in rows if not math.isfinite(row["loss"])), None)
-        if self._folder is not None and rows:
-            self._folder.append(rows)
+        if self.folder is not None and rows:
+            self.folder.append(rows)
         if bad:
             msg = (
                 f"the training loss is {bad['loss']} at step {bad['step']} (epoch {bad['epoch']}): lower "
@@ -311,9 +314,9 @@ class Trainer:
         self._look()
         loss = self._validation_loss()
         progress.evaluated_step = progress.step
-        if self._folder is not None:
+        if self.folder is not None:
             row = {"step": progress.step, "epoch": progress.epoch + bool(progress.position), "validation_loss": loss}
-            self._folder.append([row | {"training_s": round(progress.training_s, 3)}])
+            self.folder.append([row | {"training_s": round(progress.training_s, 3)}])
         if not math.isfinite(loss):
             msg = f"the validation loss is {loss} at step {progress.step}: lower --learning-rate, or look at the data"
             raise TrainingError(msg)

@@ -220,10 +220,10 @@ def test_scaler_steps_with_unscaled_gradients():
     workload = find_workload(TINY)
     weights, batch = weights_of(workload), workload.make_batch(0)
     executable = build(SCALED, workload, "training", weights)
-    scale = executable._scaler.get_scale()
+    scale = executable.scaler.get_scale()
     assert scale > 1
     run_once(executable, batch)
-    assert executable._scaler.get_scale() == scale
+    assert executable.scaler.get_scale() == scale
     true = truth(workload.config, weights, batch, "training")
     beta = executable._optimizer.defaults["betas"][0]
     for name, parameter in executable.model.named_parameters():
@@ -236,9 +236,9 @@ def test_overflowing_step_is_skipped():
     """A step whose gradients overflow changes no weight and lowers the scale."""
     workload = find_workload(TINY)
     executable = build(SCALED, workload, "training", weights_of(workload))
-    executable._scaler = torch.amp.GradScaler("cpu", init_scale=2.0**60)
+    executable.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**60)
     run_once(executable, workload.make_batch(0))
-    assert executable._scaler.get_scale() < 2.0**60
+    assert executable.scaler.get_scale() < 2.0**60
     for name, value in executable.weights().items():
         assert torch.equal(value, weights_of(workload)[name]), name
 
@@ -247,7 +247,7 @@ def test_scaler_is_for_fp16_training_alone():
     """Neither inference nor another precision scales its loss."""
     workload = find_workload(TINY)
     for variant, mode in ((SCALED, "inference"), (REFERENCE, "training")):
-        assert not build(variant, workload, mode, weights_of(workload))._scaler.is_enabled()
+        assert not build(variant, workload, mode, weights_of(workload)).scaler.is_enabled()
 
 
 @MODES

@@ -10,7 +10,7 @@ import pytest
 from run_folders import make_run
 
 from bench import quality
-from bench.cases import Quality, load_suite
+from bench.cases import Filters, Quality, load_suite
 from bench.errors import UsageError
 from bench.process import Settings
 from bench.quality_record import (
@@ -167,6 +167,36 @@ def test_a_suite_with_a_bad_part_is_refused(tmp_path, line, words):
         load_suite(str(path))
 
 
+@pytest.mark.parametrize(("told_s", "believed"), [(9.5, True), (2.0, False), (11.0, False), (0.0, False)])
+def test_a_block_s_time_must_be_that_of_the_parent_s_clock(tmp_path, monkeypatch, told_s, believed):
+    """A request that took ten seconds cannot have been two seconds of work, nor eleven."""
+
+    class Fake:
+        def ask(self, *_, **__):
+            scores = {"error": 0.4, "naive": 1.0}
+            times = {"training_s": told_s, "prepare_s": 0.0, "evaluation_s": 0.0}
+            yield {"event": "block", "step": 10, "losses": [1.0] * 10, "scores": scores, "why": ""} | times
+
+    stage = quality.Stage(PART, Settings(1), "cpu", 0, 1.0, tmp_path / "log", tmp_path)
+    stage._workers["onednn"], stage._metric, stage.trained["onednn"] = Fake(), "error", Trained("onednn")
+    clock = iter([0.0, 10.0])
+    monkeypatch.setattr("bench.quality.time.perf_counter", lambda: next(clock))
+    stage._block("onednn", 10)
+    assert (stage.trained["onednn"].steps == 10) is believed
+    assert (stage.trained["onednn"].fields.get("status") is Status.PARITY_FAILED) is not believed
+
+
+def test_the_command_line_narrows_what_is_trained():
+    """Its variants replace the suite's, the reference joins, and a pattern without a hit is told at once."""
+    catalogue = {"variants": [{"name": name} for name in ("reference", "onednn", "amp-bf16", "amp-fp16")]}
+    (part,) = quality.narrowed([PART], catalogue, Filters())
+    assert part.variants == ("reference", "onednn", "amp-bf16", "amp-fp16")
+    (part,) = quality.narrowed([PART], catalogue, Filters(variants=("amp-*", "amp-bf16#again")))
+    assert part.variants == ("reference", "amp-bf16", "amp-fp16")
+    with pytest.raises(UsageError, match="no variant matches 'cudnn'"):
+        quality.narrowed([PART], catalogue, Filters(variants=("cudnn",)))
+
+
 def test_the_page_has_lines_table_and_target(tmp_path):
     """One line a variant that ended, its seconds of training across; what did not end has its reason."""
     folder = make_run(tmp_path / "run", figured=True)
@@ -199,11 +229,10 @@ def test_a_run_without_the_stage_has_no_section(tmp_path):
 @pytest.mark.slow
 def test_variants_train_side_by_side_and_the_wrong_ones_are_told(tmp_path):
     """In processes of their own: two that agree, one that the gate refuses, one that cannot, one that loses its way."""
-    part = dataclasses.replace(PART, target_share=0.9)
     names = ["reference", "onednn", "wrong", "openvino", "late"]
-    found = quality.run(
-        [part], names, tmp_path, Settings(1, plugins=(PLUGIN,)), "cpu", 5, 60.0, tmp_path / "cache", lambda _: None
-    )
+    part = dataclasses.replace(PART, target_share=0.9, variants=tuple(names))
+    settings = Settings(1, plugins=(PLUGIN,))
+    found = quality.run([part], tmp_path, settings, "cpu", 5, 60.0, tmp_path / "cache", lambda _: None)
     by_name = {record.variant: record for record in found}
     assert list(by_name) == names
     reference, onednn = by_name["reference"], by_name["onednn"]
@@ -218,6 +247,6 @@ def test_variants_train_side_by_side_and_the_wrong_ones_are_told(tmp_path):
     assert by_name["late"].status is Status.ERROR
     assert "training loss is nan at step" in by_name["late"].reason
     assert read(tmp_path) == found
-    assert quality.run([part], names, tmp_path, Settings(1), "cpu", 5, 60.0, tmp_path, lambda _: None) == []
+    assert quality.run([part], tmp_path, Settings(1), "cpu", 5, 60.0, tmp_path, lambda _: None) == []
     for record in found:
         assert quality.line(record).startswith(f"time to quality, {record.variant}: ")
