@@ -32,6 +32,7 @@ def built_for(target: str, threads: int) -> Iterator[None]:
         mock.patch.object(layer, "library", chosen),
         mock.patch.object(inference, "library", chosen),
         mock.patch.object(fused, "WORTH_A_THREAD", 1),
+        mock.patch.object(fused, "WORTH_A_MEETING", 1),
         mock.patch.object(torch, "get_num_threads", return_value=threads),
     ):
         yield

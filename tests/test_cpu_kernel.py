@@ -52,6 +52,16 @@ def test_backward_is_the_loop_s(target: str, threads: int, sizes: Sizes, final: 
         assert_close(errors_backward(sizes, fused, final=final), torch.float32)
 
 
+@pytest.mark.parametrize(
+    ("batch", "hidden", "expected"),
+    [(1, 64, (1, True)), (1, 256, (8, False)), (4, 128, (8, False)), (64, 64, (8, True))],
+)
+def test_threads_meet_only_where_a_step_is_worth_it(batch: int, hidden: int, expected: tuple[int, bool]) -> None:
+    """A small step stays with one thread however many steps there are; rows are shared out without meeting."""
+    with mock.patch.object(torch, "get_num_threads", return_value=8):
+        assert fused.team(fused.work(batch, 1000, hidden), batch, hidden) == expected
+
+
 def test_long_sequences_hold() -> None:
     """200 steps with two threads that meet at each leave no more error than two steps do."""
     with built_for(build.NATIVE, 2):

@@ -136,6 +136,9 @@ def long(batch: int, steps: int, threads: int) -> bool:
 
 #: Work below which a second thread costs more than it brings, in multiplications.
 WORTH_A_THREAD = 1 << 18
+#: The same of one step, after which the threads that share out hidden units meet: at a place in the machine where they
+#: are far from each other a meeting takes half a microsecond, as long as this many multiplications and more.
+WORTH_A_MEETING = 1 << 15
 
 
 def threads_for(work: int) -> int:
@@ -153,4 +156,5 @@ def team(work: int, batch: int, hidden: int) -> tuple[int, bool]:
     threads = threads_for(work)
     if batch >= 8 * threads or threads == 1:
         return threads, True
-    return min(threads, -(-hidden // library().lanes())), False
+    threads = min(threads, -(-hidden // library().lanes()), 4 * batch * hidden * hidden // WORTH_A_MEETING)
+    return (threads, False) if threads > 1 else (1, True)
