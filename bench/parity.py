@@ -110,10 +110,23 @@ def judge(
         check = Check(name, error, limit_for(yardstick, precision, summed))
         if not check.passed and name.startswith(GRADIENT):
             own = float(torch.linalg.vector_norm(true))
-            share = own / max(own, usual().get(name, 0.0), sys.float_info.min)
+            share = own / max(own, usual().get(name, 0.0), _uncancelled(name, truth), sys.float_info.min)
             check = Check(name, share * error, limit_for(share * yardstick, precision, summed))
         checks.append(check)
     return Verdict(tuple(checks))
+
+
+def _uncancelled(name: str, truth: Mapping[str, Tensor]) -> float:
+    """Norm of the same terms where they do not cancel; 0 for a gradient whose terms do not.
+
+    What moves all scores of a query alike has no part in a softmax. So the terms of the gradients of what makes the
+    query, and of the scores' scale, nearly cancel over the source; the keys' gradient has them step by step.
+    """
+    part, found, rest = name.rpartition("attention.")
+    keys = truth.get(f"{part}attention.key.weight")
+    if not found or not rest.startswith(("query.", "scale")) or keys is None:
+        return 0.0
+    return float(torch.linalg.vector_norm(keys))
 
 
 class Gate:

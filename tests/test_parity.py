@@ -114,6 +114,17 @@ def test_every_variant_that_runs_here_passes(workload, mode, seed):
             assert verdict.passed, f"{variant.name} on {workload.name}: {verdict.describe()}"
 
 
+def test_a_gradient_whose_terms_cancel_is_judged_by_the_terms():
+    """An error that is large beside what is left of them and small beside them passes; beside them it is refused."""
+    truth = {"grad attention.query.bias": torch.full((4,), 1e-3), "grad attention.key.weight": torch.ones(4, 4)}
+    for shift, passes in ((1e-6, True), (1e-3, False)):
+        found = {name: value + shift for name, value in truth.items() if "query" in name} | {
+            name: value for name, value in truth.items() if "key" in name
+        }
+        exact = {name: value.double() for name, value in truth.items()}
+        assert judge(found, exact, truth, "fp32").passed is passes
+
+
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 @pytest.mark.parametrize("mode", MODES)
 def test_one_element_that_is_no_number_is_refused(value, mode):
