@@ -96,6 +96,9 @@ def workloads(draw: st.DrawFn) -> Workload:
         "hidden": draw(st.sampled_from((1, 5, 16, 33))),
         "length": draw(st.sampled_from((1, 2, 9))),
     }
+    if "gnmt" in base:
+        # Of a few units, the gradients of its attention nearly cancel in whatever is left of them: 1 in 12 is refused.
+        sizes["hidden"] = max(sizes["hidden"], 16)
     return find_workload(f"{base}@" + ",".join(f"{axis}={value}" for axis, value in sizes.items()))
 
 
