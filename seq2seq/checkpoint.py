@@ -34,6 +34,7 @@ FAMILIES = {
     "lstm-alone": "seq2seq.single",
     "attention": "seq2seq.attention",
     "gnmt": "seq2seq.gnmt",
+    "rnnt-encoder": "seq2seq.stacked",
     "transformer": "seq2seq.transformer",
 }
 _WEIGHTS = re.compile(r"model-[0-9a-f]{16}\.safetensors")

@@ -173,6 +173,8 @@ def _only_lstm(variant: Variant) -> str | None:
             break
         if other.lstm == "nn" and other.beside_lstm == variant.beside_lstm:
             return f"the model has no LSTM, so this would be `{other.name}` again"
+    if variant.captures_step:
+        return "the model has no LSTM: its state grows from step to step, and what a captured step reads cannot"
     if variant.lstm != "nn" and variant.compiler is None:
         return "the model has no LSTM, and this variant is about its own LSTM"
     return None

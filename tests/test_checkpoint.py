@@ -17,6 +17,7 @@ from seq2seq import checkpoint
 from seq2seq.checkpoint import CheckpointError, from_pretrained, save_pretrained
 from seq2seq.model import Seq2SeqConfig
 from seq2seq.single import SingleConfig
+from seq2seq.workloads import WORKLOADS, find_workload
 
 pytest.importorskip("safetensors")
 pytest.importorskip("hypothesis")
@@ -239,9 +240,19 @@ def test_a_hub_name_without_the_package_says_what_to_install(monkeypatch):
         from_pretrained("user/model")
 
 
-def test_a_family_is_found_by_its_name():
-    for family in ("lstm", "lstm-alone"):
-        assert checkpoint._config_class(family).family == family
+@pytest.mark.parametrize("name", [name for name in WORKLOADS if name.endswith("-scaled") or name == "seed"])
+def test_every_family_that_is_measured_can_be_saved(tmp_path, name):
+    """Each workload's model comes back with its sizes and weights."""
+    model = made(find_workload(name).config)
+    save_pretrained(model, tmp_path / "model")
+    loaded = from_pretrained(tmp_path / "model")
+    assert loaded.config == model.config
+    assert equal(model, loaded.model)
+
+
+def test_every_family_has_a_config():
+    assert all(checkpoint._config_class(family).family == family for family in checkpoint.FAMILIES)
+    assert {workload.config.family for workload in WORKLOADS.values()} <= checkpoint.FAMILIES.keys()
 
 
 def test_without_safetensors_it_says_what_to_install(tmp_path, monkeypatch):
