@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from seq2seq.contract import Model
-from seq2seq.peers.runtime import ARGUMENTS, RESULTS, Results, Runtime
+from seq2seq.peers.runtime import ARGUMENTS, RESULTS, Inputs, Results, Runtime
 
 #: The highest that both ends of the range of torch releases export to.
 OPSET = 17
@@ -24,7 +24,7 @@ KEPT = 3
 _exported: dict[object, bytes] = {}
 
 
-class _Run(nn.Module):
+class Run(nn.Module):
     """`run` under the name that the exporter calls."""
 
     def __init__(self, model: Model) -> None:
@@ -38,6 +38,7 @@ class _Run(nn.Module):
         source_lengths: Tensor | None = None,
         target_lengths: Tensor | None = None,
     ) -> Results:
+        """As `Model.run`."""
         return self.model.run(source, target, source_lengths, target_lengths)
 
 
@@ -59,20 +60,36 @@ def exported(runtime: Runtime, digest: bytes) -> bytes:
 
 
 def _export(runtime: Runtime) -> bytes:
-    example = runtime.example()
+    return to_onnx(runtime.model, runtime.example())
+
+
+def to_onnx(model: Model, example: Inputs, *, dynamic: bool = False) -> bytes:
+    """`run` of a model as serialised ONNX, with the names of `ARGUMENTS` and `RESULTS`.
+
+    Args:
+        model: in fp32 on the CPU.
+        example: the arguments that are inputs, the others None.
+        dynamic: whether batch and steps are left open, as far as the model's operators let them be; otherwise the
+            shapes are those of the example.
+    """
     # The exporter's annotations know paths alone; it writes to anything that is open.
     file: Any = io.BytesIO()
+    given = {name: value for name, value in zip(ARGUMENTS, example, strict=True) if value is not None}
+    # Lengths have a batch alone; of a state, the batch is the second dimension.
+    axes = {name: dict(enumerate(("batch", f"{name}_steps")[: value.dim()])) for name, value in given.items()}
+    axes |= {"outputs": {0: "batch", 1: "steps"}, "hidden": {1: "batch"}, "cell": {1: "batch"}}
     # The exporter warns that it is old, that shapes are fixed and that the checks of inputs are not exported: all true.
     with warnings.catch_warnings(), torch.autocast("cpu", enabled=False):
         warnings.simplefilter("ignore")
         torch.onnx.export(
-            _Run(runtime.model),
+            Run(model),
             example,
             file,
             dynamo=False,
             opset_version=OPSET,
-            input_names=[name for name, value in zip(ARGUMENTS, example, strict=True) if value is not None],
+            input_names=list(given),
             output_names=list(RESULTS),
+            dynamic_axes=axes if dynamic else None,
         )
     content: bytes = file.getvalue()
     return content

@@ -1,0 +1,198 @@
+"""Deployment: what was exported computes what the model computes, and what cannot be says why in one line."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from seq2seq import export as deployment
+from seq2seq.attention import AttentionConfig
+from seq2seq.contract import Config, Model
+from seq2seq.export import FORMATS, ExportError, Sizes, agree, export, load, make_inputs
+from seq2seq.gnmt import GNMTConfig
+from seq2seq.model import Seq2SeqConfig
+from seq2seq.single import SingleConfig
+from seq2seq.transformer import TransformerConfig
+
+TOKENS = {"source_vocabulary": 11, "target_vocabulary": 13}
+CONFIGS: dict[str, Config] = {
+    "lstm": Seq2SeqConfig(3, 4, 2),
+    "lstm of tokens": Seq2SeqConfig(3, 4, 13, 2, bidirectional=True, decoder_layers=1, **TOKENS),
+    "attention": AttentionConfig(3, 4, 13, 2, bidirectional=True, **TOKENS),
+    "gnmt": GNMTConfig(3, 4, 13, num_layers=3, **TOKENS),
+    "transformer": TransformerConfig(8, 13, 2, 2, **TOKENS),
+    "lstm-alone": SingleConfig(3, 4),
+}
+FED = AttentionConfig(3, 4, 13, attention="bahdanau", feeds="attention", **TOKENS)
+QUICK = ("torchscript", "torchscript-trace", "onnx")
+ANY = ("batches", "source steps", "target steps")
+LARGER = Sizes(5, 9, 3)
+
+
+def built(config: Config) -> Model:
+    """A model in evaluation mode, the same each time."""
+    torch.manual_seed(0)
+    return config.build(nn.LSTM).eval()
+
+
+def equal(model: Model, path: Path, form: str, sizes: Sizes, *, lengths: bool = False) -> bool:
+    """Whether a file gives a model's results."""
+    inputs = make_inputs(model.config, sizes, lengths=lengths)
+    with torch.no_grad():
+        return agree(load(path, form)(*inputs), model.run(*inputs))
+
+
+@pytest.mark.parametrize("form", QUICK)
+@pytest.mark.parametrize("name", CONFIGS)
+def test_a_round_trip_computes_the_same(name, form, tmp_path):
+    """Every family; batch, source and target may have other sizes than those of the export."""
+    if form == "onnx":
+        pytest.importorskip("onnx")
+        pytest.importorskip("onnxruntime")
+    model = built(CONFIGS[name])
+    served = export(model, tmp_path / "model", form)
+    assert served == deployment.Served(ANY if model.config.decodes else ANY[:2], (), ())
+    assert equal(model, tmp_path / "model", form, LARGER)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["lstm", "attention", "transformer"])
+def test_an_exported_program_computes_the_same(name, tmp_path):
+    """Any batch; steps too where no LSTM unrolls them."""
+    model = built(CONFIGS[name])
+    served = export(model, tmp_path / "model.pt2", "torch-export")
+    assert served.any_of == (ANY if name == "transformer" else ANY[:1])
+    assert served.wrong == ()
+    assert equal(model, tmp_path / "model.pt2", "torch-export", dataclasses.replace(Sizes(), batch=5))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="needs a C++ compiler")
+def test_a_compiled_model_computes_the_same(tmp_path):
+    """Machine code, for any batch."""
+    model = built(CONFIGS["lstm-alone"])
+    served = export(model, tmp_path / "model.pt2", "aotinductor", Sizes(2, 2))
+    assert served.any_of == ANY[:1]
+    assert equal(model, tmp_path / "model.pt2", "aotinductor", Sizes(5, 2))
+
+
+@pytest.mark.parametrize("name", ["lstm of tokens", "attention"])
+@pytest.mark.parametrize("form", ["torchscript", "torchscript-trace"])
+def test_lengths_may_be_inputs(name, form, tmp_path):
+    """Other lengths than those of the export give the model's results too."""
+    model = built(CONFIGS[name])
+    assert export(model, tmp_path / "model", form, lengths=True).wrong == ()
+    assert equal(model, tmp_path / "model", form, LARGER, lengths=True)
+
+
+def test_a_script_decodes_step_by_step(tmp_path):
+    """It keeps encode and step, which decoding needs where this project is not."""
+    model = built(CONFIGS["attention"])
+    export(model, tmp_path / "model", "torchscript")
+    scripted = torch.jit.load(tmp_path / "model")
+    source, target, *_ = make_inputs(model.config, LARGER)
+    with torch.no_grad():
+        outputs, state = [], scripted.encode(source)
+        for value in target.unbind(1):
+            found, state = scripted.step(value, state)
+            outputs.append(found)
+        torch.testing.assert_close(torch.stack(outputs, 1), model(source, target), rtol=1e-4, atol=1e-4)
+
+
+def test_what_a_trace_fixed_is_told(tmp_path):
+    """A decoder that is called for each step is unrolled: its file refuses other target steps, and that is said."""
+    served = export(built(FED), tmp_path / "model", "torchscript-trace")
+    assert (served.any_of, served.refused, served.wrong) == (ANY[:2], ANY[2:], ())
+    assert served.words(Sizes()) == "any batches and source steps; target steps of 6 alone"
+
+
+def test_a_file_that_gives_other_results_for_other_sizes_is_marked(tmp_path, monkeypatch):
+    """A format that would answer wrongly without a word: planted, seen, and told in capitals."""
+
+    def planted(path: Path) -> deployment.Loaded:
+        run = FORMATS["torchscript"].load(path)
+        return lambda *inputs: tuple(value * (1 + (len(inputs[0]) > 2)) for value in run(*inputs))
+
+    monkeypatch.setitem(FORMATS, "planted", dataclasses.replace(FORMATS["torchscript"], load=planted))
+    served = export(built(CONFIGS["lstm"]), tmp_path / "model", "planted")
+    assert (served.any_of, served.wrong) == (ANY[1:], ANY[:1])
+    assert "batches of 2 alone, WRONG RESULTS for others" in served.words(Sizes())
+
+
+def test_a_file_that_computes_something_else_is_no_export(tmp_path, monkeypatch):
+    """It is told, and what was there before stays."""
+
+    def planted(model: Model, inputs: deployment.Inputs, path: Path) -> None:
+        other = built(model.config)
+        nn.init.constant_(other.fc.bias, 1.0)
+        FORMATS["torchscript"].write(other, inputs, path)
+
+    monkeypatch.setitem(FORMATS, "planted", dataclasses.replace(FORMATS["torchscript"], write=planted))
+    (tmp_path / "model").write_text("old")
+    with pytest.raises(ExportError, match="the file's results are not the model's; use torch-export"):
+        export(built(CONFIGS["lstm"]), tmp_path / "model", "planted")
+    assert [path.read_text() for path in tmp_path.iterdir()] == ["old"]
+
+
+def test_what_cannot_be_exported_says_why(tmp_path):
+    """One line: the format, the model, the cause, and what to do instead; nothing is written."""
+    with pytest.raises(ExportError) as error:
+        export(built(CONFIGS["lstm"]), tmp_path / "model.pt2", "torch-export", lengths=True)
+    assert str(error.value) == (
+        "torch-export: the lstm model cannot be exported: NotImplementedError: torch.export cannot pack sequences, "
+        "whose sizes depend on the values of the lengths; use torchscript"
+    )
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("form", "name", "said"),
+    [
+        ("torchscrip", "model", "format is 'torchscrip', expected one of torchscript, "),
+        ("torch-export", "model.pt", "the file is model.pt, expected a name that ends in .pt2"),
+    ],
+)
+def test_bad_arguments_are_told(form, name, said, tmp_path):
+    """Before anything is compiled."""
+    with pytest.raises(ExportError, match=said):
+        export(built(CONFIGS["lstm"]), tmp_path / name, form)
+
+
+@pytest.mark.parametrize("form", ["torchscript", "torch-export"])
+def test_a_file_of_another_format_is_told(form, tmp_path):
+    """It is named, with what was expected."""
+    (tmp_path / "model.pt2").write_text("no model")
+    with pytest.raises(ExportError, match=f"model.pt2: cannot be read as {form} .*; expected a file") as error:
+        load(tmp_path / "model.pt2", form)
+    assert "\n" not in str(error.value)
+
+
+def command(*words: str) -> int:
+    """The command's exit code."""
+    parser = argparse.ArgumentParser()
+    deployment.add_arguments(parser)
+    return deployment.run(parser.parse_args(words))
+
+
+def test_the_command_exports_a_checkpoint(tmp_path, capsys):
+    """It says what the file serves; a missing checkpoint and a format that cannot are one line and 2."""
+    pytest.importorskip("safetensors")
+    from seq2seq.checkpoint import save_pretrained
+
+    model = built(CONFIGS["lstm"])
+    save_pretrained(model, tmp_path / "checkpoint")
+    out = tmp_path / "model.pt2"
+    assert command(str(tmp_path / "checkpoint"), "--out", str(out)) == 0
+    assert "serves any batches and source steps and target steps" in capsys.readouterr().out
+    assert equal(model, out, "torchscript", LARGER)
+    for words in (["nothing"], [str(tmp_path / "checkpoint"), "--format", "torch-export", "--lengths"]):
+        assert command(*words, "--out", str(out)) == 2
+        shown = capsys.readouterr()
+        assert (shown.out, shown.err.count("\n")) == ("", 1)
+        assert shown.err.startswith("error: ")
