@@ -60,7 +60,7 @@ def test_every_token_can_be_predicted(name):
 @pytest.mark.parametrize("lstm", [nn.LSTM, LoopLSTM])
 def test_model_accepts_its_batch(name, lstm):
     """The model takes the workload's batch, and its outputs can be compared with what the batch expects."""
-    workload = find_workload(f"{name}@batch=2,length=5,hidden=4")
+    workload = find_workload(f"{name}@batch=2,length=5,hidden=8")
     model, batch = workload.config.build(lstm), workload.make_batch(0)
     outputs, *_ = model.run(batch.source, batch.target, batch.source_lengths, batch.target_lengths)
     assert outputs.shape == (*batch.expected.shape[:2], workload.config.head_size)
