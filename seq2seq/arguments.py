@@ -9,6 +9,13 @@ from typing import Any
 
 TASKS = ("forecasting", "translation", "summarization", "speech")
 MODELS = ("lstm", "attention", "gnmt", "transformer")
+FORMATS = {
+    "torchscript": "scripted, for any sizes and lengths",
+    "torchscript-trace": "one traced run",
+    "torch-export": "torch.export, a file.pt2",
+    "onnx": "for ONNX Runtime, OpenVINO and others",
+    "aotinductor": "machine code for this machine, a file.pt2; needs a C++ compiler",
+}
 
 
 def parser() -> argparse.ArgumentParser:
@@ -40,7 +47,23 @@ def parser() -> argparse.ArgumentParser:
         "--attention", type=Path, metavar="FILE.png", help="new file: what each word of the first line looked at"
     )
     translate.add_argument("--out", type=Path, metavar="FILE", help="new file for the lines (default: print them)")
+    _add_export(commands.add_parser("export", help="write a trained model for deployment, and check that file"))
     return top
+
+
+def _add_export(command: argparse.ArgumentParser) -> None:
+    command.add_argument("checkpoint", metavar="CHECKPOINT", help="folder of a training run, or of a model")
+    command.add_argument(
+        "--format", choices=tuple(FORMATS), default="torchscript",
+        help="; ".join(f"{name}: {summary}" for name, summary in FORMATS.items()) + " (default: %(default)s)",
+    )  # fmt: skip
+    command.add_argument("--out", type=Path, required=True, metavar="FILE", help="new file")
+    command.add_argument("--lengths", action="store_true", help="take lengths of sources and targets as inputs")
+    for name, size in (("batch", 2), ("source-steps", 8), ("target-steps", 6)):
+        command.add_argument(
+            f"--{name}", type=_count, default=size, metavar="N",
+            help="of the inputs that it is exported with, which some formats are tied to (default: %(default)s)",
+        )  # fmt: skip
 
 
 def _add_train(command: argparse.ArgumentParser) -> None:

@@ -1,4 +1,4 @@
-"""The command line: `python -m seq2seq train | predict | translate`; without a command, the seed's example."""
+"""The command line: `python -m seq2seq train | predict | translate | export`; without a command, the seed's example."""
 
 from __future__ import annotations
 

@@ -19,6 +19,7 @@ from typing import Any
 import torch
 
 from seq2seq import checkpoint, plots
+from seq2seq import export as deployment
 from seq2seq.contract import Config, Model
 from seq2seq.execution import Weights
 from seq2seq.tasks import TASKS, restore
@@ -55,7 +56,7 @@ def run(arguments: argparse.Namespace) -> int:
     if getattr(arguments, "device", None) == "cuda" and not torch.cuda.is_available():
         msg = "--device cuda needs an NVIDIA GPU; this torch sees none"
         raise UsageError(msg)
-    commands = {"train": train, "predict": predict, "translate": translate}
+    commands = {"train": train, "predict": predict, "translate": translate, "export": export}
     return commands[arguments.command](arguments)
 
 
@@ -151,6 +152,16 @@ def translate(arguments: argparse.Namespace) -> int:
     _write("".join(f"{line}\n" for line in outputs), arguments.out)
     if arguments.attention:
         plots.attention(model, translator.subwords, lines[0], outputs[0], arguments.attention)
+    return 0
+
+
+def export(arguments: argparse.Namespace) -> int:
+    """Write a model as a file that runs without this project; say which sizes it serves."""
+    _refuse_existing(arguments.out)
+    sizes = deployment.Sizes(arguments.batch, arguments.source_steps, arguments.target_steps)
+    model = _usage(lambda: checkpoint.from_pretrained(_model_folder(arguments.checkpoint))).model
+    served = _usage(lambda: deployment.export(model, arguments.out, arguments.format, sizes, lengths=arguments.lengths))
+    print(f"{arguments.out}: {arguments.format}, results equal the model's; serves {served.words(sizes)}")
     return 0
 
 

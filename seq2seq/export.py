@@ -7,12 +7,10 @@ serves is said.
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import copy
 import importlib
 import os
-import sys
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -22,7 +20,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from seq2seq.checkpoint import CheckpointError, from_pretrained
 from seq2seq.contract import Config, Model
 from seq2seq.peers.export import Run, to_onnx
 from seq2seq.peers.runtime import ARGUMENTS, Inputs, Results
@@ -324,44 +321,6 @@ FORMATS = {
         ".pt2",
     ),
 }
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Arguments of the command that exports a checkpoint."""
-    sizes = Sizes()
-    summaries = "; ".join(f"{name}: {form.summary}" for name, form in FORMATS.items())
-    parser.add_argument("checkpoint", metavar="CHECKPOINT", help="folder of a checkpoint, or a hub name user/model")
-    parser.add_argument("--format", choices=tuple(FORMATS), default="torchscript", help=summaries)
-    parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="file to write")
-    parser.add_argument("--lengths", action="store_true", help="take lengths of sources and targets as inputs")
-    for name in ("batch", "source_steps", "target_steps"):
-        parser.add_argument(
-            f"--{name.replace('_', '-')}",
-            type=_positive,
-            default=getattr(sizes, name),
-            metavar="N",
-            help="of the inputs that it is exported with, which some formats are tied to (default: %(default)s)",
-        )
-
-
-def run(arguments: argparse.Namespace) -> int:
-    """Export a checkpoint; 0, or 2 after one line that says what is wrong."""
-    sizes = Sizes(arguments.batch, arguments.source_steps, arguments.target_steps)
-    try:
-        model = from_pretrained(arguments.checkpoint).model
-        served = export(model, arguments.out, arguments.format, sizes, lengths=arguments.lengths)
-    except (CheckpointError, ExportError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    print(f"{arguments.out}: {arguments.format}, results equal the model's; serves {served.words(sizes)}")
-    return 0
-
-
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise ValueError(text)
-    return value
 
 
 def _dtype(model: Model) -> torch.dtype:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import shutil
 from pathlib import Path
@@ -11,8 +10,10 @@ import pytest
 import torch
 from torch import nn
 
+from seq2seq import arguments
 from seq2seq import export as deployment
 from seq2seq.attention import AttentionConfig
+from seq2seq.command_line import main
 from seq2seq.contract import Config, Model
 from seq2seq.export import FORMATS, ExportError, Sizes, agree, export, load, make_inputs
 from seq2seq.gnmt import GNMTConfig
@@ -173,11 +174,9 @@ def test_a_file_of_another_format_is_told(form, tmp_path):
     assert "\n" not in str(error.value)
 
 
-def command(*words: str) -> int:
-    """The command's exit code."""
-    parser = argparse.ArgumentParser()
-    deployment.add_arguments(parser)
-    return deployment.run(parser.parse_args(words))
+def test_the_command_line_knows_the_formats():
+    """Its grammar is read without torch, so it has their names itself."""
+    assert tuple(arguments.FORMATS) == tuple(deployment.FORMATS)
 
 
 def test_the_command_exports_a_checkpoint(tmp_path, capsys):
@@ -188,11 +187,13 @@ def test_the_command_exports_a_checkpoint(tmp_path, capsys):
     model = built(CONFIGS["lstm"])
     save_pretrained(model, tmp_path / "checkpoint")
     out = tmp_path / "model.pt2"
-    assert command(str(tmp_path / "checkpoint"), "--out", str(out)) == 0
+    assert main(["export", str(tmp_path / "checkpoint"), "--out", str(out)]) == 0
     assert "serves any batches and source steps and target steps" in capsys.readouterr().out
     assert equal(model, out, "torchscript", LARGER)
     for words in (["nothing"], [str(tmp_path / "checkpoint"), "--format", "torch-export", "--lengths"]):
-        assert command(*words, "--out", str(out)) == 2
+        assert main(["export", *words, "--out", str(tmp_path / "other.pt2")]) == 2
         shown = capsys.readouterr()
         assert (shown.out, shown.err.count("\n")) == ("", 1)
         assert shown.err.startswith("error: ")
+    assert main(["export", str(tmp_path / "checkpoint"), "--out", str(out)]) == 2
+    assert "nothing is overwritten" in capsys.readouterr().err
