@@ -54,7 +54,7 @@ SMALL = (
 SUITE = """
 name = "cheats"
 summary = "every cheat beside honest variants"
-budget_s = 6
+budget_s = 12
 processes = 1
 [[select]]
 workloads = ["seed"]

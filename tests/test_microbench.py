@@ -22,7 +22,7 @@ from torch import nn
 
 import kernels
 from bench import second_instrument, test_kernels, test_variants
-from bench.cases import MODES, Case, Group, Selection, Suite, load_suite
+from bench.cases import PASSES, Case, Group, Selection, Suite, load_suite
 from bench.console import Console
 from bench.defects import GateOrder
 from bench.parity import TOLERANCES
@@ -184,7 +184,7 @@ def listed(generate: Callable[[Any], None]) -> list[Any]:
 def test_every_variant_is_listed_for_every_workload_and_mode():
     """No variant is left out, those that cannot run here included; names are unique."""
     cases = listed(test_variants.pytest_generate_tests)
-    expected = {(w, m, v, "cpu") for w in test_variants.WORKLOADS for m in MODES for v in VARIANTS}
+    expected = {(w, m, v, "cpu") for w in test_variants.WORKLOADS for m in PASSES for v in VARIANTS}
     assert {values for values, _, _ in cases} == expected
     assert len({name for _, _, name in cases}) == len(cases) == len(expected)
 
