@@ -128,6 +128,21 @@ def test_a_gradient_whose_terms_cancel_is_judged_by_the_terms():
         assert judge(found, exact, truth, "fp32").passed is passes
 
 
+@pytest.mark.parametrize("planted", [0.0, 2.0, -1.0])
+@pytest.mark.parametrize("workload", ["summarize-pg-scaled@batch=3,length=5,hidden=16", *ATTENTIVE[3:]])
+def test_a_wrong_gradient_does_not_hide_behind_terms_that_cancel(workload, planted):
+    """Missing, doubled or of wrong sign, the gradient of attention's query is refused in every precision."""
+    found = find_workload(workload + ("" if "@" in workload else "@batch=5,length=9,hidden=32"))
+    gate, name = Gate(found, "training", "cpu"), f"{GRADIENT}attention.query.weight"
+    truth = gate.quantities(1, "truth")
+    for precision in ("fp32", "fp16", "bf16"):
+        expected = gate.quantities(1, precision)
+        changed = expected | {name: planted * expected[name]}
+        for quantities, passes in ((expected, True), (changed, False)):
+            verdict = judge(quantities, truth, expected, precision, gate.terms, gate.usual_norms)
+            assert {check.name: check.passed for check in verdict.checks}[name] is passes
+
+
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 @pytest.mark.parametrize("mode", MODES)
 def test_one_element_that_is_no_number_is_refused(value, mode):
