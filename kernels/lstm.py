@@ -26,6 +26,13 @@ from kernels.recurrence import Problem, on_device, state_dtype
 from kernels.vendor import State, inside, permuted
 
 
+def _overlap(first: Tensor, second: Tensor) -> bool:
+    """Whether two tensors of one shape start in the same place or, both contiguous, lie over each other."""
+    apart = abs(first.data_ptr() - second.data_ptr())
+    reach = first.nbytes if first.is_contiguous() and second.is_contiguous() else 1
+    return first.data_ptr() != 0 and apart < reach
+
+
 class LSTM(nn.RNNBase):
     """Drop-in for `torch.nn.LSTM`: same parameters, state_dict, initialisation, arguments, results and errors.
 
@@ -211,7 +218,7 @@ class LSTM(nn.RNNBase):
         if x.dim() != 2:  # noqa: PLR2004
             msg = f"step takes one step of a batch, (batch, input_size), got {x.dim()}-D input"
             raise ValueError(msg)
-        if hidden is cell or (not torch.compiler.is_compiling() and hidden.data_ptr() == cell.data_ptr() != 0):
+        if hidden is cell or (not torch.compiler.is_compiling() and _overlap(hidden, cell)):
             msg = "h and c are the same memory, and step writes both; give each its own, as two calls of torch.zeros do"
             raise ValueError(msg)
         if torch.is_grad_enabled() and any(v.requires_grad for v in (x, hidden, cell, *self.parameters())):

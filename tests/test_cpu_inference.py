@@ -359,6 +359,7 @@ def test_a_step_that_cannot_be_is_refused(prepared: bool) -> None:
     lstm = LSTM(5, 8, implementation="cpu-fused")
     both = LSTM(5, 8, bidirectional=True, implementation="cpu-fused")
     x, h, c = torch.randn(3, 5), torch.zeros(1, 3, 8), torch.zeros(1, 3, 8)
+    both_in = torch.zeros(1, 4, 8)
     if prepared:
         with torch.no_grad():
             lstm(x.unsqueeze(0))
@@ -372,11 +373,22 @@ def test_a_step_that_cannot_be_is_refused(prepared: bool) -> None:
             lstm.step(x, (h, h))
         with pytest.raises(ValueError, match="same memory"):
             lstm.step(x, (h, h.view(1, 3, 8)))
+        with pytest.raises(ValueError, match="same memory"):
+            lstm.step(x, (both_in[:, :3], both_in[:, 1:]))
         with pytest.raises(ValueError, match="one step of a batch"):
             lstm.step(x.unsqueeze(0), (h, c))
         with pytest.raises(RuntimeError, match="hidden"):
             lstm.step(x, (h[:, :2], c))
     assert not h.any()
+
+
+def test_a_step_takes_a_state_whose_h_and_c_alternate() -> None:
+    """Layers of one tensor, h and c of each side by side, share no element and are right."""
+    lstm, x, kept = LSTM(5, 8, 2, implementation="cpu-fused"), torch.randn(3, 5), torch.randn(2, 2, 3, 8)
+    with torch.no_grad():
+        _, (h, c) = lstm(x.unsqueeze(0), (kept[:, 0].clone(), kept[:, 1].clone()))
+        lstm.step(x, (kept[:, 0], kept[:, 1]))
+    assert torch.equal(kept, torch.stack([h, c], 1))
 
 
 def test_the_look_is_not_taken_for_granted_after_forgetting() -> None:
