@@ -88,7 +88,7 @@ class Truth:
         first = torch.arange(sequences, device=tokens.device)
         traced = first.expand(steps, -1), tokens.T
         parents, chosen = traced if beam == 1 else (found["parents"], found["chosen"])
-        if tokens.shape != (sequences, steps) or parents.shape != chosen.shape != (steps, sequences * beam):
+        if tokens.shape != (sequences, steps) or not parents.shape == chosen.shape == (steps, sequences * beam):
             return wrong
         if int(chosen.min()) < 0 or int(chosen.max()) >= vocabulary:
             return wrong

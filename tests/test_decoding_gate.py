@@ -214,6 +214,16 @@ def _from_another_sequence(found, _executable, _batch):
     return {"parents": parents}
 
 
+def _path_cut_off(found, _executable, _batch):
+    """A path without its last step."""
+    return {"parents": found["parents"][:-1], "chosen": found["chosen"][:-1]}
+
+
+def _path_too_long(found, _executable, _batch):
+    """A path with one step more than there are."""
+    return {name: torch.cat([found[name], found[name][-1:]]) for name in ("parents", "chosen")}
+
+
 def _second_best(found, executable, batch):
     """Gives the second best hypothesis, with its own score."""
     narrowed = free_running(executable._steps, batch, 4)
@@ -244,6 +254,8 @@ def _second_best(found, executable, batch):
         (BEAM, _out_of_range, "choices"),
         (BEAM, _twice_the_same, "choices"),
         (BEAM, _from_another_sequence, "choices"),
+        (BEAM, _path_cut_off, "choices"),
+        (BEAM, _path_too_long, "choices"),
         (BEAM, _second_best, "choices"),
         (VALUES, _values_of_the_step_before, "values"),
         (VALUES, _no_number, "values"),
