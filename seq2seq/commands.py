@@ -151,7 +151,7 @@ def translate(arguments: argparse.Namespace) -> int:
     )
     _write("".join(f"{line}\n" for line in outputs), arguments.out)
     if arguments.attention:
-        plots.attention(model, translator.subwords, lines[0], outputs[0], arguments.attention)
+        plots.attention(model, translator.subwords, lines[0], outputs[0], arguments.attention, translator.max_source)
     return 0
 
 
@@ -169,14 +169,18 @@ def _lines(data: str | None) -> list[str]:
     """Lines to translate: of a file, or of standard input."""
     where = data or "standard input"
     try:
-        text = Path(data).read_text(encoding="utf-8-sig") if data else sys.stdin.read()
+        # As bytes: in some locales Python reads bytes that are no UTF-8 as half characters, and says nothing.
+        text = (Path(data).read_bytes() if data else sys.stdin.buffer.read()).decode("utf-8-sig")
     except OSError as error:
         msg = f"{where} cannot be read: {error.strerror or error}; expected a text file"
         raise UsageError(msg) from error
     except UnicodeDecodeError as error:
         msg = f"{where} is not UTF-8 (byte {error.start}); save it as UTF-8"
         raise UsageError(msg) from error
-    lines = text.splitlines()
+    # At line feeds alone: Unicode's other line ends may be part of a text, and lines out answer to lines in.
+    lines = text.split("\n")
+    if not lines[-1]:
+        lines.pop()
     for row, line in enumerate(lines, 1):
         if not line.strip():
             msg = f"{where}, row {row}: the line is empty, expected a text"

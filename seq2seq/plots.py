@@ -84,7 +84,7 @@ def forecasts(found: Sequence[Any], path: Path) -> None:
     _new(path, _png(figure))
 
 
-def attention(model: Model, subwords: Any, source: str, output: str, path: Path) -> None:
+def attention(model: Model, subwords: Any, source: str, output: str, path: Path, max_source: int) -> None:
     """What each token of an output looked at in the source.
 
     Args:
@@ -93,8 +93,9 @@ def attention(model: Model, subwords: Any, source: str, output: str, path: Path)
         source: a text.
         output: what the model made of it.
         path: of the new PNG.
+        max_source: tokens of the source that the model read at most.
     """
-    read, written = subwords.encode(source), [*subwords.encode(output), END]
+    read, written = subwords.encode(source)[:max_source], [*subwords.encode(output), END]
     device = next(model.parameters()).device
     weights = attention_weights(
         model, torch.tensor([read], device=device), torch.tensor([[BEGIN, *written[:-1]]], device=device)

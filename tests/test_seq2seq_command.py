@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import importlib
+import io
 import json
 import os
 import signal
@@ -242,3 +243,18 @@ def test_attention_weights_are_shares_of_the_source():
     assert found.shape == (1, 2, 3)
     assert torch.allclose(found.sum(-1), torch.ones(1, 2))
     assert not plots.looks(Sines().model_config("lstm", "small").build(torch.nn.LSTM))
+
+
+@pytest.mark.parametrize(
+    ("data", "expected"),
+    [(b"caf\xe9\n", "not UTF-8"), ("\ufeffone\u2028line\r\ntwo\n".encode(), ["one\u2028line\r", "two"]), (b"", [])],
+)
+def test_lines_of_standard_input_are_utf8_split_at_line_feeds(monkeypatch, data, expected):
+    """Bytes that are no UTF-8 are refused in every locale, and each line in gives one line out."""
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(data), encoding="utf-8", errors="surrogateescape"))
+    commands = importlib.import_module("seq2seq.commands")
+    if isinstance(expected, str):
+        with pytest.raises(commands.UsageError, match=expected):
+            commands._lines(None)
+    else:
+        assert commands._lines(None) == expected
