@@ -9,6 +9,7 @@ from typing import Any
 
 TASKS = ("forecasting", "translation", "summarization", "speech")
 MODELS = ("lstm", "attention", "gnmt", "transformer")
+LARGEST_BEAM = 100
 FORMATS = {
     "torchscript": "scripted, for any sizes and lengths",
     "torchscript-trace": "one traced run",
@@ -38,13 +39,15 @@ def parser() -> argparse.ArgumentParser:
         "--last", action="store_true", help="forecast the last horizon that is known, to hold it against the truth"
     )
     predict.add_argument("--samples", type=_count, default=200, metavar="N", help="paths to sample (default: 200)")
-    predict.add_argument("--plot", type=Path, metavar="FILE.png", help="new file: forecasts, intervals and the truth")
+    predict.add_argument(
+        "--plot", type=_picture, metavar="FILE.png", help="new file: forecasts, intervals and the truth"
+    )
     predict.add_argument("--out", type=Path, metavar="FILE.csv", help="new file for the table (default: print it)")
     translate = commands.add_parser("translate", help="translate or summarise lines of text with a trained model")
     _add_checkpoint(translate)
-    translate.add_argument("--beam", type=_count, default=4, metavar="N", help="hypotheses of the search (default: 4)")
+    translate.add_argument("--beam", type=_beam, default=4, metavar="N", help="hypotheses of the search (default: 4)")
     translate.add_argument(
-        "--attention", type=Path, metavar="FILE.png", help="new file: what each word of the first line looked at"
+        "--attention", type=_picture, metavar="FILE.png", help="new file: what each word of the first line looked at"
     )
     translate.add_argument("--out", type=Path, metavar="FILE", help="new file for the lines (default: print them)")
     _add_export(commands.add_parser("export", help="write a trained model for deployment, and check that file"))
@@ -69,10 +72,14 @@ def _add_export(command: argparse.ArgumentParser) -> None:
 def _add_train(command: argparse.ArgumentParser) -> None:
     command.add_argument("task", choices=TASKS, metavar="TASK", help=", ".join(TASKS))
     what = command.add_argument_group("what to train on and into")
-    what.add_argument("--data", metavar="FILE", help="your own data (default: what comes with a package)")
+    what.add_argument(
+        "--data",
+        metavar="FILE",
+        help="your own: a CSV of series, TSV or JSON lines of texts, a folder of WAV files (default: what comes along)",
+    )
     what.add_argument(
         "--option", action="append", type=_option, metavar="NAME=VALUE",
-        help="of the task, as season=24 or language=fr; may be repeated",
+        help="of the task, as timestamp=time or value=load (columns of a CSV), season=24, language=fr; may be repeated",
     )  # fmt: skip
     what.add_argument("--out", type=Path, metavar="DIR", help="new folder (default: results/training/TIME-TASK)")
     what.add_argument(
@@ -133,6 +140,21 @@ def _count(text: str) -> int:
         msg = f"{text!r} is no number of at least 1"
         raise argparse.ArgumentTypeError(msg)
     return int(text)
+
+
+def _beam(text: str) -> int:
+    """Hypotheses of a beam search: each takes a copy of the state, so a slip of the finger would fill the memory."""
+    if (value := _count(text)) > LARGEST_BEAM:
+        msg = f"{text} hypotheses, expected at most {LARGEST_BEAM}"
+        raise argparse.ArgumentTypeError(msg)
+    return value
+
+
+def _picture(text: str) -> Path:
+    if not text.lower().endswith(".png"):
+        msg = f"{text!r} does not end in .png, which is what is written"
+        raise argparse.ArgumentTypeError(msg)
+    return Path(text)
 
 
 def _option(text: str) -> tuple[str, Any]:

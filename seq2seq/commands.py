@@ -140,6 +140,9 @@ def translate(arguments: argparse.Namespace) -> int:
         msg = f"{arguments.checkpoint} was trained on {task.name}; translate is for texts, see predict for series"
         raise UsageError(msg)
     translator: Any = task
+    if arguments.attention and not hasattr(translator, "subwords"):
+        msg = f"--attention shows words, but {arguments.checkpoint} was trained on {task.name}; leave it out"
+        raise UsageError(msg)
     if arguments.attention and not plots.looks(model):
         msg = f"--attention needs a model with attention, but {arguments.checkpoint} is of the family "
         raise UsageError(msg + model.config.family)
@@ -368,6 +371,10 @@ def _usage(action: Callable[[], Any]) -> Any:
 
 
 def _refuse_existing(*paths: Path | None) -> None:
+    given = [path.resolve() for path in paths if path is not None]
+    if len(set(given)) < len(given):
+        msg = f"{given[0]} is named for two things; name another file for one of them"
+        raise UsageError(msg)
     for path in paths:
         if path is not None and path.exists():
             msg = f"{path} exists, and nothing is overwritten; name another file"

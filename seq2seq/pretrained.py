@@ -9,7 +9,7 @@ from __future__ import annotations
 import fnmatch
 import importlib
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -43,10 +43,7 @@ def freeze(model: nn.Module, patterns: Sequence[str]) -> list[str]:
         PretrainedError: for a pattern that no name fits, and when nothing would be left to train.
     """
     names = [name for name, _ in model.named_parameters()]
-    for pattern in patterns:
-        if not fnmatch.filter(names, pattern):
-            msg = f"no parameter's name fits {pattern!r}; names begin with {', '.join(_parts(names))}"
-            raise PretrainedError(msg)
+    check_patterns(names, patterns)
     frozen = [name for name in names if any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)]
     if len(frozen) == len(names):
         msg = f"{', '.join(map(repr, patterns))} would freeze all parameters, and leave nothing to train"
@@ -54,6 +51,14 @@ def freeze(model: nn.Module, patterns: Sequence[str]) -> list[str]:
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name not in frozen)
     return frozen
+
+
+def check_patterns(names: Sequence[str], patterns: Iterable[str]) -> None:
+    """Raise PretrainedError for a pattern that none of the parameters' names fits."""
+    for pattern in patterns:
+        if not fnmatch.filter(names, pattern):
+            msg = f"no parameter's name fits {pattern!r}; names begin with {', '.join(_parts(names))}"
+            raise PretrainedError(msg)
 
 
 def layer_groups(model: nn.Module) -> list[list[str]]:

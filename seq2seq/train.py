@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from seq2seq import pretrained
 from seq2seq.contract import IGNORE_TOKEN, Config, Model
 from seq2seq.execution import Executable, Weights, initial_weights
 from seq2seq.task_workload import task_workload
@@ -395,21 +396,16 @@ def _parameter_groups(model: nn.Module, settings: Settings) -> list[dict[str, An
     Raises:
         TrainingError: for a pattern that no parameter matches, or when nothing is left to train.
     """
-    names = [name for name, _ in model.named_parameters()]
-    for pattern in (*settings.freeze, *settings.rates):
-        if not fnmatch.filter(names, pattern):
-            msg = f"no parameter matches {pattern!r}; there are {', '.join(names)}"
-            raise TrainingError(msg)
+    try:
+        pretrained.check_patterns([name for name, _ in model.named_parameters()], settings.rates)
+        frozen = pretrained.freeze(model, settings.freeze)
+    except pretrained.PretrainedError as error:
+        raise TrainingError(str(error)) from error
     groups: dict[float, list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
-        if any(fnmatch.fnmatchcase(name, pattern) for pattern in settings.freeze):
-            parameter.requires_grad_(False)
-            continue
-        factor = next((f for p, f in settings.rates.items() if fnmatch.fnmatchcase(name, p)), 1.0)
-        groups.setdefault(factor, []).append(parameter)
-    if not groups:
-        msg = "every parameter is frozen, so nothing is left to train; freeze fewer"
-        raise TrainingError(msg)
+        if name not in frozen:
+            factor = next((f for p, f in settings.rates.items() if fnmatch.fnmatchcase(name, p)), 1.0)
+            groups.setdefault(factor, []).append(parameter)
     return [{"params": found, "lr": settings.learning_rate * factor} for factor, found in groups.items()]
 
 

@@ -183,7 +183,7 @@ def test_a_loss_that_is_no_number_exits_with_one_line(tmp_path, capsys):
     [
         (("--variant", "cuda-magic"), "cuda-magic"),
         (("--variant", "openvino"), "openvino cannot train here"),
-        (("--freeze", "nothing"), "no parameter matches 'nothing'"),
+        (("--freeze", "nothing"), "no parameter's name fits 'nothing'"),
         (("--learning-rate", "0"), "learning_rate is 0.0"),
         (("--clip", "-1"), "clip is -1.0"),
         (("--option", "color=blue"), "'color' is none of this task's"),

@@ -219,8 +219,8 @@ def test_what_is_frozen_stays_and_rates_differ():
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({"freeze": ("nothing.*",)}, "no parameter matches 'nothing"),
-        ({"freeze": ("*",)}, "nothing is left to train"),
+        ({"freeze": ("nothing.*",)}, "no parameter's name fits 'nothing"),
+        ({"freeze": ("*",)}, "leave nothing to train"),
         ({"variant": "openvino"}, "openvino cannot train here: "),
         ({"variant": "cudnn"}, "cudnn cannot train here: exists on cuda only"),
     ],

@@ -39,7 +39,8 @@ def read_text(path: Path, encoding: str = "utf-8-sig") -> str:
         return raw.decode(encoding)
     except UnicodeDecodeError as error:
         row = raw.count(b"\n", 0, error.start) + 1
-        cause = f"byte 0x{raw[error.start]:02x} is no {encoding}: save the file as UTF-8, or name its encoding"
+        name = encoding.removesuffix("-sig")
+        cause = f"byte 0x{raw[error.start]:02x} is no {name}: save the file as UTF-8, or name its encoding"
         raise bad_file(path, cause, row) from error
     except LookupError as error:
         raise bad_file(path, f"{encoding!r} is no encoding that Python knows; expected one like utf-8") from error

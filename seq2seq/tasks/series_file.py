@@ -140,7 +140,8 @@ def _parse(path: Path, text: str, columns: Columns) -> dict[str, _Rows]:
 def _column(path: Path, header: list[str], name: str, row: int) -> int:
     if header.count(name) != 1:
         found = "several columns" if name in header else "no column"
-        raise bad_file(path, f"{found} named {name!r} in the header {', '.join(header)}; expected one", row)
+        cause = f"{found} named {name!r} in the header {', '.join(header)}; expected one"
+        raise bad_file(path, f"{cause}, or the option timestamp or value with the name of another", row)
     return header.index(name)
 
 
