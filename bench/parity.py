@@ -217,7 +217,11 @@ class Gate:
             variant, weights = dataclasses.replace(variant, lstm="rounded"), rounded_weights(weights)
         if precision == "bf16-weights":
             variant = dataclasses.replace(variant, precision="fp32")
-            weights = {name: value.bfloat16().float() if value.dim() > 1 else value for name, value in weights.items()}
+            # The LSTMs' matrices alone are kept so; those of a head would err in directions of their own.
+            weights = {
+                name: value.bfloat16().float() if "weight_ih_l" in name or "weight_hh_l" in name else value
+                for name, value in weights.items()
+            }
         executable = Executable(
             variant,
             self.workload.config,

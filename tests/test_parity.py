@@ -117,6 +117,18 @@ def test_every_variant_that_runs_here_passes(workload, mode, seed):
             assert verdict.passed, f"{variant.name} on {workload.name}: {verdict.describe()}"
 
 
+def test_the_yardstick_of_bf16_weights_rounds_what_is_kept_so():
+    """One output is a sum that may cancel: the yardstick errs by it as the variant does, head and all."""
+    workload = find_workload("seed@batch=1,hidden=16,length=1")
+    variant = VARIANTS["cpu-fused-bf16"]
+    if reason := variant.why_not("cpu", "inference", workload):
+        pytest.skip(reason)
+    gate = Gate(workload, "inference", "cpu")
+    executable = built(variant, workload, "inference")
+    for seed in range(15, 25):
+        assert gate.check(executable, seed).passed, seed
+
+
 def test_a_gradient_whose_terms_cancel_is_judged_by_the_terms():
     """An error that is large beside what is left of them and small beside them passes; beside them it is refused."""
     truth = {"grad attention.query.bias": torch.full((4,), 1e-3), "grad attention.key.weight": torch.ones(4, 4)}
