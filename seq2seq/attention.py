@@ -15,9 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from seq2seq.attend import ATTENTIONS, Attention, attention_parameters, attention_products
-from seq2seq.contract import Extent, Model, Stack, check_bool, check_int
+from seq2seq.contract import Extent, Model, Stack, check_bool, check_int, check_run
 from seq2seq.model import Seq2SeqConfig
-from seq2seq.padding import Reader, blank, check_run, inside, last
+from seq2seq.padding import Reader, blank, inside, last
 from seq2seq.probabilistic import LIKELIHOODS, negative_log_likelihood
 
 #: What a decoder may be fed; see `AttentionConfig`.

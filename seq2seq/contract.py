@@ -303,6 +303,32 @@ def check_lengths(name: str, lengths: Tensor | None, value: Tensor) -> None:
         raise ValueError(f"{name} must lie between 1 and the {value.size(1)} steps given")
 
 
+def check_run(
+    source: Tensor,
+    target: Tensor,
+    source_lengths: Tensor | None,
+    target_lengths: Tensor | None,
+    sizes: tuple[int, int],
+    tokens: tuple[bool, bool],
+) -> None:
+    """Raise TypeError or ValueError for arguments of `run` that do not fit a model or each other.
+
+    Args:
+        source: as for `run`.
+        target: as for `run`, present.
+        source_lengths: as for `run`.
+        target_lengths: as for `run`.
+        sizes: features of a source step and of a target step.
+        tokens: whether each is tokens instead.
+    """
+    check_steps("source", source, sizes[0], tokens[0])
+    check_steps("target", target, sizes[1], tokens[1])
+    if source.size(0) != target.size(0):
+        raise ValueError(f"source has batch {source.size(0)} but target has {target.size(0)}; give both the same")
+    check_lengths("source_lengths", source_lengths, source)
+    check_lengths("target_lengths", target_lengths, target)
+
+
 def check_int(name: str, value: object, least: int) -> None:
     """Raise TypeError or ValueError for a size that is no integer of at least so much."""
     if not isinstance(value, int) or isinstance(value, bool):

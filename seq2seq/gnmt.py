@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from seq2seq.attend import Attention, attention_parameters, attention_products
-from seq2seq.contract import Extent, Model, Stack, check_int, check_probability
-from seq2seq.padding import Reader, blank, check_run, inside, last
+from seq2seq.contract import Extent, Model, Stack, check_int, check_probability, check_run
+from seq2seq.padding import Reader, blank, inside, last
 
 LEAST_LAYERS = 2
 

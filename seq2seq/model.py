@@ -20,9 +20,8 @@ from seq2seq.contract import (
     Stack,
     check_bool,
     check_int,
-    check_lengths,
     check_probability,
-    check_steps,
+    check_run,
 )
 from seq2seq.probabilistic import LIKELIHOODS, negative_log_likelihood
 
@@ -264,13 +263,8 @@ class Seq2Seq(Model):
             target = source
             if target_lengths is None:
                 target_lengths = source_lengths
-        check_steps("source", source, self.source_features, self.source_tokens)
-        check_steps("target", target, self.target_features, self.target_tokens)
-        if source.size(0) != target.size(0):
-            raise ValueError(f"source has batch {source.size(0)} but target has {target.size(0)}; give both the same")
-        check_lengths("source_lengths", source_lengths, source)
-        check_lengths("target_lengths", target_lengths, target)
-
+        sizes, tokens = (self.source_features, self.target_features), (self.source_tokens, self.target_tokens)
+        check_run(source, target, source_lengths, target_lengths, sizes, tokens)
         outputs, state = self.decode(target, self.encode(source, source_lengths), target_lengths)
         return outputs, state["hidden"], state["cell"]
 

@@ -9,8 +9,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
-from seq2seq.contract import check_lengths, check_steps
-
 
 class Reader(nn.Module):
     """An LSTM over a padded batch, batch first: hands the lengths to one that takes them, and packs for any other.
@@ -66,29 +64,3 @@ def last(x: Tensor, lengths: Tensor | None) -> Tensor:
     if lengths is None:
         return x[:, -1]
     return x[torch.arange(x.size(0), device=x.device), lengths.to(x.device) - 1]
-
-
-def check_run(
-    source: Tensor,
-    target: Tensor,
-    source_lengths: Tensor | None,
-    target_lengths: Tensor | None,
-    sizes: tuple[int, int],
-    tokens: tuple[bool, bool],
-) -> None:
-    """Raise TypeError or ValueError for arguments of `run` that do not fit a model or each other.
-
-    Args:
-        source: as for `run`.
-        target: as for `run`, present.
-        source_lengths: as for `run`.
-        target_lengths: as for `run`.
-        sizes: features of a source step and of a target step.
-        tokens: whether each is tokens instead.
-    """
-    check_steps("source", source, sizes[0], tokens[0])
-    check_steps("target", target, sizes[1], tokens[1])
-    if source.size(0) != target.size(0):
-        raise ValueError(f"source has batch {source.size(0)} but target has {target.size(0)}; give both the same")
-    check_lengths("source_lengths", source_lengths, source)
-    check_lengths("target_lengths", target_lengths, target)

@@ -24,9 +24,11 @@ from seq2seq.contract import (
     check_int,
     check_lengths,
     check_probability,
+    check_run,
     check_steps,
 )
 from seq2seq.cost import parameters
+from seq2seq.padding import last
 from seq2seq.probabilistic import LIKELIHOODS, negative_log_likelihood
 from seq2seq.transformer_layers import DecoderLayer, EncoderLayer, positions
 
@@ -271,13 +273,8 @@ class TransformerSeq2Seq(Model):
             target = source
             if target_lengths is None:
                 target_lengths = source_lengths
-        check_steps("source", source, self.source_features, self.source_tokens)
-        check_steps("target", target, self.target_features, self.target_tokens)
-        if source.size(0) != target.size(0):
-            raise ValueError(f"source has batch {source.size(0)} but target has {target.size(0)}; give both the same")
-        check_lengths("source_lengths", source_lengths, source)
-        check_lengths("target_lengths", target_lengths, target)
-
+        sizes, tokens = (self.source_features, self.target_features), (self.source_tokens, self.target_tokens)
+        check_run(source, target, source_lengths, target_lengths, sizes, tokens)
         inside = _inside(source, source_lengths)
         memory = self._encode(source, inside)
         mask = None if inside is None else inside[:, None, None, :]
@@ -286,7 +283,7 @@ class TransformerSeq2Seq(Model):
         for layer in self.decoder:
             x = layer(x, memory, mask)
         x = _blank(self.decoder_norm(x), within)
-        return self.fc(x), _last(x, target_lengths), _last(memory, source_lengths)
+        return self.fc(x), last(x, target_lengths)[None], last(memory, source_lengths)[None]
 
     @torch.jit.export
     def encode(self, source: Tensor, lengths: Tensor | None = None) -> dict[str, Tensor]:
@@ -355,10 +352,3 @@ def _blank(value: Tensor, inside: Tensor | None) -> Tensor:
     if value.dim() > inside.dim():
         inside = inside[..., None]
     return torch.where(inside, value, torch.zeros_like(value))
-
-
-def _last(value: Tensor, lengths: Tensor | None) -> Tensor:
-    """The last valid step of each sequence, (1, batch, features)."""
-    if lengths is None:
-        return value[:, -1][None]
-    return value[torch.arange(value.size(0), device=value.device), lengths.to(value.device) - 1][None]
