@@ -21,7 +21,8 @@ from bench.defects import DEFECTS
 from bench.parity import FACTOR, TOLERANCES, Gate
 from seq2seq.execution import Executable, initial_weights
 from seq2seq.variants import LSTMS, VARIANTS, Variant
-from seq2seq.workloads import Workload, find_workload
+from seq2seq.workload import Workload
+from seq2seq.workloads import find_workload
 
 Rows = dict[tuple[str, str], list[tuple[float, float]]]
 

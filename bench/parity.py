@@ -60,7 +60,7 @@ from seq2seq.execution import Executable, Weights, initial_weights
 from seq2seq.peers.int8 import round_inputs, rounded_weights
 from seq2seq.tasks.batch import Batch
 from seq2seq.variants import REFERENCE, VARIANTS
-from seq2seq.workloads import Workload
+from seq2seq.workload import Workload
 
 __all__ = [
     "FACTOR",

@@ -33,7 +33,8 @@ from seq2seq.cost import cost, decoding, valid_steps
 from seq2seq.execution import Executable, initial_weights
 from seq2seq.tasks.batch import Batch, DataUnavailableError
 from seq2seq.variants import VARIANTS, Variant
-from seq2seq.workloads import WORKLOADS, Workload, find_workload
+from seq2seq.workload import Workload
+from seq2seq.workloads import WORKLOADS, find_workload
 
 Emit = Callable[..., None]
 

@@ -17,7 +17,7 @@ from torch import nn
 from kernels.cpu import fused
 from kernels.lstm import LSTM
 from kernels.recurrence import Problem
-from seq2seq.workloads import Workload
+from seq2seq.workload import Workload
 
 #: Says why a variant cannot run on (device, mode, workload), or None when it can.
 Requirement = Callable[[str, str, Workload], str | None]

@@ -12,7 +12,7 @@ from seq2seq.contract import Config
 from seq2seq.tasks.batch import Batch
 from seq2seq.tasks.synthetic import Lengths
 from seq2seq.tasks.task import Task
-from seq2seq.workloads import Workload
+from seq2seq.workload import Workload
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -33,7 +33,7 @@ from seq2seq.requirements import (
     needs_vendor_lstm,
 )
 from seq2seq.split_lstm import SplitLSTM
-from seq2seq.workloads import Workload
+from seq2seq.workload import Workload
 
 #: LSTM classes by the name that a variant gives; each has the parameters of torch.nn.LSTM under the same names.
 LSTMS: dict[str, Callable[..., nn.RNNBase]] = {

@@ -20,7 +20,8 @@ from seq2seq.execution import LEARNING_RATE, Executable, Weights, _own_code, bac
 from seq2seq.model import Seq2Seq
 from seq2seq.tasks.batch import Batch
 from seq2seq.variants import REFERENCE, VARIANTS, Variant
-from seq2seq.workloads import Workload, find_workload
+from seq2seq.workload import Workload
+from seq2seq.workloads import find_workload
 
 MODES = pytest.mark.parametrize("mode", ["inference", "training"])
 TINY = "seed@batch=3,length=5,hidden=16"

@@ -15,7 +15,8 @@ from bench.parity import FACTOR, GRADIENT, TOLERANCES, USUAL_SEEDS, Check, Gate,
 from kernels.reference import LoopLSTM
 from seq2seq.execution import Executable, initial_weights
 from seq2seq.variants import LSTMS, VARIANTS, Variant
-from seq2seq.workloads import Workload, find_workload
+from seq2seq.workload import Workload
+from seq2seq.workloads import find_workload
 
 pytest.importorskip("hypothesis")
 from hypothesis import given, settings

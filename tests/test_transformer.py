@@ -23,7 +23,8 @@ from seq2seq.tasks.batch import Batch
 from seq2seq.transformer import TABLE, TransformerConfig, TransformerSeq2Seq, rival
 from seq2seq.transformer_layers import Attention, positions
 from seq2seq.variants import VARIANTS, Variant
-from seq2seq.workloads import UnknownWorkloadError, find_workload
+from seq2seq.workload import UnknownWorkloadError
+from seq2seq.workloads import find_workload
 
 pytest.importorskip("hypothesis")
 from hypothesis import given, settings

@@ -11,7 +11,8 @@ from torch import nn
 from kernels.reference import LoopLSTM
 from seq2seq.contract import IGNORE_TOKEN
 from seq2seq.single import SingleConfig
-from seq2seq.workloads import AXES, WORKLOADS, UnknownWorkloadError, find_workload
+from seq2seq.workload import AXES, UnknownWorkloadError
+from seq2seq.workloads import WORKLOADS, find_workload
 
 EACH = pytest.mark.parametrize("name", WORKLOADS)
 

@@ -6,7 +6,7 @@ import importlib
 from collections.abc import Callable
 
 from seq2seq.peers import int8
-from seq2seq.workloads import Workload
+from seq2seq.workload import Workload
 
 
 def inference_only(device: str, mode: str, workload: Workload) -> str | None:
