@@ -148,10 +148,7 @@ def test_weights_kept_in_fewer_bits_cost_what_their_rounding_does(storage: str, 
 )
 def test_a_planted_defect_is_seen(planted: str, instead: str, tmp_path: Path) -> None:
     """Each slip that such kernels are known for makes an error far beyond the tolerance, or a crash of its process."""
-    source = tmp_path / "lstm.cpp"
-    text = build.SOURCE.read_text(encoding="utf-8")
-    assert planted in text
-    source.write_text(text.replace(planted, instead), encoding="utf-8")
+    source = _copied_with(planted, instead, tmp_path)
     (tmp_path / "probe.py").write_text(
         "import sys\n"
         "from pathlib import Path\n"
@@ -259,6 +256,14 @@ def test_a_compiler_that_fails_is_quoted(tmp_path: Path, monkeypatch: pytest.Mon
     assert list((tmp_path / "cache").iterdir()) == []
 
 
+def test_a_change_in_any_source_is_another_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was compiled from an older header is not taken for the kernel of now."""
+    monkeypatch.setattr(build, "SOURCE", _copied_with("1.9875691500e-4f", "1.9875691500e-4f", tmp_path))
+    before = build._fingerprint(["g++"])
+    _copied_with("1.9875691500e-4f", "1.9875691501e-4f", tmp_path)
+    assert build._fingerprint(["g++"]) != before
+
+
 def test_several_processes_may_build_at_once(tmp_path: Path) -> None:
     """Four that start with an empty cache all get a library that works, and leave one file."""
     environment = os.environ | {
@@ -346,9 +351,16 @@ def test_sanitizers_find_nothing() -> None:
 @pytest.mark.slow
 def test_a_missing_barrier_is_a_data_race(tmp_path: Path) -> None:
     """ThreadSanitizer sees threads that do not wait for each other, so its silence means something."""
-    for name in ("lstm.cpp", "sanitize.cpp"):
-        text = build.SOURCE.with_name(name).read_text(encoding="utf-8")
-        (tmp_path / name).write_text(
-            text.replace("if (!a->by_rows) barrier.wait(thread, threads);", ""), encoding="utf-8"
-        )
-    assert not {name: passed for name, passed, _ in sanitize.check(tmp_path / "lstm.cpp")}["data races"]
+    source = _copied_with("if (!a->by_rows) barrier.wait(thread, threads);", "", tmp_path)
+    assert not {name: passed for name, passed, _ in sanitize.check(source)}["data races"]
+
+
+def _copied_with(planted: str, instead: str, folder: Path) -> Path:
+    """The kernel's sources in another folder, some text replaced wherever it stands; the one that is compiled."""
+    found = False
+    for path in (*build.SOURCE.parent.glob("*.cpp"), *build.SOURCE.parent.glob("*.h")):
+        text = path.read_text(encoding="utf-8")
+        found = found or planted in text
+        (folder / path.name).write_text(text.replace(planted, instead), encoding="utf-8")
+    assert found
+    return folder / build.SOURCE.name

@@ -115,10 +115,12 @@ def _openmp() -> list[str]:
 
 
 def _fingerprint(command: list[str]) -> str:
-    """What the library depends on: source, command, the compiler's version and the CPU that `native` means."""
+    """What the library depends on: sources, command, the compiler's version and the CPU that `native` means."""
     asked = [command[0], "--version"]
     version = subprocess.run(asked, capture_output=True, text=True, check=False).stdout  # noqa: S603 - as below
     digest = hashlib.sha256(SOURCE.read_bytes())
+    for header in sorted(SOURCE.parent.glob("*.h")):
+        digest.update(header.read_bytes())
     for part in (*command, version, platform.machine(), cpu_flags()):
         digest.update(part.encode() + b"\0")
     return digest.hexdigest()[:24]

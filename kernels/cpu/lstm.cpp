@@ -1,240 +1,18 @@
 // One LSTM layer's recurrence on a CPU, forward and backward, in float32: the whole time loop in one team of threads.
 // Weights may be kept in bfloat16 or, a scale a row, in int8, where reading them is what takes the time.
 //
-// Vectors are the compiler's own (GCC and Clang), as wide as the target has them, so one source serves AVX2, AVX-512 and
-// NEON. Weights come packed so that a block of hidden units reads one stream. Where the batch is large enough each
-// thread walks through time with its own rows and nobody waits for anybody; else threads share out the hidden units and
-// meet once a step.
+// Weights come packed so that a block of hidden units reads one stream. Where the batch is large enough each thread
+// walks through time with its own rows and nobody waits for anybody; else threads share out the hidden units and meet
+// once a step.
 
-#include <atomic>
-#include <cmath>
 #include <cstdint>
 #include <cstring>
 #include <new>
-#include <sched.h>
-#include <vector>
 
-#if defined(__AVX2__) || defined(__AVX512F__)
-#include <immintrin.h>
-#endif
-
-#if defined(PLAIN_THREADS)  // where there is no OpenMP, and for ThreadSanitizer, which does not know OpenMP's barriers
-#include <thread>
-#else
-#include <omp.h>
-#endif
-
-namespace {
-
-#if defined(__AVX512F__)
-constexpr int LANES = 16;
-constexpr int ROWS = 6;  // 6 rows x 4 vectors of sums, 4 of weights and 1 of h fill 32 registers
-#elif defined(__AVX__)
-constexpr int LANES = 8;
-constexpr int ROWS = 3;
-#else
-constexpr int LANES = 4;
-constexpr int ROWS = 4;
-#endif
-
-typedef float vec __attribute__((vector_size(4 * LANES)));
-typedef float loose __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
-typedef int32_t ivec __attribute__((vector_size(4 * LANES)));
-typedef uint32_t uvec __attribute__((vector_size(4 * LANES)));
-typedef uint16_t halves __attribute__((vector_size(2 * LANES), aligned(2), may_alias));
-typedef int8_t bytes __attribute__((vector_size(LANES), aligned(1), may_alias));
-
-inline vec all(float x) { return x - vec{}; }  // x - 0 is x, which x + 0 is not for -0
-inline vec load(const float* p) { return *reinterpret_cast<const loose*>(p); }
-inline void store(float* p, vec x) { *reinterpret_cast<loose*>(p) = x; }
-
-// Weights as they are kept: float32, the upper half of a float32 (bfloat16), or int8 without its scale.
-inline vec load_weights(const float* p) { return load(p); }
-inline vec load_weights(const uint16_t* p) {
-#if defined(__AVX512F__)
-    return (vec)_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))), 16);
-#elif defined(__AVX2__)
-    return (vec)_mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))), 16);
-#else
-    return (vec)(__builtin_convertvector(*reinterpret_cast<const halves*>(p), uvec) << 16);
-#endif
-}
-inline vec load_weights(const int8_t* p) {
-    // GCC 12 converts vectors of bytes lane by lane, hence the processor's own instruction where there is one.
-#if defined(__AVX512F__)
-    const ivec wide = (ivec)_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
-#elif defined(__AVX2__)
-    const ivec wide = (ivec)_mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p)));
-#else
-    const ivec wide = __builtin_convertvector(*reinterpret_cast<const bytes*>(p), ivec);
-#endif
-    return __builtin_convertvector(wide, vec);
-}
-
-// The first `n` lanes, zeros after them.
-inline vec load(const float* p, int n) {
-    if (n >= LANES) return load(p);
-    vec x = {};
-    std::memcpy(&x, p, 4 * n);
-    return x;
-}
-inline void store(float* p, vec x, int n) {
-    if (n >= LANES) return store(p, x);
-    std::memcpy(p, &x, 4 * n);
-}
-
-inline vec absolute(vec x) { return (vec)((ivec)x & 0x7fffffff); }
-
-// exp of what is not positive, to about one roundoff; below -87 it is 0 to float32's normal range.
-inline vec exp_negative(vec x) {
-    x = x < -87.0f ? all(-87.0f) : x;
-    vec n = x * 1.44269504088896341f - 0.5f;          // round to nearest by truncation of what is negative
-    ivec k = __builtin_convertvector(n, ivec);
-    n = __builtin_convertvector(k, vec);
-    vec r = x - n * 0.693359375f - n * -2.12194440e-4f;
-    vec p = all(1.9875691500e-4f);                    // Cephes' expf
-    p = p * r + 1.3981999507e-3f;
-    p = p * r + 8.3334519073e-3f;
-    p = p * r + 4.1665795894e-2f;
-    p = p * r + 1.6666665459e-1f;
-    p = p * r + 5.0000001201e-1f;
-    p = p * r * r + r + 1.0f;
-    return p * (vec)((k + 127) << 23);
-}
-
-inline vec sigmoid(vec x) {
-    vec e = exp_negative(-absolute(x));
-    return (x >= 0.0f ? all(1.0f) : e) / (1.0f + e);
-}
-
-inline vec tanh_of(vec x) {
-    vec s = x * x;
-    // Taylor's series near zero, where the quotient below would cancel; its next term is under 1e-8 of the sum.
-    vec series = x * (1.0f + s * (-1.0f / 3 + s * (2.0f / 15 + s * (-17.0f / 315 + s * (62.0f / 2835)))));
-    vec e = exp_negative(-2.0f * absolute(x));
-    vec large = (1.0f - e) / (1.0f + e);
-    return absolute(x) < 0.25f ? series : (x >= 0.0f ? large : -large);
-}
-
-// Round to nearest, ties to even; a NaN stays one.
-inline uint16_t to_bfloat16(float x) {
-    uint32_t bits;
-    std::memcpy(&bits, &x, 4);
-    if (x != x) return static_cast<uint16_t>(bits >> 16 | 0x40);
-    return static_cast<uint16_t>((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
-}
-
-// Threads of a team meet here. Each tells on a cache line of its own how often it has come, and looks at the lines of the
-// others: a meeting costs one line's way from core to core, where a shared counter costs several one after the other.
-// Spins for some microseconds, then lets others run, so that a busy neighbour costs a scheduler's slice at most once and
-// never a stall of everybody.
-class Barrier {
-    struct alignas(64) Line {
-        std::atomic<uint32_t> comings{0};
-    };
-    std::vector<Line> lines;
-
-public:
-    explicit Barrier(int64_t threads) : lines(threads > 1 ? threads : 0) {}
-    void wait(int thread, int threads) {
-        if (threads == 1) return;
-        const uint32_t now = lines[thread].comings.load(std::memory_order_relaxed) + 1;
-        lines[thread].comings.store(now, std::memory_order_release);
-        for (int other = 0, spins = 0; other < threads; ++other)
-            for (; static_cast<int32_t>(lines[other].comings.load(std::memory_order_acquire) - now) < 0; ++spins) {
-                if (spins > 4000) sched_yield();
-#if defined(__x86_64__) || defined(__i386__)
-                else __builtin_ia32_pause();
-#endif
-            }
-    }
-};
-
-// Call work(thread, threads) in each thread of a team.
-template <typename F>
-inline void team(int64_t wanted, F work) {
-#if defined(PLAIN_THREADS)
-    std::vector<std::thread> others;
-    for (int64_t t = 1; t < wanted; ++t) others.emplace_back([=] { work(static_cast<int>(t), static_cast<int>(wanted)); });
-    work(0, static_cast<int>(wanted));
-    for (std::thread& other : others) other.join();
-#else
-    if (wanted == 1) return work(0, 1);
-#pragma omp parallel num_threads(static_cast<int>(wanted))
-    work(omp_get_thread_num(), omp_get_num_threads());
-#endif
-}
-
-// Rows [first, last) of one thread, and blocks of LANES hidden units.
-struct Share {
-    int64_t row, rows_end, block, blocks_end;
-};
-
-inline Share share(int64_t batch, int64_t blocks, bool by_rows, int thread, int threads) {
-    if (by_rows) return {batch * thread / threads, batch * (thread + 1) / threads, 0, blocks};
-    return {0, batch, blocks * thread / threads, blocks * (thread + 1) / threads};
-}
-
-// sums[r][v] += rows of `a` (stride `stride`) times VECTORS columns; the weights of k stand at w + k * step + v * next.
-template <int R, int VECTORS, typename W>
-inline void product(vec (&sums)[ROWS][4], const float* a, int64_t stride, int64_t depth, const W* w, int64_t step,
-                    int64_t next) {
-    if constexpr (R == 1) {
-        // One row has too few sums to hide the latency of an addition, so even and odd k are summed apart.
-        vec odd[VECTORS] = {};
-        int64_t k = 0;
-        for (; k + 1 < depth; k += 2) {
-            for (int v = 0; v < VECTORS; ++v) {
-                sums[0][v] += all(a[k]) * load_weights(w + k * step + v * next);
-                odd[v] += all(a[k + 1]) * load_weights(w + (k + 1) * step + v * next);
-            }
-        }
-        for (; k < depth; ++k)
-            for (int v = 0; v < VECTORS; ++v) sums[0][v] += all(a[k]) * load_weights(w + k * step + v * next);
-        for (int v = 0; v < VECTORS; ++v) sums[0][v] += odd[v];
-    } else {
-        for (int64_t k = 0; k < depth; ++k) {
-            vec weights[VECTORS];
-            for (int v = 0; v < VECTORS; ++v) weights[v] = load_weights(w + k * step + v * next);
-            for (int r = 0; r < R; ++r) {
-                vec x = all(a[r * stride + k]);
-                for (int v = 0; v < VECTORS; ++v) sums[r][v] += x * weights[v];
-            }
-        }
-    }
-}
-
-// The same for a number of rows that is known only now.
-template <int VECTORS, typename W, int R = ROWS>
-inline void product(int rows, vec (&sums)[ROWS][4], const float* a, int64_t stride, int64_t depth, const W* w,
-                    int64_t step, int64_t next) {
-    if (rows == R) return product<R, VECTORS, W>(sums, a, stride, depth, w, step, next);
-    if constexpr (R > 1) product<VECTORS, W, R - 1>(rows, sums, a, stride, depth, w, step, next);
-}
-
-// Rows of the operands of transposed_product that are taken together: 32 KB of columns with vectors of 16.
-constexpr int64_t CHUNK = 128;
-
-// sums[r][v] += column r of `a` (rows of `stride`) times the rows of `columns`, which are VECTORS vectors wide.
-template <int R, int VECTORS>
-inline void outer(vec (&sums)[ROWS][4], const float* a, int64_t stride, int64_t depth, const float* columns) {
-    for (int64_t k = 0; k < depth; ++k, a += stride, columns += VECTORS * LANES) {
-        vec right[VECTORS];
-        for (int v = 0; v < VECTORS; ++v) right[v] = load(columns + v * LANES);
-        for (int r = 0; r < R; ++r) {
-            const vec x = all(a[r]);
-            for (int v = 0; v < VECTORS; ++v) sums[r][v] += x * right[v];
-        }
-    }
-}
-
-template <int VECTORS, int R = ROWS>
-inline void outer(int count, vec (&sums)[ROWS][4], const float* a, int64_t stride, int64_t depth, const float* columns) {
-    if (count == R) return outer<R, VECTORS>(sums, a, stride, depth, columns);
-    if constexpr (R > 1) outer<VECTORS, R - 1>(count, sums, a, stride, depth, columns);
-}
-
-}  // namespace
+#include "products.h"
+#include "team.h"
+#include "vectors.h"
+#include "weights.h"
 
 // Sizes and pointers as kernels/recurrence.py has them, strides in elements, one direction a call.
 struct Forward {
@@ -417,36 +195,6 @@ void walk(const Forward* a, int64_t kept, Barrier& barrier, int thread, int thre
     if (kept == 2) walk<int8_t>(a, barrier, thread, threads);
 }
 
-// A mark of some of the values: weights that were changed behind torch's version counter (through .data) rarely keep it.
-uint64_t mark_some(const float* values, int64_t count) {
-    uint64_t found = 1469598103934665603ull;
-    const int64_t step = count > 128 ? count / 128 : 1;
-    for (int64_t i = 0; i < count; i += step) {
-        uint32_t bits;
-        std::memcpy(&bits, values + i, 4);
-        found = (found ^ bits) * 1099511628211ull;
-    }
-    return found;
-}
-
-// A mark of all values: each step is one to one, so a change of one value is always seen.
-uint64_t mark_each(const float* values, int64_t count) {
-    constexpr int STREAMS = 4;  // multiplications in flight
-    uvec sums[STREAMS] = {};
-    int64_t i = 0;
-    for (; i + STREAMS * LANES <= count; i += STREAMS * LANES)
-        for (int k = 0; k < STREAMS; ++k) sums[k] = (sums[k] ^ (uvec)load(values + i + k * LANES)) * 16777619u;
-    uint64_t found = 1469598103934665603ull;
-    for (int k = 0; k < STREAMS; ++k)
-        for (int lane = 0; lane < LANES; ++lane) found = (found ^ sums[k][lane]) * 1099511628211ull;
-    for (; i < count; ++i) {
-        uint32_t bits;
-        std::memcpy(&bits, values + i, 4);
-        found = (found ^ bits) * 1099511628211ull;
-    }
-    return found;
-}
-
 // Weights up to this many are always looked at in full, which takes two microseconds.
 constexpr int64_t SMALL = 1 << 16;
 
@@ -517,40 +265,11 @@ uint64_t mark(const float* values, int64_t count) { return mark_some(values, cou
 
 uint64_t mark_all(const float* values, int64_t count) { return mark_each(values, count); }
 
-// weight (4H, depth) to [block][k][gate][lane], zeros past H; kept as 0: float32, 1: bfloat16, 2: int8 with `scale`.
 void pack_forward(const float* weight, void* packed, float* scale, int64_t hidden, int64_t depth, int64_t kept) {
-    const int64_t blocks = (hidden + LANES - 1) / LANES;
-    for (int64_t block = 0; block < blocks; ++block)
-        for (int gate = 0; gate < 4; ++gate)
-            for (int lane = 0; lane < LANES; ++lane) {
-                const int64_t unit = block * LANES + lane, row = gate * hidden + unit;
-                const int64_t to = (block * depth * 4 + gate) * LANES + lane;
-                const float* from = weight + row * depth;
-                float largest = 0.0f;
-                for (int64_t k = 0; kept == 2 && unit < hidden && k < depth; ++k)
-                    largest = std::fabs(from[k]) > largest ? std::fabs(from[k]) : largest;
-                if (kept == 2 && unit < hidden) scale[row] = largest / 127.0f;
-                for (int64_t k = 0; k < depth; ++k) {
-                    const float value = unit < hidden ? from[k] : 0.0f;
-                    const int64_t at = to + k * 4 * LANES;
-                    if (kept == 0) static_cast<float*>(packed)[at] = value;
-                    if (kept == 1) static_cast<uint16_t*>(packed)[at] = to_bfloat16(value);
-                    if (kept == 2)
-                        static_cast<int8_t*>(packed)[at] =
-                            static_cast<int8_t>(largest > 0.0f ? std::lrintf(value / largest * 127.0f) : 0);
-                }
-            }
+    packed_forward(weight, packed, scale, hidden, depth, kept);
 }
 
-// weight_hh (4H, H) to [block][n][lane] with n over 4H, zeros past H.
-void pack_backward(const float* weight, float* packed, int64_t hidden) {
-    const int64_t blocks = (hidden + LANES - 1) / LANES;
-    for (int64_t block = 0; block < blocks; ++block) {
-        const int n_lanes = static_cast<int>(hidden - block * LANES < LANES ? hidden - block * LANES : LANES);
-        for (int64_t n = 0; n < 4 * hidden; ++n)
-            store(packed + (block * 4 * hidden + n) * LANES, load(weight + n * hidden + block * LANES, n_lanes));
-    }
-}
+void pack_backward(const float* weight, float* packed, int64_t hidden) { packed_backward(weight, packed, hidden); }
 
 void lstm_forward(const Forward* a, int64_t kept) {
     Barrier barrier(a->threads);

@@ -1,0 +1,113 @@
+// Vectors of the compiler's own (GCC and Clang), as wide as the target has them, so that one source serves AVX2, AVX-512
+// and NEON: loads of weights as they are kept, and the two nonlinearities of an LSTM.
+
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+
+#if defined(__AVX2__) || defined(__AVX512F__)
+#include <immintrin.h>
+#endif
+
+namespace {
+
+#if defined(__AVX512F__)
+constexpr int LANES = 16;
+constexpr int ROWS = 6;  // 6 rows x 4 vectors of sums, 4 of weights and 1 of h fill 32 registers
+#elif defined(__AVX__)
+constexpr int LANES = 8;
+constexpr int ROWS = 3;
+#else
+constexpr int LANES = 4;
+constexpr int ROWS = 4;
+#endif
+
+typedef float vec __attribute__((vector_size(4 * LANES)));
+typedef float loose __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
+typedef int32_t ivec __attribute__((vector_size(4 * LANES)));
+typedef uint32_t uvec __attribute__((vector_size(4 * LANES)));
+typedef uint16_t halves __attribute__((vector_size(2 * LANES), aligned(2), may_alias));
+typedef int8_t bytes __attribute__((vector_size(LANES), aligned(1), may_alias));
+
+inline vec all(float x) { return x - vec{}; }  // x - 0 is x, which x + 0 is not for -0
+inline vec load(const float* p) { return *reinterpret_cast<const loose*>(p); }
+inline void store(float* p, vec x) { *reinterpret_cast<loose*>(p) = x; }
+
+// Weights as they are kept: float32, the upper half of a float32 (bfloat16), or int8 without its scale.
+inline vec load_weights(const float* p) { return load(p); }
+inline vec load_weights(const uint16_t* p) {
+#if defined(__AVX512F__)
+    return (vec)_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))), 16);
+#elif defined(__AVX2__)
+    return (vec)_mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))), 16);
+#else
+    return (vec)(__builtin_convertvector(*reinterpret_cast<const halves*>(p), uvec) << 16);
+#endif
+}
+inline vec load_weights(const int8_t* p) {
+    // GCC 12 converts vectors of bytes lane by lane, hence the processor's own instruction where there is one.
+#if defined(__AVX512F__)
+    const ivec wide = (ivec)_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+#elif defined(__AVX2__)
+    const ivec wide = (ivec)_mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p)));
+#else
+    const ivec wide = __builtin_convertvector(*reinterpret_cast<const bytes*>(p), ivec);
+#endif
+    return __builtin_convertvector(wide, vec);
+}
+
+// The first `n` lanes, zeros after them.
+inline vec load(const float* p, int n) {
+    if (n >= LANES) return load(p);
+    vec x = {};
+    std::memcpy(&x, p, 4 * n);
+    return x;
+}
+inline void store(float* p, vec x, int n) {
+    if (n >= LANES) return store(p, x);
+    std::memcpy(p, &x, 4 * n);
+}
+
+inline vec absolute(vec x) { return (vec)((ivec)x & 0x7fffffff); }
+
+// exp of what is not positive, to about one roundoff; below -87 it is 0 to float32's normal range.
+inline vec exp_negative(vec x) {
+    x = x < -87.0f ? all(-87.0f) : x;
+    vec n = x * 1.44269504088896341f - 0.5f;          // round to nearest by truncation of what is negative
+    ivec k = __builtin_convertvector(n, ivec);
+    n = __builtin_convertvector(k, vec);
+    vec r = x - n * 0.693359375f - n * -2.12194440e-4f;
+    vec p = all(1.9875691500e-4f);                    // Cephes' expf
+    p = p * r + 1.3981999507e-3f;
+    p = p * r + 8.3334519073e-3f;
+    p = p * r + 4.1665795894e-2f;
+    p = p * r + 1.6666665459e-1f;
+    p = p * r + 5.0000001201e-1f;
+    p = p * r * r + r + 1.0f;
+    return p * (vec)((k + 127) << 23);
+}
+
+inline vec sigmoid(vec x) {
+    vec e = exp_negative(-absolute(x));
+    return (x >= 0.0f ? all(1.0f) : e) / (1.0f + e);
+}
+
+inline vec tanh_of(vec x) {
+    vec s = x * x;
+    // Taylor's series near zero, where the quotient below would cancel; its next term is under 1e-8 of the sum.
+    vec series = x * (1.0f + s * (-1.0f / 3 + s * (2.0f / 15 + s * (-17.0f / 315 + s * (62.0f / 2835)))));
+    vec e = exp_negative(-2.0f * absolute(x));
+    vec large = (1.0f - e) / (1.0f + e);
+    return absolute(x) < 0.25f ? series : (x >= 0.0f ? large : -large);
+}
+
+// Round to nearest, ties to even; a NaN stays one.
+inline uint16_t to_bfloat16(float x) {
+    uint32_t bits;
+    std::memcpy(&bits, &x, 4);
+    if (x != x) return static_cast<uint16_t>(bits >> 16 | 0x40);
+    return static_cast<uint16_t>((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
+}
+
+}  // namespace
