@@ -93,6 +93,26 @@ def test_a_whole_layer_is_torch_s(shape: Shape, batch_first: bool, state: bool, 
 
 
 @pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("threads", [1, 2, 3])
+@given(batch=st.integers(6, 40), steps=st.integers(1, 6), features=st.integers(1, 12), hidden=st.integers(1, 40))
+def test_few_features_are_projected_in_the_step(
+    target: str, threads: int, batch: int, steps: int, features: int, hidden: int
+) -> None:
+    """Many rows of few features, which no pass before the steps projects, give what the equations in float64 give."""
+    truth = LSTM(features, hidden, 2, bidirectional=True, implementation="loop").double()
+    ours = LSTM(features, hidden, 2, bidirectional=True, implementation="cpu-fused")
+    ours.load_state_dict(truth.state_dict())
+    generator = torch.Generator().manual_seed(batch * steps)
+    x = torch.randn(steps, batch, features, generator=generator)
+    lengths = torch.randint(0, steps + 1, (batch,), generator=generator)
+    with built_for(target, threads), torch.inference_mode():
+        found, state = ours(x, None, lengths)
+        expected, expected_state = truth(x.double(), None, lengths)
+    for value, right in zip((found, *state), (expected, *expected_state), strict=True):
+        torch.testing.assert_close(value.double(), right, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("target", TARGETS)
 @pytest.mark.parametrize("threads", [1, 2])
 @given(
     shape=shapes(with_lengths=True), features=st.integers(1, 70), hidden=st.integers(1, 40), bias=st.booleans(),

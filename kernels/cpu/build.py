@@ -177,4 +177,3 @@ def _declare(native: ctypes.CDLL) -> None:
     native.lstm_forward.argtypes = [pointer, number]
     native.lstm_layers.restype, native.lstm_layers.argtypes = number, [pointer, *[number] * 6, *[pointer] * 7]
     native.lstm_backward.argtypes = [pointer]
-    native.transposed_product.argtypes = [pointer, pointer, pointer, number, number, number, number]

@@ -47,6 +47,9 @@ class BackwardArgs(ctypes.Structure):
         *((name, _pointer) for name in ("grad_h_n", "grad_c_n")),
         ("grad_gates", _pointer), ("gg_step", _number), ("gg_row", _number),
         *((name, _pointer) for name in ("grad_h0", "grad_c0")),
+        ("x", _pointer), ("x_step", _number), ("x_row", _number), ("features", _number),
+        ("output", _pointer), ("out_step", _number), ("out_row", _number),
+        *((name, _pointer) for name in ("h0", "grad_ih", "grad_hh", "grad_bias")),
     )  # fmt: skip
 
 

@@ -1,7 +1,7 @@
 """A whole layer by the CPU kernel, its products included: what eager code calls, without gradients and with them.
 
-A forward pass is one call of the kernel a direction. A backward pass is another, a product of the kernel's own for each
-weight, and one of oneDNN for the input. Code that is compiled or traced takes the operators of `kernels.ops` instead.
+A forward pass is one call of the kernel a direction. A backward pass is another, with the gradients of the weights, and
+a product of oneDNN for the input. Code that is compiled or traced takes the operators of `kernels.ops` instead.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ import torch
 from torch import Tensor
 
 from kernels.cpu.build import library
-from kernels.cpu.fused import BackwardArgs, ForwardArgs, address, fitting, long, team, threads_for, work
+from kernels.cpu.fused import BackwardArgs, ForwardArgs, address, fitting, long, team, work
 from kernels.cpu.inference import Prepared
 from kernels.cpu.packing import pack
-from kernels.recurrence import NO_DOUBLE_BACKWARD, hidden_before
+from kernels.recurrence import NO_DOUBLE_BACKWARD
 
 Parameters = Sequence[tuple[Tensor, ...]]
 Results = tuple[Tensor, Tensor, Tensor]
@@ -129,17 +129,6 @@ def _product(left: Tensor, right: Tensor) -> Tensor:
     return found
 
 
-def _transposed_product(left: Tensor, right: Tensor) -> Tensor:
-    """`left.T @ right` of contiguous (rows, m) and (rows, n)."""
-    rows, m = left.shape
-    n = right.size(1)
-    found = left.new_empty(m, n)
-    library().transposed_product(
-        left.data_ptr(), right.data_ptr(), found.data_ptr(), rows, m, n, threads_for(rows * m * n)
-    )
-    return found
-
-
 class _Layer(torch.autograd.Function):
     """`layer` with its gradients."""
 
@@ -164,11 +153,10 @@ class _Layer(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> Any:
-        x, h0, c0, lengths, output, gates, cells, *flat = ctx.saved_tensors
-        found = _Gradients.apply(
-            *grads, x, h0, c0, lengths, output, gates, cells, ctx.batch_first, ctx.directions, ctx.needs_input_grad,
-            *flat,
-        )  # fmt: skip
+        arguments = *grads, *ctx.saved_tensors[:7], ctx.batch_first, ctx.directions, ctx.needs_input_grad
+        flat = ctx.saved_tensors[7:]
+        # Only where gradients of these gradients may be asked for does somebody have to refuse them.
+        found = (_Gradients.apply if torch.is_grad_enabled() else _gradients)(*arguments, *flat)
         return *found[:3], None, None, None, *found[3:]
 
 
@@ -176,70 +164,71 @@ class _Gradients(torch.autograd.Function):
     """The gradients of a layer, which have none themselves."""
 
     @staticmethod
-    def forward(  # noqa: PLR0913, PLR0917 - all that a layer read and wrote
-        ctx: Any,
-        grad_output: Tensor | None,
-        grad_h_n: Tensor | None,
-        grad_c_n: Tensor | None,
-        x: Tensor,
-        h0: Tensor | None,
-        c0: Tensor | None,
-        lengths: Tensor | None,
-        output: Tensor,
-        gates: Tensor,
-        cells: Tensor,
-        batch_first: bool,
-        directions: int,
-        needed: Sequence[bool],
-        *flat: Tensor,
-    ) -> Any:
+    def forward(ctx: Any, *arguments: Any) -> Any:
         del ctx
-        native = library()
-        first, second, features = x.shape
-        batch, steps = (first, second) if batch_first else (second, first)
-        hidden, each = cells.size(3), len(flat) // directions
-
-        strides = functools.partial(_strides, batch, steps, batch_first)
-        grad_output = torch.zeros_like(output) if grad_output is None else grad_output.contiguous()
-        grad_h_n, grad_c_n = (None if grad is None else grad.contiguous() for grad in (grad_h_n, grad_c_n))
-        c0, lengths = (None if value is None else value.contiguous() for value in (c0, lengths))
-        grad_gates = torch.empty_like(gates)
-        grad_h0, grad_c0 = x.new_empty(2, directions, batch, hidden).unbind()
-        threads, by_rows = team(work(batch, steps, hidden), batch, hidden)
-        inputs = x.contiguous().view(-1, features)
-        grad_x: Tensor | None = None
-        grads: list[Tensor | None] = []
-        for d in range(directions):
-            weight_ih, weight_hh = flat[d * each], flat[d * each + 1]
-            packed = pack(weight_hh.contiguous(), "backward", whole=long(batch, steps, threads))
-            native.lstm_backward(ctypes.byref(BackwardArgs(
-                batch, steps, hidden, d, threads, by_rows, packed.values.data_ptr(), address(c0, d), address(lengths),
-                address(gates, d), *strides(4 * hidden), address(cells, d), *strides(hidden),
-                grad_output.data_ptr() + 4 * d * hidden, *strides(directions * hidden),
-                address(grad_h_n, d), address(grad_c_n, d), address(grad_gates, d), *strides(4 * hidden),
-                address(grad_h0, d), address(grad_c0, d),
-            )))  # fmt: skip
-            rows = grad_gates[d].view(-1, 4 * hidden)
-            if needed[0]:
-                share = _product(rows, weight_ih)
-                grad_x = share if grad_x is None else grad_x.add_(share)
-            wanted = needed[6 + d * each : 6 + (d + 1) * each]
-            grads.append(_transposed_product(rows, inputs) if wanted[0] else None)
-            before = None
-            if wanted[1]:
-                own = output[:, :, d * hidden : (d + 1) * hidden]
-                before = hidden_before(own, None if h0 is None else h0[d], lengths, batch_first, reverse=d == 1)
-            grads.append(None if before is None else _transposed_product(rows, before.view(-1, hidden)))
-            bias = rows.sum(0) if any(wanted[2:]) else None
-            grads += [bias] * (each - 2)
-        return (
-            None if grad_x is None else grad_x.view(x.shape),
-            None if h0 is None else grad_h0,
-            None if c0 is None else grad_c0,
-            *grads,
-        )
+        return _gradients(*arguments)
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> Any:
         del ctx, grads
         raise NotImplementedError(NO_DOUBLE_BACKWARD)
+
+
+def _gradients(  # noqa: PLR0913, PLR0917 - all that a layer read and wrote
+    grad_output: Tensor | None,
+    grad_h_n: Tensor | None,
+    grad_c_n: Tensor | None,
+    x: Tensor,
+    h0: Tensor | None,
+    c0: Tensor | None,
+    lengths: Tensor | None,
+    output: Tensor,
+    gates: Tensor,
+    cells: Tensor,
+    batch_first: bool,
+    directions: int,
+    needed: Sequence[bool],
+    *flat: Tensor,
+) -> Any:
+    """Gradients of x, h0, c0 and of each direction's parameters; None where there is nothing, or it is not needed."""
+    native = library()
+    first, second, features = x.shape
+    batch, steps = (first, second) if batch_first else (second, first)
+    hidden, each = cells.size(3), len(flat) // directions
+
+    strides = functools.partial(_strides, batch, steps, batch_first)
+    grad_output = torch.zeros_like(output) if grad_output is None else grad_output.contiguous()
+    grad_h_n, grad_c_n = (None if grad is None else grad.contiguous() for grad in (grad_h_n, grad_c_n))
+    x, h0, c0, lengths = (None if value is None else value.contiguous() for value in (x, h0, c0, lengths))  # type: ignore[assignment]
+    grad_gates = torch.empty_like(gates)
+    grad_h0, grad_c0 = x.new_empty(2, directions, batch, hidden).unbind()
+    threads, by_rows = team(work(batch, steps, hidden, features), batch, hidden)
+    grad_x: Tensor | None = None
+    grads: list[Tensor | None] = []
+    for d in range(directions):
+        weight_ih, weight_hh = flat[d * each], flat[d * each + 1]
+        wanted = needed[6 + d * each : 6 + (d + 1) * each]
+        grad_ih = x.new_empty(4 * hidden, features) if wanted[0] else None
+        grad_hh = x.new_empty(4 * hidden, hidden) if wanted[1] else None
+        bias = x.new_empty(4 * hidden) if any(wanted[2:]) else None
+        packed = pack(weight_hh.contiguous(), "backward", whole=long(batch, steps, threads))
+        native.lstm_backward(ctypes.byref(BackwardArgs(
+            batch, steps, hidden, d, threads, by_rows, packed.values.data_ptr(), address(c0, d), address(lengths),
+            address(gates, d), *strides(4 * hidden), address(cells, d), *strides(hidden),
+            grad_output.data_ptr() + 4 * d * hidden, *strides(directions * hidden),
+            address(grad_h_n, d), address(grad_c_n, d), address(grad_gates, d), *strides(4 * hidden),
+            address(grad_h0, d), address(grad_c0, d),
+            x.data_ptr(), *strides(features), features,
+            output.data_ptr() + 4 * d * hidden, *strides(directions * hidden),
+            address(h0, d), address(grad_ih), address(grad_hh), address(bias),
+        )))  # fmt: skip
+        if needed[0]:
+            share = _product(grad_gates[d].view(-1, 4 * hidden), weight_ih)
+            grad_x = share if grad_x is None else grad_x.add_(share)
+        grads += [grad_ih, grad_hh, *[bias] * (each - 2)]
+    return (
+        None if grad_x is None else grad_x.view(x.shape),
+        None if h0 is None else grad_h0,
+        None if c0 is None else grad_c0,
+        *grads,
+    )

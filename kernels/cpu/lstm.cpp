@@ -17,7 +17,7 @@
 // Sizes and pointers as kernels/recurrence.py has them, strides in elements, one direction a call.
 struct Forward {
     int64_t batch, steps, hidden, reverse, threads, by_rows;
-    float* gates_input;        int64_t gi_step, gi_row;  // written first where x is given
+    float* gates_input;        int64_t gi_step, gi_row;  // where x is given: written first, or not needed
     const float* x;            int64_t x_step, x_row, features;  // or null: the projection has been done
     const void* packed_ih;     // pack_forward of weight_ih
     const float* bias_ih;      // (4 * hidden,) or null, with x alone
@@ -70,12 +70,26 @@ struct Backward {
     float* grad_gates;         int64_t gg_step, gg_row;
     float* grad_h0;            // (batch, hidden), also holds the running gradient of h
     float* grad_c0;            // the same of c
+    // For the gradients of the weights, each null where it is not wanted; grad_gates is contiguous then.
+    const float* x;            int64_t x_step, x_row, features;
+    const float* output;       int64_t out_step, out_row;  // zero past the lengths
+    const float* h0;           // (batch, hidden) or null
+    float* grad_ih;            // (4 * hidden, features)
+    float* grad_hh;            // (4 * hidden, hidden)
+    float* grad_bias;          // (4 * hidden,)
 };
 
 namespace {
 
 // Whether the projection shares out rows, of which it has batch * steps.
 inline bool projected_by_rows(const Forward* a, int threads) { return a->batch * a->steps >= 2 * ROWS * threads; }
+
+// Whether each step projects its own input beside the recurrent product: nothing of gates_input is then written and read
+// back, but the input's weights are read at each step. int8 weights have two scales, which one sum cannot have.
+inline bool projects_in_step(const Forward* a, int threads) {
+    const int64_t rows = a->by_rows ? a->batch / threads : a->batch;
+    return a->x && !a->scale && rows >= ROWS && a->features <= 2 * rows;
+}
 
 // gates_input of a thread's share of rows or of hidden units: x times weight_ih and both biases.
 template <typename W>
@@ -126,7 +140,8 @@ void walk(const Forward* a, Barrier& barrier, int thread, int threads) {
         if (!a->c0) std::memset(a->c_n + at, 0, bytes);
         else if (a->c0 != a->c_n) std::memcpy(a->c_n + at, a->c0 + at, bytes);
     }
-    if (a->x) {
+    const bool in_step = projects_in_step(a, threads);
+    if (a->x && !in_step) {
         project<W>(a, thread, threads);
         // Whoever shares out hidden units both times reads nothing but what it wrote.
         if (a->by_rows || projected_by_rows(a, threads)) barrier.wait(thread, threads);
@@ -138,9 +153,15 @@ void walk(const Forward* a, Barrier& barrier, int thread, int threads) {
             const int64_t block = s % 2 ? mine.blocks_end - 1 - (i - mine.block) : i;
             const int64_t unit = block * LANES;
             const int n = static_cast<int>(hidden - unit < LANES ? hidden - unit : LANES);
+            vec plus[4] = {};
+            for (int gate = 0; in_step && a->bias_ih && gate < 4; ++gate)
+                plus[gate] = load(a->bias_ih + gate * hidden + unit, n) + load(a->bias_hh + gate * hidden + unit, n);
             for (int64_t row = mine.row; row < mine.rows_end; row += ROWS) {
                 const int rows = static_cast<int>(mine.rows_end - row < ROWS ? mine.rows_end - row : ROWS);
                 vec sums[ROWS][4] = {};
+                if (in_step)
+                    product<4>(rows, sums, a->x + t * a->x_step + row * a->x_row, a->x_row, a->features,
+                               static_cast<const W*>(a->packed_ih) + block * a->features * 4 * LANES, 4 * LANES, LANES);
                 if (s || a->h0)
                     product<4>(rows, sums, before + row * hidden, hidden, hidden,
                                static_cast<const W*>(a->packed) + block * hidden * 4 * LANES, 4 * LANES, LANES);
@@ -159,7 +180,8 @@ void walk(const Forward* a, Barrier& barrier, int thread, int threads) {
                         for (int gate = 0; kept && gate < 4; ++gate) store(kept + gate * hidden, vec{}, n);
                     } else {
                         const float* in = a->gates_input + t * a->gi_step + b * a->gi_row + unit;
-                        for (int gate = 0; gate < 4; ++gate) sums[r][gate] += load(in + gate * hidden, n);
+                        for (int gate = 0; gate < 4; ++gate)
+                            sums[r][gate] += in_step ? plus[gate] : load(in + gate * hidden, n);
                         const vec i = sigmoid(sums[r][0]), f = sigmoid(sums[r][1]);
                         const vec g = tanh_of(sums[r][2]), o = sigmoid(sums[r][3]);
                         c = f * c + i * g;
@@ -195,6 +217,33 @@ void walk(const Forward* a, int64_t kept, Barrier& barrier, int thread, int thre
     if (kept == 2) walk<int8_t>(a, barrier, thread, threads);
 }
 
+// A thread's share of the gradients of the weights, once all of grad_gates is there: products over all steps.
+void weight_gradients(const Backward* a, int thread, int threads) {
+    const int64_t rows = a->batch * a->steps, width = 4 * a->hidden;
+    const bool rows_first = a->gg_row > a->gg_step;
+    struct Place {
+        int64_t b, t;
+    };
+    const auto place = [=](int64_t k) {
+        return rows_first ? Place{k / a->steps, k % a->steps} : Place{k % a->batch, k / a->batch};
+    };
+    const auto input = [=](int64_t k) {
+        const Place at = place(k);
+        return a->x + at.t * a->x_step + at.b * a->x_row;
+    };
+    // The h that a step started from. A sequence walked backward starts at its own last step.
+    const auto before = [=](int64_t k) -> const float* {
+        const Place at = place(k);
+        const int64_t length = a->lengths ? a->lengths[at.b] : a->steps;
+        if (at.t >= length) return nullptr;
+        if (at.t == (a->reverse ? length - 1 : 0)) return a->h0 ? a->h0 + at.b * a->hidden : nullptr;
+        return a->output + (a->reverse ? at.t + 1 : at.t - 1) * a->out_step + at.b * a->out_row;
+    };
+    if (a->grad_ih) transposed_product(a->grad_gates, input, a->grad_ih, rows, width, a->features, thread, threads);
+    if (a->grad_hh) transposed_product(a->grad_gates, before, a->grad_hh, rows, width, a->hidden, thread, threads);
+    if (a->grad_bias) column_sums(a->grad_gates, a->grad_bias, rows, width, thread, threads);
+}
+
 // Weights up to this many are always looked at in full, which takes two microseconds.
 constexpr int64_t SMALL = 1 << 16;
 
@@ -219,47 +268,6 @@ struct Workspace {
 extern "C" {
 
 int64_t lanes() { return LANES; }
-
-// out (m, n) = left.T right for left (rows, m) and right (rows, n), all contiguous: the gradient of weights, summed over
-// all steps. Rows go by the chunk, so that a chunk of `right` stays in the nearest cache for all of m.
-void transposed_product(const float* left, const float* right, float* out, int64_t rows, int64_t m, int64_t n,
-                        int64_t threads) {
-    team(threads, [=](int thread, int members) {
-        const int64_t groups = (m + ROWS - 1) / ROWS;
-        const int64_t first = groups * thread / members, last = groups * (thread + 1) / members;
-        alignas(64) float chunk[CHUNK * 4 * LANES];
-        for (int64_t start = 0; start < rows; start += CHUNK) {
-            const int64_t depth = rows - start < CHUNK ? rows - start : CHUNK;
-            for (int64_t column = 0; column < n; column += 4 * LANES) {
-                const int64_t width = n - column < 4 * LANES ? n - column : 4 * LANES;
-                const int vectors = static_cast<int>((width + LANES - 1) / LANES);
-                for (int64_t k = 0; k < depth; ++k) {
-                    float* to = chunk + k * vectors * LANES;
-                    std::memcpy(to, right + (start + k) * n + column, 4 * width);
-                    std::memset(to + width, 0, 4 * (vectors * LANES - width));
-                }
-                for (int64_t group = first; group < last; ++group) {
-                    const int64_t row = group * ROWS;
-                    const int count = static_cast<int>(m - row < ROWS ? m - row : ROWS);
-                    vec sums[ROWS][4] = {};
-                    const float* a = left + start * m + row;
-                    switch (vectors) {
-                        case 1: outer<1>(count, sums, a, m, depth, chunk); break;
-                        case 2: outer<2>(count, sums, a, m, depth, chunk); break;
-                        case 3: outer<3>(count, sums, a, m, depth, chunk); break;
-                        default: outer<4>(count, sums, a, m, depth, chunk);
-                    }
-                    for (int r = 0; r < count; ++r)
-                        for (int v = 0; v < vectors; ++v) {
-                            float* to = out + (row + r) * n + column + v * LANES;
-                            const int lanes = static_cast<int>(width - v * LANES < LANES ? width - v * LANES : LANES);
-                            store(to, start ? load(to, lanes) + sums[r][v] : sums[r][v], lanes);
-                        }
-                }
-            }
-        }
-    });
-}
 
 uint64_t mark(const float* values, int64_t count) { return mark_some(values, count); }
 
@@ -380,6 +388,9 @@ void lstm_backward(const Backward* a) {
                 }
             }
         }
+        if (!(a->grad_ih || a->grad_hh || a->grad_bias)) return;
+        barrier.wait(thread, threads);
+        weight_gradients(a, thread, threads);
     });
 }
 

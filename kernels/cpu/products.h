@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <cstring>
 
 #include "vectors.h"
 
@@ -45,7 +46,7 @@ inline void product(int rows, vec (&sums)[ROWS][4], const float* a, int64_t stri
     if constexpr (R > 1) product<VECTORS, W, R - 1>(rows, sums, a, stride, depth, w, step, next);
 }
 
-// Rows of the operands of transposed_product that are taken together: 32 KB of columns with vectors of 16.
+// Rows of the operands of a transposed product that are taken together: 32 KB of columns with vectors of 16.
 constexpr int64_t CHUNK = 128;
 
 // sums[r][v] += column r of `a` (rows of `stride`) times the rows of `columns`, which are VECTORS vectors wide.
@@ -65,6 +66,63 @@ template <int VECTORS, int R = ROWS>
 inline void outer(int count, vec (&sums)[ROWS][4], const float* a, int64_t stride, int64_t depth, const float* columns) {
     if (count == R) return outer<R, VECTORS>(sums, a, stride, depth, columns);
     if constexpr (R > 1) outer<VECTORS, R - 1>(count, sums, a, stride, depth, columns);
+}
+
+// A thread's share of out (m, n) = left.T right, for left (rows, m) contiguous and the rows of `right`, which gives the
+// address of each, or null for zeros. Rows go by the chunk, so that a chunk of `right` stays in the nearest cache for all
+// of m.
+template <typename F>
+void transposed_product(const float* left, F right, float* out, int64_t rows, int64_t m, int64_t n, int thread,
+                        int threads) {
+    const int64_t groups = (m + ROWS - 1) / ROWS;
+    const int64_t first = groups * thread / threads, last = groups * (thread + 1) / threads;
+    alignas(64) float chunk[CHUNK * 4 * LANES];
+    for (int64_t start = 0; start < rows; start += CHUNK) {
+        const int64_t depth = rows - start < CHUNK ? rows - start : CHUNK;
+        for (int64_t column = 0; column < n; column += 4 * LANES) {
+            const int64_t width = n - column < 4 * LANES ? n - column : 4 * LANES;
+            const int vectors = static_cast<int>((width + LANES - 1) / LANES);
+            for (int64_t k = 0; k < depth; ++k) {
+                float* to = chunk + k * vectors * LANES;
+                const float* from = right(start + k);
+                if (from) std::memcpy(to, from + column, 4 * width); else std::memset(to, 0, 4 * width);
+                std::memset(to + width, 0, 4 * (vectors * LANES - width));
+            }
+            for (int64_t group = first; group < last; ++group) {
+                const int64_t row = group * ROWS;
+                const int count = static_cast<int>(m - row < ROWS ? m - row : ROWS);
+                vec sums[ROWS][4] = {};
+                const float* a = left + start * m + row;
+                switch (vectors) {
+                    case 1: outer<1>(count, sums, a, m, depth, chunk); break;
+                    case 2: outer<2>(count, sums, a, m, depth, chunk); break;
+                    case 3: outer<3>(count, sums, a, m, depth, chunk); break;
+                    default: outer<4>(count, sums, a, m, depth, chunk);
+                }
+                for (int r = 0; r < count; ++r)
+                    for (int v = 0; v < vectors; ++v) {
+                        float* to = out + (row + r) * n + column + v * LANES;
+                        const int lanes = static_cast<int>(width - v * LANES < LANES ? width - v * LANES : LANES);
+                        store(to, start ? load(to, lanes) + sums[r][v] : sums[r][v], lanes);
+                    }
+            }
+        }
+    }
+}
+
+// A thread's share of out (m,), the sums of the columns of left (rows, m) contiguous; by the chunk, for fewer roundoffs.
+inline void column_sums(const float* left, float* out, int64_t rows, int64_t m, int thread, int threads) {
+    const int64_t vectors = (m + LANES - 1) / LANES;
+    for (int64_t v = vectors * thread / threads; v < vectors * (thread + 1) / threads; ++v) {
+        const int n = static_cast<int>(m - v * LANES < LANES ? m - v * LANES : LANES);
+        vec total = {};
+        for (int64_t start = 0; start < rows; start += CHUNK) {
+            vec sum = {};
+            for (int64_t k = start; k < rows && k < start + CHUNK; ++k) sum += load(left + k * m + v * LANES, n);
+            total += sum;
+        }
+        store(out + v * LANES, total, n);
+    }
 }
 
 }  // namespace

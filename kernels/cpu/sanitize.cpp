@@ -28,7 +28,8 @@ bool finite(const float* values, int64_t count) {
 }
 
 bool run(int64_t batch, int64_t steps, int64_t hidden, int64_t threads, bool by_rows, bool reverse, bool masked, int kept) {
-    const int64_t blocks = (hidden + LANES - 1) / LANES, size = batch * hidden, features = hidden + 3;
+    // Few features are projected in each step, many before all of them.
+    const int64_t blocks = (hidden + LANES - 1) / LANES, size = batch * hidden, features = random_bits() % 2 ? 2 : hidden + 3;
     Array weight(4 * hidden * hidden), weight_ih(4 * hidden * features), x(batch * steps * features), bias(4 * hidden);
     Array input(batch * steps * 4 * hidden), h0(size), c0(size), output(steps * size, false), h_n(size, false);
     Array c_n(size, false), gates(4 * steps * size, false), cells(steps * size, false), scratch(2 * size, false);
@@ -52,20 +53,21 @@ bool run(int64_t batch, int64_t steps, int64_t hidden, int64_t threads, bool by_
 
     Array grad_output(steps * size), grad_gates(4 * steps * size, false), grad_h0(size, false), grad_c0(size, false);
     Array grad_h_n(size), grad_c_n(size);
+    Array grad_ih(4 * hidden * features, false), grad_hh(4 * hidden * hidden, false), grad_bias(4 * hidden, false);
     pack_backward(weight, packed, hidden);
     Backward b = {batch, steps, hidden, reverse, threads, by_rows, packed, c0, masked ? lengths.get() : nullptr,
                   gates, 4 * size, 4 * hidden, cells, size, hidden, grad_output, size, hidden, grad_h_n, grad_c_n,
-                  grad_gates, 4 * size, 4 * hidden, grad_h0, grad_c0};
+                  grad_gates, 4 * size, 4 * hidden, grad_h0, grad_c0, x, batch * features, features, features,
+                  output, size, hidden, steps % 2 ? (float*)h0 : nullptr, grad_ih, grad_hh, grad_bias};
     lstm_backward(&b);
-    Array grad_weight(4 * hidden * features, false);
-    transposed_product(grad_gates, x, grad_weight, batch * steps, 4 * hidden, features, threads);
-    good = good && finite(grad_weight, 4 * hidden * features);
+    good = good && finite(grad_ih, 4 * hidden * features) && finite(grad_hh, 4 * hidden * hidden) && finite(grad_bias, 4 * hidden);
     return good && finite(grad_gates, 4 * steps * size) && finite(grad_h0, size) && finite(grad_c0, size);
 }
 
 // All layers in one call, then a step with the state in place, and a call after a weight was changed.
 bool run_layers(int64_t batch, int64_t steps, int64_t hidden, int64_t threads, bool by_rows, bool masked, int kept) {
-    const int64_t layers = 1 + random_bits() % 3, directions = 1 + random_bits() % 2, features = hidden + 2;
+    const int64_t layers = 1 + random_bits() % 3, directions = 1 + random_bits() % 2;
+    const int64_t features = random_bits() % 2 ? 1 : hidden + 2;
     const int64_t blocks = (hidden + LANES - 1) / LANES, count = layers * directions, width = directions * hidden;
     std::vector<Array> arrays;  // what the structures point into
     std::vector<Source> sources;

@@ -69,37 +69,39 @@ inline void store(float* p, vec x, int n) {
     std::memcpy(p, &x, 4 * n);
 }
 
-inline vec absolute(vec x) { return (vec)((ivec)x & 0x7fffffff); }
-
-// exp of what is not positive, to about one roundoff; below -87 it is 0 to float32's normal range.
-inline vec exp_negative(vec x) {
+// exp(x) - 1 = scale * p + (scale - 1), with x = k ln 2 + r, scale = 2^k, p = exp(r) - 1: precise also where x is near
+// zero, since nothing cancels. |x| is cut at 87, where sigmoid and tanh are at their ends; a NaN stays one.
+struct Exponential {
+    vec scale, p;
+};
+inline Exponential exponential(vec x) {
     x = x < -87.0f ? all(-87.0f) : x;
-    vec n = x * 1.44269504088896341f - 0.5f;          // round to nearest by truncation of what is negative
-    ivec k = __builtin_convertvector(n, ivec);
-    n = __builtin_convertvector(k, vec);
-    vec r = x - n * 0.693359375f - n * -2.12194440e-4f;
-    vec p = all(1.9875691500e-4f);                    // Cephes' expf
+    x = x > 87.0f ? all(87.0f) : x;
+    const vec magic = all(12582912.0f);  // 1.5 * 2^23: added to it, a number is rounded to an integer in the last bits
+    const vec shifted = x * 1.44269504088896341f + magic;
+    const vec n = shifted - magic;
+    vec r = x - n * 0.693359375f;
+    r = r - n * -2.12194440e-4f;
+    vec p = all(1.9875691500e-4f);  // Cephes' expf
     p = p * r + 1.3981999507e-3f;
     p = p * r + 8.3334519073e-3f;
     p = p * r + 4.1665795894e-2f;
     p = p * r + 1.6666665459e-1f;
     p = p * r + 5.0000001201e-1f;
-    p = p * r * r + r + 1.0f;
-    return p * (vec)((k + 127) << 23);
+    p = p * (r * r) + r;
+    return {(vec)(((ivec)shifted << 23) + 0x3f800000), p};
 }
 
 inline vec sigmoid(vec x) {
-    vec e = exp_negative(-absolute(x));
-    return (x >= 0.0f ? all(1.0f) : e) / (1.0f + e);
+    const Exponential e = exponential(-x);
+    return 1.0f / (e.scale * e.p + (e.scale + 1.0f));
 }
 
+// (1 - exp(-2x)) / (1 + exp(-2x))
 inline vec tanh_of(vec x) {
-    vec s = x * x;
-    // Taylor's series near zero, where the quotient below would cancel; its next term is under 1e-8 of the sum.
-    vec series = x * (1.0f + s * (-1.0f / 3 + s * (2.0f / 15 + s * (-17.0f / 315 + s * (62.0f / 2835)))));
-    vec e = exp_negative(-2.0f * absolute(x));
-    vec large = (1.0f - e) / (1.0f + e);
-    return absolute(x) < 0.25f ? series : (x >= 0.0f ? large : -large);
+    const Exponential e = exponential(-2.0f * x);
+    const vec less = e.scale * e.p + (e.scale - 1.0f);
+    return -less / (less + 2.0f);
 }
 
 // Round to nearest, ties to even; a NaN stays one.
