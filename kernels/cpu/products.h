@@ -28,11 +28,12 @@ inline void product(vec (&sums)[ROWS][4], const float* a, int64_t stride, int64_
         for (int v = 0; v < VECTORS; ++v) sums[0][v] += odd[v];
     } else {
         for (int64_t k = 0; k < depth; ++k) {
-            vec weights[VECTORS];
-            for (int v = 0; v < VECTORS; ++v) weights[v] = load_weights(w + k * step + v * next);
-            for (int r = 0; r < R; ++r) {
-                vec x = all(a[r * stride + k]);
-                for (int v = 0; v < VECTORS; ++v) sums[r][v] += x * weights[v];
+            vec x[R];
+            for (int r = 0; r < R; ++r) x[r] = all(a[r * stride + k]);
+            for (int v = 0; v < VECTORS; ++v) {
+                vec weights = load_weights(w + k * step + v * next);
+                in_register(weights);
+                for (int r = 0; r < R; ++r) sums[r][v] += x[r] * weights;
             }
         }
     }
@@ -53,11 +54,12 @@ constexpr int64_t CHUNK = 128;
 template <int R, int VECTORS>
 inline void outer(vec (&sums)[ROWS][4], const float* a, int64_t stride, int64_t depth, const float* columns) {
     for (int64_t k = 0; k < depth; ++k, a += stride, columns += VECTORS * LANES) {
-        vec right[VECTORS];
-        for (int v = 0; v < VECTORS; ++v) right[v] = load(columns + v * LANES);
-        for (int r = 0; r < R; ++r) {
-            const vec x = all(a[r]);
-            for (int v = 0; v < VECTORS; ++v) sums[r][v] += x * right[v];
+        vec x[R];
+        for (int r = 0; r < R; ++r) x[r] = all(a[r]);
+        for (int v = 0; v < VECTORS; ++v) {
+            vec right = load(columns + v * LANES);
+            in_register(right);
+            for (int r = 0; r < R; ++r) sums[r][v] += x[r] * right;
         }
     }
 }

@@ -57,6 +57,17 @@ inline vec load_weights(const int8_t* p) {
     return __builtin_convertvector(wide, vec);
 }
 
+// Keeps a value in a register that several products take: GCC would load it again for each, and run out of loads.
+inline void in_register(vec& x) {
+#if defined(__AVX512F__)
+    asm("" : "+v"(x));
+#elif defined(__SSE2__)
+    asm("" : "+x"(x));
+#else
+    (void)x;
+#endif
+}
+
 // The first `n` lanes, zeros after them.
 inline vec load(const float* p, int n) {
     if (n >= LANES) return load(p);
