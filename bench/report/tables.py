@@ -82,13 +82,17 @@ def sort_orders(record: Record) -> Mapping[str, float | None]:
 
 
 def refused(groups: Iterable[Group]) -> Table | None:
-    """Every case that did not end `ok`, with its reason."""
+    """Every case that did not end `ok`, with its reason: once where several groups have the same."""
+    said: dict[tuple[str, str, str], dict[str, None]] = {}
+    for group, record in every(groups):
+        if record.status is not Status.OK:
+            key = (record.variant, record.status.value, record.reason or NO_REASON)
+            said.setdefault(key, {})[group.sweep_title] = None
     rows = [
-        Row((*where(group, record), Cell(record.status.value), Cell(record.reason or NO_REASON)))
-        for group, record in every(groups)
-        if record.status is not Status.OK
+        Row((Cell(name, colour=look(name).colour), Cell(status), Cell(reason), Cell("; ".join(titles))))
+        for (name, status, reason), titles in said.items()
     ]
-    return table("What did not run", ("group", "variant", "status", "reason"), rows, ("reason",))
+    return table("What did not run", ("variant", "status", "reason", "groups"), rows, ("reason", "groups"))
 
 
 def latency(groups: Iterable[Group]) -> Table | None:
