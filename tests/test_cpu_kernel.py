@@ -153,18 +153,30 @@ def test_weights_kept_in_fewer_bits_cost_what_their_rounding_does(storage: str, 
         assert least < errors["output"] < most
 
 
+#: Of the backward pass alone, by its indentation.
+_TILES = "row += ROWS) {\n                    const int rows = static_cast<int>"
+
+
 @pytest.mark.parametrize(
     ("planted", "instead"),
     [
         ("sums[r][0]), f = sigmoid(sums[r][1]", "sums[r][1]), f = sigmoid(sums[r][0]"),
-        ("(hidden - unit < LANES ? hidden - unit : LANES);\n            for", "(LANES);\n            for"),
-        ("t >= a->lengths[b]", "t > a->lengths[b]"),
+        (
+            "(hidden - unit < LANES ? hidden - unit : LANES);\n            vec plus[4] = {};",
+            "(LANES);\n            vec plus[4] = {};",
+        ),
+        ("t >= lengths[b]", "t > lengths[b]"),
         ("if (s || a->h0)", "if (s)"),
         ("before = after;\n", ""),
         ("dc * c_before * f", "dc * f"),
-        ("if (a->lengths && t >= a->lengths[b]) continue;", ""),
+        (
+            f"row < running; {_TILES}(running - row < ROWS ? running",
+            f"row < mine.count; {_TILES}(mine.count - row < ROWS ? mine.count",
+        ),
+        ("while (running < count &&", "while (false &&"),
+        ("given[a] > given[b]", "given[a] < given[b]"),
     ],
-    ids=["gates", "tail", "length", "h0", "stale-h", "stale-c", "held-gradient"],
+    ids=["gates", "tail", "length", "h0", "stale-h", "stale-c", "held-gradient", "late-start", "order"],
 )
 def test_a_planted_defect_is_seen(planted: str, instead: str, tmp_path: Path) -> None:
     """Each slip that such kernels are known for makes an error far beyond the tolerance, or a crash of its process."""

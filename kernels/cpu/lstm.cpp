@@ -8,8 +8,10 @@
 #include <cstdint>
 #include <cstring>
 #include <new>
+#include <vector>
 
 #include "products.h"
+#include "rows.h"
 #include "team.h"
 #include "vectors.h"
 #include "weights.h"
@@ -91,12 +93,22 @@ inline bool projects_in_step(const Forward* a, int threads) {
     return a->x && !a->scale && rows >= ROWS && a->features <= 2 * rows;
 }
 
-// gates_input of a thread's share of rows or of hidden units: x times weight_ih and both biases.
+// Where a row of a matrix of all steps belongs: b * steps + t, or t * batch + b where the steps come first in memory.
+// Neighbours in memory are neighbours in the count.
+struct Place {
+    int64_t b, t;
+    Place(int64_t k, int64_t batch, int64_t steps, bool rows_first)
+        : b(rows_first ? k / steps : k % batch), t(rows_first ? k % steps : k / batch) {}
+};
+
+// gates_input of a thread's share of places (all, where none are named) or of hidden units: x times weight_ih and biases.
 template <typename W>
-inline void project(const Forward* a, int thread, int threads) {
-    const int64_t hidden = a->hidden, blocks = (hidden + LANES - 1) / LANES, count = a->batch * a->steps;
-    const Share mine = share(count, blocks, projected_by_rows(a, threads), thread, threads);
-    for (int64_t block = mine.block; block < mine.blocks_end; ++block) {
+inline void project(const Forward* a, const std::vector<int64_t>& places, int thread, int threads) {
+    const int64_t hidden = a->hidden, blocks = (hidden + LANES - 1) / LANES;
+    const bool by_rows = projected_by_rows(a, threads), rows_first = a->x_row > a->x_step;
+    const int64_t count = a->lengths ? static_cast<int64_t>(places.size()) : a->batch * a->steps;
+    const Share mine = share(count, by_rows, thread, threads), own = share(blocks, !by_rows, thread, threads);
+    for (int64_t block = own.first; block < own.end; ++block) {
         const int64_t unit = block * LANES;
         const int n = static_cast<int>(hidden - unit < LANES ? hidden - unit : LANES);
         vec plus[4], by[4];
@@ -105,99 +117,117 @@ inline void project(const Forward* a, int thread, int threads) {
             plus[gate] = a->bias_ih ? load(a->bias_ih + at, n) + load(a->bias_hh + at, n) : vec{};
             by[gate] = a->scale_ih ? load(a->scale_ih + at, n) : all(1.0f);
         }
-        // Row b * steps + t, or t * batch + b where x has the steps first: neighbours in memory are neighbours here.
-        const bool rows_first = a->x_row > a->x_step;
-        for (int64_t row = mine.row; row < mine.rows_end; row += ROWS) {
-            const int rows = static_cast<int>(mine.rows_end - row < ROWS ? mine.rows_end - row : ROWS);
-            const int64_t inner = rows_first ? a->steps : a->batch;
-            const int64_t stride = rows_first ? a->x_step : a->x_row;
-            vec sums[ROWS][4] = {};
-            product<4>(rows, sums, a->x + row * stride, stride, a->features,
-                       static_cast<const W*>(a->packed_ih) + block * a->features * 4 * LANES, 4 * LANES, LANES);
+        for (int64_t row = mine.first; row < mine.end; row += ROWS) {
+            const int rows = static_cast<int>(mine.end - row < ROWS ? mine.end - row : ROWS);
+            const float* from[ROWS];
+            float* to[ROWS];
             for (int r = 0; r < rows; ++r) {
-                const int64_t b = rows_first ? (row + r) / inner : (row + r) % inner;
-                const int64_t t = rows_first ? (row + r) % inner : (row + r) / inner;
-                float* out = a->gates_input + t * a->gi_step + b * a->gi_row + unit;
-                for (int gate = 0; gate < 4; ++gate) store(out + gate * hidden, sums[r][gate] * by[gate] + plus[gate], n);
+                const Place at(a->lengths ? places[row + r] : row + r, a->batch, a->steps, rows_first);
+                from[r] = a->x + at.t * a->x_step + at.b * a->x_row;
+                to[r] = a->gates_input + at.t * a->gi_step + at.b * a->gi_row + unit;
             }
+            vec sums[ROWS][4] = {};
+            product<4>(rows, sums, from, a->features,
+                       static_cast<const W*>(a->packed_ih) + block * a->features * 4 * LANES, 4 * LANES, LANES);
+            for (int r = 0; r < rows; ++r)
+                for (int gate = 0; gate < 4; ++gate)
+                    store(to[r] + gate * hidden, sums[r][gate] * by[gate] + plus[gate], n);
         }
     }
 }
 
+// What a forward pass of several layers finds out once about its sequences.
+struct Sequences {
+    Lengths lengths;
+    std::vector<int64_t> places;  // those within the lengths
+    Sequences(const int32_t* given, int64_t batch, int64_t steps, bool rows_first)
+        : lengths(given, batch), places(lengths.places(batch, steps, rows_first)) {}
+};
+
 // One direction of a layer, in each thread of a team: `blocks` of hidden units or rows of the batch are shared out.
 template <typename W>
-void walk(const Forward* a, Barrier& barrier, int thread, int threads) {
+void walk(const Forward* a, const Sequences& sequences, Barrier& barrier, int thread, int threads) {
     const int64_t hidden = a->hidden, blocks = (hidden + LANES - 1) / LANES;
-    const Share mine = share(a->batch, blocks, a->by_rows, thread, threads);
-    const int64_t first = mine.block * LANES;  // hidden units of this thread
-    const int64_t last = mine.blocks_end * LANES < hidden ? mine.blocks_end * LANES : hidden;
+    Rows mine(sequences.lengths, a->batch, a->by_rows, thread, threads);
+    const Share own = share(blocks, !a->by_rows, thread, threads);
+    const int64_t first = own.first * LANES;  // hidden units of this thread
+    const int64_t last = own.end * LANES < hidden ? own.end * LANES : hidden;
     float* after = a->scratch;  // where this step's h goes
     float* spare = a->scratch + a->batch * hidden;
     const float* before = a->h0 ? a->h0 : spare;
-    for (int64_t b = mine.row; b < mine.rows_end && first < last; ++b) {
-        const int64_t at = b * hidden + first, bytes = 4 * (last - first);
+    for (int64_t i = 0; i < mine.count && first < last; ++i) {
+        const int64_t at = mine[i] * hidden + first, bytes = 4 * (last - first);
         if (!a->h0) std::memset(spare + at, 0, bytes);
         if (!a->c0) std::memset(a->c_n + at, 0, bytes);
         else if (a->c0 != a->c_n) std::memcpy(a->c_n + at, a->c0 + at, bytes);
     }
     const bool in_step = projects_in_step(a, threads);
     if (a->x && !in_step) {
-        project<W>(a, thread, threads);
+        project<W>(a, sequences.places, thread, threads);
         // Whoever shares out hidden units both times reads nothing but what it wrote.
         if (a->by_rows || projected_by_rows(a, threads)) barrier.wait(thread, threads);
     }
     for (int64_t s = 0; s < a->steps; ++s) {
         const int64_t t = a->reverse ? a->steps - 1 - s : s;
-        for (int64_t i = mine.block; i < mine.blocks_end; ++i) {
+        const int64_t running = mine.at_step(t);
+        for (int64_t i = own.first; i < own.end; ++i) {
             // Every other step goes the other way: what a cache too small for all weights still holds is wanted first.
-            const int64_t block = s % 2 ? mine.blocks_end - 1 - (i - mine.block) : i;
+            const int64_t block = s % 2 ? own.end - 1 - (i - own.first) : i;
             const int64_t unit = block * LANES;
             const int n = static_cast<int>(hidden - unit < LANES ? hidden - unit : LANES);
             vec plus[4] = {};
             for (int gate = 0; in_step && a->bias_ih && gate < 4; ++gate)
                 plus[gate] = load(a->bias_ih + gate * hidden + unit, n) + load(a->bias_hh + gate * hidden + unit, n);
-            for (int64_t row = mine.row; row < mine.rows_end; row += ROWS) {
-                const int rows = static_cast<int>(mine.rows_end - row < ROWS ? mine.rows_end - row : ROWS);
+            for (int64_t row = 0; row < running; row += ROWS) {
+                const int rows = static_cast<int>(running - row < ROWS ? running - row : ROWS);
+                const float* inputs[ROWS];
+                const float* states[ROWS];
+                for (int r = 0; r < rows; ++r) {
+                    inputs[r] = a->x ? a->x + t * a->x_step + mine[row + r] * a->x_row : nullptr;
+                    states[r] = before + mine[row + r] * hidden;
+                }
                 vec sums[ROWS][4] = {};
                 if (in_step)
-                    product<4>(rows, sums, a->x + t * a->x_step + row * a->x_row, a->x_row, a->features,
+                    product<4>(rows, sums, inputs, a->features,
                                static_cast<const W*>(a->packed_ih) + block * a->features * 4 * LANES, 4 * LANES, LANES);
                 if (s || a->h0)
-                    product<4>(rows, sums, before + row * hidden, hidden, hidden,
+                    product<4>(rows, sums, states, hidden,
                                static_cast<const W*>(a->packed) + block * hidden * 4 * LANES, 4 * LANES, LANES);
                 for (int gate = 0; a->scale && gate < 4; ++gate)
                     for (int r = 0; r < rows; ++r) sums[r][gate] *= load(a->scale + gate * hidden + unit, n);
                 for (int r = 0; r < rows; ++r) {
-                    const int64_t b = row + r;
+                    const int64_t b = mine[row + r];
                     float* c_at = a->c_n + b * hidden + unit;
-                    float* h_at = after + b * hidden + unit;
-                    float* out = a->output + t * a->out_step + b * a->out_row + unit;
-                    float* kept = a->gates ? a->gates + t * a->gates_step + b * a->gates_row + unit : nullptr;
                     vec c = load(c_at, n);
-                    if (a->lengths && t >= a->lengths[b]) {
-                        store(h_at, load(before + b * hidden + unit, n), n);
-                        store(out, vec{}, n);
-                        for (int gate = 0; kept && gate < 4; ++gate) store(kept + gate * hidden, vec{}, n);
-                    } else {
-                        const float* in = a->gates_input + t * a->gi_step + b * a->gi_row + unit;
-                        for (int gate = 0; gate < 4; ++gate)
-                            sums[r][gate] += in_step ? plus[gate] : load(in + gate * hidden, n);
-                        const vec i = sigmoid(sums[r][0]), f = sigmoid(sums[r][1]);
-                        const vec g = tanh_of(sums[r][2]), o = sigmoid(sums[r][3]);
-                        c = f * c + i * g;
-                        const vec h = o * tanh_of(c);
-                        store(c_at, c, n);
-                        store(h_at, h, n);
-                        store(out, h, n);
-                        if (kept) {
-                            store(kept, i, n);
-                            store(kept + hidden, f, n);
-                            store(kept + 2 * hidden, g, n);
-                            store(kept + 3 * hidden, o, n);
-                        }
+                    const float* in = a->gates_input + t * a->gi_step + b * a->gi_row + unit;
+                    for (int gate = 0; gate < 4; ++gate)
+                        sums[r][gate] += in_step ? plus[gate] : load(in + gate * hidden, n);
+                    const vec i = sigmoid(sums[r][0]), f = sigmoid(sums[r][1]);
+                    const vec g = tanh_of(sums[r][2]), o = sigmoid(sums[r][3]);
+                    c = f * c + i * g;
+                    const vec h = o * tanh_of(c);
+                    store(c_at, c, n);
+                    store(after + b * hidden + unit, h, n);
+                    store(a->output + t * a->out_step + b * a->out_row + unit, h, n);
+                    if (a->gates) {
+                        float* kept = a->gates + t * a->gates_step + b * a->gates_row + unit;
+                        store(kept, i, n);
+                        store(kept + hidden, f, n);
+                        store(kept + 2 * hidden, g, n);
+                        store(kept + 3 * hidden, o, n);
                     }
                     if (a->cells) store(a->cells + t * a->cells_step + b * a->cells_row + unit, c, n);
                 }
+            }
+            // Past its end a sequence holds its state, and its output is zero.
+            for (int64_t row = running; row < mine.count; ++row) {
+                const int64_t b = mine[row];
+                store(after + b * hidden + unit, load(before + b * hidden + unit, n), n);
+                store(a->output + t * a->out_step + b * a->out_row + unit, vec{}, n);
+                float* kept = a->gates ? a->gates + t * a->gates_step + b * a->gates_row + unit : nullptr;
+                for (int gate = 0; kept && gate < 4; ++gate) store(kept + gate * hidden, vec{}, n);
+                if (a->cells)
+                    store(a->cells + t * a->cells_step + b * a->cells_row + unit, load(a->c_n + b * hidden + unit, n), n);
             }
         }
         // One meeting a step is enough: nobody reads `before` any more once all have left it.
@@ -207,26 +237,24 @@ void walk(const Forward* a, Barrier& barrier, int thread, int threads) {
         spare = const_cast<float*>(before);
     }
     // h_n may be the memory of h0, which is read in the first step alone.
-    for (int64_t b = mine.row; b < mine.rows_end; ++b)
-        if (last > first) std::memcpy(a->h_n + b * hidden + first, before + b * hidden + first, 4 * (last - first));
+    for (int64_t i = 0; i < mine.count && first < last; ++i)
+        std::memcpy(a->h_n + mine[i] * hidden + first, before + mine[i] * hidden + first, 4 * (last - first));
 }
 
-void walk(const Forward* a, int64_t kept, Barrier& barrier, int thread, int threads) {
-    if (kept == 0) walk<float>(a, barrier, thread, threads);
-    if (kept == 1) walk<uint16_t>(a, barrier, thread, threads);
-    if (kept == 2) walk<int8_t>(a, barrier, thread, threads);
+void walk(const Forward* a, int64_t kept, const Sequences& sequences, Barrier& barrier, int thread, int threads) {
+    if (kept == 0) walk<float>(a, sequences, barrier, thread, threads);
+    if (kept == 1) walk<uint16_t>(a, sequences, barrier, thread, threads);
+    if (kept == 2) walk<int8_t>(a, sequences, barrier, thread, threads);
 }
 
-// A thread's share of the gradients of the weights, once all of grad_gates is there: products over all steps.
-void weight_gradients(const Backward* a, int thread, int threads) {
-    const int64_t rows = a->batch * a->steps, width = 4 * a->hidden;
+// A thread's share of the gradients of the weights, once all of grad_gates is there: products over all steps of which
+// the gradient is not known to be zero (all, where no places are named).
+void weight_gradients(const Backward* a, const std::vector<int64_t>& places, int thread, int threads) {
+    const int64_t count = a->lengths ? static_cast<int64_t>(places.size()) : a->batch * a->steps, width = 4 * a->hidden;
     const bool rows_first = a->gg_row > a->gg_step;
-    struct Place {
-        int64_t b, t;
-    };
-    const auto place = [=](int64_t k) {
-        return rows_first ? Place{k / a->steps, k % a->steps} : Place{k % a->batch, k / a->batch};
-    };
+    const int64_t* named = a->lengths ? places.data() : nullptr;
+    const auto place = [=](int64_t k) { return Place(named ? named[k] : k, a->batch, a->steps, rows_first); };
+    const auto grads = [=](int64_t k) { return a->grad_gates + (named ? named[k] : k) * width; };
     const auto input = [=](int64_t k) {
         const Place at = place(k);
         return a->x + at.t * a->x_step + at.b * a->x_row;
@@ -235,13 +263,12 @@ void weight_gradients(const Backward* a, int thread, int threads) {
     const auto before = [=](int64_t k) -> const float* {
         const Place at = place(k);
         const int64_t length = a->lengths ? a->lengths[at.b] : a->steps;
-        if (at.t >= length) return nullptr;
         if (at.t == (a->reverse ? length - 1 : 0)) return a->h0 ? a->h0 + at.b * a->hidden : nullptr;
         return a->output + (a->reverse ? at.t + 1 : at.t - 1) * a->out_step + at.b * a->out_row;
     };
-    if (a->grad_ih) transposed_product(a->grad_gates, input, a->grad_ih, rows, width, a->features, thread, threads);
-    if (a->grad_hh) transposed_product(a->grad_gates, before, a->grad_hh, rows, width, a->hidden, thread, threads);
-    if (a->grad_bias) column_sums(a->grad_gates, a->grad_bias, rows, width, thread, threads);
+    if (a->grad_ih) transposed_product(grads, input, a->grad_ih, count, width, a->features, thread, threads);
+    if (a->grad_hh) transposed_product(grads, before, a->grad_hh, count, width, a->hidden, thread, threads);
+    if (a->grad_bias) column_sums(grads, a->grad_bias, count, width, thread, threads);
 }
 
 // Weights up to this many are always looked at in full, which takes two microseconds.
@@ -280,8 +307,11 @@ void pack_forward(const float* weight, void* packed, float* scale, int64_t hidde
 void pack_backward(const float* weight, float* packed, int64_t hidden) { packed_backward(weight, packed, hidden); }
 
 void lstm_forward(const Forward* a, int64_t kept) {
+    const Sequences sequences(a->lengths, a->batch, a->steps, a->x_row > a->x_step);
     Barrier barrier(a->threads);
-    team(a->threads, [=, &barrier](int thread, int threads) { walk(a, kept, barrier, thread, threads); });
+    team(a->threads, [=, &sequences, &barrier](int thread, int threads) {
+        walk(a, kept, sequences, barrier, thread, threads);
+    });
 }
 
 // All layers of a module in one team of threads, nothing kept for gradients. h_n and c_n may be the memory of h0 and c0.
@@ -297,8 +327,9 @@ int64_t lstm_layers(const Layers* a, int64_t batch, int64_t steps, int64_t batch
     const int64_t gates_size = rounded(4 * steps * size), states = rounded(size), outputs = rounded(steps * batch * width);
     Workspace memory(gates_size + 2 * states + (a->layers > 1 ? 2 * outputs : 0));
     float* between = memory.values + gates_size + 2 * states;
+    const Sequences sequences(lengths, batch, steps, batch_first);
     Barrier barrier(threads);
-    team(threads, [=, &barrier, &memory](int thread, int members) {
+    team(threads, [=, &sequences, &barrier, &memory](int thread, int members) {
         const float* from = x;
         for (int64_t layer = 0; layer < a->layers; ++layer) {
             float* to = layer + 1 == a->layers ? output : between + layer % 2 * outputs;
@@ -313,7 +344,7 @@ int64_t lstm_layers(const Layers* a, int64_t batch, int64_t steps, int64_t batch
                     own.scale_ih, own.scale, h0 ? h0 + i * size : nullptr, c0 ? c0 + i * size : nullptr, lengths,
                     to + d * hidden, step(width), row(width), h_n + i * size, c_n + i * size,
                     nullptr, 0, 0, nullptr, 0, 0, memory.values + gates_size};
-                walk(&call, a->kept, barrier, thread, members);
+                walk(&call, a->kept, sequences, barrier, thread, members);
                 // Who shares out rows has met nobody since, and other rows may be projected next.
                 if (by_rows) barrier.wait(thread, members);
             }
@@ -327,19 +358,25 @@ void lstm_backward(const Backward* a) {
     const int64_t hidden = a->hidden, blocks = (hidden + LANES - 1) / LANES, size = a->batch * hidden;
     if (a->grad_h_n) std::memcpy(a->grad_h0, a->grad_h_n, 4 * size); else std::memset(a->grad_h0, 0, 4 * size);
     if (a->grad_c_n) std::memcpy(a->grad_c0, a->grad_c_n, 4 * size); else std::memset(a->grad_c0, 0, 4 * size);
+    const bool weights = a->grad_ih || a->grad_hh || a->grad_bias;
+    const Lengths lengths(a->lengths, a->batch);
+    std::vector<int64_t> places;
+    if (weights) places = lengths.places(a->batch, a->steps, a->gg_row > a->gg_step);
     Barrier barrier(a->threads);
-    team(a->threads, [=, &barrier](int thread, int threads) {
-        const Share mine = share(a->batch, blocks, a->by_rows, thread, threads);
+    team(a->threads, [=, &lengths, &places, &barrier](int thread, int threads) {
+        Rows mine(lengths, a->batch, a->by_rows, thread, threads);
+        const Share own = share(blocks, !a->by_rows, thread, threads);
         for (int64_t s = a->steps - 1; s >= 0; --s) {
             const int64_t t = a->reverse ? a->steps - 1 - s : s;
             const int64_t earlier = a->reverse ? t + 1 : t - 1;
-            for (int64_t b = mine.row; b < mine.rows_end; ++b) {
-                const bool outside = a->lengths && t >= a->lengths[b];
-                for (int64_t block = mine.block; block < mine.blocks_end; ++block) {
+            const int64_t running = mine.at_step(t);
+            for (int64_t i = 0; i < mine.count; ++i) {
+                const int64_t b = mine[i];
+                for (int64_t block = own.first; block < own.end; ++block) {
                     const int64_t unit = block * LANES;
                     const int n = static_cast<int>(hidden - unit < LANES ? hidden - unit : LANES);
                     float* grads = a->grad_gates + t * a->gg_step + b * a->gg_row + unit;
-                    if (outside) {
+                    if (i >= running) {
                         for (int gate = 0; gate < 4; ++gate) store(grads + gate * hidden, vec{}, n);
                         continue;
                     }
@@ -362,35 +399,34 @@ void lstm_backward(const Backward* a) {
                 }
             }
             if (!a->by_rows) barrier.wait(thread, threads);
-            const float* grads = a->grad_gates + t * a->gg_step;
-            for (int64_t block = mine.block; block < mine.blocks_end; block += 4) {
-                const int vectors = static_cast<int>(mine.blocks_end - block < 4 ? mine.blocks_end - block : 4);
-                const float* w = a->packed + block * 4 * hidden * LANES;
-                for (int64_t row = mine.row; row < mine.rows_end; row += ROWS) {
-                    const int rows = static_cast<int>(mine.rows_end - row < ROWS ? mine.rows_end - row : ROWS);
+            for (int64_t block = own.first; block < own.end; block += 4) {
+                const int vectors = static_cast<int>(own.end - block < 4 ? own.end - block : 4);
+                const int64_t depth = 4 * hidden, next = 4 * hidden * LANES;
+                const float* w = a->packed + block * next;
+                // Where a sequence has ended its state was held, and the gradient passes through.
+                for (int64_t row = 0; row < running; row += ROWS) {
+                    const int rows = static_cast<int>(running - row < ROWS ? running - row : ROWS);
+                    const float* from[ROWS];
+                    for (int r = 0; r < rows; ++r) from[r] = a->grad_gates + t * a->gg_step + mine[row + r] * a->gg_row;
                     vec sums[ROWS][4] = {};
-                    const float* from = grads + row * a->gg_row;
                     switch (vectors) {
-                        case 1: product<1>(rows, sums, from, a->gg_row, 4 * hidden, w, LANES, 4 * hidden * LANES); break;
-                        case 2: product<2>(rows, sums, from, a->gg_row, 4 * hidden, w, LANES, 4 * hidden * LANES); break;
-                        case 3: product<3>(rows, sums, from, a->gg_row, 4 * hidden, w, LANES, 4 * hidden * LANES); break;
-                        default: product<4>(rows, sums, from, a->gg_row, 4 * hidden, w, LANES, 4 * hidden * LANES);
+                        case 1: product<1>(rows, sums, from, depth, w, LANES, next); break;
+                        case 2: product<2>(rows, sums, from, depth, w, LANES, next); break;
+                        case 3: product<3>(rows, sums, from, depth, w, LANES, next); break;
+                        default: product<4>(rows, sums, from, depth, w, LANES, next);
                     }
-                    for (int r = 0; r < rows; ++r) {
-                        const int64_t b = row + r;
-                        if (a->lengths && t >= a->lengths[b]) continue;  // held: the gradient passes through
+                    for (int r = 0; r < rows; ++r)
                         for (int v = 0; v < vectors; ++v) {
                             const int64_t unit = (block + v) * LANES;
-                            store(a->grad_h0 + b * hidden + unit, sums[r][v],
+                            store(a->grad_h0 + mine[row + r] * hidden + unit, sums[r][v],
                                   static_cast<int>(hidden - unit < LANES ? hidden - unit : LANES));
                         }
-                    }
                 }
             }
         }
-        if (!(a->grad_ih || a->grad_hh || a->grad_bias)) return;
+        if (!weights) return;
         barrier.wait(thread, threads);
-        weight_gradients(a, thread, threads);
+        weight_gradients(a, places, thread, threads);
     });
 }
 

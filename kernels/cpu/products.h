@@ -5,101 +5,121 @@
 #include <cstdint>
 #include <cstring>
 
+#include "team.h"
 #include "vectors.h"
 
 namespace {
 
-// sums[r][v] += rows of `a` (stride `stride`) times VECTORS columns; the weights of k stand at w + k * step + v * next.
+// sums[r][v] += row r of `a` times VECTORS columns; the weights of k stand at w + k * step + v * next.
 template <int R, int VECTORS, typename W>
-inline void product(vec (&sums)[ROWS][4], const float* a, int64_t stride, int64_t depth, const W* w, int64_t step,
+inline void product(vec (&sums)[ROWS][4], const float* const (&a)[ROWS], int64_t depth, const W* w, int64_t step,
                     int64_t next) {
     if constexpr (R == 1) {
         // One row has too few sums to hide the latency of an addition, so even and odd k are summed apart.
+        const float* x = a[0];
         vec odd[VECTORS] = {};
         int64_t k = 0;
         for (; k + 1 < depth; k += 2) {
             for (int v = 0; v < VECTORS; ++v) {
-                sums[0][v] += all(a[k]) * load_weights(w + k * step + v * next);
-                odd[v] += all(a[k + 1]) * load_weights(w + (k + 1) * step + v * next);
+                sums[0][v] += all(x[k]) * load_weights(w + k * step + v * next);
+                odd[v] += all(x[k + 1]) * load_weights(w + (k + 1) * step + v * next);
             }
         }
         for (; k < depth; ++k)
-            for (int v = 0; v < VECTORS; ++v) sums[0][v] += all(a[k]) * load_weights(w + k * step + v * next);
+            for (int v = 0; v < VECTORS; ++v) sums[0][v] += all(x[k]) * load_weights(w + k * step + v * next);
         for (int v = 0; v < VECTORS; ++v) sums[0][v] += odd[v];
     } else {
+        empty_registers();
+        vec own[R][VECTORS];
+        const float* from[R];
+        for (int r = 0; r < R; ++r) {
+            from[r] = a[r];
+            for (int v = 0; v < VECTORS; ++v) own[r][v] = sums[r][v];
+        }
         for (int64_t k = 0; k < depth; ++k) {
             vec x[R];
-            for (int r = 0; r < R; ++r) x[r] = all(a[r * stride + k]);
+            for (int r = 0; r < R; ++r) x[r] = all(from[r][k]);
             for (int v = 0; v < VECTORS; ++v) {
                 vec weights = load_weights(w + k * step + v * next);
                 in_register(weights);
-                for (int r = 0; r < R; ++r) sums[r][v] += x[r] * weights;
+                for (int r = 0; r < R; ++r) own[r][v] += x[r] * weights;
             }
         }
+        for (int r = 0; r < R; ++r)
+            for (int v = 0; v < VECTORS; ++v) sums[r][v] = own[r][v];
     }
 }
 
 // The same for a number of rows that is known only now.
 template <int VECTORS, typename W, int R = ROWS>
-inline void product(int rows, vec (&sums)[ROWS][4], const float* a, int64_t stride, int64_t depth, const W* w,
+inline void product(int rows, vec (&sums)[ROWS][4], const float* const (&a)[ROWS], int64_t depth, const W* w,
                     int64_t step, int64_t next) {
-    if (rows == R) return product<R, VECTORS, W>(sums, a, stride, depth, w, step, next);
-    if constexpr (R > 1) product<VECTORS, W, R - 1>(rows, sums, a, stride, depth, w, step, next);
+    if (rows == R) return product<R, VECTORS, W>(sums, a, depth, w, step, next);
+    if constexpr (R > 1) product<VECTORS, W, R - 1>(rows, sums, a, depth, w, step, next);
 }
 
 // Rows of the operands of a transposed product that are taken together: 32 KB of columns with vectors of 16.
 constexpr int64_t CHUNK = 128;
 
-// sums[r][v] += column r of `a` (rows of `stride`) times the rows of `columns`, which are VECTORS vectors wide.
+// sums[r][v] = column r of the rows of `a` times the rows of `columns`, which are VECTORS vectors wide.
 template <int R, int VECTORS>
-inline void outer(vec (&sums)[ROWS][4], const float* a, int64_t stride, int64_t depth, const float* columns) {
-    for (int64_t k = 0; k < depth; ++k, a += stride, columns += VECTORS * LANES) {
+inline void outer(vec (&sums)[ROWS][4], const float* const* a, int64_t column, int64_t depth, const float* columns) {
+    empty_registers();
+    vec own[R][VECTORS] = {};
+    for (int64_t k = 0; k < depth; ++k, columns += VECTORS * LANES) {
         vec x[R];
-        for (int r = 0; r < R; ++r) x[r] = all(a[r]);
+        for (int r = 0; r < R; ++r) x[r] = all(a[k][column + r]);
         for (int v = 0; v < VECTORS; ++v) {
             vec right = load(columns + v * LANES);
             in_register(right);
-            for (int r = 0; r < R; ++r) sums[r][v] += x[r] * right;
+            for (int r = 0; r < R; ++r) own[r][v] += x[r] * right;
         }
     }
+    for (int r = 0; r < R; ++r)
+        for (int v = 0; v < VECTORS; ++v) sums[r][v] = own[r][v];
 }
 
 template <int VECTORS, int R = ROWS>
-inline void outer(int count, vec (&sums)[ROWS][4], const float* a, int64_t stride, int64_t depth, const float* columns) {
-    if (count == R) return outer<R, VECTORS>(sums, a, stride, depth, columns);
-    if constexpr (R > 1) outer<VECTORS, R - 1>(count, sums, a, stride, depth, columns);
+inline void outer(int count, vec (&sums)[ROWS][4], const float* const* a, int64_t column, int64_t depth,
+                  const float* columns) {
+    if (count == R) return outer<R, VECTORS>(sums, a, column, depth, columns);
+    if constexpr (R > 1) outer<VECTORS, R - 1>(count, sums, a, column, depth, columns);
 }
 
-// A thread's share of out (m, n) = left.T right, for left (rows, m) contiguous and the rows of `right`, which gives the
-// address of each, or null for zeros. Rows go by the chunk, so that a chunk of `right` stays in the nearest cache for all
-// of m.
-template <typename F>
-void transposed_product(const float* left, F right, float* out, int64_t rows, int64_t m, int64_t n, int thread,
-                        int threads) {
+// A thread's share of out (m, n) = left.T right, of so many rows, whose addresses `left` and `right` give; zeros where
+// `right` gives null. Rows go by the chunk, so that a chunk of `right` stays in the nearest cache for all of m.
+template <typename L, typename F>
+void transposed_product(L left, F right, float* out, int64_t rows, int64_t m, int64_t n, int thread, int threads) {
     const int64_t groups = (m + ROWS - 1) / ROWS;
-    const int64_t first = groups * thread / threads, last = groups * (thread + 1) / threads;
+    const Share mine = share(groups, true, thread, threads);
     alignas(64) float chunk[CHUNK * 4 * LANES];
+    const float* lefts[CHUNK];
+    const float* rights[CHUNK];
+    if (!rows)
+        for (int64_t i = mine.first * ROWS * n; i < mine.end * ROWS * n && i < m * n; ++i) out[i] = 0.0f;
     for (int64_t start = 0; start < rows; start += CHUNK) {
         const int64_t depth = rows - start < CHUNK ? rows - start : CHUNK;
+        for (int64_t k = 0; k < depth; ++k) {
+            lefts[k] = left(start + k);
+            rights[k] = right(start + k);
+        }
         for (int64_t column = 0; column < n; column += 4 * LANES) {
             const int64_t width = n - column < 4 * LANES ? n - column : 4 * LANES;
             const int vectors = static_cast<int>((width + LANES - 1) / LANES);
             for (int64_t k = 0; k < depth; ++k) {
                 float* to = chunk + k * vectors * LANES;
-                const float* from = right(start + k);
-                if (from) std::memcpy(to, from + column, 4 * width); else std::memset(to, 0, 4 * width);
+                if (rights[k]) std::memcpy(to, rights[k] + column, 4 * width); else std::memset(to, 0, 4 * width);
                 std::memset(to + width, 0, 4 * (vectors * LANES - width));
             }
-            for (int64_t group = first; group < last; ++group) {
+            for (int64_t group = mine.first; group < mine.end; ++group) {
                 const int64_t row = group * ROWS;
                 const int count = static_cast<int>(m - row < ROWS ? m - row : ROWS);
                 vec sums[ROWS][4] = {};
-                const float* a = left + start * m + row;
                 switch (vectors) {
-                    case 1: outer<1>(count, sums, a, m, depth, chunk); break;
-                    case 2: outer<2>(count, sums, a, m, depth, chunk); break;
-                    case 3: outer<3>(count, sums, a, m, depth, chunk); break;
-                    default: outer<4>(count, sums, a, m, depth, chunk);
+                    case 1: outer<1>(count, sums, lefts, row, depth, chunk); break;
+                    case 2: outer<2>(count, sums, lefts, row, depth, chunk); break;
+                    case 3: outer<3>(count, sums, lefts, row, depth, chunk); break;
+                    default: outer<4>(count, sums, lefts, row, depth, chunk);
                 }
                 for (int r = 0; r < count; ++r)
                     for (int v = 0; v < vectors; ++v) {
@@ -112,15 +132,16 @@ void transposed_product(const float* left, F right, float* out, int64_t rows, in
     }
 }
 
-// A thread's share of out (m,), the sums of the columns of left (rows, m) contiguous; by the chunk, for fewer roundoffs.
-inline void column_sums(const float* left, float* out, int64_t rows, int64_t m, int thread, int threads) {
-    const int64_t vectors = (m + LANES - 1) / LANES;
-    for (int64_t v = vectors * thread / threads; v < vectors * (thread + 1) / threads; ++v) {
+// A thread's share of out (m,), the sums of the columns of so many rows; by the chunk, for fewer roundoffs.
+template <typename L>
+void column_sums(L left, float* out, int64_t rows, int64_t m, int thread, int threads) {
+    const Share mine = share((m + LANES - 1) / LANES, true, thread, threads);
+    for (int64_t v = mine.first; v < mine.end; ++v) {
         const int n = static_cast<int>(m - v * LANES < LANES ? m - v * LANES : LANES);
         vec total = {};
         for (int64_t start = 0; start < rows; start += CHUNK) {
             vec sum = {};
-            for (int64_t k = start; k < rows && k < start + CHUNK; ++k) sum += load(left + k * m + v * LANES, n);
+            for (int64_t k = start; k < rows && k < start + CHUNK; ++k) sum += load(left(k) + v * LANES, n);
             total += sum;
         }
         store(out + v * LANES, total, n);
