@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 TASKS = ("forecasting", "translation", "summarization", "speech")
-MODELS = ("lstm", "attention", "gnmt", "transformer")
+MODELS = ("lstm", "attention", "gnmt", "transformer", "ctc")
 LARGEST_BEAM = 100
 FORMATS = {
     "torchscript": "scripted, for any sizes and lengths",
@@ -87,7 +87,7 @@ def _add_train(command: argparse.ArgumentParser) -> None:
         help="go on with the run in --out, with what it began with; --epochs, --steps and --patience may change",
     )  # fmt: skip
     model = command.add_argument_group("the model")
-    model.add_argument("--model", choices=MODELS, help="family (default: lstm)")
+    model.add_argument("--model", choices=MODELS, help="family; ctc is for speech alone (default: lstm)")
     model.add_argument("--size", choices=("small", "full"), help="small trains on 2 cores in minutes (default: small)")
     model.add_argument("--init", metavar="CHECKPOINT", help="start from these weights: a run, a model's folder")
     model.add_argument(

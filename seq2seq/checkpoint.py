@@ -33,6 +33,7 @@ FAMILIES = {
     "lstm": "seq2seq.model",
     "lstm-alone": "seq2seq.single",
     "attention": "seq2seq.attention",
+    "ctc": "seq2seq.ctc",
     "gnmt": "seq2seq.gnmt",
     "rnnt-encoder": "seq2seq.stacked",
     "transformer": "seq2seq.transformer",

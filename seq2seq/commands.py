@@ -94,7 +94,8 @@ def train(arguments: argparse.Namespace) -> int:
     if begun and (state := _usage(folder.load)):
         _usage(lambda: trainer.resume(state))
     folder.write_run(facts)
-    for line in getattr(task, "notes", ()):
+    # Suited to the model, it may tell more about the data.
+    for line in getattr(trainer.task, "notes", ()):
         print(line)
     print(f"{config.family} of {facts['parameters']:,} parameters by {facts['variant']}, into {folder.path}")
     return _finish(trainer, task, folder, facts)

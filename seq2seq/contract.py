@@ -67,6 +67,7 @@ class Extent:
         own_target: whether the decoder reads something else than the source.
         crossed: sum over sequences of source steps x target steps, which attention to the source looks at.
         source_squares, target_squares: sums over sequences of squared steps, which attention to oneself looks at.
+        labels: tokens that the outputs are compared with; 0 for real values.
     """
 
     sequences: int
@@ -78,6 +79,7 @@ class Extent:
     crossed: int = 0
     source_squares: int = 0
     target_squares: int = 0
+    labels: int = 0
 
     @classmethod
     def of(cls, batch: Batch) -> Extent:
@@ -95,6 +97,7 @@ class Extent:
             int((source * target).sum()),
             int(source.square().sum()),
             int(target.square().sum()),
+            0 if batch.expected.is_floating_point() else int((batch.expected != IGNORE_TOKEN).sum()),
         )
 
 
@@ -237,7 +240,10 @@ class Model(nn.Module):
 
     @torch.jit.unused
     def loss(self, outputs: Tensor, expected: Tensor, lengths: Tensor | None = None) -> Tensor:
-        """Mean loss per valid step; `loss_of` unless the family has another."""
+        """Mean loss per valid step; `loss_of` unless the family has another.
+
+        Over as many as there are expected tokens, or valid steps of real values: what means of batches are weighed by.
+        """
         return loss_of(outputs, expected, lengths)
 
 

@@ -80,7 +80,7 @@ def cost(
             + ADAM * parameters(config)
         )
         values = extent.target_steps * config.output_size
-        expected = extent.target_steps * TOKEN_BYTES if config.target_vocabulary else values * FULL_BYTES
+        expected = extent.labels * TOKEN_BYTES if extent.labels else values * FULL_BYTES
         moved = ADAM_TRANSFERS * FULL_BYTES * parameters(config) + expected
         return Cost(flops, moved + _inputs(config, extent, FULL_BYTES))
     if mode == "decode":

@@ -11,7 +11,7 @@ from torch import Tensor
 from seq2seq.contract import Config
 from seq2seq.tasks.batch import Batch
 from seq2seq.tasks.synthetic import Lengths
-from seq2seq.tasks.task import Task
+from seq2seq.tasks.task import Task, suited
 from seq2seq.workload import Workload
 
 
@@ -44,6 +44,7 @@ def task_workload(task: Task, config: Config, batch: int, order: int = 0) -> Tas
     Raises:
         ValueError: when the task has no training batch.
     """
+    task = suited(task, config)
     first = next(islice(task.batches("train", batch, order, 0), 1), None)
     if first is None:
         msg = f"the task {task.name} has no training batch; give it more data"

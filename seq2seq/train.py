@@ -24,7 +24,7 @@ from seq2seq.contract import IGNORE_TOKEN, Config, Model
 from seq2seq.execution import Executable, Weights, initial_weights
 from seq2seq.task_workload import task_workload
 from seq2seq.tasks.batch import Batch
-from seq2seq.tasks.task import Task
+from seq2seq.tasks.task import Task, suited
 from seq2seq.train_folder import TrainFolder, TrainingError
 from seq2seq.variants import VARIANTS
 
@@ -135,7 +135,7 @@ class Trainer:
         stopping: set by whoever wants it to save and end after the step that it is in.
 
     Args:
-        task: what to learn.
+        task: what to learn; it gives the batches that suit the model, see `seq2seq.tasks.task.suited`.
         config: sizes of the model.
         settings: how.
         folder: where the run is kept; it is not kept when None.
@@ -155,6 +155,7 @@ class Trainer:
         weights: Weights | None = None,
         save_model: Callable[[Model], None] | None = None,
     ) -> None:
+        task = suited(task, config)
         self.task, self.config, self.settings, self.folder = task, config, settings, folder
         self._save_model = save_model
         self.progress = Progress()
@@ -350,7 +351,7 @@ class Trainer:
             progress.ended = f"the limit of {progress.epoch} epochs"
 
     def _validation_loss(self) -> float:
-        """Mean loss per valid step of the validation split, in fp32."""
+        """Mean loss per valid step, or label, of the validation split, in fp32."""
         self._judge.load_state_dict(self.executable.model.state_dict())
         total = weight = 0.0
         batches = self.task.batches("validation", self.settings.batch, self.settings.seed, 0)
@@ -419,7 +420,7 @@ def _schedule(settings: Settings, progress: Progress) -> float:
 
 
 def _expected_steps(batch: Batch) -> int:
-    """Steps of a batch that its loss is the mean of."""
+    """Steps of a batch, or its labels, that its loss is the mean of."""
     if not batch.expected.is_floating_point():
         return int((batch.expected != IGNORE_TOKEN).sum())
     lengths = batch.decoded_lengths

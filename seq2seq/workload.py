@@ -35,6 +35,9 @@ class Workload:
         source_steps: longest source.
         target_steps: longest target; None when there is none, as in the seed, whose decoder reads the source.
         source_lengths, target_lengths: length distributions; None when every sequence fills all steps.
+        label_steps: most labels of a sequence, for a model that has no decoder and is told labels without their places
+            (CTC); None for any other.
+        label_lengths: distribution of the labels' number.
         beam: hypotheses of a sequence in the mode `decode`; 1 is greedy.
         temperatures: whether the batches are windows of the Seattle temperatures.
     """
@@ -51,6 +54,8 @@ class Workload:
     target_lengths: synthetic.Lengths | None = None
     temperatures: bool = False
     beam: int = 1
+    label_steps: int | None = None
+    label_lengths: synthetic.Lengths | None = None
 
     @property
     def has_lengths(self) -> bool:
@@ -70,6 +75,16 @@ class Workload:
         """
         if self.temperatures:
             return windows.temperature_batch(self.batch, self.source_steps, self.target_steps or 1, seed)
+        if self.label_steps is not None:
+            return synthetic.labelled_batch(
+                self.config,
+                self.batch,
+                self.source_steps,
+                self.label_steps,
+                seed,
+                self.source_lengths,
+                self.label_lengths,
+            )
         return synthetic.random_batch(
             self.config,
             self.batch,
@@ -131,8 +146,9 @@ def _override(workload: Workload, axis: str, value: int) -> Workload:
         return dataclasses.replace(workload, config=dataclasses.replace(workload.config, hidden_size=value))
     if axis == "layers":
         return dataclasses.replace(workload, config=dataclasses.replace(workload.config, num_layers=value))
-    # Length: the target keeps its proportion to the source.
-    target = workload.target_steps
-    if target is not None:
-        target = max(1, round(target * value / workload.source_steps))
-    return dataclasses.replace(workload, source_steps=value, target_steps=target)
+    # Length: target and labels keep their proportion to the source.
+    target, labels = (
+        None if steps is None else max(1, round(steps * value / workload.source_steps))
+        for steps in (workload.target_steps, workload.label_steps)
+    )
+    return dataclasses.replace(workload, source_steps=value, target_steps=target, label_steps=labels)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 
 from seq2seq.attention import AttentionConfig
+from seq2seq.ctc import CTCConfig
 from seq2seq.gnmt import GNMTConfig
 from seq2seq.model import Seq2SeqConfig
 from seq2seq.single import SingleConfig
@@ -160,6 +161,19 @@ _TRANSDUCER = Workload(
     source_steps=1088,
     source_lengths=synthetic.LIBRISPEECH_FRAMES,
 )
+_CTC = Workload(
+    name="speech-ctc",
+    summary="filter-bank frames to characters by CTC: a deep bidirectional encoder and a loss over all alignments",
+    source="srvk/eesen asr_egs/wsj/run_ctc_char.sh (Miao, Gowayyed and Metze 2015): in 120, which is 40 filter banks "
+    "with deltas, 4 x bidirectional 320, batch 10 (its peepholes are left out; 60 labels with the blank are ours)",
+    data="synthetic: random frames and labels, lengths of LibriSpeech dev-clean scaled to the longest",
+    config=CTCConfig(input_size=120, hidden_size=320, output_size=60, num_layers=4),
+    batch=10,
+    source_steps=800,
+    source_lengths=synthetic.LIBRISPEECH_FRAMES,
+    label_steps=150,
+    label_lengths=synthetic.LIBRISPEECH_CHARACTERS,
+)
 _SUMMARY = Workload(
     name="summarize-pg",
     summary="a news article's first 400 words to a summary of 100, with attention",
@@ -289,6 +303,15 @@ WORKLOADS: dict[str, Workload] = {
             config={"input_size": 60, "hidden_size": 128},
             batch=8,
             source_steps=100,
+        ),
+        _CTC,
+        scaled(
+            _CTC,
+            "speech-ctc-scaled",
+            config={"input_size": 60, "hidden_size": 64, "output_size": 32, "num_layers": 2},
+            batch=8,
+            source_steps=100,
+            label_steps=40,
         ),
         _SUMMARY,
         scaled(

@@ -15,6 +15,7 @@ from torch import Tensor
 from seq2seq.attend import ATTENTIONS
 from seq2seq.attention import FEEDS, AttentionConfig
 from seq2seq.contract import IGNORE_TOKEN, Config
+from seq2seq.ctc import CTCConfig
 from seq2seq.gnmt import GNMTConfig
 from seq2seq.model import Seq2SeqConfig
 from seq2seq.single import SingleConfig
@@ -116,6 +117,8 @@ class Problem:
             return torch.randn(self.batch, steps, features, dtype=dtype, generator=generator)
 
         source = draw(self.source_steps, config.input_size, config.source_vocabulary)
+        if isinstance(config, CTCConfig):
+            return Batch(source, None, _tensor(self.source_lengths), None, self._labels(config, generator))
         target, decoded = None, self.source_steps
         if self.target_steps is not None:
             target, decoded = draw(self.target_steps, config.target_size, config.target_vocabulary), self.target_steps
@@ -123,6 +126,14 @@ class Problem:
         if config.target_vocabulary:
             expected[past(self.decoded_lengths, decoded)] = IGNORE_TOKEN
         return Batch(source, target, _tensor(self.source_lengths), _tensor(self.target_lengths), expected)
+
+    def _labels(self, config: CTCConfig, generator: torch.Generator) -> Tensor:
+        """Labels that are no blanks, for each sequence as many as fit into its steps whatever they are, or fewer."""
+        most = (torch.tensor(self.decoded_lengths) + 1) // 2
+        counts = (torch.rand(self.batch, generator=generator) * (most + 1)).long()
+        labels = torch.randint(config.output_size - 1, (self.batch, int(most.max())), generator=generator)
+        labels += labels >= config.blank
+        return labels.masked_fill(past(tuple(counts.tolist()), labels.size(1)), IGNORE_TOKEN)
 
 
 @st.composite
@@ -221,6 +232,21 @@ def stacked(draw: st.DrawFn, *, with_lengths: bool | None = None, whole: bool = 
     )
     steps = stack * draw(st.integers(1, 3)) if whole else draw(st.integers(1, 7))
     return draw(_around(config, draw(st.integers(1, 4)), steps, None, with_lengths))
+
+
+@st.composite
+def labelled(draw: st.DrawFn, *, with_lengths: bool | None = None) -> Problem:
+    """CTC models: up to three layers, one direction or two, any label as the blank."""
+    labels = draw(st.integers(2, 4))
+    config = CTCConfig(
+        draw(st.integers(1, 4)),
+        draw(st.integers(1, 5)),
+        labels,
+        draw(st.integers(1, 3)),
+        bidirectional=draw(st.booleans()),
+        blank=draw(st.integers(0, labels - 1)),
+    )
+    return draw(_around(config, draw(st.integers(1, 4)), draw(st.integers(1, 6)), None, with_lengths))
 
 
 @st.composite

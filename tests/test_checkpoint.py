@@ -22,7 +22,7 @@ from seq2seq.workloads import WORKLOADS, find_workload
 pytest.importorskip("safetensors")
 pytest.importorskip("hypothesis")
 from hypothesis import given, settings
-from strategies import Problem, problems, singles
+from strategies import Problem, labelled, problems, singles
 
 CONFIG = Seq2SeqConfig(3, 4, 1, num_layers=2)
 
@@ -50,7 +50,7 @@ def edit(folder: Path, **fields) -> None:
 
 
 @settings(max_examples=10)
-@given(problem=problems() | singles())
+@given(problem=problems() | singles() | labelled())
 def test_a_round_trip_gives_equal_outputs(tmp_path_factory, problem: Problem):
     """Family, sizes and every weight come back, bit by bit."""
     folder = tmp_path_factory.mktemp("checkpoint") / "model"

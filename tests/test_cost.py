@@ -12,7 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from kernels.reference import LoopLSTM
 from seq2seq import cost as costs
 from seq2seq.attention import AttentionConfig
-from seq2seq.contract import Config, Extent, loss_of
+from seq2seq.contract import IGNORE_TOKEN, Config, Extent
 from seq2seq.cost import Cost, cost
 from seq2seq.model import Seq2SeqConfig
 from seq2seq.single import SingleConfig
@@ -21,7 +21,7 @@ from seq2seq.workloads import find_workload
 
 pytest.importorskip("hypothesis")
 from hypothesis import given, settings
-from strategies import Problem, attentive, problems, singles, stacked
+from strategies import Problem, attentive, labelled, problems, singles, stacked
 
 PADDED = {"source_lengths": None, "target_lengths": None}
 
@@ -32,7 +32,7 @@ def counted(problem: Problem) -> tuple[int, int]:
     batch = problem.make_batch(torch.float32)
     with FlopCounterMode(display=False) as forward:
         outputs, *_ = model.run(batch.source, batch.target, batch.source_lengths, batch.target_lengths)
-    loss = loss_of(outputs, batch.expected, batch.decoded_lengths)
+    loss = model.loss(outputs, batch.expected, batch.decoded_lengths)
     with FlopCounterMode(display=False) as backward:
         loss.backward()
     return forward.get_total_flops(), backward.get_total_flops()
@@ -64,7 +64,12 @@ def spared(problem: Problem) -> tuple[int, int]:
     return forward, backward
 
 
-@given(problem=problems(with_lengths=False) | singles() | stacked(with_lengths=False, whole=True))
+@given(
+    problem=problems(with_lengths=False)
+    | singles()
+    | stacked(with_lengths=False, whole=True)
+    | labelled(with_lengths=False)
+)
 def test_products_are_those_that_the_loop_runs(problem: Problem):
     """Forward and backward, the count is torch's own of the loop's products, less those that nothing needs."""
     extent = Extent.of(problem.make_batch())
@@ -79,7 +84,7 @@ def test_products_of_attention_are_those_that_the_loop_runs(problem: Problem):
     test_products_are_those_that_the_loop_runs.hypothesis.inner_test(problem)
 
 
-@given(problem=problems(with_lengths=True) | attentive(with_lengths=True))
+@given(problem=problems(with_lengths=True) | attentive(with_lengths=True) | labelled(with_lengths=True))
 def test_padding_is_no_work(problem: Problem):
     """A batch of different lengths needs what its sequences need one by one; with padding counted it would be more."""
     batch = problem.make_batch()
@@ -117,14 +122,14 @@ def sequence(batch: Batch, place: int) -> Batch:
     )
 
 
-@given(problem=problems() | singles() | attentive() | stacked())
+@given(problem=problems() | singles() | attentive() | stacked() | labelled())
 def test_parameters_are_the_model_s(problem: Problem):
     """Every weight is counted once."""
     expected = sum(value.numel() for value in problem.config.build(nn.LSTM).parameters())
     assert costs.parameters(problem.config) == expected
 
 
-@given(problem=problems(with_lengths=False) | singles() | attentive(with_lengths=False))
+@given(problem=problems(with_lengths=False) | singles() | attentive(with_lengths=False) | labelled(with_lengths=False))
 def test_inference_moves_weights_inputs_and_results_once(problem: Problem):
     """Bytes are those of the tensors: weights but for rows that nobody asks for, what goes in, what comes out."""
     model, batch = problem.config.build(nn.LSTM), problem.make_batch(torch.float32)
@@ -140,19 +145,21 @@ def test_inference_moves_weights_inputs_and_results_once(problem: Problem):
     assert cost(problem.config, Extent.of(batch), "inference").least_bytes == sum(tensor.nbytes for tensor in tensors)
 
 
-@given(problem=problems(with_lengths=False) | singles() | attentive(with_lengths=False))
+@given(problem=problems(with_lengths=False) | singles() | attentive(with_lengths=False) | labelled(with_lengths=False))
 def test_training_moves_the_optimizer_s_state_twice(problem: Problem):
     """What Adam really keeps is read and written, the gradients are written, inputs and expected values are read."""
     model, batch = problem.config.build(nn.LSTM), problem.make_batch(torch.float32)
     optimizer = torch.optim.Adam(model.parameters())
-    loss_of(model.run(batch.source, batch.target)[0], batch.expected).backward()
+    model.loss(model.run(batch.source, batch.target)[0], batch.expected).backward()
     optimizer.step()
     state = [
         value for values in optimizer.state.values() for value in values.values() if value.numel() > 1 or value.dim()
     ]
     moved = 2 * sum(value.nbytes for value in (*state, *model.parameters()))
     moved += sum(value.grad.nbytes for value in model.parameters())
-    moved += sum(value.nbytes for value in (batch.source, batch.target, batch.expected) if value is not None)
+    moved += sum(value.nbytes for value in (batch.source, batch.target) if value is not None)
+    # Of tokens, those that are there.
+    moved += batch.expected[batch.expected != IGNORE_TOKEN].nbytes
     assert cost(problem.config, Extent.of(batch), "training").least_bytes == moved
 
 

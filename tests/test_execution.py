@@ -26,7 +26,7 @@ from seq2seq.workloads import find_workload
 MODES = pytest.mark.parametrize("mode", ["inference", "training"])
 TINY = "seed@batch=3,length=5,hidden=16"
 #: Fixed lengths, real data with a likelihood; different lengths, tokens; attention fed with what it found, from
-#: zeros and over a bridge; layer by layer; stacked steps.
+#: zeros and over a bridge; layer by layer; stacked steps; labels without places.
 PROBLEMS = (
     TINY,
     "forecast-deepar@batch=2,length=21,hidden=6",
@@ -35,6 +35,7 @@ PROBLEMS = (
     "summarize-pg-scaled@batch=2,length=8,hidden=8",
     "translation-gnmt-scaled@batch=3,length=5,hidden=8,layers=3",
     "speech-rnnt-encoder-scaled@batch=3,length=25,hidden=8",
+    "speech-ctc-scaled@batch=3,length=20,hidden=8",
 )
 #: Compiling takes tens of seconds a variant: one test, on a tiny problem.
 SLOW = ("compile-loop", "compile-rnn")

@@ -15,7 +15,7 @@ from seq2seq.tasks import forecasting
 from seq2seq.tasks.errors import DataError
 from seq2seq.tasks.forecasting import load, restore
 from seq2seq.tasks.paths import sample_paths
-from seq2seq.tasks.task import MODELS
+from seq2seq.tasks.task import DECODERS
 
 pytest.importorskip("hypothesis")
 from hypothesis import given
@@ -350,7 +350,7 @@ def test_other_series_have_windows_that_fit(name, sizes):
 
 
 @pytest.mark.parametrize("size", ["small", "full"])
-@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("model", DECODERS)
 def test_every_model_fits_the_windows(hourly, model, size):
     """A model of each family and size reads the batches, has a loss, and forecasts; all but GNMT's by samples."""
     module = hourly.model_config(model, size).build(nn.LSTM)

@@ -15,6 +15,7 @@ from seq2seq import export as deployment
 from seq2seq.attention import AttentionConfig
 from seq2seq.command_line import main
 from seq2seq.contract import Config, Model
+from seq2seq.ctc import CTCConfig
 from seq2seq.export import FORMATS, ExportError, Sizes, agree, export, load, make_inputs
 from seq2seq.gnmt import GNMTConfig
 from seq2seq.model import Seq2SeqConfig
@@ -29,6 +30,7 @@ CONFIGS: dict[str, Config] = {
     "gnmt": GNMTConfig(3, 4, 13, num_layers=3, **TOKENS),
     "transformer": TransformerConfig(8, 13, 2, 2, **TOKENS),
     "lstm-alone": SingleConfig(3, 4),
+    "ctc": CTCConfig(3, 4, 5, 2),
 }
 FED = AttentionConfig(3, 4, 13, attention="bahdanau", feeds="attention", **TOKENS)
 QUICK = ("torchscript", "torchscript-trace", "onnx")
@@ -63,7 +65,7 @@ def test_a_round_trip_computes_the_same(name, form, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["lstm", "attention", "transformer"])
+@pytest.mark.parametrize("name", ["lstm", "attention", "transformer", "ctc"])
 def test_an_exported_program_computes_the_same(name, tmp_path):
     """Any batch; steps too where no LSTM unrolls them."""
     model = built(CONFIGS[name])
@@ -83,7 +85,7 @@ def test_a_compiled_model_computes_the_same(tmp_path):
     assert equal(model, tmp_path / "model.pt2", "aotinductor", Sizes(5, 2))
 
 
-@pytest.mark.parametrize("name", ["lstm of tokens", "attention"])
+@pytest.mark.parametrize("name", ["lstm of tokens", "attention", "ctc"])
 @pytest.mark.parametrize("form", ["torchscript", "torchscript-trace"])
 def test_lengths_may_be_inputs(name, form, tmp_path):
     """Other lengths than those of the export give the model's results too."""

@@ -91,7 +91,7 @@ def test_a_planted_defect_is_refused_in_low_precision(defect, mode, precision):
 @st.composite
 def workloads(draw: st.DrawFn) -> Workload:
     """Base workloads of every kind in odd sizes."""
-    base = draw(st.sampled_from(("seed", "translation-small-scaled", "scaling", *ATTENTIVE)))
+    base = draw(st.sampled_from(("seed", "translation-small-scaled", "scaling", "speech-ctc-scaled", *ATTENTIVE)))
     sizes = {
         "batch": draw(st.sampled_from((1, 2, 5, 17))),
         "hidden": draw(st.sampled_from((1, 5, 16, 33))),

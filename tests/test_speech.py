@@ -18,7 +18,7 @@ from seq2seq.tasks.batch import DataUnavailableError
 from seq2seq.tasks.bucketing import padding_waste
 from seq2seq.tasks.corpus import read_corpus
 from seq2seq.tasks.errors import DataError
-from seq2seq.tasks.task import MODELS
+from seq2seq.tasks.task import MODELS, suited
 from seq2seq.tasks.tokens import BEGIN, END, UNKNOWN
 from seq2seq.workloads import find_workload
 
@@ -325,10 +325,10 @@ def test_missing_package_says_what_to_install(monkeypatch, task):
 @pytest.mark.parametrize("model", MODELS)
 def test_every_model_reads_and_writes(task, folder, model):
     """A model of each family reads the batches, has a loss, and writes characters of the alphabet."""
-    module = task.model_config(model, "small").build(nn.LSTM)
-    batch = next(task.batches("train", 4, 0, 0))
+    config = task.model_config(model, "small")
+    module, batch = config.build(nn.LSTM), next(suited(task, config).batches("train", 4, 0, 0))
     outputs = module(batch.source, batch.target, batch.source_lengths, batch.target_lengths)
-    assert torch.isfinite(module.loss(outputs, batch.expected, batch.target_lengths))
+    assert torch.isfinite(module.loss(outputs, batch.expected, batch.decoded_lengths))
     (text,) = task.predict(module, sorted(folder.glob("*.wav"))[:1], 1, beam=2)
     assert set(text) <= set(task.alphabet)
 
@@ -337,6 +337,9 @@ def test_full_size_is_the_workload_s(task):
     """The full size is that of the workload speech-las but for the vocabulary."""
     config, cited = task.model_config("attention", "full"), find_workload("speech-las").config
     for name in ("input_size", "hidden_size", "num_layers", "decoder_input_size", "decoder_size", "depth", "feeds"):
+        assert getattr(config, name) == getattr(cited, name)
+    config, cited = task.model_config("ctc", "full"), find_workload("speech-ctc").config
+    for name in ("hidden_size", "num_layers", "bidirectional"):
         assert getattr(config, name) == getattr(cited, name)
 
 

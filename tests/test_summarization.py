@@ -12,7 +12,7 @@ import pytest
 from seq2seq.tasks import summarization
 from seq2seq.tasks.batch import DataUnavailableError
 from seq2seq.tasks.synthetic_news import make_news
-from seq2seq.tasks.text_models import MODELS
+from seq2seq.tasks.task import DECODERS
 
 pytest.importorskip("hypothesis")
 pytest.importorskip("tokenizers")
@@ -122,7 +122,7 @@ def test_keys_that_are_not_two_are_refused(tmp_path, keys):
 @pytest.mark.parametrize("size", summarization.SIZES)
 def test_models_fit_the_vocabulary(news, size):
     """A model reads and writes the vocabulary's tokens."""
-    for model in MODELS:
+    for model in DECODERS:
         config = news.model_config(model, size)
         assert config.family == model
         assert config.source_vocabulary == config.target_vocabulary == config.output_size == news.subwords.size

@@ -11,7 +11,7 @@ from torch import nn
 
 from seq2seq.tasks import translation
 from seq2seq.tasks.batch import DataUnavailableError
-from seq2seq.tasks.text_models import MODELS
+from seq2seq.tasks.task import DECODERS
 
 pytest.importorskip("tokenizers")
 pytest.importorskip("sacrebleu")
@@ -65,7 +65,7 @@ def test_a_tenth_of_the_sources_is_held_back(catalogues):
     assert catalogues.notes[0].startswith("English-")
 
 
-@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("model", DECODERS)
 @pytest.mark.parametrize("size", translation.SIZES)
 def test_models_fit_the_vocabulary(catalogues, model, size):
     """Every family reads and writes the vocabulary's tokens."""
@@ -75,7 +75,7 @@ def test_models_fit_the_vocabulary(catalogues, model, size):
 
 
 @pytest.mark.parametrize("catalogues", ["de"], indirect=True)
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", DECODERS)
 def test_models_begin_by_guessing_and_learn(catalogues, name):
     """The loss on a batch is that of guessing at first, and falls; what is decoded is text, whatever the family."""
     torch.manual_seed(0)

@@ -14,6 +14,11 @@ from seq2seq.single import SingleConfig
 from seq2seq.workload import AXES, UnknownWorkloadError
 from seq2seq.workloads import WORKLOADS, find_workload
 
+pytest.importorskip("hypothesis")
+from hypothesis import given
+from hypothesis import strategies as st
+from strategies import SEEDS
+
 EACH = pytest.mark.parametrize("name", WORKLOADS)
 
 
@@ -60,11 +65,15 @@ def test_every_token_can_be_predicted(name):
 @EACH
 @pytest.mark.parametrize("lstm", [nn.LSTM, LoopLSTM])
 def test_model_accepts_its_batch(name, lstm):
-    """The model takes the workload's batch, and its outputs can be compared with what the batch expects."""
+    """The model takes the workload's batch, and its outputs can be compared with what the batch expects.
+
+    Output by output, or by CTC all of them with the labels.
+    """
     workload = find_workload(f"{name}@batch=2,length=5,hidden=8")
     model, batch = workload.config.build(lstm), workload.make_batch(0)
     outputs, *_ = model.run(batch.source, batch.target, batch.source_lengths, batch.target_lengths)
-    assert outputs.shape == (*batch.expected.shape[:2], workload.config.head_size)
+    compared = batch.expected if workload.label_steps is None else batch.source
+    assert outputs.shape == (*compared.shape[:2], workload.config.head_size)
     loss = model.loss(outputs, batch.expected, batch.decoded_lengths)
     loss.backward()
     assert torch.isfinite(loss)
@@ -88,6 +97,19 @@ def test_batch_has_the_sizes_given(name):
         assert 0 <= int(real.min()) <= int(real.max()) < workload.config.output_size
 
 
+@given(batch=st.integers(1, 9), length=st.integers(1, 60), seed=SEEDS)
+def test_labels_fit_into_their_steps(batch, length, seed):
+    """At any size, a sequence of the CTC workload has labels, none is the blank, and all fit even if all are alike."""
+    workload = find_workload(f"speech-ctc-scaled@batch={batch},length={length}")
+    found = workload.make_batch(seed)
+    counts = (found.expected != IGNORE_TOKEN).sum(1)
+    assert counts.min() >= 1
+    assert (2 * counts - 1 <= found.source_lengths).all()
+    labels = found.expected[found.expected != IGNORE_TOKEN]
+    assert (labels != workload.config.blank).all()
+    assert 0 <= labels.min() <= labels.max() < workload.config.output_size
+
+
 @EACH
 def test_batches_follow_their_seed(name):
     """Equal seeds give equal batches, others give others."""
@@ -109,6 +131,7 @@ def test_batches_follow_their_seed(name):
         ("forecast-deepar@length=1", {"source_steps": 1, "target_steps": 1}),
         ("scaling@length=100", {"source_steps": 100, "target_steps": 100}),
         ("speech-las@layers=5", {"config.num_layers": 5}),
+        ("speech-ctc@length=400", {"source_steps": 400, "label_steps": 75}),
         ("seed@batch=3,hidden=4", {"batch": 3, "config.hidden_size": 4}),
         (
             "scaling@layers=2,length=7,hidden=9,batch=5",

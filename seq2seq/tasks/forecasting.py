@@ -28,7 +28,7 @@ from seq2seq.tasks.paths import sample_paths
 from seq2seq.tasks.scaling import Scaled, scale
 from seq2seq.tasks.series import BUILT_IN, CYCLES, Frequency, TimeSeries, built_in, calendar
 from seq2seq.tasks.series_file import Columns, read_series
-from seq2seq.tasks.task import MODELS
+from seq2seq.tasks.task import DECODERS
 from seq2seq.tasks.windows import TRAIN_SHARE, Series, window_starts, windows
 
 #: What is forecast when nothing is named: both cities.
@@ -104,8 +104,8 @@ class ForecastingTask:
             ValueError: for another model or size.
         """
         layers = {"small": 1, "full": 3}
-        if model not in MODELS or size not in layers:
-            msg = f"forecasting has models {', '.join(MODELS)} in sizes small and full, got {model!r} and {size!r}"
+        if model not in DECODERS or size not in layers:
+            msg = f"forecasting has models {', '.join(DECODERS)} in sizes small and full, got {model!r} and {size!r}"
             raise ValueError(msg)
         common: dict[str, Any] = {
             "input_size": self.features,

@@ -19,7 +19,10 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from seq2seq.contract import IGNORE_TOKEN, Config, Model
+from seq2seq.ctc import CTCConfig, CTCModel, steps_needed
+from seq2seq.ctc_decode import best_path, prefix_beam_search
 from seq2seq.decode import beam_search, greedy
+from seq2seq.decoded import Decoded
 from seq2seq.model import Seq2SeqConfig
 from seq2seq.tasks import tones
 from seq2seq.tasks.audio import BANDS, log_mel, stack
@@ -40,6 +43,8 @@ SYNTHETIC_COUNT = 2200
 LENGTH_PENALTY = 0.6
 #: Tokens a step that decoding may give, relative to the most that training has.
 MARGIN = 1.2
+#: Hidden size, per direction, and layers of a CTC model; the full ones are those of the workload `speech-ctc`.
+CTC_SIZES = {"small": (64, 2), "full": (320, 4)}
 
 
 @dataclass(frozen=True)
@@ -73,6 +78,7 @@ class SpeechTask:
         rate: most tokens a step in training, which bounds decoding.
         examples: of `train` and `validation`; empty when restored without.
         notes: what to tell about the data, a line each.
+        labels: whether batches are for a model without a decoder (CTC): no targets, and the transcripts without END.
     """
 
     alphabet: str
@@ -82,6 +88,7 @@ class SpeechTask:
     rate: float
     examples: dict[str, list[Example]]
     notes: tuple[str, ...] = ()
+    labels: bool = False
 
     name: ClassVar[str] = "speech"
     quality: ClassVar[str] = "WER"
@@ -101,8 +108,9 @@ class SpeechTask:
 
         Args:
             model: `lstm`; `attention`, in the form of Listen, Attend and Spell (Chan et al. 2016), whose decoder is fed
-                with what it looked at; `gnmt`; or `transformer`, of as many parameters as `lstm`.
-            size: `small`, or `full`, the sizes of the workload `speech-las`.
+                with what it looked at; `gnmt`; `transformer`, of as many parameters as `lstm`; or `ctc`, an encoder
+                alone, whose blank is the token `PAD`.
+            size: `small`, or `full`, the sizes of the workload `speech-las`, for `ctc` those of `speech-ctc`.
 
         Raises:
             ValueError: for another model or size.
@@ -111,6 +119,9 @@ class SpeechTask:
         if model not in MODELS or size not in sizes:
             msg = f"speech has models {', '.join(MODELS)} in sizes small and full, got {model!r} and {size!r}"
             raise ValueError(msg)
+        if model == "ctc":
+            hidden_size, layers = CTC_SIZES[size]
+            return CTCConfig(BANDS * self.stacked, hidden_size, self.vocabulary, layers, blank=PAD)
         hidden_size, layers, embedding = sizes[size]
         common: dict[str, Any] = {
             "input_size": BANDS * self.stacked,
@@ -137,6 +148,19 @@ class SpeechTask:
             return rival(config)
         return config
 
+    def suited(self, config: Config) -> SpeechTask:
+        """The task with batches for a model of these sizes.
+
+        A recording too short for its transcript by CTC, which says at most one character a step, is left out of the
+        batches, and the notes say how many; it is recognised and scored like any other.
+        """
+        if config.decodes or self.labels:
+            return self
+        examples = {split: list(filter(_fits, found)) for split, found in self.examples.items()}
+        short = sum(map(len, self.examples.values())) - sum(map(len, examples.values()))
+        note = f"{short} recordings have fewer steps than CTC needs for their transcripts, and are not trained on"
+        return dataclasses.replace(self, labels=True, notes=(*self.notes, *([note] if short else [])))
+
     def batches(self, split: str, batch: int, seed: int, epoch: int) -> Iterator[Batch]:
         """Batches of recordings of about the same length; each recording once in an epoch.
 
@@ -149,13 +173,14 @@ class SpeechTask:
         Raises:
             ValueError: for an unknown split, or a task without recordings.
         """
-        examples = self._examples(split)
+        examples = list(filter(_fits, self._examples(split))) if self.labels else self._examples(split)
         if split == "train":
             order = bucketed([example.lengths for example in examples], batch, seed, epoch)
         else:
             order = [list(range(len(examples)))[at : at + batch] for at in range(0, len(examples), batch)]
         for places in order:
-            yield collate([examples[place] for place in places])
+            chosen = collate([examples[place] for place in places])
+            yield _labelled(chosen) if self.labels else chosen
 
     def evaluate(self, model: Model, batch: int, device: str) -> dict[str, float]:
         """Write down the validation recordings and compare with their transcripts.
@@ -187,7 +212,7 @@ class SpeechTask:
             paths: of the files.
             batch: recordings decoded together.
             device: `cpu` or `cuda`.
-            beam: hypotheses kept in a beam search; 1 decodes greedily.
+            beam: hypotheses kept in a beam search, by CTC prefixes; 1 decodes greedily, by CTC the likeliest alignment.
 
         Raises:
             DataError: for a file that is no whole WAV.
@@ -228,7 +253,6 @@ class SpeechTask:
 
     def _decode(self, model: Model, recordings: Sequence[Tensor], batch: int, device: str, beam: int = 1) -> list[str]:
         """Recordings of like length together, the texts in the order given."""
-        search = greedy if beam == 1 else functools.partial(beam_search, beam=beam, length_penalty=LENGTH_PENALTY)
         training, texts = model.training, [""] * len(recordings)
         model.eval()
         order = sorted(range(len(recordings)), key=lambda place: len(recordings[place]))
@@ -236,7 +260,7 @@ class SpeechTask:
             for at in range(0, len(order), batch):
                 places = order[at : at + batch]
                 source, lengths = _padded([recordings[place] for place in places])
-                found = search(model, source.to(device), lengths, max_ratio=MARGIN * self.rate)
+                found = _search(model, source.to(device), lengths, beam, MARGIN * self.rate)
                 for place, tokens in zip(places, found.lists(), strict=True):
                     texts[place] = self.decode(tokens)
         finally:
@@ -305,6 +329,31 @@ def collate(examples: Sequence[Example]) -> Batch:
         torch.tensor([len(target) for target in targets]),
         pad_sequence(expected, batch_first=True, padding_value=IGNORE_TOKEN),
     )
+
+
+def _labelled(batch: Batch) -> Batch:
+    """The same for a model without a decoder: no target, and the tokens expected without END."""
+    expected = batch.expected[:, :-1].masked_fill(batch.expected[:, :-1] == END, IGNORE_TOKEN)
+    return Batch(batch.source, None, batch.source_lengths, None, expected)
+
+
+def _fits(example: Example) -> bool:
+    """Whether a recording has the steps that CTC needs for its transcript."""
+    return int(steps_needed(torch.tensor([example.tokens]))) <= len(example.steps)
+
+
+def _search(model: Model, source: Tensor, lengths: Tensor, beam: int, ratio: float) -> Decoded:
+    """What a model hears: token by token where it has a decoder, from all its outputs at once where it has none."""
+    if isinstance(model, CTCModel):
+        with torch.no_grad():
+            outputs = model(source, None, lengths)
+        blank = model.config.blank
+        if beam == 1:
+            return best_path(outputs, lengths, blank=blank)
+        return prefix_beam_search(outputs, lengths, beam=beam, blank=blank)
+    if beam == 1:
+        return greedy(model, source, lengths, max_ratio=ratio)
+    return beam_search(model, source, lengths, beam=beam, length_penalty=LENGTH_PENALTY, max_ratio=ratio)
 
 
 def _task(pairs: Sequence[tuple[Tensor, str]], stacked: int, note: str) -> SpeechTask:

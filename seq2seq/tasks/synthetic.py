@@ -84,3 +84,39 @@ def random_batch(
     else:
         expected = torch.randn((batch, decoded, config.output_size), generator=generator)
     return Batch(source, target, source_valid, target_valid if target is not None else None, expected)
+
+
+def labelled_batch(
+    config: Config,
+    batch: int,
+    source_steps: int,
+    label_steps: int,
+    seed: int,
+    source_lengths: Lengths | None = None,
+    label_lengths: Lengths | None = None,
+) -> Batch:
+    """Random floats (normal) and labels (uniform, no blanks) for a model that is told no places of them (CTC).
+
+    As with `random_batch` long sources go with many labels. There are never more than fit into half of a source's
+    steps, so that they fit whatever they are: two that are alike need a blank between them.
+
+    Args:
+        config: sizes of the model.
+        batch: sequences.
+        source_steps: longest source.
+        label_steps: most labels of a sequence.
+        seed: of the generator; equal seeds give equal batches.
+        source_lengths: distribution of the sources' lengths; all fill all steps when None.
+        label_lengths: distribution of the labels' number; as many as there may be when None.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    rank = torch.rand(batch, generator=generator)
+    source = torch.randn((batch, source_steps, config.input_size), generator=generator)
+    valid = None if source_lengths is None else source_lengths.at(rank, source_steps)
+    count = torch.full((batch,), label_steps) if label_lengths is None else label_lengths.at(rank, label_steps)
+    count = count.minimum((torch.full((batch,), source_steps) if valid is None else valid).add(1) // 2)
+    expected = torch.randint(config.output_size - 1, (batch, label_steps), generator=generator)
+    # Labels from the blank on move up by one.
+    expected += expected >= getattr(config, "blank", 0)
+    expected[torch.arange(label_steps) >= count[:, None]] = IGNORE_TOKEN
+    return Batch(source, None, valid, None, expected)

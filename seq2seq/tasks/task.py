@@ -6,7 +6,7 @@ package, and `restore(state)`, which gives back what prediction needs without th
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
 from torch import nn
@@ -14,8 +14,10 @@ from torch import nn
 from seq2seq.contract import Config
 from seq2seq.tasks.batch import Batch
 
+#: Model families that a decoder is part of, which every task has.
+DECODERS = ("lstm", "attention", "gnmt", "transformer")
 #: Model families, and sizes of each, that a task may be asked for.
-MODELS = ("lstm", "attention", "gnmt", "transformer")
+MODELS = (*DECODERS, "ctc")
 SIZES = ("small", "full")
 SPLITS = ("train", "validation")
 
@@ -28,7 +30,8 @@ class Task(Protocol):
         quality: name of the metric that it is judged by, a key of what `evaluate` gives: MASE, BLEU, ...
         higher_is_better: of that metric.
 
-    A task may have `defaults`, fields of `seq2seq.train.Settings` that suit its data, and `notes`, lines about it.
+    A task may have `defaults`, fields of `seq2seq.train.Settings` that suit its data, `notes`, lines about it, and
+    `suited(config)`, where its batches depend on the model; see `suited`.
     """
 
     name: str
@@ -67,3 +70,14 @@ class Task(Protocol):
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint must keep to use a model again, as JSON takes it: scaling, tokenizer, alphabet, ..."""
+
+
+def suited(task: Task, config: Config) -> Task:
+    """The task with the batches that a model of these sizes trains on; most tasks have one kind alone.
+
+    Args:
+        task: as it was loaded, or suited already.
+        config: sizes of the model.
+    """
+    own: Callable[[Config], Task] | None = getattr(task, "suited", None)
+    return task if own is None else own(config)

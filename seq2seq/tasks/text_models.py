@@ -8,9 +8,7 @@ from typing import Any
 
 from seq2seq.contract import Config
 from seq2seq.model import Seq2SeqConfig
-
-#: Families that read and write tokens.
-MODELS = ("lstm", "attention", "gnmt", "transformer")
+from seq2seq.tasks.task import DECODERS
 
 
 @dataclass(frozen=True)
@@ -69,5 +67,5 @@ def text_config(model: str, size: str, sizes: Mapping[str, Sizes], vocabulary: i
         from seq2seq.transformer import rival  # noqa: PLC0415
 
         return rival(text_config("lstm", size, sizes, vocabulary))
-    msg = f"model is {model!r}, expected one of {', '.join(MODELS)}"
+    msg = f"model is {model!r}, expected one of {', '.join(DECODERS)}"
     raise ValueError(msg)
