@@ -115,7 +115,7 @@ def main(arguments: list[str] | None = None) -> int:
     # An interpreted kernel cannot be compiled. Kernels are defined when their modules are imported, later.
     os.environ.pop("TRITON_INTERPRET", None)
     if importlib.util.find_spec("triton") is None:
-        print("compile: Triton is not installed (pip install triton)", file=sys.stderr)
+        print("compile: Triton is not installed (pip install -e .)", file=sys.stderr)
         return 2
     items = list(_items(options))
     found: list[Compiled] = []

@@ -318,7 +318,7 @@ def test_missing_package_says_what_to_install(monkeypatch, task):
     """Without jiwer, scores say which package is missing, and how to install it."""
     monkeypatch.setitem(sys.modules, "jiwer", None)
     speech._jiwer.cache_clear()
-    with pytest.raises(DataUnavailableError, match="jiwer, which is not installed: pip install --group tasks"):
+    with pytest.raises(DataUnavailableError, match="jiwer, which is not installed: pip install jiwer"):
         task.evaluate(task.model_config().build(nn.LSTM), 8, "cpu")
 
 

@@ -194,7 +194,7 @@ def _statsmodels(dataset: str) -> pd.DataFrame:
         import statsmodels.datasets as packaged  # noqa: PLC0415 - optional
     except ImportError as error:
         msg = f"the series {dataset} comes with the package statsmodels, which is not installed: "
-        msg += "pip install --group tasks"
+        msg += "pip install statsmodels"
         raise DataUnavailableError(msg) from error
     frame: pd.DataFrame = getattr(packaged, dataset).load_pandas().data
     return frame

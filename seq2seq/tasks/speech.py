@@ -337,6 +337,6 @@ def _jiwer() -> Any:
     try:
         import jiwer  # noqa: PLC0415 - optional
     except ImportError as error:
-        msg = "word error rates need the package jiwer, which is not installed: pip install --group tasks"
+        msg = "word error rates need the package jiwer, which is not installed: pip install jiwer"
         raise DataUnavailableError(msg) from error
     return jiwer

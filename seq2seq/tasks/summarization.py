@@ -51,7 +51,7 @@ class SummarizationTask(TextTask):
         try:
             from rouge_score.rouge_scorer import RougeScorer  # noqa: PLC0415 - optional
         except ImportError as error:
-            msg = "ROUGE needs the package rouge-score, which is not installed: pip install --group tasks"
+            msg = "ROUGE needs the package rouge-score, which is not installed: pip install rouge-score"
             raise DataUnavailableError(msg) from error
         # Its own words are made of a to z alone: a summary in Greek would score 0 against itself.
         scorer = RougeScorer(list(_ROUGE.values()), tokenizer=_Words())

@@ -44,7 +44,7 @@ class TranslationTask(TextTask):
         try:
             import sacrebleu  # noqa: PLC0415 - optional
         except ImportError as error:
-            msg = "BLEU needs the package sacrebleu, which is not installed: pip install --group tasks"
+            msg = "BLEU needs the package sacrebleu, which is not installed: pip install sacrebleu"
             raise DataUnavailableError(msg) from error
         return {
             "BLEU": float(sacrebleu.corpus_bleu(outputs, [references]).score),
