@@ -114,6 +114,8 @@ def predict(arguments: argparse.Namespace) -> int:
     if not names:
         msg = f"{arguments.checkpoint} was trained on a file; name the series to forecast with --data"
         raise UsageError(msg)
+    for line in forecaster.changes([scaled for scaled in forecaster.series if scaled.raw.name in names]):
+        print(line, file=sys.stderr)
     found = []
     for name in names:
         start = arguments.start
@@ -149,6 +151,12 @@ def translate(arguments: argparse.Namespace) -> int:
     lines = _lines(data)
     if not lines:
         return 0
+    if hasattr(translator, "cut") and (rows := translator.cut(lines)):
+        # To standard error, as all that is about the lines and none of them.
+        told = (
+            f"{len(rows)} of {len(lines)} lines were cut to {translator.max_source} tokens, the first is line {rows[0]}"
+        )
+        print(told, file=sys.stderr)
     outputs = _usage(
         lambda: translator.predict(model, lines, arguments.batch, device=arguments.device, beam=arguments.beam)
     )

@@ -110,6 +110,48 @@ def test_translate_refuses_what_forecasts(trained, capsys):
     assert "see predict" in refusal(capsys, "translate", str(trained))
 
 
+@pytest.fixture(scope="module")
+def translator(tmp_path_factory):
+    """A model of pairs of texts that reads four tokens of a source, hardly trained."""
+    folder = tmp_path_factory.mktemp("texts")
+    pytest.importorskip("tokenizers")
+    (folder / "pairs.tsv").write_text("".join(f"{n} red ferries\t{n} rote Fähren\n" for n in range(20)))
+    words = ["train", "translation", "--data", str(folder / "pairs.tsv"), "--out", str(folder / "run"), "--steps", "1"]
+    assert main([*words, *WORDS, "--option", "max_source=4", "--option", "max_target=4"]) == 0
+    return folder / "run"
+
+
+def test_lines_that_translate_cuts_are_told(translator, tmp_path, capsys):
+    """How many, which first and to how many tokens, in one line beside the output; nothing where none is cut."""
+    lines = tmp_path / "lines.txt"
+    lines.write_text("red\n" + "7 red ferries and more of them\n" * 2 + "red\n")
+    capsys.readouterr()
+    assert main(["translate", str(translator), "--data", str(lines), "--beam", "1"]) == 0
+    shown = capsys.readouterr()
+    assert shown.err == "2 of 4 lines were cut to 4 tokens, the first is line 2\n"
+    assert shown.out.count("\n") == 4
+    lines.write_text("red\nferries\n")
+    assert main(["translate", str(translator), "--data", str(lines), "--beam", "1"]) == 0
+    assert capsys.readouterr().err == ""
+
+
+def test_what_predict_changes_in_a_series_is_told(trained, tmp_path, capsys):
+    """Filled values, another time zone and another scaling, on standard error; nothing for the training's own file."""
+    data = json.loads((trained / "run.json").read_text())["given"]["data"]
+    capsys.readouterr()
+    assert main(["predict", str(trained), "--data", data, "--samples", "2"]) == 0
+    assert capsys.readouterr().err == ""
+    other = tmp_path / "other.csv"
+    stamps = pd.date_range("2024-01-01T00:00+02:00", periods=60)
+    values = [10.0 + day.day_of_week + 0.1 * number**0.5 for number, day in enumerate(stamps)]
+    pd.DataFrame({"timestamp": stamps, "value": values}).drop(index=30).to_csv(other, index=False)
+    words = ["predict", str(trained), "--data", str(other), "--samples", "2", "--option", "missing=interpolate"]
+    assert main(words) == 0
+    told = capsys.readouterr().err.splitlines()
+    expected = ("1 of 60 values were missing", "in UTC", "was not in the training")
+    assert [word in line for word, line in zip(expected, told, strict=True)] == [True] * 3
+
+
 @pytest.mark.usefixtures("sines")
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_an_interrupted_run_is_resumed_to_the_same_end(tmp_path, monkeypatch, capsys, number, code):

@@ -54,6 +54,7 @@ class ForecastingTask:
         cycles: what the calendar tells of, names out of `CYCLES`.
         series: the data; empty when restored without.
         samples: paths of a forecast in `evaluate`.
+        strange: names of the series that training did not have; they are scaled by their own first 80 %.
     """
 
     source: str
@@ -65,6 +66,7 @@ class ForecastingTask:
     cycles: tuple[str, ...]
     series: tuple[Scaled, ...]
     samples: int = 100
+    strange: tuple[str, ...] = ()
 
     name: ClassVar[str] = "forecasting"
     quality: ClassVar[str] = "MASE"
@@ -77,13 +79,23 @@ class ForecastingTask:
     @property
     def notes(self) -> list[str]:
         """What to tell about the data, a line each."""
-        lines = [
-            f"{s.raw.name}: {s.raw.filled} of {len(s.raw.values)} values were missing and are interpolated linearly"
-            for s in self.series
-            if s.raw.filled
-        ]
+        lines = self.changes(self.series)
         if self.lag:
             lines.append(f"the model learns differences to the value {self.lag} {self.frequency} steps before")
+        return lines
+
+    def changes(self, series: Sequence[Scaled]) -> list[str]:
+        """In what series of the task differ from what was given, a line each."""
+        lines = []
+        for raw in (scaled.raw for scaled in series):
+            if raw.filled:
+                lines.append(
+                    f"{raw.name}: {raw.filled} of {len(raw.values)} values were missing and are interpolated linearly"
+                )
+            if raw.converted:
+                lines.append(f"{raw.name}: its timestamps have a time zone and are taken, and told, in UTC")
+            if raw.name in self.strange:
+                lines.append(f"{raw.name}: was not in the training, and is scaled by its own first {TRAIN_SHARE:.0%}")
         return lines
 
     @property
@@ -364,7 +376,8 @@ def restore(state: dict[str, Any], path: Path | str | None = None, **options: An
             raise DataError(msg)
     scaled = _scaled(name or "", found, state["season"], state["lag"], cycles, state["scales"])
     sizes = {key: state[key] for key in ("season", "history", "horizon", "lag", "samples")}
-    return ForecastingTask(name or state["source"], frequency, cycles=cycles, series=scaled, **sizes)
+    strange = tuple(raw.name for raw in found if raw.name not in state["scales"])
+    return ForecastingTask(name or state["source"], frequency, cycles=cycles, series=scaled, strange=strange, **sizes)
 
 
 def _places(index: int, starts: Tensor) -> Tensor:

@@ -181,6 +181,10 @@ class TextTask(ABC):
             model.train(training)
         return outputs
 
+    def cut(self, texts: Sequence[str]) -> list[int]:
+        """Rows, from 1, of the texts of which `predict` reads the first `max_source` tokens alone."""
+        return [row for row, text in enumerate(texts, 1) if len(self.subwords.encode(tidy(text))) > self.max_source]
+
     @classmethod
     def from_pairs(
         cls, pairs: Sequence[Pair], origin: str, *, vocabulary: int, max_source: int, max_target: int
