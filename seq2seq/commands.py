@@ -22,6 +22,7 @@ from seq2seq import checkpoint, plots
 from seq2seq import export as deployment
 from seq2seq.contract import Config, Model
 from seq2seq.execution import Weights
+from seq2seq.probabilistic import LOSSES
 from seq2seq.tasks import TASKS, restore
 from seq2seq.tasks.batch import DataUnavailableError
 from seq2seq.tasks.task import Task
@@ -213,7 +214,7 @@ def _finish(trainer: Trainer, task: Task, folder: TrainFolder, facts: dict[str, 
     with _signals(stop), TrainingBar(trainer.settings) as bar:
         progress = trainer.run(bar.tick)
     if folder.curve_path.exists():
-        plots.curve(list(folder.curve()), folder.path / "curve.png")
+        plots.curve(list(folder.curve()), folder.path / "curve.png", _loss_name(trainer.config))
     if not progress.ended:
         again = f"python -m seq2seq train {task.name} --out {folder.path} --resume"
         print(f"interrupted at step {progress.step}, which is saved; to go on: {again}", file=sys.stderr)
@@ -229,6 +230,13 @@ def _finish(trainer: Trainer, task: Task, folder: TrainFolder, facts: dict[str, 
     for name, value in result.get("scores", {}).items():
         print(f"  {name}: {value:.4g}")
     return 0
+
+
+def _loss_name(config: Config) -> str:
+    """What the loss of a model is, for the axis of its curve."""
+    if config.target_vocabulary:
+        return "cross entropy (nats a token)"
+    return LOSSES[getattr(config, "likelihood", "")]
 
 
 @contextmanager

@@ -19,6 +19,12 @@ LEAST_FREEDOM = 2.01
 
 #: Distributions that a head may give the parameters of, and how many those are; "" for the values themselves.
 LIKELIHOODS = {"": 1, "gaussian": 2, "student": 3}
+#: What is learnt with each, in words.
+LOSSES = {
+    "": "squared error (normalised values)",
+    "gaussian": "negative log likelihood (nats a value)",
+    "student": "negative log likelihood (nats a value)",
+}
 
 
 def distribution(likelihood: str, outputs: Tensor) -> Distribution:

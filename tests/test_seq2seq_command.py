@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import importlib
 import io
+import itertools
 import json
 import os
 import signal
@@ -18,6 +19,7 @@ from seq2seq import plots
 from seq2seq.arguments import MODELS, TASKS, parser
 from seq2seq.command_line import main
 from seq2seq.tasks import TASKS as LOADERS
+from seq2seq.tasks.forecast import Forecast
 from seq2seq.tasks.task import MODELS as TASK_MODELS
 
 WORDS = ("--variant", "reference", "--batch", "5", "--learning-rate", "0.01")
@@ -98,6 +100,39 @@ def test_predict_gives_the_horizon_with_intervals_and_a_plot(trained, tmp_path, 
     assert all(float(row["q05"]) <= float(row["q50"]) <= float(row["q95"]) for row in rows)
     assert float(rows[0]["observed"]) == pytest.approx(10 + 4 + 1.93)
     assert plot.read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_plots_of_a_forecast_tell_dates_once_and_whole(monkeypatch, tmp_path):
+    """Above each panel the days from the first to the last value; no tick repeats them, none is drawn over another.
+
+    matplotlib's own label is the year of the last tick, which is past the data when those end with the year.
+    """
+    drawn = []
+    monkeypatch.setattr(plots, "_png", lambda figure: drawn.append(figure) or b"")
+    spans = {"h": 96, "D": 60, "W": 120, "MS": 48, "YS": 40}
+    for frequency, steps in spans.items():
+        stamps = pd.date_range("2010-12-28", periods=steps, freq=frequency)
+        history, horizon = torch.zeros(steps - 4, dtype=torch.float64), torch.ones(3, 4, dtype=torch.float64)
+        plots.forecasts([Forecast("$x^$", "$", stamps, history, horizon, horizon[0], horizon[0])], tmp_path / frequency)
+        axes = drawn[-1].axes[0]
+        drawn[-1].draw_without_rendering()
+        shown = stamps[-12:]
+        assert axes.get_title(loc="right") == f"{shown[0]:%Y-%m-%d} to {shown[-1]:%Y-%m-%d}"
+        assert axes.xaxis.get_offset_text().get_text() == ""
+        ticks = [label for label in axes.get_xticklabels() if label.get_text()]
+        assert len(ticks) > 1
+        assert not any("-" in label.get_text() for label in ticks)
+        boxes = [label.get_window_extent() for label in ticks]
+        assert all(left.x1 < right.x0 for left, right in itertools.pairwise(boxes)), frequency
+
+
+@pytest.mark.usefixtures("sines")
+def test_the_curve_names_its_loss(tmp_path, monkeypatch):
+    """The axis says which loss it is, and in what."""
+    drawn = []
+    monkeypatch.setattr(plots, "_png", lambda figure: drawn.append(figure) or b"")
+    assert main(["train", "forecasting", *WORDS, "--steps", "2", "--out", str(tmp_path / "run")]) == 0
+    assert drawn[-1].axes[0].get_ylabel() == "squared error (normalised values)"
 
 
 def test_predict_without_data_of_a_file_says_so(trained, capsys):
