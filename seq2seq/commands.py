@@ -25,6 +25,7 @@ from seq2seq.execution import Weights
 from seq2seq.probabilistic import LOSSES
 from seq2seq.tasks import TASKS, restore
 from seq2seq.tasks.batch import DataUnavailableError
+from seq2seq.tasks.forecasting_task import INTERPOLATED
 from seq2seq.tasks.task import Task
 from seq2seq.train import DEFAULT_VARIANTS, Settings, Trainer
 from seq2seq.train_folder import TrainFolder, TrainingError
@@ -117,6 +118,8 @@ def predict(arguments: argparse.Namespace) -> int:
         raise UsageError(msg)
     for line in forecaster.changes([scaled for scaled in forecaster.series if scaled.raw.name in names]):
         print(line, file=sys.stderr)
+    if getattr(model.config, "likelihood", "") == "quantile":
+        print(INTERPOLATED, file=sys.stderr)
     found = []
     for name in names:
         start = arguments.start
