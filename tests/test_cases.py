@@ -385,7 +385,7 @@ def test_a_cpu_s_suites_have_nothing_of_our_gpu_kernels():
 
 
 def test_the_quick_suite_leaves_out_what_takes_minutes():
-    """Native bf16 LSTMs are slow on many CPUs: the seed's groups show that, the forecast's would take minutes for it."""
+    """Native bf16 LSTMs are slow on many CPUs: the seed's groups show that, the forecast's would take minutes."""
     from seq2seq import workloads
     from seq2seq.variants import VARIANTS
 
