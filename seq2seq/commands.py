@@ -27,7 +27,7 @@ from seq2seq.tasks import TASKS, restore
 from seq2seq.tasks.batch import DataUnavailableError
 from seq2seq.tasks.forecasting_task import INTERPOLATED
 from seq2seq.tasks.task import Task
-from seq2seq.train import DEFAULT_VARIANTS, Settings, Trainer
+from seq2seq.train import Settings, Trainer, variant_of
 from seq2seq.train_folder import TrainFolder, TrainingError
 from seq2seq.training_bar import TrainingBar
 from seq2seq.variants import VARIANTS
@@ -336,7 +336,7 @@ def _facts(task: str, given: dict[str, Any], settings: Settings, config: Config)
     """The content of run.json."""
     with torch.device("meta"):
         parameters = sum(value.numel() for value in config.build(torch.nn.LSTM).parameters())
-    name = settings.variant or DEFAULT_VARIANTS[settings.device]
+    name = variant_of(config, settings)
     data = given.get("data")
     digest = hashlib.sha256(Path(data).read_bytes()).hexdigest() if data and Path(data).is_file() else ""
     return {

@@ -287,6 +287,31 @@ def test_a_bad_file_is_one_line(tmp_path, capsys):
     assert not (tmp_path / "run").exists()
 
 
+def a_bad_path(kind, folder):
+    """A path that no task can read, by what is wrong with it."""
+    path = folder / "given"
+    if kind == "folder":
+        (path / "deeper").mkdir(parents=True)
+    elif kind != "missing":
+        path.write_bytes({"empty": b"", "latin": b"caf\xe9\tb,1\n"}.get(kind, b"a\tb\n"))
+    if kind == "unreadable":
+        path.chmod(0)
+    return path
+
+
+@pytest.mark.parametrize("kind", ["folder", "missing", "empty", "latin", "unreadable"])
+@pytest.mark.parametrize("task", TASKS)
+def test_bad_data_of_every_task_is_one_line(task, kind, tmp_path, capsys):
+    """What is given is named, whatever is wrong with it; for speech a folder without sounds, and any file."""
+    path = a_bad_path(kind, tmp_path)
+    if kind == "unreadable" and os.access(path, os.R_OK):
+        pytest.skip("this user may read everything")
+    error = refusal(capsys, "train", task, "--data", str(path), "--out", str(tmp_path / "run"))
+    assert error.startswith(f"error: {path}")
+    assert "expected" in error or "save the file as UTF-8" in error
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_checkpoint_that_is_none_is_one_line(tmp_path, capsys):
     """Neither a run nor a model."""
     assert str(tmp_path) in refusal(capsys, "predict", str(tmp_path))
