@@ -97,6 +97,18 @@ def test_lengths_may_be_inputs(name, form, tmp_path):
     assert equal(model, tmp_path / "model", form, LARGER, lengths=True)
 
 
+@pytest.mark.parametrize("form", QUICK)
+@pytest.mark.parametrize("name", ["attention", "gnmt", "transformer"])
+def test_a_model_with_dropout_is_exported_as_it_is_evaluated(name, form, tmp_path):
+    """Nothing is dropped, in the file or in what it is compared with, and the model stays in evaluation mode."""
+    if form == "onnx":
+        pytest.importorskip("onnx")
+        pytest.importorskip("onnxruntime")
+    model = built(dataclasses.replace(CONFIGS[name], dropout=0.5))
+    assert export(model, tmp_path / "model", form).wrong == ()
+    assert not any(module.training for module in model.modules())
+
+
 @pytest.mark.parametrize("name", WITH_LENGTHS)
 def test_lengths_may_be_inputs_of_onnx(name, tmp_path, capfd):
     """Of every family, one layer of real values included; an LSTM node a layer and no word from the exporter."""

@@ -35,6 +35,8 @@ class Run(nn.Module):
     def __init__(self, model: Model) -> None:
         super().__init__()
         self.model = model
+        # A new module is in training mode, and the exporter puts the mode that it finds back, for the model within too.
+        self.train(model.training)
 
     def forward(
         self,
