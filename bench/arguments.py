@@ -7,13 +7,14 @@ from pathlib import Path
 
 from bench.cases import MODES, suite_names
 from bench.selftest import PARTS, STANDARD
+from kernels.usage import Parser
 
 DEFAULT_SUITE = "quick"
 
 
 def parser() -> argparse.ArgumentParser:
     """The command line's grammar."""
-    top = argparse.ArgumentParser(
+    top = Parser(
         prog="python -m bench",
         description="Measure the ways to execute an LSTM Seq2Seq model: which is fastest here, is it right, how sure.",
         epilog="Exit codes: 0 every case that can run here is ok; 1 a gate refused a variant, a case was faster than "

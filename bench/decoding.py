@@ -25,8 +25,8 @@ from torch import Tensor
 
 from bench.tolerance import Check, Verdict, limit_for, relative_error
 from seq2seq.contract import Config, select
-from seq2seq.decode import value_of
 from seq2seq.execution import Executable, Weights
+from seq2seq.probabilistic import central
 from seq2seq.tasks.batch import Batch
 from seq2seq.tasks.tokens import BEGIN
 from seq2seq.variants import VARIANTS
@@ -76,7 +76,7 @@ class Truth:
             return target.new_empty(0)
         target[:, 1:, :size] = values[:, :-1].to(target)
         outputs = self._model.run(batch.source, target, batch.source_lengths)[0]
-        return value_of(getattr(self._config, "likelihood", ""), outputs)
+        return central(getattr(self._config, "likelihood", ""), outputs)
 
     def _tokens(self, found: Mapping[str, Tensor]) -> dict[str, float]:
         """Errors of scores and choices, by going the way that was gone."""

@@ -8,7 +8,6 @@ rounds of all processes that might have been run, over the whole time of a run: 
 
 from __future__ import annotations
 
-import argparse
 import functools
 import os
 import sys
@@ -21,6 +20,7 @@ import numpy as np
 from scipy import signal, stats
 
 from bench.statistics import CONFIDENCE, Floats, Interval, independent_ratio_interval, percentile, ratio_interval
+from kernels.usage import Parser
 
 #: Spread of a round's ratio, and of a call's time within its round, as a share: what a calm machine gave.
 NOISE = 0.02
@@ -238,7 +238,7 @@ def _line(sizes: Sequence[Size], rows: Sequence[Row]) -> str:
 
 def main() -> int:
     """Print how often intervals hold the truth."""
-    grammar = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    grammar = Parser(prog="python -m bench.derive_intervals", description=(__doc__ or "").splitlines()[0])
     grammar.add_argument("--runs", type=int, default=1000, help="synthetic runs a cell (default: 1000)")
     grammar.add_argument("--seed", type=int, default=0)
     asked = grammar.parse_args()

@@ -7,7 +7,6 @@ that were chosen between the two, and the reasons.
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import itertools
 import random
@@ -19,6 +18,7 @@ import torch
 
 from bench.defects import DEFECTS
 from bench.parity import FACTOR, TOLERANCES, Gate
+from kernels.usage import Parser
 from seq2seq.execution import Executable, initial_weights
 from seq2seq.variants import LSTMS, VARIANTS, Variant
 from seq2seq.workload import Workload
@@ -88,7 +88,7 @@ def measure(count: int, seed: int, device: str) -> tuple[Rows, Rows]:
 
 def main() -> int:
     """Print what separates right from wrong."""
-    grammar = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    grammar = Parser(prog="python -m bench.derive_tolerances", description=(__doc__ or "").splitlines()[0])
     grammar.add_argument("--problems", type=int, default=25, help="how many problems (default: 25)")
     grammar.add_argument("--seed", type=int, default=0)
     grammar.add_argument("--device", default="cpu", choices=("cpu", "cuda"))

@@ -103,7 +103,7 @@ class Audit:
     def __init__(self, gate: Gate, weights: Weights, batch: Batch) -> None:
         self._gate = gate
         # A copy: where nothing needs converting, the variants are timed on the very tensors given here.
-        batch = batch.copy()
+        batch = gate.askable(batch.copy(), weights)
         self._timed = Problem(weights, batch, functools.cache(functools.partial(gate.compute, weights, batch)))
 
     def find(self, executable: Executable, prepared: Batch, seed: int, *, warm: bool) -> str:
@@ -138,7 +138,7 @@ class Audit:
         """Two problems one after the other in the same memory: each result right, complete, and left alone."""
         other = Problem(
             self._gate.weights(seed),
-            self._gate.workload.make_batch(seed),
+            self._gate.batch(seed),
             functools.partial(self._gate.quantities, seed),
         )
         before: _Call | None = None

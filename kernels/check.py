@@ -28,6 +28,7 @@ from kernels.check_work import Task, Verdict, work
 from kernels.dispatch import MODULES
 from kernels.guard import Outcome, Pool, seconds
 from kernels.problems import Sizes
+from kernels.usage import Parser
 
 #: dtype and whether products are in TF32. The interpreter computes no bfloat16 products.
 TYPES = {"float32": (torch.float32, False), "tf32": (torch.float32, True), "float16": (torch.float16, False),
@@ -89,7 +90,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _options(arguments: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m kernels.check", description=(__doc__ or "").splitlines()[0])
+    parser = Parser(prog="python -m kernels.check", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--seconds", type=seconds, default=300.0, help="stop handing out work after this long")
     parser.add_argument("--runs", type=int, default=200, help="how often a run must give the same bits")
     parser.add_argument("--out", type=Path, help="folder for check.csv")

@@ -29,6 +29,7 @@ import torch
 from kernels.dispatch import MODULES
 from kernels.guard import Pool
 from kernels.recurrence import Problem
+from kernels.usage import Parser
 
 README = Path(__file__).parent / "README.md"
 MARKS = ("<!-- resources: written by python -m kernels.compile --quick --write -->", "<!-- end of resources -->")
@@ -115,7 +116,7 @@ def main(arguments: list[str] | None = None) -> int:
     # An interpreted kernel cannot be compiled. Kernels are defined when their modules are imported, later.
     os.environ.pop("TRITON_INTERPRET", None)
     if importlib.util.find_spec("triton") is None:
-        print("compile: Triton is not installed (pip install triton)", file=sys.stderr)
+        print("compile: Triton is not installed (pip install -e .)", file=sys.stderr)
         return 2
     items = list(_items(options))
     found: list[Compiled] = []
@@ -182,7 +183,7 @@ def _row(one: Compiled) -> str:
 
 
 def _options(arguments: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m kernels.compile", description=(__doc__ or "").splitlines()[0])
+    parser = Parser(prog="python -m kernels.compile", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--arch", type=int, nargs="+", choices=list(ARCHITECTURES), help="80, 90, 100; 90 when --quick")
     parser.add_argument("--kernel", action="append", nargs="+", choices=list(MODULES), help="all by default")
     parser.add_argument("--quick", action="store_true", help="few problems, the first configuration of each")

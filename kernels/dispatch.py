@@ -179,7 +179,7 @@ def _refusals(problem: Problem, *, backward: bool, interpreted: bool) -> dict[st
                 reason = _module(name).refuses(problem, backward=backward)
             except ImportError as error:
                 missing = (error.name or "").split(".")[0] == "triton"
-                reason = "Triton is not installed (pip install triton)" if missing else f"it cannot be loaded: {error}"
+                reason = "Triton is not installed (pip install -e .)" if missing else f"it cannot be loaded: {error}"
         if reason is not None:
             refused[name] = reason
     reason = fused.refuses(problem)

@@ -29,6 +29,7 @@ from kernels.guard import Pool, seconds
 from kernels.problems import Sizes
 from kernels.table import Entry, Table
 from kernels.tune_work import Candidate, Job, measure
+from kernels.usage import Parser
 
 #: Batch, hidden size, steps, directions; the most important first: FlashRNN's plot, the seed, DeepAR, DeepBench,
 #: GNMT, a batch of one.
@@ -110,7 +111,7 @@ def line(entry: Entry) -> str:
 
 
 def _options(arguments: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m kernels.tune", description=(__doc__ or "").splitlines()[0])
+    parser = Parser(prog="python -m kernels.tune", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--out", type=Path, metavar="FILE", help="the table; where dispatch looks for it by default")
     parser.add_argument("--budget", type=float, default=1200.0, metavar="SECONDS", help="start no shape after this")
     parser.add_argument("--shapes", choices=("quick", "all"), default="quick")

@@ -7,6 +7,8 @@ import re
 from pathlib import Path
 from typing import Any
 
+from kernels.usage import Parser
+
 TASKS = ("forecasting", "translation", "summarization", "speech")
 MODELS = ("lstm", "attention", "gnmt", "transformer", "ctc")
 LARGEST_BEAM = 100
@@ -21,7 +23,7 @@ FORMATS = {
 
 def parser() -> argparse.ArgumentParser:
     """The command line's grammar."""
-    top = argparse.ArgumentParser(
+    top = Parser(
         prog="python -m seq2seq",
         description="Train sequence-to-sequence models on real data, and use them.",
         epilog="Without a command, or with `seed`, the seed's example runs. Exit codes: 0 done; 1 training failed, or "

@@ -18,7 +18,7 @@ from seq2seq.attend import ATTENTIONS, Attention, attention_parameters, attentio
 from seq2seq.contract import Extent, Model, Stack, check_bool, check_int, check_run
 from seq2seq.model import Seq2SeqConfig
 from seq2seq.padding import Reader, blank, inside, last
-from seq2seq.probabilistic import LIKELIHOODS, negative_log_likelihood
+from seq2seq.probabilistic import head_loss
 
 #: What a decoder may be fed; see `AttentionConfig`.
 FEEDS = ("", "attention", "context")
@@ -41,6 +41,8 @@ class AttentionConfig(Seq2SeqConfig):
             decoded the step before (input feeding, Luong et al. 2015); `context`, what was found alone (Chan et al.
             2016; See et al. 2017).
         starts_from_zeros: whether the decoder starts from zeros instead of the encoder's final state.
+        combine_bias: whether the layer that combines context and decoder's output has a bias, which makes it and the
+            head the two layers of kaituoxu/Listen-Attend-Spell; Luong et al. 2015 have none.
 
     Raises:
         TypeError, ValueError: as `Seq2SeqConfig`; ValueError for unknown names, or sizes that `dot` cannot compare.
@@ -51,6 +53,7 @@ class AttentionConfig(Seq2SeqConfig):
     attention_size: int | None = None
     feeds: str = ""
     starts_from_zeros: bool = False
+    combine_bias: bool = False
 
     family: ClassVar[str] = "attention"
     #: Scores and contexts run between the LSTMs, whatever the sizes.
@@ -64,6 +67,7 @@ class AttentionConfig(Seq2SeqConfig):
                 raise ValueError(msg)
         check_bool("scaled", self.scaled)
         check_bool("starts_from_zeros", self.starts_from_zeros)
+        check_bool("combine_bias", self.combine_bias)
         if self.attention_size is not None:
             check_int("attention_size", self.attention_size, 1)
             if self.attention != "bahdanau":
@@ -139,7 +143,7 @@ class AttentionConfig(Seq2SeqConfig):
     def dense_parameters(self) -> int:
         """Values of the weights of bridge, attention, what combines it with the decoder's outputs, and head."""
         found = self.head_size * (self.decoder_size + 1) + self.decoder_size * (self.memory_size + self.decoder_size)
-        found += attention_parameters(*self.compared, scaled=self.scaled)
+        found += attention_parameters(*self.compared, scaled=self.scaled) + self.combine_bias * self.decoder_size
         return found + (2 * self.decoder_size * (self.memory_size + 1) if self.projects_state else 0)
 
     def dense_products(self, extent: Extent, *, backward: bool) -> int:
@@ -165,9 +169,9 @@ class AttentionConfig(Seq2SeqConfig):
 class AttentionSeq2Seq(Model):
     """Encoder LSTM, decoder LSTM, and attention from the decoder's outputs to the encoder's; batch first.
 
-    A step's output is head(tanh(W [context; h])) with h the decoder's output and context what it found (Luong et al.
-    2015, "global attention"), whatever the kind of attention. Dropout acts between the layers of the LSTMs and before
-    the head.
+    A step's output is head(tanh(W [context; h] + b)), b only with `combine_bias`, with h the decoder's output and
+    context what it found (Luong et al. 2015, "global attention"), whatever the kind of attention. Dropout acts between
+    the layers of the LSTMs and before the head.
 
     The state of decoding: `hidden` and `cell`, (decoder layers, batch, decoder size); `memory`, (1, batch, source
     steps, memory size); `keys`, the same projected, but for `dot`; `mask`, (1, batch, source steps) bool, where
@@ -216,7 +220,8 @@ class AttentionSeq2Seq(Model):
         self.bridge_cell = nn.Linear(*bridge) if config.projects_state else nn.Identity()
         self.decoder = reader(decoder)
         self.attention = Attention(*config.compared, scaled=config.scaled)
-        self.combine = nn.Linear(config.memory_size + config.decoder_size, config.decoder_size, bias=False)
+        combined = config.memory_size + config.decoder_size
+        self.combine = nn.Linear(combined, config.decoder_size, bias=config.combine_bias)
         self.dropout = nn.Dropout(config.dropout)
         self.fc = nn.Linear(config.decoder_size, config.head_size)
 
@@ -286,9 +291,9 @@ class AttentionSeq2Seq(Model):
 
     @torch.jit.unused
     def loss(self, outputs: Tensor, expected: Tensor, lengths: Tensor | None = None) -> Tensor:
-        """Mean loss per valid step: negative log likelihood where the outputs are distributions."""
-        if LIKELIHOODS[self.config.likelihood] > 1:
-            return negative_log_likelihood(self.config.likelihood, outputs, expected, lengths)
+        """Mean loss per valid step; `head_loss` where the outputs are more than the values."""
+        if self.config.likelihood:
+            return head_loss(self.config.likelihood, outputs, expected, lengths)
         return super().loss(outputs, expected, lengths)
 
     def _step_by_step(self, x: Tensor, state: dict[str, Tensor], lengths: Tensor | None) -> Tensor:

@@ -153,7 +153,7 @@ def _safetensors() -> Any:
     try:
         return importlib.import_module("safetensors.torch")
     except ModuleNotFoundError as error:
-        msg = f"checkpoints need {error.name}, which is not installed: pip install --group tasks"
+        msg = f"checkpoints need {error.name}, which is not installed: pip install safetensors"
         raise CheckpointError(msg) from error
 
 

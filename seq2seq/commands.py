@@ -22,10 +22,12 @@ from seq2seq import checkpoint, plots
 from seq2seq import export as deployment
 from seq2seq.contract import Config, Model
 from seq2seq.execution import Weights
+from seq2seq.probabilistic import LOSSES
 from seq2seq.tasks import TASKS, restore
 from seq2seq.tasks.batch import DataUnavailableError
+from seq2seq.tasks.forecasting_task import INTERPOLATED
 from seq2seq.tasks.task import Task
-from seq2seq.train import DEFAULT_VARIANTS, Settings, Trainer
+from seq2seq.train import Settings, Trainer, variant_of
 from seq2seq.train_folder import TrainFolder, TrainingError
 from seq2seq.training_bar import TrainingBar
 from seq2seq.variants import VARIANTS
@@ -115,6 +117,10 @@ def predict(arguments: argparse.Namespace) -> int:
     if not names:
         msg = f"{arguments.checkpoint} was trained on a file; name the series to forecast with --data"
         raise UsageError(msg)
+    for line in forecaster.changes([scaled for scaled in forecaster.series if scaled.raw.name in names]):
+        print(line, file=sys.stderr)
+    if getattr(model.config, "likelihood", "") == "quantile":
+        print(INTERPOLATED, file=sys.stderr)
     found = []
     for name in names:
         start = arguments.start
@@ -150,6 +156,12 @@ def translate(arguments: argparse.Namespace) -> int:
     lines = _lines(data)
     if not lines:
         return 0
+    if hasattr(translator, "cut") and (rows := translator.cut(lines)):
+        # To standard error, as all that is about the lines and none of them.
+        told = (
+            f"{len(rows)} of {len(lines)} lines were cut to {translator.max_source} tokens, the first is line {rows[0]}"
+        )
+        print(told, file=sys.stderr)
     outputs = _usage(
         lambda: translator.predict(model, lines, arguments.batch, device=arguments.device, beam=arguments.beam)
     )
@@ -206,7 +218,7 @@ def _finish(trainer: Trainer, task: Task, folder: TrainFolder, facts: dict[str, 
     with _signals(stop), TrainingBar(trainer.settings) as bar:
         progress = trainer.run(bar.tick)
     if folder.curve_path.exists():
-        plots.curve(list(folder.curve()), folder.path / "curve.png")
+        plots.curve(list(folder.curve()), folder.path / "curve.png", _loss_name(trainer.config))
     if not progress.ended:
         again = f"python -m seq2seq train {task.name} --out {folder.path} --resume"
         print(f"interrupted at step {progress.step}, which is saved; to go on: {again}", file=sys.stderr)
@@ -222,6 +234,13 @@ def _finish(trainer: Trainer, task: Task, folder: TrainFolder, facts: dict[str, 
     for name, value in result.get("scores", {}).items():
         print(f"  {name}: {value:.4g}")
     return 0
+
+
+def _loss_name(config: Config) -> str:
+    """What the loss of a model is, for the axis of its curve."""
+    if config.target_vocabulary:
+        return "cross entropy (nats a token)"
+    return LOSSES[getattr(config, "likelihood", "")]
 
 
 @contextmanager
@@ -318,7 +337,7 @@ def _facts(task: str, given: dict[str, Any], settings: Settings, config: Config)
     """The content of run.json."""
     with torch.device("meta"):
         parameters = sum(value.numel() for value in config.build(torch.nn.LSTM).parameters())
-    name = settings.variant or DEFAULT_VARIANTS[settings.device]
+    name = variant_of(config, settings)
     data = given.get("data")
     digest = hashlib.sha256(Path(data).read_bytes()).hexdigest() if data and Path(data).is_file() else ""
     return {

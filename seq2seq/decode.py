@@ -17,7 +17,7 @@ from torch import Tensor
 from seq2seq.beams import Beams
 from seq2seq.contract import State, select
 from seq2seq.decoded import Decoded, Limit, is_end
-from seq2seq.probabilistic import distribution, draw
+from seq2seq.probabilistic import central, draw
 from seq2seq.tasks.tokens import BEGIN, END, PAD
 
 
@@ -290,17 +290,12 @@ def forecast(
     value, found = target[:, 0, :size], []
     for step in range(steps):
         outputs, state = model.step(torch.cat([value, target[:, step, size:]], -1), state)
-        own = value_of(likelihood, outputs) if samples is None else draw(likelihood, outputs, generator)
+        own = central(likelihood, outputs) if samples is None else draw(likelihood, outputs, generator)
         # A copy: a step that runs in a captured graph reuses its memory.
         found.append(own.clone())
         value = own.to(target.dtype)
     path = torch.stack(found, 1)
     return path if samples is None else path.view(samples, batch, steps, size)
-
-
-def value_of(likelihood: str, outputs: Tensor) -> Tensor:
-    """The values that outputs stand for, (..., output_size): the mean of their distribution, if they are of one."""
-    return distribution(likelihood, outputs).mean if likelihood else _full(outputs)
 
 
 def _full(outputs: Tensor) -> Tensor:

@@ -97,6 +97,10 @@ def export(model: Model, path: Path, form: str, sizes: Sizes | None = None, *, l
     if found.suffix and path.suffix != found.suffix:
         msg = f"{form}: the file is {path.name}, expected a name that ends in {found.suffix}"
         raise ExportError(msg)
+    if lengths and model.config.stacks and not found.packs:
+        msg = f"{form}: the {model.config.family} model cannot be exported with lengths: torch.export cannot pack "
+        msg += "sequences, whose sizes depend on the lengths' values; use onnx or torchscript, or leave the lengths out"
+        raise ExportError(msg)
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f".{os.getpid()}.{path.name}")
     inputs = make_inputs(model.config, sizes, _dtype(model), lengths=lengths)
@@ -190,6 +194,7 @@ class Format:
         load: reads it.
         instead: what to do when the format cannot hold a model.
         suffix: that the file's name must have; any when empty.
+        packs: whether LSTMs over sequences of different lengths can be exported.
     """
 
     summary: str
@@ -197,6 +202,7 @@ class Format:
     load: Callable[[Path], Loaded]
     instead: str
     suffix: str = ""
+    packs: bool = True
 
 
 def _script(model: Model, inputs: Inputs, path: Path) -> None:
@@ -238,9 +244,6 @@ def _existing_module(path: Path) -> Any:
 
 def _program(model: Model, inputs: Inputs) -> torch.export.ExportedProgram:
     """With batch and steps left open, as far as the model's operators let them be."""
-    if model.config.stacks and inputs[2] is not None:
-        msg = "torch.export cannot pack sequences, whose sizes depend on the values of the lengths"
-        raise NotImplementedError(msg)
     open_ = torch.export.Dim.AUTO
     shapes = tuple(None if value is None else dict.fromkeys(range(min(2, value.dim())), open_) for value in inputs)
     return torch.export.export(Run(model), inputs, dynamic_shapes=shapes)
@@ -308,7 +311,12 @@ FORMATS = {
         "use torchscript",
     ),
     "torch-export": Format(
-        "torch.export: what torch itself builds on now", _write_program, _load_program, "use torchscript", ".pt2"
+        "torch.export: what torch itself builds on now",
+        _write_program,
+        _load_program,
+        "use torchscript",
+        ".pt2",
+        packs=False,
     ),
     "onnx": Format(
         "for ONNX Runtime, OpenVINO and others, with true LSTM nodes", _write_onnx, _load_onnx, "use torchscript"
@@ -319,6 +327,7 @@ FORMATS = {
         _load_compiled,
         "use torch-export",
         ".pt2",
+        packs=False,
     ),
 }
 

@@ -23,7 +23,7 @@ from seq2seq.contract import (
     check_probability,
     check_run,
 )
-from seq2seq.probabilistic import LIKELIHOODS, negative_log_likelihood
+from seq2seq.probabilistic import LIKELIHOODS, head_loss
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,8 @@ class Seq2SeqConfig:
         source_vocabulary: tokens of the source language; 0 for real-valued sources.
         target_vocabulary: tokens fed to the decoder; 0 for real-valued targets.
         likelihood: key of `LIKELIHOODS`; where it is not "", outputs are the parameters of that distribution for each
-            of the `output_size` values, and the loss is the negative log likelihood (Salinas et al. 2020, DeepAR).
+            of the `output_size` values, and the loss is the negative log likelihood (Salinas et al. 2020, DeepAR), or
+            of `quantile` the quantiles `QUANTILES`, and the loss is the pinball loss (Lim et al. 2021, TFT).
 
     Raises:
         TypeError: for a size that is not an integer.
@@ -313,9 +314,9 @@ class Seq2Seq(Model):
 
     @torch.jit.unused
     def loss(self, outputs: Tensor, expected: Tensor, lengths: Tensor | None = None) -> Tensor:
-        """Mean loss per valid step: negative log likelihood where the outputs are distributions."""
+        """Mean loss per valid step; `head_loss` where the outputs are more than the values."""
         if self.config.likelihood:
-            return negative_log_likelihood(self.config.likelihood, outputs, expected, lengths)
+            return head_loss(self.config.likelihood, outputs, expected, lengths)
         return super().loss(outputs, expected, lengths)
 
     def _arrange(self, state: Tensor) -> Tensor:

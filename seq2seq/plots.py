@@ -20,16 +20,21 @@ from seq2seq.train_folder import replace
 
 BLUE, ORANGE, INK, GREY = "#0072b2", "#d55e00", "#22262b", "#8a8f98"
 DPI = 130
+#: Ticks of a forecast by their unit, year to second; where a larger unit begins, that is told instead. The year itself
+#: is told once, above the panel: matplotlib would tell that of the last tick, which may lie beyond the data.
+TICKS = ["%Y", "%b", "%d %b", "%H:%M", "%H:%M", "%S.%f"]
+FIRST_TICKS = ["", "%Y", "%d %b", "%d %b", "%H:%M", "%H:%M"]
 #: The history shown before a forecast, in horizons: more would leave no room for what is to be seen.
 SHOWN_HISTORY = 2
 
 
-def curve(rows: Sequence[Mapping[str, str]], path: Path) -> None:
+def curve(rows: Sequence[Mapping[str, str]], path: Path, loss: str) -> None:
     """Loss of each step, its mean over the latest steps, and the validation losses.
 
     Args:
         rows: of curve.csv.
         path: of the PNG, which is replaced.
+        loss: what is learnt to be small, with its unit.
     """
     figure = _figure(8, 4)
     axes = figure.subplots()
@@ -41,7 +46,7 @@ def curve(rows: Sequence[Mapping[str, str]], path: Path) -> None:
         axes.plot(steps, _smoothed(values), color=BLUE, lw=1.6, label="training, mean of the latest steps")
     if validations:
         axes.plot(*zip(*validations, strict=True), color=ORANGE, marker="o", ms=4, lw=1.6, label="validation")
-    axes.set(xlabel="step", ylabel="loss per step of the target (nats, or squared error)")
+    axes.set(xlabel="step", ylabel=loss)
     axes.legend(frameon=False)
     _plain(axes)
     replace(path, _png(figure))
@@ -72,11 +77,14 @@ def forecasts(found: Sequence[Any], path: Path) -> None:
         if forecast.observed is not None:
             axes.plot(after, forecast.observed, color=ORANGE, lw=1.6, label="what came")
         axes.axvline(after[0], color=GREY, lw=0.8, ls=":")
-        axes.set_title(forecast.series, loc="left", fontsize=10, fontweight="bold")
-        axes.set(ylabel=forecast.unit)
+        axes.set_title(forecast.series, loc="left", fontsize=10, fontweight="bold", parse_math=False)
+        axes.set_title(f"{stamps[0]:%Y-%m-%d} to {stamps[-1]:%Y-%m-%d}", loc="right", fontsize=9, color=GREY)
+        axes.set_ylabel(forecast.unit, parse_math=False)
         locator = AutoDateLocator()
         axes.xaxis.set_major_locator(locator)
-        axes.xaxis.set_major_formatter(ConciseDateFormatter(locator))
+        axes.xaxis.set_major_formatter(
+            ConciseDateFormatter(locator, formats=TICKS, zero_formats=FIRST_TICKS, show_offset=False)
+        )
         _plain(axes)
     panels[-1].set(xlabel="time")
     handles, labels = panels[0].get_legend_handles_labels()
@@ -103,12 +111,17 @@ def attention(model: Model, subwords: Any, source: str, output: str, path: Path,
     figure = _figure(1.6 + 0.38 * len(read), 1.4 + 0.3 * len(written))
     axes = figure.subplots()
     image = axes.imshow(weights[:, : len(read)], cmap="Blues", vmin=0, vmax=1, aspect="auto")
-    axes.set_xticks(range(len(read)), [subwords.decode([token]) or "·" for token in read], rotation=60, ha="right")
-    names = [subwords.decode([token]) or "·" for token in written[:-1]]
-    axes.set_yticks(range(len(written)), [*names, "(end)"])
+    source_names, output_names = ([_shown(subwords, token) for token in tokens] for tokens in (read, written[:-1]))
+    axes.set_xticks(range(len(read)), source_names, rotation=60, ha="right", rotation_mode="anchor", parse_math=False)
+    axes.set_yticks(range(len(written)), [*output_names, "(end)"], parse_math=False)
     axes.set(xlabel="source", ylabel="output")
     figure.colorbar(image, label="share of attention")
     _new(path, _png(figure))
+
+
+def _shown(subwords: Any, token: int) -> str:
+    """A token as a label: blanks, and what is no text alone, as a dot."""
+    return str(subwords.decode([token])).strip() or "·"
 
 
 def looks(model: nn.Module) -> bool:

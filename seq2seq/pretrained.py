@@ -175,9 +175,7 @@ def load_transformers(name: str | Path) -> tuple[PretrainedSeq2Seq, Any]:
     try:
         library = importlib.import_module("transformers")
     except ImportError as error:
-        msg = (
-            f"models of others need transformers, which does not import here ({error}): pip install --group pretrained"
-        )
+        msg = f"models of others need transformers, which does not import here ({error}): pip install transformers"
         raise PretrainedError(msg) from error
     try:
         model = library.AutoModelForSeq2SeqLM.from_pretrained(name)

@@ -1,6 +1,6 @@
-"""Heads that forecast a distribution instead of a value, as DeepAR does (Salinas et al. 2020).
+"""Heads that forecast more than a value: a distribution (Salinas et al. 2020), or quantiles (Lim et al. 2021).
 
-The last dimension of the outputs is the distribution's parameters, each for all values in turn.
+The last dimension of the outputs is the distribution's parameters, or the quantiles, each for all values in turn.
 """
 
 from __future__ import annotations
@@ -17,8 +17,19 @@ LEAST_SCALE = 1e-3
 #: Least degrees of freedom: above 2, so that the variance is finite.
 LEAST_FREEDOM = 2.01
 
-#: Distributions that a head may give the parameters of, and how many those are; "" for the values themselves.
-LIKELIHOODS = {"": 1, "gaussian": 2, "student": 3}
+#: Quantiles of the head `quantile`: those of NVIDIA DeepLearningExamples TFT.
+QUANTILES = (0.1, 0.5, 0.9)
+
+#: What a head may give, and how many outputs a value takes: parameters of a distribution, quantiles, or, for "", the
+#: value itself.
+LIKELIHOODS = {"": 1, "gaussian": 2, "student": 3, "quantile": len(QUANTILES)}
+#: What is learnt with each, in words.
+LOSSES = {
+    "": "squared error (normalised values)",
+    "gaussian": "negative log likelihood (nats a value)",
+    "student": "negative log likelihood (nats a value)",
+    "quantile": "pinball loss (normalised values)",
+}
 
 
 def distribution(likelihood: str, outputs: Tensor) -> Distribution:
@@ -34,9 +45,7 @@ def distribution(likelihood: str, outputs: Tensor) -> Distribution:
     Raises:
         ValueError: for an unknown likelihood.
     """
-    if outputs.dtype in {torch.float16, torch.bfloat16}:
-        outputs = outputs.float()
-    parameters = outputs.chunk(LIKELIHOODS.get(likelihood, 1), -1)
+    parameters = _wide(outputs).chunk(LIKELIHOODS.get(likelihood, 1), -1)
     if likelihood == "gaussian":
         location, scale = parameters
         return Normal(location, functional.softplus(scale) + LEAST_SCALE, validate_args=False)
@@ -52,34 +61,70 @@ def distribution(likelihood: str, outputs: Tensor) -> Distribution:
     raise ValueError(msg)
 
 
-def negative_log_likelihood(
-    likelihood: str, outputs: Tensor, expected: Tensor, lengths: Tensor | None = None
-) -> Tensor:
-    """Mean over valid steps and values, in nats.
+def head_loss(likelihood: str, outputs: Tensor, expected: Tensor, lengths: Tensor | None = None) -> Tensor:
+    """Mean over valid steps and values: the negative log likelihood in nats, or the pinball loss.
+
+    The pinball loss of a quantile q is q times what the value lies above it, or 1 - q times what it lies below (Koenker
+    and Bassett 1978), summed over `QUANTILES`.
 
     Args:
-        likelihood: `gaussian` or `student`.
+        likelihood: key of `LIKELIHOODS` other than "".
         outputs: (batch, steps, parameters * values).
         expected: (batch, steps, values).
         lengths: (batch,) valid steps; all when absent.
     """
-    found = distribution(likelihood, outputs)
     if lengths is None:
-        return -found.log_prob(expected).mean()
+        return _losses(likelihood, outputs, expected).mean()
     inside = (torch.arange(expected.size(1), device=outputs.device) < lengths.to(outputs.device)[:, None])[..., None]
     # Chosen, not multiplied: what stands in the padding need not be finite.
-    logarithms = torch.where(inside, found.log_prob(torch.where(inside, expected, 0.0)), 0.0)
-    return -logarithms.sum() / (inside.sum() * expected.size(2))
+    losses = torch.where(inside, _losses(likelihood, outputs, torch.where(inside, expected, 0.0)), 0.0)
+    return losses.sum() / (inside.sum() * expected.size(2))
+
+
+def _losses(likelihood: str, outputs: Tensor, expected: Tensor) -> Tensor:
+    """Of each value: (batch, steps, values)."""
+    if likelihood != "quantile":
+        return -distribution(likelihood, outputs).log_prob(expected)
+    losses = torch.zeros_like(expected, dtype=_wide(outputs).dtype)
+    for level, value in zip(QUANTILES, _wide(outputs).chunk(len(QUANTILES), -1), strict=True):
+        above = expected - value
+        losses = losses + level * functional.relu(above) + (1 - level) * functional.relu(-above)
+    return losses
+
+
+def quantiles(outputs: Tensor) -> Tensor:
+    """The quantiles `QUANTILES` that the head `quantile` gives, rising: (quantiles, ..., values).
+
+    Nothing keeps the outputs from crossing; sorting never makes the pinball loss larger (Chernozhukov et al. 2010).
+
+    Args:
+        outputs: (..., quantiles * values).
+    """
+    return torch.stack(_wide(outputs).chunk(len(QUANTILES), -1)).sort(0).values
+
+
+def central(likelihood: str, outputs: Tensor) -> Tensor:
+    """The value that stands for what the outputs say, (..., values): the mean, of quantiles the median."""
+    if not likelihood:
+        return _wide(outputs)
+    if likelihood == "quantile":
+        return quantiles(outputs)[QUANTILES.index(0.5)]
+    return distribution(likelihood, outputs).mean
 
 
 def draw(likelihood: str, outputs: Tensor, generator: torch.Generator | None = None) -> Tensor:
     """A sample of each distribution that the outputs are the parameters of: (..., values).
 
+    Quantiles say nothing of what lies between and beyond them. Samples are drawn as if their quantile function went in
+    straight lines from one to the next, and on beyond the outer ones.
+
     Args:
-        likelihood: `gaussian` or `student`.
-        outputs: as for `distribution`.
+        likelihood: key of `LIKELIHOODS` other than "".
+        outputs: as for `head_loss`.
         generator: on the outputs' device; torch's own when None, which is what torch's distributions draw from.
     """
+    if likelihood == "quantile":
+        return _interpolated(quantiles(outputs), generator)
     # Any: torch's base class has neither location nor scale.
     found: Any = distribution(likelihood, outputs)
     location: Tensor = found.loc
@@ -90,3 +135,19 @@ def draw(likelihood: str, outputs: Tensor, generator: torch.Generator | None = N
         squares = 2 * torch._standard_gamma(found.df / 2, generator=generator)  # noqa: SLF001 - alone takes a generator
         noise *= (found.df / squares).sqrt()
     return location + scale * noise
+
+
+def _interpolated(known: Tensor, generator: torch.Generator | None) -> Tensor:
+    """Samples by inversion: the quantile of a uniform number, on the lines through the known ones."""
+    at = torch.rand(known.shape[1:], dtype=known.dtype, device=known.device, generator=generator)
+    found = known[0]
+    for left, right in zip(range(len(QUANTILES) - 1), range(1, len(QUANTILES)), strict=True):
+        slope = (known[right] - known[left]) / (QUANTILES[right] - QUANTILES[left])
+        line = known[left] + (at - QUANTILES[left]) * slope
+        found = line if left == 0 else torch.where(at > QUANTILES[left], line, found)
+    return found
+
+
+def _wide(outputs: Tensor) -> Tensor:
+    """The same in float32 at least."""
+    return outputs.float() if outputs.dtype in {torch.float16, torch.bfloat16} else outputs

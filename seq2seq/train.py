@@ -35,7 +35,7 @@ LOOK_STEPS = 10
 SAVE_S = 60.0
 #: Above it a step of Adam is no float32.
 MOST_RATE = 1e30
-#: Variant that trains where none is named: what torch itself does on that device.
+#: Variant that trains LSTMs where none is named: what torch itself does on that device.
 DEFAULT_VARIANTS = {"cpu": "onednn", "cuda": "cudnn"}
 
 
@@ -373,14 +373,19 @@ class Trainer:
         return torch.random.fork_rng(devices=range(torch.cuda.device_count()) if cuda else [])
 
 
+def variant_of(config: Config, settings: Settings) -> str:
+    """The variant that trains: the one named, else torch's own way, which is `reference` for a model without LSTMs."""
+    return settings.variant or (DEFAULT_VARIANTS[settings.device] if config.stacks else "reference")
+
+
 def why_not(task: Task, config: Config, settings: Settings) -> str | None:
     """Why the variant cannot train this, or None."""
-    variant = VARIANTS[settings.variant or DEFAULT_VARIANTS[settings.device]]
+    variant = VARIANTS[variant_of(config, settings)]
     return variant.why_not(settings.device, "training", task_workload(task, config, settings.batch))
 
 
 def _executable(task: Task, config: Config, settings: Settings, weights: Weights) -> Executable:
-    name = settings.variant or DEFAULT_VARIANTS[settings.device]
+    name = variant_of(config, settings)
     try:
         reason = why_not(task, config, settings)
     except ValueError as error:

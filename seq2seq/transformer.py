@@ -29,7 +29,7 @@ from seq2seq.contract import (
 )
 from seq2seq.cost import parameters
 from seq2seq.padding import last
-from seq2seq.probabilistic import LIKELIHOODS, negative_log_likelihood
+from seq2seq.probabilistic import LIKELIHOODS, head_loss
 from seq2seq.transformer_layers import DecoderLayer, EncoderLayer, positions
 
 #: Positions that a model keeps; further ones are computed when they are asked for.
@@ -313,9 +313,9 @@ class TransformerSeq2Seq(Model):
 
     @torch.jit.unused
     def loss(self, outputs: Tensor, expected: Tensor, lengths: Tensor | None = None) -> Tensor:
-        """Mean loss per valid step: negative log likelihood where the outputs are distributions."""
+        """Mean loss per valid step; `head_loss` where the outputs are more than the values."""
         if self.config.likelihood:
-            return negative_log_likelihood(self.config.likelihood, outputs, expected, lengths)
+            return head_loss(self.config.likelihood, outputs, expected, lengths)
         return super().loss(outputs, expected, lengths)
 
     def _encode(self, source: Tensor, inside: Tensor | None) -> Tensor:

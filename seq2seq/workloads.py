@@ -43,9 +43,9 @@ _TFT = Workload(
     name="forecast-tft",
     summary="a week of hourly consumption to three quantiles of the next day, the LSTMs alone",
     source="NVIDIA DeepLearningExamples TFT, electricity: LSTM 128, 168 -> 24, batch 1024 (of the model its LSTM "
-    "encoder and decoder alone: variable selection, gates and attention are left out)",
+    "encoder and decoder alone: variable selection, gates and attention are left out), pinball loss of three quantiles",
     data="synthetic: random, as many features as TFT's LSTMs are given",
-    config=Seq2SeqConfig(input_size=128, hidden_size=128, output_size=3),
+    config=Seq2SeqConfig(input_size=128, hidden_size=128, output_size=1, likelihood="quantile"),
     batch=1024,
     source_steps=168,
     target_steps=24,
@@ -129,7 +129,7 @@ _SPEECH = Workload(
     name="speech-las",
     summary="filter-bank frames to characters with attention, bidirectional encoder, different lengths",
     source="kaituoxu/Listen-Attend-Spell aishell: in 240, 3 x bidirectional 256, decoder 512 from zeros, dot attention "
-    "whose context is fed to the next step, batch 32, 800 -> 150",
+    "whose context is fed to the next step, a head of two layers, batch 32, 800 -> 150 (dropout is left out)",
     data="synthetic: random frames and tokens, lengths of LibriSpeech dev-clean scaled to the longest",
     config=AttentionConfig(
         input_size=240,
@@ -143,6 +143,7 @@ _SPEECH = Workload(
         attention="dot",
         feeds="context",
         starts_from_zeros=True,
+        combine_bias=True,
     ),
     batch=32,
     source_steps=800,

@@ -17,6 +17,7 @@ from seq2seq.attention import FEEDS, AttentionConfig
 from seq2seq.contract import Config, Model, loss_of, select
 from seq2seq.gnmt import GNMTConfig
 from seq2seq.stacked import StackedConfig, StackedEncoder
+from seq2seq.workloads import find_workload
 
 pytest.importorskip("hypothesis")
 from hypothesis import given
@@ -316,6 +317,18 @@ def test_a_distribution_has_its_likelihood_for_a_loss():
     found = model.loss(outputs[:1], one.expected, torch.tensor([2]))
     expected = torch.distributions.Normal(location, functional.softplus(scale) + 1e-3).log_prob(batch.expected[0, :2])
     torch.testing.assert_close(found, -expected.mean(), **CLOSE)
+
+
+def test_the_head_may_be_two_layers_with_biases():
+    """As in Listen, Attend and Spell: tanh of a layer with bias, then a layer; its bias is among the weights."""
+    config = dataclasses.replace(FORMS["luong"], combine_bias=True)
+    model = model_of(a_problem(config))
+    assert config.dense_parameters == FORMS["luong"].dense_parameters + config.decoder_size
+    found, context = torch.randn(2, 3, config.decoder_size).double(), torch.randn(2, 3, config.memory_size).double()
+    both = torch.cat([context, found], -1)
+    expected = torch.tanh(both @ model.combine.weight.T + model.combine.bias)
+    torch.testing.assert_close(model._combined(found, context), expected, **CLOSE)
+    assert find_workload("speech-las").config.combine_bias
 
 
 REFUSED = {

@@ -384,6 +384,21 @@ def test_a_cpu_s_suites_have_nothing_of_our_gpu_kernels():
             assert all(any(case.executed in ours for case in group.cases) is (device == "cuda") for group in groups)
 
 
+def test_the_quick_suite_leaves_out_what_takes_minutes():
+    """Native bf16 LSTMs are slow on many CPUs: the seed's groups show that, the forecast's would take minutes."""
+    from seq2seq import workloads
+    from seq2seq.variants import VARIANTS
+
+    catalogue = {"workloads": [{"name": n} for n in workloads.WORKLOADS], "variants": [{"name": n} for n in VARIANTS]}
+    groups = expand(load_suite("quick"), catalogue, Filters(device="cpu"))
+    cases = [case for group in groups for case in group.cases if case.variant.startswith("amp-")]
+    found = {name: {case.variant for case in cases if case.workload == name} for name in ("seed", "forecast-deepar")}
+    assert found == {
+        "seed": {"amp-bf16", "amp-bf16-native", "amp-fp16"},
+        "forecast-deepar": {"amp-bf16", "amp-fp16"},
+    }
+
+
 def test_the_suites_are_those_in_the_folder():
     """The names promised on the command line exist, the quick one and the smoke test among them."""
     assert {"quick", "smoke"} <= set(suite_names())

@@ -115,7 +115,7 @@ def test_django_is_not_imported(monkeypatch):
 @pytest.mark.usefixtures("fresh_pairs")
 def test_missing_package_says_what_to_install(monkeypatch):
     monkeypatch.setattr(catalogues.importlib.util, "find_spec", lambda _: None)
-    with pytest.raises(DataUnavailableError, match="Django, which is not installed: pip install --group tasks"):
+    with pytest.raises(DataUnavailableError, match="Django, which is not installed: pip install Django"):
         catalogue_pairs("de")
 
 

@@ -257,7 +257,7 @@ def test_every_family_has_a_config():
 
 def test_without_safetensors_it_says_what_to_install(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "safetensors.torch", None)
-    with pytest.raises(CheckpointError, match="pip install --group tasks"):
+    with pytest.raises(CheckpointError, match="pip install safetensors"):
         save_pretrained(made(), tmp_path / "model")
 
 

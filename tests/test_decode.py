@@ -15,9 +15,10 @@ from seq2seq.attention import AttentionConfig
 from seq2seq.beams import length_penalty
 from seq2seq.cell_lstm import CellLSTM
 from seq2seq.contract import Model, select
-from seq2seq.decode import beam_search, forecast, greedy, sample, value_of
+from seq2seq.decode import beam_search, forecast, greedy, sample
 from seq2seq.gnmt import GNMTConfig
 from seq2seq.model import Seq2SeqConfig
+from seq2seq.probabilistic import central, distribution
 from seq2seq.tasks.tokens import BEGIN, END, PAD
 from seq2seq.transformer import TransformerConfig
 
@@ -41,6 +42,7 @@ VALUE_MODELS = {
     "value": Seq2SeqConfig(3, 5, 1),
     "gaussian": Seq2SeqConfig(3, 5, 1, likelihood="gaussian"),
     "student": Seq2SeqConfig(3, 5, 2, likelihood="student"),
+    "quantile": Seq2SeqConfig(3, 5, 2, likelihood="quantile"),
 }
 FAMILIES = pytest.mark.parametrize("family", TOKEN_MODELS)
 
@@ -344,7 +346,7 @@ def by_hand(model: Model, source: Tensor, target: Tensor, lengths: Tensor) -> Te
     fed = target.clone()
     for step in range(target.size(1)):
         outputs = model.run(source, fed[:, : step + 1], lengths)[0]
-        own = value_of(likelihood, outputs)
+        own = central(likelihood, outputs)
         if step + 1 < target.size(1):
             fed[:, step + 1, :size] = own[:, step]
     return own
@@ -380,7 +382,7 @@ def test_sampled_paths_start_from_the_first_step_s_distribution(family):
     assert paths.shape == (20_000, 1, 2, size)
     with torch.no_grad():
         outputs = model.step(target[:, 0], model.encode(source))[0]
-    expected = decode.distribution(family, outputs)
+    expected = distribution(family, outputs)
     first = paths[:, 0, 0]
     deviation = expected.stddev[0]
     assert bool(((first.mean(0) - expected.mean[0]).abs() <= 5 * deviation / 20_000**0.5).all())
@@ -405,7 +407,7 @@ def test_every_sampled_path_goes_on_from_its_own_value():
         with torch.no_grad():
             fed = target.clone()
             fed[:, 1:, :1] = paths[number, :, :-1]
-            found = decode.distribution("gaussian", model.run(source, fed)[0])
+            found = distribution("gaussian", model.run(source, fed)[0])
         own = noise.view(3, 4, 2, 1)[:, number].transpose(0, 1)
         assert torch.allclose(paths[number], found.mean + found.stddev * own, rtol=1e-9, atol=1e-11)
 

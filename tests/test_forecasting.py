@@ -93,6 +93,29 @@ def test_paths_feed_on_themselves(hourly, likelihood):
     torch.testing.assert_close(paths.mean(0), expected, atol=0.02, rtol=0)
 
 
+@pytest.mark.parametrize(("name", "key"), [(None, "student"), ("point", ""), ("quantile", "quantile")])
+def test_the_likelihood_is_an_option(tmp_path, name, key):
+    """It is that of every family's model; forecasts of points are asked for by that name."""
+    task = load(write(tmp_path / "s.csv", noise(300)), history=24, horizon=6, **({"likelihood": name} if name else {}))
+    for family in ("lstm", "attention", "transformer"):
+        assert task.model_config(family).likelihood == key
+    with pytest.raises(DataError, match="likelihood is 'cauchy', expected one of point, gaussian, student, quantile"):
+        load(tmp_path / "s.csv", likelihood="cauchy")
+    if key == "quantile":
+        assert "straight lines are assumed" in task.notes[-1]
+        with pytest.raises(ValueError, match="forecasts of gnmt are points, without likelihood 'quantile'"):
+            task.model_config("gnmt")
+
+
+def test_quantiles_of_a_forecast_rise(hourly):
+    """The table's quantiles rise at every step, whatever an untrained head says."""
+    model = hourly.model_config(likelihood="quantile").build(nn.LSTM).eval()
+    table = hourly.forecast(model, samples=50).table()
+    levels = table[["q05", "q10", "q50", "q90", "q95"]].to_numpy()
+    assert (levels[:, 1:] >= levels[:, :-1]).all()
+    assert hourly.evaluate(model, 64, "cpu")["CRPS"] > 0
+
+
 def test_paths_follow_their_seed_and_leave_the_global_one(hourly):
     """Equal seeds draw equal paths, others draw others, and the caller's random state is untouched."""
     batch = next(hourly.batches("validation", 3, 0, 0))

@@ -33,6 +33,11 @@ CONFIGS: dict[str, Config] = {
     "ctc": CTCConfig(3, 4, 5, 2),
 }
 FED = AttentionConfig(3, 4, 13, attention="bahdanau", feeds="attention", **TOKENS)
+WITH_LENGTHS = {name: config for name, config in CONFIGS.items() if name != "lstm-alone"} | {
+    "both ways": Seq2SeqConfig(3, 4, 2, 2, bidirectional=True),
+    "attention to values": AttentionConfig(3, 4, 2),
+    "fed": FED,
+}
 QUICK = ("torchscript", "torchscript-trace", "onnx")
 ANY = ("batches", "source steps", "target steps")
 LARGER = Sizes(5, 9, 3)
@@ -94,6 +99,50 @@ def test_lengths_may_be_inputs(name, form, tmp_path):
     assert equal(model, tmp_path / "model", form, LARGER, lengths=True)
 
 
+@pytest.mark.parametrize("form", QUICK)
+@pytest.mark.parametrize("name", ["attention", "gnmt", "transformer"])
+def test_a_model_with_dropout_is_exported_as_it_is_evaluated(name, form, tmp_path):
+    """Nothing is dropped, in the file or in what it is compared with, and the model stays in evaluation mode."""
+    if form == "onnx":
+        pytest.importorskip("onnx")
+        pytest.importorskip("onnxruntime")
+    model = built(dataclasses.replace(CONFIGS[name], dropout=0.5))
+    assert export(model, tmp_path / "model", form).wrong == ()
+    assert not any(module.training for module in model.modules())
+
+
+@pytest.mark.parametrize("name", WITH_LENGTHS)
+def test_lengths_may_be_inputs_of_onnx(name, tmp_path, capfd):
+    """Of every family, one layer of real values included; an LSTM node a layer and no word from the exporter."""
+    onnx = pytest.importorskip("onnx")
+    pytest.importorskip("onnxruntime")
+    model = built(WITH_LENGTHS[name])
+    served = export(model, tmp_path / "model", "onnx", lengths=True)
+    assert served == (deployment.Served(ANY[:2], ANY[2:], ()) if name == "fed" else deployment.Served(ANY, (), ()))
+    sizes = dataclasses.replace(LARGER, target_steps=Sizes().target_steps)
+    assert equal(model, tmp_path / "model", "onnx", sizes, lengths=True)
+    found = [node.op_type for node in onnx.load(tmp_path / "model").graph.node].count("LSTM")
+    steps = Sizes().target_steps
+    wanted = {"fed": 1 + steps, "gnmt": 6, "transformer": 0}
+    assert found == wanted.get(name, sum(stack.num_layers for stack in model.config.stacks))
+    assert capfd.readouterr() == ("", "")
+
+
+def test_an_exporter_that_fails_is_one_line(tmp_path, monkeypatch, capfd):
+    """What torch prints when its ONNX exporter fails, the whole graph, stays away from the terminal."""
+    pytest.importorskip("onnx")
+
+    def symbolic(graph, x, *_):
+        return graph.op("Reshape", x), x, x
+
+    monkeypatch.setattr("seq2seq.peers.onnx_lstm._Node.symbolic", staticmethod(symbolic))
+    with pytest.raises(ExportError, match=r"^onnx: the lstm model cannot be exported: .*; use torchscript$"):
+        export(built(CONFIGS["lstm"]), tmp_path / "model", "onnx", lengths=True)
+    assert capfd.readouterr() == ("", "")
+    print("heard again", flush=True)
+    assert capfd.readouterr().out == "heard again\n"
+
+
 def test_a_script_decodes_step_by_step(tmp_path):
     """It keeps encode and step, which decoding needs where this project is not."""
     model = built(CONFIGS["attention"])
@@ -148,8 +197,8 @@ def test_what_cannot_be_exported_says_why(tmp_path):
     with pytest.raises(ExportError) as error:
         export(built(CONFIGS["lstm"]), tmp_path / "model.pt2", "torch-export", lengths=True)
     assert str(error.value) == (
-        "torch-export: the lstm model cannot be exported: NotImplementedError: torch.export cannot pack sequences, "
-        "whose sizes depend on the values of the lengths; use torchscript"
+        "torch-export: the lstm model cannot be exported with lengths: torch.export cannot pack sequences, whose sizes "
+        "depend on the lengths' values; use onnx or torchscript, or leave the lengths out"
     )
     assert list(tmp_path.iterdir()) == []
 

@@ -134,7 +134,7 @@ def test_rates_and_layers_that_make_no_sense_are_refused(options, words):
 
 def test_without_transformers_it_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "transformers", None)
-    with pytest.raises(PretrainedError, match="pip install --group pretrained"):
+    with pytest.raises(PretrainedError, match="pip install transformers"):
         load_transformers("user/model")
 
 

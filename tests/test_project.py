@@ -56,6 +56,35 @@ def test_both_ends_of_the_torch_range_stay_open():
     assert "triton>=3.6,<3.8" in dependencies
 
 
+def test_what_is_told_to_install_installs_on_a_fresh_python():
+    """Every `pip install` that is told to a user names packages of this project's, or the checkout, and no option.
+
+    The pip that comes with Python 3.11 knows no dependency groups.
+    """
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    wanted = [
+        *project["project"]["dependencies"],
+        *(name for group in project["dependency-groups"].values() for name in group),
+    ]
+    # huggingface_hub comes with transformers.
+    known = {_normal(re.split("[<>=;]", name)[0]) for name in wanted} | {"nox", "huggingface-hub"}
+    files = [
+        *ROOT.glob("*.md"),
+        *(path for room in ("bench", "kernels", "seq2seq") for path in ROOT.glob(f"{room}/**/*.*")),
+    ]
+    texts = [path.read_text(encoding="utf-8") for path in files if path.suffix in {".py", ".md"}]
+    told = [match for text in texts for match in re.findall(r"pip install((?: [\w.-]*[\w.])*)", text)]
+    assert len(told) > 10
+    assert [
+        words for words in told if words != " -e ." and not {_normal(word) for word in words.split()} <= known
+    ] == []
+
+
+def _normal(package: str) -> str:
+    """A package's name as the registry compares it."""
+    return re.sub("[-_.]+", "-", package).strip().lower()
+
+
 def test_results_readme_states_the_gate_s_factor():
     """What is said of the gate is what it does, and nothing was left to be filled in."""
     text = (ROOT / "results" / "README.md").read_text(encoding="utf-8")

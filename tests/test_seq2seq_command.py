@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import importlib
 import io
+import itertools
 import json
 import os
 import signal
@@ -18,6 +19,7 @@ from seq2seq import plots
 from seq2seq.arguments import MODELS, TASKS, parser
 from seq2seq.command_line import main
 from seq2seq.tasks import TASKS as LOADERS
+from seq2seq.tasks.forecast import Forecast
 from seq2seq.tasks.task import MODELS as TASK_MODELS
 
 WORDS = ("--variant", "reference", "--batch", "5", "--learning-rate", "0.01")
@@ -55,7 +57,11 @@ def trained(series, tmp_path_factory):
 def refusal(capsys, *words):
     """The one line with which bad input is refused."""
     capsys.readouterr()
-    assert main(list(words)) == 2
+    try:
+        code = main(list(words))
+    except SystemExit as end:  # argparse's own way
+        code = end.code
+    assert code == 2
     error = capsys.readouterr().err
     assert error.startswith("error: ")
     assert error.count("\n") == 1
@@ -96,6 +102,39 @@ def test_predict_gives_the_horizon_with_intervals_and_a_plot(trained, tmp_path, 
     assert plot.read_bytes().startswith(b"\x89PNG")
 
 
+def test_the_plots_of_a_forecast_tell_dates_once_and_whole(monkeypatch, tmp_path):
+    """Above each panel the days from the first to the last value; no tick repeats them, none is drawn over another.
+
+    matplotlib's own label is the year of the last tick, which is past the data when those end with the year.
+    """
+    drawn = []
+    monkeypatch.setattr(plots, "_png", lambda figure: drawn.append(figure) or b"")
+    spans = {"h": 96, "D": 60, "W": 120, "MS": 48, "YS": 40}
+    for frequency, steps in spans.items():
+        stamps = pd.date_range("2010-12-28", periods=steps, freq=frequency)
+        history, horizon = torch.zeros(steps - 4, dtype=torch.float64), torch.ones(3, 4, dtype=torch.float64)
+        plots.forecasts([Forecast("$x^$", "$", stamps, history, horizon, horizon[0], horizon[0])], tmp_path / frequency)
+        axes = drawn[-1].axes[0]
+        drawn[-1].draw_without_rendering()
+        shown = stamps[-12:]
+        assert axes.get_title(loc="right") == f"{shown[0]:%Y-%m-%d} to {shown[-1]:%Y-%m-%d}"
+        assert axes.xaxis.get_offset_text().get_text() == ""
+        ticks = [label for label in axes.get_xticklabels() if label.get_text()]
+        assert len(ticks) > 1
+        assert not any("-" in label.get_text() for label in ticks)
+        boxes = [label.get_window_extent() for label in ticks]
+        assert all(left.x1 < right.x0 for left, right in itertools.pairwise(boxes)), frequency
+
+
+@pytest.mark.usefixtures("sines")
+def test_the_curve_names_its_loss(tmp_path, monkeypatch):
+    """The axis says which loss it is, and in what."""
+    drawn = []
+    monkeypatch.setattr(plots, "_png", lambda figure: drawn.append(figure) or b"")
+    assert main(["train", "forecasting", *WORDS, "--steps", "2", "--out", str(tmp_path / "run")]) == 0
+    assert drawn[-1].axes[0].get_ylabel() == "squared error (normalised values)"
+
+
 def test_predict_without_data_of_a_file_says_so(trained, capsys):
     """The series of a user's file is not in the checkpoint."""
     assert "--data" in refusal(capsys, "predict", str(trained))
@@ -104,6 +143,48 @@ def test_predict_without_data_of_a_file_says_so(trained, capsys):
 def test_translate_refuses_what_forecasts(trained, capsys):
     """A model of series translates nothing."""
     assert "see predict" in refusal(capsys, "translate", str(trained))
+
+
+@pytest.fixture(scope="module")
+def translator(tmp_path_factory):
+    """A model of pairs of texts that reads four tokens of a source, hardly trained."""
+    folder = tmp_path_factory.mktemp("texts")
+    pytest.importorskip("tokenizers")
+    (folder / "pairs.tsv").write_text("".join(f"{n} red ferries\t{n} rote Fähren\n" for n in range(20)))
+    words = ["train", "translation", "--data", str(folder / "pairs.tsv"), "--out", str(folder / "run"), "--steps", "1"]
+    assert main([*words, *WORDS, "--option", "max_source=4", "--option", "max_target=4"]) == 0
+    return folder / "run"
+
+
+def test_lines_that_translate_cuts_are_told(translator, tmp_path, capsys):
+    """How many, which first and to how many tokens, in one line beside the output; nothing where none is cut."""
+    lines = tmp_path / "lines.txt"
+    lines.write_text("red\n" + "7 red ferries and more of them\n" * 2 + "red\n")
+    capsys.readouterr()
+    assert main(["translate", str(translator), "--data", str(lines), "--beam", "1"]) == 0
+    shown = capsys.readouterr()
+    assert shown.err == "2 of 4 lines were cut to 4 tokens, the first is line 2\n"
+    assert shown.out.count("\n") == 4
+    lines.write_text("red\nferries\n")
+    assert main(["translate", str(translator), "--data", str(lines), "--beam", "1"]) == 0
+    assert capsys.readouterr().err == ""
+
+
+def test_what_predict_changes_in_a_series_is_told(trained, tmp_path, capsys):
+    """Filled values, another time zone and another scaling, on standard error; nothing for the training's own file."""
+    data = json.loads((trained / "run.json").read_text())["given"]["data"]
+    capsys.readouterr()
+    assert main(["predict", str(trained), "--data", data, "--samples", "2"]) == 0
+    assert capsys.readouterr().err == ""
+    other = tmp_path / "other.csv"
+    stamps = pd.date_range("2024-01-01T00:00+02:00", periods=60)
+    values = [10.0 + day.day_of_week + 0.1 * number**0.5 for number, day in enumerate(stamps)]
+    pd.DataFrame({"timestamp": stamps, "value": values}).drop(index=30).to_csv(other, index=False)
+    words = ["predict", str(trained), "--data", str(other), "--samples", "2", "--option", "missing=interpolate"]
+    assert main(words) == 0
+    told = capsys.readouterr().err.splitlines()
+    expected = ("1 of 60 values were missing", "in UTC", "was not in the training")
+    assert [word in line for word, line in zip(expected, told, strict=True)] == [True] * 3
 
 
 @pytest.mark.usefixtures("sines")
@@ -206,6 +287,31 @@ def test_a_bad_file_is_one_line(tmp_path, capsys):
     assert not (tmp_path / "run").exists()
 
 
+def a_bad_path(kind, folder):
+    """A path that no task can read, by what is wrong with it."""
+    path = folder / "given"
+    if kind == "folder":
+        (path / "deeper").mkdir(parents=True)
+    elif kind != "missing":
+        path.write_bytes({"empty": b"", "latin": b"caf\xe9\tb,1\n"}.get(kind, b"a\tb\n"))
+    if kind == "unreadable":
+        path.chmod(0)
+    return path
+
+
+@pytest.mark.parametrize("kind", ["folder", "missing", "empty", "latin", "unreadable"])
+@pytest.mark.parametrize("task", TASKS)
+def test_bad_data_of_every_task_is_one_line(task, kind, tmp_path, capsys):
+    """What is given is named, whatever is wrong with it; for speech a folder without sounds, and any file."""
+    path = a_bad_path(kind, tmp_path)
+    if kind == "unreadable" and os.access(path, os.R_OK):
+        pytest.skip("this user may read everything")
+    error = refusal(capsys, "train", task, "--data", str(path), "--out", str(tmp_path / "run"))
+    assert error.startswith(f"error: {path}")
+    assert "expected" in error or "save the file as UTF-8" in error
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_checkpoint_that_is_none_is_one_line(tmp_path, capsys):
     """Neither a run nor a model."""
     assert str(tmp_path) in refusal(capsys, "predict", str(tmp_path))
@@ -225,12 +331,25 @@ def test_help_names_every_option_and_task(capsys):
     capsys.readouterr()
 
 
-def test_a_word_that_is_no_command_exits_with_two(capsys):
-    """Argparse says what there is."""
-    with pytest.raises(SystemExit) as ending:
-        main(["cook"])
-    assert ending.value.code == 2
-    assert "cook" in capsys.readouterr().err
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (("cook",), "'cook' (choose from"),
+        (("train",), "required: TASK; see python -m seq2seq train --help"),
+        (("train", "baking"), "'baking' (choose from"),
+        (("train", "speech", "--quick"), "--quick"),
+        (("train", "speech", "--seed", "1.5"), "'1.5' is no whole number"),
+        (("train", "speech", "--clip", "much"), "'much' is no number"),
+        (("train", "speech", "--epochs", "0"), "'0' is no number of at least 1"),
+        (("train", "speech", "--out"), "expected one argument"),
+        (("predict", "RUN", "--last", "--start", "3"), "not allowed with argument"),
+        (("predict", "RUN", "--plot", "a.pdf"), "does not end in .png"),
+        (("export", "RUN"), "required: --out; see python -m seq2seq export --help"),
+    ],
+)
+def test_wrong_usage_is_one_line_that_names_it(capsys, words, expected):
+    """No screen of usage before it; --help prints that."""
+    assert expected in refusal(capsys, *words)
 
 
 def test_attention_weights_are_shares_of_the_source():

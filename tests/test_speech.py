@@ -203,6 +203,15 @@ def test_made_up_corpus_says_so(task):
     assert task.notes[0].startswith("SYNTHETIC: 60 utterances")
 
 
+def test_padding_is_reported(task):
+    """The note says what share of an epoch's steps is padding, as its batches have it."""
+    computed = valid = 0
+    for batch in task.batches("train", task.batch, 0, 0):
+        computed += batch.source.size(0) * batch.source.size(1) + batch.target.numel()
+        valid += int(batch.source_lengths.sum() + batch.target_lengths.sum())
+    assert task.notes[1].startswith(f"{1 - valid / computed:.0%} of the steps in batches of 32 are padding, ")
+
+
 def test_letters_sound_apart():
     """A letter's frames hold its two tones of the keypad and no other's."""
     utterance = tones.Utterance("f", tones._sound("f", np.random.default_rng(0)))
@@ -318,7 +327,7 @@ def test_missing_package_says_what_to_install(monkeypatch, task):
     """Without jiwer, scores say which package is missing, and how to install it."""
     monkeypatch.setitem(sys.modules, "jiwer", None)
     speech._jiwer.cache_clear()
-    with pytest.raises(DataUnavailableError, match="jiwer, which is not installed: pip install --group tasks"):
+    with pytest.raises(DataUnavailableError, match="jiwer, which is not installed: pip install jiwer"):
         task.evaluate(task.model_config().build(nn.LSTM), 8, "cpu")
 
 

@@ -130,5 +130,5 @@ def test_models_fit_the_vocabulary(news, size):
 
 def test_missing_package_says_what_to_install(news, monkeypatch):
     monkeypatch.setitem(sys.modules, "rouge_score.rouge_scorer", None)
-    with pytest.raises(DataUnavailableError, match="rouge-score, which is not installed: pip install --group tasks"):
+    with pytest.raises(DataUnavailableError, match="rouge-score, which is not installed: pip install rouge-score"):
         news.score(["a"], ["a"])

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import re
 
 import pytest
 
+from seq2seq.tasks import summarization, translation
 from seq2seq.tasks.errors import DataError
 from seq2seq.tasks.text_files import read_jsonl, read_pairs, read_tsv, tidy
 
@@ -137,3 +139,21 @@ def test_texts_are_brought_to_one_line(tmp_path):
     path = tmp_path / "lines.jsonl"
     path.write_text(json.dumps({"document": " a\n\tb  c\r\n", "summary": "d\u00a0: e"}), encoding="utf-8")
     assert read_jsonl(path, KEYS) == [("a b c", "d\u00a0: e")]
+
+
+@pytest.mark.parametrize("encoding", ["latin-1", "utf-16"])
+@pytest.mark.parametrize("name", ["pairs.tsv", "pairs.jsonl"])
+def test_a_file_of_another_encoding_is_read_when_it_is_named(name, encoding, tmp_path):
+    """The error says how, in a way that the texts' tasks take."""
+    path = tmp_path / name
+    rows = (
+        ["é\tü", "a\tb"]
+        if name.endswith("tsv")
+        else ['{"document": "é", "summary": "ü"}', '{"document": "a", "summary": "b"}']
+    )
+    path.write_bytes("\n".join(rows).encode(encoding))
+    with pytest.raises(DataError, match=r"row 1: byte 0x\w\w is no utf-8: .*, as --option encoding=latin-1"):
+        read_pairs(path, KEYS)
+    assert read_pairs(path, KEYS, encoding) == [("é", "ü"), ("a", "b")]
+    for task in (translation, summarization):
+        assert inspect.signature(task.load).parameters["encoding"].default == "utf-8-sig"

@@ -99,5 +99,5 @@ def test_missing_package_says_what_to_install(monkeypatch):
     text = SUBWORDS.to_json()
     monkeypatch.setitem(sys.modules, "tokenizers", None)
     for call in (lambda: Subwords.train(TEXTS, 300), lambda: Subwords.from_json(text)):
-        with pytest.raises(DataUnavailableError, match=r"tokenizers, which is not installed: pip install --group"):
+        with pytest.raises(DataUnavailableError, match=r"tokenizers, which is not installed: pip install tokenizers"):
             call()

@@ -13,8 +13,9 @@ from tiny_tasks import Reverse, Sines
 from seq2seq.execution import initial_weights
 from seq2seq.task_workload import task_workload
 from seq2seq.tasks import TASKS, restore
-from seq2seq.train import Progress, Settings, Trainer, _schedule
+from seq2seq.train import Progress, Settings, Trainer, _schedule, variant_of, why_not
 from seq2seq.train_folder import CURVE, TrainFolder, TrainingError
+from seq2seq.transformer import TransformerConfig
 from seq2seq.variants import VARIANTS
 
 FAST = Settings(batch=5, learning_rate=1e-2, epochs=3, variant="reference")
@@ -67,6 +68,17 @@ def curve(path):
     """The curve without its seconds."""
     with (path / "curve.csv").open(encoding="utf-8") as file:
         return [{name: cell for name, cell in row.items() if name != "training_s"} for row in csv.DictReader(file)]
+
+
+@pytest.mark.parametrize(("variant", "lstm", "other"), [("", "onednn", "reference"), ("loop", "loop", "loop")])
+def test_what_trains_where_no_variant_is_named(variant, lstm, other):
+    """Torch's own way: oneDNN's LSTM, and the reference for a model without LSTMs."""
+    settings = dataclasses.replace(FAST, variant=variant)
+    assert variant_of(Sines().model_config("lstm", "small"), settings) == lstm
+    transformer = TransformerConfig(8, 1, 2, 2, source_features=1)
+    assert variant_of(transformer, settings) == other
+    if not variant:
+        assert why_not(Sines(), transformer, settings) is None
 
 
 @pytest.mark.parametrize("step", [3, 5, 14])

@@ -18,7 +18,7 @@ from seq2seq import cost as costs
 from seq2seq.checkpoint import from_pretrained, save_pretrained
 from seq2seq.contract import IGNORE_TOKEN, Extent, select
 from seq2seq.execution import Executable, initial_weights
-from seq2seq.probabilistic import negative_log_likelihood
+from seq2seq.probabilistic import head_loss
 from seq2seq.tasks.batch import Batch
 from seq2seq.transformer import TABLE, TransformerConfig, TransformerSeq2Seq, rival
 from seq2seq.transformer_layers import Attention, positions
@@ -276,7 +276,7 @@ def test_a_likelihood_s_head_has_its_parameters_and_its_loss():
     source, expected = torch.randn(2, 3, 2).double(), torch.randn(2, 3, 2).double()
     outputs = model(source)
     assert outputs.shape == (2, 3, 4)
-    assert torch.equal(model.loss(outputs, expected), negative_log_likelihood("gaussian", outputs, expected))
+    assert torch.equal(model.loss(outputs, expected), head_loss("gaussian", outputs, expected))
 
 
 def test_a_checkpoint_brings_it_back(tmp_path):

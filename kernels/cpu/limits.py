@@ -7,13 +7,14 @@ measures them; without one the table has bytes and FLOPs alone.
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from kernels.usage import Parser
 
 
 @dataclass(frozen=True)
@@ -103,7 +104,7 @@ def table(ceilings: Mapping[str, Any] | None) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Print the table; 2 when the file has no ceilings of a CPU."""
-    parser = argparse.ArgumentParser(prog="python -m kernels.cpu.limits", description=__doc__)
+    parser = Parser(prog="python -m kernels.cpu.limits", description=__doc__)
     parser.add_argument("environment", nargs="?", type=Path, help="environment.json of a run, which has the rates")
     options = parser.parse_args(arguments)
     ceilings = None

@@ -5,7 +5,6 @@ AddressSanitizer and UndefinedBehaviorSanitizer watch every access over odd size
 
 from __future__ import annotations
 
-import argparse
 import subprocess
 import sys
 import tempfile
@@ -13,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from kernels.cpu.build import SOURCE, BuildError, compiler
+from kernels.usage import Parser
 
 FLAGS = ("-O1", "-g", "-march=native", "-ffp-contract=fast", "-std=c++17", "-DPLAIN_THREADS", "-pthread")
 CHECKS = {
@@ -43,7 +43,7 @@ def check(source: Path = SOURCE) -> list[tuple[str, bool, str]]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Print what each check found; 0 when all passed, 2 without a compiler that can."""
-    argparse.ArgumentParser(prog="python -m kernels.cpu.sanitize", description=__doc__).parse_args(arguments)
+    Parser(prog="python -m kernels.cpu.sanitize", description=__doc__).parse_args(arguments)
     try:
         found = check()
     except BuildError as error:

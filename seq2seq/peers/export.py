@@ -6,14 +6,19 @@ speed would feed a runtime hundreds of copies of a cell.
 
 from __future__ import annotations
 
+import contextlib
 import io
+import os
+import sys
 import warnings
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from seq2seq.contract import Model
+from seq2seq.peers.onnx_lstm import with_lengths
 from seq2seq.peers.runtime import ARGUMENTS, RESULTS, Inputs, Results, Runtime
 
 #: The highest that both ends of the range of torch releases export to.
@@ -30,6 +35,8 @@ class Run(nn.Module):
     def __init__(self, model: Model) -> None:
         super().__init__()
         self.model = model
+        # A new module is in training mode, and the exporter puts the mode that it finds back, for the model within too.
+        self.train(model.training)
 
     def forward(
         self,
@@ -79,10 +86,11 @@ def to_onnx(model: Model, example: Inputs, *, dynamic: bool = False) -> bytes:
     axes = {name: dict(enumerate(("batch", f"{name}_steps")[: value.dim()])) for name, value in given.items()}
     axes |= {"outputs": {0: "batch", 1: "steps"}, "hidden": {1: "batch"}, "cell": {1: "batch"}}
     # The exporter warns that it is old, that shapes are fixed and that the checks of inputs are not exported: all true.
-    with warnings.catch_warnings(), torch.autocast("cpu", enabled=False):
+    # What it prints, a graph of hundreds of lines when it fails, it does not raise; what it raises says why.
+    with warnings.catch_warnings(), torch.autocast("cpu", enabled=False), _unprinted():
         warnings.simplefilter("ignore")
         torch.onnx.export(
-            Run(model),
+            Run(with_lengths(model) if example[2] is not None and model.config.stacks else model),
             example,
             file,
             dynamo=False,
@@ -93,3 +101,17 @@ def to_onnx(model: Model, example: Inputs, *, dynamic: bool = False) -> bytes:
         )
     content: bytes = file.getvalue()
     return content
+
+
+@contextlib.contextmanager
+def _unprinted() -> Iterator[None]:
+    """Nothing reaches standard output or error meanwhile, not even from C++, which knows no sys.stdout."""
+    with contextlib.ExitStack() as stack:
+        nothing = stack.enter_context(open(os.devnull, "wb"))  # noqa: PTH123 - no path of ours
+        for stream, number in ((sys.stdout, 1), (sys.stderr, 2)):
+            stream.flush()
+            kept = os.dup(number)
+            stack.callback(os.close, kept)
+            stack.callback(os.dup2, kept, number)
+            os.dup2(nothing.fileno(), number)
+        yield

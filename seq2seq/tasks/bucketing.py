@@ -58,3 +58,14 @@ def padding_waste(lengths: Sequence[tuple[int, ...]], batches: Sequence[Sequence
             valid += sum(steps)
             computed += len(steps) * max(steps)
     return 1 - valid / computed if computed else 0.0
+
+
+def padding_note(lengths: Sequence[tuple[int, ...]], batch: int) -> str:
+    """How much of the training batches is padding, and how much would be were they drawn at random.
+
+    Args:
+        lengths: steps of each example, one number a tensor.
+        batch: examples in a batch.
+    """
+    wastes = [padding_waste(lengths, bucketed(lengths, batch, 0, 0, pool)) for pool in (POOL_BATCHES, 1)]
+    return f"{wastes[0]:.0%} of the steps in batches of {batch} are padding, {wastes[1]:.0%} if drawn at random"

@@ -38,7 +38,7 @@ def catalogue_pairs(language: str) -> tuple[Pair, ...]:
     """
     found = importlib.util.find_spec("django")
     if found is None or not found.submodule_search_locations:
-        msg = "the message catalogues come with the package Django, which is not installed: pip install --group tasks"
+        msg = "the message catalogues come with the package Django, which is not installed: pip install Django"
         raise DataUnavailableError(msg)
     root = Path(found.submodule_search_locations[0])
     files = sorted(root.glob(f"**/locale/{language}/LC_MESSAGES/*.mo"))

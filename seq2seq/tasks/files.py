@@ -40,7 +40,8 @@ def read_text(path: Path, encoding: str = "utf-8-sig") -> str:
     except UnicodeDecodeError as error:
         row = raw.count(b"\n", 0, error.start) + 1
         name = encoding.removesuffix("-sig")
-        cause = f"byte 0x{raw[error.start]:02x} is no {name}: save the file as UTF-8, or name its encoding"
+        cause = f"byte 0x{raw[error.start]:02x} is no {name}: save the file as UTF-8, or name its encoding, "
+        cause += "as --option encoding=latin-1"
         raise bad_file(path, cause, row) from error
     except LookupError as error:
         raise bad_file(path, f"{encoding!r} is no encoding that Python knows; expected one like utf-8") from error

@@ -119,6 +119,7 @@ class TimeSeries:
         frequency: of the values.
         values: (steps,) float64, none missing.
         filled: how many of them the source leaves out; they are interpolated.
+        converted: whether its timestamps came with a time zone and were brought to UTC.
     """
 
     name: str
@@ -127,6 +128,7 @@ class TimeSeries:
     frequency: Frequency
     values: Tensor
     filled: int = 0
+    converted: bool = False
 
     def timestamps(self, more: int = 0) -> pd.DatetimeIndex:
         """When its values are, and `more` steps after them."""
@@ -194,7 +196,7 @@ def _statsmodels(dataset: str) -> pd.DataFrame:
         import statsmodels.datasets as packaged  # noqa: PLC0415 - optional
     except ImportError as error:
         msg = f"the series {dataset} comes with the package statsmodels, which is not installed: "
-        msg += "pip install --group tasks"
+        msg += "pip install statsmodels"
         raise DataUnavailableError(msg) from error
     frame: pd.DataFrame = getattr(packaged, dataset).load_pandas().data
     return frame

@@ -83,6 +83,7 @@ class _Rows:
     rows: list[int] = field(default_factory=list)
     timestamps: list[datetime] = field(default_factory=list)
     numbers: list[float] = field(default_factory=list)
+    aware: bool = False
 
 
 def read_series(path: Path, columns: Columns | None = None) -> list[TimeSeries]:
@@ -128,6 +129,7 @@ def _parse(path: Path, text: str, columns: Columns) -> dict[str, _Rows]:
                 raise bad_file(path, "timestamps are with and without a time zone, expected one way throughout", row)
             aware = stamp.tzinfo is not None
             part = parts.setdefault(cells[at[2]].strip() if columns.series else path.stem, _Rows())
+            part.aware = aware
             part.rows.append(row)
             part.timestamps.append(stamp.astimezone(UTC).replace(tzinfo=None) if aware else stamp)
             part.numbers.append(_value(path, row, cells[at[1]].strip(), columns))
@@ -205,4 +207,5 @@ def _series(path: Path, name: str, part: _Rows, columns: Columns) -> TimeSeries:
     if not (known[0] and known[-1]):
         row = int(rows[0 if not known[0] else -1])
         raise bad_file(path, "the first and the last value must be there, nothing beyond them is known", row)
-    return regular(name, columns.unit, index, frame["value"].to_numpy(), frequency)
+    found = regular(name, columns.unit, index, frame["value"].to_numpy(), frequency)
+    return dataclasses.replace(found, converted=part.aware)

@@ -27,7 +27,7 @@ from seq2seq.model import Seq2SeqConfig
 from seq2seq.tasks import tones
 from seq2seq.tasks.audio import BANDS, log_mel, stack
 from seq2seq.tasks.batch import Batch, DataUnavailableError
-from seq2seq.tasks.bucketing import bucketed
+from seq2seq.tasks.bucketing import bucketed, padding_note
 from seq2seq.tasks.corpus import read_corpus, read_frames
 from seq2seq.tasks.errors import DataError
 from seq2seq.tasks.task import MODELS
@@ -373,7 +373,8 @@ def _task(pairs: Sequence[tuple[Tensor, str]], stacked: int, note: str) -> Speec
         for split, chosen in splits.items()
     }
     rate = max(example.lengths[1] / example.lengths[0] for example in examples["train"])
-    return dataclasses.replace(task, rate=rate, examples=examples)
+    padding = padding_note([example.lengths for example in examples["train"]], SpeechTask.batch)
+    return dataclasses.replace(task, rate=rate, examples=examples, notes=(note, padding))
 
 
 def _padded(recordings: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
@@ -386,6 +387,6 @@ def _jiwer() -> Any:
     try:
         import jiwer  # noqa: PLC0415 - optional
     except ImportError as error:
-        msg = "word error rates need the package jiwer, which is not installed: pip install --group tasks"
+        msg = "word error rates need the package jiwer, which is not installed: pip install jiwer"
         raise DataUnavailableError(msg) from error
     return jiwer

@@ -15,7 +15,7 @@ from seq2seq.contract import Config
 from seq2seq.tasks.batch import DataUnavailableError
 from seq2seq.tasks.synthetic_news import make_news
 from seq2seq.tasks.text import Example, TextTask
-from seq2seq.tasks.text_files import read_pairs
+from seq2seq.tasks.text_files import ENCODING, read_pairs
 from seq2seq.tasks.text_models import Sizes, text_config
 
 SIZES = {
@@ -51,7 +51,7 @@ class SummarizationTask(TextTask):
         try:
             from rouge_score.rouge_scorer import RougeScorer  # noqa: PLC0415 - optional
         except ImportError as error:
-            msg = "ROUGE needs the package rouge-score, which is not installed: pip install --group tasks"
+            msg = "ROUGE needs the package rouge-score, which is not installed: pip install rouge-score"
             raise DataUnavailableError(msg) from error
         # Its own words are made of a to z alone: a summary in Greek would score 0 against itself.
         scorer = RougeScorer(list(_ROUGE.values()), tokenizer=_Words())
@@ -65,9 +65,10 @@ class SummarizationTask(TextTask):
         return {f"{name} of the first {LEAD_SENTENCES} sentences": value for name, value in scores.items()}
 
 
-def load(
+def load(  # noqa: PLR0913 - options of a command line
     path: Path | str | None = None,
     *,
+    encoding: str = ENCODING,
     keys: str = "document,summary",
     vocabulary: int = 2000,
     max_source: int = 400,
@@ -79,6 +80,7 @@ def load(
 
     Args:
         path: TSV of document<TAB>summary, or JSON lines; synthetic documents when None.
+        encoding: of the file.
         keys: names of document and summary in JSON lines, with a comma between them.
         vocabulary: most tokens, for documents and summaries together.
         max_source: most tokens of a document; 400 as in See et al. 2017.
@@ -98,7 +100,7 @@ def load(
         if not (document and comma and summary):
             msg = f"keys is {keys!r}, expected two names with a comma between them, like 'document,summary'"
             raise ValueError(msg)
-        pairs, origin = read_pairs(Path(path), (document, summary)), str(path)
+        pairs, origin = read_pairs(Path(path), (document, summary), encoding), str(path)
     return SummarizationTask.from_pairs(
         pairs, origin, vocabulary=vocabulary, max_source=max_source, max_target=max_target
     )

@@ -17,7 +17,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from seq2seq.contract import IGNORE_TOKEN, Model
 from seq2seq.tasks.batch import Batch
-from seq2seq.tasks.bucketing import POOL_BATCHES, bucketed, padding_waste
+from seq2seq.tasks.bucketing import bucketed, padding_note
 from seq2seq.tasks.errors import DataError
 from seq2seq.tasks.text_files import Pair, tidy
 from seq2seq.tasks.tokens import BEGIN, END, PAD, Subwords
@@ -119,12 +119,6 @@ class TextTask(ABC):
             places = [list(range(len(examples)))[start : start + batch] for start in range(0, len(examples), batch)]
         return (collate([(examples[i].source_tokens, examples[i].target_tokens) for i in chosen]) for chosen in places)
 
-    def padding_note(self, batch: int) -> str:
-        """How much of the training batches is padding, and how much would be were they drawn at random."""
-        lengths = [example.lengths for example in self._examples("train")]
-        wastes = [padding_waste(lengths, bucketed(lengths, batch, 0, 0, pool)) for pool in (POOL_BATCHES, 1)]
-        return f"{wastes[0]:.0%} of the steps in batches of {batch} are padding, {wastes[1]:.0%} if drawn at random"
-
     def evaluate(self, model: Model, batch: int, device: str) -> dict[str, float]:
         """Loss and scores of the validation split, decoded greedily, and the scores of the baselines.
 
@@ -181,6 +175,10 @@ class TextTask(ABC):
             model.train(training)
         return outputs
 
+    def cut(self, texts: Sequence[str]) -> list[int]:
+        """Rows, from 1, of the texts of which `predict` reads the first `max_source` tokens alone."""
+        return [row for row, text in enumerate(texts, 1) if len(self.subwords.encode(tidy(text))) > self.max_source]
+
     @classmethod
     def from_pairs(
         cls, pairs: Sequence[Pair], origin: str, *, vocabulary: int, max_source: int, max_target: int
@@ -207,7 +205,8 @@ class TextTask(ABC):
         if len(unique) < len(pairs):
             notes.append(f"{len(pairs) - len(unique)} of {len(pairs)} pairs came again and were left out")
         task = cls(subwords, max_source, max_target, splits, notes)
-        task.notes.append(task.padding_note(int(cls.defaults["batch"])))
+        lengths = [example.lengths for example in task.examples["train"]]
+        task.notes.append(padding_note(lengths, int(cls.defaults["batch"])))
         return task
 
     @classmethod

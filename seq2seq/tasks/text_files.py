@@ -17,27 +17,34 @@ _BLANKS = re.compile(r"[ \t\r\n\f\v]+")
 _SUFFIXES = {".jsonl", ".ndjson", ".json"}
 
 
-def read_pairs(path: Path, keys: tuple[str, str]) -> list[Pair]:
+#: Of a user's texts where no other is named; a byte order mark is taken off.
+ENCODING = "utf-8-sig"
+
+
+def read_pairs(path: Path, keys: tuple[str, str], encoding: str = ENCODING) -> list[Pair]:
     """Pairs of a file: JSON lines when it ends in .jsonl, .ndjson or .json, otherwise TSV.
 
     Args:
         path: of the file.
         keys: of source and target in JSON lines; in messages also the names of a TSV's columns.
+        encoding: of the file.
 
     Raises:
         DataError: as `read_tsv` and `read_jsonl`.
     """
-    return read_jsonl(path, keys) if path.suffix.lower() in _SUFFIXES else read_tsv(path, keys)
+    read = read_jsonl if path.suffix.lower() in _SUFFIXES else read_tsv
+    return read(path, keys, encoding)
 
 
-def read_tsv(path: Path, names: tuple[str, str] = ("source", "target")) -> list[Pair]:
-    """Pairs of a file of lines source<TAB>target, without a header, in UTF-8.
+def read_tsv(path: Path, names: tuple[str, str] = ("source", "target"), encoding: str = ENCODING) -> list[Pair]:
+    """Pairs of a file of lines source<TAB>target, without a header.
 
     Raises:
-        DataError: for a file that is missing, empty or not UTF-8, and for a row of other than two filled columns.
+        DataError: for a file that is missing, empty or not of that encoding, and for a row of other than two filled
+            columns.
     """
     pairs = []
-    for row, line in _lines(path):
+    for row, line in _lines(path, encoding):
         columns = line.split("\t")
         if len(columns) != 2:  # noqa: PLR2004 - source and target
             found = f"{len(columns)} column{'s' * (len(columns) != 1)}"
@@ -46,16 +53,16 @@ def read_tsv(path: Path, names: tuple[str, str] = ("source", "target")) -> list[
     return pairs
 
 
-def read_jsonl(path: Path, keys: tuple[str, str]) -> list[Pair]:
-    """Pairs of a file of JSON objects, one a line, in UTF-8.
+def read_jsonl(path: Path, keys: tuple[str, str], encoding: str = ENCODING) -> list[Pair]:
+    """Pairs of a file of JSON objects, one a line.
 
     Raises:
-        DataError: for a file that is missing, empty or not UTF-8, and for a row that is no object with text under
-            both keys.
+        DataError: for a file that is missing, empty or not of that encoding, and for a row that is no object with text
+            under both keys.
     """
     expected = f'expected an object {{"{keys[0]}": "...", "{keys[1]}": "..."}}'
     pairs = []
-    for row, line in _lines(path):
+    for row, line in _lines(path, encoding):
         try:
             value = json.loads(line)
         except (ValueError, RecursionError) as error:
@@ -81,9 +88,9 @@ def tidy(text: str) -> str:
     return _BLANKS.sub(" ", text).strip()
 
 
-def _lines(path: Path) -> Iterator[tuple[int, str]]:
+def _lines(path: Path, encoding: str) -> Iterator[tuple[int, str]]:
     """Rows and their lines. Split at line feeds alone: Unicode's other line ends may be part of a text."""
-    lines = read_text(path).split("\n")
+    lines = read_text(path, encoding).split("\n")
     if not lines[-1]:
         lines.pop()
     if not lines:  # a byte order mark and nothing else

@@ -109,5 +109,5 @@ def _require_tokenizers() -> None:
     except ImportError as error:
         from seq2seq.tasks.batch import DataUnavailableError  # noqa: PLC0415 - brings torch, which tokens do not need
 
-        msg = "subword tokens need the package tokenizers, which is not installed: pip install --group tasks"
+        msg = "subword tokens need the package tokenizers, which is not installed: pip install tokenizers"
         raise DataUnavailableError(msg) from error

@@ -14,7 +14,7 @@ from seq2seq.contract import Config
 from seq2seq.tasks.batch import DataUnavailableError
 from seq2seq.tasks.catalogues import LANGUAGES, catalogue_pairs
 from seq2seq.tasks.text import Example, TextTask
-from seq2seq.tasks.text_files import read_pairs
+from seq2seq.tasks.text_files import ENCODING, read_pairs
 from seq2seq.tasks.text_models import Sizes, text_config
 
 SIZES = {
@@ -44,7 +44,7 @@ class TranslationTask(TextTask):
         try:
             import sacrebleu  # noqa: PLC0415 - optional
         except ImportError as error:
-            msg = "BLEU needs the package sacrebleu, which is not installed: pip install --group tasks"
+            msg = "BLEU needs the package sacrebleu, which is not installed: pip install sacrebleu"
             raise DataUnavailableError(msg) from error
         return {
             "BLEU": float(sacrebleu.corpus_bleu(outputs, [references]).score),
@@ -60,6 +60,7 @@ class TranslationTask(TextTask):
 def load(
     path: Path | str | None = None,
     *,
+    encoding: str = ENCODING,
     language: str = "de",
     vocabulary: int = 2000,
     max_source: int = 64,
@@ -69,6 +70,7 @@ def load(
 
     Args:
         path: TSV of source<TAB>target, or JSON lines with `source` and `target`; the catalogues when None.
+        encoding: of the file.
         language: of the catalogues, `de` or `fr`.
         vocabulary: most tokens, for both languages together.
         max_source: most tokens of a source.
@@ -85,7 +87,7 @@ def load(
             raise ValueError(msg)
         pairs, origin = list(catalogue_pairs(language)), f"English-{LANGUAGES[language]} catalogues of Django"
     else:
-        pairs, origin = read_pairs(Path(path), ("source", "target")), str(path)
+        pairs, origin = read_pairs(Path(path), ("source", "target"), encoding), str(path)
     return TranslationTask.from_pairs(
         pairs, origin, vocabulary=vocabulary, max_source=max_source, max_target=max_target
     )

@@ -1,0 +1,39 @@
+"""The parser of every command line here, in the lowest room so that all of them share it: it imports no torch.
+
+argparse prints a command's usage before what is wrong with it; what was wrong is then below a screen of options.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from typing import Any, NoReturn
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser that tells what is wrong in one line, and where to read what is right; exit code 2.
+
+    The commands of `add_subparsers` are of this class too.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.register("type", int, _number(int, "whole number"))
+        self.register("type", float, _number(float, "number"))
+
+    def error(self, message: str) -> NoReturn:
+        """End with exit code 2 and one line."""
+        self.exit(2, f"error: {' '.join(message.split())}; see {self.prog} --help\n")
+
+
+def _number(kind: Callable[[str], float], expected: str) -> Callable[[str], float]:
+    """A conversion that says what it expected; argparse would name a type of Python."""
+
+    def convert(text: str) -> float:
+        try:
+            return kind(text)
+        except ValueError as error:
+            msg = f"{text!r} is no {expected}"
+            raise argparse.ArgumentTypeError(msg) from error
+
+    return convert
