@@ -67,7 +67,7 @@ class Extent:
         own_target: whether the decoder reads something else than the source.
         crossed: sum over sequences of source steps x target steps, which attention to the source looks at.
         source_squares, target_squares: sums over sequences of squared steps, which attention to oneself looks at.
-        labels: tokens that the outputs are compared with; 0 for real values.
+        labels: tokens that the outputs are compared with; None for real values.
     """
 
     sequences: int
@@ -79,7 +79,7 @@ class Extent:
     crossed: int = 0
     source_squares: int = 0
     target_squares: int = 0
-    labels: int = 0
+    labels: int | None = None
 
     @classmethod
     def of(cls, batch: Batch) -> Extent:
@@ -97,7 +97,7 @@ class Extent:
             int((source * target).sum()),
             int(source.square().sum()),
             int(target.square().sum()),
-            0 if batch.expected.is_floating_point() else int((batch.expected != IGNORE_TOKEN).sum()),
+            None if batch.expected.is_floating_point() else int((batch.expected != IGNORE_TOKEN).sum()),
         )
 
 

@@ -80,7 +80,7 @@ def cost(
             + ADAM * parameters(config)
         )
         values = extent.target_steps * config.output_size
-        expected = extent.labels * TOKEN_BYTES if extent.labels else values * FULL_BYTES
+        expected = values * FULL_BYTES if extent.labels is None else extent.labels * TOKEN_BYTES
         moved = ADAM_TRANSFERS * FULL_BYTES * parameters(config) + expected
         return Cost(flops, moved + _inputs(config, extent, FULL_BYTES))
     if mode == "decode":

@@ -11,7 +11,7 @@ from torch import nn
 
 from seq2seq.contract import Model
 from seq2seq.model import Seq2SeqConfig
-from seq2seq.tasks import forecasting
+from seq2seq.tasks import forecasting_task
 from seq2seq.tasks.errors import DataError
 from seq2seq.tasks.forecasting import load, restore
 from seq2seq.tasks.paths import sample_paths
@@ -356,7 +356,7 @@ def test_defaults_follow_the_frequency():
 def test_validation_windows_start_at_every_hour(monkeypatch, most):
     """However many windows are left out, those that are evaluated start at every hour of the day."""
     pytest.importorskip("vega_datasets")
-    monkeypatch.setattr(forecasting, "VALIDATION_WINDOWS", most)
+    monkeypatch.setattr(forecasting_task, "VALIDATION_WINDOWS", most)
     task = load("seattle")
     starts = task._starts(task.series[0], "validation")
     assert most / 2 < len(starts) <= most

@@ -185,7 +185,7 @@ def test_folder_is_the_corpus_that_was_written(folder):
     assert [recording.text for recording in read_corpus(folder)] == [utterance.text for utterance in made]
     task = speech.load(folder)
     assert sum(len(examples) for examples in task.examples.values()) == 3
-    assert task.notes == (f"3 recordings from {folder}",)
+    assert task.notes[0] == f"3 recordings from {folder}"
 
 
 def test_transcripts_may_stand_beside_their_sound(folder):
