@@ -14,6 +14,8 @@ from seq2seq.tasks.batch import Batch
 
 #: Sizes that an override may change.
 AXES = ("batch", "hidden", "length", "layers", "beam")
+#: Those of the model itself.
+MODEL_AXES = ("hidden", "layers")
 
 
 class UnknownWorkloadError(ValueError):
@@ -37,6 +39,7 @@ class Workload:
         source_lengths, target_lengths: length distributions; None when every sequence fills all steps.
         beam: hypotheses of a sequence in the mode `decode`; 1 is greedy.
         temperatures: whether the batches are windows of the Seattle temperatures.
+        checkpoint: folder or hub name that the weights come from; drawn from a seed when empty.
     """
 
     name: str
@@ -51,6 +54,7 @@ class Workload:
     target_lengths: synthetic.Lengths | None = None
     temperatures: bool = False
     beam: int = 1
+    checkpoint: str = ""
 
     @property
     def has_lengths(self) -> bool:
@@ -127,6 +131,9 @@ def _override(workload: Workload, axis: str, value: int) -> Workload:
         return dataclasses.replace(workload, batch=value)
     if axis == "beam":
         return dataclasses.replace(workload, beam=value)
+    if axis in MODEL_AXES and workload.checkpoint:
+        msg = f"a checkpoint has weights of its own sizes; change {', '.join(a for a in AXES if a not in MODEL_AXES)}"
+        raise ValueError(msg)
     if axis == "hidden":
         return dataclasses.replace(workload, config=dataclasses.replace(workload.config, hidden_size=value))
     if axis == "layers":
@@ -135,4 +142,8 @@ def _override(workload: Workload, axis: str, value: int) -> Workload:
     target = workload.target_steps
     if target is not None:
         target = max(1, round(target * value / workload.source_steps))
+    positions = getattr(workload.config, "positions", None)
+    if positions is not None and max(value, target or 0) > positions:
+        msg = f"the model has {positions} positions, expected at most so many steps"
+        raise ValueError(msg)
     return dataclasses.replace(workload, source_steps=value, target_steps=target)
