@@ -43,7 +43,9 @@ class Record:
     An empty cell means "not measured" or "the samples cannot carry this figure", never zero.
     """
 
-    workload: str = column("name of the workload, with any overrides: `seed`, `seed@batch=64`, `checkpoint:PATH@batch=8`", "")
+    workload: str = column(
+        "name of the workload, with any overrides: `seed`, `seed@batch=64`, `checkpoint:PATH@batch=8`", ""
+    )
     model: str = column(
         "model family: `lstm` for the Seq2Seq of the seed, `lstm-alone` for one LSTM and nothing else", ""
     )

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from seq2seq.contract import Model, check_lengths, check_steps
 from seq2seq.pretrained import PretrainedError
@@ -115,6 +115,8 @@ class PretrainedSeq2Seq(Model):
                 del module.weight
                 module.register_buffer("weight", value, persistent=False)
         self.model = model
+        # Asked for its hidden states, the library takes a lock, which breaks the graphs of torch.compile.
+        model.get_output_embeddings().register_forward_pre_hook(_keep)
         # Looked up here, not in calls, which torch.compile traces.
         library = transformers()
         self._caches = library.EncoderDecoderCache, library.DynamicCache
@@ -170,11 +172,10 @@ class PretrainedSeq2Seq(Model):
             input_ids=self._blank(source, inside),
             attention_mask=inside.long(),
             decoder_input_ids=self._blank(target, within),
-            output_hidden_states=True,
             use_cache=False,
         )
         outputs = torch.where(within[..., None], found.logits, 0.0)
-        hidden = _last(found.decoder_hidden_states[-1], within)
+        hidden = _last(self._read(), within)
         return outputs, hidden, _last(found.encoder_last_hidden_state, inside)
 
     def encode(self, source: Tensor, lengths: Tensor | None = None) -> dict[str, Tensor]:
@@ -202,6 +203,7 @@ class PretrainedSeq2Seq(Model):
             use_cache=True,
             **{self._cache_name: cache},
         )
+        self._read()
         after = {"memory": state["memory"], "inside": state["inside"]}
         # The library writes into the cache that it is given.
         own, crossed = cache.self_attention_cache.layers, cache.cross_attention_cache.layers
@@ -215,6 +217,13 @@ class PretrainedSeq2Seq(Model):
     def _call(self, **inputs: Any) -> Any:
         with self._unrounded():
             return self.model(**inputs)
+
+    def _read(self) -> Tensor:
+        """What the head read in the last call; not kept, since all of its graph would stay with it."""
+        head: Any = self.model.get_output_embeddings()
+        read: Tensor = head.read
+        head.read = None
+        return read
 
     def _unrounded(self) -> contextlib.AbstractContextManager[Any]:
         """In float64, what keeps the library from casting to float32."""
@@ -232,6 +241,11 @@ class PretrainedSeq2Seq(Model):
     def _blank(self, tokens: Tensor, inside: Tensor) -> Tensor:
         """Padding past the end, whatever stood there."""
         return torch.where(inside, tokens, self.config.pad)
+
+
+def _keep(head: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+    """Have a head remember what it reads; a function of no model, so that copies of a model do not share it."""
+    head.read = inputs[0]
 
 
 def _last(value: Tensor, inside: Tensor) -> Tensor:

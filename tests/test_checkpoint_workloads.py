@@ -369,6 +369,21 @@ def test_a_path_is_meant_from_where_the_user_is(tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
+def test_a_compiled_pass_is_one_graph_and_right(folders):
+    """Nothing of ours breaks the graph of the library's model, and a compiled decoding step is right too."""
+    workload = find_workload(f"checkpoint:{folders['marian']}@batch=2,length=4")
+    weights, batch = starting_weights(workload, 0), workload.make_batch(0)
+    found = torch._dynamo.explain(workload.config.build().eval().run)(
+        batch.source, batch.target, batch.source_lengths, batch.target_lengths
+    )
+    assert (found.graph_count, found.graph_break_count) == (1, 0)
+    torch._dynamo.reset()
+    gate = Gate(workload, "decode", "cpu")
+    verdict = gate.check(Executable(VARIANTS["compile"], workload.config, "decode", "cpu", weights), 1)
+    assert verdict.passed, verdict.describe()
+
+
+@pytest.mark.slow
 def test_a_checkpoint_is_measured_end_to_end(run_folder, tmp_path, capsys):
     """A run's folder is timed under its name, and a report written; a missing one ends with 2 and makes nothing."""
     folder, _ = run_folder
