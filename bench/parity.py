@@ -88,8 +88,8 @@ USUAL_SEEDS = (101, 102, 103, 104)
 #: One that is missing or doubled errs by 1, and in bf16 so little is left of it that the limit by its terms is above
 #: that. Right variants erred by at most 0.47, or 1.4 times as much as the reference (15 problems, hidden 16 to 128).
 RECOGNISABLE = 0.75
-#: Share of its matrix's gradient up to which a bias's is none: float64 leaves some 1e-16, and of what is one more than
-#: 1e-4 was left.
+#: Share of its matrix's gradient up to which a bias's is none. In float64 at most 4e-16 was left of those of keys, and
+#: of all others at least 0.05 (6 problems each of translation-marian, -transformer, -iwslt and summarize-pg, scaled).
 NOTHING = 1e-10
 
 
@@ -124,7 +124,10 @@ def judge(
         yardstick = _error(expected[name], true, size)
         summed = terms if name.startswith(GRADIENT) else 0
         check = Check(name, error, limit_for(yardstick, precision, summed))
-        if not check.passed and name.startswith(GRADIENT) and not size:
+        if not check.passed and size:
+            yardstick = max(yardstick, usual_errors().get(name, 0.0) / size)
+            check = Check(name, error, limit_for(yardstick, precision, summed))
+        elif not check.passed and name.startswith(GRADIENT):
             own = float(torch.linalg.vector_norm(true))
             size = max(own, usual().get(name, 0.0), sys.float_info.min)
             if error <= max(RECOGNISABLE, 2 * yardstick):
