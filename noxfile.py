@@ -21,9 +21,10 @@ def install(session: nox.Session, *groups: str) -> None:
 
 
 def install_peers(session: nox.Session) -> None:
-    """Install the runtimes to compare with, each for itself: one without a wheel for this Python is left out.
+    """Install what to compare with, each for itself: a package without a wheel for this Python is left out.
 
-    Its variants are then listed as unavailable. Nothing is built from source, which would take an hour and a compiler.
+    Its variants and workloads are then listed as unavailable. Nothing is built from source, which would take an hour
+    and a compiler.
     """
     for requirement in nox.project.dependency_groups(PROJECT, "peers"):
         session.install("--only-binary=:all:", requirement, success_codes=(0, 1))

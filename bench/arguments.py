@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from bench.cases import MODES, suite_names
+from bench.cases import CHECKPOINT, MODES, split_name, suite_names
+from bench.process import ROOT
 from bench.selftest import PARTS, STANDARD
 from kernels.usage import Parser
 
@@ -116,7 +117,7 @@ def _add_selftest(command: argparse.ArgumentParser) -> None:
         metavar="PERCENT",
         help="slowdown that `power` plants, 0 for none; may be repeated (default: 0, 1, 2, 3 and 5)",
     )
-    add("--workload", metavar="NAME", help="measure this workload alone")
+    add("--workload", type=_workload, metavar="NAME", help="measure this workload alone")
     add("--mode", choices=MODES, help="its mode (default: inference)")
     add("--variant", default="reference", metavar="NAME", help="variant to measure against itself (default: reference)")
     add(
@@ -139,8 +140,10 @@ def _add_selection(command: argparse.ArgumentParser) -> None:
         "--workload",
         action="append",
         default=[],
+        type=_workload,
         metavar="GLOB",
-        help="workloads instead of the suite's; overrides as seed@batch=64; may be repeated",
+        help="workloads instead of the suite's; overrides as seed@batch=64; checkpoint:PATH for a model of your own, a "
+        "run or folder of python -m seq2seq train or one of transformers; may be repeated",
     )
     add(
         "--variant",
@@ -188,6 +191,21 @@ def _add_device(command: argparse.ArgumentParser) -> None:
         metavar="FILE.py",
         help="file that adds variants or workloads of your own; may be repeated",
     )
+
+
+def _workload(text: str) -> str:
+    """A workload as workers know it, who run in the project's folder and not where the user is."""
+    if not text.startswith(CHECKPOINT):
+        return text
+    name, overrides = split_name(text)
+    path = Path(name.removeprefix(CHECKPOINT))
+    # Else a hub name, or nothing, which a worker finds out.
+    if path.exists():
+        place = path.resolve()
+        path = place.relative_to(ROOT) if place.is_relative_to(ROOT) else place
+    # What follows an @ is no override where a / ends it.
+    end = f"@{overrides}" if overrides else "/" if "@" in path.name else ""
+    return f"{CHECKPOINT}{path}{end}"
 
 
 def _positive_int(text: str) -> int:

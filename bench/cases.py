@@ -24,6 +24,8 @@ PASSES = ("inference", "training")
 MODES = (*PASSES, "decode")
 DEVICES = ("cpu", "cuda")
 REFERENCE = "reference"
+#: How names of workloads of checkpoints begin; a path follows.
+CHECKPOINT = "checkpoint:"
 #: Rounds a process gives at least: below 6, order statistics do not bound a median with 95 %.
 LEAST_ROUNDS = 6
 
@@ -203,10 +205,20 @@ def _check(suite: Suite, path: Path) -> None:
             raise UsageError(msg)
 
 
+def split_name(workload: str) -> tuple[str, str]:
+    """The name of a workload and its overrides; those of a checkpoint follow the last @, with no / after it."""
+    if not workload.startswith(CHECKPOINT):
+        name, _, overrides = workload.partition("@")
+        return name, overrides
+    name, _, overrides = workload.rpartition("@")
+    return (name, overrides) if name and "/" not in overrides else (workload, "")
+
+
 def match(patterns: Iterable[str], names: Sequence[str], what: str) -> list[str]:
     """Names that the patterns select, in the order of the patterns, each once.
 
-    A pattern with `@` (overrides) or `#` (label) is taken as a name: only the part before is looked up.
+    A pattern with `@` (overrides) or `#` (label) is taken as a name: only the part before is looked up. A workload of a
+    checkpoint is a name as it is; whether there is one, the worker finds out.
 
     Raises:
         UsageError: for a pattern that selects nothing, or an empty label.
@@ -216,6 +228,9 @@ def match(patterns: Iterable[str], names: Sequence[str], what: str) -> list[str]
         if pattern.endswith("#"):
             msg = f"{what} {pattern!r} has an empty label; expected a name after #, or no #"
             raise UsageError(msg)
+        if pattern.startswith(CHECKPOINT) and what == "workload":
+            chosen[pattern] = None
+            continue
         base = pattern.partition("@")[0].partition("#")[0]
         hits = [name for name in names if fnmatch.fnmatchcase(name, base)]
         if not hits:
@@ -292,5 +307,5 @@ def _workloads(part: Selection, names: Sequence[str]) -> Iterable[tuple[str, str
             yield workload, "", None
         for sweep in part.sweeps:
             for value in sweep.values:
-                joint = "," if "@" in workload else "@"
+                joint = "," if split_name(workload)[1] else "@"
                 yield f"{workload}{joint}{sweep.axis}={value}", sweep.axis, value

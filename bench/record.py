@@ -43,7 +43,9 @@ class Record:
     An empty cell means "not measured" or "the samples cannot carry this figure", never zero.
     """
 
-    workload: str = column("name of the workload, with any overrides: `seed`, `seed@batch=64`", "")
+    workload: str = column(
+        "name of the workload, with any overrides: `seed`, `seed@batch=64`, `checkpoint:PATH@batch=8`", ""
+    )
     model: str = column(
         "model family: `lstm` for the Seq2Seq of the seed, `lstm-alone` for one LSTM and nothing else", ""
     )
@@ -164,7 +166,7 @@ class Record:
     disturbed: int | None = column("samples kept although something else was using the machine")
 
     data: str = column("`real` or `synthetic`, and what it is", "")
-    source: str = column("where the workload's sizes come from", "")
+    source: str = column("where the workload's sizes come from, and of a checkpoint the weights", "")
     batch: int | None = column("sequences in a batch")
     source_steps: int | None = column("longest source sequence, time steps")
     target_steps: int | None = column("longest target sequence, time steps; empty for an LSTM alone")

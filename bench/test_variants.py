@@ -21,7 +21,8 @@ from bench.parity import Gate
 from bench.sampling import Subject
 from bench.second_instrument import WORKLOAD, case_id
 from bench.worker import TIMED_SEED, WEIGHTS_SEED
-from seq2seq.execution import Executable, initial_weights
+from seq2seq.checkpoint_workload import starting_weights
+from seq2seq.execution import Executable
 from seq2seq.variants import VARIANTS, Variant
 from seq2seq.workloads import find_workload
 
@@ -74,7 +75,7 @@ def test_variant(
     if reason:
         pytest.skip(reason)
     benchmark.group = case.group
-    executable = Executable(chosen, problem.config, mode, device, initial_weights(problem.config, WEIGHTS_SEED))
+    executable = Executable(chosen, problem.config, mode, device, starting_weights(problem, WEIGHTS_SEED))
     call = functools.partial(executable.call, executable.prepare(problem.make_batch(TIMED_SEED)))
     compiled = compiled_by_first_call(chosen, Subject(call, executable.context))
     seen = time_gated(

@@ -28,9 +28,10 @@ from bench.honesty import Audit, restore_timekeepers
 from bench.parity import Gate, Verdict
 from bench.record import Status
 from bench.sampling import Plan, Subject, sample, warm_up
+from seq2seq.checkpoint_workload import starting_weights
 from seq2seq.contract import Extent
 from seq2seq.cost import cost, decoding, valid_steps
-from seq2seq.execution import Executable, initial_weights
+from seq2seq.execution import Executable
 from seq2seq.tasks.batch import Batch, DataUnavailableError
 from seq2seq.variants import VARIANTS, Variant
 from seq2seq.workload import Workload
@@ -137,8 +138,6 @@ def _refusal(variant: Variant, case: Case) -> str | None:
 def _facts_of(name: str) -> dict[str, Any]:
     workload = find_workload(name)
     config = workload.config
-    with torch.device("meta"):
-        parameters = sum(p.numel() for p in config.build(nn.LSTM).parameters())
     facts: dict[str, Any] = {
         "model": config.family,
         "data": workload.data,
@@ -148,13 +147,15 @@ def _facts_of(name: str) -> dict[str, Any]:
         "target_steps": workload.decoded_steps,
         "hidden_size": config.hidden_size,
         "num_layers": config.num_layers,
-        "parameters": parameters,
         "omp_wait": os.environ.get("OMP_WAIT_POLICY", "default").lower(),
         "unavailable": None,
     }
     try:
+        with torch.device("meta"):
+            facts["parameters"] = sum(p.numel() for p in config.build(nn.LSTM).parameters())
         extent = Extent.of(workload.make_batch(TIMED_SEED))
         facts |= {"valid_steps": valid_steps(config, extent), "extent": extent}
+    # A model that its library does not build is a ValueError too.
     except (DataUnavailableError, ValueError) as error:
         facts["unavailable"] = str(error)
     return facts
@@ -171,7 +172,7 @@ def cold(request: dict[str, Any], emit: Emit) -> None:
     workload = find_workload(case.workload)
     variant = VARIANTS[case.executed]
     batch = workload.make_batch(TIMED_SEED)
-    weights = initial_weights(workload.config, WEIGHTS_SEED)
+    weights = starting_weights(workload, WEIGHTS_SEED)
     if case.mode == "training" or variant.compiler == "dynamo":
         # torch's optimizers import it too; that belongs to no variant.
         importlib.import_module("torch._dynamo")
@@ -231,7 +232,7 @@ def measure(request: dict[str, Any], emit: Emit) -> None:
     seed = request["seed"]
     workload = find_workload(cases[0].workload)
     gate = Gate(workload, cases[0].mode, cases[0].device)
-    weights = initial_weights(workload.config, WEIGHTS_SEED)
+    weights = starting_weights(workload, WEIGHTS_SEED)
     batch = workload.make_batch(TIMED_SEED)
     audit = Audit(gate, weights, batch)
     refuse_replaced("a plugin")

@@ -37,6 +37,7 @@ FAMILIES = {
     "gnmt": "seq2seq.gnmt",
     "rnnt-encoder": "seq2seq.stacked",
     "transformer": "seq2seq.transformer",
+    "pretrained": "seq2seq.pretrained_config",
 }
 _WEIGHTS = re.compile(r"model-[0-9a-f]{16}\.safetensors")
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
@@ -131,13 +132,27 @@ def from_pretrained(name: str | Path, lstm: Callable[..., nn.RNNBase] = nn.LSTM)
     content = _read_config(folder)
     config = _make_config(folder / CONFIG, content)
     weights = _read_weights(folder, content)
-    model = config.build(lstm)
+    try:
+        model = config.build(lstm)
+    except ValueError as error:
+        msg = f"{folder}: {error}"
+        raise CheckpointError(msg) from error
     kinds = {value.dtype for value in weights.values() if value.is_floating_point()}
     if len(kinds) == 1:
         model.to(kinds.pop())
     _check_weights(folder / content["weights"], model, weights)
     model.load_state_dict(weights)
     return Checkpoint(model.eval(), content["task"])
+
+
+def read_sizes(folder: str | Path) -> tuple[Config, dict[str, Any] | None]:
+    """Sizes of a checkpoint's model, and what was given with it; the weights are left alone.
+
+    Raises:
+        CheckpointError: as `from_pretrained`.
+    """
+    content = _read_config(Path(folder))
+    return _make_config(Path(folder) / CONFIG, content), content["task"]
 
 
 def is_checkpoint(folder: str | Path) -> bool:

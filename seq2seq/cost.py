@@ -168,8 +168,7 @@ def backward_products(config: Config, extent: Extent) -> int:
 
 def parameters(config: Config) -> int:
     """Values of all weights, embeddings included."""
-    embedded = config.source_vocabulary * config.input_size + config.target_vocabulary * config.target_size
-    return embedded + _dense_parameters(config)
+    return _embedded(config, config.source_vocabulary, config.target_vocabulary) + _dense_parameters(config)
 
 
 def _dense_parameters(config: Config) -> int:
@@ -189,8 +188,17 @@ def _units(config: Config, extent: Extent) -> int:
 
 def _weights_read(config: Config, extent: Extent) -> int:
     """Weights that a forward pass needs: all but the embeddings' rows of tokens that do not occur."""
-    rows = extent.source_rows * config.input_size + extent.target_rows * config.target_size
-    return _dense_parameters(config) + rows
+    return _dense_parameters(config) + _embedded(config, extent.source_rows, extent.target_rows)
+
+
+def _embedded(config: Config, source_rows: int, target_rows: int) -> int:
+    """Values of so many rows of the embeddings, beside what counts as dense."""
+    shared = getattr(config, "shared_embedding", "")
+    if shared == "head":
+        return 0
+    source, target = source_rows * config.input_size, target_rows * config.target_size
+    # Of one matrix for both sides the same rows may serve both.
+    return max(source, target) if shared else source + target
 
 
 def _results(config: Config, extent: Extent) -> int:

@@ -236,8 +236,8 @@ class Executable:
     def load(self, weights: Weights) -> None:
         """Overwrite the weights in place, as an optimizer would; nothing is rebuilt but a runtime's copy of them."""
         with torch.no_grad():
-            for name, parameter in self.model.named_parameters():
-                parameter.copy_(weights[name])
+            for name, value in self.model.state_dict(keep_vars=True).items():
+                value.copy_(weights[name])
         if self.runtime is not None:
             self.runtime.reload()
 
@@ -248,7 +248,7 @@ class Executable:
 
     def weights(self) -> Weights:
         """A copy of the current weights in fp32, on the CPU."""
-        return {name: value.detach().float().cpu().clone() for name, value in self.model.named_parameters()}
+        return {name: value.detach().float().cpu().clone() for name, value in self.model.state_dict().items()}
 
 
 def _own_code(method: Any) -> Any:
@@ -298,4 +298,4 @@ def initial_weights(config: Config, seed: int) -> Weights:
     # torch.manual_seed would seed the GPUs' generators too, which fork_rng(devices=[]) does not put back.
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
-        return {name: value.detach() for name, value in config.build(nn.LSTM).named_parameters()}
+        return dict(config.build(nn.LSTM).state_dict())

@@ -149,7 +149,7 @@ class Variant:
             return "needs an NVIDIA GPU; this torch sees none (torch.cuda.is_available() is false)"
         if reason := cannot_decode(mode, workload) or self._cannot_step(mode):
             return reason
-        if not workload.config.stacks and (reason := _only_lstm(self)):
+        if not workload.config.stacks and (reason := _only_lstm(self) or _not_for_theirs(self, mode, workload)):
             return reason
         for requirement in self.requirements:
             reason = requirement(device, mode, workload)
@@ -164,6 +164,19 @@ class Variant:
         if mode != "decode" and self.captures_step:
             return "captures a decoding step: for the mode decode alone"
         return None
+
+
+def _not_for_theirs(variant: Variant, mode: str, workload: Workload) -> str | None:
+    """What the code of another library keeps from being compiled or judged."""
+    config = workload.config
+    if variant.compiler == "torchscript" and not getattr(config, "scriptable", True):
+        return "the model is code of the transformers library, which TorchScript does not compile"
+    if mode == "training" and variant.precision != "fp32" and getattr(config, "kinked", False):
+        return (
+            f"the model has ReLUs, whose slope jumps: in {variant.precision} roundings decide which units have a "
+            "gradient, and the gate could not tell right from wrong"
+        )
+    return None
 
 
 def _only_lstm(variant: Variant) -> str | None:

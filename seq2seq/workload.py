@@ -14,6 +14,8 @@ from seq2seq.tasks.batch import Batch
 
 #: Sizes that an override may change.
 AXES = ("batch", "hidden", "length", "layers", "beam")
+#: Those of the model itself.
+MODEL_AXES = ("hidden", "layers")
 
 
 class UnknownWorkloadError(ValueError):
@@ -40,6 +42,7 @@ class Workload:
         label_lengths: distribution of the labels' number.
         beam: hypotheses of a sequence in the mode `decode`; 1 is greedy.
         temperatures: whether the batches are windows of the Seattle temperatures.
+        checkpoint: folder or hub name that the weights come from; drawn from a seed when empty.
     """
 
     name: str
@@ -56,6 +59,7 @@ class Workload:
     beam: int = 1
     label_steps: int | None = None
     label_lengths: synthetic.Lengths | None = None
+    checkpoint: str = ""
 
     @property
     def has_lengths(self) -> bool:
@@ -142,6 +146,9 @@ def _override(workload: Workload, axis: str, value: int) -> Workload:
         return dataclasses.replace(workload, batch=value)
     if axis == "beam":
         return dataclasses.replace(workload, beam=value)
+    if axis in MODEL_AXES and workload.checkpoint:
+        msg = f"a checkpoint has weights of its own sizes; change {', '.join(a for a in AXES if a not in MODEL_AXES)}"
+        raise ValueError(msg)
     if axis == "hidden":
         return dataclasses.replace(workload, config=dataclasses.replace(workload.config, hidden_size=value))
     if axis == "layers":
@@ -151,4 +158,8 @@ def _override(workload: Workload, axis: str, value: int) -> Workload:
         None if steps is None else max(1, round(steps * value / workload.source_steps))
         for steps in (workload.target_steps, workload.label_steps)
     )
+    positions = getattr(workload.config, "positions", None)
+    if positions is not None and max(value, target or 0) > positions:
+        msg = f"the model has {positions} positions, expected at most so many steps"
+        raise ValueError(msg)
     return dataclasses.replace(workload, source_steps=value, target_steps=target, label_steps=labels)

@@ -1,6 +1,7 @@
 """WORKLOADS: named, citable problems. Each is a model's sizes, a batch, lengths and where all of that comes from.
 
-A name may carry overrides: `seed@batch=64,hidden=128` is the workload `seed` with those sizes changed.
+A name may carry overrides: `seed@batch=64,hidden=128` is the workload `seed` with those sizes changed. And
+`checkpoint:PATH` is the workload of a checkpoint, which takes those that leave its model as it is.
 """
 
 from __future__ import annotations
@@ -8,9 +9,11 @@ from __future__ import annotations
 import dataclasses
 
 from seq2seq.attention import AttentionConfig
+from seq2seq.checkpoint_workload import PREFIX, checkpoint_workload
 from seq2seq.ctc import CTCConfig
 from seq2seq.gnmt import GNMTConfig
 from seq2seq.model import Seq2SeqConfig
+from seq2seq.pretrained_config import marian
 from seq2seq.single import SingleConfig
 from seq2seq.stacked import StackedConfig
 from seq2seq.tasks import synthetic, windows
@@ -81,6 +84,18 @@ _TRANSFORMER = dataclasses.replace(
         source_vocabulary=_TRANSLATION.config.source_vocabulary,
         target_vocabulary=_TRANSLATION.config.target_vocabulary,
     ),
+)
+_MARIAN = dataclasses.replace(
+    _TRANSLATION,
+    name="translation-marian",
+    summary="English to German by a Marian model of the transformers library, run by the library's own code",
+    source="Helsinki-NLP/opus-mt-en-de: 6 + 6 layers, 512 hidden, 8 heads, feed-forward 2048, vocabulary 58,101, one "
+    "matrix for both embeddings and the head; batch and steps as translation-small. Its weights are random, from a "
+    "seed: sizes decide the time",
+    data="synthetic: random tokens, lengths of WMT English and German words",
+    config=marian(512, 6, 8, 2048, 58_101),
+    source_lengths=synthetic.WMT_ENGLISH,
+    target_lengths=synthetic.WMT_GERMAN,
 )
 _IWSLT = Workload(
     name="translation-iwslt",
@@ -253,6 +268,11 @@ WORKLOADS: dict[str, Workload] = {
             },
             batch=16,
         ),
+        _MARIAN,
+        # About as many parameters as translation-small-scaled.
+        dataclasses.replace(
+            scaled(_MARIAN, "translation-marian-scaled", config={}, batch=16), config=marian(96, 2, 4, 512, 1000)
+        ),
         _IWSLT,
         scaled(
             _IWSLT,
@@ -351,9 +371,20 @@ def find_workload(name: str) -> Workload:
     Raises:
         UnknownWorkloadError: for a name or override that does not exist, or a size out of range.
     """
+    if name.startswith(PREFIX):
+        return _of_checkpoint(name)
     base, at, overrides = name.partition("@")
     if base not in WORKLOADS:
-        msg = f"no workload is called {base!r}; there are {', '.join(WORKLOADS)}"
+        msg = f"no workload is called {base!r}; there are {', '.join(WORKLOADS)}, and {PREFIX}PATH"
         raise UnknownWorkloadError(msg)
     workload = overridden(WORKLOADS[base], overrides) if at else WORKLOADS[base]
     return dataclasses.replace(workload, name=name)
+
+
+def _of_checkpoint(name: str) -> Workload:
+    """The workload of a checkpoint; overrides follow the last @, where no / comes after it."""
+    base, at, overrides = name.rpartition("@")
+    if not at or "/" in overrides:
+        base, overrides = name, ""
+    workload = checkpoint_workload(base.removeprefix(PREFIX))
+    return dataclasses.replace(overridden(workload, overrides) if overrides else workload, name=name)

@@ -16,14 +16,8 @@ from torch import nn
 
 from seq2seq.contract import IGNORE_TOKEN, select
 from seq2seq.model import Seq2SeqConfig
-from seq2seq.pretrained import (
-    PretrainedError,
-    PretrainedSeq2Seq,
-    freeze,
-    layer_groups,
-    load_transformers,
-    parameter_groups,
-)
+from seq2seq.pretrained import PretrainedError, freeze, layer_groups, parameter_groups
+from seq2seq.pretrained_model import PretrainedSeq2Seq, load_transformers
 from seq2seq.transformer import TransformerConfig
 
 ROOT = Path(__file__).parent.parent
@@ -37,7 +31,7 @@ from transformers.utils import is_kernels_available
 import kernels
 assert not is_kernels_available(), "our kernels are taken for those of the hub"
 assert kernels.__file__.startswith(sys.argv[1])
-from seq2seq.pretrained import load_transformers
+from seq2seq.pretrained_model import load_transformers
 model, tokenizer = load_transformers(sys.argv[2])
 import torch
 print(model.run(torch.tensor([[3, 4, 1]]))[0].shape[2], tokenizer("the cat")["input_ids"])

@@ -20,6 +20,7 @@ import numpy as np
 import pandas as pd
 
 from bench import units
+from bench.cases import split_name
 from bench.errors import UsageError
 from bench.record import COLUMNS, LACKING, SCHEMA_VERSION, Record, Status
 
@@ -248,7 +249,7 @@ def pace(record: Record) -> tuple[int, float]:
 
 def sweep_base(workload: str, axis: str) -> str:
     """`seed@batch=64` on the axis `batch` as `seed`; other overrides stay."""
-    name, _, overrides = workload.partition("@")
+    name, overrides = split_name(workload)
     kept = [part for part in overrides.split(",") if part and not part.startswith(axis)]
     return f"{name}@{','.join(kept)}" if kept else name
 

@@ -12,7 +12,8 @@ import numpy as np
 from bench.cases import Case
 from bench.sampling import Plan, Subject, sample, warm_up
 from bench.selftest import BASE, OTHER, tools
-from seq2seq.execution import Executable, initial_weights
+from seq2seq.checkpoint_workload import starting_weights
+from seq2seq.execution import Executable
 from seq2seq.variants import VARIANTS
 from seq2seq.workloads import find_workload
 
@@ -83,7 +84,7 @@ def instrument(request: dict[str, Any], emit: Emit) -> None:
 def build(case: Case) -> Subject:
     """A variant ready to be called on its own weights and batch."""
     workload = find_workload(case.workload)
-    weights = initial_weights(workload.config, WEIGHTS_SEED)
+    weights = starting_weights(workload, WEIGHTS_SEED)
     executable = Executable(VARIANTS[case.executed], workload.config, case.mode, case.device, weights)
     prepared = executable.prepare(workload.make_batch(BATCH_SEED))
     return Subject(functools.partial(executable.call, prepared), executable.context)
