@@ -344,11 +344,11 @@ class LSTM(nn.RNNBase):
         if lengths is not None:
             # From pageable memory the copy reads its source before the call returns, so none can change it.
             lengths = lengths.to(torch.int32).to(x.device, non_blocking=True)
-            if torch.is_grad_enabled():
-                # The weights' gradient multiplies what stands in the padding by zero: no zero where that is NaN.
-                x = torch.where(inside(lengths, x, batch_first), x, 0.0)
         tensors = [x, *(hx or ()), *itertools.chain.from_iterable(itertools.chain.from_iterable(parameters))]
         plain = implementation == dispatch.CPU and unwatched(tensors)
+        if lengths is not None and torch.is_grad_enabled() and not plain:
+            # The weights' gradient multiplies what stands in the padding by zero: no zero where that is NaN.
+            x = torch.where(inside(lengths, x, batch_first), x, 0.0)
         dropped = bool(self.dropout) and self.training and self.num_layers > 1
         if plain and not dropped and not (torch.is_grad_enabled() and any(value.requires_grad for value in tensors)):
             return self._infer(x, hx, lengths, parameters, batch_first)

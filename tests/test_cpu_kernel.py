@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import os
 import subprocess
 import sys
@@ -15,6 +16,7 @@ import pytest
 pytest.importorskip("hypothesis")
 
 import torch
+import torch.utils.checkpoint
 from cpu_builds import TARGETS, built_for
 from hypothesis import given
 from hypothesis import strategies as st
@@ -180,26 +182,88 @@ _TILES = "row += ROWS) {\n                    const int rows = static_cast<int>"
 )
 def test_a_planted_defect_is_seen(planted: str, instead: str, tmp_path: Path) -> None:
     """Each slip that such kernels are known for makes an error far beyond the tolerance, or a crash of its process."""
-    source = _copied_with(planted, instead, tmp_path)
-    (tmp_path / "probe.py").write_text(
-        "import sys\n"
-        "from pathlib import Path\n"
-        "from kernels.cpu import build\n"
-        f"build.SOURCE = Path({str(source)!r})\n"
+    code = _probed(
+        _copied_with(planted, instead, tmp_path),
         "from kernels.cpu import fused\n"
         "from recurrences import Sizes, errors_backward, errors_forward\n"
         "sizes = Sizes(batch=3, steps=5, hidden=21, lengths=(5, 3, 0))\n"
         "worst = max(*errors_forward(sizes, fused).values(), *errors_backward(sizes, fused).values())\n"
         "sys.exit(0 if worst < 1e-3 else 7)\n",
-        encoding="utf-8",
     )
+    assert code not in (0, 1)
+
+
+#: Outputs, states and gradients of a layer each way over different lengths, from given states, against the loop's.
+_LAYER = """
+import torch
+from kernels.lstm import LSTM
+torch.manual_seed(0)
+worst = 0.0
+for batch, features in ((9, 3), (2, 30)):
+    truth = LSTM(features, 21, bidirectional=True, implementation="loop").double()
+    ours = LSTM(features, 21, bidirectional=True, implementation="cpu-fused")
+    ours.load_state_dict(truth.state_dict())
+    x, state = torch.randn(6, batch, features), (torch.randn(2, batch, 21), torch.randn(2, batch, 21))
+    lengths, by = torch.tensor([6, 2, 4, 1, 6, 3, 5, 2, 0])[:batch], torch.randn(6, batch, 42)
+    found = []
+    for lstm, dtype in ((truth, torch.float64), (ours, torch.float32)):
+        leaf, hx = x.to(dtype).requires_grad_(), tuple(value.to(dtype) for value in state)
+        output, (h, c) = lstm(leaf, hx, lengths)
+        total = (output * by.to(dtype)).sum() + h.sum() + c.sum()
+        found.append([output, h, c, *torch.autograd.grad(total, [leaf, *lstm.parameters()])])
+    for right, value in zip(*found):
+        worst = max(worst, float((value.double() - right).norm() / right.norm()))
+sys.exit(0 if worst < 1e-4 else 7)
+"""
+
+
+@pytest.mark.parametrize(
+    ("planted", "instead"),
+    [
+        ("", ""),
+        ("a->reverse ? length - 1 : 0", "a->reverse ? a->steps - 1 : 0"),
+        ("a->reverse ? at.t + 1 : at.t - 1", "at.t - 1"),
+        ("if (t < lengths[b]) found.push_back(k);", "if (t + 1 < lengths[b]) found.push_back(k);"),
+        ("in_step ? plus[gate] :", "in_step ? vec{} :"),
+        ("k / steps : k % batch), t(rows_first", "k % steps : k % batch), t(!rows_first"),
+    ],
+    ids=["nothing", "start", "before", "places", "bias", "place"],
+)
+def test_a_planted_defect_of_a_layer_is_seen(planted: str, instead: str, tmp_path: Path) -> None:
+    """So is each slip in what a layer adds to the recurrence: projection in the step, lengths, gradients of weights."""
+    code = _probed(_copied_with(planted, instead, tmp_path), _LAYER)
+    assert code == 0 if not planted else code not in (0, 1)
+
+
+def test_a_team_may_be_smaller_than_asked_for(tmp_path: Path) -> None:
+    """Where OpenMP gives fewer threads than asked for, the same is computed."""
+    asked = "torch.get_num_threads = lambda: 3\nfused.WORTH_A_THREAD = fused.WORTH_A_MEETING = 1\n"
+    code = "import torch\nfrom kernels.cpu import fused\n" + asked + _LAYER
+    assert _probed(build.SOURCE, code, tmp_path, OMP_THREAD_LIMIT="2") == 0
+
+
+def _probed(source: Path, code: str, folder: Path | None = None, **more: str) -> int:
+    """Exit code of a program that runs the kernel of a source; `folder` is for what it writes, by default its own."""
+    folder = folder or source.parent
+    program = folder / "probe.py"
+    imports = "import sys\nfrom pathlib import Path\nfrom kernels.cpu import build\n"
+    program.write_text(f"{imports}build.SOURCE = Path({str(source)!r})\n{code}", encoding="utf-8")
     root = Path(__file__).parents[1]
-    environment = os.environ | {
-        "SEQ2SEQ_KERNEL_CACHE": str(tmp_path),
-        "PYTHONPATH": f"{root}{os.pathsep}{root / 'tests'}",
-    }
-    done = subprocess.run([sys.executable, tmp_path / "probe.py"], env=environment, capture_output=True, check=False)
-    assert done.returncode not in (0, 1), done.stderr.decode()[-300:]
+    paths = {"SEQ2SEQ_KERNEL_CACHE": str(folder), "PYTHONPATH": f"{root}{os.pathsep}{root / 'tests'}"}
+    done = subprocess.run([sys.executable, program], env=os.environ | paths | more, capture_output=True, check=False)
+    return done.returncode
+
+
+def test_checkpointing_may_recompute_a_layer() -> None:
+    """torch.utils.checkpoint gives up what a layer kept and computes it again; each is asked for once."""
+    lstm = LSTM(5, 7, implementation="cpu-fused")
+    x = torch.randn(4, 3, 5, requires_grad=True)
+    found = []
+    for run in (lstm, functools.partial(torch.utils.checkpoint.checkpoint, lstm, use_reentrant=False)):
+        output, _ = run(x)
+        found.append(torch.autograd.grad(output.square().sum(), [x, *lstm.parameters()]))
+    for value, expected in zip(*found, strict=True):
+        torch.testing.assert_close(value, expected)
 
 
 def test_an_in_place_change_is_noticed() -> None:
@@ -381,9 +445,18 @@ def test_sanitizers_find_nothing() -> None:
 
 
 @pytest.mark.slow
-def test_a_missing_barrier_is_a_data_race(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "barrier",
+    [
+        "if (!a->by_rows) barrier.wait(thread, threads);",
+        "if (a->by_rows || projected_by_rows(a, threads)) barrier.wait(thread, threads);",
+        "if (by_rows) barrier.wait(thread, members);",
+    ],
+    ids=["step", "projection", "layer"],
+)
+def test_a_missing_barrier_is_a_data_race(barrier: str, tmp_path: Path) -> None:
     """ThreadSanitizer sees threads that do not wait for each other, so its silence means something."""
-    source = _copied_with("if (!a->by_rows) barrier.wait(thread, threads);", "", tmp_path)
+    source = _copied_with(barrier, "", tmp_path)
     assert not {name: passed for name, passed, _ in sanitize.check(source)}["data races"]
 
 

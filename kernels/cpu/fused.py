@@ -49,7 +49,7 @@ class BackwardArgs(ctypes.Structure):
         *((name, _pointer) for name in ("grad_h0", "grad_c0")),
         ("x", _pointer), ("x_step", _number), ("x_row", _number), ("features", _number),
         ("output", _pointer), ("out_step", _number), ("out_row", _number),
-        *((name, _pointer) for name in ("h0", "grad_ih", "grad_hh", "grad_bias")),
+        *((name, _pointer) for name in ("h0", "grad_ih", "grad_hh", "grad_bias")), ("weight_threads", _number),
     )  # fmt: skip
 
 

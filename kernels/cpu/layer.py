@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from kernels.cpu.build import library
-from kernels.cpu.fused import BackwardArgs, ForwardArgs, address, fitting, long, team, work
+from kernels.cpu.fused import BackwardArgs, ForwardArgs, address, fitting, long, team, threads_for, work
 from kernels.cpu.inference import Prepared
 from kernels.cpu.packing import pack
 from kernels.recurrence import NO_DOUBLE_BACKWARD
@@ -153,10 +153,11 @@ class _Layer(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> Any:
-        arguments = *grads, *ctx.saved_tensors[:7], ctx.batch_first, ctx.directions, ctx.needs_input_grad
-        flat = ctx.saved_tensors[7:]
+        # Asked for once: whoever recomputes or fetches them (checkpointing, offloading) does it at each asking.
+        saved = ctx.saved_tensors
+        arguments = *grads, *saved[:7], ctx.batch_first, ctx.directions, ctx.needs_input_grad, *saved[7:]
         # Only where gradients of these gradients may be asked for does somebody have to refuse them.
-        found = (_Gradients.apply if torch.is_grad_enabled() else _gradients)(*arguments, *flat)
+        found = (_Gradients.apply if torch.is_grad_enabled() else _gradients)(*arguments)
         return *found[:3], None, None, None, *found[3:]
 
 
@@ -202,7 +203,7 @@ def _gradients(  # noqa: PLR0913, PLR0917 - all that a layer read and wrote
     x, h0, c0, lengths = (None if value is None else value.contiguous() for value in (x, h0, c0, lengths))  # type: ignore[assignment]
     grad_gates = torch.empty_like(gates)
     grad_h0, grad_c0 = x.new_empty(2, directions, batch, hidden).unbind()
-    threads, by_rows = team(work(batch, steps, hidden, features), batch, hidden)
+    threads, by_rows = team(work(batch, steps, hidden), batch, hidden)
     grad_x: Tensor | None = None
     grads: list[Tensor | None] = []
     for d in range(directions):
@@ -221,6 +222,7 @@ def _gradients(  # noqa: PLR0913, PLR0917 - all that a layer read and wrote
             x.data_ptr(), *strides(features), features,
             output.data_ptr() + 4 * d * hidden, *strides(directions * hidden),
             address(h0, d), address(grad_ih), address(grad_hh), address(bias),
+            threads_for(work(batch, steps, hidden, features)),
         )))  # fmt: skip
         if needed[0]:
             share = _product(grad_gates[d].view(-1, 4 * hidden), weight_ih)

@@ -79,6 +79,7 @@ struct Backward {
     float* grad_ih;            // (4 * hidden, features)
     float* grad_hh;            // (4 * hidden, hidden)
     float* grad_bias;          // (4 * hidden,)
+    int64_t weight_threads;    // of a team that need not meet at every step
 };
 
 namespace {
@@ -88,9 +89,9 @@ inline bool projected_by_rows(const Forward* a, int threads) { return a->batch *
 
 // Whether each step projects its own input beside the recurrent product: nothing of gates_input is then written and read
 // back, but the input's weights are read at each step. int8 weights have two scales, which one sum cannot have.
-inline bool projects_in_step(const Forward* a, int threads) {
-    const int64_t rows = a->by_rows ? a->batch / threads : a->batch;
-    return a->x && !a->scale && rows >= ROWS && a->features <= 2 * rows;
+inline bool projects_in_step(int64_t batch, int64_t features, bool by_rows, bool scaled, int64_t threads) {
+    const int64_t rows = by_rows ? batch / threads : batch;
+    return !scaled && rows >= ROWS && features <= 2 * rows;
 }
 
 // Where a row of a matrix of all steps belongs: b * steps + t, or t * batch + b where the steps come first in memory.
@@ -139,9 +140,11 @@ inline void project(const Forward* a, const std::vector<int64_t>& places, int th
 // What a forward pass of several layers finds out once about its sequences.
 struct Sequences {
     Lengths lengths;
-    std::vector<int64_t> places;  // those within the lengths
-    Sequences(const int32_t* given, int64_t batch, int64_t steps, bool rows_first)
-        : lengths(given, batch), places(lengths.places(batch, steps, rows_first)) {}
+    std::vector<int64_t> places;  // those within the lengths, where a projection before the steps asks for them
+    Sequences(const int32_t* given, int64_t batch, int64_t steps, bool rows_first, bool projected)
+        : lengths(given, batch) {
+        if (projected) places = lengths.places(batch, steps, rows_first);
+    }
 };
 
 // One direction of a layer, in each thread of a team: `blocks` of hidden units or rows of the batch are shared out.
@@ -161,7 +164,7 @@ void walk(const Forward* a, const Sequences& sequences, Barrier& barrier, int th
         if (!a->c0) std::memset(a->c_n + at, 0, bytes);
         else if (a->c0 != a->c_n) std::memcpy(a->c_n + at, a->c0 + at, bytes);
     }
-    const bool in_step = projects_in_step(a, threads);
+    const bool in_step = a->x && projects_in_step(a->batch, a->features, a->by_rows, a->scale, threads);
     if (a->x && !in_step) {
         project<W>(a, sequences.places, thread, threads);
         // Whoever shares out hidden units both times reads nothing but what it wrote.
@@ -307,7 +310,9 @@ void pack_forward(const float* weight, void* packed, float* scale, int64_t hidde
 void pack_backward(const float* weight, float* packed, int64_t hidden) { packed_backward(weight, packed, hidden); }
 
 void lstm_forward(const Forward* a, int64_t kept) {
-    const Sequences sequences(a->lengths, a->batch, a->steps, a->x_row > a->x_step);
+    // Of fewer threads than asked for, each has more rows, and projects in the step all the more.
+    const bool projected = a->x && !projects_in_step(a->batch, a->features, a->by_rows, a->scale, a->threads);
+    const Sequences sequences(a->lengths, a->batch, a->steps, a->x_row > a->x_step, projected);
     Barrier barrier(a->threads);
     team(a->threads, [=, &sequences, &barrier](int thread, int threads) {
         walk(a, kept, sequences, barrier, thread, threads);
@@ -327,7 +332,9 @@ int64_t lstm_layers(const Layers* a, int64_t batch, int64_t steps, int64_t batch
     const int64_t gates_size = rounded(4 * steps * size), states = rounded(size), outputs = rounded(steps * batch * width);
     Workspace memory(gates_size + 2 * states + (a->layers > 1 ? 2 * outputs : 0));
     float* between = memory.values + gates_size + 2 * states;
-    const Sequences sequences(lengths, batch, steps, batch_first);
+    const int64_t widest = a->layers > 1 && width > a->features ? width : a->features;
+    const bool projected = !projects_in_step(batch, widest, by_rows, a->kept == 2, threads);
+    const Sequences sequences(lengths, batch, steps, batch_first, projected);
     Barrier barrier(threads);
     team(threads, [=, &sequences, &barrier, &memory](int thread, int members) {
         const float* from = x;
@@ -424,10 +431,8 @@ void lstm_backward(const Backward* a) {
                 }
             }
         }
-        if (!weights) return;
-        barrier.wait(thread, threads);
-        weight_gradients(a, places, thread, threads);
     });
+    if (weights) team(a->weight_threads, [=, &places](int thread, int threads) { weight_gradients(a, places, thread, threads); });
 }
 
 }  // extern "C"

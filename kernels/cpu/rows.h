@@ -28,6 +28,7 @@ public:
     std::vector<int64_t> places(int64_t batch, int64_t steps, bool rows_first) const {
         std::vector<int64_t> found;
         if (!lengths) return found;
+        found.reserve(batch * steps);
         for (int64_t k = 0; k < batch * steps; ++k) {
             const int64_t b = rows_first ? k / steps : k % batch, t = rows_first ? k % steps : k / batch;
             if (t < lengths[b]) found.push_back(k);

@@ -58,7 +58,7 @@ bool run(int64_t batch, int64_t steps, int64_t hidden, int64_t threads, bool by_
     Backward b = {batch, steps, hidden, reverse, threads, by_rows, packed, c0, masked ? lengths.get() : nullptr,
                   gates, 4 * size, 4 * hidden, cells, size, hidden, grad_output, size, hidden, grad_h_n, grad_c_n,
                   grad_gates, 4 * size, 4 * hidden, grad_h0, grad_c0, x, batch * features, features, features,
-                  output, size, hidden, steps % 2 ? (float*)h0 : nullptr, grad_ih, grad_hh, grad_bias};
+                  output, size, hidden, steps % 2 ? (float*)h0 : nullptr, grad_ih, grad_hh, grad_bias, threads};
     lstm_backward(&b);
     good = good && finite(grad_ih, 4 * hidden * features) && finite(grad_hh, 4 * hidden * hidden) && finite(grad_bias, 4 * hidden);
     return good && finite(grad_gates, 4 * steps * size) && finite(grad_h0, size) && finite(grad_c0, size);
