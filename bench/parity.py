@@ -235,14 +235,24 @@ class Gate:
     def _truth(self, weights: Weights, batch: Batch) -> decoding.Truth:
         return decoding.Truth(self.workload.config, self.device, weights, batch, self.workload.beam)
 
-    def usual_norms(self) -> dict[str, float]:
-        """Norm of each gradient in truth, as the root of the mean square over the problems of a few other seeds."""
-        return _usual(self.quantities(seed, "truth") for seed in USUAL_SEEDS)
+    def usual_norms(self, weights: Weights | None = None) -> dict[str, float]:
+        """Norm of each gradient in truth, as the root of the mean square over the problems of a few other seeds.
 
-    def usual_errors(self, precision: str) -> dict[str, float]:
+        Args:
+            weights: fp32, whose gradients are meant; those of each seed when None.
+        """
+        return _usual(self._usually(seed, "truth", weights) for seed in USUAL_SEEDS)
+
+    def usual_errors(self, precision: str, weights: Weights | None = None) -> dict[str, float]:
         """Norm of the reference's error of each gradient at a precision, likewise."""
-        pairs = ((self.quantities(seed, precision), self.quantities(seed, "truth")) for seed in USUAL_SEEDS)
+        pairs = ((self._usually(seed, p, weights) for p in (precision, "truth")) for seed in USUAL_SEEDS)
         return _usual({name: found[name].to(true) - true for name, true in truth.items()} for found, truth in pairs)
+
+    def _usually(self, seed: int, precision: str, weights: Weights | None) -> dict[str, Tensor]:
+        """Quantities on the batch of a seed, at its weights or at others."""
+        if weights is None:
+            return self.quantities(seed, precision)
+        return self.compute(weights, self.askable(self.workload.make_batch(seed), weights), precision)
 
     def _found(self, executable: Executable, seed: int) -> dict[str, Tensor]:
         batch = self.batch(seed)
