@@ -313,8 +313,9 @@ def true_quantities(config: Config, mode: str, device: str, weights: Weights, ba
 
 
 def random_weights(config: Config, seed: int) -> Weights:
-    """Weights for the gate: matrices as the model initialises them, biases up to 0.5 at any size, norms 0.5 to 1.5.
+    """Weights for the gate: matrices as the model initialises them, biases up to 0.5, norms 0.5 to 1.5.
 
+    Biases are so at any size and of any shape: Marian keeps one as a row of zeros, and who left it out would pass.
     torch draws biases from +-1/sqrt(hidden_size), so that at a large size a lost bias would hide in the rounding of
     bf16. A norm's weights are factors: near zero, all steps would look alike after it, and attention would have
     nothing to choose from.
@@ -323,7 +324,7 @@ def random_weights(config: Config, seed: int) -> Weights:
     weights = initial_weights(config, seed)
     return {
         name: torch.rand(value.shape, generator=generator) + (0.5 if _is_norm(name) else -0.5)
-        if value.dim() == 1
+        if value.dim() == 1 or name.endswith("bias")
         else value
         for name, value in weights.items()
     }
