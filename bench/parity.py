@@ -32,6 +32,10 @@ planted defects, over random problems, and prints what separates right from wron
 What the gate cannot do: in bf16 and int8, seldom in fp16, a defect that moves the result by less than the precision
 rounds it passes (2 of 24 problems for the smallest two defects in bf16, 1 and 2 of 12 for two of them in int8). The
 same code in fp32 is refused, so gate a kernel there too.
+And a right variant may be refused by a little: attention in a model of a few units leaves gradients whose terms nearly
+cancel. At hidden sizes of 1 and 5 that befell `cpu-fused` in 2 of 211 training problems (speech-las, summarize-pg and
+translation-iwslt, scaled), at 1.1 and 1.2 times the limit, and `loop`, `onednn`, `lstmcell` and `torchscript` in none.
+No limit is widened for it.
 """
 
 from __future__ import annotations
