@@ -25,10 +25,10 @@ from torch import Tensor
 
 from bench.tolerance import Check, Verdict, limit_for, relative_error
 from seq2seq.contract import Config, select
+from seq2seq.decode import first_token
 from seq2seq.execution import Executable, Weights
 from seq2seq.probabilistic import central
 from seq2seq.tasks.batch import Batch
-from seq2seq.tasks.tokens import BEGIN
 from seq2seq.variants import VARIANTS
 
 CHOICE = 10.0
@@ -93,7 +93,7 @@ class Truth:
         if int(chosen.min()) < 0 or int(chosen.max()) >= vocabulary:
             return wrong
         state = self._model.encode(batch.source, batch.source_lengths)
-        value, history = torch.full_like(first, BEGIN), tokens.new_zeros(sequences, steps)
+        value, history = torch.full_like(first, first_token(self._config)), tokens.new_zeros(sequences, steps)
         scores, regret = torch.zeros(sequences, dtype=torch.float64, device=tokens.device), 0.0
         for step in range(steps):
             outputs, state = self._model.step(value, state)

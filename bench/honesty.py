@@ -18,7 +18,7 @@ import contextlib
 import functools
 import gc
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -72,11 +72,20 @@ def restore_timekeepers() -> list[str]:
 
 @dataclass(frozen=True)
 class Problem:
-    """Weights, a batch on the CPU, and how to get what they must give at a precision (`truth`: in float64)."""
+    """Weights, a batch on the CPU, and how to get what belongs to them.
+
+    Attributes:
+        weights: fp32.
+        batch: on the CPU.
+        quantities: what they must give at a precision (`truth`: in float64).
+        usual_norms, usual_errors: see `judge`; errors of the reference at a precision.
+    """
 
     weights: Weights
     batch: Batch
     quantities: Callable[[str], dict[str, Tensor]]
+    usual_norms: Callable[[], Mapping[str, float]]
+    usual_errors: Callable[[str], Mapping[str, float]]
 
 
 @dataclass
@@ -103,8 +112,17 @@ class Audit:
     def __init__(self, gate: Gate, weights: Weights, batch: Batch) -> None:
         self._gate = gate
         # A copy: where nothing needs converting, the variants are timed on the very tensors given here.
-        batch = gate.askable(batch.copy(), weights)
-        self._timed = Problem(weights, batch, functools.cache(functools.partial(gate.compute, weights, batch)))
+        self._batch = batch.copy()
+        asked = gate.askable(self._batch, weights)
+        # Weights that were learnt may have gradients far from the gate's, which are those of random ones.
+        usual_at = weights if gate.workload.checkpoint else None
+        self._timed = Problem(
+            weights,
+            asked,
+            functools.cache(functools.partial(gate.compute, weights, asked)),
+            functools.cache(functools.partial(gate.usual_norms, usual_at)),
+            functools.cache(functools.partial(gate.usual_errors, weights=usual_at)),
+        )
 
     def find(self, executable: Executable, prepared: Batch, seed: int, *, warm: bool) -> str:
         """Why the timed call is refused, in words; nothing when it is honest.
@@ -129,7 +147,7 @@ class Audit:
         else:
             reason = ""
         finally:
-            prepared.overwrite(executable.prepare(self._timed.batch))
+            prepared.overwrite(executable.prepare(self._batch))
             executable.restart(self._timed.weights)
         changed = restore_timekeepers()
         return f"replaced {', '.join(changed)}, with which the time is told" if changed else reason
@@ -140,6 +158,8 @@ class Audit:
             self._gate.weights(seed),
             self._gate.batch(seed),
             functools.partial(self._gate.quantities, seed),
+            self._gate.usual_norms,
+            self._gate.usual_errors,
         )
         before: _Call | None = None
         for problem in (self._timed, other):
@@ -217,7 +237,8 @@ class Audit:
             if "loss" not in found:
                 found["loss"] = executable.model.loss(found["outputs"], prepared.expected, prepared.decoded_lengths)
             true = {name: truth[name] for name in found}
-            verdict = judge(found, true, expected, precision, self._gate.terms, self._gate.usual_norms)
+            usual_errors = functools.partial(problem.usual_errors, precision)
+            verdict = judge(found, true, expected, precision, self._gate.terms, problem.usual_norms, usual_errors)
             return "" if verdict.passed else verdict.describe()
 
         wrong = refused(call.copies)

@@ -32,6 +32,10 @@ planted defects, over random problems, and prints what separates right from wron
 What the gate cannot do: in bf16 and int8, seldom in fp16, a defect that moves the result by less than the precision
 rounds it passes (2 of 24 problems for the smallest two defects in bf16, 1 and 2 of 12 for two of them in int8). The
 same code in fp32 is refused, so gate a kernel there too.
+And a right variant may be refused by a little: attention in a model of a few units leaves gradients whose terms nearly
+cancel. At hidden sizes of 1 and 5 that befell `cpu-fused` in 2 of 211 training problems (speech-las, summarize-pg and
+translation-iwslt, scaled), at 1.1 and 1.2 times the limit, and `loop`, `onednn`, `lstmcell` and `torchscript` in none.
+No limit is widened for it.
 """
 
 from __future__ import annotations
@@ -235,14 +239,24 @@ class Gate:
     def _truth(self, weights: Weights, batch: Batch) -> decoding.Truth:
         return decoding.Truth(self.workload.config, self.device, weights, batch, self.workload.beam)
 
-    def usual_norms(self) -> dict[str, float]:
-        """Norm of each gradient in truth, as the root of the mean square over the problems of a few other seeds."""
-        return _usual(self.quantities(seed, "truth") for seed in USUAL_SEEDS)
+    def usual_norms(self, weights: Weights | None = None) -> dict[str, float]:
+        """Norm of each gradient in truth, as the root of the mean square over the problems of a few other seeds.
 
-    def usual_errors(self, precision: str) -> dict[str, float]:
+        Args:
+            weights: fp32, whose gradients are meant; those of each seed when None.
+        """
+        return _usual(self._usually(seed, "truth", weights) for seed in USUAL_SEEDS)
+
+    def usual_errors(self, precision: str, weights: Weights | None = None) -> dict[str, float]:
         """Norm of the reference's error of each gradient at a precision, likewise."""
-        pairs = ((self.quantities(seed, precision), self.quantities(seed, "truth")) for seed in USUAL_SEEDS)
+        pairs = ((self._usually(seed, p, weights) for p in (precision, "truth")) for seed in USUAL_SEEDS)
         return _usual({name: found[name].to(true) - true for name, true in truth.items()} for found, truth in pairs)
+
+    def _usually(self, seed: int, precision: str, weights: Weights | None) -> dict[str, Tensor]:
+        """Quantities on the batch of a seed, at its weights or at others."""
+        if weights is None:
+            return self.quantities(seed, precision)
+        return self.compute(weights, self.askable(self.workload.make_batch(seed), weights), precision)
 
     def _found(self, executable: Executable, seed: int) -> dict[str, Tensor]:
         batch = self.batch(seed)
@@ -303,8 +317,9 @@ def true_quantities(config: Config, mode: str, device: str, weights: Weights, ba
 
 
 def random_weights(config: Config, seed: int) -> Weights:
-    """Weights for the gate: matrices as the model initialises them, biases up to 0.5 at any size, norms 0.5 to 1.5.
+    """Weights for the gate: matrices as the model initialises them, biases up to 0.5, norms 0.5 to 1.5.
 
+    Biases are so at any size and of any shape: Marian keeps one as a row of zeros, and who left it out would pass.
     torch draws biases from +-1/sqrt(hidden_size), so that at a large size a lost bias would hide in the rounding of
     bf16. A norm's weights are factors: near zero, all steps would look alike after it, and attention would have
     nothing to choose from.
@@ -313,7 +328,7 @@ def random_weights(config: Config, seed: int) -> Weights:
     weights = initial_weights(config, seed)
     return {
         name: torch.rand(value.shape, generator=generator) + (0.5 if _is_norm(name) else -0.5)
-        if value.dim() == 1
+        if value.dim() == 1 or name.endswith("bias")
         else value
         for name, value in weights.items()
     }

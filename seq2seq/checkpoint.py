@@ -40,7 +40,8 @@ FAMILIES = {
     "pretrained": "seq2seq.pretrained_config",
 }
 _WEIGHTS = re.compile(r"model-[0-9a-f]{16}\.safetensors")
-_HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
+#: What a name on the Hugging Face hub looks like.
+HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 
 
 class CheckpointError(ValueError):
@@ -127,7 +128,7 @@ def from_pretrained(name: str | Path, lstm: Callable[..., nn.RNNBase] = nn.LSTM)
         CheckpointError: for what is no checkpoint, or a damaged one: which file, what is wrong, what was expected.
     """
     folder = Path(name)
-    if not folder.exists() and _HUB_NAME.fullmatch(str(name)):
+    if not folder.exists() and HUB_NAME.fullmatch(str(name)):
         folder = _download(str(name))
     content = _read_config(folder)
     config = _make_config(folder / CONFIG, content)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
-import re
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ from torch import Tensor
 
 from seq2seq import checkpoint
 from seq2seq.contract import Config
+from seq2seq.ctc import CTCConfig
 from seq2seq.execution import Weights, initial_weights
 from seq2seq.pretrained import PretrainedError
 from seq2seq.pretrained_config import PretrainedConfig
@@ -29,7 +29,8 @@ PREFIX = "checkpoint:"
 BATCH = 16
 #: Longest sequence, where the checkpoint does not say what its task reads: that of the WMT lengths.
 STEPS = 50
-_HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
+#: Steps of the source for a label of a model by CTC: about those of the workload speech-ctc, 800 to 150.
+STEPS_A_LABEL = 5
 
 
 def checkpoint_workload(path: str) -> Workload:
@@ -83,24 +84,30 @@ def _workload(path: str) -> Workload:
     longest = getattr(config, "positions", None) or STEPS
     source, target = task.get("history", min(STEPS, longest)), task.get("horizon", min(STEPS, longest))
     tokens = bool(config.source_vocabulary), bool(config.target_vocabulary)
+    labels = isinstance(config, CTCConfig)
+    read = synthetic.WMT_ENGLISH if tokens[0] else synthetic.LIBRISPEECH_FRAMES if labels else None
     return Workload(
         name=f"{PREFIX}{path}",
         summary=f"a checkpoint of the family {config.family}",
         source=f"the checkpoint {path}: its sizes and weights, without dropout; batch {BATCH} is ours, and steps are "
         f"{'those of its task' if 'history' in task else 'up to ' + str(source)}",
-        data=_data(*tokens),
+        data=_data(*tokens, labels=labels),
         config=config,
         batch=BATCH,
         source_steps=source,
         target_steps=target if config.decodes else None,
-        source_lengths=synthetic.WMT_ENGLISH if tokens[0] else None,
+        source_lengths=read,
         target_lengths=synthetic.WMT_GERMAN if tokens[1] else None,
+        label_steps=max(1, source // STEPS_A_LABEL) if labels else None,
+        label_lengths=synthetic.LIBRISPEECH_CHARACTERS if labels else None,
         checkpoint=path,
     )
 
 
-def _data(source: bool, target: bool) -> str:
+def _data(source: bool, target: bool, *, labels: bool) -> str:
     """What its batches are made of, in words."""
+    if labels:
+        return "synthetic: random values and labels, lengths of LibriSpeech dev-clean scaled to the longest"
     if source and target:
         return "synthetic: random tokens of the model's vocabulary, lengths of WMT English and German words"
     if source or target:
@@ -122,7 +129,7 @@ def _place(path: str) -> Path | str:
         if not folder.is_dir():
             msg = f"{path}: is a training run that has saved no model yet; go on with it by --resume"
             raise checkpoint.CheckpointError(msg)
-    if not folder.exists() and _HUB_NAME.fullmatch(path) and not Path(path.partition("/")[0]).is_dir():
+    if not folder.exists() and checkpoint.HUB_NAME.fullmatch(path) and not Path(path.partition("/")[0]).is_dir():
         return path
     if checkpoint.is_checkpoint(folder) or _is_transformers(folder):
         return folder

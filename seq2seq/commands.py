@@ -238,9 +238,9 @@ def _finish(trainer: Trainer, task: Task, folder: TrainFolder, facts: dict[str, 
 
 def _loss_name(config: Config) -> str:
     """What the loss of a model is, for the axis of its curve."""
-    if config.target_vocabulary:
-        return "cross entropy (nats a token)"
-    return LOSSES[getattr(config, "likelihood", "")]
+    usual = "cross entropy (nats a token)" if config.target_vocabulary else LOSSES[getattr(config, "likelihood", "")]
+    # A family that learns by a loss of its own says so.
+    return str(getattr(config, "loss_name", usual))
 
 
 @contextmanager

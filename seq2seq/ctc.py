@@ -61,6 +61,8 @@ class CTCConfig:
     source_vocabulary: ClassVar[int] = 0
     #: Labels are expected, but nothing is fed with them.
     target_vocabulary: ClassVar[int] = 0
+    #: What is learnt, in words.
+    loss_name: ClassVar[str] = "CTC loss (nats a label)"
 
     def __post_init__(self) -> None:
         for name, least in (("input_size", 1), ("hidden_size", 1), ("output_size", 2), ("num_layers", 1), ("blank", 0)):

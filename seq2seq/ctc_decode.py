@@ -110,8 +110,11 @@ class _Prefixes:
         total, last = self.total, self._at(self.counts - 1)
         # One label longer; the label said last needs a blank between.
         longer = total[..., None] + logarithms[:, None]
-        again = self.blanked + logarithms.gather(1, last)
-        longer = longer.scatter(2, last[..., None], torch.where(self.counts > 0, again, longer[..., 0])[..., None])
+        again = (self.blanked + logarithms.gather(1, last))[..., None]
+        place = last[..., None]
+        # The empty prefix has no last label.
+        said = (self.counts > 0)[..., None]
+        longer = longer.scatter(2, place, torch.where(said, again, longer.gather(2, place)))
         longer[..., blank] = -math.inf
         blanked = total + logarithms[:, blank, None]
         spoken = torch.where(self.counts > 0, self.spoken + logarithms.gather(1, last), -math.inf)

@@ -17,7 +17,7 @@ from torch import Tensor
 from seq2seq.beams import Beams
 from seq2seq.contract import State, select
 from seq2seq.decoded import Decoded, Limit, is_end
-from seq2seq.probabilistic import central, draw
+from seq2seq.probabilistic import central, draw, widened
 from seq2seq.tasks.tokens import BEGIN, END, PAD
 
 
@@ -33,12 +33,17 @@ class Decoder(Protocol):
         """See `Model.step`."""
 
 
+def first_token(config: Any) -> int:
+    """The token that decoding is fed first: a pre-trained model says its own, all others begin with `BEGIN`."""
+    return int(getattr(config, "begin", BEGIN))
+
+
 def greedy(  # noqa: PLR0913 - all that decoding can be told
     model: Decoder,
     source: Tensor,
     lengths: Tensor | None = None,
     *,
-    begin: int = BEGIN,
+    begin: int | None = None,
     end: int | None = END,
     max_steps: int | None = None,
     max_ratio: float | None = None,
@@ -50,7 +55,7 @@ def greedy(  # noqa: PLR0913 - all that decoding can be told
         model: in evaluation mode.
         source: as for `Model.encode`.
         lengths: valid steps of each source, (batch,) int64 on the CPU; all when absent.
-        begin: token that the first step is fed.
+        begin: token that the first step is fed; that of `first_token` when None.
         end: token that ends a sequence; None when nothing does but the limit.
         max_steps: tokens of a sequence at most.
         max_ratio: the same for each step of its source; with both, the less counts.
@@ -76,7 +81,7 @@ def sample(  # noqa: PLR0913 - all that sampling can be told
     temperature: float = 1.0,
     top_k: int | None = None,
     generator: torch.Generator | None = None,
-    begin: int = BEGIN,
+    begin: int | None = None,
     end: int | None = END,
     max_steps: int | None = None,
     max_ratio: float | None = None,
@@ -127,7 +132,7 @@ def _each(  # noqa: PLR0913 - what greedy and sampled decoding share
     source: Tensor,
     lengths: Tensor | None,
     choose: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]],
-    begin: int,
+    begin: int | None,
     end: int | None,
     limit: Limit,
     *,
@@ -141,11 +146,11 @@ def _each(  # noqa: PLR0913 - what greedy and sampled decoding share
     state = model.encode(source, lengths)
     rows = torch.arange(source.size(0), device=source.device)
     alive = torch.ones_like(rows, dtype=torch.bool)
-    value = torch.full_like(rows, begin)
+    value = torch.full_like(rows, first_token(model.config) if begin is None else begin)
     history, scores = found.tokens.clone(), torch.zeros_like(found.scores)
     for step in range(longest):
         outputs, state = model.step(value, state)
-        value, gained = choose(_full(outputs), rows)
+        value, gained = choose(widened(outputs), rows)
         history[:, step], scores = value, scores + gained
         if end is None and step + 1 < shortest:
             continue
@@ -171,7 +176,7 @@ def beam_search(  # noqa: PLR0913 - all that a beam search can be told
     *,
     beam: int,
     length_penalty: float = 0.0,
-    begin: int = BEGIN,
+    begin: int | None = None,
     end: int | None = END,
     max_steps: int | None = None,
     max_ratio: float | None = None,
@@ -213,13 +218,13 @@ def beam_search(  # noqa: PLR0913 - all that a beam search can be told
     places = torch.arange(0, sequences * beam, beam if drop else 1, device=source.device)
     if not drop and beam > 1:
         state = select(state, places // beam)
-    value = torch.full_like(places, begin)
+    value = torch.full_like(places, first_token(model.config) if begin is None else begin)
     history = found.tokens.new_full((places.size(0), longest), PAD)
     scores = torch.where(places % beam == 0, 0.0, -math.inf).double()
     traced: list[tuple[Tensor, Tensor]] = []
     for step in range(longest):
         outputs, state = model.step(value, state)
-        scores, parents, tokens = search.candidates(_full(outputs), scores, places)
+        scores, parents, tokens = search.candidates(widened(outputs), scores, places)
         traced.append((parents, tokens))
         # A row for every place, those without a hypothesis included; `going` tells.
         history = history[parents]
@@ -296,8 +301,3 @@ def forecast(
         value = own.to(target.dtype)
     path = torch.stack(found, 1)
     return path if samples is None else path.view(samples, batch, steps, size)
-
-
-def _full(outputs: Tensor) -> Tensor:
-    """The same in float32 at least."""
-    return outputs.float() if outputs.dtype in {torch.float16, torch.bfloat16} else outputs

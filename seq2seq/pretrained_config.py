@@ -89,10 +89,13 @@ class PretrainedConfig:
     def __post_init__(self) -> None:
         for name in ("hidden_size", "output_size", "num_layers"):
             check_int(name, getattr(self, name), 1)
-        heads = self._other("encoder_attention_heads", 1)
-        if self.architecture == "marian" and self.hidden_size % heads:
-            msg = f"hidden_size is {self.hidden_size}, expected a multiple of the {heads} heads"
-            raise ValueError(msg)
+        for name in ("pad", "begin"):
+            check_int(name, getattr(self, name), 0)
+        for name in ("encoder_attention_heads", "decoder_attention_heads"):
+            heads = self._other(name, 1)
+            if self.architecture == "marian" and self.hidden_size % heads:
+                msg = f"hidden_size is {self.hidden_size}, expected a multiple of the {heads} {name}"
+                raise ValueError(msg)
 
     @classmethod
     def of(cls, theirs: Any, name: str = "") -> Self:
@@ -101,7 +104,20 @@ class PretrainedConfig:
         Args:
             theirs: `model.config` of an encoder-decoder.
             name: where it came from.
+
+        Raises:
+            PretrainedError: where it says none that can be, in one line.
         """
+        try:
+            return cls._of(theirs, name)
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            what = " ".join(str(error).split())
+            msg = f"{name or theirs.model_type}: the sizes of the model cannot be read from its configuration: {what}"
+            raise PretrainedError(msg) from error
+
+    @classmethod
+    def _of(cls, theirs: Any, name: str) -> Self:
+        """The same, with whatever error a configuration gives that is not what it should be."""
         content = theirs.to_dict()
         known = FIELDS.get(theirs.model_type, {})
         start = theirs.decoder_start_token_id

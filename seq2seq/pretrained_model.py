@@ -59,7 +59,7 @@ def load_config(name: str | Path) -> PretrainedConfig:
     """Sizes of such a model, without its weights.
 
     Raises:
-        PretrainedError: when the library is not installed, or it is no encoder-decoder.
+        PretrainedError: when the library is not installed, it is no encoder-decoder, or its sizes cannot be read.
     """
     library = transformers()
     with refused(name):
@@ -87,7 +87,7 @@ def refused(name: str | Path) -> Any:
     """Make what the library raises about a model one line."""
     try:
         yield
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
+    except (AttributeError, OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
         msg = f"{name}: transformers does not load it: {' '.join(str(error).split())}"
         raise PretrainedError(msg) from error
 

@@ -45,7 +45,7 @@ def distribution(likelihood: str, outputs: Tensor) -> Distribution:
     Raises:
         ValueError: for an unknown likelihood.
     """
-    parameters = _wide(outputs).chunk(LIKELIHOODS.get(likelihood, 1), -1)
+    parameters = widened(outputs).chunk(LIKELIHOODS.get(likelihood, 1), -1)
     if likelihood == "gaussian":
         location, scale = parameters
         return Normal(location, functional.softplus(scale) + LEAST_SCALE, validate_args=False)
@@ -85,8 +85,8 @@ def _losses(likelihood: str, outputs: Tensor, expected: Tensor) -> Tensor:
     """Of each value: (batch, steps, values)."""
     if likelihood != "quantile":
         return -distribution(likelihood, outputs).log_prob(expected)
-    losses = torch.zeros_like(expected, dtype=_wide(outputs).dtype)
-    for level, value in zip(QUANTILES, _wide(outputs).chunk(len(QUANTILES), -1), strict=True):
+    losses = torch.zeros_like(expected, dtype=widened(outputs).dtype)
+    for level, value in zip(QUANTILES, widened(outputs).chunk(len(QUANTILES), -1), strict=True):
         above = expected - value
         losses = losses + level * functional.relu(above) + (1 - level) * functional.relu(-above)
     return losses
@@ -100,13 +100,13 @@ def quantiles(outputs: Tensor) -> Tensor:
     Args:
         outputs: (..., quantiles * values).
     """
-    return torch.stack(_wide(outputs).chunk(len(QUANTILES), -1)).sort(0).values
+    return torch.stack(widened(outputs).chunk(len(QUANTILES), -1)).sort(0).values
 
 
 def central(likelihood: str, outputs: Tensor) -> Tensor:
     """The value that stands for what the outputs say, (..., values): the mean, of quantiles the median."""
     if not likelihood:
-        return _wide(outputs)
+        return widened(outputs)
     if likelihood == "quantile":
         return quantiles(outputs)[QUANTILES.index(0.5)]
     return distribution(likelihood, outputs).mean
@@ -148,6 +148,6 @@ def _interpolated(known: Tensor, generator: torch.Generator | None) -> Tensor:
     return found
 
 
-def _wide(outputs: Tensor) -> Tensor:
+def widened(outputs: Tensor) -> Tensor:
     """The same in float32 at least."""
     return outputs.float() if outputs.dtype in {torch.float16, torch.bfloat16} else outputs

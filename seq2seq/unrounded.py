@@ -15,11 +15,16 @@ from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
 _SOFTMAX = (torch.softmax, functional.softmax, Tensor.softmax, functional.log_softmax, torch.log_softmax)
-_TO = (Tensor.to, Tensor.type)
+_TO = (Tensor.to, Tensor.type, Tensor.type_as)
 
 
 class Unrounded(TorchFunctionMode):
-    """While it is on, no cast takes a float64 tensor to float32; what comes from integers is cast as it is written."""
+    """While it is on, the casts that models are written with leave float64 as it is.
+
+    They are `float()`, `to` and `type` of a dtype, `to` and `type_as` of another tensor, and the softmaxes with a
+    dtype. What else narrows is not held back: a type by its name, a sum with a dtype, `copy_` into a float32 tensor.
+    What comes from integers is cast as it is written.
+    """
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -37,4 +42,7 @@ class Unrounded(TorchFunctionMode):
 
 
 def _wide(value: Any) -> Any:
+    """What is cast to: a dtype, or a tensor that has one."""
+    if isinstance(value, Tensor):
+        return value.double() if value.dtype == torch.float32 else value
     return torch.float64 if isinstance(value, torch.dtype) and value == torch.float32 else value

@@ -17,19 +17,20 @@ from torch.utils.flop_counter import FlopCounterMode
 from bench import worker
 from bench.__main__ import main
 from bench.arguments import parser
-from bench.cases import load_suite, match, split_name
+from bench.cases import CHECKPOINT, load_suite, match, split_name
 from bench.parity import Gate, judge
 from bench.process import ROOT
 from bench.report.frames import sweep_base
 from seq2seq import cost as costs
-from seq2seq import pretrained_model
+from seq2seq import pretrained_model, workloads
 from seq2seq.checkpoint import save_pretrained
-from seq2seq.checkpoint_workload import starting_weights
+from seq2seq.checkpoint_workload import PREFIX, starting_weights
 from seq2seq.contract import Extent
 from seq2seq.execution import Executable
 from seq2seq.model import Seq2SeqConfig
 from seq2seq.pretrained_config import PretrainedConfig, marian
 from seq2seq.transformer import TransformerConfig
+from seq2seq.unrounded import Unrounded
 from seq2seq.variants import VARIANTS
 from seq2seq.workload import UnknownWorkloadError
 from seq2seq.workloads import find_workload
@@ -95,6 +96,23 @@ def test_tokens_have_lengths_of_wmt(tmp_path):
     assert (int(batch.source.max()), int(batch.target.max())) == (6, 10)
     assert batch.source_lengths.unique().numel() > 3
     assert "WMT" in workload.data
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_bias_that_is_left_out_is_refused(folders, monkeypatch, precision):
+    """Marian's bias of the outputs, (1, vocabulary) and zeros where a model is made: the gate draws it like any."""
+    workload = find_workload(f"checkpoint:{folders['marian']}@batch=3,length=6")
+    variant = VARIANTS["reference" if precision == "fp32" else "amp-bf16"]
+    executable = Executable(variant, workload.config, "inference", "cpu", starting_weights(workload, 0))
+    gate, load = Gate(workload, "inference", "cpu"), executable.load
+    assert gate.check(executable, 1).passed
+
+    def forgetful(weights):
+        load(weights)
+        executable.model.model.final_logits_bias.zero_()
+
+    monkeypatch.setattr(executable, "load", forgetful)
+    assert not gate.check(executable, 1).passed
 
 
 def test_outputs_are_those_of_the_library(theirs, folders):
@@ -186,6 +204,29 @@ def test_truth_is_float64_throughout(theirs):
     assert not narrowed(theirs[1])
 
 
+@pytest.mark.parametrize(
+    "cast",
+    [
+        lambda value, _: value.float(),
+        lambda value, _: value.to(torch.float32),
+        lambda value, _: value.to("cpu", dtype=torch.float32),
+        lambda value, _: value.type(torch.float32),
+        lambda value, other: value.to(other),
+        lambda value, other: value.type_as(other),
+        lambda value, _: value.softmax(-1, dtype=torch.float32),
+        lambda value, _: torch.nn.functional.log_softmax(value, -1, dtype=torch.float32),
+    ],
+)
+def test_a_cast_leaves_float64_as_it_is(cast):
+    """While it is switched on; what comes from integers and what goes to other types is cast as it is written."""
+    value, other = torch.ones(2, dtype=torch.float64), torch.ones(2)
+    assert cast(value, other).dtype == torch.float32
+    with Unrounded():
+        assert cast(value, other).dtype == torch.float64
+        assert torch.ones(2, dtype=torch.int64).to(other).dtype == torch.float32
+        assert value.to(torch.int64).dtype == torch.int64
+
+
 def test_the_library_itself_rounds_what_is_float64(folders, monkeypatch):
     """T5's norm does, so that truth needs what keeps it from that."""
     import contextlib
@@ -268,6 +309,14 @@ def test_more_steps_than_positions_are_refused(folders):
     assert find_workload(f"checkpoint:{folders['t5']}").source_steps == 50
 
 
+#: What makes a Marian's configuration one that no model has.
+CHANGED = {
+    "no padding": {"pad_token_id": None},
+    "encoder heads": {"encoder_attention_heads": 3},
+    "decoder heads": {"encoder_attention_heads": 2, "decoder_attention_heads": 3},
+}
+
+
 def broken(kind: str, folder) -> None:
     """Make what is no checkpoint, of a kind."""
     if kind == "missing":
@@ -281,6 +330,12 @@ def broken(kind: str, folder) -> None:
         pytest.importorskip("transformers").BertConfig(hidden_size=8).save_pretrained(folder)
     if kind == "bart":
         pytest.importorskip("transformers").BartConfig(d_model=8).save_pretrained(folder)
+    if kind == "of two":
+        library = pytest.importorskip("transformers")
+        sides = {"encoder": {"model_type": "bert"}, "decoder": {"model_type": "bert", "is_decoder": True}}
+        library.EncoderDecoderConfig(**sides).save_pretrained(folder)
+    if kind in CHANGED:
+        pytest.importorskip("transformers").MarianConfig(**(SHARED | CHANGED[kind])).save_pretrained(folder)
     if kind == "sides":
         config = pytest.importorskip("transformers").MarianConfig(**SHARED, share_encoder_decoder_embeddings=False)
         config.save_pretrained(folder)
@@ -298,6 +353,10 @@ def broken(kind: str, folder) -> None:
         ("encoder", "is a bert model, which is no encoder-decoder"),
         ("bart", "the architecture 'bart' is not counted, expected marian or t5"),
         ("sides", "vocabularies of their own"),
+        ("of two", "has no attribute"),
+        ("no padding", "pad is None, expected an integer"),
+        ("encoder heads", "expected a multiple of the 3 encoder_attention_heads"),
+        ("decoder heads", "expected a multiple of the 3 decoder_attention_heads"),
         ("unfinished", "has saved no model yet"),
     ],
 )
@@ -355,6 +414,21 @@ def test_overrides_of_a_path_follow_its_end(name, expected):
     """A path may have an @ of its own; sweeps add to and take from the overrides alone."""
     assert split_name(name) == expected
     assert sweep_base(f"{name}{',' if expected[1] else '@'}hidden=3", "hidden") == name
+
+
+@pytest.mark.parametrize("end", ["", "/", "@2/", "@2", "/b@2", "/b@2/", "/b"])
+@pytest.mark.parametrize("overrides", ["", "@batch=2", "@batch=2,length=3"])
+def test_the_harness_and_the_catalogue_divide_a_name_alike(monkeypatch, end, overrides):
+    """They may not import each other, so each has the rule: the same path, the same overrides."""
+    found = []
+    workload = find_workload("seed")
+    monkeypatch.setattr(workloads, "checkpoint_workload", lambda path: found.append(path) or workload)
+    monkeypatch.setattr(workloads, "overridden", lambda given, changes: found.append(changes) or given)
+    name = f"checkpoint:a{end}{overrides}"
+    find_workload(name)
+    path, changes = split_name(name)
+    assert PREFIX == CHECKPOINT
+    assert found == [path.removeprefix(CHECKPOINT), *([changes] if changes else [])]
 
 
 def test_a_path_is_a_name_whatever_is_in_it():

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from seq2seq import ctc_decode
 from seq2seq.ctc import ctc_loss
 from seq2seq.ctc_decode import best_path, prefix_beam_search
 from seq2seq.tasks.tokens import PAD
@@ -93,6 +94,19 @@ def test_a_batch_is_decoded_as_its_sequences_are_alone(problem, beam):
             assert together.lists(end=None)[row] == alone.lists(end=None)[0]
             assert float(together.scores[row]) == pytest.approx(float(alone.scores[0]))
             assert (together.tokens[row, int(together.lengths[row]) :] == PAD).all()
+
+
+@given(problem=outputs(), beam=st.integers(1, 6))
+def test_the_number_of_the_padding_does_not_matter(problem, beam):
+    """What stands past a prefix's end is no label, whichever label has its number."""
+    found = []
+    for number in (PAD, 1):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(ctc_decode, "PAD", number)
+            found.append(prefix_beam_search(problem.scores, problem.valid, beam=beam, blank=problem.blank))
+    one, other = found
+    assert one.lists(end=None) == other.lists(end=None)
+    assert torch.allclose(one.scores, other.scores)
 
 
 @given(problem=outputs())

@@ -12,13 +12,18 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 
 from bench import clock, honesty, sampling, seen
 from bench.honesty import Audit
-from bench.parity import Gate
+from bench.parity import Gate, judge
 from bench.worker import gated, load_plugins
+from kernels.reference import LoopLSTM
+from seq2seq.checkpoint import save_pretrained
+from seq2seq.checkpoint_workload import starting_weights
 from seq2seq.execution import Executable, initial_weights
-from seq2seq.variants import VARIANTS
+from seq2seq.model import Seq2SeqConfig
+from seq2seq.variants import LSTMS, VARIANTS, Variant
 from seq2seq.workloads import find_workload
 
 ROOT = Path(__file__).parent.parent
@@ -51,6 +56,8 @@ SMALL = (
     "speech-las-scaled@batch=2,length=10,hidden=16",
     "translation-small-scaled@batch=2,length=6",
 )
+#: Of a loss with kinks.
+QUANTILES = "forecast-tft-scaled@batch=17,length=14,hidden=8"
 SUITE = """
 name = "cheats"
 summary = "every cheat beside honest variants"
@@ -160,16 +167,72 @@ def test_an_honest_compiled_variant_is_not_refused(name, mode):
     assert Subject(name, mode, workload).judged() == ""
 
 
+@pytest.mark.parametrize("workload", [SMALL[2], QUANTILES])
 @pytest.mark.parametrize("mode", MODES)
-def test_an_audit_leaves_batch_and_weights_as_timing_starts_from_them(mode):
-    """Bit for bit; in training the optimizer starts anew."""
-    subject = Subject("reference", mode, SMALL[2])
+def test_an_audit_leaves_batch_and_weights_as_timing_starts_from_them(mode, workload):
+    """Bit for bit, also where what is judged was moved away from a kink; in training the optimizer starts anew."""
+    subject = Subject("reference", mode, workload)
+    moved = not torch.equal(subject.audit._timed.batch.expected, subject.batch.expected)
+    assert moved == (workload == QUANTILES and mode == "training")
     before = subject.batch.copy()
     assert subject.judged() == ""
     for name, value in subject.prepared.tensors().items():
         assert torch.equal(value, before.tensors()[name])
     assert all(torch.equal(value, subject.weights[name]) for name, value in subject.executable.weights().items())
     assert subject.executable._optimizer is None
+
+
+#: A variant in bf16 that every CPU can run, its LSTM planted.
+LOW = Variant("planted", "", lstm="planted", precision="bf16", autocast=True)
+
+
+class Flushed(LoopLSTM):
+    """The loop, whose backward pass takes small gradients for none."""
+
+    def forward(self, *arguments: object) -> tuple[torch.Tensor, tuple[torch.Tensor, torch.Tensor]]:
+        """Run the loop; its gradient goes on where it is of a common size."""
+        output, state = super().forward(*arguments)
+        if output.requires_grad:
+            output.register_hook(lambda gradient: gradient * (gradient.norm() > 0.01))
+        return output, state
+
+
+@pytest.fixture
+def converged(tmp_path):
+    """The workload of a checkpoint whose gradients are a thousandth of those that random weights have."""
+    model = Seq2SeqConfig(3, 8, 1).build(nn.LSTM)
+    with torch.no_grad():
+        model.fc.weight *= 1e-3
+    save_pretrained(model, tmp_path / "model")
+    return find_workload(f"checkpoint:{tmp_path / 'model'}@batch=4,length=5")
+
+
+@pytest.mark.parametrize(("lstm", "words"), [(LoopLSTM, ""), (Flushed, "is wrong: grad ")])
+def test_a_small_gradient_of_a_checkpoint_is_held_against_its_own_size(converged, monkeypatch, lstm, words):
+    """In bf16, where it is missing: beside those of the gate's random weights it would be none at all."""
+    monkeypatch.setitem(LSTMS, "planted", lstm)
+    weights, batch, gate = starting_weights(converged, 0), converged.make_batch(0), Gate(converged, "training", "cpu")
+    executable = Executable(LOW, converged.config, "training", "cpu", weights)
+    assert gate.check(executable, 100).passed
+    reason = Audit(gate, weights, batch).find(executable, executable.prepare(batch), 100, warm=False)
+    assert words in reason
+    assert bool(reason) == bool(words)
+
+
+def test_the_audit_knows_usual_errors_as_the_gate_does(converged, monkeypatch):
+    """The reference's on a few other problems, of a checkpoint those at its own weights; norms likewise."""
+    asked = []
+
+    def spy(found, truth, expected, precision, terms, usual, usual_errors):
+        asked.append((usual(), usual_errors()))
+        return judge(found, truth, expected, precision, terms, usual, usual_errors)
+
+    monkeypatch.setattr(honesty, "judge", spy)
+    weights, batch, gate = starting_weights(converged, 0), converged.make_batch(0), Gate(converged, "training", "cpu")
+    executable = Executable(dataclasses.replace(LOW, lstm="loop"), converged.config, "training", "cpu", weights)
+    assert Audit(gate, weights, batch).find(executable, executable.prepare(batch), 100, warm=False) == ""
+    assert asked == [(gate.usual_norms(at), gate.usual_errors("bf16", at)) for at in (weights, None)]
+    assert max(asked[0][0].values()) > 0
 
 
 def test_reused_outputs_are_allowed_to_a_variant_that_says_so(cheats, monkeypatch):

@@ -108,8 +108,8 @@ def workloads(draw: st.DrawFn) -> Workload:
 def test_every_variant_that_runs_here_passes(workload, mode, seed):
     """No right way of executing is refused, whatever the sizes (those that compile for minutes left out).
 
-    The same problems on every run: of others about 1 in 80 has a gradient of attention's query that is refused by a
-    little, at hidden sizes of a few units, and a run of the tests is not where such are to be found.
+    The same problems on every run: of others about 1 in 100 has a gradient that is refused by a little, in models of a
+    few units that have attention, and a run of the tests is not where such are to be found. One is kept below.
     """
     gate = Gate(workload, mode, "cpu")
     for variant in VARIANTS.values():
@@ -120,6 +120,17 @@ def test_every_variant_that_runs_here_passes(workload, mode, seed):
         if variant.compiler != "dynamo" and variant.why_not("cpu", mode, workload) is None:
             verdict = gate.check(built(variant, workload, mode), seed)
             assert verdict.passed, f"{variant.name} on {workload.name}: {verdict.describe()}"
+
+
+@pytest.mark.xfail(reason="the gate refuses a right gradient now and then, where models of a few units have attention")
+def test_a_right_gradient_of_a_model_of_few_units_passes():
+    """A problem on which it does not, see "What the gate cannot do": `cpu-fused` erred by 1.1 times the limit."""
+    gate = Gate(find_workload("speech-las-scaled@batch=2,hidden=1,length=2"), "training", "cpu")
+    truth, name = gate.quantities(833_238, "truth"), f"{GRADIENT}encoder.lstm.weight_ih_l0"
+    # Errors of the reference and of the kernel as they were found, so that all machines judge the same.
+    expected, found = (truth | {name: truth[name] * (1 + error)} for error in (3.43e-7, 4.40e-6))
+    verdict = judge(found, truth, expected, "fp32", gate.terms, gate.usual_norms)
+    assert verdict.passed, verdict.describe()
 
 
 def test_the_yardstick_of_bf16_weights_rounds_what_is_kept_so():

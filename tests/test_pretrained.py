@@ -15,9 +15,11 @@ import torch
 from torch import nn
 
 from seq2seq.contract import IGNORE_TOKEN, select
+from seq2seq.decode import beam_search, greedy
 from seq2seq.model import Seq2SeqConfig
 from seq2seq.pretrained import PretrainedError, freeze, layer_groups, parameter_groups
 from seq2seq.pretrained_model import PretrainedSeq2Seq, load_transformers
+from seq2seq.tasks.tokens import BEGIN
 from seq2seq.transformer import TransformerConfig
 
 ROOT = Path(__file__).parent.parent
@@ -247,6 +249,22 @@ def test_steps_generate_what_the_library_generates(loaded):
                 outputs[:, model.config.pad] = -math.inf
             token = outputs.argmax(-1)
     assert torch.equal(torch.stack(ours, 1), theirs)
+
+
+@pytest.mark.parametrize("beam", [0, 1, 3])
+def test_decoding_begins_with_the_model_s_own_token(loaded, beam):
+    """Not with ours: one step, greedy (0) or a beam, gives what the model's first step says after it."""
+    model, _ = loaded
+    source = problem()[0]
+    assert model.config.begin != BEGIN
+    if beam:
+        found = beam_search(model, source, beam=beam, end=None, max_steps=1)
+    else:
+        found = greedy(model, source, end=None, max_steps=1)
+    with torch.no_grad():
+        scores = model.step(torch.full((3,), model.config.begin), model.encode(source))[0].log_softmax(-1)
+    assert torch.allclose(found.scores, scores.amax(-1).double())
+    assert torch.equal(found.tokens[:, 0], scores.argmax(-1))
 
 
 def test_it_fine_tunes(loaded):

@@ -127,12 +127,20 @@ def test_the_plots_of_a_forecast_tell_dates_once_and_whole(monkeypatch, tmp_path
 
 
 @pytest.mark.usefixtures("sines")
-def test_the_curve_names_its_loss(tmp_path, monkeypatch):
-    """The axis says which loss it is, and in what."""
+@pytest.mark.parametrize(
+    ("task", "name"),
+    [
+        (("forecasting",), "squared error (normalised values)"),
+        (("speech", "--option", "count=30", "--option", "longest=6"), "cross entropy (nats a token)"),
+        (("speech", "--model", "ctc", "--option", "count=30", "--option", "longest=6"), "CTC loss (nats a label)"),
+    ],
+)
+def test_the_curve_names_its_loss(tmp_path, monkeypatch, task, name):
+    """The axis says which loss it is, and in what; a family with a loss of its own has its own name."""
     drawn = []
     monkeypatch.setattr(plots, "_png", lambda figure: drawn.append(figure) or b"")
-    assert main(["train", "forecasting", *WORDS, "--steps", "2", "--out", str(tmp_path / "run")]) == 0
-    assert drawn[-1].axes[0].get_ylabel() == "squared error (normalised values)"
+    assert main(["train", *task, *WORDS, "--steps", "2", "--out", str(tmp_path / "run")]) == 0
+    assert drawn[-1].axes[0].get_ylabel() == name
 
 
 def test_predict_without_data_of_a_file_says_so(trained, capsys):
