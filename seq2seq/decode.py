@@ -34,7 +34,7 @@ class Decoder(Protocol):
 
 
 def first_token(config: Any) -> int:
-    """The token that decoding is fed first: a pre-trained model says its own, all others begin with `BEGIN`."""
+    """The token that decoding is fed first: a pre-trained model's config says it, all others begin with `BEGIN`."""
     return int(getattr(config, "begin", BEGIN))
 
 
@@ -146,7 +146,7 @@ def _each(  # noqa: PLR0913 - what greedy and sampled decoding share
     state = model.encode(source, lengths)
     rows = torch.arange(source.size(0), device=source.device)
     alive = torch.ones_like(rows, dtype=torch.bool)
-    value = torch.full_like(rows, first_token(model.config) if begin is None else begin)
+    value = torch.full_like(rows, first_token(getattr(model, "config", None)) if begin is None else begin)
     history, scores = found.tokens.clone(), torch.zeros_like(found.scores)
     for step in range(longest):
         outputs, state = model.step(value, state)
@@ -218,7 +218,7 @@ def beam_search(  # noqa: PLR0913 - all that a beam search can be told
     places = torch.arange(0, sequences * beam, beam if drop else 1, device=source.device)
     if not drop and beam > 1:
         state = select(state, places // beam)
-    value = torch.full_like(places, first_token(model.config) if begin is None else begin)
+    value = torch.full_like(places, first_token(getattr(model, "config", None)) if begin is None else begin)
     history = found.tokens.new_full((places.size(0), longest), PAD)
     scores = torch.where(places % beam == 0, 0.0, -math.inf).double()
     traced: list[tuple[Tensor, Tensor]] = []

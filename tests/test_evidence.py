@@ -94,7 +94,7 @@ def test_what_autocast_wraps_is_not_taken_for_what_ran(name):
 def test_autocast_that_casts_elsewhere_is_told(monkeypatch):
     """A variant that asks for fp16 and gets bf16 is found out by the types of its products."""
     real = torch.autocast
-    monkeypatch.setattr(torch, "autocast", lambda device, _, enabled: real(device, torch.bfloat16, enabled=enabled))
+    monkeypatch.setattr(torch, "autocast", lambda device, _: real(device, torch.bfloat16))
     variant = dataclasses.replace(VARIANTS["amp-fp16"], vendor_lstm=False, requirements=())
     found, words = seen(variant)
     assert "fp16" not in found.precisions
