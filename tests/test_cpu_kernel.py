@@ -223,7 +223,7 @@ sys.exit(0 if worst < 1e-4 else 7)
         ("", ""),
         ("a->reverse ? length - 1 : 0", "a->reverse ? a->steps - 1 : 0"),
         ("a->reverse ? at.t + 1 : at.t - 1", "at.t - 1"),
-        ("if (t < lengths[b]) found.push_back(k);", "if (t + 1 < lengths[b]) found.push_back(k);"),
+        ("if (!ended(at.b, at.t))", "if (!ended(at.b, at.t + 1))"),
         ("in_step ? plus[gate] :", "in_step ? vec{} :"),
         ("k / steps : k % batch), t(rows_first", "k % steps : k % batch), t(!rows_first"),
     ],

@@ -94,14 +94,6 @@ inline bool projects_in_step(int64_t batch, int64_t features, bool by_rows, bool
     return !scaled && rows >= ROWS && features <= 2 * rows;
 }
 
-// Where a row of a matrix of all steps belongs: b * steps + t, or t * batch + b where the steps come first in memory.
-// Neighbours in memory are neighbours in the count.
-struct Place {
-    int64_t b, t;
-    Place(int64_t k, int64_t batch, int64_t steps, bool rows_first)
-        : b(rows_first ? k / steps : k % batch), t(rows_first ? k % steps : k / batch) {}
-};
-
 // gates_input of a thread's share of places (all, where none are named) or of hidden units: x times weight_ih and biases.
 template <typename W>
 inline void project(const Forward* a, const std::vector<int64_t>& places, int thread, int threads) {
