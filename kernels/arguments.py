@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -10,6 +12,9 @@ from kernels.dispatch import CPU, IMPLEMENTATIONS
 from kernels.vendor import State
 
 PRECISIONS = ("ieee", "tf32")
+INTEGERS = frozenset({torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8})
+#: Lengths as a caller may give them: a tensor, a NumPy array, or a sequence of Python's integers.
+Lengths = Tensor | Sequence[int]
 
 
 def check_options(
@@ -49,13 +54,22 @@ def batched_state(hx: State, batched: bool) -> State:
     return (hidden, cell) if batched else (hidden.unsqueeze(1), cell.unsqueeze(1))
 
 
-def checked_lengths(lengths: Tensor | None, batch: int, steps: int) -> Tensor | None:
-    """The lengths, or None where they are known to fill all steps, which spares the masks."""
+def checked_lengths(lengths: Lengths | None, batch: int, steps: int) -> Tensor | None:
+    """The lengths as a tensor of int64 or int32, or None where they are known to fill all steps, which spares masks.
+
+    Raises:
+        TypeError: for what holds no integers.
+        ValueError: for another number of them than sequences, and for one below 0 or above `steps`.
+    """
     if lengths is None:
         return None
-    if lengths.dtype not in {torch.int64, torch.int32}:
-        msg = f"lengths are of {lengths.dtype}, expected int64"
+    if not isinstance(lengths, Tensor):
+        lengths = _tensor_of(lengths)
+    if lengths.dtype not in INTEGERS:
+        msg = f"lengths are of {lengths.dtype}, expected integers, one for each sequence"
         raise TypeError(msg)
+    if lengths.dtype not in {torch.int64, torch.int32}:
+        lengths = lengths.to(torch.int64)
     if lengths.dim() != 1 or lengths.size(0) != batch:
         msg = f"lengths have shape {tuple(lengths.shape)}, expected one for each sequence, ({batch},)"
         raise ValueError(msg)
@@ -67,3 +81,16 @@ def checked_lengths(lengths: Tensor | None, batch: int, steps: int) -> Tensor | 
         msg = f"lengths lie between {least} and {most}, expected 0 to the {steps} steps of the input"
         raise ValueError(msg)
     return None if least == steps else lengths
+
+
+def _tensor_of(lengths: Sequence[int]) -> Tensor:
+    """Lengths that are not a tensor as one; floating-point numbers stay such, and are refused for it."""
+    try:
+        # A list of nothing has no type of its own, and torch's default is a floating-point one.
+        found = (
+            torch.as_tensor(lengths, device="cpu") if len(lengths) else torch.zeros(0, dtype=torch.int64, device="cpu")
+        )
+    except (TypeError, ValueError, RuntimeError) as error:
+        msg = f"lengths are {type(lengths).__name__} of something else than integers, expected one for each sequence"
+        raise TypeError(msg) from error
+    return found

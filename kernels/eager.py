@@ -32,6 +32,11 @@ def unwatched(tensors: Sequence[Tensor]) -> bool:
     )
 
 
+def exported() -> bool:
+    """Return whether torch.jit.trace or torch.onnx.export records the call, to run it elsewhere."""
+    return torch._C._get_tracing_state() is not None or torch.onnx.is_in_onnx_export()  # noqa: SLF001
+
+
 def watched() -> bool:
     """Whether a compiler, tracer, mode or transform would see any call, whatever it is on."""
     return bool(

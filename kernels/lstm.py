@@ -17,11 +17,11 @@ from torch.nn import functional
 from torch.nn.utils.rnn import PackedSequence
 
 from kernels import dispatch, ops, vendor
-from kernels.arguments import batched_state, check_options, checked_lengths
+from kernels.arguments import Lengths, batched_state, check_options, checked_lengths
 from kernels.cpu.inference import Prepared
 from kernels.cpu.layer import layer as cpu_layer
 from kernels.dispatch import IMPLEMENTATIONS, Choice
-from kernels.eager import autocast_dtype, unwatched
+from kernels.eager import autocast_dtype, exported, unwatched
 from kernels.recurrence import Problem, on_device, state_dtype
 from kernels.vendor import State, inside, permuted
 
@@ -45,30 +45,33 @@ class LSTM(nn.RNNBase):
       a CPU without it, and float16 on a GPU whatever type was asked for.
     - Dropout between layers draws other random numbers than torch's fused call does.
     - There are no gradients of gradients and none in forward mode (jvp); asking for them raises NotImplementedError.
-      torch.func.grad cannot differentiate it either, and says so.
+    - vmap, torch.func.grad of many samples and batched gradients work as a loop over the samples.
     - On a CPU the kernel keeps packed weights until they change. In inference of few rows (batch * steps below 32 a
       thread) with more than 64K weights in a matrix, it looks for changes that torch does not count (through `.data`,
       NumPy or shared memory) in 128 samples: a few single elements written so may go unnoticed there.
     - torch.compile and torch.export see the whole of it for padded input, with dynamic batch and steps; a
       `PackedSequence` and `vendor` break the graph, as nn.LSTM does. TorchScript cannot compile it, and
       torch.fx.symbolic_trace needs it named as a leaf.
+    - torch.jit.trace and torch.onnx.export record torch's own LSTM in its place, whatever the implementation, so that
+      the file runs anywhere.
     - A `PackedSequence` is padded, run with lengths and packed again, which costs two copies and computes what is
       then thrown away; giving `lengths` with a padded batch spares the copies.
 
     Args:
         input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, proj_size, device, dtype: as
             for `torch.nn.LSTM`.
-        implementation: `auto`; `triton`, the fastest of the kernels; one of them, `cell`, `sequence` or `persistent`;
-            `loop`, plain torch operations on any device; or `vendor`, torch's own LSTM (cuDNN, oneDNN or ATen). A
-            kernel that was asked for by name runs or raises. `auto` may choose `vendor`, except while compiling; with
-            `proj_size` it always does.
+        implementation: `auto`; `cpu-fused`, the kernel for float32 on a CPU; `triton`, the fastest of the kernels for
+            GPUs; one of these, `cell`, `sequence` or `persistent`; `loop`, plain torch operations on any device; or
+            `vendor`, torch's own LSTM (cuDNN, oneDNN or ATen). A kernel that was asked for by name runs or raises.
+            `auto` may choose `vendor`, except while compiling; with `proj_size` it always does.
         fp32_precision: how the recurrence multiplies float32 on a GPU, `ieee` or `tf32`. None, the default, follows
             `torch.backends.cuda.matmul.fp32_precision` at each call (under torch.compile: when it is traced), so that
             projection and recurrence agree. A given value holds for the recurrence alone: torch has only a global
             switch for products, and a module that flips it would change what other threads compute. `vendor`
             follows `torch.backends.cudnn.rnn.fp32_precision` in any case.
         weight_storage: how `cpu-fused` keeps its weights between calls: `fp32`, `bf16`, or `int8` with a scale a row.
-            Arithmetic is float32 whatever it is. For inference in eager code, where reading weights takes the time.
+            Arithmetic is float32 whatever it is. For inference in eager code, where reading weights takes the time;
+            needs `implementation="cpu-fused"`.
 
     Attributes:
         choices: what ran in the last call, one `Choice` a layer; not kept up to date by compiled code.
@@ -125,7 +128,7 @@ class LSTM(nn.RNNBase):
         self,
         input: Tensor | PackedSequence,  # noqa: A002 - torch.nn.LSTM's name
         hx: State | None = None,
-        lengths: Tensor | None = None,
+        lengths: Lengths | None = None,
     ) -> tuple[Any, State]:
         """Run all layers and directions.
 
@@ -134,10 +137,11 @@ class LSTM(nn.RNNBase):
                 one sequence, or a `PackedSequence`.
             hx: h and c, each (num_layers * directions, batch, hidden_size), without batch for one sequence (h has
                 `proj_size` if that is set); zeros when absent.
-            lengths: (batch,) int64 on any device, valid steps of each padded sequence, from 0; all when absent. Past
-                them the output is zero, the state is held, and what the input holds does not count. Values are
-                checked on a CPU alone; on a GPU, what is larger than the steps counts as all of them. To capture a
-                CUDA graph, give them on the GPU: a copy from the CPU would be captured with its values.
+            lengths: valid steps of each padded sequence, from 0; all when absent. A tensor (batch,) of integers on any
+                device, a NumPy array or a sequence of integers. Past them the output is zero, the state is held, and
+                what the input holds does not count. Values are checked on a CPU alone; on a GPU, what is larger than
+                the steps counts as all of them. To capture a CUDA graph, give them on the GPU: a copy from the CPU
+                would be captured with its values.
 
         Returns:
             Output, shaped and packed as the input with directions * hidden_size features, and the final h and c.
@@ -170,14 +174,14 @@ class LSTM(nn.RNNBase):
         if not x.size(1 - batch_dim):
             msg = "Expected sequence length to be larger than 0 in RNN"
             raise RuntimeError(msg)
-        lengths = checked_lengths(lengths, x.size(batch_dim), x.size(1 - batch_dim))
-        name = self._choose(x, hx, x.size(batch_dim), x.size(1 - batch_dim), masked=lengths is not None)
+        valid = checked_lengths(lengths, x.size(batch_dim), x.size(1 - batch_dim))
+        name = self._choose(x, hx, x.size(batch_dim), x.size(1 - batch_dim), masked=valid is not None)
         if name != "vendor":
-            output, state = self._layers(x, hx, lengths, name, self.batch_first)
-        elif lengths is None:
+            output, state = self._layers(x, hx, valid, name, self.batch_first)
+        elif valid is None:
             output, state = _way().run(self, x, hx)
         else:
-            output, state = _way().run_padded(self, x, hx, lengths)
+            output, state = _way().run_padded(self, x, hx, valid)
         if batched:
             return output, state
         return output.squeeze(batch_dim), (state[0].squeeze(1), state[1].squeeze(1))
@@ -316,6 +320,11 @@ class LSTM(nn.RNNBase):
 
     def _choose(self, x: Tensor, hx: State | None, batch: int, steps: int, *, masked: bool) -> str:
         """Name of what runs; all layers are the same problem. Keeps the choice for whoever asks later."""
+        if exported():
+            self._refuse_export(masked=masked)
+            choice = Choice("vendor", "a trace or an ONNX file holds torch's own LSTM", {})
+            self.__dict__["choices"] = (choice,) * self.num_layers
+            return "vendor"
         if torch.compiler.is_compiling():
             # Sizes may be symbols here, so `auto` is resolved when the operator runs.
             return "vendor" if self.proj_size else self.implementation
@@ -328,6 +337,20 @@ class LSTM(nn.RNNBase):
         # Not by nn.Module's own __setattr__, which takes longer than all of the above.
         self.__dict__["choices"] = (choice,) * self.num_layers
         return choice.implementation
+
+    def _refuse_export(self, *, masked: bool) -> None:
+        """Raise for what a trace or an ONNX file cannot hold."""
+        if self.weight_storage != "fp32":
+            raise RuntimeError(self._storage_refused())
+        if masked and torch.compiler.is_compiling():
+            msg = "kernels.LSTM with lengths cannot be exported by torch.onnx.export(dynamo=True); pass dynamo=False"
+            raise RuntimeError(msg)
+
+    def _storage_refused(self) -> str:
+        return (
+            f"weight_storage {self.weight_storage!r} serves eager inference alone, without autocast, tracing or "
+            "torch.compile; use weight_storage='fp32' there"
+        )
 
     def _tf32(self, device: torch.device, dtype: torch.dtype) -> bool:
         if device.type != "cuda" or dtype != torch.float32:
@@ -366,11 +389,7 @@ class LSTM(nn.RNNBase):
                     x, own_parameters, h0, c0, lengths, batch_first=batch_first, storage=self.weight_storage
                 )
             elif self.weight_storage != "fp32":
-                msg = (
-                    f"weight_storage {self.weight_storage!r} serves eager inference alone, without autocast, tracing "
-                    "or torch.compile; use weight_storage='fp32' there"
-                )
-                raise RuntimeError(msg)
+                raise RuntimeError(self._storage_refused())
             else:
                 weight_ih, weight_hh, bias = _stacked(own_parameters)
                 x, h_n, c_n = ops.recurrence(
@@ -453,7 +472,7 @@ class LSTM(nn.RNNBase):
             padded, state = self._layers(data.unflatten(0, (steps, batch)), hx, None, name, batch_first=False)
             output = padded.flatten(0, 1)
         else:
-            valid = torch.arange(batch) < batch_sizes[:, None]  # (steps, batch)
+            valid = torch.arange(batch, device=batch_sizes.device) < batch_sizes[:, None]  # (steps, batch)
             index = valid.flatten().nonzero().squeeze(1).to(data.device)
             x = data.new_zeros(steps * batch, data.size(1)).index_copy(0, index, data).unflatten(0, (steps, batch))
             padded, state = self._layers(x, hx, valid.sum(0), name, batch_first=False)
@@ -486,11 +505,21 @@ class LSTM(nn.RNNBase):
 
 def _stacked(parameters: Sequence[tuple[Tensor, ...]]) -> tuple[Tensor, Tensor, Tensor | None]:
     """Both directions' weight_ih (directions * 4H, features), weight_hh (directions, 4H, H) and sums of biases."""
-    biases = [own[2] + own[3] for own in parameters if len(own) > 2]  # noqa: PLR2004 - with biases
+    biases = [_sum(own[2], own[3]) for own in parameters if len(own) > 2]  # noqa: PLR2004 - with biases
     if len(parameters) == 1:
         return parameters[0][0], parameters[0][1].unsqueeze(0), biases[0] if biases else None
     weights_ih, weights_hh = [own[0] for own in parameters], [own[1] for own in parameters]
     return torch.cat(weights_ih), torch.stack(weights_hh), torch.cat(biases) if biases else None
+
+
+def _sum(first: Tensor, second: Tensor) -> Tensor:
+    """The sum of two vectors, whose gradients are two tensors.
+
+    Those of `first + second` are one tensor in one memory, so a caller that changes one in place changes both.
+    """
+    if not torch.is_grad_enabled():
+        return first + second
+    return torch.cat((first, second)).view(2, -1).sum(0)
 
 
 def _way() -> Any:

@@ -16,8 +16,9 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from kernels import dispatch
-from kernels.eager import DEVICES, unwatched
+from kernels.eager import DEVICES, autocast_dtype, unwatched
 from kernels.recurrence import NO_DOUBLE_BACKWARD, Backward, Forward, hidden_before, state_dtype
+from kernels.transforms import batched, looped, over_batched, transformed
 
 NAMESPACE = "seq2seq_kernels"
 
@@ -47,7 +48,13 @@ def recurrence(
     tensors = [value for value in (gates_input, weight_hh, h0, c0, lengths) if value is not None]
     save = torch.is_grad_enabled() and any(value.requires_grad for value in tensors)
     arguments = (gates_input, weight_hh, h0, c0, lengths, batch_first, save, implementation, tf32)
-    if not unwatched(tensors):
+    if transformed():
+        # The operator's own gradients are of a kind that torch.func cannot see into; these are.
+        _refuse_tangents(tensors)
+        cast = _cast(autocast_dtype(gates_input.device), gates_input, weight_hh, h0, c0)
+        # Gradients may be asked for at a level that `requires_grad` does not show here.
+        results = _Recurrence.apply(*cast, lengths, batch_first, torch.is_grad_enabled(), implementation, tf32)
+    elif not unwatched(tensors):
         _refuse_tangents(tensors)
         results = lstm_forward(*arguments)
     elif save:
@@ -202,7 +209,7 @@ def _run_backward(
     implementation: str,
     tf32: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    grad_gates, grad_h0, grad_c0 = _gradients(gates, cells, batch_first)
+    grad_gates, grad_h0, grad_c0 = _empty_gradients(gates, cells, batch_first)
     args = Backward(
         weight_hh=weight_hh.contiguous(),
         c0=None if c0 is None else c0.contiguous(),
@@ -237,10 +244,10 @@ def _(
     tf32: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     del grad_output, grad_h_n, grad_c_n, weight_hh, c0, lengths, implementation, tf32
-    return _gradients(gates, cells, batch_first)
+    return _empty_gradients(gates, cells, batch_first)
 
 
-def _gradients(gates: Tensor, cells: Tensor, batch_first: bool) -> tuple[Tensor, Tensor, Tensor]:
+def _empty_gradients(gates: Tensor, cells: Tensor, batch_first: bool) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of gates_input, h0 and c0, not filled in."""
     steps, batch, directions, four_hidden = gates.shape
     first, second = (batch, steps) if batch_first else (steps, batch)
@@ -265,28 +272,45 @@ def _backward(ctx: Any, grad_output: Tensor | None, grad_h_n: Tensor | None, gra
     if not ctx.save:
         msg = "lstm_forward ran with save=False, which keeps nothing for a backward pass; pass save=True"
         raise RuntimeError(msg)
-    weight_hh, h0, c0, lengths, output, gates, cells = ctx.saved_tensors
+    given = (grad_output, grad_h_n, grad_c_n)
+    options = ctx.batch_first, ctx.implementation, ctx.tf32, ctx.needs_input_grad[1]
+    many = not torch.compiler.is_compiling() and batched(given)
+    run: Any = functools.partial(over_batched, _gradients) if many else _gradients
+    return *run(*given, *ctx.saved_tensors, *options), None, None, None, None, None
+
+
+def _gradients(
+    grad_output: Tensor | None,
+    grad_h_n: Tensor | None,
+    grad_c_n: Tensor | None,
+    weight_hh: Tensor,
+    h0: Tensor | None,
+    c0: Tensor | None,
+    lengths: Tensor | None,
+    output: Tensor,
+    gates: Tensor,
+    cells: Tensor,
+    batch_first: bool,
+    implementation: str,
+    tf32: bool,
+    weight_needs: bool,
+) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
+    """Gradients of gates_input, weight_hh, h0 and c0, as far as they are there and needed."""
     if grad_output is None:
         grad_output = torch.zeros_like(output)
     # With create_graph, gradients are enabled here, and the operator's own backward says that there is none.
     given = [grad for grad in (grad_output, grad_h_n, grad_c_n) if grad is not None]
     direct = not torch.is_grad_enabled() and unwatched([*given, weight_hh, gates])
-    grad_gates, grad_h0, grad_c0 = (_run_backward if direct else lstm_backward)(
-        grad_output, grad_h_n, grad_c_n, weight_hh, c0, lengths, gates, cells,
-        ctx.batch_first, ctx.implementation, ctx.tf32,
-    )  # fmt: skip
+    run: Any = _RecurrenceGradients.apply if transformed() else _run_backward if direct else lstm_backward
+    grad_gates, grad_h0, grad_c0 = run(
+        grad_output, grad_h_n, grad_c_n, weight_hh, c0, lengths, gates, cells, batch_first, implementation, tf32
+    )
     grad_weight = None
-    if ctx.needs_input_grad[1]:
+    if weight_needs:
         grad_weight = _weight_gradient(
-            grad_gates, output.unflatten(2, (weight_hh.size(0), -1)), h0, lengths, ctx.batch_first
+            grad_gates, output.unflatten(2, (weight_hh.size(0), -1)), h0, lengths, batch_first
         )
-    return (
-        grad_gates,
-        grad_weight,
-        None if h0 is None else grad_h0,
-        None if c0 is None else grad_c0,
-        None, None, None, None, None,
-    )  # fmt: skip
+    return grad_gates, grad_weight, None if h0 is None else grad_h0, None if c0 is None else grad_c0
 
 
 def _weight_gradient(
@@ -314,11 +338,16 @@ lstm_forward.register_autograd(_backward, setup_context=_setup_context)
 
 
 class _Recurrence(torch.autograd.Function):
-    """`lstm_forward` with its gradients, without the dispatcher."""
+    """`lstm_forward` with its gradients, without the dispatcher, and for torch.func."""
 
     forward = staticmethod(_run_forward)
     setup_context = staticmethod(_setup_context)
     backward = staticmethod(_backward)
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[int | None, ...], *arguments: Any) -> Any:
+        """Run each slice by itself."""
+        return looped(_Recurrence.apply, info, in_dims, *arguments)
 
 
 def _no_double_backward(ctx: Any, *grads: Any) -> Any:
@@ -327,6 +356,22 @@ def _no_double_backward(ctx: Any, *grads: Any) -> Any:
 
 
 lstm_backward.register_autograd(_no_double_backward)
+
+
+class _RecurrenceGradients(torch.autograd.Function):
+    """`lstm_backward` for torch.func and batched gradients."""
+
+    forward = staticmethod(_run_backward)
+    backward = staticmethod(_no_double_backward)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        """Keep nothing: there are no gradients of gradients."""
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[int | None, ...], *arguments: Any) -> Any:
+        """Run each slice by itself."""
+        return looped(_RecurrenceGradients.apply, info, in_dims, *arguments)
 
 
 def _under_autocast(
@@ -342,15 +387,21 @@ def _under_autocast(
 
     `torch.library.register_autocast` has one type for all tensors, fixed beforehand; hence this.
     """
-    if gates_input.dtype != torch.float64:
-        dtype = torch.get_autocast_dtype(device)
-        gates_input, weight_hh = gates_input.to(dtype), weight_hh.to(dtype)
-        h0 = None if h0 is None else h0.to(dtype)
-        c0 = None if c0 is None else c0.to(state_dtype(dtype))
+    cast = _cast(torch.get_autocast_dtype(device), gates_input, weight_hh, h0, c0)
     key = getattr(torch._C.DispatchKey, f"Autocast{device.upper()}")  # noqa: SLF001
     # Without the key the call goes on to autograd and the kernels; torch.library does it the same way.
     with torch._C._ExcludeDispatchKeyGuard(torch._C.DispatchKeySet(key)):  # noqa: SLF001
-        return torch.ops.seq2seq_kernels.lstm_forward(gates_input, weight_hh, h0, c0, lengths, *options)
+        return torch.ops.seq2seq_kernels.lstm_forward(*cast, lengths, *options)
+
+
+def _cast(
+    dtype: torch.dtype | None, gates_input: Tensor, weight_hh: Tensor, h0: Tensor | None, c0: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+    """Tensors in autocast's type, the cell state in float32; as they are without autocast, and in float64."""
+    if dtype is None or gates_input.dtype == torch.float64:
+        return gates_input, weight_hh, h0, c0
+    h0 = None if h0 is None else h0.to(dtype)
+    return gates_input.to(dtype), weight_hh.to(dtype), h0, None if c0 is None else c0.to(state_dtype(dtype))
 
 
 #: The rules last as long as this object.

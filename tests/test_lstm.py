@@ -10,6 +10,7 @@ import threading
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -389,10 +390,26 @@ def test_bad_calls_raise_what_nn_lstm_raises(implementation, name):
 
 BAD_LENGTHS = {
     "shape": (torch.tensor([4]), ValueError, r"shape \(1,\), expected one for each sequence, \(2,\)"),
-    "type": (torch.tensor([4.0, 2.0]), TypeError, "expected int64"),
+    "type": (torch.tensor([4.0, 2.0]), TypeError, "expected integers"),
+    "list of floats": ([4.0, 2.0], TypeError, "expected integers"),
+    "truths": ([True, False], TypeError, "expected integers"),
+    "words": (["4", "2"], TypeError, "lengths are list of something else than integers"),
+    "list too short": ([4], ValueError, r"shape \(1,\), expected one for each sequence, \(2,\)"),
+    "list too long": ((5, 2), ValueError, "between 2 and 5, expected 0 to the 4 steps"),
     "too long": (torch.tensor([5, 2]), ValueError, "between 2 and 5, expected 0 to the 4 steps"),
     "negative": (torch.tensor([3, -1]), ValueError, "between -1 and 3, expected 0 to the 4 steps"),
 }
+
+
+@pytest.mark.parametrize(
+    "lengths", [[4, 2], (4, 2), range(4, 0, -2), np.array([4, 2]), torch.tensor([4, 2], dtype=torch.uint8)]
+)
+def test_lengths_may_come_in_any_form(lengths):
+    """A list, a tuple, a range, an array and a tensor of other integers count as the tensor of int64 does."""
+    lstm, x = LSTM(3, 5, implementation="loop"), torch.randn(4, 2, 3)
+    expected = lstm(x, None, torch.tensor([4, 2]))
+    torch.testing.assert_close(lstm(x, None, lengths), expected)
+    assert not torch.equal(lstm(x)[0], expected[0])
 
 
 @pytest.mark.parametrize("name", BAD_LENGTHS)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import warnings
 from typing import Any
 
 import pytest
@@ -120,7 +119,7 @@ class Loud(Tensor):
 
 
 def test_who_listens_sees_the_operator(monkeypatch):
-    """A dispatch mode, autocast, a trace or a subclass of Tensor sees the operator; plain eager code goes past it."""
+    """A dispatch mode, autocast or a subclass of Tensor sees the operator; plain eager code goes past it."""
     called = []
     real = ops.lstm_forward
     monkeypatch.setattr(ops, "lstm_forward", lambda *args: called.append(1) or real(*args))
@@ -141,9 +140,6 @@ def test_who_listens_sees_the_operator(monkeypatch):
         assert calls(lambda: lstm(x))
     with torch.device("cpu"):
         assert calls(lambda: lstm(x))
-    with torch.no_grad(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Tracing warns of each size that it takes for a constant.
-        assert calls(lambda: torch.jit.trace(lstm, x))
     with FakeTensorMode(allow_non_fake_inputs=True):
         assert calls(lambda: lstm(x))
     with Seen() as seen:
@@ -271,23 +267,74 @@ def test_backward_needs_what_forward_saved():
         FORWARD(*values)[0].sum().backward()
 
 
-def test_vmap_equals_a_loop():
-    """There is no rule for vmap, so torch runs the operator once a slice, which must be what a loop computes."""
-    lstm, x = LSTM(3, 4, bidirectional=True, implementation="loop"), torch.randn(5, 2, 2, 3)
+def loss_of(lstm: nn.Module):
+    """A loss of the module's weights and one sequence."""
+
+    def loss(weights, x):
+        output, (hidden, cell) = torch.func.functional_call(lstm, weights, (x,))
+        return output.square().sum() + hidden.sum() + cell.square().sum()
+
+    return loss
+
+
+@pytest.mark.parametrize("implementation", ["loop", "auto"])
+def test_vmap_equals_a_loop(implementation):
+    """No kernel has a batched form, so each slice is a call, and gives what a loop computes."""
+    lstm, x = LSTM(3, 4, bidirectional=True, implementation=implementation), torch.randn(5, 2, 2, 3)
     with torch.no_grad():
         found = torch.vmap(lambda value: lstm(value)[0])(x)
         torch.testing.assert_close(found, torch.stack([lstm(value)[0] for value in x]))
 
 
-def test_func_grad_is_refused():
-    """torch.func.grad cannot go through an operator with autograd of its own; torch says so, never a wrong result."""
+def test_vmap_over_nothing_is_refused():
+    """Without a slice there is no result whose shape could be taken."""
+    lstm = LSTM(3, 4, implementation="loop")
+    with torch.no_grad(), pytest.raises(ValueError, match="vmap over no elements"):
+        torch.vmap(lambda value: lstm(value)[0])(torch.randn(0, 2, 2, 3))
+
+
+@pytest.mark.parametrize("implementation", ["loop", "auto"])
+def test_func_grad_equals_autograd(implementation):
+    """torch.func.grad of weights, and one gradient a sample by vmap over it, are those of autograd."""
+    lstm, x = LSTM(3, 4, num_layers=2, bidirectional=True, implementation=implementation), torch.randn(5, 4, 2, 3)
+    weights, loss = dict(lstm.named_parameters()), loss_of(lstm)
+    expected = [torch.autograd.grad(loss(weights, value), list(weights.values())) for value in x]
+    each = torch.vmap(torch.func.grad(loss), (None, 0))(weights, x)
+    for index, gradients in enumerate(expected):
+        one = torch.func.grad(loss)(weights, x[index])
+        for name, gradient in zip(weights, gradients, strict=True):
+            torch.testing.assert_close(one[name], gradient)
+            torch.testing.assert_close(each[name][index], gradient)
+
+
+def test_jacobians_equal_each_other():
+    """torch.func.jacrev and the two ways of torch.autograd.functional.jacobian give one Jacobian."""
+    lstm, x = LSTM(3, 4, implementation="loop", dtype=torch.float64), torch.randn(2, 1, 3, dtype=torch.float64)
+
+    def output(value):
+        return lstm(value)[0]
+
+    expected = torch.autograd.functional.jacobian(output, x)
+    torch.testing.assert_close(torch.func.jacrev(output)(x), expected)
+    torch.testing.assert_close(torch.autograd.functional.jacobian(output, x, vectorize=True), expected)
+
+
+def test_func_grad_under_autocast_is_close():
+    """Autocast casts what torch.func sees as it casts what the operator is given."""
     lstm, x = LSTM(3, 4, implementation="loop"), torch.randn(4, 2, 3)
+    weights, loss = dict(lstm.named_parameters()), loss_of(lstm)
+    expected = torch.func.grad(loss)(weights, x)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = torch.func.grad(loss)(weights, x)
+    for name, value in expected.items():
+        torch.testing.assert_close(found[name], value, rtol=0.05, atol=0.05)
 
-    def loss(weights):
-        return torch.func.functional_call(lstm, weights, (x,))[0].square().sum()
 
-    with pytest.raises(RuntimeError, match="functorch transforms"):
-        torch.func.grad(loss)(dict(lstm.named_parameters()))
+def test_transforms_refuse_gradients_of_gradients():
+    """A Hessian by torch.func says that there is no double backward."""
+    lstm, x = LSTM(3, 4, implementation="loop"), torch.randn(2, 1, 3)
+    with pytest.raises(NotImplementedError, match="no double backward"):
+        torch.func.jacrev(torch.func.grad(lambda value: lstm(value)[0].square().sum()))(x)
 
 
 def test_empty_batch_runs_no_kernel():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 import tomllib
 from pathlib import Path
@@ -90,3 +91,26 @@ def test_results_readme_states_the_gate_s_factor():
     text = (ROOT / "results" / "README.md").read_text(encoding="utf-8")
     assert f"at most {FACTOR:g} times" in text
     assert "@@" not in text + (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def test_kernels_name_type_and_device_of_what_they_allocate():
+    """Memory that a kernel writes depends on no default of the caller's: every new tensor names its type and device."""
+    made = {"empty", "zeros", "ones", "full", "arange", "tensor", "rand", "randn", "eye", "linspace"}
+    # What only tools call, which own their process.
+    tools = {"check.py", "check_work.py", "tune.py", "tune_work.py", "guard.py", "problems.py", "limits.py"}
+    files = [path for path in (ROOT / "kernels").rglob("*.py") if path.name not in tools]
+    found, unnamed = 0, []
+    for path in files:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Attribute):
+                continue
+            if ast.unparse(node.func.value) != "torch" or node.func.attr not in made:
+                continue
+            found += 1
+            named = {keyword.arg for keyword in node.keywords}
+            # The type of a range follows its limits, integers here.
+            wanted = {"device"} if node.func.attr == "arange" else {"device", "dtype"}
+            if not wanted <= named:
+                unnamed.append(f"{path.relative_to(ROOT)}:{node.lineno} {ast.unparse(node)}")
+    assert found > 5
+    assert unnamed == []

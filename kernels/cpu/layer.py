@@ -20,6 +20,7 @@ from kernels.cpu.fused import BackwardArgs, ForwardArgs, address, fitting, long,
 from kernels.cpu.inference import Prepared
 from kernels.cpu.packing import pack
 from kernels.recurrence import NO_DOUBLE_BACKWARD
+from kernels.transforms import batched, looped, over_batched, transformed
 
 Parameters = Sequence[tuple[Tensor, ...]]
 Results = tuple[Tensor, Tensor, Tensor]
@@ -89,7 +90,7 @@ def _forward(
 
     strides = functools.partial(_strides, batch, steps, batch_first)
     output = x.new_empty(first, second, directions * hidden)
-    h_n, c_n = x.new_empty(2, directions, batch, hidden).unbind()
+    h_n, c_n = x.new_empty(directions, batch, hidden), x.new_empty(directions, batch, hidden)
     # The projection is overwritten by the gates that come of it, where these are kept.
     gates = x.new_empty(directions, first, second, 4 * hidden)
     cells = x.new_empty(directions, first, second, hidden)
@@ -157,7 +158,8 @@ class _Layer(torch.autograd.Function):
         saved = ctx.saved_tensors
         arguments = *grads, *saved[:7], ctx.batch_first, ctx.directions, ctx.needs_input_grad, *saved[7:]
         # Only where gradients of these gradients may be asked for does somebody have to refuse them.
-        found = (_Gradients.apply if torch.is_grad_enabled() else _gradients)(*arguments)
+        run: Any = _Gradients.apply if torch.is_grad_enabled() or transformed() else _gradients
+        found = over_batched(run, *arguments) if batched(grads) else run(*arguments)
         return *found[:3], None, None, None, *found[3:]
 
 
@@ -165,14 +167,21 @@ class _Gradients(torch.autograd.Function):
     """The gradients of a layer, which have none themselves."""
 
     @staticmethod
-    def forward(ctx: Any, *arguments: Any) -> Any:
-        del ctx
+    def forward(*arguments: Any) -> Any:
         return _gradients(*arguments)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        pass
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> Any:
         del ctx, grads
         raise NotImplementedError(NO_DOUBLE_BACKWARD)
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[int | None, ...], *arguments: Any) -> Any:
+        return looped(_Gradients.apply, info, in_dims, *arguments)
 
 
 def _gradients(  # noqa: PLR0913, PLR0917 - all that a layer read and wrote
@@ -202,7 +211,7 @@ def _gradients(  # noqa: PLR0913, PLR0917 - all that a layer read and wrote
     grad_h_n, grad_c_n = (None if grad is None else grad.contiguous() for grad in (grad_h_n, grad_c_n))
     x, h0, c0, lengths = (None if value is None else value.contiguous() for value in (x, h0, c0, lengths))  # type: ignore[assignment]
     grad_gates = torch.empty_like(gates)
-    grad_h0, grad_c0 = x.new_empty(2, directions, batch, hidden).unbind()
+    grad_h0, grad_c0 = x.new_empty(directions, batch, hidden), x.new_empty(directions, batch, hidden)
     threads, by_rows = team(work(batch, steps, hidden), batch, hidden)
     grad_x: Tensor | None = None
     grads: list[Tensor | None] = []
@@ -227,7 +236,9 @@ def _gradients(  # noqa: PLR0913, PLR0917 - all that a layer read and wrote
         if needed[0]:
             share = _product(grad_gates[d].view(-1, 4 * hidden), weight_ih)
             grad_x = share if grad_x is None else grad_x.add_(share)
-        grads += [grad_ih, grad_hh, *[bias] * (each - 2)]
+        # One sum serves both biases, and each has memory of its own: a caller may change one gradient in place.
+        biases = [] if each == 2 else [bias, bias if bias is None else bias.clone()]  # noqa: PLR2004 - without biases
+        grads += [grad_ih, grad_hh, *biases]
     return (
         None if grad_x is None else grad_x.view(x.shape),
         None if h0 is None else grad_h0,

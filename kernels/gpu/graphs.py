@@ -322,7 +322,7 @@ class Cuda:
             raise CaptureError(_line(error), final=True) from error
         try:
             launch()
-            return torch.empty(1, device="cuda").data_ptr()
+            return torch.empty(1, dtype=torch.int8, device="cuda").data_ptr()
         except RuntimeError as error:
             # Launched plainly next, it raises the same if it is at fault itself.
             raise CaptureError(_line(error)) from error
