@@ -41,12 +41,12 @@ class Choice:
     Attributes:
         implementation: a name of `IMPLEMENTATIONS` other than `auto` and `triton`.
         reason: why, in a sentence.
-        refused: by name, why an implementation cannot serve.
+        refused: by name, why an implementation cannot serve; left out of the text, since it is long.
     """
 
     implementation: str
     reason: str
-    refused: Mapping[str, str]
+    refused: Mapping[str, str] = dataclasses.field(repr=False)
 
 
 def choose(problem: Problem, implementation: str = "auto", *, compiling: bool = False) -> Choice:

@@ -34,7 +34,9 @@ class Replaced:
         return "\n".join(f"{_shown(name):{width}}  {text}" for name, text in rows)
 
 
-def replace_lstm(model: nn.Module, implementation: str = "auto", *, fp32_precision: str | None = None) -> Replaced:
+def replace_lstm(
+    model: nn.Module, implementation: str = "auto", *, fp32_precision: str | None = None, weight_storage: str = "fp32"
+) -> Replaced:
     """Swap every `torch.nn.LSTM` inside a model, in place, for a `kernels.LSTM` with the very same parameters.
 
     An optimizer that holds the parameters goes on holding them. Carried over as well: training mode, `requires_grad`,
@@ -46,14 +48,15 @@ def replace_lstm(model: nn.Module, implementation: str = "auto", *, fp32_precisi
         model: any module. An `nn.LSTM` has no place in which it could be swapped: take `.model` of the result.
         implementation: as for `kernels.LSTM`.
         fp32_precision: as for `kernels.LSTM`.
+        weight_storage: as for `kernels.LSTM`; other than `fp32` it needs `implementation="cpu-fused"`.
 
     Returns:
         What was swapped, and what was not and why; as text, a table.
 
     Raises:
-        ValueError: for an unknown implementation or precision.
+        ValueError: for an unknown implementation, precision or storage.
     """
-    check_options(implementation, fp32_precision, proj_size=0)
+    check_options(implementation, fp32_precision, 0, weight_storage)
     swapped: list[str] = []
     kept: dict[str, str] = {}
     made: dict[nn.Module, LSTM] = {}
@@ -64,7 +67,7 @@ def replace_lstm(model: nn.Module, implementation: str = "auto", *, fp32_precisi
         if reason is not None or type(module) is not nn.LSTM:
             continue
         if module not in made:
-            made[module] = _twin(module, implementation, fp32_precision)
+            made[module] = _twin(module, implementation, fp32_precision, weight_storage)
         swapped.append(name)
         if name:
             parent, _, own = name.rpartition(".")
@@ -93,12 +96,12 @@ def _refusal(module: nn.Module, implementation: str) -> str | None:  # noqa: PLR
         return "has weights computed from other parameters (weight norm, pruning); remove that first"
     if "forward" in module.__dict__:
         return "has a forward of its own set on the object"
-    if module.proj_size and implementation not in {"auto", "vendor"}:
-        return f"has proj_size={module.proj_size}, which {implementation!r} does not have"
+    if module.proj_size and implementation != "vendor":
+        return f"has proj_size={module.proj_size}, which no kernel has, so nothing would be gained"
     return None
 
 
-def _twin(lstm: nn.LSTM, implementation: str, fp32_precision: str | None) -> LSTM:
+def _twin(lstm: nn.LSTM, implementation: str, fp32_precision: str | None, weight_storage: str) -> LSTM:
     """A `kernels.LSTM` that has everything the other has; no weight is drawn or copied."""
     twin = LSTM.__new__(LSTM)
     # Dictionaries of hooks are shared, for that is where a hook's handle removes it from.
@@ -106,7 +109,7 @@ def _twin(lstm: nn.LSTM, implementation: str, fp32_precision: str | None) -> LST
     twin.__dict__.pop("_compiled_call_impl", None)
     for name in ("_parameters", "_buffers", "_modules", "_flat_weights", "_flat_weight_refs"):
         twin.__dict__[name] = lstm.__dict__[name].copy()
-    twin.implementation, twin.fp32_precision = implementation, fp32_precision
+    twin.implementation, twin.fp32_precision, twin.weight_storage = implementation, fp32_precision, weight_storage
     return twin
 
 

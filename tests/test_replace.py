@@ -156,14 +156,27 @@ def test_what_is_kept_is_named_with_the_reason():
     assert len({line.index(text) for line, text in zip(lines[1:], report.kept.values(), strict=True)}) == 1
 
 
-def test_projections_go_along_with_auto():
-    """With `auto`, an LSTM with projections is swapped too and runs on torch's own LSTM."""
+def test_projections_are_left_alone():
+    """No kernel has projections, so nothing would be gained, which the report says; `vendor` may be asked for."""
     model = nn.Sequential(nn.LSTM(3, 4, proj_size=2))
     x = torch.randn(4, 2, 3)
     before = model(x)[0]
-    assert replace_lstm(model).swapped == ("0",)
+    report = replace_lstm(model)
+    assert report.swapped == ()
+    assert str(report) == "0  has proj_size=2, which no kernel has, so nothing would be gained"
+    assert replace_lstm(model, "vendor").swapped == ("0",)
     torch.testing.assert_close(model(x)[0], before)
     assert model[0].choices[0].implementation == "vendor"
+
+
+def test_weights_may_be_kept_in_fewer_bits():
+    """A storage of weights is handed on to every module, and refused together with what cannot have it."""
+    model = Tagger()
+    with pytest.raises(ValueError, match="needs implementation='cpu-fused'"):
+        replace_lstm(model, weight_storage="int8")
+    assert type(model.encoder) is nn.LSTM
+    replace_lstm(model, "cpu-fused", weight_storage="int8")
+    assert model.encoder.weight_storage == model.tied.weight_storage == "int8"
 
 
 def test_nothing_to_swap():
