@@ -37,10 +37,15 @@ CPU_TYPES = ("float32", "float16")
 HIDDEN = (1, 16, 17, 40, 64, 100, 128, 256, 384, 512, 768, 1024, 1536)
 BATCH = (1, 3, 16, 17, 64, 100, 128)
 STEPS = (1, 2, 5, 12, 33)
-#: Where repetition, streams, threads and graphs are tried: weights that fit on one multiprocessor, on all, on fewer.
-SPECIAL = (Sizes(64, 100, 64), Sizes(16, 100, 768), Sizes(64, 50, 1024), Sizes(5, 100, 256, directions=2))
+#: Where repetition, streams, threads and graphs are tried: weights that fit on all multiprocessors together, on fewer,
+#: on one. The more programs wait for each other, the sooner, since a hang there is what a short check must find.
+SPECIAL = (Sizes(16, 100, 768), Sizes(64, 50, 1024), Sizes(5, 100, 256, directions=2), Sizes(64, 100, 64))
+#: What runs beside the first of these on a second stream: another grid, which needs other room on the multiprocessors.
+BESIDE = Sizes(16, 100, 512)
 #: Tasks that are not parity after each turn through all types.
-SPECIAL_A_TURN = 12
+SPECIAL_A_TURN = 24
+#: The kernel whose programs wait for each other within a launch.
+WAITING = "persistent"
 COLUMNS = (
     "kind",
     "implementation",
@@ -152,19 +157,41 @@ def _parity(names: list[str], sizes: Sizes, generator: random.Random, *, tf32: b
 
 
 def _special(names: list[str], runs: int, *, small: bool) -> Iterator[Task]:
-    """Repetition, streams, threads and graphs."""
+    """Repetition, streams, threads and graphs; first of the kernel whose programs wait for each other."""
     shapes = (Sizes(3, 3, 16),) if small else SPECIAL
     dtype = torch.float32 if small else torch.float16
-    for sizes, backward, name in itertools.product(shapes, (False, True), names):
+    ordered = sorted(names, key=lambda name: name != WAITING)
+    for name, sizes, backward in itertools.product(ordered, shapes, (False, True)):
         task = Task("repeat", name, dataclasses.replace(sizes, dtype=dtype), backward=backward, runs=runs)
-        configs = _configs(task)
+        configs = _in_turns(_configs(task))
         for config in configs[: 1 if small else None]:
             yield dataclasses.replace(task, config=config)
-        if configs and not small:
-            yield dataclasses.replace(task, kind="streams", config=configs[0])
-            yield dataclasses.replace(task, kind="threads", config=configs[0])
-            if _configs(dataclasses.replace(task, backward=not backward)):
-                yield dataclasses.replace(task, kind="graph")
+        if small:
+            continue
+        both = bool(_configs(dataclasses.replace(task, backward=not backward)))
+        for config in _each_exchange(configs):
+            for kind in ("streams", "threads", *(("graph",) if both else ())):
+                yield dataclasses.replace(task, kind=kind, config=config)
+            if name == WAITING and sizes is SPECIAL[0]:
+                other = dataclasses.replace(task, sizes=dataclasses.replace(BESIDE, dtype=dtype), backward=not backward)
+                yield dataclasses.replace(task, kind="streams", config=config, beside=other)
+
+
+def _each_exchange(configs: list[Any]) -> list[Any]:
+    """The first configuration of each way in which programs hand h to each other; the first alone where none do."""
+    found: dict[str | None, Any] = {}
+    for config in configs:
+        found.setdefault(getattr(config, "sync", None), config)
+    return list(found.values())
+
+
+def _in_turns(configs: list[Any]) -> list[Any]:
+    """Configurations with the ways of exchanging h alternating, each in its own order."""
+    groups: dict[str | None, list[Any]] = defaultdict(list)
+    for config in configs:
+        groups[getattr(config, "sync", None)].append(config)
+    turns = itertools.zip_longest(*groups.values())
+    return [config for turn in turns for config in turn if config is not None]
 
 
 def _configs(task: Task) -> list[Any]:

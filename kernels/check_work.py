@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from kernels import dispatch
 from kernels.dispatch import MODULES
 from kernels.problems import GRADIENTS, OUTPUTS, Sizes, errors_backward, errors_forward, limit
-from kernels.recurrence import loop_forward
+from kernels.recurrence import Problem, loop_forward
 
 
 @dataclass(frozen=True)
@@ -23,8 +25,9 @@ class Task:
     Attributes:
         kind: `parity`, `repeat`, `streams`, `threads` or `graph`.
         final: whether h_n and c_n have gradients.
-        config: of the kernel's module; None for its first, and for `graph`.
+        config: of the kernel's module; None for its first.
         runs: how often a run is repeated.
+        beside: what runs on the second of two streams; the same again when None.
     """
 
     kind: str
@@ -36,6 +39,7 @@ class Task:
     final: bool = True
     config: Any = None
     runs: int = 200
+    beside: Task | None = None
 
 
 @dataclass(frozen=True)
@@ -97,10 +101,15 @@ def _repeat(task: Task) -> Verdict:
     run = _Run(task)
     first = run()
     noise = _Noise() if torch.cuda.is_available() else None
+    differing = []
     for number in range(1, task.runs):
         if noise is not None and number % 2:
             noise.start()
-        _same(first, run(), f"run {number + 1} of {task.runs}")
+        # Counted where they are: to wait for each count would take longer than the runs, and space them out.
+        differing.append(_differing(first, run()))
+    counts = torch.stack(differing).cpu() if differing else torch.zeros(0, len(first), dtype=torch.int64, device="cpu")
+    for number, name in counts.nonzero().tolist()[:1]:
+        _refuse(f"run {number + 2} of {task.runs}", first, name, int(counts[number, name]))
     return verdict
 
 
@@ -118,8 +127,9 @@ class _Noise:
 
 
 def _streams(task: Task) -> Verdict:
-    """Two streams at once give what one gives alone."""
-    expected, runs = _run_and_twins(task)
+    """Two streams at once give what each gives alone."""
+    runs = [_Run(task), _Run(task.beside or task)]
+    expected = [run() for run in runs]
     streams = [torch.cuda.Stream(), torch.cuda.Stream()]
     torch.cuda.synchronize()
     for number in range(max(task.runs // 10, 1)):
@@ -128,14 +138,14 @@ def _streams(task: Task) -> Verdict:
             with torch.cuda.stream(stream):
                 results.append(run())
         torch.cuda.synchronize()
-        for result in results:
-            _same(expected, result, f"two streams, round {number + 1}")
+        for alone, result in zip(expected, results, strict=True):
+            _same(alone, result, f"two streams, round {number + 1}")
     return Verdict()
 
 
 def _threads(task: Task) -> Verdict:
     """Two threads, each with a stream, give what one gives alone."""
-    expected, runs = _run_and_twins(task)
+    expected, runs = _Run(task)(), [_Run(task), _Run(task)]
     torch.cuda.synchronize()
     faults: list[BaseException] = []
 
@@ -159,12 +169,30 @@ def _threads(task: Task) -> Verdict:
     return Verdict()
 
 
-def _run_and_twins(task: Task) -> tuple[dict[str, Tensor], list[_Run]]:
-    return _Run(task)(), [_Run(task), _Run(task)]
+@contextlib.contextmanager
+def _configured(task: Task) -> Iterator[None]:
+    """Have `kernels.dispatch` take the task's configuration for its phase."""
+    chosen = dispatch.choose_config
+
+    def choose(problem: Problem, implementation: str, *, backward: bool) -> Any:
+        if task.config is not None and (implementation, backward) == (task.implementation, task.backward):
+            return task.config
+        return chosen(problem, implementation, backward=backward)
+
+    dispatch.choose_config = choose
+    try:
+        yield
+    finally:
+        dispatch.choose_config = chosen
 
 
 def _graph(task: Task) -> Verdict:
     """A CUDA graph of the whole module gives what the module gives, on other input than it was captured with."""
+    with _configured(task):
+        return _graph_of_module(task)
+
+
+def _graph_of_module(task: Task) -> Verdict:
     module = importlib.import_module("kernels.lstm").LSTM(
         64, task.sizes.hidden, bidirectional=task.sizes.directions == 2, implementation=task.implementation  # noqa: PLR2004
     )  # fmt: skip
@@ -217,8 +245,18 @@ def _close(expected: dict[str, Tensor], got: dict[str, Tensor], task: Task) -> N
 
 
 def _same(expected: dict[str, Tensor], got: dict[str, Tensor], when: str) -> None:
-    for name, value in expected.items():
-        if not torch.equal(value, got[name]):
-            count = int((value != got[name]).sum().item())
-            msg = f"{when}: {count} of {value.numel()} elements of {name} differ from the first run"
-            raise AssertionError(msg)
+    counts = _differing(expected, got).tolist()
+    for index, count in enumerate(counts):
+        if count:
+            _refuse(when, expected, index, count)
+
+
+def _differing(expected: dict[str, Tensor], got: dict[str, Tensor]) -> Tensor:
+    """How many elements of each result differ, NaN from everything: (results,) int64, where the results are."""
+    return torch.stack([(value != got[name]).sum() for name, value in expected.items()])
+
+
+def _refuse(when: str, expected: dict[str, Tensor], index: int, count: int) -> None:
+    name = list(expected)[index]
+    msg = f"{when}: {count} of {expected[name].numel()} elements of {name} differ from the first run"
+    raise AssertionError(msg)

@@ -1,7 +1,8 @@
 """Measure on a GPU which kernel is fastest where: `python -m kernels.tune --out kernels/measured/nvidia-h200.json`.
 
-For each shape and type: every configuration of every kernel is held against float64 first, and what is wrong is left
-out and reported; what is right is timed in turns with torch's own LSTM (cuDNN). The table is written after every shape,
+For each shape and type: every configuration of every kernel is held against float64 first, then run many times at full
+length, which must give the same bits; what is wrong, moves or hangs is left out and reported. What is right is timed in
+turns with torch's own LSTM (cuDNN). The table is written after every shape,
 so who is killed has lost nothing, and a second call goes on where the first stopped. `kernels.dispatch` reads it.
 """
 
@@ -17,7 +18,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import torch
@@ -47,6 +48,8 @@ REST = (
 ORDER = ("float16", "tf32", "bfloat16", "float32")
 #: Steps of the comparison with float64, which walks over them one by one.
 CHECKED_STEPS = 20
+#: Runs at full length that must give the same bits: a race that shows once in these is not written into a table.
+REPEATS = 50
 #: Children that compile and check; two cores are left to the parent and the driver.
 JOBS = max(1, min(12, (os.cpu_count() or 1) - 2))
 #: Facts that figures depend on: where one has changed, old figures are measured anew.
@@ -68,7 +71,7 @@ def main(arguments: list[str] | None = None) -> int:
     left = [one for one in _plan(options) if not _known(known, *one)]
     with (
         Pool(check_work.work, jobs=options.jobs, timeout_s=options.timeout) as checks,
-        Pool(measure, jobs=1, timeout_s=4 * options.timeout) as clocks,
+        Pool(measure, jobs=1, timeout_s=2 * options.timeout) as clocks,
     ):
         for number, (sizes, kind) in enumerate(left):
             if time.monotonic() > until:
@@ -143,15 +146,22 @@ def _shape(sizes: Sizes, kind: str, options: argparse.Namespace, checks: Pool, c
     right: dict[str, list[Candidate]] = {phase: [] for phase in PHASES}
     wrong: dict[str, list[str]] = {phase: [] for phase in PHASES}
     phases = {pair: phase for phase, pair in PHASES.items()}
-    for outcome in checks.run(_tasks(sizes, tf32=TYPES[kind][1], most=options.most)):
-        task: check_work.Task = outcome.item
-        phase = phases[task.backward, task.save]
-        if outcome.status == "ok" and outcome.value.worst <= 1:
-            right[phase].append(Candidate(task.implementation, task.config, outcome.value.worst))
-        else:
-            reason = outcome.reason or outcome.value.text
+
+    def passed(tasks: Iterable[check_work.Task]) -> Iterator[tuple[check_work.Task, float]]:
+        """Tasks whose answer was right, with the worst error over what is allowed."""
+        for outcome in checks.run(tasks):
+            task: check_work.Task = outcome.item
+            if outcome.status == "ok" and outcome.value.worst <= 1:
+                yield task, outcome.value.worst
+                continue
+            phase, reason = phases[task.backward, task.save], outcome.reason or outcome.value.text
             wrong[phase].append(f"{task.implementation} {task.config}: {reason}")
             print(f"LEFT OUT: {sizes} {kind} {phase}: {wrong[phase][-1]}", flush=True)
+
+    checked = [task for task, _ in passed(_tasks(sizes, tf32=TYPES[kind][1], most=options.most))]
+    repeated = [dataclasses.replace(task, kind="repeat", sizes=sizes, runs=REPEATS) for task in checked]
+    for task, worst in passed(repeated):
+        right[phases[task.backward, task.save]].append(Candidate(task.implementation, task.config, worst))
     for phase in PHASES:
         job = Job(sizes, TYPES[kind][1], phase, tuple(right[phase]), tuple(wrong[phase]), options.rounds)
         yield from _entry(job, clocks)

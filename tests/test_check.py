@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import itertools
 import sys
 from pathlib import Path
 from subprocess import run
@@ -12,7 +13,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from kernels import check, check_work, tune
+from kernels import check, check_work, dispatch, tune
 from kernels.check_work import Task, work
 from kernels.cpu import sanitize
 from kernels.problems import Sizes
@@ -98,6 +99,35 @@ def test_each_kernel_is_tried_for_races_and_graphs():
         for backward in (False, True):
             kinds = {one.kind for one in tasks if (one.implementation, one.backward) == (name, backward)}
             assert kinds == {"repeat", "streams", "threads", "graph"}
+
+
+def test_every_exchange_is_tried_on_streams_in_threads_and_in_a_graph():
+    """Both ways in which programs wait for each other within a launch are, not the first choice alone."""
+    tasks = [one for one in check._special(list(check.MODULES), 5, small=False) if one.implementation == "persistent"]
+    for kind in ("repeat", "streams", "threads", "graph"):
+        assert {one.config.sync for one in tasks if one.kind == kind} == {"barrier", "poll", "launch"}
+    beside = [one for one in tasks if one.beside is not None]
+    assert {one.config.sync for one in beside} >= {"barrier", "poll"}
+    assert all(one.beside.sizes.hidden != one.sizes.hidden for one in beside)
+
+
+def test_what_can_hang_comes_first():
+    """The first turn repeats both exchanges at the size at which most programs wait, and begins with them in turns."""
+    first = list(itertools.islice(check._special(list(check.MODULES), 5, small=False), check.SPECIAL_A_TURN))
+    assert {one.implementation for one in first} == {"persistent"}
+    assert {one.sizes.hidden for one in first[:4]} == {768}
+    assert {one.config.sync for one in first[:3]} == {"barrier", "poll", "launch"}
+
+
+def test_a_graph_runs_the_configuration_that_was_asked_for():
+    """Within it dispatch takes the task's own, in its phase alone."""
+    task = dataclasses.replace(TASK, config="asked for")
+    problem = TASK.sizes.problem()
+    usual = dispatch.choose_config
+    with check_work._configured(task):
+        assert dispatch.choose_config(problem, "cell", backward=False) == "asked for"
+        assert dispatch.choose_config(problem, "cell", backward=True) != "asked for"
+    assert dispatch.choose_config is usual
 
 
 def test_without_a_gpu_it_says_so(capsys, monkeypatch):

@@ -150,6 +150,27 @@ def test_what_is_timed_runs(monkeypatch, phase, directions):
 
 
 @pytest.mark.usefixtures("precision")
+def test_ours_are_timed_where_torch_s_own_raises(monkeypatch):
+    """A shape or type that torch's own LSTM does not take costs its figure alone, and the reason is written down."""
+    fake = SimpleNamespace(forward=lambda args, _: loop_forward(args))
+    monkeypatch.setitem(sys.modules, "fake_kernel", fake)
+    monkeypatch.setitem(tune_work.MODULES, "cell", "fake_kernel")
+
+    def refuse(*_: object) -> None:
+        msg = "cuDNN error: CUDNN_STATUS_NOT_SUPPORTED"
+        raise RuntimeError(msg)
+
+    monkeypatch.setattr(tune_work.nn.LSTM, "forward", refuse)
+    asked = Job(Sizes(3, 4, 8), tf32=False, phase="forward", candidates=(Candidate("cell", Config(1), 0.0),), rounds=2)
+    entry = measure(asked, HostClock())
+    assert set(entry.kernels) == {"cell"}
+    assert (entry.vendor_s, entry.vendor_float16_s) == (None, None)
+    assert entry.wrong == tuple(
+        f"torch's own LSTM in {kind}: cuDNN error: CUDNN_STATUS_NOT_SUPPORTED" for kind in ("float32", "float16")
+    )
+
+
+@pytest.mark.usefixtures("precision")
 def test_output_that_is_not_written_at_full_size_is_not_timed(monkeypatch):
     """What was right at few steps and writes nothing at all of them is refused before any clock runs."""
     fake = SimpleNamespace(forward=lambda *_: None)
@@ -182,7 +203,13 @@ class InlinePool:
 
 
 @pytest.fixture
-def gpu(monkeypatch):
+def racing():
+    """Tiles of the candidates that do not give the same bits each time."""
+    return set()
+
+
+@pytest.fixture
+def gpu(monkeypatch, racing):
     """A GPU by name alone: two candidates a phase, the second wrong; times by the batch."""
 
     def tasks(sizes, *, tf32, most):
@@ -192,7 +219,10 @@ def gpu(monkeypatch):
                 yield check_work.Task("parity", "cell", sizes, backward, save, tf32, config=Config(tile))
 
     def work(task):
-        return check_work.Verdict(worst=0.5 if task.config.tile == 1 else 7.0, text="gates 1e0")
+        if task.kind == "repeat" and task.config.tile in racing:
+            msg = f"run 7 of {task.runs}: 1 of 3 elements of h_n differ from the first run"
+            raise RuntimeError(msg)
+        return check_work.Verdict(worst=7.0 if task.config.tile == 2 else 0.5, text="gates 1e0")
 
     def measure(one: Job) -> table.Entry:
         calls = {f"ours {number}": takes(1e-3, "cell") for number in range(len(one.candidates))}
@@ -222,6 +252,17 @@ def test_wrong_candidates_are_never_chosen(gpu, tmp_path, capsys):
         assert entry.kernels["cell"].config == {"tile": 1}
         assert entry.wrong == ("cell Config(tile=2): gates 1e0",)
     assert capsys.readouterr().out.count("LEFT OUT") == 3
+
+
+def test_a_candidate_that_moves_is_never_chosen(gpu, racing, tmp_path, capsys):
+    """What gives other bits in one of many runs at full length is left out, though each was right by itself."""
+    gpu.setattr(tune, "QUICK", ((16, 16, 10, 1),))
+    racing.add(1)
+    assert run(tmp_path / "t.json") == 0
+    for entry in table.read(tmp_path / "t.json").entries:
+        assert not entry.kernels
+        assert f"cell Config(tile=1): run 7 of {tune.REPEATS}: 1 of 3" in entry.wrong[1]
+    assert capsys.readouterr().out.count("run 7 of") == 3
 
 
 def test_kill_loses_nothing_and_a_second_call_goes_on(gpu, tmp_path):
