@@ -21,11 +21,13 @@ ON_CHIP_BYTES = {80: 140_000, 86: 80_000, 89: 80_000, 90: 200_000, 100: 200_000}
 #: Multiply-adds count two; half of what data sheets promise, since tiles of a recurrence are thin.
 RATE = {torch.float16: 4e14, torch.bfloat16: 4e14, torch.float32: 2.5e13}
 RATE_TF32 = 2e14
-#: Seconds a step that do not depend on sizes: the chain of product, activations and the exchange of h; a barrier
-#: of all programs; from the start of one small kernel in a CUDA graph to the start of the next.
+#: Seconds a step that do not depend on sizes: the chain of product and activations; from the start of one small kernel
+#: in a CUDA graph to the start of the next.
 CHAIN_S = 1.0e-6
-BARRIER_S = 1.2e-6
 LAUNCH_S = 2.5e-6
+#: A backward step over a forward one: it multiplies by the same weights, and moves four gates and two states where
+#: forward moves one.
+BACKWARD = 1.4
 
 
 def estimate_s(problem: Problem, implementation: str, *, backward: bool) -> float:
@@ -34,14 +36,10 @@ def estimate_s(problem: Problem, implementation: str, *, backward: bool) -> floa
     Raises:
         KeyError: for another implementation.
     """
-    step = {"cell": _cell_s, "sequence": _sequence_s, "persistent": _persistent_s}[implementation](problem)
-    # Backward multiplies by the same weights, and moves four gates and two states where forward moves one.
-    return problem.steps * step * (1.6 if backward else 1.0)
-
-
-def resident(problem: Problem) -> bool:
-    """Whether the weights of all directions fit into the shared memory of all multiprocessors together."""
-    return problem.directions * _weight_bytes(problem) <= problem.multiprocessors * _on_chip(problem)
+    if implementation == "persistent":
+        return problem.steps * _persistent_s(problem, backward=backward)
+    step = {"cell": _cell_s, "sequence": _sequence_s}[implementation](problem)
+    return problem.steps * step * (BACKWARD if backward else 1.0)
 
 
 def _weight_bytes(problem: Problem) -> int:
@@ -70,14 +68,13 @@ def _sequence_s(problem: Problem) -> float:
     return waves * (CHAIN_S + streamed) + _arithmetic_s(problem, busy / multiprocessors)
 
 
-def _persistent_s(problem: Problem) -> float:
-    """Programs share the hidden units and read all of h at every step; weights stay on chip if all fit."""
-    programs = min(max(problem.multiprocessors, 1), problem.directions * math.ceil(problem.hidden_size / 8))
-    read = programs * problem.batch * problem.hidden_size * problem.dtype.itemsize
-    if not resident(problem):
-        read += problem.directions * _weight_bytes(problem)
-        return LAUNCH_S + CHAIN_S + max(read / L2_RATE, _arithmetic_s(problem))
-    return BARRIER_S + CHAIN_S + max(read / L2_RATE, _arithmetic_s(problem))
+def _persistent_s(problem: Problem, *, backward: bool) -> float:
+    """Return what the kernel's own model gives for the configuration that it would launch first."""
+    # Needs Triton, without which nobody asks: `kernels.dispatch` estimates what serves.
+    from kernels.gpu import persistent_configs  # noqa: PLC0415
+
+    first = persistent_configs.configs(problem, backward=backward)[0]
+    return persistent_configs.step_us(problem, first, backward=backward) * 1e-6
 
 
 def _cell_s(problem: Problem) -> float:

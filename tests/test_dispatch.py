@@ -18,6 +18,7 @@ from kernels import dispatch, table
 from kernels.cpu import fused
 from kernels.cpu.build import BuildError
 from kernels.estimate import estimate_s
+from kernels.gpu import persistent_configs
 from kernels.recurrence import Problem, loop_backward, loop_forward
 
 ROOT = Path(__file__).parent.parent
@@ -208,6 +209,21 @@ def test_estimate_follows_what_fits_on_chip(hidden, batch, expected):
     """One program's weights, then all programs' weights, then neither."""
     problem = dataclasses.replace(H200, hidden_size=hidden, batch=batch)
     assert dispatch.choose(problem).implementation == expected
+
+
+@pytest.mark.parametrize(
+    ("hidden", "batch", "dtype", "expected"),
+    [(1024, 64, torch.float16, "cell"), (768, 16, torch.float16, "persistent"), (1024, 16, torch.float32, "cell")],
+)  # fmt: skip
+def test_backward_is_estimated_by_the_configuration_that_would_run(hidden, batch, dtype, expected):
+    """Where persistent would read its weights anew at every step, the estimate does not take them for resident."""
+    problem = dataclasses.replace(H200, hidden_size=hidden, batch=batch, dtype=dtype, saves=True)
+    first = persistent_configs.configs(problem, backward=True)[0]
+    assert estimate_s(problem, "persistent", backward=True) == pytest.approx(
+        problem.steps * persistent_configs.step_us(problem, first, backward=True) * 1e-6
+    )
+    times = {name: estimate_s(problem, name, backward=True) for name in dispatch.MODULES}
+    assert min(times, key=times.__getitem__) == expected
 
 
 def test_estimates_grow_with_the_work():

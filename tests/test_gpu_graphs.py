@@ -307,3 +307,25 @@ def test_cpu_tensors_are_launched_and_counted():
         graphs.run(lambda: ran.append(1), ("key",), [torch.zeros(2), None])
     assert len(ran) == SIGHTINGS + 2
     assert graphs.state().plain[reason] == before + SIGHTINGS + 2
+
+
+def test_the_memory_of_a_pool_is_listed_by_any_build_of_torch(monkeypatch):
+    """A build that does not take `include_traces` is asked without it; one that lists nothing ends capturing."""
+    asked = []
+
+    def older(pool):
+        asked.append(pool)
+        return ({"address": 1, "total_size": 2},)
+
+    monkeypatch.setattr(torch.cuda, "memory_snapshot", older)
+    assert graphs._segments((0, 1)) == [{"address": 1, "total_size": 2}]
+    assert asked == [(0, 1)]
+
+    def refuses(*_: object, **__: object):
+        message = "mempool_id must be a tuple of 2 integers"
+        raise RuntimeError(message)
+
+    monkeypatch.setattr(torch.cuda, "memory_snapshot", refuses)
+    with pytest.raises(graphs.CaptureError, match=r"does not list the memory.*mempool_id") as caught:
+        graphs._segments((0, 1))
+    assert caught.value.final

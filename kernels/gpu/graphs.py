@@ -300,7 +300,7 @@ class Cuda:
         with _no_collection(), torch.cuda.stream(lane.stream):
             probe = self._record(graph, launch, lane.pool)
             lane.stream.synchronize()
-        segments = torch.cuda.memory_snapshot(lane.pool, include_traces=False)
+        segments = _segments(lane.pool)
         if not any(0 <= probe - segment["address"] < segment["total_size"] for segment in segments):
             # Temporaries would be in memory that others are given too, such as that of torch.cuda.use_mem_pool.
             message = "memory allocated while capturing did not come from the graph's own pool"
@@ -332,6 +332,24 @@ class Cuda:
             except RuntimeError as error:
                 self._failed.append(graph)
                 raise CaptureError(_line(error), final=True) from error
+
+
+def _segments(pool: Any) -> list[dict[str, Any]]:
+    """The memory of a pool, in blocks of `address` and `total_size`.
+
+    Raises:
+        CaptureError: where this build of torch does not list it.
+    """
+    try:
+        # Without the history of allocations, which a profiler may have made long; not every build takes the argument.
+        return list(torch.cuda.memory_snapshot(pool, include_traces=False))
+    except (TypeError, RuntimeError):
+        pass
+    try:
+        return list(torch.cuda.memory_snapshot(pool))
+    except (TypeError, RuntimeError) as error:
+        message = f"torch does not list the memory of a graph's pool ({_line(error)})"
+        raise CaptureError(message, final=True) from error
 
 
 @contextlib.contextmanager

@@ -61,7 +61,7 @@ def configs(problem: Problem, *, backward: bool) -> list[Config]:
     """
 
     def estimate(config: Config) -> float:
-        return _step_us(problem, config, backward=backward)
+        return step_us(problem, config, backward=backward)
 
     streamed = sorted(_streamed(problem, backward=backward), key=estimate)
     # A single step has nobody to wait for, and no use for weights that stay.
@@ -171,8 +171,8 @@ def _fits(problem: Problem, config: Config, *, backward: bool) -> bool:
     return registers <= limit and shared <= SHARED_BYTES.get(capability, LEAST_SHARED_BYTES)
 
 
-def _step_us(problem: Problem, config: Config, *, backward: bool) -> float:
-    """Rough time of a step in microseconds on an H200: for the order of candidates, nothing else.
+def step_us(problem: Problem, config: Config, *, backward: bool) -> float:
+    """Rough time of a step in microseconds on an H200: for the order of candidates and of kernels, nothing else.
 
     Assumed, not measured: 5 TB/s from the second-level cache and 110 KB/us of it for one multiprocessor, 1e6
     multiplications a microsecond and multiprocessor with 16-bit tensor cores, half of that with TF32, a fifth without.
