@@ -19,15 +19,19 @@ def autocast_dtype(device: torch.device) -> torch.dtype | None:
     return None
 
 
-def unwatched(tensors: Sequence[Tensor]) -> bool:
+def unwatched(tensors: Sequence[Tensor], *, autocast: bool = False) -> bool:
     """Whether no compiler, tracer, autocast, mode, transform or subclass of Tensor is there to see a call on these.
 
     Forward-mode gradients, and tensors whose memory holds the negative of their values, are the dispatcher's as well.
+
+    Args:
+        tensors: what the call is on, at least one.
+        autocast: whether autocast may be on, since the caller casts what it would.
     """
     device = tensors[0].device
     return device.type in DEVICES and not (
         watched()
-        or autocast_dtype(device) is not None
+        or (not autocast and autocast_dtype(device) is not None)
         or any(type(value) not in {Tensor, nn.Parameter} or value.is_neg() for value in tensors)
     )
 

@@ -7,6 +7,7 @@ module calls: the operator, or in plain eager code the same functions without to
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from collections.abc import Iterable
 from typing import Any
@@ -39,29 +40,31 @@ def recurrence(
     """`lstm_forward` by the shortest way there is; keeps what a backward pass needs where one can follow.
 
     An operator written in Python costs tens of microseconds a call on its way through torch's dispatcher, as much as
-    a short sequence takes on a GPU. So where nobody else listens (compiler, tracer, autocast, a mode, a transform or
-    a subclass of Tensor), the same host code is called directly.
+    a short sequence takes on a GPU. So where nobody else listens (compiler, tracer, a mode or a subclass of Tensor),
+    the same host code is called directly, on tensors that are cast as autocast would.
 
     Returns:
         Output, h_n and c_n, as `lstm_forward` does for the same arguments.
     """
     tensors = [value for value in (gates_input, weight_hh, h0, c0, lengths) if value is not None]
     save = torch.is_grad_enabled() and any(value.requires_grad for value in tensors)
-    arguments = (gates_input, weight_hh, h0, c0, lengths, batch_first, save, implementation, tf32)
-    if transformed():
-        # The operator's own gradients are of a kind that torch.func cannot see into; these are.
+    through_func = transformed()
+    if through_func:
+        # The operator's own gradients are of a kind that torch.func cannot see into. And they may be asked for at a
+        # level that `requires_grad` does not show here.
+        save = torch.is_grad_enabled()
         _refuse_tangents(tensors)
-        cast = _cast(autocast_dtype(gates_input.device), gates_input, weight_hh, h0, c0)
-        # Gradients may be asked for at a level that `requires_grad` does not show here.
-        results = _Recurrence.apply(*cast, lengths, batch_first, torch.is_grad_enabled(), implementation, tf32)
-    elif not unwatched(tensors):
+    elif not unwatched(tensors, autocast=True):
         _refuse_tangents(tensors)
-        results = lstm_forward(*arguments)
-    elif save:
-        results = _Recurrence.apply(*arguments)
-    else:
-        results = _run_forward(*arguments)
-    output, h_n, c_n, _, _ = results
+        output, h_n, c_n, _, _ = lstm_forward(
+            gates_input, weight_hh, h0, c0, lengths, batch_first, save, implementation, tf32
+        )
+        return output, h_n, c_n
+    run: Any = _Recurrence.apply if save or through_func else _run_forward
+    dtype = autocast_dtype(gates_input.device)
+    cast = _cast(dtype, gates_input, weight_hh, h0, c0)
+    with contextlib.nullcontext() if dtype is None else _without_autocast(gates_input.device.type):
+        output, h_n, c_n, _, _ = run(*cast, lengths, batch_first, save, implementation, tf32)
     return output, h_n, c_n
 
 
@@ -388,10 +391,14 @@ def _under_autocast(
     `torch.library.register_autocast` has one type for all tensors, fixed beforehand; hence this.
     """
     cast = _cast(torch.get_autocast_dtype(device), gates_input, weight_hh, h0, c0)
-    key = getattr(torch._C.DispatchKey, f"Autocast{device.upper()}")  # noqa: SLF001
-    # Without the key the call goes on to autograd and the kernels; torch.library does it the same way.
-    with torch._C._ExcludeDispatchKeyGuard(torch._C.DispatchKeySet(key)):  # noqa: SLF001
+    with _without_autocast(device):
         return torch.ops.seq2seq_kernels.lstm_forward(*cast, lengths, *options)
+
+
+def _without_autocast(device: str) -> Any:
+    """A context in which calls go on to autograd and the kernels; torch.library does it the same way."""
+    key = getattr(torch._C.DispatchKey, f"Autocast{device.upper()}")  # noqa: SLF001
+    return torch._C._ExcludeDispatchKeyGuard(torch._C.DispatchKeySet(key))  # noqa: SLF001
 
 
 def _cast(
