@@ -138,7 +138,8 @@ def product(
     for first in tl.static_range(0, CHUNKS, GROUP):
         chunks = load_rows(p_rows, inside, first, min(GROUP, CHUNKS - first), K, BLOCK_K, SPLIT, POLL)
         if POLL:
-            # No order among loads or stores is asked for: each element proves its own arrival, none is torn.
+            # No order among loads or stores is asked for: each element proves its own arrival. That no element is torn
+            # is what NVIDIA's GPUs do; PTX promises it for strong stores alone, and Triton's are weak.
             while waits & missing(chunks):
                 chunks = load_rows(p_rows, inside, first, min(GROUP, CHUNKS - first), K, BLOCK_K, SPLIT, POLL)
         elif NATIVE and GROUP > 1 and SPLIT > 1:
