@@ -24,13 +24,10 @@ from bench.rawfile import Key
 from bench.record import Status
 from bench.runner import Plan, Runner, make_plan
 from bench.store import RunFolder
+from kernels.output import Terminated, run_command
 
 EXIT_OK, EXIT_NOT_OK, EXIT_USAGE, EXIT_REGRESSION, EXIT_UNFINISHED = 0, 1, 2, 3, 4
 EXIT_INTERRUPTED, EXIT_TERMINATED = 130, 143
-
-
-class Terminated(KeyboardInterrupt):
-    """SIGTERM, which ends a run as Ctrl-C does."""
 
 
 def usable_cores() -> int:
@@ -322,4 +319,4 @@ def _terminate(*_: object) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_command(main)

@@ -38,6 +38,3 @@ def main(argv: Sequence[str] | None = None) -> int:
     except OSError as error:
         print(f"error: {f'{error.filename}: ' if error.filename else ''}{error.strerror or error}", file=sys.stderr)
         return EXIT_NOT_OK
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
