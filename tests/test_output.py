@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from kernels.output import printable, write_new
 
 ROOT = Path(__file__).parents[1]
+BASH = shutil.which("bash") or ""
 TEXT = "Grüße \udcfc 日本"
 HEAD = "import sys, os; from kernels.output import is_closed, lacking, run_command\n"
 
@@ -25,7 +26,7 @@ def run(program: str, redirection: str = "", **environment: str) -> subprocess.C
     """Run a program's `main` as a command, its streams redirected by a shell."""
     variables = {"PYTHONPATH": str(ROOT), "PATH": os.environ["PATH"]} | environment
     return subprocess.run(
-        [shutil.which("bash"), "-c", f'set -o pipefail; "$0" -c "$1" {redirection}', sys.executable, f"{HEAD}{program}"],
+        [BASH, "-c", f'set -o pipefail; "$0" -c "$1" {redirection}', sys.executable, HEAD + program],
         env=variables, capture_output=True, check=False, timeout=60,
     )  # fmt: skip
 
