@@ -88,6 +88,11 @@ def printable(name: str | os.PathLike[str]) -> str:
     return os.fspath(name).encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
+def utf8(text: str) -> bytes:
+    r"""Any text as UTF-8, half characters, which no encoding has, as escapes such as \udcfc, which JSON reads back."""
+    return text.encode("utf-8", "backslashreplace")
+
+
 def write_new(files: Mapping[Path, bytes]) -> None:
     """Write new files: all of them, or none.
 

@@ -17,6 +17,7 @@ from tiny_tasks import Reverse, Sines
 
 from seq2seq import plots
 from seq2seq.arguments import MODELS, TASKS, parser
+from seq2seq.command_input import UsageError
 from seq2seq.command_line import main
 from seq2seq.tasks import TASKS as LOADERS
 from seq2seq.tasks.forecast import Forecast
@@ -102,7 +103,7 @@ def test_predict_gives_the_horizon_with_intervals_and_a_plot(trained, tmp_path, 
     assert plot.read_bytes().startswith(b"\x89PNG")
 
 
-def test_the_plots_of_a_forecast_tell_dates_once_and_whole(monkeypatch, tmp_path):
+def test_the_plots_of_a_forecast_tell_dates_once_and_whole(monkeypatch):
     """Above each panel the days from the first to the last value; no tick repeats them, none is drawn over another.
 
     matplotlib's own label is the year of the last tick, which is past the data when those end with the year.
@@ -113,7 +114,7 @@ def test_the_plots_of_a_forecast_tell_dates_once_and_whole(monkeypatch, tmp_path
     for frequency, steps in spans.items():
         stamps = pd.date_range("2010-12-28", periods=steps, freq=frequency)
         history, horizon = torch.zeros(steps - 4, dtype=torch.float64), torch.ones(3, 4, dtype=torch.float64)
-        plots.forecasts([Forecast("$x^$", "$", stamps, history, horizon, horizon[0], horizon[0])], tmp_path / frequency)
+        plots.forecasts([Forecast("$x^$", "$", stamps, history, horizon, horizon[0], horizon[0])])
         axes = drawn[-1].axes[0]
         drawn[-1].draw_without_rendering()
         shown = stamps[-12:]
@@ -381,7 +382,7 @@ def test_lines_of_standard_input_are_utf8_split_at_line_feeds(monkeypatch, data,
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(data), encoding="utf-8", errors="surrogateescape"))
     commands = importlib.import_module("seq2seq.commands")
     if isinstance(expected, str):
-        with pytest.raises(commands.UsageError, match=expected):
+        with pytest.raises(UsageError, match=expected):
             commands._lines(None)
     else:
         assert commands._lines(None) == expected
