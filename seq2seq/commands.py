@@ -40,10 +40,15 @@ def predict(arguments: argparse.Namespace) -> int:
     """Forecast; the table goes to standard output or a file, the plot to another."""
     refuse_existing(arguments.plot, arguments.out)
     _refuse_nowhere(arguments.out)
-    model, task = _trained(arguments)
-    if not hasattr(task, "forecast"):
-        msg = f"{arguments.checkpoint} was trained on {task.name}; predict forecasts series, see translate for texts"
+    found, trained_on = _checkpoint(arguments)
+    if trained_on != "forecasting":
+        msg = f"{arguments.checkpoint} was trained on {trained_on}; predict forecasts series, see translate for texts"
         raise UsageError(msg)
+    if arguments.data is None and (arguments.series_as or arguments.new_series):
+        msg = "--series-as and --new-series are about the file in --data; name one, or leave them out"
+        raise UsageError(msg)
+    which = {"series_as": arguments.series_as, "new_series": arguments.new_series}
+    model, task = _restored(arguments, found, arguments.data, which)
     forecaster: Any = task
     names = [scaled.raw.name for scaled in forecaster.series]
     if arguments.series:
@@ -55,18 +60,18 @@ def predict(arguments: argparse.Namespace) -> int:
         print(line, file=sys.stderr)
     if getattr(model.config, "likelihood", "") == "quantile":
         print(INTERPOLATED, file=sys.stderr)
-    found = []
+    forecasts = []
     for name in names:
         start = arguments.start
         if arguments.last:
             lengths = {scaled.raw.name: len(scaled.raw.values) for scaled in forecaster.series}
             start = lengths.get(name, 0) - forecaster.horizon
-        found.append(usage(partial(forecaster.forecast, model, name, start, arguments.samples, arguments.device)))
+        forecasts.append(usage(partial(forecaster.forecast, model, name, start, arguments.samples, arguments.device)))
     text = "".join(
         forecast.table().to_csv(index=False, header=not number, float_format="%.6g")
-        for number, forecast in enumerate(found)
+        for number, forecast in enumerate(forecasts)
     )
-    _write(text, arguments.out, arguments.plot, lambda: plots.forecasts(found))
+    _write(text, arguments.out, arguments.plot, lambda: plots.forecasts(forecasts))
     return 0
 
 
@@ -74,11 +79,11 @@ def translate(arguments: argparse.Namespace) -> int:
     """Translate lines."""
     refuse_existing(arguments.attention, arguments.out)
     _refuse_nowhere(arguments.out)
-    data, arguments.data = arguments.data, None
-    model, task = _trained(arguments)
-    if not hasattr(task, "predict"):
-        msg = f"{arguments.checkpoint} was trained on {task.name}; translate is for texts, see predict for series"
+    found, trained_on = _checkpoint(arguments)
+    if trained_on == "forecasting":
+        msg = f"{arguments.checkpoint} was trained on {trained_on}; translate is for texts, see predict for series"
         raise UsageError(msg)
+    model, task = _restored(arguments, found, None, {})
     translator: Any = task
     if arguments.attention and not hasattr(translator, "subwords"):
         msg = f"--attention shows words, but {arguments.checkpoint} was trained on {task.name}; leave it out"
@@ -86,7 +91,7 @@ def translate(arguments: argparse.Namespace) -> int:
     if arguments.attention and not plots.looks(model):
         msg = f"--attention needs a model with attention, but {arguments.checkpoint} is of the family "
         raise UsageError(msg + model.config.family)
-    lines = _lines(data)
+    lines = _lines(arguments.data)
     if not lines:
         _write("", arguments.out, None, bytes)
         return 0
@@ -143,15 +148,22 @@ def _lines(data: str | None) -> list[str]:
     return lines
 
 
-def _trained(arguments: argparse.Namespace) -> tuple[Model, Task]:
-    """The model of a checkpoint, and its task with the data that was named."""
-    found = usage(lambda: checkpoint.from_pretrained(model_folder(arguments.checkpoint)))
-    kept = found.task_state or {}
-    if kept.get("name") not in TASKS:
+def _checkpoint(arguments: argparse.Namespace) -> tuple[checkpoint.Checkpoint, str]:
+    """A checkpoint, and the name of the task that it was trained on."""
+    found: checkpoint.Checkpoint = usage(lambda: checkpoint.from_pretrained(model_folder(arguments.checkpoint)))
+    name = (found.task_state or {}).get("name")
+    if name not in TASKS:
         msg = f"{arguments.checkpoint} does not say what it was trained on, expected one of {', '.join(TASKS)}"
         raise UsageError(msg)
-    options = dict(arguments.option or ())
-    task = usage(lambda: restore(kept["name"], kept["state"], arguments.data, **options))
+    return found, name
+
+
+def _restored(
+    arguments: argparse.Namespace, found: checkpoint.Checkpoint, data: str | None, which: dict[str, Any]
+) -> tuple[Model, Task]:
+    """The model of a checkpoint on its device, and its task with the data that was named."""
+    kept = found.task_state or {}
+    task = usage(lambda: restore(kept["name"], kept["state"], data, **which, **dict(arguments.option or ())))
     return found.model.float().to(arguments.device), task
 
 

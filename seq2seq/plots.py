@@ -76,7 +76,7 @@ def forecasts(found: Sequence[Any]) -> bytes:
         if forecast.observed is not None:
             axes.plot(after, forecast.observed, color=ORANGE, lw=1.6, label="what came")
         axes.axvline(after[0], color=GREY, lw=0.8, ls=":")
-        axes.set_title(forecast.series, loc="left", fontsize=10, fontweight="bold", parse_math=False)
+        axes.set_title(forecast.title or forecast.series, loc="left", fontsize=10, fontweight="bold", parse_math=False)
         axes.set_title(f"{stamps[0]:%Y-%m-%d} to {stamps[-1]:%Y-%m-%d}", loc="right", fontsize=9, color=GREY)
         axes.set_ylabel(forecast.unit, parse_math=False)
         locator = AutoDateLocator()

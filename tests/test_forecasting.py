@@ -283,7 +283,8 @@ def test_state_survives_json(hourly, tmp_path):
     assert again.state() == hourly.state()
     one, other = (next(task.batches("validation", 8, 0, 0)) for task in (hourly, again))
     assert torch.equal(one.source, other.source)
-    without = restore(state)
+    assert restore(state).state() == hourly.state()
+    without = restore({**state, "columns": None})
     assert without.series == ()
     with pytest.raises(ValueError, match="no series to evaluate"):
         without.evaluate(Repeats(0.0), 8, "cpu")

@@ -38,10 +38,10 @@ def sines(monkeypatch):
 
 @pytest.fixture(scope="module")
 def series(tmp_path_factory):
-    """A CSV of 200 days in weekly waves."""
+    """A CSV of 200 days in weekly waves that are not quite the same."""
     path = tmp_path_factory.mktemp("data") / "days.csv"
     days = pd.date_range("2024-01-01", periods=200)
-    values = [10 + day.day_of_week + 0.01 * number for number, day in enumerate(days)]
+    values = [10 + day.day_of_week + 0.01 * number + 0.1 * (7 * number % 5) for number, day in enumerate(days)]
     pd.DataFrame({"timestamp": days, "value": values}).to_csv(path, index=False)
     return path
 
@@ -99,7 +99,7 @@ def test_predict_gives_the_horizon_with_intervals_and_a_plot(trained, tmp_path, 
     assert len(rows) == 7
     assert rows[-1]["timestamp"].startswith("2024-07-18")
     assert all(float(row["q05"]) <= float(row["q50"]) <= float(row["q95"]) for row in rows)
-    assert float(rows[0]["observed"]) == pytest.approx(10 + 4 + 1.93)
+    assert float(rows[0]["observed"]) == pytest.approx(10 + 4 + 1.93 + 0.1)
     assert plot.read_bytes().startswith(b"\x89PNG")
 
 
@@ -144,9 +144,76 @@ def test_the_curve_names_its_loss(tmp_path, monkeypatch, task, name):
     assert drawn[-1].axes[0].get_ylabel() == name
 
 
-def test_predict_without_data_of_a_file_says_so(trained, capsys):
-    """The series of a user's file is not in the checkpoint."""
-    assert "--data" in refusal(capsys, "predict", str(trained))
+def forecast_of(capsys, *words):
+    """The rows that predict prints for the last horizon, without the series' name; nothing is told beside them."""
+    capsys.readouterr()
+    assert main(["predict", *map(str, words), "--samples", "9"]) == 0
+    shown = capsys.readouterr()
+    return shown.err, [row.partition(",")[2] for row in shown.out.splitlines()]
+
+
+@pytest.fixture
+def load(tmp_path):
+    """A run on a file whose columns have other names than the usual ones, and that file."""
+    path = tmp_path / "hourly.csv"
+    stamps = pd.date_range("2024-01-01", periods=150, freq="h")
+    values = [50 + hour.hour + 3 * ((7 * number) % 11) for number, hour in enumerate(stamps)]
+    pd.DataFrame({"when": stamps, "load_mw": values}).to_csv(path, index=False, sep=";")
+    words = ["--option", "timestamp=when", "--option", "value=load_mw", "--option", "history=30", "--steps", "2"]
+    words += ["--option", "horizon=4", "--option", "samples=2", "--data", str(path), "--out", str(tmp_path / "fc")]
+    assert main(["train", "forecasting", *words, *WORDS]) == 0
+    return tmp_path / "fc", path
+
+
+def test_predict_uses_what_the_training_was_given(load, tmp_path, capsys, monkeypatch):
+    """Path and columns are the training's, from whatever folder it is asked; options that are given anew hold."""
+    run, path = load
+    expected = forecast_of(capsys, run)
+    assert expected[0] == ""
+    assert len(expected[1]) == 5
+    assert forecast_of(capsys, run, "--data", path) == expected
+    other = tmp_path / "elsewhere" / "hourly.csv"
+    other.parent.mkdir()
+    other.write_text(path.read_text().replace("load_mw", "mw"))
+    assert "no column named 'load_mw'" in refusal(capsys, "predict", str(run), "--data", str(other))
+    assert forecast_of(capsys, run, "--data", other, "--option", "value=mw") == expected
+    monkeypatch.chdir(other.parent)
+    assert forecast_of(capsys, run) == expected
+    path.unlink()
+    assert f"{path}: the training's file is no longer there" in refusal(capsys, "predict", str(run))
+
+
+def test_a_file_of_another_name_is_no_other_series_unless_that_is_said(load, tmp_path, capsys):
+    """The name of a file decides nothing: which series it is, is said, and the forecast is that of the training's."""
+    run, path = load
+    expected = forecast_of(capsys, run)[1]
+    recent = tmp_path / "recent.csv"
+    header, *rows = path.read_text().splitlines(keepends=True)
+    recent.write_text("".join([header, *rows[-60:]]))
+    words = ("predict", str(run), "--data", str(recent))
+    refused = refusal(capsys, *words)
+    assert "--series-as hourly" in refused
+    assert "--new-series" in refused
+    assert forecast_of(capsys, *words[1:], "--series-as", "hourly") == ("", expected)
+    told, new = forecast_of(capsys, *words[1:], "--new-series")
+    assert "recent: was not in the training, and is scaled by its own first 80%" in told
+    assert new != expected
+    # Whatever its name is.
+    path.write_bytes(recent.read_bytes())
+    assert forecast_of(capsys, run, "--data", path, "--new-series")[1] == new
+    assert forecast_of(capsys, run)[1] == expected
+    assert "expected one of hourly" in refusal(capsys, *words, "--series-as", "daily")
+    assert "name one" in refusal(capsys, "predict", str(run), "--new-series")
+
+
+def test_a_plot_names_the_column(load, tmp_path, capsys, monkeypatch):
+    """Title and axis of a file's only series are its column's name; a unit that is given stands on the axis."""
+    drawn = []
+    monkeypatch.setattr(plots, "_png", lambda figure: drawn.append(figure) or b"")
+    for number, options in enumerate(((), ("--option", "unit=MW"))):
+        forecast_of(capsys, load[0], "--plot", tmp_path / f"{number}.png", *options)
+    found = [(figure.axes[0].get_title(loc="left"), figure.axes[0].get_ylabel()) for figure in drawn]
+    assert found == [("load_mw", "load_mw"), ("load_mw", "MW")]
 
 
 def test_translate_refuses_what_forecasts(trained, capsys):
@@ -190,7 +257,7 @@ def test_what_predict_changes_in_a_series_is_told(trained, tmp_path, capsys):
     values = [10.0 + day.day_of_week + 0.1 * number**0.5 for number, day in enumerate(stamps)]
     pd.DataFrame({"timestamp": stamps, "value": values}).drop(index=30).to_csv(other, index=False)
     words = ["predict", str(trained), "--data", str(other), "--samples", "2", "--option", "missing=interpolate"]
-    assert main(words) == 0
+    assert main([*words, "--new-series"]) == 0
     told = capsys.readouterr().err.splitlines()
     expected = ("1 of 60 values were missing", "in UTC", "was not in the training")
     assert [word in line for word, line in zip(expected, told, strict=True)] == [True] * 3
