@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import importlib
+import io
 import os
 import warnings
 from collections.abc import Callable, Iterator
@@ -207,7 +208,14 @@ class Format:
 
 def _script(model: Model, inputs: Inputs, path: Path) -> None:
     del inputs
-    torch.jit.script(model).save(str(path))
+    _save(torch.jit.script(model), path)
+
+
+def _save(module: Any, path: Path) -> None:
+    """By way of a buffer: torch's C++ takes no path whose bytes are no UTF-8."""
+    content = io.BytesIO()
+    torch.jit.save(module, content)
+    path.write_bytes(content.getvalue())
 
 
 def _load_script(path: Path) -> Loaded:
@@ -223,7 +231,7 @@ def _trace(model: Model, inputs: Inputs, path: Path) -> None:
     def traced(*values: Tensor) -> Results:
         return frozen.run(**dict(zip(names, values, strict=True)))
 
-    torch.jit.trace(traced, tuple(value for value in inputs if value is not None)).save(str(path))
+    _save(torch.jit.trace(traced, tuple(value for value in inputs if value is not None)), path)
 
 
 def _load_trace(path: Path) -> Loaded:
@@ -239,7 +247,7 @@ def _load_trace(path: Path) -> Loaded:
 def _existing_module(path: Path) -> Any:
     if not path.is_file():
         raise FileNotFoundError(path)
-    return torch.jit.load(str(path))
+    return torch.jit.load(io.BytesIO(path.read_bytes()))
 
 
 def _program(model: Model, inputs: Inputs) -> torch.export.ExportedProgram:

@@ -53,7 +53,7 @@ class Trainer:
         save_model: writes a model's weights somewhere, called with each new best.
 
     Raises:
-        TrainingError: when the variant cannot train here, and why.
+        TrainingError: when the variant cannot train here, and why, or there is nothing to validate with.
     """
 
     def __init__(
@@ -67,6 +67,9 @@ class Trainer:
     ) -> None:
         task = suited(task, config)
         self.task, self.config, self.settings, self.folder = task, config, settings, folder
+        if next(iter(task.batches("validation", settings.batch, settings.seed, 0)), None) is None:
+            msg = f"the task {task.name} has no validation batch; give it more data"
+            raise TrainingError(msg)
         self._save_model = save_model
         self.progress = Progress()
         self.stopping = False
@@ -273,9 +276,6 @@ class Trainer:
                 steps = _expected_steps(batch)
                 total += steps * float(self._judge.loss(outputs, moved.expected, moved.decoded_lengths))
                 weight += steps
-        if not weight:
-            msg = f"the task {self.task.name} has no validation batch; give it more data"
-            raise TrainingError(msg)
         return total / weight
 
     def _undisturbed(self) -> Any:

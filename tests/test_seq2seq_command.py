@@ -354,6 +354,152 @@ def test_bad_input_is_one_line(tmp_path, capsys, words, expected):
     assert not out.exists()
 
 
+def everything(folder):
+    """All files and folders below one, and what is in them."""
+    return {path: path.read_bytes() if path.is_file() else None for path in folder.rglob("*")}
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [("deep/new/" + "x" * 300, "cannot be written"), ("file/run", "cannot be written"), ("full", "is not empty")],
+)
+@pytest.mark.usefixtures("sines")
+def test_a_folder_that_cannot_be_made_leaves_nothing(tmp_path, capsys, name, said):
+    """Not even the folders that it would have stood in."""
+    (tmp_path / "file").write_text("mine")
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "notes").write_text("mine")
+    before = everything(tmp_path)
+    assert said in refusal(capsys, "train", "forecasting", *WORDS, "--out", str(tmp_path / name))
+    assert everything(tmp_path) == before
+
+
+@pytest.mark.usefixtures("sines")
+@pytest.mark.parametrize("kept", [False, True])
+def test_a_training_that_fails_before_its_first_step_leaves_nothing(tmp_path, monkeypatch, capsys, kept):
+    """A full disk below run.json, and data that give no batch; a folder that was there stays, empty as it was."""
+    batches = Sines.batches
+    out = tmp_path / "deep" / "run"
+    if kept:
+        out.mkdir(parents=True)
+    before = everything(tmp_path)
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("seq2seq.train_folder.replace", full)
+        assert main(["train", "forecasting", *WORDS, "--out", str(out)]) == 1
+    assert everything(tmp_path) == before
+    for name, split in (("training", "train"), ("validation", "validation")):
+        monkeypatch.setattr(Sines, "batches", lambda self, *a, none=split: () if a[0] == none else batches(self, *a))
+        assert f"has no {name} batch" in refusal(capsys, "train", "forecasting", *WORDS, "--out", str(out))
+        assert everything(tmp_path) == before
+
+
+def test_a_plot_that_fails_takes_the_table_with_it(trained, tmp_path, monkeypatch, capsys):
+    """Both files are written or none; nothing is printed of what was refused."""
+    words = ["predict", str(trained), "--samples", "2", "--plot", str(tmp_path / "plot.png")]
+
+    def failing(_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(plots, "_png", failing)
+    assert main([*words, "--out", str(tmp_path / "table.csv")]) == 1
+    assert main(words) == 1
+    assert capsys.readouterr().out == ""
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_files_of_any_name_are_trained_on_forecast_and_exported(series, tmp_path, monkeypatch):
+    """A name that is no UTF-8, for the data, the run and all that is written; the table is UTF-8 all the same."""
+    # As the command itself lets its standard output be.
+    monkeypatch.setattr("sys.stdout", io.TextIOWrapper(io.BytesIO(), "utf-8", "backslashreplace"))
+    name = os.fsdecode(b"Z\xfcrich")
+    data, out, table = (tmp_path / f"{name}{suffix}" for suffix in (".csv", "", " table.csv"))
+    try:
+        data.write_bytes(series.read_bytes())
+    except OSError:
+        pytest.skip("this file system takes no such name")
+    words = ["train", "forecasting", "--data", str(data), "--out", str(out), "--steps", "2", *WORDS]
+    assert main([*words, "--option", "history=14", "--option", "samples=5"]) == 0
+    assert main(["train", "forecasting", "--out", str(out), "--resume", "--steps", "3"]) == 0
+    plot = tmp_path / f"{name}.png"
+    assert main(["predict", str(out), "--samples", "2", "--plot", str(plot), "--out", str(table)]) == 0
+    assert pd.read_csv(table, encoding="utf-8")["series"].unique().tolist() == [r"Z\xfcrich"]
+    assert plot.read_bytes().startswith(b"\x89PNG")
+    json.loads((out / "run.json").read_text(encoding="utf-8"))
+    for form in ("torchscript", "torchscript-trace", "onnx"):
+        assert main(["export", str(out), "--format", form, "--out", str(tmp_path / f"{name}.{form}")]) == 0
+
+
+def threads_of(monkeypatch):
+    """The numbers of threads that torch is set to from now on; none is really set."""
+    seen = []
+    monkeypatch.setattr(torch, "set_num_threads", seen.append)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: seen[-1] if seen else 2)
+    return seen
+
+
+@pytest.mark.usefixtures("sines")
+def test_a_resumed_run_computes_with_the_threads_that_it_began_with(tmp_path, monkeypatch, capsys):
+    """Sums in other parts round otherwise; another number is refused, and run.json stays as it was."""
+    seen = threads_of(monkeypatch)
+    words = ["train", "forecasting", "--out", str(tmp_path / "run")]
+    assert main([*words, *WORDS, "--epochs", "1", "--threads", "1"]) == 0
+    seen.append(2)  # another process, where torch chose otherwise
+    assert main([*words, "--resume", "--epochs", "2"]) == 0
+    assert seen == [1, 2, 1]
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["threads"] == 1
+    assert main([*words, "--resume", "--epochs", "3", "--threads", "1"]) == 0
+    before = everything(tmp_path)
+    assert "leave out --threads" in refusal(capsys, *words, "--resume", "--threads", "2")
+    assert everything(tmp_path) == before
+
+
+@pytest.mark.usefixtures("sines")
+def test_a_resumed_run_keeps_settings_whose_defaults_have_changed(tmp_path, monkeypatch, capsys):
+    """What it began with holds, not what a later release would choose; that another release goes on is said."""
+    words = ["train", "forecasting", "--out", str(tmp_path / "run")]
+    assert main([*words, "--batch", "5", "--epochs", "1"]) == 0
+    begun = json.loads((tmp_path / "run" / "run.json").read_text())
+    monkeypatch.setattr(Sines, "learning_rate", 0.5, raising=False)
+    monkeypatch.setattr(torch, "__version__", "9.0")
+    capsys.readouterr()
+    assert main([*words, "--resume", "--epochs", "2"]) == 0
+    again = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert {**again["settings"], "epochs": 1, "variant": ""} == begun["settings"]
+    assert again["versions"] == begun["versions"]
+    assert [one["torch"] for one in again["resumed_with"]] == ["9.0"]
+    assert capsys.readouterr().err.count("may round otherwise") == 1
+
+
+@pytest.mark.usefixtures("sines")
+def test_a_run_is_not_resumed_from_other_weights(tmp_path, capsys):
+    """What --init names may have been trained on since."""
+    first, second = tmp_path / "first", tmp_path / "second"
+    words = ["train", "forecasting", *WORDS, "--epochs", "1"]
+    assert main([*words, "--out", str(first)]) == 0
+    assert main([*words, "--out", str(second), "--init", str(first)]) == 0
+    resume = ("train", "forecasting", "--resume", "--epochs", "2", "--out")
+    assert main([*resume, str(second)]) == 0
+    assert main([*resume, str(first)]) == 0
+    assert "other weights in --init" in refusal(capsys, *resume, str(second))
+
+
+def test_recordings_that_changed_are_other_data(tmp_path):
+    """A folder has a digest as a file has: of sounds and transcripts, whatever else lies there."""
+    command = importlib.import_module("seq2seq.train_command")
+    (tmp_path / "a.wav").write_bytes(b"sound")
+    (tmp_path / "a.txt").write_text("said")
+    before = command._data_digest(str(tmp_path))
+    (tmp_path / "run.json").write_text("{}")
+    assert command._data_digest(str(tmp_path)) == before
+    (tmp_path / "a.txt").write_text("Said")
+    assert command._data_digest(str(tmp_path)) != before
+    assert command._data_digest("seattle") == command._data_digest(None) == ""
+
+
 def test_a_bad_file_is_one_line(tmp_path, capsys):
     """File, row and cause come from the task."""
     path = tmp_path / "bad.csv"
