@@ -73,13 +73,16 @@ def _add_export(command: argparse.ArgumentParser) -> None:
         "--format", choices=tuple(FORMATS), default="torchscript",
         help="; ".join(f"{name}: {summary}" for name, summary in FORMATS.items()) + " (default: %(default)s)",
     )  # fmt: skip
-    command.add_argument("--out", type=Path, required=True, metavar="FILE", help="new file")
+    command.add_argument(
+        "--out", type=Path, required=True, metavar="FILE",
+        help="new file; beside it FILE.json says how it is used, and FILE.py forecasts with it where it is an ONNX "
+        "forecaster",
+    )  # fmt: skip
     command.add_argument("--lengths", action="store_true", help="take lengths of sources and targets as inputs")
-    for name, size in (("batch", 2), ("source-steps", 8), ("target-steps", 6)):
-        command.add_argument(
-            f"--{name}", type=_count, default=size, metavar="N",
-            help="of the inputs that it is exported with, which some formats are tied to (default: %(default)s)",
-        )  # fmt: skip
+    inputs = "of the inputs that it is exported with, which some formats are tied to (default: "
+    command.add_argument("--batch", type=_count, default=2, metavar="N", help=inputs + "%(default)s)")
+    command.add_argument("--source-steps", type=_count, metavar="N", help=inputs + "a forecaster's history, else 8)")
+    command.add_argument("--target-steps", type=_count, metavar="N", help=inputs + "a forecaster's horizon, else 6)")
 
 
 def _add_train(command: argparse.ArgumentParser) -> None:

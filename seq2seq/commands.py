@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from collections.abc import Callable
 from functools import partial
@@ -16,6 +17,7 @@ from seq2seq import checkpoint, plots
 from seq2seq import export as deployment
 from seq2seq.command_input import UsageError, model_folder, refuse_existing, usage
 from seq2seq.contract import Model
+from seq2seq.deployment_facts import describe
 from seq2seq.tasks import TASKS, restore
 from seq2seq.tasks.forecasting_task import INTERPOLATED
 from seq2seq.tasks.task import Task
@@ -113,12 +115,30 @@ def translate(arguments: argparse.Namespace) -> int:
 
 
 def export(arguments: argparse.Namespace) -> int:
-    """Write a model as a file that runs without this project; say which sizes it serves."""
-    refuse_existing(arguments.out)
-    sizes = deployment.Sizes(arguments.batch, arguments.source_steps, arguments.target_steps)
-    model = usage(lambda: checkpoint.from_pretrained(model_folder(arguments.checkpoint))).model
-    served = usage(lambda: deployment.export(model, arguments.out, arguments.format, sizes, lengths=arguments.lengths))
-    print(f"{arguments.out}: {arguments.format}, results equal the model's; serves {served.words(sizes)}")
+    """Write a model as a file that runs without this project, and beside it how; say which sizes it serves."""
+    out = arguments.out
+    refuse_existing(out)
+    sidecar, program = (out.with_name(f"{out.name}{suffix}") for suffix in (".json", ".py"))
+    found = usage(lambda: checkpoint.from_pretrained(model_folder(arguments.checkpoint)))
+    kept = found.task_state or {}
+    forecasts = kept.get("name") == "forecasting"
+    facts = describe(found.config, kept, arguments.format, lengths=arguments.lengths)
+    beside = {sidecar: utf8(json.dumps(facts, indent=2, ensure_ascii=False) + "\n")}
+    if forecasts and arguments.format == "onnx":
+        beside[program] = Path(__file__).with_name("deployed_forecast.py").read_bytes()
+    refuse_existing(out, *beside)
+    usual = {"source_steps": facts["history"], "target_steps": facts["horizon"]} if forecasts else {}
+    given = {name: getattr(arguments, name) for name in ("source_steps", "target_steps")}
+    sizes = deployment.Sizes(arguments.batch, **usual | {name: value for name, value in given.items() if value})
+    served = usage(
+        lambda: deployment.export(
+            found.model, out, arguments.format, sizes, lengths=arguments.lengths, facts=facts, beside=beside
+        )
+    )
+    print(f"{out}: {arguments.format}, results equal the model's; serves {served.words(sizes)}")
+    print(f"{sidecar}: its inputs, outputs and what else is needed to use it without this project")
+    if program in beside:
+        print(f"{program}: forecasts with it, by numpy and onnxruntime alone: python {program} SERIES.csv")
     return 0
 
 

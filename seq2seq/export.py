@@ -11,9 +11,10 @@ import contextlib
 import copy
 import importlib
 import io
+import json
 import os
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from kernels.output import write_new
 from seq2seq.contract import Config, Model
 from seq2seq.peers.export import Run, to_onnx
 from seq2seq.peers.runtime import ARGUMENTS, Inputs, Results
@@ -73,7 +75,16 @@ class Served:
         return "; ".join(parts)
 
 
-def export(model: Model, path: Path, form: str, sizes: Sizes | None = None, *, lengths: bool = False) -> Served:
+def export(
+    model: Model,
+    path: Path,
+    form: str,
+    sizes: Sizes | None = None,
+    *,
+    lengths: bool = False,
+    facts: Mapping[str, Any] | None = None,
+    beside: Mapping[Path, bytes] | None = None,
+) -> Served:
     """Write a model's `run` to a file, load it again and compare its results with the model's.
 
     Args:
@@ -82,6 +93,8 @@ def export(model: Model, path: Path, form: str, sizes: Sizes | None = None, *, l
         form: of `FORMATS`.
         sizes: of the inputs that it is exported with; small ones when None.
         lengths: whether the inputs have lengths; `torchscript` takes them in any case.
+        facts: about the model, see `deployment_facts`, which an ONNX file takes as metadata.
+        beside: new files that are written with it: all or none.
 
     Returns:
         What it serves beside those sizes.
@@ -108,12 +121,20 @@ def export(model: Model, path: Path, form: str, sizes: Sizes | None = None, *, l
     try:
         with _told(model, form), _quiet(), torch.no_grad():
             found.write(model, inputs, aside)
+            if form == "onnx" and facts:
+                _add_metadata(aside, facts)
             loaded = found.load(aside)
             if not agree(loaded(*inputs), Run(model)(*inputs)):
                 msg = "the file's results are not the model's"
                 raise RuntimeError(msg)
             served = _served(model, loaded, sizes, lengths=lengths)
-        aside.replace(path)
+        write_new(beside or {})
+        try:
+            aside.replace(path)
+        except OSError:
+            for other in beside or {}:
+                other.unlink()
+            raise
     finally:
         aside.unlink(missing_ok=True)
     return served
@@ -267,6 +288,14 @@ def _load_program(path: Path) -> Loaded:
 
 def _write_onnx(model: Model, inputs: Inputs, path: Path) -> None:
     path.write_bytes(to_onnx(model, inputs, dynamic=True))
+
+
+def _add_metadata(path: Path, facts: Mapping[str, Any]) -> None:
+    """Values are JSON, as metadata of ONNX are texts."""
+    onnx = importlib.import_module("onnx")
+    found = onnx.load(io.BytesIO(path.read_bytes()))
+    onnx.helper.set_model_props(found, {name: json.dumps(value) for name, value in facts.items()})
+    path.write_bytes(found.SerializeToString())
 
 
 def _load_onnx(path: Path) -> Loaded:
