@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
 import sys
 from collections.abc import Callable
 from functools import partial
@@ -138,7 +139,7 @@ def export(arguments: argparse.Namespace) -> int:
     print(f"{out}: {arguments.format}, results equal the model's; serves {served.words(sizes)}")
     print(f"{sidecar}: its inputs, outputs and what else is needed to use it without this project")
     if program in beside:
-        print(f"{program}: forecasts with it, by numpy and onnxruntime alone: python {program} SERIES.csv")
+        print(f"{program}: forecasts with it, by numpy and onnxruntime alone: python {shlex.quote(str(program))} SERIES.csv")
     return 0
 
 
