@@ -75,8 +75,7 @@ def _add_export(command: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     command.add_argument(
         "--out", type=Path, required=True, metavar="FILE",
-        help="new file; beside it FILE.json says how it is used, and FILE.py forecasts with it where it is an ONNX "
-        "forecaster",
+        help="new file; beside it FILE.json says what its use needs, and of series and texts in ONNX FILE.py uses it",
     )  # fmt: skip
     command.add_argument("--lengths", action="store_true", help="take lengths of sources and targets as inputs")
     inputs = "of the inputs that it is exported with, which some formats are tied to (default: "

@@ -24,6 +24,13 @@ from seq2seq.tasks.forecasting_task import INTERPOLATED
 from seq2seq.tasks.task import Task
 from seq2seq.train_command import train
 
+#: Programs that use an ONNX file of a task without this project, and how they are called.
+PROGRAMS = {
+    "forecasting": ("deployed_forecast.py", "python {} SERIES.csv"),
+    "translation": ("deployed_texts.py", "python {} < LINES"),
+    "summarization": ("deployed_texts.py", "python {} < LINES"),
+}
+
 
 def run(arguments: argparse.Namespace) -> int:
     """Run the command of parsed arguments.
@@ -125,8 +132,9 @@ def export(arguments: argparse.Namespace) -> int:
     forecasts = kept.get("name") == "forecasting"
     facts = describe(found.config, kept, arguments.format, lengths=arguments.lengths)
     beside = {sidecar: utf8(json.dumps(facts, indent=2, ensure_ascii=False) + "\n")}
-    if forecasts and arguments.format == "onnx":
-        beside[program] = Path(__file__).with_name("deployed_forecast.py").read_bytes()
+    example = PROGRAMS.get(kept.get("name", "")) if arguments.format == "onnx" and not arguments.lengths else None
+    if example:
+        beside[program] = Path(__file__).with_name(example[0]).read_bytes()
     refuse_existing(out, *beside)
     usual = {"source_steps": facts["history"], "target_steps": facts["horizon"]} if forecasts else {}
     given = {name: getattr(arguments, name) for name in ("source_steps", "target_steps")}
@@ -138,8 +146,8 @@ def export(arguments: argparse.Namespace) -> int:
     )
     print(f"{out}: {arguments.format}, results equal the model's; serves {served.words(sizes)}")
     print(f"{sidecar}: its inputs, outputs and what else is needed to use it without this project")
-    if program in beside:
-        print(f"{program}: forecasts with it, by numpy and onnxruntime alone: python {shlex.quote(str(program))} SERIES.csv")
+    if example:
+        print(f"{program}: uses it where this project is not: {example[1].format(shlex.quote(str(program)))}")
     return 0
 
 

@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from alone import ALONE
 
 pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
@@ -27,18 +28,6 @@ from seq2seq.command_line import main
 from seq2seq.probabilistic import LIKELIHOODS, draw
 from seq2seq.tasks.forecasting import load, restore
 from seq2seq.tasks.series import Frequency, calendar
-
-#: Runs a program as it stands, where nothing of this project and of its dependencies can be imported.
-ALONE = """
-import runpy, sys
-class Blocked:
-    def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] in {"torch", "seq2seq", "kernels", "bench", "pandas", "scipy", "onnx"}:
-            raise ImportError(f"{name} is not here")
-sys.meta_path.insert(0, Blocked())
-sys.argv = sys.argv[1:]
-runpy.run_path(sys.argv[0], run_name="__main__")
-"""
 
 
 def write(path, frequency="h", steps=300, start="2024-02-01"):
