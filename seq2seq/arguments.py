@@ -40,7 +40,7 @@ def parser() -> argparse.ArgumentParser:
     which = predict.add_mutually_exclusive_group()
     which.add_argument(
         "--series-as", metavar="NAME",
-        help="the series of --data is this one of the training, whatever the file's name, and is scaled as it",
+        help="--data holds one series, which is this one of the training, whatever the file's name",
     )  # fmt: skip
     which.add_argument(
         "--new-series", action="store_true",

@@ -365,6 +365,21 @@ def test_a_series_that_never_varies_is_left_out_and_said(shops):
     ]
 
 
+def test_a_file_of_one_series_need_not_say_again_which(shops, tmp_path):
+    """Beside --series-as the column that told the training's series apart is not looked for."""
+    state = load(shops, series="shop", history=24, horizon=6).state()
+    later = write(tmp_path / "later.csv", noise(100, 1))
+    with pytest.raises(DataError, match="no column named 'shop'"):
+        restore(state, later)
+    task = restore(state, later, series_as="a")
+    assert [one.raw.name for one in task.series] == ["a"]
+    assert task.series[0].series.mean == state["scales"]["a"]["mean"]
+    with pytest.raises(DataError, match="the training had no such series, expected one of a, b"):
+        restore(state, later, series_as="c")
+    with pytest.raises(DataError, match="here are 2: a, b"):
+        restore(state, shops, series_as="a", series="shop")
+
+
 @given(
     kind=st.sampled_from(["noise", "constant", "line", "season", "late"]),
     difference=st.booleans(),

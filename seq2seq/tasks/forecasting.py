@@ -95,7 +95,8 @@ def restore(
     Args:
         state: from `ForecastingTask.state`.
         path: series to forecast, as for `load`; those of the training when None.
-        series_as: name of the training's series that the one series of the file is.
+        series_as: name of the training's series that the file holds; whatever column told series apart then is not
+            looked for.
         new_series: whether the series of the file are others than the training's, whatever their names.
         options: fields of `series_file.Columns`, for a file; the others are as in training.
 
@@ -103,10 +104,13 @@ def restore(
         DataError: for a file that cannot be used, of another frequency than the training's, or of whose series nothing
             says which it is.
     """
-    kept = state.get("columns")
+    kept = dict(state.get("columns") or {})
+    if series_as is not None:
+        # A file of one series needs no column that says which.
+        kept.pop("series", None)
     name = _trained_on(state) if path is None else str(path)
     if name is not None and name not in BUILT_IN:
-        options = {**(kept or {}), **options}
+        options = kept | options
     frequency, cycles, scales = Frequency(**state["frequency"]), tuple(state["cycles"]), state["scales"]
     found = _read(name, options) if name is not None else []
     least = state["lag"] + state["history"] + 1
