@@ -66,12 +66,12 @@ def open_streams() -> None:
 
 
 def is_closed(stream: Any) -> bool:
-    """Whether a standard stream was closed when this process began, so that what is written to it is lost."""
+    """Return whether a standard stream was closed when this process began, so that what is written to it is lost."""
     return stream is None or getattr(stream, "name", "") == os.devnull
 
 
 def lacking(text: str, stream: Any) -> bool:
-    """Whether a text has characters that a stream's encoding lacks, so that they are written as escapes."""
+    """Return whether a text has characters that a stream's encoding lacks, so that they are written as escapes."""
     try:
         text.encode(getattr(stream, "encoding", None) or "utf-8")
     except UnicodeEncodeError:
@@ -80,7 +80,7 @@ def lacking(text: str, stream: Any) -> bool:
 
 
 def printable(name: str | os.PathLike[str]) -> str:
-    r"""A file's name as text: bytes in it that are no UTF-8 become escapes such as \xfc.
+    r"""Return a file's name as text: bytes in it that are no UTF-8 become escapes such as \xfc.
 
     Python keeps such bytes as half characters that no file and no other program takes. In a locale without UTF-8 it
     keeps all but ASCII so; the name is the same in every locale.
@@ -89,7 +89,7 @@ def printable(name: str | os.PathLike[str]) -> str:
 
 
 def utf8(text: str) -> bytes:
-    r"""Any text as UTF-8, half characters, which no encoding has, as escapes such as \udcfc, which JSON reads back."""
+    r"""Encode any text; half characters, which no encoding has, become escapes such as \udcfc, which JSON reads back."""
     return text.encode("utf-8", "backslashreplace")
 
 

@@ -25,7 +25,7 @@ def following(first: Any, steps: int, every: dict[str, int]) -> Any:
 
 
 def calendar(times: Any, cycles: list[str]) -> Any:
-    """Where timestamps are within cycles, as sine and cosine of each: (steps, 2 * cycles)."""
+    """Places of timestamps within cycles, as sine and cosine of each: (steps, 2 * cycles)."""
     date, year = times.astype("M8[D]"), times.astype("M8[Y]")
     of_day = (times - date) / np.timedelta64(1, "D")
     of_year = (date - year.astype("M8[D]")) / ((year + 1).astype("M8[D]") - year.astype("M8[D]"))
@@ -40,7 +40,7 @@ def calendar(times: Any, cycles: list[str]) -> Any:
 
 
 def draw(outputs: Any, likelihood: dict[str, Any], random: np.random.Generator) -> Any:
-    """A value for each path, from the outputs of one step, (paths, outputs)."""
+    """Draw a value for each path, from the outputs of one step, (paths, outputs)."""
     columns = outputs.astype(float).T
     if likelihood["name"] == "point":
         return columns[0]

@@ -21,7 +21,7 @@ def tidy(text: str) -> str:
 
 
 def translate(session: Any, tokenizer: Any, facts: dict[str, Any], line: str) -> str:
-    """What a model makes of a line."""
+    """Translation or summary of a line."""
     special = facts["special_tokens"]
     source = tokenizer.encode(tidy(line)).ids[: facts["max_source"]]
     if not source:

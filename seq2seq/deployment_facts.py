@@ -1,12 +1,15 @@
-"""What somebody needs to know to use an exported model without this project: inputs, outputs, scaling, vocabulary.
+"""Facts that the use of an exported model without this project needs: inputs, outputs, scaling, vocabulary.
 
 It is written beside the file as JSON, and into an ONNX file as metadata: a key for each fact, its value as JSON.
 """
 
 from __future__ import annotations
 
+import importlib
+import io
 import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from seq2seq.contract import Config
@@ -35,7 +38,7 @@ SHARES = {
 
 
 def describe(config: Config, task_state: Mapping[str, Any] | None, form: str, *, lengths: bool) -> dict[str, Any]:
-    """Facts about an exported model, as JSON takes them.
+    """Return facts about an exported model, as JSON takes them.
 
     Args:
         config: sizes of the model.
@@ -64,6 +67,14 @@ def describe(config: Config, task_state: Mapping[str, Any] | None, form: str, *,
         tokens = {"padding": PAD, "unknown": UNKNOWN, "begin": BEGIN, "end": END}
         facts |= {"task": name, "special_tokens": tokens} | {key: kept[key] for key in kept if key != "task"}
     return facts
+
+
+def add_metadata(path: Path, facts: Mapping[str, Any]) -> None:
+    """Add facts to the metadata of an ONNX file; values are JSON, since metadata are texts."""
+    onnx = importlib.import_module("onnx")
+    found = onnx.load(io.BytesIO(path.read_bytes()))
+    onnx.helper.set_model_props(found, {name: json.dumps(value) for name, value in facts.items()})
+    path.write_bytes(found.SerializeToString())
 
 
 def _inputs(config: Config, *, lengths: bool) -> dict[str, Any]:

@@ -11,7 +11,6 @@ import contextlib
 import copy
 import importlib
 import io
-import json
 import os
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -24,6 +23,7 @@ from torch import Tensor
 
 from kernels.output import write_new
 from seq2seq.contract import Config, Model
+from seq2seq.deployment_facts import add_metadata
 from seq2seq.peers.export import Run, to_onnx
 from seq2seq.peers.runtime import ARGUMENTS, Inputs, Results
 
@@ -122,7 +122,7 @@ def export(
         with _told(model, form), _quiet(), torch.no_grad():
             found.write(model, inputs, aside)
             if form == "onnx" and facts:
-                _add_metadata(aside, facts)
+                add_metadata(aside, facts)
             loaded = found.load(aside)
             if not agree(loaded(*inputs), Run(model)(*inputs)):
                 msg = "the file's results are not the model's"
@@ -288,14 +288,6 @@ def _load_program(path: Path) -> Loaded:
 
 def _write_onnx(model: Model, inputs: Inputs, path: Path) -> None:
     path.write_bytes(to_onnx(model, inputs, dynamic=True))
-
-
-def _add_metadata(path: Path, facts: Mapping[str, Any]) -> None:
-    """Values are JSON, as metadata of ONNX are texts."""
-    onnx = importlib.import_module("onnx")
-    found = onnx.load(io.BytesIO(path.read_bytes()))
-    onnx.helper.set_model_props(found, {name: json.dumps(value) for name, value in facts.items()})
-    path.write_bytes(found.SerializeToString())
 
 
 def _load_onnx(path: Path) -> Loaded:
