@@ -89,7 +89,7 @@ def printable(name: str | os.PathLike[str]) -> str:
 
 
 def utf8(text: str) -> bytes:
-    r"""Encode any text; half characters, which no encoding has, become escapes such as \udcfc, which JSON reads back."""
+    r"""Encode any text; half characters become escapes such as \udcfc, which JSON reads back."""
     return text.encode("utf-8", "backslashreplace")
 
 
