@@ -24,13 +24,10 @@ from bench.rawfile import Key
 from bench.record import Status
 from bench.runner import Plan, Runner, make_plan
 from bench.store import RunFolder
+from kernels.output import Terminated, run_command, utf8, write_new
 
 EXIT_OK, EXIT_NOT_OK, EXIT_USAGE, EXIT_REGRESSION, EXIT_UNFINISHED = 0, 1, 2, 3, 4
 EXIT_INTERRUPTED, EXIT_TERMINATED = 130, 143
-
-
-class Terminated(KeyboardInterrupt):
-    """SIGTERM, which ends a run as Ctrl-C does."""
 
 
 def usable_cores() -> int:
@@ -283,8 +280,7 @@ def _refuse_existing(path: Path | None, option: str) -> None:
 
 def _write_new(path: Path, text: str) -> None:
     try:
-        with path.open("x", encoding="utf-8", newline="") as file:
-            file.write(text)
+        write_new({path: utf8(text)})
     except OSError as error:
         msg = f"{path} cannot be written: {error.strerror or error}; name another file"
         raise UsageError(msg) from error
@@ -322,4 +318,4 @@ def _terminate(*_: object) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_command(main)

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import functools
 import os
-import sys
 import zlib
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -20,6 +19,7 @@ import numpy as np
 from scipy import signal, stats
 
 from bench.statistics import CONFIDENCE, Floats, Interval, independent_ratio_interval, percentile, ratio_interval
+from kernels.output import run_command
 from kernels.usage import Parser
 
 #: Spread of a round's ratio, and of a call's time within its round, as a share: what a calm machine gave.
@@ -263,4 +263,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_command(main)

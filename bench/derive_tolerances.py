@@ -10,7 +10,6 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import random
-import sys
 import warnings
 from collections.abc import Iterator
 
@@ -18,6 +17,7 @@ import torch
 
 from bench.defects import DEFECTS
 from bench.parity import FACTOR, TOLERANCES, Gate
+from kernels.output import run_command
 from kernels.usage import Parser
 from seq2seq.execution import Executable, initial_weights
 from seq2seq.variants import LSTMS, VARIANTS, Variant
@@ -114,4 +114,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_command(main)

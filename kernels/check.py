@@ -27,6 +27,7 @@ import torch
 from kernels.check_work import Task, Verdict, work
 from kernels.dispatch import MODULES
 from kernels.guard import Outcome, Pool, seconds
+from kernels.output import run_command
 from kernels.problems import Sizes
 from kernels.usage import Parser
 
@@ -265,4 +266,4 @@ def _sanitize(names: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_command(main)

@@ -28,6 +28,7 @@ import torch
 
 from kernels.dispatch import MODULES
 from kernels.guard import Pool
+from kernels.output import run_command
 from kernels.recurrence import Problem
 from kernels.usage import Parser
 
@@ -366,4 +367,4 @@ def _version() -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_command(main)

@@ -27,6 +27,7 @@ from kernels import check_work, table
 from kernels.check import TYPES
 from kernels.dispatch import MODULES
 from kernels.guard import Pool, seconds
+from kernels.output import run_command
 from kernels.problems import Sizes
 from kernels.table import Entry, Table
 from kernels.tune_work import Candidate, Job, measure
@@ -223,4 +224,4 @@ def _facts(commit: str) -> dict[str, str]:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_command(main)

@@ -1,8 +1,7 @@
 """`python -m seq2seq`: see `seq2seq.command_line`."""
 
-import sys
-
+from kernels.output import run_command
 from seq2seq.command_line import main
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_command(main)

@@ -33,8 +33,19 @@ def parser() -> argparse.ArgumentParser:
     commands.add_parser("seed", help="the seed's example: 50 epochs on random data")
     _add_train(commands.add_parser("train", help="train a model on a task"))
     predict = commands.add_parser("predict", help="forecast series with a trained model, with intervals")
-    _add_checkpoint(predict)
+    _add_checkpoint(
+        predict, "CSV of series, or built-in ones (default: what it was trained on)", "; the others are as in training"
+    )
     predict.add_argument("--series", metavar="NAME", help="forecast this series alone (default: all)")
+    which = predict.add_mutually_exclusive_group()
+    which.add_argument(
+        "--series-as", metavar="NAME",
+        help="--data holds one series, which is this one of the training, whatever the file's name",
+    )  # fmt: skip
+    which.add_argument(
+        "--new-series", action="store_true",
+        help="the series of --data are none of the training's, and are scaled by their own first 80%%",
+    )  # fmt: skip
     start = predict.add_mutually_exclusive_group()
     start.add_argument("--start", type=int, metavar="STEP", help="step of the series at which the forecast starts")
     start.add_argument(
@@ -46,7 +57,7 @@ def parser() -> argparse.ArgumentParser:
     )
     predict.add_argument("--out", type=Path, metavar="FILE.csv", help="new file for the table (default: print it)")
     translate = commands.add_parser("translate", help="translate or summarise lines of text with a trained model")
-    _add_checkpoint(translate)
+    _add_checkpoint(translate, "lines to translate, or names of WAV files (default: standard input)")
     translate.add_argument("--beam", type=_beam, default=4, metavar="N", help="hypotheses of the search (default: 4)")
     translate.add_argument(
         "--attention", type=_picture, metavar="FILE.png", help="new file: what each word of the first line looked at"
@@ -62,13 +73,15 @@ def _add_export(command: argparse.ArgumentParser) -> None:
         "--format", choices=tuple(FORMATS), default="torchscript",
         help="; ".join(f"{name}: {summary}" for name, summary in FORMATS.items()) + " (default: %(default)s)",
     )  # fmt: skip
-    command.add_argument("--out", type=Path, required=True, metavar="FILE", help="new file")
+    command.add_argument(
+        "--out", type=Path, required=True, metavar="FILE",
+        help="new file; beside it FILE.json says what its use needs, and of series and texts in ONNX FILE.py uses it",
+    )  # fmt: skip
     command.add_argument("--lengths", action="store_true", help="take lengths of sources and targets as inputs")
-    for name, size in (("batch", 2), ("source-steps", 8), ("target-steps", 6)):
-        command.add_argument(
-            f"--{name}", type=_count, default=size, metavar="N",
-            help="of the inputs that it is exported with, which some formats are tied to (default: %(default)s)",
-        )  # fmt: skip
+    inputs = "of the inputs that it is exported with, which some formats are tied to (default: "
+    command.add_argument("--batch", type=_count, default=2, metavar="N", help=inputs + "%(default)s)")
+    command.add_argument("--source-steps", type=_count, metavar="N", help=inputs + "a forecaster's history, else 8)")
+    command.add_argument("--target-steps", type=_count, metavar="N", help=inputs + "a forecaster's horizon, else 6)")
 
 
 def _add_train(command: argparse.ArgumentParser) -> None:
@@ -125,13 +138,13 @@ def _add_train(command: argparse.ArgumentParser) -> None:
     learning.add_argument("--seed", type=int, metavar="N", help="of weights, order and dropout (default: 0)")
 
 
-def _add_checkpoint(command: argparse.ArgumentParser) -> None:
+def _add_checkpoint(command: argparse.ArgumentParser, data: str, option: str = "") -> None:
     command.add_argument("checkpoint", metavar="CHECKPOINT", help="folder of a training run, or of a model")
-    command.add_argument("--data", metavar="FILE", help="what to use the model on (default: the training's, or lines "
-                         "of standard input)")  # fmt: skip
+    command.add_argument("--data", metavar="FILE", help=data)
     command.add_argument(
-        "--option", action="append", type=_option, metavar="NAME=VALUE", help="how to read the file; may be repeated"
-    )
+        "--option", action="append", type=_option, metavar="NAME=VALUE",
+        help="how to read the file; may be repeated" + option,
+    )  # fmt: skip
     command.add_argument("--batch", type=_count, default=32, metavar="N", help="sequences at a time (default: 32)")
     command.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="(default: cpu)")
 

@@ -25,11 +25,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     # torch says so whenever its oneDNN settings are read, on any machine without an Intel GPU.
     warnings.filterwarnings("ignore", "TF32 acceleration on top of oneDNN", UserWarning)
     from seq2seq import commands  # noqa: PLC0415 - the same
+    from seq2seq.command_input import UsageError  # noqa: PLC0415
     from seq2seq.train_folder import TrainingError  # noqa: PLC0415
 
     try:
         return commands.run(arguments)
-    except commands.UsageError as error:
+    except UsageError as error:
         print(f"error: {error}", file=sys.stderr)
         return EXIT_USAGE
     except TrainingError as error:
@@ -38,6 +39,3 @@ def main(argv: Sequence[str] | None = None) -> int:
     except OSError as error:
         print(f"error: {f'{error.filename}: ' if error.filename else ''}{error.strerror or error}", file=sys.stderr)
         return EXIT_NOT_OK
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130

@@ -10,9 +10,10 @@ from __future__ import annotations
 import contextlib
 import copy
 import importlib
+import io
 import os
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from kernels.output import write_new
 from seq2seq.contract import Config, Model
+from seq2seq.deployment_facts import add_metadata
 from seq2seq.peers.export import Run, to_onnx
 from seq2seq.peers.runtime import ARGUMENTS, Inputs, Results
 
@@ -72,7 +75,16 @@ class Served:
         return "; ".join(parts)
 
 
-def export(model: Model, path: Path, form: str, sizes: Sizes | None = None, *, lengths: bool = False) -> Served:
+def export(
+    model: Model,
+    path: Path,
+    form: str,
+    sizes: Sizes | None = None,
+    *,
+    lengths: bool = False,
+    facts: Mapping[str, Any] | None = None,
+    beside: Mapping[Path, bytes] | None = None,
+) -> Served:
     """Write a model's `run` to a file, load it again and compare its results with the model's.
 
     Args:
@@ -81,6 +93,8 @@ def export(model: Model, path: Path, form: str, sizes: Sizes | None = None, *, l
         form: of `FORMATS`.
         sizes: of the inputs that it is exported with; small ones when None.
         lengths: whether the inputs have lengths; `torchscript` takes them in any case.
+        facts: about the model, see `deployment_facts`, which an ONNX file takes as metadata.
+        beside: new files that are written with it: all or none.
 
     Returns:
         What it serves beside those sizes.
@@ -107,12 +121,20 @@ def export(model: Model, path: Path, form: str, sizes: Sizes | None = None, *, l
     try:
         with _told(model, form), _quiet(), torch.no_grad():
             found.write(model, inputs, aside)
+            if form == "onnx" and facts:
+                add_metadata(aside, facts)
             loaded = found.load(aside)
             if not agree(loaded(*inputs), Run(model)(*inputs)):
                 msg = "the file's results are not the model's"
                 raise RuntimeError(msg)
             served = _served(model, loaded, sizes, lengths=lengths)
-        aside.replace(path)
+        write_new(beside or {})
+        try:
+            aside.replace(path)
+        except OSError:
+            for other in beside or {}:
+                other.unlink()
+            raise
     finally:
         aside.unlink(missing_ok=True)
     return served
@@ -207,7 +229,14 @@ class Format:
 
 def _script(model: Model, inputs: Inputs, path: Path) -> None:
     del inputs
-    torch.jit.script(model).save(str(path))
+    _save(torch.jit.script(model), path)
+
+
+def _save(module: Any, path: Path) -> None:
+    """By way of a buffer: torch's C++ takes no path whose bytes are no UTF-8."""
+    content = io.BytesIO()
+    torch.jit.save(module, content)
+    path.write_bytes(content.getvalue())
 
 
 def _load_script(path: Path) -> Loaded:
@@ -223,7 +252,7 @@ def _trace(model: Model, inputs: Inputs, path: Path) -> None:
     def traced(*values: Tensor) -> Results:
         return frozen.run(**dict(zip(names, values, strict=True)))
 
-    torch.jit.trace(traced, tuple(value for value in inputs if value is not None)).save(str(path))
+    _save(torch.jit.trace(traced, tuple(value for value in inputs if value is not None)), path)
 
 
 def _load_trace(path: Path) -> Loaded:
@@ -239,7 +268,7 @@ def _load_trace(path: Path) -> Loaded:
 def _existing_module(path: Path) -> Any:
     if not path.is_file():
         raise FileNotFoundError(path)
-    return torch.jit.load(str(path))
+    return torch.jit.load(io.BytesIO(path.read_bytes()))
 
 
 def _program(model: Model, inputs: Inputs) -> torch.export.ExportedProgram:

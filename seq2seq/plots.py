@@ -52,12 +52,11 @@ def curve(rows: Sequence[Mapping[str, str]], path: Path, loss: str) -> None:
     replace(path, _png(figure))
 
 
-def forecasts(found: Sequence[Any], path: Path) -> None:
-    """One panel a forecast: history, median, intervals, seasonal naive, and what came.
+def forecasts(found: Sequence[Any]) -> bytes:
+    """A PNG with one panel a forecast: history, median, intervals, seasonal naive, and what came.
 
     Args:
         found: `seq2seq.tasks.forecast.Forecast`s.
-        path: of the new PNG.
     """
     figure = _figure(9, 3.2 * len(found) + 0.4)
     panels = figure.subplots(len(found), squeeze=False)[:, 0]
@@ -77,7 +76,7 @@ def forecasts(found: Sequence[Any], path: Path) -> None:
         if forecast.observed is not None:
             axes.plot(after, forecast.observed, color=ORANGE, lw=1.6, label="what came")
         axes.axvline(after[0], color=GREY, lw=0.8, ls=":")
-        axes.set_title(forecast.series, loc="left", fontsize=10, fontweight="bold", parse_math=False)
+        axes.set_title(forecast.title or forecast.series, loc="left", fontsize=10, fontweight="bold", parse_math=False)
         axes.set_title(f"{stamps[0]:%Y-%m-%d} to {stamps[-1]:%Y-%m-%d}", loc="right", fontsize=9, color=GREY)
         axes.set_ylabel(forecast.unit, parse_math=False)
         locator = AutoDateLocator()
@@ -89,18 +88,17 @@ def forecasts(found: Sequence[Any], path: Path) -> None:
     panels[-1].set(xlabel="time")
     handles, labels = panels[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower left", ncols=6, frameon=False, fontsize=8)
-    _new(path, _png(figure))
+    return _png(figure)
 
 
-def attention(model: Model, subwords: Any, source: str, output: str, path: Path, max_source: int) -> None:
-    """What each token of an output looked at in the source.
+def attention(model: Model, subwords: Any, source: str, output: str, max_source: int) -> bytes:
+    """A PNG of what each token of an output looked at in the source.
 
     Args:
         model: one that `looks`, in evaluation mode.
         subwords: the vocabulary of both, with `encode` and `decode`.
         source: a text.
         output: what the model made of it.
-        path: of the new PNG.
         max_source: tokens of the source that the model read at most.
     """
     read, written = subwords.encode(source)[:max_source], [*subwords.encode(output), END]
@@ -116,7 +114,7 @@ def attention(model: Model, subwords: Any, source: str, output: str, path: Path,
     axes.set_yticks(range(len(written)), [*output_names, "(end)"], parse_math=False)
     axes.set(xlabel="source", ylabel="output")
     figure.colorbar(image, label="share of attention")
-    _new(path, _png(figure))
+    return _png(figure)
 
 
 def _shown(subwords: Any, token: int) -> str:
@@ -186,8 +184,3 @@ def _png(figure: Figure) -> bytes:
     content = io.BytesIO()
     figure.savefig(content, format="png", dpi=DPI)
     return content.getvalue()
-
-
-def _new(path: Path, data: bytes) -> None:
-    with path.open("xb") as file:
-        file.write(data)

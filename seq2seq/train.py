@@ -12,7 +12,6 @@ import fnmatch
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
 
@@ -26,104 +25,15 @@ from seq2seq.task_workload import task_workload
 from seq2seq.tasks.batch import Batch
 from seq2seq.tasks.task import Task, suited
 from seq2seq.train_folder import TrainFolder, TrainingError
+from seq2seq.train_settings import Progress, Settings, rate_factor
 from seq2seq.variants import VARIANTS
 
-SCHEDULES = ("constant", "cosine")
 #: Steps after which losses are looked at: reading one waits for the device.
 LOOK_STEPS = 10
 #: Seconds after which a checkpoint is written between validations.
 SAVE_S = 60.0
-#: Above it a step of Adam is no float32.
-MOST_RATE = 1e30
 #: Variant that trains LSTMs where none is named: what torch itself does on that device.
 DEFAULT_VARIANTS = {"cpu": "onednn", "cuda": "cudnn"}
-
-
-@dataclass(frozen=True)
-class Settings:
-    """What decides a run, beside the data.
-
-    Attributes:
-        variant: key of `VARIANTS`; torch's own way on that device when "".
-        device: `cpu` or `cuda`.
-        seed: of the weights, of the order of the data, and of dropout.
-        batch: sequences in a batch.
-        learning_rate: of Adam, after the warm-up.
-        weight_decay: of AdamW; 0 makes it Adam.
-        schedule: `constant`, or `cosine`, which goes down to 0 at the limit of steps or, without one, of epochs.
-        warmup: steps in which the learning rate rises from 0.
-        clip: largest norm of all gradients together; 0 for none.
-        epochs, steps: limits, the first that is met ends the run; None is none.
-        evaluate_every: steps between validations; an epoch when None.
-        patience: validations without a new lowest loss after which the run ends; 0 for never.
-        freeze: patterns of parameters that stay as they are.
-        rates: factors of the learning rate by pattern of parameters; the first that matches holds.
-
-    Raises:
-        ValueError: for a value out of range.
-    """
-
-    variant: str = ""
-    device: str = "cpu"
-    seed: int = 0
-    batch: int = 64
-    learning_rate: float = 1e-3
-    weight_decay: float = 0.0
-    schedule: str = "constant"
-    warmup: int = 0
-    clip: float = 1.0
-    epochs: int | None = 20
-    steps: int | None = None
-    evaluate_every: int | None = None
-    patience: int = 5
-    freeze: tuple[str, ...] = ()
-    rates: Mapping[str, float] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        for name, least in (("batch", 1), ("epochs", 1), ("steps", 1), ("evaluate_every", 1)):
-            if (value := getattr(self, name)) is not None and value < least:
-                msg = f"{name} is {value}, expected at least {least}"
-                raise ValueError(msg)
-        for name in ("weight_decay", "warmup", "clip", "patience"):
-            if not 0 <= getattr(self, name) < math.inf:
-                msg = f"{name} is {getattr(self, name)}, expected at least 0"
-                raise ValueError(msg)
-        if not 0 < self.learning_rate <= MOST_RATE:
-            msg = f"learning_rate is {self.learning_rate}, expected above 0 and at most {MOST_RATE:g}"
-            raise ValueError(msg)
-        if self.schedule not in SCHEDULES:
-            msg = f"schedule is {self.schedule!r}, expected one of {', '.join(SCHEDULES)}"
-            raise ValueError(msg)
-        if self.epochs is None and self.steps is None:
-            msg = "neither epochs nor steps limits the run; give one"
-            raise ValueError(msg)
-
-
-@dataclass
-class Progress:
-    """How far a run has come.
-
-    Attributes:
-        step: optimizer steps taken.
-        epoch: the epoch that the next batch is of, from 0.
-        position: batches of that epoch that are done.
-        best_loss: lowest validation loss so far; infinite before the first.
-        best_step: where that was.
-        waited: validations since then.
-        evaluated_step: step of the latest validation.
-        training_s: seconds of steps, without validation.
-        ended: why the run ended, in words; empty while it goes on.
-    """
-
-    step: int = 0
-    epoch: int = 0
-    position: int = 0
-    best_loss: float = math.inf
-    best_step: int = 0
-    waited: int = 0
-    evaluated_step: int = 0
-    training_s: float = 0.0
-    ended: str = ""
 
 
 class Trainer:
@@ -143,7 +53,7 @@ class Trainer:
         save_model: writes a model's weights somewhere, called with each new best.
 
     Raises:
-        TrainingError: when the variant cannot train here, and why.
+        TrainingError: when the variant cannot train here, and why, or there is nothing to validate with.
     """
 
     def __init__(
@@ -157,6 +67,9 @@ class Trainer:
     ) -> None:
         task = suited(task, config)
         self.task, self.config, self.settings, self.folder = task, config, settings, folder
+        if next(iter(task.batches("validation", settings.batch, settings.seed, 0)), None) is None:
+            msg = f"the task {task.name} has no validation batch; give it more data"
+            raise TrainingError(msg)
         self._save_model = save_model
         self.progress = Progress()
         self.stopping = False
@@ -167,6 +80,7 @@ class Trainer:
             lr=settings.learning_rate,
             weight_decay=settings.weight_decay,
         )
+        self._most_steps = _most_steps(task, settings)
         self._rates = [group["lr"] for group in self.optimizer.param_groups]
         self._judge = config.build(nn.LSTM).to(settings.device).eval()
         self.best: Weights = weights
@@ -269,7 +183,7 @@ class Trainer:
     def _step(self, batch: Batch) -> None:
         if len(self._pending) >= LOOK_STEPS:
             self._look()
-        factor = _schedule(self.settings, self.progress)
+        factor = rate_factor(self.settings, self.progress.step, self._most_steps)
         for group, rate in zip(self.optimizer.param_groups, self._rates, strict=True):
             group["lr"] = rate * factor
         start = time.perf_counter()
@@ -362,9 +276,6 @@ class Trainer:
                 steps = _expected_steps(batch)
                 total += steps * float(self._judge.loss(outputs, moved.expected, moved.decoded_lengths))
                 weight += steps
-        if not weight:
-            msg = f"the task {self.task.name} has no validation batch; give it more data"
-            raise TrainingError(msg)
         return total / weight
 
     def _undisturbed(self) -> Any:
@@ -415,13 +326,14 @@ def _parameter_groups(model: nn.Module, settings: Settings) -> list[dict[str, An
     return [{"params": found, "lr": settings.learning_rate * factor} for factor, found in groups.items()]
 
 
-def _schedule(settings: Settings, progress: Progress) -> float:
-    """Factor of the learning rate for the next step: a function of the progress alone."""
-    factor = min(1.0, (progress.step + 1) / settings.warmup) if settings.warmup else 1.0
-    if settings.schedule == "cosine":
-        done = progress.step / settings.steps if settings.steps else progress.epoch / (settings.epochs or 1)
-        factor *= (1 + math.cos(math.pi * min(1.0, done))) / 2
-    return factor
+def _most_steps(task: Task, settings: Settings) -> int:
+    """Steps that a run takes at most; a task gives as many batches in every epoch."""
+    limits = [] if settings.steps is None else [settings.steps]
+    # Counting takes a pass over the data, which a constant rate does without.
+    if settings.epochs is not None and settings.schedule == "cosine":
+        batches = sum(1 for _ in task.batches("train", settings.batch, settings.seed, 0))
+        limits.append(settings.epochs * max(1, batches))
+    return min(limits, default=1)
 
 
 def _expected_steps(batch: Batch) -> int:

@@ -19,6 +19,8 @@ from typing import Any
 
 import torch
 
+from kernels.output import utf8
+
 #: Columns of curve.csv: one row a step, and one a validation, which has the seconds of training until then.
 CURVE = ("step", "epoch", "learning_rate", "loss", "gradient_norm", "validation_loss", "training_s")
 FORMAT = 1
@@ -34,27 +36,32 @@ class TrainFolder:
 
     Attributes:
         path: the folder.
+        made: folders that were made for it, the deepest first.
     """
 
     path: Path
+    made: tuple[Path, ...] = ()
 
     @classmethod
     def create(cls, path: Path) -> TrainFolder:
         """A new folder.
 
         Raises:
-            TrainingError: when it holds something already, or cannot be made.
+            TrainingError: when it holds something already, or cannot be made; nothing is left of it then.
         """
+        made: list[Path] = []
         try:
+            made += [folder for folder in (path, *path.parents) if not folder.exists()]
             path.mkdir(parents=True, exist_ok=True)
             if any(path.iterdir()):
                 what = "holds a training run" if (path / "run.json").exists() else "is not empty"
                 msg = f"{path} {what}, and nothing is overwritten: go on with it by --resume, or name another --out"
                 raise TrainingError(msg)
         except OSError as error:
+            _remove(made)
             msg = f"{path} cannot be written: {error.strerror or error}; name another folder with --out"
             raise TrainingError(msg) from error
-        return cls(path)
+        return cls(path, tuple(made))
 
     @classmethod
     def open(cls, path: Path) -> TrainFolder:
@@ -68,6 +75,17 @@ class TrainFolder:
             raise TrainingError(msg)
         return cls(path)
 
+    @contextlib.contextmanager
+    def removed_unless_trained(self) -> Iterator[None]:
+        """Take a new folder away again when what is done meanwhile fails before anything was trained."""
+        try:
+            yield
+        except BaseException:
+            if not (self.curve_path.exists() or self.checkpoint_path.exists() or self.model.exists()):
+                (self.path / "run.json").unlink(missing_ok=True)
+                _remove(self.made)
+            raise
+
     @property
     def model(self) -> Path:
         """Folder of the best weights so far."""
@@ -78,10 +96,15 @@ class TrainFolder:
         """curve.csv."""
         return self.path / "curve.csv"
 
+    @property
+    def checkpoint_path(self) -> Path:
+        """checkpoint.pt."""
+        return self.path / "checkpoint.pt"
+
     def write_run(self, facts: dict[str, Any]) -> None:
         """Write or replace run.json: settings, versions, and in the end the result."""
         text = json.dumps({"format": FORMAT} | facts, indent=2, ensure_ascii=False)
-        replace(self.path / "run.json", (text + "\n").encode())
+        replace(self.path / "run.json", utf8(text + "\n"))
 
     def read_run(self) -> dict[str, Any]:
         """run.json.
@@ -105,7 +128,7 @@ class TrainFolder:
         """Write or replace the checkpoint."""
         content = io.BytesIO()
         torch.save(state, content)
-        replace(self.path / "checkpoint.pt", content.getvalue())
+        replace(self.checkpoint_path, content.getvalue())
 
     def load(self) -> dict[str, Any] | None:
         """The checkpoint; None when the run ended before its first.
@@ -113,7 +136,7 @@ class TrainFolder:
         Raises:
             TrainingError: when it cannot be read.
         """
-        path = self.path / "checkpoint.pt"
+        path = self.checkpoint_path
         if not path.exists():
             return None
         try:
@@ -153,6 +176,13 @@ class TrainFolder:
             return
         whole = self.curve_path.read_text(encoding="utf-8").rpartition("\n")[0]
         yield from csv.DictReader(io.StringIO(whole))
+
+
+def _remove(folders: Iterable[Path]) -> None:
+    """Remove empty folders."""
+    for folder in folders:
+        with contextlib.suppress(OSError):
+            folder.rmdir()
 
 
 def replace(path: Path, data: bytes) -> None:

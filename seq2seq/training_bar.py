@@ -8,7 +8,8 @@ from typing import Self
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from seq2seq import train
+from seq2seq.train_settings import Progress as TrainingProgress
+from seq2seq.train_settings import Settings
 
 
 class TrainingBar:
@@ -18,7 +19,7 @@ class TrainingBar:
         settings: of the run.
     """
 
-    def __init__(self, settings: train.Settings) -> None:
+    def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._console = Console(highlight=False, soft_wrap=True)
         self._bar = Progress(
@@ -44,7 +45,7 @@ class TrainingBar:
         """Take the bar away."""
         self._bar.stop()
 
-    def tick(self, progress: train.Progress, validation_loss: float | None) -> None:
+    def tick(self, progress: TrainingProgress, validation_loss: float | None) -> None:
         """Take a step, or a validation."""
         done = progress.step if self._settings.steps else progress.epoch
         text = f"step {progress.step}, epoch {progress.epoch + 1}"

@@ -283,7 +283,8 @@ def test_state_survives_json(hourly, tmp_path):
     assert again.state() == hourly.state()
     one, other = (next(task.batches("validation", 8, 0, 0)) for task in (hourly, again))
     assert torch.equal(one.source, other.source)
-    without = restore(state)
+    assert restore(state).state() == hourly.state()
+    without = restore({**state, "columns": None})
     assert without.series == ()
     with pytest.raises(ValueError, match="no series to evaluate"):
         without.evaluate(Repeats(0.0), 8, "cpu")
@@ -334,6 +335,80 @@ def test_series_that_repeats_itself_is_refused(tmp_path):
     """The seasonal naive forecast of an exact repetition has no error to scale with."""
     with pytest.raises(DataError, match="repeats itself every 24 steps"):
         load(write(tmp_path / "s.csv", [float(hour % 24) for hour in range(400)]), history=24, horizon=6)
+
+
+@pytest.fixture
+def shops(tmp_path):
+    """Two series of one file: one that is busy, one that sold nothing."""
+    rows = [pd.DataFrame({"shop": name, "value": values}) for name, values in (("a", noise(400)), ("b", [0.0] * 400))]
+    stamps = pd.date_range("2024-01-01", periods=400, freq="h")
+    table = pd.concat([one.assign(timestamp=stamps) for one in rows])
+    table.to_csv(tmp_path / "shops.csv", index=False)
+    return tmp_path / "shops.csv"
+
+
+def test_a_series_that_never_varies_is_left_out_and_said(shops):
+    """It has no error to scale with: training and scores are those of the other series alone, and a line says so."""
+    task = load(shops, series="shop", history=24, horizon=6, samples=5)
+    alone = load(write(shops.with_name("a.csv"), noise(400)), history=24, horizon=6, samples=5)
+    model = Repeats(0.1)
+    assert task.evaluate(model, 64, "cpu") == alone.evaluate(model, 64, "cpu")
+    for split in ("train", "validation"):
+        for one, other in zip(task.batches(split, 16, 0, 0), alone.batches(split, 16, 0, 0), strict=True):
+            assert torch.equal(one.source, other.source)
+    assert any(line.startswith("b: is left out of training and scores, as the training part") for line in task.notes)
+    again = restore(json.loads(json.dumps(task.state())))
+    found = again.forecast(model, "b", samples=5)
+    assert torch.equal(found.samples, torch.zeros_like(found.samples))
+    assert again.changes(again.series) == [
+        "b: its differences to 24 steps before do not vary in the training, and are forecast to stay as they are"
+    ]
+
+
+def test_a_file_of_one_series_need_not_say_again_which(shops, tmp_path):
+    """Beside --series-as the column that told the training's series apart is not looked for."""
+    state = load(shops, series="shop", history=24, horizon=6).state()
+    later = write(tmp_path / "later.csv", noise(100, 1))
+    with pytest.raises(DataError, match="no column named 'shop'"):
+        restore(state, later)
+    task = restore(state, later, series_as="a")
+    assert [one.raw.name for one in task.series] == ["a"]
+    assert task.series[0].series.mean == state["scales"]["a"]["mean"]
+    with pytest.raises(DataError, match="the training had no such series, expected one of a, b"):
+        restore(state, later, series_as="c")
+    with pytest.raises(DataError, match="here are 2: a, b"):
+        restore(state, shops, series_as="a", series="shop")
+
+
+@given(
+    kind=st.sampled_from(["noise", "constant", "line", "season", "late"]),
+    difference=st.booleans(),
+    level=st.sampled_from([0.0, 1.0, -7.0]),
+    output=st.floats(-2, 2, width=32),
+)
+def test_a_forecast_does_not_depend_on_the_unit(tmp_path_factory, kind, difference, level, output):
+    """Series of another name in kW and in MW give the same forecast but for the unit, also where nothing varies.
+
+    1024 for 1000, so that nothing rounds; whatever never varied in its first 80 % goes on as it was.
+    """
+    folder = tmp_path_factory.mktemp("units")
+    hours = torch.arange(200, dtype=torch.float64)
+    values = {
+        "noise": torch.tensor(noise(200), dtype=torch.float64),
+        "constant": torch.zeros(200),
+        "line": hours,
+        "season": (hours % 24).square(),
+        "late": torch.where(hours < 190, 0.0, hours),
+    }[kind] + level
+    state = load(write(folder / "s.csv", noise(400)), history=24, horizon=6, difference=difference).state()
+    forecasts = []
+    for unit in (1, 1024):
+        task = restore(state, write(folder / "other.csv", (values * unit).tolist()), new_series=True)
+        found = task.forecast(Repeats(output, task.features), samples=3)
+        forecasts.append(found.samples / unit)
+    assert torch.equal(*forecasts)
+    if kind == "constant" or (kind == "season" and difference):
+        assert torch.equal(forecasts[0], values[-24:-18].expand(1, -1))
 
 
 def test_straight_line_is_forecast(tmp_path):

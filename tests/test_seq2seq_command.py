@@ -17,6 +17,7 @@ from tiny_tasks import Reverse, Sines
 
 from seq2seq import plots
 from seq2seq.arguments import MODELS, TASKS, parser
+from seq2seq.command_input import UsageError
 from seq2seq.command_line import main
 from seq2seq.tasks import TASKS as LOADERS
 from seq2seq.tasks.forecast import Forecast
@@ -37,10 +38,10 @@ def sines(monkeypatch):
 
 @pytest.fixture(scope="module")
 def series(tmp_path_factory):
-    """A CSV of 200 days in weekly waves."""
+    """A CSV of 200 days in weekly waves that are not quite the same."""
     path = tmp_path_factory.mktemp("data") / "days.csv"
     days = pd.date_range("2024-01-01", periods=200)
-    values = [10 + day.day_of_week + 0.01 * number for number, day in enumerate(days)]
+    values = [10 + day.day_of_week + 0.01 * number + 0.1 * (7 * number % 5) for number, day in enumerate(days)]
     pd.DataFrame({"timestamp": days, "value": values}).to_csv(path, index=False)
     return path
 
@@ -98,11 +99,11 @@ def test_predict_gives_the_horizon_with_intervals_and_a_plot(trained, tmp_path, 
     assert len(rows) == 7
     assert rows[-1]["timestamp"].startswith("2024-07-18")
     assert all(float(row["q05"]) <= float(row["q50"]) <= float(row["q95"]) for row in rows)
-    assert float(rows[0]["observed"]) == pytest.approx(10 + 4 + 1.93)
+    assert float(rows[0]["observed"]) == pytest.approx(10 + 4 + 1.93 + 0.1)
     assert plot.read_bytes().startswith(b"\x89PNG")
 
 
-def test_the_plots_of_a_forecast_tell_dates_once_and_whole(monkeypatch, tmp_path):
+def test_the_plots_of_a_forecast_tell_dates_once_and_whole(monkeypatch):
     """Above each panel the days from the first to the last value; no tick repeats them, none is drawn over another.
 
     matplotlib's own label is the year of the last tick, which is past the data when those end with the year.
@@ -113,7 +114,7 @@ def test_the_plots_of_a_forecast_tell_dates_once_and_whole(monkeypatch, tmp_path
     for frequency, steps in spans.items():
         stamps = pd.date_range("2010-12-28", periods=steps, freq=frequency)
         history, horizon = torch.zeros(steps - 4, dtype=torch.float64), torch.ones(3, 4, dtype=torch.float64)
-        plots.forecasts([Forecast("$x^$", "$", stamps, history, horizon, horizon[0], horizon[0])], tmp_path / frequency)
+        plots.forecasts([Forecast("$x^$", "$", stamps, history, horizon, horizon[0], horizon[0])])
         axes = drawn[-1].axes[0]
         drawn[-1].draw_without_rendering()
         shown = stamps[-12:]
@@ -143,9 +144,76 @@ def test_the_curve_names_its_loss(tmp_path, monkeypatch, task, name):
     assert drawn[-1].axes[0].get_ylabel() == name
 
 
-def test_predict_without_data_of_a_file_says_so(trained, capsys):
-    """The series of a user's file is not in the checkpoint."""
-    assert "--data" in refusal(capsys, "predict", str(trained))
+def forecast_of(capsys, *words):
+    """The rows that predict prints for the last horizon, without the series' name; nothing is told beside them."""
+    capsys.readouterr()
+    assert main(["predict", *map(str, words), "--samples", "9"]) == 0
+    shown = capsys.readouterr()
+    return shown.err, [row.partition(",")[2] for row in shown.out.splitlines()]
+
+
+@pytest.fixture
+def load(tmp_path):
+    """A run on a file whose columns have other names than the usual ones, and that file."""
+    path = tmp_path / "hourly.csv"
+    stamps = pd.date_range("2024-01-01", periods=150, freq="h")
+    values = [50 + hour.hour + 3 * ((7 * number) % 11) for number, hour in enumerate(stamps)]
+    pd.DataFrame({"when": stamps, "load_mw": values}).to_csv(path, index=False, sep=";")
+    words = ["--option", "timestamp=when", "--option", "value=load_mw", "--option", "history=30", "--steps", "2"]
+    words += ["--option", "horizon=4", "--option", "samples=2", "--data", str(path), "--out", str(tmp_path / "fc")]
+    assert main(["train", "forecasting", *words, *WORDS]) == 0
+    return tmp_path / "fc", path
+
+
+def test_predict_uses_what_the_training_was_given(load, tmp_path, capsys, monkeypatch):
+    """Path and columns are the training's, from whatever folder it is asked; options that are given anew hold."""
+    run, path = load
+    expected = forecast_of(capsys, run)
+    assert expected[0] == ""
+    assert len(expected[1]) == 5
+    assert forecast_of(capsys, run, "--data", path) == expected
+    other = tmp_path / "elsewhere" / "hourly.csv"
+    other.parent.mkdir()
+    other.write_text(path.read_text().replace("load_mw", "mw"))
+    assert "no column named 'load_mw'" in refusal(capsys, "predict", str(run), "--data", str(other))
+    assert forecast_of(capsys, run, "--data", other, "--option", "value=mw") == expected
+    monkeypatch.chdir(other.parent)
+    assert forecast_of(capsys, run) == expected
+    path.unlink()
+    assert f"{path}: the training's file is no longer there" in refusal(capsys, "predict", str(run))
+
+
+def test_a_file_of_another_name_is_no_other_series_unless_that_is_said(load, tmp_path, capsys):
+    """The name of a file decides nothing: which series it is, is said, and the forecast is that of the training's."""
+    run, path = load
+    expected = forecast_of(capsys, run)[1]
+    recent = tmp_path / "recent.csv"
+    header, *rows = path.read_text().splitlines(keepends=True)
+    recent.write_text("".join([header, *rows[-60:]]))
+    words = ("predict", str(run), "--data", str(recent))
+    refused = refusal(capsys, *words)
+    assert "--series-as hourly" in refused
+    assert "--new-series" in refused
+    assert forecast_of(capsys, *words[1:], "--series-as", "hourly") == ("", expected)
+    told, new = forecast_of(capsys, *words[1:], "--new-series")
+    assert "recent: was not in the training, and is scaled by its own first 80%" in told
+    assert new != expected
+    # Whatever its name is.
+    path.write_bytes(recent.read_bytes())
+    assert forecast_of(capsys, run, "--data", path, "--new-series")[1] == new
+    assert forecast_of(capsys, run)[1] == expected
+    assert "expected one of hourly" in refusal(capsys, *words, "--series-as", "daily")
+    assert "name one" in refusal(capsys, "predict", str(run), "--new-series")
+
+
+def test_a_plot_names_the_column(load, tmp_path, capsys, monkeypatch):
+    """Title and axis of a file's only series are its column's name; a unit that is given stands on the axis."""
+    drawn = []
+    monkeypatch.setattr(plots, "_png", lambda figure: drawn.append(figure) or b"")
+    for number, options in enumerate(((), ("--option", "unit=MW"))):
+        forecast_of(capsys, load[0], "--plot", tmp_path / f"{number}.png", *options)
+    found = [(figure.axes[0].get_title(loc="left"), figure.axes[0].get_ylabel()) for figure in drawn]
+    assert found == [("load_mw", "load_mw"), ("load_mw", "MW")]
 
 
 def test_translate_refuses_what_forecasts(trained, capsys):
@@ -189,7 +257,7 @@ def test_what_predict_changes_in_a_series_is_told(trained, tmp_path, capsys):
     values = [10.0 + day.day_of_week + 0.1 * number**0.5 for number, day in enumerate(stamps)]
     pd.DataFrame({"timestamp": stamps, "value": values}).drop(index=30).to_csv(other, index=False)
     words = ["predict", str(trained), "--data", str(other), "--samples", "2", "--option", "missing=interpolate"]
-    assert main(words) == 0
+    assert main([*words, "--new-series"]) == 0
     told = capsys.readouterr().err.splitlines()
     expected = ("1 of 60 values were missing", "in UTC", "was not in the training")
     assert [word in line for word, line in zip(expected, told, strict=True)] == [True] * 3
@@ -284,6 +352,152 @@ def test_bad_input_is_one_line(tmp_path, capsys, words, expected):
     out = tmp_path / "run"
     assert expected in refusal(capsys, "train", "forecasting", "--out", str(out), *words)
     assert not out.exists()
+
+
+def everything(folder):
+    """All files and folders below one, and what is in them."""
+    return {path: path.read_bytes() if path.is_file() else None for path in folder.rglob("*")}
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [("deep/new/" + "x" * 300, "cannot be written"), ("file/run", "cannot be written"), ("full", "is not empty")],
+)
+@pytest.mark.usefixtures("sines")
+def test_a_folder_that_cannot_be_made_leaves_nothing(tmp_path, capsys, name, said):
+    """Not even the folders that it would have stood in."""
+    (tmp_path / "file").write_text("mine")
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "notes").write_text("mine")
+    before = everything(tmp_path)
+    assert said in refusal(capsys, "train", "forecasting", *WORDS, "--out", str(tmp_path / name))
+    assert everything(tmp_path) == before
+
+
+@pytest.mark.usefixtures("sines")
+@pytest.mark.parametrize("kept", [False, True])
+def test_a_training_that_fails_before_its_first_step_leaves_nothing(tmp_path, monkeypatch, capsys, kept):
+    """A full disk below run.json, and data that give no batch; a folder that was there stays, empty as it was."""
+    batches = Sines.batches
+    out = tmp_path / "deep" / "run"
+    if kept:
+        out.mkdir(parents=True)
+    before = everything(tmp_path)
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("seq2seq.train_folder.replace", full)
+        assert main(["train", "forecasting", *WORDS, "--out", str(out)]) == 1
+    assert everything(tmp_path) == before
+    for name, split in (("training", "train"), ("validation", "validation")):
+        monkeypatch.setattr(Sines, "batches", lambda self, *a, none=split: () if a[0] == none else batches(self, *a))
+        assert f"has no {name} batch" in refusal(capsys, "train", "forecasting", *WORDS, "--out", str(out))
+        assert everything(tmp_path) == before
+
+
+def test_a_plot_that_fails_takes_the_table_with_it(trained, tmp_path, monkeypatch, capsys):
+    """Both files are written or none; nothing is printed of what was refused."""
+    words = ["predict", str(trained), "--samples", "2", "--plot", str(tmp_path / "plot.png")]
+
+    def failing(_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(plots, "_png", failing)
+    assert main([*words, "--out", str(tmp_path / "table.csv")]) == 1
+    assert main(words) == 1
+    assert capsys.readouterr().out == ""
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_files_of_any_name_are_trained_on_forecast_and_exported(series, tmp_path, monkeypatch):
+    """A name that is no UTF-8, for the data, the run and all that is written; the table is UTF-8 all the same."""
+    # As the command itself lets its standard output be.
+    monkeypatch.setattr("sys.stdout", io.TextIOWrapper(io.BytesIO(), "utf-8", "backslashreplace"))
+    name = os.fsdecode(b"Z\xfcrich")
+    data, out, table = (tmp_path / f"{name}{suffix}" for suffix in (".csv", "", " table.csv"))
+    try:
+        data.write_bytes(series.read_bytes())
+    except OSError:
+        pytest.skip("this file system takes no such name")
+    words = ["train", "forecasting", "--data", str(data), "--out", str(out), "--steps", "2", *WORDS]
+    assert main([*words, "--option", "history=14", "--option", "samples=5"]) == 0
+    assert main(["train", "forecasting", "--out", str(out), "--resume", "--steps", "3"]) == 0
+    plot = tmp_path / f"{name}.png"
+    assert main(["predict", str(out), "--samples", "2", "--plot", str(plot), "--out", str(table)]) == 0
+    assert pd.read_csv(table, encoding="utf-8")["series"].unique().tolist() == [r"Z\xfcrich"]
+    assert plot.read_bytes().startswith(b"\x89PNG")
+    json.loads((out / "run.json").read_text(encoding="utf-8"))
+    for form in ("torchscript", "torchscript-trace", "onnx"):
+        assert main(["export", str(out), "--format", form, "--out", str(tmp_path / f"{name}.{form}")]) == 0
+
+
+def threads_of(monkeypatch):
+    """The numbers of threads that torch is set to from now on; none is really set."""
+    seen = []
+    monkeypatch.setattr(torch, "set_num_threads", seen.append)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: seen[-1] if seen else 2)
+    return seen
+
+
+@pytest.mark.usefixtures("sines")
+def test_a_resumed_run_computes_with_the_threads_that_it_began_with(tmp_path, monkeypatch, capsys):
+    """Sums in other parts round otherwise; another number is refused, and run.json stays as it was."""
+    seen = threads_of(monkeypatch)
+    words = ["train", "forecasting", "--out", str(tmp_path / "run")]
+    assert main([*words, *WORDS, "--epochs", "1", "--threads", "1"]) == 0
+    seen.append(2)  # another process, where torch chose otherwise
+    assert main([*words, "--resume", "--epochs", "2"]) == 0
+    assert seen == [1, 2, 1]
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["threads"] == 1
+    assert main([*words, "--resume", "--epochs", "3", "--threads", "1"]) == 0
+    before = everything(tmp_path)
+    assert "leave out --threads" in refusal(capsys, *words, "--resume", "--threads", "2")
+    assert everything(tmp_path) == before
+
+
+@pytest.mark.usefixtures("sines")
+def test_a_resumed_run_keeps_settings_whose_defaults_have_changed(tmp_path, monkeypatch, capsys):
+    """What it began with holds, not what a later release would choose; that another release goes on is said."""
+    words = ["train", "forecasting", "--out", str(tmp_path / "run")]
+    assert main([*words, "--batch", "5", "--epochs", "1"]) == 0
+    begun = json.loads((tmp_path / "run" / "run.json").read_text())
+    monkeypatch.setattr(Sines, "learning_rate", 0.5, raising=False)
+    monkeypatch.setattr(torch, "__version__", "9.0")
+    capsys.readouterr()
+    assert main([*words, "--resume", "--epochs", "2"]) == 0
+    again = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert {**again["settings"], "epochs": 1, "variant": ""} == begun["settings"]
+    assert again["versions"] == begun["versions"]
+    assert [one["torch"] for one in again["resumed_with"]] == ["9.0"]
+    assert capsys.readouterr().err.count("may round otherwise") == 1
+
+
+@pytest.mark.usefixtures("sines")
+def test_a_run_is_not_resumed_from_other_weights(tmp_path, capsys):
+    """What --init names may have been trained on since."""
+    first, second = tmp_path / "first", tmp_path / "second"
+    words = ["train", "forecasting", *WORDS, "--epochs", "1"]
+    assert main([*words, "--out", str(first)]) == 0
+    assert main([*words, "--out", str(second), "--init", str(first)]) == 0
+    resume = ("train", "forecasting", "--resume", "--epochs", "2", "--out")
+    assert main([*resume, str(second)]) == 0
+    assert main([*resume, str(first)]) == 0
+    assert "other weights in --init" in refusal(capsys, *resume, str(second))
+
+
+def test_recordings_that_changed_are_other_data(tmp_path):
+    """A folder has a digest as a file has: of sounds and transcripts, whatever else lies there."""
+    command = importlib.import_module("seq2seq.train_command")
+    (tmp_path / "a.wav").write_bytes(b"sound")
+    (tmp_path / "a.txt").write_text("said")
+    before = command._data_digest(str(tmp_path))
+    (tmp_path / "run.json").write_text("{}")
+    assert command._data_digest(str(tmp_path)) == before
+    (tmp_path / "a.txt").write_text("Said")
+    assert command._data_digest(str(tmp_path)) != before
+    assert command._data_digest("seattle") == command._data_digest(None) == ""
 
 
 def test_a_bad_file_is_one_line(tmp_path, capsys):
@@ -381,7 +595,7 @@ def test_lines_of_standard_input_are_utf8_split_at_line_feeds(monkeypatch, data,
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(data), encoding="utf-8", errors="surrogateescape"))
     commands = importlib.import_module("seq2seq.commands")
     if isinstance(expected, str):
-        with pytest.raises(commands.UsageError, match=expected):
+        with pytest.raises(UsageError, match=expected):
             commands._lines(None)
     else:
         assert commands._lines(None) == expected

@@ -13,8 +13,9 @@ from tiny_tasks import Reverse, Sines
 from seq2seq.execution import initial_weights
 from seq2seq.task_workload import task_workload
 from seq2seq.tasks import TASKS, restore
-from seq2seq.train import Progress, Settings, Trainer, _schedule, variant_of, why_not
+from seq2seq.train import Trainer, variant_of, why_not
 from seq2seq.train_folder import CURVE, TrainFolder, TrainingError
+from seq2seq.train_settings import Settings, rate_factor
 from seq2seq.transformer import TransformerConfig
 from seq2seq.variants import VARIANTS
 
@@ -298,11 +299,30 @@ def test_a_run_starts_from_given_weights():
 def test_the_rate_rises_falls_and_ends_at_nothing():
     """Warm-up to the whole rate, cosine down to 0 at the limit."""
     settings = dataclasses.replace(FAST, schedule="cosine", warmup=4, steps=40, epochs=None)
-    factors = [_schedule(settings, Progress(step=step)) for step in range(41)]
+    factors = [rate_factor(settings, step, 40) for step in range(41)]
     assert factors[:4] == sorted(factors[:4])
     assert factors[4:] == sorted(factors[4:], reverse=True)
     assert factors[0] == pytest.approx(0.25)
     assert factors[40] == pytest.approx(0.0)
+
+
+@pytest.mark.parametrize(
+    ("limits", "total"),
+    [
+        ({"epochs": 1, "steps": None}, 5),
+        ({"epochs": 3, "steps": None}, 15),
+        ({"epochs": 3, "steps": 7}, 7),
+        ({"epochs": 1, "steps": 7}, 5),
+        ({"epochs": None, "steps": 7}, 7),
+    ],
+)
+def test_a_cosine_falls_with_every_step_to_the_limit_that_ends_the_run(tmp_path, limits, total):
+    """Five batches an epoch; half a cosine over all steps, whichever limit there is, and no stair at an epoch's end."""
+    settings = dataclasses.replace(FAST, schedule="cosine", patience=0, **limits)
+    trainer(Reverse(), settings, TrainFolder.create(tmp_path / "run")).run()
+    rates = [float(row["learning_rate"]) for row in TrainFolder(tmp_path / "run").curve() if row["loss"]]
+    expected = [settings.learning_rate * (1 + math.cos(math.pi * step / total)) / 2 for step in range(total)]
+    assert rates == pytest.approx(expected, rel=1e-12)
 
 
 def test_a_folder_is_not_overwritten(tmp_path):

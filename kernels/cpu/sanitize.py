@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from kernels.cpu.build import SOURCE, BuildError, compiler
+from kernels.output import run_command
 from kernels.usage import Parser
 
 FLAGS = ("-O1", "-g", "-march=native", "-ffp-contract=fast", "-std=c++17", "-DPLAIN_THREADS", "-pthread")
@@ -55,4 +56,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_command(main)

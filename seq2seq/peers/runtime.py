@@ -78,12 +78,12 @@ class Runtime(abc.ABC):
 
     def reload(self) -> None:
         """Take over the model's weights, which were overwritten; before the first call there is nothing to do."""
-        if self.digest and self.digest != digest_of(self.model):
+        if self.digest and self.digest != digest_of(self.model.state_dict()):
             self._take_weights()
 
     def _take_weights(self) -> None:
         # Without a digest the next call converts again: a conversion that failed leaves no old weights in use.
-        self.digest, digest = b"", digest_of(self.model)
+        self.digest, digest = b"", digest_of(self.model.state_dict())
         # Converting reads and copies tensors that may be of the inference mode around a call, where tracing cannot be.
         with torch.inference_mode(mode=False), torch.no_grad():
             self.convert(digest)
@@ -117,10 +117,10 @@ class Runtime(abc.ABC):
         """What the runtime says that it runs, once it was called."""
 
 
-def digest_of(model: Model) -> bytes:
+def digest_of(weights: Mapping[str, Tensor]) -> bytes:
     """Digest of all weights: equal for equal ones alone."""
     found = hashlib.blake2b()
-    for name, value in model.state_dict().items():
+    for name, value in weights.items():
         found.update(f"{name}{tuple(value.shape)}".encode())
         found.update(value.detach().numpy().data)
     return found.digest()

@@ -26,14 +26,14 @@ TASKS: dict[str, Callable[..., Task]] = {
 }
 
 
-def restore(name: str, state: dict[str, Any], path: Path | None = None, **options: Any) -> Task:
+def restore(name: str, state: dict[str, Any], path: Path | str | None = None, **options: Any) -> Task:
     """The task of a checkpoint: it can prepare sources and read outputs.
 
     Args:
         name: key of `TASKS`.
         state: what the task's `state` gave.
         path: data to use the model on, for a task that reads it from a file; its own, or none, when None.
-        options: how to read that file.
+        options: how to read that file, and what else the task's own `restore` takes.
 
     Raises:
         KeyError: for an unknown name.

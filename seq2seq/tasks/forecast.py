@@ -20,6 +20,7 @@ class Forecast:
         samples: (samples, horizon); one sample where the model has no likelihood.
         naive: (horizon,) the seasonal naive forecast.
         observed: (horizon,) what came; None for a forecast of the future.
+        title: of its plot.
     """
 
     series: str
@@ -29,6 +30,7 @@ class Forecast:
     samples: Tensor
     naive: Tensor
     observed: Tensor | None
+    title: str = ""
 
     def quantile(self, level: float) -> Tensor:
         """A quantile of the samples, (horizon,)."""

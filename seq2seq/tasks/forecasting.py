@@ -5,7 +5,10 @@ Here the data is read and what was not said is chosen; what is done with it is i
 
 from __future__ import annotations
 
+import dataclasses
 import math
+import os
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,7 +16,7 @@ from typing import Any
 from seq2seq.probabilistic import LIKELIHOODS
 from seq2seq.tasks.errors import DataError
 from seq2seq.tasks.forecasting_task import ForecastingTask
-from seq2seq.tasks.scaling import Scaled, scale
+from seq2seq.tasks.scaling import scale
 from seq2seq.tasks.series import BUILT_IN, CYCLES, Frequency, TimeSeries, built_in
 from seq2seq.tasks.series_file import Columns, read_series
 from seq2seq.tasks.windows import TRAIN_SHARE
@@ -60,34 +63,55 @@ def load(path: Path | str | None = None, **options: Any) -> ForecastingTask:
     # A cycle that training sees less than twice would lead validation to places that were never seen.
     seen = min(len(raw.values) for raw in found) * TRAIN_SHARE * frequency.step_s
     cycles = tuple(cycle for cycle in frequency.cycles if seen >= 2 * CYCLES[cycle])
+    series = tuple(scale(raw, season, lag, cycles) for raw in found)
+    if all(scaled.error is None for scaled in series):
+        msg = f"{name}: the series {series[0].raw.name}: {series[0].unscored}"
+        raise DataError(msg)
     return ForecastingTask(
-        source=name,
+        source=_kept_path(name),
         frequency=frequency,
         season=season,
         history=history,
         horizon=horizon,
         lag=lag,
         cycles=cycles,
-        series=_scaled(name, found, season, lag, cycles),
+        series=series,
+        columns=None if name in BUILT_IN else options,
         samples=_count(chosen, "samples", 100),
         likelihood=_likelihood(chosen.get("likelihood")),
     )
 
 
-def restore(state: dict[str, Any], path: Path | str | None = None, **options: Any) -> ForecastingTask:
+def restore(
+    state: dict[str, Any],
+    path: Path | str | None = None,
+    *,
+    series_as: str | None = None,
+    new_series: bool = False,
+    **options: Any,
+) -> ForecastingTask:
     """The task of a checkpoint, its windows and scaling as in training.
 
     Args:
         state: from `ForecastingTask.state`.
-        path: series to forecast, as for `load`; those of the training when None and they are built in, otherwise none.
-            A series of another name than those of the training is scaled by its own first 80 %.
-        options: fields of `series_file.Columns`, for a file.
+        path: series to forecast, as for `load`; those of the training when None.
+        series_as: name of the training's series that the file holds; whatever column told series apart then is not
+            looked for.
+        new_series: whether the series of the file are others than the training's, whatever their names.
+        options: fields of `series_file.Columns`, for a file; the others are as in training.
 
     Raises:
-        DataError: for a file that cannot be used, or of another frequency than the training's.
+        DataError: for a file that cannot be used, of another frequency than the training's, or of whose series nothing
+            says which it is.
     """
-    name = str(path) if path is not None else state["source"] if state["source"] in BUILT_IN else None
-    frequency, cycles = Frequency(**state["frequency"]), tuple(state["cycles"])
+    kept = dict(state.get("columns") or {})
+    if series_as is not None:
+        # A file of one series needs no column that says which.
+        kept.pop("series", None)
+    name = _trained_on(state) if path is None else str(path)
+    if name is not None and name not in BUILT_IN:
+        options = kept | options
+    frequency, cycles, scales = Frequency(**state["frequency"]), tuple(state["cycles"]), state["scales"]
     found = _read(name, options) if name is not None else []
     least = state["lag"] + state["history"] + 1
     for raw in found:
@@ -97,25 +121,61 @@ def restore(state: dict[str, Any], path: Path | str | None = None, **options: An
         if len(raw.values) < least:
             msg = f"{name}: the series {raw.name} has {len(raw.values)} values, expected at least {least} to read"
             raise DataError(msg)
-    scaled = _scaled(name or "", found, state["season"], state["lag"], cycles, state["scales"])
+    if new_series:
+        scales = {}
+    elif series_as is not None:
+        found = [_known_as(series_as, found, scales, name)]
+    elif name is not None and name not in BUILT_IN and not options.get("series") and found[0].name not in scales:
+        msg = f"{name}: nothing says which series it is, as a file's name does not: give --series-as "
+        msg += f"{' or --series-as '.join(map(shlex.quote, scales))} if it is one of the training, else --new-series, "
+        raise DataError(msg + f"which scales it by its own first {TRAIN_SHARE:.0%}")
+    season, lag = state["season"], state["lag"]
     sizes = {key: state[key] for key in ("season", "history", "horizon", "lag", "samples")}
-    strange = tuple(raw.name for raw in found if raw.name not in state["scales"])
-    return ForecastingTask(name or state["source"], frequency, cycles=cycles, series=scaled, strange=strange, **sizes)
+    return ForecastingTask(
+        state["source"] if path is None else _kept_path(name or ""),
+        frequency,
+        cycles=cycles,
+        series=tuple(scale(raw, season, lag, cycles, scales.get(raw.name)) for raw in found),
+        strange=tuple(raw.name for raw in found if raw.name not in scales),
+        columns=None if name in BUILT_IN else options,
+        **sizes,
+    )
 
 
-def _scaled(
-    name: str,
-    found: Sequence[TimeSeries],
-    season: int,
-    lag: int,
-    cycles: tuple[str, ...],
-    given: Mapping[str, dict[str, float]] | None = None,
-) -> tuple[Scaled, ...]:
-    try:
-        return tuple(scale(raw, season, lag, cycles, (given or {}).get(raw.name)) for raw in found)
-    except DataError as error:
-        msg = f"{name}: {error}"
-        raise DataError(msg) from error
+def _trained_on(state: dict[str, Any]) -> str | None:
+    """The name of built-in series, or the file, that a model was trained on; None where an earlier release kept none.
+
+    Raises:
+        DataError: when the file is no longer there.
+    """
+    if state["source"] in BUILT_IN:
+        return str(state["source"])
+    if state.get("columns") is None:
+        return None
+    name = os.fsdecode(state["source"].encode("utf-8", "surrogateescape"))
+    if not Path(name).exists():
+        msg = f"{name}: the training's file is no longer there; name the series to forecast with --data"
+        raise DataError(msg)
+    return name
+
+
+def _kept_path(name: str) -> str:
+    """A source as it is kept: the whole path of a file, bytes that are no UTF-8 as half characters in any locale."""
+    if name in BUILT_IN:
+        return name
+    return str(Path(name).absolute()).encode("utf-8", "surrogateescape").decode("utf-8", "surrogateescape")
+
+
+def _known_as(name: str, found: Sequence[TimeSeries], scales: Mapping[str, Any], path: str | None) -> TimeSeries:
+    """The one series that was found, under the name that it has in the training."""
+    if name not in scales:
+        msg = f"--series-as {name}: the training had no such series, expected one of {', '.join(scales)}"
+        raise DataError(msg)
+    if len(found) != 1:
+        names = ", ".join(raw.name for raw in found)
+        msg = f"{path}: --series-as says which one a series is, but here are {len(found)}: {names or 'none'}"
+        raise DataError(msg)
+    return dataclasses.replace(found[0], name=name)
 
 
 def _read(name: str, options: dict[str, Any]) -> list[TimeSeries]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -54,6 +54,7 @@ class ForecastingTask:
         samples: paths of a forecast in `evaluate`.
         likelihood: of the outputs of its models, a key of `LIKELIHOODS`; None for that of the family.
         strange: names of the series that training did not have; they are scaled by their own first 80 %.
+        columns: fields of `series_file.Columns` that the file was read with; None for built-in series.
     """
 
     source: str
@@ -67,6 +68,7 @@ class ForecastingTask:
     samples: int = 100
     likelihood: str | None = None
     strange: tuple[str, ...] = ()
+    columns: Mapping[str, Any] | None = None
 
     name: ClassVar[str] = "forecasting"
     quality: ClassVar[str] = "MASE"
@@ -80,6 +82,8 @@ class ForecastingTask:
     def notes(self) -> list[str]:
         """What to tell about the data, a line each."""
         lines = self.changes(self.series)
+        left_out = "is left out of training and scores"
+        lines += [f"{one.raw.name}: {left_out}, as {one.unscored}" for one in self.series if one.error is None]
         if self.lag:
             lines.append(f"the model learns differences to the value {self.lag} {self.frequency} steps before")
         if self.likelihood == "quantile":
@@ -89,7 +93,7 @@ class ForecastingTask:
     def changes(self, series: Sequence[Scaled]) -> list[str]:
         """In what series of the task differ from what was given, a line each."""
         lines = []
-        for raw in (scaled.raw for scaled in series):
+        for raw, found in ((scaled.raw, scaled.series) for scaled in series):
             if raw.filled:
                 lines.append(
                     f"{raw.name}: {raw.filled} of {len(raw.values)} values were missing and are interpolated linearly"
@@ -98,6 +102,10 @@ class ForecastingTask:
                 lines.append(f"{raw.name}: its timestamps have a time zone and are taken, and told, in UTC")
             if raw.name in self.strange:
                 lines.append(f"{raw.name}: was not in the training, and is scaled by its own first {TRAIN_SHARE:.0%}")
+            if not found.deviation:
+                what = f"differences to {self.lag} steps before" if self.lag else "values"
+                where = f"its own first {TRAIN_SHARE:.0%}" if raw.name in self.strange else "the training"
+                lines.append(f"{raw.name}: its {what} do not vary in {where}, and are forecast to stay as they are")
         return lines
 
     @property
@@ -184,7 +192,7 @@ class ForecastingTask:
         training, found = model.training, []
         model.eval()
         try:
-            for index, scaled in enumerate(self.series):
+            for index, scaled in self._scored():
                 starts = self._starts(scaled, "validation")
                 paths = [
                     sample_paths(model, self._windows(part).to(device), self.samples)
@@ -198,7 +206,7 @@ class ForecastingTask:
             raise ValueError(msg)
         scores = {name: math.fsum(score[name] for score in found) / len(found) for name in found[0]}
         if len(found) > 1:
-            for scaled, score in zip(self.series, found, strict=True):
+            for (_, scaled), score in zip(self._scored(), found, strict=True):
                 for name in ("MASE", "MASE seasonal naive"):
                     scores[f"{name}, {scaled.raw.name}"] = score[name]
         return scores
@@ -243,6 +251,7 @@ class ForecastingTask:
             samples=scaled.in_unit(paths, torch.tensor([start]))[:, 0],
             naive=scoring.seasonal_naive(scaled.raw.values[:start], self.season, self.horizon),
             observed=None if future else scaled.raw.values[start : start + self.horizon],
+            title=scaled.raw.title,
         )
 
     def state(self) -> dict[str, Any]:
@@ -250,6 +259,7 @@ class ForecastingTask:
         return {
             "task": self.name,
             "source": self.source,
+            "columns": None if self.columns is None else dict(self.columns),
             "frequency": dataclasses.asdict(self.frequency),
             "season": self.season,
             "history": self.history,
@@ -272,7 +282,11 @@ class ForecastingTask:
 
     def _places(self, split: str) -> Tensor:
         """All windows of a split, (windows, 2) int64: series and start."""
-        return torch.cat([_places(index, self._starts(scaled, split)) for index, scaled in enumerate(self.series)])
+        return torch.cat([_places(index, self._starts(scaled, split)) for index, scaled in self._scored()])
+
+    def _scored(self) -> list[tuple[int, Scaled]]:
+        """Series to learn from and to score, with their numbers: those that a naive forecast errs in."""
+        return [(index, scaled) for index, scaled in enumerate(self.series) if scaled.error is not None]
 
     def _windows(self, places: Tensor) -> Batch:
         """A batch of windows in the given order."""
@@ -289,6 +303,8 @@ class ForecastingTask:
         return dataclasses.replace(parts[0], **tensors)
 
     def _scores(self, scaled: Scaled, starts: Tensor, paths: Tensor) -> dict[str, float]:
+        if scaled.error is None:
+            raise ValueError(scaled.unscored)
         first = starts + self.history + self.lag
         samples = scaled.in_unit(paths, first)
         steps = first[:, None] + torch.arange(self.horizon)

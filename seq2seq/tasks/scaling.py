@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from seq2seq.tasks import scoring
-from seq2seq.tasks.errors import DataError
 from seq2seq.tasks.series import TimeSeries, calendar
 from seq2seq.tasks.windows import TRAIN_SHARE, Series
 
@@ -25,13 +24,15 @@ class Scaled:
         raw: the series in its own unit.
         series: its differences over `lag` steps (its values, for lag 0), normalised. Step i is step i + lag of `raw`.
         lag: steps of the season whose value was taken off; 0 for none.
-        error: of the seasonal naive forecast in the training part, which MASE divides by.
+        error: of the seasonal naive forecast in the training part, which MASE divides by; None where there is none.
+        unscored: why there is none, in words.
     """
 
     raw: TimeSeries
     series: Series
     lag: int
-    error: float
+    error: float | None
+    unscored: str = ""
 
     def in_unit(self, paths: Tensor, first: Tensor) -> Tensor:
         """Paths (samples, windows, horizon) of the normalised series as values in the unit of the raw one.
@@ -63,22 +64,21 @@ def scale(
         cycles: what the calendar tells of, names out of `CYCLES`.
         given: `mean` and `deviation` of another training.
 
-    Raises:
-        DataError: for a series that repeats itself exactly, so that no error can be scaled with.
+    Returns:
+        A series whose steps never vary has the deviation 0: in its own unit, whatever a model says of it is its mean.
+        Any other number would make a forecast in kW another than that in MW.
     """
     steps = raw.values[lag:] - raw.values[: len(raw.values) - lag] if lag else raw.values
     train = steps[: int(len(steps) * TRAIN_SHARE)]
     mean, deviation = float(train.mean()), float(train.std())
     # A straight line differs by the same in every season: there is nothing to scale.
     if deviation <= _NOTHING * float(raw.values.abs().max()):
-        deviation = 1.0
+        deviation = 0.0
     if given is not None:
         mean, deviation = given["mean"], given["deviation"]
     circles = calendar(raw.timestamps()[lag:], cycles)
-    series = Series((steps - mean) / deviation, circles, mean, deviation)
+    series = Series((steps - mean) / (deviation or 1.0), circles, mean, deviation)
     try:
-        error = scoring.seasonal_error(raw.values[: lag + series.train_hours], season)
+        return Scaled(raw, series, lag, scoring.seasonal_error(raw.values[: lag + series.train_hours], season))
     except ValueError as problem:
-        msg = f"the series {raw.name}: {problem}"
-        raise DataError(msg) from problem
-    return Scaled(raw, series, lag, error)
+        return Scaled(raw, series, lag, None, str(problem))

@@ -120,6 +120,7 @@ class TimeSeries:
         values: (steps,) float64, none missing.
         filled: how many of them the source leaves out; they are interpolated.
         converted: whether its timestamps came with a time zone and were brought to UTC.
+        title: of a plot; the name where it is empty.
     """
 
     name: str
@@ -129,6 +130,7 @@ class TimeSeries:
     values: Tensor
     filled: int = 0
     converted: bool = False
+    title: str = ""
 
     def timestamps(self, more: int = 0) -> pd.DatetimeIndex:
         """When its values are, and `more` steps after them."""

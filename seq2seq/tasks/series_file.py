@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from kernels.output import printable
 from seq2seq.tasks.errors import DataError
 from seq2seq.tasks.files import bad_file, read_text
 from seq2seq.tasks.series import Frequency, TimeSeries, regular
@@ -38,7 +39,7 @@ class Columns:
         encoding: of the file.
         missing: `error`, or `interpolate` for missing values and rows, and for repeated timestamps, whose values are
             then averaged.
-        unit: of the values, for people.
+        unit: of the values, for people; the name of their column when None.
     """
 
     timestamp: str = "timestamp"
@@ -49,7 +50,7 @@ class Columns:
     timestamp_format: str | None = None
     encoding: str = "utf-8-sig"
     missing: str = "error"
-    unit: str = "value"
+    unit: str | None = None
 
     def __post_init__(self) -> None:
         expected = {"missing": ("error", "interpolate"), "decimal": (".", ",")}
@@ -128,7 +129,7 @@ def _parse(path: Path, text: str, columns: Columns) -> dict[str, _Rows]:
             if aware is not None and aware != (stamp.tzinfo is not None):
                 raise bad_file(path, "timestamps are with and without a time zone, expected one way throughout", row)
             aware = stamp.tzinfo is not None
-            part = parts.setdefault(cells[at[2]].strip() if columns.series else path.stem, _Rows())
+            part = parts.setdefault(cells[at[2]].strip() if columns.series else printable(path.stem), _Rows())
             part.aware = aware
             part.rows.append(row)
             part.timestamps.append(stamp.astimezone(UTC).replace(tzinfo=None) if aware else stamp)
@@ -207,5 +208,7 @@ def _series(path: Path, name: str, part: _Rows, columns: Columns) -> TimeSeries:
     if not (known[0] and known[-1]):
         row = int(rows[0 if not known[0] else -1])
         raise bad_file(path, "the first and the last value must be there, nothing beyond them is known", row)
-    found = regular(name, columns.unit, index, frame["value"].to_numpy(), frequency)
-    return dataclasses.replace(found, converted=part.aware)
+    found = regular(name, columns.unit or columns.value, index, frame["value"].to_numpy(), frequency)
+    # Beside a named column, the file's name says little.
+    title = name if columns.series or columns.value == Columns.value else columns.value
+    return dataclasses.replace(found, converted=part.aware, title=title)

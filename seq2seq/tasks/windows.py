@@ -28,7 +28,8 @@ class Series:
     Attributes:
         values: (hours,) float64, zero mean and unit deviation over the training part.
         calendar: (hours, features) float64, sine and cosine of each cycle.
-        mean, deviation: what was taken off and divided by, in the series' unit, from the training part alone.
+        mean, deviation: what was taken off and divided by, in the series' unit, from the training part alone; a
+            deviation of 0 says that there was nothing to divide by.
     """
 
     values: Tensor

@@ -1,0 +1,144 @@
+"""What every command line here writes: standard streams that take any text, and new files that are whole or not there.
+
+In the lowest room so that all command lines share it; it imports no torch.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import signal
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NoReturn
+
+EXIT_NOT_OK, EXIT_INTERRUPTED, EXIT_TERMINATED = 1, 130, 143
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM, which ends a command as Ctrl-C does: what it was writing is cleared away."""
+
+
+def run_command(main: Callable[[], int]) -> NoReturn:
+    """End this process with the exit code of a command line, whatever its standard streams are.
+
+    Args:
+        main: the command line; what it raises beyond an interrupt is a fault of its own.
+    """
+    open_streams()
+    before = signal.signal(signal.SIGTERM, _terminate)
+    try:
+        code = main()
+    except KeyboardInterrupt as error:
+        print("interrupted", file=sys.stderr)
+        code = EXIT_TERMINATED if isinstance(error, Terminated) else EXIT_INTERRUPTED
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    try:
+        sys.stdout.flush()
+    except OSError as error:
+        _to_nowhere(sys.stdout.fileno())
+        print(f"error: standard output: {error.strerror or error}", file=sys.stderr)
+        code = code or EXIT_NOT_OK
+    sys.exit(code)
+
+
+def open_streams() -> None:
+    r"""Let standard output and error take any text, whatever their encoding, and let their reader leave at any time.
+
+    Characters that an encoding lacks become escapes such as \xfc. Where a stream is closed, it leads nowhere: the
+    next file that is opened would take its number, and what other libraries print would be written into that file.
+    """
+    for name, number in (("stdout", 1), ("stderr", 2)):
+        stream = getattr(sys, name)
+        if stream is None:
+            with contextlib.suppress(OSError):
+                os.fstat(number)
+                number = -1  # noqa: PLW2901 - something else has it by now
+            if number > 0:
+                _to_nowhere(number)
+            setattr(sys, name, Path(os.devnull).open("w", encoding="utf-8"))  # noqa: SIM115 - as long as the process
+        elif type(stream) is io.TextIOWrapper:  # and nothing that somebody put in its place
+            stream.flush()
+            setattr(sys, name, _reopened(stream))
+
+
+def is_closed(stream: Any) -> bool:
+    """Return whether a standard stream was closed when this process began, so that what is written to it is lost."""
+    return stream is None or getattr(stream, "name", "") == os.devnull
+
+
+def lacking(text: str, stream: Any) -> bool:
+    """Return whether a text has characters that a stream's encoding lacks, so that they are written as escapes."""
+    try:
+        text.encode(getattr(stream, "encoding", None) or "utf-8")
+    except UnicodeEncodeError:
+        return True
+    return False
+
+
+def printable(name: str | os.PathLike[str]) -> str:
+    r"""Return a file's name as text: bytes in it that are no UTF-8 become escapes such as \xfc.
+
+    Python keeps such bytes as half characters that no file and no other program takes. In a locale without UTF-8 it
+    keeps all but ASCII so; the name is the same in every locale.
+    """
+    return os.fspath(name).encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+
+
+def utf8(text: str) -> bytes:
+    r"""Encode any text; half characters become escapes such as \udcfc, which JSON reads back."""
+    return text.encode("utf-8", "backslashreplace")
+
+
+def write_new(files: Mapping[Path, bytes]) -> None:
+    """Write new files: all of them, or none.
+
+    Raises:
+        OSError: when one is there already, which stays as it is, or cannot be written.
+    """
+    begun: list[Path] = []
+    try:
+        for path, data in files.items():
+            with path.open("xb") as file:
+                begun.append(path)
+                file.write(data)
+    except BaseException:
+        for path in begun:
+            path.unlink(missing_ok=True)
+        raise
+
+
+class _Patient(io.FileIO):
+    """A standard stream whose reader may leave: the work goes on, and what is written after that goes nowhere."""
+
+    def write(self, data: Any) -> int:
+        try:
+            return super().write(data)
+        except BrokenPipeError:
+            _to_nowhere(self.fileno())
+            return memoryview(data).nbytes
+
+
+def _reopened(stream: io.TextIOWrapper) -> io.TextIOWrapper:
+    raw = _Patient(stream.fileno(), "wb", closefd=False)
+    # Without a buffer where Python was asked for none, as by -u.
+    buffer: Any = raw if stream.write_through else io.BufferedWriter(raw)
+    return io.TextIOWrapper(
+        buffer, stream.encoding, "backslashreplace", line_buffering=stream.line_buffering,
+        write_through=stream.write_through,
+    )  # fmt: skip
+
+
+def _to_nowhere(number: int) -> None:
+    """Let a file number lead to the null device."""
+    nothing = os.open(os.devnull, os.O_WRONLY)
+    if nothing != number:
+        os.dup2(nothing, number)
+        os.close(nothing)
+
+
+def _terminate(*_: object) -> None:
+    raise Terminated
