@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import re
 from pathlib import Path
-from typing import Any
 
 from kernels.usage import Parser
 
@@ -130,7 +129,11 @@ def _add_checkpoint(command: argparse.ArgumentParser) -> None:
     command.add_argument("--data", metavar="FILE", help="what to use the model on (default: the training's, or lines "
                          "of standard input)")  # fmt: skip
     command.add_argument(
-        "--option", action="append", type=_option, metavar="NAME=VALUE", help="how to read the file; may be repeated"
+        "--option",
+        action="append",
+        type=_option,
+        metavar="NAME=VALUE",
+        help="how to read the data, as encoding=cp1252, value=load; may be repeated",
     )
     command.add_argument("--batch", type=_count, default=32, metavar="N", help="sequences at a time (default: 32)")
     command.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="(default: cpu)")
@@ -159,19 +162,12 @@ def _picture(text: str) -> Path:
     return Path(text)
 
 
-def _option(text: str) -> tuple[str, Any]:
-    """NAME=VALUE, the value as a number or truth where it is one."""
+def _option(text: str) -> tuple[str, str]:
+    """NAME=VALUE; what takes the option says what its value is."""
     name, equals, value = text.partition("=")
-    if not (name.isidentifier() and equals and value):
+    if not (name.isidentifier() and equals):
         msg = f"{text!r} is not of the form NAME=VALUE"
         raise argparse.ArgumentTypeError(msg)
-    if value in {"true", "false"}:
-        return name, value == "true"
-    for kind in (int, float):
-        try:
-            return name, kind(value)
-        except ValueError:
-            continue
     return name, value
 
 

@@ -25,6 +25,7 @@ from seq2seq.execution import Weights
 from seq2seq.probabilistic import LOSSES
 from seq2seq.tasks import TASKS, restore
 from seq2seq.tasks.batch import DataUnavailableError
+from seq2seq.tasks.files import ENCODING, decode
 from seq2seq.tasks.forecasting_task import INTERPOLATED
 from seq2seq.tasks.task import Task
 from seq2seq.train import Settings, Trainer, variant_of
@@ -142,6 +143,11 @@ def translate(arguments: argparse.Namespace) -> int:
     """Translate lines."""
     _refuse_existing(arguments.attention, arguments.out)
     data, arguments.data = arguments.data, None
+    options, arguments.option = dict(arguments.option or ()), None
+    encoding = options.pop("encoding", ENCODING)
+    if options:
+        msg = f"there is no option {', '.join(options)} for translate, expected encoding alone: that of the lines"
+        raise UsageError(msg)
     model, task = _trained(arguments)
     if not hasattr(task, "predict"):
         msg = f"{arguments.checkpoint} was trained on {task.name}; translate is for texts, see predict for series"
@@ -153,7 +159,7 @@ def translate(arguments: argparse.Namespace) -> int:
     if arguments.attention and not plots.looks(model):
         msg = f"--attention needs a model with attention, but {arguments.checkpoint} is of the family "
         raise UsageError(msg + model.config.family)
-    lines = _lines(data)
+    lines = _lines(data, encoding, names=getattr(translator, "reads_files", False))
     if not lines:
         return 0
     if hasattr(translator, "cut") and (rows := translator.cut(lines)):
@@ -181,18 +187,16 @@ def export(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _lines(data: str | None) -> list[str]:
-    """Lines to translate: of a file, or of standard input."""
+def _lines(data: str | None, encoding: str = ENCODING, *, names: bool = False) -> list[str]:
+    """Lines to translate: of a file, or of standard input; or names of files, which need not be of any encoding."""
     where = data or "standard input"
     try:
         # As bytes: in some locales Python reads bytes that are no UTF-8 as half characters, and says nothing.
-        text = (Path(data).read_bytes() if data else sys.stdin.buffer.read()).decode("utf-8-sig")
+        raw = Path(data).read_bytes() if data else sys.stdin.buffer.read()
     except OSError as error:
         msg = f"{where} cannot be read: {error.strerror or error}; expected a text file"
         raise UsageError(msg) from error
-    except UnicodeDecodeError as error:
-        msg = f"{where} is not UTF-8 (byte {error.start}); save it as UTF-8"
-        raise UsageError(msg) from error
+    text: str = _usage(lambda: decode(raw, where, encoding, "surrogateescape" if names else "strict"))
     # At line feeds alone: Unicode's other line ends may be part of a text, and lines out answer to lines in.
     lines = text.split("\n")
     if not lines[-1]:
