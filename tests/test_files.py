@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import codecs
 import re
+from encodings.aliases import aliases
 
 import pytest
 
@@ -61,10 +62,12 @@ def test_an_encoding_is_known_in_any_spelling(spelling, encoding):
     assert decode(text.encode(encoding), "x", spelling) == text
 
 
-@pytest.mark.parametrize("name", ["utf-99", "", "base64", "rot13", "zlib", "a\0b", "größe", "undefined"])
+@pytest.mark.parametrize(
+    "name", ["utf-99", "", "base64", "rot13", "zlib", "a\0b", "größe", "undefined", "idna", "unicode_escape"]
+)
 def test_an_unknown_encoding_is_refused(name):
     """What is no encoding of texts is refused by its name."""
-    with pytest.raises(DataError, match=re.escape(name) if name == "undefined" else "is no encoding that Python knows"):
+    with pytest.raises(DataError, match=rf"{re.escape(repr(name))} is no encoding of texts that Python knows"):
         decode(b"abc\n", "x", name)
 
 
@@ -99,6 +102,8 @@ REFUSED = {
     "big end": ("a,b\n1,2\n".encode("utf-16-be"), "utf-8", "as --option encoding=utf-16-be, which reads 'a,b'"),
     "big end, no ascii": ("aö\n".encode("utf-16-be"), "utf-8", "as --option encoding=utf-16-be, which reads 'aö'"),
     "either end": ("a\n".encode("utf-16-be"), "utf-16", "has no byte order mark, .* name utf-16-le or utf-16-be"),
+    "marked and cut": (b"\xff\xfea\0b", "utf-8", "byte 0x62 is no utf-16: its byte order mark says that it is; save"),
+    "marked and mixed": (b"\xef\xbb\xbf\xe4\n", "utf-8", "byte 0xe4 is no utf-8: its byte order mark says that it is;"),
     "a picture": (b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR\0", "utf-8", r"row 1: byte 0x89 is no utf-8: expected a text file$"),
     "a zero": (b"a\0b\n", "utf-8", r"row 1: .* control character '\\x00': expected a text file$"),
 }
@@ -115,7 +120,7 @@ def test_bytes_of_another_encoding_are_refused(case):
     assert found is None or decode(raw, "x", found[1])
 
 
-@given(st.binary(max_size=40), st.sampled_from(ENCODINGS))
+@given(st.binary(max_size=40), st.sampled_from(sorted({*ENCODINGS, *aliases.values(), "idna", "utf-8"})))
 def test_any_bytes_are_a_text_or_one_line(raw, encoding):
     """Nothing else is raised, and the encoding that a line names reads the bytes."""
     try:

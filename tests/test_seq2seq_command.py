@@ -186,7 +186,7 @@ def test_lines_to_translate_may_be_of_another_encoding(translator, tmp_path, cap
     words = ("translate", str(translator), "--data", str(lines), "--beam", "1")
     assert "row 1: byte 0xe4 is no utf-8: save the file as UTF-8, or name its encoding" in refusal(capsys, *words)
     assert "--option encoding=cp1252" in refusal(capsys, *words, "--option", "encoding=latin1")
-    assert "'1253b' is no encoding that Python knows" in refusal(capsys, *words, "--option", "encoding=1253b")
+    assert "'1253b' is no encoding of texts" in refusal(capsys, *words, "--option", "encoding=1253b")
     assert "no option vocabulary for translate" in refusal(capsys, *words, "--option", "vocabulary=300")
     assert main([*words, "--option", "encoding=1252"]) == 0
     by_name = capsys.readouterr().out

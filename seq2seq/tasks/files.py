@@ -15,12 +15,14 @@ ENCODING = "utf-8"
 _MARKS = {
     codecs.BOM_UTF32_LE: "utf-32",
     codecs.BOM_UTF32_BE: "utf-32",
-    codecs.BOM_UTF8: "utf-8-sig",
+    codecs.BOM_UTF8: "utf-8",
     codecs.BOM_UTF16_LE: "utf-16",
     codecs.BOM_UTF16_BE: "utf-16",
 }
 #: Encodings of one byte a letter that people name for a file that is UTF-8 already; it would be read as garbage.
 _LATIN = ("iso8859-", "cp125")
+#: Encodings that Python has for names of hosts, for its own source, and to fail.
+_NO_TEXT = {"idna", "punycode", "raw-unicode-escape", "undefined", "unicode-escape"}
 #: One line end; a text that was converted to Windows' twice has two carriage returns in each.
 _LINE_END = re.compile(r"\r*\n|\r")
 #: Files that were joined have a byte order mark at the start of each part.
@@ -82,15 +84,13 @@ def decode(raw: bytes, where: Path | str, encoding: str = ENCODING, errors: str 
         codec = _MARKS.get(mark, codec)
         text = raw.decode(codec, errors)
     except LookupError as error:
-        cause = f"{encoding!r} is no encoding that Python knows; expected one like utf-8, cp1252 or utf-16"
+        cause = f"{encoding!r} is no encoding of texts that Python knows; expected one like utf-8, cp1252 or utf-16"
         raise bad_file(where, cause) from error
     except UnicodeDecodeError as error:
         row = len(_LINE_END.findall(raw[: error.start].decode(codec, "replace"))) + 1
         name = codec.removesuffix("-sig")
         cause = f"byte 0x{raw[error.start]:02x} is no {name}: {_advice(raw, error.start, codec)}"
         raise bad_file(where, cause, row) from error
-    except UnicodeError as error:  # of encodings for something else than texts
-        raise bad_file(where, f"is no {codec} ({error}): {_advice(raw, 0, codec)}") from error
     # What latin-1 has where Windows has a euro sign, quotation marks and dashes.
     odd = re.search("\0" if codec.startswith("utf") else "[\0\x80-\x9f]", text)
     if odd:
@@ -114,17 +114,19 @@ def _codec(encoding: str) -> str:
     squeezed = re.sub(r"[\W_]", "", encoding.lower())
     for spelling in (encoding, squeezed, re.sub(r"^win(?=\d)", "cp", squeezed)):
         try:
-            return codecs.lookup(spelling).name
+            name = codecs.lookup(spelling).name
         except (LookupError, ValueError):
             continue
+        if name.replace("_", "-") not in _NO_TEXT:
+            return name
     raise LookupError(encoding)
 
 
 def _refuse_contradiction(raw: bytes, where: Path | str, codec: str, mark: bytes) -> None:
     """Raise where the bytes themselves say that they are of another encoding than the named one."""
     if mark and not codec.startswith("utf"):
-        name = _MARKS[mark].removesuffix("-sig")
-        raise bad_file(where, f"starts with the byte order mark of {name}, expected {codec}; leave the encoding out")
+        cause = f"starts with the byte order mark of {_MARKS[mark]}, expected {codec}; leave the encoding out"
+        raise bad_file(where, cause)
     if not mark and codec in {"utf-16", "utf-32"}:
         cause = f"has no byte order mark, expected one in {codec}; name {codec}-le or {codec}-be"
         raise bad_file(where, cause)
@@ -134,6 +136,8 @@ def _refuse_contradiction(raw: bytes, where: Path | str, codec: str, mark: bytes
 
 def _advice(raw: bytes, place: int, codec: str) -> str:
     """Say what to do about a text that is not of its encoding; another encoding is named only where it fits."""
+    if raw.startswith(tuple(_MARKS)):
+        return "its byte order mark says that it is; save the file as UTF-8 again"
     name = _fitting(raw, codec)
     if name is None and b"\0" in raw:
         return "expected a text file"
