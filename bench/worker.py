@@ -377,7 +377,7 @@ def load_plugins(paths: str) -> None:
             spec.loader.exec_module(module)
         except SyntaxError as error:
             # What it says of a file in UTF-16 names neither the file nor the cause.
-            msg = f"plugin {path} is not Python in UTF-8: {error}"
+            msg = f"plugin {path} is not Python in UTF-8: {type(error).__name__}: {error}"
             raise ImportError(msg) from error
 
 
