@@ -80,8 +80,8 @@ def _add_train(command: argparse.ArgumentParser) -> None:
     )
     what.add_argument(
         "--option", action="append", type=_option, metavar="NAME=VALUE",
-        help="of the task, as timestamp=time or value=load (columns of a CSV), encoding=cp1252, season=24, language=fr; "
-        "may be repeated, and an unknown one lists those of the task",
+        help="of the task, as timestamp=time or value=load (columns of a CSV), encoding=cp1252, season=24, language=fr;"
+        " may be repeated, and an unknown one lists those of the task",
     )  # fmt: skip
     what.add_argument("--out", type=Path, metavar="DIR", help="new folder (default: results/training/TIME-TASK)")
     what.add_argument(

@@ -91,7 +91,7 @@ def test_what_does_not_fit_is_one_line(name, value, message):
 def test_a_function_is_called_with_its_types():
     """What comes as texts arrives as numbers and truths, the path as it is; the signature is the function's."""
 
-    @takes_options
+    @takes_options(own=["truth"])
     def load(path=None, *, count: Count = 3, truth: bool = True):
         return path, count, truth
 
@@ -116,6 +116,24 @@ def test_every_option_of_forecasting_is_refused_by_name_when_it_does_not_fit(nam
     """The same for what is split between windows and columns."""
     with pytest.raises(DataError, match=rf"^{name} is \[\], expected (a|true)"):
         forecasting.load(**{name: []})
+
+
+@pytest.mark.parametrize(
+    ("task", "path", "option"),
+    [
+        (translation, None, {"encoding": "1252"}),
+        (translation, "pairs.tsv", {"language": "fr"}),
+        (summarization, None, {"keys": "a,b"}),
+        (summarization, "pairs.tsv", {"sentences": "3"}),
+        (speech, None, {"encoding": "1252"}),
+        (speech, "folder", {"count": "30"}),
+        (forecasting, "seattle", {"value": "load"}),
+    ],
+)
+def test_an_option_that_would_do_nothing_is_refused(task, path, option):
+    """What is about a file needs one, and what is about the data that comes along needs that."""
+    with pytest.raises(DataError, match=f"^{next(iter(option))}: only for (data of your own|the data that|a file)"):
+        task.load(path, **option)
 
 
 @pytest.mark.parametrize("difference", ["False", "off"])

@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 import types
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -58,15 +58,32 @@ def typed(options: Mapping[str, Any], kinds: Mapping[str, Any], what: str) -> di
     return found
 
 
-def takes_options(load: Callable[..., T]) -> Callable[..., T]:
-    """Decorate a task's `load`: its options are converted to the types of its arguments before it is called."""
-    kinds, what = declared(load), load.__module__.rpartition(".")[2]
+def takes_options(
+    *, own: Collection[str] = (), along: Collection[str] = ()
+) -> Callable[[Callable[..., T]], Callable[..., T]]:
+    """Decorate a task's `load`: its options are converted to the types of its arguments before it is called.
 
-    @functools.wraps(load)
-    def converting(path: Path | str | None = None, **options: Any) -> T:
-        return load(path, **typed(options, kinds, what))
+    Args:
+        own: options that say how a user's own data is read, and are refused without any.
+        along: options of the data that comes along, refused with a user's own.
+    """
 
-    return converting
+    def decorate(load: Callable[..., T]) -> Callable[..., T]:
+        kinds, what = declared(load), load.__module__.rpartition(".")[2]
+
+        @functools.wraps(load)
+        def converting(path: Path | str | None = None, **options: Any) -> T:
+            found = typed(options, kinds, what)
+            idle = [name for name in found if name in (own if path is None else along)]
+            if idle:
+                where = "data of your own, in --data" if path is None else "the data that comes along, not for --data"
+                msg = f"{', '.join(idle)}: only for {where}"
+                raise DataError(msg)
+            return load(path, **found)
+
+        return converting
+
+    return decorate
 
 
 def _expected(kind: Any) -> str:

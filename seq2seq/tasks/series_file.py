@@ -154,11 +154,12 @@ def _parse(path: Path, text: str, columns: Columns, delimiter: str) -> dict[str,
     try:
         filled = ((reader.line_num, row) for row in reader if any(cell.strip() for cell in row))
         at, header = _header(path, filled, _wanted(columns))
+        alone = {} if "series" in at else {"series": path.stem.strip() or path.name}
         for number, row in filled:
             if len(row) != header:
                 counted = f"has {len(row)} column{'s' * (len(row) != 1)}"
                 raise bad_file(path, f"{counted}, expected {header} as in the header", number)
-            _add(path, parts, number, {option: row[place].strip() for option, place in at.items()}, columns)
+            _add(path, parts, number, alone | {option: row[place].strip() for option, place in at.items()}, columns)
     except csv.Error as error:
         cause = f"is no row of a CSV ({error}), expected cells between {delimiter!r}"
         raise bad_file(path, cause, reader.line_num) from error
@@ -184,7 +185,7 @@ def _header(path: Path, rows: Iterable[tuple[int, list[str]]], wanted: dict[str,
 
 def _add(path: Path, parts: dict[str, _Rows], row: int, texts: dict[str, str], columns: Columns) -> None:
     """Add a row to its series."""
-    name = _name(texts.get("series", path.stem))
+    name = _name(texts["series"])
     if not name:
         raise bad_file(path, f"the cell of {columns.series!r} is empty, expected the name of a series", row)
     try:
@@ -200,7 +201,7 @@ def _add(path: Path, parts: dict[str, _Rows], row: int, texts: dict[str, str], c
         raise bad_file(path, "timestamps are with and without a time zone, expected one way throughout", row)
     part = parts.setdefault(name, _Rows(aware=aware))
     part.rows.append(row)
-    part.timestamps.append(stamp.replace(tzinfo=None))
+    part.timestamps.append(stamp.replace(tzinfo=None) if aware else stamp)
     part.numbers.append(value)
 
 

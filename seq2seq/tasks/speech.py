@@ -273,7 +273,7 @@ class SpeechTask:
         return texts
 
 
-@takes_options
+@takes_options(own=("encoding",), along=("count", "longest"))
 def load(
     path: Path | str | None = None,
     *,

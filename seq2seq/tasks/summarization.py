@@ -67,7 +67,7 @@ class SummarizationTask(TextTask):
         return {f"{name} of the first {LEAD_SENTENCES} sentences": value for name, value in scores.items()}
 
 
-@takes_options
+@takes_options(own=("encoding", "keys"), along=("documents", "sentences"))
 def load(  # noqa: PLR0913 - options of a command line
     path: Path | str | None = None,
     *,

@@ -59,7 +59,7 @@ class TranslationTask(TextTask):
         return {f"{name} of the source copied": value for name, value in copied.items()}
 
 
-@takes_options
+@takes_options(own=("encoding",), along=("language",))
 def load(
     path: Path | str | None = None,
     *,
