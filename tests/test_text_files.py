@@ -52,7 +52,7 @@ BAD_JSONL = {
 }
 
 #: A text as a file may hold it: characters of any script, on one line, no tab.
-texts = st.text(st.characters(codec="utf-8", exclude_characters="\0\t\r\n"), min_size=1, max_size=20).map(tidy)
+texts = st.text(st.characters(codec="utf-8", exclude_characters="\0\t\r\n\ufeff"), min_size=1, max_size=20).map(tidy)
 pairs = st.lists(st.tuples(*[texts.filter(str.strip)] * 2), min_size=1, max_size=5)
 
 
