@@ -7,6 +7,7 @@ gives.
 
 from __future__ import annotations
 
+import codecs
 import fnmatch
 import math
 import tomllib
@@ -167,13 +168,19 @@ def load_suite(name: str) -> Suite:
         msg = f"no suite {name!r}: expected one of {', '.join(suite_names())}, or the path of a .toml file that exists"
         raise UsageError(msg)
     try:
-        data = tomllib.loads(path.read_text(encoding="utf-8"))
+        data = tomllib.loads(_text(path.read_bytes()))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         msg = f"suite file {path} cannot be read: {error}"
         raise UsageError(msg) from error
     suite = validate(Suite, data, f"suite file {path}")
     _check(suite, path)
     return suite
+
+
+def _text(raw: bytes) -> str:
+    """The text of a TOML file: UTF-8, or what its byte order mark says, with any line ends."""
+    utf16 = raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    return raw.decode("utf-16" if utf16 else "utf-8-sig").replace("\r\n", "\n").replace("\r", "\n")
 
 
 def _check(suite: Suite, path: Path) -> None:

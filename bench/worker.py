@@ -373,7 +373,12 @@ def load_plugins(paths: str) -> None:
         module = importlib.util.module_from_spec(spec)
         # Registered before it runs, as an import does: dataclasses and pickle look their module up there.
         sys.modules[spec.name] = module
-        spec.loader.exec_module(module)
+        try:
+            spec.loader.exec_module(module)
+        except SyntaxError as error:
+            # What it says of a file in UTF-16 names neither the file nor the cause.
+            msg = f"plugin {path} is not Python in UTF-8: {type(error).__name__}: {error}"
+            raise ImportError(msg) from error
 
 
 def main() -> int:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import re
 from pathlib import Path
-from typing import Any
 
 from kernels.usage import Parser
 
@@ -94,7 +93,8 @@ def _add_train(command: argparse.ArgumentParser) -> None:
     )
     what.add_argument(
         "--option", action="append", type=_option, metavar="NAME=VALUE",
-        help="of the task, as timestamp=time or value=load (columns of a CSV), season=24, language=fr; may be repeated",
+        help="of the task, as timestamp=time or value=load (columns of a CSV), encoding=cp1252, season=24, language=fr;"
+        " may be repeated, and an unknown one lists those of the task",
     )  # fmt: skip
     what.add_argument("--out", type=Path, metavar="DIR", help="new folder (default: results/training/TIME-TASK)")
     what.add_argument(
@@ -143,7 +143,7 @@ def _add_checkpoint(command: argparse.ArgumentParser, data: str, option: str = "
     command.add_argument("--data", metavar="FILE", help=data)
     command.add_argument(
         "--option", action="append", type=_option, metavar="NAME=VALUE",
-        help="how to read the file; may be repeated" + option,
+        help="how to read the data, as encoding=cp1252, value=load; may be repeated" + option,
     )  # fmt: skip
     command.add_argument("--batch", type=_count, default=32, metavar="N", help="sequences at a time (default: 32)")
     command.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="(default: cpu)")
@@ -172,19 +172,12 @@ def _picture(text: str) -> Path:
     return Path(text)
 
 
-def _option(text: str) -> tuple[str, Any]:
-    """NAME=VALUE, the value as a number or truth where it is one."""
+def _option(text: str) -> tuple[str, str]:
+    """NAME=VALUE; what takes the option says what its value is."""
     name, equals, value = text.partition("=")
-    if not (name.isidentifier() and equals and value):
+    if not (name.isidentifier() and equals):
         msg = f"{text!r} is not of the form NAME=VALUE"
         raise argparse.ArgumentTypeError(msg)
-    if value in {"true", "false"}:
-        return name, value == "true"
-    for kind in (int, float):
-        try:
-            return name, kind(value)
-        except ValueError:
-            continue
     return name, value
 
 

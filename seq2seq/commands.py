@@ -20,6 +20,7 @@ from seq2seq.command_input import UsageError, model_folder, refuse_existing, usa
 from seq2seq.contract import Model
 from seq2seq.deployment_facts import describe
 from seq2seq.tasks import TASKS, restore
+from seq2seq.tasks.files import ENCODING, decode
 from seq2seq.tasks.forecasting_task import INTERPOLATED
 from seq2seq.tasks.task import Task
 from seq2seq.train_command import train
@@ -89,6 +90,11 @@ def translate(arguments: argparse.Namespace) -> int:
     """Translate lines."""
     refuse_existing(arguments.attention, arguments.out)
     _refuse_nowhere(arguments.out)
+    options, arguments.option = dict(arguments.option or ()), None
+    encoding = options.pop("encoding", ENCODING)
+    if options:
+        msg = f"there is no option {', '.join(options)} for translate, expected encoding alone: that of the lines"
+        raise UsageError(msg)
     found, trained_on = _checkpoint(arguments)
     if trained_on == "forecasting":
         msg = f"{arguments.checkpoint} was trained on {trained_on}; translate is for texts, see predict for series"
@@ -101,7 +107,7 @@ def translate(arguments: argparse.Namespace) -> int:
     if arguments.attention and not plots.looks(model):
         msg = f"--attention needs a model with attention, but {arguments.checkpoint} is of the family "
         raise UsageError(msg + model.config.family)
-    lines = _lines(arguments.data)
+    lines = _lines(arguments.data, encoding, names=getattr(translator, "reads_files", False))
     if not lines:
         _write("", arguments.out, None, bytes)
         return 0
@@ -151,21 +157,19 @@ def export(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _lines(data: str | None) -> list[str]:
-    """Lines to translate: of a file, or of standard input."""
+def _lines(data: str | None, encoding: str = ENCODING, *, names: bool = False) -> list[str]:
+    """Lines to translate: of a file, or of standard input; or names of files, which need not be of any encoding."""
     where = data or "standard input"
     if not data and sys.stdin is None:
         msg = "standard input is closed; expected lines there, or a file named with --data"
         raise UsageError(msg)
     try:
         # As bytes: in some locales Python reads bytes that are no UTF-8 as half characters, and says nothing.
-        text = (Path(data).read_bytes() if data else sys.stdin.buffer.read()).decode("utf-8-sig")
+        raw = Path(data).read_bytes() if data else sys.stdin.buffer.read()
     except OSError as error:
         msg = f"{where} cannot be read: {error.strerror or error}; expected a text file"
         raise UsageError(msg) from error
-    except UnicodeDecodeError as error:
-        msg = f"{where} is not UTF-8 (byte {error.start}); save it as UTF-8"
-        raise UsageError(msg) from error
+    text: str = usage(lambda: decode(raw, where, encoding, "surrogateescape" if names else "strict"))
     # At line feeds alone: Unicode's other line ends may be part of a text, and lines out answer to lines in.
     lines = text.split("\n")
     if not lines[-1]:

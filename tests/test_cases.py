@@ -333,12 +333,21 @@ def test_a_bad_suite_file_is_one_line_that_names_the_field(problem, with_pydanti
 
 @pytest.mark.parametrize(
     "content",
-    ["name = ", GOOD.encode("utf-16"), b"name = '\xff\xfe'", "name = 1\nname = 2", b"\x00\x01"],
+    ["name = ", GOOD.encode("utf-16-le"), b"name = '\xff\xfe'", "name = 1\nname = 2", b"\x00\x01"],
     ids=["cut off", "utf-16", "latin", "twice", "binary"],
 )
 def test_a_file_that_is_no_toml_is_one_line(content, tmp_path):
     """What cannot be read as TOML in UTF-8 is said of the file."""
     assert "cannot be read" in line_of(tmp_path, content)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+def test_marks_and_line_ends_of_a_suite_file_change_nothing(encoding, end, tmp_path):
+    """A suite is the same whatever editor saved it."""
+    path = tmp_path / "mine.toml"
+    path.write_bytes(GOOD.replace("\n", end).encode(encoding))
+    assert load_suite(str(path)).name == "mine"
 
 
 def test_a_folder_for_a_suite_file_is_one_line(tmp_path):

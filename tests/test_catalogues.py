@@ -11,6 +11,7 @@ from seq2seq.tasks import catalogues
 from seq2seq.tasks.batch import DataUnavailableError
 from seq2seq.tasks.catalogues import catalogue_pairs, read_catalogue
 from seq2seq.tasks.errors import DataError
+from seq2seq.tasks.files import composed
 
 pytest.importorskip("hypothesis")
 from hypothesis import given
@@ -38,7 +39,8 @@ def folder(tmp_path_factory):
     return tmp_path_factory.mktemp("catalogues")
 
 
-words = st.text(st.characters(codec="utf-8", exclude_categories=["C", "Z"]), min_size=1, max_size=9)
+#: In the normal form that texts are read in.
+words = st.text(st.characters(codec="utf-8", exclude_categories=["C", "Z"]), min_size=1, max_size=9).map(composed)
 
 
 @given(pairs=st.lists(st.tuples(words, words), max_size=5), order=st.sampled_from("<>"))

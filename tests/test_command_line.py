@@ -289,13 +289,18 @@ def test_what_the_parent_is_made_of_imports_no_torch():
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("text", "named"),
-    [("1 / 0\n", "ZeroDivisionError"), ("import no_such_module\n", "no_such_module"), ("def\n", "SyntaxError")],
-    ids=["raises", "imports", "syntax"],
+    [
+        (b"\xef\xbb\xbf1 / 0\r", "ZeroDivisionError"),
+        (b"import no_such_module\n", "no_such_module"),
+        (b"def\n", "mine.py is not Python in UTF-8: SyntaxError"),
+        ("1 / 0\n".encode("utf-16"), "mine.py is not Python in UTF-8: SyntaxError"),
+    ],
+    ids=["raises", "imports", "syntax", "utf-16"],
 )
 def test_a_plugin_that_fails_is_one_line(text, named, tmp_path):
     """The plugin's own error is told in one line with exit code 2, and nothing is written."""
     plugin = tmp_path / "mine.py"
-    plugin.write_text(text)
+    plugin.write_bytes(text)
     done = subprocess.run(
         [sys.executable, "-m", "bench", "run", "--suite", "smoke", "--plugin", str(plugin), "--dry-run"],
         capture_output=True,

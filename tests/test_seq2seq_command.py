@@ -20,6 +20,7 @@ from seq2seq.arguments import MODELS, TASKS, parser
 from seq2seq.command_input import UsageError
 from seq2seq.command_line import main
 from seq2seq.tasks import TASKS as LOADERS
+from seq2seq.tasks import tones
 from seq2seq.tasks.forecast import Forecast
 from seq2seq.tasks.task import MODELS as TASK_MODELS
 
@@ -244,6 +245,35 @@ def test_lines_that_translate_cuts_are_told(translator, tmp_path, capsys):
     lines.write_text("red\nferries\n")
     assert main(["translate", str(translator), "--data", str(lines), "--beam", "1"]) == 0
     assert capsys.readouterr().err == ""
+
+
+def test_lines_to_translate_may_be_of_another_encoding(translator, tmp_path, capsys):
+    """One that is named, in any spelling; another is refused in one line, as any other option is."""
+    lines = tmp_path / "lines.txt"
+    lines.write_bytes("rote Fähren … 5 €\n".encode("cp1252"))
+    words = ("translate", str(translator), "--data", str(lines), "--beam", "1")
+    assert "row 1: byte 0xe4 is no utf-8: save the file as UTF-8, or name its encoding" in refusal(capsys, *words)
+    assert "--option encoding=cp1252" in refusal(capsys, *words, "--option", "encoding=latin1")
+    assert "'1253b' is no encoding of texts" in refusal(capsys, *words, "--option", "encoding=1253b")
+    assert "no option vocabulary for translate" in refusal(capsys, *words, "--option", "vocabulary=300")
+    assert main([*words, "--option", "encoding=1252"]) == 0
+    by_name = capsys.readouterr().out
+    lines.write_text("rote Fähren … 5 €\n", encoding="utf-16")
+    assert main(list(words)) == 0
+    assert capsys.readouterr().out == by_name
+
+
+def test_a_list_of_recordings_may_name_any_file(tmp_path, capsysbinary):
+    """Names of files are bytes; those that are no UTF-8 lead to their files all the same."""
+    out, corpus = tmp_path / "run", tmp_path / "corpus"
+    tones.write_corpus(corpus, 3, seed=0, longest=6)
+    assert main(["train", "speech", *WORDS, "--data", str(corpus), "--steps", "1", "--out", str(out)]) == 0
+    named = os.fsencode(corpus) + b"/\xe4.wav"
+    (corpus / "00000.wav").rename(os.fsdecode(named))
+    (tmp_path / "list").write_bytes(b"\xef\xbb\xbf" + named + b"\r\n")
+    capsysbinary.readouterr()
+    assert main(["translate", str(out), "--beam", "1", "--data", str(tmp_path / "list")]) == 0
+    assert capsysbinary.readouterr().out.count(b"\n") == 1
 
 
 def test_what_predict_changes_in_a_series_is_told(trained, tmp_path, capsys):
@@ -588,9 +618,14 @@ def test_attention_weights_are_shares_of_the_source():
 
 @pytest.mark.parametrize(
     ("data", "expected"),
-    [(b"caf\xe9\n", "not UTF-8"), ("\ufeffone\u2028line\r\ntwo\n".encode(), ["one\u2028line\r", "two"]), (b"", [])],
+    [
+        (b"caf\xe9\n", "standard input, row 1: byte 0xe9 is no utf-8"),
+        ("\ufeffone\u2028line\r\ntwo\n".encode(), ["one\u2028line", "two"]),
+        ("one\u2028line\rtwo".encode("utf-16"), ["one\u2028line", "two"]),
+        (b"", []),
+    ],
 )
-def test_lines_of_standard_input_are_utf8_split_at_line_feeds(monkeypatch, data, expected):
+def test_lines_of_standard_input_are_utf8_split_at_line_ends(monkeypatch, data, expected):
     """Bytes that are no UTF-8 are refused in every locale, and each line in gives one line out."""
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(data), encoding="utf-8", errors="surrogateescape"))
     commands = importlib.import_module("seq2seq.commands")

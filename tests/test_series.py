@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import sys
+import unicodedata
 from pathlib import Path
 
 import numpy as np
@@ -163,6 +166,102 @@ def test_ways_to_write_a_file(write, content, options):
     assert series.values.tolist() == [1.5, 2, -3.25]
 
 
+#: What stands between thousands, the decimal mark, and the option that says so.
+NUMBERS = [("", ".", None), (" ", ".", None), ("'", ".", None), (",", ".", "."), (".", ",", ","), ("\u202f", ",", ",")]
+
+
+@given(
+    values=st.lists(st.decimals(-(10**7), 10**7, places=3), min_size=3, max_size=6),
+    numbers=st.sampled_from(NUMBERS),
+    style=st.tuples(
+        st.sampled_from(",;\t"),
+        st.sampled_from(["\n", "\r\n", "\r", "\r\r\n"]),
+        st.sampled_from(["utf-8", "utf-8-sig", "utf-16", "cp1252"]),
+        st.sampled_from(["NFC", "NFD"]),
+        st.booleans(),
+    ),
+)
+def test_a_program_s_way_to_write_a_file_changes_nothing(tmp_path_factory, values, numbers, style):
+    """Whatever delimiter, line end, mark, encoding, thousands, normal form and first line, the series is the same."""
+    apart, mark, decimal = numbers
+    delimiter, end, encoding, form, excel = style
+    path = tmp_path_factory.getbasetemp() / "written.csv"
+    # Windows-1252 has no accents that stand alone.
+    name = unicodedata.normalize("NFC" if encoding == "cp1252" else form, "Größe, m³")
+    rows = [f'"Tag"{delimiter}"{name}"{delimiter}']
+    rows[:0] = [f"sep={delimiter}"] * excel
+    for day, value in enumerate(values, 1):
+        text = f"{value:,}".translate({ord(","): apart, ord("."): mark})
+        rows.append(f'2024-01-0{day}{delimiter}"{text}"{delimiter}"a{delimiter}{end}b"')
+    content = "".join(row + end for row in rows)
+    # Nor has it narrow spaces.
+    path.write_bytes((content.replace("\u202f", "\u00a0") if encoding == "cp1252" else content).encode(encoding))
+    wanted = unicodedata.normalize({"NFC": "NFD", "NFD": "NFC"}[form], "Größe, m³")
+    named = {"encoding": "1252"} if encoding == "cp1252" else {}
+    (series,) = read_series(path, Columns.of({"timestamp": "Tag", "value": wanted, "decimal": decimal, **named}))
+    assert series.values.tolist() == [float(value) for value in values]
+
+
+@pytest.mark.parametrize(("step_us", "name", "season"), [
+    (250_000, "every 0.25 s", 345_600), (1000, "every 0.001 s", 86_400_000), (1, "every 1e-06 s", 86_400_000_000),
+    (100_000, "every 0.1 s", 864_000), (1_500_000, "every 1.5 s", 57_600), (60_000_000, "every 60 s", 1440),
+])  # fmt: skip
+def test_steps_below_a_second_are_steps(write, step_us, name, season):
+    """None of the values is lost, the calendar knows their place in a day, and the next timestamps follow."""
+    stamps = pd.date_range("2024-01-01T06:00", periods=40, freq=pd.Timedelta(microseconds=step_us))
+    rows = "".join(f"{stamp.isoformat()},{number}\n" for number, stamp in enumerate(stamps))
+    (series,) = read_series(write("timestamp,value\n" + rows))
+    assert series.values.tolist() == list(range(40))
+    assert (str(series.frequency), series.frequency.season, series.filled) == (name, season, 0)
+    assert series.timestamps(2)[-1] == stamps[-1] + 2 * (stamps[1] - stamps[0])
+    assert Frequency(**json.loads(json.dumps(dataclasses.asdict(series.frequency)))) == series.frequency
+    places = calendar(series.timestamps(), ["day"])
+    angle = torch.atan2(places[:, 0], places[:, 1]) - np.pi / 2
+    torch.testing.assert_close(angle, torch.arange(40.0).double() * step_us * 2 * np.pi / 86_400e6, atol=1e-12, rtol=0)
+
+
+def test_numbers_that_count_since_1970_are_read_with_their_unit(write):
+    """In milliseconds; they are in UTC."""
+    rows = "".join(f"{1704010100000 + 500 * step},{step}\n" for step in range(5))
+    (series,) = read_series(write("timestamp,value\n" + rows), Columns(timestamp_format="ms"))
+    assert (series.start, str(series.frequency)) == (pd.Timestamp("2023-12-31T08:08:20"), "every 0.5 s")
+    assert series.converted
+    with pytest.raises(
+        DataError, match=r"row 2: '1704010100000' is no timestamp, .* timestamp_format=s, or ms, us, ns"
+    ):
+        read_series(write("timestamp,value\n" + rows))
+
+
+@pytest.mark.parametrize("zone", ["Europe/Berlin", "America/New_York"])
+def test_hours_of_a_zone_with_summer_time_are_all_there(write, zone):
+    """An hour that clocks show twice is two hours, and one that they leave out is not missing."""
+    stamps = pd.date_range("2024-01-01", "2024-12-31", freq="h", tz=zone)
+    rows = "".join(f"{stamp.isoformat()},{number}\n" for number, stamp in enumerate(stamps))
+    (series,) = read_series(write("timestamp,value\n" + rows))
+    assert series.values.tolist() == list(range(len(stamps)))
+    assert series.timestamps().equals(stamps.tz_convert("UTC").tz_localize(None).as_unit("us"))
+
+
+def test_the_column_without_a_name_is_that_of_an_empty_name(write):
+    """As DataFrame.to_csv writes its index."""
+    (series,) = read_series(write(HOURS.replace("timestamp", "")), Columns.of({"timestamp": ""}))
+    assert series.values.tolist() == [1, 2, 4]
+
+
+@pytest.mark.parametrize("delimiter", ["\\t", "tab", "\t"])
+def test_a_tab_can_be_named(write, delimiter):
+    """As it is typed where no tab can be."""
+    (series,) = read_series(write(HOURS.replace(",", "\t")), Columns.of({"delimiter": delimiter}))
+    assert series.values.tolist() == [1, 2, 4]
+
+
+def test_the_delimiter_is_the_one_that_finds_the_columns(write):
+    """Names with commas do not make commas the delimiter."""
+    content = 'timestamp;"a, b, c";value\n2024-01-01;;1\n2024-01-02;;2\n2024-01-03;;4\n'
+    (series,) = read_series(write(content))
+    assert series.values.tolist() == [1, 2, 4]
+
+
 def test_other_encoding_is_read_when_named(write):
     """A file of another encoding is read when the encoding is named."""
     content = HOURS.replace("value", "Größe").encode("latin-1")
@@ -182,7 +281,7 @@ def test_interpolation_fills_and_counts(write):
     content = HOURS + "2024-01-01 03:00,NA\n2024-01-01 04:00,8\n2024-01-01 07:00,2\n2024-01-01 07:00,4\n"
     (series,) = read_series(write(content), Columns(missing="interpolate"))
     assert series.values.tolist() == pytest.approx([1, 2, 4, 6, 8, 8 - 5 / 3, 8 - 10 / 3, 3])
-    assert series.filled == 3
+    assert (series.filled, series.averaged) == (3, 1)
 
 
 #: Content, what is given beside it, and what the one line says.
@@ -196,6 +295,38 @@ BAD = {
     "two columns": ("timestamp,value,value\n" + 3 * "x,1,2\n", {}, "row 1: several columns named 'value'"),
     "a column too few": (HOURS + "2024-01-01 03:00\n", {}, "row 5: has 1 column, expected 2"),
     "a column too many": (HOURS + "2024-01-01 03:00,1,5\n", {}, "row 5: has 3 columns, expected 2"),
+    "sep= alone": ("sep=;\n", {}, "is empty, expected a header and at least one row"),
+    "a header of separators": (";;\n", {}, "is empty, expected a header and at least one row"),
+    "no name": (
+        HOURS.replace("timestamp", ""),
+        {},
+        r"no column named 'timestamp' in the header \(no name\), value; .*--option timestamp=NAME .*nothing after =",
+    ),
+    "wide header": (",".join(map(str, range(1000))), {}, "header 0, 1, .*, 19 and 980 more; expected one, or --option"),
+    "no series": ("timestamp,value,city\n2024-01-01,1,\n", {"series": "city"}, "row 2: the cell of 'city' is empty"),
+    "zero byte": (HOURS + "2024-01-01 03:00,\0\n", {}, r"row 5: .* control character '\\x00'"),
+    "utf-8 as latin-1": (HOURS.replace("value", "Größe"), {"encoding": "latin1"}, "is utf-8, expected iso8859-1 as it"),
+    "trailing separators": (HOURS.replace("1\n", "1,\n"), {}, "row 2: has 3 columns, expected 2 as in the header"),
+    "thousands": ("timestamp;value\n2024-01-01;1,002\n", {}, "row 2: '1,002' is no number.*--option decimal=, reads"),
+    "thousand of ten": ("timestamp;value\n2024-01-01;1.02\n", {"decimal": ","}, "row 2: '1.02' is no number"),
+    "a long cell": (HOURS + "2024-01-01 03:00," + "x" * 10**5 + "\n", {}, r"row 5: 'x{40}\.\.\.' is no number"),
+    "a longer cell": (HOURS + "2024-01-01 03:00," + "x" * 10**6 + "\n", {}, "row 5: is no row of a CSV .field larger"),
+    "mistyped year": (
+        HOURS + "2204-01-01 02:00,1\n",
+        {"missing": "interpolate"},
+        "row 5: .* steps are missing before 2204-01-01 02:00:00; expected at most 400 to fill",
+    ),
+    "days of a zone": (
+        "timestamp,value\n"
+        + "".join(f"2024-{day}:00,1\n" for day in ("03-29T00+01", "03-30T00+01", "03-31T00+01", "04-01T00+02")),
+        {},
+        "row 5: .* is off the daily steps .*, or leave out the time zone where a step is a day",
+    ),
+    "off by a part": (
+        HOURS.replace(":00,4", ":00.300,4") + "2024-01-01 03:00,1\n2024-01-01 04:00,1\n2024-01-01 05:00,1\n",
+        {},
+        "row 4: .*02:00:00.300000 is off the hourly steps of the series series, expected equal steps; round the",
+    ),
     "no number": (HOURS + "2024-01-01 03:00,cold\n", {}, "row 5: 'cold' is no number"),
     "decimal comma": ("timestamp;value\n2024-01-01;1,5\n", {}, r"row 2: '1,5' is no number, expected .* mark '\.'"),
     "infinite": (HOURS + "2024-01-01 03:00,inf\n", {}, "row 5: 'inf' is no number"),
@@ -238,7 +369,11 @@ def test_missing_file_is_refused(tmp_path):
         ({"delimeter": ";"}, "no option 'delimeter' for reading a series, expected one of timestamp, value"),
         ({"delimiter": ", "}, "expected one character"),
         ({"missing": "ignore"}, "missing is 'ignore', expected 'error' or 'interpolate'"),
-        ({"decimal": ";"}, "decimal is ';', expected"),
+        ({"decimal": ";"}, "decimal is ';', expected '.' or ','"),
+        ({"delimiter": ""}, "delimiter is '', expected one character"),
+        ({"delimiter": '"'}, "expected one character that separates cells"),
+        ({"timestamp_format": "%Q"}, "timestamp_format is '%Q', expected directives of strptime"),
+        ({"value": 2023}, "value is 2023, expected a text"),
     ],
 )
 def test_bad_option_is_refused(options, message):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import unicodedata
 
 import numpy as np
 import pytest
@@ -196,6 +197,22 @@ def test_transcripts_may_stand_beside_their_sound(folder):
         path.rename(folder / "within" / path.name)
         (folder / "within" / path.name).with_suffix(".txt").write_text(f"Text \n  {number}\n", encoding="utf-8")
     assert [recording.text for recording in read_corpus(folder)] == ["text 0", "text 1", "text 2"]
+
+
+@pytest.mark.parametrize("form", ["NFC", "NFD"])
+@pytest.mark.parametrize("table", [True, False])
+def test_a_name_and_a_text_of_either_normal_form_are_the_same(folder, form, table):
+    """Archives come with names whose accents stand apart, and transcripts of other systems."""
+    other = {"NFC": "NFD", "NFD": "NFC"}[form]
+    (folder / "00000.wav").rename(folder / unicodedata.normalize(form, "ä.WAV"))
+    if table:
+        rows = f"00001\tx\r00002.wav\tx\r{unicodedata.normalize(other, 'ä')}\t{unicodedata.normalize(form, 'ÖL')}\r"
+        (folder / "transcripts.txt").write_bytes(rows.encode("utf-16"))
+    else:
+        (folder / "transcripts.txt").unlink()
+        for name, text in (("00001", "x"), ("00002", "x"), ("ä", "ÖL")):
+            (folder / unicodedata.normalize(other, f"{name}.txt")).write_text(unicodedata.normalize(form, text))
+    assert [recording.text for recording in read_corpus(folder)] == ["x", "x", "öl"]
 
 
 def test_made_up_corpus_says_so(task):

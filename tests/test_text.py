@@ -257,11 +257,11 @@ def test_validation_loss_is_a_mean_over_tokens(task, batch):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"max_source": 0}, "max_source is 0, expected a whole number of at least 1 token"),
-        ({"max_target": -1}, "max_target is -1, expected a whole number of at least 1 token"),
-        ({"max_target": 1.5}, "max_target is 1.5, expected a whole number of at least 1 token"),
+        ({"max_source": 0}, "max_source is 0, expected a whole number of at least 1"),
+        ({"max_target": -1}, "max_target is -1, expected a whole number of at least 1"),
+        ({"max_target": 1.5}, "max_target is 1.5, expected a whole number of at least 1"),
         ({"vocabulary": 3}, "vocabulary is 3, expected at least 260"),
-        ({"vocabulary": "many"}, "vocabulary is 'many', expected at least 260"),
+        ({"vocabulary": "many"}, "vocabulary is 'many', expected a whole number"),
     ],
 )
 def test_sizes_out_of_range_are_refused(file, options, message):

@@ -5,11 +5,13 @@ from __future__ import annotations
 import inspect
 import json
 import re
+import unicodedata
 
 import pytest
 
 from seq2seq.tasks import summarization, translation
 from seq2seq.tasks.errors import DataError
+from seq2seq.tasks.files import ENCODING
 from seq2seq.tasks.text_files import read_jsonl, read_pairs, read_tsv, tidy
 
 pytest.importorskip("hypothesis")
@@ -24,7 +26,7 @@ BAD_TSV = {
     "byte order mark alone": (b"\xef\xbb\xbf", None, "is empty, expected at least one row"),
     "blank": (b"\n\n", None, "is empty, expected at least one row"),
     "latin-1": (b"a\tb\nb\xe4r\tc\n", 2, "byte 0xe4 is no utf-8"),
-    "utf-16": ("a\tb\n".encode("utf-16"), 1, "is no utf-8"),
+    "utf-16 without a mark": ("a\tb\n".encode("utf-16-le"), 1, "as --option encoding=utf-16-le, which reads 'a\\tb'"),
     "column too few": (b"a\tb\nc\n", 2, "1 column, expected source<TAB>target"),
     "column too many": (b"a\tb\tc\n", 1, "3 columns, expected source<TAB>target"),
     "empty source": (b"a\tb\nc\td\n\te\n", 3, "the source is empty, expected text on both sides"),
@@ -50,7 +52,7 @@ BAD_JSONL = {
 }
 
 #: A text as a file may hold it: characters of any script, on one line, no tab.
-texts = st.text(st.characters(codec="utf-8", exclude_characters="\t\r\n"), min_size=1, max_size=20).map(tidy)
+texts = st.text(st.characters(codec="utf-8", exclude_characters="\0\t\r\n\ufeff"), min_size=1, max_size=20).map(tidy)
 pairs = st.lists(st.tuples(*[texts.filter(str.strip)] * 2), min_size=1, max_size=5)
 
 
@@ -141,9 +143,9 @@ def test_texts_are_brought_to_one_line(tmp_path):
     assert read_jsonl(path, KEYS) == [("a b c", "d\u00a0: e")]
 
 
-@pytest.mark.parametrize("encoding", ["latin-1", "utf-16"])
+@pytest.mark.parametrize(("encoding", "hint"), [("latin-1", "latin-1"), ("cp1252", "latin-1"), ("cp1250", "cp1252")])
 @pytest.mark.parametrize("name", ["pairs.tsv", "pairs.jsonl"])
-def test_a_file_of_another_encoding_is_read_when_it_is_named(name, encoding, tmp_path):
+def test_a_file_of_another_encoding_is_read_when_it_is_named(name, encoding, hint, tmp_path):
     """The error says how, in a way that the texts' tasks take."""
     path = tmp_path / name
     rows = (
@@ -151,9 +153,29 @@ def test_a_file_of_another_encoding_is_read_when_it_is_named(name, encoding, tmp
         if name.endswith("tsv")
         else ['{"document": "é", "summary": "ü"}', '{"document": "a", "summary": "b"}']
     )
-    path.write_bytes("\n".join(rows).encode(encoding))
-    with pytest.raises(DataError, match=r"row 1: byte 0x\w\w is no utf-8: .*, as --option encoding=latin-1"):
+    more = {"cp1250": "ž"}.get(encoding, "")
+    path.write_bytes("\n".join(rows).replace("é", "é" + more).encode(encoding))
+    with pytest.raises(DataError, match=rf"row 1: byte 0x\w\w is no utf-8: .*, as --option encoding={hint}, which"):
         read_pairs(path, KEYS)
-    assert read_pairs(path, KEYS, encoding) == [("é", "ü"), ("a", "b")]
+    assert read_pairs(path, KEYS, encoding) == [("é" + more, "ü"), ("a", "b")]
     for task in (translation, summarization):
-        assert inspect.signature(task.load).parameters["encoding"].default == "utf-8-sig"
+        assert inspect.signature(task.load).parameters["encoding"].default == ENCODING
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r", "\r\r\n"])
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+@pytest.mark.parametrize("name", ["pairs.tsv", "pairs.jsonl"])
+def test_marks_and_line_ends_are_no_text(name, encoding, end, tmp_path):
+    """Whatever byte order mark and line ends a system writes, the pairs are the same."""
+    path = tmp_path / name
+    rows = ["é\tb", "c\td"] if name.endswith("tsv") else ['{"d": "é", "s": "b"}', '{"d": "c", "s": "d"}']
+    path.write_bytes("".join(row + end for row in rows).encode(encoding))
+    assert read_pairs(path, ("d", "s")) == [("é", "b"), ("c", "d")]
+
+
+def test_texts_and_keys_of_either_normal_form_are_the_same(tmp_path):
+    """An accent that stands apart joins its letter: pairs, and names of the columns, do not depend on the system."""
+    path = tmp_path / "pairs.jsonl"
+    apart = unicodedata.normalize("NFD", "Größe")
+    path.write_text(json.dumps({apart: apart, "t": "x"}), encoding="utf-8")
+    assert read_jsonl(path, ("Größe", "t")) == read_jsonl(path, (apart, "t")) == [("Größe", "x")]

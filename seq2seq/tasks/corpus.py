@@ -8,7 +8,7 @@ from pathlib import Path
 from torch import Tensor
 
 from seq2seq.tasks.audio import WINDOW_S, log_mel, read_wav, resample
-from seq2seq.tasks.files import bad_file, read_text
+from seq2seq.tasks.files import ENCODING, bad_file, composed, read_text
 
 #: Files with one line a recording, file<TAB>text, by which a folder is looked through.
 TRANSCRIPTS = ("transcripts.txt", "transcripts.tsv")
@@ -22,7 +22,7 @@ class Recording:
     text: str
 
 
-def read_corpus(folder: Path, encoding: str = "utf-8-sig") -> list[Recording]:
+def read_corpus(folder: Path, encoding: str = ENCODING) -> list[Recording]:
     """The recordings of a folder, in the order of their names.
 
     Transcripts are in `transcripts.txt` or `transcripts.tsv`, a line file<TAB>text each, or beside each WAV in a text
@@ -44,11 +44,12 @@ def read_corpus(folder: Path, encoding: str = "utf-8-sig") -> list[Recording]:
     for name in TRANSCRIPTS:
         if (folder / name).exists():
             return _from_table(folder / name, sounds, encoding)
-    stems = {sound.with_suffix("") for sound in sounds}
-    for path in sorted(folder.rglob("*.txt")):
-        if path.with_suffix("") not in stems:
+    texts = {_same(path.with_suffix("")): path for path in sorted(folder.rglob("*.txt"))}
+    stems = [_same(sound.with_suffix("")) for sound in sounds]
+    for stem, path in texts.items():
+        if stem not in stems:
             raise bad_file(path, f"has no WAV file, expected {path.stem}.wav beside it")
-    return [_beside(sound, encoding) for sound in sounds]
+    return [_beside(sound, texts.get(stem), encoding) for sound, stem in zip(sounds, stems, strict=True)]
 
 
 def read_frames(path: Path) -> Tensor:
@@ -65,38 +66,43 @@ def read_frames(path: Path) -> Tensor:
 
 
 def tidy(text: str) -> str:
-    """A transcript on one line, in lower case, with single spaces."""
-    return " ".join(text.lower().split())
+    """A transcript on one line, in lower case, with single spaces; composed (NFC)."""
+    return " ".join(composed(text.lower()).split())
 
 
 def _from_table(table: Path, sounds: list[Path], encoding: str) -> list[Recording]:
+    # People leave the ending out.
+    known = {_same(path.with_suffix("")): path for path in sounds} | {_same(path): path for path in sounds}
     texts: dict[Path, str] = {}
     for row, line in enumerate(read_text(table, encoding).split("\n"), 1):
         if not line.strip():
             continue
-        columns = line.rstrip("\r").split("\t")
+        columns = line.split("\t")
         if len(columns) != 2:  # noqa: PLR2004 - file and text
             counted = f"has {len(columns)} column{'s' * (len(columns) != 1)}"
             raise bad_file(table, f"{counted}, expected file<TAB>text", row)
         name, text = columns[0].strip(), tidy(columns[1])
-        # People leave the ending out.
-        found = [path for path in (table.parent / name, table.parent / f"{name}.wav") if path in sounds]
-        if not found:
+        found = known.get(_same(table.parent / name.replace("\\", "/")))
+        if found is None:
             raise bad_file(table, f"there is no WAV file {name!r} in {table.parent}, expected one for each row", row)
-        if found[0] in texts:
+        if found in texts:
             raise bad_file(table, f"{name!r} has a transcript already, expected one for each WAV file", row)
         if not text:
             raise bad_file(table, f"the transcript of {name!r} is empty, expected what is said in it", row)
-        texts[found[0]] = text
+        texts[found] = text
     for sound in sounds:
         if sound not in texts:
             raise bad_file(sound, f"has no transcript, expected a row in {table.name}")
     return [Recording(sound, texts[sound]) for sound in sounds]
 
 
-def _beside(sound: Path, encoding: str) -> Recording:
-    path = sound.with_suffix(".txt")
-    if not path.exists():
-        expected = f"expected {path.name} beside it, or a row in {' or '.join(TRANSCRIPTS)}"
+def _beside(sound: Path, path: Path | None, encoding: str) -> Recording:
+    if path is None:
+        expected = f"expected {sound.stem}.txt beside it, or a row in {' or '.join(TRANSCRIPTS)}"
         raise bad_file(sound, f"has no transcript, {expected}")
     return Recording(sound, tidy(read_text(path, encoding)))
+
+
+def _same(path: Path) -> str:
+    """A path as it is compared: some systems take the letters of a name apart, so that accents follow them."""
+    return composed(str(path))

@@ -10,12 +10,15 @@ import math
 import os
 import shlex
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from seq2seq.probabilistic import LIKELIHOODS
 from seq2seq.tasks.errors import DataError
+from seq2seq.tasks.files import composed
 from seq2seq.tasks.forecasting_task import ForecastingTask
+from seq2seq.tasks.options import Count, declared, typed
 from seq2seq.tasks.scaling import scale
 from seq2seq.tasks.series import BUILT_IN, CYCLES, Frequency, TimeSeries, built_in
 from seq2seq.tasks.series_file import Columns, read_series
@@ -29,36 +32,55 @@ PRESETS: dict[str, dict[str, Any]] = {
 }
 
 
+@dataclass(frozen=True)
+class Choices:
+    """What may be chosen for any series.
+
+    Attributes:
+        season, history, horizon: in steps; they follow from the frequency when None.
+        difference: whether to learn differences to the season before.
+        samples: paths of a forecast.
+        likelihood: `gaussian`, `student`, `quantile` or, for forecasts without a spread, `point`.
+    """
+
+    season: Count | None = None
+    history: Count | None = None
+    horizon: Count | None = None
+    difference: bool = True
+    samples: Count = 100
+    likelihood: str | None = None
+
+
 def load(path: Path | str | None = None, **options: Any) -> ForecastingTask:
     """The task on built-in series or on a user's CSV.
 
     Args:
         path: a name out of `BUILT_IN`, or of a CSV file; both cities' temperatures when None.
-        options: `season`, `history`, `horizon` in steps, which follow from the frequency when not given;
-            `difference`, whether to learn differences to the season before; `samples`, paths of a forecast;
-            `likelihood`, `gaussian`, `student`, `quantile` or, for forecasts without a spread, `point`; and, for a
-            file, the fields of `series_file.Columns`.
+        options: fields of `Choices` and, for a file, of `series_file.Columns`; as those types, or as texts.
 
     Raises:
         DataError: for a file, or an option, that cannot be used.
         DataUnavailableError: when the package of a built-in series is not installed.
     """
     name = DEFAULT if path is None else str(path)
-    own = ("season", "history", "horizon", "difference", "samples", "likelihood")
-    chosen = PRESETS.get(name, {}) | {key: options.pop(key) for key in own if options.get(key) is not None}
+    kinds = declared(Choices)
+    options = typed(options, kinds | declared(Columns), "forecasting")
+    given = {key: value for key in kinds if (value := options.pop(key, None)) is not None}
+    chosen = Choices(**(PRESETS.get(name, {}) | given))
     found = _read(name, options)
     frequency = found[0].frequency
-    season = _count(chosen, "season", frequency.season)
+    season = chosen.season or frequency.season
     # A week of hours for a day of them; two years for the next, which a week of years would not be.
-    history = _count(chosen, "history", season * (7 if 1 < season <= 31 else 2) if season > 1 else 16)  # noqa: PLR2004
-    horizon = _count(chosen, "horizon", season if season > 1 else 4)
-    lag = season if chosen.get("difference", True) else 0
+    history = chosen.history or (season * (7 if 1 < season <= 31 else 2) if season > 1 else 16)  # noqa: PLR2004
+    horizon = chosen.horizon or (season if season > 1 else 4)
+    lag = season if chosen.difference else 0
     # The least number of values of which both splits get a window.
     least = lag + max(math.ceil((history + horizon + 1) / TRAIN_SHARE), math.ceil(horizon / (1 - TRAIN_SHARE)) + 1)
     for raw in found:
         if len(raw.values) < least:
             msg = f"{name}: the series {raw.name} has {len(raw.values)} values, expected at least {least} for windows"
-            msg += f" of {history} + {horizon} steps in training and validation: give more, or a smaller history"
+            msg += f" of {history} + {horizon} steps in training and validation, with a season of {season}: give more,"
+            msg += " or a smaller history, horizon or season"
             raise DataError(msg)
     # A cycle that training sees less than twice would lead validation to places that were never seen.
     seen = min(len(raw.values) for raw in found) * TRAIN_SHARE * frequency.step_s
@@ -77,8 +99,8 @@ def load(path: Path | str | None = None, **options: Any) -> ForecastingTask:
         cycles=cycles,
         series=series,
         columns=None if name in BUILT_IN else options,
-        samples=_count(chosen, "samples", 100),
-        likelihood=_likelihood(chosen.get("likelihood")),
+        samples=chosen.samples,
+        likelihood=_likelihood(chosen.likelihood),
     )
 
 
@@ -111,7 +133,8 @@ def restore(
     name = _trained_on(state) if path is None else str(path)
     if name is not None and name not in BUILT_IN:
         options = kept | options
-    frequency, cycles, scales = Frequency(**state["frequency"]), tuple(state["cycles"]), state["scales"]
+    frequency, cycles = Frequency(**state["frequency"]), tuple(state["cycles"])
+    scales = {composed(key): scale for key, scale in state["scales"].items()}
     found = _read(name, options) if name is not None else []
     least = state["lag"] + state["history"] + 1
     for raw in found:
@@ -124,7 +147,7 @@ def restore(
     if new_series:
         scales = {}
     elif series_as is not None:
-        found = [_known_as(series_as, found, scales, name)]
+        found = [_known_as(composed(series_as), found, scales, name)]
     elif name is not None and name not in BUILT_IN and not options.get("series") and found[0].name not in scales:
         msg = f"{name}: nothing says which series it is, as a file's name does not: give --series-as "
         msg += f"{' or --series-as '.join(map(shlex.quote, scales))} if it is one of the training, else --new-series, "
@@ -204,11 +227,3 @@ def _likelihood(name: object) -> str | None:
         msg = f"likelihood is {name!r}, expected one of {', '.join(map(str, keys))}"
         raise DataError(msg)
     return keys.get(name)
-
-
-def _count(options: dict[str, Any], name: str, default: int) -> int:
-    value = options.get(name, default)
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        msg = f"{name} is {value!r}, expected a whole number of at least 1"
-        raise DataError(msg)
-    return value

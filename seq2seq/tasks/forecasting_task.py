@@ -23,6 +23,7 @@ from seq2seq.model import Seq2SeqConfig
 from seq2seq.probabilistic import QUANTILES
 from seq2seq.tasks import scoring
 from seq2seq.tasks.batch import Batch
+from seq2seq.tasks.files import composed
 from seq2seq.tasks.forecast import Forecast
 from seq2seq.tasks.paths import sample_paths
 from seq2seq.tasks.scaling import Scaled
@@ -98,6 +99,8 @@ class ForecastingTask:
                 lines.append(
                     f"{raw.name}: {raw.filled} of {len(raw.values)} values were missing and are interpolated linearly"
                 )
+            if raw.averaged:
+                lines.append(f"{raw.name}: {raw.averaged} rows repeat a timestamp; the values of each are averaged")
             if raw.converted:
                 lines.append(f"{raw.name}: its timestamps have a time zone and are taken, and told, in UTC")
             if raw.name in self.strange:
@@ -227,6 +230,7 @@ class ForecastingTask:
             ValueError: for a series that there is not, or a start without room for history before or horizon after.
         """
         names = [scaled.raw.name for scaled in self.series]
+        series = series if series is None else composed(series)
         if not names or (series is not None and series not in names):
             msg = f"there is no series {series or ''!r}, expected one of {', '.join(names) or '(none was given)'}"
             raise ValueError(msg)

@@ -23,6 +23,8 @@ DAY_S = 86_400
 WEEK_S = 7 * DAY_S
 YEAR_S = 365.25 * DAY_S
 _MONTH_S = YEAR_S / 12
+#: Of a second; Python's timestamps know nothing finer.
+_MICROSECONDS = 1_000_000
 #: Cycles that people and weather follow, and their length in seconds.
 CYCLES = {"day": DAY_S, "week": WEEK_S, "year": YEAR_S}
 
@@ -33,11 +35,11 @@ class Frequency:
 
     Attributes:
         months: months of a step, for those of no fixed length (1, 3 or 12); otherwise 0.
-        seconds: of a step, where `months` is 0.
+        seconds: of a step, where `months` is 0; whole microseconds, and an `int` where it is whole.
     """
 
     months: int = 0
-    seconds: int = 0
+    seconds: float = 0
 
     @classmethod
     def infer(cls, timestamps: pd.DatetimeIndex) -> Frequency:
@@ -46,8 +48,9 @@ class Frequency:
         Args:
             timestamps: two or more, rising.
         """
-        gaps = pd.Series(np.diff(timestamps.to_numpy()) // np.timedelta64(1, "s"))
-        common = int(gaps.mode().iloc[0])
+        gaps = pd.Series(np.diff(timestamps.to_numpy()) // np.timedelta64(1, "us"))
+        step = int(gaps.mode().iloc[0])
+        common = step / _MICROSECONDS if step % _MICROSECONDS else step // _MICROSECONDS
         starts = len(set(timestamps.day)) == 1 and len(set(timestamps.time)) == 1
         ends = bool(timestamps.is_month_end.all())
         if (starts or ends) and common >= 28 * DAY_S:
@@ -61,13 +64,18 @@ class Frequency:
         return self.months * _MONTH_S if self.months else self.seconds
 
     @property
+    def _step(self) -> pd.Timedelta:
+        """A step of fixed length; whole microseconds, whatever the seconds are as a float."""
+        return pd.Timedelta(microseconds=round(self.seconds * _MICROSECONDS))
+
+    @property
     def season(self) -> int:
         """Steps of the season that the naive forecast repeats: a day, a week, a year, or 1 where none is known."""
         if self.months:
             return max(1, 12 // self.months)
-        for cycle in (DAY_S, WEEK_S):
-            if self.seconds < cycle and cycle % self.seconds == 0:
-                return cycle // self.seconds
+        for cycle in (pd.Timedelta(seconds=DAY_S), pd.Timedelta(seconds=WEEK_S)):
+            if self._step < cycle and cycle % self._step == pd.Timedelta(0):
+                return cycle // self._step
         return round(YEAR_S / self.seconds) if self.seconds < YEAR_S / 2 else 1
 
     @property
@@ -78,14 +86,14 @@ class Frequency:
     def places(self, timestamps: pd.DatetimeIndex) -> np.ndarray[Any, np.dtype[np.float64]]:
         """Steps from the first timestamp, as floats: whole numbers where a timestamp is on the grid."""
         if not self.months:
-            return np.asarray((timestamps - timestamps[0]) / pd.Timedelta(seconds=self.seconds), dtype=np.float64)
+            return np.asarray((timestamps - timestamps[0]) / self._step, dtype=np.float64)
         months = np.asarray(timestamps.year * 12 + timestamps.month, dtype=np.float64)
         return np.asarray((months - months[0]) / self.months)
 
     def following(self, start: pd.Timestamp, count: int) -> pd.DatetimeIndex:
         """`count` timestamps from `start` on, that one included."""
         if not self.months:
-            return pd.date_range(start, periods=count, freq=pd.Timedelta(seconds=self.seconds))
+            return pd.date_range(start, periods=count, freq=self._step)
         last = start.is_month_end and start.day >= 28  # noqa: PLR2004 - the shortest month
         steps = [start + pd.DateOffset(months=self.months * step) for step in range(count)]
         return pd.DatetimeIndex([step + pd.offsets.MonthEnd(0) if last else step for step in steps])
@@ -121,6 +129,7 @@ class TimeSeries:
         filled: how many of them the source leaves out; they are interpolated.
         converted: whether its timestamps came with a time zone and were brought to UTC.
         title: of a plot; the name where it is empty.
+        averaged: how many rows of the source repeat a timestamp; those of one timestamp are averaged.
     """
 
     name: str
@@ -131,6 +140,7 @@ class TimeSeries:
     filled: int = 0
     converted: bool = False
     title: str = ""
+    averaged: int = 0
 
     def timestamps(self, more: int = 0) -> pd.DatetimeIndex:
         """When its values are, and `more` steps after them."""

@@ -9,8 +9,10 @@ import csv
 import dataclasses
 import io
 import math
+import re
+from collections.abc import Iterable
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +20,20 @@ import numpy as np
 import pandas as pd
 
 from kernels.output import printable
+from seq2seq.tasks import cells
 from seq2seq.tasks.errors import DataError
-from seq2seq.tasks.files import bad_file, read_text
+from seq2seq.tasks.files import ENCODING, bad_file, composed, read_text
+from seq2seq.tasks.options import declared, typed
 from seq2seq.tasks.series import Frequency, TimeSeries, regular
 
-#: Values of a cell that mean that there is none.
-MISSING = frozenset({"", "na", "nan", "n/a", "null", "none", "-"})
+#: The first line that tells Excel what separates the cells.
+_EXCEL = re.compile(r'"?sep=(.)"?[,;\t]*(?=\n)', re.IGNORECASE)
+#: Ways to write a tab on a command line.
+_TABS = {"\\t": "\t", "tab": "\t"}
+#: Most steps, a value that is there, that interpolation fills: beyond it a timestamp is mistyped.
+MOST_FILLED = 100
+#: Columns of a header that a message names.
+_COLUMNS_SHOWN = 20
 
 
 @dataclass(frozen=True)
@@ -31,11 +41,14 @@ class Columns:
     """How a CSV is to be read.
 
     Attributes:
-        timestamp, value: names of the two columns.
+        timestamp, value: names of the two columns; "" is the column without a name.
         series: name of the column that says which series a row belongs to; None for a file of one series.
-        delimiter: one character; found out from the header (comma, semicolon, tab) when None.
-        decimal: the decimal mark of the values, `.` or `,`.
-        timestamp_format: for `datetime.strptime`; ISO 8601, a year or year and month when None.
+        delimiter: one character, or `tab`; None for that of the file's first line `sep=`, or found out from the header
+            (comma, semicolon, tab).
+        decimal: the decimal mark of the values, `.` or `,`; the other one may then stand between thousands. A point
+            when None, and commas are refused.
+        timestamp_format: for `datetime.strptime`, or the unit of numbers that count since 1970: s, ms, us or ns. ISO
+            8601, a year or year and month when None.
         encoding: of the file.
         missing: `error`, or `interpolate` for missing values and rows, and for repeated timestamps, whose values are
             then averaged.
@@ -46,35 +59,37 @@ class Columns:
     value: str = "value"
     series: str | None = None
     delimiter: str | None = None
-    decimal: str = "."
+    decimal: str | None = None
     timestamp_format: str | None = None
-    encoding: str = "utf-8-sig"
+    encoding: str = ENCODING
     missing: str = "error"
     unit: str | None = None
 
     def __post_init__(self) -> None:
-        expected = {"missing": ("error", "interpolate"), "decimal": (".", ",")}
+        expected = {"missing": ("error", "interpolate"), "decimal": (".", ",", None)}
         for name, choices in expected.items():
             if getattr(self, name) not in choices:
-                msg = f"{name} is {getattr(self, name)!r}, expected {' or '.join(map(repr, choices))}"
+                msg = f"{name} is {getattr(self, name)!r}, expected {' or '.join(map(repr, filter(None, choices)))}"
                 raise DataError(msg)
-        if self.delimiter is not None and len(self.delimiter) != 1:
-            msg = f"delimiter is {self.delimiter!r}, expected one character"
+        delimiter = _TABS.get(self.delimiter or "", self.delimiter)
+        if delimiter is not None and (len(delimiter) != 1 or delimiter in '"\r\n'):
+            msg = f"delimiter is {self.delimiter!r}, expected one character that separates cells, or tab"
             raise DataError(msg)
+        object.__setattr__(self, "delimiter", delimiter)
+        if self.timestamp_format is not None:
+            try:
+                cells.check_format(self.timestamp_format)
+            except ValueError as error:
+                raise DataError(str(error)) from error
 
     @classmethod
     def of(cls, options: dict[str, Any]) -> Columns:
-        """From the options of a command line.
+        """Make one of the options of a command line.
 
         Raises:
-            DataError: for an option that there is not.
+            DataError: for an option that there is not, or a value that it cannot have.
         """
-        names = [field.name for field in dataclasses.fields(cls)]
-        for name in options:
-            if name not in names:
-                msg = f"there is no option {name!r} for reading a series, expected one of {', '.join(names)}"
-                raise DataError(msg)
-        return cls(**options)
+        return cls(**typed(options, declared(cls), "reading a series"))
 
 
 @dataclass
@@ -99,85 +114,101 @@ def read_series(path: Path, columns: Columns | None = None) -> list[TimeSeries]:
             timestamps that repeat or go back or leave something out, an empty file, another encoding.
     """
     columns = columns or Columns()
-    parts = _parse(path, read_text(path, columns.encoding), columns)
+    text = read_text(path, columns.encoding)
+    found = _EXCEL.match(text)
+    delimiter = columns.delimiter
+    if found:
+        # The line stays as an empty one, so that rows are counted as in the file.
+        text = text[found.end() :]
+        delimiter = delimiter or found[1]
+    parts = _parse(path, text, columns, delimiter or _delimiter(text, _wanted(columns)))
     if not parts:
         raise bad_file(path, "holds a header and no values, expected at least one row below it")
     return [_series(path, name, part, columns) for name, part in parts.items()]
 
 
-def _parse(path: Path, text: str, columns: Columns) -> dict[str, _Rows]:
-    header_line = text.lstrip("\r\n").split("\n", 1)[0]
-    delimiter = columns.delimiter or max(",;\t", key=header_line.count)
+def _wanted(columns: Columns) -> dict[str, str]:
+    """Names of the columns that are read, by their option."""
+    named = {"timestamp": columns.timestamp, "value": columns.value, "series": columns.series}
+    return {option: _name(name) for option, name in named.items() if name is not None}
+
+
+def _name(text: str) -> str:
+    """A name as it is compared: letters that look alike are the same."""
+    return composed(text).strip()
+
+
+def _delimiter(text: str, wanted: dict[str, str]) -> str:
+    """The delimiter with which the header has the columns that are wanted, or else the one it holds most often."""
+    line = text.lstrip("\n").split("\n", 1)[0]
+
+    def fits(delimiter: str) -> tuple[int, int]:
+        names = {_name(cell) for cell in next(csv.reader([line], delimiter=delimiter))}
+        return len(names.intersection(wanted.values())), line.count(delimiter)
+
+    return max(",;\t", key=fits)
+
+
+def _parse(path: Path, text: str, columns: Columns, delimiter: str) -> dict[str, _Rows]:
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
     parts: dict[str, _Rows] = {}
-    header: list[str] | None = None
-    aware: bool | None = None
     try:
-        for cells in reader:
-            row = reader.line_num
-            if not any(cell.strip() for cell in cells):
-                continue
-            if header is None:
-                header = [cell.strip() for cell in cells]
-                wanted = [name for name in (columns.timestamp, columns.value, columns.series) if name is not None]
-                at = [_column(path, header, name, row) for name in wanted]
-                continue
-            if len(cells) != len(header):
-                counted = f"has {len(cells)} column{'s' * (len(cells) != 1)}"
-                raise bad_file(path, f"{counted}, expected {len(header)} as in the header", row)
-            stamp = _timestamp(path, row, cells[at[0]].strip(), columns)
-            if aware is not None and aware != (stamp.tzinfo is not None):
-                raise bad_file(path, "timestamps are with and without a time zone, expected one way throughout", row)
-            aware = stamp.tzinfo is not None
-            part = parts.setdefault(cells[at[2]].strip() if columns.series else printable(path.stem), _Rows())
-            part.aware = aware
-            part.rows.append(row)
-            part.timestamps.append(stamp.astimezone(UTC).replace(tzinfo=None) if aware else stamp)
-            part.numbers.append(_value(path, row, cells[at[1]].strip(), columns))
+        filled = ((reader.line_num, row) for row in reader if any(cell.strip() for cell in row))
+        at, header = _header(path, filled, _wanted(columns))
+        alone = {} if "series" in at else {"series": composed(printable(path.stem)).strip() or printable(path.name)}
+        for number, row in filled:
+            if len(row) != header:
+                counted = f"has {len(row)} column{'s' * (len(row) != 1)}"
+                raise bad_file(path, f"{counted}, expected {header} as in the header", number)
+            _add(path, parts, number, alone | {option: row[place].strip() for option, place in at.items()}, columns)
     except csv.Error as error:
         cause = f"is no row of a CSV ({error}), expected cells between {delimiter!r}"
         raise bad_file(path, cause, reader.line_num) from error
     return parts
 
 
-def _column(path: Path, header: list[str], name: str, row: int) -> int:
-    if header.count(name) != 1:
-        found = "several columns" if name in header else "no column"
-        cause = f"{found} named {name!r} in the header {', '.join(header)}; expected one"
-        raise bad_file(path, f"{cause}, or the option timestamp or value with the name of another", row)
-    return header.index(name)
+def _header(path: Path, rows: Iterable[tuple[int, list[str]]], wanted: dict[str, str]) -> tuple[dict[str, int], int]:
+    """Places of the columns that are wanted, by option, and how many columns there are."""
+    row, first = next(iter(rows), (0, []))
+    if not first:
+        raise bad_file(path, "is empty, expected a header and at least one row of data")
+    names = [_name(cell) for cell in first]
+    for option, name in wanted.items():
+        if names.count(name) != 1:
+            found = "several columns" if name in names else "no column"
+            listed = ", ".join(cells.shown(name)[1:-1] or "(no name)" for name in names[:_COLUMNS_SHOWN])
+            more = f" and {len(names) - _COLUMNS_SHOWN} more" * (len(names) > _COLUMNS_SHOWN)
+            cause = f"{found} named {name!r} in the header {listed}{more}; expected one, or --option {option}=NAME with"
+            cause += " the name of another" + " (nothing after = for the one without a name)" * ("" in names)
+            raise bad_file(path, cause, row)
+    return {option: names.index(name) for option, name in wanted.items()}, len(names)
 
 
-def _timestamp(path: Path, row: int, cell: str, columns: Columns) -> datetime:
-    # A year, or a year and a month, which ISO 8601 allows but Python does not take.
-    full = cell + {4: "-01-01", 7: "-01"}.get(len(cell), "")
+def _add(path: Path, parts: dict[str, _Rows], row: int, texts: dict[str, str], columns: Columns) -> None:
+    """Add a row to its series."""
+    name = _name(texts["series"])
+    if not name:
+        raise bad_file(path, f"the cell of {columns.series!r} is empty, expected the name of a series", row)
     try:
-        if columns.timestamp_format is not None:
-            return datetime.strptime(cell, columns.timestamp_format)  # noqa: DTZ007 - the format may have a zone
-        return datetime.fromisoformat(full)
-    except ValueError:
-        expected = columns.timestamp_format or "ISO 8601 such as 2024-01-31 18:00, or name its timestamp_format"
-        raise bad_file(path, f"{cell!r} is no timestamp, expected {expected}", row) from None
-
-
-def _value(path: Path, row: int, cell: str, columns: Columns) -> float:
-    if cell.lower() in MISSING:
-        if columns.missing == "interpolate":
-            return math.nan
+        stamp = cells.read_timestamp(texts["timestamp"], columns.timestamp_format)
+        missing = texts["value"].lower() in cells.MISSING
+        value = math.nan if missing else cells.read_number(texts["value"], columns.decimal)
+    except ValueError as error:
+        raise bad_file(path, str(error), row) from error
+    if missing and columns.missing != "interpolate":
         raise bad_file(path, "the value is missing, expected a number; missing=interpolate fills it", row)
-    try:
-        value = float(cell.replace(",", ".") if columns.decimal == "," else cell)
-    except ValueError:
-        value = math.nan
-    # Python also reads 1_000, which no table means.
-    if not math.isfinite(value) or "_" in cell:
-        raise bad_file(path, f"{cell!r} is no number, expected one with decimal mark {columns.decimal!r}", row)
-    return value
+    aware = stamp.tzinfo is not None
+    if parts and aware != next(iter(parts.values())).aware:
+        raise bad_file(path, "timestamps are with and without a time zone, expected one way throughout", row)
+    part = parts.setdefault(name, _Rows(aware=aware))
+    part.rows.append(row)
+    part.timestamps.append(stamp.replace(tzinfo=None) if aware else stamp)
+    part.numbers.append(value)
 
 
 def _series(path: Path, name: str, part: _Rows, columns: Columns) -> TimeSeries:
     """Check that the rows are a regular series, or make them one where that is asked for."""
-    stamps = np.array(part.timestamps, dtype="datetime64[s]")
+    stamps = np.array(part.timestamps, dtype="datetime64[us]")
     steps = np.diff(stamps).astype(np.int64)
     if (back := np.flatnonzero(steps < 0)).size:
         place = int(back[0]) + 1
@@ -198,12 +229,16 @@ def _series(path: Path, name: str, part: _Rows, columns: Columns) -> TimeSeries:
     places = frequency.places(index)
     if (off := np.flatnonzero(np.abs(places - np.rint(places)) > 1e-6)).size:  # noqa: PLR2004 - rounding
         place = int(off[0])
-        raise bad_file(path, f"{index[place]} is off the {frequency} steps of the series {name}", int(rows[place]))
+        cause = f"{index[place]} is off the {frequency} steps of the series {name}, expected equal steps; round the"
+        cause += " timestamps, or leave out the time zone where a step is a day" if part.aware else " timestamps"
+        raise bad_file(path, cause, int(rows[place]))
     jumps = np.diff(np.rint(places))
-    if (gaps := np.flatnonzero(jumps != 1)).size and not interpolate:
+    most = MOST_FILLED * len(frame) if interpolate else 1
+    if (gaps := np.flatnonzero(jumps > most)).size:
         place = int(gaps[0]) + 1
         cause = f"{int(jumps[place - 1]) - 1} {frequency} steps are missing before {index[place]}; "
-        raise bad_file(path, cause + "missing=interpolate fills them", int(rows[place]))
+        cause += f"expected at most {most} to fill" if interpolate else "missing=interpolate fills them"
+        raise bad_file(path, cause, int(rows[place]))
     known = np.isfinite(frame["value"].to_numpy())
     if not (known[0] and known[-1]):
         row = int(rows[0 if not known[0] else -1])
@@ -211,4 +246,5 @@ def _series(path: Path, name: str, part: _Rows, columns: Columns) -> TimeSeries:
     found = regular(name, columns.unit or columns.value, index, frame["value"].to_numpy(), frequency)
     # Beside a named column, the file's name says little.
     title = name if columns.series or columns.value == Columns.value else columns.value
-    return dataclasses.replace(found, converted=part.aware, title=title)
+    averaged = len(part.rows) - len(frame)
+    return dataclasses.replace(found, converted=part.aware, title=title, averaged=averaged)

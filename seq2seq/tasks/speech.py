@@ -11,10 +11,11 @@ import functools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import numpy as np
 import torch
+from pydantic import Field
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
@@ -30,6 +31,8 @@ from seq2seq.tasks.batch import Batch, DataUnavailableError
 from seq2seq.tasks.bucketing import bucketed, padding_note
 from seq2seq.tasks.corpus import read_corpus, read_frames
 from seq2seq.tasks.errors import DataError
+from seq2seq.tasks.files import ENCODING
+from seq2seq.tasks.options import Count, takes_options
 from seq2seq.tasks.task import MODELS
 from seq2seq.tasks.tokens import BEGIN, END, PAD, UNKNOWN
 
@@ -93,6 +96,8 @@ class SpeechTask:
     name: ClassVar[str] = "speech"
     quality: ClassVar[str] = "WER"
     higher_is_better: ClassVar[bool] = False
+    #: What it predicts from are names of files, not texts.
+    reads_files: ClassVar[bool] = True
     #: Settings of a training that learns the made-up language.
     learning_rate: ClassVar[float] = 2e-3
     batch: ClassVar[int] = 32
@@ -268,13 +273,14 @@ class SpeechTask:
         return texts
 
 
+@takes_options(own=("encoding",), along=("count", "longest"))
 def load(
     path: Path | str | None = None,
     *,
-    stacked: int = 3,
-    encoding: str = "utf-8-sig",
-    count: int = SYNTHETIC_COUNT,
-    longest: int = 24,
+    stacked: Count = 3,
+    encoding: str = ENCODING,
+    count: Annotated[int, Field(ge=2, description="a whole number of at least 2")] = SYNTHETIC_COUNT,
+    longest: Count = 24,
 ) -> SpeechTask:
     """The task on a user's folder, or on the made-up language of `tones`.
 
@@ -288,10 +294,6 @@ def load(
     Raises:
         DataError: for a corpus or option that cannot be used.
     """
-    for name, value, least in (("stacked", stacked, 1), ("count", count, 2), ("longest", longest, 1)):
-        if not isinstance(value, int) or isinstance(value, bool) or value < least:
-            msg = f"{name} is {value!r}, expected a whole number of at least {least}"
-            raise DataError(msg)
     if path is None:
         made = tones.utterances(count, seed=0, longest=longest)
         pairs = [(log_mel(utterance.samples / 2.0**15), utterance.text) for utterance in made]

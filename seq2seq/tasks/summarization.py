@@ -13,9 +13,11 @@ from typing import Any, ClassVar
 
 from seq2seq.contract import Config
 from seq2seq.tasks.batch import DataUnavailableError
+from seq2seq.tasks.files import ENCODING
+from seq2seq.tasks.options import Count, takes_options
 from seq2seq.tasks.synthetic_news import make_news
 from seq2seq.tasks.text import Example, TextTask
-from seq2seq.tasks.text_files import ENCODING, read_pairs
+from seq2seq.tasks.text_files import read_pairs
 from seq2seq.tasks.text_models import Sizes, text_config
 
 SIZES = {
@@ -65,16 +67,17 @@ class SummarizationTask(TextTask):
         return {f"{name} of the first {LEAD_SENTENCES} sentences": value for name, value in scores.items()}
 
 
+@takes_options(own=("encoding", "keys"), along=("documents", "sentences"))
 def load(  # noqa: PLR0913 - options of a command line
     path: Path | str | None = None,
     *,
     encoding: str = ENCODING,
     keys: str = "document,summary",
     vocabulary: int = 2000,
-    max_source: int = 400,
-    max_target: int = 100,
-    documents: int = 2000,
-    sentences: int = 32,
+    max_source: Count = 400,
+    max_target: Count = 100,
+    documents: Count = 2000,
+    sentences: Count = 32,
 ) -> SummarizationTask:
     """The task on a user's file, or on synthetic documents.
 

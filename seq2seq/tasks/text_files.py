@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from seq2seq.tasks.files import bad_file, read_text
+from seq2seq.tasks.files import ENCODING, bad_file, composed, read_text
 
 #: A source text and its target text.
 Pair = tuple[str, str]
@@ -15,10 +15,6 @@ Pair = tuple[str, str]
 # Not all of Unicode's spaces: French puts a no-break space before a colon, and it must be translated.
 _BLANKS = re.compile(r"[ \t\r\n\f\v]+")
 _SUFFIXES = {".jsonl", ".ndjson", ".json"}
-
-
-#: Of a user's texts where no other is named; a byte order mark is taken off.
-ENCODING = "utf-8-sig"
 
 
 def read_pairs(path: Path, keys: tuple[str, str], encoding: str = ENCODING) -> list[Pair]:
@@ -60,6 +56,7 @@ def read_jsonl(path: Path, keys: tuple[str, str], encoding: str = ENCODING) -> l
         DataError: for a file that is missing, empty or not of that encoding, and for a row that is no object with text
             under both keys.
     """
+    keys = (composed(keys[0]), composed(keys[1]))
     expected = f'expected an object {{"{keys[0]}": "...", "{keys[1]}": "..."}}'
     pairs = []
     for row, line in _lines(path, encoding):
@@ -69,6 +66,7 @@ def read_jsonl(path: Path, keys: tuple[str, str], encoding: str = ENCODING) -> l
             raise bad_file(path, f"not JSON ({error}), {expected}", row) from error
         if not isinstance(value, dict):
             raise bad_file(path, f"a JSON {_json_type(value)}, {expected}", row)
+        value = {composed(key): text for key, text in value.items()}
         for key in keys:
             if key not in value:
                 raise bad_file(path, f"no key {key!r}, {expected}", row)
@@ -84,19 +82,13 @@ def read_jsonl(path: Path, keys: tuple[str, str], encoding: str = ENCODING) -> l
 
 
 def tidy(text: str) -> str:
-    """The text on one line, with one space where there were several blanks, and none around it."""
-    return _BLANKS.sub(" ", text).strip()
+    """The text on one line, with one space where there were several blanks, and none around it; composed (NFC)."""
+    return _BLANKS.sub(" ", composed(text)).strip()
 
 
 def _lines(path: Path, encoding: str) -> Iterator[tuple[int, str]]:
     """Rows and their lines. Split at line feeds alone: Unicode's other line ends may be part of a text."""
-    lines = read_text(path, encoding).split("\n")
-    if not lines[-1]:
-        lines.pop()
-    if not lines:  # a byte order mark and nothing else
-        raise bad_file(path, "is empty, expected at least one row of data")
-    for row, line in enumerate(lines, 1):
-        yield row, line.removesuffix("\r")
+    yield from enumerate(read_text(path, encoding).removesuffix("\n").split("\n"), 1)
 
 
 def _filled(path: Path, row: int, source: str, target: str, names: tuple[str, str]) -> Pair:

@@ -13,8 +13,10 @@ from typing import Any, ClassVar
 from seq2seq.contract import Config
 from seq2seq.tasks.batch import DataUnavailableError
 from seq2seq.tasks.catalogues import LANGUAGES, catalogue_pairs
+from seq2seq.tasks.files import ENCODING
+from seq2seq.tasks.options import Count, takes_options
 from seq2seq.tasks.text import Example, TextTask
-from seq2seq.tasks.text_files import ENCODING, read_pairs
+from seq2seq.tasks.text_files import read_pairs
 from seq2seq.tasks.text_models import Sizes, text_config
 
 SIZES = {
@@ -57,14 +59,15 @@ class TranslationTask(TextTask):
         return {f"{name} of the source copied": value for name, value in copied.items()}
 
 
+@takes_options(own=("encoding",), along=("language",))
 def load(
     path: Path | str | None = None,
     *,
     encoding: str = ENCODING,
     language: str = "de",
     vocabulary: int = 2000,
-    max_source: int = 64,
-    max_target: int = 64,
+    max_source: Count = 64,
+    max_target: Count = 64,
 ) -> TranslationTask:
     """The task on the catalogues, or on a user's file.
 
