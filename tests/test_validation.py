@@ -73,15 +73,21 @@ def test_bad_data_is_one_line_that_names_origin_and_field(data, named):
     [
         ({"title": "t", "tittle": "x"}, "f: unknown field 'tittle'; did you mean 'title'?"),
         ({"title": "t", "zzz": "x"}, "f: unknown field 'zzz'; there are title, share, parts, words"),
-        ({"title": "t", "parts": [{"size": 1, "sise": 2}]}, "unknown field 'sise' of [[parts]] 1; did you mean 'size'?"),
+        (
+            {"title": "t", "parts": [{"size": 1, "sise": 2}]},
+            "unknown field 'sise' of [[parts]] 1; did you mean 'size'?",
+        ),
         ({"parts": {"size": 1}}, "f: title is missing; parts: write [[parts]] with two brackets: each begins one part"),
-        ({"title": "t", "parts": [{"size": 1}, {"size": "x"}]}, 'size of [[parts]] 2: expected a whole number, got "x"'),
+        (
+            {"title": "t", "parts": [{"size": 1}, {"size": "x"}]},
+            'size of [[parts]] 2: expected a whole number, got "x"',
+        ),
         ({"title": "t", "words": ["a", 1]}, "entry 2 of words: expected a text, got 1"),
         ({"title": "t", "words": {"a": 1}}, "words: expected a list, got a table"),
-        ({"title": "t", "share": "half"}, "share: expected a number, got \"half\""),
+        ({"title": "t", "share": "half"}, 'share: expected a number, got "half"'),
         ({"title": ["t"]}, "title: expected a text, got a list"),
         ({"title": "t", "parts": [3]}, "[[parts]] 1: expected a table, got 3"),
-        ({"title": "t", "share": "x" * 99}, f"share: expected a number, got \"{'x' * 39}..."),
+        ({"title": "t", "share": "x" * 99}, f'share: expected a number, got "{"x" * 39}...'),
     ],
     ids=str,
 )
