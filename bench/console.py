@@ -99,7 +99,7 @@ class Console:
         if record.latency_p50_s is not None:
             interval = (record.latency_p50_s, record.latency_p50_lo_s, record.latency_p50_hi_s)
             median = f"p50 {units.estimated_seconds(*interval)}"
-        self.say(f"{head} {speed:<28} {median:<14} {record.evidence}", _STYLE[Status.OK])
+        self.say(f"{head} {speed:<28} {median:<15} {record.evidence}", _STYLE[Status.OK])
 
     def table(self, columns: list[str], rows: list[list[str]]) -> None:
         """Print a table."""
