@@ -180,11 +180,12 @@ class Comparison:
 
     @property
     def moved(self) -> tuple[Pair, ...]:
-        """Yardsticks whose own time moved by more than the threshold, or the margin where there is none."""
+        """Yardsticks whose own time surely moved, and by more than the threshold, or the margin where there is none."""
         allowed = self.options.margin if self.options.threshold is None else self.options.threshold
         reach = math.log1p(allowed)
-        found = [(p, p.change.value) for p in self.pairs if p.verdict is Verdict.YARDSTICK and p.change]
-        return tuple(pair for pair, value in found if abs(math.log(value)) > reach)
+        found = [(p, p.change) for p in self.pairs if p.verdict is Verdict.YARDSTICK and p.change]
+        sure = [(p, change) for p, change in found if not change.low <= 1 <= change.high]
+        return tuple(pair for pair, change in sure if abs(math.log(change.value)) > reach)
 
     @property
     def means(self) -> tuple[Mean, ...]:

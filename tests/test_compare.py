@@ -157,6 +157,12 @@ def test_a_yardstick_within_the_threshold_is_not_mentioned(tmp_path):
     assert compared(*runs, threshold=0.01).moved
 
 
+def test_a_yardstick_that_cannot_be_told_is_not_said_to_have_moved(tmp_path):
+    """A ratio of two medians whose interval holds 1 is no news of the machine."""
+    runs = two(tmp_path, BUSY, {**BUSY, "drift": 1.5})
+    assert not compared(*runs, threshold=0.01).moved
+
+
 @pytest.mark.parametrize("side", ["BASE", "NEW"])
 def test_without_a_reference_the_time_is_compared_and_marked(side, tmp_path):
     """In a run whose reference failed there is no speedup; what is compared instead is said in the case's row."""
