@@ -21,12 +21,13 @@ from bench.console import Console
 from bench.errors import UsageError
 from bench.process import Settings
 from bench.rawfile import Key
+from bench.reading import read_beside
 from bench.record import Status
 from bench.runner import Plan, Runner, make_plan
 from bench.store import RunFolder
 from kernels.output import Terminated, run_command, utf8, write_new
 
-EXIT_OK, EXIT_NOT_OK, EXIT_USAGE, EXIT_REGRESSION, EXIT_UNFINISHED = 0, 1, 2, 3, 4
+EXIT_OK, EXIT_NOT_OK, EXIT_USAGE, EXIT_REGRESSION, EXIT_UNFINISHED, EXIT_UNCLEAR = 0, 1, 2, 3, 4, 5
 EXIT_INTERRUPTED, EXIT_TERMINATED = 130, 143
 
 
@@ -148,14 +149,12 @@ def _measure(runner: Runner, command: str) -> int:
         with console:
             runner.run(command)
         if runner.unfinished:
-            console.say(
-                f"time limit reached; {_safe(runner)}. What is there: python -m bench report {quoted}", "yellow"
-            )
+            console.say(f"time limit reached; {_safe(runner)}{_look(runner, quoted)}", "yellow")
             console.say(f"to go on: {again}", "bold")
             return EXIT_UNFINISHED
         _show(console, folder)
     except KeyboardInterrupt as error:
-        console.say(f"interrupted; {_safe(runner)}. What is there: python -m bench report {quoted}", "red")
+        console.say(f"interrupted; {_safe(runner)}{_look(runner, quoted)}", "red")
         console.say(f"to go on: {again}", "bold")
         return EXIT_TERMINATED if isinstance(error, Terminated) else EXIT_INTERRUPTED
     except OSError as error:
@@ -170,17 +169,27 @@ def _measure(runner: Runner, command: str) -> int:
 def _safe(runner: Runner) -> str:
     """How much is recorded."""
     count = len(runner.folder.records())
+    if not count:
+        return f"no case is recorded yet in {runner.folder.path}"
     return f"{count} of {len(runner.plan.cases)} cases are recorded and safe in {runner.folder.path}"
 
 
+def _look(runner: Runner, quoted: str) -> str:
+    """How to look at what is recorded, where anything is."""
+    return f". What is there: python -m bench report {quoted}" if runner.folder.records() else ""
+
+
 def _show(console: Console, folder: RunFolder) -> None:
-    from bench.report import load_run, summary_table, write_report  # noqa: PLC0415 - matplotlib is slow to import
+    from bench.report import LEGEND, summary_table, words, write_report  # noqa: PLC0415 - matplotlib is slow to import
 
     report = write_report(folder.path)
-    table = summary_table(load_run(folder.path).records)
+    table = summary_table(report.run.records)
     # What ran was said line by line above; without it the table fits a terminal.
     table = table.drop(columns=["what ran", "first call"])
     console.table(list(table.columns), table.astype(str).to_numpy().tolist())
+    console.say(LEGEND)
+    if beside := read_beside(folder.path):
+        console.say(words.beside(beside, usable_cores()), "" if beside.quiet else "yellow")
     console.say(f"records: {folder.path / 'records.csv'}")
     console.say(f"page:    {report.page.resolve().as_uri()}", "bold")
 
@@ -231,8 +240,6 @@ def report(arguments: argparse.Namespace) -> int:
     """Write plots and page again."""
     from bench.report import write_report  # noqa: PLC0415 - matplotlib is slow to import
 
-    if arguments.dir.is_dir():
-        RunFolder(arguments.dir).refresh_table()
     found = write_report(arguments.dir)
     Console().say(f"page: {found.page.resolve().as_uri()}; {len(found.plots)} plots beside it")
     return EXIT_OK
@@ -243,6 +250,9 @@ def compare(arguments: argparse.Namespace) -> int:
     from bench import compare as comparing  # noqa: PLC0415 - pandas is slow to import
     from bench import compare_tables  # noqa: PLC0415
 
+    if arguments.allow_unclear and arguments.fail_on is None:
+        msg = "--allow-unclear is about --fail-on, which is missing; add --fail-on slower:PERCENT"
+        raise UsageError(msg)
     _refuse_existing(arguments.output, "--output")
     options = comparing.Options(arguments.by, arguments.margin, arguments.fail_on, arguments.force)
     base = comparing.load(arguments.base)
@@ -250,13 +260,17 @@ def compare(arguments: argparse.Namespace) -> int:
     if arguments.output:
         _write_new(arguments.output, compare_tables.render(found, arguments.format))
         for label, comparison in compare_tables.labelled(found):
-            Console().say(compare_tables.lead(label, comparison))
+            for line in (compare_tables.lead(label, comparison), *compare_tables.untold(label, comparison)):
+                Console().say(line)
         Console().say(f"written: {arguments.output}")
     elif arguments.format == "text":
         compare_tables.text(found)
     else:
         print(compare_tables.render(found, arguments.format), end="")
-    return EXIT_REGRESSION if any(comparison.regressions for comparison in found) else EXIT_OK
+    worst = max(comparison.outcome for comparison in found)
+    unclear = EXIT_OK if arguments.allow_unclear else EXIT_UNCLEAR
+    codes = {comparing.Outcome.REGRESSION: EXIT_REGRESSION, comparing.Outcome.UNCLEAR: unclear}
+    return codes.get(worst, EXIT_OK)
 
 
 def export(arguments: argparse.Namespace) -> int:

@@ -20,8 +20,8 @@ def parser() -> argparse.ArgumentParser:
         description="Measure the ways to execute an LSTM Seq2Seq model: which is fastest here, is it right, how sure.",
         epilog="Exit codes: 0 every case that can run here is ok; 1 a gate refused a variant, a case was faster than "
         "the machine can be, a worker failed, the system refused to write, or selftest missed a target; 2 wrong usage, "
-        "or runs that are not comparable; 3 compare found a regression; 4 --time-limit left cases for --resume; 130 "
-        "interrupted, 143 by SIGTERM.",
+        "or runs that are not comparable; 3 compare found a regression; 4 --time-limit left cases for --resume; 5 "
+        "compare could not tell whether there is one; 130 interrupted, 143 by SIGTERM.",
     )
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
     run = commands.add_parser("run", help="measure a suite and write CSV, plots and a page")
@@ -51,7 +51,12 @@ def parser() -> argparse.ArgumentParser:
     _add_compare(commands.add_parser("compare", help="hold runs against a base: faster, slower, same or unclear"))
     export = commands.add_parser("export", help="write a run in another program's format")
     export.add_argument("dir", type=Path, metavar="RUN", help="run folder")
-    export.add_argument("--format", choices=("pytest-benchmark",), required=True, help="whose format")
+    export.add_argument(
+        "--format",
+        choices=("pytest-benchmark",),
+        default="pytest-benchmark",
+        help="whose format (default: pytest-benchmark)",
+    )
     export.add_argument("--out", type=Path, metavar="FILE", help="new file (default: RUN/export.pytest-benchmark.json)")
     return top
 
@@ -79,8 +84,10 @@ def _add_compare(command: argparse.ArgumentParser) -> None:
         type=_slower,
         metavar="slower:PERCENT",
         help="exit 3 when a case broke, or is estimated to be slower by more than this, as slower:3%%, and is surely "
-        "slower: its interval excludes 1 with all comparisons allowed for",
+        "slower: its interval excludes 1 with all comparisons allowed for; exit 5 when that cannot be told, because an "
+        "interval neither shows nor excludes such a slowdown",
     )
+    add("--allow-unclear", action="store_true", help="exit 0 instead of 5 when --fail-on could not tell")
     add("--force", action="store_true", help="compare what is not comparable, and mark it")
     add("--format", choices=("text", "csv", "markdown"), default="text", help="markdown fits a pull request")
     add("--output", type=Path, metavar="FILE", help="new file to write to instead of the terminal")

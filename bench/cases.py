@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from bench.errors import UsageError
+from bench.errors import UsageError, meant
 from bench.validation import validate
 
 SUITES = Path(__file__).parent / "suites"
@@ -165,7 +165,10 @@ def load_suite(name: str) -> Suite:
     """
     path = Path(name) if name.endswith(".toml") else SUITES / f"{name}.toml"
     if not path.is_file():
-        msg = f"no suite {name!r}: expected one of {', '.join(suite_names())}, or the path of a .toml file that exists"
+        if name.endswith(".toml"):
+            msg = f"no suite {name!r}; expected the path of a file that exists"
+        else:
+            msg = f"no suite {name!r}, nor a file that ends in .toml; {meant(name, suite_names())}"
         raise UsageError(msg)
     try:
         data = tomllib.loads(_text(path.read_bytes()))
@@ -195,7 +198,8 @@ def _check(suite: Suite, path: Path) -> None:
     ]
     for part in suite.select:
         unknown = set(part.modes) - set(MODES)
-        problems.append((not unknown, f"mode {', '.join(sorted(unknown))} does not exist, expected {', '.join(MODES)}"))
+        advice = "; ".join(f"no mode {mode!r}: {meant(mode, MODES)}" for mode in sorted(unknown))
+        problems.append((not unknown, advice))
         elsewhere = set(part.devices) - set(DEVICES)
         problems.append((not elsewhere, f"device {', '.join(sorted(elsewhere))} does not exist, expected cpu or cuda"))
         filled = bool(part.workloads and part.variants and part.modes and part.devices)
@@ -241,7 +245,7 @@ def match(patterns: Iterable[str], names: Sequence[str], what: str) -> list[str]
         base = pattern.partition("@")[0].partition("#")[0]
         hits = [name for name in names if fnmatch.fnmatchcase(name, base)]
         if not hits:
-            msg = f"no {what} matches {pattern!r}; there are {', '.join(names)}"
+            msg = f"no {what} matches {pattern!r}; {meant(base.strip('*?'), names)}"
             raise UsageError(msg)
         suffix = pattern[len(base) :]
         chosen.update(dict.fromkeys(hit + suffix for hit in hits))

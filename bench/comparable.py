@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from bench import units
@@ -75,7 +76,7 @@ def differences(base: Environment, new: Environment) -> tuple[Difference, ...]:
     if not base or not new:
         return (Difference("environment.json", *("recorded" if side else MISSING for side in (base, new))),)
     found = [_differing(key, _section(base, "machine").get(key), _section(new, "machine").get(key)) for key in MACHINE]
-    found += [_memory(base, new), _differing("usable cores", _usable(base), _usable(new))]
+    found += [_quota(base, new), _memory(base, new), _differing("usable cores", _usable(base), _usable(new))]
     sides = _section(base, "software"), _section(new, "software")
     found += [_differing(key, sides[0].get(key), sides[1].get(key)) for key in SOFTWARE]
     variables = _variables(base), _variables(new)
@@ -101,12 +102,42 @@ def warnings(base: Environment, new: Environment) -> tuple[str, ...]:
     return tuple(str(difference) for difference in found if difference)
 
 
-def commit(environment: Environment) -> str:
-    """The source tree that a run measured, as `commit 1a2b3c4 with uncommitted changes`."""
+def plugins(base: Environment, new: Environment) -> tuple[str, ...]:
+    """Differences between the plugins of two runs, in which the change that is looked for may lie.
+
+    Files are told apart by their content, so a plugin that was only moved is the same. Releases that did not record
+    plugins may have had any.
+    """
+    runs = _section(base, "run"), _section(new, "run")
+    if not all("plugins" in run for run in runs):
+        return ()
+    sides = [_section(run, "plugins") for run in runs]
+    base_only, new_only = (
+        _named({path: digest for path, digest in side.items() if digest not in other.values()})
+        for side, other in (sides, sides[::-1])
+    )
+    names = sorted({*base_only, *new_only})
+    return tuple(
+        str(Difference(f"plugin {name}", base_only.get(name, "none"), new_only.get(name, "none"))) for name in names
+    )
+
+
+def _named(digests: Mapping[str, Any]) -> dict[str, str]:
+    """Short digests by the name of their file."""
+    found: dict[str, list[str]] = {}
+    for path, digest in digests.items():
+        found.setdefault(Path(path).name, []).append(str(digest)[:10])
+    return {name: " and ".join(shorts) for name, shorts in found.items()}
+
+
+def source(environment: Environment) -> str:
+    """What a run measured, as `commit 1a2b3c4 with uncommitted changes, plugin mine.py 5e6f7a8b9c`."""
     git = _section(environment, "git")
     name = str(git.get("commit", "not recorded"))
     short = name[:10] if " " not in name else name
-    return f"commit {short}" + (" with uncommitted changes" if git.get("dirty") else "")
+    dirty = " with uncommitted changes" if git.get("dirty") else ""
+    plugged = _named(_section(_section(environment, "run"), "plugins"))
+    return ", ".join([f"commit {short}{dirty}", *(f"plugin {name} {digest}" for name, digest in plugged.items())])
 
 
 def _section(environment: Environment, name: str) -> Mapping[str, Any]:
@@ -130,6 +161,15 @@ def _text(value: Any) -> str:
     if isinstance(value, list):
         return " ".join(map(str, value)) or "none"
     return str(value) or "none"
+
+
+def _quota(base: Environment, new: Environment) -> Difference | None:
+    """Another share of the cores given to the container; runs of releases that did not record it may have had any."""
+    sides = [_section(side, "machine") for side in (base, new)]
+    if not all("cpu_quota" in side for side in sides):
+        return None
+    quotas = ["none" if side["cpu_quota"] is None else side["cpu_quota"] for side in sides]
+    return _differing("CPU quota", *quotas)
 
 
 def _memory(base: Environment, new: Environment) -> Difference | None:

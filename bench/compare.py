@@ -12,10 +12,9 @@ from __future__ import annotations
 import dataclasses
 import enum
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from scipy import stats
@@ -24,17 +23,18 @@ from bench import comparable
 from bench.cases import REFERENCE
 from bench.comparable import Difference
 from bench.errors import UsageError
+from bench.rawfile import SAMPLES
+from bench.reading import RecordedRun, case_key, planned_cases, read_run
 from bench.record import Record, Status
-from bench.report.frames import ReportError, case_key, read_environment, read_records
-from bench.samples import GroupKey, read_samples
 from bench.statistics import CONFIDENCE, Floats, Interval, independent_ratio_interval
-from bench.summary import Samples
 
 BY = ("speedup", "time")
 MARGIN = 0.02
 
 #: Workload, mode, device, threads, variant; no threads where runs of different counts are compared by force.
 Identity = tuple[str, str, str, int | None, str]
+#: BASE and NEW.
+Runs = tuple[RecordedRun, RecordedRun]
 
 
 class Verdict(enum.StrEnum):
@@ -52,27 +52,16 @@ class Verdict(enum.StrEnum):
     NEITHER = "ok in neither"
 
 
+class Outcome(enum.IntEnum):
+    """What `--fail-on` found, from good to bad; FINE too where it was not asked for."""
+
+    FINE = 0
+    UNCLEAR = 1
+    REGRESSION = 2
+
+
 #: Verdicts that come from an interval.
 JUDGED = (Verdict.FASTER, Verdict.SLOWER, Verdict.SAME, Verdict.UNCLEAR)
-
-
-@dataclass(frozen=True)
-class Run:
-    """A run folder, read for comparing.
-
-    Attributes:
-        records: the latest of each case.
-        samples: rounds of each group.
-    """
-
-    path: Path
-    records: tuple[Record, ...]
-    samples: Mapping[GroupKey, Samples]
-    environment: Mapping[str, Any]
-
-    def group(self, record: Record) -> Samples:
-        """The rounds that a record's case was measured in."""
-        return self.samples.get((record.workload, record.mode, record.device, record.threads), Samples())
 
 
 @dataclass(frozen=True)
@@ -102,6 +91,7 @@ class Pair:
         change: above 1 is faster; with its 95 % interval.
         holds: whether the change still excludes 1 when all comparisons of the two runs are allowed for.
         note: why there is no verdict, or not the one asked for.
+        unfinished: whether NEW was to measure the case and has no record of it.
     """
 
     identity: Identity
@@ -114,6 +104,7 @@ class Pair:
     change: Interval | None = None
     holds: bool = False
     note: str = ""
+    unfinished: bool = False
 
     def regressed(self, threshold: float) -> bool:
         """Whether the case broke, or is slower by more than the threshold and surely so."""
@@ -121,6 +112,17 @@ class Pair:
             return True
         slower = self.verdict is Verdict.SLOWER and self.holds and self.change is not None
         return slower and self.change is not None and 1 / self.change.value - 1 > threshold
+
+    def unclear(self, threshold: float) -> bool:
+        """Whether a slowdown by more than the threshold is neither found nor excluded.
+
+        Found is what `regressed` says. Excluded it is by an interval that ends before the threshold, or that lies
+        within the margin, which is the user's own word for the same.
+        """
+        if self.verdict not in JUDGED or self.change is None:
+            return self.unfinished
+        could_be = self.verdict is not Verdict.SAME and 1 / self.change.low - 1 > threshold
+        return could_be and not self.regressed(threshold)
 
 
 @dataclass(frozen=True)
@@ -140,13 +142,15 @@ class Comparison:
     Attributes:
         differences: in what should agree; empty unless forced.
         warnings: differences that may matter.
+        plugins: differences between the plugins, where the change that is looked for may be.
     """
 
-    base: Run
-    new: Run
+    base: RecordedRun
+    new: RecordedRun
     options: Options
     differences: tuple[Difference, ...]
     warnings: tuple[str, ...]
+    plugins: tuple[str, ...]
     pairs: tuple[Pair, ...]
 
     @property
@@ -161,12 +165,27 @@ class Comparison:
         return () if threshold is None else tuple(pair for pair in self.pairs if pair.regressed(threshold))
 
     @property
+    def unclear(self) -> tuple[Pair, ...]:
+        """Cases of which `--fail-on` cannot tell whether they regressed; empty without a threshold."""
+        threshold = self.options.threshold
+        return () if threshold is None else tuple(pair for pair in self.pairs if pair.unclear(threshold))
+
+    @property
+    def outcome(self) -> Outcome:
+        """The answer to `--fail-on`; a regression that was found wins, and nothing judged tells nothing."""
+        if self.regressions:
+            return Outcome.REGRESSION
+        asked = self.options.threshold is not None
+        return Outcome.UNCLEAR if asked and (self.unclear or not self.judged) else Outcome.FINE
+
+    @property
     def moved(self) -> tuple[Pair, ...]:
-        """Yardsticks whose own time moved by more than the threshold, or the margin where there is none."""
+        """Yardsticks whose own time surely moved, and by more than the threshold, or the margin where there is none."""
         allowed = self.options.margin if self.options.threshold is None else self.options.threshold
         reach = math.log1p(allowed)
-        found = [(p, p.change.value) for p in self.pairs if p.verdict is Verdict.YARDSTICK and p.change]
-        return tuple(pair for pair, value in found if abs(math.log(value)) > reach)
+        found = [(p, p.change) for p in self.pairs if p.verdict is Verdict.YARDSTICK and p.change]
+        sure = [(p, change) for p, change in found if not change.low <= 1 <= change.high]
+        return tuple(pair for pair, change in sure if abs(math.log(change.value)) > reach)
 
     @property
     def means(self) -> tuple[Mean, ...]:
@@ -179,32 +198,20 @@ class Comparison:
         return tuple(Mean(*key, geometric_mean(changes), len(changes)) for key, changes in found.items())
 
 
-def load(path: Path) -> Run:
-    """Read a run folder.
+def load(path: Path) -> RecordedRun:
+    """Read a run folder that has what a comparison needs.
 
     Raises:
-        UsageError: it is no run folder, a file in it is broken, or a case that is ok has no samples.
+        UsageError: see `bench.reading.read_run`; or a case is ok and there are no raw samples at all.
     """
-    if not path.is_dir():
-        msg = f"{path} is not a folder; expected the folder of a run, with records.csv in it"
+    run = read_run(path)
+    if not run.samples and any(record.status is Status.OK for record in run.records):
+        msg = f"{path / SAMPLES.name} is missing or empty; expected the raw samples that `bench run` writes"
         raise UsageError(msg)
-    records = tuple({case_key(record): record for record in read_records(path / "records.csv")}.values())
-    ok = [record for record in records if record.status is Status.OK]
-    try:
-        environment = read_environment(path / "environment.json")
-    except ReportError as error:
-        msg = f"{path / 'environment.json'} cannot be read; without it nobody knows what the run may be compared with"
-        raise UsageError(msg) from error
-    run = Run(path, records, read_samples(path / "samples.csv.gz") if ok else {}, environment)
-    for record in ok:
-        if not run.group(record).times(record.variant):
-            what = f"{record.group} {record.variant}, which records.csv has as ok"
-            msg = f"{path / 'samples.csv.gz'} has no sample of {what}; expected the files of one run"
-            raise UsageError(msg)
     return run
 
 
-def compare(base: Run, new: Run, options: Options) -> Comparison:
+def compare(base: RecordedRun, new: RecordedRun, options: Options) -> Comparison:
     """Hold a run against its base.
 
     Raises:
@@ -225,8 +232,9 @@ def compare(base: Run, new: Run, options: Options) -> Comparison:
         msg = f"{base.path} and {new.path} have no case in common; expected runs of the same workloads and threads"
         raise UsageError(msg)
     pairs = [_pair(key, sides[0].get(key), sides[1].get(key), (base, new), options) for key in {**sides[0], **sides[1]}]
-    warned = comparable.warnings(base.environment, new.environment)
-    return Comparison(base, new, options, found, warned, allow_for_all(pairs))
+    environments = base.environment, new.environment
+    warned, plugins = comparable.warnings(*environments), comparable.plugins(*environments)
+    return Comparison(base, new, options, found, warned, plugins, allow_for_all(_unfinished(pairs, new)))
 
 
 def verdict(change: Interval, margin: float) -> Verdict:
@@ -282,7 +290,9 @@ def _identity(record: Record, *, across: bool) -> Identity:
     return (workload, mode, device, None if across else count, variant)
 
 
-def _differences(base: Run, new: Run, shared: Sequence[tuple[Record, Record]]) -> tuple[Difference, ...]:
+def _differences(
+    base: RecordedRun, new: RecordedRun, shared: Sequence[tuple[Record, Record]]
+) -> tuple[Difference, ...]:
     """All that should agree and does not."""
     found = list(comparable.differences(base.environment, new.environment))
     counts = comparable.threads(base.records), comparable.threads(new.records)
@@ -293,7 +303,7 @@ def _differences(base: Run, new: Run, shared: Sequence[tuple[Record, Record]]) -
     return tuple(found)
 
 
-def _pair(key: Identity, base: Record | None, new: Record | None, runs: tuple[Run, Run], options: Options) -> Pair:
+def _pair(key: Identity, base: Record | None, new: Record | None, runs: Runs, options: Options) -> Pair:
     if base is None or new is None:
         there = base or new
         note = "" if there is None or there.status is Status.OK else f"{there.status}: {there.reason}"
@@ -306,7 +316,18 @@ def _pair(key: Identity, base: Record | None, new: Record | None, runs: tuple[Ru
     return Pair(key, base, new, found, note=f"{'was ' * (told is base)}{told.status}: {told.reason}")
 
 
-def _measured(key: Identity, records: tuple[Record, Record], runs: tuple[Run, Run], options: Options) -> Pair:
+def _unfinished(pairs: Sequence[Pair], new: RecordedRun) -> list[Pair]:
+    """The pairs, marked where NEW was begun for a case that is ok in BASE and ended before it was recorded."""
+    planned = planned_cases(new.path)
+    return [
+        dataclasses.replace(pair, unfinished=True)
+        if pair.new is None and pair.base and pair.base.status is Status.OK and case_key(pair.base) in planned
+        else pair
+        for pair in pairs
+    ]
+
+
+def _measured(key: Identity, records: tuple[Record, Record], runs: Runs, options: Options) -> Pair:
     """The pair of a case that is ok in both runs."""
     variant = key[-1]
     groups = [run.group(record) for run, record in zip(runs, records, strict=True)]

@@ -95,8 +95,11 @@ class Console:
         speed = units.ratio_interval(record.speedup, record.speedup_lo, record.speedup_hi)
         if record.interval_wide or record.disturbed:
             speed += " ~"
-        median = "" if record.latency_p50_s is None else f"p50 {units.seconds(record.latency_p50_s)}"
-        self.say(f"{head} {speed:<28} {median:<14} {record.evidence}", _STYLE[Status.OK])
+        median = ""
+        if record.latency_p50_s is not None:
+            interval = (record.latency_p50_s, record.latency_p50_lo_s, record.latency_p50_hi_s)
+            median = f"p50 {units.estimated_seconds(*interval)}"
+        self.say(f"{head} {speed:<28} {median:<15} {record.evidence}", _STYLE[Status.OK])
 
     def table(self, columns: list[str], rows: list[list[str]]) -> None:
         """Print a table."""

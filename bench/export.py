@@ -13,8 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bench.compare import Run, load
+from bench.compare import load
 from bench.errors import UsageError
+from bench.reading import RecordedRun
 from bench.record import Record, Status
 
 #: Columns of a record that go along with each benchmark.
@@ -74,13 +75,13 @@ def pytest_benchmark(path: Path) -> Exported:
     return Exported(json.dumps(data, indent=1), len(ok), tuple(f"{_name(r)} ({r.status})" for r in left_out))
 
 
-def _calls(run: Run, record: Record) -> list[float]:
+def _calls(run: RecordedRun, record: Record) -> list[float]:
     """Single calls of the rounds that the record's figures were made of, seconds, in the order of their rounds."""
-    kept = [
-        r.blocks[record.variant] for rounds in run.group(record).kept() for r in rounds if record.variant in r.blocks
-    ]
+    if len(calls := run.calls(record)):
+        return [float(seconds) for seconds in calls]
     # A block that was queued on a GPU may have no single calls; then its mean stands for one.
-    return [seconds for block in kept for seconds in block.calls_s] or [block.per_call_s for block in kept]
+    kept = run.group(record).kept_of(record.variant)
+    return [found.blocks[record.variant].per_call_s for rounds in kept for found in rounds]
 
 
 def _benchmark(record: Record, stats: Mapping[str, Any]) -> dict[str, Any]:

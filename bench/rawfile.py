@@ -50,6 +50,28 @@ class RawFile:
         head = [] if path.exists() and path.stat().st_size else [self.columns]
         durable.append(path, _member([*head, *rows]))
 
+    def rows(self, folder: Path) -> Iterator[list[str]]:
+        """The rows without the header; none without the file.
+
+        What a killed run left torn at the end belongs to no record and is left out, as `--resume` takes it out.
+
+        Raises:
+            UsageError: for other columns than ours, or damage that no torn append explains.
+        """
+        path = folder / self.name
+        whole_bytes = 0
+        try:
+            for rows, size in self._members(path):
+                whole_bytes += size
+                yield from rows
+            left = path.read_bytes()[whole_bytes:] if path.exists() else b""
+        except (OSError, UnicodeDecodeError, csv.Error) as error:
+            msg = f"{path} cannot be read ({error}); put back the file that the run wrote"
+            raise UsageError(msg) from error
+        if not _torn(left):
+            msg = f"{path} is damaged from byte {whole_bytes} on; put back the file that the run wrote"
+            raise UsageError(msg)
+
     def lacks(self, folder: Path, wanted: Iterable[Key]) -> set[Key]:
         """Which of the wanted keys have no whole row.
 
@@ -95,7 +117,7 @@ class RawFile:
         for number, (content, size) in enumerate(_pieces(path.read_bytes())):
             rows = list(csv.reader(io.StringIO(content.decode())))
             if number == 0 and (not rows or tuple(rows.pop(0)) != self.columns):
-                msg = f"{path} has other columns than this release writes; resume with the release that began the run"
+                msg = f"{path} has other columns than this release writes; use the release that began the run"
                 raise UsageError(msg)
             yield rows, size
 
@@ -110,6 +132,17 @@ def _member(rows: Iterable[Sequence[Any]]) -> bytes:
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows(rows)
     return gzip.compress(text.getvalue().encode(), compresslevel=6)
+
+
+def _torn(data: bytes) -> bool:
+    """Whether data is the beginning of a gzip member that was not written to its end, or nothing."""
+    decoder = zlib.decompressobj(wbits=zlib.MAX_WBITS | 16)
+    try:
+        decoder.decompress(data)
+    except zlib.error:
+        # Some systems lengthen a file before they fill it.
+        return not data.strip(b"\0")
+    return not decoder.eof
 
 
 def _pieces(data: bytes) -> Iterator[tuple[bytes, int]]:

@@ -6,18 +6,15 @@ that a run's own records were made with.
 
 from __future__ import annotations
 
-import csv
-import gzip
 import math
-import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from bench.block import Block
 from bench.errors import UsageError
 from bench.interference import Interference
-from bench.record import SAMPLE_COLUMNS
+from bench.rawfile import SAMPLES
 from bench.summary import RoundData, Samples
 
 #: What tells a group from every other of its run: workload, mode, device, threads.
@@ -80,10 +77,11 @@ class _Row:
 def read_samples(path: Path) -> dict[GroupKey, Samples]:
     """The rounds of every group of a run, in the order of its processes.
 
-    A process that measured none of a group's cases to the end has no rows, and no place in the result.
+    A process that measured none of a group's cases to the end has no rows, and no place in the result. Without the file
+    there is no group.
 
     Raises:
-        UsageError: the file is missing, ends early, is not one of ours, or holds a case twice.
+        UsageError: the file is damaged, is not one of ours, or holds a case twice.
     """
     turns: dict[GroupKey, dict[int, dict[int, dict[str, _Turn]]]] = {}
     last: tuple[GroupKey, str, int, int] | None = None
@@ -121,26 +119,8 @@ def _rounds(turns: dict[int, dict[str, _Turn]]) -> list[RoundData]:
 
 
 def _rows(path: Path) -> Iterator[tuple[int, _Row]]:
-    """The file's rows with their line numbers."""
-    if not path.is_file():
-        msg = f"{path} is missing; expected the raw samples that `bench run` writes"
-        raise UsageError(msg)
-    try:
-        # Several gzip members, one a group, read as one file.
-        with gzip.open(path, "rt", encoding="utf-8", newline="") as file:
-            yield from _parsed(path, csv.reader(file))
-    except (OSError, EOFError, UnicodeDecodeError, zlib.error, csv.Error) as error:
-        msg = f"{path} cannot be read ({str(error) or type(error).__name__}); expected what `bench run` wrote"
-        raise UsageError(msg) from error
-
-
-def _parsed(path: Path, lines: Iterable[list[str]]) -> Iterator[tuple[int, _Row]]:
-    for number, cells in enumerate(lines, start=1):
-        if number == 1:
-            if cells != list(SAMPLE_COLUMNS):
-                msg = f"{path} has other columns than expected ({', '.join(SAMPLE_COLUMNS)})"
-                raise UsageError(msg)
-            continue
+    """The file's rows with their line numbers; the header is line 1."""
+    for number, cells in enumerate(SAMPLES.rows(path.parent), start=2):
         try:
             yield number, _Row.of(cells)
         except (ValueError, KeyError) as error:

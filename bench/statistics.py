@@ -38,6 +38,8 @@ DRIFT_ROUNDS = 6
 ALIKE = 0.5
 #: A drift that is taken out makes rounds say more than as many without; not more than this many times.
 MOST_GAIN = 5.0
+#: Ends of an interval are at most so far from its value, in logarithms: further, and they would be 0 or infinite.
+FURTHEST = 300.0
 
 
 @dataclass(frozen=True)
@@ -55,9 +57,7 @@ class Interval:
 
     def widened(self, factor: float) -> Interval:
         """The same figure, above 0, with ends that are `factor` times as far away, in logarithms."""
-        return Interval(
-            self.value, self.value * (self.low / self.value) ** factor, self.value * (self.high / self.value) ** factor
-        )
+        return _around(self.value, factor * math.log(self.low / self.value), factor * math.log(self.high / self.value))
 
 
 def percentile(processes: Sequence[Sequence[Floats]], share: float, seed: int = 0) -> Interval | None:
@@ -146,6 +146,7 @@ class _Process:
 
 def _around(value: float, low: float, high: float) -> Interval:
     """An interval from the logarithms of its ends over the value; it always holds its own value."""
+    low, high = max(low, -FURTHEST), min(high, FURTHEST)
     return Interval(value, value * math.exp(min(0.0, low)), value * math.exp(max(0.0, high)))
 
 

@@ -114,22 +114,6 @@ class RunFolder:
         writer.writerows(self.records())
         durable.replace(self.path / "records.csv", text.getvalue().encode())
 
-    def refresh_table(self) -> None:
-        """Make records.csv where a run that was killed could not: it is missing or has another number of rows.
-
-        Raises:
-            UsageError: see `read`.
-        """
-        if not self.records_path.exists():
-            return
-        table = self.path / "records.csv"
-        if table.exists():
-            with table.open(encoding="utf-8", errors="replace", newline="") as file:
-                rows = sum(1 for _ in csv.reader(file)) - 1
-            if rows == len(self.records_path.read_bytes().splitlines()):
-                return
-        self.write_table()
-
     def records(self) -> list[dict[str, Any]]:
         """The records written so far, as plain values; a torn end is none."""
         return [dict.fromkeys(COLUMNS) | entry.values for entry in self.read().entries]
@@ -152,8 +136,8 @@ class RunFolder:
                 if number == len(lines) and not last:
                     return Recorded(tuple(entries), line + b"\n")
                 msg = (
-                    f"{self.records_path}, line {number} is not a record ({error}); nothing was changed: mend the line "
-                    "or take it out, and resume again"
+                    f"{self.records_path}, line {number} is not a record ({error}): mend the line or take it out; "
+                    "nothing was changed"
                 )
                 raise UsageError(msg) from error
         for number, entry in enumerate(entries, start=1):
@@ -164,8 +148,8 @@ class RunFolder:
                 what = f"schema_version {version}, this release writes {SCHEMA_VERSION}"
                 what = "other columns than this release writes" if readable else what
                 msg = (
-                    f"{self.records_path}, line {number} has {what}; nothing was changed: use the release that "
-                    "recorded it"
+                    f"{self.records_path}, line {number} has {what}: use the release that recorded it; nothing was "
+                    "changed"
                 )
                 raise UsageError(msg)
         return Recorded(tuple(entries), last)

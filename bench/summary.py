@@ -63,6 +63,19 @@ class Samples:
             chosen.append(clean if len(clean) >= LEAST_ROUNDS else rounds)
         return chosen
 
+    def kept_of(self, variant: str) -> list[list[RoundData]]:
+        """The kept rounds that have a variant, one list a process; no list is empty."""
+        found = [[r for r in rounds if variant in r.blocks] for rounds in self.kept()]
+        return [rounds for rounds in found if rounds]
+
+    def calls(self, variant: str) -> list[list[Floats]]:
+        """Single calls of a variant in its kept rounds, seconds: the calls that its percentiles are made of.
+
+        One list a process, one array a round; a queued block has no single calls, and a round without any no array.
+        """
+        found = [[np.array(r.blocks[variant].calls_s) for r in rounds] for rounds in self.kept_of(variant)]
+        return [[timed for timed in rounds if len(timed)] for rounds in found]
+
     def forget(self, variant: str) -> None:
         """Take out what was timed of a variant."""
         for rounds in self.processes:
@@ -80,24 +93,12 @@ class Samples:
 
     def ratios(self, reference: str, variant: str) -> list[Floats]:
         """time(reference) / time(variant) of each kept round that has both, one array a process."""
-        found = [
-            np.array(
-                [
-                    r.blocks[reference].typical_s / r.blocks[variant].typical_s
-                    for r in rounds
-                    if reference in r.blocks and variant in r.blocks
-                ]
-            )
-            for rounds in self.kept()
-        ]
-        return [ratios for ratios in found if len(ratios)]
+        both = [[r.blocks for r in rounds if reference in r.blocks] for rounds in self.kept_of(variant)]
+        return [np.array([b[reference].typical_s / b[variant].typical_s for b in blocks]) for blocks in both if blocks]
 
     def times(self, variant: str) -> list[Floats]:
         """Median call of each kept round that has the variant, seconds, one array a process."""
-        found = [
-            np.array([r.blocks[variant].typical_s for r in rounds if variant in r.blocks]) for rounds in self.kept()
-        ]
-        return [times for times in found if len(times)]
+        return [np.array([r.blocks[variant].typical_s for r in rounds]) for rounds in self.kept_of(variant)]
 
     def speedup(self, reference: str, variant: str) -> Interval | None:
         """Median of the ratios with its interval; None when nothing was measured."""
@@ -134,13 +135,11 @@ def figures(case: Case, samples: Samples, reference: str, interval: float, facts
         interval: half-width that the suite asked for, as a share.
         facts: `batch` and `valid_steps` of the workload, for decoding `target_steps` too.
     """
-    kept = [[r for r in rounds if case.variant in r.blocks] for rounds in samples.kept()]
-    kept = [rounds for rounds in kept if rounds]
+    kept = samples.kept_of(case.variant)
     blocks = [r.blocks[case.variant] for rounds in kept for r in rounds]
     if not blocks:
         return {}
-    calls = [[np.array(r.blocks[case.variant].calls_s) for r in rounds] for rounds in kept]
-    calls = [[timed for timed in rounds if len(timed)] for rounds in calls]
+    calls = samples.calls(case.variant)
     per_call_s = float(np.median([block.typical_s for block in blocks]))
     found: dict[str, Any] = {
         "samples": len(blocks),

@@ -14,6 +14,9 @@ SIZES = ((1e9, "GB"), (1e6, "MB"))
 #: Below this, two decimals of a ratio would show a single digit.
 SMALL_RATIO = 0.0995
 NARROW = 4
+#: An interval whose ends are further apart, as a ratio, estimates nothing.
+MOST_SPREAD = 10.0
+NO_ESTIMATE = "no estimate"
 #: Positions within a decade of a logarithmic axis, from dense to sparse.
 MANTISSAS = ((1, 1.5, 2, 3, 5, 7), (1, 2, 5), (1, 3), (1,))
 AMOUNTS = ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"), (1.0, ""))
@@ -62,11 +65,43 @@ def ratio(value: float | None) -> str:
     return "" if value is None else f"{_ratio_digits(value)}x"
 
 
-def ratio_interval(value: float | None, lo: float | None, hi: float | None) -> str:
-    """`1.63x [1.60, 1.66]`; without the interval where there is none, or where it is the value itself."""
-    if value is None or lo is None or hi is None or lo == value == hi:
-        return ratio(value)
-    return f"{ratio(value)} [{_ratio_digits(lo)}, {_ratio_digits(hi)}]"
+def estimated(lo: float | None, hi: float | None) -> bool:
+    """Whether an interval is narrow enough for its value to be shown; a value without an interval is.
+
+    An end that is missing alone lies beyond all numbers, which a record cannot hold.
+    """
+    if lo is None or hi is None:
+        return lo is hi
+    return hi <= MOST_SPREAD * lo
+
+
+def estimated_seconds(value: float | None, lo: float | None, hi: float | None) -> str:
+    """A time with the interval from `lo` to `hi`, as `seconds` has it, or that it is no estimate."""
+    return seconds(value) if estimated(lo, hi) else NO_ESTIMATE
+
+
+def ratio_interval(value: float | None, lo: float | None, hi: float | None, digits: int | None = None) -> str:
+    """`1.63x [1.60, 1.66]`; without the interval where there is none, or where it is the value itself.
+
+    Of an interval that is too wide to estimate anything, only that is said.
+
+    Args:
+        value: a ratio.
+        lo: lower end of its interval.
+        hi: upper end.
+        digits: decimals to show; by default as many as `ratio` does.
+    """
+    if not estimated(lo, hi):
+        return NO_ESTIMATE
+
+    def text(number: float) -> str:
+        return _ratio_digits(number) if digits is None else f"{number:.{digits}f}"
+
+    if value is None:
+        return ""
+    if lo is None or hi is None or lo == value == hi:
+        return f"{text(value)}x"
+    return f"{text(value)}x [{text(lo)}, {text(hi)}]"
 
 
 def error(value: float | None) -> str:

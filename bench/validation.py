@@ -1,18 +1,36 @@
 """Checks at the edges: data from a file against the dataclass that it should fit, with one line for what does not.
 
-pydantic does the checking. Where it is not installed the data is taken as it stands, after its field names alone were
-checked: the feature that is lost is the early message, not the run.
+pydantic does the checking; its findings are told in the words of a TOML file, with no Python in them.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
+import json
 import typing
-from typing import Any, TypeVar
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from bench.errors import UsageError
+from bench.errors import UsageError, meant
+
+if TYPE_CHECKING:
+    from pydantic import TypeAdapter
 
 T = TypeVar("T")
+
+#: What pydantic's kinds of error ask for; the longest beginning that fits counts.
+_EXPECTED = {
+    "string": "a text",
+    "int": "a whole number",
+    "float": "a number",
+    "finite": "a number that is finite",
+    "bool": "true or false",
+    "tuple": "a list",
+    "dataclass": "a table",
+}
+_SHOWN_CHARACTERS = 40
+_SHOWN_PROBLEMS = 5
 
 
 def validate(kind: type[T], data: dict[str, Any], what: str) -> T:
@@ -24,72 +42,88 @@ def validate(kind: type[T], data: dict[str, Any], what: str) -> T:
         what: how to name the data's origin in an error.
 
     Raises:
-        UsageError: naming the first field that is missing, unknown or of the wrong type.
+        UsageError: naming every field that is missing, unknown or of the wrong type.
     """
+    from pydantic import ValidationError  # noqa: PLC0415 - slow to import, and no worker validates
+
+    problems = _unknown(kind, data)
     try:
-        import pydantic  # noqa: PLC0415 - optional
-    except ImportError:
-        return _plain(kind, data, what)
-    try:
-        adapter = pydantic.TypeAdapter(kind, config=None)
-        _refuse_unknown(kind, data, what)
-        return adapter.validate_python(data)
-    except pydantic.ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(str(part) for part in first["loc"]) or "the file"
-        # TOML and JSON have lists where our dataclasses have tuples.
-        problem = first["msg"].lower().replace("valid tuple", "valid list")
-        msg = f"{what}: {place}: {problem} (got {first['input']!r})"
-        raise UsageError(msg) from error
+        if not problems:
+            return typing.cast("T", _adapter(typing.cast("Any", kind)).validate_python(data))
+    except ValidationError as error:
+        problems = [_problem(kind, found) for found in error.errors()]
+    more = f"; and {len(problems) - _SHOWN_PROBLEMS} more" if len(problems) > _SHOWN_PROBLEMS else ""
+    msg = f"{what}: {'; '.join(problems[:_SHOWN_PROBLEMS])}{more}"
+    raise UsageError(msg)
 
 
-def _refuse_unknown(kind: type, data: Any, what: str) -> None:
-    """Raise for a field that the dataclass, or one inside it, does not have."""
+@functools.cache
+def _adapter(kind: Any) -> TypeAdapter[Any]:
+    from pydantic import TypeAdapter  # noqa: PLC0415 - see `validate`
+
+    return TypeAdapter(kind)
+
+
+def _unknown(kind: type, data: Any, inside: str = "") -> list[str]:
+    """A line for each field that the dataclass, or one inside it, does not have."""
     if not isinstance(data, dict):
-        return
-    fields = {f.name: f for f in dataclasses.fields(kind)}
+        return []
+    fields = [f.name for f in dataclasses.fields(kind)]
+    found = []
     for name, value in data.items():
         if name not in fields:
-            msg = f"{what}: unknown field {name!r}, expected one of {', '.join(fields)}"
-            raise UsageError(msg)
-        inner = _element_of(kind, name)
-        if inner is not None and isinstance(value, list):
-            for entry in value:
-                _refuse_unknown(inner, entry, what)
+            found.append(f"unknown field {name!r}{inside}; {meant(name, fields)}")
+        elif (inner := _elements(kind).get(name)) is not None and isinstance(value, list):
+            for number, entry in enumerate(value, start=1):
+                found += _unknown(inner, entry, f" of [[{name}]] {number}{inside}")
+    return found
 
 
-def _plain(kind: type[T], data: dict[str, Any], what: str) -> T:
-    _refuse_unknown(kind, data, what)
-    hints = typing.get_type_hints(kind)
-    values = {name: _plain_value(hints[name], value, f"{what}: {name}") for name, value in data.items()}
-    try:
-        return kind(**values)
-    except TypeError as error:
-        msg = f"{what}: {error}"
-        raise UsageError(msg) from error
+def _problem(kind: type, found: Mapping[str, Any]) -> str:
+    """One of pydantic's findings as `place: what was expected, what is there`."""
+    path, value = found["loc"], found["input"]
+    place = _place(kind, path) or "the file"
+    if found["type"] == "missing":
+        return f"{place} is missing"
+    if found["type"] == "tuple_type" and isinstance(value, dict) and _part_at(kind, path):
+        return f"{place}: write [[{path[-1]}]] with two brackets: each begins one part of a list"
+    expected = next((text for name, text in _EXPECTED.items() if found["type"].startswith(name)), None)
+    # What a Status or a Literal asks for stands in pydantic's own words.
+    return f"{place}: expected {expected or found.get('ctx', {}).get('expected', found['msg'])}, got {_shown(value)}"
 
 
-def _plain_value(hint: Any, value: Any, what: str) -> Any:
-    """A value that fits the annotation: a tuple of such, a dataclass, or a plain type."""
-    if typing.get_origin(hint) is tuple:
-        if not isinstance(value, list):
-            msg = f"{what}: expected a list (got {value!r})"
-            raise UsageError(msg)
-        return tuple(_plain_value(typing.get_args(hint)[0], entry, what) for entry in value)
-    if dataclasses.is_dataclass(hint):
-        if not isinstance(value, dict):
-            msg = f"{what}: expected a table (got {value!r})"
-            raise UsageError(msg)
-        return _plain(typing.cast(type, hint), value, what)
-    if not isinstance(value, (int, float) if hint is float else hint) or isinstance(value, bool) is not (hint is bool):
-        msg = f"{what}: expected {hint.__name__} (got {value!r})"
-        raise UsageError(msg)
-    return value
+def _place(kind: type, path: Sequence[str | int]) -> str:
+    """`workloads of [[select]] 2` for a field of the second part; entries count from 1."""
+    words: list[str] = []
+    for step, name in enumerate(path):
+        if isinstance(name, str):
+            words.append(name)
+        elif _part_at(kind, path[:step]):
+            words[-1] = f"[[{words[-1]}]] {name + 1}"
+        else:
+            words.append(f"entry {name + 1}")
+    return " of ".join(reversed(words))
 
 
-def _element_of(kind: type, name: str) -> type | None:
-    """The dataclass that the tuple field `name` holds, or None."""
-    arguments = typing.get_args(typing.get_type_hints(kind)[name])
-    if arguments and isinstance(arguments[0], type) and dataclasses.is_dataclass(arguments[0]):
-        return arguments[0]
-    return None
+def _part_at(kind: type, path: Sequence[str | int]) -> type | None:
+    """The dataclass of the parts that the list at a path holds; None where it holds plain values."""
+    inner: type | None = kind
+    for name in path:
+        if isinstance(name, str):
+            inner = _elements(inner).get(name) if inner else None
+    return inner
+
+
+def _shown(value: Any) -> str:
+    """A value as a file has it, short."""
+    if isinstance(value, dict | list | tuple):
+        return "a table" if isinstance(value, dict) else "a list"
+    text = json.dumps(value, ensure_ascii=False, default=str)
+    return text if len(text) <= _SHOWN_CHARACTERS else f"{text[:_SHOWN_CHARACTERS]}..."
+
+
+@functools.cache
+def _elements(kind: Any) -> dict[str, type]:
+    """The dataclasses that the fields of a dataclass hold tuples of, by field."""
+    first = {name: (*typing.get_args(hint), None)[0] for name, hint in typing.get_type_hints(kind).items()}
+    return {name: inner for name, inner in first.items() if isinstance(inner, type) and dataclasses.is_dataclass(inner)}

@@ -157,6 +157,12 @@ def test_a_yardstick_within_the_threshold_is_not_mentioned(tmp_path):
     assert compared(*runs, threshold=0.01).moved
 
 
+def test_a_yardstick_that_cannot_be_told_is_not_said_to_have_moved(tmp_path):
+    """A ratio of two medians whose interval holds 1 is no news of the machine."""
+    runs = two(tmp_path, BUSY, {**BUSY, "drift": 1.5})
+    assert not compared(*runs, threshold=0.01).moved
+
+
 @pytest.mark.parametrize("side", ["BASE", "NEW"])
 def test_without_a_reference_the_time_is_compared_and_marked(side, tmp_path):
     """In a run whose reference failed there is no speedup; what is compared instead is said in the case's row."""
@@ -387,17 +393,19 @@ def test_csv_has_a_row_a_case_and_new_with_every_digit(tmp_path):
 
 
 def test_several_runs_stand_side_by_side(tmp_path):
-    """Each NEW has its own change and verdict; a case that only one of them has is in the table too."""
+    """Each NEW has its own change and verdict under its folder's name; a case of one run alone is told below."""
     base, slow = two(tmp_path, {}, {"speedups": {**slowed("onednn", 1.3), "extra": 1.0}})
     table = compare_tables.cases([compared(base, slow), compared(base, base)])
     assert table.columns == [
-        *("workload", "mode", "variant", "base", "NEW1", "change", "verdict", "NEW2", "change", "verdict"),
+        *("workload", "mode", "variant", "BASE A", "NEW1 B", "change", "verdict", "NEW2 A", "change", "verdict"),
     ]
     rows = {row[2]: row for row in table.rows}
     assert rows["onednn"][6].startswith("slower")
     assert rows["onednn"][9] in {"same", "unclear"}
-    assert rows["extra"][6] == "only in NEW"
-    assert rows["extra"][9] == "not in it"
+    assert "extra" not in rows
+    assert "1 case only in NEW1: seed inference extra" in compare_tables.render(
+        [compared(base, slow), compared(base, base)], "text"
+    )
 
 
 def test_a_doubtful_figure_is_marked(tmp_path):
@@ -429,6 +437,168 @@ def test_exit_codes_tell_a_regression(tmp_path, capsys):
     assert main(capsys, slow, base, "--fail-on", "slower:3%")[0] == 0
 
 
+#: A busy machine: few rounds, and processes that differ by far.
+BUSY = {"rounds": 6, "noise": 0.3, "process_noise": 0.8, "disturbed_share": 1.0, "figured": True}
+QUIET = {"rounds": 40}
+
+
+@pytest.mark.parametrize(
+    ("slowdown", "level", "code"), [(3.0, BUSY, 5), (1.0, BUSY, 5), (3.0, QUIET, 3), (1.0, QUIET, 0), (1.4, QUIET, 3)]
+)
+def test_a_gate_does_not_pass_on_what_it_cannot_tell(slowdown, level, code, tmp_path, capsys):
+    """Wide intervals end with 5 whether the case is three times slower or not; narrow ones tell, with 3 or 0."""
+    runs = two(tmp_path, level, {**level, "speedups": slowed("onednn", slowdown)})
+    ended, out, _ = main(capsys, *runs, "--fail-on", "slower:3%")
+    assert ended == code
+    assert ("could not tell" in out) is (code == 5)
+    if code == 5:
+        line = next(line for line in out.splitlines() if "neither shown nor excluded for" in line)
+        assert "seed inference onednn" in line
+        assert "something else used the machine" in line
+        assert "measure again on a quiet machine, with a larger --budget" in line
+    assert main(capsys, *runs, "--fail-on", "slower:3%", "--allow-unclear")[0] == (code if code == 3 else 0)
+    shown = [compare_tables.render([compared(*runs, threshold=0.03)], form) for form in compare_tables.FORMATS]
+    assert all(("no regression" in text) is (code == 0) for text in shown if not text.startswith("base_run"))
+    told = {row["variant"]: row["could_not_tell"] for row in csv.DictReader(io.StringIO(shown[1]))}
+    assert (told["onednn"] == "True") is (code == 5)
+
+
+def test_a_regression_wins_over_what_cannot_be_told(tmp_path, capsys):
+    """A broken case ends with 3 beside one that is unclear; with several runs the worst outcome counts."""
+    broken = {"failed": {"loop": (Status.PARITY_FAILED, "off")}}
+    base, new = two(tmp_path, BUSY, {**BUSY, **broken})
+    unclear = make_run(tmp_path / "C", **{**BUSY, "seed": 3})
+    assert main(capsys, base, new, "--fail-on", "slower:3%")[0] == 3
+    assert main(capsys, base, new, "--fail-on", "slower:3%", "--allow-unclear")[0] == 3
+    assert main(capsys, base, base, unclear, "--fail-on", "slower:3%")[0] == 5
+    assert main(capsys, base, unclear, new, "--fail-on", "slower:3%")[0] == 3
+
+
+@pytest.mark.parametrize(
+    ("low", "value", "high", "holds", "unclear"),
+    [
+        (0.98, 1.0, 1.03, False, False),  # ends before the threshold
+        (0.96, 1.0, 1.04, False, True),
+        (0.96, 1.05, 1.2, False, True),
+        (1.01, 1.05, 1.2, True, False),  # faster
+        (0.5, 0.6, 0.7, True, False),  # a regression
+        (0.5, 0.6, 0.7, False, True),  # one that does not hold among all
+        (0.95, 0.975, 0.99, True, True),  # surely slower, and by more or less than the threshold
+        (0.975, 0.98, 0.99, True, False),  # surely slower, by less
+        (0.001, 0.552, 4.325, False, True),
+    ],
+)
+def test_what_can_be_told_follows_from_the_interval(low, value, high, holds, unclear):
+    """Of a threshold of 3 %, a case is open unless a slowdown beyond it is found or excluded."""
+    change = Interval(value, low, high)
+    pair = Pair(("seed", "inference", "cpu", 1, "loop"), None, None, comparing.verdict(change, 0.02), "speedup",
+                change=change, holds=holds)  # fmt: skip
+    assert pair.unclear(0.03) is unclear
+
+
+def test_within_the_margin_nothing_is_open(tmp_path):
+    """What the user calls the same is the same, however low the threshold."""
+    base = make_run(tmp_path / "A", rounds=60)
+    assert not compared(base, base, threshold=0.0).unclear
+
+
+def test_a_case_that_new_has_not_measured_yet_is_open(tmp_path, capsys):
+    """A run that was cut short passes no gate, and the line says how to finish it; one that never had it may."""
+    base, new = two(tmp_path, QUIET, {**QUIET, "speedups": {"reference": 1.0, "onednn": 2.0}})
+    assert main(capsys, base, new, "--fail-on", "slower:3%")[0] == 0
+    cases = [{"workload": "seed", "mode": "inference", "device": "cpu", "threads": 1, "variant": v} for v in SPEEDUPS]
+    (new / "plan.json").write_text(json.dumps({"cases": cases}))
+    code, out, _ = main(capsys, base, new, "--fail-on", "slower:3%")
+    assert code == 5
+    assert f"seed inference loop is yet to be measured; finish that run: python -m bench run --resume {new}" in out
+    assert main(capsys, base, new)[0] == 0
+
+
+def test_a_gate_that_judges_nothing_does_not_pass(tmp_path, capsys):
+    """Runs that share their yardstick alone tell nothing of any variant."""
+    alone = {"speedups": {"reference": 1.0}}
+    code, out, _ = main(capsys, *two(tmp_path, alone, alone), "--fail-on", "slower:3%")
+    assert code == 5
+    assert "no case was measured in both runs and judged" in out
+
+
+def test_runs_of_different_suites_show_what_they_share(tmp_path):
+    """What one run has alone is counted by how it ended, a few names listed, and CSV has every row."""
+    many = {f"v{number}": 1.0 for number in range(12)}
+    failed = {f"off{number}": (Status.UNAVAILABLE, "no GPU") for number in range(20)}
+    comparison = compared(*two(tmp_path, {}, {"speedups": {**SPEEDUPS, **many}, "failed": failed}))
+    assert len(compare_tables.cases([comparison]).rows) == 3
+    for form in ("text", "markdown"):
+        shown = compare_tables.render([comparison], form)
+        assert "32 cases only in NEW (20 unavailable): seed inference v0, " in shown
+        assert "and 27 more; --format csv lists all" in shown
+        assert "v11" not in shown
+    assert "v11" in compare_tables.render([comparison], "csv")
+
+
+def test_an_interval_that_estimates_nothing_is_not_printed_as_one(tmp_path):
+    """Eighteen orders of magnitude are no figure; the digits are in the CSV."""
+    change = Interval(1.107, 1e-9, 1e10)
+    assert compare_tables._change(change) == "no estimate"
+    assert compare_tables._change(Interval(1.107, 1.0, 1.2)) == "1.107x [1.000, 1.200]"
+    runs = two(tmp_path, BUSY, {**BUSY, "process_noise": 2.0})
+    rows = compare_tables.cases([compared(*runs)]).rows
+    assert any("no estimate" in cell for row in rows for cell in row)
+
+
+PLUGINS = {
+    "changed": ({"/a/mine.py": "1" * 64}, {"/a/mine.py": "2" * 64}, "plugin mine.py 1111111111 against 2222222222"),
+    "moved and changed": ({"/a/mine.py": "1" * 64}, {"/b/mine.py": "2" * 64}, "plugin mine.py 1111111111 against 222"),
+    "only in NEW": ({}, {"/a/mine.py": "2" * 64}, "plugin mine.py none against 2222222222"),
+    "only in BASE": ({"/a/mine.py": "1" * 64}, {}, "plugin mine.py 1111111111 against none"),
+    "the same": ({"/a/mine.py": "1" * 64}, {"/a/mine.py": "1" * 64}, None),
+    "moved": ({"/a/mine.py": "1" * 64}, {"/b/mine.py": "1" * 64}, None),
+    "not recorded": (None, {"/a/mine.py": "1" * 64}, None),
+}
+
+
+@pytest.mark.parametrize("how", PLUGINS)
+def test_a_plugin_that_changed_is_named(how, tmp_path):
+    """The change under test may be in it: told with both digests in every format, and no reason to refuse."""
+    base, new, told = PLUGINS[how]
+    runs = [
+        make_run(tmp_path / name, environment=changed("run", plugins=plugins))
+        for name, plugins in (("A", base), ("B", new))
+    ]
+    comparison = compared(*runs)
+    assert len(comparison.plugins) == (told is not None)
+    for form in compare_tables.FORMATS:
+        shown = compare_tables.render([comparison], form)
+        assert told is None or told in shown
+    if new:
+        (digest,) = new.values()
+        assert f"commit 0123456789, plugin mine.py {digest[:10]}" in compare_tables.render([comparison], "text")
+
+
+@pytest.mark.parametrize(
+    ("base", "new", "told"),
+    [
+        ({"cpu_quota": 1.5}, {"cpu_quota": 2.0}, "CPU quota 1.5 against 2.0"),
+        ({"cpu_quota": None}, {"cpu_quota": 2.0}, "CPU quota none against 2.0"),
+        ({"cpu_quota": 2.0}, {"cpu_quota": 2.0}, ""),
+        ({}, {"cpu_quota": 2.0}, ""),
+        ({}, {}, ""),
+    ],
+)
+def test_another_quota_of_a_container_is_refused_where_it_is_known(base, new, told, tmp_path):
+    """Half the cores is another machine; a run that did not record its quota may have had any."""
+    machine = ENVIRONMENT["machine"]
+    runs = [
+        make_run(tmp_path / name, environment={**ENVIRONMENT, "machine": {**machine, **quota}})
+        for name, quota in (("A", base), ("B", new))
+    ]
+    if told:
+        with pytest.raises(UsageError, match=told):
+            compared(*runs)
+    else:
+        assert not compared(*runs).differences
+
+
 def test_a_broken_case_is_a_regression(tmp_path, capsys):
     """A variant that fails its gate is not faster than any threshold."""
     base, new = two(tmp_path, {}, {"failed": {"onednn": (Status.PARITY_FAILED, "off")}})
@@ -450,6 +620,7 @@ WRONG = {
     "unknown measure": (["A", "B", "--by", "memory"], "'memory'"),
     "no such folder": (["A", "C"], "C is not a folder"),
     "a file": (["A", "A/records.csv"], "is not a folder"),
+    "unclear allowed for nothing": (["A", "B", "--allow-unclear"], "--fail-on"),
     "an output that is there": (["A", "B", "--output", "taken"], "taken exists"),
     "an output in no folder": (["A", "B", "--output", "none/out.md"], "none/out.md cannot be written"),
 }
@@ -469,19 +640,25 @@ def test_wrong_usage_is_one_line(problem, tmp_path, monkeypatch, capsys):
     assert (tmp_path / "taken").read_text() == "mine"
 
 
+def edited(name: str, old: str, new: str):
+    """A change of a text file of a run."""
+    return lambda run: (run / name).write_text((run / name).read_text().replace(old, new))
+
+
 DAMAGE = {
-    "no records": lambda run: (run / "records.csv").unlink(),
-    "records of another kind": lambda run: (run / "records.csv").write_bytes(b"\x00\xff\xfe"),
-    "another version": lambda run: (run / "records.csv").write_text(
-        (run / "records.csv").read_text().replace("inference", "inference", 1).replace(",3\n", ",1\n")
-    ),
+    "no records": lambda run: (run / "records.jsonl").unlink(),
+    "records of another kind": lambda run: (run / "records.jsonl").write_bytes(b"\x00\xff\xfe\n{}\n"),
+    "another version": edited("records.jsonl", '"schema_version": 3', '"schema_version": 1'),
+    "a word for a number": edited("records.jsonl", '"threads": 1', '"threads": "one"'),
     "no samples": lambda run: (run / "samples.csv.gz").unlink(),
-    "half the samples": lambda run: (run / "samples.csv.gz").write_bytes((run / "samples.csv.gz").read_bytes()[:300]),
+    "a tenth of the samples": lambda run: (run / "samples.csv.gz").write_bytes(
+        (run / "samples.csv.gz").read_bytes()[:300]
+    ),
     "environment that is no JSON": lambda run: (run / "environment.json").write_text("{"),
     "environment that is a list": lambda run: (run / "environment.json").write_text("[1]"),
-    "samples of another run": lambda run: (run / "records.csv").write_text(
-        (run / "records.csv").read_text().replace("onednn", "oneDNN")
-    ),
+    "samples of another run": edited("records.jsonl", "onednn", "oneDNN"),
+    "plan that is no JSON": lambda run: (run / "plan.json").write_text("{"),
+    "plan without names": lambda run: (run / "plan.json").write_text('{"cases": [{"mode": 1}]}'),
 }
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import dataclasses
 import json
 import math
@@ -14,10 +13,12 @@ from torch import Tensor
 from bench import decoding, honesty
 from bench.cases import SUITES, Case, Filters, expand, load_suite
 from bench.decoding import Truth
+from bench.errors import UsageError
 from bench.honesty import Audit
 from bench.parity import Gate, random_weights
+from bench.reading import read_records
 from bench.record import COLUMNS, LACKING, Record, Status
-from bench.report.frames import groups, read_records
+from bench.report.frames import groups
 from bench.report.tables import decoding as decoding_table
 from bench.store import RunFolder
 from bench.summary import figures
@@ -427,15 +428,12 @@ def test_records_of_the_version_before_are_read(tmp_path):
     (values,) = RunFolder(tmp_path).records()
     assert set(values) == set(COLUMNS)
     assert values["tokens_per_s"] is None
-    with (tmp_path / "records.csv").open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, list(old))
-        writer.writeheader()
-        writer.writerow(old | {"status": "ok"})
-    (record,) = read_records(tmp_path / "records.csv")
+    (record,) = read_records(tmp_path)
     assert (record.workload, record.beam, record.schema_version) == ("w", None, 2)
-    (tmp_path / "records.csv").write_text("workload,schema_version\nw,2\n", encoding="utf-8")
-    with pytest.raises(Exception, match="lacks the columns"):
-        read_records(tmp_path / "records.csv")
+    del old["speedup"]
+    (tmp_path / "records.jsonl").write_text(json.dumps(old) + "\n", encoding="utf-8")
+    with pytest.raises(UsageError, match="other columns"):
+        read_records(tmp_path)
 
 
 def test_the_suite_decode_holds_batches_beams_and_values():

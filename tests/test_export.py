@@ -13,7 +13,7 @@ import pytest
 from run_folders import SPEEDUPS, make_run
 
 from bench import __main__ as command_line
-from bench.report.frames import read_records
+from bench.reading import read_records
 
 pytest.importorskip("pytest_benchmark")
 
@@ -56,7 +56,7 @@ def test_a_benchmark_is_a_case_with_its_record_s_figures(run, capsys):
     assert "3 cases" in said
     assert "seed-inference-compile (parity-failed)" in said
     data = json.loads((run / "export.pytest-benchmark.json").read_text())
-    records = {f"{r.group}/{r.variant}": r for r in read_records(run / "records.csv") if r.variant in SPEEDUPS}
+    records = {f"{r.group}/{r.variant}": r for r in read_records(run) if r.variant in SPEEDUPS}
     assert [bench["fullname"] for bench in data["benchmarks"]] == list(records)
     for bench in data["benchmarks"]:
         record, stats = records[bench["fullname"]], bench["stats"]

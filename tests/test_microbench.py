@@ -27,7 +27,7 @@ from bench.console import Console
 from bench.defects import GateOrder
 from bench.parity import TOLERANCES
 from bench.process import Settings
-from bench.record import COLUMNS, Record, Status
+from bench.record import Record, Status
 from bench.report import write_report
 from bench.runner import Described, Plan, Runner
 from bench.second_instrument import FILE, Findings
@@ -418,7 +418,7 @@ def folder_with(path: Path, text: str | None) -> Path:
         Record("seed", "lstm", name, "inference", "cpu", "fp32", 1, Status.OK, "", latency_p50_s=0.004, speedup=1.0)
         for name in ("reference", "loop", "onednn")
     ]
-    pd.DataFrame([r.as_dict() for r in records], columns=list(COLUMNS)).to_csv(path / "records.csv", index=False)
+    (path / "records.jsonl").write_text("".join(json.dumps(record.as_dict()) + "\n" for record in records))
     if text is not None:
         (path / FILE).write_text(text, encoding="utf-8")
     return path

@@ -11,17 +11,19 @@ from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
-import pandas as pd
+import numpy as np
 import pytest
 
 from bench import units
-from bench.record import COLUMNS, SAMPLE_COLUMNS, Record, Status
-from bench.report import Report, ReportError, charts, interactive, load_run, plots, summary_table, tables, write_report
+from bench.errors import UsageError
+from bench.record import SAMPLE_COLUMNS, Record, Status
+from bench.report import Report, charts, interactive, load_run, plots, summary_table, tables, write_report
 from bench.report.frames import groups
 from bench.report.style import COLOURS, look
 from bench.report.words import answers
 
 HOSTILE = "no CUDA device: <b>&\"'</script><img src=https://example.org/x.png> $x^2$"
+ROOT = Path(__file__).parent.parent
 KINDS = ("speedup", "latency", "throughput", "memory", "cold-start", "scaling")
 
 
@@ -73,7 +75,7 @@ def little() -> list[Record]:
 def run_folder(path: Path, records: list[Record], *, with_samples: bool = True) -> Path:
     """A run folder as the store writes it, its samples in two gzip members."""
     path.mkdir(parents=True, exist_ok=True)
-    pd.DataFrame([r.as_dict() for r in records], columns=list(COLUMNS)).to_csv(path / "records.csv", index=False)
+    (path / "records.jsonl").write_text("".join(json.dumps(record.as_dict()) + "\n" for record in records))
     environment = {"run": {"suite": "quick", "nested": {"seed": 7}}, "machine": {"cpu": "A <CPU> & more"}}
     (path / "environment.json").write_text(json.dumps(environment))
     timed = [record for record in records if record.status is Status.OK]
@@ -338,15 +340,32 @@ def test_curve_is_thinned_but_for_its_tails() -> None:
     assert list(places[:3]) == [0, 1, 2]
 
 
-def test_curve_leaves_out_the_rounds_that_the_record_left_out(tmp_path: Path) -> None:
-    """Disturbed calls are on the curve only where the record's figures were made of them."""
-    folder = run_folder(tmp_path, [ran("reference"), ran("loop", 0.5, disturbed=1)])
-    with gzip.open(folder / "samples.csv.gz", "at") as file:
-        file.writelines(f"seed,{name},inference,cpu,2,1,50,0,call,1,9.0,,1\n" for name in ("reference", "loop"))
+@pytest.mark.parametrize("disturbed", [1, 36])
+def test_curve_is_drawn_from_the_calls_of_the_figures(tmp_path: Path, disturbed: int) -> None:
+    """A process's disturbed rounds are on the curve only where too few others were left to make figures of."""
+    folder = run_folder(tmp_path, [ran("reference"), ran("loop", 0.5, disturbed=disturbed)])
+    path = folder / "samples.csv.gz"
+    rows = [line.split(",") for line in gzip.decompress(path.read_bytes()).decode().splitlines()]
+    for row in rows:
+        if row[5] == "1" and row[6].isdecimal() and int(row[6]) < disturbed:
+            row[-1] = "1"
+    path.write_bytes(gzip.compress("".join(",".join(row) + "\n" for row in rows).encode()))
     run = load_run(folder)
-    largest = {record.variant: run.calls(record)[-1] for record in run.records}
-    assert largest["loop"] == 9.0
-    assert largest["reference"] < 1.0
+    assert {len(run.calls(record)) for record in run.records} == {80 - disturbed if disturbed == 1 else 80}
+    (chart,) = next(kind for kind in charts.kinds(run) if kind.name == "latency").charts
+    assert {len(curve.xs) for curve in chart.curves} == {80 - disturbed if disturbed == 1 else 80}
+
+
+@pytest.mark.parametrize("kept", sorted(path.name for path in (ROOT / "results" / "reference").iterdir()))
+def test_curves_of_the_kept_runs_pass_through_their_figures(kept: str) -> None:
+    """The median of a curve's calls is the record's p50, to the digits that are kept, and no call is more or fewer."""
+    run = load_run(ROOT / "results" / "reference" / kept)
+    timed = [record for record in run.records if record.latency_p50_s is not None]
+    assert timed
+    for record in timed:
+        calls = run.calls(record)
+        assert len(calls) == record.calls
+        assert float(np.median(calls)) == pytest.approx(record.latency_p50_s, rel=1e-7)
 
 
 def test_summary_table_puts_the_fastest_first_and_marks_it() -> None:
@@ -357,20 +376,71 @@ def test_summary_table_puts_the_fastest_first_and_marks_it() -> None:
     assert (table["status"][2], table["what ran"][2], table["p50"][2]) == ("unavailable", "no GPU", "")
 
 
-def test_summary_table_is_the_same_from_a_frame(tmp_path: Path) -> None:
-    """Records that went through records.csv give the table that they gave before."""
-    run = load_run(run_folder(tmp_path, everything()))
-    pd.testing.assert_frame_equal(summary_table(everything()), summary_table(run.frame))
-    assert run.records == tuple(everything())
+def test_records_come_back_as_they_were_written(tmp_path: Path) -> None:
+    """Every cell has its value and type."""
+    assert load_run(run_folder(tmp_path, everything())).records == tuple(everything())
 
 
-def test_overlap_with_the_runner_up_is_said() -> None:
-    """The answer claims a winner only where the intervals are apart."""
-    near = groups([ran("reference"), ran("onednn", 1.60), ran("compile", 1.63)])
-    far = groups([ran("reference"), ran("onednn", 1.20), ran("compile", 1.63)])
-    assert "the intervals overlap" in answers(near)[0].text
-    assert "the intervals do not overlap" in answers(far)[0].text
-    assert answers(far)[0].text.startswith("`compile` is fastest, 1.63x [1.58, 1.68] as fast as the reference.")
+def unit(**more: object) -> Record:
+    """A reference as runs have it: the measure of all speedups, without an interval of its own."""
+    return ran("reference", speedup_lo=1.0, speedup_hi=1.0, **more)
+
+
+def test_no_winner_is_named_where_intervals_overlap() -> None:
+    """Neither sentence, star nor green row crowns a variant that cannot be told from the next."""
+    near = groups([unit(), ran("onednn", 1.60), ran("compile", 1.63)])
+    (answer,) = answers(near)
+    assert answer.text.startswith("No clear winner: `compile` (1.63x [1.58, 1.68]) or `onednn` (1.60x [1.55, 1.65]).")
+    assert "The next is the `reference`: the interval of the first does not reach 1." in answer.text
+    assert near[0].winner is None
+    assert not [name for name in summary_table(near[0].records)["variant"] if "*" in name]
+    assert {row.look for row in tables.summary(near[0]).rows} == {""}
+
+
+def test_a_winner_stands_apart_from_all_others() -> None:
+    """It is named with its interval, starred and green."""
+    far = groups([unit(), ran("onednn", 1.20), ran("compile", 1.63)])
+    (answer,) = answers(far)
+    assert answer.text.startswith("`compile` is fastest, 1.63x [1.58, 1.68] as fast as the reference.")
+    assert "The next is `onednn` with 1.20x [1.16, 1.24]: the intervals do not overlap." in answer.text
+    assert [name for name in summary_table(far[0].records)["variant"] if "*" in name] == ["compile *"]
+    assert [row.look for row in tables.summary(far[0]).rows] == ["best", "", ""]
+
+
+@pytest.mark.parametrize(("speedup", "wins"), [(1.5, True), (1.02, False), (0.99, False)])
+def test_against_the_reference_one_interval_decides(speedup: float, wins: bool) -> None:
+    """The reference has no interval: a rival is told from it by whether its own reaches 1."""
+    (group,) = groups([unit(), ran("onednn", speedup)])
+    (answer,) = answers([group])
+    if wins:
+        assert "The next is the `reference`: its interval does not reach 1." in answer.text
+    else:
+        assert answer.text.startswith("No clear winner: ")
+        assert "`reference`" in answer.text
+    assert (group.winner is not None) is wins
+
+
+def test_no_winner_is_named_beside_one_that_has_no_estimate() -> None:
+    """An interval of many orders of magnitude excludes nothing; its variant stands behind those that have a figure."""
+    wild = ran("onnxruntime", 31.0, speedup_lo=8.8e-5, speedup_hi=46231840.0, interval_wide=True)
+    (group,) = groups([unit(), wild, ran("onednn", 2.0)])
+    assert [record.variant for record in group.records] == ["onednn", "reference", "onnxruntime"]
+    assert group.winner is None
+    assert "`onednn` (2.00x [1.94, 2.06]) or `onnxruntime` (no estimate)" in answers([group])[0].text
+    assert summary_table(group.records)["speedup"][2] == "~no estimate"
+    chart = charts.speedup_chart(group)
+    assert chart is not None
+    assert (chart.bars[2].label, chart.bars[2].parts) == ("no estimate", ())
+    assert chart.axis.hi < 3
+
+
+def test_times_too_wide_to_estimate_anything_are_not_figures() -> None:
+    """A median with an interval of more than a factor of ten is none, in the table and among the percentiles."""
+    record = ran("onednn", 2.0, latency_p50_lo_s=1e-4, latency_p50_hi_s=2e-3)
+    (group,) = groups([record])
+    assert summary_table([record])["p50"][0] == "no estimate"
+    (row,) = tables.latency([group]).rows
+    assert [cell.text for cell in row.cells[2:5]] == ["no estimate", "", "2.40 ms"]
 
 
 def test_answer_says_that_nothing_beats_the_reference() -> None:
@@ -379,8 +449,15 @@ def test_answer_says_that_nothing_beats_the_reference() -> None:
 
 
 def test_sweep_gets_one_answer() -> None:
-    """The points of a sweep share one sentence with the best at each value."""
+    """The points of a sweep share one sentence with the best at each value, and one where none is clear."""
     swept = [record for record in everything() if record.sweep_axis]
+    at = {"workload": "seed@batch=2", "sweep_axis": "batch", "sweep_value": 2}
+    unclear = [unit(**at), ran("onednn", 1.01, **at)]
+    text = answers(groups([*swept, *unclear]))[0].text
+    assert text == (
+        "Fastest is `onednn` at 1 and 8 (1.32x to 2.00x); `reference` at 64. "
+        "No clear winner: `onednn` or `reference` at 2."
+    )
     assert [answer.text for answer in answers(groups(swept))] == [
         "Fastest is `onednn` at 1 and 8 (1.32x to 2.00x); `reference` at 64."
     ]
@@ -439,52 +516,63 @@ def test_ratio_axis_shows_one(span: tuple[float, float]) -> None:
 
 def test_missing_folder_is_an_error(tmp_path: Path) -> None:
     """The message names the folder and what was expected."""
-    with pytest.raises(ReportError, match="nowhere is not a folder; expected"):
+    with pytest.raises(UsageError, match="nowhere is not a folder; expected"):
         write_report(tmp_path / "nowhere")
 
 
 def test_missing_records_is_an_error(tmp_path: Path) -> None:
-    """A folder without records.csv is not a run."""
-    with pytest.raises(ReportError, match=r"records\.csv is missing; expected"):
+    """A folder without records is not a run; a table of them cannot take their place."""
+    with pytest.raises(UsageError, match=r"records\.jsonl holds no record; expected the folder of a run"):
+        load_run(tmp_path)
+    (tmp_path / "records.csv").write_text("workload\nseed\n")
+    with pytest.raises(UsageError, match=r"records\.csv is a table made from it, and cannot take its place"):
         load_run(tmp_path)
 
 
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (",".join(COLUMNS) + "\n", "holds no record"),
-        ("", "lacks the columns"),
-        ("name,age\nx,1\n", "lacks the columns workload"),
-        ("schema_version\n99\n", "schema_version 99; expected 3"),
-        (b"\xff\xfe\x00", "is not a CSV file"),
+        (b"", "holds no record"),
+        (b'{"workload"', "holds no record"),
+        (b'{"name": "x", "age": 1}\n', "line 1 has schema_version None"),
+        (b'{"schema_version": 3}\n', "other columns than this release writes"),
+        (b'{"schema_version": 99}\n', "schema_version 99, this release writes 3"),
+        (b"\xff\xfe\x00\n{}\n", "line 1 is not a record"),
     ],
 )
-def test_foreign_records_are_an_error(tmp_path: Path, content: str | bytes, message: str) -> None:
-    """Empty, foreign and newer tables are refused in one line that says which file."""
-    (tmp_path / "records.csv").write_bytes(content if isinstance(content, bytes) else content.encode())
-    with pytest.raises(ReportError, match=message) as caught:
+def test_foreign_records_are_an_error(tmp_path: Path, content: bytes, message: str) -> None:
+    """Empty, foreign and newer records are refused in one line that says which file."""
+    (tmp_path / "records.jsonl").write_bytes(content)
+    with pytest.raises(UsageError, match=message) as caught:
         load_run(tmp_path)
     assert "\n" not in str(caught.value)
-    assert "records.csv" in str(caught.value)
+    assert "records.jsonl" in str(caught.value)
 
 
-@pytest.mark.parametrize(("column", "value"), [("speedup", "fast"), ("status", "fine"), ("interval_wide", "perhaps")])
-def test_cell_of_the_wrong_type_is_an_error(tmp_path: Path, column: str, value: str) -> None:
-    """A cell that does not fit its column is named with its row."""
+@pytest.mark.parametrize(
+    ("column", "value", "said"),
+    [
+        ("speedup", "fast", 'speedup: expected a number, got "fast"'),
+        ("status", "fine", "status: expected 'ok', 'unavailable'"),
+        ("interval_wide", "perhaps", 'interval_wide: expected true or false, got "perhaps"'),
+        ("threads", None, "threads: expected a whole number, got null"),
+    ],
+)
+def test_value_of_the_wrong_type_is_an_error(tmp_path: Path, column: str, value: object, said: str) -> None:
+    """A value that does not fit its column is named with its line."""
     folder = run_folder(tmp_path, [ran("reference")])
-    frame = pd.read_csv(folder / "records.csv", dtype=str)
-    frame[column] = value
-    frame.to_csv(folder / "records.csv", index=False)
-    with pytest.raises(ReportError, match=f"row 1: column {column} holds '{value}'"):
+    (folder / "records.jsonl").write_text(json.dumps(ran("reference").as_dict() | {column: value}) + "\n")
+    with pytest.raises(UsageError, match=re.escape(said)) as caught:
         load_run(folder)
+    assert "line 1" in str(caught.value)
 
 
-def test_samples_that_end_early_are_an_error(tmp_path: Path) -> None:
-    """A cut file is not reported as if it were whole."""
+def test_samples_without_a_recorded_case_are_an_error(tmp_path: Path) -> None:
+    """A file that was cut by more than a torn append is not reported as if it were whole."""
     folder = run_folder(tmp_path, [ran("reference")])
     path = folder / "samples.csv.gz"
-    path.write_bytes(path.read_bytes()[:-20])
-    with pytest.raises(ReportError, match=r"cannot be read .* move it away"):
+    path.write_bytes(gzip.compress((",".join(SAMPLE_COLUMNS) + "\n" + sample_rows(ran("loop"), 0)).encode()))
+    with pytest.raises(UsageError, match=r"has no sample of .*reference, which records\.jsonl has as ok"):
         load_run(folder)
 
 

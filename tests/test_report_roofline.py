@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 from test_report import Parsed, figures, ran, refused, run_folder
 
+from bench.errors import UsageError
 from bench.record import Record, Status
-from bench.report import ReportError, interactive, load_run, roofline, write_report
+from bench.report import interactive, load_run, roofline, write_report
 from bench.roofline import Ceilings, Work, share
 
 MACHINE = {
@@ -136,5 +137,5 @@ def test_a_doubtful_case_is_hollow(tmp_path: Path) -> None:
 
 def test_a_broken_section_is_an_error(tmp_path: Path) -> None:
     """In one line that says what to do."""
-    with pytest.raises(ReportError, match=r"the section ceilings is broken .* remove it"):
+    with pytest.raises(UsageError, match=r"the section ceilings is broken .* remove it"):
         write_report(folder(tmp_path, cases(), {"cpu": {"threads": 2}}))

@@ -512,13 +512,6 @@ def test_a_disk_that_is_really_full_or_read_only(disk, capsys):
     assert cases_of(folder / "run") == PLANNED
 
 
-def test_resuming_needs_no_pydantic(interrupted, monkeypatch):
-    """Where it is not installed, what a run left is read all the same."""
-    monkeypatch.setitem(sys.modules, "pydantic", None)
-    assert command_line.main(["run", "--resume", str(interrupted)]) == 1
-    assert cases_of(interrupted) == PLANNED
-
-
 def test_a_folder_that_became_read_only_is_told(interrupted, capsys, monkeypatch):
     """Before anything is measured, in the system's words."""
     real = os.open

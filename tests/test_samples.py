@@ -6,13 +6,15 @@ import gzip
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from run_folders import make_run
 
 from bench.block import Block
 from bench.cases import REFERENCE, Case
 from bench.errors import UsageError
 from bench.interference import Interference
-from bench.report.frames import read_records
+from bench.reading import read_records
 from bench.samples import read_samples
 from bench.store import RunFolder
 from bench.summary import RoundData, Samples, figures
@@ -53,12 +55,12 @@ def test_groups_stay_apart(tmp_path):
 
 @pytest.mark.parametrize("queued", [False, True])
 def test_a_record_s_figures_follow_from_its_raw_samples(queued, tmp_path):
-    """Every statistic in records.csv is computed again from samples.csv.gz, to the nine digits that are kept."""
+    """Every statistic of a record is computed again from samples.csv.gz, to the nine digits that are kept."""
     folder = make_run(
         tmp_path / "run", noise=0.05, process_noise=0.02, disturbed_share=0.3, queued=queued, figured=True
     )
     samples = read_samples(folder / "samples.csv.gz")[KEY]
-    for record in read_records(folder / "records.csv"):
+    for record in read_records(folder):
         case = Case(record.workload, record.variant, record.mode, record.device, record.threads)
         facts = {"batch": record.batch, "valid_steps": record.valid_steps}
         again = figures(case, samples, REFERENCE, 0.05, facts)
@@ -86,7 +88,6 @@ def test_a_case_that_was_measured_twice_is_refused(tmp_path):
 
 BAD = {
     "not gzip": gzip.decompress,
-    "ends early": lambda raw: raw[: len(raw) // 2],
     "a byte is wrong": lambda raw: raw[:200] + bytes([raw[200] ^ 255]) + raw[201:],
     "other columns": lambda raw: gzip.compress(gzip.decompress(raw).replace(b"wall_s", b"wall_ms", 1)),
     "a time of 0": lambda raw: gzip.compress(gzip.decompress(raw) + b"seed,a,inference,cpu,1,9,0,0,call,1,0,,0\n"),
@@ -111,7 +112,21 @@ def test_a_broken_file_is_one_line_that_names_it(problem, tmp_path):
     assert "\n" not in str(error.value)
 
 
-def test_a_missing_file_is_told(tmp_path):
-    """There is no comparison without raw samples."""
-    with pytest.raises(UsageError, match="is missing"):
-        read_samples(tmp_path / "samples.csv.gz")
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(cut=st.integers(1, 400), zeros=st.booleans())
+def test_an_append_that_a_kill_tore_leaves_what_was_there(cut, zeros, tmp_path_factory):
+    """Wherever the last append ends, the rows of the appends before are read, and no others."""
+    path = tmp_path_factory.mktemp("torn")
+    rounds = [RoundData(n, {"a": Block((1.0 + n,)), "b": Block((2.0,))}) for n in range(30)]
+    before = read_samples(written(path, Samples([rounds]), ("a",)))
+    whole = (path / "samples.csv.gz").read_bytes()
+    written(path, Samples([rounds]), ("b",))
+    torn = (path / "samples.csv.gz").read_bytes()[len(whole) : -1][:cut]
+    # Some systems lengthen a file before they fill it.
+    (path / "samples.csv.gz").write_bytes(whole + (bytes(len(torn)) if zeros else torn))
+    assert read_samples(path / "samples.csv.gz") == before
+
+
+def test_without_the_file_there_is_no_group(tmp_path):
+    """Nothing was sampled."""
+    assert read_samples(tmp_path / "samples.csv.gz") == {}

@@ -241,7 +241,7 @@ def selftest(*words: str, timeout: float = 240) -> subprocess.CompletedProcess[s
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["speed"], "no part 'speed'; expected null, power, instrument, neighbour"),
+        (["speed"], "no part 'speed': there are null, power, instrument, neighbour"),
         (["null", "--variant", "cudnn"], "cudnn cannot run seed here: "),
         (["null", "--workload", "nothing"], "no workload matches 'nothing'"),
     ],

@@ -261,3 +261,13 @@ def test_half_width_is_a_share_of_the_value():
 def test_least_rounds_bound_a_median():
     """A process that gives the least number of rounds has enough values to bound their median, one fewer has not."""
     assert least_calls(0.5) == LEAST_ROUNDS
+
+
+@pytest.mark.parametrize("factor", [1.0, 30.0])
+def test_processes_that_have_nothing_in_common_give_an_interval_of_numbers(factor):
+    """Two processes a million times apart say nothing: their interval is wide, and its ends are above 0 and finite."""
+    far = [np.full(6, 1e-6) * np.linspace(1, 1.01, 6), np.full(6, 1e6) * np.linspace(1, 1.01, 6)]
+    for found in (ratio_interval(far), independent_ratio_interval(far, far)):
+        wide = found.widened(factor)
+        assert 0 < wide.low <= wide.value <= wide.high < float("inf")
+        assert wide.high > 1e6 * wide.low

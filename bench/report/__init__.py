@@ -3,7 +3,7 @@
 Nothing here imports torch, so a run that was recorded on one machine can be reported on any other.
 """
 
-from bench.report.frames import LEGEND, ReportError, Run, load_run, summary_table
+from bench.report.frames import LEGEND, Run, load_run, summary_table
 from bench.report.page import Report, write_report
 
-__all__ = ["LEGEND", "Report", "ReportError", "Run", "load_run", "summary_table", "write_report"]
+__all__ = ["LEGEND", "Report", "Run", "load_run", "summary_table", "write_report"]

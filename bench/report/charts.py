@@ -1,156 +1,36 @@
-"""What every figure shows, apart from how it is drawn.
+"""The charts of a run: from its groups to the descriptions that are drawn.
 
-The Matplotlib files and the Plotly figures of the page are both drawn from these descriptions, so they
-cannot disagree about a value, a mark, a scale or an order. A chart is one group (or one sweep); a chart
-without a figure to show is not made.
+A chart is one group (or one sweep); a chart without a figure to show is not made.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
 from bench import units
 from bench.record import Record, Status
-from bench.report.frames import DOUBT, Group, Run, doubts
-
-Scale = Literal["linear", "log", "ratio"]
-Ticks = tuple[tuple[float, str], ...]
+from bench.report.descriptions import (
+    Axis,
+    Bar,
+    BarChart,
+    Chart,
+    Curve,
+    CurveChart,
+    Kind,
+    Part,
+    Point,
+    Scale,
+)
+from bench.report.frames import DOUBT, Group, Run, doubts, percentile
 
 MAX_POINTS = 500
 TAIL_POINTS = 60
 #: Beyond this ratio of largest to smallest, a linear bar of the smallest is no longer visible.
 LINEAR_RANGE = 40
 PERCENTILES = ((0.5, "p50"), (0.9, "p90"), (0.95, "p95"), (0.99, "p99"))
-
-
-@dataclass(frozen=True)
-class Part:
-    """One figure of a bar: its value, and the ends of its interval where it has one."""
-
-    name: str
-    value: float
-    lo: float | None = None
-    hi: float | None = None
-
-
-@dataclass(frozen=True)
-class Bar:
-    """One variant's row. Without parts it did not run, and `label` is its status."""
-
-    variant: str
-    label: str
-    parts: tuple[Part, ...] = ()
-    doubtful: bool = False
-    hover: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class Axis:
-    """One axis with its round positions; a `ratio` axis is logarithmic and its bars start at 1."""
-
-    title: str
-    scale: Scale
-    lo: float
-    hi: float
-    ticks: Ticks
-
-
-@dataclass(frozen=True)
-class BarChart:
-    """Horizontal rows of one group; `dots` draws parts as points, where bars on a log axis would mislead."""
-
-    title: str
-    workload: str
-    axis: Axis
-    bars: tuple[Bar, ...]
-    dots: bool = False
-
-
-@dataclass(frozen=True)
-class Point:
-    """A figure on a curve."""
-
-    x: float
-    y: float
-    lo: float | None = None
-    hi: float | None = None
-    doubtful: bool = False
-    hover: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class Curve:
-    """One variant's line through `xs` and `ys`, and the points that are marked on it."""
-
-    variant: str
-    xs: tuple[float, ...]
-    ys: tuple[float, ...]
-    points: tuple[Point, ...]
-
-
-@dataclass(frozen=True)
-class CurveChart:
-    """The curves of one group or sweep; `guides` are levels of y with a name each."""
-
-    title: str
-    workload: str
-    x: Axis
-    y: Axis
-    curves: tuple[Curve, ...]
-    guides: Ticks = ()
-
-
-@dataclass(frozen=True)
-class Roof:
-    """One ceiling, a straight line on logarithmic axes: level for products, rising for bandwidth."""
-
-    name: str
-    start: tuple[float, float]
-    end: tuple[float, float]
-
-    @property
-    def level(self) -> bool:
-        """Whether it is one of products."""
-        return self.start[1] == self.end[1]
-
-
-@dataclass(frozen=True)
-class Column:
-    """The cases of one workload, which stand above each other: `x` is theirs, `label_x` where the name has room."""
-
-    name: str
-    x: float
-    label_x: float
-
-
-@dataclass(frozen=True)
-class RooflineChart:
-    """Cases under the ceilings of their machine; `marks` are the points of each variant."""
-
-    title: str
-    workload: str
-    x: Axis
-    y: Axis
-    roofs: tuple[Roof, ...]
-    columns: tuple[Column, ...]
-    marks: tuple[tuple[str, tuple[Point, ...]], ...]
-
-
-Chart = BarChart | CurveChart | RooflineChart
-
-
-@dataclass(frozen=True)
-class Kind:
-    """One kind of figure: the stem of its files, its heading, what to know to read it, its charts."""
-
-    name: str
-    heading: str
-    caption: str
-    charts: tuple[Chart, ...]
 
 
 def kinds(run: Run) -> tuple[Kind, ...]:
@@ -207,6 +87,9 @@ def speedup_chart(group: Group) -> BarChart | None:
             bars.append(Bar(record.variant, record.status.value, hover=(record.variant, record.reason)))
         elif record.speedup is None:
             bars.append(Bar(record.variant, "no reference", hover=(record.variant, "no reference to compare with")))
+        elif not units.estimated(record.speedup_lo, record.speedup_hi):
+            # Its interval would stretch the axis until nothing else can be seen.
+            bars.append(Bar(record.variant, units.NO_ESTIMATE, hover=hover(record)))
         else:
             part = Part("speedup", record.speedup, record.speedup_lo, record.speedup_hi)
             label = units.ratio_interval(record.speedup, record.speedup_lo, record.speedup_hi)
@@ -257,7 +140,7 @@ def latency_chart(group: Group, run: Run) -> CurveChart | None:
     """The empirical distribution of single calls, thinned but for its tails."""
     curves = []
     for record in group.ok:
-        calls = run.calls(record)
+        calls = np.sort(run.calls(record))
         if not calls.size:
             continue
         places = thinned(calls.size)
@@ -328,6 +211,8 @@ def _latency_point(record: Record) -> Point | None:
     if not record.sweep_value or record.latency_p50_s is None:
         return None
     lo, hi = record.latency_p50_lo_s, record.latency_p50_hi_s
+    if not units.estimated(lo, hi):
+        return None
     return Point(record.sweep_value, record.latency_p50_s, lo, hi, bool(doubts(record)), hover(record))
 
 
@@ -335,6 +220,8 @@ def _speedup_point(record: Record) -> Point | None:
     if not record.sweep_value or record.speedup is None:
         return None
     lo, hi = record.speedup_lo, record.speedup_hi
+    if not units.estimated(lo, hi):
+        return None
     return Point(record.sweep_value, record.speedup, lo, hi, bool(doubts(record)), hover(record))
 
 
@@ -343,9 +230,10 @@ def _percentiles(record: Record) -> Iterable[Point]:
         value = getattr(record, f"latency_{name}_s")
         if value is None:
             continue
-        ends = [getattr(record, f"latency_{name}_{end}_s") for end in ("lo", "hi")]
-        spread = "" if None in ends else f" [{units.seconds(ends[0])}, {units.seconds(ends[1])}]"
-        text = (record.variant, f"{name} {units.seconds(value)}{spread}", *hover(record)[2:])
+        lo, hi = (getattr(record, f"latency_{name}_{end}_s") for end in ("lo", "hi"))
+        known = lo is not None and units.estimated(lo, hi)
+        spread = f" [{units.seconds(lo)}, {units.seconds(hi)}]" if known else ""
+        text = (record.variant, f"{name} {percentile(record, name)[0]}{spread}", *hover(record)[2:])
         yield Point(value, share, doubtful=bool(doubts(record)), hover=text)
 
 
@@ -353,7 +241,7 @@ def hover(record: Record) -> tuple[str, ...]:
     """The lines that the page shows over a figure of `record`: name, speedup, time, evidence, doubts."""
     lines = [record.variant]
     speedup = units.ratio_interval(record.speedup, record.speedup_lo, record.speedup_hi)
-    median = units.seconds(record.latency_p50_s)
+    median, _ = percentile(record, "p50")
     lines.append(", ".join(part for part in (speedup, median and f"p50 {median}") if part))
     return (*lines, *(f"{DOUBT} {doubt}" for doubt in doubts(record)), *filter(None, [record.evidence]))
 

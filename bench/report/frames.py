@@ -1,62 +1,30 @@
-"""A run folder in memory, and the groups and summary that terminal, plots and page share.
-
-Loading is strict: a cell that does not fit the schema is an error with its line, because a report
-made from misread figures is worse than none. Everything after loading works on typed `Record`s.
-"""
+"""A run as its report shows it: the groups, their winners and the summary that terminal, plots and page share."""
 
 from __future__ import annotations
 
-import csv
-import dataclasses
-import json
-import zlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import pandas as pd
 
 from bench import units
 from bench.cases import split_name
-from bench.errors import UsageError
-from bench.record import COLUMNS, LACKING, SCHEMA_VERSION, Record, Status
+from bench.reading import RecordedRun, read_run
+from bench.record import Record, Status
 
-REFERENCE = "reference"
 BEST, DOUBT = "*", "~"
 LEGEND = (
-    f"{BEST} fastest of its group; {DOUBT} doubtful: samples were taken while something else used the machine, "
-    "or the interval is wider than the suite asked for"
+    f"{BEST} surely the fastest of its group; {DOUBT} doubtful: samples were taken while something else used the "
+    f"machine, or the interval is wider than the suite asked for; {units.NO_ESTIMATE}: the ends of the interval are "
+    f"more than {units.MOST_SPREAD:g} times apart"
 )
-#: Columns of samples.csv.gz that name a case.
-CASE = ("workload", "mode", "device", "threads", "variant")
-SAMPLES_READ = (*CASE, "kind", "wall_s", "disturbed")
-#: Columns that tables of older versions lack: empty.
-NEW = dict.fromkeys(frozenset().union(*LACKING.values()))
-#: How a sample says that nothing disturbed it.
-UNDISTURBED = ("0", "0.0", "False", "nan")
-
-
-class ReportError(UsageError):
-    """A run folder that no report can be made of; the message is one line and says what to do."""
 
 
 @dataclass(frozen=True)
-class Run:
-    """A run folder: `records` one a case, `samples` of single calls (empty without the file)."""
-
-    path: Path
-    records: tuple[Record, ...]
-    superseded: int
-    samples: pd.DataFrame
-    environment: dict[str, Any]
-
-    @property
-    def frame(self) -> pd.DataFrame:
-        """`records` as a frame with the columns of records.csv."""
-        return pd.DataFrame([record.as_dict() for record in self.records], columns=list(COLUMNS))
+class Run(RecordedRun):
+    """A recorded run with the groups that a report is made of."""
 
     @property
     def suite(self) -> str:
@@ -69,25 +37,6 @@ class Run:
     def groups(self) -> tuple[Group, ...]:
         """The run's groups in the order they were recorded."""
         return groups(self.records)
-
-    @cached_property
-    def by_case(self) -> dict[tuple[str, str, str, int, str], pd.DataFrame]:
-        """The samples of single calls, by `case_key`."""
-        single = self.samples[self.samples["kind"] == "call"]
-        found = {}
-        for key, part in single.groupby(list(CASE), observed=True, sort=False):
-            workload, mode, device, threads, variant = map(str, key)
-            found[workload, mode, device, int(threads), variant] = part
-        return found
-
-    def calls(self, record: Record) -> np.ndarray[Any, Any]:
-        """Sorted wall times in seconds of the single calls that the figures of `record` were made of."""
-        part = self.by_case.get(case_key(record))
-        if part is None:
-            return np.empty(0)
-        # A record that counts no disturbed sample left the disturbed rounds out; so does its curve.
-        clean = part if record.disturbed else part[part["disturbed"].astype(str).isin(UNDISTURBED)]
-        return np.sort(clean["wall_s"].to_numpy(dtype=float))
 
 
 @dataclass(frozen=True)
@@ -107,9 +56,22 @@ class Group:
         return tuple(record for record in self.records if record.status is Status.OK)
 
     @property
-    def best(self) -> Record | None:
-        """The fastest record, the reference included; None when nothing ran."""
-        return next((r for r in self.ok if r.speedup is not None or r.latency_p50_s is not None), None)
+    def leaders(self) -> tuple[Record, ...]:
+        """The fastest record, the reference included, and those that cannot be told from it; empty when nothing ran.
+
+        Two records are told apart where their intervals are: of the speedup, or of the median where no reference ran.
+        """
+        timed = [record for record in self.ok if pace(record)[0] < UNTIMED]
+        if not timed:
+            return ()
+        best, *others = timed
+        return (best, *(record for record in others if not _faster(best, record)))
+
+    @property
+    def winner(self) -> Record | None:
+        """The record that is surely the fastest; None where two or more cannot be told apart, or nothing ran."""
+        leaders = self.leaders
+        return leaders[0] if len(leaders) == 1 else None
 
     @property
     def sweep_axis(self) -> str:
@@ -130,37 +92,21 @@ class Group:
 
 
 def load_run(run_dir: Path) -> Run:
-    """Read a run folder.
-
-    A case that was recorded more than once (a resumed run) counts with its last record.
+    """Read a run folder for its report.
 
     Raises:
-        ReportError: the folder or records.csv is missing or empty, a file is not of this schema or is broken.
+        UsageError: see `bench.reading.read_run`.
     """
-    run_dir = Path(run_dir)
-    if not run_dir.is_dir():
-        msg = f"{run_dir} is not a folder; expected the folder of a run, with records.csv in it"
-        raise ReportError(msg)
-    found = read_records(run_dir / "records.csv")
-    latest = {case_key(record): record for record in found}
-    return Run(
-        path=run_dir,
-        records=tuple(latest.values()),
-        superseded=len(found) - len(latest),
-        samples=read_samples(run_dir / "samples.csv.gz"),
-        environment=read_environment(run_dir / "environment.json"),
-    )
+    return Run(**vars(read_run(run_dir)))
 
 
-def summary_table(records: Iterable[Record] | pd.DataFrame) -> pd.DataFrame:
+def summary_table(records: Iterable[Record]) -> pd.DataFrame:
     """The table a run ends with: one row a case, strings in human units, groups together and fastest first.
 
-    `BEST` follows the variant that is fastest in its group, `DOUBT` precedes doubtful times; `LEGEND` explains both.
-    `records` are `Record`s, or a frame with the columns of records.csv.
+    `BEST` follows the variant that is surely the fastest in its group, `DOUBT` precedes doubtful times; `LEGEND`
+    explains both.
     """
-    if isinstance(records, pd.DataFrame):
-        records = [parse_record(row, f"row {n}") for n, row in enumerate(records.to_dict("records"))]
-    rows = [summary_row(record, best=record is group.best) for group in groups(records) for record in group.records]
+    rows = [summary_row(record, best=record is group.winner) for group in groups(records) for record in group.records]
     return pd.DataFrame(rows, columns=list(SUMMARY_COLUMNS), dtype=str)
 
 
@@ -188,8 +134,8 @@ def summary_row(record: Record, *, best: bool) -> dict[str, str]:
     mark = DOUBT if doubts(record) else ""
     times = {
         "speedup": units.ratio_interval(record.speedup, record.speedup_lo, record.speedup_hi),
-        "p50": units.seconds(record.latency_p50_s),
-        "p99": units.seconds(record.latency_p99_s),
+        "p50": percentile(record, "p50")[0],
+        "p99": percentile(record, "p99")[0],
         "steps/s": units.count(record.throughput_steps_per_s),
     }
     return row | {
@@ -199,6 +145,12 @@ def summary_row(record: Record, *, best: bool) -> dict[str, str]:
         "first call": units.seconds(record.first_call_s),
         "what ran": record.evidence,
     }
+
+
+def percentile(record: Record, name: str) -> tuple[str, float | None]:
+    """A percentile of single calls, as `p50`: in human units, and the seconds to sort by where it is estimated."""
+    value, lo, hi = (getattr(record, f"latency_{name}{end}_s") for end in ("", "_lo", "_hi"))
+    return units.estimated_seconds(value, lo, hi), value if units.estimated(lo, hi) else None
 
 
 def peak_memory(record: Record) -> str:
@@ -238,13 +190,27 @@ def group_title(key: tuple[str, str, str, int], devices: set[str], threads: set[
     return ", ".join([workload, mode, *more])
 
 
+#: Places of records in their group, by what is known of their time.
+ESTIMATED, NOT_ESTIMATED, BY_TIME, UNTIMED, FAILED = range(5)
+
+
 def pace(record: Record) -> tuple[int, float]:
     """Sorting key, fastest first; by time where no reference ran, and last what has no figure."""
     if record.status is not Status.OK:
-        return (3, 0.0)
+        return (FAILED, 0.0)
     if record.speedup is not None:
-        return (0, -record.speedup)
-    return (1, record.latency_p50_s) if record.latency_p50_s is not None else (2, 0.0)
+        known = units.estimated(record.speedup_lo, record.speedup_hi)
+        return (ESTIMATED if known else NOT_ESTIMATED, -record.speedup)
+    return (BY_TIME, record.latency_p50_s) if record.latency_p50_s is not None else (UNTIMED, 0.0)
+
+
+def _faster(best: Record, other: Record) -> bool:
+    """Whether the intervals of two records are apart, that of the first on the faster side."""
+    if best.speedup is not None and other.speedup is not None:
+        lower, upper = best.speedup_lo, other.speedup_hi
+    else:
+        lower, upper = other.latency_p50_lo_s, best.latency_p50_hi_s
+    return lower is not None and upper is not None and lower > upper
 
 
 def sweep_base(workload: str, axis: str) -> str:
@@ -252,125 +218,3 @@ def sweep_base(workload: str, axis: str) -> str:
     name, overrides = split_name(workload)
     kept = [part for part in overrides.split(",") if part and not part.startswith(axis)]
     return f"{name}@{','.join(kept)}" if kept else name
-
-
-def case_key(record: Record) -> tuple[str, str, str, int, str]:
-    """What tells a case from every other of its run."""
-    return (record.workload, record.mode, record.device, record.threads, record.variant)
-
-
-def read_records(path: Path) -> tuple[Record, ...]:
-    """The rows of records.csv.
-
-    Raises:
-        ReportError: see `load_run`.
-    """
-    if not path.is_file():
-        msg = f"{path} is missing; expected the folder of a run that recorded at least one case"
-        raise ReportError(msg)
-    try:
-        with path.open(newline="", encoding="utf-8") as file:
-            reader = csv.DictReader(file)
-            rows = list(reader)
-            header = reader.fieldnames or ()
-    except (UnicodeDecodeError, csv.Error) as error:
-        msg = f"{path} is not a CSV file ({error}); expected the records.csv that `bench run` writes"
-        raise ReportError(msg) from error
-    check_schema(path, header, rows)
-    return tuple(parse_record(row, f"{path}, row {n}") for n, row in enumerate(rows, start=1))
-
-
-def check_schema(path: Path, header: Iterable[str], rows: list[dict[str, str]]) -> None:
-    """Refuse a table that is empty, of another version, or not one of ours."""
-    header = set(header)
-    if header and not rows:
-        msg = f"{path} holds no record; expected one row a case, so run the suite first"
-        raise ReportError(msg)
-    versions = {str(row.get("schema_version")) for row in rows}
-    older = [lacked for version, lacked in LACKING.items() if str(version) in versions]
-    versions -= {str(version) for version in (SCHEMA_VERSION, *LACKING)}
-    if "schema_version" in header and versions:
-        msg = (
-            f"{path} has schema_version {', '.join(sorted(versions))}; expected {SCHEMA_VERSION}, "
-            "so report it with the release that recorded it"
-        )
-        raise ReportError(msg)
-    empty = frozenset().union(*older)
-    if missing := [name for name in COLUMNS if name not in header and name not in empty]:
-        msg = f"{path} lacks the columns {', '.join(missing)}; expected the records.csv that `bench run` writes"
-        raise ReportError(msg)
-
-
-def parse_record(row: Mapping[Any, Any], where: str) -> Record:
-    """A row, of strings or of values, as a `Record`; `where` opens the message of the error.
-
-    Raises:
-        ReportError: a cell is not of its column's type.
-    """
-    values = {}
-    for column in dataclasses.fields(Record):
-        try:
-            cell = row[column.name] if column.name in row else NEW[column.name]
-            values[column.name] = parse_cell(cell, str(column.type))
-        except (KeyError, ValueError) as error:
-            msg = f"{where}: column {column.name} holds {row.get(column.name)!r}; expected {column.type}"
-            raise ReportError(msg) from error
-    return Record(**values)
-
-
-def parse_cell(value: Any, kind: str) -> Any:
-    """One cell as the annotation `kind` of its column; blank and NaN are `None`, or an empty text."""
-    blank = value is None or value == "" or bool(pd.isna(value)) or (kind != "str" and value == "nan")
-    if kind == "str":
-        return "" if blank else str(value)
-    if kind == "Status":
-        return Status(value)
-    if blank:
-        if "None" in kind:
-            return None
-        raise ValueError(kind)
-    if kind.startswith("bool"):
-        return {"true": True, "false": False, "1": True, "0": False}[str(value).lower()]
-    return int(float(value)) if kind.startswith("int") else float(value)
-
-
-def read_samples(path: Path) -> pd.DataFrame:
-    """The single calls and blocks of samples.csv.gz, the columns `SAMPLES_READ` alone; empty without the file.
-
-    Raises:
-        ReportError: the file ends early or is not one of ours.
-    """
-    if not path.is_file():
-        return pd.DataFrame(columns=list(SAMPLES_READ))
-    types = {"threads": "int32", "wall_s": "float64"}
-    try:
-        # Several gzip members, one a group, read as one file.
-        return pd.read_csv(
-            path, usecols=list(SAMPLES_READ), dtype={name: types.get(name, "category") for name in SAMPLES_READ}
-        )
-    except (OSError, EOFError, ValueError, zlib.error) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        msg = (
-            f"{path} cannot be read ({reason}); move it away to make the report without latency distributions, or mend "
-            "the folder of a killed run with `python -m bench run --resume`"
-        )
-        raise ReportError(msg) from error
-
-
-def read_environment(path: Path) -> dict[str, Any]:
-    """The sections of environment.json; empty without the file.
-
-    Raises:
-        ReportError: it is not a JSON object.
-    """
-    if not path.is_file():
-        return {}
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        msg = f"{path} is not JSON ({error}); move it away to make the report without the environment"
-        raise ReportError(msg) from error
-    if not isinstance(found, dict):
-        msg = f"{path} holds {type(found).__name__}; expected a JSON object of sections"
-        raise ReportError(msg)
-    return found

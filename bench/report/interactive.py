@@ -14,7 +14,8 @@ import math
 from collections.abc import Iterable
 from typing import Any
 
-from bench.report.charts import (
+from bench.report.charts import part_names
+from bench.report.descriptions import (
     Axis,
     Bar,
     BarChart,
@@ -26,7 +27,6 @@ from bench.report.charts import (
     Point,
     Roof,
     RooflineChart,
-    part_names,
 )
 from bench.report.style import Look, look
 

@@ -16,14 +16,17 @@ from markupsafe import Markup, escape
 
 from bench import durable, second_instrument
 from bench.report import interactive, plots, quality, roofline, tables, words
-from bench.report.charts import Kind, kinds
+from bench.report.charts import kinds
+from bench.report.descriptions import Kind
 from bench.report.frames import LEGEND, Run, load_run
+from bench.store import RunFolder
 
 
 @dataclass(frozen=True)
 class Report:
-    """What `write_report` wrote: the page, and PNG and SVG of each plot."""
+    """What `write_report` wrote of a run: the page, and PNG and SVG of each plot."""
 
+    run: Run
     page: Path
     plots: tuple[Path, ...]
 
@@ -38,18 +41,19 @@ class Embedded:
 
 
 def write_report(run_dir: Path) -> Report:
-    """Write `plots/` and `report.html` into the folder of a run, over those of an earlier report.
+    """Write `plots/`, `report.html` and `records.csv` into the folder of a run, over those of an earlier report.
 
     Raises:
-        ReportError: the folder holds no run that this release can read.
+        UsageError: the folder holds no run that this release can read.
         OSError: the folder cannot be written to.
     """
     run = load_run(Path(run_dir))
+    RunFolder(run.path).write_table()
     drawn = (*kinds(run), *quality.kinds(run), *roofline.kinds(run))
     written = plots.write_plots(drawn, run.path / "plots")
     page = run.path / "report.html"
     durable.replace(page, render(run, drawn, written).encode())
-    return Report(page, tuple(path for paths in written.values() for path in paths))
+    return Report(run, page, tuple(path for paths in written.values() for path in paths))
 
 
 def render(run: Run, drawn: tuple[Kind, ...], written: dict[str, tuple[Path, ...]]) -> str:

@@ -22,7 +22,8 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
 from bench import durable
-from bench.report.charts import (
+from bench.report.charts import part_names
+from bench.report.descriptions import (
     Axis,
     Bar,
     BarChart,
@@ -34,7 +35,6 @@ from bench.report.charts import (
     Point,
     RooflineChart,
     Scale,
-    part_names,
 )
 from bench.report.style import Look, look
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from bench import units
+from bench.errors import UsageError
 from bench.quality_record import QualityRecord, read, read_rounds
 from bench.record import Status
-from bench.report.charts import Axis, Curve, CurveChart, Kind, Point
-from bench.report.frames import DOUBT, ReportError, Run
+from bench.report.descriptions import Axis, Curve, CurveChart, Kind, Point
+from bench.report.frames import DOUBT, Run
 from bench.report.style import look
 from bench.report.tables import Cell, Row, Table
 
@@ -91,12 +92,12 @@ def by_task(run: Run) -> dict[str, list[QualityRecord]]:
     """The records by task.
 
     Raises:
-        ReportError: when quality.csv is of another release.
+        UsageError: when quality.csv is of another release.
     """
     try:
         records = read(run.path)
     except ValueError as error:
-        raise ReportError(str(error)) from error
+        raise UsageError(str(error)) from error
     found: dict[str, list[QualityRecord]] = {}
     for record in records:
         found.setdefault(record.task, []).append(record)

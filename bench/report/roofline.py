@@ -13,9 +13,11 @@ from statistics import median_low
 from typing import Any
 
 from bench import units
+from bench.errors import UsageError
 from bench.record import Record, Status
-from bench.report.charts import Axis, Column, Kind, Point, Roof, RooflineChart, hover
-from bench.report.frames import ReportError, Run, doubts
+from bench.report.charts import hover
+from bench.report.descriptions import Axis, Column, Kind, Point, Roof, RooflineChart
+from bench.report.frames import Run, doubts
 from bench.roofline import Ceilings, Rates, Work
 
 CAPTION = (
@@ -72,7 +74,7 @@ def ceilings(environment: Mapping[str, Any]) -> dict[str, Ceilings]:
     """The ceilings in environment.json by device; empty where a run measured none.
 
     Raises:
-        ReportError: the section is not one of ours.
+        UsageError: the section is not one of ours.
     """
     section = environment.get("ceilings") or {}
     try:
@@ -82,7 +84,7 @@ def ceilings(environment: Mapping[str, Any]) -> dict[str, Ceilings]:
             f"environment.json: the section ceilings is broken ({type(error).__name__}: {error}); "
             "remove it to make the report without the roofline"
         )
-        raise ReportError(msg) from error
+        raise UsageError(msg) from error
 
 
 def title(key: tuple[str, str, int], several: list[bool]) -> str:

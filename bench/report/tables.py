@@ -10,8 +10,9 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from bench import units
+from bench.reading import case_key
 from bench.record import Record, Status
-from bench.report.frames import DOUBT, Group, case_key, doubts, summary_row
+from bench.report.frames import DOUBT, Group, doubts, percentile, summary_row
 from bench.report.style import look
 from bench.roofline import Ceilings, Work
 from bench.second_instrument import Findings
@@ -57,7 +58,7 @@ def summary(group: Group) -> Table:
             reason = Cell(f"{record.status.value}: {record.reason or NO_REASON}")
             rows.append(Row((variant_cell(record, record.variant), reason), "off"))
             continue
-        texts, orders = summary_row(record, best=record is group.best), sort_orders(record)
+        texts, orders = summary_row(record, best=record is group.winner), sort_orders(record)
         why = "; ".join(doubts(record))
         cells = [
             variant_cell(record, texts["variant"])
@@ -65,16 +66,16 @@ def summary(group: Group) -> Table:
             else Cell(texts[name], orders.get(name), why if texts[name].startswith(DOUBT) else "")
             for name in names
         ]
-        rows.append(Row(tuple(cells), "best" if record is group.best else ""))
+        rows.append(Row(tuple(cells), "best" if record is group.winner else ""))
     return Table(group.title, names, tuple(rows), ("what ran",), folded=bool(group.sweep_axis))
 
 
 def sort_orders(record: Record) -> Mapping[str, float | None]:
     """The numbers behind the summary's columns."""
     return {
-        "speedup": record.speedup,
-        "p50": record.latency_p50_s,
-        "p99": record.latency_p99_s,
+        "speedup": record.speedup if units.estimated(record.speedup_lo, record.speedup_hi) else None,
+        "p50": percentile(record, "p50")[1],
+        "p99": percentile(record, "p99")[1],
         "steps/s": record.throughput_steps_per_s,
         "peak memory": record.memory_peak_bytes,
         "first call": record.first_call_s,
@@ -102,10 +103,11 @@ def latency(groups: Iterable[Group]) -> Table | None:
         if record.status is not Status.OK or record.latency_p50_s is None:
             continue
         mark = DOUBT if doubts(record) else ""
-        times = (record.latency_p50_s, record.latency_p90_s, record.latency_p95_s, record.latency_p99_s)
-        ends = [units.seconds(end) for end in (record.latency_p50_lo_s, record.latency_p50_hi_s)]
-        cells = [Cell(mark + units.seconds(time) if time is not None else "", time) for time in times]
-        cells.insert(1, Cell(f"[{ends[0]}, {ends[1]}]" if all(ends) else "", record.latency_p50_lo_s))
+        times = [percentile(record, name) for name in ("p50", "p90", "p95", "p99")]
+        cells = [Cell(text and mark + text, value) for text, value in times]
+        lo, hi = record.latency_p50_lo_s, record.latency_p50_hi_s
+        shown = lo is not None and units.estimated(lo, hi)
+        cells.insert(1, Cell(f"[{units.seconds(lo)}, {units.seconds(hi)}]" if shown else "", lo if shown else None))
         cells += [seconds(record.device_p50_s), number(record.calls), number(record.processes)]
         rows.append(Row((*where(group, record), *cells)))
     names = ("group", "variant", "p50", "95 % interval", "p90", "p95", "p99", "device p50", "calls", "processes")

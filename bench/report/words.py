@@ -1,18 +1,20 @@
 """The answer of a run in sentences: which variant is fastest, by how much, and whether that is sure.
 
 Names stand between backticks, which the page turns into code. A sentence never claims more than its
-intervals: overlap with the runner-up, overlap with the reference and doubtful samples are all said.
+intervals: variants that cannot be told apart share the first place, and doubtful samples are said.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from bench import units
+from bench.cases import REFERENCE
+from bench.reading import Beside
 from bench.record import Record, Status
-from bench.report.frames import REFERENCE, Group, Run, doubts
+from bench.report.frames import Group, Run, doubts
 
 
 @dataclass(frozen=True)
@@ -46,26 +48,27 @@ def answers(groups: Iterable[Group]) -> tuple[Answer, ...]:
 
 
 def group_answer(group: Group) -> str:
-    """The fastest variant of one group, against the reference and against the next."""
-    best = group.best
-    if best is None:
+    """The fastest variant of one group, or those that cannot be told apart."""
+    leaders = group.leaders
+    if not leaders:
         return "No variant ran and passed the gate, so there is nothing to compare."
     reference = next((record for record in group.ok if record.variant == REFERENCE), None)
-    sentences = [opening(best, group)]
-    others = [record for record in group.ok[1:] if record.speedup is not None]
-    if others and best.speedup is not None:
-        sentences.append(against_next(best, others[0]))
-    if best.variant != REFERENCE and reaches_one(best):
-        sentences.append("Its interval reaches 1, so this may be no gain at all.")
-    if reference and best.precision != reference.precision:
+    sentences = [opening(leaders[0], group) if len(leaders) == 1 else no_winner(leaders)]
+    others = [record for record in group.ok if record not in leaders and record.speedup is not None]
+    if others and leaders[0].speedup is not None:
+        sentences.append(the_next(leaders, others[0]))
+    if reference and leaders[0].precision != reference.precision:
         sentences.append(same_precision(group, reference))
-    if doubts(best):
-        sentences.append(f"This figure is doubtful: {' and '.join(doubts(best))}.")
+    doubtful = [record for record in leaders if doubts(record)]
+    if len(leaders) > 1 and doubtful:
+        sentences.append(f"Doubtful: {listed([f'`{record.variant}`' for record in doubtful])}.")
+    elif doubtful:
+        sentences.append(f"This figure is doubtful: {' and '.join(doubts(leaders[0]))}.")
     return " ".join(filter(None, sentences))
 
 
 def opening(best: Record, group: Group) -> str:
-    """Who is fastest."""
+    """Who is fastest, where that is sure."""
     if best.variant == REFERENCE:
         alone = len(group.ok) == 1
         return "Only the `reference` ran." if alone else "Nothing is faster than the `reference`."
@@ -76,19 +79,24 @@ def opening(best: Record, group: Group) -> str:
     return f"`{best.variant}` is fastest, {figure(best)} as fast as the reference."
 
 
-def against_next(best: Record, runner_up: Record) -> str:
-    """Whether the next variant can be told from the best."""
-    text = f"The next is `{runner_up.variant}` with {figure(runner_up)}"
-    if None in (best.speedup_lo, runner_up.speedup_hi):
-        return f"{text}."
-    if runner_up.speedup_hi >= best.speedup_lo:  # type: ignore[operator]
-        return f"{text}: the intervals overlap, so the run does not tell which of the two is faster."
-    return f"{text}: the intervals do not overlap."
+def no_winner(leaders: Sequence[Record]) -> str:
+    """The variants that share the first place, since the run cannot tell which of them is faster."""
+    names = listed([f"`{record.variant}`{_in_brackets(record)}" for record in leaders], "or")
+    return f"No clear winner: {names}. The run does not tell which of them is faster: their intervals overlap."
 
 
-def reaches_one(record: Record) -> bool:
-    """Whether the interval holds the reference's own speed."""
-    return record.speedup_lo is not None and record.speedup is not None and record.speedup_lo <= 1 < record.speedup
+def _in_brackets(record: Record) -> str:
+    return "" if record.variant == REFERENCE or record.speedup is None else f" ({figure(record)})"
+
+
+def the_next(leaders: Sequence[Record], runner_up: Record) -> str:
+    """The first variant that is surely slower than the best."""
+    if runner_up.variant == REFERENCE:
+        # The reference is the measure of all speedups and has no interval of its own.
+        whose = "its interval does" if len(leaders) == 1 else "the interval of the first does"
+        return f"The next is the `reference`: {whose} not reach 1."
+    whom = "the intervals" if len(leaders) == 1 else "its interval and that of the first"
+    return f"The next is `{runner_up.variant}` with {figure(runner_up)}: {whom} do not overlap."
 
 
 def same_precision(group: Group, reference: Record) -> str:
@@ -102,18 +110,26 @@ def same_precision(group: Group, reference: Record) -> str:
 def sweep_answer(members: list[Group]) -> Answer:
     """The fastest variant at each value of a sweep, values with the same one together."""
     where = members[0].sweep_title
-    by_best: dict[str, list[Record]] = {}
+    found: dict[tuple[str, ...], list[Record]] = {}
     for group in sorted(members, key=lambda group: group.records[0].sweep_value or 0):
-        if group.best is not None:
-            by_best.setdefault(group.best.variant, []).append(group.best)
-    if not by_best:
+        if group.leaders:
+            variants = tuple(f"`{record.variant}`" for record in group.leaders)
+            found.setdefault(variants, []).append(group.leaders[0])
+    if not found:
         return Answer(where, "No variant ran and passed the gate, so there is nothing to compare.")
-    parts = []
-    for variant, records in by_best.items():
-        values = listed([f"{record.sweep_value}" for record in records])
-        parts.append(f"`{variant}` at {values}{span(records) if variant != REFERENCE else ''}")
-    mark = " Some of these figures are doubtful." if any(doubts(r) for rs in by_best.values() for r in rs) else ""
-    return Answer(where, f"Fastest is {'; '.join(parts)}.{mark}")
+    winners: list[str] = []
+    unclear: list[str] = []
+    for variants, records in found.items():
+        names, values = listed(list(variants), "or"), listed([f"{record.sweep_value}" for record in records])
+        if len(variants) > 1:
+            unclear.append(f"{names} at {values}")
+        else:
+            winners.append(f"{names} at {values}{span(records) if records[0].variant != REFERENCE else ''}")
+    sentences = [f"Fastest is {'; '.join(winners)}."] if winners else []
+    sentences += [f"No clear winner: {'; '.join(unclear)}."] if unclear else []
+    if any(doubts(record) for records in found.values() for record in records):
+        sentences.append("Some of these figures are doubtful.")
+    return Answer(where, " ".join(sentences))
 
 
 def span(records: list[Record]) -> str:
@@ -130,6 +146,18 @@ def figure(record: Record) -> str:
     return units.ratio_interval(record.speedup, record.speedup_lo, record.speedup_hi)
 
 
-def listed(words: list[str]) -> str:
+def listed(words: list[str], last: str = "and") -> str:
     """`1, 2 and 3`."""
-    return " and ".join(filter(None, [", ".join(words[:-1]), words[-1]]))
+    return f" {last} ".join(filter(None, [", ".join(words[:-1]), words[-1]]))
+
+
+def beside(found: Beside, cores: int | None) -> str:
+    """Who else used the machine during the rounds of a run, in a sentence."""
+    of = "" if cores is None else f" of {cores}"
+    used = f"others used {found.others:.2f}{of} cores while rounds were timed, at most {found.most:.2f}"
+    if found.quiet:
+        return f"the machine was quiet: {used}"
+    return (
+        f"{found.disturbed} of {found.rounds} rounds were disturbed; {used}; for narrower intervals measure on a quiet "
+        "machine, rounds.csv.gz says what disturbed each"
+    )

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from bench import environment
 from bench.console import Console
-from bench.errors import UsageError
+from bench.errors import UsageError, meant
 from bench.process import WorkerError
 from bench.selftest import PARTS, STANDARD, instrument, neighbour, null, power
 from bench.selftest.part import Found, Options
@@ -54,7 +54,7 @@ def selftest(arguments: argparse.Namespace, command: str, cores: int) -> int:
     names: Sequence[str] = arguments.part or STANDARD
     unknown = [name for name in names if name not in PARTS]
     if unknown:
-        msg = f"no part {', '.join(map(repr, unknown))}; expected {', '.join(PARTS)}"
+        msg = "; ".join(f"no part {name!r}: {meant(name, PARTS)}" for name in unknown)
         raise UsageError(msg)
     options = options_of(arguments, cores)
     options.check()

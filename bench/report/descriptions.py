@@ -1,0 +1,139 @@
+"""What a figure shows, as plain data: charts and their parts, before anything is drawn.
+
+The Matplotlib files and the Plotly figures of the page are both drawn from these descriptions, so they cannot disagree
+about a value, a mark, a scale or an order.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+Scale = Literal["linear", "log", "ratio"]
+Ticks = tuple[tuple[float, str], ...]
+
+
+@dataclass(frozen=True)
+class Part:
+    """One figure of a bar: its value, and the ends of its interval where it has one."""
+
+    name: str
+    value: float
+    lo: float | None = None
+    hi: float | None = None
+
+
+@dataclass(frozen=True)
+class Bar:
+    """One variant's row. Without parts it did not run, and `label` is its status."""
+
+    variant: str
+    label: str
+    parts: tuple[Part, ...] = ()
+    doubtful: bool = False
+    hover: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Axis:
+    """One axis with its round positions; a `ratio` axis is logarithmic and its bars start at 1."""
+
+    title: str
+    scale: Scale
+    lo: float
+    hi: float
+    ticks: Ticks
+
+
+@dataclass(frozen=True)
+class BarChart:
+    """Horizontal rows of one group; `dots` draws parts as points, where bars on a log axis would mislead."""
+
+    title: str
+    workload: str
+    axis: Axis
+    bars: tuple[Bar, ...]
+    dots: bool = False
+
+
+@dataclass(frozen=True)
+class Point:
+    """A figure on a curve."""
+
+    x: float
+    y: float
+    lo: float | None = None
+    hi: float | None = None
+    doubtful: bool = False
+    hover: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Curve:
+    """One variant's line through `xs` and `ys`, and the points that are marked on it."""
+
+    variant: str
+    xs: tuple[float, ...]
+    ys: tuple[float, ...]
+    points: tuple[Point, ...]
+
+
+@dataclass(frozen=True)
+class CurveChart:
+    """The curves of one group or sweep; `guides` are levels of y with a name each."""
+
+    title: str
+    workload: str
+    x: Axis
+    y: Axis
+    curves: tuple[Curve, ...]
+    guides: Ticks = ()
+
+
+@dataclass(frozen=True)
+class Roof:
+    """One ceiling, a straight line on logarithmic axes: level for products, rising for bandwidth."""
+
+    name: str
+    start: tuple[float, float]
+    end: tuple[float, float]
+
+    @property
+    def level(self) -> bool:
+        """Whether it is one of products."""
+        return self.start[1] == self.end[1]
+
+
+@dataclass(frozen=True)
+class Column:
+    """The cases of one workload, which stand above each other: `x` is theirs, `label_x` where the name has room."""
+
+    name: str
+    x: float
+    label_x: float
+
+
+@dataclass(frozen=True)
+class RooflineChart:
+    """Cases under the ceilings of their machine; `marks` are the points of each variant."""
+
+    title: str
+    workload: str
+    x: Axis
+    y: Axis
+    roofs: tuple[Roof, ...]
+    columns: tuple[Column, ...]
+    marks: tuple[tuple[str, tuple[Point, ...]], ...]
+
+
+Chart = BarChart | CurveChart | RooflineChart
+
+
+@dataclass(frozen=True)
+class Kind:
+    """One kind of figure: the stem of its files, its heading, what to know to read it, its charts."""
+
+    name: str
+    heading: str
+    caption: str
+    charts: tuple[Chart, ...]

@@ -1,0 +1,171 @@
+"""A run folder is read alike by all commands, whatever moment the run was killed at."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from run_folders import make_run
+
+from bench import __main__ as command_line
+from bench import compare as comparing
+from bench.console import Console
+from bench.errors import UsageError
+from bench.interference import Interference
+from bench.rawfile import ROUNDS
+from bench.reading import read_beside, read_records, read_run
+from bench.record import Status
+from bench.report import load_run, words
+from bench.store import RunFolder
+from bench.summary import RoundData
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A made run of two groups, one case of which failed."""
+    path = tmp_path_factory.mktemp("made") / "run"
+    return make_run(path, workloads=("seed", "seed@batch=2"), failed={"loop": (Status.CRASHED, "signal 11")})
+
+
+@settings(max_examples=25, deadline=None)
+@given(share=st.floats(0.2, 1), table=st.sampled_from(["stale", "missing", "of another run"]))
+def test_all_readers_see_the_same_records_of_a_killed_run(share, table, made, tmp_path_factory):
+    """Whole lines count and a torn one does not; what records.csv holds changes nothing."""
+    folder = tmp_path_factory.mktemp("killed") / "run"
+    shutil.copytree(made, folder)
+    path = folder / "records.jsonl"
+    content = path.read_bytes()
+    path.write_bytes(content[: max(int(share * len(content)), content.index(b"\n") + 1)])
+    if table == "missing":
+        (folder / "records.csv").unlink()
+    elif table == "of another run":
+        (folder / "records.csv").write_text("workload\nother\n" * 3)
+    expected = [json.loads(line) for line in path.read_bytes().split(b"\n")[:-1]]
+    for found in (read_records(folder), load_run(folder).records, comparing.load(folder).records):
+        assert [record.as_dict() for record in found] == expected
+    resumed = RunFolder(folder).records()
+    assert resumed == expected
+
+
+def test_a_report_makes_the_table_anew_whatever_it_holds(tmp_path, capsys):
+    """A table with as many rows as there are records may be that of another run all the same."""
+    folder = make_run(tmp_path / "run")
+    right = (folder / "records.csv").read_bytes()
+    (folder / "records.csv").write_bytes(right.replace(b"onednn", b"others"))
+    assert command_line.main(["report", str(folder)]) == 0
+    assert (folder / "records.csv").read_bytes() == right
+    capsys.readouterr()
+
+
+def test_compare_and_export_need_no_table(tmp_path, capsys):
+    """After a kill no report has made one."""
+    folders = [make_run(tmp_path / name) for name in "AB"]
+    for folder in folders:
+        (folder / "records.csv").unlink()
+    assert command_line.main(["compare", *map(str, folders)]) == 0
+    assert "only in" not in capsys.readouterr().out
+    assert command_line.main(["export", str(folders[0])]) == 0
+    assert "3 cases" in capsys.readouterr().out
+
+
+def test_a_run_that_recorded_nothing_yet_says_how_to_finish_it(tmp_path, capsys):
+    """A folder that was begun is told from one that is no run."""
+    folder = make_run(tmp_path / "run", speedups={"reference": 1.0})
+    (folder / "plan.json").write_text("{}")
+    (folder / "records.jsonl").write_bytes(b'{"workload": "se')
+    for command in ("report", "export"):
+        assert command_line.main([command, str(folder)]) == 2
+        shown = capsys.readouterr().err
+        assert f"records.jsonl holds no record; finish the run: python -m bench run --resume {folder}" in shown
+        assert shown.count("\n") == 1
+
+
+def test_a_case_that_was_recorded_again_counts_once(tmp_path):
+    """The last record holds, and how many there were before is known."""
+    folder = make_run(tmp_path / "run")
+    last = read_records(folder)[-1]
+    RunFolder(folder).append(last)
+    run = read_run(folder)
+    assert len(run.records) == len(read_records(folder)) - 1
+    assert run.superseded == 1
+
+
+def rounds_file(path: Path, *rounds: tuple[float, float, str]) -> Path:
+    """A folder whose rounds.csv.gz has rounds of a length, a share of others and a reason."""
+    made = [
+        RoundData(n, {}, wall_s=wall_s, beside=Interference(why=why, others_share=others))
+        for n, (wall_s, others, why) in enumerate(rounds)
+    ]
+    ROUNDS.append(path, (found.row("seed/inference/cpu/1t", 0) for found in made))
+    return path
+
+
+def test_what_used_the_machine_is_told_in_one_line(tmp_path):
+    """Averaged over the time of the rounds, with the largest share and how many rounds were disturbed."""
+    found = read_beside(rounds_file(tmp_path, (3.0, 0.5, ""), (1.0, 1.5, "others took 1.50 cores")))
+    assert found is not None
+    assert (found.rounds, found.disturbed, found.others, found.most) == (2, 1, 0.75, 1.5)
+    assert words.beside(found, 2) == (
+        "1 of 2 rounds were disturbed; others used 0.75 of 2 cores while rounds were timed, at most 1.50; for narrower "
+        "intervals measure on a quiet machine, rounds.csv.gz says what disturbed each"
+    )
+
+
+def test_a_quiet_machine_is_told_too(tmp_path):
+    """A line that is missing would say nothing."""
+    found = read_beside(rounds_file(tmp_path, (1.0, 0.02, ""), (1.0, 0.04, "")))
+    assert found is not None
+    assert found.quiet
+    assert words.beside(found, None) == (
+        "the machine was quiet: others used 0.03 cores while rounds were timed, at most 0.04"
+    )
+
+
+def test_a_run_ends_with_its_marks_explained_and_who_used_the_machine(tmp_path, capsys):
+    """Below the table stand the legend of the marks and one line about the machine."""
+    folder = make_run(tmp_path / "run", figured=True, disturbed_share=0.5)
+    rounds_file(folder, (1.0, 0.95, "others took 0.95 cores"))
+    command_line._show(Console(), RunFolder(folder))
+    lines = capsys.readouterr().out.splitlines()
+    table_end = max(number for number, line in enumerate(lines) if "onednn" in line)
+    assert next(n for n, line in enumerate(lines) if "~ doubtful" in line) > table_end
+    assert sum("1 of 1 rounds were disturbed; others used 0.95 of " in line for line in lines) == 1
+
+
+@pytest.mark.parametrize("recorded", [0, 3])
+def test_advice_after_an_interruption_leads_to_something(recorded, tmp_path, capsys):
+    """A report of nothing is not offered, finishing the run is."""
+    folder = make_run(tmp_path / "run")
+    if not recorded:
+        (folder / "records.jsonl").unlink()
+
+    def interrupted(_: str) -> None:
+        raise KeyboardInterrupt
+
+    runner = SimpleNamespace(
+        folder=RunFolder(folder), console=Console(), run=interrupted, plan=SimpleNamespace(cases=[None] * 4)
+    )
+    assert command_line._measure(runner, "run") == 130
+    out = capsys.readouterr().out
+    assert f"to go on: python -m bench run --resume {folder}" in out
+    assert ("python -m bench report" in out) is bool(recorded)
+    assert ("3 of 4 cases are recorded and safe" if recorded else "no case is recorded yet") in out
+
+
+def test_without_rounds_nothing_is_told(tmp_path):
+    """Nothing was measured, so nothing is known."""
+    assert read_beside(tmp_path) is None
+
+
+def test_a_damaged_file_of_rounds_is_one_line(tmp_path):
+    """It names the file."""
+    rounds_file(tmp_path, (1.0, 0.0, ""))
+    path = tmp_path / ROUNDS.name
+    path.write_bytes(path.read_bytes() + b"not gzip")
+    with pytest.raises(UsageError, match=r"rounds\.csv\.gz is damaged from byte"):
+        read_beside(tmp_path)
