@@ -19,10 +19,11 @@ from bench.arguments import DEFAULT_SUITE, parser
 from bench.cases import Filters, Selection, Suite, load_suite, suite_names
 from bench.console import Console
 from bench.errors import UsageError
+from bench.plan import Plan, make_plan
 from bench.process import Settings
 from bench.rawfile import Key
 from bench.record import Status
-from bench.runner import Plan, Runner, make_plan
+from bench.runner import Runner
 from bench.store import RunFolder
 
 EXIT_OK, EXIT_NOT_OK, EXIT_USAGE, EXIT_REGRESSION, EXIT_UNFINISHED = 0, 1, 2, 3, 4
@@ -53,7 +54,7 @@ def _plan(arguments: argparse.Namespace, suite: Suite) -> tuple[Plan, Settings]:
         settings.threads,
         arguments.device,
     )
-    return make_plan(suite, filters, settings), settings
+    return make_plan(suite, filters, settings, build=not arguments.dry_run), settings
 
 
 def run(arguments: argparse.Namespace, command: str) -> int:
@@ -202,7 +203,7 @@ def listing(arguments: argparse.Namespace) -> int:
     console = Console()
     everything = Suite(name="list", summary="", select=(Selection(workloads=("*",)),), device=arguments.device or "cpu")
     settings = Settings(usable_cores(), plugins=_plugins(arguments.plugin))
-    plan = make_plan(everything, Filters(threads=settings.threads), settings)
+    plan = make_plan(everything, Filters(threads=settings.threads), settings, build=False)
     console.table(["suite", "what it measures"], [[s.name, s.summary] for s in map(load_suite, suite_names())])
     workloads = {c.case.workload: [c.case.workload, c.facts["data"], c.facts["source"]] for c in plan.cases}
     console.table(["workload", "data", "sizes from"], list(workloads.values()))

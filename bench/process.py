@@ -10,6 +10,7 @@ import re
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -196,7 +197,19 @@ class Worker:
 
 def cache_variables(cache: Path) -> dict[str, str]:
     """Environment variables that have compilers keep what they cache in a folder of the run's."""
-    return {"TORCHINDUCTOR_CACHE_DIR": str(cache / "inductor"), "TRITON_CACHE_DIR": str(cache / "triton")}
+    return {
+        "TORCHINDUCTOR_CACHE_DIR": str(cache / "inductor"),
+        "TRITON_CACHE_DIR": str(cache / "triton"),
+        "CUDA_CACHE_PATH": str(cache / "cuda"),
+        "SEQ2SEQ_KERNEL_CACHE": str(cache / "kernels"),
+    }
+
+
+@contextlib.contextmanager
+def scratch_folder() -> Iterator[Path]:
+    """A folder for caches and logs of workers, which goes away with them."""
+    with tempfile.TemporaryDirectory(prefix="seq2seq-bench-", ignore_cleanup_errors=True) as folder:
+        yield Path(folder)
 
 
 def guard(group: int) -> subprocess.Popen[bytes]:

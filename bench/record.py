@@ -132,7 +132,8 @@ class Record:
         "time of the first call in a fresh process with an empty compiler cache, seconds"
     )
     compile_s: float | None = column(
-        "part of it that Dynamo and its backend spent compiling, backward included, seconds"
+        "part of it that was spent compiling, by Dynamo and its backend, backward included, or by the C++ compiler of "
+        "`cpu-fused`, seconds"
     )
 
     graphs: int | None = column("graphs that `torch.compile` captured; empty when the variant does not compile")

@@ -28,6 +28,7 @@ from bench.honesty import Audit, restore_timekeepers
 from bench.parity import Gate, Verdict
 from bench.record import Status
 from bench.sampling import Plan, Subject, sample, warm_up
+from kernels.cpu import build
 from seq2seq.checkpoint_workload import starting_weights
 from seq2seq.contract import Extent
 from seq2seq.cost import cost, decoding, valid_steps
@@ -93,7 +94,12 @@ def _built_with(pattern: str) -> str:
 
 
 def describe(request: dict[str, Any], emit: Emit) -> None:
-    """For each case: facts of its row that are known beforehand, and why it cannot run, if it cannot."""
+    """For each case: facts of its row that are known beforehand, and why it cannot run, if it cannot.
+
+    Args:
+        request: `cases`, and whether to `build` what variants need, which is found out only so.
+        emit: sends an event.
+    """
     workloads: dict[str, dict[str, Any]] = {}
     for fields in request["cases"]:
         case = Case(**fields)
@@ -106,9 +112,9 @@ def describe(request: dict[str, Any], emit: Emit) -> None:
             extent, more = _decoded(find_workload(case.workload), extent)
             facts |= more
         variant = VARIANTS[case.executed].here()
-        reason = reason or _refusal(variant, case)
+        reason = reason or _refusal(variant, case, build=request["build"])
         facts |= {"precision": variant.precision} | _cost_of(case, variant, extent)
-        emit("described", facts=facts, reason=reason, compiles=variant.compiles_long)
+        emit("described", facts=facts, reason=reason, compiles=variant.compiles_long, builds=bool(variant.builds))
 
 
 def _decoded(workload: Workload, extent: Extent) -> tuple[Extent, dict[str, int]]:
@@ -127,10 +133,10 @@ def _cost_of(case: Case, variant: Variant, extent: Extent | None) -> dict[str, i
     return dataclasses.asdict(cost(config, extent, case.mode, stored_bytes=stored, computed_bytes=computed))
 
 
-def _refusal(variant: Variant, case: Case) -> str | None:
+def _refusal(variant: Variant, case: Case, *, build: bool) -> str | None:
     """Why a variant cannot run; a requirement that fails itself speaks for its own variant alone."""
     try:
-        return variant.why_not(case.device, case.mode, find_workload(case.workload))
+        return variant.why_not(case.device, case.mode, find_workload(case.workload), build=build)
     except Exception as error:  # noqa: BLE001 - requirements probe machines, and may raise anything
         return f"its requirement could not be checked: {classify(error)[1]}"
 
@@ -223,6 +229,8 @@ def cold(request: dict[str, Any], emit: Emit) -> None:
     if compiled is not None:
         found |= {"graphs": compiled.graphs, "graph_breaks": compiled.breaks, "recompiles": compiled.recompiles}
         found["compile_s"] = compiled.seconds
+    elif variant.builds:
+        found["compile_s"] = build.spent_s()
     emit("cold", fields=found)
 
 

@@ -26,10 +26,11 @@ from bench.cases import PASSES, Case, Group, Selection, Suite, load_suite
 from bench.console import Console
 from bench.defects import GateOrder
 from bench.parity import TOLERANCES
+from bench.plan import Described, Plan
 from bench.process import Settings
 from bench.record import COLUMNS, Record, Status
 from bench.report import write_report
-from bench.runner import Described, Plan, Runner
+from bench.runner import Runner
 from bench.second_instrument import FILE, Findings
 from bench.store import RunFolder
 from kernels.dispatch import IMPLEMENTATIONS

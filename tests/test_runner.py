@@ -26,9 +26,10 @@ from bench import environment, measurement, runner
 from bench.__main__ import parser
 from bench.cases import LEAST_ROUNDS, Case, Group, Suite
 from bench.console import Console
+from bench.plan import Described, Plan
 from bench.process import Settings, WorkerError
 from bench.record import COLUMNS, SAMPLE_COLUMNS, SCHEMA_VERSION, Record, Status
-from bench.runner import Described, Plan, Runner
+from bench.runner import Runner
 from bench.store import RunFolder
 
 ROOT = Path(__file__).parent.parent
