@@ -6,7 +6,6 @@ import argparse
 import contextlib
 import dataclasses
 import math
-import os
 import shlex
 import signal
 import sys
@@ -25,6 +24,7 @@ from bench.rawfile import Key
 from bench.record import Status
 from bench.runner import Runner
 from bench.store import RunFolder
+from kernels.cores import usable_cores
 
 EXIT_OK, EXIT_NOT_OK, EXIT_USAGE, EXIT_REGRESSION, EXIT_UNFINISHED = 0, 1, 2, 3, 4
 EXIT_INTERRUPTED, EXIT_TERMINATED = 130, 143
@@ -32,11 +32,6 @@ EXIT_INTERRUPTED, EXIT_TERMINATED = 130, 143
 
 class Terminated(KeyboardInterrupt):
     """SIGTERM, which ends a run as Ctrl-C does."""
-
-
-def usable_cores() -> int:
-    """Cores that this process may run on."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _plan(arguments: argparse.Namespace, suite: Suite) -> tuple[Plan, Settings]:
@@ -70,6 +65,7 @@ def run(arguments: argparse.Namespace, command: str) -> int:
         f"suite {plan.suite.name}: {len(plan.cases)} cases in {len(plan.groups)} groups, {runnable} can run here, "
         f"{settings.threads} threads; expected time about {_minutes(plan.expected_s())}"
     )
+    console.warn_of_threads(settings.threads, usable_cores())
     if plan.second_cases:
         console.say(f"then {len(plan.second_cases)} of them once more with pytest-benchmark, as a second instrument")
     if arguments.dry_run:
@@ -99,6 +95,7 @@ def _resume(arguments: argparse.Namespace, command: str, deadline_s: float) -> i
         now["plugins"] = resume.plugin_digests(settings.plugins)
         resume.check(begun, [case.case for case in plan.cases], now)
         console = Console(len(plan.cases) - len(recorded))
+        console.warn_of_threads(settings.threads, usable_cores())
         for line in resume.remarks(begun, now["git"]["commit"]):
             console.say(line, "yellow")
         console.say(

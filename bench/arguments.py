@@ -153,7 +153,12 @@ def _add_selection(command: argparse.ArgumentParser) -> None:
         help="variants instead of the suite's, which the reference joins; name#label runs one twice; may be repeated",
     )
     add("--mode", action="append", default=[], choices=MODES, help="modes instead of the suite's; may be repeated")
-    add("--threads", type=_positive_int, metavar="N", help="CPU threads (default: the cores this process may use)")
+    add(
+        "--threads",
+        type=_positive_int,
+        metavar="N",
+        help="CPU threads (default: the cores that affinity and quota leave)",
+    )
     add(
         "--budget",
         type=_positive_float,

@@ -25,7 +25,7 @@ from bench.validation import validate
 SEED_ROOM = 100_000
 SEEDS = 2**31
 #: What of the machine and the software may change the figures. Packages that only draw are left out.
-_MACHINE = ("architecture", "processor", "cores_physical", "cores_logical", "affinity", "gpu")
+_MACHINE = ("architecture", "processor", "cores_physical", "cores_logical", "affinity", "cpu_quota", "gpu")
 _DRAWS_ONLY = frozenset({"pandas", "matplotlib", "pytest-benchmark"})
 #: Options that say how to run, not what: nothing of them is kept.
 PASSING = frozenset({"command", "resume", "dry_run", "out", "time_limit"})

@@ -24,6 +24,7 @@ from torch import nn
 from bench import ceilings, evidence, memory
 from bench.cases import Case
 from bench.clock import synchronize, time_once
+from bench.facts import known
 from bench.honesty import Audit, restore_timekeepers
 from bench.parity import Gate, Verdict
 from bench.record import Status
@@ -80,11 +81,11 @@ def torch_facts() -> dict[str, Any]:
         "cuda": torch.version.cuda or "none",
     }
     if torch.cuda.is_available():
-        facts["cudnn"] = torch.backends.cudnn.version()
-        facts["gpu"] = torch.cuda.get_device_name()
-        facts["gpu_memory_bytes"] = torch.cuda.get_device_properties(0).total_memory
-        facts["gpu_capability"] = ".".join(map(str, torch.cuda.get_device_capability()))
-    return facts
+        facts["cudnn"] = known(torch.backends.cudnn.version)
+        facts["gpu"] = known(torch.cuda.get_device_name)
+        facts["gpu_memory_bytes"] = known(lambda: torch.cuda.get_device_properties(0).total_memory)
+        facts["gpu_capability"] = known(lambda: ".".join(map(str, torch.cuda.get_device_capability())))
+    return {name: value for name, value in facts.items() if value is not None}
 
 
 def _built_with(pattern: str) -> str:
@@ -221,8 +222,8 @@ def cold(request: dict[str, Any], emit: Emit) -> None:
         ),
     }
     if peak is not None and steady is not None:
-        found["memory_peak_bytes"] = max(0, max(peak, steady) - baseline)
-        found["memory_steady_bytes"] = max(0, steady - resident)
+        found["memory_peak_bytes"] = memory.above(max(peak, steady), baseline)
+        found["memory_steady_bytes"] = memory.above(steady, resident)
     if case.device == "cuda":
         found["memory_cuda_allocated_bytes"] = torch.cuda.max_memory_allocated()
         found["memory_cuda_reserved_bytes"] = torch.cuda.max_memory_reserved()

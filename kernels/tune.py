@@ -13,7 +13,6 @@ import datetime as dt
 import hashlib
 import importlib
 import itertools
-import os
 import subprocess
 import sys
 import time
@@ -24,6 +23,7 @@ import torch
 
 from kernels import check_work, table
 from kernels.check import TYPES
+from kernels.cores import usable_cores
 from kernels.dispatch import MODULES
 from kernels.guard import Pool, seconds
 from kernels.problems import Sizes
@@ -48,7 +48,7 @@ ORDER = ("float16", "tf32", "bfloat16", "float32")
 #: Steps of the comparison with float64, which walks over them one by one.
 CHECKED_STEPS = 20
 #: Children that compile and check; two cores are left to the parent and the driver.
-JOBS = max(1, min(12, (os.cpu_count() or 1) - 2))
+JOBS = max(1, min(12, usable_cores() - 2))
 #: Facts that figures depend on: where one has changed, old figures are measured anew.
 DEPENDS = ("torch", "triton", "cudnn", "driver", "kernels")
 PHASES = {"inference": (False, False), "forward": (False, True), "backward": (True, True)}

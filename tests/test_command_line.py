@@ -236,8 +236,8 @@ import sys
 from bench.__main__ import main
 code = main(sys.argv[1:])
 heavy = [name for name in sys.modules if name.split(".")[0] in ("torch", "seq2seq", "kernels")]
-# The parser of every command line, which imports argparse alone.
-print(code, [name for name in heavy if name not in ("kernels", "kernels.usage")], file=sys.stderr)
+# The parser of every command line, and the count of cores, which import no torch.
+print(code, [name for name in heavy if name not in ("kernels", "kernels.cores", "kernels.usage")], file=sys.stderr)
 """
 
 
@@ -281,6 +281,7 @@ def test_what_the_parent_is_made_of_imports_no_torch():
             for alias in node.names
         }
         heavy = {module for module in imported if module.split(".")[0] in {"torch", "seq2seq", "kernels"}}
+        heavy -= {"kernels.cores", "kernels.usage"}
         assert not heavy, f"bench/{name}.py imports {heavy}"
 
 
@@ -318,3 +319,16 @@ def test_a_dry_run_tells_of_the_second_instrument(empty, capsys):
     assert command_line.main(["run", "--suite", "quick", "--dry-run", "--no-second-instrument"]) == 0
     assert line not in capsys.readouterr().out
     assert not list(empty.iterdir())
+
+
+def test_more_threads_than_cores_are_warned_of(empty, capsys, monkeypatch):
+    """One line that says what it means; as many threads as cores are no reason for it."""
+    monkeypatch.setattr(command_line, "usable_cores", lambda: 2)
+    words = ["run", "--suite", "smoke", "--variant", "reference", "--dry-run", "--threads"]
+    assert command_line.main([*words, "3"]) == 0
+    (line,) = (line for line in capsys.readouterr().out.splitlines() if line.startswith("warning: "))
+    assert "3 threads share the 2 cores" in line
+    assert "--threads 2" in line
+    assert command_line.main([*words, "2"]) == 0
+    assert "warning" not in capsys.readouterr().out
+    assert list(empty.iterdir()) == []
