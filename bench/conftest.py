@@ -12,7 +12,8 @@ import pytest
 import torch
 from pytest_benchmark.fixture import BenchmarkFixture
 
-from bench.worker import PLUGINS, load_plugins
+from bench.process import PLUGINS
+from bench.worker import load_plugins
 from kernels.cores import usable_cores
 
 HERE = Path(__file__).parent

@@ -17,6 +17,7 @@ from typing import Any
 
 from bench.cases import Case, Suite, load_suite
 from bench.errors import UsageError
+from bench.process import PLUGINS
 from bench.rawfile import SAMPLES, Key
 from bench.store import RunFolder
 from bench.validation import validate
@@ -131,7 +132,8 @@ def check(run: Begun, cases: Iterable[Case], facts: Mapping[str, Any]) -> None:
     pairs += [(n, then["software"].get(n), facts["software"].get(n)) for n in names if n not in _DRAWS_ONLY]
     for kind in ("workers", "inherited"):
         old, new = then["threads"][kind], facts["threads"][kind]
-        pairs += [(n, old.get(n), new.get(n)) for n in dict.fromkeys((*old, *new))]
+        # Plugins are held against each other by their content.
+        pairs += [(n, old.get(n), new.get(n)) for n in dict.fromkeys((*old, *new)) if n != PLUGINS]
     old, new = then["run"].get("plugins", {}), facts["plugins"]
     pairs += [(f"plugin {n}", old.get(n), new.get(n)) for n in dict.fromkeys((*old, *new))]
     for name, before, after in pairs:

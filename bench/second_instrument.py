@@ -6,13 +6,11 @@ torch.
 
 from __future__ import annotations
 
-import contextlib
 import importlib.util
 import json
 import math
 import os
 import re
-import signal
 import subprocess
 import sys
 from collections.abc import Collection, Iterable
@@ -21,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.cases import Case
-from bench.process import ROOT, Settings, cache_variables, guard
+from bench.process import ROOT, Settings, cache_variables, end, guard
 
 #: The workload that it takes; what compiles long is left out.
 WORKLOAD = "seed"
@@ -165,13 +163,7 @@ def _run(line: list[str], environment: dict[str, str], output: int, limit_s: flo
     except subprocess.TimeoutExpired:
         return None
     finally:
-        with contextlib.suppress(OSError):
-            os.killpg(child.pid, signal.SIGKILL)
-        # Before the number is free for another process.
-        if watch:
-            watch.kill()
-            watch.communicate()
-        child.wait()
+        end(child, watch)
 
 
 def _refusals(said: str) -> list[str]:

@@ -1,7 +1,8 @@
-"""The child process: everything that needs torch. It reads requests from its standard input, one JSON a line.
+"""The child process: everything that needs torch. Requests and answers are JSON, one a line, in pipes of their own.
 
-What it finds goes back as JSON lines on the standard output it was started with; anything that a library prints goes
-to standard error. A request ends with an event `done` or `failed`. What crashes here, crashes here alone.
+Their descriptors are its arguments, and nothing that it starts inherits them. Whatever anybody prints goes to its
+standard output, which is the log. A request ends with an event `done` or `failed`. What crashes here, crashes here
+alone.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from bench.clock import synchronize, time_once
 from bench.facts import known
 from bench.honesty import Audit, restore_timekeepers
 from bench.parity import Gate, Verdict
+from bench.process import PLUGINS
 from bench.record import Status
 from bench.sampling import Plan, Subject, sample, warm_up
 from kernels.cpu import build
@@ -43,9 +45,6 @@ Emit = Callable[..., None]
 
 #: How a lack of memory is told by what raises plain RuntimeErrors: the CPU allocator, CUDA, cuBLAS.
 _NO_MEMORY = ("can't allocate memory", "CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
-
-#: Environment variable that lists plugin files.
-PLUGINS = "SEQ2SEQ_BENCH_PLUGINS"
 
 WEIGHTS_SEED = 1
 TIMED_SEED = 0
@@ -372,9 +371,9 @@ def load_plugins(paths: str) -> None:
     """Run files that add variants or workloads of their own to the registries.
 
     Args:
-        paths: file names, separated as in PATH.
+        paths: file names, a JSON list; nothing for none.
     """
-    for number, path in enumerate(filter(None, paths.split(os.pathsep))):
+    for number, path in enumerate(json.loads(paths or "[]")):
         spec = importlib.util.spec_from_file_location(f"bench_plugin_{number}", path)
         if spec is None or spec.loader is None:
             msg = f"plugin {path} is not a Python file"
@@ -385,15 +384,18 @@ def load_plugins(paths: str) -> None:
         spec.loader.exec_module(module)
 
 
-def main() -> int:
-    """Keep the answers' channel to ourselves and serve."""
-    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(2, 1)
-    sys.stdout = sys.stderr
+def main(requests: str, answers: str) -> int:
+    """Serve; the arguments are descriptors."""
+    for stream in (sys.stdout, sys.stderr):
+        # A log takes what anybody prints, in whatever language.
+        stream.reconfigure(encoding="utf-8", errors="backslashreplace")  # type: ignore[union-attr]
+    for descriptor in (requests, answers):
+        os.set_inheritable(int(descriptor), False)
     load_plugins(os.environ.get(PLUGINS, ""))
-    serve(sys.stdin, answers)
+    with os.fdopen(int(requests), encoding="utf-8") as asked, os.fdopen(int(answers), "w", encoding="utf-8") as told:
+        serve(asked, told)
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(*sys.argv[1:]))

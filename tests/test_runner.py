@@ -22,7 +22,7 @@ import pandas as pd
 import psutil
 import pytest
 
-from bench import environment, measurement, runner
+from bench import environment, mark, measurement, runner
 from bench.__main__ import parser
 from bench.cases import LEAST_ROUNDS, Case, Group, Suite
 from bench.console import Console
@@ -404,18 +404,20 @@ def test_the_budget_is_shared_among_processes(stage):
     assert [r["budget_s"] for r in asked if r["request"] == "measure"] == [2.0, 2.0, 2.0]
 
 
-def test_a_death_in_the_rounds_is_laid_at_the_door_of_the_marked_variant(stage):
+@pytest.mark.parametrize("bad", ["bad", "bad#" + 200 * "ä", "bad#a\nb"])
+def test_a_death_in_the_rounds_is_laid_at_the_door_of_the_marked_variant(stage, bad):
     """The mark says whose turn it was; the others are measured again without it, and keep their places."""
 
-    def dies(what: str, variants: list[str], mark: Path | None) -> None:
-        if what == "rounds" and "bad" in variants:
-            mark.write_bytes(b"bad".ljust(100))
+    def dies(what: str, variants: list[str], marked: Path | None) -> None:
+        if what == "rounds" and bad in variants:
+            with marked.open("r+b", buffering=0) as file:
+                mark.write(file.fileno(), bad)
             raise WorkerError(Status.CRASHED, "planted", "rounds")
 
-    records, asked = stage("reference", "bad", "good", dies=dies)
-    assert (records["bad"].status, records["bad"].reason) == (Status.CRASHED, "planted")
-    assert records["bad"].latency_p50_s is None
-    assert measured(asked) == [["reference", "bad", "good"]] + [["reference", "good"]] * 3
+    records, asked = stage("reference", bad, "good", dies=dies)
+    assert (records[bad].status, records[bad].reason) == (Status.CRASHED, "planted")
+    assert records[bad].latency_p50_s is None
+    assert measured(asked) == [["reference", bad, "good"]] + [["reference", "good"]] * 3
     assert (records["good"].status, records["good"].speedup, records["good"].processes) == (Status.OK, 2.0, 3)
 
 
