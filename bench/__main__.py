@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import dataclasses
 import math
 import shlex
 import signal
@@ -13,9 +12,9 @@ import time
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 
-from bench import environment, resume
+from bench import environment, quality_record, resume
 from bench.arguments import DEFAULT_SUITE, parser
-from bench.cases import Filters, Selection, Suite, load_suite, suite_names
+from bench.cases import Filters, Selection, Suite, load_suite, overridden, suite_names
 from bench.console import Console
 from bench.errors import UsageError
 from bench.plan import Plan, make_plan
@@ -35,10 +34,7 @@ class Terminated(KeyboardInterrupt):
 
 
 def _plan(arguments: argparse.Namespace, suite: Suite) -> tuple[Plan, Settings]:
-    if arguments.budget:
-        suite = dataclasses.replace(suite, budget_s=arguments.budget)
-    if arguments.no_second_instrument:
-        suite = dataclasses.replace(suite, second_instrument=False)
+    suite = overridden(suite, vars(arguments))
     settings = Settings(
         arguments.threads or usable_cores(), arguments.omp_wait or "default", _plugins(arguments.plugin)
     )
@@ -100,7 +96,7 @@ def _resume(arguments: argparse.Namespace, command: str, deadline_s: float) -> i
             console.say(line, "yellow")
         console.say(
             f"suite {plan.suite.name}: {len(recorded)} of {len(plan.cases)} cases are recorded; "
-            f"expected time for the others about {_minutes(plan.expected_s(recorded))}"
+            f"expected time for the others about {_minutes(plan.expected_s(recorded, begun.folder.path))}"
         )
         if arguments.dry_run:
             _print_cases(console, plan, recorded)
@@ -164,8 +160,9 @@ def _measure(runner: Runner, command: str) -> int:
         line = f"error: {where}{error.strerror or error}; {_safe(runner)}; when that is mended, go on with: {again}"
         print(line, file=sys.stderr)
         return EXIT_NOT_OK
-    fine = all(values["status"] in {Status.OK, Status.UNAVAILABLE} for values in folder.records())
-    return EXIT_OK if fine else EXIT_NOT_OK
+    ended = {values["status"] for values in folder.records()}
+    ended |= {record.status for record in quality_record.read(folder.path)}
+    return EXIT_OK if ended <= {Status.OK, Status.UNAVAILABLE} else EXIT_NOT_OK
 
 
 def _safe(runner: Runner) -> str:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import fnmatch
 import math
 import tomllib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -173,6 +173,20 @@ def load_suite(name: str) -> Suite:
         raise UsageError(msg) from error
     suite = validate(Suite, data, f"suite file {path}")
     _check(suite, path)
+    return suite
+
+
+def overridden(suite: Suite, arguments: Mapping[str, Any]) -> Suite:
+    """A suite with what the command line's options replace of it.
+
+    Args:
+        suite: as loaded.
+        arguments: the options by name; one that is missing was not given.
+    """
+    if arguments.get("budget"):
+        suite = replace(suite, budget_s=arguments["budget"])
+    if arguments.get("no_second_instrument"):
+        suite = replace(suite, second_instrument=False)
     return suite
 
 

@@ -8,10 +8,11 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Collection
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from bench import quality, resume, second_instrument
-from bench.cases import Case, Filters, Group, Suite, expand
+from bench.cases import Case, Filters, Group, Quality, Suite, expand
 from bench.errors import UsageError
 from bench.process import Settings, Worker, WorkerError, scratch_folder
 from bench.rawfile import Key
@@ -58,12 +59,21 @@ class Described:
 
 @dataclass(frozen=True)
 class Plan:
-    """What will run: the groups with their described cases; torch's facts; a line about each variant."""
+    """What will run.
+
+    Attributes:
+        suite: as the command line wants it, its patterns of names as they are.
+        groups: with their described cases.
+        torch_facts: what torch says of itself.
+        summaries: a line about each variant.
+        quality: what is trained after all groups, the variants by name.
+    """
 
     suite: Suite
     groups: tuple[tuple[Group, tuple[Described, ...]], ...]
     torch_facts: dict[str, Any]
     summaries: dict[str, str]
+    quality: tuple[Quality, ...] = ()
 
     @property
     def cases(self) -> tuple[Described, ...]:
@@ -88,11 +98,22 @@ class Plan:
         runnable = (found for found in self.cases if not found.unavailable)
         return tuple(found.case for found in runnable if second_instrument.takes(found.case, compiles=found.compiles))
 
-    def expected_s(self, recorded: Collection[Key] = ()) -> float:
-        """A rough guess of the run's length without what is recorded, seconds."""
-        total = START_S + (START_S + CEILINGS_S) * bool(self.runnable_groups)
+    def left(self, recorded: Collection[Key] = ()) -> list[Described]:
+        """Cases that can run and are not recorded."""
+        return [c for c in self.cases if not c.unavailable and resume.case_key(c.case) not in recorded]
+
+    def expected_s(self, recorded: Collection[Key] = (), folder: Path | None = None) -> float:
+        """A rough guess of how long the run takes, seconds.
+
+        Args:
+            recorded: cases that are left out.
+            folder: of a run that is resumed, which may hold what comes after all groups already.
+        """
+        total = START_S + (START_S + CEILINGS_S) * bool(self.left(recorded))
         total += sum(self.group_expected_s(cases, recorded) for _, cases in self.groups)
-        return total + second_instrument.expected_s(len(self.second_cases)) + quality.expected_s(self.suite.quality)
+        if folder is None or not second_instrument.done(folder):
+            total += second_instrument.expected_s(len(self.second_cases))
+        return total + (quality.expected_s(self.quality) if folder is None or not quality.done(folder) else 0.0)
 
     def group_expected_s(self, cases: Collection[Described], recorded: Collection[Key] = ()) -> float:
         """A rough guess of how long the cases of a group take, those left out that are recorded, seconds."""
@@ -121,7 +142,7 @@ def make_plan(suite: Suite, filters: Filters, settings: Settings, *, build: bool
         with scratch_folder() as folder, Worker(settings, folder / "catalogue.log", folder) as worker:
             (found,) = worker.ask("catalogue", suite.case_limit_s)
             groups = expand(suite, found, filters)
-            suite = dataclasses.replace(suite, quality=quality.narrowed(suite.quality, found, filters))
+            trained = quality.narrowed(suite.quality, found, filters)
             cases = [case for group in groups for case in group.cases]
             fields = [dataclasses.asdict(case) for case in cases]
             events = list(worker.ask("describe", suite.case_limit_s, cases=fields, build=build))
@@ -133,4 +154,5 @@ def make_plan(suite: Suite, filters: Filters, settings: Settings, *, build: bool
         for case, event in zip(cases, events, strict=True)
     ])  # fmt: skip
     summaries = {entry["name"]: entry["summary"] for entry in found["variants"]}
-    return Plan(suite, tuple((g, tuple(next(described) for _ in g.cases)) for g in groups), found["torch"], summaries)
+    planned = tuple((group, tuple(next(described) for _ in group.cases)) for group in groups)
+    return Plan(suite, planned, found["torch"], summaries, trained)

@@ -29,6 +29,9 @@ _GUARD = 'read -r _; kill -s KILL -- "-$0"'
 #: Environment variable with the plugin files, a JSON list: a path may hold any character.
 PLUGINS = "SEQ2SEQ_BENCH_PLUGINS"
 
+#: Kineto tells of each start and end of a profile, as something worse than an error; the profiler raises what matters.
+QUIET = {"KINETO_LOG_LEVEL": "6"}
+
 #: Seconds a worker may take to start (importing torch).
 START_LIMIT_S = 120.0
 #: Seconds a process may take to end that has no reason to live, and the last lines to arrive of one that has ended.
@@ -109,7 +112,7 @@ class Worker:
                 stdin=subprocess.DEVNULL,
                 stdout=self._log_file,
                 stderr=subprocess.STDOUT,
-                env=os.environ | self.settings.variables() | cache_variables(self.cache),
+                env=QUIET | os.environ | self.settings.variables() | cache_variables(self.cache),
                 # Where `-m` looks for modules first; in PYTHONPATH a folder with a colon in its name would be two.
                 cwd=ROOT,
                 # A group of its own: compilers start children, and all must end together.

@@ -216,7 +216,7 @@ def write(folder: Path, records: Sequence[QualityRecord], trained: Sequence[tupl
     writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
     writer.writeheader()
     writer.writerows(dataclasses.asdict(record) for record in records)
-    durable.replace(folder / FILE, text.getvalue().encode())
+    durable.replace(folder / FILE, text.getvalue().encode(errors="backslashreplace"))
 
 
 def _values(found: Mapping[str, Any]) -> list[Any]:

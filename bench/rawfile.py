@@ -109,7 +109,7 @@ RAW_FILES = (SAMPLES, ROUNDS)
 def _member(rows: Iterable[Sequence[Any]]) -> bytes:
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows(rows)
-    return gzip.compress(text.getvalue().encode(), compresslevel=6)
+    return gzip.compress(text.getvalue().encode(errors="backslashreplace"), compresslevel=6)
 
 
 def _pieces(data: bytes) -> Iterator[tuple[bytes, int]]:

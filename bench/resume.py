@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bench.cases import Case, Suite, load_suite
+from bench.cases import Case, Suite, load_suite, overridden
 from bench.errors import UsageError
 from bench.process import PLUGINS
 from bench.rawfile import SAMPLES, Key
@@ -145,10 +145,7 @@ def remarks(run: Begun, commit: str) -> list[str]:
     """What differs from the beginning and does not forbid to go on, a line each."""
     said = []
     try:
-        now = dataclasses.replace(load_suite(run.suite_word), budget_s=run.suite.budget_s)
-        if run.facts["run"].get("arguments", {}).get("no_second_instrument"):
-            now = dataclasses.replace(now, second_instrument=False)
-        same = now == run.suite
+        same = overridden(load_suite(run.suite_word), run.facts["run"].get("arguments", {})) == run.suite
     except UsageError:
         same = False
     if not same:

@@ -47,9 +47,9 @@ class Runner:
         options: of the command line, as a resumed run needs them.
         begun: the run that is resumed; None for a new one.
         recorded: cases of it that are recorded and stay so.
-        deadline_s: time of `time.perf_counter` that no group may be expected to pass; but for the first one, so that
-            a run always gets on.
-        unfinished: whether groups were left for `--resume` because of it.
+        deadline_s: time of `time.perf_counter` that nothing that is begun may be expected to pass; but for the first,
+            so that a run always gets on.
+        unfinished: whether something was left for `--resume` because of it.
         seed: of the gates' inputs and the rounds' order; drawn anew for each part of a run unless given.
     """
 
@@ -65,6 +65,7 @@ class Runner:
     unfinished: bool = field(default=False, init=False)
 
     def __post_init__(self) -> None:
+        self._begun_any = False
         # A resumed run knows the ceilings that its first part measured; the best of all counts.
         before = self.begun.facts.get("ceilings") or {} if self.begun else {}
         self._judge = Judge(self._ceilings, {device: Ceilings.of(found) for device, found in before.items()})
@@ -97,7 +98,7 @@ class Runner:
             self.folder.write_json("plan.json", {"suite": dataclasses.asdict(self.plan.suite), "cases": planned})
         self.folder.write_json("environment.json", facts)
         try:
-            for device in sorted({c.case.device for c in self._left()}):
+            for device in sorted({c.case.device for c in self.plan.left(self.recorded)}):
                 self._judge.look(device)
             facts["ceilings"] = self._judge.as_json()
             self.folder.write_json("environment.json", facts)
@@ -107,9 +108,9 @@ class Runner:
                         records += self.folder.append(*ended)
                         for record in records[-len(ended) :]:
                             self.console.record(record)
-                if not self.unfinished:
-                    self._second_instrument(scratch)
-                    self._quality(scratch)
+                for stage in (self._second_instrument, self._quality):
+                    if not self.unfinished:
+                        stage(scratch)
         except BaseException:
             # What ended the run is told, not what could not be derived then.
             with contextlib.suppress(OSError):
@@ -126,16 +127,17 @@ class Runner:
             # The guess is rough: where the groups so far took longer, this one will too.
             pace = max(1.0, took_s / expected_s) if expected_s else 1.0
             start_s = time.perf_counter()
-            if expected_s and own_s and start_s + own_s * pace > self.deadline_s:
-                self.unfinished = True
+            if own_s and not self._in_time(own_s * pace):
                 return
             yield group, cases
             if own_s:
                 expected_s, took_s = expected_s + own_s, took_s + time.perf_counter() - start_s
 
-    def _left(self) -> list[Described]:
-        """Cases that are yet to be measured."""
-        return [c for c in self.plan.cases if not c.unavailable and resume.case_key(c.case) not in self.recorded]
+    def _in_time(self, expected_s: float) -> bool:
+        """Whether what takes so long may be begun; what may not be is left for later."""
+        self.unfinished = self._begun_any and time.perf_counter() + expected_s > self.deadline_s
+        self._begun_any = True
+        return not self.unfinished
 
     def _facts(self, command: str) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
         """The content of environment.json, and in it the section of this part of the run and that of its load."""
@@ -167,6 +169,8 @@ class Runner:
         cases = [case for case in self.plan.second_cases if (case.group, case.variant) in ok]
         if not cases:
             return
+        if not second_instrument.done(self.folder.path) and not self._in_time(second_instrument.expected_s(len(cases))):
+            return
         self.console.status(f"second instrument: {len(cases)} cases with pytest-benchmark")
         limit_s = self.plan.suite.case_limit_s
         for line in second_instrument.run(cases, self.folder.path, self.settings, scratch / "shared", limit_s):
@@ -174,11 +178,8 @@ class Runner:
 
     def _quality(self, scratch: Path) -> None:
         """Train the suite's tasks until they are good enough; a time limit that would be passed leaves it for later."""
-        parts = self.plan.suite.quality
-        if not parts or quality.done(self.folder.path):
-            return
-        if time.perf_counter() + quality.expected_s(parts) > self.deadline_s:
-            self.unfinished = True
+        parts = self.plan.quality
+        if not parts or quality.done(self.folder.path) or not self._in_time(quality.expected_s(parts)):
             return
         device = self.plan.cases[0].case.device
         for record in quality.run(

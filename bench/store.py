@@ -112,7 +112,7 @@ class RunFolder:
         writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
         writer.writeheader()
         writer.writerows(self.records())
-        durable.replace(self.path / "records.csv", text.getvalue().encode())
+        durable.replace(self.path / "records.csv", text.getvalue().encode(errors="backslashreplace"))
 
     def refresh_table(self) -> None:
         """Make records.csv where a run that was killed could not: it is missing or has another number of rows.

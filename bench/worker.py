@@ -1,8 +1,7 @@
 """The child process: everything that needs torch. Requests and answers are JSON, one a line, in pipes of their own.
 
-Their descriptors are its arguments, and nothing that it starts inherits them. Whatever anybody prints goes to its
-standard output, which is the log. A request ends with an event `done` or `failed`. What crashes here, crashes here
-alone.
+Their descriptors are its arguments, and nothing that it starts inherits them; whatever anybody prints goes to the log.
+A request ends with an event `done` or `failed`. What crashes here, crashes here alone.
 """
 
 from __future__ import annotations

@@ -147,7 +147,9 @@ def test_a_healthy_variant_is_measured_beside_the_failing_ones(records, variant)
     """The reference, the loop, and one that prints all the time: ok, with times, parity, memory and evidence."""
     record = records[variant]
     assert (record["status"], record["reason"]) == ("ok", "")
-    assert record["latency_p50_lo_s"] <= record["latency_p50_s"] <= record["latency_p50_hi_s"]
+    p50 = [record[name] for name in ("latency_p50_lo_s", "latency_p50_s", "latency_p50_hi_s")]
+    # Left out where a busy machine's few calls cannot bound it.
+    assert p50 == [None] * 3 or p50 == sorted(p50)
     assert record["speedup_lo"] <= record["speedup"] <= record["speedup_hi"]
     assert record["samples"] >= 2
     assert record["throughput_seq_per_s"] > 0
@@ -219,7 +221,10 @@ def test_a_run_where_all_that_can_run_is_right_ends_with_0(tmp_path):
         kept = recomputed(samples[samples["variant"] == variant])
         assert len(kept) == record["calls"]
         assert kept.groupby("process")["round"].nunique().sum() == record["samples"]
-        assert kept["wall_s"].median() == pytest.approx(record["latency_p50_s"])
+        typical_s = kept.groupby(["process", "round"])["wall_s"].median().median()
+        assert record["batch"] / typical_s == pytest.approx(record["throughput_seq_per_s"])
+        if pd.notna(record["latency_p50_s"]):
+            assert kept["wall_s"].median() == pytest.approx(record["latency_p50_s"])
 
 
 def recomputed(samples: pd.DataFrame) -> pd.DataFrame:

@@ -48,7 +48,7 @@ def write_report(run_dir: Path) -> Report:
     drawn = (*kinds(run), *quality.kinds(run), *roofline.kinds(run))
     written = plots.write_plots(drawn, run.path / "plots")
     page = run.path / "report.html"
-    durable.replace(page, render(run, drawn, written).encode())
+    durable.replace(page, render(run, drawn, written).encode(errors="backslashreplace"))
     return Report(page, tuple(path for paths in written.values() for path in paths))
 
 

@@ -70,6 +70,6 @@ def look(variant: str) -> Look:
     if variant in COLOURS:
         place, colour = names.index(variant), COLOURS[variant]
     else:
-        place = zlib.crc32(variant.encode())
+        place = zlib.crc32(variant.encode(errors="backslashreplace"))
         colour = OTHER_COLOURS[place % len(OTHER_COLOURS)]
     return Look(colour, MARKERS[place % len(MARKERS)], DASHES[place % len(DASHES)])
