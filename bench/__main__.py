@@ -54,12 +54,15 @@ def run(arguments: argparse.Namespace, command: str) -> int:
     if arguments.resume is not None:
         return _resume(arguments, command, deadline_s)
     arguments.suite = arguments.suite or DEFAULT_SUITE
+    if arguments.out is not None:
+        RunFolder.refuse(arguments.out)
     plan, settings = _plan(arguments, load_suite(arguments.suite))
     console = Console(len(plan.cases))
-    runnable = sum(not case.unavailable for case in plan.cases)
+    runnable = len(plan.left())
+    here = f"{runnable} can run here, {settings.threads} threads; expected time about {_minutes(plan.expected_s())}"
     console.say(
-        f"suite {plan.suite.name}: {len(plan.cases)} cases in {len(plan.groups)} groups, {runnable} can run here, "
-        f"{settings.threads} threads; expected time about {_minutes(plan.expected_s())}"
+        f"suite {plan.suite.name}: {len(plan.cases)} cases in {len(plan.groups)} groups, "
+        + (here if runnable else "none can run here: nothing will be measured, and each is recorded with its reason")
     )
     console.warn_of_threads(settings.threads, usable_cores())
     if plan.second_cases:
@@ -195,21 +198,21 @@ def _print_cases(console: Console, plan: Plan, recorded: Collection[Key] = ()) -
 def listing(arguments: argparse.Namespace) -> int:
     """Print suites, workloads, and variants with what keeps each from running here."""
     console = Console()
-    everything = Suite(name="list", summary="", select=(Selection(workloads=("*",)),), device=arguments.device or "cpu")
+    # It has no lengths and no packing: what cannot run there cannot run at all.
+    simplest = Selection(workloads=("seed",))
+    suite = Suite(name="list", summary="", select=(simplest,), device=arguments.device or "cpu")
     settings = Settings(usable_cores(), plugins=_plugins(arguments.plugin))
-    plan = make_plan(everything, Filters(threads=settings.threads), settings, build=False)
+    plan = make_plan(suite, Filters(threads=settings.threads), settings, build=False)
     console.table(["suite", "what it measures"], [[s.name, s.summary] for s in map(load_suite, suite_names())])
-    workloads = {c.case.workload: [c.case.workload, c.facts["data"], c.facts["source"]] for c in plan.cases}
-    console.table(["workload", "data", "sizes from"], list(workloads.values()))
-    variants: dict[str, list[str]] = {}
-    for case in plan.groups[0][1] + plan.groups[1][1]:
-        # The first workload has no lengths and no packing: what cannot run there cannot run at all.
-        row = variants.setdefault(case.case.variant, [case.case.variant, plan.summaries[case.case.variant]])
-        here = case.unavailable or "runs"
-        if here not in row:
-            row.append(here)
-    rows = [[name, summary, "; ".join(here)] for name, summary, *here in variants.values()]
-    console.table(["variant", "what it is", f"here, on {everything.device}"], rows)
+    workloads = [[w["name"], w["data"], w["source"]] for w in plan.catalogue["workloads"]]
+    console.table(["workload", "data", "sizes from"], workloads)
+    here: dict[str, list[str]] = {}
+    for found in plan.cases:
+        reasons = here.setdefault(found.case.variant, [])
+        if (reason := found.unavailable or "runs") not in reasons:
+            reasons.append(reason)
+    rows = [[v["name"], v["summary"], "; ".join(here[v["name"]])] for v in plan.catalogue["variants"]]
+    console.table(["variant", "what it is", f"here, on {suite.device}"], rows)
     return EXIT_OK
 
 

@@ -121,4 +121,5 @@ class Console:
             shown.add_column(column, overflow="fold")
         for row in rows:
             shown.add_row(*row)
-        self._rich.print(shown)
+        # A line may be longer than a terminal, which wraps it; a table would fall apart, so its cells are wrapped.
+        self._rich.print(shown, soft_wrap=False)

@@ -65,14 +65,14 @@ class Plan:
         suite: as the command line wants it, its patterns of names as they are.
         groups: with their described cases.
         torch_facts: what torch says of itself.
-        summaries: a line about each variant.
+        catalogue: names of all workloads and variants there are, each with what it is.
         quality: what is trained after all groups, the variants by name.
     """
 
     suite: Suite
     groups: tuple[tuple[Group, tuple[Described, ...]], ...]
     torch_facts: dict[str, Any]
-    summaries: dict[str, str]
+    catalogue: dict[str, Any]
     quality: tuple[Quality, ...] = ()
 
     @property
@@ -153,6 +153,5 @@ def make_plan(suite: Suite, filters: Filters, settings: Settings, *, build: bool
         Described(case, event["facts"], event["reason"], event["compiles"], event["builds"])
         for case, event in zip(cases, events, strict=True)
     ])  # fmt: skip
-    summaries = {entry["name"]: entry["summary"] for entry in found["variants"]}
     planned = tuple((group, tuple(next(described) for _ in group.cases)) for group in groups)
-    return Plan(suite, planned, found["torch"], summaries, trained)
+    return Plan(suite, planned, found["torch"], found, trained)

@@ -16,6 +16,7 @@ import pytest
 from bench import __main__ as command_line
 from bench import runner
 from bench.cases import load_suite, suite_names
+from bench.console import Console
 from bench.process import WorkerError
 from bench.record import Status
 
@@ -114,11 +115,12 @@ def test_an_existing_run_folder_is_refused(empty, capsys):
     (empty / "mine").mkdir()
     (empty / "mine" / "records.jsonl").write_text("{}\n")
     words = ["run", "--suite", "smoke", "--out", "mine"]
-    code = command_line.main(words)
-    shown = capsys.readouterr()
-    assert code == 2
-    assert shown.err.startswith("error: mine exists")
-    assert shown.err.count("\n") == 1
+    for more in ([], ["--dry-run"]):
+        assert command_line.main([*words, *more]) == 2
+        shown = capsys.readouterr()
+        assert shown.err.startswith("error: mine exists")
+        assert shown.err.count("\n") == 1
+        assert shown.out == ""
     assert [path.name for path in (empty / "mine").iterdir()] == ["records.jsonl"]
 
 
@@ -332,3 +334,48 @@ def test_more_threads_than_cores_are_warned_of(empty, capsys, monkeypatch):
     assert command_line.main([*words, "2"]) == 0
     assert "warning" not in capsys.readouterr().out
     assert list(empty.iterdir()) == []
+
+
+@pytest.mark.parametrize("where", ["file/below", "file"])
+def test_a_folder_that_cannot_be_made_is_refused_at_once(where, empty, capsys):
+    """Before anything is asked of a worker, dry run or not; nothing is made."""
+    (empty / "file").touch()
+    for more in ([], ["--dry-run"]):
+        line = refused(["run", "--suite", "smoke", "--out", where, *more], capsys)
+        assert "file" in line
+        assert "name another with --out" in line
+    assert [path.name for path in empty.iterdir()] == ["file"]
+
+
+def test_a_run_in_which_nothing_can_run_promises_no_time(empty, capsys):
+    """It says what will happen instead."""
+    import torch
+
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    words = ["run", "--workload", "seed", "--variant", "cudnn", "--device", "cuda", "--dry-run"]
+    assert command_line.main(words) == 0
+    shown = capsys.readouterr().out
+    assert "none can run here" in shown
+    assert "expected time" not in shown
+    assert list(empty.iterdir()) == []
+
+
+def test_a_table_fits_the_terminal():
+    """Cells are wrapped, whatever they hold; a line of text is left to the terminal."""
+    rich = pytest.importorskip("rich.console")
+    console = Console()
+    console._rich = rich.Console(force_terminal=True, width=60, file=io.StringIO(), soft_wrap=True, color_system=None)
+    console.table(["a", "b", "c"], [["word " * 30, "x" * 100, "1"], ["2", "3", "4"]])
+    lines = console._rich.file.getvalue().splitlines()
+    assert max(map(len, lines)) <= 60
+    assert sum(line.count("x") for line in lines) == 100
+
+
+@pytest.mark.usefixtures("empty")
+def test_list_says_where_a_runtime_serves(capsys):
+    """In a user's words: what it cannot do."""
+    assert command_line.main(["list"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    line = next(line for line in lines if line.split()[:1] == ["cpu-fused-int8"])
+    assert "runs; inference only" in line or "install a C++ compiler" in line
