@@ -169,8 +169,8 @@ def _add_selection(command: argparse.ArgumentParser) -> None:
         "--time-limit",
         type=_positive_float,
         metavar="SECONDS",
-        help="begin no group of cases that is not expected to end within so many seconds from the start, the first one "
-        "excepted; what is left is for --resume, and the exit code is 4",
+        help="begin no group of cases, second instrument or training that is not expected to end within this many "
+        "seconds from the start, the first one excepted; what is left is for --resume, and the exit code is 4",
     )
     add(
         "--omp-wait",

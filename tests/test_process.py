@@ -281,6 +281,17 @@ def test_settings_travel_as_environment_variables(child, tmp_path):
     assert values["TRITON_CACHE_DIR"].startswith(str(tmp_path / "cache"))
 
 
+@pytest.mark.parametrize(("own", "level"), [(None, "6"), ("0", "0")])
+def test_the_profiler_s_notes_are_left_out_of_the_log(child, monkeypatch, own, level):
+    """Of 124 lines of a log, 82 were Kineto's; who wants to see them says so."""
+    monkeypatch.delenv("KINETO_LOG_LEVEL", raising=False)
+    if own is not None:
+        monkeypatch.setenv("KINETO_LOG_LEVEL", own)
+    code = HELLO + "emit('variables', values=dict(os.environ))\nemit('done')\ntime.sleep(60)"
+    with child(code) as worker:
+        assert next(worker.ask("cold", 20.0))["values"]["KINETO_LOG_LEVEL"] == level
+
+
 def test_the_default_wait_policy_is_nobody_s():
     """Who wants what a user gets who sets nothing gets exactly that."""
     assert "OMP_WAIT_POLICY" not in Settings(1, "default").variables()
