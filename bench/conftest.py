@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import random
 from collections.abc import Generator
 from pathlib import Path
@@ -12,7 +11,7 @@ import pytest
 import torch
 from pytest_benchmark.fixture import BenchmarkFixture
 
-from bench.process import PLUGINS
+from bench.process import PLUGINS, plugin_paths
 from bench.worker import load_plugins
 from kernels.cores import usable_cores
 
@@ -51,7 +50,7 @@ def pytest_configure(config: pytest.Config) -> None:
         raise pytest.UsageError(msg)
     torch.set_num_threads(threads or min(torch.get_num_threads(), usable_cores()))
     try:
-        load_plugins(os.environ.get(PLUGINS, ""))
+        load_plugins(plugin_paths())
     except Exception as error:
         msg = f"a plugin of {PLUGINS} cannot be loaded: {type(error).__name__}: {error}"
         raise pytest.UsageError(msg) from error

@@ -22,6 +22,8 @@ from bench.record import Record
 #: cold run, the build, gates and warm-up of a case in a group worker, a compilation by torch, cold and cached, one of
 #: our kernel for CPUs, the ceilings.
 START_S, COLD_S, READY_S, COMPILE_S, CACHED_S, BUILD_S, CEILINGS_S = 2.0, 3.0, 1.2, 30.0, 7.0, 7.0, 5.0
+#: The worker that is asked may be silent for so long: a C++ compiler has two minutes.
+PLAN_LIMIT_S = 180.0
 
 
 @dataclass(frozen=True)
@@ -138,14 +140,15 @@ def make_plan(suite: Suite, filters: Filters, settings: Settings, *, build: bool
     Raises:
         UsageError: for a name or override that does not exist, or a plugin that fails.
     """
+    limit_s = max(PLAN_LIMIT_S, suite.case_limit_s)
     try:
         with scratch_folder() as folder, Worker(settings, folder / "catalogue.log", folder) as worker:
-            (found,) = worker.ask("catalogue", suite.case_limit_s)
+            (found,) = worker.ask("catalogue", limit_s)
             groups = expand(suite, found, filters)
             trained = quality.narrowed(suite.quality, found, filters)
             cases = [case for group in groups for case in group.cases]
             fields = [dataclasses.asdict(case) for case in cases]
-            events = list(worker.ask("describe", suite.case_limit_s, cases=fields, build=build))
+            events = list(worker.ask("describe", limit_s, cases=fields, build=build))
     except WorkerError as error:
         # The exception's own name helps nobody who mistyped a workload.
         raise UsageError(error.reason.removeprefix("UnknownWorkloadError: ")) from error

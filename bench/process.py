@@ -223,6 +223,11 @@ def cache_variables(cache: Path) -> dict[str, str]:
     }
 
 
+def plugin_paths() -> list[str]:
+    """The plugin files that this process was given, as `Settings.variables` names them."""
+    return [str(path) for path in json.loads(os.environ.get(PLUGINS) or "[]")]
+
+
 @contextlib.contextmanager
 def scratch_folder() -> Iterator[Path]:
     """A folder for caches and logs of workers, which goes away with them."""

@@ -15,7 +15,7 @@ import os
 import re
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import IO, Any
 
 import torch
@@ -27,7 +27,7 @@ from bench.clock import synchronize, time_once
 from bench.facts import known
 from bench.honesty import Audit, restore_timekeepers
 from bench.parity import Gate, Verdict
-from bench.process import PLUGINS
+from bench.process import plugin_paths
 from bench.record import Status
 from bench.sampling import Plan, Subject, sample, warm_up
 from kernels.cpu import build
@@ -366,13 +366,9 @@ def serve(requests: IO[str], answers: IO[str]) -> None:
             emit("done")
 
 
-def load_plugins(paths: str) -> None:
-    """Run files that add variants or workloads of their own to the registries.
-
-    Args:
-        paths: file names, a JSON list; nothing for none.
-    """
-    for number, path in enumerate(json.loads(paths or "[]")):
+def load_plugins(paths: Iterable[str]) -> None:
+    """Run files that add variants or workloads of their own to the registries."""
+    for number, path in enumerate(paths):
         spec = importlib.util.spec_from_file_location(f"bench_plugin_{number}", path)
         if spec is None or spec.loader is None:
             msg = f"plugin {path} is not a Python file"
@@ -390,7 +386,7 @@ def main(requests: str, answers: str) -> int:
         stream.reconfigure(encoding="utf-8", errors="backslashreplace")  # type: ignore[union-attr]
     for descriptor in (requests, answers):
         os.set_inheritable(int(descriptor), False)
-    load_plugins(os.environ.get(PLUGINS, ""))
+    load_plugins(plugin_paths())
     with os.fdopen(int(requests), encoding="utf-8") as asked, os.fdopen(int(answers), "w", encoding="utf-8") as told:
         serve(asked, told)
     return 0

@@ -86,7 +86,7 @@ def cheats():
         patch.setattr(Executable, "_compile", Executable._compile)
         patch.setattr(Executable, "__init__", Executable.__init__)
         before = dict(VARIANTS)
-        load_plugins(str(PLUGIN))
+        load_plugins([str(PLUGIN)])
         yield
         VARIANTS.clear()
         VARIANTS.update(before)
