@@ -19,7 +19,6 @@ from collections.abc import Callable, Iterable
 from typing import IO, Any
 
 import torch
-from torch import nn
 
 from bench import ceilings, evidence, memory
 from bench.cases import Case
@@ -33,7 +32,7 @@ from bench.sampling import Plan, Subject, sample, warm_up
 from kernels.cpu import build
 from seq2seq.checkpoint_workload import starting_weights
 from seq2seq.contract import Extent
-from seq2seq.cost import cost, decoding, valid_steps
+from seq2seq.cost import built_parameters, cost, decoding, valid_steps
 from seq2seq.execution import Executable
 from seq2seq.tasks.batch import Batch, DataUnavailableError
 from seq2seq.variants import VARIANTS, Variant
@@ -156,8 +155,7 @@ def _facts_of(name: str) -> dict[str, Any]:
         "unavailable": None,
     }
     try:
-        with torch.device("meta"):
-            facts["parameters"] = sum(p.numel() for p in config.build(nn.LSTM).parameters())
+        facts["parameters"] = built_parameters(config)
         extent = Extent.of(workload.make_batch(TIMED_SEED))
         facts |= {"valid_steps": valid_steps(config, extent), "extent": extent}
     # A model that its library does not build is a ValueError too.
