@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import dataclasses
 import math
-import os
 import shlex
 import signal
 import sys
@@ -14,33 +12,27 @@ import time
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 
-from bench import environment, resume
+from bench import environment, quality_record, resume
 from bench.arguments import DEFAULT_SUITE, parser
-from bench.cases import Filters, Selection, Suite, load_suite, suite_names
+from bench.cases import Filters, Selection, Suite, load_suite, overridden, suite_names
 from bench.console import Console
 from bench.errors import UsageError
+from bench.plan import Plan, make_plan
 from bench.process import Settings
 from bench.rawfile import Key
 from bench.reading import read_beside
 from bench.record import Status
-from bench.runner import Plan, Runner, make_plan
+from bench.runner import Runner
 from bench.store import RunFolder
+from kernels.cores import usable_cores
 from kernels.output import Terminated, run_command, utf8, write_new
 
 EXIT_OK, EXIT_NOT_OK, EXIT_USAGE, EXIT_REGRESSION, EXIT_UNFINISHED, EXIT_UNCLEAR = 0, 1, 2, 3, 4, 5
 EXIT_INTERRUPTED, EXIT_TERMINATED = 130, 143
 
 
-def usable_cores() -> int:
-    """Cores that this process may run on."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def _plan(arguments: argparse.Namespace, suite: Suite) -> tuple[Plan, Settings]:
-    if arguments.budget:
-        suite = dataclasses.replace(suite, budget_s=arguments.budget)
-    if arguments.no_second_instrument:
-        suite = dataclasses.replace(suite, second_instrument=False)
+    suite = overridden(suite, vars(arguments))
     settings = Settings(
         arguments.threads or usable_cores(), arguments.omp_wait or "default", _plugins(arguments.plugin)
     )
@@ -51,7 +43,7 @@ def _plan(arguments: argparse.Namespace, suite: Suite) -> tuple[Plan, Settings]:
         settings.threads,
         arguments.device,
     )
-    return make_plan(suite, filters, settings), settings
+    return make_plan(suite, filters, settings, build=not arguments.dry_run), settings
 
 
 def run(arguments: argparse.Namespace, command: str) -> int:
@@ -60,13 +52,17 @@ def run(arguments: argparse.Namespace, command: str) -> int:
     if arguments.resume is not None:
         return _resume(arguments, command, deadline_s)
     arguments.suite = arguments.suite or DEFAULT_SUITE
+    if arguments.out is not None:
+        RunFolder.refuse(arguments.out)
     plan, settings = _plan(arguments, load_suite(arguments.suite))
     console = Console(len(plan.cases))
-    runnable = sum(not case.unavailable for case in plan.cases)
+    runnable = len(plan.left())
+    here = f"{runnable} can run here, {settings.threads} threads; expected time about {_minutes(plan.expected_s())}"
     console.say(
-        f"suite {plan.suite.name}: {len(plan.cases)} cases in {len(plan.groups)} groups, {runnable} can run here, "
-        f"{settings.threads} threads; expected time about {_minutes(plan.expected_s())}"
+        f"suite {plan.suite.name}: {len(plan.cases)} cases in {len(plan.groups)} groups, "
+        + (here if runnable else "none can run here: nothing will be measured, and each is recorded with its reason")
     )
+    console.warn_of_threads(settings.threads, usable_cores())
     if plan.second_cases:
         console.say(f"then {len(plan.second_cases)} of them once more with pytest-benchmark, as a second instrument")
     if arguments.dry_run:
@@ -96,11 +92,12 @@ def _resume(arguments: argparse.Namespace, command: str, deadline_s: float) -> i
         now["plugins"] = resume.plugin_digests(settings.plugins)
         resume.check(begun, [case.case for case in plan.cases], now)
         console = Console(len(plan.cases) - len(recorded))
+        console.warn_of_threads(settings.threads, usable_cores())
         for line in resume.remarks(begun, now["git"]["commit"]):
             console.say(line, "yellow")
         console.say(
             f"suite {plan.suite.name}: {len(recorded)} of {len(plan.cases)} cases are recorded; "
-            f"expected time for the others about {_minutes(plan.expected_s(recorded))}"
+            f"expected time for the others about {_minutes(plan.expected_s(recorded, begun.folder.path))}"
         )
         if arguments.dry_run:
             _print_cases(console, plan, recorded)
@@ -162,8 +159,9 @@ def _measure(runner: Runner, command: str) -> int:
         line = f"error: {where}{error.strerror or error}; {_safe(runner)}; when that is mended, go on with: {again}"
         print(line, file=sys.stderr)
         return EXIT_NOT_OK
-    fine = all(values["status"] in {Status.OK, Status.UNAVAILABLE} for values in folder.records())
-    return EXIT_OK if fine else EXIT_NOT_OK
+    ended = {values["status"] for values in folder.records()}
+    ended |= {record.status for record in quality_record.read(folder.path)}
+    return EXIT_OK if ended <= {Status.OK, Status.UNAVAILABLE} else EXIT_NOT_OK
 
 
 def _safe(runner: Runner) -> str:
@@ -206,21 +204,21 @@ def _print_cases(console: Console, plan: Plan, recorded: Collection[Key] = ()) -
 def listing(arguments: argparse.Namespace) -> int:
     """Print suites, workloads, and variants with what keeps each from running here."""
     console = Console()
-    everything = Suite(name="list", summary="", select=(Selection(workloads=("*",)),), device=arguments.device or "cpu")
+    # It has no lengths and no packing: what cannot run there cannot run at all.
+    simplest = Selection(workloads=("seed",))
+    suite = Suite(name="list", summary="", select=(simplest,), device=arguments.device or "cpu")
     settings = Settings(usable_cores(), plugins=_plugins(arguments.plugin))
-    plan = make_plan(everything, Filters(threads=settings.threads), settings)
+    plan = make_plan(suite, Filters(threads=settings.threads), settings, build=False)
     console.table(["suite", "what it measures"], [[s.name, s.summary] for s in map(load_suite, suite_names())])
-    workloads = {c.case.workload: [c.case.workload, c.facts["data"], c.facts["source"]] for c in plan.cases}
-    console.table(["workload", "data", "sizes from"], list(workloads.values()))
-    variants: dict[str, list[str]] = {}
-    for case in plan.groups[0][1] + plan.groups[1][1]:
-        # The first workload has no lengths and no packing: what cannot run there cannot run at all.
-        row = variants.setdefault(case.case.variant, [case.case.variant, plan.summaries[case.case.variant]])
-        here = case.unavailable or "runs"
-        if here not in row:
-            row.append(here)
-    rows = [[name, summary, "; ".join(here)] for name, summary, *here in variants.values()]
-    console.table(["variant", "what it is", f"here, on {everything.device}"], rows)
+    workloads = [[w["name"], w["data"], w["source"]] for w in plan.catalogue["workloads"]]
+    console.table(["workload", "data", "sizes from"], workloads)
+    here: dict[str, list[str]] = {}
+    for found in plan.cases:
+        reasons = here.setdefault(found.case.variant, [])
+        if (reason := found.unavailable or "runs") not in reasons:
+            reasons.append(reason)
+    rows = [[v["name"], v["summary"], "; ".join(here[v["name"]])] for v in plan.catalogue["variants"]]
+    console.table(["variant", "what it is", f"here, on {suite.device}"], rows)
     return EXIT_OK
 
 

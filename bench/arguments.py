@@ -160,7 +160,12 @@ def _add_selection(command: argparse.ArgumentParser) -> None:
         help="variants instead of the suite's, which the reference joins; name#label runs one twice; may be repeated",
     )
     add("--mode", action="append", default=[], choices=MODES, help="modes instead of the suite's; may be repeated")
-    add("--threads", type=_positive_int, metavar="N", help="CPU threads (default: the cores this process may use)")
+    add(
+        "--threads",
+        type=_positive_int,
+        metavar="N",
+        help="CPU threads (default: the cores that affinity and quota leave)",
+    )
     add(
         "--budget",
         type=_positive_float,
@@ -171,8 +176,8 @@ def _add_selection(command: argparse.ArgumentParser) -> None:
         "--time-limit",
         type=_positive_float,
         metavar="SECONDS",
-        help="begin no group of cases that is not expected to end within so many seconds from the start, the first one "
-        "excepted; what is left is for --resume, and the exit code is 4",
+        help="begin no group of cases, second instrument or training that is not expected to end within this many "
+        "seconds from the start, the first one excepted; what is left is for --resume, and the exit code is 4",
     )
     add(
         "--omp-wait",

@@ -11,7 +11,7 @@ import codecs
 import fnmatch
 import math
 import tomllib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -184,6 +184,20 @@ def _text(raw: bytes) -> str:
     """The text of a TOML file: UTF-8, or what its byte order mark says, with any line ends."""
     utf16 = raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
     return raw.decode("utf-16" if utf16 else "utf-8-sig").replace("\r\n", "\n").replace("\r", "\n")
+
+
+def overridden(suite: Suite, arguments: Mapping[str, Any]) -> Suite:
+    """A suite with what the command line's options replace of it.
+
+    Args:
+        suite: as loaded.
+        arguments: the options by name; one that is missing was not given.
+    """
+    if arguments.get("budget"):
+        suite = replace(suite, budget_s=arguments["budget"])
+    if arguments.get("no_second_instrument"):
+        suite = replace(suite, second_instrument=False)
+    return suite
 
 
 def _check(suite: Suite, path: Path) -> None:

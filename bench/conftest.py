@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import random
 from collections.abc import Generator
 from pathlib import Path
@@ -12,7 +11,9 @@ import pytest
 import torch
 from pytest_benchmark.fixture import BenchmarkFixture
 
-from bench.worker import PLUGINS, load_plugins
+from bench.process import PLUGINS, plugin_paths
+from bench.worker import load_plugins
+from kernels.cores import usable_cores
 
 HERE = Path(__file__).parent
 #: What the gate or an error kept from a figure, as plain values.
@@ -31,7 +32,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         choices=("cpu", "cuda"),
         help="device to time on; may be repeated (default: cpu, and cuda where torch sees a GPU)",
     )
-    group.addoption("--bench-threads", type=int, metavar="N", help="CPU threads (default: torch's own)")
+    group.addoption(
+        "--bench-threads",
+        type=int,
+        metavar="N",
+        help="CPU threads (default: torch's own, at most the usable cores)",
+    )
     group.addoption("--bench-seed", type=int, metavar="N", help="of the gates' inputs (default: new each time)")
 
 
@@ -39,13 +45,12 @@ def pytest_configure(config: pytest.Config) -> None:
     """Load plugins before any case is listed."""
     config.stash[REFUSED] = []
     threads = config.getoption("--bench-threads", None)
-    if threads is not None:
-        if threads < 1:
-            msg = f"--bench-threads is {threads}, expected at least 1"
-            raise pytest.UsageError(msg)
-        torch.set_num_threads(threads)
+    if threads is not None and threads < 1:
+        msg = f"--bench-threads is {threads}, expected at least 1"
+        raise pytest.UsageError(msg)
+    torch.set_num_threads(threads or min(torch.get_num_threads(), usable_cores()))
     try:
-        load_plugins(os.environ.get(PLUGINS, ""))
+        load_plugins(plugin_paths())
     except Exception as error:
         msg = f"a plugin of {PLUGINS} cannot be loaded: {type(error).__name__}: {error}"
         raise pytest.UsageError(msg) from error

@@ -75,6 +75,15 @@ class Console:
             self._rich.print(Text(text, style=style))
             sys.stdout.flush()
 
+    def warn_of_threads(self, threads: int, cores: int) -> None:
+        """Say what more threads than cores mean, where there are more: figures of an overloaded machine."""
+        if threads > cores:
+            self.say(
+                f"warning: {threads} threads share the {cores} cores that this process may use (affinity and quota): "
+                f"they wait for each other, and every time is longer; --threads {cores} gives each its own",
+                "yellow",
+            )
+
     def status(self, text: str) -> None:
         """Say beside the bar what is going on."""
         if self._progress is not None:
@@ -115,4 +124,5 @@ class Console:
             shown.add_column(column, overflow="fold")
         for row in rows:
             shown.add_row(*row)
-        self._rich.print(shown)
+        # A line may be longer than a terminal, which wraps it; a table would fall apart, so its cells are wrapped.
+        self._rich.print(shown, soft_wrap=False)

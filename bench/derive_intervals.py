@@ -9,7 +9,6 @@ rounds of all processes that might have been run, over the whole time of a run: 
 from __future__ import annotations
 
 import functools
-import os
 import zlib
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -19,6 +18,7 @@ import numpy as np
 from scipy import signal, stats
 
 from bench.statistics import CONFIDENCE, Floats, Interval, independent_ratio_interval, percentile, ratio_interval
+from kernels.cores import usable_cores
 from kernels.output import run_command
 from kernels.usage import Parser
 
@@ -250,7 +250,7 @@ def main() -> int:
         ("percentile of calls", CALL_SIZES, study_calls, called),
     )
     print(f"% of {asked.runs} intervals that hold the truth, and their mean half-width in %, by processes x rounds\n")
-    with ProcessPoolExecutor(os.cpu_count()) as pool:
+    with ProcessPoolExecutor(usable_cores()) as pool:
         for title, sizes, study, lines in tables:
             heads = "".join(f"{f'{processes} x {rounds}':>15}" for processes, rounds in sizes)
             print(f"{title:<26}{heads}" + ("" if study is study_times else f"{'plain':>9}"))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import importlib.metadata
 import os
 import platform
@@ -12,6 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+
+from bench.facts import known
+from kernels.cores import cpu_quota
 
 PACKAGES = ("torch", "triton", "numpy", "scipy", "pandas", "matplotlib", "pytest-benchmark", "onnxruntime", "openvino")
 _THREAD_VARIABLES = ("OMP_", "MKL_", "KMP_", "GOMP_")
@@ -38,33 +40,37 @@ def describe(torch_facts: dict[str, Any], worker_environment: dict[str, str]) ->
 
 
 def machine() -> dict[str, Any]:
-    """Processor, caches, governor, cores, affinity, memory and GPU."""
+    """Processor, caches, governor, cores, affinity, quota, memory and GPU; what cannot be had is left out."""
+    cpu: dict[str, Any] = known(_cpu_info) or {}
     facts: dict[str, Any] = {
-        "system": platform.platform(),
-        "architecture": platform.machine(),
-        "processor": platform.processor() or platform.machine(),
-        "cores_physical": psutil.cpu_count(logical=False),
-        "cores_logical": psutil.cpu_count(),
-        "memory_bytes": psutil.virtual_memory().total,
-        "caches": _caches(),
+        "system": known(platform.platform),
+        "architecture": known(platform.machine),
+        "processor": cpu.get("brand_raw") or known(platform.processor) or known(platform.machine) or "unknown",
+        "vector_flags": _vector_flags(cpu.get("flags")),
+        "cores_physical": known(lambda: psutil.cpu_count(logical=False)),
+        "cores_logical": known(psutil.cpu_count),
+        "affinity": known(lambda: psutil.Process().cpu_affinity()),
+        "cpu_quota": known(cpu_quota),
+        "memory_bytes": known(lambda: psutil.virtual_memory().total),
+        "frequency_mhz": known(lambda: round(psutil.cpu_freq().current)),
+        "caches": known(_caches),
         "governor": _read(_CPU / "cpufreq/scaling_governor") or "not told by this system",
         "gpu": _gpu(),
     }
-    process = psutil.Process()
-    if hasattr(process, "cpu_affinity"):
-        facts["affinity"] = process.cpu_affinity()
-    with contextlib.suppress(ImportError):
-        import cpuinfo  # noqa: PLC0415 - optional
+    return {name: value for name, value in facts.items() if value is not None}
 
-        info = cpuinfo.get_cpu_info()
-        facts["processor"] = info.get("brand_raw", facts["processor"])
-        facts["vector_flags"] = [
-            flag for flag in info.get("flags", []) if flag.startswith(("avx", "amx", "fma", "asimd", "sve"))
-        ]
-    frequency = psutil.cpu_freq() if hasattr(psutil, "cpu_freq") else None
-    if frequency is not None:
-        facts["frequency_mhz"] = round(frequency.current)
-    return facts
+
+def _cpu_info() -> dict[str, Any]:
+    import cpuinfo  # noqa: PLC0415 - optional
+
+    return dict(cpuinfo.get_cpu_info())
+
+
+def _vector_flags(flags: Any) -> list[str] | None:
+    """Those of a processor's flags that name vector instructions; None where no flags are known."""
+    if not isinstance(flags, list):
+        return None
+    return [flag for flag in flags if str(flag).startswith(("avx", "amx", "fma", "asimd", "sve"))]
 
 
 def software() -> dict[str, Any]:
@@ -72,20 +78,23 @@ def software() -> dict[str, Any]:
     versions: dict[str, Any] = {"python": sys.version.split()[0]}
     for name in PACKAGES:
         try:
-            versions[name] = importlib.metadata.version(name)
+            found = importlib.metadata.distribution(name)
         except importlib.metadata.PackageNotFoundError:
             versions[name] = "not installed"
+        else:
+            # Broken metadata has none, or raises.
+            versions[name] = known(lambda found=found: found.version) or "not told by its metadata"  # type: ignore[misc]
     return versions
 
 
 def load() -> dict[str, Any]:
-    """How busy the machine is now: load averages and the CPU share in use over a fifth of a second."""
-    averages = [round(value, 2) for value in psutil.getloadavg()]
-    return {
-        "load_1_5_15_min": averages,
-        "cpu_percent": psutil.cpu_percent(interval=0.2),
-        "memory_available_bytes": psutil.virtual_memory().available,
+    """How busy the machine is now: load averages, the CPU share in use over a fifth of a second, the memory left."""
+    facts = {
+        "load_1_5_15_min": known(lambda: [round(value, 2) for value in psutil.getloadavg()]),
+        "cpu_percent": known(lambda: psutil.cpu_percent(interval=0.2)),
+        "memory_available_bytes": known(lambda: psutil.virtual_memory().available),
     }
+    return {name: value for name, value in facts.items() if value is not None}
 
 
 def git() -> dict[str, Any]:
@@ -114,14 +123,14 @@ def _caches() -> dict[str, str]:
 def _read(path: Path) -> str | None:
     try:
         return path.read_text(encoding="utf-8").strip()
-    except OSError:
+    except (OSError, UnicodeDecodeError):
         return None
 
 
 def _run(*command: str) -> str | None:
     """Output of a command, or None where it does not exist or fails."""
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True)  # noqa: S603
+        done = subprocess.run(command, capture_output=True, timeout=20, check=True)  # noqa: S603
     except (OSError, subprocess.SubprocessError):
         return None
-    return done.stdout.strip()
+    return done.stdout.decode(errors="replace").strip()

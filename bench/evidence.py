@@ -7,6 +7,7 @@ autocast may cast to another type than asked, all without a word; here the profi
 from __future__ import annotations
 
 import collections
+import contextlib
 import itertools
 import json
 import tempfile
@@ -85,10 +86,10 @@ def observe(call: Callable[[], object], device: str, runtime: Runtime | None = N
         call()
         if device == "cuda":
             torch.cuda.synchronize()
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "trace.json"
-        profiler.export_chrome_trace(str(path))
-        events = json.loads(path.read_text(encoding="utf-8"))["traceEvents"]
+    # By a name alone: Kineto takes line ends out of a path, which the temporary folder's may have.
+    with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
+        profiler.export_chrome_trace("trace.json")
+        events = json.loads(Path("trace.json").read_text(encoding="utf-8"))["traceEvents"]
     seen = _digest(events)
     if runtime is None:
         return seen

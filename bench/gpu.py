@@ -10,6 +10,8 @@ import os
 from dataclasses import dataclass
 from typing import Any
 
+from bench.facts import known
+
 #: NVML's reasons for a lower clock (nvml.h, nvmlClocksEventReasons*): name, bit, and whether it makes timings doubtful.
 #: Idle clocks and the limits that somebody set are states of the machine, and a GPU at its power cap is a GPU at work.
 _REASONS = (
@@ -69,24 +71,21 @@ def _others(pids: list[int]) -> int:
 
 
 def _ask(library: Any, name: str, default: Any, *arguments: Any) -> Any:
-    """An answer of NVML, or the default where this GPU or driver does not give it."""
-    try:
-        return getattr(library, name)(*arguments)
-    except library.NVMLError:
-        return default
+    """An answer of NVML, or the default where this GPU, driver or version of the library does not give it."""
+    found = known(lambda: getattr(library, name)(*arguments))
+    return default if found is None else found
 
 
 @functools.cache
 def _nvml() -> tuple[Any, Any] | None:
-    try:
-        import pynvml  # noqa: PLC0415 - optional
-    except ImportError:
-        return None
-    try:
-        pynvml.nvmlInit()
-        return pynvml, _handle(pynvml)
-    except pynvml.NVMLError:
-        return None
+    return known(_started)
+
+
+def _started() -> tuple[Any, Any]:
+    import pynvml  # noqa: PLC0415 - optional
+
+    pynvml.nvmlInit()
+    return pynvml, _handle(pynvml)
 
 
 def _handle(library: Any) -> Any:

@@ -19,6 +19,7 @@ from pathlib import Path
 import psutil
 
 from bench import gpu
+from bench.facts import known
 
 #: Share of one core that others may take before a stretch of rounds counts as disturbed.
 SHARE = 0.10
@@ -31,6 +32,7 @@ DELAY_SHARE = 0.05
 #: One look at whether the machine is quiet again, seconds.
 LOOK_S = 0.1
 _TASKS = Path("/proc/self/task")
+_FREQUENCY = Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_cur_freq")
 #: Bound here, before any variant can put another clock in its place.
 _now_s = time.perf_counter
 
@@ -41,15 +43,15 @@ class Reading:
 
     Attributes:
         wall_s: wall clock.
-        busy_s: CPU time of all processes, stolen time not among it.
+        busy_s: CPU time of all processes, stolen time not among it; None where the system does not tell.
         own_s: CPU time of this process.
-        stolen_s: time that the hypervisor gave to others.
+        stolen_s: time that the hypervisor gave to others; 0 where the system does not tell.
         delays_ns: how long each thread of this process was ready but had no core; None where the system does not tell.
         switches: times that this process had to give up a core; None likewise.
     """
 
     wall_s: float
-    busy_s: float
+    busy_s: float | None
     own_s: float
     stolen_s: float
     delays_ns: Mapping[str, int] | None = None
@@ -72,7 +74,8 @@ class Interference:
 
     Attributes:
         why: what disturbed it, in words; empty when nothing did.
-        others_share: cores that other processes kept busy during its stretch, on average.
+        others_share: cores that other processes kept busy during its stretch, on average; None where the system does
+            not tell.
         stolen_share: cores that the hypervisor took, likewise.
         delay_s: time in the round that the thread of ours that waited longest was ready but had no core; None where
             the system does not tell.
@@ -85,8 +88,8 @@ class Interference:
     """
 
     why: str = ""
-    others_share: float = 0.0
-    stolen_share: float = 0.0
+    others_share: float | None = 0.0
+    stolen_share: float | None = 0.0
     delay_s: float | None = None
     switches: int | None = None
     load: float | None = None
@@ -98,12 +101,18 @@ class Interference:
 
 def read() -> Reading:
     """Read the counters now."""
+    busy, stolen = known(_system_times) or (None, 0.0)
+    return Reading(_now_s(), busy, time.process_time(), stolen, read_delays(), known(_switches))
+
+
+def _system_times() -> tuple[float, float]:
+    """CPU seconds of all processes, and those that the hypervisor took."""
     times = psutil.cpu_times()
     idle = times.idle + getattr(times, "iowait", 0.0)
     stolen = getattr(times, "steal", 0.0)
     # `guest` time is counted in `user` already.
     counted = sum(times) - getattr(times, "guest", 0.0) - getattr(times, "guest_nice", 0.0)
-    return Reading(_now_s(), counted - idle - stolen, time.process_time(), stolen, read_delays(), _switches())
+    return counted - idle - stolen, stolen
 
 
 def read_delays() -> dict[str, int] | None:
@@ -115,21 +124,25 @@ def read_delays() -> dict[str, int] | None:
     with contextlib.suppress(OSError):
         for task in os.listdir(_TASKS):  # noqa: PTH208 - read between rounds, where Path objects cost time
             # A thread may end between the listing and the reading.
-            with contextlib.suppress(OSError), open(f"{_TASKS}/{task}/schedstat", "rb") as file:  # noqa: PTH123
+            # Some systems have the file and nothing in it.
+            with (
+                contextlib.suppress(OSError, ValueError, IndexError),
+                open(f"{_TASKS}/{task}/schedstat", "rb") as file,  # noqa: PTH123
+            ):
                 found[task] = int(file.read().split()[1])
     return found or None
 
 
-def _switches() -> int | None:
-    try:
-        import resource  # noqa: PLC0415 - not on every system
-    except ImportError:
-        return None
+def _switches() -> int:
+    import resource  # noqa: PLC0415 - not on every system
+
     return resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw
 
 
 def others_s(before: Reading, after: Reading) -> float:
-    """CPU seconds of other processes between two readings; at least 0."""
+    """CPU seconds of other processes between two readings; at least 0, and 0 where the system does not tell."""
+    if before.busy_s is None or after.busy_s is None:
+        return 0.0
     return max(0.0, (after.busy_s - before.busy_s) - (after.own_s - before.own_s))
 
 
@@ -152,6 +165,7 @@ def delayed(delay_s: float | None, wall_s: float) -> bool:
 def judge(before: Reading, after: Reading, device: str = "cpu") -> Interference:
     """What happened between two readings that are at least `STRETCH_S` apart; nearer ones see less."""
     wall_s = max(after.wall_s - before.wall_s, 1e-9)
+    told = before.busy_s is not None and after.busy_s is not None
     seen = gpu.read() if device == "cuda" else gpu.NOTHING
     reasons = []
     if disturbed(before, after):
@@ -163,10 +177,10 @@ def judge(before: Reading, after: Reading, device: str = "cpu") -> Interference:
         reasons.append(f"{seen.others} other processes on the GPU")
     return Interference(
         why="; ".join(reasons),
-        others_share=round(others_s(before, after) / wall_s, 4),
-        stolen_share=round(stolen_s(before, after) / wall_s, 4),
-        load=_load(),
-        frequency_mhz=_frequency_mhz(),
+        others_share=round(others_s(before, after) / wall_s, 4) if told else None,
+        stolen_share=round(stolen_s(before, after) / wall_s, 4) if told else None,
+        load=known(_load),
+        frequency_mhz=known(_frequency_mhz),
         gpu_clock_mhz=seen.clock_mhz,
         gpu_throttled=seen.throttled,
         gpu_others=seen.others,
@@ -193,17 +207,10 @@ def wait_until_quiet(patience_s: float, sleep: Callable[[float], object] = time.
     return time.perf_counter() - start
 
 
-def _load() -> float | None:
-    try:
-        return round(os.getloadavg()[0], 2)
-    except (AttributeError, OSError):
-        return None
+def _load() -> float:
+    return round(os.getloadavg()[0], 2)
 
 
-def _frequency_mhz() -> float | None:
+def _frequency_mhz() -> float:
     """The first core's clock as the driver sees it; /proc/cpuinfo, which is slow to read, is left alone."""
-    try:
-        text = Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_cur_freq").read_text(encoding="ascii")
-    except OSError:
-        return None
-    return int(text) / 1000
+    return int(_FREQUENCY.read_text(encoding="ascii")) / 1000

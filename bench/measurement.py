@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bench import plausible
+from bench import mark, plausible
 from bench.cases import REFERENCE, Case, Group
 from bench.process import Worker, WorkerError
 from bench.record import Status
@@ -56,15 +56,15 @@ class Measurement:
 
     def _process(self, budget_s: float) -> tuple[float, bool]:
         """One worker process; returns the seconds its rounds took, and whether it ended well."""
-        mark = self.scratch / "mark"
-        mark.write_bytes(b"")
+        file = self.scratch / "mark"
+        file.write_bytes(b"")
         rounds: list[RoundData] = []
         sampled: dict[str, Any] = {}
         worker_start = time.perf_counter()
         sampling_start = worker_start
         try:
             with Worker(self.runner.settings, self.runner.log, self.scratch / "shared") as worker:
-                request = self.runner.next_request(self.cases, budget_s, mark)
+                request = self.runner.next_request(self.cases, budget_s, file)
                 for event in worker.ask("measure", self.runner.plan.suite.case_limit_s, **request):
                     if event["event"] == "gate":
                         self._gate(event)
@@ -76,7 +76,7 @@ class Measurement:
                         sampling_start = time.perf_counter()
         except WorkerError as error:
             # In the rounds all variants take turns; the mark says whose turn it was.
-            culprit = error.variant or mark.read_bytes().decode(errors="replace").strip("\0 ")
+            culprit = error.variant or mark.read(file.read_bytes())
             if culprit not in {case.variant for case in self.cases}:
                 # Nobody to blame: without this, a worker that always dies at its start would be started for ever.
                 for case in self.cases:

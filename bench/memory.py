@@ -11,13 +11,20 @@ from pathlib import Path
 
 import psutil
 
+from bench.facts import known
+
 _STATUS = Path("/proc/self/status")
 _CLEAR_REFS = Path("/proc/self/clear_refs")
 
 
-def resident_bytes() -> int:
-    """Resident memory of this process now, bytes."""
-    return _status("VmRSS") or int(psutil.Process().memory_info().rss)
+def resident_bytes() -> int | None:
+    """Resident memory of this process now, bytes; None where the system does not tell."""
+    return _status("VmRSS") or known(lambda: int(psutil.Process().memory_info().rss))
+
+
+def above(value: int | None, baseline: int | None) -> int | None:
+    """Bytes that a value lies above a baseline, at least 0; None where one of them is not known."""
+    return None if value is None or baseline is None else max(0, value - baseline)
 
 
 def reset_peak() -> bool:

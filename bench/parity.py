@@ -134,13 +134,14 @@ def judge(
             yardstick = max(yardstick, usual_errors().get(name, 0.0) / size)
             check = Check(name, error, limit_for(yardstick, precision, summed))
         elif not check.passed and name.startswith(GRADIENT):
-            own = float(torch.linalg.vector_norm(true))
-            size = max(own, usual().get(name, 0.0), sys.float_info.min)
+            # One that is exactly 0 has no relative error, and still a usual size.
+            size = max(float(torch.linalg.vector_norm(true)), usual().get(name, 0.0), sys.float_info.min)
+            usually = 0.0
             if error <= max(RECOGNISABLE, 2 * yardstick):
-                size = max(size, _uncancelled(name, truth))
-                yardstick = max(yardstick, usual_errors().get(name, 0.0) / max(own, sys.float_info.min))
-            share = own / size
-            check = Check(name, share * error, limit_for(share * yardstick, precision, summed))
+                size, usually = max(size, _uncancelled(name, truth)), usual_errors().get(name, 0.0)
+            error = _error(found[name], true, size) if name in found else math.inf
+            yardstick = max(_error(expected[name], true, size), usually / size)
+            check = Check(name, error, limit_for(yardstick, precision, summed))
         checks.append(check)
     return Verdict(tuple(checks))
 

@@ -10,6 +10,7 @@ import re
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -25,8 +26,16 @@ Event = dict[str, Any]
 #: A worker inside a long call does not notice that its parent was killed, and no compiler that it started would.
 _GUARD = 'read -r _; kill -s KILL -- "-$0"'
 
+#: Environment variable with the plugin files, a JSON list: a path may hold any character.
+PLUGINS = "SEQ2SEQ_BENCH_PLUGINS"
+
+#: Kineto tells of each start and end of a profile, as something worse than an error; the profiler raises what matters.
+QUIET = {"KINETO_LOG_LEVEL": "6"}
+
 #: Seconds a worker may take to start (importing torch).
 START_LIMIT_S = 120.0
+#: Seconds a process may take to end that has no reason to live, and the last lines to arrive of one that has ended.
+GRACE_S, DRAIN_S = 5.0, 1.0
 
 
 @dataclass(frozen=True)
@@ -49,7 +58,7 @@ class Settings:
         if self.wait_policy != "default":
             found["OMP_WAIT_POLICY"] = self.wait_policy
         if self.plugins:
-            found["SEQ2SEQ_BENCH_PLUGINS"] = os.pathsep.join(str(path.resolve()) for path in self.plugins)
+            found[PLUGINS] = json.dumps([str(path.resolve()) for path in self.plugins])
         return found
 
 
@@ -89,26 +98,34 @@ class Worker:
     def __enter__(self) -> Self:
         """Start the process and wait until it is up."""
         self._kills = _oom_kills()
-        environment = os.environ | self.settings.variables()
-        environment |= cache_variables(self.cache) | {
-            "PYTHONPATH": os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH")))),
-        }
         self._log_file = self.log.open("a", encoding="utf-8")
         self._log_start = self._log_file.tell()
-        self._child = subprocess.Popen(
-            [sys.executable, "-m", "bench.worker"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self._log_file,
-            env=environment,
-            cwd=ROOT,
-            encoding="utf-8",
-            # A group of its own: compilers start children, and all must end together.
-            start_new_session=True,
-        )
+        # Pipes of their own: whatever a library, a plugin or a child of theirs prints, at whatever level and moment,
+        # is no answer, and what reads standard input takes no request.
+        (requests, own_requests), (own_answers, answers) = os.pipe(), os.pipe()
+        self._requests = os.fdopen(own_requests, "w", encoding="utf-8")
+        self._answers = os.fdopen(own_answers, encoding="utf-8")
+        try:
+            self._child = subprocess.Popen(  # noqa: S603 - our own module and two numbers
+                [sys.executable, "-u", "-m", "bench.worker", str(requests), str(answers)],
+                pass_fds=(requests, answers),
+                stdin=subprocess.DEVNULL,
+                stdout=self._log_file,
+                stderr=subprocess.STDOUT,
+                env=QUIET | os.environ | self.settings.variables() | cache_variables(self.cache),
+                # Where `-m` looks for modules first; in PYTHONPATH a folder with a colon in its name would be two.
+                cwd=ROOT,
+                # A group of its own: compilers start children, and all must end together.
+                start_new_session=True,
+            )
+        finally:
+            os.close(requests)
+            os.close(answers)
         try:
             self._guard = guard(self._child.pid)
-            threading.Thread(target=self._read, daemon=True).start()
+            reader = threading.Thread(target=self._read, daemon=True)
+            reader.start()
+            threading.Thread(target=self._watch, args=(reader,), daemon=True).start()
             self._next(START_LIMIT_S, "start")
         except BaseException:
             # `with` calls __exit__ only for what was entered.
@@ -118,18 +135,11 @@ class Worker:
 
     def __exit__(self, *_: object) -> None:
         """End the process and everything it started."""
-        with contextlib.suppress(OSError):
-            os.killpg(self._child.pid, signal.SIGKILL)
-        # Before the worker's number is free for another process.
-        if self._guard:
-            self._guard.kill()
-            self._guard.wait()
-        self._child.wait()
-        for pipe in (self._child.stdin, self._child.stdout, self._guard and self._guard.stdin):
-            if pipe:
-                # A child that died early leaves unread requests behind.
-                with contextlib.suppress(OSError):
-                    pipe.close()
+        end(self._child, self._guard)
+        for pipe in (self._requests, self._answers):
+            # A child that died early leaves unread requests behind.
+            with contextlib.suppress(OSError):
+                pipe.close()
         self._log_file.close()
 
     def ask(self, request: str, limit_s: float, **fields: Any) -> Iterator[Event]:
@@ -143,11 +153,10 @@ class Worker:
         Raises:
             WorkerError: when the worker reports a failure, dies, or is silent for too long.
         """
-        assert self._child.stdin is not None  # noqa: S101 - opened as a pipe above
         stage, variant = request, ""
         with contextlib.suppress(BrokenPipeError):
-            self._child.stdin.write(json.dumps({"request": request, "threads": self.settings.threads} | fields) + "\n")
-            self._child.stdin.flush()
+            self._requests.write(json.dumps({"request": request, "threads": self.settings.threads} | fields) + "\n")
+            self._requests.flush()
         while True:
             event = self._next(limit_s, stage, variant)
             if event["event"] == "done":
@@ -159,11 +168,18 @@ class Worker:
             yield event
 
     def _read(self) -> None:
-        assert self._child.stdout is not None  # noqa: S101 - opened as a pipe above
         # A closed pipe ends the thread; what that means is for the main thread to find out.
         with contextlib.suppress(ValueError, OSError):
-            for line in self._child.stdout:
-                self._lines.put(line)
+            for line in self._answers:
+                # The last one may be torn.
+                if line.endswith("\n"):
+                    self._lines.put(line)
+        self._lines.put(None)
+
+    def _watch(self, reader: threading.Thread) -> None:
+        """Tell of the child's end also where something that it started holds its pipe open."""
+        self._child.wait()
+        reader.join(DRAIN_S)
         self._lines.put(None)
 
     def _next(self, limit_s: float, stage: str, variant: str = "") -> Event:
@@ -180,8 +196,11 @@ class Worker:
         return event
 
     def _post_mortem(self) -> tuple[Status, str]:
-        """Why the process is gone."""
-        code = self._child.wait()
+        """Why the process is gone, or answers no more."""
+        try:
+            code = self._child.wait(GRACE_S)
+        except subprocess.TimeoutExpired:
+            return Status.CRASHED, "the worker closed its answers and lived on, so it was ended"
         if code == -signal.SIGKILL and _oom_kills() > self._kills:
             return Status.OOM, "the worker was killed by the kernel for memory"
         if code < 0:
@@ -196,7 +215,24 @@ class Worker:
 
 def cache_variables(cache: Path) -> dict[str, str]:
     """Environment variables that have compilers keep what they cache in a folder of the run's."""
-    return {"TORCHINDUCTOR_CACHE_DIR": str(cache / "inductor"), "TRITON_CACHE_DIR": str(cache / "triton")}
+    return {
+        "TORCHINDUCTOR_CACHE_DIR": str(cache / "inductor"),
+        "TRITON_CACHE_DIR": str(cache / "triton"),
+        "CUDA_CACHE_PATH": str(cache / "cuda"),
+        "SEQ2SEQ_KERNEL_CACHE": str(cache / "kernels"),
+    }
+
+
+def plugin_paths() -> list[str]:
+    """The plugin files that this process was given, as `Settings.variables` names them."""
+    return [str(path) for path in json.loads(os.environ.get(PLUGINS) or "[]")]
+
+
+@contextlib.contextmanager
+def scratch_folder() -> Iterator[Path]:
+    """A folder for caches and logs of workers, which goes away with them."""
+    with tempfile.TemporaryDirectory(prefix="seq2seq-bench-", ignore_cleanup_errors=True) as folder:
+        yield Path(folder)
 
 
 def guard(group: int) -> subprocess.Popen[bytes]:
@@ -213,6 +249,23 @@ def guard(group: int) -> subprocess.Popen[bytes]:
         # Ctrl-C is for the parent alone.
         start_new_session=True,
     )
+
+
+def end(child: subprocess.Popen[bytes], watch: subprocess.Popen[bytes] | None) -> None:
+    """End a process with its group, and then its guard; one that even the kernel cannot end is left.
+
+    Args:
+        child: started as the first of its group.
+        watch: what `guard` gave for it.
+    """
+    with contextlib.suppress(OSError):
+        os.killpg(child.pid, signal.SIGKILL)
+    # Before the number is free for another process.
+    if watch:
+        watch.kill()
+        watch.communicate()
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        child.wait(GRACE_S)
 
 
 def _oom_kills() -> int:

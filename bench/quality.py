@@ -1,13 +1,12 @@
 """Time to quality: variants train one task from the same weights on the same batches until they are good enough.
 
-Each variant has a worker process of its own, all alive at once and one at work: in each round every variant takes its
-block of steps, in a new random order, so that whatever disturbs the machine meets all of them alike. The gate judges
-each before its first and after its last step.
+Each variant has a worker process of its own until it drops out, all alive at once and one at work: in each round every
+variant takes its block of steps, in a new random order, so that whatever disturbs the machine meets all of them alike.
+The gate judges each before its first and after its last step.
 """
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import random
 import time
@@ -84,27 +83,34 @@ class Stage:
             variants: names.
             status: told what goes on.
         """
-        with contextlib.ExitStack() as stack:
-            for name in variants:
-                status(f"time to quality: {name}, build and gate")
-                self.trained[name] = Trained(name)
-                self._guarded(name, lambda name=name: self._begin(name, stack))  # type: ignore[misc]
-            order = random.Random(self.seed)  # noqa: S311 - an order, not a secret
-            step = 0
-            while self._running() and step < self.part.steps and not self._all_reached():
-                steps = min(self.part.block, self.part.steps - step)
-                step += steps
-                turns = self._running()
-                order.shuffle(turns)
-                for name in turns:
-                    status(f"time to quality: step {step} of at most {self.part.steps}, {name}")
-                    self._guarded(name, lambda name=name, steps=steps: self._block(name, steps))  # type: ignore[misc]
-            for name in self._running():
-                self._guarded(name, lambda name=name: self._end(name))  # type: ignore[misc]
+        try:
+            self._train(variants, status)
+        finally:
+            for name in list(self._workers):
+                self._dismiss(name)
         return figures(self.part, self._metric, self.device, self.settings.threads, self.trained)
 
+    def _train(self, variants: Iterable[str], status: Callable[[str], object]) -> None:
+        """Gate all, then let them take turns until all are good enough or no steps are left, then gate again."""
+        for name in variants:
+            status(f"time to quality: {name}, build and gate")
+            self.trained[name] = Trained(name)
+            self._guarded(name, lambda name=name: self._begin(name))  # type: ignore[misc]
+        order = random.Random(self.seed)  # noqa: S311 - an order, not a secret
+        step = 0
+        while self._running() and step < self.part.steps and not self._all_reached():
+            steps = min(self.part.block, self.part.steps - step)
+            step += steps
+            turns = self._running()
+            order.shuffle(turns)
+            for name in turns:
+                status(f"time to quality: step {step} of at most {self.part.steps}, {name}")
+                self._guarded(name, lambda name=name, steps=steps: self._block(name, steps))  # type: ignore[misc]
+        for name in self._running():
+            self._guarded(name, lambda name=name: self._end(name))  # type: ignore[misc]
+
     def _running(self) -> list[str]:
-        return [name for name, one in self.trained.items() if name in self._workers and "status" not in one.fields]
+        return list(self._workers)
 
     def _all_reached(self) -> bool:
         """Whether every variant that still runs has reached the target: they all take the same number of steps."""
@@ -119,9 +125,17 @@ class Stage:
             action()
         except WorkerError as error:
             self._drop(name, error.status, error.reason)
+        # Its threads would stand beside the others' steps.
+        if "status" in self.trained[name].fields:
+            self._dismiss(name)
 
-    def _begin(self, name: str, stack: contextlib.ExitStack) -> None:
-        worker = stack.enter_context(Worker(self.settings, self._log, self._cache))
+    def _dismiss(self, name: str) -> None:
+        """End a variant's process, if it has one."""
+        if worker := self._workers.pop(name, None):
+            worker.__exit__()
+
+    def _begin(self, name: str) -> None:
+        worker = self._workers[name] = Worker(self.settings, self._log, self._cache).__enter__()
         request = {"part": dataclasses.asdict(self.part), "variant": name, "device": self.device, "seed": self.seed}
         for event in worker.ask("quality", self.limit_s, action="begin", **request):
             if event["event"] == "described":
@@ -129,7 +143,6 @@ class Stage:
                 if event["reason"]:
                     self._drop(name, Status.UNAVAILABLE, event["reason"])
             self._gate(name, event)
-        self._workers[name] = worker
 
     def _block(self, name: str, steps: int) -> None:
         start = time.perf_counter()

@@ -21,6 +21,7 @@ from bench import durable
 from bench.cases import REFERENCE, Quality
 from bench.rawfile import RawFile
 from bench.record import Status, column
+from kernels.output import utf8
 
 FILE = "quality.csv"
 #: Steps that a loss is averaged over before curves are compared: single batches differ more than variants do.
@@ -216,7 +217,7 @@ def write(folder: Path, records: Sequence[QualityRecord], trained: Sequence[tupl
     writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
     writer.writeheader()
     writer.writerows(dataclasses.asdict(record) for record in records)
-    durable.replace(folder / FILE, text.getvalue().encode())
+    durable.replace(folder / FILE, utf8(text.getvalue()))
 
 
 def _values(found: Mapping[str, Any]) -> list[Any]:

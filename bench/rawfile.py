@@ -18,6 +18,7 @@ from typing import Any
 from bench import durable
 from bench.errors import UsageError
 from bench.record import ROUND_COLUMNS, SAMPLE_COLUMNS
+from kernels.output import utf8
 
 Key = tuple[str, ...]
 
@@ -131,7 +132,7 @@ RAW_FILES = (SAMPLES, ROUNDS)
 def _member(rows: Iterable[Sequence[Any]]) -> bytes:
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows(rows)
-    return gzip.compress(text.getvalue().encode(), compresslevel=6)
+    return gzip.compress(utf8(text.getvalue()), compresslevel=6)
 
 
 def _torn(data: bytes) -> bool:

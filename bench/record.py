@@ -132,7 +132,8 @@ class Record:
         "time of the first call in a fresh process with an empty compiler cache, seconds"
     )
     compile_s: float | None = column(
-        "part of it that Dynamo and its backend spent compiling, backward included, seconds"
+        "part of it that was spent compiling, by Dynamo and its backend, backward included, or by the C++ compiler of "
+        "`cpu-fused`, seconds"
     )
 
     graphs: int | None = column("graphs that `torch.compile` captured; empty when the variant does not compile")
@@ -220,7 +221,8 @@ ROUND_COLUMNS: dict[str, str] = {
     "wall_s": "time of the round, untimed calls included, seconds",
     "waited_s": "time spent waiting for a quiet moment before it, seconds",
     "why": "what disturbed it, in words; empty when nothing did",
-    "others_share": "cores that other processes kept busy, on average over at least a quarter of a second around it",
+    "others_share": "cores that other processes kept busy, on average over at least a quarter of a second around it; "
+    "empty where the system does not tell",
     "stolen_share": "cores that the hypervisor gave to others, likewise",
     "delay_s": "time in the round that the thread that waited longest was ready but had no core, seconds; empty where "
     "the system does not tell",

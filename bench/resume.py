@@ -15,8 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bench.cases import Case, Suite, load_suite
+from bench.cases import Case, Suite, load_suite, overridden
 from bench.errors import UsageError
+from bench.process import PLUGINS
 from bench.rawfile import SAMPLES, Key
 from bench.store import RunFolder
 from bench.validation import validate
@@ -25,7 +26,7 @@ from bench.validation import validate
 SEED_ROOM = 100_000
 SEEDS = 2**31
 #: What of the machine and the software may change the figures. Packages that only draw are left out.
-_MACHINE = ("architecture", "processor", "cores_physical", "cores_logical", "affinity", "gpu")
+_MACHINE = ("architecture", "processor", "cores_physical", "cores_logical", "affinity", "cpu_quota", "gpu")
 _DRAWS_ONLY = frozenset({"pandas", "matplotlib", "pytest-benchmark"})
 #: Options that say how to run, not what: nothing of them is kept.
 PASSING = frozenset({"command", "resume", "dry_run", "out", "time_limit"})
@@ -131,7 +132,8 @@ def check(run: Begun, cases: Iterable[Case], facts: Mapping[str, Any]) -> None:
     pairs += [(n, then["software"].get(n), facts["software"].get(n)) for n in names if n not in _DRAWS_ONLY]
     for kind in ("workers", "inherited"):
         old, new = then["threads"][kind], facts["threads"][kind]
-        pairs += [(n, old.get(n), new.get(n)) for n in dict.fromkeys((*old, *new))]
+        # Plugins are held against each other by their content.
+        pairs += [(n, old.get(n), new.get(n)) for n in dict.fromkeys((*old, *new)) if n != PLUGINS]
     old, new = then["run"].get("plugins", {}), facts["plugins"]
     pairs += [(f"plugin {n}", old.get(n), new.get(n)) for n in dict.fromkeys((*old, *new))]
     for name, before, after in pairs:
@@ -143,10 +145,7 @@ def remarks(run: Begun, commit: str) -> list[str]:
     """What differs from the beginning and does not forbid to go on, a line each."""
     said = []
     try:
-        now = dataclasses.replace(load_suite(run.suite_word), budget_s=run.suite.budget_s)
-        if run.facts["run"].get("arguments", {}).get("no_second_instrument"):
-            now = dataclasses.replace(now, second_instrument=False)
-        same = now == run.suite
+        same = overridden(load_suite(run.suite_word), run.facts["run"].get("arguments", {})) == run.suite
     except UsageError:
         same = False
     if not same:

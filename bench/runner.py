@@ -1,4 +1,4 @@
-"""The parent: takes a plan through cold workers and group workers to records. It never imports torch.
+"""The parent: takes a plan (`bench.plan`) through cold workers and group workers to records. It never imports torch.
 
 Each case first runs alone in a fresh process (cold start, memory, evidence); what survives that is then measured
 together with its group in several worker processes, one after the other, each of which gates before and after.
@@ -12,18 +12,18 @@ import math
 import shutil
 import tempfile
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from bench import environment, quality, resume, second_instrument
-from bench.cases import REFERENCE, Case, Filters, Group, Suite, expand
+from bench.cases import REFERENCE, Case, Group
 from bench.console import Console
-from bench.errors import UsageError
 from bench.measurement import Measurement, failed, worst
-from bench.process import Settings, Worker, WorkerError
+from bench.plan import Described, Plan
+from bench.process import Settings, Worker, WorkerError, scratch_folder
 from bench.rawfile import ROUNDS, Key
 from bench.record import Record, Status
 from bench.resume import Begun
@@ -31,112 +31,8 @@ from bench.roofline import Ceilings, Judge
 from bench.store import RunFolder
 from bench.summary import Samples, figures
 
-#: Seconds that the parts of a run take besides the timed rounds, for the expected time: a worker's start, a case's
-#: cold run, the build, gates and warm-up of a case in a group worker, a compilation, cold and cached, the ceilings.
-START_S, COLD_S, READY_S, COMPILE_S, CACHED_S, CEILINGS_S = 2.0, 3.0, 1.2, 30.0, 7.0, 5.0
 #: The ceilings may take so long; a suite's own limit is one for a case.
 CEILINGS_LIMIT_S = 120.0
-
-
-@dataclass(frozen=True)
-class Described:
-    """A case with what is known of it before it runs: facts of its row, why it cannot run, whether it compiles long."""
-
-    case: Case
-    facts: dict[str, Any]
-    unavailable: str | None
-    compiles: bool = False
-
-    def record(self, **fields: Any) -> Record:
-        """Its record with the given fields."""
-        own: dict[str, Any] = {
-            "workload": self.case.workload,
-            "variant": self.case.variant,
-            "mode": self.case.mode,
-            "device": self.case.device,
-            "threads": self.case.threads,
-            "sweep_axis": self.case.sweep_axis,
-            "sweep_value": self.case.sweep_value,
-            "group": self.case.group,
-        }
-        return Record(**(own | self.facts | fields))
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What will run: the groups with their described cases; torch's facts; a line about each variant."""
-
-    suite: Suite
-    groups: tuple[tuple[Group, tuple[Described, ...]], ...]
-    torch_facts: dict[str, Any]
-    summaries: dict[str, str]
-
-    @property
-    def cases(self) -> tuple[Described, ...]:
-        """All cases in order."""
-        return tuple(case for _, cases in self.groups for case in cases)
-
-    @property
-    def runnable_groups(self) -> int:
-        """Groups with at least one case that may run."""
-        return sum(any(not case.unavailable for case in cases) for _, cases in self.groups)
-
-    @property
-    def group_budget_s(self) -> float:
-        """Seconds of timed rounds that each group gets."""
-        return self.suite.budget_s / max(1, self.runnable_groups)
-
-    @property
-    def second_cases(self) -> tuple[Case, ...]:
-        """Cases that are timed once more with pytest-benchmark, after all groups."""
-        if not self.suite.second_instrument:
-            return ()
-        runnable = (found for found in self.cases if not found.unavailable)
-        return tuple(found.case for found in runnable if second_instrument.takes(found.case, compiles=found.compiles))
-
-    def expected_s(self, recorded: Collection[Key] = ()) -> float:
-        """A rough guess of the run's length without what is recorded, seconds."""
-        total = START_S + (START_S + CEILINGS_S) * bool(self.runnable_groups)
-        total += sum(self.group_expected_s(cases, recorded) for _, cases in self.groups)
-        return total + second_instrument.expected_s(len(self.second_cases)) + quality.expected_s(self.suite.quality)
-
-    def group_expected_s(self, cases: Collection[Described], recorded: Collection[Key] = ()) -> float:
-        """A rough guess of how long the cases of a group take, those left out that are recorded, seconds."""
-        runnable = [c for c in cases if not c.unavailable and resume.case_key(c.case) not in recorded]
-        if not runnable:
-            return 0.0
-        compiling = sum(c.compiles for c in runnable)
-        cold_s = len(runnable) * COLD_S + compiling * COMPILE_S
-        ready_s = START_S + len(runnable) * READY_S + compiling * CACHED_S
-        return cold_s + self.suite.processes * ready_s + self.group_budget_s
-
-
-def make_plan(suite: Suite, filters: Filters, settings: Settings) -> Plan:
-    """Expand a suite and ask a worker what is known of each case.
-
-    Raises:
-        UsageError: for a name or override that does not exist, or a plugin that fails.
-    """
-    try:
-        with _scratch() as scratch, Worker(settings, scratch / "catalogue.log", scratch) as worker:
-            (found,) = worker.ask("catalogue", suite.case_limit_s)
-            groups = expand(suite, found, filters)
-            suite = dataclasses.replace(suite, quality=quality.narrowed(suite.quality, found, filters))
-            cases = [case for group in groups for case in group.cases]
-            events = list(worker.ask("describe", suite.case_limit_s, cases=[dataclasses.asdict(c) for c in cases]))
-    except WorkerError as error:
-        # The exception's own name helps nobody who mistyped a workload.
-        raise UsageError(error.reason.removeprefix("UnknownWorkloadError: ")) from error
-    described = iter([Described(c, e["facts"], e["reason"], e["compiles"]) for c, e in zip(cases, events, strict=True)])
-    summaries = {entry["name"]: entry["summary"] for entry in found["variants"]}
-    return Plan(suite, tuple((g, tuple(next(described) for _ in g.cases)) for g in groups), found["torch"], summaries)
-
-
-@contextlib.contextmanager
-def _scratch() -> Iterator[Path]:
-    """A folder for caches and logs that goes away with the run."""
-    with tempfile.TemporaryDirectory(prefix="seq2seq-bench-", ignore_cleanup_errors=True) as folder:
-        yield Path(folder)
 
 
 @dataclass
@@ -151,9 +47,9 @@ class Runner:
         options: of the command line, as a resumed run needs them.
         begun: the run that is resumed; None for a new one.
         recorded: cases of it that are recorded and stay so.
-        deadline_s: time of `time.perf_counter` that no group may be expected to pass; but for the first one, so that
-            a run always gets on.
-        unfinished: whether groups were left for `--resume` because of it.
+        deadline_s: time of `time.perf_counter` that nothing that is begun may be expected to pass; but for the first,
+            so that a run always gets on.
+        unfinished: whether something was left for `--resume` because of it.
         seed: of the gates' inputs and the rounds' order; drawn anew for each part of a run unless given.
     """
 
@@ -169,6 +65,7 @@ class Runner:
     unfinished: bool = field(default=False, init=False)
 
     def __post_init__(self) -> None:
+        self._begun_any = False
         # A resumed run knows the ceilings that its first part measured; the best of all counts.
         before = self.begun.facts.get("ceilings") or {} if self.begun else {}
         self._judge = Judge(self._ceilings, {device: Ceilings.of(found) for device, found in before.items()})
@@ -201,19 +98,19 @@ class Runner:
             self.folder.write_json("plan.json", {"suite": dataclasses.asdict(self.plan.suite), "cases": planned})
         self.folder.write_json("environment.json", facts)
         try:
-            for device in sorted({c.case.device for c in self._left()}):
+            for device in sorted({c.case.device for c in self.plan.left(self.recorded)}):
                 self._judge.look(device)
             facts["ceilings"] = self._judge.as_json()
             self.folder.write_json("environment.json", facts)
-            with _scratch() as scratch:
+            with scratch_folder() as scratch:
                 for group, cases in self._groups_in_time():
                     for ended in self._group(group, cases, scratch):
                         records += self.folder.append(*ended)
                         for record in records[-len(ended) :]:
                             self.console.record(record)
-                if not self.unfinished:
-                    self._second_instrument(scratch)
-                    self._quality(scratch)
+                for stage in (self._second_instrument, self._quality):
+                    if not self.unfinished:
+                        stage(scratch)
         except BaseException:
             # What ended the run is told, not what could not be derived then.
             with contextlib.suppress(OSError):
@@ -230,16 +127,17 @@ class Runner:
             # The guess is rough: where the groups so far took longer, this one will too.
             pace = max(1.0, took_s / expected_s) if expected_s else 1.0
             start_s = time.perf_counter()
-            if expected_s and own_s and start_s + own_s * pace > self.deadline_s:
-                self.unfinished = True
+            if own_s and not self._in_time(own_s * pace):
                 return
             yield group, cases
             if own_s:
                 expected_s, took_s = expected_s + own_s, took_s + time.perf_counter() - start_s
 
-    def _left(self) -> list[Described]:
-        """Cases that are yet to be measured."""
-        return [c for c in self.plan.cases if not c.unavailable and resume.case_key(c.case) not in self.recorded]
+    def _in_time(self, expected_s: float) -> bool:
+        """Whether what takes so long may be begun; what may not be is left for later."""
+        self.unfinished = self._begun_any and time.perf_counter() + expected_s > self.deadline_s
+        self._begun_any = True
+        return not self.unfinished
 
     def _facts(self, command: str) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
         """The content of environment.json, and in it the section of this part of the run and that of its load."""
@@ -271,6 +169,8 @@ class Runner:
         cases = [case for case in self.plan.second_cases if (case.group, case.variant) in ok]
         if not cases:
             return
+        if not second_instrument.done(self.folder.path) and not self._in_time(second_instrument.expected_s(len(cases))):
+            return
         self.console.status(f"second instrument: {len(cases)} cases with pytest-benchmark")
         limit_s = self.plan.suite.case_limit_s
         for line in second_instrument.run(cases, self.folder.path, self.settings, scratch / "shared", limit_s):
@@ -278,11 +178,8 @@ class Runner:
 
     def _quality(self, scratch: Path) -> None:
         """Train the suite's tasks until they are good enough; a time limit that would be passed leaves it for later."""
-        parts = self.plan.suite.quality
-        if not parts or quality.done(self.folder.path):
-            return
-        if time.perf_counter() + quality.expected_s(parts) > self.deadline_s:
-            self.unfinished = True
+        parts = self.plan.quality
+        if not parts or quality.done(self.folder.path) or not self._in_time(quality.expected_s(parts)):
             return
         device = self.plan.cases[0].case.device
         for record in quality.run(
@@ -339,7 +236,7 @@ class Runner:
         """What the machine can do now, by a fresh worker; without it the run goes on, and says so."""
         self.console.status("measuring what this machine can do at most")
         try:
-            with _scratch() as scratch, Worker(self.settings, self.log, scratch) as worker:
+            with scratch_folder() as scratch, Worker(self.settings, self.log, scratch) as worker:
                 (found,) = worker.ask("ceilings", CEILINGS_LIMIT_S, device=device)
         except WorkerError as error:
             self.console.say(f"the ceilings of {device} could not be measured: {error.reason}", "red")
@@ -364,7 +261,7 @@ class Runner:
         self.folder.append_samples(rows)
 
     def _cold(self, case: Case, scratch: Path) -> tuple[dict[str, Any], dict[str, Any] | None]:
-        """Run a case alone in a fresh process with an empty compiler cache.
+        """Run a case alone in a fresh process with empty caches of compilers and kernels.
 
         Returns:
             The fields found, and the fields of its failure or None.

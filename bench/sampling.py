@@ -11,7 +11,6 @@ import contextlib
 import dataclasses
 import functools
 import math
-import os
 import random
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -20,7 +19,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from bench import interference
+from bench import interference, mark
 from bench.block import Block
 from bench.cases import LEAST_ROUNDS
 from bench.clock import now_s, time_block, time_once
@@ -51,7 +50,6 @@ STOP_ROUNDS = 30
 #: Share of the budget that may be spent waiting for others to end their work.
 PATIENCE = 0.25
 HEARTBEAT_S = 1.0
-MARK_BYTES = 100
 
 
 @dataclass(frozen=True)
@@ -185,13 +183,13 @@ def sample(
     start = now_s()
     told = time.perf_counter()
     with open(mark_path, "r+b", buffering=0) as file:  # noqa: PTH123 - unbuffered
-        for found in rounds(subjects, per_block, device, plan, functools.partial(_mark, file.fileno())):
+        for found in rounds(subjects, per_block, device, plan, functools.partial(mark.write, file.fileno())):
             kept.append(found)
             if time.perf_counter() - told > HEARTBEAT_S:
                 told = time.perf_counter()
                 emit("progress", rounds=len(kept))
         # What goes wrong from here on is nobody's turn.
-        _mark(file.fileno(), "")
+        mark.write(file.fileno(), "")
     # What the samples must add up to, and what the parent's own clock must agree with.
     emit("sampled", elapsed_s=now_s() - start, rounds_s=sum(found.wall_s for found in kept))
     for found in kept:
@@ -200,10 +198,6 @@ def sample(
         }
         beside = dataclasses.asdict(found.beside)
         emit("round", number=found.number, wall_s=found.wall_s, waited_s=found.waited_s, beside=beside, blocks=blocks)
-
-
-def _mark(file: int, name: str) -> None:
-    os.pwrite(file, name.encode().ljust(MARK_BYTES), 0)
 
 
 def _stretch(

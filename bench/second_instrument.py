@@ -6,13 +6,11 @@ torch.
 
 from __future__ import annotations
 
-import contextlib
 import importlib.util
 import json
 import math
 import os
 import re
-import signal
 import subprocess
 import sys
 from collections.abc import Collection, Iterable
@@ -21,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.cases import Case
-from bench.process import ROOT, Settings, cache_variables, guard
+from bench.process import QUIET, ROOT, Settings, cache_variables, end, guard
 
 #: The workload that it takes; what compiles long is left out.
 WORKLOAD = "seed"
@@ -86,6 +84,12 @@ def expected_s(cases: int) -> float:
     return START_S + CASE_S * cases if cases else 0.0
 
 
+def done(folder: Path) -> bool:
+    """Whether a run folder has its figures already."""
+    # pytest-benchmark makes its file empty at its start, so one that was interrupted leaves no figures to keep.
+    return (folder / FILE).exists() and not read(folder).problem
+
+
 def run(cases: Collection[Case], folder: Path, settings: Settings, cache: Path, limit_s: float) -> list[str]:
     """Time cases with pytest-benchmark; its figures go into `folder / FILE`, its output into workers.log.
 
@@ -101,8 +105,7 @@ def run(cases: Collection[Case], folder: Path, settings: Settings, cache: Path, 
     """
     if importlib.util.find_spec("pytest") is None or importlib.util.find_spec("pytest_benchmark") is None:
         return ["second instrument: left out, since pytest-benchmark is not installed: pip install pytest-benchmark"]
-    # pytest-benchmark makes its file empty at its start, so one that was interrupted leaves no figures to keep.
-    if (folder / FILE).exists() and not read(folder).problem:
+    if done(folder):
         return [f"second instrument: {folder / FILE} is there already and is kept"]
     log = folder / "workers.log"
     try:
@@ -136,7 +139,8 @@ def variables(settings: Settings, cache: Path) -> dict[str, str]:
     """Environment of its process: what the run's workers get, and nothing of the user's own pytest."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
     return (
-        kept
+        QUIET
+        | kept
         | settings.variables()
         | cache_variables(cache)
         | {
@@ -165,13 +169,7 @@ def _run(line: list[str], environment: dict[str, str], output: int, limit_s: flo
     except subprocess.TimeoutExpired:
         return None
     finally:
-        with contextlib.suppress(OSError):
-            os.killpg(child.pid, signal.SIGKILL)
-        # Before the number is free for another process.
-        if watch:
-            watch.kill()
-            watch.communicate()
-        child.wait()
+        end(child, watch)
 
 
 def _refusals(said: str) -> list[str]:

@@ -11,6 +11,7 @@ import dataclasses
 import io
 import json
 import math
+import os
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ from bench import durable
 from bench.errors import UsageError
 from bench.rawfile import RAW_FILES, SAMPLES, RawFile
 from bench.record import COLUMNS, LACKING, SCHEMA_VERSION, Record, Status
+from kernels.output import utf8
 
 RUNS = Path("results") / "runs"
 
@@ -35,6 +37,26 @@ class RunFolder:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+
+    @staticmethod
+    def refuse(out: Path) -> None:
+        """Refuse a folder that a run could not be written into, without making it.
+
+        Raises:
+            UsageError: when it holds something already, or cannot be made.
+        """
+        try:
+            if out.exists() and not (out.is_dir() and all(map(durable.is_bookkeeping, out.iterdir()))):
+                msg = f"{out} exists and is not an empty folder; a run writes into a new one: name another with --out"
+                raise UsageError(msg)
+            there = next(folder for folder in (out, *out.absolute().parents) if folder.exists())
+            if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+                what = "is not writable" if there.is_dir() else "is not a folder"
+                msg = f"the run folder {out} cannot be written: {there} {what}; name another with --out"
+                raise UsageError(msg)
+        except OSError as error:
+            msg = f"the run folder {out} cannot be written: {error.strerror or error}; name another with --out"
+            raise UsageError(msg) from error
 
     @classmethod
     def create(cls, out: Path | None, suite: str) -> RunFolder:
@@ -50,10 +72,8 @@ class RunFolder:
             while out.exists():
                 out = RUNS / f"{stem}-{number}"
                 number += 1
+        cls.refuse(out)
         try:
-            if out.exists() and not (out.is_dir() and all(map(durable.is_bookkeeping, out.iterdir()))):
-                msg = f"{out} exists and is not an empty folder; a run writes into a new one: name another with --out"
-                raise UsageError(msg)
             out.mkdir(parents=True, exist_ok=True)
             probe = out / ".writable"
             probe.touch()
@@ -112,7 +132,7 @@ class RunFolder:
         writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
         writer.writeheader()
         writer.writerows(self.records())
-        durable.replace(self.path / "records.csv", text.getvalue().encode())
+        durable.replace(self.path / "records.csv", utf8(text.getvalue()))
 
     def records(self) -> list[dict[str, Any]]:
         """The records written so far, as plain values; a torn end is none."""

@@ -1,7 +1,7 @@
-"""The child process: everything that needs torch. It reads requests from its standard input, one JSON a line.
+"""The child process: everything that needs torch. Requests and answers are JSON, one a line, in pipes of their own.
 
-What it finds goes back as JSON lines on the standard output it was started with; anything that a library prints goes
-to standard error. A request ends with an event `done` or `failed`. What crashes here, crashes here alone.
+Their descriptors are its arguments, and nothing that it starts inherits them; whatever anybody prints goes to the log.
+A request ends with an event `done` or `failed`. What crashes here, crashes here alone.
 """
 
 from __future__ import annotations
@@ -15,22 +15,24 @@ import os
 import re
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import IO, Any
 
 import torch
-from torch import nn
 
 from bench import ceilings, evidence, memory
 from bench.cases import Case
 from bench.clock import synchronize, time_once
+from bench.facts import known
 from bench.honesty import Audit, restore_timekeepers
 from bench.parity import Gate, Verdict
+from bench.process import plugin_paths
 from bench.record import Status
 from bench.sampling import Plan, Subject, sample, warm_up
+from kernels.cpu import build
 from seq2seq.checkpoint_workload import starting_weights
 from seq2seq.contract import Extent
-from seq2seq.cost import cost, decoding, valid_steps
+from seq2seq.cost import built_parameters, cost, decoding, valid_steps
 from seq2seq.execution import Executable
 from seq2seq.tasks.batch import Batch, DataUnavailableError
 from seq2seq.variants import VARIANTS, Variant
@@ -41,9 +43,6 @@ Emit = Callable[..., None]
 
 #: How a lack of memory is told by what raises plain RuntimeErrors: the CPU allocator, CUDA, cuBLAS.
 _NO_MEMORY = ("can't allocate memory", "CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
-
-#: Environment variable that lists plugin files.
-PLUGINS = "SEQ2SEQ_BENCH_PLUGINS"
 
 WEIGHTS_SEED = 1
 TIMED_SEED = 0
@@ -79,11 +78,11 @@ def torch_facts() -> dict[str, Any]:
         "cuda": torch.version.cuda or "none",
     }
     if torch.cuda.is_available():
-        facts["cudnn"] = torch.backends.cudnn.version()
-        facts["gpu"] = torch.cuda.get_device_name()
-        facts["gpu_memory_bytes"] = torch.cuda.get_device_properties(0).total_memory
-        facts["gpu_capability"] = ".".join(map(str, torch.cuda.get_device_capability()))
-    return facts
+        facts["cudnn"] = known(torch.backends.cudnn.version)
+        facts["gpu"] = known(torch.cuda.get_device_name)
+        facts["gpu_memory_bytes"] = known(lambda: torch.cuda.get_device_properties(0).total_memory)
+        facts["gpu_capability"] = known(lambda: ".".join(map(str, torch.cuda.get_device_capability())))
+    return {name: value for name, value in facts.items() if value is not None}
 
 
 def _built_with(pattern: str) -> str:
@@ -93,7 +92,12 @@ def _built_with(pattern: str) -> str:
 
 
 def describe(request: dict[str, Any], emit: Emit) -> None:
-    """For each case: facts of its row that are known beforehand, and why it cannot run, if it cannot."""
+    """For each case: facts of its row that are known beforehand, and why it cannot run, if it cannot.
+
+    Args:
+        request: `cases`, and whether to `build` what variants need, which is found out only so.
+        emit: sends an event.
+    """
     workloads: dict[str, dict[str, Any]] = {}
     for fields in request["cases"]:
         case = Case(**fields)
@@ -106,9 +110,9 @@ def describe(request: dict[str, Any], emit: Emit) -> None:
             extent, more = _decoded(find_workload(case.workload), extent)
             facts |= more
         variant = VARIANTS[case.executed].here()
-        reason = reason or _refusal(variant, case)
+        reason = reason or _refusal(variant, case, build=request["build"])
         facts |= {"precision": variant.precision} | _cost_of(case, variant, extent)
-        emit("described", facts=facts, reason=reason, compiles=variant.compiles_long)
+        emit("described", facts=facts, reason=reason, compiles=variant.compiles_long, builds=bool(variant.builds))
 
 
 def _decoded(workload: Workload, extent: Extent) -> tuple[Extent, dict[str, int]]:
@@ -127,10 +131,10 @@ def _cost_of(case: Case, variant: Variant, extent: Extent | None) -> dict[str, i
     return dataclasses.asdict(cost(config, extent, case.mode, stored_bytes=stored, computed_bytes=computed))
 
 
-def _refusal(variant: Variant, case: Case) -> str | None:
+def _refusal(variant: Variant, case: Case, *, build: bool) -> str | None:
     """Why a variant cannot run; a requirement that fails itself speaks for its own variant alone."""
     try:
-        return variant.why_not(case.device, case.mode, find_workload(case.workload))
+        return variant.why_not(case.device, case.mode, find_workload(case.workload), build=build)
     except Exception as error:  # noqa: BLE001 - requirements probe machines, and may raise anything
         return f"its requirement could not be checked: {classify(error)[1]}"
 
@@ -151,8 +155,7 @@ def _facts_of(name: str) -> dict[str, Any]:
         "unavailable": None,
     }
     try:
-        with torch.device("meta"):
-            facts["parameters"] = sum(p.numel() for p in config.build(nn.LSTM).parameters())
+        facts["parameters"] = built_parameters(config)
         extent = Extent.of(workload.make_batch(TIMED_SEED))
         facts |= {"valid_steps": valid_steps(config, extent), "extent": extent}
     # A model that its library does not build is a ValueError too.
@@ -215,14 +218,16 @@ def cold(request: dict[str, Any], emit: Emit) -> None:
         ),
     }
     if peak is not None and steady is not None:
-        found["memory_peak_bytes"] = max(0, max(peak, steady) - baseline)
-        found["memory_steady_bytes"] = max(0, steady - resident)
+        found["memory_peak_bytes"] = memory.above(max(peak, steady), baseline)
+        found["memory_steady_bytes"] = memory.above(steady, resident)
     if case.device == "cuda":
         found["memory_cuda_allocated_bytes"] = torch.cuda.max_memory_allocated()
         found["memory_cuda_reserved_bytes"] = torch.cuda.max_memory_reserved()
     if compiled is not None:
         found |= {"graphs": compiled.graphs, "graph_breaks": compiled.breaks, "recompiles": compiled.recompiles}
         found["compile_s"] = compiled.seconds
+    elif variant.builds:
+        found["compile_s"] = build.spent_s()
     emit("cold", fields=found)
 
 
@@ -359,13 +364,9 @@ def serve(requests: IO[str], answers: IO[str]) -> None:
             emit("done")
 
 
-def load_plugins(paths: str) -> None:
-    """Run files that add variants or workloads of their own to the registries.
-
-    Args:
-        paths: file names, separated as in PATH.
-    """
-    for number, path in enumerate(filter(None, paths.split(os.pathsep))):
+def load_plugins(paths: Iterable[str]) -> None:
+    """Run files that add variants or workloads of their own to the registries."""
+    for number, path in enumerate(paths):
         spec = importlib.util.spec_from_file_location(f"bench_plugin_{number}", path)
         if spec is None or spec.loader is None:
             msg = f"plugin {path} is not a Python file"
@@ -381,15 +382,18 @@ def load_plugins(paths: str) -> None:
             raise ImportError(msg) from error
 
 
-def main() -> int:
-    """Keep the answers' channel to ourselves and serve."""
-    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(2, 1)
-    sys.stdout = sys.stderr
-    load_plugins(os.environ.get(PLUGINS, ""))
-    serve(sys.stdin, answers)
+def main(requests: str, answers: str) -> int:
+    """Serve; the arguments are descriptors."""
+    for stream in (sys.stdout, sys.stderr):
+        # A log takes what anybody prints, in whatever language.
+        stream.reconfigure(encoding="utf-8", errors="backslashreplace")  # type: ignore[union-attr]
+    for descriptor in (requests, answers):
+        os.set_inheritable(int(descriptor), False)
+    load_plugins(plugin_paths())
+    with os.fdopen(int(requests), encoding="utf-8") as asked, os.fdopen(int(answers), "w", encoding="utf-8") as told:
+        serve(asked, told)
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(*sys.argv[1:]))

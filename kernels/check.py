@@ -25,6 +25,7 @@ from typing import Any
 import torch
 
 from kernels.check_work import Task, Verdict, work
+from kernels.cores import usable_cores
 from kernels.dispatch import MODULES
 from kernels.guard import Outcome, Pool, seconds
 from kernels.output import run_command
@@ -78,7 +79,7 @@ def main(arguments: list[str] | None = None) -> int:
     if options.sanitize:
         return _sanitize(names)
     until = time.monotonic() + options.seconds
-    jobs = options.jobs or (max(1, min(12, (os.cpu_count() or 1) - 2)) if options.device == "cuda" else 1)
+    jobs = options.jobs or (max(1, min(12, usable_cores() - 2)) if options.device == "cuda" else 1)
     rows: list[dict[str, Any]] = []
     with Pool(work, jobs=jobs, timeout_s=options.timeout) as pool:
         for outcome in pool.run(_tasks(names, options, until)):

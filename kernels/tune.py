@@ -14,7 +14,6 @@ import datetime as dt
 import hashlib
 import importlib
 import itertools
-import os
 import subprocess
 import sys
 import time
@@ -25,6 +24,7 @@ import torch
 
 from kernels import check_work, table
 from kernels.check import TYPES
+from kernels.cores import usable_cores
 from kernels.dispatch import MODULES
 from kernels.guard import Pool, seconds
 from kernels.output import run_command
@@ -52,7 +52,7 @@ CHECKED_STEPS = 20
 #: Runs at full length that must give the same bits: a race that shows once in these is not written into a table.
 REPEATS = 50
 #: Children that compile and check; two cores are left to the parent and the driver.
-JOBS = max(1, min(12, (os.cpu_count() or 1) - 2))
+JOBS = max(1, min(12, usable_cores() - 2))
 #: Facts that figures depend on: where one has changed, old figures are measured anew.
 DEPENDS = ("torch", "triton", "cudnn", "driver", "kernels")
 PHASES = {"inference": (False, False), "forward": (False, True), "backward": (True, True)}

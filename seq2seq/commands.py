@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from kernels.cores import usable_cores
 from kernels.output import is_closed, lacking, utf8, write_new
 from seq2seq import checkpoint, plots
 from seq2seq import export as deployment
@@ -43,6 +44,8 @@ def run(arguments: argparse.Namespace) -> int:
     if getattr(arguments, "device", None) == "cuda" and not torch.cuda.is_available():
         msg = "--device cuda needs an NVIDIA GPU; this torch sees none"
         raise UsageError(msg)
+    # Torch's own number of threads does not know of a container's quota.
+    torch.set_num_threads(min(torch.get_num_threads(), usable_cores()))
     commands = {"train": train, "predict": predict, "translate": translate, "export": export}
     return commands[arguments.command](arguments)
 

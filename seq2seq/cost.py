@@ -10,6 +10,11 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from seq2seq.contract import Config, Extent
 
@@ -27,6 +32,23 @@ ADAM_TRANSFERS = 7
 TOKEN_BYTES = 8
 #: Gradients, moments and the weights of a training step are float32 in all variants.
 FULL_BYTES = 4
+
+
+class _NoRandomNumbers(TorchFunctionMode):
+    """Leaves random values out: on the device `meta` nothing holds them, and asking for them loads torch's compiler."""
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        del types
+        given = kwargs or {}
+        if function in {Tensor.normal_, Tensor.uniform_, nn.init.normal_, nn.init.uniform_, nn.init.kaiming_uniform_}:
+            return args[0] if args else given["tensor"]
+        return function(*args, **given)
+
+
+def built_parameters(config: Config) -> int:
+    """Number of the parameters that a model is built with, though none of them is made."""
+    with torch.device("meta"), _NoRandomNumbers():
+        return sum(parameter.numel() for parameter in config.build(nn.LSTM).parameters())
 
 
 @dataclass(frozen=True)

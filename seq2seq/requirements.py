@@ -14,9 +14,8 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
-from kernels.cpu import fused
+from kernels.cpu import build
 from kernels.lstm import LSTM
-from kernels.recurrence import Problem
 from seq2seq.workload import Workload
 
 #: Says why a variant cannot run on (device, mode, workload), or None when it can.
@@ -133,9 +132,18 @@ def needs_kernel(implementation: str, dtype: torch.dtype, *, tf32: bool = False)
 
 
 def needs_cpu_kernel(device: str, mode: str, workload: Workload) -> str | None:
-    """The fused CPU kernel must be there, or a compiler that can build it."""
-    del mode
-    return fused.refuses(Problem(device, torch.float32, workload.batch, workload.source_steps, 1))
+    """The fused CPU kernel must have a compiler; whether that compiles it, `compile_cpu_kernel` finds out."""
+    del device, mode, workload
+    return build.missing()
+
+
+def compile_cpu_kernel() -> str | None:
+    """Compile the fused CPU kernel, unless it lies compiled in its cache; why that cannot be done, or None."""
+    try:
+        build.library()
+    except build.BuildError as error:
+        return str(error)
+    return None
 
 
 def needs_compiler_beside_lstm(device: str, mode: str, workload: Workload) -> str | None:

@@ -23,6 +23,7 @@ from seq2seq.peers.requirements import inference_only, needs_int8, needs_package
 from seq2seq.requirements import (
     Requirement,
     cannot_decode,
+    compile_cpu_kernel,
     needs_compilable_training,
     needs_compiler,
     needs_compiler_beside_lstm,
@@ -83,6 +84,7 @@ class Variant:
         own_precision: gives the precision where the runtime chooses it by the machine; see `here`.
         devices: where it exists.
         requirements: what else it needs, checked before anything is built.
+        builds: compiles what it needs before its first call, or says why it cannot.
     """
 
     name: str
@@ -103,6 +105,7 @@ class Variant:
     own_precision: Callable[[], str] | None = None
     devices: tuple[str, ...] = ("cpu", "cuda")
     requirements: tuple[Requirement, ...] = ()
+    builds: Callable[[], str | None] | None = None
 
     @property
     def dtype(self) -> torch.dtype:
@@ -141,8 +144,15 @@ class Variant:
         low = self.runtime is not None or self.stores_low(mode)
         return self.dtype.itemsize if low else torch.float32.itemsize
 
-    def why_not(self, device: str, mode: str, workload: Workload) -> str | None:
-        """Why this variant cannot run there, or None when nothing speaks against it."""
+    def why_not(self, device: str, mode: str, workload: Workload, *, build: bool = True) -> str | None:
+        """Why this variant cannot run there, or None when nothing speaks against it.
+
+        Args:
+            device: `cpu` or `cuda`.
+            mode: of the workload.
+            workload: what it would run.
+            build: whether to compile what it needs, to find out whether that can be done.
+        """
         if device not in self.devices:
             return f"exists on {' and '.join(self.devices)} only"
         if device == "cuda" and not torch.cuda.is_available():
@@ -155,7 +165,7 @@ class Variant:
             reason = requirement(device, mode, workload)
             if reason:
                 return reason
-        return None
+        return self.builds() if build and self.builds else None
 
     def _cannot_step(self, mode: str) -> str | None:
         """Why it has no single steps, or nothing but them."""
@@ -226,6 +236,7 @@ VARIANTS: dict[str, Variant] = {
             lstm_options={"implementation": "cpu-fused"},
             devices=("cpu",),
             requirements=(needs_cpu_kernel,),
+            builds=compile_cpu_kernel,
         ),
         Variant(
             "cpu-fused-bf16",
@@ -235,6 +246,7 @@ VARIANTS: dict[str, Variant] = {
             precision="bf16-weights",
             devices=("cpu",),
             requirements=(inference_only, needs_cpu_kernel),
+            builds=compile_cpu_kernel,
         ),
         Variant(
             "cpu-fused-int8",
@@ -244,6 +256,7 @@ VARIANTS: dict[str, Variant] = {
             precision="int8",
             devices=("cpu",),
             requirements=(inference_only, needs_cpu_kernel),
+            builds=compile_cpu_kernel,
         ),
         Variant("cudnn", "nn.LSTM through cuDNN, eager fp32 without TF32", devices=("cuda",)),
         Variant(

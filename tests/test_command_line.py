@@ -16,6 +16,7 @@ import pytest
 from bench import __main__ as command_line
 from bench import runner
 from bench.cases import load_suite, suite_names
+from bench.console import Console
 from bench.process import WorkerError
 from bench.record import Status
 
@@ -114,11 +115,12 @@ def test_an_existing_run_folder_is_refused(empty, capsys):
     (empty / "mine").mkdir()
     (empty / "mine" / "records.jsonl").write_text("{}\n")
     words = ["run", "--suite", "smoke", "--out", "mine"]
-    code = command_line.main(words)
-    shown = capsys.readouterr()
-    assert code == 2
-    assert shown.err.startswith("error: mine exists")
-    assert shown.err.count("\n") == 1
+    for more in ([], ["--dry-run"]):
+        assert command_line.main([*words, *more]) == 2
+        shown = capsys.readouterr()
+        assert shown.err.startswith("error: mine exists")
+        assert shown.err.count("\n") == 1
+        assert shown.out == ""
     assert [path.name for path in (empty / "mine").iterdir()] == ["records.jsonl"]
 
 
@@ -236,8 +238,8 @@ import sys
 from bench.__main__ import main
 code = main(sys.argv[1:])
 heavy = [name for name in sys.modules if name.split(".")[0] in ("torch", "seq2seq", "kernels")]
-# The parser and the output of every command line, which import the standard library alone.
-light = ("kernels", "kernels.usage", "kernels.output")
+# The parser, the output and the count of cores of every command line, which import no torch.
+light = ("kernels", "kernels.usage", "kernels.output", "kernels.cores")
 print(code, [name for name in heavy if name not in light], file=sys.stderr)
 """
 
@@ -282,7 +284,7 @@ def test_what_the_parent_is_made_of_imports_no_torch():
             for alias in node.names
         }
         heavy = {module for module in imported if module.split(".")[0] in {"torch", "seq2seq", "kernels"}}
-        heavy -= {"kernels.output"}
+        heavy -= {"kernels.cores", "kernels.output", "kernels.usage"}
         assert not heavy, f"bench/{name}.py imports {heavy}"
 
 
@@ -325,3 +327,61 @@ def test_a_dry_run_tells_of_the_second_instrument(empty, capsys):
     assert command_line.main(["run", "--suite", "quick", "--dry-run", "--no-second-instrument"]) == 0
     assert line not in capsys.readouterr().out
     assert not list(empty.iterdir())
+
+
+def test_more_threads_than_cores_are_warned_of(empty, capsys, monkeypatch):
+    """One line that says what it means; as many threads as cores are no reason for it."""
+    monkeypatch.setattr(command_line, "usable_cores", lambda: 2)
+    words = ["run", "--suite", "smoke", "--variant", "reference", "--dry-run", "--threads"]
+    assert command_line.main([*words, "3"]) == 0
+    (line,) = (line for line in capsys.readouterr().out.splitlines() if line.startswith("warning: "))
+    assert "3 threads share the 2 cores" in line
+    assert "--threads 2" in line
+    assert command_line.main([*words, "2"]) == 0
+    assert "warning" not in capsys.readouterr().out
+    assert list(empty.iterdir()) == []
+
+
+@pytest.mark.parametrize("where", ["file/below", "file"])
+def test_a_folder_that_cannot_be_made_is_refused_at_once(where, empty, capsys):
+    """Before anything is asked of a worker, dry run or not; nothing is made."""
+    (empty / "file").touch()
+    for more in ([], ["--dry-run"]):
+        line = refused(["run", "--suite", "smoke", "--out", where, *more], capsys)
+        assert "file" in line
+        assert "name another with --out" in line
+    assert [path.name for path in empty.iterdir()] == ["file"]
+
+
+def test_a_run_in_which_nothing_can_run_promises_no_time(empty, capsys):
+    """It says what will happen instead."""
+    import torch
+
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    words = ["run", "--workload", "seed", "--variant", "cudnn", "--device", "cuda", "--dry-run"]
+    assert command_line.main(words) == 0
+    shown = capsys.readouterr().out
+    assert "none can run here" in shown
+    assert "expected time" not in shown
+    assert list(empty.iterdir()) == []
+
+
+def test_a_table_fits_the_terminal():
+    """Cells are wrapped, whatever they hold; a line of text is left to the terminal."""
+    rich = pytest.importorskip("rich.console")
+    console = Console()
+    console._rich = rich.Console(force_terminal=True, width=60, file=io.StringIO(), soft_wrap=True, color_system=None)
+    console.table(["a", "b", "c"], [["word " * 30, "x" * 100, "1"], ["2", "3", "4"]])
+    lines = console._rich.file.getvalue().splitlines()
+    assert max(map(len, lines)) <= 60
+    assert sum(line.count("x") for line in lines) == 100
+
+
+@pytest.mark.usefixtures("empty")
+def test_list_says_where_a_runtime_serves(capsys):
+    """In a user's words: what it cannot do."""
+    assert command_line.main(["list"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    line = next(line for line in lines if line.split()[:1] == ["cpu-fused-int8"])
+    assert "runs; inference only" in line or "install a C++ compiler" in line

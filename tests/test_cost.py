@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,11 +16,11 @@ from kernels.reference import LoopLSTM
 from seq2seq import cost as costs
 from seq2seq.attention import AttentionConfig
 from seq2seq.contract import IGNORE_TOKEN, Config, Extent
-from seq2seq.cost import Cost, cost
+from seq2seq.cost import Cost, built_parameters, cost
 from seq2seq.model import Seq2SeqConfig
 from seq2seq.single import SingleConfig
 from seq2seq.tasks.batch import Batch
-from seq2seq.workloads import find_workload
+from seq2seq.workloads import WORKLOADS, find_workload
 
 pytest.importorskip("hypothesis")
 from hypothesis import given, settings
@@ -210,3 +213,24 @@ def test_an_unknown_mode_is_refused():
     """A mode without a count gives no number that looks like one."""
     with pytest.raises(ValueError, match="expected inference, training or decode"):
         cost(Seq2SeqConfig(1, 1, 1), Extent(1, 1, 1), "generate")
+
+
+@pytest.mark.parametrize("name", WORKLOADS)
+def test_parameters_are_counted_without_any(name):
+    """As many as the model that is built has, of every family."""
+    config = WORKLOADS[name].config
+    with torch.device("meta"):
+        built = sum(value.numel() for value in config.build(nn.LSTM).parameters())
+    assert built_parameters(config) == built
+
+
+def test_counting_loads_no_compiler():
+    """Random values of what holds none would load torch's compiler, which takes longer than all else of a dry run."""
+    code = (
+        "import sys; from seq2seq.cost import built_parameters; from seq2seq.workloads import WORKLOADS; "
+        "print(built_parameters(WORKLOADS['translation-small'].config), 'torch._dynamo' in sys.modules)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=Path(__file__).parents[1]
+    )
+    assert done.stdout.split()[1] == "False"

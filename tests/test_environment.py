@@ -118,3 +118,74 @@ def test_a_machine_without_a_frequency_can_be_described(monkeypatch):
     """Virtual machines often tell none, and psutil then raises or gives nothing."""
     monkeypatch.setattr(environment.psutil, "cpu_freq", lambda: None)
     assert "frequency_mhz" not in environment.machine()
+
+
+#: What libraries that look at a machine raise where it has no such thing, or hides it.
+ERRORS = [
+    OSError(2, "No such file"),
+    NotImplementedError("no file"),
+    RuntimeError("no service"),
+    KeyError("MemTotal"),
+    ValueError("invalid literal"),
+    Exception("only X86 and ARM"),
+]
+#: Each function that is asked, and what of the description hangs on it.
+ASKED = [
+    (environment.psutil, "cpu_count", {"cores_physical", "cores_logical"}),
+    (environment.psutil, "virtual_memory", {"memory_bytes"}),
+    (environment.psutil, "cpu_freq", {"frequency_mhz"}),
+    (environment.psutil, "Process", {"affinity"}),
+    (environment.platform, "platform", {"system"}),
+    (environment.platform, "machine", {"architecture"}),
+    (environment.platform, "processor", set()),
+    (environment, "cpu_quota", {"cpu_quota"}),
+    (environment, "_caches", {"caches"}),
+    (environment, "_cpu_info", {"vector_flags"}),
+]
+
+
+@pytest.mark.parametrize("error", ERRORS, ids=repr)
+@pytest.mark.parametrize(("owner", "name", "facts"), ASKED, ids=[name for _, name, _ in ASKED])
+def test_a_fact_that_cannot_be_had_is_left_out(monkeypatch, owner, name, facts, error):
+    """Whatever raises costs its own facts alone, and the rest is as before."""
+
+    def broken(*_, **__):
+        raise error
+
+    # The real one starts processes.
+    monkeypatch.setattr(environment, "_cpu_info", lambda: {"brand_raw": "Some CPU", "flags": ["avx2"]})
+    monkeypatch.setattr(environment, "_gpu", lambda: "none")
+    before = environment.machine()
+    monkeypatch.setattr(owner, name, broken)
+    after = environment.machine()
+    assert not facts & set(after)
+    assert set(before) - facts == set(after)
+    assert after["processor"]
+
+
+@pytest.mark.parametrize("error", ERRORS, ids=repr)
+def test_a_load_that_cannot_be_had_is_left_out(monkeypatch, error):
+    """Without /proc a run starts all the same."""
+
+    def broken(*_, **__):
+        raise error
+
+    for name in ("getloadavg", "cpu_percent", "virtual_memory"):
+        monkeypatch.setattr(environment.psutil, name, broken)
+    assert environment.load() == {}
+
+
+def test_a_quota_is_told(monkeypatch):
+    """A container's limit is a fact of the machine; without one there is no such fact."""
+    monkeypatch.setattr(environment, "cpu_quota", lambda: 1.5)
+    assert environment.machine()["cpu_quota"] == 1.5
+    monkeypatch.setattr(environment, "cpu_quota", lambda: None)
+    assert "cpu_quota" not in environment.machine()
+
+
+def test_broken_metadata_is_told(monkeypatch, tmp_path):
+    """A package whose metadata has no version keeps no run from starting."""
+    (tmp_path / "broken_package-1.dist-info").mkdir()
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setattr(environment, "PACKAGES", ("broken-package",))
+    assert environment.software()["broken-package"] == "not told by its metadata"

@@ -121,3 +121,19 @@ def test_the_visible_gpu_is_asked(nvml, monkeypatch, visible, handle):
     nvml.nvmlDeviceGetClockInfo = lambda device, _: asked.append(device)
     gpu.read()
     assert asked == [handle]
+
+
+@pytest.mark.parametrize("error", [AttributeError("no such function"), OSError("no library"), ValueError("garbled")])
+def test_whatever_the_library_raises_costs_its_answer_alone(nvml, error):
+    """Versions of it lack functions, and drivers garble what they say."""
+
+    def fail(*_):
+        raise error
+
+    nvml.nvmlDeviceGetClockInfo = fail
+    nvml.nvmlDeviceGetComputeRunningProcesses = fail
+    nvml.nvmlDeviceGetCurrentClocksThrottleReasons = lambda _: 0x40
+    assert gpu.read() == gpu.State(None, "thermal, hardware", slowed=True, others=0)
+    gpu._nvml.cache_clear()
+    nvml.nvmlInit = fail
+    assert gpu.read() == gpu.NOTHING

@@ -86,7 +86,7 @@ def cheats():
         patch.setattr(Executable, "_compile", Executable._compile)
         patch.setattr(Executable, "__init__", Executable.__init__)
         before = dict(VARIANTS)
-        load_plugins(str(PLUGIN))
+        load_plugins([str(PLUGIN)])
         yield
         VARIANTS.clear()
         VARIANTS.update(before)
@@ -344,7 +344,9 @@ def test_a_run_refuses_every_cheat_and_measures_the_rest(records, mode, refused)
     for name in ("reference", "loop"):
         record = records["seed", mode, name]
         assert (record["status"], record["reason"]) == ("ok", "")
-        assert record["latency_p50_s"] > 0
+        # Percentiles are left out where a busy machine's few calls cannot bound them.
+        assert record["samples"] >= 2
+        assert record["throughput_seq_per_s"] > 0
 
 
 @pytest.mark.slow

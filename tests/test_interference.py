@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import time
@@ -211,3 +212,26 @@ def test_what_the_system_does_not_tell_is_unknown_and_not_zero(monkeypatch, tmp_
     assert read().delays_ns is None
     assert read().delay_since(read()) is None
     assert of_round(Interference(), None, None, 1.0).delay_s is None
+
+
+@pytest.mark.parametrize("error", [OSError(2, "no /proc"), PermissionError(13, "hidden"), ValueError("garbled")])
+def test_counters_that_cannot_be_had_claim_nothing(monkeypatch, tmp_path, error):
+    """Where the system does not tell, a round is neither disturbed nor told to be quiet, and nothing raises."""
+
+    def broken(*_):
+        raise error
+
+    for owner, name in ((interference.psutil, "cpu_times"), (interference, "_switches"), (os, "getloadavg")):
+        monkeypatch.setattr(owner, name, broken)
+    schedstat = tmp_path / "1" / "schedstat"
+    schedstat.parent.mkdir()
+    schedstat.touch()
+    monkeypatch.setattr(interference, "_TASKS", tmp_path)
+    (tmp_path / "frequency").write_text("<unknown>\n")
+    monkeypatch.setattr(interference, "_FREQUENCY", tmp_path / "frequency")
+    before, after = read(), read()
+    assert (before.busy_s, before.delays_ns, before.switches) == (None, None, None)
+    assert not disturbed(before, after)
+    found = judge(before, after)
+    assert (found.why, found.others_share, found.stolen_share) == ("", None, None)
+    assert (found.load, found.frequency_mhz) == (None, None)

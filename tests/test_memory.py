@@ -84,3 +84,17 @@ def test_the_mark_is_read_in_bytes(monkeypatch, tmp_path):
     (tmp_path / "status").write_text("VmPeak:\t 999 kB\nVmHWM:\t  3 kB\nVmRSS:\t 2 kB\n")
     monkeypatch.setattr(memory, "_STATUS", tmp_path / "status")
     assert memory.peak_bytes() == 3072
+
+
+def test_memory_that_cannot_be_had_is_none(monkeypatch, tmp_path):
+    """Without /proc and with a psutil that raises there is no figure, and no error."""
+
+    def broken(*_):
+        raise psutil.AccessDenied
+
+    monkeypatch.setattr(memory, "_STATUS", tmp_path / "none")
+    monkeypatch.setattr(memory.psutil, "Process", broken)
+    assert memory.resident_bytes() is None
+    assert memory.peak_bytes() is None
+    assert memory.above(10, memory.resident_bytes()) is None
+    assert (memory.above(10, 3), memory.above(3, 10)) == (7, 0)

@@ -420,6 +420,31 @@ def test_a_gradient_that_nearly_cancels_is_judged_by_its_usual_size():
     assert not judge(**nearly_cancelled(0.005), precision="fp32", usual=lambda: usual).passed
 
 
+def test_a_gradient_that_cancels_exactly_is_judged_by_its_usual_size():
+    """One that is 0 in float64 has no relative error: its terms' rounding passes, what is wrong is told by how much.
+
+    Without a usual size only 0 is right, and what is no number or missing is always wrong.
+    """
+
+    def verdict(value: float, precision: str, usual: float = 1.0, expected: float = 0.0) -> Verdict:
+        found, right = ({"grad fc.bias": torch.tensor([v], dtype=torch.float64)} for v in (value, expected))
+        truth = {"grad fc.bias": torch.zeros(1, dtype=torch.float64)}
+        return judge(found, truth, right, precision, usual=lambda: {"grad fc.bias": usual})
+
+    assert verdict(0.005, "bf16").passed
+    assert verdict(0.005, "bf16", expected=0.004).passed
+    assert not verdict(0.05, "bf16").passed
+    assert verdict(0.05, "bf16").describe() == "grad fc.bias: error 5.00e-02, limit 1.56e-02"
+    assert not verdict(0.005, "fp32").passed
+    assert verdict(1e-6, "fp32").passed
+    assert not verdict(1e-6, "fp32", usual=0.0).passed
+    assert verdict(0.0, "fp32", usual=0.0).passed
+    for wrong in (math.nan, math.inf):
+        assert not verdict(wrong, "bf16").passed
+        assert "error inf" in verdict(wrong, "bf16").describe()
+    assert not judge({}, {"grad fc.bias": torch.zeros(1)}, {"grad fc.bias": torch.zeros(1)}, "bf16").passed
+
+
 def test_the_usual_size_makes_no_limit_narrower_and_no_output_wider():
     """A gradient that is larger than usual keeps its own norm, and what is no gradient has no other."""
     assert not judge(**nearly_cancelled(0.005), precision="bf16", usual=lambda: {"grad fc.bias": 1e-6}).passed

@@ -25,12 +25,13 @@ from bench.record import Status
 
 HELLO = """
 import json, os, signal, subprocess, sys, time
+requests, answers = os.fdopen(int(sys.argv[1])), os.fdopen(int(sys.argv[2]), "w")
 def emit(event, **fields):
-    print(json.dumps({"event": event, **fields}), flush=True)
+    print(json.dumps({"event": event, **fields}), file=answers, flush=True)
 emit("hello", pid=os.getpid())
 """
 #: Answers every request with what it was asked.
-ECHO = HELLO + "for line in sys.stdin:\n    emit('echo', **json.loads(line))\n    emit('done')\n"
+ECHO = HELLO + "for line in requests:\n    emit('echo', **json.loads(line))\n    emit('done')\n"
 
 
 @pytest.fixture
@@ -43,8 +44,8 @@ def child(monkeypatch, tmp_path):
         def instead(command: list[str], **options: object) -> subprocess.Popen[str]:
             if command[0] == "/bin/sh":  # The guard.
                 return real(command, **options)
-            assert command == [sys.executable, "-m", "bench.worker"]
-            started.append(real([sys.executable, "-c", code], **options))
+            assert command[:-2] == [sys.executable, "-u", "-m", "bench.worker"]
+            started.append(real([sys.executable, "-u", "-c", code, *command[-2:]], **options))
             return started[-1]
 
         monkeypatch.setattr(process.subprocess, "Popen", instead)
@@ -55,9 +56,6 @@ def child(monkeypatch, tmp_path):
         with contextlib.suppress(OSError):
             os.killpg(found.pid, signal.SIGKILL)
         found.wait()
-        for pipe in (found.stdin, found.stdout):
-            with contextlib.suppress(OSError):
-                pipe.close()
 
 
 def failure(worker: Worker, limit_s: float = 20.0) -> WorkerError:
@@ -188,7 +186,7 @@ from bench import process
 
 real, code = subprocess.Popen, sys.argv[1]
 process.subprocess.Popen = lambda command, **o: real(
-    [sys.executable, "-c", code] if command[0] == sys.executable else command, **o)
+    [sys.executable, "-c", code, *command[-2:]] if command[0] == sys.executable else command, **o)
 with process.Worker(process.Settings(1), Path(sys.argv[2]), Path(sys.argv[2])) as worker:
     print(*next(worker.ask("cold", 20.0))["pids"], flush=True)
     time.sleep(60)
@@ -274,13 +272,24 @@ def test_a_worker_that_died_between_requests_is_told(child):
 def test_settings_travel_as_environment_variables(child, tmp_path):
     """Threads, how they wait, plugins by absolute path, and caches of the run's own."""
     code = HELLO + "emit('variables', values=dict(os.environ))\nemit('done')\ntime.sleep(60)"
-    plugins = (tmp_path / "a.py", tmp_path / "b.py")
+    plugins = (tmp_path / "a:ü\n b.py", tmp_path / os.fsdecode(b"\xff.py"))
     with child(code, Settings(3, "active", plugins)) as worker:
         values = next(worker.ask("cold", 20.0))["values"]
     assert (values["OMP_NUM_THREADS"], values["MKL_NUM_THREADS"], values["OMP_WAIT_POLICY"]) == ("3", "3", "active")
-    assert values["SEQ2SEQ_BENCH_PLUGINS"].split(os.pathsep) == [str(path) for path in plugins]
+    assert json.loads(values["SEQ2SEQ_BENCH_PLUGINS"]) == [str(path) for path in plugins]
     assert values["TORCHINDUCTOR_CACHE_DIR"].startswith(str(tmp_path / "cache"))
     assert values["TRITON_CACHE_DIR"].startswith(str(tmp_path / "cache"))
+
+
+@pytest.mark.parametrize(("own", "level"), [(None, "6"), ("0", "0")])
+def test_the_profiler_s_notes_are_left_out_of_the_log(child, monkeypatch, own, level):
+    """Of 124 lines of a log, 82 were Kineto's; who wants to see them says so."""
+    monkeypatch.delenv("KINETO_LOG_LEVEL", raising=False)
+    if own is not None:
+        monkeypatch.setenv("KINETO_LOG_LEVEL", own)
+    code = HELLO + "emit('variables', values=dict(os.environ))\nemit('done')\ntime.sleep(60)"
+    with child(code) as worker:
+        assert next(worker.ask("cold", 20.0))["values"]["KINETO_LOG_LEVEL"] == level
 
 
 def test_the_default_wait_policy_is_nobody_s():
@@ -323,3 +332,78 @@ def test_events_are_one_json_a_line():
     hello, failed = map(json.loads, answers.getvalue().splitlines())
     assert hello["event"] == "hello"
     assert (failed["event"], failed["status"]) == ("failed", "error")
+
+
+#: Ways to print, from Python and below it, at once, in a child, and at the end.
+PRINTING = [
+    'print(\'{"event": "done"}\', flush=True)',
+    'os.write(1, b\'{"event": "done"}\\n\')',
+    'os.write(2, b\'{"event": "done"}\\n\')',
+    'import ctypes\nctypes.CDLL(None).puts(b\'{"event": "done"}\')',
+    "os.system('echo done')",
+    "subprocess.run(['sh', '-c', 'echo done; echo done >&2'])",
+    "print('\\udcff → no such text')",
+    "os.write(1, bytes(range(256)))",
+    "import atexit\natexit.register(print, 'at the end')",
+    "subprocess.Popen(['sleep', '60'])",
+]
+
+
+@pytest.mark.parametrize("code", PRINTING)
+def test_nothing_that_is_printed_is_an_answer(code, monkeypatch, tmp_path):
+    """The real worker, with a plugin that prints: its answers come whole, and what was printed is in the log."""
+    monkeypatch.setenv("PYTHONIOENCODING", "ascii")
+    plugin = tmp_path / "printing.py"
+    plugin.write_text(
+        "import os, subprocess, threading, time\n"
+        f"CODE = {code!r}\n"
+        "exec(CODE)\n"
+        "from seq2seq.workloads import WORKLOADS\n"
+        "class Talking(dict):\n"
+        "    def values(self):\n"
+        "        exec(CODE)\n"
+        "        return super().values()\n"
+        "from bench import worker\n"
+        "worker.WORKLOADS = Talking(WORKLOADS)\n",
+        encoding="utf-8",
+    )
+    with Worker(Settings(1, plugins=(plugin,)), tmp_path / "log", tmp_path / "cache") as worker:
+        events = list(worker.ask("catalogue", 60.0))
+    assert [event["event"] for event in events] == ["catalogue"]
+    assert any(entry["name"] == "seed" for entry in events[0]["workloads"])
+
+
+def test_what_reads_standard_input_takes_no_request(child):
+    """A library that asks a question finds no answer there, and the request arrives."""
+    code = HELLO + "assert sys.stdin.read() == ''\n" + ECHO.removeprefix(HELLO)
+    with child(code) as worker:
+        (event,) = worker.ask("cold", 20.0)
+    assert event["request"] == "cold"
+
+
+def test_an_end_is_noticed_though_a_child_of_the_worker_s_holds_its_pipes(child):
+    """What was forked lives on with all descriptors; the worker's death is told within seconds all the same."""
+    code = HELLO + "emit('last', n=1)\nif os.fork() == 0:\n    time.sleep(60)\nos._exit(7)"
+    start = time.monotonic()
+    events = []
+    with child(code) as worker, pytest.raises(WorkerError) as error:
+        events.extend(worker.ask("cold", 30.0))
+    assert events == [{"event": "last", "n": 1}]
+    assert "exit code 7" in error.value.reason
+    assert time.monotonic() - start < 10
+
+
+def test_a_worker_that_closes_its_answers_and_lives_on_is_ended(child, monkeypatch):
+    """It cannot answer any more: it is told and ended, and the run goes on."""
+    monkeypatch.setattr(process, "GRACE_S", 0.5)
+    worker = child(HELLO + "signal.signal(signal.SIGTERM, signal.SIG_IGN)\nanswers.close()\ntime.sleep(60)")
+    found = failure(worker)
+    assert found.status is Status.CRASHED
+    assert "closed its answers" in found.reason
+    assert gone(worker._child.pid)
+
+
+def test_a_torn_answer_is_no_answer(child):
+    """A worker that dies in the middle of a line is told as dead."""
+    found = failure(child(HELLO + 'answers.write(\'{"event": "do\')\nanswers.flush()\nos._exit(3)'))
+    assert "exit code 3" in found.reason

@@ -5,14 +5,18 @@ from __future__ import annotations
 import dataclasses
 import gzip
 from pathlib import Path
+from types import SimpleNamespace
+from typing import ClassVar
 
 import pytest
 from run_folders import make_run
 
+from bench import __main__ as command_line
 from bench import quality
 from bench.cases import Filters, Quality, load_suite
+from bench.console import Console
 from bench.errors import UsageError
-from bench.process import Settings
+from bench.process import Settings, WorkerError
 from bench.quality_record import (
     COLUMNS,
     QualityRecord,
@@ -27,6 +31,7 @@ from bench.quality_record import (
 from bench.record import Status
 from bench.report import load_run, write_report
 from bench.report import quality as reported
+from bench.store import RunFolder
 
 ROOT = Path(__file__).parents[1]
 PLUGIN = ROOT / "tests" / "plugins" / "quality_task.py"
@@ -250,3 +255,95 @@ def test_variants_train_side_by_side_and_the_wrong_ones_are_told(tmp_path):
     assert quality.run([part], tmp_path, Settings(1), "cpu", 5, 60.0, tmp_path, lambda _: None) == []
     for record in found:
         assert quality.line(record).startswith(f"time to quality, {record.variant}: ")
+
+
+def gate(when: str = "before", *, passed: bool = True) -> dict[str, object]:
+    """The event of a gate."""
+    limits = {"parity_error": 1e-6, "parity_limit": 1e-4, "grad_error": None, "grad_limit": None}
+    return {"event": "gate", "when": when, "passed": passed, "reason": "" if passed else "outputs: wrong"} | limits
+
+
+class Played:
+    """A worker of the stage that plays its variant's part, by name, and says who else is alive at each block."""
+
+    alive: ClassVar[list[str]] = []
+    beside: ClassVar[list[set[str]]] = []
+
+    def __init__(self, *_: object) -> None:
+        self.name, self.step = "", 0
+
+    def __enter__(self):
+        self.alive.append("")
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.alive.remove(self.name)
+
+    def ask(self, _: str, __: float, action: str, variant: str = "", steps: int = 0, **___: object):
+        """Play the request."""
+        if action == "begin":
+            self.name = variant
+            self.alive[self.alive.index("")] = variant
+            yield {"event": "described", "metric": "error", "reason": "not here" if variant == "elsewhere" else ""}
+            if variant != "elsewhere":
+                yield gate(passed=variant != "wrong")
+            return
+        if action == "end":
+            yield gate("after", passed=self.name != "wrong-late")
+            return
+        self.beside.append(set(self.alive))
+        self.step += steps
+        if self.name == "dies" and self.step > PART.block:
+            raise WorkerError(Status.CRASHED, "planted")
+        times = {"prepare_s": 0.0, "training_s": 1e-9, "evaluation_s": 0.0}
+        scores = {"error": 0.9, "naive": 1.0}
+        yield {"event": "block", "step": self.step, "losses": [1.0] * steps, "scores": scores, "why": ""} | times
+
+
+def test_only_those_that_still_train_are_alive(tmp_path, monkeypatch):
+    """What is unavailable, refused or dead stands beside nobody's steps, and each process is ended once."""
+    monkeypatch.setattr(quality, "Worker", Played)
+    names = ["reference", "elsewhere", "wrong", "dies", "wrong-late"]
+    stage = quality.Stage(PART, Settings(1), "cpu", 5, 1.0, tmp_path / "log", tmp_path)
+    found = {record.variant: record.status for record in stage.run(names, lambda _: None)}
+    assert found == {
+        "reference": Status.OK,
+        "elsewhere": Status.UNAVAILABLE,
+        "wrong": Status.PARITY_FAILED,
+        "dies": Status.CRASHED,
+        "wrong-late": Status.PARITY_FAILED,
+    }
+    training = {"reference", "dies", "wrong-late"}
+    assert all(alive <= training for alive in Played.beside)
+    assert Played.beside[0] == training
+    assert Played.beside[-1] == training - {"dies"}
+    assert Played.alive == []
+
+
+def test_what_ends_the_stage_ends_its_processes(tmp_path, monkeypatch):
+    """Ctrl-C in the middle leaves none alive."""
+    monkeypatch.setattr(quality, "Worker", Played)
+    stage = quality.Stage(PART, Settings(1), "cpu", 5, 1.0, tmp_path / "log", tmp_path)
+
+    def interrupt(text: str) -> None:
+        if "step" in text:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        stage.run(["reference", "wrong-late"], interrupt)
+    assert Played.alive == []
+
+
+@pytest.mark.parametrize(
+    ("status", "code"),
+    [(Status.OK, 0), (Status.UNAVAILABLE, 0), (Status.PARITY_FAILED, 1), (Status.CRASHED, 1), (Status.ERROR, 1)],
+)
+def test_a_run_ends_with_1_where_a_training_did_not_end_well(tmp_path, monkeypatch, status, code):
+    """The exit code speaks of the trainings too."""
+    monkeypatch.setattr(command_line, "_show", lambda *_: None)
+    folder = RunFolder(make_run(tmp_path / "run"))
+    one = trained("onednn", 0.2, [0.4])
+    one.fields |= {} if status is Status.OK else {"status": status, "reason": "planted"}
+    write(folder.path, list(records(trained("reference", 0.2, [0.4]), one).values()), [])
+    played = SimpleNamespace(folder=folder, console=Console(), unfinished=False, run=lambda _: None)
+    assert command_line._measure(played, "command") == code

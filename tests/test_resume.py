@@ -19,7 +19,9 @@ from typing import Any
 import pytest
 
 from bench import __main__ as command_line
-from bench import durable, environment, measurement, resume, runner
+from bench import durable, environment, measurement, plan, quality, resume, runner, second_instrument
+from bench.cases import Case, Group, Quality, Suite
+from bench.plan import Described, Plan
 from bench.process import WorkerError
 from bench.record import Status
 from bench.samples import read_samples
@@ -545,3 +547,87 @@ def test_a_killed_run_can_be_reported(interrupted):
     assert len((interrupted / "records.csv").read_text(encoding="utf-8").splitlines()) == 7
     assert (interrupted / "report.html").is_file()
     assert records.read_bytes() == before
+
+
+QUALITY = """
+[[quality]]
+task = "tiny"
+data = ""
+variants = ["*"]
+baseline = "naive"
+target_share = 0.5
+"""
+
+
+def test_a_narrowed_training_is_resumed_as_it_was(stage, tmp_path, capsys, monkeypatch):
+    """The suite is what it was: --variant narrows its trainings then and now, and a changed budget is told."""
+    asked = []
+    monkeypatch.setattr(quality, "run", lambda parts, *_: asked.append([part.variants for part in parts]) or [])
+    suite = tmp_path / "mine.toml"
+    suite.write_text(SUITE + QUALITY, encoding="utf-8")
+    stage.ends = staticmethod(interrupt_training)
+    words = ["run", "--suite", "mine.toml", "--threads", "1", "--out", "run", "--variant", "loop", "--budget", "1.5"]
+    assert command_line.main(words) == 130
+    stage.ends = staticmethod(lambda *_: None)
+    capsys.readouterr()
+    assert command_line.main(["run", "--resume", "run"]) == 0
+    assert "is not what it was" not in capsys.readouterr().out
+    assert asked == [[("reference", "loop")]]
+    suite.write_text(SUITE.replace("budget_s = 1", "budget_s = 7") + QUALITY, encoding="utf-8")
+    assert command_line.main(["run", "--resume", "run"]) == 0
+    # The command line said how long.
+    assert "is not what it was" not in capsys.readouterr().out
+    suite.write_text(SUITE + QUALITY.replace('"*"', '"loop"'), encoding="utf-8")
+    assert command_line.main(["run", "--resume", "run"]) == 0
+    assert "is not what it was" in capsys.readouterr().out
+
+
+def test_a_budget_that_the_suite_no_longer_has_is_told(interrupted, tmp_path, capsys):
+    """Where the command line gave none, the suite's is part of it."""
+    (tmp_path / "mine.toml").write_text(SUITE.replace("budget_s = 1", "budget_s = 7"), encoding="utf-8")
+    assert command_line.main(["run", "--resume", str(interrupted)]) == 1
+    assert "is not what it was" in capsys.readouterr().out
+
+
+def test_the_expected_time_of_a_resumed_run_leaves_out_what_is_done(tmp_path, monkeypatch):
+    """Recorded groups and their ceilings, figures of the second instrument and trainings that lie in the folder."""
+    case = Case("seed", "reference", "inference", "cpu", 1)
+    described = (Described(case, {}, None),)
+    trained = (Quality("tiny", "", ("reference",), "naive", 0.5),)
+    suite = Suite("made", "", (), second_instrument=True)
+    made = Plan(suite, ((Group("g", (case,)), described),), {}, {}, trained)
+    key = frozenset({resume.case_key(case)})
+    whole, without_groups = made.expected_s(), made.expected_s(key, tmp_path)
+    assert whole - without_groups == pytest.approx(made.group_expected_s(described) + plan.START_S + plan.CEILINGS_S)
+    (tmp_path / second_instrument.FILE).write_text('{"benchmarks": []}')
+    without_second = made.expected_s(key, tmp_path)
+    assert without_groups - without_second == pytest.approx(second_instrument.expected_s(1))
+    monkeypatch.setattr(quality, "done", lambda _: True)
+    assert made.expected_s(key, tmp_path) == pytest.approx(plan.START_S)
+
+
+def test_a_time_limit_covers_the_second_instrument(stage, tmp_path, capsys, monkeypatch):
+    """It is not begun where it would pass the limit; resumed, a run gets on, even if it is all that is left."""
+    del stage
+    asked = []
+    monkeypatch.setattr(second_instrument, "run", lambda cases, *_: asked.append(len(cases)) or [])
+    text = SUITE.replace("budget_s", "second_instrument = true\nbudget_s").replace("seed@batch=2,length=3", "seed")
+    (tmp_path / "mine.toml").write_text(text, encoding="utf-8")
+    words = [
+        "run",
+        "--suite",
+        "mine.toml",
+        "--threads",
+        "1",
+        "--out",
+        "run",
+        "--variant",
+        "loop",
+        "--mode",
+        "inference",
+    ]
+    assert command_line.main([*words, "--time-limit", "1"]) == 4
+    assert "time limit reached; 2 of 2 cases are recorded" in capsys.readouterr().out
+    assert asked == []
+    assert command_line.main(["run", "--resume", "run", "--time-limit", "0.1"]) == 0
+    assert asked == [2]

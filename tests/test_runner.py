@@ -22,13 +22,14 @@ import pandas as pd
 import psutil
 import pytest
 
-from bench import environment, measurement, runner
+from bench import environment, mark, measurement, runner
 from bench.__main__ import parser
 from bench.cases import LEAST_ROUNDS, Case, Group, Suite
 from bench.console import Console
+from bench.plan import Described, Plan
 from bench.process import Settings, WorkerError
 from bench.record import COLUMNS, SAMPLE_COLUMNS, SCHEMA_VERSION, Record, Status
-from bench.runner import Described, Plan, Runner
+from bench.runner import Runner
 from bench.store import RunFolder
 
 ROOT = Path(__file__).parent.parent
@@ -146,7 +147,9 @@ def test_a_healthy_variant_is_measured_beside_the_failing_ones(records, variant)
     """The reference, the loop, and one that prints all the time: ok, with times, parity, memory and evidence."""
     record = records[variant]
     assert (record["status"], record["reason"]) == ("ok", "")
-    assert record["latency_p50_lo_s"] <= record["latency_p50_s"] <= record["latency_p50_hi_s"]
+    p50 = [record[name] for name in ("latency_p50_lo_s", "latency_p50_s", "latency_p50_hi_s")]
+    # Left out where a busy machine's few calls cannot bound it.
+    assert p50 == [None] * 3 or p50 == sorted(p50)
     assert record["speedup_lo"] <= record["speedup"] <= record["speedup_hi"]
     assert record["samples"] >= 2
     assert record["throughput_seq_per_s"] > 0
@@ -218,7 +221,10 @@ def test_a_run_where_all_that_can_run_is_right_ends_with_0(tmp_path):
         kept = recomputed(samples[samples["variant"] == variant])
         assert len(kept) == record["calls"]
         assert kept.groupby("process")["round"].nunique().sum() == record["samples"]
-        assert kept["wall_s"].median() == pytest.approx(record["latency_p50_s"])
+        typical_s = kept.groupby(["process", "round"])["wall_s"].median().median()
+        assert record["batch"] / typical_s == pytest.approx(record["throughput_seq_per_s"])
+        if pd.notna(record["latency_p50_s"]):
+            assert kept["wall_s"].median() == pytest.approx(record["latency_p50_s"])
 
 
 def recomputed(samples: pd.DataFrame) -> pd.DataFrame:
@@ -403,18 +409,20 @@ def test_the_budget_is_shared_among_processes(stage):
     assert [r["budget_s"] for r in asked if r["request"] == "measure"] == [2.0, 2.0, 2.0]
 
 
-def test_a_death_in_the_rounds_is_laid_at_the_door_of_the_marked_variant(stage):
+@pytest.mark.parametrize("bad", ["bad", "bad#" + 200 * "ä", "bad#a\nb"])
+def test_a_death_in_the_rounds_is_laid_at_the_door_of_the_marked_variant(stage, bad):
     """The mark says whose turn it was; the others are measured again without it, and keep their places."""
 
-    def dies(what: str, variants: list[str], mark: Path | None) -> None:
-        if what == "rounds" and "bad" in variants:
-            mark.write_bytes(b"bad".ljust(100))
+    def dies(what: str, variants: list[str], marked: Path | None) -> None:
+        if what == "rounds" and bad in variants:
+            with marked.open("r+b", buffering=0) as file:
+                mark.write(file.fileno(), bad)
             raise WorkerError(Status.CRASHED, "planted", "rounds")
 
-    records, asked = stage("reference", "bad", "good", dies=dies)
-    assert (records["bad"].status, records["bad"].reason) == (Status.CRASHED, "planted")
-    assert records["bad"].latency_p50_s is None
-    assert measured(asked) == [["reference", "bad", "good"]] + [["reference", "good"]] * 3
+    records, asked = stage("reference", bad, "good", dies=dies)
+    assert (records[bad].status, records[bad].reason) == (Status.CRASHED, "planted")
+    assert records[bad].latency_p50_s is None
+    assert measured(asked) == [["reference", bad, "good"]] + [["reference", "good"]] * 3
     assert (records["good"].status, records["good"].speedup, records["good"].processes) == (Status.OK, 2.0, 3)
 
 

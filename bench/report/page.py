@@ -20,6 +20,7 @@ from bench.report.charts import kinds
 from bench.report.descriptions import Kind
 from bench.report.frames import LEGEND, Run, load_run
 from bench.store import RunFolder
+from kernels.output import utf8
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,7 @@ def write_report(run_dir: Path) -> Report:
     drawn = (*kinds(run), *quality.kinds(run), *roofline.kinds(run))
     written = plots.write_plots(drawn, run.path / "plots")
     page = run.path / "report.html"
-    durable.replace(page, render(run, drawn, written).encode())
+    durable.replace(page, utf8(render(run, drawn, written)))
     return Report(run, page, tuple(path for paths in written.values() for path in paths))
 
 

@@ -10,6 +10,8 @@ from __future__ import annotations
 import zlib
 from dataclasses import dataclass
 
+from kernels.output import utf8
+
 #: Known variants. Relatives share a hue: cuDNN is blue, compilers are green, reduced precision is orange.
 COLOURS = {
     "reference": "#808080",
@@ -70,6 +72,6 @@ def look(variant: str) -> Look:
     if variant in COLOURS:
         place, colour = names.index(variant), COLOURS[variant]
     else:
-        place = zlib.crc32(variant.encode())
+        place = zlib.crc32(utf8(variant))
         colour = OTHER_COLOURS[place % len(OTHER_COLOURS)]
     return Look(colour, MARKERS[place % len(MARKERS)], DASHES[place % len(DASHES)])

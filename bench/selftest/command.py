@@ -60,6 +60,7 @@ def selftest(arguments: argparse.Namespace, command: str, cores: int) -> int:
     options.check()
     folder = RunFolder.create(arguments.out or FOLDER / f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}", "selftest")
     console = Console()
+    console.warn_of_threads(max(options.threads), cores)
     expected_s = sum(expected(name, options) for name in names)
     console.say(f"selftest {', '.join(names)}: expected time about {expected_s / 60:.0f} min; results in {folder.path}")
     folder.write_json("environment.json", _facts(command, options))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import itertools
-import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -13,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.cases import Case
-from bench.process import Event, Settings, Worker
+from bench.process import Event, Settings, Worker, scratch_folder
 from bench.selftest import BASE, OTHER
 from bench.statistics import Interval
 from bench.summary import RoundData, Samples
@@ -151,7 +150,7 @@ def bench(settings: Settings, processes: int, folder: Path) -> Iterator[Bench]:
         folder: for their log.
     """
     with contextlib.ExitStack() as stack:
-        scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="seq2seq-bench-")))
+        scratch = stack.enter_context(scratch_folder())
         mark = scratch / "mark"
         mark.write_bytes(b"")
         workers = [stack.enter_context(Worker(settings, folder / "workers.log", scratch)) for _ in range(processes)]

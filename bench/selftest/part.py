@@ -15,8 +15,8 @@ import pandas as pd
 from bench.cases import Case, Filters, Selection, Suite
 from bench.console import Console
 from bench.errors import UsageError
+from bench.plan import make_plan
 from bench.process import Settings
-from bench.runner import make_plan
 from bench.selftest.pairs import Pair
 
 #: Short calls, long calls, and calls on packed sequences.
@@ -62,7 +62,7 @@ class Options:
             UsageError: when it does not.
         """
         select = tuple(Selection((w,), (self.variant,), (mode,)) for w, mode in self.workloads)
-        plan = make_plan(Suite("selftest", "", select), Filters(threads=1), self.settings(1))
+        plan = make_plan(Suite("selftest", "", select), Filters(threads=1), self.settings(1), build=True)
         for found in plan.cases:
             if found.unavailable and found.case.executed == self.variant:
                 msg = f"{self.variant} cannot run {found.case.workload} here: {found.unavailable}; name another variant"

@@ -17,6 +17,7 @@ import shlex
 import shutil
 import subprocess
 import tempfile
+import time
 from pathlib import Path
 
 import torch
@@ -27,6 +28,8 @@ FLAGS = ("-O3", "-std=c++17", "-ffp-contract=fast", "-fno-math-errno", "-fPIC", 
 NATIVE = "-march=native"
 COMPILERS = ("g++", "clang++")
 TIME_LIMIT_S = 120
+#: Seconds of each compilation in this process.
+_spent_s: list[float] = []
 
 
 class BuildError(RuntimeError):
@@ -54,6 +57,20 @@ def compiler() -> list[str]:
         msg = f"the CPU kernel is compiled on first use and {wanted} is not on the PATH: install a C++ compiler"
         raise BuildError(msg)
     return command
+
+
+def missing() -> str | None:
+    """Why the kernel cannot be compiled here, as far as that can be told without compiling it; None when it may be."""
+    try:
+        compiler()
+    except BuildError as error:
+        return str(error)
+    return None
+
+
+def spent_s() -> float:
+    """Seconds that this process has spent compiling the kernel; 0 where it was found compiled."""
+    return sum(_spent_s)
 
 
 def library(target: str = NATIVE) -> ctypes.CDLL:
@@ -144,6 +161,7 @@ def _compile(command: list[str], folder: Path, stem: str) -> Path:
         msg = f"cannot write compiled kernels to {folder} ({error}); set SEQ2SEQ_KERNEL_CACHE to a writable folder"
         raise BuildError(msg) from error
     os.close(handle)
+    start = time.perf_counter()
     try:
         done = subprocess.run(  # noqa: S603 - the compiler that the user has
             [*command, "-o", name], capture_output=True, text=True, check=False, timeout=TIME_LIMIT_S
@@ -163,6 +181,7 @@ def _compile(command: list[str], folder: Path, stem: str) -> Path:
         msg = f"{command[0]} did not finish {SOURCE.name} within {TIME_LIMIT_S} s"
         raise BuildError(msg) from error
     finally:
+        _spent_s.append(time.perf_counter() - start)
         Path(name).unlink(missing_ok=True)
 
 

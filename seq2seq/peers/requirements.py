@@ -12,7 +12,7 @@ from seq2seq.workload import Workload
 def inference_only(device: str, mode: str, workload: Workload) -> str | None:
     """Converted models and weights in fewer bits have no gradients."""
     del device, workload
-    return None if mode != "training" else "converted and rounded weights serve inference only: they have no gradients"
+    return None if mode != "training" else "inference only: converted or rounded weights have no gradients"
 
 
 def needs_packages(*names: str) -> Callable[[str, str, Workload], str | None]:

@@ -1,0 +1,95 @@
+"""The cold start of a case: whatever is compiled for it is compiled in it, and nothing is compiled beforehand."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from bench.cases import Case, Group, Suite
+from bench.plan import BUILD_S, Described, Plan
+from bench.process import Settings, Worker
+from kernels.cpu import build
+
+ROOT = Path(__file__).parents[1]
+WORKLOAD = "seed@batch=2,length=3"
+CASE = Case(WORKLOAD, "cpu-fused", "inference", "cpu", 1)
+
+needs_compiler = pytest.mark.skipif(build.missing() is not None, reason="there is no C++ compiler")
+
+
+def cold(folder: Path) -> dict[str, float]:
+    """Fields of the cold run of `CASE`, whose caches are in a folder."""
+    with Worker(Settings(1), folder / "log", folder) as worker:
+        found = [
+            event for event in worker.ask("cold", 120.0, case=dataclasses.asdict(CASE)) if event["event"] == "cold"
+        ]
+    return found[0]["fields"]
+
+
+def reason(folder: Path, *, compile_it: bool) -> str | None:
+    """Why `CASE` cannot run, by a worker."""
+    with Worker(Settings(1), folder / "log", folder / "cache") as worker:
+        (event,) = worker.ask("describe", 120.0, cases=[dataclasses.asdict(CASE)], build=compile_it)
+    assert event["builds"]
+    return event["reason"]
+
+
+@needs_compiler
+@pytest.mark.slow
+def test_the_cold_start_of_our_kernel_holds_its_compilation(monkeypatch, tmp_path):
+    """With an empty cache it is part of the first call; with what was compiled there, it is not."""
+    user = tmp_path / "user's"
+    monkeypatch.setenv("SEQ2SEQ_KERNEL_CACHE", str(user))
+    first = cold(tmp_path)
+    assert 0.2 < first["compile_s"] <= first["build_s"] + first["first_call_s"]
+    again = cold(tmp_path)
+    assert again["compile_s"] == 0
+    assert again["build_s"] + again["first_call_s"] < first["compile_s"]
+    assert not user.exists()
+
+
+@needs_compiler
+def test_a_dry_run_compiles_nothing(tmp_path):
+    """It says that the kernel runs here, and leaves its cache as it was."""
+    user, temporary = tmp_path / "user's", tmp_path / "temporary"
+    temporary.mkdir()
+    words = ["--workload", WORKLOAD, "--variant", "cpu-fused", "--mode", "inference", "--dry-run"]
+    done = subprocess.run(
+        [sys.executable, "-m", "bench", "run", *words],
+        env=os.environ | {"SEQ2SEQ_KERNEL_CACHE": str(user), "TMPDIR": str(temporary)},
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=ROOT,
+    )
+    assert "2 can run here" in done.stdout
+    assert not user.exists()
+    assert list(temporary.iterdir()) == []
+
+
+def test_a_kernel_that_cannot_be_compiled_is_unavailable(monkeypatch, tmp_path):
+    """A compiler that is there is enough for a dry run; a run finds out whether it compiles."""
+    compiler = tmp_path / "compiler"
+    compiler.write_text("#!/bin/sh\necho 'error: planted' >&2\nexit 1\n")
+    compiler.chmod(0o755)
+    monkeypatch.setenv("CXX", str(compiler))
+    assert reason(tmp_path, compile_it=False) is None
+    assert "error: planted" in reason(tmp_path, compile_it=True)
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    assert "install a C++ compiler" in reason(tmp_path, compile_it=False)
+
+
+def test_the_expected_time_knows_of_the_compilation():
+    """Each cold run of such a case takes that much longer."""
+    suite = Suite("made", "", ())
+
+    def expected_s(*, builds: bool) -> float:
+        cases = (Described(CASE, {}, None, builds=builds),)
+        return Plan(suite, ((Group("made", (CASE,)), cases),), {}, {}).expected_s()
+
+    assert expected_s(builds=True) == pytest.approx(expected_s(builds=False) + BUILD_S)
