@@ -27,6 +27,8 @@ FLAGS = ("-O3", "-std=c++17", "-ffp-contract=fast", "-fno-math-errno", "-fPIC", 
 NATIVE = "-march=native"
 COMPILERS = ("g++", "clang++")
 TIME_LIMIT_S = 120
+#: `Status` of status.h: what a function returns. Negative ones become exceptions.
+DONE, CHANGED, NO_MEMORY = 0, 1, -1
 
 
 class BuildError(RuntimeError):
@@ -167,13 +169,26 @@ def _compile(command: list[str], folder: Path, stem: str) -> Path:
 
 
 def _declare(native: ctypes.CDLL) -> None:
-    """Say what the library's functions take, which ctypes would otherwise cut to 32 bits."""
+    """Declare what the functions take, which ctypes would otherwise cut to 32 bits, and raise what they report."""
     pointer, number = ctypes.c_void_p, ctypes.c_int64
-    native.lanes.restype = number
+    native.lanes.restype = native.cores.restype = number
+    native.failure.restype = ctypes.c_char_p
     native.mark.restype, native.mark.argtypes = ctypes.c_uint64, [pointer, number]
     native.mark_all.restype, native.mark_all.argtypes = ctypes.c_uint64, [pointer, number]
-    native.pack_forward.argtypes = [pointer, pointer, pointer, number, number, number]
-    native.pack_backward.argtypes = [pointer, pointer, number]
-    native.lstm_forward.argtypes = [pointer, number]
-    native.lstm_layers.restype, native.lstm_layers.argtypes = number, [pointer, *[number] * 6, *[pointer] * 7]
-    native.lstm_backward.argtypes = [pointer]
+    returning_a_status = {
+        "pack_forward": [pointer, pointer, pointer, number, number, number],
+        "pack_backward": [pointer, pointer, number],
+        "lstm_forward": [pointer, number],
+        "lstm_layers": [pointer, *[number] * 6, *[pointer] * 7],
+        "lstm_backward": [pointer],
+    }
+
+    def raised(status: int, *_: object) -> int:
+        if status < 0:
+            said = native.failure().decode(errors="replace")
+            raise (MemoryError if status == NO_MEMORY else RuntimeError)(said)
+        return status
+
+    for name, takes in returning_a_status.items():
+        function = getattr(native, name)
+        function.restype, function.argtypes, function.errcheck = number, takes, raised
