@@ -3,7 +3,7 @@
 Several processes may need it at the same moment. Each compiles into a file of its own and renames it into place, so
 nobody ever loads half a library; what is wasted is a second or two of compiling, and nobody waits for a lock whose
 holder died. Its name holds the digest of its content: loading a damaged library could kill the process, so one that
-does not have its digest is built anew.
+does not have its digest is built anew. `SEQ2SEQ_KERNEL_FLAGS` adds flags of the compiler, for sanitizers.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def compiler() -> list[str]:
     Raises:
         BuildError: when there is none.
     """
-    command = _words(os.environ.get("CXX", "")) or [name for name in COMPILERS if shutil.which(name)][:1]
+    command = _words("CXX") or [name for name in COMPILERS if shutil.which(name)][:1]
     if not command or not shutil.which(command[0]):
         wanted = command[0] if command else " or ".join(COMPILERS)
         msg = f"the CPU kernel is compiled on first use and {wanted} is not on the PATH: install a C++ compiler"
@@ -77,7 +77,8 @@ def library(target: str = NATIVE) -> ctypes.CDLL:
 def _outcome(target: str) -> ctypes.CDLL | str:
     """The library, or why there is none: whoever asks at every new shape must not wait for a failing compiler again."""
     try:
-        command = [*compiler(), *FLAGS, *target.split(), str(SOURCE), *_openmp()]
+        more = _words("SEQ2SEQ_KERNEL_FLAGS")
+        command = [*compiler(), *FLAGS, *target.split(), *more, str(SOURCE), *_openmp()]
         folder, stem = cache_folder(), f"lstm-{_fingerprint(command)}"
         path = next(filter(_whole, sorted(folder.glob(f"{stem}-*.so"))), None) or _compile(command, folder, stem)
         native = ctypes.CDLL(str(path))
@@ -89,11 +90,13 @@ def _outcome(target: str) -> ctypes.CDLL | str:
     return native
 
 
-def _words(command: str) -> list[str]:
+def _words(variable: str) -> list[str]:
+    """Words of an environment variable, quoted as in a shell."""
+    text = os.environ.get(variable, "")
     try:
-        return shlex.split(command)
+        return shlex.split(text)
     except ValueError as error:
-        msg = f"CXX is {command!r}, which is no command ({error})"
+        msg = f"{variable} is {text!r}, which is no command ({error})"
         raise BuildError(msg) from error
 
 
@@ -147,8 +150,10 @@ def _compile(command: list[str], folder: Path, stem: str) -> Path:
         raise BuildError(msg) from error
     os.close(handle)
     try:
+        # Not with what is to be loaded before Python's libraries: under a sanitizer a compiler takes minutes.
+        environment = {key: value for key, value in os.environ.items() if key != "LD_PRELOAD"}
         done = subprocess.run(  # noqa: S603 - the compiler that the user has
-            [*command, "-o", name], capture_output=True, text=True, check=False, timeout=TIME_LIMIT_S
+            [*command, "-o", name], capture_output=True, text=True, check=False, timeout=TIME_LIMIT_S, env=environment
         )
         if done.returncode:
             said = done.stderr.strip()[:200] or f"it ended with {done.returncode} and said nothing"

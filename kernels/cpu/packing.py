@@ -98,11 +98,11 @@ def _pack(weight: Tensor, order: str, storage: str) -> Packed:
     # Before they are read: what is changed meanwhile must not look as if it had been packed.
     marks = library().mark(weight.data_ptr(), weight.numel()), library().mark_all(weight.data_ptr(), weight.numel())
     if order == "backward":
-        values = torch.empty(-(-hidden // lanes) * lanes * rows)
+        values = torch.empty(-(-hidden // lanes) * lanes * rows, dtype=torch.float32, device="cpu")
         library().pack_backward(weight.data_ptr(), values.data_ptr(), hidden)
         return Packed(values, None, *marks)
-    values = torch.empty(-(-hidden // lanes) * lanes * depth * 4, dtype=dtype)
-    scale = torch.empty(rows) if storage == "int8" else None
+    values = torch.empty(-(-hidden // lanes) * lanes * depth * 4, dtype=dtype, device="cpu")
+    scale = torch.empty(rows, dtype=torch.float32, device="cpu") if storage == "int8" else None
     at = None if scale is None else scale.data_ptr()
     library().pack_forward(weight.data_ptr(), values.data_ptr(), at, hidden, depth, number)
     return Packed(values, scale, *marks)
