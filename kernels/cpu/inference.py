@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.autograd.graph import increment_version
 
 from kernels.cpu import fused, packing
-from kernels.cpu.build import CHANGED, library
+from kernels.cpu.build import CHANGED, checked, library
 from kernels.eager import watched
 
 Results = tuple[Tensor, Tensor, Tensor]
@@ -215,7 +215,7 @@ class Prepared:
             x.data_ptr(), h0 if h0 is None else h0.data_ptr(), c0 if c0 is None else c0.data_ptr(),
             lengths if lengths is None else lengths.data_ptr(), output.data_ptr(), h_n.data_ptr(), c_n.data_ptr(),
         )  # fmt: skip
-        return bool(status != CHANGED)
+        return (checked(self._native, status) if status else status) != CHANGED
 
 
 def _plain(value: Any) -> bool:
