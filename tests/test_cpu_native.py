@@ -31,10 +31,10 @@ def limited(more):
     lines = open("/proc/self/status").read().splitlines()
     size = int(next(line for line in lines if line.startswith("VmSize")).split()[1]) * 1024
     resource.setrlimit(resource.RLIMIT_AS, (size + more,) * 2)
-def module(layers=1, hidden=512):
-    lstm = LSTM(1, hidden, layers)
+def module(layers=1, hidden=512, features=1):
+    lstm = LSTM(features, hidden, layers)
     with torch.no_grad():
-        lstm(torch.zeros(4, 1, 1))
+        lstm(torch.zeros(4, 1, features))
     return lstm
 """
 
@@ -68,12 +68,13 @@ with torch.no_grad():
     )
 
 
-def test_inference_reserves_no_memory_for_all_steps() -> None:
+@pytest.mark.parametrize("features", [1, 64], ids=["projected in each step", "projected before the steps"])
+def test_inference_reserves_no_memory_for_all_steps(features: int) -> None:
     """One layer of 8000 steps needs its output of 131 MB and little more, though its projection has four times that."""
-    assert said("""
-lstm = module()
-x = torch.zeros(8000, 8, 1)
-limited(160 * 2**20)
+    assert said(f"""
+lstm = module(features={features})
+x = torch.zeros(8000, 8, {features})
+limited(170 * 2**20)
 with torch.no_grad():
     print(lstm(x)[0].shape[0])
 """) == "8000\n"  # fmt: skip
