@@ -21,7 +21,7 @@ import torch
 from kernels import table
 from kernels.cpu import fused
 from kernels.estimate import estimate_s
-from kernels.recurrence import Backward, Forward, Problem, loop_backward, loop_forward
+from kernels.recurrence import Backward, Forward, Problem, gpu_facts, loop_backward, loop_forward
 
 #: Modules that bring a kernel: `forward(args, config)` and `backward(args, config)`, `refuses`, `configs`, `launches`.
 MODULES = {"cell": "kernels.gpu.cell", "sequence": "kernels.gpu.sequence", "persistent": "kernels.gpu.persistent"}
@@ -114,7 +114,7 @@ def backward(args: Backward, implementation: str) -> None:
 
 def forget() -> None:
     """Drop what was cached: after a table was written, or a module exchanged."""
-    for function in (_choose, _choose_config, _device_name, table.load):
+    for function in (_choose, _choose_config, gpu_facts, table.load):
         function.cache_clear()
 
 
@@ -264,18 +264,10 @@ def _choose_config(problem: Problem, implementation: str, backward: bool, device
 
 
 def _surroundings(problem: Problem) -> tuple[str, bool]:
-    """Name of the GPU at hand, and whether Triton interprets: what an answer depends on beside the problem."""
+    """Name of the problem's GPU, and whether Triton interprets: what an answer depends on beside the sizes."""
     if problem.device == "cuda":
-        # Whoever has tensors there has initialised CUDA; `is_available` would cost more than all of the lookup.
-        if torch.cuda.is_initialized():
-            return _device_name(torch.cuda.current_device()), False
-        return f"a GPU of compute capability {problem.capability / 10}", False
+        return problem.gpu or f"a GPU of compute capability {problem.capability / 10}", False
     return "", os.environ.get("TRITON_INTERPRET") == "1"
-
-
-@functools.lru_cache(maxsize=64)
-def _device_name(index: int) -> str:
-    return torch.cuda.get_device_name(index)
 
 
 def _device_of(tensor: torch.Tensor) -> contextlib.AbstractContextManager[Any]:

@@ -28,6 +28,7 @@ class Problem:
         tf32: whether float32 products may round their factors to TF32.
         capability: compute capability as 90 for 9.0; 0 on a CPU.
         multiprocessors: programs of one block each that surely run at the same time; 0 on a CPU.
+        gpu: name of the GPU as torch reports it, by which its table is found; empty on a CPU.
     """
 
     device: str
@@ -41,6 +42,7 @@ class Problem:
     tf32: bool = False
     capability: int = 0
     multiprocessors: int = 0
+    gpu: str = ""
 
 
 @dataclass(frozen=True)
@@ -130,15 +132,16 @@ def on_device(problem: Problem, device: torch.device) -> Problem:
     """The problem with what is to be known of the device."""
     if device.type != "cuda":
         return problem
-    capability, multiprocessors = _facts(torch.cuda.current_device() if device.index is None else device.index)
-    return dataclasses.replace(problem, capability=capability, multiprocessors=multiprocessors)
+    capability, multiprocessors, gpu = gpu_facts(torch.cuda.current_device() if device.index is None else device.index)
+    return dataclasses.replace(problem, capability=capability, multiprocessors=multiprocessors, gpu=gpu)
 
 
 @functools.cache
-def _facts(index: int) -> tuple[int, int]:
-    """Capability and multiprocessors of a GPU; asking torch takes longer than the rest of a choice."""
+def gpu_facts(index: int) -> tuple[int, int, str]:
+    """Capability, multiprocessors and name of a GPU; asking torch takes longer than the rest of a choice."""
     properties = torch.cuda.get_device_properties(index)
-    return 10 * properties.major + properties.minor, properties.multi_processor_count
+    name = torch.cuda.get_device_name(index)
+    return 10 * properties.major + properties.minor, properties.multi_processor_count, name
 
 
 def state_dtype(dtype: torch.dtype) -> torch.dtype:

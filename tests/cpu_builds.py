@@ -34,6 +34,7 @@ def built_for(target: str, threads: int) -> Iterator[None]:
         mock.patch.object(fused, "WORTH_A_THREAD", 1),
         mock.patch.object(fused, "WORTH_A_MEETING", 1),
         mock.patch.object(torch, "get_num_threads", return_value=threads),
+        mock.patch.object(fused, "cores", return_value=threads),
     ):
         yield
     packing.forget()

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -19,11 +20,11 @@ from kernels.cpu import fused
 from kernels.cpu.build import BuildError
 from kernels.estimate import estimate_s
 from kernels.gpu import persistent_configs
-from kernels.recurrence import Problem, loop_backward, loop_forward
+from kernels.recurrence import Problem, loop_backward, loop_forward, on_device
 
 ROOT = Path(__file__).parent.parent
-H200 = Problem("cuda", torch.float16, 16, 1024, 768, capability=90, multiprocessors=132)
 NAME = "NVIDIA H200"
+H200 = Problem("cuda", torch.float16, 16, 1024, 768, capability=90, multiprocessors=132, gpu=NAME)
 
 
 @dataclass(frozen=True)
@@ -63,14 +64,10 @@ class Fake:
 
 @pytest.fixture(autouse=True)
 def kernels(monkeypatch, tmp_path):
-    """Three fakes in place of the kernels, a GPU by name alone, and a folder of tables that is empty."""
+    """Three fakes in place of the kernels, and a folder of tables that is empty."""
     fakes = {name: Fake() for name in dispatch.MODULES}
     monkeypatch.setattr(dispatch, "_module", fakes.__getitem__)
     monkeypatch.setattr(table, "FOLDER", tmp_path)
-    surroundings = dispatch._surroundings
-    monkeypatch.setattr(
-        dispatch, "_surroundings", lambda problem: (NAME, False) if problem.device == "cuda" else surroundings(problem)
-    )
     dispatch.forget()
     yield fakes
     dispatch.forget()
@@ -373,6 +370,25 @@ def test_tables_in_the_repository_can_be_read():
     """Every measured table that is delivered is of this schema and under its GPU's name."""
     for path in (ROOT / "kernels" / "measured").glob("*.json"):
         assert table.path_of(table.read(path).device).name == path.name
+
+
+def test_the_table_is_that_of_the_tensors_gpu(monkeypatch):
+    """With tensors on the second of two GPUs, its table decides: the choice and the configuration, not the first's."""
+    names = ["NVIDIA GeForce GTX 1080", NAME]
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda index: names[index])
+    facts = [SimpleNamespace(major=6, minor=1, multi_processor_count=20)]
+    facts.append(SimpleNamespace(major=9, minor=0, multi_processor_count=132))
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: facts[index])
+    measured(entry(cell=2e-3, sequence=1e-3, persistent=3e-3, configs={"sequence": 32}))
+    bare = dataclasses.replace(H200, gpu="", capability=0, multiprocessors=0)
+    problem = on_device(bare, torch.device("cuda", 1))
+    assert problem == H200
+    assert dispatch.choose(problem).reason.startswith(f"measured on {NAME}")
+    assert dispatch.choose_config(problem, "sequence", backward=False) == Config(32)
+    first = on_device(bare, torch.device("cuda", 0))
+    assert dispatch.choose(first).reason == f"by estimate: nothing was measured on {names[0]}"
+    assert on_device(bare, torch.device("cuda")) == first
 
 
 def test_triton_is_never_torchs_own():

@@ -261,7 +261,7 @@ def test_a_kernel_s_refusal_is_the_variant_s_reason(name):
 def test_kernels_are_asked_about_every_lstm_of_the_workload(name, dtype, tf32, refusing_kernels):
     """Its sizes, type and GPU, whether sequences differ in length, and that a decoder that is fed runs step by step."""
     assert VARIANTS[name].why_not("cuda", "inference", find_workload("speech-las@batch=6")) is None
-    common = {"saves": False, "tf32": tf32, "capability": 90, "multiprocessors": 132}
+    common = {"saves": False, "tf32": tf32, "capability": 90, "multiprocessors": 132, "gpu": "NVIDIA H200"}
     encoder = Problem("cuda", dtype, 6, 800, 256, directions=2, masked=True, **common)
     decoder = Problem("cuda", dtype, 6, 1, 512, directions=1, masked=False, **common)
     assert list(dict.fromkeys(refusing_kernels)) == [encoder, decoder]

@@ -3,7 +3,7 @@
 Several processes may need it at the same moment. Each compiles into a file of its own and renames it into place, so
 nobody ever loads half a library; what is wasted is a second or two of compiling, and nobody waits for a lock whose
 holder died. Its name holds the digest of its content: loading a damaged library could kill the process, so one that
-does not have its digest is built anew.
+does not have its digest is built anew. `SEQ2SEQ_KERNEL_FLAGS` adds flags of the compiler, for sanitizers.
 """
 
 from __future__ import annotations
@@ -30,6 +30,8 @@ COMPILERS = ("g++", "clang++")
 TIME_LIMIT_S = 120
 #: Seconds of each compilation in this process.
 _spent_s: list[float] = []
+#: `Status` of status.h: what a function returns. Negative ones become exceptions.
+DONE, CHANGED, NO_MEMORY = 0, 1, -1
 
 
 class BuildError(RuntimeError):
@@ -51,7 +53,7 @@ def compiler() -> list[str]:
     Raises:
         BuildError: when there is none.
     """
-    command = _words(os.environ.get("CXX", "")) or [name for name in COMPILERS if shutil.which(name)][:1]
+    command = _words("CXX") or [name for name in COMPILERS if shutil.which(name)][:1]
     if not command or not shutil.which(command[0]):
         wanted = command[0] if command else " or ".join(COMPILERS)
         msg = f"the CPU kernel is compiled on first use and {wanted} is not on the PATH: install a C++ compiler"
@@ -92,7 +94,8 @@ def library(target: str = NATIVE) -> ctypes.CDLL:
 def _outcome(target: str) -> ctypes.CDLL | str:
     """The library, or why there is none: whoever asks at every new shape must not wait for a failing compiler again."""
     try:
-        command = [*compiler(), *FLAGS, *target.split(), str(SOURCE), *_openmp()]
+        more = _words("SEQ2SEQ_KERNEL_FLAGS")
+        command = [*compiler(), *FLAGS, *target.split(), *more, str(SOURCE), *_openmp()]
         folder, stem = cache_folder(), f"lstm-{_fingerprint(command)}"
         path = next(filter(_whole, sorted(folder.glob(f"{stem}-*.so"))), None) or _compile(command, folder, stem)
         native = ctypes.CDLL(str(path))
@@ -104,11 +107,13 @@ def _outcome(target: str) -> ctypes.CDLL | str:
     return native
 
 
-def _words(command: str) -> list[str]:
+def _words(variable: str) -> list[str]:
+    """Words of an environment variable, quoted as in a shell."""
+    text = os.environ.get(variable, "")
     try:
-        return shlex.split(command)
+        return shlex.split(text)
     except ValueError as error:
-        msg = f"CXX is {command!r}, which is no command ({error})"
+        msg = f"{variable} is {text!r}, which is no command ({error})"
         raise BuildError(msg) from error
 
 
@@ -134,7 +139,7 @@ def _openmp() -> list[str]:
 def _fingerprint(command: list[str]) -> str:
     """What the library depends on: sources, command, the compiler's version and the CPU that `native` means."""
     asked = [command[0], "--version"]
-    version = subprocess.run(asked, capture_output=True, text=True, check=False).stdout  # noqa: S603 - as below
+    version = subprocess.run(asked, capture_output=True, text=True, errors="replace", check=False).stdout  # noqa: S603 - as below
     digest = hashlib.sha256(SOURCE.read_bytes())
     for header in sorted(SOURCE.parent.glob("*.h")):
         digest.update(header.read_bytes())
@@ -163,8 +168,16 @@ def _compile(command: list[str], folder: Path, stem: str) -> Path:
     os.close(handle)
     start = time.perf_counter()
     try:
+        # Not with what is to be loaded before Python's libraries: under a sanitizer a compiler takes minutes.
+        environment = {key: value for key, value in os.environ.items() if key != "LD_PRELOAD"}
         done = subprocess.run(  # noqa: S603 - the compiler that the user has
-            [*command, "-o", name], capture_output=True, text=True, check=False, timeout=TIME_LIMIT_S
+            [*command, "-o", name],
+            capture_output=True,
+            text=True,
+            errors="replace",
+            check=False,
+            timeout=TIME_LIMIT_S,
+            env=environment,
         )
         if done.returncode:
             said = done.stderr.strip()[:200] or f"it ended with {done.returncode} and said nothing"
@@ -186,13 +199,35 @@ def _compile(command: list[str], folder: Path, stem: str) -> Path:
 
 
 def _declare(native: ctypes.CDLL) -> None:
-    """Say what the library's functions take, which ctypes would otherwise cut to 32 bits."""
+    """Declare what the functions take, which ctypes would otherwise cut to 32 bits, and raise what they report."""
     pointer, number = ctypes.c_void_p, ctypes.c_int64
-    native.lanes.restype = number
+    native.lanes.restype = native.cores.restype = number
+    native.failure.restype = ctypes.c_char_p
     native.mark.restype, native.mark.argtypes = ctypes.c_uint64, [pointer, number]
     native.mark_all.restype, native.mark_all.argtypes = ctypes.c_uint64, [pointer, number]
-    native.pack_forward.argtypes = [pointer, pointer, pointer, number, number, number]
-    native.pack_backward.argtypes = [pointer, pointer, number]
-    native.lstm_forward.argtypes = [pointer, number]
-    native.lstm_layers.restype, native.lstm_layers.argtypes = number, [pointer, *[number] * 6, *[pointer] * 7]
-    native.lstm_backward.argtypes = [pointer]
+    returning_a_status = {
+        "pack_forward": [pointer, pointer, pointer, number, number, number],
+        "pack_backward": [pointer, pointer, number],
+        "lstm_forward": [pointer, number],
+        "lstm_layers": [pointer, *[number] * 6, *[pointer] * 7],
+        "lstm_backward": [pointer],
+    }
+    for name, takes in returning_a_status.items():
+        function = getattr(native, name)
+        function.restype, function.argtypes = number, takes
+        # Calling back into Python takes a quarter of a microsecond: whoever makes the shortest calls checks by itself.
+        if name != "lstm_layers":
+            function.errcheck = lambda status, *_: checked(native, status)
+
+
+def checked(native: ctypes.CDLL, status: int) -> int:
+    """Return a status of the library that is not negative.
+
+    Raises:
+        MemoryError: where native code found no memory; the message has the bytes and what they were for.
+        RuntimeError: where it failed otherwise, as when threads cannot be started.
+    """
+    if status >= 0:
+        return status
+    said = native.failure().decode(errors="replace")
+    raise (MemoryError if status == NO_MEMORY else RuntimeError)(said)

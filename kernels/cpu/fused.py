@@ -6,6 +6,9 @@ One thread team walks through the whole sequence. `kernels/cpu/lstm.cpp` has the
 from __future__ import annotations
 
 import ctypes
+import functools
+import threading
+import time
 
 import torch
 from torch import Tensor
@@ -23,7 +26,7 @@ class ForwardArgs(ctypes.Structure):
 
     _fields_ = (
         *((name, _number) for name in ("batch", "steps", "hidden", "reverse", "threads", "by_rows")),
-        ("gates_input", _pointer), ("gi_step", _number), ("gi_row", _number),
+        ("gates_input", _pointer), ("gi_step", _number), ("gi_row", _number), ("gi_steps", _number),
         ("x", _pointer), ("x_step", _number), ("x_row", _number), ("features", _number),
         *((name, _pointer) for name in ("packed_ih", "bias_ih", "bias_hh", "packed", "scale_ih", "scale")),
         *((name, _pointer) for name in ("h0", "c0", "lengths")),
@@ -54,7 +57,7 @@ class BackwardArgs(ctypes.Structure):
 
 
 #: x, its strides and features, packed input weights and biases: the projection has been done.
-_NO_INPUT = (None, 0, 0, 0, None, None, None)
+_NO_INPUT = (None, 0, 0, -1, None, None, None)
 
 
 def refuses(problem: Problem, *, backward: bool = False) -> str | None:
@@ -82,7 +85,7 @@ def forward(args: Forward, storage: str = "fp32") -> None:
         packed = pack(args.weight_hh[d], "forward", storage, whole=long(batch, steps, threads))
         native.lstm_forward(ctypes.byref(ForwardArgs(
             batch, steps, hidden, d, threads, by_rows,
-            *strided(args.gates_input[:, :, d]), *_NO_INPUT,
+            *strided(args.gates_input[:, :, d]), steps, *_NO_INPUT,
             packed.values.data_ptr(), None, address(packed.scale),
             address(args.h0, d), address(args.c0, d), address(args.lengths),
             *strided(args.output[:, :, d]), address(args.h_n, d), address(args.c_n, d),
@@ -145,8 +148,23 @@ WORTH_A_MEETING = 1 << 15
 
 
 def threads_for(work: int) -> int:
-    """Threads for so many multiplications."""
-    return max(1, min(torch.get_num_threads(), work // WORTH_A_THREAD))
+    """Threads for a number of multiplications: at most torch's, and at most the cores that they can run on."""
+    threads = min(torch.get_num_threads(), work // WORTH_A_THREAD)
+    return min(threads, cores()) if threads > 1 else 1
+
+
+def cores() -> int:
+    """Cores in the affinity mask: more threads than that would wait for each other's cores.
+
+    The system is asked at most four times a second, since asking takes half a microsecond.
+    """
+    return _cores(threading.get_ident(), time.monotonic_ns() >> 28)
+
+
+@functools.lru_cache(maxsize=64)
+def _cores(thread: int, period: int) -> int:
+    del thread, period
+    return int(library().cores())
 
 
 def work(batch: int, steps: int, hidden: int, features: int = 0) -> int:

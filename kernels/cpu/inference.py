@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.autograd.graph import increment_version
 
 from kernels.cpu import fused, packing
-from kernels.cpu.build import library
+from kernels.cpu.build import CHANGED, checked, library
 from kernels.eager import watched
 
 Results = tuple[Tensor, Tensor, Tensor]
@@ -210,12 +210,12 @@ class Prepared:
     ) -> bool:
         threads, by_rows = fused.team(batch * steps * self._work, batch, self.hidden)
         look = NOT_AT_ALL if fresh else WHOLE if fused.long(batch, steps, threads) else SAMPLES
-        changed = self._native.lstm_layers(
+        status = self._native.lstm_layers(
             self._at, batch, steps, batch_first, threads, by_rows, look,
             x.data_ptr(), h0 if h0 is None else h0.data_ptr(), c0 if c0 is None else c0.data_ptr(),
             lengths if lengths is None else lengths.data_ptr(), output.data_ptr(), h_n.data_ptr(), c_n.data_ptr(),
         )  # fmt: skip
-        return not changed
+        return (checked(self._native, status) if status else status) != CHANGED
 
 
 def _plain(value: Any) -> bool:

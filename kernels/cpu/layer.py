@@ -104,7 +104,7 @@ def _forward(
         )
         bias_ih, bias_hh = (address(bias) for bias in biases) if biases else (None, None)
         native.lstm_forward(ctypes.byref(ForwardArgs(
-            batch, steps, hidden, d, threads, by_rows, address(gates, d), *strides(4 * hidden),
+            batch, steps, hidden, d, threads, by_rows, address(gates, d), *strides(4 * hidden), steps,
             x.data_ptr(), *strides(features), features, packed_ih.values.data_ptr(), bias_ih, bias_hh,
             packed.values.data_ptr(), None, None, address(h0, d), address(c0, d), address(lengths),
             output.data_ptr() + 4 * d * hidden, *strides(directions * hidden), address(h_n, d), address(c_n, d),

@@ -59,7 +59,7 @@ inline void product(int rows, vec (&sums)[ROWS][4], const float* const (&a)[ROWS
 }
 
 // Rows of the operands of a transposed product that are taken together: 32 KB of columns with vectors of 16.
-constexpr int64_t CHUNK = 128;
+constexpr int64_t CHUNK = 128, COLUMNS = CHUNK * 4 * LANES;
 
 // sums[r][v] = column r of the rows of `a` times the rows of `columns`, which are VECTORS vectors wide.
 template <int R, int VECTORS>
@@ -87,12 +87,13 @@ inline void outer(int count, vec (&sums)[ROWS][4], const float* const* a, int64_
 }
 
 // A thread's share of out (m, n) = left.T right, of so many rows, whose addresses `left` and `right` give; zeros where
-// `right` gives null. Rows go by the chunk, so that a chunk of `right` stays in the nearest cache for all of m.
+// `right` gives null. Rows go by the chunk, so that a chunk of `right` stays in the nearest cache for all of m; `chunk`
+// holds COLUMNS numbers.
 template <typename L, typename F>
-void transposed_product(L left, F right, float* out, int64_t rows, int64_t m, int64_t n, int thread, int threads) {
+void transposed_product(L left, F right, float* out, int64_t rows, int64_t m, int64_t n, float* chunk, int thread,
+                        int threads) {
     const int64_t groups = (m + ROWS - 1) / ROWS;
     const Share mine = share(groups, true, thread, threads);
-    alignas(64) float chunk[CHUNK * 4 * LANES];
     const float* lefts[CHUNK];
     const float* rights[CHUNK];
     if (!rows)
