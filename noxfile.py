@@ -16,8 +16,8 @@ PROJECT = nox.project.load_toml("pyproject.toml")
 
 
 def install(session: nox.Session, *groups: str) -> None:
-    """Install the project's dependencies and the given groups of tools."""
-    session.install("-e", ".", *nox.project.dependency_groups(PROJECT, *groups))
+    """Install what kernels and suite depend on, and the given groups; the project itself runs from the checkout."""
+    session.install(*PROJECT["project"]["dependencies"], *nox.project.dependency_groups(PROJECT, "suite", *groups))
 
 
 def install_peers(session: nox.Session) -> None:

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from kernels.cpu.packing import STORAGE
-from kernels.dispatch import CPU, IMPLEMENTATIONS
-from kernels.vendor import State
+from .cpu.packing import STORAGE
+from .dispatch import CPU, IMPLEMENTATIONS
+from .vendor import State
 
 PRECISIONS = ("ieee", "tf32")
 INTEGERS = frozenset({torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8})

@@ -24,13 +24,13 @@ from typing import Any
 
 import torch
 
-from kernels.check_work import Task, Verdict, work
-from kernels.cores import usable_cores
-from kernels.dispatch import MODULES
-from kernels.guard import Outcome, Pool, seconds
-from kernels.output import run_command
-from kernels.problems import Sizes
-from kernels.usage import Parser
+from .check_work import Task, Verdict, work
+from .cores import usable_cores
+from .dispatch import MODULES
+from .guard import Outcome, Pool, seconds
+from .output import run_command
+from .problems import Sizes
+from .usage import Parser
 
 #: dtype and whether products are in TF32. The interpreter computes no bfloat16 products.
 TYPES = {"float32": (torch.float32, False), "tf32": (torch.float32, True), "float16": (torch.float16, False),

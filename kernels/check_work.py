@@ -12,10 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kernels import dispatch
-from kernels.dispatch import MODULES
-from kernels.problems import GRADIENTS, OUTPUTS, Sizes, errors_backward, errors_forward, limit
-from kernels.recurrence import Problem, loop_forward
+from . import dispatch
+from .dispatch import MODULES
+from .problems import GRADIENTS, OUTPUTS, Sizes, errors_backward, errors_forward, limit
+from .recurrence import Problem, loop_forward
 
 
 @dataclass(frozen=True)
@@ -193,7 +193,7 @@ def _graph(task: Task) -> Verdict:
 
 
 def _graph_of_module(task: Task) -> Verdict:
-    module = importlib.import_module("kernels.lstm").LSTM(
+    module = importlib.import_module(f"{__package__}.lstm").LSTM(
         64, task.sizes.hidden, bidirectional=task.sizes.directions == 2, implementation=task.implementation  # noqa: PLR2004
     )  # fmt: skip
     module = module.to("cuda", task.sizes.dtype)

@@ -26,11 +26,11 @@ from typing import Any
 
 import torch
 
-from kernels.dispatch import MODULES
-from kernels.guard import Pool
-from kernels.output import run_command
-from kernels.recurrence import Problem
-from kernels.usage import Parser
+from .dispatch import MODULES
+from .guard import Pool
+from .output import run_command
+from .recurrence import Problem
+from .usage import Parser
 
 README = Path(__file__).parent / "README.md"
 MARKS = ("<!-- resources: written by python -m kernels.compile --quick --write -->", "<!-- end of resources -->")
@@ -117,7 +117,7 @@ def main(arguments: list[str] | None = None) -> int:
     # An interpreted kernel cannot be compiled. Kernels are defined when their modules are imported, later.
     os.environ.pop("TRITON_INTERPRET", None)
     if importlib.util.find_spec("triton") is None:
-        print("compile: Triton is not installed (pip install -e .)", file=sys.stderr)
+        print("compile: Triton is not installed (pip install triton)", file=sys.stderr)
         return 2
     items = list(_items(options))
     found: list[Compiled] = []

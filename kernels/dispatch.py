@@ -18,13 +18,13 @@ from typing import Any
 
 import torch
 
-from kernels import table
-from kernels.cpu import fused
-from kernels.estimate import estimate_s
-from kernels.recurrence import Backward, Forward, Problem, gpu_facts, loop_backward, loop_forward
+from . import table
+from .cpu import fused
+from .estimate import estimate_s
+from .recurrence import Backward, Forward, Problem, gpu_facts, loop_backward, loop_forward
 
 #: Modules that bring a kernel: `forward(args, config)` and `backward(args, config)`, `refuses`, `configs`, `launches`.
-MODULES = {"cell": "kernels.gpu.cell", "sequence": "kernels.gpu.sequence", "persistent": "kernels.gpu.persistent"}
+MODULES = {name: f"{__package__}.gpu.{name}" for name in ("cell", "sequence", "persistent")}
 #: The kernel for CPUs, compiled when it is first used.
 CPU = "cpu-fused"
 #: What may be asked for. `triton` is the fastest of the modules above; `loop` is torch operations, step by step; and
@@ -179,7 +179,7 @@ def _refusals(problem: Problem, *, backward: bool, interpreted: bool) -> dict[st
                 reason = _module(name).refuses(problem, backward=backward)
             except ImportError as error:
                 missing = (error.name or "").split(".")[0] == "triton"
-                reason = "Triton is not installed (pip install -e .)" if missing else f"it cannot be loaded: {error}"
+                reason = "Triton is not installed (pip install triton)" if missing else f"it cannot be loaded: {error}"
         if reason is not None:
             refused[name] = reason
     reason = fused.refuses(problem)

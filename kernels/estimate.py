@@ -10,7 +10,7 @@ import math
 
 import torch
 
-from kernels.recurrence import Problem
+from .recurrence import Problem
 
 #: Bytes a second between L2 and all multiprocessors, and at most to one of them; H200, as other people's
 #: microbenchmarks of Hopper report them.
@@ -71,7 +71,7 @@ def _sequence_s(problem: Problem) -> float:
 def _persistent_s(problem: Problem, *, backward: bool) -> float:
     """Return what the kernel's own model gives for the configuration that it would launch first."""
     # Needs Triton, without which nobody asks: `kernels.dispatch` estimates what serves.
-    from kernels.gpu import persistent_configs  # noqa: PLC0415
+    from .gpu import persistent_configs  # noqa: PLC0415
 
     first = persistent_configs.configs(problem, backward=backward)[0]
     return persistent_configs.step_us(problem, first, backward=backward) * 1e-6

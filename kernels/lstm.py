@@ -16,14 +16,14 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.utils.rnn import PackedSequence
 
-from kernels import dispatch, ops, vendor
-from kernels.arguments import Lengths, batched_state, check_options, checked_lengths
-from kernels.cpu.inference import Prepared
-from kernels.cpu.layer import layer as cpu_layer
-from kernels.dispatch import IMPLEMENTATIONS, Choice
-from kernels.eager import autocast_dtype, exported, unwatched
-from kernels.recurrence import Problem, on_device, state_dtype
-from kernels.vendor import State, inside, permuted
+from . import dispatch, ops, vendor
+from .arguments import Lengths, batched_state, check_options, checked_lengths
+from .cpu.inference import Prepared
+from .cpu.layer import layer as cpu_layer
+from .dispatch import IMPLEMENTATIONS, Choice
+from .eager import autocast_dtype, exported, unwatched
+from .recurrence import Problem, on_device, state_dtype
+from .vendor import State, inside, permuted
 
 
 def _overlap(first: Tensor, second: Tensor) -> bool:
@@ -525,7 +525,7 @@ def _sum(first: Tensor, second: Tensor) -> Tensor:
 def _way() -> Any:
     """The module that runs torch's own LSTM: while something is traced, the one that Dynamo must leave alone."""
     if torch.compiler.is_compiling():
-        from kernels import untraceable  # noqa: PLC0415 - imports Dynamo, which takes as long as torch
+        from . import untraceable  # noqa: PLC0415 - imports Dynamo, which takes as long as torch
 
         return untraceable
     return vendor
@@ -534,7 +534,7 @@ def _way() -> Any:
 def _matmul_precision() -> str:
     """How torch's own products treat float32: `none` or `ieee`, or `tf32`."""
     if torch.compiler.is_compiling():
-        from kernels.untraceable import matmul_precision  # noqa: PLC0415 - as above
+        from .untraceable import matmul_precision  # noqa: PLC0415 - as above
 
         return str(matmul_precision())
     return str(torch.backends.cuda.matmul.fp32_precision)

@@ -16,12 +16,13 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from kernels import dispatch
-from kernels.eager import DEVICES, autocast_dtype, unwatched
-from kernels.recurrence import NO_DOUBLE_BACKWARD, Backward, Forward, hidden_before, state_dtype
-from kernels.transforms import batched, looped, over_batched, transformed
+from . import dispatch
+from .eager import DEVICES, autocast_dtype, unwatched
+from .recurrence import NO_DOUBLE_BACKWARD, Backward, Forward, hidden_before, state_dtype
+from .transforms import batched, looped, over_batched, transformed
 
-NAMESPACE = "seq2seq_kernels"
+#: Of the operators: the package that brings them, so that a checkout and an installation may meet in one process.
+NAMESPACE = str(__package__)
 
 Outputs = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
 
@@ -392,7 +393,7 @@ def _under_autocast(
     """
     cast = _cast(torch.get_autocast_dtype(device), gates_input, weight_hh, h0, c0)
     with _without_autocast(device):
-        return torch.ops.seq2seq_kernels.lstm_forward(*cast, lengths, *options)
+        return getattr(torch.ops, NAMESPACE).lstm_forward(*cast, lengths, *options)
 
 
 def _without_autocast(device: str) -> Any:

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from kernels.arguments import check_options
-from kernels.lstm import LSTM
+from .arguments import check_options
+from .lstm import LSTM
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-from kernels.recurrence import Problem
+from .recurrence import Problem
 
 #: Version of the files' schema. 1: the first.
 SCHEMA = 1

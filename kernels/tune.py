@@ -22,16 +22,16 @@ from pathlib import Path
 
 import torch
 
-from kernels import check_work, table
-from kernels.check import TYPES
-from kernels.cores import usable_cores
-from kernels.dispatch import MODULES
-from kernels.guard import Pool, seconds
-from kernels.output import run_command
-from kernels.problems import Sizes
-from kernels.table import Entry, Table
-from kernels.tune_work import Candidate, Job, measure
-from kernels.usage import Parser
+from . import check_work, table
+from .check import TYPES
+from .cores import usable_cores
+from .dispatch import MODULES
+from .guard import Pool, seconds
+from .output import run_command
+from .problems import Sizes
+from .table import Entry, Table
+from .tune_work import Candidate, Job, measure
+from .usage import Parser
 
 #: Batch, hidden size, steps, directions; the most important first: FlashRNN's plot, the seed, DeepAR, DeepBench,
 #: GNMT, a batch of one.

@@ -12,11 +12,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from kernels.dispatch import MODULES
-from kernels.problems import DEVICE, GRADIENTS, OUTPUTS, Sizes
-from kernels.recurrence import loop_forward
-from kernels.table import Entry, Timing, dtype_name
-from kernels.timing import Call, Clock, EventClock, interleave, quartiles
+from .dispatch import MODULES
+from .problems import DEVICE, GRADIENTS, OUTPUTS, Sizes
+from .recurrence import loop_forward
+from .table import Entry, Timing, dtype_name
+from .timing import Call, Clock, EventClock, interleave, quartiles
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch.nn.utils.rnn import PackedSequence
 
-from kernels import vendor
-from kernels.vendor import State
+from . import vendor
+from .vendor import State
 
 _VENDOR = "torch's own LSTM cannot be traced; choose another implementation of kernels.LSTM"
 _PACKED = "a PackedSequence cannot be traced; give kernels.LSTM padded input and lengths"

@@ -98,7 +98,7 @@ def no_triton(who: str) -> str | None:
     try:
         import triton  # noqa: F401, PLC0415 - only asked whether it is there
     except ImportError:
-        return f"{who} needs Triton on a GPU, which is not installed: pip install -e ."
+        return f"{who} needs Triton on a GPU, which is not installed: pip install triton"
     return None
 
 

@@ -21,8 +21,8 @@ from hypothesis import strategies as st
 from recurrences import Sizes, recurrences
 from strategies import Shape, shapes
 
-FORWARD = torch.ops.seq2seq_kernels.lstm_forward
-BACKWARD = torch.ops.seq2seq_kernels.lstm_backward
+FORWARD = torch.ops.kernels.lstm_forward
+BACKWARD = torch.ops.kernels.lstm_backward
 #: Odd sizes, both directions, with lengths and without, in either order in memory, with a state and without.
 SIZES = [
     Sizes(batch=3, steps=4, hidden=5, dtype=torch.float64),
@@ -162,7 +162,7 @@ def test_make_fx_traces_both_operators(sizes):
 
     traced = make_fx(gradients)(*present)
     names = {str(node.target) for node in traced.graph.nodes}
-    assert {"seq2seq_kernels.lstm_forward.default", "seq2seq_kernels.lstm_backward.default"} <= names
+    assert {"kernels.lstm_forward.default", "kernels.lstm_backward.default"} <= names
     other = [v + 1 for v in present]
     torch.testing.assert_close(traced(*other), gradients(*other), rtol=1e-9, atol=1e-11)
 

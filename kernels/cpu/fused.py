@@ -13,9 +13,9 @@ import time
 import torch
 from torch import Tensor
 
-from kernels.cpu.build import BuildError, library
-from kernels.cpu.packing import STORAGE, pack
-from kernels.recurrence import Backward, Forward, Problem
+from ..recurrence import Backward, Forward, Problem
+from .build import BuildError, library
+from .packing import STORAGE, pack
 
 _pointer = ctypes.c_void_p
 _number = ctypes.c_int64

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import increment_version
 
-from kernels.cpu import fused, packing
-from kernels.cpu.build import CHANGED, checked, library
-from kernels.eager import watched
+from ..eager import watched
+from . import fused, packing
+from .build import CHANGED, checked, library
 
 Results = tuple[Tensor, Tensor, Tensor]
 

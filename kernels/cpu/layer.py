@@ -15,12 +15,12 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from kernels.cpu.build import library
-from kernels.cpu.fused import BackwardArgs, ForwardArgs, address, fitting, long, team, threads_for, work
-from kernels.cpu.inference import Prepared
-from kernels.cpu.packing import pack
-from kernels.recurrence import NO_DOUBLE_BACKWARD
-from kernels.transforms import batched, looped, over_batched, transformed
+from ..recurrence import NO_DOUBLE_BACKWARD
+from ..transforms import batched, looped, over_batched, transformed
+from .build import library
+from .fused import BackwardArgs, ForwardArgs, address, fitting, long, team, threads_for, work
+from .inference import Prepared
+from .packing import pack
 
 Parameters = Sequence[tuple[Tensor, ...]]
 Results = tuple[Tensor, Tensor, Tensor]

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from kernels.output import run_command
-from kernels.usage import Parser
+from ..output import run_command
+from ..usage import Parser
 
 
 @dataclass(frozen=True)

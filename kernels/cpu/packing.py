@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 
-from kernels.cpu.build import library
+from .build import library
 
 #: How weights are kept: the name, its number in the C++ source, and its type.
 STORAGE = {"fp32": (0, torch.float32), "bf16": (1, torch.bfloat16), "int8": (2, torch.int8)}

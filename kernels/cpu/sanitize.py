@@ -14,9 +14,9 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from kernels.cpu.build import SOURCE, BuildError, compiler
-from kernels.output import run_command
-from kernels.usage import Parser
+from ..output import run_command
+from ..usage import Parser
+from .build import SOURCE, BuildError, compiler
 
 FLAGS = ("-O1", "-g", "-march=native", "-ffp-contract=fast", "-std=c++17", "-DPLAIN_THREADS", "-pthread")
 ADDRESSES = ("-fsanitize=address,undefined", "-fno-sanitize-recover=all")

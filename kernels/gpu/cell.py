@@ -18,10 +18,10 @@ import torch
 import triton
 from torch import Tensor
 
-from kernels.gpu import graphs
-from kernels.gpu.launch import Launch
-from kernels.gpu.step import backward_kernel, forward_kernel
-from kernels.recurrence import Backward, Forward, Problem
+from ..recurrence import Backward, Forward, Problem
+from . import graphs
+from .launch import Launch
+from .step import backward_kernel, forward_kernel
 
 #: Triton's names of the types that are served.
 TYPES = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16"}

@@ -16,13 +16,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kernels.gpu import graphs
-from kernels.gpu.exchange import ABSENT
-from kernels.gpu.launch import Launch
-from kernels.gpu.persistent_backward import backward_kernel
-from kernels.gpu.persistent_configs import DTYPES, Config, configs, programs, refuses
-from kernels.gpu.persistent_forward import forward_kernel
-from kernels.recurrence import Backward, Forward, Problem
+from ..recurrence import Backward, Forward, Problem
+from . import graphs
+from .exchange import ABSENT
+from .launch import Launch
+from .persistent_backward import backward_kernel
+from .persistent_configs import DTYPES, Config, configs, programs, refuses
+from .persistent_forward import forward_kernel
 
 #: Integers of a counter's own cache line, as the kernels step over them.
 COUNTER_STRIDE = 32

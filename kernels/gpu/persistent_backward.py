@@ -5,8 +5,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from kernels.gpu.elementwise import tanh
-from kernels.gpu.exchange import arrive, column, held_weights, present, product, wait
+from .elementwise import tanh
+from .exchange import arrive, column, held_weights, present, product, wait
 
 
 @triton.jit(do_not_specialize=["steps", "first", "end"])

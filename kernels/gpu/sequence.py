@@ -14,9 +14,9 @@ from typing import Any
 import torch
 import triton
 
-from kernels.gpu.launch import Launch
-from kernels.gpu.sequence_kernels import backward_kernel, forward_kernel
-from kernels.recurrence import Backward, Forward, Problem
+from ..recurrence import Backward, Forward, Problem
+from .launch import Launch
+from .sequence_kernels import backward_kernel, forward_kernel
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from kernels.gpu.native import cell, tanh
+from .native import cell, tanh
 
 #: Whose values change from batch to batch. Without a kernel of its own for multiples of 16 nothing is lost: `GRAIN`
 #: says what is aligned.
