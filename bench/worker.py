@@ -80,7 +80,9 @@ def torch_facts() -> dict[str, Any]:
     if torch.cuda.is_available():
         facts["cudnn"] = known(torch.backends.cudnn.version)
         facts["gpu"] = known(torch.cuda.get_device_name)
-        facts["gpu_memory_bytes"] = known(lambda: torch.cuda.get_device_properties(0).total_memory)
+        facts["gpu_memory_bytes"] = known(
+            lambda: torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory
+        )
         facts["gpu_capability"] = known(lambda: ".".join(map(str, torch.cuda.get_device_capability())))
     return {name: value for name, value in facts.items() if value is not None}
 
@@ -179,13 +181,13 @@ def cold(request: dict[str, Any], emit: Emit) -> None:
     if case.mode == "training" or variant.compiler == "dynamo":
         # torch's optimizers import it too; that belongs to no variant.
         importlib.import_module("torch._dynamo")
-    baseline = memory.resident_bytes()
-    peaks_known = memory.reset_peak()
-
     if case.device == "cuda":
-        # Creating the CUDA context belongs to no variant.
+        # Creating the CUDA context takes 0.5 to 2 GB, and belongs to no variant.
         torch.zeros(1, device="cuda")
         synchronize("cuda")
+        torch.cuda.reset_peak_memory_stats()
+    baseline = memory.resident_bytes()
+    peaks_known = memory.reset_peak()
     emit("stage", name="build")
     start = time.perf_counter()
     executable = Executable(variant, workload.config, case.mode, case.device, weights, beam=workload.beam)
