@@ -33,7 +33,7 @@ def test_file_tree_in_the_pages_is_there():
 
 @pytest.mark.parametrize("folder", sorted(path.name for path in (ROOT / "results" / "reference").iterdir()))
 def test_reference_runs_can_be_read(folder):
-    """What is kept to be held against is of the schema that this release reads, raw samples included."""
+    """Reference runs are of the schema that this release reads, raw samples included."""
     run = compare.load(ROOT / "results" / "reference" / folder)
     assert load_run(ROOT / "results" / "reference" / folder).groups
     for record in run.records:
@@ -78,7 +78,7 @@ def _normal(package: str) -> str:
 
 
 def test_results_readme_states_the_gate_s_factor():
-    """What is said of the gate is what it does, and nothing was left to be filled in."""
+    """The pages describe the gate as it is, and nothing was left to be filled in."""
     pages = {path.name: path.read_text(encoding="utf-8") for path in ROOT.glob("docs/*.md")}
     text = (ROOT / "results" / "README.md").read_text(encoding="utf-8")
     assert f"at most {FACTOR:g} times" in text
