@@ -1,4 +1,4 @@
-"""What the project can do on a fresh machine: `nox -s bench`, `nox -s tests` and the checks."""
+"""Sessions that work on a fresh machine: `nox -s bench`, `nox -s tests` and the checks."""
 
 from __future__ import annotations
 

@@ -165,7 +165,7 @@ def _measure(runner: Runner, command: str) -> int:
 
 
 def _safe(runner: Runner) -> str:
-    """How much is recorded."""
+    """Describe how much is recorded."""
     count = len(runner.folder.records())
     if not count:
         return f"no case is recorded yet in {runner.folder.path}"
@@ -173,7 +173,7 @@ def _safe(runner: Runner) -> str:
 
 
 def _look(runner: Runner, quoted: str) -> str:
-    """How to look at what is recorded, where anything is."""
+    """Describe how to look at what is recorded, if anything is."""
     return f". What is there: python -m bench report {quoted}" if runner.folder.records() else ""
 
 

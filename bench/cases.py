@@ -268,7 +268,7 @@ def match(patterns: Iterable[str], names: Sequence[str], what: str) -> list[str]
 
 @dataclass(frozen=True)
 class Filters:
-    """What the command line narrows a suite down to; empty means no narrowing."""
+    """Filters of the command line that narrow a suite down; empty means no narrowing."""
 
     workloads: tuple[str, ...] = ()
     variants: tuple[str, ...] = ()

@@ -1,4 +1,4 @@
-"""What this machine can do at most, measured by a worker: matrix products per precision, bytes moved per second.
+"""Limits of this machine, measured by a worker: matrix products per precision, bytes moved per second.
 
 A ceiling is a best case, so of every probe the shortest time counts, and all probes take turns several times: a
 neighbour that steals a second must not lower one of them. Bandwidth is measured over working sets from the innermost
@@ -165,7 +165,7 @@ def _shortest_s(call: Callable[[], object], device: str) -> float:
 
 @contextlib.contextmanager
 def _products(name: str, device: str) -> Iterator[None]:
-    """Whether fp32 products may use TF32, on CUDA."""
+    """Return whether fp32 products may use TF32, on CUDA."""
     if device != "cuda":
         yield
         return

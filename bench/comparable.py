@@ -1,4 +1,4 @@
-"""Whether two runs may be compared: the facts of machine, software, threads and problem that must agree.
+"""Rules for comparing two runs: the facts of machine, software, threads and problem that must agree.
 
 A difference in one of them would be told as a difference of the code. So it refuses the comparison, by name and with
 both values; what only may matter (governor, frequency, system) is a warning. The commit may differ: that is what is
@@ -72,7 +72,7 @@ def threads(records: Iterable[Record]) -> tuple[int, ...]:
 
 
 def differences(base: Environment, new: Environment) -> tuple[Difference, ...]:
-    """What keeps two runs from being compared, from their environment.json alone."""
+    """Differences that keep two runs from being compared, from their environment.json alone."""
     if not base or not new:
         return (Difference("environment.json", *("recorded" if side else MISSING for side in (base, new))),)
     found = [_differing(key, _section(base, "machine").get(key), _section(new, "machine").get(key)) for key in MACHINE]
@@ -86,7 +86,7 @@ def differences(base: Environment, new: Environment) -> tuple[Difference, ...]:
 
 
 def problem_differences(base: Record, new: Record) -> tuple[Difference, ...]:
-    """What keeps two records of one identity from being compared: their names then stood for other problems."""
+    """Differences that keep two records of one identity from being compared: their names stood for other problems."""
     name = f"{base.workload} {base.variant} {base.mode}:"
     found = [_differing(f"{name} {key}", getattr(base, key), getattr(new, key)) for key in PROBLEM]
     return tuple(difference for difference in found if difference)
@@ -131,7 +131,7 @@ def _named(digests: Mapping[str, Any]) -> dict[str, str]:
 
 
 def source(environment: Environment) -> str:
-    """What a run measured, as `commit 1a2b3c4 with uncommitted changes, plugin mine.py 5e6f7a8b9c`."""
+    """Describe what a run measured, as `commit 1a2b3c4 with uncommitted changes, plugin mine.py 5e6f7a8b9c`."""
     git = _section(environment, "git")
     name = str(git.get("commit", "not recorded"))
     short = name[:10] if " " not in name else name
@@ -182,7 +182,7 @@ def _memory(base: Environment, new: Environment) -> Difference | None:
 
 
 def _near(base: Any, new: Any, share: float) -> bool:
-    """Whether two figures agree within a share of the larger one; so do two that nobody recorded."""
+    """Return whether two figures agree within a share of the larger one; so do two that nobody recorded."""
     if isinstance(base, int | float) and isinstance(new, int | float):
         return abs(base - new) <= share * max(base, new)
     return bool(base == new)

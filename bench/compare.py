@@ -38,7 +38,7 @@ Runs = tuple[RecordedRun, RecordedRun]
 
 
 class Verdict(enum.StrEnum):
-    """What became of a case."""
+    """Verdict on a case."""
 
     BROKEN = "broken"
     SLOWER = "slower"
@@ -53,7 +53,7 @@ class Verdict(enum.StrEnum):
 
 
 class Outcome(enum.IntEnum):
-    """What `--fail-on` found, from good to bad; FINE too where it was not asked for."""
+    """Result of `--fail-on`, from good to bad; FINE also where it was not asked for."""
 
     FINE = 0
     UNCLEAR = 1
@@ -66,7 +66,7 @@ JUDGED = (Verdict.FASTER, Verdict.SLOWER, Verdict.SAME, Verdict.UNCLEAR)
 
 @dataclass(frozen=True)
 class Options:
-    """How to compare.
+    """Options of a comparison.
 
     Attributes:
         by: of `BY`.
@@ -107,14 +107,14 @@ class Pair:
     unfinished: bool = False
 
     def regressed(self, threshold: float) -> bool:
-        """Whether the case broke, or is slower by more than the threshold and surely so."""
+        """Return whether the case broke, or is slower by more than the threshold and surely so."""
         if self.verdict is Verdict.BROKEN:
             return True
         slower = self.verdict is Verdict.SLOWER and self.holds and self.change is not None
         return slower and self.change is not None and 1 / self.change.value - 1 > threshold
 
     def unclear(self, threshold: float) -> bool:
-        """Whether a slowdown by more than the threshold is neither found nor excluded.
+        """Return whether a slowdown by more than the threshold is neither found nor excluded.
 
         Found is what `regressed` says. Excluded it is by an interval that ends before the threshold, or that lies
         within the margin, which is the user's own word for the same.
@@ -137,7 +137,7 @@ class Mean:
 
 @dataclass(frozen=True)
 class Comparison:
-    """What comparing a run with its base gave.
+    """Result of comparing a run with its base.
 
     Attributes:
         differences: in what should agree; empty unless forced.
@@ -160,7 +160,7 @@ class Comparison:
 
     @property
     def regressions(self) -> tuple[Pair, ...]:
-        """What `--fail-on` fails on; empty without a threshold."""
+        """Cases that `--fail-on` fails on; empty without a threshold."""
         threshold = self.options.threshold
         return () if threshold is None else tuple(pair for pair in self.pairs if pair.regressed(threshold))
 
@@ -247,7 +247,7 @@ def verdict(change: Interval, margin: float) -> Verdict:
 
 
 def chance(change: Interval) -> float:
-    """How probable a change so far from 1 is where nothing changed, between 0 and 1.
+    """Probability of a change so far from 1 if nothing changed, between 0 and 1.
 
     Read off the 95 % interval: its reach towards 1 is taken for 1.96 standard errors of the logarithm.
     """

@@ -64,7 +64,7 @@ class Table:
 
 
 def render(comparisons: Sequence[Comparison], form: str) -> str:
-    """What goes into a file, in one of `FORMATS`."""
+    """Text of a file in one of `FORMATS`."""
     if form == "csv":
         return table_csv(comparisons)
     if form == "markdown":
@@ -166,7 +166,7 @@ def lead(label: str, comparison: Comparison) -> str:
 
 
 def untold(label: str, comparison: Comparison) -> list[str]:
-    """What could not be told for `--fail-on`, and what would make it clear."""
+    """Describe what `--fail-on` could not decide, and what would decide it."""
     threshold = comparison.options.threshold
     if threshold is None:
         return []
@@ -270,7 +270,7 @@ def _header(comparisons: Sequence[Comparison]) -> list[str]:
 
 
 def _footer(comparisons: Sequence[Comparison]) -> list[str]:
-    """What the figures need to be read rightly."""
+    """Notes that the figures need to be read correctly."""
     options = comparisons[0].options
     lines = []
     for label, comparison in labelled(comparisons):
@@ -308,7 +308,7 @@ def _value(pair: Pair) -> float:
 
 
 def _chances(label: str, comparison: Comparison) -> str:
-    """How many verdicts chance alone would give."""
+    """State how many verdicts chance alone would give."""
     count = len(comparison.judged)
     changed = [pair for pair in comparison.judged if pair.verdict in {Verdict.FASTER, Verdict.SLOWER}]
     holding = sum(pair.holds for pair in changed)
@@ -326,7 +326,7 @@ def _marks(label: str, comparison: Comparison) -> list[str]:
 
 
 def _one_sided(comparisons: Sequence[Comparison]) -> list[str]:
-    """What only one of two runs has, counted by group."""
+    """Cases that only one of two runs has, counted by group."""
     lines = []
     for label, comparison in labelled(comparisons):
         for verdict in ONE_SIDED:

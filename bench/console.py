@@ -1,4 +1,4 @@
-"""What the user sees while a run goes on: a progress bar, one line a case as it ends, a table at the end.
+"""Terminal output of a run: a progress bar, one line per case as it ends, a table at the end.
 
 rich draws it. Where rich is not installed the same lines are printed plainly, without the bar.
 """

@@ -68,7 +68,7 @@ class Truth:
         return self._model.run(batch.source, batch.target, batch.source_lengths)[0].repeat_interleave(self._beam, 0)
 
     def _values(self, values: Tensor) -> Tensor:
-        """What follows from the found ones, step by step: (batch, steps, output_size)."""
+        """Outputs that follow from the found tokens, step by step: (batch, steps, output_size)."""
         batch, size = self._batch, self._config.output_size
         assert batch.target is not None  # noqa: S101 - such a workload is refused before
         target = batch.target.clone()
@@ -117,7 +117,7 @@ class Truth:
         return {"scores": relative_error(found["scores"], own), "choices": regret}
 
     def _apart(self, parents: Tensor, chosen: Tensor, rows: int) -> bool:
-        """Whether hypotheses go on from their own sequence's, of so many rows each, and no two are the same."""
+        """Return whether hypotheses go on from their own sequence's, of so many rows each, and no two are the same."""
         own = torch.arange(parents.size(0), device=parents.device) // self._beam
         if not torch.equal(parents.div(rows, rounding_mode="floor"), own):
             return False

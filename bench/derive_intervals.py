@@ -1,4 +1,4 @@
-"""Whether the intervals hold what they promise: `python -m bench.derive_intervals`.
+"""Count how often the intervals hold the truth: `python -m bench.derive_intervals`.
 
 Draws runs whose truth is known, calm and otherwise, and counts how often a 95 % interval holds it, beside a plain
 bootstrap that takes every round, or every call, for independent. The truth is the median, or the percentile, of all
@@ -38,7 +38,7 @@ Draw = Callable[[np.random.Generator, int, int], Floats]
 
 @dataclass(frozen=True)
 class Row:
-    """What one line of the table was counted from.
+    """Counts behind one line of the table.
 
     Attributes:
         covered: share of the intervals that held the truth.
@@ -184,7 +184,7 @@ def _generator(seed: int, *names: object) -> np.random.Generator:
 
 
 def study_ratio(name: str, processes: int, rounds: int, runs: int, seed: int) -> Row:
-    """How often the interval of a speedup holds it."""
+    """Count how often the interval of a speedup holds it."""
     generator = _generator(seed, name, processes, rounds)
     # Symmetrical around 1, all but one.
     truth = 1.0 if name != "spoilt one way" else float(np.median(np.exp(RATIOS[name](generator, 1000, 2000))))
@@ -195,7 +195,7 @@ def study_ratio(name: str, processes: int, rounds: int, runs: int, seed: int) ->
 
 
 def study_times(name: str, processes: int, rounds: int, runs: int, seed: int) -> Row:
-    """How often the interval of the ratio of two runs' times holds it, 1.25 here; the later run has a process more."""
+    """Count how often the interval of a ratio of two runs' times holds it, 1.25; the later run has one process more."""
     generator = _generator(seed, "times", name, processes, rounds)
     pairs = [
         [np.exp(RATIOS[name](generator, count, rounds)) for count in (processes, processes + 1)] for _ in range(runs)
@@ -205,7 +205,7 @@ def study_times(name: str, processes: int, rounds: int, runs: int, seed: int) ->
 
 
 def study_calls(name: str, share: float, processes: int, rounds: int, runs: int, seed: int) -> Row:
-    """How often the interval of a percentile of calls holds it."""
+    """Count how often the interval of a percentile of calls holds it."""
     draw = CALL_TIMES[name]
     generator = _generator(seed, name, processes, rounds)
     error_free = calls(draw, generator, 60_000 // rounds, rounds)

@@ -1,4 +1,4 @@
-"""Where the gate's numbers come from: `python -m bench.derive_tolerances`.
+"""Measure where the gate's limits come from: `python -m bench.derive_tolerances`.
 
 Runs every variant that exists on this machine, and planted defects, over random problems in both modes, and prints
 how near the right ones come to being refused and the wrong ones to being let through. `bench.parity` holds the numbers

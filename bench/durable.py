@@ -64,7 +64,7 @@ def replace(path: Path, data: bytes) -> None:
 
 
 def is_bookkeeping(path: Path) -> bool:
-    """Whether a file is a lock or what a killed process left of a replacement: nothing of value."""
+    """Return whether a file is a lock or what a killed process left of a replacement: nothing of value."""
     return path.name == LOCK or (path.name.startswith(".") and path.name.endswith(".new"))
 
 

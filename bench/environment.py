@@ -1,4 +1,4 @@
-"""What the run ran on: the machine, the software, the threads, the source tree, and the load before and after."""
+"""Environment of a run: the machine, the software, the threads, the source tree, and the load before and after."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def software() -> dict[str, Any]:
 
 
 def load() -> dict[str, Any]:
-    """How busy the machine is now: load averages, the CPU share in use over a fifth of a second, the memory left."""
+    """Measure how busy the machine is: load averages, the CPU share in use over a fifth of a second, free memory."""
     facts = {
         "load_1_5_15_min": known(lambda: [round(value, 2) for value in psutil.getloadavg()]),
         "cpu_percent": known(lambda: psutil.cpu_percent(interval=0.2)),

@@ -1,4 +1,4 @@
-"""What a user did wrong, as one line: what was wrong, what was expected, what to do."""
+"""Errors of the user in one line: what was wrong, what was expected, what to do."""
 
 from __future__ import annotations
 

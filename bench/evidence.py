@@ -1,4 +1,4 @@
-"""What really ran: operators, their data types, compiled graphs, threads; and the same in words.
+"""Evidence of what really ran: operators, their data types, compiled graphs, threads; and the same in words.
 
 A variant's name says what was asked for. torch.compile may skip the model, oneDNN or cuDNN may decline an LSTM, and
 autocast may cast to another type than asked, all without a word; here the profiler and Dynamo's counters are asked.
@@ -52,7 +52,7 @@ class Compilation:
 
 @dataclass(frozen=True)
 class Observation:
-    """What the profiler saw in one call.
+    """Findings of the profiler in one call.
 
     Attributes:
         operators: calls of each operator, heaviest first.
@@ -133,7 +133,7 @@ def _innermost_products(events: list[dict[str, Any]]) -> Iterator[dict[str, Any]
 
 
 def compilation() -> Compilation:
-    """What Dynamo did in this process so far."""
+    """Counts of Dynamo's work in this process so far."""
     from torch._dynamo import utils  # noqa: PLC0415 - slow to import, and only of use where something compiled
 
     metrics = utils.get_compilation_metrics()
@@ -154,7 +154,7 @@ def compilation() -> Compilation:
 
 
 def choices_of(model: nn.Module) -> Choices:
-    """What the LSTMs of a model ran in their last call, of those that keep it, as `kernels.LSTM` does."""
+    """Kernels that the LSTMs of a model ran in their last call, for those that keep it, as `kernels.LSTM` does."""
     return {name: module.choices for name, module in model.named_modules() if hasattr(module, "choices")}
 
 
@@ -166,7 +166,7 @@ def explain(
     compiled: Compilation | None,
     choices: Choices | None = None,
 ) -> str:
-    """What ran, in words; anything that differs from what the variant's name promises is said outright."""
+    """Describe what ran; anything that differs from what the variant's name promises is said outright."""
     parts = []
     if compiled is not None:
         parts.append(_compile_words(compiled))
@@ -196,7 +196,7 @@ def _who_ran(
     compiled: Compilation | None,
     choices: Choices | None,
 ) -> list[str]:
-    """Who ran the LSTM: another runtime in its own words, a loop, our kernels by their choices, or torch."""
+    """Describe what ran the LSTM: another runtime in its own words, a loop, our kernels by their choices, or torch."""
     if seen.words:
         return [seen.words]
     if not workload.config.stacks:
@@ -217,7 +217,7 @@ def _compile_words(compiled: Compilation) -> str:
 def _lstm_words(
     variant: Variant, workload: Workload, device: str, seen: Observation, compiled: Compilation | None
 ) -> str:
-    """Where nn.LSTM ran, by the operator that did it."""
+    """Name the library that ran nn.LSTM, by its operator."""
     if "aten::mkldnn_rnn_layer" in seen.operators:
         packed = "aten::_pack_padded_sequence" in seen.operators
         return f"LSTM ran in oneDNN{', but on packed sequences, which it does not take, in ATen' if packed else ''}"
@@ -243,7 +243,7 @@ def _attention_words(seen: Observation) -> str:
 
 
 def _choice_words(choices: Choices, torchs_own: str) -> Iterator[str]:
-    """What `kernels.LSTM` ran where, why where it was free to choose, and which kernels declined.
+    """Describe which kernel `kernels.LSTM` ran where, why if it was free to choose, and which kernels declined.
 
     Args:
         choices: one a layer, by the LSTM's name; none of an LSTM that ran inside a compiled graph.
@@ -272,7 +272,7 @@ def _choice_words(choices: Choices, torchs_own: str) -> Iterator[str]:
 
 
 def _tf32_words() -> str:
-    """What torch does about TF32 where nobody says anything."""
+    """Default of torch for TF32."""
     settings: Any = torch.backends.cudnn.rnn, torch.backends.cuda.matmul
     lstm, products = ("on" if setting.fp32_precision == "tf32" else "off" for setting in settings)
     return f"TF32 as torch has it: {lstm} in cuDNN's LSTM, {products} in products"

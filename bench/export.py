@@ -103,12 +103,12 @@ def _name(record: Record) -> str:
 
 
 def _plain(value: Any) -> Any:
-    """What JSON has a word for."""
+    """Convert a value to one that JSON has."""
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _machine(environment: Mapping[str, Any]) -> dict[str, Any]:
-    """What the run recorded of its machine, under pytest-benchmark's names where it has one."""
+    """Facts that the run recorded about its machine, under pytest-benchmark's names where it has one."""
     machine, software = (_section(environment, name) for name in ("machine", "software"))
     return {
         "processor": machine.get("processor"),

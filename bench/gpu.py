@@ -29,7 +29,7 @@ _REASONS = (
 
 @dataclass(frozen=True)
 class State:
-    """What NVML says now.
+    """Reading of NVML.
 
     Attributes:
         clock_mhz: clock of the multiprocessors; None where it is not known.
@@ -65,7 +65,7 @@ def read() -> State:
 
 
 def _others(pids: list[int]) -> int:
-    """How many of the processes are not this one; in a container NVML has other numbers, but one of them is ours."""
+    """Number of processes other than this one; in a container NVML has other numbers, but one of them is ours."""
     known = os.getpid() in pids
     return sum(pid != os.getpid() for pid in pids) if known else max(0, len(pids) - 1)
 

@@ -1,4 +1,4 @@
-"""What the gate cannot see: whether the calls that are timed do their work, each time, before they return.
+"""Audit of what the gate cannot see: do the timed calls do their work, each time, before they return?
 
 The gate judges a variant on weights and inputs of its own, elsewhere in memory. Here it is the timed call itself, on
 the timed batch itself, whose content is changed in place: a result kept for an address, for a version or from the first
@@ -90,7 +90,7 @@ class Problem:
 
 @dataclass
 class _Call:
-    """What one call left: its results, and copies of them made at once."""
+    """Results of one call, and copies of them made at once."""
 
     results: dict[str, Tensor]
     copies: dict[str, Tensor]
@@ -125,7 +125,7 @@ class Audit:
         )
 
     def find(self, executable: Executable, prepared: Batch, seed: int, *, warm: bool) -> str:
-        """Why the timed call is refused, in words; nothing when it is honest.
+        """Reason why the timed call is refused, in words; nothing when it is honest.
 
         Afterwards the batch is as it was, and the weights are those that timing starts from.
 
@@ -294,7 +294,7 @@ def call_once(executable: Executable, prepared: Batch) -> _Call:
 
 
 def _named(result: Any, mode: str) -> dict[str, Tensor]:
-    """What a timed call returned, by name."""
+    """Values that a timed call returned, by name."""
     if mode == "decode":
         return dict(result)
     return dict(zip(RESULTS[mode], (result,) if mode == "training" else result, strict=True))

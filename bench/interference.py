@@ -1,4 +1,4 @@
-"""Who else used the machine: what a round knows of everything that ran beside it.
+"""Interference: what a round knows about everything else that used the machine.
 
 Two instruments. The system's counters of CPU time say what other processes and the hypervisor took; they tick every
 10 ms, so rounds are judged in stretches of at least `STRETCH_S`. The scheduler's account of our own threads says, to
@@ -70,7 +70,7 @@ class Reading:
 
 @dataclass(frozen=True)
 class Interference:
-    """What happened beside a round.
+    """Activity beside a round.
 
     Attributes:
         why: what disturbed it, in words; empty when nothing did.
@@ -152,18 +152,18 @@ def stolen_s(before: Reading, after: Reading) -> float:
 
 
 def disturbed(before: Reading, after: Reading) -> bool:
-    """Whether others took enough CPU time between two readings to doubt what was timed."""
+    """Return whether others took enough CPU time between two readings to doubt what was timed."""
     taken_s = others_s(before, after) + stolen_s(before, after)
     return taken_s > max(LEAST_S, SHARE * (after.wall_s - before.wall_s))
 
 
 def delayed(delay_s: float | None, wall_s: float) -> bool:
-    """Whether a thread of ours waited for a core for too large a share of a round; unknown is no reason."""
+    """Return whether a thread of ours waited for a core for too large a share of a round; unknown is no reason."""
     return delay_s is not None and delay_s > DELAY_SHARE * wall_s
 
 
 def judge(before: Reading, after: Reading, device: str = "cpu") -> Interference:
-    """What happened between two readings that are at least `STRETCH_S` apart; nearer ones see less."""
+    """Activity between two readings that are at least `STRETCH_S` apart; nearer ones see less."""
     wall_s = max(after.wall_s - before.wall_s, 1e-9)
     told = before.busy_s is not None and after.busy_s is not None
     seen = gpu.read() if device == "cuda" else gpu.NOTHING
@@ -188,7 +188,7 @@ def judge(before: Reading, after: Reading, device: str = "cpu") -> Interference:
 
 
 def of_round(stretch: Interference, delay_s: float | None, switches: int | None, wall_s: float) -> Interference:
-    """What happened beside one round of a stretch: the stretch's findings, and what our own threads met."""
+    """Activity beside one round of a stretch: the stretch's findings, and the waiting of our own threads."""
     why = stretch.why
     if delay_s is not None and delayed(delay_s, wall_s):
         waited = f"a thread of ours waited {1e3 * delay_s:.1f} ms for a core"

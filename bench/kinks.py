@@ -42,7 +42,7 @@ def moved_away(batch: Batch, config: Config, weights: Weights, device: str) -> B
 
 
 def apart(expected: Tensor, outputs: Tensor) -> Tensor:
-    """What is expected, at least `MARGIN` from all quantiles: what lies nearer goes to the nearer side of all of them.
+    """Expected values, at least `MARGIN` from all quantiles: nearer ones go to the nearer side of all of them.
 
     Args:
         expected: (batch, steps, values).

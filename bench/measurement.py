@@ -111,7 +111,7 @@ class Measurement:
         self.cases = [case for case in self.cases if case.variant != variant]
 
     def _narrow(self) -> bool:
-        """Whether every variant's interval is as narrow as the suite asks."""
+        """Return whether every variant's interval is as narrow as the suite asks."""
         for case in self.cases:
             found = self.samples.speedup(REFERENCE, case.variant)
             if found is not None and found.half_width > self.runner.plan.suite.interval:

@@ -1,4 +1,4 @@
-"""How much memory a piece of work needs at its highest: the kernel's own high-water mark, reset before.
+"""Highest memory that a piece of work needs: the kernel's own high-water mark, reset before.
 
 Linux keeps the mark (`VmHWM`) and lets a process reset it; elsewhere the peak stays unknown rather than guessed.
 Source: proc_pid_clear_refs(5), proc_pid_status(5).

@@ -1,4 +1,4 @@
-"""What `bench/test_*.py` share: the gate around pytest-benchmark's timing, and the facts that stand beside its figures.
+"""Code shared by `bench/test_*.py`: the gate around pytest-benchmark's timing, and the facts beside its figures.
 
 pytest-benchmark does the timing alone: its loop, its rounds, its statistics. That makes it a second instrument for what
 `bench/sampling.py` measures, though both read the same system clock and warm up alike. Only what is right is timed, as

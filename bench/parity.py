@@ -336,6 +336,6 @@ def random_weights(config: Config, seed: int) -> Weights:
 
 
 def _is_norm(name: str) -> bool:
-    """Whether a weight is the factors of a norm."""
+    """Return whether a weight is the factors of a norm."""
     *_, module, kind = name.split(".")
     return "norm" in module and kind == "weight"

@@ -1,4 +1,4 @@
-"""What a run will do: its groups, what is known of each case beforehand, and about how long it takes.
+"""Plan of a run: its groups, what is known about each case beforehand, and about how long it takes.
 
 A worker is asked, since names and availability need torch; the answer is plain data.
 """
@@ -61,7 +61,7 @@ class Described:
 
 @dataclass(frozen=True)
 class Plan:
-    """What will run.
+    """Cases that will run, and how long they take.
 
     Attributes:
         suite: as the command line wants it, its patterns of names as they are.

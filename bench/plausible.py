@@ -1,4 +1,4 @@
-"""Whether the samples of a process can be true, by a clock that no variant can reach: the parent's.
+"""Check that the samples of a process can be true, by a clock that no variant can reach: the parent's.
 
 A variant shares its process with what times it, and may slow the process's clock. The parent knows how long the rounds
 took. It trusts the process's clock only while both tell about the same, and the samples only while they make up the
@@ -22,7 +22,7 @@ MOST_SHARE = 1.5
 
 
 def accounted_s(blocks: Iterable[Block]) -> float:
-    """What blocks took by their own account, seconds: their samples, and a call for the untimed one of each."""
+    """Seconds that blocks took by their own account: their samples, and a call for the untimed one of each."""
     return sum(
         sum(block.calls_s) + block.queued_wall_s + (block.typical_s if len(block.calls_s) > 1 else 0.0)
         for block in blocks
@@ -30,7 +30,7 @@ def accounted_s(blocks: Iterable[Block]) -> float:
 
 
 def doubt(blocks: Iterable[Block], elapsed_s: float, rounds_s: float, wall_s: float) -> str:
-    """Why the samples of a process cannot be true; nothing when they can.
+    """Reason why the samples of a process cannot be true; nothing when they can.
 
     Args:
         blocks: all blocks of all rounds.

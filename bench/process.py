@@ -40,7 +40,7 @@ GRACE_S, DRAIN_S = 5.0, 1.0
 
 @dataclass(frozen=True)
 class Settings:
-    """What every worker of a run shares.
+    """Settings shared by every worker of a run.
 
     Attributes:
         threads: CPU threads.
@@ -196,7 +196,7 @@ class Worker:
         return event
 
     def _post_mortem(self) -> tuple[Status, str]:
-        """Why the process is gone, or answers no more."""
+        """Reason why the process is gone, or answers no more."""
         try:
             code = self._child.wait(GRACE_S)
         except subprocess.TimeoutExpired:
@@ -269,7 +269,7 @@ def end(child: subprocess.Popen[bytes], watch: subprocess.Popen[bytes] | None) -
 
 
 def _oom_kills() -> int:
-    """How many processes the kernel has killed for memory so far; 0 where it does not tell."""
+    """Number of processes that the kernel has killed for memory so far; 0 if the system does not report it."""
     try:
         found = re.search(r"^oom_kill (\d+)", Path("/proc/vmstat").read_text(encoding="ascii"), re.MULTILINE)
     except OSError:

@@ -113,7 +113,7 @@ class Stage:
         return list(self._workers)
 
     def _all_reached(self) -> bool:
-        """Whether every variant that still runs has reached the target: they all take the same number of steps."""
+        """Return whether every variant that still runs has reached the target: all take the same number of steps."""
         for name in self._running():
             one = self.trained[name]
             if not one.rounds or one.step_at(self.part.target_share * one.rounds[0]["baseline"]) is None:
@@ -183,12 +183,12 @@ class Stage:
 
 
 def done(folder: Path) -> bool:
-    """Whether a run folder has this stage already."""
+    """Return whether a run folder has this stage already."""
     return (folder / FILE).exists()
 
 
 def line(record: QualityRecord) -> str:
-    """What to tell of a record."""
+    """Describe a record in a line."""
     if record.status is not Status.OK:
         return f"time to quality, {record.variant}: {record.status.value}: {record.reason}"
     if record.time_to_target_s is None:

@@ -89,7 +89,7 @@ COLUMNS = tuple(found.name for found in dataclasses.fields(QualityRecord))
 
 @dataclass
 class Trained:
-    """What is known of one variant's training.
+    """Record of one variant's training.
 
     Attributes:
         variant: its name.
@@ -192,7 +192,7 @@ def _interval(blocks: Sequence[float]) -> tuple[float, float]:
 
 
 def task_name(part: Quality) -> str:
-    """How a part is called in the files."""
+    """Name of a part in the files."""
     return f"{part.task}, {part.data}, {part.size}"
 
 

@@ -136,7 +136,7 @@ def _member(rows: Iterable[Sequence[Any]]) -> bytes:
 
 
 def _torn(data: bytes) -> bool:
-    """Whether data is the beginning of a gzip member that was not written to its end, or nothing."""
+    """Return whether data is the beginning of a gzip member that was not written to its end, or nothing."""
     decoder = zlib.decompressobj(wbits=zlib.MAX_WBITS | 16)
     try:
         decoder.decompress(data)

@@ -57,7 +57,7 @@ class RecordedRun:
 
 
 def case_key(record: Record) -> CaseKey:
-    """What tells a case from every other of its run."""
+    """Key that distinguishes a case from every other of its run."""
     return (record.workload, record.mode, record.device, record.threads, record.variant)
 
 
@@ -134,7 +134,7 @@ def planned_cases(path: Path) -> frozenset[CaseKey]:
 
 @dataclass(frozen=True)
 class Beside:
-    """What else used the machine while a run measured.
+    """Summary of what else used the machine while a run measured.
 
     Attributes:
         rounds, disturbed: how many there were, and how many of them were disturbed.
@@ -148,12 +148,12 @@ class Beside:
 
     @property
     def quiet(self) -> bool:
-        """Whether next to nothing did."""
+        """Return whether next to nothing did."""
         return not self.disturbed and self.most <= SHARE
 
 
 def read_beside(path: Path) -> Beside | None:
-    """What rounds.csv.gz of a run folder says of all rounds together; None without it.
+    """Summarise rounds.csv.gz of a run folder over all rounds; None without the file.
 
     Raises:
         UsageError: the file is damaged or not one of ours.

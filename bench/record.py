@@ -19,7 +19,7 @@ SCHEMA_VERSION = 3
 
 
 class Status(enum.StrEnum):
-    """How a case ended."""
+    """Status with which a case ended."""
 
     OK = "ok"
     UNAVAILABLE = "unavailable"

@@ -52,7 +52,7 @@ class Begun:
 
     @property
     def suite_word(self) -> str:
-        """What `--suite` said."""
+        """Value of `--suite`."""
         return str(self.facts["run"]["arguments"].get("suite", self.suite.name))
 
     @property
@@ -62,7 +62,7 @@ class Begun:
 
 
 def case_key(case: Case) -> Key:
-    """What tells a case from all others of its run."""
+    """Key that distinguishes a case from all others of its run."""
     return SAMPLES.key_of(dataclasses.asdict(case))
 
 
@@ -142,7 +142,7 @@ def check(run: Begun, cases: Iterable[Case], facts: Mapping[str, Any]) -> None:
 
 
 def remarks(run: Begun, commit: str) -> list[str]:
-    """What differs from the beginning and does not forbid to go on, a line each."""
+    """Differences from the beginning that do not forbid continuing, one per line."""
     said = []
     try:
         same = overridden(load_suite(run.suite_word), run.facts["run"].get("arguments", {})) == run.suite
@@ -192,7 +192,7 @@ def new_seed(used: Iterable[int] = ()) -> int:
 
 
 def _was_measured(values: Mapping[str, Any]) -> bool:
-    """Whether a case came through its cold run, which finds this figure, and so joined its group's rounds."""
+    """Return whether a case came through its cold run, which finds this figure, and so joined its group's rounds."""
     return values["first_call_s"] is not None
 
 

@@ -1,4 +1,4 @@
-"""How near a case comes to what its machine can do, and the judgement on one that is faster than that.
+"""Distance of a case from what its machine can do, and the verdict on one that is faster than that.
 
 The least time of a call is that of its FLOPs at the rate of the fastest matrix product, or of its bytes at the rate
 of the working set, whichever is longer (Williams et al. 2009). Nothing here imports torch: workers measure the rates.
@@ -69,7 +69,7 @@ class Rates:
 
 @dataclass(frozen=True)
 class Ceilings:
-    """What a device can do.
+    """Limits of a device.
 
     Attributes:
         threads: that `rates` were measured with.
@@ -113,7 +113,7 @@ class Ceilings:
 
 @dataclass(frozen=True)
 class Work:
-    """What a case did.
+    """Work and time of a case.
 
     Attributes:
         flops, least_bytes: of one call.
@@ -169,7 +169,7 @@ class Judge:
             self.found[device] = self.found[device].best_of(seen) if device in self.found else seen
 
     def judge(self, fields: Mapping[str, Any]) -> dict[str, Any]:
-        """What a timed case gets: `ceiling_share` and `bound`, or the status `impossible` and its reason.
+        """Judge a timed case: `ceiling_share` and `bound`, or the status `impossible` and its reason.
 
         A machine's speed drifts, so before a case is condemned its ceilings are measured again, right then.
 
@@ -203,7 +203,7 @@ def least(work: Work, rates: Rates) -> Least:
 
 
 def faster(bound: Least, work: Work) -> bool:
-    """Whether a case took less than that, by more than the margin."""
+    """Return whether a case took less than that, by more than the margin."""
     return max(bound.products_s, bound.bytes_s) > (1 + MARGIN) * work.call_s
 
 

@@ -134,7 +134,7 @@ class Runner:
                 expected_s, took_s = expected_s + own_s, took_s + time.perf_counter() - start_s
 
     def _in_time(self, expected_s: float) -> bool:
-        """Whether what takes so long may be begun; what may not be is left for later."""
+        """Return whether what takes so long may be begun; what may not be is left for later."""
         self.unfinished = self._begun_any and time.perf_counter() + expected_s > self.deadline_s
         self._begun_any = True
         return not self.unfinished
@@ -233,7 +233,7 @@ class Runner:
         return described.record(**(fields | timing))
 
     def _ceilings(self, device: str) -> Ceilings | None:
-        """What the machine can do now, by a fresh worker; without it the run goes on, and says so."""
+        """Measure what the machine can do now, by a fresh worker; without it the run continues, and says so."""
         self.console.status("measuring what this machine can do at most")
         try:
             with scratch_folder() as scratch, Worker(self.settings, self.log, scratch) as worker:
@@ -286,7 +286,7 @@ class Runner:
 
     @property
     def log(self) -> Path:
-        """What workers printed."""
+        """Log of what workers printed."""
         return self.folder.path / "workers.log"
 
     def _next_seed(self) -> int:

@@ -28,7 +28,7 @@ from bench.interference import Interference, Reading
 
 @dataclass(frozen=True)
 class Subject:
-    """What is timed.
+    """A call to be timed.
 
     Attributes:
         call: one call of it.
@@ -72,13 +72,13 @@ class Round:
 
     @property
     def disturbed(self) -> bool:
-        """Whether something else used the machine meanwhile."""
+        """Return whether something else used the machine meanwhile."""
         return bool(self.beside.why)
 
 
 @dataclass(frozen=True)
 class Plan:
-    """How long a process samples.
+    """Limits on how long a process samples.
 
     Attributes:
         budget_s: wall seconds for its rounds, waiting for quiet moments included.
@@ -237,7 +237,7 @@ def _block(subject: Subject, calls: int, device: str) -> Block:
 
 
 def _narrow(clean: Mapping[str, list[float]], plan: Plan) -> bool:
-    """Whether the interval of every variant's median ratio is narrow enough, from clean rounds alone."""
+    """Return whether the interval of every variant's median ratio is narrow enough, from clean rounds alone."""
     count = len(next(iter(clean.values())))
     if count < STOP_ROUNDS or plan.reference not in clean:
         return False

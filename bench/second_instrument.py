@@ -48,7 +48,7 @@ Key = tuple[str, str, str, int, str]
 
 @dataclass(frozen=True)
 class Figure:
-    """What pytest-benchmark says of a case: median seconds of its rounds, and how many there were."""
+    """Figure that pytest-benchmark gives for a case: median seconds of its rounds, and the number of rounds."""
 
     median_s: float
     rounds: int
@@ -56,7 +56,7 @@ class Figure:
 
 @dataclass(frozen=True)
 class Findings:
-    """What its file holds.
+    """Content of its file.
 
     Attributes:
         figures: by case.
@@ -75,7 +75,7 @@ def case_id(workload: str, mode: str, variant: str, device: str) -> str:
 
 
 def takes(case: Case, *, compiles: bool) -> bool:
-    """Whether a case is among its quick ones. A labelled variant is the same code a second time, so it is not."""
+    """Return whether a case is a quick one. A labelled variant is the same code a second time, so it is not."""
     return case.workload == WORKLOAD and not compiles and case.variant == case.executed
 
 
@@ -85,7 +85,7 @@ def expected_s(cases: int) -> float:
 
 
 def done(folder: Path) -> bool:
-    """Whether a run folder has its figures already."""
+    """Return whether a run folder has its figures already."""
     # pytest-benchmark makes its file empty at its start, so one that was interrupted leaves no figures to keep.
     return (folder / FILE).exists() and not read(folder).problem
 
@@ -182,7 +182,7 @@ def _refusals(said: str) -> list[str]:
 
 
 def _summary(code: int, asked: int, found: Findings) -> str:
-    """How many figures there are, and anything that went wrong besides refusals."""
+    """Describe how many figures there are, and anything that went wrong besides refusals."""
     text = f"second instrument: pytest-benchmark timed {len(found.figures)} of {asked} cases"
     if found.problem:
         text += f"; {found.problem}"
@@ -193,7 +193,7 @@ def _summary(code: int, asked: int, found: Findings) -> str:
 
 
 def read(folder: Path) -> Findings:
-    """What the second instrument left in a run folder; empty without its file. Nothing is raised."""
+    """Read what the second instrument left in a run folder; empty without its file. Nothing is raised."""
     path = folder / FILE
     if not path.is_file():
         return Findings()

@@ -1,4 +1,4 @@
-"""Whether a call is faster on inputs that it has seen before: then it does not do its work each time.
+"""Check that a call is not faster on inputs that it has seen before: then it does not do its work each time.
 
 Such a variant is right, so no gate can see it. New inputs and seen ones are timed by turns, in the timed memory itself.
 """
@@ -35,7 +35,7 @@ class Seen:
 
     @property
     def passed(self) -> bool:
-        """Whether it may be one."""
+        """Return whether it may be one."""
         return self.least <= LIMIT
 
 

@@ -222,7 +222,7 @@ def _error(values: Floats, ranks: Floats) -> float:
 
 
 def _between(off: Floats, explained: float) -> tuple[float, float]:
-    """How much of the processes' distance from the middle is their own, and how far they spread.
+    """Split the processes' distance from the middle into what is their own and how far they spread.
 
     Args:
         off: logarithm of each process's percentile over that of all.

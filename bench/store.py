@@ -139,7 +139,7 @@ class RunFolder:
         return [dict.fromkeys(COLUMNS) | entry.values for entry in self.read().entries]
 
     def read(self) -> Recorded:
-        """What records.jsonl holds.
+        """Read records.jsonl.
 
         Raises:
             UsageError: naming the line that is no record, other than a torn last one, or is of another schema.
@@ -231,7 +231,7 @@ class Entry:
 
 @dataclass(frozen=True)
 class Recorded:
-    """What records.jsonl holds: its whole lines, and what a torn append left behind them."""
+    """Content of records.jsonl: its whole lines, and the rest that a torn append left behind them."""
 
     entries: tuple[Entry, ...]
     torn: bytes

@@ -31,7 +31,7 @@ class RoundData:
 
     @property
     def disturbed(self) -> bool:
-        """Whether something else used the machine meanwhile."""
+        """Return whether something else used the machine meanwhile."""
         return bool(self.beside.why)
 
     @classmethod
@@ -42,7 +42,7 @@ class RoundData:
         return cls(event["number"], blocks, event["wall_s"], event["waited_s"], beside, tuple(blocks))
 
     def row(self, group: str, process: int) -> list[Any]:
-        """What the round knows of itself, in the order of ROUND_COLUMNS."""
+        """Facts that the round knows about itself, in the order of ROUND_COLUMNS."""
         return [
             *(group, process, self.number, f"{self.wall_s:.6g}", f"{self.waited_s:.6g}"),
             *dataclasses.asdict(self.beside).values(),
@@ -83,7 +83,7 @@ class Samples:
                 found.blocks.pop(variant, None)
 
     def stretch(self) -> float:
-        """How much wider intervals have to be, so that kept rounds that were disturbed narrow none.
+        """Factor by which intervals must be wider, so that kept rounds that were disturbed narrow none.
 
         They are in the figures for lack of better ones; doubt falls with the square root of the clean rounds alone.
         """

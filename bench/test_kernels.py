@@ -179,7 +179,7 @@ class Problem:
         self.module = self._module(self.kernel.build, DTYPES[self.kernel.precision])
 
     def refusal(self) -> str | None:
-        """Why a kernel of ours does not take this size here; None for all others."""
+        """Reason why a kernel of ours does not take this size here; None for all others."""
         if not isinstance(self.module, LSTM) or self.module.implementation == "loop":
             return None
         try:

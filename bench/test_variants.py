@@ -60,7 +60,7 @@ def usable_devices() -> list[str]:
 
 
 def devices_of(variant: Variant, devices: list[str]) -> Iterator[str]:
-    """Where to list a variant: where it exists, or else once, to be skipped with its reason."""
+    """Devices to list a variant on: those it exists on, or else one, to be skipped with its reason."""
     here = [device for device in devices if device in variant.devices]
     yield from here or devices[:1]
 

@@ -51,7 +51,7 @@ class Check:
 
     @property
     def passed(self) -> bool:
-        """Whether the error keeps within the limit; an error that is no number does not."""
+        """Return whether the error keeps within the limit; an error that is no number does not."""
         return self.error <= self.limit
 
     @property
@@ -62,13 +62,13 @@ class Check:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What the gate found in one run or several."""
+    """Findings of the gate in one run or several."""
 
     checks: tuple[Check, ...]
 
     @property
     def passed(self) -> bool:
-        """Whether every quantity keeps within its limit."""
+        """Return whether every quantity keeps within its limit."""
         return all(check.passed for check in self.checks)
 
     @property

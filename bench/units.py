@@ -66,7 +66,7 @@ def ratio(value: float | None) -> str:
 
 
 def estimated(lo: float | None, hi: float | None) -> bool:
-    """Whether an interval is narrow enough for its value to be shown; a value without an interval is.
+    """Return whether an interval is narrow enough for its value to be shown; a value without an interval is.
 
     An end that is missing alone lies beyond all numbers, which a record cannot hold.
     """

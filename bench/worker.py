@@ -88,7 +88,7 @@ def torch_facts() -> dict[str, Any]:
 
 
 def _built_with(pattern: str) -> str:
-    """What torch's own description of its build says."""
+    """Find a fact in torch's own description of its build."""
     found = re.search(pattern, torch.__config__.show())
     return found[1] if found else "not told"
 
@@ -134,7 +134,7 @@ def _cost_of(case: Case, variant: Variant, extent: Extent | None) -> dict[str, i
 
 
 def _refusal(variant: Variant, case: Case, *, build: bool) -> str | None:
-    """Why a variant cannot run; a requirement that fails itself speaks for its own variant alone."""
+    """Reason why a variant cannot run; a requirement that fails itself speaks for its own variant alone."""
     try:
         return variant.why_not(case.device, case.mode, find_workload(case.workload), build=build)
     except Exception as error:  # noqa: BLE001 - requirements probe machines, and may raise anything
@@ -167,7 +167,7 @@ def _facts_of(name: str) -> dict[str, Any]:
 
 
 def measure_ceilings(request: dict[str, Any], emit: Emit) -> None:
-    """What this machine can do at most."""
+    """Measure the limits of this machine."""
     emit("ceilings", **ceilings.measure(request["device"]))
 
 
@@ -309,7 +309,7 @@ def verdict_fields(verdict: Verdict) -> dict[str, Any]:
 
 
 def selftest(request: dict[str, Any], emit: Emit) -> None:
-    """What `python -m bench selftest` asks for; not loaded otherwise."""
+    """Serve the requests of `python -m bench selftest`; not loaded otherwise."""
     from bench.selftest import probe  # noqa: PLC0415
 
     getattr(probe, request["part"])(request, emit)

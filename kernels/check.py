@@ -148,7 +148,7 @@ def _random(generator: random.Random, *, small: bool) -> Sizes:
 
 
 def _parity(names: list[str], sizes: Sizes, generator: random.Random, *, tf32: bool, most: int) -> Iterator[Task]:
-    """What offers to serve a problem, up to so many configurations: forward with and without saving, and backward."""
+    """Kernels that offer to serve a problem, with some configurations: forward, forward that saves, and backward."""
     for name, (backward, save) in itertools.product(names, ((False, True), (False, False), (True, True))):
         task = Task("parity", name, sizes, backward=backward, save=save, tf32=tf32, final=generator.random() < 0.5)  # noqa: PLR2004
         # The first is what runs where nothing was measured; the others come in turns, as sizes do.
@@ -240,7 +240,7 @@ def _append(path: Path, row: dict[str, Any], *, first: bool) -> None:
 
 
 def _table(rows: list[dict[str, Any]]) -> str:
-    """How much of what was right, and how near the limit the worst came."""
+    """Summarise how much was right, and how near the limit the worst came."""
     groups = defaultdict(list)
     for row in rows:
         groups[row["kind"], row["implementation"], row["phase"], row["type"]].append(row)

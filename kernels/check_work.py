@@ -1,4 +1,4 @@
-"""What `kernels.check` does in a child process: one kernel, one configuration, one kind of question."""
+"""Work of `kernels.check` in a child process: one kernel, one configuration, one kind of question."""
 
 from __future__ import annotations
 
@@ -252,7 +252,7 @@ def _same(expected: dict[str, Tensor], got: dict[str, Tensor], when: str) -> Non
 
 
 def _differing(expected: dict[str, Tensor], got: dict[str, Tensor]) -> Tensor:
-    """How many elements of each result differ, NaN from everything: (results,) int64, where the results are."""
+    """Number of elements of each result that differ, NaN from everything: (results,) int64, where the results are."""
     return torch.stack([(value != got[name]).sum() for name, value in expected.items()])
 
 

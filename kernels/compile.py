@@ -50,7 +50,7 @@ STEPS = 100
 
 @dataclass(frozen=True)
 class Architecture:
-    """What a GPU has; numbers from NVIDIA's CUDA programming guide and the products' data sheets.
+    """Resources of a GPU; numbers from NVIDIA's CUDA programming guide and the products' data sheets.
 
     Attributes:
         shared_bytes: shared memory that one block can have; each block takes 1 KB more of its multiprocessor.
@@ -86,7 +86,7 @@ class Item:
 
 @dataclass(frozen=True)
 class Compiled:
-    """What one launch uses; memory in bytes, registers a thread, stack a thread (where spilled registers go).
+    """Resources of one launch; memory in bytes, registers a thread, stack a thread (where spilled registers go).
 
     `index` counts the launches of one configuration: a first step may differ from the others.
     """
@@ -143,7 +143,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def items_order(one: Compiled) -> tuple[Any, ...]:
-    """Where a kernel stands in the table."""
+    """Sort key of a kernel in the table."""
     phases = ("inference", "forward", "backward")
     return (
         one.arch, list(MODULES).index(one.implementation), phases.index(one.phase), one.dtype, one.hidden_size,
@@ -312,7 +312,7 @@ def compile_item(item: Item) -> Compiled:
 
 
 def faults(one: Compiled, *, cooperative: bool, stack_bytes: int = 0) -> tuple[str, ...]:
-    """What an architecture would refuse or punish; `stack_bytes` is what the kernel's module permits."""
+    """Faults that an architecture would refuse or punish; `stack_bytes` is what the kernel's module permits."""
     arch, threads = ARCHITECTURES[one.arch], 32 * one.num_warps
     found = []
     if one.shared_bytes > arch.shared_bytes:

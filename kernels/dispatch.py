@@ -36,7 +36,7 @@ CACHED = 4096
 
 @dataclass(frozen=True)
 class Choice:
-    """What will run.
+    """Choice of what will run.
 
     Attributes:
         implementation: a name of `IMPLEMENTATIONS` other than `auto` and `triton`.
@@ -166,7 +166,7 @@ def _choose(
 
 
 def _refusals(problem: Problem, *, backward: bool, interpreted: bool) -> dict[str, str]:
-    """Why each kernel that cannot serve cannot."""
+    """Reasons why kernels cannot serve, by kernel."""
     refused = {}
     for name in MODULES:
         reason = None

@@ -1,4 +1,4 @@
-"""Whether a call may go past torch's dispatcher: the quick way, where nobody but autograd would have seen it there."""
+"""Rules for a call to bypass torch's dispatcher: the quick way, if nobody but autograd would have seen it there."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def autocast_dtype(device: torch.device) -> torch.dtype | None:
 
 
 def unwatched(tensors: Sequence[Tensor], *, autocast: bool = False) -> bool:
-    """Whether no compiler, tracer, autocast, mode, transform or subclass of Tensor is there to see a call on these.
+    """Return whether no compiler, tracer, autocast, mode, transform or subclass of Tensor would see a call on these.
 
     Forward-mode gradients, and tensors whose memory holds the negative of their values, are the dispatcher's as well.
 
@@ -42,7 +42,7 @@ def exported() -> bool:
 
 
 def watched() -> bool:
-    """Whether a compiler, tracer, mode or transform would see any call, whatever it is on."""
+    """Return whether a compiler, tracer, mode or transform would see any call, whatever it is on."""
     return bool(
         torch.compiler.is_compiling()
         or torch._C._len_torch_dispatch_stack()  # noqa: SLF001 - torch has no public name for any of these

@@ -1,4 +1,4 @@
-"""How long a recurrence might take on a GPU on which nothing was measured: arithmetic over a few published figures.
+"""Estimate of a recurrence's time on a GPU on which nothing was measured, from a few published figures.
 
 It is good for one thing, to pick a kernel before anybody has run `kernels.tune`, and `kernels.dispatch` says so
 whenever it has. No number that comes out of here is a result.

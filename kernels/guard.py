@@ -42,7 +42,7 @@ def seconds(text: str) -> float:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of one item.
+    """Outcome of one item.
 
     Attributes:
         status: `ok`; `error`, the work raised; `hang`, it took longer than allowed; `crash`, the child died.
@@ -138,7 +138,7 @@ class _Child:
         self.connection.send(item)
 
     def take(self, timeout_s: float) -> Outcome | None:
-        """What the child says: None when it says that it has started."""
+        """Read the child's answer: None when it says that it has started."""
         try:
             status, value, reason = self.connection.recv()
         except (EOFError, OSError):
@@ -154,7 +154,7 @@ class _Child:
         return self.outcome(status, value, reason)
 
     def outcome(self, status: str, value: Any = None, reason: str = "") -> Outcome:
-        """What became of the item that the child has."""
+        """Outcome of the item that the child has."""
         return Outcome(self.item, status, value, reason, time.monotonic() - self.started)
 
     def kill(self) -> None:
@@ -187,7 +187,7 @@ def _serve(connection: Connection, work: Callable[[Any], Any]) -> None:
 
 
 def _works() -> bool:
-    """Whether the GPU still answers this process: after an illegal access nothing does."""
+    """Return whether the GPU still answers this process: after an illegal access nothing does."""
     if not torch.cuda.is_available():
         return True
     try:

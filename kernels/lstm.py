@@ -27,7 +27,7 @@ from .vendor import State, inside, permuted
 
 
 def _overlap(first: Tensor, second: Tensor) -> bool:
-    """Whether two tensors of one shape start in the same place or, both contiguous, lie over each other."""
+    """Return whether two tensors of one shape start in the same place or, both contiguous, lie over each other."""
     apart = abs(first.data_ptr() - second.data_ptr())
     reach = first.nbytes if first.is_contiguous() and second.is_contiguous() else 1
     return first.data_ptr() != 0 and apart < reach
@@ -246,7 +246,7 @@ class LSTM(nn.RNNBase):
         masked: bool = False,
         step: bool = False,
     ) -> Choice:
-        """What would run for a batch, without running it.
+        """Explain what would run for a batch, without running it.
 
         Args:
             batch: sequences of the input.
@@ -442,7 +442,7 @@ class LSTM(nn.RNNBase):
         return found[0], found[1:]
 
     def _stands(self, kept: tuple[Prepared, tuple[Choice, ...]]) -> bool:
-        """Whether what an earlier call prepared for the CPU kernel, and chose, is of the same parameters."""
+        """Return whether what an earlier call prepared for the CPU kernel, and chose, is of the same parameters."""
         return kept[0].stands([*map(self._parameters.get, self._flat_weights_names)])
 
     def _parameters_of(self, layer: int) -> list[tuple[Tensor, ...]]:
@@ -532,7 +532,7 @@ def _way() -> Any:
 
 
 def _matmul_precision() -> str:
-    """How torch's own products treat float32: `none` or `ieee`, or `tf32`."""
+    """Precision of torch's own products in float32: `none` or `ieee`, or `tf32`."""
     if torch.compiler.is_compiling():
         from .untraceable import matmul_precision  # noqa: PLC0415 - as above
 

@@ -1,4 +1,4 @@
-"""What every command line here writes: standard streams that take any text, and new files that are whole or not there.
+"""Output of every command line here: standard streams that take any text, and new files that are whole or absent.
 
 In the lowest room so that all command lines share it; it imports no torch.
 """

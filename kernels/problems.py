@@ -45,7 +45,7 @@ class Sizes:
     seed: int = 0
 
     def problem(self, *, save: bool = True, tf32: bool = False) -> Problem:
-        """What kernels are chosen by, without any tensor."""
+        """Facts that kernels are chosen by, without any tensor."""
         masked = self.lengths is not None
         problem = Problem(DEVICE, self.dtype, self.batch, self.steps, self.hidden, self.directions, save, masked, tf32)
         if DEVICE != "cuda":

@@ -82,7 +82,7 @@ class Forward:
 
     @property
     def problem(self) -> Problem:
-        """What kernels are chosen by."""
+        """Facts that kernels are chosen by."""
         return _problem(self.gates_input, self.weight_hh, self.lengths, saves=self.gates is not None, tf32=self.tf32)
 
 
@@ -116,7 +116,7 @@ class Backward:
 
     @property
     def problem(self) -> Problem:
-        """What kernels are chosen by."""
+        """Facts that kernels are chosen by."""
         return _problem(self.gates, self.weight_hh, self.lengths, saves=True, tf32=self.tf32)
 
 

@@ -13,7 +13,7 @@ from .lstm import LSTM
 
 @dataclass(frozen=True)
 class Replaced:
-    """What `replace_lstm` did.
+    """Result of `replace_lstm`.
 
     Attributes:
         model: the model; another object than was given only where that itself was a `torch.nn.LSTM`.
@@ -78,7 +78,7 @@ def replace_lstm(
 
 
 def _refusal(module: nn.Module, implementation: str) -> str | None:  # noqa: PLR0911 - one a reason
-    """Why something that looks like an LSTM is left alone; None for what can be swapped, and for all else."""
+    """Reason why something that looks like an LSTM is left alone; None for what can be swapped, and for all else."""
     if isinstance(module, torch.jit.ScriptModule):
         scripted = getattr(module, "original_name", "") == "LSTM"
         return "is compiled by TorchScript; replace before scripting" if scripted else None

@@ -51,7 +51,7 @@ class Timing:
 
 @dataclass(frozen=True)
 class Entry:
-    """What was measured at one shape in one phase.
+    """Measurements at one shape in one phase.
 
     Attributes:
         phase: `inference`; `forward`, which keeps what backward needs; or `backward`.
@@ -78,7 +78,7 @@ class Entry:
 
     @property
     def key(self) -> tuple[str, str, int, int, int, int]:
-        """What tells one entry from another."""
+        """Key that distinguishes one entry from another."""
         return self.phase, self.dtype, self.batch, self.steps, self.hidden_size, self.directions
 
     @property
@@ -153,7 +153,7 @@ def slug(device: str) -> str:
 
 
 def path_of(device: str) -> Path:
-    """Where the table of a GPU lies, if there is one."""
+    """Path of the table of a GPU, if there is one."""
     return FOLDER / f"{slug(device)}.json"
 
 

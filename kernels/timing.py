@@ -1,4 +1,4 @@
-"""How candidates are timed against each other: in turns, in random order, many short blocks, medians.
+"""Timing of candidates against each other: in turns, in random order, many short blocks, medians.
 
 A GPU's clock and a neighbour's load drift over seconds; candidates that take turns see the same drift.
 """
@@ -25,7 +25,7 @@ HOPELESS = 1.5
 
 @dataclass(frozen=True)
 class Call:
-    """What is timed.
+    """Candidate to be timed.
 
     Attributes:
         run: the timed call.

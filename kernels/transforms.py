@@ -1,4 +1,4 @@
-"""How the kernels run under torch.func and with batched gradients: as a loop over the slices that vmap brings.
+"""Support for torch.func and batched gradients: the kernels run as a loop over the slices that vmap brings.
 
 No kernel has a batched form, and each slice is a whole problem of its own, so nothing is lost by the loop. torch has
 two kinds of vmap: that of torch.func, which asks an autograd.Function for a rule, and an older one behind

@@ -201,7 +201,7 @@ def _tasks(sizes: Sizes, *, tf32: bool, most: int) -> Iterator[check_work.Task]:
 
 
 def _facts(commit: str) -> dict[str, str]:
-    """What the figures depend on beside the code."""
+    """Facts that the figures depend on beside the code."""
     triton = importlib.import_module("triton")
     driver = Path("/proc/driver/nvidia/version")
     here = Path(__file__).parent

@@ -1,4 +1,4 @@
-"""What `kernels.tune` does in a child process: time all candidates of one shape and phase, and torch's own LSTM."""
+"""Work of `kernels.tune` in a child process: time all candidates of one shape and phase, and torch's own LSTM."""
 
 from __future__ import annotations
 

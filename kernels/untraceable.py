@@ -1,4 +1,4 @@
-"""What torch.compile must not trace, with the reasons it then gives.
+"""Functions that torch.compile must not trace, with the reasons it then gives.
 
 Imported only while something is traced: to mark a function for Dynamo is to import Dynamo, which takes as long as
 torch itself and is of no use to who compiles nothing.
@@ -30,5 +30,5 @@ def run_packed(lstm: Any, packed: PackedSequence, hx: State | None) -> tuple[Pac
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def matmul_precision() -> str:
-    """How torch's own products treat float32, read once, when the graph is made."""
+    """Precision of torch's own products in float32, read once, when the graph is made."""
     return str(torch.backends.cuda.matmul.fp32_precision)

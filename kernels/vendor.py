@@ -67,7 +67,7 @@ def run_padded(lstm: nn.RNNBase, x: Tensor, hx: State | None, lengths: Tensor) -
 
 
 def inside(lengths: Tensor, x: Tensor, batch_first: bool) -> Tensor:
-    """Where x, padded, holds a step of a sequence: bool, its first two dimensions and 1."""
+    """Mask of the steps of padded x that belong to a sequence: bool, its first two dimensions and 1."""
     steps = torch.arange(x.size(1 if batch_first else 0), device=x.device)
     valid = steps < lengths[:, None] if batch_first else steps[:, None] < lengths
     return valid.unsqueeze(2)

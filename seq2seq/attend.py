@@ -53,7 +53,7 @@ class Attention(nn.Module):
             nn.init.zeros_(self.query.bias)
 
     def forward(self, queries: Tensor, memory: Tensor, keys: Tensor, mask: Tensor | None) -> Tensor:
-        """What each query finds: (batch, queries, memory_size).
+        """Context of each query: (batch, queries, memory_size).
 
         Args:
             queries: (batch, queries, query_size).
@@ -67,7 +67,7 @@ class Attention(nn.Module):
         return torch.bmm(torch.softmax(scores, -1).to(memory.dtype), memory)
 
     def scores(self, queries: Tensor, keys: Tensor) -> Tensor:
-        """How well each step suits each query: (batch, queries, steps)."""
+        """Score of each step for each query: (batch, queries, steps)."""
         scale: Tensor | None = self.scale
         if self.additive:
             vector: Tensor | None = self.vector

@@ -82,7 +82,7 @@ class AttentionConfig(Seq2SeqConfig):
 
     @property
     def most_decoder_layers(self) -> int | None:
-        """How many decoder layers find a state to start from."""
+        """Number of decoder layers that find a state to start from."""
         if self.starts_from_zeros:
             return None
         return self.num_layers * 2 if self._passes_as_it_is else self.num_layers
@@ -118,7 +118,7 @@ class AttentionConfig(Seq2SeqConfig):
 
     @property
     def projects_state(self) -> bool:
-        """Whether the encoder's state is brought to the decoder's size by a linear map."""
+        """Return whether the encoder's state is brought to the decoder's size by a linear map."""
         if self.starts_from_zeros or self._passes_as_it_is:
             return False
         return self.bidirectional or self.decoder_size != self.hidden_size
@@ -321,7 +321,7 @@ class AttentionSeq2Seq(Model):
         return torch.stack(decoded[1:], 1)
 
     def _look(self, queries: Tensor, state: dict[str, Tensor]) -> Tensor:
-        """What each of (batch, steps, decoder size) queries finds in the memory."""
+        """Context of each of (batch, steps, decoder size) queries in the memory."""
         memory = state["memory"].squeeze(0)
         keys = state["keys"].squeeze(0) if self.attention.projected else memory
         mask: Tensor | None = None

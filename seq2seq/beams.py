@@ -11,7 +11,7 @@ from seq2seq.decoded import Decoded, is_end
 
 
 def length_penalty(length: int, alpha: float) -> float:
-    """What a log-probability is divided by, so that long hypotheses may win: ((5 + length) / 6) ** alpha.
+    """Divisor of a log-probability, so that long hypotheses can win: ((5 + length) / 6) ** alpha.
 
     Source: Wu et al. 2016 (GNMT), equation 14.
     """
@@ -19,7 +19,7 @@ def length_penalty(length: int, alpha: float) -> float:
 
 
 class Beams:
-    """What is known of all sequences' beams: how many hypotheses each still looks for, and its best that ended.
+    """State of all sequences' beams: how many hypotheses each still looks for, and its best that ended.
 
     Hypotheses have places here, sequence * beam + rank, best first.
     """

@@ -50,7 +50,7 @@ class CheckpointError(ValueError):
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What was saved.
+    """Content of a checkpoint.
 
     Attributes:
         model: on the CPU, in evaluation mode, in the precision that it was saved in.
@@ -157,7 +157,7 @@ def read_sizes(folder: str | Path) -> tuple[Config, dict[str, Any] | None]:
 
 
 def is_checkpoint(folder: str | Path) -> bool:
-    """Whether a folder holds a checkpoint of this project, whole or damaged."""
+    """Return whether a folder holds a checkpoint of this project, whole or damaged."""
     try:
         return bool(json.loads((Path(folder) / CONFIG).read_text(encoding="utf-8"))["format"] == FORMAT)
     except (OSError, ValueError, KeyError, TypeError):
@@ -228,7 +228,7 @@ def _sync(folder: Path) -> None:
 
 
 def _umask() -> int:
-    """What new files may not be; a temporary folder is its owner's alone, and a checkpoint need not be."""
+    """Permissions that new files must not have; a temporary folder is its owner's alone, a checkpoint need not be."""
     mask = os.umask(0)
     os.umask(mask)
     return mask

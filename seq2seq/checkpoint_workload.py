@@ -105,7 +105,7 @@ def _workload(path: str) -> Workload:
 
 
 def _data(source: bool, target: bool, *, labels: bool) -> str:
-    """What its batches are made of, in words."""
+    """Describe the data of its batches."""
     if labels:
         return "synthetic: random values and labels, lengths of LibriSpeech dev-clean scaled to the longest"
     if source and target:
@@ -139,7 +139,7 @@ def _place(path: str) -> Path | str:
 
 
 def _is_transformers(folder: Path) -> bool:
-    """Whether a folder's configuration says which of the library's models it is of."""
+    """Return whether a folder's configuration says which of the library's models it is of."""
     path = folder / checkpoint.CONFIG
     if not path.is_file():
         return False

@@ -1,4 +1,4 @@
-"""What all commands ask of their input: complaints about it become one line, and nothing that exists is overwritten."""
+"""Checks of the input of all commands: a complaint becomes one line, and nothing that exists is overwritten."""
 
 from __future__ import annotations
 

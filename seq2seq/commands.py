@@ -1,4 +1,4 @@
-"""What the commands do with what was trained: forecast, translate, export; training itself is in `train_command`."""
+"""Commands that use a trained model: forecast, translate, export; training itself is in `train_command`."""
 
 from __future__ import annotations
 

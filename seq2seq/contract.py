@@ -1,4 +1,4 @@
-"""What every model family has in common: its sizes, its state while decoding, and the calls that it answers.
+"""Interface of every model family: its sizes, its state while decoding, and its methods.
 
 Harness, decoding, training and export go by this alone, so that a further family is one file and no branch elsewhere.
 """
@@ -51,13 +51,13 @@ class Stack:
 
     @property
     def starts_from_zeros(self) -> bool:
-        """Whether the first step's recurrent product is with zeros, and so not needed."""
+        """Return whether the first step's recurrent product is with zeros, and so not needed."""
         return not self.decodes if self.from_zeros is None else self.from_zeros
 
 
 @dataclass(frozen=True)
 class Extent:
-    """What of a batch decides the work.
+    """Extent of a batch that decides the work.
 
     Attributes:
         sequences: in the batch.
@@ -108,7 +108,7 @@ class Config(Protocol):
 
     @property
     def family(self) -> str:
-        """What such models are called in a record."""
+        """Name of such models in a record."""
 
     @property
     def stacks(self) -> tuple[Stack, ...]:
@@ -116,11 +116,11 @@ class Config(Protocol):
 
     @property
     def decodes(self) -> bool:
-        """Whether it has a decoder; otherwise its outputs are those of its encoder."""
+        """Return whether it has a decoder; otherwise its outputs are those of its encoder."""
 
     @property
     def bridged(self) -> bool:
-        """Whether anything runs between LSTMs, so that torch.compile has something to compile where it skips them."""
+        """Return whether anything runs between LSTMs, for torch.compile to compile when it skips them."""
 
     @property
     def dropout(self) -> float:
@@ -173,7 +173,7 @@ class Config(Protocol):
 
 
 class Seq2SeqResult(NamedTuple):
-    """What a pass computes: outputs (batch, target steps, head_size), and the final state in two tensors.
+    """Result of a pass: outputs (batch, target steps, head_size), and the final state in two tensors.
 
     For LSTMs they are the decoder's h and c, each (decoder layers, batch, decoder hidden size).
     """

@@ -1,4 +1,4 @@
-"""What the outputs of a CTC model say: the likeliest alignment, or the likeliest labels by prefix beam search.
+"""Decoding of a CTC model's outputs: the likeliest alignment, or the likeliest labels by prefix beam search.
 
 An alignment has a label or the blank at each step; labels are what is left of it without repeats, then without blanks.
 Sequences are decoded together, and none is changed by the others.

@@ -22,7 +22,7 @@ from seq2seq.tasks.tokens import BEGIN, END, PAD
 
 
 class Decoder(Protocol):
-    """What decoding asks of a model: `seq2seq.contract.Model`, or what stands for one."""
+    """Interface that decoding needs of a model: `seq2seq.contract.Model`, or a replacement for one."""
 
     config: Any
 

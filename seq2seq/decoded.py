@@ -1,4 +1,4 @@
-"""Where decoding ends, and what comes of it."""
+"""End of decoding, and its result."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from seq2seq.tasks.tokens import END, PAD
 
 @dataclass(frozen=True)
 class Limit:
-    """Where a sequence ends that never says so itself.
+    """Limit that ends a sequence that never ends itself.
 
     Attributes:
         steps: tokens that it may have at most.
@@ -44,7 +44,7 @@ class Limit:
 
 @dataclass(frozen=True)
 class Decoded:
-    """What was decoded, one row a sequence.
+    """Result of decoding, one row per sequence.
 
     Attributes:
         tokens: (batch, longest) int64; the end token is among them where it was reached, `PAD` stands behind it.

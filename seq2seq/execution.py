@@ -99,7 +99,7 @@ class Executable:
         return model.run
 
     def _compile_steps(self, model: Model) -> Decoder:
-        """What decoding calls: encoder and step, compiled as the variant says."""
+        """Calls of decoding: encoder and step, compiled as the variant says."""
         if self.mode != "decode":
             return model
         if self.variant.compiler == "torchscript":
@@ -120,7 +120,7 @@ class Executable:
 
     @property
     def loss_scale(self) -> float:
-        """What the loss is multiplied with before the backward pass; it shrinks with each step that overflows."""
+        """Factor of the loss before the backward pass; it shrinks with each step that overflows."""
         return self.scaler.get_scale() if self.scaler.is_enabled() else 1.0
 
     @contextlib.contextmanager

@@ -36,7 +36,7 @@ Loaded = Callable[..., Results]
 
 
 class ExportError(ValueError):
-    """What cannot be exported: format, model, cause, and what to do instead, in one line."""
+    """Error of an export: format, model, cause, and what to do instead, in one line."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class Sizes:
 
 @dataclass(frozen=True)
 class Served:
-    """What a file that was compared with its model serves beside the sizes of its export.
+    """Sizes that a file serves beside those of its export, found by comparing it with its model.
 
     Attributes:
         any_of: names of `VARIATIONS` in which it gives the model's results for other sizes too.
@@ -141,7 +141,7 @@ def export(
 
 
 def load(path: Path, form: str) -> Loaded:
-    """What a file computes: called as `Model.run`, it gives outputs and the two tensors of the final state.
+    """Computation in a file: called as `Model.run`, it gives outputs and the two tensors of the final state.
 
     Arguments that the file was not exported with are left out or None.
 
@@ -182,7 +182,7 @@ def make_inputs(config: Config, sizes: Sizes, dtype: torch.dtype = torch.float32
 
 
 def agree(found: Results, expected: Results) -> bool:
-    """Whether results are the same up to `TOLERANCE`, shapes and types too."""
+    """Return whether results are the same up to `TOLERANCE`, shapes and types too."""
     return all(
         one.shape == two.shape and one.dtype == two.dtype and torch.allclose(one, two, rtol=TOLERANCE, atol=TOLERANCE)
         for one, two in zip(found, expected, strict=True)
@@ -208,7 +208,7 @@ def _served(model: Model, loaded: Loaded, sizes: Sizes, *, lengths: bool) -> Ser
 
 @dataclass(frozen=True)
 class Format:
-    """How a format is written and read.
+    """Functions that write and read a format.
 
     Attributes:
         summary: one line for people.

@@ -17,7 +17,7 @@ from seq2seq.tasks.batch import Batch
 
 
 class Steps:
-    """What decoding asks of a model, each part compiled on its own; see `Decoder`."""
+    """Parts of a model that decoding needs, each compiled on its own; see `Decoder`."""
 
     def __init__(self, config: Any, encode: Callable[..., State], step: Callable[..., tuple[Tensor, State]]) -> None:
         self.config, self._encode, self._step = config, encode, step

@@ -93,12 +93,12 @@ class Seq2SeqConfig:
 
     @property
     def most_decoder_layers(self) -> int | None:
-        """How many decoder layers find a state to start from; None for any number."""
+        """Number of decoder layers that find a state to start from; None for any number."""
         return self.num_layers
 
     @property
     def bridged(self) -> bool:
-        """Whether the encoder's state must be projected to fit the decoder."""
+        """Return whether the encoder's state must be projected to fit the decoder."""
         return self.bidirectional or self.decoder_hidden_size not in {None, self.hidden_size}
 
     @property

@@ -123,12 +123,12 @@ def _shown(subwords: Any, token: int) -> str:
 
 
 def looks(model: nn.Module) -> bool:
-    """Whether a model has an attention whose weights can be seen."""
+    """Return whether a model has an attention whose weights can be seen."""
     return _attention(model) is not None
 
 
 def attention_weights(model: Model, source: Tensor, target: Tensor) -> Tensor:
-    """What each decoder step looked at, (batch, target steps, source steps), on the CPU.
+    """Attention weights of each decoder step, (batch, target steps, source steps), on the CPU.
 
     Args:
         model: one that `looks`, in evaluation mode.

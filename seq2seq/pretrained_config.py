@@ -99,7 +99,7 @@ class PretrainedConfig:
 
     @classmethod
     def of(cls, theirs: Any, name: str = "") -> Self:
-        """What a configuration of the library says.
+        """Read a configuration of the library.
 
         Args:
             theirs: `model.config` of an encoder-decoder.
@@ -160,7 +160,7 @@ class PretrainedConfig:
 
     @property
     def uncounted(self) -> str | None:
-        """Why its parameters and work are not known here; None when they are."""
+        """Reason why its parameters and work are not known here; None when they are."""
         if self.architecture not in FIELDS:
             return f"the work of the architecture {self.architecture!r} is not counted, expected {' or '.join(FIELDS)}"
         if not self._other("share_encoder_decoder_embeddings", True):
@@ -169,7 +169,7 @@ class PretrainedConfig:
 
     @property
     def kinked(self) -> bool:
-        """Whether its activation's slope jumps, as T5's does.
+        """Return whether its activation's slope jumps, as T5's does.
 
         Training a right T5 with ReLUs, the gate refused none of 36 problems in fp32, 7 of 80 with autocast to bf16 and
         12 of 36 to fp16; with its smooth activation none of as many.
@@ -186,7 +186,7 @@ class PretrainedConfig:
 
     @property
     def shared_embedding(self) -> str:
-        """Who shares one matrix of embeddings: both `sides`, or the `head` too."""
+        """Parts that share one matrix of embeddings: both `sides`, or the `head` too."""
         return "head" if self._other("tie_word_embeddings", True) else "sides"
 
     @property
@@ -291,7 +291,7 @@ class PretrainedConfig:
 
 
 def _drops(name: str, value: object) -> bool:
-    """Whether an entry of a configuration is a probability of dropping something."""
+    """Return whether an entry of a configuration is a probability of dropping something."""
     return "drop" in name and isinstance(value, (int, float)) and not isinstance(value, bool)
 
 

@@ -179,7 +179,7 @@ class PretrainedSeq2Seq(Model):
         return outputs, hidden, _last(found.encoder_last_hidden_state, inside)
 
     def encode(self, source: Tensor, lengths: Tensor | None = None) -> dict[str, Tensor]:
-        """What the encoder gives; the decoder's keys and values of it are made by the first step and kept."""
+        """Outputs of the encoder; the decoder's keys and values of it are made by the first step and kept."""
         inside = self._inside("source", source, lengths)
         encoder = self.model.get_encoder()
         with self._unrounded():
@@ -219,7 +219,7 @@ class PretrainedSeq2Seq(Model):
             return self.model(**inputs)
 
     def _read(self) -> Tensor:
-        """What the head read in the last call; not kept, since all of its graph would stay with it."""
+        """Input of the head in the last call; not kept, since all of its graph would stay with it."""
         head: Any = self.model.get_output_embeddings()
         read: Tensor = head.read
         head.read = None

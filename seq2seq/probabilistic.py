@@ -33,7 +33,7 @@ LOSSES = {
 
 
 def distribution(likelihood: str, outputs: Tensor) -> Distribution:
-    """What the outputs are the parameters of.
+    """Distribution that the outputs are the parameters of.
 
     Args:
         likelihood: `gaussian` or `student`.

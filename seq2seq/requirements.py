@@ -1,4 +1,4 @@
-"""What keeps a variant from running here: functions that give the reason in one line, or None when there is none.
+"""Requirements of variants: functions that give the reason why one cannot run here in one line, or None.
 
 They are asked before anything is built, and probe the machine where a version number would not tell.
 """
@@ -92,7 +92,7 @@ def needs_compiler(device: str, mode: str, workload: Workload) -> str | None:
 
 
 def no_triton(who: str) -> str | None:
-    """Why Triton's kernels cannot be measured, or None when they can."""
+    """Reason why Triton's kernels cannot be measured, or None when they can."""
     if os.environ.get("TRITON_INTERPRET", "").lower() in {"1", "true", "on", "yes", "y"}:
         return "Triton's interpreter is switched on (TRITON_INTERPRET=1): unset it to measure kernels"
     try:

@@ -175,7 +175,7 @@ class Trainer:
             return self.task.evaluate(self._judge, self.settings.batch, self.settings.device)
 
     def _batches(self) -> Iterator[Batch]:
-        """What is left of the epoch."""
+        """Batches left in the epoch."""
         settings, progress = self.settings, self.progress
         batches = self.task.batches("train", settings.batch, settings.seed, progress.epoch)
         return islice(batches, progress.position, None)
@@ -290,7 +290,7 @@ def variant_of(config: Config, settings: Settings) -> str:
 
 
 def why_not(task: Task, config: Config, settings: Settings) -> str | None:
-    """Why the variant cannot train this, or None."""
+    """Reason why the variant cannot train this, or None."""
     variant = VARIANTS[variant_of(config, settings)]
     return variant.why_not(settings.device, "training", task_workload(task, config, settings.batch))
 

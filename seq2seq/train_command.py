@@ -113,7 +113,7 @@ def _settings_of(begun: dict[str, Any], settings: Settings) -> Settings:
 
 
 def _history(begun: dict[str, Any], facts: dict[str, Any]) -> dict[str, Any]:
-    """What run.json keeps of the beginning, and a line where other releases go on."""
+    """Facts of the beginning that run.json keeps, and a line if other releases continue it."""
     found = {"versions": begun["versions"], "resumed_with": begun.get("resumed_with", [])}
     if facts["versions"] not in (found["versions"], *found["resumed_with"]):
         before, now = (", ".join(map(" ".join, one.items())) for one in (begun["versions"], facts["versions"]))
@@ -155,7 +155,7 @@ def _finish(trainer: Trainer, task: Task, folder: TrainFolder, facts: dict[str, 
 
 
 def _loss_name(config: Config) -> str:
-    """What the loss of a model is, for the axis of its curve."""
+    """Name of a model's loss, for the axis of its curve."""
     usual = "cross entropy (nats a token)" if config.target_vocabulary else LOSSES[getattr(config, "likelihood", "")]
     # A family that learns by a loss of its own says so.
     return str(getattr(config, "loss_name", usual))
@@ -176,7 +176,7 @@ def _signals(handler: Callable[[int, object], None]) -> Iterator[None]:
 
 
 def _given(arguments: argparse.Namespace) -> dict[str, Any]:
-    """What the command line said, as run.json keeps it."""
+    """Options of the command line, as run.json keeps them."""
     passing = {"command", "task", "out", "resume", "threads"}
     found = {name: value for name, value in vars(arguments).items() if name not in passing and value is not None}
     for name in ("option", "rate"):

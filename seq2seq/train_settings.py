@@ -1,4 +1,4 @@
-"""What decides a training run beside its data, how far a run has come, and the learning rate that follows from both."""
+"""Settings and progress of a training run, and the learning rate that follows from both."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ MOST_RATE = 1e30
 
 @dataclass(frozen=True)
 class Settings:
-    """What decides a run, beside the data.
+    """Settings that decide a run, beside the data.
 
     Attributes:
         variant: key of `VARIANTS`; torch's own way on that device when "".
@@ -73,7 +73,7 @@ class Settings:
 
 @dataclass
 class Progress:
-    """How far a run has come.
+    """Progress of a run.
 
     Attributes:
         step: optimizer steps taken.

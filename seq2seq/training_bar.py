@@ -1,4 +1,4 @@
-"""What the user sees while a model is trained: a bar on a terminal, a line a validation everywhere."""
+"""Terminal output of a training: a bar on a terminal, one line per validation everywhere."""
 
 from __future__ import annotations
 

@@ -42,7 +42,7 @@ class Unrounded(TorchFunctionMode):
 
 
 def _wide(value: Any) -> Any:
-    """What is cast to: a dtype, or a tensor that has one."""
+    """Type that is cast to: a dtype, or that of a tensor."""
     if isinstance(value, Tensor):
         return value.double() if value.dtype == torch.float32 else value
     return torch.float64 if isinstance(value, torch.dtype) and value == torch.float32 else value

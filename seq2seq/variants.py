@@ -114,12 +114,12 @@ class Variant:
 
     @property
     def compiles_long(self) -> bool:
-        """Whether torch.compile has the LSTM to compile, of which it skips torch's own."""
+        """Return whether torch.compile has the LSTM to compile, of which it skips torch's own."""
         return self.compiler == "dynamo" and (self.allow_rnn or self.lstm != "nn")
 
     @property
     def beside_lstm(self) -> tuple[Any, ...]:
-        """What it says about a model beside its LSTMs: variants equal in this are one and the same without any."""
+        """Settings beside the model's LSTMs: variants equal in this are the same for a model without any."""
         # Weights kept in fewer bits, and torch's own TF32, are the LSTM's; `fullgraph` only refuses graph breaks.
         full = self.torch_tf32 or "weight_storage" in self.lstm_options
         how = self.compiler, self.compile_options.get("mode"), self.runtime, tuple(self.runtime_options.items())
@@ -134,7 +134,7 @@ class Variant:
         return dataclasses.replace(self, precision=self.own_precision()) if self.own_precision else self
 
     def stores_low(self, mode: str) -> bool:
-        """Whether the weights themselves are stored in a lower precision than float32."""
+        """Return whether the weights themselves are stored in a lower precision than float32."""
         return self.dtype != torch.float32 and not self.autocast and self.runtime is None and mode != "training"
 
     def stored_bytes(self, mode: str) -> int:
@@ -145,7 +145,7 @@ class Variant:
         return self.dtype.itemsize if low else torch.float32.itemsize
 
     def why_not(self, device: str, mode: str, workload: Workload, *, build: bool = True) -> str | None:
-        """Why this variant cannot run there, or None when nothing speaks against it.
+        """Reason why this variant cannot run there, or None when nothing speaks against it.
 
         Args:
             device: `cpu` or `cuda`.
@@ -168,7 +168,7 @@ class Variant:
         return self.builds() if build and self.builds else None
 
     def _cannot_step(self, mode: str) -> str | None:
-        """Why it has no single steps, or nothing but them."""
+        """Reason why it has no single steps, or nothing but them."""
         if mode == "decode" and self.runtime is not None:
             return f"{self.runtime} runs whole passes here: its model has no single step to feed with its own output"
         if mode != "decode" and self.captures_step:
@@ -177,7 +177,7 @@ class Variant:
 
 
 def _not_for_theirs(variant: Variant, mode: str, workload: Workload) -> str | None:
-    """What the code of another library keeps from being compiled or judged."""
+    """Reason why code of another library cannot be compiled or judged, or None."""
     config = workload.config
     if variant.compiler == "torchscript" and not getattr(config, "scriptable", True):
         return "the model is code of the transformers library, which TorchScript does not compile"
@@ -190,7 +190,7 @@ def _not_for_theirs(variant: Variant, mode: str, workload: Workload) -> str | No
 
 
 def _only_lstm(variant: Variant) -> str | None:
-    """Why a variant is no way of its own to execute a model without LSTMs, or None when it is one."""
+    """Reason why a variant is no way of its own to execute a model without LSTMs, or None when it is one."""
     for other in VARIANTS.values():
         if other.name == variant.name:
             break

@@ -1,4 +1,4 @@
-"""What a workload is: a named, citable problem, made of a model's sizes, a batch, lengths and where they come from."""
+"""Workloads: named, citable problems, each made of a model's sizes, a batch, lengths and their sources."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ class Workload:
 
     @property
     def has_lengths(self) -> bool:
-        """Whether sequences differ in length."""
+        """Return whether sequences differ in length."""
         return self.source_lengths is not None or self.target_lengths is not None
 
     @property

@@ -1,4 +1,4 @@
-"""What stands in for a machine without this project: a program that runs others where it cannot be imported."""
+"""Stand-in for a machine without this project: a program that runs others where it cannot be imported."""
 
 #: Runs a program as it stands, where nothing of this project and of its dependencies can be imported.
 ALONE = """

@@ -50,7 +50,7 @@ class _Ended(BaseException):
 
 @dataclass
 class Report:
-    """What happened in the launches under one `concurrent`.
+    """Events in the launches under one `concurrent`.
 
     Attributes:
         programs: programs of all launches.
@@ -305,7 +305,7 @@ class _Launch:
         self._enter(program)
 
     def _times_read(self, addresses: np.ndarray) -> int:
-        """How often the program has read these addresses since memory changed; a load of nothing waits for nothing."""
+        """Count how often the program read these addresses since memory changed; loads of nothing wait for nothing."""
         program = self.current
         if program.changes_seen != self.changes:
             program.changes_seen = self.changes
@@ -434,7 +434,7 @@ class _Launch:
         self._changed()
 
     def _version(self, address: int, *, newest: bool) -> _Version:
-        """What a load of the current program gives: the newest value, or one not known to be overwritten."""
+        """Value of a load by the current program: the newest one, or one not known to be overwritten."""
         program, versions = self.current, self.versions[address]
         last = chosen = len(versions) - 1
         if not newest and self.random.random() < self.slow:
@@ -450,7 +450,7 @@ class _Launch:
         return version.writer == self.current.index or version.period <= self.current.known[version.writer]
 
     def _unordered_writes(self, grains: np.ndarray) -> np.ndarray:
-        """Where another program's last write is not known to have happened before."""
+        """Mask of places where another program's last write is not known to have happened before."""
         program, writer = self.current, self.memory.writer[grains]
         others = (writer >= 0) & (writer != program.index)
         return others & (self.memory.written[grains] > program.known[np.maximum(writer, 0)])
@@ -466,7 +466,7 @@ def _active(mask: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
 
 
 def _root(error: BaseException) -> BaseException:
-    """What was raised first: the interpreter wraps an error at each call of a device function."""
+    """Find the first error: the interpreter wraps an error at each call of a device function."""
     while isinstance(error, interpreter.InterpreterError) and error.__cause__ is not None:
         error = error.__cause__
     return error

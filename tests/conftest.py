@@ -1,4 +1,4 @@
-"""What all tests share: one hypothesis profile, how kernels run where there is no GPU, and how tests share cores."""
+"""Setup of all tests: one hypothesis profile, how kernels run where there is no GPU, and how tests share cores."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 @pytest.fixture(scope="session", autouse=True)
 def _no_worker_below() -> Iterator[None]:
-    """What tests start is no worker of pytest-xdist, in which pytest-benchmark would time nothing."""
+    """Programs that tests start are no workers of pytest-xdist, in which pytest-benchmark would time nothing."""
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv("PYTEST_XDIST_WORKER", raising=False)
         yield

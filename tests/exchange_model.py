@@ -75,7 +75,7 @@ class Thread(NamedTuple):
 
 @dataclass(frozen=True)
 class Verdict:
-    """How many states were seen, and what went wrong in one of them; None where nothing can."""
+    """Result of a search: how many states were seen, and what went wrong in one of them; None if nothing can."""
 
     states: int
     wrong: str | None

@@ -65,5 +65,5 @@ def assert_close(errors: dict[str, float], dtype: torch.dtype) -> None:
 
 
 def interpreted() -> bool:
-    """Whether Triton kernels run in its interpreter."""
+    """Return whether Triton kernels run in its interpreter."""
     return os.environ.get("TRITON_INTERPRET") == "1"

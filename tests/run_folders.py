@@ -59,7 +59,7 @@ ENVIRONMENT: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class Recipe:
-    """What a made run is like.
+    """Settings of a made-up run.
 
     Attributes:
         speedups: of each variant; 0 and the variant is in no round.

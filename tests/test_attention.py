@@ -65,7 +65,7 @@ def run(model: Model, problem: Problem) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def attended(module: Attention, kind: str, query: Tensor, memory: Tensor) -> Tensor:
-    """What one query (size,) finds in one memory (steps, size), term by term as the papers write it."""
+    """Compute what one query (size,) finds in one memory (steps, size), term by term as the papers write it."""
     scores = []
     for step in memory:
         if kind == "bahdanau":
@@ -126,7 +126,7 @@ def test_batch_equals_each_sequence_alone(lstm, problem):
 @pytest.mark.parametrize("filler", [1e30, math.nan])
 @given(problem=attentive(with_lengths=True) | stacked(with_lengths=True))
 def test_padding_never_counts(lstm, filler, problem):
-    """What stands in the padding changes no output, state, loss or gradient, not even where it is no number."""
+    """Values in the padding change no output, state, loss or gradient, not even if they are NaN."""
     model, found = model_of(problem, lstm), []
     for value in (None, filler):
         batch = problem.make_batch()

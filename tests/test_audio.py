@@ -65,7 +65,7 @@ def test_channels_are_averaged(tmp_path):
 
 
 def test_other_chunks_do_no_harm(tmp_path):
-    """What other programs put into a WAV beside the sound is passed over."""
+    """Chunks that other programs put into a WAV beside the sound are passed over."""
     path = write_pcm(tmp_path / "a.wav", tone(440), 2)
     raw = path.read_bytes() + b"XtrA\x04\x00\x00\x00abcd"
     path.write_bytes(raw[:4] + (len(raw) - 8).to_bytes(4, "little") + raw[8:])

@@ -112,7 +112,7 @@ def test_a_pattern_that_selects_nothing_is_named_with_what_there_is(pattern):
 
 
 def test_overrides_stay_with_every_workload_that_a_pattern_selects():
-    """What follows `@` is no part of the pattern."""
+    """Overrides after `@` are no part of the pattern."""
     assert match(["seed*@batch=64,hidden=8"], WORKLOADS, "workload") == [
         "seed@batch=64,hidden=8",
         "seed-large@batch=64,hidden=8",
@@ -342,7 +342,7 @@ def test_a_bad_suite_file_is_one_line_that_names_the_field(problem, tmp_path):
     ids=["cut off", "utf-16", "latin", "twice", "binary"],
 )
 def test_a_file_that_is_no_toml_is_one_line(content, tmp_path):
-    """What cannot be read as TOML in UTF-8 is said of the file."""
+    """A file that cannot be read as TOML in UTF-8 is named in the error."""
     assert "cannot be read" in line_of(tmp_path, content)
 
 

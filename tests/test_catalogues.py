@@ -45,7 +45,7 @@ words = st.text(st.characters(codec="utf-8", exclude_categories=["C", "Z"]), min
 
 @given(pairs=st.lists(st.tuples(words, words), max_size=5), order=st.sampled_from("<>"))
 def test_messages_are_read_in_either_byte_order(folder, pairs, order):
-    """What was written comes back in order, without the header."""
+    """Written messages come back in order, without the header."""
     assert read_catalogue(write_catalogue(folder / "some.mo", [HEADER, *pairs], order)) == pairs
 
 
@@ -56,7 +56,7 @@ def test_plurals_give_singular_and_last_form(tmp_path):
 
 
 def test_contexts_are_taken_off(tmp_path):
-    """What tells equal messages apart for programmers is no part of the message."""
+    """The context that distinguishes equal messages for programmers is no part of the message."""
     path = write_catalogue(tmp_path / "some.mo", [("alt. month\x04May", "Mai")])
     assert read_catalogue(path) == [("May", "Mai")]
 

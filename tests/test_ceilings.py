@@ -1,4 +1,4 @@
-"""What a worker measures of its machine: the arithmetic by a planted clock, and one real measurement cut short."""
+"""Ceilings that a worker measures: the arithmetic by a planted clock, and one real measurement cut short."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def test_a_product_counts_two_operations_a_term(a_second_each):
 
 
 def test_the_fastest_way_to_multiply_counts(monkeypatch):
-    """Where oneDNN is faster than torch.mm, fp32's ceiling is oneDNN's; without oneDNN it is torch.mm's."""
+    """If oneDNN is faster than torch.mm, fp32's ceiling is oneDNN's; without oneDNN it is torch.mm's."""
     seconds = {"mm": 1.0, "_times_packed": 0.5}
     monkeypatch.setattr(ceilings, "_shortest_s", lambda way, _: way() is not None and seconds[way.func.__name__])
     assert ceilings._fastest_product("fp32", "cpu") == 2 * 128**3 / 0.5
@@ -41,7 +41,7 @@ def test_the_fastest_way_to_multiply_counts(monkeypatch):
 
 
 def test_a_packed_product_is_the_product():
-    """What is timed as a product is one."""
+    """The call that is timed as a product is one."""
     left, right = torch.randn(128, 128), torch.randn(128, 128)
     packed = ceilings._packed(right)
     if packed is None:

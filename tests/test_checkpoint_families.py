@@ -36,7 +36,7 @@ TINY = {
 @pytest.mark.parametrize("mode", ["inference", "training"])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_checkpoint_of_every_family_can_be_measured(tmp_path, family, mode):
-    """What its workload draws can be read and learnt: the gate lets the reference through."""
+    """Batches of its workload can be read and learnt: the gate lets the reference through."""
     if family == "pretrained":
         pytest.importorskip("transformers")
     save_pretrained(TINY[family].build(nn.LSTM), tmp_path / "model")

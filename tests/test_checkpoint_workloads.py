@@ -53,7 +53,7 @@ def theirs(request, folders):
 
 @pytest.fixture
 def run_folder(tmp_path):
-    """What a training run leaves, as far as a workload reads it, and its model."""
+    """Write what a training run leaves, as far as a workload reads it, and its model."""
     model = OWN.build(nn.LSTM)
     save_pretrained(model, tmp_path / "run" / "model", TASK)
     (tmp_path / "run" / "run.json").write_text("{}")
@@ -385,7 +385,7 @@ def test_marian_has_the_published_size():
 
 
 def test_sizes_go_through_the_library_s_configuration_and_back():
-    """What is built of a configuration has that configuration."""
+    """A model built of a configuration has that configuration."""
     config = marian(16, 2, 4, 24, 30)
     built = config.build().config
     assert isinstance(built, PretrainedConfig)

@@ -76,7 +76,7 @@ def test_the_garbage_collector_is_on_again_after_a_call_that_raises(failing):
 
 @pytest.mark.usefixtures("collecting")
 def test_a_garbage_collector_that_was_off_stays_off():
-    """Who switched it off himself keeps it so."""
+    """A caller who switched it off keeps it off."""
     gc.disable()
     time_block(lambda: None, 2, "cpu")
     assert not gc.isenabled()

@@ -32,7 +32,7 @@ def cold(folder: Path) -> dict[str, float]:
 
 
 def reason(folder: Path, *, compile_it: bool) -> str | None:
-    """Why `CASE` cannot run, by a worker."""
+    """Reason why `CASE` cannot run, by a worker."""
     with Worker(Settings(1), folder / "log", folder / "cache") as worker:
         (event,) = worker.ask("describe", 120.0, cases=[dataclasses.asdict(CASE)], build=compile_it)
     assert event["builds"]

@@ -125,7 +125,7 @@ def test_an_existing_run_folder_is_refused(empty, capsys):
 
 
 def test_a_bad_suite_file_is_one_line(empty, capsys):
-    """What is wrong inside the file is told with the file's name."""
+    """Errors inside the file are reported with the file's name."""
     (empty / "mine.toml").write_text('name = "mine"\nsummary = ""\nbudgt_s = 3\n[[select]]\nworkloads = ["seed"]\n')
     line = refused(["run", "--suite", "mine.toml"], capsys)
     assert "mine.toml" in line
@@ -137,7 +137,7 @@ def test_a_bad_suite_file_is_one_line(empty, capsys):
     [([], ""), (["rn"], ""), (["report"], " report"), (["run", "--out"], " run"), (["run", "--seed", "x\ny"], " run")],
 )
 def test_an_incomplete_command_is_one_line_that_says_where_to_look(words, command, empty, capsys):
-    """What is missing or no number is told without a screen of usage, but with the command that prints it."""
+    """A missing or bad value is reported without a screen of usage, but with the command that prints it."""
     assert refused(words, capsys).endswith(f"; see python -m bench{command} --help\n")
     assert not list(empty.iterdir())
 
@@ -209,7 +209,7 @@ def test_list_names_everything_there_is(empty, capsys):
 
 @pytest.mark.usefixtures("empty")
 def test_list_for_a_gpu_says_why_there_is_none(capsys):
-    """Where torch sees no GPU, every variant for one says so."""
+    """If torch sees no GPU, every variant for one says so."""
     import torch
 
     if torch.cuda.is_available():
@@ -226,7 +226,7 @@ def test_list_for_a_gpu_says_why_there_is_none(capsys):
 
 
 def test_help_tells_the_exit_codes(capsys):
-    """What a script that calls this must know."""
+    """Exit codes that a script must know."""
     with pytest.raises(SystemExit) as end:
         command_line.main(["--help"])
     assert end.value.code == 0

@@ -29,7 +29,7 @@ CRASH = (Status.CRASHED, "killed by signal 11 | in\n<b>it</b>")
 
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch):
-    """What is tested here is no interval's last digit."""
+    """Resample less: no test here is about the last digit of an interval."""
     monkeypatch.setattr("bench.statistics.RESAMPLES", 400)
 
 
@@ -205,7 +205,7 @@ def test_every_case_of_either_run_is_in_the_comparison(tmp_path):
 
 
 def test_a_few_rounds_and_much_noise_are_unclear(tmp_path):
-    """Where the interval holds both, no word is claimed."""
+    """If the interval holds both, no verdict is claimed."""
     runs = two(tmp_path, {"rounds": 6, "noise": 0.1}, {"rounds": 6, "noise": 0.1, "seed": 3})
     assert {pair.verdict for pair in compared(*runs).judged} == {Verdict.UNCLEAR}
 
@@ -322,7 +322,7 @@ def test_what_may_differ_does_not_refuse(section, values, tmp_path):
 
 @pytest.mark.parametrize("environment", [{}, {"machine": 3, "software": []}])
 def test_a_run_whose_environment_nobody_knows_is_refused(environment, tmp_path):
-    """What was not recorded vouches for nothing."""
+    """A fact that was not recorded vouches for nothing."""
     base, new = make_run(tmp_path / "A"), make_run(tmp_path / "B", environment=environment)
     with pytest.raises(UsageError, match="not recorded"):
         compared(base, new)
@@ -497,7 +497,7 @@ def test_what_can_be_told_follows_from_the_interval(low, value, high, holds, unc
 
 
 def test_within_the_margin_nothing_is_open(tmp_path):
-    """What the user calls the same is the same, however low the threshold."""
+    """A change that the user calls the same is the same, however low the threshold."""
     base = make_run(tmp_path / "A", rounds=60)
     assert not compared(base, base, threshold=0.0).unclear
 
@@ -523,7 +523,7 @@ def test_a_gate_that_judges_nothing_does_not_pass(tmp_path, capsys):
 
 
 def test_runs_of_different_suites_show_what_they_share(tmp_path):
-    """What one run has alone is counted by how it ended, a few names listed, and CSV has every row."""
+    """Cases of one run alone are counted by how they ended, a few names listed, and CSV has every row."""
     many = {f"v{number}": 1.0 for number in range(12)}
     failed = {f"off{number}": (Status.UNAVAILABLE, "no GPU") for number in range(20)}
     comparison = compared(*two(tmp_path, {}, {"speedups": {**SPEEDUPS, **many}, "failed": failed}))
@@ -687,7 +687,7 @@ def test_an_output_file_holds_what_the_terminal_would_show(form, tmp_path, capsy
 
 
 def test_defaults_of_the_command_line_are_those_of_the_code():
-    """What --help says is what happens."""
+    """The program does what --help says."""
     found = command_line.parser().parse_args(["compare", "A", "B"])
     assert Options(found.by, found.margin, found.fail_on, found.force) == Options()
 

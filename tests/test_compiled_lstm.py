@@ -32,7 +32,7 @@ class Model(nn.Module):
 
 @pytest.fixture(autouse=True)
 def _fresh_compiler():
-    """What one test compiled is not what another runs into."""
+    """Keep one test's compiled code from another."""
     torch._dynamo.reset()
     yield
     torch._dynamo.reset()
@@ -80,7 +80,7 @@ def test_sizes_are_symbols():
 
 
 def test_padding_never_counts():
-    """What stands in the padding stays out of results and gradients in compiled code as well."""
+    """Values in the padding stay out of results and gradients in compiled code as well."""
     model = LSTM(4, 5, bidirectional=True, batch_first=True, dtype=torch.float64, implementation="loop")
     compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
     x, lengths = torch.randn(2, 5, 4, dtype=torch.float64), torch.tensor([2, 5])

@@ -150,7 +150,7 @@ def test_inference_moves_weights_inputs_and_results_once(problem: Problem):
 
 @given(problem=problems(with_lengths=False) | singles() | attentive(with_lengths=False) | labelled(with_lengths=False))
 def test_training_moves_the_optimizer_s_state_twice(problem: Problem):
-    """What Adam really keeps is read and written, the gradients are written, inputs and expected values are read."""
+    """Adam's state is read and written, the gradients are written, inputs and expected values are read."""
     model, batch = problem.config.build(nn.LSTM), problem.make_batch(torch.float32)
     optimizer = torch.optim.Adam(model.parameters())
     model.loss(model.run(batch.source, batch.target)[0], batch.expected).backward()

@@ -103,7 +103,7 @@ def test_steps_with_weights_in_fewer_bits_are_the_call_s(storage: str) -> None:
 
 @pytest.mark.parametrize("implementation", ["cpu-fused", "auto", "loop", "vendor"])
 def test_steps_by_any_implementation_are_the_same(implementation: str) -> None:
-    """What has no step of its own goes through forward, and a state in any memory order is updated all the same."""
+    """A call without a step of its own goes through forward, and a state in any memory order is still updated."""
     lstm = LSTM(5, 8, 2, implementation=implementation)
     x = torch.randn(3, 5)
     h, c = torch.randn(2, 3, 8), torch.randn(2, 8, 3).transpose(1, 2)
@@ -305,7 +305,7 @@ def test_a_copy_has_weights_of_its_own() -> None:
 
 
 def test_results_are_memory_of_their_own() -> None:
-    """What a call returned is not overwritten by the next, nor is the state that it was given."""
+    """The next call does not overwrite what a call returned, nor the state that it was given."""
     ours, _ = _twins(SMALL)
     x, state = SMALL.tensors(torch.float32)
     given = [value.clone() for value in state]
@@ -392,7 +392,7 @@ def test_a_step_takes_a_state_whose_h_and_c_alternate() -> None:
 
 
 def test_the_look_is_not_taken_for_granted_after_forgetting() -> None:
-    """What was packed for other vectors is not read by a kernel with these."""
+    """Weights packed for other vectors are not read by a kernel with these."""
     if len(TARGETS) == 1:
         pytest.skip("this machine runs one build alone")
     ours, truth = _twins(SMALL)

@@ -126,7 +126,7 @@ def test_few_features_are_projected_in_the_step(
 def test_long_sequences_are_projected_a_part_at_a_time(
     threads: int, batch: int, steps: int, features: int, hidden: int, batch_first: bool, masked: bool
 ) -> None:
-    """Where memory for the projection holds only a few of the steps, both directions are those of the equations."""
+    """If memory for the projection holds only a few of the steps, both directions are those of the equations."""
     truth = LSTM(features, hidden, 2, bidirectional=True, batch_first=batch_first, implementation="loop").double()
     ours = LSTM(features, hidden, 2, bidirectional=True, batch_first=batch_first, implementation="cpu-fused")
     ours.load_state_dict(truth.state_dict())
@@ -265,7 +265,7 @@ def test_a_planted_defect_of_a_layer_is_seen(planted: str, instead: str, tmp_pat
 
 
 def test_a_team_may_be_smaller_than_asked_for(tmp_path: Path) -> None:
-    """Where OpenMP gives fewer threads than asked for, the same is computed."""
+    """If OpenMP gives fewer threads than asked for, the same is computed."""
     asked = "torch.get_num_threads = lambda: 3\nfused.WORTH_A_THREAD = fused.WORTH_A_MEETING = 1\n"
     code = "import torch\nfrom kernels.cpu import fused\n" + asked + _LAYER
     assert _probed(build.SOURCE, code, tmp_path, OMP_THREAD_LIMIT="2") == 0
@@ -384,7 +384,7 @@ def test_a_compiler_that_fails_is_quoted(tmp_path: Path, monkeypatch: pytest.Mon
 
 
 def test_a_change_in_any_source_is_another_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What was compiled from an older header is not taken for the kernel of now."""
+    """A library compiled from an older header is not taken for the kernel of now."""
     monkeypatch.setattr(build, "SOURCE", _copied_with("1.9875691500e-4f", "1.9875691500e-4f", tmp_path))
     before = build._fingerprint(["g++"])
     _copied_with("1.9875691500e-4f", "1.9875691501e-4f", tmp_path)
@@ -414,7 +414,7 @@ def test_an_unwritable_cache_says_what_to_set(tmp_path: Path, monkeypatch: pytes
 
 @pytest.mark.parametrize("damage", ["empty", "half", "other"])
 def test_a_damaged_library_is_built_anew(damage: str, tmp_path: Path) -> None:
-    """What a power cut left of a library, or another in its place, is never loaded: that could kill the process."""
+    """A library damaged by a power cut, or another in its place, is never loaded: that could kill the process."""
     environment = os.environ | {"SEQ2SEQ_KERNEL_CACHE": str(tmp_path), "PYTHONPATH": str(Path(__file__).parents[1])}
     command = [sys.executable, "-c", "from kernels.cpu.build import library; print(library('-O1').lanes())"]
     subprocess.run(command, env=environment, check=True)

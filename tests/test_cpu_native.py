@@ -1,4 +1,4 @@
-"""What the CPU kernel's native code must never do: end the process, reach past memory, or spin away somebody's core."""
+"""Limits of the CPU kernel's native code: it never ends the process, reaches past memory, or spins away a core."""
 
 from __future__ import annotations
 

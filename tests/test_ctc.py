@@ -34,7 +34,7 @@ def model_of(problem: Problem, lstm: type[nn.RNNBase] = nn.LSTM) -> CTCModel:
 
 
 def collapsed(path: tuple[int, ...], blank: int) -> tuple[int, ...]:
-    """What an alignment says: without repeats, then without blanks."""
+    """Labels of an alignment: without repeats, then without blanks."""
     return tuple(label for label, _ in itertools.groupby(path) if label != blank)
 
 
@@ -248,7 +248,7 @@ DEFECTS = {
 
 @pytest.mark.parametrize("mode", ["inference", "training"])
 def test_the_unchanged_loss_passes(mode):
-    """What is refused below is the defect, not the way of planting it."""
+    """The tests below refuse the defect, not the way of planting it."""
     assert verdict_of(mode, lambda *arguments: (*arguments, 0)).passed
     assert verdict_of(mode).passed
 

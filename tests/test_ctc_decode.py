@@ -98,7 +98,7 @@ def test_a_batch_is_decoded_as_its_sequences_are_alone(problem, beam):
 
 @given(problem=outputs(), beam=st.integers(1, 6))
 def test_the_number_of_the_padding_does_not_matter(problem, beam):
-    """What stands past a prefix's end is no label, whichever label has its number."""
+    """A number past a prefix's end is no label, whichever label has it."""
     found = []
     for number in (PAD, 1):
         with pytest.MonkeyPatch.context() as patch:
@@ -130,7 +130,7 @@ def test_a_wide_search_is_at_least_as_good_as_the_best_path(problem):
 
 @given(problem=outputs(), beam=st.integers(1, 4))
 def test_where_the_model_is_sure_all_agree(problem, beam):
-    """Where one label has nearly all probability at each step, every beam finds the best path."""
+    """If one label has nearly all probability at each step, every beam finds the best path."""
     sure = 100 * torch.nn.functional.one_hot(problem.scores.argmax(-1), problem.labels).double()
     greedy = best_path(sure, problem.valid, blank=problem.blank)
     found = prefix_beam_search(sure, problem.valid, beam=beam, blank=problem.blank)

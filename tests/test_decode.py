@@ -87,7 +87,7 @@ def best_of_all(model: Model, source: Tensor, length: int, steps: int, alpha: fl
 
 
 def exhaustive_agrees(config, seed: int, alpha: float) -> bool:
-    """Whether a beam wide enough for everything finds the best of everything, for each of three sequences."""
+    """Return whether a beam wide enough for everything finds the best of everything, for each of three sequences."""
     model = model_of(config, seed)
     source, lengths = sources(3, seed)
     found = beam_search(model, source, lengths, beam=40, length_penalty=alpha, max_steps=3)

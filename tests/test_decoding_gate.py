@@ -281,7 +281,7 @@ def test_a_wrong_choice_is_refused_in_low_precision(precision):
 
 @pytest.mark.parametrize("workload", TOKENS)
 def test_truth_s_own_choices_have_no_regret(workload):
-    """What the loop in float64 finds is best by its own account, and its scores are exact."""
+    """The result of the loop in float64 is best by its own account, and its scores are exact."""
     subject = Subject(workload)
     weights = random_weights(subject.workload.config, 3)
     truth = Truth(subject.workload.config, "cpu", weights, subject.batch, subject.workload.beam)

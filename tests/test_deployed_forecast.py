@@ -50,7 +50,7 @@ def exported(folder, data, model="lstm", **options):
 
 
 def forecast_alone(model, data, *words):
-    """What the program beside a model prints, as timestamps and quantiles."""
+    """Return what the program beside a model prints, as timestamps and quantiles."""
     done = subprocess.run(
         [sys.executable, "-c", ALONE, f"{model}.py", str(data), *words],
         capture_output=True, text=True, check=False, timeout=60, cwd=model.parent,

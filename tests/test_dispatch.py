@@ -74,7 +74,7 @@ def kernels(monkeypatch, tmp_path):
 
 
 def entry(phase="inference", vendor_s=None, around_s=0.0, configs=None, batch=16, hidden=768, **times) -> table.Entry:
-    """What was measured at one shape, times in seconds by implementation."""
+    """Measurements at one shape, times in seconds by implementation."""
     timings = {name: table.Timing({"tile": (configs or {}).get(name, 16)}, time) for name, time in times.items()}
     return table.Entry(phase, "float16", batch, 1024, hidden, 1, timings, around_s, vendor_s)
 
@@ -110,7 +110,7 @@ def test_cpu_takes_its_own_kernel_where_that_serves():
 
 
 def test_without_a_compiler_a_cpu_takes_torchs_own_lstm(monkeypatch):
-    """Where the fused kernel cannot be built, `auto` goes to torch's own and says what is missing."""
+    """If the fused kernel cannot be built, `auto` goes to torch's own and says what is missing."""
 
     def unbuildable():
         message = "install a C++ compiler"
@@ -148,7 +148,7 @@ def test_refusal_states_the_kernels_reason(kernels):
 
 
 def test_kernel_without_the_backward_pass_is_refused_before_training(kernels):
-    """What could run forward alone serves inference, and is refused where a backward pass will follow."""
+    """A kernel that can only run forward serves inference, and is refused if a backward pass will follow."""
     kernels["sequence"].largest[True] = 256
     assert dispatch.choose(H200, "sequence").implementation == "sequence"
     with pytest.raises(ValueError, match="H 768, at most 256"):
@@ -176,7 +176,7 @@ def test_vendor_cannot_be_traced():
 
 
 def test_without_triton_the_reason_says_so():
-    """Where Triton is missing a CPU works, and a kernel that is asked for is refused with that reason."""
+    """Without Triton a CPU works, and a kernel that is asked for is refused with that reason."""
     program = (
         "import sys; sys.modules['triton'] = None\n"
         "import torch, kernels\n"
@@ -213,7 +213,7 @@ def test_estimate_follows_what_fits_on_chip(hidden, batch, expected):
     [(1024, 64, torch.float16, "cell"), (768, 16, torch.float16, "persistent"), (1024, 16, torch.float32, "cell")],
 )  # fmt: skip
 def test_backward_is_estimated_by_the_configuration_that_would_run(hidden, batch, dtype, expected):
-    """Where persistent would read its weights anew at every step, the estimate does not take them for resident."""
+    """If persistent would read its weights anew at every step, the estimate does not take them for resident."""
     problem = dataclasses.replace(H200, hidden_size=hidden, batch=batch, dtype=dtype, saves=True)
     first = persistent_configs.configs(problem, backward=True)[0]
     assert estimate_s(problem, "persistent", backward=True) == pytest.approx(
@@ -234,7 +234,7 @@ def test_estimates_grow_with_the_work():
 
 
 def test_table_beats_the_estimate():
-    """Where something was measured, the fastest of it is taken, and the reason gives the time."""
+    """If something was measured, the fastest of it is taken, and the reason gives the time."""
     measured(entry(cell=2e-3, sequence=1e-3, persistent=3e-3))
     choice = dispatch.choose(H200)
     assert choice.implementation == "sequence"
@@ -248,7 +248,7 @@ def test_nearest_shape_decides():
 
 
 def test_far_shapes_say_nothing():
-    """What was measured at H 768 is no figure for H 64."""
+    """A measurement at H 768 is no figure for H 64."""
     measured(entry(cell=1e-3))
     assert "nothing was measured near" in dispatch.choose(dataclasses.replace(H200, hidden_size=64)).reason
 
@@ -392,7 +392,7 @@ def test_the_table_is_that_of_the_tensors_gpu(monkeypatch):
 
 
 def test_triton_is_never_torchs_own():
-    """Where torch's own LSTM was measured to be faster, `auto` takes it and `triton` the fastest of the kernels."""
+    """If torch's own LSTM was measured to be faster, `auto` takes it and `triton` the fastest of the kernels."""
     measured(entry(vendor_s=1e-3, cell=3e-3, sequence=2e-3, persistent=4e-3))
     assert dispatch.choose(H200).implementation == "vendor"
     choice = dispatch.choose(H200, "triton")

@@ -1,4 +1,4 @@
-"""What a run ran on: facts are there, are plain values, and what the system does not tell is said to be so."""
+"""Environment of a run: facts are there and plain values, and what the system does not report is called missing."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from bench import environment
 
 @pytest.fixture(scope="module")
 def described():
-    """What is written of this machine, through JSON as into the file."""
+    """Facts of this machine, through JSON as into the file."""
     facts = environment.describe({"torch": "2.x", "onednn": True}, {"OMP_NUM_THREADS": "2"})
     return json.loads(json.dumps(facts))
 

@@ -1,4 +1,4 @@
-"""What really ran is told: by the profiler and Dynamo on real calls, and by hand-made traces where there is no GPU."""
+"""Evidence of what ran: by the profiler and Dynamo on real calls, and by hand-made traces where there is no GPU."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ AUTOCAST = {
 
 
 def seen(variant: Variant, workload_name: str = FIXED, mode: str = "inference") -> tuple[Observation, str]:
-    """What the profiler sees of a variant here, and what is said of it; skips where it cannot run."""
+    """Return what the profiler sees of a variant here, and what is said of it; skip if it cannot run."""
     workload = find_workload(workload_name)
     reason = variant.why_not("cpu", mode, workload)
     if reason:
@@ -123,7 +123,7 @@ def test_torchscript_is_told():
 
 
 def test_an_eager_lstm_of_a_plugin_is_not_said_to_be_compiled(monkeypatch):
-    """Where nothing compiled there is no compiled graph for an LSTM to run in."""
+    """If nothing compiled, there is no compiled graph for an LSTM to run in."""
     monkeypatch.setitem(LSTMS, "own", LSTMS["loop"])
     _, words = seen(Variant("own", "a loop under another name", lstm="own"))
     assert "compiled" not in words
@@ -240,7 +240,7 @@ def test_a_trace_with_cuda_kernels_names_the_kernels():
     ids=["persistent", "not persistent", "declined"],
 )
 def test_what_cudnn_did_is_told(trace, words):
-    """Whether it took the LSTM, and with which kind of kernels."""
+    """Return whether it took the LSTM, and with which kind of kernels."""
     variant, workload = VARIANTS["cudnn"], find_workload(FIXED)
     assert explain(variant, workload, "cuda", evidence._digest(trace), None) == words
 
@@ -311,7 +311,7 @@ def test_cuda_graphs_are_told(launches, words):
 
 
 def test_what_torch_does_about_tf32_is_told():
-    """Where a variant leaves it alone: the settings as they are, which nobody has touched here."""
+    """If a variant leaves it alone, the settings are as they are, and nobody has touched them here."""
     told = explain(VARIANTS["cudnn-default"], find_workload(FIXED), "cuda", evidence._digest(CUDA_TRACE), None)
     assert told.endswith("TF32 as torch has it: on in cuDNN's LSTM, off in products")
 
@@ -336,7 +336,7 @@ def test_tf32_asks_for_fp32_products():
 
 
 def test_compile_time_holds_the_backward_graph(monkeypatch):
-    """What Dynamo spends on the backward graph, compiled when it is first needed, counts as compiling."""
+    """Time that Dynamo spends on the backward graph, compiled when it is first needed, counts as compiling."""
     forward = types.SimpleNamespace(compile_id="0/0", entire_frame_compile_time_s=2.0)
     backward = types.SimpleNamespace(
         compile_id="0/0", entire_frame_compile_time_s=None, backward_cumulative_compile_time_us=3_000_000

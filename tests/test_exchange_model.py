@@ -1,4 +1,4 @@
-"""How programs hand h to each other, in every run that a weak memory allows: what is right, and what each part is for.
+"""Exchange of h between programs, in every run that a weak memory allows: what is right, and the role of each part.
 
 `barrier` and `poll` below are the protocols of `kernels.gpu.exchange`, step for step; the rest are changes to them.
 """

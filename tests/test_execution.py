@@ -61,7 +61,7 @@ def build(variant: Variant, workload: Workload, mode: str, weights: Weights, **o
 
 
 def truth(config: Config, weights: Weights, batch: Batch, mode: str) -> dict[str, Tensor]:
-    """What torch.nn.LSTM computes in float64, by the names of `Executable.quantities`."""
+    """Compute what torch.nn.LSTM gives in float64, by the names of `Executable.quantities`."""
     model = config.build(nn.LSTM).double()
     model.load_state_dict({name: value.double() for name, value in weights.items()})
     batch = batch.to("cpu", torch.float64)
@@ -128,7 +128,7 @@ def test_every_variant_computes_what_float64_says(variant, problem, mode):
 @MODES
 @pytest.mark.parametrize("name", SLOW)
 def test_compiled_variants_compute_what_float64_says(name, mode):
-    """What Inductor compiles is near float64, also after its weights were overwritten."""
+    """Code that Inductor compiles is near float64, also after its weights were overwritten."""
     workload = find_workload("seed@batch=2,length=2,hidden=4")
     executable = build(VARIANTS[name], workload, mode, weights_of(workload))
     for seed in (0, 1):
@@ -138,7 +138,7 @@ def test_compiled_variants_compute_what_float64_says(name, mode):
 
 @pytest.mark.slow
 def test_refusal_to_train_compiled_nn_lstm_is_real():
-    """Where compiled nn.LSTM is said not to train on a CPU, a training call raises; elsewhere it runs."""
+    """If compiled nn.LSTM is said not to train on a CPU, a training call raises; elsewhere it runs."""
     workload = find_workload("seed@batch=2,length=2,hidden=4")
     variant, batch = VARIANTS["compile-rnn"], workload.make_batch(0)
     reason = variant.why_not("cpu", "training", workload)
@@ -390,7 +390,7 @@ def test_quantities_leave_the_batch_alone_after_a_failure():
 
 
 def test_quantities_are_copies():
-    """What `quantities` gave stays as it was, also where a model writes each result over the one before."""
+    """Tensors that `quantities` gave stay as they were, also if a model writes each result over the one before."""
     workload = find_workload(TINY)
     executable = build(REFERENCE, workload, "inference", weights_of(workload))
     batch, memory = executable.prepare(workload.make_batch(0)), []
@@ -419,7 +419,7 @@ def padded_source(expected_in_padding: float) -> tuple[Workload, Batch]:
 
 @MODES
 def test_quantities_leave_out_padding_where_the_source_is_decoded(mode):
-    """Where the decoder reads the source, what is expected past the source's length has no part in any quantity."""
+    """If the decoder reads the source, expected values past the source's length have no part in any quantity."""
     found = []
     for value in (0.0, 1000.0):
         workload, batch = padded_source(value)
@@ -429,7 +429,7 @@ def test_quantities_leave_out_padding_where_the_source_is_decoded(mode):
 
 
 def test_training_leaves_out_padding_where_the_source_is_decoded():
-    """Where the decoder reads the source, a training call does not learn what is expected past the source's length."""
+    """If the decoder reads the source, a training call does not learn expected values past the source's length."""
     losses = []
     for value in (0.0, 1000.0):
         workload, batch = padded_source(value)
@@ -442,7 +442,7 @@ class PlannedError(Exception):
 
 
 def settings() -> tuple[object, ...]:
-    """Whether oneDNN and cuDNN are on, and what fp32 products and cuDNN's fp32 LSTM compute in."""
+    """Return whether oneDNN and cuDNN are on, and what fp32 products and cuDNN's fp32 LSTM compute in."""
     return (
         torch.backends.mkldnn.enabled,
         torch.backends.cudnn.enabled,

@@ -36,7 +36,7 @@ def export(*words: object) -> int:
 
 
 def outside(folder: Path, *words: str) -> str:
-    """What another program prints, run from a folder of its own."""
+    """Return what another program prints, run from a folder of its own."""
     done = subprocess.run(
         [sys.executable, "-m", *words],
         capture_output=True,

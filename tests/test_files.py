@@ -66,7 +66,7 @@ def test_an_encoding_is_known_in_any_spelling(spelling, encoding):
     "name", ["utf-99", "", "base64", "rot13", "zlib", "a\0b", "größe", "undefined", "idna", "unicode_escape"]
 )
 def test_an_unknown_encoding_is_refused(name):
-    """What is no encoding of texts is refused by its name."""
+    """A name that is no encoding of texts is refused by name."""
     with pytest.raises(DataError, match=rf"{re.escape(repr(name))} is no encoding of texts that Python knows"):
         decode(b"abc\n", "x", name)
 

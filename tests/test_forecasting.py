@@ -259,7 +259,7 @@ def test_forecast_of_the_future_starts_after_the_end(hourly):
 
 
 def test_future_forecast_is_that_of_the_longer_series(tmp_path):
-    """What is forecast beyond the end is what is forecast there once the values have come."""
+    """A forecast beyond the end is the forecast there once the values have come."""
     values = noise(400)
     long = load(write(tmp_path / "s.csv", values), history=24, horizon=6)
     short = restore(long.state(), write(tmp_path / "s.csv", values[:-6]))
@@ -326,7 +326,7 @@ def test_series_shorter_than_a_window_is_refused(tmp_path, history, horizon):
     ],
 )
 def test_bad_option_is_refused(path, options, message):
-    """What cannot be loaded is refused with what there is."""
+    """Data that cannot be loaded is refused with what there is."""
     with pytest.raises(DataError, match=message):
         load(path, **options)
 

@@ -37,7 +37,7 @@ def nvml(monkeypatch):
 
 
 def processes(*pids):
-    """What NVML answers when these compute."""
+    """Answers of NVML when these compute."""
     return lambda _: [types.SimpleNamespace(pid=pid) for pid in pids]
 
 
@@ -97,7 +97,7 @@ def test_others_on_the_gpu_disturb(nvml):
 
 
 def test_a_cpu_run_does_not_ask_the_gpu(nvml):
-    """What the GPU does is no disturbance of a CPU's round."""
+    """Activity of the GPU is no disturbance of a CPU's round."""
     nvml.nvmlDeviceGetComputeRunningProcesses = processes(1, 2, 3)
     assert judge(read(), read(), "cpu").gpu_others == 0
 

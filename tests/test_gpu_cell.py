@@ -74,7 +74,7 @@ def _roomy(*shape: int, dtype: torch.dtype, value: float) -> tuple[torch.Tensor,
 
 
 def _outside_touched(kernel: ModuleType) -> bool:
-    """Whether a one-step forward pass reads NaN from outside of its input or writes outside of its outputs."""
+    """Return whether a one-step forward pass reads NaN from outside of its input or writes outside of its outputs."""
     batch, hidden, shape = 3, 5, (1, 3, 1, 5)
     gates_input, _ = _roomy(1, batch, 1, 4 * hidden, dtype=torch.float32, value=float("nan"))
     gates_input.normal_()
@@ -148,7 +148,7 @@ DEFECTS = {
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")
 @pytest.mark.parametrize("defect", DEFECTS)
 def test_a_defect_in_a_kernel_is_caught(defect, tmp_path, monkeypatch):
-    """What holds a kernel against the loop sees each of these."""
+    """The comparison with the loop notices each of these."""
     which, old, new = DEFECTS[defect]
     broken = mutant(tmp_path, step, old, new)
     monkeypatch.setattr(cell, f"{which}_kernel", getattr(broken, f"{which}_kernel"))

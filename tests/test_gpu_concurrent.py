@@ -66,7 +66,7 @@ def _outside(p_data, at):
 
 
 def message(release: str, acquire: str, seed: int) -> tuple[list[int], Any]:
-    """What two readers got of a message, and the report."""
+    """Return what two readers got of a message, and the report."""
     data, flag, result = (torch.zeros(4, dtype=torch.int32) for _ in range(3))
     with concurrent(seed) as report:
         _message[3,](data, flag, result, release, acquire)
@@ -252,7 +252,7 @@ FAULTS: dict[str, tuple[str, dict[str, list[tuple[str, str]]]]] = {
 def seen(
     phase: str, config: Config, sizes: Sizes, changes: dict[str, list[tuple[str, str]]], folder: Path, seed: int = 0
 ) -> list[str]:
-    """What shows that kernels with these changes are wrong: races, numbers, an endless wait, an address outside."""
+    """Signs that kernels with these changes are wrong: races, numbers, an endless wait, an address outside."""
     host = changed("persistent", folder, changes.get("persistent", []))
     shared = changed("exchange", folder, changes["exchange"]) if "exchange" in changes else exchange
     kernel = changed(f"persistent_{phase}", folder, changes.get(phase, []))

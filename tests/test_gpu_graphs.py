@@ -242,7 +242,7 @@ def test_what_a_launch_raises_reaches_the_caller():
 
 
 def test_a_call_inside_a_capture_launches():
-    """What is launched while something is being captured becomes part of that."""
+    """Launches while something is being captured become part of that."""
     stand = _Stand()
     held = Graphs(stand)
     calls(held, stand, "inner", SIGHTINGS + 1)

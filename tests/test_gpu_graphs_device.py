@@ -24,7 +24,7 @@ SEGMENT = {"address": 4096, "total_size": 1024}
 
 
 class _Torch:
-    """What `graphs.Cuda` calls of torch, each call noted; `fails` names one that raises."""
+    """Stand-in for what `graphs.Cuda` calls of torch, each call noted; `fails` names one that raises."""
 
     def __init__(self, fails: str = "", address: int = 4100) -> None:
         self.calls: list[str] = []

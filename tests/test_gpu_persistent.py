@@ -124,7 +124,7 @@ def test_a_planted_defect_is_seen(defect, tmp_path, monkeypatch):
 
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")
 def test_a_wait_that_is_missing_is_seen(monkeypatch):
-    """Where programs go through all steps without waiting, they read what is not there yet, and that is noticed."""
+    """If programs go through all steps without waiting, they read what is not there yet, and that is noticed."""
     if not interpreted():
         pytest.skip("on a GPU it is a race, which may be won")
     monkeypatch.setattr(persistent, "_interpreted", lambda: False)
@@ -215,7 +215,7 @@ def test_one_step_needs_nobody_to_wait_for():
     ],
 )
 def test_refuses_with_its_reason(problem, reason):
-    """What cannot be served is refused with what was given; all else is served."""
+    """Problems that cannot be served are refused with what was given; all others are served."""
     refusal = persistent.refuses(problem, backward=False)
     assert refusal is None if reason is None else reason in refusal
 

@@ -114,7 +114,7 @@ def _roomy(args: Any) -> tuple[Any, list[Tensor]]:
 
 
 def _stays_inside() -> bool:
-    """Whether a pass forward and one back write nothing but their outputs."""
+    """Return whether a pass forward and one back write nothing but their outputs."""
     sizes = Sizes(3, 2, 5, 2)
     forward = sizes.forward()
     right = sizes.forward()
@@ -216,7 +216,7 @@ def _plant(monkeypatch: pytest.MonkeyPatch, folder: Path, old: str, new: str, co
 
 @pytest.mark.parametrize("name", DEFECTS)
 def test_a_planted_defect_is_caught(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What these tests hold the kernel against tells it from one with a slip in it."""
+    """The comparison of these tests notices a kernel with a slip in it."""
     _plant(monkeypatch, tmp_path, *DEFECTS[name])
     # The second tile has no sequence that fills all steps.
     sizes = Sizes(9, 4, 5, 2, lengths=(4, 1, 3, 0, 4, 2, 2, 1, 2))

@@ -127,7 +127,7 @@ class Subject:
 @pytest.mark.usefixtures("cheats")
 @pytest.mark.parametrize("name", REFUSED)
 def test_a_cheat_is_refused_in_words(name):
-    """What was found stands in the reason."""
+    """The finding stands in the reason."""
     assert REFUSED[name] in Subject(name, "inference").judged()
 
 
@@ -282,7 +282,7 @@ def test_few_noisy_pairs_refuse_nobody():
 
 
 def test_a_slowed_clock_of_python_s_changes_no_timing(monkeypatch):
-    """What times was bound before any variant: replaced names count half, the clock counts right."""
+    """The timing code was bound before any variant: replaced names count half, the clock counts right."""
     right = time.perf_counter_ns
     monkeypatch.setattr(time, "perf_counter_ns", lambda: right() // 2)
     monkeypatch.setattr(time, "perf_counter", lambda: right() / 2e9)
@@ -351,7 +351,7 @@ def test_a_run_refuses_every_cheat_and_measures_the_rest(records, mode, refused)
 
 @pytest.mark.slow
 def test_a_run_believes_no_samples_that_were_forged(records):
-    """What is written down of the timed blocks is halved: the parent's clock tells, and no case has a time."""
+    """The recorded times of blocks are halved: the parent's clock notices, and no case has a time."""
     for name in ("reference", "forged-samples"):
         assert_refused(records["seed@batch=8", "inference", name], "the samples cannot be true: they add up to")
 

@@ -1,4 +1,4 @@
-"""Who disturbs a round: a neighbour on another core is noticed, our own work and an idle machine are not blamed."""
+"""Interference with a round: a neighbour on another core is noticed, our own work and an idle machine are not."""
 
 from __future__ import annotations
 
@@ -130,7 +130,7 @@ def test_a_system_without_the_finer_counters_can_be_read(monkeypatch):
 
 
 def test_a_stretch_is_long_enough_to_tell_a_tenth_of_a_core():
-    """What the counters cannot tell from nothing is no more than the share that disturbs."""
+    """Activity that the counters cannot tell from nothing is no more than the share that disturbs."""
     assert STRETCH_S * SHARE >= LEAST_S
 
 
@@ -159,7 +159,7 @@ def test_threads_that_had_to_wait_disturb_their_round_alone():
 
 @pytest.mark.skipif(not interference._TASKS.is_dir(), reason="the scheduler's account is Linux's")
 def test_waiting_for_a_core_is_counted():
-    """Where two processes share one core, each sees how long it had to wait for it."""
+    """If two processes share one core, each sees how long it had to wait for it."""
     code = (
         "import os, sys, time\n"
         "os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})\n"
@@ -216,7 +216,7 @@ def test_what_the_system_does_not_tell_is_unknown_and_not_zero(monkeypatch, tmp_
 
 @pytest.mark.parametrize("error", [OSError(2, "no /proc"), PermissionError(13, "hidden"), ValueError("garbled")])
 def test_counters_that_cannot_be_had_claim_nothing(monkeypatch, tmp_path, error):
-    """Where the system does not tell, a round is neither disturbed nor told to be quiet, and nothing raises."""
+    """If the system reports nothing, a round is neither called disturbed nor quiet, and nothing raises."""
 
     def broken(*_):
         raise error

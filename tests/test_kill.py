@@ -114,7 +114,7 @@ class Killed:
         return time.monotonic()
 
     def finished(self) -> bool:
-        """Whether every case of the plan is recorded and the table was made of it."""
+        """Return whether every case of the plan is recorded and the table was made of it."""
         plan = self.folder / "plan.json"
         return plan.exists() and len(self.lines()) == len(json.loads(plan.read_text(encoding="utf-8"))["cases"])
 

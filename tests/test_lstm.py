@@ -174,7 +174,7 @@ def test_sequence_of_no_steps_keeps_its_state(implementation, stateful):
 @pytest.mark.parametrize("implementation", ["loop", "vendor"])
 @given(shape=shapes(with_lengths=True), batch_first=st.booleans())
 def test_padding_never_counts(implementation, filler, shape, batch_first):
-    """What stands in the padding changes neither a result nor a gradient, not even where it is no number."""
+    """Values in the padding change neither a result nor a gradient, not even if they are NaN."""
     _, lstm = twins(shape, implementation=implementation, batch_first=batch_first)
     outside, lengths = past(shape.lengths, shape.steps), torch.tensor(shape.lengths)
     found = []
@@ -270,7 +270,7 @@ def test_dropout_follows_the_seed():
 
 
 def test_dropout_keeps_the_mean():
-    """What survives dropout is scaled up by one over the probability of surviving."""
+    """Values that survive dropout are scaled up by one over the probability of surviving."""
     lstm = LSTM(1, 1, 2, dropout=0.25, implementation="loop")
     with torch.no_grad():
         for parameter in lstm.parameters():
@@ -488,7 +488,7 @@ def test_copies_are_whole(copied):
 
 
 def test_weights_may_be_replaced():
-    """What runs is what the names stand for now: parametrized weights, functional_call, new Parameter objects."""
+    """A call runs what the names stand for now: parametrized weights, functional_call, new Parameter objects."""
     for implementation in ("loop", "vendor"):
         theirs, ours = twins(SMALL, implementation=implementation)
         x, hx = SMALL.tensors()
@@ -694,7 +694,7 @@ def unturned(args: Any, implementation: str) -> None:
 
 @pytest.mark.parametrize("defect", ["biases", "order"])
 def test_planted_defects_are_caught(defect, monkeypatch):
-    """What the comparison with torch.nn.LSTM is for: mixed-up directions do not pass it."""
+    """The comparison with torch.nn.LSTM can fail: mixed-up directions do not pass it."""
     theirs, _ = twins(SMALL)
     ours = (SwappedBiases if defect == "biases" else LSTM)(**SMALL.options, implementation="loop").double()
     ours.load_state_dict(theirs.state_dict())

@@ -276,7 +276,7 @@ def backward(
 
 
 def outcome(lstm: Any, call: Call) -> Any:
-    """What a call gives, or the error that it raises."""
+    """Return what a call gives, or the error that it raises."""
     try:
         return run(lstm, call)
     except (RuntimeError, ValueError, TypeError, NotImplementedError, IndexError) as error:
@@ -284,7 +284,7 @@ def outcome(lstm: Any, call: Call) -> Any:
 
 
 def addresses(value: Tensor) -> set[int]:
-    """Where in memory a tensor's elements begin."""
+    """Address at which a tensor's elements begin."""
     value = value.as_subclass(Tensor).detach()
     steps = zip(value.shape, value.stride(), strict=True)
     offsets = [(size, stride * value.element_size()) for size, stride in steps]

@@ -25,7 +25,7 @@ linux = pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="o
 
 
 def fresh(code: str) -> list[int]:
-    """What a fresh process prints, as whole numbers."""
+    """Return what a fresh process prints, as whole numbers."""
     done = subprocess.run([sys.executable, "-c", TOUCH + code], capture_output=True, text=True, check=True, cwd=ROOT)
     return [int(word) for word in done.stdout.split()]
 
@@ -49,7 +49,7 @@ def test_a_known_allocation_reads_as_what_it_is(earlier):
 
 @linux
 def test_without_a_reset_the_mark_is_that_of_all_time():
-    """What the reset is for: the mark alone never comes down."""
+    """The reset is needed: the mark alone never comes down."""
     told = "print(memory.peak_bytes())\n"
     before, after = fresh(f"touch(200_000_000)\n{told}touch(1_000_000)\n{told}")
     assert after >= before > 200_000_000
@@ -63,7 +63,7 @@ def test_resident_memory_is_psutil_s():
 
 
 def test_without_proc_the_peak_is_unknown(monkeypatch, tmp_path):
-    """Where the system keeps no mark nothing is guessed, and resident memory comes from psutil."""
+    """If the system keeps no mark, nothing is guessed, and resident memory comes from psutil."""
     monkeypatch.setattr(memory, "_STATUS", tmp_path / "status")
     monkeypatch.setattr(memory, "_CLEAR_REFS", tmp_path / "nowhere" / "clear_refs")
     assert memory.peak_bytes() is None

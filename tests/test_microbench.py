@@ -89,7 +89,7 @@ def timed(tmp_path_factory):
 
 @pytest.mark.slow
 def test_a_right_variant_has_its_figure_with_evidence_and_parity(timed):
-    """What ran, the error with its limit, precision, threads and torch stand beside each figure."""
+    """Evidence, the error with its limit, precision, threads and torch stand beside each figure."""
     found = {entry["extra_info"]["variant"]: entry for entry in timed[1]["benchmarks"]}
     assert set(found) == set(TIMED)
     for entry in found.values():
@@ -343,7 +343,7 @@ def test_only_what_ended_ok_is_timed_a_second_time(tmp_path, monkeypatch, capsys
 
 
 def lines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: str, limit_s: float = 60.0) -> list[str]:
-    """What the user is told when the child is this Python code."""
+    """Return what the user is told when the child is this Python code."""
     monkeypatch.setattr(second_instrument, "command", lambda *_: [sys.executable, "-c", code])
     return second_instrument.run([case()], tmp_path, Settings(1), tmp_path, limit_s)
 
@@ -427,7 +427,7 @@ def folder_with(path: Path, text: str | None) -> Path:
 
 
 def entry(variant: str, **more: Any) -> dict[str, Any]:
-    """What names a case in the file."""
+    """Key of a case in the file."""
     return {"workload": "seed", "mode": "inference", "variant": variant, "device": "cpu", "threads": 1, **more}
 
 

@@ -102,7 +102,7 @@ def test_batch_equals_each_sequence_alone(lstm, problem):
 @pytest.mark.parametrize("filler", [1e30, math.inf, math.nan])
 @given(problem=problems(with_lengths=True))
 def test_padding_never_counts(lstm, filler, problem):
-    """What stands in the padding changes no output, state, loss or gradient, not even where it is no number."""
+    """Values in the padding change no output, state, loss or gradient, not even if they are NaN."""
     model, clean = model_of(problem, lstm), problem.make_batch()
     dirty = problem.make_batch()
     places = [(dirty.source, past(problem.source_lengths, problem.source_steps))]
@@ -355,7 +355,7 @@ def test_loss_of_tokens_is_the_mean_over_valid_steps(batch, steps, words, seed, 
 @pytest.mark.parametrize("where", ["outputs", "expected"])
 @pytest.mark.parametrize("filler", [1e30, math.inf, math.nan])
 def test_loss_of_values_ignores_padding(where, filler):
-    """What stands past the end changes neither the loss nor its gradient, not even where it is no number."""
+    """Values past the end change neither the loss nor its gradient, not even if they are NaN."""
     torch.manual_seed(0)
     lengths, found = (4, 1, 2), []
     clean = torch.randn(2, 3, 4, 2, dtype=torch.float64)

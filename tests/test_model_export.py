@@ -50,7 +50,7 @@ def built(config: Config) -> Model:
 
 
 def equal(model: Model, path: Path, form: str, sizes: Sizes, *, lengths: bool = False) -> bool:
-    """Whether a file gives a model's results."""
+    """Return whether a file gives a model's results."""
     inputs = make_inputs(model.config, sizes, lengths=lengths)
     with torch.no_grad():
         return agree(load(path, form)(*inputs), model.run(*inputs))
@@ -130,7 +130,7 @@ def test_lengths_may_be_inputs_of_onnx(name, tmp_path, capfd):
 
 
 def test_an_exporter_that_fails_is_one_line(tmp_path, monkeypatch, capfd):
-    """What torch prints when its ONNX exporter fails, the whole graph, stays away from the terminal."""
+    """The graph that torch prints when its ONNX exporter fails stays away from the terminal."""
     pytest.importorskip("onnx")
 
     def symbolic(graph, x, *_):

@@ -41,7 +41,7 @@ KINDS = declared(Kinds)
 
 @given(st.text() | st.integers().map(str) | st.sampled_from(["true", "False", "nan", "1e3", "None", ""]))
 def test_a_text_stays_the_text_it_is(text):
-    """Where a text is expected, a year, a truth and nothing at all are texts."""
+    """If a text is expected, a year, a truth and nothing at all are texts."""
     assert typed({"column": text, "maybe": text}, KINDS, "x") == {"column": text, "maybe": text}
 
 
@@ -89,7 +89,7 @@ def test_what_does_not_fit_is_one_line(name, value, message):
 
 
 def test_a_function_is_called_with_its_types():
-    """What comes as texts arrives as numbers and truths, the path as it is; the signature is the function's."""
+    """Texts arrive as numbers and truths, the path as it is; the signature is the function's."""
 
     @takes_options(own=["truth"])
     def load(path=None, *, count: Count = 3, truth: bool = True):
@@ -131,7 +131,7 @@ def test_every_option_of_forecasting_is_refused_by_name_when_it_does_not_fit(nam
     ],
 )
 def test_an_option_that_would_do_nothing_is_refused(task, path, option):
-    """What is about a file needs one, and what is about the data that comes along needs that."""
+    """Options about a file need one, and options about the data that comes along need that."""
     with pytest.raises(DataError, match=f"^{next(iter(option))}: only for (data of your own|the data that|a file)"):
         task.load(path, **option)
 

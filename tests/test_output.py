@@ -42,7 +42,7 @@ def run(program: str, redirection: str = "", **environment: str) -> subprocess.C
 )
 @pytest.mark.parametrize("unbuffered", ["", "1"])
 def test_a_stream_of_any_encoding_takes_any_text(variables, expected, unbuffered):
-    """What the encoding lacks is escaped, on both streams, buffered or not."""
+    """Characters that the encoding lacks are escaped, on both streams, buffered or not."""
     program = f"def main(): print({TEXT!a}); print({TEXT!a}, file=sys.stderr); return 7\nrun_command(main)"
     found = run(program, PYTHONUNBUFFERED=unbuffered, **variables)
     assert (found.returncode, found.stdout, found.stderr) == (7, expected + b"\n", expected + b"\n")

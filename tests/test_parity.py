@@ -62,7 +62,7 @@ def lstm_that(change) -> type[LoopLSTM]:
 
 
 def test_the_unchanged_loop_passes():
-    """What the other tests plant is what is refused, not the way of planting it."""
+    """The other tests refuse what they plant, not the way of planting it."""
     for workload in SMALL:
         for mode in MODES:
             assert verdict_on(lstm_that(lambda output, h, c: (output, (h, c))), workload, mode).passed
@@ -353,7 +353,7 @@ def test_a_quantity_passes_up_to_its_limit(error, yardstick, precision):
 
 
 def test_a_missing_quantity_is_refused():
-    """What a variant does not give is not right."""
+    """A quantity that a variant does not give is not right."""
     verdict = judge({}, tensors(1.0), tensors(1.0), "fp32")
     assert not verdict.passed
     assert verdict.worst.error == math.inf

@@ -70,7 +70,7 @@ def judged(executable: Executable, workload_name: str) -> str:
 
 
 def seen(executable: Executable, workload_name: str = TINY) -> tuple[evidence.Observation, str]:
-    """What is observed of a call, and what is said of it."""
+    """Return what is observed of a call, and what is said of it."""
     workload = find_workload(workload_name)
     batch = executable.prepare(workload.make_batch(0))
     with executable.context():
@@ -211,7 +211,7 @@ def test_openvino_tells_its_layers(workload, wanted):
 
 
 def test_openvino_s_own_precision_is_judged_as_such():
-    """What it chooses here is its variant's precision, what its layers ran in, and in its words."""
+    """The precision it chooses here is its variant's, that of its layers, and that in its words."""
     executable = build(VARIANTS["openvino-default"])
     found, words = seen(executable)
     assert executable.variant.precision == openvino.default_precision()

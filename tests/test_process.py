@@ -66,7 +66,7 @@ def failure(worker: Worker, limit_s: float = 20.0) -> WorkerError:
 
 
 def gone(pid: int) -> bool:
-    """Whether a process ends within a while."""
+    """Return whether a process ends within a while."""
     end = time.monotonic() + 5
     while time.monotonic() < end:
         if not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE:
@@ -92,7 +92,7 @@ def test_a_failure_that_the_worker_reports_has_its_status_and_place(child):
 
 
 def test_events_before_a_failure_are_not_lost(child):
-    """What was found out until then reaches the caller."""
+    """Findings up to then reach the caller."""
     code = HELLO + "emit('cold', fields={'a': 1})\nemit('failed', status='error', reason='x')\ntime.sleep(60)"
     events = []
     with child(code) as worker, pytest.raises(WorkerError):
@@ -223,7 +223,7 @@ def test_a_worker_s_guard_ends_with_it(child):
 
 
 def test_a_worker_without_a_guard_is_ended(child, monkeypatch):
-    """Where the guard cannot be started the worker is not left behind."""
+    """If the guard cannot be started, the worker is not left behind."""
     worker = child(ECHO)
     start = process.subprocess.Popen
 
@@ -293,7 +293,7 @@ def test_the_profiler_s_notes_are_left_out_of_the_log(child, monkeypatch, own, l
 
 
 def test_the_default_wait_policy_is_nobody_s():
-    """Who wants what a user gets who sets nothing gets exactly that."""
+    """With the default, a worker gets exactly what a user gets who sets nothing."""
     assert "OMP_WAIT_POLICY" not in Settings(1, "default").variables()
     assert "OMP_WAIT_POLICY" not in Settings(1).variables()
 
@@ -323,7 +323,7 @@ def test_the_kernel_s_count_of_kills_is_read(vmstat):
 
 
 def test_events_are_one_json_a_line():
-    """What the tests above rely on is what the real worker writes."""
+    """The real worker writes what the tests above rely on."""
     import io
 
     worker = pytest.importorskip("bench.worker")
@@ -382,7 +382,7 @@ def test_what_reads_standard_input_takes_no_request(child):
 
 
 def test_an_end_is_noticed_though_a_child_of_the_worker_s_holds_its_pipes(child):
-    """What was forked lives on with all descriptors; the worker's death is told within seconds all the same."""
+    """A forked process lives on with all descriptors; the worker's death is reported within seconds all the same."""
     code = HELLO + "emit('last', n=1)\nif os.fork() == 0:\n    time.sleep(60)\nos._exit(7)"
     start = time.monotonic()
     events = []

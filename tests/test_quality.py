@@ -125,7 +125,7 @@ def test_the_distance_of_short_or_flat_curves_is_not_told():
 
 
 def test_figures_come_again_from_the_file(tmp_path):
-    """What is written is read: numbers, truths, blanks and statuses."""
+    """Records are read as they were written: numbers, truths, blanks and statuses."""
     dead = Trained("dead", fields={"status": Status.ERROR, "reason": "no, really"})
     found = [trained("reference", 0.2, [0.9, 0.4]), dead]
     made = list(records(*found).values())
@@ -301,7 +301,7 @@ class Played:
 
 
 def test_only_those_that_still_train_are_alive(tmp_path, monkeypatch):
-    """What is unavailable, refused or dead stands beside nobody's steps, and each process is ended once."""
+    """A process that is unavailable, refused or dead stands beside nobody's steps, and each is ended once."""
     monkeypatch.setattr(quality, "Worker", Played)
     names = ["reference", "elsewhere", "wrong", "dies", "wrong-late"]
     stage = quality.Stage(PART, Settings(1), "cpu", 5, 1.0, tmp_path / "log", tmp_path)

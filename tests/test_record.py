@@ -72,5 +72,5 @@ def test_the_dictionary_holds_every_column_of_every_file_once():
 
 @pytest.mark.skipif(not README.is_file(), reason="results/README.md is not written yet")
 def test_the_printed_dictionary_is_the_schema_s():
-    """What results/README.md says of the columns is what the code says."""
+    """results/README.md describes the columns as the code does."""
     assert dictionary().strip() in README.read_text(encoding="utf-8")

@@ -86,7 +86,7 @@ def test_lengths_equal_packing(shape, stateful):
 @pytest.mark.parametrize("filler", [1e30, math.inf, math.nan])
 @given(shape=shapes(with_lengths=True))
 def test_padding_never_counts(filler, shape):
-    """What stands in the padding changes neither a result nor a gradient, not even where it is no number."""
+    """Values in the padding change neither a result nor a gradient, not even if they are NaN."""
     _, lstm = twins(shape)
     outside, lengths = past(shape.lengths, shape.steps), torch.tensor(shape.lengths)
     found = []
@@ -157,7 +157,7 @@ def test_dropout_is_between_layers_in_training(training):
 
 
 def test_dropout_keeps_the_mean():
-    """What survives dropout is scaled up by one over the probability of surviving."""
+    """Values that survive dropout are scaled up by one over the probability of surviving."""
     shape = Shape(batch=64, steps=50, input_size=1, hidden_size=1, num_layers=2, bidirectional=False, seed=0)
     lstm = LoopLSTM(**shape.options, dropout=0.25)
     with torch.no_grad():

@@ -265,7 +265,7 @@ def test_doubtful_figures_are_marked_in_the_plots(tmp_path: Path, doubt: dict) -
 
 
 def test_mark_is_explained_on_the_page(html: str) -> None:
-    """Who sees a mark finds its meaning on the page, and its cause over the figure."""
+    """A reader who sees a mark finds its meaning on the page, and its cause over the figure."""
     assert "~ doubtful: samples were taken while something else used the machine" in Parsed(html).text
     titles = {attrs.get("title", "") for tag, attrs in Parsed(html).tags if tag == "td"}
     assert "3 of 30 samples were taken while something else used the machine" in titles

@@ -90,7 +90,7 @@ class Played:
 
 
 def served(request: str, fields: dict[str, Any]):
-    """What the real worker answers."""
+    """Answers of the real worker."""
     from bench import worker
 
     answers = io.StringIO()
@@ -583,7 +583,7 @@ def test_a_narrowed_training_is_resumed_as_it_was(stage, tmp_path, capsys, monke
 
 
 def test_a_budget_that_the_suite_no_longer_has_is_told(interrupted, tmp_path, capsys):
-    """Where the command line gave none, the suite's is part of it."""
+    """If the command line gave none, the suite's is part of it."""
     (tmp_path / "mine.toml").write_text(SUITE.replace("budget_s = 1", "budget_s = 7"), encoding="utf-8")
     assert command_line.main(["run", "--resume", str(interrupted)]) == 1
     assert "is not what it was" in capsys.readouterr().out

@@ -36,7 +36,7 @@ def slower(factor: float) -> Ceilings:
 
 
 def test_the_share_is_the_least_time_over_the_time():
-    """What takes 10 ms at the fastest and took 20 is at half of its ceiling."""
+    """A case that takes 10 ms at the fastest and took 20 is at half of its ceiling."""
     assert judged(FIELDS, MACHINE) == ({"ceiling_share": pytest.approx(0.5), "bound": "compute"}, 1)
 
 
@@ -71,7 +71,7 @@ def test_a_narrow_type_without_a_fast_product_has_the_ceiling_of_fp32():
     ],
 )
 def test_the_ceiling_is_that_of_the_precision_that_ran(asked: str, ran: str, expected: tuple[str, ...]):
-    """What the profiler saw, TF32 by what was asked, and what was asked where it saw nothing."""
+    """Precisions are those the profiler saw, TF32 by what was asked, and what was asked where it saw nothing."""
     assert precisions({"precision": asked, "ran_precision": ran}) == expected
 
 

@@ -463,7 +463,7 @@ def test_a_mark_of_an_earlier_process_blames_nobody(stage):
 
 
 def test_a_case_that_fails_cold_is_not_measured(stage):
-    """What is found out alone never takes others with it; what was found until then stays in its record."""
+    """A case measured alone never takes others with it; what was found until then stays in its record."""
 
     def dies(what: str, variants: list[str], _: Path | None) -> None:
         if what == "cold" and variants == ["bad"]:

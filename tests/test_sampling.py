@@ -205,7 +205,7 @@ def test_one_wide_ratio_keeps_the_others_going(clock):
 
 @pytest.mark.parametrize("spread", [0.02, 0.3])
 def test_narrowness_is_measured_against_what_was_asked(clock, spread):
-    """Where sampling stopped early, the ratios' order statistics are as narrow as asked, and were not much before."""
+    """If sampling stopped early, the ratios' order statistics are as narrow as asked, and were not much before."""
     generator = np.random.default_rng(0)
     subjects = {
         "reference": lasting(clock, 0.001),

@@ -48,7 +48,7 @@ class Planted:
 
 
 def judged(monkeypatch, part, answer, *, pairs: int, threads: int = 1) -> Found:
-    """What a part says of made-up pairs."""
+    """Return what a part says of made-up pairs."""
     monkeypatch.setattr(part, "bench", lambda *_: contextlib.nullcontext(Planted(answer)))
     return part.run(Options(pairs=pairs, threads=(threads,)), Path(), Console())
 
@@ -125,7 +125,7 @@ def test_a_core_with_power_finds_what_is_planted(monkeypatch):
 
 
 def test_a_blunt_core_misses(monkeypatch):
-    """Where intervals are too wide to exclude 1, the planted 3 % are not found."""
+    """If intervals are too wide to exclude 1, the planted 3 % are not found."""
     found = judged(monkeypatch, power, lambda _, share: a_pair(slowed(share), width=0.05), pairs=20)
     assert found.missed == ["3 % found in 0 of 20 pairs at 1 thread, target 19"]
 
@@ -142,7 +142,7 @@ def test_a_core_that_raises_false_alarms_misses(monkeypatch):
 
 
 def test_a_core_that_takes_too_long_misses(monkeypatch):
-    """What finds 3 % in a minute does not find them in ten seconds."""
+    """A test that finds 3 % in a minute does not find them in ten seconds."""
     found = judged(monkeypatch, power, lambda _, share: a_pair(slowed(share), wall_s=60.0), pairs=20)
     assert found.missed == ["a pair took 60.0 s at most at 1 thread, target 10 s"]
 
@@ -207,7 +207,7 @@ def test_spread_of_nothing_is_no_number():
 
 
 def arguments(**more) -> argparse.Namespace:
-    """What the parser gives without options."""
+    """Values of the parser without options."""
     plain = {"pairs": None, "seconds": 5.0, "processes": 4, "threads": None, "workload": None, "mode": None}
     return argparse.Namespace(**(plain | {"variant": "reference", "omp_wait": "default", "planted": None} | more))
 
@@ -247,7 +247,7 @@ def selftest(*words: str, timeout: float = 240) -> subprocess.CompletedProcess[s
     ],
 )
 def test_bad_input_is_one_line(words, said):
-    """What was wrong and what was expected, exit code 2."""
+    """Bad input gives one line with what was wrong and what was expected, and exit code 2."""
     done = selftest(*words)
     assert done.returncode == 2
     assert said in done.stderr
@@ -288,5 +288,5 @@ def test_a_real_neighbour_is_noticed_in_every_round(tmp_path):
 
 
 def test_workers_are_told_the_wait_policy():
-    """What is asked for reaches the workers' environment."""
+    """The setting that is asked for reaches the workers' environment."""
     assert Options(wait_policy="passive").settings(3) == Settings(3, "passive")

@@ -234,7 +234,7 @@ def translator(tmp_path_factory):
 
 
 def test_lines_that_translate_cuts_are_told(translator, tmp_path, capsys):
-    """How many, which first and to how many tokens, in one line beside the output; nothing where none is cut."""
+    """One line beside the output says how many were cut, which first and to how many tokens; none if none was."""
     lines = tmp_path / "lines.txt"
     lines.write_text("red\n" + "7 red ferries and more of them\n" * 2 + "red\n")
     capsys.readouterr()
@@ -489,7 +489,7 @@ def test_a_resumed_run_computes_with_the_threads_that_it_began_with(tmp_path, mo
 
 @pytest.mark.usefixtures("sines")
 def test_a_resumed_run_keeps_settings_whose_defaults_have_changed(tmp_path, monkeypatch, capsys):
-    """What it began with holds, not what a later release would choose; that another release goes on is said."""
+    """The settings it began with hold, not those of a later release; that another release continues is said."""
     words = ["train", "forecasting", "--out", str(tmp_path / "run")]
     assert main([*words, "--batch", "5", "--epochs", "1"]) == 0
     begun = json.loads((tmp_path / "run" / "run.json").read_text())
@@ -506,7 +506,7 @@ def test_a_resumed_run_keeps_settings_whose_defaults_have_changed(tmp_path, monk
 
 @pytest.mark.usefixtures("sines")
 def test_a_run_is_not_resumed_from_other_weights(tmp_path, capsys):
-    """What --init names may have been trained on since."""
+    """The model that --init names may have been trained on since."""
     first, second = tmp_path / "first", tmp_path / "second"
     words = ["train", "forecasting", *WORDS, "--epochs", "1"]
     assert main([*words, "--out", str(first)]) == 0
@@ -554,7 +554,7 @@ def a_bad_path(kind, folder):
 @pytest.mark.parametrize("kind", ["folder", "missing", "empty", "latin", "unreadable"])
 @pytest.mark.parametrize("task", TASKS)
 def test_bad_data_of_every_task_is_one_line(task, kind, tmp_path, capsys):
-    """What is given is named, whatever is wrong with it; for speech a folder without sounds, and any file."""
+    """The data given is named, whatever is wrong with it; for speech a folder without sounds, and any file."""
     path = a_bad_path(kind, tmp_path)
     if kind == "unreadable" and os.access(path, os.R_OK):
         pytest.skip("this user may read everything")

@@ -348,7 +348,7 @@ BAD = {
 
 @pytest.mark.parametrize("case", BAD)
 def test_bad_file_is_refused_in_one_line(write, case):
-    """What is wrong is said in one line that names the file, the row as an editor counts it, and the cause."""
+    """Errors are one line that names the file, the row as an editor counts it, and the cause."""
     content, options, message = BAD[case]
     path = write(content)
     with pytest.raises(DataError, match=message) as caught:

@@ -181,7 +181,7 @@ def test_transcripts_come_in_the_order_of_their_files(task, folder):
 
 
 def test_folder_is_the_corpus_that_was_written(folder):
-    """What is written as WAV files and transcripts is read as what it was made from."""
+    """WAV files and transcripts are read as what they were made from."""
     made = tones.utterances(3, seed=0, longest=6)
     assert [recording.text for recording in read_corpus(folder)] == [utterance.text for utterance in made]
     task = speech.load(folder)
@@ -296,7 +296,7 @@ BAD = {
 
 @pytest.mark.parametrize("case", BAD)
 def test_bad_corpus_is_refused_in_one_line(folder, case):
-    """What is wrong is said in one line that names file, row where there is one, and cause."""
+    """Errors are one line that names the file, the row if there is one, and the cause."""
     change, message = BAD[case]
     change(folder)
     with pytest.raises(DataError) as caught:

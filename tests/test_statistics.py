@@ -157,7 +157,7 @@ def test_more_rounds_of_one_process_narrow_the_interval():
 
 
 def test_ratios_without_spread_have_an_interval_without_width():
-    """Where every round says the same, nothing is in doubt."""
+    """If every round says the same, nothing is in doubt."""
     still = [np.full(8, 2.0)] * 3
     assert ratio_interval(still) == Interval(2.0, 2.0, 2.0)
     assert ratio_interval(still[:1]) == Interval(2.0, 2.0, 2.0)

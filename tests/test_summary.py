@@ -120,7 +120,7 @@ def test_the_reference_has_a_speedup_of_exactly_one():
 
 
 def test_without_a_reference_there_is_no_speedup_but_all_else():
-    """Where the reference dropped out, times stand and the ratio is empty."""
+    """If the reference dropped out, times stand and the ratio is empty."""
     rounds = [RoundData(n, {"fast": block(0.5)}) for n in range(8)]
     found = figured(rounds)
     assert found["latency_p50_s"] == 0.5
@@ -220,7 +220,7 @@ def test_a_round_is_read_from_what_a_worker_sends():
 
 
 def test_disturbed_rounds_narrow_no_interval():
-    """Where disturbed rounds have to be used, intervals are as wide as if the clean ones alone had been counted."""
+    """If disturbed rounds have to be used, intervals are as wide as if the clean ones alone had been counted."""
     pairs = [(2.0, 1.0 + 0.1 * (n % 5)) for n in range(45)]
     clean, disturbed = (process(*pairs, disturbed=tuple(numbers)) for numbers in ((), range(5, 45)))
     assert Samples([disturbed]).stretch() == pytest.approx(3.0)
@@ -241,7 +241,7 @@ def test_a_process_without_a_clean_round_is_as_doubtful_as_one_round():
 
 
 def test_a_round_s_row_has_the_columns_of_rounds_csv():
-    """What a round knows of itself arrives under the names of the dictionary, in their order."""
+    """Facts that a round knows about itself arrive under the names of the dictionary, in their order."""
     beside = Interference("others took 1.00 cores", 1.0, 0.25, 0.005, 7, 1.5, 2400.0, 1980.0, "power cap", 2)
     row = RoundData(3, {}, 0.25, 0.1, beside).row("seed/inference/cpu/1t", 2)
     assert dict(zip(ROUND_COLUMNS, row, strict=True)) == {

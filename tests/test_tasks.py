@@ -1,4 +1,4 @@
-"""Where batches come from: windows that do not leak, lengths distributed as published, equal seeds equal batches."""
+"""Sources of batches: windows that do not leak, lengths distributed as published, equal seeds equal batches."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def all_windows(series: Series, history: int, horizon: int, split: str) -> Batch
 
 
 def fields(batch: Batch) -> dict[str, torch.Tensor]:
-    """What a batch holds, by name, without what is absent."""
+    """Return what a batch holds, by name, without what is absent."""
     return {name: value for name, value in vars(batch).items() if value is not None}
 
 

@@ -136,7 +136,7 @@ def test_vocabulary_is_learnt_from_training_alone(name, tmp_path):
 
 @pytest.mark.parametrize("name", LOADERS)
 def test_long_texts_are_cut_and_reported(name, file):
-    """What exceeds a limit is cut to it, and a note says how many; nothing is said where nothing was cut."""
+    """A text beyond a limit is cut to it, and a note says how many were; nothing is said if none was."""
     unique = len(set(PAIRS))
     task = LOADERS[name].load(file, max_source=3, max_target=2)
     assert {len(example.source_tokens) for part in task.examples.values() for example in part} == {3}

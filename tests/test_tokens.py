@@ -81,7 +81,7 @@ def test_vocabulary_without_room_for_bytes_is_refused():
 
 @pytest.mark.parametrize("text", ["", "{}", "[1]", '{"version": "1.0"}'])
 def test_other_json_is_refused(text):
-    """What is no vocabulary is refused with what was expected."""
+    """A value that is no vocabulary is refused with what was expected."""
     with pytest.raises(ValueError, match=r"not a vocabulary \(.*\), expected what Subwords.to_json wrote"):
         Subwords.from_json(text)
 

@@ -132,7 +132,7 @@ def test_equal_seeds_give_equal_runs_and_others_do_not():
 
 
 def test_a_run_that_is_resumed_at_its_end_does_nothing(tmp_path):
-    """What was done is not done again, and the curve stays as it is."""
+    """Finished work is not done again, and the curve stays as it is."""
     folder = TrainFolder.create(tmp_path / "run")
     first = trainer(Sines(), FAST, folder)
     first.run()

@@ -55,14 +55,14 @@ def test_every_round_times_every_call_once():
 
 
 def test_drift_does_not_decide():
-    """Where everything becomes tenfold slower on the way, equal calls still come out within a few percent."""
+    """If everything becomes tenfold slower on the way, equal calls still come out within a few percent."""
     times = interleave({"a": takes(1e-3), "b": takes(1e-3)}, FakeClock(drift=0.05), rounds=101)
     a, b = quartiles(times["a"])[1], quartiles(times["b"])[1]
     assert abs(a / b - 1) < 0.05
 
 
 def test_hopeless_candidates_are_dropped_within_their_group():
-    """What is far slower than the best of its kernel is not timed on; the best of a slow kernel is."""
+    """A candidate far slower than the best of its kernel is not timed on; the best of a slow kernel is."""
     calls = {"fast": takes(1e-3, "one"), "slow": takes(2e-3, "one"), "other": takes(9e-3, "two")}
     times = interleave(calls, FakeClock(), rounds=10)
     assert {name: len(values) for name, values in times.items()} == {"fast": 10, "slow": TRIAL_ROUNDS, "other": 10}
@@ -126,7 +126,7 @@ class HostClock:
 
 @pytest.fixture
 def precision():
-    """What `measure` sets for its own process, put back."""
+    """Put back what `measure` sets for its own process."""
     settings = (torch.backends.cuda.matmul, torch.backends.cudnn.rnn)
     before = [setting.fp32_precision for setting in settings]
     yield
@@ -172,7 +172,7 @@ def test_ours_are_timed_where_torch_s_own_raises(monkeypatch):
 
 @pytest.mark.usefixtures("precision")
 def test_output_that_is_not_written_at_full_size_is_not_timed(monkeypatch):
-    """What was right at few steps and writes nothing at all of them is refused before any clock runs."""
+    """A kernel that is right at few steps and writes nothing at all of them is refused before any clock runs."""
     fake = SimpleNamespace(forward=lambda *_: None)
     monkeypatch.setitem(sys.modules, "fake_kernel", fake)
     monkeypatch.setitem(tune_work.MODULES, "cell", "fake_kernel")
@@ -255,7 +255,7 @@ def test_wrong_candidates_are_never_chosen(gpu, tmp_path, capsys):
 
 
 def test_a_candidate_that_moves_is_never_chosen(gpu, racing, tmp_path, capsys):
-    """What gives other bits in one of many runs at full length is left out, though each was right by itself."""
+    """A kernel that gives other bits in one of many full runs is left out, though each was right by itself."""
     gpu.setattr(tune, "QUICK", ((16, 16, 10, 1),))
     racing.add(1)
     assert run(tmp_path / "t.json") == 0
@@ -266,7 +266,7 @@ def test_a_candidate_that_moves_is_never_chosen(gpu, racing, tmp_path, capsys):
 
 
 def test_kill_loses_nothing_and_a_second_call_goes_on(gpu, tmp_path):
-    """What was measured before a kill is in the file, and is not measured again."""
+    """Measurements before a kill are in the file, and are not repeated."""
     gpu.setattr(tune, "QUICK", ((16, 16, 10, 1), (16, 32, 10, 1)))
     measure, seen = tune.measure, []
 
@@ -286,7 +286,7 @@ def test_kill_loses_nothing_and_a_second_call_goes_on(gpu, tmp_path):
 
 
 def test_kernel_that_breaks_takes_no_other_with_it(gpu, tmp_path):
-    """When timing together fails, each kernel is timed alone, and what works is kept."""
+    """If timing together fails, each kernel is timed alone, and what works is kept."""
     gpu.setattr(tune, "QUICK", ((16, 16, 10, 1),))
     tasks, measure = tune._tasks, tune.measure
 

@@ -30,7 +30,7 @@ PLAIN = Variant("plain", "torch.nn.LSTM as it is")
 
 @pytest.fixture
 def fresh_probe():
-    """What oneDNN has is asked for anew within the test, and again after it."""
+    """Ask anew what oneDNN has, within the test and again after it."""
     probes = requirements._onednn_refusal, requirements._missing_workspace
     for probe in probes:
         probe.cache_clear()
@@ -235,7 +235,7 @@ def test_what_is_called_triton_runs_our_kernels_alone():
 @pytest.mark.usefixtures("pretended_gpu", "refusing_kernels")
 @pytest.mark.parametrize("name", OURS)
 def test_our_kernels_are_not_measured_in_the_interpreter(name, monkeypatch):
-    """Where Triton interprets, the time would be that of the interpreter."""
+    """If Triton interprets, the time would be that of the interpreter."""
     assert VARIANTS[name].why_not("cuda", "inference", SEED) is None
     monkeypatch.setenv("TRITON_INTERPRET", "1")
     reason = VARIANTS[name].why_not("cuda", "inference", SEED)

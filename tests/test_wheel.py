@@ -58,7 +58,7 @@ def site(tmp_path_factory):
 
 
 def run(site: Path, program: list[str], folder: Path, *paths: Path, **environment: str) -> str:
-    """What a program prints that runs in another folder and sees the installation."""
+    """Return what a program prints that runs in another folder and sees the installation."""
     seen = os.pathsep.join(map(str, (site, *paths)))
     done = subprocess.run(
         [sys.executable, *program],

@@ -57,7 +57,7 @@ def test_results_can_be_compared(name):
 
 @EACH
 def test_every_token_can_be_predicted(name):
-    """Where the decoder reads tokens, the head has one output for each token of that vocabulary."""
+    """If the decoder reads tokens, the head has one output for each token of that vocabulary."""
     config = WORKLOADS[name].config
     assert config.target_vocabulary in {0, config.output_size}
 
@@ -186,7 +186,7 @@ def test_order_of_overrides_does_not_matter():
     ],
 )
 def test_unknown_overrides_are_refused(override):
-    """What is no override is refused with the axes there are, alone or after a good one."""
+    """A bad override is refused with the axes there are, alone or after a good one."""
     for name in (f"seed@{override}", f"seed@length=3,{override}"):
         with pytest.raises(UnknownWorkloadError) as raised:
             find_workload(name)

@@ -110,5 +110,5 @@ class Sines:
         }
 
     def state(self):
-        """What its values are multiplied with."""
+        """Factor of its values."""
         return {"scale": self.scale}

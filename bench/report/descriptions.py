@@ -1,4 +1,4 @@
-"""What a figure shows, as plain data: charts and their parts, before anything is drawn.
+"""Descriptions of figures as plain data: charts and their parts, before anything is drawn.
 
 The Matplotlib files and the Plotly figures of the page are both drawn from these descriptions, so they cannot disagree
 about a value, a mark, a scale or an order.
@@ -100,7 +100,7 @@ class Roof:
 
     @property
     def level(self) -> bool:
-        """Whether it is one of products."""
+        """Return whether it is one of products."""
         return self.start[1] == self.end[1]
 
 

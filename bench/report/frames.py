@@ -75,12 +75,12 @@ class Group:
 
     @property
     def sweep_axis(self) -> str:
-        """What the sweep varies that this group is one point of; empty outside sweeps."""
+        """Axis of the sweep that this group is one point of; empty outside sweeps."""
         return self.records[0].sweep_axis
 
     @property
     def sweep_key(self) -> tuple[str, str, str, str, int]:
-        """What the points of one sweep have in common: workload without the swept override, axis, and the rest."""
+        """Key that the points of one sweep share: workload without the swept override, axis, and the rest."""
         return (sweep_base(self.workload, self.sweep_axis), self.sweep_axis, self.mode, self.device, self.threads)
 
     @property
@@ -160,7 +160,7 @@ def peak_memory(record: Record) -> str:
 
 
 def doubts(record: Record) -> tuple[str, ...]:
-    """Why the times of `record` carry the mark; empty when they do not."""
+    """Reason why the times of `record` carry the mark; empty when they do not."""
     found = []
     if record.disturbed:
         out_of = f" of {record.samples}" if record.samples else ""
@@ -205,7 +205,7 @@ def pace(record: Record) -> tuple[int, float]:
 
 
 def _faster(best: Record, other: Record) -> bool:
-    """Whether the intervals of two records are apart, that of the first on the faster side."""
+    """Return whether the intervals of two records are apart, that of the first on the faster side."""
     if best.speedup is not None and other.speedup is not None:
         lower, upper = best.speedup_lo, other.speedup_hi
     else:

@@ -25,7 +25,7 @@ from kernels.output import utf8
 
 @dataclass(frozen=True)
 class Report:
-    """What `write_report` wrote of a run: the page, and PNG and SVG of each plot."""
+    """Files that `write_report` wrote for a run: the page, and PNG and SVG of each plot."""
 
     run: Run
     page: Path

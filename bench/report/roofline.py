@@ -49,7 +49,7 @@ class Reached:
         return self.work.flops / self.work.call_s
 
     def point(self) -> Point:
-        """Where it stands."""
+        """Position in the plot."""
         record = self.record
         where = f"{record.workload}, {units.amount(self.flops_per_s, 'FLOP')}/s, {self.intensity:.3g} FLOP a byte"
         near = f"{units.share(record.ceiling_share)} of its ceiling, which is {record.bound}"

@@ -1,4 +1,4 @@
-"""What a variant looks like: colour, marker and line, the same in every plot and on the page.
+"""Looks of a variant: colour, marker and line, the same in every plot and on the page.
 
 Eighteen colours cannot all be told apart, with or without full colour vision, so curves also differ in
 marker and dash. The colours are mid-tones from the palettes of Okabe and Ito and of Paul Tol, chosen to
@@ -59,7 +59,7 @@ DASHES = (("-", "solid"), ("--", "dash"), ("-.", "dashdot"), (":", "dot"))
 
 @dataclass(frozen=True)
 class Look:
-    """How a variant is drawn; `marker` and `dash` hold Matplotlib's name, then Plotly's."""
+    """Style of a variant; `marker` and `dash` hold Matplotlib's name, then Plotly's."""
 
     colour: str
     marker: tuple[str, str]

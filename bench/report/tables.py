@@ -22,7 +22,7 @@ NO_REASON = "no reason was recorded"
 
 @dataclass(frozen=True)
 class Cell:
-    """What a cell shows; `order` is the number it sorts by, `colour` that of the variant it names."""
+    """Content of a cell; `order` is the number it sorts by, `colour` that of the variant it names."""
 
     text: str
     order: float | None = None
@@ -170,7 +170,7 @@ def roofline(groups: Iterable[Group]) -> Table | None:
 
 
 def ceilings(found: Mapping[str, Ceilings]) -> tuple[Table, ...]:
-    """What the machine can do, a table a device."""
+    """Limits of the machine, one table per device."""
     tables = []
     for device, ceiling in found.items():
         facts = [("threads", f"{ceiling.threads}"), ("measured", f"{ceiling.measurements}x")]
@@ -229,7 +229,7 @@ def second_instrument(groups: Iterable[Group], found: Findings) -> Table | None:
 
 
 def evidence(groups: Iterable[Group]) -> Table | None:
-    """What really ran, once where several groups of a run say the same."""
+    """Table of what really ran, with groups of a run that say the same in one row."""
     # The points of a sweep are one place here.
     said: dict[tuple[str, ...], dict[str, None]] = {}
     for group, record in every(groups):

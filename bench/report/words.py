@@ -26,7 +26,7 @@ class Answer:
 
 
 def lead(run: Run) -> str:
-    """How many cases the answers rest on."""
+    """Describe how many cases the answers rest on."""
     total = len(run.records)
     refused = Counter(record.status.value for record in run.records if record.status is not Status.OK)
     if not refused:
@@ -68,7 +68,7 @@ def group_answer(group: Group) -> str:
 
 
 def opening(best: Record, group: Group) -> str:
-    """Who is fastest, where that is sure."""
+    """Name the fastest variant, if that is certain."""
     if best.variant == REFERENCE:
         alone = len(group.ok) == 1
         return "Only the `reference` ran." if alone else "Nothing is faster than the `reference`."
@@ -152,7 +152,7 @@ def listed(words: list[str], last: str = "and") -> str:
 
 
 def beside(found: Beside, cores: int | None) -> str:
-    """Who else used the machine during the rounds of a run, in a sentence."""
+    """Describe in a sentence what else used the machine during the rounds of a run."""
     of = "" if cores is None else f" of {cores}"
     used = f"others used {found.others:.2f}{of} cores while rounds were timed, at most {found.most:.2f}"
     if found.quiet:

@@ -26,7 +26,7 @@ WARM_S, START_S = 2.0, 3.0
 
 
 def options_of(arguments: argparse.Namespace, cores: int) -> Options:
-    """What the command line asks for.
+    """Read the options from the command line.
 
     Raises:
         UsageError: for options that do not fit together.

@@ -47,17 +47,17 @@ class Pair:
 
     @property
     def error(self) -> float:
-        """How far the ratio is from that of a variant with itself."""
+        """Distance of the ratio from 1, that of a variant with itself."""
         return abs(self.speedup.value - 1)
 
     @property
     def holds_one(self) -> bool:
-        """Whether the interval holds the truth of a pair without extra work."""
+        """Return whether the interval holds the truth of a pair without extra work."""
         return self.speedup.low <= 1 <= self.speedup.high
 
     @property
     def marked(self) -> bool:
-        """Whether a run would show the figure as doubtful."""
+        """Return whether a run would show the figure as doubtful."""
         return self.kept_disturbed > 0
 
 
@@ -75,7 +75,7 @@ class Bench:
 
     @property
     def count(self) -> int:
-        """How many workers."""
+        """Number of workers."""
         return len(self._workers)
 
     def pair(self, case: Case, budget_s: float, slowdown: float = 0.0) -> Pair:

@@ -1,4 +1,4 @@
-"""What the parts of the self-test share: what the user asked for, what a part gives back, and how it is written."""
+"""Data shared by the parts of the self-test: the user's request, a part's result, and how it is written."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ WORKLOADS = (("seed", "inference"), ("seed", "training"), ("speech-las-scaled", 
 
 @dataclass(frozen=True)
 class Options:
-    """What a self-test measures, and how long.
+    """Settings of a self-test: what to measure, and how long.
 
     Attributes:
         pairs: pairs of each setting; None for the part's own number.
@@ -71,7 +71,7 @@ class Options:
 
 @dataclass
 class Found:
-    """What a part found.
+    """Result of a part.
 
     Attributes:
         name: of the part.
@@ -138,10 +138,10 @@ def spread(values: Iterable[float]) -> tuple[float, float, float]:
 
 
 def least(share: float, count: int) -> int:
-    """How many of `count` a rate of at least `share` asks for, rounded in favour of chance; of 100 it is exact."""
+    """Least count, of `count`, for a rate of at least `share`, rounded in favour of chance; of 100 it is exact."""
     return math.floor(round(share * count, 9))
 
 
 def most(share: float, count: int) -> int:
-    """How many of `count` a rate of at most `share` allows, rounded in favour of chance; of 100 it is exact."""
+    """Largest count, of `count`, for a rate of at most `share`, rounded in favour of chance; of 100 it is exact."""
     return math.ceil(round(share * count, 9))

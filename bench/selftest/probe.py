@@ -98,7 +98,7 @@ def burn(additions: int) -> None:
 
 
 def extra_work(subject: Subject, share: float) -> int:
-    """How many additions take `share` of a call."""
+    """Number of additions that take `share` of a call."""
     return max(1, round(UNIT * share / share_of(subject, UNIT)))
 
 

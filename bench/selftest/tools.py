@@ -60,7 +60,7 @@ def by_pytest(subject: Subject, seconds: float) -> dict[str, float]:
 
 
 def pyperf_values(subject: Subject) -> list[float]:
-    """What one of pyperf's processes gives: the mean of a loop, three times, after one that warms up."""
+    """Values that one of pyperf's processes gives: the mean of a loop, three times, after one that warms up."""
     with subject.context():
         start = time.perf_counter()
         subject.call()

@@ -39,7 +39,7 @@ class BuildError(RuntimeError):
 
 
 def cache_folder() -> Path:
-    """Where compiled kernels are kept: `SEQ2SEQ_KERNEL_CACHE`, or the user's cache folder."""
+    """Folder of compiled kernels: `SEQ2SEQ_KERNEL_CACHE`, or the user's cache folder."""
     named = os.environ.get("SEQ2SEQ_KERNEL_CACHE")
     if named:
         # A library without a folder in its name would be looked for in the system's folders.
@@ -62,7 +62,7 @@ def compiler() -> list[str]:
 
 
 def missing() -> str | None:
-    """Why the kernel cannot be compiled here, as far as that can be told without compiling it; None when it may be."""
+    """Reason why the kernel cannot be compiled here, as far as known without compiling it; None if it may work."""
     try:
         compiler()
     except BuildError as error:
@@ -122,7 +122,7 @@ def _digest(content: bytes) -> str:
 
 
 def _whole(path: Path) -> bool:
-    """Whether a library is what was compiled: a power cut or a full disk may have left another under its name."""
+    """Return whether a library is the compiled one: a power cut or full disk may have left another under its name."""
     try:
         return path.stem.endswith("-" + _digest(path.read_bytes()))
     except OSError:
@@ -137,7 +137,7 @@ def _openmp() -> list[str]:
 
 
 def _fingerprint(command: list[str]) -> str:
-    """What the library depends on: sources, command, the compiler's version and the CPU that `native` means."""
+    """Digest of what the library depends on: sources, command, the compiler's version and the CPU of `native`."""
     asked = [command[0], "--version"]
     version = subprocess.run(asked, capture_output=True, text=True, errors="replace", check=False).stdout  # noqa: S603 - as below
     digest = hashlib.sha256(SOURCE.read_bytes())

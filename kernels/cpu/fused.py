@@ -61,7 +61,7 @@ _NO_INPUT = (None, 0, 0, -1, None, None, None)
 
 
 def refuses(problem: Problem, *, backward: bool = False) -> str | None:
-    """Why the kernel cannot serve a problem here, or None."""
+    """Reason why the kernel cannot serve a problem here, or None."""
     del backward
     if problem.device != "cpu":
         return f"the fused CPU kernel runs on CPU tensors, these are on {problem.device}"
@@ -136,7 +136,7 @@ def fitting(own: tuple[Tensor, ...], features: int, hidden: int) -> list[Tensor]
 
 
 def long(batch: int, steps: int, threads: int) -> bool:
-    """Whether a call multiplies so many rows by the weights that one thread's look at them all is a twentieth of it."""
+    """Return whether a call multiplies enough rows for one thread's look at all weights to be a twentieth of it."""
     return batch * steps >= 32 * threads
 
 

@@ -105,7 +105,7 @@ class Prepared:
         self._held += [packed, [value.detach() for value in own]]
 
     def stands(self, parameters: Sequence[Tensor | None]) -> bool:
-        """Whether parameters are the very ones, unchanged as far as torch can tell; the kernel looks at the values.
+        """Return whether parameters are the same, unchanged as far as torch can tell; the kernel looks at the values.
 
         Args:
             parameters: those of the module now, in the order in which they were given.
@@ -124,7 +124,7 @@ class Prepared:
         return True
 
     def takes(self, x: Any, hx: Any, *, batch_first: bool = True, step: bool = False) -> bool:
-        """Whether input and state can be read where they lie, and nobody but the kernel would have to see the call.
+        """Return whether input and state can be read in place, and only the kernel would have to see the call.
 
         Args:
             x: what a module was given for input.
@@ -219,7 +219,7 @@ class Prepared:
 
 
 def _plain(value: Any) -> bool:
-    """Whether it is a tensor that the kernel can read where it lies."""
+    """Return whether it is a tensor that the kernel can read where it lies."""
     return (
         type(value) is Tensor
         and value.dtype is torch.float32

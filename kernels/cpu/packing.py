@@ -39,7 +39,7 @@ class Packed:
 
 @dataclass(frozen=True)
 class _Entry:
-    """What was packed, of which memory, in which state."""
+    """Packed weights, with the memory they were packed from and its state."""
 
     storage: StorageWeakRef
     version: int
@@ -117,5 +117,5 @@ def forget() -> None:
 
 
 def forgotten() -> int:
-    """How often packed weights were dropped: what was kept before the last time is not to be used."""
+    """Number of times packed weights were dropped: those kept before the last time must not be used."""
     return _forgotten

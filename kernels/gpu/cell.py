@@ -37,7 +37,7 @@ class Config:
 
 
 def refuses(problem: Problem, *, backward: bool) -> str | None:
-    """Why this cannot serve a problem; None when it can."""
+    """Reason why this cannot serve a problem; None when it can."""
     del backward
     if problem.dtype not in TYPES:
         names = ", ".join(str(dtype).removeprefix("torch.") for dtype in TYPES)
@@ -244,7 +244,7 @@ def _run(launch: Callable[[], None], args: Forward | Backward, steps: int, key: 
 
 
 def _product_settings() -> tuple[Hashable, ...]:
-    """What else of torch's state decides how its products are computed, and so what a graph has in it."""
+    """State of torch that decides how its products are computed, and so what a graph has in it."""
     matmul = torch.backends.cuda.matmul
     return (
         torch.are_deterministic_algorithms_enabled(),

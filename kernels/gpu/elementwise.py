@@ -1,4 +1,4 @@
-"""What every kernel computes per element, in float32, by operations that Triton's interpreter has too."""
+"""Arithmetic per element of every kernel, in float32, by operations that Triton's interpreter has too."""
 
 from __future__ import annotations
 

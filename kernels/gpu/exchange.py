@@ -1,4 +1,4 @@
-"""How programs of one launch hand rows to each other in the middle of a kernel, and multiply them by weights they hold.
+"""Exchange of rows among the programs of one launch, and their multiplication by weights that programs hold.
 
 Two ways to know that a row has arrived: a counter in global memory that all programs of a group add to (`arrive`,
 `wait`), or the row itself, where memory was filled with a bit pattern beforehand that no writer stores (`missing`).
@@ -44,7 +44,7 @@ def present(b_bits):
 
 @triton.jit
 def missing(chunks):
-    """Whether one element of a tuple of blocks has not arrived."""
+    """Return whether one element of a tuple of blocks has not arrived."""
     b_absent = chunks[0] == ABSENT
     for index in tl.static_range(1, len(chunks)):
         b_absent = b_absent | (chunks[index] == ABSENT)
@@ -53,7 +53,7 @@ def missing(chunks):
 
 @triton.jit
 def offsets(BLOCK_K: tl.constexpr, SPLIT: tl.constexpr):
-    """Where the elements of a chunk of K stand: (1, BLOCK_K), or (SPLIT, 1, BLOCK_K / SPLIT)."""
+    """Places of the elements of a chunk of K: (1, BLOCK_K), or (SPLIT, 1, BLOCK_K / SPLIT)."""
     # With SPLIT a product is a batch of SPLIT products over their own part of K, and Triton gives each warp its own:
     # a warp's part of the weights is read by no other and so can stay in its registers.
     if SPLIT == 1:

@@ -28,7 +28,7 @@ SIGHTINGS = 2
 
 @dataclass(frozen=True)
 class State:
-    """What became of all calls of `run` so far.
+    """Counts of the calls of `run` so far, by outcome.
 
     Attributes:
         captured: graphs made.
@@ -87,13 +87,13 @@ class CaptureError(RuntimeError):
 
 
 class Device(Protocol):
-    """What `Graphs` needs of CUDA; tests bring their own."""
+    """Interface of CUDA that `Graphs` needs; tests bring their own."""
 
     def obstacle(self, tensors: Sequence[Tensor | None]) -> str | None:
-        """Why these tensors cannot go through a graph now; None when they can."""
+        """Reason why these tensors cannot go through a graph now; None when they can."""
 
     def place(self) -> Hashable:
-        """Where launches go now: device, stream and thread."""
+        """Place where launches go now: device, stream and thread."""
 
     def lane(self, others: Sequence[Any]) -> Any:
         """A stream to capture on and a memory pool, for one place, none of them used by the others."""

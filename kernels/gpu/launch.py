@@ -1,4 +1,4 @@
-"""What a kernel's host code launches, as data: for the ahead-of-time compiler and the table of resources."""
+"""Launches of a kernel's host code, as data: for the ahead-of-time compiler and the table of resources."""
 
 from __future__ import annotations
 

@@ -79,7 +79,7 @@ def backward(args: Backward, config: Config | None = None) -> None:
 
 
 def launches(problem: Problem, config: Config, *, backward: bool) -> list[Launch]:
-    """What `forward` or `backward` launches for a problem with initial states and a gradient of each output."""
+    """Launches of `forward` or `backward` for a problem with initial states and a gradient of each output."""
     dtype, bits = f"*{DTYPES[problem.dtype]}", f"*i{torch.iinfo(BITS[problem.dtype]).bits}"
     lengths = "*i32" if problem.masked else "constexpr"
     if backward:
@@ -154,7 +154,7 @@ def _strides(*tensors: Tensor | None) -> list[int]:
 
 
 def _wide(problem: Problem, config: Config, strides: list[int]) -> bool:
-    """Whether rows times a stride passes 2**31."""
+    """Return whether rows times a stride passes 2**31."""
     return (problem.batch + config.block_b) * max(strides[1::3]) >= 2**31
 
 

@@ -1,4 +1,4 @@
-"""How `kernels.gpu.persistent` may cut a problem: what fits on chip, and an order of what is worth trying first."""
+"""Configurations of `kernels.gpu.persistent`: what fits on chip, and an order of what is worth trying first."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ DTYPES = {torch.float16: "fp16", torch.bfloat16: "bf16", torch.float32: "fp32"}
 
 @dataclass(frozen=True)
 class Config:
-    """How a problem is cut and launched.
+    """Division of a problem among programs, and its launch.
 
     Attributes:
         block_b, block_h: batch rows and hidden units (all four gates) of a program.
@@ -45,7 +45,7 @@ class Config:
 
 
 def refuses(problem: Problem, *, backward: bool) -> str | None:
-    """Why no configuration serves, or None."""
+    """Reason why no configuration serves, or None."""
     del backward
     if problem.dtype not in DTYPES:
         return f"persistent kernels take float16, bfloat16 and float32, not {problem.dtype}"
@@ -131,7 +131,7 @@ def _loads(problem: Problem, split: int, *, backward: bool) -> list[tuple[int, i
 
 
 def _ieee(problem: Problem) -> bool:
-    """Whether products are made without tensor cores."""
+    """Return whether products are made without tensor cores."""
     return problem.dtype == torch.float32 and not problem.tf32
 
 
@@ -143,7 +143,7 @@ def _sizes(problem: Problem, config: Config, *, backward: bool) -> tuple[int, in
 
 
 def _fits(problem: Problem, config: Config, *, backward: bool) -> bool:
-    """Whether a program's weights and what comes beside them fit on chip.
+    """Return whether a program's weights and what comes beside them fit on chip.
 
     The compiler alone knows; this follows what it gave for capability 9.0 (see kernels/README.md), so that what it
     lets pass does not spill into memory.

@@ -21,7 +21,7 @@ from .sequence_kernels import backward_kernel, forward_kernel
 
 @dataclass(frozen=True)
 class Config:
-    """How a recurrence is cut up.
+    """Division of a recurrence among programs.
 
     Attributes:
         block_batch: sequences a program.
@@ -158,7 +158,7 @@ def backward(args: Backward, config: Config | None = None) -> None:
 
 
 def launches(problem: Problem, config: Config, *, backward: bool) -> list[Launch]:
-    """What `forward` or `backward` launches, with initial states and gradients of the final ones given."""
+    """Launches of `forward` or `backward`, with initial states and gradients of the final ones given."""
     element = {torch.float16: "*fp16", torch.bfloat16: "*bf16", torch.float32: "*fp32"}[problem.dtype]
     kernel = backward_kernel if backward else forward_kernel
     constants = _constants(problem, config, math.gcd(16, problem.hidden_size))

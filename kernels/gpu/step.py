@@ -1,4 +1,4 @@
-"""What is left of a time step once its product is there, as Triton kernels: gates, states, and their derivatives.
+"""Rest of a time step after its product, as Triton kernels: gates, states, and their derivatives.
 
 One launch does one step of every sequence and of both directions, one tile of sequences by hidden units a program.
 Shapes: T steps, batch B, D directions, hidden size H; states are contiguous, the rest has strides of its own.

@@ -101,7 +101,7 @@ def _on_grid(value: Tensor, step: float) -> Tensor:
 
 
 def why_not() -> str | None:
-    """Why this torch cannot do it, or None."""
+    """Reason why this torch cannot do it, or None."""
     if not hasattr(torch.ao, "quantization") or not hasattr(torch.ao.quantization, "quantize_dynamic"):
         return "this torch has no torch.ao.quantization.quantize_dynamic any more; torch 2.13 has it"
     if torch.backends.quantized.engine in {"", "none"}:

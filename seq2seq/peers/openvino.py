@@ -71,7 +71,7 @@ class OpenVino(Runtime):
 
 
 def digest_layers(layers: Iterable[Mapping[str, str]], version: str, threads: int, chose: str) -> Ran:
-    """What a compiled model's layers say.
+    """Read what a compiled model's layers are.
 
     Args:
         layers: `layerType`, `primitiveType` and `runtimePrecision` of each.

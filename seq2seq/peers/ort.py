@@ -50,7 +50,7 @@ class OnnxRuntime(Runtime):
 
 
 def digest_profile(events: list[dict[str, Any]], version: str) -> Ran:
-    """What a profile of one call says.
+    """Read a profile of one call.
 
     Args:
         events: of the profile.

@@ -1,4 +1,4 @@
-"""Why a runtime cannot run a case, in words."""
+"""Reasons why a runtime cannot run a case, in words."""
 
 from __future__ import annotations
 

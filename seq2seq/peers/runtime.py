@@ -1,4 +1,4 @@
-"""What every runtime has in common: it is converted from a model for the shapes of its first inputs, then called.
+"""Base of every runtime: it is converted from a model for the shapes of its first inputs, then called.
 
 A converted model holds a copy of the weights. So whoever overwrites the model's weights says so with `reload`, which
 converts again at once: not later, where a timed call would pay for it, and never not at all, where results would be
@@ -30,7 +30,7 @@ Signature = tuple[tuple[torch.Size, torch.dtype] | None, ...]
 
 @dataclass(frozen=True)
 class Ran:
-    """What a runtime itself says of one call.
+    """Report of a runtime about one call.
 
     Attributes:
         operators: how many of each operator ran, heaviest first where it tells; empty where torch's profiler sees them.
@@ -114,7 +114,7 @@ class Runtime(abc.ABC):
 
     @abc.abstractmethod
     def ran(self) -> Ran:
-        """What the runtime says that it runs, once it was called."""
+        """Description of what the runtime runs, once it was called."""
 
 
 def digest_of(weights: Mapping[str, Tensor]) -> bytes:

@@ -1,4 +1,4 @@
-"""Where the batches come from: one task a file, real data or synthetic tensors of cited sizes.
+"""Sources of batches: one task per file, real data or synthetic tensors of cited sizes.
 
 `TASKS` has what can be trained on, by name; a task's module and its packages are imported when it is asked for.
 """

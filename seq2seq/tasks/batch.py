@@ -1,4 +1,4 @@
-"""What a task hands to a model: one batch, source to expected output."""
+"""Batch that a task hands to a model: source and expected output."""
 
 from __future__ import annotations
 

@@ -61,7 +61,7 @@ def padding_waste(lengths: Sequence[tuple[int, ...]], batches: Sequence[Sequence
 
 
 def padding_note(lengths: Sequence[tuple[int, ...]], batch: int) -> str:
-    """How much of the training batches is padding, and how much would be were they drawn at random.
+    """Share of padding in the training batches, and the share if they were drawn at random.
 
     Args:
         lengths: steps of each example, one number a tensor.

@@ -1,4 +1,4 @@
-"""What is raised for a file that cannot be used."""
+"""Errors for a file that cannot be used."""
 
 from __future__ import annotations
 

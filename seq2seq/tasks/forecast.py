@@ -1,4 +1,4 @@
-"""What a forecast is: sampled paths of one series over one horizon, with what is needed to plot and to judge them."""
+"""Forecasts: sampled paths of one series over one horizon, with all that is needed to plot and to judge them."""
 
 from __future__ import annotations
 

@@ -34,7 +34,7 @@ PRESETS: dict[str, dict[str, Any]] = {
 
 @dataclass(frozen=True)
 class Choices:
-    """What may be chosen for any series.
+    """Options for any series.
 
     Attributes:
         season, history, horizon: in steps; they follow from the frequency when None.

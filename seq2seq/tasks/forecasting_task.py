@@ -81,7 +81,7 @@ class ForecastingTask:
 
     @property
     def notes(self) -> list[str]:
-        """What to tell about the data, a line each."""
+        """Notes about the data for the user, one per line."""
         lines = self.changes(self.series)
         left_out = "is left out of training and scores"
         lines += [f"{one.raw.name}: {left_out}, as {one.unscored}" for one in self.series if one.error is None]
@@ -259,7 +259,7 @@ class ForecastingTask:
         )
 
     def state(self) -> dict[str, Any]:
-        """What `restore` needs, as JSON: windows, calendar, and the scaling of each series."""
+        """State that `restore` needs, as JSON: windows, calendar, and the scaling of each series."""
         return {
             "task": self.name,
             "source": self.source,

@@ -1,4 +1,4 @@
-"""How good forecasts are, scaled by what is had for nothing: MASE and CRPS, and the seasonal naive forecast."""
+"""Scores of forecasts, scaled by what is had for nothing: MASE and CRPS, and the seasonal naive forecast."""
 
 from __future__ import annotations
 

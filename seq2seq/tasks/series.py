@@ -143,12 +143,12 @@ class TimeSeries:
     averaged: int = 0
 
     def timestamps(self, more: int = 0) -> pd.DatetimeIndex:
-        """When its values are, and `more` steps after them."""
+        """Times of its values and of `more` steps after them."""
         return self.frequency.following(self.start, len(self.values) + more)
 
 
 def calendar(timestamps: pd.DatetimeIndex, cycles: Sequence[str]) -> Tensor:
-    """Where timestamps are within cycles, as points on circles.
+    """Places of timestamps within cycles, as points on circles.
 
     Args:
         timestamps: any.

@@ -38,7 +38,7 @@ _COLUMNS_SHOWN = 20
 
 @dataclass(frozen=True)
 class Columns:
-    """How a CSV is to be read.
+    """Options for reading a CSV.
 
     Attributes:
         timestamp, value: names of the two columns; "" is the column without a name.
@@ -94,7 +94,7 @@ class Columns:
 
 @dataclass
 class _Rows:
-    """What the rows of one series say."""
+    """Values in the rows of one series."""
 
     rows: list[int] = field(default_factory=list)
     timestamps: list[datetime] = field(default_factory=list)

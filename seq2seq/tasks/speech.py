@@ -52,7 +52,7 @@ CTC_SIZES = {"small": (64, 2), "full": (320, 4)}
 
 @dataclass(frozen=True)
 class Example:
-    """What is heard and what is said.
+    """Recording and its transcript.
 
     Attributes:
         steps: (steps, features) float32, normalised and stacked frames.
@@ -210,7 +210,7 @@ class SpeechTask:
     def predict(
         self, model: Model, paths: Sequence[str | Path], batch: int, device: str = "cpu", beam: int = 1
     ) -> list[str]:
-        """What is said in WAV files, in their order.
+        """Transcribe WAV files, in their order.
 
         Args:
             model: on `device`; it is in the mode afterwards that it was in before.
@@ -225,7 +225,7 @@ class SpeechTask:
         return self._decode(model, [self._steps(read_frames(Path(path))) for path in paths], batch, device, beam)
 
     def state(self) -> dict[str, Any]:
-        """What `restore` needs, as JSON."""
+        """State that `restore` needs, as JSON."""
         return {
             "task": self.name,
             "alphabet": self.alphabet,
@@ -340,12 +340,12 @@ def _labelled(batch: Batch) -> Batch:
 
 
 def _fits(example: Example) -> bool:
-    """Whether a recording has the steps that CTC needs for its transcript."""
+    """Return whether a recording has the steps that CTC needs for its transcript."""
     return int(steps_needed(torch.tensor([example.tokens]))) <= len(example.steps)
 
 
 def _search(model: Model, source: Tensor, lengths: Tensor, beam: int, ratio: float) -> Decoded:
-    """What a model hears: token by token where it has a decoder, from all its outputs at once where it has none."""
+    """Transcribe: token by token if the model has a decoder, from all its outputs at once if it has none."""
     if isinstance(model, CTCModel):
         with torch.no_grad():
             outputs = model(source, None, lengths)

@@ -119,7 +119,7 @@ def restore(state: dict[str, Any]) -> SummarizationTask:
 
 
 class _Words:
-    """What RougeScorer takes a text apart with."""
+    """Tokenizer that RougeScorer takes a text apart with."""
 
     def tokenize(self, text: str) -> list[str]:
         return _WORD.findall(text.lower())

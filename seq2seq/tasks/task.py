@@ -1,4 +1,4 @@
-"""What training asks of a task: batches in a known order, sizes of models that fit, and a score.
+"""Interface of a task for training: batches in a known order, sizes of models that fit, and a score.
 
 A task's module has `load(path, **options)`, which reads a user's file or, without one, the data that comes with a
 package, and `restore(state)`, which gives back what prediction needs without the data.
@@ -69,7 +69,7 @@ class Task(Protocol):
         """
 
     def state(self) -> dict[str, Any]:
-        """What a checkpoint must keep to use a model again, as JSON takes it: scaling, tokenizer, alphabet, ..."""
+        """State that a checkpoint must keep to use a model again, in JSON's types: scaling, tokenizer, alphabet, ..."""
 
 
 def suited(task: Task, config: Config) -> Task:

@@ -1,4 +1,4 @@
-"""What translation and summarisation share: pairs of texts become batches of tokens, and decoded tokens texts again.
+"""Code shared by translation and summarisation: pairs of texts become batches of tokens, and tokens texts again.
 
 The vocabulary is one for both sides, learnt from the training split. Pairs of equal source never fall into both splits.
 """
@@ -136,7 +136,7 @@ class TextTask(ABC):
         return {**scores, "loss": self._validation_loss(model, batch, device), **self.baselines(examples)}
 
     def predict(self, model: Model, texts: Sequence[str], batch: int, device: str = "cpu", beam: int = 1) -> list[str]:
-        """What a model makes of texts, in their order; a text longer than `max_source` is cut.
+        """Predict a text for each text, in their order; a text longer than `max_source` is cut.
 
         Args:
             model: as `seq2seq.model.Seq2Seq`, on the device.
@@ -227,7 +227,7 @@ class TextTask(ABC):
         return cls(Subwords.from_json(state["tokenizer"]), state["max_source"], state["max_target"])
 
     def state(self) -> dict[str, Any]:
-        """What prediction needs beside the model, as JSON can hold it; `restore` takes it."""
+        """State that prediction needs beside the model, as JSON can hold it; `restore` takes it."""
         return {
             "task": self.name,
             "tokenizer": self.subwords.to_json(),
