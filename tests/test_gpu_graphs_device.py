@@ -26,6 +26,8 @@ SEGMENT = {"address": 4096, "total_size": 1024}
 class _Torch:
     """Stand-in for what `graphs.Cuda` calls of torch, each call noted; `fails` names one that raises."""
 
+    int8 = "int8"
+
     def __init__(self, fails: str = "", address: int = 4100) -> None:
         self.calls: list[str] = []
         self.fails, self.address = fails, address
@@ -58,8 +60,8 @@ class _Torch:
     def replay(self) -> None:
         self._note("replay")
 
-    def empty(self, size: int, device: str) -> Any:
-        del size, device
+    def empty(self, size: int, dtype: str, device: str) -> Any:
+        del size, dtype, device
         return SimpleNamespace(data_ptr=lambda: self.address)
 
 

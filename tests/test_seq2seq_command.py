@@ -477,9 +477,10 @@ def test_a_resumed_run_computes_with_the_threads_that_it_began_with(tmp_path, mo
     seen = threads_of(monkeypatch)
     words = ["train", "forecasting", "--out", str(tmp_path / "run")]
     assert main([*words, *WORDS, "--epochs", "1", "--threads", "1"]) == 0
+    assert seen[-1] == 1
     seen.append(2)  # another process, where torch chose otherwise
     assert main([*words, "--resume", "--epochs", "2"]) == 0
-    assert seen == [1, 2, 1]
+    assert seen[-1] == 1
     assert json.loads((tmp_path / "run" / "run.json").read_text())["threads"] == 1
     assert main([*words, "--resume", "--epochs", "3", "--threads", "1"]) == 0
     before = everything(tmp_path)

@@ -70,7 +70,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Print what each check found; 0 when all passed, 2 without a compiler that can; or the exit code of Python."""
     parser = Parser(prog="python -m kernels.cpu.sanitize", description=__doc__)
     parser.add_argument("python", nargs="*", metavar="-- ARGUMENT", help="run Python with these arguments instead")
-    options = parser.parse_args(arguments)
+    given = sys.argv[1:] if arguments is None else list(arguments)
+    options = parser.parse_args(given)
+    if options.python and "--" not in given:
+        parser.error(f"unexpected {' '.join(options.python)}; arguments for Python come after --")
     try:
         if options.python:
             command = [sys.executable, *options.python]
