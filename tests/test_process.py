@@ -180,10 +180,12 @@ def test_leaving_ends_the_process_and_what_it_started(child):
 
 #: A parent with a worker that is inside a call which lets no other Python thread run, and has started a compiler.
 PARENT = """
-import subprocess, sys, time
+import signal, subprocess, sys, time
 from pathlib import Path
 from bench import process
 
+# nohup, under which these tests may run, lets its children ignore it.
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 real, code = subprocess.Popen, sys.argv[1]
 process.subprocess.Popen = lambda command, **o: real(
     [sys.executable, "-c", code, *command[-2:]] if command[0] == sys.executable else command, **o)
