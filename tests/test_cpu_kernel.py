@@ -182,6 +182,17 @@ def test_weights_kept_in_fewer_bits_cost_what_their_rounding_does(storage: str, 
         assert least < errors["output"] < most
 
 
+@pytest.mark.parametrize("storage", ["bf16", "int8"])
+@pytest.mark.parametrize("broken", [float("nan"), float("inf")])
+def test_broken_weights_stay_broken_in_fewer_bits(storage: str, broken: float) -> None:
+    """int8 has no NaN: a diverged model must not come out healthy."""
+    lstm = LSTM(3, 5, implementation="cpu-fused", weight_storage=storage)
+    with torch.no_grad():
+        lstm.weight_ih_l0[7, 1] = broken  # of unit 2's forget gate
+        output = lstm(torch.zeros(1, 1, 3))[0]
+    assert output.flatten().isnan().tolist() == [False, False, True, False, False]
+
+
 #: Of the backward pass alone, by the comment above it.
 _TILES = "row += ROWS) {\n                const int rows = static_cast<int>"
 _THROUGH = "passes through.\n            for (int64_t row = 0; row"
