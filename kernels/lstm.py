@@ -139,9 +139,9 @@ class LSTM(nn.RNNBase):
                 `proj_size` if that is set); zeros when absent.
             lengths: valid steps of each padded sequence, from 0; all when absent. A tensor (batch,) of integers on any
                 device, a NumPy array or a sequence of integers. Past them the output is zero, the state is held, and
-                what the input holds does not count. Values are checked on a CPU alone; on a GPU, what is larger than
-                the steps counts as all of them. To capture a CUDA graph, give them on the GPU: a copy from the CPU
-                would be captured with its values.
+                what the input holds does not count. Values are checked on a CPU alone, and not while compiling or
+                under vmap; elsewhere, what is larger than the steps counts as all of them. To capture a CUDA graph,
+                give them on the GPU: a copy from the CPU would be captured with its values.
 
         Returns:
             Output, shaped and packed as the input with directions * hidden_size features, and the final h and c.
@@ -367,7 +367,8 @@ class LSTM(nn.RNNBase):
         if lengths is not None:
             # From pageable memory the copy reads its source before the call returns, so none can change it.
             lengths = lengths.to(torch.int32).to(x.device, non_blocking=True)
-        tensors = [x, *(hx or ()), *itertools.chain.from_iterable(itertools.chain.from_iterable(parameters))]
+        given = [value for value in (x, *(hx or ()), lengths) if value is not None]
+        tensors = [*given, *itertools.chain.from_iterable(itertools.chain.from_iterable(parameters))]
         plain = implementation == dispatch.CPU and unwatched(tensors)
         if lengths is not None and torch.is_grad_enabled() and not plain:
             # The weights' gradient multiplies what stands in the padding by zero: no zero where that is NaN.
@@ -480,7 +481,7 @@ class LSTM(nn.RNNBase):
         return PackedSequence(output, batch_sizes, sorted_indices, unsorted_indices), permuted(state, unsorted_indices)
 
     def _check(self, x: Tensor, hx: State | None, batch: int, batch_sizes: Tensor | None = None) -> None:
-        """Raise what torch.nn.LSTM raises for input and state that do not fit."""
+        """Raise what torch.nn.LSTM raises for input and state that do not fit, or that lie on different devices."""
         if (
             x.dtype != self.weight_ih_l0.dtype
             or x.dim() != (3 if batch_sizes is None else 2)
@@ -495,6 +496,13 @@ class LSTM(nn.RNNBase):
         expected = (states, batch, self.proj_size or self.hidden_size)
         self.check_hidden_size(hx[0], expected, "Expected hidden[0] size {}, got {}")
         self.check_hidden_size(hx[1], (states, batch, self.hidden_size), "Expected hidden[1] size {}, got {}")
+        other = next((state.device for state in hx if state.device != x.device), None)
+        if other is not None:
+            msg = (
+                "Input and hidden tensors are not at the same device, found input tensor at "
+                f"{x.device} and hidden tensor at {other}"
+            )
+            raise RuntimeError(msg)
         if autocast_dtype(x.device) is not None:
             return
         for index, (state, dtypes) in enumerate(zip(hx, ({x.dtype}, {x.dtype, state_dtype(x.dtype)}), strict=True)):

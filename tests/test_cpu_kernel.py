@@ -182,6 +182,20 @@ def test_weights_kept_in_fewer_bits_cost_what_their_rounding_does(storage: str, 
         assert least < errors["output"] < most
 
 
+def test_lengths_beyond_the_steps_reach_no_other_memory() -> None:
+    """Lengths in memory that others change may become more than the steps, which then count as all of them."""
+    lstm, x = LSTM(3, 5, bidirectional=True), torch.randn(4, 2, 3)
+    flat = list(lstm.parameters())
+    with torch.no_grad():
+        output, _, _, gates, cells = layer._forward(x, [flat[:4], flat[4:]], None, None, None, batch_first=False)  # type: ignore[list-item]
+        room = torch.full((5, 2, 10), float("nan"))
+        room[:4] = output
+        given = x, None, None, torch.full((2,), 2**30, dtype=torch.int32), room[:4], gates, cells
+        found = layer._gradients(torch.ones(4, 2, 10), None, None, *given, False, 2, [True] * 14, *flat)
+    expected = torch.autograd.grad(lstm(x)[0].sum(), flat)
+    torch.testing.assert_close(found[3:], expected)
+
+
 @pytest.mark.parametrize("storage", ["bf16", "int8"])
 @pytest.mark.parametrize("broken", [float("nan"), float("inf")])
 def test_broken_weights_stay_broken_in_fewer_bits(storage: str, broken: float) -> None:

@@ -393,19 +393,34 @@ BAD_LENGTHS = {
     "type": (torch.tensor([4.0, 2.0]), TypeError, "expected integers"),
     "list of floats": ([4.0, 2.0], TypeError, "expected integers"),
     "truths": ([True, False], TypeError, "expected integers"),
-    "words": (["4", "2"], TypeError, "lengths are list of something else than integers"),
+    "words": (["4", "2"], TypeError, r"lengths are \['4', '2'\], expected integers"),
+    "one number": (4, TypeError, "lengths are 4, expected integers, one for each sequence"),
+    "array of floats": (np.array([4.0, 2.0]), TypeError, "expected integers"),
     "list too short": ([4], ValueError, r"shape \(1,\), expected one for each sequence, \(2,\)"),
     "list too long": ((5, 2), ValueError, "between 2 and 5, expected 0 to the 4 steps"),
     "too long": (torch.tensor([5, 2]), ValueError, "between 2 and 5, expected 0 to the 4 steps"),
     "negative": (torch.tensor([3, -1]), ValueError, "between -1 and 3, expected 0 to the 4 steps"),
+    "parameter": (nn.Parameter(torch.tensor([5, 2]), requires_grad=False), ValueError, "between 2 and 5"),
 }
 
 
 @pytest.mark.parametrize(
-    "lengths", [[4, 2], (4, 2), range(4, 0, -2), np.array([4, 2]), torch.tensor([4, 2], dtype=torch.uint8)]
+    "lengths",
+    [
+        [4, 2],
+        (4, 2),
+        range(4, 0, -2),
+        np.array([4, 2]),
+        np.array([2, 4])[::-1],
+        np.array([4, 2], dtype=np.uint16),
+        np.array([4, 2], dtype=">i4"),
+        np.frombuffer(b"\x04\x02", dtype=np.int8),
+        torch.tensor([4, 2], dtype=torch.uint8),
+        torch.tensor([4, 2], dtype=torch.uint32),
+    ],
 )
 def test_lengths_may_come_in_any_form(lengths):
-    """A list, a tuple, a range, an array and a tensor of other integers count as the tensor of int64 does."""
+    """A list, a tuple, a range, any array and a tensor of other integers count as the tensor of int64 does."""
     lstm, x = LSTM(3, 5, implementation="loop"), torch.randn(4, 2, 3)
     expected = lstm(x, None, torch.tensor([4, 2]))
     torch.testing.assert_close(lstm(x, None, lengths), expected)
@@ -418,6 +433,32 @@ def test_bad_lengths_are_refused(name):
     lengths, error, text = BAD_LENGTHS[name]
     with pytest.raises(error, match=text):
         LSTM(3, 4, implementation="loop")(zeros(4, 2, 3), None, lengths)
+
+
+def test_lengths_of_an_array_are_read_once():
+    """An array of lengths that is filled anew before the backward pass, as a loader does, changes no gradient."""
+    lstm, x, lengths = LSTM(3, 5, bidirectional=True), torch.randn(4, 2, 3), np.array([4, 2], dtype=np.int32)
+    found = []
+    for later in (lengths, np.array([1, 99], dtype=np.int32)):
+        output, _ = lstm(x, None, lengths)
+        lengths[:] = later
+        found.append(torch.autograd.grad(output.sum(), list(lstm.parameters())))
+    torch.testing.assert_close(*found, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("implementation", ["auto", "loop", "vendor"])
+@pytest.mark.parametrize("gradients", [False, True])
+@pytest.mark.parametrize("which", [0, 1])
+def test_a_state_on_another_device_is_refused(implementation, gradients, which):
+    """Its memory would be read as if it were the CPU's; the message is torch.nn.LSTM's."""
+    state = [zeros(1, 2, 4), zeros(1, 2, 4)]
+    state[which] = state[which].to("meta")
+    found = []
+    for lstm in (nn.LSTM(3, 4), LSTM(3, 4, implementation=implementation)):
+        with torch.set_grad_enabled(gradients), pytest.raises(RuntimeError, match="not at the same device") as caught:
+            lstm(zeros(5, 2, 3), tuple(state))
+        found.append(str(caught.value))
+    assert found[0] == found[1]
 
 
 def test_other_wrong_calls_are_refused():

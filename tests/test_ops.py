@@ -250,6 +250,16 @@ def test_wrong_tensors_are_refused(index, wrong, text):
         FORWARD(*values)
 
 
+@pytest.mark.parametrize("implementation", ["loop", "auto"])
+def test_vmap_over_lengths(implementation):
+    """Lengths may be batched with the input."""
+    lstm, x = LSTM(3, 4, implementation=implementation), torch.randn(3, 5, 2, 3)
+    lengths = torch.tensor([[5, 1], [0, 4], [2, 2]])
+    found = torch.vmap(lambda value, own: lstm(value, None, own)[0])(x, lengths)
+    expected = [lstm(value, None, own)[0] for value, own in zip(x, lengths, strict=True)]
+    torch.testing.assert_close(found, torch.stack(expected))
+
+
 def test_gradients_of_lengths_beyond_the_steps():
     """Lengths that nobody checked, being on a GPU, count as all steps where they are more, for gradients too."""
     found = []
