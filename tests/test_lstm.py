@@ -619,6 +619,55 @@ def test_negated_views_count_by_their_values():
             torch.testing.assert_close(own(x, (state, state)), vendor(x, (state, state)))
 
 
+@pytest.mark.parametrize("of", [torch._neg_view, lambda value: torch._efficientzerotensor(value.shape)])
+def test_tensors_without_their_values_in_memory_are_read_right(of):
+    """Input, state and gradients may be negated views, or zeros that take no memory."""
+    vendor, own = nn.LSTM(6, 5), LSTM(6, 5)
+    own.load_state_dict(vendor.state_dict())
+    with torch.no_grad():
+        own(torch.randn(7, 3, 6))  # Prepares the short way.
+        x, state = of(torch.randn(7, 3, 6)), of(torch.randn(1, 3, 5))
+        # torch's own reads memory that such zeros do not have.
+        torch.testing.assert_close(own(x, (state, state)), vendor(x.clone(), (state.clone(), state.clone())))
+    x, weights = torch.randn(7, 3, 6), torch.randn(7, 3, 5)
+    found = []
+    for lstm in (vendor, own):
+        output, (h, c) = lstm(x)
+        for value in (output, h, c):
+            value.register_hook(of)
+        loss = (output * weights).sum() + h.sum() + c.square().sum()
+        found.append(torch.autograd.grad(loss, list(lstm.parameters())))
+    torch.testing.assert_close(*found)
+
+
+RETURNED = {
+    "type": lambda value: value.bfloat16() if value.dtype == torch.float32 else value,
+    "type of the largest": lambda value: value.bfloat16() if value.numel() >= 280 else value,
+    "shape": torch.flatten,
+    "device": lambda value: value.to("meta"),
+}
+
+
+@pytest.mark.parametrize("implementation", ["auto", "loop"])
+@pytest.mark.parametrize("change", RETURNED)
+def test_saved_tensors_that_come_back_as_others_are_refused(implementation, change):
+    """A hook that compresses saved tensors and forgets to undo it ends in an error, not in other memory."""
+    lstm = LSTM(3, 5, implementation=implementation)
+    with torch.autograd.graph.saved_tensors_hooks(lambda value: value, RETURNED[change]):
+        output, _ = lstm(torch.randn(7, 2, 3))
+    with pytest.raises((RuntimeError, ValueError, IndexError)):
+        output.sum().backward()
+
+
+def test_saved_tensors_may_come_back_in_any_memory_order():
+    """What a hook returns counts by its values."""
+    lstm, x = LSTM(3, 5), torch.randn(7, 2, 3)
+    expected = torch.autograd.grad(lstm(x)[0].sum(), list(lstm.parameters()))
+    with torch.autograd.graph.saved_tensors_hooks(torch.clone, lambda value: torch.stack([value, value], -1)[..., 0]):
+        output, _ = lstm(x)
+    torch.testing.assert_close(torch.autograd.grad(output.sum(), list(lstm.parameters())), expected)
+
+
 @pytest.mark.parametrize("frozen", [False, True])
 def test_no_gradients_in_forward_mode(frozen):
     """A tangent is refused, and not lost on the way."""
