@@ -150,7 +150,7 @@ class _Layer(torch.autograd.Function):
         output, h_n, c_n, gates, cells = _forward(x, parameters, h0, c0, lengths, batch_first)
         saved = x, h0, c0, lengths, output, gates, cells, *flat
         ctx.save_for_backward(*saved)
-        ctx.forms = [value if value is None else _form(value) for value in saved]
+        ctx.forms = [value if value is None else (value.shape, value.dtype) for value in saved]
         ctx.batch_first, ctx.directions = batch_first, directions
         ctx.set_materialize_grads(False)
         return output, h_n, c_n
@@ -160,19 +160,17 @@ class _Layer(torch.autograd.Function):
         # Asked for once: whoever recomputes or fetches them (checkpointing, offloading) does it at each asking.
         saved = ctx.saved_tensors
         for value, form in zip(saved, ctx.forms, strict=True):
-            if value is not None and _form(value) != form:
-                given, returned = ("{} of {} on {}".format(*each) for each in (form, _form(value)))
-                msg = f"a hook of saved tensors was given {given} and returned {returned}"
+            if value is not None and ((value.shape, value.dtype) != form or not value.is_cpu):
+                msg = (
+                    f"a hook of saved tensors was given {tuple(form[0])} of {form[1]} on cpu and returned "
+                    f"{tuple(value.shape)} of {value.dtype} on {value.device}"
+                )
                 raise RuntimeError(msg)
         arguments = *grads, *saved[:7], ctx.batch_first, ctx.directions, ctx.needs_input_grad, *saved[7:]
         # Only where gradients of these gradients may be asked for does somebody have to refuse them.
         run: Any = _Gradients.apply if torch.is_grad_enabled() or transformed() else _gradients
         found = over_batched(run, *arguments) if batched(grads) else run(*arguments)
         return *found[:3], None, None, None, *found[3:]
-
-
-def _form(value: Tensor) -> tuple[tuple[int, ...], torch.dtype, torch.device]:
-    return tuple(value.shape), value.dtype, value.device
 
 
 def _readable(gradient: Tensor) -> Tensor:
