@@ -45,7 +45,8 @@ class LSTM(nn.RNNBase):
       a CPU without it, and float16 on a GPU whatever type was asked for.
     - Dropout between layers draws other random numbers than torch's fused call does.
     - There are no gradients of gradients and none in forward mode (jvp); asking for them raises NotImplementedError.
-    - vmap, torch.func.grad of many samples and batched gradients work as a loop over the samples.
+    - vmap, torch.func.grad of many samples and batched gradients work as a loop over the samples. Under vmap alone
+      torch's own LSTM raises, which `auto` takes for other types than float32 on a CPU; `loop` serves them there.
     - On a CPU the kernel keeps packed weights until they change. In inference of few rows (batch * steps below 32 a
       thread) with more than 64K weights in a matrix, it looks for changes that torch does not count (through `.data`,
       NumPy or shared memory) in 128 samples: a few single elements written so may go unnoticed there.
