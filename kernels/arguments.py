@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .cpu.packing import STORAGE
 from .dispatch import CPU, IMPLEMENTATIONS
 from .vendor import State
 
 PRECISIONS = ("ieee", "tf32")
-INTEGERS = frozenset({torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8})
+INTEGERS = frozenset(
+    {torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.uint16, torch.uint32, torch.uint64}
+)
 #: Lengths as a caller may give them: a tensor, a NumPy array, or a sequence of Python's integers.
 Lengths = Tensor | Sequence[int]
 
@@ -74,7 +77,7 @@ def checked_lengths(lengths: Lengths | None, batch: int, steps: int) -> Tensor |
         msg = f"lengths have shape {tuple(lengths.shape)}, expected one for each sequence, ({batch},)"
         raise ValueError(msg)
     # A compiler has no values to read, and from a GPU reading would wait for everything before.
-    if torch.compiler.is_compiling() or lengths.device.type != "cpu" or type(lengths) is not Tensor or not batch:
+    if torch.compiler.is_compiling() or lengths.device.type != "cpu" or not batch or not _plain(lengths):
         return lengths
     least, most = (int(value) for value in lengths.aminmax())
     if least < 0 or most > steps:
@@ -83,14 +86,21 @@ def checked_lengths(lengths: Lengths | None, batch: int, steps: int) -> Tensor |
     return None if least == steps else lengths
 
 
+def _plain(lengths: Tensor) -> bool:
+    """Return whether a tensor has values to read: no subclass, whose values may be nowhere, and none under vmap."""
+    return type(lengths) in {Tensor, nn.Parameter} and not torch._C._functorch.is_functorch_wrapped_tensor(lengths)  # noqa: SLF001
+
+
 def _tensor_of(lengths: Sequence[int]) -> Tensor:
-    """Lengths that are not a tensor as one; floating-point numbers stay such, and are refused for it."""
+    """Return lengths that are not a tensor as one; floating-point numbers stay such, and are refused for it.
+
+    In memory of its own: the backward pass reads them too, and no counter would notice that an array has changed.
+    """
+    # A view of an array may run backward or in another byte order, which torch does not take.
+    values = lengths.tolist() if hasattr(lengths, "tolist") else lengths
     try:
         # A list of nothing has no type of its own, and torch's default is a floating-point one.
-        found = (
-            torch.as_tensor(lengths, device="cpu") if len(lengths) else torch.zeros(0, dtype=torch.int64, device="cpu")
-        )
+        return torch.tensor(values, dtype=None if len(values) else torch.int64, device="cpu")
     except (TypeError, ValueError, RuntimeError) as error:
-        msg = f"lengths are {type(lengths).__name__} of something else than integers, expected one for each sequence"
+        msg = f"lengths are {reprlib.repr(lengths)}, expected integers, one for each sequence"
         raise TypeError(msg) from error
-    return found

@@ -22,7 +22,7 @@ def autocast_dtype(device: torch.device) -> torch.dtype | None:
 def unwatched(tensors: Sequence[Tensor], *, autocast: bool = False) -> bool:
     """Return whether no compiler, tracer, autocast, mode, transform or subclass of Tensor would see a call on these.
 
-    Forward-mode gradients, and tensors whose memory holds the negative of their values, are the dispatcher's as well.
+    Forward-mode gradients, and tensors whose memory does not hold their values, are the dispatcher's as well.
 
     Args:
         tensors: what the call is on, at least one.
@@ -32,8 +32,13 @@ def unwatched(tensors: Sequence[Tensor], *, autocast: bool = False) -> bool:
     return device.type in DEVICES and not (
         watched()
         or (not autocast and autocast_dtype(device) is not None)
-        or any(type(value) not in {Tensor, nn.Parameter} or value.is_neg() for value in tensors)
+        or any(type(value) not in {Tensor, nn.Parameter} or not stored(value) for value in tensors)
     )
+
+
+def stored(value: Tensor) -> bool:
+    """Return whether the memory of a tensor holds its values: not their negatives, and not nothing where all are 0."""
+    return not (value.is_neg() or value._is_zerotensor())  # noqa: SLF001 - torch has no public name for it
 
 
 def exported() -> bool:

@@ -45,7 +45,8 @@ class LSTM(nn.RNNBase):
       a CPU without it, and float16 on a GPU whatever type was asked for.
     - Dropout between layers draws other random numbers than torch's fused call does.
     - There are no gradients of gradients and none in forward mode (jvp); asking for them raises NotImplementedError.
-    - vmap, torch.func.grad of many samples and batched gradients work as a loop over the samples.
+    - vmap, torch.func.grad of many samples and batched gradients work as a loop over the samples. Under vmap alone
+      torch's own LSTM raises, which `auto` takes for other types than float32 on a CPU; `loop` serves them there.
     - On a CPU the kernel keeps packed weights until they change. In inference of few rows (batch * steps below 32 a
       thread) with more than 64K weights in a matrix, it looks for changes that torch does not count (through `.data`,
       NumPy or shared memory) in 128 samples: a few single elements written so may go unnoticed there.
@@ -139,9 +140,9 @@ class LSTM(nn.RNNBase):
                 `proj_size` if that is set); zeros when absent.
             lengths: valid steps of each padded sequence, from 0; all when absent. A tensor (batch,) of integers on any
                 device, a NumPy array or a sequence of integers. Past them the output is zero, the state is held, and
-                what the input holds does not count. Values are checked on a CPU alone; on a GPU, what is larger than
-                the steps counts as all of them. To capture a CUDA graph, give them on the GPU: a copy from the CPU
-                would be captured with its values.
+                what the input holds does not count. Values are checked on a CPU alone, and not while compiling or
+                under vmap; elsewhere, what is larger than the steps counts as all of them. To capture a CUDA graph,
+                give them on the GPU: a copy from the CPU would be captured with its values.
 
         Returns:
             Output, shaped and packed as the input with directions * hidden_size features, and the final h and c.
@@ -367,7 +368,8 @@ class LSTM(nn.RNNBase):
         if lengths is not None:
             # From pageable memory the copy reads its source before the call returns, so none can change it.
             lengths = lengths.to(torch.int32).to(x.device, non_blocking=True)
-        tensors = [x, *(hx or ()), *itertools.chain.from_iterable(itertools.chain.from_iterable(parameters))]
+        given = [value for value in (x, *(hx or ()), lengths) if value is not None]
+        tensors = [*given, *itertools.chain.from_iterable(itertools.chain.from_iterable(parameters))]
         plain = implementation == dispatch.CPU and unwatched(tensors)
         if lengths is not None and torch.is_grad_enabled() and not plain:
             # The weights' gradient multiplies what stands in the padding by zero: no zero where that is NaN.
@@ -480,7 +482,7 @@ class LSTM(nn.RNNBase):
         return PackedSequence(output, batch_sizes, sorted_indices, unsorted_indices), permuted(state, unsorted_indices)
 
     def _check(self, x: Tensor, hx: State | None, batch: int, batch_sizes: Tensor | None = None) -> None:
-        """Raise what torch.nn.LSTM raises for input and state that do not fit."""
+        """Raise what torch.nn.LSTM raises for input and state that do not fit, or that lie on different devices."""
         if (
             x.dtype != self.weight_ih_l0.dtype
             or x.dim() != (3 if batch_sizes is None else 2)
@@ -495,6 +497,13 @@ class LSTM(nn.RNNBase):
         expected = (states, batch, self.proj_size or self.hidden_size)
         self.check_hidden_size(hx[0], expected, "Expected hidden[0] size {}, got {}")
         self.check_hidden_size(hx[1], (states, batch, self.hidden_size), "Expected hidden[1] size {}, got {}")
+        other = next((state.device for state in hx if state.device != x.device), None)
+        if other is not None:
+            msg = (
+                "Input and hidden tensors are not at the same device, found input tensor at "
+                f"{x.device} and hidden tensor at {other}"
+            )
+            raise RuntimeError(msg)
         if autocast_dtype(x.device) is not None:
             return
         for index, (state, dtypes) in enumerate(zip(hx, ({x.dtype}, {x.dtype, state_dtype(x.dtype)}), strict=True)):

@@ -213,13 +213,14 @@ def _run_backward(
     implementation: str,
     tf32: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
+    _check_backward(grad_output, grad_h_n, grad_c_n, weight_hh, c0, lengths, gates, cells, batch_first)
     grad_gates, grad_h0, grad_c0 = _empty_gradients(gates, cells, batch_first)
     args = Backward(
         weight_hh=weight_hh.contiguous(),
         c0=None if c0 is None else c0.contiguous(),
         lengths=None if lengths is None else lengths.contiguous(),
-        gates=gates,
-        cells=cells,
+        gates=_rows(gates),
+        cells=_rows(cells),
         grad_output=_time_first(_rows(grad_output.unflatten(2, (weight_hh.size(0), -1))), batch_first),
         grad_h_n=None if grad_h_n is None else grad_h_n.contiguous(),
         grad_c_n=None if grad_c_n is None else grad_c_n.contiguous(),
@@ -426,27 +427,61 @@ def _check_forward(
     lengths: Tensor | None,
     batch_first: bool,
 ) -> None:
-    """Kernels trust shapes and types, so wrong ones end here and not in somebody else's memory."""
+    """Refuse wrong arguments: kernels trust shapes and types, and would reach into other memory."""
     steps, batch = gates_input.shape[:2] if not batch_first else gates_input.shape[1::-1]
     directions, _, hidden = weight_hh.shape
     state = (directions, batch, hidden)
-    expected: dict[str, tuple[Tensor | None, tuple[int, ...], torch.dtype]] = {
-        "gates_input": (gates_input, (*gates_input.shape[:2], directions, 4 * hidden), gates_input.dtype),
-        "weight_hh": (weight_hh, (directions, 4 * hidden, hidden), gates_input.dtype),
-        "h0": (h0, state, gates_input.dtype),
-        "c0": (c0, state, state_dtype(gates_input.dtype)),
-        "lengths": (lengths, (batch,), torch.int32),
-    }
-    for name, (value, shape, dtype) in expected.items():
-        if value is not None and (value.shape != shape or value.dtype != dtype or value.device != gates_input.device):
-            msg = (
-                f"{name} is {tuple(value.shape)} of {value.dtype} on {value.device}, expected {shape} of {dtype} on "
-                f"{gates_input.device}"
-            )
-            raise ValueError(msg)
+    dtype = gates_input.dtype
+    _expect(
+        gates_input.device,
+        gates_input=(gates_input, (*gates_input.shape[:2], directions, 4 * hidden), dtype),
+        weight_hh=(weight_hh, (directions, 4 * hidden, hidden), dtype),
+        h0=(h0, state, dtype),
+        c0=(c0, state, state_dtype(dtype)),
+        lengths=(lengths, (batch,), torch.int32),
+    )
     if not steps:
         msg = f"gates_input is {tuple(gates_input.shape)}, expected at least one step"
         raise ValueError(msg)
+
+
+def _check_backward(
+    grad_output: Tensor,
+    grad_h_n: Tensor | None,
+    grad_c_n: Tensor | None,
+    weight_hh: Tensor,
+    c0: Tensor | None,
+    lengths: Tensor | None,
+    gates: Tensor,
+    cells: Tensor,
+    batch_first: bool,
+) -> None:
+    """Refuse wrong arguments, as `_check_forward`: hooks of saved tensors may return others than they were given."""
+    steps, batch, directions, _ = gates.shape
+    hidden, dtype, wide = weight_hh.size(2), gates.dtype, state_dtype(gates.dtype)
+    state, outer = (directions, batch, hidden), (batch, steps) if batch_first else (steps, batch)
+    _expect(
+        gates.device,
+        grad_output=(grad_output, (*outer, directions * hidden), dtype),
+        grad_h_n=(grad_h_n, state, dtype),
+        grad_c_n=(grad_c_n, state, wide),
+        weight_hh=(weight_hh, (directions, 4 * hidden, hidden), dtype),
+        c0=(c0, state, wide),
+        lengths=(lengths, (batch,), torch.int32),
+        gates=(gates, (steps, batch, directions, 4 * hidden), dtype),
+        cells=(cells, (steps, batch, directions, hidden), wide),
+    )
+
+
+def _expect(device: torch.device, **arguments: tuple[Tensor | None, tuple[int, ...], torch.dtype]) -> None:
+    """Raise ValueError for an argument that has not its shape and type, or lies on another device."""
+    for name, (value, shape, dtype) in arguments.items():
+        if value is not None and (value.shape != shape or value.dtype != dtype or value.device != device):
+            msg = (
+                f"{name} is {tuple(value.shape)} of {value.dtype} on {value.device}, expected {shape} of {dtype} on "
+                f"{device}"
+            )
+            raise ValueError(msg)
 
 
 def _time_first(value: Tensor, batch_first: bool) -> Tensor:

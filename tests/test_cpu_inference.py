@@ -391,6 +391,17 @@ def test_a_step_takes_a_state_whose_h_and_c_alternate() -> None:
     assert torch.equal(kept, torch.stack([h, c], 1))
 
 
+@pytest.mark.parametrize("which", [0, 1])
+def test_a_step_may_read_its_input_from_the_state(which: int) -> None:
+    """Input that lies in the memory of h or c is read before that is written."""
+    lstm = LSTM(40, 40, implementation="cpu-fused")
+    state = torch.randn(2, 1, 32, 40).unbind()
+    with torch.no_grad():
+        expected, final = lstm(state[which].clone(), [value.clone() for value in state])
+        torch.testing.assert_close(lstm.step(state[which][0], state), expected[0], rtol=0, atol=1e-6)
+    torch.testing.assert_close(state, final, rtol=0, atol=1e-6)
+
+
 def test_the_look_is_not_taken_for_granted_after_forgetting() -> None:
     """Weights packed for other vectors are not read by a kernel with these."""
     if len(TARGETS) == 1:

@@ -182,6 +182,31 @@ def test_weights_kept_in_fewer_bits_cost_what_their_rounding_does(storage: str, 
         assert least < errors["output"] < most
 
 
+def test_lengths_beyond_the_steps_reach_no_other_memory() -> None:
+    """Lengths in memory that others change may become more than the steps, which then count as all of them."""
+    lstm, x = LSTM(3, 5, bidirectional=True), torch.randn(4, 2, 3)
+    flat = list(lstm.parameters())
+    with torch.no_grad():
+        output, _, _, gates, cells = layer._forward(x, [flat[:4], flat[4:]], None, None, None, batch_first=False)  # type: ignore[list-item]
+        room = torch.full((5, 2, 10), float("nan"))
+        room[:4] = output
+        given = x, None, None, torch.full((2,), 2**30, dtype=torch.int32), room[:4], gates, cells
+        found = layer._gradients(torch.ones(4, 2, 10), None, None, *given, False, 2, [True] * 14, *flat)
+    expected = torch.autograd.grad(lstm(x)[0].sum(), flat)
+    torch.testing.assert_close(found[3:], expected)
+
+
+@pytest.mark.parametrize("storage", ["bf16", "int8"])
+@pytest.mark.parametrize("broken", [float("nan"), float("inf")])
+def test_broken_weights_stay_broken_in_fewer_bits(storage: str, broken: float) -> None:
+    """int8 has no NaN: a diverged model must not come out healthy."""
+    lstm = LSTM(3, 5, implementation="cpu-fused", weight_storage=storage)
+    with torch.no_grad():
+        lstm.weight_ih_l0[7, 1] = broken  # of unit 2's forget gate
+        output = lstm(torch.zeros(1, 1, 3))[0]
+    assert output.flatten().isnan().tolist() == [False, False, True, False, False]
+
+
 #: Of the backward pass alone, by the comment above it.
 _TILES = "row += ROWS) {\n                const int rows = static_cast<int>"
 _THROUGH = "passes through.\n            for (int64_t row = 0; row"

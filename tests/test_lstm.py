@@ -393,19 +393,34 @@ BAD_LENGTHS = {
     "type": (torch.tensor([4.0, 2.0]), TypeError, "expected integers"),
     "list of floats": ([4.0, 2.0], TypeError, "expected integers"),
     "truths": ([True, False], TypeError, "expected integers"),
-    "words": (["4", "2"], TypeError, "lengths are list of something else than integers"),
+    "words": (["4", "2"], TypeError, r"lengths are \['4', '2'\], expected integers"),
+    "one number": (4, TypeError, "lengths are 4, expected integers, one for each sequence"),
+    "array of floats": (np.array([4.0, 2.0]), TypeError, "expected integers"),
     "list too short": ([4], ValueError, r"shape \(1,\), expected one for each sequence, \(2,\)"),
     "list too long": ((5, 2), ValueError, "between 2 and 5, expected 0 to the 4 steps"),
     "too long": (torch.tensor([5, 2]), ValueError, "between 2 and 5, expected 0 to the 4 steps"),
     "negative": (torch.tensor([3, -1]), ValueError, "between -1 and 3, expected 0 to the 4 steps"),
+    "parameter": (nn.Parameter(torch.tensor([5, 2]), requires_grad=False), ValueError, "between 2 and 5"),
 }
 
 
 @pytest.mark.parametrize(
-    "lengths", [[4, 2], (4, 2), range(4, 0, -2), np.array([4, 2]), torch.tensor([4, 2], dtype=torch.uint8)]
+    "lengths",
+    [
+        [4, 2],
+        (4, 2),
+        range(4, 0, -2),
+        np.array([4, 2]),
+        np.array([2, 4])[::-1],
+        np.array([4, 2], dtype=np.uint16),
+        np.array([4, 2], dtype=">i4"),
+        np.frombuffer(b"\x04\x02", dtype=np.int8),
+        torch.tensor([4, 2], dtype=torch.uint8),
+        torch.tensor([4, 2], dtype=torch.uint32),
+    ],
 )
 def test_lengths_may_come_in_any_form(lengths):
-    """A list, a tuple, a range, an array and a tensor of other integers count as the tensor of int64 does."""
+    """A list, a tuple, a range, any array and a tensor of other integers count as the tensor of int64 does."""
     lstm, x = LSTM(3, 5, implementation="loop"), torch.randn(4, 2, 3)
     expected = lstm(x, None, torch.tensor([4, 2]))
     torch.testing.assert_close(lstm(x, None, lengths), expected)
@@ -418,6 +433,32 @@ def test_bad_lengths_are_refused(name):
     lengths, error, text = BAD_LENGTHS[name]
     with pytest.raises(error, match=text):
         LSTM(3, 4, implementation="loop")(zeros(4, 2, 3), None, lengths)
+
+
+def test_lengths_of_an_array_are_read_once():
+    """An array of lengths that is filled anew before the backward pass, as a loader does, changes no gradient."""
+    lstm, x, lengths = LSTM(3, 5, bidirectional=True), torch.randn(4, 2, 3), np.array([4, 2], dtype=np.int32)
+    found = []
+    for later in (lengths, np.array([1, 99], dtype=np.int32)):
+        output, _ = lstm(x, None, lengths)
+        lengths[:] = later
+        found.append(torch.autograd.grad(output.sum(), list(lstm.parameters())))
+    torch.testing.assert_close(*found, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("implementation", ["auto", "loop", "vendor"])
+@pytest.mark.parametrize("gradients", [False, True])
+@pytest.mark.parametrize("which", [0, 1])
+def test_a_state_on_another_device_is_refused(implementation, gradients, which):
+    """Its memory would be read as if it were the CPU's; the message is torch.nn.LSTM's."""
+    state = [zeros(1, 2, 4), zeros(1, 2, 4)]
+    state[which] = state[which].to("meta")
+    found = []
+    for lstm in (nn.LSTM(3, 4), LSTM(3, 4, implementation=implementation)):
+        with torch.set_grad_enabled(gradients), pytest.raises(RuntimeError, match="not at the same device") as caught:
+            lstm(zeros(5, 2, 3), tuple(state))
+        found.append(str(caught.value))
+    assert found[0] == found[1]
 
 
 def test_other_wrong_calls_are_refused():
@@ -576,6 +617,55 @@ def test_negated_views_count_by_their_values():
     for gradients in (False, True):
         with torch.set_grad_enabled(gradients):
             torch.testing.assert_close(own(x, (state, state)), vendor(x, (state, state)))
+
+
+@pytest.mark.parametrize("of", [torch._neg_view, lambda value: torch._efficientzerotensor(value.shape)])
+def test_tensors_without_their_values_in_memory_are_read_right(of):
+    """Input, state and gradients may be negated views, or zeros that take no memory."""
+    vendor, own = nn.LSTM(6, 5), LSTM(6, 5)
+    own.load_state_dict(vendor.state_dict())
+    with torch.no_grad():
+        own(torch.randn(7, 3, 6))  # Prepares the short way.
+        x, state = of(torch.randn(7, 3, 6)), of(torch.randn(1, 3, 5))
+        # torch's own reads memory that such zeros do not have.
+        torch.testing.assert_close(own(x, (state, state)), vendor(x.clone(), (state.clone(), state.clone())))
+    x, weights = torch.randn(7, 3, 6), torch.randn(7, 3, 5)
+    found = []
+    for lstm in (vendor, own):
+        output, (h, c) = lstm(x)
+        for value in (output, h, c):
+            value.register_hook(of)
+        loss = (output * weights).sum() + h.sum() + c.square().sum()
+        found.append(torch.autograd.grad(loss, list(lstm.parameters())))
+    torch.testing.assert_close(*found)
+
+
+RETURNED = {
+    "type": lambda value: value.bfloat16() if value.dtype == torch.float32 else value,
+    "type of the largest": lambda value: value.bfloat16() if value.numel() >= 280 else value,
+    "shape": torch.flatten,
+    "device": lambda value: value.to("meta"),
+}
+
+
+@pytest.mark.parametrize("implementation", ["auto", "loop"])
+@pytest.mark.parametrize("change", RETURNED)
+def test_saved_tensors_that_come_back_as_others_are_refused(implementation, change):
+    """A hook that compresses saved tensors and forgets to undo it ends in an error, not in other memory."""
+    lstm = LSTM(3, 5, implementation=implementation)
+    with torch.autograd.graph.saved_tensors_hooks(lambda value: value, RETURNED[change]):
+        output, _ = lstm(torch.randn(7, 2, 3))
+    with pytest.raises((RuntimeError, ValueError, IndexError)):
+        output.sum().backward()
+
+
+def test_saved_tensors_may_come_back_in_any_memory_order():
+    """What a hook returns counts by its values."""
+    lstm, x = LSTM(3, 5), torch.randn(7, 2, 3)
+    expected = torch.autograd.grad(lstm(x)[0].sum(), list(lstm.parameters()))
+    with torch.autograd.graph.saved_tensors_hooks(torch.clone, lambda value: torch.stack([value, value], -1)[..., 0]):
+        output, _ = lstm(x)
+    torch.testing.assert_close(torch.autograd.grad(output.sum(), list(lstm.parameters())), expected)
 
 
 @pytest.mark.parametrize("frozen", [False, True])

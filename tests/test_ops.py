@@ -250,6 +250,28 @@ def test_wrong_tensors_are_refused(index, wrong, text):
         FORWARD(*values)
 
 
+@pytest.mark.parametrize("index", [0, 1, 2, 3, 4, 6, 7])  # all but the lengths, which there are none of
+def test_wrong_tensors_are_refused_by_the_backward_pass(index):
+    """So does the operator of the gradients."""
+    sizes = SIZES[0]
+    values = arguments(sizes, save=True)
+    output, h_n, c_n, *kept = FORWARD(*values)
+    given = [output, h_n, c_n, values[1], values[3], values[4], *kept]
+    given[index] = given[index].bfloat16()
+    with pytest.raises(ValueError, match=r"is .* on cpu, expected"):
+        BACKWARD(*given, sizes.batch_first, "loop", False)
+
+
+@pytest.mark.parametrize("implementation", ["loop", "auto"])
+def test_vmap_over_lengths(implementation):
+    """Lengths may be batched with the input."""
+    lstm, x = LSTM(3, 4, implementation=implementation), torch.randn(3, 5, 2, 3)
+    lengths = torch.tensor([[5, 1], [0, 4], [2, 2]])
+    found = torch.vmap(lambda value, own: lstm(value, None, own)[0])(x, lengths)
+    expected = [lstm(value, None, own)[0] for value, own in zip(x, lengths, strict=True)]
+    torch.testing.assert_close(found, torch.stack(expected))
+
+
 def test_gradients_of_lengths_beyond_the_steps():
     """Lengths that nobody checked, being on a GPU, count as all steps where they are more, for gradients too."""
     found = []

@@ -2,6 +2,7 @@
 
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <cstring>
 
@@ -115,7 +116,8 @@ void weight_gradients(const Backward* a, const Listed& listed, float* columns, i
     // The h that a step started from. A sequence walked backward starts at its own last step.
     const auto before = [=](int64_t k) -> const float* {
         const Place at = place(k);
-        const int64_t length = a->lengths ? a->lengths[at.b] : a->steps;
+        // Memory that is shared with others may have changed since the lengths were checked.
+        const int64_t length = a->lengths ? std::min<int64_t>(a->lengths[at.b], a->steps) : a->steps;
         if (at.t == (a->reverse ? length - 1 : 0)) return a->h0 ? a->h0 + at.b * a->hidden : nullptr;
         return a->output + (a->reverse ? at.t + 1 : at.t - 1) * a->out_step + at.b * a->out_row;
     };

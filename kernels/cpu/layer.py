@@ -15,6 +15,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
+from ..eager import stored
 from ..recurrence import NO_DOUBLE_BACKWARD
 from ..transforms import batched, looped, over_batched, transformed
 from .build import library
@@ -147,7 +148,9 @@ class _Layer(torch.autograd.Function):
         each = len(flat) // directions
         parameters = [flat[d * each : (d + 1) * each] for d in range(directions)]
         output, h_n, c_n, gates, cells = _forward(x, parameters, h0, c0, lengths, batch_first)
-        ctx.save_for_backward(x, h0, c0, lengths, output, gates, cells, *flat)
+        saved = x, h0, c0, lengths, output, gates, cells, *flat
+        ctx.save_for_backward(*saved)
+        ctx.forms = [value if value is None else (value.shape, value.dtype) for value in saved]
         ctx.batch_first, ctx.directions = batch_first, directions
         ctx.set_materialize_grads(False)
         return output, h_n, c_n
@@ -156,11 +159,23 @@ class _Layer(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor | None) -> Any:
         # Asked for once: whoever recomputes or fetches them (checkpointing, offloading) does it at each asking.
         saved = ctx.saved_tensors
+        for value, form in zip(saved, ctx.forms, strict=True):
+            if value is not None and ((value.shape, value.dtype) != form or not value.is_cpu):
+                msg = (
+                    f"a hook of saved tensors was given {tuple(form[0])} of {form[1]} on cpu and returned "
+                    f"{tuple(value.shape)} of {value.dtype} on {value.device}"
+                )
+                raise RuntimeError(msg)
         arguments = *grads, *saved[:7], ctx.batch_first, ctx.directions, ctx.needs_input_grad, *saved[7:]
         # Only where gradients of these gradients may be asked for does somebody have to refuse them.
         run: Any = _Gradients.apply if torch.is_grad_enabled() or transformed() else _gradients
         found = over_batched(run, *arguments) if batched(grads) else run(*arguments)
         return *found[:3], None, None, None, *found[3:]
+
+
+def _readable(gradient: Tensor) -> Tensor:
+    """Return a gradient in memory as the kernel reads it."""
+    return (gradient if stored(gradient) else gradient.clone()).contiguous()
 
 
 class _Gradients(torch.autograd.Function):
@@ -207,9 +222,10 @@ def _gradients(  # noqa: PLR0913, PLR0917 - all that a layer read and wrote
     hidden, each = cells.size(3), len(flat) // directions
 
     strides = functools.partial(_strides, batch, steps, batch_first)
-    grad_output = torch.zeros_like(output) if grad_output is None else grad_output.contiguous()
-    grad_h_n, grad_c_n = (None if grad is None else grad.contiguous() for grad in (grad_h_n, grad_c_n))
+    grad_output = torch.zeros_like(output) if grad_output is None else _readable(grad_output)
+    grad_h_n, grad_c_n = (None if grad is None else _readable(grad) for grad in (grad_h_n, grad_c_n))
     x, h0, c0, lengths = (None if value is None else value.contiguous() for value in (x, h0, c0, lengths))  # type: ignore[assignment]
+    output, gates, cells = (value.contiguous() for value in (output, gates, cells))
     grad_gates = torch.empty_like(gates)
     grad_h0, grad_c0 = x.new_empty(directions, batch, hidden), x.new_empty(directions, batch, hidden)
     threads, by_rows = team(work(batch, steps, hidden), batch, hidden)

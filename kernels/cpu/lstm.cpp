@@ -8,6 +8,7 @@
 #include <algorithm>
 #include <cstdint>
 #include <cstring>
+#include <functional>
 
 #include "backward.h"
 #include "forward.h"
@@ -43,6 +44,11 @@ constexpr int64_t SMALL = 1 << 16;
 bool unchanged(const Source& source, bool whole) {
     if (whole || source.count <= SMALL) return mark_each(source.values, source.count) == source.all;
     return mark_some(source.values, source.count) == source.sampled;
+}
+
+bool overlap(const float* a, int64_t a_count, const float* b, int64_t b_count) {
+    const std::less<const float*> before;
+    return before(a, b + b_count) && before(b, a + a_count);
 }
 
 // Numbers of gates_input, at most, in a pass that keeps no gates: so many steps are projected at a time, at least one.
@@ -91,8 +97,9 @@ int64_t lstm_forward(const Forward* a, int64_t kept) {
 }
 
 // All layers of a module in one team of threads, nothing kept for gradients. h_n and c_n may be the memory of h0 and c0.
-// Where weights no longer have the values that were packed it does nothing and returns CHANGED. `look` says how that is
-// found out: 0, not at all; 1, by samples of large weights; 2, by all values.
+// Where weights no longer have the values that were packed, or x lies in memory that is written or nowhere, it does
+// nothing and returns CHANGED. `look` says how weights are looked at: 0, not at all; 1, by samples of large ones; 2, by
+// all values.
 int64_t lstm_layers(const Layers* a, int64_t batch, int64_t steps, int64_t batch_first, int64_t threads,
                     int64_t by_rows, int64_t look, const float* x, const float* h0, const float* c0,
                     const int32_t* lengths, float* output, float* h_n, float* c_n) {
@@ -100,6 +107,9 @@ int64_t lstm_layers(const Layers* a, int64_t batch, int64_t steps, int64_t batch
         for (int64_t i = 0; look && i < 2 * a->layers * a->directions; ++i)
             if (!unchanged(a->sources[i], look == 2)) return CHANGED;
         const int64_t hidden = a->hidden, size = batch * hidden, width = a->directions * hidden;
+        const int64_t input = batch * steps * a->features, state = a->layers * a->directions * size;
+        if ((input && !x) || (state && (!h_n || !c_n)) || overlap(x, input, h_n, state) || overlap(x, input, c_n, state))
+            return CHANGED;
         // gates_input, h of two steps, and two layers' outputs, one of which the next reads.
         const int64_t widest = a->layers > 1 && width > a->features ? width : a->features;
         const bool in_steps = projects_in_step(batch, widest, by_rows, a->kept == 2, threads);

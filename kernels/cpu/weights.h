@@ -49,10 +49,12 @@ inline void packed_forward(const float* weight, void* packed, float* scale, int6
                 const int64_t unit = block * LANES + lane, row = gate * hidden + unit;
                 const int64_t to = (block * depth * 4 + gate) * LANES + lane;
                 const float* from = weight + row * depth;
-                float largest = 0.0f;
-                for (int64_t k = 0; kept == 2 && unit < hidden && k < depth; ++k)
+                float largest = 0.0f, spoilt = 0.0f;  // int8 has no NaN and no infinity, so the scale is NaN then
+                for (int64_t k = 0; kept == 2 && unit < hidden && k < depth; ++k) {
                     largest = std::fabs(from[k]) > largest ? std::fabs(from[k]) : largest;
-                if (kept == 2 && unit < hidden) scale[row] = largest / 127.0f;
+                    spoilt += 0.0f * from[k];
+                }
+                if (kept == 2 && unit < hidden) scale[row] = largest / 127.0f + spoilt;
                 for (int64_t k = 0; k < depth; ++k) {
                     const float value = unit < hidden ? from[k] : 0.0f;
                     const int64_t at = to + k * 4 * LANES;
