@@ -76,9 +76,7 @@ def test_what_is_told_to_install_installs_on_a_fresh_python():
     texts = [path.read_text(encoding="utf-8") for path in files if path.suffix in {".py", ".md"}]
     told = [match for text in texts for match in re.findall(r"pip install((?: [\w.-]*[\w.])*)", text)]
     assert len(told) > 10
-    assert [
-        words for words in told if words != " ." and not {_normal(word) for word in words.split()} <= known
-    ] == []
+    assert [words for words in told if words != " ." and not {_normal(word) for word in words.split()} <= known] == []
 
 
 def _normal(package: str) -> str:
