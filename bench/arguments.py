@@ -7,6 +7,7 @@ from pathlib import Path
 
 from bench.cases import CHECKPOINT, MODES, split_name, suite_names
 from bench.process import ROOT
+from bench.resume import SEEDS
 from bench.selftest import PARTS, STANDARD
 from kernels.usage import Parser
 
@@ -27,7 +28,10 @@ def parser() -> argparse.ArgumentParser:
     run = commands.add_parser("run", help="measure a suite and write CSV, plots and a page")
     _add_selection(run)
     run.add_argument(
-        "--seed", type=int, metavar="N", help="of gates and orders, as environment.json of a run has it (default: new)"
+        "--seed",
+        type=_seed,
+        metavar="N",
+        help="of gates and orders, as environment.json of a run has it (default: new)",
     )
     run.add_argument("--dry-run", action="store_true", help="print the cases and the expected time, run nothing")
     run.add_argument(
@@ -223,6 +227,13 @@ def _workload(text: str) -> str:
 def _positive_int(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         msg = f"{text!r} is not a whole number of at least 1"
+        raise argparse.ArgumentTypeError(msg)
+    return int(text)
+
+
+def _seed(text: str) -> int:
+    if not text.isdecimal() or int(text) >= SEEDS:
+        msg = f"{text!r} is not a whole number from 0 to {SEEDS - 1}"
         raise argparse.ArgumentTypeError(msg)
     return int(text)
 

@@ -168,8 +168,7 @@ def _quota(base: Environment, new: Environment) -> Difference | None:
     sides = [_section(side, "machine") for side in (base, new)]
     if not all("cpu_quota" in side for side in sides):
         return None
-    quotas = ["none" if side["cpu_quota"] is None else side["cpu_quota"] for side in sides]
-    return _differing("CPU quota", *quotas)
+    return _differing("CPU quota", *(side["cpu_quota"] for side in sides))
 
 
 def _memory(base: Environment, new: Environment) -> Difference | None:

@@ -50,7 +50,8 @@ def machine() -> dict[str, Any]:
         "cores_physical": known(lambda: psutil.cpu_count(logical=False)),
         "cores_logical": known(psutil.cpu_count),
         "affinity": known(lambda: psutil.Process().cpu_affinity()),
-        "cpu_quota": known(cpu_quota),
+        # In a word, since runs with and without a limit differ, and None would be left out as what is not known.
+        "cpu_quota": known(lambda: cpu_quota() or "none"),
         "memory_bytes": known(lambda: psutil.virtual_memory().total),
         "frequency_mhz": known(lambda: round(psutil.cpu_freq().current)),
         "caches": known(_caches),

@@ -127,7 +127,9 @@ def check(run: Begun, cases: Iterable[Case], facts: Mapping[str, Any]) -> None:
         msg = f"the case {differs.group} {differs.variant} is only in {where}"
         raise UsageError(_refusal(run, msg))
     then = run.facts
-    pairs = [(f"machine: {n}", then["machine"].get(n), facts["machine"].get(n)) for n in _MACHINE]
+    # Earlier releases did not record the quota.
+    machine = {"cpu_quota": facts["machine"].get("cpu_quota")} | then["machine"]
+    pairs = [(f"machine: {n}", machine.get(n), facts["machine"].get(n)) for n in _MACHINE]
     names = dict.fromkeys((*then["software"], *facts["software"]))
     pairs += [(n, then["software"].get(n), facts["software"].get(n)) for n in names if n not in _DRAWS_ONLY]
     for kind in ("workers", "inherited"):

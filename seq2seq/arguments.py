@@ -115,7 +115,10 @@ def _add_train(command: argparse.ArgumentParser) -> None:
     how = command.add_argument_group("how it is executed")
     how.add_argument("--variant", metavar="NAME", help="as `python -m bench list` has them (default: torch's own LSTM)")
     how.add_argument("--device", choices=("cpu", "cuda"), help="(default: cpu)")
-    how.add_argument("--threads", type=_count, metavar="N", help="CPU threads (default: torch's choice)")
+    how.add_argument(
+        "--threads", type=_count, metavar="N",
+        help="CPU threads (default: torch's choice, at most the cores that affinity and quota leave)",
+    )  # fmt: skip
     learning = command.add_argument_group("learning; defaults are the task's own")
     learning.add_argument("--epochs", type=_count, metavar="N", help="at most so many passes over the data")
     learning.add_argument("--steps", type=_count, metavar="N", help="at most so many steps")
@@ -135,7 +138,7 @@ def _add_train(command: argparse.ArgumentParser) -> None:
         "--patience", type=int, metavar="N",
         help="validations without a lower loss that end the run, 0 for never (default: 5)",
     )  # fmt: skip
-    learning.add_argument("--seed", type=int, metavar="N", help="of weights, order and dropout (default: 0)")
+    learning.add_argument("--seed", type=_seed, metavar="N", help="of weights, order and dropout (default: 0)")
 
 
 def _add_checkpoint(command: argparse.ArgumentParser, data: str, option: str = "") -> None:
@@ -153,6 +156,14 @@ def _count(text: str) -> int:
     """An integer of at least 1."""
     if not re.fullmatch(r"\d+", text) or int(text) < 1:
         msg = f"{text!r} is no number of at least 1"
+        raise argparse.ArgumentTypeError(msg)
+    return int(text)
+
+
+def _seed(text: str) -> int:
+    """What every generator of random numbers here takes as a seed."""
+    if not re.fullmatch(r"[0-9]{1,18}", text):
+        msg = f"{text!r} is no seed; expected a whole number of at most 18 digits"
         raise argparse.ArgumentTypeError(msg)
     return int(text)
 

@@ -29,13 +29,6 @@ def usage(action: Callable[[], Any]) -> Any:
         raise
     except (ValueError, TrainingError, DataUnavailableError, checkpoint.CheckpointError) as error:
         raise UsageError(" ".join(str(error).split())) from error
-    except TypeError as error:
-        # An option that a task does not know.
-        if "unexpected keyword argument" not in str(error):
-            raise
-        name = str(error).rpartition("argument ")[2]
-        msg = f"--option {name} is none of this task's; see the `load` of its module in seq2seq/tasks"
-        raise UsageError(msg) from error
 
 
 def refuse_existing(*paths: Path | None) -> None:

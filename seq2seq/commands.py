@@ -199,7 +199,11 @@ def _restored(
 ) -> tuple[Model, Task]:
     """The model of a checkpoint on its device, and its task with the data that was named."""
     kept = found.task_state or {}
-    task = usage(lambda: restore(kept["name"], kept["state"], data, **which, **dict(arguments.option or ())))
+    options = dict(arguments.option or ())
+    if taken := [name for name in options if name in which]:
+        msg = f"--option {taken[0]}=...: that is an option of its own, --{taken[0].replace('_', '-')}"
+        raise UsageError(msg)
+    task = usage(lambda: restore(kept["name"], kept["state"], data, **which, **options))
     return found.model.float().to(arguments.device), task
 
 

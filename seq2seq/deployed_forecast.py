@@ -1,7 +1,8 @@
 """Forecast with an exported model, by numpy and onnxruntime alone: python MODEL.onnx.py SERIES.csv [NAME].
 
 It stands beside MODEL.onnx and MODEL.onnx.json, where `python -m seq2seq export` wrote it; change it as you like.
-SERIES.csv has rows of timestamp,value below a header, one a step and none missing; NAME is a series of the training.
+SERIES.csv has rows of timestamp,value below a header, one a step and none missing. NAME is the series of the training
+that they belong to, and needed where there were several.
 """
 
 import csv
@@ -17,7 +18,7 @@ import onnxruntime
 def following(first: Any, steps: int, every: dict[str, int]) -> Any:
     """Timestamps from the first one on; the last days of months stay last days."""
     if not every["months"]:
-        return first + np.arange(steps) * np.timedelta64(every["seconds"], "s")
+        return first + np.arange(steps) * np.timedelta64(round(every["seconds"] * 1e6), "us")
     month = first.astype("M8[M]") + np.arange(steps) * every["months"]
     time, ends = first - first.astype("M8[D]"), (month + 1).astype("M8[D]") - 1
     same_day = month.astype("M8[D]") + (first.astype("M8[D]") - first.astype("M8[M]"))
@@ -61,10 +62,21 @@ def forecast(model: Path, times: Any, values: Any, name: str | None = None, samp
     facts = json.loads(Path(f"{model}.json").read_text(encoding="utf-8"))
     session = onnxruntime.InferenceSession(model.read_bytes())
     lag, history, horizon = facts["difference"], facts["history"], facts["horizon"]
-    scale = facts["scales"][name or next(iter(facts["scales"]))]
+    name = next(iter(facts["scales"])) if name is None and len(facts["scales"]) == 1 else name
+    if name not in facts["scales"]:
+        msg = f"{name} names no series of the training; expected one of {', '.join(facts['scales'])}"
+        raise ValueError(msg)
+    scale = facts["scales"][name]
+    if len(values) < history + lag:
+        msg = f"there are {len(values)} values; expected at least {history + lag}"
+        raise ValueError(msg)
+    stamps = following(times[0], len(values) + horizon, facts["frequency"])
+    if wrong := np.flatnonzero(stamps[: len(times)] != times).tolist():
+        msg = f"{times[wrong[0]].item()} where {stamps[wrong[0]].item()} is due; expected one row a step"
+        raise ValueError(msg)
     if facts["likelihood"]["name"] == "point":
         samples = 1
-    stamps = following(times[0], len(values) + horizon, facts["frequency"])[-history - horizon :]
+    stamps = stamps[-history - horizon :]
     circles = calendar(stamps, facts["cycles"])
     steps = values[lag:] - values[: len(values) - lag] if lag else values
     read = (steps[-history:] - scale["mean"]) / (scale["deviation"] or 1)
@@ -86,11 +98,14 @@ def forecast(model: Path, times: Any, values: Any, name: str | None = None, samp
 def main() -> None:
     """Print timestamp, and the 10 %, 50 % and 90 % quantiles of the paths."""
     rows = list(csv.reader(Path(sys.argv[1]).read_text(encoding="utf-8").splitlines()))[1:]
-    times = np.array([row[0] for row in rows], "M8[s]")
+    times = np.array([row[0] for row in rows], "M8[us]")
     values = np.array([row[1] for row in rows], float)
-    stamps, paths = forecast(Path(__file__).with_suffix(""), times, values, sys.argv[2] if sys.argv[2:] else None)
+    try:
+        stamps, paths = forecast(Path(__file__).with_suffix(""), times, values, sys.argv[2] if sys.argv[2:] else None)
+    except ValueError as error:
+        sys.exit(f"error: {error}")
     for stamp, quantiles in zip(stamps, np.quantile(paths, [0.1, 0.5, 0.9], 0).T, strict=True):
-        print(stamp, *(f"{value:.6g}" for value in quantiles), sep=",")
+        print(stamp.item().isoformat(), *(f"{value:.6g}" for value in quantiles), sep=",")
 
 
 if __name__ == "__main__":

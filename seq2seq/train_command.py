@@ -23,6 +23,7 @@ import torch
 from seq2seq import checkpoint, plots
 from seq2seq.command_input import UsageError, model_folder, usage
 from seq2seq.contract import Config, Model
+from seq2seq.cost import built_parameters
 from seq2seq.execution import Weights
 from seq2seq.peers.runtime import digest_of
 from seq2seq.probabilistic import LOSSES
@@ -253,8 +254,6 @@ def _facts(
     task: str, given: dict[str, Any], settings: Settings, config: Config, weights: Weights | None
 ) -> dict[str, Any]:
     """The content of run.json."""
-    with torch.device("meta"):
-        parameters = sum(value.numel() for value in config.build(torch.nn.LSTM).parameters())
     name = variant_of(config, settings)
     return {
         "task": task,
@@ -264,7 +263,7 @@ def _facts(
         "variant_summary": VARIANTS[name].summary,
         "family": config.family,
         "config": dataclasses.asdict(config),
-        "parameters": parameters,
+        "parameters": built_parameters(config),
         "data_sha256": _data_digest(given.get("data")),
         "init_digest": "" if weights is None else digest_of(weights).hex(),
         "threads": torch.get_num_threads(),

@@ -89,6 +89,8 @@ BAD = {
     "threads below 0": (["--threads", "-1"], "'-1'"),
     "threads in words": (["--threads", "two"], "'two'"),
     "threads in digits of another script": (["--threads", "²"], "'²'"),
+    "seed below 0": (["--seed", "-1"], "'-1'"),
+    "seed beyond all": (["--seed", str(2**31)], "'2147483648'"),
     "half a thread": (["--threads", "1.5"], "'1.5'"),
     "budget in words": (["--budget", "long"], "'long'"),
     "budget of 0": (["--budget", "0"], "'0'"),

@@ -579,7 +579,7 @@ def test_a_plugin_that_changed_is_named(how, tmp_path):
     ("base", "new", "told"),
     [
         ({"cpu_quota": 1.5}, {"cpu_quota": 2.0}, "CPU quota 1.5 against 2.0"),
-        ({"cpu_quota": None}, {"cpu_quota": 2.0}, "CPU quota none against 2.0"),
+        ({"cpu_quota": "none"}, {"cpu_quota": 2.0}, "CPU quota none against 2.0"),
         ({"cpu_quota": 2.0}, {"cpu_quota": 2.0}, ""),
         ({}, {"cpu_quota": 2.0}, ""),
         ({}, {}, ""),

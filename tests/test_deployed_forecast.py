@@ -49,12 +49,17 @@ def exported(folder, data, model="lstm", **options):
     return out
 
 
-def forecast_alone(model, data, *words):
-    """Return what the program beside a model prints, as timestamps and quantiles."""
-    done = subprocess.run(
+def run_alone(model, data, *words):
+    """Return the ended process of the program beside a model."""
+    return subprocess.run(
         [sys.executable, "-c", ALONE, f"{model}.py", str(data), *words],
         capture_output=True, text=True, check=False, timeout=60, cwd=model.parent,
     )  # fmt: skip
+
+
+def forecast_alone(model, data, *words):
+    """What the program beside a model prints, as timestamps and quantiles."""
+    done = run_alone(model, data, *words)
     assert done.returncode == 0, done.stderr
     rows = [line.split(",") for line in done.stdout.splitlines()]
     return [row[0] for row in rows], np.array([row[1:] for row in rows], float)
@@ -82,11 +87,12 @@ def test_points_are_those_of_predict(tmp_path, capsys, model, options):
 
 
 @pytest.mark.parametrize(
-    ("frequency", "start"), [("15min", "2023-12-30"), ("D", "2023-06-01"), ("W", "2020-01-05"), ("MS", "2003-01-01"),
+    ("frequency", "start"), [("100ms", "2024-02-01"), ("15min", "2023-12-30"), ("D", "2023-06-01"),
+                             ("W", "2020-01-05"), ("MS", "2003-01-01"),
                              ("ME", "2003-01-31"), ("QS", "1950-01-01"), ("YS", "1800-01-01")]
 )  # fmt: skip
 def test_every_frequency_has_its_calendar(tmp_path, capsys, frequency, start):
-    """Days, weeks and years as features, and the timestamps that come, from quarters of an hour to years."""
+    """Days, weeks and years as features, and the timestamps that come, from tenths of a second to years."""
     data = write(tmp_path / "load.csv", frequency, 120 if frequency != "15min" else 500, start)
     out = exported(tmp_path, data, likelihood="point", season=3)
     stamps, found = forecast_alone(out, data, "load")
@@ -116,6 +122,31 @@ def test_quantiles_are_those_of_predict(tmp_path, capsys, likelihood):
     assert found.max() < paths.max()
 
 
+@pytest.mark.parametrize(
+    ("rows", "words", "said"),
+    [
+        (range(300), (), "expected one of east, west"),
+        (range(300), ("north",), "north names no series of the training; expected one of east, west"),
+        (range(43), ("west",), "there are 43 values; expected at least 44"),
+        ([*range(100), *range(101, 300)], ("west",), "2024-02-05 05:00:00 where 2024-02-05 04:00:00 is due"),
+    ],
+    ids=["several", "stranger", "short", "gap"],
+)
+def test_what_would_forecast_something_else_is_refused(tmp_path, rows, words, said):
+    """Nothing is scaled by another series' scale, and nothing is read as if it were regular: one line says so."""
+    one = pd.read_csv(write(tmp_path / "one.csv"))
+    two = pd.concat([one.assign(name="east"), one.assign(name="west", value=1000 * one["value"])])
+    two.to_csv(tmp_path / "two.csv", index=False)
+    out = exported(tmp_path, tmp_path / "two.csv", series="name")
+    one.iloc[list(rows)].to_csv(tmp_path / "one.csv", index=False)
+    done = run_alone(out, tmp_path / "one.csv", *words)
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: ")
+    assert said in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert done.stdout == ""
+
+
 @given(outputs=st.lists(st.floats(-3, 3), min_size=3, max_size=3))
 def test_a_step_is_drawn_from_the_model_s_distribution(outputs):
     """Mean quantiles of 20,000 draws are those of this project's own draws, for each likelihood."""
@@ -139,6 +170,7 @@ def test_a_step_is_drawn_from_the_model_s_distribution(outputs):
     frequency=st.one_of(
         st.sampled_from([1, 3, 12]).map(lambda months: Frequency(months=months)),
         st.integers(1, 10**6).map(lambda seconds: Frequency(seconds=seconds)),
+        st.integers(1, 10**7).map(lambda microseconds: Frequency(seconds=microseconds / 10**6)),
     ),
 )
 def test_timestamps_and_calendar_are_this_project_s(start, frequency):

@@ -10,7 +10,7 @@ import subprocess
 import psutil
 import pytest
 
-from bench import environment
+from bench import comparable, environment
 
 
 @pytest.fixture(scope="module")
@@ -176,11 +176,15 @@ def test_a_load_that_cannot_be_had_is_left_out(monkeypatch, error):
 
 
 def test_a_quota_is_told(monkeypatch):
-    """A container's limit is a fact of the machine; without one there is no such fact."""
+    """A container's limit is a fact of the machine, and that there is none is another; `compare` tells them apart."""
     monkeypatch.setattr(environment, "cpu_quota", lambda: 1.5)
-    assert environment.machine()["cpu_quota"] == 1.5
+    limited = environment.machine()
+    assert limited["cpu_quota"] == 1.5
     monkeypatch.setattr(environment, "cpu_quota", lambda: None)
-    assert "cpu_quota" not in environment.machine()
+    free = environment.machine()
+    assert free["cpu_quota"] == "none"
+    found = comparable.differences({"machine": free}, {"machine": limited})
+    assert "CPU quota none against 1.5" in map(str, found)
 
 
 def test_broken_metadata_is_told(monkeypatch, tmp_path):

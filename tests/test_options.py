@@ -12,7 +12,7 @@ import pytest
 from pydantic import Field
 
 from seq2seq.arguments import parser
-from seq2seq.tasks import forecasting, speech, summarization, translation
+from seq2seq.tasks import TASKS, forecasting, speech, summarization, translation
 from seq2seq.tasks.errors import DataError
 from seq2seq.tasks.forecasting import Choices
 from seq2seq.tasks.options import Count, declared, takes_options, typed
@@ -116,6 +116,14 @@ def test_every_option_of_forecasting_is_refused_by_name_when_it_does_not_fit(nam
     """The same for what is split between windows and columns."""
     with pytest.raises(DataError, match=rf"^{name} is \[\], expected (a|true)"):
         forecasting.load(**{name: []})
+
+
+@pytest.mark.parametrize("name", ["path", "module", "state", "name", "load", "options"])
+@pytest.mark.parametrize("task", TASKS)
+def test_no_option_passes_for_an_argument_of_ours(task, name):
+    """Whatever our functions call their own arguments, an option of that name is an unknown one."""
+    with pytest.raises(DataError, match=f"there is no option '{name}' for {task}, expected one of"):
+        TASKS[task](None, **{name: "x"})
 
 
 @pytest.mark.parametrize(

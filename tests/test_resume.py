@@ -368,6 +368,14 @@ def test_another_machine_is_refused(interrupted, capsys, monkeypatch):
     run_and_see(interrupted, capsys, "machine: processor was played, is another")
 
 
+def test_a_quota_that_was_not_recorded_forbids_nothing(interrupted, monkeypatch):
+    """A run that an earlier release began may be finished on the machine it began on."""
+    now = {"processor": "played", "cores_physical": 2, "cpu_quota": "none"}
+    monkeypatch.setattr(environment, "machine", lambda: now)
+    assert command_line.main(["run", "--resume", str(interrupted)]) == 1
+    assert cases_of(interrupted) == PLANNED
+
+
 def test_another_release_of_a_library_is_refused(interrupted, capsys, monkeypatch):
     """Nor those of two releases of what computes; one that only draws may differ."""
     real = environment.software

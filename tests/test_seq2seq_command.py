@@ -207,6 +207,13 @@ def test_a_file_of_another_name_is_no_other_series_unless_that_is_said(load, tmp
     assert "name one" in refusal(capsys, "predict", str(run), "--new-series")
 
 
+@pytest.mark.parametrize("name", ["path", "state", "name", "series_as", "new_series"])
+def test_an_option_of_predict_is_one_of_the_file(trained, series, capsys, name):
+    """Whatever our functions call their own arguments, nothing but what says how to read the data is an option."""
+    for words in ((), ("--data", str(series))):
+        assert name in refusal(capsys, "predict", str(trained), *words, "--option", f"{name}=x")
+
+
 def test_a_plot_names_the_column(load, tmp_path, capsys, monkeypatch):
     """Title and axis of a file's only series are its column's name; a unit that is given stands on the axis."""
     drawn = []
@@ -373,7 +380,8 @@ def test_a_loss_that_is_no_number_exits_with_one_line(tmp_path, capsys):
         (("--freeze", "nothing"), "no parameter's name fits 'nothing'"),
         (("--learning-rate", "0"), "learning_rate is 0.0"),
         (("--clip", "-1"), "clip is -1.0"),
-        (("--option", "color=blue"), "'color' is none of this task's"),
+        (("--seed", "-1"), "'-1' is no seed"),
+        (("--seed", "9" * 19), "is no seed"),
         (("--init", "nowhere/at/all"), "nowhere/at/all"),
     ],
 )
@@ -591,7 +599,7 @@ def test_help_names_every_option_and_task(capsys):
         (("train",), "required: TASK; see python -m seq2seq train --help"),
         (("train", "baking"), "'baking' (choose from"),
         (("train", "speech", "--quick"), "--quick"),
-        (("train", "speech", "--seed", "1.5"), "'1.5' is no whole number"),
+        (("train", "speech", "--seed", "1.5"), "'1.5' is no seed"),
         (("train", "speech", "--clip", "much"), "'much' is no number"),
         (("train", "speech", "--epochs", "0"), "'0' is no number of at least 1"),
         (("train", "speech", "--out"), "expected one argument"),

@@ -15,7 +15,7 @@ if TYPE_CHECKING:  # models import batches from here, and tasks import models
     from seq2seq.tasks.task import Task
 
 
-def _load(module: str, path: Path | None = None, **options: Any) -> Task:
+def _load(module: str, path: Path | None = None, /, **options: Any) -> Task:
     task: Task = importlib.import_module(f"seq2seq.tasks.{module}").load(path, **options)
     return task
 
@@ -26,7 +26,7 @@ TASKS: dict[str, Callable[..., Task]] = {
 }
 
 
-def restore(name: str, state: dict[str, Any], path: Path | str | None = None, **options: Any) -> Task:
+def restore(name: str, state: dict[str, Any], path: Path | str | None = None, /, **options: Any) -> Task:
     """The task of a checkpoint: it can prepare sources and read outputs.
 
     Args:

@@ -51,7 +51,7 @@ class Choices:
     likelihood: str | None = None
 
 
-def load(path: Path | str | None = None, **options: Any) -> ForecastingTask:
+def load(path: Path | str | None = None, /, **options: Any) -> ForecastingTask:
     """The task on built-in series or on a user's CSV.
 
     Args:
@@ -107,6 +107,7 @@ def load(path: Path | str | None = None, **options: Any) -> ForecastingTask:
 def restore(
     state: dict[str, Any],
     path: Path | str | None = None,
+    /,
     *,
     series_as: str | None = None,
     new_series: bool = False,

@@ -72,7 +72,7 @@ def takes_options(
         kinds, what = declared(load), load.__module__.rpartition(".")[2]
 
         @functools.wraps(load)
-        def converting(path: Path | str | None = None, **options: Any) -> T:
+        def converting(path: Path | str | None = None, /, **options: Any) -> T:
             found = typed(options, kinds, what)
             idle = [name for name in found if name in (own if path is None else along)]
             if idle:
