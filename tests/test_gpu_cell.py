@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
 import itertools
 import os
 import subprocess
@@ -11,6 +10,7 @@ import sys
 from pathlib import Path
 from types import ModuleType
 
+import changed_module
 import pytest
 import torch
 
@@ -112,16 +112,9 @@ def mutant(folder: Path, module: ModuleType, old: str, new: str) -> ModuleType:
     assert module.__file__ is not None
     source = Path(module.__file__).read_text()
     assert source.count(old) == 1, f"{old!r} stands {source.count(old)} times in {module.__name__}"
-    path = folder / "mutant.py"
+    path = folder / f"mutant_of_{module.__name__.replace('.', '_')}.py"
     path.write_text(source.replace(old, new))
-    spec = importlib.util.spec_from_file_location(f"mutant_of_{module.__name__.replace('.', '_')}", path)
-    assert spec is not None
-    assert spec.loader is not None
-    loaded = importlib.util.module_from_spec(spec)
-    # Dataclasses look their module up by name.
-    sys.modules[spec.name] = loaded
-    spec.loader.exec_module(loaded)
-    return loaded
+    return changed_module.load(path, "kernels.gpu")
 
 
 DEFECTS = {

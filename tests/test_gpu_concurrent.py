@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
-import sys
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import changed_module
 import pytest
 import torch
 
@@ -163,11 +162,7 @@ def changed(name: str, folder: Path, changes: list[tuple[str, str]]) -> ModuleTy
         text = text.replace(right, wrong)
     path = folder / f"planted_{name}.py"
     path.write_text(text, encoding="utf-8")
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[path.stem] = module
-    spec.loader.exec_module(module)
-    return module
+    return changed_module.load(path, "kernels.gpu")
 
 
 WAIT = {

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
 import json
 import os
 import subprocess
@@ -11,6 +10,7 @@ import sys
 from pathlib import Path
 from types import ModuleType
 
+import changed_module
 import pytest
 import torch
 
@@ -378,9 +378,4 @@ def _changed(name: str, right: str, wrong: str, folder: Path) -> ModuleType:
     assert source.count(right) == 1, f"{right!r} stands {source.count(right)} times in {name}.py"
     path = folder / f"changed_{name}.py"
     path.write_text(source.replace(right, wrong), encoding="utf-8")
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return changed_module.load(path, "kernels.gpu")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
 import json
 import os
 import subprocess
@@ -11,6 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import changed_module
 import pytest
 import torch
 
@@ -204,12 +204,7 @@ def _plant(monkeypatch: pytest.MonkeyPatch, folder: Path, old: str, new: str, co
     assert source.count(old) == count, f"{old!r} occurs {source.count(old)} times"
     path = folder / "defective_kernels.py"
     path.write_text(source.replace(old, new))
-    spec = importlib.util.spec_from_file_location("defective_kernels", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, "defective_kernels", module)
-    spec.loader.exec_module(module)
+    module = changed_module.load(path, "kernels.gpu")
     for name in ("forward_kernel", "backward_kernel"):
         monkeypatch.setattr(sequence, name, getattr(module, name))
 

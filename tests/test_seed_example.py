@@ -83,6 +83,8 @@ def test_our_example_prints_what_the_mended_seed_prints(tmp_path, capsys, monkey
     mended = losses(capsys.readouterr().out)
     torch.manual_seed(0)
     monkeypatch.setattr(sys, "argv", ["seq2seq"])
+    # Another test may have imported it, of which runpy would warn.
+    monkeypatch.delitem(sys.modules, "seq2seq.__main__", raising=False)
     with pytest.raises(SystemExit) as ending:
         runpy.run_module("seq2seq", run_name="__main__")
     assert ending.value.code == 0
