@@ -49,19 +49,17 @@ def recurrence(
     """
     tensors = [value for value in (gates_input, weight_hh, h0, c0, lengths) if value is not None]
     save = torch.is_grad_enabled() and any(value.requires_grad for value in tensors)
-    through_func = transformed()
-    if through_func:
+    run: Any = _Recurrence.apply if save else _run_forward
+    if not unwatched(tensors, autocast=True):
+        _refuse_tangents(tensors)
+        if not transformed():
+            output, h_n, c_n, _, _ = lstm_forward(
+                gates_input, weight_hh, h0, c0, lengths, batch_first, save, implementation, tf32
+            )
+            return output, h_n, c_n
         # The operator's own gradients are of a kind that torch.func cannot see into. And they may be asked for at a
         # level that `requires_grad` does not show here.
-        save = torch.is_grad_enabled()
-        _refuse_tangents(tensors)
-    elif not unwatched(tensors, autocast=True):
-        _refuse_tangents(tensors)
-        output, h_n, c_n, _, _ = lstm_forward(
-            gates_input, weight_hh, h0, c0, lengths, batch_first, save, implementation, tf32
-        )
-        return output, h_n, c_n
-    run: Any = _Recurrence.apply if save or through_func else _run_forward
+        save, run = torch.is_grad_enabled(), _Recurrence.apply
     dtype = autocast_dtype(gates_input.device)
     cast = _cast(dtype, gates_input, weight_hh, h0, c0)
     with contextlib.nullcontext() if dtype is None else _without_autocast(gates_input.device.type):

@@ -161,7 +161,7 @@ def _count(text: str) -> int:
 
 
 def _seed(text: str) -> int:
-    """What every generator of random numbers here takes as a seed."""
+    """A seed that every generator of random numbers here takes."""
     if not re.fullmatch(r"[0-9]{1,18}", text):
         msg = f"{text!r} is no seed; expected a whole number of at most 18 digits"
         raise argparse.ArgumentTypeError(msg)

@@ -58,7 +58,7 @@ def run_alone(model, data, *words):
 
 
 def forecast_alone(model, data, *words):
-    """What the program beside a model prints, as timestamps and quantiles."""
+    """Return what the program beside a model prints, as timestamps and quantiles."""
     done = run_alone(model, data, *words)
     assert done.returncode == 0, done.stderr
     rows = [line.split(",") for line in done.stdout.splitlines()]

@@ -660,7 +660,7 @@ def test_saved_tensors_that_come_back_as_others_are_refused(implementation, chan
 
 
 def test_saved_tensors_may_come_back_in_any_memory_order():
-    """What a hook returns counts by its values."""
+    """Tensors that a hook returns count by their values."""
     lstm, x = LSTM(3, 5), torch.randn(7, 2, 3)
     expected = torch.autograd.grad(lstm(x)[0].sum(), list(lstm.parameters()))
     with torch.autograd.graph.saved_tensors_hooks(torch.clone, lambda value: torch.stack([value, value], -1)[..., 0]):
