@@ -85,8 +85,9 @@ def workers(arguments: list[str]) -> list[str]:
     if cores == 1 or shutil.which("nvidia-smi") or any(word.startswith(alone) for word in arguments):
         return []
     # Whole files, whose tests share what takes long to make, in the order of tests/conftest.py. Each worker takes some
-    # 600 MB, and past eight the longest file decides.
-    return ["-n", str(min(cores, 8)), "--dist", "loadfile", "--no-loadscope-reorder"]
+    # 600 MB, and past eight the longest file decides. A worker that dies is not started again: pytest-xdist would hand
+    # its finished files to another, which waits for more to come for ever.
+    return ["-n", str(min(cores, 8)), "--dist", "loadfile", "--no-loadscope-reorder", "--max-worker-restart", "0"]
 
 
 @nox.session
