@@ -100,8 +100,8 @@ def calls(draw: st.DrawFn) -> Call:
         device=draw(st.sampled_from((None, "cpu", "meta"))),
         autocast=draw(st.booleans()),
     )
-    # torch 2.13 dies of a hook on a tensor of a subclass that was changed through a view, nn.LSTM's too.
-    deadly = call.layout == "subclass" and call.in_place == "part of h" and call.around == "gradient hooks"
+    # torch 2.13 may die of a hook on a tensor that was changed through a view of it, nn.LSTM's too.
+    deadly = call.in_place == "part of h" and call.around == "gradient hooks"
     return replace(call, around="nothing") if deadly else call
 
 
