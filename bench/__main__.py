@@ -24,8 +24,8 @@ from bench.reading import read_beside
 from bench.record import Status
 from bench.runner import Runner
 from bench.store import RunFolder
-from kernels.cores import usable_cores
-from kernels.output import Terminated, run_command, utf8, write_new
+from kernels.host.cores import usable_cores
+from kernels.host.output import Terminated, run_command, utf8, write_new
 
 EXIT_OK, EXIT_NOT_OK, EXIT_USAGE, EXIT_REGRESSION, EXIT_UNFINISHED, EXIT_UNCLEAR = 0, 1, 2, 3, 4, 5
 EXIT_INTERRUPTED, EXIT_TERMINATED = 130, 143

@@ -9,7 +9,7 @@ from bench.cases import CHECKPOINT, MODES, split_name, suite_names
 from bench.process import ROOT
 from bench.resume import SEEDS
 from bench.selftest import PARTS, STANDARD
-from kernels.usage import Parser
+from kernels.host.usage import Parser
 
 DEFAULT_SUITE = "quick"
 

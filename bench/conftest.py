@@ -13,7 +13,7 @@ from pytest_benchmark.fixture import BenchmarkFixture
 
 from bench.process import PLUGINS, plugin_paths
 from bench.worker import load_plugins
-from kernels.cores import usable_cores
+from kernels.host.cores import usable_cores
 
 HERE = Path(__file__).parent
 #: What the gate or an error kept from a figure, as plain values.

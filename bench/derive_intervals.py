@@ -18,9 +18,9 @@ import numpy as np
 from scipy import signal, stats
 
 from bench.statistics import CONFIDENCE, Floats, Interval, independent_ratio_interval, percentile, ratio_interval
-from kernels.cores import usable_cores
-from kernels.output import run_command
-from kernels.usage import Parser
+from kernels.host.cores import usable_cores
+from kernels.host.output import run_command
+from kernels.host.usage import Parser
 
 #: Spread of a round's ratio, and of a call's time within its round, as a share: what a calm machine gave.
 NOISE = 0.02

@@ -17,8 +17,8 @@ import torch
 
 from bench.defects import DEFECTS
 from bench.parity import FACTOR, TOLERANCES, Gate
-from kernels.output import run_command
-from kernels.usage import Parser
+from kernels.host.output import run_command
+from kernels.host.usage import Parser
 from seq2seq.execution import Executable, initial_weights
 from seq2seq.variants import LSTMS, VARIANTS, Variant
 from seq2seq.workload import Workload

@@ -13,7 +13,7 @@ from typing import Any
 import psutil
 
 from bench.facts import known
-from kernels.cores import cpu_quota
+from kernels.host.cores import cpu_quota
 
 PACKAGES = ("torch", "triton", "numpy", "scipy", "pandas", "matplotlib", "pytest-benchmark", "onnxruntime", "openvino")
 _THREAD_VARIABLES = ("OMP_", "MKL_", "KMP_", "GOMP_")

@@ -21,7 +21,7 @@ from bench import durable
 from bench.cases import REFERENCE, Quality
 from bench.rawfile import RawFile
 from bench.record import Status, column
-from kernels.output import utf8
+from kernels.host.output import utf8
 
 FILE = "quality.csv"
 #: Steps that a loss is averaged over before curves are compared: single batches differ more than variants do.

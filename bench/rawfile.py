@@ -18,7 +18,7 @@ from typing import Any
 from bench import durable
 from bench.errors import UsageError
 from bench.record import ROUND_COLUMNS, SAMPLE_COLUMNS
-from kernels.output import utf8
+from kernels.host.output import utf8
 
 Key = tuple[str, ...]
 

@@ -23,7 +23,7 @@ from bench import durable
 from bench.errors import UsageError
 from bench.rawfile import RAW_FILES, SAMPLES, RawFile
 from bench.record import COLUMNS, LACKING, SCHEMA_VERSION, Record, Status
-from kernels.output import utf8
+from kernels.host.output import utf8
 
 RUNS = Path("results") / "runs"
 

@@ -16,14 +16,15 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.utils.rnn import PackedSequence
 
-from . import dispatch, ops, vendor
-from .arguments import Lengths, batched_state, check_options, checked_lengths
+from . import dispatch, ops
+from . import torch_lstm as vendor
+from .common.fast_path import autocast_dtype, exported, unwatched
+from .common.recurrence import Problem, on_device, state_dtype
 from .cpu.inference import Prepared
 from .cpu.layer import layer as cpu_layer
 from .dispatch import IMPLEMENTATIONS, Choice
-from .eager import autocast_dtype, exported, unwatched
-from .recurrence import Problem, on_device, state_dtype
-from .vendor import State, inside, permuted
+from .lstm_arguments import Lengths, batched_state, check_options, checked_lengths
+from .torch_lstm import State, inside, permuted
 
 
 def _overlap(first: Tensor, second: Tensor) -> bool:
@@ -534,7 +535,7 @@ def _sum(first: Tensor, second: Tensor) -> Tensor:
 def _way() -> Any:
     """The module that runs torch's own LSTM: while something is traced, the one that Dynamo must leave alone."""
     if torch.compiler.is_compiling():
-        from . import untraceable  # noqa: PLC0415 - imports Dynamo, which takes as long as torch
+        from . import graph_breaks as untraceable  # noqa: PLC0415 - imports Dynamo, which takes as long as torch
 
         return untraceable
     return vendor
@@ -543,7 +544,7 @@ def _way() -> Any:
 def _matmul_precision() -> str:
     """Precision of torch's own products in float32: `none` or `ieee`, or `tf32`."""
     if torch.compiler.is_compiling():
-        from .untraceable import matmul_precision  # noqa: PLC0415 - as above
+        from .graph_breaks import matmul_precision  # noqa: PLC0415 - as above
 
         return str(matmul_precision())
     return str(torch.backends.cuda.matmul.fp32_precision)

@@ -17,9 +17,9 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from . import dispatch
-from .eager import DEVICES, autocast_dtype, unwatched
-from .recurrence import NO_DOUBLE_BACKWARD, Backward, Forward, hidden_before, state_dtype
-from .transforms import batched, looped, over_batched, transformed
+from .common.fast_path import DEVICES, autocast_dtype, unwatched
+from .common.recurrence import NO_DOUBLE_BACKWARD, Backward, Forward, hidden_before, state_dtype
+from .common.transforms import batched, looped, over_batched, transformed
 
 #: Of the operators: the package that brings them, so that a checkout and an installation may meet in one process.
 NAMESPACE = str(__package__)

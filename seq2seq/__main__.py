@@ -1,6 +1,6 @@
 """`python -m seq2seq`: see `seq2seq.command_line`."""
 
-from kernels.output import run_command
+from kernels.host.output import run_command
 from seq2seq.command_line import main
 
 if __name__ == "__main__":

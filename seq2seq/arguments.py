@@ -6,7 +6,7 @@ import argparse
 import re
 from pathlib import Path
 
-from kernels.usage import Parser
+from kernels.host.usage import Parser
 
 TASKS = ("forecasting", "translation", "summarization", "speech")
 MODELS = ("lstm", "attention", "gnmt", "transformer", "ctc")

@@ -13,8 +13,8 @@ from typing import Any
 
 import torch
 
-from kernels.cores import usable_cores
-from kernels.output import is_closed, lacking, utf8, write_new
+from kernels.host.cores import usable_cores
+from kernels.host.output import is_closed, lacking, utf8, write_new
 from seq2seq import checkpoint, plots
 from seq2seq import export as deployment
 from seq2seq.command_input import UsageError, model_folder, refuse_existing, usage

@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kernels.output import write_new
+from kernels.host.output import write_new
 from seq2seq.contract import Config, Model
 from seq2seq.deployment_facts import add_metadata
 from seq2seq.peers.export import Run, to_onnx

@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-from kernels.output import utf8
+from kernels.host.output import utf8
 
 #: Columns of curve.csv: one row a step, and one a validation, which has the seconds of training until then.
 CURVE = ("step", "epoch", "learning_rate", "loss", "gradient_norm", "validation_loss", "training_s")

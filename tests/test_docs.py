@@ -195,8 +195,8 @@ def test_every_block_of_commands_is_marked_as_such():
         "python -m bench run --workload sede",
         "python -m bench run --variant onednm",
         "cat lines.txt | python -m seq2seq translate",
-        "python -m kernels.chekc",
-        "(cd elsewhere && python -m kernels.tune --shapes most)",
+        "python -m kernels chekc",
+        "(cd elsewhere && python -m kernels tune --shapes most)",
         "python -m bench.derive_intervals --rums 5",
     ],
 )

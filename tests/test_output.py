@@ -14,12 +14,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kernels.output import printable, write_new
+from kernels.host.output import printable, write_new
 
 ROOT = Path(__file__).parents[1]
 BASH = shutil.which("bash") or ""
 TEXT = "Grüße \udcfc 日本"
-HEAD = "import sys, os; from kernels.output import is_closed, lacking, run_command\n"
+HEAD = "import sys, os; from kernels.host.output import is_closed, lacking, run_command\n"
 
 
 def run(program: str, redirection: str = "", **environment: str) -> subprocess.CompletedProcess[bytes]:

@@ -328,7 +328,7 @@ def test_events_are_one_json_a_line():
     """The real worker writes what the tests above rely on."""
     import io
 
-    worker = pytest.importorskip("bench.worker")
+    worker = pytest.importorskip("bench.worker.server")
     answers = io.StringIO()
     worker.serve(io.StringIO(json.dumps({"request": "nonsense"}) + "\n"), answers)
     hello, failed = map(json.loads, answers.getvalue().splitlines())

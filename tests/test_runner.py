@@ -628,7 +628,7 @@ def test_no_scratch_folder_is_left(stage, monkeypatch, tmp_path):
 )
 def test_an_exception_is_told_in_one_line(error, status):
     """Running out of memory is told apart from all else; the reason names the exception."""
-    worker = pytest.importorskip("bench.worker")
+    worker = pytest.importorskip("bench.worker.server")
     found, reason = worker.classify(error)
     assert found is status
     assert reason.startswith(type(error).__name__)
@@ -637,7 +637,7 @@ def test_an_exception_is_told_in_one_line(error, status):
 
 def test_a_worker_that_found_nothing_wrong_says_so():
     """A verdict's fields are columns of the record, but for what the parent reads."""
-    worker = pytest.importorskip("bench.worker")
+    worker = pytest.importorskip("bench.worker.server")
     from bench.parity import Check, Verdict
 
     fields = worker.verdict_fields(Verdict((Check("outputs", 0.5, 1.0), Check("grad fc.bias", 0.8, 1.0))))

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from kernels import dispatch
-from kernels.recurrence import Problem
+from kernels.common.recurrence import Problem
 from seq2seq import requirements
 from seq2seq.execution import Executable, initial_weights
 from seq2seq.peers import RUNTIMES

@@ -20,7 +20,7 @@ from bench.report.charts import kinds
 from bench.report.descriptions import Kind
 from bench.report.frames import LEGEND, Run, load_run
 from bench.store import RunFolder
-from kernels.output import utf8
+from kernels.host.output import utf8
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from kernels.output import printable
+from kernels.host.output import printable
 from seq2seq.tasks import cells
 from seq2seq.tasks.errors import DataError
 from seq2seq.tasks.files import ENCODING, bad_file, composed, read_text

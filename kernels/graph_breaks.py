@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch.nn.utils.rnn import PackedSequence
 
-from . import vendor
-from .vendor import State
+from . import torch_lstm as vendor
+from .torch_lstm import State
 
 _VENDOR = "torch's own LSTM cannot be traced; choose another implementation of kernels.LSTM"
 _PACKED = "a PackedSequence cannot be traced; give kernels.LSTM padded input and lengths"

@@ -1,4 +1,4 @@
-"""Work of `kernels.tune` in a child process: time all candidates of one shape and phase, and torch's own LSTM."""
+"""Work of `kernels.tools.tune` in a child process: time all candidates of one shape and phase, and torch's own LSTM."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from .dispatch import MODULES
+from ..common.recurrence import loop_forward
+from ..dispatch import MODULES
+from ..measurements import Entry, Timing, dtype_name
+from .interleave import Call, Clock, EventClock, interleave, quartiles
 from .problems import DEVICE, GRADIENTS, OUTPUTS, Sizes
-from .recurrence import loop_forward
-from .table import Entry, Timing, dtype_name
-from .timing import Call, Clock, EventClock, interleave, quartiles
 
 
 @dataclass(frozen=True)

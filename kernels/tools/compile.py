@@ -1,4 +1,4 @@
-"""Compile the kernels without a GPU and say what they use: `python -m kernels.compile`.
+"""Compile the kernels without a GPU and say what they use: `python -m kernels compile`.
 
 What a GPU would refuse, or would run slowly without a word, is found here: shared memory or registers beyond what an
 architecture has (Triton's compiler does not refuse), registers spilled to memory, products that do not reach the tensor
@@ -26,14 +26,13 @@ from typing import Any
 
 import torch
 
-from .dispatch import MODULES
-from .guard import Pool
-from .output import run_command
-from .recurrence import Problem
-from .usage import Parser
+from ..common.recurrence import Problem
+from ..dispatch import MODULES
+from ..host.usage import Parser
+from .process_pool import Pool
 
-README = Path(__file__).parent / "README.md"
-MARKS = ("<!-- resources: written by python -m kernels.compile --quick --write -->", "<!-- end of resources -->")
+README = Path(__file__).parent.parent / "README.md"
+MARKS = ("<!-- resources: written by python -m kernels compile --quick --write -->", "<!-- end of resources -->")
 TYPES = {
     "float32": (torch.float32, False),
     "tf32": (torch.float32, True),
@@ -184,7 +183,7 @@ def _row(one: Compiled) -> str:
 
 
 def _options(arguments: list[str] | None) -> argparse.Namespace:
-    parser = Parser(prog="python -m kernels.compile", description=(__doc__ or "").splitlines()[0])
+    parser = Parser(prog="python -m kernels compile", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--arch", type=int, nargs="+", choices=list(ARCHITECTURES), help="80, 90, 100; 90 when --quick")
     parser.add_argument("--kernel", action="append", nargs="+", choices=list(MODULES), help="all by default")
     parser.add_argument("--quick", action="store_true", help="few problems, the first configuration of each")
@@ -364,7 +363,3 @@ def _version() -> str:
     import triton  # noqa: PLC0415
 
     return str(triton.__version__)
-
-
-if __name__ == "__main__":
-    run_command(main)

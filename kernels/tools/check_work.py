@@ -1,4 +1,4 @@
-"""Work of `kernels.check` in a child process: one kernel, one configuration, one kind of question."""
+"""Work of `kernels.tools.check` in a child process: one kernel, one configuration, one kind of question."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import dispatch
-from .dispatch import MODULES
+from .. import dispatch
+from ..common.recurrence import Problem, loop_forward
+from ..dispatch import MODULES
 from .problems import GRADIENTS, OUTPUTS, Sizes, errors_backward, errors_forward, limit
-from .recurrence import Problem, loop_forward
 
 
 @dataclass(frozen=True)
@@ -193,7 +193,7 @@ def _graph(task: Task) -> Verdict:
 
 
 def _graph_of_module(task: Task) -> Verdict:
-    module = importlib.import_module(f"{__package__}.lstm").LSTM(
+    module = importlib.import_module("..lstm", __package__).LSTM(
         64, task.sizes.hidden, bidirectional=task.sizes.directions == 2, implementation=task.implementation  # noqa: PLR2004
     )  # fmt: skip
     module = module.to("cuda", task.sizes.dtype)

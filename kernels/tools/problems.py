@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .recurrence import Backward, Forward, Problem, loop_backward, loop_forward, state_dtype
+from ..common.recurrence import Backward, Forward, Problem, loop_backward, loop_forward, state_dtype
 
 #: Where kernels run: on the GPU if there is one, else on CPU tensors in Triton's interpreter.
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"

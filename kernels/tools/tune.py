@@ -1,4 +1,4 @@
-"""Measure on a GPU which kernel is fastest where: `python -m kernels.tune --out kernels/measured/nvidia-h200.json`.
+"""Measure on a GPU which kernel is fastest where: `python -m kernels tune --out kernels/measured/nvidia-h200.json`.
 
 For each shape and type: every configuration of every kernel is held against float64 first, then run many times at full
 length, which must give the same bits; what is wrong, moves or hangs is left out and reported. What is right is timed in
@@ -22,16 +22,16 @@ from pathlib import Path
 
 import torch
 
-from . import check_work, table
+from .. import measurements as table
+from ..dispatch import MODULES
+from ..host.cores import usable_cores
+from ..host.usage import Parser
+from ..measurements import Entry, Table
+from . import check_work
 from .check import TYPES
-from .cores import usable_cores
-from .dispatch import MODULES
-from .guard import Pool, seconds
-from .output import run_command
 from .problems import Sizes
-from .table import Entry, Table
+from .process_pool import Pool, seconds
 from .tune_work import Candidate, Job, measure
-from .usage import Parser
 
 #: Batch, hidden size, steps, directions; the most important first: FlashRNN's plot, the seed, DeepAR, DeepBench,
 #: GNMT, a batch of one.
@@ -115,7 +115,7 @@ def line(entry: Entry) -> str:
 
 
 def _options(arguments: list[str] | None) -> argparse.Namespace:
-    parser = Parser(prog="python -m kernels.tune", description=(__doc__ or "").splitlines()[0])
+    parser = Parser(prog="python -m kernels tune", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--out", type=Path, metavar="FILE", help="the table; where dispatch looks for it by default")
     parser.add_argument("--budget", type=float, default=1200.0, metavar="SECONDS", help="start no shape after this")
     parser.add_argument("--shapes", choices=("quick", "all"), default="quick")
@@ -204,7 +204,7 @@ def _facts(commit: str) -> dict[str, str]:
     """Facts that the figures depend on beside the code."""
     triton = importlib.import_module("triton")
     driver = Path("/proc/driver/nvidia/version")
-    here = Path(__file__).parent
+    here = Path(__file__).parent.parent
     said = subprocess.run(
         ["git", "rev-parse", "--short", "HEAD"],  # noqa: S607
         cwd=here, capture_output=True, text=True, check=False,
@@ -221,7 +221,3 @@ def _facts(commit: str) -> dict[str, str]:
         "kernels": hashlib.sha256(sources).hexdigest()[:12],
         "input": "as wide as the hidden state",
     }
-
-
-if __name__ == "__main__":
-    run_command(main)

@@ -1,7 +1,7 @@
-"""Run the CPU kernel under the compiler's sanitizers: `python -m kernels.cpu.sanitize`.
+"""Run the CPU kernel under the compiler's sanitizers: `python -m kernels sanitize`.
 
 AddressSanitizer and UndefinedBehaviorSanitizer watch every access over odd sizes, ThreadSanitizer a team's threads.
-`python -m kernels.cpu.sanitize -- -m pytest -q tests/test_cpu_inference.py` runs Python with these arguments and the
+`python -m kernels sanitize -- -m pytest -q tests/test_cpu_inference.py` runs Python with these arguments and the
 kernel built for the first two, which then see the memory of torch's tensors too.
 """
 
@@ -14,9 +14,8 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..output import run_command
-from ..usage import Parser
-from .build import SOURCE, BuildError, compiler
+from ..cpu.build import SOURCE, BuildError, compiler
+from ..host.usage import Parser
 
 FLAGS = ("-O1", "-g", "-march=native", "-ffp-contract=fast", "-std=c++17", "-DPLAIN_THREADS", "-pthread")
 ADDRESSES = ("-fsanitize=address,undefined", "-fno-sanitize-recover=all")
@@ -68,7 +67,7 @@ def environment() -> dict[str, str]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Print what each check found; 0 when all passed, 2 without a compiler that can; or the exit code of Python."""
-    parser = Parser(prog="python -m kernels.cpu.sanitize", description=__doc__)
+    parser = Parser(prog="python -m kernels sanitize", description=__doc__)
     parser.add_argument("python", nargs="*", metavar="-- ARGUMENT", help="run Python with these arguments instead")
     given = sys.argv[1:] if arguments is None else list(arguments)
     options = parser.parse_args(given)
@@ -85,7 +84,3 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for name, passed, said in found:
         print(f"{name}: {'nothing found' if passed else 'FAILED'} ({said if passed else said[:2000]})")
     return 0 if all(passed for _, passed, _ in found) else 1
-
-
-if __name__ == "__main__":
-    run_command(main)

@@ -1,4 +1,4 @@
-"""Are the kernels right on this GPU? `python -m kernels.check` answers in one command.
+"""Are the kernels right on this GPU? `python -m kernels check` answers in one command.
 
 Every kernel, every configuration that it offers and every type is held against float64 on random recurrences; then what
 a comparison of one run cannot see: races (the same run many times must give the same bits), streams and threads at the
@@ -24,13 +24,12 @@ from typing import Any
 
 import torch
 
+from ..dispatch import MODULES
+from ..host.cores import usable_cores
+from ..host.usage import Parser
 from .check_work import Task, Verdict, work
-from .cores import usable_cores
-from .dispatch import MODULES
-from .guard import Outcome, Pool, seconds
-from .output import run_command
 from .problems import Sizes
-from .usage import Parser
+from .process_pool import Outcome, Pool, seconds
 
 #: dtype and whether products are in TF32. The interpreter computes no bfloat16 products.
 TYPES = {"float32": (torch.float32, False), "tf32": (torch.float32, True), "float16": (torch.float16, False),
@@ -71,7 +70,7 @@ def main(arguments: list[str] | None = None) -> int:
         return 2
     if options.device == "cpu":
         if torch.cuda.is_available():
-            print("check: hide the GPU: CUDA_VISIBLE_DEVICES= python -m kernels.check --device cpu", file=sys.stderr)
+            print("check: hide the GPU: CUDA_VISIBLE_DEVICES= python -m kernels check --device cpu", file=sys.stderr)
             return 2
         # Triton asks for it when a kernel is defined, here and in the children, which inherit it.
         os.environ["TRITON_INTERPRET"] = "1"
@@ -91,13 +90,13 @@ def main(arguments: list[str] | None = None) -> int:
     print(_table(rows))
     print(
         "memory and races inside a kernel: compute-sanitizer --tool memcheck|racecheck "
-        f"{Path(sys.executable).name} -m kernels.check --sanitize"
+        f"{Path(sys.executable).name} -m kernels check --sanitize"
     )
     return 0 if rows and all(row["status"] == "ok" for row in rows) else 1
 
 
 def _options(arguments: list[str] | None) -> argparse.Namespace:
-    parser = Parser(prog="python -m kernels.check", description=(__doc__ or "").splitlines()[0])
+    parser = Parser(prog="python -m kernels check", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--seconds", type=seconds, default=300.0, help="stop handing out work after this long")
     parser.add_argument("--runs", type=int, default=200, help="how often a run must give the same bits")
     parser.add_argument("--out", type=Path, help="folder for check.csv")
@@ -264,7 +263,3 @@ def _sanitize(names: list[str]) -> int:
             wrong += verdict.worst > 1
             print(f"{name} {kind} {'backward' if backward else 'forward'}: error {verdict.worst:.2g} of the limit")
     return 1 if wrong else 0
-
-
-if __name__ == "__main__":
-    run_command(main)

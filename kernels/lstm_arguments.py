@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from .cpu.packing import STORAGE
 from .dispatch import CPU, IMPLEMENTATIONS
-from .vendor import State
+from .torch_lstm import State
 
 PRECISIONS = ("ieee", "tf32")
 INTEGERS = frozenset(

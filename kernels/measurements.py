@@ -1,7 +1,7 @@
 """Measured tables: which implementation was fastest at which shape on one model of GPU, with which configuration.
 
-`kernels.tune` writes one file a GPU, `kernels/measured/<name>.json`; `kernels.dispatch` reads the file of the GPU at
-hand. A table holds what was measured and nothing that was interpolated: the nearest measured shape is looked up.
+`kernels.tools.tune` writes one file a GPU, `kernels/measured/<name>.json`; `kernels.dispatch` reads the file of the GPU
+at hand. A table holds what was measured and nothing that was interpolated: the nearest measured shape is looked up.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-from .recurrence import Problem
+from .common.recurrence import Problem
 
 #: Version of the files' schema. 1: the first.
 SCHEMA = 1
@@ -172,7 +172,7 @@ def read(path: Path) -> Table:
     """Read a table.
 
     Raises:
-        ValueError: naming the file, when it is of another schema or broken; regenerate it with `kernels.tune`.
+        ValueError: naming the file, when it is of another schema or broken; regenerate it with `kernels.tools.tune`.
     """
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
@@ -182,7 +182,7 @@ def read(path: Path) -> Table:
         entries = tuple(_entry(entry) for entry in data["entries"])
         return Table(data["device"], entries, data["facts"])
     except (KeyError, TypeError, ValueError) as error:
-        msg = f"{path} is no table of measurements ({error!r}); write it again: python -m kernels.tune --out {path}"
+        msg = f"{path} is no table of measurements ({error!r}); write it again: python -m kernels tune --out {path}"
         raise ValueError(msg) from error
 
 

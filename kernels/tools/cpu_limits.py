@@ -1,4 +1,4 @@
-"""The least time that a machine leaves to an LSTM layer: `python -m kernels.cpu.limits [environment.json]`.
+"""The least time that a machine leaves to an LSTM layer: `python -m kernels limits [environment.json]`.
 
 A call can be no faster than its multiplications at the machine's product peak, and than its bytes at the bandwidth of
 the cache that holds its weights. Both rates come from the `environment.json` of a run of `python -m bench`, which
@@ -14,8 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..output import run_command
-from ..usage import Parser
+from ..host.usage import Parser
 
 
 @dataclass(frozen=True)
@@ -105,7 +104,7 @@ def table(ceilings: Mapping[str, Any] | None) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Print the table; 2 when the file has no ceilings of a CPU."""
-    parser = Parser(prog="python -m kernels.cpu.limits", description=__doc__)
+    parser = Parser(prog="python -m kernels limits", description=__doc__)
     parser.add_argument("environment", nargs="?", type=Path, help="environment.json of a run, which has the rates")
     options = parser.parse_args(arguments)
     ceilings = None
@@ -118,7 +117,3 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"On {ceilings['threads']} threads, by {options.environment}.\n")
     print(table(ceilings))
     return 0
-
-
-if __name__ == "__main__":
-    run_command(main)

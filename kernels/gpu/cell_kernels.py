@@ -12,7 +12,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .elementwise import sigmoid, tanh
+from .activations import sigmoid, tanh
 
 
 @triton.jit(do_not_specialize=["step", "steps", "batch"])
