@@ -68,7 +68,7 @@ class Quality:
     """A task that variants are trained on until they are good enough.
 
     Attributes:
-        task: key of `seq2seq.tasks.TASKS`.
+        task: key of `seq2seq.tasks.registry.TASKS`.
         data: name of its data.
         variants: names or patterns.
         baseline: name of the score that the target is a share of, as the task's `evaluate` has it.

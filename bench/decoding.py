@@ -24,12 +24,12 @@ import torch
 from torch import Tensor
 
 from bench.tolerance import Check, Verdict, limit_for, relative_error
-from seq2seq.contract import Config, select
-from seq2seq.decode import first_token
-from seq2seq.execution import Executable, Weights
-from seq2seq.probabilistic import central
-from seq2seq.tasks.batch import Batch
-from seq2seq.variants import VARIANTS
+from seq2seq.data.batch import Batch
+from seq2seq.decoding.search import first_token
+from seq2seq.execution.executable import Executable, Weights
+from seq2seq.execution.variants import VARIANTS
+from seq2seq.models.base import Config, select
+from seq2seq.models.likelihoods import central
 
 CHOICE = 10.0
 

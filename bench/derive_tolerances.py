@@ -19,10 +19,10 @@ from bench.defects import DEFECTS
 from bench.parity import FACTOR, TOLERANCES, Gate
 from kernels.host.output import run_command
 from kernels.host.usage import Parser
-from seq2seq.execution import Executable, initial_weights
-from seq2seq.variants import LSTMS, VARIANTS, Variant
-from seq2seq.workload import Workload
-from seq2seq.workloads import find_workload
+from seq2seq.execution.executable import Executable, initial_weights
+from seq2seq.execution.variants import LSTMS, VARIANTS, Variant
+from seq2seq.workloads.registry import find_workload
+from seq2seq.workloads.workload import Workload
 
 Rows = dict[tuple[str, str], list[tuple[float, float]]]
 

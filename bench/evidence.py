@@ -20,9 +20,9 @@ import torch
 from torch import nn
 
 from kernels.dispatch import MODULES, Choice
-from seq2seq.peers import Runtime
-from seq2seq.variants import Variant
-from seq2seq.workload import Workload
+from seq2seq.execution.variants import Variant
+from seq2seq.runtimes.runtime import Runtime
+from seq2seq.workloads.workload import Workload
 
 #: Operators whose input type is the precision that did the work.
 _PRODUCTS = ("mm", "addmm", "bmm", "baddbmm", "linear", "mkldnn_rnn_layer", "_cudnn_rnn", "mkldnn_linear")

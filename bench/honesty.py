@@ -27,9 +27,9 @@ from torch import Tensor
 
 from bench import clock, interference, sampling, seen
 from bench.parity import GRADIENT, ROUNDOFF, TOLERANCES, Gate, judge, relative_error
-from seq2seq.contract import Seq2SeqResult
-from seq2seq.execution import LEARNING_RATE, Executable, Weights
-from seq2seq.tasks.batch import Batch
+from seq2seq.data.batch import Batch
+from seq2seq.execution.executable import LEARNING_RATE, Executable, Weights
+from seq2seq.models.base import Seq2SeqResult
 
 #: How long results that were wrong at return are given to become right, seconds: it decides the words alone.
 LATE_S = 0.25

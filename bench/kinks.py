@@ -12,11 +12,11 @@ import dataclasses
 import torch
 from torch import Tensor
 
-from seq2seq.contract import Config
-from seq2seq.execution import Executable, Weights
-from seq2seq.probabilistic import QUANTILES
-from seq2seq.tasks.batch import Batch
-from seq2seq.variants import VARIANTS
+from seq2seq.data.batch import Batch
+from seq2seq.execution.executable import Executable, Weights
+from seq2seq.execution.variants import VARIANTS
+from seq2seq.models.base import Config
+from seq2seq.models.likelihoods import QUANTILES
 
 #: Least distance of what is expected from an output, in root mean squares of the outputs: ten times the error of right
 #: variants in bf16, which is less than 1e-2.

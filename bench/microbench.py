@@ -19,7 +19,7 @@ from bench.evidence import Observation
 from bench.parity import Verdict
 from bench.sampling import Subject, warm_up
 from bench.worker import verdict_fields
-from seq2seq.peers import Runtime
+from seq2seq.runtimes.runtime import Runtime
 
 
 def time_gated(

@@ -63,12 +63,12 @@ from bench.tolerance import (
     limit_for,
     relative_error,
 )
-from seq2seq.contract import Config
-from seq2seq.execution import Executable, Weights, initial_weights
-from seq2seq.peers.int8 import round_inputs, rounded_weights
-from seq2seq.tasks.batch import Batch
-from seq2seq.variants import REFERENCE, VARIANTS
-from seq2seq.workload import Workload
+from seq2seq.data.batch import Batch
+from seq2seq.execution.executable import Executable, Weights, initial_weights
+from seq2seq.execution.variants import REFERENCE, VARIANTS
+from seq2seq.models.base import Config
+from seq2seq.runtimes.int8 import round_inputs, rounded_weights
+from seq2seq.workloads.workload import Workload
 
 __all__ = [
     "FACTOR",

@@ -17,13 +17,13 @@ from bench import clock, interference
 from bench.honesty import Audit
 from bench.parity import Gate
 from bench.worker import TIMED_SEED, WEIGHTS_SEED, gated, refuse_replaced
-from seq2seq.contract import Config
-from seq2seq.execution import Executable, initial_weights
-from seq2seq.task_workload import task_workload
-from seq2seq.tasks import TASKS
-from seq2seq.tasks.batch import Batch
+from seq2seq.data.batch import Batch
+from seq2seq.execution.executable import Executable, initial_weights
+from seq2seq.execution.variants import VARIANTS
+from seq2seq.models.base import Config
+from seq2seq.tasks.registry import TASKS
 from seq2seq.tasks.task import Task
-from seq2seq.variants import VARIANTS
+from seq2seq.training.task_workload import task_workload
 
 Emit = Callable[..., None]
 #: Steps before the first timed one, which are taken back: compiling and filling caches belongs to no block.

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from bench import clock
-from seq2seq.execution import Executable
-from seq2seq.tasks.batch import Batch
+from seq2seq.data.batch import Batch
+from seq2seq.execution.executable import Executable
 
 #: A variant whose call is so many times faster on inputs it has seen is refused.
 LIMIT = 1.5

@@ -25,9 +25,9 @@ from bench.sampling import Subject
 from bench.worker import TIMED_SEED, WEIGHTS_SEED
 from kernels.lstm import LSTM
 from kernels.reference import LoopLSTM, State, lstm_cell
-from seq2seq.execution import backends
-from seq2seq.requirements import no_triton
-from seq2seq.variants import DTYPES, REFERENCE
+from seq2seq.execution.executable import backends
+from seq2seq.execution.requirements import no_triton
+from seq2seq.execution.variants import DTYPES, REFERENCE
 
 Quantities = dict[str, Tensor]
 PASSES = ("forward", "backward")

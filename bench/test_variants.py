@@ -21,10 +21,10 @@ from bench.parity import Gate
 from bench.sampling import Subject
 from bench.second_instrument import WORKLOAD, case_id
 from bench.worker import TIMED_SEED, WEIGHTS_SEED
-from seq2seq.checkpoint_workload import starting_weights
-from seq2seq.execution import Executable
-from seq2seq.variants import VARIANTS, Variant
-from seq2seq.workloads import find_workload
+from seq2seq.execution.executable import Executable
+from seq2seq.execution.variants import VARIANTS, Variant
+from seq2seq.workloads.checkpoint import starting_weights
+from seq2seq.workloads.registry import find_workload
 
 #: Short names and what they stand for. `packed` has sequences of different lengths; `bidirectional` has layers between
 #: encoder and decoder.

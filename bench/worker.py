@@ -30,14 +30,14 @@ from bench.process import plugin_paths
 from bench.record import Status
 from bench.sampling import Plan, Subject, sample, warm_up
 from kernels.cpu import build
-from seq2seq.checkpoint_workload import starting_weights
-from seq2seq.contract import Extent
-from seq2seq.cost import built_parameters, cost, decoding, valid_steps
-from seq2seq.execution import Executable
-from seq2seq.tasks.batch import Batch, DataUnavailableError
-from seq2seq.variants import VARIANTS, Variant
-from seq2seq.workload import Workload
-from seq2seq.workloads import WORKLOADS, find_workload
+from seq2seq.data.batch import Batch, DataUnavailableError
+from seq2seq.execution.executable import Executable
+from seq2seq.execution.variants import VARIANTS, Variant
+from seq2seq.models.base import Extent
+from seq2seq.models.cost import built_parameters, cost, decoding, valid_steps
+from seq2seq.workloads.checkpoint import starting_weights
+from seq2seq.workloads.registry import WORKLOADS, find_workload
+from seq2seq.workloads.workload import Workload
 
 Emit = Callable[..., None]
 

@@ -195,8 +195,8 @@ def test_options_replace_what_the_suite_says(capsys):
 
 def test_list_names_everything_there_is(empty, capsys):
     """Every suite, workload and variant has its line, and what is for GPUs alone says so."""
-    from seq2seq.variants import VARIANTS
-    from seq2seq.workloads import WORKLOADS
+    from seq2seq.execution.variants import VARIANTS
+    from seq2seq.workloads.registry import WORKLOADS
 
     assert command_line.main(["list"]) == 0
     rows = [line.split() for line in capsys.readouterr().out.splitlines() if line.split()]

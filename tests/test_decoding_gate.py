@@ -23,15 +23,15 @@ from bench.report.tables import decoding as decoding_table
 from bench.store import RunFolder
 from bench.summary import figures
 from bench.worker import _decoded, gated
-from seq2seq import decode
-from seq2seq.contract import Extent, select
-from seq2seq.cost import cost, forward_products
-from seq2seq.cost import decoding as decoding_extent
-from seq2seq.decode import sample
-from seq2seq.execution import Executable, initial_weights
-from seq2seq.fixed_steps import Steps, forced, free_running
-from seq2seq.variants import VARIANTS, Variant
-from seq2seq.workloads import WORKLOADS, find_workload
+from seq2seq.decoding import search as decode
+from seq2seq.decoding.fixed_length import Steps, forced, free_running
+from seq2seq.decoding.search import sample
+from seq2seq.execution.executable import Executable, initial_weights
+from seq2seq.execution.variants import VARIANTS, Variant
+from seq2seq.models.base import Extent, select
+from seq2seq.models.cost import cost, forward_products
+from seq2seq.models.cost import decoding as decoding_extent
+from seq2seq.workloads.registry import WORKLOADS, find_workload
 
 GREEDY = "translation-small-scaled@batch=3,length=7,hidden=16"
 BEAM = f"{GREEDY},beam=4"

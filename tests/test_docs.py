@@ -19,10 +19,11 @@ import pytest
 from bench import __main__ as bench_command
 from bench.arguments import parser
 from bench.cases import Quality, Selection, Suite, Sweep, load_suite, match, suite_names
-from seq2seq.tasks import forecasting, series_file, speech, summarization, translation
-from seq2seq.tasks.options import declared
-from seq2seq.variants import VARIANTS
-from seq2seq.workloads import WORKLOADS
+from seq2seq.data import series_file
+from seq2seq.data.options import declared
+from seq2seq.execution.variants import VARIANTS
+from seq2seq.tasks import forecasting, speech, summarization, translation
+from seq2seq.workloads.registry import WORKLOADS
 
 ROOT = Path(__file__).parent.parent
 PAGES = {
@@ -285,7 +286,7 @@ def test_every_option_is_in_the_page_of_commands(command):
 
 def test_every_option_in_the_pages_exists():
     """An option that a page for users mentions in its text is one of a command line here, or of a known other."""
-    from seq2seq.arguments import parser as seq2seq_parser
+    from seq2seq.cli.arguments import parser as seq2seq_parser
 
     known = options_of(parser(), seq2seq_parser()) | OTHERS_OPTIONS
     known |= set(re.findall(r"\"(--bench-[a-z]+)\"", (ROOT / "bench" / "conftest.py").read_text(encoding="utf-8")))

@@ -19,12 +19,12 @@ from bench.honesty import Audit
 from bench.parity import Gate, judge
 from bench.worker import gated, load_plugins
 from kernels.reference import LoopLSTM
-from seq2seq.checkpoint import save_pretrained
-from seq2seq.checkpoint_workload import starting_weights
-from seq2seq.execution import Executable, initial_weights
-from seq2seq.model import Seq2SeqConfig
-from seq2seq.variants import LSTMS, VARIANTS, Variant
-from seq2seq.workloads import find_workload
+from seq2seq.execution.executable import Executable, initial_weights
+from seq2seq.execution.variants import LSTMS, VARIANTS, Variant
+from seq2seq.models.checkpoint import save_pretrained
+from seq2seq.models.encoder_decoder import Seq2SeqConfig
+from seq2seq.workloads.checkpoint import starting_weights
+from seq2seq.workloads.registry import find_workload
 
 ROOT = Path(__file__).parent.parent
 PLUGIN = ROOT / "tests" / "plugins" / "cheating_variants.py"

@@ -35,7 +35,7 @@ from bench.second_instrument import FILE, Findings
 from bench.store import RunFolder
 from kernels.dispatch import IMPLEMENTATIONS
 from kernels.lstm import LSTM
-from seq2seq.variants import DTYPES, VARIANTS
+from seq2seq.execution.variants import DTYPES, VARIANTS
 
 ROOT = Path(__file__).parent.parent
 PLUGIN = ROOT / "tests" / "plugins" / "broken_variants.py"
@@ -50,7 +50,7 @@ TWO_FACED = """
 import sys
 from bench.defects import GateOrder
 from kernels.reference import LoopLSTM
-from seq2seq.variants import LSTMS, VARIANTS, Variant
+from seq2seq.execution.variants import LSTMS, VARIANTS, Variant
 LSTMS["two-faced"] = GateOrder if "pytest" in sys.modules else LoopLSTM
 VARIANTS["two-faced"] = Variant("two-faced", "planted", lstm="two-faced")
 """

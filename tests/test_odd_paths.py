@@ -28,7 +28,7 @@ modes = ["inference"]
 """
 PLUGIN = """
 import dataclasses
-from seq2seq.variants import VARIANTS
+from seq2seq.execution.variants import VARIANTS
 VARIANTS["planted"] = dataclasses.replace(VARIANTS["loop"], name="planted")
 """
 

@@ -13,10 +13,10 @@ from bench import parity
 from bench.defects import DEFECTS
 from bench.parity import FACTOR, GRADIENT, TOLERANCES, USUAL_SEEDS, Check, Gate, Verdict, judge, relative_error
 from kernels.reference import LoopLSTM
-from seq2seq.execution import Executable, initial_weights
-from seq2seq.variants import LSTMS, VARIANTS, Variant
-from seq2seq.workload import Workload
-from seq2seq.workloads import find_workload
+from seq2seq.execution.executable import Executable, initial_weights
+from seq2seq.execution.variants import LSTMS, VARIANTS, Variant
+from seq2seq.workloads.registry import find_workload
+from seq2seq.workloads.workload import Workload
 
 pytest.importorskip("hypothesis")
 from hypothesis import Phase, given, settings

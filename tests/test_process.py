@@ -360,7 +360,7 @@ def test_nothing_that_is_printed_is_an_answer(code, monkeypatch, tmp_path):
         "import os, subprocess, threading, time\n"
         f"CODE = {code!r}\n"
         "exec(CODE)\n"
-        "from seq2seq.workloads import WORKLOADS\n"
+        "from seq2seq.workloads.registry import WORKLOADS\n"
         "class Talking(dict):\n"
         "    def values(self):\n"
         "        exec(CODE)\n"

@@ -8,11 +8,11 @@ import sys
 import pytest
 import torch
 
-from seq2seq.contract import IGNORE_TOKEN
-from seq2seq.model import Seq2SeqConfig
-from seq2seq.tasks import synthetic
-from seq2seq.tasks.batch import Batch, DataUnavailableError
-from seq2seq.tasks.windows import FEATURES, Series, seattle_temperatures, temperature_batch, window_starts, windows
+from seq2seq.data.batch import Batch, DataUnavailableError
+from seq2seq.data.windows import FEATURES, Series, seattle_temperatures, temperature_batch, window_starts, windows
+from seq2seq.models.base import IGNORE_TOKEN
+from seq2seq.models.encoder_decoder import Seq2SeqConfig
+from seq2seq.workloads import synthetic
 
 pytest.importorskip("hypothesis")
 from hypothesis import assume, given

@@ -12,10 +12,10 @@ import numpy as np
 from bench.cases import Case
 from bench.sampling import Plan, Subject, sample, warm_up
 from bench.selftest import BASE, OTHER, tools
-from seq2seq.checkpoint_workload import starting_weights
-from seq2seq.execution import Executable
-from seq2seq.variants import VARIANTS
-from seq2seq.workloads import find_workload
+from seq2seq.execution.executable import Executable
+from seq2seq.execution.variants import VARIANTS
+from seq2seq.workloads.checkpoint import starting_weights
+from seq2seq.workloads.registry import find_workload
 
 Emit = Callable[..., None]
 
