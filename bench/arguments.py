@@ -5,10 +5,10 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from bench.cases import CHECKPOINT, MODES, split_name, suite_names
-from bench.process import ROOT
-from bench.resume import SEEDS
-from bench.selftest import PARTS, STANDARD
+from bench.plan.cases import CHECKPOINT, MODES, split_name, suite_names
+from bench.run.resume import SEEDS
+from bench.run.worker_process import ROOT
+from bench.selftest.names import PARTS, STANDARD
 from kernels.host.usage import Parser
 
 DEFAULT_SUITE = "quick"

@@ -14,12 +14,12 @@ from typing import Any
 
 import numpy as np
 
-from bench.block import Block
-from bench.cases import REFERENCE, Case
-from bench.interference import Interference
-from bench.record import Record, Status
-from bench.store import RunFolder
-from bench.summary import RoundData, Samples, figures
+from bench.analysis.figures import RoundData, Samples, figures
+from bench.machine.interference import Interference
+from bench.plan.cases import REFERENCE, Case
+from bench.records.block import Block
+from bench.records.folder import RunFolder
+from bench.records.schema import Record, Status
 
 #: Seconds of the reference; the other variants' are over their speedups.
 REFERENCE_S = 1e-3

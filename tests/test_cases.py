@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from bench.cases import (
+from bench.errors import UsageError
+from bench.plan.cases import (
     DEVICES,
     MODES,
     PASSES,
@@ -22,7 +23,6 @@ from bench.cases import (
     match,
     suite_names,
 )
-from bench.errors import UsageError
 
 pytest.importorskip("hypothesis")
 from hypothesis import given

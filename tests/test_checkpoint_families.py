@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from torch import nn
 
-from bench.parity import Gate
+from bench.gate.parity import Gate
 from seq2seq.execution.executable import Executable
 from seq2seq.execution.variants import REFERENCE
 from seq2seq.models.attention import AttentionConfig

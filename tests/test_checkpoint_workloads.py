@@ -14,13 +14,13 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from bench import worker
 from bench.__main__ import main
+from bench.analysis.run_summary import sweep_base
 from bench.arguments import parser
-from bench.cases import CHECKPOINT, load_suite, match, split_name
-from bench.parity import Gate, judge
-from bench.process import ROOT
-from bench.report.frames import sweep_base
+from bench.gate.parity import Gate, judge
+from bench.plan.cases import CHECKPOINT, load_suite, match, split_name
+from bench.run.worker_process import ROOT
+from bench.worker import server as worker
 from seq2seq.execution.executable import Executable
 from seq2seq.execution.variants import VARIANTS
 from seq2seq.models import cost as costs

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from bench.parity import Gate, Verdict
+from bench.gate.parity import Gate, Verdict
 from kernels.reference import LoopLSTM
 from seq2seq.execution.executable import Executable, initial_weights
 from seq2seq.execution.variants import LSTMS, REFERENCE, Variant

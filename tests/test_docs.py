@@ -18,7 +18,7 @@ import pytest
 
 from bench import __main__ as bench_command
 from bench.arguments import parser
-from bench.cases import Quality, Selection, Suite, Sweep, load_suite, match, suite_names
+from bench.plan.cases import Quality, Selection, Suite, Sweep, load_suite, match, suite_names
 from seq2seq.data import series_file
 from seq2seq.data.options import declared
 from seq2seq.execution.variants import VARIANTS
@@ -198,7 +198,7 @@ def test_every_block_of_commands_is_marked_as_such():
         "cat lines.txt | python -m seq2seq translate",
         "python -m kernels chekc",
         "(cd elsewhere && python -m kernels tune --shapes most)",
-        "python -m bench.derive_intervals --rums 5",
+        "python -m bench.analysis.derive_intervals --rums 5",
     ],
 )
 def test_a_wrong_command_would_be_noticed(line, monkeypatch):
@@ -289,7 +289,9 @@ def test_every_option_in_the_pages_exists():
     from seq2seq.cli.arguments import parser as seq2seq_parser
 
     known = options_of(parser(), seq2seq_parser()) | OTHERS_OPTIONS
-    known |= set(re.findall(r"\"(--bench-[a-z]+)\"", (ROOT / "bench" / "conftest.py").read_text(encoding="utf-8")))
+    known |= set(
+        re.findall(r"\"(--bench-[a-z]+)\"", (ROOT / "bench" / "microbench" / "conftest.py").read_text(encoding="utf-8"))
+    )
     pages = {page: text for page, text in PAGES.items() if not page.startswith(("kernels", "results"))}
     unknown = {
         f"{page}: {option}"

@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from bench import evidence
-from bench.evidence import Compilation, Observation, explain, observe
+from bench.worker import evidence
+from bench.worker.evidence import Compilation, Observation, explain, observe
 from kernels.dispatch import Choice
 from seq2seq.execution.executable import Executable, initial_weights
 from seq2seq.execution.variants import LSTMS, VARIANTS, Variant
@@ -140,7 +140,7 @@ def test_what_is_shown_is_work():
 
 CHILD = """
 import dataclasses, json, torch, torch._dynamo
-from bench import evidence
+from bench.worker import evidence
 from seq2seq.execution.executable import Executable, initial_weights
 from seq2seq.execution.variants import VARIANTS
 from seq2seq.workloads.registry import find_workload

@@ -12,7 +12,7 @@ import torch
 from recurrences import interpreted
 from torch import Tensor, nn
 
-from bench.evidence import choices_of
+from bench.worker.evidence import choices_of
 from kernels.dispatch import MODULES
 from kernels.reference import LoopLSTM
 from seq2seq.data.batch import Batch

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from bench import evidence
+from bench.worker import evidence
 from kernels.cpu import build
 
 ROOT = Path(__file__).parents[1]

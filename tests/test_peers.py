@@ -13,10 +13,10 @@ import psutil
 import pytest
 import torch
 
-from bench import evidence
-from bench.honesty import Audit
-from bench.parity import Gate, limit_for, relative_error
-from bench.worker import gated
+from bench.gate.audit import Audit
+from bench.gate.parity import Gate, limit_for, relative_error
+from bench.worker import evidence
+from bench.worker.server import gated
 from seq2seq import peers
 from seq2seq.execution.executable import Executable, initial_weights
 from seq2seq.execution.variants import REFERENCE, VARIANTS, Variant

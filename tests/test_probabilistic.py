@@ -8,9 +8,10 @@ import pytest
 import torch
 from torch import nn
 
-from bench import kinks, parity
-from bench.defects import DEFECTS
-from bench.parity import Gate
+from bench.gate import kinked_losses as kinks
+from bench.gate import parity
+from bench.gate.parity import Gate
+from bench.gate.planted_defects import DEFECTS
 from seq2seq.execution.executable import Executable, initial_weights
 from seq2seq.execution.variants import LSTMS, VARIANTS, Variant
 from seq2seq.models.encoder_decoder import Seq2SeqConfig

@@ -19,9 +19,9 @@ from pathlib import Path
 import psutil
 import pytest
 
-from bench import process
-from bench.process import Settings, Worker, WorkerError
-from bench.record import Status
+from bench.records.schema import Status
+from bench.run import worker_process as process
+from bench.run.worker_process import Settings, Worker, WorkerError
 
 HELLO = """
 import json, os, signal, subprocess, sys, time
@@ -182,7 +182,7 @@ def test_leaving_ends_the_process_and_what_it_started(child):
 PARENT = """
 import signal, subprocess, sys, time
 from pathlib import Path
-from bench import process
+from bench.run import worker_process as process
 
 # nohup, under which these tests may run, lets its children ignore it.
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
@@ -365,7 +365,7 @@ def test_nothing_that_is_printed_is_an_answer(code, monkeypatch, tmp_path):
         "    def values(self):\n"
         "        exec(CODE)\n"
         "        return super().values()\n"
-        "from bench import worker\n"
+        "from bench.worker import server as worker\n"
         "worker.WORKLOADS = Talking(WORKLOADS)\n",
         encoding="utf-8",
     )

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from bench import compare
-from bench.parity import FACTOR
-from bench.record import Status, dictionary
-from bench.report import load_run
+from bench.analysis import compare
+from bench.analysis.run_summary import load_run
+from bench.gate.parity import FACTOR
+from bench.records.schema import Status, dictionary
 
 ROOT = Path(__file__).parent.parent
 

@@ -13,16 +13,17 @@ from hypothesis import strategies as st
 from run_folders import make_run
 
 from bench import __main__ as command_line
-from bench import compare as comparing
+from bench.analysis import compare as comparing
+from bench.analysis.figures import RoundData
+from bench.analysis.run_summary import load_run
 from bench.console import Console
 from bench.errors import UsageError
-from bench.interference import Interference
-from bench.rawfile import ROUNDS
-from bench.reading import read_beside, read_records, read_run
-from bench.record import Status
-from bench.report import load_run, words
-from bench.store import RunFolder
-from bench.summary import RoundData
+from bench.machine.interference import Interference
+from bench.records.folder import RunFolder
+from bench.records.raw_csv import ROUNDS
+from bench.records.reader import read_beside, read_records, read_run
+from bench.records.schema import Status
+from bench.report import words
 
 
 @pytest.fixture(scope="module")

@@ -10,14 +10,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from run_folders import make_run
 
-from bench.block import Block
-from bench.cases import REFERENCE, Case
+from bench.analysis.figures import RoundData, Samples, figures
 from bench.errors import UsageError
-from bench.interference import Interference
-from bench.reading import read_records
-from bench.samples import read_samples
-from bench.store import RunFolder
-from bench.summary import RoundData, Samples, figures
+from bench.machine.interference import Interference
+from bench.plan.cases import REFERENCE, Case
+from bench.records.block import Block
+from bench.records.folder import RunFolder
+from bench.records.reader import read_records
+from bench.records.samples import read_samples
 
 KEY = ("seed", "inference", "cpu", 1)
 

@@ -7,12 +7,12 @@ import math
 import numpy as np
 import pytest
 
-from bench.block import Block
-from bench.cases import LEAST_ROUNDS, Case
-from bench.interference import Interference
-from bench.record import COLUMNS, ROUND_COLUMNS, SAMPLE_COLUMNS
-from bench.statistics import Interval, percentile
-from bench.summary import RoundData, Samples, figures
+from bench.analysis.figures import RoundData, Samples, figures
+from bench.analysis.intervals import Interval, percentile
+from bench.machine.interference import Interference
+from bench.plan.cases import LEAST_ROUNDS, Case
+from bench.records.block import Block
+from bench.records.schema import COLUMNS, ROUND_COLUMNS, SAMPLE_COLUMNS
 
 CASE = Case("seed", "fast", "inference", "cpu", 2)
 FACTS = {"batch": 16, "valid_steps": 320}

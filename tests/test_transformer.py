@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from bench.evidence import explain, observe
-from bench.parity import Gate
+from bench.gate.parity import Gate
+from bench.worker.evidence import explain, observe
 from seq2seq.data.batch import Batch
 from seq2seq.execution.executable import Executable, initial_weights
 from seq2seq.execution.variants import VARIANTS, Variant

@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bench.cases import Case
-from bench.process import Event, Settings, Worker, scratch_folder
-from bench.selftest import BASE, OTHER
-from bench.statistics import Interval
-from bench.summary import RoundData, Samples
+from bench.analysis.figures import RoundData, Samples
+from bench.analysis.intervals import Interval
+from bench.plan.cases import Case
+from bench.run.worker_process import Event, Settings, Worker, scratch_folder
+from bench.selftest.names import BASE, OTHER
 
 #: Seconds without a word after which a worker is given up.
 LIMIT_S = 300.0

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bench.defects import GateOrder
+from bench.gate.planted_defects import GateOrder
 from kernels.reference import LoopLSTM
 from seq2seq.execution.variants import LSTMS, VARIANTS, Variant
 

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bench import clock
+from bench.timing import clock
 from seq2seq.execution.executable import Executable
 from seq2seq.execution.variants import VARIANTS, Variant
 
