@@ -23,15 +23,17 @@ from bench.records.folder import RunFolder
 from bench.records.reader import read_records
 from bench.records.schema import COLUMNS, LACKING, Record, Status
 from bench.report.tables import decoding as decoding_table
-from bench.worker.server import _decoded, gated
+from bench.worker.gating import gated
+from bench.worker.server import _decoded
 from seq2seq.decoding import search as decode
 from seq2seq.decoding.fixed_length import Steps, forced, free_running
 from seq2seq.decoding.search import sample
-from seq2seq.execution.executable import Executable, initial_weights
+from seq2seq.execution.executable import Executable
 from seq2seq.execution.variants import VARIANTS, Variant
 from seq2seq.models.base import Extent, select
 from seq2seq.models.cost import cost, forward_products
 from seq2seq.models.cost import decoding as decoding_extent
+from seq2seq.models.weights import initial_weights
 from seq2seq.workloads.registry import WORKLOADS, find_workload
 
 GREEDY = "translation-small-scaled@batch=3,length=7,hidden=16"
@@ -398,7 +400,7 @@ def test_a_token_s_figures_are_a_call_s_over_its_steps():
     import numpy as np
     from run_folders import Recipe, _process
 
-    from bench.analysis.figures import Samples
+    from bench.records.rounds import Samples
 
     made = Recipe(rounds=60)
     samples = Samples([_process(made, np.random.default_rng(n)) for n in range(3)])

@@ -16,8 +16,9 @@ import torch
 from bench.worker import evidence
 from bench.worker.evidence import Compilation, Observation, explain, observe
 from kernels.dispatch import Choice
-from seq2seq.execution.executable import Executable, initial_weights
+from seq2seq.execution.executable import Executable
 from seq2seq.execution.variants import LSTMS, VARIANTS, Variant
+from seq2seq.models.weights import initial_weights
 from seq2seq.workloads.registry import find_workload
 
 ROOT = Path(__file__).parent.parent
@@ -141,7 +142,8 @@ def test_what_is_shown_is_work():
 CHILD = """
 import dataclasses, json, torch, torch._dynamo
 from bench.worker import evidence
-from seq2seq.execution.executable import Executable, initial_weights
+from seq2seq.execution.executable import Executable
+from seq2seq.models.weights import initial_weights
 from seq2seq.execution.variants import VARIANTS
 from seq2seq.workloads.registry import find_workload
 workload = find_workload("seed@batch=2,length=3")

@@ -20,12 +20,14 @@ from bench.gate.audit import Audit
 from bench.gate.parity import Gate, judge
 from bench.timing import clock
 from bench.timing import rounds as sampling
-from bench.worker.server import gated, load_plugins
+from bench.worker.gating import gated
+from bench.worker.server import load_plugins
 from kernels.reference import LoopLSTM
-from seq2seq.execution.executable import Executable, initial_weights
+from seq2seq.execution.executable import Executable
 from seq2seq.execution.variants import LSTMS, VARIANTS, Variant
 from seq2seq.models.checkpoint import save_pretrained
 from seq2seq.models.encoder_decoder import Seq2SeqConfig
+from seq2seq.models.weights import initial_weights
 from seq2seq.workloads.checkpoint import starting_weights
 from seq2seq.workloads.registry import find_workload
 

@@ -16,11 +16,12 @@ import torch
 from bench.gate.audit import Audit
 from bench.gate.parity import Gate, limit_for, relative_error
 from bench.worker import evidence
-from bench.worker.server import gated
+from bench.worker.gating import gated
 from seq2seq import peers
-from seq2seq.execution.executable import Executable, initial_weights
+from seq2seq.execution.executable import Executable
 from seq2seq.execution.variants import REFERENCE, VARIANTS, Variant
 from seq2seq.models.cost import Extent, cost
+from seq2seq.models.weights import initial_weights
 from seq2seq.runtimes import export, openvino
 from seq2seq.runtimes import onnxruntime as ort
 from seq2seq.runtimes.int8 import RoundedLSTM, rounded_weights
@@ -399,7 +400,8 @@ def test_a_signal_is_survived_after_openvino():
     pytest.importorskip("openvino")
     program = (
         "import signal, torch\n"
-        "from seq2seq.execution.executable import Executable, initial_weights\n"
+        "from seq2seq.execution.executable import Executable\n"
+        "from seq2seq.models.weights import initial_weights\n"
         "from seq2seq.runtimes.signal_stack import _Stack\n"
         "from seq2seq.execution.variants import VARIANTS\n"
         "from seq2seq.workloads.registry import find_workload\n"

@@ -18,7 +18,8 @@ from seq2seq.data.tokens import BEGIN
 from seq2seq.decoding.search import beam_search, greedy
 from seq2seq.models.base import IGNORE_TOKEN, select
 from seq2seq.models.encoder_decoder import Seq2SeqConfig
-from seq2seq.models.huggingface import PretrainedSeq2Seq, load_transformers
+from seq2seq.models.huggingface import PretrainedSeq2Seq
+from seq2seq.models.huggingface_files import load_transformers
 from seq2seq.models.layer_groups import PretrainedError, freeze, layer_groups, parameter_groups
 from seq2seq.models.transformer import TransformerConfig
 
@@ -33,7 +34,7 @@ from transformers.utils import is_kernels_available
 import kernels
 assert not is_kernels_available(), "our kernels are taken for those of the hub"
 assert kernels.__file__.startswith(sys.argv[1])
-from seq2seq.models.huggingface import load_transformers
+from seq2seq.models.huggingface_files import load_transformers
 model, tokenizer = load_transformers(sys.argv[2])
 import torch
 print(model.run(torch.tensor([[3, 4, 1]]))[0].shape[2], tokenizer("the cat")["input_ids"])

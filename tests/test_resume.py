@@ -19,10 +19,10 @@ from typing import Any
 import pytest
 
 from bench import __main__ as command_line
-from bench.analysis.figures import RoundData
 from bench.machine import environment
 from bench.plan.cases import Case, Group, Quality, Suite
 from bench.records import durable
+from bench.records.rounds import Round
 from bench.records.samples import read_samples
 from bench.records.schema import Status
 from bench.run import group as measurement
@@ -109,7 +109,7 @@ def interrupt_training(request: str, mode: str) -> None:
         raise KeyboardInterrupt
 
 
-def rounds_of(folder: Path, mode: str) -> list[list[RoundData]]:
+def rounds_of(folder: Path, mode: str) -> list[list[Round]]:
     """The rounds that samples.csv.gz has of a mode, one list a process."""
     return read_samples(folder / "samples.csv.gz")["seed@batch=2,length=3", mode, "cpu", 1].processes
 

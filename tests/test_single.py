@@ -7,10 +7,11 @@ import torch
 from torch import nn
 
 from kernels.reference import LoopLSTM
-from seq2seq.execution.executable import Executable, initial_weights
+from seq2seq.execution.executable import Executable
 from seq2seq.execution.split_lstm import SplitLSTM
 from seq2seq.execution.variants import VARIANTS
 from seq2seq.models.lstm_layer import SingleConfig, SingleLSTM
+from seq2seq.models.weights import initial_weights
 from seq2seq.workloads.registry import find_workload
 
 pytest.importorskip("hypothesis")

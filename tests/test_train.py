@@ -10,9 +10,9 @@ import pytest
 import torch
 from tiny_tasks import Reverse, Sines
 
-from seq2seq.execution.executable import initial_weights
 from seq2seq.execution.variants import VARIANTS
 from seq2seq.models.transformer import TransformerConfig
+from seq2seq.models.weights import initial_weights
 from seq2seq.tasks.registry import TASKS, restore
 from seq2seq.training.folder import CURVE, TrainFolder, TrainingError
 from seq2seq.training.settings import Settings, rate_factor

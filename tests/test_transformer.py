@@ -15,7 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from bench.gate.parity import Gate
 from bench.worker.evidence import explain, observe
 from seq2seq.data.batch import Batch
-from seq2seq.execution.executable import Executable, initial_weights
+from seq2seq.execution.executable import Executable
 from seq2seq.execution.variants import VARIANTS, Variant
 from seq2seq.models import cost as costs
 from seq2seq.models.base import IGNORE_TOKEN, Extent, select
@@ -23,6 +23,7 @@ from seq2seq.models.checkpoint import from_pretrained, save_pretrained
 from seq2seq.models.likelihoods import head_loss
 from seq2seq.models.transformer import TABLE, TransformerConfig, TransformerSeq2Seq, rival
 from seq2seq.models.transformer_layers import Attention, positions
+from seq2seq.models.weights import initial_weights
 from seq2seq.workloads.registry import find_workload
 from seq2seq.workloads.workload import UnknownWorkloadError
 

@@ -21,11 +21,12 @@ from scipy import stats
 
 from bench.analysis import comparability as comparable
 from bench.analysis.comparability import Difference
-from bench.analysis.intervals import CONFIDENCE, Floats, Interval, independent_ratio_interval
+from bench.analysis.intervals import CONFIDENCE, Interval, independent_ratio_interval
 from bench.errors import UsageError
 from bench.plan.cases import REFERENCE
 from bench.records.raw_csv import SAMPLES
 from bench.records.reader import RecordedRun, case_key, planned_cases, read_run
+from bench.records.rounds import Floats
 from bench.records.schema import Record, Status
 
 BY = ("speedup", "time")

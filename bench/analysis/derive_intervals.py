@@ -17,14 +17,8 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import signal, stats
 
-from bench.analysis.intervals import (
-    CONFIDENCE,
-    Floats,
-    Interval,
-    independent_ratio_interval,
-    percentile,
-    ratio_interval,
-)
+from bench.analysis.intervals import CONFIDENCE, Interval, independent_ratio_interval, percentile, ratio_interval
+from bench.records.rounds import Floats
 from kernels.host.cores import usable_cores
 from kernels.host.output import run_command
 from kernels.host.usage import Parser

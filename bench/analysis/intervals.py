@@ -24,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
-Floats = NDArray[np.float64]
+from bench.records.rounds import Floats
 
 CONFIDENCE = 0.95
 RESAMPLES = 1000

@@ -31,8 +31,9 @@ from bench.machine import interference
 from bench.timing import clock
 from bench.timing import rounds as sampling
 from seq2seq.data.batch import Batch
-from seq2seq.execution.executable import LEARNING_RATE, Executable, Weights
+from seq2seq.execution.executable import LEARNING_RATE, Executable
 from seq2seq.models.base import Seq2SeqResult
+from seq2seq.models.weights import Weights
 
 #: How long results that were wrong at return are given to become right, seconds: it decides the words alone.
 LATE_S = 0.25

@@ -26,10 +26,11 @@ from torch import Tensor
 from bench.gate.tolerance import Check, Verdict, limit_for, relative_error
 from seq2seq.data.batch import Batch
 from seq2seq.decoding.search import first_token
-from seq2seq.execution.executable import Executable, Weights
+from seq2seq.execution.executable import Executable
 from seq2seq.execution.variants import VARIANTS
 from seq2seq.models.base import Config, select
 from seq2seq.models.likelihoods import central
+from seq2seq.models.weights import Weights
 
 CHOICE = 10.0
 

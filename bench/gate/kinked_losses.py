@@ -13,10 +13,11 @@ import torch
 from torch import Tensor
 
 from seq2seq.data.batch import Batch
-from seq2seq.execution.executable import Executable, Weights
+from seq2seq.execution.executable import Executable
 from seq2seq.execution.variants import VARIANTS
 from seq2seq.models.base import Config
 from seq2seq.models.likelihoods import QUANTILES
+from seq2seq.models.weights import Weights
 
 #: Least distance of what is expected from an output, in root mean squares of the outputs: ten times the error of right
 #: variants in bf16, which is less than 1e-2.

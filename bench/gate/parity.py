@@ -65,9 +65,10 @@ from bench.gate.tolerance import (
     relative_error,
 )
 from seq2seq.data.batch import Batch
-from seq2seq.execution.executable import Executable, Weights, initial_weights
+from seq2seq.execution.executable import Executable
 from seq2seq.execution.variants import REFERENCE, VARIANTS
 from seq2seq.models.base import Config
+from seq2seq.models.weights import Weights, initial_weights
 from seq2seq.runtimes.int8 import round_inputs, rounded_weights
 from seq2seq.workloads.workload import Workload
 

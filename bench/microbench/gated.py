@@ -18,7 +18,7 @@ from bench.timing.clock import synchronize
 from bench.timing.rounds import Subject, warm_up
 from bench.worker import evidence
 from bench.worker.evidence import Observation
-from bench.worker.server import verdict_fields
+from bench.worker.gating import verdict_fields
 from seq2seq.runtimes.runtime import Runtime
 
 

@@ -22,7 +22,7 @@ from torch.nn import functional
 from bench.gate.parity import GRADIENT, Verdict, judge
 from bench.microbench.gated import time_gated
 from bench.timing.rounds import Subject
-from bench.worker.server import TIMED_SEED, WEIGHTS_SEED
+from bench.worker.gating import TIMED_SEED, WEIGHTS_SEED
 from kernels.lstm import LSTM
 from kernels.reference import LoopLSTM, State, lstm_cell
 from seq2seq.execution.executable import backends

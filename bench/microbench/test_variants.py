@@ -20,7 +20,7 @@ from bench.run.second_instrument import WORKLOAD, case_id
 from bench.timing.rounds import Subject
 from bench.worker import evidence
 from bench.worker.evidence import Compilation
-from bench.worker.server import TIMED_SEED, WEIGHTS_SEED
+from bench.worker.gating import TIMED_SEED, WEIGHTS_SEED
 from seq2seq.execution.executable import Executable
 from seq2seq.execution.variants import VARIANTS, Variant
 from seq2seq.workloads.checkpoint import starting_weights

@@ -25,6 +25,8 @@ PASSES = ("inference", "training")
 MODES = (*PASSES, "decode")
 DEVICES = ("cpu", "cuda")
 REFERENCE = "reference"
+#: The two names of the one variant that a pair of the self-test measures.
+BASE, OTHER = "base", "other"
 #: How names of workloads of checkpoints begin; a path follows.
 CHECKPOINT = "checkpoint:"
 #: Rounds a process gives at least: below 6, order statistics do not bound a median with 95 %.

@@ -14,13 +14,12 @@ from typing import Any
 
 import numpy as np
 
-from bench.analysis.figures import Samples
-from bench.analysis.intervals import Floats
 from bench.errors import UsageError
 from bench.machine.interference import SHARE
 from bench.plan.validation import validate
 from bench.records.folder import RunFolder
 from bench.records.raw_csv import ROUNDS, SAMPLES
+from bench.records.rounds import Floats, Samples
 from bench.records.samples import GroupKey, read_samples
 from bench.records.schema import COLUMNS, ROUND_COLUMNS, Record, Status
 

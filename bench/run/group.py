@@ -6,20 +6,35 @@ import math
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
-from bench.analysis.figures import RoundData, Samples
+from bench.analysis.figures import speedup
+from bench.console import Console
 from bench.plan.cases import REFERENCE, Case, Group
+from bench.records.rounds import Round, Samples
 from bench.records.schema import Status
 from bench.run import clock_check as plausible
-from bench.run.worker_process import Worker, WorkerError
+from bench.run.planning import Plan
+from bench.run.worker_process import Settings, Worker, WorkerError
 from bench.timing import turn_mark as mark
-
-if TYPE_CHECKING:
-    from bench.run.runner import Runner
 
 #: A group gets at most so many processes when its interval stays wide and time is left.
 MOST_PROCESSES = 6
+
+
+class Host(Protocol):
+    """The run that a group is measured for, as `bench.run.runner` has it."""
+
+    plan: Plan
+    settings: Settings
+    console: Console
+
+    @property
+    def log(self) -> Path:
+        """File that takes what workers print."""
+
+    def next_request(self, cases: list[Case], budget_s: float, mark: Path) -> dict[str, Any]:
+        """Arguments of a `measure` request."""
 
 
 @dataclass
@@ -32,7 +47,7 @@ class Measurement:
         failures: fields of the records of variants that dropped out.
     """
 
-    runner: Runner
+    runner: Host
     group: Group
     scratch: Path
     cases: list[Case]
@@ -59,7 +74,7 @@ class Measurement:
         """One worker process; returns the seconds its rounds took, and whether it ended well."""
         file = self.scratch / "mark"
         file.write_bytes(b"")
-        rounds: list[RoundData] = []
+        rounds: list[Round] = []
         sampled: dict[str, Any] = {}
         worker_start = time.perf_counter()
         sampling_start = worker_start
@@ -72,7 +87,7 @@ class Measurement:
                     elif event["event"] == "sampled":
                         sampled = event | {"wall_s": time.perf_counter() - sampling_start}
                     elif event["event"] == "round":
-                        rounds.append(RoundData.of(event))
+                        rounds.append(Round.of(event))
                     elif event["event"] == "stage" and event["name"] == "rounds":
                         sampling_start = time.perf_counter()
         except WorkerError as error:
@@ -91,7 +106,7 @@ class Measurement:
         # The gates and audits after the rounds are no rounds: the budget is for those alone.
         return sampled.get("wall_s", 0.0), True
 
-    def _believe(self, rounds: list[RoundData], sampled: dict[str, Any]) -> None:
+    def _believe(self, rounds: list[Round], sampled: dict[str, Any]) -> None:
         """Drop all cases when the samples cannot be true: they share a clock, and nothing tells whose doing it was."""
         blocks = [block for found in rounds for block in found.blocks.values()]
         if not blocks:
@@ -114,7 +129,7 @@ class Measurement:
     def _narrow(self) -> bool:
         """Return whether every variant's interval is as narrow as the suite asks."""
         for case in self.cases:
-            found = self.samples.speedup(REFERENCE, case.variant)
+            found = speedup(self.samples, REFERENCE, case.variant)
             if found is not None and found.half_width > self.runner.plan.suite.interval:
                 return False
         return True

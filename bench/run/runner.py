@@ -18,13 +18,14 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from bench.analysis.figures import Samples, figures
+from bench.analysis.figures import figures
 from bench.analysis.roofline import Ceilings, Judge
 from bench.console import Console
 from bench.machine import environment
 from bench.plan.cases import REFERENCE, Case, Group
 from bench.records.folder import RunFolder
 from bench.records.raw_csv import ROUNDS, Key
+from bench.records.rounds import Samples
 from bench.records.schema import Record, Status
 from bench.run import quality, resume, second_instrument
 from bench.run.group import Measurement, failed, worst

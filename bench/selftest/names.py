@@ -2,12 +2,10 @@
 
 Each part runs in workers, rounds and statistics as a real run does, but for three things: workers stay for many pairs,
 nothing is gated, and rounds go on to the end of their time instead of stopping when the interval is narrow. It prints a
-table, writes a CSV and a plot, and says whether it met its target. `bench.worker.selftest` is
-the part inside the worker.
+table, writes a CSV and a plot, and says whether it met its target. The part inside
+the worker is `bench.worker.selftest`.
 """
 
-#: The two names of the one variant that a pair measures.
-BASE, OTHER = "base", "other"
 #: The parts by name, in a line for people.
 PARTS = {
     "null": "a variant against itself: error of the ratio, coverage of the interval",

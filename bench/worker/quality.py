@@ -17,11 +17,12 @@ from bench.gate.audit import Audit
 from bench.gate.parity import Gate
 from bench.machine import interference
 from bench.timing import clock
-from bench.worker.server import TIMED_SEED, WEIGHTS_SEED, gated, refuse_replaced
+from bench.worker.gating import TIMED_SEED, WEIGHTS_SEED, gated, refuse_replaced
 from seq2seq.data.batch import Batch
-from seq2seq.execution.executable import Executable, initial_weights
+from seq2seq.execution.executable import Executable
 from seq2seq.execution.variants import VARIANTS
 from seq2seq.models.base import Config
+from seq2seq.models.weights import initial_weights
 from seq2seq.tasks.registry import TASKS
 from seq2seq.tasks.task import Task
 from seq2seq.training.task_workload import task_workload

@@ -9,8 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from bench.plan.cases import Case
-from bench.selftest.names import BASE, OTHER
+from bench.plan.cases import BASE, OTHER, Case
 from bench.timing.rounds import Plan, Subject, sample, warm_up
 from bench.worker import other_instruments as tools
 from seq2seq.execution.executable import Executable

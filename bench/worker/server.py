@@ -20,8 +20,8 @@ from typing import IO, Any
 
 import torch
 
-from bench.gate.audit import Audit, restore_timekeepers
-from bench.gate.parity import Gate, Verdict
+from bench.gate.audit import Audit
+from bench.gate.parity import Gate
 from bench.machine import memory
 from bench.machine.facts import known
 from bench.plan.cases import Case
@@ -30,6 +30,7 @@ from bench.run.worker_process import plugin_paths
 from bench.timing.clock import synchronize, time_once
 from bench.timing.rounds import Plan, Subject, sample, warm_up
 from bench.worker import ceilings, evidence
+from bench.worker.gating import TIMED_SEED, WEIGHTS_SEED, gated, refuse_replaced
 from kernels.cpu import build
 from seq2seq.data.batch import Batch, DataUnavailableError
 from seq2seq.execution.executable import Executable
@@ -45,8 +46,6 @@ Emit = Callable[..., None]
 #: How a lack of memory is told by what raises plain RuntimeErrors: the CPU allocator, CUDA, cuBLAS.
 _NO_MEMORY = ("can't allocate memory", "CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
 
-WEIGHTS_SEED = 1
-TIMED_SEED = 0
 STEADY_CALLS = 5
 
 
@@ -272,41 +271,6 @@ def measure(request: dict[str, Any], emit: Emit) -> None:
     for name, (executable, prepared) in ready.items():
         emit("stage", name="gate after the rounds", variant=name)
         emit("gate", variant=name, when="after", **gated(gate, audit, executable, prepared, seed + 1, warm=True))
-
-
-def refuse_replaced(who: str) -> None:
-    """Put back what tells the time, where somebody replaced it.
-
-    Raises:
-        RuntimeError: naming what was replaced.
-    """
-    if replaced := restore_timekeepers():
-        msg = f"{who} replaced {', '.join(replaced)}, with which the time is told"
-        raise RuntimeError(msg)
-
-
-def gated(
-    gate: Gate, audit: Audit, executable: Executable, prepared: Batch, seed: int, *, warm: bool
-) -> dict[str, Any]:
-    """Fields of the gate's event: the gate's own verdict and, where it lets through, what the audit has against it."""
-    fields = verdict_fields(gate.check(executable, seed))
-    reason = audit.find(executable, prepared, seed, warm=warm) if fields["passed"] else ""
-    return fields | {"passed": False, "reason": reason} if reason else fields
-
-
-def verdict_fields(verdict: Verdict) -> dict[str, Any]:
-    """A verdict as plain values."""
-    forward, gradient = verdict.worst_of(gradients=False), verdict.worst_of(gradients=True)
-    return {
-        "passed": verdict.passed,
-        "reason": "" if verdict.passed else verdict.describe(),
-        "strain": verdict.worst.strain,
-        "parity_worst": verdict.worst.name,
-        "parity_error": forward.error if forward else None,
-        "parity_limit": forward.limit if forward else None,
-        "grad_error": gradient.error if gradient else None,
-        "grad_limit": gradient.limit if gradient else None,
-    }
 
 
 def selftest(request: dict[str, Any], emit: Emit) -> None:

@@ -24,12 +24,12 @@ from seq2seq.cli import plots
 from seq2seq.cli.command_input import UsageError, model_folder, usage
 from seq2seq.cli.progress import TrainingBar
 from seq2seq.data.batch import DataUnavailableError
-from seq2seq.execution.executable import Weights
 from seq2seq.execution.variants import VARIANTS
 from seq2seq.models import checkpoint
 from seq2seq.models.base import Config, Model
 from seq2seq.models.cost import built_parameters
 from seq2seq.models.likelihoods import LOSSES
+from seq2seq.models.weights import Weights
 from seq2seq.runtimes.runtime import digest_of
 from seq2seq.tasks.registry import TASKS
 from seq2seq.tasks.task import Task

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from scipy.io import wavfile
 
 from seq2seq.data.audio import RATE
-from seq2seq.workloads.synthetic import LIBRISPEECH_CHARACTERS
+from seq2seq.data.lengths import LIBRISPEECH_CHARACTERS
 
 LOW = (697, 770, 852, 941)
 HIGH = (1209, 1336, 1477, 1633)

@@ -20,9 +20,8 @@ from seq2seq.decoding.fixed_length import Steps, forced, free_running
 from seq2seq.decoding.search import Decoder
 from seq2seq.execution.variants import Variant
 from seq2seq.models.base import Config, Model, Seq2SeqResult
+from seq2seq.models.weights import Weights
 from seq2seq.runtimes.registry import RUNTIMES
-
-Weights = dict[str, Tensor]
 
 LEARNING_RATE = 1e-3
 MODES = ("inference", "training", "decode")
@@ -291,11 +290,3 @@ def _inputs_of(batch: Batch) -> dict[str, Tensor]:
     return {
         name: value.detach() for name, value in candidates.items() if value is not None and value.is_floating_point()
     }
-
-
-def initial_weights(config: Config, seed: int) -> Weights:
-    """Torch's own initialisation, from a seed; the same for every variant."""
-    # torch.manual_seed would seed the GPUs' generators too, which fork_rng(devices=[]) does not put back.
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)
-        return dict(config.build(nn.LSTM).state_dict())

@@ -10,14 +10,12 @@ import contextlib
 import importlib
 import inspect
 from collections.abc import Mapping
-from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from seq2seq.models.base import Model, check_lengths, check_steps
-from seq2seq.models.huggingface_config import PretrainedConfig
+from seq2seq.models.base import Config, Model, check_lengths, check_steps
 from seq2seq.models.keep_float64 import Unrounded
 from seq2seq.models.layer_groups import PretrainedError
 
@@ -39,57 +37,12 @@ def transformers() -> Any:
         raise PretrainedError(msg) from error
 
 
-def load_transformers(name: str | Path) -> tuple[PretrainedSeq2Seq, Any]:
-    """An encoder-decoder of the transformers library, and its tokenizer, in evaluation mode.
+class Sizes(Config, Protocol):
+    """Sizes of a model whose sequences are padded with a token of its own."""
 
-    Args:
-        name: a folder that its `save_pretrained` wrote, or a name on the Hugging Face hub.
-
-    Raises:
-        PretrainedError: when the library is not installed, or gives no such model.
-    """
-    library = transformers()
-    with refused(name):
-        model = library.AutoModelForSeq2SeqLM.from_pretrained(name)
-        tokenizer = library.AutoTokenizer.from_pretrained(name)
-    return PretrainedSeq2Seq(model, str(name)).eval(), tokenizer
-
-
-def load_config(name: str | Path) -> PretrainedConfig:
-    """Sizes of such a model, without its weights.
-
-    Raises:
-        PretrainedError: when the library is not installed, it is no encoder-decoder, or its sizes cannot be read.
-    """
-    library = transformers()
-    with refused(name):
-        theirs = library.AutoConfig.from_pretrained(name)
-    if not getattr(theirs, "is_encoder_decoder", False):
-        msg = f"{name}: is a {theirs.model_type} model, which is no encoder-decoder; expected one, as Marian or T5"
-        raise PretrainedError(msg)
-    return PretrainedConfig.of(theirs, str(name))
-
-
-def load_weights(name: str | Path) -> dict[str, Tensor]:
-    """The fp32 state_dict of such a model behind our calls.
-
-    Raises:
-        PretrainedError: when the library is not installed, or gives no such model.
-    """
-    library = transformers()
-    with refused(name):
-        model = library.AutoModelForSeq2SeqLM.from_pretrained(name)
-    return {key: value.detach().float() for key, value in PretrainedSeq2Seq(model).state_dict().items()}
-
-
-@contextlib.contextmanager
-def refused(name: str | Path) -> Any:
-    """Make what the library raises about a model one line."""
-    try:
-        yield
-    except (AttributeError, OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
-        msg = f"{name}: transformers does not load it: {' '.join(str(error).split())}"
-        raise PretrainedError(msg) from error
+    @property
+    def pad(self) -> int:
+        """Token that fills what is past a sequence's end."""
 
 
 class PretrainedSeq2Seq(Model):
@@ -103,12 +56,14 @@ class PretrainedSeq2Seq(Model):
 
     Args:
         model: as `AutoModelForSeq2SeqLM` gives it.
-        name: where it came from.
+        config: its sizes (`huggingface_config.PretrainedConfig`).
     """
 
-    def __init__(self, model: Any, name: str = "") -> None:
+    config: Sizes
+
+    def __init__(self, model: Any, config: Sizes) -> None:
         super().__init__()
-        self.config = PretrainedConfig.of(model.config, name)
+        self.config = config
         for key, module in model.named_modules():
             if key.rpartition(".")[2] in COMPUTED.get(model.config.model_type, ()):
                 value = module.weight.detach()

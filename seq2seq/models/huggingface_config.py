@@ -10,15 +10,13 @@ import dataclasses
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from typing import Any, ClassVar, Self
 
 from torch import nn
 
 from seq2seq.models.base import Extent, Stack, check_int
+from seq2seq.models.huggingface import PretrainedSeq2Seq, transformers
 from seq2seq.models.layer_groups import PretrainedError
-
-if TYPE_CHECKING:
-    from seq2seq.models.huggingface import PretrainedSeq2Seq
 
 #: Names of our fields in the library's configurations, by its `model_type`. Its other types load, train and decode, but
 #: their work is not counted, so they are no workloads.
@@ -265,8 +263,6 @@ class PretrainedConfig:
             PretrainedError: where the library is not installed, or does not build it.
         """
         del lstm
-        from seq2seq.models.huggingface import PretrainedSeq2Seq, transformers  # noqa: PLC0415 - it needs this module
-
         if self.uncounted:
             raise PretrainedError(self.uncounted)
         library = transformers()
@@ -274,7 +270,7 @@ class PretrainedConfig:
         model = library.AutoModelForSeq2SeqLM.from_config(theirs)
         # Made without memory, for its sizes alone, the parts of a model do not share what they share.
         model.tie_weights()
-        return PretrainedSeq2Seq(model, self.name)
+        return PretrainedSeq2Seq(model, type(self).of(model.config, self.name))
 
     @property
     def _units(self) -> tuple[int, int]:

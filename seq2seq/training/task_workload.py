@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from seq2seq.data.batch import Batch
+from seq2seq.data.lengths import Lengths
 from seq2seq.models.base import Config
 from seq2seq.tasks.task import Task, suited
-from seq2seq.workloads.synthetic import Lengths
 from seq2seq.workloads.workload import Workload
 
 

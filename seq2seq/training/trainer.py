@@ -19,10 +19,11 @@ import torch
 from torch import Tensor, nn
 
 from seq2seq.data.batch import Batch
-from seq2seq.execution.executable import Executable, Weights, initial_weights
+from seq2seq.execution.executable import Executable
 from seq2seq.execution.variants import VARIANTS
 from seq2seq.models import layer_groups as pretrained
 from seq2seq.models.base import IGNORE_TOKEN, Config, Model
+from seq2seq.models.weights import Weights, initial_weights
 from seq2seq.tasks.task import Task, suited
 from seq2seq.training.folder import TrainFolder, TrainingError
 from seq2seq.training.settings import Progress, Settings, rate_factor

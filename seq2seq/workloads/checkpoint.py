@@ -14,14 +14,14 @@ from typing import Any
 
 from torch import Tensor
 
-from seq2seq.execution.executable import Weights, initial_weights
+from seq2seq.data.lengths import LIBRISPEECH_CHARACTERS, LIBRISPEECH_FRAMES, WMT_ENGLISH, WMT_GERMAN
 from seq2seq.models import checkpoint
 from seq2seq.models.base import Config
 from seq2seq.models.ctc import CTCConfig
-from seq2seq.models.huggingface import load_config, load_weights
 from seq2seq.models.huggingface_config import PretrainedConfig
+from seq2seq.models.huggingface_files import load_config, load_weights
 from seq2seq.models.layer_groups import PretrainedError
-from seq2seq.workloads import synthetic
+from seq2seq.models.weights import Weights, initial_weights
 from seq2seq.workloads.workload import UnknownWorkloadError, Workload
 
 #: How names of such workloads begin.
@@ -85,7 +85,7 @@ def _workload(path: str) -> Workload:
     source, target = task.get("history", min(STEPS, longest)), task.get("horizon", min(STEPS, longest))
     tokens = bool(config.source_vocabulary), bool(config.target_vocabulary)
     labels = isinstance(config, CTCConfig)
-    read = synthetic.WMT_ENGLISH if tokens[0] else synthetic.LIBRISPEECH_FRAMES if labels else None
+    read = WMT_ENGLISH if tokens[0] else LIBRISPEECH_FRAMES if labels else None
     return Workload(
         name=f"{PREFIX}{path}",
         summary=f"a checkpoint of the family {config.family}",
@@ -97,9 +97,9 @@ def _workload(path: str) -> Workload:
         source_steps=source,
         target_steps=target if config.decodes else None,
         source_lengths=read,
-        target_lengths=synthetic.WMT_GERMAN if tokens[1] else None,
+        target_lengths=WMT_GERMAN if tokens[1] else None,
         label_steps=max(1, source // STEPS_A_LABEL) if labels else None,
-        label_lengths=synthetic.LIBRISPEECH_CHARACTERS if labels else None,
+        label_lengths=LIBRISPEECH_CHARACTERS if labels else None,
         checkpoint=path,
     )
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 
 from seq2seq.data import windows
+from seq2seq.data.lengths import LIBRISPEECH_CHARACTERS, LIBRISPEECH_FRAMES, WMT_ENGLISH, WMT_GERMAN
 from seq2seq.models.attention import AttentionConfig
 from seq2seq.models.ctc import CTCConfig
 from seq2seq.models.encoder_decoder import Seq2SeqConfig
@@ -17,7 +18,6 @@ from seq2seq.models.huggingface_config import marian
 from seq2seq.models.lstm_layer import SingleConfig
 from seq2seq.models.rnnt_encoder import StackedConfig
 from seq2seq.models.transformer import TransformerConfig
-from seq2seq.workloads import synthetic
 from seq2seq.workloads.checkpoint import PREFIX, checkpoint_workload
 from seq2seq.workloads.workload import UnknownWorkloadError, Workload, overridden, scaled
 
@@ -70,8 +70,8 @@ _TRANSLATION = Workload(
     batch=128,
     source_steps=50,
     target_steps=50,
-    source_lengths=synthetic.WMT_GERMAN,
-    target_lengths=synthetic.WMT_ENGLISH,
+    source_lengths=WMT_GERMAN,
+    target_lengths=WMT_ENGLISH,
 )
 _TRANSFORMER = dataclasses.replace(
     _TRANSLATION,
@@ -95,8 +95,8 @@ _MARIAN = dataclasses.replace(
     "seed: sizes decide the time",
     data="synthetic: random tokens, lengths of WMT English and German words",
     config=marian(512, 6, 8, 2048, 58_101),
-    source_lengths=synthetic.WMT_ENGLISH,
-    target_lengths=synthetic.WMT_GERMAN,
+    source_lengths=WMT_ENGLISH,
+    target_lengths=WMT_GERMAN,
 )
 _IWSLT = Workload(
     name="translation-iwslt",
@@ -119,8 +119,8 @@ _IWSLT = Workload(
     batch=128,
     source_steps=50,
     target_steps=50,
-    source_lengths=synthetic.WMT_ENGLISH,
-    target_lengths=synthetic.WMT_GERMAN,
+    source_lengths=WMT_ENGLISH,
+    target_lengths=WMT_GERMAN,
 )
 _GNMT = Workload(
     name="translation-gnmt",
@@ -138,8 +138,8 @@ _GNMT = Workload(
     batch=128,
     source_steps=50,
     target_steps=50,
-    source_lengths=synthetic.WMT_ENGLISH,
-    target_lengths=synthetic.WMT_GERMAN,
+    source_lengths=WMT_ENGLISH,
+    target_lengths=WMT_GERMAN,
 )
 _SPEECH = Workload(
     name="speech-las",
@@ -164,8 +164,8 @@ _SPEECH = Workload(
     batch=32,
     source_steps=800,
     target_steps=150,
-    source_lengths=synthetic.LIBRISPEECH_FRAMES,
-    target_lengths=synthetic.LIBRISPEECH_CHARACTERS,
+    source_lengths=LIBRISPEECH_FRAMES,
+    target_lengths=LIBRISPEECH_CHARACTERS,
 )
 _TRANSDUCER = Workload(
     name="speech-rnnt-encoder",
@@ -176,7 +176,7 @@ _TRANSDUCER = Workload(
     config=StackedConfig(input_size=240, hidden_size=1024),
     batch=32,
     source_steps=1088,
-    source_lengths=synthetic.LIBRISPEECH_FRAMES,
+    source_lengths=LIBRISPEECH_FRAMES,
 )
 _CTC = Workload(
     name="speech-ctc",
@@ -187,9 +187,9 @@ _CTC = Workload(
     config=CTCConfig(input_size=120, hidden_size=320, output_size=60, num_layers=4),
     batch=10,
     source_steps=800,
-    source_lengths=synthetic.LIBRISPEECH_FRAMES,
+    source_lengths=LIBRISPEECH_FRAMES,
     label_steps=150,
-    label_lengths=synthetic.LIBRISPEECH_CHARACTERS,
+    label_lengths=LIBRISPEECH_CHARACTERS,
 )
 _SUMMARY = Workload(
     name="summarize-pg",

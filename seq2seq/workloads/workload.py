@@ -10,6 +10,7 @@ from typing import Any
 
 from seq2seq.data import windows
 from seq2seq.data.batch import Batch
+from seq2seq.data.lengths import Lengths
 from seq2seq.models.base import Config
 from seq2seq.workloads import synthetic
 
@@ -54,12 +55,12 @@ class Workload:
     batch: int
     source_steps: int
     target_steps: int | None = None
-    source_lengths: synthetic.Lengths | None = None
-    target_lengths: synthetic.Lengths | None = None
+    source_lengths: Lengths | None = None
+    target_lengths: Lengths | None = None
     temperatures: bool = False
     beam: int = 1
     label_steps: int | None = None
-    label_lengths: synthetic.Lengths | None = None
+    label_lengths: Lengths | None = None
     checkpoint: str = ""
 
     @property
