@@ -8,6 +8,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from .common.fast_path import autocast_dtype
+from .common.recurrence import state_dtype
 from .cpu.packing import STORAGE
 from .dispatch import CPU, IMPLEMENTATIONS
 from .torch_lstm import State
@@ -55,6 +57,60 @@ def batched_state(hx: State, batched: bool) -> State:
         )
         raise RuntimeError(msg)
     return (hidden, cell) if batched else (hidden.unsqueeze(1), cell.unsqueeze(1))
+
+
+def check_call(lstm: nn.RNNBase, x: Tensor, hx: State | None, batch: int, batch_sizes: Tensor | None = None) -> None:
+    """Raise what torch.nn.LSTM raises for input and state that do not fit, or that lie on different devices."""
+    if (
+        x.dtype != lstm.weight_ih_l0.dtype
+        or x.dim() != (3 if batch_sizes is None else 2)
+        or x.size(-1) != lstm.input_size
+    ):
+        if not torch.compiler.is_compiling():
+            lstm._update_flat_weights()  # noqa: SLF001 - what check_input of nn.RNNBase relies on
+        lstm.check_input(x, batch_sizes)
+    if hx is None:
+        return
+    states = lstm.num_layers * (2 if lstm.bidirectional else 1)
+    expected = (states, batch, lstm.proj_size or lstm.hidden_size)
+    lstm.check_hidden_size(hx[0], expected, "Expected hidden[0] size {}, got {}")
+    lstm.check_hidden_size(hx[1], (states, batch, lstm.hidden_size), "Expected hidden[1] size {}, got {}")
+    other = next((state.device for state in hx if state.device != x.device), None)
+    if other is not None:
+        msg = (
+            "Input and hidden tensors are not at the same device, found input tensor at "
+            f"{x.device} and hidden tensor at {other}"
+        )
+        raise RuntimeError(msg)
+    if autocast_dtype(x.device) is not None:
+        return
+    for index, (state, dtypes) in enumerate(zip(hx, ({x.dtype}, {x.dtype, state_dtype(x.dtype)}), strict=True)):
+        if state.dtype not in dtypes:
+            msg = f"hx[{index}] is of {state.dtype}, expected {x.dtype} as the input; convert it"
+            raise ValueError(msg)
+
+
+def check_step(lstm: nn.RNNBase, x: Tensor, hidden: Tensor, cell: Tensor) -> None:
+    """Raise for what `LSTM.step` cannot take: see there."""
+    if lstm.bidirectional:
+        msg = "step is for one direction: a bidirectional LSTM needs the steps to come"
+        raise ValueError(msg)
+    if x.dim() != 2:  # noqa: PLR2004
+        msg = f"step takes one step of a batch, (batch, input_size), got {x.dim()}-D input"
+        raise ValueError(msg)
+    if hidden is cell or (not torch.compiler.is_compiling() and _overlap(hidden, cell)):
+        msg = "h and c are the same memory, and step writes both; give each its own, as two calls of torch.zeros do"
+        raise ValueError(msg)
+    if torch.is_grad_enabled() and any(v.requires_grad for v in (x, hidden, cell, *lstm.parameters())):
+        msg = "step has no gradients: call it under torch.no_grad() or torch.inference_mode(), or call forward"
+        raise RuntimeError(msg)
+
+
+def _overlap(first: Tensor, second: Tensor) -> bool:
+    """Return whether two tensors of one shape start in the same place or, both contiguous, lie over each other."""
+    apart = abs(first.data_ptr() - second.data_ptr())
+    reach = first.nbytes if first.is_contiguous() and second.is_contiguous() else 1
+    return first.data_ptr() != 0 and apart < reach
 
 
 def checked_lengths(lengths: Lengths | None, batch: int, steps: int) -> Tensor | None:
