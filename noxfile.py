@@ -43,7 +43,7 @@ def microbench(session: nox.Session) -> None:
     """Time variants and kernels with pytest-benchmark: `nox -s microbench -- -k onednn --benchmark-autosave`."""
     install(session)
     install_peers(session)
-    session.run("python", "-m", "pytest", "bench", "--benchmark-only", *session.posargs)
+    session.run("python", "-m", "pytest", "bench/microbench", "--benchmark-only", *session.posargs)
 
 
 @nox.session

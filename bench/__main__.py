@@ -12,20 +12,22 @@ import time
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 
-from bench import environment, quality_record, resume
 from bench.arguments import DEFAULT_SUITE, parser
-from bench.cases import Filters, Selection, Suite, load_suite, overridden, suite_names
 from bench.console import Console
 from bench.errors import UsageError
-from bench.plan import Plan, make_plan
-from bench.process import Settings
-from bench.rawfile import Key
-from bench.reading import read_beside
-from bench.record import Status
-from bench.runner import Runner
-from bench.store import RunFolder
-from kernels.cores import usable_cores
-from kernels.output import Terminated, run_command, utf8, write_new
+from bench.machine import environment
+from bench.plan.cases import Filters, Selection, Suite, load_suite, overridden, suite_names
+from bench.records import quality as quality_record
+from bench.records.folder import RunFolder
+from bench.records.raw_csv import Key
+from bench.records.reader import read_beside
+from bench.records.schema import Status
+from bench.run import resume
+from bench.run.planning import Plan, make_plan
+from bench.run.runner import Runner
+from bench.run.worker_process import Settings
+from kernels.host.cores import usable_cores
+from kernels.host.output import Terminated, run_command, utf8, write_new
 
 EXIT_OK, EXIT_NOT_OK, EXIT_USAGE, EXIT_REGRESSION, EXIT_UNFINISHED, EXIT_UNCLEAR = 0, 1, 2, 3, 4, 5
 EXIT_INTERRUPTED, EXIT_TERMINATED = 130, 143
@@ -178,7 +180,9 @@ def _look(runner: Runner, quoted: str) -> str:
 
 
 def _show(console: Console, folder: RunFolder) -> None:
-    from bench.report import LEGEND, summary_table, words, write_report  # noqa: PLC0415 - matplotlib is slow to import
+    from bench.analysis.run_summary import LEGEND, summary_table  # noqa: PLC0415 - matplotlib is slow to import
+    from bench.report import words  # noqa: PLC0415 - matplotlib is slow to import
+    from bench.report.page import write_report  # noqa: PLC0415 - matplotlib is slow to import
 
     report = write_report(folder.path)
     table = summary_table(report.run.records)
@@ -236,7 +240,7 @@ def _minutes(seconds: float) -> str:
 
 def report(arguments: argparse.Namespace) -> int:
     """Write plots and page again."""
-    from bench.report import write_report  # noqa: PLC0415 - matplotlib is slow to import
+    from bench.report.page import write_report  # noqa: PLC0415 - matplotlib is slow to import
 
     found = write_report(arguments.dir)
     Console().say(f"page: {found.page.resolve().as_uri()}; {len(found.plots)} plots beside it")
@@ -245,8 +249,8 @@ def report(arguments: argparse.Namespace) -> int:
 
 def compare(arguments: argparse.Namespace) -> int:
     """Hold runs against a base."""
-    from bench import compare as comparing  # noqa: PLC0415 - pandas is slow to import
-    from bench import compare_tables  # noqa: PLC0415
+    from bench.analysis import compare as comparing  # noqa: PLC0415 - pandas is slow to import
+    from bench.analysis import tables as compare_tables  # noqa: PLC0415
 
     if arguments.allow_unclear and arguments.fail_on is None:
         msg = "--allow-unclear is about --fail-on, which is missing; add --fail-on slower:PERCENT"
@@ -273,7 +277,7 @@ def compare(arguments: argparse.Namespace) -> int:
 
 def export(arguments: argparse.Namespace) -> int:
     """Write a run in another program's format."""
-    from bench import export as exporting  # noqa: PLC0415 - pandas is slow to import
+    from bench.analysis import export as exporting  # noqa: PLC0415 - pandas is slow to import
 
     out = arguments.out or arguments.dir / "export.pytest-benchmark.json"
     _refuse_existing(out, "--out")

@@ -5,11 +5,11 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from bench.cases import CHECKPOINT, MODES, split_name, suite_names
-from bench.process import ROOT
-from bench.resume import SEEDS
-from bench.selftest import PARTS, STANDARD
-from kernels.usage import Parser
+from bench.plan.cases import CHECKPOINT, MODES, split_name, suite_names
+from bench.run.resume import SEEDS
+from bench.run.worker_process import ROOT
+from bench.selftest.names import PARTS, STANDARD
+from kernels.host.usage import Parser
 
 DEFAULT_SUITE = "quick"
 

@@ -10,8 +10,8 @@ from types import TracebackType
 from typing import Any, Self
 
 from bench import units
-from bench.cases import Case
-from bench.record import Record, Status
+from bench.plan.cases import Case
+from bench.records.schema import Record, Status
 
 _STYLE = {Status.OK: "green", Status.UNAVAILABLE: "dim"}
 

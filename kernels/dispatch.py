@@ -1,7 +1,8 @@
 """Which kernel runs a recurrence, and why another does not.
 
-`auto` takes what `kernels.tune` measured to be fastest on the GPU at hand, cuDNN included; where nothing was measured
-it estimates, and says so. A name that was asked for is run or refused with the reason: nothing falls back in silence.
+`auto` takes what `python -m kernels tune` measured to be fastest on the GPU at hand, cuDNN included; where nothing was
+measured it estimates, and says so. A name that was asked for is run or refused with the reason: nothing falls back in
+silence.
 """
 
 from __future__ import annotations
@@ -18,10 +19,10 @@ from typing import Any
 
 import torch
 
-from . import table
+from . import measurements as table
+from .common.recurrence import Backward, Forward, Problem, gpu_facts, loop_backward, loop_forward
 from .cpu import fused
 from .estimate import estimate_s
-from .recurrence import Backward, Forward, Problem, gpu_facts, loop_backward, loop_forward
 
 #: Modules that bring a kernel: `forward(args, config)` and `backward(args, config)`, `refuses`, `configs`, `launches`.
 MODULES = {name: f"{__package__}.gpu.{name}" for name in ("cell", "sequence", "persistent")}

@@ -1,6 +1,6 @@
 """Estimate of a recurrence's time on a GPU on which nothing was measured, from a few published figures.
 
-It is good for one thing, to pick a kernel before anybody has run `kernels.tune`, and `kernels.dispatch` says so
+It is good for one thing, to pick a kernel before anybody has run `kernels.tools.tune`, and `kernels.dispatch` says so
 whenever it has. No number that comes out of here is a result.
 """
 
@@ -10,7 +10,7 @@ import math
 
 import torch
 
-from .recurrence import Problem
+from .common.recurrence import Problem
 
 #: Bytes a second between L2 and all multiprocessors, and at most to one of them; H200, as other people's
 #: microbenchmarks of Hopper report them.

@@ -7,30 +7,20 @@ Per layer: one product projects the input of all steps, the operator of `kernels
 from __future__ import annotations
 
 import dataclasses
-import itertools
-from collections.abc import Sequence
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 from torch.nn.utils.rnn import PackedSequence
 
-from . import dispatch, ops, vendor
-from .arguments import Lengths, batched_state, check_options, checked_lengths
+from . import dispatch, layers
+from . import torch_lstm as vendor
+from .common.fast_path import exported
+from .common.recurrence import Problem, on_device
 from .cpu.inference import Prepared
-from .cpu.layer import layer as cpu_layer
 from .dispatch import IMPLEMENTATIONS, Choice
-from .eager import autocast_dtype, exported, unwatched
-from .recurrence import Problem, on_device, state_dtype
-from .vendor import State, inside, permuted
-
-
-def _overlap(first: Tensor, second: Tensor) -> bool:
-    """Return whether two tensors of one shape start in the same place or, both contiguous, lie over each other."""
-    apart = abs(first.data_ptr() - second.data_ptr())
-    reach = first.nbytes if first.is_contiguous() and second.is_contiguous() else 1
-    return first.data_ptr() != 0 and apart < reach
+from .lstm_arguments import Lengths, batched_state, check_call, check_options, check_step, checked_lengths
+from .torch_lstm import State, permuted
 
 
 class LSTM(nn.RNNBase):
@@ -171,14 +161,14 @@ class LSTM(nn.RNNBase):
         if hx is not None:
             hx = batched_state(hx, batched)
         x = input if batched else input.unsqueeze(batch_dim)
-        self._check(x, hx, x.size(batch_dim))
+        check_call(self, x, hx, x.size(batch_dim))
         if not x.size(1 - batch_dim):
             msg = "Expected sequence length to be larger than 0 in RNN"
             raise RuntimeError(msg)
         valid = checked_lengths(lengths, x.size(batch_dim), x.size(1 - batch_dim))
         name = self._choose(x, hx, x.size(batch_dim), x.size(1 - batch_dim), masked=valid is not None)
         if name != "vendor":
-            output, state = self._layers(x, hx, valid, name, self.batch_first)
+            output, state = layers.run(self, x, hx, valid, name, batch_first=self.batch_first)
         elif valid is None:
             output, state = _way().run(self, x, hx)
         else:
@@ -217,18 +207,7 @@ class LSTM(nn.RNNBase):
         return self._step_through_forward(input, hidden, cell)
 
     def _step_through_forward(self, x: Tensor, hidden: Tensor, cell: Tensor) -> Tensor:
-        if self.bidirectional:
-            msg = "step is for one direction: a bidirectional LSTM needs the steps to come"
-            raise ValueError(msg)
-        if x.dim() != 2:  # noqa: PLR2004
-            msg = f"step takes one step of a batch, (batch, input_size), got {x.dim()}-D input"
-            raise ValueError(msg)
-        if hidden is cell or (not torch.compiler.is_compiling() and _overlap(hidden, cell)):
-            msg = "h and c are the same memory, and step writes both; give each its own, as two calls of torch.zeros do"
-            raise ValueError(msg)
-        if torch.is_grad_enabled() and any(v.requires_grad for v in (x, hidden, cell, *self.parameters())):
-            msg = "step has no gradients: call it under torch.no_grad() or torch.inference_mode(), or call forward"
-            raise RuntimeError(msg)
+        check_step(self, x, hidden, cell)
         time = 1 if self.batch_first else 0
         output, (h_n, c_n) = self.forward(x.unsqueeze(time), (hidden, cell))
         hidden.copy_(h_n)
@@ -315,7 +294,7 @@ class LSTM(nn.RNNBase):
             2 if self.bidirectional else 1,
             saves,
             masked,
-            self._tf32(device, dtype),
+            self.tf32(device, dtype),
         )
         return dispatch.choose(on_device(problem, device), self.implementation)
 
@@ -334,7 +313,7 @@ class LSTM(nn.RNNBase):
             or any(parameter.requires_grad for parameter in self.parameters())
             or (hx is not None and (hx[0].requires_grad or hx[1].requires_grad))
         )
-        choice = self._choice(x.device, _computed_dtype(x), batch, steps, saves=saves, masked=masked)
+        choice = self._choice(x.device, layers.computed_dtype(x), batch, steps, saves=saves, masked=masked)
         # Not by nn.Module's own __setattr__, which takes longer than all of the above.
         self.__dict__["choices"] = (choice,) * self.num_layers
         return choice.implementation
@@ -342,95 +321,16 @@ class LSTM(nn.RNNBase):
     def _refuse_export(self, *, masked: bool) -> None:
         """Raise for what a trace or an ONNX file cannot hold."""
         if self.weight_storage != "fp32":
-            raise RuntimeError(self._storage_refused())
+            raise RuntimeError(layers.storage_refused(self.weight_storage))
         if masked and torch.compiler.is_compiling():
             msg = "kernels.LSTM with lengths cannot be exported by torch.onnx.export(dynamo=True); pass dynamo=False"
             raise RuntimeError(msg)
 
-    def _storage_refused(self) -> str:
-        return (
-            f"weight_storage {self.weight_storage!r} serves eager inference alone, without autocast, tracing or "
-            "torch.compile; use weight_storage='fp32' there"
-        )
-
-    def _tf32(self, device: torch.device, dtype: torch.dtype) -> bool:
+    def tf32(self, device: torch.device, dtype: torch.dtype) -> bool:
+        """Return whether the recurrence rounds its float32 factors to TF32 there."""
         if device.type != "cuda" or dtype != torch.float32:
             return False
         return (self.fp32_precision or _matmul_precision()) == "tf32"
-
-    def _layers(
-        self, x: Tensor, hx: State | None, lengths: Tensor | None, implementation: str, batch_first: bool
-    ) -> tuple[Tensor, State]:
-        """All layers through the operator; x is (batch, steps, features) if `batch_first`, else steps come first."""
-        dtype = _computed_dtype(x)
-        tf32 = self._tf32(x.device, dtype)
-        parameters = [self._parameters_of(layer) for layer in range(self.num_layers)]
-        if lengths is not None:
-            # From pageable memory the copy reads its source before the call returns, so none can change it.
-            lengths = lengths.to(torch.int32).to(x.device, non_blocking=True)
-        given = [value for value in (x, *(hx or ()), lengths) if value is not None]
-        tensors = [*given, *itertools.chain.from_iterable(itertools.chain.from_iterable(parameters))]
-        plain = implementation == dispatch.CPU and unwatched(tensors)
-        if lengths is not None and torch.is_grad_enabled() and not plain:
-            # The weights' gradient multiplies what stands in the padding by zero: no zero where that is NaN.
-            x = torch.where(inside(lengths, x, batch_first), x, 0.0)
-        dropped = bool(self.dropout) and self.training and self.num_layers > 1
-        if plain and not dropped and not (torch.is_grad_enabled() and any(value.requires_grad for value in tensors)):
-            return self._infer(x, hx, lengths, parameters, batch_first)
-        directions = 2 if self.bidirectional else 1
-        hidden, cell = [], []
-        for layer, own_parameters in enumerate(parameters):
-            if layer and self.dropout:
-                x = functional.dropout(x, self.dropout, self.training)
-            h0 = c0 = None
-            if hx is not None:
-                own = slice(layer * directions, (layer + 1) * directions)
-                h0, c0 = hx[0][own], hx[1][own].to(state_dtype(dtype))
-            if plain:
-                x, h_n, c_n = cpu_layer(
-                    x, own_parameters, h0, c0, lengths, batch_first=batch_first, storage=self.weight_storage
-                )
-            elif self.weight_storage != "fp32":
-                raise RuntimeError(self._storage_refused())
-            else:
-                weight_ih, weight_hh, bias = _stacked(own_parameters)
-                x, h_n, c_n = ops.recurrence(
-                    functional.linear(x, weight_ih, bias).unflatten(-1, (directions, 4 * self.hidden_size)),
-                    weight_hh,
-                    h0,
-                    c0,
-                    lengths,
-                    batch_first=batch_first,
-                    implementation=implementation,
-                    tf32=tf32,
-                )
-            hidden.append(h_n)
-            cell.append(c_n.to(h_n.dtype))
-        if len(hidden) == 1:
-            return x, (hidden[0], cell[0])
-        return x, (torch.cat(hidden), torch.cat(cell))
-
-    def _infer(
-        self,
-        x: Tensor,
-        hx: State | None,
-        lengths: Tensor | None,
-        parameters: Sequence[Sequence[tuple[Tensor, ...]]],
-        batch_first: bool,
-    ) -> tuple[Tensor, State]:
-        """All layers without gradients by the CPU kernel, prepared for this call and later ones unless they are."""
-        x = x.contiguous()
-        h0, c0, lengths = (v if v is None else v.contiguous() for v in (*(hx or (None, None)), lengths))
-        kept = self.__dict__.get("_kept")
-        found = None
-        if kept is not None and self._stands(kept):
-            found = kept[0].run(x, h0, c0, lengths, batch_first=batch_first)
-        if found is None:
-            prepared = Prepared(parameters, x.size(2), storage=self.weight_storage)
-            self.__dict__["_kept"] = (prepared, self.choices) if prepared.lasting else None
-            found = prepared.run(x, h0, c0, lengths, batch_first=batch_first, fresh=True)
-        output, h_n, c_n = cast("tuple[Tensor, Tensor, Tensor]", found)
-        return output, (h_n, c_n)
 
     def _at_once(self, x: Any, hx: Any) -> tuple[Tensor, State] | None:
         """The whole call by what an earlier one prepared; None where anything about it is not as simple as that."""
@@ -465,76 +365,27 @@ class LSTM(nn.RNNBase):
         data, batch_sizes, sorted_indices, unsorted_indices = packed
         batch, steps = int(batch_sizes[0]), len(batch_sizes)
         hx = permuted(hx, sorted_indices)
-        self._check(data, hx, batch, batch_sizes)
+        check_call(self, data, hx, batch, batch_sizes)
         full = int(batch_sizes[-1]) == batch
         name = self._choose(data, hx, batch, steps, masked=not full)
         if name == "vendor":
             output, state = vendor.run(self, data, hx, batch_sizes)
         elif full:
-            padded, state = self._layers(data.unflatten(0, (steps, batch)), hx, None, name, batch_first=False)
+            padded, state = layers.run(self, data.unflatten(0, (steps, batch)), hx, None, name, batch_first=False)
             output = padded.flatten(0, 1)
         else:
             valid = torch.arange(batch, device=batch_sizes.device) < batch_sizes[:, None]  # (steps, batch)
             index = valid.flatten().nonzero().squeeze(1).to(data.device)
             x = data.new_zeros(steps * batch, data.size(1)).index_copy(0, index, data).unflatten(0, (steps, batch))
-            padded, state = self._layers(x, hx, valid.sum(0), name, batch_first=False)
+            padded, state = layers.run(self, x, hx, valid.sum(0), name, batch_first=False)
             output = padded.flatten(0, 1).index_select(0, index)
         return PackedSequence(output, batch_sizes, sorted_indices, unsorted_indices), permuted(state, unsorted_indices)
-
-    def _check(self, x: Tensor, hx: State | None, batch: int, batch_sizes: Tensor | None = None) -> None:
-        """Raise what torch.nn.LSTM raises for input and state that do not fit, or that lie on different devices."""
-        if (
-            x.dtype != self.weight_ih_l0.dtype
-            or x.dim() != (3 if batch_sizes is None else 2)
-            or x.size(-1) != self.input_size
-        ):
-            if not torch.compiler.is_compiling():
-                self._update_flat_weights()
-            self.check_input(x, batch_sizes)
-        if hx is None:
-            return
-        states = self.num_layers * (2 if self.bidirectional else 1)
-        expected = (states, batch, self.proj_size or self.hidden_size)
-        self.check_hidden_size(hx[0], expected, "Expected hidden[0] size {}, got {}")
-        self.check_hidden_size(hx[1], (states, batch, self.hidden_size), "Expected hidden[1] size {}, got {}")
-        other = next((state.device for state in hx if state.device != x.device), None)
-        if other is not None:
-            msg = (
-                "Input and hidden tensors are not at the same device, found input tensor at "
-                f"{x.device} and hidden tensor at {other}"
-            )
-            raise RuntimeError(msg)
-        if autocast_dtype(x.device) is not None:
-            return
-        for index, (state, dtypes) in enumerate(zip(hx, ({x.dtype}, {x.dtype, state_dtype(x.dtype)}), strict=True)):
-            if state.dtype not in dtypes:
-                msg = f"hx[{index}] is of {state.dtype}, expected {x.dtype} as the input; convert it"
-                raise ValueError(msg)
-
-
-def _stacked(parameters: Sequence[tuple[Tensor, ...]]) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Both directions' weight_ih (directions * 4H, features), weight_hh (directions, 4H, H) and sums of biases."""
-    biases = [_sum(own[2], own[3]) for own in parameters if len(own) > 2]  # noqa: PLR2004 - with biases
-    if len(parameters) == 1:
-        return parameters[0][0], parameters[0][1].unsqueeze(0), biases[0] if biases else None
-    weights_ih, weights_hh = [own[0] for own in parameters], [own[1] for own in parameters]
-    return torch.cat(weights_ih), torch.stack(weights_hh), torch.cat(biases) if biases else None
-
-
-def _sum(first: Tensor, second: Tensor) -> Tensor:
-    """The sum of two vectors, whose gradients are two tensors.
-
-    Those of `first + second` are one tensor in one memory, so a caller that changes one in place changes both.
-    """
-    if not torch.is_grad_enabled():
-        return first + second
-    return torch.cat((first, second)).view(2, -1).sum(0)
 
 
 def _way() -> Any:
     """The module that runs torch's own LSTM: while something is traced, the one that Dynamo must leave alone."""
     if torch.compiler.is_compiling():
-        from . import untraceable  # noqa: PLC0415 - imports Dynamo, which takes as long as torch
+        from . import graph_breaks as untraceable  # noqa: PLC0415 - imports Dynamo, which takes as long as torch
 
         return untraceable
     return vendor
@@ -543,12 +394,7 @@ def _way() -> Any:
 def _matmul_precision() -> str:
     """Precision of torch's own products in float32: `none` or `ieee`, or `tf32`."""
     if torch.compiler.is_compiling():
-        from .untraceable import matmul_precision  # noqa: PLC0415 - as above
+        from .graph_breaks import matmul_precision  # noqa: PLC0415 - as above
 
         return str(matmul_precision())
     return str(torch.backends.cuda.matmul.fp32_precision)
-
-
-def _computed_dtype(x: Tensor) -> torch.dtype:
-    """Type that products have: that of the input, or autocast's, which leaves float64 alone."""
-    return x.dtype if x.dtype == torch.float64 else autocast_dtype(x.device) or x.dtype

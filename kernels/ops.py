@@ -17,14 +17,13 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from . import dispatch
-from .eager import DEVICES, autocast_dtype, unwatched
-from .recurrence import NO_DOUBLE_BACKWARD, Backward, Forward, hidden_before, state_dtype
-from .transforms import batched, looped, over_batched, transformed
+from .common.fast_path import DEVICES, autocast_dtype, unwatched
+from .common.recurrence import NO_DOUBLE_BACKWARD, Backward, Forward, hidden_before, state_dtype
+from .common.transforms import batched, looped, over_batched, transformed
+from .operands import Outputs, check_backward, check_forward, empty_gradients, outputs, rows, time_first
 
 #: Of the operators: the package that brings them, so that a checkout and an installation may meet in one process.
 NAMESPACE = str(__package__)
-
-Outputs = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
 
 
 def recurrence(
@@ -121,15 +120,15 @@ def _run_forward(
     implementation: str,
     tf32: bool,
 ) -> Outputs:
-    _check_forward(gates_input, weight_hh, h0, c0, lengths, batch_first)
-    output, h_n, c_n, gates, cells = _outputs(gates_input, weight_hh, batch_first, save)
+    check_forward(gates_input, weight_hh, h0, c0, lengths, batch_first)
+    output, h_n, c_n, gates, cells = outputs(gates_input, weight_hh, batch_first, save)
     args = Forward(
-        gates_input=_time_first(_rows(gates_input), batch_first),
+        gates_input=time_first(rows(gates_input), batch_first),
         weight_hh=weight_hh.contiguous(),
         h0=None if h0 is None else h0.contiguous(),
         c0=None if c0 is None else c0.contiguous(),
         lengths=None if lengths is None else lengths.contiguous(),
-        output=_time_first(output.unflatten(2, (weight_hh.size(0), -1)), batch_first),
+        output=time_first(output.unflatten(2, (weight_hh.size(0), -1)), batch_first),
         h_n=h_n,
         c_n=c_n,
         gates=gates if save else None,
@@ -155,23 +154,7 @@ def _(
     tf32: bool,
 ) -> Outputs:
     del h0, c0, lengths, implementation, tf32
-    return _outputs(gates_input, weight_hh, batch_first, save)
-
-
-def _outputs(gates_input: Tensor, weight_hh: Tensor, batch_first: bool, save: bool) -> Outputs:
-    """Output, h_n, c_n, gates and cells, not filled in."""
-    first, second, directions, _ = gates_input.shape
-    hidden = weight_hh.size(2)
-    steps, batch = (second, first) if batch_first else (first, second)
-    wide = state_dtype(gates_input.dtype)
-    kept = (steps, batch, directions) if save else (0, 0, 0)
-    return (
-        gates_input.new_empty(first, second, directions * hidden),
-        gates_input.new_empty(directions, batch, hidden),
-        gates_input.new_empty(directions, batch, hidden, dtype=wide),
-        gates_input.new_empty(*kept, 4 * hidden),
-        gates_input.new_empty(*kept, hidden, dtype=wide),
-    )
+    return outputs(gates_input, weight_hh, batch_first, save)
 
 
 @torch.library.custom_op(f"{NAMESPACE}::lstm_backward", mutates_args=())
@@ -211,18 +194,18 @@ def _run_backward(
     implementation: str,
     tf32: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    _check_backward(grad_output, grad_h_n, grad_c_n, weight_hh, c0, lengths, gates, cells, batch_first)
-    grad_gates, grad_h0, grad_c0 = _empty_gradients(gates, cells, batch_first)
+    check_backward(grad_output, grad_h_n, grad_c_n, weight_hh, c0, lengths, gates, cells, batch_first)
+    grad_gates, grad_h0, grad_c0 = empty_gradients(gates, cells, batch_first)
     args = Backward(
         weight_hh=weight_hh.contiguous(),
         c0=None if c0 is None else c0.contiguous(),
         lengths=None if lengths is None else lengths.contiguous(),
-        gates=_rows(gates),
-        cells=_rows(cells),
-        grad_output=_time_first(_rows(grad_output.unflatten(2, (weight_hh.size(0), -1))), batch_first),
+        gates=rows(gates),
+        cells=rows(cells),
+        grad_output=time_first(rows(grad_output.unflatten(2, (weight_hh.size(0), -1))), batch_first),
         grad_h_n=None if grad_h_n is None else grad_h_n.contiguous(),
         grad_c_n=None if grad_c_n is None else grad_c_n.contiguous(),
-        grad_gates=_time_first(grad_gates, batch_first),
+        grad_gates=time_first(grad_gates, batch_first),
         grad_h0=grad_h0,
         grad_c0=grad_c0,
         tf32=tf32,
@@ -247,18 +230,7 @@ def _(
     tf32: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     del grad_output, grad_h_n, grad_c_n, weight_hh, c0, lengths, implementation, tf32
-    return _empty_gradients(gates, cells, batch_first)
-
-
-def _empty_gradients(gates: Tensor, cells: Tensor, batch_first: bool) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of gates_input, h0 and c0, not filled in."""
-    steps, batch, directions, four_hidden = gates.shape
-    first, second = (batch, steps) if batch_first else (steps, batch)
-    return (
-        gates.new_empty(first, second, directions, four_hidden),
-        gates.new_empty(directions, batch, four_hidden // 4),
-        cells.new_empty(directions, batch, four_hidden // 4),
-    )
+    return empty_gradients(gates, cells, batch_first)
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -328,12 +300,12 @@ def _weight_gradient(
         lengths: (B,), or None.
         batch_first: order of the first two dimensions.
     """
-    rows = grad_gates.flatten(0, 1)
+    flat = grad_gates.flatten(0, 1)
     gradients = []
     for direction in range(output.size(2)):
         own = None if h0 is None else h0[direction]
         before = hidden_before(output[:, :, direction], own, lengths, batch_first, reverse=direction == 1)
-        gradients.append(rows[:, direction].t() @ before.flatten(0, 1))
+        gradients.append(flat[:, direction].t() @ before.flatten(0, 1))
     return torch.stack(gradients)
 
 
@@ -415,77 +387,3 @@ def _cast(
 _AUTOCAST = torch.library.Library(NAMESPACE, "FRAGMENT")
 for _device in DEVICES:
     _AUTOCAST.impl("lstm_forward", functools.partial(_under_autocast, _device), f"Autocast{_device.upper()}")
-
-
-def _check_forward(
-    gates_input: Tensor,
-    weight_hh: Tensor,
-    h0: Tensor | None,
-    c0: Tensor | None,
-    lengths: Tensor | None,
-    batch_first: bool,
-) -> None:
-    """Refuse wrong arguments: kernels trust shapes and types, and would reach into other memory."""
-    steps, batch = gates_input.shape[:2] if not batch_first else gates_input.shape[1::-1]
-    directions, _, hidden = weight_hh.shape
-    state = (directions, batch, hidden)
-    dtype = gates_input.dtype
-    _expect(
-        gates_input.device,
-        gates_input=(gates_input, (*gates_input.shape[:2], directions, 4 * hidden), dtype),
-        weight_hh=(weight_hh, (directions, 4 * hidden, hidden), dtype),
-        h0=(h0, state, dtype),
-        c0=(c0, state, state_dtype(dtype)),
-        lengths=(lengths, (batch,), torch.int32),
-    )
-    if not steps:
-        msg = f"gates_input is {tuple(gates_input.shape)}, expected at least one step"
-        raise ValueError(msg)
-
-
-def _check_backward(
-    grad_output: Tensor,
-    grad_h_n: Tensor | None,
-    grad_c_n: Tensor | None,
-    weight_hh: Tensor,
-    c0: Tensor | None,
-    lengths: Tensor | None,
-    gates: Tensor,
-    cells: Tensor,
-    batch_first: bool,
-) -> None:
-    """Refuse wrong arguments, as `_check_forward`: hooks of saved tensors may return others than they were given."""
-    steps, batch, directions, _ = gates.shape
-    hidden, dtype, wide = weight_hh.size(2), gates.dtype, state_dtype(gates.dtype)
-    state, outer = (directions, batch, hidden), (batch, steps) if batch_first else (steps, batch)
-    _expect(
-        gates.device,
-        grad_output=(grad_output, (*outer, directions * hidden), dtype),
-        grad_h_n=(grad_h_n, state, dtype),
-        grad_c_n=(grad_c_n, state, wide),
-        weight_hh=(weight_hh, (directions, 4 * hidden, hidden), dtype),
-        c0=(c0, state, wide),
-        lengths=(lengths, (batch,), torch.int32),
-        gates=(gates, (steps, batch, directions, 4 * hidden), dtype),
-        cells=(cells, (steps, batch, directions, hidden), wide),
-    )
-
-
-def _expect(device: torch.device, **arguments: tuple[Tensor | None, tuple[int, ...], torch.dtype]) -> None:
-    """Raise ValueError for an argument that has not its shape and type, or lies on another device."""
-    for name, (value, shape, dtype) in arguments.items():
-        if value is not None and (value.shape != shape or value.dtype != dtype or value.device != device):
-            msg = (
-                f"{name} is {tuple(value.shape)} of {value.dtype} on {value.device}, expected {shape} of {dtype} on "
-                f"{device}"
-            )
-            raise ValueError(msg)
-
-
-def _time_first(value: Tensor, batch_first: bool) -> Tensor:
-    return value.transpose(0, 1) if batch_first else value
-
-
-def _rows(value: Tensor) -> Tensor:
-    """The tensor with a contiguous last dimension, as kernels read it; a gradient may be expanded."""
-    return value if value.stride(-1) == 1 or value.size(-1) == 1 else value.contiguous()

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from .arguments import check_options
 from .lstm import LSTM
+from .lstm_arguments import check_options
 
 
 @dataclass(frozen=True)

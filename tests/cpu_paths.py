@@ -1,6 +1,6 @@
 """Every path of the CPU kernel once, against torch.nn.LSTM: a program, for a sanitizer to watch.
 
-`python -m kernels.cpu.sanitize -- tests/cpu_paths.py`; with the argument `overflow` it ends with a write past a tensor.
+`python -m kernels sanitize -- tests/cpu_paths.py`; with the argument `overflow` it ends with a write past a tensor.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Every run of a small exchange under a memory model as weak as PTX's: `explore(programs, memory)`.
 
-Programs hand values to each other by a counter or by the values themselves, as `kernels.gpu.exchange` does. Each
+Programs hand values to each other by a counter or by the values themselves, as `kernels.gpu.grid_exchange` does. Each
 interleaving, and each value that a load may give, is tried; a wrong value that is used and a state that nothing leaves
 are what to find. The model has views (Kang et al., "A promising semantics", POPL 2017, without promises):
 

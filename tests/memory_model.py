@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from seq2seq.contract import Model
-from seq2seq.tasks.tokens import BEGIN, END
+from seq2seq.data.tokens import BEGIN, END
+from seq2seq.models.base import Model
 
 #: Logit of the token that it is sure of; all others have 0.
 SURE = 50.0

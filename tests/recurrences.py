@@ -1,4 +1,4 @@
-"""Hypothesis strategies over the recurrences of `kernels.problems`, and the assertion that goes with them."""
+"""Hypothesis strategies over the recurrences of `kernels.tools.problems`, and the assertion that goes with them."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import os
 import torch
 from hypothesis import strategies as st
 
-from kernels.problems import (
+from kernels.tools.problems import (
     DEVICE,
     GRADIENT_ERROR,
     GRADIENTS,

@@ -14,12 +14,13 @@ from typing import Any
 
 import numpy as np
 
-from bench.block import Block
-from bench.cases import REFERENCE, Case
-from bench.interference import Interference
-from bench.record import Record, Status
-from bench.store import RunFolder
-from bench.summary import RoundData, Samples, figures
+from bench.analysis.figures import figures
+from bench.machine.interference import Interference
+from bench.plan.cases import REFERENCE, Case
+from bench.records.block import Block
+from bench.records.folder import RunFolder
+from bench.records.rounds import Round, Samples
+from bench.records.schema import Record, Status
 
 #: Seconds of the reference; the other variants' are over their speedups.
 REFERENCE_S = 1e-3
@@ -108,7 +109,7 @@ def changed(section: str, **values: Any) -> dict[str, Any]:
     return found
 
 
-def _process(made: Recipe, generator: np.random.Generator) -> list[RoundData]:
+def _process(made: Recipe, generator: np.random.Generator) -> list[Round]:
     level = {name: np.exp(generator.normal(0, made.process_noise)) for name in made.speedups}
     rounds = []
     for number in range(made.rounds):
@@ -119,7 +120,7 @@ def _process(made: Recipe, generator: np.random.Generator) -> list[RoundData]:
             calls_s = (typical_s * 0.98, typical_s, typical_s * 1.3)
             blocks[str(variant)] = Block(calls_s, *((10, 10 * typical_s, 9 * typical_s) if made.queued else ()))
         beside = Interference(why="made up" if generator.random() < made.disturbed_share else "")
-        rounds.append(RoundData(number, blocks, beside=beside))
+        rounds.append(Round(number, blocks, beside=beside))
     return rounds
 
 

@@ -12,15 +12,15 @@ import torch
 from hypothesis import strategies as st
 from torch import Tensor
 
-from seq2seq.attend import ATTENTIONS
-from seq2seq.attention import FEEDS, AttentionConfig
-from seq2seq.contract import IGNORE_TOKEN, Config
-from seq2seq.ctc import CTCConfig
-from seq2seq.gnmt import GNMTConfig
-from seq2seq.model import Seq2SeqConfig
-from seq2seq.single import SingleConfig
-from seq2seq.stacked import StackedConfig
-from seq2seq.tasks.batch import Batch
+from seq2seq.data.batch import Batch
+from seq2seq.models.attention import FEEDS, AttentionConfig
+from seq2seq.models.attention_layer import ATTENTIONS
+from seq2seq.models.base import IGNORE_TOKEN, Config
+from seq2seq.models.ctc import CTCConfig
+from seq2seq.models.encoder_decoder import Seq2SeqConfig
+from seq2seq.models.gnmt import GNMTConfig
+from seq2seq.models.lstm_layer import SingleConfig
+from seq2seq.models.rnnt_encoder import StackedConfig
 
 SEEDS = st.integers(0, 2**16)
 

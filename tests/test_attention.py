@@ -12,12 +12,12 @@ from torch.nn import functional
 
 from kernels.lstm import LSTM
 from kernels.reference import LoopLSTM
-from seq2seq.attend import ATTENTIONS, Attention
-from seq2seq.attention import FEEDS, AttentionConfig
-from seq2seq.contract import Config, Model, loss_of, select
-from seq2seq.gnmt import GNMTConfig
-from seq2seq.stacked import StackedConfig, StackedEncoder
-from seq2seq.workloads import find_workload
+from seq2seq.models.attention import FEEDS, AttentionConfig
+from seq2seq.models.attention_layer import ATTENTIONS, Attention
+from seq2seq.models.base import Config, Model, loss_of, select
+from seq2seq.models.gnmt import GNMTConfig
+from seq2seq.models.rnnt_encoder import StackedConfig, StackedEncoder
+from seq2seq.workloads.registry import find_workload
 
 pytest.importorskip("hypothesis")
 from hypothesis import given

@@ -10,9 +10,9 @@ import pytest
 import torch
 from scipy.io import wavfile
 
-from seq2seq.tasks import audio
-from seq2seq.tasks.audio import BANDS, HOP, RATE, WINDOW, log_mel, read_wav, resample, stack
-from seq2seq.tasks.errors import DataError
+from seq2seq.data import audio
+from seq2seq.data.audio import BANDS, HOP, RATE, WINDOW, log_mel, read_wav, resample, stack
+from seq2seq.data.errors import DataError
 
 pytest.importorskip("hypothesis")
 from hypothesis import given

@@ -6,7 +6,7 @@ from itertools import chain
 
 import pytest
 
-from seq2seq.tasks.bucketing import bucketed, padding_waste
+from seq2seq.data.bucketing import bucketed, padding_waste
 
 pytest.importorskip("hypothesis")
 from hypothesis import given

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from bench.cases import (
+from bench.errors import UsageError
+from bench.plan.cases import (
     DEVICES,
     MODES,
     PASSES,
@@ -22,7 +23,6 @@ from bench.cases import (
     match,
     suite_names,
 )
-from bench.errors import UsageError
 
 pytest.importorskip("hypothesis")
 from hypothesis import given
@@ -366,8 +366,8 @@ def test_a_folder_for_a_suite_file_is_one_line(tmp_path):
 @pytest.mark.parametrize("name", suite_names())
 def test_every_suite_that_comes_along_is_about_things_that_exist(name, device):
     """Its name is its file's, it has a summary, and its patterns all select something from the registries."""
-    from seq2seq import workloads
-    from seq2seq.variants import VARIANTS
+    from seq2seq.execution.variants import VARIANTS
+    from seq2seq.workloads import registry as workloads
 
     loaded = load_suite(name)
     assert loaded.name == name
@@ -384,8 +384,8 @@ def test_every_suite_that_comes_along_is_about_things_that_exist(name, device):
 
 def test_a_cpu_s_suites_have_nothing_of_our_gpu_kernels():
     """Their rows would all say the same; on a GPU they are what the suites are for."""
-    from seq2seq import workloads
-    from seq2seq.variants import VARIANTS
+    from seq2seq.execution.variants import VARIANTS
+    from seq2seq.workloads import registry as workloads
 
     ours = {name for name, variant in VARIANTS.items() if variant.lstm == "kernels" and variant.devices == ("cuda",)}
     catalogue = {
@@ -400,8 +400,8 @@ def test_a_cpu_s_suites_have_nothing_of_our_gpu_kernels():
 
 def test_the_quick_suite_leaves_out_what_takes_minutes():
     """Native bf16 LSTMs are slow on many CPUs: the seed's groups show that, the forecast's would take minutes."""
-    from seq2seq import workloads
-    from seq2seq.variants import VARIANTS
+    from seq2seq.execution.variants import VARIANTS
+    from seq2seq.workloads import registry as workloads
 
     catalogue = {"workloads": [{"name": n} for n in workloads.WORKLOADS], "variants": [{"name": n} for n in VARIANTS]}
     groups = expand(load_suite("quick"), catalogue, Filters(device="cpu"))

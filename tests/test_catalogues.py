@@ -7,11 +7,11 @@ import sys
 
 import pytest
 
-from seq2seq.tasks import catalogues
-from seq2seq.tasks.batch import DataUnavailableError
-from seq2seq.tasks.catalogues import catalogue_pairs, read_catalogue
-from seq2seq.tasks.errors import DataError
-from seq2seq.tasks.files import composed
+from seq2seq.data import catalogues
+from seq2seq.data.batch import DataUnavailableError
+from seq2seq.data.catalogues import catalogue_pairs, read_catalogue
+from seq2seq.data.errors import DataError
+from seq2seq.data.text_file import composed
 
 pytest.importorskip("hypothesis")
 from hypothesis import given

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from bench import ceilings
+from bench.worker import ceilings
 
 
 @pytest.fixture

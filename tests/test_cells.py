@@ -6,7 +6,7 @@ from datetime import UTC, datetime, timedelta, timezone
 
 import pytest
 
-from seq2seq.tasks.cells import EPOCH_UNITS, check_format, read_number, read_timestamp
+from seq2seq.data.cells import EPOCH_UNITS, check_format, read_number, read_timestamp
 
 pytest.importorskip("hypothesis")
 from hypothesis import given

@@ -13,11 +13,11 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from kernels import check, check_work, dispatch, tune
-from kernels.check_work import Task, work
-from kernels.cpu import sanitize
-from kernels.problems import Sizes
-from kernels.recurrence import loop_backward, loop_forward
+from kernels import dispatch
+from kernels.common.recurrence import loop_backward, loop_forward
+from kernels.tools import check, check_work, sanitize, tune
+from kernels.tools.check_work import Task, work
+from kernels.tools.problems import Sizes
 
 ROOT = Path(__file__).parent.parent
 TASK = Task("parity", "cell", Sizes(3, 4, 5, directions=2, lengths=(0, 2, 4)), runs=5)
@@ -141,7 +141,7 @@ def test_without_a_gpu_it_says_so(capsys, monkeypatch):
 def test_whole_check_runs_in_the_interpreter(tmp_path):
     """All kernels are right at tiny sizes; lines go to the CSV file, the table comes last, then how to go on."""
     pytest.importorskip("triton")
-    command = [sys.executable, "-m", "kernels.check", "--device", "cpu", "--seconds", "8", "--runs", "2", "--out"]
+    command = [sys.executable, "-m", "kernels", "check", "--device", "cpu", "--seconds", "8", "--runs", "2", "--out"]
     done = run([*command, str(tmp_path)], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     with (tmp_path / "check.csv").open(encoding="utf-8") as file:

@@ -13,11 +13,11 @@ import pytest
 import torch
 from torch import nn
 
-from seq2seq import checkpoint
-from seq2seq.checkpoint import CheckpointError, from_pretrained, save_pretrained
-from seq2seq.model import Seq2SeqConfig
-from seq2seq.single import SingleConfig
-from seq2seq.workloads import WORKLOADS, find_workload
+from seq2seq.models import checkpoint
+from seq2seq.models.checkpoint import CheckpointError, from_pretrained, save_pretrained
+from seq2seq.models.encoder_decoder import Seq2SeqConfig
+from seq2seq.models.lstm_layer import SingleConfig
+from seq2seq.workloads.registry import WORKLOADS, find_workload
 
 pytest.importorskip("safetensors")
 pytest.importorskip("hypothesis")

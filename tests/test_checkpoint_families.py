@@ -5,20 +5,20 @@ from __future__ import annotations
 import pytest
 from torch import nn
 
-from bench.parity import Gate
-from seq2seq.attention import AttentionConfig
-from seq2seq.checkpoint import FAMILIES, save_pretrained
-from seq2seq.checkpoint_workload import starting_weights
-from seq2seq.ctc import CTCConfig, steps_needed
-from seq2seq.execution import Executable
-from seq2seq.gnmt import GNMTConfig
-from seq2seq.model import Seq2SeqConfig
-from seq2seq.pretrained_config import marian
-from seq2seq.single import SingleConfig
-from seq2seq.stacked import StackedConfig
-from seq2seq.transformer import TransformerConfig
-from seq2seq.variants import REFERENCE
-from seq2seq.workloads import find_workload
+from bench.gate.parity import Gate
+from seq2seq.execution.executable import Executable
+from seq2seq.execution.variants import REFERENCE
+from seq2seq.models.attention import AttentionConfig
+from seq2seq.models.checkpoint import FAMILIES, save_pretrained
+from seq2seq.models.ctc import CTCConfig, steps_needed
+from seq2seq.models.encoder_decoder import Seq2SeqConfig
+from seq2seq.models.gnmt import GNMTConfig
+from seq2seq.models.huggingface_config import marian
+from seq2seq.models.lstm_layer import SingleConfig
+from seq2seq.models.rnnt_encoder import StackedConfig
+from seq2seq.models.transformer import TransformerConfig
+from seq2seq.workloads.checkpoint import starting_weights
+from seq2seq.workloads.registry import find_workload
 
 #: A model of each family that a checkpoint may be of, tiny.
 TINY = {

@@ -14,26 +14,27 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from bench import worker
 from bench.__main__ import main
+from bench.analysis.run_summary import sweep_base
 from bench.arguments import parser
-from bench.cases import CHECKPOINT, load_suite, match, split_name
-from bench.parity import Gate, judge
-from bench.process import ROOT
-from bench.report.frames import sweep_base
-from seq2seq import cost as costs
-from seq2seq import pretrained_model, workloads
-from seq2seq.checkpoint import save_pretrained
-from seq2seq.checkpoint_workload import PREFIX, starting_weights
-from seq2seq.contract import Extent
-from seq2seq.execution import Executable
-from seq2seq.model import Seq2SeqConfig
-from seq2seq.pretrained_config import PretrainedConfig, marian
-from seq2seq.transformer import TransformerConfig
-from seq2seq.unrounded import Unrounded
-from seq2seq.variants import VARIANTS
-from seq2seq.workload import UnknownWorkloadError
-from seq2seq.workloads import find_workload
+from bench.gate.parity import Gate, judge
+from bench.plan.cases import CHECKPOINT, load_suite, match, split_name
+from bench.run.worker_process import ROOT
+from bench.worker import server as worker
+from seq2seq.execution.executable import Executable
+from seq2seq.execution.variants import VARIANTS
+from seq2seq.models import cost as costs
+from seq2seq.models import huggingface as pretrained_model
+from seq2seq.models.base import Extent
+from seq2seq.models.checkpoint import save_pretrained
+from seq2seq.models.encoder_decoder import Seq2SeqConfig
+from seq2seq.models.huggingface_config import PretrainedConfig, marian
+from seq2seq.models.keep_float64 import Unrounded
+from seq2seq.models.transformer import TransformerConfig
+from seq2seq.workloads import registry as workloads
+from seq2seq.workloads.checkpoint import PREFIX, starting_weights
+from seq2seq.workloads.registry import find_workload
+from seq2seq.workloads.workload import UnknownWorkloadError
 
 OWN = Seq2SeqConfig(3, 4, 1, num_layers=2, dropout=0.5)
 TASK = {"name": "forecasting", "state": {"history": 7, "horizon": 3}}

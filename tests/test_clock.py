@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch.utils.benchmark import Timer
 
-from bench.block import Block
-from bench.clock import time_block, time_once
+from bench.records.block import Block
+from bench.timing.clock import time_block, time_once
 
 
 def spin(seconds: float) -> None:

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from bench.cases import Case, Group, Suite
-from bench.plan import BUILD_S, Described, Plan
-from bench.process import Settings, Worker
+from bench.plan.cases import Case, Group, Suite
+from bench.run.planning import BUILD_S, Described, Plan
+from bench.run.worker_process import Settings, Worker
 from kernels.cpu import build
 
 ROOT = Path(__file__).parents[1]

@@ -16,12 +16,12 @@ import pytest
 from run_folders import ENVIRONMENT, FACTS, SPEEDUPS, changed, make_run
 
 from bench import __main__ as command_line
-from bench import compare as comparing
-from bench import compare_tables
-from bench.compare import BY, JUDGED, Comparison, Options, Pair, Verdict
+from bench.analysis import compare as comparing
+from bench.analysis import tables as compare_tables
+from bench.analysis.compare import BY, JUDGED, Comparison, Options, Pair, Verdict
+from bench.analysis.intervals import Interval
 from bench.errors import UsageError
-from bench.record import Status
-from bench.statistics import Interval
+from bench.records.schema import Status
 
 ROOT = Path(__file__).parent.parent
 CRASH = (Status.CRASHED, "killed by signal 11 | in\n<b>it</b>")
@@ -30,7 +30,7 @@ CRASH = (Status.CRASHED, "killed by signal 11 | in\n<b>it</b>")
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch):
     """Resample less: no test here is about the last digit of an interval."""
-    monkeypatch.setattr("bench.statistics.RESAMPLES", 400)
+    monkeypatch.setattr("bench.analysis.intervals.RESAMPLES", 400)
 
 
 def compared(base: Path, new: Path, **options: object) -> Comparison:
@@ -88,7 +88,7 @@ def test_unchanged_code_is_rarely_blamed(tmp_path, monkeypatch):
 
     With 4 cases each, at most 1 in 10 verdicts says that something changed, and at most 1 pair in 10 would fail.
     """
-    monkeypatch.setattr("bench.statistics.RESAMPLES", 200)
+    monkeypatch.setattr("bench.analysis.intervals.RESAMPLES", 200)
     verdicts, failed = [], 0
     same = {"reference": 1.0, "onednn": 2.0, "loop": 0.5, "compile": 1.5, "torchscript": 2.5}
     for seed in range(24):

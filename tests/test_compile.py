@@ -13,9 +13,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from kernels import compile as aot
-from kernels.compile import Compiled, faults, specialise
-from kernels.recurrence import Problem
+from kernels.common.recurrence import Problem
+from kernels.tools import compile as aot
+from kernels.tools.compile import Compiled, faults, specialise
 
 ROOT = Path(__file__).parent.parent
 FINE = Compiled(
@@ -117,12 +117,12 @@ def test_table_is_written_between_its_marks(tmp_path):
 def compiled_table(*arguments: str) -> subprocess.CompletedProcess[str]:
     """Run the compiler in a process where kernels are not interpreted."""
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    command = [sys.executable, "-m", "kernels.compile", "--table", *arguments]
+    command = [sys.executable, "-m", "kernels", "compile", "--table", *arguments]
     return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
 
 
 SPECIALISED = """
-from kernels.gpu import persistent_backward, persistent_forward, sequence_kernels, step
+from kernels.gpu import persistent_backward, persistent_forward, sequence_kernels, cell_kernels as step
 
 for module in (persistent_backward, persistent_forward, sequence_kernels, step):
     for kernel in (getattr(module, name, None) for name in ("forward_kernel", "backward_kernel")):
@@ -159,7 +159,7 @@ def test_quick_form_compiles_without_fault():
     readme = aot.README.read_text(encoding="utf-8")
     if f"Compiled by Triton {aot._version()} " in readme:
         kept = [line for line in readme.splitlines() if line.startswith("| sm_")]
-        assert kept == rows, "run: python -m kernels.compile --quick --write"
+        assert kept == rows, "run: python -m kernels compile --quick --write"
     else:
         # Another compiler uses other registers; what is compiled stays the same.
         assert len(re.findall(r"^\| sm_", readme, flags=re.MULTILINE)) == len(rows)

@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bench.__main__ import usable_cores as bench_s
-from kernels import cores
-from kernels.cores import cpu_quota, usable_cores
+from kernels.host import cores
+from kernels.host.cores import cpu_quota, usable_cores
 
 
 def version_1(folder: Path, path: str, root: str = "/") -> Path:
@@ -133,7 +133,7 @@ def test_a_real_group_s_quota_is_obeyed():
         (group / "cpu.cfs_quota_us").write_text("50000")
     except OSError:
         pytest.skip("this process may make no group")
-    code = "import sys; from kernels.cores import cpu_quota, usable_cores; print(cpu_quota(), usable_cores())"
+    code = "import sys; from kernels.host.cores import cpu_quota, usable_cores; print(cpu_quota(), usable_cores())"
     shell = f"echo $$ > {group}/cgroup.procs && exec {sys.executable} -c '{code}'"
     try:
         done = subprocess.run(

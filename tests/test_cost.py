@@ -13,14 +13,14 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from kernels.reference import LoopLSTM
-from seq2seq import cost as costs
-from seq2seq.attention import AttentionConfig
-from seq2seq.contract import IGNORE_TOKEN, Config, Extent
-from seq2seq.cost import Cost, built_parameters, cost
-from seq2seq.model import Seq2SeqConfig
-from seq2seq.single import SingleConfig
-from seq2seq.tasks.batch import Batch
-from seq2seq.workloads import WORKLOADS, find_workload
+from seq2seq.data.batch import Batch
+from seq2seq.models import cost as costs
+from seq2seq.models.attention import AttentionConfig
+from seq2seq.models.base import IGNORE_TOKEN, Config, Extent
+from seq2seq.models.cost import Cost, built_parameters, cost
+from seq2seq.models.encoder_decoder import Seq2SeqConfig
+from seq2seq.models.lstm_layer import SingleConfig
+from seq2seq.workloads.registry import WORKLOADS, find_workload
 
 pytest.importorskip("hypothesis")
 from hypothesis import given, settings
@@ -227,7 +227,8 @@ def test_parameters_are_counted_without_any(name):
 def test_counting_loads_no_compiler():
     """Random values of what holds none would load torch's compiler, which takes longer than all else of a dry run."""
     code = (
-        "import sys; from seq2seq.cost import built_parameters; from seq2seq.workloads import WORKLOADS; "
+        "import sys; from seq2seq.models.cost import built_parameters; "
+        "from seq2seq.workloads.registry import WORKLOADS; "
         "print(built_parameters(WORKLOADS['translation-small'].config), 'torch._dynamo' in sys.modules)"
     )
     done = subprocess.run(

@@ -24,8 +24,9 @@ from recurrences import DEVICE, Sizes, assert_close, errors_backward, errors_for
 from strategies import Shape, shapes
 
 from kernels import LSTM
-from kernels.cpu import build, fused, layer, packing, sanitize
-from kernels.recurrence import Problem
+from kernels.common.recurrence import Problem
+from kernels.cpu import build, fused, layer, packing
+from kernels.tools import sanitize
 
 pytestmark = pytest.mark.skipif(DEVICE != "cpu", reason="the test kit puts its tensors on the GPU here")
 

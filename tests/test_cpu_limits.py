@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from kernels.cpu import limits
+from kernels.tools import cpu_limits as limits
 
 CEILINGS = {"threads": 2, "flops_per_s": {"fp32": 1e9}, "bytes_per_s": {"1000": 4e9, "2000000": 2e9, "90000000": 1e9}}
 

@@ -13,10 +13,11 @@ from unittest import mock
 import pytest
 import torch
 
-from kernels.cpu import fused, sanitize
+from kernels.common.recurrence import Backward, Forward, loop_backward, loop_forward
+from kernels.cpu import fused
 from kernels.cpu.build import library
 from kernels.cpu.fused import ForwardArgs
-from kernels.recurrence import Backward, Forward, loop_backward, loop_forward
+from kernels.tools import sanitize
 
 ROOT = Path(__file__).parents[1]
 

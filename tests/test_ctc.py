@@ -10,13 +10,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from bench.parity import Gate, Verdict
+from bench.gate.parity import Gate, Verdict
 from kernels.reference import LoopLSTM
-from seq2seq.contract import IGNORE_TOKEN
-from seq2seq.ctc import CTCConfig, CTCModel, ctc_loss, steps_needed
-from seq2seq.execution import Executable, initial_weights
-from seq2seq.variants import LSTMS, REFERENCE, Variant
-from seq2seq.workloads import find_workload
+from seq2seq.execution.executable import Executable
+from seq2seq.execution.variants import LSTMS, REFERENCE, Variant
+from seq2seq.models.base import IGNORE_TOKEN
+from seq2seq.models.ctc import CTCConfig, CTCModel, ctc_loss, steps_needed
+from seq2seq.models.weights import initial_weights
+from seq2seq.workloads.registry import find_workload
 
 pytest.importorskip("hypothesis")
 from hypothesis import given, settings

@@ -9,10 +9,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from seq2seq import ctc_decode
-from seq2seq.ctc import ctc_loss
-from seq2seq.ctc_decode import best_path, prefix_beam_search
-from seq2seq.tasks.tokens import PAD
+from seq2seq.data.tokens import PAD
+from seq2seq.decoding import ctc as ctc_decode
+from seq2seq.decoding.ctc import best_path, prefix_beam_search
+from seq2seq.models.ctc import ctc_loss
 
 pytest.importorskip("hypothesis")
 from hypothesis import given, settings

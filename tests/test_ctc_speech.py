@@ -9,12 +9,13 @@ import torch
 from test_speech import pairs
 from torch import nn
 
-from seq2seq.command_line import main
-from seq2seq.contract import IGNORE_TOKEN
-from seq2seq.ctc import CTCModel
-from seq2seq.tasks import speech, tones
+from seq2seq.cli.main import main
+from seq2seq.data import tones
+from seq2seq.data.tokens import END, PAD
+from seq2seq.models.base import IGNORE_TOKEN
+from seq2seq.models.ctc import CTCModel
+from seq2seq.tasks import speech
 from seq2seq.tasks.task import suited
-from seq2seq.tasks.tokens import END, PAD
 
 
 @pytest.fixture(scope="module")

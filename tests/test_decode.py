@@ -10,17 +10,17 @@ import torch
 from torch import Tensor, nn
 
 from kernels.reference import LoopLSTM
-from seq2seq import decode
-from seq2seq.attention import AttentionConfig
-from seq2seq.beams import length_penalty
-from seq2seq.cell_lstm import CellLSTM
-from seq2seq.contract import Model, select
-from seq2seq.decode import beam_search, forecast, greedy, sample
-from seq2seq.gnmt import GNMTConfig
-from seq2seq.model import Seq2SeqConfig
-from seq2seq.probabilistic import central, distribution
-from seq2seq.tasks.tokens import BEGIN, END, PAD
-from seq2seq.transformer import TransformerConfig
+from seq2seq.data.tokens import BEGIN, END, PAD
+from seq2seq.decoding import search as decode
+from seq2seq.decoding.beams import length_penalty
+from seq2seq.decoding.search import beam_search, forecast, greedy, sample
+from seq2seq.execution.cell_lstm import CellLSTM
+from seq2seq.models.attention import AttentionConfig
+from seq2seq.models.base import Model, select
+from seq2seq.models.encoder_decoder import Seq2SeqConfig
+from seq2seq.models.gnmt import GNMTConfig
+from seq2seq.models.likelihoods import central, distribution
+from seq2seq.models.transformer import TransformerConfig
 
 pytest.importorskip("hypothesis")
 from hypothesis import given, settings

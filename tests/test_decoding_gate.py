@@ -10,28 +10,31 @@ import pytest
 import torch
 from torch import Tensor
 
-from bench import decoding, honesty
-from bench.cases import SUITES, Case, Filters, expand, load_suite
-from bench.decoding import Truth
+from bench.analysis.figures import figures
+from bench.analysis.run_summary import groups
 from bench.errors import UsageError
-from bench.honesty import Audit
-from bench.parity import Gate, random_weights
-from bench.reading import read_records
-from bench.record import COLUMNS, LACKING, Record, Status
-from bench.report.frames import groups
+from bench.gate import audit as honesty
+from bench.gate import decoding
+from bench.gate.audit import Audit
+from bench.gate.decoding import Truth
+from bench.gate.parity import Gate, random_weights
+from bench.plan.cases import SUITES, Case, Filters, expand, load_suite
+from bench.records.folder import RunFolder
+from bench.records.reader import read_records
+from bench.records.schema import COLUMNS, LACKING, Record, Status
 from bench.report.tables import decoding as decoding_table
-from bench.store import RunFolder
-from bench.summary import figures
-from bench.worker import _decoded, gated
-from seq2seq import decode
-from seq2seq.contract import Extent, select
-from seq2seq.cost import cost, forward_products
-from seq2seq.cost import decoding as decoding_extent
-from seq2seq.decode import sample
-from seq2seq.execution import Executable, initial_weights
-from seq2seq.fixed_steps import Steps, forced, free_running
-from seq2seq.variants import VARIANTS, Variant
-from seq2seq.workloads import WORKLOADS, find_workload
+from bench.worker.gating import gated
+from bench.worker.server import _decoded
+from seq2seq.decoding import search as decode
+from seq2seq.decoding.fixed_length import Steps, forced, free_running
+from seq2seq.decoding.search import sample
+from seq2seq.execution.executable import Executable
+from seq2seq.execution.variants import VARIANTS, Variant
+from seq2seq.models.base import Extent, select
+from seq2seq.models.cost import cost, forward_products
+from seq2seq.models.cost import decoding as decoding_extent
+from seq2seq.models.weights import initial_weights
+from seq2seq.workloads.registry import WORKLOADS, find_workload
 
 GREEDY = "translation-small-scaled@batch=3,length=7,hidden=16"
 BEAM = f"{GREEDY},beam=4"
@@ -397,7 +400,7 @@ def test_a_token_s_figures_are_a_call_s_over_its_steps():
     import numpy as np
     from run_folders import Recipe, _process
 
-    from bench.summary import Samples
+    from bench.records.rounds import Samples
 
     made = Recipe(rounds=60)
     samples = Samples([_process(made, np.random.default_rng(n)) for n in range(3)])

@@ -22,12 +22,12 @@ import onnxruntime
 from hypothesis import given
 from hypothesis import strategies as st
 
-from seq2seq import deployed_forecast
-from seq2seq.checkpoint import save_pretrained
-from seq2seq.command_line import main
-from seq2seq.probabilistic import LIKELIHOODS, draw
+from seq2seq.cli.main import main
+from seq2seq.data.series import Frequency, calendar
+from seq2seq.deployment import deployed_forecast
+from seq2seq.models.checkpoint import save_pretrained
+from seq2seq.models.likelihoods import LIKELIHOODS, draw
 from seq2seq.tasks.forecasting import load, restore
-from seq2seq.tasks.series import Frequency, calendar
 
 
 def write(path, frequency="h", steps=300, start="2024-02-01"):

@@ -15,8 +15,8 @@ pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
 pytest.importorskip("safetensors")
 pytest.importorskip("tokenizers")
-from seq2seq.checkpoint import save_pretrained
-from seq2seq.command_line import main
+from seq2seq.cli.main import main
+from seq2seq.models.checkpoint import save_pretrained
 from seq2seq.tasks.text_models import Sizes
 
 LINES = "3 red ferries\n  grüne   Fähren <end>\n日本\n" + "x" * 40 + "\n"

@@ -15,12 +15,13 @@ import pytest
 import torch
 from recurrences import Sizes
 
-from kernels import dispatch, table
+from kernels import dispatch
+from kernels import measurements as table
+from kernels.common.recurrence import Problem, loop_backward, loop_forward, on_device
 from kernels.cpu import fused
 from kernels.cpu.build import BuildError
 from kernels.estimate import estimate_s
 from kernels.gpu import persistent_configs
-from kernels.recurrence import Problem, loop_backward, loop_forward, on_device
 
 ROOT = Path(__file__).parent.parent
 NAME = "NVIDIA H200"
@@ -181,7 +182,7 @@ def test_without_triton_the_reason_says_so():
         "import sys; sys.modules['triton'] = None\n"
         "import torch, kernels\n"
         "from kernels import dispatch\n"
-        "from kernels.recurrence import Problem\n"
+        "from kernels.common.recurrence import Problem\n"
         "print(dispatch.choose(Problem('cpu', torch.float32, 2, 3, 4)).implementation)\n"
         "print(dispatch.choose(Problem('cuda', torch.float16, 2, 3, 4, capability=90)).refused['cell'])\n"
     )

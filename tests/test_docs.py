@@ -18,11 +18,12 @@ import pytest
 
 from bench import __main__ as bench_command
 from bench.arguments import parser
-from bench.cases import Quality, Selection, Suite, Sweep, load_suite, match, suite_names
-from seq2seq.tasks import forecasting, series_file, speech, summarization, translation
-from seq2seq.tasks.options import declared
-from seq2seq.variants import VARIANTS
-from seq2seq.workloads import WORKLOADS
+from bench.plan.cases import Quality, Selection, Suite, Sweep, load_suite, match, suite_names
+from seq2seq.data import series_file
+from seq2seq.data.options import declared
+from seq2seq.execution.variants import VARIANTS
+from seq2seq.tasks import forecasting, speech, summarization, translation
+from seq2seq.workloads.registry import WORKLOADS
 
 ROOT = Path(__file__).parent.parent
 PAGES = {
@@ -195,9 +196,9 @@ def test_every_block_of_commands_is_marked_as_such():
         "python -m bench run --workload sede",
         "python -m bench run --variant onednm",
         "cat lines.txt | python -m seq2seq translate",
-        "python -m kernels.chekc",
-        "(cd elsewhere && python -m kernels.tune --shapes most)",
-        "python -m bench.derive_intervals --rums 5",
+        "python -m kernels chekc",
+        "(cd elsewhere && python -m kernels tune --shapes most)",
+        "python -m bench.analysis.derive_intervals --rums 5",
     ],
 )
 def test_a_wrong_command_would_be_noticed(line, monkeypatch):
@@ -285,10 +286,12 @@ def test_every_option_is_in_the_page_of_commands(command):
 
 def test_every_option_in_the_pages_exists():
     """An option that a page for users mentions in its text is one of a command line here, or of a known other."""
-    from seq2seq.arguments import parser as seq2seq_parser
+    from seq2seq.cli.arguments import parser as seq2seq_parser
 
     known = options_of(parser(), seq2seq_parser()) | OTHERS_OPTIONS
-    known |= set(re.findall(r"\"(--bench-[a-z]+)\"", (ROOT / "bench" / "conftest.py").read_text(encoding="utf-8")))
+    known |= set(
+        re.findall(r"\"(--bench-[a-z]+)\"", (ROOT / "bench" / "microbench" / "conftest.py").read_text(encoding="utf-8"))
+    )
     pages = {page: text for page, text in PAGES.items() if not page.startswith(("kernels", "results"))}
     unknown = {
         f"{page}: {option}"

@@ -10,15 +10,15 @@ from pathlib import Path
 
 import pytest
 
-from bench import durable
 from bench.errors import UsageError
+from bench.records import durable
 
 resource = pytest.importorskip("resource")
 ROOT = Path(__file__).parent.parent
 HOLD = """
 import sys, time
 from pathlib import Path
-from bench import durable
+from bench.records import durable
 with durable.locked(Path(sys.argv[1])):
     print("held", flush=True)
     time.sleep(60)

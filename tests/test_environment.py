@@ -10,7 +10,8 @@ import subprocess
 import psutil
 import pytest
 
-from bench import comparable, environment
+from bench.analysis import comparability as comparable
+from bench.machine import environment
 
 
 @pytest.fixture(scope="module")

@@ -13,12 +13,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from bench import evidence
-from bench.evidence import Compilation, Observation, explain, observe
+from bench.worker import evidence
+from bench.worker.evidence import Compilation, Observation, explain, observe
 from kernels.dispatch import Choice
-from seq2seq.execution import Executable, initial_weights
-from seq2seq.variants import LSTMS, VARIANTS, Variant
-from seq2seq.workloads import find_workload
+from seq2seq.execution.executable import Executable
+from seq2seq.execution.variants import LSTMS, VARIANTS, Variant
+from seq2seq.models.weights import initial_weights
+from seq2seq.workloads.registry import find_workload
 
 ROOT = Path(__file__).parent.parent
 FIXED = "seed@batch=2,length=3"
@@ -140,10 +141,11 @@ def test_what_is_shown_is_work():
 
 CHILD = """
 import dataclasses, json, torch, torch._dynamo
-from bench import evidence
-from seq2seq.execution import Executable, initial_weights
-from seq2seq.variants import VARIANTS
-from seq2seq.workloads import find_workload
+from bench.worker import evidence
+from seq2seq.execution.executable import Executable
+from seq2seq.models.weights import initial_weights
+from seq2seq.execution.variants import VARIANTS
+from seq2seq.workloads.registry import find_workload
 workload = find_workload("seed@batch=2,length=3")
 # The backend `eager` runs what Dynamo captured as it is, without a C++ compiler: Dynamo's counts are the same.
 loop = dataclasses.replace(VARIANTS["compile-loop"], compile_options={"backend": "eager"})

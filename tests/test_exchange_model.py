@@ -1,6 +1,7 @@
 """Exchange of h between programs, in every run that a weak memory allows: what is right, and the role of each part.
 
-`barrier` and `poll` below are the protocols of `kernels.gpu.exchange`, step for step; the rest are changes to them.
+`barrier` and `poll` below are the protocols of `kernels.gpu.grid_exchange`, step for step; the rest are changes to
+them.
 """
 
 from __future__ import annotations

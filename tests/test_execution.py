@@ -12,16 +12,17 @@ import torch
 from recurrences import interpreted
 from torch import Tensor, nn
 
-from bench.evidence import choices_of
+from bench.worker.evidence import choices_of
 from kernels.dispatch import MODULES
 from kernels.reference import LoopLSTM
-from seq2seq.contract import Config
-from seq2seq.execution import LEARNING_RATE, Executable, Weights, _own_code, backends, initial_weights
-from seq2seq.model import Seq2Seq
-from seq2seq.tasks.batch import Batch
-from seq2seq.variants import REFERENCE, VARIANTS, Variant
-from seq2seq.workload import Workload
-from seq2seq.workloads import find_workload
+from seq2seq.data.batch import Batch
+from seq2seq.execution.executable import LEARNING_RATE, Executable, _own_code, backends
+from seq2seq.execution.variants import REFERENCE, VARIANTS, Variant
+from seq2seq.models.base import Config
+from seq2seq.models.encoder_decoder import Seq2Seq
+from seq2seq.models.weights import Weights, initial_weights
+from seq2seq.workloads.registry import find_workload
+from seq2seq.workloads.workload import Workload
 
 MODES = pytest.mark.parametrize("mode", ["inference", "training"])
 TINY = "seed@batch=3,length=5,hidden=16"

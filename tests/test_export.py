@@ -13,7 +13,7 @@ import pytest
 from run_folders import SPEEDUPS, make_run
 
 from bench import __main__ as command_line
-from bench.reading import read_records
+from bench.records.reader import read_records
 
 pytest.importorskip("pytest_benchmark")
 
@@ -23,9 +23,9 @@ FAILED = {"compile": ("parity-failed", "off by 3e-1")}
 @pytest.fixture
 def run(tmp_path, monkeypatch) -> Path:
     """A made run with one case that did not end ok."""
-    from bench.record import Status
+    from bench.records.schema import Status
 
-    monkeypatch.setattr("bench.statistics.RESAMPLES", 100)
+    monkeypatch.setattr("bench.analysis.intervals.RESAMPLES", 100)
     failed = {name: (Status(status), reason) for name, (status, reason) in FAILED.items()}
     return make_run(tmp_path / "run", failed=failed, noise=0.05, disturbed_share=0.3, figured=True)
 

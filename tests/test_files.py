@@ -8,8 +8,8 @@ from encodings.aliases import aliases
 
 import pytest
 
-from seq2seq.tasks.errors import DataError
-from seq2seq.tasks.files import decode
+from seq2seq.data.errors import DataError
+from seq2seq.data.text_file import decode
 
 pytest.importorskip("hypothesis")
 from hypothesis import assume, given

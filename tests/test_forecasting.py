@@ -9,10 +9,10 @@ import pytest
 import torch
 from torch import nn
 
-from seq2seq.contract import Model
-from seq2seq.model import Seq2SeqConfig
+from seq2seq.data.errors import DataError
+from seq2seq.models.base import Model
+from seq2seq.models.encoder_decoder import Seq2SeqConfig
 from seq2seq.tasks import forecasting_task
-from seq2seq.tasks.errors import DataError
 from seq2seq.tasks.forecasting import load, restore
 from seq2seq.tasks.paths import sample_paths
 from seq2seq.tasks.task import DECODERS

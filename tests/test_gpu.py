@@ -8,8 +8,8 @@ import types
 
 import pytest
 
-from bench import gpu
-from bench.interference import judge, read
+from bench.machine import gpu
+from bench.machine.interference import judge, read
 
 
 class NVMLError(Exception):

@@ -29,8 +29,9 @@ from recurrences import (
     recurrences,
 )
 
-from kernels.gpu import cell, step
-from kernels.recurrence import Problem, loop_forward
+from kernels.common.recurrence import Problem, loop_forward
+from kernels.gpu import cell
+from kernels.gpu import cell_kernels as step
 
 ROOT = Path(__file__).parents[1]
 #: Smaller than any size below in both dimensions, so that there are tiles in the middle and at both ends.
@@ -257,7 +258,7 @@ import torch, triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from kernels.gpu import cell
-from kernels.recurrence import Problem
+from kernels.common.recurrence import Problem
 
 assert "not on cpu" in cell.refuses(Problem("cpu", torch.float32, 1, 1, 1), backward=False)
 tool = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"

@@ -20,9 +20,10 @@ from hypothesis import strategies as st
 from recurrences import assert_close
 from strategies import SEEDS
 
-from kernels.gpu import exchange, persistent, persistent_backward, persistent_forward
+from kernels.gpu import grid_exchange as exchange
+from kernels.gpu import persistent, persistent_backward, persistent_forward
 from kernels.gpu.persistent import Config
-from kernels.problems import Sizes, errors_backward, errors_forward
+from kernels.tools.problems import Sizes, errors_backward, errors_forward
 
 if torch.cuda.is_available():
     pytest.skip("it replaces Triton's interpreter, which a visible GPU keeps out", allow_module_level=True)
@@ -200,7 +201,7 @@ def both(places: dict[str, str], change: Any) -> dict[str, list[tuple[str, str]]
 FAULTS: dict[str, tuple[str, dict[str, list[tuple[str, str]]]]] = {
     "arrival left out": (
         "barrier",
-        {"exchange": [('    tl.atomic_add(p_counter, 1, sem="release", scope="gpu")', "    pass")]},
+        {"grid_exchange": [('    tl.atomic_add(p_counter, 1, sem="release", scope="gpu")', "    pass")]},
     ),
     "wait left out": ("barrier", both(WAIT, lambda _: "pass")),
     "counter not reset": ("barrier", {"persistent": [(ZEROS, "torch.full((groups * COUNTER_STRIDE,), 10,")]}),
@@ -218,9 +219,9 @@ FAULTS: dict[str, tuple[str, dict[str, list[tuple[str, str]]]]] = {
             "backward": [(ARRIVE + "        turn += 1", "        turn += 1"), (STORED, STORED + ARRIVE)],
         },
     ),
-    "release relaxed": ("barrier", {"exchange": [('sem="release"', 'sem="relaxed"')]}),
-    "acquire relaxed": ("barrier", {"exchange": [('sem="acquire"', 'sem="relaxed"')]}),
-    "release made an acquire": ("barrier", {"exchange": [('sem="release"', 'sem="acquire"')]}),
+    "release relaxed": ("barrier", {"grid_exchange": [('sem="release"', 'sem="relaxed"')]}),
+    "acquire relaxed": ("barrier", {"grid_exchange": [('sem="acquire"', 'sem="relaxed"')]}),
+    "release made an acquire": ("barrier", {"grid_exchange": [('sem="release"', 'sem="acquire"')]}),
     "one counter for all groups": (
         "barrier",
         both(dict.fromkeys(WAIT, "p_counters + group * 32"), lambda _: "p_counters"),
@@ -228,10 +229,10 @@ FAULTS: dict[str, tuple[str, dict[str, list[tuple[str, str]]]]] = {
     "reads its own step": ("barrier", both(BEFORE, own_step)),
     "polls its own step": ("poll", both(BEFORE, own_step)),
     "polls a step too far back": ("poll", both(BEFORE, two_steps_back)),
-    "polls once": ("poll", {"exchange": [("while waits & missing(chunks):", "if waits & missing(chunks):")]}),
-    "does not poll": ("poll", {"exchange": [(POLLS, "            pass\n")]}),
-    "all missing, not any": ("poll", {"exchange": [("return tl.max(", "return tl.min(")]}),
-    "load not volatile": ("poll", {"exchange": [("other=0, volatile=True)", "other=0)")]}),
+    "polls once": ("poll", {"grid_exchange": [("while waits & missing(chunks):", "if waits & missing(chunks):")]}),
+    "does not poll": ("poll", {"grid_exchange": [(POLLS, "            pass\n")]}),
+    "all missing, not any": ("poll", {"grid_exchange": [("return tl.max(", "return tl.min(")]}),
+    "load not volatile": ("poll", {"grid_exchange": [("other=0, volatile=True)", "other=0)")]}),
     "memory not filled": ("poll", {"persistent": [(text, "pass") for text in FILLS]}),
     "memory filled with zeros": ("poll", {"persistent": [(text, text.replace("ABSENT.value", "0")) for text in FILLS]}),
     "second step not waited for": (
@@ -249,7 +250,7 @@ def seen(
 ) -> list[str]:
     """Signs that kernels with these changes are wrong: races, numbers, an endless wait, an address outside."""
     host = changed("persistent", folder, changes.get("persistent", []))
-    shared = changed("exchange", folder, changes["exchange"]) if "exchange" in changes else exchange
+    shared = changed("grid_exchange", folder, changes["grid_exchange"]) if "grid_exchange" in changes else exchange
     kernel = changed(f"persistent_{phase}", folder, changes.get(phase, []))
     for name in ("arrive", "wait", "product", "present"):
         setattr(kernel, name, getattr(shared, name))
@@ -286,7 +287,7 @@ def test_a_chunk_that_is_not_looked_at_is_seen(tmp_path):
     first_alone = (
         "    for index in tl.static_range(1, len(chunks)):\n        b_absent = b_absent | (chunks[index] == ABSENT)\n"
     )
-    changes = {"exchange": [(first_alone, "")]}
+    changes = {"grid_exchange": [(first_alone, "")]}
     sizes = Sizes(3, 4, 64)
     assert not seen("forward", POLL, sizes, {}, tmp_path)
     assert any(seen("forward", POLL, sizes, changes, tmp_path, seed) for seed in range(3))

@@ -15,8 +15,8 @@ pytest.importorskip("hypothesis")
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kernels.gpu import graphs
-from kernels.gpu.graphs import SIGHTINGS, CaptureError, Graphs
+from kernels.gpu import graph_cache as graphs
+from kernels.gpu.graph_cache import SIGHTINGS, CaptureError, Graphs
 
 
 class _Stand:

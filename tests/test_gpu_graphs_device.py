@@ -16,8 +16,9 @@ pytest.importorskip("triton")
 pytest.importorskip("hypothesis")
 from recurrences import Sizes, assert_close, errors_forward
 
-from kernels.gpu import cell, graphs
-from kernels.gpu.graphs import SIGHTINGS, CaptureError, Graphs
+from kernels.gpu import cell
+from kernels.gpu import graph_cache as graphs
+from kernels.gpu.graph_cache import SIGHTINGS, CaptureError, Graphs
 
 #: Memory that the stand-in's pool has, and an address in it.
 SEGMENT = {"address": 4096, "total_size": 1024}

@@ -29,9 +29,10 @@ from recurrences import (  # noqa: E402
     recurrences,
 )
 
-from kernels.gpu import exchange, persistent  # noqa: E402
+from kernels.common.recurrence import Problem, loop_forward  # noqa: E402
+from kernels.gpu import grid_exchange as exchange  # noqa: E402
+from kernels.gpu import persistent  # noqa: E402
 from kernels.gpu.persistent import Config  # noqa: E402
-from kernels.recurrence import Problem, loop_forward  # noqa: E402
 
 ROOT = Path(__file__).parent.parent
 #: Several hidden tiles, each way to wait and to sum; on a CPU every step is a launch of its own.
@@ -275,7 +276,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from kernels.gpu import persistent
 from kernels.gpu.persistent_configs import LEAST_SHARED_BYTES, SHARED_BYTES
-from kernels.recurrence import Problem
+from kernels.common.recurrence import Problem
 
 TOOL = os.path.join(os.path.dirname(triton.__file__), "backends", "nvidia", "bin", "cuobjdump")
 

@@ -33,9 +33,9 @@ from recurrences import (
 )
 from torch import Tensor
 
+from kernels.common.recurrence import Problem, loop_forward
 from kernels.gpu import sequence, sequence_kernels
-from kernels.gpu.native import cell, tanh
-from kernels.recurrence import Problem, loop_forward
+from kernels.gpu.fast_math import cell, tanh
 
 SMALL = st.sampled_from([1, 3, 16, 17, 40])
 ROOT = Path(__file__).parents[1]
@@ -315,7 +315,7 @@ import torch, triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from kernels.gpu import sequence
-from kernels.recurrence import Problem
+from kernels.common.recurrence import Problem
 capability, dtype, tf32 = int(sys.argv[1]), getattr(torch, sys.argv[2]), sys.argv[3] == "1"
 tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
 for hidden in map(int, sys.argv[4:]):

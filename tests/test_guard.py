@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from kernels.guard import Pool
+from kernels.tools.process_pool import Pool
 
 
 def misbehave(item: str) -> str:

@@ -14,17 +14,22 @@ import pytest
 import torch
 from torch import nn
 
-from bench import clock, honesty, sampling, seen
-from bench.honesty import Audit
-from bench.parity import Gate, judge
-from bench.worker import gated, load_plugins
+from bench.gate import audit as honesty
+from bench.gate import repeated_inputs as seen
+from bench.gate.audit import Audit
+from bench.gate.parity import Gate, judge
+from bench.timing import clock
+from bench.timing import rounds as sampling
+from bench.worker.gating import gated
+from bench.worker.server import load_plugins
 from kernels.reference import LoopLSTM
-from seq2seq.checkpoint import save_pretrained
-from seq2seq.checkpoint_workload import starting_weights
-from seq2seq.execution import Executable, initial_weights
-from seq2seq.model import Seq2SeqConfig
-from seq2seq.variants import LSTMS, VARIANTS, Variant
-from seq2seq.workloads import find_workload
+from seq2seq.execution.executable import Executable
+from seq2seq.execution.variants import LSTMS, VARIANTS, Variant
+from seq2seq.models.checkpoint import save_pretrained
+from seq2seq.models.encoder_decoder import Seq2SeqConfig
+from seq2seq.models.weights import initial_weights
+from seq2seq.workloads.checkpoint import starting_weights
+from seq2seq.workloads.registry import find_workload
 
 ROOT = Path(__file__).parent.parent
 PLUGIN = ROOT / "tests" / "plugins" / "cheating_variants.py"
@@ -42,7 +47,7 @@ REFUSED = {
     "spoils-weights": "a call in inference changed the weights: fc.weight",
     "first-weights": "the weights were changed and the results stayed the same",
     "one-buffer": "of a call was overwritten by the next call",
-    "slow-clock": "replaced time.perf_counter_ns, bench.clock._now_ns, with which the time is told",
+    "slow-clock": "replaced time.perf_counter_ns, bench.timing.clock._now_ns, with which the time is told",
 }
 REFUSED_STEPS = {
     "no-backward": "is wrong: grad ",

@@ -11,8 +11,8 @@ from collections import namedtuple
 import psutil
 import pytest
 
-from bench import interference
-from bench.interference import (
+from bench.machine import interference
+from bench.machine.interference import (
     DELAY_SHARE,
     LEAST_S,
     LOOK_S,
@@ -163,7 +163,7 @@ def test_waiting_for_a_core_is_counted():
     code = (
         "import os, sys, time\n"
         "os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})\n"
-        "from bench.interference import read\n"
+        "from bench.machine.interference import read\n"
         "if os.fork() == 0:\n"
         "    end = time.time() + 0.6\n"
         "    while time.time() < end: pass\n"

@@ -17,9 +17,9 @@ from typing import Any
 import psutil
 import pytest
 
-from bench.cases import Case
-from bench.samples import read_samples
-from bench.summary import figures
+from bench.analysis.figures import figures
+from bench.plan.cases import Case
+from bench.records.samples import read_samples
 
 ROOT = Path(__file__).parent.parent
 KILLS = int(os.environ.get("SEQ2SEQ_BENCH_KILLS", "6"))

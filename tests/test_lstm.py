@@ -19,8 +19,8 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pack_sequen
 
 import kernels
 from kernels import LSTM, dispatch
+from kernels.common.recurrence import loop_forward
 from kernels.dispatch import MODULES, Choice
-from kernels.recurrence import loop_forward
 from kernels.reference import LoopLSTM
 
 pytest.importorskip("hypothesis")

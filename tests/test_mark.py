@@ -8,7 +8,7 @@ import tempfile
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bench import mark
+from bench.timing import turn_mark as mark
 
 
 @given(st.lists(st.text(max_size=300), min_size=1, max_size=4))

@@ -10,12 +10,12 @@ from pathlib import Path
 import psutil
 import pytest
 
-from bench import memory
+from bench.machine import memory
 
 ROOT = Path(__file__).parent.parent
 #: Touches so many bytes, and lets them go: a block of that size is mapped and unmapped as a whole.
 TOUCH = """
-from bench import memory
+from bench.machine import memory
 def touch(size):
     block = bytearray(size)
     for place in range(0, size, 4096):

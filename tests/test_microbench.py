@@ -21,21 +21,22 @@ import pytest
 from torch import nn
 
 import kernels
-from bench import second_instrument, test_kernels, test_variants
-from bench.cases import PASSES, Case, Group, Selection, Suite, load_suite
 from bench.console import Console
-from bench.defects import GateOrder
-from bench.parity import TOLERANCES
-from bench.plan import Described, Plan
-from bench.process import Settings
-from bench.record import Record, Status
-from bench.report import write_report
-from bench.runner import Runner
-from bench.second_instrument import FILE, Findings
-from bench.store import RunFolder
+from bench.gate.parity import TOLERANCES
+from bench.gate.planted_defects import GateOrder
+from bench.microbench import test_kernels, test_variants
+from bench.plan.cases import PASSES, Case, Group, Selection, Suite, load_suite
+from bench.records.folder import RunFolder
+from bench.records.schema import Record, Status
+from bench.report.page import write_report
+from bench.run import second_instrument
+from bench.run.planning import Described, Plan
+from bench.run.runner import Runner
+from bench.run.second_instrument import FILE, Findings
+from bench.run.worker_process import Settings
 from kernels.dispatch import IMPLEMENTATIONS
 from kernels.lstm import LSTM
-from seq2seq.variants import DTYPES, VARIANTS
+from seq2seq.execution.variants import DTYPES, VARIANTS
 
 ROOT = Path(__file__).parent.parent
 PLUGIN = ROOT / "tests" / "plugins" / "broken_variants.py"
@@ -48,9 +49,9 @@ REFUSED = {
 #: A variant that is right in a worker and wrong under pytest, which no gate of the run itself can see.
 TWO_FACED = """
 import sys
-from bench.defects import GateOrder
+from bench.gate.planted_defects import GateOrder
 from kernels.reference import LoopLSTM
-from seq2seq.variants import LSTMS, VARIANTS, Variant
+from seq2seq.execution.variants import LSTMS, VARIANTS, Variant
 LSTMS["two-faced"] = GateOrder if "pytest" in sys.modules else LoopLSTM
 VARIANTS["two-faced"] = Variant("two-faced", "planted", lstm="two-faced")
 """
@@ -70,7 +71,7 @@ modes = ["inference"]
 
 def surface(folder: Path, variants: list[str], *options: str) -> subprocess.CompletedProcess[str]:
     """Run the surface for real, on the seed in inference, storing below `folder`."""
-    names = [f"bench/test_variants.py::test_variant[seed-inference-{variant}]" for variant in variants]
+    names = [f"bench/microbench/test_variants.py::test_variant[seed-inference-{variant}]" for variant in variants]
     fixed = ("--benchmark-only", "--benchmark-max-time=0.05", f"--benchmark-storage={folder}", "-rsf")
     line = [sys.executable, "-m", "pytest", *names, *fixed, "-p", "no:cacheprovider", "--bench-threads=1", *options]
     environment = second_instrument.variables(Settings(1, plugins=(PLUGIN,)), folder)

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from kernels.reference import LoopLSTM
-from seq2seq.contract import IGNORE_TOKEN, loss_of
-from seq2seq.model import Seq2Seq, Seq2SeqConfig
-from seq2seq.split_lstm import SplitLSTM
+from seq2seq.execution.split_lstm import SplitLSTM
+from seq2seq.models.base import IGNORE_TOKEN, loss_of
+from seq2seq.models.encoder_decoder import Seq2Seq, Seq2SeqConfig
 
 pytest.importorskip("hypothesis")
 from hypothesis import example, given

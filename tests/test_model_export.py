@@ -10,17 +10,17 @@ import pytest
 import torch
 from torch import nn
 
-from seq2seq import arguments
-from seq2seq import export as deployment
-from seq2seq.attention import AttentionConfig
-from seq2seq.command_line import main
-from seq2seq.contract import Config, Model
-from seq2seq.ctc import CTCConfig
-from seq2seq.export import FORMATS, ExportError, Sizes, agree, export, load, make_inputs
-from seq2seq.gnmt import GNMTConfig
-from seq2seq.model import Seq2SeqConfig
-from seq2seq.single import SingleConfig
-from seq2seq.transformer import TransformerConfig
+from seq2seq.cli import arguments
+from seq2seq.cli.main import main
+from seq2seq.deployment import export as deployment
+from seq2seq.deployment.export import FORMATS, ExportError, Sizes, agree, export, load, make_inputs
+from seq2seq.models.attention import AttentionConfig
+from seq2seq.models.base import Config, Model
+from seq2seq.models.ctc import CTCConfig
+from seq2seq.models.encoder_decoder import Seq2SeqConfig
+from seq2seq.models.gnmt import GNMTConfig
+from seq2seq.models.lstm_layer import SingleConfig
+from seq2seq.models.transformer import TransformerConfig
 
 TOKENS = {"source_vocabulary": 11, "target_vocabulary": 13}
 CONFIGS: dict[str, Config] = {
@@ -136,7 +136,7 @@ def test_an_exporter_that_fails_is_one_line(tmp_path, monkeypatch, capfd):
     def symbolic(graph, x, *_):
         return graph.op("Reshape", x), x, x
 
-    monkeypatch.setattr("seq2seq.peers.onnx_lstm._Node.symbolic", staticmethod(symbolic))
+    monkeypatch.setattr("seq2seq.runtimes.onnx_lstm._Node.symbolic", staticmethod(symbolic))
     with pytest.raises(ExportError, match=r"^onnx: the lstm model cannot be exported: .*; use torchscript$"):
         export(built(CONFIGS["lstm"]), tmp_path / "model", "onnx", lengths=True)
     assert capfd.readouterr() == ("", "")
@@ -234,7 +234,7 @@ def test_the_command_line_knows_the_formats():
 def test_the_command_exports_a_checkpoint(tmp_path, capsys):
     """It says what the file serves; a missing checkpoint and a format that cannot are one line and 2."""
     pytest.importorskip("safetensors")
-    from seq2seq.checkpoint import save_pretrained
+    from seq2seq.models.checkpoint import save_pretrained
 
     model = built(CONFIGS["lstm"])
     save_pretrained(model, tmp_path / "checkpoint")

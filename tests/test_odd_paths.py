@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from bench import evidence
+from bench.worker import evidence
 from kernels.cpu import build
 
 ROOT = Path(__file__).parents[1]
@@ -28,7 +28,7 @@ modes = ["inference"]
 """
 PLUGIN = """
 import dataclasses
-from seq2seq.variants import VARIANTS
+from seq2seq.execution.variants import VARIANTS
 VARIANTS["planted"] = dataclasses.replace(VARIANTS["loop"], name="planted")
 """
 

@@ -11,12 +11,13 @@ import pandas as pd
 import pytest
 from pydantic import Field
 
-from seq2seq.arguments import parser
-from seq2seq.tasks import TASKS, forecasting, speech, summarization, translation
-from seq2seq.tasks.errors import DataError
+from seq2seq.cli.arguments import parser
+from seq2seq.data.errors import DataError
+from seq2seq.data.options import Count, declared, takes_options, typed
+from seq2seq.data.series_file import Columns
+from seq2seq.tasks import forecasting, speech, summarization, translation
 from seq2seq.tasks.forecasting import Choices
-from seq2seq.tasks.options import Count, declared, takes_options, typed
-from seq2seq.tasks.series_file import Columns
+from seq2seq.tasks.registry import TASKS
 
 pytest.importorskip("hypothesis")
 from hypothesis import given

@@ -9,14 +9,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from bench import parity
-from bench.defects import DEFECTS
-from bench.parity import FACTOR, GRADIENT, TOLERANCES, USUAL_SEEDS, Check, Gate, Verdict, judge, relative_error
+from bench.gate import parity
+from bench.gate.parity import FACTOR, GRADIENT, TOLERANCES, USUAL_SEEDS, Check, Gate, Verdict, judge, relative_error
+from bench.gate.planted_defects import DEFECTS
 from kernels.reference import LoopLSTM
-from seq2seq.execution import Executable, initial_weights
-from seq2seq.variants import LSTMS, VARIANTS, Variant
-from seq2seq.workload import Workload
-from seq2seq.workloads import find_workload
+from seq2seq.execution.executable import Executable
+from seq2seq.execution.variants import LSTMS, VARIANTS, Variant
+from seq2seq.models.weights import initial_weights
+from seq2seq.workloads.registry import find_workload
+from seq2seq.workloads.workload import Workload
 
 pytest.importorskip("hypothesis")
 from hypothesis import Phase, given, settings

@@ -13,19 +13,21 @@ import psutil
 import pytest
 import torch
 
-from bench import evidence
-from bench.honesty import Audit
-from bench.parity import Gate, limit_for, relative_error
-from bench.worker import gated
+from bench.gate.audit import Audit
+from bench.gate.parity import Gate, limit_for, relative_error
+from bench.worker import evidence
+from bench.worker.gating import gated
 from seq2seq import peers
-from seq2seq.cost import Extent, cost
-from seq2seq.execution import Executable, initial_weights
-from seq2seq.peers import export, openvino, ort
-from seq2seq.peers.int8 import RoundedLSTM, rounded_weights
-from seq2seq.peers.ort import OnnxRuntime
-from seq2seq.peers.runtime import ARGUMENTS
-from seq2seq.variants import REFERENCE, VARIANTS, Variant
-from seq2seq.workloads import WORKLOADS, find_workload
+from seq2seq.execution.executable import Executable
+from seq2seq.execution.variants import REFERENCE, VARIANTS, Variant
+from seq2seq.models.cost import Extent, cost
+from seq2seq.models.weights import initial_weights
+from seq2seq.runtimes import export, openvino
+from seq2seq.runtimes import onnxruntime as ort
+from seq2seq.runtimes.int8 import RoundedLSTM, rounded_weights
+from seq2seq.runtimes.onnxruntime import OnnxRuntime
+from seq2seq.runtimes.runtime import ARGUMENTS
+from seq2seq.workloads.registry import WORKLOADS, find_workload
 
 CONVERTED = [name for name, variant in VARIANTS.items() if variant.runtime is not None]
 EACH = pytest.mark.parametrize("name", CONVERTED)
@@ -377,7 +379,7 @@ def test_lstmcell_is_told_and_has_no_lstm():
 
 def test_lstmcell_calls_what_nn_lstmcell_calls():
     """One step of it is nn.LSTMCell's, bit for bit."""
-    from seq2seq.variants import LSTMS
+    from seq2seq.execution.variants import LSTMS
 
     lstm, cell = LSTMS["cell"](3, 4), torch.nn.LSTMCell(3, 4)
     cell.load_state_dict({name.removesuffix("_l0"): value for name, value in lstm.state_dict().items()})
@@ -398,10 +400,11 @@ def test_a_signal_is_survived_after_openvino():
     pytest.importorskip("openvino")
     program = (
         "import signal, torch\n"
-        "from seq2seq.execution import Executable, initial_weights\n"
-        "from seq2seq.peers.signal_stack import _Stack\n"
-        "from seq2seq.variants import VARIANTS\n"
-        "from seq2seq.workloads import find_workload\n"
+        "from seq2seq.execution.executable import Executable\n"
+        "from seq2seq.models.weights import initial_weights\n"
+        "from seq2seq.runtimes.signal_stack import _Stack\n"
+        "from seq2seq.execution.variants import VARIANTS\n"
+        "from seq2seq.workloads.registry import find_workload\n"
         "import ctypes\n"
         "workload = find_workload('seed')\n"
         "executable = Executable(\n"

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bench.block import Block
-from bench.plausible import CLOCK_S, accounted_s, doubt
+from bench.records.block import Block
+from bench.run.clock_check import CLOCK_S, accounted_s, doubt
 
 
 def blocks(call_s: float, calls: int, count: int) -> list[Block]:

@@ -14,13 +14,14 @@ import pytest
 import torch
 from torch import nn
 
-from seq2seq.contract import IGNORE_TOKEN, select
-from seq2seq.decode import beam_search, greedy
-from seq2seq.model import Seq2SeqConfig
-from seq2seq.pretrained import PretrainedError, freeze, layer_groups, parameter_groups
-from seq2seq.pretrained_model import PretrainedSeq2Seq, load_transformers
-from seq2seq.tasks.tokens import BEGIN
-from seq2seq.transformer import TransformerConfig
+from seq2seq.data.tokens import BEGIN
+from seq2seq.decoding.search import beam_search, greedy
+from seq2seq.models.base import IGNORE_TOKEN, select
+from seq2seq.models.encoder_decoder import Seq2SeqConfig
+from seq2seq.models.huggingface import PretrainedSeq2Seq
+from seq2seq.models.huggingface_files import load_transformers
+from seq2seq.models.layer_groups import PretrainedError, freeze, layer_groups, parameter_groups
+from seq2seq.models.transformer import TransformerConfig
 
 ROOT = Path(__file__).parent.parent
 LSTM = Seq2SeqConfig(3, 4, 5, num_layers=2, source_vocabulary=7, target_vocabulary=5)
@@ -33,7 +34,7 @@ from transformers.utils import is_kernels_available
 import kernels
 assert not is_kernels_available(), "our kernels are taken for those of the hub"
 assert kernels.__file__.startswith(sys.argv[1])
-from seq2seq.pretrained_model import load_transformers
+from seq2seq.models.huggingface_files import load_transformers
 model, tokenizer = load_transformers(sys.argv[2])
 import torch
 print(model.run(torch.tensor([[3, 4, 1]]))[0].shape[2], tokenizer("the cat")["input_ids"])

@@ -8,15 +8,17 @@ import pytest
 import torch
 from torch import nn
 
-from bench import kinks, parity
-from bench.defects import DEFECTS
-from bench.parity import Gate
-from seq2seq.execution import Executable, initial_weights
-from seq2seq.model import Seq2SeqConfig
-from seq2seq.probabilistic import LIKELIHOODS, LOSSES, QUANTILES, central, draw, head_loss, quantiles
-from seq2seq.variants import LSTMS, VARIANTS, Variant
-from seq2seq.workload import Workload
-from seq2seq.workloads import find_workload
+from bench.gate import kinked_losses as kinks
+from bench.gate import parity
+from bench.gate.parity import Gate
+from bench.gate.planted_defects import DEFECTS
+from seq2seq.execution.executable import Executable
+from seq2seq.execution.variants import LSTMS, VARIANTS, Variant
+from seq2seq.models.encoder_decoder import Seq2SeqConfig
+from seq2seq.models.likelihoods import LIKELIHOODS, LOSSES, QUANTILES, central, draw, head_loss, quantiles
+from seq2seq.models.weights import initial_weights
+from seq2seq.workloads.registry import find_workload
+from seq2seq.workloads.workload import Workload
 
 pytest.importorskip("hypothesis")
 from hypothesis import given

@@ -19,9 +19,9 @@ from pathlib import Path
 import psutil
 import pytest
 
-from bench import process
-from bench.process import Settings, Worker, WorkerError
-from bench.record import Status
+from bench.records.schema import Status
+from bench.run import worker_process as process
+from bench.run.worker_process import Settings, Worker, WorkerError
 
 HELLO = """
 import json, os, signal, subprocess, sys, time
@@ -182,7 +182,7 @@ def test_leaving_ends_the_process_and_what_it_started(child):
 PARENT = """
 import signal, subprocess, sys, time
 from pathlib import Path
-from bench import process
+from bench.run import worker_process as process
 
 # nohup, under which these tests may run, lets its children ignore it.
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
@@ -328,7 +328,7 @@ def test_events_are_one_json_a_line():
     """The real worker writes what the tests above rely on."""
     import io
 
-    worker = pytest.importorskip("bench.worker")
+    worker = pytest.importorskip("bench.worker.server")
     answers = io.StringIO()
     worker.serve(io.StringIO(json.dumps({"request": "nonsense"}) + "\n"), answers)
     hello, failed = map(json.loads, answers.getvalue().splitlines())
@@ -360,12 +360,12 @@ def test_nothing_that_is_printed_is_an_answer(code, monkeypatch, tmp_path):
         "import os, subprocess, threading, time\n"
         f"CODE = {code!r}\n"
         "exec(CODE)\n"
-        "from seq2seq.workloads import WORKLOADS\n"
+        "from seq2seq.workloads.registry import WORKLOADS\n"
         "class Talking(dict):\n"
         "    def values(self):\n"
         "        exec(CODE)\n"
         "        return super().values()\n"
-        "from bench import worker\n"
+        "from bench.worker import server as worker\n"
         "worker.WORKLOADS = Talking(WORKLOADS)\n",
         encoding="utf-8",
     )

@@ -12,12 +12,12 @@ import pytest
 from run_folders import make_run
 
 from bench import __main__ as command_line
-from bench import quality
-from bench.cases import Filters, Quality, load_suite
+from bench.analysis.run_summary import load_run
 from bench.console import Console
 from bench.errors import UsageError
-from bench.process import Settings, WorkerError
-from bench.quality_record import (
+from bench.plan.cases import Filters, Quality, load_suite
+from bench.records.folder import RunFolder
+from bench.records.quality import (
     COLUMNS,
     QualityRecord,
     Trained,
@@ -28,10 +28,11 @@ from bench.quality_record import (
     read_rounds,
     write,
 )
-from bench.record import Status
-from bench.report import load_run, write_report
+from bench.records.schema import Status
 from bench.report import quality as reported
-from bench.store import RunFolder
+from bench.report.page import write_report
+from bench.run import quality
+from bench.run.worker_process import Settings, WorkerError
 
 ROOT = Path(__file__).parents[1]
 PLUGIN = ROOT / "tests" / "plugins" / "quality_task.py"
@@ -185,7 +186,7 @@ def test_a_block_s_time_must_be_that_of_the_parent_s_clock(tmp_path, monkeypatch
     stage = quality.Stage(PART, Settings(1), "cpu", 0, 1.0, tmp_path / "log", tmp_path)
     stage._workers["onednn"], stage._metric, stage.trained["onednn"] = Fake(), "error", Trained("onednn")
     clock = iter([0.0, 10.0])
-    monkeypatch.setattr("bench.quality.time.perf_counter", lambda: next(clock))
+    monkeypatch.setattr("bench.run.quality.time.perf_counter", lambda: next(clock))
     stage._block("onednn", 10)
     assert (stage.trained["onednn"].steps == 10) is believed
     assert (stage.trained["onednn"].fields.get("status") is Status.PARITY_FAILED) is not believed

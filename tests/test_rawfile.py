@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bench.errors import UsageError
-from bench.rawfile import RawFile
+from bench.records.raw_csv import RawFile
 
 FILE = RawFile("values.csv.gz", ("name", "number", "value"), ("name",))
 WORDS = st.text('ab,"\n é', max_size=5)

@@ -13,16 +13,17 @@ from hypothesis import strategies as st
 from run_folders import make_run
 
 from bench import __main__ as command_line
-from bench import compare as comparing
+from bench.analysis import compare as comparing
+from bench.analysis.run_summary import load_run
 from bench.console import Console
 from bench.errors import UsageError
-from bench.interference import Interference
-from bench.rawfile import ROUNDS
-from bench.reading import read_beside, read_records, read_run
-from bench.record import Status
-from bench.report import load_run, words
-from bench.store import RunFolder
-from bench.summary import RoundData
+from bench.machine.interference import Interference
+from bench.records.folder import RunFolder
+from bench.records.raw_csv import ROUNDS
+from bench.records.reader import read_beside, read_records, read_run
+from bench.records.rounds import Round
+from bench.records.schema import Status
+from bench.report import words
 
 
 @pytest.fixture(scope="module")
@@ -98,7 +99,7 @@ def test_a_case_that_was_recorded_again_counts_once(tmp_path):
 def rounds_file(path: Path, *rounds: tuple[float, float, str]) -> Path:
     """A folder whose rounds.csv.gz has rounds of a length, a share of others and a reason."""
     made = [
-        RoundData(n, {}, wall_s=wall_s, beside=Interference(why=why, others_share=others))
+        Round(n, {}, wall_s=wall_s, beside=Interference(why=why, others_share=others))
         for n, (wall_s, others, why) in enumerate(rounds)
     ]
     ROUNDS.append(path, (found.row("seed/inference/cpu/1t", 0) for found in made))

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from bench.record import COLUMNS, ROUND_COLUMNS, SAMPLE_COLUMNS, SCHEMA_VERSION, Record, Status, dictionary
+from bench.records.schema import COLUMNS, ROUND_COLUMNS, SAMPLE_COLUMNS, SCHEMA_VERSION, Record, Status, dictionary
 
 README = Path(__file__).parent.parent / "results" / "README.md"
 

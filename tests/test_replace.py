@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn.utils import parametrize, prune
 
 from kernels import LSTM, replace_lstm
-from seq2seq.model import Seq2Seq, Seq2SeqConfig
+from seq2seq.models.encoder_decoder import Seq2Seq, Seq2SeqConfig
 
 
 class Tagger(nn.Module):

@@ -15,10 +15,11 @@ import numpy as np
 import pytest
 
 from bench import units
+from bench.analysis.run_summary import groups, load_run, summary_table
 from bench.errors import UsageError
-from bench.record import SAMPLE_COLUMNS, Record, Status
-from bench.report import Report, charts, interactive, load_run, plots, summary_table, tables, write_report
-from bench.report.frames import groups
+from bench.records.schema import SAMPLE_COLUMNS, Record, Status
+from bench.report import charts, interactive, plots, tables
+from bench.report.page import Report, write_report
 from bench.report.style import COLOURS, look
 from bench.report.words import answers
 
@@ -487,7 +488,7 @@ def test_nested_environment_is_shown(html: str) -> None:
 
 def test_report_imports_no_torch() -> None:
     """A run is reported on machines that have no torch."""
-    command = "import sys, bench.report; sys.exit('torch' in sys.modules)"
+    command = "import sys, bench.report.page; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", command], check=False).returncode == 0
 
 

@@ -11,10 +11,12 @@ from pathlib import Path
 import pytest
 from test_report import Parsed, figures, ran, refused, run_folder
 
+from bench.analysis.roofline import Ceilings, Work, share
+from bench.analysis.run_summary import load_run
 from bench.errors import UsageError
-from bench.record import Record, Status
-from bench.report import interactive, load_run, roofline, write_report
-from bench.roofline import Ceilings, Work, share
+from bench.records.schema import Record, Status
+from bench.report import interactive, roofline
+from bench.report.page import write_report
 
 MACHINE = {
     "threads": 2, "measurements": 1, "flops_per_s": {"fp32": 1e11, "bf16": 4e11, "fp16": 5e9},

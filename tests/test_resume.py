@@ -19,13 +19,17 @@ from typing import Any
 import pytest
 
 from bench import __main__ as command_line
-from bench import durable, environment, measurement, plan, quality, resume, runner, second_instrument
-from bench.cases import Case, Group, Quality, Suite
-from bench.plan import Described, Plan
-from bench.process import WorkerError
-from bench.record import Status
-from bench.samples import read_samples
-from bench.summary import RoundData
+from bench.machine import environment
+from bench.plan.cases import Case, Group, Quality, Suite
+from bench.records import durable
+from bench.records.rounds import Round
+from bench.records.samples import read_samples
+from bench.records.schema import Status
+from bench.run import group as measurement
+from bench.run import planning as plan
+from bench.run import quality, resume, runner, second_instrument
+from bench.run.planning import Described, Plan
+from bench.run.worker_process import WorkerError
 
 pytest.importorskip("torch")
 ROOT = Path(__file__).parent.parent
@@ -91,7 +95,7 @@ class Played:
 
 def served(request: str, fields: dict[str, Any]):
     """Answers of the real worker."""
-    from bench import worker
+    from bench.worker import server as worker
 
     answers = io.StringIO()
     with contextlib.redirect_stderr(io.StringIO()):
@@ -105,7 +109,7 @@ def interrupt_training(request: str, mode: str) -> None:
         raise KeyboardInterrupt
 
 
-def rounds_of(folder: Path, mode: str) -> list[list[RoundData]]:
+def rounds_of(folder: Path, mode: str) -> list[list[Round]]:
     """The rounds that samples.csv.gz has of a mode, one list a process."""
     return read_samples(folder / "samples.csv.gz")["seed@batch=2,length=3", mode, "cpu", 1].processes
 

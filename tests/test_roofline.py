@@ -6,8 +6,8 @@ from dataclasses import replace
 
 import pytest
 
-from bench.record import Status
-from bench.roofline import MARGIN, Ceilings, Judge, Rates, Work, excess, precisions, share
+from bench.analysis.roofline import MARGIN, Ceilings, Judge, Rates, Work, excess, precisions, share
+from bench.records.schema import Status
 
 RATES = Rates(
     {"fp32": 100e9, "bf16": 400e9, "fp16": 5e9}, {32_768: 200e9, 524_288: 250e9, 1 << 23: 100e9, 1 << 28: 40e9}

@@ -22,15 +22,18 @@ import pandas as pd
 import psutil
 import pytest
 
-from bench import environment, mark, measurement, runner
 from bench.__main__ import parser
-from bench.cases import LEAST_ROUNDS, Case, Group, Suite
 from bench.console import Console
-from bench.plan import Described, Plan
-from bench.process import Settings, WorkerError
-from bench.record import COLUMNS, SAMPLE_COLUMNS, SCHEMA_VERSION, Record, Status
-from bench.runner import Runner
-from bench.store import RunFolder
+from bench.machine import environment
+from bench.plan.cases import LEAST_ROUNDS, Case, Group, Suite
+from bench.records.folder import RunFolder
+from bench.records.schema import COLUMNS, SAMPLE_COLUMNS, SCHEMA_VERSION, Record, Status
+from bench.run import group as measurement
+from bench.run import runner
+from bench.run.planning import Described, Plan
+from bench.run.runner import Runner
+from bench.run.worker_process import Settings, WorkerError
+from bench.timing import turn_mark as mark
 
 ROOT = Path(__file__).parent.parent
 PLUGIN = ROOT / "tests" / "plugins" / "broken_variants.py"
@@ -628,7 +631,7 @@ def test_no_scratch_folder_is_left(stage, monkeypatch, tmp_path):
 )
 def test_an_exception_is_told_in_one_line(error, status):
     """Running out of memory is told apart from all else; the reason names the exception."""
-    worker = pytest.importorskip("bench.worker")
+    worker = pytest.importorskip("bench.worker.server")
     found, reason = worker.classify(error)
     assert found is status
     assert reason.startswith(type(error).__name__)
@@ -637,8 +640,8 @@ def test_an_exception_is_told_in_one_line(error, status):
 
 def test_a_worker_that_found_nothing_wrong_says_so():
     """A verdict's fields are columns of the record, but for what the parent reads."""
-    worker = pytest.importorskip("bench.worker")
-    from bench.parity import Check, Verdict
+    worker = pytest.importorskip("bench.worker.server")
+    from bench.gate.parity import Check, Verdict
 
     fields = worker.verdict_fields(Verdict((Check("outputs", 0.5, 1.0), Check("grad fc.bias", 0.8, 1.0))))
     assert (fields["passed"], fields["reason"], fields["strain"]) == (True, "", 0.8)

@@ -10,14 +10,15 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from run_folders import make_run
 
-from bench.block import Block
-from bench.cases import REFERENCE, Case
+from bench.analysis.figures import figures
 from bench.errors import UsageError
-from bench.interference import Interference
-from bench.reading import read_records
-from bench.samples import read_samples
-from bench.store import RunFolder
-from bench.summary import RoundData, Samples, figures
+from bench.machine.interference import Interference
+from bench.plan.cases import REFERENCE, Case
+from bench.records.block import Block
+from bench.records.folder import RunFolder
+from bench.records.reader import read_records
+from bench.records.rounds import Round, Samples
+from bench.records.samples import read_samples
 
 KEY = ("seed", "inference", "cpu", 1)
 
@@ -35,10 +36,10 @@ def test_rounds_come_back_as_they_were_written(tmp_path):
     """Values, disturbance, and the order in which blocks ran, single calls and queued ones alike."""
     processes = [
         [
-            RoundData(0, {"b": Block((0.25, 0.5)), "a": Block((1.0,), 4, 2.0, 1.0)}),
-            RoundData(1, {"a": Block((), 4, 3.0, 2.5), "b": Block((0.125,))}, beside=Interference(why="disturbed")),
+            Round(0, {"b": Block((0.25, 0.5)), "a": Block((1.0,), 4, 2.0, 1.0)}),
+            Round(1, {"a": Block((), 4, 3.0, 2.5), "b": Block((0.125,))}, beside=Interference(why="disturbed")),
         ],
-        [RoundData(0, {"a": Block((0.75,))})],
+        [Round(0, {"a": Block((0.75,))})],
     ]
     found = read_samples(written(tmp_path, Samples(processes), ("a", "b")))
     assert list(found) == [KEY]
@@ -71,7 +72,7 @@ def test_a_record_s_figures_follow_from_its_raw_samples(queued, tmp_path):
 
 def test_times_are_the_medians_of_kept_rounds(tmp_path):
     """One array a process; a round without the variant has no part in it."""
-    rounds = [RoundData(n, {"a": Block((1.0, 2.0 + n, 9.0))} if n else {"b": Block((5.0,))}) for n in range(8)]
+    rounds = [Round(n, {"a": Block((1.0, 2.0 + n, 9.0))} if n else {"b": Block((5.0,))}) for n in range(8)]
     (times,) = Samples([rounds]).times("a")
     assert np.array_equal(times, 2.0 + np.arange(1, 8))
     assert Samples([rounds]).times("c") == []
@@ -80,7 +81,7 @@ def test_times_are_the_medians_of_kept_rounds(tmp_path):
 
 def test_a_case_that_was_measured_twice_is_refused(tmp_path):
     """Rounds of two measurements never took turns, so they must not be paired."""
-    samples = Samples([[RoundData(n, {"a": Block((1.0,)), "b": Block((2.0,))}) for n in range(3)]])
+    samples = Samples([[Round(n, {"a": Block((1.0,)), "b": Block((2.0,))}) for n in range(3)]])
     written(tmp_path, samples, ("a", "b"))
     with pytest.raises(UsageError, match=r"line 8: .* a has round 0 of process 0 twice"):
         read_samples(written(tmp_path, samples, ("a",)))
@@ -117,7 +118,7 @@ def test_a_broken_file_is_one_line_that_names_it(problem, tmp_path):
 def test_an_append_that_a_kill_tore_leaves_what_was_there(cut, zeros, tmp_path_factory):
     """Wherever the last append ends, the rows of the appends before are read, and no others."""
     path = tmp_path_factory.mktemp("torn")
-    rounds = [RoundData(n, {"a": Block((1.0 + n,)), "b": Block((2.0,))}) for n in range(30)]
+    rounds = [Round(n, {"a": Block((1.0 + n,)), "b": Block((2.0,))}) for n in range(30)]
     before = read_samples(written(path, Samples([rounds]), ("a",)))
     whole = (path / "samples.csv.gz").read_bytes()
     written(path, Samples([rounds]), ("b",))

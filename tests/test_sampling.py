@@ -11,11 +11,12 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from bench import interference, sampling
-from bench.block import Block
-from bench.cases import LEAST_ROUNDS
-from bench.interference import Interference, Reading
-from bench.sampling import (
+from bench.machine import interference
+from bench.machine.interference import Interference, Reading
+from bench.plan.cases import LEAST_ROUNDS
+from bench.records.block import Block
+from bench.timing import rounds as sampling
+from bench.timing.rounds import (
     BLOCK_S,
     MOST_CALLS,
     PATIENCE,
@@ -30,7 +31,7 @@ from bench.sampling import (
 
 
 class Clock:
-    """Time that stands still unless `spend` moves it; takes the place of the real one in `bench.sampling`."""
+    """Time that stands still unless `spend` moves it; takes the place of the real one in `bench.timing.rounds`."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.now = 1000.0

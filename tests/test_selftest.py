@@ -13,15 +13,16 @@ import pandas as pd
 import psutil
 import pytest
 
+from bench.analysis.intervals import Interval
 from bench.arguments import parser
-from bench.cases import Case
 from bench.console import Console
 from bench.errors import UsageError
-from bench.process import Settings
-from bench.selftest import PARTS, command, neighbour, null, plots, power
+from bench.plan.cases import Case
+from bench.run.worker_process import Settings
+from bench.selftest import command, neighbour, null, plots, power
+from bench.selftest.names import PARTS
 from bench.selftest.pairs import Pair
 from bench.selftest.part import WORKLOADS, Found, Options, least, most, percent, row_of, spread
-from bench.statistics import Interval
 
 ROOT = Path(__file__).parent.parent
 CASE = Case("seed", "reference", "inference", "cpu", 1)
@@ -173,8 +174,8 @@ def test_rates_are_exact_of_a_hundred_and_kind_to_chance_below():
 
 def test_extra_work_is_the_share_it_says():
     """Calibrated on a call of known length, half a call's work takes about half a call."""
-    probe = pytest.importorskip("bench.selftest.probe")
-    from bench.sampling import Subject
+    probe = pytest.importorskip("bench.worker.selftest")
+    from bench.timing.rounds import Subject
 
     subject = Subject(lambda: probe.burn(20_000))
     assert probe.extra_work(subject, 0.5) == pytest.approx(10_000, rel=0.25)
@@ -182,7 +183,7 @@ def test_extra_work_is_the_share_it_says():
 
 def test_extra_work_takes_processor_time():
     """It is work, not sleep: the process is busy all the while."""
-    probe = pytest.importorskip("bench.selftest.probe")
+    probe = pytest.importorskip("bench.worker.selftest")
     cpu, wall = time.process_time(), time.perf_counter()
     probe.burn(3_000_000)
     assert time.process_time() - cpu > 0.3 * (time.perf_counter() - wall)

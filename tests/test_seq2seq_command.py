@@ -15,13 +15,13 @@ import pytest
 import torch
 from tiny_tasks import Reverse, Sines
 
-from seq2seq import plots
-from seq2seq.arguments import MODELS, TASKS, parser
-from seq2seq.command_input import UsageError
-from seq2seq.command_line import main
-from seq2seq.tasks import TASKS as LOADERS
-from seq2seq.tasks import tones
+from seq2seq.cli import plots
+from seq2seq.cli.arguments import MODELS, TASKS, parser
+from seq2seq.cli.command_input import UsageError
+from seq2seq.cli.main import main
+from seq2seq.data import tones
 from seq2seq.tasks.forecast import Forecast
+from seq2seq.tasks.registry import TASKS as LOADERS
 from seq2seq.tasks.task import MODELS as TASK_MODELS
 
 WORDS = ("--variant", "reference", "--batch", "5", "--learning-rate", "0.01")
@@ -307,14 +307,14 @@ def test_an_interrupted_run_is_resumed_to_the_same_end(tmp_path, monkeypatch, ca
     whole, again = tmp_path / "whole", tmp_path / "again"
     words = ["train", "forecasting", *WORDS, "--steps", "12"]
     assert main([*words, "--out", str(whole)]) == 0
-    step = importlib.import_module("seq2seq.train").Trainer._step
+    step = importlib.import_module("seq2seq.training.trainer").Trainer._step
 
     def interrupting(self, batch):
         step(self, batch)
         if self.progress.step == 7:
             os.kill(os.getpid(), number)
 
-    monkeypatch.setattr("seq2seq.train.Trainer._step", interrupting)
+    monkeypatch.setattr("seq2seq.training.trainer.Trainer._step", interrupting)
     assert main([*words, "--out", str(again)]) == code
     assert "interrupted at step 7, which is saved; to go on: python -m seq2seq train" in capsys.readouterr().err
     assert main(["train", "forecasting", "--out", str(again), "--resume"]) == 0
@@ -426,7 +426,7 @@ def test_a_training_that_fails_before_its_first_step_leaves_nothing(tmp_path, mo
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr("seq2seq.train_folder.replace", full)
+        patch.setattr("seq2seq.training.folder.replace", full)
         assert main(["train", "forecasting", *WORDS, "--out", str(out)]) == 1
     assert everything(tmp_path) == before
     for name, split in (("training", "train"), ("validation", "validation")):
@@ -528,7 +528,7 @@ def test_a_run_is_not_resumed_from_other_weights(tmp_path, capsys):
 
 def test_recordings_that_changed_are_other_data(tmp_path):
     """A folder has a digest as a file has: of sounds and transcripts, whatever else lies there."""
-    command = importlib.import_module("seq2seq.train_command")
+    command = importlib.import_module("seq2seq.cli.train")
     (tmp_path / "a.wav").write_bytes(b"sound")
     (tmp_path / "a.txt").write_text("said")
     before = command._data_digest(str(tmp_path))
@@ -615,7 +615,7 @@ def test_wrong_usage_is_one_line_that_names_it(capsys, words, expected):
 
 def test_attention_weights_are_shares_of_the_source():
     """One row a decoder step, summing to 1, for a model with attention; others have none."""
-    attention = pytest.importorskip("seq2seq.attention")
+    attention = pytest.importorskip("seq2seq.models.attention")
     config = attention.AttentionConfig(6, 8, 9, source_vocabulary=9, target_vocabulary=9)
     model = config.build(torch.nn.LSTM).eval()
     assert plots.looks(model)
@@ -637,7 +637,7 @@ def test_attention_weights_are_shares_of_the_source():
 def test_lines_of_standard_input_are_utf8_split_at_line_ends(monkeypatch, data, expected):
     """Bytes that are no UTF-8 are refused in every locale, and each line in gives one line out."""
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(data), encoding="utf-8", errors="surrogateescape"))
-    commands = importlib.import_module("seq2seq.commands")
+    commands = importlib.import_module("seq2seq.cli.commands")
     if isinstance(expected, str):
         with pytest.raises(UsageError, match=expected):
             commands._lines(None)

@@ -13,10 +13,10 @@ import pandas as pd
 import pytest
 import torch
 
-from seq2seq.tasks.batch import DataUnavailableError
-from seq2seq.tasks.errors import DataError
-from seq2seq.tasks.series import NAMES, Frequency, built_in, calendar
-from seq2seq.tasks.series_file import Columns, read_series
+from seq2seq.data.batch import DataUnavailableError
+from seq2seq.data.errors import DataError
+from seq2seq.data.series import NAMES, Frequency, built_in, calendar
+from seq2seq.data.series_file import Columns, read_series
 
 pytest.importorskip("hypothesis")
 from hypothesis import given

@@ -7,11 +7,12 @@ import torch
 from torch import nn
 
 from kernels.reference import LoopLSTM
-from seq2seq.execution import Executable, initial_weights
-from seq2seq.single import SingleConfig, SingleLSTM
-from seq2seq.split_lstm import SplitLSTM
-from seq2seq.variants import VARIANTS
-from seq2seq.workloads import find_workload
+from seq2seq.execution.executable import Executable
+from seq2seq.execution.split_lstm import SplitLSTM
+from seq2seq.execution.variants import VARIANTS
+from seq2seq.models.lstm_layer import SingleConfig, SingleLSTM
+from seq2seq.models.weights import initial_weights
+from seq2seq.workloads.registry import find_workload
 
 pytest.importorskip("hypothesis")
 from hypothesis import given

@@ -12,16 +12,17 @@ import torch
 from scipy.io import wavfile
 from torch import nn
 
-from seq2seq.contract import IGNORE_TOKEN, Model
-from seq2seq.tasks import speech, tones
-from seq2seq.tasks.audio import BANDS, RATE
-from seq2seq.tasks.batch import DataUnavailableError
-from seq2seq.tasks.bucketing import padding_waste
-from seq2seq.tasks.corpus import read_corpus
-from seq2seq.tasks.errors import DataError
+from seq2seq.data import tones
+from seq2seq.data.audio import BANDS, RATE
+from seq2seq.data.batch import DataUnavailableError
+from seq2seq.data.bucketing import padding_waste
+from seq2seq.data.errors import DataError
+from seq2seq.data.speech_corpus import read_corpus
+from seq2seq.data.tokens import BEGIN, END, UNKNOWN
+from seq2seq.models.base import IGNORE_TOKEN, Model
+from seq2seq.tasks import speech
 from seq2seq.tasks.task import MODELS, suited
-from seq2seq.tasks.tokens import BEGIN, END, UNKNOWN
-from seq2seq.workloads import find_workload
+from seq2seq.workloads.registry import find_workload
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_sequence
 
-from seq2seq.split_lstm import BATCH_MULTIPLE, SplitLSTM
+from seq2seq.execution.split_lstm import BATCH_MULTIPLE, SplitLSTM
 
 pytest.importorskip("hypothesis")
 from hypothesis import example, given

@@ -2,7 +2,7 @@
 
 Coverage is counted over 300 runs a case, all from fixed seeds. Asked for are 92 to 98 %; three standard errors of 300
 draws are 4.7 % at the lower end, so at least 87.3 % must be seen. The upper end is out of reach of so few runs: that
-intervals are not merely wide is shown by their width where it is known. `python -m bench.derive_intervals` counts more.
+intervals are not merely wide is shown by their width where it is known. `bench.analysis.derive_intervals` counts more.
 """
 
 from __future__ import annotations
@@ -12,10 +12,11 @@ import time
 import numpy as np
 import pytest
 
-from bench import derive_intervals, statistics
-from bench.cases import LEAST_ROUNDS
-from bench.derive_intervals import plain_interval, study_calls, study_ratio, study_times
-from bench.statistics import Interval, independent_ratio_interval, least_calls, percentile, ratio_interval
+from bench.analysis import derive_intervals
+from bench.analysis import intervals as statistics
+from bench.analysis.derive_intervals import plain_interval, study_calls, study_ratio, study_times
+from bench.analysis.intervals import Interval, independent_ratio_interval, least_calls, percentile, ratio_interval
+from bench.plan.cases import LEAST_ROUNDS
 
 pytest.importorskip("hypothesis")
 from hypothesis import given, settings

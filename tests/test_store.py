@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from bench.errors import UsageError
-from bench.record import COLUMNS, SAMPLE_COLUMNS, Record, Status
-from bench.store import RunFolder
+from bench.records.folder import RunFolder
+from bench.records.schema import COLUMNS, SAMPLE_COLUMNS, Record, Status
 
 ROW = ["seed", "loop", "inference", "cpu", 1, 0, 0, 0, "call", 1, "0.25", "", 0]
 
@@ -47,7 +47,7 @@ def test_an_appended_record_is_on_the_disk(folder, monkeypatch):
     """The system is told to write through, after the record has left Python: a power cut loses nothing."""
     folder.append(Record(workload="seed"))
     lengths = []
-    monkeypatch.setattr("bench.durable.os.fsync", lambda _: lengths.append(folder.records_path.stat().st_size))
+    monkeypatch.setattr("bench.records.durable.os.fsync", lambda _: lengths.append(folder.records_path.stat().st_size))
     folder.append(Record(workload="seed"))
     assert lengths == [folder.records_path.stat().st_size]
 

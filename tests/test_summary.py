@@ -7,12 +7,13 @@ import math
 import numpy as np
 import pytest
 
-from bench.block import Block
-from bench.cases import LEAST_ROUNDS, Case
-from bench.interference import Interference
-from bench.record import COLUMNS, ROUND_COLUMNS, SAMPLE_COLUMNS
-from bench.statistics import Interval, percentile
-from bench.summary import RoundData, Samples, figures
+from bench.analysis.figures import figures, speedup
+from bench.analysis.intervals import Interval, percentile
+from bench.machine.interference import Interference
+from bench.plan.cases import LEAST_ROUNDS, Case
+from bench.records.block import Block
+from bench.records.rounds import Round, Samples
+from bench.records.schema import COLUMNS, ROUND_COLUMNS, SAMPLE_COLUMNS
 
 CASE = Case("seed", "fast", "inference", "cpu", 2)
 FACTS = {"batch": 16, "valid_steps": 320}
@@ -28,10 +29,10 @@ def queued(calls: int, wall_s: float, device_s: float | None, *calls_s: float) -
     return Block(calls_s, calls, wall_s, device_s)
 
 
-def process(*pairs: tuple[float, float], disturbed: tuple[int, ...] = ()) -> list[RoundData]:
+def process(*pairs: tuple[float, float], disturbed: tuple[int, ...] = ()) -> list[Round]:
     """A process's rounds: seconds of one call of the reference and of the fast variant in each."""
     return [
-        RoundData(
+        Round(
             number,
             {"reference": block(slow), "fast": block(fast)},
             beside=Interference(why="planted" if number in disturbed else ""),
@@ -40,7 +41,7 @@ def process(*pairs: tuple[float, float], disturbed: tuple[int, ...] = ()) -> lis
     ]
 
 
-def figured(*processes: list[RoundData], interval: float = 0.02) -> dict[str, object]:
+def figured(*processes: list[Round], interval: float = 0.02) -> dict[str, object]:
     """Figures of the fast variant."""
     return figures(CASE, Samples(list(processes)), "reference", interval, FACTS)
 
@@ -64,7 +65,7 @@ def test_the_speedup_is_over_the_rounds_of_all_processes():
 def test_throughput_is_work_over_the_median_time_of_a_call():
     """Blocks of several calls count by their mean; the median over rounds divides what a call does."""
     rounds = [
-        RoundData(n, {"reference": block(1.0), "fast": block(mean / 2, 3 * mean / 2)})
+        Round(n, {"reference": block(1.0), "fast": block(mean / 2, 3 * mean / 2)})
         for n, mean in enumerate((0.1, 0.2, 0.4, 0.2, 0.3, 0.1, 0.2))
     ]
     found = figured(rounds)
@@ -74,7 +75,7 @@ def test_throughput_is_work_over_the_median_time_of_a_call():
 
 def test_counts_are_of_samples_calls_and_processes():
     """A sample is a block, a call one timed call in it."""
-    rounds = [RoundData(n, {"reference": block(1.0), "fast": block(0.1, 0.2, 0.3)}) for n in range(7)]
+    rounds = [Round(n, {"reference": block(1.0), "fast": block(0.1, 0.2, 0.3)}) for n in range(7)]
     found = figured(rounds, rounds[:6])
     assert (found["samples"], found["calls"], found["processes"], found["disturbed"]) == (13, 39, 2, 0)
 
@@ -82,7 +83,7 @@ def test_counts_are_of_samples_calls_and_processes():
 def test_percentiles_are_those_of_single_calls():
     """Each is numpy's quantile with the interval over processes and rounds; what 40 calls cannot carry is empty."""
     times = np.random.default_rng(0).permutation(np.arange(1, 41)) / 1000
-    rounds = [RoundData(n, {"reference": block(1.0), "fast": block(*times[n::8])}) for n in range(8)]
+    rounds = [Round(n, {"reference": block(1.0), "fast": block(*times[n::8])}) for n in range(8)]
     found = figured(rounds[:5], rounds[5:])
     processes = [[times[n::8] for n in numbers] for numbers in (range(5), range(5, 8))]
     assert found["latency_p50_s"] == pytest.approx(np.quantile(times, 0.5))
@@ -116,12 +117,12 @@ def test_each_process_decides_for_itself_which_rounds_it_keeps():
 def test_the_reference_has_a_speedup_of_exactly_one():
     """It is its own yardstick: no resampling, no width."""
     samples = Samples([process(*[(2.0, 1.0)] * 8)])
-    assert samples.speedup("reference", "reference") == Interval(1.0, 1.0, 1.0)
+    assert speedup(samples, "reference", "reference") == Interval(1.0, 1.0, 1.0)
 
 
 def test_without_a_reference_there_is_no_speedup_but_all_else():
     """If the reference dropped out, times stand and the ratio is empty."""
-    rounds = [RoundData(n, {"fast": block(0.5)}) for n in range(8)]
+    rounds = [Round(n, {"fast": block(0.5)}) for n in range(8)]
     found = figured(rounds)
     assert found["latency_p50_s"] == 0.5
     assert "speedup" not in found
@@ -130,15 +131,15 @@ def test_without_a_reference_there_is_no_speedup_but_all_else():
 
 def test_a_variant_without_rounds_has_no_figures():
     """Nothing measured is nothing told."""
-    rounds = [RoundData(n, {"reference": block(0.5)}) for n in range(8)]
+    rounds = [Round(n, {"reference": block(0.5)}) for n in range(8)]
     assert figured(rounds) == {}
     assert figured() == {}
-    assert Samples([rounds]).speedup("reference", "fast") is None
+    assert speedup(Samples([rounds]), "reference", "fast") is None
 
 
 def test_a_process_before_the_variant_came_is_not_counted():
     """A process in which the variant did not run leaves its counts and its ratio alone."""
-    without = [RoundData(n, {"reference": block(0.5)}) for n in range(8)]
+    without = [Round(n, {"reference": block(0.5)}) for n in range(8)]
     found = figured(without, process(*[(2.0, 1.0)] * 8))
     assert (found["processes"], found["samples"], found["speedup"]) == (1, 8, 2.0)
 
@@ -154,7 +155,7 @@ def test_an_interval_wider_than_asked_is_marked(asked, wide):
 def test_on_a_gpu_the_queued_block_is_the_sample():
     """Speedup and throughput come from blocks queued without waiting, latency from single calls, device time apart."""
     rounds = [
-        RoundData(n, {"reference": queued(4, 8.0, 6.0, 9.0, 9.0), "fast": queued(4, 2.0, 1.0, *[3.0] * 6)})
+        Round(n, {"reference": queued(4, 8.0, 6.0, 9.0, 9.0), "fast": queued(4, 2.0, 1.0, *[3.0] * 6)})
         for n in range(6)
     ]
     found = figured(rounds)
@@ -167,7 +168,7 @@ def test_on_a_gpu_the_queued_block_is_the_sample():
 
 def test_figures_are_columns_of_a_record():
     """Every figure has its column, on a GPU and on a CPU, and a CPU has no device time."""
-    many = [RoundData(n, {"reference": block(1.0), "fast": block(*[0.5] * 50)}) for n in range(8)]
+    many = [Round(n, {"reference": block(1.0), "fast": block(*[0.5] * 50)}) for n in range(8)]
     assert set(figured(many)) <= set(COLUMNS)
     assert {"latency_p99_lo_s", "speedup_hi", "interval_wide"} <= set(figured(many))
     assert "device_p50_s" not in figured(many)
@@ -176,9 +177,9 @@ def test_figures_are_columns_of_a_record():
 def test_rows_have_the_columns_of_the_schema():
     """One row a timed interval, its values under their names."""
     rounds = [
-        RoundData(0, {"fast": block(0.25, 0.5), "reference": block(1.0)}),
-        RoundData(1, {"reference": block(1.0), "fast": block(0.125)}, beside=Interference(why="planted")),
-        RoundData(2, {"reference": block(1.0)}),
+        Round(0, {"fast": block(0.25, 0.5), "reference": block(1.0)}),
+        Round(1, {"reference": block(1.0), "fast": block(0.125)}, beside=Interference(why="planted")),
+        Round(2, {"reference": block(1.0)}),
     ]
     rows = [dict(zip(SAMPLE_COLUMNS, row, strict=True)) for row in Samples().rows(CASE, 3, rounds)]
     assert [(r["round"], r["position"], r["kind"], float(r["wall_s"]), r["disturbed"]) for r in rows] == [
@@ -194,7 +195,7 @@ def test_rows_have_the_columns_of_the_schema():
 
 def test_a_queued_block_has_a_row_of_its_own():
     """It comes before its single calls, with its number of calls and its device time."""
-    rounds = [RoundData(0, {"fast": queued(4, 2.0, 1.0, 0.75)})]
+    rounds = [Round(0, {"fast": queued(4, 2.0, 1.0, 0.75)})]
     rows = [dict(zip(SAMPLE_COLUMNS, row, strict=True)) for row in Samples().rows(CASE, 0, rounds)]
     assert [(r["kind"], r["calls"], r["wall_s"], r["device_s"]) for r in rows] == [
         ("block", 4, "2", "1"),
@@ -212,7 +213,7 @@ def test_a_round_is_read_from_what_a_worker_sends():
         "beside": {"why": "others took 1.00 cores", "others_share": 1.0},
         "blocks": {"b": [[0.5], 0, 0.0, None], "a": [[], 2, 3.0, 1.0]},
     }
-    found = RoundData.of(event)
+    found = Round.of(event)
     assert (found.number, found.disturbed, list(found.blocks)) == (4, True, ["b", "a"])
     assert (found.wall_s, found.waited_s, found.beside.others_share) == (4.0, 0.5, 1.0)
     assert found.blocks["b"].per_call_s == 0.5
@@ -224,7 +225,7 @@ def test_disturbed_rounds_narrow_no_interval():
     pairs = [(2.0, 1.0 + 0.1 * (n % 5)) for n in range(45)]
     clean, disturbed = (process(*pairs, disturbed=tuple(numbers)) for numbers in ((), range(5, 45)))
     assert Samples([disturbed]).stretch() == pytest.approx(3.0)
-    narrow, wide = (Samples([rounds]).speedup("reference", "fast") for rounds in (clean, disturbed))
+    narrow, wide = (speedup(Samples([rounds]), "reference", "fast") for rounds in (clean, disturbed))
     assert wide.value == narrow.value
     assert math.log(wide.high / wide.value) == pytest.approx(3 * math.log(narrow.high / narrow.value))
     assert math.log(wide.low / wide.value) == pytest.approx(3 * math.log(narrow.low / narrow.value))
@@ -243,7 +244,7 @@ def test_a_process_without_a_clean_round_is_as_doubtful_as_one_round():
 def test_a_round_s_row_has_the_columns_of_rounds_csv():
     """Facts that a round knows about itself arrive under the names of the dictionary, in their order."""
     beside = Interference("others took 1.00 cores", 1.0, 0.25, 0.005, 7, 1.5, 2400.0, 1980.0, "power cap", 2)
-    row = RoundData(3, {}, 0.25, 0.1, beside).row("seed/inference/cpu/1t", 2)
+    row = Round(3, {}, 0.25, 0.1, beside).row("seed/inference/cpu/1t", 2)
     assert dict(zip(ROUND_COLUMNS, row, strict=True)) == {
         "group": "seed/inference/cpu/1t",
         "process": 2,

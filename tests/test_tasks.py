@@ -8,25 +8,27 @@ import sys
 import pytest
 import torch
 
-from seq2seq.contract import IGNORE_TOKEN
-from seq2seq.model import Seq2SeqConfig
-from seq2seq.tasks import synthetic
-from seq2seq.tasks.batch import Batch, DataUnavailableError
-from seq2seq.tasks.windows import FEATURES, Series, seattle_temperatures, temperature_batch, window_starts, windows
+from seq2seq.data.batch import Batch, DataUnavailableError
+from seq2seq.data.windows import FEATURES, Series, seattle_temperatures, temperature_batch, window_starts, windows
+from seq2seq.models.base import IGNORE_TOKEN
+from seq2seq.models.encoder_decoder import Seq2SeqConfig
+from seq2seq.workloads import synthetic
 
 pytest.importorskip("hypothesis")
 from hypothesis import assume, given
 from hypothesis import strategies as st
 from strategies import SEEDS
 
+from seq2seq.data.lengths import LIBRISPEECH_CHARACTERS, LIBRISPEECH_FRAMES, WMT_ENGLISH, WMT_GERMAN
+
 #: Hours of the Seattle series: those of 2010 but one.
 HOURS = 8759
 #: Mean, median, 90th and 99th percentile and maximum as published for the corpora.
 PUBLISHED = {
-    "WMT English": (synthetic.WMT_ENGLISH, 22.5, 21, 38, 48, 50),
-    "WMT German": (synthetic.WMT_GERMAN, 21.4, 20, 36, 47, 50),
-    "LibriSpeech frames": (synthetic.LIBRISPEECH_FRAMES, 717, 592, 1333, 2376, 3264),
-    "LibriSpeech characters": (synthetic.LIBRISPEECH_CHARACTERS, 107, 89, 204, 367, 516),
+    "WMT English": (WMT_ENGLISH, 22.5, 21, 38, 48, 50),
+    "WMT German": (WMT_GERMAN, 21.4, 20, 36, 47, 50),
+    "LibriSpeech frames": (LIBRISPEECH_FRAMES, 717, 592, 1333, 2376, 3264),
+    "LibriSpeech characters": (LIBRISPEECH_CHARACTERS, 107, 89, 204, 367, 516),
 }
 WORDS = Seq2SeqConfig(3, 4, 11, decoder_input_size=2, source_vocabulary=7, target_vocabulary=5)
 FRAMES = Seq2SeqConfig(3, 4, 11, decoder_input_size=2, target_vocabulary=5)
@@ -215,7 +217,7 @@ def test_lengths_rise_with_probability(corpus, longest, probabilities):
 def test_random_batches_follow_their_seed(config, seed):
     """Equal seeds give equal batches, others give others, and the global random state has no say."""
     arguments = config, 4, 6, 5
-    lengths = synthetic.WMT_GERMAN, synthetic.WMT_ENGLISH
+    lengths = WMT_GERMAN, WMT_ENGLISH
     one = synthetic.random_batch(*arguments, seed, *lengths)
     torch.rand(1)
     assert_equal(synthetic.random_batch(*arguments, seed, *lengths), one)
@@ -237,7 +239,7 @@ def test_tokens_are_within_their_vocabulary(seed):
 @given(seed=SEEDS)
 def test_expected_tokens_end_with_their_sequence(config, seed):
     """`IGNORE_TOKEN` stands past each target's length and nowhere else."""
-    batch = synthetic.random_batch(config, 8, 9, 7, seed, synthetic.WMT_GERMAN, synthetic.WMT_ENGLISH)
+    batch = synthetic.random_batch(config, 8, 9, 7, seed, WMT_GERMAN, WMT_ENGLISH)
     outside = torch.arange(7) >= batch.target_lengths[:, None]
     assert torch.equal(batch.expected == IGNORE_TOKEN, outside)
 
@@ -253,7 +255,7 @@ def test_values_are_standard_normal():
 
 def test_long_sources_go_with_long_targets():
     """Both lengths of a pair are read off at one probability, so they rise together."""
-    lengths = synthetic.WMT_GERMAN, synthetic.WMT_ENGLISH
+    lengths = WMT_GERMAN, WMT_ENGLISH
     batch = synthetic.random_batch(VALUES, 50, 50, 50, 0, *lengths)
     order = batch.source_lengths.argsort(stable=True)
     pairs = sorted(zip(batch.source_lengths.tolist(), batch.target_lengths.tolist(), strict=True))
@@ -263,7 +265,7 @@ def test_long_sources_go_with_long_targets():
 
 def test_without_target_there_are_no_target_lengths():
     """A batch whose decoder reads the source has neither target nor target lengths, and expects one output a step."""
-    batch = synthetic.random_batch(VALUES, 4, 6, None, 0, synthetic.WMT_GERMAN)
+    batch = synthetic.random_batch(VALUES, 4, 6, None, 0, WMT_GERMAN)
     assert batch.target is None
     assert batch.target_lengths is None
     assert batch.source_lengths is not None
@@ -273,7 +275,7 @@ def test_without_target_there_are_no_target_lengths():
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64], ids=str)
 def test_to_casts_what_the_model_reads(dtype):
     """Real-valued inputs are cast; tokens, lengths and what outputs are compared with stay as they are."""
-    batch = synthetic.random_batch(VALUES, 4, 6, 5, 0, synthetic.WMT_GERMAN, synthetic.WMT_ENGLISH)
+    batch = synthetic.random_batch(VALUES, 4, 6, 5, 0, WMT_GERMAN, WMT_ENGLISH)
     moved = batch.to("cpu", dtype)
     assert torch.equal(moved.source, batch.source.to(dtype))
     assert torch.equal(moved.target, batch.target.to(dtype))
@@ -287,7 +289,7 @@ def test_to_casts_what_the_model_reads(dtype):
 
 def test_to_leaves_lengths_on_the_cpu():
     """Everything moves but the lengths, which packing reads on the CPU."""
-    batch = synthetic.random_batch(FRAMES, 4, 6, 5, 0, synthetic.WMT_GERMAN, synthetic.WMT_ENGLISH)
+    batch = synthetic.random_batch(FRAMES, 4, 6, 5, 0, WMT_GERMAN, WMT_ENGLISH)
     places = {name: value.device.type for name, value in fields(batch.to("meta")).items()}
     assert places == {
         "source": "meta",

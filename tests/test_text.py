@@ -9,11 +9,11 @@ from itertools import chain
 import pytest
 import torch
 
-from seq2seq.contract import IGNORE_TOKEN
+from seq2seq.data.errors import DataError
+from seq2seq.data.tokens import BEGIN, END, PAD
+from seq2seq.models.base import IGNORE_TOKEN
 from seq2seq.tasks import summarization, translation
-from seq2seq.tasks.errors import DataError
 from seq2seq.tasks.text import collate, split_pairs
-from seq2seq.tasks.tokens import BEGIN, END, PAD
 
 pytest.importorskip("hypothesis")
 pytest.importorskip("tokenizers")

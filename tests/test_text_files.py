@@ -9,10 +9,10 @@ import unicodedata
 
 import pytest
 
+from seq2seq.data.errors import DataError
+from seq2seq.data.text_file import ENCODING
+from seq2seq.data.text_pairs import read_jsonl, read_pairs, read_tsv, tidy
 from seq2seq.tasks import summarization, translation
-from seq2seq.tasks.errors import DataError
-from seq2seq.tasks.files import ENCODING
-from seq2seq.tasks.text_files import read_jsonl, read_pairs, read_tsv, tidy
 
 pytest.importorskip("hypothesis")
 from hypothesis import given

@@ -8,8 +8,8 @@ import sys
 
 import pytest
 
-from seq2seq.tasks.batch import DataUnavailableError
-from seq2seq.tasks.tokens import BEGIN, END, PAD, SMALLEST_VOCABULARY, SPECIAL, UNKNOWN, Subwords
+from seq2seq.data.batch import DataUnavailableError
+from seq2seq.data.tokens import BEGIN, END, PAD, SMALLEST_VOCABULARY, SPECIAL, UNKNOWN, Subwords
 
 pytest.importorskip("hypothesis")
 pytest.importorskip("tokenizers")
@@ -66,7 +66,7 @@ def test_frequent_pieces_become_one_token():
 def test_other_processes_learn_the_same():
     """The vocabulary does not depend on the hash seed or the threads of the process that learns it."""
     program = (
-        "from seq2seq.tasks.tokens import Subwords; "
+        "from seq2seq.data.tokens import Subwords; "
         f"print(Subwords.train({TEXTS!r}, 300).to_json() == {SUBWORDS.to_json()!r})"
     )
     environment = {**os.environ, "PYTHONHASHSEED": "7", "RAYON_NUM_THREADS": "3"}

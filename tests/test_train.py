@@ -10,14 +10,14 @@ import pytest
 import torch
 from tiny_tasks import Reverse, Sines
 
-from seq2seq.execution import initial_weights
-from seq2seq.task_workload import task_workload
-from seq2seq.tasks import TASKS, restore
-from seq2seq.train import Trainer, variant_of, why_not
-from seq2seq.train_folder import CURVE, TrainFolder, TrainingError
-from seq2seq.train_settings import Settings, rate_factor
-from seq2seq.transformer import TransformerConfig
-from seq2seq.variants import VARIANTS
+from seq2seq.execution.variants import VARIANTS
+from seq2seq.models.transformer import TransformerConfig
+from seq2seq.models.weights import initial_weights
+from seq2seq.tasks.registry import TASKS, restore
+from seq2seq.training.folder import CURVE, TrainFolder, TrainingError
+from seq2seq.training.settings import Settings, rate_factor
+from seq2seq.training.task_workload import task_workload
+from seq2seq.training.trainer import Trainer, variant_of, why_not
 
 FAST = Settings(batch=5, learning_rate=1e-2, epochs=3, variant="reference")
 

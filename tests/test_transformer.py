@@ -12,19 +12,20 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from bench.evidence import explain, observe
-from bench.parity import Gate
-from seq2seq import cost as costs
-from seq2seq.checkpoint import from_pretrained, save_pretrained
-from seq2seq.contract import IGNORE_TOKEN, Extent, select
-from seq2seq.execution import Executable, initial_weights
-from seq2seq.probabilistic import head_loss
-from seq2seq.tasks.batch import Batch
-from seq2seq.transformer import TABLE, TransformerConfig, TransformerSeq2Seq, rival
-from seq2seq.transformer_layers import Attention, positions
-from seq2seq.variants import VARIANTS, Variant
-from seq2seq.workload import UnknownWorkloadError
-from seq2seq.workloads import find_workload
+from bench.gate.parity import Gate
+from bench.worker.evidence import explain, observe
+from seq2seq.data.batch import Batch
+from seq2seq.execution.executable import Executable
+from seq2seq.execution.variants import VARIANTS, Variant
+from seq2seq.models import cost as costs
+from seq2seq.models.base import IGNORE_TOKEN, Extent, select
+from seq2seq.models.checkpoint import from_pretrained, save_pretrained
+from seq2seq.models.likelihoods import head_loss
+from seq2seq.models.transformer import TABLE, TransformerConfig, TransformerSeq2Seq, rival
+from seq2seq.models.transformer_layers import Attention, positions
+from seq2seq.models.weights import initial_weights
+from seq2seq.workloads.registry import find_workload
+from seq2seq.workloads.workload import UnknownWorkloadError
 
 pytest.importorskip("hypothesis")
 from hypothesis import given, settings

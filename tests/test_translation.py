@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import nn
 
+from seq2seq.data.batch import DataUnavailableError
 from seq2seq.tasks import translation
-from seq2seq.tasks.batch import DataUnavailableError
 from seq2seq.tasks.task import DECODERS
 
 pytest.importorskip("tokenizers")

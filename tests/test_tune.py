@@ -10,12 +10,13 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from kernels import check_work, table, tune, tune_work
-from kernels.guard import Outcome
-from kernels.problems import Sizes
-from kernels.recurrence import loop_backward, loop_forward
-from kernels.timing import TRIAL_ROUNDS, WARM_CALLS, Call, interleave, quartiles
-from kernels.tune_work import Candidate, Job, evaluate, measure
+from kernels import measurements as table
+from kernels.common.recurrence import loop_backward, loop_forward
+from kernels.tools import check_work, tune, tune_work
+from kernels.tools.interleave import TRIAL_ROUNDS, WARM_CALLS, Call, interleave, quartiles
+from kernels.tools.problems import Sizes
+from kernels.tools.process_pool import Outcome
+from kernels.tools.tune_work import Candidate, Job, evaluate, measure
 
 
 @dataclass(frozen=True)

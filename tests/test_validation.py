@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import pytest
 
 from bench.errors import UsageError
-from bench.validation import validate
+from bench.plan.validation import validate
 
 
 @dataclass(frozen=True)

@@ -15,12 +15,13 @@ import torch
 from torch import nn
 
 from kernels import dispatch
-from kernels.recurrence import Problem
-from seq2seq import requirements
-from seq2seq.execution import Executable, initial_weights
-from seq2seq.peers import RUNTIMES
-from seq2seq.variants import DTYPES, LSTMS, REFERENCE, VARIANTS, Variant
-from seq2seq.workloads import WORKLOADS, find_workload
+from kernels.common.recurrence import Problem
+from seq2seq.execution import requirements
+from seq2seq.execution.executable import Executable
+from seq2seq.execution.variants import DTYPES, LSTMS, REFERENCE, VARIANTS, Variant
+from seq2seq.models.weights import initial_weights
+from seq2seq.runtimes.registry import RUNTIMES
+from seq2seq.workloads.registry import WORKLOADS, find_workload
 
 EACH = pytest.mark.parametrize("name", VARIANTS)
 SEED = WORKLOADS["seed"]

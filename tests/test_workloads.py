@@ -9,10 +9,10 @@ import torch
 from torch import nn
 
 from kernels.reference import LoopLSTM
-from seq2seq.contract import IGNORE_TOKEN
-from seq2seq.single import SingleConfig
-from seq2seq.workload import AXES, UnknownWorkloadError
-from seq2seq.workloads import WORKLOADS, find_workload
+from seq2seq.models.base import IGNORE_TOKEN
+from seq2seq.models.lstm_layer import SingleConfig
+from seq2seq.workloads.registry import WORKLOADS, find_workload
+from seq2seq.workloads.workload import AXES, UnknownWorkloadError
 
 pytest.importorskip("hypothesis")
 from hypothesis import given

@@ -8,9 +8,9 @@ import math
 
 import torch
 
-from seq2seq.contract import IGNORE_TOKEN
-from seq2seq.model import Seq2SeqConfig
-from seq2seq.tasks.batch import Batch
+from seq2seq.data.batch import Batch
+from seq2seq.models.base import IGNORE_TOKEN
+from seq2seq.models.encoder_decoder import Seq2SeqConfig
 
 
 class Reverse:

@@ -1,9 +1,4 @@
-"""The report of a run: tables, plots and a page, made from a run folder alone.
+"""The report of a run: plots and a page, made from a run folder alone.
 
-Nothing here imports torch, so a run that was recorded on one machine can be reported on any other.
+Uses `analysis` and `records`; no torch, so a run can be reported on any machine.
 """
-
-from bench.report.frames import LEGEND, Run, load_run, summary_table
-from bench.report.page import Report, write_report
-
-__all__ = ["LEGEND", "Report", "Run", "load_run", "summary_table", "write_report"]

@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 
 from bench import units
-from bench.record import Record, Status
+from bench.analysis.run_summary import DOUBT, Group, Run, doubts, percentile
+from bench.records.schema import Record, Status
 from bench.report.descriptions import (
     Axis,
     Bar,
@@ -24,7 +25,6 @@ from bench.report.descriptions import (
     Point,
     Scale,
 )
-from bench.report.frames import DOUBT, Group, Run, doubts, percentile
 
 MAX_POINTS = 500
 TAIL_POINTS = 60

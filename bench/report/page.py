@@ -14,13 +14,14 @@ from pathlib import Path
 import jinja2
 from markupsafe import Markup, escape
 
-from bench import durable, second_instrument
+from bench.analysis.run_summary import LEGEND, Run, load_run
+from bench.records import durable
+from bench.records.folder import RunFolder
 from bench.report import interactive, plots, quality, roofline, tables, words
 from bench.report.charts import kinds
 from bench.report.descriptions import Kind
-from bench.report.frames import LEGEND, Run, load_run
-from bench.store import RunFolder
-from kernels.output import utf8
+from bench.run import second_instrument
+from kernels.host.output import utf8
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
-from bench import durable
+from bench.records import durable
 from bench.report.charts import part_names
 from bench.report.descriptions import (
     Axis,

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from bench import units
+from bench.analysis.run_summary import DOUBT, Run
 from bench.errors import UsageError
-from bench.quality_record import QualityRecord, read, read_rounds
-from bench.record import Status
+from bench.records.quality import QualityRecord, read, read_rounds
+from bench.records.schema import Status
 from bench.report.descriptions import Axis, Curve, CurveChart, Kind, Point
-from bench.report.frames import DOUBT, Run
 from bench.report.style import look
 from bench.report.tables import Cell, Row, Table
 

@@ -13,12 +13,12 @@ from statistics import median_low
 from typing import Any
 
 from bench import units
+from bench.analysis.roofline import Ceilings, Rates, Work
+from bench.analysis.run_summary import Run, doubts
 from bench.errors import UsageError
-from bench.record import Record, Status
+from bench.records.schema import Record, Status
 from bench.report.charts import hover
 from bench.report.descriptions import Axis, Column, Kind, Point, Roof, RooflineChart
-from bench.report.frames import Run, doubts
-from bench.roofline import Ceilings, Rates, Work
 
 CAPTION = (
     "FLOPs a second over FLOPs a byte, both counted as the least that the model needs, both axes logarithmic. Level "

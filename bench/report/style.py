@@ -10,7 +10,7 @@ from __future__ import annotations
 import zlib
 from dataclasses import dataclass
 
-from kernels.output import utf8
+from kernels.host.output import utf8
 
 #: Known variants. Relatives share a hue: cuDNN is blue, compilers are green, reduced precision is orange.
 COLOURS = {

@@ -10,12 +10,12 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from bench import units
-from bench.reading import case_key
-from bench.record import Record, Status
-from bench.report.frames import DOUBT, Group, doubts, percentile, summary_row
+from bench.analysis.roofline import Ceilings, Work
+from bench.analysis.run_summary import DOUBT, Group, doubts, percentile, summary_row
+from bench.records.reader import case_key
+from bench.records.schema import Record, Status
 from bench.report.style import look
-from bench.roofline import Ceilings, Work
-from bench.second_instrument import Findings
+from bench.run.second_instrument import Findings
 
 NO_REASON = "no reason was recorded"
 

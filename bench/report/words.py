@@ -11,10 +11,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from bench import units
-from bench.cases import REFERENCE
-from bench.reading import Beside
-from bench.record import Record, Status
-from bench.report.frames import Group, Run, doubts
+from bench.analysis.run_summary import Group, Run, doubts
+from bench.plan.cases import REFERENCE
+from bench.records.reader import Beside
+from bench.records.schema import Record, Status
 
 
 @dataclass(frozen=True)

@@ -1,19 +1,4 @@
 """The suite held against itself: does it find a difference where there is one, and none where there is none?
 
-Each part runs in workers, rounds and statistics as a real run does, but for three things: workers stay for many pairs,
-nothing is gated, and rounds go on to the end of their time instead of stopping when the interval is narrow. It prints a
-table, writes a CSV and a plot, and says whether it met its target. `probe` and `tools` are the parts inside the worker,
-the only ones that import torch.
+Uses `run` and `analysis`; no torch.
 """
-
-#: The two names of the one variant that a pair measures.
-BASE, OTHER = "base", "other"
-#: The parts by name, in a line for people.
-PARTS = {
-    "null": "a variant against itself: error of the ratio, coverage of the interval",
-    "power": "planted slowdowns of 1, 2, 3 and 5 %: how many are found, and false alarms",
-    "instrument": "torch.utils.benchmark, pytest-benchmark and pyperf's way on the same calls",
-    "neighbour": "a busy neighbour: is it noticed, what does OpenMP's waiting cost",
-}
-#: Parts that run unless others are named.
-STANDARD = ("null", "power", "instrument")

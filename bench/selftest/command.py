@@ -8,13 +8,14 @@ from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
-from bench import environment
 from bench.console import Console
 from bench.errors import UsageError, meant
-from bench.process import WorkerError
-from bench.selftest import PARTS, STANDARD, instrument, neighbour, null, power
+from bench.machine import environment
+from bench.records.folder import RunFolder
+from bench.run.worker_process import WorkerError
+from bench.selftest import instrument, neighbour, null, power
+from bench.selftest.names import PARTS, STANDARD
 from bench.selftest.part import Found, Options
-from bench.store import RunFolder
 
 Run = Callable[[Options, Path, Console], Found]
 RUNS: dict[str, Run] = {

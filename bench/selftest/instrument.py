@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from bench.console import Console
-from bench.selftest import BASE, OTHER
+from bench.plan.cases import BASE, OTHER
 from bench.selftest.pairs import Bench, bench
 from bench.selftest.part import Found, Options, percent, spread
 

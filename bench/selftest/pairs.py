@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bench.cases import Case
-from bench.process import Event, Settings, Worker, scratch_folder
-from bench.selftest import BASE, OTHER
-from bench.statistics import Interval
-from bench.summary import RoundData, Samples
+from bench.analysis.figures import speedup
+from bench.analysis.intervals import Interval
+from bench.plan.cases import BASE, OTHER, Case
+from bench.records.rounds import Round, Samples
+from bench.run.worker_process import Event, Settings, Worker, scratch_folder
 
 #: Seconds without a word after which a worker is given up.
 LIMIT_S = 300.0
@@ -119,18 +119,18 @@ class Bench:
 
 def samples_of(events: list[list[Event]]) -> Samples:
     """The rounds among the workers' events."""
-    return Samples([[RoundData.of(e) for e in found if e["event"] == "round"] for found in events])
+    return Samples([[Round.of(e) for e in found if e["event"] == "round"] for found in events])
 
 
 def _pair(case: Case, samples: Samples, planted: float, wall_s: float) -> Pair:
-    speedup = samples.speedup(BASE, OTHER)
-    assert speedup is not None  # noqa: S101 - every process gives rounds
+    ratio = speedup(samples, BASE, OTHER)
+    assert ratio is not None  # noqa: S101 - every process gives rounds
     rounds = [r for process in samples.processes for r in process]
     kept = [r for process in samples.kept() for r in process]
     calls = sorted(r.blocks[BASE].typical_s for r in kept)
     return Pair(
         case=case,
-        speedup=speedup,
+        speedup=ratio,
         rounds=len(rounds),
         noticed=sum(r.disturbed for r in rounds),
         kept_disturbed=sum(r.disturbed for r in kept),

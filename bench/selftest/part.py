@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from bench.cases import Case, Filters, Selection, Suite
 from bench.console import Console
 from bench.errors import UsageError
-from bench.plan import make_plan
-from bench.process import Settings
+from bench.plan.cases import Case, Filters, Selection, Suite
+from bench.run.planning import make_plan
+from bench.run.worker_process import Settings
 from bench.selftest.pairs import Pair
 
 #: Short calls, long calls, and calls on packed sequences.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from bench.compare import MARGIN, Verdict, verdict
+from bench.analysis.compare import MARGIN, Verdict, verdict
 from bench.console import Console
 from bench.selftest.pairs import Pair, bench
 from bench.selftest.part import Found, Options, least, most, percent, row_of, spread

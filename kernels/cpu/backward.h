@@ -11,7 +11,7 @@
 #include "team.h"
 #include "vectors.h"
 
-// As `Forward`, and as kernels/recurrence.py has it.
+// As `Forward`, and as kernels/common/recurrence.py has it.
 struct Backward {
     int64_t batch, steps, hidden, reverse, threads, by_rows;
     const float* packed;       // pack_backward

@@ -11,7 +11,7 @@
 #include "team.h"
 #include "vectors.h"
 
-// Sizes and pointers as kernels/recurrence.py has them, strides in elements, one direction a call.
+// Sizes and pointers as kernels/common/recurrence.py has them, strides in elements, one direction a call.
 struct Forward {
     int64_t batch, steps, hidden, reverse, threads, by_rows;
     float* gates_input;        int64_t gi_step, gi_row, gi_steps;  // where x is given: for so many steps at a time, or null

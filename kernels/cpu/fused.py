@@ -1,4 +1,4 @@
-"""The fused CPU kernel behind the contract of `kernels.recurrence`: float32, any sizes, packed weights kept.
+"""The fused CPU kernel behind the contract of `kernels.common.recurrence`: float32, any sizes, packed weights kept.
 
 One thread team walks through the whole sequence. `kernels/cpu/lstm.cpp` has the kernel, `packing.py` the weights.
 """
@@ -13,7 +13,7 @@ import time
 import torch
 from torch import Tensor
 
-from ..recurrence import Backward, Forward, Problem
+from ..common.recurrence import Backward, Forward, Problem
 from .build import BuildError, library
 from .packing import STORAGE, pack
 

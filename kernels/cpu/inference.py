@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import increment_version
 
-from ..eager import watched
+from ..common.fast_path import watched
 from . import fused, packing
 from .build import CHANGED, checked, library
 

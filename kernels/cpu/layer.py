@@ -15,9 +15,9 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from ..eager import stored
-from ..recurrence import NO_DOUBLE_BACKWARD
-from ..transforms import batched, looped, over_batched, transformed
+from ..common.fast_path import stored
+from ..common.recurrence import NO_DOUBLE_BACKWARD
+from ..common.transforms import batched, looped, over_batched, transformed
 from .build import library
 from .fused import BackwardArgs, ForwardArgs, address, fitting, long, team, threads_for, work
 from .inference import Prepared

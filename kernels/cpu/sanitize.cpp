@@ -1,5 +1,5 @@
 // Runs the kernel over many odd sizes, each buffer exactly as large as it must be, for AddressSanitizer and
-// ThreadSanitizer to watch. `python -m kernels.cpu.sanitize` builds and runs it.
+// ThreadSanitizer to watch. `python -m kernels sanitize` builds and runs it.
 
 #define PROJECTED 600  // Few enough for several parts of the steps.
 #include "lstm.cpp"

@@ -2,7 +2,7 @@
 
 The kernels do what is left of a step after its product: gates, cell state, hidden state, and their derivatives; both
 directions of a layer take their step in the same launch. All launches of a sequence are replayed as one CUDA graph
-where the same memory comes back (`kernels.gpu.graphs`).
+where the same memory comes back (`kernels.gpu.graph_cache`).
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ import torch
 import triton
 from torch import Tensor
 
-from ..recurrence import Backward, Forward, Problem
-from . import graphs
+from ..common.recurrence import Backward, Forward, Problem
+from . import graph_cache as graphs
+from .cell_kernels import backward_kernel, forward_kernel
 from .launch import Launch
-from .step import backward_kernel, forward_kernel
 
 #: Triton's names of the types that are served.
 TYPES = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16"}

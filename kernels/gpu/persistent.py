@@ -16,9 +16,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..recurrence import Backward, Forward, Problem
-from . import graphs
-from .exchange import ABSENT
+from ..common.recurrence import Backward, Forward, Problem
+from . import graph_cache as graphs
+from .grid_exchange import ABSENT
 from .launch import Launch
 from .persistent_backward import backward_kernel
 from .persistent_configs import DTYPES, Config, configs, programs, refuses

@@ -5,8 +5,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .elementwise import tanh
-from .exchange import arrive, column, held_weights, present, product, wait
+from .activations import tanh
+from .grid_exchange import arrive, column, held_weights, present, product, wait
 
 
 @triton.jit(do_not_specialize=["steps", "first", "end"])

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 import triton
 
-from ..recurrence import Problem
+from ..common.recurrence import Problem
 
 #: What a problem on a CPU is planned for, so that tests choose what an H200 would: multiprocessors and capability.
 H200 = (132, 90)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .elementwise import sigmoid, tanh
-from .exchange import arrive, column, held_weights, offsets, present, product, wait
+from .activations import sigmoid, tanh
+from .grid_exchange import arrive, column, held_weights, offsets, present, product, wait
 
 
 @triton.jit(do_not_specialize=["steps", "first", "end"])

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 import triton
 
-from ..recurrence import Backward, Forward, Problem
+from ..common.recurrence import Backward, Forward, Problem
 from .launch import Launch
 from .sequence_kernels import backward_kernel, forward_kernel
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .native import cell, tanh
+from .fast_math import cell, tanh
 
 #: Whose values change from batch to batch. Without a kernel of its own for multiples of 16 nothing is lost: `GRAIN`
 #: says what is aligned.
@@ -29,7 +29,7 @@ def forward_kernel(  # noqa: C901 - what is absent costs no branch at run time
     BLOCK_B: tl.constexpr, UNITS: tl.constexpr, WARPS: tl.constexpr, GRAIN: tl.constexpr,
     PRECISION: tl.constexpr, PRECISE: tl.constexpr, NATIVE: tl.constexpr,
 ):  # fmt: skip
-    """Walk through time: arguments as in `kernels.recurrence.Forward`, hidden size and strides in units of `GRAIN`."""
+    """Walk through time: arguments as in `recurrence.Forward`, hidden size and strides in units of `GRAIN`."""
     # With a unit that divides them all, Triton sees what is aligned.
     hidden = hidden * GRAIN
     s_input_t, s_input_b, s_input_d = s_input_t * GRAIN, s_input_b * GRAIN, s_input_d * GRAIN
@@ -158,7 +158,7 @@ def backward_kernel(  # noqa: C901 - as above
     BLOCK_B: tl.constexpr, UNITS: tl.constexpr, WARPS: tl.constexpr, GRAIN: tl.constexpr,
     PRECISION: tl.constexpr, PRECISE: tl.constexpr, NATIVE: tl.constexpr,
 ):  # fmt: skip
-    """Walk back through time: arguments as in `kernels.recurrence.Backward`, sizes as in the forward kernel."""
+    """Walk back through time: arguments as in `recurrence.Backward`, sizes as in the forward kernel."""
     hidden = hidden * GRAIN
     s_gates_t, s_gates_b, s_gates_d = s_gates_t * GRAIN, s_gates_b * GRAIN, s_gates_d * GRAIN
     s_cells_t, s_cells_b, s_cells_d = s_cells_t * GRAIN, s_cells_b * GRAIN, s_cells_d * GRAIN

@@ -14,15 +14,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from seq2seq.probabilistic import LIKELIHOODS
-from seq2seq.tasks.errors import DataError
-from seq2seq.tasks.files import composed
+from seq2seq.data.errors import DataError
+from seq2seq.data.options import Count, declared, typed
+from seq2seq.data.series import BUILT_IN, CYCLES, Frequency, TimeSeries, built_in
+from seq2seq.data.series_file import Columns, read_series
+from seq2seq.data.text_file import composed
+from seq2seq.data.windows import TRAIN_SHARE
+from seq2seq.models.likelihoods import LIKELIHOODS
 from seq2seq.tasks.forecasting_task import ForecastingTask
-from seq2seq.tasks.options import Count, declared, typed
 from seq2seq.tasks.scaling import scale
-from seq2seq.tasks.series import BUILT_IN, CYCLES, Frequency, TimeSeries, built_in
-from seq2seq.tasks.series_file import Columns, read_series
-from seq2seq.tasks.windows import TRAIN_SHARE
 
 #: What is forecast when nothing is named: both cities.
 DEFAULT = "temperatures"

@@ -18,18 +18,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from seq2seq.contract import Config, Model
-from seq2seq.model import Seq2SeqConfig
-from seq2seq.probabilistic import QUANTILES
+from seq2seq.data.batch import Batch
+from seq2seq.data.series import Frequency, calendar
+from seq2seq.data.text_file import composed
+from seq2seq.data.windows import TRAIN_SHARE, Series, window_starts, windows
+from seq2seq.models.base import Config, Model
+from seq2seq.models.encoder_decoder import Seq2SeqConfig
+from seq2seq.models.likelihoods import QUANTILES
 from seq2seq.tasks import scoring
-from seq2seq.tasks.batch import Batch
-from seq2seq.tasks.files import composed
 from seq2seq.tasks.forecast import Forecast
 from seq2seq.tasks.paths import sample_paths
 from seq2seq.tasks.scaling import Scaled
-from seq2seq.tasks.series import Frequency, calendar
 from seq2seq.tasks.task import DECODERS
-from seq2seq.tasks.windows import TRAIN_SHARE, Series, window_starts, windows
 
 #: What scores and quantiles of such a model rest on, beside what was learnt.
 INTERPOLATED = (
@@ -140,11 +140,11 @@ class ForecastingTask:
             "num_layers": layers[size],
         }
         if model == "attention":
-            from seq2seq.attention import AttentionConfig  # noqa: PLC0415 - each family when it is asked for
+            from seq2seq.models.attention import AttentionConfig  # noqa: PLC0415 - each family when it is asked for
 
             return AttentionConfig(**common, likelihood="student" if chosen is None else chosen)
         if model == "gnmt":
-            from seq2seq.gnmt import LEAST_LAYERS, GNMTConfig  # noqa: PLC0415
+            from seq2seq.models.gnmt import LEAST_LAYERS, GNMTConfig  # noqa: PLC0415
 
             if chosen:
                 msg = (
@@ -154,7 +154,7 @@ class ForecastingTask:
             return GNMTConfig(**(common | {"num_layers": max(layers[size], LEAST_LAYERS)}))
         config = Seq2SeqConfig(**common, likelihood="student" if chosen is None else chosen)
         if model == "transformer":
-            from seq2seq.transformer import rival  # noqa: PLC0415
+            from seq2seq.models.transformer import rival  # noqa: PLC0415
 
             return rival(config)
         return config

@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from seq2seq.contract import Model
-from seq2seq.decode import forecast
-from seq2seq.tasks.batch import Batch
+from seq2seq.data.batch import Batch
+from seq2seq.decoding.search import forecast
+from seq2seq.models.base import Model
 
 #: The samples of an evaluation are the same every time.
 SAMPLING_SEED = 0

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from seq2seq.data.series import TimeSeries, calendar
+from seq2seq.data.windows import TRAIN_SHARE, Series
 from seq2seq.tasks import scoring
-from seq2seq.tasks.series import TimeSeries, calendar
-from seq2seq.tasks.windows import TRAIN_SHARE, Series
 
 #: Least deviation, relative to the values, that is taken for more than rounding.
 _NOTHING = 1e-9

@@ -19,22 +19,22 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from seq2seq.contract import IGNORE_TOKEN, Config, Model
-from seq2seq.ctc import CTCConfig, CTCModel, steps_needed
-from seq2seq.ctc_decode import best_path, prefix_beam_search
-from seq2seq.decode import beam_search, greedy
-from seq2seq.decoded import Decoded
-from seq2seq.model import Seq2SeqConfig
-from seq2seq.tasks import tones
-from seq2seq.tasks.audio import BANDS, log_mel, stack
-from seq2seq.tasks.batch import Batch, DataUnavailableError
-from seq2seq.tasks.bucketing import bucketed, padding_note
-from seq2seq.tasks.corpus import read_corpus, read_frames
-from seq2seq.tasks.errors import DataError
-from seq2seq.tasks.files import ENCODING
-from seq2seq.tasks.options import Count, takes_options
+from seq2seq.data import tones
+from seq2seq.data.audio import BANDS, log_mel, stack
+from seq2seq.data.batch import Batch, DataUnavailableError
+from seq2seq.data.bucketing import bucketed, padding_note
+from seq2seq.data.errors import DataError
+from seq2seq.data.options import Count, takes_options
+from seq2seq.data.speech_corpus import read_corpus, read_frames
+from seq2seq.data.text_file import ENCODING
+from seq2seq.data.tokens import BEGIN, END, PAD, UNKNOWN
+from seq2seq.decoding.ctc import best_path, prefix_beam_search
+from seq2seq.decoding.result import Decoded
+from seq2seq.decoding.search import beam_search, greedy
+from seq2seq.models.base import IGNORE_TOKEN, Config, Model
+from seq2seq.models.ctc import CTCConfig, CTCModel, steps_needed
+from seq2seq.models.encoder_decoder import Seq2SeqConfig
 from seq2seq.tasks.task import MODELS
-from seq2seq.tasks.tokens import BEGIN, END, PAD, UNKNOWN
 
 #: Tokens before those of characters.
 SPECIAL = 4
@@ -42,7 +42,7 @@ SPECIAL = 4
 HELD_BACK = 10
 #: Recordings of the made-up corpus.
 SYNTHETIC_COUNT = 2200
-#: What beam search compares hypotheses of different length with; see `seq2seq.decode.beam_search`.
+#: What beam search compares hypotheses of different length with; see `seq2seq.decoding.search.beam_search`.
 LENGTH_PENALTY = 0.6
 #: Tokens a step that decoding may give, relative to the most that training has.
 MARGIN = 1.2
@@ -137,18 +137,18 @@ class SpeechTask:
             "target_vocabulary": self.vocabulary,
         }
         if model == "gnmt":
-            from seq2seq.gnmt import LEAST_LAYERS, GNMTConfig  # noqa: PLC0415 - each family when it is asked for
+            from seq2seq.models.gnmt import LEAST_LAYERS, GNMTConfig  # noqa: PLC0415 - each family when it is asked for
 
             return GNMTConfig(**(common | {"num_layers": max(layers, LEAST_LAYERS)}))
         # One decoder layer of the size of both directions of the encoder.
         common |= {"bidirectional": True, "decoder_hidden_size": 2 * hidden_size, "decoder_layers": 1}
         if model == "attention":
-            from seq2seq.attention import AttentionConfig  # noqa: PLC0415
+            from seq2seq.models.attention import AttentionConfig  # noqa: PLC0415
 
             return AttentionConfig(**common, feeds="context")
         config = Seq2SeqConfig(**common)
         if model == "transformer":
-            from seq2seq.transformer import rival  # noqa: PLC0415
+            from seq2seq.models.transformer import rival  # noqa: PLC0415
 
             return rival(config)
         return config

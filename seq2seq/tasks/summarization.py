@@ -11,13 +11,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
-from seq2seq.contract import Config
-from seq2seq.tasks.batch import DataUnavailableError
-from seq2seq.tasks.files import ENCODING
-from seq2seq.tasks.options import Count, takes_options
-from seq2seq.tasks.synthetic_news import make_news
+from seq2seq.data.batch import DataUnavailableError
+from seq2seq.data.options import Count, takes_options
+from seq2seq.data.synthetic_news import make_news
+from seq2seq.data.text_file import ENCODING
+from seq2seq.data.text_pairs import read_pairs
+from seq2seq.models.base import Config
 from seq2seq.tasks.text import Example, TextTask
-from seq2seq.tasks.text_files import read_pairs
 from seq2seq.tasks.text_models import Sizes, text_config
 
 SIZES = {

@@ -11,8 +11,8 @@ from typing import Any, Protocol
 
 from torch import nn
 
-from seq2seq.contract import Config
-from seq2seq.tasks.batch import Batch
+from seq2seq.data.batch import Batch
+from seq2seq.models.base import Config
 
 #: Model families that a decoder is part of, which every task has.
 DECODERS = ("lstm", "attention", "gnmt", "transformer")
@@ -26,12 +26,12 @@ class Task(Protocol):
     """Data to learn from, and how well it was learnt.
 
     Attributes:
-        name: key of `seq2seq.tasks.TASKS`.
+        name: key of `seq2seq.tasks.registry.TASKS`.
         quality: name of the metric that it is judged by, a key of what `evaluate` gives: MASE, BLEU, ...
         higher_is_better: of that metric.
 
-    A task may have `defaults`, fields of `seq2seq.train.Settings` that suit its data, `notes`, lines about it, and
-    `suited(config)`, where its batches depend on the model; see `suited`.
+    A task may have `defaults`, fields of `seq2seq.training.settings.Settings` that suit its data, `notes`, lines about
+    it, and `suited(config)`, where its batches depend on the model; see `suited`.
     """
 
     name: str
@@ -63,7 +63,7 @@ class Task(Protocol):
         """Decode the validation split: quality, and baselines by name.
 
         Args:
-            model: in evaluation mode, on the device; see `seq2seq.contract.Model`.
+            model: in evaluation mode, on the device; see `seq2seq.models.base.Model`.
             batch: sequences in a batch.
             device: `cpu` or `cuda`.
         """

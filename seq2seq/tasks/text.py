@@ -15,12 +15,12 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from seq2seq.contract import IGNORE_TOKEN, Model
-from seq2seq.tasks.batch import Batch
-from seq2seq.tasks.bucketing import bucketed, padding_note
-from seq2seq.tasks.errors import DataError
-from seq2seq.tasks.text_files import Pair, tidy
-from seq2seq.tasks.tokens import BEGIN, END, PAD, Subwords
+from seq2seq.data.batch import Batch
+from seq2seq.data.bucketing import bucketed, padding_note
+from seq2seq.data.errors import DataError
+from seq2seq.data.text_pairs import Pair, tidy
+from seq2seq.data.tokens import BEGIN, END, PAD, Subwords
+from seq2seq.models.base import IGNORE_TOKEN, Model
 
 #: Share of the sources that are held back for validation.
 VALIDATION_SHARE = 0.1
@@ -61,7 +61,7 @@ class TextTask(ABC):
     #: Name of the score that `evaluate` gives and that is to be improved.
     quality: ClassVar[str]
     higher_is_better: ClassVar[bool] = True
-    #: What a small model trains well with here, by the names of `seq2seq.train.Settings`.
+    #: What a small model trains well with here, by the names of `seq2seq.training.trainer.Settings`.
     defaults: ClassVar[Mapping[str, float]]
 
     def __init__(
@@ -123,7 +123,7 @@ class TextTask(ABC):
         """Loss and scores of the validation split, decoded greedily, and the scores of the baselines.
 
         Args:
-            model: as `seq2seq.model.Seq2Seq`, on the device.
+            model: as `seq2seq.models.encoder_decoder.Seq2Seq`, on the device.
             batch: examples in a batch.
             device: the model's.
 
@@ -139,7 +139,7 @@ class TextTask(ABC):
         """Predict a text for each text, in their order; a text longer than `max_source` is cut.
 
         Args:
-            model: as `seq2seq.model.Seq2Seq`, on the device.
+            model: as `seq2seq.models.encoder_decoder.Seq2Seq`, on the device.
             texts: the sources.
             batch: texts in a batch.
             device: the model's.
@@ -149,7 +149,7 @@ class TextTask(ABC):
             DataError: for an empty text, by its row.
             ValueError: for a batch or beam below 1.
         """
-        from seq2seq.decode import beam_search, greedy  # noqa: PLC0415 - whoever only trains does not need it
+        from seq2seq.decoding.search import beam_search, greedy  # noqa: PLC0415 - whoever only trains does not need it
 
         _check_batch(batch)
         limit = self.max_target + 1  # END is a token too

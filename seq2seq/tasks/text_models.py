@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from seq2seq.contract import Config
-from seq2seq.model import Seq2SeqConfig
+from seq2seq.models.base import Config
+from seq2seq.models.encoder_decoder import Seq2SeqConfig
 from seq2seq.tasks.task import DECODERS
 
 
@@ -56,15 +56,15 @@ def text_config(model: str, size: str, sizes: Mapping[str, Sizes], vocabulary: i
     if model == "lstm":
         return Seq2SeqConfig(**common, num_layers=chosen.layers, bidirectional=True)
     if model == "attention":
-        from seq2seq.attention import AttentionConfig  # noqa: PLC0415
+        from seq2seq.models.attention import AttentionConfig  # noqa: PLC0415
 
         return AttentionConfig(**common, num_layers=chosen.layers, bidirectional=True, attention="general")
     if model == "gnmt":
-        from seq2seq.gnmt import LEAST_LAYERS, GNMTConfig  # noqa: PLC0415
+        from seq2seq.models.gnmt import LEAST_LAYERS, GNMTConfig  # noqa: PLC0415
 
         return GNMTConfig(**common, num_layers=max(chosen.layers, LEAST_LAYERS))
     if model == "transformer":
-        from seq2seq.transformer import rival  # noqa: PLC0415
+        from seq2seq.models.transformer import rival  # noqa: PLC0415
 
         return rival(text_config("lstm", size, sizes, vocabulary))
     msg = f"model is {model!r}, expected one of {', '.join(DECODERS)}"

@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bench.defects import GateOrder
+from bench.gate.planted_defects import GateOrder
 from kernels.reference import LoopLSTM
-from seq2seq.variants import LSTMS, VARIANTS, Variant
+from seq2seq.execution.variants import LSTMS, VARIANTS, Variant
 
 #: Passes of one LSTM after which the late failures begin: more than a cold run makes, fewer than the rounds make.
 LATE = 60

@@ -15,9 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bench import clock
-from seq2seq.execution import Executable
-from seq2seq.variants import VARIANTS, Variant
+from bench.timing import clock
+from seq2seq.execution.executable import Executable
+from seq2seq.execution.variants import VARIANTS, Variant
 
 Result = tuple[Tensor, Tensor, Tensor]
 Run = Callable[..., Result]
@@ -248,7 +248,7 @@ def _no_backward(call: Callable[[Any], object], executable: Executable) -> Calla
             loss = call(batch)
             kept.update({name: value.grad.clone() for name, value in executable.model.named_parameters()})
             return loss
-        from seq2seq.contract import loss_of
+        from seq2seq.models.base import loss_of
 
         if executable._optimizer is None:
             executable._optimizer = torch.optim.Adam(executable.model.parameters(), lr=1e-3)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from bench import ceilings
+from bench.worker import ceilings
 
 
 def crawl(_device: str) -> dict[str, Any]:

@@ -1,0 +1,199 @@
+"""Rules for comparing two runs: the facts of machine, software, threads and problem that must agree.
+
+A difference in one of them would be told as a difference of the code. So it refuses the comparison, by name and with
+both values; what only may matter (governor, frequency, system) is a warning. The commit may differ: that is what is
+compared.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from bench import units
+from bench.records.schema import Record
+
+Environment = Mapping[str, Any]
+
+#: Keys of a section of environment.json that must agree.
+MACHINE = ("processor", "architecture", "vector_flags", "cores_physical", "cores_logical", "gpu")
+SOFTWARE = (
+    "python",
+    "torch",
+    "triton",
+    "numpy",
+    "cuda",
+    "cudnn",
+    "onednn",
+    "blas",
+    "openmp",
+    "compiler",
+    "cpu_capability",
+    "onnxruntime",
+    "openvino",
+)
+#: Columns that say what a workload's name stood for when it was measured.
+PROBLEM = (
+    "precision",
+    "batch",
+    "source_steps",
+    "target_steps",
+    "hidden_size",
+    "num_layers",
+    "parameters",
+)
+#: A kernel's update changes the memory it leaves by far less, another machine by more.
+MEMORY_SHARE = 0.02
+#: The clock is read once, idle or not.
+FREQUENCY_SHARE = 0.10
+MISSING = "not recorded"
+#: Set by every run from its number of threads, which is compared itself.
+_OWN_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "SEQ2SEQ_BENCH_PLUGINS")
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A fact in which two runs differ, with both values as text."""
+
+    what: str
+    base: str
+    new: str
+
+    def __str__(self) -> str:
+        """`torch 2.13.0 against 2.12.0`."""
+        return f"{self.what} {self.base} against {self.new}"
+
+
+def threads(records: Iterable[Record]) -> tuple[int, ...]:
+    """The thread counts of a run; one, unless it was put together by hand."""
+    return tuple(sorted({record.threads for record in records}))
+
+
+def differences(base: Environment, new: Environment) -> tuple[Difference, ...]:
+    """Differences that keep two runs from being compared, from their environment.json alone."""
+    if not base or not new:
+        return (Difference("environment.json", *("recorded" if side else MISSING for side in (base, new))),)
+    found = [_differing(key, _section(base, "machine").get(key), _section(new, "machine").get(key)) for key in MACHINE]
+    found += [_quota(base, new), _memory(base, new), _differing("usable cores", _usable(base), _usable(new))]
+    sides = _section(base, "software"), _section(new, "software")
+    found += [_differing(key, sides[0].get(key), sides[1].get(key)) for key in SOFTWARE]
+    variables = _variables(base), _variables(new)
+    for name in sorted({*variables[0], *variables[1]}):
+        found.append(_differing(name, variables[0].get(name, "unset"), variables[1].get(name, "unset")))
+    return tuple(difference for difference in found if difference)
+
+
+def problem_differences(base: Record, new: Record) -> tuple[Difference, ...]:
+    """Differences that keep two records of one identity from being compared: their names stood for other problems."""
+    name = f"{base.workload} {base.variant} {base.mode}:"
+    found = [_differing(f"{name} {key}", getattr(base, key), getattr(new, key)) for key in PROBLEM]
+    return tuple(difference for difference in found if difference)
+
+
+def warnings(base: Environment, new: Environment) -> tuple[str, ...]:
+    """Differences that may matter, and do not keep two runs from being compared."""
+    sides = _section(base, "machine"), _section(new, "machine")
+    found = [_differing(key, sides[0].get(key), sides[1].get(key)) for key in ("system", "governor")]
+    clocks = [side.get("frequency_mhz") for side in sides]
+    if not _near(clocks[0], clocks[1], FREQUENCY_SHARE):
+        found.append(_differing("frequency (MHz)", *clocks))
+    return tuple(str(difference) for difference in found if difference)
+
+
+def plugins(base: Environment, new: Environment) -> tuple[str, ...]:
+    """Differences between the plugins of two runs, in which the change that is looked for may lie.
+
+    Files are told apart by their content, so a plugin that was only moved is the same. Releases that did not record
+    plugins may have had any.
+    """
+    runs = _section(base, "run"), _section(new, "run")
+    if not all("plugins" in run for run in runs):
+        return ()
+    sides = [_section(run, "plugins") for run in runs]
+    base_only, new_only = (
+        _named({path: digest for path, digest in side.items() if digest not in other.values()})
+        for side, other in (sides, sides[::-1])
+    )
+    names = sorted({*base_only, *new_only})
+    return tuple(
+        str(Difference(f"plugin {name}", base_only.get(name, "none"), new_only.get(name, "none"))) for name in names
+    )
+
+
+def _named(digests: Mapping[str, Any]) -> dict[str, str]:
+    """Short digests by the name of their file."""
+    found: dict[str, list[str]] = {}
+    for path, digest in digests.items():
+        found.setdefault(Path(path).name, []).append(str(digest)[:10])
+    return {name: " and ".join(shorts) for name, shorts in found.items()}
+
+
+def source(environment: Environment) -> str:
+    """Describe what a run measured, as `commit 1a2b3c4 with uncommitted changes, plugin mine.py 5e6f7a8b9c`."""
+    git = _section(environment, "git")
+    name = str(git.get("commit", "not recorded"))
+    short = name[:10] if " " not in name else name
+    dirty = " with uncommitted changes" if git.get("dirty") else ""
+    plugged = _named(_section(_section(environment, "run"), "plugins"))
+    return ", ".join([f"commit {short}{dirty}", *(f"plugin {name} {digest}" for name, digest in plugged.items())])
+
+
+def _section(environment: Environment, name: str) -> Mapping[str, Any]:
+    found = environment.get(name)
+    return found if isinstance(found, Mapping) else {}
+
+
+def _differing(what: str, base: Any, new: Any) -> Difference | None:
+    if base == new:
+        return None
+    if isinstance(base, list) and isinstance(new, list):
+        # Of two long lists, only what one has and the other lacks is news.
+        base, new = ([item for item in mine if item not in theirs] for mine, theirs in ((base, new), (new, base)))
+        return Difference(what, _text(base), _text(new)) if base or new else None
+    return Difference(what, _text(base), _text(new))
+
+
+def _text(value: Any) -> str:
+    if value is None:
+        return MISSING
+    if isinstance(value, list):
+        return " ".join(map(str, value)) or "none"
+    return str(value) or "none"
+
+
+def _quota(base: Environment, new: Environment) -> Difference | None:
+    """Another share of the cores given to the container; runs of releases that did not record it may have had any."""
+    sides = [_section(side, "machine") for side in (base, new)]
+    if not all("cpu_quota" in side for side in sides):
+        return None
+    return _differing("CPU quota", *(side["cpu_quota"] for side in sides))
+
+
+def _memory(base: Environment, new: Environment) -> Difference | None:
+    sizes = [_section(side, "machine").get("memory_bytes") for side in (base, new)]
+    if _near(sizes[0], sizes[1], MEMORY_SHARE):
+        return None
+    return Difference(
+        "memory", *(units.megabytes(size) if isinstance(size, int | float) else _text(size) for size in sizes)
+    )
+
+
+def _near(base: Any, new: Any, share: float) -> bool:
+    """Return whether two figures agree within a share of the larger one; so do two that nobody recorded."""
+    if isinstance(base, int | float) and isinstance(new, int | float):
+        return abs(base - new) <= share * max(base, new)
+    return bool(base == new)
+
+
+def _usable(environment: Environment) -> int | None:
+    affinity = _section(environment, "machine").get("affinity")
+    return len(affinity) if isinstance(affinity, list) else None
+
+
+def _variables(environment: Environment) -> dict[str, str]:
+    """Variables about threads as the workers saw them: their own over inherited ones."""
+    found = _section(environment, "threads")
+    merged = {**_section(found, "inherited"), **_section(found, "workers")}
+    return {name: value for name, value in merged.items() if name not in _OWN_VARIABLES}

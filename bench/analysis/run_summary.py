@@ -1,0 +1,220 @@
+"""A run as its report shows it: the groups, their winners and the summary that terminal, plots and page share."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import pandas as pd
+
+from bench import units
+from bench.plan.cases import split_name
+from bench.records.reader import RecordedRun, read_run
+from bench.records.schema import Record, Status
+
+BEST, DOUBT = "*", "~"
+LEGEND = (
+    f"{BEST} surely the fastest of its group; {DOUBT} doubtful: samples were taken while something else used the "
+    f"machine, or the interval is wider than the suite asked for; {units.NO_ESTIMATE}: the ends of the interval are "
+    f"more than {units.MOST_SPREAD:g} times apart"
+)
+
+
+@dataclass(frozen=True)
+class Run(RecordedRun):
+    """A recorded run with the groups that a report is made of."""
+
+    @property
+    def suite(self) -> str:
+        """Name of the suite, or the folder's where environment.json does not say."""
+        section = self.environment.get("run")
+        name = section.get("suite") if isinstance(section, Mapping) else None
+        return str(name or self.path.resolve().name)
+
+    @cached_property
+    def groups(self) -> tuple[Group, ...]:
+        """The run's groups in the order they were recorded."""
+        return groups(self.records)
+
+
+@dataclass(frozen=True)
+class Group:
+    """The cases that differ in variant alone, fastest first, those that did not run last."""
+
+    workload: str
+    mode: str
+    device: str
+    threads: int
+    title: str
+    records: tuple[Record, ...]
+
+    @property
+    def ok(self) -> tuple[Record, ...]:
+        """The records that ran and passed the gate, fastest first."""
+        return tuple(record for record in self.records if record.status is Status.OK)
+
+    @property
+    def leaders(self) -> tuple[Record, ...]:
+        """The fastest record, the reference included, and those that cannot be told from it; empty when nothing ran.
+
+        Two records are told apart where their intervals are: of the speedup, or of the median where no reference ran.
+        """
+        timed = [record for record in self.ok if pace(record)[0] < UNTIMED]
+        if not timed:
+            return ()
+        best, *others = timed
+        return (best, *(record for record in others if not _faster(best, record)))
+
+    @property
+    def winner(self) -> Record | None:
+        """The record that is surely the fastest; None where two or more cannot be told apart, or nothing ran."""
+        leaders = self.leaders
+        return leaders[0] if len(leaders) == 1 else None
+
+    @property
+    def sweep_axis(self) -> str:
+        """Axis of the sweep that this group is one point of; empty outside sweeps."""
+        return self.records[0].sweep_axis
+
+    @property
+    def sweep_key(self) -> tuple[str, str, str, str, int]:
+        """Key that the points of one sweep share: workload without the swept override, axis, and the rest."""
+        return (sweep_base(self.workload, self.sweep_axis), self.sweep_axis, self.mode, self.device, self.threads)
+
+    @property
+    def sweep_title(self) -> str:
+        """The title that the points of one sweep share, or `title` outside sweeps."""
+        if not self.sweep_axis:
+            return self.title
+        return f"{self.sweep_key[0]}{self.title.removeprefix(self.workload)}, over {self.sweep_axis}"
+
+
+def load_run(run_dir: Path) -> Run:
+    """Read a run folder for its report.
+
+    Raises:
+        UsageError: see `bench.records.reader.read_run`.
+    """
+    return Run(**vars(read_run(run_dir)))
+
+
+def summary_table(records: Iterable[Record]) -> pd.DataFrame:
+    """The table a run ends with: one row a case, strings in human units, groups together and fastest first.
+
+    `BEST` follows the variant that is surely the fastest in its group, `DOUBT` precedes doubtful times; `LEGEND`
+    explains both.
+    """
+    rows = [summary_row(record, best=record is group.winner) for group in groups(records) for record in group.records]
+    return pd.DataFrame(rows, columns=list(SUMMARY_COLUMNS), dtype=str)
+
+
+SUMMARY_COLUMNS = (
+    "workload",
+    "mode",
+    "variant",
+    "status",
+    "speedup",
+    "p50",
+    "p99",
+    "steps/s",
+    "peak memory",
+    "first call",
+    "what ran",
+)
+
+
+def summary_row(record: Record, *, best: bool) -> dict[str, str]:
+    """One row of `summary_table`; a case that did not end `ok` shows its reason and no figure."""
+    row = dict.fromkeys(SUMMARY_COLUMNS, "")
+    row |= {"workload": record.workload, "mode": record.mode, "variant": record.variant, "status": record.status.value}
+    if record.status is not Status.OK:
+        return row | {"what ran": record.reason}
+    mark = DOUBT if doubts(record) else ""
+    times = {
+        "speedup": units.ratio_interval(record.speedup, record.speedup_lo, record.speedup_hi),
+        "p50": percentile(record, "p50")[0],
+        "p99": percentile(record, "p99")[0],
+        "steps/s": units.count(record.throughput_steps_per_s),
+    }
+    return row | {
+        "variant": f"{record.variant} {BEST}" if best else record.variant,
+        **{name: text and mark + text for name, text in times.items()},
+        "peak memory": peak_memory(record),
+        "first call": units.seconds(record.first_call_s),
+        "what ran": record.evidence,
+    }
+
+
+def percentile(record: Record, name: str) -> tuple[str, float | None]:
+    """A percentile of single calls, as `p50`: in human units, and the seconds to sort by where it is estimated."""
+    value, lo, hi = (getattr(record, f"latency_{name}{end}_s") for end in ("", "_lo", "_hi"))
+    return units.estimated_seconds(value, lo, hi), value if units.estimated(lo, hi) else None
+
+
+def peak_memory(record: Record) -> str:
+    """Peak of the process, and of the CUDA allocator where there was one."""
+    host, cuda = units.megabytes(record.memory_peak_bytes), units.megabytes(record.memory_cuda_allocated_bytes)
+    return " + ".join(part for part in (host, cuda and f"{cuda} CUDA") if part)
+
+
+def doubts(record: Record) -> tuple[str, ...]:
+    """Reason why the times of `record` carry the mark; empty when they do not."""
+    found = []
+    if record.disturbed:
+        out_of = f" of {record.samples}" if record.samples else ""
+        found.append(f"{record.disturbed}{out_of} samples were taken while something else used the machine")
+    if record.interval_wide:
+        found.append("the interval is wider than the suite asked for")
+    return tuple(found)
+
+
+def groups(records: Iterable[Record]) -> tuple[Group, ...]:
+    """The groups of `records`, titled with device and threads only where a run has several of them."""
+    sorted_in: dict[tuple[str, str, str, int], list[Record]] = {}
+    for record in records:
+        sorted_in.setdefault((record.workload, record.mode, record.device, record.threads), []).append(record)
+    devices, threads = {key[2] for key in sorted_in}, {key[3] for key in sorted_in}
+    return tuple(
+        Group(*key, group_title(key, devices, threads), tuple(sorted(members, key=pace)))
+        for key, members in sorted_in.items()
+    )
+
+
+def group_title(key: tuple[str, str, str, int], devices: set[str], threads: set[int]) -> str:
+    """`seed, inference`, and what else tells a group from the others of its run."""
+    workload, mode, device, thread_count = key
+    more = [device] if len(devices) > 1 else []
+    more += [f"{thread_count} threads"] if len(threads) > 1 else []
+    return ", ".join([workload, mode, *more])
+
+
+#: Places of records in their group, by what is known of their time.
+ESTIMATED, NOT_ESTIMATED, BY_TIME, UNTIMED, FAILED = range(5)
+
+
+def pace(record: Record) -> tuple[int, float]:
+    """Sorting key, fastest first; by time where no reference ran, and last what has no figure."""
+    if record.status is not Status.OK:
+        return (FAILED, 0.0)
+    if record.speedup is not None:
+        known = units.estimated(record.speedup_lo, record.speedup_hi)
+        return (ESTIMATED if known else NOT_ESTIMATED, -record.speedup)
+    return (BY_TIME, record.latency_p50_s) if record.latency_p50_s is not None else (UNTIMED, 0.0)
+
+
+def _faster(best: Record, other: Record) -> bool:
+    """Return whether the intervals of two records are apart, that of the first on the faster side."""
+    if best.speedup is not None and other.speedup is not None:
+        lower, upper = best.speedup_lo, other.speedup_hi
+    else:
+        lower, upper = other.latency_p50_lo_s, best.latency_p50_hi_s
+    return lower is not None and upper is not None and lower > upper
+
+
+def sweep_base(workload: str, axis: str) -> str:
+    """`seed@batch=64` on the axis `batch` as `seed`; other overrides stay."""
+    name, overrides = split_name(workload)
+    kept = [part for part in overrides.split(",") if part and not part.startswith(axis)]
+    return f"{name}@{','.join(kept)}" if kept else name

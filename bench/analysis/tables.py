@@ -1,0 +1,390 @@
+"""Comparisons as people and programs read them: text, Markdown for a pull request, CSV.
+
+All three are made from the same tables, so that they say the same.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import io
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from bench import units
+from bench.analysis import comparability as comparable
+from bench.analysis.compare import JUDGED, Comparison, Mean, Outcome, Pair, Verdict
+from bench.analysis.intervals import CONFIDENCE, Interval
+from bench.analysis.run_summary import DOUBT, doubts
+from bench.console import Console
+from bench.records.schema import Record, Status
+
+FORMATS = ("text", "csv", "markdown")
+OUTCOME_STYLE = {Outcome.FINE: "", Outcome.UNCLEAR: "yellow", Outcome.REGRESSION: "red"}
+HOLDS, UNTOLD = "!", "?"
+#: What a reader of a pull request need not see at once.
+UNCHANGED = (Verdict.SAME, Verdict.UNCLEAR, Verdict.YARDSTICK, Verdict.NEITHER)
+#: What is counted rather than listed: runs of different suites share few cases.
+ONE_SIDED = (Verdict.ONLY_BASE, Verdict.ONLY_NEW)
+#: So many names are listed before the rest is counted.
+MOST_NAMES = 5
+CSV_COLUMNS = (
+    "base_run",
+    "new_run",
+    "workload",
+    "mode",
+    "device",
+    "threads",
+    "variant",
+    "verdict",
+    "by",
+    "base_value",
+    "new_value",
+    "change",
+    "change_lo",
+    "change_hi",
+    "holds_among_all",
+    "regression",
+    "could_not_tell",
+    "base_status",
+    "new_status",
+    "note",
+    "not_comparable",
+    "warnings",
+    "plugins",
+)
+
+
+@dataclass(frozen=True)
+class Table:
+    """Column names and rows of cells."""
+
+    columns: list[str]
+    rows: list[list[str]]
+
+
+def render(comparisons: Sequence[Comparison], form: str) -> str:
+    """Text of a file in one of `FORMATS`."""
+    if form == "csv":
+        return table_csv(comparisons)
+    if form == "markdown":
+        return markdown(comparisons)
+    with contextlib.redirect_stdout(io.StringIO()) as caught:
+        text(comparisons)
+    return "\n".join(line.rstrip() for line in caught.getvalue().splitlines()) + "\n"
+
+
+def text(comparisons: Sequence[Comparison]) -> None:
+    """Print everything: sentences, the table of cases, the geometric means."""
+    console = Console()
+    for line in _header(comparisons):
+        console.say(line)
+    for label, comparison in labelled(comparisons):
+        for mark in _marks(label, comparison):
+            console.say(mark, "red")
+        console.say(lead(label, comparison), f"bold {OUTCOME_STYLE[comparison.outcome]}".strip())
+        for line in untold(label, comparison):
+            console.say(line, "yellow")
+    table = cases(comparisons)
+    console.table(table.columns, table.rows)
+    for line in _one_sided(comparisons):
+        console.say(line)
+    table = means(comparisons)
+    if table.rows:
+        console.table(table.columns, table.rows)
+    for line in _footer(comparisons):
+        console.say(line)
+
+
+def markdown(comparisons: Sequence[Comparison]) -> str:
+    """A pull request's comment: counts, geometric means and what changed; the rest folded away."""
+    parts = []
+    for label, comparison in labelled(comparisons):
+        parts += [f"> **{_escaped(mark)}**" for mark in _marks(label, comparison)]
+        parts.append(f"**{_escaped(lead(label, comparison))}**")
+        parts += [_escaped(line) for line in untold(label, comparison)]
+    average = means(comparisons)
+    if average.rows:
+        parts.append(_markdown_table(average))
+    changed = cases(comparisons, lambda pairs: not all(pair.verdict in UNCHANGED for pair in pairs))
+    if changed.rows:
+        parts.append(_markdown_table(changed))
+    rest = cases(comparisons, lambda pairs: all(pair.verdict in UNCHANGED for pair in pairs))
+    if rest.rows:
+        folded = _markdown_table(rest)
+        parts.append(f"<details><summary>{_counted(len(rest.rows), 'case')} without a clear change</summary>")
+        parts += [folded, "</details>"]
+    notes = [*_one_sided(comparisons), *_header(comparisons), *_footer(comparisons)]
+    parts += ["\n".join(f"- {_escaped(line)}" for line in notes)]
+    return "\n\n".join(parts) + "\n"
+
+
+def table_csv(comparisons: Sequence[Comparison]) -> str:
+    """One row a case and NEW, figures with all digits; times in seconds."""
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(CSV_COLUMNS)
+    for comparison in comparisons:
+        bad, open_ = ({pair.identity for pair in found} for found in (comparison.regressions, comparison.unclear))
+        for pair in comparison.pairs:
+            workload, mode, device, threads, variant = pair.identity
+            change: Sequence[object] = ("", "", "")
+            if pair.change is not None:
+                change = (pair.change.value, pair.change.low, pair.change.high)
+            statuses = [record.status.value if record else "" for record in (pair.base, pair.new)]
+            writer.writerow([
+                comparison.base.path, comparison.new.path, workload, mode, device, threads, variant,
+                pair.verdict.value, pair.by, pair.base_value, pair.new_value, *change,
+                pair.holds if pair.verdict in JUDGED else "", pair.identity in bad,
+                pair.identity in open_, *statuses, pair.note,
+                "; ".join(map(str, comparison.differences)), "; ".join(comparison.warnings),
+                "; ".join(comparison.plugins),
+            ])  # fmt: skip
+    return out.getvalue()
+
+
+def labelled(comparisons: Sequence[Comparison]) -> list[tuple[str, Comparison]]:
+    """Each comparison with what its run is called: NEW, or NEW1, NEW2 and so on."""
+    alone = len(comparisons) == 1
+    return [("NEW" if alone else f"NEW{number}", found) for number, found in enumerate(comparisons, start=1)]
+
+
+def lead(label: str, comparison: Comparison) -> str:
+    """The answer in a sentence: how many cases of each verdict, and whether there is a regression."""
+    counts = Counter(pair.verdict for pair in comparison.pairs)
+    told = ", ".join(f"{counts[verdict]} {verdict}" for verdict in Verdict if counts[verdict])
+    sentence = f"{label} {comparison.new.path} against BASE {comparison.base.path}: {told}"
+    threshold = comparison.options.threshold
+    if threshold is None:
+        return sentence
+    if found := len(comparison.regressions):
+        what = f"surely slower, by an estimated {_percent(threshold)} or more, or broken"
+        return f"{sentence}; {_counted(found, 'regression')} ({what})"
+    if comparison.outcome is Outcome.UNCLEAR:
+        return f"{sentence}; could not tell whether anything became slower by {_percent(threshold)} or more"
+    return f"{sentence}; no regression (no case became slower by {_percent(threshold)} or more, or broke)"
+
+
+def untold(label: str, comparison: Comparison) -> list[str]:
+    """Describe what `--fail-on` could not decide, and what would decide it."""
+    threshold = comparison.options.threshold
+    if threshold is None:
+        return []
+    lines = []
+    if not comparison.judged:
+        lines.append(f"{label}: no case was measured in both runs and judged, so nothing can be told")
+    unfinished = [pair for pair in comparison.unclear if pair.unfinished]
+    if unfinished:
+        lines.append(
+            f"{label}: {_named(unfinished)} {'is' if len(unfinished) == 1 else 'are'} yet to be measured; finish that "
+            f"run: python -m bench run --resume {comparison.new.path}"
+        )
+    wide = [pair for pair in comparison.unclear if not pair.unfinished]
+    if wide:
+        disturbed = any(record.disturbed for pair in wide for record in (pair.base, pair.new) if record)
+        cure = "measure again on a quiet machine, with a larger --budget" if disturbed else "measure longer: --budget"
+        because = "; something else used the machine meanwhile" if disturbed else ""
+        lines.append(
+            f"{label}: a slowdown by {_percent(threshold)} or more is neither shown nor excluded for {_named(wide)}"
+            f"{because}. To tell, {cure}"
+        )
+    return lines
+
+
+def _named(pairs: Sequence[Pair]) -> str:
+    """The cases of pairs by name, the first few of them."""
+    names = [" ".join(map(str, (pair.identity[0], pair.identity[1], pair.identity[-1]))) for pair in pairs]
+    more = f" and {len(names) - MOST_NAMES} more" if len(names) > MOST_NAMES else ""
+    return ", ".join(names[:MOST_NAMES]) + more
+
+
+def cases(
+    comparisons: Sequence[Comparison], chosen: Callable[[list[Pair]], bool] = lambda _: True
+) -> Table:  # fmt: skip
+    """One row a case that a run shares with BASE, with a change and a verdict for each NEW.
+
+    Args:
+        comparisons: of one BASE.
+        chosen: picks rows by their pairs.
+    """
+    by_case: dict[object, dict[int, Pair]] = {}
+    for number, comparison in enumerate(comparisons):
+        for pair in comparison.pairs:
+            by_case.setdefault(pair.identity, {})[number] = pair
+    by_case = {
+        identity: found
+        for identity, found in by_case.items()
+        if any(pair.verdict not in ONE_SIDED for pair in found.values())
+    }
+    identities = [pair.identity for found in by_case.values() for pair in found.values()]
+    shown = [place for place in (0, 1, 2, 3, 4) if place not in {2, 3} or len({i[place] for i in identities}) > 1]
+    names = ("workload", "mode", "device", "threads", "variant")
+    columns = [names[place] for place in shown] + [f"BASE {comparisons[0].base.path.resolve().name}"]
+    for label, comparison in labelled(comparisons):
+        columns += [f"{label} {comparison.new.path.resolve().name}", "change", "verdict"]
+    rows = []
+    for found in by_case.values():
+        if not chosen(list(found.values())):
+            continue
+        first = next(iter(found.values()))
+        row = [str(first.identity[place]) for place in shown] + [_figure(first.by, first.base_value, first.base)]
+        for number, comparison in enumerate(comparisons):
+            row += _cells(found[number], comparison)
+        rows.append(row)
+    return Table(columns, rows)
+
+
+def means(comparisons: Sequence[Comparison]) -> Table:
+    """Geometric mean of the changes of each variant, and of the yardstick's times."""
+    found: dict[tuple[str, str], dict[int, Mean]] = {}
+    for number, comparison in enumerate(comparisons):
+        for mean in comparison.means:
+            found.setdefault((mean.variant, mean.by), {})[number] = mean
+    columns = ["variant", "geometric mean of"]
+    for label, _ in labelled(comparisons):
+        columns += [label, "cases"]
+    rows = []
+    for (variant, by), values in found.items():
+        yardstick = by != comparisons[0].options.by
+        row = [variant, "its time (yardstick)" if yardstick else f"changes by {by}"]
+        for number in range(len(comparisons)):
+            average = values.get(number)
+            row += [_change(average.change), str(average.cases)] if average else ["", ""]
+        rows.append(row)
+    return Table(columns, rows)
+
+
+def _header(comparisons: Sequence[Comparison]) -> list[str]:
+    """Which runs, and how they were compared."""
+    first = comparisons[0]
+    lines = [f"BASE is {first.base.path}, {comparable.source(first.base.environment)}"]
+    for label, comparison in labelled(comparisons):
+        lines.append(f"{label} is {comparison.new.path}, {comparable.source(comparison.new.environment)}")
+        lines += [f"BASE against {label}: {plugin}; the change may be in it" for plugin in comparison.plugins]
+        lines += [f"warning, BASE against {label}: {warning}" for warning in comparison.warnings]
+    if first.options.by == "speedup":
+        how = "speedup over the reference in the same rounds, so that a machine that drifts cancels"
+    else:
+        how = "time, so that a machine that drifts counts"
+    return [*lines, f"compared by {how}; a change above 1 is faster"]
+
+
+def _footer(comparisons: Sequence[Comparison]) -> list[str]:
+    """Notes that the figures need to be read correctly."""
+    options = comparisons[0].options
+    lines = []
+    for label, comparison in labelled(comparisons):
+        if comparison.moved:
+            lines.append(_moved(label, comparison))
+        if comparison.judged:
+            lines.append(_chances(label, comparison))
+    verdicts = (
+        f"same: the {_percent(CONFIDENCE)} interval lies within {_percent(options.margin)} of 1; faster, slower: "
+    )
+    verdicts += f"it excludes 1; unclear: neither; {HOLDS}: it excludes 1 with all comparisons allowed for (Holm)"
+    if options.threshold is not None:
+        verdicts += f"; {UNTOLD}: a slowdown of {_percent(options.threshold)} or more is neither found nor excluded"
+    doubt = f"{DOUBT}: doubtful, samples were taken while something else used the machine, or the interval is wide; "
+    doubt += f"{units.NO_ESTIMATE}: the ends of the interval are more than {units.MOST_SPREAD:g} times apart"
+    if options.by == "speedup":
+        verdicts += "; yardstick: the reference's own time, never judged"
+    return [*lines, verdicts, doubt]
+
+
+def _moved(label: str, comparison: Comparison) -> str:
+    """The line about references whose own time moved."""
+    furthest = max(comparison.moved, key=lambda pair: max(_value(pair), 1 / _value(pair)))
+    yardsticks = sum(pair.verdict is Verdict.YARDSTICK for pair in comparison.pairs)
+    workload, mode, *_ = furthest.identity
+    return (
+        f"{label}: the reference itself moved in {len(comparison.moved)} of {_counted(yardsticks, 'group')}, furthest "
+        f"in {workload} {mode}, where it took {1 / _value(furthest):.2f} times as long: the machine drifted, or a "
+        "change hits everything; --by time shows it"
+    )
+
+
+def _value(pair: Pair) -> float:
+    return pair.change.value if pair.change else 1.0
+
+
+def _chances(label: str, comparison: Comparison) -> str:
+    """State how many verdicts chance alone would give."""
+    count = len(comparison.judged)
+    changed = [pair for pair in comparison.judged if pair.verdict in {Verdict.FASTER, Verdict.SLOWER}]
+    holding = sum(pair.holds for pair in changed)
+    return (
+        f"{label}: of {_counted(count, 'comparison')} of unchanged code about {count * (1 - CONFIDENCE):.1f} would be "
+        f"faster or slower by chance; {len(changed)} are, of which {holding} hold with all allowed for"
+    )
+
+
+def _marks(label: str, comparison: Comparison) -> list[str]:
+    if not comparison.differences:
+        return []
+    what = "; ".join(map(str, comparison.differences))
+    return [f"NOT COMPARABLE, compared by force; BASE against {label}: {what}"]
+
+
+def _one_sided(comparisons: Sequence[Comparison]) -> list[str]:
+    """Cases that only one of two runs has, counted by group."""
+    lines = []
+    for label, comparison in labelled(comparisons):
+        for verdict in ONE_SIDED:
+            pairs = [pair for pair in comparison.pairs if pair.verdict is verdict]
+            if not pairs:
+                continue
+            there = [record for pair in pairs for record in (pair.base, pair.new) if record]
+            ended = Counter(record.status for record in there if record.status is not Status.OK)
+            told = f" ({', '.join(f'{count} {status}' for status, count in ended.items())})" if ended else ""
+            where = verdict.replace("NEW", label)
+            line = f"{_counted(len(pairs), 'case')} {where}{told}: {_named(pairs)}"
+            lines.append(f"{line}; --format csv lists all" if len(pairs) > MOST_NAMES else line)
+    return lines
+
+
+def _cells(pair: Pair, comparison: Comparison) -> list[str]:
+    """Figure, change and verdict of a case in one NEW."""
+    word = f"{pair.verdict} {HOLDS}" if pair.holds and pair.verdict is not Verdict.SAME else pair.verdict.value
+    if comparison.options.threshold is not None and pair.unclear(comparison.options.threshold):
+        word = f"{word} {UNTOLD}"
+    if pair.verdict is Verdict.YARDSTICK:
+        word = "yardstick (its time)"
+    note = f" ({' '.join(pair.note.split())})" if pair.note else ""
+    return [_figure(pair.by, pair.new_value, pair.new), _change(pair.change), word + note]
+
+
+def _figure(by: str, value: float | None, record: Record | None) -> str:
+    """A speedup or a time, marked where it is doubtful."""
+    if value is None or record is None:
+        return ""
+    if by == "speedup":
+        known, text = units.estimated(record.speedup_lo, record.speedup_hi), units.ratio(value)
+    else:
+        known, text = units.estimated(record.latency_p50_lo_s, record.latency_p50_hi_s), units.seconds(value)
+    return (DOUBT if doubts(record) else "") + (text if known else units.NO_ESTIMATE)
+
+
+def _change(change: Interval | None) -> str:
+    """With a digit more than other ratios, since what is looked for are a few percent."""
+    return "" if change is None else units.ratio_interval(change.value, change.low, change.high, digits=3)
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:g} %"
+
+
+def _counted(count: int, noun: str) -> str:
+    return f"{count} {noun}" + ("s" if count != 1 else "")
+
+
+def _markdown_table(table: Table) -> str:
+    lines = [table.columns, ["---"] * len(table.columns), *table.rows]
+    return "\n".join("| " + " | ".join(_escaped(cell) for cell in line) + " |" for line in lines)
+
+
+def _escaped(cell: str) -> str:
+    """A cell that stays one: no column, line, tag or emphasis of its own."""
+    for character in "\\|<>*_`~#":
+        cell = cell.replace(character, f"\\{character}")
+    return " ".join(cell.split())

@@ -1,0 +1,107 @@
+"""Check that a call is not faster on inputs that it has seen before: then it does not do its work each time.
+
+Such a variant is right, so no gate can see it. New inputs and seen ones are timed by turns, in the timed memory itself.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from bench.timing import clock
+from seq2seq.data.batch import Batch
+from seq2seq.execution.executable import Executable
+
+#: A variant whose call is so many times faster on inputs it has seen is refused.
+LIMIT = 1.5
+#: Pairs of a new and a seen input: at most; and how many there are when the ratio looks too high, fewer for long calls.
+USUAL_PAIRS, MOST_PAIRS, FEW_PAIRS = 15, 60, 9
+#: What the pairs of a fast variant may take, seconds.
+PAIRS_S = 0.05
+#: Calls longer than this fill the caches themselves.
+BRIEF_S = 0.010
+
+
+@dataclass(frozen=True)
+class Seen:
+    """Time of calls on new inputs over that on inputs seen before: the median over pairs, and its lower bound."""
+
+    ratio: float
+    least: float
+
+    @property
+    def passed(self) -> bool:
+        """Return whether it may be one."""
+        return self.least <= LIMIT
+
+
+def varied(batch: Batch, generator: torch.Generator) -> Batch:
+    """A batch as hard to compute as this one, and with the same lengths, that was not there before.
+
+    The steps are shuffled: embeddings then read the same rows, so that caches are no reason for a difference. Since a
+    short batch has few orders, the first token is drawn anew, and real values are scaled at random.
+    """
+
+    def vary(value: Tensor) -> Tensor:
+        steps = value.flatten(0, 1)
+        shuffled = steps[torch.randperm(len(steps), generator=generator)]
+        if value.is_floating_point():
+            shuffled = shuffled * (0.9 + 0.2 * torch.rand(shuffled.shape, generator=generator))
+        else:
+            shuffled[0] = torch.randint(int(value.max()) + 1, (), generator=generator)
+        return shuffled.view_as(value)
+
+    return dataclasses.replace(
+        batch, source=vary(batch.source), target=None if batch.target is None else vary(batch.target)
+    )
+
+
+def compare(executable: Executable, prepared: Batch, batch: Batch, seed: int) -> Seen:
+    """Time calls on new inputs and on inputs seen before, by turns.
+
+    Before each timed call the batch is written, and a brief call is preceded by an untimed one on another new input, or
+    on the seen one, so that both find the caches alike. More pairs are taken while the ratio looks too high.
+
+    Args:
+        executable: what is timed.
+        prepared: the batch that it is timed on.
+        batch: its own content, on the CPU: what was seen before.
+        seed: of the new inputs.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    ready = executable.prepare(batch)
+
+    def timed(*contents: Batch) -> float:
+        for content in contents:
+            prepared.overwrite(executable.prepare(content))
+            spent_s = clock.time_once(lambda: executable.call(prepared), executable.device)
+        return spent_s
+
+    def new() -> Batch:
+        return executable.prepare(varied(batch, generator))
+
+    ratios: list[float] = []
+    with executable.context():
+        usual_s = timed(ready)
+        brief = usual_s < BRIEF_S
+        most = MOST_PAIRS if brief else FEW_PAIRS
+        wanted = max(1, min(USUAL_PAIRS, math.ceil(PAIRS_S / usual_s / 4)))
+        while True:
+            while len(ratios) < wanted:
+                fresh_s = timed(new(), new()) if brief else timed(new())
+                ratios.append(fresh_s / timed(ready, ready))
+            found = _seen(ratios)
+            if found.ratio <= LIMIT or wanted >= most:
+                return found
+            wanted += USUAL_PAIRS if brief else 2
+
+
+def _seen(ratios: list[float]) -> Seen:
+    """Their median and the order statistic below it at 97.5 %; the least of all where there are few."""
+    ordered = sorted(ratios)
+    place = max(0, math.floor(len(ordered) / 2 - 0.98 * math.sqrt(len(ordered))))
+    return Seen(ordered[len(ordered) // 2], ordered[place])

@@ -1,0 +1,96 @@
+"""The state of an NVIDIA GPU beside a measurement, by NVML: its clock, what holds it back, who else computes on it.
+
+Needs nvidia-ml-py (`pynvml`), which is optional: without it, or without a GPU, nothing is known and nothing is claimed.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+from dataclasses import dataclass
+from typing import Any
+
+from bench.machine.facts import known
+
+#: NVML's reasons for a lower clock (nvml.h, nvmlClocksEventReasons*): name, bit, and whether it makes timings doubtful.
+#: Idle clocks and the limits that somebody set are states of the machine, and a GPU at its power cap is a GPU at work.
+_REASONS = (
+    ("idle", 0x1, False),
+    ("application clocks", 0x2, False),
+    ("power cap", 0x4, False),
+    ("hardware slowdown", 0x8, True),
+    ("sync boost", 0x10, False),
+    ("thermal, software", 0x20, True),
+    ("thermal, hardware", 0x40, True),
+    ("power brake", 0x80, True),
+    ("display clocks", 0x100, False),
+)
+
+
+@dataclass(frozen=True)
+class State:
+    """Reading of NVML.
+
+    Attributes:
+        clock_mhz: clock of the multiprocessors; None where it is not known.
+        throttled: what holds the clock back, in words.
+        slowed: whether one of that makes timings doubtful.
+        others: processes besides this one that compute there.
+    """
+
+    clock_mhz: float | None = None
+    throttled: str = ""
+    slowed: bool = False
+    others: int = 0
+
+
+NOTHING = State()
+
+
+def read() -> State:
+    """The state of the GPU that this process uses, the first visible one; `NOTHING` where NVML is not to be had."""
+    nvml = _nvml()
+    if nvml is None:
+        return NOTHING
+    library, handle = nvml
+    bits = _ask(library, "nvmlDeviceGetCurrentClocksThrottleReasons", 0, handle)
+    held = [(name, doubtful) for name, bit, doubtful in _REASONS if bits & bit]
+    running = _ask(library, "nvmlDeviceGetComputeRunningProcesses", [], handle)
+    return State(
+        clock_mhz=_ask(library, "nvmlDeviceGetClockInfo", None, handle, library.NVML_CLOCK_SM),
+        throttled=" and ".join(name for name, _ in held),
+        slowed=any(doubtful for _, doubtful in held),
+        others=_others([process.pid for process in running]),
+    )
+
+
+def _others(pids: list[int]) -> int:
+    """Number of processes other than this one; in a container NVML has other numbers, but one of them is ours."""
+    known = os.getpid() in pids
+    return sum(pid != os.getpid() for pid in pids) if known else max(0, len(pids) - 1)
+
+
+def _ask(library: Any, name: str, default: Any, *arguments: Any) -> Any:
+    """An answer of NVML, or the default where this GPU, driver or version of the library does not give it."""
+    found = known(lambda: getattr(library, name)(*arguments))
+    return default if found is None else found
+
+
+@functools.cache
+def _nvml() -> tuple[Any, Any] | None:
+    return known(_started)
+
+
+def _started() -> tuple[Any, Any]:
+    import pynvml  # noqa: PLC0415 - optional
+
+    pynvml.nvmlInit()
+    return pynvml, _handle(pynvml)
+
+
+def _handle(library: Any) -> Any:
+    """The first device that CUDA shows to this process, which CUDA_VISIBLE_DEVICES names by number or UUID."""
+    first = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0].strip() or "0"
+    if first.isdecimal():
+        return library.nvmlDeviceGetHandleByIndex(int(first))
+    return library.nvmlDeviceGetHandleByUUID(first)

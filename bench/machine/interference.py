@@ -1,0 +1,216 @@
+"""Interference: what a round knows about everything else that used the machine.
+
+Two instruments. The system's counters of CPU time say what other processes and the hypervisor took; they tick every
+10 ms, so rounds are judged in stretches of at least `STRETCH_S`. The scheduler's account of our own threads says, to
+the nanosecond and round by round, how long they were ready to run and had to wait. A round is disturbed when either
+finds something. It is repeated while there is time; what could not be is kept, marked, and narrows no interval.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+from bench.machine import gpu
+from bench.machine.facts import known
+
+#: Share of one core that others may take before a stretch of rounds counts as disturbed.
+SHARE = 0.10
+#: The system counts CPU time in ticks of 10 ms, so less than this cannot be told from nothing.
+LEAST_S = 0.025
+#: Wall time that the counters need before `SHARE` of it is more than `LEAST_S`.
+STRETCH_S = LEAST_S / SHARE
+#: Share of a round that one of our own threads may spend ready but without a core; a parallel region waits for all.
+DELAY_SHARE = 0.05
+#: One look at whether the machine is quiet again, seconds.
+LOOK_S = 0.1
+_TASKS = Path("/proc/self/task")
+_FREQUENCY = Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_cur_freq")
+#: Bound here, before any variant can put another clock in its place.
+_now_s = time.perf_counter
+
+
+@dataclass(frozen=True)
+class Reading:
+    """Counters at one moment.
+
+    Attributes:
+        wall_s: wall clock.
+        busy_s: CPU time of all processes, stolen time not among it; None where the system does not tell.
+        own_s: CPU time of this process.
+        stolen_s: time that the hypervisor gave to others; 0 where the system does not tell.
+        delays_ns: how long each thread of this process was ready but had no core; None where the system does not tell.
+        switches: times that this process had to give up a core; None likewise.
+    """
+
+    wall_s: float
+    busy_s: float | None
+    own_s: float
+    stolen_s: float
+    delays_ns: Mapping[str, int] | None = None
+    switches: int | None = None
+
+    def delay_since(self, before: Reading) -> float | None:
+        """Seconds that the thread that waited longest was ready but had no core since an earlier reading."""
+        if self.delays_ns is None or before.delays_ns is None:
+            return None
+        return max((ns - before.delays_ns.get(task, 0) for task, ns in self.delays_ns.items()), default=0) * 1e-9
+
+    def switches_since(self, before: Reading) -> int | None:
+        """Times that this process had to give up a core since an earlier reading."""
+        return None if self.switches is None or before.switches is None else self.switches - before.switches
+
+
+@dataclass(frozen=True)
+class Interference:
+    """Activity beside a round.
+
+    Attributes:
+        why: what disturbed it, in words; empty when nothing did.
+        others_share: cores that other processes kept busy during its stretch, on average; None where the system does
+            not tell.
+        stolen_share: cores that the hypervisor took, likewise.
+        delay_s: time in the round that the thread of ours that waited longest was ready but had no core; None where
+            the system does not tell.
+        switches: times in the round that we had to give up a core; None likewise.
+        load: the system's load average over a minute, where it has one.
+        frequency_mhz: the processor's clock, where the system tells.
+        gpu_clock_mhz: clock of the GPU's multiprocessors; None without NVML or on a CPU.
+        gpu_throttled: what held the GPU's clock back, in NVML's words.
+        gpu_others: other processes that compute on the GPU.
+    """
+
+    why: str = ""
+    others_share: float | None = 0.0
+    stolen_share: float | None = 0.0
+    delay_s: float | None = None
+    switches: int | None = None
+    load: float | None = None
+    frequency_mhz: float | None = None
+    gpu_clock_mhz: float | None = None
+    gpu_throttled: str = ""
+    gpu_others: int = 0
+
+
+def read() -> Reading:
+    """Read the counters now."""
+    busy, stolen = known(_system_times) or (None, 0.0)
+    return Reading(_now_s(), busy, time.process_time(), stolen, read_delays(), known(_switches))
+
+
+def _system_times() -> tuple[float, float]:
+    """CPU seconds of all processes, and those that the hypervisor took."""
+    times = psutil.cpu_times()
+    idle = times.idle + getattr(times, "iowait", 0.0)
+    stolen = getattr(times, "steal", 0.0)
+    # `guest` time is counted in `user` already.
+    counted = sum(times) - getattr(times, "guest", 0.0) - getattr(times, "guest_nice", 0.0)
+    return counted - idle - stolen, stolen
+
+
+def read_delays() -> dict[str, int] | None:
+    """Nanoseconds that each of our threads was ready but had no core so far; None where the system does not tell.
+
+    Source: second field of /proc/PID/task/TID/schedstat (Linux, Documentation/scheduler).
+    """
+    found = {}
+    with contextlib.suppress(OSError):
+        for task in os.listdir(_TASKS):  # noqa: PTH208 - read between rounds, where Path objects cost time
+            # A thread may end between the listing and the reading.
+            # Some systems have the file and nothing in it.
+            with (
+                contextlib.suppress(OSError, ValueError, IndexError),
+                open(f"{_TASKS}/{task}/schedstat", "rb") as file,  # noqa: PTH123
+            ):
+                found[task] = int(file.read().split()[1])
+    return found or None
+
+
+def _switches() -> int:
+    import resource  # noqa: PLC0415 - not on every system
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw
+
+
+def others_s(before: Reading, after: Reading) -> float:
+    """CPU seconds of other processes between two readings; at least 0, and 0 where the system does not tell."""
+    if before.busy_s is None or after.busy_s is None:
+        return 0.0
+    return max(0.0, (after.busy_s - before.busy_s) - (after.own_s - before.own_s))
+
+
+def stolen_s(before: Reading, after: Reading) -> float:
+    """CPU seconds that the hypervisor gave to others between two readings; at least 0."""
+    return max(0.0, after.stolen_s - before.stolen_s)
+
+
+def disturbed(before: Reading, after: Reading) -> bool:
+    """Return whether others took enough CPU time between two readings to doubt what was timed."""
+    taken_s = others_s(before, after) + stolen_s(before, after)
+    return taken_s > max(LEAST_S, SHARE * (after.wall_s - before.wall_s))
+
+
+def delayed(delay_s: float | None, wall_s: float) -> bool:
+    """Return whether a thread of ours waited for a core for too large a share of a round; unknown is no reason."""
+    return delay_s is not None and delay_s > DELAY_SHARE * wall_s
+
+
+def judge(before: Reading, after: Reading, device: str = "cpu") -> Interference:
+    """Activity between two readings that are at least `STRETCH_S` apart; nearer ones see less."""
+    wall_s = max(after.wall_s - before.wall_s, 1e-9)
+    told = before.busy_s is not None and after.busy_s is not None
+    seen = gpu.read() if device == "cuda" else gpu.NOTHING
+    reasons = []
+    if disturbed(before, after):
+        others, stolen = others_s(before, after) / wall_s, stolen_s(before, after) / wall_s
+        reasons.append(f"others took {others:.2f} cores" + (f", the hypervisor {stolen:.2f}" if stolen else ""))
+    if seen.slowed:
+        reasons.append(f"the GPU was slowed ({seen.throttled})")
+    if seen.others:
+        reasons.append(f"{seen.others} other processes on the GPU")
+    return Interference(
+        why="; ".join(reasons),
+        others_share=round(others_s(before, after) / wall_s, 4) if told else None,
+        stolen_share=round(stolen_s(before, after) / wall_s, 4) if told else None,
+        load=known(_load),
+        frequency_mhz=known(_frequency_mhz),
+        gpu_clock_mhz=seen.clock_mhz,
+        gpu_throttled=seen.throttled,
+        gpu_others=seen.others,
+    )
+
+
+def of_round(stretch: Interference, delay_s: float | None, switches: int | None, wall_s: float) -> Interference:
+    """Activity beside one round of a stretch: the stretch's findings, and the waiting of our own threads."""
+    why = stretch.why
+    if delay_s is not None and delayed(delay_s, wall_s):
+        waited = f"a thread of ours waited {1e3 * delay_s:.1f} ms for a core"
+        why = f"{why}; {waited}" if why else waited
+    return dataclasses.replace(stretch, why=why, delay_s=delay_s, switches=switches)
+
+
+def wait_until_quiet(patience_s: float, sleep: Callable[[float], object] = time.sleep) -> float:
+    """Wait until one look of `LOOK_S` finds nobody else, at most about `patience_s`; returns the seconds spent."""
+    start = time.perf_counter()
+    while time.perf_counter() - start + LOOK_S <= patience_s:
+        before = read()
+        sleep(LOOK_S)
+        if not disturbed(before, read()):
+            break
+    return time.perf_counter() - start
+
+
+def _load() -> float:
+    return round(os.getloadavg()[0], 2)
+
+
+def _frequency_mhz() -> float:
+    """The first core's clock as the driver sees it; /proc/cpuinfo, which is slow to read, is left alone."""
+    return int(_FREQUENCY.read_text(encoding="ascii")) / 1000

@@ -1,0 +1,250 @@
+"""A run folder: records and samples are appended as they come, tables are made from them, nothing is overwritten.
+
+`records.jsonl` is the truth: a case is recorded when its line is there, and a recorded case is never measured again.
+What a killed run left half written is set aside when the run is resumed, before anything is added.
+"""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import io
+import json
+import math
+import os
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from bench.errors import UsageError
+from bench.records import durable
+from bench.records.raw_csv import RAW_FILES, SAMPLES, RawFile
+from bench.records.schema import COLUMNS, LACKING, SCHEMA_VERSION, Record, Status
+from kernels.host.output import utf8
+
+RUNS = Path("results") / "runs"
+
+
+class RunFolder:
+    """One folder that one run writes.
+
+    Attributes:
+        path: the folder.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @staticmethod
+    def refuse(out: Path) -> None:
+        """Refuse a folder that a run could not be written into, without making it.
+
+        Raises:
+            UsageError: when it holds something already, or cannot be made.
+        """
+        try:
+            if out.exists() and not (out.is_dir() and all(map(durable.is_bookkeeping, out.iterdir()))):
+                msg = f"{out} exists and is not an empty folder; a run writes into a new one: name another with --out"
+                raise UsageError(msg)
+            there = next(folder for folder in (out, *out.absolute().parents) if folder.exists())
+            if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+                what = "is not writable" if there.is_dir() else "is not a folder"
+                msg = f"the run folder {out} cannot be written: {there} {what}; name another with --out"
+                raise UsageError(msg)
+        except OSError as error:
+            msg = f"the run folder {out} cannot be written: {error.strerror or error}; name another with --out"
+            raise UsageError(msg) from error
+
+    @classmethod
+    def create(cls, out: Path | None, suite: str) -> RunFolder:
+        """Make a new folder: `out`, or one named by the time and the suite under results/runs/.
+
+        Raises:
+            UsageError: when the folder holds something already, or cannot be made.
+        """
+        if out is None:
+            stem = f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{suite}"
+            out = RUNS / stem
+            number = 2
+            while out.exists():
+                out = RUNS / f"{stem}-{number}"
+                number += 1
+        cls.refuse(out)
+        try:
+            out.mkdir(parents=True, exist_ok=True)
+            probe = out / ".writable"
+            probe.touch()
+            probe.unlink()
+        except OSError as error:
+            msg = f"the run folder {out} cannot be written: {error.strerror or error}; name another with --out"
+            raise UsageError(msg) from error
+        return cls(out)
+
+    @property
+    def records_path(self) -> Path:
+        """records.jsonl."""
+        return self.path / "records.jsonl"
+
+    def locked(self) -> AbstractContextManager[None]:
+        """Hold the folder against a second writer; readers need no lock.
+
+        Raises:
+            UsageError: naming the process that writes it already.
+            OSError: when the lock cannot be written.
+        """
+        return durable.locked(self.path)
+
+    def append(self, *records: Record) -> tuple[Record, ...]:
+        """Write records, all or none, so that they survive whatever comes next; returns them with their time.
+
+        Raises:
+            OSError: when they cannot be written; the file is as it was.
+        """
+        now = f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}"
+        stamped = tuple(dataclasses.replace(record, recorded_at=now) for record in records)
+        lines = [json.dumps(_finite(record.as_dict()), allow_nan=False) + "\n" for record in stamped]
+        if lines:
+            durable.append(self.records_path, "".join(lines).encode())
+        return stamped
+
+    def append_samples(self, rows: Iterable[Sequence[Any]]) -> None:
+        """Append raw samples, all or none."""
+        self.append_rows(SAMPLES, rows)
+
+    def append_rows(self, file: RawFile, rows: Iterable[Sequence[Any]]) -> None:
+        """Append rows to a file of raw values, all or none.
+
+        Raises:
+            OSError: when they cannot be written; the file is as it was.
+        """
+        file.append(self.path, rows)
+
+    def write_json(self, name: str, data: dict[str, Any]) -> None:
+        """Write or replace a derived JSON file in one step."""
+        durable.replace(self.path / name, (json.dumps(data, indent=2, default=str) + "\n").encode())
+
+    def write_table(self) -> None:
+        """Make records.csv from records.jsonl: one row a case."""
+        text = io.StringIO()
+        writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(self.records())
+        durable.replace(self.path / "records.csv", utf8(text.getvalue()))
+
+    def records(self) -> list[dict[str, Any]]:
+        """The records written so far, as plain values; a torn end is none."""
+        return [dict.fromkeys(COLUMNS) | entry.values for entry in self.read().entries]
+
+    def read(self) -> Recorded:
+        """Read records.jsonl.
+
+        Raises:
+            UsageError: naming the line that is no record, other than a torn last one, or is of another schema.
+        """
+        entries: list[Entry] = []
+        if not self.records_path.exists():
+            return Recorded((), b"")
+        *lines, last = self.records_path.read_bytes().split(b"\n")
+        for number, line in enumerate(lines, start=1):
+            try:
+                entries.append(Entry(line, _parse(line)))
+            except ValueError as error:
+                # Some systems lengthen a file before they fill it: then the torn line has its end.
+                if number == len(lines) and not last:
+                    return Recorded(tuple(entries), line + b"\n")
+                msg = (
+                    f"{self.records_path}, line {number} is not a record ({error}): mend the line or take it out; "
+                    "nothing was changed"
+                )
+                raise UsageError(msg) from error
+        for number, entry in enumerate(entries, start=1):
+            version = entry.values.get("schema_version")
+            lacking: frozenset[str] = LACKING.get(version or 0, frozenset())
+            readable = version == SCHEMA_VERSION or version in LACKING
+            if not readable or set(entry.values) != set(COLUMNS) - lacking:
+                what = f"schema_version {version}, this release writes {SCHEMA_VERSION}"
+                what = "other columns than this release writes" if readable else what
+                msg = (
+                    f"{self.records_path}, line {number} has {what}: use the release that recorded it; nothing was "
+                    "changed"
+                )
+                raise UsageError(msg)
+        return Recorded(tuple(entries), last)
+
+    def mend(self, stays: Callable[[dict[str, Any]], bool]) -> list[str]:
+        """Bring the folder into the state of a run that ended between two groups.
+
+        A torn last line and records that may not stay go to records.torn.jsonl; raw values without a record are taken
+        out. Each file changes in one step, and a mend that was itself interrupted is done again by the next.
+
+        Args:
+            stays: whether a record may stay.
+
+        Returns:
+            A line for each thing that was done.
+
+        Raises:
+            UsageError: for a file that is not ours or lacks what belongs to a record; nothing was changed.
+            OSError: when something cannot be written.
+        """
+        found = self.read()
+        kept = [entry for entry in found.entries if stays(entry.values)]
+        aside = [entry for entry in found.entries if not stays(entry.values)]
+        measured = [entry.values for entry in kept if entry.values["status"] == Status.OK]
+        for file in RAW_FILES:
+            if lost := file.lacks(self.path, map(file.key_of, measured)):
+                msg = (
+                    f"{self.path / file.name} has no values of {' '.join(min(lost))}, which is recorded; nothing "
+                    "was changed: put the file back, or begin a new run"
+                )
+                raise UsageError(msg)
+        for path in filter(durable.is_bookkeeping, self.path.iterdir()):
+            if path.name != durable.LOCK:
+                path.unlink()
+        said = []
+        if aside or found.torn:
+            torn = self.path / "records.torn.jsonl"
+            durable.append(torn, b"".join(entry.line + b"\n" for entry in aside) + found.torn)
+            durable.replace(self.records_path, b"".join(entry.line + b"\n" for entry in kept))
+        if found.torn:
+            said.append(f"the last line of records.jsonl was torn; it is in {torn}")
+        if aside:
+            names = ", ".join(f"{entry.values['group']} {entry.values['variant']}" for entry in aside)
+            said.append(f"a group that was not recorded as a whole is measured again; {names} went to {torn}")
+        for file in RAW_FILES:
+            keys = set(map(file.key_of, measured))
+            if dropped := file.mend(self.path, keys.__contains__):
+                said.append(f"{dropped} rows of {file.name} belonged to no record and were taken out")
+        return said
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A line of records.jsonl, as it stands and as values."""
+
+    line: bytes
+    values: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """Content of records.jsonl: its whole lines, and the rest that a torn append left behind them."""
+
+    entries: tuple[Entry, ...]
+    torn: bytes
+
+
+def _parse(line: bytes) -> dict[str, Any]:
+    values = json.loads(line.decode("utf-8"))
+    if not isinstance(values, dict):
+        msg = f"expected an object, got {type(values).__name__}"
+        raise ValueError(msg)  # noqa: TRY004 - one kind of error for a line that is no record
+    return values
+
+
+def _finite(values: dict[str, Any]) -> dict[str, Any]:
+    """The values, None for what JSON has no word for; a record's reason tells an infinite error."""
+    return {n: None if isinstance(v, float) and not math.isfinite(v) else v for n, v in values.items()}

@@ -1,0 +1,160 @@
+"""Plan of a run: its groups, what is known about each case beforehand, and about how long it takes.
+
+A worker is asked, since names and availability need torch; the answer is plain data.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Collection
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from bench.errors import UsageError
+from bench.plan.cases import Case, Filters, Group, Quality, Suite, expand
+from bench.records.raw_csv import Key
+from bench.records.schema import Record
+from bench.run import quality, resume, second_instrument
+from bench.run.worker_process import Settings, Worker, WorkerError, scratch_folder
+
+#: Seconds that the parts of a run take besides the timed rounds, for the expected time: a worker's start, a case's
+#: cold run, the build, gates and warm-up of a case in a group worker, a compilation by torch, cold and cached, one of
+#: our kernel for CPUs, the ceilings.
+START_S, COLD_S, READY_S, COMPILE_S, CACHED_S, BUILD_S, CEILINGS_S = 2.0, 3.0, 1.2, 30.0, 7.0, 7.0, 5.0
+#: The worker that is asked may be silent for so long: a C++ compiler has two minutes.
+PLAN_LIMIT_S = 180.0
+
+
+@dataclass(frozen=True)
+class Described:
+    """A case with what is known of it before it runs.
+
+    Attributes:
+        case: which.
+        facts: of its row.
+        unavailable: why it cannot run; None when it can.
+        compiles: whether torch.compile has long to compile.
+        builds: whether a C++ compiler builds a kernel in its cold run.
+    """
+
+    case: Case
+    facts: dict[str, Any]
+    unavailable: str | None
+    compiles: bool = False
+    builds: bool = False
+
+    def record(self, **fields: Any) -> Record:
+        """Its record with the given fields."""
+        own: dict[str, Any] = {
+            "workload": self.case.workload,
+            "variant": self.case.variant,
+            "mode": self.case.mode,
+            "device": self.case.device,
+            "threads": self.case.threads,
+            "sweep_axis": self.case.sweep_axis,
+            "sweep_value": self.case.sweep_value,
+            "group": self.case.group,
+        }
+        return Record(**(own | self.facts | fields))
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Cases that will run, and how long they take.
+
+    Attributes:
+        suite: as the command line wants it, its patterns of names as they are.
+        groups: with their described cases.
+        torch_facts: what torch says of itself.
+        catalogue: names of all workloads and variants there are, each with what it is.
+        quality: what is trained after all groups, the variants by name.
+    """
+
+    suite: Suite
+    groups: tuple[tuple[Group, tuple[Described, ...]], ...]
+    torch_facts: dict[str, Any]
+    catalogue: dict[str, Any]
+    quality: tuple[Quality, ...] = ()
+
+    @property
+    def cases(self) -> tuple[Described, ...]:
+        """All cases in order."""
+        return tuple(case for _, cases in self.groups for case in cases)
+
+    @property
+    def runnable_groups(self) -> int:
+        """Groups with at least one case that may run."""
+        return sum(any(not case.unavailable for case in cases) for _, cases in self.groups)
+
+    @property
+    def group_budget_s(self) -> float:
+        """Seconds of timed rounds that each group gets."""
+        return self.suite.budget_s / max(1, self.runnable_groups)
+
+    @property
+    def second_cases(self) -> tuple[Case, ...]:
+        """Cases that are timed once more with pytest-benchmark, after all groups."""
+        if not self.suite.second_instrument:
+            return ()
+        runnable = (found for found in self.cases if not found.unavailable)
+        return tuple(found.case for found in runnable if second_instrument.takes(found.case, compiles=found.compiles))
+
+    def left(self, recorded: Collection[Key] = ()) -> list[Described]:
+        """Cases that can run and are not recorded."""
+        return [c for c in self.cases if not c.unavailable and resume.case_key(c.case) not in recorded]
+
+    def expected_s(self, recorded: Collection[Key] = (), folder: Path | None = None) -> float:
+        """A rough guess of how long the run takes, seconds.
+
+        Args:
+            recorded: cases that are left out.
+            folder: of a run that is resumed, which may hold what comes after all groups already.
+        """
+        total = START_S + (START_S + CEILINGS_S) * bool(self.left(recorded))
+        total += sum(self.group_expected_s(cases, recorded) for _, cases in self.groups)
+        if folder is None or not second_instrument.done(folder):
+            total += second_instrument.expected_s(len(self.second_cases))
+        return total + (quality.expected_s(self.quality) if folder is None or not quality.done(folder) else 0.0)
+
+    def group_expected_s(self, cases: Collection[Described], recorded: Collection[Key] = ()) -> float:
+        """A rough guess of how long the cases of a group take, those left out that are recorded, seconds."""
+        runnable = [c for c in cases if not c.unavailable and resume.case_key(c.case) not in recorded]
+        if not runnable:
+            return 0.0
+        compiling = sum(c.compiles for c in runnable)
+        cold_s = len(runnable) * COLD_S + compiling * COMPILE_S + sum(c.builds for c in runnable) * BUILD_S
+        ready_s = START_S + len(runnable) * READY_S + compiling * CACHED_S
+        return cold_s + self.suite.processes * ready_s + self.group_budget_s
+
+
+def make_plan(suite: Suite, filters: Filters, settings: Settings, *, build: bool) -> Plan:
+    """Expand a suite and ask a worker what is known of each case.
+
+    Args:
+        suite: what to expand.
+        filters: what the command line narrows it down to.
+        settings: of the worker.
+        build: whether to compile what variants need, into a cache that goes away, to find out whether that can be done.
+
+    Raises:
+        UsageError: for a name or override that does not exist, or a plugin that fails.
+    """
+    limit_s = max(PLAN_LIMIT_S, suite.case_limit_s)
+    try:
+        with scratch_folder() as folder, Worker(settings, folder / "catalogue.log", folder) as worker:
+            (found,) = worker.ask("catalogue", limit_s)
+            groups = expand(suite, found, filters)
+            trained = quality.narrowed(suite.quality, found, filters)
+            cases = [case for group in groups for case in group.cases]
+            fields = [dataclasses.asdict(case) for case in cases]
+            events = list(worker.ask("describe", limit_s, cases=fields, build=build))
+    except WorkerError as error:
+        # The exception's own name helps nobody who mistyped a workload.
+        raise UsageError(error.reason.removeprefix("UnknownWorkloadError: ")) from error
+    described = iter([
+        Described(case, event["facts"], event["reason"], event["compiles"], event["builds"])
+        for case, event in zip(cases, events, strict=True)
+    ])  # fmt: skip
+    planned = tuple((group, tuple(next(described) for _ in group.cases)) for group in groups)
+    return Plan(suite, planned, found["torch"], found, trained)

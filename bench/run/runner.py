@@ -1,0 +1,307 @@
+"""The parent: takes a plan (`bench.plan`) through cold workers and group workers to records. It never imports torch.
+
+Each case first runs alone in a fresh process (cold start, memory, evidence); what survives that is then measured
+together with its group in several worker processes, one after the other, each of which gates before and after.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import math
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from bench.analysis.figures import figures
+from bench.analysis.roofline import Ceilings, Judge
+from bench.console import Console
+from bench.machine import environment
+from bench.plan.cases import REFERENCE, Case, Group
+from bench.records.folder import RunFolder
+from bench.records.raw_csv import ROUNDS, Key
+from bench.records.rounds import Samples
+from bench.records.schema import Record, Status
+from bench.run import quality, resume, second_instrument
+from bench.run.group import Measurement, failed, worst
+from bench.run.planning import Described, Plan
+from bench.run.resume import Begun
+from bench.run.worker_process import Settings, Worker, WorkerError, scratch_folder
+
+#: The ceilings may take so long; a suite's own limit is one for a case.
+CEILINGS_LIMIT_S = 120.0
+
+
+@dataclass
+class Runner:
+    """Runs a plan into a folder.
+
+    Attributes:
+        plan: what to run.
+        folder: where it is written.
+        settings: of the workers.
+        console: what the user sees.
+        options: of the command line, as a resumed run needs them.
+        begun: the run that is resumed; None for a new one.
+        recorded: cases of it that are recorded and stay so.
+        deadline_s: time of `time.perf_counter` that nothing that is begun may be expected to pass; but for the first,
+            so that a run always gets on.
+        unfinished: whether something was left for `--resume` because of it.
+        seed: of the gates' inputs and the rounds' order; drawn anew for each part of a run unless given.
+    """
+
+    plan: Plan
+    folder: RunFolder
+    settings: Settings
+    console: Console
+    seed: int = field(default_factory=resume.new_seed)
+    options: dict[str, Any] = field(default_factory=dict)
+    begun: Begun | None = None
+    recorded: frozenset[Key] = frozenset()
+    deadline_s: float = math.inf
+    unfinished: bool = field(default=False, init=False)
+
+    def __post_init__(self) -> None:
+        self._begun_any = False
+        # A resumed run knows the ceilings that its first part measured; the best of all counts.
+        before = self.begun.facts.get("ceilings") or {} if self.begun else {}
+        self._judge = Judge(self._ceilings, {device: Ceilings.of(found) for device, found in before.items()})
+
+    def run(self, command: str) -> list[Record]:
+        """Run all groups; the folder is complete and readable whenever this ends, by error or Ctrl-C too.
+
+        Args:
+            command: the command line, for environment.json.
+
+        Returns:
+            The records, in the order in which they were written.
+
+        Raises:
+            OSError: when something cannot be written; what was recorded before is safe.
+        """
+        facts, part, load = self._facts(command)
+        start = time.perf_counter()
+        records: list[Record] = []
+
+        def end() -> None:
+            facts["ceilings"] = self._judge.as_json()
+            load["after"] = environment.load()
+            part["duration_s"] = round(time.perf_counter() - start, 1)
+            self.folder.write_json("environment.json", facts)
+            self.folder.write_table()
+
+        if self.begun is None:
+            planned = [dataclasses.asdict(described.case) for described in self.plan.cases]
+            self.folder.write_json("plan.json", {"suite": dataclasses.asdict(self.plan.suite), "cases": planned})
+        self.folder.write_json("environment.json", facts)
+        try:
+            for device in sorted({c.case.device for c in self.plan.left(self.recorded)}):
+                self._judge.look(device)
+            facts["ceilings"] = self._judge.as_json()
+            self.folder.write_json("environment.json", facts)
+            with scratch_folder() as scratch:
+                for group, cases in self._groups_in_time():
+                    for ended in self._group(group, cases, scratch):
+                        records += self.folder.append(*ended)
+                        for record in records[-len(ended) :]:
+                            self.console.record(record)
+                for stage in (self._second_instrument, self._quality):
+                    if not self.unfinished:
+                        stage(scratch)
+        except BaseException:
+            # What ended the run is told, not what could not be derived then.
+            with contextlib.suppress(OSError):
+                end()
+            raise
+        end()
+        return records
+
+    def _groups_in_time(self) -> Iterator[tuple[Group, tuple[Described, ...]]]:
+        """The groups one by one, until the next one is not expected to end before the deadline."""
+        expected_s = took_s = 0.0
+        for group, cases in self.plan.groups:
+            own_s = self.plan.group_expected_s(cases, self.recorded)
+            # The guess is rough: where the groups so far took longer, this one will too.
+            pace = max(1.0, took_s / expected_s) if expected_s else 1.0
+            start_s = time.perf_counter()
+            if own_s and not self._in_time(own_s * pace):
+                return
+            yield group, cases
+            if own_s:
+                expected_s, took_s = expected_s + own_s, took_s + time.perf_counter() - start_s
+
+    def _in_time(self, expected_s: float) -> bool:
+        """Return whether what takes so long may be begun; what may not be is left for later."""
+        self.unfinished = self._begun_any and time.perf_counter() + expected_s > self.deadline_s
+        self._begun_any = True
+        return not self.unfinished
+
+    def _facts(self, command: str) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+        """The content of environment.json, and in it the section of this part of the run and that of its load."""
+        load = {"before": environment.load()}
+        if self.begun is not None:
+            facts = self.begun.facts
+            part = {"time": f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}", "command": command, "seed": self.seed}
+            part |= {"git": environment.git(), "recorded_before": len(self.recorded), "load": load}
+            facts.setdefault("resumes", []).append(part)
+            return facts, part, load
+        facts = environment.describe(self.plan.torch_facts, self.settings.variables())
+        facts["run"] = {
+            "suite": self.plan.suite.name,
+            "command": command,
+            "budget_s": self.plan.suite.budget_s,
+            "interval": self.plan.suite.interval,
+            "processes": self.plan.suite.processes,
+            "case_limit_s": self.plan.suite.case_limit_s,
+            "seed": self.seed,
+            "arguments": self.options,
+            "plugins": resume.plugin_digests(self.settings.plugins),
+        }
+        facts["load"] = load
+        return facts, facts["run"], load
+
+    def _second_instrument(self, scratch: Path) -> None:
+        """Time the quick cases that ended ok once more with pytest-benchmark; whatever comes of it is said."""
+        ok = {(record["group"], record["variant"]) for record in self.folder.records() if record["status"] == Status.OK}
+        cases = [case for case in self.plan.second_cases if (case.group, case.variant) in ok]
+        if not cases:
+            return
+        if not second_instrument.done(self.folder.path) and not self._in_time(second_instrument.expected_s(len(cases))):
+            return
+        self.console.status(f"second instrument: {len(cases)} cases with pytest-benchmark")
+        limit_s = self.plan.suite.case_limit_s
+        for line in second_instrument.run(cases, self.folder.path, self.settings, scratch / "shared", limit_s):
+            self.console.say(line)
+
+    def _quality(self, scratch: Path) -> None:
+        """Train the suite's tasks until they are good enough; a time limit that would be passed leaves it for later."""
+        parts = self.plan.quality
+        if not parts or quality.done(self.folder.path) or not self._in_time(quality.expected_s(parts)):
+            return
+        device = self.plan.cases[0].case.device
+        for record in quality.run(
+            parts, self.folder.path, self.settings, device, self._next_seed(),
+            self.plan.suite.case_limit_s, scratch / "shared", self.console.status,
+        ):  # fmt: skip
+            self.console.say(quality.line(record))
+
+    def _group(self, group: Group, cases: tuple[Described, ...], scratch: Path) -> Iterator[tuple[Record, ...]]:
+        """Records of a group: those that do not run one by one, then the measured ones together."""
+        waiting: dict[str, tuple[Described, dict[str, Any]]] = {}
+        for described in cases:
+            if resume.case_key(described.case) in self.recorded:
+                continue
+            if described.unavailable:
+                self.console.advance(described.case, "unavailable")
+                yield (described.record(status=Status.UNAVAILABLE, reason=described.unavailable),)
+                continue
+            self.console.advance(described.case, "cold start, memory, evidence")
+            fields, failure = self._cold(described.case, scratch)
+            if failure is None:
+                waiting[described.case.variant] = (described, fields)
+            else:
+                yield (described.record(**(fields | failure)),)
+        if not waiting:
+            return
+        measured = Measurement(self, group, scratch, [d.case for d, _ in waiting.values()])
+        measured.run()
+        records = tuple(self._finish(d, fields, measured) for d, fields in waiting.values())
+        # Samples first: a record says that its case is done, and then its samples must be there.
+        self._keep_samples([d.case for d, _ in waiting.values()], records, measured.samples)
+        yield records
+
+    def _finish(self, described: Described, fields: dict[str, Any], measured: Measurement) -> Record:
+        """The record of a case whose group was measured."""
+        variant = described.case.variant
+        fields = fields | worst(measured.gates.get(variant, []))
+        failure = measured.failures.get(variant)
+        if failure is not None:
+            return described.record(**(fields | failure))
+        # A reference that failed later has no samples in the file, so no ratio could be computed again.
+        yardstick = "" if REFERENCE in measured.failures else REFERENCE
+        timing = figures(described.case, measured.samples, yardstick, self.plan.suite.interval, described.facts)
+        if not timing:
+            return described.record(**(fields | failed(Status.ERROR, "no round of it was completed")))
+        fields |= self._judge.judge(dataclasses.asdict(described.record(**(fields | timing))))
+        if fields.get("status") is Status.IMPOSSIBLE:
+            # Nothing may be compared with it either.
+            measured.samples.forget(variant)
+            return described.record(**fields)
+        return described.record(**(fields | timing))
+
+    def _ceilings(self, device: str) -> Ceilings | None:
+        """Measure what the machine can do now, by a fresh worker; without it the run continues, and says so."""
+        self.console.status("measuring what this machine can do at most")
+        try:
+            with scratch_folder() as scratch, Worker(self.settings, self.log, scratch) as worker:
+                (found,) = worker.ask("ceilings", CEILINGS_LIMIT_S, device=device)
+        except WorkerError as error:
+            self.console.say(f"the ceilings of {device} could not be measured: {error.reason}", "red")
+            return None
+        return Ceilings.of(found)
+
+    def _keep_samples(self, cases: list[Case], records: tuple[Record, ...], samples: Samples) -> None:
+        """Write what is known of the rounds, and the samples of the cases that ended well, each in one piece."""
+        rows = [
+            row
+            for case, record in zip(cases, records, strict=True)
+            if record.status is Status.OK
+            for process, rounds in enumerate(samples.processes)
+            for row in samples.rows(case, process, rounds)
+        ]
+        if not rows:
+            return
+        known = (
+            found.row(cases[0].group, process) for process, rounds in enumerate(samples.processes) for found in rounds
+        )
+        self.folder.append_rows(ROUNDS, known)
+        self.folder.append_samples(rows)
+
+    def _cold(self, case: Case, scratch: Path) -> tuple[dict[str, Any], dict[str, Any] | None]:
+        """Run a case alone in a fresh process with empty caches of compilers and kernels.
+
+        Returns:
+            The fields found, and the fields of its failure or None.
+        """
+        cache = Path(tempfile.mkdtemp(dir=scratch))
+        fields: dict[str, Any] = {}
+        try:
+            with Worker(self.settings, self.log, cache) as worker:
+                limit = self.plan.suite.case_limit_s
+                for event in worker.ask("cold", limit, case=dataclasses.asdict(case)):
+                    if event["event"] == "cold":
+                        fields |= event["fields"]
+        except WorkerError as error:
+            return fields, failed(error.status, error.reason)
+        finally:
+            # Later workers of the group may use what was compiled here.
+            # Without them they compile again, so a copy that fails costs time alone.
+            with contextlib.suppress(OSError, shutil.Error):
+                shutil.copytree(cache, scratch / "shared", dirs_exist_ok=True)
+            shutil.rmtree(cache, ignore_errors=True)
+        return fields, None
+
+    @property
+    def log(self) -> Path:
+        """Log of what workers printed."""
+        return self.folder.path / "workers.log"
+
+    def _next_seed(self) -> int:
+        self.seed = (self.seed + 2) % resume.SEEDS
+        return self.seed
+
+    def next_request(self, cases: list[Case], budget_s: float, mark: Path) -> dict[str, Any]:
+        """Arguments of a `measure` request."""
+        return {
+            "cases": [dataclasses.asdict(case) for case in cases],
+            "budget_s": budget_s,
+            "interval": self.plan.suite.interval,
+            "reference": REFERENCE,
+            "seed": self._next_seed(),
+            "mark": str(mark),
+        }

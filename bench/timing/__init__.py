@@ -1,0 +1,4 @@
+"""Rounds and the clock.
+
+Runs in the worker; uses `records`, `plan` and `machine`, and torch.
+"""

@@ -1,0 +1,278 @@
+"""Evidence of what really ran: operators, their data types, compiled graphs, threads; and the same in words.
+
+A variant's name says what was asked for. torch.compile may skip the model, oneDNN or cuDNN may decline an LSTM, and
+autocast may cast to another type than asked, all without a word; here the profiler and Dynamo's counters are asked.
+"""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import itertools
+import json
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from kernels.dispatch import MODULES, Choice
+from seq2seq.execution.variants import Variant
+from seq2seq.runtimes.runtime import Runtime
+from seq2seq.workloads.workload import Workload
+
+#: Operators whose input type is the precision that did the work.
+_PRODUCTS = ("mm", "addmm", "bmm", "baddbmm", "linear", "mkldnn_rnn_layer", "_cudnn_rnn", "mkldnn_linear")
+#: What the profiler calls the types, and what people do.
+_TYPES = {
+    "float": "fp32", "double": "fp64", "c10::BFloat16": "bf16", "c10::Half": "fp16", "signed char": "int8",
+}  # fmt: skip
+#: Bookkeeping operators that say nothing about the work.
+_NOISE = {"as_strided", "view", "transpose", "t", "empty", "select", "slice", "narrow", "detach", "expand", "reshape"}
+#: How the launch of a CUDA graph is called, by the runtime and by the driver.
+_GRAPH_LAUNCHES = ("cudaGraphLaunch", "cuGraphLaunch")
+_SHOWN = 8
+
+#: What each LSTM of a model that keeps choices ran in its last call: one choice a layer, by the LSTM's name.
+Choices = Mapping[str, Sequence[Choice]]
+
+
+@dataclass(frozen=True)
+class Compilation:
+    """Dynamo's own count of what it did in this process."""
+
+    graphs: int
+    breaks: int
+    recompiles: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Observation:
+    """Findings of the profiler in one call.
+
+    Attributes:
+        operators: calls of each operator, heaviest first.
+        kernels: launches of each GPU kernel, heaviest first; empty on a CPU.
+        precisions: types of the matrix products and LSTM operators, most frequent first.
+        graph_launches: launches of whole CUDA graphs.
+        threads: that a runtime other than torch computes with; None for torch.
+        words: what such a runtime says of itself; empty for torch.
+    """
+
+    operators: dict[str, int]
+    kernels: dict[str, int]
+    precisions: tuple[str, ...]
+    graph_launches: int = 0
+    threads: int | None = None
+    words: str = ""
+
+    def shown(self) -> str:
+        """The heaviest GPU kernels, on a CPU the heaviest operators, and how often each ran."""
+        counts = self.kernels or self.operators
+        named = [(name, count) for name, count in counts.items() if name.removeprefix("aten::") not in _NOISE]
+        return ", ".join(f"{name} x{count}" for name, count in named[:_SHOWN])
+
+
+def observe(call: Callable[[], object], device: str, runtime: Runtime | None = None) -> Observation:
+    """Profile one call; a runtime other than torch, of which torch's profiler sees little, is asked itself."""
+    activities = [torch.profiler.ProfilerActivity.CPU]
+    if device == "cuda":
+        activities.append(torch.profiler.ProfilerActivity.CUDA)
+    with torch.profiler.profile(activities=activities, record_shapes=True, acc_events=True) as profiler:
+        call()
+        if device == "cuda":
+            torch.cuda.synchronize()
+    # By a name alone: Kineto takes line ends out of a path, which the temporary folder's may have.
+    with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
+        profiler.export_chrome_trace("trace.json")
+        events = json.loads(Path("trace.json").read_text(encoding="utf-8"))["traceEvents"]
+    seen = _digest(events)
+    if runtime is None:
+        return seen
+    ran = runtime.ran()
+    return Observation(dict(ran.operators) or seen.operators, {}, ran.precisions, threads=ran.threads, words=ran.words)
+
+
+def _digest(events: list[dict[str, Any]]) -> Observation:
+    duration: dict[str, dict[str, float]] = {"cpu_op": {}, "kernel": {}}
+    count = {"cpu_op": collections.Counter[str](), "kernel": collections.Counter[str]()}
+    precision: collections.Counter[str] = collections.Counter()
+    graph_launches = 0
+    for event in events:
+        name, category = str(event.get("name", "")), event.get("cat")
+        graph_launches += category in {"cuda_runtime", "cuda_driver"} and name.startswith(_GRAPH_LAUNCHES)
+        if category in duration:
+            duration[category][name] = duration[category].get(name, 0.0) + float(event.get("dur", 0.0))
+            count[category][name] += 1
+    for event in _innermost_products(events):
+        types = [_TYPES[kind] for kind in event.get("args", {}).get("Input type", []) if kind in _TYPES]
+        if types:
+            precision[types[0]] += 1
+    heaviest = {
+        kind: {name: count[kind][name] for name in sorted(found, key=lambda name: -found[name])}
+        for kind, found in duration.items()
+    }
+    precisions = tuple(name for name, _ in precision.most_common())
+    return Observation(heaviest["cpu_op"], heaviest["kernel"], precisions, graph_launches)
+
+
+def _innermost_products(events: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """Products that hold no other: an autocast wrapper shows the types before the cast, the one inside those after."""
+    products = [
+        e for e in events if e.get("cat") == "cpu_op" and str(e.get("name")).removeprefix("aten::") in _PRODUCTS
+    ]
+    products.sort(key=lambda e: (e["tid"], e["ts"], -e["dur"]))
+    for event, following in itertools.zip_longest(products, products[1:]):
+        inside = following and following["tid"] == event["tid"] and following["ts"] < event["ts"] + event["dur"]
+        if not inside:
+            yield event
+
+
+def compilation() -> Compilation:
+    """Counts of Dynamo's work in this process so far."""
+    from torch._dynamo import utils  # noqa: PLC0415 - slow to import, and only of use where something compiled
+
+    metrics = utils.get_compilation_metrics()
+    recompiles = sum(
+        1 for m in metrics if m.compile_id and not m.compile_id.endswith("/0") and m.entire_frame_compile_time_s
+    )
+    # The backward graph is compiled on its own, when it is first needed.
+    seconds = sum(
+        (m.entire_frame_compile_time_s or 0.0) + 1e-6 * (getattr(m, "backward_cumulative_compile_time_us", None) or 0)
+        for m in metrics
+    )
+    return Compilation(
+        int(utils.counters["stats"]["unique_graphs"]),
+        int(sum(utils.counters["graph_break"].values())),
+        recompiles,
+        float(seconds),
+    )
+
+
+def choices_of(model: nn.Module) -> Choices:
+    """Kernels that the LSTMs of a model ran in their last call, for those that keep it, as `kernels.LSTM` does."""
+    return {name: module.choices for name, module in model.named_modules() if hasattr(module, "choices")}
+
+
+def explain(
+    variant: Variant,
+    workload: Workload,
+    device: str,
+    seen: Observation,
+    compiled: Compilation | None,
+    choices: Choices | None = None,
+) -> str:
+    """Describe what ran; anything that differs from what the variant's name promises is said outright."""
+    parts = []
+    if compiled is not None:
+        parts.append(_compile_words(compiled))
+    if variant.compiler == "torchscript":
+        parts.append("TorchScript ran it")
+    parts += _who_ran(variant, workload, device, seen, compiled, choices)
+    if seen.graph_launches:
+        parts.append(f"a call launched {seen.graph_launches} CUDA graph{'s' if seen.graph_launches > 1 else ''}")
+    if variant.torch_tf32 and device == "cuda":
+        parts.append(_tf32_words())
+    if variant.reuses_outputs:
+        parts.append("the next call overwrites its outputs")
+    kept = variant.lstm_options.get("weight_storage")
+    if kept:
+        parts.append(f"weights kept in {kept}, arithmetic in fp32")
+    asked = "fp32" if kept or variant.precision == "tf32" else variant.precision
+    if seen.precisions and asked not in seen.precisions:
+        parts.append(f"asked for {variant.precision}, but products ran in {' and '.join(seen.precisions)}")
+    return "; ".join(parts)
+
+
+def _who_ran(
+    variant: Variant,
+    workload: Workload,
+    device: str,
+    seen: Observation,
+    compiled: Compilation | None,
+    choices: Choices | None,
+) -> list[str]:
+    """Describe what ran the LSTM: another runtime in its own words, a loop, our kernels by their choices, or torch."""
+    if seen.words:
+        return [seen.words]
+    if not workload.config.stacks:
+        return [_attention_words(seen)]
+    if variant.lstm == "loop":
+        return [] if compiled and compiled.graphs else ["the time loop ran in Python"]
+    torchs_own = _lstm_words(variant, workload, device, seen, compiled)
+    return list(_choice_words(choices, torchs_own)) if choices else [torchs_own]
+
+
+def _compile_words(compiled: Compilation) -> str:
+    if compiled.graphs == 0:
+        return "torch.compile captured 0 graphs: the model ran eagerly"
+    breaks = f"{compiled.breaks} graph breaks" if compiled.breaks else "no graph break"
+    return f"torch.compile ran {compiled.graphs} graph{'s' if compiled.graphs > 1 else ''}, {breaks}"
+
+
+def _lstm_words(
+    variant: Variant, workload: Workload, device: str, seen: Observation, compiled: Compilation | None
+) -> str:
+    """Name the library that ran nn.LSTM, by its operator."""
+    if "aten::mkldnn_rnn_layer" in seen.operators:
+        packed = "aten::_pack_padded_sequence" in seen.operators
+        return f"LSTM ran in oneDNN{', but on packed sequences, which it does not take, in ATen' if packed else ''}"
+    if "aten::_cudnn_rnn" in seen.operators:
+        persistent = any("persist" in name.lower() for name in seen.kernels)
+        return f"LSTM ran in cuDNN, {'persistent' if persistent else 'no persistent'} kernels"
+    if cells := seen.operators.get("aten::lstm_cell"):
+        return f"a loop in Python called the LSTM cell {cells} times"
+    if "aten::lstm" not in seen.operators:
+        return "LSTM ran inside the compiled graph" if compiled and compiled.graphs else "the variant's own LSTM ran"
+    if not variant.vendor_lstm:
+        return "LSTM ran in ATen"
+    library = "cuDNN" if device == "cuda" else "oneDNN"
+    why = " (it takes no packed sequences)" if workload.has_lengths and device == "cpu" else ""
+    return f"{library} declined the LSTM{why}: ATen's own ran"
+
+
+def _attention_words(seen: Observation) -> str:
+    """Which of torch's attentions ran, by the operators that did it."""
+    found = [name.removeprefix("aten::") for name in seen.operators if name.startswith("aten::_scaled_dot_product_")]
+    forward = [f"{name} x{seen.operators[f'aten::{name}']}" for name in found if not name.endswith("_backward")]
+    return f"no LSTM; attention ran in {', '.join(forward)}" if forward else "no LSTM; attention ran as plain products"
+
+
+def _choice_words(choices: Choices, torchs_own: str) -> Iterator[str]:
+    """Describe which kernel `kernels.LSTM` ran where, why if it was free to choose, and which kernels declined.
+
+    Args:
+        choices: one a layer, by the LSTM's name; none of an LSTM that ran inside a compiled graph.
+        torchs_own: where torch's own LSTM ran, in words, should it have been chosen.
+    """
+    places: dict[tuple[str, str], list[str]] = {}
+    declined: dict[str, str] = {}
+    for name, layers in choices.items():
+        kinds = {(choice.implementation, choice.reason) for choice in layers}
+        for number, choice in enumerate(layers[:1] if len(kinds) == 1 else layers):
+            place = name if len(kinds) == 1 else f"{name} layer {number}"
+            free = not choice.reason.startswith("asked for")
+            places.setdefault((choice.implementation, choice.reason if free else ""), []).append(place)
+            if free:
+                declined |= {kernel: why for kernel, why in choice.refused.items() if kernel in MODULES}
+    if not places:
+        yield "kernels.LSTM ran inside the compiled graph"
+    for (implementation, reason), names in places.items():
+        what = f"({', '.join(names)}{f'; {reason}' if reason else ''})"
+        if implementation == "vendor":
+            yield f"kernels.LSTM chose torch's own {what}: {torchs_own}"
+        else:
+            yield f"LSTM ran in kernels.LSTM: {implementation} {what}"
+    for why in dict.fromkeys(declined.values()):
+        yield f"{', '.join(kernel for kernel in declined if declined[kernel] == why)} declined: {why}"
+
+
+def _tf32_words() -> str:
+    """Default of torch for TF32."""
+    settings: Any = torch.backends.cudnn.rnn, torch.backends.cuda.matmul
+    lstm, products = ("on" if setting.fp32_precision == "tf32" else "off" for setting in settings)
+    return f"TF32 as torch has it: {lstm} in cuDNN's LSTM, {products} in products"

@@ -1,0 +1,362 @@
+"""The child process: everything that needs torch. Requests and answers are JSON, one a line, in pipes of their own.
+
+Their descriptors are its arguments, and nothing that it starts inherits them; whatever anybody prints goes to the log.
+A request ends with an event `done` or `failed`. What crashes here, crashes here alone.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import importlib
+import importlib.util
+import json
+import os
+import re
+import sys
+import time
+from collections.abc import Callable, Iterable
+from typing import IO, Any
+
+import torch
+
+from bench.gate.audit import Audit
+from bench.gate.parity import Gate
+from bench.machine import memory
+from bench.machine.facts import known
+from bench.plan.cases import Case
+from bench.records.schema import Status
+from bench.run.worker_process import plugin_paths
+from bench.timing.clock import synchronize, time_once
+from bench.timing.rounds import Plan, Subject, sample, warm_up
+from bench.worker import ceilings, evidence
+from bench.worker.gating import TIMED_SEED, WEIGHTS_SEED, gated, refuse_replaced
+from kernels.cpu import build
+from seq2seq.data.batch import Batch, DataUnavailableError
+from seq2seq.execution.executable import Executable
+from seq2seq.execution.variants import VARIANTS, Variant
+from seq2seq.models.base import Extent
+from seq2seq.models.cost import built_parameters, cost, decoding, valid_steps
+from seq2seq.workloads.checkpoint import starting_weights
+from seq2seq.workloads.registry import WORKLOADS, find_workload
+from seq2seq.workloads.workload import Workload
+
+Emit = Callable[..., None]
+
+#: How a lack of memory is told by what raises plain RuntimeErrors: the CPU allocator, CUDA, cuBLAS.
+_NO_MEMORY = ("can't allocate memory", "CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
+
+STEADY_CALLS = 5
+
+
+def catalogue(request: dict[str, Any], emit: Emit) -> None:
+    """Names of all workloads and variants, and what this torch is."""
+    del request
+    emit(
+        "catalogue",
+        workloads=[
+            {"name": w.name, "summary": w.summary, "source": w.source, "data": w.data} for w in WORKLOADS.values()
+        ],
+        variants=[
+            {"name": v.name, "summary": v.summary, "devices": v.devices, "precision": v.precision}
+            for v in VARIANTS.values()
+        ],
+        torch=torch_facts(),
+    )
+
+
+def torch_facts() -> dict[str, Any]:
+    """Versions and devices that only torch itself knows."""
+    facts: dict[str, Any] = {
+        "torch": torch.__version__,
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        "onednn": _built_with(r"MKL-DNN v(\S+)") if torch.backends.mkldnn.is_available() else "not built in",
+        "openmp": _built_with(r"OpenMP (\d+)"),
+        "blas": _built_with(r"BLAS_INFO=(\w+)"),
+        "compiler": _built_with(r"- ((?:GCC|Clang|MSVC) [\d.]+)"),
+        "threads": torch.get_num_threads(),
+        "cuda": torch.version.cuda or "none",
+    }
+    if torch.cuda.is_available():
+        facts["cudnn"] = known(torch.backends.cudnn.version)
+        facts["gpu"] = known(torch.cuda.get_device_name)
+        facts["gpu_memory_bytes"] = known(
+            lambda: torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory
+        )
+        facts["gpu_capability"] = known(lambda: ".".join(map(str, torch.cuda.get_device_capability())))
+    return {name: value for name, value in facts.items() if value is not None}
+
+
+def _built_with(pattern: str) -> str:
+    """Find a fact in torch's own description of its build."""
+    found = re.search(pattern, torch.__config__.show())
+    return found[1] if found else "not told"
+
+
+def describe(request: dict[str, Any], emit: Emit) -> None:
+    """For each case: facts of its row that are known beforehand, and why it cannot run, if it cannot.
+
+    Args:
+        request: `cases`, and whether to `build` what variants need, which is found out only so.
+        emit: sends an event.
+    """
+    workloads: dict[str, dict[str, Any]] = {}
+    for fields in request["cases"]:
+        case = Case(**fields)
+        if case.workload not in workloads:
+            workloads[case.workload] = _facts_of(case.workload)
+        facts = dict(workloads[case.workload])
+        reason = facts.pop("unavailable")
+        extent = facts.pop("extent", None)
+        if case.mode == "decode" and extent is not None:
+            extent, more = _decoded(find_workload(case.workload), extent)
+            facts |= more
+        variant = VARIANTS[case.executed].here()
+        reason = reason or _refusal(variant, case, build=request["build"])
+        facts |= {"precision": variant.precision} | _cost_of(case, variant, extent)
+        emit("described", facts=facts, reason=reason, compiles=variant.compiles_long, builds=bool(variant.builds))
+
+
+def _decoded(workload: Workload, extent: Extent) -> tuple[Extent, dict[str, int]]:
+    """The extent of decoding a workload's batch, and what is known of it beforehand: every sequence takes all steps."""
+    steps = workload.decoded_steps or 1
+    facts = {"beam": workload.beam, "valid_steps": extent.source_steps + extent.sequences * steps}
+    return decoding(extent, steps, workload.beam), facts
+
+
+def _cost_of(case: Case, variant: Variant, extent: Extent | None) -> dict[str, int]:
+    """Least FLOPs and bytes of a call; nothing where the data is missing."""
+    if extent is None:
+        return {}
+    stored, computed = variant.stored_bytes(case.mode), variant.dtype.itemsize
+    config = find_workload(case.workload).config
+    return dataclasses.asdict(cost(config, extent, case.mode, stored_bytes=stored, computed_bytes=computed))
+
+
+def _refusal(variant: Variant, case: Case, *, build: bool) -> str | None:
+    """Reason why a variant cannot run; a requirement that fails itself speaks for its own variant alone."""
+    try:
+        return variant.why_not(case.device, case.mode, find_workload(case.workload), build=build)
+    except Exception as error:  # noqa: BLE001 - requirements probe machines, and may raise anything
+        return f"its requirement could not be checked: {classify(error)[1]}"
+
+
+def _facts_of(name: str) -> dict[str, Any]:
+    workload = find_workload(name)
+    config = workload.config
+    facts: dict[str, Any] = {
+        "model": config.family,
+        "data": workload.data,
+        "source": workload.source,
+        "batch": workload.batch,
+        "source_steps": workload.source_steps,
+        "target_steps": workload.decoded_steps,
+        "hidden_size": config.hidden_size,
+        "num_layers": config.num_layers,
+        "omp_wait": os.environ.get("OMP_WAIT_POLICY", "default").lower(),
+        "unavailable": None,
+    }
+    try:
+        facts["parameters"] = built_parameters(config)
+        extent = Extent.of(workload.make_batch(TIMED_SEED))
+        facts |= {"valid_steps": valid_steps(config, extent), "extent": extent}
+    # A model that its library does not build is a ValueError too.
+    except (DataUnavailableError, ValueError) as error:
+        facts["unavailable"] = str(error)
+    return facts
+
+
+def measure_ceilings(request: dict[str, Any], emit: Emit) -> None:
+    """Measure the limits of this machine."""
+    emit("ceilings", **ceilings.measure(request["device"]))
+
+
+def cold(request: dict[str, Any], emit: Emit) -> None:
+    """One case in this fresh process: build, first call, memory, evidence; no steady-state time."""
+    case = Case(**request["case"])
+    workload = find_workload(case.workload)
+    variant = VARIANTS[case.executed]
+    batch = workload.make_batch(TIMED_SEED)
+    weights = starting_weights(workload, WEIGHTS_SEED)
+    if case.mode == "training" or variant.compiler == "dynamo":
+        # torch's optimizers import it too; that belongs to no variant.
+        importlib.import_module("torch._dynamo")
+    if case.device == "cuda":
+        # Creating the CUDA context takes 0.5 to 2 GB, and belongs to no variant.
+        torch.zeros(1, device="cuda")
+        synchronize("cuda")
+        torch.cuda.reset_peak_memory_stats()
+    baseline = memory.resident_bytes()
+    peaks_known = memory.reset_peak()
+    emit("stage", name="build")
+    start = time.perf_counter()
+    executable = Executable(variant, workload.config, case.mode, case.device, weights, beam=workload.beam)
+    synchronize(case.device)
+    build_s = time.perf_counter() - start
+    prepared = executable.prepare(batch)
+    emit("stage", name="first call")
+    with executable.context():
+        first_call_s = time_once(lambda: executable.call(prepared), case.device)
+        compiled = evidence.compilation() if variant.compiler == "dynamo" else None
+        emit("stage", name="steady calls")
+        executable.call(prepared)
+        peak = memory.peak_bytes() if peaks_known else None
+        resident = memory.resident_bytes()
+        memory.reset_peak()
+        for _ in range(STEADY_CALLS):
+            executable.call(prepared)
+        synchronize(case.device)
+        steady = memory.peak_bytes() if peaks_known else None
+        seen = evidence.observe(lambda: executable.call(prepared), case.device, executable.runtime)
+    found: dict[str, Any] = {
+        "build_s": build_s,
+        "first_call_s": first_call_s,
+        "memory_baseline_bytes": baseline,
+        "ran_operators": seen.shown(),
+        "ran_precision": " and ".join(seen.precisions),
+        "ran_threads": seen.threads or torch.get_num_threads(),
+        "evidence": evidence.explain(
+            executable.variant, workload, case.device, seen, compiled, evidence.choices_of(executable.model)
+        ),
+    }
+    if peak is not None and steady is not None:
+        found["memory_peak_bytes"] = memory.above(max(peak, steady), baseline)
+        found["memory_steady_bytes"] = memory.above(steady, resident)
+    if case.device == "cuda":
+        found["memory_cuda_allocated_bytes"] = torch.cuda.max_memory_allocated()
+        found["memory_cuda_reserved_bytes"] = torch.cuda.max_memory_reserved()
+    if compiled is not None:
+        found |= {"graphs": compiled.graphs, "graph_breaks": compiled.breaks, "recompiles": compiled.recompiles}
+        found["compile_s"] = compiled.seconds
+    elif variant.builds:
+        found["compile_s"] = build.spent_s()
+    emit("cold", fields=found)
+
+
+def measure(request: dict[str, Any], emit: Emit) -> None:
+    """The cases of a group together: build, gate, warm up, rounds, gate again."""
+    cases = [Case(**fields) for fields in request["cases"]]
+    seed = request["seed"]
+    workload = find_workload(cases[0].workload)
+    gate = Gate(workload, cases[0].mode, cases[0].device)
+    weights = starting_weights(workload, WEIGHTS_SEED)
+    batch = workload.make_batch(TIMED_SEED)
+    audit = Audit(gate, weights, batch)
+    refuse_replaced("a plugin")
+    ready: dict[str, tuple[Executable, Batch]] = {}
+    subjects: dict[str, Subject] = {}
+    per_block: dict[str, int] = {}
+    for case in cases:
+        emit("stage", name="build and gate", variant=case.variant)
+        variant = VARIANTS[case.executed]
+        executable = Executable(variant, workload.config, case.mode, case.device, weights, beam=workload.beam)
+        prepared = executable.prepare(batch)
+        verdict = gated(gate, audit, executable, prepared, seed, warm=False)
+        emit("gate", variant=case.variant, when="before", **verdict)
+        if not verdict["passed"]:
+            continue
+        ready[case.variant] = executable, prepared
+        call = functools.partial(executable.call, prepared)
+        subjects[case.variant] = Subject(call, executable.context)
+        emit("stage", name="warm-up", variant=case.variant)
+        per_block[case.variant] = warm_up(subjects[case.variant], case.device)
+        refuse_replaced(case.variant)
+    if not ready:
+        return
+    plan = Plan(request["budget_s"], request["interval"], request["reference"], seed)
+    emit("stage", name="rounds", variant="")
+    sample(subjects, per_block, cases[0].device, plan, request["mark"], emit)
+    # Whoever did it, all were timed by it: `sample` leaves no mark, so the whole group is refused.
+    refuse_replaced("a variant, in the rounds,")
+    for name, (executable, prepared) in ready.items():
+        emit("stage", name="gate after the rounds", variant=name)
+        emit("gate", variant=name, when="after", **gated(gate, audit, executable, prepared, seed + 1, warm=True))
+
+
+def selftest(request: dict[str, Any], emit: Emit) -> None:
+    """Serve the requests of `python -m bench selftest`; not loaded otherwise."""
+    from bench.worker import selftest as probe  # noqa: PLC0415
+
+    getattr(probe, request["part"])(request, emit)
+
+
+def quality(request: dict[str, Any], emit: Emit) -> None:
+    """A variant's training, block by block; not loaded otherwise."""
+    from bench.worker import quality as quality_worker  # noqa: PLC0415
+
+    quality_worker.quality(request, emit)
+
+
+REQUESTS: dict[str, Callable[[dict[str, Any], Emit], None]] = {
+    "catalogue": catalogue,
+    "describe": describe,
+    "ceilings": measure_ceilings,
+    "cold": cold,
+    "measure": measure,
+    "selftest": selftest,
+    "quality": quality,
+}
+
+
+def classify(error: BaseException) -> tuple[Status, str]:
+    """Status and one-line reason of an exception."""
+    text = " ".join(str(error).split())[:500]
+    reason = f"{type(error).__name__}: {text}" if text else type(error).__name__
+    if isinstance(error, MemoryError | torch.OutOfMemoryError) or any(sign in text for sign in _NO_MEMORY):
+        return Status.OOM, reason
+    return Status.ERROR, reason
+
+
+def serve(requests: IO[str], answers: IO[str]) -> None:
+    """Answer requests until there are no more."""
+
+    def emit(event: str, **fields: Any) -> None:
+        answers.write(json.dumps({"event": event, **fields}) + "\n")
+        answers.flush()
+
+    emit("hello", pid=os.getpid())
+    for line in requests:
+        request = json.loads(line)
+        if request.get("threads"):
+            torch.set_num_threads(request["threads"])
+        try:
+            REQUESTS[request["request"]](request, emit)
+        except Exception as error:  # noqa: BLE001 - whatever a variant raises becomes its record
+            import traceback  # noqa: PLC0415
+
+            traceback.print_exc()
+            status, reason = classify(error)
+            emit("failed", status=status, reason=reason)
+        else:
+            emit("done")
+
+
+def load_plugins(paths: Iterable[str]) -> None:
+    """Run files that add variants or workloads of their own to the registries."""
+    for number, path in enumerate(paths):
+        spec = importlib.util.spec_from_file_location(f"bench_plugin_{number}", path)
+        if spec is None or spec.loader is None:
+            msg = f"plugin {path} is not a Python file"
+            raise ImportError(msg)
+        module = importlib.util.module_from_spec(spec)
+        # Registered before it runs, as an import does: dataclasses and pickle look their module up there.
+        sys.modules[spec.name] = module
+        try:
+            spec.loader.exec_module(module)
+        except SyntaxError as error:
+            # What it says of a file in UTF-16 names neither the file nor the cause.
+            msg = f"plugin {path} is not Python in UTF-8: {type(error).__name__}: {error}"
+            raise ImportError(msg) from error
+
+
+def main(requests: str, answers: str) -> int:
+    """Serve; the arguments are descriptors."""
+    for stream in (sys.stdout, sys.stderr):
+        # A log takes what anybody prints, in whatever language.
+        stream.reconfigure(encoding="utf-8", errors="backslashreplace")  # type: ignore[union-attr]
+    for descriptor in (requests, answers):
+        os.set_inheritable(int(descriptor), False)
+    load_plugins(plugin_paths())
+    with os.fdopen(int(requests), encoding="utf-8") as asked, os.fdopen(int(answers), "w", encoding="utf-8") as told:
+        serve(asked, told)
+    return 0

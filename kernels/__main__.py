@@ -1,0 +1,41 @@
+"""`python -m kernels check | tune | compile | sanitize | limits`: the tools of whoever works on the kernels.
+
+A tool is imported when it is asked for, and parses what follows its name.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+
+from .host.output import run_command
+from .host.usage import Parser
+
+#: Module of each tool, and its line in the help.
+TOOLS = {
+    "check": ("check", "are the kernels right on this GPU?"),
+    "tune": ("tune", "measure which is fastest on this GPU, for `auto`"),
+    "compile": ("compile", "compile them without a GPU: do they fit, do they spill?"),
+    "sanitize": ("sanitize", "run the CPU kernel under the compiler's sanitizers"),
+    "limits": ("cpu_limits", "least time that a CPU leaves to an LSTM layer"),
+}
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the tool that the first argument names; return its exit code."""
+    words = sys.argv[1:] if arguments is None else arguments
+    lines = "\n".join(f"  {name:<10} {line}" for name, (_, line) in TOOLS.items())
+    parser = Parser(
+        prog="python -m kernels",
+        description="Check, tune and compile the kernels.",
+        epilog=f"tools:\n{lines}\n\n`python -m kernels TOOL --help` has the options of one.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("tool", choices=list(TOOLS), metavar="TOOL", help="one of those below")
+    tool = parser.parse_known_args(words[:1])[0].tool
+    return int(importlib.import_module(f".tools.{TOOLS[tool][0]}", __package__).main(words[1:]))
+
+
+if __name__ == "__main__":
+    run_command(main)

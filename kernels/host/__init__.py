@@ -1,0 +1,4 @@
+"""What a command line needs of the system that it runs on: cores, arguments, output.
+
+Uses the standard library alone, so that importing it costs nothing.
+"""

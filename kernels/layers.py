@@ -1,0 +1,142 @@
+"""The layers of a `kernels.LSTM` one after the other, once it is settled what runs.
+
+Per layer: one product projects the input of all steps, and the operator of `kernels.ops` walks over time. On a CPU in
+plain eager code one call of the kernel does both; without gradients it does all layers.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from . import dispatch, ops
+from .common.fast_path import autocast_dtype, unwatched
+from .common.recurrence import state_dtype
+from .cpu.inference import Prepared
+from .cpu.layer import layer as cpu_layer
+from .torch_lstm import State, inside
+
+#: A `kernels.LSTM`, which uses this module.
+LayeredLSTM = Any
+
+
+def run(
+    lstm: LayeredLSTM, x: Tensor, hx: State | None, lengths: Tensor | None, implementation: str, *, batch_first: bool
+) -> tuple[Tensor, State]:
+    """Run all layers through the operator, or by the CPU kernel where nobody else listens.
+
+    Args:
+        lstm: holds parameters and options.
+        x: (batch, steps, features) if `batch_first`, else steps come first.
+        hx: h and c, each (num_layers * directions, batch, hidden_size); zeros when None.
+        lengths: (batch,) integers; all steps when None.
+        implementation: a name of `kernels.dispatch` but `vendor`.
+        batch_first: order of the first two dimensions.
+    """
+    dtype = computed_dtype(x)
+    tf32 = lstm.tf32(x.device, dtype)
+    parameters = [lstm._parameters_of(layer) for layer in range(lstm.num_layers)]  # noqa: SLF001 - it is the module's own part
+    if lengths is not None:
+        # From pageable memory the copy reads its source before the call returns, so none can change it.
+        lengths = lengths.to(torch.int32).to(x.device, non_blocking=True)
+    given = [value for value in (x, *(hx or ()), lengths) if value is not None]
+    tensors = [*given, *itertools.chain.from_iterable(itertools.chain.from_iterable(parameters))]
+    plain = implementation == dispatch.CPU and unwatched(tensors)
+    if lengths is not None and torch.is_grad_enabled() and not plain:
+        # The weights' gradient multiplies what stands in the padding by zero: no zero where that is NaN.
+        x = torch.where(inside(lengths, x, batch_first), x, 0.0)
+    dropped = bool(lstm.dropout) and lstm.training and lstm.num_layers > 1
+    if plain and not dropped and not (torch.is_grad_enabled() and any(value.requires_grad for value in tensors)):
+        return _infer(lstm, x, hx, lengths, parameters, batch_first)
+    directions = 2 if lstm.bidirectional else 1
+    hidden, cell = [], []
+    for layer, own_parameters in enumerate(parameters):
+        if layer and lstm.dropout:
+            x = functional.dropout(x, lstm.dropout, lstm.training)
+        h0 = c0 = None
+        if hx is not None:
+            own = slice(layer * directions, (layer + 1) * directions)
+            h0, c0 = hx[0][own], hx[1][own].to(state_dtype(dtype))
+        if plain:
+            x, h_n, c_n = cpu_layer(
+                x, own_parameters, h0, c0, lengths, batch_first=batch_first, storage=lstm.weight_storage
+            )
+        elif lstm.weight_storage != "fp32":
+            raise RuntimeError(storage_refused(lstm.weight_storage))
+        else:
+            weight_ih, weight_hh, bias = _stacked(own_parameters)
+            x, h_n, c_n = ops.recurrence(
+                functional.linear(x, weight_ih, bias).unflatten(-1, (directions, 4 * lstm.hidden_size)),
+                weight_hh,
+                h0,
+                c0,
+                lengths,
+                batch_first=batch_first,
+                implementation=implementation,
+                tf32=tf32,
+            )
+        hidden.append(h_n)
+        cell.append(c_n.to(h_n.dtype))
+    if len(hidden) == 1:
+        return x, (hidden[0], cell[0])
+    return x, (torch.cat(hidden), torch.cat(cell))
+
+
+def _infer(
+    lstm: LayeredLSTM,
+    x: Tensor,
+    hx: State | None,
+    lengths: Tensor | None,
+    parameters: Sequence[Sequence[tuple[Tensor, ...]]],
+    batch_first: bool,
+) -> tuple[Tensor, State]:
+    """All layers without gradients by the CPU kernel, prepared for this call and later ones unless they are."""
+    x = x.contiguous()
+    h0, c0, lengths = (v if v is None else v.contiguous() for v in (*(hx or (None, None)), lengths))
+    kept = lstm.__dict__.get("_kept")
+    found = None
+    if kept is not None and lstm._stands(kept):  # noqa: SLF001
+        found = kept[0].run(x, h0, c0, lengths, batch_first=batch_first)
+    if found is None:
+        prepared = Prepared(parameters, x.size(2), storage=lstm.weight_storage)
+        lstm.__dict__["_kept"] = (prepared, lstm.choices) if prepared.lasting else None
+        found = prepared.run(x, h0, c0, lengths, batch_first=batch_first, fresh=True)
+    output, h_n, c_n = cast("tuple[Tensor, Tensor, Tensor]", found)
+    return output, (h_n, c_n)
+
+
+def storage_refused(storage: str) -> str:
+    """Reason why weights that are stored narrower cannot be used in a call."""
+    return (
+        f"weight_storage {storage!r} serves eager inference alone, without autocast, tracing or "
+        "torch.compile; use weight_storage='fp32' there"
+    )
+
+
+def _stacked(parameters: Sequence[tuple[Tensor, ...]]) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Both directions' weight_ih (directions * 4H, features), weight_hh (directions, 4H, H) and sums of biases."""
+    biases = [_sum(own[2], own[3]) for own in parameters if len(own) > 2]  # noqa: PLR2004 - with biases
+    if len(parameters) == 1:
+        return parameters[0][0], parameters[0][1].unsqueeze(0), biases[0] if biases else None
+    weights_ih, weights_hh = [own[0] for own in parameters], [own[1] for own in parameters]
+    return torch.cat(weights_ih), torch.stack(weights_hh), torch.cat(biases) if biases else None
+
+
+def _sum(first: Tensor, second: Tensor) -> Tensor:
+    """The sum of two vectors, whose gradients are two tensors.
+
+    Those of `first + second` are one tensor in one memory, so a caller that changes one in place changes both.
+    """
+    if not torch.is_grad_enabled():
+        return first + second
+    return torch.cat((first, second)).view(2, -1).sum(0)
+
+
+def computed_dtype(x: Tensor) -> torch.dtype:
+    """Type that products have: that of the input, or autocast's, which leaves float64 alone."""
+    return x.dtype if x.dtype == torch.float64 else autocast_dtype(x.device) or x.dtype

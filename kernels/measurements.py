@@ -1,0 +1,213 @@
+"""Measured tables: which implementation was fastest at which shape on one model of GPU, with which configuration.
+
+`kernels.tools.tune` writes one file a GPU, `kernels/measured/<name>.json`; `kernels.dispatch` reads the file of the GPU
+at hand. A table holds what was measured and nothing that was interpolated: the nearest measured shape is looked up.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+import math
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .common.recurrence import Problem
+
+#: Version of the files' schema. 1: the first.
+SCHEMA = 1
+FOLDER = Path(__file__).parent / "measured"
+#: Farthest that a measured shape is taken for another: `distance` of, for example, two octaves of the hidden size.
+FAR = 4.0
+PHASES = ("inference", "forward", "backward")
+
+
+@dataclass(frozen=True)
+class Timing:
+    """The best configuration of one implementation at one shape.
+
+    Attributes:
+        config: fields of the kernel module's `Config`.
+        time_s: median time of one recurrence, without the products over all steps.
+        low_s, high_s: quartiles over the rounds.
+        rounds: how many rounds there were.
+        error: largest error of an output or gradient over what its type allows.
+    """
+
+    config: Mapping[str, Any]
+    time_s: float
+    low_s: float = 0.0
+    high_s: float = 0.0
+    rounds: int = 0
+    error: float = 0.0
+
+
+@dataclass(frozen=True)
+class Entry:
+    """Measurements at one shape in one phase.
+
+    Attributes:
+        phase: `inference`; `forward`, which keeps what backward needs; or `backward`.
+        dtype: `float32`, `tf32`, `float16` or `bfloat16`.
+        batch, steps, hidden_size, directions: the shape; the input is as wide as the hidden state.
+        kernels: by implementation, those that were right.
+        around_s: the products over all steps that belong to this phase beside one of our kernels; 0 if not measured.
+        vendor_s: torch's own LSTM (cuDNN) in the same type, the whole phase with its products; None if not measured.
+        vendor_float16_s: the same at cuDNN's best: float16, batch padded to a multiple of 8.
+        wrong: configurations that were left out, each with its reason.
+    """
+
+    phase: str
+    dtype: str
+    batch: int
+    steps: int
+    hidden_size: int
+    directions: int
+    kernels: Mapping[str, Timing]
+    around_s: float = 0.0
+    vendor_s: float | None = None
+    vendor_float16_s: float | None = None
+    wrong: tuple[str, ...] = ()
+
+    @property
+    def key(self) -> tuple[str, str, int, int, int, int]:
+        """Key that distinguishes one entry from another."""
+        return self.phase, self.dtype, self.batch, self.steps, self.hidden_size, self.directions
+
+    @property
+    def shape(self) -> str:
+        """The shape in words, as `B16 H768 T1024 float16`."""
+        both = " both ways" if self.directions == 2 else ""  # noqa: PLR2004 - two directions
+        return f"B{self.batch} H{self.hidden_size} T{self.steps} {self.dtype}{both}"
+
+    def distance(self, problem: Problem) -> float:
+        """Octaves between this shape and a problem's, weighted by how much they matter for which kernel is best.
+
+        The hidden size decides what fits on chip, so it weighs double; steps change next to nothing but the share
+        of what is done once.
+        """
+
+        def octaves(one: int, other: int) -> float:
+            return abs(math.log2(max(one, 1) / max(other, 1)))
+
+        return (
+            2 * octaves(self.hidden_size, problem.hidden_size)
+            + octaves(self.batch, problem.batch)
+            + octaves(self.directions, problem.directions)
+            + octaves(self.steps, problem.steps) / 4
+        )
+
+
+@dataclass(frozen=True)
+class Table:
+    """All that was measured on one model of GPU.
+
+    Attributes:
+        device: the GPU's name as torch reports it.
+        entries: in any order, one a key.
+        facts: driver, versions, date and commit, in words.
+    """
+
+    device: str
+    entries: tuple[Entry, ...] = ()
+    facts: Mapping[str, str] = dataclasses.field(default_factory=dict)
+
+    def near(self, problem: Problem, *, backward: bool) -> list[Entry]:
+        """Entries of the problem's type and phase that are not `FAR` from it, the nearest first."""
+        phase, dtype = phase_of(problem, backward=backward), dtype_name(problem)
+        found = [
+            (distance, entry)
+            for entry in self.entries
+            if entry.phase == phase and entry.dtype == dtype and (distance := entry.distance(problem)) <= FAR
+        ]
+        return [entry for _, entry in sorted(found, key=lambda pair: (pair[0], pair[1].key))]
+
+    def with_entry(self, entry: Entry) -> Table:
+        """This table and one more entry, in place of an older one of its key."""
+        kept = tuple(other for other in self.entries if other.key != entry.key)
+        return dataclasses.replace(self, entries=(*kept, entry))
+
+
+def phase_of(problem: Problem, *, backward: bool) -> str:
+    """Name of the phase that a problem belongs to."""
+    return "backward" if backward else "forward" if problem.saves else "inference"
+
+
+def dtype_name(problem: Problem) -> str:
+    """`float16` and so on; `tf32` for float32 whose products may use TF32."""
+    if problem.tf32 and problem.dtype == torch.float32:
+        return "tf32"
+    return str(problem.dtype).removeprefix("torch.")
+
+
+def slug(device: str) -> str:
+    """A GPU's name as a file's: `nvidia-h200`."""
+    return re.sub(r"[^a-z0-9]+", "-", device.lower()).strip("-")
+
+
+def path_of(device: str) -> Path:
+    """Path of the table of a GPU, if there is one."""
+    return FOLDER / f"{slug(device)}.json"
+
+
+@functools.lru_cache(maxsize=16)
+def load(device: str) -> Table | None:
+    """The table of a GPU, read once a process; None when nothing was measured on it.
+
+    Raises:
+        ValueError: when there is a file that is no table of this schema.
+    """
+    path = path_of(device)
+    return read(path) if device and path.exists() else None
+
+
+def read(path: Path) -> Table:
+    """Read a table.
+
+    Raises:
+        ValueError: naming the file, when it is of another schema or broken; regenerate it with `kernels.tools.tune`.
+    """
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+        if data["schema"] != SCHEMA:
+            msg = f"schema {data['schema']}, expected {SCHEMA}"
+            raise ValueError(msg)  # noqa: TRY301 - one message for all that can be wrong with a file
+        entries = tuple(_entry(entry) for entry in data["entries"])
+        return Table(data["device"], entries, data["facts"])
+    except (KeyError, TypeError, ValueError) as error:
+        msg = f"{path} is no table of measurements ({error!r}); write it again: python -m kernels tune --out {path}"
+        raise ValueError(msg) from error
+
+
+def write(path: Path, table: Table) -> None:
+    """Write a table so that whoever is killed leaves the old file or the new one."""
+    data = {
+        "schema": SCHEMA,
+        "device": table.device,
+        "facts": dict(table.facts),
+        "entries": [dataclasses.asdict(entry) for entry in sorted(table.entries, key=lambda entry: entry.key)],
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.new")
+    with temporary.open("w", encoding="utf-8") as file:
+        json.dump(data, file, indent=1)
+        file.write("\n")
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+
+
+def _entry(data: Mapping[str, Any]) -> Entry:
+    kernels = {name: Timing(**timing) for name, timing in data["kernels"].items()}
+    entry = Entry(**{**data, "kernels": kernels, "wrong": tuple(data["wrong"])})
+    if entry.phase not in PHASES:
+        msg = f"phase {entry.phase!r}, expected one of {', '.join(PHASES)}"
+        raise ValueError(msg)
+    return entry

@@ -1,0 +1,4 @@
+"""The commands of `python -m kernels`: check, tune, compile, sanitize, limits.
+
+They use every other room here, and nothing else imports them.
+"""

@@ -1,0 +1,262 @@
+"""Work of `kernels.tools.check` in a child process: one kernel, one configuration, one kind of question."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .. import dispatch
+from ..common.recurrence import Problem, loop_forward
+from ..dispatch import MODULES
+from .problems import GRADIENTS, OUTPUTS, Sizes, errors_backward, errors_forward, limit
+
+
+@dataclass(frozen=True)
+class Task:
+    """One question.
+
+    Attributes:
+        kind: `parity`, `repeat`, `streams`, `threads` or `graph`.
+        final: whether h_n and c_n have gradients.
+        config: of the kernel's module; None for its first.
+        runs: how often a run is repeated.
+        beside: what runs on the second of two streams; the same again when None.
+    """
+
+    kind: str
+    implementation: str
+    sizes: Sizes
+    backward: bool = False
+    save: bool = True
+    tf32: bool = False
+    final: bool = True
+    config: Any = None
+    runs: int = 200
+    beside: Task | None = None
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """The answer: the worst error over what is allowed, so at most 1 when right, and what it was the error of."""
+
+    worst: float = 0.0
+    worst_name: str = ""
+    text: str = ""
+
+
+def work(task: Task) -> Verdict:
+    """Answer one question.
+
+    Raises:
+        AssertionError: when a repeated run gave other bits.
+    """
+    return {"parity": _parity, "repeat": _repeat, "streams": _streams, "threads": _threads, "graph": _graph}[task.kind](
+        task
+    )
+
+
+def _parity(task: Task) -> Verdict:
+    module = importlib.import_module(MODULES[task.implementation])
+    if task.backward:
+        errors = errors_backward(task.sizes, module, final=task.final, tf32=task.tf32, config=task.config)
+    else:
+        errors = errors_forward(task.sizes, module, save=task.save, tf32=task.tf32, config=task.config)
+    ratios = {name: error / limit(name, task.sizes.dtype, tf32=task.tf32) for name, error in errors.items()}
+    name = max(ratios, key=lambda name: ratios[name])
+    text = ", ".join(f"{name} {error:.2e}" for name, error in errors.items())
+    return Verdict(ratios[name], name, f"errors: {text}")
+
+
+class _Run:
+    """A kernel's run that can be repeated: tensors of its own, the same numbers every time."""
+
+    def __init__(self, task: Task) -> None:
+        module = importlib.import_module(MODULES[task.implementation])
+        self.args: Any = task.sizes.forward(save=task.save, tf32=task.tf32)
+        if task.backward:
+            loop_forward(self.args)
+            self.args = task.sizes.backward(self.args, final=task.final)
+        call = module.backward if task.backward else module.forward
+        self.call: Callable[[], None] = lambda: call(self.args, task.config)
+        self.names = GRADIENTS if task.backward else OUTPUTS[: 5 if task.save else 3]
+
+    def __call__(self) -> dict[str, Tensor]:
+        """Run into outputs full of NaN; copies of them."""
+        for name in self.names:
+            getattr(self.args, name).fill_(float("nan"))
+        self.call()
+        return {name: getattr(self.args, name).clone() for name in self.names}
+
+
+def _repeat(task: Task) -> Verdict:
+    """The same run gives the same bits, also while another stream keeps the GPU busy: an error that moves is a race."""
+    verdict = _parity(task)
+    run = _Run(task)
+    first = run()
+    noise = _Noise() if torch.cuda.is_available() else None
+    differing = []
+    for number in range(1, task.runs):
+        if noise is not None and number % 2:
+            noise.start()
+        # Counted where they are: to wait for each count would take longer than the runs, and space them out.
+        differing.append(_differing(first, run()))
+    counts = torch.stack(differing).cpu() if differing else torch.zeros(0, len(first), dtype=torch.int64, device="cpu")
+    for number, name in counts.nonzero().tolist()[:1]:
+        _refuse(f"run {number + 2} of {task.runs}", first, name, int(counts[number, name]))
+    return verdict
+
+
+class _Noise:
+    """Products on a stream of their own, so that a kernel's programs start in another order than alone."""
+
+    def __init__(self) -> None:
+        self.stream = torch.cuda.Stream()
+        self.matrix = torch.randn(1024, 1024, device="cuda")
+
+    def start(self) -> None:
+        with torch.cuda.stream(self.stream):
+            for _ in range(4):
+                torch.mm(self.matrix, self.matrix)
+
+
+def _streams(task: Task) -> Verdict:
+    """Two streams at once give what each gives alone."""
+    runs = [_Run(task), _Run(task.beside or task)]
+    expected = [run() for run in runs]
+    streams = [torch.cuda.Stream(), torch.cuda.Stream()]
+    torch.cuda.synchronize()
+    for number in range(max(task.runs // 10, 1)):
+        results = []
+        for run, stream in zip(runs, streams, strict=True):
+            with torch.cuda.stream(stream):
+                results.append(run())
+        torch.cuda.synchronize()
+        for alone, result in zip(expected, results, strict=True):
+            _same(alone, result, f"two streams, round {number + 1}")
+    return Verdict()
+
+
+def _threads(task: Task) -> Verdict:
+    """Two threads, each with a stream, give what one gives alone."""
+    expected, runs = _Run(task)(), [_Run(task), _Run(task)]
+    torch.cuda.synchronize()
+    faults: list[BaseException] = []
+
+    def repeat(run: _Run) -> None:
+        try:
+            with torch.cuda.stream(torch.cuda.Stream()):
+                for number in range(max(task.runs // 10, 1)):
+                    result = run()
+                    torch.cuda.current_stream().synchronize()
+                    _same(expected, result, f"two threads, round {number + 1}")
+        except BaseException as error:  # noqa: BLE001 - raised again below, in the thread that is waited for
+            faults.append(error)
+
+    threads = [threading.Thread(target=repeat, args=(run,)) for run in runs]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for fault in faults:
+        raise fault
+    return Verdict()
+
+
+@contextlib.contextmanager
+def _configured(task: Task) -> Iterator[None]:
+    """Have `kernels.dispatch` take the task's configuration for its phase."""
+    chosen = dispatch.choose_config
+
+    def choose(problem: Problem, implementation: str, *, backward: bool) -> Any:
+        if task.config is not None and (implementation, backward) == (task.implementation, task.backward):
+            return task.config
+        return chosen(problem, implementation, backward=backward)
+
+    dispatch.choose_config = choose
+    try:
+        yield
+    finally:
+        dispatch.choose_config = chosen
+
+
+def _graph(task: Task) -> Verdict:
+    """A CUDA graph of the whole module gives what the module gives, on other input than it was captured with."""
+    with _configured(task):
+        return _graph_of_module(task)
+
+
+def _graph_of_module(task: Task) -> Verdict:
+    module = importlib.import_module("..lstm", __package__).LSTM(
+        64, task.sizes.hidden, bidirectional=task.sizes.directions == 2, implementation=task.implementation  # noqa: PLR2004
+    )  # fmt: skip
+    module = module.to("cuda", task.sizes.dtype)
+    shape = (task.sizes.steps, task.sizes.batch, 64)
+    x, other = (
+        torch.randn(shape, device="cuda", dtype=task.sizes.dtype, requires_grad=task.backward) for _ in range(2)
+    )
+
+    def run(value: Tensor, function: Callable[[Tensor], Any]) -> dict[str, Tensor]:
+        output = function(value)[0]
+        if not task.backward:
+            return {"output": output.clone()}
+        gradients = torch.autograd.grad(output.float().square().sum(), [value, *module.parameters()])
+        return {str(number): gradient.clone() for number, gradient in enumerate(gradients)}
+
+    if task.backward:
+        eager = run(other, module)
+        graphed = torch.cuda.make_graphed_callables(module, (x,))
+        _close(eager, run(other, graphed), task)
+        return Verdict()
+    module.eval()
+    with torch.no_grad():
+        eager = run(other, module)
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            for _ in range(3):
+                module(x)
+        torch.cuda.current_stream().wait_stream(stream)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            output = module(x)[0]
+        # Twice, since counters that are not reset between replays fail the second time.
+        for value in (x.clone(), other):
+            x.copy_(value)
+            output.fill_(float("nan"))
+            graph.replay()
+    _close(eager, {"output": output}, task)
+    return Verdict()
+
+
+def _close(expected: dict[str, Tensor], got: dict[str, Tensor], task: Task) -> None:
+    """Equal but for the order in which a library adds."""
+    for name, value in expected.items():
+        error = ((value.double() - got[name].double()).norm() / value.double().norm()).item()
+        if not error <= limit("grad_gates", task.sizes.dtype):
+            msg = f"graph and module differ in {name} by {error:.2e}"
+            raise AssertionError(msg)
+
+
+def _same(expected: dict[str, Tensor], got: dict[str, Tensor], when: str) -> None:
+    counts = _differing(expected, got).tolist()
+    for index, count in enumerate(counts):
+        if count:
+            _refuse(when, expected, index, count)
+
+
+def _differing(expected: dict[str, Tensor], got: dict[str, Tensor]) -> Tensor:
+    """Number of elements of each result that differ, NaN from everything: (results,) int64, where the results are."""
+    return torch.stack([(value != got[name]).sum() for name, value in expected.items()])
+
+
+def _refuse(when: str, expected: dict[str, Tensor], index: int, count: int) -> None:
+    name = list(expected)[index]
+    msg = f"{when}: {count} of {expected[name].numel()} elements of {name} differ from the first run"
+    raise AssertionError(msg)

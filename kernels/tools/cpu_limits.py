@@ -1,0 +1,119 @@
+"""The least time that a machine leaves to an LSTM layer: `python -m kernels limits [environment.json]`.
+
+A call can be no faster than its multiplications at the machine's product peak, and than its bytes at the bandwidth of
+the cache that holds its weights. Both rates come from the `environment.json` of a run of `python -m bench`, which
+measures them; without one the table has bytes and FLOPs alone.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..host.usage import Parser
+
+
+@dataclass(frozen=True)
+class Case:
+    """A call of one layer in one direction, with as many features as hidden units.
+
+    Attributes:
+        mode: `inference` or `training` (forward and backward; the optimizer is nobody's kernel).
+        weight_bytes: of a kept weight: 4, 2 or 1.
+    """
+
+    mode: str
+    batch: int
+    steps: int
+    hidden: int
+    weight_bytes: int = 4
+
+    @property
+    def flops(self) -> int:
+        """Multiplications and additions of the products: two forward, and twice as many again for gradients."""
+        forward = 2 * self.batch * self.steps * 4 * self.hidden * 2 * self.hidden
+        return forward * (3 if self.mode == "training" else 1)
+
+    @property
+    def weights(self) -> int:
+        """Bytes of both matrices as they are kept: what stays in a cache from step to step, or does not."""
+        return 2 * 4 * self.hidden * self.hidden * self.weight_bytes
+
+    @property
+    def bytes(self) -> int:
+        """Bytes that must come to the cores: recurrent weights once a step, everything else once for each use.
+
+        Backward the recurrent weights are read once a step again. In training gates and cells are written and read,
+        their gradients written and read for three products, input and output read once more.
+        """
+        numbers = self.batch * self.steps * self.hidden
+        forward = self.weights // 2 * (self.steps + 1) + 4 * 2 * numbers
+        if self.mode != "training":
+            return forward
+        return forward + self.weights // 2 * (self.steps + 1) + 4 * numbers * (2 * 4 + 2 + 4 * 4 + 3)
+
+    def __str__(self) -> str:
+        """Short name."""
+        kept = {4: "", 2: ", 16-bit weights", 1: ", 8-bit weights"}[self.weight_bytes]
+        return f"{self.mode} B{self.batch} T{self.steps} H{self.hidden}{kept}"
+
+
+CASES = (
+    *(Case("inference", 1, 50, hidden) for hidden in (64, 128, 256, 512, 1024)),
+    *(Case("inference", 1, 50, hidden, size) for hidden in (512, 1024) for size in (2, 1)),
+    *(Case("inference", batch, 50, hidden) for batch in (4, 8) for hidden in (128, 256)),
+    *(Case("inference", 16, 50, hidden) for hidden in (128, 512)),
+    *(Case("inference", 1, 1, hidden) for hidden in (256, 1024)),
+    Case("inference", 1, 1, 1024, 2),
+    *(Case("training", 16, 50, hidden) for hidden in (32, 64, 128, 256, 512)),
+    *(Case("training", 1, 50, hidden) for hidden in (256, 512)),
+)
+
+
+def bandwidth(rates: Mapping[str, float], working_set: int) -> float:
+    """Bytes per second where this many bytes are gone over again and again: the best of all sets at least as large.
+
+    Of larger ones too, since a measurement that was held up must not make a limit that can be beaten.
+    """
+    fitting = [rate for size, rate in rates.items() if int(size) >= working_set]
+    return max(fitting or [rates[max(rates, key=int)]])
+
+
+def table(ceilings: Mapping[str, Any] | None) -> str:
+    """A Markdown table, a line a case; times in microseconds, a dash where no rate is known.
+
+    Args:
+        ceilings: `flops_per_s` by precision and `bytes_per_s` by working set; None when they were not measured.
+    """
+    lines = [
+        "| case | bytes | FLOPs | limit by bandwidth (us) | limit by peak (us) |",
+        "|---|---:|---:|---:|---:|",
+    ]
+    for case in CASES:
+        by_bytes = by_peak = "-"
+        if ceilings is not None:
+            by_bytes = f"{case.bytes / bandwidth(ceilings['bytes_per_s'], case.weights) * 1e6:.1f}"
+            by_peak = f"{case.flops / ceilings['flops_per_s']['fp32'] * 1e6:.1f}"
+        lines.append(f"| {case} | {case.bytes / 1e6:.2f} M | {case.flops / 1e6:.1f} M | {by_bytes} | {by_peak} |")
+    return "\n".join(lines)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Print the table; 2 when the file has no ceilings of a CPU."""
+    parser = Parser(prog="python -m kernels limits", description=__doc__)
+    parser.add_argument("environment", nargs="?", type=Path, help="environment.json of a run, which has the rates")
+    options = parser.parse_args(arguments)
+    ceilings = None
+    if options.environment is not None:
+        try:
+            ceilings = json.loads(options.environment.read_text(encoding="utf-8"))["ceilings"]["cpu"]
+        except (OSError, ValueError, KeyError) as error:
+            print(f"error: {options.environment} has no ceilings of a CPU ({error!r})", file=sys.stderr)
+            return 2
+        print(f"On {ceilings['threads']} threads, by {options.environment}.\n")
+    print(table(ceilings))
+    return 0

@@ -1,0 +1,86 @@
+"""Run the CPU kernel under the compiler's sanitizers: `python -m kernels sanitize`.
+
+AddressSanitizer and UndefinedBehaviorSanitizer watch every access over odd sizes, ThreadSanitizer a team's threads.
+`python -m kernels sanitize -- -m pytest -q tests/test_cpu_inference.py` runs Python with these arguments and the
+kernel built for the first two, which then see the memory of torch's tensors too.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from ..cpu.build import SOURCE, BuildError, compiler
+from ..host.usage import Parser
+
+FLAGS = ("-O1", "-g", "-march=native", "-ffp-contract=fast", "-std=c++17", "-DPLAIN_THREADS", "-pthread")
+ADDRESSES = ("-fsanitize=address,undefined", "-fno-sanitize-recover=all")
+CHECKS = {"addresses and undefined behaviour": ADDRESSES, "data races": ("-fsanitize=thread",)}
+
+
+def check(source: Path = SOURCE) -> list[tuple[str, bool, str]]:
+    """Each check with whether it passed, and what it said.
+
+    Raises:
+        BuildError: without a compiler, or one without sanitizers.
+    """
+    found = []
+    for name, flags in CHECKS.items():
+        with tempfile.TemporaryDirectory() as folder:
+            program = Path(folder) / "check"
+            command = [*compiler(), *FLAGS, *flags, str(source.with_name("sanitize.cpp")), "-o", str(program)]
+            built = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)  # noqa: S603 - the user's compiler
+            if built.returncode:
+                msg = f"cannot build the check for {name}: {built.stderr.strip().splitlines()[-1]}"
+                raise BuildError(msg)
+            done = subprocess.run([program], capture_output=True, text=True, errors="replace", check=False, timeout=600)  # noqa: S603
+            found.append((name, done.returncode == 0, (done.stdout + done.stderr).strip()))
+    return found
+
+
+def environment() -> dict[str, str]:
+    """Environment of a Python process in which AddressSanitizer watches the kernel; a finding ends the process with 1.
+
+    Raises:
+        BuildError: without a compiler, or where it does not have the sanitizer as a shared library, as GCC does.
+    """
+    # The sanitizer has to come before all other libraries, and C++'s own before torch throws its first exception.
+    libraries = []
+    for name in ("libasan.so", "libstdc++.so"):
+        command = [*compiler(), f"-print-file-name={name}"]
+        found = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False).stdout.strip()  # noqa: S603 - the user's
+        if not Path(found).is_absolute():
+            msg = f"{command[0]} has no {name}: install GCC with its sanitizers, and name it by CXX"
+            raise BuildError(msg)
+        libraries.append(found)
+    return os.environ | {
+        "LD_PRELOAD": " ".join(libraries),
+        # Python keeps much to its end. What is too large gives no memory, as without the sanitizer.
+        "ASAN_OPTIONS": "detect_leaks=0:allocator_may_return_null=1",
+        "SEQ2SEQ_KERNEL_FLAGS": " ".join(("-O1", "-g", *ADDRESSES)),
+    }
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Print what each check found; 0 when all passed, 2 without a compiler that can; or the exit code of Python."""
+    parser = Parser(prog="python -m kernels sanitize", description=__doc__)
+    parser.add_argument("python", nargs="*", metavar="-- ARGUMENT", help="run Python with these arguments instead")
+    given = sys.argv[1:] if arguments is None else list(arguments)
+    options = parser.parse_args(given)
+    if options.python and "--" not in given:
+        parser.error(f"unexpected {' '.join(options.python)}; arguments for Python come after --")
+    try:
+        if options.python:
+            command = [sys.executable, *options.python]
+            return subprocess.run(command, env=environment(), check=False).returncode  # noqa: S603 - what was asked for
+        found = check()
+    except BuildError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    for name, passed, said in found:
+        print(f"{name}: {'nothing found' if passed else 'FAILED'} ({said if passed else said[:2000]})")
+    return 0 if all(passed for _, passed, _ in found) else 1

@@ -1,0 +1,223 @@
+"""Measure on a GPU which kernel is fastest where: `python -m kernels tune --out kernels/measured/nvidia-h200.json`.
+
+For each shape and type: every configuration of every kernel is held against float64 first, then run many times at full
+length, which must give the same bits; what is wrong, moves or hangs is left out and reported. What is right is timed in
+turns with torch's own LSTM (cuDNN). The table is written after every shape,
+so who is killed has lost nothing, and a second call goes on where the first stopped. `kernels.dispatch` reads it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import datetime as dt
+import hashlib
+import importlib
+import itertools
+import subprocess
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import torch
+
+from .. import measurements as table
+from ..dispatch import MODULES
+from ..host.cores import usable_cores
+from ..host.usage import Parser
+from ..measurements import Entry, Table
+from . import check_work
+from .check import TYPES
+from .problems import Sizes
+from .process_pool import Pool, seconds
+from .tune_work import Candidate, Job, measure
+
+#: Batch, hidden size, steps, directions; the most important first: FlashRNN's plot, the seed, DeepAR, DeepBench,
+#: GNMT, a batch of one.
+QUICK = (
+    (16, 768, 1024, 1), (16, 16, 10, 1), (64, 40, 168, 1), (16, 512, 25, 1), (16, 1024, 25, 1), (64, 1024, 25, 1),
+    (128, 1024, 50, 1), (16, 256, 150, 1), (16, 1536, 50, 1), (32, 2048, 25, 1), (1, 1024, 50, 1),
+)  # fmt: skip
+#: The rest of DeepBench's training shapes; TFT; encoders that read both ways (pointer-generator, IWSLT).
+REST = (
+    *((batch, hidden, 25, 1) for hidden in (512, 1024, 2048, 4096) for batch in (16, 32, 64, 128)),
+    (8, 1536, 50, 1), (32, 1536, 50, 1), (32, 256, 150, 1), (64, 256, 150, 1),
+    (1024, 128, 168, 1), (16, 256, 400, 2), (128, 512, 50, 2), (1, 256, 100, 1), (64, 64, 100, 1), (256, 512, 50, 1),
+)  # fmt: skip
+#: In this order: what most people train in, then what they get without asking.
+ORDER = ("float16", "tf32", "bfloat16", "float32")
+#: Steps of the comparison with float64, which walks over them one by one.
+CHECKED_STEPS = 20
+#: Runs at full length that must give the same bits: a race that shows once in these is not written into a table.
+REPEATS = 50
+#: Children that compile and check; two cores are left to the parent and the driver.
+JOBS = max(1, min(12, usable_cores() - 2))
+#: Facts that figures depend on: where one has changed, old figures are measured anew.
+DEPENDS = ("torch", "triton", "cudnn", "driver", "kernels")
+PHASES = {"inference": (False, False), "forward": (False, True), "backward": (True, True)}
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Measure until all is measured or the budget is spent; 0, or 2 when it cannot run here."""
+    options = _options(arguments)
+    if not torch.cuda.is_available():
+        print("tune: torch sees no GPU; run it on the machine whose table you want", file=sys.stderr)
+        return 2
+    device = torch.cuda.get_device_name()
+    path = options.out or table.path_of(device)
+    facts = _facts(options.commit)
+    known = start(path, device, facts, again=options.again)
+    until = time.monotonic() + options.budget
+    left = [one for one in _plan(options) if not _known(known, *one)]
+    with (
+        Pool(check_work.work, jobs=options.jobs, timeout_s=options.timeout) as checks,
+        Pool(measure, jobs=1, timeout_s=2 * options.timeout) as clocks,
+    ):
+        for number, (sizes, kind) in enumerate(left):
+            if time.monotonic() > until:
+                print(f"tune: the budget of {options.budget:g} s is spent, {len(left) - number} shapes are left")
+                break
+            for entry in _shape(sizes, kind, options, checks, clocks):
+                known = known.with_entry(entry)
+                print(line(entry), flush=True)
+            table.write(path, known)
+    print(f"{len(known.entries)} entries in {path}")
+    return 0
+
+
+def start(path: Path, device: str, facts: dict[str, str], *, again: bool) -> Table:
+    """The table to go on with: the file's when it is of this GPU, these versions and these kernels, else an empty one.
+
+    Raises:
+        ValueError: when the file is of another GPU or broken; it is not overwritten.
+    """
+    if not path.exists():
+        return Table(device, facts=facts)
+    old = table.read(path)
+    if old.device != device:
+        msg = f"{path} is of {old.device}, and here is {device}; give another --out"
+        raise ValueError(msg)
+    same = all(old.facts.get(name) == facts[name] for name in DEPENDS)
+    return Table(device, old.entries if same and not again else (), facts)
+
+
+def line(entry: Entry) -> str:
+    """An entry in a line: times of our kernels and of torch's own LSTM, fastest first; products count on our side."""
+    times = {name: timing.time_s + entry.around_s for name, timing in entry.kernels.items()}
+    if entry.vendor_s is not None:
+        times["cuDNN"] = entry.vendor_s
+    if entry.vendor_float16_s is not None:
+        times["cuDNN float16"] = entry.vendor_float16_s
+    ranked = ", ".join(f"{name} {value * 1e6:.1f}" for name, value in sorted(times.items(), key=lambda one: one[1]))
+    wrong = f"; left out: {len(entry.wrong)}" if entry.wrong else ""
+    return f"{entry.shape} {entry.phase}, us: {ranked} (products {entry.around_s * 1e6:.1f}){wrong}"
+
+
+def _options(arguments: list[str] | None) -> argparse.Namespace:
+    parser = Parser(prog="python -m kernels tune", description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--out", type=Path, metavar="FILE", help="the table; where dispatch looks for it by default")
+    parser.add_argument("--budget", type=float, default=1200.0, metavar="SECONDS", help="start no shape after this")
+    parser.add_argument("--shapes", choices=("quick", "all"), default="quick")
+    parser.add_argument("--type", action="append", choices=list(ORDER), help="one type alone; may be repeated")
+    parser.add_argument("--most", type=int, default=12, help="candidates of a kernel in one phase of one shape")
+    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--jobs", type=int, default=JOBS, help="children that compile and check")
+    parser.add_argument("--timeout", type=seconds, default=90.0, metavar="SECONDS", help="for one configuration")
+    parser.add_argument("--again", action="store_true", help="measure anew what the file has")
+    parser.add_argument("--commit", default="", help="what is written down where git is not at hand")
+    return parser.parse_args(arguments)
+
+
+def _plan(options: argparse.Namespace) -> Iterator[tuple[Sizes, str]]:
+    """Shapes and types, the most important first; the quick ones of all types before the rest."""
+    for shapes in (QUICK, REST) if options.shapes == "all" else (QUICK,):
+        for kind, (batch, hidden, steps, directions) in itertools.product(options.type or ORDER, shapes):
+            if shapes is QUICK or (batch, hidden, steps, directions) not in QUICK:
+                yield Sizes(batch, steps, hidden, directions, dtype=TYPES[kind][0]), kind
+
+
+def _known(known: Table, sizes: Sizes, kind: str) -> bool:
+    keys = {entry.key for entry in known.entries}
+    return all((phase, kind, sizes.batch, sizes.steps, sizes.hidden, sizes.directions) in keys for phase in PHASES)
+
+
+def _shape(sizes: Sizes, kind: str, options: argparse.Namespace, checks: Pool, clocks: Pool) -> Iterator[Entry]:
+    """Check all candidates of all phases side by side, then time each phase alone on the GPU."""
+    right: dict[str, list[Candidate]] = {phase: [] for phase in PHASES}
+    wrong: dict[str, list[str]] = {phase: [] for phase in PHASES}
+    phases = {pair: phase for phase, pair in PHASES.items()}
+
+    def passed(tasks: Iterable[check_work.Task]) -> Iterator[tuple[check_work.Task, float]]:
+        """Tasks whose answer was right, with the worst error over what is allowed."""
+        for outcome in checks.run(tasks):
+            task: check_work.Task = outcome.item
+            if outcome.status == "ok" and outcome.value.worst <= 1:
+                yield task, outcome.value.worst
+                continue
+            phase, reason = phases[task.backward, task.save], outcome.reason or outcome.value.text
+            wrong[phase].append(f"{task.implementation} {task.config}: {reason}")
+            print(f"LEFT OUT: {sizes} {kind} {phase}: {wrong[phase][-1]}", flush=True)
+
+    checked = [task for task, _ in passed(_tasks(sizes, tf32=TYPES[kind][1], most=options.most))]
+    repeated = [dataclasses.replace(task, kind="repeat", sizes=sizes, runs=REPEATS) for task in checked]
+    for task, worst in passed(repeated):
+        right[phases[task.backward, task.save]].append(Candidate(task.implementation, task.config, worst))
+    for phase in PHASES:
+        job = Job(sizes, TYPES[kind][1], phase, tuple(right[phase]), tuple(wrong[phase]), options.rounds)
+        yield from _entry(job, clocks)
+
+
+def _entry(job: Job, clocks: Pool) -> Iterator[Entry]:
+    """Time a job; where that fails, each kernel's candidates alone, so that one that breaks takes no other with it."""
+    (outcome,) = clocks.run([job])
+    if outcome.status == "ok":
+        yield outcome.value
+        return
+    print(f"NOT TIMED together: {job.sizes} {job.phase}: {outcome.reason}", flush=True)
+    found: Entry | None = None
+    names = sorted({candidate.implementation for candidate in job.candidates})
+    for name in names if len(names) > 1 else ():
+        own = tuple(candidate for candidate in job.candidates if candidate.implementation == name)
+        (outcome,) = clocks.run([dataclasses.replace(job, candidates=own)])
+        if outcome.status == "ok":
+            kernels = {**(found.kernels if found else {}), **outcome.value.kernels}
+            found = dataclasses.replace(outcome.value, kernels=kernels, wrong=found.wrong if found else job.wrong)
+        else:
+            print(f"NOT TIMED: {name} {job.sizes} {job.phase}: {outcome.reason}", flush=True)
+    if found is not None:
+        yield found
+
+
+def _tasks(sizes: Sizes, *, tf32: bool, most: int) -> Iterator[check_work.Task]:
+    """Parity of the candidates, at fewer steps; modules put their best guesses first."""
+    checked = dataclasses.replace(sizes, steps=min(sizes.steps, CHECKED_STEPS))
+    for (backward, save), name in itertools.product(PHASES.values(), MODULES):
+        module = importlib.import_module(MODULES[name])
+        problem = sizes.problem(save=save, tf32=tf32)
+        if module.refuses(problem, backward=backward) is None:
+            for config in module.configs(problem, backward=backward)[:most]:
+                yield check_work.Task("parity", name, checked, backward, save, tf32, config=config)
+
+
+def _facts(commit: str) -> dict[str, str]:
+    """Facts that the figures depend on beside the code."""
+    triton = importlib.import_module("triton")
+    driver = Path("/proc/driver/nvidia/version")
+    here = Path(__file__).parent.parent
+    said = subprocess.run(
+        ["git", "rev-parse", "--short", "HEAD"],  # noqa: S607
+        cwd=here, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    sources = b"".join(path.read_bytes() for path in sorted((here / "gpu").glob("*.py")))
+    return {
+        "date": dt.datetime.now(dt.UTC).date().isoformat(),
+        "commit": commit or said.stdout.strip() or "unknown",
+        "driver": driver.read_text(encoding="utf-8").splitlines()[0] if driver.exists() else "unknown",
+        "cuda": str(torch.version.cuda),
+        "cudnn": str(torch.backends.cudnn.version()),
+        "torch": torch.__version__,
+        "triton": str(triton.__version__),
+        "kernels": hashlib.sha256(sources).hexdigest()[:12],
+        "input": "as wide as the hidden state",
+    }

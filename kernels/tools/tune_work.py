@@ -1,0 +1,179 @@
+"""Work of `kernels.tools.tune` in a child process: time all candidates of one shape and phase, and torch's own LSTM."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from ..common.recurrence import loop_forward
+from ..dispatch import MODULES
+from ..measurements import Entry, Timing, dtype_name
+from .interleave import Call, Clock, EventClock, interleave, quartiles
+from .problems import DEVICE, GRADIENTS, OUTPUTS, Sizes
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A configuration that was right, and its worst error over what is allowed."""
+
+    implementation: str
+    config: Any
+    error: float
+
+
+@dataclass(frozen=True)
+class Job:
+    """One shape in one phase (`inference`, `forward` or `backward`)."""
+
+    sizes: Sizes
+    tf32: bool
+    phase: str
+    candidates: tuple[Candidate, ...]
+    wrong: tuple[str, ...] = ()
+    rounds: int = 15
+    seed: int = 0
+
+
+def measure(job: Job, clock: Clock | None = None) -> Entry:
+    """Time a job where kernels run, by CUDA events unless a clock is given.
+
+    Raises:
+        RuntimeError: when a candidate left an output unwritten.
+    """
+    # Not `allow_tf32`: torch raises where both ways are mixed, and kernels use this one.
+    precision = "tf32" if job.tf32 else "ieee"
+    torch.backends.cuda.matmul.fp32_precision = precision
+    torch.backends.cudnn.rnn.fp32_precision = precision  # type: ignore[attr-defined]
+    sizes = job.sizes
+    calls = {f"ours {number}": call for number, call in enumerate(_ours(job))}
+    calls["around"] = _around(sizes, job.phase)
+    padded = -(-sizes.batch // 8) * 8
+    vendors = {"vendor": (sizes.dtype, sizes.batch)}
+    if (sizes.dtype, sizes.batch) != (torch.float16, padded):
+        vendors["vendor float16"] = (torch.float16, padded)
+    for name, (dtype, batch) in vendors.items():
+        try:
+            calls[name] = _tried(_vendor(sizes, dtype, batch, job.phase))
+        except RuntimeError as error:  # It takes not every shape and type, and ours are timed all the same.
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            text = f"torch's own LSTM in {str(dtype).removeprefix('torch.')}: {reason}"
+            job = dataclasses.replace(job, wrong=(*job.wrong, text))
+    return evaluate(job, calls, clock or EventClock())
+
+
+def _tried(call: Call) -> Call:
+    """The call, after it has run once."""
+    if call.prepare is not None:
+        call.prepare()
+    call.run()
+    return call
+
+
+def evaluate(job: Job, calls: dict[str, Call], clock: Clock) -> Entry:
+    """Time calls, the candidates' named `ours 0` and so on in their order, and keep the best of each kernel."""
+    times = interleave(calls, clock, rounds=job.rounds, seed=job.seed)
+    kernels: dict[str, Timing] = {}
+    for number, candidate in enumerate(job.candidates):
+        values = times[f"ours {number}"]
+        low, middle, high = quartiles(values)
+        best = kernels.get(candidate.implementation)
+        # One that was dropped after the trial has lost, whatever its few rounds say.
+        if len(values) == job.rounds and (best is None or middle < best.time_s):
+            config = dataclasses.asdict(candidate.config)
+            kernels[candidate.implementation] = Timing(config, middle, low, high, len(values), candidate.error)
+    sizes = job.sizes
+    vendor = quartiles(times["vendor"])[1] if "vendor" in times else None
+    float16 = quartiles(times["vendor float16"])[1] if "vendor float16" in times else None
+    if (sizes.dtype, sizes.batch % 8) == (torch.float16, 0):
+        float16 = vendor
+    return Entry(
+        phase=job.phase,
+        dtype=dtype_name(sizes.problem(tf32=job.tf32)),
+        batch=sizes.batch,
+        steps=sizes.steps,
+        hidden_size=sizes.hidden,
+        directions=sizes.directions,
+        kernels=kernels,
+        around_s=quartiles(times["around"])[1],
+        vendor_s=vendor,
+        vendor_float16_s=float16,
+        wrong=job.wrong,
+    )
+
+
+def _ours(job: Job) -> list[Call]:
+    """Each candidate on the same tensors, after it has shown that it writes all outputs at this very size."""
+    args: Any = job.sizes.forward(save=job.phase != "inference", tf32=job.tf32)
+    names = OUTPUTS[:3] if job.phase == "inference" else OUTPUTS
+    if job.phase == "backward":
+        loop_forward(args)
+        args, names = job.sizes.backward(args), GRADIENTS
+    found = []
+    for candidate in job.candidates:
+        module = importlib.import_module(MODULES[candidate.implementation])
+        function = module.backward if job.phase == "backward" else module.forward
+        for name in names:
+            getattr(args, name).fill_(float("nan"))
+        function(args, candidate.config)
+        for name in names:
+            if not getattr(args, name).isfinite().all():
+                msg = f"{candidate.implementation} {candidate.config} left {name} unwritten or not finite"
+                raise RuntimeError(msg)
+        found.append(Call(_bound(function, args, candidate.config), group=candidate.implementation))
+    return found
+
+
+def _bound(function: Callable[..., None], args: Any, config: Any) -> Callable[[], None]:
+    return lambda: function(args, config)
+
+
+def _around(sizes: Sizes, phase: str) -> Call:
+    """The products over all steps beside one of our kernels, as `kernels.ops` has them; the input as wide as h."""
+    rows, hidden, directions = sizes.steps * sizes.batch, sizes.hidden, sizes.directions
+
+    def random(*shape: int) -> Tensor:
+        return torch.randn(shape, device=DEVICE, dtype=sizes.dtype)
+
+    x, weight, bias = random(rows, hidden), random(directions * 4 * hidden, hidden), random(directions * 4 * hidden)
+    if phase != "backward":
+        return Call(lambda: functional.linear(x, weight, bias), group="around")
+    grad, h = random(rows, directions * 4 * hidden), random(rows, hidden)
+
+    def products() -> list[Tensor]:
+        parts = grad.chunk(directions, dim=1)
+        recurrent = [part[sizes.batch :].t() @ h[: rows - sizes.batch] for part in parts]
+        return [grad @ weight, grad.t() @ x, grad.sum(0), *recurrent]
+
+    return Call(products, group="around")
+
+
+def _vendor(sizes: Sizes, dtype: torch.dtype, batch: int, phase: str) -> Call:
+    """Torch's own LSTM, which is cuDNN here: one layer, time first, input as wide as h."""
+    lstm = nn.LSTM(sizes.hidden, sizes.hidden, bidirectional=sizes.directions > 1).to(DEVICE, dtype)
+    x = torch.randn(sizes.steps, batch, sizes.hidden, device=DEVICE, dtype=dtype)
+    if phase == "inference":
+        lstm.eval()
+
+        def infer() -> object:
+            with torch.inference_mode():
+                return lstm(x)
+
+        return Call(infer, group=f"vendor {dtype}")
+    x.requires_grad_()
+    if phase == "forward":
+        return Call(lambda: lstm(x), group=f"vendor {dtype}")
+    outputs: list[Tensor] = []
+    wanted = [x, *lstm.parameters()]
+    grad = torch.randn_like(lstm(x)[0])
+
+    def prepare() -> None:
+        outputs[:] = [lstm(x)[0]]
+
+    return Call(lambda: torch.autograd.grad(outputs[0], wanted, grad), prepare, f"vendor {dtype}")

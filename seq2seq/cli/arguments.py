@@ -1,0 +1,204 @@
+"""The command line's grammar: commands, options, and what each value must look like. Nothing here does anything."""
+
+from __future__ import annotations
+
+import argparse
+import re
+from pathlib import Path
+
+from kernels.host.usage import Parser
+
+TASKS = ("forecasting", "translation", "summarization", "speech")
+MODELS = ("lstm", "attention", "gnmt", "transformer", "ctc")
+LARGEST_BEAM = 100
+FORMATS = {
+    "torchscript": "scripted, for any sizes and lengths",
+    "torchscript-trace": "one traced run",
+    "torch-export": "torch.export, a file.pt2",
+    "onnx": "for ONNX Runtime, OpenVINO and others",
+    "aotinductor": "machine code for this machine, a file.pt2; needs a C++ compiler",
+}
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line's grammar."""
+    top = Parser(
+        prog="python -m seq2seq",
+        description="Train sequence-to-sequence models on real data, and use them.",
+        epilog="Without a command, or with `seed`, the seed's example runs. Exit codes: 0 done; 1 training failed, or "
+        "the system refused to write; 2 wrong usage or bad data; 130 interrupted, 143 by SIGTERM.",
+    )
+    commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    commands.add_parser("seed", help="the seed's example: 50 epochs on random data")
+    _add_train(commands.add_parser("train", help="train a model on a task"))
+    predict = commands.add_parser("predict", help="forecast series with a trained model, with intervals")
+    _add_checkpoint(
+        predict, "CSV of series, or built-in ones (default: what it was trained on)", "; the others are as in training"
+    )
+    predict.add_argument("--series", metavar="NAME", help="forecast this series alone (default: all)")
+    which = predict.add_mutually_exclusive_group()
+    which.add_argument(
+        "--series-as", metavar="NAME",
+        help="--data holds one series, which is this one of the training, whatever the file's name",
+    )  # fmt: skip
+    which.add_argument(
+        "--new-series", action="store_true",
+        help="the series of --data are none of the training's, and are scaled by their own first 80%%",
+    )  # fmt: skip
+    start = predict.add_mutually_exclusive_group()
+    start.add_argument("--start", type=int, metavar="STEP", help="step of the series at which the forecast starts")
+    start.add_argument(
+        "--last", action="store_true", help="forecast the last horizon that is known, to hold it against the truth"
+    )
+    predict.add_argument("--samples", type=_count, default=200, metavar="N", help="paths to sample (default: 200)")
+    predict.add_argument(
+        "--plot", type=_picture, metavar="FILE.png", help="new file: forecasts, intervals and the truth"
+    )
+    predict.add_argument("--out", type=Path, metavar="FILE.csv", help="new file for the table (default: print it)")
+    translate = commands.add_parser("translate", help="translate or summarise lines of text with a trained model")
+    _add_checkpoint(translate, "lines to translate, or names of WAV files (default: standard input)")
+    translate.add_argument("--beam", type=_beam, default=4, metavar="N", help="hypotheses of the search (default: 4)")
+    translate.add_argument(
+        "--attention", type=_picture, metavar="FILE.png", help="new file: what each word of the first line looked at"
+    )
+    translate.add_argument("--out", type=Path, metavar="FILE", help="new file for the lines (default: print them)")
+    _add_export(commands.add_parser("export", help="write a trained model for deployment, and check that file"))
+    return top
+
+
+def _add_export(command: argparse.ArgumentParser) -> None:
+    command.add_argument("checkpoint", metavar="CHECKPOINT", help="folder of a training run, or of a model")
+    command.add_argument(
+        "--format", choices=tuple(FORMATS), default="torchscript",
+        help="; ".join(f"{name}: {summary}" for name, summary in FORMATS.items()) + " (default: %(default)s)",
+    )  # fmt: skip
+    command.add_argument(
+        "--out", type=Path, required=True, metavar="FILE",
+        help="new file; beside it FILE.json says what its use needs, and of series and texts in ONNX FILE.py uses it",
+    )  # fmt: skip
+    command.add_argument("--lengths", action="store_true", help="take lengths of sources and targets as inputs")
+    inputs = "of the inputs that it is exported with, which some formats are tied to (default: "
+    command.add_argument("--batch", type=_count, default=2, metavar="N", help=inputs + "%(default)s)")
+    command.add_argument("--source-steps", type=_count, metavar="N", help=inputs + "a forecaster's history, else 8)")
+    command.add_argument("--target-steps", type=_count, metavar="N", help=inputs + "a forecaster's horizon, else 6)")
+
+
+def _add_train(command: argparse.ArgumentParser) -> None:
+    command.add_argument("task", choices=TASKS, metavar="TASK", help=", ".join(TASKS))
+    what = command.add_argument_group("what to train on and into")
+    what.add_argument(
+        "--data",
+        metavar="FILE",
+        help="your own: a CSV of series, TSV or JSON lines of texts, a folder of WAV files (default: what comes along)",
+    )
+    what.add_argument(
+        "--option", action="append", type=_option, metavar="NAME=VALUE",
+        help="of the task, as timestamp=time or value=load (columns of a CSV), encoding=cp1252, season=24, language=fr;"
+        " may be repeated, and an unknown one lists those of the task",
+    )  # fmt: skip
+    what.add_argument("--out", type=Path, metavar="DIR", help="new folder (default: results/training/TIME-TASK)")
+    what.add_argument(
+        "--resume", action="store_true",
+        help="go on with the run in --out, with what it began with; --epochs, --steps and --patience may change",
+    )  # fmt: skip
+    model = command.add_argument_group("the model")
+    model.add_argument("--model", choices=MODELS, help="family; ctc is for speech alone (default: lstm)")
+    model.add_argument("--size", choices=("small", "full"), help="small trains on 2 cores in minutes (default: small)")
+    model.add_argument("--init", metavar="CHECKPOINT", help="start from these weights: a run, a model's folder")
+    model.add_argument(
+        "--freeze", action="append", metavar="PATTERN", help="parameters to leave as they are, as 'encoder.*'"
+    )
+    model.add_argument(
+        "--rate", action="append", type=_rate, metavar="PATTERN=FACTOR",
+        help="factor of the learning rate for these parameters, as 'encoder.*=0.1'; the first that matches holds",
+    )  # fmt: skip
+    how = command.add_argument_group("how it is executed")
+    how.add_argument("--variant", metavar="NAME", help="as `python -m bench list` has them (default: torch's own LSTM)")
+    how.add_argument("--device", choices=("cpu", "cuda"), help="(default: cpu)")
+    how.add_argument(
+        "--threads", type=_count, metavar="N",
+        help="CPU threads (default: torch's choice, at most the cores that affinity and quota leave)",
+    )  # fmt: skip
+    learning = command.add_argument_group("learning; defaults are the task's own")
+    learning.add_argument("--epochs", type=_count, metavar="N", help="at most so many passes over the data")
+    learning.add_argument("--steps", type=_count, metavar="N", help="at most so many steps")
+    learning.add_argument("--batch", type=_count, metavar="N", help="sequences in a batch")
+    learning.add_argument("--learning-rate", type=float, metavar="X", help="of AdamW")
+    learning.add_argument("--weight-decay", type=float, metavar="X", help="of AdamW (default: 0)")
+    learning.add_argument("--schedule", choices=("constant", "cosine"), help="of the learning rate (default: cosine)")
+    learning.add_argument("--warmup", type=int, metavar="N", help="steps in which the rate rises from 0 (default: 0)")
+    learning.add_argument(
+        "--clip", type=float, metavar="X", help="largest norm of the gradients, 0 for none (default: 1)"
+    )
+    learning.add_argument(
+        "--evaluate-every", type=_count, metavar="N",
+        help="steps between validations (default: an epoch, or a tenth of --steps)",
+    )  # fmt: skip
+    learning.add_argument(
+        "--patience", type=int, metavar="N",
+        help="validations without a lower loss that end the run, 0 for never (default: 5)",
+    )  # fmt: skip
+    learning.add_argument("--seed", type=_seed, metavar="N", help="of weights, order and dropout (default: 0)")
+
+
+def _add_checkpoint(command: argparse.ArgumentParser, data: str, option: str = "") -> None:
+    command.add_argument("checkpoint", metavar="CHECKPOINT", help="folder of a training run, or of a model")
+    command.add_argument("--data", metavar="FILE", help=data)
+    command.add_argument(
+        "--option", action="append", type=_option, metavar="NAME=VALUE",
+        help="how to read the data, as encoding=cp1252, value=load; may be repeated" + option,
+    )  # fmt: skip
+    command.add_argument("--batch", type=_count, default=32, metavar="N", help="sequences at a time (default: 32)")
+    command.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="(default: cpu)")
+
+
+def _count(text: str) -> int:
+    """An integer of at least 1."""
+    if not re.fullmatch(r"\d+", text) or int(text) < 1:
+        msg = f"{text!r} is no number of at least 1"
+        raise argparse.ArgumentTypeError(msg)
+    return int(text)
+
+
+def _seed(text: str) -> int:
+    """A seed that every generator of random numbers here takes."""
+    if not re.fullmatch(r"[0-9]{1,18}", text):
+        msg = f"{text!r} is no seed; expected a whole number of at most 18 digits"
+        raise argparse.ArgumentTypeError(msg)
+    return int(text)
+
+
+def _beam(text: str) -> int:
+    """Hypotheses of a beam search: each takes a copy of the state, so a slip of the finger would fill the memory."""
+    if (value := _count(text)) > LARGEST_BEAM:
+        msg = f"{text} hypotheses, expected at most {LARGEST_BEAM}"
+        raise argparse.ArgumentTypeError(msg)
+    return value
+
+
+def _picture(text: str) -> Path:
+    if not text.lower().endswith(".png"):
+        msg = f"{text!r} does not end in .png, which is what is written"
+        raise argparse.ArgumentTypeError(msg)
+    return Path(text)
+
+
+def _option(text: str) -> tuple[str, str]:
+    """NAME=VALUE; what takes the option says what its value is."""
+    name, equals, value = text.partition("=")
+    if not (name.isidentifier() and equals):
+        msg = f"{text!r} is not of the form NAME=VALUE"
+        raise argparse.ArgumentTypeError(msg)
+    return name, value
+
+
+def _rate(text: str) -> tuple[str, float]:
+    pattern, equals, factor = text.rpartition("=")
+    try:
+        number = float(factor)
+    except ValueError:
+        number = -1.0
+    if not (pattern and equals and number >= 0):
+        msg = f"{text!r} is not of the form PATTERN=FACTOR with a factor of at least 0"
+        raise argparse.ArgumentTypeError(msg)
+    return pattern, number

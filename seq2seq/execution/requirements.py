@@ -1,0 +1,183 @@
+"""Requirements of variants: functions that give the reason why one cannot run here in one line, or None.
+
+They are asked before anything is built, and probe the machine where a version number would not tell.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import shutil
+import sys
+from collections.abc import Callable
+
+import torch
+from torch import nn
+
+from kernels.cpu import build
+from kernels.lstm import LSTM
+from seq2seq.workloads.workload import Workload
+
+#: Says why a variant cannot run on (device, mode, workload), or None when it can.
+Requirement = Callable[[str, str, Workload], str | None]
+
+
+def cannot_decode(mode: str, workload: Workload) -> str | None:
+    """A model that decodes is fed its own output; a beam is of tokens, and of that mode alone."""
+    config, beam = workload.config, workload.beam
+    if mode != "decode":
+        return None if beam == 1 else f"beam={beam} means something in the mode decode alone: leave it out"
+    if not config.decodes or workload.target_steps is None:
+        why = "its decoder reads the source" if config.decodes else "it has no decoder"
+        return f"cannot be fed its own output: {why}"
+    room = config.target_vocabulary or config.target_size
+    if config.output_size > room:
+        return f"cannot be fed its own output: {config.output_size} outputs, but the decoder reads {room}"
+    if beam > 1 and not config.target_vocabulary:
+        return f"beam={beam} is for tokens, and this model gives values"
+    if beam > max(config.output_size, 1):
+        return f"beam={beam} is more than the {config.output_size} tokens there are"
+    return None
+
+
+def needs_vendor_lstm(dtype: torch.dtype) -> Requirement:
+    """On a CPU: oneDNN must have an LSTM of this type here, forward and, for training, backward."""
+
+    def check(device: str, mode: str, workload: Workload) -> str | None:
+        return _onednn_refusal(dtype, mode) if device == "cpu" and workload.config.stacks else None
+
+    return check
+
+
+@functools.cache
+def _onednn_refusal(dtype: torch.dtype, mode: str) -> str | None:
+    if not torch.backends.mkldnn.is_available():
+        return "this torch is built without oneDNN"
+    try:
+        # The answer is kept, so it must not depend on the settings around the first question.
+        with (
+            torch.random.fork_rng(devices=[]),
+            torch.backends.mkldnn.flags(enabled=True),
+            torch.inference_mode(mode != "training"),
+            torch.set_grad_enabled(mode == "training"),
+            torch.autocast("cpu", dtype, enabled=dtype != torch.float32),
+        ):
+            output, _ = nn.LSTM(16, 16, batch_first=True)(torch.zeros(2, 3, 16))
+            if mode == "training":
+                output.float().sum().backward()
+    except RuntimeError as error:
+        # The first sentence says it; the rest is advice on how to debug oneDNN.
+        first = str(error).split(". ", maxsplit=1)[0].splitlines()[0]
+        return f"oneDNN has no {str(dtype).removeprefix('torch.')} LSTM for {mode} on this CPU: {first}"
+    return None
+
+
+def needs_no_vendor_bf16(device: str, mode: str, workload: Workload) -> str | None:
+    """The detour around oneDNN is of use only where oneDNN cannot do it."""
+    del workload
+    if device == "cpu" and _onednn_refusal(torch.bfloat16, mode) is None:
+        return "oneDNN has a bfloat16 LSTM on this CPU, which amp-bf16 uses; this is the way where it has none"
+    return None
+
+
+def needs_compiler(device: str, mode: str, workload: Workload) -> str | None:
+    """Inductor turns graphs into C++ on a CPU, into Triton on a GPU."""
+    del mode, workload
+    if device == "cpu":
+        names = ("cl",) if sys.platform == "win32" else ("g++", "clang++")
+        if not any(shutil.which(name) for name in names):
+            return f"torch.compile needs a C++ compiler, none of {', '.join(names)} is on the PATH: install one"
+        return None
+    return no_triton("torch.compile")
+
+
+def no_triton(who: str) -> str | None:
+    """Reason why Triton's kernels cannot be measured, or None when they can."""
+    if os.environ.get("TRITON_INTERPRET", "").lower() in {"1", "true", "on", "yes", "y"}:
+        return "Triton's interpreter is switched on (TRITON_INTERPRET=1): unset it to measure kernels"
+    try:
+        import triton  # noqa: F401, PLC0415 - only asked whether it is there
+    except ImportError:
+        return f"{who} needs Triton on a GPU, which is not installed: pip install triton"
+    return None
+
+
+def needs_kernel(implementation: str, dtype: torch.dtype, *, tf32: bool = False) -> Requirement:
+    """A kernel of `kernels.LSTM` must serve every LSTM of the workload on this GPU."""
+
+    def check(device: str, mode: str, workload: Workload) -> str | None:
+        if reason := no_triton("kernels.LSTM"):
+            return reason
+        for stack in workload.config.stacks:
+            module = LSTM(
+                stack.input_size,
+                stack.hidden_size,
+                stack.num_layers,
+                bidirectional=stack.directions > 1,
+                device="meta",
+                implementation=implementation,
+                fp32_precision="tf32" if tf32 else "ieee",
+            )
+            steps = (workload.decoded_steps if stack.decodes else None) or workload.source_steps
+            one = stack.stepwise or (stack.decodes and mode == "decode")
+            steps = 1 if one else -(-steps // stack.every)
+            training, masked = mode == "training", workload.has_lengths and not one
+            try:
+                module.explain(workload.batch, steps, dtype=dtype, device=device, training=training, masked=masked)
+            except (RuntimeError, ValueError) as error:
+                return f"{stack.name}: {' '.join(str(error).split())}"
+        return None
+
+    return check
+
+
+def needs_cpu_kernel(device: str, mode: str, workload: Workload) -> str | None:
+    """The fused CPU kernel must have a compiler; whether that compiles it, `compile_cpu_kernel` finds out."""
+    del device, mode, workload
+    return build.missing()
+
+
+def compile_cpu_kernel() -> str | None:
+    """Compile the fused CPU kernel, unless it lies compiled in its cache; why that cannot be done, or None."""
+    try:
+        build.library()
+    except build.BuildError as error:
+        return str(error)
+    return None
+
+
+def needs_compiler_beside_lstm(device: str, mode: str, workload: Workload) -> str | None:
+    """Dynamo skips nn.LSTM, so only what brings the encoder's state to the decoder is compiled at all."""
+    return needs_compiler(device, mode, workload) if workload.config.bridged else None
+
+
+def needs_compilable_training(device: str, mode: str, workload: Workload) -> str | None:
+    """Traced nn.LSTM becomes oneDNN's operator, whose workspace the compiled backward needs."""
+    if device != "cpu" or mode != "training" or workload.has_lengths or not torch.backends.mkldnn.is_available():
+        return None
+    return _missing_workspace()
+
+
+@functools.cache
+def _missing_workspace() -> str | None:
+    """Run the operator as compiled code does, without gradients, and see whether it gives what that code expects.
+
+    torch 2.13 returns None, and Inductor's code then raises `expected Tensor() for op`.
+    """
+    weights = [torch.zeros(16, 4), torch.zeros(16, 4), torch.zeros(16), torch.zeros(16)]
+    state = torch.zeros(2, 4)
+    with torch.no_grad():
+        *_, workspace = torch.ops.aten.mkldnn_rnn_layer(
+            torch.zeros(3, 2, 4), *weights, state, state, False, [], 2, 4, 1, True, False, False, True
+        )
+    if workspace is None:
+        return "torch.compile cannot train through oneDNN's LSTM on this torch: the operator returns no workspace"
+    return None
+
+
+def needs_fixed_length(device: str, mode: str, workload: Workload) -> str | None:
+    """No packed sequences."""
+    del device, mode
+    if workload.has_lengths:
+        return "cuDNN's fast algorithm takes no packed sequences, and this workload's sequences differ in length"
+    return None

@@ -1,0 +1,318 @@
+"""The Seq2Seq of the seed: an encoder LSTM, a decoder LSTM started from its final state, and a linear head.
+
+Beyond the seed: token inputs, several layers, a bidirectional encoder, dropout, and sequences of different lengths.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
+
+from seq2seq.models.base import Extent, Model, Stack, check_bool, check_int, check_probability, check_run
+from seq2seq.models.likelihoods import LIKELIHOODS, head_loss
+
+
+@dataclass(frozen=True)
+class Seq2SeqConfig:
+    """Sizes of a `Seq2Seq`.
+
+    Attributes:
+        input_size: features of a source step; for tokens the size of their embedding.
+        hidden_size: hidden size of the encoder, per direction.
+        output_size: features of an output step; for tokens the size of the target vocabulary.
+        num_layers: encoder layers.
+        bidirectional: whether the encoder reads both ways.
+        dropout: probability of dropping a value between layers, in training.
+        decoder_input_size: features of a decoder step; `input_size` when None.
+        decoder_hidden_size: hidden size of the decoder; `hidden_size` when None.
+        decoder_layers: decoder layers; `num_layers` when None. They start from the encoder's topmost layers.
+        source_vocabulary: tokens of the source language; 0 for real-valued sources.
+        target_vocabulary: tokens fed to the decoder; 0 for real-valued targets.
+        likelihood: key of `LIKELIHOODS`; where it is not "", outputs are the parameters of that distribution for each
+            of the `output_size` values, and the loss is the negative log likelihood (Salinas et al. 2020, DeepAR), or
+            of `quantile` the quantiles `QUANTILES`, and the loss is the pinball loss (Lim et al. 2021, TFT).
+
+    Raises:
+        TypeError: for a size that is not an integer.
+        ValueError: for a size, count or probability out of range, or more decoder than encoder layers.
+    """
+
+    input_size: int
+    hidden_size: int
+    output_size: int
+    num_layers: int = 1
+    bidirectional: bool = False
+    dropout: float = 0.0
+    decoder_input_size: int | None = None
+    decoder_hidden_size: int | None = None
+    decoder_layers: int | None = None
+    source_vocabulary: int = 0
+    target_vocabulary: int = 0
+    likelihood: str = ""
+
+    family: ClassVar[str] = "lstm"
+    decodes: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        for name in ("input_size", "hidden_size", "output_size", "num_layers"):
+            check_int(name, getattr(self, name), 1)
+        for name in ("decoder_input_size", "decoder_hidden_size", "decoder_layers"):
+            if getattr(self, name) is not None:
+                check_int(name, getattr(self, name), 1)
+        for name in ("source_vocabulary", "target_vocabulary"):
+            check_int(name, getattr(self, name), 0)
+        check_bool("bidirectional", self.bidirectional)
+        check_probability("dropout", self.dropout)
+        if self.likelihood not in LIKELIHOODS:
+            msg = f"likelihood is {self.likelihood!r}, expected one of {', '.join(map(repr, LIKELIHOODS))}"
+            raise ValueError(msg)
+        if self.likelihood and self.target_vocabulary:
+            msg = f"likelihood {self.likelihood!r} is for real values, but the targets are tokens: leave it out"
+            raise ValueError(msg)
+        most = self.most_decoder_layers
+        if self.decoder_layers is not None and most is not None and self.decoder_layers > most:
+            msg = (
+                f"decoder_layers is {self.decoder_layers} but the encoder has {self.num_layers}; "
+                "each decoder layer starts from the state of an encoder layer, so give at most as many"
+            )
+            raise ValueError(msg)
+
+    @property
+    def most_decoder_layers(self) -> int | None:
+        """Number of decoder layers that find a state to start from; None for any number."""
+        return self.num_layers
+
+    @property
+    def bridged(self) -> bool:
+        """Return whether the encoder's state must be projected to fit the decoder."""
+        return self.bidirectional or self.decoder_hidden_size not in {None, self.hidden_size}
+
+    @property
+    def target_size(self) -> int:
+        """Features of a step that the decoder is fed."""
+        return self.decoder_input_size or self.input_size
+
+    @property
+    def head_size(self) -> int:
+        """Values of an output step."""
+        return self.output_size * LIKELIHOODS[self.likelihood]
+
+    @property
+    def dense_parameters(self) -> int:
+        """Values of the weights of bridge and head."""
+        encoded, decoded = self._state_sizes
+        return self.head_size * (decoded + 1) + (2 * decoded * (encoded + 1) if self.bridged else 0)
+
+    def dense_products(self, extent: Extent, *, backward: bool) -> int:
+        """FLOPs of the products of bridge and head."""
+        encoded, decoded = self._state_sizes
+        states = 2 * self.stacks[-1].num_layers * extent.sequences
+        forward = 2 * decoded * self.head_size * extent.target_steps
+        forward += 2 * encoded * decoded * states if self.bridged else 0
+        return forward * (2 if backward else 1)
+
+    def state_values(self, extent: Extent) -> int:
+        """Values of the decoder's final h and c."""
+        decoder = self.stacks[-1]
+        return 2 * decoder.num_layers * extent.sequences * decoder.hidden_size
+
+    @property
+    def _state_sizes(self) -> tuple[int, int]:
+        """Size of the encoder's state, both directions together, and of the decoder's."""
+        encoder, decoder = self.stacks
+        return encoder.hidden_size * encoder.directions, decoder.hidden_size
+
+    @property
+    def stacks(self) -> tuple[Stack, ...]:
+        """Its LSTMs, encoder first."""
+        decoder = (
+            self.target_size,
+            self.decoder_hidden_size or self.hidden_size,
+            self.decoder_layers or self.num_layers,
+        )
+        return (
+            Stack(
+                "encoder",
+                self.input_size,
+                self.hidden_size,
+                self.num_layers,
+                2 if self.bidirectional else 1,
+                embedded=self.source_vocabulary > 0,
+            ),
+            Stack("decoder", *decoder, decodes=True, embedded=self.target_vocabulary > 0),
+        )
+
+    def build(self, lstm: Callable[..., nn.RNNBase]) -> Seq2Seq:
+        """The model of these sizes."""
+        return Seq2Seq(self, lstm)
+
+
+class Seq2Seq(Model):
+    """Encoder LSTM, decoder LSTM started from the encoder's final state, linear head; batch first.
+
+    The seed builds its decoder for `hidden_dim` input features but feeds it the source, which has `input_dim`, so
+    its own example raises. Here the decoder is built for what it is fed: `decoder_input_size` features, which
+    default to `input_size`. As in the seed, `model(x)` feeds the source to the decoder again; with `target`, the
+    decoder is fed that instead (teacher forcing).
+
+    With a bidirectional encoder, or a decoder of another size, one linear map for h and one for c brings the
+    encoder's state to the decoder's size (See et al. 2017, without their ReLU).
+
+    Args:
+        config: the sizes.
+        lstm: makes both LSTMs, with the parameters of `torch.nn.LSTM`. `torch.nn.LSTM` itself, and any drop-in
+            for it, gets packed sequences where lengths are given; one with `takes_lengths`, as
+            `kernels.reference.LoopLSTM`, gets the padded ones and the lengths.
+
+    Raises:
+        TypeError, ValueError: from `forward`, for inputs of the wrong dtype or shape.
+    """
+
+    # Read by TorchScript, which then compiles the branch taken alone.
+    __constants__ = (
+        "padded",
+        "source_features",
+        "target_features",
+        "source_tokens",
+        "target_tokens",
+        "directions",
+        "decoder_layers",
+        "rearranged",
+        "steps_in_place",
+    )
+
+    def __init__(self, config: Seq2SeqConfig, lstm: Callable[..., nn.RNNBase] = nn.LSTM) -> None:
+        super().__init__()
+        self.config = dataclasses.replace(config)
+        options: dict[str, Any] = {"batch_first": True}
+        decoder_input = config.target_size
+        decoder_hidden = config.decoder_hidden_size or config.hidden_size
+        decoder_layers = config.decoder_layers or config.num_layers
+        self.source_features = config.input_size
+        self.target_features = decoder_input
+        self.source_tokens = config.source_vocabulary > 0
+        self.target_tokens = config.target_vocabulary > 0
+        self.directions = 2 if config.bidirectional else 1
+        self.decoder_layers = decoder_layers
+        self.rearranged = config.bidirectional or decoder_layers != config.num_layers
+
+        self.embed_source = (
+            nn.Embedding(config.source_vocabulary, config.input_size) if self.source_tokens else nn.Identity()
+        )
+        self.embed_target = (
+            nn.Embedding(config.target_vocabulary, decoder_input) if self.target_tokens else nn.Identity()
+        )
+        # Dropout acts between layers; torch warns when it is asked for where there is only one.
+        self.encoder = lstm(
+            config.input_size,
+            config.hidden_size,
+            config.num_layers,
+            dropout=config.dropout if config.num_layers > 1 else 0.0,
+            bidirectional=config.bidirectional,
+            **options,
+        )
+        self.padded: bool = getattr(self.encoder, "takes_lengths", False)
+        encoded = config.hidden_size * self.directions
+        self.bridge_hidden = nn.Linear(encoded, decoder_hidden) if config.bridged else nn.Identity()
+        self.bridge_cell = nn.Linear(encoded, decoder_hidden) if config.bridged else nn.Identity()
+        self.decoder = lstm(
+            decoder_input,
+            decoder_hidden,
+            decoder_layers,
+            dropout=config.dropout if decoder_layers > 1 else 0.0,
+            **options,
+        )
+        # One step without the work that a whole sequence asks for, as `kernels.LSTM` and `CellLSTM` have it.
+        self.steps_in_place = callable(getattr(self.decoder, "step", None))
+        self.fc = nn.Linear(decoder_hidden, config.head_size)
+
+    @torch.jit.export
+    def run(
+        self,
+        source: Tensor,
+        target: Tensor | None = None,
+        source_lengths: Tensor | None = None,
+        target_lengths: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Encode the source, decode with teacher forcing.
+
+        Args:
+            source: (batch, source steps, input_size) floats, or (batch, source steps) int64 tokens.
+            target: what the decoder reads, (batch, target steps, decoder_input_size) floats or
+                (batch, target steps) int64 tokens; the source again when absent.
+            source_lengths: (batch,) int64 on the CPU, each from 1 to the source steps; all steps when absent.
+            target_lengths: the same for the target; `source_lengths` when the target is absent too.
+
+        Returns:
+            The fields of `Seq2SeqResult`. Outputs past a target's length are those of a zero state.
+        """
+        if target is None:
+            target = source
+            if target_lengths is None:
+                target_lengths = source_lengths
+        sizes, tokens = (self.source_features, self.target_features), (self.source_tokens, self.target_tokens)
+        check_run(source, target, source_lengths, target_lengths, sizes, tokens)
+        outputs, state = self.decode(target, self.encode(source, source_lengths), target_lengths)
+        return outputs, state["hidden"], state["cell"]
+
+    @torch.jit.export
+    def encode(self, source: Tensor, lengths: Tensor | None = None) -> dict[str, Tensor]:
+        """State that the decoder starts from: `hidden` and `cell`, (decoder layers, batch, decoder hidden size)."""
+        embedded = self.embed_source(source)
+        if lengths is None:
+            _, (hidden, cell) = self.encoder(embedded)
+        elif self.padded:
+            _, (hidden, cell) = self.encoder(embedded, None, lengths)
+        else:
+            packed = pack_padded_sequence(embedded, lengths, batch_first=True, enforce_sorted=False)
+            _, (hidden, cell) = self.encoder(packed)
+        if self.rearranged:
+            hidden, cell = self._arrange(hidden), self._arrange(cell)
+        return {"hidden": self.bridge_hidden(hidden), "cell": self.bridge_cell(cell)}
+
+    @torch.jit.export
+    def decode(
+        self, target: Tensor, state: dict[str, Tensor], lengths: Tensor | None = None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Decode several steps from a state: outputs (batch, steps, head_size), and the state after them."""
+        embedded = self.embed_target(target)
+        start = (state["hidden"], state["cell"])
+        if lengths is None:
+            outputs, (hidden, cell) = self.decoder(embedded, start)
+        elif self.padded:
+            outputs, (hidden, cell) = self.decoder(embedded, start, lengths)
+        else:
+            packed = pack_padded_sequence(embedded, lengths, batch_first=True, enforce_sorted=False)
+            packed_outputs, (hidden, cell) = self.decoder(packed, start)
+            outputs, _ = pad_packed_sequence(packed_outputs, batch_first=True, total_length=target.size(1))
+        return self.fc(outputs), {"hidden": hidden, "cell": cell}
+
+    @torch.jit.export
+    def step(self, value: Tensor, state: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        """Decode one step."""
+        if self.steps_in_place:  # noqa: SIM102 - TorchScript leaves out a branch on a constant alone
+            if not torch.is_grad_enabled():
+                hidden, cell = state["hidden"].clone(), state["cell"].clone()
+                outputs = self.decoder.step(self.embed_target(value), (hidden, cell))  # type: ignore[operator]
+                return self.fc(outputs), {"hidden": hidden, "cell": cell}
+        outputs, state = self.decode(value.unsqueeze(1), state, None)
+        return outputs.squeeze(1), state
+
+    @torch.jit.unused
+    def loss(self, outputs: Tensor, expected: Tensor, lengths: Tensor | None = None) -> Tensor:
+        """Mean loss per valid step; `head_loss` where the outputs are more than the values."""
+        if self.config.likelihood:
+            return head_loss(self.config.likelihood, outputs, expected, lengths)
+        return super().loss(outputs, expected, lengths)
+
+    def _arrange(self, state: Tensor) -> Tensor:
+        """Encoder state (layers * directions, batch, hidden) -> (decoder layers, batch, directions * hidden)."""
+        if self.directions == 2:  # noqa: PLR2004 - forward and backward
+            state = state.view(-1, 2, state.size(1), state.size(2)).transpose(1, 2).flatten(2)
+        return state[state.size(0) - self.decoder_layers :].contiguous()

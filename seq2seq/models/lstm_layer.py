@@ -1,0 +1,128 @@
+"""One LSTM alone, behind the contract of the Seq2Seq: for sizes that are published for a layer and not for a model.
+
+Its outputs are the LSTM's own, so that nothing but the LSTM is in the time of a forward pass.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from seq2seq.models.base import Extent, Model, Stack
+
+
+@dataclass(frozen=True)
+class SingleConfig:
+    """Sizes of a `SingleLSTM`.
+
+    Attributes:
+        hidden_size: per direction.
+        features: of a step; `hidden_size` when None.
+        num_layers: layers.
+        bidirectional: whether it reads both ways.
+    """
+
+    hidden_size: int
+    features: int | None = None
+    num_layers: int = 1
+    bidirectional: bool = False
+
+    family: ClassVar[str] = "lstm-alone"
+    #: What a Seq2Seq has beside its LSTMs, and this has not.
+    decodes: ClassVar[bool] = False
+    bridged: ClassVar[bool] = False
+    dense_parameters: ClassVar[int] = 0
+    dropout: ClassVar[float] = 0.0
+    source_vocabulary: ClassVar[int] = 0
+    target_vocabulary: ClassVar[int] = 0
+
+    @property
+    def input_size(self) -> int:
+        """Features of a step."""
+        return self.features or self.hidden_size
+
+    @property
+    def output_size(self) -> int:
+        """Features of an output step: h of all directions."""
+        return self.hidden_size * (2 if self.bidirectional else 1)
+
+    @property
+    def target_size(self) -> int:
+        """Nothing is fed to a decoder; its input is its output."""
+        return self.input_size
+
+    @property
+    def head_size(self) -> int:
+        """Features of an output step."""
+        return self.output_size
+
+    def dense_products(self, extent: Extent, *, backward: bool) -> int:
+        """None."""
+        del extent, backward
+        return 0
+
+    def state_values(self, extent: Extent) -> int:
+        """Values of the final h and c."""
+        return 2 * self.num_layers * extent.sequences * self.output_size
+
+    @property
+    def stacks(self) -> tuple[Stack, ...]:
+        """Its one LSTM."""
+        return (Stack("lstm", self.input_size, self.hidden_size, self.num_layers, 2 if self.bidirectional else 1),)
+
+    def build(self, lstm: Callable[..., nn.RNNBase]) -> SingleLSTM:
+        """The model of these sizes."""
+        return SingleLSTM(self, lstm)
+
+
+class SingleLSTM(Model):
+    """An LSTM from a state of zeros, batch first.
+
+    Args:
+        config: the sizes.
+        lstm: class of the LSTM, with the parameters of `torch.nn.LSTM`.
+    """
+
+    def __init__(self, config: SingleConfig, lstm: Callable[..., nn.RNNBase] = nn.LSTM) -> None:
+        super().__init__()
+        self.config = dataclasses.replace(config)
+        self.lstm = lstm(
+            config.input_size,
+            config.hidden_size,
+            config.num_layers,
+            batch_first=True,
+            bidirectional=config.bidirectional,
+        )
+
+    @torch.jit.export
+    def run(
+        self,
+        source: Tensor,
+        target: Tensor | None = None,
+        source_lengths: Tensor | None = None,
+        target_lengths: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Read a source; the other arguments of `Seq2Seq.run` must be None.
+
+        Args:
+            source: (batch, steps, input_size) floats.
+            target: not taken.
+            source_lengths: not taken.
+            target_lengths: not taken.
+
+        Returns:
+            Outputs (batch, steps, directions * hidden_size), h and c, each (layers * directions, batch, hidden_size).
+
+        Raises:
+            ValueError: for a target or lengths.
+        """
+        if target is not None or source_lengths is not None or target_lengths is not None:
+            # A literal message: TorchScript compiles this too.
+            raise ValueError("an LSTM alone takes a source and nothing else; use Seq2Seq")  # noqa: EM101, TRY003
+        outputs, (hidden, cell) = self.lstm(source)
+        return outputs, hidden, cell

@@ -1,0 +1,354 @@
+"""The Transformer as the LSTMs' rival: the same data and calls, attention in place of recurrence.
+
+As the base model of Vaswani et al. 2017, but layers normalise first (Xiong et al. 2020). The products are nn.Linear and
+the attention is torch's own `scaled_dot_product_attention`: one code for training and inference, whereas
+`nn.TransformerEncoder` switches in inference to another that nothing here would show.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from seq2seq.models.base import (
+    Config,
+    Extent,
+    Model,
+    Stack,
+    check_int,
+    check_lengths,
+    check_probability,
+    check_run,
+    check_steps,
+)
+from seq2seq.models.cost import parameters
+from seq2seq.models.likelihoods import LIKELIHOODS, head_loss
+from seq2seq.models.padding import last
+from seq2seq.models.transformer_layers import DecoderLayer, EncoderLayer, positions
+
+#: Positions that a model keeps; further ones are computed when they are asked for.
+TABLE = 1024
+
+
+@dataclass(frozen=True)
+class TransformerConfig:
+    """Sizes of a `TransformerSeq2Seq`.
+
+    Attributes:
+        hidden_size: of every layer and embedding.
+        output_size: features of an output step; for tokens the size of the target vocabulary.
+        num_layers: encoder layers.
+        heads: of every attention; each has hidden_size / heads features.
+        feedforward: units between the two products of a layer's feed-forward part; 4 * hidden_size when None.
+        decoder_layers: `num_layers` when None.
+        dropout: probability of dropping a value of an embedding or of what a layer adds, in training.
+        source_features, target_features: features of a real-valued step; not read for tokens. The target's default
+            to the source's.
+        source_vocabulary, target_vocabulary: as in `Seq2SeqConfig`.
+        likelihood: as in `Seq2SeqConfig`.
+
+    Raises:
+        TypeError: for a size that is not an integer.
+        ValueError: for one out of range, or a hidden size that the heads do not divide.
+    """
+
+    hidden_size: int
+    output_size: int
+    num_layers: int = 6
+    heads: int = 8
+    feedforward: int | None = None
+    decoder_layers: int | None = None
+    dropout: float = 0.0
+    source_features: int = 1
+    target_features: int | None = None
+    source_vocabulary: int = 0
+    target_vocabulary: int = 0
+    likelihood: str = ""
+
+    family: ClassVar[str] = "transformer"
+    decodes: ClassVar[bool] = True
+    bridged: ClassVar[bool] = True
+    stacks: ClassVar[tuple[Stack, ...]] = ()
+
+    def __post_init__(self) -> None:
+        for name in ("hidden_size", "output_size", "num_layers", "heads", "source_features"):
+            check_int(name, getattr(self, name), 1)
+        for name in ("feedforward", "decoder_layers", "target_features"):
+            if getattr(self, name) is not None:
+                check_int(name, getattr(self, name), 1)
+        for name in ("source_vocabulary", "target_vocabulary"):
+            check_int(name, getattr(self, name), 0)
+        check_probability("dropout", self.dropout)
+        if self.hidden_size % self.heads:
+            msg = f"hidden_size is {self.hidden_size}, expected a multiple of the {self.heads} heads"
+            raise ValueError(msg)
+        if self.likelihood not in LIKELIHOODS:
+            msg = f"likelihood is {self.likelihood!r}, expected one of {', '.join(map(repr, LIKELIHOODS))}"
+            raise ValueError(msg)
+        if self.likelihood and self.target_vocabulary:
+            msg = f"likelihood {self.likelihood!r} is for real values, but the targets are tokens: leave it out"
+            raise ValueError(msg)
+
+    @property
+    def input_size(self) -> int:
+        """Features of a source step; for tokens the size of their embedding."""
+        return self.hidden_size if self.source_vocabulary else self.source_features
+
+    @property
+    def target_size(self) -> int:
+        """Features of a step that the decoder is fed; for tokens the size of their embedding."""
+        return self.hidden_size if self.target_vocabulary else self.target_features or self.source_features
+
+    @property
+    def head_size(self) -> int:
+        """Values of an output step."""
+        return self.output_size * LIKELIHOODS[self.likelihood]
+
+    @property
+    def feedforward_size(self) -> int:
+        """Units between the two products of a feed-forward part."""
+        return self.feedforward or 4 * self.hidden_size
+
+    @property
+    def layers(self) -> tuple[int, int]:
+        """Layers of encoder and decoder."""
+        return self.num_layers, self.decoder_layers or self.num_layers
+
+    @property
+    def dense_parameters(self) -> int:
+        """Values of all weights but the embeddings."""
+        hidden, (encoder, decoder) = self.hidden_size, self.layers
+        attention = 4 * hidden * (hidden + 1)
+        feedforward = 2 * hidden * self.feedforward_size + self.feedforward_size + hidden
+        norm = 2 * hidden
+        layers = encoder * (attention + feedforward + 2 * norm) + decoder * (2 * attention + feedforward + 3 * norm)
+        read = 0 if self.source_vocabulary else hidden * (self.input_size + 1)
+        read += 0 if self.target_vocabulary else hidden * (self.target_size + 1)
+        return layers + 2 * norm + read + self.head_size * (hidden + 1)
+
+    def dense_products(self, extent: Extent, *, backward: bool) -> int:
+        """FLOPs of all products as the model is written, without those that padding and the causal mask spare.
+
+        Products folded into others are not looked for: that would pay only where one side of an attention is much
+        shorter than a head has features.
+        """
+        hidden, (encoder, decoder) = self.hidden_size, self.layers
+        source, target = extent.source_steps, extent.target_steps
+        feedforward = 4 * hidden * self.feedforward_size
+        # Scores and sums, 2 products a pair of steps; a causal step looks at those before it and at itself.
+        seen = extent.source_squares * 4 * hidden
+        before = (extent.target_squares + target) // 2 * 4 * hidden
+        crossed = extent.crossed * 4 * hidden
+        square = 2 * hidden * hidden
+        forward = encoder * (source * (4 * square + feedforward) + seen)
+        forward += decoder * (target * (6 * square + feedforward) + source * 2 * square + before + crossed)
+        forward += 2 * hidden * self.head_size * target
+        # Real values are inputs, which take no gradient.
+        read = 0 if self.source_vocabulary else 2 * self.input_size * hidden * source
+        read += 0 if self.target_vocabulary else 2 * self.target_size * hidden * target
+        return forward * (2 if backward else 1) + read
+
+    def state_values(self, extent: Extent) -> int:
+        """Values of the last steps of decoder and encoder."""
+        return 2 * extent.sequences * self.hidden_size
+
+    def build(self, lstm: Callable[..., nn.RNNBase] = nn.LSTM) -> TransformerSeq2Seq:
+        """The model of these sizes; it has no LSTM to make."""
+        del lstm
+        return TransformerSeq2Seq(self)
+
+
+def rival(config: Config, heads: int = 4) -> TransformerConfig:
+    """The Transformer for the same data whose parameter count is nearest to that of a model, with as many layers.
+
+    Args:
+        config: of the model that it is to compete with.
+        heads: of every attention; the hidden size is a multiple of them.
+    """
+
+    def sized(hidden_size: int) -> TransformerConfig:
+        return TransformerConfig(
+            hidden_size,
+            config.output_size,
+            config.num_layers,
+            heads,
+            dropout=config.dropout,
+            source_features=1 if config.source_vocabulary else config.input_size,
+            target_features=None if config.target_vocabulary else config.target_size,
+            source_vocabulary=config.source_vocabulary,
+            target_vocabulary=config.target_vocabulary,
+            likelihood=getattr(config, "likelihood", ""),
+        )
+
+    wanted, hidden_size = parameters(config), heads
+    while parameters(sized(hidden_size)) < wanted:
+        hidden_size += heads
+    return min(
+        (sized(size) for size in (hidden_size, hidden_size - heads) if size),
+        key=lambda found: abs(parameters(found) - wanted),
+    )
+
+
+class TransformerSeq2Seq(Model):
+    """Encoder and decoder of attention layers, linear head; batch first.
+
+    As in `Seq2Seq`, the decoder reads the source where there is no target.
+
+    The state of decoding has, for each decoder layer, `self0`, `self1`, ...: keys and values of the steps so far,
+    (steps, batch, 2 * hidden_size), and `source0`, ...: those of the source, (source steps, batch, 2 * hidden_size);
+    and, where lengths were given, `inside`, (1, batch, source steps) bool. A step appends to the former and projects
+    nothing but itself.
+
+    Args:
+        config: the sizes.
+
+    Raises:
+        TypeError, ValueError: from `forward`, for inputs of the wrong dtype or shape.
+    """
+
+    if TYPE_CHECKING:  # TorchScript does not know these annotations
+        table: Tensor
+        decoder: Any
+
+    # Read by TorchScript.
+    __constants__ = ("hidden_size", "source_features", "target_features", "source_tokens", "target_tokens")
+
+    def __init__(self, config: TransformerConfig) -> None:
+        super().__init__()
+        self.config = dataclasses.replace(config)
+        hidden = config.hidden_size
+        self.hidden_size = hidden
+        self.source_features, self.target_features = config.input_size, config.target_size
+        self.source_tokens, self.target_tokens = config.source_vocabulary > 0, config.target_vocabulary > 0
+        # Either an embedding or a product; the other passes its input on.
+        self.embed_source = nn.Embedding(config.source_vocabulary, hidden) if self.source_tokens else nn.Identity()
+        self.read_source = nn.Identity() if self.source_tokens else nn.Linear(self.source_features, hidden)
+        self.embed_target = nn.Embedding(config.target_vocabulary, hidden) if self.target_tokens else nn.Identity()
+        self.read_target = nn.Identity() if self.target_tokens else nn.Linear(self.target_features, hidden)
+        encoder, decoder = config.layers
+        sizes = hidden, config.heads, config.feedforward_size, config.dropout
+        self.encoder = nn.ModuleList([EncoderLayer(*sizes) for _ in range(encoder)])
+        self.encoder_norm = nn.LayerNorm(hidden)
+        self.decoder = nn.ModuleList([DecoderLayer(*sizes) for _ in range(decoder)])
+        self.decoder_norm = nn.LayerNorm(hidden)
+        self.fc = nn.Linear(hidden, config.head_size)
+        self.dropout = nn.Dropout(config.dropout)
+        # No weight: it is made again wherever a model is.
+        self.register_buffer("table", positions(0, TABLE, hidden, torch.device("cpu")), persistent=False)
+        for name, parameter in self.named_parameters():
+            if name.startswith("embed"):
+                # Times the root of the hidden size (see `_read`), as large as a position.
+                nn.init.normal_(parameter, std=hidden**-0.5)
+            elif parameter.dim() > 1:
+                nn.init.xavier_uniform_(parameter)
+
+    @torch.jit.export
+    def run(
+        self,
+        source: Tensor,
+        target: Tensor | None = None,
+        source_lengths: Tensor | None = None,
+        target_lengths: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Encode the source, decode with teacher forcing.
+
+        Args:
+            source: (batch, source steps, source_features) floats, or (batch, source steps) int64 tokens.
+            target: what the decoder reads, (batch, target steps, target_features) floats or
+                (batch, target steps) int64 tokens; the source again when absent.
+            source_lengths: (batch,) int64 on the CPU, each from 1 to the source steps; all steps when absent.
+            target_lengths: the same for the target; `source_lengths` when the target is absent too.
+
+        Returns:
+            Outputs (batch, target steps, head_size), past a target's length those of a zero state; and what the head
+            reads at each target's last step, and the encoder gives at each source's, both (1, batch, hidden_size).
+        """
+        if target is None:
+            target = source
+            if target_lengths is None:
+                target_lengths = source_lengths
+        sizes, tokens = (self.source_features, self.target_features), (self.source_tokens, self.target_tokens)
+        check_run(source, target, source_lengths, target_lengths, sizes, tokens)
+        inside = _inside(source, source_lengths)
+        memory = self._encode(source, inside)
+        mask = None if inside is None else inside[:, None, None, :]
+        within = _inside(target, target_lengths)
+        x = self._read(self.read_target(self.embed_target(_blank(target, within))), 0)
+        for layer in self.decoder:
+            x = layer(x, memory, mask)
+        x = _blank(self.decoder_norm(x), within)
+        return self.fc(x), last(x, target_lengths)[None], last(memory, source_lengths)[None]
+
+    @torch.jit.export
+    def encode(self, source: Tensor, lengths: Tensor | None = None) -> dict[str, Tensor]:
+        """State that the decoder starts from: the source's keys and values for each layer, and none of its own."""
+        check_steps("source", source, self.source_features, self.source_tokens)
+        check_lengths("lengths", lengths, source)
+        inside = _inside(source, lengths)
+        memory = self._encode(source, inside)
+        state: dict[str, Tensor] = {}
+        for number, layer in enumerate(self.decoder):
+            projected = layer.cross.keys_values(memory).transpose(0, 1)
+            state[f"source{number}"] = projected
+            state[f"self{number}"] = projected[:0]
+        if inside is not None:
+            state["inside"] = inside[None]
+        return state
+
+    @torch.jit.export
+    def step(self, value: Tensor, state: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        """Decode one step."""
+        x = self._read(self.read_target(self.embed_target(value.unsqueeze(1))), state["self0"].size(0))
+        mask = state["inside"][0][:, None, None, :] if "inside" in state else None
+        after = dict(state)
+        for number, layer in enumerate(self.decoder):
+            x, after[f"self{number}"] = layer.step(x, state[f"self{number}"], state[f"source{number}"], mask)
+        return self.fc(self.decoder_norm(x)).squeeze(1), after
+
+    @torch.jit.unused
+    def loss(self, outputs: Tensor, expected: Tensor, lengths: Tensor | None = None) -> Tensor:
+        """Mean loss per valid step; `head_loss` where the outputs are more than the values."""
+        if self.config.likelihood:
+            return head_loss(self.config.likelihood, outputs, expected, lengths)
+        return super().loss(outputs, expected, lengths)
+
+    def _encode(self, source: Tensor, inside: Tensor | None) -> Tensor:
+        """(batch, source steps, hidden_size); what is past a length is seen by nobody."""
+        x = self._read(self.read_source(self.embed_source(_blank(source, inside))), 0)
+        mask = None if inside is None else inside[:, None, None, :]
+        for layer in self.encoder:
+            x = layer(x, mask)
+        memory: Tensor = self.encoder_norm(x)
+        return memory
+
+    def _read(self, embedded: Tensor, start: int) -> Tensor:
+        """Embeddings (batch, steps, hidden_size) at their positions from `start` on."""
+        steps = embedded.size(1)
+        if start + steps <= self.table.size(0):
+            place = self.table[start : start + steps]
+        else:
+            place = positions(start, steps, self.hidden_size, embedded.device)
+        placed: Tensor = self.dropout(embedded * math.sqrt(self.hidden_size) + place.to(embedded.dtype))
+        return placed
+
+
+def _inside(value: Tensor, lengths: Tensor | None) -> Tensor | None:
+    """Which steps are not past their sequence's end, (batch, steps) bool; None when all are."""
+    if lengths is None:
+        return None
+    return torch.arange(value.size(1), device=value.device) < lengths.to(value.device)[:, None]
+
+
+def _blank(value: Tensor, inside: Tensor | None) -> Tensor:
+    """Zeros past the end: chosen, not multiplied, since what stands there need not be finite nor a token."""
+    if inside is None:
+        return value
+    if value.dim() > inside.dim():
+        inside = inside[..., None]
+    return torch.where(inside, value, torch.zeros_like(value))

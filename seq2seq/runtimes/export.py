@@ -1,0 +1,117 @@
+"""A model as ONNX, with true LSTM nodes: what ONNX Runtime and OpenVINO are built from.
+
+torch's older exporter is asked for it: the newer one, by torch.export, unrolls nn.LSTM over time, and nobody who wants
+speed would feed a runtime hundreds of copies of a cell.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import sys
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from seq2seq.models.base import Model
+from seq2seq.runtimes.onnx_lstm import with_lengths
+from seq2seq.runtimes.runtime import ARGUMENTS, RESULTS, Inputs, Results, Runtime
+
+#: The highest that both ends of the range of torch releases export to.
+OPSET = 17
+#: Exports kept, newest last: the timed weights and those of both gates, which all runtimes of a process share.
+KEPT = 3
+
+_exported: dict[object, bytes] = {}
+
+
+class Run(nn.Module):
+    """`run` under the name that the exporter calls."""
+
+    def __init__(self, model: Model) -> None:
+        super().__init__()
+        self.model = model
+        # A new module is in training mode, and the exporter puts the mode that it finds back, for the model within too.
+        self.train(model.training)
+
+    def forward(
+        self,
+        source: Tensor,
+        target: Tensor | None = None,
+        source_lengths: Tensor | None = None,
+        target_lengths: Tensor | None = None,
+    ) -> Results:
+        """As `Model.run`."""
+        return self.model.run(source, target, source_lengths, target_lengths)
+
+
+def exported(runtime: Runtime, digest: bytes) -> bytes:
+    """The runtime's model as serialised ONNX; made once a process for the same weights and shapes.
+
+    Inputs are those of `ARGUMENTS` that are given, under these names; outputs are `RESULTS`.
+
+    Args:
+        runtime: gives the model and the shapes.
+        digest: of the model's weights.
+    """
+    key = (digest, runtime.model.config, runtime.signature)
+    if key not in _exported:
+        for oldest in list(_exported)[: len(_exported) + 1 - KEPT]:
+            del _exported[oldest]
+        _exported[key] = _export(runtime)
+    return _exported[key]
+
+
+def _export(runtime: Runtime) -> bytes:
+    return to_onnx(runtime.model, runtime.example())
+
+
+def to_onnx(model: Model, example: Inputs, *, dynamic: bool = False) -> bytes:
+    """`run` of a model as serialised ONNX, with the names of `ARGUMENTS` and `RESULTS`.
+
+    Args:
+        model: in fp32 on the CPU.
+        example: the arguments that are inputs, the others None.
+        dynamic: whether batch and steps are left open, as far as the model's operators let them be; otherwise the
+            shapes are those of the example.
+    """
+    # The exporter's annotations know paths alone; it writes to anything that is open.
+    file: Any = io.BytesIO()
+    given = {name: value for name, value in zip(ARGUMENTS, example, strict=True) if value is not None}
+    # Lengths have a batch alone; of a state, the batch is the second dimension.
+    axes = {name: dict(enumerate(("batch", f"{name}_steps")[: value.dim()])) for name, value in given.items()}
+    axes |= {"outputs": {0: "batch", 1: "steps"}, "hidden": {1: "batch"}, "cell": {1: "batch"}}
+    # The exporter warns that it is old, that shapes are fixed and that the checks of inputs are not exported: all true.
+    # What it prints, a graph of hundreds of lines when it fails, it does not raise; what it raises says why.
+    with warnings.catch_warnings(), torch.autocast("cpu", enabled=False), _unprinted():
+        warnings.simplefilter("ignore")
+        torch.onnx.export(
+            Run(with_lengths(model) if example[2] is not None and model.config.stacks else model),
+            example,
+            file,
+            dynamo=False,
+            opset_version=OPSET,
+            input_names=list(given),
+            output_names=list(RESULTS),
+            dynamic_axes=axes if dynamic else None,
+        )
+    content: bytes = file.getvalue()
+    return content
+
+
+@contextlib.contextmanager
+def _unprinted() -> Iterator[None]:
+    """Nothing reaches standard output or error meanwhile, not even from C++, which knows no sys.stdout."""
+    with contextlib.ExitStack() as stack:
+        nothing = stack.enter_context(open(os.devnull, "wb"))  # noqa: PTH123 - no path of ours
+        for stream, number in ((sys.stdout, 1), (sys.stderr, 2)):
+            stream.flush()
+            kept = os.dup(number)
+            stack.callback(os.close, kept)
+            stack.callback(os.dup2, kept, number)
+            os.dup2(nothing.fileno(), number)
+        yield
