@@ -25,7 +25,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bench import clock, interference, sampling, seen
+from bench import clock, interference, seat, seen
 from bench.parity import GRADIENT, ROUNDOFF, TOLERANCES, Gate, judge, relative_error
 from seq2seq.contract import Seq2SeqResult
 from seq2seq.execution import LEARNING_RATE, Executable, Weights
@@ -50,11 +50,13 @@ _TIMEKEEPERS: tuple[tuple[Any, str, Any], ...] = tuple(
         (torch.cuda.Event, ("record", "elapsed_time", "synchronize")),
         (clock, ("_now_ns", "_synchronize", "_Event", "_queued", "Block")),
         (clock, ("now_s", "synchronize", "time_once", "time_block")),
-        (sampling, ("time_once", "time_block", "now_s", "sample", "rounds", "_stretch", "_block")),
-        (interference, ("read", "judge", "_now_s")),
+        (seat, ("time_once", "time_block", "now_s", "take_turn", "_cpu_s", "Turn")),
+        (seat.Ready, ("turn",)),
+        (interference, ("read", "judge", "_now_s", "read_delays", "longest_delay_s")),
         (gc, ("disable", "enable", "isenabled")),
         (clock.time_once, ("__code__",)),
         (clock.time_block, ("__code__",)),
+        (seat.take_turn, ("__code__",)),
     )
     for name in names
 )

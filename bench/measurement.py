@@ -1,4 +1,4 @@
-"""A group being measured, process after process, until the intervals are narrow or the budget is spent."""
+"""A group being measured, seating after seating, until the intervals are narrow or the budget is spent."""
 
 from __future__ import annotations
 
@@ -8,25 +8,29 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bench import mark, plausible
-from bench.cases import REFERENCE, Case, Group
-from bench.process import Worker, WorkerError
+from bench import sampling
+from bench.cases import REFERENCE, Group
+from bench.plan import Described
+from bench.process import Event, Settings, Worker, WorkerError
 from bench.record import Status
-from bench.summary import RoundData, Samples
+from bench.rounds import Round
+from bench.seating import Place, Seating
+from bench.summary import Samples
 
 if TYPE_CHECKING:
     from bench.runner import Runner
 
-#: A group gets at most so many processes when its interval stays wide and time is left.
-MOST_PROCESSES = 6
+#: A group gets at most so many seatings when its interval stays wide and time is left.
+MOST_SEATINGS = 6
 
 
 @dataclass
 class Measurement:
-    """A group being measured, process after process.
+    """A group being measured, seating after seating.
 
     Attributes:
-        samples: rounds of the processes that ended well.
+        cases: what is measured, with what is known of it.
+        samples: rounds of the seatings that ended well.
         gates: the gate's events of each variant.
         failures: fields of the records of variants that dropped out.
     """
@@ -34,70 +38,68 @@ class Measurement:
     runner: Runner
     group: Group
     scratch: Path
-    cases: list[Case]
+    cases: list[Described]
     samples: Samples = field(default_factory=Samples)
     gates: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
     failures: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def run(self) -> None:
-        """Start processes until there are enough and the intervals are narrow, or the budget is spent."""
+        """Take seatings until there are enough and the intervals are narrow, or the budget is spent."""
         suite = self.runner.plan.suite
         left_s = self.runner.plan.group_budget_s
         slice_s = left_s / suite.processes
         number = 0
         while self.cases:
-            if number >= suite.processes and (left_s < slice_s / 2 or number >= MOST_PROCESSES or self._narrow()):
+            if number >= suite.processes and (left_s < slice_s / 2 or number >= MOST_SEATINGS or self._narrow()):
                 return
             budget_s = min(slice_s, left_s) if number >= suite.processes else slice_s
-            self.runner.console.status(f"{self.group.name}: process {number + 1}, {len(self.cases)} variants")
-            spent_s, ended = self._process(budget_s)
+            self.runner.console.status(f"{self.group.name}: seating {number + 1}, {len(self.cases)} variants")
+            spent_s, ended = self._seating(budget_s)
             left_s -= spent_s
             number += ended
 
-    def _process(self, budget_s: float) -> tuple[float, bool]:
-        """One worker process; returns the seconds its rounds took, and whether it ended well."""
-        file = self.scratch / "mark"
-        file.write_bytes(b"")
-        rounds: list[RoundData] = []
-        sampled: dict[str, Any] = {}
-        worker_start = time.perf_counter()
-        sampling_start = worker_start
+    def places(self) -> list[Place]:
+        """Who sits where: those that share torch's threads in one process, each of the others in its own."""
+        together = tuple(found.case for found in self.cases if not found.alone)
+        apart = [Place((found.case,), found.environment) for found in self.cases if found.alone]
+        return [*([Place(together)] if together else []), *apart]
+
+    def _seating(self, budget_s: float) -> tuple[float, bool]:
+        """One seating; returns the seconds that its rounds took, and whether it ended well."""
+        runner = self.runner
+        begun = time.perf_counter()
+        seed = runner.next_seed()
+        rounds: list[Round] = []
+        limit_s = runner.plan.suite.case_limit_s
         try:
-            with Worker(self.runner.settings, self.runner.log, self.scratch / "shared") as worker:
-                request = self.runner.next_request(self.cases, budget_s, file)
-                for event in worker.ask("measure", self.runner.plan.suite.case_limit_s, **request):
-                    if event["event"] == "gate":
-                        self._gate(event)
-                    elif event["event"] == "sampled":
-                        sampled = event | {"wall_s": time.perf_counter() - sampling_start}
-                    elif event["event"] == "round":
-                        rounds.append(RoundData.of(event))
-                    elif event["event"] == "stage" and event["name"] == "rounds":
-                        sampling_start = time.perf_counter()
+            with Seating(self.places(), self._start, runner.settings, limit_s, self._told) as seating:
+                seating.sit(seed)
+                start = time.perf_counter()
+                if seating.players:
+                    plan = sampling.Plan(budget_s, runner.plan.suite.interval, REFERENCE, seed)
+                    rounds += sampling.rounds(seating.players, self.cases[0].case.device, plan)
+                spent_s = time.perf_counter() - start
+                seating.stand(seed + 1)
+                for variant, doubt in seating.doubts().items():
+                    self._drop(variant, failed(Status.PARITY_FAILED, doubt))
         except WorkerError as error:
-            # In the rounds all variants take turns; the mark says whose turn it was.
-            culprit = error.variant or mark.read(file.read_bytes())
-            if culprit not in {case.variant for case in self.cases}:
+            if error.variant not in {found.case.variant for found in self.cases}:
                 # Nobody to blame: without this, a worker that always dies at its start would be started for ever.
-                for case in self.cases:
-                    self.failures[case.variant] = failed(error.status, error.reason)
+                for found in self.cases:
+                    self.failures[found.case.variant] = failed(error.status, error.reason)
                 self.cases = []
             else:
-                self._drop(culprit, failed(error.status, error.reason))
-            return time.perf_counter() - worker_start, False
-        self._believe(rounds, sampled)
+                self._drop(error.variant, failed(error.status, error.reason))
+            return time.perf_counter() - begun, False
         self.samples.processes.append(rounds)
-        # The gates and audits after the rounds are no rounds: the budget is for those alone.
-        return sampled.get("wall_s", 0.0), True
+        return spent_s, True
 
-    def _believe(self, rounds: list[RoundData], sampled: dict[str, Any]) -> None:
-        """Drop all cases when the samples cannot be true: they share a clock, and nothing tells whose doing it was."""
-        blocks = [block for found in rounds for block in found.blocks.values()]
-        if not blocks:
-            return
-        doubt = plausible.doubt(blocks, sampled["elapsed_s"], sampled["rounds_s"], sampled["wall_s"])
-        for case in self.cases if doubt else []:
-            self._drop(case.variant, failed(Status.PARITY_FAILED, doubt))
+    def _start(self, settings: Settings) -> Worker:
+        return Worker(settings, self.runner.log, self.scratch / "shared")
+
+    def _told(self, event: Event) -> None:
+        if event["event"] == "gate":
+            self._gate(event)
 
     def _gate(self, event: dict[str, Any]) -> None:
         variant = event["variant"]
@@ -108,12 +110,12 @@ class Measurement:
 
     def _drop(self, variant: str, failure: dict[str, Any]) -> None:
         self.failures[variant] = failure
-        self.cases = [case for case in self.cases if case.variant != variant]
+        self.cases = [found for found in self.cases if found.case.variant != variant]
 
     def _narrow(self) -> bool:
         """Return whether every variant's interval is as narrow as the suite asks."""
-        for case in self.cases:
-            found = self.samples.speedup(REFERENCE, case.variant)
+        for described in self.cases:
+            found = self.samples.speedup(REFERENCE, described.case.variant)
             if found is not None and found.half_width > self.runner.plan.suite.interval:
                 return False
         return True

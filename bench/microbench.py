@@ -1,7 +1,7 @@
 """Code shared by `bench/test_*.py`: the gate around pytest-benchmark's timing, and the facts beside its figures.
 
 pytest-benchmark does the timing alone: its loop, its rounds, its statistics. That makes it a second instrument for what
-`bench/sampling.py` measures, though both read the same system clock and warm up alike. Only what is right is timed, as
+`bench/seat.py` measures, though both read the same system clock and warm up alike. Only what is right is timed, as
 everywhere here.
 """
 
@@ -17,7 +17,7 @@ from bench import evidence
 from bench.clock import synchronize
 from bench.evidence import Observation
 from bench.parity import Verdict
-from bench.sampling import Subject, warm_up
+from bench.seat import Subject, warm_up
 from bench.worker import verdict_fields
 from seq2seq.peers import Runtime
 

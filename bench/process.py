@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import os
 import queue
@@ -12,7 +13,7 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
@@ -46,11 +47,13 @@ class Settings:
         threads: CPU threads.
         wait_policy: `default`, `active` or `passive`: how OpenMP threads wait (OMP_WAIT_POLICY).
         plugins: Python files that add variants or workloads.
+        environment: variables that a worker is started with besides, as pairs.
     """
 
     threads: int
     wait_policy: str = "default"
     plugins: tuple[Path, ...] = ()
+    environment: tuple[tuple[str, str], ...] = ()
 
     def variables(self) -> dict[str, str]:
         """Environment variables that carry them."""
@@ -59,7 +62,11 @@ class Settings:
             found["OMP_WAIT_POLICY"] = self.wait_policy
         if self.plugins:
             found[PLUGINS] = json.dumps([str(path.resolve()) for path in self.plugins])
-        return found
+        return found | dict(self.environment)
+
+    def with_environment(self, more: Mapping[str, str]) -> Settings:
+        """The same with more variables."""
+        return dataclasses.replace(self, environment=(*self.environment, *more.items()))
 
 
 @dataclass(eq=False)
@@ -141,6 +148,16 @@ class Worker:
             with contextlib.suppress(OSError):
                 pipe.close()
         self._log_file.close()
+
+    def stop(self) -> None:
+        """Make the process and everything it started stand still."""
+        with contextlib.suppress(OSError):
+            os.killpg(self._child.pid, signal.SIGSTOP)
+
+    def go_on(self) -> None:
+        """Let the process go on where it was stopped."""
+        with contextlib.suppress(OSError):
+            os.killpg(self._child.pid, signal.SIGCONT)
 
     def ask(self, request: str, limit_s: float, **fields: Any) -> Iterator[Event]:
         """Send a request and yield its events until it is done.

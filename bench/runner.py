@@ -1,7 +1,7 @@
 """The parent: takes a plan (`bench.plan`) through cold workers and group workers to records. It never imports torch.
 
 Each case first runs alone in a fresh process (cold start, memory, evidence); what survives that is then measured
-together with its group in several worker processes, one after the other, each of which gates before and after.
+together with its group in several seatings, one after the other, each of which gates before and after.
 """
 
 from __future__ import annotations
@@ -183,7 +183,7 @@ class Runner:
             return
         device = self.plan.cases[0].case.device
         for record in quality.run(
-            parts, self.folder.path, self.settings, device, self._next_seed(),
+            parts, self.folder.path, self.settings, device, self.next_seed(),
             self.plan.suite.case_limit_s, scratch / "shared", self.console.status,
         ):  # fmt: skip
             self.console.say(quality.line(record))
@@ -199,14 +199,14 @@ class Runner:
                 yield (described.record(status=Status.UNAVAILABLE, reason=described.unavailable),)
                 continue
             self.console.advance(described.case, "cold start, memory, evidence")
-            fields, failure = self._cold(described.case, scratch)
+            fields, failure = self._cold(described, scratch)
             if failure is None:
                 waiting[described.case.variant] = (described, fields)
             else:
                 yield (described.record(**(fields | failure)),)
         if not waiting:
             return
-        measured = Measurement(self, group, scratch, [d.case for d, _ in waiting.values()])
+        measured = Measurement(self, group, scratch, [d for d, _ in waiting.values()])
         measured.run()
         records = tuple(self._finish(d, fields, measured) for d, fields in waiting.values())
         # Samples first: a record says that its case is done, and then its samples must be there.
@@ -260,7 +260,7 @@ class Runner:
         self.folder.append_rows(ROUNDS, known)
         self.folder.append_samples(rows)
 
-    def _cold(self, case: Case, scratch: Path) -> tuple[dict[str, Any], dict[str, Any] | None]:
+    def _cold(self, described: Described, scratch: Path) -> tuple[dict[str, Any], dict[str, Any] | None]:
         """Run a case alone in a fresh process with empty caches of compilers and kernels.
 
         Returns:
@@ -269,9 +269,9 @@ class Runner:
         cache = Path(tempfile.mkdtemp(dir=scratch))
         fields: dict[str, Any] = {}
         try:
-            with Worker(self.settings, self.log, cache) as worker:
+            with Worker(self.settings.with_environment(described.environment), self.log, cache) as worker:
                 limit = self.plan.suite.case_limit_s
-                for event in worker.ask("cold", limit, case=dataclasses.asdict(case)):
+                for event in worker.ask("cold", limit, case=dataclasses.asdict(described.case)):
                     if event["event"] == "cold":
                         fields |= event["fields"]
         except WorkerError as error:
@@ -289,17 +289,7 @@ class Runner:
         """Log of what workers printed."""
         return self.folder.path / "workers.log"
 
-    def _next_seed(self) -> int:
+    def next_seed(self) -> int:
+        """Seed of the next seating, or of whatever else draws at random; the one after it is free too."""
         self.seed = (self.seed + 2) % resume.SEEDS
         return self.seed
-
-    def next_request(self, cases: list[Case], budget_s: float, mark: Path) -> dict[str, Any]:
-        """Arguments of a `measure` request."""
-        return {
-            "cases": [dataclasses.asdict(case) for case in cases],
-            "budget_s": budget_s,
-            "interval": self.plan.suite.interval,
-            "reference": REFERENCE,
-            "seed": self._next_seed(),
-            "mark": str(mark),
-        }

@@ -15,7 +15,8 @@ from bench.block import Block
 from bench.errors import UsageError
 from bench.interference import Interference
 from bench.rawfile import SAMPLES
-from bench.summary import RoundData, Samples
+from bench.rounds import Round
+from bench.summary import Samples
 
 #: What tells a group from every other of its run: workload, mode, device, threads.
 GroupKey = tuple[str, str, str, int]
@@ -107,14 +108,14 @@ def read_samples(path: Path) -> dict[GroupKey, Samples]:
     }
 
 
-def _rounds(turns: dict[int, dict[str, _Turn]]) -> list[RoundData]:
+def _rounds(turns: dict[int, dict[str, _Turn]]) -> list[Round]:
     """The rounds of a process, blocks in the order in which they ran."""
     found = []
     for number in sorted(turns):
         ordered = sorted(turns[number].items(), key=lambda item: item[1].position)
         # What disturbed it stands in rounds.csv.gz; here it is enough that something did.
         beside = Interference(why="disturbed" if any(turn.disturbed for _, turn in ordered) else "")
-        found.append(RoundData(number, {variant: turn.block() for variant, turn in ordered}, beside=beside))
+        found.append(Round(number, {variant: turn.block() for variant, turn in ordered}, beside=beside))
     return found
 
 

@@ -1,90 +1,54 @@
-"""Rounds: calibration of the calls per sample, warm-up until steady, and interleaving until the answer is narrow.
+"""Rounds: the variants of a group take turns until the answer is narrow or the time is spent.
 
-The variants of a group take turns, in a new random order each round, so that whatever drifts on the machine meets
-all of them alike. Ratios are formed inside a round, never across. Rounds are judged in stretches long enough for the
-system's counters to tell whether somebody else was at work (`bench.interference`).
+Whatever drifts on the machine meets all of them alike, and each follows each of the others equally often. Ratios are
+formed inside a round, never across. Rounds are judged in stretches long enough for the system's counters to tell
+whether somebody else was at work (`bench.interference`).
 """
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import functools
 import math
 import random
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 
-from bench import interference, mark
-from bench.block import Block
+from bench import interference
+from bench.block import Block, Turn
 from bench.cases import LEAST_ROUNDS
-from bench.clock import now_s, time_block, time_once
-from bench.interference import Interference, Reading
+from bench.interference import Reading
+from bench.rounds import Round
 
-
-@dataclass(frozen=True)
-class Subject:
-    """A call to be timed.
-
-    Attributes:
-        call: one call of it.
-        context: settings that hold while it is called, entered once a block so that they cost no call anything.
-    """
-
-    call: Callable[[], object]
-    context: Callable[[], AbstractContextManager[None]] = contextlib.nullcontext
-
-
-#: Wall time that a block should at least take: long against the clock's and the scheduler's grain.
-BLOCK_S = 0.010
-MOST_CALLS = 200
-#: Warm-up ends when the medians of its two latest batches of calls agree within this share.
-STEADY_SHARE = 0.03
-WARM_LEAST_S, WARM_MOST_S = 0.1, 1.0
 #: Rounds below which a narrow interval may be luck.
 STOP_ROUNDS = 30
 #: Share of the budget that may be spent waiting for others to end their work.
 PATIENCE = 0.25
-HEARTBEAT_S = 1.0
 
 
-@dataclass(frozen=True)
-class Round:
-    """One pass over the variants.
-
-    Attributes:
-        number: from 0.
-        blocks: what was timed, by variant, in the order in which they ran.
-        wall_s: how long it took, untimed calls included.
-        beside: what else happened meanwhile.
-        waited_s: how long a quiet moment was waited for before it.
-    """
-
-    number: int
-    blocks: dict[str, Block]
-    wall_s: float
-    beside: Interference = field(default_factory=Interference)
-    waited_s: float = 0.0
+class Player(Protocol):
+    """A variant that takes turns, as the parent sees it."""
 
     @property
-    def disturbed(self) -> bool:
-        """Return whether something else used the machine meanwhile."""
-        return bool(self.beside.why)
+    def seat(self) -> int:
+        """Number of the process in which it takes them."""
+
+    def turn(self) -> Turn:
+        """Take a turn while everybody else stands still."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Limits on how long a process samples.
+    """Limits on how long a seating samples.
 
     Attributes:
         budget_s: wall seconds for its rounds, waiting for quiet moments included.
         interval: half-width of the ratios' interval at which it may stop early, as a share.
         reference: variant that the ratios are formed with.
-        seed: of the random order.
+        seed: of the order.
     """
 
     budget_s: float
@@ -93,33 +57,24 @@ class Plan:
     seed: int
 
 
-def warm_up(subject: Subject, device: str) -> int:
-    """Call until steady, and say how many calls a block needs to last `BLOCK_S`.
+def orders(names: Sequence[str], seed: int) -> Iterator[tuple[str, ...]]:
+    """Yield the order of each round, without end: over a cycle, each name follows each other one equally often.
 
-    Steady: the medians of two batches in a row agree within `STEADY_SHARE`. A variant that never gets there is warm
-    after `WARM_MOST_S` all the same; its own interval will show it.
+    A cycle is a Williams design (Williams 1949): as many rounds as there are names, twice as many where their number is
+    odd, in which every ordered pair of names is adjacent once (twice). Names and rounds of a cycle are in random order.
     """
-    with subject.context():
-        start = time.perf_counter()
-        first = time_once(subject.call, device)
-        size = max(2, min(20, math.ceil(WARM_LEAST_S / 4 / max(first, 1e-9))))
-        before = math.inf
-        while True:
-            median = float(np.median([time_once(subject.call, device) for _ in range(size)]))
-            spent = time.perf_counter() - start
-            if spent > WARM_MOST_S or (abs(median - before) <= STEADY_SHARE * median and spent > WARM_LEAST_S):
-                break
-            before = median
-    return max(1, min(MOST_CALLS, math.ceil(BLOCK_S / max(median, 1e-9))))
+    generator = random.Random(seed)  # noqa: S311 - an order, not a secret
+    count = len(names)
+    zigzag = [step // 2 if step % 2 == 0 else count - (step + 1) // 2 for step in range(count)]
+    while True:
+        drawn = generator.sample(list(names), count)
+        cycle = [[drawn[(place + shift) % count] for place in zigzag] for shift in range(count)]
+        if count % 2:
+            cycle += [row[::-1] for row in cycle]
+        yield from map(tuple, generator.sample(cycle, len(cycle)))
 
 
-def rounds(
-    subjects: Mapping[str, Subject],
-    per_block: Mapping[str, int],
-    device: str,
-    plan: Plan,
-    mark: Callable[[str], object] = str,
-) -> Iterator[Round]:
+def rounds(players: Mapping[str, Player], device: str, plan: Plan) -> Iterator[Round]:
     """Yield rounds until the ratios to the reference are narrow enough or the budget is spent.
 
     A disturbed round is yielded, marked, but does not count as one of the rounds that may end the sampling; so it is
@@ -127,19 +82,18 @@ def rounds(
     budget in all.
 
     Args:
-        subjects: what to time, by variant.
-        per_block: calls in a block, by variant.
+        players: who takes turns, by variant.
         device: `cpu` or `cuda`.
         plan: when to stop.
-        mark: told the variant before each of its blocks, so that a crash can be laid at the right door.
     """
-    generator = random.Random(plan.seed)  # noqa: S311 - an order, not a secret
-    clean: dict[str, list[float]] = {name: [] for name in subjects}
+    order = orders(list(players), plan.seed)
+    account = _Account()
+    clean: dict[str, list[float]] = {name: [] for name in players}
     start = time.perf_counter()
     patience_s, waited_s = PATIENCE * plan.budget_s, 0.0
     number = 0
     while True:
-        stretch = list(_stretch(subjects, per_block, device, generator, mark, start + plan.budget_s))
+        stretch = list(_stretch(players, order, device, account, start + plan.budget_s))
         for position, found in enumerate(stretch):
             yield dataclasses.replace(found, number=number, waited_s=0.0 if position else waited_s)
             number += 1
@@ -158,82 +112,64 @@ def rounds(
             patience_s -= waited_s
 
 
-def sample(
-    subjects: Mapping[str, Subject],
-    per_block: Mapping[str, int],
-    device: str,
-    plan: Plan,
-    mark_path: str,
-    emit: Callable[..., None],
-) -> None:
-    """Run the rounds of one process and send them, each as an event `round`, when all are done.
+class _Account:
+    """CPU time that the seats have used, added up from what their turns tell."""
 
-    Sent earlier, they would be read while others are timed, and the reader would take a core from them; meanwhile an
-    event `progress` a second says that the process lives.
+    def __init__(self) -> None:
+        self.spent_s = 0.0
+        self._last: dict[int, float] = {}
 
-    Args:
-        subjects: what to time, by variant.
-        per_block: calls in a block, by variant.
-        device: `cpu` or `cuda`.
-        plan: when to stop.
-        mark_path: file that holds the name of the variant whose turn it is, should the process die.
-        emit: sends an event.
-    """
-    kept = []
-    start = now_s()
-    told = time.perf_counter()
-    with open(mark_path, "r+b", buffering=0) as file:  # noqa: PTH123 - unbuffered
-        for found in rounds(subjects, per_block, device, plan, functools.partial(mark.write, file.fileno())):
-            kept.append(found)
-            if time.perf_counter() - told > HEARTBEAT_S:
-                told = time.perf_counter()
-                emit("progress", rounds=len(kept))
-        # What goes wrong from here on is nobody's turn.
-        mark.write(file.fileno(), "")
-    # What the samples must add up to, and what the parent's own clock must agree with.
-    emit("sampled", elapsed_s=now_s() - start, rounds_s=sum(found.wall_s for found in kept))
-    for found in kept:
-        blocks = {
-            name: [b.calls_s, b.queued_calls, b.queued_wall_s, b.queued_device_s] for name, b in found.blocks.items()
-        }
-        beside = dataclasses.asdict(found.beside)
-        emit("round", number=found.number, wall_s=found.wall_s, waited_s=found.waited_s, beside=beside, blocks=blocks)
+    def add(self, seat: int, turn: Turn) -> None:
+        """Count a turn, and what its seat used since the one before."""
+        self.spent_s += turn.cpu_to_s - self._last.get(seat, turn.cpu_from_s)
+        self._last[seat] = turn.cpu_to_s
+
+
+@dataclass(frozen=True)
+class _Pass:
+    """A round that is not judged yet."""
+
+    blocks: dict[str, Block]
+    delays_s: tuple[float | None, ...]
+    switches: tuple[int | None, ...]
+    started: Reading
+    ended: Reading
 
 
 def _stretch(
-    subjects: Mapping[str, Subject],
-    per_block: Mapping[str, int],
-    device: str,
-    generator: random.Random,
-    mark: Callable[[str], object],
-    end: float,
+    players: Mapping[str, Player], order: Iterator[tuple[str, ...]], device: str, account: _Account, end: float
 ) -> Iterator[Round]:
     """Rounds that are judged together: for at least `STRETCH_S`, unless the clock passes `end` before.
 
     They are yielded when all have run, so that whoever takes them takes no core from one of them.
     """
-    order = list(subjects)
-    before = interference.read()
+    before = interference.read(account.spent_s)
     after = before
-    taken: list[tuple[dict[str, Block], Reading, Reading]] = []
+    taken: list[_Pass] = []
     while not taken or (after.wall_s - before.wall_s < interference.STRETCH_S and after.wall_s < end):
-        generator.shuffle(order)
-        started, blocks = after, {}
-        for name in order:
-            mark(name)
-            blocks[name] = _block(subjects[name], per_block[name], device)
-        after = interference.read()
-        taken.append((blocks, started, after))
+        started = after
+        turns: dict[str, Turn] = {}
+        for name in next(order):
+            turns[name] = players[name].turn()
+            account.add(players[name].seat, turns[name])
+        after = interference.read(account.spent_s)
+        blocks = {name: turn.block for name, turn in turns.items()}
+        delays_s = tuple(turn.delay_s for turn in turns.values())
+        taken.append(_Pass(blocks, delays_s, tuple(turn.switches for turn in turns.values()), started, after))
     beside = interference.judge(before, after, device)
-    for blocks, started, ended in taken:
-        wall_s = ended.wall_s - started.wall_s
-        delay_s, switches = ended.delay_since(started), ended.switches_since(started)
-        yield Round(0, blocks, wall_s, interference.of_round(beside, delay_s, switches, wall_s))
+    for found in taken:
+        wall_s = found.ended.wall_s - found.started.wall_s
+        switches = _total(found.switches)
+        alone = interference.of_round(
+            beside, _total(found.delays_s), None if switches is None else int(switches), wall_s
+        )
+        yield Round(0, found.blocks, wall_s, beside=alone, order=tuple(found.blocks))
 
 
-def _block(subject: Subject, calls: int, device: str) -> Block:
-    with subject.context():
-        return time_block(subject.call, calls, device)
+def _total(values: Sequence[float | None]) -> float | None:
+    """Sum of what is known; None where nothing is."""
+    known = [value for value in values if value is not None]
+    return sum(known) if known else None
 
 
 def _narrow(clean: Mapping[str, list[float]], plan: Plan) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -10,52 +9,20 @@ from typing import Any
 
 import numpy as np
 
-from bench.block import Block
 from bench.cases import LEAST_ROUNDS, Case
-from bench.interference import Interference
+from bench.rounds import Round
 from bench.statistics import Floats, Interval, percentile, ratio_interval
 
 PERCENTILES = {"p50": 0.50, "p90": 0.90, "p95": 0.95, "p99": 0.99}
-
-
-@dataclass(frozen=True)
-class RoundData:
-    """A round as a worker sent it; `order` has the variants as they ran, those that were forgotten since included."""
-
-    number: int
-    blocks: dict[str, Block]
-    wall_s: float = 0.0
-    waited_s: float = 0.0
-    beside: Interference = field(default_factory=Interference)
-    order: tuple[str, ...] = ()
-
-    @property
-    def disturbed(self) -> bool:
-        """Return whether something else used the machine meanwhile."""
-        return bool(self.beside.why)
-
-    @classmethod
-    def of(cls, event: dict[str, Any]) -> RoundData:
-        """From a worker's `round` event."""
-        blocks = {name: Block(*block) for name, block in event["blocks"].items()}
-        beside = Interference(**event["beside"])
-        return cls(event["number"], blocks, event["wall_s"], event["waited_s"], beside, tuple(blocks))
-
-    def row(self, group: str, process: int) -> list[Any]:
-        """Facts that the round knows about itself, in the order of ROUND_COLUMNS."""
-        return [
-            *(group, process, self.number, f"{self.wall_s:.6g}", f"{self.waited_s:.6g}"),
-            *dataclasses.asdict(self.beside).values(),
-        ]
 
 
 @dataclass
 class Samples:
     """The rounds of a group, one list a worker process."""
 
-    processes: list[list[RoundData]] = field(default_factory=list)
+    processes: list[list[Round]] = field(default_factory=list)
 
-    def kept(self) -> list[list[RoundData]]:
+    def kept(self) -> list[list[Round]]:
         """The rounds that figures are made of: a process's clean ones where it has enough, otherwise all."""
         chosen = []
         for rounds in self.processes:
@@ -63,7 +30,7 @@ class Samples:
             chosen.append(clean if len(clean) >= LEAST_ROUNDS else rounds)
         return chosen
 
-    def kept_of(self, variant: str) -> list[list[RoundData]]:
+    def kept_of(self, variant: str) -> list[list[Round]]:
         """The kept rounds that have a variant, one list a process; no list is empty."""
         found = [[r for r in rounds if variant in r.blocks] for rounds in self.kept()]
         return [rounds for rounds in found if rounds]
@@ -109,7 +76,7 @@ class Samples:
             return Interval(1.0, 1.0, 1.0)
         return ratio_interval(ratios).widened(self.stretch())
 
-    def rows(self, case: Case, process: int, rounds: Iterable[RoundData]) -> Iterator[list[Any]]:
+    def rows(self, case: Case, process: int, rounds: Iterable[Round]) -> Iterator[list[Any]]:
         """Raw samples of a case in one process, in the order of SAMPLE_COLUMNS."""
         head = [case.workload, case.variant, case.mode, case.device, case.threads, process]
         for found in rounds:

@@ -21,7 +21,7 @@ from torch.nn import functional
 
 from bench.microbench import time_gated
 from bench.parity import GRADIENT, Verdict, judge
-from bench.sampling import Subject
+from bench.seat import Subject
 from bench.worker import TIMED_SEED, WEIGHTS_SEED
 from kernels.lstm import LSTM
 from kernels.reference import LoopLSTM, State, lstm_cell

@@ -18,7 +18,7 @@ from bench.cases import PASSES, Case
 from bench.evidence import Compilation
 from bench.microbench import time_gated
 from bench.parity import Gate
-from bench.sampling import Subject
+from bench.seat import Subject
 from bench.second_instrument import WORKLOAD, case_id
 from bench.worker import TIMED_SEED, WEIGHTS_SEED
 from seq2seq.checkpoint_workload import starting_weights

@@ -82,6 +82,8 @@ class Variant:
         runtime: key of `seq2seq.peers.RUNTIMES` for what runs without torch's own execution; None for torch.
         runtime_options: the runtime's own.
         own_precision: gives the precision where the runtime chooses it by the machine; see `here`.
+        own_threads: whether it brings threads beside torch's, which go on spinning after a call.
+        environment: environment variables that its process must be started with.
         devices: where it exists.
         requirements: what else it needs, checked before anything is built.
         builds: compiles what it needs before its first call, or says why it cannot.
@@ -103,6 +105,8 @@ class Variant:
     runtime: str | None = None
     runtime_options: Mapping[str, Any] = field(default_factory=dict)
     own_precision: Callable[[], str] | None = None
+    own_threads: bool = False
+    environment: Mapping[str, str] = field(default_factory=dict)
     devices: tuple[str, ...] = ("cpu", "cuda")
     requirements: tuple[Requirement, ...] = ()
     builds: Callable[[], str | None] | None = None
@@ -124,6 +128,11 @@ class Variant:
         full = self.torch_tf32 or "weight_storage" in self.lstm_options
         how = self.compiler, self.compile_options.get("mode"), self.runtime, tuple(self.runtime_options.items())
         return "fp32" if full else self.precision, self.autocast, self.own_precision, self.captures_step, *how
+
+    @property
+    def alone(self) -> bool:
+        """Return whether it takes its turns in a process of its own, rather than in one that the group shares."""
+        return self.own_threads or bool(self.environment)
 
     def make_lstm(self, *sizes: int, **options: Any) -> nn.RNNBase:
         """An LSTM of its kind; takes the arguments of torch.nn.LSTM."""
@@ -338,6 +347,7 @@ VARIANTS: dict[str, Variant] = {
             "onnxruntime",
             "ONNX Runtime: true LSTM nodes, fp32",
             runtime="onnxruntime",
+            own_threads=True,
             devices=("cpu",),
             requirements=(inference_only, needs_packages("onnx", "onnxruntime")),
         ),
@@ -345,6 +355,7 @@ VARIANTS: dict[str, Variant] = {
             "openvino",
             "OpenVINO compiled for latency, told to compute in fp32",
             runtime="openvino",
+            own_threads=True,
             runtime_options={openvino.PRECISION: "f32"},
             devices=("cpu",),
             requirements=(inference_only, needs_packages("onnx", "openvino")),
@@ -353,6 +364,7 @@ VARIANTS: dict[str, Variant] = {
             "openvino-default",
             "OpenVINO compiled for latency, in the precision that it chooses on this CPU",
             runtime="openvino",
+            own_threads=True,
             own_precision=openvino.default_precision,
             devices=("cpu",),
             requirements=(inference_only, needs_packages("onnx", "openvino")),
