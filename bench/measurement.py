@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import time
 from dataclasses import dataclass, field
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from bench import sampling
 from bench.cases import REFERENCE, Group
 from bench.plan import Described
-from bench.process import Event, Settings, Worker, WorkerError
+from bench.process import Event, WorkerError
 from bench.record import Status
 from bench.rounds import Round
 from bench.seating import Place, Seating
@@ -54,7 +55,7 @@ class Measurement:
                 return
             budget_s = min(slice_s, left_s) if number >= suite.processes else slice_s
             self.runner.console.status(f"{self.group.name}: seating {number + 1}, {len(self.cases)} variants")
-            spent_s, ended = self._seating(budget_s)
+            spent_s, ended = self._seating(number, budget_s)
             left_s -= spent_s
             number += ended
 
@@ -64,15 +65,16 @@ class Measurement:
         apart = [Place((found.case,), found.environment) for found in self.cases if found.alone]
         return [*([Place(together)] if together else []), *apart]
 
-    def _seating(self, budget_s: float) -> tuple[float, bool]:
-        """One seating; returns the seconds that its rounds took, and whether it ended well."""
+    def _seating(self, number: int, budget_s: float) -> tuple[float, bool]:
+        """One seating, of a number; returns the seconds that its rounds took, and whether it ended well."""
         runner = self.runner
         begun = time.perf_counter()
         seed = runner.next_seed()
         rounds: list[Round] = []
         limit_s = runner.plan.suite.case_limit_s
         try:
-            with Seating(self.places(), self._start, runner.settings, limit_s, self._told) as seating:
+            start_seat = functools.partial(runner.seat, seating=number, cache=self.scratch / "shared")
+            with Seating(self.places(), start_seat, runner.settings, limit_s, self._told) as seating:
                 seating.sit(seed)
                 start = time.perf_counter()
                 if seating.players:
@@ -93,9 +95,6 @@ class Measurement:
             return time.perf_counter() - begun, False
         self.samples.processes.append(rounds)
         return spent_s, True
-
-    def _start(self, settings: Settings) -> Worker:
-        return Worker(settings, self.runner.log, self.scratch / "shared")
 
     def _told(self, event: Event) -> None:
         if event["event"] == "gate":

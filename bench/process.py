@@ -16,9 +16,12 @@ import threading
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Protocol, Self
 
 from bench.record import Status
+
+if TYPE_CHECKING:
+    from bench.forks import ForkServer
 
 ROOT = Path(__file__).parent.parent
 Event = dict[str, Any]
@@ -86,6 +89,15 @@ class WorkerError(Exception):
     variant: str = ""
 
 
+class Child(Protocol):
+    """A child process: what is used of subprocess.Popen."""
+
+    pid: int
+
+    def wait(self, timeout: float | None = None) -> int:
+        """Exit code, or subprocess.TimeoutExpired."""
+
+
 @dataclass
 class Worker:
     """One child process.
@@ -94,11 +106,13 @@ class Worker:
         settings: threads and the like.
         log: file that takes what the child prints.
         cache: folder for whatever compilers cache.
+        forks: what forks the process; without it a fresh one is started.
     """
 
     settings: Settings
     log: Path
     cache: Path
+    forks: ForkServer | None = None
     _lines: queue.Queue[str | None] = field(default_factory=queue.Queue, init=False)
     _guard: subprocess.Popen[bytes] | None = field(default=None, init=False)
 
@@ -113,18 +127,7 @@ class Worker:
         self._requests = os.fdopen(own_requests, "w", encoding="utf-8")
         self._answers = os.fdopen(own_answers, encoding="utf-8")
         try:
-            self._child = subprocess.Popen(  # noqa: S603 - our own module and two numbers
-                [sys.executable, "-u", "-m", "bench.worker", str(requests), str(answers)],
-                pass_fds=(requests, answers),
-                stdin=subprocess.DEVNULL,
-                stdout=self._log_file,
-                stderr=subprocess.STDOUT,
-                env=QUIET | os.environ | self.settings.variables() | cache_variables(self.cache),
-                # Where `-m` looks for modules first; in PYTHONPATH a folder with a colon in its name would be two.
-                cwd=ROOT,
-                # A group of its own: compilers start children, and all must end together.
-                start_new_session=True,
-            )
+            self._child = self._start(requests, answers)
         finally:
             os.close(requests)
             os.close(answers)
@@ -139,6 +142,24 @@ class Worker:
             self.__exit__()
             raise
         return self
+
+    def _start(self, requests: int, answers: int) -> Child:
+        """Start the process; a group of its own, since compilers start children, and all must end together."""
+        cache = cache_variables(self.cache)
+        # What the environment does to libraries as they are loaded cannot be had by a fork.
+        if self.forks is not None and not self.settings.environment:
+            return self.forks.fork((requests, answers, self._log_file.fileno()), cache)
+        return subprocess.Popen(  # noqa: S603 - our own module and two numbers
+            [sys.executable, "-u", "-m", "bench.worker", str(requests), str(answers)],
+            pass_fds=(requests, answers),
+            stdin=subprocess.DEVNULL,
+            stdout=self._log_file,
+            stderr=subprocess.STDOUT,
+            env=QUIET | os.environ | self.settings.variables() | cache,
+            # Where `-m` looks for modules first; in PYTHONPATH a folder with a colon in its name would be two.
+            cwd=ROOT,
+            start_new_session=True,
+        )
 
     def __exit__(self, *_: object) -> None:
         """End the process and everything it started."""
@@ -268,7 +289,7 @@ def guard(group: int) -> subprocess.Popen[bytes]:
     )
 
 
-def end(child: subprocess.Popen[bytes], watch: subprocess.Popen[bytes] | None) -> None:
+def end(child: Child, watch: subprocess.Popen[bytes] | None) -> None:
     """End a process with its group, and then its guard; one that even the kernel cannot end is left.
 
     Args:

@@ -21,6 +21,7 @@ from typing import Any
 from bench import environment, quality, resume, second_instrument
 from bench.cases import REFERENCE, Case, Group
 from bench.console import Console
+from bench.forks import ForkServer, fork_servers
 from bench.measurement import Measurement, failed, worst
 from bench.plan import Described, Plan
 from bench.process import Settings, Worker, WorkerError, scratch_folder
@@ -66,6 +67,7 @@ class Runner:
 
     def __post_init__(self) -> None:
         self._begun_any = False
+        self._forks: list[ForkServer] = []
         # A resumed run knows the ceilings that its first part measured; the best of all counts.
         before = self.begun.facts.get("ceilings") or {} if self.begun else {}
         self._judge = Judge(self._ceilings, {device: Ceilings.of(found) for device, found in before.items()})
@@ -102,7 +104,7 @@ class Runner:
                 self._judge.look(device)
             facts["ceilings"] = self._judge.as_json()
             self.folder.write_json("environment.json", facts)
-            with scratch_folder() as scratch:
+            with scratch_folder() as scratch, self._forking():
                 for group, cases in self._groups_in_time():
                     for ended in self._group(group, cases, scratch):
                         records += self.folder.append(*ended)
@@ -118,6 +120,29 @@ class Runner:
             raise
         end()
         return records
+
+    @contextlib.contextmanager
+    def _forking(self) -> Iterator[None]:
+        """Have seats started by fork, each seating of a group from another parent, as fresh processes differ too.
+
+        Not where a GPU is used: what asks for one leaves a process that cannot be forked.
+        """
+        wanted = any(found.case.device == "cpu" for found in self.plan.left(self.recorded))
+        only_cpu = all(found.case.device == "cpu" for found in self.plan.cases)
+        count = self.plan.suite.processes if wanted and only_cpu else 0
+        with fork_servers(self.settings, self.log, count) as self._forks:
+            yield
+
+    def seat(self, settings: Settings, seating: int, cache: Path) -> Worker:
+        """Start the process of a seat.
+
+        Args:
+            settings: of the process.
+            seating: number of its seating.
+            cache: folder for whatever compilers cache.
+        """
+        forks = self._forks[seating % len(self._forks)] if self._forks else None
+        return Worker(settings, self.log, cache, forks)
 
     def _groups_in_time(self) -> Iterator[tuple[Group, tuple[Described, ...]]]:
         """The groups one by one, until the next one is not expected to end before the deadline."""

@@ -24,6 +24,7 @@ from bench import ceilings, evidence, memory, seat
 from bench.cases import Case
 from bench.clock import synchronize, time_once
 from bench.facts import known
+from bench.forks import serve_forks
 from bench.honesty import Audit, restore_timekeepers
 from bench.parity import Gate, Verdict
 from bench.process import plugin_paths
@@ -404,4 +405,6 @@ def main(requests: str, answers: str) -> int:
 
 
 if __name__ == "__main__":
+    if sys.argv[1] == "--forks":
+        sys.exit(serve_forks(int(sys.argv[2]), main))
     sys.exit(main(*sys.argv[1:]))
