@@ -1,15 +1,16 @@
-"""A group being measured, seating after seating, until the intervals are narrow or the budget is spent."""
+"""A group being measured, seating after seating, until the answer stands or the budget is spent."""
 
 from __future__ import annotations
 
 import functools
 import math
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bench import sampling
+from bench import racing, sampling
 from bench.cases import REFERENCE, Group
 from bench.plan import Described
 from bench.process import Event, WorkerError
@@ -31,6 +32,7 @@ class Measurement:
 
     Attributes:
         cases: what is measured, with what is known of it.
+        budget_s: seconds of timed rounds.
         samples: rounds of the seatings that ended well.
         gates: the gate's events of each variant.
         failures: fields of the records of variants that dropped out.
@@ -40,20 +42,21 @@ class Measurement:
     group: Group
     scratch: Path
     cases: list[Described]
+    budget_s: float
     samples: Samples = field(default_factory=Samples)
     gates: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
     failures: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def run(self) -> None:
-        """Take seatings until there are enough and the intervals are narrow, or the budget is spent."""
+        """Take seatings until there are enough and the answer stands, or the budget is spent."""
         suite = self.runner.plan.suite
-        left_s = self.runner.plan.group_budget_s
+        left_s = self.budget_s
         slice_s = left_s / suite.processes
         number = 0
         while self.cases:
-            if number >= suite.processes and (left_s < slice_s / 2 or number >= MOST_SEATINGS or self._narrow()):
+            if number >= suite.processes and (left_s < slice_s / 2 or number >= MOST_SEATINGS or not self._needing()):
                 return
-            budget_s = min(slice_s, left_s) if number >= suite.processes else slice_s
+            budget_s = min(slice_s, left_s) if number >= suite.processes else left_s / (suite.processes - number)
             self.runner.console.status(f"{self.group.name}: seating {number + 1}, {len(self.cases)} variants")
             spent_s, ended = self._seating(number, budget_s)
             left_s -= spent_s
@@ -74,14 +77,20 @@ class Measurement:
         limit_s = runner.plan.suite.case_limit_s
         try:
             start_seat = functools.partial(runner.seat, seating=number, cache=self.scratch / "shared")
-            with Seating(self.places(), start_seat, runner.settings, limit_s, self._told) as seating:
+            with (
+                runner.watch.on("starts"),
+                Seating(self.places(), start_seat, runner.settings, limit_s, self._told) as seating,
+            ):
                 seating.sit(seed)
                 start = time.perf_counter()
                 if seating.players:
-                    plan = sampling.Plan(budget_s, runner.plan.suite.interval, REFERENCE, seed)
-                    rounds += sampling.rounds(seating.players, self.cases[0].case.device, plan)
+                    device, race = self.cases[0].case.device, racing.Race(seating.players, self._needing)
+                    with runner.watch.on("timed rounds"):
+                        rounds += sampling.rounds(seating.players, device, budget_s, seed, race)
+                    runner.watch.move(sum(found.waited_s for found in rounds), "timed rounds", "waiting")
                 spent_s = time.perf_counter() - start
-                seating.stand(seed + 1)
+                with runner.watch.on("gates"):
+                    seating.stand(seed + 1)
                 for variant, doubt in seating.doubts().items():
                     self._drop(variant, failed(Status.PARITY_FAILED, doubt))
         except WorkerError as error:
@@ -99,6 +108,9 @@ class Measurement:
     def _told(self, event: Event) -> None:
         if event["event"] == "gate":
             self._gate(event)
+        # What comes after the last stage of a request, another process's start, is short by fork.
+        elif event["event"] == "stage":
+            self.runner.watch.switch("warm-up" if event["name"] == "warm-up" else "gates")
 
     def _gate(self, event: dict[str, Any]) -> None:
         variant = event["variant"]
@@ -111,13 +123,12 @@ class Measurement:
         self.failures[variant] = failure
         self.cases = [found for found in self.cases if found.case.variant != variant]
 
-    def _narrow(self) -> bool:
-        """Return whether every variant's interval is as narrow as the suite asks."""
-        for described in self.cases:
-            found = self.samples.speedup(REFERENCE, described.case.variant)
-            if found is not None and found.half_width > self.runner.plan.suite.interval:
-                return False
-        return True
+    def _needing(self, rounds: Sequence[Round] = ()) -> frozenset[str]:
+        """Variants that need more rounds, those of an unfinished seating included in the judgement."""
+        samples = Samples([*self.samples.processes, *([list(rounds)] if rounds else [])])
+        names = [found.case.variant for found in self.cases]
+        found = racing.standing(samples, names, REFERENCE, self.runner.plan.suite.interval, racing.CARE)
+        return racing.players(found, names, REFERENCE)
 
 
 def failed(status: Status, reason: str) -> dict[str, Any]:

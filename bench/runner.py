@@ -29,6 +29,7 @@ from bench.rawfile import ROUNDS, Key
 from bench.record import Record, Status
 from bench.resume import Begun
 from bench.roofline import Ceilings, Judge
+from bench.stopwatch import Stopwatch
 from bench.store import RunFolder
 from bench.summary import Samples, figures
 
@@ -67,6 +68,9 @@ class Runner:
 
     def __post_init__(self) -> None:
         self._begun_any = False
+        self.watch = Stopwatch()
+        self._budget_s = self.plan.suite.budget_s
+        self._groups_left = self.plan.runnable_groups
         self._forks: list[ForkServer] = []
         # A resumed run knows the ceilings that its first part measured; the best of all counts.
         before = self.begun.facts.get("ceilings") or {} if self.begun else {}
@@ -92,6 +96,7 @@ class Runner:
             facts["ceilings"] = self._judge.as_json()
             load["after"] = environment.load()
             part["duration_s"] = round(time.perf_counter() - start, 1)
+            part["own_time_s"] = self.watch.found()
             self.folder.write_json("environment.json", facts)
             self.folder.write_table()
 
@@ -110,9 +115,10 @@ class Runner:
                         records += self.folder.append(*ended)
                         for record in records[-len(ended) :]:
                             self.console.record(record)
-                for stage in (self._second_instrument, self._quality):
+                for kind, stage in (("second instrument", self._second_instrument), ("quality", self._quality)):
                     if not self.unfinished:
-                        stage(scratch)
+                        with self.watch.on(kind):
+                            stage(scratch)
         except BaseException:
             # What ended the run is told, not what could not be derived then.
             with contextlib.suppress(OSError):
@@ -231,8 +237,10 @@ class Runner:
                 yield (described.record(**(fields | failure)),)
         if not waiting:
             return
-        measured = Measurement(self, group, scratch, [d for d, _ in waiting.values()])
+        measured = Measurement(self, group, scratch, [d for d, _ in waiting.values()], self._budget_of_group_s())
+        before_s = self.watch.found()["timed rounds"] + self.watch.found()["waiting"]
         measured.run()
+        self._budget_s -= self.watch.found()["timed rounds"] + self.watch.found()["waiting"] - before_s
         records = tuple(self._finish(d, fields, measured) for d, fields in waiting.values())
         # Samples first: a record says that its case is done, and then its samples must be there.
         self._keep_samples([d.case for d, _ in waiting.values()], records, measured.samples)
@@ -256,6 +264,12 @@ class Runner:
             measured.samples.forget(variant)
             return described.record(**fields)
         return described.record(**(fields | timing))
+
+    def _budget_of_group_s(self) -> float:
+        """Seconds of timed rounds that the next group gets: its share of what the groups before it left over."""
+        share_s = self._budget_s / max(1, self._groups_left)
+        self._groups_left -= 1
+        return share_s
 
     def _ceilings(self, device: str) -> Ceilings | None:
         """Measure what the machine can do now, by a fresh worker; without it the run continues, and says so."""
@@ -294,7 +308,10 @@ class Runner:
         cache = Path(tempfile.mkdtemp(dir=scratch))
         fields: dict[str, Any] = {}
         try:
-            with Worker(self.settings.with_environment(described.environment), self.log, cache) as worker:
+            with (
+                self.watch.on("cold runs"),
+                Worker(self.settings.with_environment(described.environment), self.log, cache) as worker,
+            ):
                 limit = self.plan.suite.case_limit_s
                 for event in worker.ask("cold", limit, case=dataclasses.asdict(described.case)):
                     if event["event"] == "cold":

@@ -1,4 +1,4 @@
-"""Rounds: the variants of a group take turns until the answer is narrow or the time is spent.
+"""Rounds: the variants of a group take turns until the answer stands or the time is spent.
 
 Whatever drifts on the machine meets all of them alike, and each follows each of the others equally often. Ratios are
 formed inside a round, never across. Rounds are judged in stretches long enough for the system's counters to tell
@@ -8,14 +8,11 @@ whether somebody else was at work (`bench.interference`).
 from __future__ import annotations
 
 import dataclasses
-import math
 import random
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
-
-import numpy as np
 
 from bench import interference
 from bench.block import Block, Turn
@@ -23,8 +20,6 @@ from bench.cases import LEAST_ROUNDS
 from bench.interference import Reading
 from bench.rounds import Round
 
-#: Rounds below which a narrow interval may be luck.
-STOP_ROUNDS = 30
 #: Share of the budget that may be spent waiting for others to end their work.
 PATIENCE = 0.25
 
@@ -40,21 +35,8 @@ class Player(Protocol):
         """Take a turn while everybody else stands still."""
 
 
-@dataclass(frozen=True)
-class Plan:
-    """Limits on how long a seating samples.
-
-    Attributes:
-        budget_s: wall seconds for its rounds, waiting for quiet moments included.
-        interval: half-width of the ratios' interval at which it may stop early, as a share.
-        reference: variant that the ratios are formed with.
-        seed: of the order.
-    """
-
-    budget_s: float
-    interval: float
-    reference: str
-    seed: int
+#: Says who goes on after a stretch, from the rounds of the seating so far; nobody ends it.
+Chooser = Callable[[Sequence[Round]], Collection[str]]
 
 
 def orders(names: Sequence[str], seed: int) -> Iterator[tuple[str, ...]]:
@@ -74,41 +56,46 @@ def orders(names: Sequence[str], seed: int) -> Iterator[tuple[str, ...]]:
         yield from map(tuple, generator.sample(cycle, len(cycle)))
 
 
-def rounds(players: Mapping[str, Player], device: str, plan: Plan) -> Iterator[Round]:
-    """Yield rounds until the ratios to the reference are narrow enough or the budget is spent.
+def rounds(
+    players: Mapping[str, Player], device: str, budget_s: float, seed: int, chosen: Chooser | None = None
+) -> Iterator[Round]:
+    """Yield rounds until nobody needs more or the budget is spent.
 
-    A disturbed round is yielded, marked, but does not count as one of the rounds that may end the sampling; so it is
-    repeated while there is time. After a disturbed stretch a quiet moment is waited for, at most `PATIENCE` of the
-    budget in all.
+    After a disturbed stretch a quiet moment is waited for, at most `PATIENCE` of the budget in all.
 
     Args:
         players: who takes turns, by variant.
         device: `cpu` or `cuda`.
-        plan: when to stop.
+        budget_s: wall seconds, waiting for quiet moments included.
+        seed: of the order.
+        chosen: asked after each stretch; without it all go on to the end of the budget.
     """
-    order = orders(list(players), plan.seed)
+    names = list(players)
+    order = orders(names, seed)
     account = _Account()
-    clean: dict[str, list[float]] = {name: [] for name in players}
+    taken: list[Round] = []
     start = time.perf_counter()
-    patience_s, waited_s = PATIENCE * plan.budget_s, 0.0
-    number = 0
+    patience_s, waited_s = PATIENCE * budget_s, 0.0
     while True:
-        stretch = list(_stretch(players, order, device, account, start + plan.budget_s))
+        stretch = list(_stretch(players, order, device, account, start + budget_s))
         for position, found in enumerate(stretch):
-            yield dataclasses.replace(found, number=number, waited_s=0.0 if position else waited_s)
-            number += 1
-            if not found.disturbed:
-                for name, block in found.blocks.items():
-                    clean[name].append(block.typical_s)
+            taken.append(dataclasses.replace(found, number=len(taken), waited_s=0.0 if position else waited_s))
+            yield taken[-1]
         spent = time.perf_counter() - start
-        if number >= LEAST_ROUNDS and (spent >= plan.budget_s or _narrow(clean, plan)):
-            return
+        if len(taken) >= LEAST_ROUNDS:
+            if spent >= budget_s:
+                return
+            if chosen is not None and (going := [name for name in players if name in chosen(taken)]) != names:
+                if not going:
+                    return
+                names, seed = going, seed + 1
+                order = orders(names, seed)
         # A group too slow for its budget still gives two rounds, and its wide interval is marked.
-        if number >= 2 and spent >= 2 * plan.budget_s:  # noqa: PLR2004
+        if len(taken) >= 2 and spent >= 2 * budget_s:  # noqa: PLR2004
             return
         waited_s = 0.0
         if stretch[-1].disturbed:
-            waited_s = interference.wait_until_quiet(min(patience_s, plan.budget_s - spent))
+            waited_s = interference.wait_until_quiet(min(patience_s, budget_s - spent))
             patience_s -= waited_s
 
 
@@ -170,19 +157,3 @@ def _total(values: Sequence[float | None]) -> float | None:
     """Sum of what is known; None where nothing is."""
     known = [value for value in values if value is not None]
     return sum(known) if known else None
-
-
-def _narrow(clean: Mapping[str, list[float]], plan: Plan) -> bool:
-    """Return whether the interval of every variant's median ratio is narrow enough, from clean rounds alone."""
-    count = len(next(iter(clean.values())))
-    if count < STOP_ROUNDS or plan.reference not in clean:
-        return False
-    # Order statistics that bound the median with 95 %, in the normal approximation.
-    reach = 0.98 * math.sqrt(count)
-    low, high = math.floor(count / 2 - reach), min(count - 1, math.ceil(count / 2 + reach))
-    reference = np.array(clean[plan.reference])
-    for values in clean.values():
-        ratios = np.sort(reference / np.array(values))
-        if (ratios[high] - ratios[max(0, low)]) / 2 > plan.interval * float(np.median(ratios)):
-            return False
-    return True

@@ -13,7 +13,7 @@ from typing import Any
 
 from bench.cases import Case
 from bench.process import Event, Settings, Worker, scratch_folder
-from bench.sampling import Plan, rounds
+from bench.sampling import rounds
 from bench.seating import Seat, Seated
 from bench.selftest import BASE, OTHER
 from bench.statistics import Interval
@@ -119,8 +119,7 @@ class Bench:
         for seat in self._seats:
             players = {name: Seated(name, seat) for name in (BASE, OTHER)}
             self._seed += 1
-            plan = Plan(budget_s / len(self._seats), 0.0, BASE, self._seed)
-            processes.append(list(rounds(players, case.device, plan)))
+            processes.append(list(rounds(players, case.device, budget_s / len(self._seats), self._seed)))
         return _pair(case, Samples(processes), planted, time.perf_counter() - start)
 
 
