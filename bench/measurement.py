@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import math
 import time
@@ -14,16 +15,18 @@ from bench import racing, sampling
 from bench.cases import REFERENCE, Group
 from bench.plan import Described
 from bench.process import Event, WorkerError
-from bench.record import Status
+from bench.record import Record, Status
 from bench.rounds import Round
 from bench.seating import Place, Seating
-from bench.summary import Samples
+from bench.summary import Samples, figures
 
 if TYPE_CHECKING:
     from bench.runner import Runner
 
 #: A group gets at most so many seatings when its interval stays wide and time is left.
 MOST_SEATINGS = 6
+#: Quantities that a gate tells of, and what it tells of each.
+KINDS, WHAT = ("parity", "grad"), ("error", "limit")
 
 
 @dataclass
@@ -61,6 +64,18 @@ class Measurement:
             spent_s, ended = self._seating(number, budget_s)
             left_s -= spent_s
             number += ended
+
+    def more(self) -> None:
+        """Take one further seating, or several where time is left and the answer does not stand."""
+        number, left_s = len(self.samples.processes), self.budget_s
+        last = number + self.runner.plan.suite.processes
+        while self.cases and number < last and left_s > self.budget_s / 4:
+            self.runner.console.status(f"{self.group.name}: seating {number + 1}, {len(self.cases)} variants")
+            spent_s, ended = self._seating(number, left_s / (last - number))
+            left_s -= spent_s
+            number += ended
+            if not self._needing():
+                return
 
     def places(self) -> list[Place]:
         """Who sits where: those that share torch's threads in one process, each of the others in its own."""
@@ -131,6 +146,33 @@ class Measurement:
         return racing.players(found, names, REFERENCE)
 
 
+def figured(runner: Runner, described: Described, fields: dict[str, Any], measured: Measurement) -> Record:
+    """The record of a case whose group was measured.
+
+    Args:
+        runner: whose suite and ceilings count.
+        described: the case.
+        fields: what is known of it besides.
+        measured: its group.
+    """
+    variant = described.case.variant
+    fields = fields | worst([*_told_before(fields), *measured.gates.get(variant, [])])
+    failure = measured.failures.get(variant)
+    if failure is not None:
+        return described.record(**(fields | failure))
+    # A reference that failed later has no samples in the file, so no ratio could be computed again.
+    yardstick = "" if REFERENCE in measured.failures else REFERENCE
+    timing = figures(described.case, measured.samples, yardstick, runner.plan.suite.interval, described.facts)
+    if not timing:
+        return described.record(**(fields | failed(Status.ERROR, "no round of it was completed")))
+    fields |= runner.judge.judge(dataclasses.asdict(described.record(**(fields | timing))))
+    if fields.get("status") is Status.IMPOSSIBLE:
+        # Nothing may be compared with it either.
+        measured.samples.forget(variant)
+        return described.record(**fields)
+    return described.record(**(fields | timing))
+
+
 def failed(status: Status, reason: str) -> dict[str, Any]:
     """Fields of the record of a case that did not end well."""
     return {"status": status, "reason": reason}
@@ -139,7 +181,7 @@ def failed(status: Status, reason: str) -> dict[str, Any]:
 def worst(gates: list[dict[str, Any]]) -> dict[str, Any]:
     """Parity fields over all gate runs of a case: of each kind the error that came nearest to its limit."""
     found: dict[str, Any] = {}
-    for kind in ("parity", "grad"):
+    for kind in KINDS:
         error, limit = f"{kind}_error", f"{kind}_limit"
         measured = [event for event in gates if event[error] is not None]
         if measured:
@@ -148,6 +190,15 @@ def worst(gates: list[dict[str, Any]]) -> dict[str, Any]:
     if gates:
         found["parity_worst"] = max(gates, key=lambda event: _rank(event["strain"]))["parity_worst"]
     return found
+
+
+def _told_before(fields: dict[str, Any]) -> list[dict[str, Any]]:
+    """The gates that a record tells of already, as one event; none where it tells of none."""
+    if fields.get("parity_limit") is None:
+        return []
+    event: dict[str, Any] = {f"{kind}_{what}": fields.get(f"{kind}_{what}") for kind in KINDS for what in WHAT}
+    strains = [event[f"{kind}_error"] / event[f"{kind}_limit"] for kind in KINDS if event[f"{kind}_limit"]]
+    return [event | {"parity_worst": fields["parity_worst"], "strain": max(strains, key=_rank)}]
 
 
 def _rank(strain: float) -> tuple[bool, float]:

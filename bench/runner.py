@@ -18,11 +18,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from bench import environment, quality, resume, second_instrument
-from bench.cases import REFERENCE, Case, Group
+from bench import environment, more, quality, resume, second_instrument
+from bench.cases import Case, Group
 from bench.console import Console
 from bench.forks import ForkServer, fork_servers
-from bench.measurement import Measurement, failed, worst
+from bench.measurement import Measurement, failed, figured
 from bench.plan import Described, Plan
 from bench.process import Settings, Worker, WorkerError, scratch_folder
 from bench.rawfile import ROUNDS, Key
@@ -31,7 +31,7 @@ from bench.resume import Begun
 from bench.roofline import Ceilings, Judge
 from bench.stopwatch import Stopwatch
 from bench.store import RunFolder
-from bench.summary import Samples, figures
+from bench.summary import Samples
 
 #: The ceilings may take so long; a suite's own limit is one for a case.
 CEILINGS_LIMIT_S = 120.0
@@ -74,13 +74,14 @@ class Runner:
         self._forks: list[ForkServer] = []
         # A resumed run knows the ceilings that its first part measured; the best of all counts.
         before = self.begun.facts.get("ceilings") or {} if self.begun else {}
-        self._judge = Judge(self._ceilings, {device: Ceilings.of(found) for device, found in before.items()})
+        self.judge = Judge(self._ceilings, {device: Ceilings.of(found) for device, found in before.items()})
 
-    def run(self, command: str) -> list[Record]:
+    def run(self, command: str, more_s: float = 0.0) -> list[Record]:
         """Run all groups; the folder is complete and readable whenever this ends, by error or Ctrl-C too.
 
         Args:
             command: the command line, for environment.json.
+            more_s: seconds of further rounds for groups of a run that has ended.
 
         Returns:
             The records, in the order in which they were written.
@@ -93,7 +94,7 @@ class Runner:
         records: list[Record] = []
 
         def end() -> None:
-            facts["ceilings"] = self._judge.as_json()
+            facts["ceilings"] = self.judge.as_json()
             load["after"] = environment.load()
             part["duration_s"] = round(time.perf_counter() - start, 1)
             part["own_time_s"] = self.watch.found()
@@ -105,16 +106,17 @@ class Runner:
             self.folder.write_json("plan.json", {"suite": dataclasses.asdict(self.plan.suite), "cases": planned})
         self.folder.write_json("environment.json", facts)
         try:
-            for device in sorted({c.case.device for c in self.plan.left(self.recorded)}):
-                self._judge.look(device)
-            facts["ceilings"] = self._judge.as_json()
+            for device in sorted({c.case.device for c in self.plan.left(frozenset() if more_s else self.recorded)}):
+                self.judge.look(device)
+            facts["ceilings"] = self.judge.as_json()
             self.folder.write_json("environment.json", facts)
-            with scratch_folder() as scratch, self._forking():
+            with scratch_folder() as scratch, self.forking():
                 for group, cases in self._groups_in_time():
                     for ended in self._group(group, cases, scratch):
                         records += self.folder.append(*ended)
                         for record in records[-len(ended) :]:
                             self.console.record(record)
+                more.measure(self, self.open_groups() if more_s else (), more_s)
                 for kind, stage in (("second instrument", self._second_instrument), ("quality", self._quality)):
                     if not self.unfinished:
                         with self.watch.on(kind):
@@ -127,15 +129,18 @@ class Runner:
         end()
         return records
 
+    def open_groups(self) -> list[more.Open]:
+        """Groups whose answer does not stand, by what is recorded."""
+        return more.undecided(self.plan.groups, self.folder.path, self.plan.suite.interval)
+
     @contextlib.contextmanager
-    def _forking(self) -> Iterator[None]:
+    def forking(self) -> Iterator[None]:
         """Have seats started by fork, each seating of a group from another parent, as fresh processes differ too.
 
         Not where a GPU is used: what asks for one leaves a process that cannot be forked.
         """
-        wanted = any(found.case.device == "cpu" for found in self.plan.left(self.recorded))
         only_cpu = all(found.case.device == "cpu" for found in self.plan.cases)
-        count = self.plan.suite.processes if wanted and only_cpu else 0
+        count = self.plan.suite.processes if only_cpu and self.plan.left() else 0
         with fork_servers(self.settings, self.log, count) as self._forks:
             yield
 
@@ -241,29 +246,10 @@ class Runner:
         before_s = self.watch.found()["timed rounds"] + self.watch.found()["waiting"]
         measured.run()
         self._budget_s -= self.watch.found()["timed rounds"] + self.watch.found()["waiting"] - before_s
-        records = tuple(self._finish(d, fields, measured) for d, fields in waiting.values())
+        records = tuple(figured(self, d, fields, measured) for d, fields in waiting.values())
         # Samples first: a record says that its case is done, and then its samples must be there.
         self._keep_samples([d.case for d, _ in waiting.values()], records, measured.samples)
         yield records
-
-    def _finish(self, described: Described, fields: dict[str, Any], measured: Measurement) -> Record:
-        """The record of a case whose group was measured."""
-        variant = described.case.variant
-        fields = fields | worst(measured.gates.get(variant, []))
-        failure = measured.failures.get(variant)
-        if failure is not None:
-            return described.record(**(fields | failure))
-        # A reference that failed later has no samples in the file, so no ratio could be computed again.
-        yardstick = "" if REFERENCE in measured.failures else REFERENCE
-        timing = figures(described.case, measured.samples, yardstick, self.plan.suite.interval, described.facts)
-        if not timing:
-            return described.record(**(fields | failed(Status.ERROR, "no round of it was completed")))
-        fields |= self._judge.judge(dataclasses.asdict(described.record(**(fields | timing))))
-        if fields.get("status") is Status.IMPOSSIBLE:
-            # Nothing may be compared with it either.
-            measured.samples.forget(variant)
-            return described.record(**fields)
-        return described.record(**(fields | timing))
 
     def _budget_of_group_s(self) -> float:
         """Seconds of timed rounds that the next group gets: its share of what the groups before it left over."""
