@@ -73,7 +73,9 @@ def standing(
     Returns:
         None while somebody has no round.
     """
-    speeds = {name: samples.speedup(reference, name) for name in variants}
+    # Where the reference dropped out, any other tells who is fastest; there are no speedups to be narrow then.
+    yardstick = reference if reference in variants else min(variants, default="")
+    speeds = {name: samples.speedup(yardstick, name) for name in variants}
     known = {name: found for name, found in speeds.items() if found is not None}
     if set(known) != set(variants) or not known:
         return None
@@ -84,7 +86,7 @@ def standing(
             against[name] = found.widened(care)
     equal = frozenset(name for name, found in against.items() if found.low > 1 - MARGIN and found.high < 1 + MARGIN)
     slower = frozenset(name for name, found in against.items() if found.high < 1)
-    wide = frozenset(name for name, found in known.items() if found.half_width > interval)
+    wide = frozenset(name for name, found in known.items() if found.half_width > interval and yardstick == reference)
     return Standing(best, equal, slower, frozenset(against) - equal - slower, wide, against)
 
 
