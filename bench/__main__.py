@@ -22,10 +22,11 @@ from bench.records.folder import RunFolder
 from bench.records.raw_csv import Key
 from bench.records.reader import read_beside
 from bench.records.schema import Status
-from bench.run import resume
+from bench.run import more, resume
 from bench.run.planning import Plan, make_plan
 from bench.run.runner import Runner
 from bench.run.worker_process import Settings
+from bench.timing import stopwatch
 from kernels.host.cores import usable_cores
 from kernels.host.output import Terminated, run_command, utf8, write_new
 
@@ -53,6 +54,9 @@ def run(arguments: argparse.Namespace, command: str) -> int:
     deadline_s = time.perf_counter() + (arguments.time_limit or math.inf)
     if arguments.resume is not None:
         return _resume(arguments, command, deadline_s)
+    if arguments.more is not None:
+        msg = "--more goes on with a run that has ended; name its folder with --resume"
+        raise UsageError(msg)
     arguments.suite = arguments.suite or DEFAULT_SUITE
     if arguments.out is not None:
         RunFolder.refuse(arguments.out)
@@ -104,13 +108,18 @@ def _resume(arguments: argparse.Namespace, command: str, deadline_s: float) -> i
         if arguments.dry_run:
             _print_cases(console, plan, recorded)
             return EXIT_OK
+        if arguments.more is not None:
+            more.check_finished(len(plan.left(recorded)), begun.folder.path)
         for line in begun.folder.mend(lambda values: resume.record_key(values) in recorded):
             console.say(line, "yellow")
         seed = resume.new_seed(begun.seeds)
         runner = Runner(
             plan, begun.folder, settings, console, seed, begun=begun, recorded=recorded, deadline_s=deadline_s
         )
-        return _measure(runner, command)
+        if arguments.more is not None and not runner.open_groups():
+            console.say("the answer of every group stands; nothing is left to measure", "green")
+            return EXIT_OK
+        return _measure(runner, command, arguments.more or 0.0)
 
 
 def _refuse_options(arguments: argparse.Namespace, begun: resume.Begun) -> None:
@@ -139,19 +148,20 @@ def _writing(folder: RunFolder) -> Iterator[None]:
         yield
 
 
-def _measure(runner: Runner, command: str) -> int:
+def _measure(runner: Runner, command: str, more_s: float = 0.0) -> int:
     """Run, show, and whatever ends it early, say what is safe and how to go on."""
     folder, console = runner.folder, runner.console
     quoted = shlex.quote(str(folder.path))
     again = f"python -m bench run --resume {quoted}"
     try:
         with console:
-            runner.run(command)
+            runner.run(command, more_s)
         if runner.unfinished:
             console.say(f"time limit reached; {_safe(runner)}{_look(runner, quoted)}", "yellow")
             console.say(f"to go on: {again}", "bold")
             return EXIT_UNFINISHED
         _show(console, folder)
+        _show_open(console, runner, again)
     except KeyboardInterrupt as error:
         console.say(f"interrupted; {_safe(runner)}{_look(runner, quoted)}", "red")
         console.say(f"to go on: {again}", "bold")
@@ -194,6 +204,15 @@ def _show(console: Console, folder: RunFolder) -> None:
         console.say(words.beside(beside, usable_cores()), "" if beside.quiet else "yellow")
     console.say(f"records: {folder.path / 'records.csv'}")
     console.say(f"page:    {report.page.resolve().as_uri()}", "bold")
+
+
+def _show_open(console: Console, runner: Runner, again: str) -> None:
+    """Say which answers do not stand, what would make them, and where the time went."""
+    if found := runner.open_groups():
+        for each in found:
+            console.say(each.told(), "yellow")
+        console.say(f"to measure on: {again} --more {more.duration(sum(each.needed_s for each in found))}", "bold")
+    console.say(f"time: {stopwatch.told(runner.watch.found())}")
 
 
 def _print_cases(console: Console, plan: Plan, recorded: Collection[Key] = ()) -> None:

@@ -43,6 +43,13 @@ def parser() -> argparse.ArgumentParser:
         metavar="DIR",
         help="finish the interrupted run of that folder, with the options it began with; what is recorded stays",
     )
+    run.add_argument(
+        "--more",
+        type=_duration,
+        metavar="TIME",
+        help="with --resume of a run that has ended: so much time for further rounds (90s, 3min) of the groups whose "
+        "answer does not stand yet",
+    )
     listing = commands.add_parser("list", help="suites, workloads, and variants with their availability here")
     _add_device(listing)
     report = commands.add_parser("report", help="write plots and page of a run folder again")
@@ -247,6 +254,16 @@ def _positive_float(text: str) -> float:
         msg = f"{text!r} is not a number of seconds above 0"
         raise argparse.ArgumentTypeError(msg)
     return value
+
+
+def _duration(text: str) -> float:
+    """`90s`, `3min` or plain seconds."""
+    number, factor = (text.removesuffix("min"), 60.0) if text.endswith("min") else (text.removesuffix("s"), 1.0)
+    try:
+        return factor * _positive_float(number.strip())
+    except argparse.ArgumentTypeError:
+        msg = f"{text!r} is not a time above 0, as 90s or 3min"
+        raise argparse.ArgumentTypeError(msg) from None
 
 
 def _share(text: str) -> float:

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from bench.gate.parity import Gate, Verdict
 from kernels.reference import LoopLSTM
 from seq2seq.execution.executable import Executable
-from seq2seq.execution.variants import LSTMS, REFERENCE, Variant
+from seq2seq.execution.variant import LSTMS, Variant
+from seq2seq.execution.variants import REFERENCE
 from seq2seq.models.base import IGNORE_TOKEN
 from seq2seq.models.ctc import CTCConfig, CTCModel, ctc_loss, steps_needed
 from seq2seq.models.weights import initial_weights

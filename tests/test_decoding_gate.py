@@ -29,7 +29,8 @@ from seq2seq.decoding import search as decode
 from seq2seq.decoding.fixed_length import Steps, forced, free_running
 from seq2seq.decoding.search import sample
 from seq2seq.execution.executable import Executable
-from seq2seq.execution.variants import VARIANTS, Variant
+from seq2seq.execution.variant import Variant
+from seq2seq.execution.variants import VARIANTS
 from seq2seq.models.base import Extent, select
 from seq2seq.models.cost import cost, forward_products
 from seq2seq.models.cost import decoding as decoding_extent

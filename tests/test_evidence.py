@@ -17,7 +17,8 @@ from bench.worker import evidence
 from bench.worker.evidence import Compilation, Observation, explain, observe
 from kernels.dispatch import Choice
 from seq2seq.execution.executable import Executable
-from seq2seq.execution.variants import LSTMS, VARIANTS, Variant
+from seq2seq.execution.variant import LSTMS, Variant
+from seq2seq.execution.variants import VARIANTS
 from seq2seq.models.weights import initial_weights
 from seq2seq.workloads.registry import find_workload
 

@@ -17,7 +17,8 @@ from kernels.dispatch import MODULES
 from kernels.reference import LoopLSTM
 from seq2seq.data.batch import Batch
 from seq2seq.execution.executable import LEARNING_RATE, Executable, _own_code, backends
-from seq2seq.execution.variants import REFERENCE, VARIANTS, Variant
+from seq2seq.execution.variant import Variant
+from seq2seq.execution.variants import REFERENCE, VARIANTS
 from seq2seq.models.base import Config
 from seq2seq.models.encoder_decoder import Seq2Seq
 from seq2seq.models.weights import Weights, initial_weights

@@ -24,7 +24,8 @@ from bench.worker.gating import gated
 from bench.worker.server import load_plugins
 from kernels.reference import LoopLSTM
 from seq2seq.execution.executable import Executable
-from seq2seq.execution.variants import LSTMS, VARIANTS, Variant
+from seq2seq.execution.variant import LSTMS, Variant
+from seq2seq.execution.variants import VARIANTS
 from seq2seq.models.checkpoint import save_pretrained
 from seq2seq.models.encoder_decoder import Seq2SeqConfig
 from seq2seq.models.weights import initial_weights

@@ -36,7 +36,8 @@ from bench.run.second_instrument import FILE, Findings
 from bench.run.worker_process import Settings
 from kernels.dispatch import IMPLEMENTATIONS
 from kernels.lstm import LSTM
-from seq2seq.execution.variants import DTYPES, VARIANTS
+from seq2seq.execution.variant import DTYPES
+from seq2seq.execution.variants import VARIANTS
 
 ROOT = Path(__file__).parent.parent
 PLUGIN = ROOT / "tests" / "plugins" / "broken_variants.py"
@@ -51,7 +52,8 @@ TWO_FACED = """
 import sys
 from bench.gate.planted_defects import GateOrder
 from kernels.reference import LoopLSTM
-from seq2seq.execution.variants import LSTMS, VARIANTS, Variant
+from seq2seq.execution.variant import LSTMS, Variant
+from seq2seq.execution.variants import VARIANTS
 LSTMS["two-faced"] = GateOrder if "pytest" in sys.modules else LoopLSTM
 VARIANTS["two-faced"] = Variant("two-faced", "planted", lstm="two-faced")
 """

@@ -19,7 +19,8 @@ from bench.worker import evidence
 from bench.worker.gating import gated
 from seq2seq import peers
 from seq2seq.execution.executable import Executable
-from seq2seq.execution.variants import REFERENCE, VARIANTS, Variant
+from seq2seq.execution.variant import Variant
+from seq2seq.execution.variants import REFERENCE, VARIANTS
 from seq2seq.models.cost import Extent, cost
 from seq2seq.models.weights import initial_weights
 from seq2seq.runtimes import export, openvino
@@ -379,7 +380,7 @@ def test_lstmcell_is_told_and_has_no_lstm():
 
 def test_lstmcell_calls_what_nn_lstmcell_calls():
     """One step of it is nn.LSTMCell's, bit for bit."""
-    from seq2seq.execution.variants import LSTMS
+    from seq2seq.execution.variant import LSTMS
 
     lstm, cell = LSTMS["cell"](3, 4), torch.nn.LSTMCell(3, 4)
     cell.load_state_dict({name.removesuffix("_l0"): value for name, value in lstm.state_dict().items()})

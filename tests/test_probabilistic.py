@@ -13,7 +13,8 @@ from bench.gate import parity
 from bench.gate.parity import Gate
 from bench.gate.planted_defects import DEFECTS
 from seq2seq.execution.executable import Executable
-from seq2seq.execution.variants import LSTMS, VARIANTS, Variant
+from seq2seq.execution.variant import LSTMS, Variant
+from seq2seq.execution.variants import VARIANTS
 from seq2seq.models.encoder_decoder import Seq2SeqConfig
 from seq2seq.models.likelihoods import LIKELIHOODS, LOSSES, QUANTILES, central, draw, head_loss, quantiles
 from seq2seq.models.weights import initial_weights

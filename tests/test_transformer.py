@@ -16,7 +16,8 @@ from bench.gate.parity import Gate
 from bench.worker.evidence import explain, observe
 from seq2seq.data.batch import Batch
 from seq2seq.execution.executable import Executable
-from seq2seq.execution.variants import VARIANTS, Variant
+from seq2seq.execution.variant import Variant
+from seq2seq.execution.variants import VARIANTS
 from seq2seq.models import cost as costs
 from seq2seq.models.base import IGNORE_TOKEN, Extent, select
 from seq2seq.models.checkpoint import from_pretrained, save_pretrained

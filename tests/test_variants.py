@@ -18,7 +18,8 @@ from kernels import dispatch
 from kernels.common.recurrence import Problem
 from seq2seq.execution import requirements
 from seq2seq.execution.executable import Executable
-from seq2seq.execution.variants import DTYPES, LSTMS, REFERENCE, VARIANTS, Variant
+from seq2seq.execution.variant import DTYPES, LSTMS, Variant
+from seq2seq.execution.variants import REFERENCE, VARIANTS
 from seq2seq.models.weights import initial_weights
 from seq2seq.runtimes.registry import RUNTIMES
 from seq2seq.workloads.registry import WORKLOADS, find_workload

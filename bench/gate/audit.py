@@ -28,8 +28,7 @@ from torch import Tensor
 from bench.gate import repeated_inputs as seen
 from bench.gate.parity import GRADIENT, ROUNDOFF, TOLERANCES, Gate, judge, relative_error
 from bench.machine import interference
-from bench.timing import clock
-from bench.timing import rounds as sampling
+from bench.timing import clock, seat
 from seq2seq.data.batch import Batch
 from seq2seq.execution.executable import LEARNING_RATE, Executable
 from seq2seq.models.base import Seq2SeqResult
@@ -54,11 +53,13 @@ _TIMEKEEPERS: tuple[tuple[Any, str, Any], ...] = tuple(
         (torch.cuda.Event, ("record", "elapsed_time", "synchronize")),
         (clock, ("_now_ns", "_synchronize", "_Event", "_queued", "Block")),
         (clock, ("now_s", "synchronize", "time_once", "time_block")),
-        (sampling, ("time_once", "time_block", "now_s", "sample", "rounds", "_stretch", "_block")),
-        (interference, ("read", "judge", "_now_s")),
+        (seat, ("time_once", "time_block", "now_s", "take_turn", "_cpu_s", "Turn")),
+        (seat.Ready, ("turn",)),
+        (interference, ("read", "judge", "_now_s", "read_delays", "longest_delay_s")),
         (gc, ("disable", "enable", "isenabled")),
         (clock.time_once, ("__code__",)),
         (clock.time_block, ("__code__",)),
+        (seat.take_turn, ("__code__",)),
     )
     for name in names
 )

@@ -20,7 +20,8 @@ from bench.gate.planted_defects import DEFECTS
 from kernels.host.output import run_command
 from kernels.host.usage import Parser
 from seq2seq.execution.executable import Executable
-from seq2seq.execution.variants import LSTMS, VARIANTS, Variant
+from seq2seq.execution.variant import LSTMS, Variant
+from seq2seq.execution.variants import VARIANTS
 from seq2seq.models.weights import initial_weights
 from seq2seq.workloads.registry import find_workload
 from seq2seq.workloads.workload import Workload

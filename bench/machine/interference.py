@@ -44,28 +44,14 @@ class Reading:
     Attributes:
         wall_s: wall clock.
         busy_s: CPU time of all processes, stolen time not among it; None where the system does not tell.
-        own_s: CPU time of this process.
+        own_s: CPU time of this process, and of those that work for it.
         stolen_s: time that the hypervisor gave to others; 0 where the system does not tell.
-        delays_ns: how long each thread of this process was ready but had no core; None where the system does not tell.
-        switches: times that this process had to give up a core; None likewise.
     """
 
     wall_s: float
     busy_s: float | None
     own_s: float
     stolen_s: float
-    delays_ns: Mapping[str, int] | None = None
-    switches: int | None = None
-
-    def delay_since(self, before: Reading) -> float | None:
-        """Seconds that the thread that waited longest was ready but had no core since an earlier reading."""
-        if self.delays_ns is None or before.delays_ns is None:
-            return None
-        return max((ns - before.delays_ns.get(task, 0) for task, ns in self.delays_ns.items()), default=0) * 1e-9
-
-    def switches_since(self, before: Reading) -> int | None:
-        """Times that this process had to give up a core since an earlier reading."""
-        return None if self.switches is None or before.switches is None else self.switches - before.switches
 
 
 @dataclass(frozen=True)
@@ -99,10 +85,14 @@ class Interference:
     gpu_others: int = 0
 
 
-def read() -> Reading:
-    """Read the counters now."""
+def read(seats_s: float = 0.0) -> Reading:
+    """Read the counters now.
+
+    Args:
+        seats_s: CPU time that other processes of ours have used so far, seconds.
+    """
     busy, stolen = known(_system_times) or (None, 0.0)
-    return Reading(_now_s(), busy, time.process_time(), stolen, read_delays(), known(_switches))
+    return Reading(_now_s(), busy, time.process_time() + seats_s, stolen)
 
 
 def _system_times() -> tuple[float, float]:
@@ -133,7 +123,15 @@ def read_delays() -> dict[str, int] | None:
     return found or None
 
 
-def _switches() -> int:
+def longest_delay_s(before: Mapping[str, int] | None, after: Mapping[str, int] | None) -> float | None:
+    """Seconds that the thread that waited longest was ready but had no core between two `read_delays`."""
+    if before is None or after is None:
+        return None
+    return max((ns - before.get(task, 0) for task, ns in after.items()), default=0) * 1e-9
+
+
+def switches() -> int:
+    """Times that this process had to give up a core so far."""
     import resource  # noqa: PLC0415 - not on every system
 
     return resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw

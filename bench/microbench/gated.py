@@ -1,8 +1,8 @@
 """Code shared by the tests here: the gate around pytest-benchmark's timing, and the facts beside its figures.
 
 pytest-benchmark does the timing alone: its loop, its rounds, its statistics. That makes it a second instrument for what
-`bench/timing/rounds.py` measures, though both read the same system clock and warm up alike. Only what is right is
-timed, as everywhere here.
+`bench/timing/seat.py` measures, though both read the same system clock and warm up alike. Only what is right is timed,
+as everywhere here.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pytest_benchmark.fixture import BenchmarkFixture
 
 from bench.gate.parity import Verdict
 from bench.timing.clock import synchronize
-from bench.timing.rounds import Subject, warm_up
+from bench.timing.seat import Subject, warm_up
 from bench.worker import evidence
 from bench.worker.evidence import Observation
 from bench.worker.gating import verdict_fields

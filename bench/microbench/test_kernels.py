@@ -21,13 +21,14 @@ from torch.nn import functional
 
 from bench.gate.parity import GRADIENT, Verdict, judge
 from bench.microbench.gated import time_gated
-from bench.timing.rounds import Subject
+from bench.timing.seat import Subject
 from bench.worker.gating import TIMED_SEED, WEIGHTS_SEED
 from kernels.lstm import LSTM
 from kernels.reference import LoopLSTM, State, lstm_cell
 from seq2seq.execution.executable import backends
 from seq2seq.execution.requirements import no_triton
-from seq2seq.execution.variants import DTYPES, REFERENCE
+from seq2seq.execution.variant import DTYPES
+from seq2seq.execution.variants import REFERENCE
 
 Quantities = dict[str, Tensor]
 PASSES = ("forward", "backward")

@@ -17,12 +17,13 @@ from bench.gate.parity import Gate
 from bench.microbench.gated import time_gated
 from bench.plan.cases import PASSES, Case
 from bench.run.second_instrument import WORKLOAD, case_id
-from bench.timing.rounds import Subject
+from bench.timing.seat import Subject
 from bench.worker import evidence
 from bench.worker.evidence import Compilation
 from bench.worker.gating import TIMED_SEED, WEIGHTS_SEED
 from seq2seq.execution.executable import Executable
-from seq2seq.execution.variants import VARIANTS, Variant
+from seq2seq.execution.variant import Variant
+from seq2seq.execution.variants import VARIANTS
 from seq2seq.workloads.checkpoint import starting_weights
 from seq2seq.workloads.registry import find_workload
 

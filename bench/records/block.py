@@ -1,9 +1,11 @@
-"""A timed block: what one sample is made of, shared by the worker that times it and the parent that reads it."""
+"""Timed blocks and turns: what a seat times, and what it tells the parent of it."""
 
 from __future__ import annotations
 
+import dataclasses
 import statistics
 from dataclasses import dataclass
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -37,3 +39,42 @@ class Block:
         most this way, by 2.8 % with the mean.
         """
         return self.per_call_s if self.queued_calls else statistics.median(self.calls_s)
+
+
+@dataclass(frozen=True)
+class Turn:
+    """A variant's turn in a round: untimed calls, then a timed block, and what its process used meanwhile.
+
+    Attributes:
+        block: what was timed.
+        warm_s: wall time of the untimed calls before it, seconds.
+        wall_s: wall time of the whole turn by the seat's clock, seconds.
+        cpu_from_s, cpu_to_s: CPU time of the process at the start of the turn and at its end, seconds.
+        delay_s: time in which the thread of the process that waited longest was ready but had no core, seconds; None
+            where the system does not tell.
+        switches: times that the process had to give up a core; None likewise.
+    """
+
+    block: Block
+    warm_s: float
+    wall_s: float
+    cpu_from_s: float
+    cpu_to_s: float
+    delay_s: float | None = None
+    switches: int | None = None
+
+    @property
+    def accounted_s(self) -> float:
+        """Seconds that its calls took by their own account."""
+        return self.warm_s + sum(self.block.calls_s) + self.block.queued_wall_s
+
+    def fields(self) -> dict[str, Any]:
+        """Plain values, as an event carries them."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def of(cls, event: dict[str, Any]) -> Turn:
+        """Make one from an event."""
+        block = event["block"]
+        values = {field.name: event[field.name] for field in dataclasses.fields(cls)}
+        return cls(**(values | {"block": Block(**(block | {"calls_s": tuple(block["calls_s"])}))}))

@@ -105,7 +105,7 @@ class RunFolder:
         """
         now = f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}"
         stamped = tuple(dataclasses.replace(record, recorded_at=now) for record in records)
-        lines = [json.dumps(_finite(record.as_dict()), allow_nan=False) + "\n" for record in stamped]
+        lines = [json.dumps(finite(record.as_dict()), allow_nan=False) + "\n" for record in stamped]
         if lines:
             durable.append(self.records_path, "".join(lines).encode())
         return stamped
@@ -245,6 +245,6 @@ def _parse(line: bytes) -> dict[str, Any]:
     return values
 
 
-def _finite(values: dict[str, Any]) -> dict[str, Any]:
+def finite(values: dict[str, Any]) -> dict[str, Any]:
     """The values, None for what JSON has no word for; a record's reason tells an infinite error."""
     return {n: None if isinstance(v, float) and not math.isfinite(v) else v for n, v in values.items()}

@@ -23,7 +23,7 @@ class Round:
     """One pass over the variants of a group.
 
     Attributes:
-        number: from 0, in its process.
+        number: from 0, in its seating.
         blocks: what was timed, by variant, in the order in which they ran.
         wall_s: how long it took, untimed calls included, seconds.
         waited_s: how long a quiet moment was waited for before it, seconds.
@@ -42,13 +42,6 @@ class Round:
     def disturbed(self) -> bool:
         """Return whether something else used the machine meanwhile."""
         return bool(self.beside.why)
-
-    @classmethod
-    def of(cls, event: dict[str, Any]) -> Round:
-        """From a worker's `round` event."""
-        blocks = {name: Block(*block) for name, block in event["blocks"].items()}
-        beside = Interference(**event["beside"])
-        return cls(event["number"], blocks, event["wall_s"], event["waited_s"], beside, tuple(blocks))
 
     def row(self, group: str, process: int) -> list[Any]:
         """Facts that the round knows about itself, in the order of ROUND_COLUMNS."""

@@ -1,49 +1,54 @@
-"""Check that the samples of a process can be true, by a clock that no variant can reach: the parent's.
+"""Check that the turns of a seat can be true, by a clock that no variant can reach: the parent's.
 
-A variant shares its process with what times it, and may slow the process's clock. The parent knows how long the rounds
-took. It trusts the process's clock only while both tell about the same, and the samples only while they make up the
-rounds: all that stands between them is an untimed call a block and the reading of a few counters.
+A variant shares its process with what times it, and may slow the process's clock. The parent knows how long it waited
+for each turn. It trusts the process's clock only while both tell about the same, and the samples only while they make
+up the turns: all that stands between them is the reading of a few counters.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from bench.records.block import Turn
 
-from bench.records.block import Block
-
-#: Share by which the two clocks may differ. They start and stop apart by the time that an event takes to travel.
-CLOCK_SHARE, CLOCK_S = 0.1, 0.25
-#: Share of the rounds that samples and untimed calls must make up.
+#: Share by which the two clocks may differ, and seconds that a turn's request and answer may take on their way.
+CLOCK_SHARE, WAY_S = 0.1, 0.005
+#: Share of the turns that calls must make up, the untimed ones among them.
 LEAST_SHARE = 0.6
-#: Rounds so short that a pause of the machine decides are not judged by it, seconds.
+#: Turns so short that a pause of the machine decides are not judged by it, seconds.
 PAUSE_S = 0.05
-#: More than all of it they cannot be, but for the untimed calls, whose time is a guess.
-MOST_SHARE = 1.5
+#: More than all of it they cannot be.
+MOST_SHARE = 1.05
 
 
-def accounted_s(blocks: Iterable[Block]) -> float:
-    """Seconds that blocks took by their own account: their samples, and a call for the untimed one of each."""
-    return sum(
-        sum(block.calls_s) + block.queued_wall_s + (block.typical_s if len(block.calls_s) > 1 else 0.0)
-        for block in blocks
-    )
+class Watch:
+    """The turns of one seat, added up."""
 
+    def __init__(self) -> None:
+        self._turns = 0
+        self._waited_s = self._told_s = self._accounted_s = 0.0
 
-def doubt(blocks: Iterable[Block], elapsed_s: float, rounds_s: float, wall_s: float) -> str:
-    """Reason why the samples of a process cannot be true; nothing when they can.
+    def add(self, turn: Turn, waited_s: float) -> None:
+        """Count a turn.
 
-    Args:
-        blocks: all blocks of all rounds.
-        elapsed_s: how long the rounds took from the first to the last by the process's clock.
-        rounds_s: the same without what lies between two rounds.
-        wall_s: how long they took by the parent's clock.
-    """
-    if abs(elapsed_s - wall_s) > CLOCK_S + CLOCK_SHARE * wall_s:
-        return (
-            f"the worker's clock is wrong: it counted {elapsed_s:.1f} s for rounds that took {wall_s:.1f} s by the "
-            "clock of the parent"
-        )
-    found_s = accounted_s(blocks)
-    if not LEAST_SHARE * rounds_s - PAUSE_S <= found_s <= MOST_SHARE * rounds_s + PAUSE_S:
-        return f"the samples cannot be true: they add up to {found_s:.1f} s of {rounds_s:.1f} s that the rounds took"
-    return ""
+        Args:
+            turn: as the seat tells of it.
+            waited_s: how long the parent waited for it, seconds.
+        """
+        self._turns += 1
+        self._waited_s += waited_s
+        self._told_s += turn.wall_s
+        self._accounted_s += turn.accounted_s
+
+    def doubt(self) -> str:
+        """Return the reason why the turns cannot be true; nothing when they can."""
+        told_s, waited_s = self._told_s, self._waited_s
+        if abs(told_s - waited_s) > PAUSE_S + WAY_S * self._turns + CLOCK_SHARE * waited_s:
+            return (
+                f"the worker's clock is wrong: it counted {told_s:.1f} s for turns that took {waited_s:.1f} s by the "
+                "clock of the parent"
+            )
+        if not LEAST_SHARE * told_s - PAUSE_S <= self._accounted_s <= MOST_SHARE * told_s + PAUSE_S:
+            return (
+                f"the samples cannot be true: they add up to {self._accounted_s:.1f} s of {told_s:.1f} s that the "
+                "turns took"
+            )
+        return ""

@@ -1,25 +1,33 @@
-"""A group being measured, process after process, until the intervals are narrow or the budget is spent."""
+"""A group being measured, seating after seating, until the answer stands or the budget is spent."""
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import math
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from bench.analysis.figures import speedup
+from bench.analysis import racing
+from bench.analysis.figures import figures
+from bench.analysis.roofline import Judge
 from bench.console import Console
-from bench.plan.cases import REFERENCE, Case, Group
+from bench.plan.cases import REFERENCE, Group
 from bench.records.rounds import Round, Samples
-from bench.records.schema import Status
-from bench.run import clock_check as plausible
-from bench.run.planning import Plan
-from bench.run.worker_process import Settings, Worker, WorkerError
-from bench.timing import turn_mark as mark
+from bench.records.schema import Record, Status
+from bench.run.planning import Described, Plan
+from bench.run.seating import Place, Seating
+from bench.run.worker_process import Event, Settings, Worker, WorkerError
+from bench.timing import rounds as sampling
+from bench.timing.stopwatch import Stopwatch
 
-#: A group gets at most so many processes when its interval stays wide and time is left.
-MOST_PROCESSES = 6
+#: A group gets at most so many seatings when its interval stays wide and time is left.
+MOST_SEATINGS = 6
+#: Quantities that a gate tells of, and what it tells of each.
+KINDS, WHAT = ("parity", "grad"), ("error", "limit")
 
 
 class Host(Protocol):
@@ -28,21 +36,24 @@ class Host(Protocol):
     plan: Plan
     settings: Settings
     console: Console
+    judge: Judge
+    watch: Stopwatch
 
-    @property
-    def log(self) -> Path:
-        """File that takes what workers print."""
+    def next_seed(self) -> int:
+        """Seed of the next seating; the one after it is free too."""
 
-    def next_request(self, cases: list[Case], budget_s: float, mark: Path) -> dict[str, Any]:
-        """Arguments of a `measure` request."""
+    def seat(self, settings: Settings, seating: int, cache: Path) -> Worker:
+        """Start the process of a seat."""
 
 
 @dataclass
 class Measurement:
-    """A group being measured, process after process.
+    """A group being measured, seating after seating.
 
     Attributes:
-        samples: rounds of the processes that ended well.
+        cases: what is measured, with what is known of it.
+        budget_s: seconds of timed rounds.
+        samples: rounds of the seatings that ended well.
         gates: the gate's events of each variant.
         failures: fields of the records of variants that dropped out.
     """
@@ -50,70 +61,88 @@ class Measurement:
     runner: Host
     group: Group
     scratch: Path
-    cases: list[Case]
+    cases: list[Described]
+    budget_s: float
     samples: Samples = field(default_factory=Samples)
     gates: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
     failures: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def run(self) -> None:
-        """Start processes until there are enough and the intervals are narrow, or the budget is spent."""
+        """Take seatings until there are enough and the answer stands, or the budget is spent."""
         suite = self.runner.plan.suite
-        left_s = self.runner.plan.group_budget_s
+        left_s = self.budget_s
         slice_s = left_s / suite.processes
         number = 0
         while self.cases:
-            if number >= suite.processes and (left_s < slice_s / 2 or number >= MOST_PROCESSES or self._narrow()):
+            if number >= suite.processes and (left_s < slice_s / 2 or number >= MOST_SEATINGS or not self._needing()):
                 return
-            budget_s = min(slice_s, left_s) if number >= suite.processes else slice_s
-            self.runner.console.status(f"{self.group.name}: process {number + 1}, {len(self.cases)} variants")
-            spent_s, ended = self._process(budget_s)
+            budget_s = min(slice_s, left_s) if number >= suite.processes else left_s / (suite.processes - number)
+            self.runner.console.status(f"{self.group.name}: seating {number + 1}, {len(self.cases)} variants")
+            spent_s, ended = self._seating(number, budget_s)
             left_s -= spent_s
             number += ended
 
-    def _process(self, budget_s: float) -> tuple[float, bool]:
-        """One worker process; returns the seconds its rounds took, and whether it ended well."""
-        file = self.scratch / "mark"
-        file.write_bytes(b"")
+    def more(self) -> None:
+        """Take one further seating, or several where time is left and the answer does not stand."""
+        number, left_s = len(self.samples.processes), self.budget_s
+        last = number + self.runner.plan.suite.processes
+        while self.cases and number < last and left_s > self.budget_s / 4:
+            self.runner.console.status(f"{self.group.name}: seating {number + 1}, {len(self.cases)} variants")
+            spent_s, ended = self._seating(number, left_s / (last - number))
+            left_s -= spent_s
+            number += ended
+            if not self._needing():
+                return
+
+    def places(self) -> list[Place]:
+        """Who sits where: those that share torch's threads in one process, each of the others in its own."""
+        together = tuple(found.case for found in self.cases if not found.alone)
+        apart = [Place((found.case,), found.environment) for found in self.cases if found.alone]
+        return [*([Place(together)] if together else []), *apart]
+
+    def _seating(self, number: int, budget_s: float) -> tuple[float, bool]:
+        """One seating, of a number; returns the seconds that its rounds took, and whether it ended well."""
+        runner = self.runner
+        begun = time.perf_counter()
+        seed = runner.next_seed()
         rounds: list[Round] = []
-        sampled: dict[str, Any] = {}
-        worker_start = time.perf_counter()
-        sampling_start = worker_start
+        limit_s = runner.plan.suite.case_limit_s
         try:
-            with Worker(self.runner.settings, self.runner.log, self.scratch / "shared") as worker:
-                request = self.runner.next_request(self.cases, budget_s, file)
-                for event in worker.ask("measure", self.runner.plan.suite.case_limit_s, **request):
-                    if event["event"] == "gate":
-                        self._gate(event)
-                    elif event["event"] == "sampled":
-                        sampled = event | {"wall_s": time.perf_counter() - sampling_start}
-                    elif event["event"] == "round":
-                        rounds.append(Round.of(event))
-                    elif event["event"] == "stage" and event["name"] == "rounds":
-                        sampling_start = time.perf_counter()
+            start_seat = functools.partial(runner.seat, seating=number, cache=self.scratch / "shared")
+            with (
+                runner.watch.on("starts"),
+                Seating(self.places(), start_seat, runner.settings, limit_s, self._told) as seating,
+            ):
+                seating.sit(seed)
+                start = time.perf_counter()
+                if seating.players:
+                    device, race = self.cases[0].case.device, racing.Race(seating.players, self._needing)
+                    with runner.watch.on("timed rounds"):
+                        rounds += sampling.rounds(seating.players, device, budget_s, seed, race)
+                    runner.watch.move(sum(found.waited_s for found in rounds), "timed rounds", "waiting")
+                spent_s = time.perf_counter() - start
+                with runner.watch.on("gates"):
+                    seating.stand(seed + 1)
+                for variant, doubt in seating.doubts().items():
+                    self._drop(variant, failed(Status.PARITY_FAILED, doubt))
         except WorkerError as error:
-            # In the rounds all variants take turns; the mark says whose turn it was.
-            culprit = error.variant or mark.read(file.read_bytes())
-            if culprit not in {case.variant for case in self.cases}:
+            if error.variant not in {found.case.variant for found in self.cases}:
                 # Nobody to blame: without this, a worker that always dies at its start would be started for ever.
-                for case in self.cases:
-                    self.failures[case.variant] = failed(error.status, error.reason)
+                for found in self.cases:
+                    self.failures[found.case.variant] = failed(error.status, error.reason)
                 self.cases = []
             else:
-                self._drop(culprit, failed(error.status, error.reason))
-            return time.perf_counter() - worker_start, False
-        self._believe(rounds, sampled)
+                self._drop(error.variant, failed(error.status, error.reason))
+            return time.perf_counter() - begun, False
         self.samples.processes.append(rounds)
-        # The gates and audits after the rounds are no rounds: the budget is for those alone.
-        return sampled.get("wall_s", 0.0), True
+        return spent_s, True
 
-    def _believe(self, rounds: list[Round], sampled: dict[str, Any]) -> None:
-        """Drop all cases when the samples cannot be true: they share a clock, and nothing tells whose doing it was."""
-        blocks = [block for found in rounds for block in found.blocks.values()]
-        if not blocks:
-            return
-        doubt = plausible.doubt(blocks, sampled["elapsed_s"], sampled["rounds_s"], sampled["wall_s"])
-        for case in self.cases if doubt else []:
-            self._drop(case.variant, failed(Status.PARITY_FAILED, doubt))
+    def _told(self, event: Event) -> None:
+        if event["event"] == "gate":
+            self._gate(event)
+        # What comes after the last stage of a request, another process's start, is short by fork.
+        elif event["event"] == "stage":
+            self.runner.watch.switch("warm-up" if event["name"] == "warm-up" else "gates")
 
     def _gate(self, event: dict[str, Any]) -> None:
         variant = event["variant"]
@@ -124,15 +153,41 @@ class Measurement:
 
     def _drop(self, variant: str, failure: dict[str, Any]) -> None:
         self.failures[variant] = failure
-        self.cases = [case for case in self.cases if case.variant != variant]
+        self.cases = [found for found in self.cases if found.case.variant != variant]
 
-    def _narrow(self) -> bool:
-        """Return whether every variant's interval is as narrow as the suite asks."""
-        for case in self.cases:
-            found = speedup(self.samples, REFERENCE, case.variant)
-            if found is not None and found.half_width > self.runner.plan.suite.interval:
-                return False
-        return True
+    def _needing(self, rounds: Sequence[Round] = ()) -> frozenset[str]:
+        """Variants that need more rounds, those of an unfinished seating included in the judgement."""
+        samples = Samples([*self.samples.processes, *([list(rounds)] if rounds else [])])
+        names = [found.case.variant for found in self.cases]
+        found = racing.standing(samples, names, REFERENCE, self.runner.plan.suite.interval, racing.CARE)
+        return racing.players(found, names, REFERENCE)
+
+
+def figured(runner: Host, described: Described, fields: dict[str, Any], measured: Measurement) -> Record:
+    """The record of a case whose group was measured.
+
+    Args:
+        runner: whose suite and ceilings count.
+        described: the case.
+        fields: what is known of it besides.
+        measured: its group.
+    """
+    variant = described.case.variant
+    fields = fields | worst([*_told_before(fields), *measured.gates.get(variant, [])])
+    failure = measured.failures.get(variant)
+    if failure is not None:
+        return described.record(**(fields | failure))
+    # A reference that failed later has no samples in the file, so no ratio could be computed again.
+    yardstick = "" if REFERENCE in measured.failures else REFERENCE
+    timing = figures(described.case, measured.samples, yardstick, runner.plan.suite.interval, described.facts)
+    if not timing:
+        return described.record(**(fields | failed(Status.ERROR, "no round of it was completed")))
+    fields |= runner.judge.judge(dataclasses.asdict(described.record(**(fields | timing))))
+    if fields.get("status") is Status.IMPOSSIBLE:
+        # Nothing may be compared with it either.
+        measured.samples.forget(variant)
+        return described.record(**fields)
+    return described.record(**(fields | timing))
 
 
 def failed(status: Status, reason: str) -> dict[str, Any]:
@@ -143,7 +198,7 @@ def failed(status: Status, reason: str) -> dict[str, Any]:
 def worst(gates: list[dict[str, Any]]) -> dict[str, Any]:
     """Parity fields over all gate runs of a case: of each kind the error that came nearest to its limit."""
     found: dict[str, Any] = {}
-    for kind in ("parity", "grad"):
+    for kind in KINDS:
         error, limit = f"{kind}_error", f"{kind}_limit"
         measured = [event for event in gates if event[error] is not None]
         if measured:
@@ -152,6 +207,15 @@ def worst(gates: list[dict[str, Any]]) -> dict[str, Any]:
     if gates:
         found["parity_worst"] = max(gates, key=lambda event: _rank(event["strain"]))["parity_worst"]
     return found
+
+
+def _told_before(fields: dict[str, Any]) -> list[dict[str, Any]]:
+    """The gates that a record tells of already, as one event; none where it tells of none."""
+    if fields.get("parity_limit") is None:
+        return []
+    event: dict[str, Any] = {f"{kind}_{what}": fields.get(f"{kind}_{what}") for kind in KINDS for what in WHAT}
+    strains = [event[f"{kind}_error"] / event[f"{kind}_limit"] for kind in KINDS if event[f"{kind}_limit"]]
+    return [event | {"parity_worst": fields["parity_worst"], "strain": max(strains, key=_rank)}]
 
 
 def _rank(strain: float) -> tuple[bool, float]:

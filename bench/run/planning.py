@@ -6,8 +6,8 @@ A worker is asked, since names and availability need torch; the answer is plain 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Collection
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,8 @@ class Described:
         unavailable: why it cannot run; None when it can.
         compiles: whether torch.compile has long to compile.
         builds: whether a C++ compiler builds a kernel in its cold run.
+        alone: whether it takes its turns in a process of its own.
+        environment: variables that its process is started with.
     """
 
     case: Case
@@ -43,6 +45,8 @@ class Described:
     unavailable: str | None
     compiles: bool = False
     builds: bool = False
+    alone: bool = False
+    environment: Mapping[str, str] = field(default_factory=dict)
 
     def record(self, **fields: Any) -> Record:
         """Its record with the given fields."""
@@ -153,7 +157,15 @@ def make_plan(suite: Suite, filters: Filters, settings: Settings, *, build: bool
         # The exception's own name helps nobody who mistyped a workload.
         raise UsageError(error.reason.removeprefix("UnknownWorkloadError: ")) from error
     described = iter([
-        Described(case, event["facts"], event["reason"], event["compiles"], event["builds"])
+        Described(
+            case,
+            event["facts"],
+            event["reason"],
+            event["compiles"],
+            event["builds"],
+            event["alone"],
+            event["environment"],
+        )
         for case, event in zip(cases, events, strict=True)
     ])  # fmt: skip
     planned = tuple((group, tuple(next(described) for _ in group.cases)) for group in groups)

@@ -1,7 +1,7 @@
 """The parent: takes a plan (`bench.plan`) through cold workers and group workers to records. It never imports torch.
 
 Each case first runs alone in a fresh process (cold start, memory, evidence); what survives that is then measured
-together with its group in several worker processes, one after the other, each of which gates before and after.
+together with its group in several seatings, one after the other, each of which gates before and after.
 """
 
 from __future__ import annotations
@@ -18,20 +18,21 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from bench.analysis.figures import figures
 from bench.analysis.roofline import Ceilings, Judge
 from bench.console import Console
 from bench.machine import environment
-from bench.plan.cases import REFERENCE, Case, Group
+from bench.plan.cases import Case, Group
 from bench.records.folder import RunFolder
 from bench.records.raw_csv import ROUNDS, Key
 from bench.records.rounds import Samples
 from bench.records.schema import Record, Status
-from bench.run import quality, resume, second_instrument
-from bench.run.group import Measurement, failed, worst
+from bench.run import more, quality, resume, second_instrument
+from bench.run.forks import ForkServer, fork_servers
+from bench.run.group import Measurement, failed, figured
 from bench.run.planning import Described, Plan
 from bench.run.resume import Begun
 from bench.run.worker_process import Settings, Worker, WorkerError, scratch_folder
+from bench.timing.stopwatch import Stopwatch
 
 #: The ceilings may take so long; a suite's own limit is one for a case.
 CEILINGS_LIMIT_S = 120.0
@@ -68,15 +69,20 @@ class Runner:
 
     def __post_init__(self) -> None:
         self._begun_any = False
+        self.watch = Stopwatch()
+        self._budget_s = self.plan.suite.budget_s
+        self._groups_left = self.plan.runnable_groups
+        self._forks: list[ForkServer] = []
         # A resumed run knows the ceilings that its first part measured; the best of all counts.
         before = self.begun.facts.get("ceilings") or {} if self.begun else {}
-        self._judge = Judge(self._ceilings, {device: Ceilings.of(found) for device, found in before.items()})
+        self.judge = Judge(self._ceilings, {device: Ceilings.of(found) for device, found in before.items()})
 
-    def run(self, command: str) -> list[Record]:
+    def run(self, command: str, more_s: float = 0.0) -> list[Record]:
         """Run all groups; the folder is complete and readable whenever this ends, by error or Ctrl-C too.
 
         Args:
             command: the command line, for environment.json.
+            more_s: seconds of further rounds for groups of a run that has ended.
 
         Returns:
             The records, in the order in which they were written.
@@ -89,9 +95,10 @@ class Runner:
         records: list[Record] = []
 
         def end() -> None:
-            facts["ceilings"] = self._judge.as_json()
+            facts["ceilings"] = self.judge.as_json()
             load["after"] = environment.load()
             part["duration_s"] = round(time.perf_counter() - start, 1)
+            part["own_time_s"] = self.watch.found()
             self.folder.write_json("environment.json", facts)
             self.folder.write_table()
 
@@ -100,19 +107,21 @@ class Runner:
             self.folder.write_json("plan.json", {"suite": dataclasses.asdict(self.plan.suite), "cases": planned})
         self.folder.write_json("environment.json", facts)
         try:
-            for device in sorted({c.case.device for c in self.plan.left(self.recorded)}):
-                self._judge.look(device)
-            facts["ceilings"] = self._judge.as_json()
+            for device in sorted({c.case.device for c in self.plan.left(frozenset() if more_s else self.recorded)}):
+                self.judge.look(device)
+            facts["ceilings"] = self.judge.as_json()
             self.folder.write_json("environment.json", facts)
-            with scratch_folder() as scratch:
+            with scratch_folder() as scratch, self.forking():
                 for group, cases in self._groups_in_time():
                     for ended in self._group(group, cases, scratch):
                         records += self.folder.append(*ended)
                         for record in records[-len(ended) :]:
                             self.console.record(record)
-                for stage in (self._second_instrument, self._quality):
+                more.measure(self, self.open_groups() if more_s else (), more_s)
+                for kind, stage in (("second instrument", self._second_instrument), ("quality", self._quality)):
                     if not self.unfinished:
-                        stage(scratch)
+                        with self.watch.on(kind):
+                            stage(scratch)
         except BaseException:
             # What ended the run is told, not what could not be derived then.
             with contextlib.suppress(OSError):
@@ -120,6 +129,32 @@ class Runner:
             raise
         end()
         return records
+
+    def open_groups(self) -> list[more.Open]:
+        """Groups whose answer does not stand, by what is recorded."""
+        return more.undecided(self.plan.groups, self.folder.path, self.plan.suite.interval)
+
+    @contextlib.contextmanager
+    def forking(self) -> Iterator[None]:
+        """Have seats started by fork, each seating of a group from another parent, as fresh processes differ too.
+
+        Not where a GPU is used: what asks for one leaves a process that cannot be forked.
+        """
+        only_cpu = all(found.case.device == "cpu" for found in self.plan.cases)
+        count = self.plan.suite.processes if only_cpu and self.plan.left() else 0
+        with fork_servers(self.settings, self.log, count) as self._forks:
+            yield
+
+    def seat(self, settings: Settings, seating: int, cache: Path) -> Worker:
+        """Start the process of a seat.
+
+        Args:
+            settings: of the process.
+            seating: number of its seating.
+            cache: folder for whatever compilers cache.
+        """
+        forks = self._forks[seating % len(self._forks)] if self._forks else None
+        return Worker(settings, self.log, cache, forks)
 
     def _groups_in_time(self) -> Iterator[tuple[Group, tuple[Described, ...]]]:
         """The groups one by one, until the next one is not expected to end before the deadline."""
@@ -185,7 +220,7 @@ class Runner:
             return
         device = self.plan.cases[0].case.device
         for record in quality.run(
-            parts, self.folder.path, self.settings, device, self._next_seed(),
+            parts, self.folder.path, self.settings, device, self.next_seed(),
             self.plan.suite.case_limit_s, scratch / "shared", self.console.status,
         ):  # fmt: skip
             self.console.say(quality.line(record))
@@ -201,38 +236,27 @@ class Runner:
                 yield (described.record(status=Status.UNAVAILABLE, reason=described.unavailable),)
                 continue
             self.console.advance(described.case, "cold start, memory, evidence")
-            fields, failure = self._cold(described.case, scratch)
+            fields, failure = self._cold(described, scratch)
             if failure is None:
                 waiting[described.case.variant] = (described, fields)
             else:
                 yield (described.record(**(fields | failure)),)
         if not waiting:
             return
-        measured = Measurement(self, group, scratch, [d.case for d, _ in waiting.values()])
+        measured = Measurement(self, group, scratch, [d for d, _ in waiting.values()], self._budget_of_group_s())
+        before_s = self.watch.found()["timed rounds"] + self.watch.found()["waiting"]
         measured.run()
-        records = tuple(self._finish(d, fields, measured) for d, fields in waiting.values())
+        self._budget_s -= self.watch.found()["timed rounds"] + self.watch.found()["waiting"] - before_s
+        records = tuple(figured(self, d, fields, measured) for d, fields in waiting.values())
         # Samples first: a record says that its case is done, and then its samples must be there.
         self._keep_samples([d.case for d, _ in waiting.values()], records, measured.samples)
         yield records
 
-    def _finish(self, described: Described, fields: dict[str, Any], measured: Measurement) -> Record:
-        """The record of a case whose group was measured."""
-        variant = described.case.variant
-        fields = fields | worst(measured.gates.get(variant, []))
-        failure = measured.failures.get(variant)
-        if failure is not None:
-            return described.record(**(fields | failure))
-        # A reference that failed later has no samples in the file, so no ratio could be computed again.
-        yardstick = "" if REFERENCE in measured.failures else REFERENCE
-        timing = figures(described.case, measured.samples, yardstick, self.plan.suite.interval, described.facts)
-        if not timing:
-            return described.record(**(fields | failed(Status.ERROR, "no round of it was completed")))
-        fields |= self._judge.judge(dataclasses.asdict(described.record(**(fields | timing))))
-        if fields.get("status") is Status.IMPOSSIBLE:
-            # Nothing may be compared with it either.
-            measured.samples.forget(variant)
-            return described.record(**fields)
-        return described.record(**(fields | timing))
+    def _budget_of_group_s(self) -> float:
+        """Seconds of timed rounds that the next group gets: its share of what the groups before it left over."""
+        share_s = self._budget_s / max(1, self._groups_left)
+        self._groups_left -= 1
+        return share_s
 
     def _ceilings(self, device: str) -> Ceilings | None:
         """Measure what the machine can do now, by a fresh worker; without it the run continues, and says so."""
@@ -262,7 +286,7 @@ class Runner:
         self.folder.append_rows(ROUNDS, known)
         self.folder.append_samples(rows)
 
-    def _cold(self, case: Case, scratch: Path) -> tuple[dict[str, Any], dict[str, Any] | None]:
+    def _cold(self, described: Described, scratch: Path) -> tuple[dict[str, Any], dict[str, Any] | None]:
         """Run a case alone in a fresh process with empty caches of compilers and kernels.
 
         Returns:
@@ -271,9 +295,12 @@ class Runner:
         cache = Path(tempfile.mkdtemp(dir=scratch))
         fields: dict[str, Any] = {}
         try:
-            with Worker(self.settings, self.log, cache) as worker:
+            with (
+                self.watch.on("cold runs"),
+                Worker(self.settings.with_environment(described.environment), self.log, cache) as worker,
+            ):
                 limit = self.plan.suite.case_limit_s
-                for event in worker.ask("cold", limit, case=dataclasses.asdict(case)):
+                for event in worker.ask("cold", limit, case=dataclasses.asdict(described.case)):
                     if event["event"] == "cold":
                         fields |= event["fields"]
         except WorkerError as error:
@@ -291,17 +318,7 @@ class Runner:
         """Log of what workers printed."""
         return self.folder.path / "workers.log"
 
-    def _next_seed(self) -> int:
+    def next_seed(self) -> int:
+        """Seed of the next seating, or of whatever else draws at random; the one after it is free too."""
         self.seed = (self.seed + 2) % resume.SEEDS
         return self.seed
-
-    def next_request(self, cases: list[Case], budget_s: float, mark: Path) -> dict[str, Any]:
-        """Arguments of a `measure` request."""
-        return {
-            "cases": [dataclasses.asdict(case) for case in cases],
-            "budget_s": budget_s,
-            "interval": self.plan.suite.interval,
-            "reference": REFERENCE,
-            "seed": self._next_seed(),
-            "mark": str(mark),
-        }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import os
 import queue
@@ -12,10 +13,10 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Protocol, Self
 
 from bench.records.schema import Status
 
@@ -46,11 +47,13 @@ class Settings:
         threads: CPU threads.
         wait_policy: `default`, `active` or `passive`: how OpenMP threads wait (OMP_WAIT_POLICY).
         plugins: Python files that add variants or workloads.
+        environment: variables that a worker is started with besides, as pairs.
     """
 
     threads: int
     wait_policy: str = "default"
     plugins: tuple[Path, ...] = ()
+    environment: tuple[tuple[str, str], ...] = ()
 
     def variables(self) -> dict[str, str]:
         """Environment variables that carry them."""
@@ -59,7 +62,11 @@ class Settings:
             found["OMP_WAIT_POLICY"] = self.wait_policy
         if self.plugins:
             found[PLUGINS] = json.dumps([str(path.resolve()) for path in self.plugins])
-        return found
+        return found | dict(self.environment)
+
+    def with_environment(self, more: Mapping[str, str]) -> Settings:
+        """The same with more variables."""
+        return dataclasses.replace(self, environment=(*self.environment, *more.items()))
 
 
 @dataclass(eq=False)
@@ -79,6 +86,22 @@ class WorkerError(Exception):
     variant: str = ""
 
 
+class Child(Protocol):
+    """A child process: what is used of subprocess.Popen."""
+
+    pid: int
+
+    def wait(self, timeout: float | None = None) -> int:
+        """Exit code, or subprocess.TimeoutExpired."""
+
+
+class Forks(Protocol):
+    """A process that forks workers: `bench.run.forks.ForkServer`."""
+
+    def fork(self, descriptors: tuple[int, int, int], environment: Mapping[str, str]) -> Child:
+        """Start a worker with descriptors of its requests, its answers and its log."""
+
+
 @dataclass
 class Worker:
     """One child process.
@@ -87,11 +110,13 @@ class Worker:
         settings: threads and the like.
         log: file that takes what the child prints.
         cache: folder for whatever compilers cache.
+        forks: what forks the process; without it a fresh one is started.
     """
 
     settings: Settings
     log: Path
     cache: Path
+    forks: Forks | None = None
     _lines: queue.Queue[str | None] = field(default_factory=queue.Queue, init=False)
     _guard: subprocess.Popen[bytes] | None = field(default=None, init=False)
 
@@ -106,18 +131,7 @@ class Worker:
         self._requests = os.fdopen(own_requests, "w", encoding="utf-8")
         self._answers = os.fdopen(own_answers, encoding="utf-8")
         try:
-            self._child = subprocess.Popen(  # noqa: S603 - our own module and two numbers
-                [sys.executable, "-u", "-m", "bench.worker", str(requests), str(answers)],
-                pass_fds=(requests, answers),
-                stdin=subprocess.DEVNULL,
-                stdout=self._log_file,
-                stderr=subprocess.STDOUT,
-                env=QUIET | os.environ | self.settings.variables() | cache_variables(self.cache),
-                # Where `-m` looks for modules first; in PYTHONPATH a folder with a colon in its name would be two.
-                cwd=ROOT,
-                # A group of its own: compilers start children, and all must end together.
-                start_new_session=True,
-            )
+            self._child = self._start(requests, answers)
         finally:
             os.close(requests)
             os.close(answers)
@@ -133,6 +147,24 @@ class Worker:
             raise
         return self
 
+    def _start(self, requests: int, answers: int) -> Child:
+        """Start the process; a group of its own, since compilers start children, and all must end together."""
+        cache = cache_variables(self.cache)
+        # What the environment does to libraries as they are loaded cannot be had by a fork.
+        if self.forks is not None and not self.settings.environment:
+            return self.forks.fork((requests, answers, self._log_file.fileno()), cache)
+        return subprocess.Popen(  # noqa: S603 - our own module and two numbers
+            [sys.executable, "-u", "-m", "bench.worker", str(requests), str(answers)],
+            pass_fds=(requests, answers),
+            stdin=subprocess.DEVNULL,
+            stdout=self._log_file,
+            stderr=subprocess.STDOUT,
+            env=QUIET | os.environ | self.settings.variables() | cache,
+            # Where `-m` looks for modules first; in PYTHONPATH a folder with a colon in its name would be two.
+            cwd=ROOT,
+            start_new_session=True,
+        )
+
     def __exit__(self, *_: object) -> None:
         """End the process and everything it started."""
         end(self._child, self._guard)
@@ -141,6 +173,16 @@ class Worker:
             with contextlib.suppress(OSError):
                 pipe.close()
         self._log_file.close()
+
+    def stop(self) -> None:
+        """Make the process and everything it started stand still."""
+        with contextlib.suppress(OSError):
+            os.killpg(self._child.pid, signal.SIGSTOP)
+
+    def go_on(self) -> None:
+        """Let the process go on where it was stopped."""
+        with contextlib.suppress(OSError):
+            os.killpg(self._child.pid, signal.SIGCONT)
 
     def ask(self, request: str, limit_s: float, **fields: Any) -> Iterator[Event]:
         """Send a request and yield its events until it is done.
@@ -251,7 +293,7 @@ def guard(group: int) -> subprocess.Popen[bytes]:
     )
 
 
-def end(child: subprocess.Popen[bytes], watch: subprocess.Popen[bytes] | None) -> None:
+def end(child: Child, watch: subprocess.Popen[bytes] | None) -> None:
     """End a process with its group, and then its guard; one that even the kernel cannot end is left.
 
     Args:

@@ -14,8 +14,10 @@ from typing import Any
 from bench.analysis.figures import speedup
 from bench.analysis.intervals import Interval
 from bench.plan.cases import BASE, OTHER, Case
-from bench.records.rounds import Round, Samples
+from bench.records.rounds import Samples
+from bench.run.seating import Seat, Seated
 from bench.run.worker_process import Event, Settings, Worker, scratch_folder
+from bench.timing.rounds import rounds
 
 #: Seconds without a word after which a worker is given up.
 LIMIT_S = 300.0
@@ -65,18 +67,19 @@ class Bench:
     """Workers that stay for many pairs, so that their start is paid once.
 
     Args:
-        workers: that are up.
-        mark: file for the name of whose turn it is.
+        workers: that are up; each stands still whenever it is not asked.
     """
 
-    def __init__(self, workers: list[Worker], mark: Path) -> None:
-        self._workers, self._mark = workers, mark
+    def __init__(self, workers: list[Worker]) -> None:
+        self._seats = [Seat(number, worker, LIMIT_S) for number, worker in enumerate(workers)]
+        for worker in workers:
+            worker.stop()
         self._seed = 0
 
     @property
     def count(self) -> int:
         """Number of workers."""
-        return len(self._workers)
+        return len(self._seats)
 
     def pair(self, case: Case, budget_s: float, slowdown: float = 0.0) -> Pair:
         """Measure one pair in all workers, one after the other.
@@ -90,15 +93,13 @@ class Bench:
             WorkerError: when a worker fails.
         """
         start = time.perf_counter()
-        events = self.ask_all("pair", case=dataclasses.asdict(case), slowdown=slowdown, **self._rounds(budget_s))
+        events = self.ask_all("pair", case=dataclasses.asdict(case), slowdown=slowdown)
         planted = [event["share"] for event in itertools.chain(*events) if event["event"] == "planted"]
-        return _pair(case, samples_of(events), sum(planted) / len(planted), time.perf_counter() - start)
+        return self._pair(case, budget_s, sum(planted) / len(planted), start)
 
     def interleaved(self, case: Case, budget_s: float) -> Pair:
         """Our rounds over a pair that the workers have prepared."""
-        start = time.perf_counter()
-        events = self.ask_all("interleaved", **self._rounds(budget_s))
-        return _pair(case, samples_of(events), 0.0, time.perf_counter() - start)
+        return self._pair(case, budget_s, 0.0, time.perf_counter())
 
     def ask_all(self, part: str, **fields: Any) -> list[list[Event]]:
         """Send a request of the self-test to each worker in turn; their events, one list a worker.
@@ -107,32 +108,32 @@ class Bench:
             WorkerError: when a worker fails.
         """
         answers = []
-        for number, worker in enumerate(self._workers):
-            own = {"seed": self._seed + number} if "mark" in fields else {}
-            answers.append(list(worker.ask("selftest", LIMIT_S, part=part, **fields, **own)))
-        self._seed += len(self._workers)
+        for seat in self._seats:
+            with seat.going():
+                answers.append(list(seat.worker.ask("selftest", LIMIT_S, part=part, **fields)))
         return answers
 
-    def _rounds(self, budget_s: float) -> dict[str, Any]:
-        return {"budget_s": budget_s / len(self._workers), "mark": str(self._mark)}
-
-
-def samples_of(events: list[list[Event]]) -> Samples:
-    """The rounds among the workers' events."""
-    return Samples([[Round.of(e) for e in found if e["event"] == "round"] for found in events])
+    def _pair(self, case: Case, budget_s: float, planted: float, start: float) -> Pair:
+        """Rounds over the pair that each worker has ready, one worker after the other."""
+        processes = []
+        for seat in self._seats:
+            players = {name: Seated(name, seat) for name in (BASE, OTHER)}
+            self._seed += 1
+            processes.append(list(rounds(players, case.device, budget_s / len(self._seats), self._seed)))
+        return _pair(case, Samples(processes), planted, time.perf_counter() - start)
 
 
 def _pair(case: Case, samples: Samples, planted: float, wall_s: float) -> Pair:
     ratio = speedup(samples, BASE, OTHER)
     assert ratio is not None  # noqa: S101 - every process gives rounds
-    rounds = [r for process in samples.processes for r in process]
+    taken = [r for process in samples.processes for r in process]
     kept = [r for process in samples.kept() for r in process]
     calls = sorted(r.blocks[BASE].typical_s for r in kept)
     return Pair(
         case=case,
         speedup=ratio,
-        rounds=len(rounds),
-        noticed=sum(r.disturbed for r in rounds),
+        rounds=len(taken),
+        noticed=sum(r.disturbed for r in taken),
         kept_disturbed=sum(r.disturbed for r in kept),
         planted_share=planted,
         call_s=calls[len(calls) // 2],
@@ -151,7 +152,5 @@ def bench(settings: Settings, processes: int, folder: Path) -> Iterator[Bench]:
     """
     with contextlib.ExitStack() as stack:
         scratch = stack.enter_context(scratch_folder())
-        mark = scratch / "mark"
-        mark.write_bytes(b"")
         workers = [stack.enter_context(Worker(settings, folder / "workers.log", scratch)) for _ in range(processes)]
-        yield Bench(workers, mark)
+        yield Bench(workers)

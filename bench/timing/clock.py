@@ -44,13 +44,10 @@ def time_once(call: Callable[[], object], device: str) -> float:
 
 
 def time_block(call: Callable[[], object], calls: int, device: str) -> Block:
-    """Time `calls` calls, after one untimed call that brings the variant's data back into the caches.
+    """Time `calls` calls.
 
-    A block of a single call goes without: such a call lasts so long that filling the caches does not show in it.
     Python's garbage collector is held off meanwhile, so that it does not bill one variant for another's garbage.
     """
-    if calls > 1:
-        call()
     synchronize(device)
     collecting = gc.isenabled()
     gc.disable()

@@ -1,253 +1,159 @@
-"""Rounds: calibration of the calls per sample, warm-up until steady, and interleaving until the answer is narrow.
+"""Rounds: the variants of a group take turns until the answer stands or the time is spent.
 
-The variants of a group take turns, in a new random order each round, so that whatever drifts on the machine meets
-all of them alike. Ratios are formed inside a round, never across. Rounds are judged in stretches long enough for the
-system's counters to tell whether somebody else was at work (`bench.machine.interference`).
+Whatever drifts on the machine meets all of them alike, and each follows each of the others equally often. Ratios are
+formed inside a round, never across. Rounds are judged in stretches long enough for the system's counters to tell
+whether somebody else was at work (`bench.machine.interference`).
 """
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import functools
-import math
 import random
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
-
-import numpy as np
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
 
 from bench.machine import interference
-from bench.machine.interference import Interference, Reading
+from bench.machine.interference import Reading
 from bench.plan.cases import LEAST_ROUNDS
-from bench.records.block import Block
-from bench.timing import turn_mark as mark
-from bench.timing.clock import now_s, time_block, time_once
+from bench.records.block import Block, Turn
+from bench.records.rounds import Round
 
-
-@dataclass(frozen=True)
-class Subject:
-    """A call to be timed.
-
-    Attributes:
-        call: one call of it.
-        context: settings that hold while it is called, entered once a block so that they cost no call anything.
-    """
-
-    call: Callable[[], object]
-    context: Callable[[], AbstractContextManager[None]] = contextlib.nullcontext
-
-
-#: Wall time that a block should at least take: long against the clock's and the scheduler's grain.
-BLOCK_S = 0.010
-MOST_CALLS = 200
-#: Warm-up ends when the medians of its two latest batches of calls agree within this share.
-STEADY_SHARE = 0.03
-WARM_LEAST_S, WARM_MOST_S = 0.1, 1.0
-#: Rounds below which a narrow interval may be luck.
-STOP_ROUNDS = 30
 #: Share of the budget that may be spent waiting for others to end their work.
 PATIENCE = 0.25
-HEARTBEAT_S = 1.0
 
 
-@dataclass(frozen=True)
-class Round:
-    """One pass over the variants.
-
-    Attributes:
-        number: from 0.
-        blocks: what was timed, by variant, in the order in which they ran.
-        wall_s: how long it took, untimed calls included.
-        beside: what else happened meanwhile.
-        waited_s: how long a quiet moment was waited for before it.
-    """
-
-    number: int
-    blocks: dict[str, Block]
-    wall_s: float
-    beside: Interference = field(default_factory=Interference)
-    waited_s: float = 0.0
+class Player(Protocol):
+    """A variant that takes turns, as the parent sees it."""
 
     @property
-    def disturbed(self) -> bool:
-        """Return whether something else used the machine meanwhile."""
-        return bool(self.beside.why)
+    def seat(self) -> int:
+        """Number of the process in which it takes them."""
+
+    def turn(self) -> Turn:
+        """Take a turn while everybody else stands still."""
 
 
-@dataclass(frozen=True)
-class Plan:
-    """Limits on how long a process samples.
+#: Says who goes on after a stretch, from the rounds of the seating so far; nobody ends it.
+Chooser = Callable[[Sequence[Round]], Collection[str]]
 
-    Attributes:
-        budget_s: wall seconds for its rounds, waiting for quiet moments included.
-        interval: half-width of the ratios' interval at which it may stop early, as a share.
-        reference: variant that the ratios are formed with.
-        seed: of the random order.
+
+def orders(names: Sequence[str], seed: int) -> Iterator[tuple[str, ...]]:
+    """Yield the order of each round, without end: over a cycle, each name follows each other one equally often.
+
+    A cycle is a Williams design (Williams 1949): as many rounds as there are names, twice as many where their number is
+    odd, in which every ordered pair of names is adjacent once (twice). Names and rounds of a cycle are in random order.
     """
-
-    budget_s: float
-    interval: float
-    reference: str
-    seed: int
-
-
-def warm_up(subject: Subject, device: str) -> int:
-    """Call until steady, and say how many calls a block needs to last `BLOCK_S`.
-
-    Steady: the medians of two batches in a row agree within `STEADY_SHARE`. A variant that never gets there is warm
-    after `WARM_MOST_S` all the same; its own interval will show it.
-    """
-    with subject.context():
-        start = time.perf_counter()
-        first = time_once(subject.call, device)
-        size = max(2, min(20, math.ceil(WARM_LEAST_S / 4 / max(first, 1e-9))))
-        before = math.inf
-        while True:
-            median = float(np.median([time_once(subject.call, device) for _ in range(size)]))
-            spent = time.perf_counter() - start
-            if spent > WARM_MOST_S or (abs(median - before) <= STEADY_SHARE * median and spent > WARM_LEAST_S):
-                break
-            before = median
-    return max(1, min(MOST_CALLS, math.ceil(BLOCK_S / max(median, 1e-9))))
+    generator = random.Random(seed)  # noqa: S311 - an order, not a secret
+    count = len(names)
+    zigzag = [step // 2 if step % 2 == 0 else count - (step + 1) // 2 for step in range(count)]
+    while True:
+        drawn = generator.sample(list(names), count)
+        cycle = [[drawn[(place + shift) % count] for place in zigzag] for shift in range(count)]
+        if count % 2:
+            cycle += [row[::-1] for row in cycle]
+        yield from map(tuple, generator.sample(cycle, len(cycle)))
 
 
 def rounds(
-    subjects: Mapping[str, Subject],
-    per_block: Mapping[str, int],
-    device: str,
-    plan: Plan,
-    mark: Callable[[str], object] = str,
+    players: Mapping[str, Player], device: str, budget_s: float, seed: int, chosen: Chooser | None = None
 ) -> Iterator[Round]:
-    """Yield rounds until the ratios to the reference are narrow enough or the budget is spent.
+    """Yield rounds until nobody needs more or the budget is spent.
 
-    A disturbed round is yielded, marked, but does not count as one of the rounds that may end the sampling; so it is
-    repeated while there is time. After a disturbed stretch a quiet moment is waited for, at most `PATIENCE` of the
-    budget in all.
+    After a disturbed stretch a quiet moment is waited for, at most `PATIENCE` of the budget in all.
 
     Args:
-        subjects: what to time, by variant.
-        per_block: calls in a block, by variant.
+        players: who takes turns, by variant.
         device: `cpu` or `cuda`.
-        plan: when to stop.
-        mark: told the variant before each of its blocks, so that a crash can be laid at the right door.
+        budget_s: wall seconds, waiting for quiet moments included.
+        seed: of the order.
+        chosen: asked after each stretch; without it all go on to the end of the budget.
     """
-    generator = random.Random(plan.seed)  # noqa: S311 - an order, not a secret
-    clean: dict[str, list[float]] = {name: [] for name in subjects}
+    names = list(players)
+    order = orders(names, seed)
+    account = _Account()
+    taken: list[Round] = []
     start = time.perf_counter()
-    patience_s, waited_s = PATIENCE * plan.budget_s, 0.0
-    number = 0
+    patience_s, waited_s = PATIENCE * budget_s, 0.0
     while True:
-        stretch = list(_stretch(subjects, per_block, device, generator, mark, start + plan.budget_s))
+        stretch = list(_stretch(players, order, device, account, start + budget_s))
         for position, found in enumerate(stretch):
-            yield dataclasses.replace(found, number=number, waited_s=0.0 if position else waited_s)
-            number += 1
-            if not found.disturbed:
-                for name, block in found.blocks.items():
-                    clean[name].append(block.typical_s)
+            taken.append(dataclasses.replace(found, number=len(taken), waited_s=0.0 if position else waited_s))
+            yield taken[-1]
         spent = time.perf_counter() - start
-        if number >= LEAST_ROUNDS and (spent >= plan.budget_s or _narrow(clean, plan)):
-            return
+        if len(taken) >= LEAST_ROUNDS:
+            if spent >= budget_s:
+                return
+            if chosen is not None and (going := [name for name in players if name in chosen(taken)]) != names:
+                if not going:
+                    return
+                names, seed = going, seed + 1
+                order = orders(names, seed)
         # A group too slow for its budget still gives two rounds, and its wide interval is marked.
-        if number >= 2 and spent >= 2 * plan.budget_s:  # noqa: PLR2004
+        if len(taken) >= 2 and spent >= 2 * budget_s:  # noqa: PLR2004
             return
         waited_s = 0.0
         if stretch[-1].disturbed:
-            waited_s = interference.wait_until_quiet(min(patience_s, plan.budget_s - spent))
+            waited_s = interference.wait_until_quiet(min(patience_s, budget_s - spent))
             patience_s -= waited_s
 
 
-def sample(
-    subjects: Mapping[str, Subject],
-    per_block: Mapping[str, int],
-    device: str,
-    plan: Plan,
-    mark_path: str,
-    emit: Callable[..., None],
-) -> None:
-    """Run the rounds of one process and send them, each as an event `round`, when all are done.
+class _Account:
+    """CPU time that the seats have used, added up from what their turns tell."""
 
-    Sent earlier, they would be read while others are timed, and the reader would take a core from them; meanwhile an
-    event `progress` a second says that the process lives.
+    def __init__(self) -> None:
+        self.spent_s = 0.0
+        self._last: dict[int, float] = {}
 
-    Args:
-        subjects: what to time, by variant.
-        per_block: calls in a block, by variant.
-        device: `cpu` or `cuda`.
-        plan: when to stop.
-        mark_path: file that holds the name of the variant whose turn it is, should the process die.
-        emit: sends an event.
-    """
-    kept = []
-    start = now_s()
-    told = time.perf_counter()
-    with open(mark_path, "r+b", buffering=0) as file:  # noqa: PTH123 - unbuffered
-        for found in rounds(subjects, per_block, device, plan, functools.partial(mark.write, file.fileno())):
-            kept.append(found)
-            if time.perf_counter() - told > HEARTBEAT_S:
-                told = time.perf_counter()
-                emit("progress", rounds=len(kept))
-        # What goes wrong from here on is nobody's turn.
-        mark.write(file.fileno(), "")
-    # What the samples must add up to, and what the parent's own clock must agree with.
-    emit("sampled", elapsed_s=now_s() - start, rounds_s=sum(found.wall_s for found in kept))
-    for found in kept:
-        blocks = {
-            name: [b.calls_s, b.queued_calls, b.queued_wall_s, b.queued_device_s] for name, b in found.blocks.items()
-        }
-        beside = dataclasses.asdict(found.beside)
-        emit("round", number=found.number, wall_s=found.wall_s, waited_s=found.waited_s, beside=beside, blocks=blocks)
+    def add(self, seat: int, turn: Turn) -> None:
+        """Count a turn, and what its seat used since the one before."""
+        self.spent_s += turn.cpu_to_s - self._last.get(seat, turn.cpu_from_s)
+        self._last[seat] = turn.cpu_to_s
+
+
+@dataclass(frozen=True)
+class _Pass:
+    """A round that is not judged yet."""
+
+    blocks: dict[str, Block]
+    delays_s: tuple[float | None, ...]
+    switches: tuple[int | None, ...]
+    started: Reading
+    ended: Reading
 
 
 def _stretch(
-    subjects: Mapping[str, Subject],
-    per_block: Mapping[str, int],
-    device: str,
-    generator: random.Random,
-    mark: Callable[[str], object],
-    end: float,
+    players: Mapping[str, Player], order: Iterator[tuple[str, ...]], device: str, account: _Account, end: float
 ) -> Iterator[Round]:
     """Rounds that are judged together: for at least `STRETCH_S`, unless the clock passes `end` before.
 
     They are yielded when all have run, so that whoever takes them takes no core from one of them.
     """
-    order = list(subjects)
-    before = interference.read()
+    before = interference.read(account.spent_s)
     after = before
-    taken: list[tuple[dict[str, Block], Reading, Reading]] = []
+    taken: list[_Pass] = []
     while not taken or (after.wall_s - before.wall_s < interference.STRETCH_S and after.wall_s < end):
-        generator.shuffle(order)
-        started, blocks = after, {}
-        for name in order:
-            mark(name)
-            blocks[name] = _block(subjects[name], per_block[name], device)
-        after = interference.read()
-        taken.append((blocks, started, after))
+        started = after
+        turns: dict[str, Turn] = {}
+        for name in next(order):
+            turns[name] = players[name].turn()
+            account.add(players[name].seat, turns[name])
+        after = interference.read(account.spent_s)
+        blocks = {name: turn.block for name, turn in turns.items()}
+        delays_s = tuple(turn.delay_s for turn in turns.values())
+        taken.append(_Pass(blocks, delays_s, tuple(turn.switches for turn in turns.values()), started, after))
     beside = interference.judge(before, after, device)
-    for blocks, started, ended in taken:
-        wall_s = ended.wall_s - started.wall_s
-        delay_s, switches = ended.delay_since(started), ended.switches_since(started)
-        yield Round(0, blocks, wall_s, interference.of_round(beside, delay_s, switches, wall_s))
+    for found in taken:
+        wall_s = found.ended.wall_s - found.started.wall_s
+        switches = _total(found.switches)
+        alone = interference.of_round(
+            beside, _total(found.delays_s), None if switches is None else int(switches), wall_s
+        )
+        yield Round(0, found.blocks, wall_s, beside=alone, order=tuple(found.blocks))
 
 
-def _block(subject: Subject, calls: int, device: str) -> Block:
-    with subject.context():
-        return time_block(subject.call, calls, device)
-
-
-def _narrow(clean: Mapping[str, list[float]], plan: Plan) -> bool:
-    """Return whether the interval of every variant's median ratio is narrow enough, from clean rounds alone."""
-    count = len(next(iter(clean.values())))
-    if count < STOP_ROUNDS or plan.reference not in clean:
-        return False
-    # Order statistics that bound the median with 95 %, in the normal approximation.
-    reach = 0.98 * math.sqrt(count)
-    low, high = math.floor(count / 2 - reach), min(count - 1, math.ceil(count / 2 + reach))
-    reference = np.array(clean[plan.reference])
-    for values in clean.values():
-        ratios = np.sort(reference / np.array(values))
-        if (ratios[high] - ratios[max(0, low)]) / 2 > plan.interval * float(np.median(ratios)):
-            return False
-    return True
+def _total(values: Sequence[float | None]) -> float | None:
+    """Sum of what is known; None where nothing is."""
+    known = [value for value in values if value is not None]
+    return sum(known) if known else None

@@ -1,8 +1,11 @@
-"""`python -m bench.worker REQUESTS ANSWERS`: what the parent starts."""
+"""`python -m bench.worker REQUESTS ANSWERS` or `--forks CONTROL`: what the parent starts."""
 
 import sys
 
+from bench.worker.forking import serve_forks
 from bench.worker.server import main
 
 if __name__ == "__main__":
+    if sys.argv[1] == "--forks":
+        sys.exit(serve_forks(int(sys.argv[2]), main))
     sys.exit(main(*sys.argv[1:]))

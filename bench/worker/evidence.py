@@ -20,7 +20,7 @@ import torch
 from torch import nn
 
 from kernels.dispatch import MODULES, Choice
-from seq2seq.execution.variants import Variant
+from seq2seq.execution.variant import Variant
 from seq2seq.runtimes.runtime import Runtime
 from seq2seq.workloads.workload import Workload
 

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch.utils import benchmark
 
-from bench.timing.rounds import Subject
+from bench.timing.seat import Subject
 
 Call = Callable[[], object]
 #: pyperf's least length of a value, and its warm-ups and values a process. Source: pyperf, documentation of Runner.

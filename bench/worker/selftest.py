@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from bench.plan.cases import BASE, OTHER, Case
-from bench.timing.rounds import Plan, Subject, sample, warm_up
+from bench.timing.seat import READY, Ready, Subject, warm_up
 from bench.worker import other_instruments as tools
 from seq2seq.execution.executable import Executable
 from seq2seq.execution.variants import VARIANTS
@@ -25,7 +25,7 @@ UNIT, TURNS = 2000, 60
 
 
 def pair(request: dict[str, Any], emit: Emit) -> None:
-    """Time one variant under two names, the second with extra work of `slowdown` times a call.
+    """Make one variant ready under two names, the second with extra work of `slowdown` times a call.
 
     Both are built anew for each pair, since where their memory lies is part of what two names of one variant share
     out by chance.
@@ -45,35 +45,23 @@ def pair(request: dict[str, Any], emit: Emit) -> None:
             burn(extra)
 
         other = Subject(slowed, other.context)
-    plan = Plan(request["budget_s"], 0.0, BASE, request["seed"])
-    sample({BASE: base, OTHER: other}, {BASE: calls, OTHER: calls}, case.device, plan, request["mark"], emit)
+    READY.update({name: Ready(subject, calls, case.device) for name, subject in ((BASE, base), (OTHER, other))})
     # Measured apart from the rounds, turn by turn with a plain call: what was really planted.
     emit("planted", share=share_of(base, extra) if extra else 0.0)
 
 
-#: What stays built between the requests of one worker, for instruments that come back to the same calls.
-_READY: dict[str, tuple[Subject, int]] = {}
-
-
 def prepare(request: dict[str, Any], emit: Emit) -> None:
-    """Build and warm up a pair that the instruments share."""
+    """Build and warm up a pair that the instruments share; it stays ready for those that come later."""
     del emit
     case = Case(**request["case"])
     for name in (BASE, OTHER):
         subject = build(case)
-        _READY[name] = (subject, warm_up(subject, case.device))
-
-
-def interleaved(request: dict[str, Any], emit: Emit) -> None:
-    """Our own rounds over the prepared pair."""
-    plan = Plan(request["budget_s"], 0.0, BASE, request["seed"])
-    subjects = {name: subject for name, (subject, _) in _READY.items()}
-    sample(subjects, {name: calls for name, (_, calls) in _READY.items()}, "cpu", plan, request["mark"], emit)
+        READY[name] = Ready(subject, warm_up(subject, case.device), case.device)
 
 
 def instrument(request: dict[str, Any], emit: Emit) -> None:
     """One instrument on one of the prepared pair."""
-    subject, _ = _READY[request["name"]]
+    subject = READY[request["name"]].subject
     if request["tool"] == "pyperf":
         emit("figures", values=tools.pyperf_values(subject))
     else:

@@ -27,14 +27,15 @@ from bench.machine.facts import known
 from bench.plan.cases import Case
 from bench.records.schema import Status
 from bench.run.worker_process import plugin_paths
+from bench.timing import seat
 from bench.timing.clock import synchronize, time_once
-from bench.timing.rounds import Plan, Subject, sample, warm_up
 from bench.worker import ceilings, evidence
 from bench.worker.gating import TIMED_SEED, WEIGHTS_SEED, gated, refuse_replaced
 from kernels.cpu import build
-from seq2seq.data.batch import Batch, DataUnavailableError
+from seq2seq.data.batch import DataUnavailableError
 from seq2seq.execution.executable import Executable
-from seq2seq.execution.variants import VARIANTS, Variant
+from seq2seq.execution.variant import Variant
+from seq2seq.execution.variants import VARIANTS
 from seq2seq.models.base import Extent
 from seq2seq.models.cost import built_parameters, cost, decoding, valid_steps
 from seq2seq.workloads.checkpoint import starting_weights
@@ -114,7 +115,9 @@ def describe(request: dict[str, Any], emit: Emit) -> None:
         variant = VARIANTS[case.executed].here()
         reason = reason or _refusal(variant, case, build=request["build"])
         facts |= {"precision": variant.precision} | _cost_of(case, variant, extent)
-        emit("described", facts=facts, reason=reason, compiles=variant.compiles_long, builds=bool(variant.builds))
+        seated = {"alone": variant.alone and case.device == "cpu", "environment": dict(variant.environment)}
+        compiled = {"compiles": variant.compiles_long, "builds": bool(variant.builds)}
+        emit("described", facts=facts, reason=reason, **compiled, **seated)
 
 
 def _decoded(workload: Workload, extent: Extent) -> tuple[Extent, dict[str, int]]:
@@ -233,44 +236,47 @@ def cold(request: dict[str, Any], emit: Emit) -> None:
     emit("cold", fields=found)
 
 
-def measure(request: dict[str, Any], emit: Emit) -> None:
-    """The cases of a group together: build, gate, warm up, rounds, gate again."""
+def sit(request: dict[str, Any], emit: Emit) -> None:
+    """Make cases of a group ready for their turns: build, gate, warm up."""
     cases = [Case(**fields) for fields in request["cases"]]
-    seed = request["seed"]
     workload = find_workload(cases[0].workload)
     gate = Gate(workload, cases[0].mode, cases[0].device)
     weights = starting_weights(workload, WEIGHTS_SEED)
     batch = workload.make_batch(TIMED_SEED)
     audit = Audit(gate, weights, batch)
     refuse_replaced("a plugin")
-    ready: dict[str, tuple[Executable, Batch]] = {}
-    subjects: dict[str, Subject] = {}
-    per_block: dict[str, int] = {}
     for case in cases:
         emit("stage", name="build and gate", variant=case.variant)
         variant = VARIANTS[case.executed]
         executable = Executable(variant, workload.config, case.mode, case.device, weights, beam=workload.beam)
         prepared = executable.prepare(batch)
-        verdict = gated(gate, audit, executable, prepared, seed, warm=False)
+        verdict = gated(gate, audit, executable, prepared, request["seed"], warm=False)
         emit("gate", variant=case.variant, when="before", **verdict)
         if not verdict["passed"]:
             continue
-        ready[case.variant] = executable, prepared
-        call = functools.partial(executable.call, prepared)
-        subjects[case.variant] = Subject(call, executable.context)
+        subject = seat.Subject(functools.partial(executable.call, prepared), executable.context)
         emit("stage", name="warm-up", variant=case.variant)
-        per_block[case.variant] = warm_up(subjects[case.variant], case.device)
+        seat.READY[case.variant] = seat.Ready(subject, seat.warm_up(subject, case.device), case.device)
+        _checks[case.variant] = functools.partial(gated, gate, audit, executable, prepared, warm=True)
         refuse_replaced(case.variant)
-    if not ready:
-        return
-    plan = Plan(request["budget_s"], request["interval"], request["reference"], seed)
-    emit("stage", name="rounds", variant="")
-    sample(subjects, per_block, cases[0].device, plan, request["mark"], emit)
-    # Whoever did it, all were timed by it: `sample` leaves no mark, so the whole group is refused.
+
+
+#: The gate after the rounds of what is ready, by variant: takes a seed.
+_checks: dict[str, Callable[[int], dict[str, Any]]] = {}
+
+
+def turn(request: dict[str, Any], emit: Emit) -> None:
+    """One turn of what is ready under a name."""
+    emit("turn", **seat.READY[request["name"]].turn().fields())
+
+
+def stand(request: dict[str, Any], emit: Emit) -> None:
+    """Gate again what is ready, after the rounds."""
+    # Whoever did it, all were timed by it, so all of the seat are refused.
     refuse_replaced("a variant, in the rounds,")
-    for name, (executable, prepared) in ready.items():
+    for name, check in _checks.items():
         emit("stage", name="gate after the rounds", variant=name)
-        emit("gate", variant=name, when="after", **gated(gate, audit, executable, prepared, seed + 1, warm=True))
+        emit("gate", variant=name, when="after", **check(request["seed"]))
 
 
 def selftest(request: dict[str, Any], emit: Emit) -> None:
@@ -292,7 +298,9 @@ REQUESTS: dict[str, Callable[[dict[str, Any], Emit], None]] = {
     "describe": describe,
     "ceilings": measure_ceilings,
     "cold": cold,
-    "measure": measure,
+    "sit": sit,
+    "turn": turn,
+    "stand": stand,
     "selftest": selftest,
     "quality": quality,
 }

@@ -18,7 +18,7 @@ from seq2seq.data.batch import Batch
 from seq2seq.decoding.cuda_graph import CapturedStep
 from seq2seq.decoding.fixed_length import Steps, forced, free_running
 from seq2seq.decoding.search import Decoder
-from seq2seq.execution.variants import Variant
+from seq2seq.execution.variant import Variant
 from seq2seq.models.base import Config, Model, Seq2SeqResult
 from seq2seq.models.weights import Weights
 from seq2seq.runtimes.registry import RUNTIMES

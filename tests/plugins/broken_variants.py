@@ -14,7 +14,8 @@ from torch import Tensor
 
 from bench.gate.planted_defects import GateOrder
 from kernels.reference import LoopLSTM
-from seq2seq.execution.variants import LSTMS, VARIANTS, Variant
+from seq2seq.execution.variant import LSTMS, Variant
+from seq2seq.execution.variants import VARIANTS
 
 #: Passes of one LSTM after which the late failures begin: more than a cold run makes, fewer than the rounds make.
 LATE = 60

@@ -17,7 +17,8 @@ from torch import Tensor
 
 from bench.timing import clock
 from seq2seq.execution.executable import Executable
-from seq2seq.execution.variants import VARIANTS, Variant
+from seq2seq.execution.variant import Variant
+from seq2seq.execution.variants import VARIANTS
 
 Result = tuple[Tensor, Tensor, Tensor]
 Run = Callable[..., Result]

@@ -13,7 +13,8 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from tiny_tasks import Sines
 
 from kernels.reference import LoopLSTM
-from seq2seq.execution.variants import LSTMS, VARIANTS, Variant
+from seq2seq.execution.variant import LSTMS, Variant
+from seq2seq.execution.variants import VARIANTS
 from seq2seq.tasks.registry import TASKS
 
 #: Passes of one LSTM after which the late failures begin: more than gates and warm-up make.

@@ -1,0 +1,141 @@
+"""Racing: which variants of a group still need rounds, and when the group's answer stands.
+
+The answer is the fastest variant, or the set of variants that are equal to it within `MARGIN`: not those whose
+intervals merely overlap, but those whose interval lies within the margin. Rounds go on for what is undecided between
+the fastest and its rivals, and for intervals that are wider than the suite asks for. Everybody else rests.
+
+Looking often and stopping when the figures please would make intervals hold less often than they say. So a run looks
+at doublings of its rounds alone, and decides by intervals that are `CARE` times as wide as those that it reports;
+`tests/test_racing.py` counts wrong decisions on synthetic rounds.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Collection, Iterable, Sequence
+from dataclasses import dataclass
+
+from bench.analysis.figures import speedup
+from bench.analysis.intervals import Interval
+from bench.records.rounds import Round, Samples
+
+#: Times within this share of each other are equal to whoever chooses.
+MARGIN = 0.03
+#: Factor by which intervals are wider while a run decides whether to go on: 99 % in place of 95 %.
+CARE = 1.3
+#: Rounds of a seating that everybody plays.
+FIRST_ROUNDS = 8
+
+
+@dataclass(frozen=True)
+class Standing:
+    """What is known of a group.
+
+    Attributes:
+        best: the variant with the shortest median time.
+        equal: variants surely within `MARGIN` of it.
+        slower: variants surely slower than it, by however little.
+        undecided: variants of which neither is sure.
+        wide: variants whose speedup has a wider interval than the suite asks for.
+        against: of each other variant, time of the best over its time, with the interval.
+    """
+
+    best: str
+    equal: frozenset[str]
+    slower: frozenset[str]
+    undecided: frozenset[str]
+    wide: frozenset[str]
+    against: dict[str, Interval]
+
+    @property
+    def answered(self) -> bool:
+        """Return whether it is told who is fastest: one alone, or a set that is equal within `MARGIN`."""
+        return not self.undecided
+
+    @property
+    def fastest(self) -> frozenset[str]:
+        """The best and whoever is equal to it and not surely slower."""
+        return frozenset({self.best}) | (self.equal - self.slower)
+
+
+def standing(
+    samples: Samples, variants: Collection[str], reference: str, interval: float, care: float = 1.0
+) -> Standing | None:
+    """Judge a group by its rounds so far.
+
+    Args:
+        samples: of the group.
+        variants: that take part.
+        reference: variant that speedups are relative to.
+        interval: half-width that the suite asks for, as a share.
+        care: factor by which intervals are taken to be wider than they are.
+
+    Returns:
+        None while somebody has no round.
+    """
+    # Where the reference dropped out, any other tells who is fastest; there are no speedups to be narrow then.
+    yardstick = reference if reference in variants else min(variants, default="")
+    speeds = {name: speedup(samples, yardstick, name) for name in variants}
+    known = {name: found for name, found in speeds.items() if found is not None}
+    if set(known) != set(variants) or not known:
+        return None
+    best = max(known, key=lambda name: known[name].value)
+    against = {}
+    for name in variants:
+        if name != best and (found := speedup(samples, best, name)) is not None:
+            against[name] = found.widened(care)
+    equal = frozenset(name for name, found in against.items() if found.low > 1 - MARGIN and found.high < 1 + MARGIN)
+    slower = frozenset(name for name, found in against.items() if found.high < 1)
+    wide = frozenset(name for name, found in known.items() if found.half_width > interval and yardstick == reference)
+    return Standing(best, equal, slower, frozenset(against) - equal - slower, wide, against)
+
+
+def players(found: Standing | None, variants: Collection[str], reference: str) -> frozenset[str]:
+    """Variants that need more rounds, with the best and the reference to hold them against; none when all is told."""
+    if found is None:
+        return frozenset(variants)
+    needing = found.undecided | found.wide
+    if not needing:
+        return frozenset()
+    return needing | {found.best} | ({reference} & set(variants))
+
+
+class Race:
+    """Who goes on in one seating: all in its first rounds, then those that need more, looked for at doublings.
+
+    Args:
+        everybody: who takes turns.
+        needing: says who needs more rounds, from the rounds of the seating so far.
+    """
+
+    def __init__(self, everybody: Collection[str], needing: Callable[[Sequence[Round]], frozenset[str]]) -> None:
+        self._going, self._needing = frozenset(everybody), needing
+        self._next = FIRST_ROUNDS
+
+    def __call__(self, rounds: Sequence[Round]) -> Collection[str]:
+        """Who goes on after these rounds; disturbed ones do not count."""
+        clean = sum(not found.disturbed for found in rounds)
+        if clean >= self._next:
+            self._next = 2 * clean
+            self._going = self._needing(rounds)
+        return self._going
+
+
+def missing_factor(found: Standing, interval: float, widths: Iterable[float] = ()) -> float:
+    """Factor by which rounds must grow for the answer to stand, as far as the present doubt tells.
+
+    Doubt falls with the square root of the rounds. Of an undecided rival the nearer way counts: to be surely slower,
+    or surely equal.
+
+    Args:
+        found: of the group.
+        interval: half-width that the suite asks for, as a share.
+        widths: half-widths of the speedups that are too wide.
+    """
+    factors = [(width / interval) ** 2 for width in widths]
+    for name in found.undecided:
+        ratio = found.against[name]
+        value, reach = abs(math.log(ratio.value)), math.log(ratio.high / ratio.low) / 2
+        distance = max(value, -math.log(1 - MARGIN) - value, 1e-3)
+        factors.append((reach / distance) ** 2)
+    return max(factors, default=1.0)

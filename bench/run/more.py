@@ -1,0 +1,189 @@
+"""More rounds for a run that has ended: its undecided groups get further seatings, and their records new figures.
+
+What was measured stays: further seatings are numbered on from those that are there, and figures are made of all of
+them. Samples are written before the records that rest on them.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from bench.analysis import racing
+from bench.analysis.figures import speedup
+from bench.errors import UsageError
+from bench.plan.cases import REFERENCE, Group
+from bench.records import durable
+from bench.records.folder import RunFolder, finite
+from bench.records.raw_csv import ROUNDS
+from bench.records.rounds import Samples
+from bench.records.samples import read_samples
+from bench.records.schema import COLUMNS, Record, Status
+from bench.run.group import Host, Measurement, figured
+from bench.run.planning import Described
+from bench.run.resume import case_key, record_key
+from bench.run.worker_process import scratch_folder
+
+#: Shortest and longest time that a group is advised to get, seconds: less is not worth its gates.
+LEAST_S, MOST_S = 10.0, 3600.0
+
+
+class Writing(Host, Protocol):
+    """The run that is measured further, as `bench.run.runner` has it."""
+
+    folder: RunFolder
+
+
+@dataclass(frozen=True)
+class Open:
+    """A group whose answer does not stand yet.
+
+    Attributes:
+        group: which.
+        cases: its cases that ended ok.
+        samples: their rounds so far.
+        standing: what is known.
+        spent_s: how long its rounds took, seconds.
+        needed_s: for how long further rounds would have to go on, as far as the present doubt tells, seconds.
+    """
+
+    group: Group
+    cases: tuple[Described, ...]
+    samples: Samples
+    standing: racing.Standing
+    spent_s: float
+    needed_s: float
+
+    def told(self) -> str:
+        """What is undecided and what would decide it."""
+        if rivals := ", ".join(sorted(self.standing.undecided)):
+            said = f"{self.standing.best} is not told apart from {rivals}"
+        else:
+            said = f"wider intervals than the suite asks for: {', '.join(sorted(self.standing.wide))}"
+        return f"{self.group.name}: {said}; about {duration(self.needed_s)} more of rounds would tell"
+
+
+def undecided(groups: Iterable[tuple[Group, tuple[Described, ...]]], folder: Path, interval: float) -> list[Open]:
+    """Groups of a run whose answer does not stand.
+
+    Args:
+        groups: of the run's plan.
+        folder: of the run.
+        interval: half-width of a speedup's interval that the suite asks for, as a share.
+
+    Raises:
+        UsageError: for files that are not as a run writes them.
+    """
+    ok = {record_key(values) for values in _records(folder) if values["status"] == Status.OK}
+    samples = read_samples(folder / "samples.csv.gz")
+    found = []
+    for group, cases in groups:
+        mine = tuple(described for described in cases if case_key(described.case) in ok)
+        if not mine:
+            continue
+        first = mine[0].case
+        of_group = samples.get((first.workload, first.mode, first.device, first.threads), Samples())
+        names = [described.case.variant for described in mine]
+        standing = racing.standing(of_group, names, REFERENCE, interval)
+        if standing is None or not standing.undecided | standing.wide:
+            continue
+        spent_s = sum(_length_s(of_group, seating) for seating in range(len(of_group.processes)))
+        widths = [width for name in standing.wide if (width := _width(of_group, name)) is not None]
+        factor = racing.missing_factor(standing, interval, widths)
+        needed_s = min(MOST_S, max(LEAST_S, (factor - 1) * spent_s))
+        found.append(Open(group, mine, of_group, standing, spent_s, needed_s))
+    return found
+
+
+def measure(runner: Writing, groups: Iterable[Open], seconds: float) -> None:
+    """Give undecided groups further seatings, each a share of the time by what it needs.
+
+    Raises:
+        OSError: when something cannot be written.
+    """
+    found = list(groups)
+    total = sum(each.needed_s for each in found)
+    with scratch_folder() as scratch:
+        for each in found:
+            budget_s = min(each.needed_s, seconds * each.needed_s / total)
+            before = len(each.samples.processes)
+            measured = Measurement(runner, each.group, scratch, list(each.cases), budget_s, each.samples)
+            measured.more()
+            _write(runner, each, measured, before)
+
+
+def _write(runner: Writing, each: Open, measured: Measurement, before: int) -> None:
+    """Append the new samples, then put new records in place of the old ones, all in one step."""
+    old = {record_key(values): values for values in _records(runner.folder.path)}
+    records = {case_key(d.case): figured(runner, d, _kept(old[case_key(d.case)]), measured) for d in each.cases}
+    rows = [
+        row
+        for described in each.cases
+        if records[case_key(described.case)].status is Status.OK
+        for seating, rounds in enumerate(measured.samples.processes)
+        if seating >= before
+        for row in measured.samples.rows(described.case, seating, rounds)
+    ]
+    if not rows:
+        return
+    known = [
+        found.row(each.group.name, seating)
+        for seating, rounds in enumerate(measured.samples.processes)
+        if seating >= before
+        for found in rounds
+    ]
+    runner.folder.append_rows(ROUNDS, known)
+    runner.folder.append_samples(rows)
+    replace(runner.folder.path, records)
+    for record in records.values():
+        runner.console.record(record)
+
+
+def replace(folder: Path, records: Mapping[tuple[str, ...], Record]) -> None:
+    """Put records in place of those of the same cases, in one step; the file keeps its order."""
+    lines = []
+    for values in _records(folder):
+        record = records.get(record_key(values))
+        found = values if record is None else record.as_dict() | {"recorded_at": values["recorded_at"]}
+        lines.append(json.dumps(finite(found), allow_nan=False) + "\n")
+    durable.replace(folder / "records.jsonl", "".join(lines).encode())
+
+
+def duration(seconds: float) -> str:
+    """`40s` or `3min`, as `--more` takes it."""
+    return f"{math.ceil(seconds)}s" if seconds < 90 else f"{math.ceil(seconds / 60)}min"  # noqa: PLR2004
+
+
+def _kept(values: Mapping[str, Any]) -> dict[str, Any]:
+    """What a record keeps: all that rounds do not say anew."""
+    return {name: value for name, value in values.items() if name in COLUMNS and name not in {"status", "reason"}}
+
+
+def _records(folder: Path) -> list[dict[str, Any]]:
+    return RunFolder(folder).records()
+
+
+def _length_s(samples: Samples, seating: int) -> float:
+    """Seconds that the timed calls of a seating took."""
+    blocks = (block for found in samples.processes[seating] for block in found.blocks.values())
+    return sum(sum(block.calls_s) + block.queued_wall_s for block in blocks)
+
+
+def _width(samples: Samples, variant: str) -> float | None:
+    found = speedup(samples, REFERENCE, variant)
+    return None if found is None or not math.isfinite(found.half_width) else found.half_width
+
+
+def check_finished(left: int, folder: Path) -> None:
+    """Refuse more rounds for a run that has not ended.
+
+    Raises:
+        UsageError: naming the command that finishes it.
+    """
+    if left:
+        msg = f"{left} cases of {folder} are not recorded yet; finish the run first, with --resume and without --more"
+        raise UsageError(msg)

@@ -1,0 +1,113 @@
+"""A seat from inside: the calls that are ready in this process, and their turns.
+
+The parent says whose turn it is (`bench.timing.rounds`). A turn begins with untimed calls, so that it finds caches,
+clocks and threads as steady work has them, whoever had the turn before; then a block of calls is timed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+
+import numpy as np
+
+from bench.machine import interference
+from bench.machine.facts import known
+from bench.records.block import Turn
+from bench.timing.clock import now_s, time_block, time_once
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A call to be timed.
+
+    Attributes:
+        call: one call of it.
+        context: settings that hold while it is called, entered once a turn so that they cost no call anything.
+    """
+
+    call: Callable[[], object]
+    context: Callable[[], AbstractContextManager[None]] = contextlib.nullcontext
+
+
+#: Wall time of the untimed calls of a turn, at least one call, and of its timed block: long against the clock's and the
+#: scheduler's grain, and against what the change of turns costs.
+LEAD_S, BLOCK_S = 0.010, 0.020
+MOST_CALLS = 200
+#: Warm-up ends when the medians of its two latest batches of calls agree within this share.
+STEADY_SHARE = 0.03
+WARM_LEAST_S, WARM_MOST_S = 0.1, 1.0
+
+#: Bound here, before any variant can put others in their place.
+_cpu_s = time.process_time
+
+
+def warm_up(subject: Subject, device: str) -> int:
+    """Call until steady, and say how many calls a block needs to last `BLOCK_S`.
+
+    Steady: the medians of two batches in a row agree within `STEADY_SHARE`. A variant that never gets there is warm
+    after `WARM_MOST_S` all the same; its own interval will show it.
+    """
+    with subject.context():
+        start = time.perf_counter()
+        first = time_once(subject.call, device)
+        size = max(2, min(20, math.ceil(WARM_LEAST_S / 4 / max(first, 1e-9))))
+        before = math.inf
+        while True:
+            median = float(np.median([time_once(subject.call, device) for _ in range(size)]))
+            spent = time.perf_counter() - start
+            if spent > WARM_MOST_S or (abs(median - before) <= STEADY_SHARE * median and spent > WARM_LEAST_S):
+                break
+            before = median
+    return max(1, min(MOST_CALLS, math.ceil(BLOCK_S / max(median, 1e-9))))
+
+
+def take_turn(subject: Subject, calls: int, device: str) -> Turn:
+    """Call without timing for `LEAD_S`, once at least, then time a block of so many calls."""
+    cpu_from_s, delays, switches = _cpu_s(), interference.read_delays(), known(interference.switches)
+    start = now_s()
+    with subject.context():
+        while True:
+            subject.call()
+            if now_s() - start >= LEAD_S:
+                break
+        warm_s = now_s() - start
+        block = time_block(subject.call, calls, device)
+    wall_s = now_s() - start
+    after, switched = interference.read_delays(), known(interference.switches)
+    return Turn(
+        block=block,
+        warm_s=warm_s,
+        wall_s=wall_s,
+        cpu_from_s=cpu_from_s,
+        cpu_to_s=_cpu_s(),
+        delay_s=interference.longest_delay_s(delays, after),
+        switches=None if switches is None or switched is None else switched - switches,
+    )
+
+
+@dataclass(frozen=True)
+class Ready:
+    """A call that waits for its turns.
+
+    Attributes:
+        subject: the call.
+        calls: in a block of it.
+        device: where it runs.
+    """
+
+    subject: Subject
+    calls: int
+    device: str
+
+    def turn(self) -> Turn:
+        """Take one."""
+        return take_turn(self.subject, self.calls, self.device)
+
+
+#: What is ready in this process, by the name that the parent calls it.
+READY: dict[str, Ready] = {}

@@ -1,0 +1,145 @@
+"""Racing: what it calls decided is so, however often it looks, and rounds go to those that need them."""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import numpy as np
+import pytest
+
+from bench.analysis import racing
+from bench.machine.interference import Interference
+from bench.records.block import Block
+from bench.records.rounds import Round, Samples
+
+REFERENCE = "reference"
+
+
+def drawn(generator, truth, number, off, noise=0.03):
+    """A round: times by variant around their truth, with the noise that they share and that of their own."""
+    shared = generator.normal(0, 0.05)
+    blocks = {
+        name: Block((seconds * math.exp(shared + off[name] + generator.normal(0, noise)),))
+        for name, seconds in truth.items()
+    }
+    return Round(number, blocks)
+
+
+def raced(seed, truth, seatings=3, most=64, apart=0.0):
+    """A group measured as a run measures it: its samples, and how many rounds each variant had."""
+    generator = np.random.default_rng(seed)
+    done: list[list[Round]] = []
+    counts = dict.fromkeys(truth, 0)
+    for seating in range(6):
+        rounds: list[Round] = []
+        off = {name: generator.normal(0, apart) for name in truth}
+
+        def needing(found):
+            samples = Samples([*done, list(found)])
+            return racing.players(racing.standing(samples, truth, REFERENCE, 0.05, racing.CARE), truth, REFERENCE)
+
+        race = racing.Race(truth, needing)
+        going = dict(truth)
+        while going and len(rounds) < most:
+            rounds.append(drawn(generator, going, len(rounds), off))
+            for name in going:
+                counts[name] += 1
+            going = {name: truth[name] for name in truth if name in race(rounds)}
+        done.append(rounds)
+        found = racing.standing(Samples(done), truth, REFERENCE, 0.05, racing.CARE)
+        if seating + 1 >= seatings and not racing.players(found, truth, REFERENCE):
+            break
+    return Samples(done), counts
+
+
+TRUTHS = {
+    "one is fastest": {REFERENCE: 1.0, "fast": 0.5, "next": 0.55, "slow": 0.9},
+    "two are equal": {REFERENCE: 1.0, "fast": 0.5, "next": 0.5, "slow": 0.9},
+    "at the margin": {REFERENCE: 1.0, "fast": 0.5, "next": 0.5 / (1 - racing.MARGIN), "slow": 0.9},
+}
+
+
+@pytest.mark.parametrize("apart", [0.0, 0.01])
+@pytest.mark.parametrize("name", TRUTHS)
+def test_what_is_called_decided_is_so(name, apart):
+    """Over many runs, what is called surely slower is slower, and what is called equal is within the margin."""
+    truth = TRUTHS[name]
+    wrong = called = 0
+    for seed in range(10):
+        samples, _ = raced(seed, truth, apart=apart)
+        found = racing.standing(samples, truth, REFERENCE, 0.05, racing.CARE)
+        for variant in found.against:
+            ratio = truth[found.best] / truth[variant]
+            if variant in found.slower:
+                called += 1
+                wrong += ratio >= 1
+            elif variant in found.equal:
+                called += 1
+                # At the margin itself either side may be called; beyond it by more than rounding is wrong.
+                wrong += abs(math.log(ratio)) > -math.log(1 - racing.MARGIN) + 1e-9
+    # Of some 25 calls at 99 % each, more than one wrong hardly comes by chance.
+    assert called >= 20
+    assert wrong <= 1
+
+
+def test_rounds_go_to_the_undecided():
+    """Who is clearly slower rests after the first rounds of a seating; rivals and the reference go on."""
+    truth = {REFERENCE: 1.0, "fast": 0.5, "next": 0.507, "slow": 0.9}
+    _, counts = raced(1, truth)
+    assert counts["fast"] == counts["next"] == counts[REFERENCE]
+    assert counts["slow"] < counts["fast"] / 2
+    assert counts["slow"] >= 3 * racing.FIRST_ROUNDS
+
+
+def test_a_clear_answer_ends_early():
+    """Where everything is told at the first look, a seating has no more than its first rounds."""
+    samples, _ = raced(2, {REFERENCE: 1.0, "fast": 0.5, "slow": 0.8}, most=1000)
+    assert sum(len(rounds) for rounds in samples.processes) <= 3 * 4 * racing.FIRST_ROUNDS
+
+
+def test_looks_are_at_doublings_of_clean_rounds():
+    """Disturbed rounds bring no look nearer, and nobody is dropped between two looks."""
+    asked = []
+
+    def needing(rounds):
+        asked.append(len(rounds))
+        return frozenset({"a"})
+
+    race = racing.Race({"a", "b"}, needing)
+    rounds = []
+    for number in range(80):
+        bad = Interference(why="planted") if number < 5 else Interference()
+        rounds.append(Round(number, {"a": Block((1.0,)), "b": Block((1.0,))}, beside=bad))
+        race(rounds)
+    assert asked == [5 + racing.FIRST_ROUNDS * 2**power for power in range(4)]
+
+
+def test_nobody_is_judged_who_has_no_round():
+    """Without rounds of everybody there is no standing, and all go on."""
+    samples = Samples([[Round(n, {REFERENCE: Block((1.0,))}) for n in range(8)]])
+    assert racing.standing(samples, [REFERENCE, "a"], REFERENCE, 0.05) is None
+    assert racing.players(None, [REFERENCE, "a"], REFERENCE) == {REFERENCE, "a"}
+
+
+def test_without_a_reference_times_decide():
+    """A group whose reference dropped out is raced by times against its best."""
+    samples = Samples(
+        [[Round(n, {"a": Block((0.5 + 0.001 * (n % 3),)), "b": Block((1.0,))}) for n in range(16)] for _ in range(3)]
+    )
+    found = racing.standing(samples, ["a", "b"], REFERENCE, 0.05)
+    assert found is not None
+    assert found.best == "a"
+    assert found.slower == {"b"}
+
+
+def test_what_is_missing_grows_with_the_doubt():
+    """The advised factor is 1 where all is told, and the square of how far the doubt exceeds what must be seen."""
+    generator = np.random.default_rng(0)
+    factors = []
+    for noise in (0.02, 0.05, 0.1):
+        truth = {REFERENCE: 1.0, "fast": 0.5, "next": 0.505}
+        rounds = [[drawn(generator, truth, n, dict.fromkeys(truth, 0.0), noise) for n in range(12)] for _ in range(3)]
+        factors.append(racing.missing_factor(racing.standing(Samples(rounds), truth, REFERENCE, 0.05), 0.05))
+    assert all(low < high for low, high in itertools.pairwise(factors))
+    assert factors[-1] > 4
