@@ -69,6 +69,8 @@ def run(arguments: argparse.Namespace, command: str) -> int:
         + (here if runnable else "none can run here: nothing will be measured, and each is recorded with its reason")
     )
     console.warn_of_threads(settings.threads, usable_cores())
+    for device, names in plan.elsewhere.items():
+        console.say(f"left out on {device}, where they do not exist: {', '.join(names)}")
     if plan.second_cases:
         console.say(f"then {len(plan.second_cases)} of them once more with pytest-benchmark, as a second instrument")
     if arguments.dry_run:

@@ -105,7 +105,7 @@ class Suite:
         interval: half-width of the speedup's 95 % interval at which a group stops early, as a share of the speedup.
         processes: worker processes a group gets at least.
         case_limit_s: seconds that a case may take to build, compile and pass the gate.
-        device: `cpu` or `cuda`; the command line may say otherwise.
+        device: `cpu` or `cuda`, or empty for every device that is there; the command line may say otherwise.
         second_instrument: whether its quick cases are timed once more with pytest-benchmark.
         select: the parts.
         quality: what is trained until it is good enough, after all groups.
@@ -118,7 +118,7 @@ class Suite:
     interval: float = 0.02
     processes: int = 3
     case_limit_s: float = 120.0
-    device: str = "cpu"
+    device: str = ""
     second_instrument: bool = False
     quality: tuple[Quality, ...] = ()
 
@@ -138,7 +138,7 @@ class Case:
     @property
     def executed(self) -> str:
         """Name of the variant that runs: the name without its label."""
-        return self.variant.partition("#")[0]
+        return executed(self.variant)
 
     @property
     def group(self) -> str:
@@ -209,7 +209,7 @@ def _check(suite: Suite, path: Path) -> None:
         (0 < suite.interval < 1, f"interval is {suite.interval}, expected a share between 0 and 1"),
         (suite.processes >= 1, f"processes is {suite.processes}, expected at least 1"),
         (0 < suite.case_limit_s < math.inf, f"case_limit_s is {suite.case_limit_s}, expected seconds above 0"),
-        (suite.device in DEVICES, f"device is {suite.device!r}, expected cpu or cuda"),
+        (suite.device in {"", *DEVICES}, f"device is {suite.device!r}, expected cpu or cuda, or none for both"),
         (bool(suite.select), "there is no [[select]] part, expected at least one"),
     ]
     for part in suite.select:
@@ -285,46 +285,87 @@ def expand(suite: Suite, catalogue: dict[str, Any], filters: Filters) -> list[Gr
     A workload or variant named on the command line replaces the suite's list, so that anything can be measured
     without a suite of its own. Speedups need the reference, so it joins every group.
 
+    A device that nobody named is left out where it is not there, and so are a suite's variants on a device that they
+    do not exist on (`elsewhere` names them). What the command line names is never left out.
+
     Args:
         suite: what to expand.
-        catalogue: names that exist: `{"workloads": [{"name": ...}], "variants": [{"name": ...}]}`.
+        catalogue: names that exist, and what torch sees: `{"workloads": [{"name": ...}], "variants": [{"name": ...,
+            "devices": [...]}], "torch": {"gpu": ...}}`.
         filters: what the command line said.
 
     Raises:
         UsageError: for a pattern that selects nothing.
     """
-    workload_names = [entry["name"] for entry in catalogue["workloads"]]
-    variant_names = [entry["name"] for entry in catalogue["variants"]]
-    device = filters.device or suite.device
-    parts = [part for part in suite.select if device in part.devices]
+    devices = _devices(suite, catalogue, filters)
+    parts = [(device, part) for device in devices for part in suite.select if device in part.devices]
     if not parts:
-        msg = f"the suite {suite.name} has nothing for {device}; give another --device or another --suite"
+        names = " and ".join(devices)
+        msg = f"the suite {suite.name} has nothing for {names}; give another --device or another --suite"
         raise UsageError(msg)
     if filters.workloads:
         # With a workload of the user's own, the other parts would only repeat it.
-        parts = parts[:1]
+        parts = [next(found for found in parts if found[0] == device) for device in dict.fromkeys(d for d, _ in parts)]
     groups: dict[str, dict[str, Case]] = {}
-    for part in parts:
-        narrowed = replace(
-            part,
-            workloads=filters.workloads or part.workloads,
-            variants=filters.variants or part.variants,
-            modes=filters.modes or part.modes,
-            sweeps=() if filters.workloads else part.sweeps,
-        )
-        variants = match(narrowed.variants, variant_names, "variant")
-        if REFERENCE in variant_names and REFERENCE not in variants:
-            variants.insert(0, REFERENCE)
-        variants.sort(key=lambda name: name != REFERENCE)
-        for workload, axis, value in _workloads(narrowed, workload_names):
-            for mode in narrowed.modes:
-                for variant in variants:
-                    case = Case(workload, variant, mode, device, filters.threads, axis, value)
-                    cases = groups.setdefault(case.group, {})
-                    # A workload listed by name may also be a value of a sweep: one case, which keeps the sweep's axis.
-                    if variant not in cases or not cases[variant].sweep_axis:
-                        cases[variant] = case
+    for device, part in parts:
+        _expand(groups, part, device, catalogue, filters)
     return [Group(name, tuple(cases.values())) for name, cases in groups.items()]
+
+
+def elsewhere(suite: Suite, catalogue: dict[str, Any], filters: Filters) -> dict[str, list[str]]:
+    """Variants that a suite names and that are left out on each device, since they do not exist on it."""
+    found: dict[str, list[str]] = {}
+    for device in _devices(suite, catalogue, filters):
+        names = [name for part in suite.select if device in part.devices for name in _absent(part, device, catalogue)]
+        if names and not filters.variants:
+            found[device] = list(dict.fromkeys(names))
+    return found
+
+
+def _devices(suite: Suite, catalogue: dict[str, Any], filters: Filters) -> tuple[str, ...]:
+    """The devices to measure on: what was named, or those that are there."""
+    named = filters.device or suite.device
+    here = DEVICES if "gpu" in catalogue.get("torch", {}) else DEVICES[:1]
+    return (named,) if named else here
+
+
+def _absent(part: Selection, device: str, catalogue: dict[str, Any]) -> list[str]:
+    """Variants of a part that do not exist on a device."""
+    devices = {entry["name"]: entry.get("devices", DEVICES) for entry in catalogue["variants"]}
+    return [name for name in match(part.variants, list(devices), "variant") if device not in devices[executed(name)]]
+
+
+def executed(variant: str) -> str:
+    """Name of the variant that runs under a name that may have a label."""
+    return variant.partition("#")[0]
+
+
+def _expand(
+    groups: dict[str, dict[str, Case]], part: Selection, device: str, catalogue: dict[str, Any], filters: Filters
+) -> None:
+    """Add the cases of a part on a device to the groups."""
+    workload_names = [entry["name"] for entry in catalogue["workloads"]]
+    variant_names = [entry["name"] for entry in catalogue["variants"]]
+    absent = [] if filters.variants else _absent(part, device, catalogue)
+    narrowed = replace(
+        part,
+        workloads=filters.workloads or part.workloads,
+        variants=filters.variants or part.variants,
+        modes=filters.modes or part.modes,
+        sweeps=() if filters.workloads else part.sweeps,
+    )
+    variants = [name for name in match(narrowed.variants, variant_names, "variant") if name not in absent]
+    if REFERENCE in variant_names and REFERENCE not in variants:
+        variants.insert(0, REFERENCE)
+    variants.sort(key=lambda name: name != REFERENCE)
+    for workload, axis, value in _workloads(narrowed, workload_names):
+        for mode in narrowed.modes:
+            for variant in variants:
+                case = Case(workload, variant, mode, device, filters.threads, axis, value)
+                cases = groups.setdefault(case.group, {})
+                # A workload listed by name may also be a value of a sweep: one case, which keeps the sweep's axis.
+                if variant not in cases or not cases[variant].sweep_axis:
+                    cases[variant] = case
 
 
 def _workloads(part: Selection, names: Sequence[str]) -> Iterable[tuple[str, str, int | None]]:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.errors import UsageError
-from bench.plan.cases import Case, Filters, Group, Quality, Suite, expand
+from bench.plan.cases import Case, Filters, Group, Quality, Suite, elsewhere, expand
 from bench.records.raw_csv import Key
 from bench.records.schema import Record
 from bench.run import quality, resume, second_instrument
@@ -73,6 +73,7 @@ class Plan:
         torch_facts: what torch says of itself.
         catalogue: names of all workloads and variants there are, each with what it is.
         quality: what is trained after all groups, the variants by name.
+        elsewhere: variants that the suite names and that do not exist on a device, by device.
     """
 
     suite: Suite
@@ -80,6 +81,7 @@ class Plan:
     torch_facts: dict[str, Any]
     catalogue: dict[str, Any]
     quality: tuple[Quality, ...] = ()
+    elsewhere: Mapping[str, list[str]] = field(default_factory=dict)
 
     @property
     def cases(self) -> tuple[Described, ...]:
@@ -169,4 +171,4 @@ def make_plan(suite: Suite, filters: Filters, settings: Settings, *, build: bool
         for case, event in zip(cases, events, strict=True)
     ])  # fmt: skip
     planned = tuple((group, tuple(next(described) for _ in group.cases)) for group in groups)
-    return Plan(suite, planned, found["torch"], found, trained)
+    return Plan(suite, planned, found["torch"], found, trained, elsewhere(suite, found, filters))
