@@ -18,7 +18,7 @@ pytest.importorskip("hypothesis")
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from strategies import SEEDS
-from test_ctc import collapsed, likelihoods
+from test_models_ctc import collapsed, likelihoods
 
 #: More prefixes than there are in any problem drawn here.
 WIDE = 200

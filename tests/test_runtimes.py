@@ -17,7 +17,6 @@ from bench.gate.audit import Audit
 from bench.gate.parity import Gate, limit_for, relative_error
 from bench.worker import evidence
 from bench.worker.gating import gated
-from seq2seq import peers
 from seq2seq.execution.executable import Executable
 from seq2seq.execution.variant import Variant
 from seq2seq.execution.variants import REFERENCE, VARIANTS
@@ -27,7 +26,7 @@ from seq2seq.runtimes import export, openvino
 from seq2seq.runtimes import onnxruntime as ort
 from seq2seq.runtimes.int8 import RoundedLSTM, rounded_weights
 from seq2seq.runtimes.onnxruntime import OnnxRuntime
-from seq2seq.runtimes.runtime import ARGUMENTS
+from seq2seq.runtimes.runtime import ARGUMENTS, Runtime
 from seq2seq.workloads.registry import WORKLOADS, find_workload
 
 CONVERTED = [name for name, variant in VARIANTS.items() if variant.runtime is not None]
@@ -93,7 +92,7 @@ def test_gate_and_audit_let_it_through(name, workload):
 def test_a_runtime_that_keeps_old_weights_is_refused(name, monkeypatch):
     """With `reload` left out the gate's first look passes, its second does not, and the audit says why."""
     executable = build(VARIANTS[name])
-    monkeypatch.setattr(peers.Runtime, "reload", lambda _: None)
+    monkeypatch.setattr(Runtime, "reload", lambda _: None)
     gate = Gate(find_workload(TINY), "inference", "cpu")
     assert gate.check(executable, 100).passed
     assert not gate.check(executable, 101).passed
@@ -187,7 +186,7 @@ def test_onnx_runtime_computes_with_the_threads_it_was_given():
     assert counts == [0, 2]
 
 
-def converted(executable: Executable) -> peers.Runtime:
+def converted(executable: Executable) -> Runtime:
     """Its runtime, after a first call."""
     with executable.context():
         executable.call(find_workload(TINY).make_batch(0))

@@ -1,6 +1,6 @@
 """Resuming: what is recorded stays, what is missing is measured, and a folder that does not fit is left alone.
 
-Workers play a part here; test_kill.py kills the real ones.
+Workers play a part here; test_run_kill.py kills the real ones.
 """
 
 from __future__ import annotations

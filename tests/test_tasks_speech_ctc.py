@@ -6,7 +6,7 @@ import itertools
 
 import pytest
 import torch
-from test_speech import pairs
+from test_tasks_speech import pairs
 from torch import nn
 
 from seq2seq.cli.main import main

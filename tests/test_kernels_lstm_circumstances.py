@@ -1,6 +1,7 @@
 """kernels.LSTM under a caller's circumstances: default types and devices, modes, layouts, hooks and changes in place.
 
-Sizes are in test_lstm.py. Here every call runs twice, by torch.nn.LSTM and by ours, with all around it the same.
+Sizes are in test_kernels_lstm.py. Here every call runs twice, by torch.nn.LSTM and by ours, with all around it
+the same.
 """
 
 from __future__ import annotations

@@ -120,7 +120,7 @@ def test_every_variant_computes_what_float64_says(variant, problem, mode):
     workload = find_workload(problem)
     weights = weights_of(workload)
     if variant.compiler == "dynamo" and workload.config.family != "lstm":
-        pytest.skip("compiles for as long as all others run; test_attention.py has it without code generation")
+        pytest.skip("compiles for as long as all others run; test_models_attention.py has it without code generation")
     if variant.runtime == "openvino" and workload.config.family == "gnmt":
         pytest.skip("OpenVINO 2026.4 computes an LSTM with a residual connection wrongly, which the gate refuses")
     assert_right(build(variant, workload, mode, weights), workload, weights)
