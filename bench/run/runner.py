@@ -142,7 +142,9 @@ class Runner:
         """
         only_cpu = all(found.case.device == "cpu" for found in self.plan.cases)
         count = self.plan.suite.processes if only_cpu and self.plan.left() else 0
-        with fork_servers(self.settings, self.log, count) as self._forks:
+        with contextlib.ExitStack() as stack:
+            with self.watch.on("starts"):
+                self._forks = stack.enter_context(fork_servers(self.settings, self.log, count))
             yield
 
     def seat(self, settings: Settings, seating: int, cache: Path) -> Worker:
@@ -262,7 +264,11 @@ class Runner:
         """Measure what the machine can do now, by a fresh worker; without it the run continues, and says so."""
         self.console.status("measuring what this machine can do at most")
         try:
-            with scratch_folder() as scratch, Worker(self.settings, self.log, scratch) as worker:
+            with (
+                self.watch.on("ceilings"),
+                scratch_folder() as scratch,
+                Worker(self.settings, self.log, scratch) as worker,
+            ):
                 (found,) = worker.ask("ceilings", CEILINGS_LIMIT_S, device=device)
         except WorkerError as error:
             self.console.say(f"the ceilings of {device} could not be measured: {error.reason}", "red")

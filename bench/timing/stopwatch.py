@@ -8,7 +8,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 #: What a run spends time on, in the order in which it is told. Everything else is `other`.
-KINDS = ("timed rounds", "waiting", "cold runs", "starts", "gates", "warm-up", "second instrument", "quality", "other")
+KINDS = (
+    "timed rounds", "waiting", "cold runs", "starts", "gates", "warm-up", "ceilings", "second instrument", "quality",
+    "other",
+)  # fmt: skip
 
 
 @dataclass
