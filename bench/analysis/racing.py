@@ -90,6 +90,14 @@ def standing(
     return Standing(best, equal, slower, frozenset(against) - equal - slower, wide, against)
 
 
+def places(found: Standing | None) -> dict[str, str]:
+    """The place of each variant, as the column `standing` has it."""
+    if found is None:
+        return {}
+    named = {found.best: "best"} | dict.fromkeys(found.equal, "equal")
+    return named | dict.fromkeys(found.slower, "slower") | dict.fromkeys(found.undecided, "undecided")
+
+
 def players(found: Standing | None, variants: Collection[str], reference: str) -> frozenset[str]:
     """Variants that need more rounds, with the best and the reference to hold them against; none when all is told."""
     if found is None:

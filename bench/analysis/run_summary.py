@@ -57,13 +57,17 @@ class Group:
 
     @property
     def leaders(self) -> tuple[Record, ...]:
-        """The fastest record, the reference included, and those that cannot be told from it; empty when nothing ran.
+        """The fastest record, the reference included, and those not surely slower than it; empty when nothing ran.
 
-        Two records are told apart where their intervals are: of the speedup, or of the median where no reference ran.
+        Where a run did not record how they stand, two records are told apart where their intervals are: of the speedup,
+        or of the median where no reference ran.
         """
         timed = [record for record in self.ok if pace(record)[0] < UNTIMED]
         if not timed:
             return ()
+        if any(record.standing for record in timed):
+            leading = [record for record in timed if record.standing not in {"slower", ""}]
+            return tuple(sorted(leading, key=lambda record: record.standing != "best"))
         best, *others = timed
         return (best, *(record for record in others if not _faster(best, record)))
 

@@ -15,7 +15,8 @@ from typing import Any
 #: 1: first version.
 #: 2: how OpenMP waited; FLOPs, bytes and share of the machine's ceiling; rounds.csv.gz.
 #: 3: the mode `decode`: beam, tokens a second, latency of a token.
-SCHEMA_VERSION = 3
+#: 4: standing in the group, command that measures a case again.
+SCHEMA_VERSION = 4
 
 
 class Status(enum.StrEnum):
@@ -67,10 +68,10 @@ class Record:
 
     latency_p50_s: float | None = column("median time of a single call, seconds")
     latency_p50_lo_s: float | None = column(
-        "lower end of its 95 % interval (bootstrap over processes, then rounds), seconds"
+        "lower end of its 95 % interval (bootstrap over seatings, then rounds), seconds"
     )
     latency_p50_hi_s: float | None = column(
-        "upper end of its 95 % interval (bootstrap over processes, then rounds), seconds"
+        "upper end of its 95 % interval (bootstrap over seatings, then rounds), seconds"
     )
     latency_p90_s: float | None = column(
         "90th percentile of single calls, seconds; empty below 36 calls, or where more are needed to bound it"
@@ -102,8 +103,13 @@ class Record:
     )
 
     speedup: float | None = column("median over rounds of time(reference) / time(this variant); 1 for `reference`")
-    speedup_lo: float | None = column("lower end of its 95 % interval (bootstrap over processes, then rounds)")
-    speedup_hi: float | None = column("upper end of its 95 % interval (bootstrap over processes, then rounds)")
+    speedup_lo: float | None = column("lower end of its 95 % interval (bootstrap over seatings, then rounds)")
+    speedup_hi: float | None = column("upper end of its 95 % interval (bootstrap over seatings, then rounds)")
+    standing: str = column(
+        "among the group's variants, by ratios formed inside rounds: `best`, the shortest median time; `equal`, surely "
+        "within 3 % of it and not surely slower; `slower`, surely slower; `undecided`; empty where nothing was timed",
+        "",
+    )
     interval_wide: bool | None = column("true when the interval missed the width the suite asked for")
 
     flops: int | None = column("floating-point operations that one call cannot do without, padding left out")
@@ -163,7 +169,7 @@ class Record:
 
     samples: int | None = column("samples kept: timed blocks of this variant, one a round")
     calls: int | None = column("single calls timed")
-    processes: int | None = column("worker processes that measured the case")
+    processes: int | None = column("seatings that measured the case, each in fresh processes")
     disturbed: int | None = column("samples kept although something else was using the machine")
 
     data: str = column("`real` or `synthetic`, and what it is", "")
@@ -181,6 +187,7 @@ class Record:
     )
     sweep_value: int | None = column("value of that axis")
     group: str = column("name of the group the case was measured in", "")
+    repro: str = column("command that measures this case again, in a group with the reference alone", "")
     recorded_at: str = column("time the record was written, UTC", "")
     schema_version: int = column("version of this schema", SCHEMA_VERSION)
 
@@ -191,8 +198,10 @@ class Record:
 
 COLUMNS = tuple(f.name for f in dataclasses.fields(Record))
 #: Older versions that are still read, and the columns that they lack, which are empty then.
+_STANDING = frozenset({"standing", "repro"})
 LACKING: dict[int, frozenset[str]] = {
-    2: frozenset({"tokens_per_s", "token_latency_p50_s", "token_latency_p99_s", "beam"}),
+    2: _STANDING | {"tokens_per_s", "token_latency_p50_s", "token_latency_p99_s", "beam"},
+    3: _STANDING,
 }
 
 #: Columns of ``samples.csv.gz``: one row a timed interval, as it was read off the clock.
@@ -202,9 +211,9 @@ SAMPLE_COLUMNS: dict[str, str] = {
     "mode": "as in records.csv",
     "device": "as in records.csv",
     "threads": "as in records.csv",
-    "process": "number of the worker process in its group, from 0",
-    "round": "number of the round in its process, from 0",
-    "position": "place of the variant in the round's random order, from 0",
+    "process": "number of the seating in its group, from 0",
+    "round": "number of the round in its seating, from 0",
+    "position": "place of the variant in the round's order, from 0",
     "kind": "`call`: one call; `block`: many calls queued and waited for once (CUDA)",
     "calls": "calls in the interval: 1 for `call`",
     "wall_s": "wall-clock time of the interval, seconds",
@@ -213,11 +222,11 @@ SAMPLE_COLUMNS: dict[str, str] = {
 }
 
 
-#: Columns of ``rounds.csv.gz``: one row a round of a process, with what else happened on the machine meanwhile.
+#: Columns of ``rounds.csv.gz``: one row a round of a seating, with what else happened on the machine meanwhile.
 ROUND_COLUMNS: dict[str, str] = {
     "group": "as in records.csv",
-    "process": "number of the worker process in its group, from 0",
-    "round": "number of the round in its process, from 0",
+    "process": "number of the seating in its group, from 0",
+    "round": "number of the round in its seating, from 0",
     "wall_s": "time of the round, untimed calls included, seconds",
     "waited_s": "time spent waiting for a quiet moment before it, seconds",
     "why": "what disturbed it, in words; empty when nothing did",
@@ -226,7 +235,7 @@ ROUND_COLUMNS: dict[str, str] = {
     "stolen_share": "cores that the hypervisor gave to others, likewise",
     "delay_s": "time in the round that the thread that waited longest was ready but had no core, seconds; empty where "
     "the system does not tell",
-    "switches": "times in the round that the worker had to give up a core; empty where the system does not tell",
+    "switches": "times in the round that those whose turn it was had to give up a core; empty where the system does not tell",
     "load": "load average of the system over a minute",
     "frequency_mhz": "clock of the first core, where the system tells",
     "gpu_clock_mhz": "clock of the GPU's multiprocessors; empty on CPU or without nvidia-ml-py",

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from bench import units
+from bench.analysis.racing import MARGIN
 from bench.analysis.run_summary import Group, Run, doubts
 from bench.plan.cases import REFERENCE
 from bench.records.reader import Beside
@@ -80,9 +81,11 @@ def opening(best: Record, group: Group) -> str:
 
 
 def no_winner(leaders: Sequence[Record]) -> str:
-    """The variants that share the first place, since the run cannot tell which of them is faster."""
-    names = listed([f"`{record.variant}`{_in_brackets(record)}" for record in leaders], "or")
-    return f"No clear winner: {names}. The run does not tell which of them is faster: their intervals overlap."
+    """The variants that share the first place: equal, or not told apart by the run."""
+    named = [f"`{record.variant}`{_in_brackets(record)}" for record in leaders]
+    if all(record.standing in {"best", "equal"} for record in leaders):
+        return f"{listed(named)} are the fastest, and equal within {100 * MARGIN:.0f} %."
+    return f"No clear winner: {listed(named, 'or')}. The run does not tell which of them is faster."
 
 
 def _in_brackets(record: Record) -> str:
@@ -91,6 +94,9 @@ def _in_brackets(record: Record) -> str:
 
 def the_next(leaders: Sequence[Record], runner_up: Record) -> str:
     """The first variant that is surely slower than the best."""
+    if runner_up.standing == "slower":
+        speed = "" if runner_up.variant == REFERENCE else f" with {figure(runner_up)}"
+        return f"The next is `{runner_up.variant}`{speed}, surely slower."
     if runner_up.variant == REFERENCE:
         # The reference is the measure of all speedups and has no interval of its own.
         whose = "its interval does" if len(leaders) == 1 else "the interval of the first does"

@@ -6,7 +6,7 @@ import dataclasses
 import functools
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -188,6 +188,20 @@ def figured(runner: Host, described: Described, fields: dict[str, Any], measured
         measured.samples.forget(variant)
         return described.record(**fields)
     return described.record(**(fields | timing))
+
+
+def placed(records: Iterable[Record], samples: Samples, interval: float) -> tuple[Record, ...]:
+    """Give the records of a group that ended ok their standing.
+
+    Args:
+        records: of one group.
+        samples: of the same.
+        interval: half-width that the suite asks for, as a share.
+    """
+    found = tuple(records)
+    names = [record.variant for record in found if record.status is Status.OK]
+    places = racing.places(racing.standing(samples, names, REFERENCE, interval))
+    return tuple(dataclasses.replace(record, standing=places.get(record.variant, "")) for record in found)
 
 
 def failed(status: Status, reason: str) -> dict[str, Any]:

@@ -23,7 +23,7 @@ from bench.records.raw_csv import ROUNDS
 from bench.records.rounds import Samples
 from bench.records.samples import read_samples
 from bench.records.schema import COLUMNS, Record, Status
-from bench.run.group import Host, Measurement, figured
+from bench.run.group import Host, Measurement, figured, placed
 from bench.run.planning import Described
 from bench.run.resume import case_key, record_key
 from bench.run.worker_process import scratch_folder
@@ -119,7 +119,9 @@ def measure(runner: Writing, groups: Iterable[Open], seconds: float) -> None:
 def _write(runner: Writing, each: Open, measured: Measurement, before: int) -> None:
     """Append the new samples, then put new records in place of the old ones, all in one step."""
     old = {record_key(values): values for values in _records(runner.folder.path)}
-    records = {case_key(d.case): figured(runner, d, _kept(old[case_key(d.case)]), measured) for d in each.cases}
+    new = [figured(runner, d, _kept(old[case_key(d.case)]), measured) for d in each.cases]
+    found = placed(new, measured.samples, runner.plan.suite.interval)
+    records = {case_key(d.case): record for d, record in zip(each.cases, found, strict=True)}
     rows = [
         row
         for described in each.cases

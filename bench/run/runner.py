@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import math
+import shlex
 import shutil
 import tempfile
 import time
@@ -28,7 +29,7 @@ from bench.records.rounds import Samples
 from bench.records.schema import Record, Status
 from bench.run import more, quality, resume, second_instrument
 from bench.run.forks import ForkServer, fork_servers
-from bench.run.group import Measurement, failed, figured
+from bench.run.group import Measurement, failed, figured, placed
 from bench.run.planning import Described, Plan
 from bench.run.resume import Begun
 from bench.run.worker_process import Settings, Worker, WorkerError, scratch_folder
@@ -69,6 +70,7 @@ class Runner:
 
     def __post_init__(self) -> None:
         self._begun_any = False
+        self._first_seed = self.seed
         self.watch = Stopwatch()
         self._budget_s = self.plan.suite.budget_s
         self._groups_left = self.plan.runnable_groups
@@ -249,10 +251,20 @@ class Runner:
         before_s = self.watch.found()["timed rounds"] + self.watch.found()["waiting"]
         measured.run()
         self._budget_s -= self.watch.found()["timed rounds"] + self.watch.found()["waiting"] - before_s
-        records = tuple(figured(self, d, fields, measured) for d, fields in waiting.values())
+        found = (figured(self, d, fields | {"repro": self._repro(d)}, measured) for d, fields in waiting.values())
+        records = placed(found, measured.samples, self.plan.suite.interval)
         # Samples first: a record says that its case is done, and then its samples must be there.
         self._keep_samples([d.case for d, _ in waiting.values()], records, measured.samples)
         yield records
+
+    def _repro(self, described: Described) -> str:
+        """The command that measures a case again, with the reference to hold it against."""
+        case = described.case
+        words = ["--workload", case.workload, "--variant", case.variant, "--mode", case.mode]
+        words += ["--device", case.device, "--threads", str(case.threads), "--seed", str(self._first_seed)]
+        for plugin in self.settings.plugins:
+            words += ["--plugin", str(plugin)]
+        return shlex.join(["python", "-m", "bench", "run", *words, "--no-second-instrument"])
 
     def _budget_of_group_s(self) -> float:
         """Seconds of timed rounds that the next group gets: its share of what the groups before it left over."""
