@@ -536,8 +536,8 @@ def test_missing_records_is_an_error(tmp_path: Path) -> None:
         (b"", "holds no record"),
         (b'{"workload"', "holds no record"),
         (b'{"name": "x", "age": 1}\n', "line 1 has schema_version None"),
-        (b'{"schema_version": 3}\n', "other columns than this release writes"),
-        (b'{"schema_version": 99}\n', "schema_version 99, this release writes 3"),
+        (b'{"schema_version": 4}\n', "other columns than this release writes"),
+        (b'{"schema_version": 99}\n', "schema_version 99, this release writes 4"),
         (b"\xff\xfe\x00\n{}\n", "line 1 is not a record"),
     ],
 )

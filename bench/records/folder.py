@@ -22,7 +22,7 @@ from typing import Any
 from bench.errors import UsageError
 from bench.records import durable
 from bench.records.raw_csv import RAW_FILES, SAMPLES, RawFile
-from bench.records.schema import COLUMNS, LACKING, SCHEMA_VERSION, Record, Status
+from bench.records.schema import COLUMNS, EMPTY, LACKING, SCHEMA_VERSION, Record, Status
 from kernels.host.output import utf8
 
 RUNS = Path("results") / "runs"
@@ -136,7 +136,7 @@ class RunFolder:
 
     def records(self) -> list[dict[str, Any]]:
         """The records written so far, as plain values; a torn end is none."""
-        return [dict.fromkeys(COLUMNS) | entry.values for entry in self.read().entries]
+        return [EMPTY | entry.values for entry in self.read().entries]
 
     def read(self) -> Recorded:
         """Read records.jsonl.

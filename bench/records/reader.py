@@ -21,7 +21,7 @@ from bench.records.folder import RunFolder
 from bench.records.raw_csv import ROUNDS, SAMPLES
 from bench.records.rounds import Floats, Samples
 from bench.records.samples import GroupKey, read_samples
-from bench.records.schema import COLUMNS, ROUND_COLUMNS, Record, Status
+from bench.records.schema import ROUND_COLUMNS, Record, Status
 
 #: Workload, mode, device, threads, variant.
 CaseKey = tuple[str, str, str, int, str]
@@ -100,7 +100,7 @@ def read_records(path: Path) -> tuple[Record, ...]:
         msg = f"{folder.records_path} holds no record; {advice}"
         raise UsageError(msg)
     return tuple(
-        validate(Record, dict.fromkeys(COLUMNS) | entry.values, f"{folder.records_path}, line {number}")
+        validate(Record, EMPTY | entry.values, f"{folder.records_path}, line {number}")
         for number, entry in enumerate(entries, start=1)
     )
 

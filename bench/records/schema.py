@@ -197,6 +197,8 @@ class Record:
 
 
 COLUMNS = tuple(f.name for f in dataclasses.fields(Record))
+#: A record of nothing: what a column holds that an older version lacks.
+EMPTY = {f.name: "" if f.default == "" else None for f in dataclasses.fields(Record)}
 #: Older versions that are still read, and the columns that they lack, which are empty then.
 _STANDING = frozenset({"standing", "repro"})
 LACKING: dict[int, frozenset[str]] = {
@@ -235,7 +237,8 @@ ROUND_COLUMNS: dict[str, str] = {
     "stolen_share": "cores that the hypervisor gave to others, likewise",
     "delay_s": "time in the round that the thread that waited longest was ready but had no core, seconds; empty where "
     "the system does not tell",
-    "switches": "times in the round that those whose turn it was had to give up a core; empty where the system does not tell",
+    "switches": "times in the round that those whose turn it was had to give up a core; empty where the system does "
+    "not tell",
     "load": "load average of the system over a minute",
     "frequency_mhz": "clock of the first core, where the system tells",
     "gpu_clock_mhz": "clock of the GPU's multiprocessors; empty on CPU or without nvidia-ml-py",
