@@ -37,7 +37,7 @@ def transformers() -> Any:
         raise PretrainedError(msg) from error
 
 
-class Sizes(Config, Protocol):
+class PaddedConfig(Config, Protocol):
     """Sizes of a model whose sequences are padded with a token of its own."""
 
     @property
@@ -59,9 +59,9 @@ class PretrainedSeq2Seq(Model):
         config: its sizes (`huggingface_config.PretrainedConfig`).
     """
 
-    config: Sizes
+    config: PaddedConfig
 
-    def __init__(self, model: Any, config: Sizes) -> None:
+    def __init__(self, model: Any, config: PaddedConfig) -> None:
         super().__init__()
         self.config = config
         for key, module in model.named_modules():
