@@ -277,7 +277,7 @@ def compare(arguments: argparse.Namespace) -> int:
         msg = "--allow-unclear is about --fail-on, which is missing; add --fail-on slower:PERCENT"
         raise UsageError(msg)
     _refuse_existing(arguments.output, "--output")
-    options = comparing.Options(arguments.by, arguments.margin, arguments.fail_on, arguments.force)
+    options = comparing.CompareOptions(arguments.by, arguments.margin, arguments.fail_on, arguments.force)
     base = comparing.load(arguments.base)
     found = [comparing.compare(base, comparing.load(path), options) for path in arguments.new]
     if arguments.output:
@@ -292,7 +292,7 @@ def compare(arguments: argparse.Namespace) -> int:
         print(compare_tables.render(found, arguments.format), end="")
     worst = max(comparison.outcome for comparison in found)
     unclear = EXIT_OK if arguments.allow_unclear else EXIT_UNCLEAR
-    codes = {comparing.Outcome.REGRESSION: EXIT_REGRESSION, comparing.Outcome.UNCLEAR: unclear}
+    codes = {comparing.Finding.REGRESSION: EXIT_REGRESSION, comparing.Finding.UNCLEAR: unclear}
     return codes.get(worst, EXIT_OK)
 
 

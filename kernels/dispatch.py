@@ -228,8 +228,8 @@ def _auto(
 
 
 def _fastest(
-    measured: table.Table, problem: Problem, serving: list[str], *, backward: bool
-) -> tuple[table.Entry, str] | None:
+    measured: table.MeasuredTable, problem: Problem, serving: list[str], *, backward: bool
+) -> tuple[table.MeasuredShape, str] | None:
     """The nearest measured shape where one of those that serve was right, and the fastest of them there."""
     for entry in measured.near(problem, backward=backward):
         names = [name for name in serving if name in entry.kernels]
@@ -239,7 +239,7 @@ def _fastest(
 
 
 def _totals(
-    measured: table.Table, problem: Problem, entry: table.Entry, name: str, after: list[str]
+    measured: table.MeasuredTable, problem: Problem, entry: table.MeasuredShape, name: str, after: list[str]
 ) -> tuple[float, float | None]:
     """Time of the phase with its products, ours and torch's own; of both phases before a backward pass."""
     ours, vendors = entry.kernels[name].time_s + entry.around_s, entry.vendor_s

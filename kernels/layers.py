@@ -19,7 +19,7 @@ from .common.fast_path import autocast_dtype, unwatched
 from .common.recurrence import state_dtype
 from .cpu.inference import Prepared
 from .cpu.layer import layer as cpu_layer
-from .torch_lstm import State, inside
+from .torch_lstm import State, valid_mask
 
 #: A `kernels.LSTM`, which uses this module.
 LayeredLSTM = Any
@@ -49,7 +49,7 @@ def run(
     plain = implementation == dispatch.CPU and unwatched(tensors)
     if lengths is not None and torch.is_grad_enabled() and not plain:
         # The weights' gradient multiplies what stands in the padding by zero: no zero where that is NaN.
-        x = torch.where(inside(lengths, x, batch_first), x, 0.0)
+        x = torch.where(valid_mask(lengths, x, batch_first), x, 0.0)
     dropped = bool(lstm.dropout) and lstm.training and lstm.num_layers > 1
     if plain and not dropped and not (torch.is_grad_enabled() and any(value.requires_grad for value in tensors)):
         return _infer(lstm, x, hx, lengths, parameters, batch_first)

@@ -34,7 +34,7 @@ class Timing:
     """The best configuration of one implementation at one shape.
 
     Attributes:
-        config: fields of the kernel module's `Config`.
+        config: fields of the configuration, a dataclass of the kernel's module.
         time_s: median time of one recurrence, without the products over all steps.
         low_s, high_s: quartiles over the rounds.
         rounds: how many rounds there were.
@@ -50,7 +50,7 @@ class Timing:
 
 
 @dataclass(frozen=True)
-class Entry:
+class MeasuredShape:
     """Measurements at one shape in one phase.
 
     Attributes:
@@ -106,7 +106,7 @@ class Entry:
 
 
 @dataclass(frozen=True)
-class Table:
+class MeasuredTable:
     """All that was measured on one model of GPU.
 
     Attributes:
@@ -116,10 +116,10 @@ class Table:
     """
 
     device: str
-    entries: tuple[Entry, ...] = ()
+    entries: tuple[MeasuredShape, ...] = ()
     facts: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
-    def near(self, problem: Problem, *, backward: bool) -> list[Entry]:
+    def near(self, problem: Problem, *, backward: bool) -> list[MeasuredShape]:
         """Entries of the problem's type and phase that are not `FAR` from it, the nearest first."""
         phase, dtype = phase_of(problem, backward=backward), dtype_name(problem)
         found = [
@@ -129,7 +129,7 @@ class Table:
         ]
         return [entry for _, entry in sorted(found, key=lambda pair: (pair[0], pair[1].key))]
 
-    def with_entry(self, entry: Entry) -> Table:
+    def with_entry(self, entry: MeasuredShape) -> MeasuredTable:
         """This table and one more entry, in place of an older one of its key."""
         kept = tuple(other for other in self.entries if other.key != entry.key)
         return dataclasses.replace(self, entries=(*kept, entry))
@@ -158,7 +158,7 @@ def path_of(device: str) -> Path:
 
 
 @functools.lru_cache(maxsize=16)
-def load(device: str) -> Table | None:
+def load(device: str) -> MeasuredTable | None:
     """The table of a GPU, read once a process; None when nothing was measured on it.
 
     Raises:
@@ -168,7 +168,7 @@ def load(device: str) -> Table | None:
     return read(path) if device and path.exists() else None
 
 
-def read(path: Path) -> Table:
+def read(path: Path) -> MeasuredTable:
     """Read a table.
 
     Raises:
@@ -180,13 +180,13 @@ def read(path: Path) -> Table:
             msg = f"schema {data['schema']}, expected {SCHEMA}"
             raise ValueError(msg)  # noqa: TRY301 - one message for all that can be wrong with a file
         entries = tuple(_entry(entry) for entry in data["entries"])
-        return Table(data["device"], entries, data["facts"])
+        return MeasuredTable(data["device"], entries, data["facts"])
     except (KeyError, TypeError, ValueError) as error:
         msg = f"{path} is no table of measurements ({error!r}); write it again: python -m kernels tune --out {path}"
         raise ValueError(msg) from error
 
 
-def write(path: Path, table: Table) -> None:
+def write(path: Path, table: MeasuredTable) -> None:
     """Write a table so that whoever is killed leaves the old file or the new one."""
     data = {
         "schema": SCHEMA,
@@ -204,9 +204,9 @@ def write(path: Path, table: Table) -> None:
     temporary.replace(path)
 
 
-def _entry(data: Mapping[str, Any]) -> Entry:
+def _entry(data: Mapping[str, Any]) -> MeasuredShape:
     kernels = {name: Timing(**timing) for name, timing in data["kernels"].items()}
-    entry = Entry(**{**data, "kernels": kernels, "wrong": tuple(data["wrong"])})
+    entry = MeasuredShape(**{**data, "kernels": kernels, "wrong": tuple(data["wrong"])})
     if entry.phase not in PHASES:
         msg = f"phase {entry.phase!r}, expected one of {', '.join(PHASES)}"
         raise ValueError(msg)

@@ -53,7 +53,7 @@ def run_padded(lstm: nn.RNNBase, x: Tensor, hx: State | None, lengths: Tensor) -
     lengths = lengths.cpu()
     steps_dim = 1 if lstm.batch_first else 0
     # The one step that a sequence of no steps is given instead must be harmless too.
-    x = torch.where(inside(lengths.to(x.device), x, lstm.batch_first), x, 0.0)
+    x = torch.where(valid_mask(lengths.to(x.device), x, lstm.batch_first), x, 0.0)
     packed = pack_padded_sequence(x, lengths.clamp(min=1), batch_first=lstm.batch_first, enforce_sorted=False)
     data, state = run(lstm, packed.data, permuted(hx, packed.sorted_indices), packed.batch_sizes)
     output, _ = pad_packed_sequence(
@@ -66,7 +66,7 @@ def run_padded(lstm: nn.RNNBase, x: Tensor, hx: State | None, lengths: Tensor) -
     return output, (torch.where(empty, h0, h_n), torch.where(empty, c0, c_n))
 
 
-def inside(lengths: Tensor, x: Tensor, batch_first: bool) -> Tensor:
+def valid_mask(lengths: Tensor, x: Tensor, batch_first: bool) -> Tensor:
     """Mask of the steps of padded x that belong to a sequence: bool, its first two dimensions and 1."""
     steps = torch.arange(x.size(1 if batch_first else 0), device=x.device)
     valid = steps < lengths[:, None] if batch_first else steps[:, None] < lengths

@@ -18,7 +18,7 @@ from run_folders import ENVIRONMENT, FACTS, SPEEDUPS, changed, make_run
 from bench import __main__ as command_line
 from bench.analysis import compare as comparing
 from bench.analysis import tables as compare_tables
-from bench.analysis.compare import BY, JUDGED, Comparison, Options, Pair, Verdict
+from bench.analysis.compare import BY, JUDGED, CasePair, CaseVerdict, CompareOptions, Comparison
 from bench.analysis.intervals import Interval
 from bench.errors import UsageError
 from bench.records.schema import Status
@@ -35,10 +35,10 @@ def _quick(monkeypatch):
 
 def compared(base: Path, new: Path, **options: object) -> Comparison:
     """The comparison of two run folders."""
-    return comparing.compare(comparing.load(base), comparing.load(new), Options(**options))
+    return comparing.compare(comparing.load(base), comparing.load(new), CompareOptions(**options))
 
 
-def pairs(comparison: Comparison) -> dict[str, Pair]:
+def pairs(comparison: Comparison) -> dict[str, CasePair]:
     """The pairs of a comparison of one workload, by variant."""
     assert len({pair.identity for pair in comparison.pairs}) == len(comparison.pairs)
     return {pair.identity[-1]: pair for pair in comparison.pairs}
@@ -57,15 +57,15 @@ def slowed(variant: str, by: float) -> dict[str, float]:
 @pytest.mark.parametrize(
     ("low", "value", "high", "expected"),
     [
-        (1.05, 1.06, 1.07, Verdict.FASTER),
-        (0.93, 0.94, 0.95, Verdict.SLOWER),
-        (0.99, 1.0, 1.01, Verdict.SAME),
-        (1.005, 1.01, 1.015, Verdict.SAME),
-        (0.985, 0.99, 0.995, Verdict.SAME),
-        (0.97, 1.0, 1.03, Verdict.UNCLEAR),
-        (0.9, 0.95, 1.0, Verdict.UNCLEAR),
-        (1.0, 1.05, 1.1, Verdict.UNCLEAR),
-        (0.95, 0.96, 0.99, Verdict.SLOWER),
+        (1.05, 1.06, 1.07, CaseVerdict.FASTER),
+        (0.93, 0.94, 0.95, CaseVerdict.SLOWER),
+        (0.99, 1.0, 1.01, CaseVerdict.SAME),
+        (1.005, 1.01, 1.015, CaseVerdict.SAME),
+        (0.985, 0.99, 0.995, CaseVerdict.SAME),
+        (0.97, 1.0, 1.03, CaseVerdict.UNCLEAR),
+        (0.9, 0.95, 1.0, CaseVerdict.UNCLEAR),
+        (1.0, 1.05, 1.1, CaseVerdict.UNCLEAR),
+        (0.95, 0.96, 0.99, CaseVerdict.SLOWER),
     ],
 )
 def test_a_verdict_follows_from_the_interval(low, value, high, expected):
@@ -79,7 +79,7 @@ def test_a_run_is_as_fast_as_itself(by, tmp_path):
     run = make_run(tmp_path / "A", noise=0.05, process_noise=0.03)
     comparison = compared(run, run, by=by)
     assert {pair.change.value for pair in comparison.pairs} == {1.0}
-    assert not {pair.verdict for pair in comparison.pairs} & {Verdict.FASTER, Verdict.SLOWER}
+    assert not {pair.verdict for pair in comparison.pairs} & {CaseVerdict.FASTER, CaseVerdict.SLOWER}
     assert len(comparison.judged) == (2 if by == "speedup" else 3)
 
 
@@ -99,7 +99,7 @@ def test_unchanged_code_is_rarely_blamed(tmp_path, monkeypatch):
         verdicts += [pair.verdict for pair in comparison.judged]
         failed += bool(comparison.regressions)
     assert len(verdicts) == 96
-    assert sum(found in {Verdict.FASTER, Verdict.SLOWER} for found in verdicts) <= 9
+    assert sum(found in {CaseVerdict.FASTER, CaseVerdict.SLOWER} for found in verdicts) <= 9
     assert failed <= 2
 
 
@@ -108,11 +108,11 @@ def test_a_slowdown_of_five_percent_is_found(by, tmp_path):
     """With enough rounds the case is slower by 5 %, surely so, and no other is."""
     comparison = compared(*two(tmp_path, {"rounds": 60}, {"rounds": 60, "speedups": slowed("onednn", 1.05)}), by=by)
     found = pairs(comparison)
-    assert found["onednn"].verdict is Verdict.SLOWER
+    assert found["onednn"].verdict is CaseVerdict.SLOWER
     assert found["onednn"].holds
     assert found["onednn"].change.value == pytest.approx(1 / 1.05, rel=0.01)
     assert found["onednn"].change.low < 1 / 1.05 < found["onednn"].change.high
-    assert found["loop"].verdict is Verdict.SAME
+    assert found["loop"].verdict is CaseVerdict.SAME
     assert found["onednn"].regressed(0.03)
     assert not found["onednn"].regressed(0.08)
 
@@ -121,7 +121,7 @@ def test_a_slowdown_of_five_percent_is_found(by, tmp_path):
 def test_a_case_that_became_faster_is_faster(by, tmp_path):
     """A speedup that grew and a time that shrank have both a change above 1."""
     found = pairs(compared(*two(tmp_path, {}, {"speedups": slowed("onednn", 0.8)}), by=by))["onednn"]
-    assert found.verdict is Verdict.FASTER
+    assert found.verdict is CaseVerdict.FASTER
     assert found.change.value == pytest.approx(1.25, rel=0.02)
     assert (found.new_value > found.base_value) is (by == "speedup")
     assert not found.regressed(0.0)
@@ -131,8 +131,8 @@ def test_a_machine_that_drifts_is_told_by_its_yardstick(tmp_path):
     """By speedup a machine half as fast again changes no verdict; the reference shows it, and is not judged."""
     comparison = compared(*two(tmp_path, {"rounds": 40}, {"rounds": 40, "drift": 1.5}), threshold=0.03)
     found = pairs(comparison)
-    assert {found[name].verdict for name in ("onednn", "loop")} == {Verdict.SAME}
-    assert found["reference"].verdict is Verdict.YARDSTICK
+    assert {found[name].verdict for name in ("onednn", "loop")} == {CaseVerdict.SAME}
+    assert found["reference"].verdict is CaseVerdict.YARDSTICK
     assert found["reference"].change.value == pytest.approx(1 / 1.5, rel=0.01)
     assert [pair.identity[-1] for pair in comparison.moved] == ["reference"]
     assert not comparison.regressions
@@ -145,7 +145,7 @@ def test_a_machine_that_drifts_is_told_by_its_yardstick(tmp_path):
 def test_by_time_a_drift_counts(tmp_path):
     """The same runs by time: all cases are slower, the reference among them."""
     comparison = compared(*two(tmp_path, {}, {"drift": 1.5}), by="time", threshold=0.03)
-    assert {pair.verdict for pair in comparison.pairs} == {Verdict.SLOWER}
+    assert {pair.verdict for pair in comparison.pairs} == {CaseVerdict.SLOWER}
     assert len(comparison.regressions) == 3
     assert not comparison.moved
 
@@ -169,7 +169,7 @@ def test_without_a_reference_the_time_is_compared_and_marked(side, tmp_path):
     without = {"failed": {"reference": CRASH}}
     comparison = compared(*two(tmp_path, *((without, {}) if side == "BASE" else ({}, without))))
     found = pairs(comparison)
-    assert found["reference"].verdict is (Verdict.MENDED if side == "BASE" else Verdict.BROKEN)
+    assert found["reference"].verdict is (CaseVerdict.MENDED if side == "BASE" else CaseVerdict.BROKEN)
     assert found["onednn"].by == "time"
     assert found["onednn"].note == f"by time: no reference in {side}"
     assert found["onednn"].change.value == pytest.approx(1, rel=0.02)
@@ -187,13 +187,13 @@ def test_every_case_of_either_run_is_in_the_comparison(tmp_path):
     comparison = compared(*two(tmp_path, base, new), threshold=0.03)
     found = pairs(comparison)
     assert {name: pair.verdict for name, pair in found.items() if pair.verdict not in JUDGED} == {
-        "reference": Verdict.YARDSTICK,
-        "broken": Verdict.BROKEN,
-        "gone": Verdict.ONLY_BASE,
-        "mended": Verdict.MENDED,
-        "never": Verdict.NEITHER,
-        "new": Verdict.ONLY_NEW,
-        "bad": Verdict.ONLY_NEW,
+        "reference": CaseVerdict.YARDSTICK,
+        "broken": CaseVerdict.BROKEN,
+        "gone": CaseVerdict.ONLY_BASE,
+        "mended": CaseVerdict.MENDED,
+        "never": CaseVerdict.NEITHER,
+        "new": CaseVerdict.ONLY_NEW,
+        "bad": CaseVerdict.ONLY_NEW,
     }
     assert found["broken"].note == "parity-failed: off by 3e-1"
     assert found["mended"].note.startswith("was crashed: killed")
@@ -207,13 +207,13 @@ def test_every_case_of_either_run_is_in_the_comparison(tmp_path):
 def test_a_few_rounds_and_much_noise_are_unclear(tmp_path):
     """If the interval holds both, no verdict is claimed."""
     runs = two(tmp_path, {"rounds": 6, "noise": 0.1}, {"rounds": 6, "noise": 0.1, "seed": 3})
-    assert {pair.verdict for pair in compared(*runs).judged} == {Verdict.UNCLEAR}
+    assert {pair.verdict for pair in compared(*runs).judged} == {CaseVerdict.UNCLEAR}
 
 
-def made_pair(value: float, reach: float, name: str = "a") -> Pair:
+def made_pair(value: float, reach: float, name: str = "a") -> CasePair:
     """A judged pair whose interval reaches `reach` to both sides, on the scale of logarithms."""
     change = Interval(value, value * math.exp(-reach), value * math.exp(reach))
-    return Pair(("w", "m", "cpu", 1, name), None, None, comparing.verdict(change, 0.0), "time", 1.0, 1.0, change)
+    return CasePair(("w", "m", "cpu", 1, name), None, None, comparing.verdict(change, 0.0), "time", 1.0, 1.0, change)
 
 
 def test_an_interval_that_ends_on_one_has_a_chance_of_five_percent():
@@ -491,7 +491,7 @@ def test_a_regression_wins_over_what_cannot_be_told(tmp_path, capsys):
 def test_what_can_be_told_follows_from_the_interval(low, value, high, holds, unclear):
     """Of a threshold of 3 %, a case is open unless a slowdown beyond it is found or excluded."""
     change = Interval(value, low, high)
-    pair = Pair(("seed", "inference", "cpu", 1, "loop"), None, None, comparing.verdict(change, 0.02), "speedup",
+    pair = CasePair(("seed", "inference", "cpu", 1, "loop"), None, None, comparing.verdict(change, 0.02), "speedup",
                 change=change, holds=holds)  # fmt: skip
     assert pair.unclear(0.03) is unclear
 
@@ -689,7 +689,7 @@ def test_an_output_file_holds_what_the_terminal_would_show(form, tmp_path, capsy
 def test_defaults_of_the_command_line_are_those_of_the_code():
     """The program does what --help says."""
     found = command_line.parser().parse_args(["compare", "A", "B"])
-    assert Options(found.by, found.margin, found.fail_on, found.force) == Options()
+    assert CompareOptions(found.by, found.margin, found.fail_on, found.force) == CompareOptions()
 
 
 @pytest.mark.slow

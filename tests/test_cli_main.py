@@ -17,7 +17,7 @@ from tiny_tasks import Reverse, Sines
 
 from seq2seq.cli import plots
 from seq2seq.cli.arguments import MODELS, TASKS, parser
-from seq2seq.cli.command_input import UsageError
+from seq2seq.cli.command_input import CommandError
 from seq2seq.cli.main import main
 from seq2seq.data import tones
 from seq2seq.tasks.forecast import Forecast
@@ -639,7 +639,7 @@ def test_lines_of_standard_input_are_utf8_split_at_line_ends(monkeypatch, data, 
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(data), encoding="utf-8", errors="surrogateescape"))
     commands = importlib.import_module("seq2seq.cli.commands")
     if isinstance(expected, str):
-        with pytest.raises(UsageError, match=expected):
+        with pytest.raises(CommandError, match=expected):
             commands._lines(None)
     else:
         assert commands._lines(None) == expected

@@ -17,7 +17,7 @@ pytest.importorskip("safetensors")
 pytest.importorskip("tokenizers")
 from seq2seq.cli.main import main
 from seq2seq.models.checkpoint import save_pretrained
-from seq2seq.tasks.text_models import Sizes
+from seq2seq.tasks.text_models import TextSizes
 
 LINES = "3 red ferries\n  grüne   Fähren <end>\n日本\n" + "x" * 40 + "\n"
 
@@ -28,7 +28,7 @@ def test_texts_are_those_of_translate(tmp_path, capsys, monkeypatch, task, model
     """Line by line, with the vocabulary beside the file, cut where the training cut; special names are words."""
     (tmp_path / "pairs.tsv").write_text("".join(f"{n} red ferries\t{n} rote Fähren\n" for n in range(20)))
     module = importlib.import_module(f"seq2seq.tasks.{task}")
-    monkeypatch.setitem(module.SIZES, "small", Sizes(8, 8, 1, 0.0))
+    monkeypatch.setitem(module.SIZES, "small", TextSizes(8, 8, 1, 0.0))
     loaded = module.load(tmp_path / "pairs.tsv", max_source=9, max_target=7)
     torch.manual_seed(0)
     found = loaded.model_config(model, "small").build(torch.nn.LSTM).eval()

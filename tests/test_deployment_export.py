@@ -13,7 +13,7 @@ from torch import nn
 from seq2seq.cli import arguments
 from seq2seq.cli.main import main
 from seq2seq.deployment import export as deployment
-from seq2seq.deployment.export import FORMATS, ExportError, Sizes, agree, export, load, make_inputs
+from seq2seq.deployment.export import FORMATS, ExportError, ExportSizes, agree, export, load, make_inputs
 from seq2seq.models.attention import AttentionConfig
 from seq2seq.models.base import Config, Model
 from seq2seq.models.ctc import CTCConfig
@@ -40,7 +40,7 @@ WITH_LENGTHS = {name: config for name, config in CONFIGS.items() if name != "lst
 }
 QUICK = ("torchscript", "torchscript-trace", "onnx")
 ANY = ("batches", "source steps", "target steps")
-LARGER = Sizes(5, 9, 3)
+LARGER = ExportSizes(5, 9, 3)
 
 
 def built(config: Config) -> Model:
@@ -49,7 +49,7 @@ def built(config: Config) -> Model:
     return config.build(nn.LSTM).eval()
 
 
-def equal(model: Model, path: Path, form: str, sizes: Sizes, *, lengths: bool = False) -> bool:
+def equal(model: Model, path: Path, form: str, sizes: ExportSizes, *, lengths: bool = False) -> bool:
     """Return whether a file gives a model's results."""
     inputs = make_inputs(model.config, sizes, lengths=lengths)
     with torch.no_grad():
@@ -77,7 +77,7 @@ def test_an_exported_program_computes_the_same(name, tmp_path):
     served = export(model, tmp_path / "model.pt2", "torch-export")
     assert served.any_of == (ANY if name == "transformer" else ANY[:1])
     assert served.wrong == ()
-    assert equal(model, tmp_path / "model.pt2", "torch-export", dataclasses.replace(Sizes(), batch=5))
+    assert equal(model, tmp_path / "model.pt2", "torch-export", dataclasses.replace(ExportSizes(), batch=5))
 
 
 @pytest.mark.slow
@@ -85,9 +85,9 @@ def test_an_exported_program_computes_the_same(name, tmp_path):
 def test_a_compiled_model_computes_the_same(tmp_path):
     """Machine code, for any batch."""
     model = built(CONFIGS["lstm-alone"])
-    served = export(model, tmp_path / "model.pt2", "aotinductor", Sizes(2, 2))
+    served = export(model, tmp_path / "model.pt2", "aotinductor", ExportSizes(2, 2))
     assert served.any_of == ANY[:1]
-    assert equal(model, tmp_path / "model.pt2", "aotinductor", Sizes(5, 2))
+    assert equal(model, tmp_path / "model.pt2", "aotinductor", ExportSizes(5, 2))
 
 
 @pytest.mark.parametrize("name", ["lstm of tokens", "attention", "ctc"])
@@ -120,10 +120,10 @@ def test_lengths_may_be_inputs_of_onnx(name, tmp_path, capfd):
     served = export(model, tmp_path / "model", "onnx", lengths=True)
     sized = ANY if model.config.decodes else ANY[:2]
     assert served == (deployment.Served(ANY[:2], ANY[2:], ()) if name == "fed" else deployment.Served(sized, (), ()))
-    sizes = dataclasses.replace(LARGER, target_steps=Sizes().target_steps)
+    sizes = dataclasses.replace(LARGER, target_steps=ExportSizes().target_steps)
     assert equal(model, tmp_path / "model", "onnx", sizes, lengths=True)
     found = [node.op_type for node in onnx.load(tmp_path / "model").graph.node].count("LSTM")
-    steps = Sizes().target_steps
+    steps = ExportSizes().target_steps
     wanted = {"fed": 1 + steps, "gnmt": 6, "transformer": 0}
     assert found == wanted.get(name, sum(stack.num_layers for stack in model.config.stacks))
     assert capfd.readouterr() == ("", "")
@@ -162,7 +162,7 @@ def test_what_a_trace_fixed_is_told(tmp_path):
     """A decoder that is called for each step is unrolled: its file refuses other target steps, and that is said."""
     served = export(built(FED), tmp_path / "model", "torchscript-trace")
     assert (served.any_of, served.refused, served.wrong) == (ANY[:2], ANY[2:], ())
-    assert served.words(Sizes()) == "any batches and source steps; target steps of 6 alone"
+    assert served.words(ExportSizes()) == "any batches and source steps; target steps of 6 alone"
 
 
 def test_a_file_that_gives_other_results_for_other_sizes_is_marked(tmp_path, monkeypatch):
@@ -175,7 +175,7 @@ def test_a_file_that_gives_other_results_for_other_sizes_is_marked(tmp_path, mon
     monkeypatch.setitem(FORMATS, "planted", dataclasses.replace(FORMATS["torchscript"], load=planted))
     served = export(built(CONFIGS["lstm"]), tmp_path / "model", "planted")
     assert (served.any_of, served.wrong) == (ANY[1:], ANY[:1])
-    assert "batches of 2 alone, WRONG RESULTS for others" in served.words(Sizes())
+    assert "batches of 2 alone, WRONG RESULTS for others" in served.words(ExportSizes())
 
 
 def test_a_file_that_computes_something_else_is_no_export(tmp_path, monkeypatch):

@@ -35,7 +35,7 @@ from kernels.gpu import cell_kernels as step
 
 ROOT = Path(__file__).parents[1]
 #: Smaller than any size below in both dimensions, so that there are tiles in the middle and at both ends.
-SMALL = cell.Config(2, 4, 1)
+SMALL = cell.CellConfig(2, 4, 1)
 RAGGED = Sizes(batch=3, steps=4, hidden=6, directions=2, lengths=(4, 0, 2), seed=3)
 HIDDEN = st.sampled_from([1, 5, 16, 33])
 
@@ -54,7 +54,7 @@ def test_a_backward_pass_is_the_loops(sizes, final):
     assert_close(errors_backward(sizes, cell, final=final), sizes.dtype)
 
 
-@pytest.mark.parametrize("config", [SMALL, cell.Config(4, 2, 1), cell.Config(1, 8, 1)], ids=str)
+@pytest.mark.parametrize("config", [SMALL, cell.CellConfig(4, 2, 1), cell.CellConfig(1, 8, 1)], ids=str)
 def test_tiles_do_not_change_the_result(config):
     """Any tile gives the same numbers, bit for bit: nothing is summed across elements."""
     passes = [(RAGGED.forward(), chosen) for chosen in (None, config)]

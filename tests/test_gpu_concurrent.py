@@ -22,14 +22,14 @@ from strategies import SEEDS
 
 from kernels.gpu import grid_exchange as exchange
 from kernels.gpu import persistent, persistent_backward, persistent_forward
-from kernels.gpu.persistent import Config
+from kernels.gpu.persistent import PersistentConfig
 from kernels.tools.problems import Sizes, errors_backward, errors_forward
 
 if torch.cuda.is_available():
     pytest.skip("it replaces Triton's interpreter, which a visible GPU keeps out", allow_module_level=True)
 from concurrent_programs import DeadlockError, OutsideError, concurrent
 
-BARRIER, POLL = Config(8, 8, 64, 1, 4, "barrier", 4), Config(8, 8, 32, 2, 2, "poll", 4)
+BARRIER, POLL = PersistentConfig(8, 8, 64, 1, 4, "barrier", 4), PersistentConfig(8, 8, 32, 2, 2, "poll", 4)
 CONFIGS = {"barrier": BARRIER, "poll": POLL}
 ERRORS = {"forward": errors_forward, "backward": errors_backward}
 SMALL = Sizes(batch=3, steps=3, hidden=12, directions=2, lengths=(3, 1, 2))
@@ -246,7 +246,12 @@ FAULTS: dict[str, tuple[str, dict[str, list[tuple[str, str]]]]] = {
 
 
 def seen(
-    phase: str, config: Config, sizes: Sizes, changes: dict[str, list[tuple[str, str]]], folder: Path, seed: int = 0
+    phase: str,
+    config: PersistentConfig,
+    sizes: Sizes,
+    changes: dict[str, list[tuple[str, str]]],
+    folder: Path,
+    seed: int = 0,
 ) -> list[str]:
     """Signs that kernels with these changes are wrong: races, numbers, an endless wait, an address outside."""
     host = changed("persistent", folder, changes.get("persistent", []))
@@ -272,14 +277,14 @@ PLANTED = Sizes(3, 4, 12, 2)
 def test_a_planted_fault_is_seen(fault, phase, tmp_path):
     """One run is enough, whatever the fault."""
     sync, changes = FAULTS[fault]
-    assert seen(phase, Config(8, 8, 64, 1, 4, sync, 4), PLANTED, changes, tmp_path)
+    assert seen(phase, PersistentConfig(8, 8, 64, 1, 4, sync, 4), PLANTED, changes, tmp_path)
 
 
 @pytest.mark.parametrize("phase", ERRORS)
 @pytest.mark.parametrize("sync", CONFIGS)
 def test_without_a_fault_nothing_is_seen(sync, phase, tmp_path):
     """The same copies of the same sources, unchanged."""
-    assert not seen(phase, Config(8, 8, 64, 1, 4, sync, 4), PLANTED, {}, tmp_path)
+    assert not seen(phase, PersistentConfig(8, 8, 64, 1, 4, sync, 4), PLANTED, {}, tmp_path)
 
 
 def test_a_chunk_that_is_not_looked_at_is_seen(tmp_path):

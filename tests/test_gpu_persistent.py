@@ -32,18 +32,18 @@ from recurrences import (  # noqa: E402
 from kernels.common.recurrence import Problem, loop_forward  # noqa: E402
 from kernels.gpu import grid_exchange as exchange  # noqa: E402
 from kernels.gpu import persistent  # noqa: E402
-from kernels.gpu.persistent import Config  # noqa: E402
+from kernels.gpu.persistent import PersistentConfig  # noqa: E402
 
 ROOT = Path(__file__).parent.parent
 #: Several hidden tiles, each way to wait and to sum; on a CPU every step is a launch of its own.
 SHARED = [
-    Config(8, 8, 64, 1, 4, "barrier", 4),
-    Config(8, 8, 64, 2, 4, "poll", 4),
-    Config(16, 16, 32, 2, 1, "poll", 4),
-    Config(16, 8, 16, 1, 1, "launch", 4, 3),
+    PersistentConfig(8, 8, 64, 1, 4, "barrier", 4),
+    PersistentConfig(8, 8, 64, 2, 4, "poll", 4),
+    PersistentConfig(16, 16, 32, 2, 1, "poll", 4),
+    PersistentConfig(16, 8, 16, 1, 1, "launch", 4, 3),
 ]
 #: One hidden tile: the whole sequence in one launch, with its waits, in the interpreter too.
-ALONE = [Config(8, 32, 64, 1, 4, "barrier", 4), Config(8, 32, 64, 2, 4, "poll", 4)]
+ALONE = [PersistentConfig(8, 32, 64, 1, 4, "barrier", 4), PersistentConfig(8, 32, 64, 2, 4, "poll", 4)]
 SMALL = Sizes(batch=3, steps=3, hidden=12, directions=2, lengths=(3, 1, 2))
 
 SOME = recurrences(hidden=st.sampled_from([1, 5, 17, 40]), batch=st.sampled_from([1, 3, 9]), steps=st.integers(1, 3))
@@ -370,7 +370,7 @@ def test_on_a_gpu_a_grid_that_does_not_fit_fails():
     """Programs that could never all run are refused at the launch, and do not hang."""
     args = Sizes(4096, 2, 512, 1, torch.float16).forward()
     with pytest.raises(RuntimeError, match="cooperative"):
-        persistent.forward(args, Config(8, 16, 512, 1, 8, "barrier", 8))
+        persistent.forward(args, PersistentConfig(8, 16, 512, 1, 8, "barrier", 8))
 
 
 def _changed(name: str, right: str, wrong: str, folder: Path) -> ModuleType:

@@ -74,15 +74,17 @@ def kernels(monkeypatch, tmp_path):
     dispatch.forget()
 
 
-def entry(phase="inference", vendor_s=None, around_s=0.0, configs=None, batch=16, hidden=768, **times) -> table.Entry:
+def entry(
+    phase="inference", vendor_s=None, around_s=0.0, configs=None, batch=16, hidden=768, **times
+) -> table.MeasuredShape:
     """Measurements at one shape, times in seconds by implementation."""
     timings = {name: table.Timing({"tile": (configs or {}).get(name, 16)}, time) for name, time in times.items()}
-    return table.Entry(phase, "float16", batch, 1024, hidden, 1, timings, around_s, vendor_s)
+    return table.MeasuredShape(phase, "float16", batch, 1024, hidden, 1, timings, around_s, vendor_s)
 
 
-def measured(*entries: table.Entry) -> None:
+def measured(*entries: table.MeasuredShape) -> None:
     """Put a table of the fake GPU where dispatch looks."""
-    table.write(table.path_of(NAME), table.Table(NAME, entries, {"torch": "2.11"}))
+    table.write(table.path_of(NAME), table.MeasuredTable(NAME, entries, {"torch": "2.11"}))
     dispatch.forget()
 
 
@@ -297,13 +299,13 @@ def test_broken_table_is_named(tmp_path, content):
     """A file that is no table raises with its name and what to do, and is not taken for an empty one."""
     path = tmp_path / "nvidia-h200.json"
     path.write_text(content, encoding="utf-8")
-    with pytest.raises(ValueError, match=r"nvidia-h200\.json is no table.*kernels\.tune --out"):
+    with pytest.raises(ValueError, match=r"nvidia-h200\.json is no table.*kernels tune --out"):
         table.read(path)
 
 
 def test_table_survives_the_disk(tmp_path):
     path = tmp_path / "a" / "t.json"
-    written = table.Table(NAME, (entry(cell=1e-3, vendor_s=2.0, around_s=3.0),), {"torch": "2.11"})
+    written = table.MeasuredTable(NAME, (entry(cell=1e-3, vendor_s=2.0, around_s=3.0),), {"torch": "2.11"})
     table.write(path, written)
     assert table.read(path) == written
     assert json.loads(path.read_text(encoding="utf-8"))["schema"] == table.SCHEMA
@@ -359,7 +361,7 @@ def test_modules_have_the_interface(name):
     """Every kernel module brings what dispatch, the compiler and the tuner call."""
     pytest.importorskip("triton")
     module = importlib.import_module(dispatch.MODULES[name])
-    missing = [f for f in ("Config", "refuses", "configs", "forward", "backward", "launches") if not hasattr(module, f)]
+    missing = [f for f in ("refuses", "configs", "forward", "backward", "launches") if not hasattr(module, f)]
     assert missing == []
     problem = dataclasses.replace(H200, hidden_size=64)
     for backward in (False, True):

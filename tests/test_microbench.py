@@ -231,7 +231,7 @@ def test_a_size_that_a_kernel_refuses_is_skipped_with_its_words(monkeypatch):
     """Triton's kernels say on a CPU that they need a GPU; what is not ours refuses nothing."""
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     found = {
-        kernel.name: test_kernels.Problem(
+        kernel.name: test_kernels.KernelProblem(
             dataclasses.replace(kernel, precision="fp32"), SMALLEST, False, "cpu"
         ).refusal()
         for kernel in test_kernels.KERNELS
@@ -252,7 +252,7 @@ SMALLEST = test_kernels.Size(3, 4, 5, 7)
 )
 def test_every_kernel_passes_its_gate(kernel, backward):
     """At an odd size, forward and backward."""
-    verdict = test_kernels.Problem(kernel, SMALLEST, backward, "cpu").check(5)
+    verdict = test_kernels.KernelProblem(kernel, SMALLEST, backward, "cpu").check(5)
     assert verdict.passed, verdict.describe()
     assert any(check.name.startswith("grad ") for check in verdict.checks) is backward
 
@@ -262,7 +262,7 @@ def test_every_kernel_passes_its_gate(kernel, backward):
 def test_a_kernel_is_gated_at_its_precision(precision, backward):
     """Weights, inputs and the yardstick are of its type, and its limits are that type's: in fp32 they would refuse."""
     (own,) = (kernel for kernel in test_kernels.KERNELS if kernel.name == "own-loop")
-    low = test_kernels.Problem(dataclasses.replace(own, precision=precision), SMALLEST, backward, "cpu")
+    low = test_kernels.KernelProblem(dataclasses.replace(own, precision=precision), SMALLEST, backward, "cpu")
     assert {value.dtype for value in low.module.parameters()} == {DTYPES[precision]}
     verdict = low.check(5)
     assert verdict.passed, verdict.describe()
@@ -283,7 +283,7 @@ class LostGradient(nn.LSTM):
 )
 def test_a_wrong_kernel_is_refused(build, backward, named_quantity):
     """A defect forwards, and one that only gradients show."""
-    verdict = test_kernels.Problem(test_kernels.Kernel("planted", build), SMALLEST, backward, "cpu").check(5)
+    verdict = test_kernels.KernelProblem(test_kernels.Kernel("planted", build), SMALLEST, backward, "cpu").check(5)
     assert not verdict.passed
     assert named_quantity in verdict.describe()
 

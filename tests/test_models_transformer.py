@@ -23,7 +23,7 @@ from seq2seq.models.base import IGNORE_TOKEN, Extent, select
 from seq2seq.models.checkpoint import from_pretrained, save_pretrained
 from seq2seq.models.likelihoods import head_loss
 from seq2seq.models.transformer import TABLE, TransformerConfig, TransformerSeq2Seq, rival
-from seq2seq.models.transformer_layers import Attention, positions
+from seq2seq.models.transformer_layers import MultiHeadAttention, positions
 from seq2seq.models.weights import initial_weights
 from seq2seq.workloads.registry import find_workload
 from seq2seq.workloads.workload import UnknownWorkloadError
@@ -103,7 +103,7 @@ def torchs_own(model: TransformerSeq2Seq) -> tuple[nn.ModuleList, nn.ModuleList]
     options = {"dropout": 0.0, "batch_first": True, "norm_first": True, "activation": "gelu", "dtype": torch.float64}
     sizes = config.hidden_size, config.heads, config.feedforward_size
 
-    def attention(target: nn.MultiheadAttention, source: Attention) -> None:
+    def attention(target: nn.MultiheadAttention, source: MultiHeadAttention) -> None:
         target.in_proj_weight.copy_(torch.cat([source.query.weight, source.keys_values.weight]))
         target.in_proj_bias.copy_(torch.cat([source.query.bias, source.keys_values.bias]))
         target.out_proj.load_state_dict(source.output.state_dict())
@@ -442,8 +442,8 @@ def test_the_gate_refuses_attention_that_looks_ahead(monkeypatch):
     weights = initial_weights(workload.config, 0)
     executable = Executable(VARIANTS["reference"], workload.config, "inference", "cpu", weights)
     assert gate.check(executable, 1).passed
-    forward = Attention.forward
-    monkeypatch.setattr(Attention, "forward", lambda *inputs: forward(*inputs[:-1], False))
+    forward = MultiHeadAttention.forward
+    monkeypatch.setattr(MultiHeadAttention, "forward", lambda *inputs: forward(*inputs[:-1], False))
     assert not gate.check(executable, 1).passed
 
 

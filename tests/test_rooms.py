@@ -57,6 +57,8 @@ LEVELS = {
 HEAVY = {"timing", "gate", "worker", "microbench"}
 #: What a package may use of the others; of the kernels everyone may use what a command line needs.
 LIGHT = "kernels.host"
+#: Names that two classes have. Those of `bench.timing.rounds` are what a worker is asked for and what it looks back on.
+SHARED_CLASS_NAMES = {"Plan", "Round"}
 MOST_FILES, MOST_LINES = 20, 400
 
 
@@ -242,6 +244,17 @@ def test_rooms_and_files_are_small():
         if (lines := len(path.read_text(encoding="utf-8").splitlines())) > MOST_LINES
     }
     assert long == {}
+
+
+def test_a_class_name_is_used_once():
+    """A name that a reader meets means one class, wherever it is."""
+    places: dict[str, list[str]] = {}
+    for module, text in SOURCES.items():
+        for node in ast.parse(text).body:
+            if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+                places.setdefault(node.name, []).append(module)
+    shared = {name: modules for name, modules in places.items() if len(modules) > 1 and name not in SHARED_CLASS_NAMES}
+    assert shared == {}
 
 
 @pytest.mark.parametrize("module", ["bench.__main__", "bench.report.page", "bench.analysis.compare", "kernels"])

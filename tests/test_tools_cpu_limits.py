@@ -14,13 +14,13 @@ CEILINGS = {"threads": 2, "flops_per_s": {"fp32": 1e9}, "bytes_per_s": {"1000": 
 
 def test_flops_are_those_of_both_products() -> None:
     """A step of one sequence multiplies two matrices of (4H, H) by a vector; gradients take twice as much again."""
-    assert limits.Case("inference", 1, 1, 10).flops == 2 * (400 + 400)
-    assert limits.Case("training", 3, 5, 10).flops == 3 * 3 * 5 * 2 * (400 + 400)
+    assert limits.LayerCall("inference", 1, 1, 10).flops == 2 * (400 + 400)
+    assert limits.LayerCall("training", 3, 5, 10).flops == 3 * 3 * 5 * 2 * (400 + 400)
 
 
 def test_weights_in_fewer_bits_are_fewer_bytes() -> None:
     """Of a long call nearly all bytes are recurrent weights."""
-    full, half = (limits.Case("inference", 1, 50, 512, size).bytes for size in (4, 2))
+    full, half = (limits.LayerCall("inference", 1, 50, 512, size).bytes for size in (4, 2))
     assert 1.9 < full / half < 2
 
 

@@ -15,7 +15,7 @@ from kernels.common.recurrence import loop_backward, loop_forward
 from kernels.tools import check_work, tune, tune_work
 from kernels.tools.interleave import TRIAL_ROUNDS, WARM_CALLS, Call, interleave, quartiles
 from kernels.tools.problems import Sizes
-from kernels.tools.process_pool import Outcome
+from kernels.tools.process_pool import WorkOutcome
 from kernels.tools.tune_work import Candidate, Job, evaluate, measure
 
 
@@ -198,9 +198,9 @@ class InlinePool:
         """Outcomes in order; an item whose work raises is an error."""
         for item in items:
             try:
-                yield Outcome(item, "ok", self.work(item))
+                yield WorkOutcome(item, "ok", self.work(item))
             except RuntimeError as error:
-                yield Outcome(item, "error", reason=str(error))
+                yield WorkOutcome(item, "error", reason=str(error))
 
 
 @pytest.fixture
@@ -217,15 +217,15 @@ def gpu(monkeypatch, racing):
         assert most > 1
         for backward, save in tune.PHASES.values():
             for tile in (1, 2):
-                yield check_work.Task("parity", "cell", sizes, backward, save, tf32, config=Config(tile))
+                yield check_work.Question("parity", "cell", sizes, backward, save, tf32, config=Config(tile))
 
     def work(task):
         if task.kind == "repeat" and task.config.tile in racing:
             msg = f"run 7 of {task.runs}: 1 of 3 elements of h_n differ from the first run"
             raise RuntimeError(msg)
-        return check_work.Verdict(worst=7.0 if task.config.tile == 2 else 0.5, text="gates 1e0")
+        return check_work.CheckResult(worst=7.0 if task.config.tile == 2 else 0.5, text="gates 1e0")
 
-    def measure(one: Job) -> table.Entry:
+    def measure(one: Job) -> table.MeasuredShape:
         calls = {f"ours {number}": takes(1e-3, "cell") for number in range(len(one.candidates))}
         return evaluate(one, calls | {"around": takes(1e-4), "vendor": takes(2e-3)}, FakeClock())
 
@@ -317,7 +317,7 @@ def test_figures_of_other_kernels_are_not_kept(tmp_path):
     """A change of versions or of the kernels empties the table; another GPU's table is not overwritten."""
     path, facts = tmp_path / "t.json", dict.fromkeys(tune.DEPENDS, "1")
     entry = evaluate(job(candidates=()), {"around": takes(1.0), "vendor": takes(1.0)}, FakeClock())
-    table.write(path, table.Table("one", (entry,), facts))
+    table.write(path, table.MeasuredTable("one", (entry,), facts))
     assert tune.start(path, "one", facts, again=False).entries == (entry,)
     assert tune.start(path, "one", facts, again=True).entries == ()
     for name in tune.DEPENDS:

@@ -15,11 +15,11 @@ from seq2seq.models.transformer import TransformerConfig
 from seq2seq.models.weights import initial_weights
 from seq2seq.tasks.registry import TASKS, restore
 from seq2seq.training.folder import CURVE, TrainFolder, TrainingError
-from seq2seq.training.settings import Settings, rate_factor
+from seq2seq.training.settings import TrainSettings, rate_factor
 from seq2seq.training.task_workload import task_workload
 from seq2seq.training.trainer import Trainer, variant_of, why_not
 
-FAST = Settings(batch=5, learning_rate=1e-2, epochs=3, variant="reference")
+FAST = TrainSettings(batch=5, learning_rate=1e-2, epochs=3, variant="reference")
 
 
 def trainer(task, settings=FAST, folder=None, **options):

@@ -38,7 +38,7 @@ Identity = tuple[str, str, str, int | None, str]
 Runs = tuple[RecordedRun, RecordedRun]
 
 
-class Verdict(enum.StrEnum):
+class CaseVerdict(enum.StrEnum):
     """Verdict on a case."""
 
     BROKEN = "broken"
@@ -53,7 +53,7 @@ class Verdict(enum.StrEnum):
     NEITHER = "ok in neither"
 
 
-class Outcome(enum.IntEnum):
+class Finding(enum.IntEnum):
     """Result of `--fail-on`, from good to bad; FINE also where it was not asked for."""
 
     FINE = 0
@@ -62,11 +62,11 @@ class Outcome(enum.IntEnum):
 
 
 #: Verdicts that come from an interval.
-JUDGED = (Verdict.FASTER, Verdict.SLOWER, Verdict.SAME, Verdict.UNCLEAR)
+JUDGED = (CaseVerdict.FASTER, CaseVerdict.SLOWER, CaseVerdict.SAME, CaseVerdict.UNCLEAR)
 
 
 @dataclass(frozen=True)
-class Options:
+class CompareOptions:
     """Options of a comparison.
 
     Attributes:
@@ -83,7 +83,7 @@ class Options:
 
 
 @dataclass(frozen=True)
-class Pair:
+class CasePair:
     """One case in both runs.
 
     Attributes:
@@ -98,7 +98,7 @@ class Pair:
     identity: Identity
     base: Record | None
     new: Record | None
-    verdict: Verdict
+    verdict: CaseVerdict
     by: str = ""
     base_value: float | None = None
     new_value: float | None = None
@@ -109,9 +109,9 @@ class Pair:
 
     def regressed(self, threshold: float) -> bool:
         """Return whether the case broke, or is slower by more than the threshold and surely so."""
-        if self.verdict is Verdict.BROKEN:
+        if self.verdict is CaseVerdict.BROKEN:
             return True
-        slower = self.verdict is Verdict.SLOWER and self.holds and self.change is not None
+        slower = self.verdict is CaseVerdict.SLOWER and self.holds and self.change is not None
         return slower and self.change is not None and 1 / self.change.value - 1 > threshold
 
     def unclear(self, threshold: float) -> bool:
@@ -122,7 +122,7 @@ class Pair:
         """
         if self.verdict not in JUDGED or self.change is None:
             return self.unfinished
-        could_be = self.verdict is not Verdict.SAME and 1 / self.change.low - 1 > threshold
+        could_be = self.verdict is not CaseVerdict.SAME and 1 / self.change.low - 1 > threshold
         return could_be and not self.regressed(threshold)
 
 
@@ -148,43 +148,43 @@ class Comparison:
 
     base: RecordedRun
     new: RecordedRun
-    options: Options
+    options: CompareOptions
     differences: tuple[Difference, ...]
     warnings: tuple[str, ...]
     plugins: tuple[str, ...]
-    pairs: tuple[Pair, ...]
+    pairs: tuple[CasePair, ...]
 
     @property
-    def judged(self) -> tuple[Pair, ...]:
+    def judged(self) -> tuple[CasePair, ...]:
         """The pairs with a verdict from an interval."""
         return tuple(pair for pair in self.pairs if pair.verdict in JUDGED)
 
     @property
-    def regressions(self) -> tuple[Pair, ...]:
+    def regressions(self) -> tuple[CasePair, ...]:
         """Cases that `--fail-on` fails on; empty without a threshold."""
         threshold = self.options.threshold
         return () if threshold is None else tuple(pair for pair in self.pairs if pair.regressed(threshold))
 
     @property
-    def unclear(self) -> tuple[Pair, ...]:
+    def unclear(self) -> tuple[CasePair, ...]:
         """Cases of which `--fail-on` cannot tell whether they regressed; empty without a threshold."""
         threshold = self.options.threshold
         return () if threshold is None else tuple(pair for pair in self.pairs if pair.unclear(threshold))
 
     @property
-    def outcome(self) -> Outcome:
+    def outcome(self) -> Finding:
         """The answer to `--fail-on`; a regression that was found wins, and nothing judged tells nothing."""
         if self.regressions:
-            return Outcome.REGRESSION
+            return Finding.REGRESSION
         asked = self.options.threshold is not None
-        return Outcome.UNCLEAR if asked and (self.unclear or not self.judged) else Outcome.FINE
+        return Finding.UNCLEAR if asked and (self.unclear or not self.judged) else Finding.FINE
 
     @property
-    def moved(self) -> tuple[Pair, ...]:
+    def moved(self) -> tuple[CasePair, ...]:
         """Yardsticks whose own time surely moved, and by more than the threshold, or the margin where there is none."""
         allowed = self.options.margin if self.options.threshold is None else self.options.threshold
         reach = math.log1p(allowed)
-        found = [(p, p.change) for p in self.pairs if p.verdict is Verdict.YARDSTICK and p.change]
+        found = [(p, p.change) for p in self.pairs if p.verdict is CaseVerdict.YARDSTICK and p.change]
         sure = [(p, change) for p, change in found if not change.low <= 1 <= change.high]
         return tuple(pair for pair, change in sure if abs(math.log(change.value)) > reach)
 
@@ -193,7 +193,7 @@ class Comparison:
         """One geometric mean a variant, of what was compared as asked; the reference's is of its times."""
         found: dict[tuple[str, str], list[Interval]] = {}
         for pair in self.pairs:
-            yardstick = pair.verdict is Verdict.YARDSTICK
+            yardstick = pair.verdict is CaseVerdict.YARDSTICK
             if pair.change is not None and (yardstick or pair.by == self.options.by):
                 found.setdefault((pair.identity[-1], pair.by), []).append(pair.change)
         return tuple(Mean(*key, geometric_mean(changes), len(changes)) for key, changes in found.items())
@@ -212,7 +212,7 @@ def load(path: Path) -> RecordedRun:
     return run
 
 
-def compare(base: RecordedRun, new: RecordedRun, options: Options) -> Comparison:
+def compare(base: RecordedRun, new: RecordedRun, options: CompareOptions) -> Comparison:
     """Hold a run against its base.
 
     Raises:
@@ -238,13 +238,13 @@ def compare(base: RecordedRun, new: RecordedRun, options: Options) -> Comparison
     return Comparison(base, new, options, found, warned, plugins, allow_for_all(_unfinished(pairs, new)))
 
 
-def verdict(change: Interval, margin: float) -> Verdict:
+def verdict(change: Interval, margin: float) -> CaseVerdict:
     """`same` inside the margin, else `faster` or `slower` where the interval excludes 1, else `unclear`."""
     if 1 - margin <= change.low and change.high <= 1 + margin:
-        return Verdict.SAME
+        return CaseVerdict.SAME
     if change.low > 1:
-        return Verdict.FASTER
-    return Verdict.SLOWER if change.high < 1 else Verdict.UNCLEAR
+        return CaseVerdict.FASTER
+    return CaseVerdict.SLOWER if change.high < 1 else CaseVerdict.UNCLEAR
 
 
 def chance(change: Interval) -> float:
@@ -261,7 +261,7 @@ def chance(change: Interval) -> float:
     return float(2 * stats.norm.sf(distance / reach * stats.norm.ppf((1 + CONFIDENCE) / 2)))
 
 
-def allow_for_all(pairs: Sequence[Pair]) -> tuple[Pair, ...]:
+def allow_for_all(pairs: Sequence[CasePair]) -> tuple[CasePair, ...]:
     """The pairs, marked where their change holds by Holm's procedure over all that were judged.
 
     Of 40 cases of identical code one is `slower` by its own 95 % interval. With Holm's steps the chance that any of
@@ -304,20 +304,20 @@ def _differences(
     return tuple(found)
 
 
-def _pair(key: Identity, base: Record | None, new: Record | None, runs: Runs, options: Options) -> Pair:
+def _pair(key: Identity, base: Record | None, new: Record | None, runs: Runs, options: CompareOptions) -> CasePair:
     if base is None or new is None:
         there = base or new
         note = "" if there is None or there.status is Status.OK else f"{there.status}: {there.reason}"
-        return Pair(key, base, new, Verdict.ONLY_NEW if base is None else Verdict.ONLY_BASE, note=note)
+        return CasePair(key, base, new, CaseVerdict.ONLY_NEW if base is None else CaseVerdict.ONLY_BASE, note=note)
     fine = [record.status is Status.OK for record in (base, new)]
     if all(fine):
         return _measured(key, (base, new), runs, options)
     told = new if fine[0] or not fine[1] else base
-    found = Verdict.BROKEN if fine[0] else Verdict.MENDED if fine[1] else Verdict.NEITHER
-    return Pair(key, base, new, found, note=f"{'was ' * (told is base)}{told.status}: {told.reason}")
+    found = CaseVerdict.BROKEN if fine[0] else CaseVerdict.MENDED if fine[1] else CaseVerdict.NEITHER
+    return CasePair(key, base, new, found, note=f"{'was ' * (told is base)}{told.status}: {told.reason}")
 
 
-def _unfinished(pairs: Sequence[Pair], new: RecordedRun) -> list[Pair]:
+def _unfinished(pairs: Sequence[CasePair], new: RecordedRun) -> list[CasePair]:
     """The pairs, marked where NEW was begun for a case that is ok in BASE and ended before it was recorded."""
     planned = planned_cases(new.path)
     return [
@@ -328,7 +328,7 @@ def _unfinished(pairs: Sequence[Pair], new: RecordedRun) -> list[Pair]:
     ]
 
 
-def _measured(key: Identity, records: tuple[Record, Record], runs: Runs, options: Options) -> Pair:
+def _measured(key: Identity, records: tuple[Record, Record], runs: Runs, options: CompareOptions) -> CasePair:
     """The pair of a case that is ok in both runs."""
     variant = key[-1]
     groups = [run.group(record) for run, record in zip(runs, records, strict=True)]
@@ -343,9 +343,9 @@ def _measured(key: Identity, records: tuple[Record, Record], runs: Runs, options
             note = f"by time: no reference in {where}"
     # Disturbed rounds that had to be used narrow no interval, in either run.
     change = faster_by(sides[0], sides[1], by).widened(max(group.stretch() for group in groups))
-    found = Verdict.YARDSTICK if yardstick else verdict(change, options.margin)
+    found = CaseVerdict.YARDSTICK if yardstick else verdict(change, options.margin)
     base_value, new_value = (float(np.median(np.concatenate(side))) for side in sides)
-    return Pair(key, *records, found, by, base_value, new_value, change, note=note)
+    return CasePair(key, *records, found, by, base_value, new_value, change, note=note)
 
 
 def faster_by(base: Sequence[Floats], new: Sequence[Floats], by: str) -> Interval:

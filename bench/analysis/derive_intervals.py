@@ -38,7 +38,7 @@ Draw = Callable[[np.random.Generator, int, int], Floats]
 
 
 @dataclass(frozen=True)
-class Row:
+class CoverageRow:
     """Counts behind one line of the table.
 
     Attributes:
@@ -172,19 +172,19 @@ def plain_interval(values: Floats, share: float = 0.5) -> Interval:
     return Interval(float(np.quantile(values, share)), float(ordered[low]), float(ordered[high]))
 
 
-def _counted(found: Sequence[Interval | None], plain: Sequence[Interval] | None, truth: float) -> Row:
+def _counted(found: Sequence[Interval | None], plain: Sequence[Interval] | None, truth: float) -> CoverageRow:
     kept = [interval for interval in found if interval]
     held = [interval.low <= truth <= interval.high for interval in kept]
     also = None if plain is None else float(np.mean([p.low <= truth <= p.high for p in plain]))
     width = float(np.mean([interval.half_width for interval in kept])) if kept else float("nan")
-    return Row(float(np.mean(held)) if held else float("nan"), also, width, 1 - len(kept) / len(found))
+    return CoverageRow(float(np.mean(held)) if held else float("nan"), also, width, 1 - len(kept) / len(found))
 
 
 def _generator(seed: int, *names: object) -> np.random.Generator:
     return np.random.default_rng([seed, zlib.crc32(repr(names).encode())])
 
 
-def study_ratio(name: str, processes: int, rounds: int, runs: int, seed: int) -> Row:
+def study_ratio(name: str, processes: int, rounds: int, runs: int, seed: int) -> CoverageRow:
     """Count how often the interval of a speedup holds it."""
     generator = _generator(seed, name, processes, rounds)
     # Symmetrical around 1, all but one.
@@ -195,7 +195,7 @@ def study_ratio(name: str, processes: int, rounds: int, runs: int, seed: int) ->
     )
 
 
-def study_times(name: str, processes: int, rounds: int, runs: int, seed: int) -> Row:
+def study_times(name: str, processes: int, rounds: int, runs: int, seed: int) -> CoverageRow:
     """Count how often the interval of a ratio of two runs' times holds it, 1.25; the later run has one process more."""
     generator = _generator(seed, "times", name, processes, rounds)
     pairs = [
@@ -205,7 +205,7 @@ def study_times(name: str, processes: int, rounds: int, runs: int, seed: int) ->
     return _counted(found, None, 1.25)
 
 
-def study_calls(name: str, share: float, processes: int, rounds: int, runs: int, seed: int) -> Row:
+def study_calls(name: str, share: float, processes: int, rounds: int, runs: int, seed: int) -> CoverageRow:
     """Count how often the interval of a percentile of calls holds it."""
     draw = CALL_TIMES[name]
     generator = _generator(seed, name, processes, rounds)
@@ -217,17 +217,17 @@ def study_calls(name: str, share: float, processes: int, rounds: int, runs: int,
 
 
 Size = tuple[int, int]
-Task = tuple[Callable[..., Row], tuple[object, ...]]
+Task = tuple[Callable[..., CoverageRow], tuple[object, ...]]
 #: Title, sizes, what counts a cell, and for each line its label and what the count is told of it.
-Table = tuple[str, Sequence[Size], Callable[..., Row], Sequence[tuple[str, tuple[object, ...]]]]
+Table = tuple[str, Sequence[Size], Callable[..., CoverageRow], Sequence[tuple[str, tuple[object, ...]]]]
 
 
-def _run(task: Task) -> Row:
+def _run(task: Task) -> CoverageRow:
     study, arguments = task
     return study(*arguments)
 
 
-def _line(sizes: Sequence[Size], rows: Sequence[Row]) -> str:
+def _line(sizes: Sequence[Size], rows: Sequence[CoverageRow]) -> str:
     """Coverage and half-width at every size, then the plain bootstrap at the last one with `SHOWN` processes."""
     cells = []
     for row in rows:

@@ -23,7 +23,7 @@ LEGEND = (
 
 
 @dataclass(frozen=True)
-class Run(RecordedRun):
+class ReportedRun(RecordedRun):
     """A recorded run with the groups that a report is made of."""
 
     @property
@@ -34,13 +34,13 @@ class Run(RecordedRun):
         return str(name or self.path.resolve().name)
 
     @cached_property
-    def groups(self) -> tuple[Group, ...]:
+    def groups(self) -> tuple[RankedGroup, ...]:
         """The run's groups in the order they were recorded."""
         return groups(self.records)
 
 
 @dataclass(frozen=True)
-class Group:
+class RankedGroup:
     """The cases that differ in variant alone, fastest first, those that did not run last."""
 
     workload: str
@@ -95,13 +95,13 @@ class Group:
         return f"{self.sweep_key[0]}{self.title.removeprefix(self.workload)}, over {self.sweep_axis}"
 
 
-def load_run(run_dir: Path) -> Run:
+def load_run(run_dir: Path) -> ReportedRun:
     """Read a run folder for its report.
 
     Raises:
         UsageError: see `bench.records.reader.read_run`.
     """
-    return Run(**vars(read_run(run_dir)))
+    return ReportedRun(**vars(read_run(run_dir)))
 
 
 def summary_table(records: Iterable[Record]) -> pd.DataFrame:
@@ -174,14 +174,14 @@ def doubts(record: Record) -> tuple[str, ...]:
     return tuple(found)
 
 
-def groups(records: Iterable[Record]) -> tuple[Group, ...]:
+def groups(records: Iterable[Record]) -> tuple[RankedGroup, ...]:
     """The groups of `records`, titled with device and threads only where a run has several of them."""
     sorted_in: dict[tuple[str, str, str, int], list[Record]] = {}
     for record in records:
         sorted_in.setdefault((record.workload, record.mode, record.device, record.threads), []).append(record)
     devices, threads = {key[2] for key in sorted_in}, {key[3] for key in sorted_in}
     return tuple(
-        Group(*key, group_title(key, devices, threads), tuple(sorted(members, key=pace)))
+        RankedGroup(*key, group_title(key, devices, threads), tuple(sorted(members, key=pace)))
         for key, members in sorted_in.items()
     )
 

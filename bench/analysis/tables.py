@@ -14,19 +14,19 @@ from dataclasses import dataclass
 
 from bench import units
 from bench.analysis import comparability as comparable
-from bench.analysis.compare import JUDGED, Comparison, Mean, Outcome, Pair, Verdict
+from bench.analysis.compare import JUDGED, CasePair, CaseVerdict, Comparison, Finding, Mean
 from bench.analysis.intervals import CONFIDENCE, Interval
 from bench.analysis.run_summary import DOUBT, doubts
 from bench.console import Console
 from bench.records.schema import Record, Status
 
 FORMATS = ("text", "csv", "markdown")
-OUTCOME_STYLE = {Outcome.FINE: "", Outcome.UNCLEAR: "yellow", Outcome.REGRESSION: "red"}
+OUTCOME_STYLE = {Finding.FINE: "", Finding.UNCLEAR: "yellow", Finding.REGRESSION: "red"}
 HOLDS, UNTOLD = "!", "?"
 #: What a reader of a pull request need not see at once.
-UNCHANGED = (Verdict.SAME, Verdict.UNCLEAR, Verdict.YARDSTICK, Verdict.NEITHER)
+UNCHANGED = (CaseVerdict.SAME, CaseVerdict.UNCLEAR, CaseVerdict.YARDSTICK, CaseVerdict.NEITHER)
 #: What is counted rather than listed: runs of different suites share few cases.
-ONE_SIDED = (Verdict.ONLY_BASE, Verdict.ONLY_NEW)
+ONE_SIDED = (CaseVerdict.ONLY_BASE, CaseVerdict.ONLY_NEW)
 #: So many names are listed before the rest is counted.
 MOST_NAMES = 5
 CSV_COLUMNS = (
@@ -57,7 +57,7 @@ CSV_COLUMNS = (
 
 
 @dataclass(frozen=True)
-class Table:
+class ComparisonTable:
     """Column names and rows of cells."""
 
     columns: list[str]
@@ -153,7 +153,7 @@ def labelled(comparisons: Sequence[Comparison]) -> list[tuple[str, Comparison]]:
 def lead(label: str, comparison: Comparison) -> str:
     """The answer in a sentence: how many cases of each verdict, and whether there is a regression."""
     counts = Counter(pair.verdict for pair in comparison.pairs)
-    told = ", ".join(f"{counts[verdict]} {verdict}" for verdict in Verdict if counts[verdict])
+    told = ", ".join(f"{counts[verdict]} {verdict}" for verdict in CaseVerdict if counts[verdict])
     sentence = f"{label} {comparison.new.path} against BASE {comparison.base.path}: {told}"
     threshold = comparison.options.threshold
     if threshold is None:
@@ -161,7 +161,7 @@ def lead(label: str, comparison: Comparison) -> str:
     if found := len(comparison.regressions):
         what = f"surely slower, by an estimated {_percent(threshold)} or more, or broken"
         return f"{sentence}; {_counted(found, 'regression')} ({what})"
-    if comparison.outcome is Outcome.UNCLEAR:
+    if comparison.outcome is Finding.UNCLEAR:
         return f"{sentence}; could not tell whether anything became slower by {_percent(threshold)} or more"
     return f"{sentence}; no regression (no case became slower by {_percent(threshold)} or more, or broke)"
 
@@ -192,7 +192,7 @@ def untold(label: str, comparison: Comparison) -> list[str]:
     return lines
 
 
-def _named(pairs: Sequence[Pair]) -> str:
+def _named(pairs: Sequence[CasePair]) -> str:
     """The cases of pairs by name, the first few of them."""
     names = [" ".join(map(str, (pair.identity[0], pair.identity[1], pair.identity[-1]))) for pair in pairs]
     more = f" and {len(names) - MOST_NAMES} more" if len(names) > MOST_NAMES else ""
@@ -200,15 +200,15 @@ def _named(pairs: Sequence[Pair]) -> str:
 
 
 def cases(
-    comparisons: Sequence[Comparison], chosen: Callable[[list[Pair]], bool] = lambda _: True
-) -> Table:  # fmt: skip
+    comparisons: Sequence[Comparison], chosen: Callable[[list[CasePair]], bool] = lambda _: True
+) -> ComparisonTable:  # fmt: skip
     """One row a case that a run shares with BASE, with a change and a verdict for each NEW.
 
     Args:
         comparisons: of one BASE.
         chosen: picks rows by their pairs.
     """
-    by_case: dict[object, dict[int, Pair]] = {}
+    by_case: dict[object, dict[int, CasePair]] = {}
     for number, comparison in enumerate(comparisons):
         for pair in comparison.pairs:
             by_case.setdefault(pair.identity, {})[number] = pair
@@ -232,10 +232,10 @@ def cases(
         for number, comparison in enumerate(comparisons):
             row += _cells(found[number], comparison)
         rows.append(row)
-    return Table(columns, rows)
+    return ComparisonTable(columns, rows)
 
 
-def means(comparisons: Sequence[Comparison]) -> Table:
+def means(comparisons: Sequence[Comparison]) -> ComparisonTable:
     """Geometric mean of the changes of each variant, and of the yardstick's times."""
     found: dict[tuple[str, str], dict[int, Mean]] = {}
     for number, comparison in enumerate(comparisons):
@@ -252,7 +252,7 @@ def means(comparisons: Sequence[Comparison]) -> Table:
             average = values.get(number)
             row += [_change(average.change), str(average.cases)] if average else ["", ""]
         rows.append(row)
-    return Table(columns, rows)
+    return ComparisonTable(columns, rows)
 
 
 def _header(comparisons: Sequence[Comparison]) -> list[str]:
@@ -295,7 +295,7 @@ def _footer(comparisons: Sequence[Comparison]) -> list[str]:
 def _moved(label: str, comparison: Comparison) -> str:
     """The line about references whose own time moved."""
     furthest = max(comparison.moved, key=lambda pair: max(_value(pair), 1 / _value(pair)))
-    yardsticks = sum(pair.verdict is Verdict.YARDSTICK for pair in comparison.pairs)
+    yardsticks = sum(pair.verdict is CaseVerdict.YARDSTICK for pair in comparison.pairs)
     workload, mode, *_ = furthest.identity
     return (
         f"{label}: the reference itself moved in {len(comparison.moved)} of {_counted(yardsticks, 'group')}, furthest "
@@ -304,14 +304,14 @@ def _moved(label: str, comparison: Comparison) -> str:
     )
 
 
-def _value(pair: Pair) -> float:
+def _value(pair: CasePair) -> float:
     return pair.change.value if pair.change else 1.0
 
 
 def _chances(label: str, comparison: Comparison) -> str:
     """State how many verdicts chance alone would give."""
     count = len(comparison.judged)
-    changed = [pair for pair in comparison.judged if pair.verdict in {Verdict.FASTER, Verdict.SLOWER}]
+    changed = [pair for pair in comparison.judged if pair.verdict in {CaseVerdict.FASTER, CaseVerdict.SLOWER}]
     holding = sum(pair.holds for pair in changed)
     return (
         f"{label}: of {_counted(count, 'comparison')} of unchanged code about {count * (1 - CONFIDENCE):.1f} would be "
@@ -343,12 +343,12 @@ def _one_sided(comparisons: Sequence[Comparison]) -> list[str]:
     return lines
 
 
-def _cells(pair: Pair, comparison: Comparison) -> list[str]:
+def _cells(pair: CasePair, comparison: Comparison) -> list[str]:
     """Figure, change and verdict of a case in one NEW."""
-    word = f"{pair.verdict} {HOLDS}" if pair.holds and pair.verdict is not Verdict.SAME else pair.verdict.value
+    word = f"{pair.verdict} {HOLDS}" if pair.holds and pair.verdict is not CaseVerdict.SAME else pair.verdict.value
     if comparison.options.threshold is not None and pair.unclear(comparison.options.threshold):
         word = f"{word} {UNTOLD}"
-    if pair.verdict is Verdict.YARDSTICK:
+    if pair.verdict is CaseVerdict.YARDSTICK:
         word = "yardstick (its time)"
     note = f" ({' '.join(pair.note.split())})" if pair.note else ""
     return [_figure(pair.by, pair.new_value, pair.new), _change(pair.change), word + note]
@@ -378,7 +378,7 @@ def _counted(count: int, noun: str) -> str:
     return f"{count} {noun}" + ("s" if count != 1 else "")
 
 
-def _markdown_table(table: Table) -> str:
+def _markdown_table(table: ComparisonTable) -> str:
     lines = [table.columns, ["---"] * len(table.columns), *table.rows]
     return "\n".join("| " + " | ".join(_escaped(cell) for cell in line) + " |" for line in lines)
 

@@ -76,7 +76,7 @@ def restore_timekeepers() -> list[str]:
 
 
 @dataclass(frozen=True)
-class Problem:
+class AuditProblem:
     """Weights, a batch on the CPU, and how to get what belongs to them.
 
     Attributes:
@@ -121,7 +121,7 @@ class Audit:
         asked = gate.askable(self._batch, weights)
         # Weights that were learnt may have gradients far from the gate's, which are those of random ones.
         usual_at = weights if gate.workload.checkpoint else None
-        self._timed = Problem(
+        self._timed = AuditProblem(
             weights,
             asked,
             functools.cache(functools.partial(gate.compute, weights, asked)),
@@ -159,7 +159,7 @@ class Audit:
 
     def _work(self, executable: Executable, prepared: Batch, seed: int) -> None:
         """Two problems one after the other in the same memory: each result right, complete, and left alone."""
-        other = Problem(
+        other = AuditProblem(
             self._gate.weights(seed),
             self._gate.batch(seed),
             functools.partial(self._gate.quantities, seed),
@@ -179,7 +179,7 @@ class Audit:
                         raise RefusedError(msg)
             before = call
 
-    def _watched(self, executable: Executable, prepared: Batch, problem: Problem) -> _Call:
+    def _watched(self, executable: Executable, prepared: Batch, problem: AuditProblem) -> _Call:
         """Call once and see that nothing was touched that is not the call's to touch."""
         inputs = {name: value.clone() for name, value in prepared.tensors().items()}
         weights = {name: value.detach().clone() for name, value in executable.model.named_parameters()}
@@ -203,7 +203,7 @@ class Audit:
                 raise RefusedError(msg)
         return call
 
-    def _step(self, executable: Executable, prepared: Batch, problem: Problem) -> _Call:
+    def _step(self, executable: Executable, prepared: Batch, problem: AuditProblem) -> _Call:
         """One training step from known weights; the weights must have moved as Adam's first step moves them."""
         for _ in range(STEP_ATTEMPTS):
             scale = executable.loss_scale
@@ -227,7 +227,7 @@ class Audit:
         return call
 
     def _right(
-        self, executable: Executable, prepared: Batch, problem: Problem, call: _Call, before: _Call | None
+        self, executable: Executable, prepared: Batch, problem: AuditProblem, call: _Call, before: _Call | None
     ) -> None:
         """Hold what was there at return against truth; what is wrong is looked at again, to say how."""
         precision = executable.variant.precision

@@ -147,7 +147,7 @@ def test_kernel(
     if device == "cuda" and not torch.cuda.is_available():
         pytest.skip("needs an NVIDIA GPU; this torch sees none (torch.cuda.is_available() is false)")
     chosen_size = next(s for s in sizes_of(chosen, device) if str(s) == size)
-    problem = Problem(chosen, chosen_size, direction == "backward", device)
+    problem = KernelProblem(chosen, chosen_size, direction == "backward", device)
     if reason := problem.refusal():
         pytest.skip(reason)
     benchmark.group = f"{'cell' if chosen.cell else 'lstm'}/{size}/{direction}/{device}"
@@ -163,7 +163,7 @@ def test_kernel(
 
 
 @dataclass
-class Problem:
+class KernelProblem:
     """A kernel at one size, in one direction, on one device.
 
     Attributes:

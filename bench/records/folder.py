@@ -144,13 +144,13 @@ class RunFolder:
         Raises:
             UsageError: naming the line that is no record, other than a torn last one, or is of another schema.
         """
-        entries: list[Entry] = []
+        entries: list[RecordLine] = []
         if not self.records_path.exists():
             return Recorded((), b"")
         *lines, last = self.records_path.read_bytes().split(b"\n")
         for number, line in enumerate(lines, start=1):
             try:
-                entries.append(Entry(line, _parse(line)))
+                entries.append(RecordLine(line, _parse(line)))
             except ValueError as error:
                 # Some systems lengthen a file before they fill it: then the torn line has its end.
                 if number == len(lines) and not last:
@@ -222,7 +222,7 @@ class RunFolder:
 
 
 @dataclass(frozen=True)
-class Entry:
+class RecordLine:
     """A line of records.jsonl, as it stands and as values."""
 
     line: bytes
@@ -233,7 +233,7 @@ class Entry:
 class Recorded:
     """Content of records.jsonl: its whole lines, and the rest that a torn append left behind them."""
 
-    entries: tuple[Entry, ...]
+    entries: tuple[RecordLine, ...]
     torn: bytes
 
 

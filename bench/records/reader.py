@@ -21,7 +21,7 @@ from bench.records.folder import RunFolder
 from bench.records.raw_csv import ROUNDS, SAMPLES
 from bench.records.rounds import Floats, Samples
 from bench.records.samples import GroupKey, read_samples
-from bench.records.schema import ROUND_COLUMNS, Record, Status
+from bench.records.schema import EMPTY, ROUND_COLUMNS, Record, Status
 
 #: Workload, mode, device, threads, variant.
 CaseKey = tuple[str, str, str, int, str]

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from bench import units
-from bench.analysis.run_summary import DOUBT, Group, Run, doubts, percentile
+from bench.analysis.run_summary import DOUBT, RankedGroup, ReportedRun, doubts, percentile
 from bench.records.schema import Record, Status
 from bench.report.descriptions import (
     Axis,
@@ -33,7 +33,7 @@ LINEAR_RANGE = 40
 PERCENTILES = ((0.5, "p50"), (0.9, "p90"), (0.95, "p95"), (0.99, "p99"))
 
 
-def kinds(run: Run) -> tuple[Kind, ...]:
+def kinds(run: ReportedRun) -> tuple[Kind, ...]:
     """The kinds of figures that `run` has something to show for.
 
     The points of a sweep are drawn as scaling curves alone: one bar chart a point would bury the rest.
@@ -79,7 +79,7 @@ def part_names(charts: Iterable[Chart]) -> list[str]:
     return [name for name in PARTS if name in found]
 
 
-def speedup_chart(group: Group) -> BarChart | None:
+def speedup_chart(group: RankedGroup) -> BarChart | None:
     """Speedups with intervals; what did not run keeps its row."""
     bars = []
     for record in group.records:
@@ -97,7 +97,7 @@ def speedup_chart(group: Group) -> BarChart | None:
     return _bar_chart(group, bars, "speedup, reference = 1", "x", "ratio")
 
 
-def throughput_chart(group: Group) -> BarChart | None:
+def throughput_chart(group: RankedGroup) -> BarChart | None:
     """Steps per second."""
     bars = [
         _bar(record, f"{units.count(value)} steps/s", (Part("steps/s", value),), timed=True)
@@ -107,7 +107,7 @@ def throughput_chart(group: Group) -> BarChart | None:
     return _bar_chart(group, bars, "time steps per second", "", "linear")
 
 
-def memory_chart(group: Group) -> BarChart | None:
+def memory_chart(group: RankedGroup) -> BarChart | None:
     """Peak, steady and CUDA allocator memory."""
     bars = []
     for record in group.ok:
@@ -122,7 +122,7 @@ def memory_chart(group: Group) -> BarChart | None:
     return _bar_chart(group, [bar for bar in bars if bar.parts], f"memory: {names}", "bytes", "linear")
 
 
-def cold_start_chart(group: Group) -> BarChart | None:
+def cold_start_chart(group: RankedGroup) -> BarChart | None:
     """Build time, and the first call's compiling and rest."""
     bars = []
     for record in group.ok:
@@ -136,7 +136,7 @@ def cold_start_chart(group: Group) -> BarChart | None:
     return _bar_chart(group, [bar for bar in bars if bar.parts], "time", "s", "log", dots=True)
 
 
-def latency_chart(group: Group, run: Run) -> CurveChart | None:
+def latency_chart(group: RankedGroup, run: ReportedRun) -> CurveChart | None:
     """The empirical distribution of single calls, thinned but for its tails."""
     curves = []
     for record in group.ok:
@@ -171,9 +171,9 @@ def thinned(size: int) -> np.ndarray[Any, Any]:
     return np.concatenate([np.arange(TAIL_POINTS), middle, np.arange(size - TAIL_POINTS, size)])
 
 
-def scaling_charts(groups: Iterable[Group]) -> tuple[CurveChart, ...]:
+def scaling_charts(groups: Iterable[RankedGroup]) -> tuple[CurveChart, ...]:
     """Two charts a sweep: median latency, and speedup."""
-    sweeps: dict[Any, list[Group]] = {}
+    sweeps: dict[Any, list[RankedGroup]] = {}
     for group in groups:
         if group.sweep_axis:
             sweeps.setdefault(group.sweep_key, []).append(group)
@@ -185,7 +185,7 @@ def scaling_charts(groups: Iterable[Group]) -> tuple[CurveChart, ...]:
 
 
 def _scaling_chart(
-    workload: str, title: str, members: list[Group], figure: Callable[[Record], Point | None]
+    workload: str, title: str, members: list[RankedGroup], figure: Callable[[Record], Point | None]
 ) -> CurveChart | None:
     through: dict[str, list[Point]] = {}
     for group in members:
@@ -262,12 +262,12 @@ def _parts(*named: tuple[str, float | None]) -> tuple[Part, ...]:
     return tuple(Part(name, value) for name, value in named if value is not None)
 
 
-def _each(groups: Iterable[Group], make: Callable[[Group], Chart | None]) -> tuple[Chart, ...]:
+def _each(groups: Iterable[RankedGroup], make: Callable[[RankedGroup], Chart | None]) -> tuple[Chart, ...]:
     return tuple(chart for group in groups if (chart := make(group)) is not None)
 
 
 def _bar_chart(
-    group: Group, bars: list[Bar], title: str, unit: str, scale: Scale, *, dots: bool = False
+    group: RankedGroup, bars: list[Bar], title: str, unit: str, scale: Scale, *, dots: bool = False
 ) -> BarChart | None:
     values = [v for bar in bars for part in bar.parts for v in (part.lo, part.value, part.hi) if v is not None]
     if not values:

@@ -14,7 +14,7 @@ from pathlib import Path
 import jinja2
 from markupsafe import Markup, escape
 
-from bench.analysis.run_summary import LEGEND, Run, load_run
+from bench.analysis.run_summary import LEGEND, ReportedRun, load_run
 from bench.records import durable
 from bench.records.folder import RunFolder
 from bench.report import interactive, plots, quality, roofline, tables, words
@@ -28,7 +28,7 @@ from kernels.host.output import utf8
 class Report:
     """Files that `write_report` wrote for a run: the page, and PNG and SVG of each plot."""
 
-    run: Run
+    run: ReportedRun
     page: Path
     plots: tuple[Path, ...]
 
@@ -58,7 +58,7 @@ def write_report(run_dir: Path) -> Report:
     return Report(run, page, tuple(path for paths in written.values() for path in paths))
 
 
-def render(run: Run, drawn: tuple[Kind, ...], written: dict[str, tuple[Path, ...]]) -> str:
+def render(run: ReportedRun, drawn: tuple[Kind, ...], written: dict[str, tuple[Path, ...]]) -> str:
     """The page's HTML."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
@@ -102,7 +102,7 @@ def render(run: Run, drawn: tuple[Kind, ...], written: dict[str, tuple[Path, ...
     )
 
 
-def environment_tables(run: Run) -> tuple[tables.Table, ...]:
+def environment_tables(run: ReportedRun) -> tuple[tables.Table, ...]:
     """The sections of environment.json, the ceilings in units that people read."""
     found = roofline.ceilings(run.environment)
     plain = {name: section for name, section in run.environment.items() if not (found and name == "ceilings")}
@@ -127,7 +127,7 @@ def data_address(path: Path) -> str:
     return f"data:image/svg+xml;base64,{base64.b64encode(path.read_bytes()).decode()}"
 
 
-def recorded(run: Run) -> str:
+def recorded(run: ReportedRun) -> str:
     """From when to when the records were written, UTC."""
     times = sorted(record.recorded_at for record in run.records if record.recorded_at)
     if not times:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bench import units
-from bench.analysis.run_summary import DOUBT, Run
+from bench.analysis.run_summary import DOUBT, ReportedRun
 from bench.errors import UsageError
 from bench.records.quality import QualityRecord, read, read_rounds
 from bench.records.schema import Status
@@ -21,7 +21,7 @@ CAPTION = (
 MOST = 1.6
 
 
-def kinds(run: Run) -> tuple[Kind, ...]:
+def kinds(run: ReportedRun) -> tuple[Kind, ...]:
     """One chart a task; nothing where the run trained none."""
     charts = []
     rows = read_rounds(run.path)
@@ -51,7 +51,7 @@ def kinds(run: Run) -> tuple[Kind, ...]:
     return (Kind("quality", "Time to quality", CAPTION, tuple(charts)),) if charts else ()
 
 
-def table(run: Run) -> Table | None:
+def table(run: ReportedRun) -> Table | None:
     """The figures of all tasks; nothing where the run trained none."""
     names = (
         "task", "variant", "time to target", "95 % interval", "speedup", "steps to target", "a step", "final",
@@ -88,7 +88,7 @@ def table(run: Run) -> Table | None:
     return Table(title, names, tuple(rows))
 
 
-def by_task(run: Run) -> dict[str, list[QualityRecord]]:
+def by_task(run: ReportedRun) -> dict[str, list[QualityRecord]]:
     """The records by task.
 
     Raises:

@@ -14,7 +14,7 @@ from typing import Any
 
 from bench import units
 from bench.analysis.roofline import Ceilings, Rates, Work
-from bench.analysis.run_summary import Run, doubts
+from bench.analysis.run_summary import ReportedRun, doubts
 from bench.errors import UsageError
 from bench.records.schema import Record, Status
 from bench.report.charts import hover
@@ -57,7 +57,7 @@ class Reached:
         return Point(self.intensity, self.flops_per_s, doubtful=bool(doubts(record)), hover=text)
 
 
-def kinds(run: Run) -> tuple[Kind, ...]:
+def kinds(run: ReportedRun) -> tuple[Kind, ...]:
     """The roofline, where the run measured its ceilings and a case can be held against them."""
     measured = ceilings(run.environment)
     panels: dict[tuple[str, str, int], list[Reached]] = {}

@@ -11,7 +11,7 @@ from typing import Any
 
 from bench import units
 from bench.analysis.roofline import Ceilings, Work
-from bench.analysis.run_summary import DOUBT, Group, doubts, percentile, summary_row
+from bench.analysis.run_summary import DOUBT, RankedGroup, doubts, percentile, summary_row
 from bench.records.reader import case_key
 from bench.records.schema import Record, Status
 from bench.report.style import look
@@ -49,7 +49,7 @@ class Table:
     folded: bool = False
 
 
-def summary(group: Group) -> Table:
+def summary(group: RankedGroup) -> Table:
     """One group, fastest first; what did not run has its status and reason in place of figures."""
     names = ("variant", "speedup", "p50", "p99", "steps/s", "peak memory", "first call", "what ran")
     rows = []
@@ -82,7 +82,7 @@ def sort_orders(record: Record) -> Mapping[str, float | None]:
     }
 
 
-def refused(groups: Iterable[Group]) -> Table | None:
+def refused(groups: Iterable[RankedGroup]) -> Table | None:
     """Every case that did not end `ok`, with its reason: once where several groups have the same."""
     said: dict[tuple[str, str, str], dict[str, None]] = {}
     for group, record in every(groups):
@@ -96,7 +96,7 @@ def refused(groups: Iterable[Group]) -> Table | None:
     return table("What did not run", ("variant", "status", "reason", "groups"), rows, ("reason", "groups"))
 
 
-def latency(groups: Iterable[Group]) -> Table | None:
+def latency(groups: Iterable[RankedGroup]) -> Table | None:
     """Percentiles of single calls with the median's interval, and the device's own time."""
     rows = []
     for group, record in every(groups):
@@ -114,7 +114,7 @@ def latency(groups: Iterable[Group]) -> Table | None:
     return table("Latency of single calls", names, rows)
 
 
-def decoding(groups: Iterable[Group]) -> Table | None:
+def decoding(groups: Iterable[RankedGroup]) -> Table | None:
     """Tokens a second, and what one takes, of cases that are fed with their own output."""
     rows = []
     for group, record in every(groups):
@@ -130,7 +130,7 @@ def decoding(groups: Iterable[Group]) -> Table | None:
     return table("Decoding: a call over its steps, each sequence's best hypothesis counted", names, rows)
 
 
-def memory(groups: Iterable[Group]) -> Table | None:
+def memory(groups: Iterable[RankedGroup]) -> Table | None:
     """Resident memory of the process and the allocator's peaks."""
     columns = {
         "peak": "memory_peak_bytes",
@@ -142,13 +142,13 @@ def memory(groups: Iterable[Group]) -> Table | None:
     return figures("Memory", groups, columns, units.megabytes)
 
 
-def cold_start(groups: Iterable[Group]) -> Table | None:
+def cold_start(groups: Iterable[RankedGroup]) -> Table | None:
     """Times before the first result."""
     columns = {"build": "build_s", "first call": "first_call_s", "of it compiling": "compile_s"}
     return figures("Cold start", groups, columns, units.seconds)
 
 
-def roofline(groups: Iterable[Group]) -> Table | None:
+def roofline(groups: Iterable[RankedGroup]) -> Table | None:
     """Least work, what was reached of the machine's ceiling, and which ceiling that is."""
     rows = []
     for group, record in every(groups):
@@ -182,7 +182,7 @@ def ceilings(found: Mapping[str, Ceilings]) -> tuple[Table, ...]:
     return tuple(tables)
 
 
-def parity(groups: Iterable[Group]) -> Table | None:
+def parity(groups: Iterable[RankedGroup]) -> Table | None:
     """Errors against their limits, of what passed the gate and of what did not."""
     rows = [
         Row(
@@ -206,7 +206,7 @@ def gate(record: Record) -> tuple[float | None, ...]:
     return (record.parity_error, record.parity_limit, record.grad_error, record.grad_limit)
 
 
-def second_instrument(groups: Iterable[Group], found: Findings) -> Table | None:
+def second_instrument(groups: Iterable[RankedGroup], found: Findings) -> Table | None:
     """Our p50 beside pytest-benchmark's median, of the cases that both have; what it refused has its reason."""
     rows = []
     for group, record in every(groups):
@@ -228,7 +228,7 @@ def second_instrument(groups: Iterable[Group], found: Findings) -> Table | None:
     return table("Second instrument: pytest-benchmark", names, rows)
 
 
-def evidence(groups: Iterable[Group]) -> Table | None:
+def evidence(groups: Iterable[RankedGroup]) -> Table | None:
     """Table of what really ran, with groups of a run that say the same in one row."""
     # The points of a sweep are one place here.
     said: dict[tuple[str, ...], dict[str, None]] = {}
@@ -256,7 +256,7 @@ def noted(record: Record) -> tuple[str, ...]:
     return (record.evidence, record.ran_precision, record.ran_operators, graphs, threads)
 
 
-def workloads(groups: Iterable[Group]) -> Table | None:
+def workloads(groups: Iterable[RankedGroup]) -> Table | None:
     """The sizes and sources of what was run."""
     first = {group.workload: group.records[0] for group in reversed(tuple(groups))}
     rows = [
@@ -306,7 +306,7 @@ def flat(values: Any, path: str = "") -> Iterable[tuple[str, str]]:
         yield path, "" if values is None else str(values)
 
 
-def figures(title: str, groups: Iterable[Group], columns: Mapping[str, str], text: Any) -> Table | None:
+def figures(title: str, groups: Iterable[RankedGroup], columns: Mapping[str, str], text: Any) -> Table | None:
     """Columns of plain figures; a column that no case has is left out."""
     ran = [(group, record) for group, record in every(groups) if record.status is Status.OK]
     used = {name: field for name, field in columns.items() if any(getattr(r, field) is not None for _, r in ran)}
@@ -323,12 +323,12 @@ def table(title: str, columns: tuple[str, ...], rows: list[Row], prose: tuple[st
     return Table(title, columns, tuple(rows), prose) if rows else None
 
 
-def every(groups: Iterable[Group]) -> Iterable[tuple[Group, Record]]:
+def every(groups: Iterable[RankedGroup]) -> Iterable[tuple[RankedGroup, Record]]:
     """Every record with its group."""
     return ((group, record) for group in groups for record in group.records)
 
 
-def where(group: Group, record: Record) -> tuple[Cell, Cell]:
+def where(group: RankedGroup, record: Record) -> tuple[Cell, Cell]:
     """The cells that a row of several groups starts with."""
     return Cell(group.title), variant_cell(record, record.variant)
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from bench import units
 from bench.analysis.racing import MARGIN
-from bench.analysis.run_summary import Group, Run, doubts
+from bench.analysis.run_summary import RankedGroup, ReportedRun, doubts
 from bench.plan.cases import REFERENCE
 from bench.records.reader import Beside
 from bench.records.schema import Record, Status
@@ -26,7 +26,7 @@ class Answer:
     text: str
 
 
-def lead(run: Run) -> str:
+def lead(run: ReportedRun) -> str:
     """Describe how many cases the answers rest on."""
     total = len(run.records)
     refused = Counter(record.status.value for record in run.records if record.status is not Status.OK)
@@ -36,10 +36,10 @@ def lead(run: Run) -> str:
     return f"Of {total} cases, {total - refused.total()} ran and passed the parity gate ({listed})."
 
 
-def answers(groups: Iterable[Group]) -> tuple[Answer, ...]:
+def answers(groups: Iterable[RankedGroup]) -> tuple[Answer, ...]:
     """One answer a group; the groups of a sweep share one."""
     found: list[Answer] = []
-    sweeps: dict[object, list[Group]] = {}
+    sweeps: dict[object, list[RankedGroup]] = {}
     for group in groups:
         if group.sweep_axis:
             sweeps.setdefault(group.sweep_key, []).append(group)
@@ -48,7 +48,7 @@ def answers(groups: Iterable[Group]) -> tuple[Answer, ...]:
     return (*found, *(sweep_answer(members) for members in sweeps.values()))
 
 
-def group_answer(group: Group) -> str:
+def group_answer(group: RankedGroup) -> str:
     """The fastest variant of one group, or those that cannot be told apart."""
     leaders = group.leaders
     if not leaders:
@@ -68,7 +68,7 @@ def group_answer(group: Group) -> str:
     return " ".join(filter(None, sentences))
 
 
-def opening(best: Record, group: Group) -> str:
+def opening(best: Record, group: RankedGroup) -> str:
     """Name the fastest variant, if that is certain."""
     if best.variant == REFERENCE:
         alone = len(group.ok) == 1
@@ -105,7 +105,7 @@ def the_next(leaders: Sequence[Record], runner_up: Record) -> str:
     return f"The next is `{runner_up.variant}` with {figure(runner_up)}: {whom} do not overlap."
 
 
-def same_precision(group: Group, reference: Record) -> str:
+def same_precision(group: RankedGroup, reference: Record) -> str:
     """The fastest that computes in the reference's precision, since a narrower type is not the same work."""
     alike = [record for record in group.ok if record.precision == reference.precision and record.speedup is not None]
     if not alike or alike[0].variant == REFERENCE:
@@ -113,7 +113,7 @@ def same_precision(group: Group, reference: Record) -> str:
     return f"In {reference.precision}, `{alike[0].variant}` is fastest with {figure(alike[0])}."
 
 
-def sweep_answer(members: list[Group]) -> Answer:
+def sweep_answer(members: list[RankedGroup]) -> Answer:
     """The fastest variant at each value of a sweep, values with the same one together."""
     where = members[0].sweep_title
     found: dict[tuple[str, ...], list[Record]] = {}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from bench.analysis.compare import MARGIN, Verdict, verdict
+from bench.analysis.compare import MARGIN, CaseVerdict, verdict
 from bench.console import Console
 from bench.selftest.pairs import Pair, bench
 from bench.selftest.part import Found, Options, least, most, percent, row_of, spread
@@ -50,7 +50,7 @@ def run(options: Options, folder: Path, console: Console) -> Found:
 
 def _judge(found: Found, threads: int, share: float, pairs: list[Pair]) -> None:
     verdicts = [verdict(pair.speedup, MARGIN) for pair in pairs]
-    slower, faster = verdicts.count(Verdict.SLOWER), verdicts.count(Verdict.FASTER)
+    slower, faster = verdicts.count(CaseVerdict.SLOWER), verdicts.count(CaseVerdict.FASTER)
     planted, change = spread(p.planted_share for p in pairs)[0], spread(1 / p.speedup.value - 1 for p in pairs)[0]
     took = max(p.wall_s for p in pairs)
     found.rows.append(

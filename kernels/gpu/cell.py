@@ -28,7 +28,7 @@ TYPES = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16"}
 
 
 @dataclass(frozen=True)
-class Config:
+class CellConfig:
     """A tile of one program: `block_batch` sequences by `block_hidden` units, powers of two."""
 
     block_batch: int
@@ -50,13 +50,13 @@ def refuses(problem: Problem, *, backward: bool) -> str | None:
     return None
 
 
-def configs(problem: Problem, *, backward: bool) -> list[Config]:
+def configs(problem: Problem, *, backward: bool) -> list[CellConfig]:
     """Tiles to choose from, best guess first: the largest that still gives every multiprocessor a program."""
     del backward
     return list(_configs(problem.batch, problem.hidden_size, problem.directions, problem.multiprocessors))
 
 
-def forward(args: Forward, config: Config | None = None) -> None:
+def forward(args: Forward, config: CellConfig | None = None) -> None:
     """Run a forward recurrence: at each step one product and one launch, none of them copies or clears.
 
     `h_n` and `c_n` hold the running states.
@@ -69,7 +69,7 @@ def forward(args: Forward, config: Config | None = None) -> None:
     _run(lambda: _forward_steps(args, chosen), args, problem.steps, ("cell", "forward", chosen))
 
 
-def backward(args: Backward, config: Config | None = None) -> None:
+def backward(args: Backward, config: CellConfig | None = None) -> None:
     """Run a backward recurrence: at each step one launch and one product; `grad_h0`, `grad_c0` hold what flows back.
 
     Raises:
@@ -81,7 +81,7 @@ def backward(args: Backward, config: Config | None = None) -> None:
 
 
 def cell_forward(
-    gates_input: Tensor, recurrent: Tensor | None, c: Tensor, config: Config | None = None
+    gates_input: Tensor, recurrent: Tensor | None, c: Tensor, config: CellConfig | None = None
 ) -> tuple[Tensor, Tensor]:
     """One step after its products, in one launch, without gradients.
 
@@ -113,7 +113,7 @@ def cell_forward(
     return h, c_new
 
 
-def launches(problem: Problem, config: Config, *, backward: bool) -> list[Launch]:
+def launches(problem: Problem, config: CellConfig, *, backward: bool) -> list[Launch]:
     """The kernels of a sequence, each once: those of a middle step, and of the first step where it differs."""
     kernel = backward_kernel if backward else forward_kernel
     ends: tuple[dict[str, Any], ...]
@@ -141,20 +141,20 @@ def launches(problem: Problem, config: Config, *, backward: bool) -> list[Launch
 
 
 @functools.lru_cache(maxsize=1024)
-def _configs(batch: int, hidden: int, directions: int, multiprocessors: int) -> tuple[Config, ...]:
-    found: dict[Config, int] = {}
+def _configs(batch: int, hidden: int, directions: int, multiprocessors: int) -> tuple[CellConfig, ...]:
+    found: dict[CellConfig, int] = {}
     for size in (1024, 512, 256, 128, 64):
         columns = min(size, triton.next_power_of_2(hidden))
         rows = min(size // columns, triton.next_power_of_2(batch))
         # Four elements a thread: vectors of 8 or 16 bytes, and a dozen of them on their way at once.
-        config = Config(rows, columns, max(1, rows * columns // 128))
+        config = CellConfig(rows, columns, max(1, rows * columns // 128))
         found[config] = _programs(batch, hidden, directions, config)
     ordered = list(found)
     best = next((config for config in ordered if found[config] >= multiprocessors), ordered[-1])
     return best, *(config for config in ordered if config != best)
 
 
-def _forward_steps(args: Forward, config: Config) -> None:
+def _forward_steps(args: Forward, config: CellConfig) -> None:
     steps, batch, directions, four_hidden = args.gates_input.shape
     recurrent = args.gates_input.new_empty(directions, batch, four_hidden)
     weight = args.weight_hh.transpose(1, 2)
@@ -170,7 +170,7 @@ def _forward_steps(args: Forward, config: Config) -> None:
 
 
 def _forward_launch(
-    config: Config,
+    config: CellConfig,
     step: int,
     gates_input: Tensor,
     recurrent: Tensor | None,
@@ -194,7 +194,7 @@ def _forward_launch(
     )  # fmt: skip
 
 
-def _backward_steps(args: Backward, config: Config) -> None:
+def _backward_steps(args: Backward, config: CellConfig) -> None:
     steps, batch, directions, four_hidden = args.gates.shape
     hidden = four_hidden // 4
     # Both directions are at different steps of grad_gates, which no single product could read.
@@ -274,16 +274,16 @@ def _on(value: Tensor) -> contextlib.AbstractContextManager[object]:
     return torch.cuda.device(value.device) if value.is_cuda else contextlib.nullcontext()
 
 
-def _chosen(problem: Problem, config: Config | None, *, backward: bool) -> Config:
+def _chosen(problem: Problem, config: CellConfig | None, *, backward: bool) -> CellConfig:
     reason = refuses(problem, backward=backward)
     if reason is not None:
         raise ValueError(reason)
     return configs(problem, backward=backward)[0] if config is None else config
 
 
-def _tile(hidden: int, config: Config) -> dict[str, int]:
+def _tile(hidden: int, config: CellConfig) -> dict[str, int]:
     return {"HIDDEN": hidden, "BLOCK_B": config.block_batch, "BLOCK_H": config.block_hidden}
 
 
-def _programs(batch: int, hidden: int, directions: int, config: Config) -> int:
+def _programs(batch: int, hidden: int, directions: int, config: CellConfig) -> int:
     return directions * -(-batch // config.block_batch) * -(-hidden // config.block_hidden)

@@ -27,7 +27,7 @@ SIGHTINGS = 2
 
 
 @dataclass(frozen=True)
-class State:
+class ReplayCounts:
     """Counts of the calls of `run` so far, by outcome.
 
     Attributes:
@@ -63,7 +63,7 @@ def run(launch: Callable[[], None], key: tuple[Hashable, ...], tensors: Sequence
     _GRAPHS.run(launch, key, tensors)
 
 
-def state() -> State:
+def state() -> ReplayCounts:
     """Counts since the start of the process."""
     return _GRAPHS.state()
 
@@ -150,10 +150,10 @@ class Graphs:
         # Outside the lock: a first launch may compile for seconds.
         launch()
 
-    def state(self) -> State:
+    def state(self) -> ReplayCounts:
         """As the function `state`."""
         with self._lock:
-            return State(self._captured, self._replayed, self._evicted, len(self._graphs), dict(self._plain))
+            return ReplayCounts(self._captured, self._replayed, self._evicted, len(self._graphs), dict(self._plain))
 
     def clear(self) -> None:
         """As the function `clear`."""

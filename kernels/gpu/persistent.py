@@ -1,9 +1,9 @@
 """LSTM kernels in which many programs share a sequence: each holds the weights of a few hidden units for all steps.
 
 Once a step the programs of a batch tile exchange h (forward) or the gates' gradients (backward) through the
-second-level cache. `Config.sync` says how they know that it has arrived: `barrier` counts arrivals, `poll` reads until
-nothing is missing, `launch` holds no weights and makes every step a launch of its own, for sizes that do not fit on
-chip. No sum is made by atomics, so two runs of one configuration give the same bits.
+second-level cache. `PersistentConfig.sync` says how they know that it has arrived: `barrier` counts arrivals, `poll`
+reads until nothing is missing, `launch` holds no weights and makes every step a launch of its own, for sizes that do
+not fit on chip. No sum is made by atomics, so two runs of one configuration give the same bits.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from . import graph_cache as graphs
 from .grid_exchange import ABSENT
 from .launch import Launch
 from .persistent_backward import backward_kernel
-from .persistent_configs import DTYPES, Config, configs, programs, refuses
+from .persistent_configs import DTYPES, PersistentConfig, configs, programs, refuses
 from .persistent_forward import forward_kernel
 
 #: Integers of a counter's own cache line, as the kernels step over them.
@@ -31,12 +31,12 @@ COUNTER_STRIDE = 32
 #: cache once a step.
 STACK_BYTES = 16
 
-__all__ = ["Config", "backward", "configs", "forward", "launches", "refuses"]
+__all__ = ["PersistentConfig", "backward", "configs", "forward", "launches", "refuses"]
 
 BITS = {torch.float16: torch.int16, torch.bfloat16: torch.int16, torch.float32: torch.int32}
 
 
-def forward(args: Forward, config: Config | None = None) -> None:
+def forward(args: Forward, config: PersistentConfig | None = None) -> None:
     """Run a forward recurrence."""
     problem = args.problem
     config = config or configs(problem, backward=False)[0]
@@ -59,7 +59,7 @@ def forward(args: Forward, config: Config | None = None) -> None:
     _run(forward_kernel, args, config, arguments, problem.steps)
 
 
-def backward(args: Backward, config: Config | None = None) -> None:
+def backward(args: Backward, config: PersistentConfig | None = None) -> None:
     """Run a backward recurrence."""
     problem = args.problem
     config = config or configs(problem, backward=True)[0]
@@ -78,7 +78,7 @@ def backward(args: Backward, config: Config | None = None) -> None:
     _run(backward_kernel, args, config, arguments, problem.steps + 1)
 
 
-def launches(problem: Problem, config: Config, *, backward: bool) -> list[Launch]:
+def launches(problem: Problem, config: PersistentConfig, *, backward: bool) -> list[Launch]:
     """Launches of `forward` or `backward` for a problem with initial states and a gradient of each output."""
     dtype, bits = f"*{DTYPES[problem.dtype]}", f"*i{torch.iinfo(BITS[problem.dtype]).bits}"
     lengths = "*i32" if problem.masked else "constexpr"
@@ -111,7 +111,7 @@ def launches(problem: Problem, config: Config, *, backward: bool) -> list[Launch
 def _run(
     kernel: Any,
     args: Forward | Backward,
-    config: Config,
+    config: PersistentConfig,
     arguments: Callable[[], tuple[list[Tensor | None], list[int]]],
     turns: int,
 ) -> None:
@@ -153,12 +153,12 @@ def _strides(*tensors: Tensor | None) -> list[int]:
     return [stride for tensor in tensors for stride in ((0, 0, 0) if tensor is None else tensor.stride()[:3])]
 
 
-def _wide(problem: Problem, config: Config, strides: list[int]) -> bool:
+def _wide(problem: Problem, config: PersistentConfig, strides: list[int]) -> bool:
     """Return whether rows times a stride passes 2**31."""
     return (problem.batch + config.block_b) * max(strides[1::3]) >= 2**31
 
 
-def _constants(problem: Problem, config: Config, *, wide: bool = False) -> dict[str, Any]:
+def _constants(problem: Problem, config: PersistentConfig, *, wide: bool = False) -> dict[str, Any]:
     return {
         "H": problem.hidden_size,
         "DIRECTIONS": problem.directions,
@@ -175,7 +175,7 @@ def _constants(problem: Problem, config: Config, *, wide: bool = False) -> dict[
     }
 
 
-def _counters(problem: Problem, config: Config, like: Tensor) -> Tensor | None:
+def _counters(problem: Problem, config: PersistentConfig, like: Tensor) -> Tensor | None:
     """A zero for each group of programs that wait for each other, each in a cache line of its own."""
     if config.sync != "barrier":
         return None

@@ -21,7 +21,7 @@ DTYPES = {torch.float16: "fp16", torch.bfloat16: "bf16", torch.float32: "fp32"}
 
 
 @dataclass(frozen=True)
-class Config:
+class PersistentConfig:
     """Division of a problem among programs, and its launch.
 
     Attributes:
@@ -54,13 +54,13 @@ def refuses(problem: Problem, *, backward: bool) -> str | None:
     return None
 
 
-def configs(problem: Problem, *, backward: bool) -> list[Config]:
+def configs(problem: Problem, *, backward: bool) -> list[PersistentConfig]:
     """Configurations that fit, best guess first, at most `MOST_CONFIGS`; those with `launch` serve any size.
 
     `poll` is estimated to be faster and offered, but never comes first: no GPU has shown yet that it is right.
     """
 
-    def estimate(config: Config) -> float:
+    def estimate(config: PersistentConfig) -> float:
         return step_us(problem, config, backward=backward)
 
     streamed = sorted(_streamed(problem, backward=backward), key=estimate)
@@ -75,12 +75,12 @@ def configs(problem: Problem, *, backward: bool) -> list[Config]:
     return [rest[0], *poll, *rest[1:]]
 
 
-def programs(problem: Problem, config: Config) -> int:
+def programs(problem: Problem, config: PersistentConfig) -> int:
     """Size of the grid: directions x batch tiles x hidden tiles."""
     return problem.directions * -(-problem.batch // config.block_b) * -(-problem.hidden_size // config.block_h)
 
 
-def _held(problem: Problem, *, backward: bool) -> list[Config]:
+def _held(problem: Problem, *, backward: bool) -> list[PersistentConfig]:
     """All configurations that keep the weights on chip and run all programs at once, one a multiprocessor."""
     multiprocessors = problem.multiprocessors or H200[0]
     wgmma = (problem.capability or H200[1]) == 90 and problem.dtype.itemsize == 2 and not backward
@@ -96,23 +96,26 @@ def _held(problem: Problem, *, backward: bool) -> list[Config]:
             for (block_k, group), sync in itertools.product(
                 _loads(problem, split, backward=backward), ("barrier", "poll")
             ):
-                config = Config(block_b, block_h, block_k, group, split, sync, num_warps)
+                config = PersistentConfig(block_b, block_h, block_k, group, split, sync, num_warps)
                 if programs(problem, config) <= multiprocessors and _fits(problem, config, backward=backward):
                     found.append(config)
     return found
 
 
-def _streamed(problem: Problem, *, backward: bool) -> list[Config]:
+def _streamed(problem: Problem, *, backward: bool) -> list[PersistentConfig]:
     """Configurations that read the weights anew at every step: no room is needed for them, and no co-residency."""
     size = problem.dtype.itemsize
     rows = triton.next_power_of_2(min(max(problem.batch, 16), 64))
     if _ieee(problem):
-        return [Config(min(rows, 32), 16, 32, 1, 1, "launch", 4, 4), Config(rows, 8, 32, 1, 1, "launch", 4, 4)]
+        return [
+            PersistentConfig(min(rows, 32), 16, 32, 1, 1, "launch", 4, 4),
+            PersistentConfig(rows, 8, 32, 1, 1, "launch", 4, 4),
+        ]
     del backward
     return [
-        Config(rows, 16, 256 // size, 1, 1, "launch", 4, 4),
-        Config(rows, 32, 128 // size, 1, 1, "launch", 8, 4),
-        Config(min(rows, 32), 16, 256 // size, 1, 1, "launch", 4, 4),
+        PersistentConfig(rows, 16, 256 // size, 1, 1, "launch", 4, 4),
+        PersistentConfig(rows, 32, 128 // size, 1, 1, "launch", 8, 4),
+        PersistentConfig(min(rows, 32), 16, 256 // size, 1, 1, "launch", 4, 4),
     ][: 3 if rows > 32 else 2]
 
 
@@ -135,14 +138,14 @@ def _ieee(problem: Problem) -> bool:
     return problem.dtype == torch.float32 and not problem.tf32
 
 
-def _sizes(problem: Problem, config: Config, *, backward: bool) -> tuple[int, int, int]:
+def _sizes(problem: Problem, config: PersistentConfig, *, backward: bool) -> tuple[int, int, int]:
     """Rows of weights of a program (tensor cores take 16 at least); length of its sum, without and with padding."""
     rows = max(16, config.block_h * (1 if backward else 4))
     length = problem.hidden_size * (4 if backward else 1)
     return rows, length, -(-length // config.block_k) * config.block_k
 
 
-def _fits(problem: Problem, config: Config, *, backward: bool) -> bool:
+def _fits(problem: Problem, config: PersistentConfig, *, backward: bool) -> bool:
     """Return whether a program's weights and what comes beside them fit on chip.
 
     The compiler alone knows; this follows what it gave for capability 9.0 (see kernels/README.md), so that what it
@@ -171,7 +174,7 @@ def _fits(problem: Problem, config: Config, *, backward: bool) -> bool:
     return registers <= limit and shared <= SHARED_BYTES.get(capability, LEAST_SHARED_BYTES)
 
 
-def step_us(problem: Problem, config: Config, *, backward: bool) -> float:
+def step_us(problem: Problem, config: PersistentConfig, *, backward: bool) -> float:
     """Rough time of a step in microseconds on an H200: for the order of candidates and of kernels, nothing else.
 
     Assumed, not measured: 5 TB/s from the second-level cache and 110 KB/us of it for one multiprocessor, 1e6

@@ -20,7 +20,7 @@ from .sequence_kernels import backward_kernel, forward_kernel
 
 
 @dataclass(frozen=True)
-class Config:
+class SequenceConfig:
     """Division of a recurrence among programs.
 
     Attributes:
@@ -70,12 +70,12 @@ def refuses(problem: Problem, *, backward: bool) -> str | None:  # noqa: PLR0911
     return None
 
 
-def configs(problem: Problem, *, backward: bool) -> list[Config]:
+def configs(problem: Problem, *, backward: bool) -> list[SequenceConfig]:
     """Candidates, best guess first: none spills registers on compute capability 8.0, 9.0 or 10.0."""
-    found = [Config(block, warps) for block, warps in _tiles(problem, backward=backward)]
+    found = [SequenceConfig(block, warps) for block, warps in _tiles(problem, backward=backward)]
     multiprocessors = problem.multiprocessors or 132
 
-    def guess(config: Config) -> int:
+    def guess(config: SequenceConfig) -> int:
         programs = math.ceil(problem.batch / config.block_batch) * problem.directions
         # A step costs a fixed time, about as much as 16 sequences' arithmetic.
         return math.ceil(programs / multiprocessors) * (16 + config.block_batch)
@@ -120,7 +120,7 @@ def _tiles(problem: Problem, *, backward: bool) -> list[tuple[int, int]]:
     return [(8, 2 * warps), (8, warps), (16, 2 * warps), (32, 2 * warps)]
 
 
-def forward(args: Forward, config: Config | None = None) -> None:
+def forward(args: Forward, config: SequenceConfig | None = None) -> None:
     """Run a forward recurrence; `config` None takes the first of `configs`."""
     problem = args.problem
     config = config or configs(problem, backward=False)[0]
@@ -140,7 +140,7 @@ def forward(args: Forward, config: Config | None = None) -> None:
     )  # fmt: skip
 
 
-def backward(args: Backward, config: Config | None = None) -> None:
+def backward(args: Backward, config: SequenceConfig | None = None) -> None:
     """Run a backward recurrence; `config` None takes the first of `configs`."""
     problem = args.problem
     config = config or configs(problem, backward=True)[0]
@@ -157,7 +157,7 @@ def backward(args: Backward, config: Config | None = None) -> None:
     )  # fmt: skip
 
 
-def launches(problem: Problem, config: Config, *, backward: bool) -> list[Launch]:
+def launches(problem: Problem, config: SequenceConfig, *, backward: bool) -> list[Launch]:
     """Launches of `forward` or `backward`, with initial states and gradients of the final ones given."""
     element = {torch.float16: "*fp16", torch.bfloat16: "*bf16", torch.float32: "*fp32"}[problem.dtype]
     kernel = backward_kernel if backward else forward_kernel
@@ -184,7 +184,7 @@ def launches(problem: Problem, config: Config, *, backward: bool) -> list[Launch
 _FLOAT32 = {"p_c0", "p_c_n", "p_cells", "p_grad_c_n", "p_grad_c0"}
 
 
-def _constants(problem: Problem, config: Config, grain: int) -> dict[str, Any]:
+def _constants(problem: Problem, config: SequenceConfig, grain: int) -> dict[str, Any]:
     single = problem.dtype == torch.float32
     return {
         "BLOCK_B": config.block_batch,

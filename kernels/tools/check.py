@@ -27,9 +27,9 @@ import torch
 from ..dispatch import MODULES
 from ..host.cores import usable_cores
 from ..host.usage import Parser
-from .check_work import Task, Verdict, work
+from .check_work import CheckResult, Question, work
 from .problems import Sizes
-from .process_pool import Outcome, Pool, seconds
+from .process_pool import Pool, WorkOutcome, seconds
 
 #: dtype and whether products are in TF32. The interpreter computes no bfloat16 products.
 TYPES = {"float32": (torch.float32, False), "tf32": (torch.float32, True), "float16": (torch.float16, False),
@@ -110,7 +110,7 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def _tasks(names: list[str], options: argparse.Namespace, until: float) -> Iterator[Task]:
+def _tasks(names: list[str], options: argparse.Namespace, until: float) -> Iterator[Question]:
     """Random recurrences until the time is up, and after the first of them everything that is not parity."""
     generator = random.Random(options.seed)  # noqa: S311 - sizes of tests
     small = options.device == "cpu"
@@ -146,10 +146,10 @@ def _random(generator: random.Random, *, small: bool) -> Sizes:
     )
 
 
-def _parity(names: list[str], sizes: Sizes, generator: random.Random, *, tf32: bool, most: int) -> Iterator[Task]:
+def _parity(names: list[str], sizes: Sizes, generator: random.Random, *, tf32: bool, most: int) -> Iterator[Question]:
     """Kernels that offer to serve a problem, with some configurations: forward, forward that saves, and backward."""
     for name, (backward, save) in itertools.product(names, ((False, True), (False, False), (True, True))):
-        task = Task("parity", name, sizes, backward=backward, save=save, tf32=tf32, final=generator.random() < 0.5)  # noqa: PLR2004
+        task = Question("parity", name, sizes, backward=backward, save=save, tf32=tf32, final=generator.random() < 0.5)  # noqa: PLR2004
         # The first is what runs where nothing was measured; the others come in turns, as sizes do.
         first, *others = _configs(task) or [None]
         if first is not None:
@@ -157,13 +157,13 @@ def _parity(names: list[str], sizes: Sizes, generator: random.Random, *, tf32: b
                 yield dataclasses.replace(task, config=config)
 
 
-def _special(names: list[str], runs: int, *, small: bool) -> Iterator[Task]:
+def _special(names: list[str], runs: int, *, small: bool) -> Iterator[Question]:
     """Repetition, streams, threads and graphs; first of the kernel whose programs wait for each other."""
     shapes = (Sizes(3, 3, 16),) if small else SPECIAL
     dtype = torch.float32 if small else torch.float16
     ordered = sorted(names, key=lambda name: name != WAITING)
     for name, sizes, backward in itertools.product(ordered, shapes, (False, True)):
-        task = Task("repeat", name, dataclasses.replace(sizes, dtype=dtype), backward=backward, runs=runs)
+        task = Question("repeat", name, dataclasses.replace(sizes, dtype=dtype), backward=backward, runs=runs)
         configs = _in_turns(_configs(task))
         for config in configs[: 1 if small else None]:
             yield dataclasses.replace(task, config=config)
@@ -195,7 +195,7 @@ def _in_turns(configs: list[Any]) -> list[Any]:
     return [config for turn in turns for config in turn if config is not None]
 
 
-def _configs(task: Task) -> list[Any]:
+def _configs(task: Question) -> list[Any]:
     """Configurations that a kernel offers for a task; none where it refuses."""
     module = importlib.import_module(MODULES[task.implementation])
     problem = task.sizes.problem(save=task.save, tf32=task.tf32)
@@ -204,10 +204,10 @@ def _configs(task: Task) -> list[Any]:
     return list(module.configs(problem, backward=task.backward))
 
 
-def _row(outcome: Outcome) -> dict[str, Any]:
+def _row(outcome: WorkOutcome) -> dict[str, Any]:
     """A line of the CSV file."""
-    task: Task = outcome.item
-    verdict: Verdict = outcome.value or Verdict()
+    task: Question = outcome.item
+    verdict: CheckResult = outcome.value or CheckResult()
     status = outcome.status if outcome.status != "ok" or verdict.worst <= 1 else "wrong"
     reason = outcome.reason or ("" if status == "ok" else verdict.text)
     kind = next(name for name, pair in TYPES.items() if pair == (task.sizes.dtype, task.tf32))
@@ -257,7 +257,7 @@ def _sanitize(names: list[str]) -> int:
     device_types = ("float32", "float16") if torch.cuda.is_available() else ("float32",)
     sizes = Sizes(3, 3, 24, directions=2, lengths=(3, 0, 2))
     for name, kind, backward in itertools.product(names, device_types, (False, True)):
-        task = Task("parity", name, dataclasses.replace(sizes, dtype=TYPES[kind][0]), backward=backward)
+        task = Question("parity", name, dataclasses.replace(sizes, dtype=TYPES[kind][0]), backward=backward)
         for config in _configs(task)[:1]:
             verdict = work(dataclasses.replace(task, config=config))
             wrong += verdict.worst > 1

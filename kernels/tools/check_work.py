@@ -19,7 +19,7 @@ from .problems import GRADIENTS, OUTPUTS, Sizes, errors_backward, errors_forward
 
 
 @dataclass(frozen=True)
-class Task:
+class Question:
     """One question.
 
     Attributes:
@@ -39,11 +39,11 @@ class Task:
     final: bool = True
     config: Any = None
     runs: int = 200
-    beside: Task | None = None
+    beside: Question | None = None
 
 
 @dataclass(frozen=True)
-class Verdict:
+class CheckResult:
     """The answer: the worst error over what is allowed, so at most 1 when right, and what it was the error of."""
 
     worst: float = 0.0
@@ -51,8 +51,8 @@ class Verdict:
     text: str = ""
 
 
-def work(task: Task) -> Verdict:
-    """Answer one question.
+def work(task: Question) -> CheckResult:
+    """CheckResult one question.
 
     Raises:
         AssertionError: when a repeated run gave other bits.
@@ -62,7 +62,7 @@ def work(task: Task) -> Verdict:
     )
 
 
-def _parity(task: Task) -> Verdict:
+def _parity(task: Question) -> CheckResult:
     module = importlib.import_module(MODULES[task.implementation])
     if task.backward:
         errors = errors_backward(task.sizes, module, final=task.final, tf32=task.tf32, config=task.config)
@@ -71,13 +71,13 @@ def _parity(task: Task) -> Verdict:
     ratios = {name: error / limit(name, task.sizes.dtype, tf32=task.tf32) for name, error in errors.items()}
     name = max(ratios, key=lambda name: ratios[name])
     text = ", ".join(f"{name} {error:.2e}" for name, error in errors.items())
-    return Verdict(ratios[name], name, f"errors: {text}")
+    return CheckResult(ratios[name], name, f"errors: {text}")
 
 
 class _Run:
     """A kernel's run that can be repeated: tensors of its own, the same numbers every time."""
 
-    def __init__(self, task: Task) -> None:
+    def __init__(self, task: Question) -> None:
         module = importlib.import_module(MODULES[task.implementation])
         self.args: Any = task.sizes.forward(save=task.save, tf32=task.tf32)
         if task.backward:
@@ -95,7 +95,7 @@ class _Run:
         return {name: getattr(self.args, name).clone() for name in self.names}
 
 
-def _repeat(task: Task) -> Verdict:
+def _repeat(task: Question) -> CheckResult:
     """The same run gives the same bits, also while another stream keeps the GPU busy: an error that moves is a race."""
     verdict = _parity(task)
     run = _Run(task)
@@ -126,7 +126,7 @@ class _Noise:
                 torch.mm(self.matrix, self.matrix)
 
 
-def _streams(task: Task) -> Verdict:
+def _streams(task: Question) -> CheckResult:
     """Two streams at once give what each gives alone."""
     runs = [_Run(task), _Run(task.beside or task)]
     expected = [run() for run in runs]
@@ -140,10 +140,10 @@ def _streams(task: Task) -> Verdict:
         torch.cuda.synchronize()
         for alone, result in zip(expected, results, strict=True):
             _same(alone, result, f"two streams, round {number + 1}")
-    return Verdict()
+    return CheckResult()
 
 
-def _threads(task: Task) -> Verdict:
+def _threads(task: Question) -> CheckResult:
     """Two threads, each with a stream, give what one gives alone."""
     expected, runs = _Run(task)(), [_Run(task), _Run(task)]
     torch.cuda.synchronize()
@@ -166,11 +166,11 @@ def _threads(task: Task) -> Verdict:
         thread.join()
     for fault in faults:
         raise fault
-    return Verdict()
+    return CheckResult()
 
 
 @contextlib.contextmanager
-def _configured(task: Task) -> Iterator[None]:
+def _configured(task: Question) -> Iterator[None]:
     """Have `kernels.dispatch` take the task's configuration for its phase."""
     chosen = dispatch.choose_config
 
@@ -186,13 +186,13 @@ def _configured(task: Task) -> Iterator[None]:
         dispatch.choose_config = chosen
 
 
-def _graph(task: Task) -> Verdict:
+def _graph(task: Question) -> CheckResult:
     """A CUDA graph of the whole module gives what the module gives, on other input than it was captured with."""
     with _configured(task):
         return _graph_of_module(task)
 
 
-def _graph_of_module(task: Task) -> Verdict:
+def _graph_of_module(task: Question) -> CheckResult:
     module = importlib.import_module("..lstm", __package__).LSTM(
         64, task.sizes.hidden, bidirectional=task.sizes.directions == 2, implementation=task.implementation  # noqa: PLR2004
     )  # fmt: skip
@@ -213,7 +213,7 @@ def _graph_of_module(task: Task) -> Verdict:
         eager = run(other, module)
         graphed = torch.cuda.make_graphed_callables(module, (x,))
         _close(eager, run(other, graphed), task)
-        return Verdict()
+        return CheckResult()
     module.eval()
     with torch.no_grad():
         eager = run(other, module)
@@ -232,10 +232,10 @@ def _graph_of_module(task: Task) -> Verdict:
             output.fill_(float("nan"))
             graph.replay()
     _close(eager, {"output": output}, task)
-    return Verdict()
+    return CheckResult()
 
 
-def _close(expected: dict[str, Tensor], got: dict[str, Tensor], task: Task) -> None:
+def _close(expected: dict[str, Tensor], got: dict[str, Tensor], task: Question) -> None:
     """Equal but for the order in which a library adds."""
     for name, value in expected.items():
         error = ((value.double() - got[name].double()).norm() / value.double().norm()).item()

@@ -18,7 +18,7 @@ from ..host.usage import Parser
 
 
 @dataclass(frozen=True)
-class Case:
+class LayerCall:
     """A call of one layer in one direction, with as many features as hidden units.
 
     Attributes:
@@ -63,14 +63,14 @@ class Case:
 
 
 CASES = (
-    *(Case("inference", 1, 50, hidden) for hidden in (64, 128, 256, 512, 1024)),
-    *(Case("inference", 1, 50, hidden, size) for hidden in (512, 1024) for size in (2, 1)),
-    *(Case("inference", batch, 50, hidden) for batch in (4, 8) for hidden in (128, 256)),
-    *(Case("inference", 16, 50, hidden) for hidden in (128, 512)),
-    *(Case("inference", 1, 1, hidden) for hidden in (256, 1024)),
-    Case("inference", 1, 1, 1024, 2),
-    *(Case("training", 16, 50, hidden) for hidden in (32, 64, 128, 256, 512)),
-    *(Case("training", 1, 50, hidden) for hidden in (256, 512)),
+    *(LayerCall("inference", 1, 50, hidden) for hidden in (64, 128, 256, 512, 1024)),
+    *(LayerCall("inference", 1, 50, hidden, size) for hidden in (512, 1024) for size in (2, 1)),
+    *(LayerCall("inference", batch, 50, hidden) for batch in (4, 8) for hidden in (128, 256)),
+    *(LayerCall("inference", 16, 50, hidden) for hidden in (128, 512)),
+    *(LayerCall("inference", 1, 1, hidden) for hidden in (256, 1024)),
+    LayerCall("inference", 1, 1, 1024, 2),
+    *(LayerCall("training", 16, 50, hidden) for hidden in (32, 64, 128, 256, 512)),
+    *(LayerCall("training", 1, 50, hidden) for hidden in (256, 512)),
 )
 
 

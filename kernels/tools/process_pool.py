@@ -41,7 +41,7 @@ def seconds(text: str) -> float:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class WorkOutcome:
     """Outcome of one item.
 
     Attributes:
@@ -79,7 +79,7 @@ class Pool:
             child.kill()
         self._idle.clear()
 
-    def run(self, items: Iterable[Any]) -> Iterator[Outcome]:
+    def run(self, items: Iterable[Any]) -> Iterator[WorkOutcome]:
         """Do the work on each item and yield outcomes as they come; items are drawn only when a child is free."""
         source, busy, drained = iter(items), dict[Connection, _Child](), False
         try:
@@ -137,7 +137,7 @@ class _Child:
         self.deadline = self.started + timeout_s + (0.0 if self.ready else STARTUP_S)
         self.connection.send(item)
 
-    def take(self, timeout_s: float) -> Outcome | None:
+    def take(self, timeout_s: float) -> WorkOutcome | None:
         """Read the child's answer: None when it says that it has started."""
         try:
             status, value, reason = self.connection.recv()
@@ -153,9 +153,9 @@ class _Child:
             self.alive, status = False, "error"
         return self.outcome(status, value, reason)
 
-    def outcome(self, status: str, value: Any = None, reason: str = "") -> Outcome:
+    def outcome(self, status: str, value: Any = None, reason: str = "") -> WorkOutcome:
         """Outcome of the item that the child has."""
-        return Outcome(self.item, status, value, reason, time.monotonic() - self.started)
+        return WorkOutcome(self.item, status, value, reason, time.monotonic() - self.started)
 
     def kill(self) -> None:
         """End the child whatever it does. A driver may hold on to it for a while: it is not waited for long."""

@@ -26,7 +26,7 @@ from .. import measurements as table
 from ..dispatch import MODULES
 from ..host.cores import usable_cores
 from ..host.usage import Parser
-from ..measurements import Entry, Table
+from ..measurements import MeasuredShape, MeasuredTable
 from . import check_work
 from .check import TYPES
 from .problems import Sizes
@@ -86,23 +86,23 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
-def start(path: Path, device: str, facts: dict[str, str], *, again: bool) -> Table:
+def start(path: Path, device: str, facts: dict[str, str], *, again: bool) -> MeasuredTable:
     """The table to go on with: the file's when it is of this GPU, these versions and these kernels, else an empty one.
 
     Raises:
         ValueError: when the file is of another GPU or broken; it is not overwritten.
     """
     if not path.exists():
-        return Table(device, facts=facts)
+        return MeasuredTable(device, facts=facts)
     old = table.read(path)
     if old.device != device:
         msg = f"{path} is of {old.device}, and here is {device}; give another --out"
         raise ValueError(msg)
     same = all(old.facts.get(name) == facts[name] for name in DEPENDS)
-    return Table(device, old.entries if same and not again else (), facts)
+    return MeasuredTable(device, old.entries if same and not again else (), facts)
 
 
-def line(entry: Entry) -> str:
+def line(entry: MeasuredShape) -> str:
     """An entry in a line: times of our kernels and of torch's own LSTM, fastest first; products count on our side."""
     times = {name: timing.time_s + entry.around_s for name, timing in entry.kernels.items()}
     if entry.vendor_s is not None:
@@ -137,21 +137,21 @@ def _plan(options: argparse.Namespace) -> Iterator[tuple[Sizes, str]]:
                 yield Sizes(batch, steps, hidden, directions, dtype=TYPES[kind][0]), kind
 
 
-def _known(known: Table, sizes: Sizes, kind: str) -> bool:
+def _known(known: MeasuredTable, sizes: Sizes, kind: str) -> bool:
     keys = {entry.key for entry in known.entries}
     return all((phase, kind, sizes.batch, sizes.steps, sizes.hidden, sizes.directions) in keys for phase in PHASES)
 
 
-def _shape(sizes: Sizes, kind: str, options: argparse.Namespace, checks: Pool, clocks: Pool) -> Iterator[Entry]:
+def _shape(sizes: Sizes, kind: str, options: argparse.Namespace, checks: Pool, clocks: Pool) -> Iterator[MeasuredShape]:
     """Check all candidates of all phases side by side, then time each phase alone on the GPU."""
     right: dict[str, list[Candidate]] = {phase: [] for phase in PHASES}
     wrong: dict[str, list[str]] = {phase: [] for phase in PHASES}
     phases = {pair: phase for phase, pair in PHASES.items()}
 
-    def passed(tasks: Iterable[check_work.Task]) -> Iterator[tuple[check_work.Task, float]]:
+    def passed(tasks: Iterable[check_work.Question]) -> Iterator[tuple[check_work.Question, float]]:
         """Tasks whose answer was right, with the worst error over what is allowed."""
         for outcome in checks.run(tasks):
-            task: check_work.Task = outcome.item
+            task: check_work.Question = outcome.item
             if outcome.status == "ok" and outcome.value.worst <= 1:
                 yield task, outcome.value.worst
                 continue
@@ -168,14 +168,14 @@ def _shape(sizes: Sizes, kind: str, options: argparse.Namespace, checks: Pool, c
         yield from _entry(job, clocks)
 
 
-def _entry(job: Job, clocks: Pool) -> Iterator[Entry]:
+def _entry(job: Job, clocks: Pool) -> Iterator[MeasuredShape]:
     """Time a job; where that fails, each kernel's candidates alone, so that one that breaks takes no other with it."""
     (outcome,) = clocks.run([job])
     if outcome.status == "ok":
         yield outcome.value
         return
     print(f"NOT TIMED together: {job.sizes} {job.phase}: {outcome.reason}", flush=True)
-    found: Entry | None = None
+    found: MeasuredShape | None = None
     names = sorted({candidate.implementation for candidate in job.candidates})
     for name in names if len(names) > 1 else ():
         own = tuple(candidate for candidate in job.candidates if candidate.implementation == name)
@@ -189,7 +189,7 @@ def _entry(job: Job, clocks: Pool) -> Iterator[Entry]:
         yield found
 
 
-def _tasks(sizes: Sizes, *, tf32: bool, most: int) -> Iterator[check_work.Task]:
+def _tasks(sizes: Sizes, *, tf32: bool, most: int) -> Iterator[check_work.Question]:
     """Parity of the candidates, at fewer steps; modules put their best guesses first."""
     checked = dataclasses.replace(sizes, steps=min(sizes.steps, CHECKED_STEPS))
     for (backward, save), name in itertools.product(PHASES.values(), MODULES):
@@ -197,7 +197,7 @@ def _tasks(sizes: Sizes, *, tf32: bool, most: int) -> Iterator[check_work.Task]:
         problem = sizes.problem(save=save, tf32=tf32)
         if module.refuses(problem, backward=backward) is None:
             for config in module.configs(problem, backward=backward)[:most]:
-                yield check_work.Task("parity", name, checked, backward, save, tf32, config=config)
+                yield check_work.Question("parity", name, checked, backward, save, tf32, config=config)
 
 
 def _facts(commit: str) -> dict[str, str]:

@@ -14,7 +14,7 @@ from torch.nn import functional
 
 from ..common.recurrence import loop_forward
 from ..dispatch import MODULES
-from ..measurements import Entry, Timing, dtype_name
+from ..measurements import MeasuredShape, Timing, dtype_name
 from .interleave import Call, Clock, EventClock, interleave, quartiles
 from .problems import DEVICE, GRADIENTS, OUTPUTS, Sizes
 
@@ -41,7 +41,7 @@ class Job:
     seed: int = 0
 
 
-def measure(job: Job, clock: Clock | None = None) -> Entry:
+def measure(job: Job, clock: Clock | None = None) -> MeasuredShape:
     """Time a job where kernels run, by CUDA events unless a clock is given.
 
     Raises:
@@ -76,7 +76,7 @@ def _tried(call: Call) -> Call:
     return call
 
 
-def evaluate(job: Job, calls: dict[str, Call], clock: Clock) -> Entry:
+def evaluate(job: Job, calls: dict[str, Call], clock: Clock) -> MeasuredShape:
     """Time calls, the candidates' named `ours 0` and so on in their order, and keep the best of each kernel."""
     times = interleave(calls, clock, rounds=job.rounds, seed=job.seed)
     kernels: dict[str, Timing] = {}
@@ -93,7 +93,7 @@ def evaluate(job: Job, calls: dict[str, Call], clock: Clock) -> Entry:
     float16 = quartiles(times["vendor float16"])[1] if "vendor float16" in times else None
     if (sizes.dtype, sizes.batch % 8) == (torch.float16, 0):
         float16 = vendor
-    return Entry(
+    return MeasuredShape(
         phase=job.phase,
         dtype=dtype_name(sizes.problem(tf32=job.tf32)),
         batch=sizes.batch,

@@ -11,7 +11,7 @@ from seq2seq.models import checkpoint
 from seq2seq.training.folder import TrainFolder, TrainingError
 
 
-class UsageError(ValueError):
+class CommandError(ValueError):
     """Bad input; the message is one line."""
 
 
@@ -25,26 +25,26 @@ def usage(action: Callable[[], Any]) -> Any:
     """The value of an action, whose complaints about input become one line."""
     try:
         return action()
-    except (UsageError, OSError):
+    except (CommandError, OSError):
         raise
     except (ValueError, TrainingError, DataUnavailableError, checkpoint.CheckpointError) as error:
-        raise UsageError(" ".join(str(error).split())) from error
+        raise CommandError(" ".join(str(error).split())) from error
 
 
 def refuse_existing(*paths: Path | None) -> None:
     """Refuse files to be written that exist, that are the same, or whose folder there is not.
 
     Raises:
-        UsageError: naming the first.
+        CommandError: naming the first.
     """
     given = [path.resolve() for path in paths if path is not None]
     if len(set(given)) < len(given):
         msg = f"{given[0]} is named for two things; name another file for one of them"
-        raise UsageError(msg)
+        raise CommandError(msg)
     for path in paths:
         if path is not None and path.exists():
             msg = f"{path} exists, and nothing is overwritten; name another file"
-            raise UsageError(msg)
+            raise CommandError(msg)
         if path is not None and not path.parent.is_dir():
             msg = f"{path}: there is no folder {path.parent}; make it, or name another file"
-            raise UsageError(msg)
+            raise CommandError(msg)

@@ -16,7 +16,7 @@ import torch
 from kernels.host.cores import usable_cores
 from kernels.host.output import is_closed, lacking, utf8, write_new
 from seq2seq.cli import plots
-from seq2seq.cli.command_input import UsageError, model_folder, refuse_existing, usage
+from seq2seq.cli.command_input import CommandError, model_folder, refuse_existing, usage
 from seq2seq.cli.train import train
 from seq2seq.data.text_file import ENCODING, decode
 from seq2seq.deployment import export as deployment
@@ -39,12 +39,12 @@ def run(arguments: argparse.Namespace) -> int:
     """Run the command of parsed arguments.
 
     Raises:
-        UsageError: for bad input.
+        CommandError: for bad input.
         TrainingError: when training fails on its way.
     """
     if getattr(arguments, "device", None) == "cuda" and not torch.cuda.is_available():
         msg = "--device cuda needs an NVIDIA GPU; this torch sees none"
-        raise UsageError(msg)
+        raise CommandError(msg)
     # Torch's own number of threads does not know of a container's quota.
     torch.set_num_threads(min(torch.get_num_threads(), usable_cores()))
     commands = {"train": train, "predict": predict, "translate": translate, "export": export}
@@ -58,10 +58,10 @@ def predict(arguments: argparse.Namespace) -> int:
     found, trained_on = _checkpoint(arguments)
     if trained_on != "forecasting":
         msg = f"{arguments.checkpoint} was trained on {trained_on}; predict forecasts series, see translate for texts"
-        raise UsageError(msg)
+        raise CommandError(msg)
     if arguments.data is None and (arguments.series_as or arguments.new_series):
         msg = "--series-as and --new-series are about the file in --data; name one, or leave them out"
-        raise UsageError(msg)
+        raise CommandError(msg)
     which = {"series_as": arguments.series_as, "new_series": arguments.new_series}
     model, task = _restored(arguments, found, arguments.data, which)
     forecaster: Any = task
@@ -70,7 +70,7 @@ def predict(arguments: argparse.Namespace) -> int:
         names = [arguments.series]
     if not names:
         msg = f"{arguments.checkpoint} was trained on a file; name the series to forecast with --data"
-        raise UsageError(msg)
+        raise CommandError(msg)
     for line in forecaster.changes([scaled for scaled in forecaster.series if scaled.raw.name in names]):
         print(line, file=sys.stderr)
     if getattr(model.config, "likelihood", "") == "quantile":
@@ -98,19 +98,19 @@ def translate(arguments: argparse.Namespace) -> int:
     encoding = options.pop("encoding", ENCODING)
     if options:
         msg = f"there is no option {', '.join(options)} for translate, expected encoding alone: that of the lines"
-        raise UsageError(msg)
+        raise CommandError(msg)
     found, trained_on = _checkpoint(arguments)
     if trained_on == "forecasting":
         msg = f"{arguments.checkpoint} was trained on {trained_on}; translate is for texts, see predict for series"
-        raise UsageError(msg)
+        raise CommandError(msg)
     model, task = _restored(arguments, found, None, {})
     translator: Any = task
     if arguments.attention and not hasattr(translator, "subwords"):
         msg = f"--attention shows words, but {arguments.checkpoint} was trained on {task.name}; leave it out"
-        raise UsageError(msg)
+        raise CommandError(msg)
     if arguments.attention and not plots.looks(model):
         msg = f"--attention needs a model with attention, but {arguments.checkpoint} is of the family "
-        raise UsageError(msg + model.config.family)
+        raise CommandError(msg + model.config.family)
     lines = _lines(arguments.data, encoding, names=getattr(translator, "reads_files", False))
     if not lines:
         _write("", arguments.out, None, bytes)
@@ -148,7 +148,7 @@ def export(arguments: argparse.Namespace) -> int:
     refuse_existing(out, *beside)
     usual = {"source_steps": facts["history"], "target_steps": facts["horizon"]} if forecasts else {}
     given = {name: getattr(arguments, name) for name in ("source_steps", "target_steps")}
-    sizes = deployment.Sizes(arguments.batch, **usual | {name: value for name, value in given.items() if value})
+    sizes = deployment.ExportSizes(arguments.batch, **usual | {name: value for name, value in given.items() if value})
     served = usage(
         lambda: deployment.export(
             found.model, out, arguments.format, sizes, lengths=arguments.lengths, facts=facts, beside=beside
@@ -166,13 +166,13 @@ def _lines(data: str | None, encoding: str = ENCODING, *, names: bool = False) -
     where = data or "standard input"
     if not data and sys.stdin is None:
         msg = "standard input is closed; expected lines there, or a file named with --data"
-        raise UsageError(msg)
+        raise CommandError(msg)
     try:
         # As bytes: in some locales Python reads bytes that are no UTF-8 as half characters, and says nothing.
         raw = Path(data).read_bytes() if data else sys.stdin.buffer.read()
     except OSError as error:
         msg = f"{where} cannot be read: {error.strerror or error}; expected a text file"
-        raise UsageError(msg) from error
+        raise CommandError(msg) from error
     text: str = usage(lambda: decode(raw, where, encoding, "surrogateescape" if names else "strict"))
     # At line feeds alone: Unicode's other line ends may be part of a text, and lines out answer to lines in.
     lines = text.split("\n")
@@ -181,7 +181,7 @@ def _lines(data: str | None, encoding: str = ENCODING, *, names: bool = False) -
     for row, line in enumerate(lines, 1):
         if not line.strip():
             msg = f"{where}, row {row}: the line is empty, expected a text"
-            raise UsageError(msg)
+            raise CommandError(msg)
     return lines
 
 
@@ -191,7 +191,7 @@ def _checkpoint(arguments: argparse.Namespace) -> tuple[checkpoint.Checkpoint, s
     name = (found.task_state or {}).get("name")
     if name not in TASKS:
         msg = f"{arguments.checkpoint} does not say what it was trained on, expected one of {', '.join(TASKS)}"
-        raise UsageError(msg)
+        raise CommandError(msg)
     return found, name
 
 
@@ -203,7 +203,7 @@ def _restored(
     options = dict(arguments.option or ())
     if taken := [name for name in options if name in which]:
         msg = f"--option {taken[0]}=...: that is an option of its own, --{taken[0].replace('_', '-')}"
-        raise UsageError(msg)
+        raise CommandError(msg)
     task = usage(lambda: restore(kept["name"], kept["state"], data, **which, **options))
     return found.model.float().to(arguments.device), task
 
@@ -211,7 +211,7 @@ def _restored(
 def _refuse_nowhere(out: Path | None) -> None:
     if out is None and is_closed(sys.stdout):
         msg = "standard output is closed, so the result would be lost; name a file with --out"
-        raise UsageError(msg)
+        raise CommandError(msg)
 
 
 def _write(text: str, out: Path | None, picture: Path | None, draw: Callable[[], bytes]) -> None:

@@ -25,12 +25,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     # torch says so whenever its oneDNN settings are read, on any machine without an Intel GPU.
     warnings.filterwarnings("ignore", "TF32 acceleration on top of oneDNN", UserWarning)
     from seq2seq.cli import commands  # noqa: PLC0415 - the same
-    from seq2seq.cli.command_input import UsageError  # noqa: PLC0415
+    from seq2seq.cli.command_input import CommandError  # noqa: PLC0415
     from seq2seq.training.folder import TrainingError  # noqa: PLC0415
 
     try:
         return commands.run(arguments)
-    except UsageError as error:
+    except CommandError as error:
         print(f"error: {error}", file=sys.stderr)
         return EXIT_USAGE
     except TrainingError as error:

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from seq2seq.training.settings import Progress as TrainingProgress
-from seq2seq.training.settings import Settings
+from seq2seq.training.settings import TrainSettings
 
 
 class TrainingBar:
@@ -19,7 +19,7 @@ class TrainingBar:
         settings: of the run.
     """
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: TrainSettings) -> None:
         self._settings = settings
         self._console = Console(highlight=False, soft_wrap=True)
         self._bar = Progress(

@@ -21,7 +21,7 @@ from typing import Any
 import torch
 
 from seq2seq.cli import plots
-from seq2seq.cli.command_input import UsageError, model_folder, usage
+from seq2seq.cli.command_input import CommandError, model_folder, usage
 from seq2seq.cli.progress import TrainingBar
 from seq2seq.data.batch import DataUnavailableError
 from seq2seq.execution.variants import VARIANTS
@@ -34,13 +34,13 @@ from seq2seq.runtimes.runtime import digest_of
 from seq2seq.tasks.registry import TASKS
 from seq2seq.tasks.task import Task
 from seq2seq.training.folder import TrainFolder
-from seq2seq.training.settings import Settings
+from seq2seq.training.settings import TrainSettings
 from seq2seq.training.trainer import Trainer, variant_of
 
 RUNS = Path("results") / "training"
 #: Options of a resumed run that may differ from those it began with.
 LIMITS = ("epochs", "steps", "patience")
-#: Options that are fields of `Settings` as they are.
+#: Options that are fields of `TrainSettings` as they are.
 SETTINGS = (
     "variant", "device", "seed", "batch", "learning_rate", "weight_decay", "schedule", "warmup", "clip", "epochs",
     "steps", "evaluate_every", "patience",
@@ -94,20 +94,20 @@ def _begun(arguments: argparse.Namespace, given: dict[str, Any]) -> dict[str, An
     """The run.json of the run to go on with, after a look at what is asked for beside it."""
     if arguments.out is None:
         msg = "--resume goes on with the run in --out; name it"
-        raise UsageError(msg)
+        raise CommandError(msg)
     begun: dict[str, Any] = usage(lambda: TrainFolder.open(arguments.out).read_run())
     changed = [name for name, value in given.items() if name not in LIMITS and begun["given"].get(name) != value]
     if changed:
         options = ", ".join("--" + name.replace("_", "-") for name in changed)
         msg = f"--resume goes on with what the run began with; leave out {options}"
-        raise UsageError(msg)
+        raise CommandError(msg)
     if arguments.threads not in {None, begun["threads"]}:
         msg = f"--resume goes on with the {begun['threads']} threads that the run began with, since others round "
-        raise UsageError(msg + "otherwise; leave out --threads, or begin a new run")
+        raise CommandError(msg + "otherwise; leave out --threads, or begin a new run")
     return begun
 
 
-def _settings_of(begun: dict[str, Any], settings: Settings) -> Settings:
+def _settings_of(begun: dict[str, Any], settings: TrainSettings) -> TrainSettings:
     """The settings that a run began with, whatever the defaults are by now, with the limits that hold now."""
     kept = {name: value for name, value in begun["settings"].items() if name not in LIMITS}
     kept |= {"variant": begun["variant"], "freeze": tuple(kept["freeze"])}
@@ -198,7 +198,7 @@ def _refuse_other_data(begun: dict[str, Any], facts: dict[str, Any]) -> None:
         # Earlier releases did not keep all of them.
         if (begun.get(name) or facts[name]) != facts[name]:
             msg = f"the run was begun with {what}, so it cannot be resumed; begin a new one"
-            raise UsageError(msg)
+            raise CommandError(msg)
 
 
 def _task(name: str, given: dict[str, Any]) -> Task:
@@ -209,9 +209,9 @@ def _task(name: str, given: dict[str, Any]) -> Task:
     return task
 
 
-def _settings(task: Task, given: dict[str, Any]) -> Settings:
+def _settings(task: Task, given: dict[str, Any]) -> TrainSettings:
     """The settings: what was given, else what the task says, else what holds for all."""
-    names = [field.name for field in dataclasses.fields(Settings)]
+    names = [field.name for field in dataclasses.fields(TrainSettings)]
     defaults: dict[str, Any] = {"schedule": "cosine"}
     defaults |= {name: getattr(task, name) for name in ("learning_rate", "batch", "steps") if hasattr(task, name)}
     defaults |= {name: value for name, value in getattr(task, "defaults", {}).items() if name in names}
@@ -224,8 +224,8 @@ def _settings(task: Task, given: dict[str, Any]) -> Settings:
         chosen.setdefault("evaluate_every", max(1, chosen["steps"] // VALIDATIONS))
     if chosen.get("variant") not in {None, *VARIANTS}:
         msg = f"there is no variant {chosen['variant']!r}, expected one of {', '.join(VARIANTS)}"
-        raise UsageError(msg)
-    return Settings(**chosen, freeze=tuple(given.get("freeze", ())), rates=given.get("rate", {}))
+        raise CommandError(msg)
+    return TrainSettings(**chosen, freeze=tuple(given.get("freeze", ())), rates=given.get("rate", {}))
 
 
 def _start(task: Task, given: dict[str, Any]) -> tuple[Config, Weights | None]:
@@ -242,17 +242,17 @@ def _start(task: Task, given: dict[str, Any]) -> tuple[Config, Weights | None]:
         other = [] if found.config == config else ["sizes"]
     if other:
         msg = f"{given['init']} has other {' and '.join(other)} than this task's model, so it cannot be tuned on it"
-        raise UsageError(msg)
+        raise CommandError(msg)
     saved = (found.task_state or {}).get("state", {})
     # A model knows tokens by number: another vocabulary would give every word another meaning.
     if saved.get("tokenizer") != task.state().get("tokenizer"):
         msg = f"{given['init']} was trained with another vocabulary, so its tokens mean other words here"
-        raise UsageError(msg)
+        raise CommandError(msg)
     return found.config, {name: value.float() for name, value in found.model.state_dict().items()}
 
 
 def _facts(
-    task: str, given: dict[str, Any], settings: Settings, config: Config, weights: Weights | None
+    task: str, given: dict[str, Any], settings: TrainSettings, config: Config, weights: Weights | None
 ) -> dict[str, Any]:
     """The content of run.json."""
     name = variant_of(config, settings)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from seq2seq.data.tokens import PAD
 from seq2seq.decoding.result import Decoded
-from seq2seq.models.padding import inside
+from seq2seq.models.padding import valid_mask
 
 
 @torch.no_grad()
@@ -184,11 +184,11 @@ def _logarithms(outputs: Tensor, lengths: Tensor | None, blank: int) -> Tensor:
         return logarithms
     certain = torch.full_like(logarithms[:1, :1], -math.inf)
     certain[..., blank] = 0.0
-    return torch.where(inside(lengths, outputs)[..., None], logarithms, certain)
+    return torch.where(valid_mask(outputs, lengths)[..., None], logarithms, certain)
 
 
 def _cut(labels: Tensor, counts: Tensor, scores: Tensor) -> Decoded:
     """The first labels of each sequence, padded to the longest of all."""
     longest = int(counts.max())
-    kept = torch.arange(longest, device=labels.device) < counts[:, None]
-    return Decoded(labels[:, :longest].masked_fill(~kept, PAD), counts, scores)
+    found = labels[:, :longest]
+    return Decoded(found.masked_fill(~valid_mask(found, counts), PAD), counts, scores)

@@ -24,7 +24,7 @@ from torch import Tensor
 from kernels.host.output import write_new
 from seq2seq.deployment.facts import add_metadata
 from seq2seq.models.base import Config, Model
-from seq2seq.runtimes.export import Run, to_onnx
+from seq2seq.runtimes.export import ExportedRun, to_onnx
 from seq2seq.runtimes.runtime import ARGUMENTS, Inputs, Results
 
 #: Largest difference from the model's own results, absolute and relative: float32 in another order of operations.
@@ -40,16 +40,16 @@ class ExportError(ValueError):
 
 
 @dataclass(frozen=True)
-class Sizes:
+class ExportSizes:
     """Of the inputs that a model is exported with, and which the file serves in any case."""
 
     batch: int = 2
     source_steps: int = 8
     target_steps: int = 6
 
-    def times(self, batch: int, source: int, target: int) -> Sizes:
+    def times(self, batch: int, source: int, target: int) -> ExportSizes:
         """Other sizes."""
-        return Sizes(self.batch * batch, self.source_steps * source, self.target_steps * target)
+        return ExportSizes(self.batch * batch, self.source_steps * source, self.target_steps * target)
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ class Served:
     refused: tuple[str, ...]
     wrong: tuple[str, ...]
 
-    def words(self, sizes: Sizes) -> str:
+    def words(self, sizes: ExportSizes) -> str:
         """One line for people."""
         exact = {"batches": sizes.batch, "source steps": sizes.source_steps, "target steps": sizes.target_steps}
         parts = [f"any {' and '.join(self.any_of)}"] if self.any_of else []
@@ -79,7 +79,7 @@ def export(
     model: Model,
     path: Path,
     form: str,
-    sizes: Sizes | None = None,
+    sizes: ExportSizes | None = None,
     *,
     lengths: bool = False,
     facts: Mapping[str, Any] | None = None,
@@ -103,7 +103,7 @@ def export(
         ExportError: for a model that the format cannot hold, with the cause and what to do instead.
         OSError: when the file cannot be written.
     """
-    sizes = sizes or Sizes()
+    sizes = sizes or ExportSizes()
     if form not in FORMATS:
         msg = f"format is {form!r}, expected one of {', '.join(FORMATS)}"
         raise ExportError(msg)
@@ -124,7 +124,7 @@ def export(
             if form == "onnx" and facts:
                 add_metadata(aside, facts)
             loaded = found.load(aside)
-            if not agree(loaded(*inputs), Run(model)(*inputs)):
+            if not agree(loaded(*inputs), ExportedRun(model)(*inputs)):
                 msg = "the file's results are not the model's"
                 raise RuntimeError(msg)
             served = _served(model, loaded, sizes, lengths=lengths)
@@ -161,7 +161,9 @@ def load(path: Path, form: str) -> Loaded:
         raise ExportError(msg) from error
 
 
-def make_inputs(config: Config, sizes: Sizes, dtype: torch.dtype = torch.float32, *, lengths: bool = False) -> Inputs:
+def make_inputs(
+    config: Config, sizes: ExportSizes, dtype: torch.dtype = torch.float32, *, lengths: bool = False
+) -> Inputs:
     """Random inputs of these sizes, the same each time: source, target where there is a decoder, lengths if asked."""
     generator = torch.Generator().manual_seed(0)
 
@@ -189,7 +191,7 @@ def agree(found: Results, expected: Results) -> bool:
     )
 
 
-def _served(model: Model, loaded: Loaded, sizes: Sizes, *, lengths: bool) -> Served:
+def _served(model: Model, loaded: Loaded, sizes: ExportSizes, *, lengths: bool) -> Served:
     any_of: list[str] = []
     refused: list[str] = []
     wrong: list[str] = []
@@ -202,7 +204,7 @@ def _served(model: Model, loaded: Loaded, sizes: Sizes, *, lengths: bool) -> Ser
         except Exception:  # noqa: BLE001 - each runtime refuses in its own way
             refused.append(name)
             continue
-        (any_of if agree(found, Run(model)(*inputs)) else wrong).append(name)
+        (any_of if agree(found, ExportedRun(model)(*inputs)) else wrong).append(name)
     return Served(tuple(any_of), tuple(refused), tuple(wrong))
 
 
@@ -275,7 +277,7 @@ def _program(model: Model, inputs: Inputs) -> torch.export.ExportedProgram:
     """With batch and steps left open, as far as the model's operators let them be."""
     open_ = torch.export.Dim.AUTO
     shapes = tuple(None if value is None else dict.fromkeys(range(min(2, value.dim())), open_) for value in inputs)
-    return torch.export.export(Run(model), inputs, dynamic_shapes=shapes)
+    return torch.export.export(ExportedRun(model), inputs, dynamic_shapes=shapes)
 
 
 def _write_program(model: Model, inputs: Inputs, path: Path) -> None:

@@ -18,7 +18,7 @@ from seq2seq.models.attention_layer import ATTENTIONS, Attention, attention_para
 from seq2seq.models.base import Extent, Model, Stack, check_bool, check_int, check_run
 from seq2seq.models.encoder_decoder import Seq2SeqConfig
 from seq2seq.models.likelihoods import head_loss
-from seq2seq.models.padding import Reader, blank, inside, last
+from seq2seq.models.padding import Reader, blank, last, valid_mask
 
 #: What a decoder may be fed; see `AttentionConfig`.
 FEEDS = ("", "attention", "context")
@@ -263,7 +263,7 @@ class AttentionSeq2Seq(Model):
         if self.attention.projected:
             state["keys"] = self.attention.key(memory).unsqueeze(0)
         if lengths is not None:
-            state["mask"] = inside(lengths, memory).unsqueeze(0)
+            state["mask"] = valid_mask(memory, lengths).unsqueeze(0)
         if self.feeds:
             state["fed"] = memory.new_zeros(1, memory.size(0), self.fed_size)
         return state

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from seq2seq.data.batch import Batch
+from seq2seq.models.padding import valid_mask
 
 #: Target value that the loss leaves out: the places past the end of a token sequence.
 IGNORE_TOKEN = -100
@@ -267,10 +268,10 @@ def loss_of(outputs: Tensor, expected: Tensor, lengths: Tensor | None = None) ->
         return functional.cross_entropy(outputs.flatten(0, 1), expected.flatten(), ignore_index=IGNORE_TOKEN)
     if lengths is None:
         return functional.mse_loss(outputs, expected.to(outputs.dtype))
-    inside = torch.arange(outputs.size(1), device=outputs.device) < lengths.to(outputs.device)[:, None]
+    valid = valid_mask(outputs, lengths)
     # Chosen, not multiplied: what stands in the padding need not be finite.
-    difference = torch.where(inside[..., None], outputs - expected.to(outputs.dtype), 0.0)
-    return difference.square().mean(-1).sum() / inside.sum()
+    difference = torch.where(valid[..., None], outputs - expected.to(outputs.dtype), 0.0)
+    return difference.square().mean(-1).sum() / valid.sum()
 
 
 # The checks below are compiled by TorchScript too, which knows no `msg` variables in `raise`.
@@ -371,5 +372,5 @@ def _rows(value: Tensor, lengths: Tensor | None) -> int:
     """Distinct tokens inside the lengths; 0 for real values."""
     if value.is_floating_point():
         return 0
-    tokens = value if lengths is None else value[torch.arange(value.size(1)) < lengths[:, None]]
+    tokens = value if lengths is None else value[valid_mask(value, lengths)]
     return int(tokens.unique().numel())

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from seq2seq.models.attention_layer import Attention, attention_parameters, attention_products
 from seq2seq.models.base import Extent, Model, Stack, check_int, check_probability, check_run
-from seq2seq.models.padding import Reader, blank, inside, last
+from seq2seq.models.padding import Reader, blank, last, valid_mask
 
 LEAST_LAYERS = 2
 
@@ -199,7 +199,7 @@ class GNMT(Model):
             "keys": self.attention.key(memory).unsqueeze(0),
         }
         if lengths is not None:
-            state["mask"] = inside(lengths, memory).unsqueeze(0)
+            state["mask"] = valid_mask(memory, lengths).unsqueeze(0)
         return state
 
     @torch.jit.export

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from seq2seq.models.base import Config, Model, check_lengths, check_steps
 from seq2seq.models.keep_float64 import Unrounded
 from seq2seq.models.layer_groups import PretrainedError
+from seq2seq.models.padding import valid_mask
 
 #: Modules by `model_type` whose weights are no weights: sines and cosines, computed wherever a model is made.
 COMPUTED = {"marian": ("embed_positions",)}
@@ -37,7 +38,7 @@ def transformers() -> Any:
         raise PretrainedError(msg) from error
 
 
-class Sizes(Config, Protocol):
+class PaddedConfig(Config, Protocol):
     """Sizes of a model whose sequences are padded with a token of its own."""
 
     @property
@@ -59,9 +60,9 @@ class PretrainedSeq2Seq(Model):
         config: its sizes (`huggingface_config.PretrainedConfig`).
     """
 
-    config: Sizes
+    config: PaddedConfig
 
-    def __init__(self, model: Any, config: Sizes) -> None:
+    def __init__(self, model: Any, config: PaddedConfig) -> None:
         super().__init__()
         self.config = config
         for key, module in model.named_modules():
@@ -122,7 +123,7 @@ class PretrainedSeq2Seq(Model):
         """
         if target is None:
             target, target_lengths = source, source_lengths if target_lengths is None else target_lengths
-        inside, within = self._inside("source", source, source_lengths), self._inside("target", target, target_lengths)
+        inside, within = self._valid("source", source, source_lengths), self._valid("target", target, target_lengths)
         found = self._call(
             input_ids=self._blank(source, inside),
             attention_mask=inside.long(),
@@ -135,7 +136,7 @@ class PretrainedSeq2Seq(Model):
 
     def encode(self, source: Tensor, lengths: Tensor | None = None) -> dict[str, Tensor]:
         """Outputs of the encoder; the decoder's keys and values of it are made by the first step and kept."""
-        inside = self._inside("source", source, lengths)
+        inside = self._valid("source", source, lengths)
         encoder = self.model.get_encoder()
         with self._unrounded():
             found = encoder(input_ids=self._blank(source, inside), attention_mask=inside.long())
@@ -185,13 +186,13 @@ class PretrainedSeq2Seq(Model):
         wide = next(self.parameters()).dtype == torch.float64
         return Unrounded() if wide else contextlib.nullcontext()
 
-    def _inside(self, name: str, tokens: Tensor, lengths: Tensor | None) -> Tensor:
-        """Which steps are not past their sequence's end, (batch, steps) bool."""
+    def _valid(self, name: str, tokens: Tensor, lengths: Tensor | None) -> Tensor:
+        """Mask of the steps that belong to a sequence, (batch, steps) bool; raises for wrong tokens or lengths."""
         check_steps(name, tokens, 0, tokens=True)
         check_lengths(f"{name}_lengths", lengths, tokens)
         if lengths is None:
             return torch.ones_like(tokens, dtype=torch.bool)
-        return torch.arange(tokens.size(1), device=tokens.device) < lengths.to(tokens.device)[:, None]
+        return valid_mask(tokens, lengths)
 
     def _blank(self, tokens: Tensor, inside: Tensor) -> Tensor:
         """Padding past the end, whatever stood there."""

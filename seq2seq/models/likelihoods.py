@@ -12,6 +12,8 @@ from torch import Tensor
 from torch.distributions import Distribution, Normal, StudentT
 from torch.nn import functional
 
+from seq2seq.models.padding import valid_mask
+
 #: Added to every scale, in units of the normalised series: a likelihood has no bound where a scale goes to zero.
 LEAST_SCALE = 1e-3
 #: Least degrees of freedom: above 2, so that the variance is finite.
@@ -75,10 +77,10 @@ def head_loss(likelihood: str, outputs: Tensor, expected: Tensor, lengths: Tenso
     """
     if lengths is None:
         return _losses(likelihood, outputs, expected).mean()
-    inside = (torch.arange(expected.size(1), device=outputs.device) < lengths.to(outputs.device)[:, None])[..., None]
+    valid = valid_mask(outputs, lengths)[..., None]
     # Chosen, not multiplied: what stands in the padding need not be finite.
-    losses = torch.where(inside, _losses(likelihood, outputs, torch.where(inside, expected, 0.0)), 0.0)
-    return losses.sum() / (inside.sum() * expected.size(2))
+    losses = torch.where(valid, _losses(likelihood, outputs, torch.where(valid, expected, 0.0)), 0.0)
+    return losses.sum() / (valid.sum() * expected.size(2))
 
 
 def _losses(likelihood: str, outputs: Tensor, expected: Tensor) -> Tensor:

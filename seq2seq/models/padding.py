@@ -1,6 +1,6 @@
 """Sequences of different lengths in one padded batch: who reads them, where they are, where they end.
 
-Shared by all families whose LSTMs are called one by one. Everything here compiles under TorchScript.
+Reader is for families whose LSTMs are called one by one. Everything here compiles under TorchScript.
 """
 
 from __future__ import annotations
@@ -49,14 +49,14 @@ class Reader(nn.Module):
         return outputs, hidden, cell
 
 
-def inside(lengths: Tensor, x: Tensor) -> Tensor:
-    """Which steps of x (batch, steps, ...) lie inside their sequence: (batch, steps) bool, where x is."""
+def valid_mask(x: Tensor, lengths: Tensor) -> Tensor:
+    """Mask of the steps of x (batch, steps, ...) that belong to a sequence: (batch, steps) bool, on the device of x."""
     return torch.arange(x.size(1), device=x.device) < lengths.to(x.device)[:, None]
 
 
 def blank(x: Tensor, lengths: Tensor | None) -> Tensor:
     """Zeros past the lengths, where x (batch, steps, features) may hold what is no number."""
-    return x if lengths is None else torch.where(inside(lengths, x)[..., None], x, torch.zeros_like(x))
+    return x if lengths is None else torch.where(valid_mask(x, lengths)[..., None], x, torch.zeros_like(x))
 
 
 def last(x: Tensor, lengths: Tensor | None) -> Tensor:

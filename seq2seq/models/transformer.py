@@ -29,7 +29,7 @@ from seq2seq.models.base import (
 )
 from seq2seq.models.cost import parameters
 from seq2seq.models.likelihoods import LIKELIHOODS, head_loss
-from seq2seq.models.padding import last
+from seq2seq.models.padding import last, valid_mask
 from seq2seq.models.transformer_layers import DecoderLayer, EncoderLayer, positions
 
 #: Positions that a model keeps; further ones are computed when they are asked for.
@@ -275,10 +275,10 @@ class TransformerSeq2Seq(Model):
                 target_lengths = source_lengths
         sizes, tokens = (self.source_features, self.target_features), (self.source_tokens, self.target_tokens)
         check_run(source, target, source_lengths, target_lengths, sizes, tokens)
-        inside = _inside(source, source_lengths)
+        inside = None if source_lengths is None else valid_mask(source, source_lengths)
         memory = self._encode(source, inside)
         mask = None if inside is None else inside[:, None, None, :]
-        within = _inside(target, target_lengths)
+        within = None if target_lengths is None else valid_mask(target, target_lengths)
         x = self._read(self.read_target(self.embed_target(_blank(target, within))), 0)
         for layer in self.decoder:
             x = layer(x, memory, mask)
@@ -290,7 +290,7 @@ class TransformerSeq2Seq(Model):
         """State that the decoder starts from: the source's keys and values for each layer, and none of its own."""
         check_steps("source", source, self.source_features, self.source_tokens)
         check_lengths("lengths", lengths, source)
-        inside = _inside(source, lengths)
+        inside = None if lengths is None else valid_mask(source, lengths)
         memory = self._encode(source, inside)
         state: dict[str, Tensor] = {}
         for number, layer in enumerate(self.decoder):
@@ -336,13 +336,6 @@ class TransformerSeq2Seq(Model):
             place = positions(start, steps, self.hidden_size, embedded.device)
         placed: Tensor = self.dropout(embedded * math.sqrt(self.hidden_size) + place.to(embedded.dtype))
         return placed
-
-
-def _inside(value: Tensor, lengths: Tensor | None) -> Tensor | None:
-    """Which steps are not past their sequence's end, (batch, steps) bool; None when all are."""
-    if lengths is None:
-        return None
-    return torch.arange(value.size(1), device=value.device) < lengths.to(value.device)[:, None]
 
 
 def _blank(value: Tensor, inside: Tensor | None) -> Tensor:

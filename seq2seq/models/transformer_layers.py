@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 
-class Attention(nn.Module):
+class MultiHeadAttention(nn.Module):
     """Attention of several heads; keys and values are one tensor, (..., 2 * hidden_size), so that they are kept as one.
 
     Args:
@@ -77,7 +77,7 @@ class EncoderLayer(nn.Module):
     def __init__(self, hidden_size: int, heads: int, units: int, dropout: float) -> None:
         super().__init__()
         self.norm_own, self.norm_forward = nn.LayerNorm(hidden_size), nn.LayerNorm(hidden_size)
-        self.own = Attention(hidden_size, heads, dropout)
+        self.own = MultiHeadAttention(hidden_size, heads, dropout)
         self.feedforward = FeedForward(hidden_size, units, dropout)
 
     def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
@@ -95,8 +95,8 @@ class DecoderLayer(nn.Module):
         super().__init__()
         self.norm_own, self.norm_cross = nn.LayerNorm(hidden_size), nn.LayerNorm(hidden_size)
         self.norm_forward = nn.LayerNorm(hidden_size)
-        self.own = Attention(hidden_size, heads, dropout)
-        self.cross = Attention(hidden_size, heads, dropout)
+        self.own = MultiHeadAttention(hidden_size, heads, dropout)
+        self.cross = MultiHeadAttention(hidden_size, heads, dropout)
         self.feedforward = FeedForward(hidden_size, units, dropout)
 
     def forward(self, x: Tensor, memory: Tensor, mask: Tensor | None) -> Tensor:

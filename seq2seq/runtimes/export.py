@@ -29,7 +29,7 @@ KEPT = 3
 _exported: dict[object, bytes] = {}
 
 
-class Run(nn.Module):
+class ExportedRun(nn.Module):
     """`run` under the name that the exporter calls."""
 
     def __init__(self, model: Model) -> None:
@@ -90,7 +90,7 @@ def to_onnx(model: Model, example: Inputs, *, dynamic: bool = False) -> bytes:
     with warnings.catch_warnings(), torch.autocast("cpu", enabled=False), _unprinted():
         warnings.simplefilter("ignore")
         torch.onnx.export(
-            Run(with_lengths(model) if example[2] is not None and model.config.stacks else model),
+            ExportedRun(with_lengths(model) if example[2] is not None and model.config.stacks else model),
             example,
             file,
             dynamo=False,

@@ -51,7 +51,7 @@ CTC_SIZES = {"small": (64, 2), "full": (320, 4)}
 
 
 @dataclass(frozen=True)
-class Example:
+class SpeechExample:
     """Recording and its transcript.
 
     Attributes:
@@ -89,7 +89,7 @@ class SpeechTask:
     deviation: Tensor
     stacked: int
     rate: float
-    examples: dict[str, list[Example]]
+    examples: dict[str, list[SpeechExample]]
     notes: tuple[str, ...] = ()
     labels: bool = False
 
@@ -247,7 +247,7 @@ class SpeechTask:
     def _steps(self, frames: Tensor) -> Tensor:
         return stack((frames - self.mean) / self.deviation, self.stacked)
 
-    def _examples(self, split: str) -> list[Example]:
+    def _examples(self, split: str) -> list[SpeechExample]:
         if split not in {"train", "validation"}:
             msg = f"split is {split!r}, expected 'train' or 'validation'"
             raise ValueError(msg)
@@ -319,7 +319,7 @@ def restore(state: dict[str, Any]) -> SpeechTask:
     )
 
 
-def collate(examples: Sequence[Example]) -> Batch:
+def collate(examples: Sequence[SpeechExample]) -> Batch:
     """One batch: sources padded with zeros; targets BEGIN and tokens, expected tokens and END."""
     source, source_lengths = _padded([example.steps for example in examples])
     targets = [torch.tensor((BEGIN, *example.tokens)) for example in examples]
@@ -339,7 +339,7 @@ def _labelled(batch: Batch) -> Batch:
     return Batch(batch.source, None, batch.source_lengths, None, expected)
 
 
-def _fits(example: Example) -> bool:
+def _fits(example: SpeechExample) -> bool:
     """Return whether a recording has the steps that CTC needs for its transcript."""
     return int(steps_needed(torch.tensor([example.tokens]))) <= len(example.steps)
 
@@ -371,7 +371,7 @@ def _task(pairs: Sequence[tuple[Tensor, str]], stacked: int, note: str) -> Speec
     alphabet = "".join(sorted({letter for _, text in splits["train"] for letter in text}))
     task = SpeechTask(alphabet, heard.mean(0), heard.std(0).clamp_min(1e-3), stacked, 1.0, {}, (note,))
     examples = {
-        split: [Example(task._steps(frames), text, task.encode(text)) for frames, text in chosen]  # noqa: SLF001
+        split: [SpeechExample(task._steps(frames), text, task.encode(text)) for frames, text in chosen]  # noqa: SLF001
         for split, chosen in splits.items()
     }
     rate = max(example.lengths[1] / example.lengths[0] for example in examples["train"])

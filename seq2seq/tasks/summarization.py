@@ -17,13 +17,13 @@ from seq2seq.data.synthetic_news import make_news
 from seq2seq.data.text_file import ENCODING
 from seq2seq.data.text_pairs import read_pairs
 from seq2seq.models.base import Config
-from seq2seq.tasks.text import Example, TextTask
-from seq2seq.tasks.text_models import Sizes, text_config
+from seq2seq.tasks.text import TextExample, TextTask
+from seq2seq.tasks.text_models import TextSizes, text_config
 
 SIZES = {
-    "small": Sizes(embedding=64, hidden=128, layers=1, dropout=0.0),
+    "small": TextSizes(embedding=64, hidden=128, layers=1, dropout=0.0),
     # abisee/pointer-generator: embedding 128, bidirectional 256, one layer
-    "full": Sizes(embedding=128, hidden=256, layers=1, dropout=0.0),
+    "full": TextSizes(embedding=128, hidden=256, layers=1, dropout=0.0),
 }
 #: Sentences of the lead, which is the usual baseline on news.
 LEAD_SENTENCES = 3
@@ -60,7 +60,7 @@ class SummarizationTask(TextTask):
         scores = [scorer.score(reference, output) for output, reference in zip(outputs, references, strict=True)]
         return {name: 100 * sum(score[key].fmeasure for score in scores) / len(scores) for name, key in _ROUGE.items()}
 
-    def baselines(self, examples: Sequence[Example]) -> dict[str, float]:
+    def baselines(self, examples: Sequence[TextExample]) -> dict[str, float]:
         """Scores of a document's first three sentences."""
         leads = [" ".join(_SENTENCE_END.split(example.source)[:LEAD_SENTENCES]) for example in examples]
         scores = self.score(leads, [example.target for example in examples])

@@ -30,7 +30,7 @@ class Task(Protocol):
         quality: name of the metric that it is judged by, a key of what `evaluate` gives: MASE, BLEU, ...
         higher_is_better: of that metric.
 
-    A task may have `defaults`, fields of `seq2seq.training.settings.Settings` that suit its data, `notes`, lines about
+    A task may have `defaults`, fields of `training.settings.TrainSettings` that suit its data, `notes`, lines about
     it, and `suited(config)`, where its batches depend on the model; see `suited`.
     """
 

@@ -29,7 +29,7 @@ LENGTH_PENALTY = 0.6
 
 
 @dataclass(frozen=True)
-class Example:
+class TextExample:
     """A pair of texts and the tokens that are left of them after truncation."""
 
     source: str
@@ -61,7 +61,7 @@ class TextTask(ABC):
     #: Name of the score that `evaluate` gives and that is to be improved.
     quality: ClassVar[str]
     higher_is_better: ClassVar[bool] = True
-    #: What a small model trains well with here, by the names of `seq2seq.training.trainer.Settings`.
+    #: What a small model trains well with here, by the names of `seq2seq.training.trainer.TrainSettings`.
     defaults: ClassVar[Mapping[str, float]]
 
     def __init__(
@@ -81,7 +81,7 @@ class TextTask(ABC):
         self.max_target = max_target
         self.notes = list(notes)
         self._cut = {"source": 0, "target": 0}
-        self.examples: dict[str, list[Example]] = {
+        self.examples: dict[str, list[TextExample]] = {
             split: [self._encode(pair) for pair in pairs] for split, pairs in (splits or {}).items()
         }
         # Validation comes in this order, in which neighbours need little padding.
@@ -96,7 +96,7 @@ class TextTask(ABC):
         """Scores of texts against what they should be, by name; `quality` is among them."""
 
     @abstractmethod
-    def baselines(self, examples: Sequence[Example]) -> dict[str, float]:
+    def baselines(self, examples: Sequence[TextExample]) -> dict[str, float]:
         """Scores that anybody reaches without a model."""
 
     def batches(self, split: str, batch: int, seed: int, epoch: int) -> Iterator[Batch]:
@@ -235,7 +235,7 @@ class TextTask(ABC):
             "max_target": self.max_target,
         }
 
-    def _examples(self, split: str) -> list[Example]:
+    def _examples(self, split: str) -> list[TextExample]:
         if split not in {"train", "validation"}:
             msg = f"split is {split!r}, expected 'train' or 'validation'"
             raise ValueError(msg)
@@ -244,11 +244,11 @@ class TextTask(ABC):
             raise ValueError(msg)
         return self.examples[split]
 
-    def _encode(self, pair: Pair) -> Example:
+    def _encode(self, pair: Pair) -> TextExample:
         source, target = (self.subwords.encode(text) for text in pair)
         self._cut["source"] += len(source) > self.max_source
         self._cut["target"] += len(target) > self.max_target
-        return Example(*pair, source[: self.max_source], target[: self.max_target])
+        return TextExample(*pair, source[: self.max_source], target[: self.max_target])
 
     def _encode_source(self, text: str, row: int) -> list[int]:
         tokens = self.subwords.encode(tidy(text))[: self.max_source]

@@ -12,7 +12,7 @@ from seq2seq.tasks.task import DECODERS
 
 
 @dataclass(frozen=True)
-class Sizes:
+class TextSizes:
     """Sizes of a model, whatever its family.
 
     Attributes:
@@ -28,7 +28,7 @@ class Sizes:
     dropout: float
 
 
-def text_config(model: str, size: str, sizes: Mapping[str, Sizes], vocabulary: int) -> Config:
+def text_config(model: str, size: str, sizes: Mapping[str, TextSizes], vocabulary: int) -> Config:
     """Sizes of a model that reads and writes tokens of one vocabulary.
 
     Args:

@@ -16,13 +16,13 @@ from seq2seq.data.options import Count, takes_options
 from seq2seq.data.text_file import ENCODING
 from seq2seq.data.text_pairs import read_pairs
 from seq2seq.models.base import Config
-from seq2seq.tasks.text import Example, TextTask
-from seq2seq.tasks.text_models import Sizes, text_config
+from seq2seq.tasks.text import TextExample, TextTask
+from seq2seq.tasks.text_models import TextSizes, text_config
 
 SIZES = {
-    "small": Sizes(embedding=96, hidden=192, layers=1, dropout=0.1),
+    "small": TextSizes(embedding=96, hidden=192, layers=1, dropout=0.1),
     # bentrevett/pytorch-seq2seq notebook 1: 2 layers x 512, embedding 256, dropout 0.5
-    "full": Sizes(embedding=256, hidden=512, layers=2, dropout=0.5),
+    "full": TextSizes(embedding=256, hidden=512, layers=2, dropout=0.5),
 }
 
 
@@ -53,7 +53,7 @@ class TranslationTask(TextTask):
             "chrF": float(sacrebleu.corpus_chrf(outputs, [references]).score),
         }
 
-    def baselines(self, examples: Sequence[Example]) -> dict[str, float]:
+    def baselines(self, examples: Sequence[TextExample]) -> dict[str, float]:
         """Scores of handing the source back: names and placeholders are the same in both languages."""
         copied = self.score([example.source for example in examples], [example.target for example in examples])
         return {f"{name} of the source copied": value for name, value in copied.items()}

@@ -12,7 +12,7 @@ MOST_RATE = 1e30
 
 
 @dataclass(frozen=True)
-class Settings:
+class TrainSettings:
     """Settings that decide a run, beside the data.
 
     Attributes:
@@ -98,7 +98,7 @@ class Progress:
     ended: str = ""
 
 
-def rate_factor(settings: Settings, step: int, total: int) -> float:
+def rate_factor(settings: TrainSettings, step: int, total: int) -> float:
     """Factor of the learning rate for the next step.
 
     Args:

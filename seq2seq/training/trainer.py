@@ -26,7 +26,7 @@ from seq2seq.models.base import IGNORE_TOKEN, Config, Model
 from seq2seq.models.weights import Weights, initial_weights
 from seq2seq.tasks.task import Task, suited
 from seq2seq.training.folder import TrainFolder, TrainingError
-from seq2seq.training.settings import Progress, Settings, rate_factor
+from seq2seq.training.settings import Progress, TrainSettings, rate_factor
 from seq2seq.training.task_workload import task_workload
 
 #: Steps after which losses are looked at: reading one waits for the device.
@@ -61,7 +61,7 @@ class Trainer:
         self,
         task: Task,
         config: Config,
-        settings: Settings,
+        settings: TrainSettings,
         folder: TrainFolder | None = None,
         weights: Weights | None = None,
         save_model: Callable[[Model], None] | None = None,
@@ -285,18 +285,18 @@ class Trainer:
         return torch.random.fork_rng(devices=range(torch.cuda.device_count()) if cuda else [])
 
 
-def variant_of(config: Config, settings: Settings) -> str:
+def variant_of(config: Config, settings: TrainSettings) -> str:
     """The variant that trains: the one named, else torch's own way, which is `reference` for a model without LSTMs."""
     return settings.variant or (DEFAULT_VARIANTS[settings.device] if config.stacks else "reference")
 
 
-def why_not(task: Task, config: Config, settings: Settings) -> str | None:
+def why_not(task: Task, config: Config, settings: TrainSettings) -> str | None:
     """Reason why the variant cannot train this, or None."""
     variant = VARIANTS[variant_of(config, settings)]
     return variant.why_not(settings.device, "training", task_workload(task, config, settings.batch))
 
 
-def _executable(task: Task, config: Config, settings: Settings, weights: Weights) -> Executable:
+def _executable(task: Task, config: Config, settings: TrainSettings, weights: Weights) -> Executable:
     name = variant_of(config, settings)
     try:
         reason = why_not(task, config, settings)
@@ -308,7 +308,7 @@ def _executable(task: Task, config: Config, settings: Settings, weights: Weights
     return Executable(VARIANTS[name], config, "training", settings.device, weights)
 
 
-def _parameter_groups(model: nn.Module, settings: Settings) -> list[dict[str, Any]]:
+def _parameter_groups(model: nn.Module, settings: TrainSettings) -> list[dict[str, Any]]:
     """Parameters by learning rate; frozen ones take no gradients.
 
     Raises:
@@ -327,7 +327,7 @@ def _parameter_groups(model: nn.Module, settings: Settings) -> list[dict[str, An
     return [{"params": found, "lr": settings.learning_rate * factor} for factor, found in groups.items()]
 
 
-def _most_steps(task: Task, settings: Settings) -> int:
+def _most_steps(task: Task, settings: TrainSettings) -> int:
     """Steps that a run takes at most; a task gives as many batches in every epoch."""
     limits = [] if settings.steps is None else [settings.steps]
     # Counting takes a pass over the data, which a constant rate does without.

@@ -12,6 +12,7 @@ from torch import Tensor
 from seq2seq.data.batch import Batch
 from seq2seq.data.lengths import Lengths
 from seq2seq.models.base import IGNORE_TOKEN, Config
+from seq2seq.models.padding import valid_mask
 
 
 def random_batch(
@@ -55,7 +56,7 @@ def random_batch(
     if config.target_vocabulary:
         expected = torch.randint(config.output_size, (batch, decoded), generator=generator)
         if target_valid is not None:
-            expected[torch.arange(decoded) >= target_valid[:, None]] = IGNORE_TOKEN
+            expected[~valid_mask(expected, target_valid)] = IGNORE_TOKEN
     else:
         expected = torch.randn((batch, decoded, config.output_size), generator=generator)
     return Batch(source, target, source_valid, target_valid if target is not None else None, expected)
@@ -93,5 +94,5 @@ def labelled_batch(
     expected = torch.randint(config.output_size - 1, (batch, label_steps), generator=generator)
     # Labels from the blank on move up by one.
     expected += expected >= getattr(config, "blank", 0)
-    expected[torch.arange(label_steps) >= count[:, None]] = IGNORE_TOKEN
+    expected[~valid_mask(expected, count)] = IGNORE_TOKEN
     return Batch(source, None, valid, None, expected)
