@@ -203,23 +203,6 @@ def test_a_queued_block_has_a_row_of_its_own():
     ]
 
 
-def test_a_round_is_read_from_what_a_worker_sends():
-    """Blocks keep their order, which is the order in which they ran."""
-    event = {
-        "event": "round",
-        "number": 4,
-        "wall_s": 4.0,
-        "waited_s": 0.5,
-        "beside": {"why": "others took 1.00 cores", "others_share": 1.0},
-        "blocks": {"b": [[0.5], 0, 0.0, None], "a": [[], 2, 3.0, 1.0]},
-    }
-    found = Round.of(event)
-    assert (found.number, found.disturbed, list(found.blocks)) == (4, True, ["b", "a"])
-    assert (found.wall_s, found.waited_s, found.beside.others_share) == (4.0, 0.5, 1.0)
-    assert found.blocks["b"].per_call_s == 0.5
-    assert found.blocks["a"].per_call_s == 1.5
-
-
 def test_disturbed_rounds_narrow_no_interval():
     """If disturbed rounds have to be used, intervals are as wide as if the clean ones alone had been counted."""
     pairs = [(2.0, 1.0 + 0.1 * (n % 5)) for n in range(45)]

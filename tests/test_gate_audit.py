@@ -18,8 +18,8 @@ from bench.gate import audit as honesty
 from bench.gate import repeated_inputs as seen
 from bench.gate.audit import Audit
 from bench.gate.parity import Gate, judge
-from bench.timing import clock
-from bench.timing import rounds as sampling
+from bench.machine import interference
+from bench.timing import clock, seat
 from bench.worker.gating import gated
 from bench.worker.server import load_plugins
 from kernels.reference import LoopLSTM
@@ -303,7 +303,14 @@ def test_a_slowed_clock_of_python_s_changes_no_timing(monkeypatch):
         (torch.cuda, "synchronize"),
         (clock, "time_block"),
         (clock, "Block"),
-        (sampling, "_block"),
+        (seat, "take_turn"),
+        (seat, "time_block"),
+        (seat, "now_s"),
+        (seat, "_cpu_s"),
+        (seat, "Turn"),
+        (seat.Ready, "turn"),
+        (interference, "read_delays"),
+        (interference, "longest_delay_s"),
         (gc, "disable"),
     ],
 )

@@ -91,7 +91,7 @@ class Killed:
                     self.workers_killed += 1
                     begun = time.monotonic()
                 else:
-                    alive = _workers(parent)
+                    alive = _workers(parent, servers=True)
                     parent.kill()
                     parent.wait()
                     assert not psutil.wait_procs(alive, timeout=2)[1], "a worker outlived its parent by 2 s"
@@ -143,10 +143,13 @@ class Killed:
         assert {name: found[name] for name in FIGURES if name in found} == pytest.approx(told, rel=1e-6)
 
 
-def _workers(parent: subprocess.Popen[str]) -> list[psutil.Process]:
+def _workers(parent: subprocess.Popen[str], *, servers: bool = False) -> list[psutil.Process]:
+    """Workers of a parent, fresh and forked, and on demand what forks them."""
     try:
-        children = psutil.Process(parent.pid).children()
-        return [child for child in children if "bench.worker" in child.cmdline()]
+        children = psutil.Process(parent.pid).children(recursive=True)
+        found = [child for child in children if "bench.worker" in child.cmdline()]
+        # A forked worker has the command line of the server that it is a child of.
+        return [child for child in found if servers or child.ppid() != parent.pid or "--forks" not in child.cmdline()]
     except psutil.Error:
         return []
 

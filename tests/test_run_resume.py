@@ -13,6 +13,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import types
 from pathlib import Path
 from typing import Any
 
@@ -22,14 +23,15 @@ from bench import __main__ as command_line
 from bench.machine import environment
 from bench.plan.cases import Case, Group, Quality, Suite
 from bench.records import durable
+from bench.records.block import Block, Turn
 from bench.records.rounds import Round
 from bench.records.samples import read_samples
 from bench.records.schema import Status
-from bench.run import group as measurement
 from bench.run import planning as plan
-from bench.run import quality, resume, runner, second_instrument
+from bench.run import quality, resume, runner, seating, second_instrument
 from bench.run.planning import Described, Plan
 from bench.run.worker_process import WorkerError
+from bench.timing import rounds as sampling
 
 pytest.importorskip("torch")
 ROOT = Path(__file__).parent.parent
@@ -52,13 +54,14 @@ class Played:
     """A worker that knows what the real one knows, finds `onednn` failing cold, and times what it likes.
 
     Attributes:
-        asked: cases of each `cold` and `measure` so far.
-        seeds: of each `measure`.
-        ends: called before each answer to `cold` and `measure`; may raise what ends the run.
+        asked: cases of each `cold` and `sit` so far.
+        seeds: of each `sit`.
+        ends: called before each answer to `cold` and `sit`; may raise what ends the run.
     """
 
     asked: list[tuple[str, ...]]
     seeds: list[int]
+    now: list[float]
     ends: Any
 
     def __init__(self, *_: object) -> None:
@@ -70,6 +73,12 @@ class Played:
     def __exit__(self, *_: object) -> None:
         pass
 
+    def stop(self) -> None:
+        """Stand still."""
+
+    def go_on(self) -> None:
+        """Go on."""
+
     def ask(self, request: str, _: float, **fields: Any):
         """Play the request."""
         if request in {"catalogue", "describe"}:
@@ -78,7 +87,11 @@ class Played:
         if request == "ceilings":
             yield {"event": "ceilings", "threads": 1, "flops_per_s": {"fp32": 1e9}, "bytes_per_s": {"32768": 1e9}}
             return
-        cases = fields["cases"] if request == "measure" else [fields["case"]]
+        if request in {"turn", "stand"}:
+            if request == "turn":
+                yield {"event": "turn"} | self._turn().fields()
+            return
+        cases = fields["cases"] if request == "sit" else [fields["case"]]
         self.asked.append((request, cases[0]["mode"], *(case["variant"] for case in cases)))
         self.ends(request, cases[0]["mode"])
         if request == "cold":
@@ -87,10 +100,26 @@ class Played:
             yield {"event": "cold", "fields": {"build_s": 0.5, "first_call_s": 0.6, "evidence": "played"}}
             return
         self.seeds.append(fields["seed"])
-        yield {"event": "sampled", "elapsed_s": 0.0, "rounds_s": len(cases) * (36.0 + 8 * len(self.seeds))}
-        for number in range(8):
-            blocks = {case["variant"]: [[1.0 + number + len(self.seeds)], 0, 0.0, None] for case in cases}
-            yield {"event": "round", "number": number, "wall_s": 0.1, "waited_s": 0.0, "beside": {}, "blocks": blocks}
+        for case in cases:
+            yield {"event": "gate", "variant": case["variant"], "when": "before", "passed": True} | GATE
+
+    def _turn(self) -> Turn:
+        """A turn whose length says which seating it was in; the parent's clock is played as well."""
+        call_s = 1.0 + len(self.seeds)
+        start_s = self.now[0]
+        self.now[0] += call_s
+        return Turn(Block((call_s,)), 0.0, start_s, call_s, 0.0, 0.0)
+
+
+#: What a gate says of what it let through.
+GATE = {"reason": "", "strain": 0.1, "parity_worst": "outputs", "parity_error": 0.1, "parity_limit": 1.0}
+GATE |= {"grad_error": None, "grad_limit": None}
+
+
+def eight(players, *_: object):
+    """Eight rounds, however long they take."""
+    for number in range(8):
+        yield Round(number, {name: player.turn().block for name, player in players.items()})
 
 
 def served(request: str, fields: dict[str, Any]):
@@ -105,7 +134,7 @@ def served(request: str, fields: dict[str, Any]):
 
 def interrupt_training(request: str, mode: str) -> None:
     """Ctrl-C while the second group is measured."""
-    if (request, mode) == ("measure", "training"):
+    if (request, mode) == ("sit", "training"):
         raise KeyboardInterrupt
 
 
@@ -117,9 +146,13 @@ def rounds_of(folder: Path, mode: str) -> list[list[Round]]:
 @pytest.fixture
 def stage(monkeypatch, tmp_path):
     """A folder to work in and workers that play."""
-    played = type("Here", (Played,), {"asked": [], "seeds": [], "ends": staticmethod(lambda *_: None)})
+    kept = {"asked": [], "seeds": [], "now": [0.0], "ends": staticmethod(lambda *_: None)}
+    played = type("Here", (Played,), kept)
     monkeypatch.setattr(runner, "Worker", played)
-    monkeypatch.setattr(measurement, "Worker", played)
+    monkeypatch.setattr(plan, "Worker", played)
+    monkeypatch.setattr(runner, "fork_servers", lambda *_: contextlib.nullcontext([]))
+    monkeypatch.setattr(seating, "time", types.SimpleNamespace(perf_counter=lambda: played.now[0]))
+    monkeypatch.setattr(sampling, "rounds", eight)
     monkeypatch.setattr(environment, "machine", lambda: {"processor": "played", "cores_physical": 2})
     monkeypatch.setattr(environment, "load", lambda: {"cpu_percent": 0.0})
     monkeypatch.setattr(environment, "git", lambda: {"commit": "played"})
@@ -180,7 +213,7 @@ def test_what_is_recorded_is_not_measured_again(stage, interrupted, capsys):
     assert (
         stage.asked
         == [("cold", "training", name) for name in ("reference", "loop")]
-        + [("measure", "training", "reference", "loop")] * 2
+        + [("sit", "training", "reference", "loop")] * 2
     )
     assert lines_of(interrupted)[: len(before)] == before
     assert cases_of(interrupted) == PLANNED
@@ -267,7 +300,7 @@ def test_a_torn_append_is_set_aside_and_the_group_measured_again(stage, interrup
     assert torn[start:] == aside
     assert lines_of(interrupted)[:2] == lines[:2]
     assert cases_of(interrupted) == PLANNED
-    assert ("measure", "inference", "reference", "loop") in stage.asked
+    assert ("sit", "inference", "reference", "loop") in stage.asked
     assert ("cold", "inference", "onednn") not in stage.asked
     found = rounds_of(interrupted, "inference")
     assert [[r.number for r in rounds] for rounds in found] == [list(range(8))] * 2

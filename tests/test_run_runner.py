@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import itertools
 import json
 import os
 import re
@@ -15,6 +16,7 @@ import signal
 import subprocess
 import sys
 import time
+import types
 from pathlib import Path
 from typing import Any
 
@@ -26,14 +28,16 @@ from bench.__main__ import parser
 from bench.console import Console
 from bench.machine import environment
 from bench.plan.cases import LEAST_ROUNDS, Case, Group, Suite
+from bench.records.block import Block, Turn
 from bench.records.folder import RunFolder
+from bench.records.rounds import Round
 from bench.records.schema import COLUMNS, SAMPLE_COLUMNS, SCHEMA_VERSION, Record, Status
 from bench.run import group as measurement
-from bench.run import runner
+from bench.run import runner, seating
 from bench.run.planning import Described, Plan
 from bench.run.runner import Runner
 from bench.run.worker_process import Settings, WorkerError
-from bench.timing import turn_mark as mark
+from bench.timing import rounds as sampling
 
 ROOT = Path(__file__).parent.parent
 PLUGIN = ROOT / "tests" / "plugins" / "broken_variants.py"
@@ -58,7 +62,7 @@ FAILING = {
     "raises": (Status.ERROR, "NotImplementedError: planted: the kernel does not take this"),
     "wrong": (Status.PARITY_FAILED, "outputs: error "),
     "wrong-when-warm": (Status.PARITY_FAILED, "(gate after the rounds)"),
-    "segfault-when-timed": (Status.CRASHED, "signal 11 (SIGSEGV), during: rounds"),
+    "segfault-when-timed": (Status.CRASHED, "signal 11 (SIGSEGV), during: turn"),
     "nowhere": (Status.UNAVAILABLE, "planted: it needs a machine that nobody has"),
     "cudnn": (Status.UNAVAILABLE, "exists on cuda only"),
 }
@@ -292,28 +296,28 @@ def gate(variant: str, when: str, *, passed: bool = True, strain: float = 0.1) -
     return event | {"reason": "" if passed else "planted"} | fields | {"parity_worst": when}
 
 
-def a_round(number: int, variants: list[str]) -> dict[str, Any]:
-    """A round's event: the reference takes 2 s a call, all others 1 s."""
-    blocks = {name: [[2.0 if name == "reference" else 1.0], 0, 0.0, None] for name in variants}
-    return {"event": "round", "number": number, "wall_s": 0.1, "waited_s": 0.0, "beside": {}, "blocks": blocks}
-
-
 class Actor:
     """Answers like a worker whose variants are all healthy, unless `dies` says otherwise.
 
+    A call of the reference takes 2 s, one of any other 1 s, on the parent's clock, which is played too.
+
     Attributes:
-        asked: all requests so far, of all workers.
-        dies: called with each request and its variants before the rounds; raises what a worker dies of.
+        asked: all requests so far, of all workers, with the environment that each worker was started with.
+        dies: called with each request and its variants; raises what a worker dies of.
+        after: whether a variant passes the gate after the rounds.
+        now: the parent's clock in its turns, seconds.
     """
 
     asked: list[dict[str, Any]]
     dies: Any
     after: dict[str, bool]
-    #: What its clock says of the rounds, which take no time at all.
-    elapsed_s = 0.0
+    now: list[float]
+    #: Seconds that its clock counts in one of the parent's.
+    speed = 1.0
 
-    def __init__(self, *_: object) -> None:
-        pass
+    def __init__(self, settings: Settings, *_: object) -> None:
+        self._environment = dict(settings.environment)
+        self._ready: list[str] = []
 
     def __enter__(self):
         return self
@@ -321,43 +325,72 @@ class Actor:
     def __exit__(self, *_: object) -> None:
         pass
 
+    def stop(self) -> None:
+        """Stand still."""
+
+    def go_on(self) -> None:
+        """Go on."""
+
     def ask(self, request: str, limit_s: float, **fields: Any):
         """Play the request."""
-        self.asked.append({"request": request, "limit_s": limit_s, **fields})
+        self.asked.append({"request": request, "limit_s": limit_s, "environment": self._environment, **fields})
         if request == "ceilings":
-            self.dies("ceilings", [], None)
+            self.dies(request, [])
             yield {"event": "ceilings", "threads": 1, "flops_per_s": {"fp32": 1e9}, "bytes_per_s": {"32768": 1e9}}
-            return
-        if request == "cold":
-            self.dies("cold", [fields["case"]["variant"]], None)
+        elif request == "cold":
+            self.dies(request, [fields["case"]["variant"]])
             yield {"event": "cold", "fields": {"build_s": 0.5, "evidence": "played"}}
-            return
-        variants = [case["variant"] for case in fields["cases"]]
-        for name in variants:
-            yield gate(name, "before")
-        yield {"event": "stage", "name": "rounds", "variant": ""}
-        self.dies("rounds", variants, Path(fields["mark"]))
-        played = [a_round(number, variants) for number in range(20)]
-        rounds_s = sum(block[0][0] for event in played for block in event["blocks"].values())
-        yield {"event": "sampled", "elapsed_s": self.elapsed_s, "rounds_s": rounds_s}
-        yield from played
-        for name in variants:
-            yield gate(name, "after", passed=self.after.get(name, True))
+        elif request == "sit":
+            self._ready = [case["variant"] for case in fields["cases"]]
+            self.dies(request, self._ready)
+            yield from (gate(name, "before") for name in self._ready)
+        elif request == "turn":
+            self.dies(request, [fields["name"]])
+            yield {"event": "turn"} | self._turn(2.0 if fields["name"] == "reference" else 1.0).fields()
+        else:
+            assert request == "stand"
+            self.dies(request, self._ready)
+            yield from (gate(name, "after", passed=self.after.get(name, True)) for name in self._ready)
+
+    def _turn(self, call_s: float) -> Turn:
+        start_s = self.now[0]
+        self.now[0] += call_s
+        told_s = self.speed * call_s
+        return Turn(Block((told_s,)), 0.0, self.speed * start_s, told_s, 0.0, 0.0)
+
+
+def twenty(players, device: str, plan: sampling.Plan):
+    """Twenty rounds, however long they take."""
+    del device, plan
+    for number in range(20):
+        yield Round(number, {name: player.turn().block for name, player in players.items()})
 
 
 @pytest.fixture
 def stage(monkeypatch, tmp_path):
     """Runs variants on played workers; returns the records by variant, and all requests."""
 
-    def play(*variants: str, dies=lambda *_: None, after=None, work=None, **suite: Any):
-        found = type("Played", (Actor,), {"asked": [], "dies": staticmethod(dies), "after": after or {}})
+    def play(*variants: str, dies=lambda *_: None, after=None, work=None, alone=None, rounds=twenty, **suite: Any):
+        played = {"asked": [], "dies": staticmethod(dies), "after": after or {}, "now": [0.0]}
+        found = type("Played", (Actor,), played)
         monkeypatch.setattr(runner, "Worker", found)
-        monkeypatch.setattr(measurement, "Worker", found)
+        monkeypatch.setattr(runner, "fork_servers", lambda *_: contextlib.nullcontext([]))
+        monkeypatch.setattr(seating, "time", types.SimpleNamespace(perf_counter=lambda: found.now[0]))
+        monkeypatch.setattr(sampling, "rounds", rounds)
         monkeypatch.setattr(environment, "describe", lambda *_: {})
         monkeypatch.setattr(environment, "load", dict)
         cases = [Case("seed", name, "inference", "cpu", 1) for name in variants]
         facts = {"batch": 16, "valid_steps": 320, "precision": "fp32"}
-        described = tuple(Described(case, facts | (work or {}).get(case.variant, {}), None) for case in cases)
+        described = tuple(
+            Described(
+                case,
+                facts | (work or {}).get(case.variant, {}),
+                None,
+                alone=case.variant in (alone or {}),
+                environment=(alone or {}).get(case.variant, {}),
+            )
+            for case in cases
+        )
         options = {"budget_s": 6.0, "processes": 3, "interval": 0.5} | suite
         plan = Plan(Suite("s", "", (), **options), ((Group("g", tuple(cases)), described),), {}, {})
         folder = RunFolder.create(tmp_path / "run", "s")
@@ -369,20 +402,35 @@ def stage(monkeypatch, tmp_path):
 
 
 def measured(asked: list[dict[str, Any]]) -> list[list[str]]:
-    """The variants of each measuring process."""
-    return [[case["variant"] for case in request["cases"]] for request in asked if request["request"] == "measure"]
+    """The variants of each process that sat down to be measured."""
+    return [[case["variant"] for case in request["cases"]] for request in asked if request["request"] == "sit"]
 
 
 def test_each_case_runs_cold_once_then_together(stage):
-    """One cold process a case, then the suite's number of processes with all of them, on seeds that differ."""
+    """One cold process a case, then the suite's number of seatings with all of them, on seeds that differ."""
     records, asked = stage("reference", "a", "b")
     assert [r["case"]["variant"] for r in asked if r["request"] == "cold"] == ["reference", "a", "b"]
     assert measured(asked) == [["reference", "a", "b"]] * 3
     assert all(record.status is Status.OK for record in records.values())
     assert (records["a"].speedup, records["a"].samples, records["a"].processes) == (2.0, 60, 3)
     seeds = [request["seed"] for request in asked if "seed" in request]
-    # A gate after the rounds takes the seed after, so all are two apart.
-    assert len({seed + more for seed in seeds for more in (0, 1)}) == 2 * len(seeds)
+    assert [request["request"] for request in asked if "seed" in request] == ["sit", "stand"] * 3
+    assert len(set(seeds)) == len(seeds) == 6
+
+
+def test_who_must_not_share_a_process_has_its_own(stage):
+    """In each seating, with its environment, in which it ran cold too; all take turns in the same rounds."""
+    variables = {"KMP_BLOCKTIME": "0"}
+    records, asked = stage("reference", "a", "b", "c", alone={"a": {}, "b": variables})
+    assert measured(asked) == [["reference", "c"], ["a"], ["b"]] * 3
+    for request in asked:
+        if request["request"] in {"cold", "sit"}:
+            (name, *_) = [case["variant"] for case in request.get("cases", [request.get("case")])]
+            assert request["environment"] == (variables if name == "b" else {})
+    names = [request["name"] for request in asked if request["request"] == "turn"]
+    assert names == ["reference", "c", "a", "b"] * 60
+    assert all(record.status is Status.OK for record in records.values())
+    assert (records["b"].speedup, records["b"].samples, records["b"].processes) == (2.0, 60, 3)
 
 
 @pytest.mark.parametrize(
@@ -406,45 +454,58 @@ def test_a_time_limit_holds_back_what_would_pass_it(limit, took, begun, unfinish
     assert run.unfinished is unfinished
 
 
-def test_the_budget_is_shared_among_processes(stage):
-    """Three processes get a third each; none of it was spent, so more processes would be pointless when narrow."""
-    _, asked = stage("reference", "a", budget_s=6.0)
-    assert [r["budget_s"] for r in asked if r["request"] == "measure"] == [2.0, 2.0, 2.0]
+def test_the_budget_is_shared_among_seatings(stage):
+    """Three seatings get a third each; none of it was spent, so more would be pointless when narrow."""
+    budgets_s = []
+
+    def noted(players, device: str, plan: sampling.Plan):
+        budgets_s.append(plan.budget_s)
+        return twenty(players, device, plan)
+
+    stage("reference", "a", budget_s=6.0, rounds=noted)
+    assert budgets_s == [2.0, 2.0, 2.0]
 
 
-@pytest.mark.parametrize("bad", ["bad", "bad#" + 200 * "ä", "bad#a\nb"])
-def test_a_death_in_the_rounds_is_laid_at_the_door_of_the_marked_variant(stage, bad):
-    """The mark says whose turn it was; the others are measured again without it, and keep their places."""
+@pytest.mark.parametrize("alone", [None, {"bad": {}}])
+@pytest.mark.parametrize("at", [1, 30])
+def test_a_death_in_the_rounds_is_laid_at_the_door_of_whose_turn_it_was(stage, alone, at):
+    """The parent knows it; the others are measured again without it, and the broken seating gives no samples."""
+    turns = itertools.count(1)
 
-    def dies(what: str, variants: list[str], marked: Path | None) -> None:
-        if what == "rounds" and bad in variants:
-            with marked.open("r+b", buffering=0) as file:
-                mark.write(file.fileno(), bad)
-            raise WorkerError(Status.CRASHED, "planted", "rounds")
+    def dies(what: str, variants: list[str]) -> None:
+        if what == "turn" and "bad" in variants and next(turns) == at:
+            raise WorkerError(Status.CRASHED, "planted", "turn")
 
-    records, asked = stage("reference", bad, "good", dies=dies)
-    assert (records[bad].status, records[bad].reason) == (Status.CRASHED, "planted")
-    assert records[bad].latency_p50_s is None
-    assert measured(asked) == [["reference", bad, "good"]] + [["reference", "good"]] * 3
+    records, asked = stage("reference", "bad", "good", dies=dies, alone=alone)
+    assert (records["bad"].status, records["bad"].reason) == (Status.CRASHED, "planted")
+    assert records["bad"].latency_p50_s is None
+    without = [variants for variants in measured(asked) if "bad" not in variants]
+    # The first seating died at its first round, or the second at its tenth.
+    begun = 1 if at == 1 else 2
+    assert len(measured(asked)) - len(without) == begun
+    assert without[-(4 - begun) :] == [["reference", "good"]] * (4 - begun)
     assert (records["good"].status, records["good"].speedup, records["good"].processes) == (Status.OK, 2.0, 3)
 
 
-def test_a_death_before_the_rounds_is_laid_at_the_door_of_the_one_being_built(stage):
+@pytest.mark.parametrize("request_", ["sit", "stand"])
+def test_a_death_before_or_after_the_rounds_is_laid_at_the_door_of_the_one_in_hand(stage, request_):
     """The worker's own last stage names it."""
 
-    def dies(what: str, variants: list[str], _: Path | None) -> None:
-        if what == "rounds" and "bad" in variants:
+    def dies(what: str, variants: list[str]) -> None:
+        if what == request_ and "bad" in variants:
             raise WorkerError(Status.TIMEOUT, "planted", "warm-up", "bad")
 
-    records, _ = stage("reference", "bad", dies=dies)
+    records, asked = stage("reference", "bad", dies=dies)
     assert (records["bad"].status, records["reference"].status) == (Status.TIMEOUT, Status.OK)
+    assert measured(asked) == [["reference", "bad"]] + [["reference"]] * 3
 
 
-def test_a_worker_that_dies_with_nobody_to_blame_ends_its_group(stage):
-    """Without a mark every case of the group gets the failure, and no further process is started."""
+@pytest.mark.parametrize("request_", ["sit", "stand"])
+def test_a_worker_that_dies_with_nobody_to_blame_ends_its_group(stage, request_):
+    """Every case of the group gets the failure, and no further process is started."""
 
     def dies(what: str, *_: object) -> None:
-        if what == "rounds":
+        if what == request_:
             raise WorkerError(Status.CRASHED, "planted")
 
     records, asked = stage("reference", "a", dies=dies)
@@ -452,23 +513,10 @@ def test_a_worker_that_dies_with_nobody_to_blame_ends_its_group(stage):
     assert len(measured(asked)) == 1
 
 
-def test_a_mark_of_an_earlier_process_blames_nobody(stage):
-    """The mark is wiped before each process."""
-    processes = []
-
-    def dies(what: str, _: list[str], mark: Path | None) -> None:
-        if what == "rounds":
-            processes.append(mark.read_bytes())
-            mark.write_bytes(b"a")
-
-    stage("reference", "a", dies=dies)
-    assert processes == [b"", b"", b""]
-
-
 def test_a_case_that_fails_cold_is_not_measured(stage):
     """A case measured alone never takes others with it; what was found until then stays in its record."""
 
-    def dies(what: str, variants: list[str], _: Path | None) -> None:
+    def dies(what: str, variants: list[str]) -> None:
         if what == "cold" and variants == ["bad"]:
             raise WorkerError(Status.OOM, "planted", "build")
 
@@ -487,13 +535,27 @@ def test_a_case_refused_after_the_rounds_has_no_times(stage):
 
 
 def test_samples_by_a_wrong_clock_are_refused(stage, monkeypatch):
-    """The parent's clock saw no time pass where the worker counted 5 s: no case of that group has a time."""
-    monkeypatch.setattr(Actor, "elapsed_s", 5.0)
+    """The parent's clock saw half of the time pass that the seat counted: no case of that seat has a time."""
+    monkeypatch.setattr(Actor, "speed", 2.0)
     records, asked = stage("reference", "a")
     assert {record.status for record in records.values()} == {Status.PARITY_FAILED}
-    assert all("the worker's clock is wrong: it counted 5.0 s" in record.reason for record in records.values())
+    assert all(
+        record.reason.startswith("the worker's clock is wrong: it counted 120.00 s for turns that took 60.00 s")
+        for record in records.values()
+    )
     assert records["a"].latency_p50_s is None
     assert len(measured(asked)) == 1
+
+
+def test_a_wrong_clock_is_no_reason_to_refuse_another_seat(stage, monkeypatch):
+    """Who sits in a process of its own is refused alone; the others are measured on without it."""
+    monkeypatch.setattr(Actor, "speed", property(lambda self: 2.0 if self._ready == ["liar"] else 1.0))
+    records, asked = stage("reference", "liar", "a", alone={"liar": {}})
+    assert records["liar"].status is Status.PARITY_FAILED
+    assert "the worker's clock is wrong" in records["liar"].reason
+    assert records["liar"].latency_p50_s is None
+    assert (records["a"].status, records["a"].speedup, records["a"].processes) == (Status.OK, 2.0, 3)
+    assert measured(asked) == [["reference", "a"], ["liar"], ["reference", "a"], ["reference", "a"]]
 
 
 def test_a_refused_reference_leaves_times_without_ratios(stage):
@@ -596,7 +658,7 @@ def test_an_error_of_the_parent_leaves_the_folder_readable(stage, tmp_path):
     """Whatever ends a run, tables are made of what was recorded."""
 
     def dies(what: str, *_: object) -> None:
-        if what == "rounds":
+        if what == "turn":
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
@@ -605,15 +667,15 @@ def test_an_error_of_the_parent_leaves_the_folder_readable(stage, tmp_path):
     assert "after" in json.loads((tmp_path / "run" / "environment.json").read_text(encoding="utf-8"))["load"]
 
 
-def test_a_process_that_never_ends_its_rounds_ends_the_budget(stage, monkeypatch):
-    """More processes are started only while the budget lasts, at most the most there may be."""
+def test_a_group_that_is_never_narrow_gets_the_most_seatings(stage, monkeypatch):
+    """More are begun only while the budget lasts, at most the most there may be."""
     monkeypatch.setattr(measurement.Measurement, "_narrow", lambda _: False)
     _, asked = stage("reference", "a", budget_s=1e9)
-    assert len(measured(asked)) == measurement.MOST_PROCESSES
+    assert len(measured(asked)) == measurement.MOST_SEATINGS
 
 
 def test_no_scratch_folder_is_left(stage, monkeypatch, tmp_path):
-    """Caches and marks go away with the run."""
+    """Caches go away with the run."""
     (tmp_path / "scratch").mkdir()
     monkeypatch.setattr(runner.tempfile, "tempdir", str(tmp_path / "scratch"))
     stage("reference")

@@ -175,7 +175,7 @@ def test_rates_are_exact_of_a_hundred_and_kind_to_chance_below():
 def test_extra_work_is_the_share_it_says():
     """Calibrated on a call of known length, half a call's work takes about half a call."""
     probe = pytest.importorskip("bench.worker.selftest")
-    from bench.timing.rounds import Subject
+    from bench.timing.seat import Subject
 
     subject = Subject(lambda: probe.burn(20_000))
     assert probe.extra_work(subject, 0.5) == pytest.approx(10_000, rel=0.25)

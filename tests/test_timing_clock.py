@@ -29,16 +29,16 @@ def collecting():
     (gc.enable if before else gc.disable)()
 
 
-def test_a_block_times_each_call_after_one_untimed():
-    """The lead call pays for cold caches: it happens, before the others, and is not among the times."""
-    waits = iter([0.2, 0.004, 0.016, 0.004])
+def test_a_block_times_each_call_it_makes():
+    """As many calls as asked for, each by itself, and no other: what goes before a block is its caller's to make."""
+    asked_s = (0.004, 0.2, 0.004)
+    waits = iter(asked_s)
     block = time_block(lambda: spin(next(waits)), 3, "cpu")
     assert next(waits, None) is None
     assert len(block.calls_s) == 3
-    assert all(found >= asked for found, asked in zip(block.calls_s, (0.004, 0.016, 0.004), strict=True))
-    # The lead call's 0.2 s may be nowhere.
-    assert max(block.calls_s) < 0.2
-    assert block.calls_s[1] == max(block.calls_s)
+    assert all(found >= asked for found, asked in zip(block.calls_s, asked_s, strict=True))
+    # The long call's time is its own and in no other.
+    assert max(block.calls_s[0], block.calls_s[2]) < 0.2
     assert block.queued_calls == 0
 
 
@@ -46,7 +46,7 @@ def test_nothing_between_the_calls_is_lost():
     """Calls stand back to back: their times sum to the wall time from the first to the last."""
     marks = []
     block = time_block(lambda: (marks.append(time.perf_counter()), spin(0.001)), 20, "cpu")
-    assert sum(block.calls_s[:-1]) == pytest.approx(marks[-1] - marks[1], rel=0.05)
+    assert sum(block.calls_s[:-1]) == pytest.approx(marks[-1] - marks[0], rel=0.05)
 
 
 @pytest.mark.usefixtures("collecting")
@@ -54,14 +54,14 @@ def test_the_garbage_collector_is_off_in_timed_calls_and_on_again_after():
     """One variant's garbage is not collected on another's time."""
     seen = []
     time_block(lambda: seen.append(gc.isenabled()), 4, "cpu")
-    assert seen[1:] == [False] * 4
+    assert seen == [False] * 4
     assert gc.isenabled()
 
 
 @pytest.mark.usefixtures("collecting")
 @pytest.mark.parametrize("failing", [0, 1, 3])
 def test_the_garbage_collector_is_on_again_after_a_call_that_raises(failing):
-    """An error in any call, the lead call too, comes through and leaves the collector as it was."""
+    """An error in any call comes through and leaves the collector as it was."""
     calls = iter(range(10))
 
     def call() -> None:

@@ -1,7 +1,8 @@
 """Figures and their doubt: percentiles of calls and ratios of times, with 95 % intervals that hold the truth.
 
-All intervals come from one bootstrap, over worker processes and then over the rounds inside each. Three things that a
-plain one would overlook are in it, and `python -m bench.analysis.derive_intervals` shows what each is worth:
+All intervals come from one bootstrap, over processes (seatings: full sets of worker processes) and then over the rounds
+inside each. Three things that a plain one would overlook are in it, and `python -m bench.analysis.derive_intervals`
+shows what each is worth:
 
 - **Rounds go together.** Calls of one round share its luck, and a round resembles the one before. So rounds are
   resampled whole, and only as many of them as say something new: the effective sample size of their indicators, as

@@ -103,7 +103,7 @@ class Suite:
         summary: one line for people.
         budget_s: seconds of timed rounds, shared out evenly among the groups.
         interval: half-width of the speedup's 95 % interval at which a group stops early, as a share of the speedup.
-        processes: worker processes a group gets at least.
+        processes: seatings, each a full set of fresh worker processes, that a group gets at least.
         case_limit_s: seconds that a case may take to build, compile and pass the gate.
         device: `cpu` or `cuda`, or empty for every device that is there; the command line may say otherwise.
         second_instrument: whether its quick cases are timed once more with pytest-benchmark.

@@ -48,6 +48,7 @@ class Turn:
     Attributes:
         block: what was timed.
         warm_s: wall time of the untimed calls before it, seconds.
+        start_s: moment at which it began, on the seat's clock.
         wall_s: wall time of the whole turn by the seat's clock, seconds.
         cpu_from_s, cpu_to_s: CPU time of the process at the start of the turn and at its end, seconds.
         delay_s: time in which the thread of the process that waited longest was ready but had no core, seconds; None
@@ -57,6 +58,7 @@ class Turn:
 
     block: Block
     warm_s: float
+    start_s: float
     wall_s: float
     cpu_from_s: float
     cpu_to_s: float
@@ -65,8 +67,8 @@ class Turn:
 
     @property
     def accounted_s(self) -> float:
-        """Seconds that its calls took by their own account."""
-        return self.warm_s + sum(self.block.calls_s) + self.block.queued_wall_s
+        """Seconds that its timed calls took by their own account."""
+        return sum(self.block.calls_s) + self.block.queued_wall_s
 
     def fields(self) -> dict[str, Any]:
         """Plain values, as an event carries them."""

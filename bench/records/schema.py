@@ -169,7 +169,7 @@ class Record:
 
     samples: int | None = column("samples kept: timed blocks of this variant, one a round")
     calls: int | None = column("single calls timed")
-    processes: int | None = column("seatings that measured the case, each in fresh processes")
+    processes: int | None = column("seatings (full sets of fresh worker processes) that measured the case")
     disturbed: int | None = column("samples kept although something else was using the machine")
 
     data: str = column("`real` or `synthetic`, and what it is", "")
@@ -213,7 +213,7 @@ SAMPLE_COLUMNS: dict[str, str] = {
     "mode": "as in records.csv",
     "device": "as in records.csv",
     "threads": "as in records.csv",
-    "process": "number of the seating in its group, from 0",
+    "process": "number of the seating (a full set of fresh worker processes) in its group, from 0",
     "round": "number of the round in its seating, from 0",
     "position": "place of the variant in the round's order, from 0",
     "kind": "`call`: one call; `block`: many calls queued and waited for once (CUDA)",
@@ -227,7 +227,7 @@ SAMPLE_COLUMNS: dict[str, str] = {
 #: Columns of ``rounds.csv.gz``: one row a round of a seating, with what else happened on the machine meanwhile.
 ROUND_COLUMNS: dict[str, str] = {
     "group": "as in records.csv",
-    "process": "number of the seating in its group, from 0",
+    "process": "number of the seating (a full set of fresh worker processes) in its group, from 0",
     "round": "number of the round in its seating, from 0",
     "wall_s": "time of the round, untimed calls included, seconds",
     "waited_s": "time spent waiting for a quiet moment before it, seconds",

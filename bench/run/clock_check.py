@@ -1,54 +1,64 @@
 """Check that the turns of a seat can be true, by a clock that no variant can reach: the parent's.
 
-A variant shares its process with what times it, and may slow the process's clock. The parent knows how long it waited
-for each turn. It trusts the process's clock only while both tell about the same, and the samples only while they make
-up the turns: all that stands between them is the reading of a few counters.
+A variant shares its process with what times it, and may slow the process's clock. The parent knows when it asked for
+each turn and when the answer was there. Two right clocks differ by the same amount in all turns, however long requests
+and answers take on a busy machine. The samples are trusted only while they make up the time in which they were taken.
 """
 
 from __future__ import annotations
 
+import statistics
+from dataclasses import dataclass, field
+
 from bench.records.block import Turn
 
-#: Share by which the two clocks may differ, and seconds that a turn's request and answer may take on their way.
-CLOCK_SHARE, WAY_S = 0.1, 0.005
-#: Share of the turns that calls must make up, the untimed ones among them.
-LEAST_SHARE = 0.6
-#: Turns so short that a pause of the machine decides are not judged by it, seconds.
+#: Seconds, and share of the turns, by which the two clocks may come apart from the first turn to the last.
+APART_S, APART_SHARE = 0.002, 0.01
+#: Seconds, and share of the time waited for it, that a usual turn's request and answer may take on their way.
+WAY_S, WAY_SHARE = 0.01, 0.1
+#: Shares of the time in which calls were timed that the samples must make up, at least and at most.
+LEAST_SHARE, MOST_SHARE = 0.75, 1.05
+#: Turns so short that a pause of the machine decides are not judged by their samples, seconds.
 PAUSE_S = 0.05
-#: More than all of it they cannot be.
-MOST_SHARE = 1.05
 
 
+@dataclass
 class Watch:
-    """The turns of one seat, added up."""
+    """The turns of one seat, and the parent's clock when it asked for each and when it had the answer."""
 
-    def __init__(self) -> None:
-        self._turns = 0
-        self._waited_s = self._told_s = self._accounted_s = 0.0
+    _turns: list[tuple[Turn, float, float]] = field(default_factory=list)
 
-    def add(self, turn: Turn, waited_s: float) -> None:
+    def add(self, turn: Turn, asked_s: float, answered_s: float) -> None:
         """Count a turn.
 
         Args:
             turn: as the seat tells of it.
-            waited_s: how long the parent waited for it, seconds.
+            asked_s: parent's clock before the request.
+            answered_s: parent's clock after the answer.
         """
-        self._turns += 1
-        self._waited_s += waited_s
-        self._told_s += turn.wall_s
-        self._accounted_s += turn.accounted_s
+        self._turns.append((turn, asked_s, answered_s))
 
     def doubt(self) -> str:
         """Return the reason why the turns cannot be true; nothing when they can."""
-        told_s, waited_s = self._told_s, self._waited_s
-        if abs(told_s - waited_s) > PAUSE_S + WAY_S * self._turns + CLOCK_SHARE * waited_s:
+        if not self._turns:
+            return ""
+        told_s = sum(turn.wall_s for turn, *_ in self._turns)
+        waited_s = sum(answered_s - asked_s for _, asked_s, answered_s in self._turns)
+        # Parent's clock less the seat's: no less than at any start, no more than at any end.
+        least_s = max(asked_s - turn.start_s for turn, asked_s, _ in self._turns)
+        most_s = min(answered_s - turn.start_s - turn.wall_s for turn, _, answered_s in self._turns)
+        usual_s = statistics.median(answered_s - asked_s for _, asked_s, answered_s in self._turns)
+        way_s = statistics.median(answered_s - asked_s - turn.wall_s for turn, asked_s, answered_s in self._turns)
+        if least_s - most_s > APART_S + APART_SHARE * told_s or way_s > WAY_S + WAY_SHARE * usual_s:
             return (
-                f"the worker's clock is wrong: it counted {told_s:.1f} s for turns that took {waited_s:.1f} s by the "
+                f"the worker's clock is wrong: it counted {told_s:.2f} s for turns that took {waited_s:.2f} s by the "
                 "clock of the parent"
             )
-        if not LEAST_SHARE * told_s - PAUSE_S <= self._accounted_s <= MOST_SHARE * told_s + PAUSE_S:
+        timed_s = sum(turn.wall_s - turn.warm_s for turn, *_ in self._turns)
+        found_s = sum(turn.accounted_s for turn, *_ in self._turns)
+        if not LEAST_SHARE * timed_s - PAUSE_S <= found_s <= MOST_SHARE * timed_s + PAUSE_S:
             return (
-                f"the samples cannot be true: they add up to {self._accounted_s:.1f} s of {told_s:.1f} s that the "
-                "turns took"
+                f"the samples cannot be true: they add up to {found_s:.2f} s of {timed_s:.2f} s in which calls were "
+                "timed"
             )
         return ""

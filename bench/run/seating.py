@@ -70,14 +70,14 @@ class Seat:
             WorkerError: naming it, when the process fails.
         """
         with self.going():
-            start = time.perf_counter()
+            asked_s = time.perf_counter()
             try:
                 (event,) = self.worker.ask("turn", self.limit_s, name=name)
             except WorkerError as error:
                 raise dataclasses.replace(error, variant=error.variant or name) from error
-            waited_s = time.perf_counter() - start
+            answered_s = time.perf_counter()
         turn = Turn.of(event)
-        self.watch.add(turn, waited_s)
+        self.watch.add(turn, asked_s, answered_s)
         return turn
 
 

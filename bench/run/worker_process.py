@@ -1,4 +1,4 @@
-"""A worker process seen from the parent: started fresh, asked, watched, and ended whatever state it is in."""
+"""A worker process seen from the parent: started fresh or forked, asked, watched, and ended whatever state it is in."""
 
 from __future__ import annotations
 

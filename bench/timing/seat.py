@@ -82,6 +82,7 @@ def take_turn(subject: Subject, calls: int, device: str) -> Turn:
     return Turn(
         block=block,
         warm_s=warm_s,
+        start_s=start,
         wall_s=wall_s,
         cpu_from_s=cpu_from_s,
         cpu_to_s=_cpu_s(),

@@ -69,8 +69,11 @@ def _become_worker(
         os.close(log)
         os.environ.update(environment)
         code = main(str(requests), str(answers))
-    except SystemExit as end_:
-        code = end_.code if isinstance(end_.code, int) else 1
+    except SystemExit as ending:
+        # As the interpreter ends: nothing is success, a number is the code, and anything else is said.
+        code = 0 if ending.code is None else ending.code if isinstance(ending.code, int) else 1
+        if not isinstance(ending.code, int | None):
+            print(ending.code, file=sys.stderr)
     except BaseException:  # noqa: BLE001 - nothing may return into the server's loop
         import traceback  # noqa: PLC0415
 
