@@ -130,3 +130,7 @@ def test_one_pause_of_the_machine_is_no_lie():
         seats.take(turn)
     seats.take(dataclasses.replace(turn, wall_s=turn.wall_s + 0.9 * PAUSE_S), 0.5, 0.5)
     assert seats.watch.doubt() == ""
+    few = Seats()
+    for _ in range(3):
+        few.take(turn, back_s=0.025)
+    assert few.watch.doubt() == ""

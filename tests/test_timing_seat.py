@@ -159,6 +159,19 @@ def test_untimed_calls_are_in_no_sample(clock):
     assert turn.accounted_s == pytest.approx(0.005)
 
 
+def test_a_context_that_takes_long_to_enter_leaves_no_turn_without_an_untimed_call(clock):
+    """One call at least goes before those that are timed, whatever else used up the time."""
+    made = []
+
+    @contextlib.contextmanager
+    def context():
+        clock.spend(2 * LEAD_S)
+        yield
+
+    take_turn(Subject(lambda: (made.append(1), clock.spend(0.001)), context), 3, "cpu")
+    assert len(made) == 4
+
+
 def test_a_turn_tells_the_process_s_cpu_time(clock):
     """At its start and at its end, untimed calls included, also where several threads spend more than the wall has."""
     subject = Subject(lambda: clock.spend(0.006, cpu=2.0))
