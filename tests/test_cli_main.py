@@ -13,13 +13,13 @@ import signal
 import pandas as pd
 import pytest
 import torch
+from speech_corpora import write_corpus
 from tiny_tasks import Reverse, Sines
 
 from seq2seq.cli import plots
 from seq2seq.cli.arguments import MODELS, TASKS, parser
 from seq2seq.cli.command_input import CommandError
 from seq2seq.cli.main import main
-from seq2seq.data import tones
 from seq2seq.tasks.forecast import Forecast
 from seq2seq.tasks.registry import TASKS as LOADERS
 from seq2seq.tasks.task import MODELS as TASK_MODELS
@@ -273,7 +273,7 @@ def test_lines_to_translate_may_be_of_another_encoding(translator, tmp_path, cap
 def test_a_list_of_recordings_may_name_any_file(tmp_path, capsysbinary):
     """Names of files are bytes; those that are no UTF-8 lead to their files all the same."""
     out, corpus = tmp_path / "run", tmp_path / "corpus"
-    tones.write_corpus(corpus, 3, seed=0, longest=6)
+    write_corpus(corpus, 3, seed=0, longest=6)
     assert main(["train", "speech", *WORDS, "--data", str(corpus), "--steps", "1", "--out", str(out)]) == 0
     named = os.fsencode(corpus) + b"/\xe4.wav"
     (corpus / "00000.wav").rename(os.fsdecode(named))
