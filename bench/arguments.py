@@ -9,6 +9,7 @@ from bench.plan.cases import CHECKPOINT, MODES, split_name, suite_names
 from bench.run.resume import SEEDS
 from bench.run.worker_process import ROOT
 from bench.selftest.names import PARTS, STANDARD
+from kernels.host.numbers import duration, seconds, share, whole
 from kernels.host.usage import Parser
 
 DEFAULT_SUITE = "quick"
@@ -29,7 +30,7 @@ def parser() -> argparse.ArgumentParser:
     _add_selection(run)
     run.add_argument(
         "--seed",
-        type=_seed,
+        type=whole(0, SEEDS),
         metavar="N",
         help="of gates and orders, as environment.json of a run has it (default: new)",
     )
@@ -45,7 +46,7 @@ def parser() -> argparse.ArgumentParser:
     )
     run.add_argument(
         "--more",
-        type=_duration,
+        type=duration,
         metavar="TIME",
         help="with --resume of a run that has ended: so much time for further rounds (90s, 3min) of the groups whose "
         "answer does not stand yet",
@@ -85,7 +86,7 @@ def _add_compare(command: argparse.ArgumentParser) -> None:
     )
     add(
         "--margin",
-        type=_share,
+        type=share,
         default=0.02,
         metavar="PERCENT",
         help="changes whose interval lies within it are the same (default: 2%%)",
@@ -115,23 +116,23 @@ def _add_selftest(command: argparse.ArgumentParser) -> None:
     )
     add(
         "--pairs",
-        type=_positive_int,
+        type=whole(),
         metavar="N",
         help="pairs of each setting (default: null 40, power 20, instrument 10, neighbour 3)",
     )
-    add("--seconds", type=_positive_float, default=5.0, metavar="S", help="of rounds a pair (default: 5)")
-    add("--processes", type=_positive_int, default=4, metavar="N", help="worker processes that share them (default: 4)")
+    add("--seconds", type=seconds, default=5.0, metavar="S", help="of rounds a pair (default: 5)")
+    add("--processes", type=whole(), default=4, metavar="N", help="worker processes that share them (default: 4)")
     add(
         "--threads",
         action="append",
-        type=_positive_int,
+        type=whole(),
         metavar="N",
         help="CPU threads; may be repeated (default: 1 and all)",
     )
     add(
         "--planted",
         action="append",
-        type=_share,
+        type=share,
         metavar="PERCENT",
         help="slowdown that `power` plants, 0 for none; may be repeated (default: 0, 1, 2, 3 and 5)",
     )
@@ -173,19 +174,19 @@ def _add_selection(command: argparse.ArgumentParser) -> None:
     add("--mode", action="append", default=[], choices=MODES, help="modes instead of the suite's; may be repeated")
     add(
         "--threads",
-        type=_positive_int,
+        type=whole(),
         metavar="N",
         help="CPU threads (default: the cores that affinity and quota leave)",
     )
     add(
         "--budget",
-        type=_positive_float,
+        type=seconds,
         metavar="SECONDS",
         help="seconds of timed rounds for the whole run, shared out among its groups; start-up is extra",
     )
     add(
         "--time-limit",
-        type=_positive_float,
+        type=seconds,
         metavar="SECONDS",
         help="begin no group of cases, second instrument or training that is not expected to end within this many "
         "seconds from the start, the first one excepted; what is left is for --resume, and the exit code is 4",
@@ -231,58 +232,10 @@ def _workload(text: str) -> str:
     return f"{CHECKPOINT}{path}{end}"
 
 
-def _positive_int(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        msg = f"{text!r} is not a whole number of at least 1"
-        raise argparse.ArgumentTypeError(msg)
-    return int(text)
-
-
-def _seed(text: str) -> int:
-    if not text.isdecimal() or int(text) >= SEEDS:
-        msg = f"{text!r} is not a whole number from 0 to {SEEDS - 1}"
-        raise argparse.ArgumentTypeError(msg)
-    return int(text)
-
-
-def _positive_float(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = 0.0
-    if not 0 < value < float("inf"):
-        msg = f"{text!r} is not a number of seconds above 0"
-        raise argparse.ArgumentTypeError(msg)
-    return value
-
-
-def _duration(text: str) -> float:
-    """`90s`, `3min` or plain seconds."""
-    number, factor = (text.removesuffix("min"), 60.0) if text.endswith("min") else (text.removesuffix("s"), 1.0)
-    try:
-        return factor * _positive_float(number.strip())
-    except argparse.ArgumentTypeError:
-        msg = f"{text!r} is not a time above 0, as 90s or 3min"
-        raise argparse.ArgumentTypeError(msg) from None
-
-
-def _share(text: str) -> float:
-    """`3%` as 0.03."""
-    number = text.strip().removesuffix("%").strip()
-    try:
-        value = float(number) / 100
-    except ValueError:
-        value = -1.0
-    if not 0 <= value < 1:
-        msg = f"{text!r} is not a percentage from 0 to below 100, as 3%"
-        raise argparse.ArgumentTypeError(msg)
-    return value
-
-
 def _slower(text: str) -> float:
     """`slower:3%` as 0.03."""
     word, colon, number = text.partition(":")
     if word != "slower" or not colon:
         msg = f"{text!r} is not slower: and a percentage, as slower:3%"
         raise argparse.ArgumentTypeError(msg)
-    return _share(number)
+    return share(number)

@@ -13,13 +13,13 @@ import signal
 import pandas as pd
 import pytest
 import torch
+from speech_corpora import write_corpus
 from tiny_tasks import Reverse, Sines
 
 from seq2seq.cli import plots
 from seq2seq.cli.arguments import MODELS, TASKS, parser
 from seq2seq.cli.command_input import CommandError
 from seq2seq.cli.main import main
-from seq2seq.data import tones
 from seq2seq.tasks.forecast import Forecast
 from seq2seq.tasks.registry import TASKS as LOADERS
 from seq2seq.tasks.task import MODELS as TASK_MODELS
@@ -273,7 +273,7 @@ def test_lines_to_translate_may_be_of_another_encoding(translator, tmp_path, cap
 def test_a_list_of_recordings_may_name_any_file(tmp_path, capsysbinary):
     """Names of files are bytes; those that are no UTF-8 lead to their files all the same."""
     out, corpus = tmp_path / "run", tmp_path / "corpus"
-    tones.write_corpus(corpus, 3, seed=0, longest=6)
+    write_corpus(corpus, 3, seed=0, longest=6)
     assert main(["train", "speech", *WORDS, "--data", str(corpus), "--steps", "1", "--out", str(out)]) == 0
     named = os.fsencode(corpus) + b"/\xe4.wav"
     (corpus / "00000.wav").rename(os.fsdecode(named))
@@ -380,8 +380,8 @@ def test_a_loss_that_is_no_number_exits_with_one_line(tmp_path, capsys):
         (("--freeze", "nothing"), "no parameter's name fits 'nothing'"),
         (("--learning-rate", "0"), "learning_rate is 0.0"),
         (("--clip", "-1"), "clip is -1.0"),
-        (("--seed", "-1"), "'-1' is no seed"),
-        (("--seed", "9" * 19), "is no seed"),
+        (("--seed", "-1"), "'-1' is not a whole number of at least 0"),
+        (("--seed", "9" * 19), "19 digits, expected at most 18"),
         (("--init", "nowhere/at/all"), "nowhere/at/all"),
     ],
 )
@@ -599,9 +599,9 @@ def test_help_names_every_option_and_task(capsys):
         (("train",), "required: TASK; see python -m seq2seq train --help"),
         (("train", "baking"), "'baking' (choose from"),
         (("train", "speech", "--quick"), "--quick"),
-        (("train", "speech", "--seed", "1.5"), "'1.5' is no seed"),
+        (("train", "speech", "--seed", "1.5"), "'1.5' is not a whole number"),
         (("train", "speech", "--clip", "much"), "'much' is no number"),
-        (("train", "speech", "--epochs", "0"), "'0' is no number of at least 1"),
+        (("train", "speech", "--epochs", "0"), "'0' is not a whole number of at least 1"),
         (("train", "speech", "--out"), "expected one argument"),
         (("predict", "RUN", "--last", "--start", "3"), "not allowed with argument"),
         (("predict", "RUN", "--plot", "a.pdf"), "does not end in .png"),

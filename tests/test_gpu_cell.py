@@ -189,15 +189,45 @@ def test_a_step_is_one_product_and_one_launch(state, monkeypatch):
     assert ran == (["product"] if state else []) + ["launch", *["product", "launch"] * 2]
 
 
+def _one_step(
+    gates_input: torch.Tensor, recurrent: torch.Tensor | None, c: torch.Tensor, config: cell.CellConfig | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """One step after its products, in one launch, without gradients.
+
+    Args:
+        gates_input: (batch, 4 * hidden_size), `x @ weight_ih.T + bias_ih + bias_hh`, gates in the order i, f, g, o;
+            its last dimension contiguous.
+        recurrent: the same shape and type, contiguous, `h @ weight_hh.T`; None for zeros.
+        c: (batch, hidden_size), float32, contiguous.
+        config: the tile; by default a guess from the shape.
+
+    Returns:
+        h, of the gates' type, and c, float32, each (batch, hidden_size).
+    """
+    batch, hidden = c.shape
+    gates = gates_input[None, :, None]
+    problem = Problem(c.device.type, gates_input.dtype, batch, 1, hidden)
+    if c.is_cuda:
+        count = torch.cuda.get_device_properties(c.device).multi_processor_count
+        problem = dataclasses.replace(problem, multiprocessors=count)
+    h, c_new = gates_input.new_empty(batch, hidden), torch.empty_like(c)
+    with cell._on(c):
+        cell._forward_launch(
+            cell._chosen(problem, config, backward=False), 0, gates, recurrent, None, c, None, h[None, :, None], None,
+            c_new, None, None,
+        )  # fmt: skip
+    return h, c_new
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 @pytest.mark.parametrize("recurrent", [True, False])
 def test_one_step_is_the_reference_cells(dtype, recurrent):
-    """`cell_forward` computes h and c of the equations, reads a strided input and leaves its own alone."""
+    """A single launch computes h and c of the equations, reads a strided input and leaves its own alone."""
     generator = torch.Generator().manual_seed(5)
     wide, product = (torch.randn(3, 64, generator=generator).to(dtype).to(DEVICE) for _ in range(2))
     gates, c = wide[:, :28], torch.randn(3, 7, generator=generator).to(DEVICE)
     product, before = product[:, :28].contiguous(), c.clone()
-    h, c_new = cell.cell_forward(gates, product if recurrent else None, c)
+    h, c_new = _one_step(gates, product if recurrent else None, c)
     i, f, g, o = (gates.double() + (product.double() if recurrent else 0.0)).chunk(4, dim=1)
     truth = f.sigmoid() * c.double() + i.sigmoid() * g.tanh()
     assert torch.equal(c, before)

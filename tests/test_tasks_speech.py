@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from scipy.io import wavfile
+from speech_corpora import write_corpus
 from torch import nn
 
 from seq2seq.data import tones
@@ -34,7 +35,7 @@ def task():
 @pytest.fixture
 def folder(tmp_path):
     """A corpus of three recordings."""
-    tones.write_corpus(tmp_path / "corpus", 3, seed=0, longest=6)
+    write_corpus(tmp_path / "corpus", 3, seed=0, longest=6)
     return tmp_path / "corpus"
 
 
@@ -329,7 +330,7 @@ def test_what_is_no_folder_is_refused(tmp_path):
 
 def test_one_recording_is_too_few(tmp_path):
     """There must be one to learn from and one to validate on."""
-    tones.write_corpus(tmp_path / "one", 1, seed=0)
+    write_corpus(tmp_path / "one", 1, seed=0)
     with pytest.raises(DataError, match="holds one recording, expected at least 2"):
         speech.load(tmp_path / "one")
 

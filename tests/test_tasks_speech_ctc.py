@@ -6,11 +6,11 @@ import itertools
 
 import pytest
 import torch
+from speech_corpora import write_corpus
 from test_tasks_speech import pairs
 from torch import nn
 
 from seq2seq.cli.main import main
-from seq2seq.data import tones
 from seq2seq.data.tokens import END, PAD
 from seq2seq.models.base import IGNORE_TOKEN
 from seq2seq.models.ctc import CTCModel
@@ -27,7 +27,7 @@ def task():
 @pytest.fixture
 def folder(tmp_path):
     """A corpus of three recordings."""
-    tones.write_corpus(tmp_path / "corpus", 3, seed=0, longest=6)
+    write_corpus(tmp_path / "corpus", 3, seed=0, longest=6)
     return tmp_path / "corpus"
 
 

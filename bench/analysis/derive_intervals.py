@@ -20,6 +20,7 @@ from scipy import signal, stats
 from bench.analysis.intervals import CONFIDENCE, Interval, independent_ratio_interval, percentile, ratio_interval
 from bench.records.rounds import Floats
 from kernels.host.cores import usable_cores
+from kernels.host.numbers import whole
 from kernels.host.output import run_command
 from kernels.host.usage import Parser
 
@@ -240,8 +241,8 @@ def _line(sizes: Sequence[Size], rows: Sequence[CoverageRow]) -> str:
 def main() -> int:
     """Print how often intervals hold the truth."""
     grammar = Parser(prog="python -m bench.analysis.derive_intervals", description=(__doc__ or "").splitlines()[0])
-    grammar.add_argument("--runs", type=int, default=1000, help="synthetic runs a cell (default: 1000)")
-    grammar.add_argument("--seed", type=int, default=0)
+    grammar.add_argument("--runs", type=whole(), default=1000, help="synthetic runs a cell (default: 1000)")
+    grammar.add_argument("--seed", type=whole(0), default=0)
     asked = grammar.parse_args()
     tail = (asked.runs, asked.seed)
     called = [(f"p{100 * share:.0f}, {name}", (name, share)) for share in SHARES for name in CALL_TIMES]

@@ -17,6 +17,7 @@ import torch
 
 from bench.gate.parity import FACTOR, TOLERANCES, Gate
 from bench.gate.planted_defects import DEFECTS
+from kernels.host.numbers import whole
 from kernels.host.output import run_command
 from kernels.host.usage import Parser
 from seq2seq.execution.executable import Executable
@@ -91,8 +92,8 @@ def measure(count: int, seed: int, device: str) -> tuple[Rows, Rows]:
 def main() -> int:
     """Print what separates right from wrong."""
     grammar = Parser(prog="python -m bench.gate.derive_tolerances", description=(__doc__ or "").splitlines()[0])
-    grammar.add_argument("--problems", type=int, default=25, help="how many problems (default: 25)")
-    grammar.add_argument("--seed", type=int, default=0)
+    grammar.add_argument("--problems", type=whole(), default=25, help="how many problems (default: 25)")
+    grammar.add_argument("--seed", type=whole(0), default=0)
     grammar.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     arguments = grammar.parse_args()
     warnings.simplefilter("ignore")

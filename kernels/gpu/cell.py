@@ -80,39 +80,6 @@ def backward(args: Backward, config: CellConfig | None = None) -> None:
     _run(lambda: _backward_steps(args, chosen), args, problem.steps, ("cell", "backward", chosen))
 
 
-def cell_forward(
-    gates_input: Tensor, recurrent: Tensor | None, c: Tensor, config: CellConfig | None = None
-) -> tuple[Tensor, Tensor]:
-    """One step after its products, in one launch, without gradients.
-
-    Args:
-        gates_input: (batch, 4 * hidden_size), `x @ weight_ih.T + bias_ih + bias_hh`, gates in the order i, f, g, o;
-            its last dimension contiguous.
-        recurrent: the same shape and type, contiguous, `h @ weight_hh.T`; None for zeros.
-        c: (batch, hidden_size), float32, contiguous.
-        config: the tile; by default a guess from the shape.
-
-    Returns:
-        h, of the gates' type, and c, float32, each (batch, hidden_size).
-
-    Raises:
-        ValueError: for a type or device that `refuses` names.
-    """
-    batch, hidden = c.shape
-    gates = gates_input[None, :, None]
-    problem = Problem(c.device.type, gates_input.dtype, batch, 1, hidden)
-    if c.is_cuda:
-        count = torch.cuda.get_device_properties(c.device).multi_processor_count
-        problem = dataclasses.replace(problem, multiprocessors=count)
-    h, c_new = gates_input.new_empty(batch, hidden), torch.empty_like(c)
-    with _on(c):
-        _forward_launch(
-            _chosen(problem, config, backward=False), 0, gates, recurrent, None, c, None, h[None, :, None], None, c_new,
-            None, None,
-        )  # fmt: skip
-    return h, c_new
-
-
 def launches(problem: Problem, config: CellConfig, *, backward: bool) -> list[Launch]:
     """The kernels of a sequence, each once: those of a middle step, and of the first step where it differs."""
     kernel = backward_kernel if backward else forward_kernel

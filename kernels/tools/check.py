@@ -26,10 +26,11 @@ import torch
 
 from ..dispatch import MODULES
 from ..host.cores import usable_cores
+from ..host.numbers import seconds, whole
 from ..host.usage import Parser
 from .check_work import CheckResult, Question, work
 from .problems import Sizes
-from .process_pool import Pool, WorkOutcome, seconds
+from .process_pool import Pool, WorkOutcome
 
 #: dtype and whether products are in TF32. The interpreter computes no bfloat16 products.
 TYPES = {"float32": (torch.float32, False), "tf32": (torch.float32, True), "float16": (torch.float16, False),
@@ -98,14 +99,14 @@ def main(arguments: list[str] | None = None) -> int:
 def _options(arguments: list[str] | None) -> argparse.Namespace:
     parser = Parser(prog="python -m kernels check", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--seconds", type=seconds, default=300.0, help="stop handing out work after this long")
-    parser.add_argument("--runs", type=int, default=200, help="how often a run must give the same bits")
+    parser.add_argument("--runs", type=whole(), default=200, help="how often a run must give the same bits")
     parser.add_argument("--out", type=Path, help="folder for check.csv")
     parser.add_argument("--kernel", action="append", choices=list(MODULES), help="one kernel alone; may be repeated")
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
     parser.add_argument("--timeout", type=seconds, default=90.0, help="seconds for one item, compilation included")
-    parser.add_argument("--most", type=int, default=4, help="configurations of a kernel at one problem")
-    parser.add_argument("--jobs", type=int, help="children at a time; compiling is what takes long")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--most", type=whole(), default=4, help="configurations of a kernel at one problem")
+    parser.add_argument("--jobs", type=whole(), help="children at a time; compiling is what takes long")
+    parser.add_argument("--seed", type=whole(0), default=0)
     parser.add_argument("--sanitize", action="store_true", help="a tiny subset in this process, for compute-sanitizer")
     return parser.parse_args(arguments)
 

@@ -28,6 +28,7 @@ import torch
 
 from ..common.recurrence import Problem
 from ..dispatch import MODULES
+from ..host.numbers import whole
 from ..host.usage import Parser
 from .process_pool import Pool
 
@@ -188,7 +189,7 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--kernel", action="append", nargs="+", choices=list(MODULES), help="all by default")
     parser.add_argument("--quick", action="store_true", help="few problems, the first configuration of each")
     parser.add_argument("--first", action="store_true", help="the first configuration of every problem alone")
-    parser.add_argument("--jobs", type=int, default=1, help="compilers at a time")
+    parser.add_argument("--jobs", type=whole(), default=1, help="compilers at a time")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write what was found")
     parser.add_argument("--table", action="store_true", help="print it as Markdown")
     parser.add_argument("--write", action="store_true", help=f"write it into {README.name} beside this file")

@@ -6,8 +6,6 @@ it died or when its context no longer works.
 
 from __future__ import annotations
 
-import argparse
-import math
 import multiprocessing
 import time
 import traceback
@@ -22,22 +20,6 @@ import torch
 #: Seconds until a child has imported torch and its work; machines under load take long.
 STARTUP_S = 180.0
 _READY = "ready"
-
-
-def seconds(text: str) -> float:
-    """A time limit from a command line.
-
-    Raises:
-        argparse.ArgumentTypeError: for what is no finite number above 0.
-    """
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not 0 < value < math.inf:
-        msg = f"{text!r} is not a number of seconds above 0"
-        raise argparse.ArgumentTypeError(msg)
-    return value
 
 
 @dataclass(frozen=True)

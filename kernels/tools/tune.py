@@ -25,12 +25,13 @@ import torch
 from .. import measurements as table
 from ..dispatch import MODULES
 from ..host.cores import usable_cores
+from ..host.numbers import seconds, whole
 from ..host.usage import Parser
 from ..measurements import MeasuredShape, MeasuredTable
 from . import check_work
 from .check import TYPES
 from .problems import Sizes
-from .process_pool import Pool, seconds
+from .process_pool import Pool
 from .tune_work import Candidate, Job, measure
 
 #: Batch, hidden size, steps, directions; the most important first: FlashRNN's plot, the seed, DeepAR, DeepBench,
@@ -117,12 +118,12 @@ def line(entry: MeasuredShape) -> str:
 def _options(arguments: list[str] | None) -> argparse.Namespace:
     parser = Parser(prog="python -m kernels tune", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--out", type=Path, metavar="FILE", help="the table; where dispatch looks for it by default")
-    parser.add_argument("--budget", type=float, default=1200.0, metavar="SECONDS", help="start no shape after this")
+    parser.add_argument("--budget", type=seconds, default=1200.0, metavar="SECONDS", help="start no shape after this")
     parser.add_argument("--shapes", choices=("quick", "all"), default="quick")
     parser.add_argument("--type", action="append", choices=list(ORDER), help="one type alone; may be repeated")
-    parser.add_argument("--most", type=int, default=12, help="candidates of a kernel in one phase of one shape")
-    parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--jobs", type=int, default=JOBS, help="children that compile and check")
+    parser.add_argument("--most", type=whole(), default=12, help="candidates of a kernel in one phase of one shape")
+    parser.add_argument("--rounds", type=whole(), default=15)
+    parser.add_argument("--jobs", type=whole(), default=JOBS, help="children that compile and check")
     parser.add_argument("--timeout", type=seconds, default=90.0, metavar="SECONDS", help="for one configuration")
     parser.add_argument("--again", action="store_true", help="measure anew what the file has")
     parser.add_argument("--commit", default="", help="what is written down where git is not at hand")

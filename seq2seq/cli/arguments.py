@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import re
 from pathlib import Path
 
+from kernels.host.numbers import whole
 from kernels.host.usage import Parser
 
 TASKS = ("forecasting", "translation", "summarization", "speech")
@@ -46,11 +46,11 @@ def parser() -> argparse.ArgumentParser:
         help="the series of --data are none of the training's, and are scaled by their own first 80%%",
     )  # fmt: skip
     start = predict.add_mutually_exclusive_group()
-    start.add_argument("--start", type=int, metavar="STEP", help="step of the series at which the forecast starts")
+    start.add_argument("--start", type=whole(0), metavar="STEP", help="step of the series at which the forecast starts")
     start.add_argument(
         "--last", action="store_true", help="forecast the last horizon that is known, to hold it against the truth"
     )
-    predict.add_argument("--samples", type=_count, default=200, metavar="N", help="paths to sample (default: 200)")
+    predict.add_argument("--samples", type=whole(), default=200, metavar="N", help="paths to sample (default: 200)")
     predict.add_argument(
         "--plot", type=_picture, metavar="FILE.png", help="new file: forecasts, intervals and the truth"
     )
@@ -78,9 +78,9 @@ def _add_export(command: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     command.add_argument("--lengths", action="store_true", help="take lengths of sources and targets as inputs")
     inputs = "of the inputs that it is exported with, which some formats are tied to (default: "
-    command.add_argument("--batch", type=_count, default=2, metavar="N", help=inputs + "%(default)s)")
-    command.add_argument("--source-steps", type=_count, metavar="N", help=inputs + "a forecaster's history, else 8)")
-    command.add_argument("--target-steps", type=_count, metavar="N", help=inputs + "a forecaster's horizon, else 6)")
+    command.add_argument("--batch", type=whole(), default=2, metavar="N", help=inputs + "%(default)s)")
+    command.add_argument("--source-steps", type=whole(), metavar="N", help=inputs + "a forecaster's history, else 8)")
+    command.add_argument("--target-steps", type=whole(), metavar="N", help=inputs + "a forecaster's horizon, else 6)")
 
 
 def _add_train(command: argparse.ArgumentParser) -> None:
@@ -116,29 +116,31 @@ def _add_train(command: argparse.ArgumentParser) -> None:
     how.add_argument("--variant", metavar="NAME", help="as `python -m bench list` has them (default: torch's own LSTM)")
     how.add_argument("--device", choices=("cpu", "cuda"), help="(default: cpu)")
     how.add_argument(
-        "--threads", type=_count, metavar="N",
+        "--threads", type=whole(), metavar="N",
         help="CPU threads (default: torch's choice, at most the cores that affinity and quota leave)",
     )  # fmt: skip
     learning = command.add_argument_group("learning; defaults are the task's own")
-    learning.add_argument("--epochs", type=_count, metavar="N", help="at most so many passes over the data")
-    learning.add_argument("--steps", type=_count, metavar="N", help="at most so many steps")
-    learning.add_argument("--batch", type=_count, metavar="N", help="sequences in a batch")
+    learning.add_argument("--epochs", type=whole(), metavar="N", help="at most so many passes over the data")
+    learning.add_argument("--steps", type=whole(), metavar="N", help="at most so many steps")
+    learning.add_argument("--batch", type=whole(), metavar="N", help="sequences in a batch")
     learning.add_argument("--learning-rate", type=float, metavar="X", help="of AdamW")
     learning.add_argument("--weight-decay", type=float, metavar="X", help="of AdamW (default: 0)")
     learning.add_argument("--schedule", choices=("constant", "cosine"), help="of the learning rate (default: cosine)")
-    learning.add_argument("--warmup", type=int, metavar="N", help="steps in which the rate rises from 0 (default: 0)")
+    learning.add_argument(
+        "--warmup", type=whole(0), metavar="N", help="steps in which the rate rises from 0 (default: 0)"
+    )
     learning.add_argument(
         "--clip", type=float, metavar="X", help="largest norm of the gradients, 0 for none (default: 1)"
     )
     learning.add_argument(
-        "--evaluate-every", type=_count, metavar="N",
+        "--evaluate-every", type=whole(), metavar="N",
         help="steps between validations (default: an epoch, or a tenth of --steps)",
     )  # fmt: skip
     learning.add_argument(
         "--patience", type=int, metavar="N",
         help="validations without a lower loss that end the run, 0 for never (default: 5)",
     )  # fmt: skip
-    learning.add_argument("--seed", type=_seed, metavar="N", help="of weights, order and dropout (default: 0)")
+    learning.add_argument("--seed", type=whole(0), metavar="N", help="of weights, order and dropout (default: 0)")
 
 
 def _add_checkpoint(command: argparse.ArgumentParser, data: str, option: str = "") -> None:
@@ -148,29 +150,13 @@ def _add_checkpoint(command: argparse.ArgumentParser, data: str, option: str = "
         "--option", action="append", type=_option, metavar="NAME=VALUE",
         help="how to read the data, as encoding=cp1252, value=load; may be repeated" + option,
     )  # fmt: skip
-    command.add_argument("--batch", type=_count, default=32, metavar="N", help="sequences at a time (default: 32)")
+    command.add_argument("--batch", type=whole(), default=32, metavar="N", help="sequences at a time (default: 32)")
     command.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="(default: cpu)")
-
-
-def _count(text: str) -> int:
-    """An integer of at least 1."""
-    if not re.fullmatch(r"\d+", text) or int(text) < 1:
-        msg = f"{text!r} is no number of at least 1"
-        raise argparse.ArgumentTypeError(msg)
-    return int(text)
-
-
-def _seed(text: str) -> int:
-    """A seed that every generator of random numbers here takes."""
-    if not re.fullmatch(r"[0-9]{1,18}", text):
-        msg = f"{text!r} is no seed; expected a whole number of at most 18 digits"
-        raise argparse.ArgumentTypeError(msg)
-    return int(text)
 
 
 def _beam(text: str) -> int:
     """Hypotheses of a beam search: each takes a copy of the state, so a slip of the finger would fill the memory."""
-    if (value := _count(text)) > LARGEST_BEAM:
+    if (value := whole()(text)) > LARGEST_BEAM:
         msg = f"{text} hypotheses, expected at most {LARGEST_BEAM}"
         raise argparse.ArgumentTypeError(msg)
     return value

@@ -7,12 +7,10 @@ Lengths follow LibriSpeech's, scaled down. It can be learnt as speech can: what 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.io import wavfile
 
 from seq2seq.data.audio import RATE
 from seq2seq.data.lengths import LIBRISPEECH_CHARACTERS
@@ -49,17 +47,6 @@ def utterances(count: int, seed: int, longest: int = 24) -> list[Utterance]:
     lengths = LIBRISPEECH_CHARACTERS.at(rank, longest).tolist()
     texts = [_text(length, generator) for length in lengths]
     return [Utterance(text, _sound(text, generator)) for text in texts]
-
-
-def write_corpus(folder: Path, count: int, seed: int, longest: int = 24) -> None:
-    """The same as a folder of WAV files and a `transcripts.txt`, the form in which a user's corpus is read."""
-    folder.mkdir(parents=True, exist_ok=True)
-    lines = []
-    for number, utterance in enumerate(utterances(count, seed, longest)):
-        name = f"{number:05d}.wav"
-        wavfile.write(folder / name, RATE, utterance.samples)
-        lines.append(f"{name}\t{utterance.text}\n")
-    (folder / "transcripts.txt").write_text("".join(lines), encoding="utf-8")
 
 
 def _text(length: int, generator: np.random.Generator) -> str:
