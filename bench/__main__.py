@@ -1,4 +1,4 @@
-"""The command line: `python -m bench run | list | report | compare | export | selftest`."""
+"""The command line: `python -m bench run | list | report | ab | compare | export | selftest`."""
 
 from __future__ import annotations
 
@@ -273,9 +273,7 @@ def compare(arguments: argparse.Namespace) -> int:
     from bench.analysis import compare as comparing  # noqa: PLC0415 - pandas is slow to import
     from bench.analysis import tables as compare_tables  # noqa: PLC0415
 
-    if arguments.allow_unclear and arguments.fail_on is None:
-        msg = "--allow-unclear is about --fail-on, which is missing; add --fail-on slower:PERCENT"
-        raise UsageError(msg)
+    _check_fail_on(arguments)
     _refuse_existing(arguments.output, "--output")
     options = comparing.CompareOptions(arguments.by, arguments.margin, arguments.fail_on, arguments.force)
     base = comparing.load(arguments.base)
@@ -290,10 +288,35 @@ def compare(arguments: argparse.Namespace) -> int:
         compare_tables.text(found)
     else:
         print(compare_tables.render(found, arguments.format), end="")
-    worst = max(comparison.outcome for comparison in found)
+    return _exit_code(arguments, max(comparison.outcome for comparison in found).name)
+
+
+def ab(arguments: argparse.Namespace, command: str) -> int:
+    """Measure two interpreters or revisions in turns."""
+    from bench.ab import command as sides  # noqa: PLC0415 - pandas is slow to import
+
+    _check_fail_on(arguments)
+    settings = Settings(arguments.threads or usable_cores(), arguments.omp_wait, _plugins(arguments.plugin))
+    return _exit_code(arguments, sides.ab(arguments, settings, command).name)
+
+
+def _check_fail_on(arguments: argparse.Namespace) -> None:
+    if arguments.allow_unclear and arguments.fail_on is None:
+        msg = "--allow-unclear is about --fail-on, which is missing; add --fail-on slower:PERCENT"
+        raise UsageError(msg)
+
+
+def _exit_code(arguments: argparse.Namespace, outcome: str) -> int:
+    """The exit code of an `Outcome` of `--fail-on`, by name."""
     unclear = EXIT_OK if arguments.allow_unclear else EXIT_UNCLEAR
-    codes = {comparing.Finding.REGRESSION: EXIT_REGRESSION, comparing.Finding.UNCLEAR: unclear}
-    return codes.get(worst, EXIT_OK)
+    return {"REGRESSION": EXIT_REGRESSION, "UNCLEAR": unclear}.get(outcome, EXIT_OK)
+
+
+def selftest(arguments: argparse.Namespace, command: str) -> int:
+    """Hold the suite against itself."""
+    from bench.selftest import command as parts  # noqa: PLC0415 - pandas is slow to import
+
+    return parts.selftest(arguments, command, usable_cores())
 
 
 def export(arguments: argparse.Namespace) -> int:
@@ -329,12 +352,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser().parse_args(words)
     before = signal.signal(signal.SIGTERM, _terminate)
     try:
-        if arguments.command == "run":
-            return run(arguments, shlex.join(["python", "-m", "bench", *words]))
-        if arguments.command == "selftest":
-            from bench.selftest.command import selftest  # noqa: PLC0415 - pandas is slow to import
-
-            return selftest(arguments, shlex.join(["python", "-m", "bench", *words]), usable_cores())
+        measuring = {"run": run, "ab": ab, "selftest": selftest}
+        if arguments.command in measuring:
+            return measuring[arguments.command](arguments, shlex.join(["python", "-m", "bench", *words]))
         others = {"list": listing, "report": report, "compare": compare, "export": export}
         return others[arguments.command](arguments)
     except UsageError as error:

@@ -22,8 +22,8 @@ def parser() -> argparse.ArgumentParser:
         description="Measure the ways to execute an LSTM Seq2Seq model: which is fastest here, is it right, how sure.",
         epilog="Exit codes: 0 every case that can run here is ok; 1 a gate refused a variant, a case was faster than "
         "the machine can be, a worker failed, the system refused to write, or selftest missed a target; 2 wrong usage, "
-        "or runs that are not comparable; 3 compare found a regression; 4 --time-limit left cases for --resume; 5 "
-        "compare could not tell whether there is one; 130 interrupted, 143 by SIGTERM.",
+        "or runs that are not comparable; 3 compare or ab found a regression; 4 --time-limit left cases for --resume; "
+        "5 compare or ab could not tell whether there is one; 130 interrupted, 143 by SIGTERM.",
     )
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
     run = commands.add_parser("run", help="measure a suite and write CSV, plots and a page")
@@ -60,6 +60,7 @@ def parser() -> argparse.ArgumentParser:
             "selftest", help="hold the suite against itself: null pairs, planted slowdowns, other tools"
         )
     )
+    _add_ab(commands.add_parser("ab", help="two interpreters or two revisions in turns: is NEW slower than BASE?"))
     _add_compare(commands.add_parser("compare", help="hold runs against a base: faster, slower, same or unclear"))
     export = commands.add_parser("export", help="write a run in another program's format")
     export.add_argument("dir", type=Path, metavar="RUN", help="run folder")
@@ -73,6 +74,54 @@ def parser() -> argparse.ArgumentParser:
     return top
 
 
+def _add_ab(command: argparse.ArgumentParser) -> None:
+    add = command.add_argument
+    side = "bin/python of an environment with torch, its folder, a folder with a checkout, or a git revision"
+    add("base", metavar="BASE", help=f"what NEW is held against: {side}")
+    add("new", metavar="NEW", help="likewise")
+    add(
+        "--workload",
+        action="append",
+        default=[],
+        type=_workload,
+        metavar="GLOB",
+        help="workloads, overrides as seed@batch=64; may be repeated (default: seed and forecast-deepar)",
+    )
+    add(
+        "--variant",
+        action="append",
+        default=[],
+        metavar="GLOB",
+        help="variants; may be repeated (default: onednn and cpu-fused, on a GPU cudnn and triton)",
+    )
+    add("--mode", action="append", default=[], choices=MODES, help="modes; may be repeated (default: inference)")
+    add("--threads", type=whole(), metavar="N", help="CPU threads (default: the cores that may be used)")
+    add(
+        "--budget",
+        type=seconds,
+        default=60.0,
+        metavar="SECONDS",
+        help="seconds of timed rounds in all; start-up is extra (default: 60)",
+    )
+    add(
+        "--seatings",
+        type=whole(),
+        default=8,
+        metavar="N",
+        help="sets of fresh processes that share them; processes differ, so more make a narrower interval (default: 8)",
+    )
+    add(
+        "--omp-wait",
+        choices=("default", "active", "passive"),
+        default="default",
+        help="how OpenMP threads wait (default: default)",
+    )
+    add("--seed", type=whole(0, SEEDS), metavar="N", help="of gates and orders (default: new)")
+    _add_margin(command)
+    add("--out", type=Path, metavar="DIR", help="new folder for the run (default: results/runs/TIME-ab)")
+    _add_device(command)
+
+
 def _add_compare(command: argparse.ArgumentParser) -> None:
     add = command.add_argument
     add("base", type=Path, metavar="BASE", help="run folder that the others are held against")
@@ -84,6 +133,14 @@ def _add_compare(command: argparse.ArgumentParser) -> None:
         help="compare each case's time relative to the reference of its rounds, in which a machine that drifts "
         "cancels, or its time as it is (default: speedup)",
     )
+    _add_margin(command)
+    add("--force", action="store_true", help="compare what is not comparable, and mark it")
+    add("--format", choices=("text", "csv", "markdown"), default="text", help="markdown fits a pull request")
+    add("--output", type=Path, metavar="FILE", help="new file to write to instead of the terminal")
+
+
+def _add_margin(command: argparse.ArgumentParser) -> None:
+    add = command.add_argument
     add(
         "--margin",
         type=share,
@@ -100,9 +157,6 @@ def _add_compare(command: argparse.ArgumentParser) -> None:
         "interval neither shows nor excludes such a slowdown",
     )
     add("--allow-unclear", action="store_true", help="exit 0 instead of 5 when --fail-on could not tell")
-    add("--force", action="store_true", help="compare what is not comparable, and mark it")
-    add("--format", choices=("text", "csv", "markdown"), default="text", help="markdown fits a pull request")
-    add("--output", type=Path, metavar="FILE", help="new file to write to instead of the terminal")
 
 
 def _add_selftest(command: argparse.ArgumentParser) -> None:
@@ -120,7 +174,13 @@ def _add_selftest(command: argparse.ArgumentParser) -> None:
         metavar="N",
         help="pairs of each setting (default: null 40, power 20, instrument 10, neighbour 3)",
     )
-    add("--seconds", type=seconds, default=5.0, metavar="S", help="of rounds a pair (default: 5)")
+    add(
+        "--seconds",
+        type=seconds,
+        default=5.0,
+        metavar="S",
+        help="of rounds a pair; in `carryover` for each variant after each other one (default: 5)",
+    )
     add("--processes", type=whole(), default=4, metavar="N", help="worker processes that share them (default: 4)")
     add(
         "--threads",
@@ -139,6 +199,17 @@ def _add_selftest(command: argparse.ArgumentParser) -> None:
     add("--workload", type=_workload, metavar="NAME", help="measure this workload alone")
     add("--mode", choices=MODES, help="its mode (default: inference)")
     add("--variant", default="reference", metavar="NAME", help="variant to measure against itself (default: reference)")
+    add(
+        "--group",
+        action="append",
+        metavar="NAME",
+        help="variant that takes turns in `carryover` beside the planted ones; may be repeated (default: all runtimes)",
+    )
+    add(
+        "--unstopped",
+        action="store_true",
+        help="`carryover` with all variants in one process that is never stopped: what seats are good for",
+    )
     add(
         "--omp-wait",
         choices=("default", "active", "passive"),

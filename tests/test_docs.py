@@ -277,7 +277,7 @@ def command_of(name: str) -> argparse.ArgumentParser:
     return next(a for a in parser()._actions if isinstance(a, argparse._SubParsersAction)).choices[name]
 
 
-@pytest.mark.parametrize("command", ["run", "compare"])
+@pytest.mark.parametrize("command", ["run", "compare", "ab"])
 def test_every_option_is_in_the_page_of_commands(command):
     """All options of the commands that measure and compare are explained."""
     written = set(re.findall(r"--[a-z][a-z-]+", PAGES["docs/commands.md"]))

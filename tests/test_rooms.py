@@ -41,7 +41,7 @@ ORDER = {
         analysis gate
         run
         worker report
-        selftest microbench
+        selftest microbench ab
         arguments
         __main__
     """,

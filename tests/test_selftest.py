@@ -197,6 +197,7 @@ def test_every_part_has_a_plot(tmp_path, name):
         for number in range(4):
             pair = a_pair(1 + 0.01 * number)
             more = {"number": number, "planted": 0.01 * number, "omp_wait": "default", "neighbour": number % 2}
+            more |= {"before": "ab"[number % 2], "after": ["a", "b", "", "b"][number], "change": 1 + 0.01 * number}
             rows.append(row_of(pair, **more) | {"threads": threads, "instrument": f"tool {number}", "over_ours": 1.0})
     plots.draw(name, rows, tmp_path / "plot.png")
     assert (tmp_path / "plot.png").stat().st_size > 10_000
@@ -210,7 +211,8 @@ def test_spread_of_nothing_is_no_number():
 def arguments(**more) -> argparse.Namespace:
     """Values of the parser without options."""
     plain = {"pairs": None, "seconds": 5.0, "processes": 4, "threads": None, "workload": None, "mode": None}
-    return argparse.Namespace(**(plain | {"variant": "reference", "omp_wait": "default", "planted": None} | more))
+    plain |= {"variant": "reference", "omp_wait": "default", "planted": None, "group": None, "unstopped": False}
+    return argparse.Namespace(**(plain | more))
 
 
 def test_one_thread_and_all_are_measured_unless_named():
@@ -242,7 +244,7 @@ def selftest(*words: str, timeout: float = 240) -> subprocess.CompletedProcess[s
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["speed"], "no part 'speed': there are null, power, instrument, neighbour"),
+        (["speed"], "no part 'speed': there are null, power, instrument, neighbour, carryover"),
         (["null", "--variant", "cudnn"], "cudnn cannot run seed here: "),
         (["null", "--workload", "nothing"], "no workload matches 'nothing'"),
     ],

@@ -98,12 +98,13 @@ def load() -> dict[str, Any]:
     return {name: value for name, value in facts.items() if value is not None}
 
 
-def git() -> dict[str, Any]:
-    """Commit of the source tree, and whether it was changed since."""
-    commit = _run("git", "-C", str(ROOT), "rev-parse", "HEAD")
+def git(root: Path | None = None) -> dict[str, Any]:
+    """Commit of a source tree, ours by default, and whether it was changed since."""
+    root = root or ROOT
+    commit = _run("git", "-C", str(root), "rev-parse", "HEAD")
     if not commit:
         return {"commit": "not a git checkout"}
-    changed = _run("git", "-C", str(ROOT), "status", "--porcelain")
+    changed = _run("git", "-C", str(root), "status", "--porcelain")
     return {"commit": commit, "dirty": bool(changed), "changed_files": len((changed or "").splitlines())}
 
 

@@ -19,7 +19,7 @@ from bench.plan.cases import REFERENCE, Group
 from bench.records.rounds import Round, Samples
 from bench.records.schema import Record, Status
 from bench.run.planning import Described, Plan
-from bench.run.seating import Place, Seating
+from bench.run.seating import Place, Seating, places
 from bench.run.worker_process import Event, Settings, Worker, WorkerError
 from bench.timing import rounds as sampling
 from bench.timing.stopwatch import Stopwatch
@@ -95,10 +95,8 @@ class Measurement:
                 return
 
     def places(self) -> list[Place]:
-        """Who sits where: those that share torch's threads in one process, each of the others in its own."""
-        together = tuple(found.case for found in self.cases if not found.alone)
-        apart = [Place((found.case,), found.environment) for found in self.cases if found.alone]
-        return [*([Place(together)] if together else []), *apart]
+        """Who sits where."""
+        return places(self.cases)
 
     def _seating(self, number: int, budget_s: float) -> tuple[float, bool]:
         """One seating, of a number; returns the seconds that its rounds took, and whether it ended well."""

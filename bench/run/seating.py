@@ -11,14 +11,14 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Self
+from typing import Any, Protocol, Self
 
 from bench.plan.cases import Case
 from bench.records.block import Turn
 from bench.run.clock_check import Watch
-from bench.run.worker_process import Event, Settings, Worker, WorkerError
+from bench.run.worker_process import Event, Home, Settings, Worker, WorkerError
 from bench.timing.rounds import Player
 
 #: Starts a worker; a context manager, inside which it lives.
@@ -32,10 +32,41 @@ class Place:
     Attributes:
         cases: the variants, of one group.
         environment: variables that the process is started with.
+        home: interpreter and checkout of the process; None for those of the settings.
     """
 
     cases: tuple[Case, ...]
     environment: Mapping[str, str] = field(default_factory=dict)
+    home: Home | None = None
+
+    def settings(self, common: Settings) -> Settings:
+        """Settings of its process, from those of all."""
+        found = common.with_environment(self.environment)
+        return found if self.home is None else dataclasses.replace(found, home=self.home)
+
+
+class Placed(Protocol):
+    """What is known of a case that decides where it sits."""
+
+    @property
+    def case(self) -> Case:
+        """The case."""
+
+    @property
+    def alone(self) -> bool:
+        """Return whether it takes its turns in a process of its own."""
+
+    @property
+    def environment(self) -> Mapping[str, str]:
+        """Variables that its process is started with."""
+
+
+def places(cases: Iterable[Placed]) -> list[Place]:
+    """Who sits where: those that share torch's threads in one process, each of the others in its own."""
+    cases = list(cases)
+    together = tuple(found.case for found in cases if not found.alone)
+    apart = [Place((found.case,), found.environment) for found in cases if found.alone]
+    return [*([Place(together)] if together else []), *apart]
 
 
 @dataclass
@@ -138,7 +169,7 @@ class Seating:
             WorkerError: when a process fails.
         """
         for place in self._places:
-            worker = self._stack.enter_context(self._start(self._settings.with_environment(place.environment)))
+            worker = self._stack.enter_context(self._start(place.settings(self._settings)))
             seat = Seat(len(self.seats), worker, self._limit_s)
             self.seats.append(seat)
             with seat.going():

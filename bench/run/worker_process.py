@@ -33,10 +33,27 @@ PLUGINS = "SEQ2SEQ_BENCH_PLUGINS"
 #: Kineto tells of each start and end of a profile, as something worse than an error; the profiler raises what matters.
 QUIET = {"KINETO_LOG_LEVEL": "6"}
 
+#: Version of what parent and worker say to each other: requests, their fields, events. Both may be of different
+#: revisions, so it grows with each change that the other side would not understand.
+PROTOCOL = 1
+
 #: Seconds a worker may take to start (importing torch).
 START_LIMIT_S = 120.0
 #: Seconds a process may take to end that has no reason to live, and the last lines to arrive of one that has ended.
 GRACE_S, DRAIN_S = 5.0, 1.0
+
+
+@dataclass(frozen=True)
+class Home:
+    """Where a worker comes from.
+
+    Attributes:
+        python: path of the interpreter.
+        root: folder of the checkout.
+    """
+
+    python: str = sys.executable
+    root: Path = ROOT
 
 
 @dataclass(frozen=True)
@@ -48,12 +65,14 @@ class Settings:
         wait_policy: `default`, `active` or `passive`: how OpenMP threads wait (OMP_WAIT_POLICY).
         plugins: Python files that add variants or workloads.
         environment: variables that a worker is started with besides, as pairs.
+        home: interpreter and checkout of a worker.
     """
 
     threads: int
     wait_policy: str = "default"
     plugins: tuple[Path, ...] = ()
     environment: tuple[tuple[str, str], ...] = ()
+    home: Home = field(default_factory=Home)
 
     def variables(self) -> dict[str, str]:
         """Environment variables that carry them."""
@@ -140,7 +159,7 @@ class Worker:
             reader = threading.Thread(target=self._read, daemon=True)
             reader.start()
             threading.Thread(target=self._watch, args=(reader,), daemon=True).start()
-            self._next(START_LIMIT_S, "start")
+            self._greet(self._next(START_LIMIT_S, "start"))
         except BaseException:
             # `with` calls __exit__ only for what was entered.
             self.__exit__()
@@ -151,19 +170,31 @@ class Worker:
         """Start the process; a group of its own, since compilers start children, and all must end together."""
         cache = cache_variables(self.cache)
         # What the environment does to libraries as they are loaded cannot be had by a fork.
-        if self.forks is not None and not self.settings.environment:
+        home = self.settings.home
+        if self.forks is not None and not self.settings.environment and home == Home():
             return self.forks.fork((requests, answers, self._log_file.fileno()), cache)
         return subprocess.Popen(  # noqa: S603 - our own module and two numbers
-            [sys.executable, "-u", "-m", "bench.worker", str(requests), str(answers)],
+            [home.python, "-u", "-m", "bench.worker", str(requests), str(answers)],
             pass_fds=(requests, answers),
             stdin=subprocess.DEVNULL,
             stdout=self._log_file,
             stderr=subprocess.STDOUT,
             env=QUIET | os.environ | self.settings.variables() | cache,
             # Where `-m` looks for modules first; in PYTHONPATH a folder with a colon in its name would be two.
-            cwd=ROOT,
+            cwd=home.root,
             start_new_session=True,
         )
+
+    def _greet(self, hello: Event) -> None:
+        """Check that a worker of another checkout speaks as this parent does.
+
+        Raises:
+            WorkerError: when it does not.
+        """
+        spoken = hello.get("protocol", 0)
+        if self.settings.home.root != ROOT and spoken != PROTOCOL:
+            msg = f"its worker speaks version {spoken} of the protocol, expected {PROTOCOL}, that of this checkout"
+            raise WorkerError(Status.ERROR, msg, "start")
 
     def __exit__(self, *_: object) -> None:
         """End the process and everything it started."""

@@ -13,13 +13,14 @@ from bench.errors import UsageError, meant
 from bench.machine import environment
 from bench.records.folder import RunFolder
 from bench.run.worker_process import WorkerError
-from bench.selftest import instrument, neighbour, null, power
+from bench.selftest import carryover, instrument, neighbour, null, power
 from bench.selftest.names import PARTS, STANDARD
 from bench.selftest.part import Found, Options
 
 Run = Callable[[Options, Path, Console], Found]
 RUNS: dict[str, Run] = {
     "null": null.run, "power": power.run, "instrument": instrument.run, "neighbour": neighbour.run,
+    "carryover": carryover.run,
 }  # fmt: skip
 FOLDER = Path("results") / "selftest"
 #: Seconds that a pair takes besides its rounds, and a worker's start.
@@ -45,6 +46,8 @@ def options_of(arguments: argparse.Namespace, cores: int) -> Options:
         variant=arguments.variant,
         wait_policy=arguments.omp_wait,
         planted=tuple(dict.fromkeys(arguments.planted or ())),
+        group=tuple(dict.fromkeys(arguments.group or ())),
+        unstopped=arguments.unstopped,
     )
 
 
@@ -58,7 +61,10 @@ def selftest(arguments: argparse.Namespace, command: str, cores: int) -> int:
         msg = "; ".join(f"no part {name!r}: {meant(name, PARTS)}" for name in unknown)
         raise UsageError(msg)
     options = options_of(arguments, cores)
-    options.check()
+    if set(names) != {"carryover"}:
+        options.check()
+    if "carryover" in names:
+        carryover.check(options)
     folder = RunFolder.create(arguments.out or FOLDER / f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}", "selftest")
     console = Console()
     console.warn_of_threads(max(options.threads), cores)
@@ -83,6 +89,10 @@ def selftest(arguments: argparse.Namespace, command: str, cores: int) -> int:
 
 def expected(name: str, options: Options) -> float:
     """A rough guess of a part's length, seconds."""
+    if name == "carryover":
+        count = len(carryover.names(options))
+        ready_s = options.processes * count * WARM_S
+        return len(options.threads) * (carryover.budget_s(options, count) + START_S + ready_s)
     planted = len(options.planted or power.SLOWDOWNS)
     settings = {"null": 1, "power": planted, "instrument": len(instrument.TOOLS) + 1, "neighbour": 4}[name]
     count = (

@@ -36,6 +36,8 @@ class Options:
         variant: that is measured against itself.
         wait_policy: as in `Settings`.
         planted: slowdowns, as shares of a call; empty for the standard ones.
+        group: variants that `carryover` has take turns; empty for the standard ones.
+        unstopped: `carryover` in one process that is never stopped.
     """
 
     pairs: int | None = None
@@ -46,6 +48,8 @@ class Options:
     variant: str = "reference"
     wait_policy: str = "default"
     planted: tuple[float, ...] = ()
+    group: tuple[str, ...] = ()
+    unstopped: bool = False
 
     def settings(self, threads: int) -> Settings:
         """Of workers with so many threads."""

@@ -97,6 +97,27 @@ def _neighbour(figure: Figure, rows: pd.DataFrame) -> None:
     axes.set_title("Threads, OpenMP's way of waiting, and a neighbour on one core", loc="left")
 
 
+def _carryover(figure: Figure, rows: pd.DataFrame) -> None:
+    """The change of each variant's time by each predecessor, as a matrix."""
+    kinds = _by_threads(rows)
+    figure.set_size_inches(SIZE[0] * len(kinds), SIZE[1] * 1.4)
+    for axes, (threads, part) in zip(_row(figure, len(kinds)), kinds, strict=True):
+        named = part.assign(after=part["after"].fillna("").replace("", "all but the planted"))
+        table = named.pivot_table(index="after", columns="before", values="change", sort=False)
+        values = 100 * (table.to_numpy(float) - 1)
+        axes.imshow(values, cmap="RdBu_r", vmin=-5, vmax=5, aspect="auto")
+        for row, column in np.argwhere(~np.isnan(values)):
+            value = values[row, column]
+            colour = "white" if abs(value) > 3 else "black"  # noqa: PLR2004 - dark cells
+            axes.text(column, row, f"{value:+.1f}", ha="center", va="center", fontsize=7, color=colour)
+        axes.set_xticks(range(len(table.columns)), list(table.columns), rotation=45, ha="right", fontsize=8)
+        axes.set_yticks(range(len(table.index)), list(table.index), fontsize=8)
+        axes.grid(visible=False)
+        axes.set_xlabel("who had the turn before")
+        axes.set_title(f"{threads} thread{'s' if threads > 1 else ''}", loc="left")
+    figure.suptitle("Time after a predecessor over time after others, % more (colour ends at 5 %)", x=0.01, ha="left")
+
+
 def _by_threads(rows: pd.DataFrame) -> list[tuple[int, pd.DataFrame]]:
     return [(int(threads), rows[rows["threads"] == threads]) for threads in dict.fromkeys(rows["threads"])]
 
@@ -109,4 +130,4 @@ def _row(figure: Figure, count: int) -> list[Axes]:
     return axes
 
 
-_DRAW = {"null": _null, "power": _power, "instrument": _instrument, "neighbour": _neighbour}
+_DRAW = {"null": _null, "power": _power, "instrument": _instrument, "neighbour": _neighbour, "carryover": _carryover}

@@ -20,6 +20,7 @@ import torch
 from torch import nn
 
 from kernels.dispatch import MODULES, Choice
+from seq2seq.execution import tuning
 from seq2seq.execution.variant import Variant
 from seq2seq.runtimes.runtime import Runtime
 from seq2seq.workloads.workload import Workload
@@ -182,6 +183,8 @@ def explain(
     kept = variant.lstm_options.get("weight_storage")
     if kept:
         parts.append(f"weights kept in {kept}, arithmetic in fp32")
+    if variant.environment:
+        parts.append(tuning.in_force(variant.environment))
     asked = "fp32" if kept or variant.precision == "tf32" else variant.precision
     if seen.precisions and asked not in seen.precisions:
         parts.append(f"asked for {variant.precision}, but products ran in {' and '.join(seen.precisions)}")

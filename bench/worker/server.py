@@ -22,11 +22,11 @@ import torch
 
 from bench.gate.audit import Audit
 from bench.gate.parity import Gate
-from bench.machine import memory
+from bench.machine import environment, memory
 from bench.machine.facts import known
 from bench.plan.cases import Case
 from bench.records.schema import Status
-from bench.run.worker_process import plugin_paths
+from bench.run.worker_process import PROTOCOL, plugin_paths
 from bench.timing import seat
 from bench.timing.clock import synchronize, time_once
 from bench.worker import ceilings, evidence
@@ -63,6 +63,7 @@ def catalogue(request: dict[str, Any], emit: Emit) -> None:
             for v in VARIANTS.values()
         ],
         torch=torch_facts(),
+        software=environment.software(),
     )
 
 
@@ -115,6 +116,7 @@ def describe(request: dict[str, Any], emit: Emit) -> None:
         variant = VARIANTS[case.executed].here()
         reason = reason or _refusal(variant, case, build=request["build"])
         facts |= {"precision": variant.precision} | _cost_of(case, variant, extent)
+        facts["omp_wait"] = variant.environment.get("OMP_WAIT_POLICY", facts["omp_wait"]).lower()
         seated = {"alone": variant.alone and case.device == "cpu", "environment": dict(variant.environment)}
         compiled = {"compiles": variant.compiles_long, "builds": bool(variant.builds)}
         emit("described", facts=facts, reason=reason, **compiled, **seated)
@@ -322,7 +324,7 @@ def serve(requests: IO[str], answers: IO[str]) -> None:
         answers.write(json.dumps({"event": event, **fields}) + "\n")
         answers.flush()
 
-    emit("hello", pid=os.getpid())
+    emit("hello", pid=os.getpid(), protocol=PROTOCOL)
     for line in requests:
         request = json.loads(line)
         if request.get("threads"):

@@ -112,7 +112,8 @@ class Variant:
         # Weights kept in fewer bits, and torch's own TF32, are the LSTM's; `fullgraph` only refuses graph breaks.
         full = self.torch_tf32 or "weight_storage" in self.lstm_options
         how = self.compiler, self.compile_options.get("mode"), self.runtime, tuple(self.runtime_options.items())
-        return "fp32" if full else self.precision, self.autocast, self.own_precision, self.captures_step, *how
+        around = self.captures_step, tuple(self.environment.items())
+        return "fp32" if full else self.precision, self.autocast, self.own_precision, *around, *how
 
     @property
     def alone(self) -> bool:

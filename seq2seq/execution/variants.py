@@ -6,6 +6,8 @@ its own, add that to `seq2seq.execution.variant.LSTMS`. Nothing else in the proj
 
 from __future__ import annotations
 
+import dataclasses
+import itertools
 from typing import Any
 
 import torch
@@ -22,10 +24,11 @@ from seq2seq.execution.requirements import (
     needs_vendor_lstm,
 )
 from seq2seq.execution.runtime_requirements import inference_only, needs_int8, needs_packages
+from seq2seq.execution.tuning import TUNINGS
 from seq2seq.execution.variant import DTYPES, VARIANTS, Variant
+from seq2seq.runtimes import openvino
 
 __all__ = ["REFERENCE", "VARIANTS"]
-from seq2seq.runtimes import openvino
 
 
 def _kernels(name: str, summary: str, implementation: str, precision: str = "fp32", **fields: Any) -> Variant:
@@ -214,6 +217,17 @@ VARIANTS |= {
         Variant("torchscript", "torch.jit.script, LSTM through the vendor library", compiler="torchscript"),
     )
 }
+
+#: What a CPU user runs by default, and our own: each once more with every setting of its process.
+for _name, _tuning in itertools.product(("onednn", "cpu-fused"), TUNINGS):
+    _plain = VARIANTS[_name]
+    VARIANTS[f"{_tuning.name}-{_name}"] = dataclasses.replace(
+        _plain,
+        name=f"{_tuning.name}-{_name}",
+        summary=f"{_name}, {_tuning.summary}",
+        environment=_tuning.environment,
+        requirements=(*_plain.requirements, *_tuning.requirements),
+    )
 
 #: Speedups are relative to this variant.
 REFERENCE = VARIANTS["reference"]

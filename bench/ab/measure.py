@@ -1,0 +1,195 @@
+"""Measure the cases of both sides: alone in a fresh process first, then in turns, in several seatings."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import shutil
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from bench.ab import SIDES, on
+from bench.ab.sides import Side
+from bench.ab.verdicts import NOT_TIMED
+from bench.analysis.figures import figures
+from bench.console import Console
+from bench.plan.cases import Case
+from bench.records.folder import RunFolder
+from bench.records.raw_csv import ROUNDS
+from bench.records.rounds import Round, Samples
+from bench.records.schema import Record, Status
+from bench.run.group import failed, worst
+from bench.run.planning import Described
+from bench.run.seating import Seating, places
+from bench.run.worker_process import Event, Home, Settings, Worker, WorkerError
+from bench.timing import rounds as sampling
+
+#: Seconds that a case may take to build, compile and pass the gate.
+LIMIT_S = 240.0
+
+
+@dataclass(frozen=True)
+class Setting:
+    """Settings of a measurement.
+
+    Attributes:
+        sides: BASE and NEW.
+        workers: settings of all workers but their home.
+        folder: of the run.
+        scratch: for what compilers cache.
+        console: what the user sees.
+        seatings: full sets of fresh processes that a group gets.
+        seed: of the gates' inputs and the rounds' order.
+    """
+
+    sides: tuple[Side, ...]
+    workers: Settings
+    folder: RunFolder
+    scratch: Path
+    console: Console
+    seatings: int
+    seed: int
+
+    def home(self, case: Case) -> Home:
+        """Interpreter and checkout of a case, by the side in its name."""
+        return {side.name: side.home for side in self.sides}[case.variant.partition("#")[2]]
+
+    def worker(self, settings: Settings) -> Worker:
+        """A worker whose home has a cache of its own: kernels of two revisions must not meet."""
+        number = [side.home for side in self.sides].index(settings.home)
+        return Worker(settings, self.folder.path / "workers.log", self.scratch / f"cache-{number}")
+
+
+@dataclass
+class Contest:
+    """The cases of one group on both sides.
+
+    Attributes:
+        setting: of the measurement.
+        cases: what is left of them.
+        budget_s: seconds of rounds.
+    """
+
+    setting: Setting
+    cases: list[Described]
+    budget_s: float
+    samples: Samples = field(default_factory=Samples)
+    gates: dict[str, list[Event]] = field(default_factory=dict)
+    cold: dict[str, dict[str, Any]] = field(default_factory=dict)
+    failures: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    def run(self) -> tuple[Record, ...]:
+        """Measure and record; raw values are written before the records that need them."""
+        planned = list(self.cases)
+        for described in planned:
+            if described.unavailable:
+                self._drop(described.case.variant, failed(Status.UNAVAILABLE, described.unavailable))
+        for described in planned:
+            if described in self.cases:
+                self._cold(described)
+        number = 0
+        while self.cases and number < self.setting.seatings:
+            self.setting.console.status(f"{self.cases[0].case.group}: seating {number + 1} of {self.setting.seatings}")
+            number += self._seating(number)
+        records = tuple(self._record(described) for described in planned)
+        self._keep([found.case for found in planned], records)
+        return self.setting.folder.append(*records)
+
+    def _drop(self, variant: str, failure: dict[str, Any]) -> None:
+        """Take a variant out on both sides: one side alone answers nothing."""
+        self.failures[variant] = failure
+        name, _, side = variant.partition("#")
+        (other,) = {on(name, one) for one in SIDES if one != side}
+        without = f"{NOT_TIMED}{variant} ended as {failure['status']}"
+        self.failures.setdefault(other, failed(Status.UNAVAILABLE, without))
+        self.cases = [found for found in self.cases if found.case.variant not in {variant, other}]
+        for one in (variant, other):
+            self.samples.forget(one)
+
+    def _cold(self, described: Described) -> None:
+        """Run a case alone in a fresh process with an empty cache: what ran, its memory, its first call."""
+        case = described.case
+        self.setting.console.advance(case, "cold start, memory, evidence")
+        settings = dataclasses.replace(self.setting.workers, home=self.setting.home(case))
+        settings = settings.with_environment(described.environment)
+        kept = self.setting.worker(settings).cache
+        cache = Path(tempfile.mkdtemp(dir=self.setting.scratch))
+        try:
+            with Worker(settings, self.setting.folder.path / "workers.log", cache) as worker:
+                for event in worker.ask("cold", LIMIT_S, case=dataclasses.asdict(case)):
+                    if event["event"] == "cold":
+                        self.cold.setdefault(case.variant, {}).update(event["fields"])
+        except WorkerError as error:
+            self._drop(case.variant, failed(error.status, error.reason))
+        finally:
+            # Seats compile again what could not be copied.
+            with contextlib.suppress(OSError, shutil.Error):
+                shutil.copytree(cache, kept, dirs_exist_ok=True)
+            shutil.rmtree(cache, ignore_errors=True)
+
+    def _seating(self, number: int) -> bool:
+        """Take one seating; returns whether it ended well."""
+        setting = self.setting
+        # Whoever sits down first has other memory than whoever comes second, so they change places.
+        order = setting.sides if number % 2 == 0 else setting.sides[::-1]
+        seats = [
+            dataclasses.replace(place, home=side.home)
+            for side in order
+            for place in places(found for found in self.cases if found.case.variant.endswith(f"#{side.name}"))
+        ]
+        seed = setting.seed + 2 * number
+        rounds: list[Round] = []
+        try:
+            with Seating(seats, setting.worker, setting.workers, LIMIT_S, self._told) as seating:
+                seating.sit(seed)
+                left = {found.case.variant for found in self.cases}
+                players = {name: player for name, player in seating.players.items() if name in left}
+                if players:
+                    device, share_s = self.cases[0].case.device, self.budget_s / setting.seatings
+                    rounds += sampling.rounds(players, device, share_s, seed)
+                seating.stand(seed + 1)
+                for variant, doubt in seating.doubts().items():
+                    self._drop(variant, failed(Status.PARITY_FAILED, doubt))
+        except WorkerError as error:
+            at_fault = {found.case.variant for found in self.cases}
+            # Without anybody to blame all are, or a worker that always dies would be started for ever.
+            for variant in {error.variant} if error.variant in at_fault else at_fault:
+                self._drop(variant, failed(error.status, error.reason))
+            return False
+        self.samples.processes.append(rounds)
+        for variant in self.failures:
+            self.samples.forget(variant)
+        return True
+
+    def _told(self, event: Event) -> None:
+        if event["event"] != "gate":
+            return
+        self.gates.setdefault(event["variant"], []).append(event)
+        if not event["passed"]:
+            reason = f"{event['reason']} (gate {event['when']} the rounds)"
+            self._drop(event["variant"], failed(Status.PARITY_FAILED, reason))
+
+    def _record(self, described: Described) -> Record:
+        variant = described.case.variant
+        fields = self.cold.get(variant, {}) | worst(self.gates.get(variant, []))
+        if variant in self.failures:
+            return described.record(**(fields | self.failures[variant]))
+        timing = figures(described.case, self.samples, "", 1.0, described.facts)
+        return described.record(**(fields | (timing or failed(Status.ERROR, "no round of it was completed"))))
+
+    def _keep(self, cases: Sequence[Case], records: Sequence[Record]) -> None:
+        rows = [
+            row
+            for case, record in zip(cases, records, strict=True)
+            if record.status is Status.OK
+            for process, rounds in enumerate(self.samples.processes)
+            for row in self.samples.rows(case, process, rounds)
+        ]
+        if rows:
+            group = cases[0].group
+            known = (r.row(group, process) for process, rounds in enumerate(self.samples.processes) for r in rounds)
+            self.setting.folder.append_rows(ROUNDS, known)
+            self.setting.folder.append_samples(rows)
