@@ -43,11 +43,13 @@ class Choice:
         implementation: a name of `IMPLEMENTATIONS` other than `auto` and `triton`.
         reason: why, in a sentence.
         refused: by name, why an implementation cannot serve; left out of the text, since it is long.
+        instructions: what multiplies in `cpu-fused`: `avx512-fma`, `avx512-vnni`, `avx512-bf16` and so on; else empty.
     """
 
     implementation: str
     reason: str
     refused: Mapping[str, str] = dataclasses.field(repr=False)
+    instructions: str = ""
 
 
 def choose(problem: Problem, implementation: str = "auto", *, compiling: bool = False) -> Choice:
@@ -154,7 +156,7 @@ def _choose(
             return Choice(name, "the first that serves in Triton's interpreter", MappingProxyType(refused))
     if implementation in {"auto", "triton"}:
         name, reason = _auto(problem, refused, later, backward=backward, device=device)
-        return Choice(name, reason, MappingProxyType(refused))
+        return Choice(name, reason, MappingProxyType(refused), _instructions(name))
     refused = later | refused
     if implementation in refused:
         instead = [name for name in IMPLEMENTATIONS if name not in refused and name not in {"triton", "loop"}]
@@ -163,7 +165,11 @@ def _choose(
             f"use {' or '.join(map(repr, instead))}"
         )
         raise ValueError(msg)
-    return Choice(implementation, "asked for", MappingProxyType(refused))
+    return Choice(implementation, "asked for", MappingProxyType(refused), _instructions(implementation))
+
+
+def _instructions(implementation: str) -> str:
+    return fused.instructions() if implementation == CPU else ""
 
 
 def _refusals(problem: Problem, *, backward: bool, interpreted: bool) -> dict[str, str]:

@@ -17,6 +17,7 @@ from . import dispatch, layers
 from . import torch_lstm as vendor
 from .common.fast_path import exported
 from .common.recurrence import Problem, on_device
+from .cpu import fused
 from .cpu.inference import Prepared
 from .dispatch import IMPLEMENTATIONS, Choice
 from .lstm_arguments import Lengths, batched_state, check_call, check_options, check_step, checked_lengths
@@ -61,8 +62,10 @@ class LSTM(nn.RNNBase):
             switch for products, and a module that flips it would change what other threads compute. `vendor`
             follows `torch.backends.cudnn.rnn.fp32_precision` in any case.
         weight_storage: how `cpu-fused` keeps its weights between calls: `fp32`, `bf16`, or `int8` with a scale a row.
-            Arithmetic is float32 whatever it is. For inference in eager code, where reading weights takes the time;
-            needs `implementation="cpu-fused"`.
+            Where the processor has AVX512-BF16 or AVX512-VNNI, it multiplies in bf16 with float32 sums, or in integers
+            with exact sums (x rounded to 16 bits, h to 8, by the largest value of each row); elsewhere the weights are
+            widened and multiplied in float32. `choices` names the instructions. For inference in eager code; needs
+            `implementation="cpu-fused"`.
 
     Attributes:
         choices: what ran in the last call, one `Choice` a layer; not kept up to date by compiled code.
@@ -296,7 +299,10 @@ class LSTM(nn.RNNBase):
             masked,
             self.tf32(device, dtype),
         )
-        return dispatch.choose(on_device(problem, device), self.implementation)
+        choice = dispatch.choose(on_device(problem, device), self.implementation)
+        if self.weight_storage != "fp32":
+            choice = dataclasses.replace(choice, instructions=fused.instructions(self.weight_storage))
+        return choice
 
     def _choose(self, x: Tensor, hx: State | None, batch: int, steps: int, *, masked: bool) -> str:
         """Name of what runs; all layers are the same problem. Keeps the choice for whoever asks later."""

@@ -222,7 +222,7 @@ _THROUGH = "passes through.\n            for (int64_t row = 0; row"
             "(LANES);\n            vec plus[4] = {};",
         ),
         ("t >= lengths[b]", "t > lengths[b]"),
-        ("if (s || a->h0)", "if (s)"),
+        ("recurs = s || a->h0;", "recurs = s;"),
         ("before = after;\n", ""),
         ("dc * c_before * f", "dc * f"),
         (

@@ -182,7 +182,8 @@ def explain(
         parts.append("the next call overwrites its outputs")
     kept = variant.lstm_options.get("weight_storage")
     if kept:
-        parts.append(f"weights kept in {kept}, arithmetic in fp32")
+        by = {choice.instructions for layers in (choices or {}).values() for choice in layers if choice.instructions}
+        parts.append(f"weights kept in {kept}, multiplied by {' and '.join(sorted(by)) or 'unknown instructions'}")
     if variant.environment:
         parts.append(tuning.in_force(variant.environment))
     asked = "fp32" if kept or variant.precision == "tf32" else variant.precision

@@ -203,6 +203,8 @@ def _declare(native: ctypes.CDLL) -> None:
     pointer, number = ctypes.c_void_p, ctypes.c_int64
     native.lanes.restype = native.cores.restype = number
     native.failure.restype = ctypes.c_char_p
+    native.instructions.restype, native.instructions.argtypes = ctypes.c_char_p, [number]
+    native.packed_bytes.restype, native.packed_bytes.argtypes = number, [number] * 3
     native.mark.restype, native.mark.argtypes = ctypes.c_uint64, [pointer, number]
     native.mark_all.restype, native.mark_all.argtypes = ctypes.c_uint64, [pointer, number]
     returning_a_status = {

@@ -5,7 +5,9 @@
 #include <algorithm>
 #include <cstdint>
 #include <cstring>
+#include <type_traits>
 
+#include "matrices.h"
 #include "products.h"
 #include "rows.h"
 #include "team.h"
@@ -36,48 +38,131 @@ struct Forward {
 namespace {
 
 // Whether each step projects its own input beside the recurrent product: nothing of gates_input is then written and read
-// back, but the input's weights are read at each step. int8 weights have two scales, which one sum cannot have.
-inline bool projects_in_step(int64_t batch, int64_t features, bool by_rows, bool scaled, int64_t threads) {
+// back, but the input's weights are read at each step.
+inline bool projects_in_step(int64_t batch, int64_t features, bool by_rows, int64_t threads) {
     const int64_t rows = by_rows ? batch / threads : batch;
-    return !scaled && rows >= ROWS && features <= 2 * rows;
+    return rows >= ROWS && features <= 2 * rows;
+}
+
+// Pieces of at most so many rows, as equal as can be: 32 by 6 are 6 + 6 + 5 + 5 + 5 + 5, and no last one of 2. Of tiles,
+// which take as long with few rows as with many, all but the last are whole: 48 by 32 are 32 + 16.
+class Pieces {
+    int64_t least, larger, last = INT64_MAX, rest = 0;
+
+public:
+    Pieces(int64_t rows, int64_t at_once, bool whole = false) {
+        const int64_t count = rows <= at_once ? 1 : (rows + at_once - 1) / at_once;
+        least = count == 1 ? rows : whole ? at_once : rows / count;
+        larger = whole ? 0 : rows - least * count;
+        if (whole && count > 1) last = count - 1, rest = rows - last * at_once;
+    }
+    int operator[](int64_t i) const { return static_cast<int>(i == last ? rest : least + (i < larger)); }
+};
+
+// Sums of a piece of rows: a variable of the caller's, or memory of the thread where they are too many for a small stack.
+template <int N>
+using Sums = vec[N < ROWS ? ROWS : N][4];
+template <bool TILED, int N>
+using OnStack = std::conditional_t<TILED, char, Sums<N>>;
+template <int N>
+Sums<N>& sums_of(Sums<N>& own) { return own; }
+template <int N>
+Sums<N>& sums_of(char&) {
+    alignas(64) static thread_local Sums<N> kept;
+    return kept;
+}
+
+// Rows that are projected together, by all blocks of a thread, while they and what comes of them stay in a near cache;
+// more where the weights do not stay in one either.
+constexpr int64_t PANEL = 48, TALL_PANEL = 192, NEAR = 1 << 20;
+
+// Rows of a step that one thread of a team converts, up to a whole number of tiles.
+template <typename W>
+int64_t rows_of_thread(int64_t batch, bool by_rows, int64_t threads) {
+    const int64_t rows = by_rows ? (batch + threads - 1) / threads : batch, at_once = W::Recurrent::AT_ONCE;
+    return W::Recurrent::TILED ? (rows + at_once - 1) / at_once * at_once : rows;
+}
+
+// The same of a team that may become smaller than asked for: its rows are then more a thread.
+template <typename W>
+int64_t rows_in_room(int64_t batch, bool by_rows, int64_t threads) {
+    int64_t most = 0;
+    for (int64_t members = 1; members <= threads; ++members)
+        most = std::max(most, members * rows_of_thread<W>(batch, by_rows, members));
+    return most;
+}
+
+// Memory in which a team converts rows for a matrix: those of a step, and for each thread a panel.
+template <typename W>
+int64_t room_bytes(int64_t batch, int64_t hidden, int64_t features, bool by_rows, int64_t threads) {
+    const int64_t input = features > 0 ? W::Input::row_bytes(features) : 0;
+    return rows_in_room<W>(batch, by_rows, threads) * (W::Recurrent::row_bytes(hidden) + input) + threads * PANEL * input;
+}
+
+inline int64_t room_bytes(int64_t kept, int64_t batch, int64_t hidden, int64_t features, bool by_rows, int64_t threads) {
+    return with_way(kept, [=](auto way) {
+        return room_bytes<decltype(way)>(batch, hidden, features, by_rows, threads);
+    });
 }
 
 // gates_input of `count` of a thread's places from a cursor on, in its blocks of hidden units: x times weight_ih and
-// biases.
-template <typename W>
-inline void project(const Forward* a, const Cursor& from_here, int64_t count, Share own, int64_t start) {
+// biases. `room` is for a panel of converted rows.
+template <typename M>
+inline void project(const Forward* a, const M& input, Cursor place, int64_t count, Share own, int64_t start, char* room) {
     const int64_t hidden = a->hidden;
-    for (int64_t block = own.first; block < own.end; ++block) {
-        const int64_t unit = block * LANES;
-        const int n = static_cast<int>(hidden - unit < LANES ? hidden - unit : LANES);
-        vec plus[4], by[4];
-        for (int gate = 0; gate < 4; ++gate) {
-            const int64_t at = gate * hidden + unit;
-            plus[gate] = a->bias_ih ? load(a->bias_ih + at, n) + load(a->bias_hh + at, n) : vec{};
-            by[gate] = a->scale_ih ? load(a->scale_ih + at, n) : all(1.0f);
+    const int64_t most = M::PREPARES || M::size(hidden, a->features) <= NEAR ? PANEL : TALL_PANEL;
+    typename M::Row panel[TALL_PANEL];
+    float* to[TALL_PANEL];
+    const Pieces panels(count, most, M::TILED);
+    for (int64_t done = 0, which = 0; done < count; done += panels[which], ++which) {
+        const int64_t height = panels[which];
+        for (int64_t r = 0; r < height; ++r, place.advance(1)) {
+            panel[r] = input.prepare(a->x + place.t * a->x_step + place.b() * a->x_row,
+                                     room + r * M::row_bytes(a->features));
+            to[r] = a->gates_input + (place.t - start) * a->gi_step + place.b() * a->gi_row;
         }
-        Cursor place = from_here;
-        for (int64_t row = 0; row < count; row += ROWS) {
-            const int rows = static_cast<int>(count - row < ROWS ? count - row : ROWS);
-            const float* from[ROWS];
-            float* to[ROWS];
-            for (int r = 0; r < rows; ++r, place.advance(1)) {
-                from[r] = a->x + place.t * a->x_step + place.b() * a->x_row;
-                to[r] = a->gates_input + (place.t - start) * a->gi_step + place.b() * a->gi_row + unit;
+        const Pieces pieces(height, M::AT_ONCE, M::TILED);
+        OnStack<M::TILED, M::AT_ONCE> own_sums;
+        auto& sums = sums_of<M::AT_ONCE>(own_sums);
+        for (int64_t block = own.first; block < own.end; ++block) {
+            const int64_t unit = block * LANES;
+            const int n = static_cast<int>(hidden - unit < LANES ? hidden - unit : LANES);
+            vec plus[4];
+            for (int gate = 0; gate < 4; ++gate) {
+                const int64_t at = gate * hidden + unit;
+                plus[gate] = a->bias_ih ? load(a->bias_ih + at, n) + load(a->bias_hh + at, n) : vec{};
             }
-            vec sums[ROWS][4] = {};
-            product<4>(rows, sums, from, a->features,
-                       static_cast<const W*>(a->packed_ih) + block * a->features * 4 * LANES, 4 * LANES, LANES);
-            for (int r = 0; r < rows; ++r)
-                for (int gate = 0; gate < 4; ++gate)
-                    store(to[r] + gate * hidden, sums[r][gate] * by[gate] + plus[gate], n);
+            for (int64_t piece = 0, row = 0; row < height; row += pieces[piece], ++piece) {
+                const int rows = pieces[piece];
+                typename M::Row from[sizeof sums / sizeof sums[0]];
+                for (int r = 0; r < rows; ++r) {
+                    from[r] = panel[row + r];
+                    for (int gate = 0; gate < 4; ++gate) sums[r][gate] = vec{};
+                }
+                input.add(rows, sums, from, block);
+                for (int r = 0; r < rows; ++r)
+                    for (int gate = 0; gate < 4; ++gate)
+                        store(to[row + r] + unit + gate * hidden, sums[r][gate] + plus[gate], n);
+            }
         }
     }
 }
 
+// A row as a matrix takes it: where it was converted to, or where it lies.
+template <typename M>
+typename M::Row prepared(const float* from, const char* converted) {
+    if constexpr (M::PREPARES) return reinterpret_cast<typename M::Row>(converted);
+    else return from;
+}
+
 // One direction of a layer, in each thread of a team: `blocks` of hidden units or rows of the batch are shared out.
+// `room` has room_bytes.
 template <typename W>
-void walk(const Forward* a, const Lengths& lengths, Barrier& barrier, int thread, int threads) {
+void walk(const Forward* a, const Lengths& lengths, Barrier& barrier, char* room, int thread, int threads) {
+    using Input = typename W::Input;
+    using Recurrent = typename W::Recurrent;
+    const Input input(a->packed_ih, a->scale_ih, a->hidden, a->features);
+    const Recurrent recurrent(a->packed, a->scale, a->hidden, a->hidden);
     const int64_t hidden = a->hidden, blocks = (hidden + LANES - 1) / LANES;
     Rows mine(lengths, a->batch, a->by_rows, thread, threads);
     const Share own = share(blocks, !a->by_rows, thread, threads);
@@ -93,8 +178,18 @@ void walk(const Forward* a, const Lengths& lengths, Barrier& barrier, int thread
         else if (a->c0 != a->c_n) std::memcpy(a->c_n + at, a->c0 + at, bytes);
     }
     const bool given = a->features >= 0;
-    const bool in_step = given && projects_in_step(a->batch, a->features, a->by_rows, a->scale, threads);
+    const bool in_step = given && projects_in_step(a->batch, a->features, a->by_rows, threads);
     const bool before_steps = given && !in_step;
+    const int64_t state_bytes = Recurrent::row_bytes(hidden);
+    const int64_t input_bytes = a->features > 0 ? Input::row_bytes(a->features) : 0;
+    const int64_t converted = rows_of_thread<W>(a->batch, a->by_rows, threads);
+    char* const states_room = room + thread * converted * (state_bytes + input_bytes);
+    char* const inputs_room = states_room + converted * state_bytes;
+    char* const panel_room = room + threads * converted * (state_bytes + input_bytes) + thread * PANEL * input_bytes;
+    constexpr int AT_ONCE = std::max(Input::AT_ONCE, Recurrent::AT_ONCE);
+    OnStack<Recurrent::TILED, AT_ONCE> own_sums;
+    auto& sums = sums_of<AT_ONCE>(own_sums);
+    Recurrent::begin();
     int64_t start = 0, end = 0;  // steps that gates_input holds
     for (int64_t s = 0; s < a->steps; ++s) {
         const int64_t t = a->reverse ? a->steps - 1 - s : s;
@@ -108,10 +203,20 @@ void walk(const Forward* a, const Lengths& lengths, Barrier& barrier, int thread
             const bool shared = !a->by_rows && a->batch * a->gi_steps >= 2 * ROWS * threads;
             const Share part = share(places, shared, thread, threads);
             place.advance(part.first);
-            project<W>(a, place, part.end - part.first, shared ? Share{0, blocks} : own, start);
+            project(a, input, place, part.end - part.first, shared ? Share{0, blocks} : own, start, panel_room);
             if (shared) barrier.wait(thread, threads);
         }
         const int64_t running = mine.at_step(t);
+        const bool recurs = s || a->h0;
+        const auto input_row = [=](int64_t b) { return a->x + t * a->x_step + b * a->x_row; };
+        if constexpr (Recurrent::PREPARES)
+            for (int64_t i = 0; i < running && own.first < own.end; ++i) {
+                const int64_t b = mine[i];
+                if (in_step) input.prepare(input_row(b), inputs_room + i * input_bytes);
+                if (recurs) recurrent.prepare(before + b * hidden, states_room + i * state_bytes);
+            }
+        const Pieces pieces(running, in_step ? std::min(Input::AT_ONCE, Recurrent::AT_ONCE) : Recurrent::AT_ONCE,
+                            Recurrent::TILED);
         for (int64_t i = own.first; i < own.end; ++i) {
             // Every other step goes the other way: what a cache too small for all weights still holds is wanted first.
             const int64_t block = s % 2 ? own.end - 1 - (i - own.first) : i;
@@ -120,23 +225,18 @@ void walk(const Forward* a, const Lengths& lengths, Barrier& barrier, int thread
             vec plus[4] = {};
             for (int gate = 0; in_step && a->bias_ih && gate < 4; ++gate)
                 plus[gate] = load(a->bias_ih + gate * hidden + unit, n) + load(a->bias_hh + gate * hidden + unit, n);
-            for (int64_t row = 0; row < running; row += ROWS) {
-                const int rows = static_cast<int>(running - row < ROWS ? running - row : ROWS);
-                const float* inputs[ROWS];
-                const float* states[ROWS];
+            for (int64_t piece = 0, row = 0; row < running; row += pieces[piece], ++piece) {
+                const int rows = pieces[piece];
+                typename Input::Row inputs[sizeof sums / sizeof sums[0]];
+                typename Recurrent::Row states[sizeof sums / sizeof sums[0]];
                 for (int r = 0; r < rows; ++r) {
-                    inputs[r] = in_step ? a->x + t * a->x_step + mine[row + r] * a->x_row : nullptr;
-                    states[r] = before + mine[row + r] * hidden;
+                    const int64_t b = mine[row + r];
+                    if (in_step) inputs[r] = prepared<Input>(input_row(b), inputs_room + (row + r) * input_bytes);
+                    states[r] = prepared<Recurrent>(before + b * hidden, states_room + (row + r) * state_bytes);
+                    for (int gate = 0; gate < 4; ++gate) sums[r][gate] = vec{};
                 }
-                vec sums[ROWS][4] = {};
-                if (in_step)
-                    product<4>(rows, sums, inputs, a->features,
-                               static_cast<const W*>(a->packed_ih) + block * a->features * 4 * LANES, 4 * LANES, LANES);
-                if (s || a->h0)
-                    product<4>(rows, sums, states, hidden,
-                               static_cast<const W*>(a->packed) + block * hidden * 4 * LANES, 4 * LANES, LANES);
-                for (int gate = 0; a->scale && gate < 4; ++gate)
-                    for (int r = 0; r < rows; ++r) sums[r][gate] *= load(a->scale + gate * hidden + unit, n);
+                if (in_step) input.add(rows, sums, inputs, block);
+                if (recurs) recurrent.add(rows, sums, states, block);
                 for (int r = 0; r < rows; ++r) {
                     const int64_t b = mine[row + r];
                     float* c_at = a->c_n + b * hidden + unit;
@@ -178,15 +278,14 @@ void walk(const Forward* a, const Lengths& lengths, Barrier& barrier, int thread
         after = spare;
         spare = const_cast<float*>(before);
     }
+    Recurrent::end();
     // h_n may be the memory of h0, which is read in the first step alone.
     for (int64_t i = 0; i < mine.count && first < last; ++i)
         std::memcpy(a->h_n + mine[i] * hidden + first, before + mine[i] * hidden + first, 4 * (last - first));
 }
 
-void walk(const Forward* a, int64_t kept, const Lengths& lengths, Barrier& barrier, int thread, int threads) {
-    if (kept == 0) walk<float>(a, lengths, barrier, thread, threads);
-    if (kept == 1) walk<uint16_t>(a, lengths, barrier, thread, threads);
-    if (kept == 2) walk<int8_t>(a, lengths, barrier, thread, threads);
+void walk(const Forward* a, int64_t kept, const Lengths& lengths, Barrier& barrier, char* room, int thread, int threads) {
+    with_way(kept, [&](auto way) { walk<decltype(way)>(a, lengths, barrier, room, thread, threads); });
 }
 
 }  // namespace

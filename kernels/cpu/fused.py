@@ -74,6 +74,11 @@ def refuses(problem: Problem, *, backward: bool = False) -> str | None:
     return None
 
 
+def instructions(storage: str = "fp32") -> str:
+    """Instructions that multiply weights kept as a key of `kernels.cpu.packing.STORAGE`, as built for this machine."""
+    return str(library().instructions(STORAGE[storage][0]).decode())
+
+
 def forward(args: Forward, storage: str = "fp32") -> None:
     """Run a forward recurrence on CPU tensors, its weights kept as a key of `kernels.cpu.packing.STORAGE`."""
     native = library()

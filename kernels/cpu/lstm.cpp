@@ -71,6 +71,14 @@ uint64_t mark_all(const float* values, int64_t count) { return mark_each(values,
 // Why the last call in this thread that returned a negative status failed.
 const char* failure() { return said; }
 
+// Instructions that multiply weights kept so.
+const char* instructions(int64_t kept) { return instructions_for(kept); }
+
+// Bytes of packed weights (4H, depth).
+int64_t packed_bytes(int64_t hidden, int64_t depth, int64_t kept) {
+    return with_way(kept, [=](auto way) { return decltype(way)::Recurrent::size(hidden, depth); });
+}
+
 int64_t pack_forward(const float* weight, void* packed, float* scale, int64_t hidden, int64_t depth, int64_t kept) {
     return guarded([=] {
         packed_forward(weight, packed, scale, hidden, depth, kept);
@@ -88,9 +96,10 @@ int64_t pack_backward(const float* weight, float* packed, int64_t hidden) {
 int64_t lstm_forward(const Forward* a, int64_t kept) {
     return guarded([=] {
         const Lengths lengths(a->lengths, a->batch);
+        const Memory<char> room(room_bytes(kept, a->batch, a->hidden, a->features, a->by_rows, a->threads), "converted rows");
         Barrier barrier(a->threads);
-        team(a->threads, [=, &lengths, &barrier](int thread, int threads) {
-            walk(a, kept, lengths, barrier, thread, threads);
+        team(a->threads, [=, &lengths, &barrier, &room](int thread, int threads) {
+            walk(a, kept, lengths, barrier, room.data(), thread, threads);
         });
         return DONE;
     });
@@ -112,7 +121,7 @@ int64_t lstm_layers(const Layers* a, int64_t batch, int64_t steps, int64_t batch
             return CHANGED;
         // gates_input, h of two steps, and two layers' outputs, one of which the next reads.
         const int64_t widest = a->layers > 1 && width > a->features ? width : a->features;
-        const bool in_steps = projects_in_step(batch, widest, by_rows, a->kept == 2, threads);
+        const bool in_steps = projects_in_step(batch, widest, by_rows, threads);
         const int64_t at_once = std::min(steps, std::max<int64_t>(1, PROJECTED / std::max<int64_t>(1, 4 * size)));
         const int64_t gates_size = in_steps ? 0 : rounded(4 * at_once * size), states = rounded(size);
         const int64_t outputs = rounded(steps * batch * width), kept = std::min<int64_t>(a->layers - 1, 2);
@@ -120,9 +129,10 @@ int64_t lstm_layers(const Layers* a, int64_t batch, int64_t steps, int64_t batch
         float* const gates_input = memory.data();
         float* const scratch = gates_input + gates_size;
         float* const between = scratch + 2 * states;
+        const Memory<char> room(room_bytes(a->kept, batch, hidden, widest, by_rows, threads), "converted rows");
         const Lengths order(lengths, batch);
         Barrier barrier(threads);
-        team(threads, [=, &order, &barrier](int thread, int members) {
+        team(threads, [=, &order, &barrier, &room](int thread, int members) {
             const float* from = x;
             for (int64_t layer = 0; layer < a->layers; ++layer) {
                 float* to = layer + 1 == a->layers ? output : between + layer % 2 * outputs;
@@ -139,7 +149,7 @@ int64_t lstm_layers(const Layers* a, int64_t batch, int64_t steps, int64_t batch
                         h0 ? h0 + i * size : nullptr, c0 ? c0 + i * size : nullptr, lengths,
                         to + d * hidden, step(width), row(width, steps), h_n + i * size, c_n + i * size,
                         nullptr, 0, 0, nullptr, 0, 0, scratch};
-                    walk(&call, a->kept, order, barrier, thread, members);
+                    walk(&call, a->kept, order, barrier, room.data(), thread, members);
                 }
                 from = to;
             }

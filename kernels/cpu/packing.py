@@ -101,7 +101,8 @@ def _pack(weight: Tensor, order: str, storage: str) -> Packed:
         values = torch.empty(-(-hidden // lanes) * lanes * rows, dtype=torch.float32, device="cpu")
         library().pack_backward(weight.data_ptr(), values.data_ptr(), hidden)
         return Packed(values, None, *marks)
-    values = torch.empty(-(-hidden // lanes) * lanes * depth * 4, dtype=dtype, device="cpu")
+    bytes_ = library().packed_bytes(hidden, depth, number)
+    values = torch.empty(bytes_ // dtype.itemsize, dtype=dtype, device="cpu")
     scale = torch.empty(rows, dtype=torch.float32, device="cpu") if storage == "int8" else None
     at = None if scale is None else scale.data_ptr()
     library().pack_forward(weight.data_ptr(), values.data_ptr(), at, hidden, depth, number)

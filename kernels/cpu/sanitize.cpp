@@ -35,7 +35,7 @@ bool run(int64_t batch, int64_t steps, int64_t hidden, int64_t threads, bool by_
     Array weight(4 * hidden * hidden), weight_ih(4 * hidden * features), x(batch * steps * features), bias(4 * hidden);
     Array input(batch * steps * 4 * hidden), few(batch * part * 4 * hidden, false), h0(size), c0(size), output(steps * size, false), h_n(size, false);
     Array c_n(size, false), gates(4 * steps * size, false), cells(steps * size, false), scratch(2 * size, false);
-    Array packed(blocks * LANES * hidden * 4, false), packed_ih(blocks * LANES * features * 4, false);
+    Array packed(std::max(packed_bytes(hidden, hidden, kept) / 4, blocks * LANES * hidden * 4), false), packed_ih(packed_bytes(hidden, features, kept) / 4, false);
     Array scale(4 * hidden, false), scale_ih(4 * hidden, false);
     std::unique_ptr<int32_t[]> lengths(new int32_t[batch]);
     for (int64_t b = 0; b < batch; ++b) lengths[b] = static_cast<int32_t>(random_bits() % (steps + 1));
@@ -80,7 +80,7 @@ bool run_layers(int64_t batch, int64_t steps, int64_t hidden, int64_t threads, b
         for (int64_t depth : {i < directions ? features : width, hidden}) {
             const int which = sources.size() % 2;
             float* weight = arrays.emplace_back(4 * hidden * depth);
-            packed[which] = arrays.emplace_back(blocks * LANES * depth * 4, false);
+            packed[which] = arrays.emplace_back(packed_bytes(hidden, depth, kept) / 4, false);
             scale[which] = arrays.emplace_back(4 * hidden, false);
             pack_forward(weight, packed[which], scale[which], hidden, depth, kept);
             sources.push_back({weight, 4 * hidden * depth, mark(weight, 4 * hidden * depth),

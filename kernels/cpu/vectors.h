@@ -124,6 +124,13 @@ inline vec tanh_of(vec x) {
     return -less / (less + 2.0f);
 }
 
+inline float from_bfloat16(uint16_t x) {
+    const uint32_t bits = static_cast<uint32_t>(x) << 16;
+    float value;
+    std::memcpy(&value, &bits, 4);
+    return value;
+}
+
 // Round to nearest, ties to even; a NaN stays one.
 inline uint16_t to_bfloat16(float x) {
     uint32_t bits;

@@ -5,10 +5,32 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <stdexcept>
+#include <string>
+#include <type_traits>
+#include <vector>
 
+#include "matrices.h"
+#include "status.h"
 #include "vectors.h"
 
 namespace {
+
+// How a row of weights is rounded to int8: by its largest value, which becomes 127.
+struct Rounding {
+    float scale, largest = 0.0f;
+    Rounding(const float* row, int64_t depth) {
+        float spoilt = 0.0f;  // int8 has no NaN and no infinity, so the scale is NaN then
+        for (int64_t k = 0; k < depth; ++k) {
+            largest = std::fabs(row[k]) > largest ? std::fabs(row[k]) : largest;
+            spoilt += 0.0f * row[k];
+        }
+        scale = largest / 127.0f + spoilt;
+    }
+    int8_t operator()(float x) const {
+        return static_cast<int8_t>(largest > 0.0f && scale == scale ? std::lrintf(x / largest * 127.0f) : 0);
+    }
+};
 
 // A mark of some of the values: weights that were changed behind torch's version counter (through .data) rarely keep it.
 uint64_t mark_some(const float* values, int64_t count) {
@@ -40,31 +62,120 @@ uint64_t mark_each(const float* values, int64_t count) {
     return found;
 }
 
-// weight (4H, depth) to [block][k][gate][lane], zeros past H; kept as 0: float32, 1: bfloat16, 2: int8 with `scale`.
-inline void packed_forward(const float* weight, void* packed, float* scale, int64_t hidden, int64_t depth, int64_t kept) {
-    const int64_t blocks = (hidden + LANES - 1) / LANES;
-    for (int64_t block = 0; block < blocks; ++block)
-        for (int gate = 0; gate < 4; ++gate)
-            for (int lane = 0; lane < LANES; ++lane) {
-                const int64_t unit = block * LANES + lane, row = gate * hidden + unit;
-                const int64_t to = (block * depth * 4 + gate) * LANES + lane;
-                const float* from = weight + row * depth;
-                float largest = 0.0f, spoilt = 0.0f;  // int8 has no NaN and no infinity, so the scale is NaN then
-                for (int64_t k = 0; kept == 2 && unit < hidden && k < depth; ++k) {
-                    largest = std::fabs(from[k]) > largest ? std::fabs(from[k]) : largest;
-                    spoilt += 0.0f * from[k];
-                }
-                if (kept == 2 && unit < hidden) scale[row] = largest / 127.0f + spoilt;
-                for (int64_t k = 0; k < depth; ++k) {
-                    const float value = unit < hidden ? from[k] : 0.0f;
-                    const int64_t at = to + k * 4 * LANES;
-                    if (kept == 0) static_cast<float*>(packed)[at] = value;
-                    if (kept == 1) static_cast<uint16_t*>(packed)[at] = to_bfloat16(value);
-                    if (kept == 2)
-                        static_cast<int8_t*>(packed)[at] =
-                            static_cast<int8_t>(largest > 0.0f ? std::lrintf(value / largest * 127.0f) : 0);
-                }
+inline void kept_as(float* to, float x) { *to = x; }
+inline void kept_as(uint16_t* to, float x) { *to = to_bfloat16(x); }
+
+// weight (4H, depth) to [block][k][gate][lane], zeros past H.
+template <typename W>
+void pack(Widened<W>*, const float* weight, void* packed, float* scale, int64_t hidden, int64_t depth) {
+    for (int64_t unit = 0; unit < (hidden + LANES - 1) / LANES * LANES; ++unit)
+        for (int gate = 0; gate < 4; ++gate) {
+            const int64_t row = gate * hidden + unit;
+            W* to = static_cast<W*>(packed) + (unit / LANES * depth * 4 + gate) * LANES + unit % LANES;
+            const float* from = weight + row * depth;
+            if constexpr (std::is_same_v<W, int8_t>) {
+                const Rounding by(from, unit < hidden ? depth : 0);
+                if (unit < hidden) scale[row] = by.scale;
+                for (int64_t k = 0; k < depth; ++k) to[k * 4 * LANES] = unit < hidden ? by(from[k]) : int8_t{0};
+            } else {
+                for (int64_t k = 0; k < depth; ++k) kept_as(to + k * 4 * LANES, unit < hidden ? from[k] : 0.0f);
             }
+        }
+}
+
+#if defined(HAS_BYTES)
+template <int PARTS>
+void pack(Bytes<PARTS>*, const float* weight, void* packed, float* scale, int64_t hidden, int64_t depth) {
+    if (depth > Bytes<PARTS>::DEEPEST)
+        throw std::length_error("weights in int8 have at most " + std::to_string(Bytes<PARTS>::DEEPEST) + " columns, these have " +
+                                std::to_string(depth) + "; use weight_storage='fp32' or 'bf16'");
+    int8_t* const to = static_cast<int8_t*>(packed);
+    std::memset(to, 0, Bytes<PARTS>::size(hidden, depth));
+    for (int64_t unit = 0; unit < hidden; ++unit)
+        for (int gate = 0; gate < 4; ++gate) {
+            const int64_t row = gate * hidden + unit;
+            const Rounding by(weight + row * depth, depth);
+            scale[row] = by.scale;
+            int32_t sum = 0;
+            for (int64_t k = 0; k < depth; ++k) {
+                const int8_t q = by(weight[row * depth + k]);
+                to[Bytes<PARTS>::place(depth, unit, gate, k)] = q;
+                sum += q;
+            }
+            const int32_t start = static_cast<int32_t>(INT8_START * sum);
+            std::memcpy(to + Bytes<PARTS>::start(depth, unit, gate), &start, sizeof start);
+        }
+}
+#endif
+
+#if defined(HAS_PAIRS)
+// `Pairs` or `Tiles`.
+template <typename M>
+void pack(M*, const float* weight, void* packed, float*, int64_t hidden, int64_t depth) {
+    uint16_t* const to = static_cast<uint16_t*>(packed);
+    std::memset(to, 0, M::size(hidden, depth));
+    for (int64_t unit = 0; unit < hidden; ++unit)
+        for (int gate = 0; gate < 4; ++gate)
+            for (int64_t k = 0; k < depth; ++k)
+                to[M::place(depth, unit, gate, k)] = to_bfloat16(weight[(gate * hidden + unit) * depth + k]);
+}
+#endif
+
+#if defined(HAS_TILES)
+// Compares products by tiles with plain ones of the same numbers, in sizes of each kind: a processor, an emulator or a
+// hypervisor that multiplies otherwise is not used.
+inline bool tiles_are_right() {
+    uint32_t bits = 1;
+    const auto next = [&bits] { return static_cast<float>(static_cast<int32_t>(bits = bits * 1664525u + 1013904223u) >> 20) / 2048.0f; };
+    configure_tiles();
+    bool right = true;
+    for (int rows : {1, 16, 17, 32})
+        for (int64_t depth : {1, 31, 70}) {
+            const int64_t hidden = 19;
+            std::vector<float> weight(4 * hidden * depth), x(rows * depth);
+            for (float& value : weight) value = next();
+            for (float& value : x) value = next();
+            Memory<char> packed(Tiles::size(hidden, depth), "a check of tiles");
+            Memory<char> room(Tiles::AT_ONCE * Tiles::row_bytes(depth), "a check of tiles");
+            Memory<vec> memory(4 * Tiles::AT_ONCE, "a check of tiles");
+            auto& sums = *reinterpret_cast<vec(*)[Tiles::AT_ONCE][4]>(memory.data());
+            std::memset(room.data(), 0, Tiles::AT_ONCE * Tiles::row_bytes(depth));
+            pack(static_cast<Tiles*>(nullptr), weight.data(), packed.data(), nullptr, hidden, depth);
+            const Tiles matrix(packed.data(), nullptr, hidden, depth);
+            Tiles::Row from[Tiles::AT_ONCE];
+            for (int r = 0; r < rows; ++r)
+                from[r] = matrix.prepare(x.data() + r * depth, room.data() + r * Tiles::row_bytes(depth));
+            for (int64_t block = 0; block < 2; ++block) {
+                for (auto& row : sums)
+                    for (vec& gate : row) gate = all(0.5f);
+                matrix.add(rows, sums, from, block);
+                for (int r = 0; r < rows; ++r)
+                    for (int gate = 0; gate < 4; ++gate)
+                        for (int64_t unit = block * LANES; unit < hidden && unit < (block + 1) * LANES; ++unit) {
+                            double sum = 0.5;
+                            for (int64_t k = 0; k < depth; ++k)
+                                sum += double(from_bfloat16(to_bfloat16(x[r * depth + k]))) *
+                                       from_bfloat16(to_bfloat16(weight[(gate * hidden + unit) * depth + k]));
+                            right = right && std::fabs(sums[r][gate][unit % LANES] - sum) < 1e-4;
+                        }
+            }
+        }
+    release_tiles();
+    return right;
+}
+
+const char* no_tiles() {
+    static const char* const found = !tiles_permitted()   ? "avx512-bf16 (the system permits no AMX tiles)"
+                                     : !tiles_are_right() ? "avx512-bf16 (AMX tiles failed their check)"
+                                                          : "";
+    return found;
+}
+#endif
+
+inline void packed_forward(const float* weight, void* packed, float* scale, int64_t hidden, int64_t depth, int64_t kept) {
+    with_way(kept, [=](auto way) {
+        pack(static_cast<typename decltype(way)::Recurrent*>(nullptr), weight, packed, scale, hidden, depth);
+    });
 }
 
 // weight_hh (4H, H) to [block][n][lane] with n over 4H, zeros past H.

@@ -68,7 +68,7 @@ VARIANTS |= {
         ),
         Variant(
             "cpu-fused-bf16",
-            "our kernel for CPUs, weights kept in bf16, arithmetic fp32",
+            "our kernel for CPUs, weights in bf16, multiplied in bf16 where the processor can",
             lstm="kernels",
             lstm_options={"implementation": "cpu-fused", "weight_storage": "bf16"},
             precision="bf16-weights",
@@ -78,7 +78,7 @@ VARIANTS |= {
         ),
         Variant(
             "cpu-fused-int8",
-            "our kernel for CPUs, weights kept in int8 with a scale a row, arithmetic fp32",
+            "our kernel for CPUs, weights in int8 with a scale a row, multiplied as integers where the processor can",
             lstm="kernels",
             lstm_options={"implementation": "cpu-fused", "weight_storage": "int8"},
             precision="int8",

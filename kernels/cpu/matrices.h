@@ -1,0 +1,354 @@
+// Packed weights and how rows of float32 are multiplied with them: one type for each way to keep weights and each kind
+// of instructions that a processor has for it. All of them share one interface, so a walk through time is written once.
+//
+// A type converts a row with `prepare` (PREPARES) or reads it where it lies, and `add` adds the products of up to AT_ONCE
+// rows with the weights of a block of LANES hidden units, gates i, f, g, o, to sums in float32.
+
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+
+#include "products.h"
+#include "tiles.h"
+#include "vectors.h"
+
+namespace {
+
+// Before a loop over a few registers: GCC keeps an array in registers only where it unrolls all loops over it early.
+#define UNROLLED _Pragma("GCC unroll 8")
+
+// How weights are kept: what Python calls fp32, bf16 and int8.
+enum Kept : int64_t { FP32 = 0, BF16 = 1, INT8 = 2 };
+
+// Weights of type W, widened to float32 as they are read. `scale` (4H,) belongs to int8 and is null otherwise.
+template <typename W>
+class Widened {
+    const W* packed;
+    const float* scale;
+    int64_t hidden, depth;
+
+public:
+    static constexpr bool PREPARES = false, TILED = false;
+    static constexpr int AT_ONCE = ROWS;
+    using Row = const float*;
+
+    Widened(const void* packed, const float* scale, int64_t hidden, int64_t depth)
+        : packed(static_cast<const W*>(packed)), scale(scale), hidden(hidden), depth(depth) {}
+    static int64_t size(int64_t hidden, int64_t depth) {
+        return (hidden + LANES - 1) / LANES * LANES * depth * 4 * static_cast<int64_t>(sizeof(W));
+    }
+    static int64_t row_bytes(int64_t) { return 0; }
+    static void begin() {}
+    static void end() {}
+    Row prepare(const float* from, char*) const { return from; }
+
+    void add(int rows, vec (&sums)[ROWS][4], const Row (&a)[ROWS], int64_t block) const {
+        const W* weights = packed + block * depth * 4 * LANES;
+        if (!scale) return product<4>(rows, sums, a, depth, weights, 4 * LANES, LANES);
+        vec own[ROWS][4] = {};
+        product<4>(rows, own, a, depth, weights, 4 * LANES, LANES);
+        const int64_t unit = block * LANES;
+        const int n = static_cast<int>(hidden - unit < LANES ? hidden - unit : LANES);
+        for (int gate = 0; gate < 4; ++gate) {
+            const vec by = load(scale + gate * hidden + unit, n);
+            for (int r = 0; r < rows; ++r) sums[r][gate] += own[r][gate] * by;
+        }
+    }
+};
+
+// -DWIDEN builds without integer and bf16 products, as for a processor without them.
+#if !defined(WIDEN) && defined(__AVX512VNNI__) && defined(__AVX512BW__)
+#define HAS_BYTES 1
+
+// int8 weights with a scale a row, multiplied as integers. A row of float32 gets a scale of its own, by its largest
+// value, and 8 bits a value q (PARTS 1) or 16 (PARTS 2). vpdpbusd takes it as unsigned bytes: q + 128, or the high and
+// the low byte of q + 32768. All sums are exact, and the offset leaves again with their start, -128 times the sum of a
+// row of weights. So what errs is the rounding: of a row to 2^-8 or 2^-16 of its largest value, of weights to 2^-8.
+//
+// Order: [block][start as int32, then 4 k at a time][gate][lane][4 k], zeros past the end of k.
+constexpr int64_t INT8_START = -128;
+
+template <int PARTS>
+class Bytes {
+    const int8_t* packed;
+    const float* scale;
+    int64_t hidden, depth;
+
+    static constexpr int64_t VECTOR = 4 * LANES;
+    static int64_t groups(int64_t depth) { return (depth + 3) / 4; }
+    static int64_t padded(int64_t depth) { return (depth + LANES - 1) / LANES * LANES; }
+    static __m512i four(const char* p) {
+        int32_t x;
+        std::memcpy(&x, p, 4);
+        return _mm512_set1_epi32(x);
+    }
+
+    // Four products a lane. In words of our own, since GCC 12 copies the sums of its intrinsic to and fro.
+    static void dot(__m512i& sum, __m512i a, __m512i w) { asm("vpdpbusd %2, %1, %0" : "+v"(sum) : "v"(a), "v"(w)); }
+
+public:
+    static constexpr bool PREPARES = true, TILED = false;
+    static constexpr int AT_ONCE = PARTS == 1 ? 6 : 3;  // as many sums as registers hold
+    static constexpr int LARGEST = PARTS == 1 ? 127 : 32767;
+    // Sums of products of an unsigned and a signed byte stay in 32 bits: 65536 * 255 * 127 < 2^31.
+    static constexpr int64_t DEEPEST = 65536;
+    using Row = const char*;  // scale, [64] high bytes, low bytes
+
+    Bytes(const void* packed, const float* scale, int64_t hidden, int64_t depth)
+        : packed(static_cast<const int8_t*>(packed)), scale(scale), hidden(hidden), depth(depth) {}
+    static int64_t size(int64_t hidden, int64_t depth) {
+        return (hidden + LANES - 1) / LANES * (1 + groups(depth)) * 4 * VECTOR;
+    }
+    static int64_t row_bytes(int64_t depth) { return 64 + (PARTS * padded(depth) + 63) / 64 * 64; }
+    // Where the weight of a unit's gate and k stands, and the start of its sum.
+    static int64_t place(int64_t depth, int64_t unit, int gate, int64_t k) {
+        return (((unit / LANES) * (1 + groups(depth)) + 1 + k / 4) * 4 + gate) * VECTOR + unit % LANES * 4 + k % 4;
+    }
+    static int64_t start(int64_t depth, int64_t unit, int gate) { return place(depth, unit, gate, 0) - 4 * VECTOR; }
+
+    static void begin() {}
+    static void end() {}
+
+    Row prepare(const float* from, char* room) const {
+        const auto vector = [=](int64_t k) {
+            return load(from + k, static_cast<int>(depth - k < LANES ? depth - k : LANES));
+        };
+        vec largest = {}, spoilt = {};  // integers have no NaN and no infinity, so the scale is NaN then
+        for (int64_t k = 0; k < depth; k += LANES) {
+            const vec x = vector(k), size = x < 0.0f ? -x : x;
+            largest = size > largest ? size : largest;
+            spoilt += 0.0f * x;
+        }
+        const float most = _mm512_reduce_max_ps((__m512)largest), broken = _mm512_reduce_add_ps((__m512)spoilt);
+        // A row this small counts as zeros: its inverse would be no number.
+        const float by = most > 1e-30f ? LARGEST / most : 0.0f, unit = most / LARGEST + broken;
+        std::memcpy(room, &unit, 4);
+        char* const high = room + 64;
+        for (int64_t k = 0; k < depth; k += LANES) {
+            const __m512i q = _mm512_add_epi32(_mm512_cvtps_epi32((__m512)(vector(k) * by)), _mm512_set1_epi32(LARGEST + 1));
+            const __m128i low = _mm512_cvtepi32_epi8(q);
+            _mm_storeu_si128(reinterpret_cast<__m128i*>(high + (PARTS - 1) * padded(depth) + k), low);
+            if constexpr (PARTS == 2)
+                _mm_storeu_si128(reinterpret_cast<__m128i*>(high + k), _mm512_cvtepi32_epi8(_mm512_srli_epi32(q, 8)));
+        }
+        return room;
+    }
+
+    void add(int rows, vec (&sums)[ROWS][4], const Row (&a)[ROWS], int64_t block) const {
+        switch (rows) {
+            case 1: return add<1>(sums, a, block);
+            case 2: return add<2>(sums, a, block);
+            case 4: return add<AT_ONCE < 4 ? AT_ONCE : 4>(sums, a, block);
+            case 5: return add<AT_ONCE < 5 ? AT_ONCE : 5>(sums, a, block);
+            case 6: return add<AT_ONCE>(sums, a, block);
+            default: return add<3>(sums, a, block);
+        }
+    }
+
+private:
+    template <int R>
+    static inline void group(__m512i (&own)[R][PARTS][4], const char* const (&bytes)[R][PARTS], const int8_t* w, int64_t k) {
+        __m512i four_of[R][PARTS];
+        UNROLLED for (int r = 0; r < R; ++r)
+            UNROLLED for (int part = 0; part < PARTS; ++part) four_of[r][part] = four(bytes[r][part] + 4 * k);
+        UNROLLED for (int gate = 0; gate < 4; ++gate) {
+            vec weights = (vec)_mm512_loadu_si512(w + (4 * k + gate) * VECTOR);
+            in_register(weights);
+            UNROLLED for (int r = 0; r < R; ++r)
+                UNROLLED for (int part = 0; part < PARTS; ++part)
+                    dot(own[r][part][gate], four_of[r][part], (__m512i)weights);
+        }
+    }
+
+    template <int R>
+    void add(vec (&sums)[ROWS][4], const Row (&a)[ROWS], int64_t block) const {
+        // Few rows have too few sums to hide the latency of an instruction, so their groups are summed in turns.
+        constexpr int APART = R * PARTS == 1 ? 4 : R * PARTS == 2 ? 2 : 1;
+        const int8_t* w = packed + block * (1 + groups(depth)) * 4 * VECTOR;
+        const char* bytes[R][PARTS];
+        __m512i own[APART][R][PARTS][4];
+        UNROLLED for (int r = 0; r < R; ++r)
+            UNROLLED for (int part = 0; part < PARTS; ++part) {
+                bytes[r][part] = a[r] + 64 + part * padded(depth);
+                UNROLLED for (int apart = 0; apart < APART; ++apart)
+                    UNROLLED for (int gate = 0; gate < 4; ++gate)
+                        own[apart][r][part][gate] = apart || part ? __m512i{} : _mm512_loadu_si512(w + gate * VECTOR);
+            }
+        w += 4 * VECTOR;
+        const int64_t count = groups(depth);
+        int64_t k = 0;
+        for (; k + APART <= count; k += APART)
+            UNROLLED for (int apart = 0; apart < APART; ++apart) group(own[apart], bytes, w, k + apart);
+        for (; APART > 1 && k < count; ++k) group(own[0], bytes, w, k);
+        const int64_t unit = block * LANES;
+        const int n = static_cast<int>(hidden - unit < LANES ? hidden - unit : LANES);
+        UNROLLED for (int gate = 0; gate < 4; ++gate) {
+            const vec by = load(scale + gate * hidden + unit, n);
+            UNROLLED for (int r = 0; r < R; ++r) {
+                vec sum = {};
+                UNROLLED for (int part = 0; part < PARTS; ++part) {
+                    __m512i total = own[0][r][part][gate];
+                    UNROLLED for (int apart = 1; apart < APART; ++apart) total = _mm512_add_epi32(total, own[apart][r][part][gate]);
+                    sum = sum * 256.0f + (vec)_mm512_cvtepi32_ps(total);
+                }
+                float unit_of_row;
+                std::memcpy(&unit_of_row, a[r], 4);
+                sums[r][gate] += sum * (by * unit_of_row);
+            }
+        }
+    }
+};
+#endif
+
+#if !defined(WIDEN) && defined(__AVX512BF16__)
+#define HAS_PAIRS 1
+
+// bf16 weights, multiplied two at a time with rows rounded to bf16; sums are float32. The instruction takes what is
+// smaller than the least normal number for zero.
+//
+// Order: [block][2 k at a time][gate][lane][2 k], a zero past an odd end of k.
+class Pairs {
+    const uint16_t* packed;
+    int64_t depth;
+
+    static int64_t groups(int64_t depth) { return (depth + 1) / 2; }
+    static __m512bh two(const uint16_t* p) {
+        int32_t x;
+        std::memcpy(&x, p, 4);
+        return (__m512bh)_mm512_set1_epi32(x);
+    }
+
+public:
+    static constexpr bool PREPARES = true, TILED = false;
+    static constexpr int AT_ONCE = ROWS;
+    using Row = const uint16_t*;
+
+    Pairs(const void* packed, const float*, int64_t, int64_t depth)
+        : packed(static_cast<const uint16_t*>(packed)), depth(depth) {}
+    static int64_t size(int64_t hidden, int64_t depth) {
+        return (hidden + LANES - 1) / LANES * groups(depth) * 4 * 2 * LANES * 2;
+    }
+    static int64_t row_bytes(int64_t depth) { return (2 * depth + 63) / 64 * 64; }
+    static int64_t place(int64_t depth, int64_t unit, int gate, int64_t k) {
+        return ((unit / LANES * groups(depth) + k / 2) * 4 + gate) * 2 * LANES + unit % LANES * 2 + k % 2;
+    }
+
+    static void begin() {}
+    static void end() {}
+
+    Row prepare(const float* from, char* room) const {
+        uint16_t* const to = reinterpret_cast<uint16_t*>(room);
+        for (int64_t k = 0; k < depth; k += LANES) {
+            const vec x = load(from + k, static_cast<int>(depth - k < LANES ? depth - k : LANES));
+            _mm256_storeu_si256(reinterpret_cast<__m256i*>(to + k), (__m256i)_mm512_cvtneps_pbh((__m512)x));
+        }
+        return to;
+    }
+
+    void add(int rows, vec (&sums)[ROWS][4], const Row (&a)[ROWS], int64_t block) const {
+        switch (rows) {
+            case 1: return add<1>(sums, a, block);
+            case 2: return add<2>(sums, a, block);
+            case 3: return add<3>(sums, a, block);
+            case 4: return add<4>(sums, a, block);
+            case 5: return add<5>(sums, a, block);
+            default: return add<6>(sums, a, block);
+        }
+    }
+
+private:
+    template <int R>
+    static inline void group(__m512 (&own)[R][4], const Row (&from)[R], const uint16_t* w, int64_t k) {
+        __m512bh pair[R];
+        UNROLLED for (int r = 0; r < R; ++r) pair[r] = two(from[r] + 2 * k);
+        UNROLLED for (int gate = 0; gate < 4; ++gate) {
+            const __m512bh weights = (__m512bh)_mm512_loadu_si512(w + (4 * k + gate) * 2 * LANES);
+            UNROLLED for (int r = 0; r < R; ++r) own[r][gate] = _mm512_dpbf16_ps(own[r][gate], weights, pair[r]);
+        }
+    }
+
+    template <int R>
+    void add(vec (&sums)[ROWS][4], const Row (&a)[ROWS], int64_t block) const {
+        constexpr int APART = R == 1 ? 4 : R == 2 ? 2 : 1;  // as above
+        Row from[R];
+        UNROLLED for (int r = 0; r < R; ++r) from[r] = a[r];
+        const uint16_t* w = packed + block * groups(depth) * 8 * LANES;
+        __m512 own[APART][R][4];
+        UNROLLED for (int apart = 0; apart < APART; ++apart)
+            UNROLLED for (int r = 0; r < R; ++r)
+                UNROLLED for (int gate = 0; gate < 4; ++gate) own[apart][r][gate] = apart ? __m512{} : (__m512)sums[r][gate];
+        const int64_t count = groups(depth);
+        int64_t k = 0;
+        for (; k + APART <= count; k += APART)
+            UNROLLED for (int apart = 0; apart < APART; ++apart) group(own[apart], from, w, k + apart);
+        for (; APART > 1 && k < count; ++k) group(own[0], from, w, k);
+        UNROLLED for (int r = 0; r < R; ++r)
+            UNROLLED for (int gate = 0; gate < 4; ++gate) {
+                vec sum = (vec)own[0][r][gate];
+                UNROLLED for (int apart = 1; apart < APART; ++apart) sum += (vec)own[apart][r][gate];
+                sums[r][gate] = sum;
+            }
+    }
+};
+#endif
+
+#if defined(__AVX512F__)
+#define WIDENED_BY "avx512-fma"
+#elif defined(__AVX2__)
+#define WIDENED_BY "avx2-fma"
+#elif defined(__ARM_NEON)
+#define WIDENED_BY "neon"
+#else
+#define WIDENED_BY "generic"
+#endif
+
+// How the two matrices of a direction are multiplied; both are packed alike.
+template <typename I, typename R>
+struct Way {
+    using Input = I;
+    using Recurrent = R;
+};
+
+#if defined(HAS_TILES)
+// What hinders the use of tiles in this process, or an empty text: they are used only once they have been permitted and
+// their products were compared with plain ones.
+const char* no_tiles();
+#endif
+
+// Calls `use` with the way that serves weights kept so on this processor.
+template <typename F>
+auto with_way(int64_t kept, F use) {
+#if defined(HAS_TILES)
+    if (kept == BF16 && !*no_tiles()) return use(Way<Tiles, Tiles>());
+#endif
+#if defined(HAS_PAIRS)
+    if (kept == BF16) return use(Way<Pairs, Pairs>());
+#else
+    if (kept == BF16) return use(Way<Widened<uint16_t>, Widened<uint16_t>>());
+#endif
+#if defined(HAS_BYTES)
+    // The input's values may lie far apart; |h| is below 1, and 8 bits of it err less than 8 bits of weights.
+    if (kept == INT8) return use(Way<Bytes<2>, Bytes<1>>());
+#else
+    if (kept == INT8) return use(Way<Widened<int8_t>, Widened<int8_t>>());
+#endif
+    return use(Way<Widened<float>, Widened<float>>());
+}
+
+// The instructions that multiply weights kept so.
+inline const char* instructions_for(int64_t kept) {
+#if defined(HAS_TILES)
+    if (kept == BF16) return *no_tiles() ? no_tiles() : "amx-bf16";
+#endif
+#if defined(HAS_PAIRS)
+    if (kept == BF16) return "avx512-bf16";
+#endif
+#if defined(HAS_BYTES)
+    if (kept == INT8) return "avx512-vnni";
+#endif
+    (void)kept;
+    return WIDENED_BY;
+}
+
+}  // namespace

@@ -1,0 +1,155 @@
+"""Export an LSTM stack as C: `python -m kernels.cpu.serve.export weights.pt --out DIR`.
+
+Writes its weights, the kernel's sources, a C header and examples to a folder; `make` there builds a library that needs
+neither Python nor torch. The file is a state_dict, by torch.save or as safetensors.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+import struct
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ...host.output import run_command
+from ...host.usage import Parser
+from ..packing import STORAGE
+
+HERE = Path(__file__).parent
+MAGIC = b"S2SLSTM1"
+#: What a folder gets beside the weights; the headers go to its folder `kernel`.
+FILES = ("seq2seq_lstm.h", "seq2seq_lstm.cpp", "example.c", "example.py", "Makefile")
+HEADERS = ("forward", "matrices", "products", "rows", "status", "team", "tiles", "vectors", "weights")
+_PARAMETER = re.compile(r"(weight|bias)_(ih|hh)_l(\d+)(_reverse)?$")
+
+
+class ExportError(ValueError):
+    """Weights that cannot be exported; the message says why and what to do."""
+
+
+def export_c(
+    state: Mapping[str, Tensor], folder: Path, *, prefix: str = "", head: str | None = None, precision: str = "fp32"
+) -> None:
+    """Write an LSTM stack as C to a folder that does not exist yet or is empty.
+
+    Args:
+        state: a state_dict with the names of torch.nn.LSTM after `prefix`.
+        folder: where to write.
+        prefix: what names of the LSTM begin with, such as `encoder.`.
+        head: name of a linear layer whose `weight` (outputs, H) and `bias` follow the last layer; None for none.
+        precision: key of `kernels.cpu.packing.STORAGE`: how the library keeps the weights.
+
+    Raises:
+        ExportError: for names, shapes or kinds of LSTM that the kernel does not have, and a folder that has files.
+    """
+    layers = _layers(state, prefix)
+    input_size, hidden = layers[0][0].size(1), layers[0][1].size(1)
+    linear = [] if head is None else _head(state, head, hidden)
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        msg = f"{folder} exists and is not an empty folder; name another"
+        raise ExportError(msg)
+    outputs = linear[0].size(0) if linear else 0
+    values = [value for own in layers for value in own] + linear
+    (folder / "kernel").mkdir(parents=True, exist_ok=True)
+    with (folder / "weights.bin").open("wb") as file:
+        file.write(MAGIC + struct.pack("<5q", len(layers), input_size, hidden, STORAGE[precision][0], outputs))
+        for value in values:
+            file.write(value.detach().to("cpu", torch.float32).contiguous().numpy().astype("<f4").tobytes())
+    for name in FILES:
+        shutil.copyfile(HERE / name, folder / name)
+    for name in HEADERS:
+        shutil.copyfile(HERE.parent / f"{name}.h", folder / "kernel" / f"{name}.h")
+
+
+def _layers(state: Mapping[str, Tensor], prefix: str) -> list[tuple[Tensor, Tensor, Tensor, Tensor]]:
+    """weight_ih (4H, input), weight_hh (4H, H), bias_ih and bias_hh (4H,) of each layer."""
+    own = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
+    found = [match for name in own if (match := _PARAMETER.match(name))]
+    if not found:
+        begin = sorted({name[: match.start()] for name in state if (match := _PARAMETER.search(name))})
+        known = f"; LSTMs there have the prefixes {', '.join(map(repr, begin))}" if begin else ""
+        msg = f"no LSTM with the prefix {prefix!r}{known}"
+        raise ExportError(msg)
+    if any(match[4] for match in found):
+        msg = "a bidirectional LSTM needs the steps to come, which a stream does not have; export one direction"
+        raise ExportError(msg)
+    if any(name.startswith("weight_hr_l") for name in own):
+        msg = "an LSTM with projections (proj_size) cannot be exported: the kernel has none"
+        raise ExportError(msg)
+    layers: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
+    for layer in range(1 + max(int(match[3]) for match in found)):
+        weights = [own.get(f"weight_{kind}_l{layer}") for kind in ("ih", "hh")]
+        if weights[0] is None or weights[1] is None:
+            msg = f"layer {layer} of the LSTM {prefix!r} has no weight_ih or weight_hh"
+            raise ExportError(msg)
+        rows, hidden = weights[1].shape
+        zeros = torch.zeros(rows)
+        biases = [own.get(f"bias_{kind}_l{layer}", zeros) for kind in ("ih", "hh")]
+        first = weights[0].size(1) if layer == 0 else layers[0][1].size(1)
+        shapes = [tuple(value.shape) for value in (weights[0], weights[1], *biases)]
+        if shapes != [(4 * hidden, first), (4 * hidden, hidden), (4 * hidden,), (4 * hidden,)]:
+            msg = f"layer {layer} of the LSTM {prefix!r} has shapes {shapes}, which do not fit each other"
+            raise ExportError(msg)
+        layers.append((weights[0], weights[1], biases[0], biases[1]))
+    return layers
+
+
+def _head(state: Mapping[str, Tensor], head: str, hidden: int) -> list[Tensor]:
+    weight = state.get(f"{head}.weight")
+    if weight is None or weight.dim() != 2 or weight.size(1) != hidden:  # noqa: PLR2004 - a matrix
+        shape = "is not there" if weight is None else f"is {tuple(weight.shape)}"
+        msg = f"{head}.weight {shape}, expected (outputs, {hidden}) for the last layer's {hidden} hidden units"
+        raise ExportError(msg)
+    bias = state.get(f"{head}.bias", torch.zeros(weight.size(0)))
+    return [weight, bias]
+
+
+def _read(path: Path) -> Mapping[str, Tensor]:
+    """A state_dict of a file."""
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file  # noqa: PLC0415 - only for such files
+
+            found: object = load_file(path)
+        else:
+            found = torch.load(path, map_location="cpu", weights_only=True)
+    except ImportError:
+        msg = f"{path} needs the package safetensors: pip install safetensors"
+        raise ExportError(msg) from None
+    except Exception as error:  # noqa: BLE001 - whatever a file that is something else makes of it
+        said = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
+        msg = f"{path} cannot be read as a state_dict: {said}"
+        raise ExportError(msg) from None
+    if not isinstance(found, dict) or not all(isinstance(value, Tensor) for value in found.values()):
+        msg = f"{path} holds no state_dict (names with tensors); save model.state_dict()"
+        raise ExportError(msg)
+    return found
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Export; 2 with one line for what cannot be."""
+    parser = Parser(prog="python -m kernels.cpu.serve.export", description=__doc__)
+    parser.add_argument("weights", type=Path, help="a state_dict: a file of torch.save, or .safetensors")
+    parser.add_argument("--out", type=Path, required=True, help="folder to write to, new or empty")
+    parser.add_argument("--prefix", default="", help="what names of the LSTM begin with, such as encoder.")
+    parser.add_argument("--head", help="linear layer to apply to the last layer's output, such as head")
+    parser.add_argument("--precision", choices=STORAGE, default="fp32", help="how the library keeps the weights")
+    options = parser.parse_args(arguments)
+    try:
+        export_c(
+            _read(options.weights), options.out, prefix=options.prefix, head=options.head, precision=options.precision
+        )
+    except (ExportError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(f"wrote {options.out}; build it where it will run: make -C {options.out}")
+    return 0
+
+
+if __name__ == "__main__":
+    run_command(main)

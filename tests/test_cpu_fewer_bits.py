@@ -1,0 +1,337 @@
+"""Weights of the CPU kernel in bf16 and int8: each kind of instructions computes what its arithmetic says, exactly."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("hypothesis")
+
+import torch
+from cpu_builds import FEWER_BITS, TILES, built_for
+from hypothesis import given
+from hypothesis import strategies as st
+from recurrences import DEVICE, Sizes, errors_forward, recurrences
+from torch import Tensor
+
+from kernels import LSTM
+from kernels.cpu import build, fused
+from kernels.cpu.build import library
+
+pytestmark = pytest.mark.skipif(DEVICE != "cpu", reason="the kernel is for CPUs")
+
+#: Errors of outputs and states against truth: the roundoff of a weight, at most, and what steps add to it.
+ALLOWED = {"bf16": 1e-2, "int8": 3e-2}
+HIDDEN = st.sampled_from([1, 3, 15, 16, 17, 33, 70, 130])
+
+
+def _rounded(row: Tensor, largest: int) -> Tensor:
+    """Rows of float32 as integers times a scale a row, in float64, rounded as the kernel does it."""
+    most = row.abs().amax(-1, keepdim=True)
+    return (row * (largest / most).where(most > 1e-30, torch.zeros(()))).round().double() * (most.double() / largest)
+
+
+def _weights(weight: Tensor, storage: str) -> Tensor:
+    """A matrix as it is kept, in float64."""
+    if storage == "bf16":
+        return weight.bfloat16().double()
+    most = weight.abs().amax(1, keepdim=True)
+    return (weight / most.where(most > 0, torch.ones(())) * 127).round().double() * (most.double() / 127)
+
+
+def _factors(x: Tensor, storage: str, bits: int, instructions: str) -> Tensor:
+    """Inputs as they are multiplied, in float64."""
+    if instructions.split(" ", maxsplit=1)[0] in {"avx512-bf16", "amx-bf16"}:
+        return x.bfloat16().double()
+    if instructions == "avx512-vnni":
+        return _rounded(x, 127 if bits == 8 else 32767)
+    assert storage in {"bf16", "int8"}
+    return x.double()
+
+
+def _step(lstm: LSTM, x: Tensor, h: Tensor, c: Tensor, instructions: str) -> tuple[Tensor, Tensor]:
+    """One step of one layer by the equations, with factors rounded as the kernel does it and nothing else."""
+    weight_ih, weight_hh, bias_ih, bias_hh = (value.detach() for value in lstm.parameters())
+    storage = lstm.weight_storage
+    gates = _factors(x, storage, 16, instructions) @ _weights(weight_ih, storage).T
+    gates = gates + _factors(h, storage, 8, instructions) @ _weights(weight_hh, storage).T + bias_ih + bias_hh
+    i, f, g, o = gates.chunk(4, 1)
+    c = f.sigmoid() * c.double() + i.sigmoid() * g.tanh()
+    return o.sigmoid() * c.tanh(), c
+
+
+def _made(features: int, hidden: int, storage: str, layers: int = 1, **options: bool) -> LSTM:
+    return LSTM(features, hidden, layers, implementation="cpu-fused", weight_storage=storage, **options)
+
+
+def _instructions(target: str, storage: str) -> str:
+    with built_for(target, 1):
+        return fused.instructions(storage)
+
+
+@pytest.mark.parametrize("target", FEWER_BITS)
+@pytest.mark.parametrize("storage", ["bf16", "int8"])
+@given(
+    batch=st.integers(1, 14), features=st.integers(1, 40), hidden=HIDDEN, threads=st.integers(1, 3),
+    size=st.sampled_from([1.0, 100.0, 1e-3]), seed=st.integers(0, 999),
+)  # fmt: skip
+def test_a_step_is_its_arithmetic(  # noqa: PLR0913, PLR0917 - what hypothesis draws
+    target: str, storage: str, batch: int, features: int, hidden: int, threads: int, size: float, seed: int
+) -> None:
+    """From any state, of any size, a step errs by the rounding of its factors alone: sums are right to float32."""
+    torch.manual_seed(seed)
+    lstm = _made(features, hidden, storage)
+    x, h, c = size * torch.randn(batch, features), size * torch.randn(1, batch, hidden), torch.randn(1, batch, hidden)
+    expected, cell = _step(lstm, x, h[0], c[0], _instructions(target, storage))
+    with built_for(target, threads), torch.inference_mode():
+        output = lstm(x[None], (h, c))[0][0]
+        found = lstm.step(x, (h, c))
+    # Of gates as large as these sums of float32 err by so much.
+    allowed = max(2e-6, 3e-7 * size * hidden**0.5)
+    for value, truth in ((output, expected), (found, expected), (h[0], expected), (c[0], cell)):
+        torch.testing.assert_close(value.double(), truth, rtol=1e-5, atol=allowed)
+
+
+@pytest.mark.parametrize("target", FEWER_BITS)
+@pytest.mark.parametrize("storage", ["bf16", "int8"])
+@pytest.mark.parametrize("threads", [1, 2, 3])
+@given(sizes=recurrences(hidden=HIDDEN, dtypes=(torch.float32,), batch=st.integers(1, 20)))
+def test_a_recurrence_errs_by_its_rounding(target: str, storage: str, threads: int, sizes: Sizes) -> None:
+    """Over steps, lengths, directions and memory orders, in memory filled with NaN, errors stay those of rounding."""
+    with built_for(target, threads):
+        errors = errors_forward(sizes, fused, save=False, storage=storage)
+    assert max(errors.values()) < ALLOWED[storage], errors
+
+
+@pytest.mark.parametrize("target", FEWER_BITS)
+@pytest.mark.parametrize("storage", ["bf16", "int8"])
+@given(
+    batch=st.integers(1, 9), steps=st.integers(1, 60), features=st.integers(1, 40), hidden=HIDDEN,
+    threads=st.integers(1, 3), batch_first=st.booleans(), masked=st.booleans(),
+)  # fmt: skip
+def test_layers_err_by_their_rounding(  # noqa: PLR0913, PLR0917 - what hypothesis draws
+    target: str, storage: str, batch: int, steps: int, features: int, hidden: int, threads: int, batch_first: bool,
+    masked: bool,
+) -> None:  # fmt: skip
+    """Two layers of two directions with their projections, in panels or in each step, are those of the equations."""
+    torch.manual_seed(batch * steps)
+    truth = LSTM(features, hidden, 2, bidirectional=True, batch_first=batch_first, implementation="loop").double()
+    ours = _made(features, hidden, storage, 2, bidirectional=True, batch_first=batch_first)
+    ours.load_state_dict(truth.state_dict())
+    x = torch.randn((batch, steps, features) if batch_first else (steps, batch, features))
+    lengths = torch.randint(0, steps + 1, (batch,)) if masked else None
+    with built_for(target, threads), torch.inference_mode():
+        found, state = ours(x, None, lengths)
+        expected, expected_state = truth(x.double(), None, lengths)
+    for value, right in zip((found, *state), (expected, *expected_state), strict=True):
+        torch.testing.assert_close(value.double(), right, rtol=0, atol=ALLOWED[storage])
+
+
+@pytest.mark.parametrize("sign", [-1.0, 1.0])
+def test_the_largest_sums_of_integers_neither_saturate_nor_overflow(sign: float) -> None:
+    """60,000 products of the largest factors of one sign are exact: sums of bytes stay below 2**31."""
+    features = 60_000
+    lstm = _made(features, 4, "int8")
+    with torch.inference_mode():
+        for weight in (lstm.weight_ih_l0, lstm.bias_ih_l0, lstm.bias_hh_l0):
+            weight.zero_()
+        lstm.weight_ih_l0[8:12] = 1 / features  # gate g
+        output, (_, c) = lstm(torch.full((1, 1, features), sign))
+    truth = 0.5 * torch.tanh(torch.tensor(sign, dtype=torch.float64))
+    torch.testing.assert_close(c.double().flatten(), truth.expand(4), rtol=1e-6, atol=0)
+    assert output.isfinite().all()
+
+
+def test_more_columns_than_integers_hold_are_refused() -> None:
+    """What might overflow says so instead."""
+    if fused.instructions("int8") != "avx512-vnni":
+        pytest.skip("float32 sums have no such limit")
+    lstm = _made(65_537, 1, "int8")
+    with torch.no_grad(), pytest.raises(RuntimeError, match="at most 65536 columns, these have 65537; use"):
+        lstm(torch.zeros(1, 1, 65_537))
+
+
+@pytest.mark.parametrize("target", FEWER_BITS)
+@pytest.mark.parametrize("storage", ["bf16", "int8"])
+@pytest.mark.parametrize("broken", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("where", ["input", "state"])
+def test_a_broken_row_stays_broken_and_alone(target: str, storage: str, broken: float, where: str) -> None:
+    """Integers have no NaN: a sequence with one does not come out healthy, nor does it touch its neighbours."""
+    torch.manual_seed(0)
+    lstm, x, state = _made(5, 20, storage), torch.randn(3, 4, 5), torch.randn(2, 1, 4, 20)
+    with built_for(target, 1), torch.inference_mode():
+        healthy = lstm(x, (state[0], state[1]))[0]
+        if where == "input":
+            x[1, 2, 3] = broken
+        else:
+            state[0, 0, 2, 7] = broken
+        output = lstm(x, (state[0], state[1]))[0]
+    others = torch.tensor([0, 1, 3])
+    assert torch.equal(output[:, others], healthy[:, others])
+    assert not torch.equal(output[1:, 2], healthy[1:, 2])
+    if broken != broken:  # noqa: PLR0124 - NaN
+        assert output[1:, 2].isnan().all()
+
+
+@given(value=st.sampled_from([0.0, 1e-38, 1e-30, 3e38]), batch=st.integers(1, 4))
+def test_rows_of_extreme_values_make_finite_results(value: float, batch: int) -> None:
+    """A row of zeros, of the least and of the largest numbers has a scale that is a number."""
+    for storage in ("bf16", "int8"):
+        lstm = _made(5, 20, storage)
+        with torch.inference_mode():
+            lstm.weight_ih_l0.clamp_(-0.1, 0.1)
+            output = lstm(torch.full((2, batch, 5), value))[0]
+        assert output.isfinite().all()
+
+
+def test_the_instructions_are_those_of_the_processor() -> None:
+    """What runs is named, by what the processor has; a build without them names what it falls back to."""
+    flags = build.cpu_flags().split()
+    if "avx512f" not in flags:
+        pytest.skip("no AVX-512 here")
+    wanted = {
+        "fp32": "avx512-fma",
+        "bf16": "amx-bf16" if "amx_bf16" in flags else "avx512-bf16" if "avx512_bf16" in flags else "avx512-fma",
+        "int8": "avx512-vnni" if "avx512_vnni" in flags else "avx512-fma",
+    }
+    for storage, expected in wanted.items():
+        lstm = _made(3, 4, storage)
+        with torch.inference_mode():
+            lstm(torch.zeros(1, 1, 3))
+        assert [choice.instructions for choice in lstm.choices] == [expected]
+        assert lstm.explain(1, 1, training=False).instructions == expected
+        assert _instructions(f"{build.NATIVE} -DWIDEN", storage) == "avx512-fma"
+    assert LSTM(3, 4, implementation="loop").explain(1, 1).instructions == ""
+
+
+#: A step of several rows and one of a single row, against the arithmetic; and a row that is broken.
+_PROBE = """
+import torch
+from test_cpu_fewer_bits import _made, _step
+from kernels.cpu import fused
+torch.manual_seed(0)
+worst = 0.0
+for storage in ("bf16", "int8"):
+    for batch in (1, 2, 3, 4, 5, 6, 7, 13, 21, 45):
+        for features, hidden in ((7, 21), (70, 35)):
+            lstm = _made(features, hidden, storage)
+            x, h, c = torch.randn(batch, features), torch.randn(1, batch, hidden), torch.randn(1, batch, hidden)
+            expected = _step(lstm, x, h[0], c[0], fused.instructions(storage))[0]
+            with torch.inference_mode():
+                worst = max(worst, float((lstm(x[None], (h, c))[0][0] - expected).abs().max()))
+                x[0, 1] = float("nan")
+                if not lstm(x[None], (h, c))[0][0, 0].isnan().all():
+                    sys.exit(8)
+sys.exit(0 if worst < 1e-5 else 7)
+"""
+
+
+@pytest.mark.parametrize(
+    ("planted", "instead", "tiles"),
+    [
+        ("", "", False),
+        ("INT8_START = -128", "INT8_START = -127", False),
+        ("sum * 256.0f +", "sum * 128.0f +", False),
+        ("most / LARGEST + broken", "most / LARGEST", False),
+        ("unit % LANES * 4 + k % 4", "unit % LANES * 4 + 3 - k % 4", False),
+        ("unit % LANES * 2 + k % 2", "unit % LANES * 2 + 1 - k % 2", False),
+        ("case 2: return add<2>", "case 2: return add<1>", False),
+        ("case 5: return add<5>", "case 5: return add<4>", False),
+        ("least + (i < larger)", "least", False),
+        ("states_room + i * state_bytes);\n            }", "states_room);\n            }", False),
+        ("room + r * M::row_bytes(a->features)", "room", False),
+        ("APART > 1 && k < count", "false", False),
+        ("", "", True),
+        ("k % 32 / 2 * 32", "k % 32 / 2 * 31", True),
+        ("a[0] + down + 32 * k", "a[0] + 32 * k", True),
+        ("last = count - 1, rest = rows - last * at_once", "(void)0", True),
+    ],
+    ids=[
+        "nothing",
+        "start",
+        "high",
+        "broken",
+        "bytes",
+        "pairs",
+        "two",
+        "five",
+        "pieces",
+        "states",
+        "panel",
+        "rest",
+        "tiles",
+        "tile",
+        "lower",
+        "last",
+    ],
+)
+def test_a_planted_defect_is_seen(planted: str, instead: str, tiles: bool, tmp_path: Path) -> None:
+    """Each slip that packing, rounding and sharing out rows are prone to is far beyond the roundoff of float32."""
+    if not {"avx512_bf16", "avx512_vnni"} <= set(build.cpu_flags().split()):
+        pytest.skip("these products need AVX512-BF16 and AVX512-VNNI")
+    target = TILES if tiles else f"{build.NATIVE} -mno-amx-tile"
+    code = _probed(planted, instead, target, _PROBE, tmp_path)
+    assert code == 0 if not planted else code not in {0, 1}
+
+
+def _probed(planted: str, instead: str, target: str, code: str, folder: Path) -> int:
+    """Exit code of a program that runs the kernel as built for a target, some text of its sources replaced."""
+    found = False
+    for path in (*build.SOURCE.parent.glob("*.cpp"), *build.SOURCE.parent.glob("*.h")):
+        text = path.read_text(encoding="utf-8")
+        found = found or planted in text
+        (folder / path.name).write_text(text.replace(planted, instead) if planted else text, encoding="utf-8")
+    assert found
+    root = Path(__file__).parents[1]
+    code = (
+        "import sys\nfrom pathlib import Path\nfrom kernels.cpu import build\n"
+        f"build.FLAGS = ('-O0', *build.FLAGS[1:])\nbuild.SOURCE = Path({str(folder / build.SOURCE.name)!r})\n"
+        f"build.library.__defaults__ = ({target!r},)\n{code}"
+    )
+    paths = {"SEQ2SEQ_KERNEL_CACHE": str(folder), "PYTHONPATH": f"{root}{os.pathsep}{root / 'tests'}"}
+    done = subprocess.run([sys.executable, "-c", code], env=os.environ | paths, capture_output=True, check=False)
+    print(done.stderr.decode()[-800:])
+    return done.returncode
+
+
+@pytest.mark.skipif("avx512_bf16" not in build.cpu_flags(), reason="tiles are emulated with AVX512-BF16 beside them")
+@pytest.mark.parametrize(
+    ("planted", "instead", "instructions"),
+    [
+        ("", "", "amx-bf16"),
+        ("2 * n + i", "2 * n + 1 - i", "avx512-bf16 (AMX tiles failed their check)"),
+        ("tiles_permitted() { return true; }", "tiles_permitted() { return false; }",
+         "avx512-bf16 (the system permits no AMX tiles)"),
+    ],
+    ids=["right", "wrong", "forbidden"],
+)  # fmt: skip
+def test_tiles_are_used_only_once_they_were_proved_right(
+    planted: str, instead: str, instructions: str, tmp_path: Path
+) -> None:
+    """Where tiles multiply wrongly, or the system refuses them, the vectors run, are right, and it is said why."""
+    code = f"if fused.instructions('bf16') != {instructions!r}:\n    sys.exit(9)\n"
+    assert _probed(planted, instead, TILES, _PROBE.replace("torch.manual_seed(0)\n", code, 1), tmp_path) == 0
+
+
+@pytest.mark.skipif(not shutil.which("g++"), reason="GCC's flags")
+def test_the_instructions_of_tiles_compile(tmp_path: Path) -> None:
+    """For a machine with AMX the compiler and its assembler take the code, and it has its instructions."""
+    made = tmp_path / "lstm.o"
+    command = ["g++", "-std=c++17", "-O1", "-march=sapphirerapids", "-fopenmp", str(build.SOURCE)]
+    subprocess.run([*command, "-c", "-save-temps=obj", "-o", made], check=True)
+    text = made.with_suffix(".s").read_text(encoding="utf-8")
+    assert all(name in text for name in ("ldtilecfg", "tileloadd", "tdpbf16ps", "tilestored", "tilerelease", "syscall"))
+
+
+def test_packed_weights_have_the_bytes_that_they_say() -> None:
+    """int8 weights are a quarter of float32's bytes and bf16 half, but for padding and a start a row."""
+    hidden, depth = 256, 512
+    full, half, quarter = (library().packed_bytes(hidden, depth, kept) for kept in range(3))
+    assert full == 16 * hidden * depth
+    assert half == full // 2
+    assert full // 4 <= quarter <= full // 4 + 16 * hidden
