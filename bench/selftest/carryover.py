@@ -1,7 +1,7 @@
 """Carry-over: how much longer does a variant take because of the one that had the turn before it?
 
 All variants of a group take turns as a run leads them, and with them three planted ones that do what badly behaved
-runtimes do (`planted_neighbours.py`). The order is balanced, so each variant follows each other one equally often; its
+runtimes do (`bench/worker/planted_neighbours.py`). The order is balanced, so each variant follows each other one equally often; its
 turns after one predecessor are then held against its usual ones in the rounds around them.
 """
 
@@ -36,7 +36,7 @@ from bench.timing.rounds import rounds
 #: The group unless the user names another: every way to run a model that brings a runtime or a compiler of its own.
 GROUP = ("reference", "onednn", "cpu-fused", "onnxruntime", "openvino", "torchscript")
 WORKLOAD = ("forecast-deepar", "inference")
-PLANTED_FILE = Path(__file__).with_name("planted_neighbours.py")
+PLANTED_FILE = Path(__file__).parent.parent / "worker" / "planted_neighbours.py"
 SPINNER = "planted-spinner"
 PLANTED = (SPINNER, "planted-cache-filler", "planted-fragmenter")
 #: Effect on a successor's time that is allowed, and half-width of an interval that can show it.
