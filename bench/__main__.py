@@ -1,4 +1,4 @@
-"""The command line: `python -m bench run | list | report | ab | compare | export | selftest`."""
+"""The command line: `python -m bench COMMAND`, with the commands of `bench.arguments`."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ import sys
 import time
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from bench.arguments import DEFAULT_SUITE, parser
-from bench.console import Console
+from bench.console import Console, Output
 from bench.errors import UsageError
 from bench.machine import environment
 from bench.plan.cases import Filters, Selection, Suite, load_suite, overridden, suite_names
@@ -61,7 +62,7 @@ def run(arguments: argparse.Namespace, command: str) -> int:
     if arguments.out is not None:
         RunFolder.refuse(arguments.out)
     plan, settings = _plan(arguments, load_suite(arguments.suite))
-    console = Console(len(plan.cases))
+    console = Console(len(plan.cases), plan.expected_s(), _output(arguments))
     runnable = len(plan.left())
     here = f"{runnable} can run here, {settings.threads} threads; expected time about {_minutes(plan.expected_s())}"
     console.say(
@@ -99,13 +100,14 @@ def _resume(arguments: argparse.Namespace, command: str, deadline_s: float) -> i
         now = environment.describe(plan.torch_facts, settings.variables())
         now["plugins"] = resume.plugin_digests(settings.plugins)
         resume.check(begun, [case.case for case in plan.cases], now)
-        console = Console(len(plan.cases) - len(recorded))
+        expected_s = plan.expected_s(recorded, begun.folder.path)
+        console = Console(len(plan.cases) - len(recorded), expected_s, _output(arguments))
         console.warn_of_threads(settings.threads, usable_cores())
         for line in resume.remarks(begun, now["git"]["commit"]):
             console.say(line, "yellow")
         console.say(
             f"suite {plan.suite.name}: {len(recorded)} of {len(plan.cases)} cases are recorded; "
-            f"expected time for the others about {_minutes(plan.expected_s(recorded, begun.folder.path))}"
+            f"expected time for the others about {_minutes(expected_s)}"
         )
         if arguments.dry_run:
             _print_cases(console, plan, recorded)
@@ -175,7 +177,23 @@ def _measure(runner: Runner, command: str, more_s: float = 0.0) -> int:
         return EXIT_NOT_OK
     ended = {values["status"] for values in folder.records()}
     ended |= {record.status for record in quality_record.read(folder.path)}
-    return EXIT_OK if ended <= {Status.OK, Status.UNAVAILABLE} else EXIT_NOT_OK
+    code = EXIT_OK if ended <= {Status.OK, Status.UNAVAILABLE} else EXIT_NOT_OK
+    console.verdict(_verdict(folder, code))
+    return code
+
+
+def _output(arguments: argparse.Namespace) -> Output:
+    """How the command line wants a run to be printed."""
+    return Output.JSON if arguments.json else Output.QUIET if arguments.quiet else Output.FULL
+
+
+def _verdict(folder: RunFolder, code: int) -> dict[str, Any]:
+    """The last line of a run for programs: where it is, how it ended, and what is recommended for each group."""
+    from bench.recommend.words import sentences  # noqa: PLC0415
+    from bench.records.reader import read_run  # noqa: PLC0415 - scipy is slow to import
+
+    found = [{"group": title, "text": text} for title, text in sentences(read_run(folder.path))]
+    return {"run": str(folder.path), "exit_code": code, "recommendations": found}
 
 
 def _safe(runner: Runner) -> str:
@@ -227,8 +245,16 @@ def _print_cases(console: Console, plan: Plan, recorded: Collection[Key] = ()) -
 
 
 def listing(arguments: argparse.Namespace) -> int:
-    """Print suites, workloads, and variants with what keeps each from running here."""
+    """Print suites, workloads, and variants with what keeps each from running here; or the cases of one suite."""
     console = Console()
+    if arguments.suite is not None:
+        suite = load_suite(arguments.suite)
+        filters = Filters(threads=usable_cores(), device=arguments.device)
+        plan = make_plan(suite, filters, Settings(usable_cores(), plugins=_plugins(arguments.plugin)), build=False)
+        console.say(f"{suite.name}: {suite.summary}", "bold")
+        _print_cases(console, plan)
+        console.say(f"{len(plan.left())} of {len(plan.cases)} cases can run here; about {_minutes(plan.expected_s())}")
+        return EXIT_OK
     # It has no lengths and no packing: what cannot run there cannot run at all.
     simplest = Selection(workloads=("seed",))
     suite = Suite(name="list", summary="", select=(simplest,), device=arguments.device or "cpu")
@@ -260,10 +286,25 @@ def _minutes(seconds: float) -> str:
 
 
 def report(arguments: argparse.Namespace) -> int:
-    """Write plots and page again."""
+    """Write plots and page again, or a page of several runs."""
+    from bench.report import runs_page  # noqa: PLC0415 - matplotlib is slow to import
     from bench.report.page import write_report  # noqa: PLC0415 - matplotlib is slow to import
 
-    found = write_report(arguments.dir)
+    first, *others = arguments.dir
+    if arguments.history or others:
+        if arguments.history and others:
+            msg = f"--history takes one folder that holds the runs, not {len(arguments.dir)}; leave the others out"
+            raise UsageError(msg)
+        if arguments.history:
+            page = runs_page.write_history(first, arguments.out)
+        else:
+            page = runs_page.write_side_by_side(arguments.dir, arguments.out or first / "side-by-side.html")
+        Console().say(f"page: {page.resolve().as_uri()}")
+        return EXIT_OK
+    if arguments.out is not None:
+        msg = "--out is for a page of several runs; that of one run is report.html in its folder"
+        raise UsageError(msg)
+    found = write_report(first)
     Console().say(f"page: {found.page.resolve().as_uri()}; {len(found.plots)} plots beside it")
     return EXIT_OK
 
@@ -332,6 +373,27 @@ def export(arguments: argparse.Namespace) -> int:
     return EXIT_OK
 
 
+def recommend(arguments: argparse.Namespace) -> int:
+    """Say which variant to ship."""
+    from bench.recommend.command import command  # noqa: PLC0415 - scipy is slow to import
+
+    return command(arguments)
+
+
+def doctor(_: argparse.Namespace) -> int:
+    """Say what this machine offers and lacks."""
+    from bench.terminal.doctor import doctor as look  # noqa: PLC0415 - no other command needs it
+
+    return look()
+
+
+def show(arguments: argparse.Namespace) -> int:
+    """Print the cases of a run, or one in depth."""
+    from bench.terminal.show import show as print_case  # noqa: PLC0415 - scipy is slow to import
+
+    return print_case(arguments.dir, arguments.case, arguments.trace)
+
+
 def _refuse_existing(path: Path | None, option: str) -> None:
     if path is not None and path.exists():
         msg = f"{path} exists, and nothing is overwritten; name another file with {option}"
@@ -355,7 +417,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         measuring = {"run": run, "ab": ab, "selftest": selftest}
         if arguments.command in measuring:
             return measuring[arguments.command](arguments, shlex.join(["python", "-m", "bench", *words]))
-        others = {"list": listing, "report": report, "compare": compare, "export": export}
+        others = {
+            "list": listing, "report": report, "compare": compare, "export": export, "recommend": recommend,
+            "doctor": doctor, "show": show,
+        }  # fmt: skip
         return others[arguments.command](arguments)
     except UsageError as error:
         print(f"error: {error}", file=sys.stderr)

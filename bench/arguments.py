@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from bench.plan.cases import CHECKPOINT, MODES, split_name, suite_names
+from bench.recommend import arguments as recommend
 from bench.run.resume import SEEDS
 from bench.run.worker_process import ROOT
 from bench.selftest.names import PARTS, STANDARD
@@ -21,9 +22,11 @@ def parser() -> argparse.ArgumentParser:
         prog="python -m bench",
         description="Measure the ways to execute an LSTM Seq2Seq model: which is fastest here, is it right, how sure.",
         epilog="Exit codes: 0 every case that can run here is ok; 1 a gate refused a variant, a case was faster than "
-        "the machine can be, a worker failed, the system refused to write, or selftest missed a target; 2 wrong usage, "
-        "or runs that are not comparable; 3 compare or ab found a regression; 4 --time-limit left cases for --resume; "
-        "5 compare or ab could not tell whether there is one; 130 interrupted, 143 by SIGTERM.",
+        "the machine can be, a worker failed, the system refused to write, selftest missed a target, recommend --apply "
+        "found that the file does not hold, or doctor found something lacking; 2 wrong usage, or runs that are not "
+        "comparable; 3 compare or ab found a regression, or recommend found nothing that keeps the bounds; 4 "
+        "--time-limit left cases for --resume; 5 compare or ab could not tell whether there is a regression, or "
+        "recommend which variant is best; 130 interrupted, 143 by SIGTERM.",
     )
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
     run = commands.add_parser("run", help="measure a suite and write CSV, plots and a page")
@@ -51,10 +54,36 @@ def parser() -> argparse.ArgumentParser:
         help="with --resume of a run that has ended: so much time for further rounds (90s, 3min) of the groups whose "
         "answer does not stand yet",
     )
+    told = run.add_mutually_exclusive_group()
+    told.add_argument("--quiet", action="store_true", help="print what goes wrong, and where the page is")
+    told.add_argument(
+        "--json", action="store_true", help="print one JSON object a line: each record, at the end the verdict"
+    )
     listing = commands.add_parser("list", help="suites, workloads, and variants with their availability here")
+    listing.add_argument("--suite", metavar="NAME|FILE.toml", help="the cases of one suite instead")
     _add_device(listing)
-    report = commands.add_parser("report", help="write plots and page of a run folder again")
-    report.add_argument("dir", type=Path, metavar="DIR", help="run folder")
+    commands.add_parser("doctor", help="what this machine offers and lacks for measuring, and what to do about it")
+    show = commands.add_parser("show", help="the cases of a run, or one of them in depth")
+    show.add_argument("dir", type=Path, metavar="RUN", help="run folder")
+    show.add_argument(
+        "case", metavar="CASE", nargs="?", help="WORKLOAD/MODE/VARIANT, or the last parts of it; may hold *"
+    )
+    show.add_argument("--trace", type=Path, metavar="FILE.json", help="new file for a Chrome trace of one call of it")
+    report = commands.add_parser(
+        "report", help="write plots and page of a run again, of runs side by side, or of their history"
+    )
+    report.add_argument(
+        "dir", type=Path, metavar="DIR", nargs="+", help="run folder; of several, a page shows them side by side"
+    )
+    report.add_argument(
+        "--history", action="store_true", help="DIR is a folder of runs: write a page of them in the order of time"
+    )
+    report.add_argument(
+        "--out",
+        type=Path,
+        metavar="FILE.html",
+        help="page of several runs (default: side-by-side.html in the first folder, or history.html)",
+    )
     _add_selftest(
         commands.add_parser(
             "selftest", help="hold the suite against itself: null pairs, planted slowdowns, other tools"
@@ -62,6 +91,9 @@ def parser() -> argparse.ArgumentParser:
     )
     _add_ab(commands.add_parser("ab", help="two interpreters or two revisions in turns: is NEW slower than BASE?"))
     _add_compare(commands.add_parser("compare", help="hold runs against a base: faster, slower, same or unclear"))
+    recommend.add_arguments(
+        commands.add_parser("recommend", help="say which variant of a run to ship, how sure that is, and what it costs")
+    )
     export = commands.add_parser("export", help="write a run in another program's format")
     export.add_argument("dir", type=Path, metavar="RUN", help="run folder")
     export.add_argument(

@@ -14,6 +14,8 @@ SIZES = ((1e9, "GB"), (1e6, "MB"))
 #: Below this, two decimals of a ratio would show a single digit.
 SMALL_RATIO = 0.0995
 NARROW = 4
+#: Sizes below this show no digit of a MB, bytes.
+NO_MEMORY = 5e3
 #: An interval whose ends are further apart, as a ratio, estimates nothing.
 MOST_SPREAD = 10.0
 NO_ESTIMATE = "no estimate"
@@ -30,7 +32,7 @@ def seconds(value: float | None) -> str:
 
 def megabytes(value: float | None) -> str:
     """`1.5e8` as `150 MB`, from 1 GB on as `1.50 GB`; the argument is in bytes, the units are decimal."""
-    return _scaled(value, SIZES)
+    return "0 MB" if value is not None and 0 <= value < NO_MEMORY else _scaled(value, SIZES)
 
 
 def count(value: float | None) -> str:

@@ -277,10 +277,19 @@ def command_of(name: str) -> argparse.ArgumentParser:
     return next(a for a in parser()._actions if isinstance(a, argparse._SubParsersAction)).choices[name]
 
 
-@pytest.mark.parametrize("command", ["run", "compare", "ab"])
-def test_every_option_is_in_the_page_of_commands(command):
-    """All options of the commands that measure and compare are explained."""
-    written = set(re.findall(r"--[a-z][a-z-]+", PAGES["docs/commands.md"]))
+@pytest.mark.parametrize(
+    ("command", "page"),
+    [
+        ("run", "docs/commands.md"),
+        ("compare", "docs/commands.md"),
+        ("ab", "docs/commands.md"),
+        ("show", "docs/commands.md"),
+        ("recommend", "docs/recommend.md"),
+    ],
+)
+def test_every_option_is_in_its_page(command, page):
+    """All options of the commands that measure, compare and recommend are explained."""
+    written = set(re.findall(r"--[a-z][a-z-]+", PAGES[page]))
     assert options_of(command_of(command)) - {"--help"} - written == set()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import gzip
 import json
 import re
@@ -18,14 +19,17 @@ from bench import units
 from bench.analysis.run_summary import groups, load_run, summary_table
 from bench.errors import UsageError
 from bench.records.schema import SAMPLE_COLUMNS, Record, Status
-from bench.report import charts, interactive, plots, tables
+from bench.report import charts, checks, interactive, other_tables, page, plots, roofline, tables, words
 from bench.report.page import Report, write_report
 from bench.report.style import COLOURS, look
 from bench.report.words import answers
+from bench.run.second_instrument import Figure, Findings
 
 HOSTILE = "no CUDA device: <b>&\"'</script><img src=https://example.org/x.png> $x^2$"
 ROOT = Path(__file__).parent.parent
-KINDS = ("speedup", "latency", "throughput", "memory", "cold-start", "scaling")
+KINDS = (
+    "speedup", "latency", "throughput", "memory", "cold-start", "break-even", "parity-errors", "rounds", "scaling",
+)  # fmt: skip
 
 
 def ran(variant: str, speedup: float = 1.0, workload: str = "seed", mode: str = "inference", **more: object) -> Record:
@@ -134,20 +138,20 @@ def html(report: Report) -> str:
     return report.page.read_text(encoding="utf-8")
 
 
-@pytest.fixture
-def without_plotly(monkeypatch: pytest.MonkeyPatch) -> None:
-    """An interpreter in which Plotly cannot be imported."""
-    for name in ("plotly", "plotly.offline"):
-        monkeypatch.setitem(sys.modules, name, None)
+def unpacked(html: str, name: str) -> str:
+    """What the page holds compressed under a name."""
+    (found,) = re.findall(rf'<script type="application/octet-stream" id="{name}">(.*?)</script>', html)
+    return gzip.decompress(base64.b64decode(found)).decode()
 
 
-def figures(html: str) -> list[dict]:
-    """The descriptions of the page's interactive figures."""
-    return [json.loads(text) for text in re.findall(r'<script type="application/json">(.*?)</script>', html, re.DOTALL)]
+def figures(html: str, within: str = "") -> list[dict]:
+    """The descriptions of the page's interactive figures, or of those that a section has a place for."""
+    found = json.loads(unpacked(html, "figures"))
+    return [figure for name, figure in found.items() if f'id="{name}"' in (within or html)]
 
 
 def test_every_kind_of_plot_is_written_as_png_and_svg(report: Report) -> None:
-    """Each of the six kinds gives a PNG and an SVG with something in them."""
+    """Each kind gives a PNG and an SVG with something in them."""
     assert {path.name for path in report.plots} == {f"{kind}.{end}" for kind in KINDS for end in ("png", "svg")}
     for path in report.plots:
         data = path.read_bytes()
@@ -175,16 +179,18 @@ def test_hostile_text_makes_no_tag(html: str) -> None:
     """Text of a record stays text, in tables and inside the figures' JSON."""
     parsed = Parsed(html)
     assert not [attrs for tag, attrs in parsed.tags if tag == "img"]
-    assert "b" in {tag for tag, _ in parsed.tags}, "the page's own <b> is found"
+    tags = {tag for tag, _ in parsed.tags}
+    assert "article" in tags, "the page's own tags are found"
+    assert "b" not in tags
     assert parsed.text.count("<b>&") >= 4
-    assert len(figures(html)) == 22
+    assert len(figures(html)) == 34
 
 
 def test_json_in_the_page_cannot_end_its_element() -> None:
     """A name that holds a closing tag comes back whole, and the page's parser sees no tag."""
-    text = interactive.as_json({"name": "</script><b>&"})
-    assert not set("<>&") & set(text)
-    assert json.loads(text) == {"name": "</script><b>&"}
+    text = interactive.packed(interactive.as_json({"one": {"name": "</script><b>&"}}))
+    assert not set("<>&\"'") & set(text)
+    assert json.loads(gzip.decompress(base64.b64decode(text))) == {"one": {"name": "</script><b>&"}}
 
 
 def test_page_loads_nothing_from_a_network(html: str) -> None:
@@ -201,8 +207,8 @@ def test_page_loads_nothing_from_a_network(html: str) -> None:
 
 
 def test_plotly_is_embedded_once(html: str) -> None:
-    """The page carries one copy of the script for all its figures."""
-    assert html.count("* plotly.js v") == 1
+    """The page carries one copy of the script for all its figures, compressed."""
+    assert unpacked(html, "plotly").count("* plotly.js v") == 1
 
 
 @pytest.mark.parametrize("variant", ["onednn", "compile", "loop", "reference"])
@@ -219,6 +225,86 @@ def test_variant_has_one_colour_everywhere(report: Report, html: str, variant: s
     lines = [t["line"]["color"] for f in figures(html) for t in f["data"] if t["name"] == variant and "line" in t]
     assert lines
     assert set(lines) == {colour}
+
+
+def test_page_of_the_largest_kept_run_is_small() -> None:
+    """A page with 24 groups and all figures stays far below 6 MB, so that it can be mailed and is there at once."""
+    run = load_run(ROOT / "results" / "reference" / "cpu-2core-avx512-kernels")
+    drawn = (*charts.kinds(run), *checks.kinds(run), *roofline.kinds(run))
+    assert len(page.render(run, drawn).encode()) < 4_000_000
+
+
+def test_a_round_that_was_disturbed_is_shaded(tmp_path: Path) -> None:
+    """Rounds stand in their order, disturbed ones shaded, with a line where a process begins."""
+    folder = run_folder(tmp_path, [ran("reference"), ran("loop", 0.5)])
+    path = folder / "samples.csv.gz"
+    text = gzip.decompress(path.read_bytes()).decode()
+    path.write_bytes(
+        gzip.compress(re.sub(r"^(.*,1,(?:5|6|9),0,call,.*),0$", r"\1,1", text, flags=re.MULTILINE).encode())
+    )
+    (kind,) = [kind for kind in checks.kinds(load_run(folder)) if kind.name == "rounds"]
+    (chart,) = kind.charts
+    # 41 rounds a process: the second one begins behind the 41st.
+    assert chart.breaks == (41.5,)
+    assert chart.shaded == ((46.5, 48.5), (50.5, 51.5))
+
+
+def test_own_time_is_drawn_longest_first(tmp_path: Path) -> None:
+    """Seconds by kind of the run and of what was resumed, added up."""
+    folder = run_folder(tmp_path, [ran("reference")])
+    parts = {"run": {"own_time_s": {"timed rounds": 30.0, "gates": 5.0}}, "resumes": [{"own_time_s": {"gates": 40.0}}]}
+    (folder / "environment.json").write_text(json.dumps(parts))
+    chart = checks.own_time_chart(load_run(folder))
+    assert chart is not None
+    assert [(bar.variant, bar.parts[0].value) for bar in chart.bars] == [("gates", 45.0), ("timed rounds", 30.0)]
+
+
+def test_the_front_holds_what_nothing_beats() -> None:
+    """Of latency and throughput, a point is on the front where none is both faster and has more."""
+    assert charts.pareto([(2, 5), (1, 3), (3, 4), (2, 4), (4, 9)]) == [(1, 3), (2, 5), (4, 9)]
+
+
+def test_latency_against_throughput_needs_several_batches(tmp_path: Path) -> None:
+    """At one batch the two say the same, and there is no chart; with two, every variant has a point at each."""
+
+    def at(batch: int) -> dict:
+        return {"workload": f"seed@batch={batch}", "batch": batch, "throughput_seq_per_s": batch / 0.004}
+
+    one = load_run(run_folder(tmp_path / "one", [ran("reference", **at(1))], with_samples=False))
+    two = [ran(name, speed, **at(n)) for n in (1, 8) for name, speed in (("reference", 1.0), ("onednn", 2.0))]
+    both = load_run(run_folder(tmp_path / "two", two, with_samples=False))
+    assert charts.trade_off_charts(one.groups) == ()
+    (chart,) = charts.trade_off_charts(both.groups)
+    assert [(curve.variant, len(curve.points)) for curve in chart.curves if not curve.helper] == [
+        ("onednn", 2),
+        ("reference", 2),
+    ]
+
+
+def test_the_second_instrument_is_held_against_ours(tmp_path: Path) -> None:
+    """How many cases differ is said at the top, and a speedup on the other side of 1 is marked."""
+    run = load_run(run_folder(tmp_path, [unit(), ran("onednn", 1.6)]))
+    key = ("seed", "inference", "cpu", 2)
+    medians = {(*key, "reference"): Figure(0.004, 9), (*key, "onednn"): Figure(0.005, 9)}
+    assert words.second_opinion(run, Findings(medians)).startswith(
+        "A second instrument differs by more than 10% on 1 of"
+    )
+    table = tables.second_instrument(run.groups, Findings(medians))
+    assert table is not None
+    assert "0.80x, against ours" in [cell.text for row in table.rows for cell in row.cells]
+    assert words.second_opinion(run, Findings()) == ""
+
+
+def test_the_machine_and_the_advice_stand_at_the_top(tmp_path: Path) -> None:
+    """The processor, threads and torch are under the title, and every group has what to ship and how sure that is."""
+    folder = run_folder(tmp_path, little())
+    facts = {"machine": {"processor": "Some CPU", "cores_logical": 4}, "software": {"torch": "2.13.0"}}
+    (folder / "environment.json").write_text(json.dumps(facts))
+    run = load_run(folder)
+    assert words.machine(run) == "Some CPU, 4 cores, 2 threads, torch 2.13.0"
+    advised = [answer for answer in words.advised(run) if answer.advice]
+    assert [(answer.where, answer.verdict) for answer in advised] == [("seed, inference", "recommended")]
+    assert "Ship `onednn`" in advised[0].advice
 
 
 def test_known_variants_differ_in_colour() -> None:
@@ -272,22 +358,12 @@ def test_mark_is_explained_on_the_page(html: str) -> None:
     assert "3 of 30 samples were taken while something else used the machine" in titles
 
 
-def test_page_works_without_plotly(tmp_path: Path, without_plotly: None) -> None:  # noqa: ARG001
-    """Without Plotly the page holds the plots' SVG, as data, and says so."""
-    page = write_report(run_folder(tmp_path, little())).page.read_text(encoding="utf-8")
-    images = [attrs["src"] for tag, attrs in Parsed(page).tags if tag == "img"]
-    assert len(images) == len(KINDS)
-    assert all(source.startswith("data:image/svg+xml;base64,") for source in images)
-    assert "Plotly is not installed" in page
-    assert figures(page) == []
-
-
 def test_plotly_accepts_every_figure(tmp_path: Path) -> None:
     """Each description has only properties that Plotly knows."""
     graph_objects = pytest.importorskip("plotly.graph_objects")
     run = load_run(run_folder(tmp_path, everything()))
     drawn = [interactive.figure(chart) for kind in charts.kinds(run) for chart in kind.charts]
-    assert len(drawn) == 22
+    assert len(drawn) == 26
     for figure in drawn:
         graph_objects.Figure(figure)
 
@@ -303,7 +379,14 @@ def test_what_did_not_run_keeps_its_row_in_the_speedup_plot() -> None:
 def test_plot_without_data_is_not_written(tmp_path: Path) -> None:
     """Without samples and without a sweep there is no latency and no scaling plot, and no section for them."""
     report = write_report(run_folder(tmp_path, [ran("reference"), ran("loop", 0.4)], with_samples=False))
-    assert {path.stem for path in report.plots} == {"speedup", "throughput", "memory", "cold-start"}
+    assert {path.stem for path in report.plots} == {
+        "speedup",
+        "throughput",
+        "memory",
+        "cold-start",
+        "break-even",
+        "parity-errors",
+    }
     assert 'id="scaling"' not in report.page.read_text(encoding="utf-8")
 
 
@@ -579,6 +662,6 @@ def test_samples_without_a_recorded_case_are_an_error(tmp_path: Path) -> None:
 
 def test_a_list_of_sections_is_shown_leaf_by_leaf():
     """Each time a run was resumed has rows of its own in the environment's table."""
-    found = list(tables.flat([{"seed": 1, "load": {"before": 2}}, {"seed": 3}]))
+    found = list(other_tables.flat([{"seed": 1, "load": {"before": 2}}, {"seed": 3}]))
     assert found == [("1.seed", "1"), ("1.load.before", "2"), ("2.seed", "3")]
-    assert list(tables.flat({"affinity": [0, 1], "none": []})) == [("affinity", "0, 1"), ("none", "")]
+    assert list(other_tables.flat({"affinity": [0, 1], "none": []})) == [("affinity", "0, 1"), ("none", "")]

@@ -56,7 +56,9 @@ def test_every_case_is_a_point(tmp_path: Path) -> None:
     assert [chart.title for chart in kind.charts] == ["inference", "training"]
     for chart in kind.charts:
         points = {variant: [(point.x, point.y) for point in points] for variant, points in chart.marks}
-        assert points["onednn"] == [(100.0, pytest.approx(10**7 / (0.004 / 1.5)))] * 2
+        # Variants stand a little beside each other.
+        near = (pytest.approx(100.0, rel=0.05), pytest.approx(10**7 / (0.004 / 1.5)))
+        assert points["onednn"] == [near] * 2
         assert {name: len(found) for name, found in points.items()} == dict.fromkeys(points, 2)
         assert set(points) == {"reference", "onednn", "amp-bf16", "loop"}
         assert [column.name for column in chart.columns] == ["seed", "forecast-deepar"]
@@ -103,7 +105,7 @@ def test_the_page_shows_plot_and_table(tmp_path: Path) -> None:
     page = report.page.read_text(encoding="utf-8")
     section = page[page.index('<section id="roofline">') :]
     section = section[: section.index("</section>")]
-    assert len(figures(section)) == 2
+    assert len(figures(page, section)) == 2
     text = Parsed(section).text
     # 10 MFLOP in 4 ms / 1.5 at 100 GFLOP/s.
     assert all(

@@ -40,8 +40,9 @@ ORDER = {
         timing console
         analysis gate
         run
-        worker report
-        selftest microbench ab
+        worker recommend
+        report
+        selftest microbench ab terminal
         arguments
         __main__
     """,

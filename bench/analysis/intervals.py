@@ -23,7 +23,6 @@ from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import stats
 
 from bench.records.rounds import Floats
 
@@ -77,7 +76,7 @@ def percentile(processes: Sequence[Sequence[Floats]], share: float, seed: int = 
     if sum(len(p.logs) for p in flat) < least_calls(share):
         return None
     value = float(np.quantile(np.concatenate([calls for rounds in processes for calls in rounds]), share))
-    low, high = _ends(*_resampled(flat, share, np.random.default_rng(seed)))
+    low, high = _ends(*_resampled(flat, share, _Own(np.random.default_rng(seed))))
     if not (math.isfinite(low) and math.isfinite(high)):
         return None
     return _around(value, low, high)
@@ -100,7 +99,7 @@ def ratio_interval(ratios: Sequence[Floats], seed: int = 0) -> Interval:
         seed: of the resampling, so that a report can be made again to the digit.
     """
     flat = [_Process.of_singles(values) for values in ratios]
-    low, high = _resampled(flat, 0.5, np.random.default_rng(seed), bounded=False)
+    low, high = _resampled(flat, 0.5, _Own(np.random.default_rng(seed)), bounded=False)
     return _around(float(np.median(np.concatenate(list(ratios)))), *_ends(low, high))
 
 
@@ -116,11 +115,69 @@ def independent_ratio_interval(base: Sequence[Floats], new: Sequence[Floats], se
         new: the same of the later run; the number of processes and of rounds may differ.
         seed: of the resampling.
     """
-    generator = np.random.default_rng(seed)
+    draws = _Own(np.random.default_rng(seed))
     sides = [[_Process.of_singles(values) for values in side] for side in (base, new)]
-    (base_low, base_high), (new_low, new_high) = (_resampled(s, 0.5, generator, bounded=False) for s in sides)
+    (base_low, base_high), (new_low, new_high) = (_resampled(s, 0.5, draws, bounded=False) for s in sides)
     value = float(np.median(np.concatenate(list(base))) / np.median(np.concatenate(list(new))))
     return _around(value, *_ends(base_low - new_high, base_high - new_low))
+
+
+def joint_resamples(figures: Sequence[Sequence[Sequence[Floats]]], share: float, seed: int = 0) -> Floats:
+    """Resampled percentiles of several figures of the same rounds, as logarithms over each percentile itself.
+
+    Each is resampled as its own interval is. All see the same rounds drawn, and the same processes: what disturbed a
+    round, or is particular to a process, moves all figures together, so that a difference of two has its own doubt.
+
+    Args:
+        figures: of each the processes, of each the rounds, of each the values: above 0; no process, round or figure is
+            empty, and the processes of all figures are the same, in the same order.
+        share: of the percentile, between 0 and 1.
+        seed: of the resampling.
+
+    Returns:
+        (figures, `RESAMPLES`).
+    """
+    shared = _Shared(np.random.default_rng(seed), max(len(processes) for processes in figures))
+    found = []
+    for processes in figures:
+        low, high = _resampled([_Process.of(rounds) for rounds in processes], share, shared, bounded=False)
+        found.append((low + high) / 2)
+    return np.array(found)
+
+
+class _Own:
+    """Random draws for one figure alone."""
+
+    def __init__(self, generator: np.random.Generator) -> None:
+        self._generator = generator
+
+    def rounds(self, _process: int, count: int, drawn: int) -> NDArray[np.int64]:
+        """Numbers of the rounds drawn for each resample, (RESAMPLES, drawn)."""
+        return self._generator.integers(0, count, (RESAMPLES, drawn))
+
+    def levels(self, off: Floats, spread: float) -> Floats:
+        """Errors of the mean of levels that spread so far, as a few processes estimate it, (RESAMPLES,)."""
+        return np.asarray(self._generator.standard_t(len(off) - 1, RESAMPLES) * spread)
+
+
+class _Shared:
+    """Random draws that several figures of the same processes and rounds share."""
+
+    def __init__(self, generator: np.random.Generator, processes: int) -> None:
+        self._seeds = generator.integers(0, 2**32, processes)
+        self._sides = generator.standard_normal((RESAMPLES, processes))
+        free = max(1, processes - 1)
+        self._sides /= np.sqrt(generator.chisquare(free, (RESAMPLES, 1)) / free)
+
+    def rounds(self, process: int, count: int, drawn: int) -> NDArray[np.int64]:
+        """As `_Own`; a process gives every figure the same draws, of which one may need more than another."""
+        drawn_at = np.random.default_rng(self._seeds[process]).random((drawn, RESAMPLES))
+        return np.asarray((drawn_at.T * count).astype(np.int64))
+
+    def levels(self, off: Floats, spread: float) -> Floats:
+        """As `_Own`: a t distribution, in the direction in which this figure's processes differ."""
+        apart = off - off.mean()
+        return np.asarray(spread * (self._sides[:, : len(off)] @ (apart / np.linalg.norm(apart))))
 
 
 @dataclass(frozen=True)
@@ -158,14 +215,14 @@ def _ends(low: Floats, high: Floats) -> tuple[float, float]:
 
 
 def _resampled(
-    processes: Sequence[_Process], share: float, generator: np.random.Generator, *, bounded: bool = True
+    processes: Sequence[_Process], share: float, draws: _Own | _Shared, *, bounded: bool = True
 ) -> tuple[Floats, Floats]:
     """Resampled percentiles, as logarithms over the percentile itself.
 
     Args:
         processes: not empty.
         share: of the percentile.
-        generator: of the resampling.
+        draws: of the resampling.
         bounded: say that a percentile beyond all values is infinite, rather than the outermost value.
 
     Returns:
@@ -176,7 +233,7 @@ def _resampled(
     off = own - np.quantile(np.concatenate([p.logs for p in processes]), share)
     values, middle = _aligned(processes, own, share)
     marks = [p.below(level + middle) for p, level in zip(processes, own, strict=True)]
-    shares = _resampled_shares(marks, generator)
+    shares = _resampled_shares(marks, draws)
     rank = len(values) * share
     errors = [_error(values, rank + len(values) * moved) for moved in shares]
 
@@ -188,8 +245,7 @@ def _resampled(
         low[rank < 1 - 1e-9] = -math.inf
         high[rank > len(values) - 1 + 1e-9] = math.inf
     if between:
-        moved = generator.standard_t(len(processes) - 1, RESAMPLES)
-        moved *= between * math.sqrt(np.square(sizes / sizes.sum()).sum())
+        moved = draws.levels(off, between * math.sqrt(np.square(sizes / sizes.sum()).sum()))
         low, high = low + moved, high + moved
     return low, high
 
@@ -200,18 +256,17 @@ def _aligned(processes: Sequence[_Process], levels: Floats, share: float) -> tup
     return values, float(np.quantile(values, share))
 
 
-def _resampled_shares(marks: Sequence[Floats], generator: np.random.Generator) -> list[Floats]:
+def _resampled_shares(marks: Sequence[Floats], draws: _Own | _Shared) -> list[Floats]:
     """Of each process the resampled share of its calls below the percentile, less the share itself.
 
     Args:
         marks: share of each round's calls below it, one array a process.
-        generator: of the resampling.
+        draws: of the resampling.
     """
     news = _news(marks)
     found = []
-    for shares in marks:
-        drawn = max(1, round(len(shares) * news))
-        picks = generator.integers(0, len(shares), (RESAMPLES, drawn))
+    for process, shares in enumerate(marks):
+        picks = draws.rounds(process, len(shares), max(1, round(len(shares) * news)))
         found.append(shares[picks].mean(axis=1) - shares.mean())
     return found
 
@@ -236,6 +291,9 @@ def _between(off: Floats, explained: float) -> tuple[float, float]:
     spread = float(off.var(ddof=1)) if free else 0.0
     if spread == 0:
         return 0.0, 0.0
+    # Slow to import, and most commands compute no interval.
+    from scipy import stats  # noqa: PLC0415
+
     rest = max(0.0, spread - explained * stats.chi2.ppf(ALIKE, free) / free)
     return math.sqrt(rest / spread), math.sqrt(rest)
 

@@ -190,7 +190,7 @@ def group_title(key: tuple[str, str, str, int], devices: set[str], threads: set[
     """`seed, inference`, and what else tells a group from the others of its run."""
     workload, mode, device, thread_count = key
     more = [device] if len(devices) > 1 else []
-    more += [f"{thread_count} threads"] if len(threads) > 1 else []
+    more += [f"{thread_count} thread{'s' if thread_count != 1 else ''}"] if len(threads) > 1 else []
     return ", ".join([workload, mode, *more])
 
 

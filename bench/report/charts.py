@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from bench import units
-from bench.analysis.run_summary import DOUBT, RankedGroup, ReportedRun, doubts, percentile
+from bench.analysis.run_summary import DOUBT, RankedGroup, ReportedRun, doubts, percentile, sweep_base
 from bench.records.schema import Record, Status
 from bench.report.descriptions import (
     Axis,
@@ -45,6 +45,8 @@ def kinds(run: ReportedRun) -> tuple[Kind, ...]:
         Kind("throughput", "Throughput", THROUGHPUT_CAPTION, _each(single, throughput_chart)),
         Kind("memory", "Memory", MEMORY_CAPTION, _each(single, memory_chart)),
         Kind("cold-start", "Cold start", COLD_START_CAPTION, _each(single, cold_start_chart)),
+        Kind("break-even", "Cold start against calls", BREAK_EVEN_CAPTION, _each(single, break_even_chart)),
+        Kind("trade-off", "Latency against throughput", TRADE_OFF_CAPTION, trade_off_charts(run.groups)),
         Kind("scaling", "Scaling", SCALING_CAPTION, scaling_charts(run.groups)),
     )
     return tuple(kind for kind in found if kind.charts)
@@ -65,11 +67,22 @@ MEMORY_CAPTION = (
 )
 COLD_START_CAPTION = (
     "Time before the first result in a fresh process: build, then the first call, of which compiling is a part. "
-    "The axis is logarithmic."
+    "The axis is logarithmic; shortest first. Measured once each."
 )
+BREAK_EVEN_CAPTION = (
+    "Time since the start of a process over the calls it served: the start, then so many median calls. The lowest "
+    "curve is the one to choose for that many calls; where two cross, the slower start has paid for itself."
+)
+TRADE_OFF_CAPTION = (
+    "Every variant at every batch that was measured; further up and further left is better. The dotted line joins "
+    "those that no other beats in both."
+)
+BREAK_EVEN_POINTS = 49
 SCALING_CAPTION = "Median latency and speedup over what the sweep varies, both axes logarithmic."
 #: Parts in the order in which they are drawn and named.
-PARTS = ("speedup", "steps/s", "peak", "steady", "CUDA", "build", "compiling", "rest of first call")
+PARTS = ("speedup", "steps/s", "peak", "steady", "CUDA", "to the first result", "results", "gradients", "seconds")
+#: Steady memory below this is left out where no variant of a group has more, bytes.
+LITTLE_MEMORY = 1e6
 
 
 def part_names(charts: Iterable[Chart]) -> list[str]:
@@ -83,6 +96,9 @@ def speedup_chart(group: RankedGroup) -> BarChart | None:
     """Speedups with intervals; what did not run keeps its row."""
     bars = []
     for record in group.records:
+        if record.status is Status.UNAVAILABLE:
+            # What cannot exist here has its place under "What did not run", and would fill half of the chart.
+            continue
         if record.status is not Status.OK:
             bars.append(Bar(record.variant, record.status.value, hover=(record.variant, record.reason)))
         elif record.speedup is None:
@@ -101,7 +117,7 @@ def throughput_chart(group: RankedGroup) -> BarChart | None:
     """Steps per second."""
     bars = [
         _bar(record, f"{units.count(value)} steps/s", (Part("steps/s", value),), timed=True)
-        for record in group.ok
+        for record in sorted(group.ok, key=lambda record: -(record.throughput_steps_per_s or 0.0))
         if (value := record.throughput_steps_per_s) is not None
     ]
     return _bar_chart(group, bars, "time steps per second", "", "linear")
@@ -110,10 +126,11 @@ def throughput_chart(group: RankedGroup) -> BarChart | None:
 def memory_chart(group: RankedGroup) -> BarChart | None:
     """Peak, steady and CUDA allocator memory."""
     bars = []
-    for record in group.ok:
+    steady = any((record.memory_steady_bytes or 0) >= LITTLE_MEMORY for record in group.ok)
+    for record in sorted(group.ok, key=lambda record: record.memory_peak_bytes or 0):
         parts = _parts(
             ("peak", record.memory_peak_bytes),
-            ("steady", record.memory_steady_bytes),
+            ("steady", record.memory_steady_bytes if steady else None),
             ("CUDA", record.memory_cuda_allocated_bytes),
         )
         label = " / ".join(units.megabytes(part.value) for part in parts)
@@ -123,17 +140,85 @@ def memory_chart(group: RankedGroup) -> BarChart | None:
 
 
 def cold_start_chart(group: RankedGroup) -> BarChart | None:
-    """Build time, and the first call's compiling and rest."""
+    """Time to the first result: what somebody waits for who starts the model."""
     bars = []
-    for record in group.ok:
-        first, compiling = record.first_call_s, record.compile_s
-        rest = None if first is None else max(first - (compiling or 0.0), 0.0)
-        parts = _parts(("build", record.build_s), ("compiling", compiling), ("rest of first call", rest))
-        # Zero has no place on a logarithmic axis, and says nothing here.
-        parts = tuple(part for part in parts if part.value > 0)
-        label = f"first call {units.seconds(first)}" if first is not None else f"build {units.seconds(record.build_s)}"
-        bars.append(_bar(record, label, parts, timed=False))
-    return _bar_chart(group, [bar for bar in bars if bar.parts], "time", "s", "log", dots=True)
+    for record in sorted(group.ok, key=lambda record: start_s(record) or 0.0):
+        start = start_s(record)
+        if not start:
+            continue
+        label = units.seconds(start)
+        if record.compile_s and record.compile_s > start / 10:
+            label += f", {units.seconds(record.compile_s)} of it compiling"
+        bars.append(_bar(record, label, (Part("to the first result", start),), timed=False))
+    return _bar_chart(group, bars, "build and first call", "s", "log", dots=True)
+
+
+def start_s(record: Record) -> float | None:
+    """Build and first call together, seconds; None where one of them is not known."""
+    if record.build_s is None or record.first_call_s is None:
+        return None
+    return record.build_s + record.first_call_s
+
+
+def break_even_chart(group: RankedGroup) -> CurveChart | None:
+    """Time of so many calls, the start included: where two curves cross, the slower start has paid for itself."""
+    known = [(r, start, r.latency_p50_s) for r in group.ok if (start := start_s(r)) and r.latency_p50_s]
+    if len(known) < 2:  # noqa: PLR2004 - two cross
+        return None
+    last = max(1e4, 10 * max(start for _, start, _ in known) / min(call for _, _, call in known))
+    xs = tuple(float(x) for x in np.geomspace(1, last, BREAK_EVEN_POINTS))
+    curves = []
+    for record, start, call_s in known:
+        ys = tuple(start + (x - 1) * call_s for x in xs)
+        text = f"{units.seconds(start)} to the first result, then {units.seconds(call_s)} a call"
+        points = [Point(xs[k], ys[k], hover=(record.variant, text)) for k in (0, BREAK_EVEN_POINTS - 1)]
+        curves.append(Curve(record.variant, xs, ys, tuple(points)))
+    ends = [y for curve in curves for y in (curve.ys[0], curve.ys[-1])]
+    x, y = value_axis("calls since the start", xs, "", "log"), value_axis("time since the start", ends, "s", "log")
+    return CurveChart(group.title, group.workload, x, y, tuple(curves))
+
+
+def trade_off_charts(groups: Iterable[RankedGroup]) -> tuple[CurveChart, ...]:
+    """Latency against throughput of all variants at all batches of a model, with the front that nothing beats."""
+    models: dict[Any, list[RankedGroup]] = {}
+    for group in groups:
+        key = (sweep_base(group.workload, "batch"), group.mode, group.device, group.threads)
+        models.setdefault(key, []).append(group)
+    return tuple(chart for key, members in models.items() if (chart := _trade_off(key, members)) is not None)
+
+
+def _trade_off(key: tuple[str, str, str, int], members: Iterable[RankedGroup]) -> CurveChart | None:
+    """One model. At one batch the two say the same, and there is no chart."""
+    points: dict[str, list[Point]] = {}
+    batches = set()
+    for record in (record for group in members for record in group.ok):
+        latency, rate = record.latency_p50_s, record.throughput_seq_per_s
+        if latency is None or rate is None or percentile(record, "p50")[1] is None:
+            continue
+        batches.add(record.batch)
+        said = f"batch {record.batch}: {units.seconds(latency)}, {units.count(rate)} sequences/s"
+        hovered = (record.variant, said, *hover(record)[2:])
+        points.setdefault(record.variant, []).append(Point(latency, rate, doubtful=bool(doubts(record)), hover=hovered))
+    if len(batches) < 2:  # noqa: PLR2004
+        return None
+    every = [point for found in points.values() for point in found]
+    front = pareto((point.x, point.y) for point in every)
+    curves = [Curve("best trade-offs", tuple(x for x, _ in front), tuple(y for _, y in front), (), helper=True)]
+    for variant, found in points.items():
+        ordered = tuple(sorted(found, key=lambda point: point.x))
+        curves.append(Curve(variant, tuple(p.x for p in ordered), tuple(p.y for p in ordered), ordered))
+    x = value_axis("median time of a call", (point.x for point in every), "s", "log")
+    y = value_axis("sequences per second", (point.y for point in every), "", "log")
+    return CurveChart(f"{key[0]}, {key[1]}", key[0], x, y, tuple(curves))
+
+
+def pareto(points: Iterable[tuple[float, float]]) -> list[tuple[float, float]]:
+    """Points with the least x for their y: none has a smaller x and a larger y; in the order of x."""
+    front: list[tuple[float, float]] = []
+    for x, y in sorted(points, key=lambda point: (point[0], -point[1])):
+        if not front or y > front[-1][1]:
+            front.append((x, y))
+    return front
 
 
 def latency_chart(group: RankedGroup, run: ReportedRun) -> CurveChart | None:
@@ -159,7 +244,7 @@ def latency_chart(group: RankedGroup, run: ReportedRun) -> CurveChart | None:
     y_ticks = tuple((y, f"{y:.0%}") for y in (0.0, 0.25, 0.5, 0.75, 1.0))
     y = Axis("share of calls", "linear", 0.0, 1.0, y_ticks)
     return CurveChart(
-        group.title, group.workload, _axis("time of a call", xs, "s", "log"), y, tuple(curves), PERCENTILES
+        group.title, group.workload, value_axis("time of a call", xs, "s", "log"), y, tuple(curves), PERCENTILES
     )
 
 
@@ -203,8 +288,8 @@ def _scaling_chart(
     x = Axis(members[0].sweep_axis, "log", values[0] / 1.15, values[-1] * 1.15, tuple((v, f"{v:g}") for v in values))
     ys = [y for c in curves for p in c.points for y in (p.lo, p.y, p.hi) if y is not None]
     if figure is _speedup_point:
-        return CurveChart(title, workload, x, _axis("speedup, reference = 1", ys, "x", "ratio"), tuple(curves))
-    return CurveChart(title, workload, x, _axis("median time of a call", ys, "s", "log"), tuple(curves))
+        return CurveChart(title, workload, x, value_axis("speedup, reference = 1", ys, "x", "ratio"), tuple(curves))
+    return CurveChart(title, workload, x, value_axis("median time of a call", ys, "s", "log"), tuple(curves))
 
 
 def _latency_point(record: Record) -> Point | None:
@@ -276,10 +361,11 @@ def _bar_chart(
     # Memory stays linear: peak and steady of one variant are often further apart than two variants are.
     if scale == "linear" and unit != "bytes" and min(leading) > 0 and max(leading) / min(leading) > LINEAR_RANGE:
         scale = "log"
-    return BarChart(group.title, group.workload, _axis(title, values, unit, scale), tuple(bars), dots)
+    return BarChart(group.title, group.workload, value_axis(title, values, unit, scale), tuple(bars), dots)
 
 
-def _axis(title: str, values: Iterable[float], unit: str, scale: Scale) -> Axis:
+def value_axis(title: str, values: Iterable[float], unit: str, scale: Scale) -> Axis:
+    """An axis around some values, with round ticks in a unit of `units.tick_label`."""
     label = units.tick_label(unit)
     values = [value for value in values if value > 0] or [1.0]
     if scale == "linear":

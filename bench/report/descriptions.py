@@ -47,13 +47,23 @@ class Axis:
 
 @dataclass(frozen=True)
 class BarChart:
-    """Horizontal rows of one group; `dots` draws parts as points, where bars on a log axis would mislead."""
+    """Horizontal rows of one group.
+
+    Attributes:
+        title: of the chart.
+        workload: that it is about, or another name that its file gets where there are many.
+        axis: of the values.
+        bars: the rows from the top.
+        dots: draw parts as points, where bars on a logarithmic axis would mislead.
+        guides: values with a line across all rows, and their names.
+    """
 
     title: str
     workload: str
     axis: Axis
     bars: tuple[Bar, ...]
     dots: bool = False
+    guides: Ticks = ()
 
 
 @dataclass(frozen=True)
@@ -70,17 +80,28 @@ class Point:
 
 @dataclass(frozen=True)
 class Curve:
-    """One variant's line through `xs` and `ys`, and the points that are marked on it."""
+    """One variant's line through `xs` and `ys`, and the points that are marked on it; a `helper` is of no variant."""
 
     variant: str
     xs: tuple[float, ...]
     ys: tuple[float, ...]
     points: tuple[Point, ...]
+    helper: bool = False
 
 
 @dataclass(frozen=True)
 class CurveChart:
-    """The curves of one group or sweep; `guides` are levels of y with a name each."""
+    """The curves of one group or sweep.
+
+    Attributes:
+        title: of the chart.
+        workload: that it is about.
+        x, y: the axes.
+        curves: from back to front.
+        guides: levels of y with a name each.
+        shaded: spans of x that something disturbed.
+        breaks: places of x where something new begins.
+    """
 
     title: str
     workload: str
@@ -88,6 +109,8 @@ class CurveChart:
     y: Axis
     curves: tuple[Curve, ...]
     guides: Ticks = ()
+    shaded: tuple[tuple[float, float], ...] = ()
+    breaks: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -131,9 +154,13 @@ Chart = BarChart | CurveChart | RooflineChart
 
 @dataclass(frozen=True)
 class Kind:
-    """One kind of figure: the stem of its files, its heading, what to know to read it, its charts."""
+    """One kind of figure: the stem of its files, its heading, what to know to read it, its charts.
+
+    A `wide` one gets more of the page's width.
+    """
 
     name: str
     heading: str
     caption: str
     charts: tuple[Chart, ...]
+    wide: bool = False

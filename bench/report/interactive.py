@@ -7,12 +7,16 @@ Plotly draws a bar on a logarithmic axis from its lower edge, and a speedup's ba
 
 from __future__ import annotations
 
+import base64
+import gzip
 import html
-import importlib
 import json
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any
+
+from plotly.offline import get_plotlyjs
 
 from bench.report.charts import part_names
 from bench.report.descriptions import (
@@ -31,22 +35,15 @@ from bench.report.descriptions import (
 from bench.report.style import Look, look
 
 GREY, PAPER = "#8a8f98", "rgba(0,0,0,0)"
-SYMBOLS = {"build": "square", "compiling": "diamond", "rest of first call": "circle"}
+SYMBOLS = {"to the first result": "circle", "results": "circle", "gradients": "diamond"}
 OPACITY = {"peak": 1.0, "steady": 0.55, "CUDA": 0.3}
 ROW_HEIGHT, CURVE_HEIGHT, ROOFLINE_HEIGHT = 38, 330, 560  # CSS pixels
-#: Height that a character of a slanted name needs, pixels.
-NAME_RISE = 4
 HOVER_WIDTH = 60  # characters
 
 
-def script() -> str | None:
-    """Plotly's JavaScript, or None where the package is not installed."""
-    try:
-        importlib.import_module("plotly")
-        offline = importlib.import_module("plotly.offline")
-    except ImportError:
-        return None
-    return str(offline.get_plotlyjs())
+def script() -> str:
+    """Plotly's JavaScript."""
+    return str(get_plotlyjs())
 
 
 def figure(chart: Chart) -> dict[str, Any]:
@@ -56,18 +53,21 @@ def figure(chart: Chart) -> dict[str, Any]:
     return bar_figure(chart) if isinstance(chart, BarChart) else curve_figure(chart)
 
 
-def as_json(described: dict[str, Any]) -> str:
-    """JSON that may stand inside a script element, whatever the names in it."""
-    text = json.dumps(described, allow_nan=False, separators=(",", ":"))
-    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
+def packed(text: str) -> str:
+    """A text compressed, in letters that may stand inside any element, whatever it holds."""
+    return base64.b64encode(gzip.compress(text.encode(), 9, mtime=0)).decode("ascii")
+
+
+def as_json(figures: Mapping[str, dict[str, Any]]) -> str:
+    """All figures by their ids as one JSON text."""
+    return json.dumps(figures, allow_nan=False, separators=(",", ":"))
 
 
 def bar_figure(chart: BarChart) -> dict[str, Any]:
     """Rows with the name and, below it, the figure: on a narrow screen there is no room at the right."""
     names = part_names([chart])
-    many = len(names) > 1
     make = dot_trace if chart.dots else bar_trace
-    layout = base_layout(chart, 70 + ROW_HEIGHT * len(chart.bars) + (30 if many else 0))
+    layout = base_layout(chart, 70 + ROW_HEIGHT * len(chart.bars))
     layout["yaxis"] |= {
         "range": [len(chart.bars) - 0.45, -0.55],
         "tickvals": list(range(len(chart.bars))),
@@ -75,22 +75,51 @@ def bar_figure(chart: BarChart) -> dict[str, Any]:
         "showgrid": False,
     }
     layout["xaxis"] |= axis_layout(placed(chart.axis))
-    layout |= {"barmode": "overlay", "showlegend": many}
-    if many:
-        layout["margin"]["b"] = 70
-        layout["legend"] |= {"yref": "container", "y": 0, "yanchor": "bottom"}
-    if chart.axis.scale == "ratio":
-        layout["shapes"] = [reference_line("x", 0.0)]
-    data = [make(chart, name, names) for name in names]
-    return {"data": [*data, *(legend_entry(trace) for trace in data if many)], "layout": layout}
+    layout["barmode"] = "overlay"
+    layout["shapes"] = [reference_line("x", 0.0)] if chart.axis.scale == "ratio" else []
+    for level, name in chart.guides:
+        layout["shapes"].append(reference_line("x", place(level, chart.axis)))
+        layout["annotations"] = [
+            {"x": place(level, chart.axis), "y": 1, "yref": "paper", "yanchor": "bottom", "text": html.escape(name)}
+            | {"showarrow": False, "font": {"size": 10, "color": GREY}}
+        ]
+        layout["margin"]["t"] = 20
+    return {"data": [make(chart, name, names) for name in names], "layout": layout}
 
 
-def legend_entry(trace: dict[str, Any]) -> dict[str, Any]:
-    """An empty grey trace for the legend, where `trace` itself would show its first variant's colour."""
-    trace |= {"showlegend": False, "legendgroup": trace["name"]}
-    marker = {"color": GREY} | ({"symbol": trace["marker"]["symbol"]} if "symbol" in trace["marker"] else {})
-    shared = {key: trace[key] for key in ("type", "name", "legendgroup", "mode", "opacity") if key in trace}
-    return shared | {"x": [None], "y": [None], "marker": marker}
+@dataclass(frozen=True)
+class Entry:
+    """An entry of a figure's legend, which shows and hides what has its key.
+
+    Attributes:
+        key: as the traces' `meta`.
+        colour: of the variant; grey for a part that all variants have.
+        shape: `line`, `dot` or `bar`.
+        opacity: of a bar's part.
+    """
+
+    key: str
+    colour: str
+    shape: str
+    opacity: float = 1.0
+
+
+def legend(chart: Chart) -> tuple[Entry, ...]:
+    """The entries of a figure; none where there is one kind of mark alone."""
+    if isinstance(chart, BarChart):
+        names = part_names([chart])
+        shape = "dot" if chart.dots else "bar"
+        return tuple(Entry(n, GREY, shape, OPACITY.get(n, 1.0)) for n in names) if len(names) > 1 else ()
+    if isinstance(chart, RooflineChart):
+        return tuple(Entry(name, look(name).colour, "dot") for name, _ in chart.marks)
+    return tuple(Entry(c.variant, GREY if c.helper else look(c.variant).colour, "line") for c in chart.curves)
+
+
+def note(chart: Chart) -> str:
+    """Text below a figure: the names of the numbered workloads of a roofline."""
+    if not isinstance(chart, RooflineChart):
+        return ""
+    return "; ".join(f"{number} {column.name}" for number, column in enumerate(chart.columns, start=1))
 
 
 def bar_trace(chart: BarChart, name: str, names: list[str]) -> dict[str, Any]:
@@ -104,6 +133,7 @@ def bar_trace(chart: BarChart, name: str, names: list[str]) -> dict[str, Any]:
         "type": "bar",
         "orientation": "h",
         "name": name,
+        "meta": name,
         "y": [row for row, _, _ in found],
         "x": [end - start for end in ends],
         "base": [start] * len(found),
@@ -134,6 +164,7 @@ def dot_trace(chart: BarChart, name: str, _names: list[str]) -> dict[str, Any]:
         "type": "scatter",
         "mode": "markers",
         "name": name,
+        "meta": name,
         "x": [place(part.value, chart.axis) for _, _, part in found],
         "y": [row for row, _, _ in found],
         "hoverinfo": "text",
@@ -144,12 +175,12 @@ def dot_trace(chart: BarChart, name: str, _names: list[str]) -> dict[str, Any]:
 
 def curve_figure(chart: CurveChart) -> dict[str, Any]:
     """Every curve as a line and its marked points, hollow where doubtful; the legend switches both."""
-    legend_rows = math.ceil(len(chart.curves) / 3)
-    layout = base_layout(chart, CURVE_HEIGHT + 22 * legend_rows)
+    layout = base_layout(chart, CURVE_HEIGHT)
     layout["xaxis"] |= axis_layout(placed(chart.x)) | {"title": {"text": chart.x.title, "standoff": 6}}
     layout["yaxis"] |= axis_layout(placed(chart.y)) | {"title": {"text": chart.y.title, "standoff": 6}}
-    layout["showlegend"] = True
-    layout["shapes"] = [reference_line("y", level, dash="dot", width=0.7) for level, _ in chart.guides]
+    layout["shapes"] = [shade(*span) for span in chart.shaded]
+    layout["shapes"] += [reference_line("x", place, dash="dot", width=0.8) for place in chart.breaks]
+    layout["shapes"] += [reference_line("y", level, dash="dot", width=0.7) for level, _ in chart.guides]
     layout["annotations"] = [guide_name(level, name) for level, name in chart.guides]
     layout["margin"]["r"] = 34 if chart.guides else 12
     if chart.y.scale == "ratio":
@@ -168,19 +199,20 @@ def guide_name(level: float, name: str) -> dict[str, Any]:
 def curve_traces(chart: CurveChart, curve: Curve) -> Iterable[dict[str, Any]]:
     """The line, and the points with their hover text."""
     style = look(curve.variant)
-    shared = {"type": "scatter", "name": html.escape(curve.variant), "legendgroup": curve.variant}
+    shared = {"type": "scatter", "name": html.escape(curve.variant), "meta": curve.variant}
     yield shared | {
         "mode": "lines",
         "x": [place(x, chart.x) for x in curve.xs],
         "y": [place(y, chart.y) for y in curve.ys],
-        "line": {"color": style.colour, "dash": style.dash[1], "width": 2},
+        "line": {"color": GREY, "dash": "dot", "width": 2}
+        if curve.helper
+        else {"color": style.colour, "dash": style.dash[1], "width": 2 if curve.points else 1.2},
         "hoverinfo": "skip",
     }
     if not curve.points:
         return
     trace = shared | {
         "mode": "markers",
-        "showlegend": False,
         "x": [place(point.x, chart.x) for point in curve.points],
         "y": [place(point.y, chart.y) for point in curve.points],
         "hoverinfo": "text",
@@ -207,24 +239,20 @@ def point_markers(style: Look, points: Iterable[Point]) -> dict[str, Any]:
 
 def roofline_figure(chart: RooflineChart) -> dict[str, Any]:
     """The ceilings and their names, the workloads above, the cases of each variant as one switchable trace."""
-    names_height = 40 + NAME_RISE * max(len(column.name) for column in chart.columns)
-    layout = base_layout(chart, ROOFLINE_HEIGHT + names_height + 22 * math.ceil(len(chart.marks) / 3))
+    layout = base_layout(chart, ROOFLINE_HEIGHT)
     layout["xaxis"] |= axis_layout(placed(chart.x)) | {
         "title": {"text": chart.x.title, "standoff": 6},
         "showgrid": False,
     }
     layout["yaxis"] |= axis_layout(placed(chart.y)) | {"title": {"text": chart.y.title, "standoff": 6}}
-    layout["margin"] |= {"t": names_height, "r": 84}
-    layout["showlegend"] = True
-    layout["legend"]["y"] = -0.13
+    layout["margin"]["t"] = 30
     layout["annotations"] = [roof_name(roof, chart) for roof in chart.roofs]
-    layout["annotations"] += [column_name(column, chart) for column in chart.columns]
+    layout["annotations"] += [column_number(n, column, chart) for n, column in enumerate(chart.columns, start=1)]
     layout["shapes"] = [shape for column in chart.columns for shape in column_lines(column, chart)]
     roofs = [
         {
             "type": "scatter",
             "mode": "lines",
-            "showlegend": False,
             "hoverinfo": "skip",
             "x": [place(x, chart.x) for x, _ in (roof.start, roof.end)],
             "y": [place(y, chart.y) for _, y in (roof.start, roof.end)],
@@ -237,8 +265,7 @@ def roofline_figure(chart: RooflineChart) -> dict[str, Any]:
             "type": "scatter",
             "mode": "markers",
             "name": html.escape(variant),
-            "legendgroup": variant,
-            "showlegend": False,
+            "meta": variant,
             "x": [place(point.x, chart.x) for point in points],
             "y": [place(point.y, chart.y) for point in points],
             "hoverinfo": "text",
@@ -247,13 +274,7 @@ def roofline_figure(chart: RooflineChart) -> dict[str, Any]:
         }
         for variant, points in chart.marks
     ]
-    # Entries of their own: Plotly would take a variant's first mark, which may be a hollow one.
-    entries = [
-        {key: mark[key] for key in ("type", "mode", "name", "legendgroup")}
-        | {"x": [None], "y": [None], "marker": {"color": look(variant).colour, "symbol": look(variant).marker[1]}}
-        for mark, (variant, _) in zip(marks, chart.marks, strict=True)
-    ]
-    return {"data": [*roofs, *marks, *entries], "layout": layout}
+    return {"data": [*roofs, *marks], "layout": layout}
 
 
 def roof_name(roof: Roof, chart: RooflineChart) -> dict[str, Any]:
@@ -270,10 +291,11 @@ def column_lines(column: Column, chart: RooflineChart) -> tuple[dict[str, Any], 
     return line, line | {"x1": place(column.label_x, chart.x), "y0": 1, "y1": 1.04}
 
 
-def column_name(column: Column, chart: RooflineChart) -> dict[str, Any]:
-    """A workload's name, slanted above the figure."""
-    where = {"x": place(column.label_x, chart.x), "y": 1.04, "yref": "paper", "xanchor": "left", "yanchor": "bottom"}
-    return where | {"text": html.escape(column.name), "textangle": -40, "showarrow": False, "font": {"size": 10}}
+def column_number(number: int, column: Column, chart: RooflineChart) -> dict[str, Any]:
+    """A workload's number above the figure; a name has no room on a phone."""
+    where = {"x": place(column.label_x, chart.x), "y": 1.03, "yref": "paper", "xanchor": "center", "yanchor": "bottom"}
+    hovered = html.escape(column.name)
+    return where | {"text": f"{number}", "hovertext": hovered, "showarrow": False, "font": {"size": 10}}
 
 
 def base_layout(chart: Chart, height: int) -> dict[str, Any]:
@@ -289,7 +311,8 @@ def base_layout(chart: Chart, height: int) -> dict[str, Any]:
         "font": {"size": 12},
         "hovermode": "closest",
         "hoverlabel": {"align": "left"},
-        "legend": {"orientation": "h", "x": 0, "y": -0.2, "yanchor": "top", "itemsizing": "constant"},
+        # The page has a legend of its own, which wraps, and can be used by keyboard.
+        "showlegend": False,
         "xaxis": axis | {"title": {"text": chart.axis.title if isinstance(chart, BarChart) else "", "standoff": 6}},
         "yaxis": dict(axis),
     }
@@ -300,7 +323,8 @@ def axis_layout(axis: Axis) -> dict[str, Any]:
     return {
         "range": [axis.lo, axis.hi],
         "tickvals": [value for value, _ in axis.ticks],
-        "ticktext": [label for _, label in axis.ticks],
+        # A name of a run may be a tick, and Plotly reads a little HTML.
+        "ticktext": [html.escape(label) for _, label in axis.ticks],
     }
 
 
@@ -325,6 +349,12 @@ def error_bars(parts: Iterable[Part], axis: Axis) -> dict[str, Any]:
         below.append(max(middle - place(part.value if part.lo is None else part.lo, axis), 0.0))
     shape = {"type": "data", "symmetric": False, "thickness": 1.5, "width": 3, "color": GREY}
     return shape | {"array": above, "arrayminus": below}
+
+
+def shade(start: float, end: float) -> dict[str, Any]:
+    """A span of x over the whole height, behind the curves."""
+    where = {"type": "rect", "x0": start, "x1": end, "y0": 0, "y1": 1, "yref": "paper"}
+    return where | {"fillcolor": GREY, "opacity": 0.18, "line": {"width": 0}, "layer": "below"}
 
 
 def reference_line(across: str, level: float, dash: str = "solid", width: float = 1.3) -> dict[str, Any]:

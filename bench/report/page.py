@@ -1,15 +1,16 @@
 """The report of a run: plots as files, and one page that needs nothing but itself.
 
-The page embeds its style, its scripts and its figures, so it can be mailed, archived and opened without
-a network. With Plotly its figures answer to the pointer; without, they are the plots' SVG.
+The page embeds its style, its scripts and its figures, so it can be mailed, archived and opened without a network.
+Plotly's script and the figures are compressed, and drawn when they come into view.
 """
 
 from __future__ import annotations
 
-import base64
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import jinja2
 from markupsafe import Markup, escape
@@ -17,11 +18,16 @@ from markupsafe import Markup, escape
 from bench.analysis.run_summary import LEGEND, ReportedRun, load_run
 from bench.records import durable
 from bench.records.folder import RunFolder
-from bench.report import interactive, plots, quality, roofline, tables, words
+from bench.records.reader import read_beside
+from bench.records.schema import Status
+from bench.report import checks, interactive, other_tables, plots, quality, roofline, tables, words
 from bench.report.charts import kinds
 from bench.report.descriptions import Kind
 from bench.run import second_instrument
 from kernels.host.output import utf8
+
+#: Sections of environment.json that other parts of the page show.
+HIDDEN = {"needs"}
 
 
 @dataclass(frozen=True)
@@ -35,11 +41,13 @@ class Report:
 
 @dataclass(frozen=True)
 class Embedded:
-    """One figure of the page: Plotly's JSON, or without Plotly an image's address that holds its data."""
+    """One figure of the page: the id by which the script finds what to draw, and what stands around it."""
 
+    id: str
     title: str
-    json: Markup | None = None
-    image: str | None = None
+    height: int
+    legend: tuple[interactive.Entry, ...]
+    note: str
 
 
 def write_report(run_dir: Path) -> Report:
@@ -51,80 +59,100 @@ def write_report(run_dir: Path) -> Report:
     """
     run = load_run(Path(run_dir))
     RunFolder(run.path).write_table()
-    drawn = (*kinds(run), *quality.kinds(run), *roofline.kinds(run))
+    drawn = (*kinds(run), *checks.kinds(run), *quality.kinds(run), *roofline.kinds(run))
     written = plots.write_plots(drawn, run.path / "plots")
     page = run.path / "report.html"
-    durable.replace(page, utf8(render(run, drawn, written)))
+    durable.replace(page, utf8(render(run, drawn)))
     return Report(run, page, tuple(path for paths in written.values() for path in paths))
 
 
-def render(run: ReportedRun, drawn: tuple[Kind, ...], written: dict[str, tuple[Path, ...]]) -> str:
-    """The page's HTML."""
+def templates() -> jinja2.Environment:
+    """The templates of the pages."""
     environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
     environment.filters["code"] = code
-    script = interactive.script()
+    return environment
+
+
+def render(run: ReportedRun, drawn: tuple[Kind, ...]) -> str:
+    """The page's HTML."""
+    figures, described = embedded(drawn)
     second = second_instrument.read(run.path)
-    return environment.get_template("report.html.j2").render(
-        run=run,
-        lead=words.lead(run),
-        answers=words.answers(run.groups),
-        legend=LEGEND,
-        recorded=recorded(run),
-        summaries=[tables.summary(group) for group in run.groups],
-        refused=tables.refused(run.groups),
-        decoding=tables.decoding(run.groups),
-        latency=tables.latency(run.groups),
-        memory=tables.memory(run.groups),
-        cold_start=tables.cold_start(run.groups),
-        evidence=tables.evidence(run.groups),
-        parity=tables.parity(run.groups),
-        second=tables.second_instrument(run.groups, second),
-        second_problem=second.problem,
-        workloads=tables.workloads(run.groups),
-        roofline=tables.roofline(run.groups),
-        quality=quality.table(run),
-        environment=environment_tables(run),
-        kinds=drawn,
-        figures={kind.name: embedded(kind, written[kind.name], script) for kind in drawn},
-        # Marked as safe: it is the package's own script, and holds no closing script tag.
-        script=Markup(script) if script else None,  # noqa: S704
-        files=[
-            path.name
-            for path in sorted(run.path.iterdir())
-            if path.is_file() and path.name != "report.html" and not durable.is_bookkeeping(path)
-        ],
+    beside = read_beside(run.path)
+    cores = (run.environment.get("machine") or {}).get("cores_logical")
+    quiet = words.beside(beside, cores) if beside else ""
+    details = {
+        "latency": tables.latency(run.groups),
+        "memory": tables.memory(run.groups),
+        "cold-start": tables.cold_start(run.groups),
+        "roofline": tables.roofline(run.groups),
+        "quality": quality.table(run),
+        "parity-errors": tables.parity(run.groups),
+    }
+    return (
+        templates()
+        .get_template("report.html.j2")
+        .render(
+            run=run,
+            machine=words.machine(run),
+            quiet=quiet[:1].upper() + quiet[1:],
+            lead=words.lead(run),
+            answers=words.advised(run),
+            second_says=words.second_opinion(run, second),
+            legend=LEGEND,
+            recorded=recorded(run),
+            absent=sum(record.status is Status.UNAVAILABLE for record in run.records),
+            summaries=[tables.summary(group) for group in run.groups],
+            refused=tables.refused(run.groups),
+            decoding=tables.decoding(run.groups),
+            details={name: table for name, table in details.items() if table} | other_tables.of_charts(drawn, details),
+            evidence=tables.evidence(run.groups),
+            second=tables.second_instrument(run.groups, second),
+            second_problem=second.problem,
+            workloads=tables.workloads(run.groups),
+            environment=environment_tables(run),
+            kinds=drawn,
+            figures=figures,
+            plotly=interactive.packed(interactive.script()),
+            packed=interactive.packed(interactive.as_json(described)),
+            files=[
+                path.name
+                for path in sorted(run.path.iterdir())
+                if path.is_file() and path.name != "report.html" and not durable.is_bookkeeping(path)
+            ],
+        )
     )
 
 
 def environment_tables(run: ReportedRun) -> tuple[tables.Table, ...]:
     """The sections of environment.json, the ceilings in units that people read."""
     found = roofline.ceilings(run.environment)
-    plain = {name: section for name, section in run.environment.items() if not (found and name == "ceilings")}
-    return (*tables.environment(plain), *tables.ceilings(found))
+    plain = {
+        name: section
+        for name, section in run.environment.items()
+        if name not in HIDDEN and not (found and name == "ceilings")
+    }
+    return (*other_tables.environment(plain), *other_tables.ceilings(found))
 
 
-def embedded(kind: Kind, files: tuple[Path, ...], script: str | None) -> list[Embedded]:
-    """The figures of one kind: one a chart with Plotly, one a file without."""
-    if script:
-        return [
-            # Marked as safe: `as_json` leaves no character that HTML reads.
-            Embedded(chart.title, json=Markup(interactive.as_json(interactive.figure(chart))))  # noqa: S704
-            for chart in kind.charts
-        ]
-    return [
-        Embedded(f"{kind.heading} ({path.stem})", image=data_address(path)) for path in files if path.suffix == ".svg"
-    ]
-
-
-def data_address(path: Path) -> str:
-    """The bytes of an SVG as an address. As an image it keeps its ids to itself and runs no script."""
-    return f"data:image/svg+xml;base64,{base64.b64encode(path.read_bytes()).decode()}"
+def embedded(drawn: Iterable[Kind]) -> tuple[dict[str, list[Embedded]], dict[str, dict[str, Any]]]:
+    """The figures of each kind, and what the script draws by their ids."""
+    figures: dict[str, list[Embedded]] = {}
+    described = {}
+    for kind in drawn:
+        for number, chart in enumerate(kind.charts):
+            name, figure = f"{kind.name}-{number}", interactive.figure(chart)
+            described[name] = figure
+            shown = Embedded(
+                name, chart.title, figure["layout"]["height"], interactive.legend(chart), interactive.note(chart)
+            )
+            figures.setdefault(kind.name, []).append(shown)
+    return figures, described
 
 
 def recorded(run: ReportedRun) -> str:

@@ -42,9 +42,14 @@ MAX_PANELS = 8
 PANEL_WIDTH, ROW_HEIGHT, CURVE_HEIGHT, ROOFLINE_HEIGHT = 6.4, 0.27, 3.6, 6.2  # inches
 DPI = 130
 INK, GREY, PALE = "#22262b", "#8a8f98", "#e3e6ea"
+#: Kinds whose files of an earlier report are removed where the run has none of them any more.
+NAMES = (
+    "speedup", "latency", "throughput", "memory", "cold-start", "break-even", "trade-off", "scaling", "quality",
+    "parity-errors", "rounds", "own-time",
+)  # fmt: skip
 DOUBT_NAME = "doubtful: machine disturbed, or interval too wide"
 #: Matplotlib's marker of each part of a cold start, and the opacity of each bar of memory.
-DOTS = {"build": "s", "compiling": "D", "rest of first call": "o"}
+DOTS = {"to the first result": "o", "results": "o", "gradients": "D"}
 OPACITY = {"peak": 1.0, "steady": 0.5, "CUDA": 0.25}
 
 RC: dict[str, Any] = {
@@ -86,7 +91,7 @@ def write_plots(kinds: Iterable[Kind], folder: Path) -> dict[str, tuple[Path, ..
             paths = [save(draw(kind, charts), folder / stem) for stem, charts in sheets(kind)]
             written[kind.name] = tuple(path for pair in paths for path in pair)
     kept = {path for paths in written.values() for path in paths}
-    for name in ("speedup", "latency", "throughput", "memory", "cold-start", "scaling", "quality"):
+    for name in NAMES:
         for old in [*folder.glob(f"{name}.*"), *folder.glob(f"{name}-*.*")]:
             if old.suffix in {".png", ".svg"} and old not in kept:
                 old.unlink()
@@ -164,14 +169,14 @@ def parts_a_row(chart: BarChart) -> int:
 
 def legend(charts: tuple[Chart, ...]) -> list[Any]:
     """The entries that these charts need: curves by variant, parts by shape, the mark where it occurs."""
-    curves = [curve for chart in charts if isinstance(chart, CurveChart) for curve in chart.curves]
+    curves = [c for chart in charts if isinstance(chart, CurveChart) for c in chart.curves if not c.helper]
     bars = [bar for chart in charts if isinstance(chart, BarChart) for bar in chart.bars]
     dots = any(isinstance(chart, BarChart) and chart.dots for chart in charts)
     handles: list[Any] = [curve_handle(name) for name in dict.fromkeys(curve.variant for curve in curves)]
     marks = [mark for chart in charts if isinstance(chart, RooflineChart) for mark in chart.marks]
     handles += [curve_handle(name, line=False) for name in dict.fromkeys(variant for variant, _ in marks)]
     names = part_names(charts)
-    if dots:
+    if dots and len(names) > 1:
         handles += [Line2D([], [], color=GREY, marker=DOTS[name], ls="", label=name) for name in names]
     elif len(names) > 1:
         handles += [Patch(facecolor=GREY, alpha=OPACITY[name], label=name) for name in names]
@@ -200,6 +205,11 @@ def draw_bars(axes: Axes, chart: BarChart) -> None:
     axes.spines["left"].set_visible(False)
     if chart.axis.scale == "ratio":
         axes.axvline(1.0, color=INK, lw=1, zorder=3)
+    for level, guide in chart.guides:
+        axes.axvline(level, color=INK, lw=1, zorder=1.5)
+        axes.annotate(
+            guide, (level, 1), (2, 2), xycoords=axes.get_xaxis_transform(), textcoords="offset points", fontsize=7
+        )
     for row, (bar, name) in enumerate(zip(chart.bars, axes.get_yticklabels(), strict=True)):
         ran = bool(bar.parts)
         name.set_color(INK if ran else GREY)
@@ -259,8 +269,15 @@ def draw_curves(axes: Axes, chart: CurveChart) -> None:
             name, (1.0, level), (4, shift), xycoords=axes.get_yaxis_transform(), textcoords="offset points",
             va="center", fontsize=7, color=GREY,
         )  # fmt: skip
+    for start, end in chart.shaded:
+        axes.axvspan(start, end, color=GREY, alpha=0.18, lw=0, zorder=0)
+    for place in chart.breaks:
+        axes.axvline(place, color=GREY, lw=0.7, ls=(0, (1, 2)), zorder=1)
     for curve in chart.curves:
-        draw_curve(axes, curve, look(curve.variant))
+        if curve.helper:
+            axes.plot(curve.xs, curve.ys, color=GREY, ls=":", lw=1.6, zorder=1.8, label=curve.variant)
+        else:
+            draw_curve(axes, curve, look(curve.variant))
 
 
 def draw_curve(axes: Axes, curve: Curve, style: Look) -> None:

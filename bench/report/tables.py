@@ -5,14 +5,15 @@ A table without a row is not made, and the page says nothing about it.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from bench import units
-from bench.analysis.roofline import Ceilings, Work
+from bench.analysis.roofline import Work
 from bench.analysis.run_summary import DOUBT, RankedGroup, doubts, percentile, summary_row
-from bench.records.reader import case_key
+from bench.plan.cases import REFERENCE
+from bench.records.reader import CaseKey, case_key
 from bench.records.schema import Record, Status
 from bench.report.style import look
 from bench.run.second_instrument import Findings
@@ -32,7 +33,10 @@ class Cell:
 
 @dataclass(frozen=True)
 class Row:
-    """`look` is `best`, `off` (did not run) or empty; a row with fewer cells than columns ends in a wide one."""
+    """A row; one with fewer cells than columns ends in a wide one.
+
+    `look` is `best`, `off` (did not end well), `absent` (cannot run here) or empty.
+    """
 
     cells: tuple[Cell, ...]
     look: str = ""
@@ -40,13 +44,14 @@ class Row:
 
 @dataclass(frozen=True)
 class Table:
-    """A table; `wide` names the columns of prose, which wrap, while figures do not."""
+    """A table; `prose` names the columns that wrap, while figures do not; the filter goes through `filtered` ones."""
 
     title: str
     columns: tuple[str, ...]
     rows: tuple[Row, ...]
     prose: tuple[str, ...] = ()
     folded: bool = False
+    filtered: bool = False
 
 
 def summary(group: RankedGroup) -> Table:
@@ -56,9 +61,11 @@ def summary(group: RankedGroup) -> Table:
     for record in group.records:
         if record.status is not Status.OK:
             reason = Cell(f"{record.status.value}: {record.reason or NO_REASON}")
-            rows.append(Row((variant_cell(record, record.variant), reason), "off"))
+            absent = record.status is Status.UNAVAILABLE
+            rows.append(Row((variant_cell(record, record.variant), reason), "absent" if absent else "off"))
             continue
         texts, orders = summary_row(record, best=record is group.winner), sort_orders(record)
+        texts |= {"p50": with_interval(texts["p50"], record)}
         why = "; ".join(doubts(record))
         cells = [
             variant_cell(record, texts["variant"])
@@ -67,7 +74,15 @@ def summary(group: RankedGroup) -> Table:
             for name in names
         ]
         rows.append(Row(tuple(cells), "best" if record is group.winner else ""))
-    return Table(group.title, names, tuple(rows), ("what ran",), folded=bool(group.sweep_axis))
+    return Table(group.title, names, tuple(rows), ("what ran",), bool(group.sweep_axis), filtered=True)
+
+
+def with_interval(text: str, record: Record) -> str:
+    """A median with its interval, which may be far wider than that of the speedup."""
+    lo, hi = record.latency_p50_lo_s, record.latency_p50_hi_s
+    if lo is None or hi is None or not units.estimated(lo, hi):
+        return text
+    return f"{text} [{units.seconds(lo)}, {units.seconds(hi)}]"
 
 
 def sort_orders(record: Record) -> Mapping[str, float | None]:
@@ -169,19 +184,6 @@ def roofline(groups: Iterable[RankedGroup]) -> Table | None:
     return table("Roofline", names, rows)
 
 
-def ceilings(found: Mapping[str, Ceilings]) -> tuple[Table, ...]:
-    """Limits of the machine, one table per device."""
-    tables = []
-    for device, ceiling in found.items():
-        facts = [("threads", f"{ceiling.threads}"), ("measured", f"{ceiling.measurements}x")]
-        facts += [(f"{name} products", units.amount(r, "FLOP") + "/s") for name, r in ceiling.rates.flops_per_s.items()]
-        moved = sorted(ceiling.rates.bytes_per_s.items())
-        facts += [(f"bytes moved within {units.binary(size)}", units.amount(rate, "B") + "/s") for size, rate in moved]
-        rows = tuple(Row((Cell(name), Cell(text))) for name, text in facts)
-        tables.append(Table(f"ceilings of {device}", ("name", "value"), rows))
-    return tuple(tables)
-
-
 def parity(groups: Iterable[RankedGroup]) -> Table | None:
     """Errors against their limits, of what passed the gate and of what did not."""
     rows = [
@@ -207,8 +209,12 @@ def gate(record: Record) -> tuple[float | None, ...]:
 
 
 def second_instrument(groups: Iterable[RankedGroup], found: Findings) -> Table | None:
-    """Our p50 beside pytest-benchmark's median, of the cases that both have; what it refused has its reason."""
+    """Our p50 beside pytest-benchmark's median, of the cases that both have; what it refused has its reason.
+
+    Where its two medians say the other thing than our interval, faster or slower than the reference, that is said.
+    """
     rows = []
+    medians = {key: figure.median_s for key, figure in found.figures.items()}
     for group, record in every(groups):
         figure, reason = found.figures.get(case_key(record)), found.refused.get(case_key(record))
         if reason is not None:
@@ -221,11 +227,26 @@ def second_instrument(groups: Iterable[RankedGroup], found: Findings) -> Table |
             Cell(mark + units.seconds(ours), ours, "; ".join(doubts(record))),
             seconds(figure.median_s),
             Cell(units.ratio(quotient), quotient),
+            contradiction(record, medians),
             number(figure.rounds),
         )
         rows.append(Row((*where(group, record), *cells)))
-    names = ("group", "variant", "our p50", "its median", "its median / our p50", "its rounds")
+    names = ("group", "variant", "our p50", "its median", "its median / our p50", "its speedup", "its rounds")
     return table("Second instrument: pytest-benchmark", names, rows)
+
+
+def contradiction(record: Record, medians: Mapping[CaseKey, float]) -> Cell:
+    """Speedup by the second instrument, marked where our interval excludes its side of 1."""
+    key = case_key(record)
+    base = medians.get((*key[:-1], REFERENCE))
+    if base is None:
+        return Cell("")
+    speedup = base / medians[key]
+    ours_faster = record.speedup_lo is not None and record.speedup_lo > 1
+    ours_slower = record.speedup_hi is not None and record.speedup_hi < 1
+    against = (ours_faster and speedup < 1) or (ours_slower and speedup > 1)
+    text = units.ratio(speedup)
+    return Cell(f"{text}, against ours" if against else text, speedup)
 
 
 def evidence(groups: Iterable[RankedGroup]) -> Table | None:
@@ -282,28 +303,6 @@ SIZES = {
     "layers": "num_layers",
     "parameters": "parameters",
 }
-
-
-def environment(sections: Mapping[str, Any]) -> tuple[Table, ...]:
-    """One table a section, whatever the sections are."""
-    return tuple(
-        Table(str(name), ("name", "value"), tuple(Row((Cell(key), Cell(text))) for key, text in flat(section)))
-        for name, section in sections.items()
-    )
-
-
-def flat(values: Any, path: str = "") -> Iterable[tuple[str, str]]:
-    """The leaves of nested JSON as dotted names and texts."""
-    if isinstance(values, Mapping):
-        for key, value in values.items():
-            yield from flat(value, f"{path}.{key}" if path else str(key))
-    elif isinstance(values, Sequence) and values and all(isinstance(value, Mapping) for value in values):
-        for number, value in enumerate(values, start=1):
-            yield from flat(value, f"{path}.{number}" if path else str(number))
-    elif isinstance(values, Sequence) and not isinstance(values, str):
-        yield path, ", ".join(str(value) for value in values)
-    else:
-        yield path, "" if values is None else str(values)
 
 
 def figures(title: str, groups: Iterable[RankedGroup], columns: Mapping[str, str], text: Any) -> Table | None:

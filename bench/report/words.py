@@ -8,22 +8,41 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from bench import units
 from bench.analysis.racing import MARGIN
 from bench.analysis.run_summary import RankedGroup, ReportedRun, doubts
 from bench.plan.cases import REFERENCE
-from bench.records.reader import Beside
+from bench.recommend.answer import Answer as Advice
+from bench.recommend.answer import Verdict, recommend
+from bench.recommend.mix import mixes
+from bench.recommend.question import Question
+from bench.recommend.words import group_text, mix_text, sure
+from bench.records.reader import Beside, case_key
 from bench.records.schema import Record, Status
+from bench.run.second_instrument import Findings
+
+#: Two instruments agree where their medians are no further apart than this factor.
+AGREE = 1.10
+OVERLAP = "The run does not tell which of them is faster."
 
 
 @dataclass(frozen=True)
 class Answer:
-    """One sentence or a few, and the group or sweep they are about."""
+    """One sentence or a few, and the group or sweep they are about.
+
+    Attributes:
+        where: the group or sweep.
+        text: which is fastest.
+        advice: which to ship.
+        verdict: of the advice, as `bench.recommend.answer.Verdict`; empty without one.
+    """
 
     where: str
     text: str
+    advice: str = ""
+    verdict: str = ""
 
 
 def lead(run: ReportedRun) -> str:
@@ -46,6 +65,69 @@ def answers(groups: Iterable[RankedGroup]) -> tuple[Answer, ...]:
         else:
             found.append(Answer(group.title, group_answer(group)))
     return (*found, *(sweep_answer(members) for members in sweeps.values()))
+
+
+def advised(run: ReportedRun) -> tuple[Answer, ...]:
+    """The answers of a run, each group's with what is recommended for it, and one a mix of input sets."""
+    single = {(g.workload, g.mode, g.device, g.threads): g.title for g in run.groups if not g.sweep_axis and g.records}
+    advice = {single[a.key]: a for a in recommend(run, Question()) if a.key in single}
+    found = [
+        with_advice(answer, advice[answer.where], run) if answer.where in advice else answer
+        for answer in answers(run.groups)
+    ]
+    mixed = mixes(run, Question())
+    return (*found, *(Answer(m.title, mix_text(m), verdict="unclear" if m.unclear else "recommended") for m in mixed))
+
+
+def with_advice(answer: Answer, advice: Advice, run: ReportedRun) -> Answer:
+    """An answer with what is recommended; where intervals overlap, rounds that took turns may tell more than these."""
+    text = answer.text
+    if OVERLAP in text and advice.verdict is Verdict.RECOMMENDED and advice.probability is not None:
+        text = text.replace(
+            OVERLAP,
+            f"Round by round, `{advice.variant}` is {sure(advice.probability)} to be first.",
+        )
+    return replace(answer, text=text, advice=group_text(advice, run), verdict=advice.verdict.value)
+
+
+def machine(run: ReportedRun) -> str:
+    """What the run was measured on, and with what, in a line; empty where it does not say."""
+    facts, software, git = (run.environment.get(name) or {} for name in ("machine", "software", "git"))
+    threads = sorted({record.threads for record in run.records})
+    cores = facts.get("cores_logical")
+    devices = {record.device for record in run.records}
+    named = [
+        facts.get("processor") and f"{facts['processor']}{f', {cores} cores' if cores else ''}",
+        software.get("gpu") if "cuda" in devices else None,
+        f"{listed([str(count) for count in threads])} thread{'s' if threads != [1] else ''}",
+        f"torch {software['torch']}" if software.get("torch") else None,
+        software.get("cpu_capability"),
+        f"commit {str(git['commit'])[:10]}" if git.get("commit") else None,
+    ]
+    return ", ".join(str(part) for part in named if part)
+
+
+def second_opinion(run: ReportedRun, found: Findings) -> str:
+    """How far the second instrument agrees; empty where it has nothing."""
+    pairs = list(second_ratios(run.groups, found))
+    if not pairs:
+        return ""
+    near = sum(1 / AGREE <= ratio <= AGREE for ratio in pairs)
+    if near == len(pairs):
+        return f"A second instrument agrees within {AGREE - 1:.0%} on all {near} cases that it timed."
+    off = len(pairs) - near
+    return (
+        f"A second instrument differs by more than {AGREE - 1:.0%} on {off} of the {len(pairs)} cases that it timed; "
+        "it times one variant after the other, so a machine that drifts shows up in it."
+    )
+
+
+def second_ratios(groups: Iterable[RankedGroup], found: Findings) -> Iterable[float]:
+    """Median of the second instrument over ours, of every case that both have."""
+    for record in (record for group in groups for record in group.ok):
+        figure = found.figures.get(case_key(record))
+        if figure is not None and record.latency_p50_s:
+            yield figure.median_s / record.latency_p50_s
 
 
 def group_answer(group: RankedGroup) -> str:
@@ -85,7 +167,7 @@ def no_winner(leaders: Sequence[Record]) -> str:
     named = [f"`{record.variant}`{_in_brackets(record)}" for record in leaders]
     if all(record.standing in {"best", "equal"} for record in leaders):
         return f"{listed(named)} are the fastest, and equal within {100 * MARGIN:.0f} %."
-    return f"No clear winner: {listed(named, 'or')}. The run does not tell which of them is faster."
+    return f"No clear winner: {listed(named, 'or')}. {OVERLAP}"
 
 
 def _in_brackets(record: Record) -> str:

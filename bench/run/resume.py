@@ -29,7 +29,7 @@ SEEDS = 2**31
 _MACHINE = ("architecture", "processor", "cores_physical", "cores_logical", "affinity", "cpu_quota", "gpu")
 _DRAWS_ONLY = frozenset({"pandas", "matplotlib", "pytest-benchmark"})
 #: Options that say how to run, not what: nothing of them is kept.
-PASSING = frozenset({"command", "resume", "dry_run", "out", "time_limit", "more"})
+PASSING = frozenset({"command", "resume", "dry_run", "out", "time_limit", "more", "quiet", "json"})
 
 
 @dataclass(frozen=True)

@@ -190,6 +190,8 @@ class Runner:
             facts.setdefault("resumes", []).append(part)
             return facts, part, load
         facts = environment.describe(self.plan.torch_facts, self.settings.variables())
+        executed = {described.case.executed for described in self.plan.cases}
+        facts["needs"] = {v["name"]: v["needs"] for v in self.plan.catalogue["variants"] if v["name"] in executed}
         facts["run"] = {
             "suite": self.plan.suite.name,
             "command": command,

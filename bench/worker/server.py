@@ -59,7 +59,7 @@ def catalogue(request: dict[str, Any], emit: Emit) -> None:
             {"name": w.name, "summary": w.summary, "source": w.source, "data": w.data} for w in WORKLOADS.values()
         ],
         variants=[
-            {"name": v.name, "summary": v.summary, "devices": v.devices, "precision": v.precision}
+            {"name": v.name, "summary": v.summary, "devices": v.devices, "precision": v.precision, "needs": v.needs}
             for v in VARIANTS.values()
         ],
         torch=torch_facts(),

@@ -120,6 +120,20 @@ class Variant:
         """Return whether it takes its turns in a process of its own, rather than in one that the group shares."""
         return self.own_threads or bool(self.environment)
 
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """What a machine must have to run it, beside torch itself, in words: what its user takes on."""
+        found = []
+        if self.compiler == "dynamo":
+            found.append("a C++ compiler (at every start)")
+        if self.builds:
+            found.append("a C++ compiler (once)")
+        if self.lstm == "kernels":
+            found.append("kernels.LSTM")
+        if self.runtime in {"onnxruntime", "openvino"}:
+            found += ["the package onnx", f"the package {self.runtime}"]
+        return tuple(found)
+
     def make_lstm(self, *sizes: int, **options: Any) -> nn.RNNBase:
         """An LSTM of its kind; takes the arguments of torch.nn.LSTM."""
         return LSTMS[self.lstm](*sizes, **self.lstm_options, **options)

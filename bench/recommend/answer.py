@@ -1,0 +1,314 @@
+"""The recommendation for one group of a run, and for every group of it."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from bench import units
+from bench.analysis.intervals import RESAMPLES, Interval, least_calls
+from bench.errors import UsageError
+from bench.plan.cases import REFERENCE
+from bench.recommend.chances import Chances, chances
+from bench.recommend.clearer import Clearer, clearer, more_calls
+from bench.recommend.facts import Facts, needs_of
+from bench.recommend.question import EQUIVALENT, SURE, TIMED, Objective, Question
+from bench.records.reader import RecordedRun
+from bench.records.schema import Record, Status
+
+#: Calls below which a 99th percentile has no interval, even if they were independent.
+P99_CALLS = least_calls(0.99)
+#: Workload, mode, device, threads.
+Key = tuple[str, str, str, int]
+
+
+class Verdict(enum.StrEnum):
+    """Verdict on a group."""
+
+    RECOMMENDED = "recommended"
+    UNCLEAR = "unclear"
+    NONE = "none"
+
+
+@dataclass(frozen=True)
+class Rival:
+    """A variant beside the one that is recommended.
+
+    Attributes:
+        excess: its cost over that of the recommended one, with its interval; the value alone where measured once.
+        memory_bytes: its memory less that of the recommended one; None where either is not known.
+        probability: that it is the best.
+    """
+
+    variant: str
+    excess: Interval
+    memory_bytes: float | None
+    probability: float | None
+
+
+@dataclass(frozen=True)
+class BreakEven:
+    """Calls from which on a start that takes longer has paid for itself."""
+
+    against: str
+    calls: float
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A recommendation, or why there is none.
+
+    Attributes:
+        key: of the group.
+        variant: to ship; where nothing keeps the bounds, the nearest; None where nothing can be rated.
+        value: cost of the objective as people read it.
+        probability: that it is the best of those that keep the bounds; None for what is measured once.
+        near_best: probability that it is at most `EQUIVALENT` worse than the best.
+        rivals: the others that keep the bounds, the best first.
+        alike: those that cannot be told apart from the best, itself among them.
+        cheapest: the cheapest of those to own.
+        facts: of the variant.
+        excess: cost over that of the best of those that were compared.
+        break_even: against the last one to be caught up with, of those that start sooner.
+        misses: bounds that the nearest variant misses, and by how much.
+        left_out: variants that do not keep the bounds or cannot be rated, with the reason.
+        clearer: what would make an unclear answer clear.
+        notes: doubts in words.
+        commits: facts of all variants that were rated.
+    """
+
+    key: Key
+    question: Question
+    verdict: Verdict
+    variant: str | None = None
+    value: str = ""
+    probability: float | None = None
+    near_best: float | None = None
+    rivals: tuple[Rival, ...] = ()
+    alike: tuple[str, ...] = ()
+    cheapest: str | None = None
+    facts: Facts | None = None
+    break_even: BreakEven | None = None
+    misses: tuple[str, ...] = ()
+    left_out: Mapping[str, str] = field(default_factory=dict)
+    clearer: Clearer | None = None
+    notes: tuple[str, ...] = ()
+    commits: Mapping[str, Facts] = field(default_factory=dict)
+
+    @property
+    def title(self) -> str:
+        """The group in words."""
+        workload, mode, device, threads = self.key
+        return f"{workload}, {mode}, {device}, {threads} thread{'s' if threads != 1 else ''}"
+
+
+def recommend(
+    run: RecordedRun, question: Question, needs: Mapping[str, Sequence[str]] | None = None
+) -> tuple[Answer, ...]:
+    """Answer a question for every group of a run.
+
+    Args:
+        run: as `bench.records.reader.read_run` gives it.
+        question: what to look for.
+        needs: of the variants by name; those that the run recorded unless given.
+
+    Raises:
+        UsageError: the run has no case in the mode, or no metric that a bound is about.
+    """
+    groups: dict[Key, list[Record]] = {}
+    for record in run.records:
+        if question.asks_for(record.workload, record.mode):
+            groups.setdefault((record.workload, record.mode, record.device, record.threads), []).append(record)
+    if not groups:
+        there = ", ".join(dict.fromkeys(f"{record.workload} in {record.mode}" for record in run.records))
+        wanted = " in ".join(filter(None, (question.workload or "a case", question.mode)))
+        msg = f"{run.path} has not {wanted}; it has {there}"
+        raise UsageError(msg)
+    if question.max_drop is not None and not any(getattr(r, "metric", None) is not None for r in run.records):
+        msg = (
+            f"--max-drop bounds the change of a metric, and {run.path} has none; measure with --metric, or leave it out"
+        )
+        raise UsageError(msg)
+    known = needs_of(run) if needs is None else needs
+    return tuple(_answer(run, key, records, question, known) for key, records in groups.items())
+
+
+def _answer(
+    run: RecordedRun, key: Key, records: Sequence[Record], question: Question, needs: Mapping[str, Sequence[str]]
+) -> Answer:
+    ok = {record.variant: record for record in records if record.status is Status.OK}
+    facts = {name: Facts.of(record, ok.get(REFERENCE), needs) for name, record in ok.items()}
+    rated, left_out = _rated(run, list(ok.values()), facts, question)
+    if not rated.costs:
+        why = () if ok else ("no variant ran and passed its gate",)
+        wanted = question.objective is Objective.P99 and ok
+        advice = more_calls(run.group(next(iter(ok.values()))), list(ok), P99_CALLS) if wanted else None
+        return Answer(key, question, Verdict.UNCLEAR, left_out=left_out, clearer=advice, notes=why, commits=facts)
+    missed = {name: misses(ok[name], facts[name], question) for name in rated.costs}
+    fine = [name for name in rated.costs if not missed[name]]
+    left_out |= {name: f"{'; '.join(map(str, found))}" for name, found in missed.items() if found}
+    if not fine:
+        return _nearest(key, question, rated, missed, facts, left_out)
+    rated = rated.only(fine)
+    best = rated.best
+    once = question.objective not in TIMED
+    alike = rated.alike()
+    near = None if once else rated.of_best(best, EQUIVALENT)
+    notes = _doubts(ok[best], question, once=once)
+    sure = once or len(fine) == 1 or (near is not None and near >= SURE)
+    verdict = Verdict.RECOMMENDED if sure and not any(note.unsure for note in notes) else Verdict.UNCLEAR
+    others = sorted((name for name in fine if name != best), key=lambda name: rated.costs[name])
+    rivals = tuple(_rival(rated, name, best, facts, once=once) for name in others)
+    open_ends = [rival for rival in rivals if rival.variant in alike]
+    widest = max(open_ends, key=lambda rival: rival.excess.high / rival.excess.low, default=None)
+    return Answer(
+        key,
+        question,
+        verdict,
+        best,
+        shown(rated.costs[best], ok[best], question),
+        None if once else rated.of_best(best),
+        near,
+        rivals,
+        alike,
+        min(alike, key=lambda name: facts[name].burden),
+        facts[best],
+        None if once else _break_even(best, {name: ok[name] for name in fine}, facts),
+        left_out=left_out,
+        clearer=clearer(widest.excess, run.group(ok[best])) if not sure and widest else None,
+        notes=tuple(note.text for note in notes),
+        commits=facts,
+    )
+
+
+def _rated(
+    run: RecordedRun, ok: Sequence[Record], facts: Mapping[str, Facts], question: Question
+) -> tuple[Chances, dict[str, str]]:
+    """Costs of the variants that have what the objective is about, and why others do not."""
+    names = [record.variant for record in ok]
+    if question.objective in TIMED:
+        measured = [record.variant for record in ok if run.group(record).times(record.variant)]
+        found = chances(run.group(ok[0]), measured, question.objective) if measured else Chances({}, np.empty((0, 0)))
+        if question.calls is not None and question.objective is not Objective.P99:
+            starts = {name: start for name in found.costs if (start := facts[name].start_s) is not None}
+            found = found.only(list(starts)).with_starts(starts, question.calls) if starts else found.only([])
+        reason = "no raw samples"
+        if question.objective is Objective.P99:
+            reason = f"too few calls for a 99th percentile: it takes {P99_CALLS} and more where they go together"
+    else:
+        memory = question.objective is Objective.MEMORY
+        values = {name: facts[name].memory_bytes if memory else facts[name].start_s for name in names}
+        costs = {name: float(value) for name, value in values.items() if value}
+        found = Chances(costs, np.tile(np.array(list(costs.values()))[:, None], (1, RESAMPLES)))
+        reason = "not measured"
+    return found, {name: reason for name in names if name not in found.costs}
+
+
+@dataclass(frozen=True)
+class Miss:
+    """A bound that a variant misses.
+
+    Attributes:
+        factor: value over limit; infinite where the value is not known.
+        text: in words.
+    """
+
+    factor: float
+    text: str
+
+    def __str__(self) -> str:
+        """Return the miss in words."""
+        return self.text
+
+
+def misses(record: Record, facts: Facts, question: Question) -> tuple[Miss, ...]:
+    """Bounds that a variant does not keep, or of which nothing is known."""
+    percentile = "p99" if question.objective is Objective.P99 else "p50"
+    bounds = (
+        ("error", facts.error, question.max_error, units.error),
+        ("change of the metric", facts.drop, question.max_drop, units.share),
+        (percentile, getattr(record, f"latency_{percentile}_s"), question.latency_bound_s, units.seconds),
+        ("memory", facts.memory_bytes, question.memory_bound_bytes, units.megabytes),
+    )
+    found = []
+    for name, value, limit, text in bounds:
+        if limit is None:
+            continue
+        if value is None:
+            found.append(Miss(float("inf"), f"its {name} is not known"))
+        elif value > limit:
+            factor = value / limit if limit else float("inf")
+            more = f"{factor:.3g} times" if factor >= 2 else f"by {100 * (factor - 1):.2g} %"  # noqa: PLR2004
+            found.append(Miss(factor, f"{name} {text(value)} is over {text(limit)}, {more}"))
+    return tuple(found)
+
+
+def _nearest(
+    key: Key,
+    question: Question,
+    rated: Chances,
+    missed: Mapping[str, tuple[Miss, ...]],
+    facts: Mapping[str, Facts],
+    left_out: Mapping[str, str],
+) -> Answer:
+    """The variant that misses the bounds by least."""
+    near = min(rated.costs, key=lambda name: (max(m.factor for m in missed[name]), rated.costs[name]))
+    texts = tuple(miss.text for miss in missed[near])
+    return Answer(key, question, Verdict.NONE, near, facts=facts[near], misses=texts, left_out=left_out, commits=facts)
+
+
+@dataclass(frozen=True)
+class _Note:
+    text: str
+    unsure: bool = False
+
+
+def _doubts(record: Record, question: Question, *, once: bool) -> tuple[_Note, ...]:
+    """Doubts about the variant that is recommended."""
+    found = []
+    percentile = "p99" if question.objective is Objective.P99 else "p50"
+    high = getattr(record, f"latency_{percentile}_hi_s")
+    bound = question.latency_bound_s
+    if bound is not None and high is not None and high > bound:
+        text = f"its {percentile} keeps the bound, but the interval reaches {units.seconds(high)}"
+        found.append(_Note(text, unsure=True))
+    if once:
+        found.append(_Note("measured once in a fresh process, so there is no probability"))
+    elif record.disturbed and record.samples and record.disturbed >= record.samples / 2:
+        found.append(_Note(f"{record.disturbed} of its {record.samples} samples were disturbed by other processes"))
+    return tuple(found)
+
+
+def _rival(rated: Chances, name: str, best: str, facts: Mapping[str, Facts], *, once: bool) -> Rival:
+    own, other = facts[name].memory_bytes, facts[best].memory_bytes
+    memory = None if own is None or other is None else own - other
+    return Rival(name, rated.excess(name, best), memory, None if once else rated.of_best(name))
+
+
+def _break_even(best: str, fine: Mapping[str, Record], facts: Mapping[str, Facts]) -> BreakEven | None:
+    """Calls after which the best has caught up with all that start sooner; None where none does."""
+    starts = {name: start for name in fine if (start := facts[name].start_s) is not None}
+    times = {name: time_s for name in starts if (time_s := fine[name].latency_p50_s) is not None}
+    if best not in times:
+        return None
+    found = [
+        BreakEven(name, (starts[best] - starts[name]) / (times[name] - times[best]))
+        for name in times
+        if starts[name] < starts[best] and times[name] > times[best]
+    ]
+    return max(found, key=lambda even: even.calls, default=None)
+
+
+def shown(cost: float, record: Record, question: Question) -> str:
+    """The cost of an objective as people read it."""
+    if question.objective is Objective.MEMORY:
+        return units.megabytes(cost)
+    if question.objective is Objective.THROUGHPUT and record.batch:
+        return f"{units.count(record.batch / cost)} sequences/s"
+    if question.objective is Objective.P50 and question.calls is None and record.latency_p50_s is not None:
+        # The figure that the run itself shows: the median of all calls, where ranks come from medians of rounds.
+        return units.estimated_seconds(record.latency_p50_s, record.latency_p50_lo_s, record.latency_p50_hi_s)
+    return units.seconds(cost)

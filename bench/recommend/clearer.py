@@ -1,0 +1,92 @@
+"""What would make an unclear answer clear: how many more rounds, and the command that measures them."""
+
+from __future__ import annotations
+
+import math
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from bench.analysis.intervals import Interval
+from bench.recommend.question import EQUIVALENT
+from bench.records.rounds import Samples
+
+#: More rounds than this many times those there are help less than a quieter machine does.
+MOST = 50.0
+
+
+@dataclass(frozen=True)
+class Clearer:
+    """Measuring that would tell two variants apart, or show that they are alike.
+
+    Attributes:
+        rounds: more of them, over all processes.
+        seconds: of rounds; None where they cannot be timed.
+        hopeless: whether that is more than is worth measuring here.
+    """
+
+    rounds: int
+    seconds: float | None
+    hopeless: bool
+
+    def text(self, path: Path) -> str:
+        """The advice in words, with the command."""
+        if self.hopeless:
+            return f"about {self.rounds} more rounds would tell: rather measure again where nothing else runs"
+        minutes = "" if self.seconds is None else f" ({_duration(self.seconds)})"
+        return (
+            f"about {self.rounds} more rounds{minutes} would tell: "
+            f"python -m bench run --resume {shlex.quote(str(path))} --more {_option(self.seconds or 60.0)}"
+        )
+
+
+def more_calls(samples: Samples, variants: Sequence[str], wanted: int) -> Clearer | None:
+    """Estimate the rounds that give the best of some variants as many calls as wanted, and half as many again.
+
+    Args:
+        samples: of the group.
+        variants: those that are looked at.
+        wanted: calls that a figure takes where they are independent.
+    """
+    counts = [sum(len(timed) for rounds in samples.calls(name) for timed in rounds) for name in variants]
+    kept = [found for rounds in samples.kept() for found in rounds]
+    if not kept or not max(counts, default=0):
+        return None
+    factor = max(1.2, 1.5 * wanted / max(counts))
+    return _of(samples, factor)
+
+
+def clearer(excess: Interval, samples: Samples) -> Clearer:
+    """Estimate the rounds that narrow an interval until it is on one side of 1, or within `EQUIVALENT` of it.
+
+    An interval narrows with the square root of the rounds, and of the processes that they are shared out among.
+
+    Args:
+        excess: cost of the second over that of the best, at least 1.
+        samples: of the group.
+    """
+    reach = math.log(excess.high / excess.low) / 2
+    gap = math.log(max(excess.value, 1.0))
+    wanted = max(gap, math.log1p(EQUIVALENT) - gap)
+    return _of(samples, max(1.2, (reach / wanted) ** 2))
+
+
+def _of(samples: Samples, factor: float) -> Clearer:
+    """Advice to have so many times the rounds."""
+    kept = [found for rounds in samples.kept() for found in rounds]
+    more = math.ceil(len(kept) * (factor - 1))
+    lengths = [sum(sum(b.calls_s) + b.queued_wall_s for b in found.blocks.values()) for found in kept]
+    seconds = more * float(np.mean(lengths)) if lengths else None
+    return Clearer(more, seconds, factor > MOST)
+
+
+def _option(seconds: float) -> str:
+    """`22s` or `3min`, as the command line takes it."""
+    return f"{max(1, math.ceil(seconds))}s" if seconds < 90 else f"{math.ceil(seconds / 60)}min"  # noqa: PLR2004
+
+
+def _duration(seconds: float) -> str:
+    return f"{max(1, seconds):.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"  # noqa: PLR2004

@@ -1,0 +1,120 @@
+"""`python -m bench recommend`: the recommendation in the terminal or as JSON, and on request as an artefact."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from bench.console import Console
+from bench.errors import UsageError
+from bench.recommend import apply, words
+from bench.recommend.answer import Answer, Verdict, recommend
+from bench.recommend.arguments import question
+from bench.recommend.facts import needs_of
+from bench.recommend.mix import MixAnswer, mixes
+from bench.records.reader import RecordedRun, read_run
+from bench.run.worker_process import Settings, Worker, WorkerError, scratch_folder
+
+EXIT_RECOMMENDED, EXIT_REFUSED, EXIT_NOTHING, EXIT_UNCLEAR = 0, 1, 3, 5
+ASK_LIMIT_S = 120.0
+
+
+def command(arguments: argparse.Namespace) -> int:
+    """Recommend, print, and write the artefact if asked to.
+
+    Returns:
+        0 where every group has a recommendation; 3 where in one nothing keeps the bounds; 5 where one is unclear; 1
+        where an artefact does not hold what the run promised.
+
+    Raises:
+        UsageError: bad input.
+    """
+    if arguments.variant is not None and arguments.apply is None:
+        msg = "--variant names what --apply writes, which is missing; add --apply OUT.py"
+        raise UsageError(msg)
+    run, asked = read_run(arguments.dir), question(arguments)
+    needs = needs_of(run) or ask_needs()
+    answers, mixed = recommend(run, asked, needs), mixes(run, asked)
+    if arguments.json:
+        print(json.dumps(as_json(run, answers, mixed), allow_nan=False))
+    else:
+        show(run, answers, mixed)
+    if arguments.apply is not None:
+        if len(answers) != 1:
+            titles = "; ".join(answer.title for answer in answers)
+            msg = f"--apply writes one way, and {run.path} has {len(answers)} groups ({titles}); choose one with "
+            raise UsageError(msg + "--workload and --mode")
+        return apply.write(run, answers[0], arguments.apply, chosen=arguments.variant, quiet=arguments.json)
+    verdicts = {answer.verdict for answer in answers}
+    if Verdict.NONE in verdicts:
+        return EXIT_NOTHING
+    unclear = Verdict.UNCLEAR in verdicts or any(found.unclear for found in mixed)
+    return EXIT_UNCLEAR if unclear else EXIT_RECOMMENDED
+
+
+def show(run: RecordedRun, answers: tuple[Answer, ...], mixed: tuple[MixAnswer, ...]) -> None:
+    """Print the sentences, a paragraph a group."""
+    console = Console()
+    found = [(answer.title, words.group_text(answer, run), answer.verdict) for answer in answers]
+    found += [
+        (mix.title, words.mix_text(mix), Verdict.UNCLEAR if mix.unclear else Verdict.RECOMMENDED) for mix in mixed
+    ]
+    colours = {Verdict.RECOMMENDED: "green", Verdict.UNCLEAR: "yellow", Verdict.NONE: "red"}
+    for number, (title, text, verdict) in enumerate(found):
+        if number:
+            console.say("")
+        console.say(title, f"bold {colours[verdict]}")
+        console.say(text.replace("`", ""))
+
+
+def as_json(run: RecordedRun, answers: tuple[Answer, ...], mixed: tuple[MixAnswer, ...]) -> dict[str, Any]:
+    """All that was found, as JSON values."""
+    return {
+        "run": str(run.path),
+        "answers": [_answer_json(answer, run) for answer in answers],
+        "mixes": [dataclasses.asdict(mix) | {"unclear": mix.unclear, "text": words.mix_text(mix)} for mix in mixed],
+    }
+
+
+def _answer_json(answer: Answer, run: RecordedRun) -> dict[str, Any]:
+    workload, mode, device, threads = answer.key
+    found = dataclasses.asdict(answer)
+    del found["key"], found["question"], found["commits"]
+    advice = answer.clearer
+    shown: dict[str, Any] = _finite({
+        "workload": workload,
+        "mode": mode,
+        "device": device,
+        "threads": threads,
+        "objective": answer.question.objective.value,
+        "bounds": answer.question.bounds,
+        **found,
+        "variants": {name: dataclasses.asdict(facts) for name, facts in answer.commits.items()},
+        "clearer": None if advice is None else dataclasses.asdict(advice) | {"advice": advice.text(run.path)},
+        "text": words.group_text(answer, run),
+    })  # fmt: skip
+    return shown
+
+
+def _finite(value: Any) -> Any:
+    """The same without what JSON has no number for."""
+    if isinstance(value, Mapping):
+        return {str(key): _finite(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def ask_needs() -> dict[str, tuple[str, ...]]:
+    """Needs of the suite's variants, from a fresh worker: a run of an earlier release does not record them."""
+    try:
+        with scratch_folder() as folder, Worker(Settings(1), folder / "needs.log", folder) as worker:
+            (found,) = worker.ask("catalogue", ASK_LIMIT_S)
+    except WorkerError as error:
+        Console().say(f"what the variants need is not known: {error.reason}", "yellow")
+        return {}
+    return {entry["name"]: tuple(entry["needs"]) for entry in found["variants"]}

@@ -1,0 +1,179 @@
+"""Recommendations in sentences, for the terminal and for the page. Names stand between backticks."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+from bench import units
+from bench.analysis.intervals import Interval
+from bench.recommend.answer import Answer, Rival, Verdict, recommend
+from bench.recommend.mix import MixAnswer, mixes
+from bench.recommend.question import BEST, EQUIVALENT, WORSE, Objective, Question
+from bench.records.reader import RecordedRun
+
+#: A probability is shown as at most this: 1000 resamples do not tell more.
+MOST_SURE = 0.999
+#: Memory differences below this are not worth a word, bytes.
+LITTLE_MEMORY = 1e6
+
+
+def sentences(
+    run: RecordedRun, question: Question | None = None, needs: Mapping[str, Sequence[str]] | None = None
+) -> tuple[tuple[str, str], ...]:
+    """The recommendations of a run: of each group, and of each mix of input sets, its title and its sentences.
+
+    Raises:
+        UsageError: see `recommend`.
+    """
+    asked = question or Question()
+    return (
+        *((found.title, group_text(found, run)) for found in recommend(run, asked, needs)),
+        *((found.title, mix_text(found)) for found in mixes(run, asked)),
+    )
+
+
+def group_text(answer: Answer, run: RecordedRun) -> str:
+    """The recommendation for a group in sentences."""
+    if answer.variant is None:
+        parts = [f"Unclear: {'; '.join([*answer.notes, *_together(answer.left_out)])}."]
+        return " ".join([*parts, *_advice(answer, run)])
+    if answer.verdict is Verdict.NONE:
+        bounds = " and ".join(answer.question.bounds)
+        return f"Nothing keeps the bounds ({bounds}). The nearest is `{answer.variant}`: {'; '.join(answer.misses)}."
+    parts = [_opening(answer), _rivals(answer), _alike(answer), _cost(answer), _left_out(answer)]
+    parts += [f"{note[0].upper()}{note[1:]}." for note in answer.notes]
+    return " ".join(filter(None, [*parts, *_advice(answer, run)]))
+
+
+def mix_text(answer: MixAnswer) -> str:
+    """The recommendation for a mix in sentences."""
+    sets = ", ".join(f"{name} {units.share(weight)}" for name, weight in answer.sets.items())
+    if answer.variant is None or answer.regrets is None:
+        return f"Unclear: no variant ran in every input set ({sets}) and kept the bounds."
+    regret = answer.regrets[answer.variant]
+    verdict = "Unclear: perhaps" if answer.unclear else "Ship"
+    lost = f"at worst {_percent(regret.share)} slower than `{regret.best}`, in {regret.input_set}"
+    text = (
+        f"{verdict} `{answer.variant}`: least expected time, {units.seconds(answer.expected_s)} a call, "
+        f"{sure(answer.probability)}; {lost if regret.share > 0 else 'it is the fastest in every set'} ({sets})."
+    )
+    steady = min(answer.regrets, key=lambda name: answer.regrets[name].share if answer.regrets else 0.0)
+    if steady != answer.variant:
+        text += f" The least regret has `{steady}`: at worst {_percent(answer.regrets[steady].share)}."
+    return text
+
+
+def sure(probability: float | None) -> str:
+    """`94 % sure`; at the ends only what the resamples can tell."""
+    if probability is None:
+        return ""
+    if probability >= MOST_SURE:
+        return "more than 99.9 % sure"
+    digits = 1 if probability > 0.99 else 0  # noqa: PLR2004
+    return f"{100 * probability:.{digits}f} % sure"
+
+
+def _opening(answer: Answer) -> str:
+    best = BEST[answer.question.objective]
+    value = f"`{answer.variant}`" if answer.verdict is Verdict.RECOMMENDED else f"perhaps `{answer.variant}`"
+    verb = "Ship" if answer.verdict is Verdict.RECOMMENDED else "Unclear:"
+    calls = answer.question.calls
+    over = "" if calls is None else f", a start spread over {calls:g} calls"
+    if not answer.rivals:
+        only = "the only one that keeps the bounds" if answer.left_out else "the only one that ran"
+        return f"{verb} {value} ({answer.value}{over}): {only}."
+    if answer.probability is None:
+        return f"{verb} {value}: {best}, {answer.value}."
+    near = ""
+    if answer.near_best is not None and round(answer.near_best, 2) > round(answer.probability, 2):
+        near = f", {sure(answer.near_best)} to be within {EQUIVALENT:.0%} of it"
+    return f"{verb} {value}: {sure(answer.probability)} {best} ({answer.value}{over}){near}."
+
+
+def _rivals(answer: Answer) -> str:
+    """The next one, and what choosing it would save."""
+    if not answer.rivals:
+        return ""
+    rival = answer.rivals[0]
+    return f"Next: `{rival.variant}`, which {margin(rival.excess, answer.question.objective)}{_memory(rival)}."
+
+
+def margin(excess: Interval, objective: Objective) -> str:
+    """`is 5 % slower [3.6 %, 6.3 %]`, and from a factor of 2 on `takes 2.59 times [2.47, 2.72] as long`."""
+    worse, multiple = WORSE[objective]
+    if not units.estimated(excess.low, excess.high):
+        return f"is {worse}, with {units.NO_ESTIMATE} of by how much"
+    alone = excess.low == excess.high
+    if excess.value >= 2:  # noqa: PLR2004
+        ends = "" if alone else f" [{excess.low:.3g}, {excess.high:.3g}]"
+        return multiple.format(f"{excess.value:.3g} times{ends}")
+    ends = "" if alone else f" [{_percent(excess.low - 1)}, {_percent(excess.high - 1)}]"
+    return f"is {_percent(excess.value - 1)} {worse}{ends}"
+
+
+def _percent(share: float) -> str:
+    """`0.034` as `3.4 %`."""
+    return f"{100 * share:.2g} %" if abs(share) < 0.995 else f"{100 * share:.0f} %"  # noqa: PLR2004
+
+
+def _memory(rival: Rival) -> str:
+    if rival.memory_bytes is None or abs(rival.memory_bytes) < LITTLE_MEMORY:
+        return ""
+    return f", takes {units.megabytes(abs(rival.memory_bytes))} {'more' if rival.memory_bytes > 0 else 'less'}"
+
+
+def _alike(answer: Answer) -> str:
+    """The set that cannot be told apart, and the cheapest of it to own."""
+    others = [name for name in answer.alike if name != answer.variant]
+    if not others:
+        return ""
+    names = ", ".join(f"`{name}`" for name in others)
+    text = f"Cannot be told apart from it within {EQUIVALENT:.0%}: {names}."
+    if answer.cheapest in {None, answer.variant}:
+        return f"{text} It is the cheapest of them to own."
+    return f"{text} Cheapest to own: `{answer.cheapest}`{_why_cheap(answer)}."
+
+
+def _why_cheap(answer: Answer) -> str:
+    own, best = answer.commits[str(answer.cheapest)], answer.commits[str(answer.variant)]
+    found = []
+    dropped = [need for need in best.needs or () if need not in (own.needs or ())]
+    if own.needs is not None and dropped:
+        found.append(f"without {' and '.join(dropped)}")
+    if own.memory_bytes is not None and best.memory_bytes is not None:
+        saved = best.memory_bytes - own.memory_bytes
+        if saved > LITTLE_MEMORY:
+            found.append(f"{units.megabytes(saved)} less memory")
+    if own.start_s is not None and best.start_s is not None and own.start_s < best.start_s / 1.2:
+        found.append(f"starts {units.seconds(best.start_s - own.start_s)} sooner")
+    return f" ({', '.join(found)})" if found else ""
+
+
+def _cost(answer: Answer) -> str:
+    found = answer.facts.cost() if answer.facts else ()
+    text = f"It costs: {'; '.join(found)}." if found else ""
+    if answer.break_even is not None:
+        calls = max(1.0, answer.break_even.calls)
+        plan = answer.question.calls
+        planned = "" if plan is None else f" ({plan:g} are planned)"
+        text += f" Its start pays after {math.ceil(calls):,} calls{planned}, against `{answer.break_even.against}`."
+    return text
+
+
+def _left_out(answer: Answer) -> str:
+    if not answer.question.bounds or not answer.left_out:
+        return ""
+    return f"Left out: {'; '.join(_together(answer.left_out))}."
+
+
+def _together(reasons: Mapping[str, str]) -> list[str]:
+    """Names with the same reason in one place."""
+    names: dict[str, list[str]] = {}
+    for name, reason in reasons.items():
+        names.setdefault(reason, []).append(f"`{name}`")
+    return [f"{', '.join(found)} ({reason})" for reason, found in names.items()]
+
+
+def _advice(answer: Answer, run: RecordedRun) -> list[str]:
+    return [] if answer.clearer is None else [f"To make it clear: {answer.clearer.text(run.path)}."]

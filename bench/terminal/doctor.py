@@ -1,0 +1,186 @@
+"""`python -m bench doctor`: what this machine offers and lacks for measuring, and what to do about it."""
+
+from __future__ import annotations
+
+import enum
+import importlib.util
+import shutil
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import psutil
+
+from bench import units
+from bench.console import Console
+from bench.machine import environment
+from bench.machine.facts import known
+from bench.machine.interference import SHARE
+from bench.run.worker_process import ROOT, Settings, Worker, WorkerError, scratch_folder
+from kernels.host.cores import cpu_quota, usable_cores
+
+EXIT_OK, EXIT_LACKS = 0, 1
+ASK_LIMIT_S, LOOK_S = 120.0, 1.0
+LEAST_MEMORY_BYTES, LEAST_DISK_BYTES = 2e9, 2e9
+#: Packages that a suite needs, and those that add variants.
+NEEDED = ("jinja2", "matplotlib", "pandas", "plotly", "pydantic", "pytest_benchmark", "vega_datasets")
+PEERS = ("onnx", "onnxruntime", "openvino", "transformers")
+
+
+class State(enum.StrEnum):
+    """State of a check: LACKS makes the exit code 1, WITHOUT only means fewer variants or wider intervals."""
+
+    OK = "ok"
+    WITHOUT = "without"
+    LACKS = "lacks"
+
+
+@dataclass(frozen=True)
+class Check:
+    """One thing that was looked at.
+
+    Attributes:
+        name: of it.
+        state: whether it is there.
+        found: what there is.
+        remedy: what to do; empty where nothing needs to be done.
+    """
+
+    name: str
+    state: State
+    found: str
+    remedy: str = ""
+
+
+def doctor() -> int:
+    """Look, print a table, and return 0, or 1 where something is lacking that a run needs."""
+    console = Console()
+    found = list(checks())
+    rows = [[check.name, check.state.value, check.found, check.remedy] for check in found]
+    console.table(["what", "state", "found", "what to do"], rows)
+    lacking = [check.name for check in found if check.state is State.LACKS]
+    if lacking:
+        console.say(f"not ready: {', '.join(lacking)}", "red")
+        return EXIT_LACKS
+    console.say("ready to measure", "green")
+    return EXIT_OK
+
+
+def checks() -> Iterator[Check]:
+    """Everything that is looked at, in the order of the table."""
+    yield packages("packages of the suite", NEEDED, State.LACKS, "nox -s bench installs them")
+    yield from torch_checks(ask())
+    yield compiler()
+    yield packages("other runtimes", PEERS, State.WITHOUT, "pip install onnx onnxruntime openvino transformers")
+    yield cores()
+    yield governor(environment.machine())
+    yield memory(psutil.virtual_memory().available)
+    yield disk(shutil.disk_usage(ROOT).free)
+    yield noise()
+
+
+def ask() -> dict[str, Any] | str:
+    """What a worker says of torch, or why there is no answer."""
+    try:
+        with scratch_folder() as folder, Worker(Settings(usable_cores()), folder / "log", folder) as worker:
+            (found,) = worker.ask("catalogue", ASK_LIMIT_S)
+    except WorkerError as error:
+        return error.reason
+    torch: dict[str, Any] = found["torch"]
+    return torch
+
+
+def torch_checks(told: dict[str, Any] | str) -> Iterator[Check]:
+    """torch, oneDNN, the GPU and Triton."""
+    if isinstance(told, str):
+        yield Check("torch", State.LACKS, told, "install torch 2.11 or newer into this environment")
+        return
+    yield Check("torch", State.OK, f"{told['torch']}, {told.get('cpu_capability', 'unknown capability')}")
+    onednn = str(told.get("onednn", "not built in"))
+    without = onednn == "not built in"
+    advice = "install a build of torch with oneDNN: onednn and amp-bf16 need it" if without else ""
+    yield Check("oneDNN", State.WITHOUT if without else State.OK, onednn, advice)
+    gpu = told.get("gpu")
+    if gpu:
+        yield Check("GPU", State.OK, f"{gpu}, CUDA {told['cuda']}, cuDNN {told.get('cudnn', 'unknown')}")
+    else:
+        card = environment.machine().get("gpu", "none")
+        advice = "install a CUDA build of torch" if card != "none" else "none needed to measure on the CPU"
+        yield Check("GPU", State.WITHOUT, f"torch sees none (nvidia-smi: {card})", advice)
+    triton = importlib.util.find_spec("triton") is not None
+    found = "installed" if triton else "not installed"
+    advice = "" if triton and gpu else "Triton's kernels run on a GPU alone"
+    yield Check("Triton", State.OK if triton else State.WITHOUT, found, advice)
+
+
+def packages(name: str, wanted: tuple[str, ...], state: State, remedy: str) -> Check:
+    """Packages that can be imported."""
+    missing = [package for package in wanted if importlib.util.find_spec(package) is None]
+    if missing:
+        return Check(name, state, f"{', '.join(missing)} not installed", remedy)
+    return Check(name, State.OK, "all installed")
+
+
+def compiler() -> Check:
+    """A C++ compiler, which cpu-fused and torch.compile need."""
+    names = ("cl",) if sys.platform == "win32" else ("g++", "clang++")
+    there = next((path for name in names if (path := shutil.which(name))), None)
+    if there:
+        return Check("C++ compiler", State.OK, there)
+    remedy = "install g++ or clang++ (apt-get install g++): cpu-fused and torch.compile need one"
+    return Check("C++ compiler", State.LACKS, f"none of {', '.join(names)} is on the PATH", remedy)
+
+
+def cores() -> Check:
+    """Cores that affinity and quota leave."""
+    usable, there, quota = usable_cores(), psutil.cpu_count() or 1, known(cpu_quota)
+    found = f"{usable} of {there} cores usable" + (f", quota {quota:g}" if quota else ", no quota")
+    if quota and quota < there:
+        advice = "a quota stops threads that spin: measure with --threads of at most the quota, or without a quota"
+        return Check("cores", State.WITHOUT, found, advice)
+    return Check("cores", State.OK, found)
+
+
+def governor(machine: dict[str, Any]) -> Check:
+    """How the clock is governed."""
+    found = str(machine.get("governor", "not told by this system"))
+    if found in {"powersave", "ondemand", "conservative", "schedutil"}:
+        return Check("governor", State.WITHOUT, found, "cpupower frequency-set -g performance: the clock then stays")
+    return Check("governor", State.OK, found)
+
+
+def memory(available: float) -> Check:
+    """Memory that is free."""
+    enough = available >= LEAST_MEMORY_BYTES
+    advice = "" if enough else "end other programs: workers with several variants take 1 to 2 GB"
+    return Check("memory", State.OK if enough else State.LACKS, f"{units.megabytes(available)} available", advice)
+
+
+def disk(free: float) -> Check:
+    """Room for results and caches."""
+    enough = free >= LEAST_DISK_BYTES
+    advice = "" if enough else "make room: caches of compilers and results take some hundred MB"
+    return Check("disk", State.OK if enough else State.WITHOUT, f"{units.megabytes(free)} free", advice)
+
+
+def noise() -> Check:
+    """What else uses the machine at this moment."""
+    before, own = psutil.cpu_times(), psutil.Process().cpu_times()
+    psutil.cpu_percent(interval=LOOK_S)
+    after, own_after = psutil.cpu_times(), psutil.Process().cpu_times()
+    idle = (after.idle - before.idle) + getattr(after, "iowait", 0.0) - getattr(before, "iowait", 0.0)
+    all_s = sum(after[:8]) - sum(before[:8])
+    own_s = own_after.user + own_after.system - own.user - own.system
+    cores_there = psutil.cpu_count() or 1
+    busy = max(0.0, (all_s - idle - own_s) / max(all_s, 1e-9) * cores_there)
+    return judged_noise(busy, getattr(after, "steal", 0.0) - getattr(before, "steal", 0.0))
+
+
+def judged_noise(busy: float, stolen_s: float) -> Check:
+    """Judge the cores that others keep busy, and the time that the hypervisor took."""
+    found = f"others use {busy:.2f} cores" + (f"; the hypervisor took {stolen_s:.2f} s" if stolen_s > 0 else "")
+    if busy > SHARE:
+        advice = "wait, or end what runs (top): disturbed rounds are repeated, and figures are doubtful"
+        return Check("noise now", State.LACKS, found, advice)
+    return Check("noise now", State.OK, found)

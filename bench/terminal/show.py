@@ -1,0 +1,164 @@
+"""`python -m bench show RUN [CASE]`: one case in depth, the command that measures it again, and on request a trace."""
+
+from __future__ import annotations
+
+import fnmatch
+import os
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+from bench import units
+from bench.console import Console
+from bench.errors import UsageError, meant
+from bench.plan.cases import REFERENCE
+from bench.records.reader import RecordedRun, read_run
+from bench.records.schema import Record, Status
+from bench.run.worker_process import ROOT, Settings
+
+TRACE_LIMIT_S = 600.0
+EXIT_OK, EXIT_FAILED = 0, 1
+
+
+def show(path: Path, pattern: str | None, trace: Path | None) -> int:
+    """Print the cases of a run, or one of them in depth.
+
+    Args:
+        path: run folder.
+        pattern: `WORKLOAD/MODE/VARIANT`, or only the last parts of it; may hold `*`. None for the list.
+        trace: new file for a Chrome trace of one call of the case.
+
+    Raises:
+        UsageError: no case, or more than one, fits the pattern; the trace's file exists.
+    """
+    run, console = read_run(path), Console()
+    if trace is not None and (pattern is None or trace.exists()):
+        what = "is of one case: name it" if pattern is None else "exists, and nothing is overwritten: name a new file"
+        msg = f"--trace {trace} {what}"
+        raise UsageError(msg)
+    if pattern is None:
+        rows = [[name(record), str(record.status), _speed(record)] for record in run.records]
+        console.table(["case", "status", "speedup"], rows)
+        return EXIT_OK
+    record = chosen(run, pattern)
+    for key, value in facts(record):
+        console.say(f"{key + ':':<22}{value}")
+    console.say(f"{'measure it again:':<22}{again(record, run)}", "bold")
+    if trace is None:
+        return EXIT_OK
+    return _trace(record, trace, console)
+
+
+def name(record: Record) -> str:
+    """Name of a case on the command line."""
+    return f"{record.workload}/{record.mode}/{record.variant}"
+
+
+def chosen(run: RecordedRun, pattern: str) -> Record:
+    """The one record that a pattern fits.
+
+    Raises:
+        UsageError: none or several do.
+    """
+    names = {name(record): record for record in run.records}
+    fitting = [n for n in names if n == pattern or fnmatch.fnmatchcase(n, pattern) or n.endswith(f"/{pattern}")]
+    if not fitting:
+        fitting = [n for n in names if fnmatch.fnmatchcase(n, f"*/{pattern}")]
+    if len(fitting) > 1:
+        msg = f"{pattern!r} fits {len(fitting)} cases of {run.path}: {', '.join(fitting)}; name one of them"
+        raise UsageError(msg)
+    if not fitting:
+        # Compared with as much of each name as was given.
+        parts = pattern.count("/") + 1
+        known = dict.fromkeys("/".join(n.split("/")[-parts:]) for n in names)
+        msg = f"{run.path} has no case {pattern!r}; {meant(pattern, known)}"
+        raise UsageError(msg)
+    return names[fitting[0]]
+
+
+def facts(record: Record) -> list[tuple[str, str]]:
+    """Names and texts of everything that is known of a case, nothing that is not."""
+    sizes = (
+        ("batch", record.batch),
+        ("source steps", record.source_steps),
+        ("target steps", record.target_steps),
+        ("hidden", record.hidden_size),
+        ("layers", record.num_layers),
+        ("parameters", record.parameters),
+    )
+    found = [
+        ("case", f"{name(record)}, {record.device}, {record.threads} threads"),
+        ("status", f"{record.status}{f': {record.reason}' if record.reason else ''}"),
+        ("model", ", ".join([record.model, *(f"{key} {value:,}" for key, value in sizes if value is not None)])),
+        ("data", record.data),
+        ("speedup", _speed(record)),
+    ]
+    for key in ("p50", "p90", "p95", "p99"):
+        value, lo, hi = (getattr(record, f"latency_{key}{end}_s") for end in ("", "_lo", "_hi"))
+        if value is not None:
+            found.append((key, f"{units.estimated_seconds(value, lo, hi)} [{units.seconds(lo)}, {units.seconds(hi)}]"))
+    rate = units.count(record.throughput_seq_per_s)
+    disturbed = f", {record.disturbed} of them disturbed" if record.disturbed else ""
+    samples = f"{record.samples} rounds in {record.processes} processes{disturbed}, {record.calls} calls"
+    start = [("build", record.build_s), ("first call", record.first_call_s), ("of it compiling", record.compile_s)]
+    found += [
+        ("measured in", samples if record.samples else ""),
+        ("throughput", f"{rate} sequences/s" if rate else ""),
+        ("of the ceiling", f"{units.share(record.ceiling_share)}, {record.bound}" if record.ceiling_share else ""),
+        ("start", ", ".join(f"{key} {units.seconds(value)}" for key, value in start if value is not None)),
+        ("memory", units.megabytes(record.memory_peak_bytes)),
+        ("error", f"{units.error(record.parity_error)} of {units.error(record.parity_limit)}"
+                  if record.parity_error is not None else ""),
+        ("gradient error", f"{units.error(record.grad_error)} of {units.error(record.grad_limit)}"
+                           if record.grad_error is not None else ""),
+        ("what ran", record.evidence),
+        ("precision", record.ran_precision),
+        ("graphs", f"{record.graphs}, {record.graph_breaks} breaks, {record.recompiles} recompiles"
+                   if record.graphs is not None else ""),
+        ("operators", record.ran_operators),
+    ]  # fmt: skip
+    return [(key, value) for key, value in found if value]
+
+
+def again(record: Record, run: RecordedRun) -> str:
+    """The command that measures a case once more, with the reference that its speedup is relative to."""
+    words = ["python", "-m", "bench", "run", "--workload", record.workload, "--mode", record.mode]
+    words += ["--variant", record.variant] if record.variant != REFERENCE else []
+    words += ["--device", record.device, "--threads", str(record.threads)]
+    section = run.environment.get("run")
+    arguments = section.get("arguments") if isinstance(section, dict) else None
+    for plugin in (arguments or {}).get("plugin") or ():
+        words += ["--plugin", str(plugin)]
+    return shlex.join(words)
+
+
+def _speed(record: Record) -> str:
+    return units.ratio_interval(record.speedup, record.speedup_lo, record.speedup_hi)
+
+
+def _trace(record: Record, path: Path, console: Console) -> int:
+    """Profile one call in a fresh process."""
+    if record.status is not Status.OK:
+        msg = f"{name(record)} did not end ok, so there is nothing to trace: {record.reason}"
+        raise UsageError(msg)
+    words = [
+        sys.executable,
+        "-m",
+        "bench.worker.chrome_trace",
+        record.workload,
+        record.variant,
+        record.mode,
+        record.device,
+    ]
+    variables = Settings(record.threads).variables() | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(  # noqa: S603 - our own module
+        [*words, str(path.resolve())], cwd=ROOT, env=os.environ | variables, capture_output=True, text=True,
+        timeout=TRACE_LIMIT_S, check=False,
+    )  # fmt: skip
+    if done.returncode or not path.exists():
+        last = (done.stderr.strip().splitlines() or ["no word of why"])[-1]
+        console.say(f"error: the trace could not be made: {last}", "red")
+        return EXIT_FAILED
+    console.say(f"trace: {path}; open it in https://ui.perfetto.dev or chrome://tracing", "bold")
+    return EXIT_OK

@@ -1,0 +1,181 @@
+"""The source text of an artefact: how a variant is had without this suite around it, from the variant's own fields.
+
+Runs in a process of its own, since variants need torch: `python -m bench.worker.artefact_recipe WORKLOAD VARIANT MODE
+DEVICE`
+prints the text, or exits with 1 and the reason why the variant cannot be written down.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from textwrap import indent
+
+from bench.worker.gating import WEIGHTS_SEED
+from kernels.host.output import run_command
+from seq2seq.execution.variant import Variant
+from seq2seq.execution.variants import VARIANTS
+from seq2seq.runtimes.registry import RUNTIMES
+from seq2seq.workloads.checkpoint import starting_weights
+from seq2seq.workloads.registry import find_workload
+
+EXIT_CANNOT = 1
+
+
+class NoRecipeError(ValueError):
+    """A variant that is no way to ship a model."""
+
+
+def refusal(variant: Variant, mode: str) -> str | None:
+    """Reason why a variant cannot be written as a file of its own, or None."""
+    if mode == "decode":
+        return "decoding is a loop over steps around the model, and an artefact replaces whole passes alone"
+    if variant.lstm not in {"nn", "kernels"}:
+        return f"{variant.name} runs an LSTM written for comparison, which is no way to ship a model"
+    if variant.captures_step or variant.reuses_outputs:
+        return f"{variant.name} returns memory that its next call overwrites, which a caller must know of"
+    if variant.torch_tf32 or variant.precision == "tf32":
+        return f"{variant.name} is nn.LSTM with settings of torch for the whole process: set TF32 there, nothing else"
+    return None
+
+
+def body(variant: Variant, device: str, mode: str, entry: str = "model.run") -> tuple[list[str], list[str]]:
+    """Imports and statements that make `run` of `model`.
+
+    Args:
+        variant: in its precision here.
+        device: `cpu` or `cuda`.
+        mode: `inference` or `training`.
+        entry: what a call of the model is: `model.run` for the suite's, `model` for any other.
+
+    Raises:
+        NoRecipeError: with the reason why there is none.
+    """
+    if reason := refusal(variant, mode):
+        raise NoRecipeError(reason)
+    imports, lines = ["import torch"], []
+    dtype = f"torch.{str(variant.dtype).removeprefix('torch.')}"
+    if variant.lstm == "kernels":
+        options = ", ".join(f"{name}={json.dumps(value)}" for name, value in variant.lstm_options.items())
+        imports += [
+            "try:",
+            "    from kernels import replace_lstm  # in a checkout",
+            "except ImportError:",
+            "    from seq2seq_kernels import replace_lstm  # installed",
+        ]
+        lines += [
+            f"replaced = replace_lstm(model, {options})",
+            "if replaced.kept or not replaced.swapped:",
+            "    raise RuntimeError(str(replaced))",
+            "model = replaced.model",
+        ]
+    if variant.stores_low(mode):
+        lines += [f"model.to({dtype})"]
+    if variant.runtime is not None:
+        imports.append(f"from {RUNTIMES[variant.runtime].__module__} import {RUNTIMES[variant.runtime].__name__}")
+        made = RUNTIMES[variant.runtime].__name__
+        return imports, [*lines, f"return {made}(model, {json.dumps(dict(variant.runtime_options))})"]
+    if variant.compiler == "dynamo":
+        options = "".join(f", {name}={value!r}" for name, value in variant.compile_options.items())
+        if variant.allow_rnn:
+            imports.append("import torch._dynamo")
+            lines += ["# Without it Dynamo leaves nn.LSTM as it is.", "torch._dynamo.config.allow_rnn = True"]
+        lines.append(f"run = torch.compile({entry}{options})")
+    elif variant.compiler == "torchscript":
+        lines.append(f"run = torch.jit.script(model){entry.removeprefix('model')}")
+    else:
+        lines.append(f"run = {entry}")
+    return imports, [*lines, *_called(variant, device, mode, dtype)]
+
+
+def _called(variant: Variant, device: str, mode: str, dtype: str) -> list[str]:
+    """Statements that put around each call what must hold while it runs."""
+    contexts = []
+    if not variant.vendor_lstm and variant.lstm == "nn":
+        library = "cudnn" if device == "cuda" else "mkldnn"
+        contexts.append(f"torch.backends.{library}.flags(enabled=False)")
+    if variant.autocast or (variant.dtype.itemsize < 4 and mode == "training"):  # noqa: PLR2004
+        contexts.append(f"torch.autocast({json.dumps(device)}, {dtype})")
+    low = variant.stores_low(mode)
+    if not contexts and not low:
+        return ["return run"]
+    cast = f"*[x.to({dtype}) if x is not None and x.is_floating_point() else x for x in inputs]" if low else "*inputs"
+    inside = [f"return run({cast})"]
+    if contexts:
+        inside = [f"with {', '.join(contexts)}:", f"    {inside[0]}"]
+    return ["", "def call(*inputs):", *(f"    {line}" for line in inside), "", "return call"]
+
+
+def text(workload: str, variant: str, mode: str, device: str, about: str = "") -> str:
+    """The artefact's source.
+
+    Args:
+        workload: name of the suite's own or of a checkpoint.
+        variant: name in `VARIANTS`.
+        mode: `inference` or `training`.
+        device: `cpu` or `cuda`.
+        about: more lines of its docstring.
+
+    Raises:
+        NoRecipeError: see `body`.
+    """
+    found = VARIANTS[variant].here()
+    imports, lines = body(found, device, mode)
+    imports = [imports[0], "from torch import nn", "", *imports[1:]]
+    imports.append(f"from {starting_weights.__module__} import starting_weights")
+    imports.append(f"from {find_workload.__module__} import find_workload")
+    statements = indent("\n".join(lines), "    ")
+    train = "model.train()" if mode == "training" else "model.eval()"
+    head = f"{workload}, {mode} on {device}: `{variant}`, {found.summary}."
+    quoted = head.replace("\\", "\\\\").replace('"""', "'''")
+    return f'''"""{quoted}
+
+`apply(model)` returns what runs a model this way: a function of `source, target, source_lengths, target_lengths`.
+`load()` builds the measured model, with the weights it was measured with, and applies it. Needs this project on the
+path (PYTHONPATH=CHECKOUT). Run as a program it makes one call.
+{about}"""
+
+{chr(10).join(imports)}
+
+WORKLOAD, MODE, DEVICE = {json.dumps(workload)}, {json.dumps(mode)}, {json.dumps(device)}
+
+
+def apply(model):
+    """Return a function that runs `model` this way; where LSTMs are replaced, they are so in `model` itself."""
+{statements}
+
+
+def load():
+    """Return the measured model, run this way."""
+    workload = find_workload(WORKLOAD)
+    model = workload.config.build(nn.LSTM)
+    model.load_state_dict(starting_weights(workload, {WEIGHTS_SEED}))
+    model.to(DEVICE)
+    {train}
+    return apply(model)
+
+
+if __name__ == "__main__":
+    run, batch = load(), find_workload(WORKLOAD).make_batch(0).to(DEVICE, None)
+    with torch.set_grad_enabled(MODE == "training"):
+        outputs = run(batch.source, batch.target, batch.source_lengths, batch.target_lengths)[0]
+    print("outputs", *outputs.shape)
+'''
+
+
+def main() -> int:
+    """Print the text of a recipe."""
+    workload, variant, mode, device = sys.argv[1:]
+    if variant not in VARIANTS:
+        print(f"{variant} is a variant of a plugin, of which there is no recipe", file=sys.stderr)
+        return EXIT_CANNOT
+    try:
+        print(text(workload, variant, mode, device), end="")
+    except NoRecipeError as error:
+        print(error, file=sys.stderr)
+        return EXIT_CANNOT
+    return 0
+
+
+if __name__ == "__main__":
+    run_command(main)

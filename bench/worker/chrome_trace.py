@@ -1,0 +1,40 @@
+"""A Chrome trace of one call of a case: `python -m bench.worker.chrome_trace WORKLOAD VARIANT MODE DEVICE FILE`."""
+
+from __future__ import annotations
+
+import sys
+
+from torch import profiler
+
+from bench.worker.gating import TIMED_SEED, WEIGHTS_SEED
+from kernels.host.output import run_command
+from seq2seq.execution.executable import Executable
+from seq2seq.execution.variants import VARIANTS
+from seq2seq.workloads.checkpoint import starting_weights
+from seq2seq.workloads.registry import find_workload
+
+#: Calls before the one that is traced: what the first ones compile or convert is no part of it.
+WARM = 3
+
+
+def main() -> int:
+    """Write the trace."""
+    workload_name, variant, mode, device, path = sys.argv[1:]
+    workload = find_workload(workload_name)
+    weights = starting_weights(workload, WEIGHTS_SEED)
+    chosen = VARIANTS[variant.partition("#")[0]]
+    executable = Executable(chosen, workload.config, mode, device, weights, beam=workload.beam)
+    batch = executable.prepare(workload.make_batch(TIMED_SEED))
+    activities = [profiler.ProfilerActivity.CPU]
+    activities += [profiler.ProfilerActivity.CUDA] if device == "cuda" else []
+    with executable.context():
+        for _ in range(WARM):
+            executable.call(batch)
+        with profiler.profile(activities=activities, record_shapes=True) as profile:
+            executable.call(batch)
+    profile.export_chrome_trace(path)
+    return 0
+
+
+if __name__ == "__main__":
+    run_command(main)

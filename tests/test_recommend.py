@@ -1,0 +1,323 @@
+"""The recommendation of a run: its probabilities hold, bounds are kept, and what cannot be told is said."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from run_folders import ENVIRONMENT, make_run
+
+from bench.__main__ import main
+from bench.errors import UsageError
+from bench.recommend import facts as owned
+from bench.recommend.answer import Verdict, recommend
+from bench.recommend.arguments import _size, _time
+from bench.recommend.chances import chances
+from bench.recommend.mix import MixAnswer, Regret, mixes
+from bench.recommend.question import Objective, Question
+from bench.recommend.words import mix_text, sentences, sure
+from bench.records.block import Block
+from bench.records.reader import RecordedRun, read_run
+from bench.records.rounds import RoundData, Samples
+
+#: A run that knows what its variants need, which nothing has to be asked for.
+KNOWN = ENVIRONMENT | {"needs": {"onednn": []}}
+TWO = {"reference": 1.0, "onednn": 2.0, "cpu-fused": 3.0}
+
+
+def made(path: Path, speedups: dict[str, float], facts: dict[str, dict] | None = None, **recipe) -> Path:
+    """A run folder whose records carry figures, and for some variants other facts."""
+    folder = make_run(path, KNOWN, speedups=speedups, figured=True, **recipe)
+    lines = [json.loads(line) for line in (folder / "records.jsonl").read_text().splitlines()]
+    common = {"parity_error": 1e-7, "build_s": 0.01, "first_call_s": 0.01, "memory_peak_bytes": 100_000_000}
+    records = [line | common | (facts or {}).get(line["variant"], {}) for line in lines]
+    (folder / "records.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    return folder
+
+
+def answer(folder: Path, needs: dict | None = None, **asked):
+    """The one answer that a run gives."""
+    (found,) = recommend(read_run(folder), Question(**asked), needs)
+    return found
+
+
+def rounds(levels: np.ndarray, generator: np.random.Generator, count: int, noise: float) -> list[RoundData]:
+    """Rounds of one process; what a round does to all is far larger than what tells them apart."""
+    found = []
+    for number in range(count):
+        shared = generator.normal(0, 10 * noise)
+        times = np.exp(levels + shared + generator.normal(0, noise, len(levels)))
+        found.append(RoundData(number, {f"v{k}": Block((float(time),)) for k, time in enumerate(times)}))
+    return found
+
+
+def synthetic(generator: np.random.Generator, truth: np.ndarray, processes: int, apart: float) -> Samples:
+    """Samples of variants whose logarithms of time are known, in processes that differ."""
+    noise = 0.02
+    levels = [truth + generator.normal(0, apart * noise, len(truth)) for _ in range(processes)]
+    return Samples([rounds(level, generator, 15, noise) for level in levels])
+
+
+@pytest.mark.parametrize(("processes", "apart"), [(3, 0.0), (4, 1.0)])
+def test_the_stated_probability_is_right(processes, apart):
+    """Over many runs with a known best variant, it is the recommended one as often as was stated, in bins of sureness.
+
+    The gaps between variants are of the size of the doubt, so that every degree of sureness occurs.
+    """
+    generator = np.random.default_rng(7)
+    stated, right = [], []
+    spread = 0.02 * np.sqrt((np.pi / 2 / 15 + apart**2) / processes)
+    for _ in range(250):
+        truth = generator.normal(0, 4 * spread, 3)
+        found = chances(synthetic(generator, truth, processes, apart), ["v0", "v1", "v2"], Objective.P50)
+        stated.append(found.of_best(found.best))
+        right.append(found.best == f"v{truth.argmin()}")
+    stated, right = np.array(stated), np.array(right)
+    assert abs(right.mean() - stated.mean()) < 0.06
+    low, high = stated < 0.8, stated > 0.95
+    assert low.sum() > 20
+    assert high.sum() > 20
+    assert right[low].mean() < right[high].mean()
+    assert right[high].mean() > 0.93
+    assert abs(right[low].mean() - stated[low].mean()) < 0.17
+
+
+def test_probabilities_of_a_group_add_up_to_one():
+    """Exactly one variant is the best of each resample."""
+    samples = synthetic(np.random.default_rng(1), np.zeros(4), 3, 0.5)
+    found = chances(samples, [f"v{k}" for k in range(4)], Objective.THROUGHPUT)
+    assert sum(found.of_best(name) for name in found.costs) == pytest.approx(1)
+
+
+def test_overlapping_intervals_do_not_hide_a_paired_difference():
+    """A variant that is 2 % faster in every round is known as the best although the machine drifts by 30 %."""
+    generator = np.random.default_rng(3)
+    samples = Samples([rounds(np.array([0.0, -0.03]), generator, 40, 0.01) for _ in range(3)])
+    times = [np.concatenate(samples.times(f"v{k}")) for k in range(2)]
+    assert np.quantile(times[0], 0.25) < np.quantile(times[1], 0.75)
+    assert chances(samples, ["v0", "v1"], Objective.P50).of_best("v1") > 0.99
+
+
+def test_the_fastest_is_recommended_with_its_margin_over_the_next(tmp_path):
+    """A variant that is far ahead is shipped; the sentence has the next one, what it saves, and what this one costs."""
+    facts = {"cpu-fused": {"memory_peak_bytes": 140_000_000, "first_call_s": 5.0, "compile_s": 4.9}}
+    folder = made(tmp_path / "run", TWO, facts)
+    found = answer(folder, {"cpu-fused": ["a C++ compiler (once)"], "onednn": []})
+    assert (found.verdict, found.variant, found.alike) == (Verdict.RECOMMENDED, "cpu-fused", ("cpu-fused",))
+    assert found.probability > 0.99
+    assert found.rivals[0].excess.low < 1.5 < found.rivals[0].excess.high
+    assert found.break_even.calls == pytest.approx(4.99 / (0.5e-3 - 1e-3 / 3), rel=0.05)
+    ((title, text),) = sentences(read_run(folder))
+    assert title == "seed, inference, cpu, 1 thread"
+    assert "Ship `cpu-fused`: more than 99.9 % sure to be fastest" in text
+    assert "Next: `onednn`, which is 50 % slower" in text or "Next: `onednn`, which is 49 % slower" in text
+    assert "takes 40.0 MB less" in text
+    assert "4.90 s of it compiling" in text
+
+
+def test_the_fastest_outside_the_error_bound_is_not_recommended(tmp_path):
+    """A fast variant with a large error gives way to the next, and is named with its error."""
+    folder = made(tmp_path / "run", TWO, {"cpu-fused": {"parity_error": 0.02, "grad_error": 0.5}})
+    assert answer(folder).variant == "cpu-fused"
+    found = answer(folder, max_error=1e-3)
+    assert (found.verdict, found.variant) == (Verdict.RECOMMENDED, "onednn")
+    assert found.left_out == {"cpu-fused": "error 5.0e-01 is over 1.0e-03, 500 times"}
+    assert answer(folder, max_error=0.6).variant == "cpu-fused"
+
+
+def test_where_nothing_keeps_the_bounds_the_nearest_is_named(tmp_path, capsys):
+    """No variant is fast enough: the nearest is named with what it misses, and the exit code is 3."""
+    folder = made(tmp_path / "run", TWO)
+    found = answer(folder, latency_bound_s=3e-4)
+    assert (found.verdict, found.variant) == (Verdict.NONE, "cpu-fused")
+    assert found.misses[0].startswith("p50 333 us is over 300 us, by 11 %") or "over 300 us" in found.misses[0]
+    assert main(["recommend", str(folder), "--latency-bound", "300us"]) == 3
+    assert "Nothing keeps the bounds (p50 at most 300 us). The nearest is cpu-fused" in capsys.readouterr().out
+
+
+def test_a_value_that_is_not_known_keeps_no_bound(tmp_path):
+    """A variant whose memory was not measured is not taken to fit."""
+    folder = made(tmp_path / "run", TWO, {"cpu-fused": {"memory_peak_bytes": None}})
+    found = answer(folder, memory_bound_bytes=2e9)
+    assert found.variant == "onednn"
+    assert found.left_out["cpu-fused"] == "its memory is not known"
+
+
+def test_two_that_cannot_be_told_apart_share_the_place_and_the_cheapest_is_named(tmp_path, capsys):
+    """Two equal variants: neither is sure, both are in the set, and the one without a compiler is cheapest to own."""
+    facts = {"b": {"memory_peak_bytes": 60_000_000}}
+    folder = made(tmp_path / "run", {"reference": 1.0, "a": 2.0, "b": 2.0}, facts, rounds=8, noise=0.3)
+    found = answer(folder, {"a": ["a C++ compiler (at every start)"], "b": []})
+    assert set(found.alike) == {"a", "b"}
+    assert found.verdict is Verdict.UNCLEAR
+    assert found.cheapest == "b"
+    assert found.clearer is not None
+    assert main(["recommend", str(folder)]) == 5
+    out = capsys.readouterr().out
+    assert "Unclear: perhaps" in out
+    assert "more rounds" in out
+    assert f"python -m bench run --resume {folder} --more" in out or "where nothing else runs" in out
+
+
+def test_a_difference_below_three_percent_is_no_reason_to_doubt(tmp_path):
+    """Two variants that surely differ by 1 %: one is recommended, the other is as good and may be cheaper to own."""
+    speedups = {"reference": 1.0, "a": 2.02, "b": 2.0}
+    folder = made(tmp_path / "run", speedups, {"a": {"first_call_s": 3.0}}, rounds=60, noise=0.005)
+    found = answer(folder)
+    assert (found.verdict, found.alike, found.cheapest) == (Verdict.RECOMMENDED, ("a", "b"), "b")
+    assert found.near_best > 0.99
+
+
+def test_a_start_is_spread_over_the_planned_calls(tmp_path):
+    """A variant with a long start wins for many calls and loses for few."""
+    folder = made(tmp_path / "run", TWO, {"cpu-fused": {"first_call_s": 5.0}})
+    assert answer(folder, calls=1e6).variant == "cpu-fused"
+    assert answer(folder, calls=1e3).variant == "onednn"
+
+
+def test_p99_needs_the_calls_that_carry_it(tmp_path):
+    """Of 180 calls there is no 99th percentile: the answer is unclear and says how many rounds it takes."""
+    found = answer(made(tmp_path / "few", TWO), objective=Objective.P99)
+    assert (found.verdict, found.variant) == (Verdict.UNCLEAR, None)
+    assert "368" in found.left_out["cpu-fused"]
+    assert found.clearer.rounds > 60
+    many = answer(made(tmp_path / "many", TWO, rounds=200), objective=Objective.P99)
+    assert (many.verdict, many.variant) == (Verdict.RECOMMENDED, "cpu-fused")
+
+
+@pytest.mark.parametrize(("objective", "best"), [(Objective.MEMORY, "onednn"), (Objective.COLD_START, "reference")])
+def test_what_is_measured_once_has_no_probability(tmp_path, objective, best):
+    """Memory and start are compared by their one value, which the answer says."""
+    facts = {"onednn": {"memory_peak_bytes": 50_000_000}, "reference": {"first_call_s": 0.001}}
+    found = answer(made(tmp_path / "run", TWO, facts), objective=objective)
+    assert (found.verdict, found.variant, found.probability) == (Verdict.RECOMMENDED, best, None)
+    assert any("measured once" in note for note in found.notes)
+
+
+def test_a_bound_that_the_interval_reaches_makes_the_answer_unclear(tmp_path):
+    """A median just below the bound with an interval across it is no promise."""
+    folder = made(tmp_path / "run", TWO, rounds=8, noise=0.2)
+    record = next(r for r in read_run(folder).records if r.variant == "cpu-fused")
+    bound = (record.latency_p50_s + record.latency_p50_hi_s) / 2
+    found = answer(folder, latency_bound_s=bound)
+    assert found.verdict is Verdict.UNCLEAR
+    assert any("the interval reaches" in note for note in found.notes)
+
+
+def test_nothing_that_ran_is_unclear_and_not_an_error(tmp_path):
+    """A group without a case that ended ok has an answer."""
+    folder = made(tmp_path / "run", TWO)
+    records = [json.loads(line) for line in (folder / "records.jsonl").read_text().splitlines()]
+    broken = [record | {"status": "crashed", "reason": "signal 11"} for record in records]
+    (folder / "records.jsonl").write_text("".join(json.dumps(record) + "\n" for record in broken))
+    found = answer(folder)
+    assert (found.verdict, found.variant) == (Verdict.UNCLEAR, None)
+    assert sentences(read_run(folder))[0][1].startswith("Unclear: no variant ran and passed its gate.")
+
+
+def test_a_mix_weighs_its_input_sets(tmp_path):
+    """The least expected time wins, and its worst regret is told."""
+    answer_ = MixAnswer("lm, inference, cpu: mix of 2 input sets", {"short": 0.9, "long": 0.1}, "a", 1e-3, 0.97, 0.99,
+                        {"a": Regret("long", 0.5, "b"), "b": Regret("short", 0.1, "a")})  # fmt: skip
+    text = mix_text(answer_)
+    assert "Ship `a`: least expected time, 1.00 ms a call, 97 % sure" in text
+    assert "at worst 50 % slower than `b`, in long" in text
+    assert "The least regret has `b`: at worst 10 %" in text
+    assert mixes(read_run(made(tmp_path / "run", TWO)), Question()) == ()
+
+
+def test_the_choice_over_a_mix_has_the_least_expected_time(tmp_path):
+    """What is best in the rare set loses to what is best in the common one, and its regret is in the other."""
+    common = read_run(made(tmp_path / "a", {"reference": 1.0, "a": 2.0, "b": 1.8}, workloads=("own:m/short",)))
+    rare = read_run(made(tmp_path / "b", {"reference": 1.0, "a": 1.0, "b": 2.0}, workloads=("own:m/long",), seed=1))
+    records = [
+        SimpleNamespace(**record.as_dict() | {"input_set": name, "weight": weight})
+        for run, name, weight in ((common, "short", 0.9), (rare, "long", 0.1))
+        for record in run.records
+    ]
+    both = SimpleNamespace(
+        path=tmp_path,
+        records=records,
+        samples={**common.samples, **rare.samples},
+        group=lambda r: RecordedRun.group(both, r),
+    )
+    (found,) = mixes(both, Question())
+    assert found.title == "own:m, inference, cpu: mix of 2 input sets"
+    # Expected: a 0.9/2 + 0.1/1 = 0.55, b 0.9/1.8 + 0.1/2 = 0.55: as good as each other.
+    assert found.near_best > 0.9
+    assert found.regrets["a"].input_set == "long"
+    assert found.regrets["a"].share == pytest.approx(1.0, abs=0.1)
+    assert found.regrets["b"].share == pytest.approx(0.11, abs=0.05)
+    for record in records:
+        record.weight = 0.5
+    (even,) = mixes(both, Question())
+    assert (even.variant, even.unclear) == ("b", False)
+    assert even.probability > 0.99
+
+
+def test_needs_come_from_the_run(tmp_path):
+    """What a variant needs is read from the run's own environment."""
+    environment = ENVIRONMENT | {"needs": {"cpu-fused": ["a C++ compiler (once)"]}}
+    folder = make_run(tmp_path / "run", environment, speedups=TWO, figured=True)
+    assert owned.needs_of(read_run(folder)) == {"cpu-fused": ("a C++ compiler (once)",)}
+
+
+def test_words_for_compilers_are_those_of_the_registry():
+    """The order of what is cheap to own knows the words that the variants use."""
+    from seq2seq.execution.variants import VARIANTS
+
+    assert owned.AT_EVERY_START in VARIANTS["compile-loop"].needs
+    assert owned.ONCE in VARIANTS["cpu-fused"].needs
+    assert VARIANTS["onednn"].needs == ()
+    assert "the package onnxruntime" in VARIANTS["onnxruntime"].needs
+
+
+def test_json_has_one_object_with_finite_numbers(tmp_path, capsys):
+    """The JSON can be read by any program, and has what the sentence has."""
+    folder = made(tmp_path / "run", TWO, {"cpu-fused": {"memory_peak_bytes": None}})
+    assert main(["recommend", str(folder), "--json", "--memory-bound", "1MB"]) == 3
+    found = json.loads(capsys.readouterr().out)
+    assert found["answers"][0]["verdict"] == "none"
+    assert found["answers"][0]["text"].startswith("Nothing keeps the bounds")
+    assert main(["recommend", str(folder), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["answers"][0]["probability"] > 0.9
+
+
+@pytest.mark.parametrize(
+    "words",
+    [["--latency-bound", "20"], ["--memory-bound", "2XB"], ["--max-drop", "3"], ["--calls", "0"], ["--mode", "decode"],
+     ["--workload", "sed"], ["--max-drop", "3%"], ["--objective", "p98"]],
+)  # fmt: skip
+def test_bad_input_is_one_line_and_exit_code_2(tmp_path, capsys, words):
+    """Wrong bounds, and names that the run does not have, are refused before anything is computed."""
+    folder = made(tmp_path / "run", TWO)
+    try:
+        code = main(["recommend", str(folder), *words])
+    except SystemExit as end:
+        code = end.code
+    assert code == 2
+    assert "error:" in capsys.readouterr().err
+
+
+def test_a_mode_that_the_run_has_not_is_refused(tmp_path):
+    """The message names what the run has."""
+    with pytest.raises(UsageError, match="it has seed in inference"):
+        recommend(read_run(made(tmp_path / "run", TWO)), Question(mode="training"))
+
+
+@given(st.floats(1e-3, 1e3), st.sampled_from(["s", "ms", "us"]))
+def test_times_carry_their_unit(value, unit):
+    """A bound reads as what was meant."""
+    assert _time(f"{value}{unit}") == pytest.approx(value * {"s": 1, "ms": 1e-3, "us": 1e-6}[unit])
+    assert _size(f"{value} GB") == pytest.approx(value * 1e9)
+
+
+def test_sureness_claims_no_more_than_the_resamples():
+    """A thousand resamples tell no certainty."""
+    assert sure(1.0) == "more than 99.9 % sure"
+    assert sure(0.94) == "94 % sure"

@@ -1,0 +1,123 @@
+"""The artefact of a recommendation is proven in a fresh process, and a wrong or slow one is refused."""
+
+from __future__ import annotations
+
+import pytest
+from run_folders import ENVIRONMENT, make_run
+
+from bench.__main__ import main
+from bench.plan.cases import Case
+from bench.recommend import apply
+from bench.recommend.apply import ProofError, prove
+from bench.worker.artefact_recipe import NoRecipeError, text
+from seq2seq.execution.variants import VARIANTS
+
+CASE = Case("seed", "onednn", "inference", "cpu", 1)
+#: A run that knows what its variants need, which nothing has to be asked for.
+KNOWN = ENVIRONMENT | {"needs": {"onednn": []}}
+APPLICABLE = {"reference", "onednn", "cpu-fused", "compile", "amp-bf16", "onnxruntime", "openvino", "torchscript"}
+
+
+@pytest.fixture
+def brief(monkeypatch):
+    """Less time for proofs."""
+    monkeypatch.setattr(apply, "BUDGETS_S", (1.0, 4.0))
+
+
+@pytest.fixture(scope="module")
+def source():
+    """The artefact of plain nn.LSTM."""
+    return text("seed", "onednn", "inference", "cpu")
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_every_variant_has_a_recipe_or_a_reason(variant):
+    """The text is Python; where there is none, one line says why."""
+    try:
+        found = text("seed", variant, "inference", VARIANTS[variant].devices[0])
+    except NoRecipeError as error:
+        found = str(error)
+    else:
+        compile(found, "artefact.py", "exec")
+    assert ("def apply" in found) or "\n" not in found
+    assert variant not in APPLICABLE or "def apply" in found
+    assert variant not in {"loop", "lstmcell", "tf32", "cudnn-fair"} or "def apply" not in found
+
+
+def test_a_recipe_names_what_the_variant_is_made_of():
+    """The file says how the variant is had, in calls that a reader can copy."""
+    assert 'replace_lstm(model, implementation="cpu-fused", weight_storage="int8")' in text(
+        "seed", "cpu-fused-int8", "inference", "cpu"
+    )
+    assert "torch.compile(model.run)" in text("seed", "compile", "training", "cpu")
+    assert 'torch.autocast("cpu", torch.bfloat16)' in text("seed", "amp-bf16", "inference", "cpu")
+    assert "OnnxRuntime(model, {})" in text("seed", "onnxruntime", "inference", "cpu")
+
+
+@pytest.mark.slow
+def test_an_artefact_is_loaded_gated_and_timed_in_a_fresh_process(source, brief):  # noqa: ARG001
+    """Plain nn.LSTM as a file is right, and as fast as the variant that it is."""
+    proof = prove(source, CASE)
+    assert 0 < proof.error < proof.limit
+    assert proof.excess.low < 1.03
+    assert "loaded in a fresh process: error" in proof.text()
+
+
+@pytest.mark.slow
+def test_a_wrong_artefact_is_refused(source, brief):  # noqa: ARG001
+    """A planted error of a percent is found by the gate."""
+    wrong = source.replace("    return run\n", "    return lambda *x: tuple(1.01 * value for value in run(*x))\n", 1)
+    assert wrong != source
+    with pytest.raises(ProofError, match="its results are wrong"):
+        prove(wrong, CASE)
+
+
+@pytest.mark.slow
+def test_a_slow_artefact_is_refused(source, brief):  # noqa: ARG001
+    """A planted wait of five milliseconds a call is found by the rounds."""
+    slow = source.replace(
+        "    return run\n", "    import time\n    return lambda *x: (time.sleep(5e-3), run(*x))[1]\n", 1
+    )
+    assert slow != source
+    with pytest.raises(ProofError, match=r"the time of the variant it was made from|could not be told"):
+        prove(slow, CASE)
+
+
+def test_an_artefact_that_does_not_load_is_refused(source):
+    """What the file raises is the reason."""
+    with pytest.raises(ProofError, match="running it failed: ZeroDivisionError"):
+        prove(source.replace("def apply", "1 / 0\n\n\ndef apply", 1), CASE)
+
+
+def test_apply_refuses_before_it_works(tmp_path, capsys):
+    """An existing file, another ending, more than one group, and a variant that did not run: one line, exit code 2."""
+    folder = make_run(tmp_path / "run", KNOWN, workloads=("seed", "other"), figured=True)
+    there = tmp_path / "there.py"
+    there.write_text("mine\n")
+    one = ["recommend", str(folder), "--workload", "seed"]
+    for words, said in (
+        ([*one, "--apply", str(there)], "nothing is overwritten"),
+        ([*one, "--apply", str(tmp_path / "out.txt")], "does not end in .py"),
+        ([*one, "--apply", str(tmp_path / "out.py"), "--variant", "onedn"], "did not end ok"),
+        ([*one, "--variant", "onednn"], "add --apply OUT.py"),
+        (["recommend", str(folder), "--apply", str(tmp_path / "out.py")], "has 2 groups"),
+    ):
+        assert main(words) == 2
+        assert said in capsys.readouterr().err
+    assert there.read_text() == "mine\n"
+    assert not (tmp_path / "out.py").exists()
+
+
+@pytest.mark.slow
+def test_apply_writes_what_it_proved(tmp_path, capsys, brief):  # noqa: ARG001
+    """The file that is written has the proof in it, and what has no recipe leaves nothing behind."""
+    folder = make_run(tmp_path / "run", KNOWN, figured=True)
+    out = tmp_path / "best.py"
+    code = main(["recommend", str(folder), "--apply", str(out)])
+    if code == 5:
+        pytest.skip("other processes kept the machine too busy to time the artefact")
+    assert code == 0
+    assert "loaded in a fresh process" in out.read_text()
+    assert main(["recommend", str(folder), "--variant", "loop", "--apply", str(tmp_path / "loop.py")]) == 1
+    assert "no way to ship a model; nothing is written" in capsys.readouterr().err
+    assert not (tmp_path / "loop.py").exists()

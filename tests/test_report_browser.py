@@ -1,0 +1,199 @@
+"""The page in a real browser: it draws, filters, sorts and switches, at two widths and in both themes."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from test_report import HOSTILE, everything, ran, refused, run_folder
+
+from bench.records.schema import Status
+from bench.report.page import write_report
+from bench.report.runs_page import write_side_by_side
+
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium: apt-get install chromium")
+WIDTHS, THEMES = (1400, 420), ("light", "dark")
+DRAW_ALL = """async () => {
+  document.querySelectorAll("details").forEach((element) => { element.open = true; });
+  await Promise.all(plots.map(draw));
+}"""
+
+
+@pytest.fixture(scope="module")
+def browser():
+    """One Chromium for all tests."""
+    sync_api = pytest.importorskip("playwright.sync_api", reason="needs the package playwright")
+    with sync_api.sync_playwright() as playwright:
+        found = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield found
+        found.close()
+
+
+@pytest.fixture(scope="module")
+def page_file(tmp_path_factory) -> Path:
+    """The page of a run with every way to end, and with names that try to be more than names."""
+    hostile = [
+        ran("<img src=x onerror=alert(1)>", 1.2, workload="<b>bold</b>"),
+        ran("reference", 1.0, workload="<b>bold</b>"),
+        refused("javascript:alert(2)", Status.UNAVAILABLE, HOSTILE, workload="<b>bold</b>"),
+    ]
+    return write_report(run_folder(tmp_path_factory.mktemp("run") / "run", [*everything(), *hostile])).page
+
+
+@pytest.fixture
+def opened(browser, page_file):
+    """Open the page at a width and in a theme; no message of the console and no dialog is allowed."""
+    contexts, said = [], []
+
+    def open_at(width: int = 1400, theme: str = "light", file: Path = page_file):
+        context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=theme, offline=True)
+        contexts.append(context)
+        page = context.new_page()
+        page.on("console", lambda message: said.append(f"console: {message.text}"))
+        page.on("pageerror", lambda error: said.append(f"error: {error}"))
+        page.on("dialog", lambda dialog: (said.append(f"dialog: {dialog.message}"), dialog.dismiss()))
+        page.goto(file.as_uri())
+        return page
+
+    yield open_at
+    for context in contexts:
+        context.close()
+    assert said == []
+
+
+def visible_rows(page, table: int = 0) -> list[str]:
+    """The first cells of the rows of a result table that can be seen."""
+    rows = page.locator("#results table").nth(table).locator("tbody tr:visible td:first-child")
+    return [text.strip() for text in rows.all_inner_texts()]
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+@pytest.mark.parametrize("theme", THEMES)
+def test_every_figure_is_drawn_and_fits(opened, width, theme):
+    """All figures have a plot in them, nothing is wider than the window, and a picture can be taken."""
+    page = opened(width, theme)
+    page.evaluate(DRAW_ALL)
+    page.wait_for_function("plots.every((plot) => plot.dataset.state === 'drawn')")
+    count = page.evaluate("plots.length")
+    assert count > 25
+    assert page.locator(".plot .main-svg").count() >= count
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    assert len(page.screenshot(full_page=True)) > 50_000
+    ink = page.evaluate("getComputedStyle(document.querySelector('.plot .xtick text')).fill")
+    assert ink == ("rgb(228, 232, 238)" if theme == "dark" else "rgb(29, 34, 40)")
+
+
+def test_figures_are_drawn_when_they_come_into_view(opened):
+    """The page is there before its figures: those far below wait until somebody looks."""
+    page = opened()
+    last = page.locator(".plot").last
+    assert last.get_attribute("data-state") is None
+    last.scroll_into_view_if_needed()
+    page.wait_for_function("plots.at(-1).dataset.state === 'drawn'")
+
+
+def test_the_filter_leaves_rows_with_all_its_words(opened):
+    """Words of the group and of the row count; the number of rows is said; an empty filter shows all again."""
+    page = opened()
+    before = visible_rows(page)
+    page.fill("#filter", "seed inference ONEDNN")
+    assert visible_rows(page) == [name for name in before if "onednn" in name]
+    assert page.inner_text("#count").startswith("4 of ")  # itself and three points of the sweep
+    page.fill("#filter", "nothing like it")
+    assert visible_rows(page) == []
+    page.fill("#filter", "")
+    assert visible_rows(page) == before
+
+
+def test_a_heading_sorts_by_the_numbers_behind_it(opened):
+    """By pointer and by keyboard, up and down; what has no figure stays last."""
+    page = opened()
+    heading = page.locator("#results table").first.locator("th button", has_text="speedup")
+    heading.click()
+    assert [name.rstrip(" *") for name in visible_rows(page)][:4] == ["loop", "reference", "compile", "onednn"]
+    heading.focus()
+    page.keyboard.press("Enter")
+    assert [name.rstrip(" *") for name in visible_rows(page)][:4] == ["onednn", "compile", "reference", "loop"]
+    assert page.locator("#results th[aria-sort=descending]").count() == 1
+
+
+def test_what_cannot_run_is_hidden_until_it_is_asked_for(opened):
+    """Unavailable cases are behind a switch; failures are always there."""
+    page = opened()
+    assert "triton" not in visible_rows(page)
+    assert {"amp-fp16", "openvino"} <= set(visible_rows(page))
+    page.check("#all")
+    assert "triton" in visible_rows(page)
+
+
+def test_a_legend_switches_a_variant(opened):
+    """A button of a legend hides the traces of its variant, says so, and shows them again."""
+    page = opened()
+    page.evaluate(DRAW_ALL)
+    button = page.locator("#latency .legend button[data-key=onednn]").first
+    states = (
+        "plots.find((plot) => plot.id === 'latency-0').data.filter((t) => t.meta === 'onednn').map((t) => t.visible)"
+    )
+    button.click()
+    assert page.evaluate(states) == [False, False]
+    assert button.get_attribute("aria-pressed") == "false"
+    button.click()
+    assert page.evaluate(states) == [True, True]
+
+
+def test_the_theme_can_be_changed(opened):
+    """The button turns page and figures dark and light."""
+    page = opened(theme="light")
+    page.evaluate(DRAW_ALL)
+    colours = "[getComputedStyle(document.body).color, plots[0].layout.font.color]"
+    assert page.evaluate(colours) == ["rgb(29, 34, 40)", "#1d2228"]
+    page.click("#theme")
+    assert page.evaluate(colours) == ["rgb(228, 232, 238)", "#e4e8ee"]
+
+
+def test_hostile_names_stay_names(opened):
+    """No name of a run becomes an element, and it can be read as it is."""
+    page = opened()
+    page.evaluate(DRAW_ALL)
+    assert page.locator("img").count() == 0
+    assert page.locator("main b, main script").count() == 0
+    assert any("<img src=x onerror=alert(1)>" in name for name in page.locator("#results td").all_inner_texts())
+
+
+def test_a_phone_shows_rows_as_cards(opened):
+    """At 420 pixels a row needs no scrolling: its figures stand below its name, each with that of its column."""
+    page = opened(420)
+    cell = page.locator("#results tbody tr").first.locator("td[data-name=p99], td[data-name=p50]").first
+    assert cell.evaluate("cell => getComputedStyle(cell, '::before').content") == '"p50" " "' or "p50" in cell.evaluate(
+        "cell => cell.dataset.name"
+    )
+    box = cell.bounding_box()
+    assert box is not None
+    assert box["x"] + box["width"] <= 420
+    assert page.evaluate("document.querySelectorAll('details.part:not([open])').length") > 3
+
+
+def test_print_opens_what_is_folded(opened):
+    """On paper nothing is behind a fold, and afterwards it is as it was."""
+    page = opened(420)
+    folded = "document.querySelectorAll('details:not([open])').length"
+    before = page.evaluate(folded)
+    page.evaluate("dispatchEvent(new Event('beforeprint'))")
+    assert page.evaluate(folded) == 0
+    page.evaluate("dispatchEvent(new Event('afterprint'))")
+    assert page.evaluate(folded) == before
+
+
+def test_runs_side_by_side_in_the_browser(opened, tmp_path):
+    """The page of several runs draws, sorts and filters with the same script."""
+    first = run_folder(tmp_path / "old", [ran("reference"), ran("onednn", 1.5)])
+    second = run_folder(tmp_path / "<i>new", [ran("reference"), replace(ran("onednn", 2.0))])
+    page = opened(file=write_side_by_side([first, second], tmp_path / "side.html"))
+    page.evaluate(DRAW_ALL)
+    assert page.locator("i").count() == 0
+    assert "<i>new: change" in page.locator("#results th").all_inner_texts()
+    page.fill("#filter", "onednn")
+    assert visible_rows(page) == ["onednn"]
