@@ -10,6 +10,7 @@ import signal
 import sys
 import time
 from collections.abc import Collection, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,8 @@ from bench.arguments import DEFAULT_SUITE, parser
 from bench.console import Console, Output
 from bench.errors import UsageError
 from bench.machine import environment
-from bench.plan.cases import Filters, Selection, Suite, load_suite, overridden, suite_names
+from bench.plan import own_model
+from bench.plan.cases import OWN, Filters, Selection, Suite, load_suite, overridden, suite_names
 from bench.records import quality as quality_record
 from bench.records.folder import RunFolder
 from bench.records.raw_csv import Key
@@ -38,7 +40,10 @@ EXIT_INTERRUPTED, EXIT_TERMINATED = 130, 143
 def _plan(arguments: argparse.Namespace, suite: Suite) -> tuple[Plan, Settings]:
     suite = overridden(suite, vars(arguments))
     settings = Settings(
-        arguments.threads or usable_cores(), arguments.omp_wait or "default", _plugins(arguments.plugin)
+        arguments.threads or usable_cores(),
+        arguments.omp_wait or "default",
+        _plugins(arguments.plugin),
+        own_model=own_model.variable(vars(arguments)),
     )
     filters = Filters(
         tuple(arguments.workload),
@@ -47,7 +52,11 @@ def _plan(arguments: argparse.Namespace, suite: Suite) -> tuple[Plan, Settings]:
         settings.threads,
         arguments.device,
     )
-    return make_plan(suite, filters, settings, build=not arguments.dry_run), settings
+    plan = make_plan(suite, filters, settings, build=not arguments.dry_run)
+    if settings.own_model and not any(found.case.workload.startswith(OWN) for found in plan.cases):
+        msg = f"the suite {suite.name} has no workload {OWN}*, so --model would not be measured; leave --suite out"
+        raise UsageError(msg)
+    return plan, replace(settings, own_checked=plan.own_checked)
 
 
 def run(arguments: argparse.Namespace, command: str) -> int:
@@ -58,7 +67,7 @@ def run(arguments: argparse.Namespace, command: str) -> int:
     if arguments.more is not None:
         msg = "--more goes on with a run that has ended; name its folder with --resume"
         raise UsageError(msg)
-    arguments.suite = arguments.suite or DEFAULT_SUITE
+    arguments.suite = arguments.suite or (own_model.SUITE if arguments.model else DEFAULT_SUITE)
     if arguments.out is not None:
         RunFolder.refuse(arguments.out)
     plan, settings = _plan(arguments, load_suite(arguments.suite))
@@ -72,6 +81,8 @@ def run(arguments: argparse.Namespace, command: str) -> int:
     console.warn_of_threads(settings.threads, usable_cores())
     for device, names in plan.elsewhere.items():
         console.say(f"left out on {device}, where they do not exist: {', '.join(names)}")
+    for line in own_model.lines(plan.own_model) if plan.own_model else ():
+        console.say(line)
     if plan.second_cases:
         console.say(f"then {len(plan.second_cases)} of them once more with pytest-benchmark, as a second instrument")
     if arguments.dry_run:
@@ -94,11 +105,12 @@ def _resume(arguments: argparse.Namespace, command: str, deadline_s: float) -> i
     begun = resume.begun(arguments.resume)
     _refuse_options(arguments, begun)
     began_with = parser().parse_args(["run", *begun.words])
+    began_with.model_folder = own_model.folder(begun.facts)
     with contextlib.nullcontext() if arguments.dry_run else _writing(begun.folder):
         recorded = resume.recorded(begun)
         plan, settings = _plan(began_with, begun.suite)
         now = environment.describe(plan.torch_facts, settings.variables())
-        now["plugins"] = resume.plugin_digests(settings.plugins)
+        now["plugins"] = resume.plugin_digests(settings.plugins) | plan.own_files
         resume.check(begun, [case.case for case in plan.cases], now)
         expected_s = plan.expected_s(recorded, begun.folder.path)
         console = Console(len(plan.cases) - len(recorded), expected_s, _output(arguments))

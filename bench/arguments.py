@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from bench.plan import own_model
 from bench.plan.cases import CHECKPOINT, MODES, split_name, suite_names
 from bench.recommend import arguments as recommend
 from bench.run.resume import SEEDS
@@ -37,6 +38,7 @@ def parser() -> argparse.ArgumentParser:
         metavar="N",
         help="of gates and orders, as environment.json of a run has it (default: new)",
     )
+    _add_own_model(run)
     run.add_argument("--dry-run", action="store_true", help="print the cases and the expected time, run nothing")
     run.add_argument(
         "--out", type=Path, metavar="DIR", help="new folder for the run (default: results/runs/TIME-SUITE)"
@@ -306,6 +308,46 @@ def _add_selection(command: argparse.ArgumentParser) -> None:
         help=f"leave out timing the quick cases once more with pytest-benchmark, as the suite {DEFAULT_SUITE} does",
     )
     _add_device(command)
+
+
+def _add_own_model(command: argparse.ArgumentParser) -> None:
+    add = command.add_argument_group("a model of your own", "docs/your-model.md has examples").add_argument
+    add(
+        "--model",
+        type=own_model.reference,
+        metavar="FILE.py:FUNCTION",
+        help="function that builds any nn.Module with an nn.LSTM in it, or PACKAGE.MODULE:FUNCTION, or a module that "
+        f"torch.save wrote; measured by the suite {own_model.SUITE} unless --suite says otherwise",
+    )
+    add(
+        "--inputs",
+        action="append",
+        default=[],
+        type=own_model.reference,
+        metavar="FILE.py:FUNCTION|TRACE.jsonl",
+        help="function that returns what the model is called with, one set or several with weights (default: "
+        "example_inputs beside the model); a trace of its arguments with counts; one of each may be given",
+    )
+    add(
+        "--loss",
+        type=own_model.reference,
+        metavar="FILE.py:FUNCTION",
+        help="loss(output, inputs), with which training is measured too; not needed where the model returns its loss",
+    )
+    add(
+        "--metric",
+        type=own_model.reference,
+        metavar="FILE.py:FUNCTION",
+        help="score(output, inputs), recorded for every variant",
+    )
+    add(
+        "--add-variant",
+        action="append",
+        default=[],
+        type=own_model.named_reference,
+        metavar="[NAME=]FILE.py:FUNCTION",
+        help="variant of your own: make(model) returns what is called in its place; may be repeated",
+    )
 
 
 def _add_device(command: argparse.ArgumentParser) -> None:

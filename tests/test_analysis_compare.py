@@ -648,7 +648,7 @@ def edited(name: str, old: str, new: str):
 DAMAGE = {
     "no records": lambda run: (run / "records.jsonl").unlink(),
     "records of another kind": lambda run: (run / "records.jsonl").write_bytes(b"\x00\xff\xfe\n{}\n"),
-    "another version": edited("records.jsonl", '"schema_version": 3', '"schema_version": 1'),
+    "another version": edited("records.jsonl", '"schema_version": 4', '"schema_version": 1'),
     "a word for a number": edited("records.jsonl", '"threads": 1', '"threads": "one"'),
     "no samples": lambda run: (run / "samples.csv.gz").unlink(),
     "a tenth of the samples": lambda run: (run / "samples.csv.gz").write_bytes(

@@ -16,7 +16,7 @@ from bench.worker.evidence import choices_of
 from kernels.dispatch import MODULES
 from kernels.reference import LoopLSTM
 from seq2seq.data.batch import Batch
-from seq2seq.execution.executable import LEARNING_RATE, Executable, _own_code, backends
+from seq2seq.execution.executable import LEARNING_RATE, Executable, backends, own_code
 from seq2seq.execution.variant import Variant
 from seq2seq.execution.variants import REFERENCE, VARIANTS
 from seq2seq.models.base import Config
@@ -536,7 +536,7 @@ def test_reference_runs_without_onednn(variant, vendor, mode):
 def test_compiled_methods_share_no_code():
     """Each compiled variant has a code object of its own, so none checks or uses up what Dynamo keeps for another."""
     model = Seq2Seq(find_workload(TINY).config, LoopLSTM)
-    one, other = _own_code(model.run), _own_code(model.run)
+    one, other = own_code(model.run), own_code(model.run)
     assert len({id(method.__func__.__code__) for method in (one, other, model.run)}) == 3
     x = torch.randn(2, 3, 5)
     torch.testing.assert_close(one(x), model.run(x))

@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from bench.gate import audit as honesty
+from bench.gate import parity
 from bench.gate import repeated_inputs as seen
 from bench.gate.audit import Audit
 from bench.gate.parity import Gate, judge
@@ -233,7 +234,7 @@ def test_the_audit_knows_usual_errors_as_the_gate_does(converged, monkeypatch):
         asked.append((usual(), usual_errors()))
         return judge(found, truth, expected, precision, terms, usual, usual_errors)
 
-    monkeypatch.setattr(honesty, "judge", spy)
+    monkeypatch.setattr(parity, "judge", spy)
     weights, batch, gate = starting_weights(converged, 0), converged.make_batch(0), Gate(converged, "training", "cpu")
     executable = Executable(dataclasses.replace(LOW, lstm="loop"), converged.config, "training", "cpu", weights)
     assert Audit(gate, weights, batch).find(executable, executable.prepare(batch), 100, warm=False) == ""
@@ -260,7 +261,7 @@ def test_a_first_step_is_that_of_torch_s_adam():
 def test_a_varied_batch_is_new_and_as_long(workload):
     """Same shapes, types and lengths; other values, real tokens, and never the same twice."""
     batch, generator = find_workload(workload).make_batch(0), torch.Generator().manual_seed(0)
-    found = [seen.varied(batch, generator) for _ in range(3)]
+    found = [batch.varied(generator) for _ in range(3)]
     for new in found:
         for name, value in new.tensors().items():
             assert value.shape == batch.tensors()[name].shape

@@ -28,7 +28,7 @@ ORDER = {
         models
         decoding runtimes workloads
         execution tasks
-        training deployment
+        own_model training deployment
         cli
         __main__
     """,

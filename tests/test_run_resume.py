@@ -336,8 +336,8 @@ BROKEN = {
     "a line that is no object": (lambda lines: [b"[1]", *lines[1:]], "line 1 is not a record"),
     "bytes that are no text": (lambda lines: [lines[0], b"\xff\xfe", *lines[2:]], "line 2 is not a record"),
     "another schema": (
-        lambda lines: [*lines[:2], lines[2].replace(b'"schema_version": 3', b'"schema_version": 99'), *lines[3:]],
-        "line 3 has schema_version 99, this release writes 3",
+        lambda lines: [*lines[:2], lines[2].replace(b'"schema_version": 4', b'"schema_version": 99'), *lines[3:]],
+        "line 3 has schema_version 99, this release writes 4",
     ),
     "another column": (lambda lines: [lines[0].replace(b'"data"', b'"date"'), *lines[1:]], "line 1 has other columns"),
     "a record twice": (lambda lines: [*lines, lines[0]], "is recorded twice"),

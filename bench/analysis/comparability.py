@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from bench import units
+from bench.plan import own_model
 from bench.records.schema import Record
 
 Environment = Mapping[str, Any]
@@ -49,8 +50,8 @@ MEMORY_SHARE = 0.02
 #: The clock is read once, idle or not.
 FREQUENCY_SHARE = 0.10
 MISSING = "not recorded"
-#: Set by every run from its number of threads, which is compared itself.
-_OWN_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "SEQ2SEQ_BENCH_PLUGINS")
+#: Set by every run from its options: threads are compared themselves, files by their content.
+_OWN_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "SEQ2SEQ_BENCH_PLUGINS", own_model.VARIABLE)
 
 
 @dataclass(frozen=True)

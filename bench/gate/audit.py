@@ -26,12 +26,11 @@ import torch
 from torch import Tensor
 
 from bench.gate import repeated_inputs as seen
-from bench.gate.parity import GRADIENT, ROUNDOFF, TOLERANCES, Gate, judge, relative_error
+from bench.gate.parity import GRADIENT, ROUNDOFF, TOLERANCES, Gate, relative_error
 from bench.machine import interference
 from bench.timing import clock, seat
 from seq2seq.data.batch import Batch
 from seq2seq.execution.executable import LEARNING_RATE, Executable
-from seq2seq.models.base import Seq2SeqResult
 from seq2seq.models.weights import Weights
 
 #: How long results that were wrong at return are given to become right, seconds: it decides the words alone.
@@ -41,8 +40,6 @@ STEP_SHARE = 0.01
 #: Attempts at a step whose loss scale overflows, each with half the scale of the one before.
 STEP_ATTEMPTS = 16
 ADAM_EPSILON = 1e-8
-#: What a timed call returns, by mode; decoding names its results itself.
-RESULTS = {"inference": Seq2SeqResult._fields, "training": ("loss",)}
 
 #: What tells the time or times, as it was before any variant was loaded: owner, attribute, value.
 _TIMEKEEPERS: tuple[tuple[Any, str, Any], ...] = tuple(
@@ -239,11 +236,10 @@ class Audit:
             if executable.mode == "decode":
                 verdict = self._gate.judge_decoded(found, expected, precision, problem.weights, problem.batch)
                 return "" if verdict.passed else verdict.describe()
-            if "loss" not in found:
-                found["loss"] = executable.model.loss(found["outputs"], prepared.expected, prepared.decoded_lengths)
+            found = executable.completed(found, prepared)
             true = {name: truth[name] for name in found}
             usual_errors = functools.partial(problem.usual_errors, precision)
-            verdict = judge(found, true, expected, precision, self._gate.terms, problem.usual_norms, usual_errors)
+            verdict = self._gate.judge(found, true, expected, precision, problem.usual_norms, usual_errors)
             return "" if verdict.passed else verdict.describe()
 
         wrong = refused(call.copies)
@@ -268,7 +264,7 @@ class Audit:
         executable.restart(self._timed.weights)
         prepared.overwrite(executable.prepare(self._timed.batch))
         call_once(executable, prepared)
-        prepared.overwrite(executable.prepare(seen.varied(self._timed.batch, torch.Generator().manual_seed(seed))))
+        prepared.overwrite(executable.prepare(self._timed.batch.varied(torch.Generator().manual_seed(seed))))
         here = call_once(executable, prepared).copies
         there = call_once(executable, prepared.copy()).copies
         limit = 2 * TOLERANCES[executable.variant.precision].floor
@@ -290,19 +286,12 @@ def call_once(executable: Executable, prepared: Batch) -> _Call:
     clock.synchronize(executable.device)
     with executable.context():
         result: Any = executable.call(prepared)
-        named: dict[str, Tensor] = _named(result, executable.mode)
+        named: dict[str, Tensor] = executable.named(result)
         for name, value in named.items():
             if type(value) is not torch.Tensor:
                 msg = f"{name} is a {type(value).__name__}, not a plain tensor: it may be computed only when it is read"
                 raise RefusedError(msg)
         return _Call(named, {name: value.detach().clone() for name, value in named.items()})
-
-
-def _named(result: Any, mode: str) -> dict[str, Tensor]:
-    """Values that a timed call returned, by name."""
-    if mode == "decode":
-        return dict(result)
-    return dict(zip(RESULTS[mode], (result,) if mode == "training" else result, strict=True))
 
 
 def _ignores_weights(executable: Executable, prepared: Batch, results: dict[str, Tensor]) -> bool:

@@ -46,6 +46,7 @@ import functools
 import math
 import sys
 from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -65,7 +66,7 @@ from bench.gate.tolerance import (
     relative_error,
 )
 from seq2seq.data.batch import Batch
-from seq2seq.execution.executable import Executable
+from seq2seq.execution.executable import Executable, execute
 from seq2seq.execution.variants import REFERENCE, VARIANTS
 from seq2seq.models.base import Config
 from seq2seq.models.weights import Weights, initial_weights
@@ -83,6 +84,7 @@ __all__ = [
     "Gate",
     "Tolerance",
     "Verdict",
+    "gate_for",
     "judge",
     "limit_for",
     "random_weights",
@@ -101,7 +103,7 @@ RECOGNISABLE = 0.75
 NOTHING = 1e-10
 
 
-def judge(
+def judge(  # noqa: PLR0913, PLR0917 - three sides, and what their limits depend on
     found: dict[str, Tensor],
     truth: dict[str, Tensor],
     expected: dict[str, Tensor],
@@ -109,6 +111,7 @@ def judge(
     terms: int = 0,
     usual: Callable[[], Mapping[str, float]] = dict,
     usual_errors: Callable[[], Mapping[str, float]] = dict,
+    widened: float = 1.0,
 ) -> Verdict:
     """Hold a variant's quantities against truth.
 
@@ -124,17 +127,19 @@ def judge(
         usual: gives the usual norms of gradients by name; asked only where one is refused.
         usual_errors: gives the reference's usual errors of gradients by name, as norms of the difference: its error on
             one problem may be small by luck. Asked likewise.
+        widened: factor of the limits, 1 where truth is in float64; the caps hold all the same.
     """
+    limit_of = functools.partial(limit_for, precision=precision, widened=widened)
     checks = []
     for name, true in truth.items():
         size = _none_by_nature(name, truth)
         error = _error(found[name], true, size) if name in found else math.inf
         yardstick = _error(expected[name], true, size)
         summed = terms if name.startswith(GRADIENT) else 0
-        check = Check(name, error, limit_for(yardstick, precision, summed))
+        check = Check(name, error, limit_of(yardstick, terms=summed))
         if not check.passed and size:
             yardstick = max(yardstick, usual_errors().get(name, 0.0) / size)
-            check = Check(name, error, limit_for(yardstick, precision, summed))
+            check = Check(name, error, limit_of(yardstick, terms=summed))
         elif not check.passed and name.startswith(GRADIENT):
             # One that is exactly 0 has no relative error, and still a usual size.
             size = max(float(torch.linalg.vector_norm(true)), usual().get(name, 0.0), sys.float_info.min)
@@ -143,7 +148,7 @@ def judge(
                 size, usually = max(size, _uncancelled(name, truth)), usual_errors().get(name, 0.0)
             error = _error(found[name], true, size) if name in found else math.inf
             yardstick = max(_error(expected[name], true, size), usually / size)
-            check = Check(name, error, limit_for(yardstick, precision, summed))
+            check = Check(name, error, limit_of(yardstick, terms=summed))
         checks.append(check)
     return Verdict(tuple(checks))
 
@@ -188,6 +193,12 @@ def _usual(problems: Iterable[Mapping[str, Tensor]]) -> dict[str, float]:
     return {name: math.sqrt(sum(found) / len(found)) for name, found in squares.items()}
 
 
+@functools.singledispatch
+def gate_for(workload: Any, mode: str, device: str) -> Gate:
+    """The gate of a workload; a kind of workload with another truth registers a gate of its own."""
+    return Gate(workload, mode, device)
+
+
 class Gate:
     """Checks executables of one workload, mode and device on fresh weights and inputs.
 
@@ -202,7 +213,7 @@ class Gate:
     def __init__(self, workload: Workload, mode: str, device: str) -> None:
         self.workload, self.mode, self.device = workload, mode, device
         self.terms = workload.batch * max(workload.source_steps, workload.target_steps or 0)
-        self.weights = functools.cache(functools.partial(random_weights, workload.config))
+        self.weights = functools.cache(self.draw)
         self._batch = functools.cache(lambda seed: self.askable(workload.make_batch(seed), self.weights(seed)))
         self.quantities = functools.cache(self._compute)
 
@@ -214,7 +225,23 @@ class Gate:
             return self.judge_decoded(found, expected, precision, self.weights(seed), self.batch(seed))
         truth = self.quantities(seed, "truth")
         usual_errors = functools.partial(self.usual_errors, precision)
-        return judge(found, truth, expected, precision, self.terms, self.usual_norms, usual_errors)
+        return self.judge(found, truth, expected, precision, self.usual_norms, usual_errors)
+
+    def judge(
+        self,
+        found: dict[str, Tensor],
+        truth: dict[str, Tensor],
+        expected: dict[str, Tensor],
+        precision: str,
+        usual: Callable[[], Mapping[str, float]],
+        usual_errors: Callable[[], Mapping[str, float]],
+    ) -> Verdict:
+        """Hold quantities against truth with the limits of this gate; the arguments are those of `judge`."""
+        return judge(found, truth, expected, precision, self.terms, usual, usual_errors)
+
+    def draw(self, seed: int) -> Weights:
+        """Weights of a seed, fp32."""
+        return random_weights(self.workload.config, seed)
 
     def batch(self, seed: int) -> Batch:
         """The problem of a seed, on the CPU, in memory of its own."""
@@ -273,18 +300,26 @@ class Gate:
     def _compute(self, seed: int, precision: str) -> dict[str, Tensor]:
         return self.compute(self.weights(seed), self.batch(seed), precision)
 
+    def true(self, weights: Weights, batch: Batch) -> dict[str, Tensor]:
+        """Quantities of the truth."""
+        return true_quantities(self.workload.config, self.mode, self.device, weights, batch)
+
+    def rounded(self, weights: Weights) -> Weights:
+        """Weights as dynamic quantisation rounds them."""
+        return rounded_weights(weights)
+
     def compute(self, weights: Weights, batch: Batch, precision: str) -> dict[str, Tensor]:
         """Quantities of the truth (`precision` is "truth"), or of the reference at a precision.
 
         In the mode `decode`: the errors of the reference at that precision, by name.
         """
         if precision == "truth":
-            return true_quantities(self.workload.config, self.mode, self.device, weights, batch)
+            return self.true(weights, batch)
         variant = dataclasses.replace(REFERENCE, precision=precision)
         # Of the weights as they are, before the reference's are rounded.
         truth = self._truth(weights, batch) if self.mode == "decode" else None
         if precision == "int8":
-            variant, weights = dataclasses.replace(variant, lstm="rounded"), rounded_weights(weights)
+            variant, weights = dataclasses.replace(variant, lstm="rounded"), self.rounded(weights)
         if precision == "bf16-weights":
             variant = dataclasses.replace(variant, precision="fp32")
             # The LSTMs' matrices alone are kept so; those of a head would err in directions of their own.
@@ -292,14 +327,8 @@ class Gate:
                 name: value.bfloat16().float() if "weight_ih_l" in name or "weight_hh_l" in name else value
                 for name, value in weights.items()
             }
-        executable = Executable(
-            variant,
-            self.workload.config,
-            self.mode,
-            self.device,
-            weights,
-            stored=precision in {"bf16", "fp16"},
-            beam=self.workload.beam,
+        executable = execute(
+            self.workload, variant, self.mode, self.device, weights, stored=precision in {"bf16", "fp16"}
         )
         if precision == "int8":
             round_inputs(executable.model)

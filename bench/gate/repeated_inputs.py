@@ -5,12 +5,10 @@ Such a variant is right, so no gate can see it. New inputs and seen ones are tim
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
 
 from bench.timing import clock
 from seq2seq.data.batch import Batch
@@ -39,27 +37,6 @@ class Seen:
         return self.least <= LIMIT
 
 
-def varied(batch: Batch, generator: torch.Generator) -> Batch:
-    """A batch as hard to compute as this one, and with the same lengths, that was not there before.
-
-    The steps are shuffled: embeddings then read the same rows, so that caches are no reason for a difference. Since a
-    short batch has few orders, the first token is drawn anew, and real values are scaled at random.
-    """
-
-    def vary(value: Tensor) -> Tensor:
-        steps = value.flatten(0, 1)
-        shuffled = steps[torch.randperm(len(steps), generator=generator)]
-        if value.is_floating_point():
-            shuffled = shuffled * (0.9 + 0.2 * torch.rand(shuffled.shape, generator=generator))
-        else:
-            shuffled[0] = torch.randint(int(value.max()) + 1, (), generator=generator)
-        return shuffled.view_as(value)
-
-    return dataclasses.replace(
-        batch, source=vary(batch.source), target=None if batch.target is None else vary(batch.target)
-    )
-
-
 def compare(executable: Executable, prepared: Batch, batch: Batch, seed: int) -> Seen:
     """Time calls on new inputs and on inputs seen before, by turns.
 
@@ -82,7 +59,7 @@ def compare(executable: Executable, prepared: Batch, batch: Batch, seed: int) ->
         return spent_s
 
     def new() -> Batch:
-        return executable.prepare(varied(batch, generator))
+        return executable.prepare(batch.varied(generator))
 
     ratios: list[float] = []
     with executable.context():

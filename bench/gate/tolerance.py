@@ -101,15 +101,16 @@ def relative_error(value: Tensor, truth: Tensor) -> float:
     return difference / norm
 
 
-def limit_for(yardstick: float, precision: str, terms: int = 0) -> float:
+def limit_for(yardstick: float, precision: str, terms: int = 0, widened: float = 1.0) -> float:
     """The error that a quantity may have.
 
     Args:
         yardstick: error of the reference at that precision; not finite counts as none.
         precision: key of `TOLERANCES`.
         terms: how many products a gradient sums up, batch x steps; 0 for what is no gradient.
+        widened: factor for a truth that has roundings of its own; the cap holds all the same.
     """
     tolerance = TOLERANCES[precision]
     scaled = FACTOR * yardstick if math.isfinite(yardstick) else 0.0
     floor = tolerance.floor + SUMMATION * math.sqrt(terms) * ROUNDOFF["fp32"]
-    return min(max(scaled, floor), tolerance.cap)
+    return min(widened * max(scaled, floor), tolerance.cap)

@@ -29,6 +29,8 @@ REFERENCE = "reference"
 BASE, OTHER = "base", "other"
 #: How names of workloads of checkpoints begin; a path follows.
 CHECKPOINT = "checkpoint:"
+#: How names of workloads of the user's own model begin.
+OWN = "own:"
 #: Rounds a process gives at least: below 6, order statistics do not bound a median with 95 %.
 LEAST_ROUNDS = 6
 
@@ -260,6 +262,9 @@ def match(patterns: Iterable[str], names: Sequence[str], what: str) -> list[str]
             continue
         base = pattern.partition("@")[0].partition("#")[0]
         hits = [name for name in names if fnmatch.fnmatchcase(name, base)]
+        if not hits and base.startswith(OWN) and not any(name.startswith(OWN) for name in names):
+            msg = f"{pattern!r} is a model of your own: name it with --model FILE.py:FUNCTION"
+            raise UsageError(msg)
         if not hits:
             msg = f"no {what} matches {pattern!r}; {meant(base.strip('*?'), names)}"
             raise UsageError(msg)
@@ -347,6 +352,8 @@ def _expand(
     workload_names = [entry["name"] for entry in catalogue["workloads"]]
     variant_names = [entry["name"] for entry in catalogue["variants"]]
     absent = [] if filters.variants else _absent(part, device, catalogue)
+    # What a workload can be measured in, where it says so; a mode asked for by name is tried all the same.
+    modes = {} if filters.modes else {w["name"]: w["modes"] for w in catalogue["workloads"] if "modes" in w}
     narrowed = replace(
         part,
         workloads=filters.workloads or part.workloads,
@@ -355,11 +362,13 @@ def _expand(
         sweeps=() if filters.workloads else part.sweeps,
     )
     variants = [name for name in match(narrowed.variants, variant_names, "variant") if name not in absent]
+    added = [entry["name"] for entry in catalogue["variants"] if entry.get("added")]
+    variants += [name for name in added if name not in variants]
     if REFERENCE in variant_names and REFERENCE not in variants:
         variants.insert(0, REFERENCE)
     variants.sort(key=lambda name: name != REFERENCE)
     for workload, axis, value in _workloads(narrowed, workload_names):
-        for mode in narrowed.modes:
+        for mode in (mode for mode in narrowed.modes if mode in modes.get(workload, MODES)):
             for variant in variants:
                 case = Case(workload, variant, mode, device, filters.threads, axis, value)
                 cases = groups.setdefault(case.group, {})

@@ -15,7 +15,7 @@ from typing import Any
 #: 1: first version.
 #: 2: how OpenMP waited; FLOPs, bytes and share of the machine's ceiling; rounds.csv.gz.
 #: 3: the mode `decode`: beam, tokens a second, latency of a token.
-#: 4: standing in the group, command that measures a case again.
+#: 4: standing in the group, command that measures a case again; own models' set of inputs, its weight, the metric.
 SCHEMA_VERSION = 4
 
 
@@ -182,6 +182,14 @@ class Record:
     hidden_size: int | None = column("hidden size of the encoder")
     num_layers: int | None = column("layers of the encoder")
     parameters: int | None = column("trainable parameters")
+    input_set: str | None = column("name of the set of inputs in the mix of an own model; empty for a single set")
+    weight: float | None = column(
+        "share of all calls that are calls with this set of inputs, all sets of a mix together 1; empty but for an own "
+        "model"
+    )
+    metric: float | None = column(
+        "score that the user's own metric gives this variant's output for the timed inputs; empty without one"
+    )
     sweep_axis: str = column(
         "what the workload's sweep varies (`batch`, `hidden`, `length`, `layers`, `beam`); empty otherwise", ""
     )
@@ -200,10 +208,10 @@ COLUMNS = tuple(f.name for f in dataclasses.fields(Record))
 #: A record of nothing: what a column holds that an older version lacks.
 EMPTY = {f.name: "" if f.default == "" else None for f in dataclasses.fields(Record)}
 #: Older versions that are still read, and the columns that they lack, which are empty then.
-_STANDING = frozenset({"standing", "repro"})
+_OF_4 = frozenset({"standing", "repro", "input_set", "weight", "metric"})
 LACKING: dict[int, frozenset[str]] = {
-    2: _STANDING | {"tokens_per_s", "token_latency_p50_s", "token_latency_p99_s", "beam"},
-    3: _STANDING,
+    2: _OF_4 | {"tokens_per_s", "token_latency_p50_s", "token_latency_p99_s", "beam"},
+    3: _OF_4,
 }
 
 #: Columns of ``samples.csv.gz``: one row a timed interval, as it was read off the clock.

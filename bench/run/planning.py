@@ -6,6 +6,7 @@ A worker is asked, since names and availability need torch; the answer is plain 
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -84,6 +85,23 @@ class Plan:
     elsewhere: Mapping[str, list[str]] = field(default_factory=dict)
 
     @property
+    def own_model(self) -> dict[str, Any] | None:
+        """What was found of the user's own model; None without one."""
+        found: dict[str, Any] | None = self.catalogue.get("own_model")
+        return found
+
+    @property
+    def own_checked(self) -> dict[str, Any]:
+        """What the checks found of it, by workload."""
+        sets = self.own_model["sets"] if self.own_model else ()
+        return {entry["workload"]: entry["checked"] for entry in sets}
+
+    @property
+    def own_files(self) -> dict[str, str]:
+        """SHA-256 of the files of the user's own model, by path."""
+        return dict(self.own_model["files"]) if self.own_model else {}
+
+    @property
     def cases(self) -> tuple[Described, ...]:
         """All cases in order."""
         return tuple(case for _, cases in self.groups for case in cases)
@@ -149,7 +167,7 @@ def make_plan(suite: Suite, filters: Filters, settings: Settings, *, build: bool
     limit_s = max(PLAN_LIMIT_S, suite.case_limit_s)
     try:
         with scratch_folder() as folder, Worker(settings, folder / "catalogue.log", folder) as worker:
-            (found,) = worker.ask("catalogue", limit_s)
+            *_, found = worker.ask("catalogue", limit_s)
             groups = expand(suite, found, filters)
             trained = quality.narrowed(suite.quality, found, filters)
             cases = [case for group in groups for case in group.cases]
@@ -157,7 +175,7 @@ def make_plan(suite: Suite, filters: Filters, settings: Settings, *, build: bool
             events = list(worker.ask("describe", limit_s, cases=fields, build=build))
     except WorkerError as error:
         # The exception's own name helps nobody who mistyped a workload.
-        raise UsageError(error.reason.removeprefix("UnknownWorkloadError: ")) from error
+        raise UsageError(re.sub("^(UnknownWorkloadError|OwnModelError): ", "", error.reason)) from error
     described = iter([
         Described(
             case,

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.errors import UsageError
+from bench.plan import own_model
 from bench.plan.cases import Case, Suite, load_suite, overridden
 from bench.plan.validation import validate
 from bench.records.folder import RunFolder
@@ -134,8 +135,9 @@ def check(run: Begun, cases: Iterable[Case], facts: Mapping[str, Any]) -> None:
     pairs += [(n, then["software"].get(n), facts["software"].get(n)) for n in names if n not in _DRAWS_ONLY]
     for kind in ("workers", "inherited"):
         old, new = then["threads"][kind], facts["threads"][kind]
-        # Plugins are held against each other by their content.
-        pairs += [(n, old.get(n), new.get(n)) for n in dict.fromkeys((*old, *new)) if n != PLUGINS]
+        # The user's files are held against each other by their content.
+        files = {PLUGINS, own_model.VARIABLE}
+        pairs += [(n, old.get(n), new.get(n)) for n in dict.fromkeys((*old, *new)) if n not in files]
     old, new = then["run"].get("plugins", {}), facts["plugins"]
     pairs += [(f"plugin {n}", old.get(n), new.get(n)) for n in dict.fromkeys((*old, *new))]
     for name, before, after in pairs:

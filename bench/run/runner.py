@@ -106,7 +106,9 @@ class Runner:
 
         if self.begun is None:
             planned = [dataclasses.asdict(described.case) for described in self.plan.cases]
-            self.folder.write_json("plan.json", {"suite": dataclasses.asdict(self.plan.suite), "cases": planned})
+            content = {"suite": dataclasses.asdict(self.plan.suite), "cases": planned}
+            content |= {"own_model": self.plan.own_model} if self.plan.own_model else {}
+            self.folder.write_json("plan.json", content)
         self.folder.write_json("environment.json", facts)
         try:
             for device in sorted({c.case.device for c in self.plan.left(frozenset() if more_s else self.recorded)}):
@@ -201,7 +203,7 @@ class Runner:
             "case_limit_s": self.plan.suite.case_limit_s,
             "seed": self.seed,
             "arguments": self.options,
-            "plugins": resume.plugin_digests(self.settings.plugins),
+            "plugins": resume.plugin_digests(self.settings.plugins) | self.plan.own_files,
         }
         facts["load"] = load
         return facts, facts["run"], load

@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, Self
 
+from bench.plan import own_model as given
 from bench.records.schema import Status
 
 ROOT = Path(__file__).parent.parent.parent
@@ -66,6 +67,8 @@ class Settings:
         plugins: Python files that add variants or workloads.
         environment: variables that a worker is started with besides, as pairs.
         home: interpreter and checkout of a worker.
+        own_model: what the command line says of a model of the user's own, as `bench.plan.own_model` writes it.
+        own_checked: what the first worker found of it, by workload, so that no other has to call it first.
     """
 
     threads: int
@@ -73,6 +76,8 @@ class Settings:
     plugins: tuple[Path, ...] = ()
     environment: tuple[tuple[str, str], ...] = ()
     home: Home = field(default_factory=Home)
+    own_model: str = ""
+    own_checked: dict[str, Any] = field(default_factory=dict)
 
     def variables(self) -> dict[str, str]:
         """Environment variables that carry them."""
@@ -81,6 +86,8 @@ class Settings:
             found["OMP_WAIT_POLICY"] = self.wait_policy
         if self.plugins:
             found[PLUGINS] = json.dumps([str(path.resolve()) for path in self.plugins])
+        if self.own_model:
+            found[given.VARIABLE] = self.own_model
         return found | dict(self.environment)
 
     def with_environment(self, more: Mapping[str, str]) -> Settings:
@@ -228,7 +235,8 @@ class Worker:
         """
         stage, variant = request, ""
         with contextlib.suppress(BrokenPipeError):
-            self._requests.write(json.dumps({"request": request, "threads": self.settings.threads} | fields) + "\n")
+            common = {"request": request, "threads": self.settings.threads, "own_checked": self.settings.own_checked}
+            self._requests.write(json.dumps(common | fields) + "\n")
             self._requests.flush()
         while True:
             event = self._next(limit_s, stage, variant)

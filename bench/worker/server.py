@@ -21,7 +21,9 @@ from typing import IO, Any
 import torch
 
 from bench.gate.audit import Audit
-from bench.gate.parity import Gate
+
+# Which brings how own models are executed and judged.
+from bench.gate.own_model import gate_for
 from bench.machine import environment, memory
 from bench.machine.facts import known
 from bench.plan.cases import Case
@@ -33,11 +35,13 @@ from bench.worker import ceilings, evidence
 from bench.worker.gating import TIMED_SEED, WEIGHTS_SEED, gated, refuse_replaced
 from kernels.cpu import build
 from seq2seq.data.batch import DataUnavailableError
-from seq2seq.execution.executable import Executable
+from seq2seq.execution.executable import execute
 from seq2seq.execution.variant import Variant
 from seq2seq.execution.variants import VARIANTS
 from seq2seq.models.base import Extent
 from seq2seq.models.cost import built_parameters, cost, decoding, valid_steps
+from seq2seq.own_model import catalogue as own_model
+from seq2seq.own_model.workload import OwnWorkload
 from seq2seq.workloads.checkpoint import starting_weights
 from seq2seq.workloads.registry import WORKLOADS, find_workload
 from seq2seq.workloads.workload import Workload
@@ -53,17 +57,20 @@ STEADY_CALLS = 5
 def catalogue(request: dict[str, Any], emit: Emit) -> None:
     """Names of all workloads and variants, and what this torch is."""
     del request
+    workloads = [{"name": w.name, "summary": w.summary, "source": w.source, "data": w.data} for w in WORKLOADS.values()]
+    variants = [
+        {"name": v.name, "summary": v.summary, "devices": v.devices, "precision": v.precision, "needs": v.needs}
+        | {"added": bool(v.make)}
+        for v in VARIANTS.values()
+    ]
+    own = own_model.findings(lambda name: emit("stage", name=name)) if own_model.names() else None
     emit(
         "catalogue",
-        workloads=[
-            {"name": w.name, "summary": w.summary, "source": w.source, "data": w.data} for w in WORKLOADS.values()
-        ],
-        variants=[
-            {"name": v.name, "summary": v.summary, "devices": v.devices, "precision": v.precision, "needs": v.needs}
-            for v in VARIANTS.values()
-        ],
+        workloads=workloads + own_model.entries(),
+        variants=variants,
         torch=torch_facts(),
         software=environment.software(),
+        own_model=own,
     )
 
 
@@ -147,7 +154,12 @@ def _refusal(variant: Variant, case: Case, *, build: bool) -> str | None:
 
 
 def _facts_of(name: str) -> dict[str, Any]:
-    workload = find_workload(name)
+    return facts_of(find_workload(name)) | {"omp_wait": os.environ.get("OMP_WAIT_POLICY", "default").lower()}
+
+
+@functools.singledispatch
+def facts_of(workload: Any) -> dict[str, Any]:
+    """Facts of a workload's rows, why it cannot run (`unavailable`), and where it can the `extent` of its batch."""
     config = workload.config
     facts: dict[str, Any] = {
         "model": config.family,
@@ -158,7 +170,6 @@ def _facts_of(name: str) -> dict[str, Any]:
         "target_steps": workload.decoded_steps,
         "hidden_size": config.hidden_size,
         "num_layers": config.num_layers,
-        "omp_wait": os.environ.get("OMP_WAIT_POLICY", "default").lower(),
         "unavailable": None,
     }
     try:
@@ -169,6 +180,11 @@ def _facts_of(name: str) -> dict[str, Any]:
     except (DataUnavailableError, ValueError) as error:
         facts["unavailable"] = str(error)
     return facts
+
+
+@facts_of.register(OwnWorkload)
+def _(workload: OwnWorkload) -> dict[str, Any]:
+    return workload.facts()
 
 
 def measure_ceilings(request: dict[str, Any], emit: Emit) -> None:
@@ -195,7 +211,7 @@ def cold(request: dict[str, Any], emit: Emit) -> None:
     peaks_known = memory.reset_peak()
     emit("stage", name="build")
     start = time.perf_counter()
-    executable = Executable(variant, workload.config, case.mode, case.device, weights, beam=workload.beam)
+    executable = execute(workload, variant, case.mode, case.device, weights)
     synchronize(case.device)
     build_s = time.perf_counter() - start
     prepared = executable.prepare(batch)
@@ -213,6 +229,7 @@ def cold(request: dict[str, Any], emit: Emit) -> None:
         synchronize(case.device)
         steady = memory.peak_bytes() if peaks_known else None
         seen = evidence.observe(lambda: executable.call(prepared), case.device, executable.runtime)
+        remarks = executable.remarks(prepared)
     found: dict[str, Any] = {
         "build_s": build_s,
         "first_call_s": first_call_s,
@@ -223,7 +240,8 @@ def cold(request: dict[str, Any], emit: Emit) -> None:
         "evidence": evidence.explain(
             executable.variant, workload, case.device, seen, compiled, evidence.choices_of(executable.model)
         ),
-    }
+    } | remarks
+    found["evidence"] = "; ".join([found["evidence"], *executable.words()])
     if peak is not None and steady is not None:
         found["memory_peak_bytes"] = memory.above(max(peak, steady), baseline)
         found["memory_steady_bytes"] = memory.above(steady, resident)
@@ -242,7 +260,7 @@ def sit(request: dict[str, Any], emit: Emit) -> None:
     """Make cases of a group ready for their turns: build, gate, warm up."""
     cases = [Case(**fields) for fields in request["cases"]]
     workload = find_workload(cases[0].workload)
-    gate = Gate(workload, cases[0].mode, cases[0].device)
+    gate = gate_for(workload, cases[0].mode, cases[0].device)
     weights = starting_weights(workload, WEIGHTS_SEED)
     batch = workload.make_batch(TIMED_SEED)
     audit = Audit(gate, weights, batch)
@@ -250,7 +268,7 @@ def sit(request: dict[str, Any], emit: Emit) -> None:
     for case in cases:
         emit("stage", name="build and gate", variant=case.variant)
         variant = VARIANTS[case.executed]
-        executable = Executable(variant, workload.config, case.mode, case.device, weights, beam=workload.beam)
+        executable = execute(workload, variant, case.mode, case.device, weights)
         prepared = executable.prepare(batch)
         verdict = gated(gate, audit, executable, prepared, request["seed"], warm=False)
         emit("gate", variant=case.variant, when="before", **verdict)
@@ -330,6 +348,8 @@ def serve(requests: IO[str], answers: IO[str]) -> None:
         if request.get("threads"):
             torch.set_num_threads(request["threads"])
         try:
+            own_model.know(request.get("own_checked", {}))
+            own_model.add_variants()
             REQUESTS[request["request"]](request, emit)
         except Exception as error:  # noqa: BLE001 - whatever a variant raises becomes its record
             import traceback  # noqa: PLC0415

@@ -70,3 +70,23 @@ class Batch:
         new = other.tensors()
         for name, value in self.tensors().items():
             value.data.copy_(new[name])
+
+    def varied(self, generator: torch.Generator) -> Batch:
+        """A batch as hard to compute as this one, and with the same lengths, that was not there before.
+
+        The steps are shuffled: embeddings then read the same rows, so that caches are no reason for a difference. Since
+        a short batch has few orders, the first token is drawn anew, and real values are scaled at random.
+        """
+
+        def vary(value: Tensor) -> Tensor:
+            steps = value.flatten(0, 1)
+            shuffled = steps[torch.randperm(len(steps), generator=generator)]
+            if value.is_floating_point():
+                shuffled = shuffled * (0.9 + 0.2 * torch.rand(shuffled.shape, generator=generator))
+            else:
+                shuffled[0] = torch.randint(int(value.max()) + 1, (), generator=generator)
+            return shuffled.view_as(value)
+
+        return dataclasses.replace(
+            self, source=vary(self.source), target=None if self.target is None else vary(self.target)
+        )

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import types
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -22,6 +23,7 @@ from seq2seq.execution.variant import Variant
 from seq2seq.models.base import Config, Model, Seq2SeqResult
 from seq2seq.models.weights import Weights
 from seq2seq.runtimes.registry import RUNTIMES
+from seq2seq.runtimes.runtime import Runtime
 
 LEARNING_RATE = 1e-3
 MODES = ("inference", "training", "decode")
@@ -68,12 +70,11 @@ class Executable:
         self.variant, self.mode, self.device, self.beam = variant, mode, device, beam
         self._stored = variant.stores_low(mode) if stored is None else stored
         self._autocast = variant.dtype != torch.float32 and not self._stored and variant.runtime is None
-        self.model: Model = config.build(variant.make_lstm)
+        self.model: Model = self._build(config)
         self.model.load_state_dict(weights)
         self.model.to(device, variant.dtype if self._stored else None)
         self.model.train(mode == "training")
-        make = RUNTIMES[variant.runtime] if variant.runtime is not None else None
-        self.runtime = make(self.model, variant.runtime_options) if make else None
+        self.runtime = self._make_runtime()
         self._run = self._compile(self.model)
         self._steps = self._compile_steps(self.model)
         self._optimizer: torch.optim.Optimizer | None = None
@@ -82,18 +83,25 @@ class Executable:
             device, init_scale=2.0**10, enabled=variant.precision == "fp16" and mode == "training"
         )
 
-    def _compile(self, model: Model) -> Callable[..., tuple[Tensor, Tensor, Tensor]]:
+    def _build(self, config: Config) -> Any:
+        """The model with the variant's LSTMs, its weights as they come."""
+        return config.build(self.variant.make_lstm)
+
+    def _make_runtime(self) -> Runtime | None:
+        """What runs a converted copy of the model, where the variant names one."""
+        make = RUNTIMES[self.variant.runtime] if self.variant.runtime is not None else None
+        return make(self.model, self.variant.runtime_options) if make else None
+
+    def _compile(self, model: Model) -> Callable[..., Any]:
         if self.runtime is not None:
             return self.runtime
         if self.mode == "decode":
             return model.run
         if self.variant.compiler == "torchscript":
-            scripted: Callable[..., tuple[Tensor, Tensor, Tensor]] = torch.jit.script(model).run
+            scripted: Callable[..., Any] = torch.jit.script(model).run
             return scripted
         if self.variant.compiler == "dynamo":
-            compiled: Callable[..., tuple[Tensor, Tensor, Tensor]] = torch.compile(
-                _own_code(model.run), **self.variant.compile_options
-            )
+            compiled: Callable[..., Any] = torch.compile(own_code(model.run), **self.variant.compile_options)
             return compiled
         return model.run
 
@@ -108,8 +116,8 @@ class Executable:
         if self.variant.compiler == "dynamo":
             steps = Steps(
                 model.config,
-                torch.compile(_own_code(model.encode), **self.variant.compile_options),
-                torch.compile(_own_code(model.step), **self.variant.compile_options),
+                torch.compile(own_code(model.encode), **self.variant.compile_options),
+                torch.compile(own_code(model.step), **self.variant.compile_options),
             )
         return CapturedStep(steps) if self.variant.captures_step else steps
 
@@ -142,6 +150,32 @@ class Executable:
         with self._casting():
             return Seq2SeqResult(*self._run(batch.source, batch.target, batch.source_lengths, batch.target_lengths))
 
+    def loss(self, result: Any, batch: Batch) -> Tensor:
+        """The loss of what `forward` returned."""
+        found: Tensor = self.model.loss(result.outputs, batch.expected, batch.decoded_lengths)
+        return found
+
+    def named(self, result: Any) -> dict[str, Tensor]:
+        """Values that `call` returned, by name."""
+        if self.mode == "decode":
+            return dict(result)
+        return {"loss": result} if self.mode == "training" else dict(zip(Seq2SeqResult._fields, result, strict=True))
+
+    def completed(self, found: dict[str, Tensor], batch: Batch) -> dict[str, Tensor]:
+        """Named values of a call with what the gate compares beside them and follows from them: the loss."""
+        if "loss" in found:
+            return found
+        return found | {"loss": self.model.loss(found["outputs"], batch.expected, batch.decoded_lengths)}
+
+    def remarks(self, batch: Batch) -> dict[str, Any]:
+        """Fields of a record that only this kind of model has; called inside `context`, outside of timing."""
+        del batch
+        return {}
+
+    def words(self) -> list[str]:
+        """What is to be said in a record beside what ran."""
+        return []
+
     def decode(self, batch: Batch) -> dict[str, Tensor]:
         """Decode a batch, under autocast where the variant says so; see `free_running`. Call it inside `context`."""
         with self._casting():
@@ -171,7 +205,7 @@ class Executable:
             The loss, and where gradients are clipped their norm before.
         """
         optimizer.zero_grad(set_to_none=True)
-        loss = self.model.loss(self.forward(batch).outputs, batch.expected, batch.decoded_lengths)
+        loss = self.loss(self.forward(batch), batch)
         self.scaler.scale(loss).backward()
         norm = None
         if clip is not None:
@@ -217,7 +251,7 @@ class Executable:
     def _quantities(self, batch: Batch, leaves: dict[str, Tensor]) -> dict[str, Tensor]:
         """Results of one pass and, in training, the gradients of the given leaves."""
         result = self.forward(batch)
-        loss = self.model.loss(result.outputs, batch.expected, batch.decoded_lengths)
+        loss = self.loss(result, batch)
         found = {"outputs": result.outputs, "hidden": result.hidden, "cell": result.cell, "loss": loss}
         if self.mode == "training":
             found |= self._gradients(loss, leaves)
@@ -250,7 +284,18 @@ class Executable:
         return {name: value.detach().float().cpu().clone() for name, value in self.model.state_dict().items()}
 
 
-def _own_code(method: Any) -> Any:
+@functools.singledispatch
+def execute(
+    workload: Any, variant: Variant, mode: str, device: str, weights: Weights, *, stored: bool | None = None
+) -> Executable:
+    """A variant built for a workload; the arguments are those of `Executable`.
+
+    A kind of workload whose models are built in another way registers its own class for it.
+    """
+    return Executable(variant, workload.config, mode, device, weights, stored=stored, beam=workload.beam)
+
+
+def own_code(method: Any) -> Any:
     """A bound method with a code object of its own.
 
     Dynamo keeps what it compiled per code object: variants that shared one would check each other's guards on every

@@ -175,6 +175,12 @@ def _missing_workspace() -> str | None:
     return None
 
 
+def needs_own_model(device: str, mode: str, workload: Workload) -> str | None:
+    """For the suite's own workloads `reference` is it already."""
+    del device, mode
+    return None if workload.config.family == "own" else "this would be `reference` again: for a model of your own"
+
+
 def needs_fixed_length(device: str, mode: str, workload: Workload) -> str | None:
     """No packed sequences."""
     del device, mode

@@ -72,6 +72,7 @@ class Variant:
         devices: where it exists.
         requirements: what else it needs, checked before anything is built.
         builds: compiles what it needs before its first call, or says why it cannot.
+        make: makes what is called in the place of an own model, given that model; None for every other variant.
     """
 
     name: str
@@ -95,6 +96,7 @@ class Variant:
     devices: tuple[str, ...] = ("cpu", "cuda")
     requirements: tuple[Requirement, ...] = ()
     builds: Callable[[], str | None] | None = None
+    make: Callable[[nn.Module], Callable[..., Any]] | None = None
 
     @property
     def dtype(self) -> torch.dtype:
@@ -170,10 +172,9 @@ class Variant:
             return reason
         if not workload.config.stacks and (reason := _only_lstm(self) or _not_for_theirs(self, mode, workload)):
             return reason
-        for requirement in self.requirements:
-            reason = requirement(device, mode, workload)
-            if reason:
-                return reason
+        reasons = (requirement(device, mode, workload) for requirement in self.requirements)
+        if reason := next(filter(None, reasons), None) or workload.refuses(self, mode):
+            return reason
         return self.builds() if build and self.builds else None
 
     def _cannot_step(self, mode: str) -> str | None:

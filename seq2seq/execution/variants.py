@@ -21,6 +21,7 @@ from seq2seq.execution.requirements import (
     needs_fixed_length,
     needs_kernel,
     needs_no_vendor_bf16,
+    needs_own_model,
     needs_vendor_lstm,
 )
 from seq2seq.execution.runtime_requirements import inference_only, needs_int8, needs_packages
@@ -50,6 +51,13 @@ VARIANTS |= {
     variant.name: variant
     for variant in (
         Variant("reference", "eager fp32, ATen's own LSTM, vendor library off", vendor_lstm=False),
+        Variant(
+            "aten",
+            "ATen's own LSTM, vendor library off: for own models, whose reference runs as its user runs it",
+            vendor_lstm=False,
+            devices=("cpu",),
+            requirements=(needs_own_model,),
+        ),
         Variant("loop", "explicit loop over time in Python, eager fp32", lstm="loop"),
         Variant(
             "onednn",

@@ -12,7 +12,7 @@ import os
 import sys
 import warnings
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -67,6 +67,10 @@ def exported(runtime: Runtime, digest: bytes) -> bytes:
 
 
 def _export(runtime: Runtime) -> bytes:
+    # A model that is none of ours exports itself.
+    if hasattr(runtime.model, "onnx"):
+        own: bytes = cast("Any", runtime.model).onnx()
+        return own
     return to_onnx(runtime.model, runtime.example())
 
 
@@ -87,7 +91,7 @@ def to_onnx(model: Model, example: Inputs, *, dynamic: bool = False) -> bytes:
     axes |= {"outputs": {0: "batch", 1: "steps"}, "hidden": {1: "batch"}, "cell": {1: "batch"}}
     # The exporter warns that it is old, that shapes are fixed and that the checks of inputs are not exported: all true.
     # What it prints, a graph of hundreds of lines when it fails, it does not raise; what it raises says why.
-    with warnings.catch_warnings(), torch.autocast("cpu", enabled=False), _unprinted():
+    with warnings.catch_warnings(), torch.autocast("cpu", enabled=False), unprinted():
         warnings.simplefilter("ignore")
         torch.onnx.export(
             ExportedRun(with_lengths(model) if example[2] is not None and model.config.stacks else model),
@@ -104,7 +108,7 @@ def to_onnx(model: Model, example: Inputs, *, dynamic: bool = False) -> bytes:
 
 
 @contextlib.contextmanager
-def _unprinted() -> Iterator[None]:
+def unprinted() -> Iterator[None]:
     """Nothing reaches standard output or error meanwhile, not even from C++, which knows no sys.stdout."""
     with contextlib.ExitStack() as stack:
         nothing = stack.enter_context(open(os.devnull, "wb"))  # noqa: PTH123 - no path of ours

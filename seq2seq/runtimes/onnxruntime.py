@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from seq2seq.runtimes.export import exported
-from seq2seq.runtimes.runtime import ARGUMENTS, Inputs, Ran, Results, Runtime, count
+from seq2seq.runtimes.runtime import Inputs, Ran, Results, Runtime, count
 
 #: Operators whose input type is the precision that did the work, and what its profiler calls the types.
 _PRODUCTS = {"LSTM", "MatMul", "Gemm", "FusedMatMul", "DynamicQuantizeLSTM", "MatMulInteger"}
@@ -30,14 +30,13 @@ class OnnxRuntime(Runtime):
         self._model = exported(self, digest)
         self._session = _session(self._model)
         assert self.signature is not None  # noqa: S101 - the first call set it
-        given = zip(ARGUMENTS, self.signature, strict=True)
+        given = zip(self.arguments, self.signature, strict=True)
         self._names = [(name, place) for place, (name, value) in enumerate(given) if value is not None]
 
     def run(self, inputs: Inputs) -> Results:
         """One `InferenceSession.run`. Binding inputs and outputs by hand was not faster."""
         feed = {name: inputs[place].numpy() for name, place in self._names}  # type: ignore[union-attr]
-        outputs, hidden, cell = self._session.run(None, feed)
-        return torch.from_numpy(outputs), torch.from_numpy(hidden), torch.from_numpy(cell)
+        return tuple(torch.from_numpy(found) for found in self._session.run(None, feed))
 
     def ran(self) -> Ran:
         """By its profiler, which a session of its own has to be made for."""

@@ -55,8 +55,8 @@ class OpenVino(Runtime):
         for place, value in enumerate(value for value in inputs if value is not None):
             request.set_input_tensor(place, self._tensor(value.numpy(), shared_memory=True))
         request.infer()
-        outputs, hidden, cell = (torch.from_numpy(request.get_output_tensor(place).data.copy()) for place in range(3))
-        return outputs, hidden, cell
+        results = range(len(self._compiled.outputs))
+        return tuple(torch.from_numpy(request.get_output_tensor(place).data.copy()) for place in results)
 
     def ran(self) -> Ran:
         """By the compiled model's own graph."""

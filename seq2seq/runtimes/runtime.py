@@ -11,7 +11,7 @@ import abc
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -22,8 +22,8 @@ from seq2seq.models.base import Model
 ARGUMENTS = ("source", "target", "source_lengths", "target_lengths")
 RESULTS = ("outputs", "hidden", "cell")
 
-Inputs = tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]
-Results = tuple[Tensor, Tensor, Tensor]
+Inputs = tuple[Tensor | None, ...]
+Results = tuple[Tensor, ...]
 #: Shape and type of each argument; None for one that is not given.
 Signature = tuple[tuple[torch.Size, torch.dtype] | None, ...]
 
@@ -58,19 +58,19 @@ class Runtime(abc.ABC):
         self.signature: Signature | None = None
         self.digest = b""
 
-    def __call__(
-        self,
-        source: Tensor,
-        target: Tensor | None = None,
-        source_lengths: Tensor | None = None,
-        target_lengths: Tensor | None = None,
-    ) -> Results:
+    @property
+    def arguments(self) -> tuple[str, ...]:
+        """Names of the inputs: those of `Seq2Seq.run`, or those that a model of another kind has."""
+        found: tuple[str, ...] = getattr(self.model, "arguments", ARGUMENTS)
+        return found
+
+    def __call__(self, *given: Tensor | None) -> Results:
         """As `Seq2Seq.run`: outputs, h and c, in new memory. The first call converts, for the shapes that it is given.
 
         Raises:
             ValueError, or the runtime's own error: for inputs of other shapes than those of the first call.
         """
-        inputs = (source, target, source_lengths, target_lengths)
+        inputs = given + (None,) * (len(self.arguments) - len(given))
         if not self.digest:
             self.signature = tuple(None if value is None else (value.shape, value.dtype) for value in inputs)
             self._take_weights()
@@ -94,11 +94,14 @@ class Runtime(abc.ABC):
         if self.signature is None:
             msg = "nothing was converted yet, so there are no shapes: call the runtime once before"
             raise RuntimeError(msg)
+        if hasattr(self.model, "example"):
+            own: Inputs = cast("Any", self.model).example()
+            return own
         values = [None if given is None else torch.zeros(given[0], dtype=given[1]) for given in self.signature]
         for lengths, steps in ((2, 0), (3, 0 if values[1] is None else 1)):
             if (value := values[lengths]) is not None and (padded := values[steps]) is not None:
                 value.fill_(padded.size(1))
-        return values[0], values[1], values[2], values[3]
+        return tuple(values)
 
     @abc.abstractmethod
     def convert(self, digest: bytes) -> None:
@@ -122,7 +125,7 @@ def digest_of(weights: Mapping[str, Tensor]) -> bytes:
     found = hashlib.blake2b()
     for name, value in weights.items():
         found.update(f"{name}{tuple(value.shape)}".encode())
-        found.update(value.detach().numpy().data)
+        found.update(value.detach().contiguous().numpy().data)
     return found.digest()
 
 

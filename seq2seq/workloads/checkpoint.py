@@ -48,7 +48,8 @@ def checkpoint_workload(path: str) -> Workload:
         raise UnknownWorkloadError(str(error)) from error
 
 
-def starting_weights(workload: Workload, seed: int) -> Weights:
+@functools.singledispatch
+def starting_weights(workload: Any, seed: int) -> Weights:
     """The fp32 weights that a workload is measured on: the checkpoint's, or drawn from a seed.
 
     Raises:

@@ -7,6 +7,7 @@ A name may carry overrides: `seed@batch=64,hidden=128` is the workload `seed` wi
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 
 from seq2seq.data import windows
 from seq2seq.data.lengths import LIBRISPEECH_CHARACTERS, LIBRISPEECH_FRAMES, WMT_ENGLISH, WMT_GERMAN
@@ -366,6 +367,10 @@ WORKLOADS: dict[str, Workload] = {
 }
 
 
+#: What finds workloads whose names begin in a way of their own, by that beginning; whoever brings them adds it.
+PROVIDERS: dict[str, Callable[[str], Workload]] = {}
+
+
 def find_workload(name: str) -> Workload:
     """The workload of a name, with its overrides applied.
 
@@ -374,6 +379,9 @@ def find_workload(name: str) -> Workload:
     """
     if name.startswith(PREFIX):
         return _of_checkpoint(name)
+    for prefix, find in PROVIDERS.items():
+        if name.startswith(prefix):
+            return find(name)
     base, at, overrides = name.partition("@")
     if base not in WORKLOADS:
         msg = f"no workload is called {base!r}; there are {', '.join(WORKLOADS)}, and {PREFIX}PATH"

@@ -73,6 +73,11 @@ class Workload:
         """Longest sequence that a decoder reads; None for an LSTM alone."""
         return (self.target_steps or self.source_steps) if self.config.decodes else None
 
+    def refuses(self, variant: Any, mode: str) -> str | None:
+        """Reason why a variant is no way to execute this workload, beside what its requirements say, or None."""
+        del variant, mode
+        return None
+
     def make_batch(self, seed: int) -> Batch:
         """The batch of a seed, on the CPU; equal seeds give equal batches.
 

@@ -1,0 +1,136 @@
+"""The parent's part of an own model: what the command line says of it, handed to workers; none of it runs here."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from bench.errors import UsageError
+
+#: Environment variable of workers with what the command line says, as JSON; see `seq2seq.own_model.source`.
+VARIABLE = "SEQ2SEQ_BENCH_OWN_MODEL"
+#: The suite that measures it, unless another is named.
+SUITE = "own-model"
+#: Options that say something of it.
+OPTIONS = ("model", "inputs", "loss", "metric", "add_variant")
+_TRACE = ".jsonl"
+
+
+def reference(text: str) -> str:
+    """A reference as workers know it, who run elsewhere: a file's path in full, a module's name as it is."""
+    place, colon, function = text.rpartition(":")
+    if not colon or not function.isidentifier():
+        place, colon, function = text, "", ""
+    if not place:
+        msg = f"{text!r} names no file; expected FILE.py:FUNCTION or PACKAGE.MODULE:FUNCTION"
+        raise argparse.ArgumentTypeError(msg)
+    is_file = "/" in place or Path(place).suffix in {
+        ".py",
+        _TRACE,
+        ".pt",
+        ".pth",
+        ".pt2",
+        ".onnx",
+        ".ort",
+        ".torchscript",
+    }
+    return f"{Path(place).resolve() if is_file else place}{colon}{function}"
+
+
+def named_reference(text: str) -> str:
+    """`NAME=FILE.py:FUNCTION`; the name is the function's where none is given."""
+    name, equals, place = text.partition("=")
+    # A path may hold an = too, but a name holds no /.
+    if not equals or "/" in name or "." in name:
+        name, place = text.rpartition(":")[2], text
+    found = reference(place)
+    if ":" not in found or not all(c.isalnum() or c in "-_." for c in name):
+        msg = f"{text!r} is not NAME=FILE.py:FUNCTION, with a name of letters, digits, - and _"
+        raise argparse.ArgumentTypeError(msg)
+    return f"{name}={found}"
+
+
+def variable(arguments: Mapping[str, Any]) -> str:
+    """The value of `VARIABLE` for options; empty where they name no model.
+
+    Raises:
+        UsageError: for options that need a model, without one.
+    """
+    model = arguments.get("model")
+    if not model:
+        if given := next((name for name in OPTIONS if arguments.get(name)), None):
+            msg = f"--{given.replace('_', '-')} is about a model of your own: name it with --model FILE.py:FUNCTION"
+            raise UsageError(msg)
+        return ""
+    traces = [text for text in arguments.get("inputs") or [] if Path(text).suffix == _TRACE]
+    functions = [text for text in arguments.get("inputs") or [] if text not in traces]
+    if len(traces) > 1 or len(functions) > 1:
+        msg = "--inputs takes one function and one trace at most; several sets are what the function returns"
+        raise UsageError(msg)
+    variants: dict[str, str] = {}
+    for text in arguments.get("add_variant") or []:
+        name, _, place = text.partition("=")
+        if name in variants:
+            msg = f"--add-variant {name} is given twice; name one otherwise: NAME=FILE.py:FUNCTION"
+            raise UsageError(msg)
+        variants[name] = place
+    return json.dumps(
+        {
+            "model": model,
+            "inputs": functions[0] if functions else "",
+            "trace": traces[0] if traces else "",
+            "loss": arguments.get("loss") or "",
+            "metric": arguments.get("metric") or "",
+            "variants": variants,
+            "folder": arguments.get("model_folder") or str(Path.cwd()),
+        }
+    )
+
+
+def folder(facts: Mapping[str, Any]) -> str:
+    """The folder in which a run was begun, where its model's modules are looked for; empty without a model.
+
+    Args:
+        facts: environment.json of the run.
+    """
+    given = facts.get("threads", {}).get("workers", {}).get(VARIABLE)
+    return str(json.loads(given)["folder"]) if given else ""
+
+
+def lines(found: Mapping[str, Any]) -> list[str]:
+    """What was found of the model, for the terminal: its LSTMs, their share, and what was held or changed."""
+    said = [f"model {found['model']}: {found['parameters']:,} parameters"]
+    for entry in found["sets"]:
+        if entry["input_set"]:
+            said.append(f"inputs {entry['input_set']}, {entry['weight']:.0%} of calls")
+        said += [f"  {_lstm(lstm)}" for lstm in entry["lstms"] if lstm["calls"]]
+        for mode, share in entry["lstm_share"].items():
+            most = entry["speedup_at_most"][mode]
+            bound = f"nothing here can make it more than {most:.1f}x" if most < 100 else "so they decide its time"  # noqa: PLR2004
+            said.append(f"  {mode}: your LSTMs take {share:.0%} of a call: {bound}")
+        said += [f"  {text}" for text in _remarks(entry["checked"])]
+    if found["cells"]:
+        said.append(f"  nn.LSTMCell is left as it is: {', '.join(found['cells'])}")
+    return said
+
+
+def _lstm(lstm: Mapping[str, Any]) -> str:
+    sizes = f"{lstm['num_layers']} x {lstm['hidden_size']}{' each way' if lstm['bidirectional'] else ''}"
+    calls = "" if lstm["calls"] == 1 else f", {lstm['calls']} calls"
+    packed = "packed, longest" if lstm["packed"] else "steps"
+    read = f"batch {lstm['batch']}, {packed} {lstm['steps']}{calls}"
+    return f"{lstm['name']}: {lstm['kind']} {sizes}, in {lstm['input_size']}; {read}"
+
+
+def _remarks(found: Mapping[str, Any]) -> list[str]:
+    said = []
+    if found["narrow"]:
+        said.append(f"truth is in float32, limits are wider: it does not run in float64 ({found['narrow']})")
+    if found["notes"]:
+        said.append(found["notes"])
+    if found["aliased"]:
+        said.append(f"not compared, for they are inputs or weights themselves: {', '.join(found['aliased'])}")
+    return said

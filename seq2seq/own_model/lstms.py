@@ -1,0 +1,304 @@
+"""The LSTMs of a model: which there are, what a call asks of them, their share of its time, and their replacement."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import statistics
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
+
+from kernels.lstm import LSTM
+from kernels.replace import replace_lstm
+from seq2seq.execution.variant import LSTMS, Variant
+from seq2seq.models.base import Stack
+from seq2seq.own_model.errors import OwnModelError
+
+#: Calls that a share is taken from, at most and at least, and the seconds after which the least will do.
+_CALLS, _LEAST, _ENOUGH_S = 100, 3, 2.0
+_BATCHED = 3
+
+
+@dataclass
+class Use:
+    """One LSTM of a model, and what one call asks of it.
+
+    Attributes:
+        name: of the module; empty for the model itself.
+        module: itself.
+        calls: in one call of the model.
+        steps: valid time steps of all sequences, all calls together.
+        longest: steps of the longest sequence of a call.
+        batch: sequences of a call.
+        packed: whether it reads a PackedSequence.
+        from_zeros: whether its calls start from zeros.
+        spent_s: seconds in it, one value a call of the model.
+        inputs: arguments of its calls, detached.
+    """
+
+    name: str
+    module: nn.RNNBase
+    calls: int = 0
+    steps: int = 0
+    longest: int = 0
+    batch: int = 0
+    packed: bool = False
+    from_zeros: bool = True
+    spent_s: float = 0.0
+    inputs: list[tuple[Any, ...]] = field(default_factory=list)
+
+    @property
+    def stack(self) -> Stack:
+        """Its sizes, as kernels are asked about them."""
+        lstm = self.module
+        return Stack(
+            self.name or "model",
+            lstm.input_size,
+            lstm.hidden_size,
+            lstm.num_layers,
+            2 if lstm.bidirectional else 1,
+            embedded=True,
+            from_zeros=self.from_zeros,
+            stepwise=self.longest == 1,
+        )
+
+    def facts(self) -> dict[str, Any]:
+        """Its sizes and use as plain values."""
+        lstm = self.module
+        return {
+            "name": self.name or "(the model itself)",
+            "kind": type(lstm).__name__,
+            "input_size": lstm.input_size,
+            "hidden_size": lstm.hidden_size,
+            "num_layers": lstm.num_layers,
+            "bidirectional": lstm.bidirectional,
+            "proj_size": lstm.proj_size,
+            "calls": self.calls,
+            "batch": self.batch,
+            "steps": self.longest,
+            "packed": self.packed,
+            "from_zeros": self.from_zeros,
+        }
+
+
+def find(model: nn.Module) -> list[Use]:
+    """The LSTMs of a model, subclasses of torch.nn.LSTM and `kernels.LSTM` among them, each once.
+
+    Raises:
+        OwnModelError: when there is none.
+    """
+    found = [Use(name, module) for name, module in model.named_modules() if isinstance(module, (nn.LSTM, LSTM))]
+    if not found:
+        kinds = (nn.LSTMCell, nn.GRU, nn.RNN, torch.jit.ScriptModule)
+        beside = {f"{type(m).__name__} {name!r}" for name, m in model.named_modules() if isinstance(m, kinds)}
+        others = f"; it has {', '.join(sorted(beside))}, for which there are no variants" if beside else ""
+        msg = f"{type(model).__name__} holds no torch.nn.LSTM{others}; expected a model with at least one"
+        raise OwnModelError(msg)
+    return found
+
+
+def cells(model: nn.Module) -> list[str]:
+    """Names of the nn.LSTMCell of a model, which no variant replaces."""
+    return [name for name, module in model.named_modules() if isinstance(module, nn.LSTMCell)]
+
+
+@contextlib.contextmanager
+def watched(uses: list[Use], *, keep: bool = False) -> Iterator[None]:
+    """Count the calls of LSTMs meanwhile, and their seconds.
+
+    Args:
+        uses: whose counts begin anew.
+        keep: whether to keep the arguments of the calls.
+    """
+    handles = []
+    for use in uses:
+        use.calls = use.steps = use.longest = 0
+        use.spent_s, use.packed, use.from_zeros = 0.0, False, True
+        use.inputs = []
+        started: list[float] = []
+
+        def before(_: nn.Module, args: Any, kwargs: Any, use: Use = use, started: list[float] = started) -> None:
+            _count(use, args, kwargs, keep=keep)
+            started.append(time.perf_counter())
+
+        def after(_: nn.Module, __: Any, ___: Any, use: Use = use, started: list[float] = started) -> None:
+            use.spent_s += time.perf_counter() - started.pop()
+
+        handles.append(use.module.register_forward_pre_hook(before, with_kwargs=True))
+        handles.append(use.module.register_forward_hook(after))
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _count(use: Use, args: tuple[Any, ...], kwargs: Mapping[str, Any], *, keep: bool) -> None:
+    value = args[0] if args else kwargs["input"]
+    state = args[1] if len(args) > 1 else kwargs.get("hx")
+    use.calls += 1
+    use.from_zeros &= state is None
+    if keep:
+        use.inputs.append((_detached(value), _detached(state)))
+    if isinstance(value, PackedSequence):
+        use.packed = True
+        use.steps += int(value.batch_sizes.sum())
+        use.longest = max(use.longest, len(value.batch_sizes))
+        use.batch = int(value.batch_sizes[0])
+        return
+    sizes = tuple(value.shape[:-1])
+    if value.dim() < _BATCHED:
+        sizes = (sizes[0], 1)
+    elif use.module.batch_first:
+        sizes = sizes[::-1]
+    use.steps += sizes[0] * sizes[1]
+    use.longest, use.batch = max(use.longest, sizes[0]), sizes[1]
+
+
+def _detached(value: Any) -> Any:
+    if isinstance(value, PackedSequence):
+        return PackedSequence(value.data.detach(), *value[1:])
+    if isinstance(value, Tensor):
+        return value.detach()
+    return None if value is None else tuple(_detached(part) for part in value)
+
+
+def share(call: Callable[[], object], uses: list[Use]) -> float:
+    """Share of a call's time that its LSTMs take, between 0 and 1, in inference."""
+    call()
+    pairs: list[tuple[float, float]] = []
+    end_s = time.perf_counter() + _ENOUGH_S
+    while len(pairs) < _CALLS and (len(pairs) < _LEAST or time.perf_counter() < end_s):
+        with watched(uses):
+            start = time.perf_counter()
+            call()
+            whole_s = time.perf_counter() - start
+        pairs.append((whole_s, sum(use.spent_s for use in uses)))
+    return _calm(pairs)
+
+
+def training_share(step: Callable[[], object], uses: list[Use]) -> float:
+    """Share of a training step that its LSTMs take: timed alone, forward and backward, on the step's inputs."""
+    with watched(uses, keep=True):
+        step()
+    whole_s: list[float] = []
+    alone_s: list[float] = []
+    end_s = time.perf_counter() + 2 * _ENOUGH_S
+    while len(whole_s) < _CALLS and (len(whole_s) < _LEAST or time.perf_counter() < end_s):
+        start = time.perf_counter()
+        step()
+        whole_s.append(time.perf_counter() - start)
+        start = time.perf_counter()
+        for use in uses:
+            for value, state in use.inputs:
+                _alone(use.module, value, state)
+        alone_s.append(time.perf_counter() - start)
+    for use in uses:
+        use.inputs = []
+    # What disturbs hits one of the two alone, so each is taken from its own calm calls.
+    return _calm(list(zip(sorted(whole_s), sorted(alone_s), strict=True)))
+
+
+def _calm(pairs: list[tuple[float, float]]) -> float:
+    """Median share of the part in the whole over the fastest fifth of the calls: those that nothing disturbed.
+
+    Args:
+        pairs: seconds of the whole and of the part.
+    """
+    calm = sorted(pairs)[: max(1, len(pairs) // 5)]
+    return min(1.0, statistics.median(part / whole for whole, part in calm))
+
+
+def _alone(module: nn.RNNBase, value: Any, state: Any) -> None:
+    output, _ = module(value, state)
+    data = output.data if isinstance(output, PackedSequence) else output
+    parameters = [p for p in module.parameters() if p.requires_grad]
+    if parameters:
+        torch.autograd.grad(data, parameters, torch.ones_like(data))
+
+
+def gain_limit(found: float) -> float:
+    """Largest speedup of a call whose LSTMs take this share, were they free (Amdahl)."""
+    return float("inf") if found >= 1 else 1 / (1 - found)
+
+
+def replaced(model: nn.Module, variant: Variant) -> tuple[nn.Module, dict[str, str]]:
+    """A model with the LSTMs that a variant names in the place of its own, with the very same parameters.
+
+    Returns:
+        The model (another object only where that itself is an LSTM), and why LSTMs were left alone, by name.
+    """
+    if variant.lstm == "nn":
+        return model, {}
+    if variant.lstm == "kernels":
+        result = replace_lstm(model, **variant.lstm_options)
+        return result.model, {name or "model": reason for name, reason in result.kept.items()}
+    kept = {}
+    for name, module in list(model.named_modules()):
+        if not isinstance(module, (nn.LSTM, LSTM)):
+            continue
+        plain = type(module) is nn.LSTM and module.bias and not module.proj_size
+        # Weights that are computed from others are no parameters of the module.
+        if not plain or set(module._parameters) != set(module._flat_weights_names):  # noqa: SLF001
+            kept[name or "model"] = "is no plain torch.nn.LSTM with biases, without projections and computed weights"
+            continue
+        twin = _twin(cast("nn.LSTM", module), variant)
+        if not name:
+            return twin, kept
+        parent, _, own = name.rpartition(".")
+        setattr(model.get_submodule(parent), own, twin)
+    return model, kept
+
+
+def _twin(lstm: nn.LSTM, variant: Variant) -> nn.Module:
+    twin: nn.RNNBase = _drop_in(LSTMS[variant.lstm])(
+        lstm.input_size,
+        lstm.hidden_size,
+        lstm.num_layers,
+        batch_first=True,
+        dropout=lstm.dropout,
+        bidirectional=lstm.bidirectional,
+        **variant.lstm_options,
+    )
+    for name, parameter in list(lstm.named_parameters()):
+        setattr(twin, name, parameter)
+    twin.outer_batch_first = lstm.batch_first
+    return twin.train(lstm.training)
+
+
+@functools.cache
+def _drop_in(kind: Any) -> Any:
+    """A class of LSTMs that are called as torch.nn.LSTM is, of one that takes padded sequences batch first."""
+
+    class DropIn(kind):  # type: ignore[misc]
+        outer_batch_first = True
+
+        def forward(self, input: Any, hx: Any = None) -> Any:  # noqa: A002 - torch.nn.LSTM's name
+            if isinstance(input, PackedSequence):
+                return self._packed(input, hx)
+            if input.dim() < _BATCHED:
+                hx = None if hx is None else tuple(part.unsqueeze(1) for part in hx)
+                output, state = super().forward(input.unsqueeze(0), hx)
+                return output.squeeze(0), tuple(part.squeeze(1) for part in state)
+            if self.outer_batch_first:
+                return super().forward(input, hx)
+            output, state = super().forward(input.transpose(0, 1), hx)
+            # As torch.nn.LSTM leaves it: who reads it may ask for a view.
+            return output.transpose(0, 1).contiguous(), state
+
+        def _packed(self, packed: PackedSequence, hx: Any) -> Any:
+            padded, lengths = pad_packed_sequence(packed, batch_first=True)
+            output, state = super().forward(padded, hx, lengths)
+            order = packed.sorted_indices
+            if order is not None:
+                output, lengths = output.index_select(0, order), lengths.index_select(0, order.cpu())
+            again = pack_padded_sequence(output, lengths, batch_first=True)
+            return PackedSequence(again.data, again.batch_sizes, order, packed.unsorted_indices), state
+
+    return DropIn

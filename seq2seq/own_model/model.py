@@ -1,0 +1,98 @@
+"""The user's model and functions, built once a process."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor, nn
+
+from seq2seq.own_model import checks, lstms
+from seq2seq.own_model.errors import OwnModelError, told
+from seq2seq.own_model.inputs import Given, input_sets
+from seq2seq.own_model.source import INPUTS, PREFIX, Spec, builder, load
+
+
+class OwnModel:
+    """The user's model and functions, built once a process and checked.
+
+    Args:
+        given: what the command line says.
+        trusted: whether another process has seen that it builds the same model each time.
+
+    Raises:
+        OwnModelError: for whatever of it cannot be measured.
+    """
+
+    def __init__(self, given: Spec, *, trusted: bool = False) -> None:
+        self.spec = given
+        self.build = builder(given.model)
+        self.model = self.build().eval()
+        self.uses = lstms.find(self.model)
+        if not trusted:
+            checks.check_loads(self.build, self.model, given.model)
+        place = given.model.rpartition(":")[0] or given.model
+        self.inputs_name = given.inputs or f"{place}:{INPUTS}"
+        function = load(self.inputs_name, INPUTS)
+        if not callable(function):
+            msg = f"{self.inputs_name} is a {type(function).__name__}, expected a function that returns the inputs"
+            raise OwnModelError(msg)
+        self.sets = input_sets(function, self.inputs_name, given.trace, self.model.forward)
+        self.names = {f"{PREFIX}{given.label}" + (f"/{found.name}" if found.name else ""): found for found in self.sets}
+        self.loss = self._function(given.loss)
+        self.metric = self._function(given.metric)
+        #: Workloads that were checked, by name.
+        self.checked: dict[str, Any] = {}
+        #: Why a variant cannot execute the model, by names of workload and variant.
+        self.refused: dict[tuple[str, str], str | None] = {}
+
+    def _function(self, reference: str) -> Callable[[Any, Any], Any] | None:
+        if not reference:
+            return None
+        found: Callable[[Any, Any], Any] = load(reference)
+        try:
+            inspect.signature(found).bind(None, None)
+        except TypeError as error:
+            msg = f"{reference} must take two arguments, the model's output and the inputs: {error}"
+            raise OwnModelError(msg) from error
+        except ValueError:
+            pass
+        return found
+
+    def fresh(self) -> nn.Module:
+        """Another copy of the model, with the same weights."""
+        model = self.build()
+        model.load_state_dict(self.model.state_dict())
+        return model
+
+    def call(self, model: nn.Module, given: Given) -> Any:
+        """One call of a copy of the model; what the user's code raises is told in one line."""
+        with told(f"calling the model of {self.spec.model}"):
+            return model(*given.args, **given.kwargs)
+
+    def loss_of(self, result: Any, given: Given) -> Tensor:
+        """The loss of a call: by the user's function, or the one that the model returns.
+
+        Raises:
+            OwnModelError: for what is no loss.
+        """
+        if self.loss is not None:
+            with told(f"{self.spec.loss}"):
+                loss = self.loss(result, given.value)
+            whose = self.spec.loss
+        else:
+            loss, whose = returned_loss(result), "the model's own loss"
+        if not isinstance(loss, Tensor) or loss.numel() != 1 or not loss.is_floating_point():
+            kind = f"a tensor of shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else f"a {type(loss).__name__}"
+            msg = f"{whose} is {kind}, expected one floating-point number as a tensor"
+            raise OwnModelError(msg)
+        return loss.reshape(())
+
+
+def returned_loss(result: Any) -> Tensor | None:
+    """The loss that a model returns: its output itself, or what its output has under the name `loss`."""
+    if isinstance(result, Tensor):
+        return result if result.dim() == 0 else None
+    found = result.get("loss") if hasattr(result, "get") else getattr(result, "loss", None)
+    return found if isinstance(found, Tensor) else None
