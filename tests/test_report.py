@@ -287,7 +287,7 @@ def test_the_second_instrument_is_held_against_ours(tmp_path: Path) -> None:
     key = ("seed", "inference", "cpu", 2)
     medians = {(*key, "reference"): Figure(0.004, 9), (*key, "onednn"): Figure(0.005, 9)}
     assert words.second_opinion(run, Findings(medians)).startswith(
-        "A second instrument differs by more than 10% on 1 of"
+        "A second instrument differs by more than 10 % on 1 of"
     )
     table = tables.second_instrument(run.groups, Findings(medians))
     assert table is not None

@@ -87,15 +87,21 @@ def _opening(answer: Answer) -> str:
         return f"{verb} {value}: {best}, {answer.value}."
     near = ""
     if answer.near_best is not None and round(answer.near_best, 2) > round(answer.probability, 2):
-        near = f", {sure(answer.near_best)} to be within {EQUIVALENT:.0%} of it"
+        near = f", {sure(answer.near_best)} to be within {units.share(EQUIVALENT)} of it"
     return f"{verb} {value}: {sure(answer.probability)} {best} ({answer.value}{over}){near}."
 
 
 def _rivals(answer: Answer) -> str:
-    """The next one, and what choosing it would save."""
+    """The next one, or while the answer is open the one most likely to be better; and what choosing it would save."""
     if not answer.rivals:
         return ""
     rival = answer.rivals[0]
+    if answer.verdict is Verdict.UNCLEAR and rival.probability is not None:
+        rival = max(answer.rivals, key=lambda other: other.probability or 0.0)
+        return (
+            f"Against it: `{rival.variant}`, {sure(rival.probability)} to be it instead, which "
+            f"{margin(rival.excess, answer.question.objective)}{_memory(rival)}."
+        )
     return f"Next: `{rival.variant}`, which {margin(rival.excess, answer.question.objective)}{_memory(rival)}."
 
 
@@ -129,7 +135,7 @@ def _alike(answer: Answer) -> str:
     if not others:
         return ""
     names = ", ".join(f"`{name}`" for name in others)
-    text = f"Cannot be told apart from it within {EQUIVALENT:.0%}: {names}."
+    text = f"Cannot be told apart from it within {units.share(EQUIVALENT)}: {names}."
     if answer.cheapest in {None, answer.variant}:
         return f"{text} It is the cheapest of them to own."
     return f"{text} Cheapest to own: `{answer.cheapest}`{_why_cheap(answer)}."
@@ -154,10 +160,12 @@ def _cost(answer: Answer) -> str:
     found = answer.facts.cost() if answer.facts else ()
     text = f"It costs: {'; '.join(found)}." if found else ""
     if answer.break_even is not None:
-        calls = max(1.0, answer.break_even.calls)
+        calls = math.ceil(max(1.0, answer.break_even.calls))
         plan = answer.question.calls
         planned = "" if plan is None else f" ({plan:g} are planned)"
-        text += f" Its start pays after {math.ceil(calls):,} calls{planned}, against `{answer.break_even.against}`."
+        text += (
+            f" Its start pays after {calls:,} call{'s' * (calls > 1)}{planned}, against `{answer.break_even.against}`."
+        )
     return text
 
 

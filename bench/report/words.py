@@ -114,11 +114,11 @@ def second_opinion(run: ReportedRun, found: Findings) -> str:
         return ""
     near = sum(1 / AGREE <= ratio <= AGREE for ratio in pairs)
     if near == len(pairs):
-        return f"A second instrument agrees within {AGREE - 1:.0%} on all {near} cases that it timed."
+        return f"A second instrument agrees within {units.share(AGREE - 1)} on all {near} cases that it timed."
     off = len(pairs) - near
     return (
-        f"A second instrument differs by more than {AGREE - 1:.0%} on {off} of the {len(pairs)} cases that it timed; "
-        "it times one variant after the other, so a machine that drifts shows up in it."
+        f"A second instrument differs by more than {units.share(AGREE - 1)} on {off} of the {len(pairs)} cases that it "
+        "timed; it times one variant after the other, so a machine that drifts shows up in it."
     )
 
 
