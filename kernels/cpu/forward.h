@@ -137,7 +137,10 @@ inline void project(const Forward* a, const M& input, Cursor place, int64_t coun
                 typename M::Row from[sizeof sums / sizeof sums[0]];
                 for (int r = 0; r < rows; ++r) {
                     from[r] = panel[row + r];
-                    for (int gate = 0; gate < 4; ++gate) sums[r][gate] = vec{};
+                    for (int gate = 0; gate < 4; ++gate) {
+                        sums[r][gate] = vec{};
+                        __builtin_prefetch(to[row + r] + unit + gate * hidden, 1);
+                    }
                 }
                 input.add(rows, sums, from, block);
                 for (int r = 0; r < rows; ++r)
@@ -234,6 +237,13 @@ void walk(const Forward* a, const Lengths& lengths, Barrier& barrier, char* room
                     if (in_step) inputs[r] = prepared<Input>(input_row(b), inputs_room + (row + r) * input_bytes);
                     states[r] = prepared<Recurrent>(before + b * hidden, states_room + (row + r) * state_bytes);
                     for (int gate = 0; gate < 4; ++gate) sums[r][gate] = vec{};
+                }
+                // What comes after the product has by then arrived in the nearest cache: gates to add, and lines to write.
+                for (int r = 0; r < rows; ++r) {
+                    const int64_t b = mine[row + r];
+                    const float* in = in_step ? nullptr : a->gates_input + (t - start) * a->gi_step + b * a->gi_row + unit;
+                    for (int gate = 0; !in_step && gate < 4; ++gate) __builtin_prefetch(in + gate * hidden);
+                    __builtin_prefetch(a->output + t * a->out_step + b * a->out_row + unit, 1);
                 }
                 if (in_step) input.add(rows, sums, inputs, block);
                 if (recurs) recurrent.add(rows, sums, states, block);

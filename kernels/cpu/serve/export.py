@@ -88,7 +88,7 @@ def _layers(state: Mapping[str, Tensor], prefix: str) -> list[tuple[Tensor, Tens
             msg = f"layer {layer} of the LSTM {prefix!r} has no weight_ih or weight_hh"
             raise ExportError(msg)
         rows, hidden = weights[1].shape
-        zeros = torch.zeros(rows)
+        zeros = torch.zeros(rows, dtype=torch.float32, device="cpu")
         biases = [own.get(f"bias_{kind}_l{layer}", zeros) for kind in ("ih", "hh")]
         first = weights[0].size(1) if layer == 0 else layers[0][1].size(1)
         shapes = [tuple(value.shape) for value in (weights[0], weights[1], *biases)]
@@ -105,7 +105,7 @@ def _head(state: Mapping[str, Tensor], head: str, hidden: int) -> list[Tensor]:
         shape = "is not there" if weight is None else f"is {tuple(weight.shape)}"
         msg = f"{head}.weight {shape}, expected (outputs, {hidden}) for the last layer's {hidden} hidden units"
         raise ExportError(msg)
-    bias = state.get(f"{head}.bias", torch.zeros(weight.size(0)))
+    bias = state.get(f"{head}.bias", torch.zeros(weight.size(0), dtype=torch.float32, device="cpu"))
     return [weight, bias]
 
 
