@@ -9,20 +9,38 @@ import shlex
 import signal
 import sys
 import time
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from bench.arguments import DEFAULT_SUITE, parser
+from bench.commands import (
+    EXIT_INTERRUPTED,
+    EXIT_NOT_OK,
+    EXIT_OK,
+    EXIT_TERMINATED,
+    EXIT_UNFINISHED,
+    EXIT_USAGE,
+    ab,
+    compare,
+    doctor,
+    export,
+    listing,
+    minutes,
+    plugin_paths,
+    print_cases,
+    recommend,
+    report,
+    selftest,
+    show,
+)
 from bench.console import Console, Output
 from bench.errors import UsageError
 from bench.machine import environment
 from bench.plan import own_model
-from bench.plan.cases import OWN, Filters, Selection, Suite, load_suite, overridden, suite_names
+from bench.plan.cases import OWN, Filters, Suite, load_suite, overridden
 from bench.records import quality as quality_record
 from bench.records.folder import RunFolder
-from bench.records.raw_csv import Key
 from bench.records.reader import read_beside
 from bench.records.schema import Status
 from bench.run import more, resume
@@ -31,10 +49,7 @@ from bench.run.runner import Runner
 from bench.run.worker_process import Settings
 from bench.timing import stopwatch
 from kernels.host.cores import usable_cores
-from kernels.host.output import Terminated, run_command, utf8, write_new
-
-EXIT_OK, EXIT_NOT_OK, EXIT_USAGE, EXIT_REGRESSION, EXIT_UNFINISHED, EXIT_UNCLEAR = 0, 1, 2, 3, 4, 5
-EXIT_INTERRUPTED, EXIT_TERMINATED = 130, 143
+from kernels.host.output import Terminated, run_command
 
 
 def _plan(arguments: argparse.Namespace, suite: Suite) -> tuple[Plan, Settings]:
@@ -42,7 +57,7 @@ def _plan(arguments: argparse.Namespace, suite: Suite) -> tuple[Plan, Settings]:
     settings = Settings(
         arguments.threads or usable_cores(),
         arguments.omp_wait or "default",
-        _plugins(arguments.plugin),
+        plugin_paths(arguments.plugin),
         own_model=own_model.variable(vars(arguments)),
     )
     filters = Filters(
@@ -73,7 +88,7 @@ def run(arguments: argparse.Namespace, command: str) -> int:
     plan, settings = _plan(arguments, load_suite(arguments.suite))
     console = Console(len(plan.cases), plan.expected_s(), _output(arguments))
     runnable = len(plan.left())
-    here = f"{runnable} can run here, {settings.threads} threads; expected time about {_minutes(plan.expected_s())}"
+    here = f"{runnable} can run here, {settings.threads} threads; expected time about {minutes(plan.expected_s())}"
     console.say(
         f"suite {plan.suite.name}: {len(plan.cases)} cases in {len(plan.groups)} groups, "
         + (here if runnable else "none can run here: nothing will be measured, and each is recorded with its reason")
@@ -86,7 +101,7 @@ def run(arguments: argparse.Namespace, command: str) -> int:
     if plan.second_cases:
         console.say(f"then {len(plan.second_cases)} of them once more with pytest-benchmark, as a second instrument")
     if arguments.dry_run:
-        _print_cases(console, plan)
+        print_cases(console, plan)
         return EXIT_OK
     folder = RunFolder.create(arguments.out, plan.suite.name)
     options = resume.kept_options(vars(arguments) | {"threads": settings.threads})
@@ -119,10 +134,10 @@ def _resume(arguments: argparse.Namespace, command: str, deadline_s: float) -> i
             console.say(line, "yellow")
         console.say(
             f"suite {plan.suite.name}: {len(recorded)} of {len(plan.cases)} cases are recorded; "
-            f"expected time for the others about {_minutes(expected_s)}"
+            f"expected time for the others about {minutes(expected_s)}"
         )
         if arguments.dry_run:
-            _print_cases(console, plan, recorded)
+            print_cases(console, plan, recorded)
             return EXIT_OK
         if arguments.more is not None:
             more.check_finished(len(plan.left(recorded)), begun.folder.path)
@@ -245,179 +260,6 @@ def _show_open(console: Console, runner: Runner, again: str) -> None:
             console.say(each.told(), "yellow")
         console.say(f"to measure on: {again} --more {more.duration(sum(each.needed_s for each in found))}", "bold")
     console.say(f"time: {stopwatch.told(runner.watch.found())}")
-
-
-def _print_cases(console: Console, plan: Plan, recorded: Collection[Key] = ()) -> None:
-    rows = []
-    for found in plan.cases:
-        case = found.case
-        here = "recorded" if resume.case_key(case) in recorded else found.unavailable or "runs"
-        rows.append([case.workload, case.mode, case.device, case.variant, here])
-    console.table(["workload", "mode", "device", "variant", "here"], rows)
-
-
-def listing(arguments: argparse.Namespace) -> int:
-    """Print suites, workloads, and variants with what keeps each from running here; or the cases of one suite."""
-    console = Console()
-    if arguments.suite is not None:
-        suite = load_suite(arguments.suite)
-        filters = Filters(threads=usable_cores(), device=arguments.device)
-        plan = make_plan(suite, filters, Settings(usable_cores(), plugins=_plugins(arguments.plugin)), build=False)
-        console.say(f"{suite.name}: {suite.summary}", "bold")
-        _print_cases(console, plan)
-        console.say(f"{len(plan.left())} of {len(plan.cases)} cases can run here; about {_minutes(plan.expected_s())}")
-        return EXIT_OK
-    # It has no lengths and no packing: what cannot run there cannot run at all.
-    simplest = Selection(workloads=("seed",))
-    suite = Suite(name="list", summary="", select=(simplest,), device=arguments.device or "cpu")
-    settings = Settings(usable_cores(), plugins=_plugins(arguments.plugin))
-    plan = make_plan(suite, Filters(threads=settings.threads), settings, build=False)
-    console.table(["suite", "what it measures"], [[s.name, s.summary] for s in map(load_suite, suite_names())])
-    workloads = [[w["name"], w["data"], w["source"]] for w in plan.catalogue["workloads"]]
-    console.table(["workload", "data", "sizes from"], workloads)
-    here: dict[str, list[str]] = {}
-    for found in plan.cases:
-        reasons = here.setdefault(found.case.variant, [])
-        if (reason := found.unavailable or "runs") not in reasons:
-            reasons.append(reason)
-    rows = [[v["name"], v["summary"], "; ".join(here[v["name"]])] for v in plan.catalogue["variants"]]
-    console.table(["variant", "what it is", f"here, on {suite.device}"], rows)
-    return EXIT_OK
-
-
-def _plugins(paths: Sequence[Path]) -> tuple[Path, ...]:
-    for path in paths:
-        if not path.is_file():
-            msg = f"plugin {path} does not exist; expected the path of a Python file"
-            raise UsageError(msg)
-    return tuple(paths)
-
-
-def _minutes(seconds: float) -> str:
-    return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"  # noqa: PLR2004
-
-
-def report(arguments: argparse.Namespace) -> int:
-    """Write plots and page again, or a page of several runs."""
-    from bench.report import runs_page  # noqa: PLC0415 - matplotlib is slow to import
-    from bench.report.page import write_report  # noqa: PLC0415 - matplotlib is slow to import
-
-    first, *others = arguments.dir
-    if arguments.history or others:
-        if arguments.history and others:
-            msg = f"--history takes one folder that holds the runs, not {len(arguments.dir)}; leave the others out"
-            raise UsageError(msg)
-        if arguments.history:
-            page = runs_page.write_history(first, arguments.out)
-        else:
-            page = runs_page.write_side_by_side(arguments.dir, arguments.out or first / "side-by-side.html")
-        Console().say(f"page: {page.resolve().as_uri()}")
-        return EXIT_OK
-    if arguments.out is not None:
-        msg = "--out is for a page of several runs; that of one run is report.html in its folder"
-        raise UsageError(msg)
-    found = write_report(first)
-    Console().say(f"page: {found.page.resolve().as_uri()}; {len(found.plots)} plots beside it")
-    return EXIT_OK
-
-
-def compare(arguments: argparse.Namespace) -> int:
-    """Hold runs against a base."""
-    from bench.analysis import compare as comparing  # noqa: PLC0415 - pandas is slow to import
-    from bench.analysis import tables as compare_tables  # noqa: PLC0415
-
-    _check_fail_on(arguments)
-    _refuse_existing(arguments.output, "--output")
-    options = comparing.CompareOptions(arguments.by, arguments.margin, arguments.fail_on, arguments.force)
-    base = comparing.load(arguments.base)
-    found = [comparing.compare(base, comparing.load(path), options) for path in arguments.new]
-    if arguments.output:
-        _write_new(arguments.output, compare_tables.render(found, arguments.format))
-        for label, comparison in compare_tables.labelled(found):
-            for line in (compare_tables.lead(label, comparison), *compare_tables.untold(label, comparison)):
-                Console().say(line)
-        Console().say(f"written: {arguments.output}")
-    elif arguments.format == "text":
-        compare_tables.text(found)
-    else:
-        print(compare_tables.render(found, arguments.format), end="")
-    return _exit_code(arguments, max(comparison.outcome for comparison in found).name)
-
-
-def ab(arguments: argparse.Namespace, command: str) -> int:
-    """Measure two interpreters or revisions in turns."""
-    from bench.ab import command as sides  # noqa: PLC0415 - pandas is slow to import
-
-    _check_fail_on(arguments)
-    settings = Settings(arguments.threads or usable_cores(), arguments.omp_wait, _plugins(arguments.plugin))
-    return _exit_code(arguments, sides.ab(arguments, settings, command).name)
-
-
-def _check_fail_on(arguments: argparse.Namespace) -> None:
-    if arguments.allow_unclear and arguments.fail_on is None:
-        msg = "--allow-unclear is about --fail-on, which is missing; add --fail-on slower:PERCENT"
-        raise UsageError(msg)
-
-
-def _exit_code(arguments: argparse.Namespace, outcome: str) -> int:
-    """The exit code of an `Outcome` of `--fail-on`, by name."""
-    unclear = EXIT_OK if arguments.allow_unclear else EXIT_UNCLEAR
-    return {"REGRESSION": EXIT_REGRESSION, "UNCLEAR": unclear}.get(outcome, EXIT_OK)
-
-
-def selftest(arguments: argparse.Namespace, command: str) -> int:
-    """Hold the suite against itself."""
-    from bench.selftest import command as parts  # noqa: PLC0415 - pandas is slow to import
-
-    return parts.selftest(arguments, command, usable_cores())
-
-
-def export(arguments: argparse.Namespace) -> int:
-    """Write a run in another program's format."""
-    from bench.analysis import export as exporting  # noqa: PLC0415 - pandas is slow to import
-
-    out = arguments.out or arguments.dir / "export.pytest-benchmark.json"
-    _refuse_existing(out, "--out")
-    found = exporting.pytest_benchmark(arguments.dir)
-    _write_new(out, found.text)
-    left = f"; left out because they did not end ok: {', '.join(found.left_out)}" if found.left_out else ""
-    Console().say(f"written: {out}, {found.cases} cases{left}")
-    return EXIT_OK
-
-
-def recommend(arguments: argparse.Namespace) -> int:
-    """Say which variant to ship."""
-    from bench.recommend.command import command  # noqa: PLC0415 - scipy is slow to import
-
-    return command(arguments)
-
-
-def doctor(_: argparse.Namespace) -> int:
-    """Say what this machine offers and lacks."""
-    from bench.terminal.doctor import doctor as look  # noqa: PLC0415 - no other command needs it
-
-    return look()
-
-
-def show(arguments: argparse.Namespace) -> int:
-    """Print the cases of a run, or one in depth."""
-    from bench.terminal.show import show as print_case  # noqa: PLC0415 - scipy is slow to import
-
-    return print_case(arguments.dir, arguments.case, arguments.trace)
-
-
-def _refuse_existing(path: Path | None, option: str) -> None:
-    if path is not None and path.exists():
-        msg = f"{path} exists, and nothing is overwritten; name another file with {option}"
-        raise UsageError(msg)
-
-
-def _write_new(path: Path, text: str) -> None:
-    try:
-        write_new({path: utf8(text)})
-    except OSError as error:
-        msg = f"{path} cannot be written: {error.strerror or error}; name another file"
-        raise UsageError(msg) from error
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -140,3 +140,12 @@ def _sum(first: Tensor, second: Tensor) -> Tensor:
 def computed_dtype(x: Tensor) -> torch.dtype:
     """Type that products have: that of the input, or autocast's, which leaves float64 alone."""
     return x.dtype if x.dtype == torch.float64 else autocast_dtype(x.device) or x.dtype
+
+
+def matmul_precision() -> str:
+    """Precision of torch's own products in float32: `none` or `ieee`, or `tf32`."""
+    if torch.compiler.is_compiling():
+        from .graph_breaks import matmul_precision  # noqa: PLC0415 - imports Dynamo
+
+        return str(matmul_precision())
+    return str(torch.backends.cuda.matmul.fp32_precision)

@@ -336,7 +336,7 @@ class LSTM(nn.RNNBase):
         """Return whether the recurrence rounds its float32 factors to TF32 there."""
         if device.type != "cuda" or dtype != torch.float32:
             return False
-        return (self.fp32_precision or _matmul_precision()) == "tf32"
+        return (self.fp32_precision or layers.matmul_precision()) == "tf32"
 
     def _at_once(self, x: Any, hx: Any) -> tuple[Tensor, State] | None:
         """The whole call by what an earlier one prepared; None where anything about it is not as simple as that."""
@@ -395,12 +395,3 @@ def _way() -> Any:
 
         return untraceable
     return vendor
-
-
-def _matmul_precision() -> str:
-    """Precision of torch's own products in float32: `none` or `ieee`, or `tf32`."""
-    if torch.compiler.is_compiling():
-        from .graph_breaks import matmul_precision  # noqa: PLC0415 - as above
-
-        return str(matmul_precision())
-    return str(torch.backends.cuda.matmul.fp32_precision)

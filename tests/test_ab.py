@@ -15,8 +15,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bench import __main__ as bench_main
-from bench.ab import BASE, NEW, command, measure, on, sides, verdicts
+from bench import commands
+from bench.ab import command, measure, sides, verdicts
+from bench.ab.names import BASE, NEW, on
 from bench.analysis.compare import CaseVerdict, CompareOptions, Finding
 from bench.arguments import parser
 from bench.console import Console
@@ -100,9 +101,9 @@ def test_outcomes_have_the_exit_codes_of_compare(change, apart, outcome, code):
     found = judged(sampled(change, apart=apart), 0.03)
     assert found.outcome is outcome
     arguments = parser().parse_args(["ab", "HEAD", "HEAD", "--fail-on", "slower:3%"])
-    assert bench_main._exit_code(arguments, found.outcome.name) == code
+    assert commands.exit_code(arguments, found.outcome.name) == code
     arguments.allow_unclear = True
-    assert bench_main._exit_code(arguments, found.outcome.name) == {5: 0}.get(code, code)
+    assert commands.exit_code(arguments, found.outcome.name) == {5: 0}.get(code, code)
     assert judged(sampled(change, apart=apart)).outcome is Finding.FINE
 
 

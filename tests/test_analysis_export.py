@@ -13,6 +13,7 @@ import pytest
 from run_folders import SPEEDUPS, make_run
 
 from bench import __main__ as command_line
+from bench import commands
 from bench.records.reader import read_records
 
 pytest.importorskip("pytest_benchmark")
@@ -136,7 +137,7 @@ def test_a_file_that_came_meanwhile_is_not_overwritten(tmp_path):
     """Between the first look and the writing another program may have made it."""
     (tmp_path / "taken").write_text("mine")
     with pytest.raises(command_line.UsageError, match="cannot be written"):
-        command_line._write_new(tmp_path / "taken", "ours")
+        commands.write_text(tmp_path / "taken", "ours")
     assert (tmp_path / "taken").read_text() == "mine"
 
 

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from kernels.cpu.serve import export
-from kernels.cpu.serve.export import ExportError, export_c
+from kernels.cpu.serve.export import ServeExportError, export_c
 
 ROOT = Path(__file__).parents[1]
 pytestmark = pytest.mark.skipif(not (shutil.which("make") and shutil.which("g++")), reason="needs make and g++")
@@ -267,7 +267,7 @@ def test_what_cannot_be_exported_is_refused(
     module: nn.Module, options: dict[str, str], said: str, tmp_path: Path
 ) -> None:
     """It says what was wrong, and leaves nothing behind."""
-    with pytest.raises(ExportError, match=said):
+    with pytest.raises(ServeExportError, match=said):
         export_c(module.state_dict(), tmp_path / "out", **options)  # type: ignore[arg-type]
     assert not (tmp_path / "out").exists()
 

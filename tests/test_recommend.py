@@ -15,7 +15,7 @@ from run_folders import ENVIRONMENT, make_run
 from bench.__main__ import main
 from bench.errors import UsageError
 from bench.recommend import facts as owned
-from bench.recommend.answer import Verdict, recommend
+from bench.recommend.answer import Recommendation, recommend
 from bench.recommend.arguments import _size, _time
 from bench.recommend.chances import chances
 from bench.recommend.mix import MixAnswer, Regret, mixes
@@ -108,7 +108,7 @@ def test_the_fastest_is_recommended_with_its_margin_over_the_next(tmp_path):
     facts = {"cpu-fused": {"memory_peak_bytes": 140_000_000, "first_call_s": 5.0, "compile_s": 4.9}}
     folder = made(tmp_path / "run", TWO, facts)
     found = answer(folder, {"cpu-fused": ["a C++ compiler (once)"], "onednn": []})
-    assert (found.verdict, found.variant, found.alike) == (Verdict.RECOMMENDED, "cpu-fused", ("cpu-fused",))
+    assert (found.verdict, found.variant, found.alike) == (Recommendation.RECOMMENDED, "cpu-fused", ("cpu-fused",))
     assert found.probability > 0.99
     assert found.rivals[0].excess.low < 1.5 < found.rivals[0].excess.high
     assert found.break_even.calls == pytest.approx(4.99 / (0.5e-3 - 1e-3 / 3), rel=0.05)
@@ -125,7 +125,7 @@ def test_the_fastest_outside_the_error_bound_is_not_recommended(tmp_path):
     folder = made(tmp_path / "run", TWO, {"cpu-fused": {"parity_error": 0.02, "grad_error": 0.5}})
     assert answer(folder).variant == "cpu-fused"
     found = answer(folder, max_error=1e-3)
-    assert (found.verdict, found.variant) == (Verdict.RECOMMENDED, "onednn")
+    assert (found.verdict, found.variant) == (Recommendation.RECOMMENDED, "onednn")
     assert found.left_out == {"cpu-fused": "error 5.0e-01 is over 1.0e-03, 500 times"}
     assert answer(folder, max_error=0.6).variant == "cpu-fused"
 
@@ -134,7 +134,7 @@ def test_where_nothing_keeps_the_bounds_the_nearest_is_named(tmp_path, capsys):
     """No variant is fast enough: the nearest is named with what it misses, and the exit code is 3."""
     folder = made(tmp_path / "run", TWO)
     found = answer(folder, latency_bound_s=3e-4)
-    assert (found.verdict, found.variant) == (Verdict.NONE, "cpu-fused")
+    assert (found.verdict, found.variant) == (Recommendation.NONE, "cpu-fused")
     assert found.misses[0].startswith("p50 333 us is over 300 us, by 11 %") or "over 300 us" in found.misses[0]
     assert main(["recommend", str(folder), "--latency-bound", "300us"]) == 3
     assert "Nothing keeps the bounds (p50 at most 300 us). The nearest is cpu-fused" in capsys.readouterr().out
@@ -154,7 +154,7 @@ def test_two_that_cannot_be_told_apart_share_the_place_and_the_cheapest_is_named
     folder = made(tmp_path / "run", {"reference": 1.0, "a": 2.0, "b": 2.0}, facts, rounds=8, noise=0.3)
     found = answer(folder, {"a": ["a C++ compiler (at every start)"], "b": []})
     assert set(found.alike) == {"a", "b"}
-    assert found.verdict is Verdict.UNCLEAR
+    assert found.verdict is Recommendation.UNCLEAR
     assert found.cheapest == "b"
     assert found.clearer is not None
     assert main(["recommend", str(folder)]) == 5
@@ -169,7 +169,7 @@ def test_a_difference_below_three_percent_is_no_reason_to_doubt(tmp_path):
     speedups = {"reference": 1.0, "a": 2.02, "b": 2.0}
     folder = made(tmp_path / "run", speedups, {"a": {"first_call_s": 3.0}}, rounds=60, noise=0.005)
     found = answer(folder)
-    assert (found.verdict, found.alike, found.cheapest) == (Verdict.RECOMMENDED, ("a", "b"), "b")
+    assert (found.verdict, found.alike, found.cheapest) == (Recommendation.RECOMMENDED, ("a", "b"), "b")
     assert found.near_best > 0.99
 
 
@@ -183,11 +183,11 @@ def test_a_start_is_spread_over_the_planned_calls(tmp_path):
 def test_p99_needs_the_calls_that_carry_it(tmp_path):
     """Of 180 calls there is no 99th percentile: the answer is unclear and says how many rounds it takes."""
     found = answer(made(tmp_path / "few", TWO), objective=Objective.P99)
-    assert (found.verdict, found.variant) == (Verdict.UNCLEAR, None)
+    assert (found.verdict, found.variant) == (Recommendation.UNCLEAR, None)
     assert "368" in found.left_out["cpu-fused"]
     assert found.clearer.rounds > 60
     many = answer(made(tmp_path / "many", TWO, rounds=200), objective=Objective.P99)
-    assert (many.verdict, many.variant) == (Verdict.RECOMMENDED, "cpu-fused")
+    assert (many.verdict, many.variant) == (Recommendation.RECOMMENDED, "cpu-fused")
 
 
 @pytest.mark.parametrize(("objective", "best"), [(Objective.MEMORY, "onednn"), (Objective.COLD_START, "reference")])
@@ -195,7 +195,7 @@ def test_what_is_measured_once_has_no_probability(tmp_path, objective, best):
     """Memory and start are compared by their one value, which the answer says."""
     facts = {"onednn": {"memory_peak_bytes": 50_000_000}, "reference": {"first_call_s": 0.001}}
     found = answer(made(tmp_path / "run", TWO, facts), objective=objective)
-    assert (found.verdict, found.variant, found.probability) == (Verdict.RECOMMENDED, best, None)
+    assert (found.verdict, found.variant, found.probability) == (Recommendation.RECOMMENDED, best, None)
     assert any("measured once" in note for note in found.notes)
 
 
@@ -205,7 +205,7 @@ def test_a_bound_that_the_interval_reaches_makes_the_answer_unclear(tmp_path):
     record = next(r for r in read_run(folder).records if r.variant == "cpu-fused")
     bound = (record.latency_p50_s + record.latency_p50_hi_s) / 2
     found = answer(folder, latency_bound_s=bound)
-    assert found.verdict is Verdict.UNCLEAR
+    assert found.verdict is Recommendation.UNCLEAR
     assert any("the interval reaches" in note for note in found.notes)
 
 
@@ -216,7 +216,7 @@ def test_nothing_that_ran_is_unclear_and_not_an_error(tmp_path):
     broken = [record | {"status": "crashed", "reason": "signal 11"} for record in records]
     (folder / "records.jsonl").write_text("".join(json.dumps(record) + "\n" for record in broken))
     found = answer(folder)
-    assert (found.verdict, found.variant) == (Verdict.UNCLEAR, None)
+    assert (found.verdict, found.variant) == (Recommendation.UNCLEAR, None)
     assert sentences(read_run(folder))[0][1].startswith("Unclear: no variant ran and passed its gate.")
 
 

@@ -44,6 +44,7 @@ ORDER = {
         report
         selftest microbench ab terminal
         arguments
+        commands
         __main__
     """,
 }

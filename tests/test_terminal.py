@@ -16,7 +16,7 @@ from bench.console import Console, Output
 from bench.plan.cases import Case
 from bench.records.schema import Record, Status
 from bench.terminal import doctor
-from bench.terminal.doctor import Check, State
+from bench.terminal.doctor import FactState, MachineCheck
 
 GOOD = Record("seed", "lstm", "onednn", "inference", "cpu", speedup=2.0, speedup_lo=1.9, speedup_hi=2.1)
 BAD = Record("seed", "lstm", "loop", "inference", "cpu", status=Status.OOM, reason="too [big]")
@@ -109,12 +109,12 @@ def test_the_time_left_follows_the_pace(monkeypatch):
 
 def test_the_doctor_names_what_is_lacking(monkeypatch, capsys):
     """Something that a run needs makes the exit code 1, with the remedy; less than that does not."""
-    fine = [Check("torch", State.OK, "2.13"), Check("GPU", State.WITHOUT, "none", "none needed")]
+    fine = [MachineCheck("torch", FactState.OK, "2.13"), MachineCheck("GPU", FactState.WITHOUT, "none", "none needed")]
     monkeypatch.setattr(doctor, "checks", lambda: iter(fine))
     assert main(["doctor"]) == 0
     assert "ready to measure" in capsys.readouterr().out
     monkeypatch.setattr(
-        doctor, "checks", lambda: iter([*fine, Check("C++ compiler", State.LACKS, "none", "install g++")])
+        doctor, "checks", lambda: iter([*fine, MachineCheck("C++ compiler", FactState.LACKS, "none", "install g++")])
     )
     assert main(["doctor"]) == 1
     out = capsys.readouterr().out
@@ -125,16 +125,18 @@ def test_the_doctor_names_what_is_lacking(monkeypatch, capsys):
 def test_each_check_of_the_doctor_can_fail(monkeypatch):
     """Planted: no compiler, no package, no torch, little memory and disk, a busy machine, a slow governor, a quota."""
     monkeypatch.setattr(doctor.shutil, "which", lambda _: None)
-    assert doctor.compiler().state is State.LACKS
-    assert doctor.packages("x", ("no_such_package",), State.LACKS, "get it").found == "no_such_package not installed"
-    assert [check.state for check in doctor.torch_checks("the worker died")] == [State.LACKS]
-    assert doctor.memory(1e8).state is State.LACKS
-    assert doctor.disk(1e8).state is State.WITHOUT
-    assert doctor.judged_noise(1.5, 0.0).state is State.LACKS
-    assert doctor.judged_noise(0.02, 0.0).state is State.OK
+    assert doctor.compiler().state is FactState.LACKS
+    assert (
+        doctor.packages("x", ("no_such_package",), FactState.LACKS, "get it").found == "no_such_package not installed"
+    )
+    assert [check.state for check in doctor.torch_checks("the worker died")] == [FactState.LACKS]
+    assert doctor.memory(1e8).state is FactState.LACKS
+    assert doctor.disk(1e8).state is FactState.WITHOUT
+    assert doctor.judged_noise(1.5, 0.0).state is FactState.LACKS
+    assert doctor.judged_noise(0.02, 0.0).state is FactState.OK
     assert "performance" in doctor.governor({"governor": "powersave"}).remedy
     monkeypatch.setattr(doctor, "cpu_quota", lambda: 0.5)
-    assert doctor.cores().state is State.WITHOUT
+    assert doctor.cores().state is FactState.WITHOUT
 
 
 def test_noise_counts_what_others_take(monkeypatch):

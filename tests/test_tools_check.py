@@ -16,11 +16,11 @@ import torch
 from kernels import dispatch
 from kernels.common.recurrence import loop_backward, loop_forward
 from kernels.tools import check, check_work, sanitize, tune
-from kernels.tools.check_work import Question, work
+from kernels.tools.check_work import CheckQuestion, work
 from kernels.tools.problems import Sizes
 
 ROOT = Path(__file__).parent.parent
-TASK = Question("parity", "cell", Sizes(3, 4, 5, directions=2, lengths=(0, 2, 4)), runs=5)
+TASK = CheckQuestion("parity", "cell", Sizes(3, 4, 5, directions=2, lengths=(0, 2, 4)), runs=5)
 
 
 @pytest.fixture

@@ -9,8 +9,9 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any
 
-from bench.ab import NEW, SIDES, on, verdicts
+from bench.ab import verdicts
 from bench.ab.measure import Contest, Setting
+from bench.ab.names import NEW, SIDES, on
 from bench.ab.sides import Side, find, uncommitted
 from bench.analysis import tables as compare_tables
 from bench.analysis.compare import CompareOptions, Comparison, Finding

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from bench.ab import SIDES, on
+from bench.ab.names import SIDES, on
 from bench.ab.sides import Side
 from bench.ab.verdicts import NOT_TIMED
 from bench.analysis.figures import figures

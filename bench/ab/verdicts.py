@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from bench.ab import BASE, NEW, on
+from bench.ab.names import BASE, NEW, on
 from bench.analysis.compare import CasePair, CaseVerdict, CompareOptions, Comparison, allow_for_all, verdict
 from bench.analysis.intervals import ratio_interval
 from bench.records.reader import RecordedRun, case_key

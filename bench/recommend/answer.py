@@ -25,8 +25,8 @@ P99_CALLS = least_calls(0.99)
 Key = tuple[str, str, str, int]
 
 
-class Verdict(enum.StrEnum):
-    """Verdict on a group."""
+class Recommendation(enum.StrEnum):
+    """Recommendation on a group."""
 
     RECOMMENDED = "recommended"
     UNCLEAR = "unclear"
@@ -58,7 +58,7 @@ class BreakEven:
 
 
 @dataclass(frozen=True)
-class Answer:
+class Advice:
     """A recommendation, or why there is none.
 
     Attributes:
@@ -82,7 +82,7 @@ class Answer:
 
     key: Key
     question: Question
-    verdict: Verdict
+    verdict: Recommendation
     variant: str | None = None
     value: str = ""
     probability: float | None = None
@@ -107,8 +107,8 @@ class Answer:
 
 def recommend(
     run: RecordedRun, question: Question, needs: Mapping[str, Sequence[str]] | None = None
-) -> tuple[Answer, ...]:
-    """Answer a question for every group of a run.
+) -> tuple[Advice, ...]:
+    """Advice a question for every group of a run.
 
     Args:
         run: as `bench.records.reader.read_run` gives it.
@@ -138,7 +138,7 @@ def recommend(
 
 def _answer(
     run: RecordedRun, key: Key, records: Sequence[Record], question: Question, needs: Mapping[str, Sequence[str]]
-) -> Answer:
+) -> Advice:
     ok = {record.variant: record for record in records if record.status is Status.OK}
     facts = {name: Facts.of(record, ok.get(REFERENCE), needs) for name, record in ok.items()}
     rated, left_out = _rated(run, list(ok.values()), facts, question)
@@ -146,7 +146,9 @@ def _answer(
         why = () if ok else ("no variant ran and passed its gate",)
         wanted = question.objective is Objective.P99 and ok
         advice = more_calls(run.group(next(iter(ok.values()))), list(ok), P99_CALLS) if wanted else None
-        return Answer(key, question, Verdict.UNCLEAR, left_out=left_out, clearer=advice, notes=why, commits=facts)
+        return Advice(
+            key, question, Recommendation.UNCLEAR, left_out=left_out, clearer=advice, notes=why, commits=facts
+        )
     missed = {name: misses(ok[name], facts[name], question) for name in rated.costs}
     fine = [name for name in rated.costs if not missed[name]]
     left_out |= {name: f"{'; '.join(map(str, found))}" for name, found in missed.items() if found}
@@ -159,12 +161,12 @@ def _answer(
     near = None if once else rated.of_best(best, EQUIVALENT)
     notes = _doubts(ok[best], question, once=once)
     sure = once or len(fine) == 1 or (near is not None and near >= SURE)
-    verdict = Verdict.RECOMMENDED if sure and not any(note.unsure for note in notes) else Verdict.UNCLEAR
+    verdict = Recommendation.RECOMMENDED if sure and not any(note.unsure for note in notes) else Recommendation.UNCLEAR
     others = sorted((name for name in fine if name != best), key=lambda name: rated.costs[name])
     rivals = tuple(_rival(rated, name, best, facts, once=once) for name in others)
     open_ends = [rival for rival in rivals if rival.variant in alike]
     widest = max(open_ends, key=lambda rival: rival.excess.high / rival.excess.low, default=None)
-    return Answer(
+    return Advice(
         key,
         question,
         verdict,
@@ -253,11 +255,13 @@ def _nearest(
     missed: Mapping[str, tuple[Miss, ...]],
     facts: Mapping[str, Facts],
     left_out: Mapping[str, str],
-) -> Answer:
+) -> Advice:
     """The variant that misses the bounds by least."""
     near = min(rated.costs, key=lambda name: (max(m.factor for m in missed[name]), rated.costs[name]))
     texts = tuple(miss.text for miss in missed[near])
-    return Answer(key, question, Verdict.NONE, near, facts=facts[near], misses=texts, left_out=left_out, commits=facts)
+    return Advice(
+        key, question, Recommendation.NONE, near, facts=facts[near], misses=texts, left_out=left_out, commits=facts
+    )
 
 
 @dataclass(frozen=True)

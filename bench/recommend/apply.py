@@ -15,7 +15,7 @@ from bench.analysis.intervals import Interval
 from bench.console import Console
 from bench.errors import UsageError
 from bench.plan.cases import REFERENCE, Case
-from bench.recommend.answer import Answer, Verdict
+from bench.recommend.answer import Advice, Recommendation
 from bench.recommend.chances import chances
 from bench.recommend.question import EQUIVALENT, Objective
 from bench.records.reader import RecordedRun
@@ -65,7 +65,7 @@ class Proof:
         )
 
 
-def write(run: RecordedRun, answer: Answer, out: Path, *, chosen: str | None = None, quiet: bool = False) -> int:
+def write(run: RecordedRun, answer: Advice, out: Path, *, chosen: str | None = None, quiet: bool = False) -> int:
     """Write the artefact of an answer, or of a chosen variant of its group, if it holds.
 
     Args:
@@ -89,9 +89,9 @@ def write(run: RecordedRun, answer: Answer, out: Path, *, chosen: str | None = N
     if chosen is not None and chosen not in answer.commits:
         msg = f"--variant {chosen}: it did not end ok in {answer.title}; expected one of {', '.join(answer.commits)}"
         raise UsageError(msg)
-    if chosen is None and answer.verdict is not Verdict.RECOMMENDED:
+    if chosen is None and answer.verdict is not Recommendation.RECOMMENDED:
         console.say(f"nothing is written: the answer is {answer.verdict}; --variant NAME writes one of your choice")
-        return EXIT_NOTHING if answer.verdict is Verdict.NONE else EXIT_UNCLEAR
+        return EXIT_NOTHING if answer.verdict is Recommendation.NONE else EXIT_UNCLEAR
     variant = chosen or str(answer.variant)
     workload, mode, device, threads = answer.key
     try:

@@ -12,7 +12,7 @@ from typing import Any
 from bench.console import Console
 from bench.errors import UsageError
 from bench.recommend import apply, words
-from bench.recommend.answer import Answer, Verdict, recommend
+from bench.recommend.answer import Advice, Recommendation, recommend
 from bench.recommend.arguments import question
 from bench.recommend.facts import needs_of
 from bench.recommend.mix import MixAnswer, mixes
@@ -50,20 +50,21 @@ def command(arguments: argparse.Namespace) -> int:
             raise UsageError(msg + "--workload and --mode")
         return apply.write(run, answers[0], arguments.apply, chosen=arguments.variant, quiet=arguments.json)
     verdicts = {answer.verdict for answer in answers}
-    if Verdict.NONE in verdicts:
+    if Recommendation.NONE in verdicts:
         return EXIT_NOTHING
-    unclear = Verdict.UNCLEAR in verdicts or any(found.unclear for found in mixed)
+    unclear = Recommendation.UNCLEAR in verdicts or any(found.unclear for found in mixed)
     return EXIT_UNCLEAR if unclear else EXIT_RECOMMENDED
 
 
-def show(run: RecordedRun, answers: tuple[Answer, ...], mixed: tuple[MixAnswer, ...]) -> None:
+def show(run: RecordedRun, answers: tuple[Advice, ...], mixed: tuple[MixAnswer, ...]) -> None:
     """Print the sentences, a paragraph a group."""
     console = Console()
     found = [(answer.title, words.group_text(answer, run), answer.verdict) for answer in answers]
     found += [
-        (mix.title, words.mix_text(mix), Verdict.UNCLEAR if mix.unclear else Verdict.RECOMMENDED) for mix in mixed
+        (mix.title, words.mix_text(mix), Recommendation.UNCLEAR if mix.unclear else Recommendation.RECOMMENDED)
+        for mix in mixed
     ]
-    colours = {Verdict.RECOMMENDED: "green", Verdict.UNCLEAR: "yellow", Verdict.NONE: "red"}
+    colours = {Recommendation.RECOMMENDED: "green", Recommendation.UNCLEAR: "yellow", Recommendation.NONE: "red"}
     for number, (title, text, verdict) in enumerate(found):
         if number:
             console.say("")
@@ -71,7 +72,7 @@ def show(run: RecordedRun, answers: tuple[Answer, ...], mixed: tuple[MixAnswer, 
         console.say(text.replace("`", ""))
 
 
-def as_json(run: RecordedRun, answers: tuple[Answer, ...], mixed: tuple[MixAnswer, ...]) -> dict[str, Any]:
+def as_json(run: RecordedRun, answers: tuple[Advice, ...], mixed: tuple[MixAnswer, ...]) -> dict[str, Any]:
     """All that was found, as JSON values."""
     return {
         "run": str(run.path),
@@ -80,7 +81,7 @@ def as_json(run: RecordedRun, answers: tuple[Answer, ...], mixed: tuple[MixAnswe
     }
 
 
-def _answer_json(answer: Answer, run: RecordedRun) -> dict[str, Any]:
+def _answer_json(answer: Advice, run: RecordedRun) -> dict[str, Any]:
     workload, mode, device, threads = answer.key
     found = dataclasses.asdict(answer)
     del found["key"], found["question"], found["commits"]

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 
 from bench import units
 from bench.analysis.intervals import Interval
-from bench.recommend.answer import Answer, Rival, Verdict, recommend
+from bench.recommend.answer import Advice, Recommendation, Rival, recommend
 from bench.recommend.mix import MixAnswer, mixes
 from bench.recommend.question import BEST, EQUIVALENT, WORSE, Objective, Question
 from bench.records.reader import RecordedRun
@@ -33,12 +33,12 @@ def sentences(
     )
 
 
-def group_text(answer: Answer, run: RecordedRun) -> str:
+def group_text(answer: Advice, run: RecordedRun) -> str:
     """The recommendation for a group in sentences."""
     if answer.variant is None:
         parts = [f"Unclear: {'; '.join([*answer.notes, *_together(answer.left_out)])}."]
         return " ".join([*parts, *_advice(answer, run)])
-    if answer.verdict is Verdict.NONE:
+    if answer.verdict is Recommendation.NONE:
         bounds = " and ".join(answer.question.bounds)
         return f"Nothing keeps the bounds ({bounds}). The nearest is `{answer.variant}`: {'; '.join(answer.misses)}."
     parts = [_opening(answer), _rivals(answer), _alike(answer), _cost(answer), _left_out(answer)]
@@ -74,10 +74,10 @@ def sure(probability: float | None) -> str:
     return f"{100 * probability:.{digits}f} % sure"
 
 
-def _opening(answer: Answer) -> str:
+def _opening(answer: Advice) -> str:
     best = BEST[answer.question.objective]
-    value = f"`{answer.variant}`" if answer.verdict is Verdict.RECOMMENDED else f"perhaps `{answer.variant}`"
-    verb = "Ship" if answer.verdict is Verdict.RECOMMENDED else "Unclear:"
+    value = f"`{answer.variant}`" if answer.verdict is Recommendation.RECOMMENDED else f"perhaps `{answer.variant}`"
+    verb = "Ship" if answer.verdict is Recommendation.RECOMMENDED else "Unclear:"
     calls = answer.question.calls
     over = "" if calls is None else f", a start spread over {calls:g} calls"
     if not answer.rivals:
@@ -91,12 +91,12 @@ def _opening(answer: Answer) -> str:
     return f"{verb} {value}: {sure(answer.probability)} {best} ({answer.value}{over}){near}."
 
 
-def _rivals(answer: Answer) -> str:
+def _rivals(answer: Advice) -> str:
     """The next one, or while the answer is open the one most likely to be better; and what choosing it would save."""
     if not answer.rivals:
         return ""
     rival = answer.rivals[0]
-    if answer.verdict is Verdict.UNCLEAR and rival.probability is not None:
+    if answer.verdict is Recommendation.UNCLEAR and rival.probability is not None:
         rival = max(answer.rivals, key=lambda other: other.probability or 0.0)
         return (
             f"Against it: `{rival.variant}`, {sure(rival.probability)} to be it instead, which "
@@ -129,7 +129,7 @@ def _memory(rival: Rival) -> str:
     return f", takes {units.megabytes(abs(rival.memory_bytes))} {'more' if rival.memory_bytes > 0 else 'less'}"
 
 
-def _alike(answer: Answer) -> str:
+def _alike(answer: Advice) -> str:
     """The set that cannot be told apart, and the cheapest of it to own."""
     others = [name for name in answer.alike if name != answer.variant]
     if not others:
@@ -141,7 +141,7 @@ def _alike(answer: Answer) -> str:
     return f"{text} Cheapest to own: `{answer.cheapest}`{_why_cheap(answer)}."
 
 
-def _why_cheap(answer: Answer) -> str:
+def _why_cheap(answer: Advice) -> str:
     own, best = answer.commits[str(answer.cheapest)], answer.commits[str(answer.variant)]
     found = []
     dropped = [need for need in best.needs or () if need not in (own.needs or ())]
@@ -156,7 +156,7 @@ def _why_cheap(answer: Answer) -> str:
     return f" ({', '.join(found)})" if found else ""
 
 
-def _cost(answer: Answer) -> str:
+def _cost(answer: Advice) -> str:
     found = answer.facts.cost() if answer.facts else ()
     text = f"It costs: {'; '.join(found)}." if found else ""
     if answer.break_even is not None:
@@ -169,7 +169,7 @@ def _cost(answer: Answer) -> str:
     return text
 
 
-def _left_out(answer: Answer) -> str:
+def _left_out(answer: Advice) -> str:
     if not answer.question.bounds or not answer.left_out:
         return ""
     return f"Left out: {'; '.join(_together(answer.left_out))}."
@@ -183,5 +183,5 @@ def _together(reasons: Mapping[str, str]) -> list[str]:
     return [f"{', '.join(found)} ({reason})" for reason, found in names.items()]
 
 
-def _advice(answer: Answer, run: RecordedRun) -> list[str]:
+def _advice(answer: Advice, run: RecordedRun) -> list[str]:
     return [] if answer.clearer is None else [f"To make it clear: {answer.clearer.text(run.path)}."]

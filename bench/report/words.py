@@ -14,8 +14,7 @@ from bench import units
 from bench.analysis.racing import MARGIN
 from bench.analysis.run_summary import RankedGroup, ReportedRun, doubts
 from bench.plan.cases import REFERENCE
-from bench.recommend.answer import Answer as Advice
-from bench.recommend.answer import Verdict, recommend
+from bench.recommend.answer import Advice, Recommendation, recommend
 from bench.recommend.mix import mixes
 from bench.recommend.question import Question
 from bench.recommend.words import group_text, mix_text, sure
@@ -82,7 +81,7 @@ def advised(run: ReportedRun) -> tuple[Answer, ...]:
 def with_advice(answer: Answer, advice: Advice, run: ReportedRun) -> Answer:
     """An answer with what is recommended; where intervals overlap, rounds that took turns may tell more than these."""
     text = answer.text
-    if OVERLAP in text and advice.verdict is Verdict.RECOMMENDED and advice.probability is not None:
+    if OVERLAP in text and advice.verdict is Recommendation.RECOMMENDED and advice.probability is not None:
         text = text.replace(
             OVERLAP,
             f"Round by round, `{advice.variant}` is {sure(advice.probability)} to be first.",

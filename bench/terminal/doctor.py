@@ -28,8 +28,8 @@ NEEDED = ("jinja2", "matplotlib", "pandas", "plotly", "pydantic", "pytest_benchm
 PEERS = ("onnx", "onnxruntime", "openvino", "transformers")
 
 
-class State(enum.StrEnum):
-    """State of a check: LACKS makes the exit code 1, WITHOUT only means fewer variants or wider intervals."""
+class FactState(enum.StrEnum):
+    """FactState of a check: LACKS makes the exit code 1, WITHOUT only means fewer variants or wider intervals."""
 
     OK = "ok"
     WITHOUT = "without"
@@ -37,7 +37,7 @@ class State(enum.StrEnum):
 
 
 @dataclass(frozen=True)
-class Check:
+class MachineCheck:
     """One thing that was looked at.
 
     Attributes:
@@ -48,7 +48,7 @@ class Check:
     """
 
     name: str
-    state: State
+    state: FactState
     found: str
     remedy: str = ""
 
@@ -59,7 +59,7 @@ def doctor() -> int:
     found = list(checks())
     rows = [[check.name, check.state.value, check.found, check.remedy] for check in found]
     console.table(["what", "state", "found", "what to do"], rows)
-    lacking = [check.name for check in found if check.state is State.LACKS]
+    lacking = [check.name for check in found if check.state is FactState.LACKS]
     if lacking:
         console.say(f"not ready: {', '.join(lacking)}", "red")
         return EXIT_LACKS
@@ -67,12 +67,12 @@ def doctor() -> int:
     return EXIT_OK
 
 
-def checks() -> Iterator[Check]:
+def checks() -> Iterator[MachineCheck]:
     """Everything that is looked at, in the order of the table."""
-    yield packages("packages of the suite", NEEDED, State.LACKS, "nox -s bench installs them")
+    yield packages("packages of the suite", NEEDED, FactState.LACKS, "nox -s bench installs them")
     yield from torch_checks(ask())
     yield compiler()
-    yield packages("other runtimes", PEERS, State.WITHOUT, "pip install onnx onnxruntime openvino transformers")
+    yield packages("other runtimes", PEERS, FactState.WITHOUT, "pip install onnx onnxruntime openvino transformers")
     yield cores()
     yield governor(environment.machine())
     yield memory(psutil.virtual_memory().available)
@@ -91,80 +91,84 @@ def ask() -> dict[str, Any] | str:
     return torch
 
 
-def torch_checks(told: dict[str, Any] | str) -> Iterator[Check]:
+def torch_checks(told: dict[str, Any] | str) -> Iterator[MachineCheck]:
     """torch, oneDNN, the GPU and Triton."""
     if isinstance(told, str):
-        yield Check("torch", State.LACKS, told, "install torch 2.11 or newer into this environment")
+        yield MachineCheck("torch", FactState.LACKS, told, "install torch 2.11 or newer into this environment")
         return
-    yield Check("torch", State.OK, f"{told['torch']}, {told.get('cpu_capability', 'unknown capability')}")
+    yield MachineCheck("torch", FactState.OK, f"{told['torch']}, {told.get('cpu_capability', 'unknown capability')}")
     onednn = str(told.get("onednn", "not built in"))
     without = onednn == "not built in"
     advice = "install a build of torch with oneDNN: onednn and amp-bf16 need it" if without else ""
-    yield Check("oneDNN", State.WITHOUT if without else State.OK, onednn, advice)
+    yield MachineCheck("oneDNN", FactState.WITHOUT if without else FactState.OK, onednn, advice)
     gpu = told.get("gpu")
     if gpu:
-        yield Check("GPU", State.OK, f"{gpu}, CUDA {told['cuda']}, cuDNN {told.get('cudnn', 'unknown')}")
+        yield MachineCheck("GPU", FactState.OK, f"{gpu}, CUDA {told['cuda']}, cuDNN {told.get('cudnn', 'unknown')}")
     else:
         card = environment.machine().get("gpu", "none")
         advice = "install a CUDA build of torch" if card != "none" else "none needed to measure on the CPU"
-        yield Check("GPU", State.WITHOUT, f"torch sees none (nvidia-smi: {card})", advice)
+        yield MachineCheck("GPU", FactState.WITHOUT, f"torch sees none (nvidia-smi: {card})", advice)
     triton = importlib.util.find_spec("triton") is not None
     found = "installed" if triton else "not installed"
     advice = "" if triton and gpu else "Triton's kernels run on a GPU alone"
-    yield Check("Triton", State.OK if triton else State.WITHOUT, found, advice)
+    yield MachineCheck("Triton", FactState.OK if triton else FactState.WITHOUT, found, advice)
 
 
-def packages(name: str, wanted: tuple[str, ...], state: State, remedy: str) -> Check:
+def packages(name: str, wanted: tuple[str, ...], state: FactState, remedy: str) -> MachineCheck:
     """Packages that can be imported."""
     missing = [package for package in wanted if importlib.util.find_spec(package) is None]
     if missing:
-        return Check(name, state, f"{', '.join(missing)} not installed", remedy)
-    return Check(name, State.OK, "all installed")
+        return MachineCheck(name, state, f"{', '.join(missing)} not installed", remedy)
+    return MachineCheck(name, FactState.OK, "all installed")
 
 
-def compiler() -> Check:
+def compiler() -> MachineCheck:
     """A C++ compiler, which cpu-fused and torch.compile need."""
     names = ("cl",) if sys.platform == "win32" else ("g++", "clang++")
     there = next((path for name in names if (path := shutil.which(name))), None)
     if there:
-        return Check("C++ compiler", State.OK, there)
+        return MachineCheck("C++ compiler", FactState.OK, there)
     remedy = "install g++ or clang++ (apt-get install g++): cpu-fused and torch.compile need one"
-    return Check("C++ compiler", State.LACKS, f"none of {', '.join(names)} is on the PATH", remedy)
+    return MachineCheck("C++ compiler", FactState.LACKS, f"none of {', '.join(names)} is on the PATH", remedy)
 
 
-def cores() -> Check:
+def cores() -> MachineCheck:
     """Cores that affinity and quota leave."""
     usable, there, quota = usable_cores(), psutil.cpu_count() or 1, known(cpu_quota)
     found = f"{usable} of {there} cores usable" + (f", quota {quota:g}" if quota else ", no quota")
     if quota and quota < there:
         advice = "a quota stops threads that spin: measure with --threads of at most the quota, or without a quota"
-        return Check("cores", State.WITHOUT, found, advice)
-    return Check("cores", State.OK, found)
+        return MachineCheck("cores", FactState.WITHOUT, found, advice)
+    return MachineCheck("cores", FactState.OK, found)
 
 
-def governor(machine: dict[str, Any]) -> Check:
+def governor(machine: dict[str, Any]) -> MachineCheck:
     """How the clock is governed."""
     found = str(machine.get("governor", "not told by this system"))
     if found in {"powersave", "ondemand", "conservative", "schedutil"}:
-        return Check("governor", State.WITHOUT, found, "cpupower frequency-set -g performance: the clock then stays")
-    return Check("governor", State.OK, found)
+        return MachineCheck(
+            "governor", FactState.WITHOUT, found, "cpupower frequency-set -g performance: the clock then stays"
+        )
+    return MachineCheck("governor", FactState.OK, found)
 
 
-def memory(available: float) -> Check:
+def memory(available: float) -> MachineCheck:
     """Memory that is free."""
     enough = available >= LEAST_MEMORY_BYTES
     advice = "" if enough else "end other programs: workers with several variants take 1 to 2 GB"
-    return Check("memory", State.OK if enough else State.LACKS, f"{units.megabytes(available)} available", advice)
+    return MachineCheck(
+        "memory", FactState.OK if enough else FactState.LACKS, f"{units.megabytes(available)} available", advice
+    )
 
 
-def disk(free: float) -> Check:
+def disk(free: float) -> MachineCheck:
     """Room for results and caches."""
     enough = free >= LEAST_DISK_BYTES
     advice = "" if enough else "make room: caches of compilers and results take some hundred MB"
-    return Check("disk", State.OK if enough else State.WITHOUT, f"{units.megabytes(free)} free", advice)
+    return MachineCheck("disk", FactState.OK if enough else FactState.WITHOUT, f"{units.megabytes(free)} free", advice)
 
 
-def noise() -> Check:
+def noise() -> MachineCheck:
     """What else uses the machine at this moment."""
     before, own = psutil.cpu_times(), psutil.Process().cpu_times()
     psutil.cpu_percent(interval=LOOK_S)
@@ -177,10 +181,10 @@ def noise() -> Check:
     return judged_noise(busy, getattr(after, "steal", 0.0) - getattr(before, "steal", 0.0))
 
 
-def judged_noise(busy: float, stolen_s: float) -> Check:
+def judged_noise(busy: float, stolen_s: float) -> MachineCheck:
     """Judge the cores that others keep busy, and the time that the hypervisor took."""
     found = f"others use {busy:.2f} cores" + (f"; the hypervisor took {stolen_s:.2f} s" if stolen_s > 0 else "")
     if busy > SHARE:
         advice = "wait, or end what runs (top): disturbed rounds are repeated, and figures are doubtful"
-        return Check("noise now", State.LACKS, found, advice)
-    return Check("noise now", State.OK, found)
+        return MachineCheck("noise now", FactState.LACKS, found, advice)
+    return MachineCheck("noise now", FactState.OK, found)

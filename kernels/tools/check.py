@@ -28,7 +28,7 @@ from ..dispatch import MODULES
 from ..host.cores import usable_cores
 from ..host.numbers import seconds, whole
 from ..host.usage import Parser
-from .check_work import CheckResult, Question, work
+from .check_work import CheckQuestion, CheckResult, work
 from .problems import Sizes
 from .process_pool import Pool, WorkOutcome
 
@@ -111,7 +111,7 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def _tasks(names: list[str], options: argparse.Namespace, until: float) -> Iterator[Question]:
+def _tasks(names: list[str], options: argparse.Namespace, until: float) -> Iterator[CheckQuestion]:
     """Random recurrences until the time is up, and after the first of them everything that is not parity."""
     generator = random.Random(options.seed)  # noqa: S311 - sizes of tests
     small = options.device == "cpu"
@@ -147,10 +147,13 @@ def _random(generator: random.Random, *, small: bool) -> Sizes:
     )
 
 
-def _parity(names: list[str], sizes: Sizes, generator: random.Random, *, tf32: bool, most: int) -> Iterator[Question]:
+def _parity(
+    names: list[str], sizes: Sizes, generator: random.Random, *, tf32: bool, most: int
+) -> Iterator[CheckQuestion]:
     """Kernels that offer to serve a problem, with some configurations: forward, forward that saves, and backward."""
     for name, (backward, save) in itertools.product(names, ((False, True), (False, False), (True, True))):
-        task = Question("parity", name, sizes, backward=backward, save=save, tf32=tf32, final=generator.random() < 0.5)  # noqa: PLR2004
+        final = generator.random() < 0.5  # noqa: PLR2004
+        task = CheckQuestion("parity", name, sizes, backward=backward, save=save, tf32=tf32, final=final)
         # The first is what runs where nothing was measured; the others come in turns, as sizes do.
         first, *others = _configs(task) or [None]
         if first is not None:
@@ -158,13 +161,13 @@ def _parity(names: list[str], sizes: Sizes, generator: random.Random, *, tf32: b
                 yield dataclasses.replace(task, config=config)
 
 
-def _special(names: list[str], runs: int, *, small: bool) -> Iterator[Question]:
+def _special(names: list[str], runs: int, *, small: bool) -> Iterator[CheckQuestion]:
     """Repetition, streams, threads and graphs; first of the kernel whose programs wait for each other."""
     shapes = (Sizes(3, 3, 16),) if small else SPECIAL
     dtype = torch.float32 if small else torch.float16
     ordered = sorted(names, key=lambda name: name != WAITING)
     for name, sizes, backward in itertools.product(ordered, shapes, (False, True)):
-        task = Question("repeat", name, dataclasses.replace(sizes, dtype=dtype), backward=backward, runs=runs)
+        task = CheckQuestion("repeat", name, dataclasses.replace(sizes, dtype=dtype), backward=backward, runs=runs)
         configs = _in_turns(_configs(task))
         for config in configs[: 1 if small else None]:
             yield dataclasses.replace(task, config=config)
@@ -196,7 +199,7 @@ def _in_turns(configs: list[Any]) -> list[Any]:
     return [config for turn in turns for config in turn if config is not None]
 
 
-def _configs(task: Question) -> list[Any]:
+def _configs(task: CheckQuestion) -> list[Any]:
     """Configurations that a kernel offers for a task; none where it refuses."""
     module = importlib.import_module(MODULES[task.implementation])
     problem = task.sizes.problem(save=task.save, tf32=task.tf32)
@@ -207,7 +210,7 @@ def _configs(task: Question) -> list[Any]:
 
 def _row(outcome: WorkOutcome) -> dict[str, Any]:
     """A line of the CSV file."""
-    task: Question = outcome.item
+    task: CheckQuestion = outcome.item
     verdict: CheckResult = outcome.value or CheckResult()
     status = outcome.status if outcome.status != "ok" or verdict.worst <= 1 else "wrong"
     reason = outcome.reason or ("" if status == "ok" else verdict.text)
@@ -258,7 +261,7 @@ def _sanitize(names: list[str]) -> int:
     device_types = ("float32", "float16") if torch.cuda.is_available() else ("float32",)
     sizes = Sizes(3, 3, 24, directions=2, lengths=(3, 0, 2))
     for name, kind, backward in itertools.product(names, device_types, (False, True)):
-        task = Question("parity", name, dataclasses.replace(sizes, dtype=TYPES[kind][0]), backward=backward)
+        task = CheckQuestion("parity", name, dataclasses.replace(sizes, dtype=TYPES[kind][0]), backward=backward)
         for config in _configs(task)[:1]:
             verdict = work(dataclasses.replace(task, config=config))
             wrong += verdict.worst > 1

@@ -19,7 +19,7 @@ from .problems import GRADIENTS, OUTPUTS, Sizes, errors_backward, errors_forward
 
 
 @dataclass(frozen=True)
-class Question:
+class CheckQuestion:
     """One question.
 
     Attributes:
@@ -39,7 +39,7 @@ class Question:
     final: bool = True
     config: Any = None
     runs: int = 200
-    beside: Question | None = None
+    beside: CheckQuestion | None = None
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class CheckResult:
     text: str = ""
 
 
-def work(task: Question) -> CheckResult:
+def work(task: CheckQuestion) -> CheckResult:
     """CheckResult one question.
 
     Raises:
@@ -62,7 +62,7 @@ def work(task: Question) -> CheckResult:
     )
 
 
-def _parity(task: Question) -> CheckResult:
+def _parity(task: CheckQuestion) -> CheckResult:
     module = importlib.import_module(MODULES[task.implementation])
     if task.backward:
         errors = errors_backward(task.sizes, module, final=task.final, tf32=task.tf32, config=task.config)
@@ -77,7 +77,7 @@ def _parity(task: Question) -> CheckResult:
 class _Run:
     """A kernel's run that can be repeated: tensors of its own, the same numbers every time."""
 
-    def __init__(self, task: Question) -> None:
+    def __init__(self, task: CheckQuestion) -> None:
         module = importlib.import_module(MODULES[task.implementation])
         self.args: Any = task.sizes.forward(save=task.save, tf32=task.tf32)
         if task.backward:
@@ -95,7 +95,7 @@ class _Run:
         return {name: getattr(self.args, name).clone() for name in self.names}
 
 
-def _repeat(task: Question) -> CheckResult:
+def _repeat(task: CheckQuestion) -> CheckResult:
     """The same run gives the same bits, also while another stream keeps the GPU busy: an error that moves is a race."""
     verdict = _parity(task)
     run = _Run(task)
@@ -126,7 +126,7 @@ class _Noise:
                 torch.mm(self.matrix, self.matrix)
 
 
-def _streams(task: Question) -> CheckResult:
+def _streams(task: CheckQuestion) -> CheckResult:
     """Two streams at once give what each gives alone."""
     runs = [_Run(task), _Run(task.beside or task)]
     expected = [run() for run in runs]
@@ -143,7 +143,7 @@ def _streams(task: Question) -> CheckResult:
     return CheckResult()
 
 
-def _threads(task: Question) -> CheckResult:
+def _threads(task: CheckQuestion) -> CheckResult:
     """Two threads, each with a stream, give what one gives alone."""
     expected, runs = _Run(task)(), [_Run(task), _Run(task)]
     torch.cuda.synchronize()
@@ -170,7 +170,7 @@ def _threads(task: Question) -> CheckResult:
 
 
 @contextlib.contextmanager
-def _configured(task: Question) -> Iterator[None]:
+def _configured(task: CheckQuestion) -> Iterator[None]:
     """Have `kernels.dispatch` take the task's configuration for its phase."""
     chosen = dispatch.choose_config
 
@@ -186,13 +186,13 @@ def _configured(task: Question) -> Iterator[None]:
         dispatch.choose_config = chosen
 
 
-def _graph(task: Question) -> CheckResult:
+def _graph(task: CheckQuestion) -> CheckResult:
     """A CUDA graph of the whole module gives what the module gives, on other input than it was captured with."""
     with _configured(task):
         return _graph_of_module(task)
 
 
-def _graph_of_module(task: Question) -> CheckResult:
+def _graph_of_module(task: CheckQuestion) -> CheckResult:
     module = importlib.import_module("..lstm", __package__).LSTM(
         64, task.sizes.hidden, bidirectional=task.sizes.directions == 2, implementation=task.implementation  # noqa: PLR2004
     )  # fmt: skip
@@ -235,7 +235,7 @@ def _graph_of_module(task: Question) -> CheckResult:
     return CheckResult()
 
 
-def _close(expected: dict[str, Tensor], got: dict[str, Tensor], task: Question) -> None:
+def _close(expected: dict[str, Tensor], got: dict[str, Tensor], task: CheckQuestion) -> None:
     """Equal but for the order in which a library adds."""
     for name, value in expected.items():
         error = ((value.double() - got[name].double()).norm() / value.double().norm()).item()

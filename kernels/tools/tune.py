@@ -149,10 +149,10 @@ def _shape(sizes: Sizes, kind: str, options: argparse.Namespace, checks: Pool, c
     wrong: dict[str, list[str]] = {phase: [] for phase in PHASES}
     phases = {pair: phase for phase, pair in PHASES.items()}
 
-    def passed(tasks: Iterable[check_work.Question]) -> Iterator[tuple[check_work.Question, float]]:
+    def passed(tasks: Iterable[check_work.CheckQuestion]) -> Iterator[tuple[check_work.CheckQuestion, float]]:
         """Tasks whose answer was right, with the worst error over what is allowed."""
         for outcome in checks.run(tasks):
-            task: check_work.Question = outcome.item
+            task: check_work.CheckQuestion = outcome.item
             if outcome.status == "ok" and outcome.value.worst <= 1:
                 yield task, outcome.value.worst
                 continue
@@ -190,7 +190,7 @@ def _entry(job: Job, clocks: Pool) -> Iterator[MeasuredShape]:
         yield found
 
 
-def _tasks(sizes: Sizes, *, tf32: bool, most: int) -> Iterator[check_work.Question]:
+def _tasks(sizes: Sizes, *, tf32: bool, most: int) -> Iterator[check_work.CheckQuestion]:
     """Parity of the candidates, at fewer steps; modules put their best guesses first."""
     checked = dataclasses.replace(sizes, steps=min(sizes.steps, CHECKED_STEPS))
     for (backward, save), name in itertools.product(PHASES.values(), MODULES):
@@ -198,7 +198,7 @@ def _tasks(sizes: Sizes, *, tf32: bool, most: int) -> Iterator[check_work.Questi
         problem = sizes.problem(save=save, tf32=tf32)
         if module.refuses(problem, backward=backward) is None:
             for config in module.configs(problem, backward=backward)[:most]:
-                yield check_work.Question("parity", name, checked, backward, save, tf32, config=config)
+                yield check_work.CheckQuestion("parity", name, checked, backward, save, tf32, config=config)
 
 
 def _facts(commit: str) -> dict[str, str]:

@@ -28,7 +28,7 @@ HEADERS = ("forward", "matrices", "products", "rows", "status", "team", "tiles",
 _PARAMETER = re.compile(r"(weight|bias)_(ih|hh)_l(\d+)(_reverse)?$")
 
 
-class ExportError(ValueError):
+class ServeExportError(ValueError):
     """Weights that cannot be exported; the message says why and what to do."""
 
 
@@ -45,14 +45,14 @@ def export_c(
         precision: key of `kernels.cpu.packing.STORAGE`: how the library keeps the weights.
 
     Raises:
-        ExportError: for names, shapes or kinds of LSTM that the kernel does not have, and a folder that has files.
+        ServeExportError: for names, shapes or kinds of LSTM that the kernel does not have, and a folder that has files.
     """
     layers = _layers(state, prefix)
     input_size, hidden = layers[0][0].size(1), layers[0][1].size(1)
     linear = [] if head is None else _head(state, head, hidden)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         msg = f"{folder} exists and is not an empty folder; name another"
-        raise ExportError(msg)
+        raise ServeExportError(msg)
     outputs = linear[0].size(0) if linear else 0
     values = [value for own in layers for value in own] + linear
     (folder / "kernel").mkdir(parents=True, exist_ok=True)
@@ -74,19 +74,19 @@ def _layers(state: Mapping[str, Tensor], prefix: str) -> list[tuple[Tensor, Tens
         begin = sorted({name[: match.start()] for name in state if (match := _PARAMETER.search(name))})
         known = f"; LSTMs there have the prefixes {', '.join(map(repr, begin))}" if begin else ""
         msg = f"no LSTM with the prefix {prefix!r}{known}"
-        raise ExportError(msg)
+        raise ServeExportError(msg)
     if any(match[4] for match in found):
         msg = "a bidirectional LSTM needs the steps to come, which a stream does not have; export one direction"
-        raise ExportError(msg)
+        raise ServeExportError(msg)
     if any(name.startswith("weight_hr_l") for name in own):
         msg = "an LSTM with projections (proj_size) cannot be exported: the kernel has none"
-        raise ExportError(msg)
+        raise ServeExportError(msg)
     layers: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
     for layer in range(1 + max(int(match[3]) for match in found)):
         weights = [own.get(f"weight_{kind}_l{layer}") for kind in ("ih", "hh")]
         if weights[0] is None or weights[1] is None:
             msg = f"layer {layer} of the LSTM {prefix!r} has no weight_ih or weight_hh"
-            raise ExportError(msg)
+            raise ServeExportError(msg)
         rows, hidden = weights[1].shape
         zeros = torch.zeros(rows, dtype=torch.float32, device="cpu")
         biases = [own.get(f"bias_{kind}_l{layer}", zeros) for kind in ("ih", "hh")]
@@ -94,7 +94,7 @@ def _layers(state: Mapping[str, Tensor], prefix: str) -> list[tuple[Tensor, Tens
         shapes = [tuple(value.shape) for value in (weights[0], weights[1], *biases)]
         if shapes != [(4 * hidden, first), (4 * hidden, hidden), (4 * hidden,), (4 * hidden,)]:
             msg = f"layer {layer} of the LSTM {prefix!r} has shapes {shapes}, which do not fit each other"
-            raise ExportError(msg)
+            raise ServeExportError(msg)
         layers.append((weights[0], weights[1], biases[0], biases[1]))
     return layers
 
@@ -104,7 +104,7 @@ def _head(state: Mapping[str, Tensor], head: str, hidden: int) -> list[Tensor]:
     if weight is None or weight.dim() != 2 or weight.size(1) != hidden:  # noqa: PLR2004 - a matrix
         shape = "is not there" if weight is None else f"is {tuple(weight.shape)}"
         msg = f"{head}.weight {shape}, expected (outputs, {hidden}) for the last layer's {hidden} hidden units"
-        raise ExportError(msg)
+        raise ServeExportError(msg)
     bias = state.get(f"{head}.bias", torch.zeros(weight.size(0), dtype=torch.float32, device="cpu"))
     return [weight, bias]
 
@@ -120,14 +120,14 @@ def _read(path: Path) -> Mapping[str, Tensor]:
             found = torch.load(path, map_location="cpu", weights_only=True)
     except ImportError:
         msg = f"{path} needs the package safetensors: pip install safetensors"
-        raise ExportError(msg) from None
+        raise ServeExportError(msg) from None
     except Exception as error:  # noqa: BLE001 - whatever a file that is something else makes of it
         said = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
         msg = f"{path} cannot be read as a state_dict: {said}"
-        raise ExportError(msg) from None
+        raise ServeExportError(msg) from None
     if not isinstance(found, dict) or not all(isinstance(value, Tensor) for value in found.values()):
         msg = f"{path} holds no state_dict (names with tensors); save model.state_dict()"
-        raise ExportError(msg)
+        raise ServeExportError(msg)
     return found
 
 
@@ -144,7 +144,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         export_c(
             _read(options.weights), options.out, prefix=options.prefix, head=options.head, precision=options.precision
         )
-    except (ExportError, OSError) as error:
+    except (ServeExportError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     print(f"wrote {options.out}; build it where it will run: make -C {options.out}")

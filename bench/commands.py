@@ -1,0 +1,205 @@
+"""The commands that look at runs or hold them against each other; `bench.__main__` has the one that measures."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Collection, Sequence
+from pathlib import Path
+
+from bench.console import Console
+from bench.errors import UsageError
+from bench.plan.cases import Filters, Selection, Suite, load_suite, suite_names
+from bench.records.raw_csv import Key
+from bench.run import resume
+from bench.run.planning import Plan, make_plan
+from bench.run.worker_process import Settings
+from kernels.host.cores import usable_cores
+from kernels.host.output import utf8, write_new
+
+EXIT_OK, EXIT_NOT_OK, EXIT_USAGE, EXIT_REGRESSION, EXIT_UNFINISHED, EXIT_UNCLEAR = 0, 1, 2, 3, 4, 5
+EXIT_INTERRUPTED, EXIT_TERMINATED = 130, 143
+
+
+def listing(arguments: argparse.Namespace) -> int:
+    """Print suites, workloads, and variants with what keeps each from running here; or the cases of one suite."""
+    console = Console()
+    if arguments.suite is not None:
+        suite = load_suite(arguments.suite)
+        filters = Filters(threads=usable_cores(), device=arguments.device)
+        plan = make_plan(suite, filters, Settings(usable_cores(), plugins=plugin_paths(arguments.plugin)), build=False)
+        console.say(f"{suite.name}: {suite.summary}", "bold")
+        print_cases(console, plan)
+        console.say(f"{len(plan.left())} of {len(plan.cases)} cases can run here; about {minutes(plan.expected_s())}")
+        return EXIT_OK
+    # It has no lengths and no packing: what cannot run there cannot run at all.
+    simplest = Selection(workloads=("seed",))
+    suite = Suite(name="list", summary="", select=(simplest,), device=arguments.device or "cpu")
+    settings = Settings(usable_cores(), plugins=plugin_paths(arguments.plugin))
+    plan = make_plan(suite, Filters(threads=settings.threads), settings, build=False)
+    console.table(["suite", "what it measures"], [[s.name, s.summary] for s in map(load_suite, suite_names())])
+    workloads = [[w["name"], w["data"], w["source"]] for w in plan.catalogue["workloads"]]
+    console.table(["workload", "data", "sizes from"], workloads)
+    here: dict[str, list[str]] = {}
+    for found in plan.cases:
+        reasons = here.setdefault(found.case.variant, [])
+        if (reason := found.unavailable or "runs") not in reasons:
+            reasons.append(reason)
+    rows = [[v["name"], v["summary"], "; ".join(here[v["name"]])] for v in plan.catalogue["variants"]]
+    console.table(["variant", "what it is", f"here, on {suite.device}"], rows)
+    return EXIT_OK
+
+
+def plugin_paths(paths: Sequence[Path]) -> tuple[Path, ...]:
+    """The plugins that a command line names.
+
+    Raises:
+        UsageError: for one that does not exist.
+    """
+    for path in paths:
+        if not path.is_file():
+            msg = f"plugin {path} does not exist; expected the path of a Python file"
+            raise UsageError(msg)
+    return tuple(paths)
+
+
+def report(arguments: argparse.Namespace) -> int:
+    """Write plots and page again, or a page of several runs."""
+    from bench.report import runs_page  # noqa: PLC0415 - matplotlib is slow to import
+    from bench.report.page import write_report  # noqa: PLC0415 - matplotlib is slow to import
+
+    first, *others = arguments.dir
+    if arguments.history or others:
+        if arguments.history and others:
+            msg = f"--history takes one folder that holds the runs, not {len(arguments.dir)}; leave the others out"
+            raise UsageError(msg)
+        if arguments.history:
+            page = runs_page.write_history(first, arguments.out)
+        else:
+            page = runs_page.write_side_by_side(arguments.dir, arguments.out or first / "side-by-side.html")
+        Console().say(f"page: {page.resolve().as_uri()}")
+        return EXIT_OK
+    if arguments.out is not None:
+        msg = "--out is for a page of several runs; that of one run is report.html in its folder"
+        raise UsageError(msg)
+    found = write_report(first)
+    Console().say(f"page: {found.page.resolve().as_uri()}; {len(found.plots)} plots beside it")
+    return EXIT_OK
+
+
+def compare(arguments: argparse.Namespace) -> int:
+    """Hold runs against a base."""
+    from bench.analysis import compare as comparing  # noqa: PLC0415 - pandas is slow to import
+    from bench.analysis import tables as compare_tables  # noqa: PLC0415
+
+    _check_fail_on(arguments)
+    _refuse_existing(arguments.output, "--output")
+    options = comparing.CompareOptions(arguments.by, arguments.margin, arguments.fail_on, arguments.force)
+    base = comparing.load(arguments.base)
+    found = [comparing.compare(base, comparing.load(path), options) for path in arguments.new]
+    if arguments.output:
+        write_text(arguments.output, compare_tables.render(found, arguments.format))
+        for label, comparison in compare_tables.labelled(found):
+            for line in (compare_tables.lead(label, comparison), *compare_tables.untold(label, comparison)):
+                Console().say(line)
+        Console().say(f"written: {arguments.output}")
+    elif arguments.format == "text":
+        compare_tables.text(found)
+    else:
+        print(compare_tables.render(found, arguments.format), end="")
+    return exit_code(arguments, max(comparison.outcome for comparison in found).name)
+
+
+def ab(arguments: argparse.Namespace, command: str) -> int:
+    """Measure two interpreters or revisions in turns."""
+    from bench.ab import command as sides  # noqa: PLC0415 - pandas is slow to import
+
+    _check_fail_on(arguments)
+    settings = Settings(arguments.threads or usable_cores(), arguments.omp_wait, plugin_paths(arguments.plugin))
+    return exit_code(arguments, sides.ab(arguments, settings, command).name)
+
+
+def _check_fail_on(arguments: argparse.Namespace) -> None:
+    if arguments.allow_unclear and arguments.fail_on is None:
+        msg = "--allow-unclear is about --fail-on, which is missing; add --fail-on slower:PERCENT"
+        raise UsageError(msg)
+
+
+def exit_code(arguments: argparse.Namespace, outcome: str) -> int:
+    """The exit code of an `Outcome` of `--fail-on`, by name."""
+    unclear = EXIT_OK if arguments.allow_unclear else EXIT_UNCLEAR
+    return {"REGRESSION": EXIT_REGRESSION, "UNCLEAR": unclear}.get(outcome, EXIT_OK)
+
+
+def selftest(arguments: argparse.Namespace, command: str) -> int:
+    """Hold the suite against itself."""
+    from bench.selftest import command as parts  # noqa: PLC0415 - pandas is slow to import
+
+    return parts.selftest(arguments, command, usable_cores())
+
+
+def export(arguments: argparse.Namespace) -> int:
+    """Write a run in another program's format."""
+    from bench.analysis import export as exporting  # noqa: PLC0415 - pandas is slow to import
+
+    out = arguments.out or arguments.dir / "export.pytest-benchmark.json"
+    _refuse_existing(out, "--out")
+    found = exporting.pytest_benchmark(arguments.dir)
+    write_text(out, found.text)
+    left = f"; left out because they did not end ok: {', '.join(found.left_out)}" if found.left_out else ""
+    Console().say(f"written: {out}, {found.cases} cases{left}")
+    return EXIT_OK
+
+
+def recommend(arguments: argparse.Namespace) -> int:
+    """Say which variant to ship."""
+    from bench.recommend.command import command  # noqa: PLC0415 - scipy is slow to import
+
+    return command(arguments)
+
+
+def doctor(_: argparse.Namespace) -> int:
+    """Say what this machine offers and lacks."""
+    from bench.terminal.doctor import doctor as look  # noqa: PLC0415 - no other command needs it
+
+    return look()
+
+
+def show(arguments: argparse.Namespace) -> int:
+    """Print the cases of a run, or one in depth."""
+    from bench.terminal.show import show as print_case  # noqa: PLC0415 - scipy is slow to import
+
+    return print_case(arguments.dir, arguments.case, arguments.trace)
+
+
+def _refuse_existing(path: Path | None, option: str) -> None:
+    if path is not None and path.exists():
+        msg = f"{path} exists, and nothing is overwritten; name another file with {option}"
+        raise UsageError(msg)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a new file.
+
+    Raises:
+        UsageError: when it cannot be written.
+    """
+    try:
+        write_new({path: utf8(text)})
+    except OSError as error:
+        msg = f"{path} cannot be written: {error.strerror or error}; name another file"
+        raise UsageError(msg) from error
+
+
+def print_cases(console: Console, plan: Plan, recorded: Collection[Key] = ()) -> None:
+    """Print the cases of a plan, and what keeps each from running here."""
+    rows = []
+    for found in plan.cases:
+        case = found.case
+        here = "recorded" if resume.case_key(case) in recorded else found.unavailable or "runs"
+        rows.append([case.workload, case.mode, case.device, case.variant, here])
+    console.table(["workload", "mode", "device", "variant", "here"], rows)
+
+
+def minutes(seconds: float) -> str:
+    """A time for people, as `50 s` or `3 min`."""
+    return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"  # noqa: PLR2004
