@@ -83,26 +83,23 @@ int64_t rows_of_thread(int64_t batch, bool by_rows, int64_t threads) {
     return W::Recurrent::TILED ? (rows + at_once - 1) / at_once * at_once : rows;
 }
 
-// The same of a team that may become smaller than asked for: its rows are then more a thread.
-template <typename W>
-int64_t rows_in_room(int64_t batch, bool by_rows, int64_t threads) {
+// Memory in which one thread of a team converts rows for a matrix: those of a step, and a panel. It is the thread's own
+// for all layers of a call, which threads need not reach at the same time: `features` are those of the widest.
+inline int64_t thread_room(int64_t kept, int64_t batch, int64_t hidden, int64_t features, bool by_rows, int64_t threads) {
+    return with_way(kept, [=](auto way) {
+        using W = decltype(way);
+        const int64_t input = features >= 0 ? W::Input::row_bytes(features) : 0;
+        const int64_t rows = rows_of_thread<W>(batch, by_rows, threads);
+        return rounded(rows * (W::Recurrent::row_bytes(hidden) + input) + PANEL * input);
+    });
+}
+
+// The same of a whole team, which may become smaller than asked for: its rows are then more a thread.
+inline int64_t room_bytes(int64_t kept, int64_t batch, int64_t hidden, int64_t features, bool by_rows, int64_t threads) {
     int64_t most = 0;
     for (int64_t members = 1; members <= threads; ++members)
-        most = std::max(most, members * rows_of_thread<W>(batch, by_rows, members));
+        most = std::max(most, members * thread_room(kept, batch, hidden, features, by_rows, members));
     return most;
-}
-
-// Memory in which a team converts rows for a matrix: those of a step, and for each thread a panel.
-template <typename W>
-int64_t room_bytes(int64_t batch, int64_t hidden, int64_t features, bool by_rows, int64_t threads) {
-    const int64_t input = features > 0 ? W::Input::row_bytes(features) : 0;
-    return rows_in_room<W>(batch, by_rows, threads) * (W::Recurrent::row_bytes(hidden) + input) + threads * PANEL * input;
-}
-
-inline int64_t room_bytes(int64_t kept, int64_t batch, int64_t hidden, int64_t features, bool by_rows, int64_t threads) {
-    return with_way(kept, [=](auto way) {
-        return room_bytes<decltype(way)>(batch, hidden, features, by_rows, threads);
-    });
 }
 
 // gates_input of `count` of a thread's places from a cursor on, in its blocks of hidden units: x times weight_ih and
@@ -159,7 +156,7 @@ typename M::Row prepared(const float* from, const char* converted) {
 }
 
 // One direction of a layer, in each thread of a team: `blocks` of hidden units or rows of the batch are shared out.
-// `room` has room_bytes.
+// `room` is the thread's own thread_room.
 template <typename W>
 void walk(const Forward* a, const Lengths& lengths, Barrier& barrier, char* room, int thread, int threads) {
     using Input = typename W::Input;
@@ -184,11 +181,11 @@ void walk(const Forward* a, const Lengths& lengths, Barrier& barrier, char* room
     const bool in_step = given && projects_in_step(a->batch, a->features, a->by_rows, threads);
     const bool before_steps = given && !in_step;
     const int64_t state_bytes = Recurrent::row_bytes(hidden);
-    const int64_t input_bytes = a->features > 0 ? Input::row_bytes(a->features) : 0;
+    const int64_t input_bytes = a->features >= 0 ? Input::row_bytes(a->features) : 0;
     const int64_t converted = rows_of_thread<W>(a->batch, a->by_rows, threads);
-    char* const states_room = room + thread * converted * (state_bytes + input_bytes);
+    char* const states_room = room;
     char* const inputs_room = states_room + converted * state_bytes;
-    char* const panel_room = room + threads * converted * (state_bytes + input_bytes) + thread * PANEL * input_bytes;
+    char* const panel_room = inputs_room + converted * input_bytes;
     constexpr int AT_ONCE = std::max(Input::AT_ONCE, Recurrent::AT_ONCE);
     OnStack<Recurrent::TILED, AT_ONCE> own_sums;
     auto& sums = sums_of<AT_ONCE>(own_sums);

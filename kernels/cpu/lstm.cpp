@@ -99,7 +99,8 @@ int64_t lstm_forward(const Forward* a, int64_t kept) {
         const Memory<char> room(room_bytes(kept, a->batch, a->hidden, a->features, a->by_rows, a->threads), "converted rows");
         Barrier barrier(a->threads);
         team(a->threads, [=, &lengths, &barrier, &room](int thread, int threads) {
-            walk(a, kept, lengths, barrier, room.data(), thread, threads);
+            const int64_t own = thread_room(kept, a->batch, a->hidden, a->features, a->by_rows, threads);
+            walk(a, kept, lengths, barrier, room.data() + thread * own, thread, threads);
         });
         return DONE;
     });
@@ -134,6 +135,7 @@ int64_t lstm_layers(const Layers* a, int64_t batch, int64_t steps, int64_t batch
         Barrier barrier(threads);
         team(threads, [=, &order, &barrier, &room](int thread, int members) {
             const float* from = x;
+            char* const own_room = room.data() + thread * thread_room(a->kept, batch, hidden, widest, by_rows, members);
             for (int64_t layer = 0; layer < a->layers; ++layer) {
                 float* to = layer + 1 == a->layers ? output : between + layer % 2 * outputs;
                 for (int64_t d = 0; d < a->directions; ++d) {
@@ -149,7 +151,7 @@ int64_t lstm_layers(const Layers* a, int64_t batch, int64_t steps, int64_t batch
                         h0 ? h0 + i * size : nullptr, c0 ? c0 + i * size : nullptr, lengths,
                         to + d * hidden, step(width), row(width, steps), h_n + i * size, c_n + i * size,
                         nullptr, 0, 0, nullptr, 0, 0, scratch};
-                    walk(&call, a->kept, order, barrier, room.data(), thread, members);
+                    walk(&call, a->kept, order, barrier, own_room, thread, members);
                 }
                 from = to;
             }
