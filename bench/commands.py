@@ -35,7 +35,9 @@ def listing(arguments: argparse.Namespace) -> int:
     simplest = Selection(workloads=("seed",))
     suite = Suite(name="list", summary="", select=(simplest,), device=arguments.device or "cpu")
     settings = Settings(usable_cores(), plugins=plugin_paths(arguments.plugin))
-    plan = make_plan(suite, Filters(threads=settings.threads), settings, build=False)
+    # Named, so that what does not exist on the device has its line too.
+    every = Filters(threads=settings.threads, variants=("*",))
+    plan = make_plan(suite, every, settings, build=False)
     console.table(["suite", "what it measures"], [[s.name, s.summary] for s in map(load_suite, suite_names())])
     workloads = [[w["name"], w["data"], w["source"]] for w in plan.catalogue["workloads"]]
     console.table(["workload", "data", "sizes from"], workloads)

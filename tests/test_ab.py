@@ -294,8 +294,7 @@ def contest(tmp_path, monkeypatch):
     monkeypatch.setattr(measure, "Seating", Seats)
     monkeypatch.setattr(measure.Contest, "_cold", lambda *_: None)
 
-    def rounds(players, device, plan):
-        del device, plan
+    def rounds(players, *_):
         for number, order in enumerate(itertools.islice(orders(list(players), 0), 8)):
             yield Round(number, {name: Block((0.001,)) for name in order}, order=order)
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_sequence
 
 from kernels import LSTM
-from kernels.lstm import _matmul_precision
+from kernels.layers import matmul_precision
 
 
 class Model(nn.Module):
@@ -154,7 +154,7 @@ def test_precision_is_read_when_traced():
     """The setting for float32 products is a constant of the graph, so reading it does not break one."""
 
     def function(x):
-        return x + (2 if _matmul_precision() == "tf32" else 1)
+        return x + (2 if matmul_precision() == "tf32" else 1)
 
     assert torch.compile(function, backend="eager", fullgraph=True)(torch.zeros(1)).item() == 1
 

@@ -446,10 +446,10 @@ def test_the_report_has_both_figures(tmp_path):
     }
     page = write_report(folder_with(tmp_path, json.dumps(data))).page.read_text(encoding="utf-8")
     head, *rows = Cells(page).rows
-    assert head[2:] == ["our p50", "its median", "its median / our p50", "its rounds"]
+    assert head[2:] == ["our p50", "its median", "its median / our p50", "its speedup", "its rounds"]
     assert sorted(row[1:] for row in rows) == [
         ["onednn", "no figure there: outputs <b>off</b>"],
-        ["reference", "4.00 ms", "5.00 ms", "1.25x", "321"],
+        ["reference", "4.00 ms", "5.00 ms", "1.25x", "1.00x", "321"],
     ]
 
 

@@ -23,7 +23,7 @@ from bench.recommend.question import Objective, Question
 from bench.recommend.words import mix_text, sentences, sure
 from bench.records.block import Block
 from bench.records.reader import RecordedRun, read_run
-from bench.records.rounds import RoundData, Samples
+from bench.records.rounds import Round, Samples
 
 #: A run that knows what its variants need, which nothing has to be asked for.
 KNOWN = ENVIRONMENT | {"needs": {"onednn": []}}
@@ -46,13 +46,13 @@ def answer(folder: Path, needs: dict | None = None, **asked):
     return found
 
 
-def rounds(levels: np.ndarray, generator: np.random.Generator, count: int, noise: float) -> list[RoundData]:
+def rounds(levels: np.ndarray, generator: np.random.Generator, count: int, noise: float) -> list[Round]:
     """Rounds of one process; what a round does to all is far larger than what tells them apart."""
     found = []
     for number in range(count):
         shared = generator.normal(0, 10 * noise)
         times = np.exp(levels + shared + generator.normal(0, noise, len(levels)))
-        found.append(RoundData(number, {f"v{k}": Block((float(time),)) for k, time in enumerate(times)}))
+        found.append(Round(number, {f"v{k}": Block((float(time),)) for k, time in enumerate(times)}))
     return found
 
 

@@ -33,7 +33,7 @@ processes = 1
 case_limit_s = 60
 [[select]]
 workloads = ["seed@batch=2,length=3"]
-variants = ["loop", "cudnn"]
+variants = ["loop", "onednn"]
 """
 #: A part of a run takes about so long after its plan is made, seconds, where nobody else uses the machine.
 PART_S = 8.0

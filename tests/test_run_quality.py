@@ -342,9 +342,10 @@ def test_what_ends_the_stage_ends_its_processes(tmp_path, monkeypatch):
 def test_a_run_ends_with_1_where_a_training_did_not_end_well(tmp_path, monkeypatch, status, code):
     """The exit code speaks of the trainings too."""
     monkeypatch.setattr(command_line, "_show", lambda *_: None)
+    monkeypatch.setattr(command_line, "_show_open", lambda *_: None)
     folder = RunFolder(make_run(tmp_path / "run"))
     one = trained("onednn", 0.2, [0.4])
     one.fields |= {} if status is Status.OK else {"status": status, "reason": "planted"}
     write(folder.path, list(records(trained("reference", 0.2, [0.4]), one).values()), [])
-    played = SimpleNamespace(folder=folder, console=Console(), unfinished=False, run=lambda _: None)
+    played = SimpleNamespace(folder=folder, console=Console(), unfinished=False, run=lambda *_: None)
     assert command_line._measure(played, "command") == code

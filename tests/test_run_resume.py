@@ -129,7 +129,12 @@ def served(request: str, fields: dict[str, Any]):
     answers = io.StringIO()
     with contextlib.redirect_stderr(io.StringIO()):
         worker.serve(io.StringIO(json.dumps({"request": request, **fields}) + "\n"), answers)
-    yield from (event for event in map(json.loads, answers.getvalue().splitlines()[1:]) if event["event"] != "done")
+    for event in map(json.loads, answers.getvalue().splitlines()[1:]):
+        # As if it existed here, so that it has a row with the reason why it cannot run.
+        for variant in event.get("variants", ()):
+            variant["devices"] = ["cpu", "cuda"]
+        if event["event"] != "done":
+            yield event
 
 
 def interrupt_training(request: str, mode: str) -> None:

@@ -380,6 +380,8 @@ def row_name(bar: Bar) -> str:
 
 def hover_text(lines: tuple[str, ...]) -> str:
     """Lines for Plotly, which reads a little HTML; long ones are broken, since its label does not wrap."""
+    if not lines:
+        return ""
     first, *rest = lines
     wrapped = [html.escape(part) for line in rest for part in wrap(line)]
     return "<br>".join([f"<b>{html.escape(first)}</b>", *wrapped])
