@@ -249,6 +249,13 @@ def _show(console: Console, folder: RunFolder) -> None:
     console.say(LEGEND)
     if beside := read_beside(folder.path):
         console.say(words.beside(beside, usable_cores()), "" if beside.quiet else "yellow")
+    if any(record.workload.startswith(OWN) for record in report.run.records):
+        from bench.recommend.words import sentences  # noqa: PLC0415 - scipy is slow to import
+
+        for title, text in sentences(report.run):
+            console.say(f"{title}: {text}")
+    else:
+        console.say(f"which to ship: python -m bench recommend {shlex.quote(str(folder.path))}")
     console.say(f"records: {folder.path / 'records.csv'}")
     console.say(f"page:    {report.page.resolve().as_uri()}", "bold")
 

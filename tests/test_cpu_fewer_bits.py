@@ -128,8 +128,11 @@ def test_layers_err_by_their_rounding(  # noqa: PLR0913, PLR0917 - what hypothes
     with built_for(target, threads), torch.inference_mode():
         found, state = ours(x, None, lengths)
         expected, expected_state = truth(x.double(), None, lengths)
+    # Both factors of each product are rounded, to 2 ** -9 of themselves: of many inputs the sum is off by more.
+    widest = float((x.abs().flatten(0, 1) @ ours.weight_ih_l0.detach().abs().t()).max())
+    allowed = max(ALLOWED[storage], 2**-8 * widest)
     for value, right in zip((found, *state), (expected, *expected_state), strict=True):
-        torch.testing.assert_close(value.double(), right, rtol=0, atol=ALLOWED[storage])
+        torch.testing.assert_close(value.double(), right, rtol=0, atol=allowed)
 
 
 @pytest.mark.parametrize("sign", [-1.0, 1.0])
@@ -227,6 +230,8 @@ for storage in ("bf16", "int8"):
                 x[0, 1] = float("nan")
                 if not lstm(x[None], (h, c))[0][0, 0].isnan().all():
                     sys.exit(8)
+if "failed" in fused.instructions("bf16"):
+    sys.exit(6)  # The check of the tiles saw it, and the vectors ran.
 sys.exit(0 if worst < 1e-5 else 7)
 """
 
@@ -271,7 +276,10 @@ sys.exit(0 if worst < 1e-5 else 7)
     ],
 )
 def test_a_planted_defect_is_seen(planted: str, instead: str, tiles: bool, tmp_path: Path) -> None:
-    """Each slip that packing, rounding and sharing out rows are prone to is far beyond the roundoff of float32."""
+    """Each slip that packing, rounding and sharing out rows are prone to is far beyond the roundoff of float32.
+
+    A slip of the tiles may also be refused by the check that comes before their first use.
+    """
     if not {"avx512_bf16", "avx512_vnni"} <= set(build.cpu_flags().split()):
         pytest.skip("these products need AVX512-BF16 and AVX512-VNNI")
     target = TILES if tiles else f"{build.NATIVE} -mno-amx-tile"
@@ -315,7 +323,8 @@ def test_tiles_are_used_only_once_they_were_proved_right(
 ) -> None:
     """Where tiles multiply wrongly, or the system refuses them, the vectors run, are right, and it is said why."""
     code = f"if fused.instructions('bf16') != {instructions!r}:\n    sys.exit(9)\n"
-    assert _probed(planted, instead, TILES, _PROBE.replace("torch.manual_seed(0)\n", code, 1), tmp_path) == 0
+    right = 6 if "failed" in instructions else 0
+    assert _probed(planted, instead, TILES, _PROBE.replace("torch.manual_seed(0)\n", code, 1), tmp_path) == right
 
 
 @pytest.mark.skipif(not shutil.which("g++"), reason="GCC's flags")

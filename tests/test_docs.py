@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from bench import __main__ as bench_command
+from bench import commands as bench_commands
 from bench.arguments import parser
 from bench.plan.cases import Quality, Selection, Suite, Sweep, load_suite, match, suite_names
 from seq2seq.data import series_file
@@ -316,7 +316,7 @@ def test_every_exit_code_is_in_the_page_of_commands():
     """The table of exit codes has each code that the program ends with."""
     table = PAGES["docs/commands.md"].split("## Exit codes", 1)[1].split("\n## ", 1)[0]
     written = {int(code) for code in re.findall(r"^\| ([\d, ]+) \|", table, re.MULTILINE) for code in code.split(",")}
-    codes = {value for name, value in vars(bench_command).items() if name.startswith("EXIT_")}
+    codes = {value for name, value in vars(bench_commands).items() if name.startswith("EXIT_")}
     assert codes == written
 
 

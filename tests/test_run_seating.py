@@ -339,7 +339,7 @@ sys.path[:0] = ["tests"]
 from bench.run.forks import fork_servers
 from bench.run.worker_process import Worker
 from bench.run.seating import Seating
-import test_seating as seated
+import test_run_seating as seated
 
 log = Path(sys.argv[1])
 with fork_servers(seated.SETTINGS, log, 1) as (server,):

@@ -217,7 +217,7 @@ def gpu(monkeypatch, racing):
         assert most > 1
         for backward, save in tune.PHASES.values():
             for tile in (1, 2):
-                yield check_work.Question("parity", "cell", sizes, backward, save, tf32, config=Config(tile))
+                yield check_work.CheckQuestion("parity", "cell", sizes, backward, save, tf32, config=Config(tile))
 
     def work(task):
         if task.kind == "repeat" and task.config.tile in racing:

@@ -262,7 +262,7 @@ def test_the_gate_refuses_a_source_that_is_not_masked(theirs, monkeypatch, mode)
         executable = Executable(VARIANTS[name], workload.config, mode, "cpu", weights)
         assert gate.check(executable, 1).passed
         with monkeypatch.context() as patch:
-            patch.setattr(executable.model, "_inside", lambda *given: torch.ones_like(given[1]).bool())
+            patch.setattr(executable.model, "_valid", lambda *given: torch.ones_like(given[1]).bool())
             assert not gate.check(executable, 1).passed
 
 

@@ -235,7 +235,8 @@ class Worker:
         """
         stage, variant = request, ""
         with contextlib.suppress(BrokenPipeError):
-            common = {"request": request, "threads": self.settings.threads, "own_checked": self.settings.own_checked}
+            common: dict[str, Any] = {"request": request, "threads": self.settings.threads}
+            common |= {"own_checked": self.settings.own_checked} if self.settings.own_checked else {}
             self._requests.write(json.dumps(common | fields) + "\n")
             self._requests.flush()
         while True:
