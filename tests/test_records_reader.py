@@ -145,7 +145,7 @@ def test_advice_after_an_interruption_leads_to_something(recorded, tmp_path, cap
     if not recorded:
         (folder / "records.jsonl").unlink()
 
-    def interrupted(_: str) -> None:
+    def interrupted(*_: object) -> None:
         raise KeyboardInterrupt
 
     runner = SimpleNamespace(
