@@ -66,7 +66,9 @@ class Options:
             UsageError: when it does not.
         """
         select = tuple(Selection((w,), (self.variant,), (mode,)) for w, mode in self.workloads)
-        plan = make_plan(Suite("selftest", "", select), Filters(variants=(self.variant,), threads=1), self.settings(1), build=True)
+        plan = make_plan(
+            Suite("selftest", "", select), Filters(variants=(self.variant,), threads=1), self.settings(1), build=True
+        )
         for found in plan.cases:
             if found.unavailable and found.case.executed == self.variant:
                 msg = f"{self.variant} cannot run {found.case.workload} here: {found.unavailable}; name another variant"
