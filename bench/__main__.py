@@ -210,7 +210,7 @@ def _measure(runner: Runner, command: str, more_s: float = 0.0) -> int:
 
 
 def _output(arguments: argparse.Namespace) -> Output:
-    """How the command line wants a run to be printed."""
+    """The output that the command line asks for."""
     return Output.JSON if arguments.json else Output.QUIET if arguments.quiet else Output.FULL
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import enum
 import json
-import math
 import sys
 import time
 from collections.abc import Mapping
@@ -26,6 +25,7 @@ from rich.text import Text
 
 from bench import units
 from bench.plan.cases import Case
+from bench.records.folder import finite
 from bench.records.schema import Record, Status
 
 _STYLE = {Status.OK: "green", Status.UNAVAILABLE: "dim"}
@@ -188,8 +188,3 @@ class Console:
         if not self._expected_s or left_s <= 0:
             return ""
         return f", about {left_s:.0f} s left" if left_s < 90 else f", about {left_s / 60:.0f} min left"  # noqa: PLR2004
-
-
-def finite(values: Mapping[str, Any]) -> dict[str, Any]:
-    """The same with null for a number that JSON has not."""
-    return {n: None if isinstance(v, float) and not math.isfinite(v) else v for n, v in values.items()}

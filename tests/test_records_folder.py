@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import json
 import os
 import re
@@ -12,6 +13,7 @@ import pytest
 
 from bench.errors import UsageError
 from bench.records.folder import RunFolder
+from bench.records.raw_csv import SAMPLES
 from bench.records.schema import COLUMNS, SAMPLE_COLUMNS, Record, Status
 
 ROW = ["seed", "loop", "inference", "cpu", 1, 0, 0, 0, "call", 1, "0.25", "", 0]
@@ -175,3 +177,17 @@ def test_a_run_without_a_name_gets_one_of_its_own(tmp_path, monkeypatch):
         assert path.parent == Path("results") / "runs"
         assert re.fullmatch(r"\d{8}T\d{6}Z-quick(-\d+)?", path.name)
         assert path.is_dir()
+
+
+def test_replaced_records_keep_their_place_and_time(tmp_path):
+    """A case that was measured further has new figures where it stood; the others are as they were."""
+    folder = RunFolder(tmp_path)
+    names = ("reference", "loop", "onednn")
+    folder.append(*(Record(workload="seed", variant=name, mode="inference", device="cpu", threads=1) for name in names))
+    before = folder.records()
+    new = Record(workload="seed", variant="loop", mode="inference", device="cpu", threads=1, speedup=2.0)
+    folder.replace({SAMPLES.key_of(dataclasses.asdict(new)): new})
+    after = folder.records()
+    assert [values["variant"] for values in after] == list(names)
+    assert (after[0], after[2]) == (before[0], before[2])
+    assert after[1] == before[1] | {"speedup": 2.0}

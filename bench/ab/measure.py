@@ -6,7 +6,6 @@ import contextlib
 import dataclasses
 import shutil
 import tempfile
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,6 @@ from bench.analysis.figures import figures
 from bench.console import Console
 from bench.plan.cases import Case
 from bench.records.folder import RunFolder
-from bench.records.raw_csv import ROUNDS
 from bench.records.rounds import Round, Samples
 from bench.records.schema import Record, Status
 from bench.run.group import failed, worst
@@ -95,7 +93,7 @@ class Contest:
             self.setting.console.status(f"{self.cases[0].case.group}: seating {number + 1} of {self.setting.seatings}")
             number += self._seating(number)
         records = tuple(self._record(described) for described in planned)
-        self._keep([found.case for found in planned], records)
+        self.setting.folder.append_seatings([found.case for found in planned], records, self.samples)
         return self.setting.folder.append(*records)
 
     def _drop(self, variant: str, failure: dict[str, Any]) -> None:
@@ -179,17 +177,3 @@ class Contest:
             return described.record(**(fields | self.failures[variant]))
         timing = figures(described.case, self.samples, "", 1.0, described.facts)
         return described.record(**(fields | (timing or failed(Status.ERROR, "no round of it was completed"))))
-
-    def _keep(self, cases: Sequence[Case], records: Sequence[Record]) -> None:
-        rows = [
-            row
-            for case, record in zip(cases, records, strict=True)
-            if record.status is Status.OK
-            for process, rounds in enumerate(self.samples.processes)
-            for row in self.samples.rows(case, process, rounds)
-        ]
-        if rows:
-            group = cases[0].group
-            known = (r.row(group, process) for process, rounds in enumerate(self.samples.processes) for r in rounds)
-            self.setting.folder.append_rows(ROUNDS, known)
-            self.setting.folder.append_samples(rows)

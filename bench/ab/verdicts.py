@@ -81,7 +81,7 @@ def advice(comparison: Comparison, budget_s: float, seatings: int) -> list[str]:
 
 
 def times_longer(pair: CasePair, margin: float) -> float:
-    """How many times as long until the interval of an unclear pair lies within the margin or excludes 1.
+    """Factor by which to measure longer until the interval of an unclear pair lies within the margin or excludes 1.
 
     An interval shrinks with the root of the time; the nearer of the two answers counts.
     """

@@ -29,7 +29,7 @@ FIRST_ROUNDS = 8
 
 @dataclass(frozen=True)
 class Standing:
-    """What is known of a group.
+    """Order of a group's variants, as far as it is known.
 
     Attributes:
         best: the variant with the shortest median time.
@@ -46,16 +46,6 @@ class Standing:
     undecided: frozenset[str]
     wide: frozenset[str]
     against: dict[str, Interval]
-
-    @property
-    def answered(self) -> bool:
-        """Return whether it is told who is fastest: one alone, or a set that is equal within `MARGIN`."""
-        return not self.undecided
-
-    @property
-    def fastest(self) -> frozenset[str]:
-        """The best and whoever is equal to it and not surely slower."""
-        return frozenset({self.best}) | (self.equal - self.slower)
 
 
 def standing(
@@ -109,7 +99,7 @@ def players(found: Standing | None, variants: Collection[str], reference: str) -
 
 
 class Race:
-    """Who goes on in one seating: all in its first rounds, then those that need more, looked for at doublings.
+    """Choice of those that go on in a seating: all at first, then those that need more, looked for at doublings.
 
     Args:
         everybody: who takes turns.
@@ -121,7 +111,7 @@ class Race:
         self._next = FIRST_ROUNDS
 
     def __call__(self, rounds: Sequence[Round]) -> Collection[str]:
-        """Who goes on after these rounds; disturbed ones do not count."""
+        """Names of those that go on after these rounds; disturbed ones do not count."""
         clean = sum(not found.disturbed for found in rounds)
         if clean >= self._next:
             self._next = 2 * clean

@@ -13,6 +13,7 @@ import numpy as np
 from bench.analysis.intervals import Interval
 from bench.recommend.question import EQUIVALENT
 from bench.records.rounds import Samples
+from bench.run.more import duration
 
 #: More rounds than this many times those there are help less than a quieter machine does.
 MOST = 50.0
@@ -39,7 +40,7 @@ class Clearer:
         minutes = "" if self.seconds is None else f" ({_duration(self.seconds)})"
         return (
             f"about {self.rounds} more rounds{minutes} would tell: "
-            f"python -m bench run --resume {shlex.quote(str(path))} --more {_option(self.seconds or 60.0)}"
+            f"python -m bench run --resume {shlex.quote(str(path))} --more {duration(self.seconds or 60.0)}"
         )
 
 
@@ -78,14 +79,9 @@ def _of(samples: Samples, factor: float) -> Clearer:
     """Advice to have so many times the rounds."""
     kept = [found for rounds in samples.kept() for found in rounds]
     more = math.ceil(len(kept) * (factor - 1))
-    lengths = [sum(sum(b.calls_s) + b.queued_wall_s for b in found.blocks.values()) for found in kept]
+    lengths = [sum(block.timed_s for block in found.blocks.values()) for found in kept]
     seconds = more * float(np.mean(lengths)) if lengths else None
     return Clearer(more, seconds, factor > MOST)
-
-
-def _option(seconds: float) -> str:
-    """`22s` or `3min`, as the command line takes it."""
-    return f"{max(1, math.ceil(seconds))}s" if seconds < 90 else f"{math.ceil(seconds / 60)}min"  # noqa: PLR2004
 
 
 def _duration(seconds: float) -> str:

@@ -6,6 +6,7 @@ import enum
 from dataclasses import dataclass
 
 from bench import units
+from bench.analysis.racing import MARGIN
 
 
 class Objective(enum.StrEnum):
@@ -37,7 +38,7 @@ WORSE = {
     Objective.COLD_START: ("longer to start", "takes {} as long to start"),
 }
 #: Differences up to this share are no reason to prefer one variant to another.
-EQUIVALENT = 0.03
+EQUIVALENT = MARGIN
 #: Probability from which on something counts as known.
 SURE = 0.95
 

@@ -25,6 +25,11 @@ class Block:
     queued_device_s: float | None = None
 
     @property
+    def timed_s(self) -> float:
+        """Wall time of all its calls, seconds."""
+        return sum(self.calls_s) + self.queued_wall_s
+
+    @property
     def per_call_s(self) -> float:
         """Mean time of a call; of the queued block where there is one."""
         if self.queued_calls:
@@ -68,7 +73,7 @@ class Turn:
     @property
     def accounted_s(self) -> float:
         """Seconds that its timed calls took by their own account."""
-        return sum(self.block.calls_s) + self.block.queued_wall_s
+        return self.block.timed_s
 
     def fields(self) -> dict[str, Any]:
         """Plain values, as an event carries them."""

@@ -12,7 +12,7 @@ import io
 import json
 import math
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -20,8 +20,10 @@ from pathlib import Path
 from typing import Any
 
 from bench.errors import UsageError
+from bench.plan.cases import Case
 from bench.records import durable
-from bench.records.raw_csv import RAW_FILES, SAMPLES, RawFile
+from bench.records.raw_csv import RAW_FILES, ROUNDS, SAMPLES, Key, RawFile
+from bench.records.rounds import Samples
 from bench.records.schema import COLUMNS, EMPTY, LACKING, SCHEMA_VERSION, Record, Status
 from kernels.host.output import utf8
 
@@ -105,10 +107,54 @@ class RunFolder:
         """
         now = f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}"
         stamped = tuple(dataclasses.replace(record, recorded_at=now) for record in records)
-        lines = [json.dumps(finite(record.as_dict()), allow_nan=False) + "\n" for record in stamped]
+        lines = [_line(record.as_dict()) for record in stamped]
         if lines:
-            durable.append(self.records_path, "".join(lines).encode())
+            durable.append(self.records_path, b"".join(lines))
         return stamped
+
+    def replace(self, records: Mapping[Key, Record]) -> None:
+        """Put records in place of those of the same cases, in one step; order and times stay.
+
+        Args:
+            records: by `SAMPLES.key_of`.
+
+        Raises:
+            OSError: when they cannot be written; the file is as it was.
+        """
+        lines = []
+        for values in self.records():
+            record = records.get(SAMPLES.key_of(values))
+            found = values if record is None else record.as_dict() | {"recorded_at": values["recorded_at"]}
+            lines.append(_line(found))
+        durable.replace(self.records_path, b"".join(lines))
+
+    def append_seatings(
+        self, cases: Sequence[Case], records: Sequence[Record], samples: Samples, first: int = 0
+    ) -> None:
+        """Append what is known of a group's rounds, and the samples of its cases that ended ok, each in one piece.
+
+        Args:
+            cases: of the group.
+            records: theirs, in the same order.
+            samples: of the group.
+            first: number of the first seating that is not written yet.
+
+        Raises:
+            OSError: when they cannot be written; the file is as it was.
+        """
+        seatings = list(enumerate(samples.processes))[first:]
+        rows = [
+            row
+            for case, record in zip(cases, records, strict=True)
+            if record.status is Status.OK
+            for number, rounds in seatings
+            for row in samples.rows(case, number, rounds)
+        ]
+        if not rows:
+            return
+        known = (found.row(cases[0].group, number) for number, rounds in seatings for found in rounds)
+        self.append_rows(ROUNDS, known)
+        self.append_samples(rows)
 
     def append_samples(self, rows: Iterable[Sequence[Any]]) -> None:
         """Append raw samples, all or none."""
@@ -245,6 +291,11 @@ def _parse(line: bytes) -> dict[str, Any]:
     return values
 
 
-def finite(values: dict[str, Any]) -> dict[str, Any]:
+def _line(values: dict[str, Any]) -> bytes:
+    """A record as a line of records.jsonl."""
+    return (json.dumps(finite(values), allow_nan=False) + "\n").encode()
+
+
+def finite(values: Mapping[str, Any]) -> dict[str, Any]:
     """The values, None for what JSON has no word for; a record's reason tells an infinite error."""
     return {n: None if isinstance(v, float) and not math.isfinite(v) else v for n, v in values.items()}

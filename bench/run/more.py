@@ -6,7 +6,6 @@ them. Samples are written before the records that rest on them.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -17,12 +16,10 @@ from bench.analysis import racing
 from bench.analysis.figures import speedup
 from bench.errors import UsageError
 from bench.plan.cases import REFERENCE, Group
-from bench.records import durable
-from bench.records.folder import RunFolder, finite
-from bench.records.raw_csv import ROUNDS
+from bench.records.folder import RunFolder
 from bench.records.rounds import Samples
 from bench.records.samples import read_samples
-from bench.records.schema import COLUMNS, Record, Status
+from bench.records.schema import COLUMNS, Status
 from bench.run.group import Host, Measurement, figured, placed
 from bench.run.planning import Described
 from bench.run.resume import case_key, record_key
@@ -67,7 +64,7 @@ class Open:
         return f"{self.group.name}: {said}; about {duration(self.needed_s)} more of rounds would tell"
 
 
-def undecided(groups: Iterable[tuple[Group, tuple[Described, ...]]], folder: Path, interval: float) -> list[Open]:
+def undecided(groups: Iterable[tuple[Group, tuple[Described, ...]]], folder: RunFolder, interval: float) -> list[Open]:
     """Groups of a run whose answer does not stand.
 
     Args:
@@ -78,8 +75,8 @@ def undecided(groups: Iterable[tuple[Group, tuple[Described, ...]]], folder: Pat
     Raises:
         UsageError: for files that are not as a run writes them.
     """
-    ok = {record_key(values) for values in _records(folder) if values["status"] == Status.OK}
-    samples = read_samples(folder / "samples.csv.gz")
+    ok = {record_key(values) for values in folder.records() if values["status"] == Status.OK}
+    samples = read_samples(folder.path / "samples.csv.gz")
     found = []
     for group, cases in groups:
         mine = tuple(described for described in cases if case_key(described.case) in ok)
@@ -91,7 +88,7 @@ def undecided(groups: Iterable[tuple[Group, tuple[Described, ...]]], folder: Pat
         standing = racing.standing(of_group, names, REFERENCE, interval)
         if standing is None or not standing.undecided | standing.wide:
             continue
-        spent_s = sum(_length_s(of_group, seating) for seating in range(len(of_group.processes)))
+        spent_s = sum(b.timed_s for rounds in of_group.processes for each in rounds for b in each.blocks.values())
         widths = [width for name in standing.wide if (width := _width(of_group, name)) is not None]
         factor = racing.missing_factor(standing, interval, widths)
         needed_s = min(MOST_S, max(LEAST_S, (factor - 1) * spent_s))
@@ -118,41 +115,14 @@ def measure(runner: Writing, groups: Iterable[Open], seconds: float) -> None:
 
 def _write(runner: Writing, each: Open, measured: Measurement, before: int) -> None:
     """Append the new samples, then put new records in place of the old ones, all in one step."""
-    old = {record_key(values): values for values in _records(runner.folder.path)}
+    old = {record_key(values): values for values in runner.folder.records()}
     new = [figured(runner, d, _kept(old[case_key(d.case)]), measured) for d in each.cases]
     found = placed(new, measured.samples, runner.plan.suite.interval)
     records = {case_key(d.case): record for d, record in zip(each.cases, found, strict=True)}
-    rows = [
-        row
-        for described in each.cases
-        if records[case_key(described.case)].status is Status.OK
-        for seating, rounds in enumerate(measured.samples.processes)
-        if seating >= before
-        for row in measured.samples.rows(described.case, seating, rounds)
-    ]
-    if not rows:
-        return
-    known = [
-        found.row(each.group.name, seating)
-        for seating, rounds in enumerate(measured.samples.processes)
-        if seating >= before
-        for found in rounds
-    ]
-    runner.folder.append_rows(ROUNDS, known)
-    runner.folder.append_samples(rows)
-    replace(runner.folder.path, records)
+    runner.folder.append_seatings([d.case for d in each.cases], found, measured.samples, before)
+    runner.folder.replace(records)
     for record in records.values():
         runner.console.record(record)
-
-
-def replace(folder: Path, records: Mapping[tuple[str, ...], Record]) -> None:
-    """Put records in place of those of the same cases, in one step; the file keeps its order."""
-    lines = []
-    for values in _records(folder):
-        record = records.get(record_key(values))
-        found = values if record is None else record.as_dict() | {"recorded_at": values["recorded_at"]}
-        lines.append(json.dumps(finite(found), allow_nan=False) + "\n")
-    durable.replace(folder / "records.jsonl", "".join(lines).encode())
 
 
 def duration(seconds: float) -> str:
@@ -163,16 +133,6 @@ def duration(seconds: float) -> str:
 def _kept(values: Mapping[str, Any]) -> dict[str, Any]:
     """What a record keeps: all that rounds do not say anew."""
     return {name: value for name, value in values.items() if name in COLUMNS and name not in {"status", "reason"}}
-
-
-def _records(folder: Path) -> list[dict[str, Any]]:
-    return RunFolder(folder).records()
-
-
-def _length_s(samples: Samples, seating: int) -> float:
-    """Seconds that the timed calls of a seating took."""
-    blocks = (block for found in samples.processes[seating] for block in found.blocks.values())
-    return sum(sum(block.calls_s) + block.queued_wall_s for block in blocks)
 
 
 def _width(samples: Samples, variant: str) -> float | None:

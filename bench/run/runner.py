@@ -22,10 +22,9 @@ from typing import Any
 from bench.analysis.roofline import Ceilings, Judge
 from bench.console import Console
 from bench.machine import environment
-from bench.plan.cases import Case, Group
+from bench.plan.cases import Group
 from bench.records.folder import RunFolder
-from bench.records.raw_csv import ROUNDS, Key
-from bench.records.rounds import Samples
+from bench.records.raw_csv import Key
 from bench.records.schema import Record, Status
 from bench.run import more, quality, resume, second_instrument
 from bench.run.forks import ForkServer, fork_servers
@@ -136,7 +135,7 @@ class Runner:
 
     def open_groups(self) -> list[more.Open]:
         """Groups whose answer does not stand, by what is recorded."""
-        return more.undecided(self.plan.groups, self.folder.path, self.plan.suite.interval)
+        return more.undecided(self.plan.groups, self.folder, self.plan.suite.interval)
 
     @contextlib.contextmanager
     def forking(self) -> Iterator[None]:
@@ -258,7 +257,7 @@ class Runner:
         found = (figured(self, d, fields | {"repro": self._repro(d)}, measured) for d, fields in waiting.values())
         records = placed(found, measured.samples, self.plan.suite.interval)
         # Samples first: a record says that its case is done, and then its samples must be there.
-        self._keep_samples([d.case for d, _ in waiting.values()], records, measured.samples)
+        self.folder.append_seatings([d.case for d, _ in waiting.values()], records, measured.samples)
         yield records
 
     def _repro(self, described: Described) -> str:
@@ -290,23 +289,6 @@ class Runner:
             self.console.say(f"the ceilings of {device} could not be measured: {error.reason}", "red")
             return None
         return Ceilings.of(found)
-
-    def _keep_samples(self, cases: list[Case], records: tuple[Record, ...], samples: Samples) -> None:
-        """Write what is known of the rounds, and the samples of the cases that ended well, each in one piece."""
-        rows = [
-            row
-            for case, record in zip(cases, records, strict=True)
-            if record.status is Status.OK
-            for process, rounds in enumerate(samples.processes)
-            for row in samples.rows(case, process, rounds)
-        ]
-        if not rows:
-            return
-        known = (
-            found.row(cases[0].group, process) for process, rounds in enumerate(samples.processes) for found in rounds
-        )
-        self.folder.append_rows(ROUNDS, known)
-        self.folder.append_samples(rows)
 
     def _cold(self, described: Described, scratch: Path) -> tuple[dict[str, Any], dict[str, Any] | None]:
         """Run a case alone in a fresh process with empty caches of compilers and kernels.
