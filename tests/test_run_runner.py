@@ -15,6 +15,7 @@ import re
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 import types
 from pathlib import Path
@@ -675,7 +676,7 @@ def test_a_group_that_is_never_narrow_gets_the_most_seatings(stage, monkeypatch)
 def test_no_scratch_folder_is_left(stage, monkeypatch, tmp_path):
     """Caches go away with the run."""
     (tmp_path / "scratch").mkdir()
-    monkeypatch.setattr(runner.tempfile, "tempdir", str(tmp_path / "scratch"))
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "scratch"))
     stage("reference")
     assert not list((tmp_path / "scratch").iterdir())
 

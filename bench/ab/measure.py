@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import shutil
-import tempfile
+import functools
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,6 +17,7 @@ from bench.plan.cases import Case
 from bench.records.folder import RunFolder
 from bench.records.rounds import Round, Samples
 from bench.records.schema import Record, Status
+from bench.run.cold import run_cold
 from bench.run.group import failed, worst
 from bench.run.planning import Described
 from bench.run.seating import Seating, places
@@ -113,20 +112,11 @@ class Contest:
         self.setting.console.advance(case, "cold start, memory, evidence")
         settings = dataclasses.replace(self.setting.workers, home=self.setting.home(case))
         settings = settings.with_environment(described.environment)
+        start = functools.partial(Worker, settings, self.setting.folder.path / "workers.log")
         kept = self.setting.worker(settings).cache
-        cache = Path(tempfile.mkdtemp(dir=self.setting.scratch))
-        try:
-            with Worker(settings, self.setting.folder.path / "workers.log", cache) as worker:
-                for event in worker.ask("cold", LIMIT_S, case=dataclasses.asdict(case)):
-                    if event["event"] == "cold":
-                        self.cold.setdefault(case.variant, {}).update(event["fields"])
-        except WorkerError as error:
+        self.cold[case.variant], error = run_cold(start, case, LIMIT_S, self.setting.scratch, kept)
+        if error is not None:
             self._drop(case.variant, failed(error.status, error.reason))
-        finally:
-            # Seats compile again what could not be copied.
-            with contextlib.suppress(OSError, shutil.Error):
-                shutil.copytree(cache, kept, dirs_exist_ok=True)
-            shutil.rmtree(cache, ignore_errors=True)
 
     def _seating(self, number: int) -> bool:
         """Take one seating; returns whether it ended well."""

@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import math
 import shlex
-import shutil
-import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -27,6 +26,7 @@ from bench.records.folder import RunFolder
 from bench.records.raw_csv import Key
 from bench.records.schema import Record, Status
 from bench.run import more, quality, resume, second_instrument
+from bench.run.cold import run_cold
 from bench.run.forks import ForkServer, fork_servers
 from bench.run.group import Measurement, failed, figured, placed
 from bench.run.planning import Described, Plan
@@ -291,31 +291,12 @@ class Runner:
         return Ceilings.of(found)
 
     def _cold(self, described: Described, scratch: Path) -> tuple[dict[str, Any], dict[str, Any] | None]:
-        """Run a case alone in a fresh process with empty caches of compilers and kernels.
-
-        Returns:
-            The fields found, and the fields of its failure or None.
-        """
-        cache = Path(tempfile.mkdtemp(dir=scratch))
-        fields: dict[str, Any] = {}
-        try:
-            with (
-                self.watch.on("cold runs"),
-                Worker(self.settings.with_environment(described.environment), self.log, cache) as worker,
-            ):
-                limit = self.plan.suite.case_limit_s
-                for event in worker.ask("cold", limit, case=dataclasses.asdict(described.case)):
-                    if event["event"] == "cold":
-                        fields |= event["fields"]
-        except WorkerError as error:
-            return fields, failed(error.status, error.reason)
-        finally:
-            # Later workers of the group may use what was compiled here.
-            # Without them they compile again, so a copy that fails costs time alone.
-            with contextlib.suppress(OSError, shutil.Error):
-                shutil.copytree(cache, scratch / "shared", dirs_exist_ok=True)
-            shutil.rmtree(cache, ignore_errors=True)
-        return fields, None
+        """The fields that a case's cold run finds, and the fields of its failure or None."""
+        start = functools.partial(Worker, self.settings.with_environment(described.environment), self.log)
+        limit_s = self.plan.suite.case_limit_s
+        with self.watch.on("cold runs"):
+            fields, error = run_cold(start, described.case, limit_s, scratch, scratch / "shared")
+        return fields, None if error is None else failed(error.status, error.reason)
 
     @property
     def log(self) -> Path:
