@@ -337,6 +337,18 @@ def test_the_instructions_of_tiles_compile(tmp_path: Path) -> None:
     assert all(name in text for name in ("ldtilecfg", "tileloadd", "tdpbf16ps", "tilestored", "tilerelease", "syscall"))
 
 
+@pytest.mark.skipif(not shutil.which("g++"), reason="GCC's flags")
+def test_a_line_end_in_a_folder_s_name_does_not_reach_the_assembler(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """GCC names the source before inline code, which AMX needs: a checkout may have any name a folder may have."""
+    folder = tmp_path / "ä check:out\nhere"
+    shutil.copytree(build.SOURCE.parent, folder, ignore=shutil.ignore_patterns("__pycache__"))
+    monkeypatch.setattr(build, "SOURCE", folder / build.SOURCE.name)
+    command = ["g++", *build.FLAGS, "-O1", "-march=sapphirerapids", build.SOURCE.name]
+    assert build._compile(command, tmp_path, "lstm-named").stat().st_size > 0
+
+
 def test_packed_weights_have_the_bytes_that_they_say() -> None:
     """int8 weights are a quarter of float32's bytes and bf16 half, but for padding and a start a row."""
     hidden, depth = 256, 512

@@ -54,11 +54,13 @@ def compiler() -> list[str]:
         BuildError: when there is none.
     """
     command = _words("CXX") or [name for name in COMPILERS if shutil.which(name)][:1]
-    if not command or not shutil.which(command[0]):
+    found = shutil.which(command[0]) if command else None
+    if found is None:
         wanted = command[0] if command else " or ".join(COMPILERS)
         msg = f"the CPU kernel is compiled on first use and {wanted} is not on the PATH: install a C++ compiler"
         raise BuildError(msg)
-    return command
+    # It is run from the folder of the sources.
+    return [str(Path(found).absolute()) if os.sep in command[0] else command[0], *command[1:]]
 
 
 def missing() -> str | None:
@@ -95,7 +97,7 @@ def _outcome(target: str) -> ctypes.CDLL | str:
     """The library, or why there is none: whoever asks at every new shape must not wait for a failing compiler again."""
     try:
         more = _words("SEQ2SEQ_KERNEL_FLAGS")
-        command = [*compiler(), *FLAGS, *target.split(), *more, str(SOURCE), *_openmp()]
+        command = [*compiler(), *FLAGS, *target.split(), *more, SOURCE.name, *_openmp()]
         folder, stem = cache_folder(), f"lstm-{_fingerprint(command)}"
         path = next(filter(_whole, sorted(folder.glob(f"{stem}-*.so"))), None) or _compile(command, folder, stem)
         native = ctypes.CDLL(str(path))
@@ -170,6 +172,8 @@ def _compile(command: list[str], folder: Path, stem: str) -> Path:
     try:
         # Not with what is to be loaded before Python's libraries: under a sanitizer a compiler takes minutes.
         environment = {key: value for key, value in os.environ.items() if key != "LD_PRELOAD"}
+        # The source is named relative to its folder: GCC writes its name into the assembly before inline code, where a
+        # line end in a folder's name is a syntax error.
         done = subprocess.run(  # noqa: S603 - the compiler that the user has
             [*command, "-o", name],
             capture_output=True,
@@ -178,10 +182,11 @@ def _compile(command: list[str], folder: Path, stem: str) -> Path:
             check=False,
             timeout=TIME_LIMIT_S,
             env=environment,
+            cwd=SOURCE.parent,
         )
         if done.returncode:
             said = done.stderr.strip()[:200] or f"it ended with {done.returncode} and said nothing"
-            first = next((line for line in done.stderr.splitlines() if "error" in line), said)
+            first = next((line for line in done.stderr.splitlines() if "error" in line.lower()), said)
             msg = f"{command[0]} could not compile {SOURCE.name}: {first}"
             raise BuildError(msg)
         content = Path(name).read_bytes()

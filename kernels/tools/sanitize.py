@@ -32,8 +32,11 @@ def check(source: Path = SOURCE) -> list[tuple[str, bool, str]]:
     for name, flags in CHECKS.items():
         with tempfile.TemporaryDirectory() as folder:
             program = Path(folder) / "check"
-            command = [*compiler(), *FLAGS, *flags, str(source.with_name("sanitize.cpp")), "-o", str(program)]
-            built = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)  # noqa: S603 - the user's compiler
+            command = [*compiler(), *FLAGS, *flags, "sanitize.cpp", "-o", str(program)]
+            # From the folder of the sources, as `kernels.cpu.build` does.
+            built = subprocess.run(  # noqa: S603 - the user's compiler
+                command, capture_output=True, text=True, errors="replace", check=False, cwd=source.parent
+            )
             if built.returncode:
                 msg = f"cannot build the check for {name}: {built.stderr.strip().splitlines()[-1]}"
                 raise BuildError(msg)
