@@ -80,10 +80,9 @@ class Observation:
 
 def observe(call: Callable[[], object], device: str, runtime: Runtime | None = None) -> Observation:
     """Profile one call; a runtime other than torch, of which torch's profiler sees little, is asked itself."""
-    activities = [torch.profiler.ProfilerActivity.CPU]
-    if device == "cuda":
-        activities.append(torch.profiler.ProfilerActivity.CUDA)
-    with torch.profiler.profile(activities=activities, record_shapes=True, acc_events=True) as profiler:
+    # torch.profiler.profile, which is built on this, imports the whole compiler to ask for one of its settings: 2 s.
+    use_device = "cuda" if device == "cuda" else None
+    with torch.autograd.profiler.profile(use_device=use_device, record_shapes=True, acc_events=True) as profiler:
         call()
         if device == "cuda":
             torch.cuda.synchronize()
