@@ -292,7 +292,7 @@ def contest(tmp_path, monkeypatch):
     """Two variants on two sides, one of which brings threads of its own, without workers; rounds are made up."""
     Seats.taken, Seats.fails = [], None
     monkeypatch.setattr(measure, "Seating", Seats)
-    monkeypatch.setattr(measure.Contest, "_cold", lambda *_: None)
+    monkeypatch.setattr(measure.Contest, "_run_cold", lambda *_: None)
 
     def rounds(players, *_):
         for number, order in enumerate(itertools.islice(orders(list(players), 0), 8)):

@@ -337,9 +337,11 @@ class Actor:
         if request == "ceilings":
             self.dies(request, [])
             yield {"event": "ceilings", "threads": 1, "flops_per_s": {"fp32": 1e9}, "bytes_per_s": {"32768": 1e9}}
+        elif request == "prepare":
+            self.dies(request, [fields["case"]["variant"]])
         elif request == "cold":
             self.dies(request, [fields["case"]["variant"]])
-            yield {"event": "cold", "fields": {"build_s": 0.5, "evidence": "played"}}
+            yield {"event": "cold", "fields": {"build_s": 0.5, "evidence": "played"}, "built_s": 0.0}
         elif request == "sit":
             self._ready = [case["variant"] for case in fields["cases"]]
             self.dies(request, self._ready)

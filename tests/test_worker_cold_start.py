@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import os
 import subprocess
 import sys
@@ -10,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from bench.plan.cases import Case, Group, Suite
+from bench.plan.cases import PASSES, Case, Group, Suite
+from bench.run.cold import ColdCase, ColdRuns
 from bench.run.planning import BUILD_S, Described, Plan
 from bench.run.worker_process import Settings, Worker
 from kernels.cpu import build
@@ -54,6 +56,18 @@ def test_the_cold_start_of_our_kernel_holds_its_compilation(monkeypatch, tmp_pat
 
 
 @needs_compiler
+@pytest.mark.slow
+def test_a_run_compiles_the_kernel_once_and_counts_it_in_every_first_call(tmp_path):
+    """The second cold run finds it compiled, and its first call is as long as a user's is."""
+    start = functools.partial(Worker, Settings(1), tmp_path / "log")
+    asked = [ColdCase(dataclasses.replace(CASE, mode=mode), start, tmp_path / "kept") for mode in PASSES]
+    first, second = (fields for _, fields, _ in ColdRuns(tmp_path, 120.0, cores=2).run(asked))
+    assert second["compile_s"] == first["compile_s"] > 0.2
+    assert all(fields["first_call_s"] > fields["compile_s"] for fields in (first, second))
+    assert len(list((tmp_path / "kept" / "kernels").glob("*.so"))) == 1
+
+
+@needs_compiler
 def test_a_dry_run_compiles_nothing(tmp_path):
     """It says that the kernel runs here, and leaves its cache as it was."""
     user, temporary = tmp_path / "user's", tmp_path / "temporary"
@@ -85,11 +99,12 @@ def test_a_kernel_that_cannot_be_compiled_is_unavailable(monkeypatch, tmp_path):
 
 
 def test_the_expected_time_knows_of_the_compilation():
-    """Each cold run of such a case takes that much longer."""
+    """A run compiles the kernel once, however many of its cases need it."""
     suite = Suite("made", "", ())
+    others = tuple(dataclasses.replace(CASE, threads=number) for number in (1, 2))
 
     def expected_s(*, builds: bool) -> float:
-        cases = (Described(CASE, {}, None, builds=builds),)
-        return Plan(suite, ((Group("made", (CASE,)), cases),), {}, {}).expected_s()
+        cases = tuple(Described(case, {}, None, builds=builds) for case in others)
+        return Plan(suite, ((Group("made", others), cases),), {}, {}).expected_s()
 
     assert expected_s(builds=True) == pytest.approx(expected_s(builds=False) + BUILD_S)

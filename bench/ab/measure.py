@@ -17,12 +17,13 @@ from bench.plan.cases import Case
 from bench.records.folder import RunFolder
 from bench.records.rounds import Round, Samples
 from bench.records.schema import Record, Status
-from bench.run.cold import run_cold
+from bench.run.cold import ColdCase, ColdRuns
 from bench.run.group import failed, worst
 from bench.run.planning import Described
 from bench.run.seating import Seating, places
 from bench.run.worker_process import Event, Home, Settings, Worker, WorkerError
 from bench.timing import rounds as sampling
+from kernels.host.cores import usable_cores
 
 #: Seconds that a case may take to build, compile and pass the gate.
 LIMIT_S = 240.0
@@ -84,9 +85,7 @@ class Contest:
         for described in planned:
             if described.unavailable:
                 self._drop(described.case.variant, failed(Status.UNAVAILABLE, described.unavailable))
-        for described in planned:
-            if described in self.cases:
-                self._cold(described)
+        self._run_cold()
         number = 0
         while self.cases and number < self.setting.seatings:
             self.setting.console.status(f"{self.cases[0].case.group}: seating {number + 1} of {self.setting.seatings}")
@@ -106,17 +105,19 @@ class Contest:
         for one in (variant, other):
             self.samples.forget(one)
 
-    def _cold(self, described: Described) -> None:
-        """Run a case alone in a fresh process with an empty cache: what ran, its memory, its first call."""
-        case = described.case
-        self.setting.console.advance(case, "cold start, memory, evidence")
-        settings = dataclasses.replace(self.setting.workers, home=self.setting.home(case))
-        settings = settings.with_environment(described.environment)
-        start = functools.partial(Worker, settings, self.setting.folder.path / "workers.log")
-        kept = self.setting.worker(settings).cache
-        self.cold[case.variant], error = run_cold(start, case, LIMIT_S, self.setting.scratch, kept)
-        if error is not None:
-            self._drop(case.variant, failed(error.status, error.reason))
+    def _run_cold(self) -> None:
+        """Run each case alone in a fresh process with an empty cache: what ran, its memory, its first call."""
+        asked = []
+        for found in self.cases:
+            settings = dataclasses.replace(self.setting.workers, home=self.setting.home(found.case))
+            settings = settings.with_environment(found.environment)
+            start = functools.partial(Worker, settings, self.setting.folder.path / "workers.log")
+            began = functools.partial(self.setting.console.advance, found.case, "cold start, memory, evidence")
+            asked.append(ColdCase(found.case, start, self.setting.worker(settings).cache, began))
+        for case, fields, error in ColdRuns(self.setting.scratch, LIMIT_S, usable_cores()).run(asked):
+            self.cold[case.variant] = fields
+            if error is not None:
+                self._drop(case.variant, failed(error.status, error.reason))
 
     def _seating(self, number: int) -> bool:
         """Take one seating; returns whether it ended well."""

@@ -36,7 +36,7 @@ class Described:
         facts: of its row.
         unavailable: why it cannot run; None when it can.
         compiles: whether torch.compile has long to compile.
-        builds: whether a C++ compiler builds a kernel in its cold run.
+        builds: whether it needs the C++ kernel, which the first such cold run of a run compiles.
         alone: whether it takes its turns in a process of its own.
         environment: variables that its process is started with.
     """
@@ -135,7 +135,8 @@ class Plan:
             recorded: cases that are left out.
             folder: of a run that is resumed, which may hold what comes after all groups already.
         """
-        total = START_S + (START_S + CEILINGS_S) * bool(self.left(recorded))
+        left = self.left(recorded)
+        total = START_S + (START_S + CEILINGS_S) * bool(left) + BUILD_S * any(found.builds for found in left)
         total += sum(self.group_expected_s(cases, recorded) for _, cases in self.groups)
         if folder is None or not second_instrument.done(folder):
             total += second_instrument.expected_s(len(self.second_cases))
@@ -147,7 +148,7 @@ class Plan:
         if not runnable:
             return 0.0
         compiling = sum(c.compiles for c in runnable)
-        cold_s = len(runnable) * COLD_S + compiling * COMPILE_S + sum(c.builds for c in runnable) * BUILD_S
+        cold_s = len(runnable) * COLD_S + compiling * COMPILE_S
         ready_s = START_S + len(runnable) * READY_S + compiling * CACHED_S
         return cold_s + self.suite.processes * ready_s + self.group_budget_s
 

@@ -26,13 +26,14 @@ from bench.records.folder import RunFolder
 from bench.records.raw_csv import Key
 from bench.records.schema import Record, Status
 from bench.run import more, quality, resume, second_instrument
-from bench.run.cold import run_cold
+from bench.run.cold import ColdCase, ColdRuns
 from bench.run.forks import ForkServer, fork_servers
 from bench.run.group import Measurement, failed, figured, placed
 from bench.run.planning import Described, Plan
 from bench.run.resume import Begun
 from bench.run.worker_process import Settings, Worker, WorkerError, scratch_folder
 from bench.timing.stopwatch import Stopwatch
+from kernels.host.cores import usable_cores
 
 #: The ceilings may take so long; a suite's own limit is one for a case.
 CEILINGS_LIMIT_S = 120.0
@@ -74,6 +75,7 @@ class Runner:
         self._budget_s = self.plan.suite.budget_s
         self._groups_left = self.plan.runnable_groups
         self._forks: list[ForkServer] = []
+        self._colds: ColdRuns | None = None
         # A resumed run knows the ceilings that its first part measured; the best of all counts.
         before = self.begun.facts.get("ceilings") or {} if self.begun else {}
         self.judge = Judge(self._ceilings, {device: Ceilings.of(found) for device, found in before.items()})
@@ -235,15 +237,12 @@ class Runner:
     def _group(self, group: Group, cases: tuple[Described, ...], scratch: Path) -> Iterator[tuple[Record, ...]]:
         """Records of a group: those that do not run one by one, then the measured ones together."""
         waiting: dict[str, tuple[Described, dict[str, Any]]] = {}
-        for described in cases:
-            if resume.case_key(described.case) in self.recorded:
-                continue
+        left = [found for found in cases if resume.case_key(found.case) not in self.recorded]
+        for described in left:
             if described.unavailable:
                 self.console.advance(described.case, "unavailable")
                 yield (described.record(status=Status.UNAVAILABLE, reason=described.unavailable),)
-                continue
-            self.console.advance(described.case, "cold start, memory, evidence")
-            fields, failure = self._cold(described, scratch)
+        for described, fields, failure in self._cold([found for found in left if not found.unavailable], scratch):
             if failure is None:
                 waiting[described.case.variant] = (described, fields)
             else:
@@ -290,13 +289,21 @@ class Runner:
             return None
         return Ceilings.of(found)
 
-    def _cold(self, described: Described, scratch: Path) -> tuple[dict[str, Any], dict[str, Any] | None]:
-        """The fields that a case's cold run finds, and the fields of its failure or None."""
-        start = functools.partial(Worker, self.settings.with_environment(described.environment), self.log)
-        limit_s = self.plan.suite.case_limit_s
+    def _cold(
+        self, cases: list[Described], scratch: Path
+    ) -> Iterator[tuple[Described, dict[str, Any], dict[str, Any] | None]]:
+        """Each case, the fields that its cold run finds, and the fields of its failure or None."""
+        if self._colds is None:
+            self._colds = ColdRuns(scratch, self.plan.suite.case_limit_s, usable_cores())
+        asked = []
+        for found in cases:
+            start = functools.partial(Worker, self.settings.with_environment(found.environment), self.log)
+            began = functools.partial(self.console.advance, found.case, "cold start, memory, evidence")
+            asked.append(ColdCase(found.case, start, scratch / "shared", began))
+        described = {found.case: found for found in cases}
         with self.watch.on("cold runs"):
-            fields, error = run_cold(start, described.case, limit_s, scratch, scratch / "shared")
-        return fields, None if error is None else failed(error.status, error.reason)
+            for case, fields, error in self._colds.run(asked):
+                yield described[case], fields, None if error is None else failed(error.status, error.reason)
 
     @property
     def log(self) -> Path:

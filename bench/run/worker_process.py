@@ -36,8 +36,10 @@ QUIET = {"KINETO_LOG_LEVEL": "6"}
 
 #: Version of what parent and worker say to each other: requests, their fields, events. Both may be of different
 #: revisions, so it grows with each change that the other side would not understand.
-PROTOCOL = 1
+PROTOCOL = 2
 
+#: Folder of the compiled C++ kernel, in that for whatever compilers cache.
+KERNELS = "kernels"
 #: Seconds a worker may take to start (importing torch).
 START_LIMIT_S = 120.0
 #: Seconds a process may take to end that has no reason to live, and the last lines to arrive of one that has ended.
@@ -301,7 +303,7 @@ def cache_variables(cache: Path) -> dict[str, str]:
         "TORCHINDUCTOR_CACHE_DIR": str(cache / "inductor"),
         "TRITON_CACHE_DIR": str(cache / "triton"),
         "CUDA_CACHE_PATH": str(cache / "cuda"),
-        "SEQ2SEQ_KERNEL_CACHE": str(cache / "kernels"),
+        "SEQ2SEQ_KERNEL_CACHE": str(cache / KERNELS),
     }
 
 

@@ -14,7 +14,6 @@ import json
 import os
 import re
 import sys
-import time
 from collections.abc import Callable, Iterable
 from typing import IO, Any
 
@@ -24,16 +23,14 @@ from bench.gate.audit import Audit
 
 # Which brings how own models are executed and judged.
 from bench.gate.own_model import gate_for
-from bench.machine import environment, memory
+from bench.machine import environment
 from bench.machine.facts import known
 from bench.plan.cases import Case
 from bench.records.schema import Status
 from bench.run.worker_process import PROTOCOL, plugin_paths
 from bench.timing import seat
-from bench.timing.clock import synchronize, time_once
-from bench.worker import ceilings, evidence
+from bench.worker import ceilings, cold
 from bench.worker.gating import TIMED_SEED, WEIGHTS_SEED, gated, refuse_replaced
-from kernels.cpu import build
 from seq2seq.data.batch import DataUnavailableError
 from seq2seq.execution.executable import execute
 from seq2seq.execution.variant import Variant
@@ -50,8 +47,6 @@ Emit = Callable[..., None]
 
 #: How a lack of memory is told by what raises plain RuntimeErrors: the CPU allocator, CUDA, cuBLAS.
 _NO_MEMORY = ("can't allocate memory", "CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
-
-STEADY_CALLS = 5
 
 
 def catalogue(request: dict[str, Any], emit: Emit) -> None:
@@ -192,70 +187,6 @@ def measure_ceilings(request: dict[str, Any], emit: Emit) -> None:
     emit("ceilings", **ceilings.measure(request["device"]))
 
 
-def cold(request: dict[str, Any], emit: Emit) -> None:
-    """One case in this fresh process: build, first call, memory, evidence; no steady-state time."""
-    case = Case(**request["case"])
-    workload = find_workload(case.workload)
-    variant = VARIANTS[case.executed]
-    batch = workload.make_batch(TIMED_SEED)
-    weights = starting_weights(workload, WEIGHTS_SEED)
-    if case.mode == "training" or variant.compiler == "dynamo":
-        # torch's optimizers import it too; that belongs to no variant.
-        importlib.import_module("torch._dynamo")
-    if case.device == "cuda":
-        # Creating the CUDA context takes 0.5 to 2 GB, and belongs to no variant.
-        torch.zeros(1, device="cuda")
-        synchronize("cuda")
-        torch.cuda.reset_peak_memory_stats()
-    baseline = memory.resident_bytes()
-    peaks_known = memory.reset_peak()
-    emit("stage", name="build")
-    start = time.perf_counter()
-    executable = execute(workload, variant, case.mode, case.device, weights)
-    synchronize(case.device)
-    build_s = time.perf_counter() - start
-    prepared = executable.prepare(batch)
-    emit("stage", name="first call")
-    with executable.context():
-        first_call_s = time_once(lambda: executable.call(prepared), case.device)
-        compiled = evidence.compilation() if variant.compiler == "dynamo" else None
-        emit("stage", name="steady calls")
-        executable.call(prepared)
-        peak = memory.peak_bytes() if peaks_known else None
-        resident = memory.resident_bytes()
-        memory.reset_peak()
-        for _ in range(STEADY_CALLS):
-            executable.call(prepared)
-        synchronize(case.device)
-        steady = memory.peak_bytes() if peaks_known else None
-        seen = evidence.observe(lambda: executable.call(prepared), case.device, executable.runtime)
-        remarks = executable.remarks(prepared)
-    found: dict[str, Any] = {
-        "build_s": build_s,
-        "first_call_s": first_call_s,
-        "memory_baseline_bytes": baseline,
-        "ran_operators": seen.shown(),
-        "ran_precision": " and ".join(seen.precisions),
-        "ran_threads": seen.threads or torch.get_num_threads(),
-        "evidence": evidence.explain(
-            executable.variant, workload, case.device, seen, compiled, evidence.choices_of(executable.model)
-        ),
-    } | remarks
-    found["evidence"] = "; ".join([found["evidence"], *executable.words()])
-    if peak is not None and steady is not None:
-        found["memory_peak_bytes"] = memory.above(max(peak, steady), baseline)
-        found["memory_steady_bytes"] = memory.above(steady, resident)
-    if case.device == "cuda":
-        found["memory_cuda_allocated_bytes"] = torch.cuda.max_memory_allocated()
-        found["memory_cuda_reserved_bytes"] = torch.cuda.max_memory_reserved()
-    if compiled is not None:
-        found |= {"graphs": compiled.graphs, "graph_breaks": compiled.breaks, "recompiles": compiled.recompiles}
-        found["compile_s"] = compiled.seconds
-    elif variant.builds:
-        found["compile_s"] = build.spent_s()
-    emit("cold", fields=found)
-
-
 def sit(request: dict[str, Any], emit: Emit) -> None:
     """Make cases of a group ready for their turns: build, gate, warm up."""
     cases = [Case(**fields) for fields in request["cases"]]
@@ -317,7 +248,8 @@ REQUESTS: dict[str, Callable[[dict[str, Any], Emit], None]] = {
     "catalogue": catalogue,
     "describe": describe,
     "ceilings": measure_ceilings,
-    "cold": cold,
+    "prepare": cold.prepare,
+    "cold": cold.cold,
     "sit": sit,
     "turn": turn,
     "stand": stand,

@@ -1,0 +1,101 @@
+"""A cold run from inside: one case in this fresh process, its first call, memory and evidence; no steady time."""
+
+from __future__ import annotations
+
+import importlib
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from bench.machine import memory
+from bench.plan.cases import Case
+from bench.timing.clock import synchronize, time_once
+from bench.worker import evidence
+from bench.worker.gating import TIMED_SEED, WEIGHTS_SEED
+from kernels.cpu import build
+from seq2seq.execution.executable import execute
+from seq2seq.execution.variants import VARIANTS
+from seq2seq.workloads.checkpoint import starting_weights
+from seq2seq.workloads.registry import find_workload
+
+STEADY_CALLS = 5
+
+
+def prepare(request: dict[str, Any], emit: Callable[..., None]) -> None:
+    """Import what a cold run needs and belongs to no variant."""
+    del emit
+    case = Case(**request["case"])
+    if case.mode == "training" or VARIANTS[case.executed].compiler == "dynamo":
+        # torch's optimizers import it too.
+        importlib.import_module("torch._dynamo")
+
+
+def cold(request: dict[str, Any], emit: Callable[..., None]) -> None:
+    """One case in this fresh process: build, first call, memory, evidence; no steady-state time.
+
+    Args:
+        request: the `case`, and how long compiling the C++ kernel took (`built_s`) where it finds it compiled.
+        emit: sends an event.
+    """
+    prepare(request, emit)
+    case = Case(**request["case"])
+    workload = find_workload(case.workload)
+    variant = VARIANTS[case.executed]
+    batch = workload.make_batch(TIMED_SEED)
+    weights = starting_weights(workload, WEIGHTS_SEED)
+    if case.device == "cuda":
+        # Creating the CUDA context takes 0.5 to 2 GB, and belongs to no variant.
+        torch.zeros(1, device="cuda")
+        synchronize("cuda")
+        torch.cuda.reset_peak_memory_stats()
+    baseline = memory.resident_bytes()
+    peaks_known = memory.reset_peak()
+    emit("stage", name="build")
+    start = time.perf_counter()
+    executable = execute(workload, variant, case.mode, case.device, weights)
+    synchronize(case.device)
+    build_s = time.perf_counter() - start
+    prepared = executable.prepare(batch)
+    emit("stage", name="first call")
+    with executable.context():
+        first_call_s = time_once(lambda: executable.call(prepared), case.device)
+        compiled = evidence.compilation() if variant.compiler == "dynamo" else None
+        emit("stage", name="steady calls")
+        executable.call(prepared)
+        peak = memory.peak_bytes() if peaks_known else None
+        resident = memory.resident_bytes()
+        memory.reset_peak()
+        for _ in range(STEADY_CALLS):
+            executable.call(prepared)
+        synchronize(case.device)
+        steady = memory.peak_bytes() if peaks_known else None
+        seen = evidence.observe(lambda: executable.call(prepared), case.device, executable.runtime)
+        remarks = executable.remarks(prepared)
+    found: dict[str, Any] = {
+        "build_s": build_s,
+        "first_call_s": first_call_s,
+        "memory_baseline_bytes": baseline,
+        "ran_operators": seen.shown(),
+        "ran_precision": " and ".join(seen.precisions),
+        "ran_threads": seen.threads or torch.get_num_threads(),
+        "evidence": evidence.explain(
+            executable.variant, workload, case.device, seen, compiled, evidence.choices_of(executable.model)
+        ),
+    } | remarks
+    found["evidence"] = "; ".join([found["evidence"], *executable.words()])
+    if peak is not None and steady is not None:
+        found["memory_peak_bytes"] = memory.above(max(peak, steady), baseline)
+        found["memory_steady_bytes"] = memory.above(steady, resident)
+    if case.device == "cuda":
+        found["memory_cuda_allocated_bytes"] = torch.cuda.max_memory_allocated()
+        found["memory_cuda_reserved_bytes"] = torch.cuda.max_memory_reserved()
+    if compiled is not None:
+        found |= {"graphs": compiled.graphs, "graph_breaks": compiled.breaks, "recompiles": compiled.recompiles}
+        found["compile_s"] = compiled.seconds
+    elif variant.builds:
+        found["compile_s"] = build.spent_s() or request.get("built_s", 0.0)
+        # The kernel is the same in every case, so one compiles it; a user's first call waits for it in each.
+        found["first_call_s"] += found["compile_s"] - build.spent_s()
+    emit("cold", fields=found, built_s=build.spent_s())

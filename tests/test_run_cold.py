@@ -1,0 +1,96 @@
+"""Cold runs: processes start side by side, and each has the machine to itself in its own run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from bench.plan.cases import Case
+from bench.records.schema import Status
+from bench.run.cold import ColdCase, ColdRuns
+from bench.run.worker_process import WorkerError
+
+CASES = [Case("seed", name, "inference", "cpu", 1) for name in ("a", "b", "c", "d", "e")]
+
+
+class Actor:
+    """Plays the process of a cold run.
+
+    Args:
+        name: variant of its case.
+        going: names of the processes that may run now.
+        seen: of each measured case, the processes that could run meanwhile, and its request.
+        dies: request in which it dies, by variant.
+    """
+
+    def __init__(self, name: str, going: set[str], seen: dict[str, Any], dies: dict[str, str]) -> None:
+        self._name, self._going, self._seen, self._dies = name, going, seen, dies
+
+    def __enter__(self):
+        self._die("start")
+        self._going.add(self._name)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._going.discard(self._name)
+
+    def stop(self) -> None:
+        """Stand still."""
+        self._going.discard(self._name)
+
+    def go_on(self) -> None:
+        """Go on."""
+        self._going.add(self._name)
+
+    def ask(self, request: str, _limit_s: float, **fields: Any):
+        """Play the request."""
+        self._die(request)
+        if request == "cold":
+            self._seen[self._name] = (set(self._going), fields)
+            yield {"event": "cold", "fields": {"build_s": 1.0}, "built_s": 0.0 if fields["built_s"] else 7.0}
+
+    def _die(self, request: str) -> None:
+        if self._dies.get(self._name) == request:
+            raise WorkerError(Status.CRASHED, f"died at {request}")
+
+
+def run(folder: Path, cores: int, dies: dict[str, str] | None = None, kept: dict[str, str] | None = None):
+    """What came of each case by variant, and what was seen while it was measured."""
+    going: set[str] = set()
+    seen: dict[str, Any] = {}
+    asked = [
+        ColdCase(
+            case,
+            lambda _cache, name=case.variant: Actor(name, going, seen, dies or {}),
+            folder / (kept or {}).get(case.variant, "kept"),
+        )
+        for case in CASES
+    ]
+    found = {case.variant: (fields, error) for case, fields, error in ColdRuns(folder, 1.0, cores).run(asked)}
+    assert not going
+    assert [path for path in folder.iterdir() if path.name not in {"kept", "other"}] == []
+    return found, seen
+
+
+def test_nobody_else_runs_while_a_case_is_measured(tmp_path):
+    """Processes that were started beside it stand still or have ended."""
+    for cores in (1, 2, 9):
+        found, seen = run(tmp_path, cores)
+        assert list(found) == list("abcde")
+        assert {name: going for name, (going, _) in seen.items()} == {name: {name} for name in "abcde"}
+
+
+def test_whoever_dies_takes_nobody_along(tmp_path):
+    """At its start, while it imports, or in its run: the others have their fields."""
+    found, _ = run(tmp_path, 3, {"a": "start", "c": "prepare", "e": "cold"})
+    reasons = {name: error and error.reason for name, (_, error) in found.items()}
+    assert reasons == {"a": "died at start", "b": None, "c": "died at prepare", "d": None, "e": "died at cold"}
+    assert [name for name, (fields, _) in found.items() if fields] == ["b", "d"]
+
+
+def test_the_kernel_s_compilation_is_handed_on_where_the_kernel_is(tmp_path):
+    """Not to cases whose processes keep compiled kernels elsewhere, as another checkout's do."""
+    _, seen = run(tmp_path, 2, kept={"b": "other", "d": "other"})
+    assert {name: fields["built_s"] for name, (_, fields) in seen.items()} == {
+        "a": 0.0, "b": 0.0, "c": 7.0, "d": 7.0, "e": 7.0
+    }  # fmt: skip
