@@ -27,7 +27,7 @@ SHARE = 0.10
 LEAST_S = 0.025
 #: Wall time that the counters need before `SHARE` of it is more than `LEAST_S`.
 STRETCH_S = LEAST_S / SHARE
-#: Share of a round that one of our own threads may spend ready but without a core; a parallel region waits for all.
+#: Share of a round's timed blocks that one of our own threads may spend ready but without a core; a parallel region waits for all.
 DELAY_SHARE = 0.05
 #: One look at whether the machine is quiet again, seconds.
 LOOK_S = 0.1
@@ -63,9 +63,9 @@ class Interference:
         others_share: cores that other processes kept busy during its stretch, on average; None where the system does
             not tell.
         stolen_share: cores that the hypervisor took, likewise.
-        delay_s: time in the round that the thread of ours that waited longest was ready but had no core; None where
-            the system does not tell.
-        switches: times in the round that we had to give up a core; None likewise.
+        delay_s: time in the round's timed blocks that the thread that waited longest was ready but had no core; None
+            where the system does not tell.
+        switches: times in them that we had to give up a core; None likewise.
         load: the system's load average over a minute, where it has one.
         frequency_mhz: the processor's clock, where the system tells.
         gpu_clock_mhz: clock of the GPU's multiprocessors; None without NVML or on a CPU.
@@ -155,9 +155,9 @@ def disturbed(before: Reading, after: Reading) -> bool:
     return taken_s > max(LEAST_S, SHARE * (after.wall_s - before.wall_s))
 
 
-def delayed(delay_s: float | None, wall_s: float) -> bool:
-    """Return whether a thread of ours waited for a core for too large a share of a round; unknown is no reason."""
-    return delay_s is not None and delay_s > DELAY_SHARE * wall_s
+def delayed(delay_s: float | None, timed_s: float) -> bool:
+    """Return whether a thread of ours waited for a core for too large a share of what was timed; unknown is no."""
+    return delay_s is not None and delay_s > DELAY_SHARE * timed_s
 
 
 def judge(before: Reading, after: Reading, device: str = "cpu") -> Interference:
@@ -185,10 +185,10 @@ def judge(before: Reading, after: Reading, device: str = "cpu") -> Interference:
     )
 
 
-def of_round(stretch: Interference, delay_s: float | None, switches: int | None, wall_s: float) -> Interference:
+def of_round(stretch: Interference, delay_s: float | None, switches: int | None, timed_s: float) -> Interference:
     """Activity beside one round of a stretch: the stretch's findings, and the waiting of our own threads."""
     why = stretch.why
-    if delay_s is not None and delayed(delay_s, wall_s):
+    if delay_s is not None and delayed(delay_s, timed_s):
         waited = f"a thread of ours waited {1e3 * delay_s:.1f} ms for a core"
         why = f"{why}; {waited}" if why else waited
     return dataclasses.replace(stretch, why=why, delay_s=delay_s, switches=switches)

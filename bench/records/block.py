@@ -56,9 +56,9 @@ class Turn:
         start_s: moment at which it began, on the seat's clock.
         wall_s: wall time of the whole turn by the seat's clock, seconds.
         cpu_from_s, cpu_to_s: CPU time of the process at the start of the turn and at its end, seconds.
-        delay_s: time in which the thread of the process that waited longest was ready but had no core, seconds; None
+        delay_s: time of the block in which the thread that waited longest was ready but had no core, seconds; None
             where the system does not tell.
-        switches: times that the process had to give up a core; None likewise.
+        switches: times in the block that the process had to give up a core; None likewise.
     """
 
     block: Block

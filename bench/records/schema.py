@@ -244,9 +244,9 @@ ROUND_COLUMNS: dict[str, str] = {
     "others_share": "cores that other processes kept busy, on average over at least a quarter of a second around it; "
     "empty where the system does not tell",
     "stolen_share": "cores that the hypervisor gave to others, likewise",
-    "delay_s": "time in the round that the thread that waited longest was ready but had no core, seconds; empty where "
-    "the system does not tell",
-    "switches": "times in the round that those whose turn it was had to give up a core; empty where the system does "
+    "delay_s": "time in the timed blocks of the round that the thread that waited longest was ready but had no core, "
+    "seconds; empty where the system does not tell",
+    "switches": "times in them that those whose turn it was had to give up a core; empty where the system does "
     "not tell",
     "load": "load average of the system over a minute",
     "frequency_mhz": "clock of the first core, where the system tells",

@@ -145,11 +145,12 @@ def _stretch(
         taken.append(_Pass(blocks, delays_s, tuple(turn.switches for turn in turns.values()), started, after))
     beside = interference.judge(before, after, device)
     for found in taken:
-        wall_s = found.ended.wall_s - found.started.wall_s
+        timed_s = sum(block.timed_s for block in found.blocks.values())
         switches = _total(found.switches)
         alone = interference.of_round(
-            beside, _total(found.delays_s), None if switches is None else int(switches), wall_s
+            beside, _total(found.delays_s), None if switches is None else int(switches), timed_s
         )
+        wall_s = found.ended.wall_s - found.started.wall_s
         yield Round(0, found.blocks, wall_s, beside=alone, order=tuple(found.blocks))
 
 

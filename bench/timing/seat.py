@@ -68,14 +68,15 @@ def warm_up(subject: Subject, device: str) -> int:
 
 def take_turn(subject: Subject, calls: int, device: str) -> Turn:
     """Call without timing for `LEAD_S`, once at least, then time a block of so many calls."""
-    cpu_from_s, delays, switches = _cpu_s(), interference.read_delays(), known(interference.switches)
-    start = now_s()
+    cpu_from_s, start = _cpu_s(), now_s()
     with subject.context():
         while True:
             subject.call()
             if now_s() - start >= LEAD_S:
                 break
         warm_s = now_s() - start
+        # Threads that were stopped wait for cores as they wake up; by now they have found them.
+        delays, switches = interference.read_delays(), known(interference.switches)
         block = time_block(subject.call, calls, device)
     wall_s = now_s() - start
     after, switched = interference.read_delays(), known(interference.switches)
