@@ -419,6 +419,20 @@ def test_each_case_runs_cold_once_then_together(stage):
     assert len(set(seeds)) == len(seeds) == 6
 
 
+def test_timed_calls_are_audited_in_the_first_seating_that_ends_well(stage):
+    """A seating that a crash ended has audited nobody after the rounds."""
+    left = ["stand"]
+
+    def dies(what, variants):
+        if what in left and "bad" in variants:
+            left.remove(what)
+            raise WorkerError(Status.CRASHED, "played", what, "bad")
+
+    records, asked = stage("reference", "bad", "a", dies=dies)
+    assert records["bad"].status is Status.CRASHED
+    assert [request["audit"] for request in asked if request["request"] == "sit"] == [True, True, False, False]
+
+
 def test_who_must_not_share_a_process_has_its_own(stage):
     """In each seating, with its environment, in which it ran cold too; all take turns in the same rounds."""
     variables = {"KMP_BLOCKTIME": "0"}

@@ -133,7 +133,7 @@ class Contest:
         rounds: list[Round] = []
         try:
             with Seating(seats, setting.worker, setting.workers, LIMIT_S, self._told) as seating:
-                seating.sit(seed)
+                seating.sit(seed, audit=not self.samples.processes)
                 left = {found.case.variant for found in self.cases}
                 players = {name: player for name, player in seating.players.items() if name in left}
                 if players:

@@ -118,7 +118,7 @@ class Suite:
     select: tuple[Selection, ...]
     budget_s: float = 120.0
     interval: float = 0.02
-    processes: int = 3
+    processes: int = 5
     case_limit_s: float = 120.0
     device: str = ""
     second_instrument: bool = False

@@ -162,8 +162,12 @@ class Seating:
         """End all processes."""
         self._stack.close()
 
-    def sit(self, seed: int) -> None:
+    def sit(self, seed: int, *, audit: bool = True) -> None:
         """Start the processes and make everybody ready, one after the other; who fails the gate gets no turns.
+
+        Args:
+            seed: of the gate's problem.
+            audit: whether the timed calls are audited too, here and by `stand`.
 
         Raises:
             WorkerError: when a process fails.
@@ -173,7 +177,8 @@ class Seating:
             seat = Seat(len(self.seats), worker, self._limit_s)
             self.seats.append(seat)
             with seat.going():
-                passed = self._asked(seat, "sit", cases=[dataclasses.asdict(case) for case in place.cases], seed=seed)
+                cases = [dataclasses.asdict(case) for case in place.cases]
+                passed = self._asked(seat, "sit", cases=cases, seed=seed, audit=audit)
             self.players |= {name: Seated(name, seat) for name in passed}
 
     def stand(self, seed: int) -> None:

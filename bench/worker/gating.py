@@ -26,11 +26,11 @@ def refuse_replaced(who: str) -> None:
 
 
 def gated(
-    gate: Gate, audit: Audit, executable: Executable, prepared: Batch, seed: int, *, warm: bool
+    gate: Gate, audit: Audit | None, executable: Executable, prepared: Batch, seed: int, *, warm: bool
 ) -> dict[str, Any]:
-    """Fields of the gate's event: the gate's own verdict and, where it lets through, what the audit has against it."""
+    """Fields of the gate's event: the gate's own verdict and, where it lets through, what an audit has against it."""
     fields = verdict_fields(gate.check(executable, seed))
-    reason = audit.find(executable, prepared, seed, warm=warm) if fields["passed"] else ""
+    reason = audit.find(executable, prepared, seed, warm=warm) if audit is not None and fields["passed"] else ""
     return fields | {"passed": False, "reason": reason} if reason else fields
 
 

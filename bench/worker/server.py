@@ -188,13 +188,18 @@ def measure_ceilings(request: dict[str, Any], emit: Emit) -> None:
 
 
 def sit(request: dict[str, Any], emit: Emit) -> None:
-    """Make cases of a group ready for their turns: build, gate, warm up."""
+    """Make cases of a group ready for their turns: build, gate, warm up.
+
+    Args:
+        request: `cases`, the `seed` of the gate's problem, and whether to `audit` the timed calls too.
+        emit: sends an event.
+    """
     cases = [Case(**fields) for fields in request["cases"]]
     workload = find_workload(cases[0].workload)
     gate = gate_for(workload, cases[0].mode, cases[0].device)
     weights = starting_weights(workload, WEIGHTS_SEED)
     batch = workload.make_batch(TIMED_SEED)
-    audit = Audit(gate, weights, batch)
+    audit = Audit(gate, weights, batch) if request["audit"] else None
     refuse_replaced("a plugin")
     for case in cases:
         emit("stage", name="build and gate", variant=case.variant)
