@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
 from bench.plan.cases import Case
 from bench.records.schema import Status
-from bench.run.cold import ColdCase, ColdRuns
+from bench.run.cold import ColdCase, ColdRuns, CompiledKernel
 from bench.run.worker_process import WorkerError
 
 CASES = [Case("seed", name, "inference", "cpu", 1) for name in ("a", "b", "c", "d", "e")]
@@ -94,3 +95,15 @@ def test_the_kernel_s_compilation_is_handed_on_where_the_kernel_is(tmp_path):
     assert {name: fields["built_s"] for name, (_, fields) in seen.items()} == {
         "a": 0.0, "b": 0.0, "c": 7.0, "d": 7.0, "e": 7.0
     }  # fmt: skip
+
+
+def test_a_kernel_that_was_compiled_before_is_found_and_counted(tmp_path):
+    """It lies where processes look for it, with its content, and no case is asked to compile it."""
+    (tmp_path / "cache" / "kernels").mkdir(parents=True)
+    (tmp_path / "cache" / "kernels" / "lstm-1.so").write_bytes(b"compiled")
+    kernel = CompiledKernel.found(tmp_path / "cache", 5.0)
+    shutil.rmtree(tmp_path / "cache")
+    runs = ColdRuns(tmp_path, 1.0)
+    runs.keep(tmp_path / "kept", kernel)
+    assert (tmp_path / "kept" / "kernels" / "lstm-1.so").read_bytes() == b"compiled"
+    assert (runs.built_s(tmp_path / "kept"), runs.built_s(tmp_path / "other")) == (5.0, 0.0)

@@ -27,7 +27,8 @@ SHARE = 0.10
 LEAST_S = 0.025
 #: Wall time that the counters need before `SHARE` of it is more than `LEAST_S`.
 STRETCH_S = LEAST_S / SHARE
-#: Share of a round's timed blocks that one of our own threads may spend ready but without a core; a parallel region waits for all.
+#: Share of a round's timed blocks that one of our own threads may spend ready but without a core; a parallel region
+#: waits for all.
 DELAY_SHARE = 0.05
 #: One look at whether the machine is quiet again, seconds.
 LOOK_S = 0.1

@@ -139,8 +139,8 @@ class Record:
     )
     compile_s: float | None = column(
         "part of it that was spent compiling, by Dynamo and its backend, backward included, or by the C++ compiler of "
-        "`cpu-fused`, seconds; the kernel is compiled in the first cold run that needs it, and its seconds count in "
-        "the others too"
+        "`cpu-fused`, seconds; the kernel is compiled once a run, and its seconds count in the first call of every "
+        "case that needs it"
     )
 
     graphs: int | None = column("graphs that `torch.compile` captured; empty when the variant does not compile")

@@ -3,8 +3,8 @@
 Most of a cold run is the import of torch, which says nothing of the case. So several processes are started side by
 side; then they stand still, and each has the machine to itself in its own run.
 
-The C++ kernel is the same for every case. The first cold run that needs it compiles it; the others find it compiled,
-and the seconds that it took count in their first call as in the first one's.
+The C++ kernel is the same for every case. It is compiled once, as the run is planned or in the first cold run that
+needs it; the others find it compiled, and the seconds that it took count in their first call as in a user's.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import contextlib
 import dataclasses
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,6 +24,24 @@ from bench.run.worker_process import KERNELS, Worker, WorkerError
 
 #: Processes that are started side by side at most: each has some 250 MB.
 SIDE_BY_SIDE = 4
+
+
+@dataclass(frozen=True)
+class CompiledKernel:
+    """The C++ kernel as it was compiled for a run.
+
+    Attributes:
+        seconds: that compiling took.
+        files: libraries by name.
+    """
+
+    seconds: float = 0.0
+    files: Mapping[str, bytes] = field(default_factory=dict)
+
+    @classmethod
+    def found(cls, cache: Path, seconds: float) -> Self:
+        """What a worker with a folder for caches has compiled."""
+        return cls(seconds, {path.name: path.read_bytes() for path in sorted((cache / KERNELS).glob("*.so"))})
 
 
 @dataclass(frozen=True)
@@ -77,6 +95,14 @@ class ColdRuns:
     def built_s(self, kept: Path) -> float:
         """Seconds that compiling the kernel took that is kept in a folder; 0 where it was not compiled yet."""
         return self._built_s.get(kept, 0.0)
+
+    def keep(self, kept: Path, kernel: CompiledKernel) -> None:
+        """Put a compiled kernel where later processes look for it."""
+        if kernel.seconds:
+            (kept / KERNELS).mkdir(parents=True, exist_ok=True)
+            for name, content in kernel.files.items():
+                (kept / KERNELS / name).write_bytes(content)
+            self.built(kept, kernel.seconds)
 
     def built(self, kept: Path, seconds: float) -> None:
         """Note that compiling the kernel took so long."""

@@ -17,6 +17,7 @@ from bench.plan.cases import Case, Filters, Group, Quality, Suite, elsewhere, ex
 from bench.records.raw_csv import Key
 from bench.records.schema import Record
 from bench.run import quality, resume, second_instrument
+from bench.run.cold import CompiledKernel
 from bench.run.worker_process import Settings, Worker, WorkerError, scratch_folder
 
 #: Seconds that the parts of a run take besides the timed rounds, for the expected time: a worker's start, a case's
@@ -75,6 +76,7 @@ class Plan:
         catalogue: names of all workloads and variants there are, each with what it is.
         quality: what is trained after all groups, the variants by name.
         elsewhere: variants that the suite names and that do not exist on a device, by device.
+        kernel: the C++ kernel, where finding out what can run has compiled it.
     """
 
     suite: Suite
@@ -83,6 +85,7 @@ class Plan:
     catalogue: dict[str, Any]
     quality: tuple[Quality, ...] = ()
     elsewhere: Mapping[str, list[str]] = field(default_factory=dict)
+    kernel: CompiledKernel = field(default_factory=CompiledKernel)
 
     @property
     def own_model(self) -> dict[str, Any] | None:
@@ -136,7 +139,8 @@ class Plan:
             folder: of a run that is resumed, which may hold what comes after all groups already.
         """
         left = self.left(recorded)
-        total = START_S + (START_S + CEILINGS_S) * bool(left) + BUILD_S * any(found.builds for found in left)
+        total = START_S + (START_S + CEILINGS_S) * bool(left)
+        total += BUILD_S * any(found.builds for found in left) * (not self.kernel.seconds)
         total += sum(self.group_expected_s(cases, recorded) for _, cases in self.groups)
         if folder is None or not second_instrument.done(folder):
             total += second_instrument.expected_s(len(self.second_cases))
@@ -160,7 +164,7 @@ def make_plan(suite: Suite, filters: Filters, settings: Settings, *, build: bool
         suite: what to expand.
         filters: what the command line narrows it down to.
         settings: of the worker.
-        build: whether to compile what variants need, into a cache that goes away, to find out whether that can be done.
+        build: whether to compile what variants need, to find out whether that can be done.
 
     Raises:
         UsageError: for a name or override that does not exist, or a plugin that fails.
@@ -174,6 +178,7 @@ def make_plan(suite: Suite, filters: Filters, settings: Settings, *, build: bool
             cases = [case for group in groups for case in group.cases]
             fields = [dataclasses.asdict(case) for case in cases]
             events = list(worker.ask("describe", limit_s, cases=fields, build=build))
+            kernel = CompiledKernel.found(folder, max((event["built_s"] for event in events), default=0.0))
     except WorkerError as error:
         # The exception's own name helps nobody who mistyped a workload.
         raise UsageError(re.sub("^(UnknownWorkloadError|OwnModelError): ", "", error.reason)) from error
@@ -190,4 +195,4 @@ def make_plan(suite: Suite, filters: Filters, settings: Settings, *, build: bool
         for case, event in zip(cases, events, strict=True)
     ])  # fmt: skip
     planned = tuple((group, tuple(next(described) for _ in group.cases)) for group in groups)
-    return Plan(suite, planned, found["torch"], found, trained, elsewhere(suite, found, filters))
+    return Plan(suite, planned, found["torch"], found, trained, elsewhere(suite, found, filters), kernel)

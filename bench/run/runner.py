@@ -295,6 +295,7 @@ class Runner:
         """Each case, the fields that its cold run finds, and the fields of its failure or None."""
         if self._colds is None:
             self._colds = ColdRuns(scratch, self.plan.suite.case_limit_s, usable_cores())
+            self._colds.keep(scratch / "shared", self.plan.kernel)
         asked = []
         for found in cases:
             start = functools.partial(Worker, self.settings.with_environment(found.environment), self.log)

@@ -31,6 +31,7 @@ from bench.run.worker_process import PROTOCOL, plugin_paths
 from bench.timing import seat
 from bench.worker import ceilings, cold
 from bench.worker.gating import TIMED_SEED, WEIGHTS_SEED, gated, refuse_replaced
+from kernels.cpu import build
 from seq2seq.data.batch import DataUnavailableError
 from seq2seq.execution.executable import execute
 from seq2seq.execution.variant import Variant
@@ -120,7 +121,7 @@ def describe(request: dict[str, Any], emit: Emit) -> None:
         facts |= {"precision": variant.precision} | _cost_of(case, variant, extent)
         facts["omp_wait"] = variant.environment.get("OMP_WAIT_POLICY", facts["omp_wait"]).lower()
         seated = {"alone": variant.alone and case.device == "cpu", "environment": dict(variant.environment)}
-        compiled = {"compiles": variant.compiles_long, "builds": bool(variant.builds)}
+        compiled = {"compiles": variant.compiles_long, "builds": bool(variant.builds), "built_s": build.spent_s()}
         emit("described", facts=facts, reason=reason, **compiled, **seated)
 
 
