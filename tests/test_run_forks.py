@@ -14,6 +14,7 @@ import signal
 import subprocess
 import sys
 import time
+import types
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -24,6 +25,7 @@ from bench.plan.cases import Case
 from bench.records.schema import Status
 from bench.run import forks
 from bench.run.forks import Forked, ForkServer, fork_servers, supported
+from bench.run.runner import Runner
 from bench.run.worker_process import Settings, Worker, WorkerError, cache_variables
 
 pytestmark = pytest.mark.skipif(not supported(), reason="this system cannot start workers by fork")
@@ -284,6 +286,18 @@ def failure(ask: Callable[[], object]) -> WorkerError:
     return error.value
 
 
+def test_seats_go_on_without_a_server_that_died(server, log, tmp_path):
+    """It is said once; the next seat is a fresh process."""
+    lines: list[str] = []
+    console = types.SimpleNamespace(say=lambda line, _style: lines.append(line))
+    run = types.SimpleNamespace(_forks=[server], console=console, log=log)
+    assert Runner.seat(run, Settings(1), 3, tmp_path).forks is server
+    os.kill(server._child.pid, signal.SIGKILL)
+    server._child.wait()
+    assert [Runner.seat(run, Settings(1), number, tmp_path).forks for number in (3, 4)] == [None, None]
+    assert lines == ["1 of the processes that seats are forked from died; see workers.log"]
+
+
 def test_a_server_that_is_gone_is_one_line(server, log, tmp_path):
     """A fork of it fails at once with its last words; whom it had forked is taken for dead, and can be ended."""
     one = Started(server, log, "tell('up')\ntime.sleep(60)")
@@ -478,7 +492,7 @@ def test_variants_run_in_a_forked_worker(real, log, tmp_path, mode):
         described = list(worker.ask("describe", 120.0, cases=cases, build=False))
         here = [case for case, event in zip(cases, described, strict=True) if not event["reason"]]
         assert {case["variant"] for case in here} >= {"reference"}
-        gates = [e for e in worker.ask("sit", 120.0, cases=here, seed=1) if e["event"] == "gate"]
+        gates = [e for e in worker.ask("sit", 120.0, cases=here, seed=1, audit=True) if e["event"] == "gate"]
         for case in here:
             (turn,) = worker.ask("turn", 60.0, name=case["variant"])
             assert min(turn["block"]["calls_s"]) > 0

@@ -43,6 +43,12 @@ class CompiledKernel:
         """What a worker with a folder for caches has compiled."""
         return cls(seconds, {path.name: path.read_bytes() for path in sorted((cache / KERNELS).glob("*.so"))})
 
+    def write(self, cache: Path) -> None:
+        """Put it where workers with a folder for caches look for it."""
+        for name, content in self.files.items():
+            (cache / KERNELS).mkdir(parents=True, exist_ok=True)
+            (cache / KERNELS / name).write_bytes(content)
+
 
 @dataclass(frozen=True)
 class ColdCase:
@@ -98,11 +104,8 @@ class ColdRuns:
 
     def keep(self, kept: Path, kernel: CompiledKernel) -> None:
         """Put a compiled kernel where later processes look for it."""
-        if kernel.seconds:
-            (kept / KERNELS).mkdir(parents=True, exist_ok=True)
-            for name, content in kernel.files.items():
-                (kept / KERNELS / name).write_bytes(content)
-            self.built(kept, kernel.seconds)
+        kernel.write(kept)
+        self.built(kept, kernel.seconds)
 
     def built(self, kept: Path, seconds: float) -> None:
         """Note that compiling the kernel took so long."""

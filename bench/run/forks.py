@@ -97,6 +97,11 @@ class ForkServer:
         end(self._child, self._guard)
         self._control.close()
 
+    @property
+    def alive(self) -> bool:
+        """Return whether the process is there."""
+        return self._child.poll() is None
+
     def ready(self) -> None:
         """Wait until it can fork.
 

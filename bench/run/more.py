@@ -105,6 +105,7 @@ def measure(runner: Writing, groups: Iterable[Open], seconds: float) -> None:
     found = list(groups)
     total = sum(each.needed_s for each in found)
     with scratch_folder() as scratch:
+        runner.plan.kernel.write(scratch / "shared")
         for each in found:
             budget_s = min(each.needed_s, seconds * each.needed_s / total)
             before = len(each.samples.processes)

@@ -153,13 +153,16 @@ class Runner:
             yield
 
     def seat(self, settings: Settings, seating: int, cache: Path) -> Worker:
-        """Start the process of a seat.
+        """Start the process of a seat: by fork, or as a fresh one where there is nothing left to fork from.
 
         Args:
             settings: of the process.
             seating: number of its seating.
             cache: folder for whatever compilers cache.
         """
+        if dead := [server for server in self._forks if not server.alive]:
+            self.console.say(f"{len(dead)} of the processes that seats are forked from died; see workers.log", "yellow")
+            self._forks = [server for server in self._forks if server.alive]
         forks = self._forks[seating % len(self._forks)] if self._forks else None
         return Worker(settings, self.log, cache, forks)
 
