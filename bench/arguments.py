@@ -112,7 +112,7 @@ def _add_ab(command: argparse.ArgumentParser) -> None:
     add = command.add_argument
     side = "bin/python of an environment with torch, its folder, a folder with a checkout, or a git revision"
     add("base", metavar="BASE", help=f"what NEW is held against: {side}")
-    add("new", metavar="NEW", help="likewise")
+    add("new", metavar="NEW", help="folder of the other run")
     add(
         "--workload",
         action="append",

@@ -28,7 +28,7 @@ LayeredLSTM = Any
 def run(
     lstm: LayeredLSTM, x: Tensor, hx: State | None, lengths: Tensor | None, implementation: str, *, batch_first: bool
 ) -> tuple[Tensor, State]:
-    """Run all layers through the operator, or by the CPU kernel where nobody else listens.
+    """Run all layers through the operator, or by the CPU kernel directly where nothing intercepts operators.
 
     Args:
         lstm: holds parameters and options.

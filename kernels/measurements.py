@@ -187,7 +187,7 @@ def read(path: Path) -> MeasuredTable:
 
 
 def write(path: Path, table: MeasuredTable) -> None:
-    """Write a table so that whoever is killed leaves the old file or the new one."""
+    """Write a table so that a process that is killed leaves the old file or the new one."""
     data = {
         "schema": SCHEMA,
         "device": table.device,

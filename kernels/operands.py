@@ -1,4 +1,4 @@
-"""What the operators of `kernels.ops` are given and what they write: arguments checked, results allocated.
+"""Checks the arguments of the operators in `kernels.ops`, and allocates their results.
 
 Kernels trust shapes, types and strides, so nothing reaches one but through here.
 """

@@ -1,4 +1,4 @@
-"""`replace_lstm`: put kernels.LSTM in the place of every torch.nn.LSTM of a model that somebody else wrote."""
+"""`replace_lstm`: put kernels.LSTM in the place of every torch.nn.LSTM of a model."""
 
 from __future__ import annotations
 
@@ -39,8 +39,8 @@ def replace_lstm(
 ) -> Replaced:
     """Swap every `torch.nn.LSTM` inside a model, in place, for a `kernels.LSTM` with the very same parameters.
 
-    An optimizer that holds the parameters goes on holding them. Carried over as well: training mode, `requires_grad`,
-    hooks (their handles still remove them), attributes that somebody set on the module, and sharing: what was one
+    An optimizer that holds the parameters still holds them afterwards. Also carried over: training mode,
+    `requires_grad`, hooks (their handles still remove them), attributes set on the module, and sharing: what was one
     module in several places is one module still. Not carried over: `module.compile()`, and references to the old
     module that are not registered as submodules, as in a plain list; `isinstance(m, nn.LSTM)` becomes false.
 

@@ -510,7 +510,7 @@ def test_a_resumed_run_keeps_settings_whose_defaults_have_changed(tmp_path, monk
     assert {**again["settings"], "epochs": 1, "variant": ""} == begun["settings"]
     assert again["versions"] == begun["versions"]
     assert [one["torch"] for one in again["resumed_with"]] == ["9.0"]
-    assert capsys.readouterr().err.count("may round otherwise") == 1
+    assert capsys.readouterr().err.count("may round differently") == 1
 
 
 @pytest.mark.usefixtures("sines")

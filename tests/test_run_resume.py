@@ -397,7 +397,7 @@ def test_a_suite_file_that_changed_is_told_and_not_taken(interrupted, capsys):
     """The run goes on with the suite as it was, also when the file is gone."""
     (interrupted.parent / "mine.toml").write_text(SUITE.replace('"loop", ', ""), encoding="utf-8")
     assert command_line.main(["run", "--resume", str(interrupted)]) == 1
-    assert "is not what it was; the run goes on with the suite as it was" in capsys.readouterr().out
+    assert "has changed; the run continues with the suite as it was" in capsys.readouterr().out
     assert cases_of(interrupted) == PLANNED
     (interrupted.parent / "mine.toml").unlink()
     assert command_line.main(["run", "--resume", str(interrupted)]) == 1

@@ -47,7 +47,7 @@ class Side:
 
     @property
     def shown(self) -> Path:
-        """A path whose last part tells it from the other side: of an interpreter the environment's folder."""
+        """A path whose last part differs from the other side's: of an interpreter the environment's folder."""
         path = Path(self.home.python).parent if self.kind == "interpreter" else Path(self.word)
         return path.parent if path.name in {"bin", "Scripts"} else path
 

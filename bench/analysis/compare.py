@@ -173,7 +173,7 @@ class Comparison:
 
     @property
     def outcome(self) -> Finding:
-        """The answer to `--fail-on`; a regression that was found wins, and nothing judged tells nothing."""
+        """The answer to `--fail-on`; a regression that was found decides, and without any judged case it is open."""
         if self.regressions:
             return Finding.REGRESSION
         asked = self.options.threshold is not None

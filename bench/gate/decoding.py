@@ -10,9 +10,9 @@ not compared with truth's tokens. Truth, the loop in float64, is fed with what t
   truth's margin is larger than the limit, the tokens are therefore equal;
 - `values`, where values are generated: each follows from those before it within the usual limits.
 
-CHOICE: an output's error may be so many times the root mean square error that the limit of `outputs` allows: 5, for
-the largest of a million normal errors, times 2, since two outputs are compared. A hypothesis of a beam sums a step's
-errors, which grow with the root of the steps.
+CHOICE: factor by which an output's error may exceed the root mean square error that the limit of `outputs` allows: 5,
+for the largest of a million normal errors, times 2, since two outputs are compared. A hypothesis of a beam sums a
+step's errors, which grow with the root of the steps.
 """
 
 from __future__ import annotations
@@ -118,7 +118,7 @@ class Truth:
         return {"scores": relative_error(found["scores"], own), "choices": regret}
 
     def _apart(self, parents: Tensor, chosen: Tensor, rows: int) -> bool:
-        """Return whether hypotheses go on from their own sequence's, of so many rows each, and no two are the same."""
+        """Return whether hypotheses continue their own sequence's, `rows` rows each, and no two are the same."""
         own = torch.arange(parents.size(0), device=parents.device) // self._beam
         if not torch.equal(parents.div(rows, rounding_mode="floor"), own):
             return False

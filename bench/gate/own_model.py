@@ -34,7 +34,7 @@ def _(workload: OwnWorkload, mode: str, device: str) -> Gate:
 
 
 class OwnGate(Gate):
-    """As `Gate`, for one set of inputs of an own model."""
+    """Gate for one set of inputs of an own model."""
 
     workload: OwnWorkload  # type: ignore[assignment]
 
@@ -101,7 +101,7 @@ class OwnGate(Gate):
         usual: Callable[[], Mapping[str, float]],
         usual_errors: Callable[[], Mapping[str, float]],
     ) -> Verdict:
-        """As `Gate.judge`, with wider limits against a truth in float32."""
+        """Judge as `Gate.judge` does, with wider limits against a truth in float32."""
         widened = WIDENED if self.workload.narrow else 1.0
         return judge(found, truth, expected, precision, self.terms, usual, usual_errors, widened)
 

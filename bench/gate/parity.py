@@ -126,7 +126,7 @@ def judge(  # noqa: PLR0913, PLR0917 - three sides, and what their limits depend
         terms: products that a gradient sums up.
         usual: gives the usual norms of gradients by name; asked only where one is refused.
         usual_errors: gives the reference's usual errors of gradients by name, as norms of the difference: its error on
-            one problem may be small by luck. Asked likewise.
+            one problem may be small by luck. Called only when needed, too.
         widened: factor of the limits, 1 where truth is in float64; the caps hold all the same.
     """
     limit_of = functools.partial(limit_for, precision=precision, widened=widened)
@@ -278,7 +278,7 @@ class Gate:
         return _usual(self._usually(seed, "truth", weights) for seed in USUAL_SEEDS)
 
     def usual_errors(self, precision: str, weights: Weights | None = None) -> dict[str, float]:
-        """Norm of the reference's error of each gradient at a precision, likewise."""
+        """Norm of the reference's error of each gradient at a precision, also from several problems."""
         pairs = ((self._usually(seed, p, weights) for p in (precision, "truth")) for seed in USUAL_SEEDS)
         return _usual({name: found[name].to(true) - true for name, true in truth.items()} for found, truth in pairs)
 

@@ -19,7 +19,7 @@ HERE = Path(__file__).parent
 #: What the gate or an error kept from a figure, as plain values.
 REFUSED = pytest.StashKey[list[dict[str, Any]]]()
 #: What pytest-benchmark notes of the machine that differs from one minute to the next, or names the host: the former
-#: would make every comparison warn of another machine, the latter is nobody's business in a published folder.
+#: would make every comparison warn of another machine, the latter does not belong into a published folder.
 NO_FACTS = ("hz_actual", "hz_actual_friendly"), ("node",)
 
 

@@ -101,7 +101,7 @@ class Size:
     hidden_size: int
 
     def __str__(self) -> str:
-        """As in a case's name."""
+        """The problem as it stands in a case's name."""
         return f"b{self.batch}t{self.steps}h{self.hidden_size}"
 
 
@@ -201,7 +201,7 @@ class KernelProblem:
 
     @contextlib.contextmanager
     def context(self, *, vendor: bool | None = None) -> Iterator[None]:
-        """Which library torch may take, exact products on a GPU, and no gradients in a forward pass alone."""
+        """Set which library torch may use, exact products on a GPU, and no gradients for a forward pass alone."""
         allowed = self.kernel.vendor if vendor is None else vendor
         settings = dataclasses.replace(REFERENCE, vendor_lstm=allowed)
         with backends(settings, self.device), torch.inference_mode(not self.backward):

@@ -127,7 +127,7 @@ class Suite:
 
 @dataclass(frozen=True)
 class Case:
-    """One row to be: a workload executed one way, in one mode, on one device, with so many threads."""
+    """A row of the results before it is measured: workload, variant, mode, device and number of threads."""
 
     workload: str
     variant: str
@@ -290,8 +290,8 @@ def expand(suite: Suite, catalogue: dict[str, Any], filters: Filters) -> list[Gr
     A workload or variant named on the command line replaces the suite's list, so that anything can be measured
     without a suite of its own. Speedups need the reference, so it joins every group.
 
-    A device that nobody named is left out where it is not there, and so are a suite's variants on a device that they
-    do not exist on (`elsewhere` names them). What the command line names is never left out.
+    A device that was not asked for is left out where it is not there, and so are a suite's variants on a device that
+    they do not exist on (`elsewhere` names them). What the command line names is never left out.
 
     Args:
         suite: what to expand.

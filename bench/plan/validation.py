@@ -1,6 +1,6 @@
 """Checks at the edges: data from a file against the dataclass that it should fit, with one line for what does not.
 
-pydantic does the checking; its findings are told in the words of a TOML file, with no Python in them.
+pydantic does the checking; its findings are worded for a TOML file, with no Python in them.
 """
 
 from __future__ import annotations

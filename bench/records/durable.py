@@ -1,7 +1,7 @@
 """Writing that survives: what a function here has written is on the disk when it returns, whole or not at all.
 
-Whoever is killed at any moment leaves the old state or the new one, but for an append, which may leave a torn end:
-whoever reads an appended file must know a whole entry from a torn one.
+A process that is killed at any moment leaves the old state or the new one. Only an append may leave a torn end, so a
+reader of an appended file must recognise whole entries.
 """
 
 from __future__ import annotations

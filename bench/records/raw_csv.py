@@ -38,7 +38,7 @@ class RawFile:
     key: tuple[str, ...]
 
     def key_of(self, values: Mapping[str, Any]) -> Key:
-        """Which rows belong to a record, or to which record a row belongs."""
+        """Key that a record and its rows share."""
         return tuple(str(values[name]) for name in self.key)
 
     def append(self, folder: Path, rows: Iterable[Sequence[Any]]) -> None:
@@ -74,7 +74,7 @@ class RawFile:
             raise UsageError(msg)
 
     def lacks(self, folder: Path, wanted: Iterable[Key]) -> set[Key]:
-        """Which of the wanted keys have no whole row.
+        """Return the wanted keys that have no complete row.
 
         Raises:
             UsageError: when the file has other columns than ours.

@@ -17,7 +17,7 @@ from bench.records.block import Block
 from bench.records.raw_csv import SAMPLES
 from bench.records.rounds import Round, Samples
 
-#: What tells a group from every other of its run: workload, mode, device, threads.
+#: Identity of a group within its run: workload, mode, device, threads.
 GroupKey = tuple[str, str, str, int]
 
 

@@ -107,7 +107,7 @@ def sheets(kind: Kind) -> Iterator[tuple[str, tuple[Chart, ...]]]:
     for workload in dict.fromkeys(chart.workload for chart in kind.charts):
         charts = tuple(chart for chart in kind.charts if chart.workload == workload)
         for start in range(0, len(charts), MAX_PANELS):
-            # Of the path of a checkpoint the end tells most, and a file's name has at most 255 characters.
+            # The end of a checkpoint's path says most, and a file's name has at most 255 characters.
             stem = base = f"{kind.name}-{re.sub(r'[^A-Za-z0-9._-]+', '-', workload)[-100:].lstrip('-')}"
             number = 2
             while stem.lower() in used:

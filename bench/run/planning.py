@@ -86,13 +86,13 @@ class Plan:
 
     @property
     def own_model(self) -> dict[str, Any] | None:
-        """What was found of the user's own model; None without one."""
+        """Description of the user's own model; None without one."""
         found: dict[str, Any] | None = self.catalogue.get("own_model")
         return found
 
     @property
     def own_checked(self) -> dict[str, Any]:
-        """What the checks found of it, by workload."""
+        """Findings of the checks of the own model, by workload."""
         sets = self.own_model["sets"] if self.own_model else ()
         return {entry["workload"]: entry["checked"] for entry in sets}
 
@@ -174,7 +174,7 @@ def make_plan(suite: Suite, filters: Filters, settings: Settings, *, build: bool
             fields = [dataclasses.asdict(case) for case in cases]
             events = list(worker.ask("describe", limit_s, cases=fields, build=build))
     except WorkerError as error:
-        # The exception's own name helps nobody who mistyped a workload.
+        # The exception's own name does not help a user who mistyped a workload.
         raise UsageError(re.sub("^(UnknownWorkloadError|OwnModelError): ", "", error.reason)) from error
     described = iter([
         Described(

@@ -68,7 +68,7 @@ def case_key(case: Case) -> Key:
 
 
 def record_key(values: Mapping[str, Any]) -> Key:
-    """Which case a record is of."""
+    """Return the key of the case that a record is about."""
     return SAMPLES.key_of(values)
 
 
@@ -153,9 +153,9 @@ def remarks(run: Begun, commit: str) -> list[str]:
     except UsageError:
         same = False
     if not same:
-        said.append(f"the suite {run.suite_word} is not what it was; the run goes on with the suite as it was")
+        said.append(f"the suite {run.suite_word} has changed; the run continues with the suite as it was")
     if commit != (before := run.facts.get("git", {}).get("commit", commit)):
-        said.append(f"the run began with commit {before[:12]} of this project and goes on with {commit[:12]}")
+        said.append(f"the run began with commit {before[:12]} of this project and continues with {commit[:12]}")
     return said
 
 

@@ -126,7 +126,7 @@ class Runner:
                         with self.watch.on(kind):
                             stage(scratch)
         except BaseException:
-            # What ended the run is told, not what could not be derived then.
+            # Report what ended the run, not what could not be derived then.
             with contextlib.suppress(OSError):
                 end()
             raise

@@ -24,14 +24,14 @@ from bench.records.schema import Status
 ROOT = Path(__file__).parent.parent.parent
 Event = dict[str, Any]
 
-#: Waits for the end of its input, which it shares with nobody but the parent, then ends the process group `$0`.
+#: Waits for the end of its input, which it shares with the parent alone, then ends the process group `$0`.
 #: A worker inside a long call does not notice that its parent was killed, and no compiler that it started would.
 _GUARD = 'read -r _; kill -s KILL -- "-$0"'
 
 #: Environment variable with the plugin files, a JSON list: a path may hold any character.
 PLUGINS = "SEQ2SEQ_BENCH_PLUGINS"
 
-#: Kineto tells of each start and end of a profile, as something worse than an error; the profiler raises what matters.
+#: Kineto logs each start and end of a profile above the level of errors; the profiler raises what matters.
 QUIET = {"KINETO_LOG_LEVEL": "6"}
 
 #: Version of what parent and worker say to each other: requests, their fields, events. Both may be of different
@@ -46,7 +46,7 @@ GRACE_S, DRAIN_S = 5.0, 1.0
 
 @dataclass(frozen=True)
 class Home:
-    """Where a worker comes from.
+    """Interpreter and checkout that a worker runs from.
 
     Attributes:
         python: path of the interpreter.

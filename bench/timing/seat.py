@@ -1,7 +1,7 @@
 """A seat from inside: the calls that are ready in this process, and their turns.
 
 The parent says whose turn it is (`bench.timing.rounds`). A turn begins with untimed calls, so that it finds caches,
-clocks and threads as steady work has them, whoever had the turn before; then a block of calls is timed.
+clocks and threads as steady work has them, whichever variant had the turn before; then a block of calls is timed.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ def warm_up(subject: Subject, device: str) -> int:
 
 
 def take_turn(subject: Subject, calls: int, device: str) -> Turn:
-    """Call without timing for `LEAD_S`, once at least, then time a block of so many calls."""
+    """Call without timing for `LEAD_S`, once at least, then time a block of calls."""
     cpu_from_s, delays, switches = _cpu_s(), interference.read_delays(), known(interference.switches)
     start = now_s()
     with subject.context():

@@ -240,7 +240,7 @@ def _lstm_words(
 
 
 def _attention_words(seen: Observation) -> str:
-    """Which of torch's attentions ran, by the operators that did it."""
+    """Name torch's attention kernels that ran, by their operators."""
     found = [name.removeprefix("aten::") for name in seen.operators if name.startswith("aten::_scaled_dot_product_")]
     forward = [f"{name} x{seen.operators[f'aten::{name}']}" for name in found if not name.endswith("_backward")]
     return f"no LSTM; attention ran in {', '.join(forward)}" if forward else "no LSTM; attention ran as plain products"

@@ -15,7 +15,7 @@ from bench.run.forks import LARGEST
 
 
 def serve_forks(control: int, main: Callable[[str, str], int]) -> int:
-    """Fork a worker for each message, and tell how each ended, until the control socket closes.
+    """Fork a worker for each message, and report how each ended, until the control socket closes.
 
     Args:
         control: descriptor of the socket.

@@ -1,6 +1,6 @@
 """The child process: everything that needs torch. Requests and answers are JSON, one a line, in pipes of their own.
 
-Their descriptors are its arguments, and nothing that it starts inherits them; whatever anybody prints goes to the log.
+Their descriptors are its arguments, and nothing that it starts inherits them; whatever is printed goes to the log.
 A request ends with an event `done` or `failed`. What crashes here, crashes here alone.
 """
 
@@ -48,7 +48,7 @@ from seq2seq.workloads.workload import Workload
 
 Emit = Callable[..., None]
 
-#: How a lack of memory is told by what raises plain RuntimeErrors: the CPU allocator, CUDA, cuBLAS.
+#: Messages of a lack of memory in plain RuntimeErrors: of the CPU allocator, CUDA, cuBLAS.
 _NO_MEMORY = ("can't allocate memory", "CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
 
 STEADY_CALLS = 5
@@ -99,7 +99,7 @@ def torch_facts() -> dict[str, Any]:
 def _built_with(pattern: str) -> str:
     """Find a fact in torch's own description of its build."""
     found = re.search(pattern, torch.__config__.show())
-    return found[1] if found else "not told"
+    return found[1] if found else "unknown"
 
 
 def describe(request: dict[str, Any], emit: Emit) -> None:
@@ -292,7 +292,7 @@ def turn(request: dict[str, Any], emit: Emit) -> None:
 
 def stand(request: dict[str, Any], emit: Emit) -> None:
     """Gate again what is ready, after the rounds."""
-    # Whoever did it, all were timed by it, so all of the seat are refused.
+    # Whichever variant did it, all were timed by it, so all of the seat are refused.
     refuse_replaced("a variant, in the rounds,")
     for name, check in _checks.items():
         emit("stage", name="gate after the rounds", variant=name)
@@ -382,7 +382,7 @@ def load_plugins(paths: Iterable[str]) -> None:
 def main(requests: str, answers: str) -> int:
     """Serve; the arguments are descriptors."""
     for stream in (sys.stdout, sys.stderr):
-        # A log takes what anybody prints, in whatever language.
+        # A log takes whatever is printed, in any language.
         stream.reconfigure(encoding="utf-8", errors="backslashreplace")  # type: ignore[union-attr]
     for descriptor in (requests, answers):
         os.set_inheritable(int(descriptor), False)

@@ -1,4 +1,4 @@
-"""Rules for a call to bypass torch's dispatcher: the quick way, if nobody but autograd would have seen it there."""
+"""Rules for a call to bypass torch's dispatcher: the quick way, if only autograd would have seen the call there."""
 
 from __future__ import annotations
 

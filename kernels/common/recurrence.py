@@ -51,7 +51,7 @@ class Forward:
 
     The last dimension is contiguous everywhere; other strides are whatever the caller has (batch first, expanded).
     Direction 1 walks backward in time. Past a sequence's length the state is held, `output` is zero, and what stands in
-    `gates_input` is not looked at. Whoever runs this writes every element of every output.
+    `gates_input` is not read. A kernel writes every element of every output.
 
     Attributes:
         gates_input: (T, B, D, 4H), `x @ weight_ih.T + bias_ih + bias_hh`, gates in the order i, f, g, o.

@@ -64,7 +64,7 @@ def configs(problem: Problem, *, backward: bool) -> list[PersistentConfig]:
         return step_us(problem, config, backward=backward)
 
     streamed = sorted(_streamed(problem, backward=backward), key=estimate)
-    # A single step has nobody to wait for, and no use for weights that stay.
+    # A single step has nothing to wait for, and no use for weights that stay.
     if problem.steps <= 1:
         return streamed
     held = sorted(_held(problem, backward=backward), key=estimate)

@@ -60,7 +60,7 @@ def open_streams() -> None:
             if number > 0:
                 _to_nowhere(number)
             setattr(sys, name, Path(os.devnull).open("w", encoding="utf-8"))  # noqa: SIM115 - as long as the process
-        elif type(stream) is io.TextIOWrapper:  # and nothing that somebody put in its place
+        elif type(stream) is io.TextIOWrapper:  # not a replacement
             stream.flush()
             setattr(sys, name, _reopened(stream))
 
@@ -112,7 +112,7 @@ def write_new(files: Mapping[Path, bytes]) -> None:
 
 
 class _Patient(io.FileIO):
-    """A standard stream whose reader may leave: the work goes on, and what is written after that goes nowhere."""
+    """A standard stream whose reader may leave: the work continues, and what is written after that is dropped."""
 
     def write(self, data: Any) -> int:
         try:

@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 
 
 class Parser(argparse.ArgumentParser):
-    """An argument parser that tells what is wrong in one line, and where to read what is right; exit code 2.
+    """An argument parser that says in one line what is wrong and where to read what is right; exit code 2.
 
     The commands of `add_subparsers` are of this class too.
     """

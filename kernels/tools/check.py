@@ -1,4 +1,4 @@
-"""Are the kernels right on this GPU? `python -m kernels check` answers in one command.
+"""`python -m kernels check`: checks that the kernels are right on this GPU.
 
 Every kernel, every configuration that it offers and every type is held against float64 on random recurrences; then what
 a comparison of one run cannot see: races (the same run many times must give the same bits), streams and threads at the

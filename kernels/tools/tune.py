@@ -3,7 +3,8 @@
 For each shape and type: every configuration of every kernel is held against float64 first, then run many times at full
 length, which must give the same bits; what is wrong, moves or hangs is left out and reported. What is right is timed in
 turns with torch's own LSTM (cuDNN). The table is written after every shape,
-so who is killed has lost nothing, and a second call goes on where the first stopped. `kernels.dispatch` reads it.
+so a process that is killed has lost nothing, and a second call continues where the first stopped. `kernels.dispatch`
+reads it.
 """
 
 from __future__ import annotations

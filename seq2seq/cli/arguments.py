@@ -120,8 +120,8 @@ def _add_train(command: argparse.ArgumentParser) -> None:
         help="CPU threads (default: torch's choice, at most the cores that affinity and quota leave)",
     )  # fmt: skip
     learning = command.add_argument_group("learning; defaults are the task's own")
-    learning.add_argument("--epochs", type=whole(), metavar="N", help="at most so many passes over the data")
-    learning.add_argument("--steps", type=whole(), metavar="N", help="at most so many steps")
+    learning.add_argument("--epochs", type=whole(), metavar="N", help="at most N passes over the data")
+    learning.add_argument("--steps", type=whole(), metavar="N", help="at most N steps")
     learning.add_argument("--batch", type=whole(), metavar="N", help="sequences in a batch")
     learning.add_argument("--learning-rate", type=float, metavar="X", help="of AdamW")
     learning.add_argument("--weight-decay", type=float, metavar="X", help="of AdamW (default: 0)")

@@ -20,7 +20,7 @@ _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 #: More microseconds than any year has that a timestamp takes.
 _LARGEST = 10**18
 _PLAIN = re.compile(r"[+-]?\d+(\.\d*)?([eE][+-]?\d+)?")
-#: A date that goes on with a digit, as a number of milliseconds may: Python would take the digit for the separator.
+#: A date that is followed by a digit, as a number of milliseconds may: Python would take the digit for the separator.
 _RUN_ON = re.compile(r"\d{4}-?\d\d-?\d\d\d")
 _TOO_FINE = re.compile(r"[.,]\d{6}0*[1-9]")
 
@@ -129,5 +129,5 @@ def _from_epoch(cell: str, unit: str) -> datetime:
 
 
 def _refuse_fine(cell: str) -> None:
-    msg = f"{shown(cell)} is finer than a microsecond, the least that is told apart; expected it rounded"
+    msg = f"{shown(cell)} is finer than a microsecond, the finest that is supported; expected it rounded"
     raise ValueError(msg)

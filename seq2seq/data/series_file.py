@@ -26,7 +26,7 @@ from seq2seq.data.options import declared, typed
 from seq2seq.data.series import Frequency, TimeSeries, regular
 from seq2seq.data.text_file import ENCODING, bad_file, composed, read_text
 
-#: The first line that tells Excel what separates the cells.
+#: The first line that names the separator of cells for Excel.
 _EXCEL = re.compile(r'"?sep=(.)"?[,;\t]*(?=\n)', re.IGNORECASE)
 #: Ways to write a tab on a command line.
 _TABS = {"\\t": "\t", "tab": "\t"}

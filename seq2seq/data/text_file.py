@@ -1,4 +1,4 @@
-"""Reading text files that somebody gave: of any encoding and line ends. What is wrong is said in one line."""
+"""Reads users' text files, of any encoding and line ends. What is wrong is reported in one line."""
 
 from __future__ import annotations
 

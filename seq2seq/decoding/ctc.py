@@ -49,7 +49,7 @@ def prefix_beam_search(outputs: Tensor, lengths: Tensor | None = None, *, beam: 
     Args:
         outputs: (batch, steps, labels) scores of a `CTCModel`.
         lengths: (batch,) int64 valid steps; all when absent.
-        beam: prefixes that a sequence goes on with at most.
+        beam: most prefixes of a sequence that are kept.
         blank: which label is the blank.
 
     Returns:
@@ -156,7 +156,7 @@ class _Prefixes:
         rows = parent[:, :, None].expand(-1, beam, beam)
         columns = parent[:, None].expand(-1, beam, beam)
         begins = self.begins.gather(1, rows).gather(2, columns)
-        # One that grew begins another if its parent does, and the other goes on with the same label.
+        # One that grew begins another if its parent does, and the other continues with the same label.
         following = labels.gather(2, counts[:, None].expand(-1, beam, beam).clamp(max=labels.size(2) - 1))
         goes_on = (following.transpose(1, 2) == label[..., None]) & (counts[:, :, None] < counts[:, None])
         same = torch.eye(beam, dtype=torch.bool, device=parent.device)

@@ -38,7 +38,7 @@ def first_token(config: Any) -> int:
     return int(getattr(config, "begin", BEGIN))
 
 
-def greedy(  # noqa: PLR0913 - all that decoding can be told
+def greedy(  # noqa: PLR0913 - every option of decoding
     model: Decoder,
     source: Tensor,
     lengths: Tensor | None = None,
@@ -73,7 +73,7 @@ def greedy(  # noqa: PLR0913 - all that decoding can be told
     return _each(model, source, lengths, choose, begin, end, Limit(max_steps, max_ratio), drop=drop)
 
 
-def sample(  # noqa: PLR0913 - all that sampling can be told
+def sample(  # noqa: PLR0913 - every option of sampling
     model: Decoder,
     source: Tensor,
     lengths: Tensor | None = None,
@@ -169,7 +169,7 @@ def _each(  # noqa: PLR0913 - what greedy and sampled decoding share
 
 
 @torch.no_grad()
-def beam_search(  # noqa: PLR0913 - all that a beam search can be told
+def beam_search(  # noqa: PLR0913 - every option of a beam search
     model: Decoder,
     source: Tensor,
     lengths: Tensor | None = None,
@@ -185,7 +185,7 @@ def beam_search(  # noqa: PLR0913 - all that a beam search can be told
 ) -> Decoded:
     """The best hypothesis of a beam search, one a sequence: of highest log-probability over length penalty.
 
-    A hypothesis that ends leaves the beam, which goes on with one place less (Sutskever et al. 2014). A sequence is
+    A hypothesis that ends leaves the beam, which continues with one place less (Sutskever et al. 2014). A sequence is
     done when its beam is empty, or when no hypothesis in it can overtake the best that ended. One that was cut off by
     the limit counts only where none ended.
 
@@ -193,14 +193,14 @@ def beam_search(  # noqa: PLR0913 - all that a beam search can be told
         model: as for `greedy`, which is `beam=1`.
         source: as for `greedy`.
         lengths: as for `greedy`.
-        beam: hypotheses that a sequence goes on with at most.
+        beam: most hypotheses of a sequence that are kept.
         length_penalty: exponent of the function of that name; 0 compares log-probabilities, 0.6 to 1 is usual.
         begin: as for `greedy`.
         end: as for `greedy`.
         max_steps: as for `greedy`.
         max_ratio: as for `greedy`.
         drop: whether what is finished leaves the batch. The results are the same; without, shapes never change.
-        trace: whether to tell how the hypotheses came about; for a search in which nothing ends before the limit.
+        trace: whether to return how the hypotheses came about; for a search in which nothing ends before the limit.
 
     Raises:
         ValueError: without a limit, for a beam below 1 or a negative penalty.
@@ -226,7 +226,7 @@ def beam_search(  # noqa: PLR0913 - all that a beam search can be told
         outputs, state = model.step(value, state)
         scores, parents, tokens = search.candidates(widened(outputs), scores, places)
         traced.append((parents, tokens))
-        # A row for every place, those without a hypothesis included; `going` tells.
+        # A row for every place, those without a hypothesis included; `going` marks the others.
         history = history[parents]
         history[:, step] = tokens
         going = scores > -math.inf

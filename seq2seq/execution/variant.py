@@ -124,7 +124,7 @@ class Variant:
 
     @property
     def needs(self) -> tuple[str, ...]:
-        """What a machine must have to run it, beside torch itself, in words: what its user takes on."""
+        """Requirements of the variant beside torch itself, in words for its user."""
         found = []
         if self.compiler == "dynamo":
             found.append("a C++ compiler (at every start)")

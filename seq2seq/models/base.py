@@ -19,8 +19,8 @@ from seq2seq.models.padding import valid_mask
 #: Target value that the loss leaves out: the places past the end of a token sequence.
 IGNORE_TOKEN = -100
 
-#: What decoding goes on from, by name. In every tensor the second dimension is the batch, whatever the family, so that
-#: beams are reordered and finished ones dropped without knowing what is in it.
+#: State from which decoding continues, by name. In every tensor the second dimension is the batch, whatever the family,
+#: so that beams are reordered and finished ones dropped without knowing what is in it.
 State = dict[str, Tensor]
 
 
@@ -36,7 +36,7 @@ class Stack:
         embedded: whether it reads what was computed, as embedded tokens are, so that gradients go on into its input.
         from_zeros: whether its initial state is zeros; None means that it is where it reads the source.
         stepwise: whether it is called for each step, since its input depends on what came of the step before.
-        every: it reads one step for so many of the sequence, which are stacked.
+        every: steps of the sequence that are stacked into one step of its input.
     """
 
     name: str

@@ -1,6 +1,6 @@
 """Checkpoints: a folder with config.json (family, sizes, what the task must keep) and the weights as safetensors.
 
-config.json names the file of the weights and replacing it is what saves, so that whoever is killed at any moment
+config.json names the file of the weights and replacing it is what saves, so that a process that is killed at any moment
 leaves the old checkpoint or the new one. Other files in the folder are left alone.
 """
 
@@ -106,7 +106,7 @@ def save_pretrained(model: Model, folder: str | Path, task_state: Mapping[str, A
         _write(folder, content["weights"], weights, text)
         return
     folder.parent.mkdir(parents=True, exist_ok=True)
-    # Made aside and renamed, so that no half of a first save looks like a folder of somebody else's.
+    # Made aside and renamed, so that half of a first save does not look like a folder with other contents.
     aside = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     try:
         aside.chmod(0o777 & ~_umask())

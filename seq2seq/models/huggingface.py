@@ -88,14 +88,14 @@ class PretrainedSeq2Seq(Model):
             first.setdefault(id(value), key)
 
     def state_dict(self, *args: Any, **kwargs: Any) -> Any:
-        """As of any module, each weight once."""
+        """Return the state_dict with each weight once."""
         found = super().state_dict(*args, **kwargs)
         for key in self._repeated:
             found.pop(kwargs.get("prefix", "") + key, None)
         return found
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
-        """As of any module, from a state_dict that has each weight once."""
+        """Load a state_dict that has each weight once."""
         repeated = {key: state_dict[once] for key, once in self._repeated.items() if once in state_dict}
         return super().load_state_dict({**state_dict, **repeated}, strict, assign)
 

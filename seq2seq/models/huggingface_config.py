@@ -49,7 +49,7 @@ class PretrainedConfig:
     Attributes:
         architecture: the library's `model_type`.
         hidden_size: of its layers and embeddings.
-        output_size: tokens that it tells apart, on both sides.
+        output_size: tokens of the vocabulary, on both sides.
         num_layers: encoder layers.
         feedforward: units between the two products of an encoder layer's feed-forward part; 0 where that is not known.
         decoder_layers: `num_layers` when None.

@@ -96,8 +96,8 @@ class StackedConfig:
 class StackedEncoder(Model):
     """Two LSTMs from states of zeros, the upper on `stack` outputs of the lower at a time; batch first.
 
-    An upper step stands for `stack` steps of the source, and is given back as so many of hidden_size / stack features:
-    outputs have the source's steps and lengths, and no value is left out or added.
+    An upper step stands for `stack` steps of the source, and is given back as `stack` steps of hidden_size / stack
+    features: outputs have the source's steps and lengths, and no value is left out or added.
 
     Both read forward, so that what comes after a sequence's end changes nothing before it: they run over the whole
     padded batch, as MLPerf's model does.

@@ -319,7 +319,7 @@ class TransformerSeq2Seq(Model):
         return super().loss(outputs, expected, lengths)
 
     def _encode(self, source: Tensor, inside: Tensor | None) -> Tensor:
-        """(batch, source steps, hidden_size); what is past a length is seen by nobody."""
+        """(batch, source steps, hidden_size); steps past a length are never read."""
         x = self._read(self.read_source(self.embed_source(_blank(source, inside))), 0)
         mask = None if inside is None else inside[:, None, None, :]
         for layer in self.encoder:

@@ -1,4 +1,4 @@
-"""What an own model must be for variants to be compared: the same result from the same call, and inputs left alone.
+"""Requirements of an own model: the same call gives the same result, and inputs are left alone.
 
 Each check calls the user's eager model a few times and refuses in one line that names what was found.
 """

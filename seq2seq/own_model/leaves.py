@@ -39,7 +39,7 @@ def tensors(value: Any, path: str) -> dict[str, Tensor]:
 
 
 def children(value: Any) -> list[tuple[str, Any]] | None:  # noqa: PLR0911 - one a kind
-    """What a value holds, each with the step that leads to it; None for a leaf."""
+    """Return the parts of a value, each with the step that leads to it; None for a leaf."""
     if isinstance(value, PackedSequence):
         # The other two fields only sort; they are None where the user sorted.
         return [(".data", value.data), (".batch_sizes", value.batch_sizes)]

@@ -67,7 +67,7 @@ class OwnModel:
         return model
 
     def call(self, model: nn.Module, given: Given) -> Any:
-        """One call of a copy of the model; what the user's code raises is told in one line."""
+        """One call of a copy of the model; what the user's code raises is reported in one line."""
         with told(f"calling the model of {self.spec.model}"):
             return model(*given.args, **given.kwargs)
 

@@ -39,7 +39,7 @@ _SEED = 1
 
 @dataclass(frozen=True)
 class Spec:
-    """What the command line says of an own model; each a reference such as `/home/me/lm.py:build`.
+    """Options of the command line for an own model; each is a reference such as `/home/me/lm.py:build`.
 
     Attributes:
         model: the function that builds it, or a saved model.

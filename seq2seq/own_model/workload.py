@@ -29,7 +29,7 @@ _FACTOR, _ADDED = 0.5, 0.25
 
 @dataclass(frozen=True)
 class OwnConfig:
-    """What harness and requirements ask of a model's sizes."""
+    """Sizes of an own model, as far as harness and requirements ask for them."""
 
     stacks: tuple[Stack, ...]
     parameters: int
@@ -92,7 +92,7 @@ class OwnWorkload:
     data: str = "your own inputs"
 
     def found(self) -> dict[str, Any]:
-        """What the checks found, as plain values: for workers that need not look again, and measure a cold start."""
+        """Findings of the checks as plain values, so that the worker of a cold start need not call the model first."""
         plain = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         kept = {name: plain[name] for name in _FOUND}
         sets = {name: sorted(value) for name, value in kept.items() if isinstance(value, frozenset)}
@@ -113,7 +113,7 @@ class OwnWorkload:
 
     @property
     def source(self) -> str:
-        """Where the sizes come from."""
+        """Origin of the sizes."""
         return f"{self.own.spec.model}, inputs {self.own.spec.trace or self.own.inputs_name}"
 
     @property

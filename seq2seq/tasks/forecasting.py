@@ -118,7 +118,7 @@ def restore(
     Args:
         state: from `ForecastingTask.state`.
         path: series to forecast, as for `load`; those of the training when None.
-        series_as: name of the training's series that the file holds; whatever column told series apart then is not
+        series_as: name of the training's series that the file holds; the column that named series then is not
             looked for.
         new_series: whether the series of the file are others than the training's, whatever their names.
         options: fields of `series_file.Columns`, for a file; the others are as in training.

@@ -38,7 +38,7 @@ from seq2seq.tasks.task import MODELS
 
 #: Tokens before those of characters.
 SPECIAL = 4
-#: Every so many recordings is held back for validation.
+#: One recording out of this many is held back for validation.
 HELD_BACK = 10
 #: Recordings of the made-up corpus.
 SYNTHETIC_COUNT = 2200
@@ -80,7 +80,7 @@ class SpeechTask:
         stacked: frames of a step.
         rate: most tokens a step in training, which bounds decoding.
         examples: of `train` and `validation`; empty when restored without.
-        notes: what to tell about the data, a line each.
+        notes: remarks about the data, a line each.
         labels: whether batches are for a model without a decoder (CTC): no targets, and the transcripts without END.
     """
 

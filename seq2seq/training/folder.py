@@ -1,6 +1,6 @@
 """The folder of a training run: what it began with, its curve, its checkpoint, and its best model.
 
-Files are replaced in one step, and the curve is on the disk before the checkpoint that follows it, so whoever is
+Files are replaced in one step, and the curve is on the disk before the checkpoint that follows it, so a process that is
 killed at any moment leaves a run that can be resumed.
 """
 

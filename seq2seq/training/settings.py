@@ -84,7 +84,7 @@ class Progress:
         waited: validations since then.
         evaluated_step: step of the latest validation.
         training_s: seconds of steps, without validation.
-        ended: why the run ended, in words; empty while it goes on.
+        ended: why the run ended, in words; empty while it runs.
     """
 
     step: int = 0

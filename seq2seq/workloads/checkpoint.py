@@ -1,7 +1,7 @@
 """A checkpoint as a workload: its own sizes and weights, synthetic data that it can read, nothing dropped.
 
 `checkpoint:PATH` names a run or a model's folder of this project, a folder that transformers' `save_pretrained` wrote,
-or a model on the Hugging Face hub. Nothing is read but the sizes until somebody asks for the weights.
+or a model on the Hugging Face hub. Nothing is read but the sizes until the weights are asked for.
 """
 
 from __future__ import annotations

@@ -367,7 +367,7 @@ WORKLOADS: dict[str, Workload] = {
 }
 
 
-#: What finds workloads whose names begin in a way of their own, by that beginning; whoever brings them adds it.
+#: Functions that find workloads whose names begin with a prefix of their own, by that prefix.
 PROVIDERS: dict[str, Callable[[str], Workload]] = {}
 
 

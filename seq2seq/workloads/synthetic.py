@@ -71,7 +71,7 @@ def labelled_batch(
     source_lengths: Lengths | None = None,
     label_lengths: Lengths | None = None,
 ) -> Batch:
-    """Random floats (normal) and labels (uniform, no blanks) for a model that is told no places of them (CTC).
+    """Random floats (normal) and labels (uniform, no blanks) for a model that gets no places of them (CTC).
 
     As with `random_batch` long sources go with many labels. There are never more than fit into half of a source's
     steps, so that they fit whatever they are: two that are alike need a blank between them.

@@ -39,7 +39,7 @@ class Workload:
         source_steps: longest source.
         target_steps: longest target; None when there is none, as in the seed, whose decoder reads the source.
         source_lengths, target_lengths: length distributions; None when every sequence fills all steps.
-        label_steps: most labels of a sequence, for a model that has no decoder and is told labels without their places
+        label_steps: most labels of a sequence, for a model that has no decoder and gets labels without their places
             (CTC); None for any other.
         label_lengths: distribution of the labels' number.
         beam: hypotheses of a sequence in the mode `decode`; 1 is greedy.
@@ -167,6 +167,6 @@ def _override(workload: Workload, axis: str, value: int) -> Workload:
     )
     positions = getattr(workload.config, "positions", None)
     if positions is not None and max(value, target or 0) > positions:
-        msg = f"the model has {positions} positions, expected at most so many steps"
+        msg = f"the model has {positions} positions, so at most that many steps are possible"
         raise ValueError(msg)
     return dataclasses.replace(workload, source_steps=value, target_steps=target, label_steps=labels)
