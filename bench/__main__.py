@@ -99,7 +99,7 @@ def run(arguments: argparse.Namespace, command: str) -> int:
     for line in own_model.lines(plan.own_model) if plan.own_model else ():
         console.say(line)
     if plan.second_cases:
-        console.say(f"then {len(plan.second_cases)} of them once more with pytest-benchmark, as a second instrument")
+        console.say(f"then {len(plan.second_cases)} of them again with pytest-benchmark, as a second instrument")
     if arguments.dry_run:
         print_cases(console, plan)
         return EXIT_OK

@@ -1,6 +1,6 @@
 """Chooses the kernel that runs a recurrence, and says why the others do not.
 
-`auto` takes what `python -m kernels tune` measured to be fastest on the GPU at hand, cuDNN included; where nothing was
+`auto` takes what `python -m kernels tune` measured to be fastest on this GPU, cuDNN included; where nothing was
 measured it estimates, and says so. A name that was asked for is run or refused with the reason: nothing falls back in
 silence.
 """

@@ -1,4 +1,4 @@
-"""`replace_lstm`: put kernels.LSTM in the place of every torch.nn.LSTM of a model."""
+"""`replace_lstm`: put kernels.LSTM in place of every torch.nn.LSTM of a model."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Replaced:
 def replace_lstm(
     model: nn.Module, implementation: str = "auto", *, fp32_precision: str | None = None, weight_storage: str = "fp32"
 ) -> Replaced:
-    """Swap every `torch.nn.LSTM` inside a model, in place, for a `kernels.LSTM` with the very same parameters.
+    """Swap every `torch.nn.LSTM` inside a model, in place, for a `kernels.LSTM` with the same parameters.
 
     An optimizer that holds the parameters still holds them afterwards. Also carried over: training mode,
     `requires_grad`, hooks (their handles still remove them), attributes set on the module, and sharing: what was one

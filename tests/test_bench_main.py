@@ -294,7 +294,7 @@ def test_a_plugin_that_fails_is_one_line(text, named, tmp_path):
 
 def test_a_dry_run_tells_of_the_second_instrument(empty, capsys):
     """It is in the plan of the suite that has it, and gone when it is refused."""
-    line = "once more with pytest-benchmark, as a second instrument"
+    line = "again with pytest-benchmark, as a second instrument"
     assert command_line.main(["run", "--suite", "quick", "--dry-run"]) == 0
     assert line in capsys.readouterr().out
     assert command_line.main(["run", "--suite", "quick", "--dry-run", "--no-second-instrument"]) == 0

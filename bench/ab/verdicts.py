@@ -20,7 +20,7 @@ MOST_TIMES = 20.0
 
 
 def judge(run: RecordedRun, shown: tuple[Path, Path], options: CompareOptions) -> Comparison:
-    """Hold NEW against BASE, case by case.
+    """Compare NEW with BASE, case by case.
 
     Args:
         run: as read back from its folder.

@@ -226,7 +226,7 @@ class Audit:
     def _right(
         self, executable: Executable, prepared: Batch, problem: AuditProblem, call: _Call, before: _Call | None
     ) -> None:
-        """Hold what was there at return against truth; what is wrong is looked at again, to say how."""
+        """Compare what was there at return with truth; what is wrong is looked at again, to say how."""
         precision = executable.variant.precision
         truth = {} if executable.mode == "decode" else problem.quantities("truth")
         expected = problem.quantities(precision)

@@ -1,4 +1,4 @@
-"""The gate of the mode `decode`: what was generated is held against truth along its own path.
+"""The gate of the mode `decode`: what was generated is compared with truth along its own path.
 
 Free running jumps: where two tokens are nearly as likely, rounding decides, and everything after differs. So tokens are
 not compared with truth's tokens. Truth, the loop in float64, is fed with what the variant chose, and then

@@ -2,7 +2,7 @@
 
 Where the model does not run in float64, truth has roundings of its own. What they come to is asked of the model: with
 every weight moved by one rounding of float32 its results move by as much as roundings matter, and that is the yardstick
-in the place of the reference's error, which would be zero against itself. Limits are `WIDENED` times as wide then.
+in place of the reference's error, which would be zero against itself. Limits are `WIDENED` times as wide then.
 """
 
 from __future__ import annotations

@@ -19,7 +19,7 @@ printed).
   largest error of a right variant (5e-6) and the smallest of a defect (1.2e-2); else a little above the former.
 - usual size: a gradient of few elements is a sum that now and then nearly cancels, and its error over what is left
   says nothing: in bf16 the last bias, one number, was refused in 3 of 600 problems. Against its usual size its error is
-  at most 0.35 of the limit (460 problems). So what is refused by its own norm is judged once more by its usual one.
+  at most 0.35 of the limit (460 problems). So what is refused by its own norm is judged again by its usual one.
 - none by nature: a bias of attention's keys moves all scores of a query alike, and its gradient is zero but for
   rounding, in float64 too. What is left is judged by the size of the gradient of the same layer's matrix.
 - terms that cancel: those of the gradients of attention's query and scale do by their nature, see `_uncancelled`. And
@@ -115,7 +115,7 @@ def judge(  # noqa: PLR0913, PLR0917 - three sides, and what their limits depend
 ) -> Verdict:
     """Hold a variant's quantities against truth.
 
-    A gradient that is refused is looked at once more, against its usual size where that is larger than its own, or
+    A gradient that is refused is judged again, against its usual size where that is larger than its own, or
     against that of terms which cancel in it.
 
     Args:
@@ -163,7 +163,7 @@ def _none_by_nature(name: str, truth: Mapping[str, Tensor]) -> float:
 
 
 def _error(value: Tensor, truth: Tensor, size: float) -> float:
-    """Relative error; against a size where one is given in the place of truth's own."""
+    """Relative error; against a size where one is given in place of truth's own."""
     if not size or value.shape != truth.shape:
         return relative_error(value, truth)
     missed = float(torch.linalg.vector_norm(value.to(truth.device, torch.float64) - truth))
@@ -236,7 +236,7 @@ class Gate:
         usual: Callable[[], Mapping[str, float]],
         usual_errors: Callable[[], Mapping[str, float]],
     ) -> Verdict:
-        """Hold quantities against truth with the limits of this gate; the arguments are those of `judge`."""
+        """Compare quantities with truth with the limits of this gate; the arguments are those of `judge`."""
         return judge(found, truth, expected, precision, self.terms, usual, usual_errors)
 
     def draw(self, seed: int) -> Weights:
@@ -254,7 +254,7 @@ class Gate:
     def judge_decoded(
         self, found: dict[str, Tensor], expected: dict[str, Tensor], precision: str, weights: Weights, batch: Batch
     ) -> Verdict:
-        """Hold what was decoded against truth along its own path.
+        """Compare what was decoded with truth along its own path.
 
         Args:
             found: the variant's, by name; what a timed call does not give may be missing.

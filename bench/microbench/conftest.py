@@ -30,7 +30,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--bench-device",
         action="append",
         choices=("cpu", "cuda"),
-        help="device to time on; may be repeated (default: cpu, and cuda where torch sees a GPU)",
+        help="device to time on; can be repeated (default: cpu, and cuda where torch sees a GPU)",
     )
     group.addoption(
         "--bench-threads",

@@ -1,7 +1,7 @@
 """Every LSTM of `kernels/` alone at small sizes under pytest-benchmark, beside torch's own as the yardstick.
 
 A case is named kernel-pass-size, as in `loop-forward-b16t10h16`. Outputs, states and, with the backward pass, all
-gradients are held against the equations in float64 before anything is timed, and again after. A kernel joins by a line
+gradients are compared with the equations in float64 before anything is timed, and again after. A kernel joins by a line
 in `KERNELS`.
 """
 
@@ -228,7 +228,7 @@ class KernelProblem:
         return once
 
     def check(self, seed: int) -> Verdict:
-        """Hold it against the equations in float64; the yardstick is ATen's LSTM in float32."""
+        """Compare it with the equations in float64; the yardstick is ATen's LSTM in float32."""
         first = next(k for k in KERNELS if k.cell == self.kernel.cell)
         found = self._quantities(self.module, seed, self.kernel.vendor)
         precision = self.kernel.precision

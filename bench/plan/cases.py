@@ -54,7 +54,7 @@ class Selection:
 
     Attributes:
         workloads: names, overrides allowed (`seed@batch=64`), or patterns.
-        variants: names or patterns; `name#label` lists a variant once more under a second name.
+        variants: names or patterns; `name#label` lists a variant again under a second name.
         modes: of `MODES`; decoding is measured where it is asked for alone.
         sweeps: axes to vary one at a time; every value makes a workload of its own.
         devices: of `DEVICES`; on another one the part is left out, as if it were not there.
@@ -108,7 +108,7 @@ class Suite:
         processes: seatings, each a full set of fresh worker processes, that a group gets at least.
         case_limit_s: seconds that a case may take to build, compile and pass the gate.
         device: `cpu` or `cuda`, or empty for every device that is there; the command line may say otherwise.
-        second_instrument: whether its quick cases are timed once more with pytest-benchmark.
+        second_instrument: whether its quick cases are timed again with pytest-benchmark.
         select: the parts.
         quality: what is trained until it is good enough, after all groups.
     """

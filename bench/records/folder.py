@@ -103,7 +103,7 @@ class RunFolder:
         """Write records, all or none, so that they survive whatever comes next; returns them with their time.
 
         Raises:
-            OSError: when they cannot be written; the file is as it was.
+            OSError: when they cannot be written; the file is unchanged.
         """
         now = f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}"
         stamped = tuple(dataclasses.replace(record, recorded_at=now) for record in records)
@@ -119,7 +119,7 @@ class RunFolder:
             records: by `SAMPLES.key_of`.
 
         Raises:
-            OSError: when they cannot be written; the file is as it was.
+            OSError: when they cannot be written; the file is unchanged.
         """
         lines = []
         for values in self.records():
@@ -140,7 +140,7 @@ class RunFolder:
             first: number of the first seating that is not written yet.
 
         Raises:
-            OSError: when they cannot be written; the file is as it was.
+            OSError: when they cannot be written; the file is unchanged.
         """
         seatings = list(enumerate(samples.processes))[first:]
         rows = [
@@ -164,7 +164,7 @@ class RunFolder:
         """Append rows to a file of raw values, all or none.
 
         Raises:
-            OSError: when they cannot be written; the file is as it was.
+            OSError: when they cannot be written; the file is unchanged.
         """
         file.append(self.path, rows)
 

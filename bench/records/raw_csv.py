@@ -45,7 +45,7 @@ class RawFile:
         """Append rows as one member, on the disk when this returns.
 
         Raises:
-            OSError: when they cannot be written; the file is as it was.
+            OSError: when they cannot be written; the file is unchanged.
         """
         path = folder / self.name
         head = [] if path.exists() and path.stat().st_size else [self.columns]
@@ -92,7 +92,7 @@ class RawFile:
 
         Raises:
             UsageError: when the file has other columns than ours.
-            OSError: when it cannot be written; it is as it was.
+            OSError: when it cannot be written; it is unchanged.
         """
         path = folder / self.name
         if not path.exists():

@@ -214,7 +214,7 @@ LACKING: dict[int, frozenset[str]] = {
     3: _OF_4,
 }
 
-#: Columns of ``samples.csv.gz``: one row a timed interval, as it was read off the clock.
+#: Columns of ``samples.csv.gz``: one row a timed interval, as read off the clock.
 SAMPLE_COLUMNS: dict[str, str] = {
     "workload": "as in records.csv",
     "variant": "as in records.csv",

@@ -118,7 +118,7 @@ class Plan:
 
     @property
     def second_cases(self) -> tuple[Case, ...]:
-        """Cases that are timed once more with pytest-benchmark, after all groups."""
+        """Cases that are timed again with pytest-benchmark, after all groups."""
         if not self.suite.second_instrument:
             return ()
         runnable = (found for found in self.cases if not found.unavailable)

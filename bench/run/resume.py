@@ -135,7 +135,7 @@ def check(run: Begun, cases: Iterable[Case], facts: Mapping[str, Any]) -> None:
     pairs += [(n, then["software"].get(n), facts["software"].get(n)) for n in names if n not in _DRAWS_ONLY]
     for kind in ("workers", "inherited"):
         old, new = then["threads"][kind], facts["threads"][kind]
-        # The user's files are held against each other by their content.
+        # The user's files are compared with each other by their content.
         files = {PLUGINS, own_model.VARIABLE}
         pairs += [(n, old.get(n), new.get(n)) for n in dict.fromkeys((*old, *new)) if n not in files]
     old, new = then["run"].get("plugins", {}), facts["plugins"]
@@ -163,7 +163,7 @@ def recorded(run: Begun) -> frozenset[Key]:
     """The cases that stay recorded: all but the measured ones of a group that was not recorded as a whole.
 
     A group is measured together and recorded in one piece. Where that piece was torn, the speedups of what is missing
-    could not be held against the same rounds, so the group is measured again.
+    could not be compared in the same rounds, so the group is measured again.
 
     Raises:
         UsageError: when the records are broken, or are not those of the run's cases, each once.

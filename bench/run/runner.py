@@ -208,7 +208,7 @@ class Runner:
         return facts, facts["run"], load
 
     def _second_instrument(self, scratch: Path) -> None:
-        """Time the quick cases that ended ok once more with pytest-benchmark; whatever comes of it is said."""
+        """Time the quick cases that ended ok again, with pytest-benchmark, and report the outcome."""
         ok = {(record["group"], record["variant"]) for record in self.folder.records() if record["status"] == Status.OK}
         cases = [case for case in self.plan.second_cases if (case.group, case.variant) in ok]
         if not cases:
@@ -261,7 +261,7 @@ class Runner:
         yield records
 
     def _repro(self, described: Described) -> str:
-        """The command that measures a case again, with the reference to hold it against."""
+        """The command that measures a case again, with the reference to compare it with."""
         case = described.case
         words = ["--workload", case.workload, "--variant", case.variant, "--mode", case.mode]
         words += ["--device", case.device, "--threads", str(case.threads), "--seed", str(self._first_seed)]

@@ -1,4 +1,4 @@
-"""The second instrument: a run's quick cases once more under pytest-benchmark, and what it found, for the report.
+"""The second instrument: a run's quick cases again under pytest-benchmark, and what it found, for the report.
 
 It runs in a process of its own, and whatever becomes of it costs the run nothing but its figures. Nothing here imports
 torch.

@@ -246,7 +246,7 @@ def _usual(turns: Iterable[_Turn]) -> dict[str, float]:
 
 
 def judge(found: Found, threads: int, options: Options, pairs: Sequence[Effect], pooled: Sequence[Effect]) -> None:
-    """Fill in table and rows, and hold the effects against the targets."""
+    """Fill in table and rows, and compare the effects with the targets."""
     real = [effect for effect in pairs if not {effect.before, effect.after} & set(PLANTED)]
     sure = [effect for effect in pairs if effect.surely_beyond(max(1, len(real)))]
     shown = {(e.before, e.after): signed(e.change.value) + " !" * (e in sure) for e in pairs}

@@ -78,7 +78,7 @@ class _Rates:
     bytes_per_s: dict[str, float] = field(default_factory=dict)
 
     def sweep(self, values: Tensor, device: str) -> None:
-        """Try every probe once more, the bandwidth's on parts of `values`."""
+        """Try every probe again, the bandwidth's on parts of `values`."""
         for name in ("fp32", "tf32", "bf16", "fp16") if device == "cuda" else ("fp32", "bf16", "fp16"):
             _raise(self.flops_per_s, name, _fastest_product(name, device))
         for size in _sizes_up_to(values.nbytes):

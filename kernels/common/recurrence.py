@@ -186,7 +186,7 @@ def hidden_before(
 
 
 def loop_forward(args: Forward) -> None:
-    """The recurrence in torch operations, step by step: slow, any device, any type, and what kernels are held against.
+    """The recurrence in torch operations, step by step: slow, any device, any type, and what kernels are compared with.
 
     Products and states are computed in `state_dtype`; h is rounded to the gates' type at every step, as kernels do.
     """

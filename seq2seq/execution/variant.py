@@ -72,7 +72,7 @@ class Variant:
         devices: where it exists.
         requirements: what else it needs, checked before anything is built.
         builds: compiles what it needs before its first call, or says why it cannot.
-        make: makes what is called in the place of an own model, given that model; None for every other variant.
+        make: makes what is called in place of an own model, given that model; None for every other variant.
     """
 
     name: str

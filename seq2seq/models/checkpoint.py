@@ -77,7 +77,7 @@ def save_pretrained(model: Model, folder: str | Path, task_state: Mapping[str, A
 
     Raises:
         CheckpointError: when the folder holds something else, the family is unknown, or the state is no JSON.
-        OSError: when it cannot be written; what was there is as it was.
+        OSError: when it cannot be written; what was there is unchanged.
     """
     folder = Path(folder)
     _config_class(model.config.family)

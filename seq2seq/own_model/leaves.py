@@ -93,7 +93,7 @@ def rebuilt(value: Any, change: Callable[[str, Any], Any], path: str) -> Any:
 
 
 def comparable(value: Any, path: str) -> dict[str, Tensor]:
-    """The leaves of an output as tensors by path, for the gate to hold against each other.
+    """The leaves of an output as tensors by path, for the gate to compare.
 
     Numbers become tensors. What is equal or not, as a string, is part of the name, so that another value is a missing
     one. Infinite places, as masked scores have, are taken out of the values and compared as a pattern of their own.

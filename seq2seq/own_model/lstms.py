@@ -229,7 +229,7 @@ def gain_limit(found: float) -> float:
 
 
 def replaced(model: nn.Module, variant: Variant) -> tuple[nn.Module, dict[str, str]]:
-    """A model with the LSTMs that a variant names in the place of its own, with the very same parameters.
+    """A model with the LSTMs that a variant names in place of its own, with the same parameters.
 
     Returns:
         The model (another object only where that itself is an LSTM), and why LSTMs were left alone, by name.

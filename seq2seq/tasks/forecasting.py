@@ -1,4 +1,4 @@
-"""The task of forecasting: real series or a user's CSV, cut into windows, held against the seasonal naive.
+"""The task of forecasting: real series or a user's CSV, cut into windows, compared with the seasonal naive.
 
 Here the data is read and what was not said is chosen; what is done with it is in `forecasting_task`.
 """

@@ -181,7 +181,7 @@ class ForecastingTask:
             yield self._windows(chosen)
 
     def evaluate(self, model: Model, batch: int, device: str) -> dict[str, float]:
-        """Forecast the validation windows and hold them against what came, and so the seasonal naive forecast.
+        """Forecast the validation windows and compare them with what came, and so the seasonal naive forecast.
 
         Args:
             model: on `device`; it is in the mode afterwards that it was in before.

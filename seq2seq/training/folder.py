@@ -189,7 +189,7 @@ def replace(path: Path, data: bytes) -> None:
     """Write or replace a file in one step: at every moment it holds all of the old or all of the new.
 
     Raises:
-        OSError: when it cannot be written; it is as it was.
+        OSError: when it cannot be written; it is unchanged.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.new")
     try:
