@@ -31,15 +31,11 @@ BACKWARD = 1.4
 
 
 def estimate_s(problem: Problem, implementation: str, *, backward: bool) -> float:
-    """Seconds that `cell`, `sequence` or `persistent` might take for all steps.
-
-    Raises:
-        KeyError: for another implementation.
-    """
+    """Seconds that a kernel might take for all steps; infinite for one without an estimate, which is measured first."""
     if implementation == "persistent":
         return problem.steps * _persistent_s(problem, backward=backward)
-    step = {"cell": _cell_s, "sequence": _sequence_s}[implementation](problem)
-    return problem.steps * step * (BACKWARD if backward else 1.0)
+    step_s = {"cell": _cell_s, "sequence": _sequence_s}.get(implementation)
+    return problem.steps * step_s(problem) * (BACKWARD if backward else 1.0) if step_s else math.inf
 
 
 def _weight_bytes(problem: Problem) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import json
+import math
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -224,6 +225,14 @@ def test_backward_is_estimated_by_the_configuration_that_would_run(hidden, batch
     )
     times = {name: estimate_s(problem, name, backward=True) for name in dispatch.MODULES}
     assert min(times, key=times.__getitem__) == expected
+
+
+def test_a_kernel_without_an_estimate_is_not_chosen_by_one(monkeypatch):
+    """A new kernel is one module and one line; until it is measured, `auto` takes another."""
+    name, _ = dispatch._auto(H200, {dispatch.CPU: "a GPU"}, {}, backward=False, device="")
+    monkeypatch.setattr(dispatch, "MODULES", {"newest": "kernels.gpu.newest", **dispatch.MODULES})
+    assert estimate_s(H200, "newest", backward=False) == math.inf
+    assert dispatch._auto(H200, {dispatch.CPU: "a GPU"}, {}, backward=False, device="")[0] == name
 
 
 def test_estimates_grow_with_the_work():

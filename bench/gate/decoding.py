@@ -28,8 +28,8 @@ from seq2seq.data.batch import Batch
 from seq2seq.decoding.search import first_token
 from seq2seq.execution.executable import Executable
 from seq2seq.execution.variants import VARIANTS
+from seq2seq.layers.likelihoods import central
 from seq2seq.models.base import Config, select
-from seq2seq.models.likelihoods import central
 from seq2seq.models.weights import Weights
 
 CHOICE = 10.0
@@ -77,7 +77,7 @@ class Truth:
             return target.new_empty(0)
         target[:, 1:, :size] = values[:, :-1].to(target)
         outputs = self._model.run(batch.source, target, batch.source_lengths)[0]
-        return central(getattr(self._config, "likelihood", ""), outputs)
+        return central(self._config.likelihood, outputs)
 
     def _tokens(self, found: Mapping[str, Tensor]) -> dict[str, float]:
         """Errors of scores and choices, by going the way that was gone."""

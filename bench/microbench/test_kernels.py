@@ -23,6 +23,7 @@ from bench.gate.parity import GRADIENT, Verdict, judge
 from bench.microbench.gated import time_gated
 from bench.timing.seat import Subject
 from bench.worker.gating import TIMED_SEED, WEIGHTS_SEED
+from kernels.dispatch import MODULES
 from kernels.lstm import LSTM
 from kernels.reference import LoopLSTM, State, lstm_cell
 from seq2seq.execution.executable import backends
@@ -83,9 +84,7 @@ KERNELS = (
     _own("loop", devices=("cpu", "cuda")),
     _own("cpu-fused", devices=("cpu",)),
     _own("triton"),
-    _own("cell", "fp16"),
-    _own("sequence", "fp16"),
-    _own("persistent", "fp16"),
+    *(_own(name, "fp16") for name in MODULES),
     Kernel("aten-cell", nn.LSTMCell, cell=True),
     Kernel("reference-cell", ReferenceCell, cell=True),
 )

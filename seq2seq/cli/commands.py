@@ -73,7 +73,7 @@ def predict(arguments: argparse.Namespace) -> int:
         raise CommandError(msg)
     for line in forecaster.changes([scaled for scaled in forecaster.series if scaled.raw.name in names]):
         print(line, file=sys.stderr)
-    if getattr(model.config, "likelihood", "") == "quantile":
+    if model.config.likelihood == "quantile":
         print(INTERPOLATED, file=sys.stderr)
     forecasts = []
     for name in names:

@@ -25,10 +25,10 @@ from seq2seq.cli.command_input import CommandError, model_folder, usage
 from seq2seq.cli.progress import TrainingBar
 from seq2seq.data.batch import DataUnavailableError
 from seq2seq.execution.variants import VARIANTS
+from seq2seq.layers.likelihoods import LOSSES
 from seq2seq.models import checkpoint
 from seq2seq.models.base import Config, Model
 from seq2seq.models.cost import built_parameters
-from seq2seq.models.likelihoods import LOSSES
 from seq2seq.models.weights import Weights
 from seq2seq.runtimes.runtime import digest_of
 from seq2seq.tasks.registry import TASKS
@@ -158,9 +158,8 @@ def _finish(trainer: Trainer, task: Task, folder: TrainFolder, facts: dict[str, 
 
 def _loss_name(config: Config) -> str:
     """Name of a model's loss, for the axis of its curve."""
-    usual = "cross entropy (nats a token)" if config.target_vocabulary else LOSSES[getattr(config, "likelihood", "")]
-    # A family that learns by a loss of its own says so.
-    return str(getattr(config, "loss_name", usual))
+    usual = "cross entropy (nats a token)" if config.target_vocabulary else LOSSES[config.likelihood]
+    return config.loss_name or usual
 
 
 @contextmanager

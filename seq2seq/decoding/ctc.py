@@ -14,7 +14,7 @@ from torch import Tensor
 
 from seq2seq.data.tokens import PAD
 from seq2seq.decoding.result import Decoded
-from seq2seq.models.padding import valid_mask
+from seq2seq.layers.padding import valid_mask
 
 
 @torch.no_grad()

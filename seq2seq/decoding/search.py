@@ -17,8 +17,8 @@ from torch import Tensor
 from seq2seq.data.tokens import BEGIN, END, PAD
 from seq2seq.decoding.beams import Beams
 from seq2seq.decoding.result import Decoded, Limit, is_end
+from seq2seq.layers.likelihoods import central, draw, widened
 from seq2seq.models.base import State, select
-from seq2seq.models.likelihoods import central, draw, widened
 
 
 class Decoder(Protocol):
@@ -35,7 +35,7 @@ class Decoder(Protocol):
 
 def first_token(config: Any) -> int:
     """The token that decoding is fed first: a pre-trained model's config says it, all others begin with `BEGIN`."""
-    return int(getattr(config, "begin", BEGIN))
+    return BEGIN if config.begin is None else int(config.begin)
 
 
 def greedy(  # noqa: PLR0913 - every option of decoding
@@ -146,7 +146,7 @@ def _each(  # noqa: PLR0913 - what greedy and sampled decoding share
     state = model.encode(source, lengths)
     rows = torch.arange(source.size(0), device=source.device)
     alive = torch.ones_like(rows, dtype=torch.bool)
-    value = torch.full_like(rows, first_token(getattr(model, "config", None)) if begin is None else begin)
+    value = torch.full_like(rows, first_token(model.config) if begin is None else begin)
     history, scores = found.tokens.clone(), torch.zeros_like(found.scores)
     for step in range(longest):
         outputs, state = model.step(value, state)
@@ -218,7 +218,7 @@ def beam_search(  # noqa: PLR0913 - every option of a beam search
     places = torch.arange(0, sequences * beam, beam if drop else 1, device=source.device)
     if not drop and beam > 1:
         state = select(state, places // beam)
-    value = torch.full_like(places, first_token(getattr(model, "config", None)) if begin is None else begin)
+    value = torch.full_like(places, first_token(model.config) if begin is None else begin)
     history = found.tokens.new_full((places.size(0), longest), PAD)
     scores = torch.where(places % beam == 0, 0.0, -math.inf).double()
     traced: list[tuple[Tensor, Tensor]] = []
@@ -277,7 +277,7 @@ def forecast(
         ValueError: for a target that does not fit, or samples of a model without a likelihood.
     """
     config = model.config
-    size, likelihood = config.output_size, getattr(config, "likelihood", "")
+    size, likelihood = config.output_size, config.likelihood
     if config.target_vocabulary or target.dim() != 3 or target.size(2) != config.target_size or target.size(2) < size:  # noqa: PLR2004
         msg = (
             f"target has shape {tuple(target.shape)}; expected (batch, steps, {config.target_size}) values, of which "

@@ -193,9 +193,9 @@ VARIANTS: dict[str, Variant] = {}
 def _not_for_theirs(variant: Variant, mode: str, workload: Workload) -> str | None:
     """Reason why code of another library cannot be compiled or judged, or None."""
     config = workload.config
-    if variant.compiler == "torchscript" and not getattr(config, "scriptable", True):
+    if variant.compiler == "torchscript" and not config.scriptable:
         return "the model is code of the transformers library, which TorchScript does not compile"
-    if mode == "training" and variant.precision != "fp32" and getattr(config, "kinked", False):
+    if mode == "training" and variant.precision != "fp32" and config.kinked:
         return (
             f"the model has ReLUs, whose slope jumps: in {variant.precision} roundings decide which units have a "
             "gradient, and the gate could not tell right from wrong"

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from seq2seq.data.batch import Batch
-from seq2seq.models.padding import valid_mask
+from seq2seq.layers.padding import valid_mask
+from seq2seq.models.family_defaults import FamilyDefaults
 
 #: Target value that the loss leaves out: the places past the end of a token sequence.
 IGNORE_TOKEN = -100
@@ -102,8 +103,8 @@ class Extent:
         )
 
 
-class Config(Protocol):
-    """Sizes of a model: a frozen dataclass."""
+class Config(FamilyDefaults, Protocol):
+    """Sizes of a model: a frozen dataclass that inherits from `FamilyDefaults`."""
 
     __dataclass_fields__: ClassVar[dict[str, Any]]
 

@@ -215,7 +215,7 @@ def _weights_read(config: Config, extent: Extent) -> int:
 
 def _embedded(config: Config, source_rows: int, target_rows: int) -> int:
     """Values of a number of rows of the embeddings, beside what counts as dense."""
-    shared = getattr(config, "shared_embedding", "")
+    shared = config.shared_embedding
     if shared == "head":
         return 0
     source, target = source_rows * config.input_size, target_rows * config.target_size

@@ -15,10 +15,10 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from seq2seq.layers.padding import valid_mask
 from seq2seq.models.base import Config, Model, check_lengths, check_steps
 from seq2seq.models.keep_float64 import Unrounded
 from seq2seq.models.layer_groups import PretrainedError
-from seq2seq.models.padding import valid_mask
 
 #: Modules by `model_type` whose weights are no weights: sines and cosines, computed wherever a model is made.
 COMPUTED = {"marian": ("embed_positions",)}

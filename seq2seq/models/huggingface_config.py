@@ -15,6 +15,7 @@ from typing import Any, ClassVar, Self
 from torch import nn
 
 from seq2seq.models.base import Extent, Stack, check_int
+from seq2seq.models.family_defaults import FamilyDefaults
 from seq2seq.models.huggingface import PretrainedSeq2Seq, transformers
 from seq2seq.models.layer_groups import PretrainedError
 
@@ -43,7 +44,7 @@ _LEFT_OUT = ("transformers_version", "architectures", "dtype", "torch_dtype", "_
 
 
 @dataclass(frozen=True)
-class PretrainedConfig:
+class PretrainedConfig(FamilyDefaults):
     """A Marian or T5 model of the transformers library, or what is known of another of its encoder-decoders.
 
     Attributes:

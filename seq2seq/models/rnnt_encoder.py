@@ -14,12 +14,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from seq2seq.layers.padding import blank, last
 from seq2seq.models.base import Extent, Model, Stack, check_int, check_lengths, check_steps
-from seq2seq.models.padding import blank, last
+from seq2seq.models.family_defaults import FamilyDefaults
 
 
 @dataclass(frozen=True)
-class StackedConfig:
+class StackedConfig(FamilyDefaults):
     """Sizes of a `StackedEncoder`.
 
     Attributes:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from seq2seq.execution.variant import Variant
 from seq2seq.models.base import Stack
+from seq2seq.models.family_defaults import FamilyDefaults
 from seq2seq.models.weights import Weights
 from seq2seq.own_model import lstms
 from seq2seq.own_model.inputs import Given, InputSet
@@ -28,7 +29,7 @@ _FACTOR, _ADDED = 0.5, 0.25
 
 
 @dataclass(frozen=True)
-class OwnConfig:
+class OwnConfig(FamilyDefaults):
     """Sizes of an own model, as far as harness and requirements ask for them."""
 
     stacks: tuple[Stack, ...]

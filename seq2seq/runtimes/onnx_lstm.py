@@ -22,7 +22,7 @@ class SequenceLSTM(nn.LSTM):
     def forward(  # type: ignore[override]
         self, x: Tensor, state: tuple[Tensor, Tensor] | None = None, lengths: Tensor | None = None
     ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-        """Take the arguments that `seq2seq.models.padding.Reader` passes; outputs are zero past the lengths."""
+        """Take the arguments that `seq2seq.layers.padding.Reader` passes; outputs are zero past the lengths."""
         if lengths is None:
             found: tuple[Tensor, tuple[Tensor, Tensor]] = super().forward(x, state)
             return found

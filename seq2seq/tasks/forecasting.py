@@ -20,7 +20,7 @@ from seq2seq.data.series import BUILT_IN, CYCLES, Frequency, TimeSeries, built_i
 from seq2seq.data.series_file import Columns, read_series
 from seq2seq.data.text_file import composed
 from seq2seq.data.windows import TRAIN_SHARE
-from seq2seq.models.likelihoods import LIKELIHOODS
+from seq2seq.layers.likelihoods import LIKELIHOODS
 from seq2seq.tasks.forecasting_task import ForecastingTask
 from seq2seq.tasks.scaling import scale
 

@@ -22,9 +22,9 @@ from seq2seq.data.batch import Batch
 from seq2seq.data.series import Frequency, calendar
 from seq2seq.data.text_file import composed
 from seq2seq.data.windows import TRAIN_SHARE, Series, window_starts, windows
+from seq2seq.layers.likelihoods import QUANTILES
 from seq2seq.models.base import Config, Model
 from seq2seq.models.encoder_decoder import Seq2SeqConfig
-from seq2seq.models.likelihoods import QUANTILES
 from seq2seq.tasks import scoring
 from seq2seq.tasks.forecast import Forecast
 from seq2seq.tasks.paths import sample_paths

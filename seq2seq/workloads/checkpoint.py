@@ -6,7 +6,6 @@ or a model on the Hugging Face hub. Nothing is read but the sizes until the weig
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import json
 from pathlib import Path
@@ -17,8 +16,6 @@ from torch import Tensor
 from seq2seq.data.lengths import LIBRISPEECH_CHARACTERS, LIBRISPEECH_FRAMES, WMT_ENGLISH, WMT_GERMAN
 from seq2seq.models import checkpoint
 from seq2seq.models.base import Config
-from seq2seq.models.ctc import CTCConfig
-from seq2seq.models.huggingface_config import PretrainedConfig
 from seq2seq.models.huggingface_files import load_config, load_weights
 from seq2seq.models.layer_groups import PretrainedError
 from seq2seq.models.weights import Weights, initial_weights
@@ -74,18 +71,15 @@ def _workload(path: str) -> Workload:
     else:
         config, kept = checkpoint.read_sizes(place)
         task = (kept or {}).get("state") or {}
-    if isinstance(config, PretrainedConfig):
-        if config.uncounted:
-            msg = f"{path}: {config.uncounted}"
-            raise PretrainedError(msg)
-        config = config.as_measured()
-    elif config.dropout:
-        # It has no weights, so those of the checkpoint fit.
-        config = dataclasses.replace(config, dropout=0.0)
-    longest = getattr(config, "positions", None) or STEPS
+    if config.uncounted:
+        msg = f"{path}: {config.uncounted}"
+        raise PretrainedError(msg)
+    # What it drops has no weights, so those of the checkpoint fit.
+    config = config.as_measured()
+    longest = config.positions or STEPS
     source, target = task.get("history", min(STEPS, longest)), task.get("horizon", min(STEPS, longest))
     tokens = bool(config.source_vocabulary), bool(config.target_vocabulary)
-    labels = isinstance(config, CTCConfig)
+    labels = config.unaligned
     read = WMT_ENGLISH if tokens[0] else LIBRISPEECH_FRAMES if labels else None
     return Workload(
         name=f"{PREFIX}{path}",

@@ -165,7 +165,7 @@ def _override(workload: Workload, axis: str, value: int) -> Workload:
         None if steps is None else max(1, round(steps * value / workload.source_steps))
         for steps in (workload.target_steps, workload.label_steps)
     )
-    positions = getattr(workload.config, "positions", None)
+    positions = workload.config.positions
     if positions is not None and max(value, target or 0) > positions:
         msg = f"the model has {positions} positions, so at most that many steps are possible"
         raise ValueError(msg)

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.distributions import Distribution, Normal, StudentT
 from torch.nn import functional
 
-from seq2seq.models.padding import valid_mask
+from seq2seq.layers.padding import valid_mask
 
 #: Added to every scale, in units of the normalised series: a likelihood has no bound where a scale goes to zero.
 LEAST_SCALE = 1e-3
