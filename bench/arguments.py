@@ -376,7 +376,7 @@ def _workload(text: str) -> str:
     if path.exists():
         place = path.resolve()
         path = place.relative_to(ROOT) if place.is_relative_to(ROOT) else place
-    # What follows an @ is no override where a / ends it.
+    # What follows an @ is not an override where a / ends it.
     end = f"@{overrides}" if overrides else "/" if "@" in path.name else ""
     return f"{CHECKPOINT}{path}{end}"
 

@@ -27,7 +27,7 @@ from .torch_lstm import State, permuted
 class LSTM(nn.RNNBase):
     """Drop-in for `torch.nn.LSTM`: same parameters, state_dict, initialisation, arguments, results and errors.
 
-    It is no subclass of `nn.LSTM`, since torch.compile refuses to trace those; so `isinstance(m, nn.LSTM)` is false.
+    It is not a subclass of `nn.LSTM`, since torch.compile refuses to trace those; so `isinstance(m, nn.LSTM)` is false.
 
     What differs:
 

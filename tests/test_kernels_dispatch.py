@@ -308,7 +308,7 @@ def test_broken_table_is_named(tmp_path, content):
     """A file that is no table raises with its name and what to do, and is not taken for an empty one."""
     path = tmp_path / "nvidia-h200.json"
     path.write_text(content, encoding="utf-8")
-    with pytest.raises(ValueError, match=r"nvidia-h200\.json is no table.*kernels tune --out"):
+    with pytest.raises(ValueError, match=r"nvidia-h200\.json is not a table.*kernels tune --out"):
         table.read(path)
 
 

@@ -338,8 +338,8 @@ def test_a_run_that_was_killed_at_its_start_may_begin_again(interrupted, capsys)
 BROKEN = {
     "a line in the middle": (lambda lines: [lines[0], b'{"workload": "se', *lines[2:]], "line 2 is not a record"),
     "an empty line in the middle": (lambda lines: [lines[0], b"", *lines[2:]], "line 2 is not a record"),
-    "a line that is no object": (lambda lines: [b"[1]", *lines[1:]], "line 1 is not a record"),
-    "bytes that are no text": (lambda lines: [lines[0], b"\xff\xfe", *lines[2:]], "line 2 is not a record"),
+    "a line that is not an object": (lambda lines: [b"[1]", *lines[1:]], "line 1 is not a record"),
+    "bytes that are not text": (lambda lines: [lines[0], b"\xff\xfe", *lines[2:]], "line 2 is not a record"),
     "another schema": (
         lambda lines: [*lines[:2], lines[2].replace(b'"schema_version": 4', b'"schema_version": 99'), *lines[3:]],
         "line 3 has schema_version 99, this release writes 4",
@@ -348,7 +348,7 @@ BROKEN = {
     "a record twice": (lambda lines: [*lines, lines[0]], "is recorded twice"),
     "another run's record": (
         lambda lines: [lines[0].replace(b'"variant": "cudnn"', b'"variant": "else"'), *lines[1:]],
-        "is no case of the run",
+        "is not a case of the run",
     ),
 }
 

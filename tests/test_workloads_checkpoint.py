@@ -347,11 +347,11 @@ def broken(kind: str, folder) -> None:
 @pytest.mark.parametrize(
     ("kind", "words"),
     [
-        ("missing", "is no folder; expected a training run"),
+        ("missing", "is not a folder; expected a training run"),
         ("empty", "has no config.json of a checkpoint"),
-        ("corrupt", "is no JSON"),
+        ("corrupt", "is not JSON"),
         ("a list", "has no config.json of a checkpoint"),
-        ("encoder", "is a bert model, which is no encoder-decoder"),
+        ("encoder", "is a bert model, which is not an encoder-decoder"),
         ("bart", "the architecture 'bart' is not counted, expected marian or t5"),
         ("sides", "vocabularies of their own"),
         ("of two", "has no attribute"),

@@ -15,7 +15,7 @@ from bench.records.schema import Record, Status
 
 #: How the reason of a case begins that ran but was left out because it failed on the other side.
 NOT_TIMED = "not timed: "
-#: Longer than this many times the budget is no advice.
+#: Longer than this many times the budget is not advice.
 MOST_TIMES = 20.0
 
 

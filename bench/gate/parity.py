@@ -14,7 +14,7 @@ printed).
   handful of roundings, and the ratio of two such is luck. For fp32 it is 1500 times below the smallest defect.
 - SUMMATION 2: a gradient sums batch x steps products. Rounding one after the other leaves sqrt(terms) roundoffs, which
   oneDNN's bias gradients show (0.8 times that), where ATen sums in blocks and leaves almost none, so that the
-  reference's error is no yardstick for them. The floor of gradients grows by twice that.
+  reference's error is not a yardstick for them. The floor of gradients grows by twice that.
 - cap: holds the reference itself, which would otherwise pass by definition. fp32: the geometric middle of the
   largest error of a right variant (5e-6) and the smallest of a defect (1.2e-2); else a little above the former.
 - usual size: a gradient of few elements is a sum that now and then nearly cancels, and its error over what is left

@@ -51,7 +51,7 @@ class Check:
 
     @property
     def passed(self) -> bool:
-        """Return whether the error keeps within the limit; an error that is no number does not."""
+        """Return whether the error keeps within the limit; an error that is not a number does not."""
         return self.error <= self.limit
 
     @property
@@ -107,7 +107,7 @@ def limit_for(yardstick: float, precision: str, terms: int = 0, widened: float =
     Args:
         yardstick: error of the reference at that precision; not finite counts as none.
         precision: key of `TOLERANCES`.
-        terms: how many products a gradient sums up, batch x steps; 0 for what is no gradient.
+        terms: how many products a gradient sums up, batch x steps; 0 for what is not a gradient.
         widened: factor for a truth that has roundings of its own; the cap holds all the same.
     """
     tolerance = TOLERANCES[precision]

@@ -1,9 +1,9 @@
-"""Interference: what a round knows about everything else that used the machine.
+"""Measures interference: the use of the machine by anything else during a round.
 
 Two instruments. The system's counters of CPU time say what other processes and the hypervisor took; they tick every
 10 ms, so rounds are judged in stretches of at least `STRETCH_S`. The scheduler's account of our own threads says, to
 the nanosecond and round by round, how long they were ready to run and had to wait. A round is disturbed when either
-finds something. It is repeated while there is time; what could not be is kept, marked, and narrows no interval.
+finds something. It is repeated if there is time. Otherwise it is kept and marked, and it narrows no interval.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ DELAY_SHARE = 0.05
 LOOK_S = 0.1
 _TASKS = Path("/proc/self/task")
 _FREQUENCY = Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_cur_freq")
-#: Bound here, before any variant can put another clock in its place.
+#: Bound here, before any variant can replace it.
 _now_s = time.perf_counter
 
 
@@ -44,7 +44,7 @@ class Reading:
     Attributes:
         wall_s: wall clock.
         busy_s: CPU time of all processes, stolen time not among it; None if the system does not report it.
-        own_s: CPU time of this process, and of those that work for it.
+        own_s: CPU time of this process and of its workers.
         stolen_s: time that the hypervisor gave to others; 0 if the system does not report it.
     """
 
@@ -156,7 +156,7 @@ def disturbed(before: Reading, after: Reading) -> bool:
 
 
 def delayed(delay_s: float | None, wall_s: float) -> bool:
-    """Return whether a thread of ours waited for a core for too large a share of a round; unknown is no reason."""
+    """Return whether a thread of ours waited for a core for too large a share of a round; False if unknown."""
     return delay_s is not None and delay_s > DELAY_SHARE * wall_s
 
 

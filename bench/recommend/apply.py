@@ -79,7 +79,7 @@ def write(run: RecordedRun, answer: Advice, out: Path, *, chosen: str | None = N
         The exit code of the command.
 
     Raises:
-        UsageError: `out` exists or is no Python file, or the chosen variant is not one that ran.
+        UsageError: `out` exists or is not a Python file, or the chosen variant is not one that ran.
     """
     if out.suffix != ".py" or out.exists():
         what = "exists, and nothing is overwritten" if out.exists() else "does not end in .py"

@@ -124,5 +124,5 @@ def _rows(path: Path) -> Iterator[tuple[int, _Row]]:
         try:
             yield number, _Row.of(cells)
         except (ValueError, KeyError) as error:
-            msg = f"{path}, line {number} is no sample: {','.join(cells)[:100]!r}; expected what `bench run` wrote"
+            msg = f"{path}, line {number} is not a sample: {','.join(cells)[:100]!r}; expected what `bench run` wrote"
             raise UsageError(msg) from error

@@ -72,7 +72,7 @@ RC: dict[str, Any] = {
     "hatch.linewidth": 1.2,
     "figure.facecolor": "white",
     "savefig.facecolor": "white",
-    # Names and user text may hold a dollar sign, which is no formula.
+    # Names and user text may hold a dollar sign, which is not a formula.
     "text.parse_math": False,
     # The same run gives the same bytes.
     "svg.hashsalt": "seq2seq-bench",

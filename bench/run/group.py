@@ -232,5 +232,5 @@ def _told_before(fields: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def _rank(strain: float) -> tuple[bool, float]:
-    """Order of strains, in which what is no number is worst: it compares as False with everything."""
+    """Order of strains, in which what is not a number is worst: it compares as False with everything."""
     return math.isnan(strain), strain

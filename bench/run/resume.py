@@ -173,7 +173,7 @@ def recorded(run: Begun) -> frozenset[Key]:
     for values in run.folder.records():
         key = record_key(values)
         if key not in planned or key in found:
-            what = "is recorded twice" if key in found else "is recorded, but is no case of the run"
+            what = "is recorded twice" if key in found else "is recorded, but is not a case of the run"
             msg = f"{run.folder.records_path}: {' '.join(key)} {what}; nothing was changed"
             raise UsageError(msg)
         found[key] = values

@@ -152,7 +152,7 @@ class Worker:
         self._log_file = self.log.open("a", encoding="utf-8")
         self._log_start = self._log_file.tell()
         # Pipes of their own: whatever a library, a plugin or a child of theirs prints, at whatever level and moment,
-        # is no answer, and what reads standard input takes no request.
+        # is not an answer, and what reads standard input takes no request.
         (requests, own_requests), (own_answers, answers) = os.pipe(), os.pipe()
         self._requests = os.fdopen(own_requests, "w", encoding="utf-8")
         self._answers = os.fdopen(own_answers, encoding="utf-8")

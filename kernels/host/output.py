@@ -80,7 +80,7 @@ def lacking(text: str, stream: Any) -> bool:
 
 
 def printable(name: str | os.PathLike[str]) -> str:
-    r"""Return a file's name as text: bytes in it that are no UTF-8 become escapes such as \xfc.
+    r"""Return a file's name as text: bytes in it that are not UTF-8 become escapes such as \xfc.
 
     Python keeps such bytes as half characters that no file and no other program takes. In a locale without UTF-8 it
     keeps all but ASCII so; the name is the same in every locale.

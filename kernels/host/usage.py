@@ -33,7 +33,7 @@ def _number(kind: Callable[[str], float], expected: str) -> Callable[[str], floa
         try:
             return kind(text)
         except ValueError as error:
-            msg = f"{text!r} is no {expected}"
+            msg = f"{text!r} is not a {expected}"
             raise argparse.ArgumentTypeError(msg) from error
 
     return convert

@@ -44,7 +44,7 @@ HIDDEN = (16, 40, 64, 128, 256, 512, 768, 1024, 1536, 2048)
 BATCH = (1, 16, 64, 128)
 #: Type, batch and hidden size of the quick form, which the README shows.
 QUICK = (("float16", 16, 64), ("float16", 16, 256), ("float16", 64, 1024), ("tf32", 64, 256))
-#: Steps are no part of a compiled kernel; not a multiple of 16, which is one case of Triton's specialisation.
+#: Steps are not part of a compiled kernel; not a multiple of 16, which is one case of Triton's specialisation.
 STEPS = 100
 
 

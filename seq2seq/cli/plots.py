@@ -118,7 +118,7 @@ def attention(model: Model, subwords: Any, source: str, output: str, max_source:
 
 
 def _shown(subwords: Any, token: int) -> str:
-    """A token as a label: blanks, and what is no text alone, as a dot."""
+    """A token as a label: blanks, and what is not text alone, as a dot."""
     return str(subwords.decode([token])).strip() or "·"
 
 

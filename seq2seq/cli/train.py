@@ -202,7 +202,7 @@ def _refuse_other_data(begun: dict[str, Any], facts: dict[str, Any]) -> None:
 
 def _task(name: str, given: dict[str, Any]) -> Task:
     path = Path(given["data"]) if "data" in given else None
-    # A name of built-in data is no file.
+    # A name of built-in data is not a file.
     data = given.get("data") if path is not None and not path.exists() else path
     task: Task = usage(lambda: TASKS[name](data, **given.get("option", {})))
     return task

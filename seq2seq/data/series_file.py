@@ -162,7 +162,7 @@ def _parse(path: Path, text: str, columns: Columns, delimiter: str) -> dict[str,
                 raise bad_file(path, f"{counted}, expected {header} as in the header", number)
             _add(path, parts, number, alone | {option: row[place].strip() for option, place in at.items()}, columns)
     except csv.Error as error:
-        cause = f"is no row of a CSV ({error}), expected cells between {delimiter!r}"
+        cause = f"is not a row of a CSV ({error}), expected cells between {delimiter!r}"
         raise bad_file(path, cause, reader.line_num) from error
     return parts
 

@@ -174,7 +174,7 @@ def _logarithms(outputs: Tensor, lengths: Tensor | None, blank: int) -> Tensor:
     """Log-probabilities (batch, steps, labels) in float64; past the lengths the blank is certain, which adds nothing.
 
     Raises:
-        ValueError: for outputs that are no scores of that many labels.
+        ValueError: for outputs that are not scores of that many labels.
     """
     if outputs.dim() != 3 or not 0 <= blank < outputs.size(2):  # noqa: PLR2004
         msg = f"outputs have shape {tuple(outputs.shape)}, blank is {blank}; expected (batch, steps, labels) with it"

@@ -204,7 +204,7 @@ def _not_for_theirs(variant: Variant, mode: str, workload: Workload) -> str | No
 
 
 def _only_lstm(variant: Variant) -> str | None:
-    """Reason why a variant is no way of its own to execute a model without LSTMs, or None when it is one."""
+    """Reason why a variant is not a way of its own to execute a model without LSTMs, or None when it is one."""
     for other in VARIANTS.values():
         if other.name == variant.name:
             break

@@ -338,7 +338,7 @@ def check_run(
 
 
 def check_int(name: str, value: object, least: int) -> None:
-    """Raise TypeError or ValueError for a size that is no integer of at least so much."""
+    """Raise TypeError or ValueError for a size that is not an integer of at least so much."""
     if not isinstance(value, int) or isinstance(value, bool):
         msg = f"{name} is {value!r}, expected an integer"
         raise TypeError(msg)
@@ -355,7 +355,7 @@ def check_bool(name: str, value: object) -> None:
 
 
 def check_probability(name: str, value: object) -> None:
-    """Raise TypeError or ValueError for what is no probability below 1."""
+    """Raise TypeError or ValueError for what is not a probability below 1."""
     if not isinstance(value, (int, float)) or isinstance(value, bool):
         msg = f"{name} is {value!r}, expected a number"
         raise TypeError(msg)

@@ -194,7 +194,7 @@ def ctc_loss(outputs: Tensor, expected: Tensor, lengths: Tensor | None = None, b
 
     Raises:
         ValueError: for labels that cannot be, or that do not fit the steps of their sequence. That has no probability,
-            and its infinite loss would leave gradients that are no numbers.
+            and its infinite loss would leave gradients that are not numbers.
     """
     labels = expected.cpu()
     valid = torch.full((outputs.size(0),), outputs.size(1)) if lengths is None else lengths.cpu()

@@ -20,7 +20,7 @@ from seq2seq.models.base import Config, Model, check_lengths, check_steps
 from seq2seq.models.keep_float64 import Unrounded
 from seq2seq.models.layer_groups import PretrainedError
 
-#: Modules by `model_type` whose weights are no weights: sines and cosines, computed wherever a model is made.
+#: Modules by `model_type` whose weights are not weights: sines and cosines, computed wherever a model is made.
 COMPUTED = {"marian": ("embed_positions",)}
 INSTALL = "pip install transformers"
 
@@ -119,7 +119,7 @@ class PretrainedSeq2Seq(Model):
             target's last step, and the encoder gives at each source's, (1, batch, hidden_size).
 
         Raises:
-            TypeError, ValueError: for what is no tokens, or lengths that do not fit them.
+            TypeError, ValueError: for inputs that are not tokens, or lengths that do not fit them.
         """
         if target is None:
             target, target_lengths = source, source_lengths if target_lengths is None else target_lengths

@@ -20,7 +20,7 @@ from seq2seq.models.huggingface import PretrainedSeq2Seq, transformers
 from seq2seq.models.layer_groups import PretrainedError
 
 #: Names of our fields in the library's configurations, by its `model_type`. Its other types load, train and decode, but
-#: their work is not counted, so they are no workloads.
+#: their work is not counted, so they are not workloads.
 FIELDS: dict[str, dict[str, str]] = {
     "marian": {
         "hidden_size": "d_model",

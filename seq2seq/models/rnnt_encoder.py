@@ -1,6 +1,6 @@
 """The encoder of a speech transducer (RNN-T): LSTM layers, then steps stacked by two, then more LSTM layers.
 
-Alone, as `lstm-alone` is: it is where a transducer spends most of its time, and its decoder is no Seq2Seq's.
+Alone, as `lstm-alone` is: it is where a transducer spends most of its time, and its decoder is not a Seq2Seq's.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class StackedConfig(FamilyDefaults):
         stack: steps that are made one.
 
     Raises:
-        TypeError, ValueError: for sizes that are no integers or out of range.
+        TypeError, ValueError: for sizes that are not integers or out of range.
     """
 
     input_size: int

@@ -75,7 +75,7 @@ class OwnModel:
         """The loss of a call: by the user's function, or the one that the model returns.
 
         Raises:
-            OwnModelError: for what is no loss.
+            OwnModelError: for what is not a loss.
         """
         if self.loss is not None:
             with told(f"{self.spec.loss}"):

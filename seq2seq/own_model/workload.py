@@ -145,7 +145,7 @@ class OwnWorkload:
         return batch_of(self.inputs, seed, self.held, self.stays)
 
     def refuses(self, variant: Variant, mode: str) -> str | None:
-        """Reason why a variant is no way to execute this model, or None."""
+        """Reason why a variant is not a way to execute this model, or None."""
         if mode == "training" and self.untrained:
             return self.untrained
         if (mode == "training" and variant.runtime) or variant.make is not None:

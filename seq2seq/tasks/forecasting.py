@@ -184,7 +184,7 @@ def _trained_on(state: dict[str, Any]) -> str | None:
 
 
 def _kept_path(name: str) -> str:
-    """A source as it is kept: the whole path of a file, bytes that are no UTF-8 as half characters in any locale."""
+    """A source as it is kept: the whole path of a file, bytes that are not UTF-8 as half characters in any locale."""
     if name in BUILT_IN:
         return name
     return str(Path(name).absolute()).encode("utf-8", "surrogateescape").decode("utf-8", "surrogateescape")

@@ -220,7 +220,7 @@ class SpeechTask:
             beam: hypotheses kept in a beam search, by CTC prefixes; 1 decodes greedily, by CTC the likeliest alignment.
 
         Raises:
-            DataError: for a file that is no whole WAV.
+            DataError: for a file that is not a whole WAV.
         """
         return self._decode(model, [self._steps(read_frames(Path(path))) for path in paths], batch, device, beam)
 

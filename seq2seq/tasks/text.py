@@ -253,7 +253,7 @@ class TextTask(ABC):
     def _encode_source(self, text: str, row: int) -> list[int]:
         tokens = self.subwords.encode(tidy(text))[: self.max_source]
         if not tokens:
-            msg = f"row {row}: the text is empty, expected at least one character that is no blank"
+            msg = f"row {row}: the text is empty, expected at least one character that is not a blank"
             raise DataError(msg)
         return tokens
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 SCHEDULES = ("constant", "cosine")
-#: Above it a step of Adam is no float32.
+#: Above it a step of Adam is not a float32.
 MOST_RATE = 1e30
 
 

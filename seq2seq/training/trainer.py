@@ -96,7 +96,7 @@ class Trainer:
             tick: called after each step, and with the loss after each validation.
 
         Raises:
-            TrainingError: when the loss is no number any more, or there is no data.
+            TrainingError: when the loss is no longer a number, or there is no data.
         """
         progress = self.progress
         while not progress.ended:
@@ -206,7 +206,7 @@ class Trainer:
         """Read the losses since the last look, and write them to the curve.
 
         Raises:
-            TrainingError: at the first that is no number.
+            TrainingError: at the first that is not a number.
         """
         start = time.perf_counter()
         rows = []

@@ -37,7 +37,7 @@ def checkpoint_workload(path: str) -> Workload:
         path: a folder, or a name on the hub.
 
     Raises:
-        UnknownWorkloadError: for what is no checkpoint, or a damaged one, in one line.
+        UnknownWorkloadError: for what is not a checkpoint, or a damaged one, in one line.
     """
     try:
         return _workload(path)
@@ -128,7 +128,7 @@ def _place(path: str) -> Path | str:
         return path
     if checkpoint.is_checkpoint(folder) or _is_transformers(folder):
         return folder
-    what = "is no folder" if not folder.is_dir() else f"has no {checkpoint.CONFIG} of a checkpoint"
+    what = "is not a folder" if not folder.is_dir() else f"has no {checkpoint.CONFIG} of a checkpoint"
     msg = f"{folder}: {what}; expected a training run, a folder that save_pretrained wrote (ours or that of "
     raise checkpoint.CheckpointError(msg + "transformers), or a hub name user/model")
 
@@ -141,6 +141,6 @@ def _is_transformers(folder: Path) -> bool:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        msg = f"{path}: is no JSON ({error})"
+        msg = f"{path}: is not JSON ({error})"
         raise checkpoint.CheckpointError(msg) from error
     return isinstance(content, dict) and "model_type" in content
