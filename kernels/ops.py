@@ -67,7 +67,7 @@ def recurrence(
 
 
 def _refuse_tangents(tensors: Iterable[Tensor]) -> None:
-    """Raise for forward-mode gradients, which torch would drop in silence: an operator cannot bring a rule for them."""
+    """Raise for forward-mode gradients, which torch would drop without a message: operators have no rule for them."""
     if torch.compiler.is_compiling() or forward_ad._current_level < 0:  # noqa: SLF001
         return
     if any(forward_ad.unpack_dual(value).tangent is not None for value in tensors):

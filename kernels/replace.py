@@ -86,7 +86,7 @@ def _refusal(module: nn.Module, implementation: str) -> str | None:  # noqa: PLR
         return "is a kernels.LSTM already"
     if type(module) is not nn.LSTM:
         if nn.utils.parametrize.is_parametrized(module) and isinstance(module, nn.LSTM):
-            return "has parametrized weights, computed anew from others; remove the parametrizations first"
+            return "has parametrized weights, computed from others; remove the parametrizations first"
         if isinstance(module, nn.LSTM):
             return f"is {type(module).__qualname__}, a subclass of torch.nn.LSTM, which may compute something else"
         if type(module).__name__ == "LSTM":

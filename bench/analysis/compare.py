@@ -217,7 +217,7 @@ def compare(base: RecordedRun, new: RecordedRun, options: CompareOptions) -> Com
 
     Raises:
         UsageError: the runs have no case in common, or they are not comparable and `options.force` does not say to
-            compare them all the same.
+            compare them anyway.
     """
     counts = comparable.threads(base.records), comparable.threads(new.records)
     # Forced, one thread is compared with two; otherwise threads are part of what a case is.

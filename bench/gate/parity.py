@@ -127,7 +127,7 @@ def judge(  # noqa: PLR0913, PLR0917 - three sides, and what their limits depend
         usual: gives the usual norms of gradients by name; asked only where one is refused.
         usual_errors: gives the reference's usual errors of gradients by name, as norms of the difference: its error on
             one problem may be small by luck. Called only when needed, too.
-        widened: factor of the limits, 1 where truth is in float64; the caps hold all the same.
+        widened: factor of the limits, 1 where truth is in float64; the caps stay.
     """
     limit_of = functools.partial(limit_for, precision=precision, widened=widened)
     checks = []

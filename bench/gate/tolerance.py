@@ -108,7 +108,7 @@ def limit_for(yardstick: float, precision: str, terms: int = 0, widened: float =
         yardstick: error of the reference at that precision; not finite counts as none.
         precision: key of `TOLERANCES`.
         terms: how many products a gradient sums up, batch x steps; 0 for what is not a gradient.
-        widened: factor for a truth that has roundings of its own; the cap holds all the same.
+        widened: factor for a truth that has roundings of its own; the cap stays.
     """
     tolerance = TOLERANCES[precision]
     scaled = FACTOR * yardstick if math.isfinite(yardstick) else 0.0

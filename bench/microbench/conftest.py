@@ -68,7 +68,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 @pytest.fixture(scope="session")
 def gate_seed(pytestconfig: pytest.Config) -> int:
-    """Seed of the gates, drawn anew each session unless given."""
+    """Seed of the gates, a new one for each session unless given."""
     given = pytestconfig.getoption("--bench-seed", None)
     return random.randrange(2**31) if given is None else int(given)  # noqa: S311 - not a secret
 

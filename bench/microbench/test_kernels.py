@@ -100,7 +100,7 @@ class Size:
     hidden_size: int
 
     def __str__(self) -> str:
-        """The problem as it stands in a case's name."""
+        """Return the problem as a part of a case's name."""
         return f"b{self.batch}t{self.steps}h{self.hidden_size}"
 
 

@@ -352,7 +352,7 @@ def _expand(
     workload_names = [entry["name"] for entry in catalogue["workloads"]]
     variant_names = [entry["name"] for entry in catalogue["variants"]]
     absent = [] if filters.variants else _absent(part, device, catalogue)
-    # What a workload can be measured in, where it says so; a mode asked for by name is tried all the same.
+    # Modes that a workload supports, if it lists them; a mode that was asked for by name is tried anyway.
     modes = {} if filters.modes else {w["name"]: w["modes"] for w in catalogue["workloads"] if "modes" in w}
     narrowed = replace(
         part,

@@ -112,7 +112,7 @@ def _rounds(turns: dict[int, dict[str, _Turn]]) -> list[Round]:
     found = []
     for number in sorted(turns):
         ordered = sorted(turns[number].items(), key=lambda item: item[1].position)
-        # What disturbed it stands in rounds.csv.gz; here it is enough that something did.
+        # The cause is in rounds.csv.gz; here it is enough that something disturbed it.
         beside = Interference(why="disturbed" if any(turn.disturbed for _, turn in ordered) else "")
         found.append(Round(number, {variant: turn.block() for variant, turn in ordered}, beside=beside))
     return found

@@ -256,7 +256,7 @@ ROUND_COLUMNS: dict[str, str] = {
 
 
 def dictionary() -> str:
-    """The dictionary of columns in Markdown, as it stands in results/README.md."""
+    """The dictionary of columns in Markdown, as in results/README.md."""
     rows = [f"| `{f.name}` | {f.metadata['meaning']} |" for f in dataclasses.fields(Record)]
     tables = {
         "records.csv": rows,

@@ -163,7 +163,7 @@ def height(chart: Chart) -> float:
 
 
 def parts_a_row(chart: BarChart) -> int:
-    """Bars that stand in the fullest row."""
+    """Number of bars in the fullest row."""
     return max(len(bar.parts) for bar in chart.bars)
 
 

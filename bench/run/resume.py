@@ -96,7 +96,7 @@ def begun(path: Path) -> Begun:
         msg = f"{path} is not a folder; --resume takes the folder of a run that was interrupted"
         raise UsageError(msg)
     if not (path / "environment.json").is_file():
-        msg = f"{path} holds no run that was begun (environment.json is missing); begin it anew with --out {path}"
+        msg = f"{path} holds no run that was begun (environment.json is missing); start a new one with --out {path}"
         raise UsageError(msg)
     facts, plan = _read(path / "environment.json"), _read(path / "plan.json")
     try:

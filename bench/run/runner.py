@@ -53,7 +53,7 @@ class Runner:
         deadline_s: time of `time.perf_counter` that nothing that is begun may be expected to pass; but for the first,
             so that a run always gets on.
         unfinished: whether something was left for `--resume` because of it.
-        seed: of the gates' inputs and the rounds' order; drawn anew for each part of a run unless given.
+        seed: of the gates' inputs and the rounds' order; a new one for each part of a run unless given.
     """
 
     plan: Plan

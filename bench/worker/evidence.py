@@ -167,7 +167,7 @@ def explain(
     compiled: Compilation | None,
     choices: Choices | None = None,
 ) -> str:
-    """Describe what ran; anything that differs from what the variant's name promises is said outright."""
+    """Describe what ran; says so where it differs from what the variant's name promises."""
     parts = []
     if compiled is not None:
         parts.append(_compile_words(compiled))

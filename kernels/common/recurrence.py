@@ -149,7 +149,7 @@ def state_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
-#: What is said where gradients of gradients are asked for.
+#: Message of the error for gradients of gradients.
 NO_DOUBLE_BACKWARD = (
     "kernels.LSTM has no double backward (gradients of gradients); use torch.nn.LSTM with "
     "torch.backends.cudnn.flags(enabled=False) for that"

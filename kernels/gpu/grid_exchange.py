@@ -95,7 +95,7 @@ def load_rows(
         o_k = (FIRST + index) * BLOCK_K + offsets(BLOCK_K, SPLIT)
         mask = inside & (o_k < K)
         if POLL:
-            # Volatile: read anew each time, past the first-level cache, which other multiprocessors' stores miss.
+            # Volatile: read again each time, past the first-level cache, which other multiprocessors' stores miss.
             b_bits = tl.load(p_rows + o_k, mask=mask, other=0, volatile=True)
         else:
             # From the second-level cache too: a line of the first level may be older than the barrier.

@@ -103,7 +103,7 @@ def _held(problem: Problem, *, backward: bool) -> list[PersistentConfig]:
 
 
 def _streamed(problem: Problem, *, backward: bool) -> list[PersistentConfig]:
-    """Configurations that read the weights anew at every step: no room is needed for them, and no co-residency."""
+    """Configurations that read the weights again at every step: they need no room for them, and no co-residency."""
     size = problem.dtype.itemsize
     rows = triton.next_power_of_2(min(max(problem.batch, 16), 64))
     if _ieee(problem):

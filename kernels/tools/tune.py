@@ -55,7 +55,7 @@ CHECKED_STEPS = 20
 REPEATS = 50
 #: Children that compile and check; two cores are left to the parent and the driver.
 JOBS = max(1, min(12, usable_cores() - 2))
-#: Facts that figures depend on: where one has changed, old figures are measured anew.
+#: Facts that figures depend on: if one has changed, old figures are measured again.
 DEPENDS = ("torch", "triton", "cudnn", "driver", "kernels")
 PHASES = {"inference": (False, False), "forward": (False, True), "backward": (True, True)}
 

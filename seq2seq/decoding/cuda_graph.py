@@ -28,7 +28,7 @@ class _Captured:
 class CapturedStep:
     """A decoder whose step is captured once for each shape of its inputs, and replayed from then on.
 
-    Outputs and state lie in memory that the next step overwrites; a state handed back to `step` needs no copy.
+    Outputs and state are in memory that the next step overwrites; a state handed back to `step` needs no copy.
     Weights may be overwritten in place. It serves models whose state keeps its shape from step to step.
 
     Args:

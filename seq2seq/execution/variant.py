@@ -197,8 +197,8 @@ def _not_for_theirs(variant: Variant, mode: str, workload: Workload) -> str | No
         return "the model is code of the transformers library, which TorchScript does not compile"
     if mode == "training" and variant.precision != "fp32" and config.kinked:
         return (
-            f"the model has ReLUs, whose slope jumps: in {variant.precision} roundings decide which units have a "
-            "gradient, and the gate could not tell right from wrong"
+            f"the model has ReLUs, whose gradient is discontinuous: in {variant.precision} rounding decides which "
+            "units have a gradient, so a correct result cannot be told from a wrong one"
         )
     return None
 

@@ -78,7 +78,7 @@ def head_loss(likelihood: str, outputs: Tensor, expected: Tensor, lengths: Tenso
     if lengths is None:
         return _losses(likelihood, outputs, expected).mean()
     valid = valid_mask(outputs, lengths)[..., None]
-    # Chosen, not multiplied: what stands in the padding need not be finite.
+    # Selected, not multiplied: values in the padding need not be finite.
     losses = torch.where(valid, _losses(likelihood, outputs, torch.where(valid, expected, 0.0)), 0.0)
     return losses.sum() / (valid.sum() * expected.size(2))
 

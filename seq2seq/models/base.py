@@ -270,7 +270,7 @@ def loss_of(outputs: Tensor, expected: Tensor, lengths: Tensor | None = None) ->
     if lengths is None:
         return functional.mse_loss(outputs, expected.to(outputs.dtype))
     valid = valid_mask(outputs, lengths)
-    # Chosen, not multiplied: what stands in the padding need not be finite.
+    # Selected, not multiplied: values in the padding need not be finite.
     difference = torch.where(valid[..., None], outputs - expected.to(outputs.dtype), 0.0)
     return difference.square().mean(-1).sum() / valid.sum()
 

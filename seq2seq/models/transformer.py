@@ -340,7 +340,7 @@ class TransformerSeq2Seq(Model):
 
 
 def _blank(value: Tensor, inside: Tensor | None) -> Tensor:
-    """Zeros past the end: chosen, not multiplied, since what stands there need not be finite nor a token."""
+    """Zeros past the end: selected, not multiplied, since values there need not be finite or tokens."""
     if inside is None:
         return value
     if value.dim() > inside.dim():

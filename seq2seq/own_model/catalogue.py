@@ -1,4 +1,4 @@
-"""The own model of this process among workloads and variants: names, what is said of them, and what was found."""
+"""The own model of this process among workloads and variants: names, descriptions and findings."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The task of writing down what is said: log-mel frames in, characters out, scored by word and character error rate.
+"""The task of speech recognition: log-mel frames in, characters out, scored by word and character error rate.
 
 The corpus is a user's folder of WAV files and transcripts; without one it is a made-up language of tones, which is
 SYNTHETIC and says nothing of how well speech is recognised.
