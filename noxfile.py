@@ -91,6 +91,14 @@ def workers(arguments: list[str]) -> list[str]:
 
 
 @nox.session
+def docs(session: nox.Session) -> None:
+    """Make a site of the pages in build/docs/site, which opens without a server; its search box needs one."""
+    session.install(*nox.project.dependency_groups(PROJECT, "docs"))
+    session.run("python", "docs/site/gather.py", "build/docs")
+    session.run("zensical", "build", "--clean", "--strict", "--config-file", "build/docs/zensical.toml")
+
+
+@nox.session
 def lint(session: nox.Session) -> None:
     """Check style and formatting."""
     session.install(*nox.project.dependency_groups(PROJECT, "lint"))

@@ -80,7 +80,7 @@ def run(arguments: argparse.Namespace, command: str) -> int:
     if arguments.resume is not None:
         return _resume(arguments, command, deadline_s)
     if arguments.more is not None:
-        msg = "--more goes on with a run that has ended; name its folder with --resume"
+        msg = "--more continues a run that has ended; name its folder with --resume"
         raise UsageError(msg)
     arguments.suite = arguments.suite or (own_model.SUITE if arguments.model else DEFAULT_SUITE)
     if arguments.out is not None:
@@ -99,7 +99,7 @@ def run(arguments: argparse.Namespace, command: str) -> int:
     for line in own_model.lines(plan.own_model) if plan.own_model else ():
         console.say(line)
     if plan.second_cases:
-        console.say(f"then {len(plan.second_cases)} of them once more with pytest-benchmark, as a second instrument")
+        console.say(f"then {len(plan.second_cases)} of them again with pytest-benchmark, as a second instrument")
     if arguments.dry_run:
         print_cases(console, plan)
         return EXIT_OK
@@ -163,13 +163,13 @@ def _refuse_options(arguments: argparse.Namespace, begun: resume.Begun) -> None:
         given.remove("suite")
     if given:
         options = ", ".join("--" + name.replace("_", "-") for name in given)
-        msg = f"--resume goes on with the options that the run began with; leave out {options}"
+        msg = f"--resume continues with the options that the run began with; leave out {options}"
         raise UsageError(msg)
 
 
 @contextlib.contextmanager
 def _writing(folder: RunFolder) -> Iterator[None]:
-    """Hold a folder's lock; a system that does not let it be taken is told like any wrong folder."""
+    """Hold a folder's lock; where the system does not allow it, report that like any wrong folder."""
     with contextlib.ExitStack() as stack:
         try:
             stack.enter_context(folder.locked())

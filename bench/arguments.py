@@ -21,13 +21,13 @@ def parser() -> argparse.ArgumentParser:
     """The command line's grammar."""
     top = Parser(
         prog="python -m bench",
-        description="Measure the ways to execute an LSTM Seq2Seq model: which is fastest here, is it right, how sure.",
+        description="Measure ways to run an LSTM model: which is fastest here, is it still right, how sure is that?",
         epilog="Exit codes: 0 every case that can run here is ok; 1 a gate refused a variant, a case was faster than "
-        "the machine can be, a worker failed, the system refused to write, selftest missed a target, recommend --apply "
-        "found that the file does not hold, or doctor found something lacking; 2 wrong usage, or runs that are not "
-        "comparable; 3 compare or ab found a regression, or recommend found nothing that keeps the bounds; 4 "
+        "the machine can be, a worker failed, the system refused to write, selftest missed a target, the file of "
+        "recommend --apply failed its check, or doctor found something missing; 2 wrong usage, or runs that are not "
+        "comparable; 3 compare or ab found a regression, or recommend found no variant within the bounds; 4 "
         "--time-limit left cases for --resume; 5 compare or ab could not tell whether there is a regression, or "
-        "recommend which variant is best; 130 interrupted, 143 by SIGTERM.",
+        "recommend could not tell which variant is best; 130 interrupted, 143 by SIGTERM.",
     )
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
     run = commands.add_parser("run", help="measure a suite and write CSV, plots and a page")
@@ -36,7 +36,7 @@ def parser() -> argparse.ArgumentParser:
         "--seed",
         type=whole(0, SEEDS),
         metavar="N",
-        help="of gates and orders, as environment.json of a run has it (default: new)",
+        help="seed of the gates' inputs and of the order of turns; environment.json records it (default: a new one)",
     )
     _add_own_model(run)
     run.add_argument("--dry-run", action="store_true", help="print the cases and the expected time, run nothing")
@@ -47,38 +47,39 @@ def parser() -> argparse.ArgumentParser:
         "--resume",
         type=Path,
         metavar="DIR",
-        help="finish the interrupted run of that folder, with the options it began with; what is recorded stays",
+        help="finish the interrupted run of that folder, with the options it began with; recorded cases are kept",
     )
     run.add_argument(
         "--more",
         type=duration,
         metavar="TIME",
-        help="with --resume of a run that has ended: so much time for further rounds (90s, 3min) of the groups whose "
-        "answer does not stand yet",
+        help="with --resume of a run that has ended: measure groups without a clear answer longer (90s, 3min)",
     )
     told = run.add_mutually_exclusive_group()
-    told.add_argument("--quiet", action="store_true", help="print what goes wrong, and where the page is")
+    told.add_argument("--quiet", action="store_true", help="print only errors and the path of the page")
     told.add_argument(
-        "--json", action="store_true", help="print one JSON object a line: each record, at the end the verdict"
+        "--json", action="store_true", help="print one JSON object per line: each record, and the verdict at the end"
     )
-    listing = commands.add_parser("list", help="suites, workloads, and variants with their availability here")
-    listing.add_argument("--suite", metavar="NAME|FILE.toml", help="the cases of one suite instead")
+    listing = commands.add_parser(
+        "list", help="show suites, workloads, and variants with the reason why one cannot run here"
+    )
+    listing.add_argument("--suite", metavar="NAME|FILE.toml", help="show the cases of this suite instead")
     _add_device(listing)
-    commands.add_parser("doctor", help="what this machine offers and lacks for measuring, and what to do about it")
-    show = commands.add_parser("show", help="the cases of a run, or one of them in depth")
+    commands.add_parser("doctor", help="check what this machine has and lacks for measuring, and say what to do")
+    show = commands.add_parser("show", help="show the cases of a run, or everything about one of them")
     show.add_argument("dir", type=Path, metavar="RUN", help="run folder")
     show.add_argument(
-        "case", metavar="CASE", nargs="?", help="WORKLOAD/MODE/VARIANT, or the last parts of it; may hold *"
+        "case", metavar="CASE", nargs="?", help="WORKLOAD/MODE/VARIANT, or its last parts; * matches anything"
     )
-    show.add_argument("--trace", type=Path, metavar="FILE.json", help="new file for a Chrome trace of one call of it")
-    report = commands.add_parser(
-        "report", help="write plots and page of a run again, of runs side by side, or of their history"
+    show.add_argument(
+        "--trace", type=Path, metavar="FILE.json", help="write a Chrome trace of one of its calls to this new file"
+    )
+    report = commands.add_parser("report", help="write plots and page of a run again, or a page of several runs")
+    report.add_argument(
+        "dir", type=Path, metavar="DIR", nargs="+", help="run folder; several are shown side by side on one page"
     )
     report.add_argument(
-        "dir", type=Path, metavar="DIR", nargs="+", help="run folder; of several, a page shows them side by side"
-    )
-    report.add_argument(
-        "--history", action="store_true", help="DIR is a folder of runs: write a page of them in the order of time"
+        "--history", action="store_true", help="DIR is a folder of runs: write a page of them over time"
     )
     report.add_argument(
         "--out",
@@ -87,12 +88,10 @@ def parser() -> argparse.ArgumentParser:
         help="page of several runs (default: side-by-side.html in the first folder, or history.html)",
     )
     _add_selftest(
-        commands.add_parser(
-            "selftest", help="hold the suite against itself: null pairs, planted slowdowns, other tools"
-        )
+        commands.add_parser("selftest", help="test the suite itself: equal pairs, planted slowdowns, other tools")
     )
-    _add_ab(commands.add_parser("ab", help="two interpreters or two revisions in turns: is NEW slower than BASE?"))
-    _add_compare(commands.add_parser("compare", help="hold runs against a base: faster, slower, same or unclear"))
+    _add_ab(commands.add_parser("ab", help="measure two interpreters or revisions in turns: is NEW slower than BASE?"))
+    _add_compare(commands.add_parser("compare", help="compare runs with a base: faster, slower, same or unclear"))
     recommend.add_arguments(
         commands.add_parser("recommend", help="say which variant of a run to ship, how sure that is, and what it costs")
     )
@@ -102,7 +101,7 @@ def parser() -> argparse.ArgumentParser:
         "--format",
         choices=("pytest-benchmark",),
         default="pytest-benchmark",
-        help="whose format (default: pytest-benchmark)",
+        help="format of the file (default: pytest-benchmark)",
     )
     export.add_argument("--out", type=Path, metavar="FILE", help="new file (default: RUN/export.pytest-benchmark.json)")
     return top
@@ -111,24 +110,24 @@ def parser() -> argparse.ArgumentParser:
 def _add_ab(command: argparse.ArgumentParser) -> None:
     add = command.add_argument
     side = "bin/python of an environment with torch, its folder, a folder with a checkout, or a git revision"
-    add("base", metavar="BASE", help=f"what NEW is held against: {side}")
-    add("new", metavar="NEW", help="likewise")
+    add("base", metavar="BASE", help=f"side to compare with: {side}")
+    add("new", metavar="NEW", help="side to judge, in one of the same forms")
     add(
         "--workload",
         action="append",
         default=[],
         type=_workload,
         metavar="GLOB",
-        help="workloads, overrides as seed@batch=64; may be repeated (default: seed and forecast-deepar)",
+        help="workloads, overrides as seed@batch=64; can be repeated (default: seed and forecast-deepar)",
     )
     add(
         "--variant",
         action="append",
         default=[],
         metavar="GLOB",
-        help="variants; may be repeated (default: onednn and cpu-fused, on a GPU cudnn and triton)",
+        help="variants; can be repeated (default: onednn and cpu-fused, on a GPU cudnn and triton)",
     )
-    add("--mode", action="append", default=[], choices=MODES, help="modes; may be repeated (default: inference)")
+    add("--mode", action="append", default=[], choices=MODES, help="modes; can be repeated (default: inference)")
     add("--threads", type=whole(), metavar="N", help="CPU threads (default: the cores that may be used)")
     add(
         "--budget",
@@ -142,7 +141,7 @@ def _add_ab(command: argparse.ArgumentParser) -> None:
         type=whole(),
         default=8,
         metavar="N",
-        help="sets of fresh processes that share them; processes differ, so more make a narrower interval (default: 8)",
+        help="sets of fresh processes that share these seconds; more sets make narrower intervals (default: 8)",
     )
     add(
         "--omp-wait",
@@ -150,7 +149,12 @@ def _add_ab(command: argparse.ArgumentParser) -> None:
         default="default",
         help="how OpenMP threads wait (default: default)",
     )
-    add("--seed", type=whole(0, SEEDS), metavar="N", help="of gates and orders (default: new)")
+    add(
+        "--seed",
+        type=whole(0, SEEDS),
+        metavar="N",
+        help="seed of the gates' inputs and of the order of turns (default: a new one)",
+    )
     _add_margin(command)
     add("--out", type=Path, metavar="DIR", help="new folder for the run (default: results/runs/TIME-ab)")
     _add_device(command)
@@ -158,18 +162,18 @@ def _add_ab(command: argparse.ArgumentParser) -> None:
 
 def _add_compare(command: argparse.ArgumentParser) -> None:
     add = command.add_argument
-    add("base", type=Path, metavar="BASE", help="run folder that the others are held against")
-    add("new", type=Path, metavar="NEW", nargs="+", help="run folders, each held against BASE")
+    add("base", type=Path, metavar="BASE", help="run folder to compare with")
+    add("new", type=Path, metavar="NEW", nargs="+", help="run folders, each compared with BASE")
     add(
         "--by",
         choices=("speedup", "time"),
         default="speedup",
-        help="compare each case's time relative to the reference of its rounds, in which a machine that drifts "
-        "cancels, or its time as it is (default: speedup)",
+        help="speedup compares each case's time relative to the reference of its rounds, so that drift of the machine "
+        "cancels; time compares the times themselves (default: speedup)",
     )
     _add_margin(command)
-    add("--force", action="store_true", help="compare what is not comparable, and mark it")
-    add("--format", choices=("text", "csv", "markdown"), default="text", help="markdown fits a pull request")
+    add("--force", action="store_true", help="compare runs that are not comparable, and mark the result")
+    add("--format", choices=("text", "csv", "markdown"), default="text", help="markdown suits a pull request")
     add("--output", type=Path, metavar="FILE", help="new file to write to instead of the terminal")
 
 
@@ -180,15 +184,15 @@ def _add_margin(command: argparse.ArgumentParser) -> None:
         type=share,
         default=0.02,
         metavar="PERCENT",
-        help="changes whose interval lies within it are the same (default: 2%%)",
+        help="a change whose interval lies within this is called same (default: 2%%)",
     )
     add(
         "--fail-on",
         type=_slower,
         metavar="slower:PERCENT",
-        help="exit 3 when a case broke, or is estimated to be slower by more than this, as slower:3%%, and is surely "
-        "slower: its interval excludes 1 with all comparisons allowed for; exit 5 when that cannot be told, because an "
-        "interval neither shows nor excludes such a slowdown",
+        help="for example slower:3%%: exit 3 if a case broke, or is slower by an estimated 3%% or more and certainly "
+        "slower (its interval excludes 1, corrected for all comparisons); exit 5 if an interval neither shows nor "
+        "excludes such a slowdown",
     )
     add("--allow-unclear", action="store_true", help="exit 0 instead of 5 when --fail-on could not tell")
 
@@ -200,7 +204,7 @@ def _add_selftest(command: argparse.ArgumentParser) -> None:
         "part",
         nargs="*",
         metavar="PART",
-        help=f"what to hold against the suite ({words}; default: {' '.join(STANDARD)})",
+        help=f"parts to run ({words}; default: {' '.join(STANDARD)})",
     )
     add(
         "--pairs",
@@ -213,7 +217,7 @@ def _add_selftest(command: argparse.ArgumentParser) -> None:
         type=seconds,
         default=5.0,
         metavar="S",
-        help="of rounds a pair; in `carryover` for each variant after each other one (default: 5)",
+        help="seconds of rounds per pair; in `carryover`, per pair of neighbours (default: 5)",
     )
     add("--processes", type=whole(), default=4, metavar="N", help="worker processes that share them (default: 4)")
     add(
@@ -221,28 +225,28 @@ def _add_selftest(command: argparse.ArgumentParser) -> None:
         action="append",
         type=whole(),
         metavar="N",
-        help="CPU threads; may be repeated (default: 1 and all)",
+        help="CPU threads; can be repeated (default: 1 and all)",
     )
     add(
         "--planted",
         action="append",
         type=share,
         metavar="PERCENT",
-        help="slowdown that `power` plants, 0 for none; may be repeated (default: 0, 1, 2, 3 and 5)",
+        help="slowdown that `power` plants, 0 for none; can be repeated (default: 0, 1, 2, 3 and 5)",
     )
-    add("--workload", type=_workload, metavar="NAME", help="measure this workload alone")
+    add("--workload", type=_workload, metavar="NAME", help="measure only this workload")
     add("--mode", choices=MODES, help="its mode (default: inference)")
     add("--variant", default="reference", metavar="NAME", help="variant to measure against itself (default: reference)")
     add(
         "--group",
         action="append",
         metavar="NAME",
-        help="variant that takes turns in `carryover` beside the planted ones; may be repeated (default: all runtimes)",
+        help="variant that takes turns in `carryover` with the planted ones; can be repeated (default: all runtimes)",
     )
     add(
         "--unstopped",
         action="store_true",
-        help="`carryover` with all variants in one process that is never stopped: what seats are good for",
+        help="run `carryover` with all variants in one process that is never stopped, to see what stopping gains",
     )
     add(
         "--omp-wait",
@@ -266,17 +270,17 @@ def _add_selection(command: argparse.ArgumentParser) -> None:
         default=[],
         type=_workload,
         metavar="GLOB",
-        help="workloads instead of the suite's; overrides as seed@batch=64; checkpoint:PATH for a model of your own, a "
-        "run or folder of python -m seq2seq train or one of transformers; may be repeated",
+        help="workloads instead of the suite's, with overrides as in seed@batch=64; checkpoint:PATH is a model trained "
+        "with python -m seq2seq train or a folder of the transformers library; can be repeated",
     )
     add(
         "--variant",
         action="append",
         default=[],
         metavar="GLOB",
-        help="variants instead of the suite's, which the reference joins; name#label runs one twice; may be repeated",
+        help="variants instead of the suite's, always with the reference; name#label runs one twice; can be repeated",
     )
-    add("--mode", action="append", default=[], choices=MODES, help="modes instead of the suite's; may be repeated")
+    add("--mode", action="append", default=[], choices=MODES, help="modes instead of the suite's; can be repeated")
     add(
         "--threads",
         type=whole(),
@@ -293,8 +297,8 @@ def _add_selection(command: argparse.ArgumentParser) -> None:
         "--time-limit",
         type=seconds,
         metavar="SECONDS",
-        help="begin no group of cases, second instrument or training that is not expected to end within this many "
-        "seconds from the start, the first one excepted; what is left is for --resume, and the exit code is 4",
+        help="stop before a group of cases, second instrument or training that would not finish within this time from "
+        "the start, except for the first; --resume measures the rest, and the exit code is 4",
     )
     add(
         "--omp-wait",
@@ -305,7 +309,7 @@ def _add_selection(command: argparse.ArgumentParser) -> None:
     add(
         "--no-second-instrument",
         action="store_true",
-        help=f"leave out timing the quick cases once more with pytest-benchmark, as the suite {DEFAULT_SUITE} does",
+        help=f"leave out timing the quick cases again with pytest-benchmark, as the suite {DEFAULT_SUITE} does",
     )
     _add_device(command)
 
@@ -346,7 +350,7 @@ def _add_own_model(command: argparse.ArgumentParser) -> None:
         default=[],
         type=own_model.named_reference,
         metavar="[NAME=]FILE.py:FUNCTION",
-        help="variant of your own: make(model) returns what is called in its place; may be repeated",
+        help="variant of your own: make(model) returns what is called in its place; can be repeated",
     )
 
 
@@ -358,7 +362,7 @@ def _add_device(command: argparse.ArgumentParser) -> None:
         default=[],
         type=Path,
         metavar="FILE.py",
-        help="file that adds variants or workloads of your own; may be repeated",
+        help="file that adds variants or workloads of your own; can be repeated",
     )
 
 
@@ -372,7 +376,7 @@ def _workload(text: str) -> str:
     if path.exists():
         place = path.resolve()
         path = place.relative_to(ROOT) if place.is_relative_to(ROOT) else place
-    # What follows an @ is no override where a / ends it.
+    # What follows an @ is not an override where a / ends it.
     end = f"@{overrides}" if overrides else "/" if "@" in path.name else ""
     return f"{CHECKPOINT}{path}{end}"
 

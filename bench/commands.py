@@ -89,7 +89,7 @@ def report(arguments: argparse.Namespace) -> int:
 
 
 def compare(arguments: argparse.Namespace) -> int:
-    """Hold runs against a base."""
+    """Compare runs with a base."""
     from bench.analysis import compare as comparing  # noqa: PLC0415 - pandas is slow to import
     from bench.analysis import tables as compare_tables  # noqa: PLC0415
 
@@ -133,7 +133,7 @@ def exit_code(arguments: argparse.Namespace, outcome: str) -> int:
 
 
 def selftest(arguments: argparse.Namespace, command: str) -> int:
-    """Hold the suite against itself."""
+    """Test the suite itself."""
     from bench.selftest import command as parts  # noqa: PLC0415 - pandas is slow to import
 
     return parts.selftest(arguments, command, usable_cores())

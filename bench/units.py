@@ -85,7 +85,7 @@ def estimated_seconds(value: float | None, lo: float | None, hi: float | None) -
 def ratio_interval(value: float | None, lo: float | None, hi: float | None, digits: int | None = None) -> str:
     """`1.63x [1.60, 1.66]`; without the interval where there is none, or where it is the value itself.
 
-    Of an interval that is too wide to estimate anything, only that is said.
+    If the interval is too wide to estimate anything, the text says only that.
 
     Args:
         value: a ratio.

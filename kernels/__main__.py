@@ -1,4 +1,4 @@
-"""`python -m kernels check | tune | compile | sanitize | limits`: the tools of whoever works on the kernels.
+"""`python -m kernels check | tune | compile | sanitize | limits`: tools for working on the kernels.
 
 A tool is imported when it is asked for, and parses what follows its name.
 """

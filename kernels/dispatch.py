@@ -1,6 +1,6 @@
-"""Which kernel runs a recurrence, and why another does not.
+"""Chooses the kernel that runs a recurrence, and says why the others do not.
 
-`auto` takes what `python -m kernels tune` measured to be fastest on the GPU at hand, cuDNN included; where nothing was
+`auto` takes what `python -m kernels tune` measured to be fastest on this GPU, cuDNN included; where nothing was
 measured it estimates, and says so. A name that was asked for is run or refused with the reason: nothing falls back in
 silence.
 """
@@ -29,7 +29,7 @@ MODULES = {name: f"{__package__}.gpu.{name}" for name in ("cell", "sequence", "p
 #: The kernel for CPUs, compiled when it is first used.
 CPU = "cpu-fused"
 #: What may be asked for. `triton` is the fastest of the modules above; `loop` is torch operations, step by step; and
-#: `vendor` is torch's own LSTM (cuDNN, oneDNN or ATen), which is no recurrence: `kernels.LSTM` alone can run it.
+#: `vendor` is torch's own LSTM (cuDNN, oneDNN or ATen), which is not a recurrence: `kernels.LSTM` alone can run it.
 IMPLEMENTATIONS = ("auto", "triton", *MODULES, CPU, "loop", "vendor")
 #: Answers that are kept: a lookup runs at every call, and batches of real data come in many lengths.
 CACHED = 4096
@@ -124,7 +124,7 @@ def forget() -> None:
 def _kernel_for(problem: Problem, implementation: str, *, backward: bool) -> str:
     if implementation == "vendor":
         msg = (
-            "'vendor' is torch's own LSTM, which is no recurrence; run it by kernels.LSTM(implementation='vendor') or "
+            "'vendor' is torch's own LSTM, not a recurrence; run it by kernels.LSTM(implementation='vendor') or "
             "torch.nn.LSTM, or ask here for 'auto'"
         )
         raise ValueError(msg)
@@ -143,7 +143,7 @@ def _choose(
         raise ValueError(msg)
     refused = _refusals(problem, backward=backward, interpreted=interpreted)
     if no_vendor:
-        refused["vendor"] = "torch's own LSTM cannot be traced, and is no recurrence: only a module can call it"
+        refused["vendor"] = "torch's own LSTM cannot be traced, and is not a recurrence: only a module can call it"
     # What cannot serve the backward pass that will follow: better said now than in the middle of it.
     later = _refusals(problem, backward=True, interpreted=interpreted) if problem.saves and not backward else {}
     if implementation == "triton":

@@ -1,6 +1,6 @@
 """Estimate of a recurrence's time on a GPU on which nothing was measured, from a few published figures.
 
-It is good for one thing, to pick a kernel before anybody has run `kernels.tools.tune`, and `kernels.dispatch` says so
+It serves only to pick a kernel before `kernels.tools.tune` was run, and `kernels.dispatch` says so
 whenever it has. No number that comes out of here is a result.
 """
 
@@ -31,15 +31,11 @@ BACKWARD = 1.4
 
 
 def estimate_s(problem: Problem, implementation: str, *, backward: bool) -> float:
-    """Seconds that `cell`, `sequence` or `persistent` might take for all steps.
-
-    Raises:
-        KeyError: for another implementation.
-    """
+    """Seconds that a kernel might take for all steps; infinite for one without an estimate, which is measured first."""
     if implementation == "persistent":
         return problem.steps * _persistent_s(problem, backward=backward)
-    step = {"cell": _cell_s, "sequence": _sequence_s}[implementation](problem)
-    return problem.steps * step * (BACKWARD if backward else 1.0)
+    step_s = {"cell": _cell_s, "sequence": _sequence_s}.get(implementation)
+    return problem.steps * step_s(problem) * (BACKWARD if backward else 1.0) if step_s else math.inf
 
 
 def _weight_bytes(problem: Problem) -> int:
@@ -70,7 +66,7 @@ def _sequence_s(problem: Problem) -> float:
 
 def _persistent_s(problem: Problem, *, backward: bool) -> float:
     """Return what the kernel's own model gives for the configuration that it would launch first."""
-    # Needs Triton, without which nobody asks: `kernels.dispatch` estimates what serves.
+    # Needs Triton, without which this is never called: `kernels.dispatch` estimates only kernels that serve.
     from .gpu import persistent_configs  # noqa: PLC0415
 
     first = persistent_configs.configs(problem, backward=backward)[0]

@@ -28,7 +28,7 @@ LayeredLSTM = Any
 def run(
     lstm: LayeredLSTM, x: Tensor, hx: State | None, lengths: Tensor | None, implementation: str, *, batch_first: bool
 ) -> tuple[Tensor, State]:
-    """Run all layers through the operator, or by the CPU kernel where nobody else listens.
+    """Run all layers through the operator, or by the CPU kernel directly where nothing intercepts operators.
 
     Args:
         lstm: holds parameters and options.
@@ -48,7 +48,7 @@ def run(
     tensors = [*given, *itertools.chain.from_iterable(itertools.chain.from_iterable(parameters))]
     plain = implementation == dispatch.CPU and unwatched(tensors)
     if lengths is not None and torch.is_grad_enabled() and not plain:
-        # The weights' gradient multiplies what stands in the padding by zero: no zero where that is NaN.
+        # The weights' gradient multiplies the padding by zero, which gives NaN where the padding is NaN.
         x = torch.where(valid_mask(lengths, x, batch_first), x, 0.0)
     dropped = bool(lstm.dropout) and lstm.training and lstm.num_layers > 1
     if plain and not dropped and not (torch.is_grad_enabled() and any(value.requires_grad for value in tensors)):

@@ -27,7 +27,7 @@ from .torch_lstm import State, permuted
 class LSTM(nn.RNNBase):
     """Drop-in for `torch.nn.LSTM`: same parameters, state_dict, initialisation, arguments, results and errors.
 
-    It is no subclass of `nn.LSTM`, since torch.compile refuses to trace those; so `isinstance(m, nn.LSTM)` is false.
+    It is not a subclass of `nn.LSTM`, since torch.compile refuses to trace those; so `isinstance(m, nn.LSTM)` is false.
 
     What differs:
 
@@ -185,7 +185,7 @@ class LSTM(nn.RNNBase):
 
         On a CPU with `cpu-fused` all layers are one call of the kernel. Everything else goes through `forward`, and the
         state is copied: other implementations, a state that is not contiguous, the first call.
-        `explain(..., step=True)` tells which. Hooks of the module do not run.
+        `explain(..., step=True)` says which. Hooks of the module do not run.
 
         Args:
             input: (batch, input_size).
@@ -253,7 +253,7 @@ class LSTM(nn.RNNBase):
         return choice
 
     def extra_repr(self) -> str:
-        """As torch.nn.LSTM, with what was asked for beyond it."""
+        """Arguments as torch.nn.LSTM shows them, followed by those that it does not have."""
         text = super().extra_repr()
         if self.implementation != "auto":
             text += f", implementation={self.implementation!r}"
@@ -270,12 +270,12 @@ class LSTM(nn.RNNBase):
         return state
 
     def __setattr__(self, name: str, value: Any) -> None:
-        """As any module; and what was prepared for the CPU kernel is dropped, since it depends on most attributes."""
+        """Set an attribute and drop what was prepared for the CPU kernel, since it depends on most attributes."""
         super().__setattr__(name, value)
         self.__dict__.pop("_kept", None)
 
     def __prepare_scriptable__(self) -> Any:
-        """Called by torch.jit.script, which would otherwise end somewhere in here with a riddle."""
+        """Called by torch.jit.script, which would otherwise fail with an obscure error deep inside this module."""
         msg = (
             "TorchScript cannot compile kernels.LSTM; script a torch.nn.LSTM with the same state_dict, or use "
             "torch.export"
@@ -305,7 +305,7 @@ class LSTM(nn.RNNBase):
         return choice
 
     def _choose(self, x: Tensor, hx: State | None, batch: int, steps: int, *, masked: bool) -> str:
-        """Name of what runs; all layers are the same problem. Keeps the choice for whoever asks later."""
+        """Name of what runs; all layers are the same problem. Keeps the choice for later calls."""
         if exported():
             self._refuse_export(masked=masked)
             choice = Choice("vendor", "a trace or an ONNX file holds torch's own LSTM", {})
@@ -363,7 +363,7 @@ class LSTM(nn.RNNBase):
         return [tuple(getattr(self, f"{kind}_{name}") for kind in kinds) for name in names]
 
     def _packed(self, packed: PackedSequence, hx: State | None) -> tuple[PackedSequence, State]:
-        """As a padded batch with lengths, and packed again: no kernel reads packed memory itself.
+        """Run a packed batch as a padded one with lengths, and pack the result: no kernel reads packed memory itself.
 
         The batch stays in its sorted order inside. Data lies steps first, each step's sequences together, which is
         the padded order with the padding left out: one index list serves both ways.

@@ -162,7 +162,7 @@ def load(device: str) -> MeasuredTable | None:
     """The table of a GPU, read once a process; None when nothing was measured on it.
 
     Raises:
-        ValueError: when there is a file that is no table of this schema.
+        ValueError: when there is a file that is not a table of this schema.
     """
     path = path_of(device)
     return read(path) if device and path.exists() else None
@@ -182,12 +182,12 @@ def read(path: Path) -> MeasuredTable:
         entries = tuple(_entry(entry) for entry in data["entries"])
         return MeasuredTable(data["device"], entries, data["facts"])
     except (KeyError, TypeError, ValueError) as error:
-        msg = f"{path} is no table of measurements ({error!r}); write it again: python -m kernels tune --out {path}"
+        msg = f"{path} is not a table of measurements ({error!r}); write it again: python -m kernels tune --out {path}"
         raise ValueError(msg) from error
 
 
 def write(path: Path, table: MeasuredTable) -> None:
-    """Write a table so that whoever is killed leaves the old file or the new one."""
+    """Write a table so that a process that is killed leaves the old file or the new one."""
     data = {
         "schema": SCHEMA,
         "device": table.device,

@@ -1,6 +1,6 @@
-"""What the operators of `kernels.ops` are given and what they write: arguments checked, results allocated.
+"""Checks the arguments of the operators in `kernels.ops`, and allocates their results.
 
-Kernels trust shapes, types and strides, so nothing reaches one but through here.
+Kernels trust shapes, types and strides, so every argument passes through here.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ def check_backward(
     cells: Tensor,
     batch_first: bool,
 ) -> None:
-    """Refuse wrong arguments, as `check_forward`: hooks of saved tensors may return others than they were given."""
+    """Refuse wrong arguments, as `check_forward`: hooks of saved tensors may return different ones."""
     steps, batch, directions, _ = gates.shape
     hidden, dtype, wide = weight_hh.size(2), gates.dtype, state_dtype(gates.dtype)
     state, outer = (directions, batch, hidden), (batch, steps) if batch_first else (steps, batch)
@@ -96,7 +96,7 @@ def check_backward(
 
 
 def _expect(device: torch.device, **arguments: tuple[Tensor | None, tuple[int, ...], torch.dtype]) -> None:
-    """Raise ValueError for an argument that has not its shape and type, or lies on another device."""
+    """Raise ValueError for an argument of another shape, type or device than expected."""
     for name, (value, shape, dtype) in arguments.items():
         if value is not None and (value.shape != shape or value.dtype != dtype or value.device != device):
             msg = (

@@ -40,8 +40,8 @@ def recurrence(
     """`lstm_forward` by the shortest way there is; keeps what a backward pass needs where one can follow.
 
     An operator written in Python costs tens of microseconds a call on its way through torch's dispatcher, as much as
-    a short sequence takes on a GPU. So where nobody else listens (compiler, tracer, a mode or a subclass of Tensor),
-    the same host code is called directly, on tensors that are cast as autocast would.
+    a short sequence takes on a GPU. So where nothing intercepts operators (compiler, tracer, a mode or a subclass of
+    Tensor), the same host code is called directly, on tensors that are cast as autocast would.
 
     Returns:
         Output, h_n and c_n, as `lstm_forward` does for the same arguments.
@@ -67,7 +67,7 @@ def recurrence(
 
 
 def _refuse_tangents(tensors: Iterable[Tensor]) -> None:
-    """Raise for forward-mode gradients, which torch would drop in silence: an operator cannot bring a rule for them."""
+    """Raise for forward-mode gradients, which torch would drop without a message: operators have no rule for them."""
     if torch.compiler.is_compiling() or forward_ad._current_level < 0:  # noqa: SLF001
         return
     if any(forward_ad.unpack_dual(value).tangent is not None for value in tensors):

@@ -90,7 +90,7 @@ class LoopLSTM(nn.RNNBase):
         # (steps, batch, 1) of 1 where the step is inside the sequence.
         inside = None if lengths is None else _inside(lengths.to(x.device), x.size(1))
         if inside is not None:
-            # Backward would multiply what stands in the padding by zero, which is no zero where that is not finite.
+            # The backward pass would multiply the padding by zero, which gives NaN where it is not finite.
             x = torch.where(inside.transpose(0, 1), x, torch.zeros_like(x))
         hidden, cell = [], []
         for layer in range(self.num_layers):

@@ -1,4 +1,4 @@
-"""`replace_lstm`: put kernels.LSTM in the place of every torch.nn.LSTM of a model that somebody else wrote."""
+"""`replace_lstm`: put kernels.LSTM in place of every torch.nn.LSTM of a model."""
 
 from __future__ import annotations
 
@@ -37,10 +37,10 @@ class Replaced:
 def replace_lstm(
     model: nn.Module, implementation: str = "auto", *, fp32_precision: str | None = None, weight_storage: str = "fp32"
 ) -> Replaced:
-    """Swap every `torch.nn.LSTM` inside a model, in place, for a `kernels.LSTM` with the very same parameters.
+    """Swap every `torch.nn.LSTM` inside a model, in place, for a `kernels.LSTM` with the same parameters.
 
-    An optimizer that holds the parameters goes on holding them. Carried over as well: training mode, `requires_grad`,
-    hooks (their handles still remove them), attributes that somebody set on the module, and sharing: what was one
+    An optimizer that holds the parameters still holds them afterwards. Also carried over: training mode,
+    `requires_grad`, hooks (their handles still remove them), attributes set on the module, and sharing: what was one
     module in several places is one module still. Not carried over: `module.compile()`, and references to the old
     module that are not registered as submodules, as in a plain list; `isinstance(m, nn.LSTM)` becomes false.
 
@@ -86,7 +86,7 @@ def _refusal(module: nn.Module, implementation: str) -> str | None:  # noqa: PLR
         return "is a kernels.LSTM already"
     if type(module) is not nn.LSTM:
         if nn.utils.parametrize.is_parametrized(module) and isinstance(module, nn.LSTM):
-            return "has parametrized weights, computed anew from others; remove the parametrizations first"
+            return "has parametrized weights, computed from others; remove the parametrizations first"
         if isinstance(module, nn.LSTM):
             return f"is {type(module).__qualname__}, a subclass of torch.nn.LSTM, which may compute something else"
         if type(module).__name__ == "LSTM":

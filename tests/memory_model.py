@@ -9,6 +9,7 @@ from torch import Tensor
 
 from seq2seq.data.tokens import BEGIN, END
 from seq2seq.models.base import Model
+from seq2seq.models.encoder_decoder import Seq2SeqConfig
 
 #: Logit of the token that it is sure of; all others have 0.
 SURE = 50.0
@@ -25,6 +26,7 @@ class MemoryModel(Model):
     def __init__(self, pairs: Sequence[tuple[Sequence[int], Sequence[int]]], vocabulary: int) -> None:
         super().__init__()
         self.vocabulary = vocabulary
+        self.config = Seq2SeqConfig(1, 1, vocabulary, target_vocabulary=vocabulary)
         self.answers = {tuple(source): [*target, END] for source, target in pairs}
         self.longest = max((len(answer) for answer in self.answers.values()), default=1)
 

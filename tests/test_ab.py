@@ -192,10 +192,10 @@ def test_a_revision_is_taken_from_git_and_leaves_nothing_behind(checkout, tmp_pa
 @pytest.mark.parametrize(
     ("word", "said"),
     [
-        ("no-such-thing", "is no interpreter, virtual environment or checkout that exists, nor a"),
+        ("no-such-thing", "is not an interpreter, virtual environment or checkout that exists, nor a"),
         ("{tmp}/text", "not"),
-        ("{tmp}", "is no interpreter, virtual environment or checkout that exists, nor a"),
-        ("--upload-pack=x", "is no interpreter"),
+        ("{tmp}", "is not an interpreter, virtual environment or checkout that exists, nor a"),
+        ("--upload-pack=x", "is not an interpreter"),
     ],
 )
 def test_what_is_no_side_is_refused(tmp_path, word, said):

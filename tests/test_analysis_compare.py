@@ -654,10 +654,10 @@ DAMAGE = {
     "a tenth of the samples": lambda run: (run / "samples.csv.gz").write_bytes(
         (run / "samples.csv.gz").read_bytes()[:300]
     ),
-    "environment that is no JSON": lambda run: (run / "environment.json").write_text("{"),
+    "environment that is not JSON": lambda run: (run / "environment.json").write_text("{"),
     "environment that is a list": lambda run: (run / "environment.json").write_text("[1]"),
     "samples of another run": edited("records.jsonl", "onednn", "oneDNN"),
-    "plan that is no JSON": lambda run: (run / "plan.json").write_text("{"),
+    "plan that is not JSON": lambda run: (run / "plan.json").write_text("{"),
     "plan without names": lambda run: (run / "plan.json").write_text('{"cases": [{"mode": 1}]}'),
 }
 

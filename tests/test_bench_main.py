@@ -79,7 +79,7 @@ BAD = {
     "unknown variant": (["--suite", "smoke", "--variant", "lop"], "'lop'"),
     "variant pattern without a hit": (["--suite", "smoke", "--variant", "x*"], "'x*'"),
     "unknown axis": (["--workload", "seed@bach=2"], "'bach=2'"),
-    "override that is no number": (["--workload", "seed@batch=two"], "'batch=two'"),
+    "override that is not a number": (["--workload", "seed@batch=two"], "'batch=two'"),
     "override of 0": (["--workload", "seed@batch=0"], "'batch=0'"),
     "override without value": (["--workload", "seed@batch"], "'batch'"),
     "unknown mode": (["--mode", "traning"], "'traning'"),
@@ -95,7 +95,7 @@ BAD = {
     "budget of 0": (["--budget", "0"], "'0'"),
     "budget below 0": (["--budget=-3"], "'-3'"),
     "budget without end": (["--budget", "inf"], "'inf'"),
-    "budget that is no number": (["--budget", "nan"], "'nan'"),
+    "budget that is not a number": (["--budget", "nan"], "'nan'"),
     "plugin that is not there": (["--plugin", "mine.py"], "mine.py"),
     "plugin that is a folder": (["--plugin", "."], "plugin ."),
     "unknown wait policy": (["--omp-wait", "sometimes"], "'sometimes'"),
@@ -294,7 +294,7 @@ def test_a_plugin_that_fails_is_one_line(text, named, tmp_path):
 
 def test_a_dry_run_tells_of_the_second_instrument(empty, capsys):
     """It is in the plan of the suite that has it, and gone when it is refused."""
-    line = "once more with pytest-benchmark, as a second instrument"
+    line = "again with pytest-benchmark, as a second instrument"
     assert command_line.main(["run", "--suite", "quick", "--dry-run"]) == 0
     assert line in capsys.readouterr().out
     assert command_line.main(["run", "--suite", "quick", "--dry-run", "--no-second-instrument"]) == 0

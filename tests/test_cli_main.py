@@ -259,9 +259,9 @@ def test_lines_to_translate_may_be_of_another_encoding(translator, tmp_path, cap
     lines = tmp_path / "lines.txt"
     lines.write_bytes("rote Fähren … 5 €\n".encode("cp1252"))
     words = ("translate", str(translator), "--data", str(lines), "--beam", "1")
-    assert "row 1: byte 0xe4 is no utf-8: save the file as UTF-8, or name its encoding" in refusal(capsys, *words)
+    assert "row 1: byte 0xe4 is not utf-8: save the file as UTF-8, or name its encoding" in refusal(capsys, *words)
     assert "--option encoding=cp1252" in refusal(capsys, *words, "--option", "encoding=latin1")
-    assert "'1253b' is no encoding of texts" in refusal(capsys, *words, "--option", "encoding=1253b")
+    assert "'1253b' is not an encoding of texts" in refusal(capsys, *words, "--option", "encoding=1253b")
     assert "no option vocabulary for translate" in refusal(capsys, *words, "--option", "vocabulary=300")
     assert main([*words, "--option", "encoding=1252"]) == 0
     by_name = capsys.readouterr().out
@@ -510,7 +510,7 @@ def test_a_resumed_run_keeps_settings_whose_defaults_have_changed(tmp_path, monk
     assert {**again["settings"], "epochs": 1, "variant": ""} == begun["settings"]
     assert again["versions"] == begun["versions"]
     assert [one["torch"] for one in again["resumed_with"]] == ["9.0"]
-    assert capsys.readouterr().err.count("may round otherwise") == 1
+    assert capsys.readouterr().err.count("may round differently") == 1
 
 
 @pytest.mark.usefixtures("sines")
@@ -600,7 +600,7 @@ def test_help_names_every_option_and_task(capsys):
         (("train", "baking"), "'baking' (choose from"),
         (("train", "speech", "--quick"), "--quick"),
         (("train", "speech", "--seed", "1.5"), "'1.5' is not a whole number"),
-        (("train", "speech", "--clip", "much"), "'much' is no number"),
+        (("train", "speech", "--clip", "much"), "'much' is not a number"),
         (("train", "speech", "--epochs", "0"), "'0' is not a whole number of at least 1"),
         (("train", "speech", "--out"), "expected one argument"),
         (("predict", "RUN", "--last", "--start", "3"), "not allowed with argument"),
@@ -628,7 +628,7 @@ def test_attention_weights_are_shares_of_the_source():
 @pytest.mark.parametrize(
     ("data", "expected"),
     [
-        (b"caf\xe9\n", "standard input, row 1: byte 0xe9 is no utf-8"),
+        (b"caf\xe9\n", "standard input, row 1: byte 0xe9 is not utf-8"),
         ("\ufeffone\u2028line\r\ntwo\n".encode(), ["one\u2028line", "two"]),
         ("one\u2028line\rtwo".encode("utf-16"), ["one\u2028line", "two"]),
         (b"", []),

@@ -77,7 +77,7 @@ def bad_wavs():
     return {
         "empty": lambda _: b"",
         "no WAV": lambda _: b"RIFX" * 50,
-        "text": lambda _: b"hello there, this is no sound at all",
+        "text": lambda _: b"hello there, this is not a sound at all",
         "header cut": lambda whole: whole[:30],
         "sound cut": lambda whole: whole[: len(whole) // 2],
         "last sample cut": lambda whole: whole[:-1],
@@ -90,7 +90,7 @@ def test_broken_wav_is_refused_in_one_line(tmp_path, case):
     """A file that is none, or cut short anywhere, is refused with its name; half a sound is not taken for a whole."""
     path = write_pcm(tmp_path / "a.wav", tone(440), 2)
     path.write_bytes(bad_wavs()[case](path.read_bytes()))
-    with pytest.raises(DataError, match=r"is no whole WAV file|holds no samples") as caught:
+    with pytest.raises(DataError, match=r"is not a whole WAV file|holds no samples") as caught:
         read_wav(path)
     assert str(caught.value).startswith(str(path))
     assert "\n" not in str(caught.value)

@@ -57,7 +57,7 @@ def test_marks_mean_what_the_option_says(cell, decimal, value):
 def test_what_could_mean_something_else_is_no_number(cell, decimal):
     """Groups that are not of three, marks that are not the option's, and whatever is no finite number."""
     with pytest.raises(
-        ValueError, match=f"is no number, expected one with decimal mark '[{decimal or '.'}]'"
+        ValueError, match=f"is not a number, expected one with decimal mark '[{decimal or '.'}]'"
     ) as caught:
         read_number(cell, decimal)
     assert ("decimal=," in str(caught.value)) == (decimal is None and "," in cell)
@@ -97,7 +97,7 @@ def test_a_number_that_counts_since_1970_is_read_with_its_unit(unit, moment):
 )  # fmt: skip
 def test_a_number_is_no_date(cell):
     """Python takes some numbers of milliseconds for a day of the year 1704; the unit has to be named."""
-    with pytest.raises(ValueError, match=r"is no timestamp, .* as --option timestamp_format=s, or ms, us, ns"):
+    with pytest.raises(ValueError, match=r"is not a timestamp, .* as --option timestamp_format=s, or ms, us, ns"):
         read_timestamp(cell, None)
 
 
@@ -107,15 +107,15 @@ def test_a_number_is_no_date(cell):
         ("2024-01-01T00:00:00.123456789", None, "finer than a microsecond"),
         ("2024-01-01T00:00:00.1234567+01:00", None, "finer than a microsecond"),
         ("1704067200000000001", "ns", "finer than a microsecond"),
-        ("soon", "ms", "'soon' is no timestamp, expected a number of ms since 1970"),
-        ("nan", "s", "is no timestamp, expected a number of s"),
+        ("soon", "ms", "'soon' is not a timestamp, expected a number of ms since 1970"),
+        ("nan", "s", "is not a timestamp, expected a number of s"),
         ("1e99", "s", "beyond the years 1 to 9999"),
-        ("1e999999", "s", "is no timestamp, expected a number of s"),
+        ("1e999999", "s", "is not a timestamp, expected a number of s"),
         ("0001-01-01T00:00+14:00", None, "beyond the years 1 to 9999"),
         ("31.01.2024", None, "expected ISO 8601 such as 2024-01-31 18:00, or name its timestamp_format$"),
         ("2024-02-30", None, "expected ISO 8601"),
-        ("2024-01-31", "%d.%m.%Y", "is no timestamp, expected %d.%m.%Y"),
-        ("x" * 1000, None, r"^'x{40}\.\.\.' is no timestamp"),
+        ("2024-01-31", "%d.%m.%Y", "is not a timestamp, expected %d.%m.%Y"),
+        ("x" * 1000, None, r"^'x{40}\.\.\.' is not a timestamp"),
     ],
 )
 def test_what_is_no_timestamp_is_refused(cell, form, message):

@@ -227,7 +227,7 @@ def test_numbers_that_count_since_1970_are_read_with_their_unit(write):
     assert (series.start, str(series.frequency)) == (pd.Timestamp("2023-12-31T08:08:20"), "every 0.5 s")
     assert series.converted
     with pytest.raises(
-        DataError, match=r"row 2: '1704010100000' is no timestamp, .* timestamp_format=s, or ms, us, ns"
+        DataError, match=r"row 2: '1704010100000' is not a timestamp, .* timestamp_format=s, or ms, us, ns"
     ):
         read_series(write("timestamp,value\n" + rows))
 
@@ -289,8 +289,8 @@ BAD = {
     "empty": (b"", {}, "is empty, expected at least one row"),
     "blank": (b" \n\n", {}, "is empty, expected at least one row"),
     "header alone": (b"timestamp,value\n", {}, "holds a header and no values"),
-    "encoding": (HOURS.encode() + b"2024-01-01 03:00,\xe4\n", {}, "row 5: byte 0xe4 is no utf-8"),
-    "unknown encoding": (HOURS, {"encoding": "utf-99"}, "'utf-99' is no encoding"),
+    "encoding": (HOURS.encode() + b"2024-01-01 03:00,\xe4\n", {}, "row 5: byte 0xe4 is not utf-8"),
+    "unknown encoding": (HOURS, {"encoding": "utf-99"}, "'utf-99' is not an encoding"),
     "no column": (HOURS, {"value": "load"}, "row 1: no column named 'load' in the header timestamp, value"),
     "two columns": ("timestamp,value,value\n" + 3 * "x,1,2\n", {}, "row 1: several columns named 'value'"),
     "a column too few": (HOURS + "2024-01-01 03:00\n", {}, "row 5: has 1 column, expected 2"),
@@ -307,10 +307,18 @@ BAD = {
     "zero byte": (HOURS + "2024-01-01 03:00,\0\n", {}, r"row 5: .* control character '\\x00'"),
     "utf-8 as latin-1": (HOURS.replace("value", "Größe"), {"encoding": "latin1"}, "is utf-8, expected iso8859-1 as it"),
     "trailing separators": (HOURS.replace("1\n", "1,\n"), {}, "row 2: has 3 columns, expected 2 as in the header"),
-    "thousands": ("timestamp;value\n2024-01-01;1,002\n", {}, "row 2: '1,002' is no number.*--option decimal=, reads"),
-    "thousand of ten": ("timestamp;value\n2024-01-01;1.02\n", {"decimal": ","}, "row 2: '1.02' is no number"),
-    "a long cell": (HOURS + "2024-01-01 03:00," + "x" * 10**5 + "\n", {}, r"row 5: 'x{40}\.\.\.' is no number"),
-    "a longer cell": (HOURS + "2024-01-01 03:00," + "x" * 10**6 + "\n", {}, "row 5: is no row of a CSV .field larger"),
+    "thousands": (
+        "timestamp;value\n2024-01-01;1,002\n",
+        {},
+        "row 2: '1,002' is not a number.*--option decimal=, reads",
+    ),
+    "thousand of ten": ("timestamp;value\n2024-01-01;1.02\n", {"decimal": ","}, "row 2: '1.02' is not a number"),
+    "a long cell": (HOURS + "2024-01-01 03:00," + "x" * 10**5 + "\n", {}, r"row 5: 'x{40}\.\.\.' is not a number"),
+    "a longer cell": (
+        HOURS + "2024-01-01 03:00," + "x" * 10**6 + "\n",
+        {},
+        "row 5: is not a row of a CSV .field larger",
+    ),
     "mistyped year": (
         HOURS + "2204-01-01 02:00,1\n",
         {"missing": "interpolate"},
@@ -327,22 +335,30 @@ BAD = {
         {},
         "row 4: .*02:00:00.300000 is off the hourly steps of the series series, expected equal steps; round the",
     ),
-    "no number": (HOURS + "2024-01-01 03:00,cold\n", {}, "row 5: 'cold' is no number"),
-    "decimal comma": ("timestamp;value\n2024-01-01;1,5\n", {}, r"row 2: '1,5' is no number, expected .* mark '\.'"),
-    "infinite": (HOURS + "2024-01-01 03:00,inf\n", {}, "row 5: 'inf' is no number"),
-    "underscore": (HOURS + "2024-01-01 03:00,1_0\n", {}, "row 5: '1_0' is no number"),
+    "no number": (HOURS + "2024-01-01 03:00,cold\n", {}, "row 5: 'cold' is not a number"),
+    "decimal comma": ("timestamp;value\n2024-01-01;1,5\n", {}, r"row 2: '1,5' is not a number, expected .* mark '\.'"),
+    "infinite": (HOURS + "2024-01-01 03:00,inf\n", {}, "row 5: 'inf' is not a number"),
+    "underscore": (HOURS + "2024-01-01 03:00,1_0\n", {}, "row 5: '1_0' is not a number"),
     "missing value": (HOURS + "2024-01-01 03:00,\n", {}, "row 5: the value is missing, .* missing=interpolate"),
     "last missing": (HOURS + "2024-01-01 03:00,\n", {"missing": "interpolate"}, "row 5: the first and the last value"),
-    "no timestamp": (HOURS + "soon,1\n", {}, "row 5: 'soon' is no timestamp, expected ISO 8601"),
-    "other format": (HOURS, {"timestamp_format": "%d.%m.%Y"}, "row 2: .* is no timestamp, expected %d.%m.%Y"),
+    "no timestamp": (HOURS + "soon,1\n", {}, "row 5: 'soon' is not a timestamp, expected ISO 8601"),
+    "other format": (HOURS, {"timestamp_format": "%d.%m.%Y"}, "row 2: .* is not a timestamp, expected %d.%m.%Y"),
     "zones differ": (HOURS + "2024-01-01T03:00Z,1\n", {}, "row 5: timestamps are with and without a time zone"),
     "twice": (HOURS + "2024-01-01 02:00,1\n", {}, "row 5: 2024-01-01 02:00:00 is there twice"),
     "out of order": (HOURS + "2023-01-01 02:00,1\n", {}, "row 5: 2023-01-01 02:00:00 comes after 2024-01-01 02:00:00"),
     "gap": (HOURS + "2024-01-01 05:00,1\n", {}, "row 5: 2 hourly steps are missing before 2024-01-01 05:00:00"),
     "off the grid": (HOURS + "2024-01-01 02:30,1\n", {"missing": "interpolate"}, "row 5: .* is off the hourly steps"),
     "two rows": ("timestamp,value\n2024-01-01,1\n2024-01-02,1\n", {}, "has 2 timestamps, expected at least 3"),
-    "torn quotes": ('timestamp,value\n2024-01-01,"1\n', {}, "row 3: is no row of a CSV|row 2: is no row of a CSV"),
-    "after a torn cell": ('timestamp,note,value\n2024-01-01,"a\nb",1\n2024-01-02,,x\n', {}, "row 4: 'x' is no number"),
+    "torn quotes": (
+        'timestamp,value\n2024-01-01,"1\n',
+        {},
+        "row 3: is not a row of a CSV|row 2: is not a row of a CSV",
+    ),
+    "after a torn cell": (
+        'timestamp,note,value\n2024-01-01,"a\nb",1\n2024-01-02,,x\n',
+        {},
+        "row 4: 'x' is not a number",
+    ),
 }
 
 

@@ -67,7 +67,7 @@ def test_an_encoding_is_known_in_any_spelling(spelling, encoding):
 )
 def test_an_unknown_encoding_is_refused(name):
     """A name that is no encoding of texts is refused by name."""
-    with pytest.raises(DataError, match=rf"{re.escape(repr(name))} is no encoding of texts that Python knows"):
+    with pytest.raises(DataError, match=rf"{re.escape(repr(name))} is not an encoding of texts that Python knows"):
         decode(b"abc\n", "x", name)
 
 
@@ -97,14 +97,22 @@ REFUSED = {
         r"the control character '\\x80': .*encoding=cp1252, which reads",
     ),
     "utf-8 read as windows": ("Größe\n".encode(), "1252", "is utf-8, expected cp1252 as it was named; leave the enc"),
-    "utf-8 read as ascii": ("Größe\n".encode(), "ascii", r"byte 0xc3 is no ascii: .* encoding=utf-8, which reads 'Grö"),
+    "utf-8 read as ascii": (
+        "Größe\n".encode(),
+        "ascii",
+        r"byte 0xc3 is not ascii: .* encoding=utf-8, which reads 'Grö",
+    ),
     "little end": ("a,b\n1,2\n".encode("utf-16-le"), "utf-8", "as --option encoding=utf-16-le, which reads 'a,b'"),
     "big end": ("a,b\n1,2\n".encode("utf-16-be"), "utf-8", "as --option encoding=utf-16-be, which reads 'a,b'"),
     "big end, no ascii": ("aö\n".encode("utf-16-be"), "utf-8", "as --option encoding=utf-16-be, which reads 'aö'"),
     "either end": ("a\n".encode("utf-16-be"), "utf-16", "has no byte order mark, .* name utf-16-le or utf-16-be"),
-    "marked and cut": (b"\xff\xfea\0b", "utf-8", "byte 0x62 is no utf-16: its byte order mark says that it is; save"),
-    "marked and mixed": (b"\xef\xbb\xbf\xe4\n", "utf-8", "byte 0xe4 is no utf-8: its byte order mark says that it is;"),
-    "a picture": (b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR\0", "utf-8", r"row 1: byte 0x89 is no utf-8: expected a text file$"),
+    "marked and cut": (b"\xff\xfea\0b", "utf-8", "byte 0x62 is not utf-16: its byte order mark says that it is; save"),
+    "marked and mixed": (
+        b"\xef\xbb\xbf\xe4\n",
+        "utf-8",
+        "byte 0xe4 is not utf-8: its byte order mark says that it is;",
+    ),
+    "a picture": (b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR\0", "utf-8", r"row 1: byte 0x89 is not utf-8: expected a text file$"),
     "a zero": (b"a\0b\n", "utf-8", r"row 1: .* control character '\\x00': expected a text file$"),
 }
 

@@ -25,7 +25,7 @@ BAD_TSV = {
     "empty": (b"", None, "is empty, expected at least one row"),
     "byte order mark alone": (b"\xef\xbb\xbf", None, "is empty, expected at least one row"),
     "blank": (b"\n\n", None, "is empty, expected at least one row"),
-    "latin-1": (b"a\tb\nb\xe4r\tc\n", 2, "byte 0xe4 is no utf-8"),
+    "latin-1": (b"a\tb\nb\xe4r\tc\n", 2, "byte 0xe4 is not utf-8"),
     "utf-16 without a mark": ("a\tb\n".encode("utf-16-le"), 1, "as --option encoding=utf-16-le, which reads 'a\\tb'"),
     "column too few": (b"a\tb\nc\n", 2, "1 column, expected source<TAB>target"),
     "column too many": (b"a\tb\tc\n", 1, "3 columns, expected source<TAB>target"),
@@ -37,7 +37,7 @@ BAD_TSV = {
 OBJECT = 'expected an object {"document": "...", "summary": "..."}'
 BAD_JSONL = {
     "empty": (b"", None, "is empty, expected at least one row"),
-    "latin-1": (b'{"document": "\xe4", "summary": "s"}', 1, "byte 0xe4 is no utf-8"),
+    "latin-1": (b'{"document": "\xe4", "summary": "s"}', 1, "byte 0xe4 is not utf-8"),
     "not JSON": (GOOD + b'\n{"document": \n', 2, "not JSON ("),
     "two lines of one object": (b'{\n"document": "d", "summary": "s"}\n', 1, OBJECT),
     "list": (b'["d", "s"]', 1, f"a JSON array, {OBJECT}"),
@@ -155,7 +155,7 @@ def test_a_file_of_another_encoding_is_read_when_it_is_named(name, encoding, hin
     )
     more = {"cp1250": "ž"}.get(encoding, "")
     path.write_bytes("\n".join(rows).replace("é", "é" + more).encode(encoding))
-    with pytest.raises(DataError, match=rf"row 1: byte 0x\w\w is no utf-8: .*, as --option encoding={hint}, which"):
+    with pytest.raises(DataError, match=rf"row 1: byte 0x\w\w is not utf-8: .*, as --option encoding={hint}, which"):
         read_pairs(path, KEYS)
     assert read_pairs(path, KEYS, encoding) == [("é" + more, "ü"), ("a", "b")]
     for task in (translation, summarization):

@@ -15,11 +15,11 @@ from seq2seq.decoding import search as decode
 from seq2seq.decoding.beams import length_penalty
 from seq2seq.decoding.search import beam_search, forecast, greedy, sample
 from seq2seq.execution.cell_lstm import CellLSTM
+from seq2seq.layers.likelihoods import central, distribution
 from seq2seq.models.attention import AttentionConfig
 from seq2seq.models.base import Model, select
 from seq2seq.models.encoder_decoder import Seq2SeqConfig
 from seq2seq.models.gnmt import GNMTConfig
-from seq2seq.models.likelihoods import central, distribution
 from seq2seq.models.transformer import TransformerConfig
 
 pytest.importorskip("hypothesis")

@@ -25,8 +25,8 @@ from hypothesis import strategies as st
 from seq2seq.cli.main import main
 from seq2seq.data.series import Frequency, calendar
 from seq2seq.deployment import deployed_forecast
+from seq2seq.layers.likelihoods import LIKELIHOODS, draw
 from seq2seq.models.checkpoint import save_pretrained
-from seq2seq.models.likelihoods import LIKELIHOODS, draw
 from seq2seq.tasks.forecasting import load, restore
 
 

@@ -11,6 +11,7 @@ import importlib.util
 import re
 import shlex
 import sys
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -209,6 +210,59 @@ def test_a_wrong_command_would_be_noticed(line, monkeypatch):
         check(wrong[0], monkeypatch)
 
 
+def mentioned(text: str) -> Iterator[tuple[str, str]]:
+    """Programs that a page names inside a sentence, each with a command of theirs or nothing; `a | b` is two."""
+    for program, module, rest in re.findall(r"`(python -m|nox -s) ([\w.]+)([^`]*)`", text):
+        if program == "nox -s":
+            yield program, module
+        else:
+            for word in rest.split("|") if "|" in rest else rest.split()[:1]:
+                yield module, word.strip() if re.fullmatch(r"[a-z]+", word.strip()) else ""
+            if not rest.strip():
+                yield module, ""
+
+
+MENTIONED = [
+    pytest.param(*found, id=f"{page}: {' '.join(found)}")
+    for page, text in PAGES.items()
+    for found in sorted(set(mentioned(text)))
+]
+
+
+def check_mentioned(program: str, command: str, monkeypatch) -> None:
+    """Ask a program for the help of one of its commands.
+
+    Raises:
+        AssertionError: where there is no such session, module or command.
+    """
+    if program == "nox -s":
+        assert command in sessions(), f"no session {command!r}"
+        return
+    found = importlib.util.find_spec(program)
+    assert found, f"no module {program!r}"
+    main = importlib.import_module(f"{program}.__main__" if found.submodule_search_locations else program).main
+    monkeypatch.setattr(sys, "argv", [program, *([command] if command else []), "--help"])
+    with pytest.raises(SystemExit) as end:
+        main()
+    assert not end.value.code, f"{program} {command} is refused"
+
+
+@pytest.mark.parametrize(("program", "command"), MENTIONED)
+def test_a_command_inside_a_sentence_exists(program, command, monkeypatch):
+    """What a page calls by name in its text is there to be called."""
+    check_mentioned(program, command, monkeypatch)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["`nox -s bnech`", "`python -m bench reprot`", "`python -m kernels tuen | check`", "`python -m bench.nothing`"],
+)
+def test_a_wrong_command_inside_a_sentence_would_be_noticed(text, monkeypatch):
+    """A mistyped session, module or command fails the test above."""
+    with pytest.raises(AssertionError):
+        check_mentioned(*next(mentioned(text)), monkeypatch)
+
+
 def slugs(text: str) -> set[str]:
     """Anchors of a page's headings, as GitHub makes them."""
     headings = re.findall(r"^#+ (.*)$", re.sub(r"^```.*?^```$", "", text, flags=re.MULTILINE | re.DOTALL), re.MULTILINE)
@@ -229,6 +283,46 @@ def test_links_lead_to_files_and_headings_that_exist():
                 broken.append(f"{page}: {link}")
     assert seen > 30
     assert broken == []
+
+
+def site_maker():
+    """The script that gathers the files of the site."""
+    spec = importlib.util.spec_from_file_location("gather", ROOT / "docs" / "site" / "gather.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_site_has_every_page_and_every_file_a_page_links_to(tmp_path):
+    """What the pages of the site link to was gathered with them."""
+    site_maker().gather(tmp_path / "site")
+    folder = tmp_path / "site" / "pages"
+    gathered = {str(path.relative_to(folder)): path for path in folder.rglob("*") if path.is_file()}
+    assert set(PAGES) <= set(gathered)
+    links = [
+        (page, link.partition("#")[0])
+        for page in PAGES
+        for link in re.findall(r"\]\(([^)\s]+)\)", gathered[page].read_text(encoding="utf-8"))
+        if "://" not in link and not link.startswith("#")
+    ]
+    assert [(page, link) for page, link in links if not (gathered[page].parent / link).is_file()] == []
+
+
+def test_the_site_shows_a_link_to_a_folder_as_text():
+    """A folder is a page on GitHub alone."""
+    assert site_maker().FOLDER_LINK.sub(r"\1", "in [runs](results/), see [b](c.md)") == "in runs, see [b](c.md)"
+
+
+def test_the_site_s_contents_name_every_page_once():
+    """A page that the site's navigation leaves out is not found there."""
+
+    def named(entries):
+        for entry in entries:
+            for value in entry.values():
+                yield from named(value) if isinstance(value, list) else [value]
+
+    settings = tomllib.loads((ROOT / "docs" / "site" / "zensical.toml").read_text(encoding="utf-8"))
+    assert sorted(named(settings["project"]["nav"])) == sorted(PAGES)
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if page.startswith("docs/")])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import json
+import math
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -226,9 +227,17 @@ def test_backward_is_estimated_by_the_configuration_that_would_run(hidden, batch
     assert min(times, key=times.__getitem__) == expected
 
 
+def test_a_kernel_without_an_estimate_is_not_chosen_by_one(monkeypatch):
+    """A new kernel is one module and one line; until it is measured, `auto` takes another."""
+    name, _ = dispatch._auto(H200, {dispatch.CPU: "a GPU"}, {}, backward=False, device="")
+    monkeypatch.setattr(dispatch, "MODULES", {"newest": "kernels.gpu.newest", **dispatch.MODULES})
+    assert estimate_s(H200, "newest", backward=False) == math.inf
+    assert dispatch._auto(H200, {dispatch.CPU: "a GPU"}, {}, backward=False, device="")[0] == name
+
+
 def test_estimates_grow_with_the_work():
     """More steps, more rows, wider types and the backward pass never cost less."""
-    for name in dispatch.MODULES:
+    for name in ("cell", "sequence", "persistent"):
         for backward in (False, True):
             base = estimate_s(H200, name, backward=backward)
             for change in ({"steps": 2048}, {"batch": 128}, {"dtype": torch.float32}, {"hidden_size": 1024}):
@@ -299,7 +308,7 @@ def test_broken_table_is_named(tmp_path, content):
     """A file that is no table raises with its name and what to do, and is not taken for an empty one."""
     path = tmp_path / "nvidia-h200.json"
     path.write_text(content, encoding="utf-8")
-    with pytest.raises(ValueError, match=r"nvidia-h200\.json is no table.*kernels tune --out"):
+    with pytest.raises(ValueError, match=r"nvidia-h200\.json is not a table.*kernels tune --out"):
         table.read(path)
 
 

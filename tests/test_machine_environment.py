@@ -112,7 +112,7 @@ def test_what_a_system_does_not_tell_is_left_out_or_said(monkeypatch, tmp_path):
     monkeypatch.setattr(environment, "_CPU", tmp_path)
     machine = environment.machine()
     assert machine["caches"] == {}
-    assert machine["governor"] == "not told by this system"
+    assert machine["governor"] == "unknown on this system"
 
 
 def test_a_machine_without_a_frequency_can_be_described(monkeypatch):
@@ -193,4 +193,4 @@ def test_broken_metadata_is_told(monkeypatch, tmp_path):
     (tmp_path / "broken_package-1.dist-info").mkdir()
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.setattr(environment, "PACKAGES", ("broken-package",))
-    assert environment.software()["broken-package"] == "not told by its metadata"
+    assert environment.software()["broken-package"] == "unknown to its metadata"

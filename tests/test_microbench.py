@@ -160,7 +160,7 @@ def test_a_run_says_what_its_second_instrument_refused(tmp_path):
     line = [sys.executable, "-m", "bench", "run", *options, "--threads", "1", "--out", str(tmp_path / "run")]
     done = subprocess.run(line, capture_output=True, text=True, check=False, cwd=ROOT, timeout=300)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "2 of them once more with pytest-benchmark" in done.stdout
+    assert "2 of them again with pytest-benchmark" in done.stdout
     assert re.search(r"no figure for seed-inference-two-faced: .*\(gate before the timing\)", done.stdout)
     assert "pytest-benchmark timed 1 of 2 cases" in done.stdout
     records = pd.read_csv(tmp_path / "run" / "records.csv")

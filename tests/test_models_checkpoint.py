@@ -201,12 +201,12 @@ def test_damaged_weights_are_refused(saved, damage):
 
 def test_a_damaged_config_is_refused(saved):
     (saved / "config.json").write_text('{"format"')
-    with pytest.raises(CheckpointError, match="no JSON"):
+    with pytest.raises(CheckpointError, match="not JSON"):
         from_pretrained(saved)
 
 
 def test_a_missing_folder_or_config_is_refused(tmp_path):
-    with pytest.raises(CheckpointError, match="is no folder"):
+    with pytest.raises(CheckpointError, match="is not a folder"):
         from_pretrained(tmp_path / "none")
     with pytest.raises(CheckpointError, match=r"has no config\.json"):
         from_pretrained(tmp_path)
@@ -267,5 +267,5 @@ def test_weights_that_are_no_tensors_are_refused(saved):
     digest = hashlib.sha256(content).hexdigest()
     (saved / f"model-{digest[:16]}.safetensors").write_bytes(content)
     edit(saved, weights=f"model-{digest[:16]}.safetensors", sha256=digest)
-    with pytest.raises(CheckpointError, match="no safetensors file"):
+    with pytest.raises(CheckpointError, match="not a safetensors file"):
         from_pretrained(saved)

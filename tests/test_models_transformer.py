@@ -18,12 +18,12 @@ from seq2seq.data.batch import Batch
 from seq2seq.execution.executable import Executable
 from seq2seq.execution.variant import Variant
 from seq2seq.execution.variants import VARIANTS
+from seq2seq.layers.likelihoods import head_loss
+from seq2seq.layers.transformer_layers import MultiHeadAttention, positions
 from seq2seq.models import cost as costs
 from seq2seq.models.base import IGNORE_TOKEN, Extent, select
 from seq2seq.models.checkpoint import from_pretrained, save_pretrained
-from seq2seq.models.likelihoods import head_loss
 from seq2seq.models.transformer import TABLE, TransformerConfig, TransformerSeq2Seq, rival
-from seq2seq.models.transformer_layers import MultiHeadAttention, positions
 from seq2seq.models.weights import initial_weights
 from seq2seq.workloads.registry import find_workload
 from seq2seq.workloads.workload import UnknownWorkloadError

@@ -71,13 +71,13 @@ PLANTED = {
     "inputs that do not fit": ({"return torch.randn(2, 7, 5)": "return (1, 2, 3)"}, r"inputs do not fit Model.forward.*: too many"),
     "an unknown keyword": (
         {"return torch.randn(2, 7, 5)": "return {'x': torch.randn(2, 7, 5), 'stat': None}"},
-        "key 'stat' is no parameter of forward; there are x, state",
+        "key 'stat' is not a parameter of forward; there are x, state",
     ),
     "inputs that raise": ({"return torch.randn(2, 7, 5)": "raise KeyError('no data')"}, r"example_inputs raised KeyError: 'no data' \(.*mine.py"),
     "a mix without weights": ({"return torch.randn(2, 7, 5)": "return [torch.randn(2, 7, 5)]"}, r"entry 0 is no \(inputs, weight\)"),
     "a call that raises": ({"torch.randn(2, 7, 5)": "torch.randn(2, 7, 6)"}, r"calling the model of .* raised RuntimeError: .*\(.*mine.py:\d+\)"),
     "a process that ends": ({"return Model()": "raise SystemExit(3)"}, r"ended the process \(exit code 3\)"),
-    "a file that is no Python": ({"class Model": "class class"}, r"raised SyntaxError.*mine.py:\d+"),
+    "a file that is not Python": ({"class Model": "class class"}, r"raised SyntaxError.*mine.py:\d+"),
 }  # fmt: skip
 
 
@@ -153,7 +153,7 @@ def test_a_saved_module_and_a_module_s_function_are_models(tmp_path, monkeypatch
     ("line", "words"),
     [
         ("", "is empty; expected a line as"),
-        ("{", r":1 is no JSON .*; expected a line as"),
+        ("{", r":1 is not JSON .*; expected a line as"),
         ("[1]", r":1: expected an object"),
         ('{"batch": 2, "count": 0}', r":1: expected an object with the arguments .* a count above 0"),
     ],

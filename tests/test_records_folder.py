@@ -97,7 +97,7 @@ def test_an_error_that_is_no_number_keeps_the_records_plain_json(folder):
     folder.append(Record(workload="seed", parity_error=float("inf"), grad_error=float("nan")))
 
     def refuse(word: str) -> None:
-        pytest.fail(f"{word} is no JSON")
+        pytest.fail(f"{word} is not JSON")
 
     json.loads(folder.records_path.read_text(encoding="utf-8"), parse_constant=refuse)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -24,7 +25,7 @@ ORDER = {
         __main__
     """,
     "seq2seq": """
-        data
+        data layers
         models
         decoding runtimes workloads
         execution tasks
@@ -226,6 +227,22 @@ def test_a_room_says_what_it_is_for(package):
     text = ast.get_docstring(tree)
     assert text is not None
     assert len(text.split()) > 8
+
+
+def guesses(source: str) -> list[str]:
+    """Properties of a model's config that a source looks up by name, with an answer of its own where it has none."""
+    return re.findall(r"getattr\(\s*(?:\w+\.)*_?config, \"\w+\"", source)
+
+
+def test_every_family_answers_for_itself():
+    """What a config does not say is in `seq2seq.models.family_defaults`, never where it is asked."""
+    found = {name: guesses(text) for name, text in SOURCES.items() if name.startswith(("seq2seq", "bench"))}
+    assert {name: lines for name, lines in found.items() if lines} == {}
+
+
+def test_a_guess_about_a_family_would_be_noticed():
+    """The test above sees what it looks for."""
+    assert guesses('x = getattr(model.config, "kinked", False)') == ['getattr(model.config, "kinked"']
 
 
 def test_rooms_and_files_are_small():

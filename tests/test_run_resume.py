@@ -326,7 +326,7 @@ def test_torn_samples_are_mended(interrupted):
 def test_a_run_that_was_killed_at_its_start_may_begin_again(interrupted, capsys):
     """Before environment.json there is nothing to resume, which is said, and the folder may be used."""
     (interrupted / "environment.json").unlink()
-    assert "begin it anew with --out" in refused(interrupted, capsys)
+    assert "start a new one with --out" in refused(interrupted, capsys)
     new = interrupted.parent / "new"
     new.mkdir()
     (new / durable.LOCK).write_text("12\n")
@@ -338,8 +338,8 @@ def test_a_run_that_was_killed_at_its_start_may_begin_again(interrupted, capsys)
 BROKEN = {
     "a line in the middle": (lambda lines: [lines[0], b'{"workload": "se', *lines[2:]], "line 2 is not a record"),
     "an empty line in the middle": (lambda lines: [lines[0], b"", *lines[2:]], "line 2 is not a record"),
-    "a line that is no object": (lambda lines: [b"[1]", *lines[1:]], "line 1 is not a record"),
-    "bytes that are no text": (lambda lines: [lines[0], b"\xff\xfe", *lines[2:]], "line 2 is not a record"),
+    "a line that is not an object": (lambda lines: [b"[1]", *lines[1:]], "line 1 is not a record"),
+    "bytes that are not text": (lambda lines: [lines[0], b"\xff\xfe", *lines[2:]], "line 2 is not a record"),
     "another schema": (
         lambda lines: [*lines[:2], lines[2].replace(b'"schema_version": 4', b'"schema_version": 99'), *lines[3:]],
         "line 3 has schema_version 99, this release writes 4",
@@ -348,7 +348,7 @@ BROKEN = {
     "a record twice": (lambda lines: [*lines, lines[0]], "is recorded twice"),
     "another run's record": (
         lambda lines: [lines[0].replace(b'"variant": "cudnn"', b'"variant": "else"'), *lines[1:]],
-        "is no case of the run",
+        "is not a case of the run",
     ),
 }
 
@@ -397,11 +397,11 @@ def test_a_suite_file_that_changed_is_told_and_not_taken(interrupted, capsys):
     """The run goes on with the suite as it was, also when the file is gone."""
     (interrupted.parent / "mine.toml").write_text(SUITE.replace('"loop", ', ""), encoding="utf-8")
     assert command_line.main(["run", "--resume", str(interrupted)]) == 1
-    assert "is not what it was; the run goes on with the suite as it was" in capsys.readouterr().out
+    assert "has changed; the run continues with the suite as it was" in capsys.readouterr().out
     assert cases_of(interrupted) == PLANNED
     (interrupted.parent / "mine.toml").unlink()
     assert command_line.main(["run", "--resume", str(interrupted)]) == 1
-    assert "is not what it was" in capsys.readouterr().out
+    assert "has changed; the run continues" in capsys.readouterr().out
 
 
 def test_another_machine_is_refused(interrupted, capsys, monkeypatch):
@@ -621,22 +621,22 @@ def test_a_narrowed_training_is_resumed_as_it_was(stage, tmp_path, capsys, monke
     stage.ends = staticmethod(lambda *_: None)
     capsys.readouterr()
     assert command_line.main(["run", "--resume", "run"]) == 0
-    assert "is not what it was" not in capsys.readouterr().out
+    assert "has changed; the run continues" not in capsys.readouterr().out
     assert asked == [[("reference", "loop")]]
     suite.write_text(SUITE.replace("budget_s = 1", "budget_s = 7") + QUALITY, encoding="utf-8")
     assert command_line.main(["run", "--resume", "run"]) == 0
     # The command line said how long.
-    assert "is not what it was" not in capsys.readouterr().out
+    assert "has changed; the run continues" not in capsys.readouterr().out
     suite.write_text(SUITE + QUALITY.replace('"*"', '"loop"'), encoding="utf-8")
     assert command_line.main(["run", "--resume", "run"]) == 0
-    assert "is not what it was" in capsys.readouterr().out
+    assert "has changed; the run continues" in capsys.readouterr().out
 
 
 def test_a_budget_that_the_suite_no_longer_has_is_told(interrupted, tmp_path, capsys):
     """If the command line gave none, the suite's is part of it."""
     (tmp_path / "mine.toml").write_text(SUITE.replace("budget_s = 1", "budget_s = 7"), encoding="utf-8")
     assert command_line.main(["run", "--resume", str(interrupted)]) == 1
-    assert "is not what it was" in capsys.readouterr().out
+    assert "has changed; the run continues" in capsys.readouterr().out
 
 
 def test_the_expected_time_of_a_resumed_run_leaves_out_what_is_done(tmp_path, monkeypatch):

@@ -21,6 +21,7 @@ from seq2seq.data.errors import DataError
 from seq2seq.data.speech_corpus import read_corpus
 from seq2seq.data.tokens import BEGIN, END, UNKNOWN
 from seq2seq.models.base import IGNORE_TOKEN, Model
+from seq2seq.models.ctc import CTCConfig
 from seq2seq.tasks import speech
 from seq2seq.tasks.task import MODELS, suited
 from seq2seq.workloads.registry import find_workload
@@ -44,6 +45,7 @@ class Reads(Model):
 
     def __init__(self, task, texts):
         super().__init__()
+        self.config = CTCConfig(1, 1, 2)
         self.task, self.texts = task, texts
 
     def encode(self, source, lengths=None):
@@ -287,10 +289,10 @@ BAD = {
     "WAV without transcript": (add("z.wav", b"x"), "z.wav: has no transcript, expected a row in transcripts.txt"),
     "a column too few": (add_row(b"00001.wav hello\n"), "txt, row 4: has 1 column, expected file<TAB>text"),
     "twice": (add_row(b"00001\thello\n"), "txt, row 4: '00001' has a transcript already"),
-    "encoding": (add_row(b"00001.wav\t\xe4\n"), "txt, row 4: byte 0xe4 is no utf-8"),
+    "encoding": (add_row(b"00001.wav\t\xe4\n"), "txt, row 4: byte 0xe4 is not utf-8"),
     "nothing said": (add("transcripts.txt", b"00000.wav\t \n"), "txt, row 1: the transcript of '00000.wav' is empty"),
     "empty": (add("transcripts.txt", b""), "transcripts.txt: is empty"),
-    "cut short": (halve, "00001.wav: is no whole WAV file"),
+    "cut short": (halve, "00001.wav: is not a whole WAV file"),
     "too short": (tiny, "00000.wav: lasts 0.010 s, expected at least one window of 0.025 s"),
     "no sound": (no_sound, "corpus: holds no WAV files"),
 }
@@ -324,7 +326,7 @@ def test_text_and_sound_of_one_name_need_each_other(folder, name, message):
 
 def test_what_is_no_folder_is_refused(tmp_path):
     """A corpus is a folder."""
-    with pytest.raises(DataError, match="is no folder, expected one with WAV files and transcripts"):
+    with pytest.raises(DataError, match="is not a folder, expected one with WAV files and transcripts"):
         speech.load(tmp_path / "none")
 
 

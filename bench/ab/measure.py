@@ -122,7 +122,7 @@ class Contest:
     def _seating(self, number: int) -> bool:
         """Take one seating; returns whether it ended well."""
         setting = self.setting
-        # Whoever sits down first has other memory than whoever comes second, so they change places.
+        # The first process gets other memory than the second, so they change places.
         order = setting.sides if number % 2 == 0 else setting.sides[::-1]
         seats = [
             dataclasses.replace(place, home=side.home)
@@ -144,7 +144,7 @@ class Contest:
                     self._drop(variant, failed(Status.PARITY_FAILED, doubt))
         except WorkerError as error:
             at_fault = {found.case.variant for found in self.cases}
-            # Without anybody to blame all are, or a worker that always dies would be started for ever.
+            # If no side is to blame, both are: a worker that always dies would otherwise be started for ever.
             for variant in {error.variant} if error.variant in at_fault else at_fault:
                 self._drop(variant, failed(error.status, error.reason))
             return False

@@ -47,7 +47,7 @@ class Side:
 
     @property
     def shown(self) -> Path:
-        """A path whose last part tells it from the other side: of an interpreter the environment's folder."""
+        """A path whose last part differs from the other side's: of an interpreter the environment's folder."""
         path = Path(self.home.python).parent if self.kind == "interpreter" else Path(self.word)
         return path.parent if path.name in {"bin", "Scripts"} else path
 
@@ -125,8 +125,8 @@ def _revision(name: str, word: str, scratch: Path) -> Side:
     if found.returncode:
         where = "a revision of this git checkout"
         if _git("rev-parse", "--git-dir").returncode:
-            where = f"a git revision (and {ROOT} is no git checkout)"
-        _refuse(name, f"{word!r} is no interpreter, virtual environment or checkout that exists, nor {where}")
+            where = f"a git revision (and {ROOT} is not a git checkout)"
+        _refuse(name, f"{word!r} is not an interpreter, virtual environment or checkout that exists, nor {where}")
     commit = found.stdout.decode().strip()
     archive = _git("archive", "--format=tar", commit)
     if archive.returncode:

@@ -15,12 +15,12 @@ from bench.records.schema import Record, Status
 
 #: How the reason of a case begins that ran but was left out because it failed on the other side.
 NOT_TIMED = "not timed: "
-#: Longer than this many times the budget is no advice.
+#: Longer than this many times the budget is not advice.
 MOST_TIMES = 20.0
 
 
 def judge(run: RecordedRun, shown: tuple[Path, Path], options: CompareOptions) -> Comparison:
-    """Hold NEW against BASE, case by case.
+    """Compare NEW with BASE, case by case.
 
     Args:
         run: as read back from its folder.
@@ -49,7 +49,7 @@ def _pair(
 ) -> CasePair:
     fine = base.status is Status.OK, new.status is Status.OK
     if not all(fine):
-        # Whoever ran but was not timed for lack of the other side is no failure of its own.
+        # A side that ran, but was not timed because the other side failed, has not failed itself.
         broken = [r for r in (base, new) if r.status is not Status.OK and not r.reason.startswith(NOT_TIMED)]
         found = CaseVerdict.NEITHER
         if len(broken) == 1:
@@ -76,7 +76,7 @@ def advice(comparison: Comparison, budget_s: float, seatings: int) -> list[str]:
             continue
         # Doubt within a process falls with the time, doubt between processes with their number.
         more = f"--budget {math.ceil(budget_s * times)} --seatings {math.ceil(seatings * min(times, 8.0))}"
-        lines.append(f"unclear: {name}: about {times:.1f} times as long would tell: {more}")
+        lines.append(f"unclear: {name}: about {times:.1f} times as long would decide: {more}")
     return lines
 
 

@@ -1,6 +1,6 @@
 """Rules for comparing two runs: the facts of machine, software, threads and problem that must agree.
 
-A difference in one of them would be told as a difference of the code. So it refuses the comparison, by name and with
+A difference in one of them would look like a difference of the code. So it refuses the comparison, by name and with
 both values; what only may matter (governor, frequency, system) is a warning. The commit may differ: that is what is
 compared.
 """
@@ -106,7 +106,7 @@ def warnings(base: Environment, new: Environment) -> tuple[str, ...]:
 def plugins(base: Environment, new: Environment) -> tuple[str, ...]:
     """Differences between the plugins of two runs, in which the change that is looked for may lie.
 
-    Files are told apart by their content, so a plugin that was only moved is the same. Releases that did not record
+    Files are compared by their content, so a plugin that was only moved is the same. Releases that did not record
     plugins may have had any.
     """
     runs = _section(base, "run"), _section(new, "run")
@@ -182,7 +182,7 @@ def _memory(base: Environment, new: Environment) -> Difference | None:
 
 
 def _near(base: Any, new: Any, share: float) -> bool:
-    """Return whether two figures agree within a share of the larger one; so do two that nobody recorded."""
+    """Return whether two figures agree within a share of the larger one; so do two that were not recorded."""
     if isinstance(base, int | float) and isinstance(new, int | float):
         return abs(base - new) <= share * max(base, new)
     return bool(base == new)

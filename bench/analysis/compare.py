@@ -1,4 +1,4 @@
-"""Two runs held against each other: cases paired by identity, each with a change, its interval and a verdict.
+"""Two runs compared with each other: cases paired by identity, each with a change, its interval and a verdict.
 
 Two runs are made at different times, and a shared machine may be half as fast an hour later. So a case is by default
 compared by its speedup, the time relative to the reference of the same rounds: what drifts cancels. The reference then
@@ -173,7 +173,7 @@ class Comparison:
 
     @property
     def outcome(self) -> Finding:
-        """The answer to `--fail-on`; a regression that was found wins, and nothing judged tells nothing."""
+        """The answer to `--fail-on`; a regression that was found decides, and without any judged case it is open."""
         if self.regressions:
             return Finding.REGRESSION
         asked = self.options.threshold is not None
@@ -213,14 +213,14 @@ def load(path: Path) -> RecordedRun:
 
 
 def compare(base: RecordedRun, new: RecordedRun, options: CompareOptions) -> Comparison:
-    """Hold a run against its base.
+    """Compare a run with its base.
 
     Raises:
         UsageError: the runs have no case in common, or they are not comparable and `options.force` does not say to
-            compare them all the same.
+            compare them anyway.
     """
     counts = comparable.threads(base.records), comparable.threads(new.records)
-    # Forced, one thread is held against two; otherwise threads are part of what a case is.
+    # Forced, one thread is compared with two; otherwise threads are part of what a case is.
     across = options.force and len(counts[0]) == len(counts[1]) == 1
     sides = [{_identity(record, across=across): record for record in run.records} for run in (base, new)]
     shared = [(sides[0][key], sides[1][key]) for key in sides[0] if key in sides[1]]

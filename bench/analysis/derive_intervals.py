@@ -219,7 +219,7 @@ def study_calls(name: str, share: float, processes: int, rounds: int, runs: int,
 
 Size = tuple[int, int]
 Task = tuple[Callable[..., CoverageRow], tuple[object, ...]]
-#: Title, sizes, what counts a cell, and for each line its label and what the count is told of it.
+#: Title, sizes, the function that counts a cell, and for each line its label and the arguments of the count.
 Table = tuple[str, Sequence[Size], Callable[..., CoverageRow], Sequence[tuple[str, tuple[object, ...]]]]
 
 

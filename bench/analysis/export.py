@@ -49,7 +49,7 @@ def pytest_benchmark(path: Path) -> Exported:
     """A run folder as pytest-benchmark's JSON.
 
     Raises:
-        UsageError: it is no run folder, or pytest-benchmark is not installed.
+        UsageError: it is not a run folder, or pytest-benchmark is not installed.
     """
     try:
         from pytest_benchmark import __version__  # noqa: PLC0415 - optional

@@ -7,7 +7,7 @@ shows what each is worth:
 - **Rounds go together.** Calls of one round share its luck, and a round resembles the one before. So rounds are
   resampled whole, and only as many of them as say something new: the effective sample size of their indicators, as
   Markov chain Monte Carlo counts it (Vehtari et al. 2021, with Geyer's initial monotone sequence). A steady drift
-  within a process is told from chance and taken out first, since the rounds cover it evenly.
+  within a process is separated from chance and taken out first, since the rounds cover it evenly.
 - **Processes differ, and there are few.** Two or three cannot be resampled to any purpose, so the part of their spread
   that the rounds do not explain is drawn from a t distribution instead.
 - **High percentiles have few calls above them.** What is resampled is the share of calls below the percentile, and the
@@ -170,12 +170,12 @@ class _Shared:
         self._sides /= np.sqrt(generator.chisquare(free, (RESAMPLES, 1)) / free)
 
     def rounds(self, process: int, count: int, drawn: int) -> NDArray[np.int64]:
-        """As `_Own`; a process gives every figure the same draws, of which one may need more than another."""
+        """Draw as `_Own` does, but every figure gets the same draws of a process; one figure may need more of them."""
         drawn_at = np.random.default_rng(self._seeds[process]).random((drawn, RESAMPLES))
         return np.asarray((drawn_at.T * count).astype(np.int64))
 
     def levels(self, off: Floats, spread: float) -> Floats:
-        """As `_Own`: a t distribution, in the direction in which this figure's processes differ."""
+        """Draw from a t distribution as `_Own` does, in the direction in which this figure's processes differ."""
         apart = off - off.mean()
         return np.asarray(spread * (self._sides[:, : len(off)] @ (apart / np.linalg.norm(apart))))
 

@@ -2,7 +2,7 @@
 
 The answer is the fastest variant, or the set of variants that are equal to it within `MARGIN`: not those whose
 intervals merely overlap, but those whose interval lies within the margin. Rounds go on for what is undecided between
-the fastest and its rivals, and for intervals that are wider than the suite asks for. Everybody else rests.
+the fastest and its rivals, and for intervals that are wider than the suite asks for. All others rest.
 
 Looking often and stopping when the figures please would make intervals hold less often than they say. So a run looks
 at doublings of its rounds alone, and decides by intervals that are `CARE` times as wide as those that it reports;
@@ -19,11 +19,11 @@ from bench.analysis.figures import speedup
 from bench.analysis.intervals import Interval
 from bench.records.rounds import Round, Samples
 
-#: Times within this share of each other are equal to whoever chooses.
+#: Times within this share of each other make no difference to a user.
 MARGIN = 0.03
 #: Factor by which intervals are wider while a run decides whether to go on: 99 % in place of 95 %.
 CARE = 1.3
-#: Rounds of a seating that everybody plays.
+#: First rounds of a seating, in which all variants take part.
 FIRST_ROUNDS = 8
 
 
@@ -61,9 +61,9 @@ def standing(
         care: factor by which intervals are taken to be wider than they are.
 
     Returns:
-        None while somebody has no round.
+        None while a variant has no round.
     """
-    # Where the reference dropped out, any other tells who is fastest; there are no speedups to be narrow then.
+    # Where the reference dropped out, any other serves to find the fastest; there are no speedups to narrow then.
     yardstick = reference if reference in variants else min(variants, default="")
     speeds = {name: speedup(samples, yardstick, name) for name in variants}
     known = {name: found for name, found in speeds.items() if found is not None}
@@ -89,7 +89,7 @@ def places(found: Standing | None) -> dict[str, str]:
 
 
 def players(found: Standing | None, variants: Collection[str], reference: str) -> frozenset[str]:
-    """Variants that need more rounds, with the best and the reference to hold them against; none when all is told."""
+    """Variants that need more rounds, with the best and the reference to compare with; none when all is decided."""
     if found is None:
         return frozenset(variants)
     needing = found.undecided | found.wide
@@ -102,7 +102,7 @@ class Race:
     """Choice of those that go on in a seating: all at first, then those that need more, looked for at doublings.
 
     Args:
-        everybody: who takes turns.
+        everybody: all variants that take turns.
         needing: says who needs more rounds, from the rounds of the seating so far.
     """
 
@@ -120,7 +120,7 @@ class Race:
 
 
 def missing_factor(found: Standing, interval: float, widths: Iterable[float] = ()) -> float:
-    """Factor by which rounds must grow for the answer to stand, as far as the present doubt tells.
+    """Factor by which rounds must grow for the answer to stand, estimated from the present doubt.
 
     Doubt falls with the square root of the rounds. Of an undecided rival the nearer way counts: to be surely slower,
     or surely equal.

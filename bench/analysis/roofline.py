@@ -101,7 +101,7 @@ class Ceilings:
         return Ceilings(self.threads, self.rates.best_of(other.rates), one, self.measurements + other.measurements)
 
     def product_limit(self, precision: str) -> float | None:
-        """FLOPs per second that cannot be passed: no less than what so many single threads do."""
+        """FLOPs per second that cannot be passed: no less than single threads add up to."""
         one = self.one_thread.product(precision) if self.one_thread else None
         return _largest(self.rates.product(precision), one and one * self.threads)
 
@@ -210,8 +210,8 @@ def faster(bound: Least, work: Work) -> bool:
 def share(work: Work, ceilings: Ceilings) -> dict[str, Any]:
     """`ceiling_share` and `bound`; empty where the ceiling is not known.
 
-    It is not known either where a case passes what several threads were seen to do, but not so many times what one
-    did: then that measurement was held up.
+    A case can be faster than what several threads were measured to do, but slower than the multiple of what one did.
+    Then that measurement was disturbed, and the ceiling is not known either.
     """
     found = least(work, ceilings.rates)
     if not found.products_s or not found.bytes_s or faster(found, work):

@@ -59,8 +59,8 @@ class RankedGroup:
     def leaders(self) -> tuple[Record, ...]:
         """The fastest record, the reference included, and those not surely slower than it; empty when nothing ran.
 
-        Where a run did not record how they stand, two records are told apart where their intervals are: of the speedup,
-        or of the median where no reference ran.
+        Where a run did not record how they stand, two records differ where their intervals do not overlap: of the
+        speedup, or of the median where no reference ran.
         """
         timed = [record for record in self.ok if pace(record)[0] < UNTIMED]
         if not timed:
@@ -187,7 +187,7 @@ def groups(records: Iterable[Record]) -> tuple[RankedGroup, ...]:
 
 
 def group_title(key: tuple[str, str, str, int], devices: set[str], threads: set[int]) -> str:
-    """`seed, inference`, and what else tells a group from the others of its run."""
+    """`seed, inference`, and what else distinguishes a group from the others of its run."""
     workload, mode, device, thread_count = key
     more = [device] if len(devices) > 1 else []
     more += [f"{thread_count} thread{'s' if thread_count != 1 else ''}"] if len(threads) > 1 else []

@@ -27,7 +27,7 @@ HOLDS, UNTOLD = "!", "?"
 UNCHANGED = (CaseVerdict.SAME, CaseVerdict.UNCLEAR, CaseVerdict.YARDSTICK, CaseVerdict.NEITHER)
 #: What is counted rather than listed: runs of different suites share few cases.
 ONE_SIDED = (CaseVerdict.ONLY_BASE, CaseVerdict.ONLY_NEW)
-#: So many names are listed before the rest is counted.
+#: Number of names that are listed; the rest is counted.
 MOST_NAMES = 5
 CSV_COLUMNS = (
     "base_run",
@@ -173,7 +173,7 @@ def untold(label: str, comparison: Comparison) -> list[str]:
         return []
     lines = []
     if not comparison.judged:
-        lines.append(f"{label}: no case was measured in both runs and judged, so nothing can be told")
+        lines.append(f"{label}: no case was measured in both runs and judged, so nothing can be said")
     unfinished = [pair for pair in comparison.unclear if pair.unfinished]
     if unfinished:
         lines.append(
@@ -256,7 +256,7 @@ def means(comparisons: Sequence[Comparison]) -> ComparisonTable:
 
 
 def _header(comparisons: Sequence[Comparison]) -> list[str]:
-    """Which runs, and how they were compared."""
+    """Lines that name the runs and the way they were compared."""
     first = comparisons[0]
     lines = [f"BASE is {first.base.path}, {comparable.source(first.base.environment)}"]
     for label, comparison in labelled(comparisons):

@@ -3,7 +3,7 @@
 The gate judges a variant on weights and inputs of its own, elsewhere in memory. Here it is the timed call itself, on
 the timed batch itself, whose content is changed in place: a result kept for an address, for a version or from the first
 call is then a wrong result, and the gate's limits say so. What is right but was not computed, because the same content
-came before, is told by the clock: a call must not be faster on inputs it has seen (`repeated_inputs.py`).
+came before, shows in the time: a call must not be faster on inputs it has seen (`repeated_inputs.py`).
 
 Inputs are written so that their version counters stand still, as a caller may who uses `tensor.data` or NumPy. Weights
 are loaded as an optimizer changes them: to keep packed weights for as long as their version stands still is honest.
@@ -41,7 +41,7 @@ STEP_SHARE = 0.01
 STEP_ATTEMPTS = 16
 ADAM_EPSILON = 1e-8
 
-#: What tells the time or times, as it was before any variant was loaded: owner, attribute, value.
+#: Functions that read the clock or time calls, as they were before any variant was loaded: owner, attribute, value.
 _TIMEKEEPERS: tuple[tuple[Any, str, Any], ...] = tuple(
     (owner, name, getattr(owner, name))
     for owner, names in (
@@ -63,7 +63,7 @@ _TIMEKEEPERS: tuple[tuple[Any, str, Any], ...] = tuple(
 
 
 def restore_timekeepers() -> list[str]:
-    """Put back whatever tells the time and was replaced since this module was imported; says what that was."""
+    """Put back every clock that was replaced since this module was imported; returns their names."""
     changed = []
     for owner, name, value in _TIMEKEEPERS:
         if getattr(owner, name) is not value:
@@ -152,7 +152,7 @@ class Audit:
             prepared.overwrite(executable.prepare(self._batch))
             executable.restart(self._timed.weights)
         changed = restore_timekeepers()
-        return f"replaced {', '.join(changed)}, with which the time is told" if changed else reason
+        return f"replaced {', '.join(changed)}, with which time is measured" if changed else reason
 
     def _work(self, executable: Executable, prepared: Batch, seed: int) -> None:
         """Two problems one after the other in the same memory: each result right, complete, and left alone."""
@@ -217,7 +217,7 @@ class Audit:
             missed = float(torch.linalg.vector_norm(value.detach().double() - before - step))
             rounding = 2 * ROUNDOFF["fp32"] * float(torch.linalg.vector_norm(before))
             allowed = STEP_SHARE * float(torch.linalg.vector_norm(step)) + rounding
-            # An overflow that no scale mends is for the gradients' check to tell.
+            # An overflow that no scale mends is for the gradients' check to report.
             if bool(gradient.isfinite().all()) and not missed <= allowed:
                 msg = f"a training step did not move {name} as Adam does: off by {missed:.2e}, at most {allowed:.2e}"
                 raise RefusedError(msg)
@@ -226,7 +226,7 @@ class Audit:
     def _right(
         self, executable: Executable, prepared: Batch, problem: AuditProblem, call: _Call, before: _Call | None
     ) -> None:
-        """Hold what was there at return against truth; what is wrong is looked at again, to say how."""
+        """Compare what was there at return with truth; what is wrong is looked at again, to say how."""
         precision = executable.variant.precision
         truth = {} if executable.mode == "decode" else problem.quantities("truth")
         expected = problem.quantities(precision)
@@ -321,7 +321,7 @@ def _memory(value: Tensor) -> int:
 
 @contextlib.contextmanager
 def _collector_off() -> Iterator[None]:
-    """As in a timed block, so that a variant cannot tell a check from it by that."""
+    """Switch the garbage collector off, as in a timed block: a variant must not recognise a check by it."""
     collecting = gc.isenabled()
     gc.disable()
     try:

@@ -1,4 +1,4 @@
-"""The gate of the mode `decode`: what was generated is held against truth along its own path.
+"""The gate of the mode `decode`: what was generated is compared with truth along its own path.
 
 Free running jumps: where two tokens are nearly as likely, rounding decides, and everything after differs. So tokens are
 not compared with truth's tokens. Truth, the loop in float64, is fed with what the variant chose, and then
@@ -10,9 +10,9 @@ not compared with truth's tokens. Truth, the loop in float64, is fed with what t
   truth's margin is larger than the limit, the tokens are therefore equal;
 - `values`, where values are generated: each follows from those before it within the usual limits.
 
-CHOICE: an output's error may be so many times the root mean square error that the limit of `outputs` allows: 5, for
-the largest of a million normal errors, times 2, since two outputs are compared. A hypothesis of a beam sums a step's
-errors, which grow with the root of the steps.
+CHOICE: factor by which an output's error may exceed the root mean square error that the limit of `outputs` allows: 5,
+for the largest of a million normal errors, times 2, since two outputs are compared. A hypothesis of a beam sums a
+step's errors, which grow with the root of the steps.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ from seq2seq.data.batch import Batch
 from seq2seq.decoding.search import first_token
 from seq2seq.execution.executable import Executable
 from seq2seq.execution.variants import VARIANTS
+from seq2seq.layers.likelihoods import central
 from seq2seq.models.base import Config, select
-from seq2seq.models.likelihoods import central
 from seq2seq.models.weights import Weights
 
 CHOICE = 10.0
@@ -77,7 +77,7 @@ class Truth:
             return target.new_empty(0)
         target[:, 1:, :size] = values[:, :-1].to(target)
         outputs = self._model.run(batch.source, target, batch.source_lengths)[0]
-        return central(getattr(self._config, "likelihood", ""), outputs)
+        return central(self._config.likelihood, outputs)
 
     def _tokens(self, found: Mapping[str, Tensor]) -> dict[str, float]:
         """Errors of scores and choices, by going the way that was gone."""
@@ -118,7 +118,7 @@ class Truth:
         return {"scores": relative_error(found["scores"], own), "choices": regret}
 
     def _apart(self, parents: Tensor, chosen: Tensor, rows: int) -> bool:
-        """Return whether hypotheses go on from their own sequence's, of so many rows each, and no two are the same."""
+        """Return whether hypotheses continue their own sequence's, `rows` rows each, and no two are the same."""
         own = torch.arange(parents.size(0), device=parents.device) // self._beam
         if not torch.equal(parents.div(rows, rounding_mode="floor"), own):
             return False

@@ -15,8 +15,8 @@ from torch import Tensor
 from seq2seq.data.batch import Batch
 from seq2seq.execution.executable import Executable
 from seq2seq.execution.variants import VARIANTS
+from seq2seq.layers.likelihoods import QUANTILES
 from seq2seq.models.base import Config
-from seq2seq.models.likelihoods import QUANTILES
 from seq2seq.models.weights import Weights
 
 #: Least distance of what is expected from an output, in root mean squares of the outputs: ten times the error of right
@@ -33,7 +33,7 @@ def moved_away(batch: Batch, config: Config, weights: Weights, device: str) -> B
         weights: fp32.
         device: where truth is computed.
     """
-    if getattr(config, "likelihood", "") != "quantile":
+    if config.likelihood != "quantile":
         return batch
     executable = Executable(VARIANTS["loop"], config, "inference", device, weights)
     executable.model.double()

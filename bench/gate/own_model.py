@@ -2,7 +2,7 @@
 
 Where the model does not run in float64, truth has roundings of its own. What they come to is asked of the model: with
 every weight moved by one rounding of float32 its results move by as much as roundings matter, and that is the yardstick
-in the place of the reference's error, which would be zero against itself. Limits are `WIDENED` times as wide then.
+in place of the reference's error, which would be zero against itself. Limits are `WIDENED` times as wide then.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def _(workload: OwnWorkload, mode: str, device: str) -> Gate:
 
 
 class OwnGate(Gate):
-    """As `Gate`, for one set of inputs of an own model."""
+    """Gate for one set of inputs of an own model."""
 
     workload: OwnWorkload  # type: ignore[assignment]
 
@@ -101,7 +101,7 @@ class OwnGate(Gate):
         usual: Callable[[], Mapping[str, float]],
         usual_errors: Callable[[], Mapping[str, float]],
     ) -> Verdict:
-        """As `Gate.judge`, with wider limits against a truth in float32."""
+        """Judge as `Gate.judge` does, with wider limits against a truth in float32."""
         widened = WIDENED if self.workload.narrow else 1.0
         return judge(found, truth, expected, precision, self.terms, usual, usual_errors, widened)
 

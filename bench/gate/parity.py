@@ -14,12 +14,12 @@ printed).
   handful of roundings, and the ratio of two such is luck. For fp32 it is 1500 times below the smallest defect.
 - SUMMATION 2: a gradient sums batch x steps products. Rounding one after the other leaves sqrt(terms) roundoffs, which
   oneDNN's bias gradients show (0.8 times that), where ATen sums in blocks and leaves almost none, so that the
-  reference's error is no yardstick for them. The floor of gradients grows by twice that.
+  reference's error is not a yardstick for them. The floor of gradients grows by twice that.
 - cap: holds the reference itself, which would otherwise pass by definition. fp32: the geometric middle of the
   largest error of a right variant (5e-6) and the smallest of a defect (1.2e-2); else a little above the former.
 - usual size: a gradient of few elements is a sum that now and then nearly cancels, and its error over what is left
   says nothing: in bf16 the last bias, one number, was refused in 3 of 600 problems. Against its usual size its error is
-  at most 0.35 of the limit (460 problems). So what is refused by its own norm is judged once more by its usual one.
+  at most 0.35 of the limit (460 problems). So what is refused by its own norm is judged again by its usual one.
 - none by nature: a bias of attention's keys moves all scores of a query alike, and its gradient is zero but for
   rounding, in float64 too. What is left is judged by the size of the gradient of the same layer's matrix.
 - terms that cancel: those of the gradients of attention's query and scale do by their nature, see `_uncancelled`. And
@@ -115,7 +115,7 @@ def judge(  # noqa: PLR0913, PLR0917 - three sides, and what their limits depend
 ) -> Verdict:
     """Hold a variant's quantities against truth.
 
-    A gradient that is refused is looked at once more, against its usual size where that is larger than its own, or
+    A gradient that is refused is judged again, against its usual size where that is larger than its own, or
     against that of terms which cancel in it.
 
     Args:
@@ -126,8 +126,8 @@ def judge(  # noqa: PLR0913, PLR0917 - three sides, and what their limits depend
         terms: products that a gradient sums up.
         usual: gives the usual norms of gradients by name; asked only where one is refused.
         usual_errors: gives the reference's usual errors of gradients by name, as norms of the difference: its error on
-            one problem may be small by luck. Asked likewise.
-        widened: factor of the limits, 1 where truth is in float64; the caps hold all the same.
+            one problem may be small by luck. Called only when needed, too.
+        widened: factor of the limits, 1 where truth is in float64; the caps stay.
     """
     limit_of = functools.partial(limit_for, precision=precision, widened=widened)
     checks = []
@@ -163,7 +163,7 @@ def _none_by_nature(name: str, truth: Mapping[str, Tensor]) -> float:
 
 
 def _error(value: Tensor, truth: Tensor, size: float) -> float:
-    """Relative error; against a size where one is given in the place of truth's own."""
+    """Relative error; against a size where one is given in place of truth's own."""
     if not size or value.shape != truth.shape:
         return relative_error(value, truth)
     missed = float(torch.linalg.vector_norm(value.to(truth.device, torch.float64) - truth))
@@ -236,7 +236,7 @@ class Gate:
         usual: Callable[[], Mapping[str, float]],
         usual_errors: Callable[[], Mapping[str, float]],
     ) -> Verdict:
-        """Hold quantities against truth with the limits of this gate; the arguments are those of `judge`."""
+        """Compare quantities with truth with the limits of this gate; the arguments are those of `judge`."""
         return judge(found, truth, expected, precision, self.terms, usual, usual_errors)
 
     def draw(self, seed: int) -> Weights:
@@ -254,7 +254,7 @@ class Gate:
     def judge_decoded(
         self, found: dict[str, Tensor], expected: dict[str, Tensor], precision: str, weights: Weights, batch: Batch
     ) -> Verdict:
-        """Hold what was decoded against truth along its own path.
+        """Compare what was decoded with truth along its own path.
 
         Args:
             found: the variant's, by name; what a timed call does not give may be missing.
@@ -278,7 +278,7 @@ class Gate:
         return _usual(self._usually(seed, "truth", weights) for seed in USUAL_SEEDS)
 
     def usual_errors(self, precision: str, weights: Weights | None = None) -> dict[str, float]:
-        """Norm of the reference's error of each gradient at a precision, likewise."""
+        """Norm of the reference's error of each gradient at a precision, also from several problems."""
         pairs = ((self._usually(seed, p, weights) for p in (precision, "truth")) for seed in USUAL_SEEDS)
         return _usual({name: found[name].to(true) - true for name, true in truth.items()} for found, truth in pairs)
 

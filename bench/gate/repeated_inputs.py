@@ -14,7 +14,7 @@ from bench.timing import clock
 from seq2seq.data.batch import Batch
 from seq2seq.execution.executable import Executable
 
-#: A variant whose call is so many times faster on inputs it has seen is refused.
+#: A variant is refused if its call is faster by this factor on inputs that it has seen.
 LIMIT = 1.5
 #: Pairs of a new and a seen input: at most; and how many there are when the ratio looks too high, fewer for long calls.
 USUAL_PAIRS, MOST_PAIRS, FEW_PAIRS = 15, 60, 9

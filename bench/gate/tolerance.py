@@ -51,7 +51,7 @@ class Check:
 
     @property
     def passed(self) -> bool:
-        """Return whether the error keeps within the limit; an error that is no number does not."""
+        """Return whether the error keeps within the limit; an error that is not a number does not."""
         return self.error <= self.limit
 
     @property
@@ -107,8 +107,8 @@ def limit_for(yardstick: float, precision: str, terms: int = 0, widened: float =
     Args:
         yardstick: error of the reference at that precision; not finite counts as none.
         precision: key of `TOLERANCES`.
-        terms: how many products a gradient sums up, batch x steps; 0 for what is no gradient.
-        widened: factor for a truth that has roundings of its own; the cap holds all the same.
+        terms: how many products a gradient sums up, batch x steps; 0 for what is not a gradient.
+        widened: factor for a truth that has roundings of its own; the cap stays.
     """
     tolerance = TOLERANCES[precision]
     scaled = FACTOR * yardstick if math.isfinite(yardstick) else 0.0

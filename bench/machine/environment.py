@@ -55,7 +55,7 @@ def machine() -> dict[str, Any]:
         "memory_bytes": known(lambda: psutil.virtual_memory().total),
         "frequency_mhz": known(lambda: round(psutil.cpu_freq().current)),
         "caches": known(_caches),
-        "governor": _read(_CPU / "cpufreq/scaling_governor") or "not told by this system",
+        "governor": _read(_CPU / "cpufreq/scaling_governor") or "unknown on this system",
         "gpu": _gpu(),
     }
     return {name: value for name, value in facts.items() if value is not None}
@@ -84,7 +84,7 @@ def software() -> dict[str, Any]:
             versions[name] = "not installed"
         else:
             # Broken metadata has none, or raises.
-            versions[name] = known(lambda found=found: found.version) or "not told by its metadata"  # type: ignore[misc]
+            versions[name] = known(lambda found=found: found.version) or "unknown to its metadata"  # type: ignore[misc]
     return versions
 
 

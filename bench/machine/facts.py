@@ -1,4 +1,4 @@
-"""Facts about the machine: what asks for one may raise anything, and a fact that cannot be had ends nothing."""
+"""Asks for facts about the machine; a question that raises gives no fact, and never ends a run."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ T = TypeVar("T")
 
 
 def known(ask: Callable[[], T]) -> T | None:
-    """An answer about the machine, or None where it gives none.
+    """Return the answer of `ask`, or None if it raises.
 
     Libraries raise what they like for a file that a system lacks, a container hides or a driver garbles: OSError,
     NotImplementedError, RuntimeError, ValueError, KeyError, and py-cpuinfo a bare Exception.

@@ -13,7 +13,7 @@ from typing import Any
 from bench.machine.facts import known
 
 #: NVML's reasons for a lower clock (nvml.h, nvmlClocksEventReasons*): name, bit, and whether it makes timings doubtful.
-#: Idle clocks and the limits that somebody set are states of the machine, and a GPU at its power cap is a GPU at work.
+#: Idle clocks and limits that were set by hand are states of the machine, and a GPU at its power cap is a GPU at work.
 _REASONS = (
     ("idle", 0x1, False),
     ("application clocks", 0x2, False),

@@ -1,9 +1,9 @@
-"""Interference: what a round knows about everything else that used the machine.
+"""Measures interference: the use of the machine by anything else during a round.
 
 Two instruments. The system's counters of CPU time say what other processes and the hypervisor took; they tick every
 10 ms, so rounds are judged in stretches of at least `STRETCH_S`. The scheduler's account of our own threads says, to
 the nanosecond and round by round, how long they were ready to run and had to wait. A round is disturbed when either
-finds something. It is repeated while there is time; what could not be is kept, marked, and narrows no interval.
+finds something. It is repeated if there is time. Otherwise it is kept and marked, and it narrows no interval.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from bench.machine.facts import known
 
 #: Share of one core that others may take before a stretch of rounds counts as disturbed.
 SHARE = 0.10
-#: The system counts CPU time in ticks of 10 ms, so less than this cannot be told from nothing.
+#: The system counts CPU time in ticks of 10 ms, so less than this cannot be distinguished from zero.
 LEAST_S = 0.025
 #: Wall time that the counters need before `SHARE` of it is more than `LEAST_S`.
 STRETCH_S = LEAST_S / SHARE
@@ -34,7 +34,7 @@ DELAY_SHARE = 0.05
 LOOK_S = 0.1
 _TASKS = Path("/proc/self/task")
 _FREQUENCY = Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_cur_freq")
-#: Bound here, before any variant can put another clock in its place.
+#: Bound here, before any variant can replace it.
 _now_s = time.perf_counter
 
 
@@ -44,9 +44,9 @@ class Reading:
 
     Attributes:
         wall_s: wall clock.
-        busy_s: CPU time of all processes, stolen time not among it; None where the system does not tell.
-        own_s: CPU time of this process, and of those that work for it.
-        stolen_s: time that the hypervisor gave to others; 0 where the system does not tell.
+        busy_s: CPU time of all processes, stolen time not among it; None if the system does not report it.
+        own_s: CPU time of this process and of its workers.
+        stolen_s: time that the hypervisor gave to others; 0 if the system does not report it.
     """
 
     wall_s: float
@@ -61,14 +61,14 @@ class Interference:
 
     Attributes:
         why: what disturbed it, in words; empty when nothing did.
-        others_share: cores that other processes kept busy during its stretch, on average; None where the system does
-            not tell.
-        stolen_share: cores that the hypervisor took, likewise.
+        others_share: cores that other processes kept busy during its stretch, on average; None if the system does
+            not report it.
+        stolen_share: cores that the hypervisor took, over the same time.
         delay_s: time in the round's timed blocks that the thread that waited longest was ready but had no core; None
-            where the system does not tell.
-        switches: times in them that we had to give up a core; None likewise.
+            if the system does not report it.
+        switches: times in them that we had to give up a core; None in the same case.
         load: the system's load average over a minute, where it has one.
-        frequency_mhz: the processor's clock, where the system tells.
+        frequency_mhz: the processor's clock, if the system reports it.
         gpu_clock_mhz: clock of the GPU's multiprocessors; None without NVML or on a CPU.
         gpu_throttled: what held the GPU's clock back, in NVML's words.
         gpu_others: other processes that compute on the GPU.
@@ -107,7 +107,7 @@ def _system_times() -> tuple[float, float]:
 
 
 def read_delays() -> dict[str, int] | None:
-    """Nanoseconds that each of our threads was ready but had no core so far; None where the system does not tell.
+    """Nanoseconds that each of our threads was ready but had no core so far; None if the system does not report it.
 
     Source: second field of /proc/PID/task/TID/schedstat (Linux, Documentation/scheduler).
     """
@@ -139,7 +139,7 @@ def switches() -> int:
 
 
 def others_s(before: Reading, after: Reading) -> float:
-    """CPU seconds of other processes between two readings; at least 0, and 0 where the system does not tell."""
+    """CPU seconds of other processes between two readings; at least 0, and 0 if the system does not report it."""
     if before.busy_s is None or after.busy_s is None:
         return 0.0
     return max(0.0, (after.busy_s - before.busy_s) - (after.own_s - before.own_s))
@@ -157,7 +157,7 @@ def disturbed(before: Reading, after: Reading) -> bool:
 
 
 def delayed(delay_s: float | None, timed_s: float) -> bool:
-    """Return whether a thread of ours waited for a core for too large a share of what was timed; unknown is no."""
+    """Return whether a thread of ours waited for a core for too large a share of what was timed; False if unknown."""
     return delay_s is not None and delay_s > DELAY_SHARE * timed_s
 
 
@@ -196,7 +196,7 @@ def of_round(stretch: Interference, delay_s: float | None, switches: int | None,
 
 
 def wait_until_quiet(patience_s: float, sleep: Callable[[float], object] = time.sleep) -> float:
-    """Wait until one look of `LOOK_S` finds nobody else, at most about `patience_s`; returns the seconds spent."""
+    """Wait until a look of `LOOK_S` finds no other work, at most about `patience_s`; returns the seconds spent."""
     start = time.perf_counter()
     while time.perf_counter() - start + LOOK_S <= patience_s:
         before = read()

@@ -18,7 +18,7 @@ _CLEAR_REFS = Path("/proc/self/clear_refs")
 
 
 def resident_bytes() -> int | None:
-    """Resident memory of this process now, bytes; None where the system does not tell."""
+    """Resident memory of this process now, bytes; None if the system does not report it."""
     return _status("VmRSS") or known(lambda: int(psutil.Process().memory_info().rss))
 
 

@@ -19,7 +19,7 @@ HERE = Path(__file__).parent
 #: What the gate or an error kept from a figure, as plain values.
 REFUSED = pytest.StashKey[list[dict[str, Any]]]()
 #: What pytest-benchmark notes of the machine that differs from one minute to the next, or names the host: the former
-#: would make every comparison warn of another machine, the latter is nobody's business in a published folder.
+#: would make every comparison warn of another machine, the latter does not belong into a published folder.
 NO_FACTS = ("hz_actual", "hz_actual_friendly"), ("node",)
 
 
@@ -30,7 +30,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--bench-device",
         action="append",
         choices=("cpu", "cuda"),
-        help="device to time on; may be repeated (default: cpu, and cuda where torch sees a GPU)",
+        help="device to time on; can be repeated (default: cpu, and cuda where torch sees a GPU)",
     )
     group.addoption(
         "--bench-threads",
@@ -68,7 +68,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 @pytest.fixture(scope="session")
 def gate_seed(pytestconfig: pytest.Config) -> int:
-    """Seed of the gates, drawn anew each session unless given."""
+    """Seed of the gates, a new one for each session unless given."""
     given = pytestconfig.getoption("--bench-seed", None)
     return random.randrange(2**31) if given is None else int(given)  # noqa: S311 - not a secret
 

@@ -1,7 +1,7 @@
 """Every LSTM of `kernels/` alone at small sizes under pytest-benchmark, beside torch's own as the yardstick.
 
 A case is named kernel-pass-size, as in `loop-forward-b16t10h16`. Outputs, states and, with the backward pass, all
-gradients are held against the equations in float64 before anything is timed, and again after. A kernel joins by a line
+gradients are compared with the equations in float64 before anything is timed, and again after. A kernel joins by a line
 in `KERNELS`.
 """
 
@@ -23,6 +23,7 @@ from bench.gate.parity import GRADIENT, Verdict, judge
 from bench.microbench.gated import time_gated
 from bench.timing.seat import Subject
 from bench.worker.gating import TIMED_SEED, WEIGHTS_SEED
+from kernels.dispatch import MODULES
 from kernels.lstm import LSTM
 from kernels.reference import LoopLSTM, State, lstm_cell
 from seq2seq.execution.executable import backends
@@ -83,9 +84,7 @@ KERNELS = (
     _own("loop", devices=("cpu", "cuda")),
     _own("cpu-fused", devices=("cpu",)),
     _own("triton"),
-    _own("cell", "fp16"),
-    _own("sequence", "fp16"),
-    _own("persistent", "fp16"),
+    *(_own(name, "fp16") for name in MODULES),
     Kernel("aten-cell", nn.LSTMCell, cell=True),
     Kernel("reference-cell", ReferenceCell, cell=True),
 )
@@ -101,7 +100,7 @@ class Size:
     hidden_size: int
 
     def __str__(self) -> str:
-        """As in a case's name."""
+        """Return the problem as a part of a case's name."""
         return f"b{self.batch}t{self.steps}h{self.hidden_size}"
 
 
@@ -201,7 +200,7 @@ class KernelProblem:
 
     @contextlib.contextmanager
     def context(self, *, vendor: bool | None = None) -> Iterator[None]:
-        """Which library torch may take, exact products on a GPU, and no gradients in a forward pass alone."""
+        """Set which library torch may use, exact products on a GPU, and no gradients for a forward pass alone."""
         allowed = self.kernel.vendor if vendor is None else vendor
         settings = dataclasses.replace(REFERENCE, vendor_lstm=allowed)
         with backends(settings, self.device), torch.inference_mode(not self.backward):
@@ -228,7 +227,7 @@ class KernelProblem:
         return once
 
     def check(self, seed: int) -> Verdict:
-        """Hold it against the equations in float64; the yardstick is ATen's LSTM in float32."""
+        """Compare it with the equations in float64; the yardstick is ATen's LSTM in float32."""
         first = next(k for k in KERNELS if k.cell == self.kernel.cell)
         found = self._quantities(self.module, seed, self.kernel.vendor)
         precision = self.kernel.precision

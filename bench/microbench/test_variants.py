@@ -1,7 +1,7 @@
 """Every variant at small sizes under pytest-benchmark: `nox -s microbench -- -k "seed and training"`.
 
 A case is named workload-mode-variant, as in `seed-inference-onednn`. It passes the gate before it is timed and again
-after, or it has no figure; what really ran stands in `extra_info`.
+after, or it has no figure; what really ran is in `extra_info`.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What is to be measured: suites become cases, cases become groups.
+"""The plan of a run: suites become cases, cases become groups.
 
 Uses errors and units alone.
 """

@@ -54,7 +54,7 @@ class Selection:
 
     Attributes:
         workloads: names, overrides allowed (`seed@batch=64`), or patterns.
-        variants: names or patterns; `name#label` lists a variant once more under a second name.
+        variants: names or patterns; `name#label` lists a variant again under a second name.
         modes: of `MODES`; decoding is measured where it is asked for alone.
         sweeps: axes to vary one at a time; every value makes a workload of its own.
         devices: of `DEVICES`; on another one the part is left out, as if it were not there.
@@ -108,7 +108,7 @@ class Suite:
         processes: seatings, each a full set of fresh worker processes, that a group gets at least.
         case_limit_s: seconds that a case may take to build, compile and pass the gate.
         device: `cpu` or `cuda`, or empty for every device that is there; the command line may say otherwise.
-        second_instrument: whether its quick cases are timed once more with pytest-benchmark.
+        second_instrument: whether its quick cases are timed again with pytest-benchmark.
         select: the parts.
         quality: what is trained until it is good enough, after all groups.
     """
@@ -127,7 +127,7 @@ class Suite:
 
 @dataclass(frozen=True)
 class Case:
-    """One row to be: a workload executed one way, in one mode, on one device, with so many threads."""
+    """A row of the results before it is measured: workload, variant, mode, device and number of threads."""
 
     workload: str
     variant: str
@@ -290,8 +290,8 @@ def expand(suite: Suite, catalogue: dict[str, Any], filters: Filters) -> list[Gr
     A workload or variant named on the command line replaces the suite's list, so that anything can be measured
     without a suite of its own. Speedups need the reference, so it joins every group.
 
-    A device that nobody named is left out where it is not there, and so are a suite's variants on a device that they
-    do not exist on (`elsewhere` names them). What the command line names is never left out.
+    A device that was not asked for is left out where it is not there, and so are a suite's variants on a device that
+    they do not exist on (`elsewhere` names them). What the command line names is never left out.
 
     Args:
         suite: what to expand.
@@ -352,7 +352,7 @@ def _expand(
     workload_names = [entry["name"] for entry in catalogue["workloads"]]
     variant_names = [entry["name"] for entry in catalogue["variants"]]
     absent = [] if filters.variants else _absent(part, device, catalogue)
-    # What a workload can be measured in, where it says so; a mode asked for by name is tried all the same.
+    # Modes that a workload supports, if it lists them; a mode that was asked for by name is tried anyway.
     modes = {} if filters.modes else {w["name"]: w["modes"] for w in catalogue["workloads"] if "modes" in w}
     narrowed = replace(
         part,

@@ -101,7 +101,7 @@ def folder(facts: Mapping[str, Any]) -> str:
 
 
 def lines(found: Mapping[str, Any]) -> list[str]:
-    """What was found of the model, for the terminal: its LSTMs, their share, and what was held or changed."""
+    """Describe the model for the terminal: its LSTMs, their share of a call, and what was held or changed."""
     said = [f"model {found['model']}: {found['parameters']:,} parameters"]
     for entry in found["sets"]:
         if entry["input_set"]:

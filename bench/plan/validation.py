@@ -1,6 +1,6 @@
 """Checks at the edges: data from a file against the dataclass that it should fit, with one line for what does not.
 
-pydantic does the checking; its findings are told in the words of a TOML file, with no Python in them.
+pydantic does the checking; its findings are worded for a TOML file, with no Python in them.
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ def _problem(kind: type, found: Mapping[str, Any]) -> str:
     if found["type"] == "tuple_type" and isinstance(value, dict) and _part_at(kind, path):
         return f"{place}: write [[{path[-1]}]] with two brackets: each begins one part of a list"
     expected = next((text for name, text in _EXPECTED.items() if found["type"].startswith(name)), None)
-    # What a Status or a Literal asks for stands in pydantic's own words.
+    # What a Status or a Literal expects is in pydantic's own words.
     return f"{place}: expected {expected or found.get('ctx', {}).get('expected', found['msg'])}, got {_shown(value)}"
 
 

@@ -27,7 +27,7 @@ from kernels.host.output import utf8, write_new
 
 PLUGIN = Path(__file__).parent.parent / "worker" / "artefact_plugin.py"
 ARTEFACT = "artefact"
-#: Seconds of rounds: where the first do not tell, the second are taken.
+#: Seconds of rounds: where the first do not decide, the second are taken.
 BUDGETS_S = (5.0, 20.0)
 LIMIT_S, RECIPE_LIMIT_S = 600.0, 300.0
 EXIT_OK, EXIT_REFUSED, EXIT_NOTHING, EXIT_UNCLEAR = 0, 1, 3, 5
@@ -39,7 +39,7 @@ class ProofError(Exception):
 
 
 class UntimedError(ProofError):
-    """An artefact that is right, and whose time could not be told."""
+    """An artefact that is right, and whose time could not be measured."""
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ def write(run: RecordedRun, answer: Advice, out: Path, *, chosen: str | None = N
         The exit code of the command.
 
     Raises:
-        UsageError: `out` exists or is no Python file, or the chosen variant is not one that ran.
+        UsageError: `out` exists or is not a Python file, or the chosen variant is not one that ran.
     """
     if out.suffix != ".py" or out.exists():
         what = "exists, and nothing is overwritten" if out.exists() else "does not end in .py"
@@ -144,7 +144,7 @@ def prove(source: str, case: Case) -> Proof:
 
 
 def _first_proof(settings: Settings, place: Place, folder: Path, variant: str) -> Proof:
-    """The findings of a short measurement, or of a long one where that did not tell."""
+    """The findings of a short measurement, or of a long one where that did not decide."""
     short, long = BUDGETS_S
     try:
         return judged(*_measured(settings, place, folder, short), variant)
@@ -171,7 +171,7 @@ def judged(gates: list[dict[str, object]], samples: Samples, variant: str) -> Pr
         raise ProofError(msg)
     excess = chances(samples, names, Objective.P50).excess(ARTEFACT, variant)
     if not (units.estimated(excess.low, excess.high) and units.estimated(speedup.low, speedup.high)):
-        msg = "its results are right, but its time could not be told: other processes used the machine; try again"
+        msg = "its results are right, but its time could not be measured: other processes used the machine; try again"
         raise UntimedError(msg)
     if excess.low > 1 + EQUIVALENT:
         more = units.ratio_interval(excess.value, excess.low, excess.high)

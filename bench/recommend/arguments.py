@@ -18,39 +18,39 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     """Add the options of the command."""
     add = command.add_argument
     add("dir", type=Path, metavar="RUN", help="run folder")
-    add("--mode", choices=MODES, help="answer for this mode alone")
+    add("--mode", choices=MODES, help="answer only for this mode")
     add(
         "--objective",
         choices=tuple(Objective),
         type=Objective,
         default=Objective.P50,
-        help="what to look for; latency-p99 needs some hundred calls a variant (default: latency-p50)",
+        help="what to optimise; latency-p99 needs some hundred calls per variant (default: latency-p50)",
     )
-    add("--max-error", type=_positive, metavar="E", help="largest relative error against float64, as 1e-3")
-    add("--max-drop", type=_percent, metavar="PERCENT", help="largest change of the run's metric, as 0.5%%")
+    add("--max-error", type=_positive, metavar="E", help="largest relative error against float64, such as 1e-3")
+    add("--max-drop", type=_percent, metavar="PERCENT", help="largest change of the run's metric, such as 0.5%%")
     add(
         "--latency-bound",
         type=_time,
         metavar="TIME",
-        help="longest p99 of a call where --objective is latency-p99, otherwise longest p50, as 20ms",
+        help="longest p99 of a call where --objective is latency-p99, otherwise longest p50, such as 20ms",
     )
-    add("--memory-bound", type=_size, metavar="SIZE", help="largest peak memory above the bare process, as 2GB")
+    add("--memory-bound", type=_size, metavar="SIZE", help="largest peak memory above the bare process, such as 2GB")
     add(
         "--calls",
         type=_positive,
         metavar="N",
-        help="calls that one start serves, as 1e6: the start is spread over them (not with latency-p99)",
+        help="calls per start, such as 1e6: the time of the start is spread over them (not with latency-p99)",
     )
     add("--json", action="store_true", help="print one JSON object")
     add(
         "--apply",
         type=Path,
         metavar="OUT",
-        help="write the recommended way as a new Python file, load it in a fresh process, check and time it there; the "
+        help="write the recommended variant as a new Python file, load it in a fresh process, check and time it; the "
         "run must have one group left, by --mode and --workload",
     )
     add("--variant", metavar="NAME", help="variant that --apply writes (default: the recommended one)")
-    add("--workload", metavar="NAME", help="answer for this workload alone")
+    add("--workload", metavar="NAME", help="answer only for this workload")
 
 
 def question(arguments: argparse.Namespace) -> Question:

@@ -1,4 +1,4 @@
-"""What would make an unclear answer clear: how many more rounds, and the command that measures them."""
+"""Advice for an unclear answer: the number of further rounds that it needs, and the command that measures them."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ MOST = 50.0
 
 @dataclass(frozen=True)
 class Clearer:
-    """Measuring that would tell two variants apart, or show that they are alike.
+    """Further measuring that would decide between two variants, or show that they are equal.
 
     Attributes:
         rounds: more of them, over all processes.
@@ -36,10 +36,10 @@ class Clearer:
     def text(self, path: Path) -> str:
         """The advice in words, with the command."""
         if self.hopeless:
-            return f"about {self.rounds} more rounds would tell: rather measure again where nothing else runs"
+            return f"about {self.rounds} more rounds would decide: rather measure again where nothing else runs"
         minutes = "" if self.seconds is None else f" ({_duration(self.seconds)})"
         return (
-            f"about {self.rounds} more rounds{minutes} would tell: "
+            f"about {self.rounds} more rounds{minutes} would decide: "
             f"python -m bench run --resume {shlex.quote(str(path))} --more {duration(self.seconds or 60.0)}"
         )
 
@@ -76,7 +76,7 @@ def clearer(excess: Interval, samples: Samples) -> Clearer:
 
 
 def _of(samples: Samples, factor: float) -> Clearer:
-    """Advice to have so many times the rounds."""
+    """Advice to measure a multiple of the rounds."""
     kept = [found for rounds in samples.kept() for found in rounds]
     more = math.ceil(len(kept) * (factor - 1))
     lengths = [sum(block.timed_s for block in found.blocks.values()) for found in kept]

@@ -27,14 +27,14 @@ def command(arguments: argparse.Namespace) -> int:
     """Recommend, print, and write the artefact if asked to.
 
     Returns:
-        0 where every group has a recommendation; 3 where in one nothing keeps the bounds; 5 where one is unclear; 1
-        where an artefact does not hold what the run promised.
+        0 if every group has a recommendation; 3 if in some group no variant is within the bounds; 5 if some group is
+        unclear; 1 if an artefact does not reach what the run measured.
 
     Raises:
         UsageError: bad input.
     """
     if arguments.variant is not None and arguments.apply is None:
-        msg = "--variant names what --apply writes, which is missing; add --apply OUT.py"
+        msg = "--variant names the variant that --apply writes, but --apply is missing; add --apply OUT.py"
         raise UsageError(msg)
     run, asked = read_run(arguments.dir), question(arguments)
     needs = needs_of(run) or ask_needs()
@@ -46,7 +46,7 @@ def command(arguments: argparse.Namespace) -> int:
     if arguments.apply is not None:
         if len(answers) != 1:
             titles = "; ".join(answer.title for answer in answers)
-            msg = f"--apply writes one way, and {run.path} has {len(answers)} groups ({titles}); choose one with "
+            msg = f"--apply writes one variant, and {run.path} has {len(answers)} groups ({titles}); choose one with "
             raise UsageError(msg + "--workload and --mode")
         return apply.write(run, answers[0], arguments.apply, chosen=arguments.variant, quiet=arguments.json)
     verdicts = {answer.verdict for answer in answers}
@@ -57,7 +57,7 @@ def command(arguments: argparse.Namespace) -> int:
 
 
 def show(run: RecordedRun, answers: tuple[Advice, ...], mixed: tuple[MixAnswer, ...]) -> None:
-    """Print the sentences, a paragraph a group."""
+    """Print the sentences, one paragraph per group."""
     console = Console()
     found = [(answer.title, words.group_text(answer, run), answer.verdict) for answer in answers]
     found += [
@@ -73,7 +73,7 @@ def show(run: RecordedRun, answers: tuple[Advice, ...], mixed: tuple[MixAnswer, 
 
 
 def as_json(run: RecordedRun, answers: tuple[Advice, ...], mixed: tuple[MixAnswer, ...]) -> dict[str, Any]:
-    """All that was found, as JSON values."""
+    """Return all findings as JSON values."""
     return {
         "run": str(run.path),
         "answers": [_answer_json(answer, run) for answer in answers],
@@ -102,7 +102,7 @@ def _answer_json(answer: Advice, run: RecordedRun) -> dict[str, Any]:
 
 
 def _finite(value: Any) -> Any:
-    """The same without what JSON has no number for."""
+    """Return the value with None for every number that JSON does not have, such as infinity."""
     if isinstance(value, Mapping):
         return {str(key): _finite(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):

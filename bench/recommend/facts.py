@@ -1,4 +1,4 @@
-"""Facts of a case beside its speed: error, metric, memory, start, and what somebody takes on with it."""
+"""Facts of a case beside its speed: error, metric, memory, start, and what it takes to use it."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ class Facts:
         return (compilers, len(needs), memory, start)
 
     def cost(self) -> tuple[str, ...]:
-        """What it costs to have, in words."""
+        """Costs of using the variant, in words."""
         found = []
         if self.error is not None:
             found.append(f"error {units.error(self.error)}")

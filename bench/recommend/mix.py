@@ -42,7 +42,7 @@ class MixAnswer:
         probability: that it has the least.
         near_best: that it is at most `EQUIVALENT` above the least.
         regrets: the worst of each variant, in the order of their expected times.
-        unclear: whether the rounds do not tell which is best.
+        unclear: true if the rounds do not decide which is best.
     """
 
     title: str
@@ -55,7 +55,7 @@ class MixAnswer:
 
     @property
     def unclear(self) -> bool:
-        """Return whether the rounds do not tell that it is the best, or as good."""
+        """Return True if the rounds do not show that it is the best, or as good."""
         return self.near_best is None or self.near_best < SURE
 
 

@@ -10,7 +10,7 @@ from bench.analysis.racing import MARGIN
 
 
 class Objective(enum.StrEnum):
-    """What is to be as small as possible, or as large in the case of throughput."""
+    """Quantity to minimise, or to maximise in the case of throughput."""
 
     P99 = "latency-p99"
     P50 = "latency-p50"

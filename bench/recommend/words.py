@@ -12,7 +12,7 @@ from bench.recommend.mix import MixAnswer, mixes
 from bench.recommend.question import BEST, EQUIVALENT, WORSE, Objective, Question
 from bench.records.reader import RecordedRun
 
-#: A probability is shown as at most this: 1000 resamples do not tell more.
+#: A probability is shown as at most this: 1000 resamples cannot show more.
 MOST_SURE = 0.999
 #: Memory differences below this are not worth a word, bytes.
 LITTLE_MEMORY = 1e6
@@ -65,7 +65,7 @@ def mix_text(answer: MixAnswer) -> str:
 
 
 def sure(probability: float | None) -> str:
-    """`94 % sure`; at the ends only what the resamples can tell."""
+    """`94 % sure`; at the ends only what the resamples can show."""
     if probability is None:
         return ""
     if probability >= MOST_SURE:

@@ -1,4 +1,4 @@
-"""What a run folder holds, written so that it survives, and the one reader of it.
+"""Contents of a run folder, written so that they survive a crash, and the one reader of them.
 
 Uses `plan` and `machine`.
 """

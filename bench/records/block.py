@@ -1,4 +1,4 @@
-"""Timed blocks and turns: what a seat times, and what it tells the parent of it."""
+"""Timed blocks and turns: what a seat times, and what it reports to the parent."""
 
 from __future__ import annotations
 
@@ -57,8 +57,8 @@ class Turn:
         wall_s: wall time of the whole turn by the seat's clock, seconds.
         cpu_from_s, cpu_to_s: CPU time of the process at the start of the turn and at its end, seconds.
         delay_s: time of the block in which the thread that waited longest was ready but had no core, seconds; None
-            where the system does not tell.
-        switches: times in the block that the process had to give up a core; None likewise.
+            if the system does not report it.
+        switches: times in the block that the process had to give up a core; None in the same case.
     """
 
     block: Block

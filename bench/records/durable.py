@@ -1,7 +1,7 @@
 """Writing that survives: what a function here has written is on the disk when it returns, whole or not at all.
 
-Whoever is killed at any moment leaves the old state or the new one, but for an append, which may leave a torn end:
-whoever reads an appended file must know a whole entry from a torn one.
+A process that is killed at any moment leaves the old state or the new one. Only an append may leave a torn end, so a
+reader of an appended file must recognise whole entries.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def append(path: Path, data: bytes) -> None:
     """Append to a file, all of the data or, where the system refuses, nothing.
 
     Raises:
-        OSError: naming the file, when it cannot be written; what was in it is as it was.
+        OSError: naming the file, when it cannot be written; its old content stays.
     """
     new = not path.exists()
     with _named(path), path.open("ab", buffering=0) as file:
@@ -47,7 +47,7 @@ def replace(path: Path, data: bytes) -> None:
     """Write or replace a file in one step: at every moment it holds all of the old or all of the new.
 
     Raises:
-        OSError: naming the file, when it cannot be written; it is as it was.
+        OSError: naming the file, when it cannot be written; it is unchanged.
     """
     # Two processes that derive the same file must not write into each other's.
     temporary = path.with_name(f".{path.name}.{os.getpid()}.new")

@@ -1,7 +1,7 @@
 """A run folder: records and samples are appended as they come, tables are made from them, nothing is overwritten.
 
 `records.jsonl` is the truth: a case is recorded when its line is there, and a recorded case is never measured again.
-What a killed run left half written is set aside when the run is resumed, before anything is added.
+What a killed run left half written is moved to another file when the run is resumed, before anything is added.
 """
 
 from __future__ import annotations
@@ -91,7 +91,7 @@ class RunFolder:
         return self.path / "records.jsonl"
 
     def locked(self) -> AbstractContextManager[None]:
-        """Hold the folder against a second writer; readers need no lock.
+        """Lock the folder against a second writer; readers need no lock.
 
         Raises:
             UsageError: naming the process that writes it already.
@@ -100,10 +100,10 @@ class RunFolder:
         return durable.locked(self.path)
 
     def append(self, *records: Record) -> tuple[Record, ...]:
-        """Write records, all or none, so that they survive whatever comes next; returns them with their time.
+        """Write records, all or none, so that they survive a crash; returns them with their time.
 
         Raises:
-            OSError: when they cannot be written; the file is as it was.
+            OSError: when they cannot be written; the file is unchanged.
         """
         now = f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}"
         stamped = tuple(dataclasses.replace(record, recorded_at=now) for record in records)
@@ -119,7 +119,7 @@ class RunFolder:
             records: by `SAMPLES.key_of`.
 
         Raises:
-            OSError: when they cannot be written; the file is as it was.
+            OSError: when they cannot be written; the file is unchanged.
         """
         lines = []
         for values in self.records():
@@ -140,7 +140,7 @@ class RunFolder:
             first: number of the first seating that is not written yet.
 
         Raises:
-            OSError: when they cannot be written; the file is as it was.
+            OSError: when they cannot be written; the file is unchanged.
         """
         seatings = list(enumerate(samples.processes))[first:]
         rows = [
@@ -164,7 +164,7 @@ class RunFolder:
         """Append rows to a file of raw values, all or none.
 
         Raises:
-            OSError: when they cannot be written; the file is as it was.
+            OSError: when they cannot be written; the file is unchanged.
         """
         file.append(self.path, rows)
 
@@ -181,14 +181,14 @@ class RunFolder:
         durable.replace(self.path / "records.csv", utf8(text.getvalue()))
 
     def records(self) -> list[dict[str, Any]]:
-        """The records written so far, as plain values; a torn end is none."""
+        """Return the records written so far as plain values, without a torn end."""
         return [EMPTY | entry.values for entry in self.read().entries]
 
     def read(self) -> Recorded:
         """Read records.jsonl.
 
         Raises:
-            UsageError: naming the line that is no record, other than a torn last one, or is of another schema.
+            UsageError: naming the line that is not a record, other than a torn last one, or is of another schema.
         """
         entries: list[RecordLine] = []
         if not self.records_path.exists():
@@ -269,7 +269,7 @@ class RunFolder:
 
 @dataclass(frozen=True)
 class RecordLine:
-    """A line of records.jsonl, as it stands and as values."""
+    """A line of records.jsonl, as bytes and as values."""
 
     line: bytes
     values: dict[str, Any]
@@ -287,7 +287,7 @@ def _parse(line: bytes) -> dict[str, Any]:
     values = json.loads(line.decode("utf-8"))
     if not isinstance(values, dict):
         msg = f"expected an object, got {type(values).__name__}"
-        raise ValueError(msg)  # noqa: TRY004 - one kind of error for a line that is no record
+        raise ValueError(msg)  # noqa: TRY004 - one kind of error for a line that is not a record
     return values
 
 
@@ -297,5 +297,5 @@ def _line(values: dict[str, Any]) -> bytes:
 
 
 def finite(values: Mapping[str, Any]) -> dict[str, Any]:
-    """The values, None for what JSON has no word for; a record's reason tells an infinite error."""
+    """Return the values, with None for what JSON cannot express; a record's reason mentions an infinite error."""
     return {n: None if isinstance(v, float) and not math.isfinite(v) else v for n, v in values.items()}

@@ -273,7 +273,7 @@ def read_rounds(folder: Path) -> list[dict[str, Any]]:
 
 
 def dictionary() -> str:
-    """The dictionary of columns in Markdown, as it stands in results/README.md."""
+    """The dictionary of columns in Markdown, as in results/README.md."""
     rows = [f"| `{f.name}` | {f.metadata['meaning']} |" for f in dataclasses.fields(QualityRecord)]
     tables = {
         FILE: rows,

@@ -38,14 +38,14 @@ class RawFile:
     key: tuple[str, ...]
 
     def key_of(self, values: Mapping[str, Any]) -> Key:
-        """Which rows belong to a record, or to which record a row belongs."""
+        """Key that a record and its rows share."""
         return tuple(str(values[name]) for name in self.key)
 
     def append(self, folder: Path, rows: Iterable[Sequence[Any]]) -> None:
         """Append rows as one member, on the disk when this returns.
 
         Raises:
-            OSError: when they cannot be written; the file is as it was.
+            OSError: when they cannot be written; the file is unchanged.
         """
         path = folder / self.name
         head = [] if path.exists() and path.stat().st_size else [self.columns]
@@ -74,7 +74,7 @@ class RawFile:
             raise UsageError(msg)
 
     def lacks(self, folder: Path, wanted: Iterable[Key]) -> set[Key]:
-        """Which of the wanted keys have no whole row.
+        """Return the wanted keys that have no complete row.
 
         Raises:
             UsageError: when the file has other columns than ours.
@@ -92,7 +92,7 @@ class RawFile:
 
         Raises:
             UsageError: when the file has other columns than ours.
-            OSError: when it cannot be written; it is as it was.
+            OSError: when it cannot be written; it is unchanged.
         """
         path = folder / self.name
         if not path.exists():

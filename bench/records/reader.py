@@ -88,7 +88,7 @@ def read_records(path: Path) -> tuple[Record, ...]:
     """The records of a run folder in the order in which they were written, at least one.
 
     Raises:
-        UsageError: there is none, or a line is no record that this release can read.
+        UsageError: there is none, or a line is not a record that this release can read.
     """
     folder = RunFolder(path)
     entries = folder.read().entries
@@ -165,7 +165,7 @@ def read_beside(path: Path) -> Beside | None:
         walls_s = np.array([float(row["wall_s"]) for row in rows])
         taken = np.array([float(row["others_share"]) + float(row["stolen_share"]) for row in rows])
     except ValueError as error:
-        msg = f"{path / ROUNDS.name} holds a row that is no round ({error}); put back the file that the run wrote"
+        msg = f"{path / ROUNDS.name} holds a row that is not a round ({error}); put back the file that the run wrote"
         raise UsageError(msg) from error
     # Rounds without length weigh nothing; of a run of such alone the plain mean is taken.
     weights = walls_s if walls_s.sum() > 0 else np.ones(len(rows))

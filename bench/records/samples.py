@@ -17,7 +17,7 @@ from bench.records.block import Block
 from bench.records.raw_csv import SAMPLES
 from bench.records.rounds import Round, Samples
 
-#: What tells a group from every other of its run: workload, mode, device, threads.
+#: Identity of a group within its run: workload, mode, device, threads.
 GroupKey = tuple[str, str, str, int]
 
 
@@ -112,7 +112,7 @@ def _rounds(turns: dict[int, dict[str, _Turn]]) -> list[Round]:
     found = []
     for number in sorted(turns):
         ordered = sorted(turns[number].items(), key=lambda item: item[1].position)
-        # What disturbed it stands in rounds.csv.gz; here it is enough that something did.
+        # The cause is in rounds.csv.gz; here it is enough that something disturbed it.
         beside = Interference(why="disturbed" if any(turn.disturbed for _, turn in ordered) else "")
         found.append(Round(number, {variant: turn.block() for variant, turn in ordered}, beside=beside))
     return found
@@ -124,5 +124,5 @@ def _rows(path: Path) -> Iterator[tuple[int, _Row]]:
         try:
             yield number, _Row.of(cells)
         except (ValueError, KeyError) as error:
-            msg = f"{path}, line {number} is no sample: {','.join(cells)[:100]!r}; expected what `bench run` wrote"
+            msg = f"{path}, line {number} is not a sample: {','.join(cells)[:100]!r}; expected what `bench run` wrote"
             raise UsageError(msg) from error

@@ -215,7 +215,7 @@ LACKING: dict[int, frozenset[str]] = {
     3: _OF_4,
 }
 
-#: Columns of ``samples.csv.gz``: one row a timed interval, as it was read off the clock.
+#: Columns of ``samples.csv.gz``: one row a timed interval, as read off the clock.
 SAMPLE_COLUMNS: dict[str, str] = {
     "workload": "as in records.csv",
     "variant": "as in records.csv",
@@ -242,14 +242,14 @@ ROUND_COLUMNS: dict[str, str] = {
     "waited_s": "time spent waiting for a quiet moment before it, seconds",
     "why": "what disturbed it, in words; empty when nothing did",
     "others_share": "cores that other processes kept busy, on average over at least a quarter of a second around it; "
-    "empty where the system does not tell",
-    "stolen_share": "cores that the hypervisor gave to others, likewise",
+    "empty if the system does not report it",
+    "stolen_share": "cores that the hypervisor gave to others, over the same time",
     "delay_s": "time in the timed blocks of the round that the thread that waited longest was ready but had no core, "
-    "seconds; empty where the system does not tell",
-    "switches": "times in them that those whose turn it was had to give up a core; empty where the system does "
-    "not tell",
+    "seconds; empty if the system does not report it",
+    "switches": "times in them that those whose turn it was had to give up a core; empty if the system does not "
+    "report it",
     "load": "load average of the system over a minute",
-    "frequency_mhz": "clock of the first core, where the system tells",
+    "frequency_mhz": "clock of the first core, if the system reports it",
     "gpu_clock_mhz": "clock of the GPU's multiprocessors; empty on CPU or without nvidia-ml-py",
     "gpu_throttled": "what held the GPU's clock back",
     "gpu_others": "other processes that computed on the GPU",
@@ -257,7 +257,7 @@ ROUND_COLUMNS: dict[str, str] = {
 
 
 def dictionary() -> str:
-    """The dictionary of columns in Markdown, as it stands in results/README.md."""
+    """The dictionary of columns in Markdown, as in results/README.md."""
     rows = [f"| `{f.name}` | {f.metadata['meaning']} |" for f in dataclasses.fields(Record)]
     tables = {
         "records.csv": rows,

@@ -70,8 +70,8 @@ COLD_START_CAPTION = (
     "The axis is logarithmic; shortest first. Measured once each."
 )
 BREAK_EVEN_CAPTION = (
-    "Time since the start of a process over the calls it served: the start, then so many median calls. The lowest "
-    "curve is the one to choose for that many calls; where two cross, the slower start has paid for itself."
+    "Time since the start of a process over the calls it served: the start, then that number of median calls. The "
+    "lowest curve is the one to choose for that many calls; where two cross, the slower start has paid for itself."
 )
 TRADE_OFF_CAPTION = (
     "Every variant at every batch that was measured; further up and further left is better. The dotted line joins "
@@ -140,7 +140,7 @@ def memory_chart(group: RankedGroup) -> BarChart | None:
 
 
 def cold_start_chart(group: RankedGroup) -> BarChart | None:
-    """Time to the first result: what somebody waits for who starts the model."""
+    """Time to the first result, which a user waits for after starting the model."""
     bars = []
     for record in sorted(group.ok, key=lambda record: start_s(record) or 0.0):
         start = start_s(record)
@@ -161,7 +161,7 @@ def start_s(record: Record) -> float | None:
 
 
 def break_even_chart(group: RankedGroup) -> CurveChart | None:
-    """Time of so many calls, the start included: where two curves cross, the slower start has paid for itself."""
+    """Time over the number of calls, start included: where two curves cross, the slower start has paid for itself."""
     known = [(r, start, r.latency_p50_s) for r in group.ok if (start := start_s(r)) and r.latency_p50_s]
     if len(known) < 2:  # noqa: PLR2004 - two cross
         return None

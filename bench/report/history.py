@@ -20,7 +20,7 @@ from bench.records.rounds import Floats
 LEAST = 2
 #: Penalty of a level, times the logarithm of the number of runs.
 PENALTY = 5.0
-#: A run that is so many times the noise off both its neighbours stands out alone.
+#: A run stands out alone if it differs from both its neighbours by this multiple of the noise.
 ALONE = 4.0
 #: Noise of a run's figure is at least this share: the machine differs a little from day to day.
 LEAST_NOISE = 0.01

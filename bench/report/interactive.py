@@ -299,7 +299,7 @@ def column_number(number: int, column: Column, chart: RooflineChart) -> dict[str
 
 
 def base_layout(chart: Chart, height: int) -> dict[str, Any]:
-    """Layout shared by all figures; the title stands in the page, where it wraps."""
+    """Layout shared by all figures; the title is in the page, where it wraps."""
     axis: dict[str, Any] = {"zeroline": False, "automargin": True, "fixedrange": True}
     # Invisible ticks keep the labels off the bars.
     axis |= {"ticks": "outside", "ticklen": 5, "tickcolor": PAPER}

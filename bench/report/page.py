@@ -1,4 +1,4 @@
-"""The report of a run: plots as files, and one page that needs nothing but itself.
+"""The report of a run: plots as files, and one self-contained page.
 
 The page embeds its style, its scripts and its figures, so it can be mailed, archived and opened without a network.
 Plotly's script and the figures are compressed, and drawn when they come into view.

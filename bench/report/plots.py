@@ -72,7 +72,7 @@ RC: dict[str, Any] = {
     "hatch.linewidth": 1.2,
     "figure.facecolor": "white",
     "savefig.facecolor": "white",
-    # Names and user text may hold a dollar sign, which is no formula.
+    # Names and user text may hold a dollar sign, which is not a formula.
     "text.parse_math": False,
     # The same run gives the same bytes.
     "svg.hashsalt": "seq2seq-bench",
@@ -107,7 +107,7 @@ def sheets(kind: Kind) -> Iterator[tuple[str, tuple[Chart, ...]]]:
     for workload in dict.fromkeys(chart.workload for chart in kind.charts):
         charts = tuple(chart for chart in kind.charts if chart.workload == workload)
         for start in range(0, len(charts), MAX_PANELS):
-            # Of the path of a checkpoint the end tells most, and a file's name has at most 255 characters.
+            # The end of a checkpoint's path says most, and a file's name has at most 255 characters.
             stem = base = f"{kind.name}-{re.sub(r'[^A-Za-z0-9._-]+', '-', workload)[-100:].lstrip('-')}"
             number = 2
             while stem.lower() in used:
@@ -163,7 +163,7 @@ def height(chart: Chart) -> float:
 
 
 def parts_a_row(chart: BarChart) -> int:
-    """Bars that stand in the fullest row."""
+    """Number of bars in the fullest row."""
     return max(len(bar.parts) for bar in chart.bars)
 
 

@@ -60,7 +60,7 @@ class Reached:
 
 
 def kinds(run: ReportedRun) -> tuple[Kind, ...]:
-    """The roofline, where the run measured its ceilings and a case can be held against them."""
+    """The roofline, where the run measured its ceilings and a case can be compared with them."""
     measured = ceilings(run.environment)
     panels: dict[tuple[str, str, int], list[Reached]] = {}
     for record in run.records:

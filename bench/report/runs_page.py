@@ -33,7 +33,7 @@ HISTORY_CAPTION = (
     "Speedup over the reference of the same run, with 95 % intervals, in the order of the runs. A dotted line is where "
     "a variant changed for good: a level lasts two runs at least."
 )
-#: Names of runs on an axis are shown up to this length, and at most so many of them.
+#: Names of runs on an axis are shown up to this length, and at most this many of them.
 NAME_LENGTH, MOST_NAMES = 18, 8
 
 
@@ -43,7 +43,7 @@ class Member:
 
     Attributes:
         run: itself.
-        name: that tells it from the others.
+        name: distinguishes it from the others.
         machine: what it was measured on.
         recorded: when.
     """
@@ -55,7 +55,7 @@ class Member:
 
     @property
     def source(self) -> str:
-        """What was measured: commit and plugins."""
+        """Source that was measured: commit and plugins."""
         return comparable.source(self.run.environment)
 
 
@@ -259,7 +259,7 @@ def _members(runs: Sequence[ReportedRun]) -> list[Member]:
 
 
 def _note(base: Member, other: Member, found: Comparison) -> str:
-    """What keeps two runs from being comparable, and what else differs."""
+    """Say why two runs are not comparable, and in what else they differ."""
     if found.differences:
         what = "; ".join(map(str, found.differences))
         return (

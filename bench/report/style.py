@@ -1,6 +1,6 @@
 """Looks of a variant: colour, marker and line, the same in every plot and on the page.
 
-Eighteen colours cannot all be told apart, with or without full colour vision, so curves also differ in
+Eighteen colours cannot all be distinguished, with or without full colour vision, so curves also differ in
 marker and dash. The colours are mid-tones from the palettes of Okabe and Ito and of Paul Tol, chosen to
 stand on a white page and on a dark one.
 """

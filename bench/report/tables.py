@@ -130,7 +130,7 @@ def latency(groups: Iterable[RankedGroup]) -> Table | None:
 
 
 def decoding(groups: Iterable[RankedGroup]) -> Table | None:
-    """Tokens a second, and what one takes, of cases that are fed with their own output."""
+    """Tokens a second, and what one takes, of cases in the mode `decode`."""
     rows = []
     for group, record in every(groups):
         if record.status is not Status.OK or record.tokens_per_s is None:
@@ -164,7 +164,7 @@ def cold_start(groups: Iterable[RankedGroup]) -> Table | None:
 
 
 def roofline(groups: Iterable[RankedGroup]) -> Table | None:
-    """Least work, what was reached of the machine's ceiling, and which ceiling that is."""
+    """Least work, the share of the machine's ceiling that was reached, and which ceiling that is."""
     rows = []
     for group, record in every(groups):
         work = Work.of(asdict(record))
@@ -211,7 +211,7 @@ def gate(record: Record) -> tuple[float | None, ...]:
 def second_instrument(groups: Iterable[RankedGroup], found: Findings) -> Table | None:
     """Our p50 beside pytest-benchmark's median, of the cases that both have; what it refused has its reason.
 
-    Where its two medians say the other thing than our interval, faster or slower than the reference, that is said.
+    A case is marked if its medians and our interval disagree whether it is faster or slower than the reference.
     """
     rows = []
     medians = {key: figure.median_s for key, figure in found.figures.items()}
@@ -250,7 +250,7 @@ def contradiction(record: Record, medians: Mapping[CaseKey, float]) -> Cell:
 
 
 def evidence(groups: Iterable[RankedGroup]) -> Table | None:
-    """Table of what really ran, with groups of a run that say the same in one row."""
+    """Table of what really ran; groups with the same evidence share a row."""
     # The points of a sweep are one place here.
     said: dict[tuple[str, ...], dict[str, None]] = {}
     for group, record in every(groups):

@@ -1,7 +1,7 @@
 """The answer of a run in sentences: which variant is fastest, by how much, and whether that is sure.
 
 Names stand between backticks, which the page turns into code. A sentence never claims more than its
-intervals: variants that cannot be told apart share the first place, and doubtful samples are said.
+intervals: variants that cannot be told apart share the first place, and doubtful samples are mentioned.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from bench.run.second_instrument import Findings
 
 #: Two instruments agree where their medians are no further apart than this factor.
 AGREE = 1.10
-OVERLAP = "The run does not tell which of them is faster."
+OVERLAP = "The run does not show which of them is faster."
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ def advised(run: ReportedRun) -> tuple[Answer, ...]:
 
 
 def with_advice(answer: Answer, advice: Advice, run: ReportedRun) -> Answer:
-    """An answer with what is recommended; where intervals overlap, rounds that took turns may tell more than these."""
+    """An answer with what is recommended; where intervals overlap, ratios inside rounds may still decide."""
     text = answer.text
     if OVERLAP in text and advice.verdict is Recommendation.RECOMMENDED and advice.probability is not None:
         text = text.replace(
@@ -90,7 +90,7 @@ def with_advice(answer: Answer, advice: Advice, run: ReportedRun) -> Answer:
 
 
 def machine(run: ReportedRun) -> str:
-    """What the run was measured on, and with what, in a line; empty where it does not say."""
+    """Describe machine and software of the run in one line; empty if the run does not say."""
     facts, software, git = (run.environment.get(name) or {} for name in ("machine", "software", "git"))
     threads = sorted({record.threads for record in run.records})
     cores = facts.get("cores_logical")
@@ -107,7 +107,7 @@ def machine(run: ReportedRun) -> str:
 
 
 def second_opinion(run: ReportedRun, found: Findings) -> str:
-    """How far the second instrument agrees; empty where it has nothing."""
+    """Say how far the second instrument agrees; empty if it measured nothing."""
     pairs = list(second_ratios(run.groups, found))
     if not pairs:
         return ""

@@ -16,7 +16,7 @@ from bench.records.block import Turn
 APART_S, APART_SHARE = 0.002, 0.01
 #: Seconds, and share of the time waited for it, that a usual turn's request and answer may take on their way.
 WAY_S, WAY_SHARE = 0.01, 0.1
-#: The same for the quickest of at least so many turns: on a busy machine too, one of them is hardly kept waiting.
+#: The same for the quickest of at least this many turns: even on a busy machine, one of them hardly has to wait.
 QUICKEST_S, QUICKEST_TURNS = 0.004, 6
 #: Shares of the time in which calls were timed that the samples must make up, at least and at most.
 LEAST_SHARE, MOST_SHARE = 0.75, 1.05
@@ -34,7 +34,7 @@ class Watch:
         """Count a turn.
 
         Args:
-            turn: as the seat tells of it.
+            turn: as the seat reported it.
             asked_s: parent's clock before the request.
             answered_s: parent's clock after the answer.
         """

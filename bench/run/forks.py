@@ -1,7 +1,7 @@
 """Workers by fork: a process that has imported everything and run nothing, and forks a worker when asked.
 
 A fresh worker spends two seconds on imports; a fork takes milliseconds. Children of one parent share its address
-layout, so whoever wants what processes differ by takes several parents. The parent must have run nothing: threads,
+layout, so the differences between processes need several parents. The parent must have run nothing: threads,
 OpenMP's team and a CUDA context do not survive a fork.
 """
 
@@ -54,7 +54,7 @@ class Forked:
     def _read(self, status: int) -> None:
         with os.fdopen(status, "rb") as pipe:
             said = pipe.read()
-        # Without a word the parent itself is gone, and took nobody along.
+        # Without a message the parent itself is gone, and its workers live on.
         self._code = int(said) if said else -signal.SIGKILL
         self._ended.set()
 
@@ -93,7 +93,7 @@ class ForkServer:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """End it; its workers end with whoever asked for them."""
+        """End it; a worker ends with the process that asked for it."""
         end(self._child, self._guard)
         self._control.close()
 
@@ -152,7 +152,7 @@ class ForkServer:
 
 @contextlib.contextmanager
 def fork_servers(settings: Settings, log: Path, count: int) -> Iterator[list[ForkServer]]:
-    """Start so many servers side by side and wait until all can fork; none where the system has no way to.
+    """Start a number of servers side by side and wait until all can fork; none where the system has no way to.
 
     Raises:
         WorkerError: when one does not come up.

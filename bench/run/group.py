@@ -24,9 +24,9 @@ from bench.run.worker_process import Event, Settings, Worker, WorkerError
 from bench.timing import rounds as sampling
 from bench.timing.stopwatch import Stopwatch
 
-#: A group gets at most so many seatings when its interval stays wide and time is left.
+#: Most seatings of a group whose interval stays wide while time is left.
 MOST_SEATINGS = 10
-#: Quantities that a gate tells of, and what it tells of each.
+#: Quantities that a gate reports, and what it reports of each.
 KINDS, WHAT = ("parity", "grad"), ("error", "limit")
 
 
@@ -95,7 +95,7 @@ class Measurement:
                 return
 
     def places(self) -> list[Place]:
-        """Who sits where."""
+        """Return the processes of the group, with the cases that each of them holds."""
         return places(self.cases)
 
     def _seating(self, number: int, budget_s: float) -> tuple[float, bool]:
@@ -126,7 +126,8 @@ class Measurement:
                     self._drop(variant, failed(Status.PARITY_FAILED, doubt))
         except WorkerError as error:
             if error.variant not in {found.case.variant for found in self.cases}:
-                # Nobody to blame: without this, a worker that always dies at its start would be started for ever.
+                # No variant is to blame: without this, a worker that always dies at its start would be started for
+                # ever.
                 for found in self.cases:
                     self.failures[found.case.variant] = failed(error.status, error.reason)
                 self.cases = []
@@ -223,7 +224,7 @@ def worst(gates: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _told_before(fields: dict[str, Any]) -> list[dict[str, Any]]:
-    """The gates that a record tells of already, as one event; none where it tells of none."""
+    """The gates that a record already holds, as one event; none if it holds none."""
     if fields.get("parity_limit") is None:
         return []
     event: dict[str, Any] = {f"{kind}_{what}": fields.get(f"{kind}_{what}") for kind in KINDS for what in WHAT}
@@ -232,5 +233,5 @@ def _told_before(fields: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def _rank(strain: float) -> tuple[bool, float]:
-    """Order of strains, in which what is no number is worst: it compares as False with everything."""
+    """Order of strains, in which what is not a number is worst: it compares as False with everything."""
     return math.isnan(strain), strain

@@ -45,7 +45,7 @@ class Open:
         samples: their rounds so far.
         standing: what is known.
         spent_s: how long its rounds took, seconds.
-        needed_s: for how long further rounds would have to go on, as far as the present doubt tells, seconds.
+        needed_s: how long further rounds would take, estimated from the present doubt, seconds.
     """
 
     group: Group
@@ -56,12 +56,12 @@ class Open:
     needed_s: float
 
     def told(self) -> str:
-        """What is undecided and what would decide it."""
+        """Say what is undecided and what would decide it."""
         if rivals := ", ".join(sorted(self.standing.undecided)):
-            said = f"{self.standing.best} is not told apart from {rivals}"
+            said = f"{self.standing.best} cannot be told apart from {rivals}"
         else:
             said = f"wider intervals than the suite asks for: {', '.join(sorted(self.standing.wide))}"
-        return f"{self.group.name}: {said}; about {duration(self.needed_s)} more of rounds would tell"
+        return f"{self.group.name}: {said}; about {duration(self.needed_s)} more of rounds would decide"
 
 
 def undecided(groups: Iterable[tuple[Group, tuple[Described, ...]]], folder: RunFolder, interval: float) -> list[Open]:
@@ -132,7 +132,7 @@ def duration(seconds: float) -> str:
 
 
 def _kept(values: Mapping[str, Any]) -> dict[str, Any]:
-    """What a record keeps: all that rounds do not say anew."""
+    """Return the values of a record that further rounds do not measure again."""
     return {name: value for name, value in values.items() if name in COLUMNS and name not in {"status", "reason"}}
 
 

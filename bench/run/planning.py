@@ -89,13 +89,13 @@ class Plan:
 
     @property
     def own_model(self) -> dict[str, Any] | None:
-        """What was found of the user's own model; None without one."""
+        """Description of the user's own model; None without one."""
         found: dict[str, Any] | None = self.catalogue.get("own_model")
         return found
 
     @property
     def own_checked(self) -> dict[str, Any]:
-        """What the checks found of it, by workload."""
+        """Findings of the checks of the own model, by workload."""
         sets = self.own_model["sets"] if self.own_model else ()
         return {entry["workload"]: entry["checked"] for entry in sets}
 
@@ -121,7 +121,7 @@ class Plan:
 
     @property
     def second_cases(self) -> tuple[Case, ...]:
-        """Cases that are timed once more with pytest-benchmark, after all groups."""
+        """Cases that are timed again with pytest-benchmark, after all groups."""
         if not self.suite.second_instrument:
             return ()
         runnable = (found for found in self.cases if not found.unavailable)
@@ -180,7 +180,7 @@ def make_plan(suite: Suite, filters: Filters, settings: Settings, *, build: bool
             events = list(worker.ask("describe", limit_s, cases=fields, build=build))
             kernel = CompiledKernel.found(folder, max((event["built_s"] for event in events), default=0.0))
     except WorkerError as error:
-        # The exception's own name helps nobody who mistyped a workload.
+        # The exception's own name does not help a user who mistyped a workload.
         raise UsageError(re.sub("^(UnknownWorkloadError|OwnModelError): ", "", error.reason)) from error
     described = iter([
         Described(

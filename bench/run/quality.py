@@ -81,7 +81,7 @@ class Stage:
 
         Args:
             variants: names.
-            status: told what goes on.
+            status: called with a line about each step.
         """
         try:
             self._train(variants, status)
@@ -153,7 +153,7 @@ class Stage:
         wall_s = time.perf_counter() - start
         told_s = found["prepare_s"] + found["training_s"] + found["evaluation_s"]
         if not 0 < told_s <= wall_s or wall_s - told_s > SLACK_S + SLACK_SHARE * wall_s:
-            reason = f"its clock told {told_s:.2f} s of a block that took {wall_s:.2f} s"
+            reason = f"its clock reported {told_s:.2f} s for a block that took {wall_s:.2f} s"
             self._drop(name, Status.PARITY_FAILED, reason)
             return
         one, scores = self.trained[name], found["scores"]
@@ -218,7 +218,7 @@ def run(  # noqa: PLR0913, PLR0917 - all that a stage is made of
         seed: see `Stage`.
         limit_s: longest silence of a worker, seconds.
         cache: folder for whatever compilers cache.
-        status: told what goes on.
+        status: called with a line about each step.
 
     Raises:
         OSError: when something cannot be written.

@@ -68,7 +68,7 @@ def case_key(case: Case) -> Key:
 
 
 def record_key(values: Mapping[str, Any]) -> Key:
-    """Which case a record is of."""
+    """Return the key of the case that a record is about."""
     return SAMPLES.key_of(values)
 
 
@@ -96,7 +96,7 @@ def begun(path: Path) -> Begun:
         msg = f"{path} is not a folder; --resume takes the folder of a run that was interrupted"
         raise UsageError(msg)
     if not (path / "environment.json").is_file():
-        msg = f"{path} holds no run that was begun (environment.json is missing); begin it anew with --out {path}"
+        msg = f"{path} holds no run that was begun (environment.json is missing); start a new one with --out {path}"
         raise UsageError(msg)
     facts, plan = _read(path / "environment.json"), _read(path / "plan.json")
     try:
@@ -135,7 +135,7 @@ def check(run: Begun, cases: Iterable[Case], facts: Mapping[str, Any]) -> None:
     pairs += [(n, then["software"].get(n), facts["software"].get(n)) for n in names if n not in _DRAWS_ONLY]
     for kind in ("workers", "inherited"):
         old, new = then["threads"][kind], facts["threads"][kind]
-        # The user's files are held against each other by their content.
+        # The user's files are compared with each other by their content.
         files = {PLUGINS, own_model.VARIABLE}
         pairs += [(n, old.get(n), new.get(n)) for n in dict.fromkeys((*old, *new)) if n not in files]
     old, new = then["run"].get("plugins", {}), facts["plugins"]
@@ -153,9 +153,9 @@ def remarks(run: Begun, commit: str) -> list[str]:
     except UsageError:
         same = False
     if not same:
-        said.append(f"the suite {run.suite_word} is not what it was; the run goes on with the suite as it was")
+        said.append(f"the suite {run.suite_word} has changed; the run continues with the suite as it was")
     if commit != (before := run.facts.get("git", {}).get("commit", commit)):
-        said.append(f"the run began with commit {before[:12]} of this project and goes on with {commit[:12]}")
+        said.append(f"the run began with commit {before[:12]} of this project and continues with {commit[:12]}")
     return said
 
 
@@ -163,7 +163,7 @@ def recorded(run: Begun) -> frozenset[Key]:
     """The cases that stay recorded: all but the measured ones of a group that was not recorded as a whole.
 
     A group is measured together and recorded in one piece. Where that piece was torn, the speedups of what is missing
-    could not be held against the same rounds, so the group is measured again.
+    could not be compared in the same rounds, so the group is measured again.
 
     Raises:
         UsageError: when the records are broken, or are not those of the run's cases, each once.
@@ -173,7 +173,7 @@ def recorded(run: Begun) -> frozenset[Key]:
     for values in run.folder.records():
         key = record_key(values)
         if key not in planned or key in found:
-            what = "is recorded twice" if key in found else "is recorded, but is no case of the run"
+            what = "is recorded twice" if key in found else "is recorded, but is not a case of the run"
             msg = f"{run.folder.records_path}: {' '.join(key)} {what}; nothing was changed"
             raise UsageError(msg)
         found[key] = values

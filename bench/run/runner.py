@@ -54,7 +54,7 @@ class Runner:
         deadline_s: time of `time.perf_counter` that nothing that is begun may be expected to pass; but for the first,
             so that a run always gets on.
         unfinished: whether something was left for `--resume` because of it.
-        seed: of the gates' inputs and the rounds' order; drawn anew for each part of a run unless given.
+        seed: of the gates' inputs and the rounds' order; a new one for each part of a run unless given.
     """
 
     plan: Plan
@@ -128,7 +128,7 @@ class Runner:
                         with self.watch.on(kind):
                             stage(scratch)
         except BaseException:
-            # What ended the run is told, not what could not be derived then.
+            # Report what ended the run, not what could not be derived then.
             with contextlib.suppress(OSError):
                 end()
             raise
@@ -213,7 +213,7 @@ class Runner:
         return facts, facts["run"], load
 
     def _second_instrument(self, scratch: Path) -> None:
-        """Time the quick cases that ended ok once more with pytest-benchmark; whatever comes of it is said."""
+        """Time the quick cases that ended ok again, with pytest-benchmark, and report the outcome."""
         ok = {(record["group"], record["variant"]) for record in self.folder.records() if record["status"] == Status.OK}
         cases = [case for case in self.plan.second_cases if (case.group, case.variant) in ok]
         if not cases:
@@ -263,7 +263,7 @@ class Runner:
         yield records
 
     def _repro(self, described: Described) -> str:
-        """The command that measures a case again, with the reference to hold it against."""
+        """The command that measures a case again, with the reference to compare it with."""
         case = described.case
         words = ["--workload", case.workload, "--variant", case.variant, "--mode", case.mode]
         words += ["--device", case.device, "--threads", str(case.threads), "--seed", str(self._first_seed)]

@@ -1,9 +1,9 @@
 """Seats as the parent sees them: the processes that a group's variants take their turns in.
 
-Whoever has not the turn stands still: its process is stopped, so that threads that go on spinning after a call, and
-whatever else it does, take nothing from the one that is timed. Variants that run on torch's own threads share a
-process, where what processes differ by (heap, placement) cancels in their ratios; what brings threads or an environment
-of its own has a process of its own.
+A process stands still unless one of its variants has the turn: it is stopped, so that threads that go on spinning after
+a call, and whatever else it does, take nothing from the one that is timed. Variants that run on torch's own threads
+share a process, where what processes differ by (heap, placement) cancels in their ratios; what brings threads or an
+environment of its own has a process of its own.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ Start = Callable[[Settings], Worker]
 
 @dataclass(frozen=True)
 class Place:
-    """What is to sit in one process.
+    """Cases that share one process.
 
     Attributes:
         cases: the variants, of one group.
@@ -46,7 +46,7 @@ class Place:
 
 
 class Placed(Protocol):
-    """What is known of a case that decides where it sits."""
+    """Facts of a case that decide which process it gets."""
 
     @property
     def case(self) -> Case:
@@ -62,7 +62,7 @@ class Placed(Protocol):
 
 
 def places(cases: Iterable[Placed]) -> list[Place]:
-    """Who sits where: those that share torch's threads in one process, each of the others in its own."""
+    """Return the processes: one for all cases that run on torch's threads, one more for each of the others."""
     cases = list(cases)
     together = tuple(found.case for found in cases if not found.alone)
     apart = [Place((found.case,), found.environment) for found in cases if found.alone]
@@ -125,7 +125,7 @@ class Seated(Player):
         return self.at.number
 
     def turn(self) -> Turn:
-        """Take a turn while everybody else stands still."""
+        """Take a turn while all others stand still."""
         return self.at.turn(self.name)
 
 
@@ -163,7 +163,7 @@ class Seating:
         self._stack.close()
 
     def sit(self, seed: int, *, audit: bool = True) -> None:
-        """Start the processes and make everybody ready, one after the other; who fails the gate gets no turns.
+        """Start the processes and make all variants ready, one after the other; one that fails the gate gets no turns.
 
         Args:
             seed: of the gate's problem.
@@ -182,7 +182,7 @@ class Seating:
             self.players |= {name: Seated(name, seat) for name in passed}
 
     def stand(self, seed: int) -> None:
-        """Gate everybody again, after the rounds.
+        """Gate all variants again, after the rounds.
 
         Raises:
             WorkerError: when a process fails.

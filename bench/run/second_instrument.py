@@ -1,4 +1,4 @@
-"""The second instrument: a run's quick cases once more under pytest-benchmark, and what it found, for the report.
+"""The second instrument: a run's quick cases again under pytest-benchmark, and what it found, for the report.
 
 It runs in a process of its own, and whatever becomes of it costs the run nothing but its figures. Nothing here imports
 torch.
@@ -42,7 +42,7 @@ OPTIONS = (
 )
 #: Seconds that its start and each case take, for the expected time.
 START_S, CASE_S = 5.0, 1.3
-#: What tells a case from every other, as in records.csv: workload, mode, device, threads, variant.
+#: Identity of a case, as in records.csv: workload, mode, device, threads, variant.
 Key = tuple[str, str, str, int, str]
 
 
@@ -101,7 +101,7 @@ def run(cases: Collection[Case], folder: Path, settings: Settings, cache: Path, 
         limit_s: seconds it may take in all.
 
     Returns:
-        What to tell the user, a line each: what was refused, and what became of it. Nothing is raised.
+        Lines for the user: what was refused, and what became of it. Nothing is raised.
     """
     if importlib.util.find_spec("pytest") is None or importlib.util.find_spec("pytest_benchmark") is None:
         return ["second instrument: left out, since pytest-benchmark is not installed: pip install pytest-benchmark"]

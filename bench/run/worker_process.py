@@ -24,14 +24,14 @@ from bench.records.schema import Status
 ROOT = Path(__file__).parent.parent.parent
 Event = dict[str, Any]
 
-#: Waits for the end of its input, which it shares with nobody but the parent, then ends the process group `$0`.
+#: Waits for the end of its input, which it shares with the parent alone, then ends the process group `$0`.
 #: A worker inside a long call does not notice that its parent was killed, and no compiler that it started would.
 _GUARD = 'read -r _; kill -s KILL -- "-$0"'
 
 #: Environment variable with the plugin files, a JSON list: a path may hold any character.
 PLUGINS = "SEQ2SEQ_BENCH_PLUGINS"
 
-#: Kineto tells of each start and end of a profile, as something worse than an error; the profiler raises what matters.
+#: Kineto logs each start and end of a profile above the level of errors; the profiler raises what matters.
 QUIET = {"KINETO_LOG_LEVEL": "6"}
 
 #: Version of what parent and worker say to each other: requests, their fields, events. Both may be of different
@@ -48,7 +48,7 @@ GRACE_S, DRAIN_S = 5.0, 1.0
 
 @dataclass(frozen=True)
 class Home:
-    """Where a worker comes from.
+    """Interpreter and checkout that a worker runs from.
 
     Attributes:
         python: path of the interpreter.
@@ -154,7 +154,7 @@ class Worker:
         self._log_file = self.log.open("a", encoding="utf-8")
         self._log_start = self._log_file.tell()
         # Pipes of their own: whatever a library, a plugin or a child of theirs prints, at whatever level and moment,
-        # is no answer, and what reads standard input takes no request.
+        # is not an answer, and what reads standard input takes no request.
         (requests, own_requests), (own_answers, answers) = os.pipe(), os.pipe()
         self._requests = os.fdopen(own_requests, "w", encoding="utf-8")
         self._answers = os.fdopen(own_answers, encoding="utf-8")

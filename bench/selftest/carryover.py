@@ -62,7 +62,7 @@ class Effect:
     turns: int
 
     def surely_beyond(self, comparisons: int) -> bool:
-        """Return whether it is beyond the target with so many comparisons allowed for (Bonferroni)."""
+        """Return whether it is beyond the target with all comparisons allowed for (Bonferroni)."""
         outside = (1 - CONFIDENCE) / 2
         wider = self.change.widened(float(stats.norm.isf(outside / comparisons) / stats.norm.isf(outside)))
         return wider.low > 1 + TARGET or wider.high < 1 - TARGET
@@ -174,7 +174,7 @@ def _refuse(event: Event) -> None:
 
 @dataclass(frozen=True)
 class _Turn:
-    """A turn: after whom, whose, and its time over that variant's time in the rounds around it."""
+    """A turn: the variant before it, its own, and its time over that variant's time in the rounds around it."""
 
     before: str
     after: str
@@ -210,14 +210,14 @@ def _effects(seatings: Sequence[Sequence[Round]], key: Callable[[_Turn], tuple[s
 
 
 def _turns(seating: Sequence[Round], used: set[int]) -> Iterator[_Turn]:
-    """Turns of the used rounds of a seating that followed somebody, each over the rounds around it.
+    """Turns of the used rounds of a seating that followed another turn, each over the rounds around it.
 
     As many rounds to both sides count as there are variants: a variant has followed each other one about twice in them.
     """
     times: dict[str, list[tuple[int, str, float]]] = defaultdict(list)
     last, last_number = "", -1
     for found in seating:
-        # Who had a pause before it follows nobody.
+        # A turn after a pause follows no other.
         before = last if found.number == last_number + 1 and not found.waited_s else ""
         for name in found.order or tuple(found.blocks):
             if found.number in used and name in found.blocks:
@@ -246,7 +246,7 @@ def _usual(turns: Iterable[_Turn]) -> dict[str, float]:
 
 
 def judge(found: Found, threads: int, options: Options, pairs: Sequence[Effect], pooled: Sequence[Effect]) -> None:
-    """Fill in table and rows, and hold the effects against the targets."""
+    """Fill in table and rows, and compare the effects with the targets."""
     real = [effect for effect in pairs if not {effect.before, effect.after} & set(PLANTED)]
     sure = [effect for effect in pairs if effect.surely_beyond(max(1, len(real)))]
     shown = {(e.before, e.after): signed(e.change.value) + " !" * (e in sure) for e in pairs}

@@ -1,8 +1,8 @@
 """Our figures beside those of other instruments, on the same calls in the same processes in one run.
 
 Each repetition builds a pair of one variant with itself, and every instrument measures both names, as its users would:
-one name after the other. The instruments' order is drawn anew each time. Where they disagree about the time of a call,
-one of them is wrong; how far the two names are apart is each instrument's own error.
+one name after the other. The order of the instruments is drawn at random each time. Where they disagree about the time
+of a call, one of them is wrong; how far the two names are apart is each instrument's own error.
 """
 
 from __future__ import annotations

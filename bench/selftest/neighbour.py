@@ -1,6 +1,6 @@
 """A busy neighbour: is it noticed, does the ratio stand, and what does each of OpenMP's ways of waiting cost?
 
-Users run OpenMP's default, so that is what the suite measures unless told otherwise; this part shows what each choice
+Users run OpenMP's default, so that is what the suite measures unless asked otherwise; this part shows what each choice
 does to the time of a call, on a quiet machine and beside a process that keeps one core busy.
 """
 
@@ -35,7 +35,7 @@ def run(options: Options, folder: Path, console: Console) -> Found:
     settings = [
         (threads, policy, busy)
         for threads in options.threads
-        # One thread waits for nobody.
+        # One thread has none to wait for.
         for policy in (POLICIES if threads > 1 else POLICIES[:1])
         for busy in (False, True)
     ]

@@ -52,7 +52,7 @@ class Options:
     unstopped: bool = False
 
     def settings(self, threads: int) -> Settings:
-        """Of workers with so many threads."""
+        """Settings of workers with this number of threads."""
         return Settings(threads, self.wait_policy)
 
     def cases(self, threads: int, count: int) -> Iterator[Case]:

@@ -81,7 +81,7 @@ def checks() -> Iterator[MachineCheck]:
 
 
 def ask() -> dict[str, Any] | str:
-    """What a worker says of torch, or why there is no answer."""
+    """Return what a worker reports about torch, or the reason why it does not answer."""
     try:
         with scratch_folder() as folder, Worker(Settings(usable_cores()), folder / "log", folder) as worker:
             (found,) = worker.ask("catalogue", ASK_LIMIT_S)
@@ -143,8 +143,8 @@ def cores() -> MachineCheck:
 
 
 def governor(machine: dict[str, Any]) -> MachineCheck:
-    """How the clock is governed."""
-    found = str(machine.get("governor", "not told by this system"))
+    """Check the governor of the clock frequency."""
+    found = str(machine.get("governor", "unknown on this system"))
     if found in {"powersave", "ondemand", "conservative", "schedutil"}:
         return MachineCheck(
             "governor", FactState.WITHOUT, found, "cpupower frequency-set -g performance: the clock then stays"
@@ -169,7 +169,7 @@ def disk(free: float) -> MachineCheck:
 
 
 def noise() -> MachineCheck:
-    """What else uses the machine at this moment."""
+    """Check what else is using the machine at this moment."""
     before, own = psutil.cpu_times(), psutil.Process().cpu_times()
     psutil.cpu_percent(interval=LOOK_S)
     after, own_after = psutil.cpu_times(), psutil.Process().cpu_times()

@@ -122,7 +122,7 @@ def facts(record: Record) -> list[tuple[str, str]]:
 
 
 def again(record: Record, run: RecordedRun) -> str:
-    """The command that measures a case once more, with the reference that its speedup is relative to."""
+    """The command that measures a case again, with the reference that its speedup is relative to."""
     words = ["python", "-m", "bench", "run", "--workload", record.workload, "--mode", record.mode]
     words += ["--variant", record.variant] if record.variant != REFERENCE else []
     words += ["--device", record.device, "--threads", str(record.threads)]

@@ -2,7 +2,7 @@
 
 Whatever drifts on the machine meets all of them alike, and each follows each of the others equally often. Ratios are
 formed inside a round, never across. Rounds are judged in stretches long enough for the system's counters to tell
-whether somebody else was at work (`bench.machine.interference`).
+whether other processes were at work (`bench.machine.interference`).
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ class Player(Protocol):
         """Number of the process in which it takes them."""
 
     def turn(self) -> Turn:
-        """Take a turn while everybody else stands still."""
+        """Take a turn while all others stand still."""
 
 
-#: Says who goes on after a stretch, from the rounds of the seating so far; nobody ends it.
+#: Returns the variants that continue after a stretch, from the rounds of the seating so far; none ends it.
 Chooser = Callable[[Sequence[Round]], Collection[str]]
 
 
@@ -59,7 +59,7 @@ def orders(names: Sequence[str], seed: int) -> Iterator[tuple[str, ...]]:
 def rounds(
     players: Mapping[str, Player], device: str, budget_s: float, seed: int, chosen: Chooser | None = None
 ) -> Iterator[Round]:
-    """Yield rounds until nobody needs more or the budget is spent.
+    """Yield rounds until no variant needs more or the budget is spent.
 
     After a disturbed stretch a quiet moment is waited for, at most `PATIENCE` of the budget in all.
 
@@ -100,7 +100,7 @@ def rounds(
 
 
 class _Account:
-    """CPU time that the seats have used, added up from what their turns tell."""
+    """CPU time that the seats have used, added up from what their turns report."""
 
     def __init__(self) -> None:
         self.spent_s = 0.0
@@ -128,7 +128,7 @@ def _stretch(
 ) -> Iterator[Round]:
     """Rounds that are judged together: for at least `STRETCH_S`, unless the clock passes `end` before.
 
-    They are yielded when all have run, so that whoever takes them takes no core from one of them.
+    They are yielded when all have run, so that their receiver takes no core from one of them.
     """
     before = interference.read(account.spent_s)
     after = before

@@ -1,7 +1,7 @@
-"""A seat from inside: the calls that are ready in this process, and their turns.
+"""The inside of a seat: the calls that are ready in this process, and their turns.
 
 The parent says whose turn it is (`bench.timing.rounds`). A turn begins with untimed calls, so that it finds caches,
-clocks and threads as steady work has them, whoever had the turn before; then a block of calls is timed.
+clocks and threads as steady work has them, whichever variant had the turn before; then a block of calls is timed.
 """
 
 from __future__ import annotations
@@ -27,30 +27,30 @@ class Subject:
 
     Attributes:
         call: one call of it.
-        context: settings that hold while it is called, entered once a turn so that they cost no call anything.
+        context: settings during its calls, entered once per turn so that they add nothing to a call.
     """
 
     call: Callable[[], object]
     context: Callable[[], AbstractContextManager[None]] = contextlib.nullcontext
 
 
-#: Wall time of the untimed calls of a turn, at least one call, and of its timed block: long against the clock's and the
-#: scheduler's grain, and against what the change of turns costs.
+#: Wall time of the untimed calls of a turn, at least one call, and of its timed block: long compared with the
+#: resolution of the clock and the scheduler, and with the cost of changing turns.
 LEAD_S, BLOCK_S = 0.010, 0.020
 MOST_CALLS = 200
 #: Warm-up ends when the medians of its two latest batches of calls agree within this share.
 STEADY_SHARE = 0.03
 WARM_LEAST_S, WARM_MOST_S = 0.1, 1.0
 
-#: Bound here, before any variant can put others in their place.
+#: Bound here, before any variant can replace them.
 _cpu_s = time.process_time
 
 
 def warm_up(subject: Subject, device: str) -> int:
     """Call until steady, and say how many calls a block needs to last `BLOCK_S`.
 
-    Steady: the medians of two batches in a row agree within `STEADY_SHARE`. A variant that never gets there is warm
-    after `WARM_MOST_S` all the same; its own interval will show it.
+    Steady: the medians of two batches in a row agree within `STEADY_SHARE`. A variant that never gets there counts as
+    warm after `WARM_MOST_S`; its interval will show it.
     """
     with subject.context():
         start = time.perf_counter()
@@ -67,7 +67,7 @@ def warm_up(subject: Subject, device: str) -> int:
 
 
 def take_turn(subject: Subject, calls: int, device: str) -> Turn:
-    """Call without timing for `LEAD_S`, once at least, then time a block of so many calls."""
+    """Call without timing for `LEAD_S`, once at least, then time a block of calls."""
     cpu_from_s, start = _cpu_s(), now_s()
     with subject.context():
         while True:
@@ -111,5 +111,5 @@ class Ready:
         return take_turn(self.subject, self.calls, self.device)
 
 
-#: What is ready in this process, by the name that the parent calls it.
+#: Calls that are ready in this process, by the name that the parent uses.
 READY: dict[str, Ready] = {}

@@ -1,4 +1,4 @@
-"""Where a run's own time goes."""
+"""Accounts for a run's own time: rounds, starts, gates and everything else."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
-#: What a run spends time on, in the order in which it is told. Everything else is `other`.
+#: What a run spends time on, in the order in which it is reported. Everything else is `other`.
 KINDS = (
     "timed rounds", "waiting", "cold runs", "starts", "gates", "warm-up", "ceilings", "second instrument", "quality",
     "other",
@@ -19,7 +19,7 @@ class Stopwatch:
     """Seconds by kind; one kind runs at a time, so that they add up to the run.
 
     Args:
-        clock: tells the time, seconds.
+        clock: returns the time, seconds.
     """
 
     clock: Callable[[], float] = time.perf_counter

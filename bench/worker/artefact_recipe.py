@@ -23,7 +23,7 @@ EXIT_CANNOT = 1
 
 
 class NoRecipeError(ValueError):
-    """A variant that is no way to ship a model."""
+    """A variant that is not a way to ship a model."""
 
 
 def refusal(variant: Variant, mode: str) -> str | None:
@@ -31,7 +31,7 @@ def refusal(variant: Variant, mode: str) -> str | None:
     if mode == "decode":
         return "decoding is a loop over steps around the model, and an artefact replaces whole passes alone"
     if variant.lstm not in {"nn", "kernels"}:
-        return f"{variant.name} runs an LSTM written for comparison, which is no way to ship a model"
+        return f"{variant.name} runs an LSTM written for comparison, which is not a way to ship a model"
     if variant.captures_step or variant.reuses_outputs:
         return f"{variant.name} returns memory that its next call overwrites, which a caller must know of"
     if variant.torch_tf32 or variant.precision == "tf32":

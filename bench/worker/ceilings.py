@@ -32,7 +32,7 @@ SLICE_S = 0.02
 #: no fast product of a type, and a large one would take minutes.
 SMALLEST_PRODUCT, LARGEST_PRODUCT, LONG_S, HELD_UP_S = 128, 8192, 0.008, 0.050
 SMALLEST_SET, LARGEST_SET = 32 * 1024, 256 * 1024**2
-#: The largest working set is so many times the last cache, within `MOST_SET` and an eighth of the free memory.
+#: The largest working set is this multiple of the last cache, within `MOST_SET` and an eighth of the free memory.
 BEYOND_CACHE, MOST_SET = 4, 1024**3
 #: Bytes that a reading probe goes through in one call, over and over where the working set is smaller: long against
 #: the time that calling takes.
@@ -78,7 +78,7 @@ class _Rates:
     bytes_per_s: dict[str, float] = field(default_factory=dict)
 
     def sweep(self, values: Tensor, device: str) -> None:
-        """Try every probe once more, the bandwidth's on parts of `values`."""
+        """Try every probe again, the bandwidth's on parts of `values`."""
         for name in ("fp32", "tf32", "bf16", "fp16") if device == "cuda" else ("fp32", "bf16", "fp16"):
             _raise(self.flops_per_s, name, _fastest_product(name, device))
         for size in _sizes_up_to(values.nbytes):
@@ -196,7 +196,7 @@ def _largest_set() -> int:
 
 
 def _last_cache_bytes() -> int:
-    """Size of the largest cache that Linux tells of; 0 elsewhere."""
+    """Size of the largest cache that Linux reports; 0 elsewhere."""
     found = [0]
     for path in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size"):
         text = path.read_text(encoding="ascii").strip()

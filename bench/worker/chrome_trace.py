@@ -13,7 +13,7 @@ from seq2seq.execution.variants import VARIANTS
 from seq2seq.workloads.checkpoint import starting_weights
 from seq2seq.workloads.registry import find_workload
 
-#: Calls before the one that is traced: what the first ones compile or convert is no part of it.
+#: Calls before the one that is traced: what the first ones compile or convert is not part of it.
 WARM = 3
 
 

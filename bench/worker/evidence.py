@@ -166,7 +166,7 @@ def explain(
     compiled: Compilation | None,
     choices: Choices | None = None,
 ) -> str:
-    """Describe what ran; anything that differs from what the variant's name promises is said outright."""
+    """Describe what ran; says so where it differs from what the variant's name promises."""
     parts = []
     if compiled is not None:
         parts.append(_compile_words(compiled))
@@ -239,7 +239,7 @@ def _lstm_words(
 
 
 def _attention_words(seen: Observation) -> str:
-    """Which of torch's attentions ran, by the operators that did it."""
+    """Name torch's attention kernels that ran, by their operators."""
     found = [name.removeprefix("aten::") for name in seen.operators if name.startswith("aten::_scaled_dot_product_")]
     forward = [f"{name} x{seen.operators[f'aten::{name}']}" for name in found if not name.endswith("_backward")]
     return f"no LSTM; attention ran in {', '.join(forward)}" if forward else "no LSTM; attention ran as plain products"

@@ -15,7 +15,7 @@ from bench.run.forks import LARGEST
 
 
 def serve_forks(control: int, main: Callable[[str, str], int]) -> int:
-    """Fork a worker for each message, and tell how each ended, until the control socket closes.
+    """Fork a worker for each message, and report how each ended, until the control socket closes.
 
     Args:
         control: descriptor of the socket.
@@ -70,7 +70,7 @@ def _become_worker(
         os.environ.update(environment)
         code = main(str(requests), str(answers))
     except SystemExit as ending:
-        # As the interpreter ends: nothing is success, a number is the code, and anything else is said.
+        # As the interpreter ends: None is success, a number is the code, and anything else is printed.
         code = 0 if ending.code is None else ending.code if isinstance(ending.code, int) else 1
         if not isinstance(ending.code, int | None):
             print(ending.code, file=sys.stderr)

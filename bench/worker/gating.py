@@ -15,13 +15,13 @@ TIMED_SEED = 0
 
 
 def refuse_replaced(who: str) -> None:
-    """Put back what tells the time, where somebody replaced it.
+    """Put back the clocks that a variant or plugin replaced.
 
     Raises:
         RuntimeError: naming what was replaced.
     """
     if replaced := restore_timekeepers():
-        msg = f"{who} replaced {', '.join(replaced)}, with which the time is told"
+        msg = f"{who} replaced {', '.join(replaced)}, with which time is measured"
         raise RuntimeError(msg)
 
 

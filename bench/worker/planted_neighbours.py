@@ -1,4 +1,4 @@
-"""Variants that disturb whoever comes after them, for `selftest carryover`: a plugin that its workers load.
+"""Variants that disturb the one after them, for `selftest carryover`: a plugin that its workers load.
 
 Each computes what nn.LSTM computes, and then does what badly behaved runtimes do: its threads go on spinning, it fills
 the caches, it leaves the heap in pieces.
@@ -63,7 +63,7 @@ class SpinningLSTM(nn.LSTM):
 
 
 class FillingLSTM(nn.LSTM):
-    """Walks 64 MB, so that the caches hold nothing of anybody else."""
+    """Walks 64 MB, so that the caches hold nothing of other variants."""
 
     walked: torch.Tensor | None = None
 

@@ -27,7 +27,7 @@ UNIT, TURNS = 2000, 60
 def pair(request: dict[str, Any], emit: Emit) -> None:
     """Make one variant ready under two names, the second with extra work of `slowdown` times a call.
 
-    Both are built anew for each pair, since where their memory lies is part of what two names of one variant share
+    Both are built again for each pair, since where their memory lies is part of what two names of one variant share
     out by chance.
     """
     case = Case(**request["case"])

@@ -1,7 +1,7 @@
 """The child process: everything that needs torch. Requests and answers are JSON, one a line, in pipes of their own.
 
-Their descriptors are its arguments, and nothing that it starts inherits them; whatever anybody prints goes to the log.
-A request ends with an event `done` or `failed`. What crashes here, crashes here alone.
+Their descriptors are its arguments, and nothing that it starts inherits them; whatever is printed goes to the log.
+A request ends with an event `done` or `failed`. A crash here ends only this process.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import torch
 
 from bench.gate.audit import Audit
 
-# Which brings how own models are executed and judged.
+# Imported to register how own models are executed and judged.
 from bench.gate.own_model import gate_for
 from bench.machine import environment
 from bench.machine.facts import known
@@ -46,12 +46,12 @@ from seq2seq.workloads.workload import Workload
 
 Emit = Callable[..., None]
 
-#: How a lack of memory is told by what raises plain RuntimeErrors: the CPU allocator, CUDA, cuBLAS.
+#: Messages of a lack of memory in plain RuntimeErrors: of the CPU allocator, CUDA, cuBLAS.
 _NO_MEMORY = ("can't allocate memory", "CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
 
 
 def catalogue(request: dict[str, Any], emit: Emit) -> None:
-    """Names of all workloads and variants, and what this torch is."""
+    """Names of all workloads and variants, and facts about this torch."""
     del request
     workloads = [{"name": w.name, "summary": w.summary, "source": w.source, "data": w.data} for w in WORKLOADS.values()]
     variants = [
@@ -95,14 +95,14 @@ def torch_facts() -> dict[str, Any]:
 def _built_with(pattern: str) -> str:
     """Find a fact in torch's own description of its build."""
     found = re.search(pattern, torch.__config__.show())
-    return found[1] if found else "not told"
+    return found[1] if found else "unknown"
 
 
 def describe(request: dict[str, Any], emit: Emit) -> None:
     """For each case: facts of its row that are known beforehand, and why it cannot run, if it cannot.
 
     Args:
-        request: `cases`, and whether to `build` what variants need, which is found out only so.
+        request: `cases`, and whether to `build` what variants need, the only way to know that it can be built.
         emit: sends an event.
     """
     workloads: dict[str, dict[str, Any]] = {}
@@ -142,7 +142,7 @@ def _cost_of(case: Case, variant: Variant, extent: Extent | None) -> dict[str, i
 
 
 def _refusal(variant: Variant, case: Case, *, build: bool) -> str | None:
-    """Reason why a variant cannot run; a requirement that fails itself speaks for its own variant alone."""
+    """Reason why a variant cannot run; a requirement that itself raises refuses only its own variant."""
     try:
         return variant.why_not(case.device, case.mode, find_workload(case.workload), build=build)
     except Exception as error:  # noqa: BLE001 - requirements probe machines, and may raise anything
@@ -155,7 +155,7 @@ def _facts_of(name: str) -> dict[str, Any]:
 
 @functools.singledispatch
 def facts_of(workload: Any) -> dict[str, Any]:
-    """Facts of a workload's rows, why it cannot run (`unavailable`), and where it can the `extent` of its batch."""
+    """Facts of a workload's rows, with the reason why it cannot run (`unavailable`) or the `extent` of its batch."""
     config = workload.config
     facts: dict[str, Any] = {
         "model": config.family,
@@ -218,18 +218,18 @@ def sit(request: dict[str, Any], emit: Emit) -> None:
         refuse_replaced(case.variant)
 
 
-#: The gate after the rounds of what is ready, by variant: takes a seed.
+#: Gates of the ready variants for after the rounds, by variant; each takes a seed.
 _checks: dict[str, Callable[[int], dict[str, Any]]] = {}
 
 
 def turn(request: dict[str, Any], emit: Emit) -> None:
-    """One turn of what is ready under a name."""
+    """Take one turn of the variant that is ready under a name."""
     emit("turn", **seat.READY[request["name"]].turn().fields())
 
 
 def stand(request: dict[str, Any], emit: Emit) -> None:
-    """Gate again what is ready, after the rounds."""
-    # Whoever did it, all were timed by it, so all of the seat are refused.
+    """Gate the ready variants again, after the rounds."""
+    # Whichever variant did it, all were timed by it, so all of the seat are refused.
     refuse_replaced("a variant, in the rounds,")
     for name, check in _checks.items():
         emit("stage", name="gate after the rounds", variant=name)
@@ -312,7 +312,7 @@ def load_plugins(paths: Iterable[str]) -> None:
         try:
             spec.loader.exec_module(module)
         except SyntaxError as error:
-            # What it says of a file in UTF-16 names neither the file nor the cause.
+            # For a file in UTF-16, its message names neither the file nor the cause.
             msg = f"plugin {path} is not Python in UTF-8: {type(error).__name__}: {error}"
             raise ImportError(msg) from error
 
@@ -320,7 +320,7 @@ def load_plugins(paths: Iterable[str]) -> None:
 def main(requests: str, answers: str) -> int:
     """Serve; the arguments are descriptors."""
     for stream in (sys.stdout, sys.stderr):
-        # A log takes what anybody prints, in whatever language.
+        # A log takes whatever is printed, in any language.
         stream.reconfigure(encoding="utf-8", errors="backslashreplace")  # type: ignore[union-attr]
     for descriptor in (requests, answers):
         os.set_inheritable(int(descriptor), False)

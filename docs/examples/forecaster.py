@@ -10,8 +10,8 @@ from types import SimpleNamespace
 
 from torch import nn
 
+from seq2seq.layers.likelihoods import head_loss
 from seq2seq.models.checkpoint import from_pretrained
-from seq2seq.models.likelihoods import head_loss
 from seq2seq.workloads.registry import WORKLOADS
 
 WORKLOAD = WORKLOADS["forecast-deepar"]

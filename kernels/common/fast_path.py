@@ -1,4 +1,4 @@
-"""Rules for a call to bypass torch's dispatcher: the quick way, if nobody but autograd would have seen it there."""
+"""Rules for a call to bypass torch's dispatcher: the quick way, if only autograd would have seen the call there."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ def autocast_dtype(device: torch.device) -> torch.dtype | None:
 def unwatched(tensors: Sequence[Tensor], *, autocast: bool = False) -> bool:
     """Return whether no compiler, tracer, autocast, mode, transform or subclass of Tensor would see a call on these.
 
-    Forward-mode gradients, and tensors whose memory does not hold their values, are the dispatcher's as well.
+    Forward-mode gradients, and tensors whose memory does not hold their values, also go to the dispatcher.
 
     Args:
-        tensors: what the call is on, at least one.
-        autocast: whether autocast may be on, since the caller casts what it would.
+        tensors: arguments of the call, at least one.
+        autocast: whether autocast is allowed to be on, because the caller casts as it would.
     """
     device = tensors[0].device
     return device.type in DEVICES and not (

@@ -51,7 +51,7 @@ class Forward:
 
     The last dimension is contiguous everywhere; other strides are whatever the caller has (batch first, expanded).
     Direction 1 walks backward in time. Past a sequence's length the state is held, `output` is zero, and what stands in
-    `gates_input` is not looked at. Whoever runs this writes every element of every output.
+    `gates_input` is not read. A kernel writes every element of every output.
 
     Attributes:
         gates_input: (T, B, D, 4H), `x @ weight_ih.T + bias_ih + bias_hh`, gates in the order i, f, g, o.
@@ -149,7 +149,7 @@ def state_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
-#: What is said where gradients of gradients are asked for.
+#: Message of the error for gradients of gradients.
 NO_DOUBLE_BACKWARD = (
     "kernels.LSTM has no double backward (gradients of gradients); use torch.nn.LSTM with "
     "torch.backends.cudnn.flags(enabled=False) for that"
@@ -186,7 +186,7 @@ def hidden_before(
 
 
 def loop_forward(args: Forward) -> None:
-    """The recurrence in torch operations, step by step: slow, any device, any type, and what kernels are held against.
+    """The recurrence in torch operations, step by step: slow, any device, any type, and what kernels are compared with.
 
     Products and states are computed in `state_dtype`; h is rounded to the gates' type at every step, as kernels do.
     """

@@ -19,7 +19,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-#: Up to so many launches are quicker launched than looked up.
+#: Up to this number, launching is quicker than looking a graph up.
 FEW = 4
 #: Calls of a key that launch plainly before one is captured. They compile Triton's kernels and set up cuBLAS, which a
 #: capture could not, and keep addresses that never come back from costing a capture.
@@ -48,7 +48,7 @@ class ReplayCounts:
 def run(launch: Callable[[], None], key: tuple[Hashable, ...], tensors: Sequence[Tensor | None]) -> None:
     """Do what `launch()` does, from the third call on the same memory by replaying a graph.
 
-    Only for CUDA tensors of the current device and native allocation; anything else, a call inside somebody's capture
+    Only for CUDA tensors of the current device and native allocation; anything else, a call inside another capture
     among them, launches plainly, and `state` says why.
 
     Args:
@@ -136,7 +136,7 @@ class Graphs:
         self._plain: Counter[str] = Counter()
 
     def run(self, launch: Callable[[], None], key: tuple[Hashable, ...], tensors: Sequence[Tensor | None]) -> None:
-        """As the function `run`."""
+        """Implements the function `run`."""
         reason = self._device.obstacle(tensors)
         if reason is None:
             place = self._device.place()
@@ -151,12 +151,12 @@ class Graphs:
         launch()
 
     def state(self) -> ReplayCounts:
-        """As the function `state`."""
+        """Implements the function `state`."""
         with self._lock:
             return ReplayCounts(self._captured, self._replayed, self._evicted, len(self._graphs), dict(self._plain))
 
     def clear(self) -> None:
-        """As the function `clear`."""
+        """Implements the function `clear`."""
         with self._lock:
             self._drop(list(self._graphs))
             self._seen.clear()
@@ -258,7 +258,7 @@ class Cuda:
         self._failed: list[Any] = []
 
     def obstacle(self, tensors: Sequence[Tensor | None]) -> str | None:
-        """As `Device` says."""
+        """See `Device`."""
         present = [tensor for tensor in tensors if tensor is not None]
         if not all(tensor.is_cuda for tensor in present):
             return "a tensor is not on a CUDA device"
@@ -272,11 +272,11 @@ class Cuda:
         return None
 
     def place(self) -> Hashable:
-        """As `Device` says; the thread, since the handle of CUDA's per-thread stream is the same in every thread."""
+        """See `Device`. The thread is part of it: CUDA's per-thread stream has the same handle in every thread."""
         return torch.cuda.current_device(), torch.cuda.current_stream().cuda_stream, threading.get_ident()
 
     def lane(self, others: Sequence[Any]) -> Any:
-        """As `Device` says."""
+        """See `Device`."""
         taken = {other.stream.cuda_stream for other in others}
         # torch hands out 32 streams of each priority in turn. Those of high priority are hardly used by others, whose
         # captures and cuBLAS workspaces would be mixed with ours.
@@ -288,14 +288,14 @@ class Cuda:
         raise CaptureError(message)
 
     def capture(self, launch: Callable[[], None], lane: Any) -> Callable[[], None]:
-        """As `Device` says.
+        """See `Device`.
 
         Not by `torch.cuda.graph`, which empties the allocator's cache at every capture: the addresses that keys are
         made of would move.
         """
         graph: Any = torch.cuda.CUDAGraph()
         # torch writes the random generator's capture state on the capture stream, before and not inside the capture:
-        # no graph of somebody else may be reading it then, nor soon after.
+        # no other graph may be reading it then, nor soon after.
         self.wait()
         with _no_collection(), torch.cuda.stream(lane.stream):
             probe = self._record(graph, launch, lane.pool)
@@ -309,7 +309,7 @@ class Cuda:
         return replay
 
     def wait(self) -> None:
-        """As `Device` says."""
+        """See `Device`."""
         torch.cuda.synchronize()
 
     def _record(self, graph: Any, launch: Callable[[], None], pool: Any) -> int:

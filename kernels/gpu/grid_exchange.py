@@ -11,14 +11,14 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-#: Memory that nobody has written yet, as an integer of the element's width: all bits set. As a float that is a NaN, and
-#: not the one that arithmetic gives on NVIDIA's GPUs (0x7FFF, 0x7FFFFFFF).
+#: Memory that has not been written yet, as an integer of the element's width: all bits set. As a float that is a NaN,
+#: and not the one that arithmetic gives on NVIDIA's GPUs (0x7FFF, 0x7FFFFFFF).
 ABSENT = tl.constexpr(-1)
 
 
 @triton.jit
 def arrive(p_counter):
-    """Say that this program's stores before this call may be read by whoever waits for the counter."""
+    """Say that this program's stores before this call may be read by a program that waits for the counter."""
     # All threads' stores come before the block's barrier, and the one thread's atomic comes after it. Release at GPU
     # scope is cumulative: what happened before it, the other threads' stores included, is visible before the sum is.
     tl.debug_barrier()
@@ -95,7 +95,7 @@ def load_rows(
         o_k = (FIRST + index) * BLOCK_K + offsets(BLOCK_K, SPLIT)
         mask = inside & (o_k < K)
         if POLL:
-            # Volatile: read anew each time, past the first-level cache, which other multiprocessors' stores miss.
+            # Volatile: read again each time, past the first-level cache, which other multiprocessors' stores miss.
             b_bits = tl.load(p_rows + o_k, mask=mask, other=0, volatile=True)
         else:
             # From the second-level cache too: a line of the first level may be older than the barrier.

@@ -115,7 +115,7 @@ def _run(
     arguments: Callable[[], tuple[list[Tensor | None], list[int]]],
     turns: int,
 ) -> None:
-    """Launch a kernel for all turns at once, or for one at a time where nobody waits inside of it.
+    """Launch a kernel for all turns at once, or for one at a time where no program waits inside of it.
 
     Scratch memory is made by `arguments`, inside of what a graph captures, so that a graph has its own.
     """

@@ -25,7 +25,7 @@ def backward_kernel(  # noqa: C901 - branches at compile time
     Turn n takes the gates' gradient of turn n - 1, makes h's of it, and from that the gates' of its own step, the n-th
     from the end; the last turn has no step and leaves the gradient of h0. Blocks stand batch row by hidden unit.
     `p_grad_gates` are integers of the gates' width and what programs read each other's work from. Between launches the
-    gradients of h and c stand in `p_held`, float32, and `p_grad_c0`.
+    gradients of h and c are in `p_held`, float32, and `p_grad_c0`.
     """
     TILES: tl.constexpr = (H + BLOCK_H - 1) // BLOCK_H
     K: tl.constexpr = 4 * H

@@ -64,7 +64,7 @@ def configs(problem: Problem, *, backward: bool) -> list[PersistentConfig]:
         return step_us(problem, config, backward=backward)
 
     streamed = sorted(_streamed(problem, backward=backward), key=estimate)
-    # A single step has nobody to wait for, and no use for weights that stay.
+    # A single step has nothing to wait for, and no use for weights that stay.
     if problem.steps <= 1:
         return streamed
     held = sorted(_held(problem, backward=backward), key=estimate)
@@ -103,7 +103,7 @@ def _held(problem: Problem, *, backward: bool) -> list[PersistentConfig]:
 
 
 def _streamed(problem: Problem, *, backward: bool) -> list[PersistentConfig]:
-    """Configurations that read the weights anew at every step: no room is needed for them, and no co-residency."""
+    """Configurations that read the weights again at every step: they need no room for them, and no co-residency."""
     size = problem.dtype.itemsize
     rows = triton.next_power_of_2(min(max(problem.batch, 16), 64))
     if _ieee(problem):

@@ -24,7 +24,7 @@ def forward_kernel(  # noqa: C901 - branches at compile time
 
     Blocks stand batch row by hidden unit. `p_exchange` and `p_h0` are integers of the gates' width; every step's h is
     written to memory of its own there, so no program can overwrite what another still has to read. `p_output` is None
-    where the exchange is the output itself. Between launches the state stands in `p_h_n` and `p_c_n`.
+    where the exchange is the output itself. Between launches the state is in `p_h_n` and `p_c_n`.
     """
     TILES: tl.constexpr = (H + BLOCK_H - 1) // BLOCK_H
     DTYPE: tl.constexpr = p_weight.dtype.element_ty

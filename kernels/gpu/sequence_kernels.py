@@ -300,7 +300,7 @@ def backward_kernel(  # noqa: C901 - as above
 @triton.jit
 def _lengths(p_lengths, mask, steps):
     """Lengths of a tile's sequences; what lies outside of 0 to `steps` counts as the nearer of the two."""
-    # Loops go as far as the longest says, and nobody looked at lengths that were on the GPU already.
+    # Loops go as far as `longest`; lengths that were on the GPU already were not checked.
     return tl.minimum(tl.maximum(tl.load(p_lengths, mask=mask, other=0), 0), steps)
 
 

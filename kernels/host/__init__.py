@@ -1,4 +1,4 @@
-"""What a command line needs of the system that it runs on: cores, arguments, output.
+"""Helpers of every command line: cores, arguments, output.
 
 Uses the standard library alone, so that importing it costs nothing.
 """

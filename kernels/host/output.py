@@ -60,7 +60,7 @@ def open_streams() -> None:
             if number > 0:
                 _to_nowhere(number)
             setattr(sys, name, Path(os.devnull).open("w", encoding="utf-8"))  # noqa: SIM115 - as long as the process
-        elif type(stream) is io.TextIOWrapper:  # and nothing that somebody put in its place
+        elif type(stream) is io.TextIOWrapper:  # not a replacement
             stream.flush()
             setattr(sys, name, _reopened(stream))
 
@@ -80,7 +80,7 @@ def lacking(text: str, stream: Any) -> bool:
 
 
 def printable(name: str | os.PathLike[str]) -> str:
-    r"""Return a file's name as text: bytes in it that are no UTF-8 become escapes such as \xfc.
+    r"""Return a file's name as text: bytes in it that are not UTF-8 become escapes such as \xfc.
 
     Python keeps such bytes as half characters that no file and no other program takes. In a locale without UTF-8 it
     keeps all but ASCII so; the name is the same in every locale.
@@ -112,7 +112,7 @@ def write_new(files: Mapping[Path, bytes]) -> None:
 
 
 class _Patient(io.FileIO):
-    """A standard stream whose reader may leave: the work goes on, and what is written after that goes nowhere."""
+    """A standard stream whose reader may leave: the work continues, and what is written after that is dropped."""
 
     def write(self, data: Any) -> int:
         try:

@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 
 
 class Parser(argparse.ArgumentParser):
-    """An argument parser that tells what is wrong in one line, and where to read what is right; exit code 2.
+    """An argument parser that says in one line what is wrong and where to read what is right; exit code 2.
 
     The commands of `add_subparsers` are of this class too.
     """
@@ -33,7 +33,7 @@ def _number(kind: Callable[[str], float], expected: str) -> Callable[[str], floa
         try:
             return kind(text)
         except ValueError as error:
-            msg = f"{text!r} is no {expected}"
+            msg = f"{text!r} is not a {expected}"
             raise argparse.ArgumentTypeError(msg) from error
 
     return convert

@@ -1,9 +1,9 @@
-"""Are the kernels right on this GPU? `python -m kernels check` answers in one command.
+"""`python -m kernels check`: checks that the kernels are right on this GPU.
 
-Every kernel, every configuration that it offers and every type is held against float64 on random recurrences; then what
-a comparison of one run cannot see: races (the same run many times must give the same bits), streams and threads at the
-same time, and CUDA graphs of the whole module. Each runs in a child process under a time limit. What fails is a line;
-a table comes last; exit status 1 when anything failed. `--device cpu` tries the same in Triton's interpreter.
+Every kernel, every configuration that it offers and every type is compared with float64 on random recurrences; then
+what a comparison of one run cannot see: races (the same run many times must give the same bits), streams and threads at
+the same time, and CUDA graphs of the whole module. Each runs in a child process under a time limit. What fails is a
+line; a table comes last; exit status 1 when anything failed. `--device cpu` tries the same in Triton's interpreter.
 """
 
 from __future__ import annotations
@@ -99,15 +99,23 @@ def main(arguments: list[str] | None = None) -> int:
 def _options(arguments: list[str] | None) -> argparse.Namespace:
     parser = Parser(prog="python -m kernels check", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--seconds", type=seconds, default=300.0, help="stop handing out work after this long")
-    parser.add_argument("--runs", type=whole(), default=200, help="how often a run must give the same bits")
+    parser.add_argument(
+        "--runs", type=whole(), default=200, help="number of runs that must give the same bits (default: %(default)s)"
+    )
     parser.add_argument("--out", type=Path, help="folder for check.csv")
-    parser.add_argument("--kernel", action="append", choices=list(MODULES), help="one kernel alone; may be repeated")
+    parser.add_argument(
+        "--kernel", action="append", choices=list(MODULES), help="check only this kernel; can be repeated"
+    )
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
     parser.add_argument("--timeout", type=seconds, default=90.0, help="seconds for one item, compilation included")
-    parser.add_argument("--most", type=whole(), default=4, help="configurations of a kernel at one problem")
-    parser.add_argument("--jobs", type=whole(), help="children at a time; compiling is what takes long")
+    parser.add_argument(
+        "--most", type=whole(), default=4, help="most configurations of a kernel for one problem (default: %(default)s)"
+    )
+    parser.add_argument("--jobs", type=whole(), help="child processes at a time; most of the time is compilation")
     parser.add_argument("--seed", type=whole(0), default=0)
-    parser.add_argument("--sanitize", action="store_true", help="a tiny subset in this process, for compute-sanitizer")
+    parser.add_argument(
+        "--sanitize", action="store_true", help="run a tiny subset in this process, for compute-sanitizer"
+    )
     return parser.parse_args(arguments)
 
 

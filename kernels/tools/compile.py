@@ -44,7 +44,7 @@ HIDDEN = (16, 40, 64, 128, 256, 512, 768, 1024, 1536, 2048)
 BATCH = (1, 16, 64, 128)
 #: Type, batch and hidden size of the quick form, which the README shows.
 QUICK = (("float16", 16, 64), ("float16", 16, 256), ("float16", 64, 1024), ("tf32", 64, 256))
-#: Steps are no part of a compiled kernel; not a multiple of 16, which is one case of Triton's specialisation.
+#: Steps are not part of a compiled kernel; not a multiple of 16, which is one case of Triton's specialisation.
 STEPS = 100
 
 
@@ -185,14 +185,22 @@ def _row(one: Compiled) -> str:
 
 def _options(arguments: list[str] | None) -> argparse.Namespace:
     parser = Parser(prog="python -m kernels compile", description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--arch", type=int, nargs="+", choices=list(ARCHITECTURES), help="80, 90, 100; 90 when --quick")
-    parser.add_argument("--kernel", action="append", nargs="+", choices=list(MODULES), help="all by default")
+    parser.add_argument(
+        "--arch",
+        type=int,
+        nargs="+",
+        choices=list(ARCHITECTURES),
+        help="compute capabilities (default: all; 90 with --quick)",
+    )
+    parser.add_argument(
+        "--kernel", action="append", nargs="+", choices=list(MODULES), help="kernels to compile (default: all)"
+    )
     parser.add_argument("--quick", action="store_true", help="few problems, the first configuration of each")
-    parser.add_argument("--first", action="store_true", help="the first configuration of every problem alone")
+    parser.add_argument("--first", action="store_true", help="only the first configuration of every problem")
     parser.add_argument("--jobs", type=whole(), default=1, help="compilers at a time")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write what was found")
-    parser.add_argument("--table", action="store_true", help="print it as Markdown")
-    parser.add_argument("--write", action="store_true", help=f"write it into {README.name} beside this file")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the results as JSON")
+    parser.add_argument("--table", action="store_true", help="print the results as Markdown")
+    parser.add_argument("--write", action="store_true", help=f"write the table into {README.name} of the kernels")
     options = parser.parse_args(arguments)
     options.arch = options.arch or ([90] if options.quick else list(ARCHITECTURES))
     options.kernel = list(itertools.chain.from_iterable(options.kernel or [MODULES]))
@@ -272,7 +280,7 @@ def specialise(launch: Any, problem: Problem) -> tuple[dict[str, str], dict[str,
 
 
 def compile_item(item: Item) -> Compiled:
-    """Compile one launch and hold it against its architecture."""
+    """Compile one launch and compare it with its architecture."""
     import triton  # noqa: PLC0415 - only here: the rest of this file is read without it
     from triton.backends.compiler import GPUTarget  # noqa: PLC0415
 

@@ -22,7 +22,7 @@ class LayerCall:
     """A call of one layer in one direction, with as many features as hidden units.
 
     Attributes:
-        mode: `inference` or `training` (forward and backward; the optimizer is nobody's kernel).
+        mode: `inference` or `training` (forward and backward; the optimizer is left out).
         weight_bytes: of a kept weight: 4, 2 or 1.
     """
 

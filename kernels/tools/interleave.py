@@ -18,7 +18,7 @@ BLOCK_S = 4e-3
 MOST_CALLS = 200
 #: Calls before anything counts: a kernel may launch plainly twice and capture a graph at the third.
 WARM_CALLS = 4
-#: After so many rounds a candidate is dropped that takes this many times its group's fastest.
+#: Rounds after which a candidate is dropped, and the multiple of its group's fastest time from which it is.
 TRIAL_ROUNDS = 3
 HOPELESS = 1.5
 
@@ -42,7 +42,7 @@ class Clock(Protocol):
     """Measures calls."""
 
     def time(self, call: Call, count: int) -> float:
-        """Seconds a call over so many calls."""
+        """Seconds a call, over a number of calls."""
 
 
 class EventClock:
@@ -52,7 +52,7 @@ class EventClock:
     """
 
     def time(self, call: Call, count: int) -> float:
-        """Seconds a call over so many calls, once the GPU has done all of them."""
+        """Seconds a call, over a number of calls, once the GPU has done all of them."""
         if call.prepare is None:
             start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
             start.record()
@@ -91,7 +91,7 @@ def interleave(
     generator = random.Random(seed)  # noqa: S311 - an order
     counts = {}
     for name, call in calls.items():
-        # The first calls compile, allocate and capture a graph; the last tells how long one takes.
+        # The first calls compile, allocate and capture a graph; the last shows how long one takes.
         for _ in range(WARM_CALLS):
             clock.time(call, 1)
         counts[name] = max(1, min(MOST_CALLS, int(block_s / max(clock.time(call, 1), 1e-9))))

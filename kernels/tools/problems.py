@@ -1,4 +1,4 @@
-"""Recurrences to hold kernels against: random problems, outputs filled with NaN beforehand, truth in float64.
+"""Recurrences to compare kernels with: random problems, outputs filled with NaN beforehand, truth in float64.
 
 The tests, the check on a GPU and the tuner share them, so that a configuration is judged alike wherever it is judged.
 """

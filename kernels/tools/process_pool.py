@@ -1,4 +1,4 @@
-"""Work in child processes under a time limit: a kernel that hangs or ruins its CUDA context costs one item alone.
+"""Work in child processes under a time limit: a kernel that hangs or breaks its CUDA context costs one item only.
 
 A child serves many items, since it takes seconds to start. It is killed when an item takes too long, and replaced when
 it died or when its context no longer works.
@@ -140,7 +140,7 @@ class _Child:
         return WorkOutcome(self.item, status, value, reason, time.monotonic() - self.started)
 
     def kill(self) -> None:
-        """End the child whatever it does. A driver may hold on to it for a while: it is not waited for long."""
+        """Kill the child. A driver may keep it for a while, so the wait for it is short."""
         self.process.kill()
         self.process.join(5)
         self.connection.close()
@@ -148,7 +148,7 @@ class _Child:
 
 def _serve(connection: Connection, work: Callable[[Any], Any]) -> None:
     """A child's life."""
-    # There are many of them, and what torch does on the CPU beside is not worth a team of threads in each.
+    # There are many children, and the little that torch does on the CPU needs no team of threads in each.
     torch.set_num_threads(1)
     connection.send((_READY, None, ""))
     while True:

@@ -71,7 +71,9 @@ def environment() -> dict[str, str]:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Print what each check found; 0 when all passed, 2 without a compiler that can; or the exit code of Python."""
     parser = Parser(prog="python -m kernels sanitize", description=__doc__)
-    parser.add_argument("python", nargs="*", metavar="-- ARGUMENT", help="run Python with these arguments instead")
+    parser.add_argument(
+        "python", nargs="*", metavar="-- ARGUMENT", help="run Python with these arguments under the sanitizers instead"
+    )
     given = sys.argv[1:] if arguments is None else list(arguments)
     options = parser.parse_args(given)
     if options.python and "--" not in given:

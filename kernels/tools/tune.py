@@ -1,9 +1,10 @@
 """Measure on a GPU which kernel is fastest where: `python -m kernels tune --out kernels/measured/nvidia-h200.json`.
 
-For each shape and type: every configuration of every kernel is held against float64 first, then run many times at full
+For each shape and type: every configuration of every kernel is compared with float64 first, then run many times at full
 length, which must give the same bits; what is wrong, moves or hangs is left out and reported. What is right is timed in
 turns with torch's own LSTM (cuDNN). The table is written after every shape,
-so who is killed has lost nothing, and a second call goes on where the first stopped. `kernels.dispatch` reads it.
+so a process that is killed has lost nothing, and a second call continues where the first stopped. `kernels.dispatch`
+reads it.
 """
 
 from __future__ import annotations
@@ -54,7 +55,7 @@ CHECKED_STEPS = 20
 REPEATS = 50
 #: Children that compile and check; two cores are left to the parent and the driver.
 JOBS = max(1, min(12, usable_cores() - 2))
-#: Facts that figures depend on: where one has changed, old figures are measured anew.
+#: Facts that figures depend on: if one has changed, old figures are measured again.
 DEPENDS = ("torch", "triton", "cudnn", "driver", "kernels")
 PHASES = {"inference": (False, False), "forward": (False, True), "backward": (True, True)}
 
@@ -117,16 +118,37 @@ def line(entry: MeasuredShape) -> str:
 
 def _options(arguments: list[str] | None) -> argparse.Namespace:
     parser = Parser(prog="python -m kernels tune", description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--out", type=Path, metavar="FILE", help="the table; where dispatch looks for it by default")
-    parser.add_argument("--budget", type=seconds, default=1200.0, metavar="SECONDS", help="start no shape after this")
+    parser.add_argument(
+        "--out", type=Path, metavar="FILE", help="file of the table (default: where `auto` looks for it)"
+    )
+    parser.add_argument(
+        "--budget",
+        type=seconds,
+        default=1200.0,
+        metavar="SECONDS",
+        help="start no further shape after this time (default: %(default)s)",
+    )
     parser.add_argument("--shapes", choices=("quick", "all"), default="quick")
-    parser.add_argument("--type", action="append", choices=list(ORDER), help="one type alone; may be repeated")
-    parser.add_argument("--most", type=whole(), default=12, help="candidates of a kernel in one phase of one shape")
+    parser.add_argument("--type", action="append", choices=list(ORDER), help="measure only this type; can be repeated")
+    parser.add_argument(
+        "--most",
+        type=whole(),
+        default=12,
+        help="most candidates of a kernel in one phase of one shape (default: %(default)s)",
+    )
     parser.add_argument("--rounds", type=whole(), default=15)
-    parser.add_argument("--jobs", type=whole(), default=JOBS, help="children that compile and check")
-    parser.add_argument("--timeout", type=seconds, default=90.0, metavar="SECONDS", help="for one configuration")
-    parser.add_argument("--again", action="store_true", help="measure anew what the file has")
-    parser.add_argument("--commit", default="", help="what is written down where git is not at hand")
+    parser.add_argument(
+        "--jobs", type=whole(), default=JOBS, help="child processes that compile and check (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--timeout",
+        type=seconds,
+        default=90.0,
+        metavar="SECONDS",
+        help="limit of one configuration (default: %(default)s)",
+    )
+    parser.add_argument("--again", action="store_true", help="measure again what the file already has")
+    parser.add_argument("--commit", default="", help="commit to record if git is not available")
     return parser.parse_args(arguments)
 
 

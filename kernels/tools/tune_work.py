@@ -61,7 +61,7 @@ def measure(job: Job, clock: Clock | None = None) -> MeasuredShape:
     for name, (dtype, batch) in vendors.items():
         try:
             calls[name] = _tried(_vendor(sizes, dtype, batch, job.phase))
-        except RuntimeError as error:  # It takes not every shape and type, and ours are timed all the same.
+        except RuntimeError as error:  # It does not support every shape and type; ours are timed anyway.
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
             text = f"torch's own LSTM in {str(dtype).removeprefix('torch.')}: {reason}"
             job = dataclasses.replace(job, wrong=(*job.wrong, text))

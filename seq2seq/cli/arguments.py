@@ -33,33 +33,35 @@ def parser() -> argparse.ArgumentParser:
     _add_train(commands.add_parser("train", help="train a model on a task"))
     predict = commands.add_parser("predict", help="forecast series with a trained model, with intervals")
     _add_checkpoint(
-        predict, "CSV of series, or built-in ones (default: what it was trained on)", "; the others are as in training"
+        predict,
+        "CSV of series, or built-in ones (default: what it was trained on)",
+        "; all others are those of the training",
     )
-    predict.add_argument("--series", metavar="NAME", help="forecast this series alone (default: all)")
+    predict.add_argument("--series", metavar="NAME", help="forecast only this series (default: all)")
     which = predict.add_mutually_exclusive_group()
     which.add_argument(
         "--series-as", metavar="NAME",
-        help="--data holds one series, which is this one of the training, whatever the file's name",
+        help="the one series in --data is this series of the training, whatever the file's name",
     )  # fmt: skip
     which.add_argument(
         "--new-series", action="store_true",
-        help="the series of --data are none of the training's, and are scaled by their own first 80%%",
+        help="the series in --data were not in the training; each is scaled by its own first 80%%",
     )  # fmt: skip
     start = predict.add_mutually_exclusive_group()
     start.add_argument("--start", type=whole(0), metavar="STEP", help="step of the series at which the forecast starts")
     start.add_argument(
-        "--last", action="store_true", help="forecast the last horizon that is known, to hold it against the truth"
+        "--last", action="store_true", help="forecast the last horizon of the data, to compare with the truth"
     )
     predict.add_argument("--samples", type=whole(), default=200, metavar="N", help="paths to sample (default: 200)")
     predict.add_argument(
-        "--plot", type=_picture, metavar="FILE.png", help="new file: forecasts, intervals and the truth"
+        "--plot", type=_picture, metavar="FILE.png", help="new picture of forecasts, intervals and the truth"
     )
     predict.add_argument("--out", type=Path, metavar="FILE.csv", help="new file for the table (default: print it)")
     translate = commands.add_parser("translate", help="translate or summarise lines of text with a trained model")
     _add_checkpoint(translate, "lines to translate, or names of WAV files (default: standard input)")
     translate.add_argument("--beam", type=_beam, default=4, metavar="N", help="hypotheses of the search (default: 4)")
     translate.add_argument(
-        "--attention", type=_picture, metavar="FILE.png", help="new file: what each word of the first line looked at"
+        "--attention", type=_picture, metavar="FILE.png", help="new picture of the attention weights of the first line"
     )
     translate.add_argument("--out", type=Path, metavar="FILE", help="new file for the lines (default: print them)")
     _add_export(commands.add_parser("export", help="write a trained model for deployment, and check that file"))
@@ -74,10 +76,10 @@ def _add_export(command: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     command.add_argument(
         "--out", type=Path, required=True, metavar="FILE",
-        help="new file; beside it FILE.json says what its use needs, and of series and texts in ONNX FILE.py uses it",
+        help="new file; FILE.json describes its use; for series and texts in ONNX, FILE.py is a program that uses it",
     )  # fmt: skip
     command.add_argument("--lengths", action="store_true", help="take lengths of sources and targets as inputs")
-    inputs = "of the inputs that it is exported with, which some formats are tied to (default: "
+    inputs = "size of the example inputs; some formats serve only this size (default: "
     command.add_argument("--batch", type=whole(), default=2, metavar="N", help=inputs + "%(default)s)")
     command.add_argument("--source-steps", type=whole(), metavar="N", help=inputs + "a forecaster's history, else 8)")
     command.add_argument("--target-steps", type=whole(), metavar="N", help=inputs + "a forecaster's horizon, else 6)")
@@ -85,47 +87,57 @@ def _add_export(command: argparse.ArgumentParser) -> None:
 
 def _add_train(command: argparse.ArgumentParser) -> None:
     command.add_argument("task", choices=TASKS, metavar="TASK", help=", ".join(TASKS))
-    what = command.add_argument_group("what to train on and into")
+    what = command.add_argument_group("data and output")
     what.add_argument(
         "--data",
         metavar="FILE",
-        help="your own: a CSV of series, TSV or JSON lines of texts, a folder of WAV files (default: what comes along)",
+        help="your own: a CSV of series, TSV or JSON lines of texts, a folder of WAV files (default: built-in data)",
     )
     what.add_argument(
         "--option", action="append", type=_option, metavar="NAME=VALUE",
-        help="of the task, as timestamp=time or value=load (columns of a CSV), encoding=cp1252, season=24, language=fr;"
-        " may be repeated, and an unknown one lists those of the task",
+        help="option of the task, such as timestamp=time or value=load (columns of a CSV), encoding=cp1252, season=24, "
+        "language=fr; can be repeated; an unknown name lists those of the task",
     )  # fmt: skip
     what.add_argument("--out", type=Path, metavar="DIR", help="new folder (default: results/training/TIME-TASK)")
     what.add_argument(
         "--resume", action="store_true",
-        help="go on with the run in --out, with what it began with; --epochs, --steps and --patience may change",
+        help="continue the run in --out with its settings; --epochs, --steps and --patience can be changed",
     )  # fmt: skip
     model = command.add_argument_group("the model")
-    model.add_argument("--model", choices=MODELS, help="family; ctc is for speech alone (default: lstm)")
-    model.add_argument("--size", choices=("small", "full"), help="small trains on 2 cores in minutes (default: small)")
-    model.add_argument("--init", metavar="CHECKPOINT", help="start from these weights: a run, a model's folder")
+    model.add_argument("--model", choices=MODELS, help="model family; ctc is only for speech (default: lstm)")
     model.add_argument(
-        "--freeze", action="append", metavar="PATTERN", help="parameters to leave as they are, as 'encoder.*'"
+        "--size",
+        choices=("small", "full"),
+        help="size of the model; small trains on 2 cores in minutes (default: small)",
+    )
+    model.add_argument(
+        "--init", metavar="CHECKPOINT", help="start from the weights of this training run or model folder"
+    )
+    model.add_argument(
+        "--freeze", action="append", metavar="PATTERN", help="keep these parameters fixed, for example 'encoder.*'"
     )
     model.add_argument(
         "--rate", action="append", type=_rate, metavar="PATTERN=FACTOR",
-        help="factor of the learning rate for these parameters, as 'encoder.*=0.1'; the first that matches holds",
+        help="factor of the learning rate for these parameters, for example 'encoder.*=0.1'; the first match applies",
     )  # fmt: skip
-    how = command.add_argument_group("how it is executed")
-    how.add_argument("--variant", metavar="NAME", help="as `python -m bench list` has them (default: torch's own LSTM)")
+    how = command.add_argument_group("execution")
+    how.add_argument(
+        "--variant", metavar="NAME", help="a variant of `python -m bench list` (default: torch's own LSTM)"
+    )
     how.add_argument("--device", choices=("cpu", "cuda"), help="(default: cpu)")
     how.add_argument(
         "--threads", type=whole(), metavar="N",
         help="CPU threads (default: torch's choice, at most the cores that affinity and quota leave)",
     )  # fmt: skip
-    learning = command.add_argument_group("learning; defaults are the task's own")
-    learning.add_argument("--epochs", type=whole(), metavar="N", help="at most so many passes over the data")
-    learning.add_argument("--steps", type=whole(), metavar="N", help="at most so many steps")
+    learning = command.add_argument_group("learning; defaults depend on the task")
+    learning.add_argument("--epochs", type=whole(), metavar="N", help="at most N passes over the data")
+    learning.add_argument("--steps", type=whole(), metavar="N", help="at most N steps")
     learning.add_argument("--batch", type=whole(), metavar="N", help="sequences in a batch")
-    learning.add_argument("--learning-rate", type=float, metavar="X", help="of AdamW")
-    learning.add_argument("--weight-decay", type=float, metavar="X", help="of AdamW (default: 0)")
-    learning.add_argument("--schedule", choices=("constant", "cosine"), help="of the learning rate (default: cosine)")
+    learning.add_argument("--learning-rate", type=float, metavar="X", help="learning rate of AdamW")
+    learning.add_argument("--weight-decay", type=float, metavar="X", help="weight decay of AdamW (default: 0)")
+    learning.add_argument(
+        "--schedule", choices=("constant", "cosine"), help="schedule of the learning rate (default: cosine)"
+    )
     learning.add_argument(
         "--warmup", type=whole(0), metavar="N", help="steps in which the rate rises from 0 (default: 0)"
     )
@@ -138,9 +150,9 @@ def _add_train(command: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     learning.add_argument(
         "--patience", type=int, metavar="N",
-        help="validations without a lower loss that end the run, 0 for never (default: 5)",
+        help="end after this many validations without a lower loss, 0 for never (default: 5)",
     )  # fmt: skip
-    learning.add_argument("--seed", type=whole(0), metavar="N", help="of weights, order and dropout (default: 0)")
+    learning.add_argument("--seed", type=whole(0), metavar="N", help="seed of weights, order and dropout (default: 0)")
 
 
 def _add_checkpoint(command: argparse.ArgumentParser, data: str, option: str = "") -> None:
@@ -148,14 +160,14 @@ def _add_checkpoint(command: argparse.ArgumentParser, data: str, option: str = "
     command.add_argument("--data", metavar="FILE", help=data)
     command.add_argument(
         "--option", action="append", type=_option, metavar="NAME=VALUE",
-        help="how to read the data, as encoding=cp1252, value=load; may be repeated" + option,
+        help="how to read the data, for example encoding=cp1252 or value=load; can be repeated" + option,
     )  # fmt: skip
     command.add_argument("--batch", type=whole(), default=32, metavar="N", help="sequences at a time (default: 32)")
     command.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="(default: cpu)")
 
 
 def _beam(text: str) -> int:
-    """Hypotheses of a beam search: each takes a copy of the state, so a slip of the finger would fill the memory."""
+    """Hypotheses of a beam search: each takes a copy of the state, so a typing error would fill the memory."""
     if (value := whole()(text)) > LARGEST_BEAM:
         msg = f"{text} hypotheses, expected at most {LARGEST_BEAM}"
         raise argparse.ArgumentTypeError(msg)

@@ -73,7 +73,7 @@ def predict(arguments: argparse.Namespace) -> int:
         raise CommandError(msg)
     for line in forecaster.changes([scaled for scaled in forecaster.series if scaled.raw.name in names]):
         print(line, file=sys.stderr)
-    if getattr(model.config, "likelihood", "") == "quantile":
+    if model.config.likelihood == "quantile":
         print(INTERPOLATED, file=sys.stderr)
     forecasts = []
     for name in names:
@@ -168,7 +168,7 @@ def _lines(data: str | None, encoding: str = ENCODING, *, names: bool = False) -
         msg = "standard input is closed; expected lines there, or a file named with --data"
         raise CommandError(msg)
     try:
-        # As bytes: in some locales Python reads bytes that are no UTF-8 as half characters, and says nothing.
+        # As bytes: in some locales Python reads bytes that are not UTF-8 as half characters, and says nothing.
         raw = Path(data).read_bytes() if data else sys.stdin.buffer.read()
     except OSError as error:
         msg = f"{where} cannot be read: {error.strerror or error}; expected a text file"

@@ -20,8 +20,8 @@ from seq2seq.training.folder import replace
 
 BLUE, ORANGE, INK, GREY = "#0072b2", "#d55e00", "#22262b", "#8a8f98"
 DPI = 130
-#: Ticks of a forecast by their unit, year to second; where a larger unit begins, that is told instead. The year itself
-#: is told once, above the panel: matplotlib would tell that of the last tick, which may lie beyond the data.
+#: Ticks of a forecast by their unit, year to second; where a larger unit begins, that is shown instead. The year itself
+#: is shown once, above the panel: matplotlib would show that of the last tick, which may lie beyond the data.
 TICKS = ["%Y", "%b", "%d %b", "%H:%M", "%H:%M", "%S.%f"]
 FIRST_TICKS = ["", "%Y", "%d %b", "%d %b", "%H:%M", "%H:%M"]
 #: The history shown before a forecast, in horizons: more would leave no room for what is to be seen.
@@ -118,7 +118,7 @@ def attention(model: Model, subwords: Any, source: str, output: str, max_source:
 
 
 def _shown(subwords: Any, token: int) -> str:
-    """A token as a label: blanks, and what is no text alone, as a dot."""
+    """A token as a label: blanks, and what is not text alone, as a dot."""
     return str(subwords.decode([token])).strip() or "·"
 
 

@@ -25,10 +25,10 @@ from seq2seq.cli.command_input import CommandError, model_folder, usage
 from seq2seq.cli.progress import TrainingBar
 from seq2seq.data.batch import DataUnavailableError
 from seq2seq.execution.variants import VARIANTS
+from seq2seq.layers.likelihoods import LOSSES
 from seq2seq.models import checkpoint
 from seq2seq.models.base import Config, Model
 from seq2seq.models.cost import built_parameters
-from seq2seq.models.likelihoods import LOSSES
 from seq2seq.models.weights import Weights
 from seq2seq.runtimes.runtime import digest_of
 from seq2seq.tasks.registry import TASKS
@@ -45,7 +45,7 @@ SETTINGS = (
     "variant", "device", "seed", "batch", "learning_rate", "weight_decay", "schedule", "warmup", "clip", "epochs",
     "steps", "evaluate_every", "patience",
 )  # fmt: skip
-#: Where a step limit decides a run, so many validations are spread over it.
+#: Number of validations that are spread over a run with a step limit.
 VALIDATIONS = 10
 
 
@@ -83,7 +83,7 @@ def train(arguments: argparse.Namespace) -> int:
         usage(lambda: trainer.resume(state))
     with contextlib.nullcontext() if begun else folder.removed_unless_trained():
         folder.write_run(facts)
-        # Suited to the model, it may tell more about the data.
+        # Suited to the model, it may say more about the data.
         for line in getattr(trainer.task, "notes", ()):
             print(line)
         print(f"{config.family} of {facts['parameters']:,} parameters by {facts['variant']}, into {folder.path}")
@@ -93,16 +93,16 @@ def train(arguments: argparse.Namespace) -> int:
 def _begun(arguments: argparse.Namespace, given: dict[str, Any]) -> dict[str, Any]:
     """The run.json of the run to go on with, after a look at what is asked for beside it."""
     if arguments.out is None:
-        msg = "--resume goes on with the run in --out; name it"
+        msg = "--resume continues the run in --out; name it"
         raise CommandError(msg)
     begun: dict[str, Any] = usage(lambda: TrainFolder.open(arguments.out).read_run())
     changed = [name for name, value in given.items() if name not in LIMITS and begun["given"].get(name) != value]
     if changed:
         options = ", ".join("--" + name.replace("_", "-") for name in changed)
-        msg = f"--resume goes on with what the run began with; leave out {options}"
+        msg = f"--resume continues with what the run began with; leave out {options}"
         raise CommandError(msg)
     if arguments.threads not in {None, begun["threads"]}:
-        msg = f"--resume goes on with the {begun['threads']} threads that the run began with, since others round "
+        msg = f"--resume continues with the {begun['threads']} threads that the run began with, since others round "
         raise CommandError(msg + "otherwise; leave out --threads, or begin a new run")
     return begun
 
@@ -119,17 +119,17 @@ def _history(begun: dict[str, Any], facts: dict[str, Any]) -> dict[str, Any]:
     found = {"versions": begun["versions"], "resumed_with": begun.get("resumed_with", [])}
     if facts["versions"] not in (found["versions"], *found["resumed_with"]):
         before, now = (", ".join(map(" ".join, one.items())) for one in (begun["versions"], facts["versions"]))
-        print(f"begun with {before}; {now} goes on, and may round otherwise", file=sys.stderr)
+        print(f"begun with {before}; {now} continues it, and may round differently", file=sys.stderr)
         found["resumed_with"].append(facts["versions"])
     return found
 
 
 def _finish(trainer: Trainer, task: Task, folder: TrainFolder, facts: dict[str, Any]) -> int:
-    """Train to the end, and tell what came of it; or save, and tell how to go on."""
+    """Train to the end and report the result; or save, and say how to continue."""
     received: list[int] = []
 
     def stop(number: int, _: object) -> None:
-        # The second time, whoever asks does not want to wait for the step.
+        # The second time, the user does not want to wait for the step.
         if received:
             raise KeyboardInterrupt
         received.append(number)
@@ -158,9 +158,8 @@ def _finish(trainer: Trainer, task: Task, folder: TrainFolder, facts: dict[str, 
 
 def _loss_name(config: Config) -> str:
     """Name of a model's loss, for the axis of its curve."""
-    usual = "cross entropy (nats a token)" if config.target_vocabulary else LOSSES[getattr(config, "likelihood", "")]
-    # A family that learns by a loss of its own says so.
-    return str(getattr(config, "loss_name", usual))
+    usual = "cross entropy (nats a token)" if config.target_vocabulary else LOSSES[config.likelihood]
+    return config.loss_name or usual
 
 
 @contextmanager
@@ -203,7 +202,7 @@ def _refuse_other_data(begun: dict[str, Any], facts: dict[str, Any]) -> None:
 
 def _task(name: str, given: dict[str, Any]) -> Task:
     path = Path(given["data"]) if "data" in given else None
-    # A name of built-in data is no file.
+    # A name of built-in data is not a file.
     data = given.get("data") if path is not None and not path.exists() else path
     task: Task = usage(lambda: TASKS[name](data, **given.get("option", {})))
     return task

@@ -35,7 +35,7 @@ def read_wav(path: Path) -> tuple[int, NDArray[np.float32]]:
         Samples a second, and (samples,) float32 from -1 to 1.
 
     Raises:
-        DataError: for what is no WAV, is cut short, holds no samples, or none that are finite.
+        DataError: for what is not a WAV, is cut short, holds no samples, or none that are finite.
     """
     try:
         with warnings.catch_warnings():
@@ -46,10 +46,10 @@ def read_wav(path: Path) -> tuple[int, NDArray[np.float32]]:
     except OSError as error:
         raise bad_file(path, f"cannot be read: {error.strerror or error}; expected a WAV file") from error
     except (ValueError, EOFError, wavfile.WavFileWarning, ArithmeticError) as error:
-        raise bad_file(path, f"is no whole WAV file ({error or 'it ends early'}), expected PCM or floats") from error
+        raise bad_file(path, f"is not a whole WAV file ({error or 'it ends early'}), expected PCM or floats") from error
     except Exception as error:
         # What scipy makes of a header that ends early differs from release to release.
-        raise bad_file(path, f"is no whole WAV file ({type(error).__name__}), expected PCM or floats") from error
+        raise bad_file(path, f"is not a whole WAV file ({type(error).__name__}), expected PCM or floats") from error
     if not samples.size:
         raise bad_file(path, "holds no samples, expected at least one window of 25 ms")
     if samples.dtype == np.uint8:

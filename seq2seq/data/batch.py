@@ -10,7 +10,7 @@ from torch import Tensor
 
 
 class DataUnavailableError(RuntimeError):
-    """The data of a workload cannot be had here; the message says what to install."""
+    """The data of a workload is not available here; the message says what to install."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ class Batch:
         return {name: value for name, value in fields.items() if value is not None}
 
     def copy(self) -> Batch:
-        """The same in memory of its own."""
+        """Return a copy in its own memory."""
         return dataclasses.replace(self, **{name: value.clone() for name, value in self.tensors().items()})
 
     def overwrite(self, other: Batch) -> None:
@@ -72,10 +72,10 @@ class Batch:
             value.data.copy_(new[name])
 
     def varied(self, generator: torch.Generator) -> Batch:
-        """A batch as hard to compute as this one, and with the same lengths, that was not there before.
+        """Return a new batch with the same lengths that takes as much work as this one.
 
-        The steps are shuffled: embeddings then read the same rows, so that caches are no reason for a difference. Since
-        a short batch has few orders, the first token is drawn anew, and real values are scaled at random.
+        The steps are shuffled. Embeddings then read the same rows, so caches do not cause a difference. Since a short
+        batch has few orders, the first token is also replaced by a random one, and real values are scaled at random.
         """
 
         def vary(value: Tensor) -> Tensor:

@@ -52,7 +52,7 @@ def read_catalogue(path: Path) -> list[Pair]:
     """Messages and translations of one .mo file; its header and what is not translated are left out.
 
     Raises:
-        DataError: when the file is no catalogue in UTF-8.
+        DataError: when the file is not a catalogue in UTF-8.
     """
     pairs = []
     try:

@@ -20,7 +20,7 @@ _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 #: More microseconds than any year has that a timestamp takes.
 _LARGEST = 10**18
 _PLAIN = re.compile(r"[+-]?\d+(\.\d*)?([eE][+-]?\d+)?")
-#: A date that goes on with a digit, as a number of milliseconds may: Python would take the digit for the separator.
+#: A date that is followed by a digit, as a number of milliseconds may: Python would take the digit for the separator.
 _RUN_ON = re.compile(r"\d{4}-?\d\d-?\d\d\d")
 _TOO_FINE = re.compile(r"[.,]\d{6}0*[1-9]")
 
@@ -45,7 +45,7 @@ def read_number(cell: str, decimal: str | None) -> float:
             plain = plain.replace(found["apart"], "")
         value = float(plain.replace(mark, "."))
     if not math.isfinite(value):
-        msg = f"{shown(cell)} is no number, expected one with decimal mark {mark!r}"
+        msg = f"{shown(cell)} is not a number, expected one with decimal mark {mark!r}"
         if decimal is None and "," in cell:
             msg += "; --option decimal=, reads a comma as that mark, decimal=. as one between thousands"
         raise ValueError(msg)
@@ -107,7 +107,7 @@ def _from_calendar(cell: str, form: str | None) -> datetime:
     try:
         stamp = datetime.fromisoformat(full) if form is None else datetime.strptime(cell, form)  # noqa: DTZ007 - the format may have a zone
     except ValueError as error:
-        msg = f"{shown(cell)} is no timestamp, expected {expected}"
+        msg = f"{shown(cell)} is not a timestamp, expected {expected}"
         raise ValueError(msg) from error
     if form is None and _TOO_FINE.search(cell):
         _refuse_fine(cell)
@@ -119,7 +119,7 @@ def _from_epoch(cell: str, unit: str) -> datetime:
         count = Decimal(cell) * EPOCH_UNITS[unit]
         whole = int(count) if abs(count) < _LARGEST else None
     except ArithmeticError as error:
-        msg = f"{shown(cell)} is no timestamp, expected a number of {unit} since 1970"
+        msg = f"{shown(cell)} is not a timestamp, expected a number of {unit} since 1970"
         raise ValueError(msg) from error
     if whole is None:
         raise OverflowError
@@ -129,5 +129,5 @@ def _from_epoch(cell: str, unit: str) -> datetime:
 
 
 def _refuse_fine(cell: str) -> None:
-    msg = f"{shown(cell)} is finer than a microsecond, the least that is told apart; expected it rounded"
+    msg = f"{shown(cell)} is finer than a microsecond, the finest that is supported; expected it rounded"
     raise ValueError(msg)

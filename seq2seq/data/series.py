@@ -1,4 +1,4 @@
-"""Time series and their calendars: what a frequency is, which cycles a model may be told of, and the built-in series.
+"""Time series and their calendars: frequencies, the cycles that a model may be given, and the built-in series.
 
 Series are regular: one value a step, none missing. What a file or package leaves out is either an error or filled by
 linear interpolation, and then counted in `TimeSeries.filled`.

@@ -26,7 +26,7 @@ from seq2seq.data.options import declared, typed
 from seq2seq.data.series import Frequency, TimeSeries, regular
 from seq2seq.data.text_file import ENCODING, bad_file, composed, read_text
 
-#: The first line that tells Excel what separates the cells.
+#: The first line that names the separator of cells for Excel.
 _EXCEL = re.compile(r'"?sep=(.)"?[,;\t]*(?=\n)', re.IGNORECASE)
 #: Ways to write a tab on a command line.
 _TABS = {"\\t": "\t", "tab": "\t"}
@@ -162,7 +162,7 @@ def _parse(path: Path, text: str, columns: Columns, delimiter: str) -> dict[str,
                 raise bad_file(path, f"{counted}, expected {header} as in the header", number)
             _add(path, parts, number, alone | {option: row[place].strip() for option, place in at.items()}, columns)
     except csv.Error as error:
-        cause = f"is no row of a CSV ({error}), expected cells between {delimiter!r}"
+        cause = f"is not a row of a CSV ({error}), expected cells between {delimiter!r}"
         raise bad_file(path, cause, reader.line_num) from error
     return parts
 

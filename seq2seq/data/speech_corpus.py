@@ -34,10 +34,10 @@ def read_corpus(folder: Path, encoding: str = ENCODING) -> list[Recording]:
 
     Raises:
         DataError: for a folder without WAV files, a transcript without a WAV, a WAV without a transcript, or a line
-            that is no file and text.
+            that is not a file and text.
     """
     if not folder.is_dir():
-        raise bad_file(folder, "is no folder, expected one with WAV files and transcripts")
+        raise bad_file(folder, "is not a folder, expected one with WAV files and transcripts")
     sounds = sorted(path for path in folder.rglob("*") if path.suffix.lower() == ".wav" and path.is_file())
     if not sounds:
         raise bad_file(folder, "holds no WAV files, expected WAV files and transcripts")
@@ -56,7 +56,7 @@ def read_frames(path: Path) -> Tensor:
     """Log-mel frames of a WAV file, (frames, bands); other rates are resampled.
 
     Raises:
-        DataError: for a file that is no whole WAV, or shorter than one window.
+        DataError: for a file that is not a whole WAV, or shorter than one window.
     """
     rate, samples = read_wav(path)
     frames = log_mel(resample(samples, rate))

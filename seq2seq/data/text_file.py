@@ -1,4 +1,4 @@
-"""Reading text files that somebody gave: of any encoding and line ends. What is wrong is said in one line."""
+"""Reads users' text files, of any encoding and line ends. What is wrong is reported in one line."""
 
 from __future__ import annotations
 
@@ -84,12 +84,12 @@ def decode(raw: bytes, where: Path | str, encoding: str = ENCODING, errors: str 
         codec = _MARKS.get(mark, codec)
         text = raw.decode(codec, errors)
     except LookupError as error:
-        cause = f"{encoding!r} is no encoding of texts that Python knows; expected one like utf-8, cp1252 or utf-16"
+        cause = f"{encoding!r} is not an encoding of texts that Python knows; expected one like utf-8, cp1252 or utf-16"
         raise bad_file(where, cause) from error
     except UnicodeDecodeError as error:
         row = len(_LINE_END.findall(raw[: error.start].decode(codec, "replace"))) + 1
         name = codec.removesuffix("-sig")
-        cause = f"byte 0x{raw[error.start]:02x} is no {name}: {_advice(raw, error.start, codec)}"
+        cause = f"byte 0x{raw[error.start]:02x} is not {name}: {_advice(raw, error.start, codec)}"
         raise bad_file(where, cause, row) from error
     # What latin-1 has where Windows has a euro sign, quotation marks and dashes.
     odd = re.search("\0" if codec.startswith("utf") else "[\0\x80-\x9f]", text)

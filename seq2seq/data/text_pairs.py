@@ -53,8 +53,8 @@ def read_jsonl(path: Path, keys: tuple[str, str], encoding: str = ENCODING) -> l
     """Pairs of a file of JSON objects, one a line.
 
     Raises:
-        DataError: for a file that is missing, empty or not of that encoding, and for a row that is no object with text
-            under both keys.
+        DataError: for a file that is missing, empty or not of that encoding, and for a row that is not an object with
+            text under both keys.
     """
     keys = (composed(keys[0]), composed(keys[1]))
     expected = f'expected an object {{"{keys[0]}": "...", "{keys[1]}": "..."}}'

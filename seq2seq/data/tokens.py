@@ -73,7 +73,7 @@ class Subwords:
         """The vocabulary that `to_json` wrote.
 
         Raises:
-            ValueError: when the text is no vocabulary, or one with other special tokens.
+            ValueError: when the text is not a vocabulary, or one with other special tokens.
             DataUnavailableError: when the package tokenizers is not installed.
         """
         _require_tokenizers()

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from seq2seq.data.tokens import PAD
 from seq2seq.decoding.result import Decoded
-from seq2seq.models.padding import valid_mask
+from seq2seq.layers.padding import valid_mask
 
 
 @torch.no_grad()
@@ -49,7 +49,7 @@ def prefix_beam_search(outputs: Tensor, lengths: Tensor | None = None, *, beam: 
     Args:
         outputs: (batch, steps, labels) scores of a `CTCModel`.
         lengths: (batch,) int64 valid steps; all when absent.
-        beam: prefixes that a sequence goes on with at most.
+        beam: most prefixes of a sequence that are kept.
         blank: which label is the blank.
 
     Returns:
@@ -156,7 +156,7 @@ class _Prefixes:
         rows = parent[:, :, None].expand(-1, beam, beam)
         columns = parent[:, None].expand(-1, beam, beam)
         begins = self.begins.gather(1, rows).gather(2, columns)
-        # One that grew begins another if its parent does, and the other goes on with the same label.
+        # One that grew begins another if its parent does, and the other continues with the same label.
         following = labels.gather(2, counts[:, None].expand(-1, beam, beam).clamp(max=labels.size(2) - 1))
         goes_on = (following.transpose(1, 2) == label[..., None]) & (counts[:, :, None] < counts[:, None])
         same = torch.eye(beam, dtype=torch.bool, device=parent.device)
@@ -174,7 +174,7 @@ def _logarithms(outputs: Tensor, lengths: Tensor | None, blank: int) -> Tensor:
     """Log-probabilities (batch, steps, labels) in float64; past the lengths the blank is certain, which adds nothing.
 
     Raises:
-        ValueError: for outputs that are no scores of that many labels.
+        ValueError: for outputs that are not scores of that many labels.
     """
     if outputs.dim() != 3 or not 0 <= blank < outputs.size(2):  # noqa: PLR2004
         msg = f"outputs have shape {tuple(outputs.shape)}, blank is {blank}; expected (batch, steps, labels) with it"

@@ -28,7 +28,7 @@ class _Captured:
 class CapturedStep:
     """A decoder whose step is captured once for each shape of its inputs, and replayed from then on.
 
-    Outputs and state lie in memory that the next step overwrites; a state handed back to `step` needs no copy.
+    Outputs and state are in memory that the next step overwrites; a state handed back to `step` needs no copy.
     Weights may be overwritten in place. It serves models whose state keeps its shape from step to step.
 
     Args:
@@ -41,11 +41,11 @@ class CapturedStep:
         self._captured: dict[tuple[Any, ...], _Captured] = {}
 
     def encode(self, source: Tensor, lengths: Tensor | None = None) -> State:
-        """As the decoder's own."""
+        """Encode as the decoder does."""
         return self._decoder.encode(source, lengths)
 
     def step(self, value: Tensor, state: State) -> tuple[Tensor, State]:
-        """As the decoder's own, but for the memory of the results.
+        """Do one step as the decoder does; the results are in memory that the next step overwrites.
 
         Raises:
             ValueError: for a model whose state grows with the steps.

@@ -23,11 +23,11 @@ class Steps:
         self.config, self._encode, self._step = config, encode, step
 
     def encode(self, source: Tensor, lengths: Tensor | None = None) -> State:
-        """As `Model.encode`."""
+        """Call `Model.encode`, possibly compiled."""
         return self._encode(source, lengths)
 
     def step(self, value: Tensor, state: State) -> tuple[Tensor, State]:
-        """As `Model.step`."""
+        """Call `Model.step`, possibly compiled."""
         return self._step(value, state)
 
 

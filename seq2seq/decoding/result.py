@@ -53,7 +53,7 @@ class Decoded:
             outputs are none.
         parents: (steps, batch * beam), of a beam search that was asked for its trace: which hypothesis of the step
             before each hypothesis went on from; None otherwise.
-        chosen: (steps, batch * beam), likewise: the token that it went on with.
+        chosen: (steps, batch * beam), in the same way: the token that it continued with.
     """
 
     tokens: Tensor
@@ -83,10 +83,10 @@ class Decoded:
         self.scores[sequences] = scores
 
     def trimmed(self) -> Decoded:
-        """Without the columns that nobody needs."""
+        """Without the columns that are not needed."""
         return Decoded(self.tokens[:, : int(self.lengths.max())], self.lengths, self.scores)
 
 
 def is_end(tokens: Tensor, end: int | None) -> Tensor:
-    """Which are the end token."""
+    """Mask of the places that hold the end token."""
     return torch.zeros_like(tokens, dtype=torch.bool) if end is None else tokens == end

@@ -17,8 +17,8 @@ from torch import Tensor
 from seq2seq.data.tokens import BEGIN, END, PAD
 from seq2seq.decoding.beams import Beams
 from seq2seq.decoding.result import Decoded, Limit, is_end
+from seq2seq.layers.likelihoods import central, draw, widened
 from seq2seq.models.base import State, select
-from seq2seq.models.likelihoods import central, draw, widened
 
 
 class Decoder(Protocol):
@@ -35,10 +35,10 @@ class Decoder(Protocol):
 
 def first_token(config: Any) -> int:
     """The token that decoding is fed first: a pre-trained model's config says it, all others begin with `BEGIN`."""
-    return int(getattr(config, "begin", BEGIN))
+    return BEGIN if config.begin is None else int(config.begin)
 
 
-def greedy(  # noqa: PLR0913 - all that decoding can be told
+def greedy(  # noqa: PLR0913 - every option of decoding
     model: Decoder,
     source: Tensor,
     lengths: Tensor | None = None,
@@ -73,7 +73,7 @@ def greedy(  # noqa: PLR0913 - all that decoding can be told
     return _each(model, source, lengths, choose, begin, end, Limit(max_steps, max_ratio), drop=drop)
 
 
-def sample(  # noqa: PLR0913 - all that sampling can be told
+def sample(  # noqa: PLR0913 - every option of sampling
     model: Decoder,
     source: Tensor,
     lengths: Tensor | None = None,
@@ -146,7 +146,7 @@ def _each(  # noqa: PLR0913 - what greedy and sampled decoding share
     state = model.encode(source, lengths)
     rows = torch.arange(source.size(0), device=source.device)
     alive = torch.ones_like(rows, dtype=torch.bool)
-    value = torch.full_like(rows, first_token(getattr(model, "config", None)) if begin is None else begin)
+    value = torch.full_like(rows, first_token(model.config) if begin is None else begin)
     history, scores = found.tokens.clone(), torch.zeros_like(found.scores)
     for step in range(longest):
         outputs, state = model.step(value, state)
@@ -169,7 +169,7 @@ def _each(  # noqa: PLR0913 - what greedy and sampled decoding share
 
 
 @torch.no_grad()
-def beam_search(  # noqa: PLR0913 - all that a beam search can be told
+def beam_search(  # noqa: PLR0913 - every option of a beam search
     model: Decoder,
     source: Tensor,
     lengths: Tensor | None = None,
@@ -185,7 +185,7 @@ def beam_search(  # noqa: PLR0913 - all that a beam search can be told
 ) -> Decoded:
     """The best hypothesis of a beam search, one a sequence: of highest log-probability over length penalty.
 
-    A hypothesis that ends leaves the beam, which goes on with one place less (Sutskever et al. 2014). A sequence is
+    A hypothesis that ends leaves the beam, which continues with one place less (Sutskever et al. 2014). A sequence is
     done when its beam is empty, or when no hypothesis in it can overtake the best that ended. One that was cut off by
     the limit counts only where none ended.
 
@@ -193,14 +193,14 @@ def beam_search(  # noqa: PLR0913 - all that a beam search can be told
         model: as for `greedy`, which is `beam=1`.
         source: as for `greedy`.
         lengths: as for `greedy`.
-        beam: hypotheses that a sequence goes on with at most.
+        beam: most hypotheses of a sequence that are kept.
         length_penalty: exponent of the function of that name; 0 compares log-probabilities, 0.6 to 1 is usual.
         begin: as for `greedy`.
         end: as for `greedy`.
         max_steps: as for `greedy`.
         max_ratio: as for `greedy`.
         drop: whether what is finished leaves the batch. The results are the same; without, shapes never change.
-        trace: whether to tell how the hypotheses came about; for a search in which nothing ends before the limit.
+        trace: whether to return how the hypotheses came about; for a search in which nothing ends before the limit.
 
     Raises:
         ValueError: without a limit, for a beam below 1 or a negative penalty.
@@ -218,7 +218,7 @@ def beam_search(  # noqa: PLR0913 - all that a beam search can be told
     places = torch.arange(0, sequences * beam, beam if drop else 1, device=source.device)
     if not drop and beam > 1:
         state = select(state, places // beam)
-    value = torch.full_like(places, first_token(getattr(model, "config", None)) if begin is None else begin)
+    value = torch.full_like(places, first_token(model.config) if begin is None else begin)
     history = found.tokens.new_full((places.size(0), longest), PAD)
     scores = torch.where(places % beam == 0, 0.0, -math.inf).double()
     traced: list[tuple[Tensor, Tensor]] = []
@@ -226,7 +226,7 @@ def beam_search(  # noqa: PLR0913 - all that a beam search can be told
         outputs, state = model.step(value, state)
         scores, parents, tokens = search.candidates(widened(outputs), scores, places)
         traced.append((parents, tokens))
-        # A row for every place, those without a hypothesis included; `going` tells.
+        # A row for every place, those without a hypothesis included; `going` marks the others.
         history = history[parents]
         history[:, step] = tokens
         going = scores > -math.inf
@@ -277,7 +277,7 @@ def forecast(
         ValueError: for a target that does not fit, or samples of a model without a likelihood.
     """
     config = model.config
-    size, likelihood = config.output_size, getattr(config, "likelihood", "")
+    size, likelihood = config.output_size, config.likelihood
     if config.target_vocabulary or target.dim() != 3 or target.size(2) != config.target_size or target.size(2) < size:  # noqa: PLR2004
         msg = (
             f"target has shape {tuple(target.shape)}; expected (batch, steps, {config.target_size}) values, of which "

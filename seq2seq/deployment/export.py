@@ -235,7 +235,7 @@ def _script(model: Model, inputs: Inputs, path: Path) -> None:
 
 
 def _save(module: Any, path: Path) -> None:
-    """By way of a buffer: torch's C++ takes no path whose bytes are no UTF-8."""
+    """By way of a buffer: torch's C++ takes no path whose bytes are not UTF-8."""
     content = io.BytesIO()
     torch.jit.save(module, content)
     path.write_bytes(content.getvalue())

@@ -14,8 +14,8 @@ from typing import Any
 
 from seq2seq.data.series import Frequency
 from seq2seq.data.tokens import BEGIN, END, PAD, UNKNOWN
+from seq2seq.layers.likelihoods import LEAST_FREEDOM, LEAST_SCALE, QUANTILES
 from seq2seq.models.base import Config
-from seq2seq.models.likelihoods import LEAST_FREEDOM, LEAST_SCALE, QUANTILES
 
 VERSION = 1
 #: What the last dimension of the outputs is, by likelihood; softplus(x) is log(1 + exp(x)).
@@ -60,7 +60,7 @@ def describe(config: Config, task_state: Mapping[str, Any] | None, form: str, *,
     kept = dict((task_state or {}).get("state") or {})
     name = (task_state or {}).get("name")
     if name == "forecasting":
-        return facts | {"task": name} | _of_forecasts(kept, getattr(config, "likelihood", ""))
+        return facts | {"task": name} | _of_forecasts(kept, config.likelihood)
     if "tokenizer" in kept:
         kept["tokenizer"] = json.loads(kept["tokenizer"])
     if name is not None:

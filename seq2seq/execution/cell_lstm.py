@@ -1,4 +1,4 @@
-"""nn.LSTM as a loop over the cell that nn.LSTMCell calls: what people write where they decode step by step."""
+"""nn.LSTM as a loop over the cell that nn.LSTMCell calls, as code that decodes step by step is often written."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from kernels.reference import LoopLSTM
 class CellLSTM(LoopLSTM):
     """A `LoopLSTM` whose step is `torch.lstm_cell`, nn.LSTMCell's own call: both products in each step, none before.
 
-    nn.LSTMCell itself would bring parameters under names of its own, so its call is made on nn.LSTM's.
+    nn.LSTMCell names its parameters differently, so its operator is called with those of nn.LSTM.
     """
 
     def step(self, x: Tensor, state: tuple[Tensor, Tensor]) -> Tensor:
-        """One step of all layers, without gradients and one way alone; the state is overwritten.
+        """One step of all layers, without gradients and in one direction; overwrites the state.
 
         Args:
             x: (batch, input_size).

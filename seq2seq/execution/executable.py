@@ -88,7 +88,7 @@ class Executable:
         return config.build(self.variant.make_lstm)
 
     def _make_runtime(self) -> Runtime | None:
-        """What runs a converted copy of the model, where the variant names one."""
+        """Return the runtime that the variant names, which converts the model; None without one."""
         make = RUNTIMES[self.variant.runtime] if self.variant.runtime is not None else None
         return make(self.model, self.variant.runtime_options) if make else None
 
@@ -142,7 +142,7 @@ class Executable:
             yield
 
     def _casting(self) -> contextlib.AbstractContextManager[object]:
-        """Autocast where the variant says so; else nothing, as nobody who casts nothing enters it, switched off."""
+        """Autocast if the variant asks for it, else a null context: a disabled autocast costs time, too."""
         return torch.autocast(self.device, self.variant.dtype) if self._autocast else contextlib.nullcontext()
 
     def forward(self, batch: Batch) -> Seq2SeqResult:
@@ -173,7 +173,7 @@ class Executable:
         return {}
 
     def words(self) -> list[str]:
-        """What is to be said in a record beside what ran."""
+        """Remarks for the record, beside what ran."""
         return []
 
     def decode(self, batch: Batch) -> dict[str, Tensor]:

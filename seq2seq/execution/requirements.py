@@ -1,6 +1,6 @@
 """Requirements of variants: functions that give the reason why one cannot run here in one line, or None.
 
-They are asked before anything is built, and probe the machine where a version number would not tell.
+They are asked before anything is built, and probe the machine where a version number is not enough.
 """
 
 from __future__ import annotations

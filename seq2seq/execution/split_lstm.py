@@ -48,7 +48,7 @@ class SplitLSTM(nn.LSTM):
                 )
 
     def forward(self, x: Tensor | PackedSequence, hx: State | None = None) -> tuple[Tensor, State]:  # type: ignore[override]
-        """As torch.nn.LSTM for a padded batch: x (batch, steps, features), h and c (layers * directions, batch, H)."""
+        """Call it as torch.nn.LSTM with a padded x (batch, steps, features); h, c (layers * directions, batch, H)."""
         if isinstance(x, PackedSequence):
             msg = "SplitLSTM takes a (batch, steps, features) tensor, not a PackedSequence; use torch.nn.LSTM"
             raise TypeError(msg)

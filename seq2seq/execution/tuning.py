@@ -37,7 +37,7 @@ class Tuning:
 
 
 def needs_linux(device: str, mode: str, workload: Workload) -> str | None:
-    """What binds threads and loads libraries first elsewhere has other names."""
+    """Refuse systems other than Linux, where binding threads and preloading libraries works differently."""
     del device, mode, workload
     return None if sys.platform.startswith("linux") else "binds threads and loads libraries as Linux does"
 

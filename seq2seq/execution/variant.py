@@ -72,7 +72,7 @@ class Variant:
         devices: where it exists.
         requirements: what else it needs, checked before anything is built.
         builds: compiles what it needs before its first call, or says why it cannot.
-        make: makes what is called in the place of an own model, given that model; None for every other variant.
+        make: makes what is called in place of an own model, given that model; None for every other variant.
     """
 
     name: str
@@ -124,7 +124,7 @@ class Variant:
 
     @property
     def needs(self) -> tuple[str, ...]:
-        """What a machine must have to run it, beside torch itself, in words: what its user takes on."""
+        """Requirements of the variant beside torch itself, in words for its user."""
         found = []
         if self.compiler == "dynamo":
             found.append("a C++ compiler (at every start)")
@@ -193,18 +193,18 @@ VARIANTS: dict[str, Variant] = {}
 def _not_for_theirs(variant: Variant, mode: str, workload: Workload) -> str | None:
     """Reason why code of another library cannot be compiled or judged, or None."""
     config = workload.config
-    if variant.compiler == "torchscript" and not getattr(config, "scriptable", True):
+    if variant.compiler == "torchscript" and not config.scriptable:
         return "the model is code of the transformers library, which TorchScript does not compile"
-    if mode == "training" and variant.precision != "fp32" and getattr(config, "kinked", False):
+    if mode == "training" and variant.precision != "fp32" and config.kinked:
         return (
-            f"the model has ReLUs, whose slope jumps: in {variant.precision} roundings decide which units have a "
-            "gradient, and the gate could not tell right from wrong"
+            f"the model has ReLUs, whose gradient is discontinuous: in {variant.precision} rounding decides which "
+            "units have a gradient, so a correct result cannot be told from a wrong one"
         )
     return None
 
 
 def _only_lstm(variant: Variant) -> str | None:
-    """Reason why a variant is no way of its own to execute a model without LSTMs, or None when it is one."""
+    """Reason why a variant is not a way of its own to execute a model without LSTMs, or None when it is one."""
     for other in VARIANTS.values():
         if other.name == variant.name:
             break

@@ -180,7 +180,7 @@ VARIANTS |= {
         ),
         Variant(
             "openvino",
-            "OpenVINO compiled for latency, told to compute in fp32",
+            "OpenVINO compiled for latency, set to compute in fp32",
             runtime="openvino",
             own_threads=True,
             runtime_options={openvino.PRECISION: "f32"},

@@ -14,11 +14,11 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
+from seq2seq.layers.likelihoods import head_loss
+from seq2seq.layers.padding import Reader, blank, last, valid_mask
 from seq2seq.models.attention_layer import ATTENTIONS, Attention, attention_parameters, attention_products
 from seq2seq.models.base import Extent, Model, Stack, check_bool, check_int, check_run
 from seq2seq.models.encoder_decoder import Seq2SeqConfig
-from seq2seq.models.likelihoods import head_loss
-from seq2seq.models.padding import Reader, blank, last, valid_mask
 
 #: What a decoder may be fed; see `AttentionConfig`.
 FEEDS = ("", "attention", "context")

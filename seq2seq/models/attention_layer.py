@@ -45,7 +45,7 @@ class Attention(nn.Module):
         keys = size if self.additive else query_size
         self.key = nn.Linear(memory_size, keys, bias=False) if self.projected else nn.Identity()
         self.query = nn.Linear(query_size, size, bias=scaled) if self.additive else nn.Identity()
-        # In one dimension: these are no matrices that a runtime would quantise.
+        # In one dimension: these are not matrices that a runtime would quantise.
         bound = 1 / math.sqrt(size)
         self.vector = nn.Parameter(torch.empty(size).uniform_(-bound, bound)) if self.additive else None
         self.scale = nn.Parameter(torch.full((1,), bound if self.additive else 1.0)) if scaled else None

@@ -14,13 +14,14 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from seq2seq.data.batch import Batch
-from seq2seq.models.padding import valid_mask
+from seq2seq.layers.padding import valid_mask
+from seq2seq.models.family_defaults import FamilyDefaults
 
 #: Target value that the loss leaves out: the places past the end of a token sequence.
 IGNORE_TOKEN = -100
 
-#: What decoding goes on from, by name. In every tensor the second dimension is the batch, whatever the family, so that
-#: beams are reordered and finished ones dropped without knowing what is in it.
+#: State from which decoding continues, by name. In every tensor the second dimension is the batch, whatever the family,
+#: so that beams are reordered and finished ones dropped without knowing what is in it.
 State = dict[str, Tensor]
 
 
@@ -36,7 +37,7 @@ class Stack:
         embedded: whether it reads what was computed, as embedded tokens are, so that gradients go on into its input.
         from_zeros: whether its initial state is zeros; None means that it is where it reads the source.
         stepwise: whether it is called for each step, since its input depends on what came of the step before.
-        every: it reads one step for so many of the sequence, which are stacked.
+        every: steps of the sequence that are stacked into one step of its input.
     """
 
     name: str
@@ -102,8 +103,8 @@ class Extent:
         )
 
 
-class Config(Protocol):
-    """Sizes of a model: a frozen dataclass."""
+class Config(FamilyDefaults, Protocol):
+    """Sizes of a model: a frozen dataclass that inherits from `FamilyDefaults`."""
 
     __dataclass_fields__: ClassVar[dict[str, Any]]
 
@@ -269,7 +270,7 @@ def loss_of(outputs: Tensor, expected: Tensor, lengths: Tensor | None = None) ->
     if lengths is None:
         return functional.mse_loss(outputs, expected.to(outputs.dtype))
     valid = valid_mask(outputs, lengths)
-    # Chosen, not multiplied: what stands in the padding need not be finite.
+    # Selected, not multiplied: values in the padding need not be finite.
     difference = torch.where(valid[..., None], outputs - expected.to(outputs.dtype), 0.0)
     return difference.square().mean(-1).sum() / valid.sum()
 
@@ -337,7 +338,7 @@ def check_run(
 
 
 def check_int(name: str, value: object, least: int) -> None:
-    """Raise TypeError or ValueError for a size that is no integer of at least so much."""
+    """Raise TypeError or ValueError for a size that is not an integer of at least so much."""
     if not isinstance(value, int) or isinstance(value, bool):
         msg = f"{name} is {value!r}, expected an integer"
         raise TypeError(msg)
@@ -354,7 +355,7 @@ def check_bool(name: str, value: object) -> None:
 
 
 def check_probability(name: str, value: object) -> None:
-    """Raise TypeError or ValueError for what is no probability below 1."""
+    """Raise TypeError or ValueError for what is not a probability below 1."""
     if not isinstance(value, (int, float)) or isinstance(value, bool):
         msg = f"{name} is {value!r}, expected a number"
         raise TypeError(msg)

@@ -1,6 +1,6 @@
 """Checkpoints: a folder with config.json (family, sizes, what the task must keep) and the weights as safetensors.
 
-config.json names the file of the weights and replacing it is what saves, so that whoever is killed at any moment
+config.json names the file of the weights and replacing it is what saves, so that a process that is killed at any moment
 leaves the old checkpoint or the new one. Other files in the folder are left alone.
 """
 
@@ -76,13 +76,13 @@ def save_pretrained(model: Model, folder: str | Path, task_state: Mapping[str, A
         task_state: what is needed to use the model again beside its weights (scaling, tokenizer): plain JSON values.
 
     Raises:
-        CheckpointError: when the folder holds something else, the family is unknown, or the state is no JSON.
-        OSError: when it cannot be written; what was there is as it was.
+        CheckpointError: when the folder holds something else, the family is unknown, or the state is not JSON.
+        OSError: when it cannot be written; what was there is unchanged.
     """
     folder = Path(folder)
     _config_class(model.config.family)
     if folder.exists() and not _replaceable(folder):
-        msg = f"{folder}: is there and is no checkpoint (no {CONFIG} of one), so it is not overwritten: name another"
+        msg = f"{folder}: is there and is not a checkpoint (no {CONFIG} of one), so it is not overwritten: name another"
         raise CheckpointError(msg)
     save = _safetensors().save
     # Copies: parameters that share memory, as cuDNN's flattened weights do, are refused.
@@ -106,7 +106,7 @@ def save_pretrained(model: Model, folder: str | Path, task_state: Mapping[str, A
         _write(folder, content["weights"], weights, text)
         return
     folder.parent.mkdir(parents=True, exist_ok=True)
-    # Made aside and renamed, so that no half of a first save looks like a folder of somebody else's.
+    # Made aside and renamed, so that half of a first save does not look like a folder with other contents.
     aside = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     try:
         aside.chmod(0o777 & ~_umask())
@@ -125,7 +125,7 @@ def from_pretrained(name: str | Path, lstm: Callable[..., nn.RNNBase] = nn.LSTM)
         lstm: makes the model's LSTMs, with the parameters of `torch.nn.LSTM`.
 
     Raises:
-        CheckpointError: for what is no checkpoint, or a damaged one: which file, what is wrong, what was expected.
+        CheckpointError: for what is not a checkpoint, or a damaged one: which file, what is wrong, what was expected.
     """
     folder = Path(name)
     if not folder.exists() and HUB_NAME.fullmatch(str(name)):
@@ -238,26 +238,26 @@ def _download(name: str) -> Path:
     try:
         from huggingface_hub import snapshot_download  # noqa: PLC0415 - optional
     except ImportError as error:
-        msg = f"{name}: is no folder here, and the hub needs huggingface_hub: pip install huggingface_hub"
+        msg = f"{name}: is not a folder here, and the hub needs huggingface_hub: pip install huggingface_hub"
         raise CheckpointError(msg) from error
     try:
         return Path(snapshot_download(name, allow_patterns=[CONFIG, "model-*.safetensors"]))
     except Exception as error:
         reason = " ".join(str(error).split())
-        msg = f"{name}: is no folder here, and the hub does not give it: {type(error).__name__}: {reason}"
+        msg = f"{name}: is not a folder here, and the hub does not give it: {type(error).__name__}: {reason}"
         raise CheckpointError(msg) from error
 
 
 def _read_config(folder: Path) -> dict[str, Any]:
     path = folder / CONFIG
     if not path.is_file():
-        what = "is no folder" if not folder.is_dir() else f"has no {CONFIG}"
+        what = "is not a folder" if not folder.is_dir() else f"has no {CONFIG}"
         msg = f"{folder}: {what}, expected a checkpoint that save_pretrained wrote, or a hub name user/model"
         raise CheckpointError(msg)
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        msg = f"{path}: is no JSON ({error})"
+        msg = f"{path}: is not JSON ({error})"
         raise CheckpointError(msg) from error
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         msg = f'{path}: has no "format": "{FORMAT}", so it is not of a checkpoint of this project'
@@ -298,7 +298,7 @@ def _read_weights(folder: Path, content: Mapping[str, Any]) -> dict[str, Tensor]
     try:
         weights: dict[str, Tensor] = tensors.load(data)
     except importlib.import_module("safetensors").SafetensorError as error:
-        msg = f"{path}: is no safetensors file ({error})"
+        msg = f"{path}: is not a safetensors file ({error})"
         raise CheckpointError(msg) from error
     return weights
 

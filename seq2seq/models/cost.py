@@ -116,7 +116,7 @@ def cost(
 
 
 def decoding(extent: Extent, steps: int, beam: int) -> Extent:
-    """The extent of decoding a batch for so many steps: what a hypothesis reads counts, padding of targets included.
+    """The extent of decoding a batch for a number of steps: all that hypotheses read, padding of targets included.
 
     The first step is the same for all hypotheses of a sequence. Which tokens come out is not known, but one does.
 
@@ -143,7 +143,7 @@ class _Direction:
         features, hidden: sizes of its input and state.
         steps: valid steps it reads.
         recurrent_steps: those that start from a state that need not be zero. The encoder's first need no product.
-        input_gradient: whether backward goes on into its input.
+        input_gradient: whether the backward pass continues into its input.
     """
 
     features: int
@@ -214,8 +214,8 @@ def _weights_read(config: Config, extent: Extent) -> int:
 
 
 def _embedded(config: Config, source_rows: int, target_rows: int) -> int:
-    """Values of so many rows of the embeddings, beside what counts as dense."""
-    shared = getattr(config, "shared_embedding", "")
+    """Values of a number of rows of the embeddings, beside what counts as dense."""
+    shared = config.shared_embedding
     if shared == "head":
         return 0
     source, target = source_rows * config.input_size, target_rows * config.target_size

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from seq2seq.layers.padding import Reader, blank
 from seq2seq.models.base import (
     IGNORE_TOKEN,
     Extent,
@@ -26,11 +27,11 @@ from seq2seq.models.base import (
     check_probability,
     check_steps,
 )
-from seq2seq.models.padding import Reader, blank
+from seq2seq.models.family_defaults import FamilyDefaults
 
 
 @dataclass(frozen=True)
-class CTCConfig:
+class CTCConfig(FamilyDefaults):
     """Sizes of a `CTCModel`.
 
     Attributes:
@@ -61,7 +62,7 @@ class CTCConfig:
     source_vocabulary: ClassVar[int] = 0
     #: Labels are expected, but nothing is fed with them.
     target_vocabulary: ClassVar[int] = 0
-    #: What is learnt, in words.
+    unaligned: ClassVar[bool] = True
     loss_name: ClassVar[str] = "CTC loss (nats a label)"
 
     def __post_init__(self) -> None:
@@ -117,7 +118,7 @@ class CTCModel(Model):
 
     Args:
         config: the sizes.
-        lstm: makes the LSTM, with the parameters of `torch.nn.LSTM`; with lengths, see `seq2seq.models.padding.Reader`.
+        lstm: makes the LSTM, with the parameters of `torch.nn.LSTM`; with lengths, see `seq2seq.layers.padding.Reader`.
     """
 
     __constants__ = ("input_size",)
@@ -193,7 +194,7 @@ def ctc_loss(outputs: Tensor, expected: Tensor, lengths: Tensor | None = None, b
 
     Raises:
         ValueError: for labels that cannot be, or that do not fit the steps of their sequence. That has no probability,
-            and its infinite loss would leave gradients that are no numbers.
+            and its infinite loss would leave gradients that are not numbers.
     """
     labels = expected.cpu()
     valid = torch.full((outputs.size(0),), outputs.size(1)) if lengths is None else lengths.cpu()

@@ -14,12 +14,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
+from seq2seq.layers.likelihoods import LIKELIHOODS, head_loss
 from seq2seq.models.base import Extent, Model, Stack, check_bool, check_int, check_probability, check_run
-from seq2seq.models.likelihoods import LIKELIHOODS, head_loss
+from seq2seq.models.family_defaults import FamilyDefaults
 
 
 @dataclass(frozen=True)
-class Seq2SeqConfig:
+class Seq2SeqConfig(FamilyDefaults):
     """Sizes of a `Seq2Seq`.
 
     Attributes:

@@ -14,15 +14,16 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from seq2seq.layers.padding import Reader, blank, last, valid_mask
 from seq2seq.models.attention_layer import Attention, attention_parameters, attention_products
 from seq2seq.models.base import Extent, Model, Stack, check_int, check_probability, check_run
-from seq2seq.models.padding import Reader, blank, last, valid_mask
+from seq2seq.models.family_defaults import FamilyDefaults
 
 LEAST_LAYERS = 2
 
 
 @dataclass(frozen=True)
-class GNMTConfig:
+class GNMTConfig(FamilyDefaults):
     """Sizes of a `GNMT`.
 
     Attributes:

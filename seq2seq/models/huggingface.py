@@ -15,12 +15,12 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from seq2seq.layers.padding import valid_mask
 from seq2seq.models.base import Config, Model, check_lengths, check_steps
 from seq2seq.models.keep_float64 import Unrounded
 from seq2seq.models.layer_groups import PretrainedError
-from seq2seq.models.padding import valid_mask
 
-#: Modules by `model_type` whose weights are no weights: sines and cosines, computed wherever a model is made.
+#: Modules by `model_type` whose weights are not weights: sines and cosines, computed wherever a model is made.
 COMPUTED = {"marian": ("embed_positions",)}
 INSTALL = "pip install transformers"
 
@@ -88,14 +88,14 @@ class PretrainedSeq2Seq(Model):
             first.setdefault(id(value), key)
 
     def state_dict(self, *args: Any, **kwargs: Any) -> Any:
-        """As of any module, each weight once."""
+        """Return the state_dict with each weight once."""
         found = super().state_dict(*args, **kwargs)
         for key in self._repeated:
             found.pop(kwargs.get("prefix", "") + key, None)
         return found
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
-        """As of any module, from a state_dict that has each weight once."""
+        """Load a state_dict that has each weight once."""
         repeated = {key: state_dict[once] for key, once in self._repeated.items() if once in state_dict}
         return super().load_state_dict({**state_dict, **repeated}, strict, assign)
 
@@ -119,7 +119,7 @@ class PretrainedSeq2Seq(Model):
             target's last step, and the encoder gives at each source's, (1, batch, hidden_size).
 
         Raises:
-            TypeError, ValueError: for what is no tokens, or lengths that do not fit them.
+            TypeError, ValueError: for inputs that are not tokens, or lengths that do not fit them.
         """
         if target is None:
             target, target_lengths = source, source_lengths if target_lengths is None else target_lengths

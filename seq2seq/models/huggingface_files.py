@@ -33,13 +33,13 @@ def load_config(name: str | Path) -> PretrainedConfig:
     """Sizes of such a model, without its weights.
 
     Raises:
-        PretrainedError: when the library is not installed, it is no encoder-decoder, or its sizes cannot be read.
+        PretrainedError: when the library is not installed, it is not an encoder-decoder, or its sizes cannot be read.
     """
     library = transformers()
     with refused(name):
         theirs = library.AutoConfig.from_pretrained(name)
     if not getattr(theirs, "is_encoder_decoder", False):
-        msg = f"{name}: is a {theirs.model_type} model, which is no encoder-decoder; expected one, as Marian or T5"
+        msg = f"{name}: is a {theirs.model_type} model, which is not an encoder-decoder; expected one, as Marian or T5"
         raise PretrainedError(msg)
     return PretrainedConfig.of(theirs, str(name))
 

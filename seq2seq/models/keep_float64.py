@@ -29,7 +29,7 @@ class Unrounded(TorchFunctionMode):
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        """Call a function of torch, with float64 in the place of float32 where it would round."""
+        """Call a function of torch, with float64 in place of float32 where it would round."""
         del types
         kwargs = kwargs or {}
         if args and isinstance(args[0], Tensor) and args[0].dtype == torch.float64:

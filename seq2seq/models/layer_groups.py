@@ -59,7 +59,7 @@ def layer_groups(model: nn.Module) -> list[list[str]]:
     groups: dict[tuple[str, int], list[str]] = {}
     for name, _ in model.named_parameters():
         layer = _LAYER.search(name)
-        # What stands before the number tells encoder from decoder in models that wrap both in one part.
+        # The name before the number distinguishes encoder from decoder in models that wrap both in one part.
         part = name[: layer.start()] if layer else ".".join(name.split(".")[:-1])
         part = part.split(".weight")[0].split(".bias")[0]
         groups.setdefault((part, int(layer[1] or layer[2]) if layer else 0), []).append(name)

@@ -14,10 +14,11 @@ import torch
 from torch import Tensor, nn
 
 from seq2seq.models.base import Extent, Model, Stack
+from seq2seq.models.family_defaults import FamilyDefaults
 
 
 @dataclass(frozen=True)
-class SingleConfig:
+class SingleConfig(FamilyDefaults):
     """Sizes of a `SingleLSTM`.
 
     Attributes:

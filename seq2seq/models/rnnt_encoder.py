@@ -1,6 +1,6 @@
 """The encoder of a speech transducer (RNN-T): LSTM layers, then steps stacked by two, then more LSTM layers.
 
-Alone, as `lstm-alone` is: it is where a transducer spends most of its time, and its decoder is no Seq2Seq's.
+Alone, as `lstm-alone` is: it is where a transducer spends most of its time, and its decoder is not a Seq2Seq's.
 """
 
 from __future__ import annotations
@@ -14,12 +14,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from seq2seq.layers.padding import blank, last
 from seq2seq.models.base import Extent, Model, Stack, check_int, check_lengths, check_steps
-from seq2seq.models.padding import blank, last
+from seq2seq.models.family_defaults import FamilyDefaults
 
 
 @dataclass(frozen=True)
-class StackedConfig:
+class StackedConfig(FamilyDefaults):
     """Sizes of a `StackedEncoder`.
 
     Attributes:
@@ -30,7 +31,7 @@ class StackedConfig:
         stack: steps that are made one.
 
     Raises:
-        TypeError, ValueError: for sizes that are no integers or out of range.
+        TypeError, ValueError: for sizes that are not integers or out of range.
     """
 
     input_size: int
@@ -96,8 +97,8 @@ class StackedConfig:
 class StackedEncoder(Model):
     """Two LSTMs from states of zeros, the upper on `stack` outputs of the lower at a time; batch first.
 
-    An upper step stands for `stack` steps of the source, and is given back as so many of hidden_size / stack features:
-    outputs have the source's steps and lengths, and no value is left out or added.
+    An upper step stands for `stack` steps of the source, and is given back as `stack` steps of hidden_size / stack
+    features: outputs have the source's steps and lengths, and no value is left out or added.
 
     Both read forward, so that what comes after a sequence's end changes nothing before it: they run over the whole
     padded batch, as MLPerf's model does.

@@ -16,6 +16,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from seq2seq.layers.likelihoods import LIKELIHOODS, head_loss
+from seq2seq.layers.padding import last, valid_mask
+from seq2seq.layers.transformer_layers import DecoderLayer, EncoderLayer, positions
 from seq2seq.models.base import (
     Config,
     Extent,
@@ -28,16 +31,14 @@ from seq2seq.models.base import (
     check_steps,
 )
 from seq2seq.models.cost import parameters
-from seq2seq.models.likelihoods import LIKELIHOODS, head_loss
-from seq2seq.models.padding import last, valid_mask
-from seq2seq.models.transformer_layers import DecoderLayer, EncoderLayer, positions
+from seq2seq.models.family_defaults import FamilyDefaults
 
 #: Positions that a model keeps; further ones are computed when they are asked for.
 TABLE = 1024
 
 
 @dataclass(frozen=True)
-class TransformerConfig:
+class TransformerConfig(FamilyDefaults):
     """Sizes of a `TransformerSeq2Seq`.
 
     Attributes:
@@ -183,7 +184,7 @@ def rival(config: Config, heads: int = 4) -> TransformerConfig:
             target_features=None if config.target_vocabulary else config.target_size,
             source_vocabulary=config.source_vocabulary,
             target_vocabulary=config.target_vocabulary,
-            likelihood=getattr(config, "likelihood", ""),
+            likelihood=config.likelihood,
         )
 
     wanted, hidden_size = parameters(config), heads
@@ -319,7 +320,7 @@ class TransformerSeq2Seq(Model):
         return super().loss(outputs, expected, lengths)
 
     def _encode(self, source: Tensor, inside: Tensor | None) -> Tensor:
-        """(batch, source steps, hidden_size); what is past a length is seen by nobody."""
+        """(batch, source steps, hidden_size); steps past a length are never read."""
         x = self._read(self.read_source(self.embed_source(_blank(source, inside))), 0)
         mask = None if inside is None else inside[:, None, None, :]
         for layer in self.encoder:
@@ -339,7 +340,7 @@ class TransformerSeq2Seq(Model):
 
 
 def _blank(value: Tensor, inside: Tensor | None) -> Tensor:
-    """Zeros past the end: chosen, not multiplied, since what stands there need not be finite nor a token."""
+    """Zeros past the end: selected, not multiplied, since values there need not be finite or tokens."""
     if inside is None:
         return value
     if value.dim() > inside.dim():

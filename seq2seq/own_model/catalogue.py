@@ -1,4 +1,4 @@
-"""The own model of this process among workloads and variants: names, what is said of them, and what was found."""
+"""The own model of this process among workloads and variants: names, descriptions and findings."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ def workload_of(own: OwnModel, name: str) -> OwnWorkload:
 
 
 def entries() -> list[dict[str, Any]]:
-    """What the catalogue says of the own model's workloads."""
+    """Entries of the catalogue for the own model's workloads."""
     found = []
     for name in names():
         workload = find(name)
@@ -115,10 +115,10 @@ def entries() -> list[dict[str, Any]]:
 
 
 def findings(tell: Callable[[str], None] = lambda _: None) -> dict[str, Any]:
-    """What was found of the own model, for people and for plan.json: files, LSTMs, shares, what was held or changed.
+    """Describe the own model for people and for plan.json: files, LSTMs, shares, what was held or changed.
 
     Args:
-        tell: is told what is looked at next.
+        tell: called with a line about each step before it begins.
     """
     own = own_model()
     sets = []

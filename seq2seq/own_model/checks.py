@@ -1,4 +1,4 @@
-"""What an own model must be for variants to be compared: the same result from the same call, and inputs left alone.
+"""Requirements of an own model: the same call gives the same result, and inputs are left alone.
 
 Each check calls the user's eager model a few times and refuses in one line that names what was found.
 """
@@ -53,7 +53,7 @@ def check_calls(call: Callable[[Given], Any], model: nn.Module, given: Given, mo
     """
     own = given.copy()
     before = own.copy().tensors()
-    # The first call may fill caches, of positions for example, which is no state.
+    # The first call may fill caches, of positions for example; those are not state.
     result = call(own)
     for name, value in own.tensors().items():
         if not _same(value, before[name]):
@@ -76,7 +76,7 @@ def check_calls(call: Callable[[Given], Any], model: nn.Module, given: Given, mo
             raise OwnModelError(_keeps(changed[0], differs))
         msg = f"{differs} is another at each call {mode} with the same inputs: {_random(lambda: call(own))}"
         raise OwnModelError(msg)
-    # What training changes of buffers, as the means of a batch norm, is no part of the result.
+    # What training changes of buffers, as the means of a batch norm, is not part of the result.
     if changed and mode != TRAINING:
         raise OwnModelError(_keeps(changed[0], ""))
     return _aliases(result, own, model)

@@ -1,4 +1,4 @@
-"""Refusal of an own model, and what the user's own code raised, each in one line."""
+"""Reports refusals of an own model, and errors of the user's own code, in one line each."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def told(what: str) -> Iterator[None]:
         what: whose code runs, as the line begins: `build() of lm.py`.
 
     Raises:
-        OwnModelError: for whatever was raised inside, but for the end of the process and lack of memory.
+        OwnModelError: for every error inside, except the end of the process and a lack of memory.
     """
     try:
         yield

@@ -33,7 +33,7 @@ def execute_own(
 
 
 class OwnExecutable(Executable):
-    """As `Executable`, for inputs and outputs of any form.
+    """Executable for inputs and outputs of any form.
 
     Attributes:
         workload: whose model it is.
@@ -151,7 +151,7 @@ class OwnExecutable(Executable):
             return {"metric": float(metric(self.forward(batch), batch.value))}
 
     def words(self) -> list[str]:
-        """What is to be said beside what ran: LSTMs left alone, dropout switched off, a truth in float32."""
+        """Remarks beside what ran: LSTMs left alone, dropout switched off, a truth in float32."""
         found = [f"{name} is the model's own LSTM still: {reason}" for name, reason in self.kept.items()]
         if self.mode == "training" and self.workload.notes:
             found.append(self.workload.notes)

@@ -25,7 +25,7 @@ from seq2seq.own_model.errors import OwnModelError, told
 from seq2seq.own_model.source import takes
 
 PATH = "inputs"
-#: Key of a trace's line that is no argument: how often such a call was served.
+#: Key of a trace's line that is not an argument: how often such a call was served.
 COUNT = "count"
 #: Dimensions from which whole numbers are taken for tokens, which may be shuffled; fewer are lengths or labels.
 _TOKENS = 2
@@ -241,7 +241,7 @@ def _keywords(found: Mapping[Any, Any], forward: Any, reference: str) -> bool:
     known = [key for key in found if key in parameters]
     if known and len(known) < len(found):
         other = next(key for key in found if key not in parameters)
-        msg = f"{reference} returned a dict whose key {other!r} is no parameter of forward; there are "
+        msg = f"{reference} returned a dict whose key {other!r} is not a parameter of forward; there are "
         raise OwnModelError(msg + ", ".join(parameters))
     return bool(known) or not found
 
@@ -281,7 +281,7 @@ def _traced(trace: str, call: Callable[..., Any], *, seeded: bool, placed: bool)
         try:
             found = json.loads(line)
         except ValueError as error:
-            msg = f'{trace}:{number} is no JSON ({error}); expected a line as {{"batch": 8, "steps": 32, "count": 5}}'
+            msg = f'{trace}:{number} is not JSON ({error}); expected a line as {{"batch": 8, "steps": 32, "count": 5}}'
             raise OwnModelError(msg) from error
         count = found.pop(COUNT, 1) if isinstance(found, dict) else None
         if not _is_weight(count):

@@ -1,4 +1,4 @@
-"""What is found out about an own model before anything is measured, by calling it on the user's inputs."""
+"""Inspects an own model before anything is measured, by calling it on the user's inputs."""
 
 from __future__ import annotations
 

@@ -39,7 +39,7 @@ def tensors(value: Any, path: str) -> dict[str, Tensor]:
 
 
 def children(value: Any) -> list[tuple[str, Any]] | None:  # noqa: PLR0911 - one a kind
-    """What a value holds, each with the step that leads to it; None for a leaf."""
+    """Return the parts of a value, each with the step that leads to it; None for a leaf."""
     if isinstance(value, PackedSequence):
         # The other two fields only sort; they are None where the user sorted.
         return [(".data", value.data), (".batch_sizes", value.batch_sizes)]
@@ -93,7 +93,7 @@ def rebuilt(value: Any, change: Callable[[str, Any], Any], path: str) -> Any:
 
 
 def comparable(value: Any, path: str) -> dict[str, Tensor]:
-    """The leaves of an output as tensors by path, for the gate to hold against each other.
+    """The leaves of an output as tensors by path, for the gate to compare.
 
     Numbers become tensors. What is equal or not, as a string, is part of the name, so that another value is a missing
     one. Infinite places, as masked scores have, are taken out of the values and compared as a pattern of their own.

@@ -1,4 +1,4 @@
-"""The LSTMs of a model: which there are, what a call asks of them, their share of its time, and their replacement."""
+"""Finds the LSTMs of a model, counts their work in a call and their share of its time, and replaces them."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from seq2seq.execution.variant import LSTMS, Variant
 from seq2seq.models.base import Stack
 from seq2seq.own_model.errors import OwnModelError
 
-#: Calls that a share is taken from, at most and at least, and the seconds after which the least will do.
+#: Most and fewest calls to measure a share from, and the seconds after which the fewest are enough.
 _CALLS, _LEAST, _ENOUGH_S = 100, 3, 2.0
 _BATCHED = 3
 
@@ -55,7 +55,7 @@ class Use:
 
     @property
     def stack(self) -> Stack:
-        """Its sizes, as kernels are asked about them."""
+        """Its sizes, in the form that kernels are asked with."""
         lstm = self.module
         return Stack(
             self.name or "model",
@@ -110,10 +110,10 @@ def cells(model: nn.Module) -> list[str]:
 
 @contextlib.contextmanager
 def watched(uses: list[Use], *, keep: bool = False) -> Iterator[None]:
-    """Count the calls of LSTMs meanwhile, and their seconds.
+    """Count the calls of LSTMs inside this context, and their seconds.
 
     Args:
-        uses: whose counts begin anew.
+        uses: LSTMs to count; their counts start at zero.
         keep: whether to keep the arguments of the calls.
     """
     handles = []
@@ -201,7 +201,7 @@ def training_share(step: Callable[[], object], uses: list[Use]) -> float:
         alone_s.append(time.perf_counter() - start)
     for use in uses:
         use.inputs = []
-    # What disturbs hits one of the two alone, so each is taken from its own calm calls.
+    # A disturbance hits only one of the two, so each is taken from its own undisturbed calls.
     return _calm(list(zip(sorted(whole_s), sorted(alone_s), strict=True)))
 
 
@@ -224,12 +224,12 @@ def _alone(module: nn.RNNBase, value: Any, state: Any) -> None:
 
 
 def gain_limit(found: float) -> float:
-    """Largest speedup of a call whose LSTMs take this share, were they free (Amdahl)."""
+    """Largest possible speedup of a call whose LSTMs take this share of it (Amdahl's law)."""
     return float("inf") if found >= 1 else 1 / (1 - found)
 
 
 def replaced(model: nn.Module, variant: Variant) -> tuple[nn.Module, dict[str, str]]:
-    """A model with the LSTMs that a variant names in the place of its own, with the very same parameters.
+    """A model with the LSTMs that a variant names in place of its own, with the same parameters.
 
     Returns:
         The model (another object only where that itself is an LSTM), and why LSTMs were left alone, by name.
@@ -244,9 +244,11 @@ def replaced(model: nn.Module, variant: Variant) -> tuple[nn.Module, dict[str, s
         if not isinstance(module, (nn.LSTM, LSTM)):
             continue
         plain = type(module) is nn.LSTM and module.bias and not module.proj_size
-        # Weights that are computed from others are no parameters of the module.
+        # Weights that are computed from others are not parameters of the module.
         if not plain or set(module._parameters) != set(module._flat_weights_names):  # noqa: SLF001
-            kept[name or "model"] = "is no plain torch.nn.LSTM with biases, without projections and computed weights"
+            kept[name or "model"] = (
+                "is not a plain torch.nn.LSTM: it has no biases, or has projections or computed weights"
+            )
             continue
         twin = _twin(cast("nn.LSTM", module), variant)
         if not name:
@@ -289,7 +291,7 @@ def _drop_in(kind: Any) -> Any:
             if self.outer_batch_first:
                 return super().forward(input, hx)
             output, state = super().forward(input.transpose(0, 1), hx)
-            # As torch.nn.LSTM leaves it: who reads it may ask for a view.
+            # In torch.nn.LSTM's layout, since the caller may take a view of it.
             return output.transpose(0, 1).contiguous(), state
 
         def _packed(self, packed: PackedSequence, hx: Any) -> Any:

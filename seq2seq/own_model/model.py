@@ -67,7 +67,7 @@ class OwnModel:
         return model
 
     def call(self, model: nn.Module, given: Given) -> Any:
-        """One call of a copy of the model; what the user's code raises is told in one line."""
+        """One call of a copy of the model; what the user's code raises is reported in one line."""
         with told(f"calling the model of {self.spec.model}"):
             return model(*given.args, **given.kwargs)
 
@@ -75,7 +75,7 @@ class OwnModel:
         """The loss of a call: by the user's function, or the one that the model returns.
 
         Raises:
-            OwnModelError: for what is no loss.
+            OwnModelError: for what is not a loss.
         """
         if self.loss is not None:
             with told(f"{self.spec.loss}"):

@@ -26,7 +26,7 @@ class Flat(nn.Module):
         model: itself.
         given: inputs whose form the call has.
         arguments, results: names of the tensors that go in and come out.
-        config: tells it from every other model, for exports that are kept.
+        config: identifies the model, for exports that are kept.
 
     Args:
         model: in evaluation mode.

@@ -39,7 +39,7 @@ _SEED = 1
 
 @dataclass(frozen=True)
 class Spec:
-    """What the command line says of an own model; each a reference such as `/home/me/lm.py:build`.
+    """Options of the command line for an own model; each is a reference such as `/home/me/lm.py:build`.
 
     Attributes:
         model: the function that builds it, or a saved model.
@@ -144,7 +144,7 @@ def builder(reference: str) -> Callable[[], nn.Module]:
     """A function that builds the model that a reference names: in float32 on the CPU, alike each time.
 
     Raises:
-        OwnModelError: for what is no model, or a file that holds none whose LSTMs could be replaced.
+        OwnModelError: for what is not a model, or a file that holds none whose LSTMs could be replaced.
     """
     path = Path(reference)
     if not _names_function(reference) and path.suffix in {*_PROGRAMS, ".pt", ".pth"}:

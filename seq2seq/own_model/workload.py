@@ -11,6 +11,7 @@ from torch import Tensor
 
 from seq2seq.execution.variant import Variant
 from seq2seq.models.base import Stack
+from seq2seq.models.family_defaults import FamilyDefaults
 from seq2seq.models.weights import Weights
 from seq2seq.own_model import lstms
 from seq2seq.own_model.inputs import Given, InputSet
@@ -28,8 +29,8 @@ _FACTOR, _ADDED = 0.5, 0.25
 
 
 @dataclass(frozen=True)
-class OwnConfig:
-    """What harness and requirements ask of a model's sizes."""
+class OwnConfig(FamilyDefaults):
+    """Sizes of an own model, as far as harness and requirements ask for them."""
 
     stacks: tuple[Stack, ...]
     parameters: int
@@ -92,7 +93,7 @@ class OwnWorkload:
     data: str = "your own inputs"
 
     def found(self) -> dict[str, Any]:
-        """What the checks found, as plain values: for workers that need not look again, and measure a cold start."""
+        """Findings of the checks as plain values, so that the worker of a cold start need not call the model first."""
         plain = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         kept = {name: plain[name] for name in _FOUND}
         sets = {name: sorted(value) for name, value in kept.items() if isinstance(value, frozenset)}
@@ -113,7 +114,7 @@ class OwnWorkload:
 
     @property
     def source(self) -> str:
-        """Where the sizes come from."""
+        """Origin of the sizes."""
         return f"{self.own.spec.model}, inputs {self.own.spec.trace or self.own.inputs_name}"
 
     @property
@@ -144,7 +145,7 @@ class OwnWorkload:
         return batch_of(self.inputs, seed, self.held, self.stays)
 
     def refuses(self, variant: Variant, mode: str) -> str | None:
-        """Reason why a variant is no way to execute this model, or None."""
+        """Reason why a variant is not a way to execute this model, or None."""
         if mode == "training" and self.untrained:
             return self.untrained
         if (mode == "training" and variant.runtime) or variant.make is not None:

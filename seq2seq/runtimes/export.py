@@ -45,7 +45,7 @@ class ExportedRun(nn.Module):
         source_lengths: Tensor | None = None,
         target_lengths: Tensor | None = None,
     ) -> Results:
-        """As `Model.run`."""
+        """Call `Model.run`."""
         return self.model.run(source, target, source_lengths, target_lengths)
 
 

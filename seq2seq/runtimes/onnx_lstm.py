@@ -22,7 +22,7 @@ class SequenceLSTM(nn.LSTM):
     def forward(  # type: ignore[override]
         self, x: Tensor, state: tuple[Tensor, Tensor] | None = None, lengths: Tensor | None = None
     ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-        """As `seq2seq.models.padding.Reader` calls it; outputs are zero past the lengths."""
+        """Take the arguments that `seq2seq.layers.padding.Reader` passes; outputs are zero past the lengths."""
         if lengths is None:
             found: tuple[Tensor, tuple[Tensor, Tensor]] = super().forward(x, state)
             return found
@@ -67,8 +67,8 @@ class _Node(torch.autograd.Function):
             hidden: the state before, (directions, batch, hidden size).
             cell: the same.
             weight_ih: (directions, 4 * hidden size, features), gates in torch's order.
-            weight_hh: (directions, 4 * hidden size, hidden size), likewise.
-            bias_ih: (directions, 4 * hidden size), likewise.
+            weight_hh: (directions, 4 * hidden size, hidden size), in the same order.
+            bias_ih: (directions, 4 * hidden size), in the same order.
             bias_hh: the same.
         """
         del lengths, weight_ih, weight_hh, bias_ih, bias_hh

@@ -89,7 +89,7 @@ def _session(model: bytes, profile: str | None = None) -> Any:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     options.inter_op_num_threads = 1
-    # Warnings of it tell of what the exporter leaves in the graph.
+    # Its warnings are about what the exporter leaves in the graph.
     options.log_severity_level = 3
     if profile is not None:
         options.enable_profiling = True

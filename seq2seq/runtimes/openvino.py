@@ -77,7 +77,7 @@ def digest_layers(layers: Iterable[Mapping[str, str]], version: str, threads: in
         layers: `layerType`, `primitiveType` and `runtimePrecision` of each.
         version: of OpenVINO.
         threads: that it was compiled for.
-        chose: the precision that was left to it; empty where it was told.
+        chose: the precision that it chose; empty where the variant sets one.
     """
     operators = collections.Counter(layer["layerType"] for layer in layers if layer["layerType"] not in _BOOKKEEPING)
     precisions: collections.Counter[str] = collections.Counter()
@@ -90,7 +90,7 @@ def digest_layers(layers: Iterable[Mapping[str, str]], version: str, threads: in
     lstms = sum(number for name, number in operators.items() if name.startswith("RNN"))
     loops = sum(number for name, number in operators.items() if name in _LOOPS)
     shapes = [f"{count(lstms, 'LSTM layer')} ({', '.join(primitives)})"] if lstms or not loops else []
-    # Of sequences that differ in length it takes none as a layer, and tells no precision inside the loop.
+    # Where sequences differ in length it runs no LSTM as a layer, and reports no precision inside the loop.
     shapes += [f"LSTMs as {count(loops, 'loop')} over single steps"] if loops else []
     parts = [f"OpenVINO {version} ran {' and '.join(shapes)}"]
     if chose:

@@ -1,4 +1,4 @@
-"""RUNTIMES: what people run instead of torch, each behind one class, so that the benchmark can hold it against torch.
+"""RUNTIMES: what people run instead of torch, each behind one class, so that the benchmark can compare it with torch.
 
 A variant names its runtime and the options that it gets; nothing is imported from a runtime before it is asked for.
 """

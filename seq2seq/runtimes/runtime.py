@@ -1,6 +1,6 @@
 """Base of every runtime: it is converted from a model for the shapes of its first inputs, then called.
 
-A converted model holds a copy of the weights. So whoever overwrites the model's weights says so with `reload`, which
+A converted model holds a copy of the weights. So code that overwrites the model's weights must call `reload`, which
 converts again at once: not later, where a timed call would pay for it, and never not at all, where results would be
 those of old weights.
 """
@@ -33,7 +33,8 @@ class Ran:
     """Report of a runtime about one call.
 
     Attributes:
-        operators: how many of each operator ran, heaviest first where it tells; empty where torch's profiler sees them.
+        operators: how many of each operator ran, heaviest first if it reports that; empty where torch's profiler sees
+            them.
         precisions: types of the products and LSTMs, most frequent first.
         threads: that it computes with.
         words: the same for people.
@@ -65,7 +66,7 @@ class Runtime(abc.ABC):
         return found
 
     def __call__(self, *given: Tensor | None) -> Results:
-        """As `Seq2Seq.run`: outputs, h and c, in new memory. The first call converts, for the shapes that it is given.
+        """Return outputs, h and c in new memory, as `Seq2Seq.run`. The first call converts the model for its shapes.
 
         Raises:
             ValueError, or the runtime's own error: for inputs of other shapes than those of the first call.

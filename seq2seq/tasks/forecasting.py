@@ -1,4 +1,4 @@
-"""The task of forecasting: real series or a user's CSV, cut into windows, held against the seasonal naive.
+"""The task of forecasting: real series or a user's CSV, cut into windows, compared with the seasonal naive.
 
 Here the data is read and what was not said is chosen; what is done with it is in `forecasting_task`.
 """
@@ -20,7 +20,7 @@ from seq2seq.data.series import BUILT_IN, CYCLES, Frequency, TimeSeries, built_i
 from seq2seq.data.series_file import Columns, read_series
 from seq2seq.data.text_file import composed
 from seq2seq.data.windows import TRAIN_SHARE
-from seq2seq.models.likelihoods import LIKELIHOODS
+from seq2seq.layers.likelihoods import LIKELIHOODS
 from seq2seq.tasks.forecasting_task import ForecastingTask
 from seq2seq.tasks.scaling import scale
 
@@ -118,7 +118,7 @@ def restore(
     Args:
         state: from `ForecastingTask.state`.
         path: series to forecast, as for `load`; those of the training when None.
-        series_as: name of the training's series that the file holds; whatever column told series apart then is not
+        series_as: name of the training's series that the file holds; the column that named series then is not
             looked for.
         new_series: whether the series of the file are others than the training's, whatever their names.
         options: fields of `series_file.Columns`, for a file; the others are as in training.
@@ -184,7 +184,7 @@ def _trained_on(state: dict[str, Any]) -> str | None:
 
 
 def _kept_path(name: str) -> str:
-    """A source as it is kept: the whole path of a file, bytes that are no UTF-8 as half characters in any locale."""
+    """A source as it is kept: the whole path of a file, bytes that are not UTF-8 as half characters in any locale."""
     if name in BUILT_IN:
         return name
     return str(Path(name).absolute()).encode("utf-8", "surrogateescape").decode("utf-8", "surrogateescape")

@@ -22,9 +22,9 @@ from seq2seq.data.batch import Batch
 from seq2seq.data.series import Frequency, calendar
 from seq2seq.data.text_file import composed
 from seq2seq.data.windows import TRAIN_SHARE, Series, window_starts, windows
+from seq2seq.layers.likelihoods import QUANTILES
 from seq2seq.models.base import Config, Model
 from seq2seq.models.encoder_decoder import Seq2SeqConfig
-from seq2seq.models.likelihoods import QUANTILES
 from seq2seq.tasks import scoring
 from seq2seq.tasks.forecast import Forecast
 from seq2seq.tasks.paths import sample_paths
@@ -50,7 +50,7 @@ class ForecastingTask:
         season: steps of the season that the naive forecast repeats.
         history, horizon: steps of encoder and decoder.
         lag: steps that differences reach back, the season or 0.
-        cycles: what the calendar tells of, names out of `CYCLES`.
+        cycles: calendar features, names out of `CYCLES`.
         series: the data; empty when restored without.
         samples: paths of a forecast in `evaluate`.
         likelihood: of the outputs of its models, a key of `LIKELIHOODS`; None for that of the family.
@@ -102,7 +102,7 @@ class ForecastingTask:
             if raw.averaged:
                 lines.append(f"{raw.name}: {raw.averaged} rows repeat a timestamp; the values of each are averaged")
             if raw.converted:
-                lines.append(f"{raw.name}: its timestamps have a time zone and are taken, and told, in UTC")
+                lines.append(f"{raw.name}: its timestamps have a time zone; they are read and shown in UTC")
             if raw.name in self.strange:
                 lines.append(f"{raw.name}: was not in the training, and is scaled by its own first {TRAIN_SHARE:.0%}")
             if not found.deviation:
@@ -181,7 +181,7 @@ class ForecastingTask:
             yield self._windows(chosen)
 
     def evaluate(self, model: Model, batch: int, device: str) -> dict[str, float]:
-        """Forecast the validation windows and hold them against what came, and so the seasonal naive forecast.
+        """Forecast the validation windows and compare them with what came, and so the seasonal naive forecast.
 
         Args:
             model: on `device`; it is in the mode afterwards that it was in before.
@@ -275,7 +275,7 @@ class ForecastingTask:
         }
 
     def _starts(self, scaled: Scaled, split: str) -> Tensor:
-        """Starts of a split's windows; in validation every so many, so that each hour of a day starts about as many."""
+        """Starts of a split's windows; in validation at a distance that lets them begin at every hour of a day."""
         starts = window_starts(scaled.series, self.history, self.horizon, split)
         stride = 1
         if split == "validation":

@@ -28,7 +28,7 @@ def sample_paths(model: Model, batch: Batch, samples: int, seed: int = SAMPLING_
     if batch.target is None:
         msg = "the batch has no target to take the known features from; forecasting windows have one"
         raise ValueError(msg)
-    if not getattr(model.config, "likelihood", ""):
+    if not model.config.likelihood:
         return forecast(model, batch.source, batch.target)[None, ..., 0].float().cpu()
     generator = torch.Generator(batch.source.device).manual_seed(seed)
     paths = forecast(model, batch.source, batch.target, samples=samples, generator=generator)

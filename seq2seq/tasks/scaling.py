@@ -61,7 +61,7 @@ def scale(
         raw: the series.
         season: steps of the season that the naive forecast repeats.
         lag: steps that differences reach back; 0 for the values themselves.
-        cycles: what the calendar tells of, names out of `CYCLES`.
+        cycles: calendar features, names out of `CYCLES`.
         given: `mean` and `deviation` of another training.
 
     Returns:

@@ -1,4 +1,4 @@
-"""The task of writing down what is said: log-mel frames in, characters out, scored by word and character error rate.
+"""The task of speech recognition: log-mel frames in, characters out, scored by word and character error rate.
 
 The corpus is a user's folder of WAV files and transcripts; without one it is a made-up language of tones, which is
 SYNTHETIC and says nothing of how well speech is recognised.
@@ -38,7 +38,7 @@ from seq2seq.tasks.task import MODELS
 
 #: Tokens before those of characters.
 SPECIAL = 4
-#: Every so many recordings is held back for validation.
+#: One recording out of this many is held back for validation.
 HELD_BACK = 10
 #: Recordings of the made-up corpus.
 SYNTHETIC_COUNT = 2200
@@ -80,7 +80,7 @@ class SpeechTask:
         stacked: frames of a step.
         rate: most tokens a step in training, which bounds decoding.
         examples: of `train` and `validation`; empty when restored without.
-        notes: what to tell about the data, a line each.
+        notes: remarks about the data, a line each.
         labels: whether batches are for a model without a decoder (CTC): no targets, and the transcripts without END.
     """
 
@@ -220,7 +220,7 @@ class SpeechTask:
             beam: hypotheses kept in a beam search, by CTC prefixes; 1 decodes greedily, by CTC the likeliest alignment.
 
         Raises:
-            DataError: for a file that is no whole WAV.
+            DataError: for a file that is not a whole WAV.
         """
         return self._decode(model, [self._steps(read_frames(Path(path))) for path in paths], batch, device, beam)
 

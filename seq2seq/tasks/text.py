@@ -51,7 +51,7 @@ class TextTask(ABC):
         max_source: most tokens of a source; what is longer is cut.
         max_target: most tokens of a target, END not counted.
         splits: pairs of `train` and `validation`; none in a task that only predicts.
-        notes: what to tell about the data, a line each.
+        notes: remarks about the data, a line each.
 
     Attributes:
         notes: those, and how many texts were cut.
@@ -97,7 +97,7 @@ class TextTask(ABC):
 
     @abstractmethod
     def baselines(self, examples: Sequence[TextExample]) -> dict[str, float]:
-        """Scores that anybody reaches without a model."""
+        """Scores that are reached without a model."""
 
     def batches(self, split: str, batch: int, seed: int, epoch: int) -> Iterator[Batch]:
         """Batches of one epoch: each example once.
@@ -149,7 +149,7 @@ class TextTask(ABC):
             DataError: for an empty text, by its row.
             ValueError: for a batch or beam below 1.
         """
-        from seq2seq.decoding.search import beam_search, greedy  # noqa: PLC0415 - whoever only trains does not need it
+        from seq2seq.decoding.search import beam_search, greedy  # noqa: PLC0415 - training alone does not need it
 
         _check_batch(batch)
         limit = self.max_target + 1  # END is a token too
@@ -253,7 +253,7 @@ class TextTask(ABC):
     def _encode_source(self, text: str, row: int) -> list[int]:
         tokens = self.subwords.encode(tidy(text))[: self.max_source]
         if not tokens:
-            msg = f"row {row}: the text is empty, expected at least one character that is no blank"
+            msg = f"row {row}: the text is empty, expected at least one character that is not a blank"
             raise DataError(msg)
         return tokens
 

@@ -1,6 +1,6 @@
 """The folder of a training run: what it began with, its curve, its checkpoint, and its best model.
 
-Files are replaced in one step, and the curve is on the disk before the checkpoint that follows it, so whoever is
+Files are replaced in one step, and the curve is on the disk before the checkpoint that follows it, so a process that is
 killed at any moment leaves a run that can be resumed.
 """
 
@@ -189,7 +189,7 @@ def replace(path: Path, data: bytes) -> None:
     """Write or replace a file in one step: at every moment it holds all of the old or all of the new.
 
     Raises:
-        OSError: when it cannot be written; it is as it was.
+        OSError: when it cannot be written; it is unchanged.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.new")
     try:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 SCHEDULES = ("constant", "cosine")
-#: Above it a step of Adam is no float32.
+#: Above it a step of Adam is not a float32.
 MOST_RATE = 1e30
 
 
@@ -84,7 +84,7 @@ class Progress:
         waited: validations since then.
         evaluated_step: step of the latest validation.
         training_s: seconds of steps, without validation.
-        ended: why the run ended, in words; empty while it goes on.
+        ended: why the run ended, in words; empty while it runs.
     """
 
     step: int = 0

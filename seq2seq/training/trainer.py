@@ -43,7 +43,7 @@ class Trainer:
     Attributes:
         progress: how far it has come.
         folder: where the run is kept.
-        stopping: set by whoever wants it to save and end after the step that it is in.
+        stopping: set it to make the training save and end after the current step.
 
     Args:
         task: what to learn; it gives the batches that suit the model, see `seq2seq.tasks.task.suited`.
@@ -93,10 +93,10 @@ class Trainer:
         """Train until a limit is met, the loss no longer falls, or `stopping` is set.
 
         Args:
-            tick: told after each step, and with the loss after each validation.
+            tick: called after each step, and with the loss after each validation.
 
         Raises:
-            TrainingError: when the loss is no number any more, or there is no data.
+            TrainingError: when the loss is no longer a number, or there is no data.
         """
         progress = self.progress
         while not progress.ended:
@@ -124,7 +124,7 @@ class Trainer:
         return progress
 
     def save(self) -> None:
-        """Write the checkpoint: a run resumed from it goes on as if it had not been interrupted."""
+        """Write the checkpoint: a run resumed from it continues as if it had not been interrupted."""
         self._look()
         self._saved_s = time.monotonic()
         if self.folder is None:
@@ -206,7 +206,7 @@ class Trainer:
         """Read the losses since the last look, and write them to the curve.
 
         Raises:
-            TrainingError: at the first that is no number.
+            TrainingError: at the first that is not a number.
         """
         start = time.perf_counter()
         rows = []

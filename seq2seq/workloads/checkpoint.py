@@ -1,12 +1,11 @@
 """A checkpoint as a workload: its own sizes and weights, synthetic data that it can read, nothing dropped.
 
 `checkpoint:PATH` names a run or a model's folder of this project, a folder that transformers' `save_pretrained` wrote,
-or a model on the Hugging Face hub. Nothing is read but the sizes until somebody asks for the weights.
+or a model on the Hugging Face hub. Nothing is read but the sizes until the weights are asked for.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import json
 from pathlib import Path
@@ -17,8 +16,6 @@ from torch import Tensor
 from seq2seq.data.lengths import LIBRISPEECH_CHARACTERS, LIBRISPEECH_FRAMES, WMT_ENGLISH, WMT_GERMAN
 from seq2seq.models import checkpoint
 from seq2seq.models.base import Config
-from seq2seq.models.ctc import CTCConfig
-from seq2seq.models.huggingface_config import PretrainedConfig
 from seq2seq.models.huggingface_files import load_config, load_weights
 from seq2seq.models.layer_groups import PretrainedError
 from seq2seq.models.weights import Weights, initial_weights
@@ -40,7 +37,7 @@ def checkpoint_workload(path: str) -> Workload:
         path: a folder, or a name on the hub.
 
     Raises:
-        UnknownWorkloadError: for what is no checkpoint, or a damaged one, in one line.
+        UnknownWorkloadError: for what is not a checkpoint, or a damaged one, in one line.
     """
     try:
         return _workload(path)
@@ -74,18 +71,15 @@ def _workload(path: str) -> Workload:
     else:
         config, kept = checkpoint.read_sizes(place)
         task = (kept or {}).get("state") or {}
-    if isinstance(config, PretrainedConfig):
-        if config.uncounted:
-            msg = f"{path}: {config.uncounted}"
-            raise PretrainedError(msg)
-        config = config.as_measured()
-    elif config.dropout:
-        # It has no weights, so those of the checkpoint fit.
-        config = dataclasses.replace(config, dropout=0.0)
-    longest = getattr(config, "positions", None) or STEPS
+    if config.uncounted:
+        msg = f"{path}: {config.uncounted}"
+        raise PretrainedError(msg)
+    # What it drops has no weights, so those of the checkpoint fit.
+    config = config.as_measured()
+    longest = config.positions or STEPS
     source, target = task.get("history", min(STEPS, longest)), task.get("horizon", min(STEPS, longest))
     tokens = bool(config.source_vocabulary), bool(config.target_vocabulary)
-    labels = isinstance(config, CTCConfig)
+    labels = config.unaligned
     read = WMT_ENGLISH if tokens[0] else LIBRISPEECH_FRAMES if labels else None
     return Workload(
         name=f"{PREFIX}{path}",
@@ -134,7 +128,7 @@ def _place(path: str) -> Path | str:
         return path
     if checkpoint.is_checkpoint(folder) or _is_transformers(folder):
         return folder
-    what = "is no folder" if not folder.is_dir() else f"has no {checkpoint.CONFIG} of a checkpoint"
+    what = "is not a folder" if not folder.is_dir() else f"has no {checkpoint.CONFIG} of a checkpoint"
     msg = f"{folder}: {what}; expected a training run, a folder that save_pretrained wrote (ours or that of "
     raise checkpoint.CheckpointError(msg + "transformers), or a hub name user/model")
 
@@ -147,6 +141,6 @@ def _is_transformers(folder: Path) -> bool:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        msg = f"{path}: is no JSON ({error})"
+        msg = f"{path}: is not JSON ({error})"
         raise checkpoint.CheckpointError(msg) from error
     return isinstance(content, dict) and "model_type" in content

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from seq2seq.data.batch import Batch
 from seq2seq.data.lengths import Lengths
+from seq2seq.layers.padding import valid_mask
 from seq2seq.models.base import IGNORE_TOKEN, Config
-from seq2seq.models.padding import valid_mask
 
 
 def random_batch(
@@ -71,7 +71,7 @@ def labelled_batch(
     source_lengths: Lengths | None = None,
     label_lengths: Lengths | None = None,
 ) -> Batch:
-    """Random floats (normal) and labels (uniform, no blanks) for a model that is told no places of them (CTC).
+    """Random floats (normal) and labels (uniform, no blanks) for a model that gets no places of them (CTC).
 
     As with `random_batch` long sources go with many labels. There are never more than fit into half of a source's
     steps, so that they fit whatever they are: two that are alike need a blank between them.
@@ -93,6 +93,6 @@ def labelled_batch(
     count = count.minimum((torch.full((batch,), source_steps) if valid is None else valid).add(1) // 2)
     expected = torch.randint(config.output_size - 1, (batch, label_steps), generator=generator)
     # Labels from the blank on move up by one.
-    expected += expected >= getattr(config, "blank", 0)
+    expected += expected >= config.blank
     expected[~valid_mask(expected, count)] = IGNORE_TOKEN
     return Batch(source, None, valid, None, expected)

@@ -39,7 +39,7 @@ class Workload:
         source_steps: longest source.
         target_steps: longest target; None when there is none, as in the seed, whose decoder reads the source.
         source_lengths, target_lengths: length distributions; None when every sequence fills all steps.
-        label_steps: most labels of a sequence, for a model that has no decoder and is told labels without their places
+        label_steps: most labels of a sequence, for a model that has no decoder and gets labels without their places
             (CTC); None for any other.
         label_lengths: distribution of the labels' number.
         beam: hypotheses of a sequence in the mode `decode`; 1 is greedy.
@@ -74,7 +74,7 @@ class Workload:
         return (self.target_steps or self.source_steps) if self.config.decodes else None
 
     def refuses(self, variant: Any, mode: str) -> str | None:
-        """Reason why a variant is no way to execute this workload, beside what its requirements say, or None."""
+        """Reason why a variant is not a way to execute this workload, beside what its requirements say, or None."""
         del variant, mode
         return None
 
@@ -165,8 +165,8 @@ def _override(workload: Workload, axis: str, value: int) -> Workload:
         None if steps is None else max(1, round(steps * value / workload.source_steps))
         for steps in (workload.target_steps, workload.label_steps)
     )
-    positions = getattr(workload.config, "positions", None)
+    positions = workload.config.positions
     if positions is not None and max(value, target or 0) > positions:
-        msg = f"the model has {positions} positions, expected at most so many steps"
+        msg = f"the model has {positions} positions, so at most that many steps are possible"
         raise ValueError(msg)
     return dataclasses.replace(workload, source_steps=value, target_steps=target, label_steps=labels)

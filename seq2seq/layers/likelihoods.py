@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.distributions import Distribution, Normal, StudentT
 from torch.nn import functional
 
-from seq2seq.models.padding import valid_mask
+from seq2seq.layers.padding import valid_mask
 
 #: Added to every scale, in units of the normalised series: a likelihood has no bound where a scale goes to zero.
 LEAST_SCALE = 1e-3
@@ -78,7 +78,7 @@ def head_loss(likelihood: str, outputs: Tensor, expected: Tensor, lengths: Tenso
     if lengths is None:
         return _losses(likelihood, outputs, expected).mean()
     valid = valid_mask(outputs, lengths)[..., None]
-    # Chosen, not multiplied: what stands in the padding need not be finite.
+    # Selected, not multiplied: values in the padding need not be finite.
     losses = torch.where(valid, _losses(likelihood, outputs, torch.where(valid, expected, 0.0)), 0.0)
     return losses.sum() / (valid.sum() * expected.size(2))
 

@@ -15,8 +15,8 @@ from bench.gate.planted_defects import DEFECTS
 from seq2seq.execution.executable import Executable
 from seq2seq.execution.variant import LSTMS, Variant
 from seq2seq.execution.variants import VARIANTS
+from seq2seq.layers.likelihoods import LIKELIHOODS, LOSSES, QUANTILES, central, draw, head_loss, quantiles
 from seq2seq.models.encoder_decoder import Seq2SeqConfig
-from seq2seq.models.likelihoods import LIKELIHOODS, LOSSES, QUANTILES, central, draw, head_loss, quantiles
 from seq2seq.models.weights import initial_weights
 from seq2seq.workloads.registry import find_workload
 from seq2seq.workloads.workload import Workload

@@ -55,7 +55,7 @@ def valid_mask(x: Tensor, lengths: Tensor) -> Tensor:
 
 
 def blank(x: Tensor, lengths: Tensor | None) -> Tensor:
-    """Zeros past the lengths, where x (batch, steps, features) may hold what is no number."""
+    """Zeros past the lengths, where x (batch, steps, features) may hold what is not a number."""
     return x if lengths is None else torch.where(valid_mask(x, lengths)[..., None], x, torch.zeros_like(x))
 
 

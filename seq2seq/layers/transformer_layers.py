@@ -56,8 +56,8 @@ class MultiHeadAttention(nn.Module):
 class FeedForward(nn.Module):
     """Two products with a GELU between them.
 
-    Not the ReLU of Vaswani et al. 2017: its slope jumps, so that a rounding decides whether a unit has a gradient, and
-    no bound on gradients tells a right implementation from a wrong one.
+    Not the ReLU of Vaswani et al. 2017: its gradient is discontinuous, so rounding decides whether a unit has a
+    gradient, and no bound on gradients separates a right implementation from a wrong one.
     """
 
     def __init__(self, hidden_size: int, units: int, dropout: float) -> None:
