@@ -268,9 +268,9 @@ class Seats:
     def __exit__(self, *_: object) -> None:
         """End nothing."""
 
-    def sit(self, seed: int) -> None:
+    def sit(self, seed: int, *, audit: bool) -> None:
         """Everybody passes the gate, but for the one who fails."""
-        del seed
+        del seed, audit
         type(self).taken.append(list(self.places))
         for case in (case for place in self.places for case in place.cases):
             if self.fails and self.fails.variant == case.variant:
@@ -341,7 +341,7 @@ def test_a_variant_that_fails_on_one_side_leaves_the_others_alone(contest):
 def test_a_side_whose_seats_never_start_ends(contest, monkeypatch):
     """Without anybody to blame all are, once."""
 
-    def fail(*_: object) -> None:
+    def fail(*_: object, **_audit: object) -> None:
         raise WorkerError(Status.CRASHED, "no start")
 
     monkeypatch.setattr(Seats, "sit", fail)

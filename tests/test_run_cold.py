@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +25,11 @@ class Actor:
         dies: request in which it dies, by variant.
     """
 
-    def __init__(self, name: str, going: set[str], seen: dict[str, Any], dies: dict[str, str]) -> None:
-        self._name, self._going, self._seen, self._dies = name, going, seen, dies
+    def __init__(self, name: str, log: Path, going: set[str], seen: dict[str, Any], dies: dict[str, str]) -> None:
+        self._name, self._log, self._going, self._seen, self._dies = name, log, going, seen, dies
 
     def __enter__(self):
+        self._log.write_text(f"{self._name} began\n")
         self._die("start")
         self._going.add(self._name)
         return self
@@ -62,14 +64,18 @@ def run(folder: Path, cores: int, dies: dict[str, str] | None = None, kept: dict
     asked = [
         ColdCase(
             case,
-            lambda _cache, name=case.variant: Actor(name, going, seen, dies or {}),
+            lambda log, _cache, name=case.variant: Actor(name, log, going, seen, dies or {}),
             folder / (kept or {}).get(case.variant, "kept"),
+            folder / "log",
+            builds=case.variant != "c",
         )
         for case in CASES
     ]
     found = {case.variant: (fields, error) for case, fields, error in ColdRuns(folder, 1.0, cores).run(asked)}
     assert not going
-    assert [path for path in folder.iterdir() if path.name not in {"kept", "other"}] == []
+    assert [path.name for path in folder.iterdir() if path.name not in {"kept", "other"}] == ["log"]
+    assert sorted((folder / "log").read_text().split()) == sorted([*"abcde", *["began"] * 5])
+    (folder / "log").unlink()
     return found, seen
 
 
@@ -90,10 +96,10 @@ def test_whoever_dies_takes_nobody_along(tmp_path):
 
 
 def test_the_kernel_s_compilation_is_handed_on_where_the_kernel_is(tmp_path):
-    """Not to cases whose processes keep compiled kernels elsewhere, as another checkout's do."""
+    """Not to cases whose processes keep compiled kernels elsewhere, as another checkout's do, or that need none."""
     _, seen = run(tmp_path, 2, kept={"b": "other", "d": "other"})
     assert {name: fields["built_s"] for name, (_, fields) in seen.items()} == {
-        "a": 0.0, "b": 0.0, "c": 7.0, "d": 7.0, "e": 7.0
+        "a": 0.0, "b": 0.0, "c": 0.0, "d": 7.0, "e": 7.0
     }  # fmt: skip
 
 
@@ -107,3 +113,32 @@ def test_a_kernel_that_was_compiled_before_is_found_and_counted(tmp_path):
     runs.keep(tmp_path / "kept", kernel)
     assert (tmp_path / "kept" / "kernels" / "lstm-1.so").read_bytes() == b"compiled"
     assert (runs.built_s(tmp_path / "kept"), runs.built_s(tmp_path / "other")) == (5.0, 0.0)
+
+
+def test_attempts_to_compile_that_failed_count_nothing(tmp_path):
+    """Without a library their seconds are not the kernel's."""
+    assert CompiledKernel.found(tmp_path, 5.0) == CompiledKernel()
+
+
+def test_an_interrupted_start_ends_at_once_and_leaves_no_process(tmp_path):
+    """Whoever leaves does not wait for a process that hangs as it starts; when it is up, it is ended."""
+    up, ended, hold = threading.Event(), threading.Event(), threading.Event()
+
+    class Hanging(Actor):
+        def __enter__(self):
+            up.set()
+            hold.wait(10)
+            return super().__enter__()
+
+        def __exit__(self, *_: object) -> None:
+            super().__exit__()
+            ended.set()
+
+    going: set[str] = set()
+    asked = ColdCase(CASES[0], lambda log, _: Hanging("a", log, going, {}, {}), tmp_path / "kept", tmp_path / "log")
+    with ColdRuns(tmp_path, 1.0).begun(asked):
+        assert up.wait(10)
+    assert not ended.is_set()
+    hold.set()
+    assert ended.wait(10)
+    assert not going

@@ -299,7 +299,7 @@ def test_seats_go_on_without_a_server_that_died(server, log, tmp_path):
 
 
 def test_a_server_that_is_gone_is_one_line(server, log, tmp_path):
-    """A fork of it fails at once with its last words; whom it had forked is taken for dead, and can be ended."""
+    """A fork of it fails at once with its last words; whom it had forked lives on, and its end is seen."""
     one = Started(server, log, "tell('up')\ntime.sleep(60)")
     assert one.answer() == "up"
     (tmp_path / "server.log").write_text("before\nlast words\n")
@@ -311,8 +311,9 @@ def test_a_server_that_is_gone_is_one_line(server, log, tmp_path):
         assert (found.status, found.stage) == (Status.CRASHED, "fork")
         assert found.reason == "the process that starts workers is gone; it said last: last words"
     assert time.monotonic() - start < 2
-    assert one.end() == -signal.SIGKILL
-    os.kill(one.child.pid, signal.SIGKILL)
+    with pytest.raises(subprocess.TimeoutExpired):
+        one.child.wait(0.2)
+    assert one.end(kill=True) == -signal.SIGKILL
     assert gone(one.child.pid)
 
 

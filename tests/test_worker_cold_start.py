@@ -59,8 +59,9 @@ def test_the_cold_start_of_our_kernel_holds_its_compilation(monkeypatch, tmp_pat
 @pytest.mark.slow
 def test_a_run_compiles_the_kernel_once_and_counts_it_in_every_first_call(tmp_path):
     """The second cold run finds it compiled, and its first call is as long as a user's is."""
-    start = functools.partial(Worker, Settings(1), tmp_path / "log")
-    asked = [ColdCase(dataclasses.replace(CASE, mode=mode), start, tmp_path / "kept") for mode in PASSES]
+    start, log = functools.partial(Worker, Settings(1)), tmp_path / "log"
+    cases, kept = (dataclasses.replace(CASE, mode=mode) for mode in PASSES), tmp_path / "kept"
+    asked = [ColdCase(case, start, kept, log, builds=True) for case in cases]
     first, second = (fields for _, fields, _ in ColdRuns(tmp_path, 120.0, cores=2).run(asked))
     assert second["compile_s"] == first["compile_s"] > 0.2
     assert all(fields["first_call_s"] > fields["compile_s"] for fields in (first, second))

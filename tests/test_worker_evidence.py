@@ -9,6 +9,7 @@ import subprocess
 import sys
 import types
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -347,3 +348,18 @@ def test_compile_time_holds_the_backward_graph(monkeypatch):
     utils = pytest.importorskip("torch._dynamo.utils")
     monkeypatch.setattr(utils, "get_compilation_metrics", lambda: [forward, backward])
     assert evidence.compilation().seconds == 5.0
+
+
+def test_a_gpu_s_kernels_are_asked_for(monkeypatch):
+    """Without Kineto, torch's profiler leaves the GPU's activities out without a word."""
+    asked: list[dict[str, Any]] = []
+    real = torch.autograd.profiler.profile
+
+    def profile(**options: Any):
+        asked.append(options)
+        return real(**(options | {"use_device": None}))
+
+    monkeypatch.setattr(torch.autograd.profiler, "profile", profile)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    evidence.observe(lambda: torch.ones(3) + 1, "cuda")
+    assert (asked[0]["use_device"], asked[0]["use_kineto"]) == ("cuda", True)

@@ -67,6 +67,7 @@ def ab(arguments: argparse.Namespace, settings: Settings, command: str) -> Findi
         )
         seed = resume.new_seed() if arguments.seed is None else arguments.seed
         setting = Setting((base, new), settings, folder, scratch, console, arguments.seatings, seed)
+        setting.keep(plans)
         with folder.locked(), console:
             _measure(setting, groups, _facts(setting, plans, arguments.budget, command), arguments.budget)
     options = CompareOptions("time", arguments.margin, arguments.fail_on)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from bench.records.rounds import Round, Samples
 from bench.records.schema import Record, Status
 from bench.run.cold import ColdCase, ColdRuns
 from bench.run.group import failed, worst
-from bench.run.planning import Described
+from bench.run.planning import Described, Plan
 from bench.run.seating import Seating, places
 from bench.run.worker_process import Event, Home, Settings, Worker, WorkerError
 from bench.timing import rounds as sampling
@@ -41,6 +42,7 @@ class Setting:
         console: what the user sees.
         seatings: full sets of fresh processes that a group gets.
         seed: of the gates' inputs and the rounds' order.
+        colds: runs the cases of all groups cold.
     """
 
     sides: tuple[Side, ...]
@@ -50,15 +52,32 @@ class Setting:
     console: Console
     seatings: int
     seed: int
+    colds: ColdRuns = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "colds", ColdRuns(self.scratch, LIMIT_S, usable_cores()))
 
     def home(self, case: Case) -> Home:
         """Interpreter and checkout of a case, by the side in its name."""
         return {side.name: side.home for side in self.sides}[case.variant.partition("#")[2]]
 
     def worker(self, settings: Settings) -> Worker:
-        """A worker whose home has a cache of its own: kernels of two revisions must not meet."""
-        number = [side.home for side in self.sides].index(settings.home)
-        return Worker(settings, self.folder.path / "workers.log", self.scratch / f"cache-{number}")
+        """A worker of a home."""
+        return Worker(settings, self.log, self.cache(settings.home))
+
+    def cache(self, home: Home) -> Path:
+        """Folder for what compilers cache, for each home its own: kernels of two revisions must not meet."""
+        return self.scratch / f"cache-{[side.home for side in self.sides].index(home)}"
+
+    @property
+    def log(self) -> Path:
+        """Log of what workers printed."""
+        return self.folder.path / "workers.log"
+
+    def keep(self, plans: Sequence[Plan]) -> None:
+        """Keep the kernels that planning compiled on each side."""
+        for side, plan in zip(self.sides, plans, strict=True):
+            self.colds.keep(self.cache(side.home), plan.kernel)
 
 
 @dataclass
@@ -111,10 +130,11 @@ class Contest:
         for found in self.cases:
             settings = dataclasses.replace(self.setting.workers, home=self.setting.home(found.case))
             settings = settings.with_environment(found.environment)
-            start = functools.partial(Worker, settings, self.setting.folder.path / "workers.log")
+            start = functools.partial(Worker, settings)
             began = functools.partial(self.setting.console.advance, found.case, "cold start, memory, evidence")
-            asked.append(ColdCase(found.case, start, self.setting.worker(settings).cache, began))
-        for case, fields, error in ColdRuns(self.setting.scratch, LIMIT_S, usable_cores()).run(asked):
+            kept, log = self.setting.cache(settings.home), self.setting.log
+            asked.append(ColdCase(found.case, start, kept, log, found.builds, began))
+        for case, fields, error in self.setting.colds.run(asked):
             self.cold[case.variant] = fields
             if error is not None:
                 self._drop(case.variant, failed(error.status, error.reason))

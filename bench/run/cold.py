@@ -13,17 +13,19 @@ import contextlib
 import dataclasses
 import shutil
 import tempfile
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
+import psutil
+
 from bench.plan.cases import Case
 from bench.run.worker_process import KERNELS, Worker, WorkerError
 
-#: Processes that are started side by side at most: each has some 250 MB.
-SIDE_BY_SIDE = 4
+#: Processes that are started side by side at most, and memory that has to be free for each.
+SIDE_BY_SIDE, ROOM_BYTES = 4, 1 << 30
 
 
 @dataclass(frozen=True)
@@ -41,7 +43,9 @@ class CompiledKernel:
     @classmethod
     def found(cls, cache: Path, seconds: float) -> Self:
         """What a worker with a folder for caches has compiled."""
-        return cls(seconds, {path.name: path.read_bytes() for path in sorted((cache / KERNELS).glob("*.so"))})
+        files = {path.name: path.read_bytes() for path in sorted((cache / KERNELS).glob("*.so"))}
+        # Without a library the seconds are those of attempts that failed.
+        return cls(seconds if files else 0.0, files)
 
     def write(self, cache: Path) -> None:
         """Put it where workers with a folder for caches look for it."""
@@ -56,14 +60,18 @@ class ColdCase:
 
     Attributes:
         case: which.
-        start: makes its process, not started yet, from a folder for what compilers cache.
+        start: makes its process, not started yet, from its log and a folder for what compilers cache.
         kept: folder that later processes of the same kind use, which takes what was compiled.
+        log: file that takes what the process printed, when it has ended.
+        builds: whether it needs the C++ kernel.
         began: called when it begins.
     """
 
     case: Case
-    start: Callable[[Path], Worker]
+    start: Callable[[Path, Path], Worker]
     kept: Path
+    log: Path
+    builds: bool = False
     began: Callable[[], object] = lambda: None
 
 
@@ -85,18 +93,22 @@ class ColdRuns:
 
     def run(self, cases: Sequence[ColdCase]) -> Iterator[tuple[Case, dict[str, Any], WorkerError | None]]:
         """Yield each case with the fields found, and what ended its process or None."""
-        size = max(1, min(SIDE_BY_SIDE, self.cores))
+        size = max(1, min(SIDE_BY_SIDE, self.cores, psutil.virtual_memory().available // ROOM_BYTES))
         for first in range(0, len(cases), size):
             some = cases[first : first + size]
             with contextlib.ExitStack() as stack:
-                waiting = [stack.enter_context(_Waiting(cold, self)) for cold in some]
-                with ThreadPoolExecutor(len(some)) as pool:
-                    list(pool.map(_Waiting.start, waiting))
+                waiting = [stack.enter_context(self.begun(cold)) for cold in some]
+                for one in waiting:
+                    one.join()
                 for one in waiting:
                     one.cold.began()
                     # Ended before the next one is measured.
-                    with one:
+                    with contextlib.closing(one):
                         yield one.cold.case, *one.measure()
+
+    def begun(self, cold: ColdCase) -> Waiting:
+        """A process of a case, started as its context is entered."""
+        return Waiting(cold, self)
 
     def built_s(self, kept: Path) -> float:
         """Seconds that compiling the kernel took that is kept in a folder; 0 where it was not compiled yet."""
@@ -112,8 +124,8 @@ class ColdRuns:
         self._built_s[kept] = max(self.built_s(kept), seconds)
 
 
-class _Waiting:
-    """A fresh process that is started and stands still; a context manager, which may be left twice.
+class Waiting:
+    """A fresh process that starts and then stands still; a context manager, inside which it lives unless closed.
 
     Args:
         cold: what it is to run.
@@ -123,46 +135,80 @@ class _Waiting:
     def __init__(self, cold: ColdCase, runs: ColdRuns) -> None:
         self.cold, self._runs = cold, runs
         self._stack = contextlib.ExitStack()
-        self._failure: WorkerError | None = None
+        self._failure: BaseException | None = None
+        self._lock, self._left = threading.Lock(), False
+        # Nothing waits for it at the end of the program, so that Ctrl-C is obeyed while a process starts.
+        self._thread = threading.Thread(target=self._start, daemon=True)
 
     def __enter__(self) -> Self:
-        """Start nothing yet."""
+        """Begin to start the process."""
+        self._thread.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        """End the process and remove its caches."""
+        """Close it."""
+        self.close()
+
+    def close(self) -> None:
+        """End the process, keep what it compiled and printed, and remove its folder; it may still be starting."""
+        with self._lock:
+            self._left = True
         self._stack.close()
 
-    def start(self) -> None:
-        """Start the process, have it import what belongs to no variant, and stop it."""
-        self._cache = Path(tempfile.mkdtemp(dir=self._runs.scratch))
-        self._stack.callback(shutil.rmtree, self._cache, ignore_errors=True)
+    def join(self) -> None:
+        """Wait until the process has started, has imported what belongs to no variant, and was stopped.
+
+        Raises:
+            OSError: when there is no place for its folder, or the process cannot be started.
+        """
+        self._thread.join()
+        if self._failure is not None and not isinstance(self._failure, WorkerError):
+            raise self._failure
+
+    def _start(self) -> None:
         try:
-            self._worker = self._stack.enter_context(self.cold.start(self._cache))
-            list(self._worker.ask("prepare", self._runs.limit_s, case=dataclasses.asdict(self.cold.case)))
-            self._worker.stop()
-        except WorkerError as error:
+            with contextlib.ExitStack() as own:
+                folder = Path(tempfile.mkdtemp(dir=self._runs.scratch))
+                own.callback(shutil.rmtree, folder, ignore_errors=True)
+                self._cache, log = folder / "cache", folder / "log"
+                own.callback(_append, log, self.cold.log)
+                # After its end, since a compiler that it started may still be writing.
+                own.callback(_copy, self._cache, self.cold.kept)
+                self._worker = own.enter_context(self.cold.start(log, self._cache))
+                list(self._worker.ask("prepare", self._runs.limit_s, case=dataclasses.asdict(self.cold.case)))
+                self._worker.stop()
+                with self._lock:
+                    if not self._left:
+                        self._stack = own.pop_all()
+        except BaseException as error:  # noqa: BLE001 - for the thread that waits for this one
             self._failure = error
 
     def measure(self) -> tuple[dict[str, Any], WorkerError | None]:
         """Build and call the case, and find its memory and the evidence of what ran."""
         fields: dict[str, Any] = {}
-        if self._failure is not None:
+        if isinstance(self._failure, WorkerError):
             return fields, self._failure
         kept, runs = self.cold.kept, self._runs
-        _copy(kept / KERNELS, self._cache / KERNELS)
-        wanted = {"case": dataclasses.asdict(self.cold.case), "built_s": runs.built_s(kept)}
+        built_s = runs.built_s(kept) if self.cold.builds else 0.0
+        if built_s:
+            _copy(kept / KERNELS, self._cache / KERNELS)
         try:
             self._worker.go_on()
+            wanted = {"case": dataclasses.asdict(self.cold.case), "built_s": built_s}
             for event in self._worker.ask("cold", runs.limit_s, **wanted):
                 if event["event"] == "cold":
                     fields |= event["fields"]
-                    runs.built(kept, event["built_s"])
+                    if self.cold.builds:
+                        runs.built(kept, event["built_s"])
         except WorkerError as error:
             return fields, error
-        finally:
-            _copy(self._cache, kept)
         return fields, None
+
+
+def _append(log: Path, to: Path) -> None:
+    """Append what a process printed to the log of all; a full disk costs the text alone."""
+    with contextlib.suppress(OSError), to.open("ab") as file:
+        file.write(log.read_bytes())
 
 
 def _copy(source: Path, target: Path) -> None:

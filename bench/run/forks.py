@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import select
 import signal
 import socket
 import subprocess
@@ -37,6 +38,10 @@ class Forked:
     def __init__(self, pid: int, status: int) -> None:
         self.pid = pid
         self._code: int | None = None
+        try:
+            self._self: int | None = os.pidfd_open(pid)
+        except OSError:
+            self._self = None
         self._ended = threading.Event()
         threading.Thread(target=self._read, args=(status,), daemon=True).start()
 
@@ -54,7 +59,10 @@ class Forked:
     def _read(self, status: int) -> None:
         with os.fdopen(status, "rb") as pipe:
             said = pipe.read()
-        # Without a message the parent itself is gone, and its workers live on.
+        if self._self is not None:
+            # Without a word the server is gone, and this process may live on.
+            select.select([self._self], [], [])
+            os.close(self._self)
         self._code = int(said) if said else -signal.SIGKILL
         self._ended.set()
 
@@ -74,6 +82,7 @@ class ForkServer:
 
     def __init__(self, settings: Settings, log: Path) -> None:
         self._settings, self._log = settings, log
+        self._over = False
 
     def __enter__(self) -> Self:
         """Start it; `ready` waits until it has imported everything."""
@@ -93,9 +102,11 @@ class ForkServer:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """End it; a worker ends with the process that asked for it."""
-        end(self._child, self._guard)
-        self._control.close()
+        """End it, unless that was done before; a worker ends with the process that asked for it."""
+        if not self._over:
+            self._over = True
+            end(self._child, self._guard)
+            self._control.close()
 
     @property
     def alive(self) -> bool:

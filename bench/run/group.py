@@ -66,6 +66,7 @@ class Measurement:
     samples: Samples = field(default_factory=Samples)
     gates: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
     failures: dict[str, dict[str, Any]] = field(default_factory=dict)
+    _audited: bool = field(default=False, init=False)
 
     def run(self) -> None:
         """Take seatings until there are enough and the answer stands, or the budget is spent."""
@@ -111,8 +112,8 @@ class Measurement:
                 runner.watch.on("starts"),
                 Seating(self.places(), start_seat, runner.settings, limit_s, self._told) as seating,
             ):
-                # The audit looks for what a variant is made to do, which no further process changes.
-                seating.sit(seed, audit=not self.samples.processes)
+                # The audit looks for what a variant's code does, which is the same in further processes of this run.
+                seating.sit(seed, audit=not self._audited)
                 start = time.perf_counter()
                 if seating.players:
                     device, race = self.cases[0].case.device, racing.Race(seating.players, self._needing)
@@ -135,6 +136,7 @@ class Measurement:
                 self._drop(error.variant, failed(error.status, error.reason))
             return time.perf_counter() - begun, False
         self.samples.processes.append(rounds)
+        self._audited = True
         return spent_s, True
 
     def _told(self, event: Event) -> None:

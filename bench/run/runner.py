@@ -162,7 +162,10 @@ class Runner:
         """
         if dead := [server for server in self._forks if not server.alive]:
             self.console.say(f"{len(dead)} of the processes that seats are forked from died; see workers.log", "yellow")
-            self._forks = [server for server in self._forks if server.alive]
+            for server in dead:
+                # Its number is free for another process from now on.
+                server.__exit__()
+                self._forks.remove(server)
         forks = self._forks[seating % len(self._forks)] if self._forks else None
         return Worker(settings, self.log, cache, forks)
 
@@ -301,9 +304,9 @@ class Runner:
             self._colds.keep(scratch / "shared", self.plan.kernel)
         asked = []
         for found in cases:
-            start = functools.partial(Worker, self.settings.with_environment(found.environment), self.log)
+            start = functools.partial(Worker, self.settings.with_environment(found.environment))
             began = functools.partial(self.console.advance, found.case, "cold start, memory, evidence")
-            asked.append(ColdCase(found.case, start, scratch / "shared", began))
+            asked.append(ColdCase(found.case, start, scratch / "shared", self.log, found.builds, began))
         described = {found.case: found for found in cases}
         with self.watch.on("cold runs"):
             for case, fields, error in self._colds.run(asked):

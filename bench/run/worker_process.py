@@ -36,7 +36,7 @@ QUIET = {"KINETO_LOG_LEVEL": "6"}
 
 #: Version of what parent and worker say to each other: requests, their fields, events. Both may be of different
 #: revisions, so it grows with each change that the other side would not understand.
-PROTOCOL = 2
+PROTOCOL = 3
 
 #: Folder of the compiled C++ kernel, in that for whatever compilers cache.
 KERNELS = "kernels"

@@ -196,6 +196,8 @@ def sit(request: dict[str, Any], emit: Emit) -> None:
         emit: sends an event.
     """
     cases = [Case(**fields) for fields in request["cases"]]
+    for case in cases:
+        cold.import_needed(case)
     workload = find_workload(cases[0].workload)
     gate = gate_for(workload, cases[0].mode, cases[0].device)
     weights = starting_weights(workload, WEIGHTS_SEED)
