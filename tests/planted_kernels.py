@@ -10,7 +10,6 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -19,6 +18,7 @@ from kernels.cpu import build
 
 ROOT = Path(__file__).parents[1]
 
+PRINTED = "printed"
 #: Answers each line, a program with its environment and the file for what it prints, with its exit code.
 SERVER = """
 import json, os, sys, traceback
@@ -26,7 +26,7 @@ import cpu_builds, hypothesis, pytest, recurrences
 from kernels import lstm
 
 def run(asked):
-    file = os.open(asked["prints"], os.O_WRONLY | os.O_CREAT, 0o600)
+    file = os.open(asked["prints"], os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
     os.dup2(file, 1)
     os.dup2(file, 2)
     os.environ.update(asked["environment"])
@@ -65,25 +65,40 @@ class KernelPrograms:
     ) -> None:
         self._server.communicate()
 
-    def run(self, code: str, folder: Path, *, source: Path = build.SOURCE, target: str = build.NATIVE) -> int:
+    def said(self, code: str, folder: Path) -> str:
+        """What a program on the kernel as it is prints; it has to end with 0."""
+        ended = self.run(code, folder, own_cache=False)
+        text = (folder / PRINTED).read_text(encoding="utf-8")
+        assert ended == 0, text[-500:]
+        return text
+
+    def run(
+        self,
+        code: str,
+        folder: Path,
+        *,
+        source: Path = build.SOURCE,
+        target: str = build.NATIVE,
+        own_cache: bool = True,
+    ) -> int:
         """Exit code of a program, minus a signal's number where one ended it.
 
         Args:
             code: its text, to which `sys`, `Path` and `build` are known.
-            folder: where it keeps compiled kernels, and leaves what it prints.
+            folder: takes what it prints, in a file `PRINTED`.
             source: what is compiled. A changed one is compiled in the quickest way, since a defect is one at any level
                 of optimisation.
             target: flags of the compiler.
+            own_cache: whether compiled kernels are kept there too, and not where the user's are.
         """
         target += " -Og" if source != build.SOURCE else ""
         start = (
             "import sys\nfrom pathlib import Path\nfrom kernels.cpu import build\n"
             f"build.SOURCE = Path({str(source)!r})\nbuild.library.__defaults__ = ({target!r},)\n"
         )
-        prints = folder / "printed"
-        asked: Mapping[str, object] = {
-            "code": start + code, "prints": str(prints), "environment": {"SEQ2SEQ_KERNEL_CACHE": str(folder)},
-        }  # fmt: skip
+        prints = folder / PRINTED
+        environment = {"SEQ2SEQ_KERNEL_CACHE": str(folder)} if own_cache else {}
+        asked = {"code": start + code, "prints": str(prints), "environment": environment}
         assert self._server.stdin is not None
         assert self._server.stdout is not None
         self._server.stdin.write(json.dumps(asked) + "\n")
