@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import subprocess
-import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,9 +12,10 @@ import pytest
 pytest.importorskip("hypothesis")
 
 import torch
-from cpu_builds import FEWER_BITS, TILES, built_for
+from cpu_builds import FEWER_BITS, QUICK, TILES, built_for
 from hypothesis import given
 from hypothesis import strategies as st
+from planted_kernels import KernelPrograms, changed_sources
 from recurrences import DEVICE, Sizes, errors_forward, recurrences
 from torch import Tensor
 
@@ -208,8 +208,15 @@ def test_the_instructions_are_those_of_the_processor() -> None:
             lstm(torch.zeros(1, 1, 3))
         assert [choice.instructions for choice in lstm.choices] == [expected]
         assert lstm.explain(1, 1, training=False).instructions == expected
-        assert _instructions(f"{build.NATIVE} -DWIDEN", storage) == "avx512-fma"
+        assert _instructions(f"{QUICK} -DWIDEN", storage) == "avx512-fma"
     assert LSTM(3, 4, implementation="loop").explain(1, 1).instructions == ""
+
+
+@pytest.fixture(scope="module")
+def programs() -> Iterator[KernelPrograms]:
+    """What runs programs on changed kernels, started once."""
+    with KernelPrograms() as found:
+        yield found
 
 
 #: A step of several rows and one of a single row, against the arithmetic; and a row that is broken.
@@ -275,7 +282,9 @@ sys.exit(0 if worst < 1e-5 else 7)
         "last",
     ],
 )
-def test_a_planted_defect_is_seen(planted: str, instead: str, tiles: bool, tmp_path: Path) -> None:
+def test_a_planted_defect_is_seen(
+    planted: str, instead: str, tiles: bool, tmp_path: Path, programs: KernelPrograms
+) -> None:
     """Each slip that packing, rounding and sharing out rows are prone to is far beyond the roundoff of float32.
 
     A slip of the tiles may also be refused by the check that comes before their first use.
@@ -283,28 +292,8 @@ def test_a_planted_defect_is_seen(planted: str, instead: str, tiles: bool, tmp_p
     if not {"avx512_bf16", "avx512_vnni"} <= set(build.cpu_flags().split()):
         pytest.skip("these products need AVX512-BF16 and AVX512-VNNI")
     target = TILES if tiles else f"{build.NATIVE} -mno-amx-tile"
-    code = _probed(planted, instead, target, _PROBE, tmp_path)
+    code = programs.run(_PROBE, tmp_path, source=changed_sources(planted, instead, tmp_path), target=target)
     assert code == 0 if not planted else code not in {0, 1}
-
-
-def _probed(planted: str, instead: str, target: str, code: str, folder: Path) -> int:
-    """Exit code of a program that runs the kernel as built for a target, some text of its sources replaced."""
-    found = False
-    for path in (*build.SOURCE.parent.glob("*.cpp"), *build.SOURCE.parent.glob("*.h")):
-        text = path.read_text(encoding="utf-8")
-        found = found or planted in text
-        (folder / path.name).write_text(text.replace(planted, instead) if planted else text, encoding="utf-8")
-    assert found
-    root = Path(__file__).parents[1]
-    code = (
-        "import sys\nfrom pathlib import Path\nfrom kernels.cpu import build\n"
-        f"build.FLAGS = ('-O0', *build.FLAGS[1:])\nbuild.SOURCE = Path({str(folder / build.SOURCE.name)!r})\n"
-        f"build.library.__defaults__ = ({target!r},)\n{code}"
-    )
-    paths = {"SEQ2SEQ_KERNEL_CACHE": str(folder), "PYTHONPATH": f"{root}{os.pathsep}{root / 'tests'}"}
-    done = subprocess.run([sys.executable, "-c", code], env=os.environ | paths, capture_output=True, check=False)
-    print(done.stderr.decode()[-800:])
-    return done.returncode
 
 
 @pytest.mark.skipif("avx512_bf16" not in build.cpu_flags(), reason="tiles are emulated with AVX512-BF16 beside them")
@@ -319,19 +308,20 @@ def _probed(planted: str, instead: str, target: str, code: str, folder: Path) ->
     ids=["right", "wrong", "forbidden"],
 )  # fmt: skip
 def test_tiles_are_used_only_once_they_were_proved_right(
-    planted: str, instead: str, instructions: str, tmp_path: Path
+    planted: str, instead: str, instructions: str, tmp_path: Path, programs: KernelPrograms
 ) -> None:
     """Where tiles multiply wrongly, or the system refuses them, the vectors run, are right, and it is said why."""
     code = f"if fused.instructions('bf16') != {instructions!r}:\n    sys.exit(9)\n"
     right = 6 if "failed" in instructions else 0
-    assert _probed(planted, instead, TILES, _PROBE.replace("torch.manual_seed(0)\n", code, 1), tmp_path) == right
+    code = _PROBE.replace("torch.manual_seed(0)\n", code, 1)
+    assert programs.run(code, tmp_path, source=changed_sources(planted, instead, tmp_path), target=TILES) == right
 
 
 @pytest.mark.skipif(not shutil.which("g++"), reason="GCC's flags")
 def test_the_instructions_of_tiles_compile(tmp_path: Path) -> None:
     """For a machine with AMX the compiler and its assembler take the code, and it has its instructions."""
     made = tmp_path / "lstm.o"
-    command = ["g++", "-std=c++17", "-O1", "-march=sapphirerapids", "-fopenmp", str(build.SOURCE)]
+    command = ["g++", "-std=c++17", "-Og", "-march=sapphirerapids", "-fopenmp", str(build.SOURCE)]
     subprocess.run([*command, "-c", "-save-temps=obj", "-o", made], check=True)
     text = made.with_suffix(".s").read_text(encoding="utf-8")
     assert all(name in text for name in ("ldtilecfg", "tileloadd", "tdpbf16ps", "tilestored", "tilerelease", "syscall"))
@@ -345,7 +335,7 @@ def test_a_line_end_in_a_folder_s_name_does_not_reach_the_assembler(
     folder = tmp_path / "ä check:out\nhere"
     shutil.copytree(build.SOURCE.parent, folder, ignore=shutil.ignore_patterns("__pycache__"))
     monkeypatch.setattr(build, "SOURCE", folder / build.SOURCE.name)
-    command = ["g++", *build.FLAGS, "-O1", "-march=sapphirerapids", build.SOURCE.name]
+    command = ["g++", *build.FLAGS, "-Og", "-march=sapphirerapids", build.SOURCE.name]
     assert build._compile(command, tmp_path, "lstm-named").stat().st_size > 0
 
 

@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 from unittest import mock
 
@@ -17,9 +18,10 @@ pytest.importorskip("hypothesis")
 
 import torch
 import torch.utils.checkpoint
-from cpu_builds import TARGETS, built_for
+from cpu_builds import QUICK, TARGETS, built_for
 from hypothesis import given
 from hypothesis import strategies as st
+from planted_kernels import KernelPrograms, changed_sources
 from recurrences import DEVICE, Sizes, assert_close, errors_backward, errors_forward, recurrences
 from strategies import Shape, shapes
 
@@ -135,7 +137,7 @@ def test_long_sequences_are_projected_a_part_at_a_time(
     x = torch.randn(batch, steps, features, generator=generator)
     x = x if batch_first else x.transpose(0, 1)
     lengths = torch.randint(0, steps + 1, (batch,), generator=generator) if masked else None
-    with built_for(f"{build.NATIVE} -DPROJECTED=6000", threads), torch.inference_mode():
+    with built_for(f"{QUICK} -DPROJECTED=6000", threads), torch.inference_mode():
         found, state = ours(x, None, lengths)
         expected, expected_state = truth(x.double(), None, lengths)
     for value, right in zip((found, *state), (expected, *expected_state), strict=True):
@@ -208,6 +210,13 @@ def test_broken_weights_stay_broken_in_fewer_bits(storage: str, broken: float) -
     assert output.flatten().isnan().tolist() == [False, False, True, False, False]
 
 
+@pytest.fixture(scope="module")
+def programs() -> Iterator[KernelPrograms]:
+    """What runs programs on changed kernels, started once."""
+    with KernelPrograms() as found:
+        yield found
+
+
 #: Of the backward pass alone, by the comment above it.
 _TILES = "row += ROWS) {\n                const int rows = static_cast<int>"
 _THROUGH = "passes through.\n            for (int64_t row = 0; row"
@@ -234,15 +243,16 @@ _THROUGH = "passes through.\n            for (int64_t row = 0; row"
     ],
     ids=["gates", "tail", "length", "h0", "stale-h", "stale-c", "held-gradient", "late-start", "order"],
 )
-def test_a_planted_defect_is_seen(planted: str, instead: str, tmp_path: Path) -> None:
+def test_a_planted_defect_is_seen(planted: str, instead: str, tmp_path: Path, programs: KernelPrograms) -> None:
     """Each slip that such kernels are known for makes an error far beyond the tolerance, or a crash of its process."""
-    code = _probed(
-        _copied_with(planted, instead, tmp_path),
+    code = programs.run(
         "from kernels.cpu import fused\n"
         "from recurrences import Sizes, errors_backward, errors_forward\n"
         "sizes = Sizes(batch=3, steps=5, hidden=21, lengths=(5, 3, 0))\n"
         "worst = max(*errors_forward(sizes, fused).values(), *errors_backward(sizes, fused).values())\n"
         "sys.exit(0 if worst < 1e-3 else 7)\n",
+        tmp_path,
+        source=changed_sources(planted, instead, tmp_path),
     )
     assert code not in (0, 1)
 
@@ -284,31 +294,20 @@ sys.exit(0 if worst < 1e-4 else 7)
     ],
     ids=["nothing", "start", "before", "places", "cursor", "bias", "place"],
 )
-def test_a_planted_defect_of_a_layer_is_seen(planted: str, instead: str, tmp_path: Path) -> None:
+def test_a_planted_defect_of_a_layer_is_seen(
+    planted: str, instead: str, tmp_path: Path, programs: KernelPrograms
+) -> None:
     """So is each slip in what a layer adds to the recurrence: projection in the step, lengths, gradients of weights."""
-    code = _probed(_copied_with(planted, instead, tmp_path), _LAYER)
+    code = programs.run(_LAYER, tmp_path, source=changed_sources(planted, instead, tmp_path))
     assert code == 0 if not planted else code not in (0, 1)
 
 
-def test_a_team_may_be_smaller_than_asked_for(tmp_path: Path) -> None:
+def test_a_team_may_be_smaller_than_asked_for() -> None:
     """If OpenMP gives fewer threads than asked for, the same is computed."""
     asked = "torch.get_num_threads = lambda: 3\nfused.WORTH_A_THREAD = fused.WORTH_A_MEETING = 1\n"
-    code = "import torch\nfrom kernels.cpu import fused\n" + asked + _LAYER
-    assert _probed(build.SOURCE, code, tmp_path, OMP_THREAD_LIMIT="2") == 0
-
-
-def _probed(source: Path, code: str, folder: Path | None = None, **more: str) -> int:
-    """Exit code of a program that runs the kernel of a source; `folder` is for what it writes, by default its own."""
-    folder = folder or source.parent
-    program = folder / "probe.py"
-    # A defect is one at any level of optimisation, and a copy with one takes half the time to compile at the lowest.
-    quickly = "build.FLAGS = ('-O1', *build.FLAGS[1:])\n" if source != build.SOURCE else ""
-    imports = f"import sys\nfrom pathlib import Path\nfrom kernels.cpu import build\n{quickly}"
-    program.write_text(f"{imports}build.SOURCE = Path({str(source)!r})\n{code}", encoding="utf-8")
-    root = Path(__file__).parents[1]
-    paths = {"SEQ2SEQ_KERNEL_CACHE": str(folder), "PYTHONPATH": f"{root}{os.pathsep}{root / 'tests'}"}
-    done = subprocess.run([sys.executable, program], env=os.environ | paths | more, capture_output=True, check=False)
-    return done.returncode
+    code = "import sys\nimport torch\nfrom kernels.cpu import fused\n" + asked + _LAYER
+    more = {"OMP_THREAD_LIMIT": "2", "PYTHONPATH": str(Path(__file__).parents[1])}
+    assert subprocess.run([sys.executable, "-c", code], env=os.environ | more, check=False).returncode == 0
 
 
 def test_checkpointing_may_recompute_a_layer() -> None:
@@ -411,23 +410,25 @@ def test_a_compiler_that_fails_is_quoted(tmp_path: Path, monkeypatch: pytest.Mon
 
 def test_a_change_in_any_source_is_another_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A library compiled from an older header is not taken for the kernel of now."""
-    monkeypatch.setattr(build, "SOURCE", _copied_with("1.9875691500e-4f", "1.9875691500e-4f", tmp_path))
+    monkeypatch.setattr(build, "SOURCE", changed_sources("1.9875691500e-4f", "1.9875691500e-4f", tmp_path))
     before = build._fingerprint(["g++"])
-    _copied_with("1.9875691500e-4f", "1.9875691501e-4f", tmp_path)
+    changed_sources("1.9875691500e-4f", "1.9875691501e-4f", tmp_path)
     assert build._fingerprint(["g++"]) != before
 
 
-def test_several_processes_may_build_at_once(tmp_path: Path) -> None:
+def test_several_processes_may_build_at_once(tmp_path: Path, programs: KernelPrograms) -> None:
     """Four that start with an empty cache all get a library that works, and leave one file."""
-    environment = os.environ | {
-        "SEQ2SEQ_KERNEL_CACHE": str(tmp_path),
-        "PYTHONPATH": str(Path(__file__).parents[1]),
-    }
-    command = [sys.executable, "-c", "from kernels.cpu.build import library; print(library('-O1').lanes())"]
-    running = [subprocess.Popen(command, env=environment, stdout=subprocess.PIPE) for _ in range(4)]
-    answers = {process.communicate()[0] for process in running}
-    assert answers == {b"4\n"}
-    assert len(list(tmp_path.iterdir())) == 1
+    code = (
+        "import os\n"
+        "children = []\n"
+        "for _ in range(4):\n"
+        "    children.append(os.fork())\n"
+        "    if not children[-1]:\n"
+        "        os._exit(build.library('-Og').lanes() != 4)\n"
+        "sys.exit(sum(os.waitpid(child, 0)[1] for child in children))\n"
+    )
+    assert programs.run(code, tmp_path) == 0
+    assert len(list(tmp_path.glob("lstm-*"))) == 1
 
 
 def test_an_unwritable_cache_says_what_to_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -438,25 +439,33 @@ def test_an_unwritable_cache_says_what_to_set(tmp_path: Path, monkeypatch: pytes
         build.library("-O1 -DUNWRITABLE")
 
 
+_LANES = "sys.exit(build.library('-Og').lanes())\n"
+
+
+@pytest.fixture(scope="module")
+def compiled(programs: KernelPrograms, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A library in a cache."""
+    folder = tmp_path_factory.mktemp("compiled")
+    assert programs.run(_LANES, folder) == 4
+    (path,) = folder.glob("lstm-*")
+    return path
+
+
 @pytest.mark.parametrize("damage", ["empty", "half", "other"])
-def test_a_damaged_library_is_built_anew(damage: str, tmp_path: Path) -> None:
+def test_a_damaged_library_is_built_anew(damage: str, compiled: Path, tmp_path: Path, programs: KernelPrograms) -> None:
     """A library damaged by a power cut, or another in its place, is never loaded: that could kill the process."""
-    environment = os.environ | {"SEQ2SEQ_KERNEL_CACHE": str(tmp_path), "PYTHONPATH": str(Path(__file__).parents[1])}
-    command = [sys.executable, "-c", "from kernels.cpu.build import library; print(library('-O1').lanes())"]
-    subprocess.run(command, env=environment, check=True)
-    (path,) = tmp_path.iterdir()
-    content = path.read_bytes()
+    content = compiled.read_bytes()
+    path = tmp_path / compiled.name
     path.write_bytes({"empty": b"", "half": content[: len(content) // 2], "other": content[::-1]}[damage])
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stdout) == (0, "4\n"), done.stderr[-300:]
-    assert [one.read_bytes() for one in tmp_path.iterdir()] == [content]
+    assert programs.run(_LANES, tmp_path) == 4
+    assert [one.read_bytes() for one in tmp_path.glob("lstm-*")] == [content]
 
 
 def test_a_cache_may_be_the_folder_at_hand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A relative cache is a folder, also where its libraries' names have none."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("SEQ2SEQ_KERNEL_CACHE", ".")
-    assert build.library("-O1 -DRELATIVE").lanes() == 4
+    assert build.library("-Og -DRELATIVE").lanes() == 4
     assert len(list(tmp_path.glob("*.so"))) == 1
 
 
@@ -512,16 +521,7 @@ def test_sanitizers_find_nothing() -> None:
 )
 def test_a_missing_barrier_is_a_data_race(barrier: str, tmp_path: Path) -> None:
     """ThreadSanitizer sees threads that do not wait for each other, so its silence means something."""
-    source = _copied_with(barrier, "", tmp_path)
-    assert not {name: passed for name, passed, _ in sanitize.check(source)}["data races"]
-
-
-def _copied_with(planted: str, instead: str, folder: Path) -> Path:
-    """The kernel's sources in another folder, some text replaced wherever it stands; the one that is compiled."""
-    found = False
-    for path in (*build.SOURCE.parent.glob("*.cpp"), *build.SOURCE.parent.glob("*.h")):
-        text = path.read_text(encoding="utf-8")
-        found = found or planted in text
-        (folder / path.name).write_text(text.replace(planted, instead), encoding="utf-8")
-    assert found
-    return folder / build.SOURCE.name
+    source = changed_sources(barrier, "", tmp_path)
+    ((name, passed, said),) = sanitize.check(source, [sanitize.RACES])
+    assert (name, passed) == (sanitize.RACES, False)
+    assert "data race" in said

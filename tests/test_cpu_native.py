@@ -7,11 +7,13 @@ import mmap
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from unittest import mock
 
 import pytest
 import torch
+from planted_kernels import KernelPrograms
 
 from kernels.common.recurrence import Backward, Forward, loop_backward, loop_forward
 from kernels.cpu import fused
@@ -40,19 +42,28 @@ def module(layers=1, hidden=512, features=1):
 """
 
 
-def said(code: str, *, ends: int = 0, **environment: str) -> str:
-    """Standard output of a process of its own; it has to end by itself with a code."""
+@pytest.fixture(scope="module")
+def programs() -> Iterator[KernelPrograms]:
+    """What runs programs in processes of their own, started once."""
+    with KernelPrograms() as found:
+        yield found
+
+
+def said(code: str, **environment: str) -> str:
+    """Standard output of a process that is started anew in an environment; it has to end with 0."""
     paths = os.environ | {"PYTHONPATH": str(ROOT)} | environment
     done = subprocess.run(
         [sys.executable, "-c", START + code], env=paths, capture_output=True, text=True, check=False, timeout=300
     )
-    assert done.returncode == ends, done.stderr[-500:]
+    assert done.returncode == 0, done.stderr[-500:]
     return done.stdout
 
 
-def test_too_little_memory_is_an_exception() -> None:
+def test_too_little_memory_is_an_exception(programs: KernelPrograms, tmp_path: Path) -> None:
     """A call whose inner layers find no memory raises, says how much was missing for what, and the next call runs."""
-    out = said("""
+    out = programs.said(
+        START
+        + """
 lstm = module(layers=3)
 x = torch.zeros(8000, 8, 1)  # 131 MB of output, and twice that between the layers
 h, c = torch.ones(2, 3, 8, 512).unbind()
@@ -63,28 +74,32 @@ with torch.no_grad():
     except MemoryError as error:
         print(error)
     print(bool((h == 1).all() and (c == 1).all()), lstm(x[:100])[0].isfinite().all().item())
-""")
+""",
+        tmp_path,
+    )
     assert out == (
         "the CPU kernel cannot allocate 270565376 bytes for the states and the output of inner layers\nTrue True\n"
     )
 
 
 @pytest.mark.parametrize("features", [1, 64], ids=["projected in each step", "projected before the steps"])
-def test_inference_reserves_no_memory_for_all_steps(features: int) -> None:
+def test_inference_reserves_no_memory_for_all_steps(features: int, programs: KernelPrograms, tmp_path: Path) -> None:
     """One layer of 8000 steps needs its output of 131 MB and little more, though its projection has four times that."""
-    assert said(f"""
+    assert programs.said(START + f"""
 lstm = module(features={features})
 x = torch.zeros(8000, 8, {features})
 limited(170 * 2**20)
 with torch.no_grad():
     print(lstm(x)[0].shape[0])
-""") == "8000\n"  # fmt: skip
+""", tmp_path) == "8000\n"  # fmt: skip
 
 
 @pytest.mark.parametrize("training", [False, True])
-def test_threads_that_cannot_start_are_an_exception(training: bool) -> None:
+def test_threads_that_cannot_start_are_an_exception(training: bool, programs: KernelPrograms, tmp_path: Path) -> None:
     """OpenMP would end the process; a call with fewer threads runs."""
-    out = said(f"""
+    out = programs.said(
+        START
+        + f"""
 import ctypes
 libc = ctypes.CDLL(None)
 lstm = module(hidden=256)
@@ -102,7 +117,9 @@ except RuntimeError as error:
     print(str(error)[:60])
 torch.set_num_threads(1)
 print(lstm(x)[0].isfinite().all().item())
-""")
+""",
+        tmp_path,
+    )
     assert out == "the CPU kernel failed: cannot start 2 threads (Resource temp\nTrue\n"
 
 
@@ -124,20 +141,22 @@ print(lstm.weight_hh_l0.grad.isfinite().all().item())
     )
 
 
-def test_a_team_is_no_larger_than_the_affinity_mask() -> None:
+def test_a_team_is_no_larger_than_the_affinity_mask(programs: KernelPrograms, tmp_path: Path) -> None:
     """Two threads on one core would wait for each other; OpenMP's own binding of the calling thread does not count."""
     code = "print(fused.cores(), {}len(os.sched_getaffinity(0)))\n"
     one = "os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})\n"
-    assert said(one + code.format("")) == "1 1\n"
+    assert programs.said(START + one + code.format(""), tmp_path) == "1 1\n"
     # As many as there are, although the thread is bound to one of them.
     many = len(os.sched_getaffinity(0))
     bound = "torch.set_num_threads(2); torch.ones(500, 500) @ torch.ones(500, 500)\n"
     assert said(bound + "print(fused.cores())", OMP_PROC_BIND="true") == f"{many}\n"
 
 
-def test_threads_without_a_core_do_not_spin_for_it() -> None:
+def test_threads_without_a_core_do_not_spin_for_it(programs: KernelPrograms, tmp_path: Path) -> None:
     """With four threads on one core, as under a container's quota, a call takes little more of it than with one."""
-    out = said("""
+    out = programs.said(
+        START
+        + """
 import time
 os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
 lstm, x, least = module(), torch.zeros(50, 1, 1), {}
@@ -150,7 +169,9 @@ for threads in (1, 4, 1, 4):
             lstm(x)
         least[threads] = min(time.process_time() - start, least.get(threads, 9.0))
 print(least[4] / least[1])
-""")
+""",
+        tmp_path,
+    )
     assert float(out) < 2
 
 
@@ -235,9 +256,9 @@ def test_the_input_is_read_with_64_bits(memory: torch.Tensor, batch_first: bool)
 def test_the_sanitizer_finds_nothing_in_a_python_process() -> None:
     """Every path of the kernel stays inside its tensors, whatever the default type; a write past one is seen."""
     program = [sys.executable, str(ROOT / "tests" / "cpu_paths.py")]
-    for more, finds in ([], False), (["overflow"], True):
+    for more, says, finds in ([], "every path is as torch's\n", False), (["overflow"], "", True):
         done = subprocess.run(
             [*program, *more], env=sanitize.environment(), capture_output=True, text=True, check=False, timeout=600
         )
-        assert done.stdout == "every path is as torch's\n"
+        assert done.stdout == says
         assert ("AddressSanitizer" in done.stderr, done.returncode != 0) == (finds, finds), done.stderr[:2000]

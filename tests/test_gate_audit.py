@@ -335,7 +335,7 @@ def records(tmp_path_factory) -> dict[tuple[str, str, str], dict[str, object]]:
     listed = {mode: json.dumps(list(names))[1:-1] for mode, names in zip(MODES, (REFUSED, REFUSED_STEPS), strict=True)}
     suite.write_text(SUITE.format(**listed), encoding="utf-8")
     line = [sys.executable, "-m", "bench", "run", "--suite", str(suite), "--plugin", str(PLUGIN)]
-    line += ["--threads", "1", "--out", str(folder / "run")]
+    line += ["--plugin", str(PLUGIN.with_name("brief_ceilings.py")), "--threads", "1", "--out", str(folder / "run")]
     done = subprocess.run(line, capture_output=True, text=True, check=False, cwd=ROOT, timeout=600)
     assert done.returncode == 1, done.stdout + done.stderr
     lines = (folder / "run" / "records.jsonl").read_text(encoding="utf-8").splitlines()

@@ -307,20 +307,27 @@ def test_small_batches_are_spread_and_large_ones_are_not() -> None:
     assert sequence.configs(large, backward=False)[0].block_batch == 32
 
 
-#: Compiles, for one capability, every configuration of the largest tile of each type, and prints what it takes.
+#: Type, whether products round to TF32, and hidden sizes: the largest of each tile among them.
+COMPILED = [
+    ("float16", False, (16, 40, 63, 64, 104, 128)), ("bfloat16", False, (128,)),
+    ("float32", False, (15, 31, 32, 40, 64)),
+    ("float32", True, (16, 63, 64)),
+]  # fmt: skip
+CAPABILITIES = [80, 90, 100]
+#: Compiles every configuration for every capability, and prints what it takes.
 COMPILE = """
-import json, re, subprocess, sys, tempfile
+import itertools, json, re, subprocess, sys, tempfile
 from pathlib import Path
 import torch, triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from kernels.gpu import sequence
 from kernels.common.recurrence import Problem
-capability, dtype, tf32 = int(sys.argv[1]), getattr(torch, sys.argv[2]), sys.argv[3] == "1"
 tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
-for hidden in map(int, sys.argv[4:]):
+cases = [(*key, hidden) for *key, sizes in json.loads(sys.argv[2]) for hidden in sizes]
+for capability, (name, tf32, hidden) in itertools.product(json.loads(sys.argv[1]), cases):
     for backward in (False, True):
-        problem = Problem("cuda", dtype, 16, 10, hidden, 2, True, True, tf32, capability, 132)
+        problem = Problem("cuda", getattr(torch, name), 16, 10, hidden, 2, True, True, tf32, capability, 132)
         if sequence.refuses(problem, backward=backward):
             continue
         for config in sequence.configs(problem, backward=backward):
@@ -343,31 +350,36 @@ for hidden in map(int, sys.argv[4:]):
             found = re.search(r"REG:(\\d+) STACK:(\\d+)", usage.stdout)
             loop = compiled.asm["ttgir"].split("scf.while")[1].split("scf.yield")[0]
             print(json.dumps({
-                "case": f"{hidden} {'backward' if backward else 'forward'} {config}", "registers": int(found[1]),
-                "stack": int(found[2]), "shared": compiled.metadata.shared,
+                "key": [capability, name, tf32], "case": f"{hidden} {'backward' if backward else 'forward'} {config}",
+                "registers": int(found[1]), "stack": int(found[2]), "shared": compiled.metadata.shared,
                 "reloads": len(re.findall(r"local_load.*opIdx = 0", loop)),
                 "products": len(re.findall(r"tt.dot ", loop)),
             }))
 """
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("capability", [80, 90, 100])
-@pytest.mark.parametrize(("dtype", "tf32", "sizes"), [
-    ("float16", False, (16, 40, 63, 64, 104, 128)), ("bfloat16", False, (128,)),
-    ("float32", False, (15, 31, 32, 40, 64)),
-    ("float32", True, (16, 63, 64)),
-])  # fmt: skip
-def test_the_weights_stay_in_registers(capability: int, dtype: str, tf32: bool, sizes: tuple[int, ...]) -> None:
-    """No configuration spills, none asks for more shared memory than there is, none reads weights inside the loop."""
+@pytest.fixture(scope="module")
+def compiled() -> list[dict[str, Any]]:
+    """What each configuration takes: compiled in one process, since Triton and torch take seconds to start."""
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     done = subprocess.run(
-        [sys.executable, "-c", COMPILE, str(capability), dtype, str(int(tf32)), *map(str, sizes)],
-        cwd=ROOT, env=environment | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=900, check=False,
+        [sys.executable, "-c", COMPILE, json.dumps(CAPABILITIES), json.dumps(COMPILED)],
+        cwd=ROOT, env=environment | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=1800,
+        check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    rows = [json.loads(line) for line in done.stdout.splitlines()]
-    assert rows
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("capability", CAPABILITIES)
+@pytest.mark.parametrize(("dtype", "tf32", "sizes"), COMPILED)
+def test_the_weights_stay_in_registers(
+    compiled: list[dict[str, Any]], capability: int, dtype: str, tf32: bool, sizes: tuple[int, ...]
+) -> None:
+    """No configuration spills, none asks for more shared memory than there is, none reads weights inside the loop."""
+    rows = [row for row in compiled if row["key"] == [capability, dtype, tf32]]
+    assert {int(row["case"].split()[0]) for row in rows} == set(sizes)
     limit = 166912 if capability == 80 else 232448
     wrong = [
         row for row in rows if row["stack"] or row["shared"] > limit or row["reloads"] or not row["products"]

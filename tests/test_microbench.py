@@ -74,8 +74,10 @@ modes = ["inference"]
 def surface(folder: Path, variants: list[str], *options: str) -> subprocess.CompletedProcess[str]:
     """Run the surface for real, on the seed in inference, storing below `folder`."""
     names = [f"bench/microbench/test_variants.py::test_variant[seed-inference-{variant}]" for variant in variants]
+    # The plugin of hypothesis alone imports for a second.
+    without = ("-p", "no:hypothesispytest", "-p", "no:cacheprovider")
     fixed = ("--benchmark-only", "--benchmark-max-time=0.05", f"--benchmark-storage={folder}", "-rsf")
-    line = [sys.executable, "-m", "pytest", *names, *fixed, "-p", "no:cacheprovider", "--bench-threads=1", *options]
+    line = [sys.executable, "-m", "pytest", *names, *fixed, *without, "--bench-threads=1", *options]
     environment = second_instrument.variables(Settings(1, plugins=(PLUGIN,)), folder)
     environment.pop("PYTEST_DISABLE_PLUGIN_AUTOLOAD")
     return subprocess.run(line, capture_output=True, text=True, check=False, cwd=ROOT, timeout=300, env=environment)
@@ -157,6 +159,7 @@ def test_a_run_says_what_its_second_instrument_refused(tmp_path):
     (tmp_path / "planted.toml").write_text(SUITE, encoding="utf-8")
     (tmp_path / "two_faced.py").write_text(TWO_FACED, encoding="utf-8")
     options = ["--suite", str(tmp_path / "planted.toml"), "--plugin", str(tmp_path / "two_faced.py")]
+    options += ["--plugin", str(PLUGIN.with_name("brief_ceilings.py"))]
     line = [sys.executable, "-m", "bench", "run", *options, "--threads", "1", "--out", str(tmp_path / "run")]
     done = subprocess.run(line, capture_output=True, text=True, check=False, cwd=ROOT, timeout=300)
     assert done.returncode == 0, done.stdout + done.stderr

@@ -54,6 +54,8 @@ def run(tmp_path_factory) -> tuple[Path, Path]:
         f"{path}:same",
         "--add-variant",
         f"bad={path}:wrong",
+        "--plugin",
+        str(ROOT / "tests" / "plugins" / "brief_ceilings.py"),
         "--threads",
         "1",
         "--out",

@@ -42,6 +42,7 @@ from bench.timing import rounds as sampling
 
 ROOT = Path(__file__).parent.parent
 PLUGIN = ROOT / "tests" / "plugins" / "broken_variants.py"
+BRIEF = PLUGIN.with_name("brief_ceilings.py")
 WORKLOAD = "seed@batch=2,length=3"
 SUITE = """
 name = "planted"
@@ -82,8 +83,8 @@ def command(folder: Path, variants: list[str], mode: str, processes: int) -> lis
     suite.write_text(
         SUITE.format(workload=WORKLOAD, variants=json.dumps(variants), mode=mode, processes=processes), encoding="utf-8"
     )
-    options = ["--suite", str(suite), "--plugin", str(PLUGIN), "--threads", "1", "--out", str(folder / "run")]
-    return [sys.executable, "-m", "bench", "run", *options]
+    options = ["--suite", str(suite), "--plugin", str(PLUGIN), "--plugin", str(BRIEF), "--threads", "1"]
+    return [sys.executable, "-m", "bench", "run", *options, "--out", str(folder / "run")]
 
 
 @pytest.fixture(scope="module")
