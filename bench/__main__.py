@@ -25,6 +25,7 @@ from bench.commands import (
     compare,
     doctor,
     export,
+    history,
     listing,
     minutes,
     plugin_paths,
@@ -280,7 +281,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             return measuring[arguments.command](arguments, shlex.join(["python", "-m", "bench", *words]))
         others = {
             "list": listing, "report": report, "compare": compare, "export": export, "recommend": recommend,
-            "doctor": doctor, "show": show,
+            "doctor": doctor, "show": show, "history": history,
         }  # fmt: skip
         return others[arguments.command](arguments)
     except UsageError as error:

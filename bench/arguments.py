@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from bench.analysis import arguments as comparing
 from bench.plan import own_model
 from bench.plan.cases import CHECKPOINT, MODES, split_name, suite_names
 from bench.recommend import arguments as recommend
@@ -92,7 +93,12 @@ def parser() -> argparse.ArgumentParser:
         )
     )
     _add_ab(commands.add_parser("ab", help="two interpreters or two revisions in turns: is NEW slower than BASE?"))
-    _add_compare(commands.add_parser("compare", help="hold runs against a base: faster, slower, same or unclear"))
+    comparing.add_compare(
+        commands.add_parser("compare", help="hold runs against a base: faster, slower, same or unclear")
+    )
+    comparing.add_history(
+        commands.add_parser("history", help="runs of a folder in time: where cases changed for good, and perhaps why")
+    )
     recommend.add_arguments(
         commands.add_parser("recommend", help="say which variant of a run to ship, how sure that is, and what it costs")
     )
@@ -151,46 +157,9 @@ def _add_ab(command: argparse.ArgumentParser) -> None:
         help="how OpenMP threads wait (default: default)",
     )
     add("--seed", type=whole(0, SEEDS), metavar="N", help="of gates and orders (default: new)")
-    _add_margin(command)
+    comparing.add_margin(command)
     add("--out", type=Path, metavar="DIR", help="new folder for the run (default: results/runs/TIME-ab)")
     _add_device(command)
-
-
-def _add_compare(command: argparse.ArgumentParser) -> None:
-    add = command.add_argument
-    add("base", type=Path, metavar="BASE", help="run folder that the others are held against")
-    add("new", type=Path, metavar="NEW", nargs="+", help="run folders, each held against BASE")
-    add(
-        "--by",
-        choices=("speedup", "time"),
-        default="speedup",
-        help="compare each case's time relative to the reference of its rounds, in which a machine that drifts "
-        "cancels, or its time as it is (default: speedup)",
-    )
-    _add_margin(command)
-    add("--force", action="store_true", help="compare what is not comparable, and mark it")
-    add("--format", choices=("text", "csv", "markdown"), default="text", help="markdown fits a pull request")
-    add("--output", type=Path, metavar="FILE", help="new file to write to instead of the terminal")
-
-
-def _add_margin(command: argparse.ArgumentParser) -> None:
-    add = command.add_argument
-    add(
-        "--margin",
-        type=share,
-        default=0.02,
-        metavar="PERCENT",
-        help="changes whose interval lies within it are the same (default: 2%%)",
-    )
-    add(
-        "--fail-on",
-        type=_slower,
-        metavar="slower:PERCENT",
-        help="exit 3 when a case broke, or is estimated to be slower by more than this, as slower:3%%, and is surely "
-        "slower: its interval excludes 1 with all comparisons allowed for; exit 5 when that cannot be told, because an "
-        "interval neither shows nor excludes such a slowdown",
-    )
-    add("--allow-unclear", action="store_true", help="exit 0 instead of 5 when --fail-on could not tell")
 
 
 def _add_selftest(command: argparse.ArgumentParser) -> None:
@@ -375,12 +344,3 @@ def _workload(text: str) -> str:
     # What follows an @ is no override where a / ends it.
     end = f"@{overrides}" if overrides else "/" if "@" in path.name else ""
     return f"{CHECKPOINT}{path}{end}"
-
-
-def _slower(text: str) -> float:
-    """`slower:3%` as 0.03."""
-    word, colon, number = text.partition(":")
-    if word != "slower" or not colon:
-        msg = f"{text!r} is not slower: and a percentage, as slower:3%"
-        raise argparse.ArgumentTypeError(msg)
-    return share(number)

@@ -284,6 +284,7 @@ def command_of(name: str) -> argparse.ArgumentParser:
         ("compare", "docs/commands.md"),
         ("ab", "docs/commands.md"),
         ("show", "docs/commands.md"),
+        ("history", "docs/commands.md"),
         ("recommend", "docs/recommend.md"),
     ],
 )
