@@ -33,6 +33,7 @@ from bench.commands import (
     recommend,
     report,
     selftest,
+    serve,
     show,
 )
 from bench.console import Console, Output
@@ -276,7 +277,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser().parse_args(words)
     before = signal.signal(signal.SIGTERM, _terminate)
     try:
-        measuring = {"run": run, "ab": ab, "selftest": selftest}
+        measuring = {"run": run, "ab": ab, "selftest": selftest, "serve": serve}
         if arguments.command in measuring:
             return measuring[arguments.command](arguments, shlex.join(["python", "-m", "bench", *words]))
         others = {

@@ -12,6 +12,7 @@ from bench.recommend import arguments as recommend
 from bench.run.resume import SEEDS
 from bench.run.worker_process import ROOT
 from bench.selftest.names import PARTS, STANDARD
+from bench.serve import arguments as serve
 from kernels.host.numbers import duration, seconds, share, whole
 from kernels.host.usage import Parser
 
@@ -91,6 +92,9 @@ def parser() -> argparse.ArgumentParser:
         commands.add_parser(
             "selftest", help="hold the suite against itself: null pairs, planted slowdowns, other tools"
         )
+    )
+    serve.add_arguments(
+        commands.add_parser("serve", help="behind a batching queue: highest load at which a latency bound holds")
     )
     _add_ab(commands.add_parser("ab", help="two interpreters or two revisions in turns: is NEW slower than BASE?"))
     comparing.add_compare(

@@ -173,6 +173,15 @@ def selftest(arguments: argparse.Namespace, command: str) -> int:
     return parts.selftest(arguments, command, usable_cores())
 
 
+def serve(arguments: argparse.Namespace, command: str) -> int:
+    """Serve variants under load."""
+    from bench.serve import command as serving  # noqa: PLC0415 - no other command needs it
+
+    cores = usable_cores()
+    settings = Settings(arguments.threads or max(1, cores - 1), plugins=plugin_paths(arguments.plugin))
+    return serving.serve(arguments, settings, command, cores)
+
+
 def export(arguments: argparse.Namespace) -> int:
     """Write a run in another program's format."""
     from bench.analysis import export as exporting  # noqa: PLC0415 - pandas is slow to import

@@ -286,6 +286,7 @@ def command_of(name: str) -> argparse.ArgumentParser:
         ("show", "docs/commands.md"),
         ("history", "docs/commands.md"),
         ("recommend", "docs/recommend.md"),
+        ("serve", "docs/serving.md"),
     ],
 )
 def test_every_option_is_in_its_page(command, page):

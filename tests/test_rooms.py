@@ -42,7 +42,7 @@ ORDER = {
         run
         worker recommend
         report
-        selftest microbench ab terminal
+        selftest microbench ab terminal serve
         arguments
         commands
         __main__
