@@ -30,6 +30,7 @@ from bench.commands import (
     minutes,
     plugin_paths,
     print_cases,
+    ranks,
     recommend,
     report,
     selftest,
@@ -277,7 +278,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser().parse_args(words)
     before = signal.signal(signal.SIGTERM, _terminate)
     try:
-        measuring = {"run": run, "ab": ab, "selftest": selftest, "serve": serve}
+        measuring = {"run": run, "ab": ab, "selftest": selftest, "serve": serve, "ranks": ranks}
         if arguments.command in measuring:
             return measuring[arguments.command](arguments, shlex.join(["python", "-m", "bench", *words]))
         others = {

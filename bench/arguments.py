@@ -8,6 +8,7 @@ from pathlib import Path
 from bench.analysis import arguments as comparing
 from bench.plan import own_model
 from bench.plan.cases import CHECKPOINT, MODES, split_name, suite_names
+from bench.ranks import arguments as ranks
 from bench.recommend import arguments as recommend
 from bench.run.resume import SEEDS
 from bench.run.worker_process import ROOT
@@ -95,6 +96,9 @@ def parser() -> argparse.ArgumentParser:
     )
     serve.add_arguments(
         commands.add_parser("serve", help="behind a batching queue: highest load at which a latency bound holds")
+    )
+    ranks.add_arguments(
+        commands.add_parser("ranks", help="training over ranks: scaling, straggler, gradients; started by torchrun")
     )
     _add_ab(commands.add_parser("ab", help="two interpreters or two revisions in turns: is NEW slower than BASE?"))
     comparing.add_compare(

@@ -182,6 +182,13 @@ def serve(arguments: argparse.Namespace, command: str) -> int:
     return serving.serve(arguments, settings, command, cores)
 
 
+def ranks(arguments: argparse.Namespace, command: str) -> int:
+    """Train over the ranks that torchrun started."""
+    from bench.ranks import command as keeping  # noqa: PLC0415 - no other command needs it
+
+    return keeping.ranks(arguments, plugin_paths(arguments.plugin), command)
+
+
 def export(arguments: argparse.Namespace) -> int:
     """Write a run in another program's format."""
     from bench.analysis import export as exporting  # noqa: PLC0415 - pandas is slow to import

@@ -287,6 +287,7 @@ def command_of(name: str) -> argparse.ArgumentParser:
         ("history", "docs/commands.md"),
         ("recommend", "docs/recommend.md"),
         ("serve", "docs/serving.md"),
+        ("ranks", "docs/ranks.md"),
     ],
 )
 def test_every_option_is_in_its_page(command, page):

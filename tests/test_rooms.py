@@ -42,7 +42,7 @@ ORDER = {
         run
         worker recommend
         report
-        selftest microbench ab terminal serve
+        selftest microbench ab terminal serve ranks
         arguments
         commands
         __main__

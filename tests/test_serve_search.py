@@ -1,12 +1,11 @@
-"""The search for the highest load that holds, and the interval over repeats."""
+"""The search for the highest load that holds."""
 
 from __future__ import annotations
 
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bench.serve.search import LoadVerdict, SearchSteps, highest, interval, spread
+from bench.serve.search import LoadVerdict, SearchSteps, highest
 
 
 @given(st.floats(1.0, 1e4), st.floats(1.0, 1e4), st.floats(1.05, 2.0))
@@ -42,13 +41,3 @@ def test_an_invalid_test_at_the_end_is_told():
     """A search that ended at a fault of the generator has found no limit of the variant."""
     found = highest(lambda load: LoadVerdict("held" if load <= 500 else "invalid"), SearchSteps(100, 1.6, 1.1, 10, 1e5))
     assert found.limit is LoadVerdict.INVALID
-
-
-def test_the_interval_holds_the_repeats_and_the_step_of_the_search():
-    """It reaches from below the held loads to above those that did not hold."""
-    found = interval([100, 104, 98], [106, 110, 104])
-    assert found.value == 100
-    assert found.low < 98
-    assert found.high > 110
-    assert interval([100], [106]) is None
-    assert spread([100.0, 100.0]).low == pytest.approx(100)

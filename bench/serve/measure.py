@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from bench.analysis.repeats import spread
 from bench.console import Console
 from bench.errors import UsageError
 from bench.records import serving
@@ -20,7 +21,7 @@ from bench.run.forks import ForkServer, fork_servers
 from bench.run.planning import Described
 from bench.run.worker_process import Settings, Worker, WorkerError, scratch_folder
 from bench.serve.load_test import Batching, Bound, LoadTest, ServedVariant
-from bench.serve.search import Bracket, LoadVerdict, SearchSteps, highest, interval, spread
+from bench.serve.search import Bracket, LoadVerdict, SearchSteps, highest
 
 #: Tests that a variant is expected to take: single stream, offline and a wide search, and a search of each repeat.
 FIRST_TESTS, REPEAT_TESTS = 6, 3
@@ -294,7 +295,7 @@ class Serving:
             return {"reason": "" if not candidate.searches else self._why_none(candidate)}
         held = [bracket.held or 0.0 for bracket, _ in good]
         above = [bracket.above for bracket, _ in good if bracket.above is not None]
-        found = interval(held, above) if self.asked.scenario == "server" else spread(held)
+        found = spread(held, above if self.asked.scenario == "server" else None)
         middle = statistics.median_low(held)
         test = next(test for bracket, test in good if bracket.held == middle and test is not None)
         fields = {"qps": middle, "repeats": len(good)} | test.fields()

@@ -1,15 +1,11 @@
-"""The search for the highest load at which a test holds, and the interval over repeated searches."""
+"""The search for the highest load at which a test holds."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
-
-import numpy as np
-
-from bench.analysis.intervals import Interval
 
 #: A search ends after so many tests whatever they say.
 MOST_TESTS = 16
@@ -88,29 +84,3 @@ def highest(test: Callable[[float], LoadVerdict], steps: SearchSteps) -> Bracket
         else:
             load = math.sqrt(held * above)
     return Bracket(held, above, limit)
-
-
-def interval(held: Sequence[float], above: Sequence[float]) -> Interval | None:
-    """Median load over repeats with a 95 % interval: Student's t on logarithms; None below two repeats.
-
-    The upper end comes from the lowest loads that did not hold: the truth lies between the two ends of each search.
-
-    Args:
-        held: highest load that held, of each repeat.
-        above: lowest one above it that did not.
-    """
-    from scipy import stats  # noqa: PLC0415 - slow to import
-
-    if len(held) < 2 or len(above) < 2:  # noqa: PLR2004 - a spread needs two
-        return None
-    lows, highs = np.log(held), np.log(above)
-    reach = float(stats.t.ppf(0.975, len(held) - 1)) / math.sqrt(len(held))
-    low = lows.mean() - reach * lows.std(ddof=1)
-    high = highs.mean() + reach * highs.std(ddof=1)
-    value = float(np.median(held))
-    return Interval(value, min(value, math.exp(low)), max(value, math.exp(high)))
-
-
-def spread(values: Sequence[float]) -> Interval | None:
-    """Median of figures over repeats with a 95 % interval: Student's t on logarithms; None below two repeats."""
-    return interval(values, values)
