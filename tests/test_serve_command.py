@@ -7,12 +7,14 @@ import importlib.util
 from pathlib import Path
 
 import pytest
+from run_folders import make_run
 
 from bench.__main__ import main
 from bench.records import serving
 from bench.records.schema import Status
 from bench.records.serving import ServingRecord
 from bench.report import serving as charts
+from bench.report.page import write_report
 from bench.serve.arguments import bound
 from bench.serve.command import load_text
 
@@ -105,6 +107,20 @@ def test_the_plot_has_a_curve_a_variant_and_the_bound(tmp_path):
     assert [point.x for point in curve.points] == [100, 101, 200]
     assert curve.xs == (100.5, 200)
     assert curve.ys == pytest.approx((0.02, 0.05))
+
+
+def test_the_page_of_a_run_shows_what_was_served_there(tmp_path):
+    """The plot with its table, where a run's folder has records of serving; nothing of it where it has none."""
+    run = make_run(tmp_path / "run", figured=True)
+    assert "Latency against load" not in write_report(run).page.read_text(encoding="utf-8")
+    record = ServingRecord(workload="seed", variant="onednn", scenario="server", percentile=99, bound_s=0.02, qps=150.0)
+    serving.append(run, record)
+    serving.append_tests(run, [load_test(100, 0.01, "held"), load_test(200, 0.05, "broken")])
+    report = write_report(run)
+    page = report.page.read_text(encoding="utf-8")
+    assert "Latency against load" in page
+    assert "150" in page[page.index("Latency against load") :]
+    assert any(path.name == "serving.png" for path in report.plots)
 
 
 def test_a_figure_without_an_interval_has_none():

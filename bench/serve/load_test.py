@@ -208,11 +208,20 @@ class ServedVariant:
         events = self._ask("load", limit_s, path=str(path), batched=scenario != "single-stream")
         next(events)
         before = interference.read()
-        ran = generate(task, limit_s)
+        try:
+            ran = generate(task, limit_s)
+        except WorkerError as error:
+            if error.status is Status.CRASHED:
+                # The worker's own end says more: a signal, or its last words.
+                list(events)
+            raise
         served = list(events)[-1]
         after = interference.read(ran["process_s"] + served["cpu_s"])
         # Python's own start is the generator's too, and no load: what it took is not counted as others'.
-        result = read_logs(folder)
+        try:
+            result = read_logs(folder)
+        except (OSError, ValueError) as error:
+            raise WorkerError(Status.ERROR, f"LoadGen's logs cannot be read: {error}", "load") from error
         self.kept.mkdir(exist_ok=True)
         name = f"{self.case.variant.replace('/', '_').replace('#', '-')}-{phase.replace(' ', '-')}"
         number = next(n for n in itertools.count(1) if not (self.kept / f"{name}-{n}.txt").exists())
