@@ -23,10 +23,10 @@ def install(session: nox.Session, *groups: str) -> None:
 def install_peers(session: nox.Session) -> None:
     """Install what to compare with, each for itself: a package without a wheel for this Python is left out.
 
-    Its variants and workloads are then listed as unavailable. Nothing is built from source, which would take an hour
-    and a compiler.
+    Its variants and workloads are then listed as unavailable, and `bench serve` names what it lacks. Nothing is built
+    from source, which would take an hour and a compiler.
     """
-    for requirement in nox.project.dependency_groups(PROJECT, "peers"):
+    for requirement in nox.project.dependency_groups(PROJECT, "peers", "serve"):
         session.install("--only-binary=:all:", requirement, success_codes=(0, 1))
 
 

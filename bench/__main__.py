@@ -25,13 +25,16 @@ from bench.commands import (
     compare,
     doctor,
     export,
+    history,
     listing,
     minutes,
     plugin_paths,
     print_cases,
+    ranks,
     recommend,
     report,
     selftest,
+    serve,
     show,
 )
 from bench.console import Console, Output
@@ -275,12 +278,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser().parse_args(words)
     before = signal.signal(signal.SIGTERM, _terminate)
     try:
-        measuring = {"run": run, "ab": ab, "selftest": selftest}
+        measuring = {"run": run, "ab": ab, "selftest": selftest, "serve": serve, "ranks": ranks}
         if arguments.command in measuring:
             return measuring[arguments.command](arguments, shlex.join(["python", "-m", "bench", *words]))
         others = {
             "list": listing, "report": report, "compare": compare, "export": export, "recommend": recommend,
-            "doctor": doctor, "show": show,
+            "doctor": doctor, "show": show, "history": history,
         }  # fmt: skip
         return others[arguments.command](arguments)
     except UsageError as error:

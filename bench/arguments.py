@@ -5,12 +5,15 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from bench.analysis import arguments as comparing
 from bench.plan import own_model
 from bench.plan.cases import CHECKPOINT, MODES, split_name, suite_names
+from bench.ranks import arguments as ranks
 from bench.recommend import arguments as recommend
 from bench.run.resume import SEEDS
 from bench.run.worker_process import ROOT
 from bench.selftest.names import PARTS, STANDARD
+from bench.serve import arguments as serve
 from kernels.host.numbers import duration, seconds, share, whole
 from kernels.host.usage import Parser
 
@@ -90,8 +93,19 @@ def parser() -> argparse.ArgumentParser:
     _add_selftest(
         commands.add_parser("selftest", help="test the suite itself: equal pairs, planted slowdowns, other tools")
     )
+    serve.add_arguments(
+        commands.add_parser("serve", help="behind a batching queue: highest load at which a latency bound holds")
+    )
+    ranks.add_arguments(
+        commands.add_parser("ranks", help="training over ranks: scaling, straggler, gradients; started by torchrun")
+    )
     _add_ab(commands.add_parser("ab", help="measure two interpreters or revisions in turns: is NEW slower than BASE?"))
-    _add_compare(commands.add_parser("compare", help="compare runs with a base: faster, slower, same or unclear"))
+    comparing.add_compare(
+        commands.add_parser("compare", help="compare runs with a base: faster, slower, same or unclear")
+    )
+    comparing.add_history(
+        commands.add_parser("history", help="runs of a folder in time: where cases changed for good, and perhaps why")
+    )
     recommend.add_arguments(
         commands.add_parser("recommend", help="say which variant of a run to ship, how sure that is, and what it costs")
     )
@@ -155,46 +169,9 @@ def _add_ab(command: argparse.ArgumentParser) -> None:
         metavar="N",
         help="seed of the gates' inputs and of the order of turns (default: a new one)",
     )
-    _add_margin(command)
+    comparing.add_margin(command)
     add("--out", type=Path, metavar="DIR", help="new folder for the run (default: results/runs/TIME-ab)")
     _add_device(command)
-
-
-def _add_compare(command: argparse.ArgumentParser) -> None:
-    add = command.add_argument
-    add("base", type=Path, metavar="BASE", help="run folder to compare with")
-    add("new", type=Path, metavar="NEW", nargs="+", help="run folders, each compared with BASE")
-    add(
-        "--by",
-        choices=("speedup", "time"),
-        default="speedup",
-        help="speedup compares each case's time relative to the reference of its rounds, so that drift of the machine "
-        "cancels; time compares the times themselves (default: speedup)",
-    )
-    _add_margin(command)
-    add("--force", action="store_true", help="compare runs that are not comparable, and mark the result")
-    add("--format", choices=("text", "csv", "markdown"), default="text", help="markdown suits a pull request")
-    add("--output", type=Path, metavar="FILE", help="new file to write to instead of the terminal")
-
-
-def _add_margin(command: argparse.ArgumentParser) -> None:
-    add = command.add_argument
-    add(
-        "--margin",
-        type=share,
-        default=0.02,
-        metavar="PERCENT",
-        help="a change whose interval lies within this is called same (default: 2%%)",
-    )
-    add(
-        "--fail-on",
-        type=_slower,
-        metavar="slower:PERCENT",
-        help="for example slower:3%%: exit 3 if a case broke, or is slower by an estimated 3%% or more and certainly "
-        "slower (its interval excludes 1, corrected for all comparisons); exit 5 if an interval neither shows nor "
-        "excludes such a slowdown",
-    )
-    add("--allow-unclear", action="store_true", help="exit 0 instead of 5 when --fail-on could not tell")
 
 
 def _add_selftest(command: argparse.ArgumentParser) -> None:
@@ -379,12 +356,3 @@ def _workload(text: str) -> str:
     # What follows an @ is not an override where a / ends it.
     end = f"@{overrides}" if overrides else "/" if "@" in path.name else ""
     return f"{CHECKPOINT}{path}{end}"
-
-
-def _slower(text: str) -> float:
-    """`slower:3%` as 0.03."""
-    word, colon, number = text.partition(":")
-    if word != "slower" or not colon:
-        msg = f"{text!r} is not slower: and a percentage, as slower:3%"
-        raise argparse.ArgumentTypeError(msg)
-    return share(number)

@@ -66,7 +66,8 @@ def plugin_paths(paths: Sequence[Path]) -> tuple[Path, ...]:
 
 def report(arguments: argparse.Namespace) -> int:
     """Write plots and page again, or a page of several runs."""
-    from bench.report import runs_page  # noqa: PLC0415 - matplotlib is slow to import
+    from bench.analysis.history import read_history  # noqa: PLC0415 - pandas is slow to import
+    from bench.report import history_page, runs_page  # noqa: PLC0415 - matplotlib is slow to import
     from bench.report.page import write_report  # noqa: PLC0415 - matplotlib is slow to import
 
     first, *others = arguments.dir
@@ -75,7 +76,9 @@ def report(arguments: argparse.Namespace) -> int:
             msg = f"--history takes one folder that holds the runs, not {len(arguments.dir)}; leave the others out"
             raise UsageError(msg)
         if arguments.history:
-            page = runs_page.write_history(first, arguments.out)
+            page = history_page.write_history(
+                read_history(first), arguments.out or first / "history.html", _title(first)
+            )
         else:
             page = runs_page.write_side_by_side(arguments.dir, arguments.out or first / "side-by-side.html")
         Console().say(f"page: {page.resolve().as_uri()}")
@@ -86,6 +89,37 @@ def report(arguments: argparse.Namespace) -> int:
     found = write_report(first)
     Console().say(f"page: {found.page.resolve().as_uri()}; {len(found.plots)} plots beside it")
     return EXIT_OK
+
+
+def history(arguments: argparse.Namespace) -> int:
+    """Show where cases changed for good over the runs of a folder, and what may have done it."""
+    from bench.analysis import history_tables  # noqa: PLC0415 - pandas is slow to import
+    from bench.analysis.history import MeasuredBy, read_history  # noqa: PLC0415
+    from bench.report import history_page  # noqa: PLC0415 - matplotlib is slow to import
+
+    if arguments.output is not None and arguments.format == "text":
+        msg = "--output is for --format csv or markdown; the page is named with --out"
+        raise UsageError(msg)
+    if arguments.out is not None and arguments.format != "text":
+        msg = f"--out names the page, which --format {arguments.format} does not write; name its file with --output"
+        raise UsageError(msg)
+    _refuse_existing(arguments.output, "--output")
+    found = read_history(arguments.dir, MeasuredBy(arguments.by))
+    if arguments.output is not None:
+        write_text(arguments.output, history_tables.render(found, arguments.format))
+        Console().say(f"{history_tables.lead(found)}; written: {arguments.output}")
+    elif arguments.format == "text":
+        history_tables.text(found)
+        out = arguments.out or arguments.dir / "history.html"
+        page = history_page.write_history(found, out, _title(arguments.dir))
+        Console().say(f"page: {page.resolve().as_uri()}", "bold")
+    else:
+        print(history_tables.render(found, arguments.format), end="")
+    return EXIT_OK
+
+
+def _title(folder: Path) -> str:
+    return str(folder.resolve().name)
 
 
 def compare(arguments: argparse.Namespace) -> int:
@@ -137,6 +171,22 @@ def selftest(arguments: argparse.Namespace, command: str) -> int:
     from bench.selftest import command as parts  # noqa: PLC0415 - pandas is slow to import
 
     return parts.selftest(arguments, command, usable_cores())
+
+
+def serve(arguments: argparse.Namespace, command: str) -> int:
+    """Serve variants under load."""
+    from bench.serve import command as serving  # noqa: PLC0415 - no other command needs it
+
+    cores = usable_cores()
+    settings = Settings(arguments.threads or max(1, cores - 1), plugins=plugin_paths(arguments.plugin))
+    return serving.serve(arguments, settings, command, cores)
+
+
+def ranks(arguments: argparse.Namespace, command: str) -> int:
+    """Train over the ranks that torchrun started."""
+    from bench.ranks import command as keeping  # noqa: PLC0415 - no other command needs it
+
+    return keeping.ranks(arguments, plugin_paths(arguments.plugin), command)
 
 
 def export(arguments: argparse.Namespace) -> int:

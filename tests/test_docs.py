@@ -378,7 +378,10 @@ def command_of(name: str) -> argparse.ArgumentParser:
         ("compare", "docs/commands.md"),
         ("ab", "docs/commands.md"),
         ("show", "docs/commands.md"),
+        ("history", "docs/commands.md"),
         ("recommend", "docs/recommend.md"),
+        ("serve", "docs/serving.md"),
+        ("ranks", "docs/ranks.md"),
     ],
 )
 def test_every_option_is_in_its_page(command, page):

@@ -16,7 +16,7 @@ from bench.__main__ import main
 from bench.errors import UsageError
 from bench.recommend import facts as owned
 from bench.recommend.answer import Recommendation, recommend
-from bench.recommend.arguments import _size, _time
+from bench.recommend.arguments import _size, time_with_unit
 from bench.recommend.chances import chances
 from bench.recommend.mix import MixAnswer, Regret, mixes
 from bench.recommend.question import Objective, Question
@@ -313,7 +313,7 @@ def test_a_mode_that_the_run_has_not_is_refused(tmp_path):
 @given(st.floats(1e-3, 1e3), st.sampled_from(["s", "ms", "us"]))
 def test_times_carry_their_unit(value, unit):
     """A bound reads as what was meant."""
-    assert _time(f"{value}{unit}") == pytest.approx(value * {"s": 1, "ms": 1e-3, "us": 1e-6}[unit])
+    assert time_with_unit(f"{value}{unit}") == pytest.approx(value * {"s": 1, "ms": 1e-3, "us": 1e-6}[unit])
     assert _size(f"{value} GB") == pytest.approx(value * 1e9)
 
 

@@ -1,62 +1,13 @@
-"""Pages of several runs: side by side with what changed, and a history whose change points are real."""
+"""Pages of several runs: side by side with what changed, and a history with its change points."""
 
 from __future__ import annotations
 
 import json
-import math
-from itertools import pairwise
 
-import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from run_folders import changed, make_run
 
 from bench.__main__ import main
-from bench.analysis.intervals import Interval
-from bench.report import history
-
-
-def series(values, doubt: float = 0.02) -> list[Interval]:
-    """Figures with intervals of a relative half-width."""
-    return [Interval(value, value / (1 + doubt), value * (1 + doubt)) for value in values]
-
-
-def test_a_planted_change_is_found_where_it_is():
-    """A step of 15 % among runs that differ by 1 % is one change, at its place, and its interval holds it."""
-    generator = np.random.default_rng(5)
-    levels = np.where(np.arange(20) < 12, 2.0, 1.7) * np.exp(generator.normal(0, 0.01, 20))
-    (change,) = history.changes(series(levels))
-    assert change.place == 12
-    assert change.factor.low < 0.85 < change.factor.high < 1
-
-
-def test_two_changes_are_found():
-    """Up and down again are two changes."""
-    levels = np.repeat([1.0, 1.3, 1.0], 6) * np.exp(np.random.default_rng(2).normal(0, 0.01, 18))
-    assert [change.place for change in history.changes(series(levels))] == [6, 12]
-
-
-def test_noise_is_seldom_taken_for_a_change():
-    """Of 300 histories without a change, at most one in twenty gets one."""
-    generator = np.random.default_rng(1)
-    found = [history.changes(series(np.exp(generator.normal(0, 0.03, 15)))) for _ in range(300)]
-    assert sum(bool(changes) for changes in found) <= 15
-
-
-def test_one_run_that_stands_out_is_no_change():
-    """A single outlier is a disturbance until a second run says the same."""
-    assert history.changes(series([1.0, 1.01, 0.99, 1.0, 0.6, 1.0, 1.01, 0.99])) == ()
-
-
-@settings(max_examples=50)
-@given(st.lists(st.floats(0.1, 10), max_size=12), st.floats(0.001, 1))
-def test_changes_are_in_order_and_levels_last(values, doubt):
-    """Whatever the series, change points rise, and every level lasts at least two runs."""
-    places = [0, *(change.place for change in history.changes(series(values, doubt))), len(values)]
-    if len(places) > 2:
-        assert all(after - before >= history.LEAST for before, after in pairwise(places))
-    assert all(math.isfinite(change.factor.high) for change in history.changes(series(values, doubt)))
 
 
 @pytest.fixture(scope="module")

@@ -43,7 +43,7 @@ ORDER = {
         run
         worker recommend
         report
-        selftest microbench ab terminal
+        selftest microbench ab terminal serve ranks
         arguments
         commands
         __main__

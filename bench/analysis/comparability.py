@@ -35,6 +35,8 @@ SOFTWARE = (
     "onnxruntime",
     "openvino",
 )
+#: What the line of nvidia-smi says beside name and memory: it may change on one machine.
+GPU_STATE = ("driver", "highest clock", "power limit")
 #: Columns that say what a workload's name stood for when it was measured.
 PROBLEM = (
     "precision",
@@ -49,7 +51,7 @@ PROBLEM = (
 MEMORY_SHARE = 0.02
 #: The clock is read once, idle or not.
 FREQUENCY_SHARE = 0.10
-MISSING = "not recorded"
+MISSING, DIRTY = "not recorded", " with uncommitted changes"
 #: Set by every run from its options: threads are compared themselves, files by their content.
 _OWN_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "SEQ2SEQ_BENCH_PLUGINS", own_model.VARIABLE)
 
@@ -76,31 +78,68 @@ def differences(base: Environment, new: Environment) -> tuple[Difference, ...]:
     """Differences that keep two runs from being compared, from their environment.json alone."""
     if not base or not new:
         return (Difference("environment.json", *("recorded" if side else MISSING for side in (base, new))),)
-    found = [_differing(key, _section(base, "machine").get(key), _section(new, "machine").get(key)) for key in MACHINE]
-    found += [_quota(base, new), _memory(base, new), _differing("usable cores", _usable(base), _usable(new))]
+    return (*_host(base, new, MACHINE), *software(base, new), *_settings(base, new))
+
+
+def hardware(base: Environment, new: Environment) -> tuple[Difference, ...]:
+    """Differences by which two runs are of two machines, or of one with other settings; software is left aside."""
+    if not base or not new:
+        return differences(base, new)
+    gpu = _differing("gpu", *(", ".join(_gpu(_section(side, "machine"))[0]) for side in (base, new)))
+    same = tuple(key for key in MACHINE if key != "gpu")
+    return (*_host(base, new, same), *_present([gpu]), *_settings(base, new))
+
+
+def software(base: Environment, new: Environment) -> tuple[Difference, ...]:
+    """Packages and libraries that have other versions."""
     sides = _section(base, "software"), _section(new, "software")
-    found += [_differing(key, sides[0].get(key), sides[1].get(key)) for key in SOFTWARE]
-    variables = _variables(base), _variables(new)
-    for name in sorted({*variables[0], *variables[1]}):
-        found.append(_differing(name, variables[0].get(name, "unset"), variables[1].get(name, "unset")))
-    return tuple(difference for difference in found if difference)
+    return _present(_differing(key, sides[0].get(key), sides[1].get(key)) for key in SOFTWARE)
+
+
+def state(base: Environment, new: Environment) -> tuple[Difference, ...]:
+    """Differences of one machine from day to day: system, microcode, driver, governor, clock.
+
+    What a release did not record may have been anything, and is no difference.
+    """
+    sides = _section(base, "machine"), _section(new, "machine")
+    found = [_differing(key, sides[0].get(key), sides[1].get(key)) for key in ("system", "governor")]
+    if all("microcode" in side for side in sides):
+        found.append(_differing("microcode", *(side["microcode"] for side in sides)))
+    found += [
+        _differing(f"GPU {what}", old, new)
+        for what, old, new in zip(GPU_STATE, *(_gpu(side)[1] for side in sides), strict=True)
+    ]
+    clocks = [side.get("frequency_mhz") for side in sides]
+    if not _near(clocks[0], clocks[1], FREQUENCY_SHARE):
+        found.append(_differing("frequency (MHz)", *clocks))
+    return _present(found)
+
+
+def _host(base: Environment, new: Environment, keys: Iterable[str]) -> tuple[Difference, ...]:
+    """Differences in facts of the machine, and in what of it could be used."""
+    sides = _section(base, "machine"), _section(new, "machine")
+    found = [_differing(key, sides[0].get(key), sides[1].get(key)) for key in keys]
+    found += [_quota(base, new), _memory(base, new), _differing("usable cores", _usable(base), _usable(new))]
+    return _present(found)
+
+
+def _settings(base: Environment, new: Environment) -> tuple[Difference, ...]:
+    """Variables about threads that differ."""
+    sides = _variables(base), _variables(new)
+    names = sorted({*sides[0], *sides[1]})
+    return _present(_differing(name, *(side.get(name, "unset") for side in sides)) for name in names)
 
 
 def problem_differences(base: Record, new: Record) -> tuple[Difference, ...]:
     """Differences that keep two records of one identity from being compared: their names stood for other problems."""
     name = f"{base.workload} {base.variant} {base.mode}:"
-    found = [_differing(f"{name} {key}", getattr(base, key), getattr(new, key)) for key in PROBLEM]
-    return tuple(difference for difference in found if difference)
+    return _present(_differing(f"{name} {key}", getattr(base, key), getattr(new, key)) for key in PROBLEM)
 
 
 def warnings(base: Environment, new: Environment) -> tuple[str, ...]:
     """Differences that may matter, and do not keep two runs from being compared."""
-    sides = _section(base, "machine"), _section(new, "machine")
-    found = [_differing(key, sides[0].get(key), sides[1].get(key)) for key in ("system", "governor")]
-    clocks = [side.get("frequency_mhz") for side in sides]
-    if not _near(clocks[0], clocks[1], FREQUENCY_SHARE):
-        found.append(_differing("frequency (MHz)", *clocks))
-    return tuple(str(difference) for difference in found if difference)
+    gpu = {f"GPU {what}" for what in GPU_STATE}
+    return tuple(str(difference) for difference in state(base, new) if difference.what not in gpu)
 
 
 def plugins(base: Environment, new: Environment) -> tuple[str, ...]:
@@ -109,6 +148,17 @@ def plugins(base: Environment, new: Environment) -> tuple[str, ...]:
     Files are compared by their content, so a plugin that was only moved is the same. Releases that did not record
     plugins may have had any.
     """
+    return tuple(map(str, _plugins(base, new)))
+
+
+def code(base: Environment, new: Environment) -> tuple[Difference, ...]:
+    """Differences of what was measured: commit and plugins; with uncommitted changes it may have been anything."""
+    sides = [_commit(side) for side in (base, new)]
+    changed = sides[0] != sides[1] or DIRTY in sides[1]
+    return (*([Difference("commit", *sides)] if changed else ()), *_plugins(base, new))
+
+
+def _plugins(base: Environment, new: Environment) -> tuple[Difference, ...]:
     runs = _section(base, "run"), _section(new, "run")
     if not all("plugins" in run for run in runs):
         return ()
@@ -119,7 +169,7 @@ def plugins(base: Environment, new: Environment) -> tuple[str, ...]:
     )
     names = sorted({*base_only, *new_only})
     return tuple(
-        str(Difference(f"plugin {name}", base_only.get(name, "none"), new_only.get(name, "none"))) for name in names
+        Difference(f"plugin {name}", base_only.get(name, "none"), new_only.get(name, "none")) for name in names
     )
 
 
@@ -133,17 +183,34 @@ def _named(digests: Mapping[str, Any]) -> dict[str, str]:
 
 def source(environment: Environment) -> str:
     """Describe what a run measured, as `commit 1a2b3c4 with uncommitted changes, plugin mine.py 5e6f7a8b9c`."""
-    git = _section(environment, "git")
-    name = str(git.get("commit", "not recorded"))
-    short = name[:10] if " " not in name else name
-    dirty = " with uncommitted changes" if git.get("dirty") else ""
     plugged = _named(_section(_section(environment, "run"), "plugins"))
-    return ", ".join([f"commit {short}{dirty}", *(f"plugin {name} {digest}" for name, digest in plugged.items())])
+    named = (f"plugin {name} {digest}" for name, digest in plugged.items())
+    return ", ".join([f"commit {_commit(environment)}", *named])
+
+
+def _commit(environment: Environment) -> str:
+    git = _section(environment, "git")
+    name = str(git.get("commit", MISSING))
+    short = name[:10] if " " not in name else name
+    return f"{short}{DIRTY if git.get('dirty') else ''}"
 
 
 def _section(environment: Environment, name: str) -> Mapping[str, Any]:
     found = environment.get(name)
     return found if isinstance(found, Mapping) else {}
+
+
+def _present(found: Iterable[Difference | None]) -> tuple[Difference, ...]:
+    return tuple(difference for difference in found if difference)
+
+
+def _gpu(machine: Mapping[str, Any]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """What a GPU is, by name and memory, and its state as in `GPU_STATE`, from the line of nvidia-smi."""
+    parts = [part.strip() for part in str(machine.get("gpu", "none")).split(",")]
+    if len(parts) != 2 + len(GPU_STATE):
+        return (str(machine.get("gpu", "none")),), ("none",) * len(GPU_STATE)
+    name, driver, memory, clock, limit = parts
+    return (name, memory), (driver, clock, limit)
 
 
 def _differing(what: str, base: Any, new: Any) -> Difference | None:

@@ -101,22 +101,22 @@ def markdown(comparisons: Sequence[Comparison]) -> str:
     """A pull request's comment: counts, geometric means and what changed; the rest folded away."""
     parts = []
     for label, comparison in labelled(comparisons):
-        parts += [f"> **{_escaped(mark)}**" for mark in _marks(label, comparison)]
-        parts.append(f"**{_escaped(lead(label, comparison))}**")
-        parts += [_escaped(line) for line in untold(label, comparison)]
+        parts += [f"> **{escaped(mark)}**" for mark in _marks(label, comparison)]
+        parts.append(f"**{escaped(lead(label, comparison))}**")
+        parts += [escaped(line) for line in untold(label, comparison)]
     average = means(comparisons)
     if average.rows:
-        parts.append(_markdown_table(average))
+        parts.append(markdown_table(average))
     changed = cases(comparisons, lambda pairs: not all(pair.verdict in UNCHANGED for pair in pairs))
     if changed.rows:
-        parts.append(_markdown_table(changed))
+        parts.append(markdown_table(changed))
     rest = cases(comparisons, lambda pairs: all(pair.verdict in UNCHANGED for pair in pairs))
     if rest.rows:
-        folded = _markdown_table(rest)
+        folded = markdown_table(rest)
         parts.append(f"<details><summary>{_counted(len(rest.rows), 'case')} without a clear change</summary>")
         parts += [folded, "</details>"]
     notes = [*_one_sided(comparisons), *_header(comparisons), *_footer(comparisons)]
-    parts += ["\n".join(f"- {_escaped(line)}" for line in notes)]
+    parts += ["\n".join(f"- {escaped(line)}" for line in notes)]
     return "\n\n".join(parts) + "\n"
 
 
@@ -378,12 +378,13 @@ def _counted(count: int, noun: str) -> str:
     return f"{count} {noun}" + ("s" if count != 1 else "")
 
 
-def _markdown_table(table: ComparisonTable) -> str:
+def markdown_table(table: ComparisonTable) -> str:
+    """A table as Markdown has it."""
     lines = [table.columns, ["---"] * len(table.columns), *table.rows]
-    return "\n".join("| " + " | ".join(_escaped(cell) for cell in line) + " |" for line in lines)
+    return "\n".join("| " + " | ".join(escaped(cell) for cell in line) + " |" for line in lines)
 
 
-def _escaped(cell: str) -> str:
+def escaped(cell: str) -> str:
     """A cell that stays one: no column, line, tag or emphasis of its own."""
     for character in "\\|<>*_`~#":
         cell = cell.replace(character, f"\\{character}")

@@ -55,6 +55,7 @@ def machine() -> dict[str, Any]:
         "memory_bytes": known(lambda: psutil.virtual_memory().total),
         "frequency_mhz": known(lambda: round(psutil.cpu_freq().current)),
         "caches": known(_caches),
+        "microcode": known(_microcode),
         "governor": _read(_CPU / "cpufreq/scaling_governor") or "unknown on this system",
         "gpu": _gpu(),
     }
@@ -111,6 +112,12 @@ def git(root: Path | None = None) -> dict[str, Any]:
 def _gpu() -> str:
     query = "name,driver_version,memory.total,clocks.max.sm,power.limit"
     return _run("nvidia-smi", f"--query-gpu={query}", "--format=csv,noheader") or "none"
+
+
+def _microcode() -> str | None:
+    """Revision of the processor's microcode (Linux)."""
+    lines = (_read(Path("/proc/cpuinfo")) or "").splitlines()
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("microcode")), None)
 
 
 def _caches() -> dict[str, str]:

@@ -30,7 +30,7 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     add("--max-drop", type=_percent, metavar="PERCENT", help="largest change of the run's metric, such as 0.5%%")
     add(
         "--latency-bound",
-        type=_time,
+        type=time_with_unit,
         metavar="TIME",
         help="longest p99 of a call where --objective is latency-p99, otherwise longest p50, such as 20ms",
     )
@@ -91,7 +91,7 @@ def _percent(text: str) -> float:
     return value
 
 
-def _time(text: str) -> float:
+def time_with_unit(text: str) -> float:
     """`20ms` as 0.02."""
     return _with_unit(text, TIMES, "a time above 0 with its unit, as 20ms, 500us or 1.5s")
 

@@ -20,7 +20,7 @@ from bench.records import durable
 from bench.records.folder import RunFolder
 from bench.records.reader import read_beside
 from bench.records.schema import Status
-from bench.report import checks, interactive, other_tables, plots, quality, roofline, tables, words
+from bench.report import checks, interactive, other_tables, plots, quality, roofline, serving, tables, words
 from bench.report.charts import kinds
 from bench.report.descriptions import Kind
 from bench.run import second_instrument
@@ -59,7 +59,7 @@ def write_report(run_dir: Path) -> Report:
     """
     run = load_run(Path(run_dir))
     RunFolder(run.path).write_table()
-    drawn = (*kinds(run), *checks.kinds(run), *quality.kinds(run), *roofline.kinds(run))
+    drawn = (*kinds(run), *checks.kinds(run), *quality.kinds(run), *roofline.kinds(run), *serving.kinds(run.path))
     written = plots.write_plots(drawn, run.path / "plots")
     page = run.path / "report.html"
     durable.replace(page, utf8(render(run, drawn)))
@@ -92,6 +92,7 @@ def render(run: ReportedRun, drawn: tuple[Kind, ...]) -> str:
         "cold-start": tables.cold_start(run.groups),
         "roofline": tables.roofline(run.groups),
         "quality": quality.table(run),
+        "serving": serving.table(run.path),
         "parity-errors": tables.parity(run.groups),
     }
     return (

@@ -252,6 +252,13 @@ def quality(request: dict[str, Any], emit: Emit) -> None:
     quality_worker.quality(request, emit)
 
 
+def serving(request: dict[str, Any], emit: Emit) -> None:
+    """Serve the requests of `python -m bench serve`; not loaded otherwise."""
+    from bench.worker import serving as served  # noqa: PLC0415
+
+    served.serving(request, emit)
+
+
 REQUESTS: dict[str, Callable[[dict[str, Any], Emit], None]] = {
     "catalogue": catalogue,
     "describe": describe,
@@ -263,6 +270,7 @@ REQUESTS: dict[str, Callable[[dict[str, Any], Emit], None]] = {
     "stand": stand,
     "selftest": selftest,
     "quality": quality,
+    "serving": serving,
 }
 
 

@@ -1,0 +1,121 @@
+"""The gate of batched serving: what a query gets in a batch equals what it gets alone.
+
+A variant may pass the gate and still let queries touch each other: by padding that leaks into a result, by a scale that
+is taken over the whole batch, by rows that change places. Each side may err from the truth by the gate's limit, so the
+two may differ by twice that.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from bench.gate.tolerance import relative_error
+from seq2seq.data.batch import Batch
+
+#: Queries that a check asks alone, at most.
+MOST_ALONE = 48
+#: Runs a batch and returns its results by name: `outputs` (batch first), `hidden` and `cell` (batch second).
+Run = Callable[[Batch], Mapping[str, Tensor]]
+
+
+@dataclass(frozen=True)
+class QueryLibrary:
+    """The queries that can be asked: sequences on the CPU, padded to the longest of all.
+
+    Attributes:
+        batch: all of them.
+        lengths: of each its steps, one number a tensor that the model reads.
+    """
+
+    batch: Batch
+    lengths: tuple[tuple[int, ...], ...]
+
+    @staticmethod
+    def of(batches: Sequence[Batch]) -> QueryLibrary:
+        """Put batches of one workload together."""
+        names = batches[0].tensors()
+        joint = {name: torch.cat([batch.tensors()[name] for batch in batches]) for name in names}
+        absent = {"target", "source_lengths", "target_lengths"} - joint.keys()
+        batch = Batch(**(joint | dict.fromkeys(absent)))  # type: ignore[arg-type]
+        columns = [_steps(batch.source, batch.source_lengths)]
+        if batch.target is not None:
+            columns.append(_steps(batch.target, batch.target_lengths))
+        return QueryLibrary(batch, tuple(zip(*columns, strict=True)))
+
+    def gather(self, samples: Sequence[int]) -> Batch:
+        """The batch of some queries, as long as its longest."""
+        places, whole = torch.tensor(samples), self.batch
+        longest = [max(steps) for steps in zip(*(self.lengths[sample] for sample in samples), strict=True)]
+        # Labels (CTC) are not along what a decoder reads, and stay as they are.
+        read = whole.source if whole.target is None else whole.target
+        along = whole.expected.size(1) == read.size(1)
+        return Batch(
+            source=whole.source[places, : longest[0]],
+            target=None if whole.target is None else whole.target[places, : longest[1]],
+            source_lengths=None if whole.source_lengths is None else whole.source_lengths[places],
+            target_lengths=None if whole.target_lengths is None else whole.target_lengths[places],
+            expected=whole.expected[places, : longest[-1]] if along else whole.expected[places],
+        )
+
+
+def _steps(value: Tensor, lengths: Tensor | None) -> list[int]:
+    return [value.size(1)] * len(value) if lengths is None else lengths.tolist()
+
+
+@dataclass(frozen=True)
+class Batched:
+    """What the gate found: the largest difference, its limit, and where it was."""
+
+    error: float
+    limit: float
+    where: str
+
+    @property
+    def passed(self) -> bool:
+        """Return whether it keeps within the limit; a difference that is no number does not."""
+        return self.error <= self.limit
+
+    @property
+    def reason(self) -> str:
+        """Describe a difference that is too large; empty otherwise."""
+        if self.passed:
+            return ""
+        return (
+            f"a query gets another result in a batch than alone: {self.where}, {self.error:.2e}, limit {self.limit:.2e}"
+        )
+
+
+def check(run: Run, library: QueryLibrary, largest: int, parity_limit: float, seed: int) -> Batched:
+    """Ask queries in batches of mixed lengths and alone, and compare.
+
+    Args:
+        run: the variant.
+        library: what can be asked.
+        largest: most queries in a batch.
+        parity_limit: that each side may err by.
+        seed: of the queries.
+    """
+    order = random.Random(seed)  # noqa: S311 - a choice of queries
+    sizes = [min(size, MOST_ALONE // 2) for size in {2, order.randint(1, largest), largest}]
+    worst, where = 0.0, "nothing differs"
+    for size in sizes:
+        samples = [order.randrange(len(library.lengths)) for _ in range(size)]
+        together = {name: value.clone() for name, value in run(library.gather(samples)).items()}
+        for row, sample in enumerate(samples):
+            for name, alone in run(library.gather([sample])).items():
+                error = relative_error(_row(name, together[name], row, alone), alone.double())
+                if not error <= worst:
+                    worst, where = error, f"{name} of query {row + 1} of {size}, {library.lengths[sample][0]} steps"
+    return Batched(worst, 2 * parity_limit, where)
+
+
+def _row(name: str, together: Tensor, row: int, alone: Tensor) -> Tensor:
+    """One query's part of the results of a batch, cut to the steps that it has alone."""
+    if name == "outputs":
+        return together[row : row + 1, : alone.size(1)]
+    return together[:, row : row + 1]

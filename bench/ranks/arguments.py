@@ -1,0 +1,60 @@
+"""The grammar of `python -m bench ranks`."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from bench.run.resume import SEEDS
+from kernels.host.numbers import seconds, whole
+
+SCALINGS = ("strong", "weak")
+BUCKET_MB = 25.0
+
+
+def add_arguments(command: argparse.ArgumentParser) -> None:
+    """Add the options of the command."""
+    add = command.add_argument
+    add("--workload", default="seed", metavar="NAME", help="workload, overrides as seed@batch=64 (default: seed)")
+    add("--variant", default="onednn", metavar="NAME", help="variant, eager and in fp32 (default: onednn)")
+    add(
+        "--scaling",
+        action="append",
+        default=[],
+        choices=SCALINGS,
+        help="strong: the ranks share the workload's batch; weak: each has one of its own; may be repeated (default: "
+        "both)",
+    )
+    add(
+        "--world",
+        action="append",
+        default=[],
+        type=whole(),
+        metavar="N",
+        help="ranks that take part, at most as many as torchrun started; may be repeated (default: 1, 2, 4 and so on, "
+        "and all)",
+    )
+    add(
+        "--bucket-mb",
+        action="append",
+        default=[],
+        type=seconds,
+        metavar="MB",
+        help=f"size of a gradient bucket; may be repeated (default: {BUCKET_MB:g}, as in PyTorch)",
+    )
+    add("--rounds", type=whole(2), default=10, metavar="N", help="turns of each way to divide the work (default: 10)")
+    add("--steps", type=whole(), default=5, metavar="N", help="training steps of a turn (default: 5)")
+    add("--threads", type=whole(), default=1, metavar="N", help="CPU threads of each rank (default: 1)")
+    add(
+        "--silence",
+        type=seconds,
+        default=60.0,
+        metavar="S",
+        help="seconds that a collective may wait for a rank; one that says nothing for twice as long counts as hung "
+        "(default: 60)",
+    )
+    add("--time-limit", type=seconds, default=900.0, metavar="S", help="seconds for the whole (default: 900)")
+    add("--exchange", type=Path, metavar="DIR", help="folder that all machines see; needed with several of them")
+    add("--plugin", action="append", default=[], type=Path, metavar="FILE.py", help="as in run; may be repeated")
+    add("--seed", type=whole(0, SEEDS), default=1, metavar="N", help="of the gate (default: 1)")
+    add("--out", type=Path, metavar="DIR", help="new folder (default: results/runs/TIME-ranks)")

@@ -1,0 +1,207 @@
+"""`python -m bench ranks`: every process keeps its rank, and that of rank 0 makes the records."""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from bench import units
+from bench.analysis.repeats import spread
+from bench.console import Console
+from bench.errors import UsageError
+from bench.machine import environment
+from bench.ranks import figures
+from bench.ranks.arguments import BUCKET_MB, SCALINGS
+from bench.ranks.figures import Division
+from bench.ranks.keeper import PATIENCE_S, RankEnd, RankPlace, RankReport, gather, keep, tell
+from bench.records import ranks as kept
+from bench.records.folder import RunFolder
+from bench.records.ranks import RanksRecord
+from bench.records.schema import Status
+
+EXIT_OK, EXIT_NOT_OK = 0, 1
+STATUSES = {
+    RankEnd.DIED: Status.CRASHED,
+    RankEnd.HUNG: Status.TIMEOUT,
+    RankEnd.FAILED: Status.ERROR,
+    RankEnd.UNAVAILABLE: Status.UNAVAILABLE,
+}
+#: What a rank says that failed because another one did.
+OTHERS_FAULT = ("Connection", "gloo", "Timed out", "peer", "DistBackendError", "DistNetworkError", "ProcessGroup")
+
+
+def ranks(arguments: argparse.Namespace, plugins: Sequence[Path], command: str) -> int:
+    """Keep this process's rank; on rank 0 write the folder and print the table.
+
+    Returns:
+        0 where everything is ok or unavailable; 1 otherwise, on rank 0 alone: torchrun would end all others.
+
+    Raises:
+        UsageError: bad input.
+    """
+    place = RankPlace.here(arguments.exchange)
+    divisions = divided(arguments, place.world)
+    folder = None
+    if place.rank == 0:
+        folder = RunFolder.create(arguments.out, "ranks")
+    task: dict[str, Any] = {
+        "workload": arguments.workload, "variant": arguments.variant, "threads": arguments.threads,
+        "settings": [vars(division) for division in divisions], "rounds": arguments.rounds, "steps": arguments.steps,
+        "seed": arguments.seed, "silence_s": arguments.silence, "plugins": [str(path.resolve()) for path in plugins],
+    }  # fmt: skip
+    report = keep(place, task, arguments.silence, arguments.time_limit)
+    tell(place, report)
+    if folder is None:
+        return EXIT_OK
+    console = Console()
+    reports = gather(place, 2 * arguments.silence + PATIENCE_S)
+    shutil.rmtree(place.exchange, ignore_errors=True)
+    records = kept.write(folder.path, recorded(arguments, divisions, reports), steps(arguments, reports))
+    facts = environment.describe({}, {"OMP_NUM_THREADS": str(arguments.threads)})
+    facts["run"] = {"suite": "ranks", "command": command, "world": place.world, "seed": arguments.seed}
+    facts["ranks"] = [{"rank": r.rank, "ended": r.ended, "reason": r.reason, "stage": r.stage} for r in reports]
+    folder.write_json("environment.json", facts)
+    show(console, records)
+    _draw(console, folder.path, records)
+    console.say(f"records: {folder.path / kept.TABLE}; every step: {folder.path / kept.STEPS.name}")
+    return EXIT_OK if {r.status for r in records} <= {Status.OK, Status.UNAVAILABLE} else EXIT_NOT_OK
+
+
+def _draw(console: Console, folder: Path, records: Sequence[RanksRecord]) -> None:
+    """Draw efficiency over ranks, where there are several."""
+    from bench.report.plots import write_plots  # noqa: PLC0415 - matplotlib is slow to import
+    from bench.report.ranks import kinds  # noqa: PLC0415
+
+    for paths in write_plots(kinds(records), folder / "plots").values():
+        console.say(f"plot: {paths[0]}", "bold")
+
+
+def divided(arguments: argparse.Namespace, world: int) -> list[Division]:
+    """The ways to divide the work: worlds, scalings, buckets; one rank alone has nobody to exchange buckets with.
+
+    Raises:
+        UsageError: more ranks than there are.
+    """
+    worlds = sorted({*arguments.world, 1}) if arguments.world else sorted({*_powers(world), world})
+    if worlds[-1] > world:
+        msg = f"--world {worlds[-1]} is more than the {world} ranks that torchrun started; raise --nproc-per-node"
+        raise UsageError(msg)
+    found = [
+        Division(size, scaling, bucket)
+        for scaling in arguments.scaling or SCALINGS
+        for bucket in arguments.bucket_mb or (BUCKET_MB,)
+        for size in worlds
+    ]
+    return list(dict.fromkeys(found))
+
+
+def _powers(world: int) -> list[int]:
+    return [2**power for power in range(world.bit_length()) if 2**power <= world]
+
+
+def culprit(reports: Sequence[RankReport]) -> RankReport | None:
+    """The rank that a failure is about: one that died, else one that hung, else one that failed by itself."""
+    order = list(RankEnd)
+    bad = [report for report in reports if report.ended is not RankEnd.DONE]
+
+    def key(report: RankReport) -> tuple[int, bool, int]:
+        return order.index(report.ended), any(word in report.reason for word in OTHERS_FAULT), report.rank
+
+    return min(bad, key=key, default=None)
+
+
+def recorded(
+    arguments: argparse.Namespace, divisions: Sequence[Division], reports: Sequence[RankReport]
+) -> list[RanksRecord]:
+    """The records: figures where all ranks ended well, otherwise the status of the rank that did not."""
+    guilty = culprit(reports)
+    events = [event for report in reports for event in report.events]
+    turns = figures.turns(events) if guilty is None else {}
+    gates = {Division(e["world"], e["scaling"], e["bucket_mb"]): e for e in events if e["event"] == "gate"}
+    made = []
+    for division in divisions:
+        fields: dict[str, Any] = {
+            "workload": arguments.workload, "variant": arguments.variant, "ranks": division.world,
+            "scaling": division.scaling, "bucket_mb": division.bucket_mb, "threads": arguments.threads,
+        }  # fmt: skip
+        gate = gates.get(division)
+        if gate is not None:
+            fields |= {name: gate[name] for name in ("batch", "grad_error", "grad_limit")}
+        if guilty is not None:
+            reason = f"rank {guilty.rank} {guilty.ended}: {guilty.reason}, during: {guilty.stage}"
+            fields |= {"status": STATUSES[guilty.ended], "reason": reason}
+        elif gate is None or not gate["passed"]:
+            why = "no gate was told of" if gate is None else gate["reason"]
+            fields |= {"status": Status.PARITY_FAILED, "reason": f"gradients over ranks: {why}"}
+        else:
+            fields |= timed(turns, division)
+        made.append(RanksRecord(**fields))
+    return made
+
+
+def timed(turns: figures.Turns, division: Division) -> dict[str, Any]:
+    """Figures of one way to divide the work."""
+    rounds = turns[division]
+    whole = spread(list(figures.step_s(rounds).values()))
+    compute = spread([max(compute for compute, _ in ranks.values()) for ranks in rounds.values()])
+    assert whole is not None  # noqa: S101 - there are two rounds at least
+    assert compute is not None  # noqa: S101
+    fields: dict[str, Any] = {
+        "rounds": len(rounds), "step_s": whole.value, "step_lo_s": whole.low, "step_hi_s": whole.high,
+        "compute_s": compute.value, "wait_s": max(0.0, whole.value - compute.value),
+    }  # fmt: skip
+    if (efficient := figures.efficiency(turns, division)) is not None:
+        fields |= {"efficiency": efficient.value, "efficiency_lo": efficient.low, "efficiency_hi": efficient.high}
+    if (slowest := figures.straggler(rounds)) is not None:
+        ratio = slowest.ratio
+        fields |= {"slowest_rank": slowest.rank, "slowest_ratio": ratio.value}
+        fields |= {"slowest_ratio_lo": ratio.low, "slowest_ratio_hi": ratio.high}
+        fields["straggler"] = slowest.rank if slowest.named else None
+    return fields
+
+
+def steps(arguments: argparse.Namespace, reports: Sequence[RankReport]) -> list[list[Any]]:
+    """Rows of ranks-steps.csv.gz."""
+    return [
+        [arguments.workload, arguments.variant, e["world"], e["scaling"], e["bucket_mb"], e["round"], e["rank"], *times]
+        for report in reports
+        for e in report.events
+        if e["event"] == "steps"
+        for times in zip(e["compute_s"], e["total_s"], strict=True)
+    ]
+
+
+def show(console: Console, records: Sequence[RanksRecord]) -> None:
+    """Print a row a way, and the stragglers by name."""
+    columns = ["scaling", "bucket", "ranks", "step", "before the first collective", "wait and rest", "efficiency",
+               "slowest rank", "gradients"]  # fmt: skip
+    rows = []
+    for record in records:
+        row = [record.scaling, f"{record.bucket_mb:g} MB", str(record.ranks)]
+        if record.status is not Status.OK:
+            rows.append([*row, f"{record.status}: {record.reason}", *[""] * 5])
+            continue
+        efficient = units.ratio_interval(record.efficiency, record.efficiency_lo, record.efficiency_hi, digits=2)
+        slowest = ""
+        if record.slowest_rank is not None:
+            ratio = units.ratio_interval(
+                record.slowest_ratio, record.slowest_ratio_lo, record.slowest_ratio_hi, digits=2
+            )
+            slowest = f"{record.slowest_rank}: {ratio}"
+        rows.append([
+            *row, units.estimated_seconds(record.step_s, record.step_lo_s, record.step_hi_s),
+            units.seconds(record.compute_s), units.seconds(record.wait_s), efficient.replace("x", ""), slowest,
+            f"{units.error(record.grad_error)} of {units.error(record.grad_limit)}",
+        ])  # fmt: skip
+    console.table(columns, rows)
+    for rank in sorted({record.straggler for record in records if record.straggler is not None}):
+        found = [record for record in records if record.straggler == rank]
+        ratios = [record.slowest_ratio or 1.0 for record in found]
+        console.say(
+            f"rank {rank} is a straggler: before the first collective it takes {min(ratios):.2f} to {max(ratios):.2f} "
+            f"times as long as the others, in {len(found)} of {len(records)} ways to divide the work",
+            "yellow",
+        )

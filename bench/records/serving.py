@@ -1,0 +1,159 @@
+"""Serving: the records of `python -m bench serve`, one a variant, and the LoadGen tests that they are made from.
+
+`ServingRecord` is the single source of the columns of serving.csv, and `TEST_COLUMNS` of those of
+serving-tests.csv.gz; results/README.md is checked against both.
+"""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import io
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from bench.errors import UsageError
+from bench.records import durable
+from bench.records.folder import finite
+from bench.records.raw_csv import RawFile
+from bench.records.schema import Status, column
+from kernels.host.output import utf8
+
+FILE, TABLE = "serving.jsonl", "serving.csv"
+
+TEST_COLUMNS = {
+    "workload": "as in serving.csv",
+    "variant": "as in serving.csv",
+    "phase": "what the test was for: `single-stream`, `offline`, `search`, or `repeat N`",
+    "target_qps": "queries a second that arrive; in Server and Offline alone",
+    "qps": "queries a second that were completed",
+    "queries": "how many there were",
+    "verdict": "`held` (LoadGen says VALID), `broken` (the bound did not hold), or `invalid`",
+    "reason": "why it is not `held`",
+    "latency_p50_s": "median latency, from the scheduled time, seconds",
+    "latency_p90_s": "90th percentile",
+    "latency_p99_s": "99th percentile",
+    "latency_bound_s": "latency at the percentile of the bound, by LoadGen",
+    "lateness_p99_s": "99th percentile of how late the generator issued its queries",
+    "generator_cores": "cores that the generator kept busy",
+    "batch_mean": "queries in a batch, on average",
+    "waste": "share of the computed steps that were padding",
+    "service_share": "share of the test in which the variant was at work",
+    "why": "what disturbed the test, in words; empty when nothing did",
+}
+TESTS = RawFile("serving-tests.csv.gz", tuple(TEST_COLUMNS), ("workload", "variant"))
+
+
+@dataclass(frozen=True)
+class ServingRecord:
+    """One row of serving.csv: one variant behind a batching queue, under the load that LoadGen makes.
+
+    An empty cell means that there is no valid test to take the figure from, never zero.
+    """
+
+    workload: str = column("as in records.csv", "")
+    variant: str = column("name of the variant", "")
+    mode: str = column("`inference`", "inference")
+    device: str = column("`cpu` or `cuda`", "")
+    threads: int = column("CPU threads the variant was given", 0)
+    precision: str = column("as in records.csv", "")
+    scenario: str = column("of LoadGen: `server`, `single-stream` or `offline`", "")
+    status: Status = column("as in records.csv", Status.OK)
+    reason: str = column("why the status is not `ok`, or why there is no figure", "")
+    percentile: float | None = column("percentile of the latency that is bounded, as 99")
+    bound_s: float | None = column("the bound, seconds; empty without one")
+    largest_batch: int = column("most queries that the queue puts into a batch", 0)
+    longest_wait_s: float | None = column("longest that the queue lets its oldest query wait for company, seconds")
+    lengths: str = column("`padded` or `bucketed`: who may share a batch", "")
+    qps: float | None = column(
+        "server: highest load at which LoadGen calls the test valid, queries a second, median over repeats; offline: "
+        "queries completed a second; single-stream: one over the mean latency"
+    )
+    qps_lo: float | None = column("lower end of its 95 % interval (Student's t over repeats, on logarithms)")
+    qps_hi: float | None = column(
+        "upper end; in server from the lowest load that did not hold, so that the step of the search is in it"
+    )
+    repeats: int = column("searches, or tests, that it is made from, each in a process of its own", 0)
+    latency_p50_s: float | None = column("median latency at that load, from the scheduled time, seconds")
+    latency_p90_s: float | None = column("90th percentile")
+    latency_p99_s: float | None = column("99th percentile")
+    latency_bound_s: float | None = column("latency at the bounded percentile, by LoadGen")
+    latency_ours_s: float | None = column("the same computed by us from the trace of each query")
+    single_p50_s: float | None = column("median latency of one query after the other (SingleStream)")
+    single_p99_s: float | None = column("99th percentile of it")
+    offline_qps: float | None = column("queries a second when all are there at once (Offline)")
+    queries: int | None = column("queries of the test that the latencies are of")
+    loadgen: str = column("LoadGen's verdict on that test: `VALID` or `INVALID`", "")
+    batch_mean: float | None = column("queries in a batch at that load, on average")
+    waste: float | None = column("share of the computed steps that were padding, at that load")
+    lateness_p99_s: float | None = column("how late the generator issued its queries at that load, 99th percentile")
+    generator_cores: float | None = column("cores that the generator kept busy at that load")
+    disturbed_share: float | None = column("share of the tests beside which something else used the machine")
+    parity_error: float | None = column("as in records.csv")
+    parity_limit: float | None = column("as in records.csv")
+    batched_error: float | None = column("largest relative difference between a query's results in a batch and alone")
+    batched_limit: float | None = column("largest difference that is allowed: twice parity_limit, once for each side")
+    recorded_at: str = column("when the record was written, UTC", "")
+
+
+COLUMNS = tuple(found.name for found in dataclasses.fields(ServingRecord))
+
+
+def append(folder: Path, record: ServingRecord) -> ServingRecord:
+    """Append a record to serving.jsonl and make serving.csv anew; returns the record with its time.
+
+    Raises:
+        OSError: when it cannot be written.
+    """
+    stamped = dataclasses.replace(record, recorded_at=f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}")
+    line = json.dumps(finite(dataclasses.asdict(stamped)), allow_nan=False) + "\n"
+    durable.append(folder / FILE, line.encode())
+    text = io.StringIO()
+    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(dataclasses.asdict(found) for found in read(folder))
+    durable.replace(folder / TABLE, utf8(text.getvalue()))
+    return stamped
+
+
+def append_tests(folder: Path, tests: Iterable[Mapping[str, Any]]) -> None:
+    """Append LoadGen tests to serving-tests.csv.gz, values by the names of `TEST_COLUMNS`."""
+    TESTS.append(folder, ([test[name] for name in TEST_COLUMNS] for test in tests))
+
+
+def read(folder: Path) -> list[ServingRecord]:
+    """The records of a run folder; none where nothing was served.
+
+    Raises:
+        UsageError: a line is no record of this release.
+    """
+    path = folder / FILE
+    if not path.exists():
+        return []
+    found = []
+    *lines, _ = path.read_text(encoding="utf-8").split("\n")
+    for number, line in enumerate(lines, start=1):
+        try:
+            values = json.loads(line)
+            found.append(ServingRecord(**(values | {"status": Status(values["status"])})))
+        except (ValueError, TypeError, KeyError) as error:
+            msg = f"{path}, line {number} is no record of this release ({error}); use the release that wrote it"
+            raise UsageError(msg) from error
+    return found
+
+
+def dictionary() -> str:
+    """The dictionary of columns in Markdown, as it stands in results/README.md."""
+    tables = {
+        TABLE: [(found.name, found.metadata["meaning"]) for found in dataclasses.fields(ServingRecord)],
+        TESTS.name: list(TEST_COLUMNS.items()),
+    }
+    head = "| column | meaning |\n| --- | --- |\n"
+    return "\n".join(
+        f"### {name}\n\n{head}" + "".join(f"| `{column}` | {meaning} |\n" for column, meaning in rows)
+        for name, rows in tables.items()
+    )

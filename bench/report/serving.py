@@ -1,0 +1,111 @@
+"""Serving on the page and as plots: latency against load for all variants, with the bound."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from bench import units
+from bench.records import serving
+from bench.records.schema import Status
+from bench.records.serving import ServingRecord
+from bench.report.charts import value_axis
+from bench.report.descriptions import Curve, CurveChart, Kind, Point
+from bench.report.style import look
+from bench.report.tables import Cell, Row, Table
+
+#: Loads whose ratio is at most this are drawn as one place of a line.
+NEAR = 1.12
+
+CAPTION = (
+    "Latency of single queries against the load, by MLPerf LoadGen: Poisson arrivals, latency from the scheduled time. "
+    "Below the dotted line the bound holds. A curve goes through medians of tests at about the same load. A hollow "
+    "point is of a test that something else on the machine disturbed; tests that are not valid are left out."
+)
+
+
+def kinds(folder: Path) -> tuple[Kind, ...]:
+    """Latency against load, a chart a workload; none where nothing was served under a bound."""
+    records = [record for record in serving.read(folder) if record.scenario == "server"]
+    tests = [dict(zip(serving.TEST_COLUMNS, row, strict=True)) for row in serving.TESTS.rows(folder)]
+    charts = []
+    for workload in dict.fromkeys(record.workload for record in records):
+        of_workload = [record for record in records if record.workload == workload]
+        curves = [
+            curve
+            for record in of_workload
+            if record.status is Status.OK and (curve := _curve(record, tests)) is not None
+        ]
+        if curves:
+            charts.append(_chart(workload, of_workload[0], curves))
+    return (Kind("serving", "Latency against load", CAPTION, tuple(charts), wide=True),) if charts else ()
+
+
+def _curve(record: ServingRecord, tests: list[dict[str, str]]) -> Curve | None:
+    points = []
+    for test in tests:
+        if (test["workload"], test["variant"]) != (record.workload, record.variant) or not test["latency_bound_s"]:
+            continue
+        if test["verdict"] == "invalid" or not (test["phase"] == "search" or test["phase"].startswith("repeat")):
+            continue
+        load, latency_s = float(test["target_qps"]), float(test["latency_bound_s"])
+        points.append(Point(load, latency_s, doubtful=bool(test["why"]), hover=_hover(record, test)))
+    points.sort(key=lambda point: point.x)
+    if not points:
+        return None
+    xs, ys = _line(points)
+    return Curve(record.variant, xs, ys, tuple(points))
+
+
+def _line(points: Sequence[Point]) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """A line through sorted points: medians of those whose loads are about the same."""
+    bins: list[list[Point]] = []
+    for point in points:
+        if bins and point.x <= NEAR * bins[-1][0].x:
+            bins[-1].append(point)
+        else:
+            bins.append([point])
+    xs, ys = ([statistics.median(getattr(p, axis) for p in found) for found in bins] for axis in ("x", "y"))
+    return tuple(xs), tuple(ys)
+
+
+def _hover(record: ServingRecord, test: Mapping[str, str]) -> tuple[str, ...]:
+    told = f"{float(test['target_qps']):.4g} queries/s: p{record.percentile:g} "
+    told += f"{units.seconds(float(test['latency_bound_s']))}, {test['verdict']}"
+    return (record.variant, told, f"{test['phase']}, {float(test['batch_mean']):.1f} queries a batch", test["why"])
+
+
+def _chart(workload: str, record: ServingRecord, curves: list[Curve]) -> CurveChart:
+    bound_s = record.bound_s or 0.0
+    x = value_axis("queries a second", [x for curve in curves for x in curve.xs], "", "log")
+    y = value_axis(f"p{record.percentile:g} latency", [bound_s, *(y for c in curves for y in c.ys)], "s", "log")
+    guides = ((bound_s, f"bound {units.seconds(bound_s)}"),)
+    threads = f"{record.threads} thread{'s' * (record.threads != 1)}"
+    return CurveChart(f"{workload}, {threads}", workload, x, y, tuple(curves), guides=guides)
+
+
+def table(folder: Path) -> Table | None:
+    """One row a variant, the one that bears most first; None where nothing was served."""
+    records = serving.read(folder)
+    if not records:
+        return None
+    columns = ("workload", "variant", "queries/s", "latency at bound", "p50", "one alone, p50", "offline/s", "batch",
+               "padding", "generator late, p99", "LoadGen")  # fmt: skip
+    rows = []
+    for record in sorted(records, key=lambda found: (found.workload, -(found.qps or 0.0))):
+        why = f"{record.status.value}: {record.reason}" if record.reason else record.status.value
+        load = why if record.qps is None else f"{record.qps:.4g}"
+        if record.qps_lo is not None and record.qps_hi is not None:
+            load += f" [{record.qps_lo:.4g}, {record.qps_hi:.4g}]"
+        rows.append(Row((
+            Cell(record.workload), Cell(record.variant, colour=look(record.variant).colour), Cell(load, record.qps),
+            Cell(units.seconds(record.latency_bound_s), record.latency_bound_s),
+            Cell(units.seconds(record.latency_p50_s), record.latency_p50_s),
+            Cell(units.seconds(record.single_p50_s), record.single_p50_s),
+            Cell(units.count(record.offline_qps), record.offline_qps),
+            Cell("" if record.batch_mean is None else f"{record.batch_mean:.1f}", record.batch_mean),
+            Cell(units.share(record.waste), record.waste),
+            Cell(units.seconds(record.lateness_p99_s), record.lateness_p99_s), Cell(record.loadgen),
+        )))  # fmt: skip
+    return Table("Serving", columns, tuple(rows), filtered=True)

@@ -1,0 +1,103 @@
+"""The grammar of `python -m bench serve`."""
+
+from __future__ import annotations
+
+import argparse
+import re
+from pathlib import Path
+
+from bench.recommend.arguments import time_with_unit
+from bench.run.resume import SEEDS
+from bench.serve.load_test import Bound
+from kernels.host.numbers import seconds, whole
+
+SCENARIOS = ("server", "single-stream", "offline")
+LENGTHS = ("padded", "bucketed")
+
+
+def add_arguments(command: argparse.ArgumentParser) -> None:
+    """Add the options of the command."""
+    add = command.add_argument
+    add(
+        "--workload",
+        action="append",
+        default=[],
+        metavar="GLOB",
+        help="workloads, overrides as seed@hidden=64; may be repeated (default: seed)",
+    )
+    add(
+        "--variant",
+        action="append",
+        default=[],
+        metavar="GLOB",
+        help="variants, which the reference joins; may be repeated (default: onednn and cpu-fused, on a GPU cudnn)",
+    )
+    add(
+        "--bound",
+        type=bound,
+        metavar="pN=TIME",
+        help="latency that must hold, as p99=20ms; required by the scenario server",
+    )
+    add(
+        "--scenario",
+        choices=SCENARIOS,
+        default="server",
+        help="of LoadGen. server: Poisson arrivals, and a search for the highest load at which the bound holds; "
+        "single-stream: one query after the other; offline: all queries at once (default: server)",
+    )
+    add(
+        "--seconds",
+        type=seconds,
+        default=60.0,
+        metavar="S",
+        help="seconds of load for each variant; more where a percentile needs more queries (default: 60)",
+    )
+    add(
+        "--repeats",
+        type=whole(),
+        default=5,
+        metavar="N",
+        help="searches, or tests, of each variant, each in a process of its own (default: 5)",
+    )
+    add("--largest-batch", type=whole(), metavar="N", help="most queries in a batch (default: the workload's batch)")
+    add(
+        "--longest-wait",
+        type=time_with_unit,
+        metavar="TIME",
+        help="longest that a query waits for company, as 2ms (default: a tenth of the bound, or 2ms)",
+    )
+    add(
+        "--lengths",
+        choices=LENGTHS,
+        default="padded",
+        help="padded: whoever comes shares a batch, padded to its longest; bucketed: only queries of about the same "
+        "length do (default: padded)",
+    )
+    add(
+        "--threads",
+        type=whole(),
+        metavar="N",
+        help="CPU threads of the variant (default: the cores that may be used but one, which the generator gets)",
+    )
+    add("--device", choices=("cpu", "cuda"), default="cpu", help="device (default: cpu)")
+    add("--plugin", action="append", default=[], type=Path, metavar="FILE.py", help="as in run; may be repeated")
+    add("--seed", type=whole(0, SEEDS), metavar="N", help="of gates, orders and arrivals (default: new)")
+    add(
+        "--out",
+        type=Path,
+        metavar="DIR",
+        help="new folder, or the folder of a run that has served nothing yet (default: results/runs/TIME-serve)",
+    )
+
+
+def bound(text: str) -> Bound:
+    """`p99=20ms` as a bound."""
+    match = re.fullmatch(r"p([0-9.]+)=(.+)", text.strip())
+    try:
+        percentile = float(match[1]) if match else 0.0
+    except ValueError:
+        percentile = 0.0
+    if match is None or not 0 < percentile < 100:  # noqa: PLR2004 - percent
+        msg = f"{text!r} is not a percentile above p0 and below p100 and a time, as p99=20ms"
+        raise argparse.ArgumentTypeError(msg)
+    return Bound(percentile, time_with_unit(match[2]))

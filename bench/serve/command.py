@@ -1,0 +1,196 @@
+"""`python -m bench serve`: every variant behind a queue, LoadGen in front, and what each can bear."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import importlib.metadata
+import importlib.util
+import random
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from bench import units
+from bench.console import Console
+from bench.errors import UsageError
+from bench.machine import environment
+from bench.plan.cases import REFERENCE, Filters, Selection, Suite
+from bench.records import serving
+from bench.records.folder import RunFolder
+from bench.records.schema import Status
+from bench.records.serving import ServingRecord
+from bench.run import resume
+from bench.run.planning import Described, Plan, make_plan
+from bench.run.worker_process import Settings
+from bench.serve.load_test import Batching, Bound
+from bench.serve.measure import Asked, Serving
+
+WORKLOADS, VARIANTS, VARIANTS_CUDA = ("seed",), ("onednn", "cpu-fused"), ("cudnn",)
+#: Without a bound: the percentile that LoadGen is asked about, and the wait for company.
+PERCENTILE, WAIT_S = 99.0, 2e-3
+#: Share of the bound that a query may wait for company, unless the command line says otherwise.
+WAIT_SHARE = 0.1
+EXIT_OK, EXIT_NOT_OK = 0, 1
+
+
+def serve(arguments: argparse.Namespace, settings: Settings, command: str, cores: int) -> int:
+    """Serve, write the folder, print the table.
+
+    Returns:
+        0 where every variant that can run here was served; 1 where the gate refused one or a process failed.
+
+    Raises:
+        UsageError: bad input.
+    """
+    check(arguments)
+    _refuse(arguments.out)
+    console = Console()
+    plan = _plan(arguments, settings)
+    asked = _asked(arguments)
+    folder = _folder(arguments.out)
+    console.warn_of_threads(settings.threads, cores)
+    if settings.threads >= cores:
+        console.say(
+            f"{settings.threads} threads leave the generator no core of its own ({cores} can be used); its lateness is "
+            f"in the results; --threads {max(1, cores - 1)} leaves it one",
+            "yellow",
+        )
+    runnable = len(plan.left())
+    console.say(
+        f"serve {asked.scenario}: {len(plan.cases)} variants, {runnable} can run here, about "
+        f"{asked.seconds * runnable:.0f} s of load; results in {folder.path}"
+    )
+    seed = random.SystemRandom().randrange(resume.SEEDS) if arguments.seed is None else arguments.seed
+    records: list[ServingRecord] = []
+    start = time.perf_counter()
+    facts = environment.describe(plan.torch_facts, settings.variables())
+    facts["run"] = {
+        "suite": "serve", "command": command, "seed": seed, "plugins": resume.plugin_digests(settings.plugins),
+        "loadgen": importlib.metadata.version("mlcommons-loadgen"),
+    }  # fmt: skip
+    facts["load"] = {"before": environment.load()}
+    try:
+        with folder.locked():
+            for group, cases in plan.groups:
+                console.say(group.name, "bold")
+                measured = Serving(asked, settings, folder.path, console, seed)
+                records += measured.run([_with_batching(case, arguments, asked) for case in cases])
+    finally:
+        facts["load"]["after"] = environment.load()
+        facts["run"]["duration_s"] = round(time.perf_counter() - start, 1)
+        there = (folder.path / "environment.json").exists()
+        folder.write_json("environment-serve.json" if there else "environment.json", facts)
+    show(console, records)
+    _draw(console, folder.path)
+    return EXIT_OK if {record.status for record in records} <= {Status.OK, Status.UNAVAILABLE} else EXIT_NOT_OK
+
+
+def check(arguments: argparse.Namespace) -> None:
+    """Refuse what cannot be served.
+
+    Raises:
+        UsageError: naming what is missing or wrong.
+    """
+    if arguments.scenario == "server" and arguments.bound is None:
+        msg = "the scenario server searches for the highest load under a bound, which is missing; add --bound p99=20ms"
+        raise UsageError(msg)
+    if importlib.util.find_spec("mlperf_loadgen") is None:
+        msg = "the package mlcommons-loadgen is missing, which makes the load; pip install mlcommons-loadgen"
+        raise UsageError(msg)
+    if labelled := [name for name in arguments.variant if "@" in name]:
+        msg = f"--variant {labelled[0]!r} has sizes; they belong to --workload"
+        raise UsageError(msg)
+
+
+def _plan(arguments: argparse.Namespace, settings: Settings) -> Plan:
+    variants = tuple(arguments.variant or (VARIANTS if arguments.device == "cpu" else VARIANTS_CUDA))
+    select = Selection(tuple(arguments.workload or WORKLOADS), (REFERENCE, *variants), ("inference",))
+    suite = Suite("serve", "", (select,), arguments.seconds, device=arguments.device)
+    # Named here, so that what does not exist on the device is told.
+    return make_plan(suite, Filters(variants=(REFERENCE, *variants), threads=settings.threads), settings, build=True)
+
+
+def _asked(arguments: argparse.Namespace) -> Asked:
+    bound = arguments.bound or Bound(PERCENTILE, 0.0)
+    wait_s = arguments.longest_wait
+    if wait_s is None:
+        wait_s = WAIT_SHARE * bound.seconds if arguments.bound else WAIT_S
+    # The largest batch is the workload's unless named; it is filled in for each.
+    batching = Batching(arguments.largest_batch or 0, wait_s, arguments.lengths)
+    return Asked(arguments.scenario, bound, batching, arguments.seconds, arguments.repeats)
+
+
+def _with_batching(described: Described, arguments: argparse.Namespace, asked: Asked) -> tuple[Described, Batching]:
+    largest = arguments.largest_batch or int(described.facts["batch"])
+    return described, dataclasses.replace(asked.batching, largest=largest)
+
+
+def _refuse(out: Path | None) -> None:
+    """Refuse a folder that could not be written into, without making it.
+
+    Raises:
+        UsageError: it has served something already, or cannot be written.
+    """
+    if out is None:
+        return
+    if (out / serving.FILE).exists():
+        msg = f"{out} has a {serving.FILE} already, and nothing is overwritten; name another folder with --out"
+        raise UsageError(msg)
+    if not (out / "records.jsonl").is_file():
+        RunFolder.refuse(out)
+
+
+def _folder(out: Path | None) -> RunFolder:
+    """The folder to write into: a new one, or that of a run that has served nothing."""
+    if out is not None and (out / "records.jsonl").is_file():
+        return RunFolder(out)
+    return RunFolder.create(out, "serve")
+
+
+def show(console: Console, records: Sequence[ServingRecord]) -> None:
+    """Print a row a variant, the one that bears most first."""
+    ordered = sorted(records, key=lambda found: (found.workload, -(found.qps or 0.0)))
+    columns = ["workload", "variant", "queries/s", "latency at bound", "one alone, p50", "offline/s"]
+    console.table([*columns, "batch", "padding", "generator late, p99", "LoadGen"], [row(record) for record in ordered])
+
+
+def row(record: ServingRecord) -> list[str]:
+    """A row of the table."""
+    why = f"{record.status}: {record.reason}" if record.status is not Status.OK else record.reason
+    return [
+        record.workload,
+        record.variant,
+        load_text(record),
+        units.seconds(record.latency_bound_s),
+        units.seconds(record.single_p50_s),
+        units.count(record.offline_qps),
+        "" if record.batch_mean is None else f"{record.batch_mean:.1f}",
+        units.share(record.waste),
+        units.seconds(record.lateness_p99_s),
+        why or record.loadgen,
+    ]
+
+
+def load_text(record: ServingRecord) -> str:
+    """`812 [790, 840]`, in queries a second."""
+    if record.qps is None:
+        return "no figure"
+    if record.qps_lo is None or record.qps_hi is None:
+        return f"{record.qps:.4g}"
+    return f"{record.qps:.4g} [{record.qps_lo:.4g}, {record.qps_hi:.4g}]"
+
+
+def _draw(console: Console, folder: Path) -> None:
+    """Draw latency against load; in the folder of a run, its page is made anew too."""
+    from bench.report import serving as charts  # noqa: PLC0415 - matplotlib is slow to import
+    from bench.report.page import write_report  # noqa: PLC0415
+    from bench.report.plots import write_plots  # noqa: PLC0415
+
+    console.say(f"records: {folder / serving.TABLE}; every LoadGen test: {folder / serving.TESTS.name}")
+    if (folder / "records.jsonl").exists():
+        console.say(f"page: {write_report(folder).page.resolve().as_uri()}", "bold")
+        return
+    written = write_plots(charts.kinds(folder), folder / "plots")
+    for paths in written.values():
+        console.say(f"plot: {paths[0]}", "bold")

@@ -1,0 +1,167 @@
+"""Serving in the child: one variant behind a batching queue, asked by the load generator through a socket.
+
+The generator sends 16 bytes a query (its number and which sequence it asks about), and gets 8 back (its number) when
+the query's batch is done. The sequences are here from the start, so their way over a network is in no latency.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import socket
+import threading
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from bench.gate import batched
+from bench.gate.audit import Audit
+from bench.gate.parity import gate_for
+from bench.plan.cases import Case
+from bench.records.wire import ANSWER, QUERY
+from bench.timing import clock
+from bench.worker.batching_queue import BatchCounts, BatchingQueue, buckets
+from bench.worker.gating import TIMED_SEED, WEIGHTS_SEED, gated, refuse_replaced
+from seq2seq.data.batch import Batch
+from seq2seq.execution.executable import execute
+from seq2seq.execution.variants import VARIANTS
+from seq2seq.workloads.checkpoint import starting_weights
+from seq2seq.workloads.registry import find_workload
+
+Emit = Callable[..., None]
+
+#: Sequences that can be asked about, at least.
+LIBRARY = 256
+#: Seconds that the generator has to connect.
+CONNECT_S = 60.0
+#: Calls of each size before the load, the first of which may compile or choose.
+WARM_CALLS = 3
+
+
+class Server:
+    """A variant, its queue and its gates in this process."""
+
+    def __init__(self, request: dict[str, Any], emit: Emit) -> None:
+        case = Case(**request["case"])
+        self.case, self.largest, self.wait_s = case, request["largest"], request["wait_s"]
+        workload = find_workload(case.workload)
+        emit("stage", name="build and gate", variant=case.variant)
+        weights, batch = starting_weights(workload, WEIGHTS_SEED), workload.make_batch(TIMED_SEED)
+        gate = gate_for(workload, case.mode, case.device)
+        refuse_replaced("a plugin")
+        self.executable = execute(workload, VARIANTS[case.executed], case.mode, case.device, weights)
+        audit = Audit(gate, weights, batch)
+        self._gated = functools.partial(gated, gate, audit, self.executable, self.executable.prepare(batch))
+        count = -(-max(LIBRARY, self.largest) // workload.batch)
+        self.library = batched.QueryLibrary.of([workload.make_batch(seed) for seed in range(count)])
+        longest = [sum(steps) for steps in self.library.lengths]
+        self.bucket_of = buckets(longest) if request["lengths"] == "bucketed" else lambda _: 0
+
+    def run(self, batch: Batch) -> Mapping[str, Tensor]:
+        """Results of a batch by name; call it inside the executable's context."""
+        return self.executable.named(self.executable.call(self.executable.prepare(batch)))
+
+    def check(self, seed: int, when: str, emit: Emit) -> bool:
+        """Gate and audit on the workload's own batch, then a query in a batch against itself alone."""
+        found = self._gated(seed, warm=when == "after")
+        together: dict[str, Any] = {"batched_error": None, "batched_limit": None}
+        if found["passed"]:
+            with self.executable.context():
+                verdict = batched.check(self.run, self.library, self.largest, found["parity_limit"], seed)
+            together = {"batched_error": verdict.error, "batched_limit": verdict.limit}
+            if not verdict.passed:
+                found |= {"passed": False, "reason": verdict.reason}
+        emit("gate", variant=self.case.variant, when=when, **found, **together)
+        return bool(found["passed"])
+
+    def warm_up(self) -> tuple[float, float]:
+        """Call every size that is a power of two, and the largest; returns the seconds of the smallest and largest."""
+        sizes = [2**power for power in range(self.largest.bit_length()) if 2**power < self.largest] + [self.largest]
+        took_s = []
+        with self.executable.context():
+            for size in sizes:
+                batch = self.library.gather([place % len(self.library.lengths) for place in range(size)])
+                for _ in range(WARM_CALLS):
+                    start = time.perf_counter()
+                    self.run(batch)
+                    clock.synchronize(self.case.device)
+                took_s.append(time.perf_counter() - start)
+        return took_s[0], took_s[-1]
+
+    def load(self, path: Path, emit: Emit, *, in_batches: bool) -> None:
+        """Serve one test: whatever comes through a socket at a path, until the other side closes it."""
+        with socket.socket(socket.AF_UNIX) as listening:
+            listening.bind(str(path))
+            listening.listen(1)
+            listening.settimeout(CONNECT_S)
+            emit("listening")
+            connected, _ = listening.accept()
+        # One query after the other has no company to wait for.
+        largest, wait_s = (self.largest, self.wait_s) if in_batches else (1, 0.0)
+        queue = BatchingQueue(largest, wait_s, self.bucket_of)
+        cpu_s = time.process_time()
+        with connected:
+            reader = threading.Thread(target=_receive, args=(connected, queue), daemon=True)
+            reader.start()
+            served = self._serve(queue, connected)
+            reader.join()
+        refuse_replaced(self.case.variant)
+        emit(
+            "served",
+            batches=served.batches,
+            queries=served.queries,
+            waste=served.waste,
+            busy_s=served.busy_s,
+            cpu_s=time.process_time() - cpu_s,
+        )
+
+    def _serve(self, queue: BatchingQueue, connected: socket.socket) -> BatchCounts:
+        served = BatchCounts()
+        with self.executable.context():
+            while taken := queue.take():
+                start = time.perf_counter()
+                samples = [query.sample for query in taken]
+                self.run(self.library.gather(samples))
+                clock.synchronize(self.case.device)
+                served.add([self.library.lengths[sample] for sample in samples], time.perf_counter() - start)
+                # A generator that was ended before its answers came is not this process's concern.
+                with contextlib.suppress(OSError):
+                    connected.sendall(b"".join(ANSWER.pack(query.number) for query in taken))
+        return served
+
+
+def _receive(connected: socket.socket, queue: BatchingQueue) -> None:
+    """Put what comes in into the queue, until the other side closes."""
+    rest = b""
+    with contextlib.suppress(OSError):
+        while data := connected.recv(1 << 16):
+            rest += data
+            whole = len(rest) - len(rest) % QUERY.size
+            queue.put(QUERY.iter_unpack(rest[:whole]))
+            rest = rest[whole:]
+    queue.close()
+
+
+_served: dict[str, Server] = {}
+
+
+def serving(request: dict[str, Any], emit: Emit) -> None:
+    """One step of serving: `begin` builds, gates and warms up, `load` serves one test, `end` gates again."""
+    action = request["action"]
+    if action == "begin":
+        if VARIANTS[Case(**request["case"]).executed].compiler == "dynamo":
+            emit("refused", reason="it compiles anew for each shape, and a queue's batches have many")
+            return
+        server = Server(request, emit)
+        if server.check(request["seed"], "before", emit):
+            emit("stage", name="warm-up", variant=server.case.variant)
+            single_s, largest_s = server.warm_up()
+            emit("ready", single_s=single_s, largest_s=largest_s, samples=len(server.library.lengths))
+            _served["server"] = server
+    elif action == "load":
+        _served["server"].load(Path(request["path"]), emit, in_batches=request["batched"])
+    else:
+        _served["server"].check(request["seed"], "after", emit)
