@@ -8,6 +8,7 @@
 
 #include <cstdint>
 #include <cstring>
+#include <string>
 
 #include "products.h"
 #include "tiles.h"
@@ -18,8 +19,8 @@ namespace {
 // Before a loop over a few registers: GCC keeps an array in registers only where it unrolls all loops over it early.
 #define UNROLLED _Pragma("GCC unroll 8")
 
-// How weights are kept: what Python calls fp32, bf16 and int8.
-enum Kept : int64_t { FP32 = 0, BF16 = 1, INT8 = 2 };
+// How weights are kept: what Python calls fp32, bf16, int8 and split.
+enum Kept : int64_t { FP32 = 0, BF16 = 1, INT8 = 2, SPLIT = 3 };
 
 // Weights of type W, widened to float32 as they are read. `scale` (4H,) belongs to int8 and is null otherwise.
 template <typename W>
@@ -39,8 +40,6 @@ public:
         return (hidden + LANES - 1) / LANES * LANES * depth * 4 * static_cast<int64_t>(sizeof(W));
     }
     static int64_t row_bytes(int64_t) { return 0; }
-    static void begin() {}
-    static void end() {}
     Row prepare(const float* from, char*) const { return from; }
 
     void add(int rows, vec (&sums)[ROWS][4], const Row (&a)[ROWS], int64_t block) const {
@@ -107,8 +106,6 @@ public:
     }
     static int64_t start(int64_t depth, int64_t unit, int gate) { return place(depth, unit, gate, 0) - 4 * VECTOR; }
 
-    static void begin() {}
-    static void end() {}
 
     Row prepare(const float* from, char* room) const {
         const auto vector = [=](int64_t k) {
@@ -234,8 +231,6 @@ public:
         return ((unit / LANES * groups(depth) + k / 2) * 4 + gate) * 2 * LANES + unit % LANES * 2 + k % 2;
     }
 
-    static void begin() {}
-    static void end() {}
 
     Row prepare(const float* from, char* room) const {
         uint16_t* const to = reinterpret_cast<uint16_t*>(room);
@@ -314,13 +309,16 @@ struct Way {
 // What hinders the use of tiles in this process, or an empty text: they are used only once they have been permitted and
 // their products were compared with plain ones.
 const char* no_tiles();
+#else
+inline const char* no_tiles() { return "this processor has no AMX tiles for bf16, or the compiler does not know them"; }
 #endif
 
 // Calls `use` with the way that serves weights kept so on this processor.
 template <typename F>
 auto with_way(int64_t kept, F use) {
 #if defined(HAS_TILES)
-    if (kept == BF16 && !*no_tiles()) return use(Way<Tiles, Tiles>());
+    if (kept == BF16 && !*no_tiles()) return use(Way<Tiles<1>, Tiles<1>>());
+    if (kept == SPLIT && !*no_tiles()) return use(Way<Tiles<2>, Tiles<2>>());
 #endif
 #if defined(HAS_PAIRS)
     if (kept == BF16) return use(Way<Pairs, Pairs>());
@@ -336,12 +334,19 @@ auto with_way(int64_t kept, F use) {
     return use(Way<Widened<float>, Widened<float>>());
 }
 
+// Why weights cannot be kept so in this process, or an empty text.
+inline const char* hinders(int64_t kept) { return kept == SPLIT ? no_tiles() : ""; }
+
 // The instructions that multiply weights kept so.
 inline const char* instructions_for(int64_t kept) {
 #if defined(HAS_TILES)
-    if (kept == BF16) return *no_tiles() ? no_tiles() : "amx-bf16";
+    if (kept == BF16 && !*no_tiles()) return "amx-bf16";
+    if (kept == SPLIT && !*no_tiles()) return "amx-bf16-split";
 #endif
-#if defined(HAS_PAIRS)
+#if defined(HAS_TILES)
+    static const std::string without = std::string("avx512-bf16 (") + no_tiles() + ")";
+    if (kept == BF16) return without.c_str();
+#elif defined(HAS_PAIRS)
     if (kept == BF16) return "avx512-bf16";
 #endif
 #if defined(HAS_BYTES)
