@@ -60,6 +60,28 @@ public:
 // more where the weights do not stay in one either.
 constexpr int64_t PANEL = 48, TALL_PANEL = 192, NEAR = 1 << 20;
 
+// Rows that a matrix multiplies at once, for which variables have room.
+template <typename M>
+constexpr int most_rows = M::AT_ONCE < ROWS ? ROWS : M::AT_ONCE;
+
+// Sums of these rows: a variable of the caller's, or memory of the thread where they are too many for a small stack.
+template <typename M>
+auto& sums_of(vec (&own)[ROWS][4]) {
+    if constexpr (M::AT_ONCE <= ROWS) {
+        return own;
+    } else {
+        alignas(64) static thread_local vec kept[M::AT_ONCE][4];
+        return kept;
+    }
+}
+
+// Rows of a step that one thread converts, up to what is multiplied at once.
+template <typename W>
+int64_t converted_rows(int64_t batch, bool by_rows, int64_t threads) {
+    const int64_t rows = by_rows ? (batch + threads - 1) / threads : batch, whole = W::Recurrent::AT_ONCE;
+    return whole > ROWS ? (rows + whole - 1) / whole * whole : rows;
+}
+
 // Bytes of memory of a team beside the tensors: of all threads together, and of each.
 struct Room {
     int64_t shared, own;
@@ -70,7 +92,7 @@ struct Room {
 template <typename W>
 Room vector_room(int64_t batch, int64_t hidden, int64_t features, bool by_rows, int64_t threads) {
     const int64_t input = features >= 0 ? W::Input::row_bytes(features) : 0;
-    const int64_t rows = by_rows ? (batch + threads - 1) / threads : batch;
+    const int64_t rows = converted_rows<W>(batch, by_rows, threads);
     return {0, rounded(rows * (W::Recurrent::row_bytes(hidden) + input) + PANEL * input)};
 }
 
@@ -91,7 +113,8 @@ inline void project(const Forward* a, const M& input, Cursor place, int64_t coun
             to[r] = a->gates_input + (place.t - start) * a->gi_step + place.b() * a->gi_row;
         }
         const Pieces pieces(height, M::AT_ONCE);
-        vec sums[ROWS][4];
+        vec own_sums[ROWS][4];
+        auto& sums = sums_of<M>(own_sums);
         for (int64_t block = own.first; block < own.end; ++block) {
             const int64_t unit = block * LANES;
             const int n = static_cast<int>(hidden - unit < LANES ? hidden - unit : LANES);
@@ -102,7 +125,7 @@ inline void project(const Forward* a, const M& input, Cursor place, int64_t coun
             }
             for (int64_t piece = 0, row = 0; row < height; row += pieces[piece], ++piece) {
                 const int rows = pieces[piece];
-                typename M::Row from[ROWS];
+                typename M::Row from[most_rows<M>];
                 for (int r = 0; r < rows; ++r) {
                     from[r] = panel[row + r];
                     for (int gate = 0; gate < 4; ++gate) {
@@ -153,11 +176,13 @@ void vector_walk(const Forward* a, const Lengths& lengths, Barrier& barrier, cha
     const bool before_steps = given && !in_step;
     const int64_t state_bytes = Recurrent::row_bytes(hidden);
     const int64_t input_bytes = a->features >= 0 ? Input::row_bytes(a->features) : 0;
-    const int64_t converted = a->by_rows ? (a->batch + threads - 1) / threads : a->batch;
+    const int64_t converted = converted_rows<W>(a->batch, a->by_rows, threads);
     char* const states_room = room;
     char* const inputs_room = states_room + converted * state_bytes;
     char* const panel_room = inputs_room + converted * input_bytes;
-    vec sums[ROWS][4];
+    vec own_sums[ROWS][4];
+    auto& sums = sums_of<Recurrent>(own_sums);
+    Recurrent::begin(a->batch * a->steps);
     int64_t start = 0, end = 0;  // steps that gates_input holds
     for (int64_t s = 0; s < a->steps; ++s) {
         const int64_t t = a->reverse ? a->steps - 1 - s : s;
@@ -194,8 +219,8 @@ void vector_walk(const Forward* a, const Lengths& lengths, Barrier& barrier, cha
                 plus[gate] = load(a->bias_ih + gate * hidden + unit, n) + load(a->bias_hh + gate * hidden + unit, n);
             for (int64_t piece = 0, row = 0; row < running; row += pieces[piece], ++piece) {
                 const int rows = pieces[piece];
-                typename Input::Row inputs[ROWS];
-                typename Recurrent::Row states[ROWS];
+                typename Input::Row inputs[most_rows<Input>];
+                typename Recurrent::Row states[most_rows<Recurrent>];
                 for (int r = 0; r < rows; ++r) {
                     const int64_t b = mine[row + r];
                     if (in_step) inputs[r] = prepared<Input>(input_row(b), inputs_room + (row + r) * input_bytes);
@@ -218,6 +243,16 @@ void vector_walk(const Forward* a, const Lengths& lengths, Barrier& barrier, cha
                     const float* in = in_step ? nullptr : a->gates_input + (t - start) * a->gi_step + b * a->gi_row + unit;
                     for (int gate = 0; gate < 4; ++gate)
                         sums[r][gate] += in_step ? plus[gate] : load(in + gate * hidden, n);
+#if defined(__AVX512F__) && defined(__AVX512DQ__)
+                    if constexpr (Recurrent::THREE_DIVISIONS) {
+                        __m512 state = (__m512)c;
+                        const vec value = (vec)cell_of((__m512)sums[r][0], (__m512)sums[r][1], (__m512)sums[r][2], (__m512)sums[r][3], state);
+                        store(c_at, (vec)state, n);
+                        store(after + b * hidden + unit, value, n);
+                        store(a->output + t * a->out_step + b * a->out_row + unit, value, n);
+                        continue;
+                    }
+#endif
                     const vec i = sigmoid(sums[r][0]), f = sigmoid(sums[r][1]);
                     const vec g = tanh_of(sums[r][2]), o = sigmoid(sums[r][3]);
                     c = f * c + i * g;
@@ -252,6 +287,7 @@ void vector_walk(const Forward* a, const Lengths& lengths, Barrier& barrier, cha
         after = spare;
         spare = const_cast<float*>(before);
     }
+    Recurrent::end(a->batch * a->steps);
     // h_n may be the memory of h0, which is read in the first step alone.
     for (int64_t i = 0; i < mine.count && first < last; ++i)
         std::memcpy(a->h_n + mine[i] * hidden + first, before + mine[i] * hidden + first, 4 * (last - first));

@@ -14,6 +14,9 @@
 #if !defined(WIDEN) && defined(__AVX512BF16__) && \
     (defined(EMULATED_TILES) || (defined(__AMX_TILE__) && defined(__AMX_BF16__) && defined(__linux__)))
 #define HAS_TILES 1
+#if defined(__AVX512VNNI__) && defined(__AVX512BW__) && (defined(EMULATED_TILES) || defined(__AMX_INT8__))
+#define HAS_BYTE_TILES 1
+#endif
 
 #if !defined(EMULATED_TILES)
 #include <sys/syscall.h>
@@ -74,6 +77,19 @@ void multiply_tiles() {
             std::memcpy(emulated.tile[C][m] + 4 * n, &sum, 4);
         }
 }
+// Unsigned bytes by signed ones, sums of 32 bits.
+template <int C, int A, int B>
+void multiply_byte_tiles() {
+    for (int m = 0; m < rows_of_tile<C>(); ++m)
+        for (int n = 0; n < 16; ++n) {
+            int32_t sum;
+            std::memcpy(&sum, emulated.tile[C][m] + 4 * n, 4);
+            for (int k = 0; k < TILE_ROWS; ++k)
+                for (int i = 0; i < 4; ++i)
+                    sum += emulated.tile[A][m][4 * k + i] * static_cast<int8_t>(emulated.tile[B][k][4 * n + i]);
+            std::memcpy(emulated.tile[C][m] + 4 * n, &sum, 4);
+        }
+}
 #else
 // Linux gives a process the tile registers on request, all its threads at once.
 inline bool tiles_permitted() {
@@ -109,6 +125,11 @@ void store_tile(void* to, int64_t stride) {
 template <int C, int A, int B>
 void multiply_tiles() {
     asm volatile("tdpbf16ps %%tmm%c2, %%tmm%c1, %%tmm%c0" ::"i"(C), "i"(A), "i"(B));
+}
+// Unsigned bytes by signed ones, sums of 32 bits.
+template <int C, int A, int B>
+void multiply_byte_tiles() {
+    asm volatile("tdpbusd %%tmm%c2, %%tmm%c1, %%tmm%c0" ::"i"(C), "i"(A), "i"(B));
 }
 #endif
 

@@ -1,4 +1,4 @@
-// Weights in the order in which the kernel reads them, and marks by which a change of their values is noticed.
+// How weights that are kept so are multiplied here, their order in which the kernel reads them, and marks by which a change of their values is noticed.
 
 #pragma once
 
@@ -10,11 +10,92 @@
 #include <type_traits>
 #include <vector>
 
+#include "byte_tiles.h"
 #include "matrices.h"
 #include "status.h"
 #include "vectors.h"
 
 namespace {
+
+#if defined(__AVX512F__)
+#define WIDENED_BY "avx512-fma"
+#elif defined(__AVX2__)
+#define WIDENED_BY "avx2-fma"
+#elif defined(__ARM_NEON)
+#define WIDENED_BY "neon"
+#else
+#define WIDENED_BY "generic"
+#endif
+
+// How the two matrices of a direction are multiplied; both are packed alike.
+template <typename I, typename R>
+struct Way {
+    using Input = I;
+    using Recurrent = R;
+};
+
+#if defined(HAS_TILES)
+// What hinders the use of tiles in this process, or an empty text: they are used only once they have been permitted and
+// their products were compared with plain ones.
+const char* no_tiles();
+#else
+inline const char* no_tiles() { return "this processor has no AMX tiles for bf16, or the compiler does not know them"; }
+#endif
+
+#if defined(HAS_BYTE_TILES)
+// The same of tiles of integers.
+const char* no_byte_tiles();
+#endif
+
+// Calls `use` with the way that serves weights kept so on this processor.
+template <typename F>
+auto with_way(int64_t kept, F use) {
+#if defined(HAS_TILES)
+    if (kept == BF16 && !*no_tiles()) return use(Way<Tiles<1>, Tiles<1>>());
+    if (kept == SPLIT && !*no_tiles()) return use(Way<Tiles<2>, Tiles<2>>());
+#endif
+#if defined(HAS_PAIRS)
+    if (kept == BF16) return use(Way<Pairs, Pairs>());
+#else
+    if (kept == BF16) return use(Way<Widened<uint16_t>, Widened<uint16_t>>());
+#endif
+#if defined(HAS_BYTE_TILES)
+    if (kept == INT8 && !*no_byte_tiles()) return use(Way<ByteTiles<2>, ByteTiles<1>>());
+#endif
+#if defined(HAS_BYTES)
+    // The input's values may lie far apart; |h| is below 1, and 8 bits of it err less than 8 bits of weights.
+    if (kept == INT8) return use(Way<Bytes<2>, Bytes<1>>());
+#else
+    if (kept == INT8) return use(Way<Widened<int8_t>, Widened<int8_t>>());
+#endif
+    return use(Way<Widened<float>, Widened<float>>());
+}
+
+// Why weights cannot be kept so in this process, or an empty text.
+inline const char* hinders(int64_t kept) { return kept == SPLIT ? no_tiles() : ""; }
+
+// The instructions that multiply weights kept so.
+inline const char* instructions_for(int64_t kept) {
+#if defined(HAS_TILES)
+    if (kept == BF16 && !*no_tiles()) return "amx-bf16";
+    if (kept == SPLIT && !*no_tiles()) return "amx-bf16-split";
+#endif
+#if defined(HAS_TILES)
+    static const std::string without = std::string("avx512-bf16 (") + no_tiles() + ")";
+    if (kept == BF16) return without.c_str();
+#elif defined(HAS_PAIRS)
+    if (kept == BF16) return "avx512-bf16";
+#endif
+#if defined(HAS_BYTE_TILES)
+    if (kept == INT8 && !*no_byte_tiles()) return "amx-int8";
+    static const std::string bytes_without = std::string("avx512-vnni (") + no_byte_tiles() + ")";
+    if (kept == INT8) return bytes_without.c_str();
+#elif defined(HAS_BYTES)
+    if (kept == INT8) return "avx512-vnni";
+#endif
+    (void)kept;
+    return WIDENED_BY;
+}
 
 // How a row of weights is rounded to int8: by its largest value, which becomes 127.
 struct Rounding {
@@ -190,6 +271,52 @@ const char* no_tiles() {
     static const char* const found = !tiles_permitted()                                     ? "the system permits no AMX tiles"
                                      : !tiles_are_right<1>() || !tiles_are_right<2>() ? "AMX tiles failed their check"
                                                                                       : "";
+    return found;
+}
+#endif
+
+#if defined(HAS_BYTE_TILES)
+// Compares sums of integers by tiles with those of vectors, which must be the same.
+template <int PARTS>
+bool byte_tiles_are_right() {
+    uint32_t bits = 1;
+    const auto next = [&bits] { return static_cast<float>(static_cast<int32_t>(bits = bits * 1664525u + 1013904223u) >> 20) / 2048.0f; };
+    using M = ByteTiles<PARTS>;
+    bool right = true;
+    for (int64_t depth : {1, 63, 130}) {
+        constexpr int rows = TILE_ROWS, few = M::LEAST - 1;
+        const int64_t hidden = 19;
+        std::vector<float> weight(4 * hidden * depth), x(rows * depth), scale(4 * hidden);
+        for (float& value : weight) value = next();
+        for (float& value : x) value = next();
+        Memory<char> packed(M::size(hidden, depth), "a check of tiles"), room(rows * M::row_bytes(depth), "a check of tiles");
+        pack(static_cast<M*>(nullptr), weight.data(), packed.data(), scale.data(), hidden, depth);
+        const M matrix(packed.data(), scale.data(), hidden, depth);
+        typename M::Row from[rows];
+        for (int r = 0; r < rows; ++r) from[r] = matrix.prepare(x.data() + r * depth, room.data() + r * M::row_bytes(depth));
+        M::begin(rows);
+        for (int64_t block = 0; block < 2; ++block) {
+            vec together[rows][4] = {}, apart[rows][4] = {};
+            matrix.add(rows, together, from, block);
+            for (int r = 0; r < rows; r += few) {
+                vec own[rows][4] = {};
+                typename M::Row some[rows];
+                const int count = rows - r < few ? rows - r : few;
+                for (int i = 0; i < count; ++i) some[i] = from[r + i];
+                matrix.add(count, own, some, block);
+                std::memcpy(apart[r], own, count * sizeof own[0]);
+            }
+            right = right && std::memcmp(together, apart, sizeof apart) == 0;
+        }
+        M::end(rows);
+    }
+    return right;
+}
+
+const char* no_byte_tiles() {
+    static const char* const found = !tiles_permitted()                                               ? "the system permits no AMX tiles"
+                                     : !byte_tiles_are_right<1>() || !byte_tiles_are_right<2>() ? "AMX tiles failed their check"
+                                                                                                : "";
     return found;
 }
 #endif
