@@ -27,6 +27,10 @@ FEWER_BITS = [*TARGETS, f"{QUICK} -DWIDEN"]
 TILES = f"{QUICK} -DEMULATED_TILES"
 if "avx512_bf16" in build.cpu_flags():
     FEWER_BITS.append(TILES)
+#: Builds with how each can keep its weights in fewer bits: split in two parts needs tiles.
+KEPT = [(target, storage) for target in FEWER_BITS for storage in ("bf16", "int8")]
+_TILED = [TILES, *([build.NATIVE] if "amx_bf16" in build.cpu_flags() else [])]
+KEPT += [(target, "split") for target in FEWER_BITS if target in _TILED]
 
 
 @contextlib.contextmanager

@@ -147,6 +147,23 @@ def test_the_yardstick_of_bf16_weights_rounds_what_is_kept_so():
         assert gate.check(executable, seed).passed, seed
 
 
+def test_split_numbers_are_judged_far_below_bf16():
+    """What rounds to bf16 alone is refused where numbers are split in two; float32 passes, and split numbers do."""
+    workload = find_workload("deepbench@batch=3,hidden=33,length=9")
+    gate = Gate(workload, "inference", "cpu")
+    for name, passes in (("cpu-fused-bf16", False), ("cpu-fused", True), ("cpu-fused-split", True)):
+        variant = dataclasses.replace(VARIANTS[name], precision="bf16-split")
+        if not variant.why_not("cpu", "inference", workload):
+            assert gate.check(built(variant, workload, "inference"), 3).passed is passes, name
+
+
+@pytest.mark.parametrize("defect", DEFECTS)
+def test_a_planted_defect_is_refused_among_split_numbers(defect):
+    """Each of the six mistakes is above the limit for numbers split in two."""
+    for workload in SMALL:
+        assert not verdict_on(DEFECTS[defect], workload, "inference", precision="bf16-split").passed
+
+
 def test_a_gradient_whose_terms_cancel_is_judged_by_the_terms():
     """An error that is large beside what is left of them and small beside them passes; beside them it is refused."""
     truth = {"grad attention.query.bias": torch.full((4,), 1e-3), "grad attention.key.weight": torch.ones(4, 4)}

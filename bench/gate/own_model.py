@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor
 
-from bench.gate.parity import Gate, gate_for, judge
+from bench.gate.parity import Gate, gate_for, judge, kept_weights
 from bench.gate.tolerance import ROUNDOFF, Verdict
 from seq2seq.execution.variants import REFERENCE
 from seq2seq.models.weights import Weights
@@ -68,11 +68,8 @@ class OwnGate(Gate):
             variant = dataclasses.replace(variant, name=f"amp-{precision}", precision=precision, autocast=True)
         elif precision == "int8":
             variant, weights = dataclasses.replace(variant, lstm="rounded"), self.rounded(weights)
-        elif precision == "bf16-weights":
-            weights = {
-                name: value.bfloat16().float() if "weight_ih_l" in name or "weight_hh_l" in name else value
-                for name, value in weights.items()
-            }
+        elif precision in {"bf16-weights", "bf16-split"}:
+            weights = kept_weights(weights, precision)
         elif self.workload.narrow:
             weights = nudged(weights)
         executable = execute_own(self.workload, variant, self.mode, self.device, weights)

@@ -26,6 +26,9 @@ printed).
   the reference's error on one problem may be small by luck: what is refused is judged by its usual error too.
 - kinks: the gradient of a pinball loss jumps where an error is zero; problems keep away from there (`kinked_losses`).
 - tf32 rounds its products like fp16 and takes its numbers.
+- bf16-split: each factor of the LSTMs' products is the sum of two bf16 numbers, so its roundoff is 2^-16: the rest
+  after the first, 2^-8, is rounded to 2^-8 of itself, and the product of two such rests is left out. The floor is one
+  roundoff, as that of bf16-weights, the cap that of fp32, and the yardstick the reference with its matrices split so.
 - int8: the reference's error is that of the loop in fp32 with weights and inputs on the grids of dynamic quantisation.
   Over 25 random problems torch's int8 erred 0.77 to 1.19 times as much in outputs, h and c; the loss up to 11 times,
   at 1.9e-3, half the floor. Its largest error was 3.8e-2.
@@ -320,13 +323,8 @@ class Gate:
         truth = self._truth(weights, batch) if self.mode == "decode" else None
         if precision == "int8":
             variant, weights = dataclasses.replace(variant, lstm="rounded"), self.rounded(weights)
-        if precision == "bf16-weights":
-            variant = dataclasses.replace(variant, precision="fp32")
-            # The LSTMs' matrices alone are kept so; those of a head would err in directions of their own.
-            weights = {
-                name: value.bfloat16().float() if "weight_ih_l" in name or "weight_hh_l" in name else value
-                for name, value in weights.items()
-            }
+        if precision in {"bf16-weights", "bf16-split"}:
+            variant, weights = dataclasses.replace(variant, precision="fp32"), kept_weights(weights, precision)
         executable = execute(
             self.workload, variant, self.mode, self.device, weights, stored=precision in {"bf16", "fp16"}
         )
@@ -336,6 +334,22 @@ class Gate:
         if truth is not None:
             return {name: torch.tensor(error) for name, error in truth.errors(found).items()}
         return found
+
+
+def kept_weights(weights: Weights, precision: str) -> Weights:
+    """Weights whose LSTMs' matrices are rounded to bf16, or to the sum of two bf16 numbers for `bf16-split`.
+
+    The matrices alone are kept so; those of a head would err in directions of their own.
+    """
+
+    def rounded(value: Tensor) -> Tensor:
+        high = value.bfloat16().float()
+        return high + (value - high).bfloat16().float() if precision == "bf16-split" else high
+
+    return {
+        name: rounded(value) if "weight_ih_l" in name or "weight_hh_l" in name else value
+        for name, value in weights.items()
+    }
 
 
 def true_quantities(config: Config, mode: str, device: str, weights: Weights, batch: Batch) -> dict[str, Tensor]:

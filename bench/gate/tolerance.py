@@ -30,6 +30,7 @@ ROUNDOFF = {
     "bf16": 2.0**-8,
     "int8": 2.0**-8,
     "bf16-weights": 2.0**-8,
+    "bf16-split": 2.0**-16,
 }
 TOLERANCES = {
     "fp32": Tolerance(64 * ROUNDOFF["fp32"], 2.5e-4),
@@ -38,6 +39,7 @@ TOLERANCES = {
     "bf16": Tolerance(4 * ROUNDOFF["bf16"], 2.5e-1),
     "int8": Tolerance(ROUNDOFF["int8"], 1e-1),
     "bf16-weights": Tolerance(ROUNDOFF["bf16-weights"], 5e-2),
+    "bf16-split": Tolerance(ROUNDOFF["bf16-split"], 2.5e-4),
 }
 
 

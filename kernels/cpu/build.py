@@ -209,6 +209,7 @@ def _declare(native: ctypes.CDLL) -> None:
     native.lanes.restype = native.cores.restype = number
     native.failure.restype = ctypes.c_char_p
     native.instructions.restype, native.instructions.argtypes = ctypes.c_char_p, [number]
+    native.hindrance.restype, native.hindrance.argtypes = ctypes.c_char_p, [number]
     native.packed_bytes.restype, native.packed_bytes.argtypes = number, [number] * 3
     native.mark.restype, native.mark.argtypes = ctypes.c_uint64, [pointer, number]
     native.mark_all.restype, native.mark_all.argtypes = ctypes.c_uint64, [pointer, number]

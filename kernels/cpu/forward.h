@@ -1,11 +1,10 @@
-// The walk of one direction of a layer forward through time, with the projection of its input.
+// The walk of one direction of a layer forward through time by vectors, with the projection of its input.
 
 #pragma once
 
 #include <algorithm>
 #include <cstdint>
 #include <cstring>
-#include <type_traits>
 
 #include "matrices.h"
 #include "products.h"
@@ -44,62 +43,57 @@ inline bool projects_in_step(int64_t batch, int64_t features, bool by_rows, int6
     return rows >= ROWS && features <= 2 * rows;
 }
 
-// Pieces of at most so many rows, as equal as can be: 32 by 6 are 6 + 6 + 5 + 5 + 5 + 5, and no last one of 2. Of tiles,
-// which take as long with few rows as with many, all but the last are whole: 48 by 32 are 32 + 16.
+// Pieces of at most so many rows, as equal as can be: 32 by 6 are 6 + 6 + 5 + 5 + 5 + 5, and no last one of 2.
 class Pieces {
-    int64_t least, larger, last = INT64_MAX, rest = 0;
+    int64_t least, larger;
 
 public:
-    Pieces(int64_t rows, int64_t at_once, bool whole = false) {
+    Pieces(int64_t rows, int64_t at_once) {
         const int64_t count = rows <= at_once ? 1 : (rows + at_once - 1) / at_once;
-        least = count == 1 ? rows : whole ? at_once : rows / count;
-        larger = whole ? 0 : rows - least * count;
-        if (whole && count > 1) last = count - 1, rest = rows - last * at_once;
+        least = rows / count;
+        larger = rows - least * count;
     }
-    int operator[](int64_t i) const { return static_cast<int>(i == last ? rest : least + (i < larger)); }
+    int operator[](int64_t i) const { return static_cast<int>(least + (i < larger)); }
 };
-
-// Sums of a piece of rows: a variable of the caller's, or memory of the thread where they are too many for a small stack.
-template <int N>
-using Sums = vec[N < ROWS ? ROWS : N][4];
-template <bool TILED, int N>
-using OnStack = std::conditional_t<TILED, char, Sums<N>>;
-template <int N>
-Sums<N>& sums_of(Sums<N>& own) { return own; }
-template <int N>
-Sums<N>& sums_of(char&) {
-    alignas(64) static thread_local Sums<N> kept;
-    return kept;
-}
 
 // Rows that are projected together, by all blocks of a thread, while they and what comes of them stay in a near cache;
 // more where the weights do not stay in one either.
 constexpr int64_t PANEL = 48, TALL_PANEL = 192, NEAR = 1 << 20;
 
-// Rows of a step that one thread of a team converts, up to a whole number of tiles.
+// Rows that a matrix multiplies at once, for which variables have room.
+template <typename M>
+constexpr int most_rows = M::AT_ONCE < ROWS ? ROWS : M::AT_ONCE;
+
+// Sums of these rows: a variable of the caller's, or memory of the thread where they are too many for a small stack.
+template <typename M>
+auto& sums_of(vec (&own)[ROWS][4]) {
+    if constexpr (M::AT_ONCE <= ROWS) {
+        return own;
+    } else {
+        alignas(64) static thread_local vec kept[M::AT_ONCE][4];
+        return kept;
+    }
+}
+
+// Rows of a step that one thread converts, up to what is multiplied at once.
 template <typename W>
-int64_t rows_of_thread(int64_t batch, bool by_rows, int64_t threads) {
-    const int64_t rows = by_rows ? (batch + threads - 1) / threads : batch, at_once = W::Recurrent::AT_ONCE;
-    return W::Recurrent::TILED ? (rows + at_once - 1) / at_once * at_once : rows;
+int64_t converted_rows(int64_t batch, bool by_rows, int64_t threads) {
+    const int64_t rows = by_rows ? (batch + threads - 1) / threads : batch, whole = W::Recurrent::AT_ONCE;
+    return whole > ROWS ? (rows + whole - 1) / whole * whole : rows;
 }
 
-// Memory in which one thread of a team converts rows for a matrix: those of a step, and a panel. It is the thread's own
-// for all layers of a call, which threads need not reach at the same time: `features` are those of the widest.
-inline int64_t thread_room(int64_t kept, int64_t batch, int64_t hidden, int64_t features, bool by_rows, int64_t threads) {
-    return with_way(kept, [=](auto way) {
-        using W = decltype(way);
-        const int64_t input = features >= 0 ? W::Input::row_bytes(features) : 0;
-        const int64_t rows = rows_of_thread<W>(batch, by_rows, threads);
-        return rounded(rows * (W::Recurrent::row_bytes(hidden) + input) + PANEL * input);
-    });
-}
+// Bytes of memory of a team beside the tensors: of all threads together, and of each.
+struct Room {
+    int64_t shared, own;
+    int64_t of(int64_t threads) const { return shared + threads * own; }
+};
 
-// The same of a whole team, which may become smaller than asked for: its rows are then more a thread.
-inline int64_t room_bytes(int64_t kept, int64_t batch, int64_t hidden, int64_t features, bool by_rows, int64_t threads) {
-    int64_t most = 0;
-    for (int64_t members = 1; members <= threads; ++members)
-        most = std::max(most, members * thread_room(kept, batch, hidden, features, by_rows, members));
-    return most;
+// The same where rows are converted for a matrix: those of a step, and a panel.
+template <typename W>
+Room vector_room(int64_t batch, int64_t hidden, int64_t features, bool by_rows, int64_t threads) {
+    const int64_t input = features >= 0 ? W::Input::row_bytes(features) : 0;
+    const int64_t rows = converted_rows<W>(batch, by_rows, threads);
+    return {0, rounded(rows * (W::Recurrent::row_bytes(hidden) + input) + PANEL * input)};
 }
 
 // gates_input of `count` of a thread's places from a cursor on, in its blocks of hidden units: x times weight_ih and
@@ -110,7 +104,7 @@ inline void project(const Forward* a, const M& input, Cursor place, int64_t coun
     const int64_t most = M::PREPARES || M::size(hidden, a->features) <= NEAR ? PANEL : TALL_PANEL;
     typename M::Row panel[TALL_PANEL];
     float* to[TALL_PANEL];
-    const Pieces panels(count, most, M::TILED);
+    const Pieces panels(count, most);
     for (int64_t done = 0, which = 0; done < count; done += panels[which], ++which) {
         const int64_t height = panels[which];
         for (int64_t r = 0; r < height; ++r, place.advance(1)) {
@@ -118,9 +112,9 @@ inline void project(const Forward* a, const M& input, Cursor place, int64_t coun
                                      room + r * M::row_bytes(a->features));
             to[r] = a->gates_input + (place.t - start) * a->gi_step + place.b() * a->gi_row;
         }
-        const Pieces pieces(height, M::AT_ONCE, M::TILED);
-        OnStack<M::TILED, M::AT_ONCE> own_sums;
-        auto& sums = sums_of<M::AT_ONCE>(own_sums);
+        const Pieces pieces(height, M::AT_ONCE);
+        vec own_sums[ROWS][4];
+        auto& sums = sums_of<M>(own_sums);
         for (int64_t block = own.first; block < own.end; ++block) {
             const int64_t unit = block * LANES;
             const int n = static_cast<int>(hidden - unit < LANES ? hidden - unit : LANES);
@@ -131,7 +125,7 @@ inline void project(const Forward* a, const M& input, Cursor place, int64_t coun
             }
             for (int64_t piece = 0, row = 0; row < height; row += pieces[piece], ++piece) {
                 const int rows = pieces[piece];
-                typename M::Row from[sizeof sums / sizeof sums[0]];
+                typename M::Row from[most_rows<M>];
                 for (int r = 0; r < rows; ++r) {
                     from[r] = panel[row + r];
                     for (int gate = 0; gate < 4; ++gate) {
@@ -156,9 +150,9 @@ typename M::Row prepared(const float* from, const char* converted) {
 }
 
 // One direction of a layer, in each thread of a team: `blocks` of hidden units or rows of the batch are shared out.
-// `room` is the thread's own thread_room.
+// `room` is the thread's own.
 template <typename W>
-void walk(const Forward* a, const Lengths& lengths, Barrier& barrier, char* room, int thread, int threads) {
+void vector_walk(const Forward* a, const Lengths& lengths, Barrier& barrier, char* room, int thread, int threads) {
     using Input = typename W::Input;
     using Recurrent = typename W::Recurrent;
     const Input input(a->packed_ih, a->scale_ih, a->hidden, a->features);
@@ -182,14 +176,13 @@ void walk(const Forward* a, const Lengths& lengths, Barrier& barrier, char* room
     const bool before_steps = given && !in_step;
     const int64_t state_bytes = Recurrent::row_bytes(hidden);
     const int64_t input_bytes = a->features >= 0 ? Input::row_bytes(a->features) : 0;
-    const int64_t converted = rows_of_thread<W>(a->batch, a->by_rows, threads);
+    const int64_t converted = converted_rows<W>(a->batch, a->by_rows, threads);
     char* const states_room = room;
     char* const inputs_room = states_room + converted * state_bytes;
     char* const panel_room = inputs_room + converted * input_bytes;
-    constexpr int AT_ONCE = std::max(Input::AT_ONCE, Recurrent::AT_ONCE);
-    OnStack<Recurrent::TILED, AT_ONCE> own_sums;
-    auto& sums = sums_of<AT_ONCE>(own_sums);
-    Recurrent::begin();
+    vec own_sums[ROWS][4];
+    auto& sums = sums_of<Recurrent>(own_sums);
+    Recurrent::begin(a->batch * a->steps);
     int64_t start = 0, end = 0;  // steps that gates_input holds
     for (int64_t s = 0; s < a->steps; ++s) {
         const int64_t t = a->reverse ? a->steps - 1 - s : s;
@@ -215,8 +208,7 @@ void walk(const Forward* a, const Lengths& lengths, Barrier& barrier, char* room
                 if (in_step) input.prepare(input_row(b), inputs_room + i * input_bytes);
                 if (recurs) recurrent.prepare(before + b * hidden, states_room + i * state_bytes);
             }
-        const Pieces pieces(running, in_step ? std::min(Input::AT_ONCE, Recurrent::AT_ONCE) : Recurrent::AT_ONCE,
-                            Recurrent::TILED);
+        const Pieces pieces(running, in_step ? std::min(Input::AT_ONCE, Recurrent::AT_ONCE) : Recurrent::AT_ONCE);
         for (int64_t i = own.first; i < own.end; ++i) {
             // Every other step goes the other way: what a cache too small for all weights still holds is wanted first.
             const int64_t block = s % 2 ? own.end - 1 - (i - own.first) : i;
@@ -227,8 +219,8 @@ void walk(const Forward* a, const Lengths& lengths, Barrier& barrier, char* room
                 plus[gate] = load(a->bias_ih + gate * hidden + unit, n) + load(a->bias_hh + gate * hidden + unit, n);
             for (int64_t piece = 0, row = 0; row < running; row += pieces[piece], ++piece) {
                 const int rows = pieces[piece];
-                typename Input::Row inputs[sizeof sums / sizeof sums[0]];
-                typename Recurrent::Row states[sizeof sums / sizeof sums[0]];
+                typename Input::Row inputs[most_rows<Input>];
+                typename Recurrent::Row states[most_rows<Recurrent>];
                 for (int r = 0; r < rows; ++r) {
                     const int64_t b = mine[row + r];
                     if (in_step) inputs[r] = prepared<Input>(input_row(b), inputs_room + (row + r) * input_bytes);
@@ -251,6 +243,16 @@ void walk(const Forward* a, const Lengths& lengths, Barrier& barrier, char* room
                     const float* in = in_step ? nullptr : a->gates_input + (t - start) * a->gi_step + b * a->gi_row + unit;
                     for (int gate = 0; gate < 4; ++gate)
                         sums[r][gate] += in_step ? plus[gate] : load(in + gate * hidden, n);
+#if defined(__AVX512F__) && defined(__AVX512DQ__)
+                    if constexpr (Recurrent::THREE_DIVISIONS) {
+                        __m512 state = (__m512)c;
+                        const vec value = (vec)cell_of((__m512)sums[r][0], (__m512)sums[r][1], (__m512)sums[r][2], (__m512)sums[r][3], state);
+                        store(c_at, (vec)state, n);
+                        store(after + b * hidden + unit, value, n);
+                        store(a->output + t * a->out_step + b * a->out_row + unit, value, n);
+                        continue;
+                    }
+#endif
                     const vec i = sigmoid(sums[r][0]), f = sigmoid(sums[r][1]);
                     const vec g = tanh_of(sums[r][2]), o = sigmoid(sums[r][3]);
                     c = f * c + i * g;
@@ -285,14 +287,10 @@ void walk(const Forward* a, const Lengths& lengths, Barrier& barrier, char* room
         after = spare;
         spare = const_cast<float*>(before);
     }
-    Recurrent::end();
+    Recurrent::end(a->batch * a->steps);
     // h_n may be the memory of h0, which is read in the first step alone.
     for (int64_t i = 0; i < mine.count && first < last; ++i)
         std::memcpy(a->h_n + mine[i] * hidden + first, before + mine[i] * hidden + first, 4 * (last - first));
-}
-
-void walk(const Forward* a, int64_t kept, const Lengths& lengths, Barrier& barrier, char* room, int thread, int threads) {
-    with_way(kept, [&](auto way) { walk<decltype(way)>(a, lengths, barrier, room, thread, threads); });
 }
 
 }  // namespace

@@ -79,6 +79,15 @@ def instructions(storage: str = "fp32") -> str:
     return str(library().instructions(STORAGE[storage][0]).decode())
 
 
+def storage_hindrance(storage: str) -> str | None:
+    """Reason why weights cannot be kept as a key of `kernels.cpu.packing.STORAGE` on this machine, or None.
+
+    Raises:
+        BuildError: where the kernel cannot be built.
+    """
+    return str(library().hindrance(STORAGE[storage][0]).decode()) or None
+
+
 def forward(args: Forward, storage: str = "fp32") -> None:
     """Run a forward recurrence on CPU tensors, its weights kept as a key of `kernels.cpu.packing.STORAGE`."""
     native = library()
@@ -87,7 +96,7 @@ def forward(args: Forward, storage: str = "fp32") -> None:
     scratch = args.h_n.new_empty(2, batch, hidden)
     threads, by_rows = team(work(batch, steps, hidden), batch, hidden)
     for d in range(directions):
-        packed = pack(args.weight_hh[d], "forward", storage, whole=long(batch, steps, threads))
+        packed = pack(args.weight_hh[d], "forward", storage, whole=long(batch, steps, threads, storage))
         native.lstm_forward(ctypes.byref(ForwardArgs(
             batch, steps, hidden, d, threads, by_rows,
             *strided(args.gates_input[:, :, d]), steps, *_NO_INPUT,
@@ -140,9 +149,9 @@ def fitting(own: tuple[Tensor, ...], features: int, hidden: int) -> list[Tensor]
     return [value if value.is_contiguous() else value.contiguous() for value in own]
 
 
-def long(batch: int, steps: int, threads: int) -> bool:
+def long(batch: int, steps: int, threads: int, storage: str = "fp32") -> bool:
     """Return whether a call multiplies enough rows for one thread's look at all weights to be a twentieth of it."""
-    return batch * steps >= 32 * threads
+    return batch * steps >= (32 if storage == "fp32" else 2048) * threads
 
 
 #: Work below which a second thread costs more than it brings, in multiplications.

@@ -68,7 +68,7 @@ class Prepared:
     def __init__(self, parameters: Sequence[Sequence[tuple[Tensor, ...]]], features: int, *, storage: str) -> None:
         flat = [own for layer in parameters for own in layer]
         values = [value for own in flat for value in own]
-        self.features, self.hidden = features, values[1].size(1)
+        self.features, self.hidden, self._storage = features, values[1].size(1), storage
         self.directions, self.states = len(parameters[0]), len(flat)
         self.lasting = not any(value.is_inference() or not value.is_contiguous() for value in values)
         self._forgotten = packing.forgotten()
@@ -209,7 +209,7 @@ class Prepared:
         c_n: Tensor,
     ) -> bool:
         threads, by_rows = fused.team(batch * steps * self._work, batch, self.hidden)
-        look = NOT_AT_ALL if fresh else WHOLE if fused.long(batch, steps, threads) else SAMPLES
+        look = NOT_AT_ALL if fresh else WHOLE if fused.long(batch, steps, threads, self._storage) else SAMPLES
         status = self._native.lstm_layers(
             self._at, batch, steps, batch_first, threads, by_rows, look,
             x.data_ptr(), h0 if h0 is None else h0.data_ptr(), c0 if c0 is None else c0.data_ptr(),

@@ -9,10 +9,11 @@
 #include <cstdint>
 #include <cstring>
 #include <functional>
+#include <stdexcept>
 
 #include "backward.h"
-#include "forward.h"
 #include "status.h"
+#include "walk.h"
 #include "weights.h"
 
 // Weights as they lie in a parameter, and the marks of what was packed.
@@ -74,6 +75,9 @@ const char* failure() { return said; }
 // Instructions that multiply weights kept so.
 const char* instructions(int64_t kept) { return instructions_for(kept); }
 
+// Why weights cannot be kept so in this process, or an empty text.
+const char* hindrance(int64_t kept) { return hinders(kept); }
+
 // Bytes of packed weights (4H, depth).
 int64_t packed_bytes(int64_t hidden, int64_t depth, int64_t kept) {
     return with_way(kept, [=](auto way) { return decltype(way)::Recurrent::size(hidden, depth); });
@@ -96,11 +100,15 @@ int64_t pack_backward(const float* weight, float* packed, int64_t hidden) {
 int64_t lstm_forward(const Forward* a, int64_t kept) {
     return guarded([=] {
         const Lengths lengths(a->lengths, a->batch);
-        const Memory<char> room(room_bytes(kept, a->batch, a->hidden, a->features, a->by_rows, a->threads), "converted rows");
+        const auto room = [=](int64_t threads) {
+            return room_of(kept, a->batch, a->steps, a->hidden, a->features, a->by_rows, threads);
+        };
+        if (a->gates && kept != FP32) throw std::invalid_argument("weights in fewer bits keep no gates for gradients");
+        const Memory<char> memory(room_bytes(kept, a->batch, a->steps, a->hidden, a->features, a->features, a->by_rows, a->threads),
+                                  "converted rows");
         Barrier barrier(a->threads);
-        team(a->threads, [=, &lengths, &barrier, &room](int thread, int threads) {
-            const int64_t own = thread_room(kept, a->batch, a->hidden, a->features, a->by_rows, threads);
-            walk(a, kept, lengths, barrier, room.data() + thread * own, thread, threads);
+        team(a->threads, [=, &lengths, &barrier, &memory](int thread, int threads) {
+            walk(a, kept, lengths, barrier, memory.data(), room(threads), thread, threads);
         });
         return DONE;
     });
@@ -122,20 +130,21 @@ int64_t lstm_layers(const Layers* a, int64_t batch, int64_t steps, int64_t batch
             return CHANGED;
         // gates_input, h of two steps, and two layers' outputs, one of which the next reads.
         const int64_t widest = a->layers > 1 && width > a->features ? width : a->features;
-        const bool in_steps = projects_in_step(batch, widest, by_rows, threads);
+        const bool needed = needs_gates_input(a->kept, batch, widest, by_rows, threads);
         const int64_t at_once = std::min(steps, std::max<int64_t>(1, PROJECTED / std::max<int64_t>(1, 4 * size)));
-        const int64_t gates_size = in_steps ? 0 : rounded(4 * at_once * size), states = rounded(size);
+        const int64_t gates_size = !needed ? 0 : rounded(4 * at_once * size), states = rounded(size);
         const int64_t outputs = rounded(steps * batch * width), kept = std::min<int64_t>(a->layers - 1, 2);
         const Memory<float> memory(gates_size + 2 * states + kept * outputs, "the states and the output of inner layers");
         float* const gates_input = memory.data();
         float* const scratch = gates_input + gates_size;
         float* const between = scratch + 2 * states;
-        const Memory<char> room(room_bytes(a->kept, batch, hidden, widest, by_rows, threads), "converted rows");
+        const int64_t inner = a->layers > 1 ? width : a->features;
+        const Memory<char> converted(room_bytes(a->kept, batch, steps, hidden, a->features, inner, by_rows, threads), "converted rows");
         const Lengths order(lengths, batch);
         Barrier barrier(threads);
-        team(threads, [=, &order, &barrier, &room](int thread, int members) {
+        team(threads, [=, &order, &barrier, &converted](int thread, int members) {
             const float* from = x;
-            char* const own_room = room.data() + thread * thread_room(a->kept, batch, hidden, widest, by_rows, members);
+            const Room room = room_of(a->kept, batch, steps, hidden, a->features, inner, by_rows, members);
             for (int64_t layer = 0; layer < a->layers; ++layer) {
                 float* to = layer + 1 == a->layers ? output : between + layer % 2 * outputs;
                 for (int64_t d = 0; d < a->directions; ++d) {
@@ -151,7 +160,7 @@ int64_t lstm_layers(const Layers* a, int64_t batch, int64_t steps, int64_t batch
                         h0 ? h0 + i * size : nullptr, c0 ? c0 + i * size : nullptr, lengths,
                         to + d * hidden, step(width), row(width, steps), h_n + i * size, c_n + i * size,
                         nullptr, 0, 0, nullptr, 0, 0, scratch};
-                    walk(&call, a->kept, order, barrier, own_room, thread, members);
+                    walk(&call, a->kept, order, barrier, converted.data(), room, thread, members);
                 }
                 from = to;
             }

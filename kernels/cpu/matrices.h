@@ -18,8 +18,8 @@ namespace {
 // Before a loop over a few registers: GCC keeps an array in registers only where it unrolls all loops over it early.
 #define UNROLLED _Pragma("GCC unroll 8")
 
-// How weights are kept: what Python calls fp32, bf16 and int8.
-enum Kept : int64_t { FP32 = 0, BF16 = 1, INT8 = 2 };
+// How weights are kept: what Python calls fp32, bf16, int8 and split.
+enum Kept : int64_t { FP32 = 0, BF16 = 1, INT8 = 2, SPLIT = 3 };
 
 // Weights of type W, widened to float32 as they are read. `scale` (4H,) belongs to int8 and is null otherwise.
 template <typename W>
@@ -29,7 +29,7 @@ class Widened {
     int64_t hidden, depth;
 
 public:
-    static constexpr bool PREPARES = false, TILED = false;
+    static constexpr bool PREPARES = false, TILED = false, THREE_DIVISIONS = false;
     static constexpr int AT_ONCE = ROWS;
     using Row = const float*;
 
@@ -39,8 +39,8 @@ public:
         return (hidden + LANES - 1) / LANES * LANES * depth * 4 * static_cast<int64_t>(sizeof(W));
     }
     static int64_t row_bytes(int64_t) { return 0; }
-    static void begin() {}
-    static void end() {}
+    static void begin(int64_t) {}
+    static void end(int64_t) {}
     Row prepare(const float* from, char*) const { return from; }
 
     void add(int rows, vec (&sums)[ROWS][4], const Row (&a)[ROWS], int64_t block) const {
@@ -71,6 +71,7 @@ constexpr int64_t INT8_START = -128;
 
 template <int PARTS>
 class Bytes {
+protected:
     const int8_t* packed;
     const float* scale;
     int64_t hidden, depth;
@@ -88,7 +89,7 @@ class Bytes {
     static void dot(__m512i& sum, __m512i a, __m512i w) { asm("vpdpbusd %2, %1, %0" : "+v"(sum) : "v"(a), "v"(w)); }
 
 public:
-    static constexpr bool PREPARES = true, TILED = false;
+    static constexpr bool PREPARES = true, TILED = false, THREE_DIVISIONS = false;
     static constexpr int AT_ONCE = PARTS == 1 ? 6 : 3;  // as many sums as registers hold
     static constexpr int LARGEST = PARTS == 1 ? 127 : 32767;
     // Sums of products of an unsigned and a signed byte stay in 32 bits: 65536 * 255 * 127 < 2^31.
@@ -106,11 +107,13 @@ public:
         return (((unit / LANES) * (1 + groups(depth)) + 1 + k / 4) * 4 + gate) * VECTOR + unit % LANES * 4 + k % 4;
     }
     static int64_t start(int64_t depth, int64_t unit, int gate) { return place(depth, unit, gate, 0) - 4 * VECTOR; }
+    static void begin(int64_t) {}
+    static void end(int64_t) {}
 
-    static void begin() {}
-    static void end() {}
 
-    Row prepare(const float* from, char* room) const {
+    // The low bytes, if any, begin `apart` bytes after the high ones.
+    Row prepare(const float* from, char* room) const { return prepare(from, room, padded(depth)); }
+    Row prepare(const float* from, char* room, int64_t apart) const {
         const auto vector = [=](int64_t k) {
             return load(from + k, static_cast<int>(depth - k < LANES ? depth - k : LANES));
         };
@@ -128,7 +131,7 @@ public:
         for (int64_t k = 0; k < depth; k += LANES) {
             const __m512i q = _mm512_add_epi32(_mm512_cvtps_epi32((__m512)(vector(k) * by)), _mm512_set1_epi32(LARGEST + 1));
             const __m128i low = _mm512_cvtepi32_epi8(q);
-            _mm_storeu_si128(reinterpret_cast<__m128i*>(high + (PARTS - 1) * padded(depth) + k), low);
+            _mm_storeu_si128(reinterpret_cast<__m128i*>(high + (PARTS - 1) * apart + k), low);
             if constexpr (PARTS == 2)
                 _mm_storeu_si128(reinterpret_cast<__m128i*>(high + k), _mm512_cvtepi32_epi8(_mm512_srli_epi32(q, 8)));
         }
@@ -136,13 +139,16 @@ public:
     }
 
     void add(int rows, vec (&sums)[ROWS][4], const Row (&a)[ROWS], int64_t block) const {
+        add(rows, sums, a, block, padded(depth));
+    }
+    void add(int rows, vec (&sums)[ROWS][4], const Row (&a)[ROWS], int64_t block, int64_t between) const {
         switch (rows) {
-            case 1: return add<1>(sums, a, block);
-            case 2: return add<2>(sums, a, block);
-            case 4: return add<AT_ONCE < 4 ? AT_ONCE : 4>(sums, a, block);
-            case 5: return add<AT_ONCE < 5 ? AT_ONCE : 5>(sums, a, block);
-            case 6: return add<AT_ONCE>(sums, a, block);
-            default: return add<3>(sums, a, block);
+            case 1: return add<1>(sums, a, block, between);
+            case 2: return add<2>(sums, a, block, between);
+            case 4: return add<AT_ONCE < 4 ? AT_ONCE : 4>(sums, a, block, between);
+            case 5: return add<AT_ONCE < 5 ? AT_ONCE : 5>(sums, a, block, between);
+            case 6: return add<AT_ONCE>(sums, a, block, between);
+            default: return add<3>(sums, a, block, between);
         }
     }
 
@@ -162,7 +168,7 @@ private:
     }
 
     template <int R>
-    void add(vec (&sums)[ROWS][4], const Row (&a)[ROWS], int64_t block) const {
+    void add(vec (&sums)[ROWS][4], const Row (&a)[ROWS], int64_t block, int64_t between) const {
         // Few rows have too few sums to hide the latency of an instruction, so their groups are summed in turns.
         constexpr int APART = R * PARTS == 1 ? 4 : R * PARTS == 2 ? 2 : 1;
         const int8_t* w = packed + block * (1 + groups(depth)) * 4 * VECTOR;
@@ -170,7 +176,7 @@ private:
         __m512i own[APART][R][PARTS][4];
         UNROLLED for (int r = 0; r < R; ++r)
             UNROLLED for (int part = 0; part < PARTS; ++part) {
-                bytes[r][part] = a[r] + 64 + part * padded(depth);
+                bytes[r][part] = a[r] + 64 + part * between;
                 UNROLLED for (int apart = 0; apart < APART; ++apart)
                     UNROLLED for (int gate = 0; gate < 4; ++gate)
                         own[apart][r][part][gate] = apart || part ? __m512i{} : _mm512_loadu_si512(w + gate * VECTOR);
@@ -220,7 +226,7 @@ class Pairs {
     }
 
 public:
-    static constexpr bool PREPARES = true, TILED = false;
+    static constexpr bool PREPARES = true, TILED = false, THREE_DIVISIONS = false;
     static constexpr int AT_ONCE = ROWS;
     using Row = const uint16_t*;
 
@@ -230,12 +236,12 @@ public:
         return (hidden + LANES - 1) / LANES * groups(depth) * 4 * 2 * LANES * 2;
     }
     static int64_t row_bytes(int64_t depth) { return (2 * depth + 63) / 64 * 64; }
+    static void begin(int64_t) {}
+    static void end(int64_t) {}
     static int64_t place(int64_t depth, int64_t unit, int gate, int64_t k) {
         return ((unit / LANES * groups(depth) + k / 2) * 4 + gate) * 2 * LANES + unit % LANES * 2 + k % 2;
     }
 
-    static void begin() {}
-    static void end() {}
 
     Row prepare(const float* from, char* room) const {
         uint16_t* const to = reinterpret_cast<uint16_t*>(room);
@@ -292,63 +298,5 @@ private:
     }
 };
 #endif
-
-#if defined(__AVX512F__)
-#define WIDENED_BY "avx512-fma"
-#elif defined(__AVX2__)
-#define WIDENED_BY "avx2-fma"
-#elif defined(__ARM_NEON)
-#define WIDENED_BY "neon"
-#else
-#define WIDENED_BY "generic"
-#endif
-
-// How the two matrices of a direction are multiplied; both are packed alike.
-template <typename I, typename R>
-struct Way {
-    using Input = I;
-    using Recurrent = R;
-};
-
-#if defined(HAS_TILES)
-// What hinders the use of tiles in this process, or an empty text: they are used only once they have been permitted and
-// their products were compared with plain ones.
-const char* no_tiles();
-#endif
-
-// Calls `use` with the way that serves weights kept so on this processor.
-template <typename F>
-auto with_way(int64_t kept, F use) {
-#if defined(HAS_TILES)
-    if (kept == BF16 && !*no_tiles()) return use(Way<Tiles, Tiles>());
-#endif
-#if defined(HAS_PAIRS)
-    if (kept == BF16) return use(Way<Pairs, Pairs>());
-#else
-    if (kept == BF16) return use(Way<Widened<uint16_t>, Widened<uint16_t>>());
-#endif
-#if defined(HAS_BYTES)
-    // The input's values may lie far apart; |h| is below 1, and 8 bits of it err less than 8 bits of weights.
-    if (kept == INT8) return use(Way<Bytes<2>, Bytes<1>>());
-#else
-    if (kept == INT8) return use(Way<Widened<int8_t>, Widened<int8_t>>());
-#endif
-    return use(Way<Widened<float>, Widened<float>>());
-}
-
-// The instructions that multiply weights kept so.
-inline const char* instructions_for(int64_t kept) {
-#if defined(HAS_TILES)
-    if (kept == BF16) return *no_tiles() ? no_tiles() : "amx-bf16";
-#endif
-#if defined(HAS_PAIRS)
-    if (kept == BF16) return "avx512-bf16";
-#endif
-#if defined(HAS_BYTES)
-    if (kept == INT8) return "avx512-vnni";
-#endif
-    (void)kept;
-    return WIDENED_BY;
-}
 
 }  // namespace

@@ -13,7 +13,12 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from .build import library
 
 #: How weights are kept: the name, its number in the C++ source, and its type.
-STORAGE = {"fp32": (0, torch.float32), "bf16": (1, torch.bfloat16), "int8": (2, torch.int8)}
+STORAGE = {
+    "fp32": (0, torch.float32),
+    "bf16": (1, torch.bfloat16),
+    "int8": (2, torch.int8),
+    "split": (3, torch.bfloat16),
+}
 #: Packed weights remembered at most; a model has two a layer and direction.
 LIMIT = 256
 #: Weights up to this many are always looked at in full, which takes two microseconds.
@@ -101,6 +106,9 @@ def _pack(weight: Tensor, order: str, storage: str) -> Packed:
         values = torch.empty(-(-hidden // lanes) * lanes * rows, dtype=torch.float32, device="cpu")
         library().pack_backward(weight.data_ptr(), values.data_ptr(), hidden)
         return Packed(values, None, *marks)
+    if reason := library().hindrance(number).decode():
+        msg = f"weight_storage={storage!r} cannot be used here: {reason}; use 'fp32'"
+        raise RuntimeError(msg)
     bytes_ = library().packed_bytes(hidden, depth, number)
     values = torch.empty(bytes_ // dtype.itemsize, dtype=dtype, device="cpu")
     scale = torch.empty(rows, dtype=torch.float32, device="cpu") if storage == "int8" else None

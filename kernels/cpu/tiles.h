@@ -1,8 +1,10 @@
-// The tile registers of AMX, and weights in bf16 that are multiplied by them. -DEMULATED_TILES puts plain C++ in the place
-// of the instructions, so that packing and blocking run on machines without them.
+// The tile registers of AMX, and weights in bf16 that are multiplied by them: rounded to bf16, or split into a high and a
+// low part. -DEMULATED_TILES puts plain C++ in the place of the instructions, so that packing and blocking run on machines
+// without them.
 
 #pragma once
 
+#include <cmath>
 #include <cstdint>
 #include <cstdlib>
 #include <cstring>
@@ -12,6 +14,9 @@
 #if !defined(WIDEN) && defined(__AVX512BF16__) && \
     (defined(EMULATED_TILES) || (defined(__AMX_TILE__) && defined(__AMX_BF16__) && defined(__linux__)))
 #define HAS_TILES 1
+#if defined(__AVX512VNNI__) && defined(__AVX512BW__) && (defined(EMULATED_TILES) || defined(__AMX_INT8__))
+#define HAS_BYTE_TILES 1
+#endif
 
 #if !defined(EMULATED_TILES)
 #include <sys/syscall.h>
@@ -20,35 +25,41 @@
 
 namespace {
 
-constexpr int TILE_ROWS = 16, TILE_BYTES = 64;
+constexpr int TILE_ROWS = 16, TILE_BYTES = 64, TILE = TILE_ROWS * TILE_BYTES;
 
-// Tiles 0 to 7, all of 16 rows of 64 bytes. GCC's intrinsics are not used: GCC 12's _tile_loadconfig names 8 of its 64 bytes as
-// read and its _tile_loadd no memory at all, so stores that they need may come too late.
+// Tiles 0 to 3 are sums, 4 and 5 left factors: of as many rows as they are configured for. 6 and 7, weights, have all 16.
+// GCC's intrinsics are not used: GCC 12's _tile_loadconfig names 8 of its 64 bytes as read and its _tile_loadd no memory at
+// all, so stores that they need may come too late.
+constexpr int FIRST_WEIGHTS = 6;
 #if defined(EMULATED_TILES)
 struct EmulatedTiles {
     uint8_t tile[8][TILE_ROWS][TILE_BYTES];
-    bool configured;
+    int rows;  // 0: not configured
 };
 thread_local EmulatedTiles emulated;
 
 inline bool tiles_permitted() { return true; }
-inline void configure_tiles() { emulated.configured = true; }
-inline void release_tiles() { emulated.configured = false; }
+inline void configure_tiles(int rows) { emulated.rows = rows; }
+inline void release_tiles() { emulated.rows = 0; }
+template <int T>
+int rows_of_tile() {
+    if (!emulated.rows) std::abort();  // as the processor would end the process
+    return T < FIRST_WEIGHTS ? emulated.rows : TILE_ROWS;
+}
 template <int T>
 void load_tile(const void* from, int64_t stride) {
-    if (!emulated.configured) std::abort();  // as the processor would end the process
-    for (int row = 0; row < TILE_ROWS; ++row)
+    for (int row = 0; row < rows_of_tile<T>(); ++row)
         std::memcpy(emulated.tile[T][row], static_cast<const char*>(from) + row * stride, TILE_BYTES);
 }
 template <int T>
+void load_tile_past(const void* from, int64_t stride) { load_tile<T>(from, stride); }
+template <int T>
 void store_tile(void* to, int64_t stride) {
-    if (!emulated.configured) std::abort();
-    for (int row = 0; row < TILE_ROWS; ++row)
+    for (int row = 0; row < rows_of_tile<T>(); ++row)
         std::memcpy(static_cast<char*>(to) + row * stride, emulated.tile[T][row], TILE_BYTES);
 }
 template <int C, int A, int B>
 void multiply_tiles() {
-    if (!emulated.configured) std::abort();
     const auto half = [](const uint8_t* row, int i) {
         uint32_t bits = 0;
         std::memcpy(reinterpret_cast<char*>(&bits) + 2, row + 2 * i, 2);
@@ -56,7 +67,7 @@ void multiply_tiles() {
         std::memcpy(&x, &bits, 4);
         return x;
     };
-    for (int m = 0; m < TILE_ROWS; ++m)
+    for (int m = 0; m < rows_of_tile<C>(); ++m)
         for (int n = 0; n < 16; ++n) {
             float sum;
             std::memcpy(&sum, emulated.tile[C][m] + 4 * n, 4);
@@ -66,25 +77,46 @@ void multiply_tiles() {
             std::memcpy(emulated.tile[C][m] + 4 * n, &sum, 4);
         }
 }
+// Unsigned bytes by signed ones, sums of 32 bits.
+template <int C, int A, int B>
+void multiply_byte_tiles() {
+    for (int m = 0; m < rows_of_tile<C>(); ++m)
+        for (int n = 0; n < 16; ++n) {
+            int32_t sum;
+            std::memcpy(&sum, emulated.tile[C][m] + 4 * n, 4);
+            for (int k = 0; k < TILE_ROWS; ++k)
+                for (int i = 0; i < 4; ++i)
+                    sum += emulated.tile[A][m][4 * k + i] * static_cast<int8_t>(emulated.tile[B][k][4 * n + i]);
+            std::memcpy(emulated.tile[C][m] + 4 * n, &sum, 4);
+        }
+}
 #else
 // Linux gives a process the tile registers on request, all its threads at once.
 inline bool tiles_permitted() {
     constexpr int ARCH_REQ_XCOMP_PERM = 0x1023, XTILEDATA = 18;
     return syscall(SYS_arch_prctl, ARCH_REQ_XCOMP_PERM, XTILEDATA) == 0;
 }
-inline void configure_tiles() {
+inline void configure_tiles(int rows) {
     struct alignas(64) {
         uint8_t palette = 1, start_row = 0, reserved[14] = {};
         uint16_t row_bytes[16] = {};
         uint8_t rows[16] = {};
     } of;
-    for (int tile = 0; tile < 8; ++tile) of.row_bytes[tile] = TILE_BYTES, of.rows[tile] = TILE_ROWS;
+    for (int tile = 0; tile < 8; ++tile) {
+        of.row_bytes[tile] = TILE_BYTES;
+        of.rows[tile] = static_cast<uint8_t>(tile < FIRST_WEIGHTS ? rows : TILE_ROWS);
+    }
     asm volatile("ldtilecfg %0" ::"m"(of) : "memory");
 }
 inline void release_tiles() { asm volatile("tilerelease" ::: "memory"); }
 template <int T>
 void load_tile(const void* from, int64_t stride) {
     asm volatile("tileloadd (%0,%1,1), %%tmm%c2" ::"r"(from), "r"(stride), "i"(T) : "memory");
+}
+// What is read once a step only passes through the nearest cache, which keeps what is read for each block.
+template <int T>
+void load_tile_past(const void* from, int64_t stride) {
+    asm volatile("tileloaddt1 (%0,%1,1), %%tmm%c2" ::"r"(from), "r"(stride), "i"(T) : "memory");
 }
 template <int T>
 void store_tile(void* to, int64_t stride) {
@@ -94,93 +126,137 @@ template <int C, int A, int B>
 void multiply_tiles() {
     asm volatile("tdpbf16ps %%tmm%c2, %%tmm%c1, %%tmm%c0" ::"i"(C), "i"(A), "i"(B));
 }
+// Unsigned bytes by signed ones, sums of 32 bits.
+template <int C, int A, int B>
+void multiply_byte_tiles() {
+    asm volatile("tdpbusd %%tmm%c2, %%tmm%c1, %%tmm%c0" ::"i"(C), "i"(A), "i"(B));
+}
 #endif
 
-// bf16 weights, multiplied 32 at a time with 16 rows in bf16; sums are float32. Rows follow each other in memory, and there
-// is memory, of any content, up to a whole number of tiles.
+// Weights of blocks of 16 hidden units in tiles of 32 k, in one part (bf16) or two: the number rounded to bf16, and the
+// rest of it rounded to bf16. Rows of left factors are split alike. Two parts take three products, high by high, high by
+// low and low by high, whose sum errs by 2^-16 of each term; the fourth is smaller than that.
 //
-// Order: [block][32 k at a time][gate][2 k at a time][lane][2 k], zeros past the end of k.
-class Tiles {
-    const uint16_t* packed;
-    int64_t depth;
+// Order: [block][pair of gates][32 k at a time][part][gate of the pair][2 k at a time][lane][2 k], zeros past the end of k.
+// Left factors: [part][tile of 16 rows][32 k at a time][row][32 k].
+template <int NUMBER_OF_PARTS>
+struct Tiles {
+    static constexpr int PARTS = NUMBER_OF_PARTS;
+    static constexpr bool TILED = true;
+    static constexpr int64_t PAIR = 2 * PARTS * TILE;  // bytes of 32 k of two gates
+    // Calls of `between` for 32 k: of the two gates of one pair for two tiles of rows, of all four for one.
+    static constexpr int CALLS = PARTS == 1 ? 2 : 3;
 
-    static constexpr int64_t TILE = TILE_ROWS * TILE_BYTES / 2;  // bf16 numbers
     static int64_t groups(int64_t depth) { return (depth + 31) / 32; }
-
-public:
-    static constexpr bool PREPARES = true, TILED = true;
-    static constexpr int AT_ONCE = 2 * TILE_ROWS;
-    using Row = const uint16_t*;
-
-    Tiles(const void* packed, const float*, int64_t, int64_t depth)
-        : packed(static_cast<const uint16_t*>(packed)), depth(depth) {}
-    static int64_t size(int64_t hidden, int64_t depth) { return (hidden + 15) / 16 * groups(depth) * 4 * TILE * 2; }
-    // One line more than needed: rows a power of two apart would share few sets of the nearest cache.
-    static int64_t row_bytes(int64_t depth) { return (groups(depth) + 1) * TILE_BYTES; }
-    static int64_t place(int64_t depth, int64_t unit, int gate, int64_t k) {
-        return ((unit / 16 * groups(depth) + k / 32) * 4 + gate) * TILE + k % 32 / 2 * 32 + unit % 16 * 2 + k % 2;
-    }
-    static void begin() { configure_tiles(); }
-    static void end() { release_tiles(); }
-
-    Row prepare(const float* from, char* room) const {
-        uint16_t* const to = reinterpret_cast<uint16_t*>(room);
-        for (int64_t k = 0; k < 32 * groups(depth); k += LANES) {
-            const int64_t rest = depth - k < 0 ? 0 : depth - k;
-            const vec x = load(from + (rest ? k : 0), static_cast<int>(rest < LANES ? rest : LANES));
-            _mm256_storeu_si256(reinterpret_cast<__m256i*>(to + k), (__m256i)_mm512_cvtneps_pbh((__m512)x));
-        }
-        return to;
+    static int64_t size(int64_t hidden, int64_t depth) { return (hidden + 15) / 16 * groups(depth) * 2 * PAIR; }
+    static int64_t place(int64_t depth, int64_t unit, int gate, int64_t k, int part) {
+        const int64_t tile = (((unit / 16 * 2 + gate / 2) * groups(depth) + k / 32) * PARTS + part) * 2 + gate % 2;
+        return tile * (TILE / 2) + k % 32 / 2 * 32 + unit % 16 * 2 + k % 2;
     }
 
-    template <int N>
-    void add(int rows, vec (&sums)[N][4], const Row (&a)[N], int64_t block) const {
-        const int64_t stride = row_bytes(depth), down = TILE_ROWS * stride / 2, count = groups(depth);
-        const uint16_t* const w = packed + block * count * 4 * TILE;
-        constexpr int64_t APART = sizeof(vec[4]);  // rows of sums
-        if (rows <= TILE_ROWS) {
-            load_tile<0>(&sums[0][0], APART);
-            load_tile<1>(&sums[0][1], APART);
-            load_tile<2>(&sums[0][2], APART);
-            load_tile<3>(&sums[0][3], APART);
-            for (int64_t k = 0; k < count; ++k) {
-                load_tile<4>(a[0] + 32 * k, stride);
-                load_tile<5>(w + 4 * k * TILE, TILE_BYTES);
-                multiply_tiles<0, 4, 5>();
-                load_tile<6>(w + (4 * k + 1) * TILE, TILE_BYTES);
-                multiply_tiles<1, 4, 6>();
-                load_tile<7>(w + (4 * k + 2) * TILE, TILE_BYTES);
-                multiply_tiles<2, 4, 7>();
-                load_tile<5>(w + (4 * k + 3) * TILE, TILE_BYTES);
-                multiply_tiles<3, 4, 5>();
-            }
-            store_tile<0>(&sums[0][0], APART);
-            store_tile<1>(&sums[0][1], APART);
-            store_tile<2>(&sums[0][2], APART);
-            store_tile<3>(&sums[0][3], APART);
-            return;
+    // 16 numbers, of which the first `n` are read, to 32 bytes; the low part `low` bytes further.
+    static void put(const float* from, int n, char* to, int64_t low) { put(load_some(from, n), to, low); }
+    static void put(__m512 x, char* to, int64_t low) {
+        const __m256i high = (__m256i)_mm512_cvtneps_pbh(x);
+        _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), high);
+        if constexpr (PARTS == 2) {
+            const __m512 widened = (__m512)_mm512_slli_epi32(_mm512_cvtepu16_epi32(high), 16);
+            // Of a number that bf16 has as infinity nothing is left.
+            const __mmask16 finite = _mm512_cmp_ps_mask(_mm512_abs_ps(widened), _mm512_set1_ps(INFINITY), _CMP_NEQ_UQ);
+            const __m256i rest = (__m256i)_mm512_cvtneps_pbh(_mm512_maskz_sub_ps(finite, x, widened));
+            _mm256_storeu_si256(reinterpret_cast<__m256i*>(to + low), rest);
         }
-        // Each tile that is loaded serves two products: weights come from a cache further away.
-        for (int gate = 0; gate < 4; gate += 2) {
-            load_tile<0>(&sums[0][gate], APART);
-            load_tile<1>(&sums[0][gate + 1], APART);
-            load_tile<2>(&sums[TILE_ROWS][gate], APART);
-            load_tile<3>(&sums[TILE_ROWS][gate + 1], APART);
-            for (int64_t k = 0; k < count; ++k) {
-                load_tile<6>(w + (4 * k + gate) * TILE, TILE_BYTES);
-                load_tile<4>(a[0] + 32 * k, stride);
+    }
+    static __m512 load_some(const float* from, int n) {
+        return _mm512_maskz_loadu_ps(n >= 16 ? 0xffff : static_cast<__mmask16>((1 << n) - 1), from);
+    }
+
+    // A row of `depth` numbers; `to` is its place in the first 32 k, whose tiles follow each other.
+    static void put_row(const float* from, int64_t depth, char* to, int64_t low) {
+        for (int64_t k = 0; k < depth; k += 32, to += TILE) {
+            const int64_t rest = depth - k;
+            put(from + k, rest < 16 ? static_cast<int>(rest) : 16, to, low);
+            const int more = rest < 17 ? 0 : rest < 32 ? static_cast<int>(rest - 16) : 16;
+            put(more ? from + k + 16 : from, more, to + 32, low);
+        }
+    }
+
+    // Adds to tiles 0 to 3, gates i, f, g, o of the rows of `a`. Each tile of weights is loaded once.
+    template <typename F>
+    static void add_one(const char* a, int64_t low, const char* w, int64_t count, F between) {
+        const char* w2 = w + count * PAIR;
+        for (int64_t k = 0; k < count; ++k, a += TILE, w += PAIR, w2 += PAIR) {
+            load_tile<4>(a, TILE_BYTES);
+            if constexpr (PARTS == 2) load_tile<5>(a + low, TILE_BYTES);
+            weights<6, true>(w);
+            multiply_tiles<0, 4, 6>();
+            if constexpr (PARTS == 2) multiply_tiles<0, 5, 6>();
+            weights<7, true>(w + TILE);
+            multiply_tiles<1, 4, 7>();
+            if constexpr (PARTS == 2) multiply_tiles<1, 5, 7>();
+            between();
+            weights<6, true>(w2);
+            multiply_tiles<2, 4, 6>();
+            if constexpr (PARTS == 2) multiply_tiles<2, 5, 6>();
+            weights<7, true>(w2 + TILE);
+            multiply_tiles<3, 4, 7>();
+            if constexpr (PARTS == 2) multiply_tiles<3, 5, 7>();
+            between();
+            if constexpr (PARTS == 2) {
+                weights<6, true>(w + 2 * TILE);
                 multiply_tiles<0, 4, 6>();
-                load_tile<7>(w + (4 * k + gate + 1) * TILE, TILE_BYTES);
+                weights<7, true>(w + 3 * TILE);
                 multiply_tiles<1, 4, 7>();
-                load_tile<5>(a[0] + down + 32 * k, stride);
+                weights<6, true>(w2 + 2 * TILE);
+                multiply_tiles<2, 4, 6>();
+                weights<7, true>(w2 + 3 * TILE);
+                multiply_tiles<3, 4, 7>();
+                between();
+            }
+        }
+    }
+
+    // Adds to tiles 0 and 1 two gates of the rows of `a`, to 2 and 3 those of the rows of `b`. Weights come past the nearest
+    // cache or, where they are read again at once, through it.
+    template <bool PAST, typename F>
+    static void add_two(const char* a, const char* b, int64_t low, const char* w, int64_t count, F between) {
+        for (int64_t k = 0; k < count; ++k, a += TILE, b += TILE, w += PAIR) {
+            load_tile<4>(a, TILE_BYTES);
+            if constexpr (PARTS == 2) {
+                weights<6, PAST>(w + 2 * TILE);
+                multiply_tiles<0, 4, 6>();
+                weights<7, PAST>(w + 3 * TILE);
+                multiply_tiles<1, 4, 7>();
+                load_tile<5>(b, TILE_BYTES);
+                multiply_tiles<2, 5, 6>();
+                multiply_tiles<3, 5, 7>();
+                between();
+            }
+            weights<6, PAST>(w);
+            multiply_tiles<0, 4, 6>();
+            weights<7, PAST>(w + TILE);
+            multiply_tiles<1, 4, 7>();
+            between();
+            if constexpr (PARTS == 1) load_tile<5>(b, TILE_BYTES);
+            multiply_tiles<2, 5, 6>();
+            multiply_tiles<3, 5, 7>();
+            if constexpr (PARTS == 2) {
+                load_tile<4>(a + low, TILE_BYTES);
+                multiply_tiles<0, 4, 6>();
+                multiply_tiles<1, 4, 7>();
+                load_tile<5>(b + low, TILE_BYTES);
                 multiply_tiles<2, 5, 6>();
                 multiply_tiles<3, 5, 7>();
             }
-            store_tile<0>(&sums[0][gate], APART);
-            store_tile<1>(&sums[0][gate + 1], APART);
-            store_tile<2>(&sums[TILE_ROWS][gate], APART);
-            store_tile<3>(&sums[TILE_ROWS][gate + 1], APART);
+            between();
         }
+    }
+
+private:
+    template <int T, bool PAST>
+    static void weights(const char* from) {
+        if constexpr (PAST) load_tile_past<T>(from, TILE_BYTES);
+        else load_tile<T>(from, TILE_BYTES);
     }
 };
 

@@ -1,4 +1,4 @@
-// Weights in the order in which the kernel reads them, and marks by which a change of their values is noticed.
+// How weights that are kept so are multiplied here, their order in which the kernel reads them, and marks by which a change of their values is noticed.
 
 #pragma once
 
@@ -10,11 +10,92 @@
 #include <type_traits>
 #include <vector>
 
+#include "byte_tiles.h"
 #include "matrices.h"
 #include "status.h"
 #include "vectors.h"
 
 namespace {
+
+#if defined(__AVX512F__)
+#define WIDENED_BY "avx512-fma"
+#elif defined(__AVX2__)
+#define WIDENED_BY "avx2-fma"
+#elif defined(__ARM_NEON)
+#define WIDENED_BY "neon"
+#else
+#define WIDENED_BY "generic"
+#endif
+
+// How the two matrices of a direction are multiplied; both are packed alike.
+template <typename I, typename R>
+struct Way {
+    using Input = I;
+    using Recurrent = R;
+};
+
+#if defined(HAS_TILES)
+// What hinders the use of tiles in this process, or an empty text: they are used only once they have been permitted and
+// their products were compared with plain ones.
+const char* no_tiles();
+#else
+inline const char* no_tiles() { return "this processor has no AMX tiles for bf16, or the compiler does not know them"; }
+#endif
+
+#if defined(HAS_BYTE_TILES)
+// The same of tiles of integers.
+const char* no_byte_tiles();
+#endif
+
+// Calls `use` with the way that serves weights kept so on this processor.
+template <typename F>
+auto with_way(int64_t kept, F use) {
+#if defined(HAS_TILES)
+    if (kept == BF16 && !*no_tiles()) return use(Way<Tiles<1>, Tiles<1>>());
+    if (kept == SPLIT && !*no_tiles()) return use(Way<Tiles<2>, Tiles<2>>());
+#endif
+#if defined(HAS_PAIRS)
+    if (kept == BF16) return use(Way<Pairs, Pairs>());
+#else
+    if (kept == BF16) return use(Way<Widened<uint16_t>, Widened<uint16_t>>());
+#endif
+#if defined(HAS_BYTE_TILES)
+    if (kept == INT8 && !*no_byte_tiles()) return use(Way<ByteTiles<2>, ByteTiles<1>>());
+#endif
+#if defined(HAS_BYTES)
+    // The input's values may lie far apart; |h| is below 1, and 8 bits of it err less than 8 bits of weights.
+    if (kept == INT8) return use(Way<Bytes<2>, Bytes<1>>());
+#else
+    if (kept == INT8) return use(Way<Widened<int8_t>, Widened<int8_t>>());
+#endif
+    return use(Way<Widened<float>, Widened<float>>());
+}
+
+// Why weights cannot be kept so in this process, or an empty text.
+inline const char* hinders(int64_t kept) { return kept == SPLIT ? no_tiles() : ""; }
+
+// The instructions that multiply weights kept so.
+inline const char* instructions_for(int64_t kept) {
+#if defined(HAS_TILES)
+    if (kept == BF16 && !*no_tiles()) return "amx-bf16";
+    if (kept == SPLIT && !*no_tiles()) return "amx-bf16-split";
+#endif
+#if defined(HAS_TILES)
+    static const std::string without = std::string("avx512-bf16 (") + no_tiles() + ")";
+    if (kept == BF16) return without.c_str();
+#elif defined(HAS_PAIRS)
+    if (kept == BF16) return "avx512-bf16";
+#endif
+#if defined(HAS_BYTE_TILES)
+    if (kept == INT8 && !*no_byte_tiles()) return "amx-int8";
+    static const std::string bytes_without = std::string("avx512-vnni (") + no_byte_tiles() + ")";
+    if (kept == INT8) return bytes_without.c_str();
+#elif defined(HAS_BYTES)
+    if (kept == INT8) return "avx512-vnni";
+#endif
+    (void)kept;
+    return WIDENED_BY;
+}
 
 // How a row of weights is rounded to int8: by its largest value, which becomes 127.
 struct Rounding {
@@ -109,65 +190,133 @@ void pack(Bytes<PARTS>*, const float* weight, void* packed, float* scale, int64_
 #endif
 
 #if defined(HAS_PAIRS)
-// `Pairs` or `Tiles`.
-template <typename M>
-void pack(M*, const float* weight, void* packed, float*, int64_t hidden, int64_t depth) {
+inline void pack(Pairs*, const float* weight, void* packed, float*, int64_t hidden, int64_t depth) {
     uint16_t* const to = static_cast<uint16_t*>(packed);
-    std::memset(to, 0, M::size(hidden, depth));
+    std::memset(to, 0, Pairs::size(hidden, depth));
     for (int64_t unit = 0; unit < hidden; ++unit)
         for (int gate = 0; gate < 4; ++gate)
             for (int64_t k = 0; k < depth; ++k)
-                to[M::place(depth, unit, gate, k)] = to_bfloat16(weight[(gate * hidden + unit) * depth + k]);
+                to[Pairs::place(depth, unit, gate, k)] = to_bfloat16(weight[(gate * hidden + unit) * depth + k]);
 }
 #endif
 
 #if defined(HAS_TILES)
+template <int PARTS>
+void pack(Tiles<PARTS>*, const float* weight, void* packed, float*, int64_t hidden, int64_t depth) {
+    uint16_t* const to = static_cast<uint16_t*>(packed);
+    std::memset(to, 0, Tiles<PARTS>::size(hidden, depth));
+    for (int64_t unit = 0; unit < hidden; ++unit)
+        for (int gate = 0; gate < 4; ++gate)
+            for (int64_t k = 0; k < depth; ++k) {
+                const float x = weight[(gate * hidden + unit) * depth + k];
+                const uint16_t high = to_bfloat16(x);
+                to[Tiles<PARTS>::place(depth, unit, gate, k, 0)] = high;
+                if (PARTS == 2 && std::isfinite(from_bfloat16(high)))
+                    to[Tiles<PARTS>::place(depth, unit, gate, k, PARTS - 1)] = to_bfloat16(x - from_bfloat16(high));
+            }
+}
+
 // Compares products by tiles with plain ones of the same numbers, in sizes of each kind: a processor, an emulator or a
 // hypervisor that multiplies otherwise is not used.
-inline bool tiles_are_right() {
+template <int PARTS>
+bool tiles_are_right() {
     uint32_t bits = 1;
-    const auto next = [&bits] { return static_cast<float>(static_cast<int32_t>(bits = bits * 1664525u + 1013904223u) >> 20) / 2048.0f; };
-    configure_tiles();
+    const auto next = [&bits] { return static_cast<float>(static_cast<int32_t>(bits = bits * 1664525u + 1013904223u) >> 20) / 2048.0f + 1e-4f; };
+    const auto high = [](float x) { return from_bfloat16(to_bfloat16(x)); };
+    const auto low = [high](float x) { return PARTS == 1 ? 0.0f : high(x - high(x)); };
+    using M = Tiles<PARTS>;
     bool right = true;
-    for (int rows : {1, 16, 17, 32})
+    for (int rows : {1, 16, 32})
         for (int64_t depth : {1, 31, 70}) {
-            const int64_t hidden = 19;
-            std::vector<float> weight(4 * hidden * depth), x(rows * depth);
+            const int64_t hidden = 19, count = M::groups(depth), low_bytes = 2 * count * TILE;
+            std::vector<float> weight(4 * hidden * depth), x(rows * depth), sums(2 * 4 * 256, 0.5f);
             for (float& value : weight) value = next();
             for (float& value : x) value = next();
-            Memory<char> packed(Tiles::size(hidden, depth), "a check of tiles");
-            Memory<char> room(Tiles::AT_ONCE * Tiles::row_bytes(depth), "a check of tiles");
-            Memory<vec> memory(4 * Tiles::AT_ONCE, "a check of tiles");
-            auto& sums = *reinterpret_cast<vec(*)[Tiles::AT_ONCE][4]>(memory.data());
-            std::memset(room.data(), 0, Tiles::AT_ONCE * Tiles::row_bytes(depth));
-            pack(static_cast<Tiles*>(nullptr), weight.data(), packed.data(), nullptr, hidden, depth);
-            const Tiles matrix(packed.data(), nullptr, hidden, depth);
-            Tiles::Row from[Tiles::AT_ONCE];
+            Memory<char> packed(M::size(hidden, depth), "a check of tiles"), a(PARTS * low_bytes, "a check of tiles");
+            pack(static_cast<M*>(nullptr), weight.data(), packed.data(), nullptr, hidden, depth);
+            std::memset(a.data(), 0, PARTS * low_bytes);
             for (int r = 0; r < rows; ++r)
-                from[r] = matrix.prepare(x.data() + r * depth, room.data() + r * Tiles::row_bytes(depth));
-            for (int64_t block = 0; block < 2; ++block) {
-                for (auto& row : sums)
-                    for (vec& gate : row) gate = all(0.5f);
-                matrix.add(rows, sums, from, block);
-                for (int r = 0; r < rows; ++r)
-                    for (int gate = 0; gate < 4; ++gate)
-                        for (int64_t unit = block * LANES; unit < hidden && unit < (block + 1) * LANES; ++unit) {
-                            double sum = 0.5;
-                            for (int64_t k = 0; k < depth; ++k)
-                                sum += double(from_bfloat16(to_bfloat16(x[r * depth + k]))) *
-                                       from_bfloat16(to_bfloat16(weight[(gate * hidden + unit) * depth + k]));
-                            right = right && std::fabs(sums[r][gate][unit % LANES] - sum) < 1e-4;
+                M::put_row(x.data() + r * depth, depth, a.data() + r / TILE_ROWS * count * TILE + r % TILE_ROWS * TILE_BYTES, low_bytes);
+            const int64_t block = depth % 2;
+            const char* const w = packed.data() + block * count * 2 * M::PAIR;
+            configure_tiles(rows < TILE_ROWS ? rows : TILE_ROWS);
+            const float* const begins = sums.data();
+            load_tile<0>(begins, TILE_BYTES);
+            load_tile<1>(begins, TILE_BYTES);
+            load_tile<2>(begins, TILE_BYTES);
+            load_tile<3>(begins, TILE_BYTES);
+            if (rows <= TILE_ROWS) M::add_one(a.data(), low_bytes, w, count, [] {});
+            else M::template add_two<true>(a.data(), a.data() + count * TILE, low_bytes, w + count * M::PAIR, count, [] {});
+            store_tile<0>(sums.data(), TILE_BYTES);
+            store_tile<1>(sums.data() + 256, TILE_BYTES);
+            store_tile<2>(sums.data() + 512, TILE_BYTES);
+            store_tile<3>(sums.data() + 768, TILE_BYTES);
+            for (int r = 0; r < rows; ++r)
+                for (int tile = rows <= TILE_ROWS ? 0 : r / TILE_ROWS * 2, end = rows <= TILE_ROWS ? 4 : tile + 2; tile < end; ++tile)
+                    for (int64_t unit = block * 16; unit < hidden && unit < block * 16 + 16; ++unit) {
+                        const int gate = rows <= TILE_ROWS ? tile : 2 + tile % 2;
+                        double sum = 0.5;
+                        for (int64_t k = 0; k < depth; ++k) {
+                            const float v = x[r * depth + k], u = weight[(gate * hidden + unit) * depth + k];
+                            sum += double(high(v)) * high(u) + double(high(v)) * low(u) + double(low(v)) * high(u);
                         }
-            }
+                        right = right && std::fabs(sums[tile * 256 + r % TILE_ROWS * 16 + unit % 16] - sum) < (PARTS == 1 ? 1e-4 : 2e-5);
+                    }
         }
     release_tiles();
     return right;
 }
 
 const char* no_tiles() {
-    static const char* const found = !tiles_permitted()   ? "avx512-bf16 (the system permits no AMX tiles)"
-                                     : !tiles_are_right() ? "avx512-bf16 (AMX tiles failed their check)"
-                                                          : "";
+    static const char* const found = !tiles_permitted()                                     ? "the system permits no AMX tiles"
+                                     : !tiles_are_right<1>() || !tiles_are_right<2>() ? "AMX tiles failed their check"
+                                                                                      : "";
+    return found;
+}
+#endif
+
+#if defined(HAS_BYTE_TILES)
+// Compares sums of integers by tiles with those of vectors, which must be the same.
+template <int PARTS>
+bool byte_tiles_are_right() {
+    uint32_t bits = 1;
+    const auto next = [&bits] { return static_cast<float>(static_cast<int32_t>(bits = bits * 1664525u + 1013904223u) >> 20) / 2048.0f; };
+    using M = ByteTiles<PARTS>;
+    bool right = true;
+    for (int64_t depth : {1, 63, 130}) {
+        constexpr int rows = TILE_ROWS, few = M::LEAST - 1;
+        const int64_t hidden = 19;
+        std::vector<float> weight(4 * hidden * depth), x(rows * depth), scale(4 * hidden);
+        for (float& value : weight) value = next();
+        for (float& value : x) value = next();
+        Memory<char> packed(M::size(hidden, depth), "a check of tiles"), room(rows * M::row_bytes(depth), "a check of tiles");
+        pack(static_cast<M*>(nullptr), weight.data(), packed.data(), scale.data(), hidden, depth);
+        const M matrix(packed.data(), scale.data(), hidden, depth);
+        typename M::Row from[rows];
+        for (int r = 0; r < rows; ++r) from[r] = matrix.prepare(x.data() + r * depth, room.data() + r * M::row_bytes(depth));
+        M::begin(rows);
+        for (int64_t block = 0; block < 2; ++block) {
+            vec together[rows][4] = {}, apart[rows][4] = {};
+            matrix.add(rows, together, from, block);
+            for (int r = 0; r < rows; r += few) {
+                vec own[rows][4] = {};
+                typename M::Row some[rows];
+                const int count = rows - r < few ? rows - r : few;
+                for (int i = 0; i < count; ++i) some[i] = from[r + i];
+                matrix.add(count, own, some, block);
+                std::memcpy(apart[r], own, count * sizeof own[0]);
+            }
+            right = right && std::memcmp(together, apart, sizeof apart) == 0;
+        }
+        M::end(rows);
+    }
+    return right;
+}
+
+const char* no_byte_tiles() {
+    static const char* const found = !tiles_permitted()                                               ? "the system permits no AMX tiles"
+                                     : !byte_tiles_are_right<1>() || !byte_tiles_are_right<2>() ? "AMX tiles failed their check"
+                                                                                                : "";
     return found;
 }
 #endif

@@ -14,7 +14,7 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
-from kernels.cpu import build
+from kernels.cpu import build, fused
 from kernels.lstm import LSTM
 from seq2seq.workloads.workload import Workload
 
@@ -135,6 +135,19 @@ def needs_cpu_kernel(device: str, mode: str, workload: Workload) -> str | None:
     """The fused CPU kernel must have a compiler; whether that compiles it, `compile_cpu_kernel` finds out."""
     del device, mode, workload
     return build.missing()
+
+
+def needs_split_products(device: str, mode: str, workload: Workload) -> str | None:
+    """The fused CPU kernel must be able to multiply numbers split in two; what it says is known once it is compiled."""
+    del device, mode, workload
+    if "amx_bf16" not in build.cpu_flags().split():
+        return "weights split into two bf16 numbers need AMX (amx_bf16), which this processor does not have"
+    return None
+
+
+def compile_split_kernel() -> str | None:
+    """Compile the fused CPU kernel; why that, or its products of split numbers, cannot be had, or None."""
+    return compile_cpu_kernel() or fused.storage_hindrance("split")
 
 
 def compile_cpu_kernel() -> str | None:

@@ -39,9 +39,10 @@ DTYPES = {
     "fp16": torch.float16,
     "int8": torch.float32,
     "bf16-weights": torch.float32,
+    "bf16-split": torch.float32,
 }
 #: Bytes of a weight where it is kept in fewer than its type has.
-KEPT_BYTES = {"int8": 1, "bf16-weights": 2}
+KEPT_BYTES = {"int8": 1, "bf16-weights": 2, "bf16-split": 4}
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ import torch
 
 from seq2seq.execution.requirements import (
     compile_cpu_kernel,
+    compile_split_kernel,
     needs_compilable_training,
     needs_compiler,
     needs_compiler_beside_lstm,
@@ -22,6 +23,7 @@ from seq2seq.execution.requirements import (
     needs_kernel,
     needs_no_vendor_bf16,
     needs_own_model,
+    needs_split_products,
     needs_vendor_lstm,
 )
 from seq2seq.execution.runtime_requirements import inference_only, needs_int8, needs_packages
@@ -83,6 +85,16 @@ VARIANTS |= {
             devices=("cpu",),
             requirements=(inference_only, needs_cpu_kernel),
             builds=compile_cpu_kernel,
+        ),
+        Variant(
+            "cpu-fused-split",
+            "our kernel for CPUs, factors as sums of two bf16 numbers, multiplied by AMX: nearly as precise as fp32",
+            lstm="kernels",
+            lstm_options={"implementation": "cpu-fused", "weight_storage": "split"},
+            precision="bf16-split",
+            devices=("cpu",),
+            requirements=(inference_only, needs_cpu_kernel, needs_split_products),
+            builds=compile_split_kernel,
         ),
         Variant(
             "cpu-fused-int8",

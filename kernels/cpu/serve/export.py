@@ -24,7 +24,10 @@ HERE = Path(__file__).parent
 MAGIC = b"S2SLSTM1"
 #: What a folder gets beside the weights; the headers go to its folder `kernel`.
 FILES = ("seq2seq_lstm.h", "seq2seq_lstm.cpp", "example.c", "example.py", "Makefile")
-HEADERS = ("forward", "matrices", "products", "rows", "status", "team", "tiles", "vectors", "weights")
+HEADERS = (
+    "byte_tiles", "forward", "matrices", "products", "rows", "status", "team", "tile_walk", "tiles", "vectors", "walk",
+    "weights",
+)  # fmt: skip
 _PARAMETER = re.compile(r"(weight|bias)_(ih|hh)_l(\d+)(_reverse)?$")
 
 

@@ -10,7 +10,7 @@
 #include <string>
 #include <vector>
 
-#include "kernel/forward.h"
+#include "kernel/walk.h"
 #include "kernel/weights.h"
 
 namespace {
@@ -50,6 +50,7 @@ struct seq2seq_lstm {
     std::vector<Layer> layers;
     std::vector<float> gates_input, scratch, between[2], head_bias;
     std::unique_ptr<Memory<float>> head;
+    Room sizes{};
     std::unique_ptr<Memory<char>> room;
     Lengths lengths{nullptr, 0};
     Barrier barrier{1};
@@ -87,8 +88,8 @@ struct seq2seq_lstm {
         gates_input.resize(4 * at_once * size);
         scratch.resize(2 * size);
         for (std::vector<float>& output : between) output.resize(at_once * size);
-        room = std::make_unique<Memory<char>>(
-            room_bytes(header.kept, batch, hidden, std::max(header.input, hidden), true, 1), "converted rows");
+        sizes = room_of(header.kept, batch, at_once, hidden, header.input, hidden, true, 1);
+        room = std::make_unique<Memory<char>>(sizes.of(1), "converted rows");
     }
 
     void packed(std::FILE* file, std::unique_ptr<Memory<char>>& to, std::vector<float>& scale, int64_t depth) const {
@@ -148,7 +149,7 @@ struct seq2seq_lstm {
                 header.kept == INT8 ? own.scale_ih.data() : nullptr, header.kept == INT8 ? own.scale.data() : nullptr,
                 own.h.data(), own.c.data(), nullptr,
                 to, hidden, to_row, own.h.data(), own.c.data(), nullptr, 0, 0, nullptr, 0, 0, scratch.data()};
-            walk(&call, header.kept, lengths, barrier, room->data(), 0, 1);
+            walk(&call, header.kept, lengths, barrier, room->data(), sizes, 0, 1);
             x = to;
             x_row = to_row;
         }

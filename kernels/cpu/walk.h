@@ -1,0 +1,70 @@
+// The walk of one direction of a layer forward through time, by vectors or by tiles, as its weights are kept, and the memory
+// that it takes.
+
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+
+#include "forward.h"
+#include "matrices.h"
+#include "tile_walk.h"
+#include "weights.h"
+
+namespace {
+
+// Memory of a team for a direction of a layer with so many features.
+inline Room room_of(int64_t kept, int64_t batch, int64_t steps, int64_t hidden, int64_t features, bool by_rows, int64_t threads) {
+    return with_way(kept, [=](auto way) -> Room {
+        using W = decltype(way);
+#if defined(HAS_TILES)
+        if constexpr (W::Recurrent::TILED) {
+            const TilePlan plan(W::Recurrent::PARTS, batch, steps, hidden, features, by_rows, threads);
+            return {plan.shared, plan.own};
+        } else
+#endif
+            return vector_room<W>(batch, hidden, features, by_rows, threads);
+    });
+}
+
+// Memory of a team for all layers of a call, which threads need not reach at the same time: features are those of the first
+// and of the others.
+inline Room room_of(int64_t kept, int64_t batch, int64_t steps, int64_t hidden, int64_t first, int64_t others, bool by_rows,
+                    int64_t threads) {
+    const Room a = room_of(kept, batch, steps, hidden, first, by_rows, threads);
+    const Room b = room_of(kept, batch, steps, hidden, others, by_rows, threads);
+    return {std::max(a.shared, b.shared), std::max(a.own, b.own)};
+}
+
+// Bytes for a team that may become smaller than asked for: its rows are then more a thread.
+inline int64_t room_bytes(int64_t kept, int64_t batch, int64_t steps, int64_t hidden, int64_t first, int64_t others,
+                          bool by_rows, int64_t threads) {
+    int64_t most = 0;
+    for (int64_t members = 1; members <= threads; ++members)
+        most = std::max(most, room_of(kept, batch, steps, hidden, first, others, by_rows, members).of(members));
+    return most;
+}
+
+// Whether the projection goes through Forward's gates_input.
+inline bool needs_gates_input(int64_t kept, int64_t batch, int64_t features, bool by_rows, int64_t threads) {
+    return with_way(kept, [=](auto way) {
+        return !decltype(way)::Recurrent::TILED && !projects_in_step(batch, features, by_rows, threads);
+    });
+}
+
+// In each thread of a team; `memory` is that of the team, `room` what it was asked for.
+inline void walk(const Forward* a, int64_t kept, const Lengths& lengths, Barrier& barrier, char* memory, const Room& room,
+                 int thread, int threads) {
+    char* const own = memory + room.shared + thread * room.own;
+    with_way(kept, [&](auto way) {
+        using W = decltype(way);
+#if defined(HAS_TILES)
+        if constexpr (W::Recurrent::TILED)
+            TileWalk<typename W::Recurrent>(a, lengths, barrier, memory, own, thread, threads).run();
+        else
+#endif
+            vector_walk<W>(a, lengths, barrier, own, thread, threads);
+    });
+}
+
+}  // namespace
