@@ -123,9 +123,9 @@ class Console:
         self._rows[case.variant] = doing
         self.status(f"{case.group} {case.variant}: {doing}")
 
-    def record(self, record: Record) -> None:
-        """One line for a case that ended."""
-        self._ended += 1
+    def record(self, record: Record, *, again: bool = False) -> None:
+        """Print one line for a case that ended, or again after more rounds."""
+        self._ended += not again
         if self._output is Output.JSON:
             print(json.dumps({"event": "record"} | finite(record.as_dict())), flush=True)
             return

@@ -135,7 +135,7 @@ class Record:
 
     build_s: float | None = column("time to construct, convert or script the model, seconds")
     first_call_s: float | None = column(
-        "time of the first call in a fresh process with an empty compiler cache, seconds"
+        "time of the first call in a fresh process with an empty compiler cache, seconds, compiling included"
     )
     compile_s: float | None = column(
         "part of it that was spent compiling, by Dynamo and its backend, backward included, or by the C++ compiler of "

@@ -16,7 +16,7 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Self
 
@@ -78,10 +78,11 @@ class ForkServer:
     Args:
         settings: of all workers.
         log: file that takes what it prints.
+        modules: names of modules that it imports besides, so that no worker has to.
     """
 
-    def __init__(self, settings: Settings, log: Path) -> None:
-        self._settings, self._log = settings, log
+    def __init__(self, settings: Settings, log: Path, modules: Sequence[str] = ()) -> None:
+        self._settings, self._log, self._modules = settings, log, tuple(modules)
         self._over = False
 
     def __enter__(self) -> Self:
@@ -89,7 +90,7 @@ class ForkServer:
         self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with self._log.open("a", encoding="utf-8") as log, theirs:
             self._child = subprocess.Popen(  # noqa: S603 - our own module and a number
-                [sys.executable, "-u", "-m", "bench.worker", "--forks", str(theirs.fileno())],
+                [sys.executable, "-u", "-m", "bench.worker", "--forks", str(theirs.fileno()), *self._modules],
                 pass_fds=(theirs.fileno(),),
                 stdin=subprocess.DEVNULL,
                 stdout=log,
@@ -162,14 +163,20 @@ class ForkServer:
 
 
 @contextlib.contextmanager
-def fork_servers(settings: Settings, log: Path, count: int) -> Iterator[list[ForkServer]]:
+def fork_servers(settings: Settings, log: Path, count: int, modules: Sequence[str] = ()) -> Iterator[list[ForkServer]]:
     """Start a number of servers side by side and wait until all can fork; none where the system has no way to.
+
+    Args:
+        settings: of all workers.
+        log: file that takes what the servers print.
+        count: how many.
+        modules: names of modules that they import besides.
 
     Raises:
         WorkerError: when one does not come up.
     """
     with contextlib.ExitStack() as stack:
-        servers = [stack.enter_context(ForkServer(settings, log)) for _ in range(count if supported() else 0)]
+        servers = [stack.enter_context(ForkServer(settings, log, modules)) for _ in range(count if supported() else 0)]
         for server in servers:
             server.ready()
         yield servers

@@ -84,9 +84,11 @@ class Measurement:
             number += ended
 
     def more(self) -> None:
-        """Take one further seating, or several where time is left and the answer does not stand."""
+        """Take further seatings, each as long as one of the run's, until the answer stands or the budget is spent."""
+        plan = self.runner.plan
         number, left_s = len(self.samples.processes), self.budget_s
-        last = number + self.runner.plan.suite.processes
+        seatings = min(plan.suite.processes, max(1, round(left_s * plan.suite.processes / plan.group_budget_s)))
+        last = number + seatings
         while self.cases and number < last and left_s > self.budget_s / 4:
             self.runner.console.status(f"{self.group.name}: seating {number + 1}, {len(self.cases)} variants")
             spent_s, ended = self._seating(number, left_s / (last - number))

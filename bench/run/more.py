@@ -97,17 +97,25 @@ def undecided(groups: Iterable[tuple[Group, tuple[Described, ...]]], folder: Run
 
 
 def measure(runner: Writing, groups: Iterable[Open], seconds: float) -> None:
-    """Give undecided groups further seatings, each a share of the time by what it needs.
+    """Give undecided groups further seatings, those that need least first, so that as many as can be are decided.
+
+    Args:
+        runner: of the groups.
+        groups: which.
+        seconds: of rounds, for all of them.
 
     Raises:
         OSError: when something cannot be written.
     """
-    found = list(groups)
-    total = sum(each.needed_s for each in found)
+    left_s = seconds
     with scratch_folder() as scratch:
         runner.plan.kernel.write(scratch / "shared")
-        for each in found:
-            budget_s = min(each.needed_s, seconds * each.needed_s / total)
+        for each in sorted(groups, key=lambda found: found.needed_s):
+            budget_s = min(each.needed_s, left_s)
+            if budget_s < min(LEAST_S, seconds):
+                return
+            runner.console.say(f"{each.group.name}: {duration(budget_s)} more of rounds")
+            left_s -= budget_s
             before = len(each.samples.processes)
             measured = Measurement(runner, each.group, scratch, list(each.cases), budget_s, each.samples)
             measured.more()
@@ -123,7 +131,7 @@ def _write(runner: Writing, each: Open, measured: Measurement, before: int) -> N
     runner.folder.append_seatings([d.case for d in each.cases], found, measured.samples, before)
     runner.folder.replace(records)
     for record in records.values():
-        runner.console.record(record)
+        runner.console.record(record, again=True)
 
 
 def duration(seconds: float) -> str:

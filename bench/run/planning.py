@@ -37,7 +37,7 @@ class Described:
         facts: of its row.
         unavailable: why it cannot run; None when it can.
         compiles: whether torch.compile has long to compile.
-        builds: whether it needs the C++ kernel, which the first such cold run of a run compiles.
+        builds: whether it needs the C++ kernel, which is compiled once a run.
         alone: whether it takes its turns in a process of its own.
         environment: variables that its process is started with.
     """

@@ -35,6 +35,8 @@ from bench.run.worker_process import Settings, Worker, WorkerError, scratch_fold
 from bench.timing.stopwatch import Stopwatch
 from kernels.host.cores import usable_cores
 
+#: Share of the time for rounds that is kept for groups whose answer does not stand after the first pass.
+KEPT_SHARE = 0.3
 #: The ceilings may take so long; a suite's own limit is one for a case.
 CEILINGS_LIMIT_S = 120.0
 
@@ -74,6 +76,8 @@ class Runner:
         self.watch = Stopwatch()
         self._budget_s = self.plan.suite.budget_s
         self._groups_left = self.plan.runnable_groups
+        # A group alone takes further seatings itself.
+        self._keeps_time = self._groups_left > 1
         self._forks: list[ForkServer] = []
         self._colds: ColdRuns | None = None
         # A resumed run knows the ceilings that its first part measured; the best of all counts.
@@ -122,7 +126,7 @@ class Runner:
                         records += self.folder.append(*ended)
                         for record in records[-len(ended) :]:
                             self.console.record(record)
-                more.measure(self, self.open_groups() if more_s else (), more_s)
+                self._decide(more_s)
                 for kind, stage in (("second instrument", self._second_instrument), ("quality", self._quality)):
                     if not self.unfinished:
                         with self.watch.on(kind):
@@ -134,6 +138,16 @@ class Runner:
             raise
         end()
         return records
+
+    def _decide(self, more_s: float) -> None:
+        """Give groups whose answer does not stand the time asked for, or what the run kept for them.
+
+        A time limit that would be passed leaves it out: the answers are there, with their doubt.
+        """
+        seconds = more_s or (self._budget_s if self._keeps_time else 0.0)
+        if seconds <= 0 or self.unfinished or (not more_s and time.perf_counter() + seconds > self.deadline_s):
+            return
+        more.measure(self, self.open_groups(), seconds)
 
     def open_groups(self) -> list[more.Open]:
         """Groups whose answer does not stand, by what is recorded."""
@@ -147,9 +161,11 @@ class Runner:
         """
         only_cpu = all(found.case.device == "cpu" for found in self.plan.cases)
         count = self.plan.suite.processes if only_cpu and self.plan.left() else 0
+        # torch's optimizers import it: better once than in each seat.
+        modules = ["torch._dynamo"] if any(found.case.mode == "training" for found in self.plan.cases) else []
         with contextlib.ExitStack() as stack:
             with self.watch.on("starts"):
-                self._forks = stack.enter_context(fork_servers(self.settings, self.log, count))
+                self._forks = stack.enter_context(fork_servers(self.settings, self.log, count, modules))
             yield
 
     def seat(self, settings: Settings, seating: int, cache: Path) -> Worker:
@@ -276,7 +292,8 @@ class Runner:
 
     def _budget_of_group_s(self) -> float:
         """Seconds of timed rounds that the next group gets: its share of what the groups before it left over."""
-        share_s = self._budget_s / max(1, self._groups_left)
+        kept_s = KEPT_SHARE * self.plan.suite.budget_s if self._keeps_time else 0.0
+        share_s = (self._budget_s - kept_s) / max(1, self._groups_left)
         self._groups_left -= 1
         return share_s
 
