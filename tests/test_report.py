@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import gzip
 import json
+import math
 import re
 import subprocess
 import sys
@@ -247,6 +248,24 @@ def test_a_round_that_was_disturbed_is_shaded(tmp_path: Path) -> None:
     # 41 rounds a process: the second one begins behind the 41st.
     assert chart.breaks == (41.5,)
     assert chart.shaded == ((46.5, 48.5), (50.5, 51.5))
+
+
+def test_no_line_joins_rounds_between_which_a_variant_rested(tmp_path: Path) -> None:
+    """In the files and on the page the line breaks there, and the table counts the rounds that were played."""
+    folder = run_folder(tmp_path, [ran("reference"), ran("loop", 0.5)])
+    path = folder / "samples.csv.gz"
+    text = gzip.decompress(path.read_bytes()).decode()
+    rested = re.sub(r"^\w+,loop,.*,0,(?:7|8),\d,call,.*\n", "", text, flags=re.MULTILINE)
+    assert rested != text
+    path.write_bytes(gzip.compress(rested.encode()))
+    (kind,) = [kind for kind in checks.kinds(load_run(folder)) if kind.name == "rounds"]
+    (chart,) = kind.charts
+    curves = {curve.variant: curve for curve in chart.curves}
+    assert [n for n, y in enumerate(curves["loop"].ys) if math.isnan(y)] == [7, 8]
+    (line,) = interactive.curve_traces(chart, curves["loop"])
+    assert [n for n, y in enumerate(line["y"]) if y is None] == [7, 8]
+    shown = {row.cells[1].text: row.cells[2].text for row in other_tables.chart_rows(chart)}
+    assert (shown["loop"], shown["reference"]) == ("80 points", "82 points")
 
 
 def test_own_time_is_drawn_longest_first(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 
 import numpy as np
@@ -81,14 +82,15 @@ def rounds_chart(group: RankedGroup, run: ReportedRun) -> CurveChart | None:
         if not times:
             continue
         middle = float(np.median(list(times.values())))
-        ys = (min(MOST_OFF, max(1 / MOST_OFF, time_s / middle)) for time_s in times.values())
-        curves.append(Curve(record.variant, tuple(n + 1 for n in times), tuple(float(f"{y:.4g}") for y in ys), ()))
+        # A variant that rests has no time, and no line joins the rounds before with those after.
+        ys = (min(MOST_OFF, max(1 / MOST_OFF, times[n] / middle)) if n in times else math.nan for n in shown)
+        curves.append(Curve(record.variant, tuple(n + 1 for n in shown), tuple(float(f"{y:.4g}") for y in ys), ()))
     if not curves or len(shown) < 2:  # noqa: PLR2004
         return None
     ends = np.cumsum([len(found) for found in processes])[:-1]
     ticks = tuple((t, f"{t:g}") for t in units.linear_ticks(len(rounds) + 1.0))
     x = Axis("round", "linear", 0.0, len(rounds) + 1.0, ticks)
-    y = value_axis("time / median", [y for curve in curves for y in curve.ys], "x", "ratio")
+    y = value_axis("time / median", [y for curve in curves for y in curve.ys if not math.isnan(y)], "x", "ratio")
     shaded = spans(n + 1 for n, found in enumerate(rounds) if found.disturbed)
     breaks = tuple(float(end) + 0.5 for end in ends)
     return CurveChart(group.title, group.workload, x, y, tuple(curves), shaded=shaded, breaks=breaks)

@@ -80,7 +80,10 @@ class Point:
 
 @dataclass(frozen=True)
 class Curve:
-    """One variant's line through `xs` and `ys`, and the points that are marked on it; a `helper` is of no variant."""
+    """One variant's line through `xs` and `ys`, and the points that are marked on it; a `helper` is of no variant.
+
+    The line breaks where a `ys` is NaN.
+    """
 
     variant: str
     xs: tuple[float, ...]

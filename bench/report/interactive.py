@@ -203,7 +203,8 @@ def curve_traces(chart: CurveChart, curve: Curve) -> Iterable[dict[str, Any]]:
     yield shared | {
         "mode": "lines",
         "x": [place(x, chart.x) for x in curve.xs],
-        "y": [place(y, chart.y) for y in curve.ys],
+        # Without a number the line breaks.
+        "y": [None if math.isnan(y) else place(y, chart.y) for y in curve.ys],
         "line": {"color": GREY, "dash": "dot", "width": 2}
         if curve.helper
         else {"color": style.colour, "dash": style.dash[1], "width": 2 if curve.points else 1.2},

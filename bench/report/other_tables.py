@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
@@ -84,5 +85,5 @@ def chart_rows(chart: Chart) -> Iterable[Row]:
         for curve in chart.curves:
             colour = "" if curve.helper else look(curve.variant).colour
             told = [", ".join(filter(None, point.hover[1:])) for point in curve.points if len(point.hover) > 1]
-            text = "; ".join(dict.fromkeys(told)) or f"{len(curve.xs)} points"
+            text = "; ".join(dict.fromkeys(told)) or f"{sum(not math.isnan(y) for y in curve.ys)} points"
             yield Row((Cell(chart.title), Cell(curve.variant, colour=colour), Cell(text)))
