@@ -91,13 +91,16 @@ class Played:
             if request == "turn":
                 yield {"event": "turn"} | self._turn().fields()
             return
+        if request == "prepare":
+            return
         cases = fields["cases"] if request == "sit" else [fields["case"]]
         self.asked.append((request, cases[0]["mode"], *(case["variant"] for case in cases)))
         self.ends(request, cases[0]["mode"])
         if request == "cold":
             if cases[0]["variant"] == "onednn":
                 raise WorkerError(Status.ERROR, "planted")
-            yield {"event": "cold", "fields": {"build_s": 0.5, "first_call_s": 0.6, "evidence": "played"}}
+            found = {"build_s": 0.5, "first_call_s": 0.6, "evidence": "played"}
+            yield {"event": "cold", "fields": found, "built_s": 0.0}
             return
         self.seeds.append(fields["seed"])
         for case in cases:
