@@ -119,5 +119,5 @@ def test_apply_writes_what_it_proved(tmp_path, capsys, brief):  # noqa: ARG001
     assert code == 0
     assert "loaded in a fresh process" in out.read_text()
     assert main(["recommend", str(folder), "--variant", "loop", "--apply", str(tmp_path / "loop.py")]) == 1
-    assert "no way to ship a model; nothing is written" in capsys.readouterr().err
+    assert "not a way to ship a model; nothing is written" in capsys.readouterr().err
     assert not (tmp_path / "loop.py").exists()
