@@ -25,8 +25,8 @@ from rich.text import Text
 
 from bench import units
 from bench.plan.cases import Case
-from bench.records.folder import finite
 from bench.records.schema import Record, Status
+from bench.records.tables import finite
 
 _STYLE = {Status.OK: "green", Status.UNAVAILABLE: "dim"}
 

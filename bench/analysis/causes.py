@@ -23,7 +23,7 @@ SURE = 0.01
 
 
 class Cause(StrEnum):
-    """What may have changed a figure for good; of two with as many points the earlier one is named first."""
+    """Causes that may have changed a figure for good; of two with as many points the earlier one is named first."""
 
     CODE = "code"
     SOFTWARE = "software"
@@ -46,7 +46,7 @@ class Guess:
 
 @dataclass(frozen=True)
 class Between:
-    """What differs between the run before a change and the first one after it.
+    """Differences between the run before a change and the first one after it.
 
     Attributes:
         code: commit, uncommitted changes, plugins.

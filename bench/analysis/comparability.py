@@ -205,7 +205,7 @@ def _present(found: Iterable[Difference | None]) -> tuple[Difference, ...]:
 
 
 def _gpu(machine: Mapping[str, Any]) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """What a GPU is, by name and memory, and its state as in `GPU_STATE`, from the line of nvidia-smi."""
+    """Return the GPU by name and memory, and its state as in `GPU_STATE`, from the line of nvidia-smi."""
     parts = [part.strip() for part in str(machine.get("gpu", "none")).split(",")]
     if len(parts) != 2 + len(GPU_STATE):
         return (str(machine.get("gpu", "none")),), ("none",) * len(GPU_STATE)

@@ -28,7 +28,7 @@ Records = dict[CaseKey, list[Record | None]]
 
 
 class MeasuredBy(StrEnum):
-    """What a series is made of."""
+    """Quantity that a series is made of."""
 
     SPEEDUP = "speedup"
     TIME = "time"

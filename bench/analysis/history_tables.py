@@ -135,7 +135,7 @@ def lead(history: History) -> str:
 
 
 def notes(history: History) -> list[str]:
-    """What a reader must know to read the figures correctly."""
+    """Return the notes that a reader needs to read the figures correctly."""
     how = (
         "speedup over the reference of the same run, in which a machine that drifts cancels"
         if history.by is MeasuredBy.SPEEDUP

@@ -6,11 +6,8 @@ What a killed run left half written is moved to another file when the run is res
 
 from __future__ import annotations
 
-import csv
 import dataclasses
-import io
 import json
-import math
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -25,7 +22,7 @@ from bench.records import durable
 from bench.records.raw_csv import RAW_FILES, ROUNDS, SAMPLES, Key, RawFile
 from bench.records.rounds import Samples
 from bench.records.schema import COLUMNS, EMPTY, LACKING, SCHEMA_VERSION, Record, Status
-from kernels.host.output import utf8
+from bench.records.tables import json_line, now, write_csv
 
 RUNS = Path("results") / "runs"
 
@@ -105,8 +102,8 @@ class RunFolder:
         Raises:
             OSError: when they cannot be written; the file is unchanged.
         """
-        now = f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}"
-        stamped = tuple(dataclasses.replace(record, recorded_at=now) for record in records)
+        time = now()
+        stamped = tuple(dataclasses.replace(record, recorded_at=time) for record in records)
         lines = [_line(record.as_dict()) for record in stamped]
         if lines:
             durable.append(self.records_path, b"".join(lines))
@@ -174,11 +171,7 @@ class RunFolder:
 
     def write_table(self) -> None:
         """Make records.csv from records.jsonl: one row a case."""
-        text = io.StringIO()
-        writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(self.records())
-        durable.replace(self.path / "records.csv", utf8(text.getvalue()))
+        write_csv(self.path / "records.csv", COLUMNS, self.records())
 
     def records(self) -> list[dict[str, Any]]:
         """Return the records written so far as plain values, without a torn end."""
@@ -293,9 +286,4 @@ def _parse(line: bytes) -> dict[str, Any]:
 
 def _line(values: dict[str, Any]) -> bytes:
     """A record as a line of records.jsonl."""
-    return (json.dumps(finite(values), allow_nan=False) + "\n").encode()
-
-
-def finite(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the values, with None for what JSON cannot express; a record's reason mentions an infinite error."""
-    return {n: None if isinstance(v, float) and not math.isfinite(v) else v for n, v in values.items()}
+    return json_line(values).encode()

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import csv
 import dataclasses
-import io
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,10 +17,9 @@ from typing import Any
 import numpy as np
 
 from bench.plan.cases import REFERENCE, Quality
-from bench.records import durable
 from bench.records.raw_csv import RawFile
-from bench.records.schema import Status, column
-from kernels.host.output import utf8
+from bench.records.schema import Status, column, in_markdown, meanings
+from bench.records.tables import write_csv
 
 FILE = "quality.csv"
 #: Steps that a loss is averaged over before curves are compared: single batches differ more than variants do.
@@ -213,11 +211,7 @@ def write(folder: Path, records: Sequence[QualityRecord], trained: Sequence[tupl
     LOSSES.append(
         folder, ([task, one.variant, step, loss] for task, one in trained for step, loss in enumerate(one.losses, 1))
     )
-    text = io.StringIO()
-    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(dataclasses.asdict(record) for record in records)
-    durable.replace(folder / FILE, utf8(text.getvalue()))
+    write_csv(folder / FILE, COLUMNS, map(dataclasses.asdict, records))
 
 
 def _values(found: Mapping[str, Any]) -> list[Any]:
@@ -274,11 +268,4 @@ def read_rounds(folder: Path) -> list[dict[str, Any]]:
 
 def dictionary() -> str:
     """The dictionary of columns in Markdown, as in results/README.md."""
-    rows = [f"| `{f.name}` | {f.metadata['meaning']} |" for f in dataclasses.fields(QualityRecord)]
-    tables = {
-        FILE: rows,
-        ROUNDS.name: [f"| `{name}` | {meaning} |" for name, meaning in ROUND_COLUMNS.items()],
-        LOSSES.name: [f"| `{name}` | {meaning} |" for name, meaning in LOSS_COLUMNS.items()],
-    }
-    head = "| column | meaning |\n| --- | --- |\n"
-    return "\n".join(f"### {name}\n\n{head}" + "\n".join(lines) + "\n" for name, lines in tables.items())
+    return in_markdown({FILE: meanings(QualityRecord), ROUNDS.name: ROUND_COLUMNS, LOSSES.name: LOSS_COLUMNS})

@@ -5,22 +5,16 @@
 
 from __future__ import annotations
 
-import csv
 import dataclasses
-import io
-import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from bench.errors import UsageError
 from bench.records import durable
-from bench.records.folder import finite
 from bench.records.raw_csv import RawFile
-from bench.records.schema import Status, column
-from kernels.host.output import utf8
+from bench.records.schema import Status, column, in_markdown, meanings
+from bench.records.tables import json_line, now, parse, write_csv
 
 FILE, TABLE = "ranks.jsonl", "ranks.csv"
 
@@ -86,16 +80,12 @@ def write(folder: Path, records: Iterable[RanksRecord], steps: Iterable[Sequence
     Raises:
         OSError: when something cannot be written.
     """
-    now = f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}"
-    stamped = [dataclasses.replace(record, recorded_at=now) for record in records]
+    time = now()
+    stamped = [dataclasses.replace(record, recorded_at=time) for record in records]
     STEPS.append(folder, steps)
-    lines = [json.dumps(finite(dataclasses.asdict(record)), allow_nan=False) + "\n" for record in stamped]
+    lines = [json_line(dataclasses.asdict(record)) for record in stamped]
     durable.append(folder / FILE, "".join(lines).encode())
-    text = io.StringIO()
-    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(dataclasses.asdict(record) for record in stamped)
-    durable.replace(folder / TABLE, utf8(text.getvalue()))
+    write_csv(folder / TABLE, COLUMNS, map(dataclasses.asdict, stamped))
     return stamped
 
 
@@ -106,27 +96,9 @@ def read(folder: Path) -> list[RanksRecord]:
         UsageError: a line is no record of this release.
     """
     path = folder / FILE
-    if not path.exists():
-        return []
-    found = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
-        try:
-            values = json.loads(line)
-            found.append(RanksRecord(**(values | {"status": Status(values["status"])})))
-        except (ValueError, TypeError, KeyError) as error:
-            msg = f"{path}, line {number} is no record of this release ({error}); use the release that wrote it"
-            raise UsageError(msg) from error
-    return found
+    return parse(path, path.read_text(encoding="utf-8").splitlines(), RanksRecord) if path.exists() else []
 
 
 def dictionary() -> str:
     """The dictionary of columns in Markdown, as it stands in results/README.md."""
-    tables = {
-        TABLE: [(found.name, found.metadata["meaning"]) for found in dataclasses.fields(RanksRecord)],
-        STEPS.name: list(STEP_COLUMNS.items()),
-    }
-    head = "| column | meaning |\n| --- | --- |\n"
-    return "\n".join(
-        f"### {name}\n\n{head}" + "".join(f"| `{column}` | {meaning} |\n" for column, meaning in rows)
-        for name, rows in tables.items()
-    )
+    return in_markdown({TABLE: meanings(RanksRecord), STEPS.name: STEP_COLUMNS})

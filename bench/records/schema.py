@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import enum
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -256,13 +257,22 @@ ROUND_COLUMNS: dict[str, str] = {
 }
 
 
+def meanings(kind: type) -> dict[str, str]:
+    """Return the columns of a kind of record with their meanings."""
+    return {found.name: found.metadata["meaning"] for found in dataclasses.fields(kind)}
+
+
+def in_markdown(files: Mapping[str, Mapping[str, str]]) -> str:
+    """Return the dictionary of columns of some files, each with its columns and their meanings, in Markdown."""
+    head = "| column | meaning |\n| --- | --- |\n"
+    return "\n".join(
+        f"### {name}\n\n{head}" + "".join(f"| `{column}` | {meaning} |\n" for column, meaning in columns.items())
+        for name, columns in files.items()
+    )
+
+
 def dictionary() -> str:
     """The dictionary of columns in Markdown, as in results/README.md."""
-    rows = [f"| `{f.name}` | {f.metadata['meaning']} |" for f in dataclasses.fields(Record)]
-    tables = {
-        "records.csv": rows,
-        "samples.csv.gz": [f"| `{name}` | {meaning} |" for name, meaning in SAMPLE_COLUMNS.items()],
-        "rounds.csv.gz": [f"| `{name}` | {meaning} |" for name, meaning in ROUND_COLUMNS.items()],
-    }
-    head = "| column | meaning |\n| --- | --- |\n"
-    return "\n".join(f"### {name}\n\n{head}" + "\n".join(lines) + "\n" for name, lines in tables.items())
+    return in_markdown(
+        {"records.csv": meanings(Record), "samples.csv.gz": SAMPLE_COLUMNS, "rounds.csv.gz": ROUND_COLUMNS}
+    )

@@ -6,22 +6,16 @@ serving-tests.csv.gz; results/README.md is checked against both.
 
 from __future__ import annotations
 
-import csv
 import dataclasses
-import io
-import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from bench.errors import UsageError
 from bench.records import durable
-from bench.records.folder import finite
 from bench.records.raw_csv import RawFile
-from bench.records.schema import Status, column
-from kernels.host.output import utf8
+from bench.records.schema import Status, column, in_markdown, meanings
+from bench.records.tables import json_line, now, parse, write_csv
 
 FILE, TABLE = "serving.jsonl", "serving.csv"
 
@@ -109,14 +103,9 @@ def append(folder: Path, record: ServingRecord) -> ServingRecord:
     Raises:
         OSError: when it cannot be written.
     """
-    stamped = dataclasses.replace(record, recorded_at=f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}")
-    line = json.dumps(finite(dataclasses.asdict(stamped)), allow_nan=False) + "\n"
-    durable.append(folder / FILE, line.encode())
-    text = io.StringIO()
-    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(dataclasses.asdict(found) for found in read(folder))
-    durable.replace(folder / TABLE, utf8(text.getvalue()))
+    stamped = dataclasses.replace(record, recorded_at=now())
+    durable.append(folder / FILE, json_line(dataclasses.asdict(stamped)).encode())
+    write_csv(folder / TABLE, COLUMNS, map(dataclasses.asdict, read(folder)))
     return stamped
 
 
@@ -134,26 +123,10 @@ def read(folder: Path) -> list[ServingRecord]:
     path = folder / FILE
     if not path.exists():
         return []
-    found = []
     *lines, _ = path.read_text(encoding="utf-8").split("\n")
-    for number, line in enumerate(lines, start=1):
-        try:
-            values = json.loads(line)
-            found.append(ServingRecord(**(values | {"status": Status(values["status"])})))
-        except (ValueError, TypeError, KeyError) as error:
-            msg = f"{path}, line {number} is no record of this release ({error}); use the release that wrote it"
-            raise UsageError(msg) from error
-    return found
+    return parse(path, lines, ServingRecord)
 
 
 def dictionary() -> str:
     """The dictionary of columns in Markdown, as it stands in results/README.md."""
-    tables = {
-        TABLE: [(found.name, found.metadata["meaning"]) for found in dataclasses.fields(ServingRecord)],
-        TESTS.name: list(TEST_COLUMNS.items()),
-    }
-    head = "| column | meaning |\n| --- | --- |\n"
-    return "\n".join(
-        f"### {name}\n\n{head}" + "".join(f"| `{column}` | {meaning} |\n" for column, meaning in rows)
-        for name, rows in tables.items()
-    )
+    return in_markdown({TABLE: meanings(ServingRecord), TESTS.name: TEST_COLUMNS})
