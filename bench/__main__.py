@@ -42,6 +42,7 @@ from bench.errors import UsageError
 from bench.machine import environment
 from bench.plan import own_model
 from bench.plan.cases import OWN, Filters, Suite, load_suite, overridden
+from bench.plan.identity import CaseKey
 from bench.records import quality as quality_record
 from bench.records.folder import RunFolder
 from bench.records.reader import read_beside
@@ -144,7 +145,7 @@ def _resume(arguments: argparse.Namespace, command: str, deadline_s: float) -> i
             return EXIT_OK
         if arguments.more is not None:
             more.check_finished(len(plan.left(recorded)), begun.folder.path)
-        for line in begun.folder.mend(lambda values: resume.record_key(values) in recorded):
+        for line in begun.folder.mend(lambda values: CaseKey.read(values) in recorded):
             console.say(line, "yellow")
         seed = resume.new_seed(begun.seeds)
         runner = Runner(

@@ -9,8 +9,7 @@ from pathlib import Path
 from bench.console import Console
 from bench.errors import UsageError
 from bench.plan.cases import Filters, Selection, Suite, load_suite, suite_names
-from bench.records.raw_csv import Key
-from bench.run import resume
+from bench.plan.identity import CaseKey
 from bench.run.planning import Plan, make_plan
 from bench.run.worker_process import Settings
 from kernels.host.cores import usable_cores
@@ -242,12 +241,12 @@ def write_text(path: Path, text: str) -> None:
         raise UsageError(msg) from error
 
 
-def print_cases(console: Console, plan: Plan, recorded: Collection[Key] = ()) -> None:
+def print_cases(console: Console, plan: Plan, recorded: Collection[CaseKey] = ()) -> None:
     """Print the cases of a plan, and what keeps each from running here."""
     rows = []
     for found in plan.cases:
         case = found.case
-        here = "recorded" if resume.case_key(case) in recorded else found.unavailable or "runs"
+        here = "recorded" if case.key in recorded else found.unavailable or "runs"
         rows.append([case.workload, case.mode, case.device, case.variant, here])
     console.table(["workload", "mode", "device", "variant", "here"], rows)
 

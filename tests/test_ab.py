@@ -334,7 +334,7 @@ def test_a_variant_that_fails_on_one_side_leaves_the_others_alone(contest):
     assert records["b#base"].reason == f"{verdicts.NOT_TIMED}b#new ended as crashed"
     assert records["a#new"].processes == 4
     found = verdicts.judge(read_run(contest.setting.folder.path), NAMES, CompareOptions("time", threshold=0.03))
-    assert {pair.identity[4]: pair.verdict for pair in found.pairs} == {"a": CaseVerdict.SAME, "b": CaseVerdict.BROKEN}
+    assert {pair.key.variant: pair.verdict for pair in found.pairs} == {"a": CaseVerdict.SAME, "b": CaseVerdict.BROKEN}
     assert found.outcome is Finding.REGRESSION
 
 
@@ -396,7 +396,7 @@ def test_a_slowdown_between_two_revisions_is_found(checkout, tmp_path):
     variants = ["--variant", "reference", "--variant", "onednn", "--variant", "torchscript"]
     done = command_line("HEAD~1", "HEAD", *words, *variants, "--fail-on", "slower:10%", cwd=checkout)
     found = verdicts.judge(read_run(out), NAMES, CompareOptions("time", threshold=0.1))
-    slow, little, untouched = ({p.identity[4]: p for p in found.pairs}[name] for name in (*slowdowns, "torchscript"))
+    slow, little, untouched = ({p.key.variant: p for p in found.pairs}[name] for name in (*slowdowns, "torchscript"))
     assert "BASE is HEAD~1: torch" in done.stdout
     assert slow.change.value < 0.8, done.stdout
     assert done.returncode in {3, 5}, done.stderr

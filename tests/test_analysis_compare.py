@@ -21,6 +21,7 @@ from bench.analysis import tables as compare_tables
 from bench.analysis.compare import BY, JUDGED, CasePair, CaseVerdict, CompareOptions, Comparison
 from bench.analysis.intervals import Interval
 from bench.errors import UsageError
+from bench.plan.identity import CaseKey
 from bench.records.schema import Status
 
 ROOT = Path(__file__).parent.parent
@@ -40,8 +41,8 @@ def compared(base: Path, new: Path, **options: object) -> Comparison:
 
 def pairs(comparison: Comparison) -> dict[str, CasePair]:
     """The pairs of a comparison of one workload, by variant."""
-    assert len({pair.identity for pair in comparison.pairs}) == len(comparison.pairs)
-    return {pair.identity[-1]: pair for pair in comparison.pairs}
+    assert len({pair.key for pair in comparison.pairs}) == len(comparison.pairs)
+    return {pair.key.variant: pair for pair in comparison.pairs}
 
 
 def two(tmp_path: Path, base: dict[str, object], new: dict[str, object]) -> tuple[Path, Path]:
@@ -134,7 +135,7 @@ def test_a_machine_that_drifts_is_told_by_its_yardstick(tmp_path):
     assert {found[name].verdict for name in ("onednn", "loop")} == {CaseVerdict.SAME}
     assert found["reference"].verdict is CaseVerdict.YARDSTICK
     assert found["reference"].change.value == pytest.approx(1 / 1.5, rel=0.01)
-    assert [pair.identity[-1] for pair in comparison.moved] == ["reference"]
+    assert [pair.key.variant for pair in comparison.moved] == ["reference"]
     assert not comparison.regressions
     told = compare_tables.render([comparison], "text")
     assert "the reference itself moved in 1 of 1 group" in told
@@ -198,7 +199,7 @@ def test_every_case_of_either_run_is_in_the_comparison(tmp_path):
     assert found["broken"].note == "parity-failed: off by 3e-1"
     assert found["mended"].note.startswith("was crashed: killed")
     assert found["bad"].note.startswith("crashed: killed")
-    assert [pair.identity[-1] for pair in comparison.regressions] == ["broken"]
+    assert [pair.key.variant for pair in comparison.regressions] == ["broken"]
     for form in compare_tables.FORMATS:
         shown = compare_tables.render([comparison], form)
         assert [name for name in found if name not in shown] == []
@@ -213,7 +214,9 @@ def test_a_few_rounds_and_much_noise_are_unclear(tmp_path):
 def made_pair(value: float, reach: float, name: str = "a") -> CasePair:
     """A judged pair whose interval reaches `reach` to both sides, on the scale of logarithms."""
     change = Interval(value, value * math.exp(-reach), value * math.exp(reach))
-    return CasePair(("w", "m", "cpu", 1, name), None, None, comparing.verdict(change, 0.0), "time", 1.0, 1.0, change)
+    return CasePair(
+        CaseKey("w", "m", "cpu", 1, name), None, None, comparing.verdict(change, 0.0), "time", 1.0, 1.0, change
+    )
 
 
 def test_an_interval_that_ends_on_one_has_a_chance_of_five_percent():
@@ -231,7 +234,7 @@ def test_what_holds_among_many_is_less_than_what_holds_alone():
     barely, far = made_pair(0.95, 0.05, "barely"), made_pair(0.95, 0.01, "far")
     assert all(pair.holds for pair in comparing.allow_for_all([barely]))
     unchanged = [made_pair(1.0, 0.05, str(n)) for n in range(40)]
-    holding = [pair.identity[-1] for pair in comparing.allow_for_all([barely, *unchanged, far]) if pair.holds]
+    holding = [pair.key.variant for pair in comparing.allow_for_all([barely, *unchanged, far]) if pair.holds]
     assert holding == ["far"]
 
 
@@ -250,7 +253,7 @@ def test_means_are_over_the_groups_of_a_variant(tmp_path):
     found = {(mean.variant, mean.by): mean for mean in comparison.means}
     assert set(found) == {("reference", "time"), ("onednn", "speedup"), ("loop", "speedup")}
     assert all(mean.cases == 2 for mean in found.values())
-    values = [pair.change.value for pair in comparison.pairs if pair.identity[-1] == "loop"]
+    values = [pair.change.value for pair in comparison.pairs if pair.key.variant == "loop"]
     assert found["loop", "speedup"].change.value == pytest.approx(np.sqrt(values[0] * values[1]))
     assert found["reference", "time"].change.value == pytest.approx(1 / 1.2, rel=0.01)
 
@@ -491,8 +494,8 @@ def test_a_regression_wins_over_what_cannot_be_told(tmp_path, capsys):
 def test_what_can_be_told_follows_from_the_interval(low, value, high, holds, unclear):
     """Of a threshold of 3 %, a case is open unless a slowdown beyond it is found or excluded."""
     change = Interval(value, low, high)
-    pair = CasePair(("seed", "inference", "cpu", 1, "loop"), None, None, comparing.verdict(change, 0.02), "speedup",
-                change=change, holds=holds)  # fmt: skip
+    key, judged = CaseKey("seed", "inference", "cpu", 1, "loop"), comparing.verdict(change, 0.02)
+    pair = CasePair(key, None, None, judged, "speedup", change=change, holds=holds)
     assert pair.unclear(0.03) is unclear
 
 

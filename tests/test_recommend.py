@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -236,16 +236,11 @@ def test_the_choice_over_a_mix_has_the_least_expected_time(tmp_path):
     common = read_run(made(tmp_path / "a", {"reference": 1.0, "a": 2.0, "b": 1.8}, workloads=("own:m/short",)))
     rare = read_run(made(tmp_path / "b", {"reference": 1.0, "a": 1.0, "b": 2.0}, workloads=("own:m/long",), seed=1))
     records = [
-        SimpleNamespace(**record.as_dict() | {"input_set": name, "weight": weight})
+        dataclasses.replace(record, input_set=name, weight=weight)
         for run, name, weight in ((common, "short", 0.9), (rare, "long", 0.1))
         for record in run.records
     ]
-    both = SimpleNamespace(
-        path=tmp_path,
-        records=records,
-        samples={**common.samples, **rare.samples},
-        group=lambda r: RecordedRun.group(both, r),
-    )
+    both = RecordedRun(tmp_path, tuple(records), 0, {**common.samples, **rare.samples}, {})
     (found,) = mixes(both, Question())
     assert found.title == "own:m, inference, cpu: mix of 2 input sets"
     # Expected: a 0.9/2 + 0.1/1 = 0.55, b 0.9/1.8 + 0.1/2 = 0.55: as good as each other.
@@ -253,9 +248,8 @@ def test_the_choice_over_a_mix_has_the_least_expected_time(tmp_path):
     assert found.regrets["a"].input_set == "long"
     assert found.regrets["a"].share == pytest.approx(1.0, abs=0.1)
     assert found.regrets["b"].share == pytest.approx(0.11, abs=0.05)
-    for record in records:
-        record.weight = 0.5
-    (even,) = mixes(both, Question())
+    alike = tuple(dataclasses.replace(record, weight=0.5) for record in records)
+    (even,) = mixes(dataclasses.replace(both, records=alike), Question())
     assert (even.variant, even.unclear) == ("b", False)
     assert even.probability > 0.99
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import dataclasses
 import json
 import os
 import re
@@ -13,7 +12,6 @@ import pytest
 
 from bench.errors import UsageError
 from bench.records.folder import RunFolder
-from bench.records.raw_csv import SAMPLES
 from bench.records.schema import COLUMNS, SAMPLE_COLUMNS, Record, Status
 
 ROW = ["seed", "loop", "inference", "cpu", 1, 0, 0, 0, "call", 1, "0.25", "", 0]
@@ -186,7 +184,7 @@ def test_replaced_records_keep_their_place_and_time(tmp_path):
     folder.append(*(Record(workload="seed", variant=name, mode="inference", device="cpu", threads=1) for name in names))
     before = folder.records()
     new = Record(workload="seed", variant="loop", mode="inference", device="cpu", threads=1, speedup=2.0)
-    folder.replace({SAMPLES.key_of(dataclasses.asdict(new)): new})
+    folder.replace({new.key: new})
     after = folder.records()
     assert [values["variant"] for values in after] == list(names)
     assert (after[0], after[2]) == (before[0], before[2])

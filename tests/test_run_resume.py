@@ -649,7 +649,7 @@ def test_the_expected_time_of_a_resumed_run_leaves_out_what_is_done(tmp_path, mo
     trained = (Quality("tiny", "", ("reference",), "naive", 0.5),)
     suite = Suite("made", "", (), second_instrument=True)
     made = Plan(suite, ((Group("g", (case,)), described),), {}, {}, trained)
-    key = frozenset({resume.case_key(case)})
+    key = frozenset({case.key})
     whole, without_groups = made.expected_s(), made.expected_s(key, tmp_path)
     assert whole - without_groups == pytest.approx(made.group_expected_s(described) + plan.START_S + plan.CEILINGS_S)
     (tmp_path / second_instrument.FILE).write_text('{"benchmarks": []}')

@@ -114,7 +114,7 @@ def contests(plans: Sequence[Plan]) -> list[list[Described]]:
         UsageError: no case can run on both sides.
     """
     known = [
-        {(*_identity(found), found.case.executed): found for found in plan.cases if "#" in found.case.variant}
+        {found.case.key.group.of(found.case.executed): found for found in plan.cases if "#" in found.case.variant}
         for plan in plans
     ]
     shared = [key for key in known[0] if key in known[1]]
@@ -128,11 +128,6 @@ def contests(plans: Sequence[Plan]) -> list[list[Described]]:
         msg = f"no case can run on both sides: {why}"
         raise UsageError(msg)
     return list(groups.values())
-
-
-def _identity(found: Described) -> tuple[str, str, str, int]:
-    case = found.case
-    return case.workload, case.mode, case.device, case.threads
 
 
 def _facts(setting: Setting, plans: Sequence[Plan], budget_s: float, command: str) -> dict[str, Any]:

@@ -10,7 +10,8 @@ import numpy as np
 from bench.ab.names import BASE, NEW, on
 from bench.analysis.compare import CasePair, CaseVerdict, CompareOptions, Comparison, allow_for_all, verdict
 from bench.analysis.intervals import ratio_interval
-from bench.records.reader import RecordedRun, case_key
+from bench.plan.identity import CaseKey
+from bench.records.reader import RecordedRun
 from bench.records.schema import Record, Status
 
 #: How the reason of a case begins that ran but was left out because it failed on the other side.
@@ -27,14 +28,13 @@ def judge(run: RecordedRun, shown: tuple[Path, Path], options: CompareOptions) -
         shown: what BASE and NEW are called.
         options: margin and threshold.
     """
-    by_case: dict[tuple[str, str, str, int, str], dict[str, Record]] = {}
+    by_case: dict[CaseKey, dict[str, Record]] = {}
     for record in run.records:
-        *head, labelled = case_key(record)
-        variant, _, side = labelled.partition("#")
-        by_case.setdefault((*head, variant), {})[side] = record  # type: ignore[arg-type]
+        variant, _, side = record.variant.partition("#")
+        by_case.setdefault(record.key.group.of(variant), {})[side] = record
     pairs = [
-        _pair(identity, sides[BASE], sides[NEW], run, options.margin)
-        for identity, sides in by_case.items()
+        _pair(key, sides[BASE], sides[NEW], run, options.margin)
+        for key, sides in by_case.items()
         if sides.keys() == {BASE, NEW}
     ]
     base, new = (
@@ -44,9 +44,7 @@ def judge(run: RecordedRun, shown: tuple[Path, Path], options: CompareOptions) -
     return Comparison(base, new, options, (), (), (), allow_for_all(pairs))
 
 
-def _pair(
-    identity: tuple[str, str, str, int, str], base: Record, new: Record, run: RecordedRun, margin: float
-) -> CasePair:
+def _pair(key: CaseKey, base: Record, new: Record, run: RecordedRun, margin: float) -> CasePair:
     fine = base.status is Status.OK, new.status is Status.OK
     if not all(fine):
         # A side that ran, but was not timed because the other side failed, has not failed itself.
@@ -55,12 +53,12 @@ def _pair(
         if len(broken) == 1:
             found = CaseVerdict.BROKEN if broken[0] is new else CaseVerdict.MENDED
         note = "; ".join(f"{r.variant.partition('#')[2]} {r.status}: {r.reason}" for r in broken)
-        return CasePair(identity, base, new, found, note=note)
+        return CasePair(key, base, new, found, note=note)
     samples = run.group(base)
-    names = on(identity[-1], BASE), on(identity[-1], NEW)
+    names = on(key.variant, BASE), on(key.variant, NEW)
     change = ratio_interval(samples.ratios(*names)).widened(samples.stretch())
     base_s, new_s = (float(np.median(np.concatenate(samples.times(name)))) for name in names)
-    return CasePair(identity, base, new, verdict(change, margin), "time", base_s, new_s, change)
+    return CasePair(key, base, new, verdict(change, margin), "time", base_s, new_s, change)
 
 
 def advice(comparison: Comparison, budget_s: float, seatings: int) -> list[str]:
@@ -70,7 +68,7 @@ def advice(comparison: Comparison, budget_s: float, seatings: int) -> list[str]:
         if pair.verdict is not CaseVerdict.UNCLEAR or pair.change is None:
             continue
         times = times_longer(pair, comparison.options.margin)
-        name = " ".join((pair.identity[4], pair.identity[0], pair.identity[1]))
+        name = f"{pair.key.variant} {pair.key.workload} {pair.key.mode}"
         if times > MOST_TIMES:
             lines.append(f"unclear: {name}: the interval is far too wide; measure again on a quiet machine")
             continue

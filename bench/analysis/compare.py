@@ -24,8 +24,9 @@ from bench.analysis.comparability import Difference
 from bench.analysis.intervals import CONFIDENCE, Interval, independent_ratio_interval
 from bench.errors import UsageError
 from bench.plan.cases import REFERENCE
+from bench.plan.identity import CaseKey
 from bench.records.raw_csv import SAMPLES
-from bench.records.reader import RecordedRun, case_key, planned_cases, read_run
+from bench.records.reader import RecordedRun, planned_cases, read_run
 from bench.records.rounds import Floats
 from bench.records.schema import Record, Status
 
@@ -33,7 +34,6 @@ BY = ("speedup", "time")
 MARGIN = 0.02
 
 #: Workload, mode, device, threads, variant; no threads where runs of different counts are compared by force.
-Identity = tuple[str, str, str, int | None, str]
 #: BASE and NEW.
 Runs = tuple[RecordedRun, RecordedRun]
 
@@ -95,7 +95,7 @@ class CasePair:
         unfinished: whether NEW was to measure the case and has no record of it.
     """
 
-    identity: Identity
+    key: CaseKey
     base: Record | None
     new: Record | None
     verdict: CaseVerdict
@@ -195,7 +195,7 @@ class Comparison:
         for pair in self.pairs:
             yardstick = pair.verdict is CaseVerdict.YARDSTICK
             if pair.change is not None and (yardstick or pair.by == self.options.by):
-                found.setdefault((pair.identity[-1], pair.by), []).append(pair.change)
+                found.setdefault((pair.key.variant, pair.by), []).append(pair.change)
         return tuple(Mean(*key, geometric_mean(changes), len(changes)) for key, changes in found.items())
 
 
@@ -222,7 +222,9 @@ def compare(base: RecordedRun, new: RecordedRun, options: CompareOptions) -> Com
     counts = comparable.threads(base.records), comparable.threads(new.records)
     # Forced, one thread is compared with two; otherwise threads are part of what a case is.
     across = options.force and len(counts[0]) == len(counts[1]) == 1
-    sides = [{_identity(record, across=across): record for record in run.records} for run in (base, new)]
+    sides = [
+        {record.key.at_any_threads if across else record.key: record for record in run.records} for run in (base, new)
+    ]
     shared = [(sides[0][key], sides[1][key]) for key in sides[0] if key in sides[1]]
     found = _differences(base, new, shared)
     if found and not options.force:
@@ -286,11 +288,6 @@ def geometric_mean(changes: Iterable[Interval]) -> Interval:
     return Interval(*(float(np.exp(log)) for log in (value, value - down, value + up)))
 
 
-def _identity(record: Record, *, across: bool) -> Identity:
-    workload, mode, device, count, variant = case_key(record)
-    return (workload, mode, device, None if across else count, variant)
-
-
 def _differences(
     base: RecordedRun, new: RecordedRun, shared: Sequence[tuple[Record, Record]]
 ) -> tuple[Difference, ...]:
@@ -304,7 +301,7 @@ def _differences(
     return tuple(found)
 
 
-def _pair(key: Identity, base: Record | None, new: Record | None, runs: Runs, options: CompareOptions) -> CasePair:
+def _pair(key: CaseKey, base: Record | None, new: Record | None, runs: Runs, options: CompareOptions) -> CasePair:
     if base is None or new is None:
         there = base or new
         note = "" if there is None or there.status is Status.OK else f"{there.status}: {there.reason}"
@@ -322,15 +319,15 @@ def _unfinished(pairs: Sequence[CasePair], new: RecordedRun) -> list[CasePair]:
     planned = planned_cases(new.path)
     return [
         dataclasses.replace(pair, unfinished=True)
-        if pair.new is None and pair.base and pair.base.status is Status.OK and case_key(pair.base) in planned
+        if pair.new is None and pair.base and pair.base.status is Status.OK and pair.base.key in planned
         else pair
         for pair in pairs
     ]
 
 
-def _measured(key: Identity, records: tuple[Record, Record], runs: Runs, options: CompareOptions) -> CasePair:
+def _measured(key: CaseKey, records: tuple[Record, Record], runs: Runs, options: CompareOptions) -> CasePair:
     """The pair of a case that is ok in both runs."""
-    variant = key[-1]
+    variant = key.variant
     groups = [run.group(record) for run, record in zip(runs, records, strict=True)]
     yardstick = options.by == "speedup" and variant == REFERENCE
     by, note, sides = "time", "", [group.times(variant) for group in groups]

@@ -20,8 +20,7 @@ from bench.analysis.intervals import Interval
 from bench.analysis.run_summary import ReportedRun, doubts, groups, load_run
 from bench.errors import UsageError
 from bench.plan.cases import REFERENCE
-from bench.records.reader import CaseKey, case_key
-from bench.records.samples import GroupKey
+from bench.plan.identity import CaseKey, GroupKey
 from bench.records.schema import Record, Status
 
 Records = dict[CaseKey, list[Record | None]]
@@ -121,12 +120,12 @@ def read_history(folder: Path, by: MeasuredBy = MeasuredBy.SPEEDUP) -> History:
 def grouped(runs: Sequence[ReportedRun]) -> list[tuple[str, Records]]:
     """Title of every group, and of each of its cases the records, one a run; None where a run has none."""
     every = [record for run in runs for record in run.records]
-    titles = {case_key(g.records[0])[:-1]: g.title for g in groups(every)}
+    titles = {g.key: g.title for g in groups(every)}
     found: dict[GroupKey, Records] = {}
     for place, run in enumerate(runs):
         for record in run.records:
-            cases = found.setdefault(case_key(record)[:-1], {})
-            cases.setdefault(case_key(record), [None] * len(runs))[place] = record
+            cases = found.setdefault(record.key.group, {})
+            cases.setdefault(record.key, [None] * len(runs))[place] = record
     return [(titles[key], cases) for key, cases in found.items()]
 
 
@@ -162,7 +161,7 @@ def explained(plain: Sequence[CaseSeries], runs: Sequence[ReportedRun], by: Meas
             ]
             differing = between(runs[before].environment, runs[change.place].environment)
             doubtful = _doubtful(series.records[place] for place in (before, change.place))
-            why = guesses(differing, change, series.key[-1], (sum(others), len(others)), doubtful=doubtful)
+            why = guesses(differing, change, series.key.variant, (sum(others), len(others)), doubtful=doubtful)
             explanations.append(Explained(change, runs[before], runs[change.place], differing, why))
         made.append(CaseSeries(series.key, series.title, series.figures, series.records, tuple(explanations)))
     return tuple(made)

@@ -158,5 +158,5 @@ def _judged(history: History) -> int:
 
 
 def _case(series: CaseSeries) -> str:
-    name = series.key[-1]
+    name = series.key.variant
     return f"{series.title}, {name}" if name != REFERENCE else f"{series.title}, {name} (the measure of all speedups)"

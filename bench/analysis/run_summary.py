@@ -11,6 +11,7 @@ import pandas as pd
 
 from bench import units
 from bench.plan.cases import split_name
+from bench.plan.identity import GroupKey
 from bench.records.reader import RecordedRun, read_run
 from bench.records.schema import Record, Status
 
@@ -43,10 +44,7 @@ class ReportedRun(RecordedRun):
 class RankedGroup:
     """The cases that differ in variant alone, fastest first, those that did not run last."""
 
-    workload: str
-    mode: str
-    device: str
-    threads: int
+    key: GroupKey
     title: str
     records: tuple[Record, ...]
 
@@ -83,16 +81,16 @@ class RankedGroup:
         return self.records[0].sweep_axis
 
     @property
-    def sweep_key(self) -> tuple[str, str, str, str, int]:
-        """Key that the points of one sweep share: workload without the swept override, axis, and the rest."""
-        return (sweep_base(self.workload, self.sweep_axis), self.sweep_axis, self.mode, self.device, self.threads)
+    def sweep_key(self) -> tuple[GroupKey, str]:
+        """Key that the points of one sweep share: that of the group without the swept override, and the axis."""
+        return self.key._replace(workload=sweep_base(self.key.workload, self.sweep_axis)), self.sweep_axis
 
     @property
     def sweep_title(self) -> str:
         """The title that the points of one sweep share, or `title` outside sweeps."""
         if not self.sweep_axis:
             return self.title
-        return f"{self.sweep_key[0]}{self.title.removeprefix(self.workload)}, over {self.sweep_axis}"
+        return f"{self.sweep_key[0].workload}{self.title.removeprefix(self.key.workload)}, over {self.sweep_axis}"
 
 
 def load_run(run_dir: Path) -> ReportedRun:
@@ -176,17 +174,17 @@ def doubts(record: Record) -> tuple[str, ...]:
 
 def groups(records: Iterable[Record]) -> tuple[RankedGroup, ...]:
     """The groups of `records`, titled with device and threads only where a run has several of them."""
-    sorted_in: dict[tuple[str, str, str, int], list[Record]] = {}
+    sorted_in: dict[GroupKey, list[Record]] = {}
     for record in records:
-        sorted_in.setdefault((record.workload, record.mode, record.device, record.threads), []).append(record)
-    devices, threads = {key[2] for key in sorted_in}, {key[3] for key in sorted_in}
+        sorted_in.setdefault(record.key.group, []).append(record)
+    devices, threads = {key.device for key in sorted_in}, {key.threads for key in sorted_in}
     return tuple(
-        RankedGroup(*key, group_title(key, devices, threads), tuple(sorted(members, key=pace)))
+        RankedGroup(key, group_title(key, devices, threads), tuple(sorted(members, key=pace)))
         for key, members in sorted_in.items()
     )
 
 
-def group_title(key: tuple[str, str, str, int], devices: set[str], threads: set[int]) -> str:
+def group_title(key: GroupKey, devices: set[str], threads: set[int]) -> str:
     """`seed, inference`, and what else distinguishes a group from the others of its run."""
     workload, mode, device, thread_count = key
     more = [device] if len(devices) > 1 else []

@@ -18,6 +18,7 @@ from bench.analysis.compare import JUDGED, CasePair, CaseVerdict, Comparison, Fi
 from bench.analysis.intervals import CONFIDENCE, Interval
 from bench.analysis.run_summary import DOUBT, doubts
 from bench.console import Console
+from bench.plan.identity import CaseKey
 from bench.records.schema import Record, Status
 
 FORMATS = ("text", "csv", "markdown")
@@ -126,18 +127,18 @@ def table_csv(comparisons: Sequence[Comparison]) -> str:
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(CSV_COLUMNS)
     for comparison in comparisons:
-        bad, open_ = ({pair.identity for pair in found} for found in (comparison.regressions, comparison.unclear))
+        bad, open_ = ({pair.key for pair in found} for found in (comparison.regressions, comparison.unclear))
         for pair in comparison.pairs:
-            workload, mode, device, threads, variant = pair.identity
+            workload, mode, device, threads, variant = pair.key
             change: Sequence[object] = ("", "", "")
             if pair.change is not None:
                 change = (pair.change.value, pair.change.low, pair.change.high)
             statuses = [record.status.value if record else "" for record in (pair.base, pair.new)]
             writer.writerow([
-                comparison.base.path, comparison.new.path, workload, mode, device, threads, variant,
+                comparison.base.path, comparison.new.path, workload, mode, device, threads or "", variant,
                 pair.verdict.value, pair.by, pair.base_value, pair.new_value, *change,
-                pair.holds if pair.verdict in JUDGED else "", pair.identity in bad,
-                pair.identity in open_, *statuses, pair.note,
+                pair.holds if pair.verdict in JUDGED else "", pair.key in bad,
+                pair.key in open_, *statuses, pair.note,
                 "; ".join(map(str, comparison.differences)), "; ".join(comparison.warnings),
                 "; ".join(comparison.plugins),
             ])  # fmt: skip
@@ -194,7 +195,7 @@ def untold(label: str, comparison: Comparison) -> list[str]:
 
 def _named(pairs: Sequence[CasePair]) -> str:
     """The cases of pairs by name, the first few of them."""
-    names = [" ".join(map(str, (pair.identity[0], pair.identity[1], pair.identity[-1]))) for pair in pairs]
+    names = [f"{pair.key.workload} {pair.key.mode} {pair.key.variant}" for pair in pairs]
     more = f" and {len(names) - MOST_NAMES} more" if len(names) > MOST_NAMES else ""
     return ", ".join(names[:MOST_NAMES]) + more
 
@@ -211,16 +212,13 @@ def cases(
     by_case: dict[object, dict[int, CasePair]] = {}
     for number, comparison in enumerate(comparisons):
         for pair in comparison.pairs:
-            by_case.setdefault(pair.identity, {})[number] = pair
+            by_case.setdefault(pair.key, {})[number] = pair
     by_case = {
-        identity: found
-        for identity, found in by_case.items()
-        if any(pair.verdict not in ONE_SIDED for pair in found.values())
+        key: found for key, found in by_case.items() if any(pair.verdict not in ONE_SIDED for pair in found.values())
     }
-    identities = [pair.identity for found in by_case.values() for pair in found.values()]
-    shown = [place for place in (0, 1, 2, 3, 4) if place not in {2, 3} or len({i[place] for i in identities}) > 1]
-    names = ("workload", "mode", "device", "threads", "variant")
-    columns = [names[place] for place in shown] + [f"BASE {comparisons[0].base.path.resolve().name}"]
+    keys = [pair.key for found in by_case.values() for pair in found.values()]
+    shown = [place for place in (0, 1, 2, 3, 4) if place not in {2, 3} or len({key[place] for key in keys}) > 1]
+    columns = [CaseKey._fields[place] for place in shown] + [f"BASE {comparisons[0].base.path.resolve().name}"]
     for label, comparison in labelled(comparisons):
         columns += [f"{label} {comparison.new.path.resolve().name}", "change", "verdict"]
     rows = []
@@ -228,7 +226,7 @@ def cases(
         if not chosen(list(found.values())):
             continue
         first = next(iter(found.values()))
-        row = [str(first.identity[place]) for place in shown] + [_figure(first.by, first.base_value, first.base)]
+        row = [str(first.key[place]) for place in shown] + [_figure(first.by, first.base_value, first.base)]
         for number, comparison in enumerate(comparisons):
             row += _cells(found[number], comparison)
         rows.append(row)
@@ -296,11 +294,10 @@ def _moved(label: str, comparison: Comparison) -> str:
     """The line about references whose own time moved."""
     furthest = max(comparison.moved, key=lambda pair: max(_value(pair), 1 / _value(pair)))
     yardsticks = sum(pair.verdict is CaseVerdict.YARDSTICK for pair in comparison.pairs)
-    workload, mode, *_ = furthest.identity
     return (
         f"{label}: the reference itself moved in {len(comparison.moved)} of {_counted(yardsticks, 'group')}, furthest "
-        f"in {workload} {mode}, where it took {1 / _value(furthest):.2f} times as long: the machine drifted, or a "
-        "change hits everything; --by time shows it"
+        f"in {furthest.key.workload} {furthest.key.mode}, where it took {1 / _value(furthest):.2f} times as long: the "
+        "machine drifted, or a change hits everything; --by time shows it"
     )
 
 

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.errors import UsageError, meant
+from bench.plan.identity import CaseKey
 from bench.plan.validation import validate
 
 SUITES = Path(__file__).parent.parent / "suites"
@@ -143,9 +144,14 @@ class Case:
         return executed(self.variant)
 
     @property
+    def key(self) -> CaseKey:
+        """Key that distinguishes the case from all others of its run."""
+        return CaseKey(self.workload, self.mode, self.device, self.threads, self.variant)
+
+    @property
     def group(self) -> str:
         """Name of its group: everything but the variant."""
-        return f"{self.workload}/{self.mode}/{self.device}/{self.threads}t"
+        return str(self.key.group)
 
 
 @dataclass(frozen=True)

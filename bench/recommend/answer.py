@@ -12,6 +12,7 @@ from bench import units
 from bench.analysis.intervals import RESAMPLES, Interval, least_calls
 from bench.errors import UsageError
 from bench.plan.cases import REFERENCE
+from bench.plan.identity import GroupKey
 from bench.recommend.chances import Chances, chances
 from bench.recommend.clearer import Clearer, clearer, more_calls
 from bench.recommend.facts import Facts, needs_of
@@ -22,7 +23,6 @@ from bench.records.schema import Record, Status
 #: Calls below which a 99th percentile has no interval, even if they were independent.
 P99_CALLS = least_calls(0.99)
 #: Workload, mode, device, threads.
-Key = tuple[str, str, str, int]
 
 
 class Recommendation(enum.StrEnum):
@@ -80,7 +80,7 @@ class Advice:
         commits: facts of all variants that were rated.
     """
 
-    key: Key
+    key: GroupKey
     question: Question
     verdict: Recommendation
     variant: str | None = None
@@ -118,10 +118,10 @@ def recommend(
     Raises:
         UsageError: the run has no case in the mode, or no metric that a bound is about.
     """
-    groups: dict[Key, list[Record]] = {}
+    groups: dict[GroupKey, list[Record]] = {}
     for record in run.records:
         if question.asks_for(record.workload, record.mode):
-            groups.setdefault((record.workload, record.mode, record.device, record.threads), []).append(record)
+            groups.setdefault(record.key.group, []).append(record)
     if not groups:
         there = ", ".join(dict.fromkeys(f"{record.workload} in {record.mode}" for record in run.records))
         wanted = " in ".join(filter(None, (question.workload or "a case", question.mode)))
@@ -137,7 +137,7 @@ def recommend(
 
 
 def _answer(
-    run: RecordedRun, key: Key, records: Sequence[Record], question: Question, needs: Mapping[str, Sequence[str]]
+    run: RecordedRun, key: GroupKey, records: Sequence[Record], question: Question, needs: Mapping[str, Sequence[str]]
 ) -> Advice:
     ok = {record.variant: record for record in records if record.status is Status.OK}
     facts = {name: Facts.of(record, ok.get(REFERENCE), needs) for name, record in ok.items()}
@@ -249,7 +249,7 @@ def misses(record: Record, facts: Facts, question: Question) -> tuple[Miss, ...]
 
 
 def _nearest(
-    key: Key,
+    key: GroupKey,
     question: Question,
     rated: Chances,
     missed: Mapping[str, tuple[Miss, ...]],

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from bench.recommend.answer import Key, misses
+from bench.plan.identity import GroupKey
+from bench.recommend.answer import misses
 from bench.recommend.chances import Chances, chances
 from bench.recommend.facts import Facts
 from bench.recommend.question import EQUIVALENT, SURE, Objective, Question
@@ -61,19 +62,19 @@ class MixAnswer:
 
 def mixes(run: RecordedRun, question: Question) -> tuple[MixAnswer, ...]:
     """One answer a mix: groups that differ in their input set alone; nothing where the run has no such sets."""
-    found: dict[tuple[str, str, str, int], dict[str, list[Record]]] = {}
+    found: dict[GroupKey, dict[str, list[Record]]] = {}
     for record in run.records:
-        name = str(getattr(record, "input_set", "") or "")
+        name = record.input_set or ""
         if name and question.asks_for(record.workload, record.mode):
-            base = (record.workload.removesuffix(f"/{name}"), record.mode, record.device, record.threads)
+            base = record.key.group._replace(workload=record.workload.removesuffix(f"/{name}"))
             found.setdefault(base, {}).setdefault(name, []).append(record)
     return tuple(_mix(run, base, sets, question) for base, sets in found.items() if len(sets) > 1)
 
 
-def _mix(run: RecordedRun, base: Key, sets: Mapping[str, Sequence[Record]], question: Question) -> MixAnswer:
-    raw = {name: max(float(getattr(r, "weight", None) or 1.0) for r in records) for name, records in sets.items()}
+def _mix(run: RecordedRun, base: GroupKey, sets: Mapping[str, Sequence[Record]], question: Question) -> MixAnswer:
+    raw = {name: max(r.weight or 1.0 for r in records) for name, records in sets.items()}
     weights = {name: weight / sum(raw.values()) for name, weight in raw.items()}
-    title = f"{base[0]}, {base[1]}, {base[2]}: mix of {len(sets)} input sets"
+    title = f"{base.workload}, {base.mode}, {base.device}: mix of {len(sets)} input sets"
     objective = question.objective if question.objective is Objective.P99 else Objective.P50
     rated: dict[str, Chances] = {}
     for name, records in sets.items():

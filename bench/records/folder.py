@@ -18,8 +18,9 @@ from typing import Any
 
 from bench.errors import UsageError
 from bench.plan.cases import Case
+from bench.plan.identity import CaseKey
 from bench.records import durable
-from bench.records.raw_csv import RAW_FILES, ROUNDS, SAMPLES, Key, RawFile
+from bench.records.raw_csv import RAW_FILES, ROUNDS, SAMPLES, RawFile
 from bench.records.rounds import Samples
 from bench.records.schema import COLUMNS, EMPTY, LACKING, SCHEMA_VERSION, Record, Status
 from bench.records.tables import json_line, now, write_csv
@@ -109,18 +110,18 @@ class RunFolder:
             durable.append(self.records_path, b"".join(lines))
         return stamped
 
-    def replace(self, records: Mapping[Key, Record]) -> None:
+    def replace(self, records: Mapping[CaseKey, Record]) -> None:
         """Put records in place of those of the same cases, in one step; order and times stay.
 
         Args:
-            records: by `SAMPLES.key_of`.
+            records: by case.
 
         Raises:
             OSError: when they cannot be written; the file is unchanged.
         """
         lines = []
         for values in self.records():
-            record = records.get(SAMPLES.key_of(values))
+            record = records.get(CaseKey.read(values))
             found = values if record is None else record.as_dict() | {"recorded_at": values["recorded_at"]}
             lines.append(_line(found))
         durable.replace(self.records_path, b"".join(lines))

@@ -20,7 +20,8 @@ from bench.records import durable
 from bench.records.schema import ROUND_COLUMNS, SAMPLE_COLUMNS
 from kernels.host.output import utf8
 
-Key = tuple[str, ...]
+#: Cells of a row, or of a record, by which they belong together.
+RowKey = tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,7 @@ class RawFile:
     columns: tuple[str, ...]
     key: tuple[str, ...]
 
-    def key_of(self, values: Mapping[str, Any]) -> Key:
+    def key_of(self, values: Mapping[str, Any]) -> RowKey:
         """Key that a record and its rows share."""
         return tuple(str(values[name]) for name in self.key)
 
@@ -73,7 +74,7 @@ class RawFile:
             msg = f"{path} is damaged from byte {whole_bytes} on; put back the file that the run wrote"
             raise UsageError(msg)
 
-    def lacks(self, folder: Path, wanted: Iterable[Key]) -> set[Key]:
+    def lacks(self, folder: Path, wanted: Iterable[RowKey]) -> set[RowKey]:
         """Return the wanted keys that have no complete row.
 
         Raises:
@@ -84,7 +85,7 @@ class RawFile:
             left -= {self._key_of_row(row) for row in rows}
         return left
 
-    def mend(self, folder: Path, belongs: Callable[[Key], bool]) -> int:
+    def mend(self, folder: Path, belongs: Callable[[RowKey], bool]) -> int:
         """Keep whole rows that belong to a record, in one step; a file that is sound is not touched.
 
         Returns:
@@ -108,7 +109,7 @@ class RawFile:
             durable.replace(path, b"".join(kept))
         return dropped
 
-    def _key_of_row(self, row: list[str]) -> Key:
+    def _key_of_row(self, row: list[str]) -> RowKey:
         return self.key_of(dict(zip(self.columns, row, strict=True)))
 
     def _members(self, path: Path) -> Iterator[tuple[list[list[str]], int]]:

@@ -16,15 +16,13 @@ import numpy as np
 
 from bench.errors import UsageError
 from bench.machine.interference import SHARE
+from bench.plan.identity import CaseKey, GroupKey
 from bench.plan.validation import validate
 from bench.records.folder import RunFolder
 from bench.records.raw_csv import ROUNDS, SAMPLES
 from bench.records.rounds import Floats, Samples
-from bench.records.samples import GroupKey, read_samples
+from bench.records.samples import read_samples
 from bench.records.schema import EMPTY, ROUND_COLUMNS, Record, Status
-
-#: Workload, mode, device, threads, variant.
-CaseKey = tuple[str, str, str, int, str]
 
 
 @dataclass(frozen=True)
@@ -47,17 +45,12 @@ class RecordedRun:
 
     def group(self, record: Record) -> Samples:
         """The rounds that a record's case was measured in."""
-        return self.samples.get((record.workload, record.mode, record.device, record.threads), Samples())
+        return self.samples.get(record.key.group, Samples())
 
     def calls(self, record: Record) -> Floats:
         """Single calls that the figures of a record were made of, seconds, in the order of their rounds."""
         found = [timed for rounds in self.group(record).calls(record.variant) for timed in rounds]
         return np.concatenate(found) if found else np.empty(0)
-
-
-def case_key(record: Record) -> CaseKey:
-    """Key that distinguishes a case from every other of its run."""
-    return (record.workload, record.mode, record.device, record.threads, record.variant)
 
 
 def read_run(path: Path) -> RecordedRun:
@@ -73,7 +66,7 @@ def read_run(path: Path) -> RecordedRun:
         msg = f"{path} is not a folder; expected the folder of a run, with records.jsonl in it"
         raise UsageError(msg)
     found = read_records(path)
-    records = tuple({case_key(record): record for record in found}.values())
+    records = tuple({record.key: record for record in found}.values())
     samples = read_samples(path / SAMPLES.name)
     run = RecordedRun(path, records, len(found) - len(records), samples, read_environment(path))
     for record in records:
@@ -122,11 +115,8 @@ def planned_cases(path: Path) -> frozenset[CaseKey]:
     """
     plan = _json_object(path / "plan.json", "what the run was to measure")
     try:
-        return frozenset(
-            (case["workload"], case["mode"], case["device"], case["threads"], case["variant"])
-            for case in plan.get("cases", [])
-        )
-    except (TypeError, KeyError) as error:
+        return frozenset(map(CaseKey.read, plan.get("cases", [])))
+    except (TypeError, KeyError, ValueError) as error:
         msg = f"{path / 'plan.json'} holds no list of cases; put back the file that the run wrote"
         raise UsageError(msg) from error
 

@@ -13,12 +13,10 @@ from pathlib import Path
 
 from bench.errors import UsageError
 from bench.machine.interference import Interference
+from bench.plan.identity import GroupKey
 from bench.records.block import Block
 from bench.records.raw_csv import SAMPLES
 from bench.records.rounds import Round, Samples
-
-#: Identity of a group within its run: workload, mode, device, threads.
-GroupKey = tuple[str, str, str, int]
 
 
 @dataclass
@@ -58,7 +56,7 @@ class _Row:
         """
         workload, variant, mode, device, threads, process, number, position, kind, calls, wall, events, flag = cells
         found = cls(
-            (workload, mode, device, int(threads)),
+            GroupKey(workload, mode, device, int(threads)),
             variant,
             int(process),
             int(number),
@@ -91,7 +89,7 @@ def read_samples(path: Path) -> dict[GroupKey, Samples]:
         if here != last and row.variant in found:
             # Two measurements of a case would mix rounds that never took turns.
             msg = (
-                f"{path}, line {line}: {'/'.join(map(str, row.group))} {row.variant} has round {row.round} of process "
+                f"{path}, line {line}: {row.group} {row.variant} has round {row.round} of process "
                 f"{row.process} twice; expected the samples of one measurement, so measure the case again"
             )
             raise UsageError(msg)

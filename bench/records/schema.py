@@ -12,6 +12,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from bench.plan.identity import CaseKey
+
 #: History of the schema.
 #: 1: first version.
 #: 2: how OpenMP waited; FLOPs, bytes and share of the machine's ceiling; rounds.csv.gz.
@@ -200,6 +202,11 @@ class Record:
     repro: str = column("command that measures this case again, in a group with the reference alone", "")
     recorded_at: str = column("time the record was written, UTC", "")
     schema_version: int = column("version of this schema", SCHEMA_VERSION)
+
+    @property
+    def key(self) -> CaseKey:
+        """Key that distinguishes the record's case from all others of its run."""
+        return CaseKey(self.workload, self.mode, self.device, self.threads, self.variant)
 
     def as_dict(self) -> dict[str, Any]:
         """The record as plain JSON values, in column order."""

@@ -12,6 +12,7 @@ import numpy as np
 
 from bench import units
 from bench.analysis.run_summary import DOUBT, RankedGroup, ReportedRun, doubts, percentile, sweep_base
+from bench.plan.identity import GroupKey
 from bench.records.schema import Record, Status
 from bench.report.descriptions import (
     Axis,
@@ -175,19 +176,19 @@ def break_even_chart(group: RankedGroup) -> CurveChart | None:
         curves.append(Curve(record.variant, xs, ys, tuple(points)))
     ends = [y for curve in curves for y in (curve.ys[0], curve.ys[-1])]
     x, y = value_axis("calls since the start", xs, "", "log"), value_axis("time since the start", ends, "s", "log")
-    return CurveChart(group.title, group.workload, x, y, tuple(curves))
+    return CurveChart(group.title, group.key.workload, x, y, tuple(curves))
 
 
 def trade_off_charts(groups: Iterable[RankedGroup]) -> tuple[CurveChart, ...]:
     """Latency against throughput of all variants at all batches of a model, with the front that nothing beats."""
-    models: dict[Any, list[RankedGroup]] = {}
+    models: dict[GroupKey, list[RankedGroup]] = {}
     for group in groups:
-        key = (sweep_base(group.workload, "batch"), group.mode, group.device, group.threads)
+        key = group.key._replace(workload=sweep_base(group.key.workload, "batch"))
         models.setdefault(key, []).append(group)
     return tuple(chart for key, members in models.items() if (chart := _trade_off(key, members)) is not None)
 
 
-def _trade_off(key: tuple[str, str, str, int], members: Iterable[RankedGroup]) -> CurveChart | None:
+def _trade_off(key: GroupKey, members: Iterable[RankedGroup]) -> CurveChart | None:
     """One model. At one batch the two say the same, and there is no chart."""
     points: dict[str, list[Point]] = {}
     batches = set()
@@ -244,7 +245,7 @@ def latency_chart(group: RankedGroup, run: ReportedRun) -> CurveChart | None:
     y_ticks = tuple((y, f"{y:.0%}") for y in (0.0, 0.25, 0.5, 0.75, 1.0))
     y = Axis("share of calls", "linear", 0.0, 1.0, y_ticks)
     return CurveChart(
-        group.title, group.workload, value_axis("time of a call", xs, "s", "log"), y, tuple(curves), PERCENTILES
+        group.title, group.key.workload, value_axis("time of a call", xs, "s", "log"), y, tuple(curves), PERCENTILES
     )
 
 
@@ -361,7 +362,7 @@ def _bar_chart(
     # Memory stays linear: peak and steady of one variant are often further apart than two variants are.
     if scale == "linear" and unit != "bytes" and min(leading) > 0 and max(leading) / min(leading) > LINEAR_RANGE:
         scale = "log"
-    return BarChart(group.title, group.workload, value_axis(title, values, unit, scale), tuple(bars), dots)
+    return BarChart(group.title, group.key.workload, value_axis(title, values, unit, scale), tuple(bars), dots)
 
 
 def value_axis(title: str, values: Iterable[float], unit: str, scale: Scale) -> Axis:

@@ -57,7 +57,7 @@ def parity_chart(group: RankedGroup) -> BarChart | None:
         return None
     values = [part.value for bar in bars for part in bar.parts]
     axis = value_axis("error / limit", [*values, 1.3], "", "log")
-    return BarChart(group.title, group.workload, axis, tuple(bars), dots=True, guides=((1.0, "limit"),))
+    return BarChart(group.title, group.key.workload, axis, tuple(bars), dots=True, guides=((1.0, "limit"),))
 
 
 def errors(record: Record) -> tuple[tuple[str, float | None, float | None], ...]:
@@ -93,7 +93,7 @@ def rounds_chart(group: RankedGroup, run: ReportedRun) -> CurveChart | None:
     y = value_axis("time / median", [y for curve in curves for y in curve.ys if not math.isnan(y)], "x", "ratio")
     shaded = spans(n + 1 for n, found in enumerate(rounds) if found.disturbed)
     breaks = tuple(float(end) + 0.5 for end in ends)
-    return CurveChart(group.title, group.workload, x, y, tuple(curves), shaded=shaded, breaks=breaks)
+    return CurveChart(group.title, group.key.workload, x, y, tuple(curves), shaded=shaded, breaks=breaks)
 
 
 def spans(numbers: Iterable[int]) -> tuple[tuple[float, float], ...]:

@@ -52,7 +52,7 @@ def _row(series: CaseSeries, change: Explained, history: History, members: Seque
     after, before = (members[history.runs.index(run)] for run in (change.after, change.before))
     return Row((
         Cell(series.title),
-        Cell(series.key[-1], colour=look(series.key[-1]).colour),
+        Cell(series.key.variant, colour=look(series.key.variant).colour),
         Cell(f"{after.name} ({after.source})"),
         Cell(history_tables.word(change), change.change.factor.value),
         Cell(f"{before.name} ({before.source})"),

@@ -12,8 +12,8 @@ from bench.analysis import comparability as comparable
 from bench.analysis.compare import CasePair, CaseVerdict, CompareOptions, Comparison, compare
 from bench.analysis.history import MeasuredBy, Records, figure, grouped
 from bench.analysis.run_summary import DOUBT, ReportedRun, doubts, load_run, percentile
+from bench.plan.identity import CaseKey
 from bench.records import durable
-from bench.records.reader import CaseKey
 from bench.records.schema import Record, Status
 from bench.report import interactive, words
 from bench.report.charts import value_axis
@@ -116,7 +116,7 @@ def series_chart(
 
 def side_table(title: str, cases: Records, members: Sequence[Member], comparisons: Sequence[Comparison]) -> Table:
     """The cases of a group: speedup and median of each run, and what changed against the first."""
-    pairs = [{pair.identity: pair for pair in found.pairs} for found in comparisons]
+    pairs = [{pair.key: pair for pair in found.pairs} for found in comparisons]
     columns = ["variant"]
     for place, member in enumerate(members):
         columns += [f"{member.name}: speedup", f"{member.name}: p50"]
@@ -153,8 +153,7 @@ def _figures(record: Record | None) -> list[Cell]:
 
 def _change(pairs: dict[Any, CasePair], key: CaseKey) -> Cell:
     """The verdict of the comparison, with its figure."""
-    workload, mode, device, threads, variant = key
-    pair = pairs.get((workload, mode, device, threads, variant)) or pairs.get((workload, mode, device, None, variant))
+    pair = pairs.get(key) or pairs.get(key.at_any_threads)
     if pair is None:
         return Cell("")
     if pair.change is None:

@@ -13,7 +13,7 @@ from bench import units
 from bench.analysis.roofline import Work
 from bench.analysis.run_summary import DOUBT, RankedGroup, doubts, percentile, summary_row
 from bench.plan.cases import REFERENCE
-from bench.records.reader import CaseKey, case_key
+from bench.plan.identity import CaseKey
 from bench.records.schema import Record, Status
 from bench.report.style import look
 from bench.run.second_instrument import Findings
@@ -216,7 +216,7 @@ def second_instrument(groups: Iterable[RankedGroup], found: Findings) -> Table |
     rows = []
     medians = {key: figure.median_s for key, figure in found.figures.items()}
     for group, record in every(groups):
-        figure, reason = found.figures.get(case_key(record)), found.refused.get(case_key(record))
+        figure, reason = found.figures.get(record.key), found.refused.get(record.key)
         if reason is not None:
             rows.append(Row((*where(group, record), Cell(f"no figure there: {reason}")), "off"))
         if figure is None or record.status is not Status.OK or record.latency_p50_s is None:
@@ -237,8 +237,8 @@ def second_instrument(groups: Iterable[RankedGroup], found: Findings) -> Table |
 
 def contradiction(record: Record, medians: Mapping[CaseKey, float]) -> Cell:
     """Speedup by the second instrument, marked where our interval excludes its side of 1."""
-    key = case_key(record)
-    base = medians.get((*key[:-1], REFERENCE))
+    key = record.key
+    base = medians.get(key.group.of(REFERENCE))
     if base is None:
         return Cell("")
     speedup = base / medians[key]
@@ -279,7 +279,7 @@ def noted(record: Record) -> tuple[str, ...]:
 
 def workloads(groups: Iterable[RankedGroup]) -> Table | None:
     """The sizes and sources of what was run."""
-    first = {group.workload: group.records[0] for group in reversed(tuple(groups))}
+    first = {group.key.workload: group.records[0] for group in reversed(tuple(groups))}
     rows = [
         Row(
             (

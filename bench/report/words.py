@@ -18,7 +18,7 @@ from bench.recommend.answer import Advice, Recommendation, recommend
 from bench.recommend.mix import mixes
 from bench.recommend.question import Question
 from bench.recommend.words import group_text, mix_text, sure
-from bench.records.reader import Beside, case_key
+from bench.records.reader import Beside
 from bench.records.schema import Record, Status
 from bench.run.second_instrument import Findings
 
@@ -68,7 +68,7 @@ def answers(groups: Iterable[RankedGroup]) -> tuple[Answer, ...]:
 
 def advised(run: ReportedRun) -> tuple[Answer, ...]:
     """The answers of a run, each group's with what is recommended for it, and one a mix of input sets."""
-    single = {(g.workload, g.mode, g.device, g.threads): g.title for g in run.groups if not g.sweep_axis and g.records}
+    single = {g.key: g.title for g in run.groups if not g.sweep_axis and g.records}
     advice = {single[a.key]: a for a in recommend(run, Question()) if a.key in single}
     found = [
         with_advice(answer, advice[answer.where], run) if answer.where in advice else answer
@@ -124,7 +124,7 @@ def second_opinion(run: ReportedRun, found: Findings) -> str:
 def second_ratios(groups: Iterable[RankedGroup], found: Findings) -> Iterable[float]:
     """Median of the second instrument over ours, of every case that both have."""
     for record in (record for group in groups for record in group.ok):
-        figure = found.figures.get(case_key(record))
+        figure = found.figures.get(record.key)
         if figure is not None and record.latency_p50_s:
             yield figure.median_s / record.latency_p50_s
 

@@ -16,13 +16,13 @@ from bench.analysis import racing
 from bench.analysis.figures import speedup
 from bench.errors import UsageError
 from bench.plan.cases import REFERENCE, Group
+from bench.plan.identity import CaseKey
 from bench.records.folder import RunFolder
 from bench.records.rounds import Samples
 from bench.records.samples import read_samples
 from bench.records.schema import COLUMNS, Status
 from bench.run.group import Host, Measurement, figured, placed
 from bench.run.planning import Described
-from bench.run.resume import case_key, record_key
 from bench.run.worker_process import scratch_folder
 
 #: Shortest and longest time that a group is advised to get, seconds: less is not worth its gates.
@@ -75,15 +75,14 @@ def undecided(groups: Iterable[tuple[Group, tuple[Described, ...]]], folder: Run
     Raises:
         UsageError: for files that are not as a run writes them.
     """
-    ok = {record_key(values) for values in folder.records() if values["status"] == Status.OK}
+    ok = {CaseKey.read(values) for values in folder.records() if values["status"] == Status.OK}
     samples = read_samples(folder.path / "samples.csv.gz")
     found = []
     for group, cases in groups:
-        mine = tuple(described for described in cases if case_key(described.case) in ok)
+        mine = tuple(described for described in cases if described.case.key in ok)
         if not mine:
             continue
-        first = mine[0].case
-        of_group = samples.get((first.workload, first.mode, first.device, first.threads), Samples())
+        of_group = samples.get(mine[0].case.key.group, Samples())
         names = [described.case.variant for described in mine]
         standing = racing.standing(of_group, names, REFERENCE, interval)
         if standing is None or not standing.undecided | standing.wide:
@@ -124,10 +123,10 @@ def measure(runner: Writing, groups: Iterable[Open], seconds: float) -> None:
 
 def _write(runner: Writing, each: Open, measured: Measurement, before: int) -> None:
     """Append the new samples, then put new records in place of the old ones, all in one step."""
-    old = {record_key(values): values for values in runner.folder.records()}
-    new = [figured(runner, d, _kept(old[case_key(d.case)]), measured) for d in each.cases]
+    old = {CaseKey.read(values): values for values in runner.folder.records()}
+    new = [figured(runner, d, _kept(old[d.case.key]), measured) for d in each.cases]
     found = placed(new, measured.samples, runner.plan.suite.interval)
-    records = {case_key(d.case): record for d, record in zip(each.cases, found, strict=True)}
+    records = {d.case.key: record for d, record in zip(each.cases, found, strict=True)}
     runner.folder.append_seatings([d.case for d in each.cases], found, measured.samples, before)
     runner.folder.replace(records)
     for record in records.values():

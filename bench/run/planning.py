@@ -14,9 +14,9 @@ from typing import Any
 
 from bench.errors import UsageError
 from bench.plan.cases import Case, Filters, Group, Quality, Suite, elsewhere, expand
-from bench.records.raw_csv import Key
+from bench.plan.identity import CaseKey
 from bench.records.schema import Record
-from bench.run import quality, resume, second_instrument
+from bench.run import quality, second_instrument
 from bench.run.cold import CompiledKernel
 from bench.run.worker_process import Settings, Worker, WorkerError, scratch_folder
 
@@ -127,11 +127,11 @@ class Plan:
         runnable = (found for found in self.cases if not found.unavailable)
         return tuple(found.case for found in runnable if second_instrument.takes(found.case, compiles=found.compiles))
 
-    def left(self, recorded: Collection[Key] = ()) -> list[Described]:
+    def left(self, recorded: Collection[CaseKey] = ()) -> list[Described]:
         """Cases that can run and are not recorded."""
-        return [c for c in self.cases if not c.unavailable and resume.case_key(c.case) not in recorded]
+        return [c for c in self.cases if not c.unavailable and c.case.key not in recorded]
 
-    def expected_s(self, recorded: Collection[Key] = (), folder: Path | None = None) -> float:
+    def expected_s(self, recorded: Collection[CaseKey] = (), folder: Path | None = None) -> float:
         """A rough guess of how long the run takes, seconds.
 
         Args:
@@ -146,9 +146,9 @@ class Plan:
             total += second_instrument.expected_s(len(self.second_cases))
         return total + (quality.expected_s(self.quality) if folder is None or not quality.done(folder) else 0.0)
 
-    def group_expected_s(self, cases: Collection[Described], recorded: Collection[Key] = ()) -> float:
+    def group_expected_s(self, cases: Collection[Described], recorded: Collection[CaseKey] = ()) -> float:
         """A rough guess of how long the cases of a group take, those left out that are recorded, seconds."""
-        runnable = [c for c in cases if not c.unavailable and resume.case_key(c.case) not in recorded]
+        runnable = [c for c in cases if not c.unavailable and c.case.key not in recorded]
         if not runnable:
             return 0.0
         compiling = sum(c.compiles for c in runnable)

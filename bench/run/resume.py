@@ -6,7 +6,6 @@ software. Figures of one run are compared with each other, so a resumed run must
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
 import random
@@ -18,9 +17,9 @@ from typing import Any
 from bench.errors import UsageError
 from bench.plan import own_model
 from bench.plan.cases import Case, Suite, load_suite, overridden
+from bench.plan.identity import CaseKey
 from bench.plan.validation import validate
 from bench.records.folder import RunFolder
-from bench.records.raw_csv import SAMPLES, Key
 from bench.run.worker_process import PLUGINS
 
 #: Gates and rounds count on from a run's seed; two parts of a run start at least so far apart.
@@ -60,16 +59,6 @@ class Begun:
     def seeds(self) -> list[int]:
         """Seeds of the parts so far."""
         return [part["seed"] for part in (self.facts["run"], *self.facts.get("resumes", []))]
-
-
-def case_key(case: Case) -> Key:
-    """Key that distinguishes a case from all others of its run."""
-    return SAMPLES.key_of(dataclasses.asdict(case))
-
-
-def record_key(values: Mapping[str, Any]) -> Key:
-    """Return the key of the case that a record is about."""
-    return SAMPLES.key_of(values)
 
 
 def kept_options(arguments: Mapping[str, Any]) -> dict[str, Any]:
@@ -159,7 +148,7 @@ def remarks(run: Begun, commit: str) -> list[str]:
     return said
 
 
-def recorded(run: Begun) -> frozenset[Key]:
+def recorded(run: Begun) -> frozenset[CaseKey]:
     """The cases that stay recorded: all but the measured ones of a group that was not recorded as a whole.
 
     A group is measured together and recorded in one piece. Where that piece was torn, the speedups of what is missing
@@ -168,16 +157,16 @@ def recorded(run: Begun) -> frozenset[Key]:
     Raises:
         UsageError: when the records are broken, or are not those of the run's cases, each once.
     """
-    found: dict[Key, dict[str, Any]] = {}
-    planned = {case_key(case) for case in run.cases}
+    found: dict[CaseKey, dict[str, Any]] = {}
+    planned = {case.key for case in run.cases}
     for values in run.folder.records():
-        key = record_key(values)
+        key = CaseKey.read(values)
         if key not in planned or key in found:
             what = "is recorded twice" if key in found else "is recorded, but is not a case of the run"
-            msg = f"{run.folder.records_path}: {' '.join(key)} {what}; nothing was changed"
+            msg = f"{run.folder.records_path}: {key} {what}; nothing was changed"
             raise UsageError(msg)
         found[key] = values
-    torn = {case.group for case in run.cases if case_key(case) not in found}
+    torn = {case.group for case in run.cases if case.key not in found}
     return frozenset(key for key, values in found.items() if values["group"] not in torn or not _was_measured(values))
 
 

@@ -22,8 +22,8 @@ from bench.analysis.roofline import Ceilings, Judge
 from bench.console import Console
 from bench.machine import environment
 from bench.plan.cases import Group
+from bench.plan.identity import CaseKey
 from bench.records.folder import RunFolder
-from bench.records.raw_csv import Key
 from bench.records.schema import Record, Status
 from bench.run import more, quality, resume, second_instrument
 from bench.run.cold import ColdCase, ColdRuns
@@ -66,7 +66,7 @@ class Runner:
     seed: int = field(default_factory=resume.new_seed)
     options: dict[str, Any] = field(default_factory=dict)
     begun: Begun | None = None
-    recorded: frozenset[Key] = frozenset()
+    recorded: frozenset[CaseKey] = frozenset()
     deadline_s: float = math.inf
     unfinished: bool = field(default=False, init=False)
 
@@ -259,7 +259,7 @@ class Runner:
     def _group(self, group: Group, cases: tuple[Described, ...], scratch: Path) -> Iterator[tuple[Record, ...]]:
         """Records of a group: those that do not run one by one, then the measured ones together."""
         waiting: dict[str, tuple[Described, dict[str, Any]]] = {}
-        left = [found for found in cases if resume.case_key(found.case) not in self.recorded]
+        left = [found for found in cases if found.case.key not in self.recorded]
         for described in left:
             if described.unavailable:
                 self.console.advance(described.case, "unavailable")

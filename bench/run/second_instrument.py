@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.plan.cases import Case
+from bench.plan.identity import CaseKey
 from bench.run.worker_process import QUIET, ROOT, Settings, cache_variables, end, guard
 
 #: The workload that it takes; what compiles long is left out.
@@ -42,8 +43,6 @@ OPTIONS = (
 )
 #: Seconds that its start and each case take, for the expected time.
 START_S, CASE_S = 5.0, 1.3
-#: Identity of a case, as in records.csv: workload, mode, device, threads, variant.
-Key = tuple[str, str, str, int, str]
 
 
 @dataclass(frozen=True)
@@ -64,8 +63,8 @@ class Findings:
         problem: why nothing could be read, in one line; empty when all is well or there is no file.
     """
 
-    figures: dict[Key, Figure] = field(default_factory=dict)
-    refused: dict[Key, str] = field(default_factory=dict)
+    figures: dict[CaseKey, Figure] = field(default_factory=dict)
+    refused: dict[CaseKey, str] = field(default_factory=dict)
     problem: str = ""
 
 
@@ -199,19 +198,14 @@ def read(folder: Path) -> Findings:
         return Findings()
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
-        figures = {key_of(entry["extra_info"]): _figure(entry["stats"]) for entry in data["benchmarks"]}
-        refused = {key_of(entry): str(entry["reason"]) for entry in data.get("refused", [])}
+        figures = {CaseKey.read(entry["extra_info"]): _figure(entry["stats"]) for entry in data["benchmarks"]}
+        refused = {CaseKey.read(entry): str(entry["reason"]) for entry in data.get("refused", [])}
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         first = "".join(str(error).splitlines()[:1])
         return Findings(
             problem=f"{path.name} cannot be read ({type(error).__name__}: {first}): its figures are left out"
         )
     return Findings(figures, refused)
-
-
-def key_of(facts: dict[str, Any]) -> Key:
-    """The case that an entry is about."""
-    return (facts["workload"], facts["mode"], facts["device"], int(facts["threads"]), facts["variant"])
 
 
 def _figure(stats: dict[str, Any]) -> Figure:
