@@ -138,8 +138,8 @@ def write(
         return EXIT_UNCLEAR if isinstance(error, UntimedError) else EXIT_REFUSED
     with_proof = utf8(found.source.replace(PROOF, f"\nOf {run.path.name}; {proof.text()}.\n", 1))
     if overwrite:
-        with _aside(out, with_proof) as path:
-            path.replace(out)
+        with _aside(out, with_proof) as aside:
+            aside.replace(out)
     else:
         write_new({out: with_proof})
     if not quiet:

@@ -45,6 +45,7 @@ class OwnModel:
         place, _ = parts(given.model)
         self.inputs_name = given.inputs or f"{place}:{INPUTS}"
         saved = saved_form(given.model)
+        function: Any
         if saved and not given.inputs:
             self.inputs_name, function = f"the inputs in {place}", saved_inputs(Path(place), saved)
         else:

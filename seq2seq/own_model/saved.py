@@ -9,6 +9,7 @@ from __future__ import annotations
 import enum
 import pickle
 import sys
+import warnings
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -137,7 +138,9 @@ def load_saved(path: Path, form: Form) -> nn.Module:
     Raises:
         OwnModelError: for a file that does not load, or holds something else.
     """
-    with told(f"loading {path}"):
+    with told(f"loading {path}"), warnings.catch_warnings():
+        # torch warns that TorchScript is deprecated.
+        warnings.simplefilter("ignore")
         if form is Form.ONNX:
             return OnnxModel(path)
         if form is Form.EXPORTED:
