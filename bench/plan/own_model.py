@@ -189,6 +189,8 @@ def _remarks(found: Mapping[str, Any]) -> list[str]:
     said = []
     if found["narrow"]:
         said.append(f"truth is in float32, limits are wider: it does not run in float64 ({found['narrow']})")
+    if found["untrained"]:
+        said.append(f"training is left out: {found['untrained']}")
     if found["notes"]:
         said.append(found["notes"])
     if found["aliased"]:

@@ -204,7 +204,8 @@ def _who_ran(
     """Describe what ran the LSTM: another runtime in its own words, a loop, our kernels by their choices, or torch."""
     if seen.words:
         return [seen.words]
-    if not workload.config.stacks:
+    # A saved program of the user's has LSTMs, but as operators.
+    if not workload.config.stacks and workload.config.family != "own":
         return [_attention_words(seen)]
     if variant.lstm == "loop":
         return [] if compiled and compiled.graphs else ["the time loop ran in Python"]
@@ -232,6 +233,8 @@ def _lstm_words(
     if cells := seen.operators.get("aten::lstm_cell"):
         return f"a loop in Python called the LSTM cell {cells} times"
     if "aten::lstm" not in seen.operators:
+        if not workload.config.stacks and not (compiled and compiled.graphs):
+            return "the program ran its operators, none of them an LSTM"
         return "LSTM ran inside the compiled graph" if compiled and compiled.graphs else "the variant's own LSTM ran"
     if not variant.vendor_lstm:
         return "LSTM ran in ATen"
