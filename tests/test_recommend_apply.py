@@ -101,6 +101,9 @@ def test_apply_refuses_before_it_works(tmp_path, capsys):
         ([*one, "--apply", str(tmp_path / "out.txt")], "does not end in .py"),
         ([*one, "--apply", str(tmp_path / "out.py"), "--variant", "onedn"], "did not end ok"),
         ([*one, "--variant", "onednn"], "add --apply OUT.py"),
+        ([*one, "--overwrite"], "add --apply OUT.py"),
+        ([*one, "--apply", str(tmp_path / "no" / "out.py")], "there is no folder"),
+        ([*one, "--apply", str(tmp_path / "openvino.py")], "would hide the module openvino"),
         (["recommend", str(folder), "--apply", str(tmp_path / "out.py")], "has 2 groups"),
     ):
         assert main(words) == 2

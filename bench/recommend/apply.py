@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 import json
 import os
 import subprocess
@@ -167,6 +168,9 @@ def refusal(out: Path, *, overwrite: bool) -> str | None:
         return f"there is no folder {out.parent}; make it, or name another"
     if out.is_dir() or (out.exists() and not overwrite):
         return "exists, and nothing is overwritten without --overwrite; name a new Python file"
+    hidden = importlib.util.find_spec(out.stem) if out.stem.isidentifier() else None
+    if hidden is not None and (hidden.origin is None or Path(hidden.origin).parent != Path.cwd()):
+        return f"run as a program it would hide the module {out.stem} from its own imports; choose another name"
     return None
 
 

@@ -192,8 +192,9 @@ def own_text(own: OwnModel, workload: str, variant: str, mode: str, device: str,
         NoRecipeError: with the reason why there is none.
     """
     given, found, places = own.spec, as_users_run(VARIANTS[variant].here()), _Places(out, own.spec.folder)
-    build, built = _built(given.model, places)
     form = saved_form(given.model)
+    build, built = _built(given.model, places)
+    asked = _asked(own, workload, places)
     call: list[str] = []
     if found.make is not None:
         made_by, make = places.of(given.variants[variant], "")
@@ -202,38 +203,33 @@ def own_text(own: OwnModel, workload: str, variant: str, mode: str, device: str,
         imports, lines, call = own_body(found, device, mode)
     if call:
         imports.insert(1, "from torch import nn")
-    needs = f" Needs {' and '.join(found.needs)}." if found.needs else ""
-    if found.runtime is not None or found.lstm == "kernels":
-        needs += " This project must be on the path (PYTHONPATH=CHECKOUT)"
-        needs += "." if found.runtime is not None else ", or its kernels installed."
-    count = f"{threads} thread{'s' if threads != 1 else ''}"
-    about = (
-        f"`load()` returns the model that {build}, run this way; it is called as yours is. `apply(model)` does "
-        f"that to a model that you have. Measured with {count}: torch.set_num_threads({threads}).{needs} {places} "
-        "Run as a program it makes one call."
-    )
-    head = f"{workload}, {mode} on {device}: `{variant}`, {found.summary}."
-    docstring = "\n\n".join([fill(head, 118), fill(about, 118, break_on_hyphens=False, break_long_words=False)])
-    quoted = docstring.replace("\\", "\\\\").replace('"""', "'''")
     if form is Form.ONNX:
         imports.append("from seq2seq.own_model.onnx_file import OnnxModel")
-    mode_of = "" if form not in {None, Form.PICKLE} else ".train()" if mode == "training" else ".eval()"
-    asked = _asked(own, workload, places)
+    loads = any("user(" in line for line in (*built, *asked, *lines))
+    libraries = [
+        *(["import importlib.util"] if loads else []),
+        *(["import os"] if found.environment else []),
+        *(["import sys"] if loads or form is Form.PICKLE else []),
+        "from pathlib import Path",
+    ]
+    trained = "" if form not in {None, Form.PICKLE} else ".train()" if mode == "training" else ".eval()"
+    head = fill(f"{workload}, {mode} on {device}: `{variant}`, {found.summary}.", 118)
+    about = fill(_about(found, build, threads, places), 118, break_on_hyphens=False, break_long_words=False)
+    quoted = f"{head}\n\n{about}".replace("\\", "\\\\").replace('"""', "'''")
+    around = _AROUND.format(indent("\n".join(call), " " * 8)).lstrip() + "\n" if call else ""
     folder = f"FOLDER = {places.folder!r}\n" if places.folder else ""
     return f'''"""{quoted}
 {PROOF}
 """
 
-import importlib.util
-{"import os" + chr(10) if found.environment else ""}import sys
-from pathlib import Path
+{chr(10).join(libraries)}
 
 {chr(10).join(imports)}
 
 {chr(10).join(environment_lines(found))}HERE = Path(__file__).resolve().parent
-{folder}MODE, DEVICE, THREADS = {json.dumps(mode)}, {json.dumps(device)}, {threads}
+{folder}DEVICE, THREADS = {json.dumps(device)}, {threads}
 
-{_LOADER}{_AROUND.format(indent(chr(10).join(call), " " * 8)).lstrip() + chr(10) if call else ""}def apply(model):
+{_LOADER if loads else chr(10)}{around}def apply(model):
     """Return what is called in the place of `model`; where LSTMs are replaced, they are so in `model` itself."""
 {indent(chr(10).join(lines), "    ")}
 
@@ -245,7 +241,7 @@ apply.precision = {json.dumps(found.precision)}
 def load():
     """Return your model, run this way."""
 {indent(chr(10).join(built), "    ")}
-    return apply(model.to(DEVICE){mode_of})
+    return apply(model.to(DEVICE){trained})
 
 
 if __name__ == "__main__":
@@ -256,6 +252,20 @@ if __name__ == "__main__":
         output = run(*args, **kwargs)
     print(f"one call returned a {{type(output).__name__}}")
 '''
+
+
+def _about(variant: Variant, build: str, threads: int, places: _Places) -> str:
+    """Return the artefact's explanation of itself."""
+    needs = f" Needs {' and '.join(variant.needs)}." if variant.needs else ""
+    if variant.runtime is not None:
+        needs += " This project must be on the path (PYTHONPATH=CHECKOUT)."
+    elif variant.lstm == "kernels":
+        needs += " This project must be on the path (PYTHONPATH=CHECKOUT), or its kernels installed."
+    return (
+        f"`load()` returns the model that {build}, run this way; it is called as yours is. `apply(model)` does that to "
+        f"a model that you have. Measured with {threads} thread{'s' if threads != 1 else ''}: "
+        f"torch.set_num_threads({threads}).{needs} {places} Run as a program it makes one call."
+    )
 
 
 def _built(reference: str, places: _Places) -> tuple[str, list[str]]:
