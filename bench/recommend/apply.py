@@ -168,10 +168,18 @@ def refusal(out: Path, *, overwrite: bool) -> str | None:
         return f"there is no folder {out.parent}; make it, or name another"
     if out.is_dir() or (out.exists() and not overwrite):
         return "exists, and nothing is overwritten without --overwrite; name a new Python file"
-    hidden = importlib.util.find_spec(out.stem) if out.stem.isidentifier() else None
-    if hidden is not None and (hidden.origin is None or Path(hidden.origin).parent != Path.cwd()):
+    if _is_library(out.stem):
         return f"run as a program it would hide the module {out.stem} from its own imports; choose another name"
     return None
+
+
+def _is_library(name: str) -> bool:
+    """Return whether a module of this name is Python's, installed, or this project's."""
+    found = importlib.util.find_spec(name) if name.isidentifier() else None
+    if found is None or name in sys.stdlib_module_names:
+        return found is not None
+    origin = Path(found.origin or ROOT)
+    return origin.is_relative_to(ROOT) or bool({"site-packages", "dist-packages"} & set(origin.parts))
 
 
 @contextmanager
