@@ -101,6 +101,13 @@ def _larger(run):
     return lambda self, inputs: tuple(1.01 * value for value in run(self, inputs))
 
 
+def test_the_lstm_nodes_of_an_onnx_file_are_described(folder):
+    """Sizes are those of the weights; what depends on the inputs is not known."""
+    found = problem(folder, Form.ONNX)
+    (lstm,) = found.own.operators[found.name]
+    assert (lstm["input_size"], lstm["hidden_size"], lstm["bidirectional"], lstm["batch"]) == (5, 8, True, None)
+
+
 @pytest.mark.parametrize("form", [Form.EXPORTED, Form.SCRIPTED])
 def test_the_lstm_operators_of_a_program_are_found(folder, form):
     """Sizes and share of the time come from torch's profiler, since there are no modules."""

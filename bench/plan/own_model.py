@@ -178,7 +178,7 @@ def _lstm(lstm: Mapping[str, Any]) -> str:
     hidden = "size not known" if lstm["hidden_size"] is None else lstm["hidden_size"]
     sizes = f"{lstm['num_layers']} x {hidden}{' each way' if lstm['bidirectional'] else ''}"
     if lstm["batch"] is None:
-        return f"{lstm['name']}: {lstm['kind']} {sizes}, in {lstm['input_size']}; packed"
+        return f"{lstm['name']}: {lstm['kind']} {sizes}, in {lstm['input_size']}{'; packed' if lstm['packed'] else ''}"
     calls = "" if lstm["calls"] == 1 else f", {lstm['calls']} calls"
     packed = "packed, longest" if lstm["packed"] else "steps"
     read = f"batch {lstm['batch']}, {packed} {lstm['steps']}{calls}"

@@ -13,6 +13,7 @@ from seq2seq.own_model import checks, lstms, operators
 from seq2seq.own_model.errors import OwnModelError, told
 from seq2seq.own_model.inputs import Given, InputSet, held, staying
 from seq2seq.own_model.model import OwnModel, returned_loss
+from seq2seq.own_model.onnx_file import OnnxModel
 from seq2seq.own_model.saved import Form
 from seq2seq.own_model.workload import OwnConfig, OwnWorkload, batch_of
 
@@ -58,7 +59,8 @@ def _checked_program(name: str, own: OwnModel, inputs: InputSet, aliased: frozen
     given = batch_of(inputs, 0)
     call = functools.partial(own.call, own.model)
     with torch.inference_mode():
-        found = [] if own.form is Form.ONNX else operators.found_operators(lambda: call(given))
+        nodes = own.model.lstms() if isinstance(own.model, OnnxModel) else None
+        found = operators.found_operators(lambda: call(given)) if nodes is None else nodes
     own.operators[name] = found
     shape = next((leaf.shape for leaf in given.tensors().values() if leaf.dim()), torch.Size((1,)))
     first = next((entry for entry in found if entry["batch"]), {"batch": shape[0], "steps": [*shape, 1][1]})

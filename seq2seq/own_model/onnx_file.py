@@ -65,8 +65,6 @@ class OnnxModel(nn.Module):
         held_names = {held.name for held in self._proto.graph.initializer}
         self.inputs = [given for given in self._proto.graph.input if given.name not in held_names]
         self.results = [result.name for result in self._proto.graph.output]
-        #: Numbers of LSTM nodes and of other nodes.
-        self.lstms = sum(node.op_type == "LSTM" for node in self._proto.graph.node)
         self.training = False
 
     def train(self, mode: bool = True) -> OnnxModel:
@@ -128,6 +126,32 @@ class OnnxModel(nn.Module):
                     value = self._helper.to_array(attribute.t).astype(np.float64)
                     attribute.t.CopyFrom(self._helper.from_array(value, attribute.t.name))
         return proto
+
+    def lstms(self) -> list[dict[str, Any]]:
+        """Describe the LSTM nodes as `Use.facts` describes modules; what the file does not say is None."""
+        shapes = {held.name: tuple(held.dims) for held in self._proto.graph.initializer}
+        found = []
+        for node in self._proto.graph.node:
+            if node.op_type == "LSTM":
+                # Of the weights: directions, four gates of the hidden size, inputs.
+                directions, gates, inputs = shapes.get(node.input[1], (None, None, None))
+                found.append(
+                    {
+                        "name": node.name or f"node {len(found) + 1}",
+                        "kind": "LSTM node",
+                        "input_size": inputs,
+                        "hidden_size": None if gates is None else gates // 4,
+                        "num_layers": 1,
+                        "bidirectional": directions == 2,  # noqa: PLR2004
+                        "proj_size": 0,
+                        "calls": 1,
+                        "batch": None,
+                        "steps": None,
+                        "packed": False,
+                        "from_zeros": None,
+                    }
+                )
+        return found
 
     def drawn_inputs(self, advice: str) -> Callable[[], Any]:
         """Return a function that draws inputs of the shapes that the file states.
