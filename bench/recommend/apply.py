@@ -71,21 +71,25 @@ class Proof:
 
     Attributes:
         error, limit: of the quantity nearest to its limit.
-        speedup: over the baseline, in the same rounds.
+        speedup: over the baseline, in the same rounds; None where nothing of torch runs the model.
         excess: its time over that of the variant it was made from, in the same rounds.
     """
 
     error: float
     limit: float
-    speedup: Interval
+    speedup: Interval | None
     excess: Interval
 
     def text(self) -> str:
         """The findings in one line."""
-        return (
-            f"loaded in a fresh process: error {units.error(self.error)} (limit {units.error(self.limit)}), "
-            f"{units.ratio_interval(self.speedup.value, self.speedup.low, self.speedup.high)} the baseline's speed"
-        )
+        than = f"{_ratio(self.excess)} the time of the variant it was made from"
+        if self.speedup is not None:
+            than = f"{_ratio(self.speedup)} the baseline's speed"
+        return f"loaded in a fresh process: error {units.error(self.error)} (limit {units.error(self.limit)}), {than}"
+
+
+def _ratio(found: Interval) -> str:
+    return units.ratio_interval(found.value, found.low, found.high)
 
 
 def write(
@@ -131,13 +135,13 @@ def write(
         raise UsageError(msg)
     try:
         found = recipe(case, out, own)
-        proof = prove(found, case, out, own)
+        proof = prove(found, case, out, own, baseline=REFERENCE in answer.commits)
         if chosen is None:
             refuse_slower(proof)
     except ProofError as error:
         print(f"error: {case.variant} cannot be applied: {error}; nothing is written", file=sys.stderr)
         return EXIT_UNCLEAR if isinstance(error, UntimedError) else EXIT_REFUSED
-    with_proof = utf8(found.source.replace(PROOF, f"\nOf {run.path.name}; {proof.text()}.\n", 1))
+    with_proof = utf8(found.source.replace(PROOF, f"\nOf {run.path.name}; {proof.text()}.", 1))
     if overwrite:
         with _aside(out, with_proof) as aside:
             aside.replace(out)
@@ -154,9 +158,8 @@ def refuse_slower(proof: Proof) -> None:
     Raises:
         ProofError: with its speed.
     """
-    if proof.speedup.high * (1 + EQUIVALENT) < 1:
-        more = units.ratio_interval(proof.speedup.value, proof.speedup.low, proof.speedup.high)
-        msg = f"here and now it has {more} the speed of the baseline, unlike in the run; measure again"
+    if proof.speedup is not None and proof.speedup.high * (1 + EQUIVALENT) < 1:
+        msg = f"here and now it has {_ratio(proof.speedup)} the baseline's speed, unlike in the run; measure again"
         raise ProofError(msg)
 
 
@@ -215,7 +218,9 @@ def recipe(case: Case, out: Path, own: Mapping[str, Any] | None = None) -> Recip
     return Recipe(made["source"], made["alone"], made["environment"])
 
 
-def prove(recipe: Recipe, case: Case, out: Path, own: Mapping[str, Any] | None = None) -> Proof:
+def prove(
+    recipe: Recipe, case: Case, out: Path, own: Mapping[str, Any] | None = None, *, baseline: bool = True
+) -> Proof:
     """Load an artefact in a fresh process, gate it, time it beside its variant and the baseline, and gate it again.
 
     Args:
@@ -223,13 +228,15 @@ def prove(recipe: Recipe, case: Case, out: Path, own: Mapping[str, Any] | None =
         case: the one it was made from.
         out: where the file will be; for the proof it is written beside that.
         own: as for `recipe`.
+        baseline: whether the baseline ran, so that there is something to be faster than.
 
     Raises:
         ProofError: it does not run, is not right, or is surely slower than the variant it was made from.
     """
     with scratch_folder() as folder, _aside(out, utf8(recipe.source)) as path:
         _ran([sys.executable, str(path)], "running it", recipe.environment)
-        cases = {name: dataclasses.replace(case, variant=name) for name in (REFERENCE, case.variant, ARTEFACT)}
+        names = [*([REFERENCE] if baseline else []), case.variant, ARTEFACT]
+        cases = {name: dataclasses.replace(case, variant=name) for name in names}
         if own is None:
             # The plugin finds the file by these.
             named = {"SEQ2SEQ_BENCH_ARTEFACT": str(path), "SEQ2SEQ_BENCH_ARTEFACT_OF": case.executed}
@@ -237,27 +244,27 @@ def prove(recipe: Recipe, case: Case, out: Path, own: Mapping[str, Any] | None =
         else:
             added = own["variants"] | {ARTEFACT: f"{path.resolve()}:apply"}
             settings = Settings(case.threads, own_model=json.dumps({**own, "variants": added}))
-        if recipe.alone and case.variant != REFERENCE:
-            seats = [Place((cases[REFERENCE],))]
-            seats += [Place((cases[name],), recipe.environment) for name in (case.variant, ARTEFACT)]
+        if recipe.alone:
+            # The baseline of a run has no such variables.
+            seats = [Place((found,), recipe.environment if name != REFERENCE else {}) for name, found in cases.items()]
         else:
             seats = [Place(tuple(cases.values()))]
         try:
-            return _first_proof(settings, seats, folder, case.variant)
+            return _first_proof(settings, seats, folder, case.variant, baseline=baseline)
         except WorkerError as error:
             raise ProofError(error.reason) from error
 
 
-def _first_proof(settings: Settings, seats: list[Place], folder: Path, variant: str) -> Proof:
+def _first_proof(settings: Settings, seats: list[Place], folder: Path, variant: str, *, baseline: bool) -> Proof:
     """The findings of a short measurement, or of a long one where that did not decide."""
     short, long = BUDGETS_S
     try:
-        return judged(*_measured(settings, seats, folder, short), variant)
+        return judged(*_measured(settings, seats, folder, short), variant, baseline=baseline)
     except UntimedError:
-        return judged(*_measured(settings, seats, folder, long), variant)
+        return judged(*_measured(settings, seats, folder, long), variant, baseline=baseline)
 
 
-def judged(gates: list[dict[str, object]], samples: Samples, variant: str) -> Proof:
+def judged(gates: list[dict[str, object]], samples: Samples, variant: str, *, baseline: bool = True) -> Proof:
     """Findings from the events of the gate and from the rounds.
 
     Raises:
@@ -270,17 +277,17 @@ def judged(gates: list[dict[str, object]], samples: Samples, variant: str) -> Pr
         msg = f"its results are wrong: {refused['reason']} (gate {refused['when']} the rounds)"
         raise ProofError(msg)
     names = [name for name in dict.fromkeys((REFERENCE, variant, ARTEFACT)) if samples.times(name)]
-    speedup = speedup_of(samples, REFERENCE, ARTEFACT)
-    if ARTEFACT not in names or variant not in names or speedup is None:
+    speedup = speedup_of(samples, REFERENCE, ARTEFACT) if baseline else None
+    if ARTEFACT not in names or variant not in names or (baseline and speedup is None):
         msg = "it, or the variant it was made from, was not timed"
         raise ProofError(msg)
     excess = chances(samples, names, Objective.P50).excess(ARTEFACT, variant)
-    if not (units.estimated(excess.low, excess.high) and units.estimated(speedup.low, speedup.high)):
+    known = [found for found in (excess, speedup) if found is not None]
+    if not all(units.estimated(found.low, found.high) for found in known):
         msg = "its results are right, but its time could not be measured: other processes used the machine; try again"
         raise UntimedError(msg)
     if excess.low > 1 + EQUIVALENT:
-        more = units.ratio_interval(excess.value, excess.low, excess.high)
-        msg = f"it takes {more} the time of the variant it was made from, in the same rounds"
+        msg = f"it takes {_ratio(excess)} the time of the variant it was made from, in the same rounds"
         raise ProofError(msg)
     worst = max(own, key=lambda event: float(str(event["strain"])))
     return Proof(float(str(worst["parity_error"])), float(str(worst["parity_limit"])), speedup, excess)

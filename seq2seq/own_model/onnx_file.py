@@ -130,7 +130,7 @@ class OnnxModel(nn.Module):
     def lstms(self) -> list[dict[str, Any]]:
         """Describe the LSTM nodes as `Use.facts` describes modules; what the file does not say is None."""
         shapes = {held.name: tuple(held.dims) for held in self._proto.graph.initializer}
-        found = []
+        found: list[dict[str, Any]] = []
         for node in self._proto.graph.node:
             if node.op_type == "LSTM":
                 # Of the weights: directions, four gates of the hidden size, inputs.
