@@ -93,7 +93,9 @@ def test_lines_rise_as_the_bandwidth_does(tmp_path: Path) -> None:
 @pytest.mark.parametrize("least_bytes", [(10**5, 2 * 10**3), (10**5, 10**5), (4 * 10**6, 10**7), (10**5, 10**7)])
 def test_the_cases_fill_the_picture(tmp_path: Path, least_bytes: tuple[int, int]) -> None:
     """The outermost cases stand near the ends of the picture; a ridge that is not in it is named below it."""
-    records = [worked(name, 0.01, least_bytes[place], workload=name) for place, name in enumerate(("seed", "other"))]
+    variants = ("reference", "loop", "onednn", "compile", "torchscript", "cpu-fused", "onnxruntime")
+    pairs = itertools.product(zip(("seed", "other"), least_bytes, strict=True), variants)
+    records = [worked(variant, 0.01, moved, workload=name) for (name, moved), variant in pairs]
     (chart,) = roofline.kinds(load_run(folder(tmp_path, records)))[0].charts
     places = [column.x for column in chart.columns]
     ridge = 1e11 / 4e10
@@ -103,6 +105,9 @@ def test_the_cases_fill_the_picture(tmp_path: Path, least_bytes: tuple[int, int]
     assert ("products decide" in chart.beyond) == (chart.x.lo > ridge)
     assert ("memory decides" in chart.beyond) == (chart.x.hi < ridge)
     assert chart.roofs
+    marks = [point.x for _, points in chart.marks for point in points]
+    assert chart.x.lo * 1.1 < min(marks)
+    assert max(marks) < chart.x.hi / 1.1
     assert chart.beyond[1:] in interactive.note(chart)
 
 

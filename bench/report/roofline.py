@@ -33,9 +33,9 @@ APART = 1.5
 #: Names stand at least this share of the axis apart, or as far as there is room for all of them.
 NAME_ROOM = 0.045
 #: Shares of the picture that the variants of a workload take side by side, and the most that two stand apart.
-LEAST_ASIDE, MOST_ASIDE, MOST_STEP = 0.08, 0.2, 0.03
+LEAST_ASIDE, MOST_ASIDE, MOST_STEP = 0.08, 0.12, 0.03
 #: Room beside the outermost case or ridge, and the least right end over the left one, both as factors.
-PAD, LEAST_WIDTH = 1.5, 8.0
+PAD, LEAST_WIDTH = 1.3, 8.0
 #: A ridge this many times left or right of the outermost case is still in the picture.
 NEAR = 4.0
 
@@ -144,7 +144,10 @@ def sides(places: list[float], ridges: tuple[float, float]) -> tuple[tuple[float
     """
     left, right = min(places), max(places)
     near = [ridge for ridge in ridges if left / NEAR <= ridge <= right * NEAR]
-    lo, hi = min([left, *near]) / PAD, max([right, *near]) * PAD
+    lo, hi = min([left, *near]), max([right, *near])
+    # Variants stand up to half of `MOST_ASIDE` beside the place of their workload.
+    pad = PAD * (hi / lo) ** (0.6 * MOST_ASIDE)
+    lo, hi = lo / pad, hi * pad
     wider = max(1.0, math.sqrt(LEAST_WIDTH * lo / hi))
     beyond = ""
     if ridges[1] < lo / wider:
