@@ -297,8 +297,9 @@ def _add_own_model(command: argparse.ArgumentParser) -> None:
         "--model",
         type=own_model.reference,
         metavar="FILE.py:FUNCTION",
-        help="function that builds any nn.Module with an nn.LSTM in it, or PACKAGE.MODULE:FUNCTION, or a module that "
-        f"torch.save wrote; measured by the suite {own_model.SUITE} unless --suite says otherwise",
+        help="function that builds any nn.Module with an nn.LSTM in it, or PACKAGE.MODULE:FUNCTION, or a saved file "
+        "(.pt2, TorchScript, ONNX, a module of torch.save); measured by the suite "
+        f"{own_model.SUITE} unless --suite says otherwise",
     )
     add(
         "--inputs",

@@ -118,18 +118,17 @@ def test_an_input_passed_through_is_not_compared(tmp_path):
         ("{0}/mien.py:build", r"mien.py does not exist; did you mean .*/mine.py\?"),
         ("{0}/mine.txt:build", "no module|does not exist|not a Python file"),
         ("nowhere.at_all:build", "no module 'nowhere.at_all' can be imported from"),
-        ("{0}/mine.pt2", "is a program of torch.export: operators, and no torch.nn.LSTM to replace; give the Python"),
-        ("{0}/mine.onnx", "is a program of ONNX"),
-        ("{0}/script.pt", "is a program of TorchScript"),
-        ("{0}/state.pt", "holds a OrderedDict, as a state_dict is, expected a whole torch.nn.Module"),
+        ("{0}/mine.pt2", "is not a file of torch.save, torch.jit.save or torch.export.save"),
+        ("{0}/mine.onnx", "is not a valid ONNX model"),
+        ("{0}/mine.ort", "is in ONNX Runtime's own format; give the .onnx file"),
+        ("{0}/state.pt", "holds a dict of 2 entries, as a state_dict is: weights without the model"),
         ("{0}/none.pt", "none.pt does not exist"),
     ],
 )
 def test_a_model_that_is_not_there_or_is_none_is_one_line(reference, words, tmp_path):
     written(tmp_path, PLAIN)
-    for name in ("mine.pt2", "mine.onnx"):
+    for name in ("mine.pt2", "mine.onnx", "mine.ort"):
         (tmp_path / name).write_bytes(b"x")
-    torch.jit.script(nn.Linear(2, 2)).save(str(tmp_path / "script.pt"))
     torch.save(nn.Linear(2, 2).state_dict(), tmp_path / "state.pt")
     with pytest.raises(OwnModelError, match=words):
         builder(reference.format(tmp_path))()

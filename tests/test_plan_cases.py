@@ -251,6 +251,8 @@ def test_an_unknown_workload_or_variant_is_one_line():
         expanded(Selection(("sede@batch=2",)))
     with pytest.raises(UsageError, match=r"^no variant matches 'lop\*'; did you mean 'loop'\?$"):
         expanded(Selection(("seed",)), variants=("lop*",))
+    with pytest.raises(UsageError, match=r"^no variant matches 'loop,onednn'; name each on its own: --variant A"):
+        expanded(Selection(("seed",)), variants=("loop,onednn",))
     with pytest.raises(UsageError, match=r"^no variant matches 'xyz'; there are reference, .*compile$"):
         expanded(Selection(("seed",)), variants=("xyz",))
 

@@ -8,7 +8,7 @@ from run_folders import ENVIRONMENT, make_run
 from bench.__main__ import main
 from bench.plan.cases import Case
 from bench.recommend import apply
-from bench.recommend.apply import ProofError, prove
+from bench.recommend.apply import ProofError, Recipe, prove
 from bench.worker.artefact_recipe import NoRecipeError, text
 from seq2seq.execution.variants import VARIANTS
 
@@ -55,38 +55,39 @@ def test_a_recipe_names_what_the_variant_is_made_of():
 
 
 @pytest.mark.slow
-def test_an_artefact_is_loaded_gated_and_timed_in_a_fresh_process(source, brief):  # noqa: ARG001
+def test_an_artefact_is_loaded_gated_and_timed_in_a_fresh_process(source, brief, tmp_path):  # noqa: ARG001
     """Plain nn.LSTM as a file is right, and as fast as the variant that it is."""
-    proof = prove(source, CASE)
+    proof = prove(Recipe(source), CASE, tmp_path / "best.py")
     assert 0 < proof.error < proof.limit
     assert proof.excess.low < 1.03
     assert "loaded in a fresh process: error" in proof.text()
 
 
 @pytest.mark.slow
-def test_a_wrong_artefact_is_refused(source, brief):  # noqa: ARG001
+def test_a_wrong_artefact_is_refused(source, brief, tmp_path):  # noqa: ARG001
     """A planted error of a percent is found by the gate."""
     wrong = source.replace("    return run\n", "    return lambda *x: tuple(1.01 * value for value in run(*x))\n", 1)
     assert wrong != source
     with pytest.raises(ProofError, match="its results are wrong"):
-        prove(wrong, CASE)
+        prove(Recipe(wrong), CASE, tmp_path / "best.py")
 
 
 @pytest.mark.slow
-def test_a_slow_artefact_is_refused(source, brief):  # noqa: ARG001
+def test_a_slow_artefact_is_refused(source, brief, tmp_path):  # noqa: ARG001
     """A planted wait of five milliseconds a call is found by the rounds."""
     slow = source.replace(
         "    return run\n", "    import time\n    return lambda *x: (time.sleep(5e-3), run(*x))[1]\n", 1
     )
     assert slow != source
     with pytest.raises(ProofError, match=r"the time of the variant it was made from|could not be measured"):
-        prove(slow, CASE)
+        prove(Recipe(slow), CASE, tmp_path / "best.py")
 
 
-def test_an_artefact_that_does_not_load_is_refused(source):
+def test_an_artefact_that_does_not_load_is_refused(source, tmp_path):
     """What the file raises is the reason."""
     with pytest.raises(ProofError, match="running it failed: ZeroDivisionError"):
-        prove(source.replace("def apply", "1 / 0\n\n\ndef apply", 1), CASE)
+        prove(Recipe(source.replace("def apply", "1 / 0\n\n\ndef apply", 1)), CASE, tmp_path / "best.py")
+    assert not list(tmp_path.iterdir())
 
 
 def test_apply_refuses_before_it_works(tmp_path, capsys):
@@ -100,6 +101,9 @@ def test_apply_refuses_before_it_works(tmp_path, capsys):
         ([*one, "--apply", str(tmp_path / "out.txt")], "does not end in .py"),
         ([*one, "--apply", str(tmp_path / "out.py"), "--variant", "onedn"], "did not end ok"),
         ([*one, "--variant", "onednn"], "add --apply OUT.py"),
+        ([*one, "--overwrite"], "add --apply OUT.py"),
+        ([*one, "--apply", str(tmp_path / "no" / "out.py")], "there is no folder"),
+        ([*one, "--apply", str(tmp_path / "openvino.py")], "would hide the module openvino"),
         (["recommend", str(folder), "--apply", str(tmp_path / "out.py")], "has 2 groups"),
     ):
         assert main(words) == 2

@@ -24,9 +24,9 @@ MACHINE = {
 }  # fmt: skip
 
 
-def worked(variant: str, speedup: float, **more: object) -> Record:
+def worked(variant: str, speedup: float, least_bytes: int = 10**5, **more: object) -> Record:
     """A record with its work and its share of `MACHINE`."""
-    record = ran(variant, speedup, flops=10**7, least_bytes=10**5, **more)
+    record = ran(variant, speedup, flops=10**7, least_bytes=least_bytes, **more)
     record = replace(record, throughput_seq_per_s=record.batch / record.latency_p50_s)
     return replace(record, **share(Work.of(record.as_dict()), Ceilings.of(MACHINE)))
 
@@ -79,13 +79,36 @@ def test_the_picture_holds_all_points_and_lines(tmp_path: Path) -> None:
 
 def test_lines_rise_as_the_bandwidth_does(tmp_path: Path) -> None:
     """A rising line ends at the highest level where its bytes last exactly as long as the products."""
-    (kind,) = roofline.kinds(load_run(folder(tmp_path, cases())))
+    # At 20 FLOPs a byte, near the ridge of the slowest bandwidth at 10.
+    near = [worked(name, 1.0, 5 * 10**5, precision=kind) for name, kind in (("onednn", "fp32"), ("amp-bf16", "bf16"))]
+    (kind,) = roofline.kinds(load_run(folder(tmp_path, near)))
     slopes = [roof for roof in kind.charts[0].roofs if not roof.level]
     assert slopes
     for roof in slopes:
         assert roof.start[1] / roof.start[0] == pytest.approx(roof.end[1] / roof.end[0])
         assert roof.end[1] == 4e11
     assert slopes[0].end[1] / slopes[0].end[0] == pytest.approx(4e10)
+
+
+@pytest.mark.parametrize("least_bytes", [(10**5, 2 * 10**3), (10**5, 10**5), (4 * 10**6, 10**7), (10**5, 10**7)])
+def test_the_cases_fill_the_picture(tmp_path: Path, least_bytes: tuple[int, int]) -> None:
+    """The outermost cases stand near the ends of the picture; a ridge that is not in it is named below it."""
+    variants = ("reference", "loop", "onednn", "compile", "torchscript", "cpu-fused", "onnxruntime")
+    pairs = itertools.product(zip(("seed", "other"), least_bytes, strict=True), variants)
+    records = [worked(variant, 0.01, moved, workload=name) for (name, moved), variant in pairs]
+    (chart,) = roofline.kinds(load_run(folder(tmp_path, records)))[0].charts
+    places = [column.x for column in chart.columns]
+    ridge = 1e11 / 4e10
+    room = roofline.PAD * roofline.NEAR * math.sqrt(roofline.LEAST_WIDTH)
+    assert chart.x.lo * room > min(places)
+    assert chart.x.hi < room * max(places)
+    assert ("products decide" in chart.beyond) == (chart.x.lo > ridge)
+    assert ("memory decides" in chart.beyond) == (chart.x.hi < ridge)
+    assert chart.roofs
+    marks = [point.x for _, points in chart.marks for point in points]
+    assert chart.x.lo * 1.1 < min(marks)
+    assert max(marks) < chart.x.hi / 1.1
+    assert chart.beyond[1:] in interactive.note(chart)
 
 
 @pytest.mark.parametrize("places", [[], [0.5], [0.5] * 7, [0.99, 0.995, 1.0], [0.0, 0.01, 0.8], [0.3] * 60])

@@ -272,7 +272,8 @@ def match(patterns: Iterable[str], names: Sequence[str], what: str) -> list[str]
             msg = f"{pattern!r} is a model of your own: name it with --model FILE.py:FUNCTION"
             raise UsageError(msg)
         if not hits:
-            msg = f"no {what} matches {pattern!r}; {meant(base.strip('*?'), names)}"
+            advice = f"name each on its own: --{what} A --{what} B" if "," in base else meant(base.strip("*?"), names)
+            msg = f"no {what} matches {pattern!r}; {advice}"
             raise UsageError(msg)
         suffix = pattern[len(base) :]
         chosen.update(dict.fromkeys(hit + suffix for hit in hits))

@@ -17,13 +17,18 @@ SUITE = "own-model"
 #: Options that say something of it.
 OPTIONS = ("model", "inputs", "loss", "metric", "add_variant")
 _TRACE = ".jsonl"
+#: Section of environment.json with the shares of the LSTMs.
+SHARES = "lstm_share"
+#: What to know of a saved file, by its form.
+_FORMS = {
+    "a pickled module": "loading it ran the code that it names",
+    "an ONNX model": "onnxruntime and openvino are compared with each other, since torch does not run it",
+}
 
 
 def reference(text: str) -> str:
     """A reference as workers know it, who run elsewhere: a file's path in full, a module's name as it is."""
-    place, colon, function = text.rpartition(":")
-    if not colon or not function.isidentifier():
-        place, colon, function = text, "", ""
+    place, function = _parts(text)
     if not place:
         msg = f"{text!r} names no file; expected FILE.py:FUNCTION or PACKAGE.MODULE:FUNCTION"
         raise argparse.ArgumentTypeError(msg)
@@ -37,7 +42,13 @@ def reference(text: str) -> str:
         ".ort",
         ".torchscript",
     }
-    return f"{Path(place).resolve() if is_file else place}{colon}{function}"
+    return f"{Path(place).resolve() if is_file else place}{':' if function else ''}{function}"
+
+
+def _parts(text: str) -> tuple[str, str]:
+    """File or module of a reference, and its function; empty where it names none."""
+    place, colon, function = text.rpartition(":")
+    return (place, function) if colon and function.isidentifier() else (text, "")
 
 
 def named_reference(text: str) -> str:
@@ -90,35 +101,84 @@ def variable(arguments: Mapping[str, Any]) -> str:
     )
 
 
+def given(facts: Mapping[str, Any]) -> dict[str, Any] | None:
+    """What the command line of a run said of the user's own model; None without one.
+
+    Args:
+        facts: environment.json of the run.
+    """
+    found = facts.get("threads", {}).get("workers", {}).get(VARIABLE)
+    return dict(json.loads(found)) if found else None
+
+
 def folder(facts: Mapping[str, Any]) -> str:
     """The folder in which a run was begun, where its model's modules are looked for; empty without a model.
 
     Args:
         facts: environment.json of the run.
     """
-    given = facts.get("threads", {}).get("workers", {}).get(VARIABLE)
-    return str(json.loads(given)["folder"]) if given else ""
+    found = given(facts)
+    return str(found["folder"]) if found else ""
+
+
+def missing(found: Mapping[str, Any]) -> list[str]:
+    """Files that an own model was given with and that are gone."""
+    references = (
+        *(found[name] for name in ("model", "inputs", "trace", "loss", "metric")),
+        *found["variants"].values(),
+    )
+    files = [_parts(text)[0] for text in references if text and Path(_parts(text)[0]).is_absolute()]
+    return [path for path in dict.fromkeys(files) if not Path(path).is_file()]
 
 
 def lines(found: Mapping[str, Any]) -> list[str]:
     """Describe the model for the terminal: its LSTMs, their share of a call, and what was held or changed."""
     said = [f"model {found['model']}: {found['parameters']:,} parameters"]
+    if form := found.get("saved"):
+        said.append(f"  {form}: {_FORMS.get(form, 'operators and no torch.nn.LSTM, so no LSTM is replaced')}")
     for entry in found["sets"]:
         if entry["input_set"]:
             said.append(f"inputs {entry['input_set']}, {entry['weight']:.0%} of calls")
         said += [f"  {_lstm(lstm)}" for lstm in entry["lstms"] if lstm["calls"]]
         for mode, share in entry["lstm_share"].items():
-            most = entry["speedup_at_most"][mode]
-            bound = f"nothing here can make it more than {most:.1f}x" if most < 100 else "so they decide its time"  # noqa: PLR2004
-            said.append(f"  {mode}: your LSTMs take {share:.0%} of a call: {bound}")
+            said.append(f"  {mode}: {share_text(share)}")
         said += [f"  {text}" for text in _remarks(entry["checked"])]
     if found["cells"]:
         said.append(f"  nn.LSTMCell is left as it is: {', '.join(found['cells'])}")
     return said
 
 
+def shares(found: Mapping[str, Any]) -> dict[str, dict[str, float]]:
+    """Share of a call's time that the LSTMs take, by workload and mode, for environment.json."""
+    return {entry["workload"]: {m: round(s, 4) for m, s in entry["lstm_share"].items()} for entry in found["sets"]}
+
+
+def share_of(facts: Mapping[str, Any], workload: str, mode: str) -> float | None:
+    """The share of a group's LSTMs, as a run recorded it; None where it did not.
+
+    Args:
+        facts: environment.json of the run.
+        workload: of the group.
+        mode: of the group.
+    """
+    section = facts.get(SHARES)
+    found = section.get(workload) if isinstance(section, Mapping) else None
+    share = found.get(mode) if isinstance(found, Mapping) else None
+    return float(share) if isinstance(share, int | float) else None
+
+
+def share_text(share: float) -> str:
+    """What a share of the LSTMs means, by Amdahl's law."""
+    most = 1 / (1 - share) if share < 1 else float("inf")
+    bound = f"faster LSTMs alone make it at most {most:.1f}x" if most < 100 else "they decide its time"  # noqa: PLR2004
+    return f"your LSTMs take {share:.0%} of a call: {bound}"
+
+
 def _lstm(lstm: Mapping[str, Any]) -> str:
-    sizes = f"{lstm['num_layers']} x {lstm['hidden_size']}{' each way' if lstm['bidirectional'] else ''}"
+    hidden = "size not known" if lstm["hidden_size"] is None else lstm["hidden_size"]
+    sizes = f"{lstm['num_layers']} x {hidden}{' each way' if lstm['bidirectional'] else ''}"
+    if lstm["batch"] is None:
+        return f"{lstm['name']}: {lstm['kind']} {sizes}, in {lstm['input_size']}{'; packed' if lstm['packed'] else ''}"
     calls = "" if lstm["calls"] == 1 else f", {lstm['calls']} calls"
     packed = "packed, longest" if lstm["packed"] else "steps"
     read = f"batch {lstm['batch']}, {packed} {lstm['steps']}{calls}"
@@ -129,6 +189,8 @@ def _remarks(found: Mapping[str, Any]) -> list[str]:
     said = []
     if found["narrow"]:
         said.append(f"truth is in float32, limits are wider: it does not run in float64 ({found['narrow']})")
+    if found["untrained"]:
+        said.append(f"training is left out: {found['untrained']}")
     if found["notes"]:
         said.append(found["notes"])
     if found["aliased"]:

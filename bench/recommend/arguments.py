@@ -49,6 +49,7 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
         help="write the recommended variant as a new Python file, load it in a fresh process, check and time it; the "
         "run must have one group left, by --mode and --workload",
     )
+    add("--overwrite", action="store_true", help="let --apply replace a file that is there")
     add("--variant", metavar="NAME", help="variant that --apply writes (default: the recommended one)")
     add("--workload", metavar="NAME", help="answer only for this workload")
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from bench.console import Console
 from bench.errors import UsageError
+from bench.plan import own_model
 from bench.recommend import apply, words
 from bench.recommend.answer import Advice, Recommendation, recommend
 from bench.recommend.arguments import question
@@ -33,6 +34,9 @@ def command(arguments: argparse.Namespace) -> int:
     Raises:
         UsageError: bad input.
     """
+    if arguments.overwrite and arguments.apply is None:
+        msg = "--overwrite lets --apply replace a file, but --apply is missing; add --apply OUT.py"
+        raise UsageError(msg)
     if arguments.variant is not None and arguments.apply is None:
         msg = "--variant names the variant that --apply writes, but --apply is missing; add --apply OUT.py"
         raise UsageError(msg)
@@ -48,7 +52,14 @@ def command(arguments: argparse.Namespace) -> int:
             titles = "; ".join(answer.title for answer in answers)
             msg = f"--apply writes one variant, and {run.path} has {len(answers)} groups ({titles}); choose one with "
             raise UsageError(msg + "--workload and --mode")
-        return apply.write(run, answers[0], arguments.apply, chosen=arguments.variant, quiet=arguments.json)
+        return apply.write(
+            run,
+            answers[0],
+            arguments.apply,
+            chosen=arguments.variant,
+            overwrite=arguments.overwrite,
+            quiet=arguments.json,
+        )
     verdicts = {answer.verdict for answer in answers}
     if Recommendation.NONE in verdicts:
         return EXIT_NOTHING
@@ -91,6 +102,7 @@ def _answer_json(answer: Advice, run: RecordedRun) -> dict[str, Any]:
         "mode": mode,
         "device": device,
         "threads": threads,
+        "lstm_share": own_model.share_of(run.environment, workload, mode),
         "objective": answer.question.objective.value,
         "bounds": answer.question.bounds,
         **found,

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 
 from bench import units
 from bench.analysis.intervals import Interval
+from bench.plan import own_model
 from bench.recommend.answer import Advice, Recommendation, Rival, recommend
 from bench.recommend.mix import MixAnswer, mixes
 from bench.recommend.question import BEST, EQUIVALENT, WORSE, Objective, Question
@@ -43,6 +44,8 @@ def group_text(answer: Advice, run: RecordedRun) -> str:
         return f"Nothing keeps the bounds ({bounds}). The nearest is `{answer.variant}`: {'; '.join(answer.misses)}."
     parts = [_opening(answer), _rivals(answer), _alike(answer), _cost(answer), _left_out(answer)]
     parts += [f"{note[0].upper()}{note[1:]}." for note in answer.notes]
+    share = own_model.share_of(run.environment, *answer.key[:2])
+    parts += [] if share is None else [f"Y{own_model.share_text(share)[1:]}."]
     return " ".join(filter(None, [*parts, *_advice(answer, run)]))
 
 

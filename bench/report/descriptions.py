@@ -141,7 +141,10 @@ class Column:
 
 @dataclass(frozen=True)
 class RooflineChart:
-    """Cases under the ceilings of their machine; `marks` are the points of each variant."""
+    """Cases under the ceilings of their machine; `marks` are the points of each variant.
+
+    `beyond` says where the ridges are, if they lie outside the picture.
+    """
 
     title: str
     workload: str
@@ -150,6 +153,7 @@ class RooflineChart:
     roofs: tuple[Roof, ...]
     columns: tuple[Column, ...]
     marks: tuple[tuple[str, tuple[Point, ...]], ...]
+    beyond: str = ""
 
 
 Chart = BarChart | CurveChart | RooflineChart

@@ -116,10 +116,11 @@ def legend(chart: Chart) -> tuple[Entry, ...]:
 
 
 def note(chart: Chart) -> str:
-    """Text below a figure: the names of the numbered workloads of a roofline."""
+    """Text below a figure: the names of the numbered workloads of a roofline, and where its ridges are."""
     if not isinstance(chart, RooflineChart):
         return ""
-    return "; ".join(f"{number} {column.name}" for number, column in enumerate(chart.columns, start=1))
+    names = "; ".join(f"{number} {column.name}" for number, column in enumerate(chart.columns, start=1))
+    return f"{names}. {chart.beyond[0].upper()}{chart.beyond[1:]}." if chart.beyond else names
 
 
 def bar_trace(chart: BarChart, name: str, names: list[str]) -> dict[str, Any]:

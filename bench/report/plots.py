@@ -301,6 +301,8 @@ def draw_roofline(axes: Axes, chart: RooflineChart) -> None:
     """The ceilings named along their lines, the workloads above, the cases below."""
     set_axis(axes, chart.x, "x")
     set_axis(axes, chart.y, "y")
+    if chart.beyond:
+        axes.set_xlabel(f"{chart.x.title}\n{chart.beyond}")
     axes.grid(visible=False, axis="x")
     for roof in chart.roofs:
         (x0, y0), (x1, y1) = roof.start, roof.end

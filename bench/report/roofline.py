@@ -6,6 +6,7 @@ each other and one name serves them all.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
@@ -31,6 +32,12 @@ CAPTION = (
 APART = 1.5
 #: Names stand at least this share of the axis apart, or as far as there is room for all of them.
 NAME_ROOM = 0.045
+#: Shares of the picture that the variants of a workload take side by side, and the most that two stand apart.
+LEAST_ASIDE, MOST_ASIDE, MOST_STEP = 0.08, 0.12, 0.03
+#: Room beside the outermost case or ridge, and the least right end over the left one, both as factors.
+PAD, LEAST_WIDTH = 1.3, 8.0
+#: A ridge this many times left or right of the outermost case is still in the picture.
+NEAR = 4.0
 
 
 @dataclass(frozen=True)
@@ -103,29 +110,66 @@ def chart(name: str, cases: list[Reached], found: Ceilings) -> RooflineChart:
     levels = {kind: rate for kind in types if (rate := rates.product(kind))}
     slopes = bandwidths(rates)
     lowest, top, slowest = min(levels.values()), max(levels.values()), slopes[0][1]
-    xs = [case.intensity for case in cases]
-    # The ridges of the slowest bandwidth belong into the picture, so that it can be seen on which side a case stands.
-    lo = min(*xs, lowest / slowest) / 2.5, min(case.flops_per_s for case in cases) / 2
-    hi = 2 * max(*xs, top / slowest), 2.2 * top
-    roofs = [*level_roofs(levels, slopes[-1][1], lo[0], hi[0]), *slope_roofs(slopes, top, lo)]
+    (x_lo, x_hi), beyond = sides([case.intensity for case in cases], (lowest / slowest, top / slowest))
+    reached = [case.flops_per_s for case in cases]
+    highest = max(*reached, min(top, slopes[-1][1] * x_hi))
+    y_lo, y_hi = min(reached) / 1.8, 2.2 * highest
+    roofs = [*level_roofs(levels, slopes[-1][1], x_lo, x_hi), *slope_roofs(slopes, top, (x_lo, y_lo), x_hi)]
     marks: dict[str, list[Point]] = {}
     for case in cases:
         marks.setdefault(case.record.variant, []).append(case.point())
+    named = columns(cases, x_lo, x_hi)
+    places = sorted(math.log(column.x) / math.log(x_hi / x_lo) for column in named)
+    gap = min((right - left for left, right in itertools.pairwise(places)), default=1.0)
     return RooflineChart(
         name,
         name,
-        axis("FLOP a byte moved, at least", lo[0], hi[0]),
-        axis("FLOP/s reached", lo[1], hi[1]),
+        axis("FLOP a byte moved, at least", x_lo, x_hi),
+        axis("FLOP/s reached", y_lo, y_hi),
         tuple(roofs),
-        columns(cases, lo[0], hi[0]),
-        beside(marks, hi[0] / lo[0]),
+        named,
+        beside(marks, x_hi / x_lo, gap),
+        beyond,
     )
 
 
-def beside(marks: Mapping[str, list[Point]], width: float) -> tuple[tuple[str, tuple[Point, ...]], ...]:
-    """The points of each variant, moved a little to the side: all variants of a workload have the same place."""
+def sides(places: list[float], ridges: tuple[float, float]) -> tuple[tuple[float, float], str]:
+    """Left and right end of the picture, and in words on which side of the ridges the cases stand, if that is outside.
+
+    The cases fill the picture. A ridge is in it where one of them stands near.
+
+    Args:
+        places: FLOPs a byte of the cases.
+        ridges: FLOPs a byte from which on products decide, for the slowest and the fastest ones.
+    """
+    left, right = min(places), max(places)
+    near = [ridge for ridge in ridges if left / NEAR <= ridge <= right * NEAR]
+    lo, hi = min([left, *near]), max([right, *near])
+    # Variants stand up to half of `MOST_ASIDE` beside the place of their workload.
+    pad = PAD * (hi / lo) ** (0.6 * MOST_ASIDE)
+    lo, hi = lo / pad, hi * pad
+    wider = max(1.0, math.sqrt(LEAST_WIDTH * lo / hi))
+    beyond = ""
+    if ridges[1] < lo / wider:
+        beyond = (
+            f"all stand right of {ridges[1]:.3g} FLOP a byte, where products decide, whatever memory they read from"
+        )
+    elif ridges[0] > hi * wider:
+        beyond = f"all stand left of {ridges[0]:.3g} FLOP a byte, where memory decides"
+    return (lo / wider, hi * wider), beyond
+
+
+def beside(marks: Mapping[str, list[Point]], width: float, gap: float) -> tuple[tuple[str, tuple[Point, ...]], ...]:
+    """The points of each variant, moved a little to the side: all variants of a workload have the same place.
+
+    Args:
+        marks: the points of each variant.
+        width: right end of the picture over its left one.
+        gap: least distance of two workloads, as a share of the picture.
+    """
     middle = (len(marks) - 1) / 2
-    step = width ** min(0.008, 0.04 / max(1.0, middle))
+    room = min(MOST_ASIDE, max(LEAST_ASIDE, gap / 2))
+    step = width ** min(MOST_STEP, room / max(2.0, 2 * middle))
     return tuple(
         (variant, tuple(replace(point, x=point.x * step ** (place - middle)) for point in points))
         for place, (variant, points) in enumerate(marks.items())
@@ -155,16 +199,19 @@ def level_roofs(levels: Mapping[str, float], bandwidth: float, lo: float, hi: fl
         shared.setdefault(rate, []).append(name)
     for rate, names in shared.items():
         start = max(lo, rate / bandwidth)
-        yield Roof(f"{', '.join(names)} products at {units.amount(rate, 'FLOP')}/s", (start, rate), (hi, rate))
+        if start < hi:
+            yield Roof(f"{', '.join(names)} products at {units.amount(rate, 'FLOP')}/s", (start, rate), (hi, rate))
 
 
-def slope_roofs(slopes: Iterable[tuple[int, float]], top: float, corner: tuple[float, float]) -> Iterable[Roof]:
+def slope_roofs(
+    slopes: Iterable[tuple[int, float]], top: float, corner: tuple[float, float], hi: float
+) -> Iterable[Roof]:
     """One line a working set, from the edge of the picture to the highest level; none for what lies outside it."""
     for size, rate in slopes:
-        start = max(corner[0], corner[1] / rate)
-        if start * rate < top:
+        start, end = max(corner[0], corner[1] / rate), min(hi, top / rate)
+        if start < end:
             name = f"{units.binary(size)} at {units.amount(rate, 'B')}/s"
-            yield Roof(name, (start, start * rate), (top / rate, top))
+            yield Roof(name, (start, start * rate), (end, end * rate))
 
 
 def columns(cases: Iterable[Reached], lo: float, hi: float) -> tuple[Column, ...]:

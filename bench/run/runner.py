@@ -21,6 +21,7 @@ from typing import Any
 from bench.analysis.roofline import Ceilings, Judge
 from bench.console import Console
 from bench.machine import environment
+from bench.plan import own_model
 from bench.plan.cases import Group
 from bench.plan.identity import CaseKey
 from bench.records.folder import RunFolder
@@ -217,6 +218,8 @@ class Runner:
         facts = environment.describe(self.plan.torch_facts, self.settings.variables())
         executed = {described.case.executed for described in self.plan.cases}
         facts["needs"] = {v["name"]: v["needs"] for v in self.plan.catalogue["variants"] if v["name"] in executed}
+        if self.plan.own_model:
+            facts[own_model.SHARES] = own_model.shares(self.plan.own_model)
         facts["run"] = {
             "suite": self.plan.suite.name,
             "command": command,

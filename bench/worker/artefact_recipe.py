@@ -1,14 +1,14 @@
 """The source text of an artefact: how a variant is had without this suite around it, from the variant's own fields.
 
 Runs in a process of its own, since variants need torch: `python -m bench.worker.artefact_recipe WORKLOAD VARIANT MODE
-DEVICE`
-prints the text, or exits with 1 and the reason why the variant cannot be written down.
+DEVICE` prints the text and what its process needs as JSON, or exits with 1 and the reason why there is no such file.
 """
 
 from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Callable
 from textwrap import indent
 
 from bench.worker.gating import WEIGHTS_SEED
@@ -18,8 +18,11 @@ from seq2seq.execution.variants import VARIANTS
 from seq2seq.runtimes.registry import RUNTIMES
 from seq2seq.workloads.checkpoint import starting_weights
 from seq2seq.workloads.registry import find_workload
+from seq2seq.workloads.workload import UnknownWorkloadError
 
 EXIT_CANNOT = 1
+#: The line that gives way to the proof; the parent has the same words.
+PROOF = "(not proven)"
 
 
 class NoRecipeError(ValueError):
@@ -39,14 +42,38 @@ def refusal(variant: Variant, mode: str) -> str | None:
     return None
 
 
-def body(variant: Variant, device: str, mode: str, entry: str = "model.run") -> tuple[list[str], list[str]]:
-    """Imports and statements that make `run` of `model`.
+def body(variant: Variant, device: str, mode: str) -> tuple[list[str], list[str]]:
+    """Imports and statements that make `run` of `model`, a model of the suite's.
 
     Args:
         variant: in its precision here.
         device: `cpu` or `cuda`.
         mode: `inference` or `training`.
-        entry: what a call of the model is: `model.run` for the suite's, `model` for any other.
+
+    Raises:
+        NoRecipeError: with the reason why there is none.
+    """
+    imports, lines = replacing(variant, mode, "replaced.kept or not replaced.swapped")
+    if variant.runtime is not None:
+        imports.append(f"from {RUNTIMES[variant.runtime].__module__} import {RUNTIMES[variant.runtime].__name__}")
+        made = RUNTIMES[variant.runtime].__name__
+        return imports, [*lines, f"return {made}(model, {json.dumps(dict(variant.runtime_options))})"]
+    if variant.compiler == "dynamo":
+        lines.append(f"run = torch.compile(model.run{compile_options(variant)})")
+    elif variant.compiler == "torchscript":
+        lines.append("run = torch.jit.script(model).run")
+    else:
+        lines.append("run = model.run")
+    return imports, [*lines, *_called(variant, device, mode)]
+
+
+def replacing(variant: Variant, mode: str, wrong: str) -> tuple[list[str], list[str]]:
+    """Imports and statements that give `model` the variant's LSTMs and precision, and set Dynamo up.
+
+    Args:
+        variant: in its precision here.
+        mode: `inference` or `training`.
+        wrong: condition on `replaced` under which the statements raise.
 
     Raises:
         NoRecipeError: with the reason why there is none.
@@ -54,7 +81,6 @@ def body(variant: Variant, device: str, mode: str, entry: str = "model.run") -> 
     if reason := refusal(variant, mode):
         raise NoRecipeError(reason)
     imports, lines = ["import torch"], []
-    dtype = f"torch.{str(variant.dtype).removeprefix('torch.')}"
     if variant.lstm == "kernels":
         options = ", ".join(f"{name}={json.dumps(value)}" for name, value in variant.lstm_options.items())
         imports += [
@@ -65,48 +91,62 @@ def body(variant: Variant, device: str, mode: str, entry: str = "model.run") -> 
         ]
         lines += [
             f"replaced = replace_lstm(model, {options})",
-            "if replaced.kept or not replaced.swapped:",
+            f"if {wrong}:",
             "    raise RuntimeError(str(replaced))",
             "model = replaced.model",
         ]
     if variant.stores_low(mode):
-        lines += [f"model.to({dtype})"]
-    if variant.runtime is not None:
-        imports.append(f"from {RUNTIMES[variant.runtime].__module__} import {RUNTIMES[variant.runtime].__name__}")
-        made = RUNTIMES[variant.runtime].__name__
-        return imports, [*lines, f"return {made}(model, {json.dumps(dict(variant.runtime_options))})"]
-    if variant.compiler == "dynamo":
-        options = "".join(f", {name}={value!r}" for name, value in variant.compile_options.items())
-        if variant.allow_rnn:
-            imports.append("import torch._dynamo")
-            lines += ["# Without it Dynamo leaves nn.LSTM as it is.", "torch._dynamo.config.allow_rnn = True"]
-        lines.append(f"run = torch.compile({entry}{options})")
-    elif variant.compiler == "torchscript":
-        lines.append(f"run = torch.jit.script(model){entry.removeprefix('model')}")
-    else:
-        lines.append(f"run = {entry}")
-    return imports, [*lines, *_called(variant, device, mode, dtype)]
+        lines += [f"model.to({variant.dtype})"]
+    if variant.compiler == "dynamo" and variant.allow_rnn:
+        imports.append("import torch._dynamo")
+        lines += ["# Without it Dynamo leaves nn.LSTM as it is.", "torch._dynamo.config.allow_rnn = True"]
+    return imports, lines
 
 
-def _called(variant: Variant, device: str, mode: str, dtype: str) -> list[str]:
-    """Statements that put around each call what must hold while it runs."""
-    contexts = []
+def compile_options(variant: Variant) -> str:
+    """More arguments of torch.compile, each after a comma."""
+    return "".join(f", {name}={value!r}" for name, value in variant.compile_options.items())
+
+
+def contexts(variant: Variant, device: str, mode: str) -> list[str]:
+    """Context managers that must be open while a call runs."""
+    found = []
     if not variant.vendor_lstm and variant.lstm == "nn":
         library = "cudnn" if device == "cuda" else "mkldnn"
-        contexts.append(f"torch.backends.{library}.flags(enabled=False)")
+        found.append(f"torch.backends.{library}.flags(enabled=False)")
     if variant.autocast or (variant.dtype.itemsize < 4 and mode == "training"):  # noqa: PLR2004
-        contexts.append(f"torch.autocast({json.dumps(device)}, {dtype})")
-    low = variant.stores_low(mode)
-    if not contexts and not low:
+        found.append(f"torch.autocast({json.dumps(device)}, {variant.dtype})")
+    return found
+
+
+def environment_lines(variant: Variant) -> list[str]:
+    """Statements that refuse a process without the variant's environment variables; none where it has none."""
+    if not variant.environment:
+        return []
+    return [
+        "# Libraries read these when they are loaded, so the process must be started with them.",
+        f"ENVIRONMENT = {json.dumps(dict(variant.environment))}",
+        "if missing := [f'{name}={value}' for name, value in ENVIRONMENT.items() if os.environ.get(name) != value]:",
+        "    raise RuntimeError(f\"start the process with {' '.join(missing)}\")",
+        "",
+        "",
+    ]
+
+
+def _called(variant: Variant, device: str, mode: str) -> list[str]:
+    """Statements that put around each call what must hold while it runs."""
+    around, low = contexts(variant, device, mode), variant.stores_low(mode)
+    if not around and not low:
         return ["return run"]
+    dtype = variant.dtype
     cast = f"*[x.to({dtype}) if x is not None and x.is_floating_point() else x for x in inputs]" if low else "*inputs"
     inside = [f"return run({cast})"]
-    if contexts:
-        inside = [f"with {', '.join(contexts)}:", f"    {inside[0]}"]
+    if around:
+        inside = [f"with {', '.join(around)}:", f"    {inside[0]}"]
     return ["", "def call(*inputs):", *(f"    {line}" for line in inside), "", "return call"]
 
 
-def text(workload: str, variant: str, mode: str, device: str, about: str = "") -> str:
+def text(workload: str, variant: str, mode: str, device: str) -> str:
     """The artefact's source.
 
     Args:
@@ -114,17 +154,17 @@ def text(workload: str, variant: str, mode: str, device: str, about: str = "") -
         variant: name in `VARIANTS`.
         mode: `inference` or `training`.
         device: `cpu` or `cuda`.
-        about: more lines of its docstring.
 
     Raises:
         NoRecipeError: see `body`.
     """
     found = VARIANTS[variant].here()
     imports, lines = body(found, device, mode)
-    imports = [imports[0], "from torch import nn", "", *imports[1:]]
+    imports = [*(["import os", ""] if found.environment else []), imports[0], "from torch import nn", "", *imports[1:]]
     imports.append(f"from {starting_weights.__module__} import starting_weights")
     imports.append(f"from {find_workload.__module__} import find_workload")
     statements = indent("\n".join(lines), "    ")
+    constants = f"WORKLOAD, MODE, DEVICE = {json.dumps(workload)}, {json.dumps(mode)}, {json.dumps(device)}"
     train = "model.train()" if mode == "training" else "model.eval()"
     head = f"{workload}, {mode} on {device}: `{variant}`, {found.summary}."
     quoted = head.replace("\\", "\\\\").replace('"""', "'''")
@@ -133,11 +173,12 @@ def text(workload: str, variant: str, mode: str, device: str, about: str = "") -
 `apply(model)` returns what runs a model this way: a function of `source, target, source_lengths, target_lengths`.
 `load()` builds the measured model, with the weights it was measured with, and applies it. Needs this project on the
 path (PYTHONPATH=CHECKOUT). Run as a program it makes one call.
-{about}"""
+{PROOF}
+"""
 
 {chr(10).join(imports)}
 
-WORKLOAD, MODE, DEVICE = {json.dumps(workload)}, {json.dumps(mode)}, {json.dumps(device)}
+{chr(10).join(environment_lines(found))}{constants}
 
 
 def apply(model):
@@ -164,16 +205,24 @@ if __name__ == "__main__":
 
 
 def main() -> int:
-    """Print the text of a recipe."""
+    """Print a recipe."""
     workload, variant, mode, device = sys.argv[1:]
+    return printed(variant, lambda: text(workload, variant, mode, device))
+
+
+def printed(variant: str, make: Callable[[], str]) -> int:
+    """Print a recipe and what its process needs as one line of JSON, or why there is none; returns the exit code."""
     if variant not in VARIANTS:
         print(f"{variant} is a variant of a plugin, of which there is no recipe", file=sys.stderr)
         return EXIT_CANNOT
     try:
-        print(text(workload, variant, mode, device), end="")
-    except NoRecipeError as error:
+        found = make()
+    except (NoRecipeError, UnknownWorkloadError) as error:
         print(error, file=sys.stderr)
         return EXIT_CANNOT
+    made = VARIANTS[variant]
+    # What a user's code prints comes first.
+    print(f"\n{json.dumps({'source': found, 'alone': made.alone, 'environment': dict(made.environment)})}")
     return 0
 
 

@@ -204,12 +204,19 @@ def _who_ran(
     """Describe what ran the LSTM: another runtime in its own words, a loop, our kernels by their choices, or torch."""
     if seen.words:
         return [seen.words]
-    if not workload.config.stacks:
+    if not workload.config.stacks and workload.config.family != "own":
         return [_attention_words(seen)]
+    # A saved program of the user's has LSTMs as operators, unless its exporter took them apart.
+    if not workload.config.stacks and not _LSTMS & seen.operators.keys() and not (compiled and compiled.graphs):
+        return ["the program ran its operators, none of them an LSTM"]
     if variant.lstm == "loop":
         return [] if compiled and compiled.graphs else ["the time loop ran in Python"]
     torchs_own = _lstm_words(variant, workload, device, seen, compiled)
     return list(_choice_words(choices, torchs_own)) if choices else [torchs_own]
+
+
+#: Operators by which an LSTM of torch is known.
+_LSTMS = {"aten::lstm", "aten::mkldnn_rnn_layer", "aten::_cudnn_rnn", "aten::lstm_cell"}
 
 
 def _compile_words(compiled: Compilation) -> str:

@@ -171,7 +171,9 @@ class Variant:
             return "needs an NVIDIA GPU; this torch sees none (torch.cuda.is_available() is false)"
         if reason := cannot_decode(mode, workload) or self._cannot_step(mode):
             return reason
-        if not workload.config.stacks and (reason := _only_lstm(self) or _not_for_theirs(self, mode, workload)):
+        # A saved program of the user's has LSTMs, but as operators.
+        without = not workload.config.stacks and workload.config.family != "own"
+        if without and (reason := _only_lstm(self) or _not_for_theirs(self, mode, workload)):
             return reason
         reasons = (requirement(device, mode, workload) for requirement in self.requirements)
         if reason := next(filter(None, reasons), None) or workload.refuses(self, mode):

@@ -14,6 +14,7 @@ from seq2seq.own_model import lstms
 from seq2seq.own_model.errors import OwnModelError
 from seq2seq.own_model.inspection import checked, measured_shares
 from seq2seq.own_model.model import OwnModel
+from seq2seq.own_model.saved import saved_form
 from seq2seq.own_model.source import PREFIX, digests, load, spec
 from seq2seq.own_model.workload import OwnWorkload
 from seq2seq.runtimes.runtime import digest_of
@@ -134,7 +135,7 @@ def findings(tell: Callable[[str], None] = lambda _: None) -> dict[str, Any]:
                 "workload": name,
                 "input_set": workload.inputs.name,
                 "weight": workload.inputs.weight,
-                "lstms": [use.facts() for use in own.uses],
+                "lstms": own.operators.get(name, []) if own.form else [use.facts() for use in own.uses],
                 "lstm_share": shares,
                 "speedup_at_most": {mode: lstms.gain_limit(share) for mode, share in shares.items()},
                 "checked": workload.found(),
@@ -142,6 +143,7 @@ def findings(tell: Callable[[str], None] = lambda _: None) -> dict[str, Any]:
         )
     return {
         "model": own.spec.model,
+        "saved": saved_form(own.spec.model),
         "parameters": sum(parameter.numel() for parameter in own.model.parameters()),
         "cells": lstms.cells(own.model),
         "sets": sets,

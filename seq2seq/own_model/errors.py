@@ -43,6 +43,8 @@ def one_line(error: BaseException) -> str:
     """The type of an error and the first of its lines that says something."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     text = next((line for line in lines if not line.startswith("The following operation failed")), "")
+    if text.startswith("Traceback of TorchScript"):
+        text = lines[-1].removeprefix(f"{type(error).__name__}: ")
     return f"{type(error).__name__}: {text[:_LONGEST]}" if text else type(error).__name__
 
 

@@ -26,10 +26,12 @@ def execute_own(
     workload: OwnWorkload, variant: Variant, mode: str, device: str, weights: Weights, *, stored: bool | None = None
 ) -> OwnExecutable:
     """A variant built for an own model; see `execute`."""
-    if variant.name == REFERENCE.name:
-        # The user's own call leaves torch's settings as they are.
-        variant = dataclasses.replace(variant, vendor_lstm=True)
-    return OwnExecutable(workload, variant, mode, device, weights, stored=stored)
+    return OwnExecutable(workload, as_users_run(variant), mode, device, weights, stored=stored)
+
+
+def as_users_run(variant: Variant) -> Variant:
+    """The variant for an own model: the user's own call leaves torch's settings as they are."""
+    return dataclasses.replace(variant, vendor_lstm=True) if variant.name == REFERENCE.name else variant
 
 
 class OwnExecutable(Executable):
@@ -192,8 +194,11 @@ class OwnExecutable(Executable):
     def load(self, weights: Weights) -> None:
         """Overwrite the weights in place; what was converted or made from a copy of them is made again."""
         super().load(weights)
-        if self._made is not None and not self._shares_weights():
-            self._remake()
+        if self._made is None or self._shares_weights():
+            return
+        reload = getattr(self._made, "reload", None)
+        # What converts at its first call must do so now, or a timed call would pay for it.
+        (reload or self._remake)()
 
     def weights(self) -> Weights:
         """A copy of the current state, on the CPU; what is real in fp32."""

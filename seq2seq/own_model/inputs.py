@@ -146,6 +146,7 @@ class InputSet:
         make: gives the set for a seed, on a device.
         seeded: whether the user's function takes the seed; otherwise there is one content, which is varied.
         placed: whether it takes the device, and so decides what stays on the CPU.
+        code: Python expression of the set, of the user's function as `inputs` and of `DEVICE`.
     """
 
     name: str
@@ -153,6 +154,7 @@ class InputSet:
     make: Callable[[int, str], Any]
     seeded: bool
     placed: bool = False
+    code: str = "inputs()"
 
 
 def staying(inputs: InputSet, device: str) -> frozenset[str]:
@@ -191,12 +193,16 @@ def input_sets(function: Any, reference: str, trace: str, forward: Any) -> tuple
             random.seed(seed)
             return function(**arguments, **given)
 
+    def code(arguments: Mapping[str, Any]) -> str:
+        given = [f"{name}={value!r}" for name, value in (dict(arguments) | ({"seed": 0} if seeded else {})).items()]
+        return f"inputs({', '.join([*given, *(['device=DEVICE'] if placed else [])])})"
+
     if trace:
-        return _traced(trace, call, seeded=seeded, placed=placed)
+        return _traced(trace, call, code, seeded=seeded, placed=placed)
     found = call(0, "cpu")
     entries = list(_mix(found, reference, forward))
     if entries == [("", 1.0, None)]:
-        return (InputSet("", 1.0, call, seeded, placed),)
+        return (InputSet("", 1.0, call, seeded, placed, code({})),)
 
     def pick(key: Any, weighted: bool) -> Callable[[int, str], Any]:
         def one(seed: int, device: str) -> Any:
@@ -205,10 +211,14 @@ def input_sets(function: Any, reference: str, trace: str, forward: Any) -> tuple
 
         return one
 
+    def picked(key: Any, weighted: bool) -> str:
+        last = "" if not weighted else "[-2]" if isinstance(key, int) else "[0]"
+        return f"{code({})}[{key!r}]{last}"
+
     total = sum(weight for _, weight, _ in entries)
     names = _names([name or _shape(pick(key, True)(0, "cpu")) for name, _, (key, _) in entries])
     return tuple(
-        InputSet(name, weight / total, pick(key, weighted), seeded, placed)
+        InputSet(name, weight / total, pick(key, weighted), seeded, placed, picked(key, weighted))
         for name, (_, weight, (key, weighted)) in zip(names, entries, strict=True)
     )
 
@@ -266,7 +276,9 @@ def _shape(value: Any) -> str:
     return "set" if first is None else "x".join(map(str, first.shape))
 
 
-def _traced(trace: str, call: Callable[..., Any], *, seeded: bool, placed: bool) -> tuple[InputSet, ...]:
+def _traced(
+    trace: str, call: Callable[..., Any], code: Callable[[Mapping[str, Any]], str], *, seeded: bool, placed: bool
+) -> tuple[InputSet, ...]:
     """The sets of a trace: equal lines are one set, whose weight is its share of all counts."""
     counts: dict[str, float] = {}
     arguments: dict[str, dict[str, Any]] = {}
@@ -295,6 +307,6 @@ def _traced(trace: str, call: Callable[..., Any], *, seeded: bool, placed: bool)
         raise OwnModelError(msg)
     total = sum(counts.values())
     return tuple(
-        InputSet(name, counts[key] / total, functools.partial(call, **arguments[key]), seeded, placed)
-        for key, name in zip(counts, _names(list(counts)), strict=True)
+        InputSet(name, counts[key] / total, functools.partial(call, **found), seeded, placed, code(found))
+        for (key, found), name in zip(arguments.items(), _names(list(counts)), strict=True)
     )

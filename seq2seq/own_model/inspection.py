@@ -9,10 +9,12 @@ from typing import Any
 
 import torch
 
-from seq2seq.own_model import checks, lstms
+from seq2seq.own_model import checks, lstms, operators
 from seq2seq.own_model.errors import OwnModelError, told
 from seq2seq.own_model.inputs import Given, InputSet, held, staying
 from seq2seq.own_model.model import OwnModel, returned_loss
+from seq2seq.own_model.onnx_file import OnnxModel
+from seq2seq.own_model.saved import Form
 from seq2seq.own_model.workload import OwnConfig, OwnWorkload, batch_of
 
 
@@ -25,6 +27,8 @@ def checked(name: str, own: OwnModel, inputs: InputSet) -> OwnWorkload:
         aliased = checks.check_calls(call, own.model, given, checks.EVALUATION)
         with lstms.watched(own.uses):
             call(given)
+    if own.form is not None:
+        return _checked_program(name, own, inputs, aliased)
     used = [use for use in own.uses if use.calls]
     if not used:
         msg = f"none of the LSTMs of {type(own.model).__name__} runs with the inputs given: {own.uses[0].name}"
@@ -48,6 +52,32 @@ def checked(name: str, own: OwnModel, inputs: InputSet) -> OwnWorkload:
     found = dataclasses.replace(found, held=found.held | _untakable(call, given, found.held))
     untrained, notes = _training(own, given)
     return dataclasses.replace(found, narrow=_narrow(own, given), untrained=untrained, notes=notes)
+
+
+def _checked_program(name: str, own: OwnModel, inputs: InputSet, aliased: frozenset[str]) -> OwnWorkload:
+    """The workload of a saved program: its LSTMs are the operators of a call, and it is not trained."""
+    given = batch_of(inputs, 0)
+    call = functools.partial(own.call, own.model)
+    with torch.inference_mode():
+        nodes = own.model.lstms() if isinstance(own.model, OnnxModel) else None
+        found = operators.found_operators(lambda: call(given)) if nodes is None else nodes
+    own.operators[name] = found
+    shape = next((leaf.shape for leaf in given.tensors().values() if leaf.dim()), torch.Size((1,)))
+    first = next((entry for entry in found if entry["batch"]), {"batch": shape[0], "steps": [*shape, 1][1]})
+    return OwnWorkload(
+        name,
+        own,
+        inputs,
+        OwnConfig((), sum(parameter.numel() for parameter in own.model.parameters())),
+        first["batch"],
+        first["steps"],
+        max((entry["batch"] * entry["steps"] for entry in found if entry["batch"]), default=shape.numel()),
+        any(entry["packed"] for entry in found),
+        held(given) | _untakable(call, given, held(given)),
+        aliased,
+        narrow=_narrow(own, given),
+        untrained=f"{own.form} has the mode it was saved in and is not trained",
+    )
 
 
 def _untakable(call: Callable[[Given], Any], given: Given, fixed: frozenset[str]) -> frozenset[str]:
@@ -122,6 +152,12 @@ def _training(own: OwnModel, given: Given) -> tuple[str, str]:
 def measured_shares(workload: OwnWorkload) -> dict[str, float]:
     """Share of the time of a call that the LSTMs take, by mode, measured here and now."""
     own, given = workload.own, workload.make_batch(0)
+    if own.form is not None:
+        if own.form is Form.ONNX:
+            return {}
+        with torch.inference_mode():
+            share = operators.operator_share(lambda: own.call(own.model, given))
+        return {} if share is None else {"inference": share}
     with torch.inference_mode():
         found = {"inference": lstms.share(lambda: own.call(own.model, given), own.uses)}
     if not workload.untrained:

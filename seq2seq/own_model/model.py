@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
@@ -11,7 +12,8 @@ from torch import Tensor, nn
 from seq2seq.own_model import checks, lstms
 from seq2seq.own_model.errors import OwnModelError, told
 from seq2seq.own_model.inputs import Given, input_sets
-from seq2seq.own_model.source import INPUTS, PREFIX, Spec, builder, load
+from seq2seq.own_model.saved import form_of, saved_form, saved_inputs
+from seq2seq.own_model.source import INPUTS, PREFIX, Spec, builder, load, parts
 
 
 class OwnModel:
@@ -29,12 +31,25 @@ class OwnModel:
         self.spec = given
         self.build = builder(given.model)
         self.model = self.build().eval()
-        self.uses = lstms.find(self.model)
+        #: Form of a saved program, which has no modules; None for a model with code.
+        self.form = form_of(self.model)
+        self.uses = [] if self.form else lstms.find(self.model)
+        if self.form and given.loss:
+            msg = (
+                f"{given.model} is {self.form}, which has the mode it was saved in and is not trained; leave --loss "
+                "out, or give the model's code: --model FILE.py:FUNCTION"
+            )
+            raise OwnModelError(msg)
         if not trusted:
             checks.check_loads(self.build, self.model, given.model)
-        place = given.model.rpartition(":")[0] or given.model
+        place, _ = parts(given.model)
         self.inputs_name = given.inputs or f"{place}:{INPUTS}"
-        function = load(self.inputs_name, INPUTS)
+        saved = saved_form(given.model)
+        function: Any
+        if saved and not given.inputs:
+            self.inputs_name, function = f"the inputs in {place}", saved_inputs(Path(place), saved)
+        else:
+            function = load(self.inputs_name, INPUTS)
         if not callable(function):
             msg = f"{self.inputs_name} is a {type(function).__name__}, expected a function that returns the inputs"
             raise OwnModelError(msg)
@@ -44,6 +59,8 @@ class OwnModel:
         self.metric = self._function(given.metric)
         #: Workloads that were checked, by name.
         self.checked: dict[str, Any] = {}
+        #: LSTM operators of a call of a saved program, by name of the workload.
+        self.operators: dict[str, list[dict[str, Any]]] = {}
         #: Why a variant cannot execute the model, by names of workload and variant.
         self.refused: dict[tuple[str, str], str | None] = {}
 

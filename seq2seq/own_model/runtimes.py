@@ -14,6 +14,8 @@ from seq2seq.execution.variant import Variant
 from seq2seq.own_model import checks, leaves
 from seq2seq.own_model.errors import one_line
 from seq2seq.own_model.inputs import Given
+from seq2seq.own_model.onnx_file import OnnxModel
+from seq2seq.own_model.saved import Form, form_of
 from seq2seq.runtimes.export import OPSET, unprinted
 from seq2seq.runtimes.registry import RUNTIMES
 from seq2seq.runtimes.runtime import Ran
@@ -65,11 +67,16 @@ class Flat(nn.Module):
 
     def onnx(self) -> bytes:
         """The model as serialised ONNX, with true LSTM nodes, for the shapes of `given`."""
+        if isinstance(self.model, OnnxModel):
+            theirs = self.model.named(self.given.args, self.given.kwargs)
+            return self.model.serialized(dict(zip(theirs, self.arguments, strict=True)))
         file: Any = io.BytesIO()
         with warnings.catch_warnings(), torch.autocast("cpu", enabled=False), unprinted():
             warnings.simplefilter("ignore")
+            scripted = form_of(self.model) is Form.SCRIPTED
             torch.onnx.export(
-                self,
+                # The exporter does not trace into TorchScript that is a part of a module.
+                torch.jit.trace(self, self.example(), check_trace=False) if scripted else self,
                 self.example(),
                 file,
                 dynamo=False,

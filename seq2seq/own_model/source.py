@@ -25,6 +25,7 @@ import torch
 from torch import nn
 
 from seq2seq.own_model.errors import OwnModelError, is_users, told
+from seq2seq.own_model.saved import Form, load_saved, saved_form
 
 #: Environment variable that carries the `Spec` to workers, as JSON.
 VARIABLE = "SEQ2SEQ_BENCH_OWN_MODEL"
@@ -32,8 +33,6 @@ VARIABLE = "SEQ2SEQ_BENCH_OWN_MODEL"
 PREFIX = "own:"
 #: The functions that are taken where only a file is named.
 BUILD, INPUTS = "build", "example_inputs"
-#: Files that hold operators and weights, and no module whose LSTM could be replaced.
-_PROGRAMS = {".pt2": "torch.export", ".onnx": "ONNX", ".ort": "ONNX Runtime", ".torchscript": "TorchScript"}
 _SEED = 1
 
 
@@ -88,9 +87,8 @@ def load(reference: str, default: str = "") -> Any:
     Raises:
         OwnModelError: for a file, module or function that does not exist, or that raises when it is loaded.
     """
-    place, _, name = reference.rpartition(":") if _names_function(reference) else (reference, "", default)
-    name = name or default
-    module = _file(place) if place.endswith(".py") or "/" in place else _module(place)
+    place, name = parts(reference, default)
+    module = _file(place) if is_file(place) else _module(place)
     found = getattr(module, name, None)
     if found is None:
         functions = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
@@ -99,6 +97,17 @@ def load(reference: str, default: str = "") -> Any:
         msg = f"{place} has no {name!r}; {there}"
         raise OwnModelError(msg)
     return found
+
+
+def parts(reference: str, default: str = "") -> tuple[str, str]:
+    """File or module of a reference, and its function: the default where it names none."""
+    place, _, name = reference.rpartition(":") if _names_function(reference) else (reference, "", "")
+    return place, name or default
+
+
+def is_file(place: str) -> bool:
+    """Return whether what a reference names is a file's path, and not a module's name."""
+    return place.endswith(".py") or "/" in place
 
 
 @functools.cache
@@ -144,15 +153,17 @@ def builder(reference: str) -> Callable[[], nn.Module]:
     """A function that builds the model that a reference names: in float32 on the CPU, alike each time.
 
     Raises:
-        OwnModelError: for what is not a model, or a file that holds none whose LSTMs could be replaced.
+        OwnModelError: for what is not a model, or a file that holds none.
     """
-    path = Path(reference)
-    if not _names_function(reference) and path.suffix in {*_PROGRAMS, ".pt", ".pth"}:
-        made: Any = _saved(path)
-    else:
-        made = load(reference, BUILD)
+    form = saved_form(reference)
+    made: Any = load(reference, BUILD) if form is None else None
+    # A program is loaded each time, since not every one can be copied.
+    pickled = load_saved(Path(reference), form) if form is Form.PICKLE else None
 
     def build() -> nn.Module:
+        if form is not None:
+            found = copy.deepcopy(pickled) if pickled is not None else load_saved(Path(reference), form)
+            return found.cpu()
         with _seeded(), told(f"{reference}"):
             model = copy.deepcopy(made) if isinstance(made, nn.Module) else made()
         if not isinstance(model, nn.Module):
@@ -161,33 +172,6 @@ def builder(reference: str) -> Callable[[], nn.Module]:
         return model.cpu()
 
     return build
-
-
-def _saved(path: Path) -> nn.Module:
-    """A pickled module; other files are refused with the reason."""
-    instead = "give the Python function that builds the model: --model FILE.py:FUNCTION"
-    if not path.is_file():
-        msg = f"{path} does not exist; {instead}"
-        raise OwnModelError(msg)
-    if path.suffix in _PROGRAMS:
-        msg = f"{path} is a program of {_PROGRAMS[path.suffix]}: operators, and no torch.nn.LSTM to replace; {instead}"
-        raise OwnModelError(msg)
-    try:
-        torch.jit.load(str(path), map_location="cpu")
-    except RuntimeError:
-        pass
-    else:
-        msg = f"{path} is a program of TorchScript: operators, and no torch.nn.LSTM to replace; {instead}"
-        raise OwnModelError(msg)
-    if str(path.parent) not in sys.path:
-        sys.path.insert(0, str(path.parent))
-    with told(f"loading {path}"):
-        # The user's own file, with which the user's own code runs, as the model's does.
-        found = torch.load(path, map_location="cpu", weights_only=False)
-    if not isinstance(found, nn.Module):
-        msg = f"{path} holds a {type(found).__name__}, as a state_dict is, expected a whole torch.nn.Module; {instead} "
-        raise OwnModelError(msg + "and loads it")
-    return found
 
 
 @contextlib.contextmanager

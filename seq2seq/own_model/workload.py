@@ -17,6 +17,7 @@ from seq2seq.own_model import lstms
 from seq2seq.own_model.inputs import Given, InputSet
 from seq2seq.own_model.model import OwnModel
 from seq2seq.own_model.runtimes import why_not
+from seq2seq.own_model.saved import unfit_program
 from seq2seq.workloads.checkpoint import starting_weights
 
 FAMILY = "own"
@@ -42,13 +43,13 @@ class OwnConfig(FamilyDefaults):
 
     @property
     def hidden_size(self) -> int:
-        """Of its first LSTM."""
-        return self.stacks[0].hidden_size
+        """Of its first LSTM; 0 for a saved program, which has no modules."""
+        return self.stacks[0].hidden_size if self.stacks else 0
 
     @property
     def num_layers(self) -> int:
-        """Of its first LSTM."""
-        return self.stacks[0].num_layers
+        """Of its first LSTM; 0 for a saved program."""
+        return self.stacks[0].num_layers if self.stacks else 0
 
 
 @dataclass(frozen=True)
@@ -132,8 +133,8 @@ class OwnWorkload:
             "source_steps": self.source_steps,
             "target_steps": None,
             "valid_steps": self.valid_steps,
-            "hidden_size": self.config.hidden_size,
-            "num_layers": self.config.num_layers,
+            "hidden_size": self.config.hidden_size or None,
+            "num_layers": self.config.num_layers or None,
             "parameters": self.config.parameters,
             "input_set": self.inputs.name or None,
             "weight": self.inputs.weight,
@@ -197,6 +198,8 @@ def random_weights(workload: OwnWorkload, seed: int) -> Weights:
 
 def _unfit(workload: OwnWorkload, variant: Variant) -> str | None:
     """Reason why a variant's LSTMs cannot stand in this model, or its runtime does not take it, or None."""
+    if workload.own.form is not None and (reason := unfit_program(workload.own.form, variant)):
+        return reason
     if variant.compiler == "torchscript" or variant.runtime is not None:
         return why_not(workload.own.fresh().eval(), workload.make_batch(0), variant)
     if variant.lstm == "nn":
