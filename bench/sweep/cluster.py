@@ -127,7 +127,12 @@ class RayCluster:
             except ray.exceptions.RayTaskError as error:
                 # The node is there, and what it ran raised: it would again elsewhere.
                 last = str(error).strip().splitlines()[-1]
-                failed = {"files": {}, "ended": "failed", "reason": f"the task raised {last}", "wall_s": None}
+                failed: dict[str, Any] = {
+                    "files": {},
+                    "ended": "failed",
+                    "reason": f"the task raised {last}",
+                    "wall_s": None,
+                }
                 found.append(JobEnd(job, node, failed))
             except ray.exceptions.RayError as error:
                 found.append(JobEnd(job, node, None, _first_sentence(error)))

@@ -152,7 +152,8 @@ def _planned(options: Mapping[str, Any], console: Console) -> tuple[Suite, tuple
             raise UsageError(msg)
     # One thread here, as each kind of host has its own number.
     settings = Settings(1, options.get("omp_wait") or "default", plugins)
-    filters = Filters(*(tuple(options[name]) for name in ("workload", "variant", "mode")), 1, device)
+    workloads, variants, modes = (tuple(options[name]) for name in ("workload", "variant", "mode"))
+    filters = Filters(workloads, variants, modes, 1, device)
     plan: Plan = make_plan(suite, filters, settings, build=False)
     return suite, units_of(plan, float(options.get("unit_limit") or UNIT_LIMIT_S))
 
@@ -233,9 +234,9 @@ def _announce(console: Console, prepared: Prepared, nodes: Sequence[SweepNode]) 
     jobs = [unit.expected_s for unit in prepared.units] * len(state.kinds) * state.repeats
     per_node_s = sum(jobs) / max(1, len(rows))
     console.say(
-        f"suite {prepared.suite.name}: {len(prepared.units)} groups, kinds of hosts: {len(state.kinds)}, hosts of a kind "
-        f"that measure each group: {state.repeats}; expected time about {max(per_node_s, *jobs) / 60:.1f} min, longest "
-        f"group {max(jobs) / 60:.1f} min"
+        f"suite {prepared.suite.name}: {len(prepared.units)} groups, each on {state.repeats} of the hosts of each kind "
+        f"({len(state.kinds)} here); expected time about {max(per_node_s, *jobs) / 60:.1f} min, longest group "
+        f"{max(jobs) / 60:.1f} min"
     )
     console.table(
         ["group", "variants", "about"],

@@ -89,7 +89,7 @@ def _selections(cases: Sequence[Case]) -> tuple[Selection, ...]:
     for axis in dict.fromkeys((case.sweep_axis, case.sweep_value) for case in cases):
         name, value = axis
         of_axis = [case for case in cases if (case.sweep_axis, case.sweep_value) == axis]
-        workload, sweeps = of_axis[0].workload, ()
+        workload, sweeps = of_axis[0].workload, tuple[Sweep, ...]()
         if name and value is not None:
             # As `bench.plan.cases` joins it: the first override after an @, others after a comma.
             workload, sweeps = workload.removesuffix(f"{name}={value}")[:-1], (Sweep(name, (value,)),)
