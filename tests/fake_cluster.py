@@ -12,6 +12,9 @@ from run_folders import FACTS, make_run
 
 from bench.__main__ import parser
 from bench.plan.cases import Case, Selection, Suite
+from bench.records.folder import RunFolder
+from bench.records.raw_csv import ROUNDS
+from bench.records.schema import ROUND_COLUMNS, Status
 from bench.run.planning import Described
 from bench.sweep import command
 from bench.sweep.hosts import HostKind, kind_of
@@ -86,6 +89,7 @@ class FakeCluster:
         self.begun: list[tuple[Job, str]] = []
         self.running: dict[str, tuple[Job, SweepNode, dict[str, Any]]] = {}
         self.cancelled = False
+        self.others = 0.0
         self._number = 0
 
     @contextlib.contextmanager
@@ -121,8 +125,6 @@ class FakeCluster:
 
     def measured(self, found: SweepNode, request: dict[str, Any]) -> dict[str, Any]:
         """The files of a made-up run of a unit: `absent` is one that cannot run."""
-        from bench.records.schema import Status
-
         self._number += 1
         threads = request["threads"] or found.kind.threads
         path = make_run(
@@ -137,6 +139,10 @@ class FakeCluster:
             drift=1.0 + 0.1 * (found.name == "slow"),
             seed=self._number,
         )
+        case = Case(request["cases"][0]["workload"], "reference", "inference", "cpu", threads)
+        values = {"group": case.group, "wall_s": 1.0, "others_share": self.others, "why": "others" * bool(self.others)}
+        row = dict.fromkeys(ROUND_COLUMNS, 0) | values
+        RunFolder(path).append_rows(ROUNDS, [[row[name] for name in ROUND_COLUMNS]])
         files = {name: (path / name).read_bytes() for name in KEPT if (path / name).is_file()}
         return {"files": files, "ended": "done", "reason": "", "wall_s": 3.0}
 

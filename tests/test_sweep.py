@@ -9,6 +9,7 @@ import json
 import random
 from pathlib import Path
 
+import psutil
 import pytest
 from fake_cluster import LARGE, SMALL, TOLD, FakeCluster, arguments, made_units, node, plan_made, told
 
@@ -147,6 +148,27 @@ def test_a_measuring_process_has_no_variables_of_ray():
     assert found == {"KMP_BLOCKTIME": "1", "PATH": "/bin"}
 
 
+def test_a_unit_beyond_its_limit_is_ended():
+    """With what it had written so far, and nothing of it left running."""
+    before = {child.pid for child in psutil.Process().children(recursive=True)}
+    result = on_node.measure_unit({"limit_s": 0.3})
+    assert (result["ended"], result["reason"]) == ("timeout", "the unit took longer than its limit of 0.3 s")
+    assert "unit.log" in result["files"]
+    assert {child.pid for child in psutil.Process().children(recursive=True)} <= before
+
+
+@pytest.mark.parametrize(
+    ("code", "log", "ended", "reason"),
+    [
+        (0, "", "done", ""),
+        (2, "error: no variant\n\n", "failed", "the measuring process ended with code 2: error: no variant"),
+        (-9, "", "crashed", "the measuring process was killed by signal 9; its last line: it printed nothing"),
+    ],
+)
+def test_the_end_of_a_unit_is_told(code, log, ended, reason):
+    assert on_node._ending(code, 60.0, log) == (ended, reason)
+
+
 def pulled(cluster, units, kinds=(SMALL.key,), repeats=1, deadline_s=float("inf"), patience_s=0.05):
     """A sweep's scheduling alone; returns it, whether it ended, and the jobs kept with their hosts and endings."""
     kept = []
@@ -272,29 +294,14 @@ def test_a_sweep_gives_run_folders_that_everything_reads(tmp_path, monkeypatch):
         assert run.environment["run"]["kind"] == kind.key
     found = rows(out / "summary.csv")
     assert [row["cases"] for row in found] == ["2 ok 1 unavailable"] * 6
-    assert {row["rounds"] for row in found} == {"0"}  # made-up runs say nothing of company
+    assert {(row["rounds"], row["disturbed"]) for row in found} == {("1", "0")}
 
 
 def test_company_on_a_node_is_reported(tmp_path, monkeypatch, capsys):
     """From the rounds that its own interference check marked."""
-    from bench.records.folder import RunFolder
-    from bench.records.raw_csv import ROUNDS
-    from bench.records.schema import ROUND_COLUMNS
-
     plan_made(monkeypatch, 1)
     cluster = FakeCluster([node("one")], tmp_path / "made")
-    measured = cluster.measured
-
-    def busy(found, request):
-        result = measured(found, request)
-        folder = RunFolder(tmp_path / "made" / "1")
-        group = f"{request['cases'][0]['workload']}/inference/cpu/2t"
-        values = {"group": group, "wall_s": 1.0, "others_share": 1.25, "stolen_share": 0.0, "why": "others"}
-        folder.append_rows(ROUNDS, [[(dict.fromkeys(ROUND_COLUMNS, 0) | values)[name] for name in ROUND_COLUMNS]])
-        files = {ROUNDS.name: (folder.path / ROUNDS.name).read_bytes()}
-        return result | {"files": result["files"] | files}
-
-    cluster.measured = busy
+    cluster.others = 1.25
     sweep(arguments("--out", str(tmp_path / "out")), "", cluster)
     assert "1 of 1 rounds, 1.25 cores" in capsys.readouterr().out
     assert rows(tmp_path / "out" / "summary.csv")[0]["others"] == "1.25"
@@ -346,6 +353,27 @@ def test_a_unit_that_does_not_end_well_is_a_record_of_each_case(tmp_path, monkey
     assert found["absent"][0] is Status.UNAVAILABLE
     assert found["reference"] == found["onednn"] == (status, "made up (on one)")
     assert all(group[0] != "seed@batch=1" for group in run.samples)
+
+
+def test_files_that_do_not_fit_together_are_no_result(tmp_path, monkeypatch):
+    """A record without its samples fails its own unit, and no other."""
+    plan_made(monkeypatch, 2)
+
+    def before(job, found):
+        if job.number == 2:
+            return None
+        whole = cluster.measured(found, {"threads": 2, "cases": [{"workload": "seed@batch=1"}]})
+        del whole["files"]["samples.csv.gz"]
+        return whole
+
+    cluster = FakeCluster([node("one")], tmp_path / "made", before)
+    out = tmp_path / "out"
+    assert sweep(arguments("--out", str(out)), "", cluster) == 1
+    run = read_run(out / "hosts" / SMALL.key / "run-1")
+    reasons = {r.reason for r in run.records if r.workload == "seed@batch=1"}
+    assert len(reasons) == 1
+    assert "the files that came back do not fit together: samples.csv.gz has no values of" in reasons.pop()
+    assert sum(r.status is Status.OK for r in run.records) == 2
 
 
 def test_a_killed_driver_loses_only_what_was_under_way(tmp_path, monkeypatch):
@@ -409,7 +437,7 @@ def test_an_interrupted_sweep_cancels_and_says_how_to_go_on(tmp_path, monkeypatc
         sweep(arguments("--out", str(tmp_path / "out")), "", cluster)
     assert cluster.cancelled
     text = capsys.readouterr().out
-    assert "1 of 1 units are safe" not in text
+    assert "1 of 2 units are safe" in text
     assert f"python -m bench sweep --resume {tmp_path / 'out'}" in text
 
 
@@ -462,7 +490,7 @@ def test_a_sweep_is_not_resumed_with_something_else(tmp_path, monkeypatch, chang
         (["--resume", "none"], "holds no sweep that was begun"),
         (["--resume", "none", "--suite", "smoke", "--repeat", "2"], "leave out --suite, --repeat"),
         (["--suite", "smok"], "no suite 'smok'"),
-        (["--plugin", "none.py"], "plugin none.py does not exist"),
+        (["--plugin", "none.py"], "none.py does not exist; expected the path of a Python file"),
         (["--unit-limit", "0"], "is not a time above 0"),
     ],
 )

@@ -280,7 +280,8 @@ def _measure(prepared: Prepared, cluster: Cluster, console: Console, deadline_s:
         finished = pulling.run()
     except KeyboardInterrupt:
         cluster.cancel()
-        safe = f"{len(stored)} of {len(stored) + len(pulling.left)} units are safe in {folder.path}"
+        total = len(prepared.units) * len(kinds) * state.repeats
+        safe = f"{len(stored)} of {total} units are safe in {folder.path}"
         console.say(f"interrupted; {safe}", "red")
         console.say(f"to go on: {again}, with --cluster", "bold")
         raise

@@ -155,7 +155,12 @@ class SweepFolder:
         new.mkdir()
         for name, content in files.items():
             durable.replace(new / name, content)
-        _complete(RunFolder(new), planned, stored)
+        try:
+            _complete(RunFolder(new), planned, stored)
+        except UsageError as error:
+            # Files that do not fit together are no result, and end one unit alone.
+            reason = f"the files that came back do not fit together: {str(error).removeprefix(f'{new}/')}"
+            return self.store({**stored, "ended": "failed", "reason": reason}, {}, planned)
         durable.replace(new / "unit.json", (json.dumps(dict(stored), indent=2) + "\n").encode())
         new.replace(place)
         durable.sync_folder(place.parent)

@@ -88,7 +88,7 @@ class MergedRun:
                 new = Ceilings.of(section)
                 ceilings[device] = ceilings[device].best_of(new) if device in ceilings else new
             needs |= facts.get("needs") or {}
-            for name, seconds in (facts["run"].get("own_time_s") or {}).items():
+            for name, seconds in (facts.get("run", {}).get("own_time_s") or {}).items():
                 own_time_s[name] = round(own_time_s.get(name, 0.0) + seconds, 3)
         merged |= {"ceilings": {device: limits.as_json() for device, limits in ceilings.items()}, "needs": needs}
         merged["run"] = {
@@ -98,7 +98,7 @@ class MergedRun:
             "interval": self.suite.interval,
             "processes": self.suite.processes,
             "case_limit_s": self.suite.case_limit_s,
-            "plugins": known[0]["run"]["plugins"] if known else {},
+            "plugins": merged.get("run", {}).get("plugins", {}),
             "own_time_s": own_time_s,
             # Each by the clock of its own host; times of two hosts are added, never subtracted.
             "duration_s": round(sum(unit.wall_s or 0.0 for unit in stored), 1),

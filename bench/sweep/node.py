@@ -79,7 +79,7 @@ def _ending(code: int | None, limit_s: float, log: str) -> tuple[str, str]:
     if code == 0:
         return "done", ""
     if code is None:
-        return "timeout", f"the unit took longer than its limit of {limit_s:.0f} s"
+        return "timeout", f"the unit took longer than its limit of {limit_s:g} s"
     last = next((line for line in reversed(log.splitlines()) if line.strip()), "it printed nothing")
     if code < 0:
         return "crashed", f"the measuring process was killed by signal {-code}; its last line: {last}"
