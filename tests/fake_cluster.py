@@ -19,7 +19,7 @@ from bench.run.planning import Described
 from bench.sweep import command
 from bench.sweep.hosts import HostKind, kind_of
 from bench.sweep.node import KEPT
-from bench.sweep.pulling import Job, JobEnd, SweepNode
+from bench.sweep.pulling import JobEnd, SweepNode, UnitJob
 from bench.sweep.units import SweepUnit
 
 VARIANTS = ("reference", "onednn", "absent")
@@ -81,13 +81,13 @@ class FakeCluster:
         self,
         nodes: Sequence[SweepNode],
         folder: Path,
-        before_end: Callable[[Job, SweepNode], str | dict[str, Any] | None] = lambda _job, _node: None,
+        before_end: Callable[[UnitJob, SweepNode], str | dict[str, Any] | None] = lambda _job, _node: None,
     ) -> None:
         self.there = {found.name: found for found in nodes}
         self.folder = folder
         self.before_end = before_end
-        self.begun: list[tuple[Job, str]] = []
-        self.running: dict[str, tuple[Job, SweepNode, dict[str, Any]]] = {}
+        self.begun: list[tuple[UnitJob, str]] = []
+        self.running: dict[str, tuple[UnitJob, SweepNode, dict[str, Any]]] = {}
         self.cancelled = False
         self.others = 0.0
         self._number = 0
@@ -101,7 +101,7 @@ class FakeCluster:
         """Nodes that are not lost."""
         return list(self.there.values())
 
-    def begin(self, job: Job, node: SweepNode, request: dict[str, Any]) -> None:
+    def begin(self, job: UnitJob, node: SweepNode, request: dict[str, Any]) -> None:
         """One at a time."""
         assert node.name not in self.running, "a node got two units at a time"
         self.begun.append((job, node.name))

@@ -26,7 +26,7 @@ from bench.sweep import node as on_node
 from bench.sweep.command import sweep
 from bench.sweep.folder import SweepFolder
 from bench.sweep.hosts import code_digest, gpu_models, kind_of
-from bench.sweep.pulling import MOST_LOSSES, Job, JobEnd, Pulling
+from bench.sweep.pulling import MOST_LOSSES, JobEnd, Pulling, UnitJob
 from bench.sweep.summary import BETWEEN_COLUMNS, SUMMARY_COLUMNS
 from bench.sweep.units import same_cases, units_of
 
@@ -415,7 +415,7 @@ def test_a_resumed_sweep_knows_the_nodes_that_were_lost(tmp_path, monkeypatch):
     dying = FakeCluster([node("one"), node("two")], tmp_path / "a", lambda _job, _node: "it died")
     monkeypatch.setattr("bench.sweep.command.Pulling", functools.partial(Pulling, patience_s=0.05))
     assert sweep(arguments("--out", str(out)), "", dying) == 4
-    assert SweepFolder(out).losses() == {Job(1, SMALL.key, 1): ["one", "two"]}
+    assert SweepFolder(out).losses() == {UnitJob(1, SMALL.key, 1): ["one", "two"]}
     assert [row["ended"] for row in rows(out / "summary.csv")] == ["left"]
     three = FakeCluster([node("three"), node("four")], tmp_path / "b", lambda _job, _node: "it died")
     assert sweep(arguments("--resume", str(out)), "", three) == 1

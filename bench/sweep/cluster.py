@@ -19,7 +19,7 @@ from typing import Any
 
 from bench.errors import UsageError
 from bench.sweep.hosts import kind_of
-from bench.sweep.pulling import Job, JobEnd, SweepNode
+from bench.sweep.pulling import JobEnd, SweepNode, UnitJob
 
 LOCAL, SLOT = "local", "bench_slot"
 #: Seconds that nodes may take to say what they are, before a sweep begins without those that did not.
@@ -51,7 +51,7 @@ class RayCluster:
     say: Callable[[str, str], None]
     _known: dict[str, SweepNode | None] = field(default_factory=dict, init=False)
     _asked: dict[str, Any] = field(default_factory=dict, init=False)
-    _running: dict[Any, tuple[Job, SweepNode]] = field(default_factory=dict, init=False)
+    _running: dict[Any, tuple[UnitJob, SweepNode]] = field(default_factory=dict, init=False)
 
     @contextlib.contextmanager
     def connected(self) -> Iterator[RayCluster]:
@@ -106,7 +106,7 @@ class RayCluster:
         self._hear(alive)
         return [node for node_id in alive if (node := self._known.get(node_id)) is not None]
 
-    def begin(self, job: Job, node: SweepNode, request: dict[str, Any]) -> None:
+    def begin(self, job: UnitJob, node: SweepNode, request: dict[str, Any]) -> None:
         """Have a node measure a job."""
         task = self._task("measure_unit", gpus=int(self.device == "cuda"))
         self._running[self._on(task, node.node_id).remote(str(self.checkout), request)] = (job, node)

@@ -27,7 +27,7 @@ from bench.sweep.cluster import RayCluster
 from bench.sweep.folder import SweepFolder, SweepState
 from bench.sweep.hosts import HostKind, code_digest
 from bench.sweep.merging import MergedRun
-from bench.sweep.pulling import Executor, Job, Pulling, SweepNode
+from bench.sweep.pulling import Executor, Pulling, SweepNode, UnitJob
 from bench.sweep.units import SweepUnit, request_of, units_of
 
 EXIT_OK, EXIT_NOT_OK, EXIT_UNFINISHED = 0, 1, 4
@@ -46,7 +46,7 @@ class Cluster(Executor, Protocol):
 
 
 @dataclass(frozen=True)
-class Prepared:
+class PreparedSweep:
     """A sweep before it measures.
 
     Attributes:
@@ -115,7 +115,7 @@ def sweep(arguments: argparse.Namespace, command: str, cluster: Cluster | None =
         kinds = state.kinds if begun else _kinds(nodes, options["kind"])
         state = dataclasses.replace(state, kinds=kinds)
         _check_hosts(state, nodes, begun is not None)
-        prepared = Prepared(state, suite, units, None)
+        prepared = PreparedSweep(state, suite, units, None)
         _announce(console, prepared, nodes)
         if arguments.dry_run:
             return EXIT_OK
@@ -222,7 +222,7 @@ def _check_hosts(state: SweepState, nodes: Sequence[SweepNode], resumed: bool) -
         raise UsageError(msg)
 
 
-def _announce(console: Console, prepared: Prepared, nodes: Sequence[SweepNode]) -> None:
+def _announce(console: Console, prepared: PreparedSweep, nodes: Sequence[SweepNode]) -> None:
     """Say which hosts measure what, and how long that may take."""
     state = prepared.state
     wanted = {kind.key for kind in state.kinds}
@@ -244,7 +244,7 @@ def _announce(console: Console, prepared: Prepared, nodes: Sequence[SweepNode]) 
     )
 
 
-def _measure(prepared: Prepared, cluster: Cluster, console: Console, deadline_s: float) -> int:
+def _measure(prepared: PreparedSweep, cluster: Cluster, console: Console, deadline_s: float) -> int:
     """Hand out what is not done, and whatever ends it early, say what is safe and how to go on."""
     folder, state = prepared.folder, prepared.state
     assert folder is not None  # noqa: S101 - a dry run does not come here
@@ -256,7 +256,7 @@ def _measure(prepared: Prepared, cluster: Cluster, console: Console, deadline_s:
     kinds = {kind.key: kind for kind in state.kinds}
     losses = folder.losses()
 
-    def keep(job: Job, node: SweepNode, result: dict[str, Any]) -> None:
+    def keep(job: UnitJob, node: SweepNode, result: dict[str, Any]) -> None:
         unit, kind = prepared.units[job.number - 1], kinds[job.kind]
         values = {
             "unit": unit.name, **dataclasses.asdict(job), "host": node.name, "hostname": node.hostname,

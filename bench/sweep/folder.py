@@ -23,7 +23,7 @@ from bench.records.schema import Status
 from bench.records.tables import now
 from bench.run.planning import Described
 from bench.sweep.hosts import HostKind
-from bench.sweep.pulling import Job, JobEnd
+from bench.sweep.pulling import JobEnd, UnitJob
 
 STATE, EVENTS, UNITS, HOSTS = "sweep.json", "events.jsonl", "units", "hosts"
 #: Status of the cases that a unit did not get to, by how it ended.
@@ -85,9 +85,9 @@ class StoredUnit:
     lost: tuple[str, ...]
 
     @property
-    def job(self) -> Job:
+    def job(self) -> UnitJob:
         """The job that it is the result of."""
-        return Job(self.number, self.kind, self.repeat)
+        return UnitJob(self.number, self.kind, self.repeat)
 
 
 class SweepFolder:
@@ -128,13 +128,13 @@ class SweepFolder:
         event = {"event": "lost", **dataclasses.asdict(end.job), "host": end.node.name, "reason": end.lost}
         durable.append(self.path / EVENTS, (json.dumps({**event, "time": now()}) + "\n").encode())
 
-    def losses(self) -> dict[Job, list[str]]:
+    def losses(self) -> dict[UnitJob, list[str]]:
         """Names of the nodes that were lost with each job so far; a torn last line is none."""
-        found: dict[Job, list[str]] = {}
+        found: dict[UnitJob, list[str]] = {}
         path = self.path / EVENTS
         whole = path.read_bytes().split(b"\n")[:-1] if path.exists() else []
         for values in map(json.loads, whole):
-            job = Job(values["number"], values["kind"], values["repeat"])
+            job = UnitJob(values["number"], values["kind"], values["repeat"])
             found.setdefault(job, []).append(values["host"])
         return found
 

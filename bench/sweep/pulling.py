@@ -39,7 +39,7 @@ class SweepNode:
 
 
 @dataclass(frozen=True)
-class Job:
+class UnitJob:
     """One measurement of a unit.
 
     Attributes:
@@ -63,7 +63,7 @@ class JobEnd:
         lost: why there is no result.
     """
 
-    job: Job
+    job: UnitJob
     node: SweepNode
     result: dict[str, Any] | None
     lost: str = ""
@@ -75,7 +75,7 @@ class Executor(Protocol):
     def nodes(self) -> Sequence[SweepNode]:
         """Nodes that are there now and may measure."""
 
-    def begin(self, job: Job, node: SweepNode, request: dict[str, Any]) -> None:
+    def begin(self, job: UnitJob, node: SweepNode, request: dict[str, Any]) -> None:
         """Have a node measure a job."""
 
     def ended(self, wait_s: float) -> Sequence[JobEnd]:
@@ -106,22 +106,22 @@ class Pulling:
     repeats: int
     executor: Executor
     request: Callable[[SweepUnit], dict[str, Any]]
-    keep: Callable[[Job, SweepNode, dict[str, Any]], None]
+    keep: Callable[[UnitJob, SweepNode, dict[str, Any]], None]
     lose: Callable[[JobEnd], None]
     say: Callable[[str, str], None]
     deadline_s: float
-    done: dict[Job, str] = field(default_factory=dict)
-    losses: dict[Job, list[str]] = field(default_factory=dict)
+    done: dict[UnitJob, str] = field(default_factory=dict)
+    losses: dict[UnitJob, list[str]] = field(default_factory=dict)
     patience_s: float = PATIENCE_S
-    _running: dict[str, Job] = field(default_factory=dict, init=False)
+    _running: dict[str, UnitJob] = field(default_factory=dict, init=False)
     _begun_any: bool = field(default=False, init=False)
 
     @property
-    def left(self) -> list[Job]:
+    def left(self) -> list[UnitJob]:
         """Jobs that are neither done nor under way: each unit once before any is repeated."""
         under_way = set(self._running.values())
         every = (
-            Job(unit.number, kind, repeat)
+            UnitJob(unit.number, kind, repeat)
             for repeat in range(1, self.repeats + 1)
             for unit in self.units
             for kind in self.kinds
@@ -163,7 +163,7 @@ class Pulling:
             self.executor.begin(job, node, self.request(unit))
         return begun
 
-    def _fits(self, job: Job, node: SweepNode, nodes: Iterable[SweepNode]) -> bool:
+    def _fits(self, job: UnitJob, node: SweepNode, nodes: Iterable[SweepNode]) -> bool:
         """Return whether a node may have a job: of its kind, no repeat on the same host, elsewhere after a loss."""
         if job.kind != node.kind.key or node.name in self._hosts_of(job):
             return False
@@ -171,12 +171,12 @@ class Pulling:
         others = (other for other in nodes if other.kind.key == job.kind and other.name not in {node.name, *lost})
         return node.name not in lost or not any(other.name not in self._hosts_of(job) for other in others)
 
-    def _hosts_of(self, job: Job) -> set[str]:
+    def _hosts_of(self, job: UnitJob) -> set[str]:
         """Hosts that measured the job's unit, or are at it, for another repeat."""
         at_it = [*self.done.items(), *((found, name) for name, found in self._running.items())]
         return {name for found, name in at_it if (found.number, found.kind) == (job.number, job.kind)}
 
-    def _late(self, job: Job) -> bool:
+    def _late(self, job: UnitJob) -> bool:
         """Return whether a job is not expected to end in time; the first is always begun, so that a sweep gets on."""
         return self._begun_any and time.perf_counter() + self._unit(job).expected_s > self.deadline_s
 
@@ -202,5 +202,5 @@ class Pulling:
         self.done[end.job] = end.node.name
         self.keep(end.job, end.node, result)
 
-    def _unit(self, job: Job) -> SweepUnit:
+    def _unit(self, job: UnitJob) -> SweepUnit:
         return self.units[job.number - 1]

@@ -18,7 +18,7 @@ from bench.records.tables import write_csv
 from bench.sweep import between_hosts
 from bench.sweep.between_hosts import HostPair
 from bench.sweep.folder import StoredUnit, SweepFolder
-from bench.sweep.pulling import Job
+from bench.sweep.pulling import UnitJob
 
 SUMMARY, BETWEEN = "summary.csv", "between-hosts.csv"
 #: Columns of summary.csv, with their meaning.
@@ -88,7 +88,7 @@ def line(unit: StoredUnit) -> str:
     return f"{unit.host}: {unit.unit} {unit.ended}{took}: {unit.reason or statuses(unit)}"
 
 
-def show(console: Console, folder: SweepFolder, stored: Sequence[StoredUnit], left: Sequence[Job]) -> bool:
+def show(console: Console, folder: SweepFolder, stored: Sequence[StoredUnit], left: Sequence[UnitJob]) -> bool:
     """Print and write the summary; returns whether a case failed that could run.
 
     Args:
