@@ -77,6 +77,13 @@ def tests(session: nox.Session) -> None:
     session.run("python", "-m", "pytest", *workers(session.posargs), *session.posargs, env=environment)
 
 
+@nox.session
+def cluster(session: nox.Session) -> None:
+    """Test sweeps on a Ray cluster of two nodes on this machine; Ray is 79 MB to download, so `tests` does without."""
+    install(session, "tests", "cluster")
+    session.run("python", "-m", "pytest", "tests/test_sweep.py", "tests/test_sweep_ray.py", *session.posargs)
+
+
 def workers(arguments: list[str]) -> list[str]:
     """Options that share the test files out among the cores, unless the user says how or wants to see inside."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

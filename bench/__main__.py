@@ -36,6 +36,7 @@ from bench.commands import (
     selftest,
     serve,
     show,
+    sweep,
 )
 from bench.console import Console, Output
 from bench.errors import UsageError
@@ -279,7 +280,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser().parse_args(words)
     before = signal.signal(signal.SIGTERM, _terminate)
     try:
-        measuring = {"run": run, "ab": ab, "selftest": selftest, "serve": serve, "ranks": ranks}
+        measuring = {"run": run, "ab": ab, "selftest": selftest, "serve": serve, "ranks": ranks, "sweep": sweep}
         if arguments.command in measuring:
             return measuring[arguments.command](arguments, shlex.join(["python", "-m", "bench", *words]))
         others = {

@@ -14,6 +14,7 @@ from bench.run.resume import SEEDS
 from bench.run.worker_process import ROOT
 from bench.selftest.names import PARTS, STANDARD
 from bench.serve import arguments as serve
+from bench.sweep import arguments as sweep
 from kernels.host.numbers import duration, seconds, share, whole
 from kernels.host.usage import Parser
 
@@ -29,8 +30,8 @@ def parser() -> argparse.ArgumentParser:
         "the machine can be, a worker failed, the system refused to write, selftest missed a target, the file of "
         "recommend --apply failed its check, or doctor found something missing; 2 wrong usage, or runs that are not "
         "comparable; 3 compare or ab found a regression, or recommend found no variant within the bounds; 4 "
-        "--time-limit left cases for --resume; 5 compare or ab could not tell whether there is a regression, or "
-        "recommend could not tell which variant is best; 130 interrupted, 143 by SIGTERM.",
+        "--time-limit or lost nodes left cases for --resume; 5 compare or ab could not tell whether there is a "
+        "regression, or recommend could not tell which variant is best; 130 interrupted, 143 by SIGTERM.",
     )
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
     run = commands.add_parser("run", help="measure a suite and write CSV, plots and a page")
@@ -98,6 +99,9 @@ def parser() -> argparse.ArgumentParser:
     )
     ranks.add_arguments(
         commands.add_parser("ranks", help="training over ranks: scaling, straggler, gradients; started by torchrun")
+    )
+    sweep.add_arguments(
+        commands.add_parser("sweep", help="measure a suite over the machines of a Ray cluster, group by group")
     )
     _add_ab(commands.add_parser("ab", help="measure two interpreters or revisions in turns: is NEW slower than BASE?"))
     comparing.add_compare(

@@ -188,6 +188,13 @@ def ranks(arguments: argparse.Namespace, command: str) -> int:
     return keeping.ranks(arguments, plugin_paths(arguments.plugin), command)
 
 
+def sweep(arguments: argparse.Namespace, command: str) -> int:
+    """Measure a suite over the nodes of a cluster."""
+    from bench.sweep import command as sweeping  # noqa: PLC0415 - no other command needs it
+
+    return sweeping.sweep(arguments, command)
+
+
 def export(arguments: argparse.Namespace) -> int:
     """Write a run in another program's format."""
     from bench.analysis import export as exporting  # noqa: PLC0415 - pandas is slow to import

@@ -43,7 +43,7 @@ ORDER = {
         run
         worker recommend
         report
-        selftest microbench ab terminal serve ranks
+        selftest microbench ab terminal serve ranks sweep
         arguments
         commands
         __main__

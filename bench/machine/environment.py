@@ -46,6 +46,7 @@ def machine() -> dict[str, Any]:
         "system": known(platform.platform),
         "architecture": known(platform.machine),
         "processor": cpu.get("brand_raw") or known(platform.processor) or known(platform.machine) or "unknown",
+        "stepping": _stepping(cpu),
         "vector_flags": _vector_flags(cpu.get("flags")),
         "cores_physical": known(lambda: psutil.cpu_count(logical=False)),
         "cores_logical": known(psutil.cpu_count),
@@ -66,6 +67,12 @@ def _cpu_info() -> dict[str, Any]:
     import cpuinfo  # noqa: PLC0415 - optional
 
     return dict(cpuinfo.get_cpu_info())
+
+
+def _stepping(cpu: dict[str, Any]) -> str | None:
+    """Family, model and stepping of a processor in its maker's numbers; None where they are not known."""
+    numbers = [f"{name} {cpu[name]}" for name in ("family", "model", "stepping") if cpu.get(name) is not None]
+    return ", ".join(numbers) or None
 
 
 def _vector_flags(flags: Any) -> list[str] | None:

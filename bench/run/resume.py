@@ -27,7 +27,7 @@ SEED_ROOM = 100_000
 SEEDS = 2**31
 #: What of the machine and the software may change the figures. Packages that only draw are left out.
 _MACHINE = ("architecture", "processor", "cores_physical", "cores_logical", "affinity", "cpu_quota", "gpu")
-_DRAWS_ONLY = frozenset({"pandas", "matplotlib", "pytest-benchmark"})
+DRAWS_ONLY = frozenset({"pandas", "matplotlib", "pytest-benchmark"})
 #: Options that say how to run, not what: nothing of them is kept.
 PASSING = frozenset({"command", "resume", "dry_run", "out", "time_limit", "more", "quiet", "json"})
 
@@ -88,6 +88,9 @@ def begun(path: Path) -> Begun:
         msg = f"{path} holds no run that was begun (environment.json is missing); start a new one with --out {path}"
         raise UsageError(msg)
     facts, plan = _read(path / "environment.json"), _read(path / "plan.json")
+    if isinstance(run := facts.get("run"), dict) and "hosts" in run:
+        msg = f"{path} was put together by a sweep; finish that: python -m bench sweep --resume {path.parents[2]}"
+        raise UsageError(msg)
     try:
         words = tuple(_words(facts["run"]["arguments"]))
         cases = tuple(validate(Case, case, f"{path / 'plan.json'}: cases") for case in plan["cases"])
@@ -121,7 +124,7 @@ def check(run: Begun, cases: Iterable[Case], facts: Mapping[str, Any]) -> None:
     machine = {"cpu_quota": facts["machine"].get("cpu_quota")} | then["machine"]
     pairs = [(f"machine: {n}", machine.get(n), facts["machine"].get(n)) for n in _MACHINE]
     names = dict.fromkeys((*then["software"], *facts["software"]))
-    pairs += [(n, then["software"].get(n), facts["software"].get(n)) for n in names if n not in _DRAWS_ONLY]
+    pairs += [(n, then["software"].get(n), facts["software"].get(n)) for n in names if n not in DRAWS_ONLY]
     for kind in ("workers", "inherited"):
         old, new = then["threads"][kind], facts["threads"][kind]
         # The user's files are compared with each other by their content.
