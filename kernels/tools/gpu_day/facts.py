@@ -140,22 +140,26 @@ def _smi() -> dict[str, str]:
 
 def _precision() -> str:
     """Set and read back what the tuner sets, after an LSTM has imported torch's own module of that name."""
-    rnn = torch.backends.cudnn.rnn  # type: ignore[attr-defined]
     nn.LSTM(16, 16).to(DEVICE)(torch.zeros(2, 2, 16, device=DEVICE))
-    before = rnn.fp32_precision
+    before = _rnn().fp32_precision
     for value in ("ieee", "tf32"):
-        torch.backends.cudnn.rnn.fp32_precision = value  # type: ignore[attr-defined]
-        if torch.backends.cudnn.rnn.fp32_precision != value:  # type: ignore[attr-defined]
-            msg = f"set to {value}, read as {torch.backends.cudnn.rnn.fp32_precision}"  # type: ignore[attr-defined]
+        _rnn().fp32_precision = value
+        if (found := _rnn().fp32_precision) != value:
+            msg = f"set to {value}, read as {found}"
             raise RuntimeError(msg)
-    torch.backends.cudnn.rnn.fp32_precision = before  # type: ignore[attr-defined]
+    _rnn().fp32_precision = before
     return f"yes; {before!r} by itself"
+
+
+def _rnn() -> Any:
+    """Look it up each time: an import may put something else in its place."""
+    return torch.backends.cudnn.rnn
 
 
 def _snapshot() -> str:
     pool = torch.cuda.graph_pool_handle()
     try:
-        torch.cuda.memory_snapshot(pool, include_traces=False)  # type: ignore[call-arg]
+        torch.cuda.memory_snapshot(pool, include_traces=False)
     except TypeError:
         torch.cuda.memory_snapshot(pool)
         return "yes, without include_traces"
