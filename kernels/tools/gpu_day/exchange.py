@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from ... import measurements as table
+from ... import refusals
 from ...dispatch import MODULES
 from ...host.numbers import seconds, whole
 from ...host.output import run_command
@@ -37,6 +38,8 @@ SMALL_SHAPES = (Sizes(2, 3, 8), Sizes(3, 2, 17))
 #: More programs than any GPU runs at once.
 TOO_LARGE = Sizes(4096, 2, 512, dtype=torch.float16)
 GRID = "grid"
+#: Steps where the question is not how long an exchange goes well, and children at a time on a GPU.
+SHORTER, JOBS = 100, 4
 
 
 def main() -> int:
@@ -47,26 +50,41 @@ def main() -> int:
     parser.add_argument("--runs", type=whole(), default=200, help="runs that must give the same bits")
     options = parser.parse_args()
     small = DEVICE != "cuda"
-    wrong, right = 0, list[tuple[CheckQuestion, float]]()
-    with Pool(work, jobs=1 if small else 4, timeout_s=options.timeout) as pool:
-        for outcome in pool.run(_questions(2 if small else options.runs, small=small)):
-            line = row_of(outcome)
-            json_lines.append(options.folder / json_lines.ROWS, line)
-            print(f"{line['status'].upper()}: {line['kind']} {line['phase']} {line['sizes']} {line['config']} "
-                  f"{line['reason']}", flush=True)  # fmt: skip
-            wrong += line["status"] != "ok"
-            if line["status"] == "ok" and line["kind"] == "repeat":
-                right.append((outcome.item, outcome.value.worst))
-    found = table.MeasuredTable(torch.cuda.get_device_name() if not small else "interpreter")
-    with Pool(measure, jobs=1, timeout_s=options.timeout) as clocks:
-        for outcome in clocks.run(_jobs(right)):
-            if outcome.status != "ok":
-                print(f"NOT TIMED: {outcome.item.sizes} {outcome.item.phase}: {outcome.reason}", flush=True)
-                wrong += 1
-                continue
-            found = found.with_entry(outcome.value)
-            table.write(options.folder / json_lines.TIMINGS, found)
+    with Pool(work, jobs=1 if small else JOBS, timeout_s=options.timeout) as pool:
+        alone = list(_alone(2 if small else options.runs, small=small))
+        wrong, right = _ask(pool, alone, options.folder)
+        # Before what two grids do to each other: a hang there would take the time for it.
+        wrong += _time(right, options.folder, options.timeout)
+        wrong += 0 if small else _ask(pool, _together(alone[: len(alone) // len(SHAPES)]), options.folder)[0]
     return 1 if wrong else 0
+
+
+def _ask(pool: Pool, questions: Iterable[CheckQuestion], folder: Path) -> tuple[int, list[tuple[CheckQuestion, float]]]:
+    """Write each answer; the number of wrong ones, and the questions with right ones and their errors."""
+    wrong, right = 0, list[tuple[CheckQuestion, float]]()
+    for outcome in pool.run(questions):
+        line = row_of(outcome)
+        json_lines.append(folder / json_lines.ROWS, line)
+        what = f"{line['kind']} {line['phase']} {line['sizes']} {line['config']}"
+        print(f"{line['status'].upper()}: {what} {line['reason']}", flush=True)
+        wrong += line["status"] != "ok"
+        if line["status"] == "ok":
+            right.append((outcome.item, outcome.value.worst))
+    return wrong, right
+
+
+def _time(right: list[tuple[CheckQuestion, float]], folder: Path, timeout_s: float) -> int:
+    """Time what was right; return how many shapes and phases could not be timed."""
+    found, failed = table.MeasuredTable("interpreter" if DEVICE != "cuda" else torch.cuda.get_device_name()), 0
+    with Pool(measure, jobs=1, timeout_s=timeout_s) as clocks:
+        for outcome in clocks.run(_jobs(right)):
+            if outcome.status == "ok":
+                found = found.with_entry(outcome.value)
+                table.write(folder / json_lines.TIMINGS, found)
+                continue
+            print(f"NOT TIMED: {outcome.item.sizes} {outcome.item.phase}: {outcome.reason}", flush=True)
+            failed += 1
+    return failed
 
 
 def work(task: CheckQuestion) -> CheckResult:
@@ -74,26 +92,24 @@ def work(task: CheckQuestion) -> CheckResult:
     return _grid_that_does_not_fit(task) if task.kind == GRID else check_work.work(task)
 
 
-def _questions(runs: int, *, small: bool) -> Iterator[CheckQuestion]:
-    """The largest exchange first, both ways of waiting in turns; what two grids do to each other last."""
-    first = list(_first_of_each(small=small))
+def _alone(runs: int, *, small: bool) -> Iterator[CheckQuestion]:
+    """Many runs at full length, the largest exchange first, both ways of waiting in turns."""
     for sizes in SMALL_SHAPES if small else SHAPES:
-        for task in (dataclasses.replace(task, sizes=sizes) for task in first):
+        for backward, save in PHASES.values():
+            task = CheckQuestion("repeat", KERNEL, sizes, backward, save, runs=runs)
             for config in _each_wait(task):
-                yield dataclasses.replace(task, config=config, runs=runs)
-    if small:
-        return
+                yield dataclasses.replace(task, config=config)
+
+
+def _together(tasks: Iterable[CheckQuestion]) -> Iterator[CheckQuestion]:
+    """A grid that does not fit; the same configurations beside another grid, in two threads and in a CUDA graph."""
     yield CheckQuestion(GRID, KERNEL, TOO_LARGE)
-    for task in first:
-        for config in _each_wait(task):
-            other = CheckQuestion("streams", KERNEL, BESIDE, backward=not task.backward)
-            sizes = dataclasses.replace(task.sizes, steps=100)
-            yield dataclasses.replace(task, kind="streams", sizes=sizes, config=config, runs=runs, beside=other)
-
-
-def _first_of_each(*, small: bool) -> Iterator[CheckQuestion]:
-    for backward, save in PHASES.values():
-        yield CheckQuestion("repeat", KERNEL, (SMALL_SHAPES if small else SHAPES)[0], backward, save)
+    shorter = [dataclasses.replace(task, sizes=dataclasses.replace(task.sizes, steps=SHORTER)) for task in tasks]
+    for task in shorter:
+        other = CheckQuestion("streams", KERNEL, BESIDE, backward=not task.backward)
+        yield dataclasses.replace(task, kind="streams", beside=other)
+    for kind in ("graph", "threads"):
+        yield from (dataclasses.replace(task, kind=kind) for task in shorter)
 
 
 def _each_wait(task: CheckQuestion) -> list[Any]:
@@ -133,10 +149,13 @@ def _grid_that_does_not_fit(task: CheckQuestion) -> CheckResult:
 
 
 def _jobs(right: list[tuple[CheckQuestion, float]]) -> Iterator[Job]:
-    """One for each shape and phase in which something was right."""
+    """One for each shape and phase in which something was right; never what another stage found wrong."""
     phases = {pair: phase for phase, pair in PHASES.items()}
     groups: dict[tuple[Sizes, str], list[Candidate]] = {}
     for task, worst in right:
+        if (reason := refusals.reason(task.implementation, task.config, backward=task.backward)) is not None:
+            print(f"LEFT OUT: {task.implementation} {task.config}: {reason}", flush=True)
+            continue
         key = task.sizes, phases[task.backward, task.save]
         groups.setdefault(key, []).append(Candidate(task.implementation, task.config, worst))
     for (sizes, phase), candidates in groups.items():
