@@ -417,6 +417,18 @@ def test_every_package_of_the_suite_is_listed_or_known_to_be_there():
     assert {line.split(">=")[0] for line in suite} <= there | listed
 
 
+def test_a_rehearsal_fails_where_a_defect_was_not_caught(folder, capsys):
+    """A planted crash that ended well, and a configuration that was found wrong and timed all the same."""
+    folder.set("planted-crash", status="ok")
+    answers(folder.work, answer(config=TiledConfig(1), worst=7.0))
+    entry = table.MeasuredShape("forward", "float32", 2, 2, 16, 1, {"persistent": table.Timing({"tile": 1}, 1e-3)})
+    table.write(folder.tables / "interpreter.json", table.MeasuredTable("interpreter", (entry,)))
+    assert command.rehearsal_verdict(folder, REHEARSAL) == 1
+    out = capsys.readouterr().out
+    assert "planted-crash ended as ok, expected crash" in out
+    assert "was timed (tables/interpreter.json): TiledConfig(tile=1)" in out
+
+
 def test_the_planted_stages_are_rehearsed():
     """Each ends as it has to, or the rehearsal fails."""
     assert set(command.PLANTED) <= {stage.name for stage in stages.REHEARSAL}

@@ -7,7 +7,6 @@ eight files and is whole at any moment, for a machine that is lent for minutes a
 from __future__ import annotations
 
 import argparse
-import contextlib
 import os
 import shutil
 import subprocess
@@ -78,11 +77,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     day = Day(folder, stages, began + limit_s - CLOSING_S)
     try:
         day.run([stage for stage in stages if stage.part in parts])
+        code = rehearsal_verdict(folder, stages) if options.rehearse else verdict(folder, stages, parts)
     finally:
         day.close()
     print((folder.path / SUMMARY).read_text(encoding="utf-8"))
     print(f"{time.monotonic() - began:.0f} s; all results are in {folder.path}")
-    return rehearsal_verdict(folder, stages) if options.rehearse else verdict(folder, stages, parts)
+    return code
 
 
 def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -248,13 +248,13 @@ def _faults(folder: DayFolder, stages: Sequence[Stage]) -> Iterator[str]:
         expected = PLANTED.get(stage.name, OK)
         if status is not None and status != expected:
             yield f"{stage.name} ended as {status}, expected {expected}"
-    listed = refusals.load((folder.path / refusals.NAME).resolve())
+    listed = findings.refusals(folder.work)
     if folder.state["stages"].get("planted-wrong") and not listed:
-        yield "the planted wrong configurations are not in refused.json"
-    with contextlib.suppress(FileNotFoundError):
-        for entry in table.read(folder.path / "interpreter.json").entries:
+        yield "the planted wrong configurations were not found"
+    for file, measured in findings.tables(folder.work):
+        for entry in measured.entries:
             for name, timing in entry.kernels.items():
                 for one in listed:
                     fields = all(f"{key}={value!r}" in one.config for key, value in timing.config.items())
                     if (one.implementation, one.backward) == (name, entry.phase == "backward") and fields:
-                        yield f"a configuration that was found wrong was timed: {one.config}"
+                        yield f"a configuration that was found wrong was timed ({file}): {one.config}"
