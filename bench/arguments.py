@@ -76,6 +76,9 @@ def parser() -> argparse.ArgumentParser:
         "case", metavar="CASE", nargs="?", help="WORKLOAD/MODE/VARIANT, or its last parts; * matches anything"
     )
     show.add_argument(
+        "--against", metavar="VARIANT", help="show speedups over this variant, such as cudnn-fair, not the reference"
+    )
+    show.add_argument(
         "--trace", type=Path, metavar="FILE.json", help="write a Chrome trace of one of its calls to this new file"
     )
     report = commands.add_parser("report", help="write plots and page of a run again, or a page of several runs")

@@ -226,7 +226,7 @@ def show(arguments: argparse.Namespace) -> int:
     """Print the cases of a run, or one in depth."""
     from bench.terminal.show import show as print_case  # noqa: PLC0415 - scipy is slow to import
 
-    return print_case(arguments.dir, arguments.case, arguments.trace)
+    return print_case(arguments.dir, arguments.case, arguments.trace, arguments.against)
 
 
 def _refuse_existing(path: Path | None, option: str) -> None:

@@ -1,4 +1,4 @@
-"""`python -m kernels check | tune | compile | sanitize | limits`: tools for working on the kernels.
+"""`python -m kernels check | tune | gpu-day | compile | sanitize | limits`: tools for working on the kernels.
 
 A tool is imported when it is asked for, and parses what follows its name.
 """
@@ -16,6 +16,7 @@ from .host.usage import Parser
 TOOLS = {
     "check": ("check", "are the kernels right on this GPU?"),
     "tune": ("tune", "measure which is fastest on this GPU, for `auto`"),
+    "gpu-day": ("gpu_day.command", "all of it on a GPU that is lent for minutes, in order of worth"),
     "compile": ("compile", "compile them without a GPU: do they fit, do they spill?"),
     "sanitize": ("sanitize", "run the CPU kernel under the compiler's sanitizers"),
     "limits": ("cpu_limits", "least time that a CPU leaves to an LSTM layer"),

@@ -20,6 +20,7 @@ from typing import Any
 import torch
 
 from . import measurements as table
+from . import refusals
 from .common.recurrence import Backward, Forward, Problem, gpu_facts, loop_backward, loop_forward
 from .cpu import fused
 from .estimate import estimate_s
@@ -117,7 +118,7 @@ def backward(args: Backward, implementation: str) -> None:
 
 def forget() -> None:
     """Drop what was cached: after a table was written, or a module exchanged."""
-    for function in (_choose, _choose_config, gpu_facts, table.load):
+    for function in (_choose, _choose_config, gpu_facts, table.load, refusals.load):
         function.cache_clear()
 
 
@@ -183,7 +184,9 @@ def _refusals(problem: Problem, *, backward: bool, interpreted: bool) -> dict[st
             reason = "float64 is not for Triton kernels here: they keep the cell state in float32"
         else:
             try:
-                reason = _module(name).refuses(problem, backward=backward)
+                reason = _module(name).refuses(problem, backward=backward) or _found_wrong(
+                    problem, name, backward=backward
+                )
             except ImportError as error:
                 missing = (error.name or "").split(".")[0] == "triton"
                 reason = "Triton is not installed (pip install triton)" if missing else f"it cannot be loaded: {error}"
@@ -193,6 +196,18 @@ def _refusals(problem: Problem, *, backward: bool, interpreted: bool) -> dict[st
     if reason is not None:
         refused[CPU] = reason
     return refused
+
+
+def _found_wrong(problem: Problem, implementation: str, *, backward: bool) -> str | None:
+    """Why no configuration of a kernel may run; None while one is left."""
+    listed = refusals.load(table.folder() / refusals.NAME)
+    if not any((one.implementation, one.backward) == (implementation, backward) for one in listed):
+        return None
+    configs = _module(implementation).configs(problem, backward=backward)
+    if refusals.allowed(implementation, configs, backward=backward):
+        return None
+    reason = refusals.reason(implementation, configs[0], backward=backward)
+    return f"a check found it wrong on this machine ({table.folder() / refusals.NAME}): {reason}"
 
 
 def _auto(
@@ -259,7 +274,8 @@ def _totals(
 
 @functools.lru_cache(maxsize=CACHED)
 def _choose_config(problem: Problem, implementation: str, backward: bool, device: str) -> Any:
-    candidates = _module(implementation).configs(problem, backward=backward)
+    offered = _module(implementation).configs(problem, backward=backward)
+    candidates = refusals.allowed(implementation, offered, backward=backward)
     measured = table.load(device)
     for entry in () if measured is None else measured.near(problem, backward=backward):
         if implementation in entry.kernels:

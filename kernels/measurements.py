@@ -20,10 +20,13 @@ from typing import Any
 import torch
 
 from .common.recurrence import Problem
+from .host.output import write_whole
 
 #: Version of the files' schema. 1: the first.
 SCHEMA = 1
 FOLDER = Path(__file__).parent / "measured"
+#: Environment variable that names another folder of tables; the tables of `FOLDER` then count for nothing.
+VARIABLE = "SEQ2SEQ_KERNEL_TABLES"
 #: Farthest that a measured shape is taken for another: `distance` of, for example, two octaves of the hidden size.
 FAR = 4.0
 PHASES = ("inference", "forward", "backward")
@@ -152,9 +155,15 @@ def slug(device: str) -> str:
     return re.sub(r"[^a-z0-9]+", "-", device.lower()).strip("-")
 
 
+def folder() -> Path:
+    """Folder of the tables: the one that `SEQ2SEQ_KERNEL_TABLES` names, otherwise `FOLDER`."""
+    named = os.environ.get(VARIABLE)
+    return Path(named) if named else FOLDER
+
+
 def path_of(device: str) -> Path:
     """Path of the table of a GPU, if there is one."""
-    return FOLDER / f"{slug(device)}.json"
+    return folder() / f"{slug(device)}.json"
 
 
 @functools.lru_cache(maxsize=16)
@@ -194,14 +203,7 @@ def write(path: Path, table: MeasuredTable) -> None:
         "facts": dict(table.facts),
         "entries": [dataclasses.asdict(entry) for entry in sorted(table.entries, key=lambda entry: entry.key)],
     }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.new")
-    with temporary.open("w", encoding="utf-8") as file:
-        json.dump(data, file, indent=1)
-        file.write("\n")
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    write_whole(path, json.dumps(data, indent=1).encode() + b"\n")
 
 
 def _entry(data: Mapping[str, Any]) -> MeasuredShape:

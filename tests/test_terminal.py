@@ -169,9 +169,21 @@ def test_show_has_one_case_in_depth_with_its_repro_line(tmp_path, capsys):
     assert "--workload seed --mode inference --variant onednn --device cpu --threads 1 --plugin 'my plugin.py'" in out
 
 
+def test_show_has_speedups_over_any_variant(tmp_path, capsys):
+    """Over `onednn` the reference's is the inverse of what `onednn` has over the reference, and its own is 1."""
+    folder = make_run(tmp_path / "run", figured=True)
+    assert main(["show", str(folder), "--against", "onednn"]) == 0
+    lines = [line for line in capsys.readouterr().out.splitlines() if "seed/inference" in line]
+    figures = {line.split()[0].rpartition("/")[2]: line for line in lines}
+    assert "1.00x" in figures["onednn"]
+    assert "0.50x" in figures["reference"]
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
+        (["--against", "onedn"], "did you mean"),
+        (["other/inference/onednn", "--against", "onednn"], "lists all cases"),
         (["onedn"], "did you mean"),
         (["*"], "fits 6 cases"),
         (["onednn"], "fits 2 cases"),

@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 from bench import units
+from bench.analysis.figures import speedup
 from bench.console import Console
 from bench.errors import UsageError, meant
 from bench.plan.cases import REFERENCE
@@ -21,22 +22,26 @@ TRACE_LIMIT_S = 600.0
 EXIT_OK, EXIT_FAILED = 0, 1
 
 
-def show(path: Path, pattern: str | None, trace: Path | None) -> int:
+def show(path: Path, pattern: str | None, trace: Path | None, against: str | None) -> int:
     """Print the cases of a run, or one of them in depth.
 
     Args:
         path: run folder.
         pattern: `WORKLOAD/MODE/VARIANT`, or only the last parts of it; may hold `*`. None for the list.
         trace: new file for a Chrome trace of one call of the case.
+        against: variant that the list's speedups are relative to; None for the reference.
 
     Raises:
-        UsageError: no case, or more than one, fits the pattern; the trace's file exists.
+        UsageError: no case, or more than one, fits the pattern; the trace's file exists; the run did not measure
+            `against`.
     """
     run, console = read_run(path), Console()
     if trace is not None and (pattern is None or trace.exists()):
         what = "is of one case: name it" if pattern is None else "exists, and nothing is overwritten: name a new file"
         msg = f"--trace {trace} {what}"
         raise UsageError(msg)
+    if against is not None:
+        return _list_against(run, against, pattern, console)
     if pattern is None:
         rows = [[name(record), str(record.status), _speed(record)] for record in run.records]
         console.table(["case", "status", "speedup"], rows)
@@ -48,6 +53,22 @@ def show(path: Path, pattern: str | None, trace: Path | None) -> int:
     if trace is None:
         return EXIT_OK
     return _trace(record, trace, console)
+
+
+def _list_against(run: RecordedRun, against: str, pattern: str | None, console: Console) -> int:
+    """Print the list with speedups over any variant, from the rounds in which both took turns."""
+    measured = sorted({record.variant for record in run.records if record.status is Status.OK})
+    if pattern is not None or against not in measured:
+        what = f"lists all cases, so leave out {pattern!r}" if pattern is not None else meant(against, measured)
+        msg = f"--against {against}: {what}"
+        raise UsageError(msg)
+    rows = []
+    for record in run.records:
+        found = speedup(run.group(record), against, record.variant) if record.status is Status.OK else None
+        ratio = units.ratio_interval(found.value, found.low, found.high) if found else ""
+        rows.append([name(record), str(record.status), ratio])
+    console.table(["case", "status", f"speedup over {against}"], rows)
+    return EXIT_OK
 
 
 def name(record: Record) -> str:

@@ -111,6 +111,17 @@ def write_new(files: Mapping[Path, bytes]) -> None:
         raise
 
 
+def write_whole(path: Path, data: bytes) -> None:
+    """Replace a file as a whole: a process that is killed leaves the old one or the new one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.new")
+    with temporary.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+
+
 class _Patient(io.FileIO):
     """A standard stream whose reader may leave: the work continues, and what is written after that is dropped."""
 

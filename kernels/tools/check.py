@@ -83,7 +83,7 @@ def main(arguments: list[str] | None = None) -> int:
     rows: list[dict[str, Any]] = []
     with Pool(work, jobs=jobs, timeout_s=options.timeout) as pool:
         for outcome in pool.run(_tasks(names, options, until)):
-            rows.append(_row(outcome))
+            rows.append(row_of(outcome))
             if rows[-1]["status"] != "ok":
                 print(_line(rows[-1]), flush=True)
             if options.out is not None:
@@ -216,8 +216,8 @@ def _configs(task: CheckQuestion) -> list[Any]:
     return list(module.configs(problem, backward=task.backward))
 
 
-def _row(outcome: WorkOutcome) -> dict[str, Any]:
-    """A line of the CSV file."""
+def row_of(outcome: WorkOutcome) -> dict[str, Any]:
+    """Return the line of the CSV file for an answer."""
     task: CheckQuestion = outcome.item
     verdict: CheckResult = outcome.value or CheckResult()
     status = outcome.status if outcome.status != "ok" or verdict.worst <= 1 else "wrong"

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import random
 import statistics
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
@@ -71,6 +72,21 @@ class EventClock:
             pairs.append((start, end))
         pairs[-1][1].synchronize()
         return float(sum(start.elapsed_time(end) for start, end in pairs)) / 1e3 / count
+
+
+class WallClock:
+    """The host's clock, for calls that have ended when they return, as on a CPU."""
+
+    def time(self, call: Call, count: int) -> float:
+        """Seconds a call, over a number of calls."""
+        total = 0.0
+        for _ in range(count):
+            if call.prepare is not None:
+                call.prepare()
+            began = time.perf_counter()
+            call.run()
+            total += time.perf_counter() - began
+        return total / count
 
 
 def interleave(

@@ -4,7 +4,7 @@ For each shape and type: every configuration of every kernel is compared with fl
 length, which must give the same bits; what is wrong, moves or hangs is left out and reported. What is right is timed in
 turns with torch's own LSTM (cuDNN). The table is written after every shape,
 so a process that is killed has lost nothing, and a second call continues where the first stopped. `kernels.dispatch`
-reads it.
+reads it. `--device cpu` tries the same at tiny sizes in Triton's interpreter, whose times say nothing about a GPU.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import datetime as dt
 import hashlib
 import importlib
 import itertools
+import os
 import subprocess
 import sys
 import time
@@ -24,6 +25,7 @@ from pathlib import Path
 import torch
 
 from .. import measurements as table
+from .. import refusals
 from ..dispatch import MODULES
 from ..host.cores import usable_cores
 from ..host.numbers import seconds, whole
@@ -47,6 +49,9 @@ REST = (
     (8, 1536, 50, 1), (32, 1536, 50, 1), (32, 256, 150, 1), (64, 256, 150, 1),
     (1024, 128, 168, 1), (16, 256, 400, 2), (128, 512, 50, 2), (1, 256, 100, 1), (64, 64, 100, 1), (256, 512, 50, 1),
 )  # fmt: skip
+#: What `--device cpu` measures, in the types whose products the interpreter computes.
+TINY = ((2, 16, 3, 1), (3, 17, 2, 2))
+TINY_ORDER = ("float32", "float16")
 #: In this order: what most people train in, then what they get without asking.
 ORDER = ("float16", "tf32", "bfloat16", "float32")
 #: Steps of the comparison with float64, which walks over them one by one.
@@ -63,10 +68,18 @@ PHASES = {"inference": (False, False), "forward": (False, True), "backward": (Tr
 def main(arguments: list[str] | None = None) -> int:
     """Measure until all is measured or the budget is spent; 0, or 2 when it cannot run here."""
     options = _options(arguments)
-    if not torch.cuda.is_available():
-        print("tune: torch sees no GPU; run it on the machine whose table you want", file=sys.stderr)
+    interpreted = options.device == "cpu"
+    if interpreted and options.out is None:
+        print("tune: --device cpu needs --out: its times are the interpreter's, not for `auto`", file=sys.stderr)
         return 2
-    device = torch.cuda.get_device_name()
+    if interpreted == torch.cuda.is_available():
+        told = "hide the GPU: CUDA_VISIBLE_DEVICES= python -m kernels tune --device cpu" if interpreted else (
+            "torch sees no GPU; run it on the machine whose table you want")  # fmt: skip
+        print(f"tune: {told}", file=sys.stderr)
+        return 2
+    if interpreted:
+        os.environ["TRITON_INTERPRET"] = "1"
+    device = "Triton's interpreter" if interpreted else torch.cuda.get_device_name()
     path = options.out or table.path_of(device)
     facts = _facts(options.commit)
     known = start(path, device, facts, again=options.again)
@@ -128,6 +141,7 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
         metavar="SECONDS",
         help="start no further shape after this time (default: %(default)s)",
     )
+    parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
     parser.add_argument("--shapes", choices=("quick", "all"), default="quick")
     parser.add_argument("--type", action="append", choices=list(ORDER), help="measure only this type; can be repeated")
     parser.add_argument(
@@ -154,6 +168,10 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
 
 def _plan(options: argparse.Namespace) -> Iterator[tuple[Sizes, str]]:
     """Shapes and types, the most important first; the quick ones of all types before the rest."""
+    if options.device == "cpu":
+        for kind, (batch, hidden, steps, directions) in itertools.product(options.type or TINY_ORDER, TINY):
+            yield Sizes(batch, steps, hidden, directions, dtype=TYPES[kind][0]), kind
+        return
     for shapes in (QUICK, REST) if options.shapes == "all" else (QUICK,):
         for kind, (batch, hidden, steps, directions) in itertools.product(options.type or ORDER, shapes):
             if shapes is QUICK or (batch, hidden, steps, directions) not in QUICK:
@@ -219,7 +237,11 @@ def _tasks(sizes: Sizes, *, tf32: bool, most: int) -> Iterator[check_work.CheckQ
         module = importlib.import_module(MODULES[name])
         problem = sizes.problem(save=save, tf32=tf32)
         if module.refuses(problem, backward=backward) is None:
-            for config in module.configs(problem, backward=backward)[:most]:
+            offered = module.configs(problem, backward=backward)
+            for config in offered:
+                if (reason := refusals.reason(name, config, backward=backward)) is not None:
+                    print(f"LEFT OUT: {name} {config}: {table.folder() / refusals.NAME}: {reason}", flush=True)
+            for config in refusals.allowed(name, offered, backward=backward)[:most]:
                 yield check_work.CheckQuestion("parity", name, checked, backward, save, tf32, config=config)
 
 

@@ -15,7 +15,7 @@ from torch.nn import functional
 from ..common.recurrence import loop_forward
 from ..dispatch import MODULES
 from ..measurements import MeasuredShape, Timing, dtype_name
-from .interleave import Call, Clock, EventClock, interleave, quartiles
+from .interleave import Call, Clock, EventClock, WallClock, interleave, quartiles
 from .problems import DEVICE, GRADIENTS, OUTPUTS, Sizes
 
 
@@ -42,7 +42,7 @@ class Job:
 
 
 def measure(job: Job, clock: Clock | None = None) -> MeasuredShape:
-    """Time a job where kernels run, by CUDA events unless a clock is given.
+    """Time a job where kernels run, by CUDA events or, in Triton's interpreter, the host's clock; or by a given clock.
 
     Raises:
         RuntimeError: when a candidate left an output unwritten.
@@ -65,7 +65,7 @@ def measure(job: Job, clock: Clock | None = None) -> MeasuredShape:
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
             text = f"torch's own LSTM in {str(dtype).removeprefix('torch.')}: {reason}"
             job = dataclasses.replace(job, wrong=(*job.wrong, text))
-    return evaluate(job, calls, clock or EventClock())
+    return evaluate(job, calls, clock or (EventClock() if DEVICE == "cuda" else WallClock()))
 
 
 def _tried(call: Call) -> Call:

@@ -1,0 +1,231 @@
+"""Stages that ask the machine: `machine`, what it is and what works on it; `names`, which kernels cuDNN runs.
+
+Each fact is a line of facts.jsonl as soon as it is known; one that fails is a line with its error, and costs no other.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import importlib.metadata
+import os
+import platform
+import shutil
+import subprocess
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from ...gpu import cell, graph_cache
+from ...host.output import run_command
+from ...host.usage import Parser
+from ..problems import DEVICE, Sizes, errors_forward, limit
+from . import json_lines
+
+#: Packages that the stages use; the suite needs those that a GPU machine may lack.
+PACKAGES = (
+    "numpy", "pandas", "scipy", "matplotlib", "jinja2", "rich", "psutil", "py-cpuinfo", "nvidia-ml-py", "pytest",
+    "pytest-benchmark", "pydantic", "plotly", "ruptures", "vega-datasets",
+)  # fmt: skip
+PROGRAMS = ("gcc", "nvidia-smi", "compute-sanitizer", "cuobjdump", "ncu")
+SMI = "name,driver_version,clocks.sm,clocks.max.sm,clocks.mem,power.limit,temperature.gpu,mig.mode.current,compute_mode"
+#: Batch, steps, hidden size, type: where cuDNN's persistent kernels, its small ones, and others should run.
+SHAPES = (
+    (64, 25, 1024, torch.float16), (16, 1024, 768, torch.float16), (16, 25, 512, torch.float16),
+    (64, 25, 1024, torch.bfloat16), (16, 50, 1536, torch.float16), (64, 168, 128, torch.float16),
+    (64, 25, 1024, torch.float32), (16, 10, 16, torch.float32),
+)  # fmt: skip
+SMALL_SHAPES = ((2, 3, 16, torch.float32),)
+CALLS, SHOWN_KERNELS = 10, 6
+
+
+def main() -> int:
+    """Write the facts that were asked for; 1 when one could not be found out."""
+    parser = Parser(prog="python -m kernels.tools.gpu_day.facts", description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("what", choices=("machine", "names"))
+    parser.add_argument("--folder", type=Path, required=True, help="folder of the stage")
+    options: argparse.Namespace = parser.parse_args()
+    found = machine_facts() if options.what == "machine" else name_facts()
+    failed = 0
+    for name, ask in found.items():
+        began = time.monotonic()
+        try:
+            line = {"fact": name, "value": ask()}
+        except Exception as error:  # noqa: BLE001 - whatever fails is the fact
+            line = {"fact": name, "error": " ".join(f"{type(error).__name__}: {error}".split())[:400]}
+            print(f"ERROR: {name}: {line['error']}", flush=True)
+            failed += 1
+        json_lines.append(options.folder / json_lines.FACTS, line | {"took_s": round(time.monotonic() - began, 2)})
+    return 1 if failed else 0
+
+
+def machine_facts() -> dict[str, Callable[[], Any]]:
+    """Facts by name, the quick and sure ones first."""
+    found: dict[str, Callable[[], Any]] = {
+        "system": lambda: f"{platform.platform()}, Python {platform.python_version()}, {os.cpu_count()} cores",
+        "versions": _versions,
+        "packages": lambda: {name: _version(name) for name in PACKAGES},
+        "programs": lambda: {name: _program(name) for name in PROGRAMS},
+    }
+    if DEVICE == "cuda":
+        found |= {
+            "gpu": _gpu,
+            "nvidia-smi": _smi,
+            "a sum on the GPU": lambda: float(torch.ones(1000, device=DEVICE).sum().item()),
+            "cuDNN's precision can be set": _precision,
+            "a graph's memory can be looked at": _snapshot,
+        }
+    return found | {"an LSTM of torch runs": _lstm, "the cell kernel is right, and replayed": _cell}
+
+
+def name_facts() -> dict[str, Callable[[], Any]]:
+    """Kernels of torch's own LSTM by shape and phase."""
+    found: dict[str, Callable[[], Any]] = {}
+    for shape in SHAPES if DEVICE == "cuda" else SMALL_SHAPES:
+        for phase in ("inference", "training"):
+            batch, steps, hidden, dtype = shape
+            name = f"B{batch} T{steps} H{hidden} {str(dtype).removeprefix('torch.')} {phase}"
+            found[name] = functools.partial(_kernels, *shape, phase)
+    return found
+
+
+def _version(name: str) -> str | None:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _versions() -> dict[str, Any]:
+    return {
+        "torch": torch.__version__, "triton": _version("triton"), "cuda": torch.version.cuda,
+        "cudnn": torch.backends.cudnn.version(),
+    }  # fmt: skip
+
+
+def _program(name: str) -> str | None:
+    place = shutil.which(name)
+    if place is None or name != "gcc":
+        return place
+    said = subprocess.run([place, "-dumpfullversion"], capture_output=True, text=True, check=False, timeout=10)  # noqa: S603 - gcc
+    return f"{place} {said.stdout.strip()}"
+
+
+def _gpu() -> dict[str, Any]:
+    properties = torch.cuda.get_device_properties(torch.cuda.current_device())
+    return {
+        "name": properties.name,
+        "capability": 10 * properties.major + properties.minor,
+        "multiprocessors": properties.multi_processor_count,
+        "memory_bytes": properties.total_memory,
+        "l2_bytes": getattr(properties, "L2_cache_size", None),
+    }
+
+
+def _smi() -> dict[str, str]:
+    program = shutil.which("nvidia-smi")
+    if program is None:
+        msg = "nvidia-smi is not there, so driver and clocks are not known"
+        raise RuntimeError(msg)
+    command = [program, f"--query-gpu={SMI}", "--format=csv,noheader"]
+    said = subprocess.run(command, capture_output=True, text=True, check=True, timeout=15).stdout  # noqa: S603 - see above
+    first = said.splitlines()[0]
+    return dict(zip(SMI.split(","), (cell.strip() for cell in first.split(",")), strict=True))
+
+
+def _precision() -> str:
+    """Set and read back what the tuner sets, after an LSTM has imported torch's own module of that name."""
+    nn.LSTM(16, 16).to(DEVICE)(torch.zeros(2, 2, 16, device=DEVICE))
+    before = _rnn().fp32_precision
+    for value in ("ieee", "tf32"):
+        _rnn().fp32_precision = value
+        if (found := _rnn().fp32_precision) != value:
+            msg = f"set to {value}, read as {found}"
+            raise RuntimeError(msg)
+    _rnn().fp32_precision = before
+    return f"yes; {before!r} by itself"
+
+
+def _rnn() -> Any:
+    """Look it up each time: an import may put something else in its place."""
+    return torch.backends.cudnn.rnn
+
+
+def _snapshot() -> str:
+    pool = torch.cuda.graph_pool_handle()
+    try:
+        torch.cuda.memory_snapshot(pool, include_traces=False)
+    except TypeError:
+        torch.cuda.memory_snapshot(pool)
+        return "yes, without include_traces"
+    return "yes"
+
+
+def _lstm() -> str:
+    lstm = nn.LSTM(64, 64).to(DEVICE)
+    output = lstm(torch.randn(5, 4, 64, device=DEVICE))[0]
+    if not output.isfinite().all():
+        msg = "its output is not finite"
+        raise RuntimeError(msg)
+    return "yes"
+
+
+def _cell() -> str:
+    """Compare the simplest kernel with float64, then call it often enough to be captured, and look whether it was."""
+    sizes = Sizes(4, 6, 32)
+    error = max(value / limit(name, sizes.dtype) for name, value in errors_forward(sizes, cell).items())
+    if not error <= 1:
+        msg = f"error {error:.3g} of the limit"
+        raise RuntimeError(msg)
+    args = sizes.forward()
+    for _ in range(6):
+        cell.forward(args)
+    return f"error {error:.2g} of the limit; graphs: {graph_cache.state()}"
+
+
+def _kernels(batch: int, steps: int, hidden: int, dtype: torch.dtype, phase: str) -> dict[str, Any]:
+    """Profile calls of torch's own LSTM; what ran, heaviest first, and the time of a call on the device's clock."""
+    lstm = nn.LSTM(hidden, hidden).to(DEVICE, dtype)
+    x = torch.randn(steps, batch, hidden, device=DEVICE, dtype=dtype, requires_grad=phase == "training")
+
+    def call() -> None:
+        if phase == "inference":
+            with torch.inference_mode():
+                lstm(x)
+        else:
+            lstm(x)[0].float().sum().backward()
+
+    for _ in range(3):
+        call()
+    activities = [torch.profiler.ProfilerActivity.CPU]
+    if DEVICE == "cuda":
+        activities.append(torch.profiler.ProfilerActivity.CUDA)
+        torch.cuda.synchronize()
+    with torch.profiler.profile(activities=activities) as profile:
+        for _ in range(CALLS):
+            call()
+        if DEVICE == "cuda":
+            torch.cuda.synchronize()
+    times: Counter[str] = Counter()
+    counts: Counter[str] = Counter()
+    for event in profile.events():
+        on_device = str(event.device_type).endswith("CUDA")
+        if on_device == (DEVICE == "cuda"):
+            times[event.name] += event.device_time_total if on_device else event.self_cpu_time_total
+            counts[event.name] += 1
+    heaviest = [{"name": name, "us": round(us / CALLS, 1), "calls": counts[name] / CALLS} for name, us in
+                times.most_common(SHOWN_KERNELS)]  # fmt: skip
+    return {
+        "persistent": any("persist" in name.lower() for name in times),
+        "us": round(sum(times.values()) / CALLS, 1),
+        "kernels": heaviest,
+    }
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,266 @@
+"""The day on one page: machine, what was right, what failed, measured times against predictions, what to do next."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ... import measurements as table
+from ...common.recurrence import Problem
+from ...estimate import estimate_s
+from . import findings, json_lines
+from .stages import Stage
+
+#: Failures and table rows that fit the page; the archive has all.
+SHOWN_FAILURES, SHOWN_TIMES, SHOWN_CHARACTERS = 12, 40, 220
+#: A measured time off its prediction by this factor, either way, is a prediction to mend.
+OFF = 1.5
+
+
+def write(state: Mapping[str, Any], work: Path, stages: Sequence[Stage]) -> str:
+    """Return the page in Markdown.
+
+    Args:
+        state: of the day.
+        work: folder with the results of its stages.
+        stages: all stages of the day, in order.
+    """
+    facts = _facts(work)
+    gpu = facts.get("gpu") or {}
+    title = "Rehearsal without a GPU" if state["rehearsal"] else f"GPU day: {gpu.get('name', 'GPU unknown')}"
+    entries = [(name, entry) for name, found in findings.tables(work) for entry in found.entries]
+    rows = findings.rows(work)
+    parts = [
+        f"# {title}",
+        _machine(facts),
+        _stages(state, stages),
+        _right(rows),
+        _failed(rows, work),
+        _refused(work),
+        _times(entries, gpu),
+        _ratios(work, state, stages),
+        _cudnn(work),
+        _next(state, stages, rows, entries, gpu, work),
+    ]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _short(text: str) -> str:
+    one = " ".join(text.split()).replace("|", "\\|")
+    return one if len(one) <= SHOWN_CHARACTERS else f"{one[:SHOWN_CHARACTERS]}..."
+
+
+def _table(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    rule = ["---"] * len(head)
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in (head, rule, *lines))
+
+
+def _facts(work: Path) -> dict[str, Any]:
+    """Facts of the machine, the last of each; one that failed has its error for a value."""
+    found = {}
+    for name in ("machine", "machine-2"):
+        for line in json_lines.read(work / name / json_lines.FACTS):
+            found[line["fact"]] = line["value"] if "value" in line else f"FAILED: {line['error']}"
+    return found
+
+
+def _machine(facts: Mapping[str, Any]) -> str:
+    lines = ["## Machine", ""]
+    for name, value in facts.items():
+        if isinstance(value, dict):
+            missing = [key for key, one in value.items() if one is None]
+            value = ", ".join(f"{key} {one}" for key, one in value.items() if one is not None and name != "packages")  # noqa: PLW2901
+            value += f"{'; ' if value else ''}missing: {', '.join(missing)}" if missing else ""  # noqa: PLW2901
+        lines.append(f"- {name}: {_short(str(value) or 'all there')}")
+    return "\n".join(lines) if facts else ""
+
+
+def _stages(state: Mapping[str, Any], stages: Sequence[Stage]) -> str:
+    lines = []
+    for stage in stages:
+        found = state["stages"].get(stage.name, {})
+        took = f"{found['took_s']:.0f}" if "took_s" in found else ""
+        lines.append([stage.name, stage.asks, found.get("status", "not begun"), took, _short(found.get("reason", ""))])
+    text = _table(["stage", "question", "status", "s", "first line of what was wrong"], lines)
+    large = state.get("not_packed") or []
+    note = f"\n\nToo large for the archive, left in {state['work']}: {', '.join(large)}." if large else ""
+    return f"## Stages\n\n{text}{note}"
+
+
+def _right(rows: Sequence[Mapping[str, str]]) -> str:
+    groups: dict[tuple[str, ...], list[Mapping[str, str]]] = defaultdict(list)
+    for row in rows:
+        groups[row["implementation"], row["phase"], row["type"]].append(row)
+    lines = []
+    for key, group in sorted(groups.items()):
+        right = [row for row in group if row["status"] == "ok"]
+        kinds = sorted({row["kind"] for row in right})
+        worst = max((float(row["worst"]) for row in right), default=float("nan"))
+        lines.append([*key, str(len(right)), str(len(group) - len(right)), f"{worst:.2g}", ", ".join(kinds)])
+    head = ["kernel", "phase", "type", "right", "not", "worst error / limit", "right in"]
+    return f"## Right or not\n\n{_table(head, lines)}" if lines else ""
+
+
+def _failed(rows: Sequence[Mapping[str, str]], work: Path) -> str:
+    lines = [
+        f"- {row['stage']}: {row['status']}, {row['kind']} {row['implementation']} {row['phase']} {row['type']} "
+        f"{row['sizes']} {row['config']}: {_short(row['reason'])}"
+        for row in rows
+        if row["status"] != "ok"
+    ]
+    lines += [
+        f"- {record['stage']}: {record['status']}, {record['workload']}/{record['mode']}/{record['variant']}: "
+        f"{_short(record['reason'])}"
+        for record in findings.cases(work)
+        if record["status"] != "ok"
+    ]
+    more = [f"- and {len(lines) - SHOWN_FAILURES} more in the archive"] if len(lines) > SHOWN_FAILURES else []
+    return "\n".join(["## Failed", "", *lines[:SHOWN_FAILURES], *more]) if lines else ""
+
+
+def _refused(work: Path) -> str:
+    found = findings.refusals(work)
+    if not found:
+        return ""
+    lines = [
+        f"- {one.implementation} {'backward' if one.backward else 'forward'} {one.config or '(all of it)'}: "
+        f"{_short(one.reason)}"
+        for one in found
+    ]
+    more = [f"- and {len(lines) - SHOWN_FAILURES} more in refused.json"] if len(lines) > SHOWN_FAILURES else []
+    what = "Never timed after they were found, neither by tuning nor by the suite:"
+    return "\n".join(["## Left out", "", what, "", *lines[:SHOWN_FAILURES], *more])
+
+
+def _predicted_s(entry: table.MeasuredShape, name: str, gpu: Mapping[str, Any]) -> float:
+    tf32 = entry.dtype == "tf32"
+    dtype = torch.float32 if tf32 else getattr(torch, entry.dtype)
+    problem = Problem(
+        "cuda" if gpu else "cpu", dtype, entry.batch, entry.steps, entry.hidden_size, entry.directions,
+        entry.phase != "inference", masked=False, tf32=tf32, capability=gpu.get("capability", 90),
+        multiprocessors=gpu.get("multiprocessors", 132),
+    )  # fmt: skip
+    return estimate_s(problem, name, backward=entry.phase == "backward")
+
+
+def _best(entry: table.MeasuredShape) -> str | None:
+    return min(entry.kernels, key=lambda name: entry.kernels[name].time_s, default=None)
+
+
+def _fairest_s(entry: table.MeasuredShape) -> float | None:
+    times = [value for value in (entry.vendor_s, entry.vendor_float16_s) if value is not None]
+    return min(times, default=None)
+
+
+def _times(entries: Sequence[tuple[str, table.MeasuredShape]], gpu: Mapping[str, Any]) -> str:
+    lines = []
+    for file, entry in entries[:SHOWN_TIMES]:
+        name = _best(entry)
+        fair = _fairest_s(entry)
+        if name is None:
+            lines.append([file, entry.shape, entry.phase, "none was right", "", "", "", ""])
+            continue
+        time = entry.kernels[name]
+        step = 1e6 / entry.steps
+        ratio = "" if fair is None else " ".join(
+            (f"{fair / (time.time_s + entry.around_s):.2f}", f"[{fair / (time.high_s + entry.around_s):.2f},",
+             f"{fair / (time.low_s + entry.around_s):.2f}]"))  # fmt: skip
+        config = ", ".join(f"{key} {value}" for key, value in time.config.items())
+        lines.append([
+            file, entry.shape, entry.phase, f"{name} ({config})",
+            f"{time.time_s * step:.2f} [{time.low_s * step:.2f}, {time.high_s * step:.2f}]",
+            f"{_predicted_s(entry, name, gpu) * step:.2f}", "" if fair is None else f"{fair * 1e6:.0f}", ratio,
+        ])  # fmt: skip
+    if not lines:
+        return ""
+    head = ["file", "shape", "phase", "fastest of ours", "us a step", "predicted", "torch's own, us", "ours over it"]
+    note = (
+        "Times of ours without the products over all steps, with quartiles; the ratio counts them: torch's own at its "
+        "fairest (the faster of the same type and float16 with a padded batch) over ours, quartiles of ours. "
+        "Predictions are those of kernels/estimate.py"
+    )
+    note += "." if gpu else " for an H200; measured times are the interpreter's, so they say nothing about a GPU."
+    more = f"\n\nAnd {len(entries) - SHOWN_TIMES} more in the tables." if len(entries) > SHOWN_TIMES else ""
+    return f"## Times\n\n{note}\n\n{_table(head, lines)}{more}"
+
+
+def _ratios(work: Path, state: Mapping[str, Any], stages: Sequence[Stage]) -> str:
+    texts = [
+        f"{stage.asks}\n\n```text\n{(work / stage.name / 'log.txt').read_text(encoding='utf-8').strip()}\n```"
+        for stage in stages
+        if stage.name.endswith("ratios") and state["stages"].get(stage.name, {}).get("status") == "ok"
+    ]
+    return "\n\n".join(["## Suite", *texts]) if texts else ""
+
+
+def _cudnn(work: Path) -> str:
+    lines = []
+    for line in json_lines.read(work / "cudnn-names" / json_lines.FACTS):
+        value = line.get("value")
+        if value is None:
+            lines.append([line["fact"], "", "", f"FAILED: {_short(line['error'])}"])
+            continue
+        names = ", ".join(f"{one['name'][:60]} x{one['calls']:g}" for one in value["kernels"][:2])
+        lines.append([line["fact"], "yes" if value["persistent"] else "no", f"{value['us']:.0f}", _short(names)])
+    head = ["shape", "persistent by name", "us a call", "heaviest kernels"]
+    return f"## What torch's own LSTM runs\n\n{_table(head, lines)}" if lines else ""
+
+
+def _next(
+    state: Mapping[str, Any],
+    stages: Sequence[Stage],
+    rows: Sequence[Mapping[str, str]],
+    entries: Sequence[tuple[str, table.MeasuredShape]],
+    gpu: Mapping[str, Any],
+    work: Path,
+) -> str:
+    lines = [*_next_stages(state, stages), *_next_kernels(rows, work), *_next_times(entries, gpu)]
+    if gpu and entries:
+        lines.append("copy the table beside this page to kernels/measured/, so that `auto` uses it")
+    if not lines:
+        lines = ["nothing is open"]
+    return "\n".join(["## Next", "", *(f"- next: {line}" for line in dict.fromkeys(lines))])
+
+
+def _next_stages(state: Mapping[str, Any], stages: Sequence[Stage]) -> Iterator[str]:
+    for stage in stages:
+        found = state["stages"].get(stage.name, {})
+        status, name = found.get("status", "not begun"), stage.name
+        if status in {"hang", "crash", "error"}:
+            yield f"{name} ended by {status}: read {name}/log.txt in the archive, mend it, then --resume --again {name}"
+        elif status in {"left", "partial", "not begun", "running"}:
+            yield f"{name} is open: --resume with more --minutes"
+        elif status in {"skipped", "unavailable"}:
+            yield f"{name} did not run: {found['reason']}"
+
+
+def _next_kernels(rows: Sequence[Mapping[str, str]], work: Path) -> Iterator[str]:
+    kinds: dict[tuple[str, ...], int] = defaultdict(int)
+    for row in rows:
+        if row["status"] != "ok":
+            kinds[row["kind"], row["implementation"], row["phase"], row["status"]] += 1
+    for (kind, name, phase, status), count in sorted(kinds.items(), key=lambda one: -one[1]):
+        yield f"{name} {phase}: {count} x {status} in `{kind}`: mend the kernel before any time of it counts"
+    if not rows and work.exists():
+        yield "no kernel was checked yet: run part 1"
+
+
+def _next_times(entries: Sequence[tuple[str, table.MeasuredShape]], gpu: Mapping[str, Any]) -> Iterator[str]:
+    if not gpu:
+        return
+    for _, entry in entries:
+        name, fair = _best(entry), _fairest_s(entry)
+        if name is None:
+            yield f"{entry.shape} {entry.phase}: no kernel was right there"
+            continue
+        measured_s = entry.kernels[name].time_s
+        factor = measured_s / _predicted_s(entry, name, gpu)
+        if not 1 / OFF <= factor <= OFF:
+            yield f"{entry.shape} {entry.phase}: {name} takes {factor:.1f} times what kernels/estimate.py predicts"
+        if fair is not None and measured_s + entry.around_s > fair:
+            behind = (measured_s + entry.around_s) / fair
+            yield f"{entry.shape} {entry.phase}: {name} is {behind:.2f} times slower than torch's own at its fairest"
