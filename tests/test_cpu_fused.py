@@ -36,6 +36,7 @@ PROBLEMS = recurrences(
     hidden=st.sampled_from([1, 5, 15, 16, 17, 33, 64, 70, 130]),
     dtypes=(torch.float32,),
     batch=st.sampled_from([1, 2, 3, 6, 7, 8, 17, 33]),
+    resets=st.booleans(),
 )
 
 
