@@ -114,22 +114,31 @@ def _compared(case: dict[str, Any], implementation: str, *, gradients: bool) -> 
     return list(zip(*found, strict=True))
 
 
-@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+def _assert_parts(case: dict[str, Any], implementation: str, *, gradients: bool) -> None:
+    tight = TYPES[implementation] == torch.float64
+    for value, truth in _compared(case, implementation, gradients=gradients):
+        torch.testing.assert_close(value, truth, rtol=1e-9 if tight else 1e-4, atol=1e-11 if tight else 2e-5)
+
+
+@pytest.mark.parametrize("implementation", ["cpu-fused", "loop"])
 @pytest.mark.parametrize("gradients", [False, True])
 @settings(max_examples=15)
 @given(case=_cases())
 def test_each_part_is_what_it_is_alone(implementation, gradients, case):
     """Outputs, states and all gradients are those of one call for each part, in both directions and all layers."""
-    _skip_without_interpreter(implementation)
-    tight = TYPES[implementation] == torch.float64
-    for value, truth in _compared(case, implementation, gradients=gradients):
-        torch.testing.assert_close(value, truth, rtol=1e-9 if tight else 1e-4, atol=1e-11 if tight else 2e-5)
+    _assert_parts(case, implementation, gradients=gradients)
 
 
 CASE = {
     "lengths": [4, 3], "resets": torch.tensor([[False, True, False, True], [True, False, True, True]]), "hidden": 5,
     "layers": 2, "bidirectional": True, "batch_first": True, "seed": 0,
 }  # fmt: skip
+
+
+def test_each_part_is_what_it_is_alone_by_the_gpu_kernels():
+    """The same of one case: `cell` is compared with the loop elsewhere."""
+    _skip_without_interpreter("cell")
+    _assert_parts(CASE | {"layers": 1}, "cell", gradients=True)
 
 
 @pytest.mark.parametrize("defect", ["one step late", "both directions alike", "past a length"])

@@ -65,6 +65,7 @@ class ServingRecord:
         "longest that the queue lets its oldest query wait for company, seconds; empty by step"
     )
     lengths: str = column("`padded` or `bucketed`: who may share a batch; empty by step", "")
+    batching: str = column("`queue`: whole batches; `step`: rows that queries join and leave between steps", "queue")
     qps: float | None = column(
         "server: highest load at which LoadGen calls the test valid, queries a second, median over repeats; offline: "
         "queries completed a second; single-stream: one over the mean latency"
@@ -93,7 +94,6 @@ class ServingRecord:
     disturbed_share: float | None = column("share of the tests beside which something else used the machine")
     parity_error: float | None = column("as in records.csv")
     parity_limit: float | None = column("as in records.csv")
-    batching: str = column("`queue`: whole batches; `step`: rows that queries join and leave between steps", "queue")
     batched_error: float | None = column("largest relative difference between a query's results in a batch and alone")
     batched_limit: float | None = column("largest difference that is allowed: twice parity_limit, once for each side")
     recorded_at: str = column("when the record was written, UTC", "")

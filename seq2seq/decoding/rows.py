@@ -91,6 +91,9 @@ class StepRows:
         Raises:
             ValueError: where no row is free.
         """
+        if not self.free:
+            msg = f"no row is free: {len(self._rows)} queries are here, one must leave before another joins"
+            raise ValueError(msg)
         self._rows[self._rows.index(None)] = Seated(query, sample, self._steps(sample))
 
     def advance(self) -> list[Finished]:
