@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from torch.nn.utils.rnn import PackedSequence
 
-from . import layers
 from . import torch_lstm as vendor
 from .torch_lstm import State
 
@@ -25,7 +24,8 @@ run_padded = torch.compiler.disable(vendor.run_padded, reason=_VENDOR)
 @torch.compiler.disable(reason=_PACKED)  # type: ignore[untyped-decorator]
 def run_packed(lstm: Any, packed: PackedSequence, hx: State | None) -> tuple[PackedSequence, State]:
     """`kernels.LSTM` on a packed sequence."""
-    return layers.run_packed(lstm, packed, hx)
+    found: tuple[PackedSequence, State] = lstm._packed(packed, hx)  # noqa: SLF001 - its own, marked
+    return found
 
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]

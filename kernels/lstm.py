@@ -92,6 +92,7 @@ class LSTM(nn.RNNBase):
     weight_storage: str = "fp32"
     choices: tuple[Choice, ...] = ()
     weight_ih_l0: Tensor
+    _packed = layers.run_packed
 
     def __init__(  # noqa: PLR0913, PLR0917 - torch.nn.LSTM's
         self,
@@ -170,7 +171,7 @@ class LSTM(nn.RNNBase):
             if torch.compiler.is_compiling():
                 found: tuple[PackedSequence, State] = _way().run_packed(self, input, hx)
                 return found
-            return layers.run_packed(self, input, hx)
+            return self._packed(input, hx)
         if input.dim() not in {2, 3}:
             msg = f"LSTM: Expected input to be 2D or 3D, got {input.dim()}D instead"
             raise ValueError(msg)

@@ -80,8 +80,8 @@ def neighbours(lstm, x, state, resets, right=rows_module._stepped):
 
 def stale(_, stage, queries):
     """Start the next LSTM from where it is."""
-    for _, seated in queries:
-        seated.stage, seated.step = stage, 0
+    for _, holder in queries:
+        holder.stage, holder.step = stage, 0
 
 
 @pytest.mark.parametrize("variant", ["reference", "cpu-fused"])

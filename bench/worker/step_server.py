@@ -7,7 +7,7 @@ import socket
 import threading
 import time
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from bench.gate import batched
@@ -76,7 +76,7 @@ class StepServer(Server):
         return StepRows(self.executable.model, prepared, self.library.lengths, count)
 
     @contextlib.contextmanager
-    def settings(self) -> Any:
+    def settings(self) -> Iterator[None]:
         """Everything that holds while steps are taken."""
         with self.executable.context(), self.executable.casting():
             yield

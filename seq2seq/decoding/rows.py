@@ -22,7 +22,7 @@ State = tuple[Tensor, Tensor]
 
 
 @dataclass
-class Seated:
+class RowHolder:
     """A query in a row: its name, its sample in the batch, where it is, and the steps of each LSTM."""
 
     query: int
@@ -63,7 +63,7 @@ class StepRows:
             raise ValueError(msg)
         self.batch, self.lengths = batch, lengths
         self.computed = self.valid = 0
-        self._rows: list[Seated | None] = [None] * count
+        self._rows: list[RowHolder | None] = [None] * count
         self._states = [_zeros(stream, count, batch.source.device) for stream in self.streams]
         head = self._run(
             len(self.streams) - 1, torch.zeros(count, dtype=torch.int64), torch.ones(count, dtype=torch.bool)
@@ -94,24 +94,24 @@ class StepRows:
         if not self.free:
             msg = f"no row is free: {len(self._rows)} queries are here, one must leave before another joins"
             raise ValueError(msg)
-        self._rows[self._rows.index(None)] = Seated(query, sample, self._steps(sample))
+        self._rows[self._rows.index(None)] = RowHolder(query, sample, self._steps(sample))
 
     def advance(self) -> list[Finished]:
         """Take one step of every query; returns those that are done, whose rows are free again."""
         finished = []
         # Backwards, so that what enters an LSTM waits for the next step.
         for stage in reversed(range(len(self.streams))):
-            here = [(row, seated) for row, seated in enumerate(self._rows) if seated and seated.stage == stage]
+            here = [(row, holder) for row, holder in enumerate(self._rows) if holder and holder.stage == stage]
             if not here:
                 continue
             self._step(stage, here)
             self.computed += len(self._rows)
             self.valid += len(here)
-            done = [(row, seated) for row, seated in here if seated.step == seated.steps[stage]]
+            done = [(row, holder) for row, holder in here if holder.step == holder.steps[stage]]
             if stage + 1 < len(self.streams):
                 self._enter(stage + 1, done)
             else:
-                finished += [self._leave(row, seated) for row, seated in done]
+                finished += [self._leave(row, holder) for row, holder in done]
         return finished
 
     def _steps(self, sample: int) -> tuple[int, ...]:
@@ -119,14 +119,14 @@ class StepRows:
         own = self.lengths[sample]
         return tuple(own[0] if stream.reads == "source" else own[-1] for stream in self.streams)
 
-    def _step(self, stage: int, here: list[tuple[int, Seated]]) -> None:
+    def _step(self, stage: int, here: list[tuple[int, RowHolder]]) -> None:
         """One step of an LSTM; rows whose query is elsewhere compute what nobody reads."""
         samples, steps = torch.zeros(2, len(self._rows), dtype=torch.int64)
         resets = torch.zeros(len(self._rows), dtype=torch.bool)
-        for row, seated in here:
-            samples[row], steps[row] = seated.sample, seated.step
-            resets[row] = seated.step == 0 and stage == 0
-            seated.step += 1
+        for row, holder in here:
+            samples[row], steps[row] = holder.sample, holder.step
+            resets[row] = holder.step == 0 and stage == 0
+            holder.step += 1
         outputs = self._run(stage, samples, resets, steps)
         if self.streams[stage].head is not None:
             rows = torch.tensor([row for row, _ in here], device=outputs.device)
@@ -141,7 +141,7 @@ class StepRows:
         outputs = _stepped(stream.lstm, x, self._states[stage], resets.to(x.device))
         return outputs if stream.head is None else stream.head(outputs)
 
-    def _enter(self, stage: int, queries: list[tuple[int, Seated]]) -> None:
+    def _enter(self, stage: int, queries: list[tuple[int, RowHolder]]) -> None:
         """Hand the final state of an LSTM to the next one."""
         if not queries:
             return
@@ -150,15 +150,15 @@ class StepRows:
         given: State = tuple(value[:, rows] for value in self._states[stage - 1])  # type: ignore[assignment]
         for value, first in zip(self._states[stage], given if start is None else start(*given), strict=True):
             value[:, rows] = first.to(value.dtype)
-        for _, seated in queries:
-            seated.stage, seated.step = stage, 0
+        for _, holder in queries:
+            holder.stage, holder.step = stage, 0
 
-    def _leave(self, row: int, seated: Seated) -> Finished:
+    def _leave(self, row: int, holder: RowHolder) -> Finished:
         """Free a row; the results are copies, since the next query writes where they lie."""
         self._rows[row] = None
         hidden, cell = (value[:, row : row + 1].clone() for value in self._states[-1])
-        outputs = self._outputs[row : row + 1, : seated.steps[-1]].clone()
-        return Finished(seated.query, {"outputs": outputs, "hidden": hidden, "cell": cell})
+        outputs = self._outputs[row : row + 1, : holder.steps[-1]].clone()
+        return Finished(holder.query, {"outputs": outputs, "hidden": hidden, "cell": cell})
 
 
 def _zeros(stream: StreamedLSTM, count: int, device: torch.device) -> State:
