@@ -128,7 +128,8 @@ def check_rows(rows: StepRows, run: Run, library: QueryLibrary, parity_limit: fl
     order = random.Random(seed)  # noqa: S311 - a choice of queries
     count = min(MOST_ALONE, 2 * rows.free + 1)
     samples = [order.randrange(len(library.lengths)) for _ in range(count)]
-    waiting, found = list(enumerate(samples)), {}
+    waiting = list(enumerate(samples))
+    found: dict[int, Mapping[str, Tensor]] = {}
     while waiting or rows.active:
         joining = order.randint(0 if rows.active else 1, rows.free) if waiting else 0
         for query, sample in waiting[:joining]:
