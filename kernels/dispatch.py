@@ -32,6 +32,7 @@ CPU = "cpu-fused"
 #: What may be asked for. `triton` is the fastest of the modules above; `loop` is torch operations, step by step; and
 #: `vendor` is torch's own LSTM (cuDNN, oneDNN or ATen), which is not a recurrence: `kernels.LSTM` alone can run it.
 IMPLEMENTATIONS = ("auto", "triton", *MODULES, CPU, "loop", "vendor")
+VENDOR_HAS_NO_RESETS = "torch's own LSTM has no resets: no row of it can begin anew in the middle of the steps"
 #: Answers that are kept: a lookup runs at every call, and batches of real data come in many lengths.
 CACHED = 4096
 
@@ -143,6 +144,8 @@ def _choose(
         msg = f"unknown implementation {implementation!r}; known are {', '.join(IMPLEMENTATIONS)}"
         raise ValueError(msg)
     refused = _refusals(problem, backward=backward, interpreted=interpreted)
+    if problem.resets:
+        refused["vendor"] = VENDOR_HAS_NO_RESETS
     if no_vendor:
         refused["vendor"] = "torch's own LSTM cannot be traced, and is not a recurrence: only a module can call it"
     # What cannot serve the backward pass that will follow: better said now than in the middle of it.

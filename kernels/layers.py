@@ -13,20 +13,30 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 from torch.nn import functional
+from torch.nn.utils.rnn import PackedSequence
 
 from . import dispatch, ops
+from . import torch_lstm as vendor
 from .common.fast_path import autocast_dtype, unwatched
-from .common.recurrence import state_dtype
+from .common.recurrence import resets_of, state_dtype
 from .cpu.inference import Prepared
 from .cpu.layer import layer as cpu_layer
-from .torch_lstm import State, valid_mask
+from .lstm_arguments import check_call, check_step, checked_resets, storage_refused
+from .torch_lstm import State, permuted, valid_mask
 
 #: A `kernels.LSTM`, which uses this module.
 LayeredLSTM = Any
 
 
 def run(
-    lstm: LayeredLSTM, x: Tensor, hx: State | None, lengths: Tensor | None, implementation: str, *, batch_first: bool
+    lstm: LayeredLSTM,
+    x: Tensor,
+    hx: State | None,
+    lengths: Tensor | None,
+    implementation: str,
+    resets: Tensor | None = None,
+    *,
+    batch_first: bool,
 ) -> tuple[Tensor, State]:
     """Run all layers through the operator, or by the CPU kernel directly where nothing intercepts operators.
 
@@ -36,15 +46,15 @@ def run(
         hx: h and c, each (num_layers * directions, batch, hidden_size); zeros when None.
         lengths: (batch,) integers; all steps when None.
         implementation: a name of `kernels.dispatch` but `vendor`.
+        resets: bool, the first two dimensions of x: true where a step begins a new sequence; nowhere when None.
         batch_first: order of the first two dimensions.
     """
     dtype = computed_dtype(x)
     tf32 = lstm.tf32(x.device, dtype)
     parameters = [lstm._parameters_of(layer) for layer in range(lstm.num_layers)]  # noqa: SLF001 - it is the module's own part
-    if lengths is not None:
-        # From pageable memory the copy reads its source before the call returns, so none can change it.
-        lengths = lengths.to(torch.int32).to(x.device, non_blocking=True)
-    given = [value for value in (x, *(hx or ()), lengths) if value is not None]
+    directions = 2 if lstm.bidirectional else 1
+    lengths, resets = _masks(x, lengths, resets, directions, batch_first)
+    given = [value for value in (x, *(hx or ()), lengths, resets) if value is not None]
     tensors = [*given, *itertools.chain.from_iterable(itertools.chain.from_iterable(parameters))]
     plain = implementation == dispatch.CPU and unwatched(tensors)
     if lengths is not None and torch.is_grad_enabled() and not plain:
@@ -52,8 +62,7 @@ def run(
         x = torch.where(valid_mask(lengths, x, batch_first), x, 0.0)
     dropped = bool(lstm.dropout) and lstm.training and lstm.num_layers > 1
     if plain and not dropped and not (torch.is_grad_enabled() and any(value.requires_grad for value in tensors)):
-        return _infer(lstm, x, hx, lengths, parameters, batch_first)
-    directions = 2 if lstm.bidirectional else 1
+        return _infer(lstm, x, hx, lengths, resets, parameters, batch_first)
     hidden, cell = [], []
     for layer, own_parameters in enumerate(parameters):
         if layer and lstm.dropout:
@@ -64,7 +73,7 @@ def run(
             h0, c0 = hx[0][own], hx[1][own].to(state_dtype(dtype))
         if plain:
             x, h_n, c_n = cpu_layer(
-                x, own_parameters, h0, c0, lengths, batch_first=batch_first, storage=lstm.weight_storage
+                x, own_parameters, h0, c0, lengths, resets, batch_first=batch_first, storage=lstm.weight_storage
             )
         elif lstm.weight_storage != "fp32":
             raise RuntimeError(storage_refused(lstm.weight_storage))
@@ -79,6 +88,7 @@ def run(
                 batch_first=batch_first,
                 implementation=implementation,
                 tf32=tf32,
+                resets=resets,
             )
         hidden.append(h_n)
         cell.append(c_n.to(h_n.dtype))
@@ -87,11 +97,68 @@ def run(
     return x, (torch.cat(hidden), torch.cat(cell))
 
 
+def run_packed(lstm: LayeredLSTM, packed: PackedSequence, hx: State | None) -> tuple[PackedSequence, State]:
+    """Run a packed batch as a padded one with lengths, and pack the result: no kernel reads packed memory itself.
+
+    The batch stays in its sorted order inside. Data lies steps first, each step's sequences together, which is
+    the padded order with the padding left out: one index list serves both ways.
+    """
+    data, batch_sizes, sorted_indices, unsorted_indices = packed
+    batch, steps = int(batch_sizes[0]), len(batch_sizes)
+    hx = permuted(hx, sorted_indices)
+    check_call(lstm, data, hx, batch, batch_sizes)
+    full = int(batch_sizes[-1]) == batch
+    name = lstm._choose(data, hx, batch, steps, masked=not full)  # noqa: SLF001
+    if name == "vendor":
+        output, state = vendor.run(lstm, data, hx, batch_sizes)
+    elif full:
+        padded, state = run(lstm, data.unflatten(0, (steps, batch)), hx, None, name, batch_first=False)
+        output = padded.flatten(0, 1)
+    else:
+        valid = torch.arange(batch, device=batch_sizes.device) < batch_sizes[:, None]  # (steps, batch)
+        index = valid.flatten().nonzero().squeeze(1).to(data.device)
+        x = data.new_zeros(steps * batch, data.size(1)).index_copy(0, index, data).unflatten(0, (steps, batch))
+        padded, state = run(lstm, x, hx, valid.sum(0), name, batch_first=False)
+        output = padded.flatten(0, 1).index_select(0, index)
+    return PackedSequence(output, batch_sizes, sorted_indices, unsorted_indices), permuted(state, unsorted_indices)
+
+
+def step_through_forward(lstm: LayeredLSTM, x: Tensor, hidden: Tensor, cell: Tensor, resets: Tensor | None) -> Tensor:
+    """Run `step` of a `kernels.LSTM` by its `forward`, where the CPU kernel cannot do it in place."""
+    check_step(lstm, x, hidden, cell)
+    resets = checked_resets(resets, x.shape[:1])
+    h0, c0 = hidden, cell
+    if resets is not None:
+        # For one step this is all of a reset, so it serves whatever runs.
+        rows = resets.to(x.device, non_blocking=True)[:, None]
+        h0, c0 = hidden.masked_fill(rows, 0.0), cell.masked_fill(rows, 0.0)
+    time = 1 if lstm.batch_first else 0
+    output, (h_n, c_n) = lstm.forward(x.unsqueeze(time), (h0, c0))
+    hidden.copy_(h_n)
+    cell.copy_(c_n)
+    found: Tensor = output.squeeze(time)
+    return found
+
+
+def _masks(
+    x: Tensor, lengths: Tensor | None, resets: Tensor | None, directions: int, batch_first: bool
+) -> tuple[Tensor | None, Tensor | None]:
+    """Lengths and resets as kernels take them."""
+    # From pageable memory the copy reads its source before the call returns, so none can change it.
+    if lengths is not None:
+        lengths = lengths.to(torch.int32).to(x.device, non_blocking=True)
+    if resets is not None:
+        resets = resets.to(x.device, non_blocking=True).reshape(x.shape[:2])
+        resets = resets_of(resets.t() if batch_first else resets, lengths, directions)
+    return lengths, resets
+
+
 def _infer(
     lstm: LayeredLSTM,
     x: Tensor,
     hx: State | None,
     lengths: Tensor | None,
+    resets: Tensor | None,
     parameters: Sequence[Sequence[tuple[Tensor, ...]]],
     batch_first: bool,
 ) -> tuple[Tensor, State]:
@@ -101,21 +168,13 @@ def _infer(
     kept = lstm.__dict__.get("_kept")
     found = None
     if kept is not None and lstm._stands(kept):  # noqa: SLF001
-        found = kept[0].run(x, h0, c0, lengths, batch_first=batch_first)
+        found = kept[0].run(x, h0, c0, lengths, resets, batch_first=batch_first)
     if found is None:
         prepared = Prepared(parameters, x.size(2), storage=lstm.weight_storage)
         lstm.__dict__["_kept"] = (prepared, lstm.choices) if prepared.lasting else None
-        found = prepared.run(x, h0, c0, lengths, batch_first=batch_first, fresh=True)
+        found = prepared.run(x, h0, c0, lengths, resets, batch_first=batch_first, fresh=True)
     output, h_n, c_n = cast("tuple[Tensor, Tensor, Tensor]", found)
     return output, (h_n, c_n)
-
-
-def storage_refused(storage: str) -> str:
-    """Reason why weights that are stored narrower cannot be used in a call."""
-    return (
-        f"weight_storage {storage!r} serves eager inference alone, without autocast, tracing or "
-        "torch.compile; use weight_storage='fp32' there"
-    )
 
 
 def _stacked(parameters: Sequence[tuple[Tensor, ...]]) -> tuple[Tensor, Tensor, Tensor | None]:

@@ -20,8 +20,17 @@ from .common.recurrence import Problem, on_device
 from .cpu import fused
 from .cpu.inference import Prepared
 from .dispatch import IMPLEMENTATIONS, Choice
-from .lstm_arguments import Lengths, batched_state, check_call, check_options, check_step, checked_lengths
-from .torch_lstm import State, permuted
+from .lstm_arguments import (
+    NO_RESETS_WITH_PROJECTIONS,
+    Lengths,
+    batched_state,
+    check_call,
+    check_options,
+    checked_lengths,
+    checked_resets,
+    refuse_export,
+)
+from .torch_lstm import State
 
 
 class LSTM(nn.RNNBase):
@@ -83,6 +92,7 @@ class LSTM(nn.RNNBase):
     weight_storage: str = "fp32"
     choices: tuple[Choice, ...] = ()
     weight_ih_l0: Tensor
+    _packed = layers.run_packed
 
     def __init__(  # noqa: PLR0913, PLR0917 - torch.nn.LSTM's
         self,
@@ -124,6 +134,7 @@ class LSTM(nn.RNNBase):
         input: Tensor | PackedSequence,  # noqa: A002 - torch.nn.LSTM's name
         hx: State | None = None,
         lengths: Lengths | None = None,
+        resets: Tensor | None = None,
     ) -> tuple[Any, State]:
         """Run all layers and directions.
 
@@ -137,6 +148,10 @@ class LSTM(nn.RNNBase):
                 what the input holds does not count. Values are checked on a CPU alone, and not while compiling or
                 under vmap; elsewhere, what is larger than the steps counts as all of them. To capture a CUDA graph,
                 give them on the GPU: a copy from the CPU would be captured with its values.
+            resets: bool, shaped as the input without features: true where a step is the first of a new sequence
+                (TorchRL's `is_init`). Before it h and c of that row become zero in all layers, and no gradient passes:
+                the results are those of each part alone, also of the backward direction, which comes out of a part at
+                its first step. Not looked at past a length. `cpu-fused`, `cell` and `loop` serve it.
 
         Returns:
             Output, shaped and packed as the input with directions * hidden_size features, and the final h and c.
@@ -145,13 +160,13 @@ class LSTM(nn.RNNBase):
             TypeError, ValueError, RuntimeError: as `torch.nn.LSTM` for wrong shapes and types; for wrong lengths; for
                 a kernel asked for by name that does not serve this call.
         """
-        if lengths is None and not torch.compiler.is_compiling():
+        if lengths is None and resets is None and not torch.compiler.is_compiling():
             at_once = self._at_once(input, hx)
             if at_once is not None:
                 return at_once
         if isinstance(input, PackedSequence):
-            if lengths is not None:
-                msg = "a PackedSequence brings its own lengths; give lengths with a padded tensor only"
+            if lengths is not None or resets is not None:
+                msg = "a PackedSequence brings its own lengths; give lengths and resets with a padded tensor only"
                 raise ValueError(msg)
             if torch.compiler.is_compiling():
                 found: tuple[PackedSequence, State] = _way().run_packed(self, input, hx)
@@ -170,9 +185,11 @@ class LSTM(nn.RNNBase):
             msg = "Expected sequence length to be larger than 0 in RNN"
             raise RuntimeError(msg)
         valid = checked_lengths(lengths, x.size(batch_dim), x.size(1 - batch_dim))
-        name = self._choose(x, hx, x.size(batch_dim), x.size(1 - batch_dim), masked=valid is not None)
+        resets = checked_resets(resets, input.shape[:-1])
+        anew = resets is not None
+        name = self._choose(x, hx, x.size(batch_dim), x.size(1 - batch_dim), masked=valid is not None, resets=anew)
         if name != "vendor":
-            output, state = layers.run(self, x, hx, valid, name, batch_first=self.batch_first)
+            output, state = layers.run(self, x, hx, valid, name, resets, batch_first=self.batch_first)
         elif valid is None:
             output, state = _way().run(self, x, hx)
         else:
@@ -181,7 +198,7 @@ class LSTM(nn.RNNBase):
             return output, state
         return output.squeeze(batch_dim), (state[0].squeeze(1), state[1].squeeze(1))
 
-    def step(self, input: Tensor, state: State) -> Tensor:  # noqa: A002 - as forward's
+    def step(self, input: Tensor, state: State, resets: Tensor | None = None) -> Tensor:  # noqa: A002 - as forward's
         """One step of all layers, their state updated in place: what a loop that generates calls, without gradients.
 
         On a CPU with `cpu-fused` all layers are one call of the kernel. Everything else goes through `forward`, and the
@@ -192,34 +209,29 @@ class LSTM(nn.RNNBase):
             input: (batch, input_size).
             state: h and c, each (num_layers, batch, hidden_size) in memory of its own; overwritten. torch's version
                 counters see that, as they see any change in place.
+            resets: (batch,) bool: rows that begin a new sequence, whose state becomes zero before the step; for servers
+                whose rows join and leave.
 
         Returns:
             Output (batch, hidden_size), which is h of the last layer, in memory of its own.
 
         Raises:
-            ValueError: for a bidirectional module, input that is not 2-D, and h and c in the same memory.
+            TypeError: for resets that are not bool.
+            ValueError: for a bidirectional module, input that is not 2-D, h and c in the same memory, and resets of
+                another shape.
             RuntimeError: where gradients would be needed; and as `forward`.
         """
         hidden, cell = state
         if not torch.compiler.is_compiling():
             kept = self.__dict__.get("_kept")
-            if kept is not None and kept[0].takes(input, state, step=True) and self._stands(kept):
-                found: Tensor | None = kept[0].step(input, hidden, cell)
+            if kept is not None and kept[0].takes(input, state, resets, step=True) and self._stands(kept):
+                found: Tensor | None = kept[0].step(input, hidden, cell, resets)
                 if found is not None:
                     self.__dict__["choices"] = kept[1]
                     return found
-        return self._step_through_forward(input, hidden, cell)
+        return layers.step_through_forward(self, input, hidden, cell, resets)
 
-    def _step_through_forward(self, x: Tensor, hidden: Tensor, cell: Tensor) -> Tensor:
-        check_step(self, x, hidden, cell)
-        time = 1 if self.batch_first else 0
-        output, (h_n, c_n) = self.forward(x.unsqueeze(time), (hidden, cell))
-        hidden.copy_(h_n)
-        cell.copy_(c_n)
-        found: Tensor = output.squeeze(time)
-        return found
-
-    def explain(
+    def explain(  # noqa: PLR0913 - what decides
         self,
         batch: int,
         steps: int,
@@ -228,6 +240,7 @@ class LSTM(nn.RNNBase):
         device: torch.device | str | None = None,
         training: bool | None = None,
         masked: bool = False,
+        resets: bool = False,
         step: bool = False,
     ) -> Choice:
         """Explain what would run for a batch, without running it.
@@ -239,15 +252,17 @@ class LSTM(nn.RNNBase):
             device: of the input; that of the weights when None.
             training: whether gradients will be needed; `self.training` when None.
             masked: whether sequences differ in length.
-            step: whether it is a call of `step`.
+            resets: whether rows begin anew in the middle of the steps.
+            step: whether it is a call of `step`, which serves resets whatever runs.
 
         Raises:
             RuntimeError, ValueError: when the implementation asked for by name cannot run there.
         """
         weight = self.weight_ih_l0
         where = weight.device if device is None else torch.device(device)
-        saves = self.training if training is None else training
-        choice = self._choice(where, dtype or weight.dtype, batch, steps, saves=saves and not step, masked=masked)
+        saves = (self.training if training is None else training) and not step
+        kind = dtype or weight.dtype
+        choice = self._choice(where, kind, batch, steps, saves=saves, masked=masked, resets=resets and not step)
         if step and choice.implementation != dispatch.CPU:
             reason = f"{choice.reason}; step goes through forward and copies the state, which cpu-fused alone does not"
             choice = dataclasses.replace(choice, reason=reason)
@@ -284,9 +299,19 @@ class LSTM(nn.RNNBase):
         raise TypeError(msg)
 
     def _choice(
-        self, device: torch.device, dtype: torch.dtype, batch: int, steps: int, *, saves: bool, masked: bool
+        self,
+        device: torch.device,
+        dtype: torch.dtype,
+        batch: int,
+        steps: int,
+        *,
+        saves: bool,
+        masked: bool,
+        resets: bool,
     ) -> Choice:
         if self.proj_size:
+            if resets:
+                raise ValueError(NO_RESETS_WITH_PROJECTIONS)
             reason = "no kernel has projections, so proj_size goes to torch's own LSTM"
             return Choice("vendor", reason, dict.fromkeys(IMPLEMENTATIONS[1:-1], "has no projections (proj_size)"))
         problem = Problem(
@@ -299,39 +324,39 @@ class LSTM(nn.RNNBase):
             saves,
             masked,
             self.tf32(device, dtype),
+            resets=resets,
         )
         choice = dispatch.choose(on_device(problem, device), self.implementation)
         if self.weight_storage != "fp32":
             choice = dataclasses.replace(choice, instructions=fused.instructions(self.weight_storage))
         return choice
 
-    def _choose(self, x: Tensor, hx: State | None, batch: int, steps: int, *, masked: bool) -> str:
+    def _choose(
+        self, x: Tensor, hx: State | None, batch: int, steps: int, *, masked: bool, resets: bool = False
+    ) -> str:
         """Name of what runs; all layers are the same problem. Keeps the choice for later calls."""
         if exported():
-            self._refuse_export(masked=masked)
+            refuse_export(self.weight_storage, masked=masked, resets=resets)
             choice = Choice("vendor", "a trace or an ONNX file holds torch's own LSTM", {})
             self.__dict__["choices"] = (choice,) * self.num_layers
             return "vendor"
         if torch.compiler.is_compiling():
             # Sizes may be symbols here, so `auto` is resolved when the operator runs.
-            return "vendor" if self.proj_size else self.implementation
+            name = "vendor" if self.proj_size else self.implementation
+            if resets and name == "vendor":
+                raise ValueError(NO_RESETS_WITH_PROJECTIONS if self.proj_size else dispatch.VENDOR_HAS_NO_RESETS)
+            return name
         saves = torch.is_grad_enabled() and (
             x.requires_grad
             or any(parameter.requires_grad for parameter in self.parameters())
             or (hx is not None and (hx[0].requires_grad or hx[1].requires_grad))
         )
-        choice = self._choice(x.device, layers.computed_dtype(x), batch, steps, saves=saves, masked=masked)
+        choice = self._choice(
+            x.device, layers.computed_dtype(x), batch, steps, saves=saves, masked=masked, resets=resets
+        )
         # Not by nn.Module's own __setattr__, which takes longer than all of the above.
         self.__dict__["choices"] = (choice,) * self.num_layers
         return choice.implementation
-
-    def _refuse_export(self, *, masked: bool) -> None:
-        """Raise for what a trace or an ONNX file cannot hold."""
-        if self.weight_storage != "fp32":
-            raise RuntimeError(layers.storage_refused(self.weight_storage))
-        if masked and torch.compiler.is_compiling():
-            msg = "kernels.LSTM with lengths cannot be exported by torch.onnx.export(dynamo=True); pass dynamo=False"
-            raise RuntimeError(msg)
 
     def tf32(self, device: torch.device, dtype: torch.dtype) -> bool:
         """Return whether the recurrence rounds its float32 factors to TF32 there."""
@@ -362,31 +387,6 @@ class LSTM(nn.RNNBase):
         kinds = ("weight_ih", "weight_hh", "bias_ih", "bias_hh") if self.bias else ("weight_ih", "weight_hh")
         names = [f"l{layer}", f"l{layer}_reverse"][: 2 if self.bidirectional else 1]
         return [tuple(getattr(self, f"{kind}_{name}") for kind in kinds) for name in names]
-
-    def _packed(self, packed: PackedSequence, hx: State | None) -> tuple[PackedSequence, State]:
-        """Run a packed batch as a padded one with lengths, and pack the result: no kernel reads packed memory itself.
-
-        The batch stays in its sorted order inside. Data lies steps first, each step's sequences together, which is
-        the padded order with the padding left out: one index list serves both ways.
-        """
-        data, batch_sizes, sorted_indices, unsorted_indices = packed
-        batch, steps = int(batch_sizes[0]), len(batch_sizes)
-        hx = permuted(hx, sorted_indices)
-        check_call(self, data, hx, batch, batch_sizes)
-        full = int(batch_sizes[-1]) == batch
-        name = self._choose(data, hx, batch, steps, masked=not full)
-        if name == "vendor":
-            output, state = vendor.run(self, data, hx, batch_sizes)
-        elif full:
-            padded, state = layers.run(self, data.unflatten(0, (steps, batch)), hx, None, name, batch_first=False)
-            output = padded.flatten(0, 1)
-        else:
-            valid = torch.arange(batch, device=batch_sizes.device) < batch_sizes[:, None]  # (steps, batch)
-            index = valid.flatten().nonzero().squeeze(1).to(data.device)
-            x = data.new_zeros(steps * batch, data.size(1)).index_copy(0, index, data).unflatten(0, (steps, batch))
-            padded, state = layers.run(self, x, hx, valid.sum(0), name, batch_first=False)
-            output = padded.flatten(0, 1).index_select(0, index)
-        return PackedSequence(output, batch_sizes, sorted_indices, unsorted_indices), permuted(state, unsorted_indices)
 
 
 def _way() -> Any:

@@ -11,13 +11,14 @@ from torch import Tensor, nn
 from .common.fast_path import autocast_dtype
 from .common.recurrence import state_dtype
 from .cpu.packing import STORAGE
-from .dispatch import CPU, IMPLEMENTATIONS
+from .dispatch import CPU, IMPLEMENTATIONS, VENDOR_HAS_NO_RESETS
 from .torch_lstm import State
 
 PRECISIONS = ("ieee", "tf32")
 INTEGERS = frozenset(
     {torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.uint16, torch.uint32, torch.uint64}
 )
+NO_RESETS_WITH_PROJECTIONS = f"no kernel has projections (proj_size), and {VENDOR_HAS_NO_RESETS}; use proj_size=0"
 #: Lengths as a caller may give them: a tensor, a NumPy array, or a sequence of Python's integers.
 Lengths = Tensor | Sequence[int]
 
@@ -140,6 +141,48 @@ def checked_lengths(lengths: Lengths | None, batch: int, steps: int) -> Tensor |
         msg = f"lengths lie between {least} and {most}, expected 0 to the {steps} steps of the input"
         raise ValueError(msg)
     return None if least == steps else lengths
+
+
+def storage_refused(storage: str) -> str:
+    """Reason why weights that are stored narrower cannot be used in a call."""
+    return (
+        f"weight_storage {storage!r} serves eager inference alone, without autocast, tracing or "
+        "torch.compile; use weight_storage='fp32' there"
+    )
+
+
+def refuse_export(weight_storage: str, *, masked: bool, resets: bool) -> None:
+    """Raise RuntimeError for what a trace or an ONNX file cannot hold."""
+    if weight_storage != "fp32":
+        raise RuntimeError(storage_refused(weight_storage))
+    if resets:
+        msg = f"a trace or an ONNX file holds torch's own LSTM; {VENDOR_HAS_NO_RESETS}; use torch.export"
+        raise RuntimeError(msg)
+    if masked and torch.compiler.is_compiling():
+        msg = "kernels.LSTM with lengths cannot be exported by torch.onnx.export(dynamo=True); pass dynamo=False"
+        raise RuntimeError(msg)
+
+
+def checked_resets(resets: Tensor | None, shape: Sequence[int]) -> Tensor | None:
+    """The mask of steps that begin a new sequence, if there is one.
+
+    Raises:
+        TypeError: for what is no tensor of bool.
+        ValueError: for another shape.
+    """
+    if resets is None:
+        return None
+    if not isinstance(resets, Tensor) or resets.dtype != torch.bool:
+        kind = f"a tensor of {resets.dtype}" if isinstance(resets, Tensor) else f"a {type(resets).__name__}"
+        msg = f"resets are {kind}, expected a tensor of torch.bool that is true where a new sequence begins"
+        raise TypeError(msg)
+    if resets.shape != torch.Size(shape):
+        msg = (
+            f"resets have shape {tuple(resets.shape)}, expected {tuple(shape)}, the input's without features; for "
+            "TorchRL's is_init, which has one dimension more: is_init.squeeze(-1)"
+        )
+        raise ValueError(msg)
+    return resets
 
 
 def _plain(lengths: Tensor) -> bool:

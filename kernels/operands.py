@@ -47,6 +47,7 @@ def check_forward(
     h0: Tensor | None,
     c0: Tensor | None,
     lengths: Tensor | None,
+    resets: Tensor | None,
     batch_first: bool,
 ) -> None:
     """Refuse wrong arguments: kernels trust shapes and types, and would reach into other memory."""
@@ -61,6 +62,7 @@ def check_forward(
         h0=(h0, state, dtype),
         c0=(c0, state, state_dtype(dtype)),
         lengths=(lengths, (batch,), torch.int32),
+        resets=(resets, (directions, steps, batch), torch.bool),
     )
     if not steps:
         msg = f"gates_input is {tuple(gates_input.shape)}, expected at least one step"
@@ -74,6 +76,7 @@ def check_backward(
     weight_hh: Tensor,
     c0: Tensor | None,
     lengths: Tensor | None,
+    resets: Tensor | None,
     gates: Tensor,
     cells: Tensor,
     batch_first: bool,
@@ -90,6 +93,7 @@ def check_backward(
         weight_hh=(weight_hh, (directions, 4 * hidden, hidden), dtype),
         c0=(c0, state, wide),
         lengths=(lengths, (batch,), torch.int32),
+        resets=(resets, (directions, steps, batch), torch.bool),
         gates=(gates, (steps, batch, directions, 4 * hidden), dtype),
         cells=(cells, (steps, batch, directions, hidden), wide),
     )

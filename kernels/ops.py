@@ -18,9 +18,10 @@ from torch.autograd import forward_ad
 
 from . import dispatch
 from .common.fast_path import DEVICES, autocast_dtype, unwatched
-from .common.recurrence import NO_DOUBLE_BACKWARD, Backward, Forward, hidden_before, state_dtype
+from .common.recurrence import NO_DOUBLE_BACKWARD, Backward, Forward, state_dtype
 from .common.transforms import batched, looped, over_batched, transformed
 from .operands import Outputs, check_backward, check_forward, empty_gradients, outputs, rows, time_first
+from .weight_gradient import weight_gradient
 
 #: Of the operators: the package that brings them, so that a checkout and an installation may meet in one process.
 NAMESPACE = str(__package__)
@@ -36,6 +37,7 @@ def recurrence(
     batch_first: bool,
     implementation: str,
     tf32: bool,
+    resets: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """`lstm_forward` by the shortest way there is; keeps what a backward pass needs where one can follow.
 
@@ -46,14 +48,14 @@ def recurrence(
     Returns:
         Output, h_n and c_n, as `lstm_forward` does for the same arguments.
     """
-    tensors = [value for value in (gates_input, weight_hh, h0, c0, lengths) if value is not None]
+    tensors = [value for value in (gates_input, weight_hh, h0, c0, lengths, resets) if value is not None]
     save = torch.is_grad_enabled() and any(value.requires_grad for value in tensors)
     run: Any = _Recurrence.apply if save else _run_forward
     if not unwatched(tensors, autocast=True):
         _refuse_tangents(tensors)
         if not transformed():
             output, h_n, c_n, _, _ = lstm_forward(
-                gates_input, weight_hh, h0, c0, lengths, batch_first, save, implementation, tf32
+                gates_input, weight_hh, h0, c0, lengths, batch_first, save, implementation, tf32, resets
             )
             return output, h_n, c_n
         # The operator's own gradients are of a kind that torch.func cannot see into. And they may be asked for at a
@@ -62,7 +64,7 @@ def recurrence(
     dtype = autocast_dtype(gates_input.device)
     cast = _cast(dtype, gates_input, weight_hh, h0, c0)
     with contextlib.nullcontext() if dtype is None else _without_autocast(gates_input.device.type):
-        output, h_n, c_n, _, _ = run(*cast, lengths, batch_first, save, implementation, tf32)
+        output, h_n, c_n, _, _ = run(*cast, lengths, batch_first, save, implementation, tf32, resets)
     return output, h_n, c_n
 
 
@@ -86,6 +88,7 @@ def lstm_forward(
     save: bool,
     implementation: str,
     tf32: bool,
+    resets: Tensor | None = None,
 ) -> Outputs:
     """Run one layer's recurrence in one direction or both.
 
@@ -100,13 +103,15 @@ def lstm_forward(
         save: keep what the backward pass needs.
         implementation: a name of `kernels.dispatch`, or `auto`.
         tf32: whether float32 products may round their factors to TF32.
+        resets: (directions, steps, batch) bool on the same device: steps before which h and c of a row become zero
+            (`kernels.common.recurrence.resets_of`); nowhere when None.
 
     Returns:
         output (batch, steps, directions * hidden_size), or with steps first; h and c of the last steps, each
         (directions, batch, hidden_size), c float32; then gates (steps, batch, directions, 4 * hidden_size) and cells
         (steps, batch, directions, hidden_size), both empty unless `save`.
     """
-    return _run_forward(gates_input, weight_hh, h0, c0, lengths, batch_first, save, implementation, tf32)
+    return _run_forward(gates_input, weight_hh, h0, c0, lengths, batch_first, save, implementation, tf32, resets)
 
 
 def _run_forward(
@@ -119,8 +124,9 @@ def _run_forward(
     save: bool,
     implementation: str,
     tf32: bool,
+    resets: Tensor | None = None,
 ) -> Outputs:
-    check_forward(gates_input, weight_hh, h0, c0, lengths, batch_first)
+    check_forward(gates_input, weight_hh, h0, c0, lengths, resets, batch_first)
     output, h_n, c_n, gates, cells = outputs(gates_input, weight_hh, batch_first, save)
     args = Forward(
         gates_input=time_first(rows(gates_input), batch_first),
@@ -134,6 +140,7 @@ def _run_forward(
         gates=gates if save else None,
         cells=cells if save else None,
         tf32=tf32,
+        resets=None if resets is None else resets.contiguous(),
     )
     # Nothing to write, and no kernel takes an empty grid.
     if h_n.numel():
@@ -152,8 +159,9 @@ def _(
     save: bool,
     implementation: str,
     tf32: bool,
+    resets: Tensor | None = None,
 ) -> Outputs:
-    del h0, c0, lengths, implementation, tf32
+    del h0, c0, lengths, implementation, tf32, resets
     return outputs(gates_input, weight_hh, batch_first, save)
 
 
@@ -170,6 +178,7 @@ def lstm_backward(
     batch_first: bool,
     implementation: str,
     tf32: bool,
+    resets: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of `lstm_forward` along the recurrence; shapes as there.
 
@@ -177,7 +186,7 @@ def lstm_backward(
         Gradients of `gates_input` (zero past the lengths), of h0 and of c0.
     """
     return _run_backward(
-        grad_output, grad_h_n, grad_c_n, weight_hh, c0, lengths, gates, cells, batch_first, implementation, tf32
+        grad_output, grad_h_n, grad_c_n, weight_hh, c0, lengths, gates, cells, batch_first, implementation, tf32, resets
     )
 
 
@@ -193,8 +202,9 @@ def _run_backward(
     batch_first: bool,
     implementation: str,
     tf32: bool,
+    resets: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    check_backward(grad_output, grad_h_n, grad_c_n, weight_hh, c0, lengths, gates, cells, batch_first)
+    check_backward(grad_output, grad_h_n, grad_c_n, weight_hh, c0, lengths, resets, gates, cells, batch_first)
     grad_gates, grad_h0, grad_c0 = empty_gradients(gates, cells, batch_first)
     args = Backward(
         weight_hh=weight_hh.contiguous(),
@@ -209,6 +219,7 @@ def _run_backward(
         grad_h0=grad_h0,
         grad_c0=grad_c0,
         tf32=tf32,
+        resets=None if resets is None else resets.contiguous(),
     )
     if grad_h0.numel():
         dispatch.backward(args, implementation)
@@ -228,16 +239,17 @@ def _(
     batch_first: bool,
     implementation: str,
     tf32: bool,
+    resets: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    del grad_output, grad_h_n, grad_c_n, weight_hh, c0, lengths, implementation, tf32
+    del grad_output, grad_h_n, grad_c_n, weight_hh, c0, lengths, implementation, tf32, resets
     return empty_gradients(gates, cells, batch_first)
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    _, weight_hh, h0, c0, lengths, batch_first, save, implementation, tf32 = inputs
+    _, weight_hh, h0, c0, lengths, batch_first, save, implementation, tf32, resets = inputs
     out, _, _, gates, cells = output
     ctx.mark_non_differentiable(gates, cells)
-    ctx.save_for_backward(weight_hh, h0, c0, lengths, out, gates, cells)
+    ctx.save_for_backward(weight_hh, h0, c0, lengths, resets, out, gates, cells)
     ctx.batch_first, ctx.save, ctx.implementation, ctx.tf32 = batch_first, save, implementation, tf32
     ctx.set_materialize_grads(False)
 
@@ -251,7 +263,7 @@ def _backward(ctx: Any, grad_output: Tensor | None, grad_h_n: Tensor | None, gra
     options = ctx.batch_first, ctx.implementation, ctx.tf32, ctx.needs_input_grad[1]
     many = not torch.compiler.is_compiling() and batched(given)
     run: Any = functools.partial(over_batched, _gradients) if many else _gradients
-    return *run(*given, *ctx.saved_tensors, *options), None, None, None, None, None
+    return *run(*given, *ctx.saved_tensors, *options), None, None, None, None, None, None
 
 
 def _gradients(
@@ -262,6 +274,7 @@ def _gradients(
     h0: Tensor | None,
     c0: Tensor | None,
     lengths: Tensor | None,
+    resets: Tensor | None,
     output: Tensor,
     gates: Tensor,
     cells: Tensor,
@@ -278,35 +291,13 @@ def _gradients(
     direct = not torch.is_grad_enabled() and unwatched([*given, weight_hh, gates])
     run: Any = _RecurrenceGradients.apply if transformed() else _run_backward if direct else lstm_backward
     grad_gates, grad_h0, grad_c0 = run(
-        grad_output, grad_h_n, grad_c_n, weight_hh, c0, lengths, gates, cells, batch_first, implementation, tf32
+        grad_output, grad_h_n, grad_c_n, weight_hh, c0, lengths, gates, cells, batch_first, implementation, tf32, resets
     )
     grad_weight = None
     if weight_needs:
-        grad_weight = _weight_gradient(
-            grad_gates, output.unflatten(2, (weight_hh.size(0), -1)), h0, lengths, batch_first
-        )
+        outputs_of = output.unflatten(2, (weight_hh.size(0), -1))
+        grad_weight = weight_gradient(grad_gates, outputs_of, h0, lengths, resets, batch_first)
     return grad_gates, grad_weight, None if h0 is None else grad_h0, None if c0 is None else grad_c0
-
-
-def _weight_gradient(
-    grad_gates: Tensor, output: Tensor, h0: Tensor | None, lengths: Tensor | None, batch_first: bool
-) -> Tensor:
-    """Gradient of weight_hh, (D, 4H, H): at every step the gates' gradient times the h before it.
-
-    Args:
-        grad_gates: (B, T, D, 4H) if `batch_first`, else (T, B, D, 4H); zero past the lengths.
-        output: (B, T, D, H), or with steps first; zero past the lengths.
-        h0: (D, B, H), or None for zeros.
-        lengths: (B,), or None.
-        batch_first: order of the first two dimensions.
-    """
-    flat = grad_gates.flatten(0, 1)
-    gradients = []
-    for direction in range(output.size(2)):
-        own = None if h0 is None else h0[direction]
-        before = hidden_before(output[:, :, direction], own, lengths, batch_first, reverse=direction == 1)
-        gradients.append(flat[:, direction].t() @ before.flatten(0, 1))
-    return torch.stack(gradients)
 
 
 lstm_forward.register_autograd(_backward, setup_context=_setup_context)

@@ -42,8 +42,9 @@ def recurrences(
     dtypes: tuple[torch.dtype, ...] = (torch.float32, torch.float16),
     batch: st.SearchStrategy[int] = st.sampled_from([1, 3, 17]),  # noqa: B008 - strategies are values
     steps: st.SearchStrategy[int] = st.sampled_from([1, 2, 5]),  # noqa: B008
+    resets: st.SearchStrategy[bool] = st.just(False),  # noqa: B008
 ) -> Sizes:
-    """Odd sizes, one direction or both, with and without lengths and initial states, in either memory order."""
+    """Odd sizes, one direction or both, with and without lengths, resets and initial states, in either memory order."""
     rows, length = draw(batch), draw(steps)
     return Sizes(
         batch=rows,
@@ -55,6 +56,7 @@ def recurrences(
         state=draw(st.booleans()),
         batch_first=draw(st.booleans()),
         seed=draw(st.integers(0, 2**16)),
+        resets=draw(resets),
     )
 
 

@@ -112,7 +112,7 @@ def test_a_step_is_its_arithmetic(  # noqa: PLR0913, PLR0917 - what hypothesis d
 
 @pytest.mark.parametrize(("target", "storage"), KEPT)
 @pytest.mark.parametrize("threads", [1, 2, 3])
-@given(sizes=recurrences(hidden=HIDDEN, dtypes=(torch.float32,), batch=st.integers(1, 20)))
+@given(sizes=recurrences(hidden=HIDDEN, dtypes=(torch.float32,), batch=st.integers(1, 20), resets=st.booleans()))
 def test_a_recurrence_errs_by_its_rounding(target: str, storage: str, threads: int, sizes: Sizes) -> None:
     """Over steps, lengths, directions and memory orders, in memory filled with NaN, errors stay those of rounding."""
     with built_for(target, threads):

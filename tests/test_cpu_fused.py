@@ -36,6 +36,7 @@ PROBLEMS = recurrences(
     hidden=st.sampled_from([1, 5, 15, 16, 17, 33, 64, 70, 130]),
     dtypes=(torch.float32,),
     batch=st.sampled_from([1, 2, 3, 6, 7, 8, 17, 33]),
+    resets=st.booleans(),
 )
 
 
@@ -190,11 +191,11 @@ def test_lengths_beyond_the_steps_reach_no_other_memory() -> None:
     lstm, x = LSTM(3, 5, bidirectional=True), torch.randn(4, 2, 3)
     flat = list(lstm.parameters())
     with torch.no_grad():
-        output, _, _, gates, cells = layer._forward(x, [flat[:4], flat[4:]], None, None, None, batch_first=False)  # type: ignore[list-item]
+        output, _, _, gates, cells = layer._forward(x, [flat[:4], flat[4:]], None, None, None, None, batch_first=False)  # type: ignore[list-item]
         room = torch.full((5, 2, 10), float("nan"))
         room[:4] = output
-        given = x, None, None, torch.full((2,), 2**30, dtype=torch.int32), room[:4], gates, cells
-        found = layer._gradients(torch.ones(4, 2, 10), None, None, *given, False, 2, [True] * 14, *flat)
+        given = x, None, None, torch.full((2,), 2**30, dtype=torch.int32), None, room[:4], gates, cells
+        found = layer._gradients(torch.ones(4, 2, 10), None, None, *given, False, 2, [True] * 15, *flat)
     expected = torch.autograd.grad(lstm(x)[0].sum(), flat)
     torch.testing.assert_close(found[3:], expected)
 
@@ -240,16 +241,33 @@ _THROUGH = "passes through.\n            for (int64_t row = 0; row"
         ),
         ("while (running < count &&", "while (false &&"),
         ("given[a] > given[b]", "given[a] < given[b]"),
+        ("reset(s + 1, after);", ";"),
+        ("reset ? vec{} : sums[r][v]", "sums[r][v]"),
     ],
-    ids=["gates", "tail", "length", "h0", "stale-h", "stale-c", "held-gradient", "late-start", "order"],
+    ids=[
+        "gates",
+        "tail",
+        "length",
+        "h0",
+        "stale-h",
+        "stale-c",
+        "held-gradient",
+        "late-start",
+        "order",
+        "reset",
+        "gradient-past-reset",
+    ],
 )
 def test_a_planted_defect_is_seen(planted: str, instead: str, tmp_path: Path, programs: KernelPrograms) -> None:
     """Each slip that such kernels are known for makes an error far beyond the tolerance, or a crash of its process."""
     code = programs.run(
         "from kernels.cpu import fused\n"
         "from recurrences import Sizes, errors_backward, errors_forward\n"
-        "sizes = Sizes(batch=3, steps=5, hidden=21, lengths=(5, 3, 0))\n"
-        "worst = max(*errors_forward(sizes, fused).values(), *errors_backward(sizes, fused).values())\n"
+        "worst = 0.0\n"
+        "for resets in (False, True):\n"
+        "    sizes = Sizes(batch=3, steps=5, hidden=21, lengths=(5, 3, 0), resets=resets)\n"
+        "    found = *errors_forward(sizes, fused).values(), *errors_backward(sizes, fused).values()\n"
+        "    worst = max(worst, *found)\n"
         "sys.exit(0 if worst < 1e-3 else 7)\n",
         tmp_path,
         source=changed_sources(planted, instead, tmp_path),

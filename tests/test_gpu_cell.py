@@ -37,19 +37,19 @@ from kernels.gpu import cell_kernels as step
 ROOT = Path(__file__).parents[1]
 #: Smaller than any size below in both dimensions, so that there are tiles in the middle and at both ends.
 SMALL = cell.CellConfig(2, 4, 1)
-RAGGED = Sizes(batch=3, steps=4, hidden=6, directions=2, lengths=(4, 0, 2), seed=3)
+RAGGED = Sizes(batch=3, steps=4, hidden=6, directions=2, lengths=(4, 0, 2), seed=3, resets=True)
 HIDDEN = st.sampled_from([1, 5, 16, 33])
 
 
 @settings(max_examples=25)
-@given(sizes=recurrences(hidden=HIDDEN), save=st.booleans())
+@given(sizes=recurrences(hidden=HIDDEN, resets=st.booleans()), save=st.booleans())
 def test_a_forward_pass_is_the_loops(sizes, save):
     """Outputs agree with float64 for any sizes, lengths, states and memory order, whether or not anything is kept."""
     assert_close(errors_forward(sizes, cell, save=save), sizes.dtype)
 
 
 @settings(max_examples=25)
-@given(sizes=recurrences(hidden=HIDDEN), final=st.booleans())
+@given(sizes=recurrences(hidden=HIDDEN, resets=st.booleans()), final=st.booleans())
 def test_a_backward_pass_is_the_loops(sizes, final):
     """Gradients agree with float64, with and without gradients of the final states."""
     assert_close(errors_backward(sizes, cell, final=final), sizes.dtype)
@@ -130,6 +130,11 @@ DEFECTS = {
         "forward", "t = tl.where(direction == 0, step, steps - 1 - step).to(tl.int64)\n    o_state",
         "t = tl.where(direction == 0, step, step).to(tl.int64)\n    o_state",
     ),
+    "h not reset": ("forward", "_load_gates(p_product, recurs,", "_load_gates(p_product, live,"),
+    "c not reset": ("forward", "c_before = tl.where(recurs, c, 0.0)", "c_before = c"),
+    "gradient to the h before a reset": ("backward", "tl.where(recurs, do, 0.0)\n", "do\n"),
+    "gradient to the c before a reset": ("backward", "dc_new = tl.where(recurs, dc_new, 0.0)", "dc_new = dc_new"),
+    "c before a reset, kept": ("backward", "before * s_cells_t, mask=recurs", "before * s_cells_t, mask=live"),
     "forget gate's derivative": ("backward", "df = dc_here * c_before * f *", "df = dc_here * c_before *"),
     "stale c": ("backward", "p_cell + before * s_cells_t", "p_cell + t * s_cells_t"),
     "dc not held": ("backward", "dc_new = tl.where(live, dc_new, dc)", "dc_new = tl.where(live, dc_new, 0.0)"),
@@ -214,8 +219,8 @@ def _one_step(
     h, c_new = gates_input.new_empty(batch, hidden), torch.empty_like(c)
     with cell._on(c):
         cell._forward_launch(
-            cell._chosen(problem, config, backward=False), 0, gates, recurrent, None, c, None, h[None, :, None], None,
-            c_new, None, None,
+            cell._chosen(problem, config, backward=False), 0, gates, recurrent, None, c, None, None,
+            h[None, :, None], None, c_new, None, None,
         )  # fmt: skip
     return h, c_new
 
@@ -295,8 +300,9 @@ assert "not on cpu" in cell.refuses(Problem("cpu", torch.float32, 1, 1, 1), back
 tool = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
 types = torch.float16, torch.bfloat16, torch.float32
 for capability, dtype in itertools.product(json.loads(sys.argv[1]), types):
-    for directions, masked, backward in ((1, False, False), (2, True, False), (1, False, True), (2, True, True)):
-        problem = Problem("cuda", dtype, 64, 50, 1024, directions, True, masked, False, capability, 132)
+    kinds = itertools.product(((1, False, False), (2, True, False), (1, False, True)), (False, True))
+    for (directions, masked, resets), backward in kinds:
+        problem = Problem("cuda", dtype, 64, 50, 1024, directions, True, masked, False, capability, 132, resets=resets)
         for config in cell.configs(problem, backward=backward)[:2]:
             for launch in cell.launches(problem, config, backward=backward):
                 assert list(launch.signature) == launch.kernel.arg_names
@@ -343,7 +349,7 @@ def compiled():
 def test_kernels_compile_without_spilling(compiled, capability):
     """For three generations, in every type: no stack, registers for full occupancy at 8 warps, vectors in memory."""
     rows = [row for row in compiled if row["capability"] == capability]
-    assert len(rows) == 48
+    assert len(rows) == 72
     for row in rows:
         assert row["stack"] == 0, row
         assert row["registers"] <= 64, row

@@ -29,6 +29,7 @@ SIZES = [
     Sizes(batch=1, steps=1, hidden=1, state=False),
     Sizes(batch=2, steps=3, hidden=4, directions=2, lengths=(3, 1), batch_first=True, dtype=torch.float64),
     Sizes(batch=2, steps=3, hidden=4, directions=2, lengths=(0, 2), state=False),
+    Sizes(batch=3, steps=4, hidden=2, directions=2, lengths=(0, 4, 2), dtype=torch.float64, resets=True),
     Sizes(batch=4, steps=2, hidden=3, directions=2, batch_first=True, dtype=torch.float16),
 ]
 
@@ -39,7 +40,18 @@ def arguments(sizes: Sizes, *, save: bool) -> list[Any]:
     gates_input = args.gates_input.nan_to_num()
     # As it lies in memory: batch first, where the sizes say so.
     gates_input = gates_input.transpose(0, 1) if sizes.batch_first else gates_input
-    return [gates_input, args.weight_hh, args.h0, args.c0, args.lengths, sizes.batch_first, save, "loop", False]
+    return [
+        gates_input,
+        args.weight_hh,
+        args.h0,
+        args.c0,
+        args.lengths,
+        sizes.batch_first,
+        save,
+        "loop",
+        False,
+        args.resets,
+    ]
 
 
 def differentiable(values: list[Any]) -> list[Any]:
@@ -64,11 +76,15 @@ def test_backward_passes_opcheck(sizes, final):
     output, h_n, c_n, gates, cells = FORWARD(*values)
     found = [torch.randn_like(value) if value is output or final else None for value in (output, h_n, c_n)]
     torch.library.opcheck(
-        BACKWARD, (*found, values[1], values[3], values[4], gates, cells, sizes.batch_first, "loop", False)
+        BACKWARD, (*found, values[1], values[3], values[4], gates, cells, sizes.batch_first, "loop", False, values[-1])
     )
 
 
-@given(sizes=recurrences(hidden=st.integers(1, 5), dtypes=(torch.float32, torch.float16, torch.float64)))
+@given(
+    sizes=recurrences(
+        hidden=st.integers(1, 5), resets=st.booleans(), dtypes=(torch.float32, torch.float16, torch.float64)
+    )
+)
 def test_fakes_are_like_the_real(sizes):
     """Shapes, types and memory order of results are known before anything is computed."""
     for save in (True, False):
@@ -85,7 +101,7 @@ def weighted(results: Any) -> Tensor:
     return sum((v * torch.linspace(-1, 2, v.numel(), dtype=v.dtype).view(v.shape)).sum() for v in results[:3])
 
 
-@given(sizes=recurrences(hidden=st.integers(1, 5), dtypes=(torch.float32, torch.float64)))
+@given(sizes=recurrences(hidden=st.integers(1, 5), resets=st.booleans(), dtypes=(torch.float32, torch.float64)))
 def test_direct_way_equals_the_operator(sizes):
     """Past the dispatcher, results and gradients are bit for bit those of the operator."""
     found = []
@@ -94,8 +110,9 @@ def test_direct_way_equals_the_operator(sizes):
         if way == "operator":
             results = FORWARD(*values)[:3]
         else:
-            *tensors, batch_first, _, implementation, tf32 = values
-            results = ops.recurrence(*tensors, batch_first=batch_first, implementation=implementation, tf32=tf32)
+            *tensors, batch_first, _, implementation, tf32, resets = values
+            options = {"implementation": implementation, "tf32": tf32, "resets": resets}
+            results = ops.recurrence(*tensors, batch_first=batch_first, **options)
         takes = [v for v in values if isinstance(v, Tensor) and v.requires_grad]
         found.append([*results, *torch.autograd.grad(weighted(results), takes)])
     assert all(torch.equal(*pair) for pair in zip(*found, strict=True))

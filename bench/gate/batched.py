@@ -16,6 +16,7 @@ from torch import Tensor
 
 from bench.gate.tolerance import relative_error
 from seq2seq.data.batch import Batch
+from seq2seq.decoding.rows import StepRows
 
 #: Queries that a check asks alone, at most.
 MOST_ALONE = 48
@@ -111,6 +112,36 @@ def check(run: Run, library: QueryLibrary, largest: int, parity_limit: float, se
                 error = relative_error(_row(name, together[name], row, alone), alone.double())
                 if not error <= worst:
                     worst, where = error, f"{name} of query {row + 1} of {size}, {library.lengths[sample][0]} steps"
+    return Batched(worst, 2 * parity_limit, where)
+
+
+def check_rows(rows: StepRows, run: Run, library: QueryLibrary, parity_limit: float, seed: int) -> Batched:
+    """Ask queries in rows that they join and leave at random steps, each row several times, and whole and alone.
+
+    Args:
+        rows: of the variant, all free.
+        run: the variant on a whole batch.
+        library: what can be asked.
+        parity_limit: that each side may err by.
+        seed: of the queries.
+    """
+    order = random.Random(seed)  # noqa: S311 - a choice of queries
+    count = min(MOST_ALONE, 2 * rows.free + 1)
+    samples = [order.randrange(len(library.lengths)) for _ in range(count)]
+    waiting = list(enumerate(samples))
+    found: dict[int, Mapping[str, Tensor]] = {}
+    while waiting or rows.active:
+        joining = order.randint(0 if rows.active else 1, rows.free) if waiting else 0
+        for query, sample in waiting[:joining]:
+            rows.join(query, sample)
+        del waiting[:joining]
+        found |= {finished.query: finished.results for finished in rows.advance()}
+    worst, where = 0.0, "nothing differs"
+    for query, sample in enumerate(samples):
+        for name, alone in run(library.gather([sample])).items():
+            error = relative_error(found[query][name], alone.double())
+            if not error <= worst:
+                worst, where = error, f"{name} of query {query + 1}, step by step, {library.lengths[sample][0]} steps"
     return Batched(worst, 2 * parity_limit, where)
 
 

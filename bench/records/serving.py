@@ -34,8 +34,8 @@ TEST_COLUMNS = {
     "latency_bound_s": "latency at the percentile of the bound, by LoadGen",
     "lateness_p99_s": "99th percentile of how late the generator issued its queries",
     "generator_cores": "cores that the generator kept busy",
-    "batch_mean": "queries in a batch, on average",
-    "waste": "share of the computed steps that were padding",
+    "batch_mean": "queries in a batch, or in a step, on average",
+    "waste": "share of the computed steps that were padding, or of rows without a query",
     "service_share": "share of the test in which the variant was at work",
     "why": "what disturbed the test, in words; empty when nothing did",
 }
@@ -60,9 +60,12 @@ class ServingRecord:
     reason: str = column("why the status is not `ok`, or why there is no figure", "")
     percentile: float | None = column("percentile of the latency that is bounded, as 99")
     bound_s: float | None = column("the bound, seconds; empty without one")
-    largest_batch: int = column("most queries that the queue puts into a batch", 0)
-    longest_wait_s: float | None = column("longest that the queue lets its oldest query wait for company, seconds")
-    lengths: str = column("`padded` or `bucketed`: who may share a batch", "")
+    largest_batch: int = column("most queries that the queue puts into a batch; by step, rows", 0)
+    longest_wait_s: float | None = column(
+        "longest that the queue lets its oldest query wait for company, seconds; empty by step"
+    )
+    lengths: str = column("`padded` or `bucketed`: who may share a batch; empty by step", "")
+    batching: str = column("`queue`: whole batches; `step`: rows that queries join and leave between steps", "queue")
     qps: float | None = column(
         "server: highest load at which LoadGen calls the test valid, queries a second, median over repeats; offline: "
         "queries completed a second; single-stream: one over the mean latency"
@@ -82,8 +85,10 @@ class ServingRecord:
     offline_qps: float | None = column("queries a second when all are there at once (Offline)")
     queries: int | None = column("queries of the test that the latencies are of")
     loadgen: str = column("LoadGen's verdict on that test: `VALID` or `INVALID`", "")
-    batch_mean: float | None = column("queries in a batch at that load, on average")
-    waste: float | None = column("share of the computed steps that were padding, at that load")
+    batch_mean: float | None = column("queries in a batch, or in a step, at that load, on average")
+    waste: float | None = column(
+        "share of the computed steps that were padding, or of rows without a query, at that load"
+    )
     lateness_p99_s: float | None = column("how late the generator issued its queries at that load, 99th percentile")
     generator_cores: float | None = column("cores that the generator kept busy at that load")
     disturbed_share: float | None = column("share of the tests beside which something else used the machine")

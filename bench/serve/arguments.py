@@ -13,6 +13,7 @@ from kernels.host.numbers import seconds, whole
 
 SCENARIOS = ("server", "single-stream", "offline")
 LENGTHS = ("padded", "bucketed")
+BATCHING = ("queue", "step")
 
 
 def add_arguments(command: argparse.ArgumentParser) -> None:
@@ -59,7 +60,19 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
         metavar="N",
         help="searches, or tests, of each variant, each in a process of its own (default: 5)",
     )
-    add("--largest-batch", type=whole(), metavar="N", help="most queries in a batch (default: the workload's batch)")
+    add(
+        "--batching",
+        choices=BATCHING,
+        default="queue",
+        help="queue: a batch leaves together and is answered whole; step: queries join and leave rows between steps, "
+        "for LSTM models of one direction in eager PyTorch (default: queue)",
+    )
+    add(
+        "--largest-batch",
+        type=whole(),
+        metavar="N",
+        help="most queries in a batch; by step, rows (default: the workload's batch)",
+    )
     add(
         "--longest-wait",
         type=time_with_unit,
@@ -69,7 +82,6 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     add(
         "--lengths",
         choices=LENGTHS,
-        default="padded",
         help="padded: whoever comes shares a batch, padded to its longest; bucketed: only queries of about the same "
         "length do (default: padded)",
     )

@@ -98,8 +98,26 @@ def check(arguments: argparse.Namespace) -> None:
     if importlib.util.find_spec("mlperf_loadgen") is None:
         msg = "the package mlcommons-loadgen is missing, which makes the load; pip install mlcommons-loadgen"
         raise UsageError(msg)
+    refuse_queue_options(arguments)
     if labelled := [name for name in arguments.variant if "@" in name]:
         msg = f"--variant {labelled[0]!r} has sizes; they belong to --workload"
+        raise UsageError(msg)
+
+
+def refuse_queue_options(arguments: argparse.Namespace) -> None:
+    """Refuse options that say how a batch is made up, where there is none.
+
+    Raises:
+        UsageError: naming the first of them.
+    """
+    if arguments.batching == "queue":
+        return
+    given = {"--longest-wait": arguments.longest_wait, "--lengths": arguments.lengths}
+    for option in (name for name, value in given.items() if value is not None):
+        msg = (
+            f"{option} says how a queue makes up a batch, and with --batching step a query joins at the next step, "
+            f"whatever its length; leave {option} out"
+        )
         raise UsageError(msg)
 
 
@@ -117,7 +135,9 @@ def _asked(arguments: argparse.Namespace) -> Asked:
     if wait_s is None:
         wait_s = WAIT_SHARE * bound.seconds if arguments.bound else WAIT_S
     # The largest batch is the workload's unless named; it is filled in for each.
-    batching = Batching(arguments.largest_batch or 0, wait_s, arguments.lengths)
+    batching = Batching(arguments.largest_batch or 0, wait_s, arguments.lengths or "padded")
+    if arguments.batching == "step":
+        batching = Batching(arguments.largest_batch or 0, None, "", "step")
     return Asked(arguments.scenario, bound, batching, arguments.seconds, arguments.repeats)
 
 

@@ -48,11 +48,15 @@ class Bound:
 
 @dataclass(frozen=True)
 class Batching:
-    """What the queue may do: most queries in a batch, longest wait for company, who may share one."""
+    """What the queue may do: most queries in a batch (or rows), longest wait for company, who may share one.
+
+    `kind` is a name of `arguments.BATCHING`. By step none waits for company, and any lengths share rows.
+    """
 
     largest: int
-    wait_s: float
+    wait_s: float | None
     lengths: str
+    kind: str = "queue"
 
 
 @dataclass(frozen=True)
@@ -162,7 +166,8 @@ class ServedVariant:
 
     def begin(self, seed: int) -> str:
         """Build, gate and warm up; returns why the gate refuses the variant, or an empty text."""
-        request = {"largest": self.batching.largest, "wait_s": self.batching.wait_s, "lengths": self.batching.lengths}
+        asked = self.batching
+        request = {"largest": asked.largest, "wait_s": asked.wait_s, "lengths": asked.lengths, "batching": asked.kind}
         for event in self._ask("begin", self.limit_s, case=dataclasses.asdict(self.case), seed=seed, **request):
             if event["event"] == "refused":
                 self.unavailable = event["reason"]
@@ -287,7 +292,7 @@ def judged(
         reason=reason,
         lateness_p99_s=result.lateness(99),
         generator_cores=cores,
-        batch_mean=served["queries"] / batches,
+        batch_mean=served["together"] / batches,
         waste=served["waste"],
         service_share=served["busy_s"] / max(ran["wall_s"], 1e-9),
         why=why,

@@ -272,6 +272,7 @@ class Serving:
             "scenario": asked.scenario, "percentile": asked.bound.percentile,
             "bound_s": asked.bound.seconds or None, "largest_batch": candidate.batching.largest,
             "longest_wait_s": candidate.batching.wait_s, "lengths": candidate.batching.lengths,
+            "batching": candidate.batching.kind,
         }  # fmt: skip
         if candidate.tests:
             disturbed = sum(bool(test.why) for test in candidate.tests) / len(candidate.tests)

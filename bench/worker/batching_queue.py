@@ -104,13 +104,15 @@ class BatchCounts:
     """Counts of what was served.
 
     Attributes:
-        batches, queries: how many.
+        batches, queries: how many; of serving by step, steps instead of batches.
+        together: queries in all batches, or in all steps.
         valid_steps, computed_steps: steps of the queries, and steps that their batches computed.
         busy_s: time in which the variant was at work, seconds.
     """
 
     batches: int = 0
     queries: int = 0
+    together: int = 0
     valid_steps: int = 0
     computed_steps: int = 0
     busy_s: float = 0.0
@@ -119,9 +121,17 @@ class BatchCounts:
         """Count a batch whose queries have these lengths, one number a tensor."""
         self.batches += 1
         self.queries += len(lengths)
+        self.together += len(lengths)
         for steps in zip(*lengths, strict=True):
             self.valid_steps += sum(steps)
             self.computed_steps += len(steps) * max(steps)
+        self.busy_s += busy_s
+
+    def add_step(self, together: int, finished: int, busy_s: float) -> None:
+        """Count a step of so many queries, of which some are done."""
+        self.batches += 1
+        self.together += together
+        self.queries += finished
         self.busy_s += busy_s
 
     @property

@@ -255,6 +255,7 @@ def quality(request: dict[str, Any], emit: Emit) -> None:
 def serving(request: dict[str, Any], emit: Emit) -> None:
     """Serve the requests of `python -m bench serve`; not loaded otherwise."""
     from bench.worker import serving as served  # noqa: PLC0415
+    from bench.worker import step_server  # noqa: F401, PLC0415 - registers itself
 
     served.serving(request, emit)
 

@@ -27,6 +27,7 @@ from bench.worker.batching_queue import BatchCounts, BatchingQueue, buckets
 from bench.worker.gating import TIMED_SEED, WEIGHTS_SEED, gated, refuse_replaced
 from seq2seq.data.batch import Batch
 from seq2seq.execution.executable import execute
+from seq2seq.execution.variant import Variant
 from seq2seq.execution.variants import VARIANTS
 from seq2seq.workloads.checkpoint import starting_weights
 from seq2seq.workloads.registry import find_workload
@@ -60,6 +61,17 @@ class Server:
         longest = [sum(steps) for steps in self.library.lengths]
         self.bucket_of = buckets(longest) if request["lengths"] == "bucketed" else lambda _: 0
 
+    @staticmethod
+    def refuses(variant: Variant) -> str | None:
+        """Reason why a variant cannot be served in this way, or None."""
+        if variant.compiler == "dynamo":
+            return "it compiles anew for each shape, and a queue's batches have many"
+        return None
+
+    def refuses_model(self) -> str | None:
+        """Reason why its model cannot be, or None."""
+        return None
+
     def run(self, batch: Batch) -> Mapping[str, Tensor]:
         """Results of a batch by name; call it inside the executable's context."""
         return self.executable.named(self.executable.call(self.executable.prepare(batch)))
@@ -69,13 +81,17 @@ class Server:
         found = self._gated(seed, warm=when == "after")
         together: dict[str, Any] = {"batched_error": None, "batched_limit": None}
         if found["passed"]:
-            with self.executable.context():
-                verdict = batched.check(self.run, self.library, self.largest, found["parity_limit"], seed)
+            verdict = self.check_together(found["parity_limit"], seed)
             together = {"batched_error": verdict.error, "batched_limit": verdict.limit}
             if not verdict.passed:
                 found |= {"passed": False, "reason": verdict.reason}
         emit("gate", variant=self.case.variant, when=when, **found, **together)
         return bool(found["passed"])
+
+    def check_together(self, parity_limit: float, seed: int) -> batched.Batched:
+        """Compare queries in batches with themselves alone."""
+        with self.executable.context():
+            return batched.check(self.run, self.library, self.largest, parity_limit, seed)
 
     def warm_up(self) -> tuple[float, float]:
         """Call every size that is a power of two, and the largest; returns the seconds of the smallest and largest."""
@@ -99,26 +115,31 @@ class Server:
             listening.settimeout(CONNECT_S)
             emit("listening")
             connected, _ = listening.accept()
-        # One query after the other has no company to wait for.
-        largest, wait_s = (self.largest, self.wait_s) if in_batches else (1, 0.0)
-        queue = BatchingQueue(largest, wait_s, self.bucket_of)
+        queue = self.make_queue(in_batches=in_batches)
         cpu_s = time.process_time()
         with connected:
             reader = threading.Thread(target=_receive, args=(connected, queue), daemon=True)
             reader.start()
-            served = self._serve(queue, connected)
+            served = self.serve(queue, connected)
             reader.join()
         refuse_replaced(self.case.variant)
         emit(
             "served",
             batches=served.batches,
             queries=served.queries,
+            together=served.together,
             waste=served.waste,
             busy_s=served.busy_s,
             cpu_s=time.process_time() - cpu_s,
         )
 
-    def _serve(self, queue: BatchingQueue, connected: socket.socket) -> BatchCounts:
+    def make_queue(self, *, in_batches: bool) -> Any:
+        """The queue of a test; one query after the other has no company to wait for."""
+        largest, wait_s = (self.largest, self.wait_s) if in_batches else (1, 0.0)
+        return BatchingQueue(largest, wait_s, self.bucket_of)
+
+    def serve(self, queue: Any, connected: socket.socket) -> BatchCounts:
+        """Answer what comes, until the queue is closed and empty."""
         served = BatchCounts()
         with self.executable.context():
             while taken := queue.take():
@@ -133,7 +154,7 @@ class Server:
         return served
 
 
-def _receive(connected: socket.socket, queue: BatchingQueue) -> None:
+def _receive(connected: socket.socket, queue: Any) -> None:
     """Put what comes in into the queue, until the other side closes."""
     rest = b""
     with contextlib.suppress(OSError):
@@ -148,14 +169,23 @@ def _receive(connected: socket.socket, queue: BatchingQueue) -> None:
 _served: dict[str, Server] = {}
 
 
+#: Ways to serve, by what `--batching` calls them; others register themselves.
+SERVERS: dict[str, type[Server]] = {"queue": Server}
+
+
 def serving(request: dict[str, Any], emit: Emit) -> None:
     """One step of serving: `begin` builds, gates and warms up, `load` serves one test, `end` gates again."""
     action = request["action"]
     if action == "begin":
-        if VARIANTS[Case(**request["case"]).executed].compiler == "dynamo":
-            emit("refused", reason="it compiles anew for each shape, and a queue's batches have many")
+        way = SERVERS[request["batching"]]
+        server = None
+        reason = way.refuses(VARIANTS[Case(**request["case"]).executed])
+        if reason is None:
+            server = way(request, emit)
+            reason = server.refuses_model()
+        if server is None or reason is not None:
+            emit("refused", reason=reason)
             return
-        server = Server(request, emit)
         if server.check(request["seed"], "before", emit):
             emit("stage", name="warm-up", variant=server.case.variant)
             single_s, largest_s = server.warm_up()

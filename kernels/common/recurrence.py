@@ -29,6 +29,7 @@ class Problem:
         capability: compute capability as 90 for 9.0; 0 on a CPU.
         multiprocessors: programs of one block each that surely run at the same time; 0 on a CPU.
         gpu: name of the GPU as torch reports it, by which its table is found; empty on a CPU.
+        resets: whether rows of the batch begin anew in the middle of the steps.
     """
 
     device: str
@@ -43,6 +44,7 @@ class Problem:
     capability: int = 0
     multiprocessors: int = 0
     gpu: str = ""
+    resets: bool = False
 
 
 @dataclass(frozen=True)
@@ -66,6 +68,8 @@ class Forward:
             anything finite.
         cells: (T, B, D, H), as c0, written with c after every step (held past a length); None when not kept.
         tf32: whether float32 products may use TF32.
+        resets: (D, T, B) bool, contiguous: true where h and c of a row are zero before the step, in the order in which
+            the direction walks (`resets_of`), and no gradient passes; not looked at past a length. None: nowhere.
     """
 
     gates_input: Tensor
@@ -79,11 +83,12 @@ class Forward:
     gates: Tensor | None
     cells: Tensor | None
     tf32: bool
+    resets: Tensor | None = None
 
     @property
     def problem(self) -> Problem:
         """Facts that kernels are chosen by."""
-        return _problem(self.gates_input, self.weight_hh, self.lengths, saves=self.gates is not None, tf32=self.tf32)
+        return _problem(self, self.gates_input, saves=self.gates is not None)
 
 
 @dataclass(frozen=True)
@@ -91,7 +96,7 @@ class Backward:
     """Tensors of a backward recurrence; views as in `Forward`.
 
     Attributes:
-        weight_hh, c0, lengths, tf32: as in `Forward`.
+        weight_hh, c0, lengths, tf32, resets: as in `Forward`.
         gates, cells: as the forward pass left them.
         grad_output: (T, B, D, H), gradient of the output, dtype of the gates; not looked at past a length.
         grad_h_n: (D, B, H) contiguous, dtype of the gates; zeros when None.
@@ -113,18 +118,21 @@ class Backward:
     grad_h0: Tensor
     grad_c0: Tensor
     tf32: bool
+    resets: Tensor | None = None
 
     @property
     def problem(self) -> Problem:
         """Facts that kernels are chosen by."""
-        return _problem(self.gates, self.weight_hh, self.lengths, saves=True, tf32=self.tf32)
+        return _problem(self, self.gates, saves=True)
 
 
-def _problem(gates: Tensor, weight_hh: Tensor, lengths: Tensor | None, *, saves: bool, tf32: bool) -> Problem:
-    steps, batch, directions, _ = gates.shape
+def _problem(args: Forward | Backward, gates: Tensor, *, saves: bool) -> Problem:
+    steps, batch, directions, four_hidden = gates.shape
+    masked, resets = args.lengths is not None, args.resets is not None
     problem = Problem(
-        gates.device.type, gates.dtype, batch, steps, weight_hh.size(2), directions, saves, lengths is not None, tf32
-    )
+        gates.device.type, gates.dtype, batch, steps, four_hidden // 4, directions, saves, masked, args.tf32,
+        resets=resets,
+    )  # fmt: skip
     return on_device(problem, gates.device)
 
 
@@ -156,33 +164,26 @@ NO_DOUBLE_BACKWARD = (
 )
 
 
-def hidden_before(
-    output: Tensor, h0: Tensor | None, lengths: Tensor | None, batch_first: bool, *, reverse: bool
-) -> Tensor:
-    """The h that each step of a direction started from, where the gradient of weight_hh looks at it.
+def resets_of(resets: Tensor, lengths: Tensor | None, directions: int) -> Tensor:
+    """Steps before which each direction's state becomes zero, where a mask says which steps begin a new sequence.
+
+    A direction that walks backward leaves a sequence at its first step, so its state becomes zero one step earlier:
+    both directions compute what they would for each sequence alone.
 
     Args:
-        output: (B, T, H) if `batch_first`, else (T, B, H); zero past the lengths.
-        h0: (B, H), or None for zeros.
-        lengths: (B,), or None.
-        batch_first: order of the first two dimensions.
-        reverse: whether the direction walks backward in time.
+        resets: (T, B) bool: true where a step is the first of a new sequence.
+        lengths: (B,), or None for all steps.
+        directions: 1 or 2.
 
     Returns:
-        As the output, contiguous.
+        (D, T, B) bool, contiguous.
     """
-    time = 1 if batch_first else 0
-    steps = output.size(time)
-    first = (torch.zeros_like(output.select(time, 0)) if h0 is None else h0).unsqueeze(time)
-    if not reverse:
-        return torch.cat([first, output.narrow(time, 0, steps - 1)], time)
-    # From the step after. Where a shorter sequence begins there, that output is zero.
-    before = torch.cat([output.narrow(time, 1, steps - 1), first], time)
-    if h0 is None or lengths is None:
-        return before
-    # A sequence of no steps has no gradient anywhere, so where its h0 is put does not matter.
-    last = (lengths.long() - 1).clamp(0, steps - 1)[:, None].unsqueeze(time)
-    return before.scatter(time, last.expand_as(first), first)
+    if directions == 1:
+        return resets.unsqueeze(0).contiguous()
+    inside = resets
+    if lengths is not None:
+        inside = resets & (torch.arange(resets.size(0), device=resets.device)[:, None] < lengths)
+    return torch.stack([resets, torch.cat([inside[1:], torch.zeros_like(resets[:1])])])
 
 
 def loop_forward(args: Forward) -> None:
@@ -198,9 +199,14 @@ def loop_forward(args: Forward) -> None:
         h = args.h_n.new_zeros(batch, hidden) if args.h0 is None else args.h0[direction]
         c = args.c_n.new_zeros(batch, hidden) if args.c0 is None else args.c0[direction]
         for step in range(steps - 1, -1, -1) if direction else range(steps):
-            i, f, g, o = (args.gates_input[step, :, direction].to(wide) + h.to(wide) @ weight).chunk(4, dim=1)
+            h_before, c_before = h, c
+            if args.resets is not None:
+                reset = args.resets[direction, step][:, None]
+                h_before, c_before = torch.where(reset, 0.0, h), torch.where(reset, 0.0, c)
+            gates = args.gates_input[step, :, direction].to(wide) + h_before.to(wide) @ weight
+            i, f, g, o = gates.chunk(4, dim=1)
             i, f, g, o = i.sigmoid(), f.sigmoid(), g.tanh(), o.sigmoid()
-            c_new = f * c + i * g
+            c_new = f * c_before + i * g
             h_new = (o * c_new.tanh()).to(dtype)
             kept, out = torch.cat([i, f, g, o], dim=1), h_new
             if args.lengths is not None:
@@ -234,6 +240,9 @@ def loop_backward(args: Backward) -> None:
             tanh_c = args.cells[step, :, direction].tanh()
             before = args.cells[order[position - 1], :, direction] if position else first
             inside = None if args.lengths is None else (step < args.lengths)[:, None]
+            reset = None if args.resets is None else args.resets[direction, step][:, None]
+            if reset is not None:
+                before = torch.where(reset, 0.0, before)
             from_output = args.grad_output[step, :, direction].to(wide)
             total = dh + (from_output if inside is None else torch.where(inside, from_output, 0.0))
             dc_here = dc + total * o * (1 - tanh_c * tanh_c)
@@ -251,6 +260,8 @@ def loop_backward(args: Backward) -> None:
             rounded = grad.to(dtype)
             args.grad_gates[step, :, direction] = rounded
             dh_before, dc_before = rounded.to(wide) @ weight, dc_here * f
+            if reset is not None:
+                dh_before, dc_before = torch.where(reset, 0.0, dh_before), torch.where(reset, 0.0, dc_before)
             if inside is not None:
                 dh_before, dc_before = torch.where(inside, dh_before, dh), torch.where(inside, dc_before, dc)
             dh, dc = dh_before, dc_before

@@ -33,6 +33,7 @@ struct Backward {
     float* grad_hh;            // (4 * hidden, hidden)
     float* grad_bias;          // (4 * hidden,)
     int64_t weight_threads;    // of a team that need not meet at every step
+    const uint8_t* resets;     // as `Forward` has it: no gradient passes
 };
 
 namespace {
@@ -56,12 +57,14 @@ void walk_back(const Backward* a, const Lengths& lengths, Barrier& barrier, int 
                     for (int gate = 0; gate < 4; ++gate) store(grads + gate * hidden, vec{}, n);
                     continue;
                 }
+                const bool reset = a->resets && a->resets[t * a->batch + b];
                 const float* kept = a->gates + t * a->gates_step + b * a->gates_row + unit;
                 const vec i = load(kept, n), f = load(kept + hidden, n);
                 const vec g = load(kept + 2 * hidden, n), o = load(kept + 3 * hidden, n);
                 const vec tanh_c = tanh_of(load(a->cells + t * a->cells_step + b * a->cells_row + unit, n));
                 vec c_before = {};
-                if (s) c_before = load(a->cells + earlier * a->cells_step + b * a->cells_row + unit, n);
+                if (reset) c_before = vec{};
+                else if (s) c_before = load(a->cells + earlier * a->cells_step + b * a->cells_row + unit, n);
                 else if (a->c0) c_before = load(a->c0 + b * hidden + unit, n);
                 float* dh_at = a->grad_h0 + b * hidden + unit;
                 float* dc_at = a->grad_c0 + b * hidden + unit;
@@ -71,7 +74,7 @@ void walk_back(const Backward* a, const Lengths& lengths, Barrier& barrier, int 
                 store(grads + hidden, dc * c_before * f * (1.0f - f), n);
                 store(grads + 2 * hidden, dc * i * (1.0f - g * g), n);
                 store(grads + 3 * hidden, dh * tanh_c * o * (1.0f - o), n);
-                store(dc_at, dc * f, n);
+                store(dc_at, reset ? vec{} : dc * f, n);
             }
         }
         if (!a->by_rows) barrier.wait(thread, threads);
@@ -91,12 +94,14 @@ void walk_back(const Backward* a, const Lengths& lengths, Barrier& barrier, int 
                     case 3: product<3>(rows, sums, from, depth, w, LANES, next); break;
                     default: product<4>(rows, sums, from, depth, w, LANES, next);
                 }
-                for (int r = 0; r < rows; ++r)
+                for (int r = 0; r < rows; ++r) {
+                    const bool reset = a->resets && a->resets[t * a->batch + mine[row + r]];
                     for (int v = 0; v < vectors; ++v) {
                         const int64_t unit = (block + v) * LANES;
-                        store(a->grad_h0 + mine[row + r] * hidden + unit, sums[r][v],
+                        store(a->grad_h0 + mine[row + r] * hidden + unit, reset ? vec{} : sums[r][v],
                               static_cast<int>(hidden - unit < LANES ? hidden - unit : LANES));
                     }
+                }
             }
         }
     }
@@ -116,6 +121,7 @@ void weight_gradients(const Backward* a, const Listed& listed, float* columns, i
     // The h that a step started from. A sequence walked backward starts at its own last step.
     const auto before = [=](int64_t k) -> const float* {
         const Place at = place(k);
+        if (a->resets && a->resets[at.t * a->batch + at.b]) return nullptr;
         // Memory that is shared with others may have changed since the lengths were checked.
         const int64_t length = a->lengths ? std::min<int64_t>(a->lengths[at.b], a->steps) : a->steps;
         if (at.t == (a->reverse ? length - 1 : 0)) return a->h0 ? a->h0 + at.b * a->hidden : nullptr;

@@ -32,6 +32,7 @@ struct Forward {
     float* gates;              int64_t gates_step, gates_row;  // null: not kept
     float* cells;              int64_t cells_step, cells_row;
     float* scratch;            // 2 * batch * hidden
+    const uint8_t* resets;     // (steps, batch) or null: rows whose h and c are zero before a step; not past a length
 };
 
 namespace {
@@ -164,12 +165,27 @@ void vector_walk(const Forward* a, const Lengths& lengths, Barrier& barrier, cha
     const int64_t last = own.end * LANES < hidden ? own.end * LANES : hidden;
     float* after = a->scratch;  // where this step's h goes
     float* spare = a->scratch + a->batch * hidden;
-    const float* before = a->h0 ? a->h0 : spare;
+    const float* before = a->h0 && !a->resets ? a->h0 : spare;
     for (int64_t i = 0; i < mine.count && first < last; ++i) {
         const int64_t at = mine[i] * hidden + first, bytes = 4 * (last - first);
         if (!a->h0) std::memset(spare + at, 0, bytes);
+        else if (a->resets) std::memcpy(spare + at, a->h0 + at, bytes);
         if (!a->c0) std::memset(a->c_n + at, 0, bytes);
         else if (a->c0 != a->c_n) std::memcpy(a->c_n + at, a->c0 + at, bytes);
+    }
+    // Own units of the state that step s starts from become zero where it resets a row. Before the meeting of all, so that
+    // none reads them meanwhile.
+    const auto reset = [&](int64_t s, float* h) {
+        const int64_t t = a->reverse ? a->steps - 1 - s : s, running = mine.at_step(t);
+        for (int64_t i = 0; i < running && first < last; ++i)
+            if (a->resets[t * a->batch + mine[i]]) {
+                std::memset(h + mine[i] * hidden + first, 0, 4 * (last - first));
+                std::memset(a->c_n + mine[i] * hidden + first, 0, 4 * (last - first));
+            }
+    };
+    if (a->resets && a->steps) {
+        reset(0, spare);
+        if (!a->by_rows) barrier.wait(thread, threads);
     }
     const bool given = a->features >= 0;
     const bool in_step = given && projects_in_step(a->batch, a->features, a->by_rows, threads);
@@ -281,6 +297,7 @@ void vector_walk(const Forward* a, const Lengths& lengths, Barrier& barrier, cha
                     store(a->cells + t * a->cells_step + b * a->cells_row + unit, load(a->c_n + b * hidden + unit, n), n);
             }
         }
+        if (a->resets && s + 1 < a->steps) reset(s + 1, after);
         // One meeting a step is enough: nobody reads `before` any more once all have left it.
         if (!a->by_rows) barrier.wait(thread, threads);
         before = after;

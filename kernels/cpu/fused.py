@@ -34,7 +34,7 @@ class ForwardArgs(ctypes.Structure):
         ("h_n", _pointer), ("c_n", _pointer),
         ("gates", _pointer), ("gates_step", _number), ("gates_row", _number),
         ("cells", _pointer), ("cells_step", _number), ("cells_row", _number),
-        ("scratch", _pointer),
+        ("scratch", _pointer), ("resets", _pointer),
     )  # fmt: skip
 
 
@@ -53,6 +53,7 @@ class BackwardArgs(ctypes.Structure):
         ("x", _pointer), ("x_step", _number), ("x_row", _number), ("features", _number),
         ("output", _pointer), ("out_step", _number), ("out_row", _number),
         *((name, _pointer) for name in ("h0", "grad_ih", "grad_hh", "grad_bias")), ("weight_threads", _number),
+        ("resets", _pointer),
     )  # fmt: skip
 
 
@@ -105,7 +106,7 @@ def forward(args: Forward, storage: str = "fp32") -> None:
             *strided(args.output[:, :, d]), address(args.h_n, d), address(args.c_n, d),
             *strided(None if args.gates is None else args.gates[:, :, d]),
             *strided(None if args.cells is None else args.cells[:, :, d]),
-            scratch.data_ptr(),
+            scratch.data_ptr(), address(args.resets, d),
         )), STORAGE[storage][0])  # fmt: skip
 
 
@@ -122,7 +123,7 @@ def backward(args: Backward) -> None:
             address(args.c0, d), address(args.lengths),
             *strided(args.gates[:, :, d]), *strided(args.cells[:, :, d]), *strided(args.grad_output[:, :, d]),
             address(args.grad_h_n, d), address(args.grad_c_n, d), *strided(args.grad_gates[:, :, d]),
-            address(args.grad_h0, d), address(args.grad_c0, d),
+            address(args.grad_h0, d), address(args.grad_c0, d), resets=address(args.resets, d),
         )))  # fmt: skip
 
 

@@ -123,12 +123,13 @@ class Prepared:
                 return False
         return True
 
-    def takes(self, x: Any, hx: Any, *, batch_first: bool = True, step: bool = False) -> bool:
+    def takes(self, x: Any, hx: Any, resets: Any = None, *, batch_first: bool = True, step: bool = False) -> bool:
         """Return whether input and state can be read in place, and only the kernel would have to see the call.
 
         Args:
             x: what a module was given for input.
             hx: the state that it was given, if any.
+            resets: of a step, the rows that begin anew, if any.
             batch_first: order of x.
             step: whether x is one step, (batch, features), and the state is to be written too.
         """
@@ -143,6 +144,8 @@ class Prepared:
         wanted = (self.states, shape[0 if batch_first or step else 1], self.hidden)
         if not (_plain(h0) and _plain(c0) and h0.shape == wanted and c0.shape == wanted):
             return False
+        if resets is not None and not (_plain(resets, torch.bool) and resets.shape == shape[:1]):
+            return False
         return not step or (self.directions == 1 and abs(h0.data_ptr() - c0.data_ptr()) >= h0.nbytes)
 
     def run(
@@ -151,6 +154,7 @@ class Prepared:
         h0: Tensor | None,
         c0: Tensor | None,
         lengths: Tensor | None = None,
+        resets: Tensor | None = None,
         *,
         batch_first: bool,
         fresh: bool = False,
@@ -162,6 +166,7 @@ class Prepared:
             h0: (layers * directions, batch, H) contiguous, or None for zeros.
             c0: the same.
             lengths: (batch,) int32, or None for all steps.
+            resets: (directions, steps, batch) bool, contiguous: see `kernels.common.recurrence.Forward`; or None.
             batch_first: order of x and of the output.
             fresh: whether this was prepared just now, so that the values need no look.
 
@@ -173,23 +178,24 @@ class Prepared:
         output = x.new_empty(first, second, self.directions * self.hidden)
         h_n = x.new_empty(self.states, batch, self.hidden)
         c_n = x.new_empty(self.states, batch, self.hidden)
-        done = self._call(batch, steps, batch_first, fresh, x, h0, c0, lengths, output, h_n, c_n)
+        done = self._call(batch, steps, batch_first, fresh, x, h0, c0, lengths, resets, output, h_n, c_n)
         return (output, h_n, c_n) if done else None
 
-    def step(self, x: Tensor, h: Tensor, c: Tensor) -> Tensor | None:
+    def step(self, x: Tensor, h: Tensor, c: Tensor, resets: Tensor | None = None) -> Tensor | None:
         """One step of all layers, their state updated in place; None, and nothing done, as `run`.
 
         Args:
             x: (batch, features) contiguous float32.
             h: (layers, batch, H) contiguous, overwritten.
             c: the same.
+            resets: (batch,) bool, contiguous: rows whose state is zero before the step; or None.
 
         Returns:
             Output (batch, H), h of the last layer.
         """
         batch = x.size(0)
         output = x.new_empty(batch, self.hidden)
-        if not self._call(batch, 1, True, False, x, h, c, None, output, h, c):
+        if not self._call(batch, 1, True, False, x, h, c, None, resets, output, h, c):
             return None
         increment_version((h, c))
         return output
@@ -204,6 +210,7 @@ class Prepared:
         h0: Tensor | None,
         c0: Tensor | None,
         lengths: Tensor | None,
+        resets: Tensor | None,
         output: Tensor,
         h_n: Tensor,
         c_n: Tensor,
@@ -213,16 +220,17 @@ class Prepared:
         status = self._native.lstm_layers(
             self._at, batch, steps, batch_first, threads, by_rows, look,
             x.data_ptr(), h0 if h0 is None else h0.data_ptr(), c0 if c0 is None else c0.data_ptr(),
-            lengths if lengths is None else lengths.data_ptr(), output.data_ptr(), h_n.data_ptr(), c_n.data_ptr(),
+            lengths if lengths is None else lengths.data_ptr(), resets if resets is None else resets.data_ptr(),
+            output.data_ptr(), h_n.data_ptr(), c_n.data_ptr(),
         )  # fmt: skip
         return (checked(self._native, status) if status else status) != CHANGED
 
 
-def _plain(value: Any) -> bool:
+def _plain(value: Any, dtype: torch.dtype = torch.float32) -> bool:
     """Return whether it is a tensor that the kernel can read where it lies."""
     return (
         type(value) is Tensor
-        and value.dtype is torch.float32
+        and value.dtype is dtype
         and value.is_cpu
         and value.layout is torch.strided
         and value.is_contiguous()

@@ -29,12 +29,13 @@ Results = tuple[Tensor, Tensor, Tensor]
 _ONEDNN = torch.backends.mkldnn.is_available()
 
 
-def layer(
+def layer(  # noqa: PLR0913 - a layer's inputs
     x: Tensor,
     parameters: Parameters,
     h0: Tensor | None,
     c0: Tensor | None,
     lengths: Tensor | None,
+    resets: Tensor | None = None,
     *,
     batch_first: bool,
     storage: str = "fp32",
@@ -48,6 +49,7 @@ def layer(
         h0: (directions, batch, H), or None for zeros.
         c0: the same.
         lengths: (batch,) int32, or None for all steps.
+        resets: (directions, steps, batch) bool: see `kernels.common.recurrence.Forward`; or None.
         batch_first: order of x and of the output.
         storage: key of `kernels.cpu.packing.STORAGE`: how the weights are kept.
 
@@ -62,16 +64,16 @@ def layer(
     needed = torch.is_grad_enabled() and any(value is not None and value.requires_grad for value in (x, h0, c0, *flat))
     if not needed:
         prepared = Prepared([parameters], x.size(2), storage=storage)
-        h0, c0, lengths = (value if value is None else value.contiguous() for value in (h0, c0, lengths))
-        return cast("Results", prepared.run(x.contiguous(), h0, c0, lengths, batch_first=batch_first, fresh=True))
+        h0, c0, lengths, resets = (v if v is None else v.contiguous() for v in (h0, c0, lengths, resets))
+        found = prepared.run(x.contiguous(), h0, c0, lengths, resets, batch_first=batch_first, fresh=True)
+        return cast("Results", found)
     if storage != "fp32":
         msg = (
             f"weights kept in {storage} have no gradients: call under torch.no_grad() or torch.inference_mode(), "
             "or use weight_storage='fp32'"
         )
         raise RuntimeError(msg)
-    found: Results = _Layer.apply(x, h0, c0, lengths, batch_first, len(parameters), *flat)
-    return found
+    return cast("Results", _Layer.apply(x, h0, c0, lengths, resets, batch_first, len(parameters), *flat))
 
 
 def _forward(
@@ -80,6 +82,7 @@ def _forward(
     h0: Tensor | None,
     c0: Tensor | None,
     lengths: Tensor | None,
+    resets: Tensor | None,
     batch_first: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Output, h_n, c_n; gates (directions, as x, 4H) and cells (directions, as x, H)."""
@@ -97,7 +100,7 @@ def _forward(
     cells = x.new_empty(directions, first, second, hidden)
     scratch = x.new_empty(2, batch, hidden)
     threads, by_rows = team(work(batch, steps, hidden, features), batch, hidden)
-    h0, c0, lengths = (None if value is None else value.contiguous() for value in (h0, c0, lengths))
+    h0, c0, lengths, resets = (None if v is None else v.contiguous() for v in (h0, c0, lengths, resets))
     for d, own in enumerate(parameters):
         weight_ih, weight_hh, *biases = fitting(own, features, hidden)
         packed_ih, packed = (
@@ -110,6 +113,7 @@ def _forward(
             packed.values.data_ptr(), None, None, address(h0, d), address(c0, d), address(lengths),
             output.data_ptr() + 4 * d * hidden, *strides(directions * hidden), address(h_n, d), address(c_n, d),
             address(gates, d), *strides(4 * hidden), address(cells, d), *strides(hidden), scratch.data_ptr(),
+            address(resets, d),
         )), 0)  # fmt: skip
     return output, h_n, c_n, gates, cells
 
@@ -135,20 +139,21 @@ class _Layer(torch.autograd.Function):
     """`layer` with its gradients."""
 
     @staticmethod
-    def forward(
+    def forward(  # noqa: PLR0913, PLR0917 - a layer's inputs
         ctx: Any,
         x: Tensor,
         h0: Tensor | None,
         c0: Tensor | None,
         lengths: Tensor | None,
+        resets: Tensor | None,
         batch_first: bool,
         directions: int,
         *flat: Tensor,
     ) -> Results:
         each = len(flat) // directions
         parameters = [flat[d * each : (d + 1) * each] for d in range(directions)]
-        output, h_n, c_n, gates, cells = _forward(x, parameters, h0, c0, lengths, batch_first)
-        saved = x, h0, c0, lengths, output, gates, cells, *flat
+        output, h_n, c_n, gates, cells = _forward(x, parameters, h0, c0, lengths, resets, batch_first)
+        saved = x, h0, c0, lengths, resets, output, gates, cells, *flat
         ctx.save_for_backward(*saved)
         ctx.forms = [value if value is None else (value.shape, value.dtype) for value in saved]
         ctx.batch_first, ctx.directions = batch_first, directions
@@ -166,11 +171,11 @@ class _Layer(torch.autograd.Function):
                     f"{tuple(value.shape)} of {value.dtype} on {value.device}"
                 )
                 raise RuntimeError(msg)
-        arguments = *grads, *saved[:7], ctx.batch_first, ctx.directions, ctx.needs_input_grad, *saved[7:]
+        arguments = *grads, *saved[:8], ctx.batch_first, ctx.directions, ctx.needs_input_grad, *saved[8:]
         # Only where gradients of these gradients may be asked for does somebody have to refuse them.
         run: Any = _Gradients.apply if torch.is_grad_enabled() or transformed() else _gradients
         found = over_batched(run, *arguments) if batched(grads) else run(*arguments)
-        return *found[:3], None, None, None, *found[3:]
+        return *found[:3], None, None, None, None, *found[3:]
 
 
 def _readable(gradient: Tensor) -> Tensor:
@@ -207,6 +212,7 @@ def _gradients(  # noqa: PLR0913, PLR0917 - all that a layer read and wrote
     h0: Tensor | None,
     c0: Tensor | None,
     lengths: Tensor | None,
+    resets: Tensor | None,
     output: Tensor,
     gates: Tensor,
     cells: Tensor,
@@ -224,7 +230,7 @@ def _gradients(  # noqa: PLR0913, PLR0917 - all that a layer read and wrote
     strides = functools.partial(_strides, batch, steps, batch_first)
     grad_output = torch.zeros_like(output) if grad_output is None else _readable(grad_output)
     grad_h_n, grad_c_n = (None if grad is None else _readable(grad) for grad in (grad_h_n, grad_c_n))
-    x, h0, c0, lengths = (None if value is None else value.contiguous() for value in (x, h0, c0, lengths))  # type: ignore[assignment]
+    x, h0, c0, lengths, resets = (None if v is None else v.contiguous() for v in (x, h0, c0, lengths, resets))  # type: ignore[assignment]
     output, gates, cells = (value.contiguous() for value in (output, gates, cells))
     grad_gates = torch.empty_like(gates)
     grad_h0, grad_c0 = x.new_empty(directions, batch, hidden), x.new_empty(directions, batch, hidden)
@@ -233,7 +239,7 @@ def _gradients(  # noqa: PLR0913, PLR0917 - all that a layer read and wrote
     grads: list[Tensor | None] = []
     for d in range(directions):
         weight_ih, weight_hh = flat[d * each], flat[d * each + 1]
-        wanted = needed[6 + d * each : 6 + (d + 1) * each]
+        wanted = needed[7 + d * each : 7 + (d + 1) * each]
         grad_ih = x.new_empty(4 * hidden, features) if wanted[0] else None
         grad_hh = x.new_empty(4 * hidden, hidden) if wanted[1] else None
         bias = x.new_empty(4 * hidden) if any(wanted[2:]) else None
@@ -247,7 +253,7 @@ def _gradients(  # noqa: PLR0913, PLR0917 - all that a layer read and wrote
             x.data_ptr(), *strides(features), features,
             output.data_ptr() + 4 * d * hidden, *strides(directions * hidden),
             address(h0, d), address(grad_ih), address(grad_hh), address(bias),
-            threads_for(work(batch, steps, hidden, features)),
+            threads_for(work(batch, steps, hidden, features)), address(resets, d),
         )))  # fmt: skip
         if needed[0]:
             share = _product(grad_gates[d].view(-1, 4 * hidden), weight_ih)

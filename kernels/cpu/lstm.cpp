@@ -115,12 +115,12 @@ int64_t lstm_forward(const Forward* a, int64_t kept) {
 }
 
 // All layers of a module in one team of threads, nothing kept for gradients. h_n and c_n may be the memory of h0 and c0.
-// Where weights no longer have the values that were packed, or x lies in memory that is written or nowhere, it does
+// `resets` is (directions, steps, batch) or null. Where weights no longer have the values that were packed, or x lies in memory that is written or nowhere, it does
 // nothing and returns CHANGED. `look` says how weights are looked at: 0, not at all; 1, by samples of large ones; 2, by
 // all values.
 int64_t lstm_layers(const Layers* a, int64_t batch, int64_t steps, int64_t batch_first, int64_t threads,
                     int64_t by_rows, int64_t look, const float* x, const float* h0, const float* c0,
-                    const int32_t* lengths, float* output, float* h_n, float* c_n) {
+                    const int32_t* lengths, const uint8_t* resets, float* output, float* h_n, float* c_n) {
     return guarded([=]() -> int64_t {
         for (int64_t i = 0; look && i < 2 * a->layers * a->directions; ++i)
             if (!unchanged(a->sources[i], look == 2)) return CHANGED;
@@ -159,7 +159,7 @@ int64_t lstm_layers(const Layers* a, int64_t batch, int64_t steps, int64_t batch
                         own.packed_ih, own.bias_ih, own.bias_hh, own.packed, own.scale_ih, own.scale,
                         h0 ? h0 + i * size : nullptr, c0 ? c0 + i * size : nullptr, lengths,
                         to + d * hidden, step(width), row(width, steps), h_n + i * size, c_n + i * size,
-                        nullptr, 0, 0, nullptr, 0, 0, scratch};
+                        nullptr, 0, 0, nullptr, 0, 0, scratch, resets ? resets + d * steps * batch : nullptr};
                     walk(&call, a->kept, order, barrier, converted.data(), room, thread, members);
                 }
                 from = to;

@@ -28,6 +28,14 @@ bool finite(const float* values, int64_t count) {
     return true;
 }
 
+// (directions, steps, batch), or nothing.
+std::unique_ptr<uint8_t[]> some_resets(int64_t count) {
+    if (random_bits() % 2) return nullptr;
+    std::unique_ptr<uint8_t[]> found(new uint8_t[count]);
+    for (int64_t i = 0; i < count; ++i) found[i] = random_bits() % 3 == 0;
+    return found;
+}
+
 bool run(int64_t batch, int64_t steps, int64_t hidden, int64_t threads, bool by_rows, bool reverse, bool masked, int kept) {
     // Few features are projected in each step, many before all of them.
     const int64_t blocks = (hidden + LANES - 1) / LANES, size = batch * hidden, features = random_bits() % 2 ? random_bits() % 3 : hidden + 3;
@@ -42,6 +50,7 @@ bool run(int64_t batch, int64_t steps, int64_t hidden, int64_t threads, bool by_
 
     pack_forward(weight, packed, scale, hidden, hidden, kept);
     pack_forward(weight_ih, packed_ih, scale_ih, hidden, features, kept);
+    const std::unique_ptr<uint8_t[]> resets = some_resets(steps * batch);
     const bool projects = random_bits() % 2, mode_x = random_bits() % 2;
     Forward f = {batch, steps, hidden, reverse, threads, by_rows,
                  projects ? (float*)few : (float*)input, 4 * size, 4 * hidden, projects ? part : steps,
@@ -49,7 +58,8 @@ bool run(int64_t batch, int64_t steps, int64_t hidden, int64_t threads, bool by_
                  projects ? features : -1, packed_ih, bias, bias, packed,
                  kept == 2 ? (float*)scale_ih : nullptr, kept == 2 ? (float*)scale : nullptr, h0, c0,
                  masked ? lengths.get() : nullptr, output, size, hidden, h_n, c_n,
-                 kept ? nullptr : (float*)gates, 4 * size, 4 * hidden, kept ? nullptr : (float*)cells, size, hidden, scratch};
+                 kept ? nullptr : (float*)gates, 4 * size, 4 * hidden, kept ? nullptr : (float*)cells, size, hidden, scratch,
+                 resets.get()};
     bool good = !lstm_forward(&f, kept);
     good = good && finite(output, steps * size) && finite(h_n, size) && finite(c_n, size);
     if (kept) return good;  // Only float32 has gradients.
@@ -62,7 +72,8 @@ bool run(int64_t batch, int64_t steps, int64_t hidden, int64_t threads, bool by_
     Backward b = {batch, steps, hidden, reverse, threads, by_rows, packed, c0, masked ? lengths.get() : nullptr,
                   gates, 4 * size, 4 * hidden, cells, size, hidden, grad_output, size, hidden, grad_h_n, grad_c_n,
                   grad_gates, 4 * size, 4 * hidden, grad_h0, grad_c0, x, batch * features, features, features,
-                  output, size, hidden, steps % 2 ? (float*)h0 : nullptr, grad_ih, grad_hh, grad_bias, threads};
+                  output, size, hidden, steps % 2 ? (float*)h0 : nullptr, grad_ih, grad_hh, grad_bias, threads,
+                  resets.get()};
     good = good && !lstm_backward(&b);
     good = good && finite(grad_ih, 4 * hidden * features) && finite(grad_hh, 4 * hidden * hidden) && finite(grad_bias, 4 * hidden);
     return good && finite(grad_gates, 4 * steps * size) && finite(grad_h0, size) && finite(grad_c0, size);
@@ -97,14 +108,15 @@ bool run_layers(int64_t batch, int64_t steps, int64_t hidden, int64_t threads, b
     for (int64_t b = 0; b < batch; ++b) lengths[b] = static_cast<int32_t>(random_bits() % (steps + 1));
     const int64_t size = count * batch * hidden;
     Array x(batch * steps * features), output(batch * steps * width, false), h(size, false), c(size, false);
+    const std::unique_ptr<uint8_t[]> resets = some_resets(directions * steps * batch), anew = some_resets(directions * batch);
     bool good = !lstm_layers(&all, batch, steps, random_bits() % 2, threads, by_rows, 2, x, nullptr, nullptr,
-                             masked ? lengths.get() : nullptr, output, h, c);
+                             masked ? lengths.get() : nullptr, resets.get(), output, h, c);
     good = good && finite(output, batch * steps * width) && finite(h, size) && finite(c, size);
     Array one(batch * features), next(batch * width, false);
-    good = good && !lstm_layers(&all, batch, 1, 1, threads, by_rows, 1, one, h, c, nullptr, next, h, c);
+    good = good && !lstm_layers(&all, batch, 1, 1, threads, by_rows, 1, one, h, c, nullptr, anew.get(), next, h, c);
     good = good && finite(next, batch * width) && finite(h, size) && finite(c, size);
     const_cast<float*>(sources.back().values)[random_bits() % sources.back().count] += 1.0f;
-    return good && lstm_layers(&all, batch, 1, 1, threads, by_rows, 2, one, h, c, nullptr, next, h, c) == CHANGED;
+    return good && lstm_layers(&all, batch, 1, 1, threads, by_rows, 2, one, h, c, nullptr, anew.get(), next, h, c) == CHANGED;
 }
 
 }  // namespace

@@ -123,11 +123,13 @@ public:
 
     void run() {
         begin();
+        if (a->resets && a->steps) reset(0);
         meet();
         for (int64_t s = 0; s < a->steps; ++s) {
             if (plan.in_step) put_inputs(s, 0);
             else if (s == 0 || s == start + plan.chunk) start = s, project();
             step(s);
+            if (a->resets && s + 1 < a->steps) reset(s + 1);
             meet();
         }
         release_tiles();
@@ -171,6 +173,19 @@ private:
                     if (block + 1 == all_blocks && block % 2 == 0)
                         W::put(_mm512_setzero_ps(), state(buffer, block + 1) + row, state_low);
                 }
+            }
+        }
+    }
+
+    // Own units of the state that step s starts from become zero where it resets a row: before all meet.
+    void reset(int64_t s) {
+        const int64_t t = time(s), running = mine.at_step(t);
+        for (int64_t i = 0; i < running; ++i) {
+            if (!a->resets[t * a->batch + mine[i]]) continue;
+            const int64_t row = i / TILE_ROWS * plan.states * TILE + i % TILE_ROWS * TILE_BYTES;
+            for (int64_t block = own.first; block < own.end; ++block) {
+                store(cells + ((block - own.first) * plan.row_tiles * TILE_ROWS + i) * 16, vec{});
+                W::put(_mm512_setzero_ps(), state(s % 2, block) + row, state_low);
             }
         }
     }

@@ -85,14 +85,16 @@ def launches(problem: Problem, config: CellConfig, *, backward: bool) -> list[La
     kernel = backward_kernel if backward else forward_kernel
     ends: tuple[dict[str, Any], ...]
     if backward:
-        absent = {"p_carry": not problem.masked, "p_compact": problem.directions == 1, "p_c0": True}
+        compact = problem.directions > 1 or problem.resets
+        absent = {"p_carry": not problem.masked, "p_compact": not compact, "p_c0": True}
         ends = ({"FIRST": False}, {"FIRST": True})
     else:
         # A middle step reads the h before it only where it has to hold it.
         absent = {"p_hidden": not problem.masked, "p_gates": not problem.saves, "p_cells": not problem.saves}
         ends = ({}, {"p_recurrent": None, "p_hidden": None, "p_c": None})
-    absent["p_lengths"] = not problem.masked
-    types = dict.fromkeys(("p_c", "p_c_new", "p_cells", "p_c0", "p_dc", "p_dc_new"), "*fp32") | {"p_lengths": "*i32"}
+    absent |= {"p_lengths": not problem.masked, "p_resets": not problem.resets}
+    types = dict.fromkeys(("p_c", "p_c_new", "p_cells", "p_c0", "p_dc", "p_dc_new"), "*fp32")
+    types |= {"p_lengths": "*i32", "p_resets": "*u8"}
     grid = _programs(problem.batch, problem.hidden_size, problem.directions, config)
     found = []
     for end in ends:
@@ -124,13 +126,13 @@ def _configs(batch: int, hidden: int, directions: int, multiprocessors: int) -> 
 def _forward_steps(args: Forward, config: CellConfig) -> None:
     steps, batch, directions, four_hidden = args.gates_input.shape
     recurrent = args.gates_input.new_empty(directions, batch, four_hidden)
-    weight = args.weight_hh.transpose(1, 2)
+    weight, resets = args.weight_hh.transpose(1, 2), _bytes(args.resets)
     h, c = args.h0, args.c0
     for step in range(steps):
         if h is not None:
             _product(h, weight, recurrent)
         _forward_launch(
-            config, step, args.gates_input, None if h is None else recurrent, h, c, args.lengths, args.output,
+            config, step, args.gates_input, None if h is None else recurrent, h, c, args.lengths, resets, args.output,
             args.h_n, args.c_n, args.gates, args.cells,
         )  # fmt: skip
         h, c = args.h_n, args.c_n
@@ -144,6 +146,7 @@ def _forward_launch(
     h: Tensor | None,
     c: Tensor | None,
     lengths: Tensor | None,
+    resets: Tensor | None,
     output: Tensor,
     h_new: Tensor | None,
     c_new: Tensor,
@@ -153,8 +156,8 @@ def _forward_launch(
     steps, batch, directions, four_hidden = gates_input.shape
     hidden = four_hidden // 4
     forward_kernel[(_programs(batch, hidden, directions, config),)](
-        gates_input, recurrent, h if lengths is not None else None, c, lengths, output, h_new, c_new, gates, cells,
-        step, steps, batch,
+        gates_input, recurrent, h if lengths is not None else None, c, lengths, resets,
+        output, h_new, c_new, gates, cells, step, steps, batch,
         *gates_input.stride()[:3], *output.stride()[:3],
         *(gates_input if gates is None else gates).stride()[:3], *(output if cells is None else cells).stride()[:3],
         **_tile(hidden, config), num_warps=config.num_warps, num_stages=1,
@@ -164,13 +167,17 @@ def _forward_launch(
 def _backward_steps(args: Backward, config: CellConfig) -> None:
     steps, batch, directions, four_hidden = args.gates.shape
     hidden = four_hidden // 4
-    # Both directions are at different steps of grad_gates, which no single product could read.
-    compact = args.gates.new_empty(directions, batch, four_hidden) if directions > 1 else None
+    resets = _bytes(args.resets)
+    # Both directions are at different steps of grad_gates, which no single product could read. And where a row started
+    # from zeros, the product must read zeros instead.
+    apart = directions > 1 or resets is not None
+    compact = args.gates.new_empty(directions, batch, four_hidden) if apart else None
     grid = (_programs(batch, hidden, directions, config),)
     dh, dc = args.grad_h_n, args.grad_c_n
     for step in range(steps - 1, -1, -1):
         backward_kernel[grid](
-            args.gates, args.cells, args.c0 if step == 0 else None, args.lengths, args.grad_output, dh, dc,
+            args.gates, args.cells, args.c0 if step == 0 else None, args.lengths, resets, args.grad_output,
+            dh, dc,
             args.grad_gates, compact, None if args.lengths is None else args.grad_h0, args.grad_c0,
             step, steps, batch,
             *args.gates.stride()[:3], *args.cells.stride()[:3],
@@ -180,6 +187,11 @@ def _backward_steps(args: Backward, config: CellConfig) -> None:
         grad = args.grad_gates[step].transpose(0, 1) if compact is None else compact
         _product(grad, args.weight_hh, args.grad_h0, add=args.lengths is not None)
         dh, dc = args.grad_h0, args.grad_c0
+
+
+def _bytes(resets: Tensor | None) -> Tensor | None:
+    """The mask as Triton reads it: a bool of torch is a byte, one of Triton is a bit."""
+    return None if resets is None else resets.view(torch.uint8)
 
 
 def _product(left: Tensor, right: Tensor, out: Tensor, *, add: bool = False) -> None:

@@ -22,6 +22,7 @@ def forward_kernel(
     p_hidden,  # (D, B, H): h before this step, read where a sequence has ended; None: zeros
     p_c,  # (D, B, H): c before this step; None: zeros
     p_lengths,  # (B,) or None
+    p_resets,  # (D, T, B) bytes, not zero where a row starts from zeros; or None
     p_output,  # (T, B, D, H)
     p_hidden_new,  # (D, B, H), may be p_hidden; None: not wanted
     p_c_new,  # (D, B, H), may be p_c
@@ -56,18 +57,26 @@ def forward_kernel(
         # What stands past a length may be NaN, so it is not even loaded.
         live = inside & (t < tl.load(p_lengths + rows, mask=rows < batch, other=0))
 
+    recurs = live
+    if p_resets is not None:
+        o_reset = (direction * steps + t) * batch + rows
+        recurs = live & (tl.load(p_resets + o_reset, mask=rows < batch, other=0) == 0)
+
     p_tile = p_input + t * s_input_t + rows * s_input_b + direction * s_input_d + columns
     i, f, g, o = _load_gates(p_tile, live, HIDDEN)
     if p_recurrent is not None:
         p_product = p_recurrent + (direction * batch + rows) * (4 * HIDDEN) + columns
-        ri, rf, rg, ro = _load_gates(p_product, live, HIDDEN)
+        ri, rf, rg, ro = _load_gates(p_product, recurs, HIDDEN)
         i, f, g, o = i + ri, f + rf, g + rg, o + ro
     c = tl.zeros((BLOCK_B, BLOCK_H), tl.float32)
     if p_c is not None:
         c = tl.load(p_c + o_state, mask=inside, other=0.0)
+    c_before = c
+    if p_resets is not None:
+        c_before = tl.where(recurs, c, 0.0)
 
     i, f, g, o = sigmoid(i), sigmoid(f), tanh(g), sigmoid(o)
-    c_new = f * c + i * g
+    c_new = f * c_before + i * g
     # Rounded here, so that what the next product reads is what the output says.
     h_new = (o * tanh(c_new)).to(p_output.dtype.element_ty)
     out = h_new
@@ -89,16 +98,17 @@ def forward_kernel(
 
 
 @triton.jit(do_not_specialize=["step", "steps", "batch"])
-def backward_kernel(
+def backward_kernel(  # noqa: C901 - what is absent is a branch of the compiler
     p_gates,  # (T, B, D, 4H)
     p_cells,  # (T, B, D, H)
     p_c0,  # (D, B, H): c before the first step; None: zeros
     p_lengths,  # (B,) or None
+    p_resets,  # (D, T, B) bytes, not zero where a row started from zeros; or None
     p_output,  # (T, B, D, H): gradient of the output
     p_dh,  # (D, B, H): gradient of h that later steps send; None: zeros
     p_dc,  # (D, B, H): the same of c; None: zeros
     p_grad,  # (T, B, D, 4H), written: gradient of the gates' input
-    p_compact,  # (D, B, 4H), written with the same for the next product, or None
+    p_compact,  # (D, B, 4H), written with the same for the next product, zero where a row started from zeros; or None
     p_carry,  # (D, B, H), written with dh where a sequence has ended and zero elsewhere; may be p_dh; None: no lengths
     p_dc_new,  # (D, B, H), written, may be p_dc
     step,
@@ -130,15 +140,20 @@ def backward_kernel(
     if p_lengths is not None:
         live = inside & (t < tl.load(p_lengths + rows, mask=rows < batch, other=0))
 
+    recurs = live
+    if p_resets is not None:
+        o_reset = (direction * steps + t) * batch + rows
+        recurs = live & (tl.load(p_resets + o_reset, mask=rows < batch, other=0) == 0)
+
     p_kept = p_gates + t * s_gates_t + rows * s_gates_b + direction * s_gates_d + columns
     i, f, g, o = _load_gates(p_kept, live, HIDDEN)
     p_cell = p_cells + rows * s_cells_b + direction * s_cells_d + columns
     tanh_c = tanh(tl.load(p_cell + t * s_cells_t, mask=live, other=0.0))
     c_before = tl.zeros((BLOCK_B, BLOCK_H), tl.float32)
     if not FIRST:
-        c_before = tl.load(p_cell + before * s_cells_t, mask=live, other=0.0)
+        c_before = tl.load(p_cell + before * s_cells_t, mask=recurs, other=0.0)
     elif p_c0 is not None:
-        c_before = tl.load(p_c0 + o_state, mask=live, other=0.0)
+        c_before = tl.load(p_c0 + o_state, mask=recurs, other=0.0)
     p_from = p_output + t * s_output_t + rows * s_output_b + direction * s_output_d + columns
     from_output = tl.load(p_from, mask=live, other=0.0).to(tl.float32)
     dh = tl.zeros((BLOCK_B, BLOCK_H), tl.float32)
@@ -155,6 +170,8 @@ def backward_kernel(
     dg = dc_here * i * (1.0 - g * g)
     do = total * tanh_c * o * (1.0 - o)
     dc_new = dc_here * f
+    if p_resets is not None:
+        dc_new = tl.where(recurs, dc_new, 0.0)
     if p_lengths is not None:
         # Gates, cells and what came from the output were loaded as zeros there, so all four are zero already.
         dc_new = tl.where(live, dc_new, dc)
@@ -165,6 +182,9 @@ def backward_kernel(
     p_row = p_grad + t * s_grad_t + rows * s_grad_b + direction * s_grad_d + columns
     _store_gates(p_row, di, df, dg, do, inside, HIDDEN)
     if p_compact is not None:
+        if p_resets is not None:
+            di, df = tl.where(recurs, di, 0.0), tl.where(recurs, df, 0.0)
+            dg, do = tl.where(recurs, dg, 0.0), tl.where(recurs, do, 0.0)
         p_copy = p_compact + (direction * batch + rows) * (4 * HIDDEN) + columns
         _store_gates(p_copy, di, df, dg, do, inside, HIDDEN)
 

@@ -49,6 +49,8 @@ def refuses(problem: Problem, *, backward: bool) -> str | None:
     del backward
     if problem.dtype not in DTYPES:
         return f"persistent kernels take float16, bfloat16 and float32, not {problem.dtype}"
+    if problem.resets:
+        return "persistent kernels have no resets in the middle of the steps"
     if problem.device == "cuda" and problem.capability < 80:
         return f"persistent kernels need compute capability 8.0 or newer, this GPU has {problem.capability / 10}"
     return None

@@ -40,6 +40,8 @@ def refuses(problem: Problem, *, backward: bool) -> str | None:  # noqa: PLR0911
     hidden = problem.hidden_size
     if problem.dtype not in {torch.float16, torch.bfloat16, torch.float32}:
         return f"sequence takes float32, float16 and bfloat16, not {name}"
+    if problem.resets:
+        return "sequence has no resets in the middle of the steps"
     capability = problem.capability or 90
     if capability < 80:
         return f"sequence needs compute capability 8.0 or later, this is {capability / 10}"

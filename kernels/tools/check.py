@@ -137,7 +137,7 @@ def _tasks(names: list[str], options: argparse.Namespace, until: float) -> Itera
 
 
 def _random(generator: random.Random, *, small: bool) -> Sizes:
-    """A recurrence of random sizes; lengths may be 0, states may be missing."""
+    """A recurrence of random sizes; lengths may be 0, states may be missing, rows may begin anew."""
     batch = generator.choice((1, 3) if small else BATCH)
     steps = generator.choice((1, 2, 4) if small else STEPS)
     lengths = None
@@ -152,6 +152,7 @@ def _random(generator: random.Random, *, small: bool) -> Sizes:
         state=generator.random() < 0.7,  # noqa: PLR2004
         batch_first=generator.random() < 0.5,  # noqa: PLR2004
         seed=generator.randrange(1 << 16),
+        resets=generator.random() < 0.2,  # noqa: PLR2004 - few kernels serve them
     )
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..common.recurrence import Backward, Forward, Problem, loop_backward, loop_forward, state_dtype
+from ..common.recurrence import Backward, Forward, Problem, loop_backward, loop_forward, resets_of, state_dtype
 
 #: Where kernels run: on the GPU if there is one, else on CPU tensors in Triton's interpreter.
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -32,6 +32,7 @@ class Sizes:
         lengths: valid steps of each sequence, from 0 to `steps`; None when all fill all steps.
         state: whether h0 and c0 are given.
         batch_first: order in memory of the gates and the output.
+        resets: whether rows begin anew, at about one step in three.
     """
 
     batch: int
@@ -43,11 +44,15 @@ class Sizes:
     state: bool = True
     batch_first: bool = False
     seed: int = 0
+    resets: bool = False
 
     def problem(self, *, save: bool = True, tf32: bool = False) -> Problem:
         """Facts that kernels are chosen by, without any tensor."""
         masked = self.lengths is not None
-        problem = Problem(DEVICE, self.dtype, self.batch, self.steps, self.hidden, self.directions, save, masked, tf32)
+        problem = Problem(
+            DEVICE, self.dtype, self.batch, self.steps, self.hidden, self.directions, save, masked, tf32,
+            resets=self.resets,
+        )  # fmt: skip
         if DEVICE != "cuda":
             return problem
         properties = torch.cuda.get_device_properties(torch.cuda.current_device())
@@ -71,6 +76,10 @@ class Sizes:
         if self.lengths is not None:
             lengths = torch.tensor(self.lengths, dtype=torch.int32, device=DEVICE)
             gates_input[torch.arange(self.steps, device=DEVICE)[:, None] >= lengths] = float("nan")
+        resets = None
+        if self.resets:
+            begins = torch.rand(self.steps, self.batch, generator=torch.Generator().manual_seed(self.seed)) < 0.3  # noqa: PLR2004
+            resets = resets_of(begins.to(DEVICE), lengths, self.directions)
         return Forward(
             gates_input=gates_input,
             weight_hh=normal(self.directions, 4 * self.hidden, self.hidden, scale=self.hidden**-0.5),
@@ -83,6 +92,7 @@ class Sizes:
             gates=_nan(self.dtype, self.steps, self.batch, self.directions, 4 * self.hidden) if save else None,
             cells=_nan(wide, self.steps, self.batch, self.directions, self.hidden) if save else None,
             tf32=tf32,
+            resets=resets,
         )
 
     def backward(self, forward: Forward, *, final: bool = True) -> Backward:
@@ -110,6 +120,7 @@ class Sizes:
             grad_h0=_nan(self.dtype, *state),
             grad_c0=_nan(wide, *state),
             tf32=forward.tf32,
+            resets=forward.resets,
         )
 
     def _memory(self, value: Tensor) -> Tensor:

@@ -141,13 +141,13 @@ class Executable:
                 stack.enter_context(torch._dynamo.config.patch(allow_rnn=True))  # noqa: SLF001 - no public name
             yield
 
-    def _casting(self) -> contextlib.AbstractContextManager[object]:
+    def casting(self) -> contextlib.AbstractContextManager[object]:
         """Autocast if the variant asks for it, else a null context: a disabled autocast costs time, too."""
         return torch.autocast(self.device, self.variant.dtype) if self._autocast else contextlib.nullcontext()
 
     def forward(self, batch: Batch) -> Seq2SeqResult:
         """One pass, under autocast where the variant says so; call it inside `context`."""
-        with self._casting():
+        with self.casting():
             return Seq2SeqResult(*self._run(batch.source, batch.target, batch.source_lengths, batch.target_lengths))
 
     def loss(self, result: Any, batch: Batch) -> Tensor:
@@ -178,7 +178,7 @@ class Executable:
 
     def decode(self, batch: Batch) -> dict[str, Tensor]:
         """Decode a batch, under autocast where the variant says so; see `free_running`. Call it inside `context`."""
-        with self._casting():
+        with self.casting():
             return free_running(self._steps, batch, self.beam)
 
     def call(self, batch: Batch) -> object:
@@ -232,7 +232,7 @@ class Executable:
         parameters: dict[str, Tensor] = dict(self.model.named_parameters())
         with self.context():
             if self.mode == "decode":
-                with self._casting():
+                with self.casting():
                     outputs = forced(self._steps, batch, self.beam)
                 return {n: value.clone() for n, value in ({"outputs": outputs} | self.decode(batch)).items()}
             if self.mode == "training" and together:

@@ -16,6 +16,7 @@ from torch.nn import functional
 from seq2seq.data.batch import Batch
 from seq2seq.layers.padding import valid_mask
 from seq2seq.models.family_defaults import FamilyDefaults
+from seq2seq.models.streams import StreamedLSTM
 
 #: Target value that the loss leaves out: the places past the end of a token sequence.
 IGNORE_TOKEN = -100
@@ -239,6 +240,14 @@ class Model(nn.Module):
             state: from `encode` or from the step before.
         """
         raise NotImplementedError
+
+    @torch.jit.unused
+    def streams(self) -> tuple[StreamedLSTM, ...]:
+        """The LSTMs that a sequence goes through one after the other, the first from zeros, to compute what `run` does.
+
+        Empty where that is no chain of LSTMs of one direction, which is what a model cannot be driven by steps without.
+        """
+        return ()
 
     @torch.jit.unused
     def loss(self, outputs: Tensor, expected: Tensor, lengths: Tensor | None = None) -> Tensor:

@@ -17,6 +17,7 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 from seq2seq.layers.likelihoods import LIKELIHOODS, head_loss
 from seq2seq.models.base import Extent, Model, Stack, check_bool, check_int, check_probability, check_run
 from seq2seq.models.family_defaults import FamilyDefaults
+from seq2seq.models.streams import StreamedLSTM
 
 
 @dataclass(frozen=True)
@@ -273,9 +274,8 @@ class Seq2Seq(Model):
         else:
             packed = pack_padded_sequence(embedded, lengths, batch_first=True, enforce_sorted=False)
             _, (hidden, cell) = self.encoder(packed)
-        if self.rearranged:
-            hidden, cell = self._arrange(hidden), self._arrange(cell)
-        return {"hidden": self.bridge_hidden(hidden), "cell": self.bridge_cell(cell)}
+        hidden, cell = self._start(hidden, cell)
+        return {"hidden": hidden, "cell": cell}
 
     @torch.jit.export
     def decode(
@@ -311,6 +311,22 @@ class Seq2Seq(Model):
         if self.config.likelihood:
             return head_loss(self.config.likelihood, outputs, expected, lengths)
         return super().loss(outputs, expected, lengths)
+
+    @torch.jit.unused
+    def streams(self) -> tuple[StreamedLSTM, ...]:
+        """Encoder and decoder, where the encoder reads one way."""
+        if self.directions > 1:
+            return ()
+        return (
+            StreamedLSTM(self.encoder, "source", self.embed_source),
+            StreamedLSTM(self.decoder, "target", self.embed_target, self.fc, self._start),
+        )
+
+    def _start(self, hidden: Tensor, cell: Tensor) -> tuple[Tensor, Tensor]:
+        """The decoder's first h and c from the encoder's last."""
+        if self.rearranged:
+            hidden, cell = self._arrange(hidden), self._arrange(cell)
+        return self.bridge_hidden(hidden), self.bridge_cell(cell)
 
     def _arrange(self, state: Tensor) -> Tensor:
         """Encoder state (layers * directions, batch, hidden) -> (decoder layers, batch, directions * hidden)."""

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from seq2seq.models.base import Extent, Model, Stack
 from seq2seq.models.family_defaults import FamilyDefaults
+from seq2seq.models.streams import StreamedLSTM
 
 
 @dataclass(frozen=True)
@@ -127,3 +128,10 @@ class SingleLSTM(Model):
             raise ValueError("an LSTM alone takes a source and nothing else; use Seq2Seq")  # noqa: EM101, TRY003
         outputs, (hidden, cell) = self.lstm(source)
         return outputs, hidden, cell
+
+    @torch.jit.unused
+    def streams(self) -> tuple[StreamedLSTM, ...]:
+        """Itself, where it reads one way."""
+        if self.config.bidirectional:
+            return ()
+        return (StreamedLSTM(self.lstm, "source", nn.Identity(), nn.Identity()),)

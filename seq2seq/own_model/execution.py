@@ -124,12 +124,12 @@ class OwnExecutable(Executable):
 
     def forward(self, batch: Any) -> Any:
         """One call of the model, under autocast where the variant says so; call it inside `context`."""
-        with self._casting():
+        with self.casting():
             return self._run(*batch.args, **batch.kwargs)
 
     def loss(self, result: Any, batch: Any) -> Tensor:
         """The user's loss, or the one that the model returned; under autocast, as users who cast compute it."""
-        with self._casting():
+        with self.casting():
             return self.workload.own.loss_of(result, batch)
 
     def named(self, result: Any) -> dict[str, Tensor]:

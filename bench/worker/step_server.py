@@ -1,0 +1,134 @@
+"""Serving by step in the child: queries join and leave rows of a variant between steps, and none waits for a batch."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import threading
+import time
+from collections import deque
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from bench.gate import batched
+from bench.records.wire import ANSWER
+from bench.timing import clock
+from bench.worker.batching_queue import BatchCounts
+from bench.worker.serving import SERVERS, WARM_CALLS, Server
+from seq2seq.decoding.rows import StepRows
+from seq2seq.execution.variant import Variant
+
+
+class JoiningQueue:
+    """Queries that wait for a free row, in the order in which they came; filled by one thread, emptied by another."""
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._waiting: deque[tuple[int, int]] = deque()
+        self._closed = False
+
+    def put(self, queries: Iterable[tuple[int, int]]) -> None:
+        """Add queries: number and sample of each."""
+        with self._changed:
+            self._waiting.extend(queries)
+            self._changed.notify()
+
+    def close(self) -> None:
+        """Take no more; what waits still leaves."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify()
+
+    def take(self, most: int, *, wait: bool) -> list[tuple[int, int]]:
+        """Take the oldest queries.
+
+        Args:
+            most: how many.
+            wait: whether to wait for the first where none is there; then nothing comes only once the queue is closed.
+        """
+        with self._changed:
+            while wait and not self._waiting and not self._closed:
+                self._changed.wait()
+            return [self._waiting.popleft() for _ in range(min(most, len(self._waiting)))]
+
+
+class StepServer(Server):
+    """A variant whose rows queries join and leave."""
+
+    @staticmethod
+    def refuses(variant: Variant) -> str | None:
+        """Reason why a variant cannot take single steps, or None."""
+        if variant.runtime is not None:
+            return f"its runtime ({variant.runtime}) is given whole sequences, and keeps no state between calls"
+        if variant.compiler is not None:
+            return f"it compiles whole sequences ({variant.compiler}), and single steps would run without that"
+        return None
+
+    def refuses_model(self) -> str | None:
+        """Reason why no query can go through its model a step at a time, or None."""
+        if self.executable.model.streams():
+            return None
+        return "its model is no chain of LSTMs of one direction, so a query cannot go through it a step at a time"
+
+    def rows(self, count: int) -> StepRows:
+        """Free rows over the library; call it inside `settings`."""
+        prepared = self.executable.prepare(self.library.batch)
+        return StepRows(self.executable.model, prepared, self.library.lengths, count)
+
+    @contextlib.contextmanager
+    def settings(self) -> Iterator[None]:
+        """Everything that holds while steps are taken."""
+        with self.executable.context(), self.executable.casting():
+            yield
+
+    def check_together(self, parity_limit: float, seed: int) -> batched.Batched:
+        """Compare queries that join and leave with themselves alone."""
+        with self.settings():
+            return batched.check_rows(self.rows(self.largest), self.run, self.library, parity_limit, seed)
+
+    def warm_up(self) -> tuple[float, float]:
+        """Answer one query in one row, and as many as there are rows together; returns the seconds of each."""
+        took_s = []
+        for count in (1, self.largest):
+            with self.settings():
+                rows = self.rows(count)
+                for _ in range(WARM_CALLS):
+                    start = time.perf_counter()
+                    for query in range(count):
+                        rows.join(query, query % len(self.library.lengths))
+                    while rows.active:
+                        rows.advance()
+                    clock.synchronize(self.case.device)
+                took_s.append(time.perf_counter() - start)
+        return took_s[0], took_s[-1]
+
+    def make_queue(self, *, in_batches: bool) -> JoiningQueue:
+        """The queue of a test; one query after the other needs one row."""
+        self._count = self.largest if in_batches else 1
+        return JoiningQueue()
+
+    def serve(self, queue: Any, connected: socket.socket) -> BatchCounts:
+        """Answer what comes, until the queue is closed and empty."""
+        served = BatchCounts()
+        with self.settings():
+            rows = self.rows(self._count)
+            while True:
+                joining = queue.take(rows.free, wait=not rows.active)
+                for number, sample in joining:
+                    rows.join(number, sample)
+                if not rows.active:
+                    break
+                start = time.perf_counter()
+                together = rows.active
+                finished = rows.advance()
+                clock.synchronize(self.case.device)
+                served.add_step(together, len(finished), time.perf_counter() - start)
+                # A generator that was ended before its answers came is not this process's concern.
+                with contextlib.suppress(OSError):
+                    if finished:
+                        connected.sendall(b"".join(ANSWER.pack(query.query) for query in finished))
+        served.valid_steps, served.computed_steps = rows.valid, rows.computed
+        return served
+
+
+SERVERS["step"] = StepServer

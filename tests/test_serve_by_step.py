@@ -1,0 +1,172 @@
+"""Serving by step: a query gets in a row that others used before what it gets alone, and planted leaks are caught."""
+
+from __future__ import annotations
+
+import threading
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from bench.__main__ import main
+from bench.gate import batched
+from bench.worker.batching_queue import BatchCounts
+from bench.worker.step_server import JoiningQueue, StepServer
+from seq2seq.decoding import rows as rows_module
+from seq2seq.decoding.rows import StepRows
+from seq2seq.execution.executable import Executable
+from seq2seq.execution.variants import VARIANTS
+from seq2seq.models.weights import initial_weights
+from seq2seq.workloads.registry import find_workload
+
+LIMIT = 4e-6
+#: The source again as target, tokens of different lengths, a target of its own, and an LSTM alone.
+WORKLOADS = (
+    "seed@batch=4,length=5",
+    "translation-small-scaled@batch=4,length=6,hidden=16",
+    "forecast-tft-scaled@batch=3,length=4,hidden=8",
+    "deepbench@hidden=8,batch=4,length=3",
+)
+
+
+class Served:
+    """A variant with rows, and the queries of a workload."""
+
+    def __init__(self, name: str, variant: str = "cpu-fused") -> None:
+        workload = find_workload(name)
+        weights = initial_weights(workload.config, 1)
+        self.executable = Executable(VARIANTS[variant], workload.config, "inference", "cpu", weights)
+        self.library = batched.QueryLibrary.of([workload.make_batch(seed) for seed in range(3)])
+
+    def run(self, batch):
+        """Results of a whole batch by name."""
+        return self.executable.named(self.executable.call(self.executable.prepare(batch)))
+
+    def rows(self, count: int) -> StepRows:
+        """Free rows over all queries."""
+        prepared = self.executable.prepare(self.library.batch)
+        return StepRows(self.executable.model, prepared, self.library.lengths, count)
+
+    def check(self, count: int, seed: int) -> batched.Batched:
+        """The gate."""
+        with self.executable.context():
+            return batched.check_rows(self.rows(count), self.run, self.library, LIMIT, seed)
+
+
+@pytest.mark.parametrize("variant", ["reference", "cpu-fused"])
+@pytest.mark.parametrize("name", WORKLOADS)
+def test_a_query_gets_step_by_step_what_it_gets_alone(name, variant):
+    """By an LSTM with a step of its own and one without, in rows that are used several times."""
+    served = Served(name, variant)
+    for count in (1, 3):
+        found = served.check(count, seed=3)
+        assert found.passed, found.reason
+        assert 0 < found.error < found.limit == 2 * LIMIT
+
+
+def no_reset(lstm, x, state, resets, right=rows_module._stepped):
+    """Leave in a row what the query before it left there."""
+    return right(lstm, x, state, torch.zeros_like(resets))
+
+
+def neighbours(lstm, x, state, resets, right=rows_module._stepped):
+    """Hand every row the state of the row beside it."""
+    outputs = right(lstm, x, state, resets)
+    for value in state:
+        value.copy_(value.roll(1, 1))
+    return outputs
+
+
+def stale(_, stage, queries):
+    """Start the next LSTM from where it is."""
+    for _, holder in queries:
+        holder.stage, holder.step = stage, 0
+
+
+@pytest.mark.parametrize("variant", ["reference", "cpu-fused"])
+@pytest.mark.parametrize(("place", "defect"), [("_stepped", no_reset), ("_stepped", neighbours), ("_enter", stale)])
+def test_a_planted_leak_between_rows_is_caught(place, defect, variant, monkeypatch):
+    """A state that is not reset, that goes to another row, or that the decoder is not given."""
+    monkeypatch.setattr(StepRows if place == "_enter" else rows_module, place, defect)
+    found = Served(WORKLOADS[1], variant).check(3, seed=3)
+    assert not found.passed
+    assert "step by step" in found.reason
+
+
+@settings(max_examples=10)
+@given(count=st.integers(1, 4), joins=st.lists(st.integers(0, 4), min_size=1, max_size=6))
+def test_each_query_leaves_once_after_its_steps(count, joins):
+    """A query takes as many steps as its source and target have, whoever joins meanwhile, and frees its row."""
+    served = Served(WORKLOADS[1])
+    lengths = served.library.lengths
+    with served.executable.context():
+        rows = served.rows(count)
+        due, query, step = {}, 0, 0
+        while joins or rows.active:
+            for _ in range(min(rows.free, joins.pop(0) if joins else 0)):
+                rows.join(query, query % len(lengths))
+                due[query] = step + sum(lengths[query % len(lengths)])
+                query += 1
+            step += 1
+            assert {finished.query for finished in rows.advance()} == {q for q, when in due.items() if when == step}
+        assert rows.free == count
+        assert rows.valid == sum(sum(lengths[q % len(lengths)]) for q in range(query))
+
+
+def test_a_full_house_takes_no_query():
+    """Nobody is put out of a row."""
+    served = Served(WORKLOADS[0])
+    with served.executable.context():
+        rows = served.rows(1)
+        rows.join(0, 0)
+        with pytest.raises(ValueError, match="no row is free"):
+            rows.join(1, 1)
+
+
+def test_a_queue_hands_out_the_oldest_and_ends():
+    """At most as many as there are rows, in order; who waits is woken by a query or by the end."""
+    queue = JoiningQueue()
+    queue.put([(1, 10), (2, 20), (3, 30)])
+    assert queue.take(2, wait=True) == [(1, 10), (2, 20)]
+    assert queue.take(0, wait=False) == []
+    assert queue.take(5, wait=False) == [(3, 30)]
+    assert queue.take(5, wait=False) == []
+    timer = threading.Timer(0.05, queue.put, [[(4, 40)]])
+    timer.start()
+    assert queue.take(5, wait=True) == [(4, 40)]
+    threading.Timer(0.05, queue.close).start()
+    assert queue.take(5, wait=True) == []
+    timer.join()
+
+
+def test_steps_count_their_rows():
+    """Queries in a step are what a batch's queries are; a query counts once, when it is done."""
+    counts = BatchCounts()
+    counts.add_step(3, 0, 0.5)
+    counts.add_step(2, 2, 0.25)
+    assert (counts.batches, counts.together, counts.queries, counts.busy_s) == (2, 5, 2, 0.75)
+
+
+@pytest.mark.parametrize(("variant", "text"), [("onnxruntime", "whole sequences"), ("torchscript", "torchscript")])
+def test_variants_without_steps_are_refused(variant, text):
+    """What runs whole sequences would not be what its name says."""
+    assert text in StepServer.refuses(VARIANTS[variant])
+    assert StepServer.refuses(VARIANTS["reference"]) is None
+
+
+@pytest.mark.parametrize("name", ["speech-ctc-scaled@batch=2,length=12,hidden=16", "translation-iwslt-scaled"])
+def test_models_that_are_no_chain_have_no_streams(name):
+    """Both directions, or attention: no query can go through them a step at a time."""
+    model = find_workload(name).config.build(torch.nn.LSTM)
+    assert model.streams() == ()
+    with pytest.raises(ValueError, match="step by step"):
+        StepRows(model, None, (), 1)
+
+
+@pytest.mark.parametrize("option", [["--longest-wait", "2ms"], ["--lengths", "padded"]])
+def test_options_of_a_queue_are_refused(option, capsys):
+    """They would have no effect."""
+    pytest.importorskip("mlperf_loadgen", reason="needs mlcommons-loadgen")
+    assert main(["serve", "--bound", "p99=20ms", "--batching", "step", *option]) == 2
+    assert f"leave {option[0]} out" in capsys.readouterr().err
