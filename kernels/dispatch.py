@@ -20,7 +20,7 @@ from typing import Any
 import torch
 
 from . import measurements as table
-from .common.recurrence import Backward, Forward, Problem, gpu_facts, loop_backward, loop_forward
+from .common.recurrence import Backward, Forward, Problem, gpu_facts, loop_backward, loop_forward, problem_on
 from .cpu import fused
 from .estimate import estimate_s
 
@@ -28,11 +28,16 @@ from .estimate import estimate_s
 MODULES = {name: f"{__package__}.gpu.{name}" for name in ("cell", "sequence", "persistent")}
 #: The kernel for CPUs, compiled when it is first used.
 CPU = "cpu-fused"
+#: torch's own LSTM with sizes rounded up, as cuDNN likes them: `kernels.padded_vendor`.
+PADDED = "vendor-padded"
 #: What may be asked for. `triton` is the fastest of the modules above; `loop` is torch operations, step by step; and
 #: `vendor` is torch's own LSTM (cuDNN, oneDNN or ATen), which is not a recurrence: `kernels.LSTM` alone can run it.
-IMPLEMENTATIONS = ("auto", "triton", *MODULES, CPU, "loop", "vendor")
+IMPLEMENTATIONS = ("auto", "triton", *MODULES, CPU, "loop", PADDED, "vendor")
+#: What is torch's own LSTM.
+VENDORS = (PADDED, "vendor")
 #: Answers that are kept: a lookup runs at every call, and batches of real data come in many lengths.
 CACHED = 4096
+_GENERATION = [0]
 
 
 @dataclass(frozen=True)
@@ -117,15 +122,21 @@ def backward(args: Backward, implementation: str) -> None:
 
 def forget() -> None:
     """Drop what was cached: after a table was written, or a module exchanged."""
-    for function in (_choose, _choose_config, gpu_facts, table.load):
+    for function in (_choose, _choose_config, problem_on, gpu_facts, table.load):
         function.cache_clear()
+    _GENERATION[0] += 1
+
+
+def generation() -> int:
+    """Count of the calls of `forget`: what was chosen before the last of them may be chosen otherwise now."""
+    return _GENERATION[0]
 
 
 def _kernel_for(problem: Problem, implementation: str, *, backward: bool) -> str:
-    if implementation == "vendor":
+    if implementation in VENDORS:
         msg = (
-            "'vendor' is torch's own LSTM, not a recurrence; run it by kernels.LSTM(implementation='vendor') or "
-            "torch.nn.LSTM, or ask here for 'auto'"
+            f"{implementation!r} is torch's own LSTM, not a recurrence; run it by "
+            f"kernels.LSTM(implementation={implementation!r}) or torch.nn.LSTM, or ask here for 'auto'"
         )
         raise ValueError(msg)
     if problem.batch == 0 or problem.steps == 0:
@@ -143,11 +154,14 @@ def _choose(
         raise ValueError(msg)
     refused = _refusals(problem, backward=backward, interpreted=interpreted)
     if no_vendor:
-        refused["vendor"] = "torch's own LSTM cannot be traced, and is not a recurrence: only a module can call it"
+        why = "torch's own LSTM cannot be traced, and is not a recurrence: only a module can call it"
+        refused |= dict.fromkeys(VENDORS, why)
+    elif problem.masked:
+        refused[PADDED] = "it takes no lengths, since cuDNN's persistent algorithm takes no packed sequences"
     # What cannot serve the backward pass that will follow: better said now than in the middle of it.
     later = _refusals(problem, backward=True, interpreted=interpreted) if problem.saves and not backward else {}
     if implementation == "triton":
-        refused["vendor"] = "Triton kernels alone were asked for"
+        refused |= dict.fromkeys(VENDORS, "Triton kernels alone were asked for")
         if missing := next((found for found in (refused, later) if found.keys() >= MODULES.keys()), None):
             msg = "no Triton kernel serves: " + "; ".join(f"{name}: {missing[name]}" for name in MODULES)
             raise ValueError(msg)
@@ -159,7 +173,7 @@ def _choose(
         return Choice(name, reason, MappingProxyType(refused), _instructions(name))
     refused = later | refused
     if implementation in refused:
-        instead = [name for name in IMPLEMENTATIONS if name not in refused and name not in {"triton", "loop"}]
+        instead = [name for name in IMPLEMENTATIONS if name not in refused and name not in {"triton", "loop", PADDED}]
         msg = (
             f"implementation {implementation!r} cannot serve: {refused[implementation]}; "
             f"use {' or '.join(map(repr, instead))}"
@@ -224,12 +238,16 @@ def _auto(
     entry, name = best
     ours, vendors = _totals(measured, problem, entry, name, after)
     where = f"on {device} at {entry.shape}, {entry.phase}"
-    if vendors is None:
+    own = {one: time_s for one, time_s in vendors.items() if time_s is not None}
+    if not own:
         return name, f"measured {where}: {name} {_us(entry.kernels[name].time_s)}"
-    both = f"{name} {_us(ours)}, torch's own LSTM {_us(vendors)} with their products"
-    if vendors < ours and vendor:
-        return "vendor", f"measured {where}: {both}"
-    note = "; torch's own cannot be called here" if vendors < ours else ""
+    # Refused ones are named all the same, since they may be what is beaten.
+    best_vendor = min(own, key=lambda one: (one in refused, own[one]))
+    how = " on padded sizes" if best_vendor == PADDED else ""
+    both = f"{name} {_us(ours)}, torch's own LSTM{how} {_us(own[best_vendor])} with their products"
+    if own[best_vendor] < ours and best_vendor not in refused:
+        return best_vendor, f"measured {where}: {both}"
+    note = "; torch's own cannot be called here" if own[best_vendor] < ours else ""
     return name, f"measured {where}: {both}{note}"
 
 
@@ -246,15 +264,19 @@ def _fastest(
 
 def _totals(
     measured: table.MeasuredTable, problem: Problem, entry: table.MeasuredShape, name: str, after: list[str]
-) -> tuple[float, float | None]:
+) -> tuple[float, dict[str, float | None]]:
     """Time of the phase with its products, ours and torch's own; of both phases before a backward pass."""
-    ours, vendors = entry.kernels[name].time_s + entry.around_s, entry.vendor_s
-    if entry.phase != "forward" or vendors is None:
+    ours, vendors = entry.kernels[name].whole_s(entry.around_s), dict(zip(VENDORS, entry.vendors_s, strict=True))
+    if entry.phase != "forward" or not any(vendors.values()):
         return ours, vendors
     later = _fastest(measured, problem, after, backward=True)
-    if later is None or later[0].vendor_s is None:
+    if later is None or not any(later[0].vendors_s):
         return ours, vendors
-    return ours + later[0].kernels[later[1]].time_s + later[0].around_s, vendors + later[0].vendor_s
+    both = {
+        one: None if first is None or second is None else first + second
+        for (one, first), second in zip(vendors.items(), later[0].vendors_s, strict=True)
+    }
+    return ours + later[0].kernels[later[1]].whole_s(later[0].around_s), both
 
 
 @functools.lru_cache(maxsize=CACHED)

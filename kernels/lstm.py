@@ -13,13 +13,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from . import dispatch, layers
+from . import dispatch, layers, padded_vendor
 from . import torch_lstm as vendor
 from .common.fast_path import exported
-from .common.recurrence import Problem, on_device
+from .common.recurrence import problem_on
 from .cpu import fused
 from .cpu.inference import Prepared
-from .dispatch import IMPLEMENTATIONS, Choice
+from .dispatch import IMPLEMENTATIONS, PADDED, VENDORS, Choice
+from .graphed_layers import GraphedLayers
 from .lstm_arguments import Lengths, batched_state, check_call, check_options, check_step, checked_lengths
 from .torch_lstm import State, permuted
 
@@ -54,8 +55,9 @@ class LSTM(nn.RNNBase):
             for `torch.nn.LSTM`.
         implementation: `auto`; `cpu-fused`, the kernel for float32 on a CPU; `triton`, the fastest of the kernels for
             GPUs; one of these, `cell`, `sequence` or `persistent`; `loop`, plain torch operations on any device; or
-            `vendor`, torch's own LSTM (cuDNN, oneDNN or ATen). A kernel that was asked for by name runs or raises.
-            `auto` may choose `vendor`, except while compiling; with `proj_size` it always does.
+            torch's own LSTM (cuDNN, oneDNN or ATen): `vendor`, or `vendor-padded`, with sizes and batch rounded up as
+            cuDNN likes them and the padded weights kept until torch counts a change. What was asked for by name runs or
+            raises. `auto` may choose the last two, unless compiling; with `proj_size`, `vendor`.
         fp32_precision: how the recurrence multiplies float32 on a GPU, `ieee` or `tf32`. None, the default, follows
             `torch.backends.cuda.matmul.fp32_precision` at each call (under torch.compile: when it is traced), so that
             projection and recurrence agree. A given value holds for the recurrence alone: torch has only a global
@@ -154,7 +156,7 @@ class LSTM(nn.RNNBase):
                 msg = "a PackedSequence brings its own lengths; give lengths with a padded tensor only"
                 raise ValueError(msg)
             if torch.compiler.is_compiling():
-                found: tuple[PackedSequence, State] = _way().run_packed(self, input, hx)
+                found: tuple[PackedSequence, State] = layers.way().run_packed(self, input, hx)
                 return found
             return self._packed(input, hx)
         if input.dim() not in {2, 3}:
@@ -171,12 +173,10 @@ class LSTM(nn.RNNBase):
             raise RuntimeError(msg)
         valid = checked_lengths(lengths, x.size(batch_dim), x.size(1 - batch_dim))
         name = self._choose(x, hx, x.size(batch_dim), x.size(1 - batch_dim), masked=valid is not None)
-        if name != "vendor":
+        if name not in VENDORS:
             output, state = layers.run(self, x, hx, valid, name, batch_first=self.batch_first)
-        elif valid is None:
-            output, state = _way().run(self, x, hx)
         else:
-            output, state = _way().run_padded(self, x, hx, valid)
+            output, state = layers.torchs_own(self, x, hx, valid, name)
         if batched:
             return output, state
         return output.squeeze(batch_dim), (state[0].squeeze(1), state[1].squeeze(1))
@@ -266,7 +266,7 @@ class LSTM(nn.RNNBase):
 
     def __getstate__(self) -> dict[str, Any]:
         state: dict[str, Any] = super().__getstate__()
-        for name in ("choices", "_kept"):
+        for name in ("choices", "_kept", "_padded_weights"):
             state.pop(name, None)
         return state
 
@@ -289,18 +289,11 @@ class LSTM(nn.RNNBase):
         if self.proj_size:
             reason = "no kernel has projections, so proj_size goes to torch's own LSTM"
             return Choice("vendor", reason, dict.fromkeys(IMPLEMENTATIONS[1:-1], "has no projections (proj_size)"))
-        problem = Problem(
-            device.type,
-            dtype,
-            batch,
-            steps,
-            self.hidden_size,
-            2 if self.bidirectional else 1,
-            saves,
-            masked,
-            self.tf32(device, dtype),
-        )
-        choice = dispatch.choose(on_device(problem, device), self.implementation)
+        if device.type == "cuda" and device.index is None:
+            device = torch.device("cuda", torch.cuda.current_device())
+        directions, tf32 = 2 if self.bidirectional else 1, self.tf32(device, dtype)
+        problem = problem_on(device, dtype, batch, steps, self.hidden_size, directions, saves, masked, tf32)
+        choice = dispatch.choose(problem, self.implementation)
         if self.weight_storage != "fp32":
             choice = dataclasses.replace(choice, instructions=fused.instructions(self.weight_storage))
         return choice
@@ -317,7 +310,8 @@ class LSTM(nn.RNNBase):
             return "vendor" if self.proj_size else self.implementation
         saves = torch.is_grad_enabled() and (
             x.requires_grad
-            or any(parameter.requires_grad for parameter in self.parameters())
+            or any(value is not None and value.requires_grad for value in self._parameters.values())
+            or (self._modules and any(parameter.requires_grad for parameter in self.parameters()))
             or (hx is not None and (hx[0].requires_grad or hx[1].requires_grad))
         )
         choice = self._choice(x.device, layers.computed_dtype(x), batch, steps, saves=saves, masked=masked)
@@ -342,7 +336,9 @@ class LSTM(nn.RNNBase):
     def _at_once(self, x: Any, hx: Any) -> tuple[Tensor, State] | None:
         """The whole call by what an earlier one prepared; None where anything about it is not as simple as that."""
         kept = self.__dict__.get("_kept")
-        if kept is None or not kept[0].takes(x, hx, batch_first=self.batch_first) or not self._stands(kept):
+        if kept is None or isinstance(kept[0], GraphedLayers):
+            return kept and layers.replay(self, kept[0], x, hx)
+        if not kept[0].takes(x, hx, batch_first=self.batch_first) or not self._stands(kept):
             return None
         found = kept[0].run(x, *(hx or (None, None)), batch_first=self.batch_first)
         if found is None:
@@ -350,8 +346,8 @@ class LSTM(nn.RNNBase):
         self.__dict__["choices"] = kept[1]
         return found[0], found[1:]
 
-    def _stands(self, kept: tuple[Prepared, tuple[Choice, ...]]) -> bool:
-        """Return whether what an earlier call prepared for the CPU kernel, and chose, is of the same parameters."""
+    def _stands(self, kept: tuple[Prepared | GraphedLayers, tuple[Choice, ...]]) -> bool:
+        """Return whether what an earlier call prepared, and chose, is of the same parameters."""
         return kept[0].stands([*map(self._parameters.get, self._flat_weights_names)])
 
     def _parameters_of(self, layer: int) -> list[tuple[Tensor, ...]]:
@@ -377,6 +373,9 @@ class LSTM(nn.RNNBase):
         name = self._choose(data, hx, batch, steps, masked=not full)
         if name == "vendor":
             output, state = vendor.run(self, data, hx, batch_sizes)
+        elif name == PADDED:
+            padded, state = padded_vendor.run(self, data.unflatten(0, (steps, batch)), hx, batch_first=False)
+            output = padded.flatten(0, 1)
         elif full:
             padded, state = layers.run(self, data.unflatten(0, (steps, batch)), hx, None, name, batch_first=False)
             output = padded.flatten(0, 1)
@@ -387,12 +386,3 @@ class LSTM(nn.RNNBase):
             padded, state = layers.run(self, x, hx, valid.sum(0), name, batch_first=False)
             output = padded.flatten(0, 1).index_select(0, index)
         return PackedSequence(output, batch_sizes, sorted_indices, unsorted_indices), permuted(state, unsorted_indices)
-
-
-def _way() -> Any:
-    """The module that runs torch's own LSTM: while something is traced, the one that Dynamo must leave alone."""
-    if torch.compiler.is_compiling():
-        from . import graph_breaks as untraceable  # noqa: PLC0415 - imports Dynamo, which takes as long as torch
-
-        return untraceable
-    return vendor

@@ -122,10 +122,26 @@ class Backward:
 
 def _problem(gates: Tensor, weight_hh: Tensor, lengths: Tensor | None, *, saves: bool, tf32: bool) -> Problem:
     steps, batch, directions, _ = gates.shape
-    problem = Problem(
-        gates.device.type, gates.dtype, batch, steps, weight_hh.size(2), directions, saves, lengths is not None, tf32
+    return problem_on(
+        gates.device, gates.dtype, batch, steps, weight_hh.size(2), directions, saves, lengths is not None, tf32
     )
-    return on_device(problem, gates.device)
+
+
+@functools.lru_cache(maxsize=4096)
+def problem_on(  # noqa: PLR0913, PLR0917 - the fields of a problem
+    device: torch.device,
+    dtype: torch.dtype,
+    batch: int,
+    steps: int,
+    hidden_size: int,
+    directions: int,
+    saves: bool,
+    masked: bool,
+    tf32: bool,
+) -> Problem:
+    """The problem on a device, with what is to be known of that; kept, since it is asked for several times a call."""
+    problem = Problem(device.type, dtype, batch, steps, hidden_size, directions, saves, masked, tf32)
+    return on_device(problem, device)
 
 
 def on_device(problem: Problem, device: torch.device) -> Problem:

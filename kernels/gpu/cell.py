@@ -205,20 +205,9 @@ def _run(launch: Callable[[], None], args: Forward | Backward, steps: int, key: 
     with _on(args.weight_hh):
         if args.weight_hh.is_cuda and 2 * steps > graphs.FEW:
             tensors = [getattr(args, field.name) for field in dataclasses.fields(args) if field.name != "tf32"]
-            graphs.run(launch_all, (*key, args.tf32, *_product_settings()), tensors)
+            graphs.run(launch_all, (*key, args.tf32, *graphs.product_settings(args.weight_hh.dtype)), tensors)
         else:
             launch_all()
-
-
-def _product_settings() -> tuple[Hashable, ...]:
-    """State of torch that decides how its products are computed, and so what a graph has in it."""
-    matmul = torch.backends.cuda.matmul
-    return (
-        torch.are_deterministic_algorithms_enabled(),
-        matmul.allow_fp16_reduced_precision_reduction,
-        matmul.allow_bf16_reduced_precision_reduction,
-        str(torch.backends.cuda.preferred_blas_library()),
-    )
 
 
 @contextlib.contextmanager
