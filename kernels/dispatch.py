@@ -48,6 +48,7 @@ class Choice:
         implementation: a name of `IMPLEMENTATIONS` other than `auto` and `triton`.
         reason: why, in a sentence.
         refused: by name, why an implementation cannot serve; left out of the text, since it is long.
+        config: the configuration that a kernel for GPUs takes for the forward pass; None elsewhere.
         instructions: what multiplies in `cpu-fused`: `avx512-fma`, `avx512-vnni`, `avx512-bf16` and so on; else empty.
     """
 
@@ -55,6 +56,7 @@ class Choice:
     reason: str
     refused: Mapping[str, str] = dataclasses.field(repr=False)
     instructions: str = ""
+    config: Any = None
 
 
 def choose(problem: Problem, implementation: str = "auto", *, compiling: bool = False) -> Choice:
@@ -170,7 +172,8 @@ def _choose(
             return Choice(name, "the first that serves in Triton's interpreter", MappingProxyType(refused))
     if implementation in {"auto", "triton"}:
         name, reason = _auto(problem, refused, later, backward=backward, device=device)
-        return Choice(name, reason, MappingProxyType(refused), _instructions(name))
+        config = _config(problem, name, backward, device)
+        return Choice(name, reason, MappingProxyType(refused), _instructions(name), config)
     refused = later | refused
     if implementation in refused:
         instead = [name for name in IMPLEMENTATIONS if name not in refused and name not in {"triton", "loop", PADDED}]
@@ -179,7 +182,13 @@ def _choose(
             f"use {' or '.join(map(repr, instead))}"
         )
         raise ValueError(msg)
-    return Choice(implementation, "asked for", MappingProxyType(refused), _instructions(implementation))
+    config = _config(problem, implementation, backward, device)
+    return Choice(implementation, "asked for", MappingProxyType(refused), _instructions(implementation), config)
+
+
+def _config(problem: Problem, implementation: str, backward: bool, device: str) -> Any:
+    on_gpu = implementation in MODULES and problem.device == "cuda"
+    return _choose_config(problem, implementation, backward, device) if on_gpu else None
 
 
 def _instructions(implementation: str) -> str:

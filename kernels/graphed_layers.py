@@ -18,6 +18,7 @@ from .common.fast_path import autocast_dtype, watched
 from .direct_layers import LayerOptions, infer_into
 from .dispatch import Choice
 from .gpu import graph_cache
+from .gpu.product_settings import product_settings
 
 Results = tuple[Tensor, Tensor, Tensor]
 
@@ -130,8 +131,8 @@ class GraphedLayers:
 
     def _form(self, x: Tensor, hx: Any) -> Hashable:
         """All that decides what is launched beside the parameters, options and addresses."""
-        tf32 = self._precision(self._device, self._dtype)
-        return x.shape, hx is None, autocast_dtype(self._device), tf32, *graph_cache.product_settings(self._dtype)
+        tf32, autocast = self._precision(self._device, self._dtype), autocast_dtype(self._device)
+        return x.shape, hx is None, autocast, tf32, *product_settings(autocast or self._dtype)
 
     def _plain(self, value: Any) -> bool:
         """Return whether it is a tensor of the parameters' type and device that kernels can read where it lies."""

@@ -9,6 +9,7 @@ does before calling cuDNN slow.
 
 from __future__ import annotations
 
+import itertools
 import operator
 from typing import Any
 
@@ -142,7 +143,7 @@ def _weights(lstm: nn.RNNBase, index: int, size: int, features: int, units: int)
     kinds = ("weight_ih", "weight_hh", "bias_ih", "bias_hh") if lstm.bias else ("weight_ih", "weight_hh")
     own: list[Tensor] = [getattr(lstm, f"{kind}_{name}") for kind in kinds]
     hidden = lstm.hidden_size
-    if (features, units) == (size, hidden):
+    if (features, units) == (size, hidden) and (not _cudnn(own[0]) or _adjacent(own)):
         return own
     if torch.is_grad_enabled() and any(value.requires_grad for value in own):
         return _padded(own, features, units)
@@ -158,6 +159,11 @@ def _weights(lstm: nn.RNNBase, index: int, size: int, features: int, units: int)
             found = kept[index] = ((features, units), marks, own, _padded(own, features, units))
     weights: list[Tensor] = found[3]
     return weights
+
+
+def _adjacent(weights: list[Tensor]) -> bool:
+    """Return whether each begins where the one before ends; cuDNN would copy them at every call elsewhere."""
+    return all(one.data_ptr() + one.nbytes == other.data_ptr() for one, other in itertools.pairwise(weights))
 
 
 def _padded(own: list[Tensor], features: int, units: int) -> list[Tensor]:

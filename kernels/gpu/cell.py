@@ -22,6 +22,7 @@ from ..common.recurrence import Backward, Forward, Problem
 from . import graph_cache as graphs
 from .cell_kernels import backward_kernel, forward_kernel
 from .launch import Launch
+from .product_settings import product_settings
 
 #: Triton's names of the types that are served.
 TYPES = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16"}
@@ -205,7 +206,7 @@ def _run(launch: Callable[[], None], args: Forward | Backward, steps: int, key: 
     with _on(args.weight_hh):
         if args.weight_hh.is_cuda and 2 * steps > graphs.FEW:
             tensors = [getattr(args, field.name) for field in dataclasses.fields(args) if field.name != "tf32"]
-            graphs.run(launch_all, (*key, args.tf32, *graphs.product_settings(args.weight_hh.dtype)), tensors)
+            graphs.run(launch_all, (*key, args.tf32, *product_settings(args.weight_hh.dtype)), tensors)
         else:
             launch_all()
 

@@ -73,19 +73,6 @@ def clear() -> None:
     GRAPHS.clear()
 
 
-def product_settings(dtype: torch.dtype) -> tuple[Hashable, ...]:
-    """State of torch that decides how its products of a type are computed, and so what a graph has in it."""
-    matmul: Any = torch.backends.cuda.matmul
-    how: Hashable = None
-    if dtype == torch.float32:
-        how = matmul.fp32_precision
-    elif dtype == torch.float16:
-        how = matmul.allow_fp16_reduced_precision_reduction
-    elif dtype == torch.bfloat16:
-        how = matmul.allow_bf16_reduced_precision_reduction
-    return torch.are_deterministic_algorithms_enabled(), how, torch.backends.cuda.preferred_blas_library()
-
-
 class CaptureError(RuntimeError):
     """A capture that came to nothing.
 
@@ -357,7 +344,19 @@ class Cuda:
                 graph.capture_end()
             except RuntimeError as error:
                 self._failed.append(graph)
-                raise CaptureError(_line(error), final=True) from error
+                # Another thread that waits for the whole device ends a capture, and torch is none the worse for it.
+                raise CaptureError(_line(error), final=not self._captures()) from error
+
+    def _captures(self) -> bool:
+        """Return whether torch can still begin and end a capture on the current stream."""
+        probe: Any = torch.cuda.CUDAGraph()
+        try:
+            probe.capture_begin(pool=torch.cuda.graph_pool_handle(), capture_error_mode="thread_local")
+            probe.capture_end()
+        except RuntimeError:
+            self._failed.append(probe)
+            return False
+        return True
 
 
 def _segments(pool: Any) -> list[dict[str, Any]]:
