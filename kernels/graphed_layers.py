@@ -86,7 +86,7 @@ class GraphedLayers:
         """
         if torch.is_grad_enabled() or watched() or not self._plain(x):
             return None
-        form = self._form(x, hx)
+        form = self._form(x, hx, batch_first)
         chosen = self._chosen.get(form)
         if chosen is None:
             return None
@@ -110,7 +110,7 @@ class GraphedLayers:
         Returns:
             Output (as x, with directions * H features), h_n and c_n (layers * directions, batch, H).
         """
-        form = self._form(x, hx)
+        form = self._form(x, hx, options.batch_first)
         if len(self._chosen) == REMEMBERED:
             self._chosen.clear()
         self._chosen[form] = options, choices
@@ -129,10 +129,10 @@ class GraphedLayers:
         self._graphs.run(launch, (self._name, options, form), (x, h0, c0, output, h_n, c_n))
         return output, h_n, c_n
 
-    def _form(self, x: Tensor, hx: Any) -> Hashable:
+    def _form(self, x: Tensor, hx: Any, batch_first: bool) -> Hashable:
         """All that decides what is launched beside the parameters, options and addresses."""
         tf32, autocast = self._precision(self._device, self._dtype), autocast_dtype(self._device)
-        return x.shape, hx is None, autocast, tf32, *product_settings(autocast or self._dtype)
+        return x.shape, batch_first, hx is None, autocast, tf32, *product_settings(autocast or self._dtype)
 
     def _plain(self, value: Any) -> bool:
         """Return whether it is a tensor of the parameters' type and device that kernels can read where it lies."""

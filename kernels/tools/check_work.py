@@ -248,15 +248,14 @@ def _replay(task: CheckQuestion) -> CheckResult:
         x = torch.empty(task.sizes.steps, task.sizes.batch, 64, device=DEVICE, dtype=task.sizes.dtype)
         before = graph_cache.state().replayed
         with torch.no_grad():
-            for number in range(graph_cache.SIGHTINGS + 4):
+            held = []
+            for _ in range(graph_cache.SIGHTINGS + 4):
                 x.normal_()
                 module.weight_hh_l0.mul_(0.9)
-                # Memory of its own, so that no graph is found.
+                # In memory that stays in use, so no graph is found for it later.
                 other = x.clone()
-                expected = {name: value.clone() for name, value in _named(module(other)).items()}
-                got = _named(module(x))
-                _close(expected, got, task)
-                del other, expected, got
+                held.append((other, _named(module(other))))
+                _close(held[-1][1], _named(module(x)), task)
         if graph_cache.state().replayed == before:
             return CheckResult(text="the same memory never came back, so nothing was replayed", worst=2.0)
     return CheckResult()
