@@ -22,7 +22,6 @@ from .cpu.inference import Prepared
 from .cpu.layer import layer as cpu_layer
 from .direct_layers import LayerOptions
 from .direct_layers import layer as direct_layer
-from .graphed_layers import GraphedLayers
 from .torch_lstm import State, valid_mask
 
 #: A `kernels.LSTM`, which uses this module.
@@ -153,6 +152,8 @@ def _graphed(
     parameters: Sequence[Sequence[tuple[Tensor, ...]]],
     options: LayerOptions,
 ) -> tuple[Tensor, State]:
+    from .graphed_layers import GraphedLayers  # noqa: PLC0415 - of use on a GPU alone
+
     kept = lstm.__dict__.get("_kept")
     if kept is None or not isinstance(kept[0], GraphedLayers) or not lstm._stands(kept):  # noqa: SLF001
         kept = (GraphedLayers(parameters, lstm.hidden_size, lstm.tf32), ())
@@ -161,7 +162,7 @@ def _graphed(
     return output, (h_n, c_n)
 
 
-def replay(lstm: LayeredLSTM, kept: GraphedLayers, x: Any, hx: Any) -> tuple[Tensor, State] | None:
+def replay(lstm: LayeredLSTM, kept: Any, x: Any, hx: Any) -> tuple[Tensor, State] | None:
     """The whole call by what an earlier one prepared; None where anything about it is not as simple as that."""
     if not lstm._stands((kept, ())):  # noqa: SLF001
         return None

@@ -20,7 +20,6 @@ from .common.recurrence import problem_on
 from .cpu import fused
 from .cpu.inference import Prepared
 from .dispatch import IMPLEMENTATIONS, PADDED, VENDORS, Choice
-from .graphed_layers import GraphedLayers
 from .lstm_arguments import Lengths, batched_state, check_call, check_options, check_step, checked_lengths
 from .torch_lstm import State, permuted
 
@@ -336,7 +335,7 @@ class LSTM(nn.RNNBase):
     def _at_once(self, x: Any, hx: Any) -> tuple[Tensor, State] | None:
         """The whole call by what an earlier one prepared; None where anything about it is not as simple as that."""
         kept = self.__dict__.get("_kept")
-        if kept is None or isinstance(kept[0], GraphedLayers):
+        if kept is None or not isinstance(kept[0], Prepared):
             return kept and layers.replay(self, kept[0], x, hx)
         if not kept[0].takes(x, hx, batch_first=self.batch_first) or not self._stands(kept):
             return None
@@ -346,7 +345,7 @@ class LSTM(nn.RNNBase):
         self.__dict__["choices"] = kept[1]
         return found[0], found[1:]
 
-    def _stands(self, kept: tuple[Prepared | GraphedLayers, tuple[Choice, ...]]) -> bool:
+    def _stands(self, kept: tuple[Any, tuple[Choice, ...]]) -> bool:
         """Return whether what an earlier call prepared, and chose, is of the same parameters."""
         return kept[0].stands([*map(self._parameters.get, self._flat_weights_names)])
 

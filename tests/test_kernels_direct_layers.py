@@ -220,7 +220,7 @@ def test_a_replay_takes_little_of_the_host(graphs):
                 (key, (place, lambda: None)) for key, (place, _) in graphs._graphs.items()
             )
             made = []
-            sys.setprofile(lambda _, event, __: made.append(event))
+            sys.setprofile(lambda _, event, __, made=made: made.append(event))
             try:
                 lstm(x)
             finally:
