@@ -114,7 +114,8 @@ class GraphedLayers:
         if len(self._chosen) == REMEMBERED:
             self._chosen.clear()
         self._chosen[form] = options, choices
-        return self._run(x, *(hx or (None, None)), options, form)
+        h0, c0 = hx or (None, None)
+        return self._run(x, h0, c0, options, form)
 
     def _run(self, x: Tensor, h0: Tensor | None, c0: Tensor | None, options: LayerOptions, form: Hashable) -> Results:
         first, second, _ = x.shape

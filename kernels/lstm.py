@@ -16,7 +16,7 @@ from torch.nn.utils.rnn import PackedSequence
 from . import dispatch, layers, padded_vendor
 from . import torch_lstm as vendor
 from .common.fast_path import exported
-from .common.recurrence import problem_on
+from .common.recurrence import placed, problem_on
 from .cpu import fused
 from .cpu.inference import Prepared
 from .dispatch import IMPLEMENTATIONS, PADDED, VENDORS, Choice
@@ -288,10 +288,8 @@ class LSTM(nn.RNNBase):
         if self.proj_size:
             reason = "no kernel has projections, so proj_size goes to torch's own LSTM"
             return Choice("vendor", reason, dict.fromkeys(IMPLEMENTATIONS[1:-1], "has no projections (proj_size)"))
-        if device.type == "cuda" and device.index is None:
-            device = torch.device("cuda", torch.cuda.current_device())
         directions, tf32 = 2 if self.bidirectional else 1, self.tf32(device, dtype)
-        problem = problem_on(device, dtype, batch, steps, self.hidden_size, directions, saves, masked, tf32)
+        problem = problem_on(placed(device), dtype, batch, steps, self.hidden_size, directions, saves, masked, tf32)
         choice = dispatch.choose(problem, self.implementation)
         if self.weight_storage != "fp32":
             choice = dataclasses.replace(choice, instructions=fused.instructions(self.weight_storage))
@@ -347,7 +345,8 @@ class LSTM(nn.RNNBase):
 
     def _stands(self, kept: tuple[Any, tuple[Choice, ...]]) -> bool:
         """Return whether what an earlier call prepared, and chose, is of the same parameters."""
-        return kept[0].stands([*map(self._parameters.get, self._flat_weights_names)])
+        stands: bool = kept[0].stands([*map(self._parameters.get, self._flat_weights_names)])
+        return stands
 
     def _parameters_of(self, layer: int) -> list[tuple[Tensor, ...]]:
         """Of each direction of a layer weight_ih (4H, features), weight_hh (4H, H) and the biases (4H,), if any.

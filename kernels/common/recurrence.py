@@ -127,6 +127,12 @@ def _problem(gates: Tensor, weight_hh: Tensor, lengths: Tensor | None, *, saves:
     )
 
 
+def placed(device: torch.device) -> torch.device:
+    """The device with its number: `cuda` alone is the current one, which changes."""
+    number: int | None = device.index
+    return torch.device("cuda", torch.cuda.current_device()) if device.type == "cuda" and number is None else device
+
+
 @functools.lru_cache(maxsize=4096)
 def problem_on(  # noqa: PLR0913, PLR0917 - the fields of a problem
     device: torch.device,
