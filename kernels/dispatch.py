@@ -21,7 +21,7 @@ import torch
 
 from . import measurements as table
 from . import refusals
-from .common.recurrence import Backward, Forward, Problem, gpu_facts, loop_backward, loop_forward
+from .common.recurrence import Backward, Forward, Problem, gpu_facts, loop_backward, loop_forward, problem_on
 from .cpu import fused
 from .estimate import estimate_s
 
@@ -29,12 +29,17 @@ from .estimate import estimate_s
 MODULES = {name: f"{__package__}.gpu.{name}" for name in ("cell", "sequence", "persistent")}
 #: The kernel for CPUs, compiled when it is first used.
 CPU = "cpu-fused"
+#: torch's own LSTM with sizes rounded up, as cuDNN likes them: `kernels.padded_vendor`.
+PADDED = "vendor-padded"
 #: What may be asked for. `triton` is the fastest of the modules above; `loop` is torch operations, step by step; and
 #: `vendor` is torch's own LSTM (cuDNN, oneDNN or ATen), which is not a recurrence: `kernels.LSTM` alone can run it.
-IMPLEMENTATIONS = ("auto", "triton", *MODULES, CPU, "loop", "vendor")
+IMPLEMENTATIONS = ("auto", "triton", *MODULES, CPU, "loop", PADDED, "vendor")
+#: What is torch's own LSTM.
+VENDORS = (PADDED, "vendor")
 VENDOR_HAS_NO_RESETS = "torch's own LSTM has no resets: no row of it can begin anew in the middle of the steps"
 #: Answers that are kept: a lookup runs at every call, and batches of real data come in many lengths.
 CACHED = 4096
+_GENERATION = [0]
 
 
 @dataclass(frozen=True)
@@ -45,6 +50,7 @@ class Choice:
         implementation: a name of `IMPLEMENTATIONS` other than `auto` and `triton`.
         reason: why, in a sentence.
         refused: by name, why an implementation cannot serve; left out of the text, since it is long.
+        config: the configuration that a kernel for GPUs takes for the forward pass; None elsewhere.
         instructions: what multiplies in `cpu-fused`: `avx512-fma`, `avx512-vnni`, `avx512-bf16` and so on; else empty.
     """
 
@@ -52,6 +58,7 @@ class Choice:
     reason: str
     refused: Mapping[str, str] = dataclasses.field(repr=False)
     instructions: str = ""
+    config: Any = None
 
 
 def choose(problem: Problem, implementation: str = "auto", *, compiling: bool = False) -> Choice:
@@ -119,15 +126,21 @@ def backward(args: Backward, implementation: str) -> None:
 
 def forget() -> None:
     """Drop what was cached: after a table was written, or a module exchanged."""
-    for function in (_choose, _choose_config, gpu_facts, table.load, refusals.load):
+    for function in (_choose, _choose_config, problem_on, gpu_facts, table.load, refusals.load):
         function.cache_clear()
+    _GENERATION[0] += 1
+
+
+def generation() -> int:
+    """Count of the calls of `forget`: what was chosen before the last of them may be chosen otherwise now."""
+    return _GENERATION[0]
 
 
 def _kernel_for(problem: Problem, implementation: str, *, backward: bool) -> str:
-    if implementation == "vendor":
+    if implementation in VENDORS:
         msg = (
-            "'vendor' is torch's own LSTM, not a recurrence; run it by kernels.LSTM(implementation='vendor') or "
-            "torch.nn.LSTM, or ask here for 'auto'"
+            f"{implementation!r} is torch's own LSTM, not a recurrence; run it by "
+            f"kernels.LSTM(implementation={implementation!r}) or torch.nn.LSTM, or ask here for 'auto'"
         )
         raise ValueError(msg)
     if problem.batch == 0 or problem.steps == 0:
@@ -145,13 +158,16 @@ def _choose(
         raise ValueError(msg)
     refused = _refusals(problem, backward=backward, interpreted=interpreted)
     if problem.resets:
-        refused["vendor"] = VENDOR_HAS_NO_RESETS
+        refused |= dict.fromkeys(VENDORS, VENDOR_HAS_NO_RESETS)
     if no_vendor:
-        refused["vendor"] = "torch's own LSTM cannot be traced, and is not a recurrence: only a module can call it"
+        why = "torch's own LSTM cannot be traced, and is not a recurrence: only a module can call it"
+        refused |= dict.fromkeys(VENDORS, why)
+    elif problem.masked:
+        refused[PADDED] = "it takes no lengths, since cuDNN's persistent algorithm takes no packed sequences"
     # What cannot serve the backward pass that will follow: better said now than in the middle of it.
     later = _refusals(problem, backward=True, interpreted=interpreted) if problem.saves and not backward else {}
     if implementation == "triton":
-        refused["vendor"] = "Triton kernels alone were asked for"
+        refused |= dict.fromkeys(VENDORS, "Triton kernels alone were asked for")
         if missing := next((found for found in (refused, later) if found.keys() >= MODULES.keys()), None):
             msg = "no Triton kernel serves: " + "; ".join(f"{name}: {missing[name]}" for name in MODULES)
             raise ValueError(msg)
@@ -160,16 +176,23 @@ def _choose(
             return Choice(name, "the first that serves in Triton's interpreter", MappingProxyType(refused))
     if implementation in {"auto", "triton"}:
         name, reason = _auto(problem, refused, later, backward=backward, device=device)
-        return Choice(name, reason, MappingProxyType(refused), _instructions(name))
+        config = _config(problem, name, backward, device)
+        return Choice(name, reason, MappingProxyType(refused), _instructions(name), config)
     refused = later | refused
     if implementation in refused:
-        instead = [name for name in IMPLEMENTATIONS if name not in refused and name not in {"triton", "loop"}]
+        instead = [name for name in IMPLEMENTATIONS if name not in refused and name not in {"triton", "loop", PADDED}]
         msg = (
             f"implementation {implementation!r} cannot serve: {refused[implementation]}; "
             f"use {' or '.join(map(repr, instead))}"
         )
         raise ValueError(msg)
-    return Choice(implementation, "asked for", MappingProxyType(refused), _instructions(implementation))
+    config = _config(problem, implementation, backward, device)
+    return Choice(implementation, "asked for", MappingProxyType(refused), _instructions(implementation), config)
+
+
+def _config(problem: Problem, implementation: str, backward: bool, device: str) -> Any:
+    on_gpu = implementation in MODULES and problem.device == "cuda"
+    return _choose_config(problem, implementation, backward, device) if on_gpu else None
 
 
 def _instructions(implementation: str) -> str:
@@ -242,12 +265,16 @@ def _auto(
     entry, name = best
     ours, vendors = _totals(measured, problem, entry, name, after)
     where = f"on {device} at {entry.shape}, {entry.phase}"
-    if vendors is None:
+    own = {one: time_s for one, time_s in vendors.items() if time_s is not None}
+    if not own:
         return name, f"measured {where}: {name} {_us(entry.kernels[name].time_s)}"
-    both = f"{name} {_us(ours)}, torch's own LSTM {_us(vendors)} with their products"
-    if vendors < ours and vendor:
-        return "vendor", f"measured {where}: {both}"
-    note = "; torch's own cannot be called here" if vendors < ours else ""
+    # Refused ones are named all the same, since they may be what is beaten.
+    best_vendor = min(own, key=lambda one: (one in refused, own[one]))
+    how = " on padded sizes" if best_vendor == PADDED else ""
+    both = f"{name} {_us(ours)}, torch's own LSTM{how} {_us(own[best_vendor])} with their products"
+    if own[best_vendor] < ours and best_vendor not in refused:
+        return best_vendor, f"measured {where}: {both}"
+    note = "; torch's own cannot be called here" if own[best_vendor] < ours else ""
     return name, f"measured {where}: {both}{note}"
 
 
@@ -264,15 +291,19 @@ def _fastest(
 
 def _totals(
     measured: table.MeasuredTable, problem: Problem, entry: table.MeasuredShape, name: str, after: list[str]
-) -> tuple[float, float | None]:
+) -> tuple[float, dict[str, float | None]]:
     """Time of the phase with its products, ours and torch's own; of both phases before a backward pass."""
-    ours, vendors = entry.kernels[name].time_s + entry.around_s, entry.vendor_s
-    if entry.phase != "forward" or vendors is None:
+    ours, vendors = entry.kernels[name].whole_s(entry.around_s), dict(zip(VENDORS, entry.vendors_s, strict=True))
+    if entry.phase != "forward" or not any(vendors.values()):
         return ours, vendors
     later = _fastest(measured, problem, after, backward=True)
-    if later is None or later[0].vendor_s is None:
+    if later is None or not any(later[0].vendors_s):
         return ours, vendors
-    return ours + later[0].kernels[later[1]].time_s + later[0].around_s, vendors + later[0].vendor_s
+    both = {
+        one: None if first is None or second is None else first + second
+        for (one, first), second in zip(vendors.items(), later[0].vendors_s, strict=True)
+    }
+    return ours + later[0].kernels[later[1]].whole_s(later[0].around_s), both
 
 
 @functools.lru_cache(maxsize=CACHED)

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch.nn.utils.rnn import PackedSequence
 
+from . import padded_vendor
 from . import torch_lstm as vendor
 from .torch_lstm import State
 
@@ -19,6 +20,12 @@ _PACKED = "a PackedSequence cannot be traced; give kernels.LSTM padded input and
 
 run = torch.compiler.disable(vendor.run, reason=_VENDOR)
 run_padded = torch.compiler.disable(vendor.run_padded, reason=_VENDOR)
+
+
+class Padded:
+    """`kernels.padded_vendor`."""
+
+    run = staticmethod(torch.compiler.disable(padded_vendor.run, reason=_VENDOR))
 
 
 @torch.compiler.disable(reason=_PACKED)  # type: ignore[untyped-decorator]

@@ -15,12 +15,14 @@ from torch import Tensor
 from torch.nn import functional
 from torch.nn.utils.rnn import PackedSequence
 
-from . import dispatch, ops
+from . import dispatch, ops, padded_vendor
 from . import torch_lstm as vendor
 from .common.fast_path import autocast_dtype, unwatched
 from .common.recurrence import resets_of, state_dtype
 from .cpu.inference import Prepared
 from .cpu.layer import layer as cpu_layer
+from .direct_layers import LayerOptions
+from .direct_layers import layer as direct_layer
 from .lstm_arguments import check_call, check_step, checked_resets, storage_refused
 from .torch_lstm import State, permuted, valid_mask
 
@@ -63,13 +65,17 @@ def run(
     dropped = bool(lstm.dropout) and lstm.training and lstm.num_layers > 1
     if plain and not dropped and not (torch.is_grad_enabled() and any(value.requires_grad for value in tensors)):
         return _infer(lstm, x, hx, lengths, resets, parameters, batch_first)
+    past_dispatcher = implementation != dispatch.CPU and lstm.weight_storage == "fp32" and resets is None
+    if past_dispatcher and unwatched(tensors, autocast=True):
+        options = LayerOptions(lstm.hidden_size, directions, batch_first, implementation, dtype, tf32)
+        return _direct(lstm, x, hx, lengths, parameters, options, tensors)
     hidden, cell = [], []
-    for layer, own_parameters in enumerate(parameters):
-        if layer and lstm.dropout:
+    for number, own_parameters in enumerate(parameters):
+        if number and lstm.dropout:
             x = functional.dropout(x, lstm.dropout, lstm.training)
         h0 = c0 = None
         if hx is not None:
-            own = slice(layer * directions, (layer + 1) * directions)
+            own = slice(number * directions, (number + 1) * directions)
             h0, c0 = hx[0][own], hx[1][own].to(state_dtype(dtype))
         if plain:
             x, h_n, c_n = cpu_layer(
@@ -111,6 +117,9 @@ def run_packed(lstm: LayeredLSTM, packed: PackedSequence, hx: State | None) -> t
     name = lstm._choose(data, hx, batch, steps, masked=not full)  # noqa: SLF001
     if name == "vendor":
         output, state = vendor.run(lstm, data, hx, batch_sizes)
+    elif name == dispatch.PADDED:
+        padded, state = padded_vendor.run(lstm, data.unflatten(0, (steps, batch)), hx, batch_first=False)
+        output = padded.flatten(0, 1)
     elif full:
         padded, state = run(lstm, data.unflatten(0, (steps, batch)), hx, None, name, batch_first=False)
         output = padded.flatten(0, 1)
@@ -175,6 +184,86 @@ def _infer(
         found = prepared.run(x, h0, c0, lengths, resets, batch_first=batch_first, fresh=True)
     output, h_n, c_n = cast("tuple[Tensor, Tensor, Tensor]", found)
     return output, (h_n, c_n)
+
+
+def _direct(
+    lstm: LayeredLSTM,
+    x: Tensor,
+    hx: State | None,
+    lengths: Tensor | None,
+    parameters: Sequence[Sequence[tuple[Tensor, ...]]],
+    options: LayerOptions,
+    tensors: Sequence[Tensor],
+) -> tuple[Tensor, State]:
+    """All layers past torch's dispatcher; on a GPU without gradients, as one CUDA graph where memory comes back."""
+    gradients = torch.is_grad_enabled() and any(value.requires_grad for value in tensors)
+    dropped = bool(lstm.dropout) and lstm.training and lstm.num_layers > 1
+    on_gpu = options.implementation in dispatch.MODULES
+    if on_gpu and not (gradients or dropped) and lengths is None and x.numel():
+        return _graphed(lstm, x, hx, parameters, options)
+    hidden, cell = [], []
+    for number, own in enumerate(parameters):
+        if number and lstm.dropout:
+            x = functional.dropout(x, lstm.dropout, lstm.training)
+        place = slice(number * options.directions, (number + 1) * options.directions)
+        h0, c0 = (None, None) if hx is None else (hx[0][place], hx[1][place])
+        x, h_n, c_n = direct_layer(x, own, h0, c0, lengths, options, gradients=gradients)
+        hidden.append(h_n)
+        cell.append(c_n)
+    if len(hidden) == 1:
+        return x, (hidden[0], cell[0])
+    return x, (torch.cat(hidden), torch.cat(cell))
+
+
+def _graphed(
+    lstm: LayeredLSTM,
+    x: Tensor,
+    hx: State | None,
+    parameters: Sequence[Sequence[tuple[Tensor, ...]]],
+    options: LayerOptions,
+) -> tuple[Tensor, State]:
+    from .graphed_layers import GraphedLayers  # noqa: PLC0415 - of use on a GPU alone
+
+    kept = lstm.__dict__.get("_kept")
+    if kept is None or not isinstance(kept[0], GraphedLayers) or not lstm._stands(kept):  # noqa: SLF001
+        kept = (GraphedLayers(parameters, lstm.hidden_size, lstm.tf32), ())
+        lstm.__dict__["_kept"] = kept
+    output, h_n, c_n = kept[0].run(x, hx, options, lstm.choices)
+    return output, (h_n, c_n)
+
+
+def replay(lstm: LayeredLSTM, kept: Any, x: Any, hx: Any) -> tuple[Tensor, State] | None:
+    """The whole call by what an earlier one prepared; None where anything about it is not as simple as that."""
+    if not lstm._stands((kept, ())):  # noqa: SLF001
+        return None
+    found = kept.at_once(x, hx, batch_first=lstm.batch_first)
+    if found is None:
+        return None
+    (output, h_n, c_n), lstm.__dict__["choices"] = found
+    return output, (h_n, c_n)
+
+
+def torchs_own(
+    lstm: LayeredLSTM, x: Tensor, hx: State | None, lengths: Tensor | None, name: str
+) -> tuple[Tensor, State]:
+    """Run torch's own LSTM by the name of `dispatch.VENDORS` that was chosen; arguments as for `run`."""
+    found: tuple[Tensor, State]
+    if name == dispatch.PADDED:
+        found = way(padded_vendor).run(lstm, x, hx)
+    elif lengths is None:
+        found = way().run(lstm, x, hx)
+    else:
+        found = way().run_padded(lstm, x, hx, lengths)
+    return found
+
+
+def way(module: Any = vendor) -> Any:
+    """A module that runs torch's own LSTM: while something is traced, what Dynamo must leave alone of it."""
+    if torch.compiler.is_compiling():
+        from . import graph_breaks as untraceable  # noqa: PLC0415 - imports Dynamo, which takes as long as torch
+
+        return untraceable.Padded if module is padded_vendor else untraceable
+    return module
 
 
 def _stacked(parameters: Sequence[tuple[Tensor, ...]]) -> tuple[Tensor, Tensor, Tensor | None]:

@@ -14,12 +14,11 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from . import dispatch, layers
-from . import torch_lstm as vendor
 from .common.fast_path import exported
-from .common.recurrence import Problem, on_device
+from .common.recurrence import placed, problem_on
 from .cpu import fused
 from .cpu.inference import Prepared
-from .dispatch import IMPLEMENTATIONS, Choice
+from .dispatch import IMPLEMENTATIONS, VENDORS, Choice
 from .lstm_arguments import (
     NO_RESETS_WITH_PROJECTIONS,
     Lengths,
@@ -63,8 +62,9 @@ class LSTM(nn.RNNBase):
             for `torch.nn.LSTM`.
         implementation: `auto`; `cpu-fused`, the kernel for float32 on a CPU; `triton`, the fastest of the kernels for
             GPUs; one of these, `cell`, `sequence` or `persistent`; `loop`, plain torch operations on any device; or
-            `vendor`, torch's own LSTM (cuDNN, oneDNN or ATen). A kernel that was asked for by name runs or raises.
-            `auto` may choose `vendor`, except while compiling; with `proj_size` it always does.
+            torch's own LSTM (cuDNN, oneDNN or ATen): `vendor`, or `vendor-padded`, with sizes and batch rounded up as
+            cuDNN likes them and the padded weights kept until torch counts a change. What was asked for by name runs or
+            raises. `auto` may choose the last two, unless compiling; with `proj_size`, `vendor`.
         fp32_precision: how the recurrence multiplies float32 on a GPU, `ieee` or `tf32`. None, the default, follows
             `torch.backends.cuda.matmul.fp32_precision` at each call (under torch.compile: when it is traced), so that
             projection and recurrence agree. A given value holds for the recurrence alone: torch has only a global
@@ -169,7 +169,7 @@ class LSTM(nn.RNNBase):
                 msg = "a PackedSequence brings its own lengths; give lengths and resets with a padded tensor only"
                 raise ValueError(msg)
             if torch.compiler.is_compiling():
-                found: tuple[PackedSequence, State] = _way().run_packed(self, input, hx)
+                found: tuple[PackedSequence, State] = layers.way().run_packed(self, input, hx)
                 return found
             return self._packed(input, hx)
         if input.dim() not in {2, 3}:
@@ -188,12 +188,10 @@ class LSTM(nn.RNNBase):
         resets = checked_resets(resets, input.shape[:-1])
         anew = resets is not None
         name = self._choose(x, hx, x.size(batch_dim), x.size(1 - batch_dim), masked=valid is not None, resets=anew)
-        if name != "vendor":
+        if name not in VENDORS:
             output, state = layers.run(self, x, hx, valid, name, resets, batch_first=self.batch_first)
-        elif valid is None:
-            output, state = _way().run(self, x, hx)
         else:
-            output, state = _way().run_padded(self, x, hx, valid)
+            output, state = layers.torchs_own(self, x, hx, valid, name)
         if batched:
             return output, state
         return output.squeeze(batch_dim), (state[0].squeeze(1), state[1].squeeze(1))
@@ -281,7 +279,7 @@ class LSTM(nn.RNNBase):
 
     def __getstate__(self) -> dict[str, Any]:
         state: dict[str, Any] = super().__getstate__()
-        for name in ("choices", "_kept"):
+        for name in ("choices", "_kept", "_padded_weights"):
             state.pop(name, None)
         return state
 
@@ -314,19 +312,11 @@ class LSTM(nn.RNNBase):
                 raise ValueError(NO_RESETS_WITH_PROJECTIONS)
             reason = "no kernel has projections, so proj_size goes to torch's own LSTM"
             return Choice("vendor", reason, dict.fromkeys(IMPLEMENTATIONS[1:-1], "has no projections (proj_size)"))
-        problem = Problem(
-            device.type,
-            dtype,
-            batch,
-            steps,
-            self.hidden_size,
-            2 if self.bidirectional else 1,
-            saves,
-            masked,
-            self.tf32(device, dtype),
-            resets=resets,
+        directions, tf32 = 2 if self.bidirectional else 1, self.tf32(device, dtype)
+        problem = problem_on(
+            placed(device), dtype, batch, steps, self.hidden_size, directions, saves, masked, tf32, resets
         )
-        choice = dispatch.choose(on_device(problem, device), self.implementation)
+        choice = dispatch.choose(problem, self.implementation)
         if self.weight_storage != "fp32":
             choice = dataclasses.replace(choice, instructions=fused.instructions(self.weight_storage))
         return choice
@@ -343,12 +333,13 @@ class LSTM(nn.RNNBase):
         if torch.compiler.is_compiling():
             # Sizes may be symbols here, so `auto` is resolved when the operator runs.
             name = "vendor" if self.proj_size else self.implementation
-            if resets and name == "vendor":
+            if resets and name in VENDORS:
                 raise ValueError(NO_RESETS_WITH_PROJECTIONS if self.proj_size else dispatch.VENDOR_HAS_NO_RESETS)
             return name
         saves = torch.is_grad_enabled() and (
             x.requires_grad
-            or any(parameter.requires_grad for parameter in self.parameters())
+            or any(value is not None and value.requires_grad for value in self._parameters.values())
+            or (self._modules and any(parameter.requires_grad for parameter in self.parameters()))
             or (hx is not None and (hx[0].requires_grad or hx[1].requires_grad))
         )
         choice = self._choice(
@@ -367,7 +358,9 @@ class LSTM(nn.RNNBase):
     def _at_once(self, x: Any, hx: Any) -> tuple[Tensor, State] | None:
         """The whole call by what an earlier one prepared; None where anything about it is not as simple as that."""
         kept = self.__dict__.get("_kept")
-        if kept is None or not kept[0].takes(x, hx, batch_first=self.batch_first) or not self._stands(kept):
+        if kept is None or not isinstance(kept[0], Prepared):
+            return kept and layers.replay(self, kept[0], x, hx)
+        if not kept[0].takes(x, hx, batch_first=self.batch_first) or not self._stands(kept):
             return None
         found = kept[0].run(x, *(hx or (None, None)), batch_first=self.batch_first)
         if found is None:
@@ -375,9 +368,10 @@ class LSTM(nn.RNNBase):
         self.__dict__["choices"] = kept[1]
         return found[0], found[1:]
 
-    def _stands(self, kept: tuple[Prepared, tuple[Choice, ...]]) -> bool:
-        """Return whether what an earlier call prepared for the CPU kernel, and chose, is of the same parameters."""
-        return kept[0].stands([*map(self._parameters.get, self._flat_weights_names)])
+    def _stands(self, kept: tuple[Any, tuple[Choice, ...]]) -> bool:
+        """Return whether what an earlier call prepared, and chose, is of the same parameters."""
+        stands: bool = kept[0].stands([*map(self._parameters.get, self._flat_weights_names)])
+        return stands
 
     def _parameters_of(self, layer: int) -> list[tuple[Tensor, ...]]:
         """Of each direction of a layer weight_ih (4H, features), weight_hh (4H, H) and the biases (4H,), if any.
@@ -387,12 +381,3 @@ class LSTM(nn.RNNBase):
         kinds = ("weight_ih", "weight_hh", "bias_ih", "bias_hh") if self.bias else ("weight_ih", "weight_hh")
         names = [f"l{layer}", f"l{layer}_reverse"][: 2 if self.bidirectional else 1]
         return [tuple(getattr(self, f"{kind}_{name}") for kind in kinds) for name in names]
-
-
-def _way() -> Any:
-    """The module that runs torch's own LSTM: while something is traced, the one that Dynamo must leave alone."""
-    if torch.compiler.is_compiling():
-        from . import graph_breaks as untraceable  # noqa: PLC0415 - imports Dynamo, which takes as long as torch
-
-        return untraceable
-    return vendor

@@ -42,6 +42,7 @@ class Timing:
         low_s, high_s: quartiles over the rounds.
         rounds: how many rounds there were.
         error: largest error of an output or gradient over what its type allows.
+        module_s: median time of `kernels.LSTM` as a user calls it, all of the phase; None where it was not measured.
     """
 
     config: Mapping[str, Any]
@@ -50,6 +51,11 @@ class Timing:
     high_s: float = 0.0
     rounds: int = 0
     error: float = 0.0
+    module_s: float | None = None
+
+    def whole_s(self, around_s: float) -> float:
+        """Time of the whole phase: of the module as it is called, or of the recurrence and the products around it."""
+        return self.time_s + around_s if self.module_s is None else self.module_s
 
 
 @dataclass(frozen=True)
@@ -63,6 +69,7 @@ class MeasuredShape:
         kernels: by implementation, those that were right.
         around_s: the products over all steps that belong to this phase beside one of our kernels; 0 if not measured.
         vendor_s: torch's own LSTM (cuDNN) in the same type, the whole phase with its products; None if not measured.
+        vendor_padded_s: the same on padded sizes (`vendor-padded`); None where that changes nothing.
         vendor_float16_s: the same at cuDNN's best: float16, batch padded to a multiple of 8.
         wrong: configurations that were left out, each with its reason.
     """
@@ -78,6 +85,12 @@ class MeasuredShape:
     vendor_s: float | None = None
     vendor_float16_s: float | None = None
     wrong: tuple[str, ...] = ()
+    vendor_padded_s: float | None = None
+
+    @property
+    def vendors_s(self) -> tuple[float | None, float | None]:
+        """Times of torch's own LSTM, on padded sizes and as it is."""
+        return self.vendor_padded_s, self.vendor_s
 
     @property
     def key(self) -> tuple[str, str, int, int, int, int]:

@@ -1,4 +1,4 @@
-"""SplitLSTM is torch.nn.LSTM, one call a layer and direction on a padded batch: the same results, the same weights."""
+"""SplitLSTM is torch.nn.LSTM, one call a layer and direction on padded sizes: the same results, the same weights."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_sequence
 
-from seq2seq.execution.split_lstm import BATCH_MULTIPLE, SplitLSTM
+from kernels.padded_vendor import padded_sizes
+from seq2seq.execution.split_lstm import SplitLSTM
 
 pytest.importorskip("hypothesis")
 from hypothesis import example, given
@@ -55,13 +56,14 @@ def test_equals_nn_lstm(shape, stateful, bias):
 
 
 @given(shape=shapes())
-def test_each_call_is_one_layer_on_a_padded_batch(shape):
-    """One call to torch a layer and direction, always with a multiple of 8 sequences and at most 7 added."""
+def test_each_call_is_one_layer_on_padded_sizes(shape):
+    """One call to torch a layer and direction: a multiple of 8 sequences, of 128 features and of 128 units."""
     _, lstm = twins(shape)
     called, call = [], torch._VF.lstm
 
     def spy(x: Tensor, state: list[Tensor], weights: list[Tensor], *options: Any) -> Any:
-        called.append((x.size(0), state[0].shape[:2], len(weights), options[1], options[4]))
+        called.append((x.size(0), state[0].shape, len(weights), options[1], options[4]))
+        assert x.size(2) % 128 == 0
         return call(x, state, weights, *options)
 
     torch._VF.lstm = spy
@@ -69,8 +71,8 @@ def test_each_call_is_one_layer_on_a_padded_batch(shape):
         lstm(shape.tensors()[0])
     finally:
         torch._VF.lstm = call
-    padded = -(-shape.batch // BATCH_MULTIPLE) * BATCH_MULTIPLE
-    assert called == [(padded, (1, padded), 4, 1, False)] * shape.num_layers * shape.directions
+    rows = padded_sizes(shape.input_size, shape.hidden_size, shape.batch)[2]
+    assert called == [(rows, (1, rows, 128), 4, 1, False)] * shape.num_layers * shape.directions
 
 
 @given(shape=shapes())

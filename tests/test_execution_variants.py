@@ -67,6 +67,11 @@ class Refusing:
         most = 256 if backward else 512
         return f"hidden_size {problem.hidden_size}, at most {most}" if problem.hidden_size > most else None
 
+    @classmethod
+    def configs(cls, problem: Problem, *, backward: bool) -> list[str]:
+        """One that is no configuration."""
+        return [f"for {problem.hidden_size} units, {'backward' if backward else 'forward'}"]
+
 
 @pytest.fixture
 def refusing_kernels(monkeypatch):

@@ -35,9 +35,12 @@ class _Stand:
     def launch(self, work: object) -> Callable[[], None]:
         return lambda: (self.ran if self.recording is None else self.recording).append(work)
 
+    def busy(self) -> str | None:
+        return "the stand-in is capturing" if self.recording is not None else None
+
     def obstacle(self, tensors: Sequence[Any]) -> str | None:
         del tensors
-        return "the stand-in is capturing" if self.recording is not None else self.reason
+        return self.reason
 
     def place(self) -> object:
         return self.where
@@ -301,7 +304,7 @@ def test_threads_do_not_mix():
 
 def test_cpu_tensors_are_launched_and_counted():
     """Without a GPU `run` is a call, and says that it was one."""
-    reason = "a tensor is not on a CUDA device"
+    reason = "a tensor is not on a CUDA device" if torch.cuda.is_initialized() else "CUDA is not in use"
     before, ran = graphs.state().plain.get(reason, 0), []
     for _ in range(SIGHTINGS + 2):
         graphs.run(lambda: ran.append(1), ("key",), [torch.zeros(2), None])

@@ -97,8 +97,28 @@ def test_a_failed_capture_says_why(fails, final, monkeypatch):
     with pytest.raises(CaptureError, match=f"^{fails} failed$") as caught:
         device.capture(lambda: fake._note("launch"), device.lane([]))
     assert caught.value.final == final
-    assert device._failed == ([fake] if final else [])
+    assert device._failed == [fake] * {"launch": 0, "begin": 1, "end": 2}[fails]
     assert ("end" in fake.calls) == (fails != "begin")
+
+
+def test_a_capture_that_another_thread_ended_is_not_the_last(monkeypatch):
+    """Who waits for the whole device breaks a capture; where torch then captures again, later ones are tried."""
+    fake = _Torch("end")
+    monkeypatch.setattr(graphs, "torch", fake)
+    device = graphs.Cuda()
+
+    def end() -> None:
+        fails, fake.fails = fake.fails, ""
+        fake.calls.append("end")
+        if fails:
+            message = "operation failed due to a previous error during capture"
+            raise RuntimeError(message)
+
+    monkeypatch.setattr(fake, "capture_end", end)
+    with pytest.raises(CaptureError, match="previous error") as caught:
+        device.capture(lambda: fake._note("launch"), device.lane([]))
+    assert not caught.value.final
+    assert fake.calls[-2:] == ["begin", "end"]
 
 
 @pytest.mark.parametrize("address", [4095, 4096 + 1024])

@@ -283,6 +283,35 @@ def test_vendor_is_taken_where_it_was_faster():
     assert dispatch.choose(H200).implementation == "cell"
 
 
+def test_torchs_own_on_padded_sizes_is_a_candidate():
+    """`auto` takes it where it was the fastest, but not for lengths, which it does not take."""
+    shape = dataclasses.replace(entry(cell=1e-3, around_s=5e-4, vendor_s=1.4e-3), vendor_padded_s=1.1e-3)
+    measured(shape)
+    choice = dispatch.choose(H200)
+    assert choice.implementation == "vendor-padded"
+    assert "cell 1500 us, torch's own LSTM on padded sizes 1100 us" in choice.reason
+    assert dispatch.choose(dataclasses.replace(H200, masked=True)).implementation == "vendor"
+    measured(dataclasses.replace(shape, vendor_padded_s=2e-3))
+    assert dispatch.choose(H200).implementation == "vendor"
+
+
+def test_the_module_as_it_is_called_is_compared_where_it_was_timed():
+    """At few steps the host decides: a kernel that wins by itself may lose as a module."""
+    shape = entry(cell=1e-3, vendor_s=1.2e-3)
+    measured(shape)
+    assert dispatch.choose(H200).implementation == "cell"
+    slow = {"cell": dataclasses.replace(shape.kernels["cell"], module_s=1.3e-3)}
+    measured(dataclasses.replace(shape, kernels=slow))
+    assert dispatch.choose(H200).implementation == "vendor"
+
+
+def test_the_choice_names_the_configuration(kernels):
+    """On a GPU it is the one that dispatch takes; on a CPU there is none."""
+    choice = dispatch.choose(H200, "cell")
+    assert choice.config == kernels["cell"].configs(H200, backward=False)[0]
+    assert dispatch.choose(dataclasses.replace(H200, device="cpu", dtype=torch.float64), "loop").config is None
+
+
 def test_training_compares_both_passes():
     """A kernel that loses forward and wins more backward is taken for training."""
     training = dataclasses.replace(H200, saves=True)

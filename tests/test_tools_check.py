@@ -98,13 +98,13 @@ def test_each_kernel_is_tried_for_races_and_graphs():
     for name in check.MODULES:
         for backward in (False, True):
             kinds = {one.kind for one in tasks if (one.implementation, one.backward) == (name, backward)}
-            assert kinds == {"repeat", "streams", "threads", "graph"}
+            assert kinds == {"repeat", "streams", "threads", "graph", *(() if backward else ("replay",))}
 
 
 def test_every_exchange_is_tried_on_streams_in_threads_and_in_a_graph():
     """Both ways in which programs wait for each other within a launch are, not the first choice alone."""
     tasks = [one for one in check._special(list(check.MODULES), 5, small=False) if one.implementation == "persistent"]
-    for kind in ("repeat", "streams", "threads", "graph"):
+    for kind in ("repeat", "streams", "threads", "graph", "replay"):
         assert {one.config.sync for one in tasks if one.kind == kind} == {"barrier", "poll", "launch"}
     beside = [one for one in tasks if one.beside is not None]
     assert {one.config.sync for one in beside} >= {"barrier", "poll"}

@@ -6,11 +6,14 @@ import dataclasses
 import sys
 from dataclasses import dataclass
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 
+from kernels import dispatch
 from kernels import measurements as table
+from kernels.common.cudnn_precision import cudnn_precision
 from kernels.common.recurrence import loop_backward, loop_forward
 from kernels.tools import check_work, tune, tune_work
 from kernels.tools.interleave import TRIAL_ROUNDS, WARM_CALLS, Call, interleave, quartiles
@@ -127,12 +130,19 @@ class HostClock:
 
 @pytest.fixture
 def precision():
-    """Put back what `measure` sets for its own process."""
-    settings = (torch.backends.cuda.matmul, torch.backends.cudnn.rnn)
-    before = [setting.fp32_precision for setting in settings]
-    yield
-    for setting, value in zip(settings, before, strict=True):
-        setting.fp32_precision = value
+    """Put back what `measure` sets for its own process, and what was chosen meanwhile."""
+    products = torch.backends.cuda.matmul
+    before = products.fp32_precision
+    dispatch.forget()
+    with cudnn_precision("ieee"):
+        yield
+    products.fp32_precision = before
+    dispatch.forget()
+
+
+def kernel(**functions: Any) -> SimpleNamespace:
+    """A kernel's module that serves everything, in one configuration."""
+    return SimpleNamespace(refuses=lambda *_, **__: None, configs=lambda *_, **__: [Config(1)], **functions)
 
 
 @pytest.mark.usefixtures("precision")
@@ -140,20 +150,20 @@ def precision():
 @pytest.mark.parametrize("phase", table.PHASES)
 def test_what_is_timed_runs(monkeypatch, phase, directions):
     """Candidates, products and torch's own LSTM run in every phase, one and both ways, on tensors of the job's size."""
-    fake = SimpleNamespace(forward=lambda args, _: loop_forward(args), backward=lambda args, _: loop_backward(args))
+    fake = kernel(forward=lambda args, _: loop_forward(args), backward=lambda args, _: loop_backward(args))
     monkeypatch.setitem(sys.modules, "fake_kernel", fake)
     monkeypatch.setitem(tune_work.MODULES, "cell", "fake_kernel")
     candidate = Candidate("cell", Config(1), 0.0)
     asked = Job(Sizes(3, 4, 8, directions), tf32=False, phase=phase, candidates=(candidate,), rounds=2)
     entry = measure(asked, HostClock())
     assert (entry.key, entry.kernels["cell"].config) == ((phase, "float32", 3, 4, 8, directions), {"tile": 1})
-    assert entry.vendor_s == entry.around_s == 1.0
+    assert entry.vendor_s == entry.vendor_padded_s == entry.around_s == entry.kernels["cell"].module_s == 1.0
 
 
 @pytest.mark.usefixtures("precision")
 def test_ours_are_timed_where_torch_s_own_raises(monkeypatch):
     """A shape or type that torch's own LSTM does not take costs its figure alone, and the reason is written down."""
-    fake = SimpleNamespace(forward=lambda args, _: loop_forward(args))
+    fake = kernel(forward=lambda args, _: loop_forward(args))
     monkeypatch.setitem(sys.modules, "fake_kernel", fake)
     monkeypatch.setitem(tune_work.MODULES, "cell", "fake_kernel")
 
@@ -165,7 +175,7 @@ def test_ours_are_timed_where_torch_s_own_raises(monkeypatch):
     asked = Job(Sizes(3, 4, 8), tf32=False, phase="forward", candidates=(Candidate("cell", Config(1), 0.0),), rounds=2)
     entry = measure(asked, HostClock())
     assert set(entry.kernels) == {"cell"}
-    assert (entry.vendor_s, entry.vendor_float16_s) == (None, None)
+    assert (entry.vendor_s, entry.vendor_float16_s, entry.vendor_padded_s) == (None, None, 1.0)
     assert entry.wrong == tuple(
         f"torch's own LSTM in {kind}: cuDNN error: CUDNN_STATUS_NOT_SUPPORTED" for kind in ("float32", "float16")
     )

@@ -363,3 +363,25 @@ def test_a_gpu_s_kernels_are_asked_for(monkeypatch):
     monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
     evidence.observe(lambda: torch.ones(3) + 1, "cuda")
     assert (asked[0]["use_device"], asked[0]["use_kineto"]) == ("cuda", True)
+
+
+def test_configuration_and_graphs_are_said_on_a_gpu(monkeypatch):
+    """Afterwards one can tell barrier from poll, and whether calls were replayed: each configuration is named once."""
+    counts = evidence.graph_cache.ReplayCounts(3, 40, 1, 2, {"its memory was not seen often enough": 6})
+    monkeypatch.setattr(evidence.graph_cache, "state", lambda: counts)
+    choice = dataclasses.replace(ASKED, config="Config(sync='poll')")
+    words = explain(VARIANTS["triton-fp16"], find_workload(FIXED), "cuda", NOTHING, None, {"encoder": (choice, choice)})
+    assert words.count("configuration Config(sync='poll')") == 1
+    assert (
+        "graphs of kernels.LSTM: 3 captured, 1 dropped, 40 calls replayed, 6 launched plainly "
+        "(its memory was not seen often enough x6)"
+    ) in words
+
+
+def test_the_lstms_own_type_is_judged_beside_other_products():
+    """On a GPU autocast runs the LSTM in fp16 whatever was asked for, while the head's product is in bf16."""
+    mixed = Observation({"aten::_cudnn_rnn": 1}, {}, ("bf16", "fp16"), lstm_precisions=("fp16",))
+    words = explain(VARIANTS["amp-bf16"], find_workload(FIXED), "cuda", mixed, None)
+    assert words.endswith("asked for bf16, but the LSTM ran in fp16")
+    right = dataclasses.replace(mixed, lstm_precisions=("bf16",))
+    assert "asked for" not in explain(VARIANTS["amp-bf16"], find_workload(FIXED), "cuda", right, None)

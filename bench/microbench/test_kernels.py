@@ -84,6 +84,7 @@ KERNELS = (
     _own("loop", devices=("cpu", "cuda")),
     _own("cpu-fused", devices=("cpu",)),
     _own("triton"),
+    _own("vendor-padded", "fp16"),
     *(_own(name, "fp16") for name in MODULES),
     Kernel("aten-cell", nn.LSTMCell, cell=True),
     Kernel("reference-cell", ReferenceCell, cell=True),

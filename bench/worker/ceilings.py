@@ -99,7 +99,9 @@ def _fastest_product(name: str, device: str) -> float:
     """FLOPs per second of the best square product of a precision."""
     best, size = 0.0, SMALLEST_PRODUCT
     while size <= LARGEST_PRODUCT:
-        left, right, out = (torch.ones(size, size, dtype=TYPES[name], device=device) for _ in range(3))
+        # Random: a GPU draws less power on equal numbers, and clocks higher than any real product lets it.
+        left, right = (torch.randn(size, size, device=device).to(TYPES[name]) for _ in range(2))
+        out = torch.empty_like(left)
         ways: list[Callable[[], object]] = [functools.partial(torch.mm, left, right, out=out)]
         if name == "fp32" and device == "cpu" and (packed := _packed(right)) is not None:
             ways.append(functools.partial(_times_packed, left, packed))

@@ -19,7 +19,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from kernels.dispatch import MODULES, Choice
+from kernels.common.cudnn_precision import lstm_precision
+from kernels.dispatch import MODULES, VENDORS, Choice
+from kernels.gpu import graph_cache
 from seq2seq.execution import tuning
 from seq2seq.execution.variant import Variant
 from seq2seq.runtimes.runtime import Runtime
@@ -27,6 +29,8 @@ from seq2seq.workloads.workload import Workload
 
 #: Operators whose input type is the precision that did the work.
 _PRODUCTS = ("mm", "addmm", "bmm", "baddbmm", "linear", "mkldnn_rnn_layer", "_cudnn_rnn", "mkldnn_linear")
+#: Those that are a whole LSTM.
+_LSTMS = ("mkldnn_rnn_layer", "_cudnn_rnn")
 #: What the profiler calls the types, and what people do.
 _TYPES = {
     "float": "fp32", "double": "fp64", "c10::BFloat16": "bf16", "c10::Half": "fp16", "signed char": "int8",
@@ -59,6 +63,7 @@ class Observation:
         operators: calls of each operator, heaviest first.
         kernels: launches of each GPU kernel, heaviest first; empty on a CPU.
         precisions: types of the matrix products and LSTM operators, most frequent first.
+        lstm_precisions: types of the LSTM operators alone.
         graph_launches: launches of whole CUDA graphs.
         threads: that a runtime other than torch computes with; None for torch.
         words: what such a runtime says of itself; empty for torch.
@@ -70,6 +75,7 @@ class Observation:
     graph_launches: int = 0
     threads: int | None = None
     words: str = ""
+    lstm_precisions: tuple[str, ...] = ()
 
     def shown(self) -> str:
         """The heaviest GPU kernels, on a CPU the heaviest operators, and how often each ran."""
@@ -103,6 +109,7 @@ def _digest(events: list[dict[str, Any]]) -> Observation:
     duration: dict[str, dict[str, float]] = {"cpu_op": {}, "kernel": {}}
     count = {"cpu_op": collections.Counter[str](), "kernel": collections.Counter[str]()}
     precision: collections.Counter[str] = collections.Counter()
+    of_lstms: collections.Counter[str] = collections.Counter()
     graph_launches = 0
     for event in events:
         name, category = str(event.get("name", "")), event.get("cat")
@@ -114,12 +121,15 @@ def _digest(events: list[dict[str, Any]]) -> Observation:
         types = [_TYPES[kind] for kind in event.get("args", {}).get("Input type", []) if kind in _TYPES]
         if types:
             precision[types[0]] += 1
+            if str(event["name"]).removeprefix("aten::") in _LSTMS:
+                of_lstms[types[0]] += 1
     heaviest = {
         kind: {name: count[kind][name] for name in sorted(found, key=lambda name: -found[name])}
         for kind, found in duration.items()
     }
     precisions = tuple(name for name, _ in precision.most_common())
-    return Observation(heaviest["cpu_op"], heaviest["kernel"], precisions, graph_launches)
+    lstms = tuple(name for name, _ in of_lstms.most_common())
+    return Observation(heaviest["cpu_op"], heaviest["kernel"], precisions, graph_launches, lstm_precisions=lstms)
 
 
 def _innermost_products(events: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
@@ -160,7 +170,7 @@ def choices_of(model: nn.Module) -> Choices:
     return {name: module.choices for name, module in model.named_modules() if hasattr(module, "choices")}
 
 
-def explain(
+def explain(  # noqa: C901 - a part after the other
     variant: Variant,
     workload: Workload,
     device: str,
@@ -177,6 +187,8 @@ def explain(
     parts += _who_ran(variant, workload, device, seen, compiled, choices)
     if seen.graph_launches:
         parts.append(f"a call launched {seen.graph_launches} CUDA graph{'s' if seen.graph_launches > 1 else ''}")
+    if device == "cuda" and choices:
+        parts += [*_config_words(choices), *_graph_words(graph_cache.state())]
     if variant.torch_tf32 and device == "cuda":
         parts.append(_tf32_words())
     if variant.reuses_outputs:
@@ -190,6 +202,9 @@ def explain(
     asked = "fp32" if kept or variant.precision == "tf32" else variant.precision
     if seen.precisions and asked not in seen.precisions:
         parts.append(f"asked for {variant.precision}, but products ran in {' and '.join(seen.precisions)}")
+    elif seen.lstm_precisions and asked not in seen.lstm_precisions:
+        # Products around the LSTM may be in the type that was asked for while the LSTM is not.
+        parts.append(f"asked for {variant.precision}, but the LSTM ran in {' and '.join(seen.lstm_precisions)}")
     return "; ".join(parts)
 
 
@@ -226,7 +241,7 @@ def _compile_words(compiled: Compilation) -> str:
     return f"torch.compile ran {compiled.graphs} graph{'s' if compiled.graphs > 1 else ''}, {breaks}"
 
 
-def _lstm_words(
+def _lstm_words(  # noqa: PLR0911 - one a library
     variant: Variant, workload: Workload, device: str, seen: Observation, compiled: Compilation | None
 ) -> str:
     """Name the library that ran nn.LSTM, by its operator."""
@@ -234,8 +249,11 @@ def _lstm_words(
         packed = "aten::_pack_padded_sequence" in seen.operators
         return f"LSTM ran in oneDNN{', but on packed sequences, which it does not take, in ATen' if packed else ''}"
     if "aten::_cudnn_rnn" in seen.operators:
-        persistent = any("persist" in name.lower() for name in seen.kernels)
-        return f"LSTM ran in cuDNN, {'persistent' if persistent else 'no persistent'} kernels"
+        if any("persist" in name.lower() for name in seen.kernels):
+            return "LSTM ran in cuDNN, persistent kernels"
+        # By their names, which say more than this knows: those of one of cuDNN's algorithms are not documented.
+        names = [name for name in seen.kernels if "rnn" in name.lower() or "lstm" in name.lower()]
+        return f"LSTM ran in cuDNN, no persistent kernels{f': {names[0][:80]}' if names else ''}"
     if cells := seen.operators.get("aten::lstm_cell"):
         return f"a loop in Python called the LSTM cell {cells} times"
     if "aten::lstm" not in seen.operators:
@@ -275,16 +293,36 @@ def _choice_words(choices: Choices, torchs_own: str) -> Iterator[str]:
         yield "kernels.LSTM ran inside the compiled graph"
     for (implementation, reason), names in places.items():
         what = f"({', '.join(names)}{f'; {reason}' if reason else ''})"
-        if implementation == "vendor":
-            yield f"kernels.LSTM chose torch's own {what}: {torchs_own}"
+        if implementation in VENDORS:
+            how = "" if implementation == "vendor" else " on padded sizes"
+            yield f"kernels.LSTM chose torch's own{how} {what}: {torchs_own}"
         else:
             yield f"LSTM ran in kernels.LSTM: {implementation} {what}"
     for why in dict.fromkeys(declined.values()):
         yield f"{', '.join(kernel for kernel in declined if declined[kernel] == why)} declined: {why}"
 
 
+def _config_words(choices: Choices) -> Iterator[str]:
+    """Describe the configurations that kernels took forward, each once: which way of exchanging h is one of them."""
+    configs = (choice.config for layers in choices.values() for choice in layers if choice.config is not None)
+    for config in dict.fromkeys(configs):
+        yield f"configuration {config}"
+
+
+def _graph_words(state: graph_cache.ReplayCounts) -> Iterator[str]:
+    """Describe what became of the calls that could be CUDA graphs of ours, in this process so far."""
+    if not (state.replayed or state.plain):
+        return
+    plain = sum(state.plain.values())
+    why = f" ({', '.join(f'{reason} x{count}' for reason, count in sorted(state.plain.items()))})" if plain else ""
+    yield (
+        f"graphs of kernels.LSTM: {state.captured} captured, {state.evicted} dropped, {state.replayed} calls replayed, "
+        f"{plain} launched plainly{why}"
+    )
+
+
 def _tf32_words() -> str:
     """Default of torch for TF32."""
-    settings: Any = torch.backends.cudnn.rnn, torch.backends.cuda.matmul
-    lstm, products = ("on" if setting.fp32_precision == "tf32" else "off" for setting in settings)
+    products_in: Any = torch.backends.cuda.matmul
+    lstm, products = ("on" if value == "tf32" else "off" for value in (lstm_precision(), products_in.fp32_precision))
     return f"TF32 as torch has it: {lstm} in cuDNN's LSTM, {products} in products"

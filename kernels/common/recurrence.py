@@ -129,11 +129,33 @@ class Backward:
 def _problem(args: Forward | Backward, gates: Tensor, *, saves: bool) -> Problem:
     steps, batch, directions, four_hidden = gates.shape
     masked, resets = args.lengths is not None, args.resets is not None
-    problem = Problem(
-        gates.device.type, gates.dtype, batch, steps, four_hidden // 4, directions, saves, masked, args.tf32,
-        resets=resets,
-    )  # fmt: skip
-    return on_device(problem, gates.device)
+    return problem_on(
+        gates.device, gates.dtype, batch, steps, four_hidden // 4, directions, saves, masked, args.tf32, resets
+    )
+
+
+def placed(device: torch.device) -> torch.device:
+    """The device with its number: `cuda` alone is the current one, which changes."""
+    number: int | None = device.index
+    return torch.device("cuda", torch.cuda.current_device()) if device.type == "cuda" and number is None else device
+
+
+@functools.lru_cache(maxsize=4096)
+def problem_on(  # noqa: PLR0913, PLR0917 - the fields of a problem
+    device: torch.device,
+    dtype: torch.dtype,
+    batch: int,
+    steps: int,
+    hidden_size: int,
+    directions: int,
+    saves: bool,
+    masked: bool,
+    tf32: bool,
+    resets: bool = False,
+) -> Problem:
+    """The problem on a device, with what is to be known of that; kept, since it is asked for several times a call."""
+    problem = Problem(device.type, dtype, batch, steps, hidden_size, directions, saves, masked, tf32, resets=resets)
+    return on_device(problem, device)
 
 
 def on_device(problem: Problem, device: torch.device) -> Problem:

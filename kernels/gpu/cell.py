@@ -22,6 +22,7 @@ from ..common.recurrence import Backward, Forward, Problem
 from . import graph_cache as graphs
 from .cell_kernels import backward_kernel, forward_kernel
 from .launch import Launch
+from .product_settings import product_settings
 
 #: Triton's names of the types that are served.
 TYPES = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16"}
@@ -217,20 +218,9 @@ def _run(launch: Callable[[], None], args: Forward | Backward, steps: int, key: 
     with _on(args.weight_hh):
         if args.weight_hh.is_cuda and 2 * steps > graphs.FEW:
             tensors = [getattr(args, field.name) for field in dataclasses.fields(args) if field.name != "tf32"]
-            graphs.run(launch_all, (*key, args.tf32, *_product_settings()), tensors)
+            graphs.run(launch_all, (*key, args.tf32, *product_settings(args.weight_hh.dtype)), tensors)
         else:
             launch_all()
-
-
-def _product_settings() -> tuple[Hashable, ...]:
-    """State of torch that decides how its products are computed, and so what a graph has in it."""
-    matmul = torch.backends.cuda.matmul
-    return (
-        torch.are_deterministic_algorithms_enabled(),
-        matmul.allow_fp16_reduced_precision_reduction,
-        matmul.allow_bf16_reduced_precision_reduction,
-        str(torch.backends.cuda.preferred_blas_library()),
-    )
 
 
 @contextlib.contextmanager

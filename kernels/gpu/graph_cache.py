@@ -60,17 +60,17 @@ def run(launch: Callable[[], None], key: tuple[Hashable, ...], tensors: Sequence
     Raises:
         Exception: what `launch` raises.
     """
-    _GRAPHS.run(launch, key, tensors)
+    GRAPHS.run(launch, key, tensors)
 
 
 def state() -> ReplayCounts:
     """Counts since the start of the process."""
-    return _GRAPHS.state()
+    return GRAPHS.state()
 
 
 def clear() -> None:
     """Drop all graphs and their memory; waits for the device."""
-    _GRAPHS.clear()
+    GRAPHS.clear()
 
 
 class CaptureError(RuntimeError):
@@ -89,8 +89,11 @@ class CaptureError(RuntimeError):
 class Device(Protocol):
     """Interface of CUDA that `Graphs` needs; tests bring their own."""
 
+    def busy(self) -> str | None:
+        """Reason why nothing can be replayed now; None when it can. Asked at each call."""
+
     def obstacle(self, tensors: Sequence[Tensor | None]) -> str | None:
-        """Reason why these tensors cannot go through a graph now; None when they can."""
+        """Reason why these tensors cannot go through a graph; None when they can. Asked where there is no graph."""
 
     def place(self) -> Hashable:
         """Place where launches go now: device, stream and thread."""
@@ -137,12 +140,12 @@ class Graphs:
 
     def run(self, launch: Callable[[], None], key: tuple[Hashable, ...], tensors: Sequence[Tensor | None]) -> None:
         """Implements the function `run`."""
-        reason = self._device.obstacle(tensors)
+        reason = self._device.busy()
         if reason is None:
             place = self._device.place()
             full = (key, place, tuple(map(_address, tensors)))
             with self._lock:
-                reason = self._replay(launch, full, place)
+                reason = self._replay(launch, full, place, tensors)
                 if reason is None:
                     return
         with self._lock:
@@ -161,11 +164,13 @@ class Graphs:
             self._drop(list(self._graphs))
             self._seen.clear()
 
-    def _replay(self, launch: Callable[[], None], full: Hashable, place: Hashable) -> str | None:
+    def _replay(
+        self, launch: Callable[[], None], full: Hashable, place: Hashable, tensors: Sequence[Tensor | None]
+    ) -> str | None:
         """Replay, capturing first where it is time to; else the reason to launch plainly."""
         found = self._graphs.get(full)
         if found is None:
-            reason = self._final or self._refused.get(full) or self._too_early(full)
+            reason = self._device.obstacle(tensors) or self._final or self._refused.get(full) or self._too_early(full)
             if reason is not None:
                 return reason
             try:
@@ -232,7 +237,9 @@ class Graphs:
 
 
 def _address(tensor: Tensor | None) -> Hashable:
-    return None if tensor is None else (tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype)
+    if tensor is None:
+        return None
+    return tensor.data_ptr(), tensor.get_device(), tensor.shape, tensor.stride(), tensor.dtype
 
 
 @dataclass(frozen=True)
@@ -257,6 +264,12 @@ class Cuda:
         #: Failed graphs: torch's allocator may keep a function that points into them, so they are never freed.
         self._failed: list[Any] = []
 
+    def busy(self) -> str | None:
+        """See `Device`."""
+        if not torch.cuda.is_initialized():
+            return "CUDA is not in use"
+        return "the current stream is being captured already" if torch.cuda.is_current_stream_capturing() else None
+
     def obstacle(self, tensors: Sequence[Tensor | None]) -> str | None:
         """See `Device`."""
         present = [tensor for tensor in tensors if tensor is not None]
@@ -265,15 +278,15 @@ class Cuda:
         current = torch.cuda.current_device()
         if any(tensor.get_device() != current for tensor in present):
             return "a tensor is not on the current device"
-        if torch.cuda.is_current_stream_capturing():
-            return "the current stream is being captured already"
         if torch.cuda.get_allocator_backend() != "native":
             return "torch's memory comes from another allocator than its own"
         return None
 
     def place(self) -> Hashable:
         """See `Device`. The thread is part of it: CUDA's per-thread stream has the same handle in every thread."""
-        return torch.cuda.current_device(), torch.cuda.current_stream().cuda_stream, threading.get_ident()
+        device = torch.cuda.current_device()
+        # Not `torch.cuda.current_stream()`, which makes an object of the handle: this is asked at each call.
+        return device, torch._C._cuda_getCurrentRawStream(device), threading.get_ident()  # noqa: SLF001 - as Inductor
 
     def lane(self, others: Sequence[Any]) -> Any:
         """See `Device`."""
@@ -331,7 +344,19 @@ class Cuda:
                 graph.capture_end()
             except RuntimeError as error:
                 self._failed.append(graph)
-                raise CaptureError(_line(error), final=True) from error
+                # Another thread that waits for the whole device ends a capture, and torch is none the worse for it.
+                raise CaptureError(_line(error), final=not self._captures()) from error
+
+    def _captures(self) -> bool:
+        """Return whether torch can still begin and end a capture on the current stream."""
+        probe: Any = torch.cuda.CUDAGraph()
+        try:
+            probe.capture_begin(pool=torch.cuda.graph_pool_handle(), capture_error_mode="thread_local")
+            probe.capture_end()
+        except RuntimeError:
+            self._failed.append(probe)
+            return False
+        return True
 
 
 def _segments(pool: Any) -> list[dict[str, Any]]:
@@ -368,4 +393,5 @@ def _line(error: Exception) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0]
 
 
-_GRAPHS = Graphs(Cuda())
+#: Those of this process.
+GRAPHS = Graphs(Cuda())

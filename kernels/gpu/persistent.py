@@ -70,7 +70,9 @@ def backward(args: Backward, config: PersistentConfig | None = None) -> None:
             grad_gates.fill_(ABSENT.value)
         tensors = [
             args.weight_hh, args.c0, args.lengths, args.gates, args.cells, args.grad_output, args.grad_h_n,
-            args.grad_c_n, grad_gates, args.grad_h0, args.grad_c0, torch.empty_like(args.grad_c0),
+            args.grad_c_n, grad_gates, args.grad_h0, args.grad_c0,
+            # Only where the turns are launches of their own is anything held between them.
+            torch.empty_like(args.grad_c0) if config.sync == "launch" or alone(problem, config) else args.grad_c0,
             _counters(problem, config, args.grad_gates),
         ]  # fmt: skip
         return tensors, _strides(args.gates, args.cells, args.grad_output, grad_gates)
@@ -120,7 +122,7 @@ def _run(
     Scratch memory is made by `arguments`, inside of what a graph captures, so that a graph has its own.
     """
     problem = args.problem
-    alone = _interpreted() and -(-problem.hidden_size // config.block_h) > 1
+    in_turns = alone(problem, config)
 
     def launch() -> None:
         tensors, strides = arguments()
@@ -131,7 +133,7 @@ def _run(
             # Cooperative: a grid that cannot run all at once fails here instead of waiting forever.
             options["launch_cooperative_grid"] = True
             # The interpreter runs programs one after another, and the first would wait for the others forever.
-            ends = ends if alone else range(turns, turns + 1)
+            ends = ends if in_turns else range(turns, turns + 1)
         first = 0
         for end in ends:
             kernel[programs(problem, config),](
@@ -146,6 +148,11 @@ def _run(
     tensors = [value for value in given if value is None or isinstance(value, Tensor)]
     strides = tuple(value.stride() for value in tensors if value is not None)
     graphs.run(launch, (kernel.__name__, problem, config, strides), tensors)
+
+
+def alone(problem: Problem, config: PersistentConfig) -> bool:
+    """Return whether programs that would wait for each other run one after another: then each turn is a launch."""
+    return _interpreted() and -(-problem.hidden_size // config.block_h) > 1
 
 
 def _strides(*tensors: Tensor | None) -> list[int]:

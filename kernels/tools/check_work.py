@@ -15,7 +15,8 @@ from torch import Tensor
 from .. import dispatch
 from ..common.recurrence import Problem, loop_forward
 from ..dispatch import MODULES
-from .problems import GRADIENTS, OUTPUTS, Sizes, errors_backward, errors_forward, limit
+from ..gpu import graph_cache
+from .problems import DEVICE, GRADIENTS, OUTPUTS, Sizes, errors_backward, errors_forward, limit
 
 
 @dataclass(frozen=True)
@@ -23,7 +24,7 @@ class CheckQuestion:
     """One question.
 
     Attributes:
-        kind: `parity`, `repeat`, `streams`, `threads` or `graph`.
+        kind: `parity`, `repeat`, `streams`, `threads`, `graph` or `replay`.
         final: whether h_n and c_n have gradients.
         config: of the kernel's module; None for its first.
         runs: how often a run is repeated.
@@ -57,9 +58,11 @@ def work(task: CheckQuestion) -> CheckResult:
     Raises:
         AssertionError: when a repeated run gave other bits.
     """
-    return {"parity": _parity, "repeat": _repeat, "streams": _streams, "threads": _threads, "graph": _graph}[task.kind](
-        task
-    )
+    kinds = {
+        "parity": _parity, "repeat": _repeat, "streams": _streams, "threads": _threads, "graph": _graph,
+        "replay": _replay,
+    }  # fmt: skip
+    return kinds[task.kind](task)
 
 
 def _parity(task: CheckQuestion) -> CheckResult:
@@ -233,6 +236,34 @@ def _graph_of_module(task: CheckQuestion) -> CheckResult:
             graph.replay()
     _close(eager, {"output": output}, task)
     return CheckResult()
+
+
+def _replay(task: CheckQuestion) -> CheckResult:
+    """The module's own graph gives what launching gives, on other input and weights in the same memory."""
+    with _configured(task):
+        module: Any = importlib.import_module("..lstm", __package__).LSTM(
+            64, task.sizes.hidden, 2, bidirectional=task.sizes.directions == 2, implementation=task.implementation  # noqa: PLR2004
+        )  # fmt: skip
+        module = module.to(DEVICE, task.sizes.dtype).eval()
+        x = torch.empty(task.sizes.steps, task.sizes.batch, 64, device=DEVICE, dtype=task.sizes.dtype)
+        before = graph_cache.state().replayed
+        with torch.no_grad():
+            held = []
+            for _ in range(graph_cache.SIGHTINGS + 4):
+                x.normal_()
+                module.weight_hh_l0.mul_(0.9)
+                # In memory that stays in use, so no graph is found for it later.
+                other = x.clone()
+                held.append((other, _named(module(other))))
+                _close(held[-1][1], _named(module(x)), task)
+        if graph_cache.state().replayed == before:
+            return CheckResult(text="the same memory never came back, so nothing was replayed", worst=2.0)
+    return CheckResult()
+
+
+def _named(results: Any) -> dict[str, Tensor]:
+    output, (h_n, c_n) = results
+    return {"output": output, "h_n": h_n, "c_n": c_n}
 
 
 def _close(expected: dict[str, Tensor], got: dict[str, Tensor], task: CheckQuestion) -> None:

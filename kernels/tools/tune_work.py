@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import functools
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,8 +14,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ..common.recurrence import loop_forward
+from .. import dispatch, padded_vendor
+from ..common.cudnn_precision import set_cudnn_precision, wanted_precision
+from ..common.recurrence import Problem, loop_forward
 from ..dispatch import MODULES
+from ..lstm import LSTM
 from ..measurements import MeasuredShape, Timing, dtype_name
 from .interleave import Call, Clock, EventClock, WallClock, interleave, quartiles
 from .problems import DEVICE, GRADIENTS, OUTPUTS, Sizes
@@ -47,25 +52,64 @@ def measure(job: Job, clock: Clock | None = None) -> MeasuredShape:
     Raises:
         RuntimeError: when a candidate left an output unwritten.
     """
-    # Not `allow_tf32`: torch raises where both ways are mixed, and kernels use this one.
-    precision = "tf32" if job.tf32 else "ieee"
-    torch.backends.cuda.matmul.fp32_precision = precision
-    torch.backends.cudnn.rnn.fp32_precision = precision  # type: ignore[attr-defined]
+    torch.backends.cuda.matmul.fp32_precision = "tf32" if job.tf32 else "ieee"
+    set_cudnn_precision(wanted_precision(job.sizes.dtype, tf32=job.tf32))
     sizes = job.sizes
     calls = {f"ours {number}": call for number, call in enumerate(_ours(job))}
     calls["around"] = _around(sizes, job.phase)
     padded = -(-sizes.batch // 8) * 8
-    vendors = {"vendor": (sizes.dtype, sizes.batch)}
+    vendors = {"vendor": (sizes.dtype, sizes.batch, "vendor")}
+    if padded_vendor.changes(sizes.hidden, sizes.hidden, sizes.batch, directions=sizes.directions):
+        vendors["vendor padded"] = (sizes.dtype, sizes.batch, dispatch.PADDED)
     if (sizes.dtype, sizes.batch) != (torch.float16, padded):
-        vendors["vendor float16"] = (torch.float16, padded)
-    for name, (dtype, batch) in vendors.items():
+        vendors["vendor float16"] = (torch.float16, padded, "vendor")
+    for name, (dtype, batch, implementation) in vendors.items():
         try:
-            calls[name] = _tried(_vendor(sizes, dtype, batch, job.phase))
+            calls[name] = _tried(_module(sizes, dtype, batch, job.phase, implementation))
         except RuntimeError as error:  # It does not support every shape and type; ours are timed anyway.
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
             text = f"torch's own LSTM in {str(dtype).removeprefix('torch.')}: {reason}"
             job = dataclasses.replace(job, wrong=(*job.wrong, text))
-    return evaluate(job, calls, clock or (EventClock() if DEVICE == "cuda" else WallClock()))
+    clock = clock or (EventClock() if DEVICE == "cuda" else WallClock())
+    return _with_modules(job, evaluate(job, calls, clock), clock)
+
+
+def _with_modules(job: Job, entry: MeasuredShape, clock: Clock) -> MeasuredShape:
+    """The entry with the time of `kernels.LSTM` as a user calls it, for the best of each kernel.
+
+    What is beside the kernel on the host (module, memory, autograd) decides at few steps, and is in torch's figures.
+    """
+    calls, kernels = {}, dict(entry.kernels)
+    with _configured({name: timing.config for name, timing in kernels.items()}):
+        for name in kernels:
+            try:
+                calls[name] = _tried(_module(job.sizes, job.sizes.dtype, job.sizes.batch, job.phase, name))
+            except (RuntimeError, ValueError) as error:
+                reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+                entry = dataclasses.replace(entry, wrong=(*entry.wrong, f"kernels.LSTM({name!r}) as called: {reason}"))
+        times = interleave(calls, clock, rounds=job.rounds, seed=job.seed)
+    for name, values in times.items():
+        if len(values) == job.rounds:
+            kernels[name] = dataclasses.replace(kernels[name], module_s=quartiles(values)[1])
+    return dataclasses.replace(entry, kernels=kernels)
+
+
+@contextlib.contextmanager
+def _configured(best: Mapping[str, Mapping[str, Any]]) -> Iterator[None]:
+    """Have `kernels.dispatch` take the configuration that was best, by implementation."""
+    chosen = dispatch.choose_config
+
+    def choose(problem: Problem, implementation: str, *, backward: bool) -> Any:
+        for config in importlib.import_module(MODULES[implementation]).configs(problem, backward=backward):
+            if dataclasses.asdict(config) == best.get(implementation):
+                return config
+        return chosen(problem, implementation, backward=backward)
+
+    dispatch.choose_config = choose
+    try:
+        yield
+    finally:
+        dispatch.choose_config = chosen
 
 
 def _tried(call: Call) -> Call:
@@ -105,6 +149,7 @@ def evaluate(job: Job, calls: dict[str, Call], clock: Clock) -> MeasuredShape:
         vendor_s=vendor,
         vendor_float16_s=float16,
         wrong=job.wrong,
+        vendor_padded_s=quartiles(times["vendor padded"])[1] if "vendor padded" in times else None,
     )
 
 
@@ -154,10 +199,17 @@ def _around(sizes: Sizes, phase: str) -> Call:
     return Call(products, group="around")
 
 
-def _vendor(sizes: Sizes, dtype: torch.dtype, batch: int, phase: str) -> Call:
-    """Torch's own LSTM, which is cuDNN here: one layer, time first, input as wide as h."""
-    lstm = nn.LSTM(sizes.hidden, sizes.hidden, bidirectional=sizes.directions > 1).to(DEVICE, dtype)
+def _module(sizes: Sizes, dtype: torch.dtype, batch: int, phase: str, implementation: str) -> Call:
+    """A module as a user calls it: one layer, time first, input as wide as h; nn.LSTM for `vendor`."""
+    made: Callable[..., nn.RNNBase] = nn.LSTM
+    if implementation != "vendor":
+        made = functools.partial(LSTM, implementation=implementation)
+    lstm = made(sizes.hidden, sizes.hidden, bidirectional=sizes.directions > 1).to(DEVICE, dtype)
+    if implementation in dispatch.VENDORS and sizes.directions == 1:
+        # torch itself lays out no bfloat16 weights, and would copy them at every call.
+        padded_vendor.flatten(lstm)
     x = torch.randn(sizes.steps, batch, sizes.hidden, device=DEVICE, dtype=dtype)
+    group = f"module {implementation} {dtype}"
     if phase == "inference":
         lstm.eval()
 
@@ -165,10 +217,10 @@ def _vendor(sizes: Sizes, dtype: torch.dtype, batch: int, phase: str) -> Call:
             with torch.inference_mode():
                 return lstm(x)
 
-        return Call(infer, group=f"vendor {dtype}")
+        return Call(infer, group=group)
     x.requires_grad_()
     if phase == "forward":
-        return Call(lambda: lstm(x), group=f"vendor {dtype}")
+        return Call(lambda: lstm(x), group=group)
     outputs: list[Tensor] = []
     wanted = [x, *lstm.parameters()]
     grad = torch.randn_like(lstm(x)[0])
@@ -176,4 +228,4 @@ def _vendor(sizes: Sizes, dtype: torch.dtype, batch: int, phase: str) -> Call:
     def prepare() -> None:
         outputs[:] = [lstm(x)[0]]
 
-    return Call(lambda: torch.autograd.grad(outputs[0], wanted, grad), prepare, f"vendor {dtype}")
+    return Call(lambda: torch.autograd.grad(outputs[0], wanted, grad), prepare, group)

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from kernels.common.cudnn_precision import cudnn_precision, wanted_precision
 from seq2seq.data.batch import Batch
 from seq2seq.decoding.cuda_graph import CapturedStep
 from seq2seq.decoding.fixed_length import Steps, forced, free_running
@@ -313,20 +314,21 @@ def backends(variant: Variant, device: str) -> Iterator[None]:
     """Say which library torch may hand the LSTM to, and on CUDA whether fp32 may use TF32, if the variant says so."""
     # torch's stubs know these modules without their settings, hence Any.
     backend: Any = torch.backends.cudnn if device == "cuda" else torch.backends.mkldnn
-    # torch's defaults differ between the two (products without TF32, cuDNN's LSTM with it): both are set.
-    precisions: tuple[Any, ...] = (torch.backends.cuda.matmul, torch.backends.cudnn.rnn)
-    if device != "cuda" or variant.torch_tf32:
-        precisions = ()
-    enabled, previous = backend.enabled, [setting.fp32_precision for setting in precisions]
+    products: Any = torch.backends.cuda.matmul
+    enabled, previous = backend.enabled, products.fp32_precision
     backend.enabled = variant.vendor_lstm
-    for setting in precisions:
-        setting.fp32_precision = "tf32" if variant.precision == "tf32" else "ieee"
+    # torch's defaults differ between the two (products without TF32, cuDNN's LSTM with it): both are set.
+    sets = device == "cuda" and not variant.torch_tf32
+    tf32 = variant.precision == "tf32"
     try:
-        yield
+        with cudnn_precision(wanted_precision(variant.dtype, tf32=tf32)) if sets else contextlib.nullcontext():
+            if sets:
+                products.fp32_precision = "tf32" if tf32 else "ieee"
+            yield
     finally:
         backend.enabled = enabled
-        for setting, value in zip(precisions, previous, strict=True):
-            setting.fp32_precision = value
+        if sets:
+            products.fp32_precision = previous
 
 
 def _inputs_of(batch: Batch) -> dict[str, Tensor]:

@@ -122,7 +122,7 @@ VARIANTS |= {
         ),
         Variant(
             "cudnn-fair",
-            "cuDNN at its fairest: fp16, one call a layer, batch padded to a multiple of 8",
+            "cuDNN at its fairest: fp16, one call a layer and direction, sizes padded to multiples of 128, batch to 8",
             lstm="split",
             precision="fp16",
             devices=("cuda",),

@@ -1,0 +1,58 @@
+"""Precision of cuDNN's float32 arithmetic, set so that torch's older switch for it stays readable.
+
+torch has a switch for each kind of operator and an older one for all (`torch.backends.cudnn.allow_tf32`, which
+`torch.backends.cudnn.flags` reads). Where they disagree, reading the older one raises RuntimeError.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+
+import torch
+
+#: Operators of cuDNN that have a switch each.
+_OPERATORS = ("rnn", "conv")
+
+
+def lstm_precision() -> str:
+    """Precision of cuDNN's LSTM in float32: `tf32`, `ieee` or `none`, which is `ieee` too.
+
+    Not by `torch.backends.cudnn.rnn.fp32_precision`: in some builds the module of that name, once imported, hides it.
+    """
+    return str(torch._C._get_fp32_precision_getter("cuda", "rnn"))  # noqa: SLF001 - what torch's own property calls
+
+
+def set_cudnn_precision(precision: str) -> None:
+    """Set what cuDNN may do in float32: `tf32` or `ieee`; without a GPU too."""
+    torch._C._set_cudnn_allow_tf32(precision == "tf32")  # noqa: SLF001 - what `torch.backends.cudnn.allow_tf32` calls
+    for operator in _OPERATORS:
+        torch._C._set_fp32_precision_setter("cuda", operator, precision)  # noqa: SLF001
+
+
+def wanted_precision(dtype: torch.dtype, *, tf32: bool) -> str:
+    """Precision that cuDNN must be set to for an LSTM of a type.
+
+    `ieee` forbids tensor cores for bfloat16 as well (`RNNDescriptor::set` in ATen's native/cudnn), so only float32
+    without TF32 asks for it.
+    """
+    return "ieee" if dtype == torch.float32 and not tf32 else "tf32"
+
+
+@contextlib.contextmanager
+def cudnn_precision(precision: str) -> Iterator[None]:
+    """Set it meanwhile."""
+    before = [torch._C._get_fp32_precision_getter("cuda", operator) for operator in _OPERATORS]  # noqa: SLF001
+    try:
+        older = torch._C._get_cudnn_allow_tf32()  # noqa: SLF001
+    except RuntimeError:
+        # Whoever is around has set the two apart, and gets them back so.
+        older = None
+    set_cudnn_precision(precision)
+    try:
+        yield
+    finally:
+        if older is not None:
+            torch._C._set_cudnn_allow_tf32(older)  # noqa: SLF001
+        for operator, value in zip(_OPERATORS, before, strict=True):
+            torch._C._set_fp32_precision_setter("cuda", operator, value)  # noqa: SLF001

@@ -1,0 +1,160 @@
+"""All layers of a `kernels.LSTM` on a GPU, without gradients, replayed as one CUDA graph.
+
+Products and kernels of all layers are one launch then, as they are one call on a CPU (`kernels.cpu.inference`). A graph
+is found by the addresses of what it reads and writes (`kernels.gpu.graph_cache`), so nothing is copied, results lie in
+memory of their own, and weights that are overwritten in place are read as they are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from . import dispatch
+from .common.fast_path import autocast_dtype, watched
+from .direct_layers import LayerOptions, infer_into
+from .dispatch import Choice
+from .gpu import graph_cache
+from .gpu.product_settings import product_settings
+
+Results = tuple[Tensor, Tensor, Tensor]
+
+#: Shapes that are remembered; sequences of real data come in many lengths.
+REMEMBERED = 1024
+
+
+class GraphedLayers:
+    """The layers of a module with the parameters that they have now; threads may share it.
+
+    Args:
+        parameters: of each layer, of each direction: weight_ih (4H, features), weight_hh (4H, H), and both biases
+            (4H,), if any.
+        hidden: H.
+        precision: gives whether the recurrence rounds float32 factors to TF32, for a device and a type.
+        graphs: where graphs are kept; those of this process by default.
+    """
+
+    def __init__(
+        self,
+        parameters: Sequence[Sequence[tuple[Tensor, ...]]],
+        hidden: int,
+        precision: Callable[[torch.device, torch.dtype], bool],
+        graphs: graph_cache.Graphs = graph_cache.GRAPHS,
+    ) -> None:
+        values = [value for layer in parameters for own in layer for value in own]
+        self._parameters, self._hidden, self._precision, self._graphs = parameters, hidden, precision, graphs
+        self._directions, self._features = len(parameters[0]), values[0].size(1)
+        self._states = len(parameters) * self._directions
+        self._dtype, self._device = values[0].dtype, values[0].device
+        self._kept = [(value, value.data_ptr(), value.stride()) for value in values]
+        #: Addresses of the parameters, as part of the key of each graph; one object, whose hash is computed once.
+        self._name = _Name(tuple((at, value.shape, stride, value.dtype) for value, at, stride in self._kept))
+        self._chosen: dict[Hashable, tuple[LayerOptions, tuple[Choice, ...]]] = {}
+        self._generation = dispatch.generation()
+
+    def stands(self, parameters: Sequence[Tensor | None]) -> bool:
+        """Return whether parameters are the same tensors in the same memory; their values may be others.
+
+        Args:
+            parameters: those of the module now, in the order in which they were given.
+        """
+        if len(parameters) != len(self._kept) or self._generation != dispatch.generation():
+            return False
+        for now, (value, at, stride) in zip(parameters, self._kept, strict=True):
+            if now is not value or value.data_ptr() != at or value.stride() != stride:
+                return False
+        return True
+
+    def takes(self, x: Any, hx: Any, *, batch_first: bool = True, step: bool = False) -> bool:
+        """Return false: `at_once` alone says whether it takes a call."""
+        del x, hx, batch_first, step
+        return False
+
+    def at_once(self, x: Any, hx: Any, *, batch_first: bool) -> tuple[Results, tuple[Choice, ...]] | None:
+        """Run all layers where an earlier call was like this one and only the kernels would have to see it.
+
+        Args:
+            x: what a module was given for input.
+            hx: the state that it was given, if any.
+            batch_first: order of x.
+
+        Returns:
+            As `run`, and what ran, one choice a layer; None where it does not take the call.
+        """
+        if torch.is_grad_enabled() or watched() or not self._plain(x):
+            return None
+        form = self._form(x, hx, batch_first)
+        chosen = self._chosen.get(form)
+        if chosen is None:
+            return None
+        h0 = c0 = None
+        if hx is not None:
+            h0, c0 = hx
+            wanted = (self._states, x.size(0 if batch_first else 1), self._hidden)
+            if not (self._plain(h0) and self._plain(c0) and h0.shape == wanted and c0.shape == wanted):
+                return None
+        return self._run(x, h0, c0, chosen[0], form), chosen[1]
+
+    def run(self, x: Tensor, hx: Any, options: LayerOptions, choices: tuple[Choice, ...]) -> Results:
+        """Run all layers, and take calls like this one from now on.
+
+        Args:
+            x: (batch, steps, features) if batch first, else (steps, batch, features).
+            hx: h and c, each (layers * directions, batch, H), or None for zeros.
+            options: what runs.
+            choices: the same in words, one a layer.
+
+        Returns:
+            Output (as x, with directions * H features), h_n and c_n (layers * directions, batch, H).
+        """
+        form = self._form(x, hx, options.batch_first)
+        if len(self._chosen) == REMEMBERED:
+            self._chosen.clear()
+        self._chosen[form] = options, choices
+        h0, c0 = hx or (None, None)
+        return self._run(x, h0, c0, options, form)
+
+    def _run(self, x: Tensor, h0: Tensor | None, c0: Tensor | None, options: LayerOptions, form: Hashable) -> Results:
+        first, second, _ = x.shape
+        batch, dtype = first if options.batch_first else second, options.dtype
+        output = x.new_empty(first, second, self._directions * self._hidden, dtype=dtype)
+        h_n = x.new_empty(self._states, batch, self._hidden, dtype=dtype)
+        c_n = x.new_empty(self._states, batch, self._hidden, dtype=dtype)
+
+        def launch() -> None:
+            infer_into(x, self._parameters, h0, c0, options, (output, h_n, c_n))
+
+        self._graphs.run(launch, (self._name, options, form), (x, h0, c0, output, h_n, c_n))
+        return output, h_n, c_n
+
+    def _form(self, x: Tensor, hx: Any, batch_first: bool) -> Hashable:
+        """All that decides what is launched beside the parameters, options and addresses."""
+        tf32, autocast = self._precision(self._device, self._dtype), autocast_dtype(self._device)
+        return x.shape, batch_first, hx is None, autocast, tf32, *product_settings(autocast or self._dtype)
+
+    def _plain(self, value: Any) -> bool:
+        """Return whether it is a tensor of the parameters' type and device that kernels can read where it lies."""
+        return (
+            (type(value) is Tensor or type(value) is nn.Parameter)
+            and value.dtype is self._dtype
+            and value.device == self._device
+            and value.layout is torch.strided
+            and value.numel() > 0
+            and not value.is_neg()
+        )
+
+
+class _Name:
+    """A tuple with its hash, which a tuple computes anew each time."""
+
+    def __init__(self, value: tuple[Hashable, ...]) -> None:
+        self._value, self._hash = value, hash(value)
+
+    def __hash__(self) -> int:
+        return self._hash
+
+    def __eq__(self, other: object) -> bool:
+        return self is other or (isinstance(other, _Name) and self._value == other._value)

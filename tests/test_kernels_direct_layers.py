@@ -1,0 +1,231 @@
+"""Layers past the dispatcher: what a GPU would run, on a CPU with a stand-in for kernels and for CUDA's graphs."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+pytest.importorskip("hypothesis")
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from strategies import Shape, shapes
+
+from kernels import LSTM, dispatch, graphed_layers
+from kernels.common.recurrence import Backward, Forward, loop_backward, loop_forward
+from kernels.gpu.graph_cache import SIGHTINGS, Graphs
+
+CLOSE = {"rtol": 1e-9, "atol": 1e-11}
+
+
+def weighted(results: Sequence[torch.Tensor]) -> torch.Tensor:
+    """A number that depends on every element, on each in another way."""
+    return sum(
+        ((v.double() * torch.linspace(-1, 2, v.numel(), dtype=torch.float64).view(v.shape)).sum() for v in results),
+        torch.zeros((), dtype=torch.float64),
+    )
+
+
+@given(shape=shapes(), stateful=st.booleans(), bias=st.booleans())
+@example(shape=Shape(3, 4, 2, 5, 2, bidirectional=True, seed=0), stateful=True, bias=True)
+@settings(max_examples=20)
+def test_a_layer_is_torchs(shape, stateful, bias):
+    """Results and the gradient of every parameter, of the input and of the state, in float64."""
+    theirs = nn.LSTM(**shape.options, bias=bias).double()
+    ours = LSTM(**shape.options, bias=bias, implementation="loop").double()
+    ours.load_state_dict(theirs.state_dict())
+    found = []
+    for lstm in (ours, theirs):
+        x, hx = shape.tensors()
+        inputs = (x, *hx) if stateful else (x,)
+        for value in inputs:
+            value.requires_grad_()
+        output, state = lstm(x, hx if stateful else None)
+        results = (output, *state)
+        found.append([*results, *torch.autograd.grad(weighted(results), [*lstm.parameters(), *inputs])])
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other, **CLOSE)
+
+
+@pytest.mark.parametrize("bidirectional", [False, True])
+def test_autocast_casts_as_the_operator_does(bidirectional):
+    """Under autocast results are in its type, gradients in that of their tensors, and equal to the operator's."""
+    lstm = LSTM(3, 4, 2, bidirectional=bidirectional, implementation="loop")
+    found = []
+    for way in (torch.Tensor, Loud):
+        x = torch.randn(5, 2, 3, generator=torch.Generator().manual_seed(1)).as_subclass(way).requires_grad_()
+        with torch.autocast("cpu", torch.bfloat16):
+            output, state = lstm(x)
+        assert output.dtype == torch.bfloat16
+        gradients = torch.autograd.grad(weighted([output, *state]), [x, *lstm.parameters()])
+        assert {value.dtype for value in gradients} == {torch.float32}
+        found.append([output, *state, *gradients])
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(
+            one.as_subclass(torch.Tensor).float(), other.as_subclass(torch.Tensor).float(), rtol=0.05, atol=0.05
+        )
+
+
+class Loud(torch.Tensor):
+    """A subclass of Tensor, which sees the operators."""
+
+
+class _Stand:
+    """CUDA's graphs on a CPU: a capture notes the launches, and a replay does them on the same memory."""
+
+    def __init__(self) -> None:
+        self.inside = False
+
+    def busy(self) -> str | None:
+        return "capturing" if self.inside else None
+
+    def obstacle(self, tensors: Sequence[Any]) -> str | None:
+        del tensors
+
+    def place(self) -> str:
+        return "here"
+
+    def lane(self, others: Sequence[Any]) -> object:
+        del others
+        return object()
+
+    def capture(self, launch: Callable[[], None], lane: object) -> Callable[[], None]:
+        del lane
+        return launch
+
+    def wait(self) -> None:
+        pass
+
+
+@pytest.fixture
+def graphs(monkeypatch) -> Iterator[Graphs]:
+    """Graphs on the stand-in, and `cell` as the plain loop, offered on a CPU."""
+    held = Graphs(_Stand())
+    module = SimpleNamespace(
+        refuses=lambda *_, **__: None,
+        configs=lambda *_, **__: [None],
+        forward=lambda args, _: loop_forward(args),
+        backward=lambda args, _: loop_backward(args),
+    )
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    monkeypatch.setattr(dispatch, "_module", lambda _: module)
+    defaults = (held,)
+    monkeypatch.setattr(graphed_layers.GraphedLayers.__init__, "__defaults__", defaults)
+    # Memory on a CPU comes back in another order: found again by shape alone.
+    monkeypatch.setattr("kernels.gpu.graph_cache._address", lambda value: None if value is None else value.shape)
+    dispatch.forget()
+    yield held
+    dispatch.forget()
+
+
+@pytest.mark.parametrize("stateful", [False, True])
+@pytest.mark.parametrize("batch_first", [False, True])
+def test_inference_is_one_graph(graphs, stateful, batch_first):
+    """From the third call on a whole forward pass is one replay, whose results are those of torch's own LSTM."""
+    shape = {"num_layers": 2, "bidirectional": True, "batch_first": batch_first}
+    theirs, ours = nn.LSTM(3, 4, **shape), LSTM(3, 4, **shape, implementation="cell")
+    ours.load_state_dict(theirs.state_dict())
+    batch = 5 if batch_first else 2
+    x = torch.randn(5, 2, 3)
+    hx = (torch.randn(4, batch, 4), torch.randn(4, batch, 4)) if stateful else None
+    with torch.no_grad():
+        for number in range(SIGHTINGS + 3):
+            (output, state), (right, right_state) = ours(x, hx), theirs(x, hx)
+            assert graphs.state().replayed == max(0, number + 1 - SIGHTINGS)
+            if number <= SIGHTINGS:
+                torch.testing.assert_close((output, *state), (right, *right_state))
+    assert graphs.state().captured == 1
+    assert [choice.implementation for choice in ours.choices] == ["cell", "cell"]
+
+
+def _launched(graphs: Graphs) -> int:
+    state = graphs.state()
+    return state.replayed + sum(state.plain.values())
+
+
+@pytest.mark.parametrize("change", ["gradients", "autocast", "weights", "option", "shape"])
+def test_what_changes_the_launches_is_not_replayed(graphs, change):
+    """Gradients, autocast, other weights' memory, options and shapes: each is looked at before a graph is."""
+    lstm, x = LSTM(3, 4, implementation="cell"), torch.randn(5, 2, 3)
+    with torch.no_grad():
+        for _ in range(SIGHTINGS + 1):
+            lstm(x)
+    before, count = graphs.state(), _launched(graphs)
+    if change == "weights":
+        lstm.weight_hh_l0 = nn.Parameter(torch.zeros(16, 4))
+    if change == "option":
+        lstm.implementation = "loop"
+    with torch.set_grad_enabled(change == "gradients"), torch.autocast("cpu", enabled=change == "autocast"):
+        output, _ = lstm(torch.randn(6, 2, 3) if change == "shape" else x)
+    assert graphs.state().replayed == before.replayed
+    assert (_launched(graphs) > count) == (change in {"autocast", "weights", "shape"})
+    assert output.requires_grad == (change == "gradients")
+
+
+def test_weights_changed_in_place_are_read(graphs):
+    """A graph holds addresses: what an optimizer or load_state_dict writes there counts at the next replay."""
+    theirs, ours, x = nn.LSTM(3, 4), LSTM(3, 4, implementation="cell"), torch.randn(5, 2, 3)
+    with torch.no_grad():
+        for _ in range(SIGHTINGS):
+            ours(x)
+        ours.load_state_dict(theirs.state_dict())
+        torch.testing.assert_close(ours(x)[0], theirs(x)[0])
+    assert graphs.state().replayed == 1
+
+
+@pytest.mark.usefixtures("graphs")
+@pytest.mark.parametrize("saves", [False, True])
+def test_kernels_are_given_all_they_read(monkeypatch, saves):
+    """Tensors of a recurrence: contiguous last dimensions, time first, gates kept only where a gradient will follow."""
+    seen: list[Forward | Backward] = []
+    module: Any = dispatch._module("cell")
+    monkeypatch.setattr(module, "forward", lambda args, _: seen.append(args) or loop_forward(args))
+    lstm = LSTM(3, 4, batch_first=True, implementation="cell")
+    with torch.set_grad_enabled(saves):
+        lstm(torch.randn(2, 5, 3))
+    (args,) = seen
+    assert args.gates_input.shape == (5, 2, 1, 16)
+    assert (args.gates is not None) == saves
+    assert args.problem.saves == saves
+
+
+def test_orders_in_memory_are_not_mixed(graphs):
+    """A packed batch runs with its steps first, whatever the module's order: the same shape is another call."""
+    lstm = LSTM(3, 4, batch_first=True, implementation="cell")
+    plain = nn.LSTM(3, 4, batch_first=True)
+    plain.load_state_dict(lstm.state_dict())
+    x = torch.randn(4, 4, 3)
+    packed = nn.utils.rnn.pack_padded_sequence(x, torch.tensor([4] * 4), batch_first=True)
+    with torch.no_grad():
+        lstm(packed)
+        torch.testing.assert_close(lstm(x)[0], plain(x)[0])
+    assert graphs.state().captured == 0
+
+
+def test_a_replay_takes_little_of_the_host(graphs):
+    """A replayed forward pass makes few calls, which are what its time is made of, and more layers add few."""
+    counts = []
+    for layers in (1, 4):
+        lstm, x = LSTM(3, 4, layers, implementation="cell"), torch.randn(5, 2, 3)
+        with torch.no_grad():
+            for _ in range(SIGHTINGS + 1):
+                lstm(x)
+            # What the stand-in replays is the work itself, which a GPU does.
+            graphs._graphs = type(graphs._graphs)(
+                (key, (place, lambda: None)) for key, (place, _) in graphs._graphs.items()
+            )
+            made = []
+            sys.setprofile(lambda _, event, __, made=made: made.append(event))
+            try:
+                lstm(x)
+            finally:
+                sys.setprofile(None)
+        counts.append(len(made))
+    # Calls and returns, of Python and of C; 145 and 193 with torch 2.13.
+    assert counts[0] < 180
+    assert counts[1] < counts[0] + 70
