@@ -16,7 +16,6 @@ from bench.records.serving import ServingRecord
 from bench.report import serving as charts
 from bench.report.page import write_report
 from bench.serve.arguments import bound
-from bench.serve.command import load_text
 
 ROOT = Path(__file__).parent.parent
 PLUGIN = ROOT / "tests" / "plugins" / "served_variants.py"
@@ -107,6 +106,9 @@ def test_the_plot_has_a_curve_a_variant_and_the_bound(tmp_path):
     assert [point.x for point in curve.points] == [100, 101, 200]
     assert curve.xs == (100.5, 200)
     assert curve.ys == pytest.approx((0.02, 0.05))
+    # Every test is in the picture, not the curve alone.
+    assert chart.y.lo <= 0.01
+    assert chart.y.hi >= 0.05
 
 
 def test_the_page_of_a_run_shows_what_was_served_there(tmp_path):
@@ -125,9 +127,9 @@ def test_the_page_of_a_run_shows_what_was_served_there(tmp_path):
 
 def test_a_figure_without_an_interval_has_none():
     """And no figure is told as such."""
-    assert load_text(ServingRecord()) == "no figure"
-    assert load_text(ServingRecord(qps=1234.5)) == "1234"
-    assert load_text(ServingRecord(qps=100.0, qps_lo=90.0, qps_hi=120.0)) == "100 [90, 120]"
+    assert serving.load_text(ServingRecord()) == "no figure"
+    assert serving.load_text(ServingRecord(qps=1234.5)) == "1234"
+    assert serving.load_text(ServingRecord(qps=100.0, qps_lo=90.0, qps_hi=120.0)) == "100 [90, 120]"
 
 
 @pytest.mark.slow

@@ -100,6 +100,18 @@ def folder(facts: Mapping[str, Any]) -> str:
     return str(json.loads(given)["folder"]) if given else ""
 
 
+def words(facts: Mapping[str, Any]) -> list[str]:
+    """The options that name a run's own model and its inputs; none without a model.
+
+    Args:
+        facts: environment.json of the run.
+    """
+    given = facts.get("threads", {}).get("workers", {}).get(VARIABLE)
+    found = json.loads(given) if given else {}
+    named = (("--model", "model"), ("--inputs", "inputs"), ("--inputs", "trace"))
+    return [word for option, key in named if found.get(key) for word in (option, found[key])]
+
+
 def lines(found: Mapping[str, Any]) -> list[str]:
     """Describe the model for the terminal: its LSTMs, their share of a call, and what was held or changed."""
     said = [f"model {found['model']}: {found['parameters']:,} parameters"]
