@@ -1,4 +1,4 @@
-"""A folder that looks like /sys/class/powercap, whose counters count at a power that a test plants."""
+"""A folder that looks like /sys/class/powercap, whose counters count what a test plants: joules, or a power."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ RANGE_UJ = 262_143_328_850
 
 
 class PlantedPower:
-    """RAPL zones that count as a package of a known power would, each time that they are brought up to date.
+    """RAPL zones of packages that take a known power and spend known joules, shown when they are brought up to date.
 
     Args:
         folder: in which the zones are made.
@@ -27,14 +27,19 @@ class PlantedPower:
         self, folder: Path, power_w: float, start_uj: int = 0, range_uj: int = RANGE_UJ, packages: int = 1
     ) -> None:
         self.power_w, self._start_uj, self._range_uj = power_w, start_uj, range_uj
-        self._begun_s = time.perf_counter()
+        self._begun_s, self._spent_j = time.perf_counter(), 0.0
         self._files: list[Path] = []
         for number in range(packages):
             self._files.append(zone(folder / f"intel-rapl:{number}", f"package-{number}", start_uj, range_uj))
 
+    def spend(self, joules: float) -> None:
+        """Let each package spend joules beside its power."""
+        self._spent_j += joules
+        self.update()
+
     def update(self) -> None:
         """Let the counters show what was used until now."""
-        used_uj = int(1e6 * self.power_w * (time.perf_counter() - self._begun_s))
+        used_uj = int(1e6 * (self._spent_j + self.power_w * (time.perf_counter() - self._begun_s)))
         for file in self._files:
             # In one step: no reader sees half a number.
             twin = file.with_suffix(".new")

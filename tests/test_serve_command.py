@@ -7,6 +7,7 @@ import importlib.util
 from pathlib import Path
 
 import pytest
+from own_model_kit import PLAIN, written
 from run_folders import make_run
 
 from bench.__main__ import main
@@ -29,6 +30,8 @@ PLUGIN = ROOT / "tests" / "plugins" / "served_variants.py"
         (["--bound", "p99=20ms", "--variant", "onednn@batch=3"], "belong to --workload"),
         (["--bound", "p99=20ms", "--out", "served"], "has a serving.jsonl already"),
         (["--bound", "p99=20ms", "--plugin", "none.py"], "plugin none.py does not exist"),
+        (["--bound", "p99=20ms", "--inputs", "mine.py:some"], "name it with --model FILE.py:FUNCTION"),
+        (["--bound", "p99=20ms", "--model", "mine.py:build", "--lengths", "bucketed"], "leave it out"),
     ],
 )
 def test_wrong_usage_is_one_line(tmp_path, monkeypatch, capsys, words, told):
@@ -130,6 +133,29 @@ def test_a_figure_without_an_interval_has_none():
     assert serving.load_text(ServingRecord()) == "no figure"
     assert serving.load_text(ServingRecord(qps=1234.5)) == "1234"
     assert serving.load_text(ServingRecord(qps=100.0, qps_lo=90.0, qps_hi=120.0)) == "100 [90, 120]"
+
+
+@pytest.mark.slow
+def test_a_model_of_ones_own_is_served(tmp_path, capsys):
+    """By its file; one whose result depends on the whole batch is refused in one line, and nothing is written."""
+    pytest.importorskip("mlperf_loadgen", reason="needs mlcommons-loadgen")
+    mine, out = written(tmp_path, PLAIN), tmp_path / "out"
+    words = ["serve", "--model", f"{mine}:build", "--bound", "p50=200ms", "--seconds", "1", "--repeats", "2"]
+    words += ["--variant", "onednn", "--threads", "1", "--seed", "1", "--out", str(out)]
+    assert main(words) == 0
+    found = {record.variant: record for record in serving.read(out)}
+    assert set(found) == {"reference", "onednn"}
+    for record in found.values():
+        assert (record.workload, record.status) == ("own:mine", Status.OK)
+        assert record.batched_error <= record.batched_limit
+    capsys.readouterr()
+    coupled = written(tmp_path, PLAIN.replace("return self.head(y), state", "return self.head(y), y.mean()"), "coupled")
+    words[words.index(f"{mine}:build")], words[-1] = f"{coupled}:build", str(tmp_path / "refused")
+    assert main(words) == 2
+    error = capsys.readouterr().err
+    assert "output[1] (shape ()) is not made of the results of single sequences" in error
+    assert error.count("\n") == 1
+    assert not (tmp_path / "refused").exists()
 
 
 @pytest.mark.slow
