@@ -278,6 +278,12 @@ def _add_selection(command: argparse.ArgumentParser) -> None:
         help="seconds of timed rounds for the whole run, shared out among its groups; start-up is extra",
     )
     add(
+        "--block",
+        type=seconds,
+        metavar="SECONDS",
+        help="least length of a timed block (default: 0.02); a counter of energy that moves seldom needs longer ones",
+    )
+    add(
         "--time-limit",
         type=seconds,
         metavar="SECONDS",

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from bench.console import Console
 from bench.errors import UsageError
+from bench.plan import own_model
 from bench.plan.cases import Filters, Selection, Suite, load_suite, suite_names
 from bench.plan.identity import CaseKey
 from bench.run.planning import Plan, make_plan
@@ -177,7 +178,11 @@ def serve(arguments: argparse.Namespace, command: str) -> int:
     from bench.serve import command as serving  # noqa: PLC0415 - no other command needs it
 
     cores = usable_cores()
-    settings = Settings(arguments.threads or max(1, cores - 1), plugins=plugin_paths(arguments.plugin))
+    settings = Settings(
+        arguments.threads or max(1, cores - 1),
+        plugins=plugin_paths(arguments.plugin),
+        own_model=own_model.variable(vars(arguments)),
+    )
     return serving.serve(arguments, settings, command, cores)
 
 

@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable
 
 TIMES = ((1.0, "s"), (1e-3, "ms"), (1e-6, "us"), (1e-9, "ns"))
+ENERGIES = ((1e3, "kJ"), (1.0, "J"), (1e-3, "mJ"), (1e-6, "uJ"), (1e-9, "nJ"))
 SIZES = ((1e9, "GB"), (1e6, "MB"))
 #: Below this, two decimals of a ratio would show a single digit.
 SMALL_RATIO = 0.0995
@@ -33,6 +34,11 @@ def seconds(value: float | None) -> str:
 def megabytes(value: float | None) -> str:
     """`1.5e8` as `150 MB`, from 1 GB on as `1.50 GB`; the argument is in bytes, the units are decimal."""
     return "0 MB" if value is not None and 0 <= value < NO_MEMORY else _scaled(value, SIZES)
+
+
+def joules(value: float | None) -> str:
+    """`0.00163` as `1.63 mJ`; the argument is in joules."""
+    return "0 J" if value == 0 else _scaled(value, ENERGIES)
 
 
 def count(value: float | None) -> str:

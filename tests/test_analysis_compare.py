@@ -22,7 +22,7 @@ from bench.analysis.compare import BY, JUDGED, CasePair, CaseVerdict, CompareOpt
 from bench.analysis.intervals import Interval
 from bench.errors import UsageError
 from bench.plan.identity import CaseKey
-from bench.records.schema import Status
+from bench.records.schema import SCHEMA_VERSION, Status
 
 ROOT = Path(__file__).parent.parent
 CRASH = (Status.CRASHED, "killed by signal 11 | in\n<b>it</b>")
@@ -651,7 +651,7 @@ def edited(name: str, old: str, new: str):
 DAMAGE = {
     "no records": lambda run: (run / "records.jsonl").unlink(),
     "records of another kind": lambda run: (run / "records.jsonl").write_bytes(b"\x00\xff\xfe\n{}\n"),
-    "another version": edited("records.jsonl", '"schema_version": 4', '"schema_version": 1'),
+    "another version": edited("records.jsonl", f'"schema_version": {SCHEMA_VERSION}', '"schema_version": 1'),
     "a word for a number": edited("records.jsonl", '"threads": 1', '"threads": "one"'),
     "no samples": lambda run: (run / "samples.csv.gz").unlink(),
     "a tenth of the samples": lambda run: (run / "samples.csv.gz").write_bytes(

@@ -31,9 +31,9 @@ def nvml(monkeypatch):
     )
     monkeypatch.setitem(sys.modules, "pynvml", library)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    gpu._nvml.cache_clear()
+    gpu.nvml.cache_clear()
     yield library
-    gpu._nvml.cache_clear()
+    gpu.nvml.cache_clear()
 
 
 def processes(*pids):
@@ -44,9 +44,9 @@ def processes(*pids):
 def test_without_nvml_nothing_is_known(monkeypatch):
     """The absent library costs the feature, and claims neither a clock nor quiet."""
     monkeypatch.setitem(sys.modules, "pynvml", None)
-    gpu._nvml.cache_clear()
+    gpu.nvml.cache_clear()
     assert gpu.read() == gpu.NOTHING
-    gpu._nvml.cache_clear()
+    gpu.nvml.cache_clear()
 
 
 def test_a_driver_that_does_not_start_is_no_error(nvml):
@@ -134,6 +134,6 @@ def test_whatever_the_library_raises_costs_its_answer_alone(nvml, error):
     nvml.nvmlDeviceGetComputeRunningProcesses = fail
     nvml.nvmlDeviceGetCurrentClocksThrottleReasons = lambda _: 0x40
     assert gpu.read() == gpu.State(None, "thermal, hardware", slowed=True, others=0)
-    gpu._nvml.cache_clear()
+    gpu.nvml.cache_clear()
     nvml.nvmlInit = fail
     assert gpu.read() == gpu.NOTHING

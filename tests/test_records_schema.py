@@ -9,7 +9,16 @@ from pathlib import Path
 
 import pytest
 
-from bench.records.schema import COLUMNS, ROUND_COLUMNS, SAMPLE_COLUMNS, SCHEMA_VERSION, Record, Status, dictionary
+from bench.records.schema import (
+    COLUMNS,
+    ENERGY_COLUMNS,
+    ROUND_COLUMNS,
+    SAMPLE_COLUMNS,
+    SCHEMA_VERSION,
+    Record,
+    Status,
+    dictionary,
+)
 
 README = Path(__file__).parent.parent / "results" / "README.md"
 
@@ -66,7 +75,7 @@ def test_a_record_says_which_schema_it_is_of():
 def test_the_dictionary_holds_every_column_of_every_file_once():
     """One row a column, in order, with its meaning."""
     rows = re.findall(r"^\| `(\w+)` \| (.+) \|$", dictionary(), re.MULTILINE)
-    assert [name for name, _ in rows] == [*COLUMNS, *SAMPLE_COLUMNS, *ROUND_COLUMNS]
+    assert [name for name, _ in rows] == [*COLUMNS, *SAMPLE_COLUMNS, *ROUND_COLUMNS, *ENERGY_COLUMNS]
     assert all(meaning.strip() for _, meaning in rows)
 
 

@@ -19,7 +19,7 @@ import pytest
 from bench import units
 from bench.analysis.run_summary import groups, load_run, summary_table
 from bench.errors import UsageError
-from bench.records.schema import SAMPLE_COLUMNS, Record, Status
+from bench.records.schema import SAMPLE_COLUMNS, SCHEMA_VERSION, Record, Status
 from bench.report import charts, checks, interactive, other_tables, page, plots, roofline, tables, words
 from bench.report.page import Report, write_report
 from bench.report.style import COLOURS, look
@@ -639,7 +639,7 @@ def test_missing_records_is_an_error(tmp_path: Path) -> None:
         (b'{"workload"', "holds no record"),
         (b'{"name": "x", "age": 1}\n', "line 1 has schema_version None"),
         (b'{"schema_version": 4}\n', "other columns than this release writes"),
-        (b'{"schema_version": 99}\n', "schema_version 99, this release writes 4"),
+        (b'{"schema_version": 99}\n', f"schema_version 99, this release writes {SCHEMA_VERSION}"),
         (b"\xff\xfe\x00\n{}\n", "line 1 is not a record"),
     ],
 )

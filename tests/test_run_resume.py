@@ -26,7 +26,7 @@ from bench.records import durable
 from bench.records.block import Block, Turn
 from bench.records.rounds import Round
 from bench.records.samples import read_samples
-from bench.records.schema import Status
+from bench.records.schema import SCHEMA_VERSION, Status
 from bench.run import planning as plan
 from bench.run import quality, resume, runner, seating, second_instrument
 from bench.run.planning import Described, Plan
@@ -35,6 +35,8 @@ from bench.timing import rounds as sampling
 
 pytest.importorskip("torch")
 ROOT = Path(__file__).parent.parent
+#: The version of the schema in a line of records.jsonl.
+WRITTEN = f'"schema_version": {SCHEMA_VERSION}'.encode()
 SUITE = """
 name = "mine"
 summary = "two groups"
@@ -344,8 +346,8 @@ BROKEN = {
     "a line that is not an object": (lambda lines: [b"[1]", *lines[1:]], "line 1 is not a record"),
     "bytes that are not text": (lambda lines: [lines[0], b"\xff\xfe", *lines[2:]], "line 2 is not a record"),
     "another schema": (
-        lambda lines: [*lines[:2], lines[2].replace(b'"schema_version": 4', b'"schema_version": 99'), *lines[3:]],
-        "line 3 has schema_version 99, this release writes 4",
+        lambda lines: [*lines[:2], lines[2].replace(WRITTEN, b'"schema_version": 99'), *lines[3:]],
+        f"line 3 has schema_version 99, this release writes {SCHEMA_VERSION}",
     ),
     "another column": (lambda lines: [lines[0].replace(b'"data"', b'"date"'), *lines[1:]], "line 1 has other columns"),
     "a record twice": (lambda lines: [*lines, lines[0]], "is recorded twice"),

@@ -7,6 +7,7 @@ import importlib.util
 from pathlib import Path
 
 import pytest
+from own_model_kit import PLAIN, written
 from run_folders import make_run
 
 from bench.__main__ import main
@@ -16,7 +17,6 @@ from bench.records.serving import ServingRecord
 from bench.report import serving as charts
 from bench.report.page import write_report
 from bench.serve.arguments import bound
-from bench.serve.command import load_text
 
 ROOT = Path(__file__).parent.parent
 PLUGIN = ROOT / "tests" / "plugins" / "served_variants.py"
@@ -30,6 +30,8 @@ PLUGIN = ROOT / "tests" / "plugins" / "served_variants.py"
         (["--bound", "p99=20ms", "--variant", "onednn@batch=3"], "belong to --workload"),
         (["--bound", "p99=20ms", "--out", "served"], "has a serving.jsonl already"),
         (["--bound", "p99=20ms", "--plugin", "none.py"], "plugin none.py does not exist"),
+        (["--bound", "p99=20ms", "--inputs", "mine.py:some"], "name it with --model FILE.py:FUNCTION"),
+        (["--bound", "p99=20ms", "--model", "mine.py:build", "--lengths", "bucketed"], "leave it out"),
     ],
 )
 def test_wrong_usage_is_one_line(tmp_path, monkeypatch, capsys, words, told):
@@ -107,6 +109,9 @@ def test_the_plot_has_a_curve_a_variant_and_the_bound(tmp_path):
     assert [point.x for point in curve.points] == [100, 101, 200]
     assert curve.xs == (100.5, 200)
     assert curve.ys == pytest.approx((0.02, 0.05))
+    # Every test is in the picture, not the curve alone.
+    assert chart.y.lo <= 0.01
+    assert chart.y.hi >= 0.05
 
 
 def test_the_page_of_a_run_shows_what_was_served_there(tmp_path):
@@ -125,9 +130,32 @@ def test_the_page_of_a_run_shows_what_was_served_there(tmp_path):
 
 def test_a_figure_without_an_interval_has_none():
     """And no figure is told as such."""
-    assert load_text(ServingRecord()) == "no figure"
-    assert load_text(ServingRecord(qps=1234.5)) == "1234"
-    assert load_text(ServingRecord(qps=100.0, qps_lo=90.0, qps_hi=120.0)) == "100 [90, 120]"
+    assert serving.load_text(ServingRecord()) == "no figure"
+    assert serving.load_text(ServingRecord(qps=1234.5)) == "1234"
+    assert serving.load_text(ServingRecord(qps=100.0, qps_lo=90.0, qps_hi=120.0)) == "100 [90, 120]"
+
+
+@pytest.mark.slow
+def test_a_model_of_ones_own_is_served(tmp_path, capsys):
+    """By its file; one whose result depends on the whole batch is refused in one line, and nothing is written."""
+    pytest.importorskip("mlperf_loadgen", reason="needs mlcommons-loadgen")
+    mine, out = written(tmp_path, PLAIN), tmp_path / "out"
+    words = ["serve", "--model", f"{mine}:build", "--bound", "p50=200ms", "--seconds", "1", "--repeats", "2"]
+    words += ["--variant", "onednn", "--threads", "1", "--seed", "1", "--out", str(out)]
+    assert main(words) == 0
+    found = {record.variant: record for record in serving.read(out)}
+    assert set(found) == {"reference", "onednn"}
+    for record in found.values():
+        assert (record.workload, record.status) == ("own:mine", Status.OK)
+        assert record.batched_error <= record.batched_limit
+    capsys.readouterr()
+    coupled = written(tmp_path, PLAIN.replace("return self.head(y), state", "return self.head(y), y.mean()"), "coupled")
+    words[words.index(f"{mine}:build")], words[-1] = f"{coupled}:build", str(tmp_path / "refused")
+    assert main(words) == 2
+    error = capsys.readouterr().err
+    assert "output[1] (shape ()) is not made of the results of single sequences" in error
+    assert error.count("\n") == 1
+    assert not (tmp_path / "refused").exists()
 
 
 @pytest.mark.slow

@@ -7,9 +7,11 @@ two may differ by twice that.
 
 from __future__ import annotations
 
+import functools
 import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -20,8 +22,29 @@ from seq2seq.decoding.rows import StepRows
 
 #: Queries that a check asks alone, at most.
 MOST_ALONE = 48
-#: Runs a batch and returns its results by name: `outputs` (batch first), `hidden` and `cell` (batch second).
-Run = Callable[[Batch], Mapping[str, Tensor]]
+#: Runs a batch and returns its results by name.
+Run = Callable[[Any], Mapping[str, Tensor]]
+
+
+class Library(Protocol):
+    """The queries that can be asked about, each a sequence of a workload."""
+
+    @property
+    def lengths(self) -> tuple[tuple[int, ...], ...]:
+        """Steps of each query, one number a tensor that the model reads."""
+
+    def gather(self, samples: Sequence[int]) -> Any:
+        """The batch of some queries."""
+
+    def result(self, name: str, together: Tensor, row: int, alone: Tensor) -> Tensor:
+        """One query's part of a result of a batch, in the shape that the query has alone."""
+
+
+@functools.singledispatch
+def library_of(workload: Any, least: int) -> Library:
+    """The queries of a workload, at least so many."""
+    count = -(-least // workload.batch)
+    return QueryLibrary.of([workload.make_batch(seed) for seed in range(count)])
 
 
 @dataclass(frozen=True)
@@ -63,6 +86,12 @@ class QueryLibrary:
             expected=whole.expected[places, : longest[-1]] if along else whole.expected[places],
         )
 
+    def result(self, name: str, together: Tensor, row: int, alone: Tensor) -> Tensor:
+        """One query's part of `outputs` (batch first) or of a state (batch second), cut to the steps it has alone."""
+        if name == "outputs":
+            return together[row : row + 1, : alone.size(1)]
+        return together[:, row : row + 1]
+
 
 def _steps(value: Tensor, lengths: Tensor | None) -> list[int]:
     return [value.size(1)] * len(value) if lengths is None else lengths.tolist()
@@ -91,7 +120,7 @@ class Batched:
         )
 
 
-def check(run: Run, library: QueryLibrary, largest: int, parity_limit: float, seed: int) -> Batched:
+def check(run: Run, library: Library, largest: int, parity_limit: float, seed: int) -> Batched:
     """Ask queries in batches of mixed lengths and alone, and compare.
 
     Args:
@@ -109,7 +138,9 @@ def check(run: Run, library: QueryLibrary, largest: int, parity_limit: float, se
         together = {name: value.clone() for name, value in run(library.gather(samples)).items()}
         for row, sample in enumerate(samples):
             for name, alone in run(library.gather([sample])).items():
-                error = relative_error(_row(name, together[name], row, alone), alone.double())
+                # What is there for a query alone, and not in its batch, is wrong there.
+                found = library.result(name, together[name], row, alone) if name in together else alone[:0]
+                error = relative_error(found, alone.double())
                 if not error <= worst:
                     worst, where = error, f"{name} of query {row + 1} of {size}, {library.lengths[sample][0]} steps"
     return Batched(worst, 2 * parity_limit, where)
@@ -143,10 +174,3 @@ def check_rows(rows: StepRows, run: Run, library: QueryLibrary, parity_limit: fl
             if not error <= worst:
                 worst, where = error, f"{name} of query {query + 1}, step by step, {library.lengths[sample][0]} steps"
     return Batched(worst, 2 * parity_limit, where)
-
-
-def _row(name: str, together: Tensor, row: int, alone: Tensor) -> Tensor:
-    """One query's part of the results of a batch, cut to the steps that it has alone."""
-    if name == "outputs":
-        return together[row : row + 1, : alone.size(1)]
-    return together[:, row : row + 1]

@@ -49,10 +49,10 @@ NOTHING = State()
 
 def read() -> State:
     """The state of the GPU that this process uses, the first visible one; `NOTHING` where NVML is not to be had."""
-    nvml = _nvml()
-    if nvml is None:
+    found = nvml()
+    if found is None:
         return NOTHING
-    library, handle = nvml
+    library, handle = found
     bits = _ask(library, "nvmlDeviceGetCurrentClocksThrottleReasons", 0, handle)
     held = [(name, doubtful) for name, bit, doubtful in _REASONS if bits & bit]
     running = _ask(library, "nvmlDeviceGetComputeRunningProcesses", [], handle)
@@ -77,7 +77,8 @@ def _ask(library: Any, name: str, default: Any, *arguments: Any) -> Any:
 
 
 @functools.cache
-def _nvml() -> tuple[Any, Any] | None:
+def nvml() -> tuple[Any, Any] | None:
+    """NVML and the handle of the GPU that this process uses; None where they are not to be had."""
     return known(_started)
 
 

@@ -108,6 +108,7 @@ class Suite:
         interval: half-width of the speedup's 95 % interval at which a group stops early, as a share of the speedup.
         processes: seatings, each a full set of fresh worker processes, that a group gets at least.
         case_limit_s: seconds that a case may take to build, compile and pass the gate.
+        block_s: least length of a timed block, seconds; a counter of energy that moves seldom needs long ones.
         device: `cpu` or `cuda`, or empty for every device that is there; the command line may say otherwise.
         second_instrument: whether its quick cases are timed again with pytest-benchmark.
         select: the parts.
@@ -121,6 +122,7 @@ class Suite:
     interval: float = 0.02
     processes: int = 5
     case_limit_s: float = 120.0
+    block_s: float = 0.02
     device: str = ""
     second_instrument: bool = False
     quality: tuple[Quality, ...] = ()
@@ -205,6 +207,8 @@ def overridden(suite: Suite, arguments: Mapping[str, Any]) -> Suite:
     """
     if arguments.get("budget"):
         suite = replace(suite, budget_s=arguments["budget"])
+    if arguments.get("block"):
+        suite = replace(suite, block_s=arguments["block"])
     if arguments.get("no_second_instrument"):
         suite = replace(suite, second_instrument=False)
     return suite
@@ -217,6 +221,7 @@ def _check(suite: Suite, path: Path) -> None:
         (0 < suite.interval < 1, f"interval is {suite.interval}, expected a share between 0 and 1"),
         (suite.processes >= 1, f"processes is {suite.processes}, expected at least 1"),
         (0 < suite.case_limit_s < math.inf, f"case_limit_s is {suite.case_limit_s}, expected seconds above 0"),
+        (0 < suite.block_s < math.inf, f"block_s is {suite.block_s}, expected seconds above 0"),
         (suite.device in {"", *DEVICES}, f"device is {suite.device!r}, expected cpu or cuda, or none for both"),
         (bool(suite.select), "there is no [[select]] part, expected at least one"),
     ]

@@ -131,6 +131,18 @@ def missing(found: Mapping[str, Any]) -> list[str]:
     return [path for path in dict.fromkeys(files) if not Path(path).is_file()]
 
 
+def words(facts: Mapping[str, Any]) -> list[str]:
+    """The options that name a run's own model and its inputs; none without a model.
+
+    Args:
+        facts: environment.json of the run.
+    """
+    given = facts.get("threads", {}).get("workers", {}).get(VARIABLE)
+    found = json.loads(given) if given else {}
+    named = (("--model", "model"), ("--inputs", "inputs"), ("--inputs", "trace"))
+    return [word for option, key in named if found.get(key) for word in (option, found[key])]
+
+
 def lines(found: Mapping[str, Any]) -> list[str]:
     """Describe the model for the terminal: its LSTMs, their share of a call, and what was held or changed."""
     said = [f"model {found['model']}: {found['parameters']:,} parameters"]

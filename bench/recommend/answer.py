@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import enum
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -14,7 +14,7 @@ from bench.errors import UsageError
 from bench.plan.cases import REFERENCE
 from bench.plan.identity import GroupKey
 from bench.recommend.chances import Chances, chances
-from bench.recommend.clearer import Clearer, clearer, more_calls
+from bench.recommend.clearer import Clearer, MoreRepeats, clearer, more_calls
 from bench.recommend.facts import Facts, needs_of
 from bench.recommend.question import EQUIVALENT, SURE, TIMED, Objective, Question
 from bench.records.reader import RecordedRun
@@ -94,7 +94,7 @@ class Advice:
     break_even: BreakEven | None = None
     misses: tuple[str, ...] = ()
     left_out: Mapping[str, str] = field(default_factory=dict)
-    clearer: Clearer | None = None
+    clearer: Clearer | MoreRepeats | None = None
     notes: tuple[str, ...] = ()
     commits: Mapping[str, Facts] = field(default_factory=dict)
 
@@ -242,10 +242,22 @@ def misses(record: Record, facts: Facts, question: Question) -> tuple[Miss, ...]
         if value is None:
             found.append(Miss(float("inf"), f"its {name} is not known"))
         elif value > limit:
-            factor = value / limit if limit else float("inf")
-            more = f"{factor:.3g} times" if factor >= 2 else f"by {100 * (factor - 1):.2g} %"  # noqa: PLR2004
-            found.append(Miss(factor, f"{name} {text(value)} is over {text(limit)}, {more}"))
+            found.append(over(name, value, limit, text))
     return tuple(found)
+
+
+def over(name: str, value: float, limit: float, text: Callable[[float], str]) -> Miss:
+    """The miss of a value that is over its limit.
+
+    Args:
+        name: of the quantity.
+        value: of it.
+        limit: that it is over.
+        text: formats either.
+    """
+    factor = value / limit if limit else float("inf")
+    more = f"{factor:.3g} times" if factor >= 2 else f"by {100 * (factor - 1):.2g} %"  # noqa: PLR2004
+    return Miss(factor, f"{name} {text(value)} is over {text(limit)}, {more}")
 
 
 def _nearest(

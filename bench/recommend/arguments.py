@@ -24,7 +24,8 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
         choices=tuple(Objective),
         type=Objective,
         default=Objective.P50,
-        help="what to optimise; latency-p99 needs some hundred calls per variant (default: latency-p50)",
+        help="what to optimise; latency-p99 needs some hundred calls per variant, load a folder of bench serve "
+        "(default: latency-p50)",
     )
     add("--max-error", type=_positive, metavar="E", help="largest relative error against float64, such as 1e-3")
     add("--max-drop", type=_percent, metavar="PERCENT", help="largest change of the run's metric, such as 0.5%%")
@@ -32,7 +33,8 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
         "--latency-bound",
         type=time_with_unit,
         metavar="TIME",
-        help="longest p99 of a call where --objective is latency-p99, otherwise longest p50, such as 20ms",
+        help="longest p99 of a call where --objective is latency-p99, otherwise longest p50, such as 20ms; for load "
+        "the bound of bench serve (default: the one that was measured)",
     )
     add("--memory-bound", type=_size, metavar="SIZE", help="largest peak memory above the bare process, such as 2GB")
     add(

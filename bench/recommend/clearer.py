@@ -17,6 +17,8 @@ from bench.run.more import duration
 
 #: More rounds than this many times those there are help less than a quieter machine does.
 MOST = 50.0
+#: Repeats of serving, where there were none or one, and the most that are worth their time here.
+REPEATS, MOST_REPEATS = 5, 50
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,48 @@ class Clearer:
         )
 
 
+@dataclass(frozen=True)
+class MoreRepeats:
+    """Serving again, with as many repeats as would decide.
+
+    Attributes:
+        repeats: of each variant.
+        words: of the command.
+        hopeless: whether that is more than is worth measuring here.
+    """
+
+    repeats: int
+    words: tuple[str, ...]
+    hopeless: bool
+
+    @classmethod
+    def of(
+        cls, what: Sequence[str], variants: Sequence[str], bound: str, repeats: int, value: float, spread: float
+    ) -> MoreRepeats:
+        """Estimate the repeats that tell variants apart, or show that they are equal.
+
+        Args:
+            what: options that name what is served.
+            variants: to serve.
+            bound: as `p99=20ms`.
+            repeats: that there were.
+            value: load of the best over that of the other, at least 1.
+            spread: upper end of its interval over the lower one.
+        """
+        factor = max(1.2, _narrowing(value, spread)) if spread > 1 else 1.0
+        wanted = math.ceil(factor * repeats) if repeats > 1 else REPEATS
+        words = ["python", "-m", "bench", "serve", *what]
+        words += [word for name in variants for word in ("--variant", name)]
+        return cls(wanted, (*words, "--bound", bound, "--repeats", str(wanted)), wanted > MOST_REPEATS)
+
+    def text(self, path: Path) -> str:
+        """The advice in words, with the command."""
+        del path
+        if self.hopeless:
+            return f"about {self.repeats} repeats would decide: rather measure again where nothing else runs"
+        return shlex.join(self.words)
+
+
 def more_calls(samples: Samples, variants: Sequence[str], wanted: int) -> Clearer | None:
     """Estimate the rounds that give the best of some variants as many calls as wanted, and half as many again.
 
@@ -69,10 +113,14 @@ def clearer(excess: Interval, samples: Samples) -> Clearer:
         excess: cost of the second over that of the best, at least 1.
         samples: of the group.
     """
-    reach = math.log(excess.high / excess.low) / 2
-    gap = math.log(max(excess.value, 1.0))
+    return _of(samples, max(1.2, _narrowing(excess.value, excess.high / excess.low)))
+
+
+def _narrowing(value: float, spread: float) -> float:
+    """Factor by which measuring must grow until an interval is on one side of 1, or within `EQUIVALENT` of it."""
+    gap = math.log(max(value, 1.0))
     wanted = max(gap, math.log1p(EQUIVALENT) - gap)
-    return _of(samples, max(1.2, (reach / wanted) ** 2))
+    return (math.log(spread) / 2 / wanted) ** 2
 
 
 def _of(samples: Samples, factor: float) -> Clearer:

@@ -16,7 +16,9 @@ from bench.recommend import apply, words
 from bench.recommend.answer import Advice, Recommendation, recommend
 from bench.recommend.arguments import question
 from bench.recommend.facts import needs_of
+from bench.recommend.load import read_served, recommend_load
 from bench.recommend.mix import MixAnswer, mixes
+from bench.recommend.question import Objective
 from bench.records.reader import RecordedRun, read_run
 from bench.run.worker_process import Settings, Worker, WorkerError, scratch_folder
 
@@ -40,9 +42,18 @@ def command(arguments: argparse.Namespace) -> int:
     if arguments.variant is not None and arguments.apply is None:
         msg = "--variant names the variant that --apply writes, but --apply is missing; add --apply OUT.py"
         raise UsageError(msg)
-    run, asked = read_run(arguments.dir), question(arguments)
-    needs = needs_of(run) or ask_needs()
-    answers, mixed = recommend(run, asked, needs), mixes(run, asked)
+    asked = question(arguments)
+    mixed: tuple[MixAnswer, ...] = ()
+    if asked.objective is Objective.LOAD:
+        if arguments.apply is not None:
+            msg = "--apply times a variant as the rounds of a run did, which --objective load does not look at; leave "
+            raise UsageError(msg + "--objective out, and name the variant with --variant")
+        served = read_served(arguments.dir, asked)
+        run = served.run
+        answers = recommend_load(served, asked, needs_of(run) or ask_needs())
+    else:
+        run = read_run(arguments.dir)
+        answers, mixed = recommend(run, asked, needs_of(run) or ask_needs()), mixes(run, asked)
     if arguments.json:
         print(json.dumps(as_json(run, answers, mixed), allow_nan=False))
     else:

@@ -17,6 +17,7 @@ class Objective(enum.StrEnum):
     THROUGHPUT = "throughput"
     MEMORY = "memory"
     COLD_START = "cold-start"
+    LOAD = "load"
 
 
 #: Objectives that come from the timed rounds, and so have a probability; the others are measured once a case.
@@ -28,6 +29,7 @@ BEST = {
     Objective.THROUGHPUT: "to have the highest throughput",
     Objective.MEMORY: "it takes the least memory",
     Objective.COLD_START: "it starts soonest",
+    Objective.LOAD: "to bear the highest load under the bound",
 }
 #: Comparative of an objective, and what a multiple is a multiple of.
 WORSE = {
@@ -52,11 +54,13 @@ class Question:
         mode: `inference`, `training` or `decode`; None for all that the run has.
         max_error: largest relative error against float64, results and gradients.
         max_drop: largest change of the user's metric from the baseline's, either way, as a share.
-        latency_bound_s: longest time of a call: its 99th percentile where that is the objective, else its median.
+        latency_bound_s: longest time of a call: its 99th percentile where that is the objective, else its median; with
+            the objective `load` longest latency of a query, at the percentile of the serving records.
         memory_bound_bytes: largest peak memory above that of the process before the model was built, on a GPU the
             allocator's.
         calls: calls that one start serves; a start is then part of the cost, spread over them.
         workload: name of the one to answer for; None for all.
+        served_percentile: percentile that serving bounds, as 99; None but for answers about load.
     """
 
     objective: Objective = Objective.P50
@@ -67,6 +71,7 @@ class Question:
     memory_bound_bytes: float | None = None
     calls: float | None = None
     workload: str | None = None
+    served_percentile: float | None = None
 
     def asks_for(self, workload: str, mode: str) -> bool:
         """Return whether a group is asked about."""
@@ -76,6 +81,8 @@ class Question:
     def bounds(self) -> tuple[str, ...]:
         """The bounds in words."""
         percentile = "p99" if self.objective is Objective.P99 else "p50"
+        if self.served_percentile is not None:
+            percentile = f"p{self.served_percentile:g}"
         named = (
             (self.max_error, f"error at most {units.error(self.max_error)}"),
             (self.max_drop, f"metric changes by at most {units.share(self.max_drop)}"),

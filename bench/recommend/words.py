@@ -85,6 +85,8 @@ def _opening(answer: Advice) -> str:
     over = "" if calls is None else f", a start spread over {calls:g} calls"
     if not answer.rivals:
         only = "the only one that keeps the bounds" if answer.left_out else "the only one that ran"
+        if answer.question.objective is Objective.LOAD and answer.left_out:
+            only = "the only one whose load is known and that keeps the bounds"
         return f"{verb} {value} ({answer.value}{over}): {only}."
     if answer.probability is None:
         return f"{verb} {value}: {best}, {answer.value}."
@@ -110,6 +112,8 @@ def _rivals(answer: Advice) -> str:
 
 def margin(excess: Interval, objective: Objective) -> str:
     """`is 5 % slower [3.6 %, 6.3 %]`, and from a factor of 2 on `takes 2.59 times [2.47, 2.72] as long`."""
+    if objective is Objective.LOAD:
+        return _less(excess)
     worse, multiple = WORSE[objective]
     if not units.estimated(excess.low, excess.high):
         return f"is {worse}, with {units.NO_ESTIMATE} of by how much"
@@ -119,6 +123,14 @@ def margin(excess: Interval, objective: Objective) -> str:
         return multiple.format(f"{excess.value:.3g} times{ends}")
     ends = "" if alone else f" [{_percent(excess.low - 1)}, {_percent(excess.high - 1)}]"
     return f"is {_percent(excess.value - 1)} {worse}{ends}"
+
+
+def _less(excess: Interval) -> str:
+    """`bears 17 % less [5 %, 30 %]`, of a quotient of loads."""
+    if not units.estimated(excess.low, excess.high):
+        return f"bears less, with {units.NO_ESTIMATE} of by how much"
+    value, low, high = (_percent(1 - 1 / end) for end in (excess.value, excess.low, excess.high))
+    return f"bears {value} less" + ("" if excess.low == excess.high else f" [{low}, {high}]")
 
 
 def _percent(share: float) -> str:

@@ -17,12 +17,19 @@ class Block:
         queued_calls: calls in the queued block; 0 on a CPU.
         queued_wall_s: wall time of the queued block, seconds.
         queued_device_s: time between the events around it, seconds.
+        energy_j: energy that the counter of the device counted from its start to its end, joules; None without one.
     """
 
     calls_s: tuple[float, ...]
     queued_calls: int = 0
     queued_wall_s: float = 0.0
     queued_device_s: float | None = None
+    energy_j: float | None = None
+
+    @property
+    def calls(self) -> int:
+        """Number of its calls, queued ones included."""
+        return len(self.calls_s) + self.queued_calls
 
     @property
     def timed_s(self) -> float:
@@ -77,7 +84,11 @@ class Turn:
 
     def fields(self) -> dict[str, Any]:
         """Plain values, as an event carries them."""
-        return dataclasses.asdict(self)
+        found = dataclasses.asdict(self)
+        if self.block.energy_j is None:
+            # A parent of an earlier revision asks for no energy, and knows no such value.
+            del found["block"]["energy_j"]
+        return found
 
     @classmethod
     def of(cls, event: dict[str, Any]) -> Turn:

@@ -20,7 +20,7 @@ from bench.errors import UsageError
 from bench.plan.cases import Case
 from bench.plan.identity import CaseKey
 from bench.records import durable
-from bench.records.raw_csv import RAW_FILES, ROUNDS, SAMPLES, RawFile
+from bench.records.raw_csv import ENERGY, RAW_FILES, ROUNDS, SAMPLES, RawFile
 from bench.records.rounds import Samples
 from bench.records.schema import COLUMNS, EMPTY, LACKING, SCHEMA_VERSION, Record, Status
 from bench.records.tables import json_line, now, write_csv
@@ -152,6 +152,15 @@ class RunFolder:
             return
         known = (found.row(cases[0].group, number) for number, rounds in seatings for found in rounds)
         self.append_rows(ROUNDS, known)
+        counted = [
+            row
+            for case, record in zip(cases, records, strict=True)
+            if record.status is Status.OK
+            for number, rounds in seatings
+            for row in samples.energy_rows(case, number, rounds)
+        ]
+        if counted:
+            self.append_rows(ENERGY, counted)
         self.append_samples(rows)
 
     def append_samples(self, rows: Iterable[Sequence[Any]]) -> None:
@@ -254,7 +263,7 @@ class RunFolder:
         if aside:
             names = ", ".join(f"{entry.values['group']} {entry.values['variant']}" for entry in aside)
             said.append(f"a group that was not recorded as a whole is measured again; {names} went to {torn}")
-        for file in RAW_FILES:
+        for file in (*RAW_FILES, ENERGY):
             keys = set(map(file.key_of, measured))
             if dropped := file.mend(self.path, keys.__contains__):
                 said.append(f"{dropped} rows of {file.name} belonged to no record and were taken out")

@@ -17,7 +17,7 @@ from typing import Any
 
 from bench.errors import UsageError
 from bench.records import durable
-from bench.records.schema import ROUND_COLUMNS, SAMPLE_COLUMNS
+from bench.records.schema import ENERGY_COLUMNS, ROUND_COLUMNS, SAMPLE_COLUMNS
 from kernels.host.output import utf8
 
 #: Cells of a row, or of a record, by which they belong together.
@@ -126,8 +126,10 @@ class RawFile:
 
 SAMPLES = RawFile("samples.csv.gz", tuple(SAMPLE_COLUMNS), ("workload", "variant", "mode", "device", "threads"))
 ROUNDS = RawFile("rounds.csv.gz", tuple(ROUND_COLUMNS), ("group",))
-#: Every raw file of a run folder.
+#: The raw files that every run folder has.
 RAW_FILES = (SAMPLES, ROUNDS)
+#: The raw file of runs whose machine has a counter of energy.
+ENERGY = RawFile("energy.csv.gz", tuple(ENERGY_COLUMNS), SAMPLES.key)
 
 
 def _member(rows: Iterable[Sequence[Any]]) -> bytes:

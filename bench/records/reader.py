@@ -18,6 +18,7 @@ from bench.errors import UsageError
 from bench.machine.interference import SHARE
 from bench.plan.identity import CaseKey, GroupKey
 from bench.plan.validation import validate
+from bench.records import serving
 from bench.records.folder import RunFolder
 from bench.records.raw_csv import ROUNDS, SAMPLES
 from bench.records.rounds import Floats, Samples
@@ -90,6 +91,8 @@ def read_records(path: Path) -> tuple[Record, ...]:
         advice = f"finish the run: python -m bench run --resume {path}" if begun else "expected the folder of a run"
         if not begun and (path / "records.csv").exists():
             advice = "records.csv is a table made from it, and cannot take its place"
+        if not begun and (path / serving.FILE).exists():
+            advice = f"it was served alone: python -m bench recommend {path} --objective load"
         msg = f"{folder.records_path} holds no record; {advice}"
         raise UsageError(msg)
     return tuple(

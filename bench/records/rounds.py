@@ -116,3 +116,11 @@ class Samples:
                 yield [*head, *place, "block", block.queued_calls, *timed, flag]
             for seconds in block.calls_s:
                 yield [*head, *place, "call", 1, f"{seconds:.9g}", "", flag]
+
+    def energy_rows(self, case: Case, process: int, rounds: Iterable[Round]) -> Iterator[list[Any]]:
+        """Energy of a case's timed blocks in one process, in the order of ENERGY_COLUMNS."""
+        head = [case.workload, case.variant, case.mode, case.device, case.threads, process]
+        for found in rounds:
+            block = found.blocks.get(case.variant)
+            if block is not None and block.energy_j is not None:
+                yield [*head, found.number, block.calls, f"{block.timed_s:.9g}", f"{block.energy_j:.9g}"]

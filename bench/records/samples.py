@@ -15,7 +15,7 @@ from bench.errors import UsageError
 from bench.machine.interference import Interference
 from bench.plan.identity import GroupKey
 from bench.records.block import Block
-from bench.records.raw_csv import SAMPLES
+from bench.records.raw_csv import ENERGY, SAMPLES
 from bench.records.rounds import Round, Samples
 
 
@@ -27,9 +27,10 @@ class _Turn:
     disturbed: bool
     calls_s: list[float] = field(default_factory=list)
     queued: tuple[int, float, float | None] = (0, 0.0, None)
+    energy_j: float | None = None
 
     def block(self) -> Block:
-        return Block(tuple(self.calls_s), *self.queued)
+        return Block(tuple(self.calls_s), *self.queued, energy_j=self.energy_j)
 
 
 @dataclass(frozen=True)
@@ -99,10 +100,24 @@ def read_samples(path: Path) -> dict[GroupKey, Samples]:
             turn.queued = (row.calls, row.wall_s, row.device_s)
         else:
             turn.calls_s.append(row.wall_s)
+    for group, variant, process, number, energy_j in _energies(path.parent):
+        if counted := turns.get(group, {}).get(process, {}).get(number, {}).get(variant):
+            counted.energy_j = energy_j
     return {
         group: Samples([_rounds(processes[number]) for number in sorted(processes)])
         for group, processes in turns.items()
     }
+
+
+def _energies(folder: Path) -> Iterator[tuple[GroupKey, str, int, int, float]]:
+    """Group, variant, process, round and joules of each timed block whose energy was counted."""
+    for number, cells in enumerate(ENERGY.rows(folder), start=2):
+        try:
+            workload, variant, mode, device, threads, process, round_, _, _, energy_j = cells
+            yield (workload, mode, device, int(threads)), variant, int(process), int(round_), float(energy_j)
+        except ValueError as error:
+            msg = f"{folder / ENERGY.name}, line {number} is not the energy of a block: {','.join(cells)[:100]!r}; put "
+            raise UsageError(msg + "back the file that the run wrote") from error
 
 
 def _rounds(turns: dict[int, dict[str, _Turn]]) -> list[Round]:

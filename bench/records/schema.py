@@ -19,7 +19,8 @@ from bench.plan.identity import CaseKey
 #: 2: how OpenMP waited; FLOPs, bytes and share of the machine's ceiling; rounds.csv.gz.
 #: 3: the mode `decode`: beam, tokens a second, latency of a token.
 #: 4: standing in the group, command that measures a case again; own models' set of inputs, its weight, the metric.
-SCHEMA_VERSION = 4
+#: 5: energy of a sequence and of a token, power, idle power, the counter that says so; energy.csv.gz.
+SCHEMA_VERSION = 5
 
 
 class Status(enum.StrEnum):
@@ -125,6 +126,21 @@ class Record:
     )
     bound: str = column("which of the two is longer: `compute` or `memory`", "")
 
+    energy_per_seq_j: float | None = column(
+        "energy of a sequence, joules, median over seatings: what the counter of the whole package or board counted in "
+        "the timed blocks, over their sequences; with idle power and whatever else ran there"
+    )
+    energy_per_seq_lo_j: float | None = column("lower end of its 95 % interval (Student's t over seatings), joules")
+    energy_per_seq_hi_j: float | None = column("upper end of its 95 % interval, joules")
+    energy_per_token_j: float | None = column(
+        "the same of a token (time step, frame, hour) without padding, in `decode` of a decoded token, joules"
+    )
+    power_w: float | None = column("mean power in the timed blocks by that counter, watts")
+    idle_power_w: float | None = column(
+        "power by that counter for a second before the groups, when nothing of the run was at work, watts"
+    )
+    energy: str = column("the counter: `RAPL package-0`, `NVML`; or `unavailable` and why there is no figure", "")
+
     memory_peak_bytes: int | None = column(
         "highest resident memory above the baseline (torch imported, nothing built), from build through "
         "first call to steady calls, in a fresh process, bytes"
@@ -217,10 +233,15 @@ COLUMNS = tuple(f.name for f in dataclasses.fields(Record))
 #: A record of nothing: what a column holds that an older version lacks.
 EMPTY = {f.name: "" if f.default == "" else None for f in dataclasses.fields(Record)}
 #: Older versions that are still read, and the columns that they lack, which are empty then.
-_OF_4 = frozenset({"standing", "repro", "input_set", "weight", "metric"})
+_OF_5 = frozenset({
+    "energy_per_seq_j", "energy_per_seq_lo_j", "energy_per_seq_hi_j", "energy_per_token_j", "power_w", "idle_power_w",
+    "energy",
+})  # fmt: skip
+_OF_4 = _OF_5 | {"standing", "repro", "input_set", "weight", "metric"}
 LACKING: dict[int, frozenset[str]] = {
     2: _OF_4 | {"tokens_per_s", "token_latency_p50_s", "token_latency_p99_s", "beam"},
     3: _OF_4,
+    4: _OF_5,
 }
 
 #: Columns of ``samples.csv.gz``: one row a timed interval, as read off the clock.
@@ -264,6 +285,17 @@ ROUND_COLUMNS: dict[str, str] = {
 }
 
 
+#: Columns of ``energy.csv.gz``: one row a timed block whose energy was counted.
+ENERGY_COLUMNS: dict[str, str] = {
+    **dict.fromkeys(("workload", "variant", "mode", "device", "threads"), "as in samples.csv.gz"),
+    "process": "as in samples.csv.gz",
+    "round": "as in samples.csv.gz",
+    "calls": "calls in the block, on CUDA queued and single ones together",
+    "timed_s": "wall-clock time of its calls, seconds",
+    "energy_j": "energy that the counter counted from its start to its end, joules",
+}
+
+
 def meanings(kind: type) -> dict[str, str]:
     """Return the columns of a kind of record with their meanings."""
     return {found.name: found.metadata["meaning"] for found in dataclasses.fields(kind)}
@@ -281,5 +313,10 @@ def in_markdown(files: Mapping[str, Mapping[str, str]]) -> str:
 def dictionary() -> str:
     """The dictionary of columns in Markdown, as in results/README.md."""
     return in_markdown(
-        {"records.csv": meanings(Record), "samples.csv.gz": SAMPLE_COLUMNS, "rounds.csv.gz": ROUND_COLUMNS}
+        {
+            "records.csv": meanings(Record),
+            "samples.csv.gz": SAMPLE_COLUMNS,
+            "rounds.csv.gz": ROUND_COLUMNS,
+            "energy.csv.gz": ENERGY_COLUMNS,
+        }
     )

@@ -7,6 +7,7 @@ serving-tests.csv.gz; results/README.md is checked against both.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -130,6 +131,85 @@ def read(folder: Path) -> list[ServingRecord]:
         return []
     *lines, _ = path.read_text(encoding="utf-8").split("\n")
     return parse(path, lines, ServingRecord)
+
+
+@dataclass(frozen=True)
+class ServingTest:
+    """One LoadGen test as serving-tests.csv.gz has it; see `TEST_COLUMNS`.
+
+    Attributes:
+        target_qps, latency_bound_s, batch_mean: not a number where the test has none.
+    """
+
+    workload: str
+    variant: str
+    phase: str
+    target_qps: float
+    verdict: str
+    latency_bound_s: float
+    batch_mean: float
+    why: str
+
+    @property
+    def searched(self) -> bool:
+        """Return whether it is of a search for the highest load."""
+        return self.phase == "search" or self.repeat is not None
+
+    @property
+    def repeat(self) -> int | None:
+        """Number of the repeat that it is of; None for other tests."""
+        first, _, number = self.phase.partition(" ")
+        return int(number) if first == "repeat" and number.isdecimal() else None
+
+    @property
+    def counts(self) -> bool:
+        """Return whether its latency counts."""
+        return self.verdict != "invalid" and not math.isnan(self.latency_bound_s)
+
+
+def read_tests(folder: Path) -> list[ServingTest]:
+    """The LoadGen tests of a run folder; none where nothing was served.
+
+    Raises:
+        UsageError: the file is damaged, or not one of ours.
+    """
+    found = []
+    for row in TESTS.rows(folder):
+        test = dict(zip(TEST_COLUMNS, row, strict=True))
+        figures = {name: float(test[name] or "nan") for name in ("target_qps", "latency_bound_s", "batch_mean")}
+        words = {name: test[name] for name in ("workload", "variant", "phase", "verdict", "why")}
+        found.append(ServingTest(**words, **figures))  # type: ignore[arg-type]
+    return found
+
+
+def ends(tests: Iterable[ServingTest]) -> dict[int, tuple[float, float]]:
+    """The two loads at which each repeat ended: the highest that held, and the lowest above it that broke the bound.
+
+    A repeat that ended elsewhere, as at a test that is not valid, has no end.
+
+    Args:
+        tests: of one variant, served in the scenario `server`.
+    """
+    repeats: dict[int, dict[float, str]] = {}
+    for test in tests:
+        if test.repeat is not None:
+            repeats.setdefault(test.repeat, {})[test.target_qps] = test.verdict
+    found = {}
+    for number, verdicts in repeats.items():
+        held = max((load for load, verdict in verdicts.items() if verdict == "held"), default=math.nan)
+        above = min((load for load, verdict in verdicts.items() if verdict != "held" and load > held), default=math.nan)
+        if verdicts.get(above) == "broken":
+            found[number] = (held, above)
+    return found
+
+
+def load_text(record: ServingRecord) -> str:
+    """`812 [790, 840]`, in queries a second."""
+    if record.qps is None:
+        return "no figure"
+    if record.qps_lo is None or record.qps_hi is None:
+        return f"{record.qps:.4g}"
+    return f"{record.qps:.4g} [{record.qps_lo:.4g}, {record.qps_hi:.4g}]"
 
 
 def dictionary() -> str:

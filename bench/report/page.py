@@ -111,6 +111,7 @@ def render(run: ReportedRun, drawn: tuple[Kind, ...]) -> str:
             summaries=[tables.summary(group) for group in run.groups],
             refused=tables.refused(run.groups),
             decoding=tables.decoding(run.groups),
+            energy=tables.energy(run.groups),
             details={name: table for name, table in details.items() if table} | other_tables.of_charts(drawn, details),
             evidence=tables.evidence(run.groups),
             second=tables.second_instrument(run.groups, second),

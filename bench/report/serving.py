@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from bench import units
 from bench.records import serving
 from bench.records.schema import Status
-from bench.records.serving import ServingRecord
+from bench.records.serving import ServingRecord, ServingTest
 from bench.report.charts import value_axis
 from bench.report.descriptions import Curve, CurveChart, Kind, Point
 from bench.report.style import look
@@ -28,7 +28,7 @@ CAPTION = (
 def kinds(folder: Path) -> tuple[Kind, ...]:
     """Latency against load, a chart a workload; none where nothing was served under a bound."""
     records = [record for record in serving.read(folder) if record.scenario == "server"]
-    tests = [dict(zip(serving.TEST_COLUMNS, row, strict=True)) for row in serving.TESTS.rows(folder)]
+    tests = serving.read_tests(folder)
     charts = []
     for workload in dict.fromkeys(record.workload for record in records):
         of_workload = [record for record in records if record.workload == workload]
@@ -42,15 +42,12 @@ def kinds(folder: Path) -> tuple[Kind, ...]:
     return (Kind("serving", "Latency against load", CAPTION, tuple(charts), wide=True),) if charts else ()
 
 
-def _curve(record: ServingRecord, tests: list[dict[str, str]]) -> Curve | None:
-    points = []
-    for test in tests:
-        if (test["workload"], test["variant"]) != (record.workload, record.variant) or not test["latency_bound_s"]:
-            continue
-        if test["verdict"] == "invalid" or not (test["phase"] == "search" or test["phase"].startswith("repeat")):
-            continue
-        load, latency_s = float(test["target_qps"]), float(test["latency_bound_s"])
-        points.append(Point(load, latency_s, doubtful=bool(test["why"]), hover=_hover(record, test)))
+def _curve(record: ServingRecord, tests: Sequence[ServingTest]) -> Curve | None:
+    points = [
+        Point(test.target_qps, test.latency_bound_s, doubtful=bool(test.why), hover=_hover(record, test))
+        for test in tests
+        if (test.workload, test.variant) == (record.workload, record.variant) and test.searched and test.counts
+    ]
     points.sort(key=lambda point: point.x)
     if not points:
         return None
@@ -70,16 +67,18 @@ def _line(points: Sequence[Point]) -> tuple[tuple[float, ...], tuple[float, ...]
     return tuple(xs), tuple(ys)
 
 
-def _hover(record: ServingRecord, test: Mapping[str, str]) -> tuple[str, ...]:
-    told = f"{float(test['target_qps']):.4g} queries/s: p{record.percentile:g} "
-    told += f"{units.seconds(float(test['latency_bound_s']))}, {test['verdict']}"
-    return (record.variant, told, f"{test['phase']}, {float(test['batch_mean']):.1f} queries a batch", test["why"])
+def _hover(record: ServingRecord, test: ServingTest) -> tuple[str, ...]:
+    told = f"{test.target_qps:.4g} queries/s: p{record.percentile:g} "
+    told += f"{units.seconds(test.latency_bound_s)}, {test.verdict}"
+    return (record.variant, told, f"{test.phase}, {test.batch_mean:.1f} queries a batch", test.why)
 
 
 def _chart(workload: str, record: ServingRecord, curves: list[Curve]) -> CurveChart:
     bound_s = record.bound_s or 0.0
-    x = value_axis("queries a second", [x for curve in curves for x in curve.xs], "", "log")
-    y = value_axis(f"p{record.percentile:g} latency", [bound_s, *(y for c in curves for y in c.ys)], "s", "log")
+    # Single tests lie far from the medians that a curve goes through; all must be in the picture.
+    points = [point for curve in curves for point in curve.points]
+    x = value_axis("queries a second", [point.x for point in points], "", "log")
+    y = value_axis(f"p{record.percentile:g} latency", [bound_s, *(point.y for point in points)], "s", "log")
     guides = ((bound_s, f"bound {units.seconds(bound_s)}"),)
     threads = f"{record.threads} thread{'s' * (record.threads != 1)}"
     return CurveChart(f"{workload}, {threads}", workload, x, y, tuple(curves), guides=guides)
@@ -95,9 +94,7 @@ def table(folder: Path) -> Table | None:
     rows = []
     for record in sorted(records, key=lambda found: (found.workload, -(found.qps or 0.0))):
         why = f"{record.status.value}: {record.reason}" if record.reason else record.status.value
-        load = why if record.qps is None else f"{record.qps:.4g}"
-        if record.qps_lo is not None and record.qps_hi is not None:
-            load += f" [{record.qps_lo:.4g}, {record.qps_hi:.4g}]"
+        load = why if record.qps is None else serving.load_text(record)
         rows.append(Row((
             Cell(record.workload), Cell(record.variant, colour=look(record.variant).colour), Cell(load, record.qps),
             Cell(units.seconds(record.latency_bound_s), record.latency_bound_s),

@@ -145,6 +145,23 @@ def decoding(groups: Iterable[RankedGroup]) -> Table | None:
     return table("Decoding: a call over its steps, each sequence's best hypothesis counted", names, rows)
 
 
+def energy(groups: Iterable[RankedGroup]) -> Table | None:
+    """Energy of a sequence and of a token, and the power that the machine takes when idle; reasons where none is."""
+    rows = []
+    for group, record in every(groups):
+        if record.status is not Status.OK or record.energy_per_seq_j is None:
+            continue
+        lo, hi = record.energy_per_seq_lo_j, record.energy_per_seq_hi_j
+        ends = f"[{units.joules(lo)}, {units.joules(hi)}]" if lo is not None and units.estimated(lo, hi) else ""
+        cells = [Cell(units.joules(record.energy_per_seq_j), record.energy_per_seq_j), Cell(ends, lo if ends else None)]
+        cells.append(Cell(units.joules(record.energy_per_token_j), record.energy_per_token_j))
+        powers = (record.power_w, record.idle_power_w)
+        cells += [Cell("" if power_w is None else f"{power_w:.3g} W", power_w) for power_w in powers]
+        rows.append(Row((*where(group, record), *cells, Cell(record.energy))))
+    names = ("group", "variant", "a sequence", "95 % interval", "a token", "power", "power when idle", "counter")
+    return table("Energy of the whole package or board, idle power included", names, rows)
+
+
 def memory(groups: Iterable[RankedGroup]) -> Table | None:
     """Resident memory of the process and the allocator's peaks."""
     columns = {

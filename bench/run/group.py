@@ -12,9 +12,11 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from bench.analysis import racing
+from bench.analysis.energy import energy_figures
 from bench.analysis.figures import figures
 from bench.analysis.roofline import Judge
 from bench.console import Console
+from bench.machine.energy import Idle
 from bench.plan.cases import REFERENCE, Group
 from bench.records.rounds import Round, Samples
 from bench.records.schema import Record, Status
@@ -38,6 +40,7 @@ class Host(Protocol):
     console: Console
     judge: Judge
     watch: Stopwatch
+    idle: dict[str, Idle]
 
     def next_seed(self) -> int:
         """Seed of the next seating; the one after it is free too."""
@@ -112,7 +115,9 @@ class Measurement:
             start_seat = functools.partial(runner.seat, seating=number, cache=self.scratch / "shared")
             with (
                 runner.watch.on("starts"),
-                Seating(self.places(), start_seat, runner.settings, limit_s, self._told) as seating,
+                Seating(
+                    self.places(), start_seat, runner.settings, limit_s, self._told, turns=self._turns()
+                ) as seating,
             ):
                 # The audit looks for what a variant's code does, which is the same in further processes of this run.
                 seating.sit(seed, audit=not self._audited)
@@ -140,6 +145,11 @@ class Measurement:
         self.samples.processes.append(rounds)
         self._audited = True
         return spent_s, True
+
+    def _turns(self) -> dict[str, Any]:
+        """Fields of the request that makes variants ready for their turns."""
+        energy = self.runner.idle[self.cases[0].case.device].available
+        return {"block_s": self.runner.plan.suite.block_s, "energy": energy}
 
     def _told(self, event: Event) -> None:
         if event["event"] == "gate":
@@ -186,6 +196,7 @@ def figured(runner: Host, described: Described, fields: dict[str, Any], measured
     timing = figures(described.case, measured.samples, yardstick, runner.plan.suite.interval, described.facts)
     if not timing:
         return described.record(**(fields | failed(Status.ERROR, "no round of it was completed")))
+    timing |= energy_figures(described.case, measured.samples, runner.idle[described.case.device], described.facts)
     fields |= runner.judge.judge(dataclasses.asdict(described.record(**(fields | timing))))
     if fields.get("status") is Status.IMPOSSIBLE:
         # Nothing may be compared with it either.

@@ -20,7 +20,7 @@ from typing import Any
 
 from bench.analysis.roofline import Ceilings, Judge
 from bench.console import Console
-from bench.machine import environment
+from bench.machine import energy, environment
 from bench.plan import own_model
 from bench.plan.cases import Group
 from bench.plan.identity import CaseKey
@@ -83,6 +83,8 @@ class Runner:
         self._colds: ColdRuns | None = None
         # A resumed run knows the ceilings that its first part measured; the best of all counts.
         before = self.begun.facts.get("ceilings") or {} if self.begun else {}
+        #: The counter of energy of each device before the groups.
+        self.idle: dict[str, energy.Idle] = {}
         self.judge = Judge(self._ceilings, {device: Ceilings.of(found) for device, found in before.items()})
 
     def run(self, command: str, more_s: float = 0.0) -> list[Record]:
@@ -119,7 +121,9 @@ class Runner:
         try:
             for device in sorted({c.case.device for c in self.plan.left(frozenset() if more_s else self.recorded)}):
                 self.judge.look(device)
+                self.idle[device] = energy.idle(device)
             facts["ceilings"] = self.judge.as_json()
+            facts["energy"] = {device: dataclasses.asdict(found) for device, found in self.idle.items()}
             self.folder.write_json("environment.json", facts)
             with scratch_folder() as scratch, self.forking():
                 for group, cases in self._groups_in_time():

@@ -138,6 +138,7 @@ class Seating:
         settings: of all processes.
         limit_s: longest time that one may be silent, seconds.
         told: takes the events of builds, gates and stages.
+        turns: fields of the request that makes variants ready: `block_s`, `energy`.
     """
 
     def __init__(
@@ -147,9 +148,11 @@ class Seating:
         settings: Settings,
         limit_s: float,
         told: Callable[[Event], object],
+        *,
+        turns: Mapping[str, Any] | None = None,
     ) -> None:
         self._places, self._start, self._settings = places, start, settings
-        self._limit_s, self._told = limit_s, told
+        self._limit_s, self._told, self._turns = limit_s, told, dict(turns or {})
         self._stack = contextlib.ExitStack()
         self.seats: list[Seat] = []
         self.players: dict[str, Seated] = {}
@@ -178,7 +181,7 @@ class Seating:
             self.seats.append(seat)
             with seat.going():
                 cases = [dataclasses.asdict(case) for case in place.cases]
-                passed = self._asked(seat, "sit", cases=cases, seed=seed, audit=audit)
+                passed = self._asked(seat, "sit", cases=cases, seed=seed, audit=audit, **self._turns)
             self.players |= {name: Seated(name, seat) for name in passed}
 
     def stand(self, seed: int) -> None:

@@ -6,6 +6,7 @@ import argparse
 import re
 from pathlib import Path
 
+from bench.plan import own_model
 from bench.recommend.arguments import time_with_unit
 from bench.run.resume import SEEDS
 from bench.serve.load_test import Bound
@@ -90,6 +91,21 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
         type=whole(),
         metavar="N",
         help="CPU threads of the variant (default: the cores that may be used but one, which the generator gets)",
+    )
+    add(
+        "--model",
+        type=own_model.reference,
+        metavar="FILE.py:FUNCTION",
+        help="function that builds a model of your own, as in run; it is served in place of a workload",
+    )
+    add(
+        "--inputs",
+        action="append",
+        default=[],
+        type=own_model.reference,
+        metavar="FILE.py:FUNCTION|TRACE.jsonl",
+        help="function that returns its inputs, as in run: batches of two sequences or more, each of which becomes a "
+        "query (default: example_inputs beside the model)",
     )
     add("--device", choices=("cpu", "cuda"), default="cpu", help="device (default: cpu)")
     add("--plugin", action="append", default=[], type=Path, metavar="FILE.py", help="as in run; may be repeated")

@@ -7,6 +7,7 @@ import dataclasses
 import importlib.metadata
 import importlib.util
 import random
+import shlex
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,14 +16,15 @@ from bench import units
 from bench.console import Console
 from bench.errors import UsageError
 from bench.machine import environment
-from bench.plan.cases import REFERENCE, Filters, Selection, Suite
+from bench.plan.cases import OWN, REFERENCE, Filters, Selection, Suite
+from bench.plan.own_model import lines as own_lines
 from bench.records import serving
 from bench.records.folder import RunFolder
 from bench.records.schema import Status
 from bench.records.serving import ServingRecord
 from bench.run import resume
 from bench.run.planning import Described, Plan, make_plan
-from bench.run.worker_process import Settings
+from bench.run.worker_process import Settings, Worker, WorkerError, scratch_folder
 from bench.serve.load_test import Batching, Bound
 from bench.serve.measure import Asked, Serving
 
@@ -31,6 +33,8 @@ WORKLOADS, VARIANTS, VARIANTS_CUDA = ("seed",), ("onednn", "cpu-fused"), ("cudnn
 PERCENTILE, WAIT_S = 99.0, 2e-3
 #: Share of the bound that a query may wait for company, unless the command line says otherwise.
 WAIT_SHARE = 0.1
+#: Seconds that a worker may take to find out how the inputs of an own model are taken apart.
+ROWS_LIMIT_S = 180.0
 EXIT_OK, EXIT_NOT_OK = 0, 1
 
 
@@ -47,8 +51,12 @@ def serve(arguments: argparse.Namespace, settings: Settings, command: str, cores
     _refuse(arguments.out)
     console = Console()
     plan = _plan(arguments, settings)
+    settings = dataclasses.replace(settings, own_checked=plan.own_checked)
+    _check_rows(plan, settings)
     asked = _asked(arguments)
     folder = _folder(arguments.out)
+    for line in own_lines(plan.own_model) if plan.own_model else ():
+        console.say(line)
     console.warn_of_threads(settings.threads, cores)
     if settings.threads >= cores:
         console.say(
@@ -66,10 +74,13 @@ def serve(arguments: argparse.Namespace, settings: Settings, command: str, cores
     start = time.perf_counter()
     facts = environment.describe(plan.torch_facts, settings.variables())
     facts["run"] = {
-        "suite": "serve", "command": command, "seed": seed, "plugins": resume.plugin_digests(settings.plugins),
+        "suite": "serve", "command": command, "seed": seed,
+        "plugins": resume.plugin_digests(settings.plugins) | plan.own_files,
         "loadgen": importlib.metadata.version("mlcommons-loadgen"),
     }  # fmt: skip
     facts["load"] = {"before": environment.load()}
+    served = {described.case.executed for described in plan.cases}
+    facts["needs"] = {v["name"]: v["needs"] for v in plan.catalogue["variants"] if v["name"] in served}
     try:
         with folder.locked():
             for group, cases in plan.groups:
@@ -83,6 +94,8 @@ def serve(arguments: argparse.Namespace, settings: Settings, command: str, cores
         folder.write_json("environment-serve.json" if there else "environment.json", facts)
     show(console, records)
     _draw(console, folder.path)
+    if asked.scenario == "server":
+        console.say(f"which bears most: python -m bench recommend {shlex.quote(str(folder.path))} --objective load")
     return EXIT_OK if {record.status for record in records} <= {Status.OK, Status.UNAVAILABLE} else EXIT_NOT_OK
 
 
@@ -99,6 +112,12 @@ def check(arguments: argparse.Namespace) -> None:
         msg = "the package mlcommons-loadgen is missing, which makes the load; pip install mlcommons-loadgen"
         raise UsageError(msg)
     refuse_queue_options(arguments)
+    if arguments.model and arguments.batching == "step":
+        msg = "--batching step serves the workloads of this project, whose models can take one step at a time; "
+        raise UsageError(msg + "leave it out for --model")
+    if arguments.model and arguments.lengths == "bucketed":
+        msg = "--lengths bucketed is for sequences that the queue pads, and those of --model keep the shape that the "
+        raise UsageError(msg + "inputs function gave them; leave it out")
     if labelled := [name for name in arguments.variant if "@" in name]:
         msg = f"--variant {labelled[0]!r} has sizes; they belong to --workload"
         raise UsageError(msg)
@@ -123,10 +142,30 @@ def refuse_queue_options(arguments: argparse.Namespace) -> None:
 
 def _plan(arguments: argparse.Namespace, settings: Settings) -> Plan:
     variants = tuple(arguments.variant or (VARIANTS if arguments.device == "cpu" else VARIANTS_CUDA))
-    select = Selection(tuple(arguments.workload or WORKLOADS), (REFERENCE, *variants), ("inference",))
+    workloads = arguments.workload or ([f"{OWN}*"] if arguments.model else WORKLOADS)
+    select = Selection(tuple(workloads), (REFERENCE, *variants), ("inference",))
     suite = Suite("serve", "", (select,), arguments.seconds, device=arguments.device)
     # Named here, so that what does not exist on the device is told.
     return make_plan(suite, Filters(variants=(REFERENCE, *variants), threads=settings.threads), settings, build=True)
+
+
+def _check_rows(plan: Plan, settings: Settings) -> None:
+    """Refuse an own model whose inputs cannot be taken apart into sequences, before anything is written.
+
+    Raises:
+        UsageError: naming the input or output that cannot; or that no case is of the model.
+    """
+    if not settings.own_model:
+        return
+    own = list(dict.fromkeys(f.case.workload for f in plan.cases if f.case.workload.startswith(OWN)))
+    if not own:
+        msg = f"--workload names no {OWN}*, so --model would not be served; leave --workload out"
+        raise UsageError(msg)
+    try:
+        with scratch_folder() as folder, Worker(settings, folder / "rows.log", folder) as worker:
+            list(worker.ask("serving", ROWS_LIMIT_S, action="rows", workloads=own))
+    except WorkerError as error:
+        raise UsageError(error.reason.removeprefix("OwnModelError: ")) from error
 
 
 def _asked(arguments: argparse.Namespace) -> Asked:
@@ -181,7 +220,7 @@ def row(record: ServingRecord) -> list[str]:
     return [
         record.workload,
         record.variant,
-        load_text(record),
+        serving.load_text(record),
         units.seconds(record.latency_bound_s),
         units.seconds(record.single_p50_s),
         units.count(record.offline_qps),
@@ -190,15 +229,6 @@ def row(record: ServingRecord) -> list[str]:
         units.seconds(record.lateness_p99_s),
         why or record.loadgen,
     ]
-
-
-def load_text(record: ServingRecord) -> str:
-    """`812 [790, 840]`, in queries a second."""
-    if record.qps is None:
-        return "no figure"
-    if record.qps_lo is None or record.qps_hi is None:
-        return f"{record.qps:.4g}"
-    return f"{record.qps:.4g} [{record.qps_lo:.4g}, {record.qps_hi:.4g}]"
 
 
 def _draw(console: Console, folder: Path) -> None:

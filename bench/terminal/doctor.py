@@ -14,7 +14,7 @@ import psutil
 
 from bench import units
 from bench.console import Console
-from bench.machine import environment
+from bench.machine import energy, environment
 from bench.machine.facts import known
 from bench.machine.interference import SHARE
 from bench.run.worker_process import ROOT, Settings, Worker, WorkerError, scratch_folder
@@ -77,6 +77,7 @@ def checks() -> Iterator[MachineCheck]:
     yield governor(environment.machine())
     yield memory(psutil.virtual_memory().available)
     yield disk(shutil.disk_usage(ROOT).free)
+    yield energy_counter()
     yield noise()
 
 
@@ -166,6 +167,15 @@ def disk(free: float) -> MachineCheck:
     enough = free >= LEAST_DISK_BYTES
     advice = "" if enough else "make room: caches of compilers and results take some hundred MB"
     return MachineCheck("disk", FactState.OK if enough else FactState.WITHOUT, f"{units.megabytes(free)} free", advice)
+
+
+def energy_counter() -> MachineCheck:
+    """A counter of the processor's energy that can be read."""
+    try:
+        found = energy.counter("cpu")
+    except energy.EnergyUnavailableError as error:
+        return MachineCheck("energy", FactState.WITHOUT, str(error), "runs have no energy of the CPU then")
+    return MachineCheck("energy", FactState.OK, found.name)
 
 
 def noise() -> MachineCheck:

@@ -7,6 +7,7 @@ clocks and threads as steady work has them, whichever variant had the turn befor
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import math
 import time
 from collections.abc import Callable
@@ -16,9 +17,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from bench.machine import interference
+from bench.machine.energy import EnergyCounter
 from bench.machine.facts import known
 from bench.records.block import Turn
-from bench.timing.clock import now_s, time_block, time_once
+from bench.timing.clock import now_s, synchronize, time_block, time_once
 
 
 @dataclass(frozen=True)
@@ -48,8 +50,8 @@ WARM_LEAST_S, WARM_MOST_S = 0.1, 1.0
 _cpu_s = time.process_time
 
 
-def warm_up(subject: Subject, device: str) -> int:
-    """Call until steady, and say how many calls a block needs to last `BLOCK_S`.
+def warm_up(subject: Subject, device: str, block_s: float = BLOCK_S) -> int:
+    """Call until steady, and return how many calls a block needs to last `block_s`.
 
     Steady: the medians of two batches in a row agree within `STEADY_SHARE`. A variant that never gets there counts as
     warm after `WARM_MOST_S`; its interval will show it.
@@ -67,11 +69,20 @@ def warm_up(subject: Subject, device: str) -> int:
             if spent > WARM_MOST_S or (abs(median - before) <= STEADY_SHARE * median and spent > WARM_LEAST_S):
                 break
             before = median
-    return max(1, min(MOST_CALLS, math.ceil(BLOCK_S / max(median, 1e-9))))
+    # A longer block may hold more calls in proportion.
+    most = math.ceil(MOST_CALLS * max(1.0, block_s / BLOCK_S))
+    return max(1, min(most, math.ceil(block_s / max(median, 1e-9))))
 
 
-def take_turn(subject: Subject, calls: int, device: str) -> Turn:
-    """Call without timing for `LEAD_S`, once at least, then time a block of calls."""
+def take_turn(subject: Subject, calls: int, device: str, counter: EnergyCounter | None = None) -> Turn:
+    """Call without timing for `LEAD_S`, once at least, then time a block of calls.
+
+    Args:
+        subject: what is called.
+        calls: in the block.
+        device: where it runs.
+        counter: of energy, read at the start of the block and at its end; None reads nothing.
+    """
     cpu_from_s, start = _cpu_s(), now_s()
     with subject.context():
         made = 0
@@ -84,7 +95,14 @@ def take_turn(subject: Subject, calls: int, device: str) -> Turn:
         if now_s() - start < made * SHORT_S:
             subject.call()
         warm_s = now_s() - start
-        block = time_block(subject.call, calls, device)
+        if counter is None:
+            block = time_block(subject.call, calls, device)
+        else:
+            # What was asked of a GPU before is not the block's. Threads spin for longer than a reading takes (0.02 ms).
+            synchronize(device)
+            before = counter.read()
+            block = time_block(subject.call, calls, device)
+            block = dataclasses.replace(block, energy_j=counter.joules(before, counter.read()))
     wall_s = now_s() - start
     after, switched = interference.read_delays(), known(interference.switches)
     return Turn(
@@ -107,15 +125,17 @@ class Ready:
         subject: the call.
         calls: in a block of it.
         device: where it runs.
+        counter: of its energy; None reads nothing.
     """
 
     subject: Subject
     calls: int
     device: str
+    counter: EnergyCounter | None = None
 
     def turn(self) -> Turn:
         """Take one."""
-        return take_turn(self.subject, self.calls, self.device)
+        return take_turn(self.subject, self.calls, self.device, self.counter)
 
 
 #: Calls that are ready in this process, by the name that the parent uses.

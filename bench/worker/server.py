@@ -24,6 +24,7 @@ from bench.gate.audit import Audit
 # Imported to register how own models are executed and judged.
 from bench.gate.own_model import gate_for
 from bench.machine import environment
+from bench.machine.energy import counter_if_any
 from bench.machine.facts import known
 from bench.plan.cases import Case
 from bench.records.schema import Status
@@ -192,7 +193,8 @@ def sit(request: dict[str, Any], emit: Emit) -> None:
     """Make cases of a group ready for their turns: build, gate, warm up.
 
     Args:
-        request: `cases`, the `seed` of the gate's problem, and whether to `audit` the timed calls too.
+        request: `cases`, the `seed` of the gate's problem, and whether to `audit` the timed calls too; optional are
+            the least length of timed blocks (`block_s`), and whether turns read the counter of `energy`.
         emit: sends an event.
     """
     cases = [Case(**fields) for fields in request["cases"]]
@@ -215,7 +217,9 @@ def sit(request: dict[str, Any], emit: Emit) -> None:
             continue
         subject = seat.Subject(functools.partial(executable.call, prepared), executable.context)
         emit("stage", name="warm-up", variant=case.variant)
-        seat.READY[case.variant] = seat.Ready(subject, seat.warm_up(subject, case.device), case.device)
+        counter = counter_if_any(case.device) if request.get("energy") else None
+        calls = seat.warm_up(subject, case.device, request.get("block_s", seat.BLOCK_S))
+        seat.READY[case.variant] = seat.Ready(subject, calls, case.device, counter)
         _checks[case.variant] = functools.partial(gated, gate, audit, executable, prepared, warm=True)
         refuse_replaced(case.variant)
 

@@ -13,22 +13,24 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from torch import Tensor
 
 from bench.gate import batched
 from bench.gate.audit import Audit
+
+# Imported to register how the inputs of own models are taken apart.
+from bench.gate.own_rows import library_of, rows_of
 from bench.gate.parity import gate_for
-from bench.plan.cases import Case
+from bench.plan.cases import OWN, Case
 from bench.records.wire import ANSWER, QUERY
 from bench.timing import clock
 from bench.worker.batching_queue import BatchCounts, BatchingQueue, buckets
 from bench.worker.gating import TIMED_SEED, WEIGHTS_SEED, gated, refuse_replaced
-from seq2seq.data.batch import Batch
 from seq2seq.execution.executable import execute
-from seq2seq.execution.variant import Variant
 from seq2seq.execution.variants import VARIANTS
+from seq2seq.own_model.workload import OwnWorkload
 from seq2seq.workloads.checkpoint import starting_weights
 from seq2seq.workloads.registry import find_workload
 
@@ -56,23 +58,25 @@ class Server:
         self.executable = execute(workload, VARIANTS[case.executed], case.mode, case.device, weights)
         audit = Audit(gate, weights, batch)
         self._gated = functools.partial(gated, gate, audit, self.executable, self.executable.prepare(batch))
-        count = -(-max(LIBRARY, self.largest) // workload.batch)
-        self.library = batched.QueryLibrary.of([workload.make_batch(seed) for seed in range(count)])
+        self.library = library_of(workload, max(LIBRARY, self.largest))
         longest = [sum(steps) for steps in self.library.lengths]
         self.bucket_of = buckets(longest) if request["lengths"] == "bucketed" else lambda _: 0
 
     @staticmethod
-    def refuses(variant: Variant) -> str | None:
+    def refuses(case: Case) -> str | None:
         """Reason why a variant cannot be served in this way, or None."""
+        variant = VARIANTS[case.executed]
         if variant.compiler == "dynamo":
             return "it compiles anew for each shape, and a queue's batches have many"
+        if variant.runtime is not None and case.workload.startswith(OWN):
+            return "its runtime converts a model of your own for one shape, and a queue's batches have many"
         return None
 
     def refuses_model(self) -> str | None:
         """Reason why its model cannot be, or None."""
         return None
 
-    def run(self, batch: Batch) -> Mapping[str, Tensor]:
+    def run(self, batch: Any) -> Mapping[str, Tensor]:
         """Results of a batch by name; call it inside the executable's context."""
         return self.executable.named(self.executable.call(self.executable.prepare(batch)))
 
@@ -174,12 +178,18 @@ SERVERS: dict[str, type[Server]] = {"queue": Server}
 
 
 def serving(request: dict[str, Any], emit: Emit) -> None:
-    """One step of serving: `begin` builds, gates and warms up, `load` serves one test, `end` gates again."""
+    """One step of serving: `begin` builds, gates and warms up, `load` serves one test, `end` gates again.
+
+    `rows` looks at own models alone, whose inputs may not be made of sequences that can be taken apart.
+    """
     action = request["action"]
-    if action == "begin":
+    if action == "rows":
+        for name in request["workloads"]:
+            rows_of(cast("OwnWorkload", find_workload(name)))
+    elif action == "begin":
         way = SERVERS[request["batching"]]
         server = None
-        reason = way.refuses(VARIANTS[Case(**request["case"]).executed])
+        reason = way.refuses(Case(**request["case"]))
         if reason is None:
             server = way(request, emit)
             reason = server.refuses_model()

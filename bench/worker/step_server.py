@@ -11,12 +11,13 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from bench.gate import batched
+from bench.plan.cases import Case
 from bench.records.wire import ANSWER
 from bench.timing import clock
 from bench.worker.batching_queue import BatchCounts
 from bench.worker.serving import SERVERS, WARM_CALLS, Server
 from seq2seq.decoding.rows import StepRows
-from seq2seq.execution.variant import Variant
+from seq2seq.execution.variants import VARIANTS
 
 
 class JoiningQueue:
@@ -56,8 +57,9 @@ class StepServer(Server):
     """A variant whose rows queries join and leave."""
 
     @staticmethod
-    def refuses(variant: Variant) -> str | None:
+    def refuses(case: Case) -> str | None:
         """Reason why a variant cannot take single steps, or None."""
+        variant = VARIANTS[case.executed]
         if variant.runtime is not None:
             return f"its runtime ({variant.runtime}) is given whole sequences, and keeps no state between calls"
         if variant.compiler is not None:
