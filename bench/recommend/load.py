@@ -20,7 +20,8 @@ from bench.analysis.intervals import RESAMPLES
 from bench.errors import UsageError
 from bench.plan import own_model
 from bench.plan.cases import OWN, REFERENCE
-from bench.recommend.answer import Advice, Key, Miss, Recommendation, Rival, misses, over
+from bench.plan.identity import GroupKey
+from bench.recommend.answer import Advice, Miss, Recommendation, Rival, misses, over
 from bench.recommend.chances import Chances
 from bench.recommend.clearer import MoreRepeats
 from bench.recommend.facts import Facts, needs_of
@@ -101,10 +102,10 @@ def recommend_load(
     if question.calls is not None:
         msg = "--calls spreads a start over calls, and no start is in the load of --objective load; leave it out"
         raise UsageError(msg)
-    groups: dict[Key, list[ServingRecord]] = {}
+    groups: dict[GroupKey, list[ServingRecord]] = {}
     for record in served.records:
         if question.asks_for(record.workload, record.mode):
-            groups.setdefault((record.workload, record.mode, record.device, record.threads), []).append(record)
+            groups.setdefault(GroupKey(record.workload, record.mode, record.device, record.threads), []).append(record)
     if not groups:
         there = ", ".join(dict.fromkeys(f"{record.workload} in {record.mode}" for record in served.records))
         wanted = " in ".join(filter(None, (question.workload or "a case", question.mode)))
@@ -120,7 +121,7 @@ class _Group:
     def __init__(
         self,
         served: ServedRun,
-        key: Key,
+        key: GroupKey,
         records: Sequence[ServingRecord],
         question: Question,
         needs: Mapping[str, Sequence[str]],

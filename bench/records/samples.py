@@ -114,7 +114,7 @@ def _energies(folder: Path) -> Iterator[tuple[GroupKey, str, int, int, float]]:
     for number, cells in enumerate(ENERGY.rows(folder), start=2):
         try:
             workload, variant, mode, device, threads, process, round_, _, _, energy_j = cells
-            yield (workload, mode, device, int(threads)), variant, int(process), int(round_), float(energy_j)
+            yield GroupKey(workload, mode, device, int(threads)), variant, int(process), int(round_), float(energy_j)
         except ValueError as error:
             msg = f"{folder / ENERGY.name}, line {number} is not the energy of a block: {','.join(cells)[:100]!r}; put "
             raise UsageError(msg + "back the file that the run wrote") from error

@@ -30,7 +30,7 @@ from seq2seq.workloads.workload import Workload
 #: Operators whose input type is the precision that did the work.
 _PRODUCTS = ("mm", "addmm", "bmm", "baddbmm", "linear", "mkldnn_rnn_layer", "_cudnn_rnn", "mkldnn_linear")
 #: Those that are a whole LSTM.
-_LSTMS = ("mkldnn_rnn_layer", "_cudnn_rnn")
+_WHOLE_LSTMS = ("mkldnn_rnn_layer", "_cudnn_rnn")
 #: What the profiler calls the types, and what people do.
 _TYPES = {
     "float": "fp32", "double": "fp64", "c10::BFloat16": "bf16", "c10::Half": "fp16", "signed char": "int8",
@@ -121,7 +121,7 @@ def _digest(events: list[dict[str, Any]]) -> Observation:
         types = [_TYPES[kind] for kind in event.get("args", {}).get("Input type", []) if kind in _TYPES]
         if types:
             precision[types[0]] += 1
-            if str(event["name"]).removeprefix("aten::") in _LSTMS:
+            if str(event["name"]).removeprefix("aten::") in _WHOLE_LSTMS:
                 of_lstms[types[0]] += 1
     heaviest = {
         kind: {name: count[kind][name] for name in sorted(found, key=lambda name: -found[name])}

@@ -8,7 +8,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator
-from typing import Any
+from typing import Any, cast
 
 from bench.gate import batched
 from bench.plan.cases import Case
@@ -72,9 +72,14 @@ class StepServer(Server):
             return None
         return "its model is no chain of LSTMs of one direction, so a query cannot go through it a step at a time"
 
+    @property
+    def sequences(self) -> batched.QueryLibrary:
+        """The queries, which are sequences of a workload of this project."""
+        return cast("batched.QueryLibrary", self.library)
+
     def rows(self, count: int) -> StepRows:
         """Free rows over the library; call it inside `settings`."""
-        prepared = self.executable.prepare(self.library.batch)
+        prepared = self.executable.prepare(self.sequences.batch)
         return StepRows(self.executable.model, prepared, self.library.lengths, count)
 
     @contextlib.contextmanager
@@ -86,7 +91,7 @@ class StepServer(Server):
     def check_together(self, parity_limit: float, seed: int) -> batched.Batched:
         """Compare queries that join and leave with themselves alone."""
         with self.settings():
-            return batched.check_rows(self.rows(self.largest), self.run, self.library, parity_limit, seed)
+            return batched.check_rows(self.rows(self.largest), self.run, self.sequences, parity_limit, seed)
 
     def warm_up(self) -> tuple[float, float]:
         """Answer one query in one row, and as many as there are rows together; returns the seconds of each."""
