@@ -147,6 +147,10 @@ def _predicted_s(entry: table.MeasuredShape, name: str, gpu: Mapping[str, Any]) 
     return estimate_s(problem, name, backward=entry.phase == "backward")
 
 
+def _interval(value: float, low: float, high: float) -> str:
+    return f"{value:.3g} [{low:.3g}, {high:.3g}]"
+
+
 def _best(entry: table.MeasuredShape) -> str | None:
     return min(entry.kernels, key=lambda name: entry.kernels[name].time_s, default=None)
 
@@ -166,21 +170,20 @@ def _times(entries: Sequence[tuple[str, table.MeasuredShape]], gpu: Mapping[str,
             continue
         time = entry.kernels[name]
         step = 1e6 / entry.steps
-        ratio = "" if fair is None else " ".join(
-            (f"{fair / (time.time_s + entry.around_s):.2f}", f"[{fair / (time.high_s + entry.around_s):.2f},",
-             f"{fair / (time.low_s + entry.around_s):.2f}]"))  # fmt: skip
+        ours = [value + entry.around_s for value in (time.time_s, time.high_s, time.low_s)]
+        ratio = "" if fair is None else _interval(*(fair / value for value in ours))
         config = ", ".join(f"{key} {value}" for key, value in time.config.items())
         lines.append([
             file, entry.shape, entry.phase, f"{name} ({config})",
-            f"{time.time_s * step:.2f} [{time.low_s * step:.2f}, {time.high_s * step:.2f}]",
-            f"{_predicted_s(entry, name, gpu) * step:.2f}", "" if fair is None else f"{fair * 1e6:.0f}", ratio,
+            _interval(*(value * step for value in (time.time_s, time.low_s, time.high_s))),
+            f"{_predicted_s(entry, name, gpu) * step:.3g}", "" if fair is None else f"{fair * 1e6:.0f}", ratio,
         ])  # fmt: skip
     if not lines:
         return ""
-    head = ["file", "shape", "phase", "fastest of ours", "us a step", "predicted", "torch's own, us", "ours over it"]
+    head = ["file", "shape", "phase", "fastest of ours", "us a step", "predicted", "torch's own, us", "speedup over it"]
     note = (
-        "Times of ours without the products over all steps, with quartiles; the ratio counts them: torch's own at its "
-        "fairest (the faster of the same type and float16 with a padded batch) over ours, quartiles of ours. "
+        "Times of ours without the products over all steps, with quartiles; the speedup counts them: torch's own at "
+        "its fairest (the faster of the same type and float16 with a padded batch) over ours, by quartiles of ours. "
         "Predictions are those of kernels/estimate.py"
     )
     note += "." if gpu else " for an H200; measured times are the interpreter's, so they say nothing about a GPU."
@@ -232,10 +235,11 @@ def _next_stages(state: Mapping[str, Any], stages: Sequence[Stage]) -> Iterator[
         status, name = found.get("status", "not begun"), stage.name
         if status in {"hang", "crash", "error"}:
             yield f"{name} ended by {status}: read {name}/log.txt in the archive, mend it, then --resume --again {name}"
-        elif status in {"left", "partial", "not begun", "running"}:
-            yield f"{name} is open: --resume with more --minutes"
         elif status in {"skipped", "unavailable"}:
             yield f"{name} did not run: {found['reason']}"
+    states = {stage.name: state["stages"].get(stage.name, {}).get("status", "not begun") for stage in stages}
+    if names := [name for name, status in states.items() if status in {"left", "partial", "not begun", "running"}]:
+        yield f"to run with --resume and time for it: {', '.join(names)}"
 
 
 def _next_kernels(rows: Sequence[Mapping[str, str]], work: Path) -> Iterator[str]:
