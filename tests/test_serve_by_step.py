@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from bench.__main__ import main
 from bench.gate import batched
+from bench.plan.cases import Case
 from bench.worker.batching_queue import BatchCounts
 from bench.worker.step_server import JoiningQueue, StepServer
 from seq2seq.decoding import rows as rows_module
@@ -151,8 +152,8 @@ def test_steps_count_their_rows():
 @pytest.mark.parametrize(("variant", "text"), [("onnxruntime", "whole sequences"), ("torchscript", "torchscript")])
 def test_variants_without_steps_are_refused(variant, text):
     """What runs whole sequences would not be what its name says."""
-    assert text in StepServer.refuses(VARIANTS[variant])
-    assert StepServer.refuses(VARIANTS["reference"]) is None
+    assert text in StepServer.refuses(Case("seed", variant, "inference", "cpu", 1))
+    assert StepServer.refuses(Case("seed", "reference", "inference", "cpu", 1)) is None
 
 
 @pytest.mark.parametrize("name", ["speech-ctc-scaled@batch=2,length=12,hidden=16", "translation-iwslt-scaled"])
