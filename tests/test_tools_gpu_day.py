@@ -22,16 +22,16 @@ from kernels.tools import check, tune
 from kernels.tools.check_work import CheckQuestion, CheckResult
 from kernels.tools.gpu_day import command, day_folder, findings, json_lines, stage_process, stages, summary
 from kernels.tools.gpu_day.day_folder import DayError, DayFolder
-from kernels.tools.gpu_day.stages import DAY, PART_S, REHEARSAL, Stage
+from kernels.tools.gpu_day.stages import DAY, PART_S, REHEARSAL, DayStage
 from kernels.tools.problems import Sizes
 from kernels.tools.process_pool import WorkOutcome
 
 ROOT = Path(__file__).parent.parent
 
 
-def script(name: str, code: str, **fields) -> Stage:
+def script(name: str, code: str, **fields) -> DayStage:
     """A stage that runs a line of Python; {work} and {folder} are filled in."""
-    return Stage(name, 1, name, ("-c", code), **({"limit_s": 20.0, "least_s": 0.0} | fields))
+    return DayStage(name, 1, name, ("-c", code), **({"limit_s": 20.0, "least_s": 0.0} | fields))
 
 
 FINE = "open('{folder}/out', 'w').write('done')"
@@ -54,7 +54,7 @@ def fast(monkeypatch):
     monkeypatch.setattr(command, "PACK_S", 0.0)
 
 
-def run(folder: DayFolder, *todo: Stage, seconds: float = 60.0) -> dict[str, str]:
+def run(folder: DayFolder, *todo: DayStage, seconds: float = 60.0) -> dict[str, str]:
     """Statuses after the stages ran."""
     command.Day(folder, todo, time.monotonic() + seconds).run(todo)
     return {name: found["status"] for name, found in folder.state["stages"].items()}

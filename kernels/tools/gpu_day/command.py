@@ -23,7 +23,7 @@ from ...host.usage import Parser
 from . import findings, summary
 from .day_folder import RUNNING, SUMMARY, DayError, DayFolder
 from .stage_process import CRASH, ERROR, HANG, MARK, OK, PARTIAL, WRONG, StageEnd, kill_left, run_stage
-from .stages import DAY, PART_S, REHEARSAL, Stage
+from .stages import DAY, PART_S, REHEARSAL, DayStage
 
 PACKAGE = __package__.partition(".")[0]
 #: The checkout, or the folder that an installed package lies in.
@@ -49,7 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         are left for `--resume`. A rehearsal: 0 when every planted defect was caught and nothing else was wrong.
     """
     began = time.monotonic()
-    options = _options(arguments)
+    options = parser().parse_args(arguments)
     stages = REHEARSAL if options.rehearse else DAY
     known = [stage.name for stage in stages]
     if unknown := set(options.again) - set(known):
@@ -85,9 +85,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return code
 
 
-def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = Parser(prog="python -m kernels gpu-day", description=(__doc__ or "").splitlines()[0])
-    add = parser.add_argument
+def parser() -> Parser:
+    """The command line's grammar."""
+    found = Parser(prog="python -m kernels gpu-day", description=(__doc__ or "").splitlines()[0])
+    add = found.add_argument
     add("--out", type=Path, required=True, metavar="DIR", help="new folder for the results, at most 8 files")
     add("--part", choices=("1", "2", "all"), default="all", help="part of the day (default: %(default)s)")
     add(
@@ -99,7 +100,7 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--resume", action="store_true", help="continue the day in DIR, on this machine or another")
     add("--again", action="append", default=[], metavar="STAGE", help="with --resume: repeat it; can be repeated")
     add("--rehearse", action="store_true", help="without a GPU: tiny sizes in Triton's interpreter, planted defects")
-    return parser.parse_args(arguments)
+    return found
 
 
 def _minutes(text: str) -> float:
@@ -121,10 +122,10 @@ def _sees_gpu() -> bool:
 class Day:
     """Runs stages into a folder until the time is over."""
 
-    def __init__(self, folder: DayFolder, stages: Sequence[Stage], deadline_s: float) -> None:
+    def __init__(self, folder: DayFolder, stages: Sequence[DayStage], deadline_s: float) -> None:
         self.folder, self.stages, self.deadline_s = folder, stages, deadline_s
 
-    def run(self, stages: Sequence[Stage]) -> None:
+    def run(self, stages: Sequence[DayStage]) -> None:
         """Run the stages that are open, in order."""
         self._continue()
         for stage in stages:
@@ -181,7 +182,7 @@ class Day:
         )  # fmt: skip
         self._record(stage, end)
 
-    def _record(self, stage: Stage, end: StageEnd) -> None:
+    def _record(self, stage: DayStage, end: StageEnd) -> None:
         said = f": {end.reason}" if end.reason else ""
         print(f"{stage.name}: {end.status} after {end.took_s:.0f} s{said}", flush=True)
         self.folder.set(stage.name, status=end.status, reason=end.reason, took_s=round(end.took_s, 1))
@@ -190,7 +191,7 @@ class Day:
         if time.monotonic() - self.folder.packed_s > PACK_S:
             self.folder.pack()
 
-    def _obstacle(self, stage: Stage, left_s: float) -> tuple[str, str] | None:
+    def _obstacle(self, stage: DayStage, left_s: float) -> tuple[str, str] | None:
         """Return why a stage does not run now: status and reason."""
         found = self.folder.state["stages"]
         for name in stage.needs:
@@ -204,7 +205,7 @@ class Day:
             return LEFT, f"{max(left_s, 0):.0f} s were left, and it takes at least {stage.least_s:.0f}"
         return None
 
-    def _command(self, stage: Stage, place: Path, limit_s: float) -> list[str]:
+    def _command(self, stage: DayStage, place: Path, limit_s: float) -> list[str]:
         words = stage.resumed if stage.resumed and (place / "run" / "plan.json").exists() else stage.command
         values = {
             "package": PACKAGE, "folder": place, "work": self.folder.work, "tables": self.folder.tables,
@@ -226,7 +227,7 @@ def _program(name: str) -> str | None:
     return shutil.which(name) or (str(place) if place.exists() else None)
 
 
-def verdict(folder: DayFolder, stages: Sequence[Stage], parts: Sequence[int]) -> int:
+def verdict(folder: DayFolder, stages: Sequence[DayStage], parts: Sequence[int]) -> int:
     """Return the exit code of a day on a GPU."""
     ended = {folder.state["stages"].get(stage.name, {}).get("status") for stage in stages if stage.part in parts}
     if ended & {WRONG, ERROR, HANG, CRASH}:
@@ -234,7 +235,7 @@ def verdict(folder: DayFolder, stages: Sequence[Stage], parts: Sequence[int]) ->
     return EXIT_LEFT if ended & {*OPEN, None} else 0
 
 
-def rehearsal_verdict(folder: DayFolder, stages: Sequence[Stage]) -> int:
+def rehearsal_verdict(folder: DayFolder, stages: Sequence[DayStage]) -> int:
     """Return 0 when every planted defect was caught and nothing else was wrong; say what was not as it should be."""
     faults = list(_faults(folder, stages))
     for fault in faults:
@@ -242,7 +243,7 @@ def rehearsal_verdict(folder: DayFolder, stages: Sequence[Stage]) -> int:
     return 1 if faults else 0
 
 
-def _faults(folder: DayFolder, stages: Sequence[Stage]) -> Iterator[str]:
+def _faults(folder: DayFolder, stages: Sequence[DayStage]) -> Iterator[str]:
     for stage in stages:
         status = folder.state["stages"].get(stage.name, {}).get("status")
         expected = PLANTED.get(stage.name, OK)

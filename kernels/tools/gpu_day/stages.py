@@ -14,7 +14,7 @@ PART_S = {1: 270.0, 2: 400.0}
 
 
 @dataclass(frozen=True)
-class Stage:
+class DayStage:
     """A stage of the day.
 
     Attributes:
@@ -48,18 +48,18 @@ def _words(text: str) -> tuple[str, ...]:
     return tuple(text.split())
 
 
-def _suite(name: str, options: str, limit_s: float, least_s: float, *, asks: str, needs: tuple[str, ...]) -> Stage:
+def _suite(name: str, options: str, limit_s: float, least_s: float, *, asks: str, needs: tuple[str, ...]) -> DayStage:
     """A run of the benchmark suite, in part 2, that a second attempt continues."""
-    return Stage(
+    return DayStage(
         name, 2, asks, _words(f"-m bench run {options} --out {{folder}}/run --time-limit {{seconds}} --quiet"), limit_s,
         least_s, closing_s=30.0, needs=needs, suite=True,
         resumed=_words("-m bench run --resume {folder}/run --time-limit {seconds} --quiet"),
     )  # fmt: skip
 
 
-def _against(name: str, run: str, variant: str, needs: tuple[str, ...]) -> Stage:
+def _against(name: str, run: str, variant: str, needs: tuple[str, ...]) -> DayStage:
     """The speedups of a run over one variant, with intervals."""
-    return Stage(
+    return DayStage(
         name, 2, f"how much faster than {variant}?",
         _words(f"-m bench show {{work}}/{run}/run --against {variant}"), 20.0, 5.0, needs=needs, suite=True,
     )  # fmt: skip
@@ -72,28 +72,28 @@ _TUNE = "-m {package} tune --most 4 --timeout 20 --budget {seconds}"
 
 #: The day on a GPU. Part 1 fits 270 s, part 2 400 s; what stands last in part 2 is begun only when hours are given.
 DAY = (
-    Stage("machine", 1, "what GPU, driver, clocks and versions; does what the kernels rely on work?", _FACTS, 30.0),
-    Stage("exchange", 1, "is the exchange between programs right at H 768 and 1024, and how fast?",
+    DayStage("machine", 1, "what GPU, driver, clocks and versions; does what the kernels rely on work?", _FACTS, 30.0),
+    DayStage("exchange", 1, "is the exchange between programs right at H 768 and 1024, and how fast?",
           _words("-m {package}.tools.gpu_day.exchange --folder {folder} --timeout 25"), 90.0, needs=_MACHINE),
-    Stage("cudnn-names", 1, "which kernels does cuDNN run at which shape?",
+    DayStage("cudnn-names", 1, "which kernels does cuDNN run at which shape?",
           _words("-m {package}.tools.gpu_day.facts names --folder {folder}"), 25.0, needs=_MACHINE),
-    Stage("check-persistent", 1, "is the persistent kernel right: random shapes, races, streams, threads, graphs?",
+    DayStage("check-persistent", 1, "is the persistent kernel right: random shapes, races, streams, threads, graphs?",
           _words(f"{_CHECK} --kernel persistent"), 60.0, 45.0, closing_s=25.0, needs=_MACHINE),
-    Stage("tune-short", 1, "which kernel is fastest in float16?",
+    DayStage("tune-short", 1, "which kernel is fastest in float16?",
           _words(f"{_TUNE} --type float16"), 90.0, 50.0, closing_s=35.0, needs=_MACHINE),
-    Stage("machine-2", 2, "the machine of the second part", _FACTS, 30.0),
+    DayStage("machine-2", 2, "the machine of the second part", _FACTS, 30.0),
     _suite("suite", "--suite short-gpu", 260.0, 90.0,
            asks="are our kernels faster than cuDNN at its fairest, in inference and training?", needs=_MACHINE_2),
     _against("ratios", "suite", "cudnn-fair", ("suite",)),
-    Stage("check-others", 2, "are the other kernels right?",
+    DayStage("check-others", 2, "are the other kernels right?",
           _words(f"{_CHECK} --kernel cell --kernel sequence"), 60.0, 45.0, closing_s=25.0, needs=_MACHINE_2),
-    Stage("tune-types", 2, "which kernel is fastest in the other types?",
+    DayStage("tune-types", 2, "which kernel is fastest in the other types?",
           _words(f"{_TUNE} --type float16 --type bfloat16 --type tf32 --type float32"), 90.0, 50.0, closing_s=35.0,
           needs=_MACHINE_2),
-    Stage("sanitize", 2, "does a kernel touch memory that is not its own?",
+    DayStage("sanitize", 2, "does a kernel touch memory that is not its own?",
           _words("-m {package} check --sanitize"), 60.0, 30.0, needs=_MACHINE_2,
           program=("compute-sanitizer", "--tool", "memcheck", "--error-exitcode", "1")),
-    Stage("tune-all", 2, "which kernel is fastest at every shape?",
+    DayStage("tune-all", 2, "which kernel is fastest at every shape?",
           _words("-m {package} tune --shapes all --budget {seconds}"), 1800.0, 300.0, closing_s=120.0,
           needs=_MACHINE_2),
     _suite("deepbench", "--suite deepbench", 1200.0, 600.0, asks="DeepBench's sizes", needs=_MACHINE_2),
@@ -105,32 +105,32 @@ DAY = (
 
 #: The same without a GPU: tiny sizes in Triton's interpreter, and defects that the day has to survive.
 REHEARSAL = (
-    Stage("machine", 1, "what machine, and which versions?", _FACTS, 60.0),
-    Stage("planted-hang", 1, "planted: a stage that hangs and does not listen to SIGTERM",
+    DayStage("machine", 1, "what machine, and which versions?", _FACTS, 60.0),
+    DayStage("planted-hang", 1, "planted: a stage that hangs and does not listen to SIGTERM",
           _words("-m {package}.tools.gpu_day.planted hang --folder {folder}"), 10.0, 5.0, needs=_MACHINE),
-    Stage("planted-crash", 1, "planted: a stage that dies by a signal",
+    DayStage("planted-crash", 1, "planted: a stage that dies by a signal",
           _words("-m {package}.tools.gpu_day.planted crash --folder {folder}"), 30.0, 5.0, needs=_MACHINE),
-    Stage("planted-wrong", 1, "planted: configurations that are wrong, hang and crash",
+    DayStage("planted-wrong", 1, "planted: configurations that are wrong, hang and crash",
           _words("-m {package}.tools.gpu_day.planted wrong --folder {folder}"), 60.0, needs=_MACHINE),
-    Stage("after-a-crash", 1, "planted: a stage whose need is not met",
+    DayStage("after-a-crash", 1, "planted: a stage whose need is not met",
           _words("-m {package}.tools.gpu_day.facts machine --folder {folder}"), 30.0, needs=("planted-crash",)),
-    Stage("exchange", 1, "is the exchange between programs right, and how fast?",
+    DayStage("exchange", 1, "is the exchange between programs right, and how fast?",
           _words("-m {package}.tools.gpu_day.exchange --folder {folder} --timeout 60"), 90.0, needs=_MACHINE),
-    Stage("cudnn-names", 1, "what does torch's own LSTM run?",
+    DayStage("cudnn-names", 1, "what does torch's own LSTM run?",
           _words("-m {package}.tools.gpu_day.facts names --folder {folder}"), 40.0, needs=_MACHINE),
-    Stage("check-persistent", 1, "is the persistent kernel right?",
+    DayStage("check-persistent", 1, "is the persistent kernel right?",
           _words("-m {package} check --device cpu --seconds 10 --runs 3 --most 2 --kernel persistent --out {folder}"),
           75.0, needs=_MACHINE),
-    Stage("tune-short", 1, "which kernel is fastest in float32?",
+    DayStage("tune-short", 1, "which kernel is fastest in float32?",
           _words("-m {package} tune --device cpu --out {tables}/interpreter.json --rounds 4 --most 3 --jobs 1 "
-                 "--type float32 --budget {seconds}"), 90.0, closing_s=60.0, needs=_MACHINE),
-    Stage("machine-2", 2, "the machine of the second part", _FACTS, 60.0),
+                 "--type float32 --budget 5"), 90.0, needs=_MACHINE),
+    DayStage("machine-2", 2, "the machine of the second part", _FACTS, 60.0),
     _suite("suite", "--suite smoke --variant onednn --budget 3", 120.0, 40.0,
            asks="is oneDNN faster than the reference?", needs=_MACHINE_2),
     _against("ratios", "suite", "onednn", ("suite",)),
-    Stage("check-others", 2, "are the other kernels right?",
+    DayStage("check-others", 2, "are the other kernels right?",
           _words("-m {package} check --device cpu --seconds 8 --runs 3 --most 1 --kernel cell --kernel sequence "
                  "--out {folder}"), 60.0, needs=_MACHINE_2),
-    Stage("sanitize", 2, "the smallest recurrences in one process",
+    DayStage("sanitize", 2, "the smallest recurrences in one process",
           _words("-m {package} check --device cpu --sanitize"), 60.0, needs=_MACHINE_2),
 )  # fmt: skip

@@ -13,7 +13,7 @@ from ... import measurements as table
 from ...common.recurrence import Problem
 from ...estimate import estimate_s
 from . import findings, json_lines
-from .stages import Stage
+from .stages import DayStage
 
 #: Failures and table rows that fit the page; the archive has all.
 SHOWN_FAILURES, SHOWN_TIMES, SHOWN_CHARACTERS = 12, 40, 220
@@ -21,7 +21,7 @@ SHOWN_FAILURES, SHOWN_TIMES, SHOWN_CHARACTERS = 12, 40, 220
 OFF = 1.5
 
 
-def write(state: Mapping[str, Any], work: Path, stages: Sequence[Stage]) -> str:
+def write(state: Mapping[str, Any], work: Path, stages: Sequence[DayStage]) -> str:
     """Return the page in Markdown.
 
     Args:
@@ -79,7 +79,7 @@ def _machine(facts: Mapping[str, Any]) -> str:
     return "\n".join(lines) if facts else ""
 
 
-def _stages(state: Mapping[str, Any], stages: Sequence[Stage]) -> str:
+def _stages(state: Mapping[str, Any], stages: Sequence[DayStage]) -> str:
     lines = []
     for stage in stages:
         found = state["stages"].get(stage.name, {})
@@ -191,7 +191,7 @@ def _times(entries: Sequence[tuple[str, table.MeasuredShape]], gpu: Mapping[str,
     return f"## Times\n\n{note}\n\n{_table(head, lines)}{more}"
 
 
-def _ratios(work: Path, state: Mapping[str, Any], stages: Sequence[Stage]) -> str:
+def _ratios(work: Path, state: Mapping[str, Any], stages: Sequence[DayStage]) -> str:
     texts = [
         f"{stage.asks}\n\n```text\n{(work / stage.name / 'log.txt').read_text(encoding='utf-8').strip()}\n```"
         for stage in stages
@@ -215,7 +215,7 @@ def _cudnn(work: Path) -> str:
 
 def _next(
     state: Mapping[str, Any],
-    stages: Sequence[Stage],
+    stages: Sequence[DayStage],
     rows: Sequence[Mapping[str, str]],
     entries: Sequence[tuple[str, table.MeasuredShape]],
     gpu: Mapping[str, Any],
@@ -229,7 +229,7 @@ def _next(
     return "\n".join(["## Next", "", *(f"- next: {line}" for line in dict.fromkeys(lines))])
 
 
-def _next_stages(state: Mapping[str, Any], stages: Sequence[Stage]) -> Iterator[str]:
+def _next_stages(state: Mapping[str, Any], stages: Sequence[DayStage]) -> Iterator[str]:
     for stage in stages:
         found = state["stages"].get(stage.name, {})
         status, name = found.get("status", "not begun"), stage.name
