@@ -164,7 +164,7 @@ class Day:
             if not (self.folder.tables / path.name).exists():
                 shutil.copyfile(path, self.folder.tables / path.name)
 
-    def _stage(self, stage: Stage) -> None:
+    def _stage(self, stage: DayStage) -> None:
         left_s = self.deadline_s - time.monotonic()
         if kept := self._obstacle(stage, left_s):
             status, reason = kept
