@@ -20,6 +20,7 @@ import pytest
 from bench import commands as bench_commands
 from bench.arguments import parser
 from bench.plan.cases import Quality, Selection, Suite, Sweep, load_suite, match, suite_names
+from kernels.tools.gpu_day import command as gpu_day
 from seq2seq.data import series_file
 from seq2seq.data.options import declared
 from seq2seq.execution.variants import VARIANTS
@@ -390,11 +391,16 @@ def test_every_option_is_in_its_page(command, page):
     assert options_of(command_of(command)) - {"--help"} - written == set()
 
 
+def test_every_option_of_a_gpu_day_is_in_its_page():
+    written = set(re.findall(r"--[a-z][a-z-]+", PAGES["docs/gpu-day.md"]))
+    assert options_of(gpu_day.parser()) - {"--help"} - written == set()
+
+
 def test_every_option_in_the_pages_exists():
     """An option that a page for users mentions in its text is one of a command line here, or of a known other."""
     from seq2seq.cli.arguments import parser as seq2seq_parser
 
-    known = options_of(parser(), seq2seq_parser()) | OTHERS_OPTIONS
+    known = options_of(parser(), seq2seq_parser(), gpu_day.parser()) | OTHERS_OPTIONS
     known |= set(
         re.findall(r"\"(--bench-[a-z]+)\"", (ROOT / "bench" / "microbench" / "conftest.py").read_text(encoding="utf-8"))
     )

@@ -49,7 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         are left for `--resume`. A rehearsal: 0 when every planted defect was caught and nothing else was wrong.
     """
     began = time.monotonic()
-    options = _options(arguments)
+    options = parser().parse_args(arguments)
     stages = REHEARSAL if options.rehearse else DAY
     known = [stage.name for stage in stages]
     if unknown := set(options.again) - set(known):
@@ -85,9 +85,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return code
 
 
-def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = Parser(prog="python -m kernels gpu-day", description=(__doc__ or "").splitlines()[0])
-    add = parser.add_argument
+def parser() -> Parser:
+    """The command line's grammar."""
+    found = Parser(prog="python -m kernels gpu-day", description=(__doc__ or "").splitlines()[0])
+    add = found.add_argument
     add("--out", type=Path, required=True, metavar="DIR", help="new folder for the results, at most 8 files")
     add("--part", choices=("1", "2", "all"), default="all", help="part of the day (default: %(default)s)")
     add(
@@ -99,7 +100,7 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--resume", action="store_true", help="continue the day in DIR, on this machine or another")
     add("--again", action="append", default=[], metavar="STAGE", help="with --resume: repeat it; can be repeated")
     add("--rehearse", action="store_true", help="without a GPU: tiny sizes in Triton's interpreter, planted defects")
-    return parser.parse_args(arguments)
+    return found
 
 
 def _minutes(text: str) -> float:

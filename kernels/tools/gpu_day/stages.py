@@ -123,7 +123,7 @@ REHEARSAL = (
           75.0, needs=_MACHINE),
     DayStage("tune-short", 1, "which kernel is fastest in float32?",
           _words("-m {package} tune --device cpu --out {tables}/interpreter.json --rounds 4 --most 3 --jobs 1 "
-                 "--type float32 --budget {seconds}"), 90.0, closing_s=60.0, needs=_MACHINE),
+                 "--type float32 --budget 5"), 90.0, needs=_MACHINE),
     DayStage("machine-2", 2, "the machine of the second part", _FACTS, 60.0),
     _suite("suite", "--suite smoke --variant onednn --budget 3", 120.0, 40.0,
            asks="is oneDNN faster than the reference?", needs=_MACHINE_2),
