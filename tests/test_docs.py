@@ -36,7 +36,11 @@ PAGES = {
 #: Packages whose command lines are checked.
 ROOMS = ("bench", "seq2seq", "kernels")
 #: Options of other programs that the pages mention.
-OTHERS_OPTIONS = {"--benchmark-autosave", "--benchmark-compare", "--benchmark-compare-fail", "--help", "--group"}
+OTHERS_OPTIONS = {
+    *("--benchmark-autosave", "--benchmark-compare", "--benchmark-compare-fail", "--help", "--group"),
+    # Slurm's, and one of `ray start`.
+    *("--exclusive", "--node-name"),
+}
 TASK_OPTIONS = {
     "forecasting": {**declared(forecasting.Choices), **declared(series_file.Columns)},
     "translation": declared(translation.load),
@@ -383,6 +387,7 @@ def command_of(name: str) -> argparse.ArgumentParser:
         ("recommend", "docs/recommend.md"),
         ("serve", "docs/serving.md"),
         ("ranks", "docs/ranks.md"),
+        ("sweep", "docs/sweep.md"),
     ],
 )
 def test_every_option_is_in_its_page(command, page):
