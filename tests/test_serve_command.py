@@ -130,6 +130,7 @@ def test_a_figure_without_an_interval_has_none():
     assert load_text(ServingRecord(qps=100.0, qps_lo=90.0, qps_hi=120.0)) == "100 [90, 120]"
 
 
+@pytest.mark.usefixtures("warm")
 @pytest.mark.slow
 def test_planted_variants_are_found_out_under_load(tmp_path, capsys):
     """One breaks the bound, one dies under load, in one queries touch each other; the reference has a figure.
