@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 import torch
+from warm_workers import WarmWorkers
 
 # Triton decides when a kernel is defined whether it will be interpreted, so this comes before any import of one.
 # Without a GPU there is no other way to run them; on a GPU the same tests run the compiled kernels.
@@ -42,4 +43,17 @@ def _no_worker_below() -> Iterator[None]:
     """Programs that tests start are no workers of pytest-xdist, in which pytest-benchmark would time nothing."""
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv("PYTEST_XDIST_WORKER", raising=False)
+        yield
+
+
+@pytest.fixture(scope="session")
+def _warm_workers() -> Iterator[WarmWorkers]:
+    with WarmWorkers() as found:
+        yield found
+
+
+@pytest.fixture
+def warm(_warm_workers: WarmWorkers) -> Iterator[None]:
+    """Let workers that this process starts be forks of one that has imported torch."""
+    with _warm_workers.used():
         yield

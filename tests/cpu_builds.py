@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import functools
 import platform
 from collections.abc import Iterator
@@ -17,10 +18,10 @@ def _usable(target: str) -> bool:
     return platform.machine() == "x86_64" and (target != "-march=x86-64-v3" or "avx2" in build.cpu_flags())
 
 
-#: This machine's vectors, and the narrower ones that others have.
-TARGETS = [build.NATIVE, *(t for t in ("-march=x86-64-v3", "-march=x86-64") if _usable(t))]
 #: Builds for tests alone are optimised less, since a whole one takes 12 s to compile.
 QUICK = f"{build.NATIVE} -O1"
+#: This machine's vectors, and the narrower ones that others have.
+TARGETS = [build.NATIVE, *(f"{t} -O1" for t in ("-march=x86-64-v3", "-march=x86-64") if _usable(t))]
 #: Builds that multiply weights in fewer bits differently; `WIDEN` leaves out integer and bf16 products.
 FEWER_BITS = [*TARGETS, f"{QUICK} -DWIDEN"]
 #: AMX's tiles in plain C++, so that their packing and blocking run on other machines.
@@ -33,9 +34,19 @@ _TILED = [TILES, *([build.NATIVE] if "amx_bf16" in build.cpu_flags() else [])]
 KEPT += [(target, "split") for target in FEWER_BITS if target in _TILED]
 
 
+@functools.cache
+def _compiled_once(target: str) -> None:
+    """Compile for a target unless another worker of pytest-xdist is doing so, which is then waited for."""
+    build.cache_folder().mkdir(parents=True, exist_ok=True)
+    with (build.cache_folder() / "tests.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        build.library(target)
+
+
 @contextlib.contextmanager
 def built_for(target: str, threads: int) -> Iterator[None]:
     """Run the kernel as built for a target, by a team of a size, however small the problem."""
+    _compiled_once(target)
     chosen = functools.partial(build.library, target)
     packing.forget()
     with (

@@ -211,7 +211,7 @@ def test_the_python_example_needs_no_torch(built: Path) -> None:
 def test_the_sanitizer_finds_nothing(built: Path, tmp_path: Path) -> None:
     """Steps of odd sizes stay inside their memory in every precision."""
     program = tmp_path / "example"
-    flags = ["-O1", "-g", "-march=native", "-ffp-contract=fast", "-DPLAIN_THREADS", "-pthread"]
+    flags = ["-Og", "-g1", "-march=native", "-ffp-contract=fast", "-DPLAIN_THREADS", "-pthread"]
     sanitized = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
     subprocess.run(["gcc", "-c", *sanitized, built / "example.c", "-o", tmp_path / "example.o"], check=True)  # noqa: S607
     subprocess.run(

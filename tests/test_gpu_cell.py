@@ -303,7 +303,9 @@ for capability, dtype in itertools.product(json.loads(sys.argv[1]), types):
     kinds = itertools.product(((1, False, False), (2, True, False), (1, False, True)), (False, True))
     for (directions, masked, resets), backward in kinds:
         problem = Problem("cuda", dtype, 64, 50, 1024, directions, True, masked, False, capability, 132, resets=resets)
-        for config in cell.configs(problem, backward=backward)[:2]:
+        found = cell.configs(problem, backward=backward)[:2]
+        # Both on the generation in the middle, one on the others: the first with one direction, the second with two.
+        for config in found if capability == 90 else found[directions - 1 : directions]:
             for launch in cell.launches(problem, config, backward=backward):
                 assert list(launch.signature) == launch.kernel.arg_names
                 hints = {
@@ -349,7 +351,7 @@ def compiled():
 def test_kernels_compile_without_spilling(compiled, capability):
     """For three generations, in every type: no stack, registers for full occupancy at 8 warps, vectors in memory."""
     rows = [row for row in compiled if row["capability"] == capability]
-    assert len(rows) == 72
+    assert len(rows) == (72 if capability == 90 else 36)
     for row in rows:
         assert row["stack"] == 0, row
         assert row["registers"] <= 64, row

@@ -160,7 +160,7 @@ def test_a_run_says_what_its_second_instrument_refused(tmp_path):
     (tmp_path / "two_faced.py").write_text(TWO_FACED, encoding="utf-8")
     options = ["--suite", str(tmp_path / "planted.toml"), "--plugin", str(tmp_path / "two_faced.py")]
     options += ["--plugin", str(PLUGIN.with_name("brief_ceilings.py"))]
-    line = [sys.executable, "-m", "bench", "run", *options, "--threads", "1", "--out", str(tmp_path / "run")]
+    line = [sys.executable, "tests/warm_workers.py", "run", *options, "--threads", "1", "--out", str(tmp_path / "run")]
     done = subprocess.run(line, capture_output=True, text=True, check=False, cwd=ROOT, timeout=300)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "2 of them again with pytest-benchmark" in done.stdout

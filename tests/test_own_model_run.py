@@ -62,7 +62,7 @@ def run(tmp_path_factory) -> tuple[Path, Path]:
         str(out),
     ]
     found = subprocess.run(
-        [sys.executable, "-m", "bench", "run", *words],
+        [sys.executable, "tests/warm_workers.py", "run", *words],
         capture_output=True,
         text=True,
         cwd=ROOT,
@@ -104,6 +104,7 @@ def test_lstms_and_their_share_are_said_and_kept(run):
     assert str(path) in json.loads((out / "environment.json").read_text(encoding="utf-8"))["run"]["plugins"]
 
 
+@pytest.mark.usefixtures("warm")
 @pytest.mark.slow
 def test_a_run_is_not_resumed_with_another_model(run, capsys, monkeypatch, tmp_path):
     """What was recorded is of the file as it was; with the file unchanged it is, from any folder."""
@@ -132,6 +133,7 @@ def test_such_runs_are_reported_and_exported_again(run, tmp_path):
     assert "own:mine/short" in (tmp_path / "out.json").read_text(encoding="utf-8")
 
 
+@pytest.mark.usefixtures("warm")
 def test_a_suite_without_the_model_is_refused(tmp_path, capsys):
     """Else it would be named and not measured."""
     words = ["--model", f"{written(tmp_path, PLAIN)}:build", "--suite", "smoke", "--dry-run"]

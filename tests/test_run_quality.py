@@ -232,6 +232,7 @@ def test_a_run_without_the_stage_has_no_section(tmp_path):
     assert reported.table(run) is None
 
 
+@pytest.mark.usefixtures("warm")
 @pytest.mark.slow
 def test_variants_train_side_by_side_and_the_wrong_ones_are_told(tmp_path):
     """In processes of their own: two that agree, one that the gate refuses, one that cannot, one that loses its way."""

@@ -77,21 +77,22 @@ TIMING = [
 EXPECTED_FILES = {"records.jsonl", "records.csv", "samples.csv.gz", "environment.json", "report.html"}
 
 
-def command(folder: Path, variants: list[str], mode: str, processes: int) -> list[str]:
-    """The command line that measures these variants into `folder / "run"`."""
+def command(folder: Path, variants: list[str], mode: str, processes: int, *, warm: bool = False) -> list[str]:
+    """The command line that measures these variants into `folder / "run"`, with fresh workers or with warm ones."""
     suite = folder / "planted.toml"
     suite.write_text(
         SUITE.format(workload=WORKLOAD, variants=json.dumps(variants), mode=mode, processes=processes), encoding="utf-8"
     )
     options = ["--suite", str(suite), "--plugin", str(PLUGIN), "--plugin", str(BRIEF), "--threads", "1"]
-    return [sys.executable, "-m", "bench", "run", *options, "--out", str(folder / "run")]
+    start = ["tests/warm_workers.py"] if warm else ["-m", "bench"]
+    return [sys.executable, *start, "run", *options, "--out", str(folder / "run")]
 
 
 @pytest.fixture(scope="module")
 def planted(tmp_path_factory):
     """A run with every plant in one group: how it ended, and its folder."""
     folder = tmp_path_factory.mktemp("planted")
-    line = command(folder, [*HEALTHY, *FAILING], "inference", processes=1)
+    line = command(folder, [*HEALTHY, *FAILING], "inference", processes=1, warm=True)
     done = subprocess.run(line, capture_output=True, text=True, check=False, cwd=ROOT, timeout=300)
     return done, folder / "run"
 
@@ -214,7 +215,7 @@ def test_the_environment_is_written_with_the_run(planted):
 @pytest.mark.slow
 def test_a_run_where_all_that_can_run_is_right_ends_with_0(tmp_path):
     """Unavailable variants are no failure; the others' figures can be computed again from the samples."""
-    line = command(tmp_path, ["reference", "loop", "nowhere"], "training", processes=2)
+    line = command(tmp_path, ["reference", "loop", "nowhere"], "training", processes=2, warm=True)
     done = subprocess.run(line, capture_output=True, text=True, check=False, cwd=ROOT, timeout=300)
     assert done.returncode == 0, done.stderr
     table = pd.read_csv(tmp_path / "run" / "records.csv").set_index("variant")
@@ -636,7 +637,7 @@ def test_without_ceilings_a_run_goes_on(stage, capsys):
 @pytest.mark.slow
 def test_a_run_on_a_machine_that_cannot_be_so_fast_ends_with_1(tmp_path):
     """A real run under planted ceilings that are too low: its case is impossible, said in words, without a time."""
-    line = command(tmp_path, ["reference"], "inference", processes=1)
+    line = command(tmp_path, ["reference"], "inference", processes=1, warm=True)
     line += ["--plugin", str(PLUGIN.with_name("slow_machine.py"))]
     done = subprocess.run(line, capture_output=True, text=True, check=False, cwd=ROOT, timeout=300)
     assert done.returncode == 1, done.stderr

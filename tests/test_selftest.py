@@ -237,11 +237,12 @@ def test_a_mode_needs_its_workload():
 
 
 def selftest(*words: str, timeout: float = 240) -> subprocess.CompletedProcess[str]:
-    """Run the command."""
-    line = [sys.executable, "-m", "bench", "selftest", *words]
+    """Run the command, its workers warm."""
+    line = [sys.executable, "tests/warm_workers.py", "selftest", *words]
     return subprocess.run(line, capture_output=True, text=True, check=False, cwd=ROOT, timeout=timeout)
 
 
+@pytest.mark.usefixtures("warm")
 @pytest.mark.parametrize(
     ("words", "said"),
     [

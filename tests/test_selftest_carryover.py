@@ -209,6 +209,7 @@ def test_whoever_brings_threads_sits_alone():
     assert (second.cases[0].variant, second.environment) == ("b", {"X": "1"})
 
 
+@pytest.mark.usefixtures("warm")
 @pytest.mark.parametrize(
     ("words", "said"),
     [
@@ -227,7 +228,7 @@ def test_bad_input_is_one_line(tmp_path, words, said, capsys):
 def test_the_part_runs_in_real_seats(tmp_path):
     """Table, CSV and plot, and a verdict for each target; whether so short a run reaches them is chance."""
     words = ["--seconds", "1", "--processes", "1", "--threads", "1", "--workload", "seed", "--group", "reference"]
-    line = [sys.executable, "-m", "bench", "selftest", "carryover", *words, "--out", str(tmp_path / "out")]
+    line = [sys.executable, "tests/warm_workers.py", "selftest", "carryover", *words, "--out", str(tmp_path / "out")]
     done = subprocess.run(line, capture_output=True, text=True, check=False, cwd=ROOT, timeout=240)
     assert done.returncode in {0, 1}, done.stderr
     if "rounds at 1 threads are too few" not in done.stdout:
@@ -237,6 +238,7 @@ def test_the_part_runs_in_real_seats(tmp_path):
         assert (tmp_path / "out" / "carryover.png").stat().st_size > 10_000
 
 
+@pytest.mark.usefixtures("warm")
 @pytest.mark.slow
 @pytest.mark.skipif(usable_cores() < 2, reason="with one core no thread spins beside another")
 def test_a_spinner_is_seen_where_it_is_not_stopped(tmp_path):

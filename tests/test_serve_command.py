@@ -158,6 +158,7 @@ def test_a_model_of_ones_own_is_served(tmp_path, capsys):
     assert not (tmp_path / "refused").exists()
 
 
+@pytest.mark.usefixtures("warm")
 @pytest.mark.slow
 def test_planted_variants_are_found_out_under_load(tmp_path, capsys):
     """One breaks the bound, one dies under load, in one queries touch each other; the reference has a figure.

@@ -209,6 +209,7 @@ def test_show_writes_a_chrome_trace(tmp_path, capsys):
     assert "nothing is overwritten" in capsys.readouterr().err
 
 
+@pytest.mark.usefixtures("warm")
 @pytest.mark.slow
 def test_list_shows_the_cases_of_a_suite(capsys):
     """Every case of a suite with what keeps it from running here; a typo gets the near name."""

@@ -58,8 +58,9 @@ def test_the_cold_start_of_our_kernel_holds_its_compilation(monkeypatch, tmp_pat
 
 @needs_compiler
 @pytest.mark.slow
-def test_a_run_compiles_the_kernel_once_and_counts_it_in_every_first_call(tmp_path):
+def test_a_run_compiles_the_kernel_once_and_counts_it_in_every_first_call(monkeypatch, tmp_path):
     """The second cold run finds it compiled, and its first call is as long as a user's is."""
+    monkeypatch.setenv("SEQ2SEQ_KERNEL_FLAGS", "-Og")
     start, log = functools.partial(Worker, Settings(1)), tmp_path / "log"
     cases, kept = (dataclasses.replace(CASE, mode=mode) for mode in PASSES), tmp_path / "kept"
     asked = [ColdCase(case, start, kept, log, builds=True) for case in cases]

@@ -469,6 +469,7 @@ def test_a_compiled_pass_is_one_graph_and_right(folders):
     assert verdict.passed, verdict.describe()
 
 
+@pytest.mark.usefixtures("warm")
 @pytest.mark.slow
 def test_a_checkpoint_is_measured_end_to_end(run_folder, tmp_path, capsys):
     """A run's folder is timed under its name, and a report written; a missing one ends with 2 and makes nothing."""

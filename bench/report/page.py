@@ -120,7 +120,7 @@ def render(run: ReportedRun, drawn: tuple[Kind, ...]) -> str:
             environment=environment_tables(run),
             kinds=drawn,
             figures=figures,
-            plotly=interactive.packed(interactive.script()),
+            plotly=interactive.script(),
             packed=interactive.packed(interactive.as_json(described)),
             files=[
                 path.name

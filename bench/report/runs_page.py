@@ -202,7 +202,7 @@ def write_page(
         kinds=kinds,
         figures=figures,
         tables=tables,
-        plotly=interactive.packed(interactive.script()),
+        plotly=interactive.script(),
         packed=interactive.packed(interactive.as_json(described)),
     )  # fmt: skip
     durable.replace(out, utf8(html))
