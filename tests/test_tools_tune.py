@@ -336,6 +336,16 @@ def test_figures_of_other_kernels_are_not_kept(tmp_path):
         tune.start(path, "other", facts, again=False)
 
 
+@pytest.mark.parametrize(
+    ("arguments", "said"), [(["--device", "cpu"], "needs --out"), (["--device", "cuda"], "sees no GPU")]
+)
+def test_the_interpreter_s_times_are_not_for_auto(arguments, said, monkeypatch, capsys):
+    """Without a file of its own the table would be looked up as any GPU's."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert tune.main(arguments) == 2
+    assert said in capsys.readouterr().err
+
+
 def test_without_a_gpu_it_says_so(monkeypatch, capsys):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert tune.main([]) == 2
