@@ -35,7 +35,11 @@ PAGES = {
 #: Packages whose command lines are checked.
 ROOMS = ("bench", "seq2seq", "kernels")
 #: Options of other programs that the pages mention.
-OTHERS_OPTIONS = {"--benchmark-autosave", "--benchmark-compare", "--benchmark-compare-fail", "--help", "--group"}
+OTHERS_OPTIONS = {
+    *("--benchmark-autosave", "--benchmark-compare", "--benchmark-compare-fail", "--help", "--group"),
+    # Of Slurm and of Ray.
+    *("--exclusive", "--node-name"),
+}
 TASK_OPTIONS = {
     "forecasting": {**declared(forecasting.Choices), **declared(series_file.Columns)},
     "translation": declared(translation.load),
