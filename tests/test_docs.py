@@ -38,7 +38,7 @@ ROOMS = ("bench", "seq2seq", "kernels")
 #: Options of other programs that the pages mention.
 OTHERS_OPTIONS = {
     *("--benchmark-autosave", "--benchmark-compare", "--benchmark-compare-fail", "--help", "--group"),
-    # Slurm's, and one of `ray start`.
+    # Of Slurm and of Ray.
     *("--exclusive", "--node-name"),
 }
 TASK_OPTIONS = {

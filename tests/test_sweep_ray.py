@@ -1,7 +1,6 @@
 """`python -m bench sweep` on a Ray cluster of two nodes on this machine, one of which is killed while it measures.
 
-Both nodes share the cores here, so their figures are worth nothing: what counts is that no row is lost and none twice,
-and that each node noticed the other one's work.
+Both nodes share the cores here, so their figures are worth nothing: what counts is that no row is lost and none twice.
 """
 
 from __future__ import annotations
@@ -101,7 +100,6 @@ def test_a_node_that_is_killed_costs_nothing(cluster, tmp_path):
     summary = list(csv.DictReader((out / "summary.csv").read_text().splitlines()))
     assert {row["host"] for row in summary} <= {"one", "two"}
     assert [row["host"] for row in summary if row["lost"] == "two"] == ["one"]
-    assert any(int(row["disturbed"]) for row in summary), "two nodes on one machine did not notice each other"
     assert main(["recommend", str(merged)]) in {0, 3, 5}
 
 
