@@ -35,7 +35,9 @@ STATE_BITS = 8
 def _rounded(row: Tensor, largest: int) -> Tensor:
     """Rows of float32 as integers times a scale a row, in float64, rounded as the kernel does it."""
     most = row.abs().amax(-1, keepdim=True)
-    return (row * (largest / most).where(most > 1e-30, torch.zeros(()))).round().double() * (most.double() / largest)
+    # Two tensors are divided, as a number over a tensor is its inverse times the number, with two roundings.
+    by = (torch.full_like(most, largest) / most).where(most > 1e-30, torch.zeros(()))
+    return (row * by).round().double() * (most.double() / largest)
 
 
 def _parts(x: Tensor) -> tuple[Tensor, Tensor]:
