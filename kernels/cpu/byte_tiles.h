@@ -1,8 +1,10 @@
-// Weights in int8 that are multiplied by the tile registers of AMX where there are enough rows, with the very sums of
-// `Bytes`: they are packed alike, so that few rows go by vectors.
+// Weights in int8 that are multiplied by the tile registers of AMX. `ByteTiles` has the very sums of `Bytes`, in the walk for
+// vectors; `ByteProducts` takes rows of two bytes a number as the walk of byte_walk.h keeps them. All read one order of
+// weights.
 
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <cstring>
 #include <vector>
@@ -130,6 +132,132 @@ private:
                 std::memcpy(&unit_of_row, a[r], 4);
                 sums[r][gate] += sum * (by * unit_of_row);
             }
+        }
+    }
+};
+
+// How numbers become the two bytes of q + offset: multiplied so that the largest is `most`, rounded, high byte first.
+struct TwoBytes {
+    float most;
+    int offset;
+};
+// x has a scale a row. |h| is at most 1, so its scale is fixed; its low byte counts from -128, as the high one does.
+constexpr TwoBytes INPUT_BYTES = {32767.0f, 32768}, STATE_BYTES = {32512.0f, 32768 + 128};
+
+// Rows of bytes lie in tiles: [16 rows][64 k at a time][row][64 k] for the high bytes, then the same for the low ones. Up
+// to 8 rows share one tile, high bytes above low ones, and then a product of tiles does both.
+struct ByteRows {
+    int64_t half;    // rows of high bytes in a tile
+    int64_t groups;  // of 64 k
+
+    ByteRows(int64_t rows, int64_t depth, bool together) : half(together && rows <= 8 ? std::max<int64_t>(rows, 1) : 16), groups((depth + 63) / 64) {}
+    bool together() const { return half < TILE_ROWS; }
+    int configured() const { return static_cast<int>(together() ? 2 * half : TILE_ROWS); }
+    int64_t low() const { return together() ? half * TILE_BYTES : groups * TILE; }   // bytes from a number's high byte
+    int64_t tile_bytes() const { return (together() ? 1 : 2) * groups * TILE; }      // of 16 rows
+    int64_t part() const { return (together() ? half : TILE_ROWS) * 16; }            // numbers from a sum of high bytes
+    static int64_t at(int64_t k) { return k / 64 * TILE + k % 64; }
+    int64_t row(int64_t r) const { return r / TILE_ROWS * tile_bytes() + r % TILE_ROWS * TILE_BYTES; }
+
+    // 16 numbers times `by`; zeros where there is no lane, since tiles of weights go on past the last of them.
+    static void put(__m512 x, float by, const TwoBytes& bytes, __mmask16 lanes, char* high, int64_t low) {
+        const __m512i q = _mm512_add_epi32(_mm512_cvtps_epi32(_mm512_mul_ps(x, _mm512_set1_ps(by))), _mm512_set1_epi32(bytes.offset));
+        _mm_storeu_si128(reinterpret_cast<__m128i*>(high), _mm512_maskz_cvtepi32_epi8(lanes, _mm512_srli_epi32(q, 8)));
+        _mm_storeu_si128(reinterpret_cast<__m128i*>(high + low), _mm512_maskz_cvtepi32_epi8(lanes, q));
+    }
+};
+
+// What a row is multiplied by to become integers, and what one of them stands for: NaN where the row has a NaN or an
+// infinity, since integers have none. A row whose numbers are too small to have an inverse counts as zeros.
+struct RowScale {
+    float by, unit;
+    RowScale(const float* from, int64_t depth, const TwoBytes& bytes) {
+        __m512 largest = _mm512_setzero_ps(), spoilt = _mm512_setzero_ps();
+        for (int64_t k = 0; k < depth; k += 16) {
+            const __m512 x = Tiles<1>::load_some(from + k, static_cast<int>(std::min<int64_t>(16, depth - k)));
+            largest = _mm512_max_ps(largest, _mm512_abs_ps(x));
+            spoilt = _mm512_fmadd_ps(x, _mm512_setzero_ps(), spoilt);
+        }
+        const float most = _mm512_reduce_max_ps(largest);
+        by = most > 1e-30f ? bytes.most / most : 0.0f;
+        unit = most / bytes.most + _mm512_reduce_add_ps(spoilt);
+    }
+};
+
+// Sums of a block of 16 hidden units for up to 16 rows: [gate][high and low, `part()` apart][row][16], gates BYTE_SUMS apart.
+constexpr int64_t BYTE_SUMS = 2 * 256;
+
+// Sums of up to 16 rows of two bytes a number by tiles, from the order of `Bytes`.
+class ByteProducts {
+    static constexpr int64_t GATES = 256;  // bytes of 4 k of all gates
+
+public:
+    static constexpr int64_t LEAST = 4;  // rows that are worth a tile
+    static constexpr int64_t CALLS = 4;  // calls of `between` for 64 k
+
+    // Sums of a tile of rows at `a` with the weights of a block. `from_zero`: the low bytes, in a tile of their own, count from 0.
+    template <typename F>
+    static void add(const char* a, const ByteRows& in, const void* packed, int64_t block, int64_t depth, bool from_zero, int32_t* sums, F between) {
+        alignas(64) static constexpr int8_t zeros[GATES] = {};
+        const int8_t* const starts = static_cast<const int8_t*>(packed) + block * (1 + (depth + 3) / 4) * GATES;
+        if (in.together()) one(a, in, starts, starts + GATES, sums, between);
+        else two(a, in, starts, from_zero ? zeros : starts, starts + GATES, sums, between);
+    }
+
+private:
+    // Both bytes of few rows in a tile: each tile of weights is multiplied once.
+    template <typename F>
+    static void one(const char* a, const ByteRows& in, const int8_t* starts, const int8_t* w, int32_t* sums, F between) {
+        load_tile<0>(starts, 0);
+        load_tile<1>(starts + 64, 0);
+        load_tile<2>(starts + 128, 0);
+        load_tile<3>(starts + 192, 0);
+        for (int64_t k = 0; k < in.groups; ++k, w += 16 * GATES) {
+            load_tile<4>(a + k * TILE, TILE_BYTES);
+            load_tile_past<6>(w, GATES);
+            multiply_byte_tiles<0, 4, 6>();
+            load_tile_past<7>(w + 64, GATES);
+            multiply_byte_tiles<1, 4, 7>();
+            between();
+            between();
+            load_tile_past<6>(w + 128, GATES);
+            multiply_byte_tiles<2, 4, 6>();
+            load_tile_past<7>(w + 192, GATES);
+            multiply_byte_tiles<3, 4, 7>();
+            between();
+            between();
+        }
+        store_tile<0>(sums, TILE_BYTES);
+        store_tile<1>(sums + BYTE_SUMS, TILE_BYTES);
+        store_tile<2>(sums + 2 * BYTE_SUMS, TILE_BYTES);
+        store_tile<3>(sums + 3 * BYTE_SUMS, TILE_BYTES);
+    }
+
+    // Bytes of up to 16 rows in two tiles, by two gates at a time.
+    template <typename F>
+    static void two(const char* a, const ByteRows& in, const int8_t* starts, const int8_t* lows, const int8_t* from, int32_t* sums, F between) {
+        for (int gate = 0; gate < 4; gate += 2) {
+            const int8_t* w = from + 64 * gate;
+            load_tile<0>(starts + 64 * gate, 0);
+            load_tile<1>(starts + 64 * gate + 64, 0);
+            load_tile<2>(lows + 64 * gate, 0);
+            load_tile<3>(lows + 64 * gate + 64, 0);
+            for (int64_t k = 0; k < in.groups; ++k, w += 16 * GATES) {
+                load_tile<4>(a + k * TILE, TILE_BYTES);
+                load_tile<6>(w, GATES);
+                multiply_byte_tiles<0, 4, 6>();
+                load_tile<7>(w + 64, GATES);
+                multiply_byte_tiles<1, 4, 7>();
+                between();
+                load_tile<5>(a + in.low() + k * TILE, TILE_BYTES);
+                multiply_byte_tiles<2, 5, 6>();
+                multiply_byte_tiles<3, 5, 7>();
+                between();
+            }
+            store_tile<0>(sums + gate * BYTE_SUMS, TILE_BYTES);
+            store_tile<1>(sums + (gate + 1) * BYTE_SUMS, TILE_BYTES);
+            store_tile<2>(sums + gate * BYTE_SUMS + 256, TILE_BYTES);
+            store_tile<3>(sums + (gate + 1) * BYTE_SUMS + 256, TILE_BYTES);
         }
     }
 };

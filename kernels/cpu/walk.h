@@ -5,7 +5,9 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <type_traits>
 
+#include "byte_walk.h"
 #include "forward.h"
 #include "matrices.h"
 #include "tile_walk.h"
@@ -17,6 +19,13 @@ namespace {
 inline Room room_of(int64_t kept, int64_t batch, int64_t steps, int64_t hidden, int64_t features, bool by_rows, int64_t threads) {
     return with_way(kept, [=](auto way) -> Room {
         using W = decltype(way);
+#if defined(HAS_BYTE_TILES)
+        if constexpr (std::is_same_v<typename W::Recurrent, ByteTiles<1>>)
+            if (BytePlan::serves(batch, by_rows, threads)) {
+                const BytePlan plan(batch, steps, hidden, features, by_rows, threads);
+                return {plan.shared, plan.own};
+            }
+#endif
 #if defined(HAS_TILES)
         if constexpr (W::Recurrent::TILED) {
             const TilePlan plan(W::Recurrent::PARTS, batch, steps, hidden, features, by_rows, threads);
@@ -48,6 +57,9 @@ inline int64_t room_bytes(int64_t kept, int64_t batch, int64_t steps, int64_t hi
 // Whether the projection goes through Forward's gates_input.
 inline bool needs_gates_input(int64_t kept, int64_t batch, int64_t features, bool by_rows, int64_t threads) {
     return with_way(kept, [=](auto way) {
+#if defined(HAS_BYTE_TILES)
+        if (std::is_same_v<typename decltype(way)::Recurrent, ByteTiles<1>> && BytePlan::serves(batch, by_rows, threads)) return false;
+#endif
         return !decltype(way)::Recurrent::TILED && !projects_in_step(batch, features, by_rows, threads);
     });
 }
@@ -58,6 +70,10 @@ inline void walk(const Forward* a, int64_t kept, const Lengths& lengths, Barrier
     char* const own = memory + room.shared + thread * room.own;
     with_way(kept, [&](auto way) {
         using W = decltype(way);
+#if defined(HAS_BYTE_TILES)
+        if constexpr (std::is_same_v<typename W::Recurrent, ByteTiles<1>>)
+            if (BytePlan::serves(a->batch, a->by_rows, threads)) return ByteWalk(a, lengths, barrier, memory, own, thread, threads).run();
+#endif
 #if defined(HAS_TILES)
         if constexpr (W::Recurrent::TILED)
             TileWalk<typename W::Recurrent>(a, lengths, barrier, memory, own, thread, threads).run();

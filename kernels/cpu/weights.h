@@ -63,7 +63,7 @@ auto with_way(int64_t kept, F use) {
     if (kept == INT8 && !*no_byte_tiles()) return use(Way<ByteTiles<2>, ByteTiles<1>>());
 #endif
 #if defined(HAS_BYTES)
-    // The input's values may lie far apart; |h| is below 1, and 8 bits of it err less than 8 bits of weights.
+    // The input's values may lie far apart; 8 bits of h with a scale a row err less than 8 bits of weights.
     if (kept == INT8) return use(Way<Bytes<2>, Bytes<1>>());
 #else
     if (kept == INT8) return use(Way<Widened<int8_t>, Widened<int8_t>>());
@@ -313,10 +313,52 @@ bool byte_tiles_are_right() {
     return right;
 }
 
+// Compares sums of rows of two bytes by tiles with plain ones, which must be the same.
+inline bool byte_products_are_right() {
+    uint32_t bits = 1;
+    const auto next = [&bits] { return static_cast<int>((bits = bits * 1664525u + 1013904223u) >> 24); };
+    bool right = true;
+    for (int64_t rows : {5, 16})
+        for (int64_t depth : {1, 63, 130}) {
+            const int64_t hidden = 19;
+            std::vector<float> weight(4 * hidden * depth), scale(4 * hidden);
+            for (float& value : weight) value = static_cast<float>(next() - 128);
+            for (int64_t row = 0; row < 4 * hidden; ++row) weight[row * depth] = 127.0f;  // so weights are kept as they are
+            for (float& value : weight) value = std::max(value, -127.0f);
+            Memory<char> packed(ByteTiles<1>::size(hidden, depth), "a check of tiles");
+            pack(static_cast<ByteTiles<1>*>(nullptr), weight.data(), packed.data(), scale.data(), hidden, depth);
+            const ByteRows in(rows, depth, true);
+            Memory<char> a(in.tile_bytes(), "a check of tiles");
+            std::memset(a.data(), 0, in.tile_bytes());
+            for (int64_t r = 0; r < rows; ++r)
+                for (int64_t k = 0; k < depth; ++k)
+                    for (int64_t low : {int64_t{0}, in.low()}) a[in.row(r) + low + ByteRows::at(k)] = static_cast<char>(next());
+            const bool from_zero = !in.together();
+            const int64_t block = depth % 2;
+            std::vector<int32_t> sums(4 * BYTE_SUMS);
+            configure_tiles(in.configured());
+            ByteProducts::add(a.data(), in, packed.data(), block, depth, from_zero, sums.data(), [] {});
+            for (int64_t r = 0; r < rows; ++r)
+                for (int gate = 0; gate < 4; ++gate)
+                    for (int64_t unit = block * 16; unit < std::min<int64_t>(hidden, block * 16 + 16); ++unit)
+                        for (int part = 0; part < 2; ++part) {
+                            int32_t sum = 0;
+                            for (int64_t k = 0; k < depth; ++k) {
+                                const int byte = static_cast<uint8_t>(a[in.row(r) + part * in.low() + ByteRows::at(k)]);
+                                sum += (byte - (part && from_zero ? 0 : 128)) * static_cast<int>(weight[(gate * hidden + unit) * depth + k]);
+                            }
+                            right = right && sums[gate * BYTE_SUMS + part * in.part() + r * 16 + unit % 16] == sum;
+                        }
+        }
+    release_tiles();
+    return right;
+}
+
 const char* no_byte_tiles() {
-    static const char* const found = !tiles_permitted()                                               ? "the system permits no AMX tiles"
-                                     : !byte_tiles_are_right<1>() || !byte_tiles_are_right<2>() ? "AMX tiles failed their check"
-                                                                                                : "";
+    static const char* const found =
+        !tiles_permitted()                                                                        ? "the system permits no AMX tiles"
+        : !byte_tiles_are_right<1>() || !byte_tiles_are_right<2>() || !byte_products_are_right() ? "AMX tiles failed their check"
+                                                                                                  : "";
     return found;
 }
 #endif
