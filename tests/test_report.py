@@ -20,7 +20,7 @@ from bench import units
 from bench.analysis.run_summary import groups, load_run, summary_table
 from bench.errors import UsageError
 from bench.records.schema import SAMPLE_COLUMNS, SCHEMA_VERSION, Record, Status
-from bench.report import charts, checks, interactive, other_tables, page, plots, roofline, tables, words
+from bench.report import charts, checks, interactive, other_tables, page, page_script, plots, roofline, tables, words
 from bench.report.page import Report, write_report
 from bench.report.style import COLOURS, look
 from bench.report.words import answers
@@ -189,7 +189,7 @@ def test_hostile_text_makes_no_tag(html: str) -> None:
 
 def test_json_in_the_page_cannot_end_its_element() -> None:
     """A name that holds a closing tag comes back whole, and the page's parser sees no tag."""
-    text = interactive.packed(interactive.as_json({"one": {"name": "</script><b>&"}}))
+    text = page_script.packed(page_script.as_json({"one": {"name": "</script><b>&"}}))
     assert not set("<>&\"'") & set(text)
     assert json.loads(gzip.decompress(base64.b64decode(text))) == {"one": {"name": "</script><b>&"}}
 

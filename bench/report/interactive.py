@@ -1,23 +1,16 @@
 """The figures of the page as Plotly descriptions: plain dictionaries of data and layout.
 
-Only Plotly's script is taken from the package, and it is put into the page once, so that the page works
-without a network. Bars are placed by logarithm on a linear axis with the chart's own ticks, because
+Bars are placed by logarithm on a linear axis with the chart's own ticks, because
 Plotly draws a bar on a logarithmic axis from its lower edge, and a speedup's bar has to start at 1.
 """
 
 from __future__ import annotations
 
-import base64
-import functools
-import gzip
 import html
-import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
-
-from plotly.offline import get_plotlyjs
 
 from bench.report.charts import part_names
 from bench.report.descriptions import (
@@ -42,27 +35,11 @@ ROW_HEIGHT, CURVE_HEIGHT, ROOFLINE_HEIGHT = 38, 330, 560  # CSS pixels
 HOVER_WIDTH = 60  # characters
 
 
-@functools.cache
-def script() -> str:
-    """Plotly's JavaScript, packed: 5 MB, which take a quarter of a second."""
-    return packed(str(get_plotlyjs()))
-
-
 def figure(chart: Chart) -> dict[str, Any]:
     """`chart` as Plotly's `data` and `layout`; colours that depend on light or dark are left to the page."""
     if isinstance(chart, RooflineChart):
         return roofline_figure(chart)
     return bar_figure(chart) if isinstance(chart, BarChart) else curve_figure(chart)
-
-
-def packed(text: str) -> str:
-    """A text compressed, in letters that may stand inside any element, whatever it holds."""
-    return base64.b64encode(gzip.compress(text.encode(), 9, mtime=0)).decode("ascii")
-
-
-def as_json(figures: Mapping[str, dict[str, Any]]) -> str:
-    """All figures by their ids as one JSON text."""
-    return json.dumps(figures, allow_nan=False, separators=(",", ":"))
 
 
 def bar_figure(chart: BarChart) -> dict[str, Any]:

@@ -20,7 +20,18 @@ from bench.records import durable
 from bench.records.folder import RunFolder
 from bench.records.reader import read_beside
 from bench.records.schema import Status
-from bench.report import checks, interactive, other_tables, plots, quality, roofline, serving, tables, words
+from bench.report import (
+    checks,
+    interactive,
+    other_tables,
+    page_script,
+    plots,
+    quality,
+    roofline,
+    serving,
+    tables,
+    words,
+)
 from bench.report.charts import kinds
 from bench.report.descriptions import Kind
 from bench.run import second_instrument
@@ -120,8 +131,8 @@ def render(run: ReportedRun, drawn: tuple[Kind, ...]) -> str:
             environment=environment_tables(run),
             kinds=drawn,
             figures=figures,
-            plotly=interactive.script(),
-            packed=interactive.packed(interactive.as_json(described)),
+            plotly=page_script.script(),
+            packed=page_script.packed(page_script.as_json(described)),
             files=[
                 path.name
                 for path in sorted(run.path.iterdir())

@@ -15,7 +15,7 @@ from bench.analysis.run_summary import DOUBT, ReportedRun, doubts, load_run, per
 from bench.plan.identity import CaseKey
 from bench.records import durable
 from bench.records.schema import Record, Status
-from bench.report import interactive, words
+from bench.report import page_script, words
 from bench.report.charts import value_axis
 from bench.report.descriptions import Axis, Curve, CurveChart, Kind, Point
 from bench.report.page import embedded, recorded, templates
@@ -202,8 +202,8 @@ def write_page(
         kinds=kinds,
         figures=figures,
         tables=tables,
-        plotly=interactive.script(),
-        packed=interactive.packed(interactive.as_json(described)),
+        plotly=page_script.script(),
+        packed=page_script.packed(page_script.as_json(described)),
     )  # fmt: skip
     durable.replace(out, utf8(html))
     return out
