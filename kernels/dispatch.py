@@ -36,6 +36,7 @@ PADDED = "vendor-padded"
 IMPLEMENTATIONS = ("auto", "triton", *MODULES, CPU, "loop", PADDED, "vendor")
 #: What is torch's own LSTM.
 VENDORS = (PADDED, "vendor")
+PADDED_HAS_NO_LENGTHS = "vendor-padded takes no lengths, since cuDNN's persistent algorithm takes no packed sequences"
 VENDOR_HAS_NO_RESETS = "torch's own LSTM has no resets: no row of it can begin anew in the middle of the steps"
 #: Answers that are kept: a lookup runs at every call, and batches of real data come in many lengths.
 CACHED = 4096
@@ -163,7 +164,7 @@ def _choose(
         why = "torch's own LSTM cannot be traced, and is not a recurrence: only a module can call it"
         refused |= dict.fromkeys(VENDORS, why)
     elif problem.masked:
-        refused[PADDED] = "it takes no lengths, since cuDNN's persistent algorithm takes no packed sequences"
+        refused[PADDED] = PADDED_HAS_NO_LENGTHS
     # What cannot serve the backward pass that will follow: better said now than in the middle of it.
     later = _refusals(problem, backward=True, interpreted=interpreted) if problem.saves and not backward else {}
     if implementation == "triton":

@@ -248,7 +248,7 @@ def torchs_own(
 ) -> tuple[Tensor, State]:
     """Run torch's own LSTM by the name of `dispatch.VENDORS` that was chosen; arguments as for `run`."""
     found: tuple[Tensor, State]
-    if name == dispatch.PADDED:
+    if name == dispatch.PADDED and x.size(0 if lstm.batch_first else 1):
         found = way(padded_vendor).run(lstm, x, hx)
     elif lengths is None:
         found = way().run(lstm, x, hx)

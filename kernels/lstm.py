@@ -18,7 +18,7 @@ from .common.fast_path import exported
 from .common.recurrence import placed, problem_on
 from .cpu import fused
 from .cpu.inference import Prepared
-from .dispatch import IMPLEMENTATIONS, VENDORS, Choice
+from .dispatch import IMPLEMENTATIONS, PADDED, VENDORS, Choice
 from .lstm_arguments import (
     NO_RESETS_WITH_PROJECTIONS,
     Lengths,
@@ -63,7 +63,7 @@ class LSTM(nn.RNNBase):
         implementation: `auto`; `cpu-fused`, the kernel for float32 on a CPU; `triton`, the fastest of the kernels for
             GPUs; one of these, `cell`, `sequence` or `persistent`; `loop`, plain torch operations on any device; or
             torch's own LSTM (cuDNN, oneDNN or ATen): `vendor`, or `vendor-padded`, with sizes and batch rounded up as
-            cuDNN likes them and the padded weights kept until torch counts a change. What was asked for by name runs or
+            cuDNN likes them, the weights padded at each call. What was asked for by name runs or
             raises. `auto` may choose the last two, unless compiling; with `proj_size`, `vendor`.
         fp32_precision: how the recurrence multiplies float32 on a GPU, `ieee` or `tf32`. None, the default, follows
             `torch.backends.cuda.matmul.fp32_precision` at each call (under torch.compile: when it is traced), so that
@@ -279,7 +279,7 @@ class LSTM(nn.RNNBase):
 
     def __getstate__(self) -> dict[str, Any]:
         state: dict[str, Any] = super().__getstate__()
-        for name in ("choices", "_kept", "_padded_weights"):
+        for name in ("choices", "_kept"):
             state.pop(name, None)
         return state
 
@@ -335,6 +335,8 @@ class LSTM(nn.RNNBase):
             name = "vendor" if self.proj_size else self.implementation
             if resets and name in VENDORS:
                 raise ValueError(NO_RESETS_WITH_PROJECTIONS if self.proj_size else dispatch.VENDOR_HAS_NO_RESETS)
+            if masked and name == PADDED:
+                raise ValueError(dispatch.PADDED_HAS_NO_LENGTHS)
             return name
         saves = torch.is_grad_enabled() and (
             x.requires_grad

@@ -46,14 +46,22 @@ def changes(features: int, hidden: int, batch: int, *, layers: int = 1, directio
     return layers * directions > 1 or padded_sizes(features, hidden, batch) != (features, hidden, batch)
 
 
-def run(lstm: nn.RNNBase, x: Tensor, hx: State | None, *, batch_first: bool | None = None) -> tuple[Tensor, State]:
+#: Padded weights by layer and direction, each with what tells that they still hold.
+Kept = dict[int, Any]
+
+
+def run(
+    lstm: nn.RNNBase, x: Tensor, hx: State | None, *, batch_first: bool | None = None, kept: Kept | None = None
+) -> tuple[Tensor, State]:
     """Run all layers and directions.
 
     Args:
         lstm: holds the parameters and options; without projections.
-        x: three dimensions as `lstm.batch_first` says, all sequences of all steps.
+        x: three dimensions as `lstm.batch_first` says, all sequences of all steps; at least one sequence.
         hx: h and c, three dimensions each; zeros when None.
         batch_first: order of x, where it is not `lstm.batch_first`.
+        kept: of the caller's, to keep padded weights in until torch counts a change of a parameter. What is written
+            through `.data` is not counted and would go unseen, so by default they are padded at every call.
 
     Returns:
         Output, laid out as x, and the final h and c.
@@ -63,8 +71,6 @@ def run(lstm: nn.RNNBase, x: Tensor, hx: State | None, *, batch_first: bool | No
     if hx is None:
         zeros = x.new_zeros(lstm.num_layers * directions, batch, hidden)
         hx = (zeros, zeros)
-    if not batch:
-        return x.new_zeros(*x.shape[:2], directions * hidden), (hx[0].clone(), hx[1].clone())
     final: tuple[list[Tensor], list[Tensor]] = ([], [])
     for layer in range(lstm.num_layers):
         if layer and lstm.dropout:
@@ -72,13 +78,13 @@ def run(lstm: nn.RNNBase, x: Tensor, hx: State | None, *, batch_first: bool | No
         outputs = []
         for direction in range(directions):
             index = layer * directions + direction
-            weights = _weights(lstm, index, x.size(2), *padded_sizes(x.size(2), hidden, batch)[:2])
+            weights = _weights(lstm, index, x.size(2), padded_sizes(x.size(2), hidden, batch)[:2], kept)
             state = (hx[0][index : index + 1], hx[1][index : index + 1])
             turned = x.flip(1 - row_dim) if direction else x
             output, *ends = _rows(lstm, turned, state, weights, row_dim)
             outputs.append(output.flip(1 - row_dim) if direction else output)
-            for kept, end in zip(final, ends, strict=True):
-                kept.append(end)
+            for state_ends, end in zip(final, ends, strict=True):
+                state_ends.append(end)
         x = outputs[0] if directions == 1 else torch.cat(outputs, dim=-1)
     return x, (torch.cat(final[0]), torch.cat(final[1]))
 
@@ -136,8 +142,9 @@ def _widened(value: Tensor, columns: int, added: tuple[int, ...]) -> Tensor:
     return functional.pad(value, pads) if any(pads) else value
 
 
-def _weights(lstm: nn.RNNBase, index: int, size: int, features: int, units: int) -> list[Tensor]:
+def _weights(lstm: nn.RNNBase, index: int, size: int, sizes: tuple[int, int], kept: Kept | None) -> list[Tensor]:
     """weight_ih (4 * units, features), weight_hh (4 * units, units) and the biases of a layer and direction."""
+    features, units = sizes
     directions = 2 if lstm.bidirectional else 1
     name = f"l{index // directions}{'_reverse' if index % directions else ''}"
     kinds = ("weight_ih", "weight_hh", "bias_ih", "bias_hh") if lstm.bias else ("weight_ih", "weight_hh")
@@ -145,18 +152,15 @@ def _weights(lstm: nn.RNNBase, index: int, size: int, features: int, units: int)
     hidden = lstm.hidden_size
     if (features, units) == (size, hidden) and (not _cudnn(own[0]) or _adjacent(own)):
         return own
-    if torch.is_grad_enabled() and any(value.requires_grad for value in own):
-        return _padded(own, features, units)
-    # Kept until a parameter changes as far as torch counts: an expert would pad once, and it takes as long as a short
-    # call. Tensors of inference mode have no count.
-    kept: dict[int, Any] = lstm.__dict__.setdefault("_padded_weights", {})
-    if any(value.is_inference() for value in own):
+    needed = torch.is_grad_enabled() and any(value.requires_grad for value in own)
+    # Tensors of inference mode have no count of their changes.
+    if kept is None or needed or any(value.is_inference() for value in own):
         return _padded(own, features, units)
     marks = [(value.data_ptr(), value._version, value.dtype) for value in own]  # noqa: SLF001 - torch has no public name
     found = kept.get(index)
-    if found is None or found[:2] != ((features, units), marks) or any(map(operator.is_not, found[2], own)):
+    if found is None or found[:2] != (sizes, marks) or any(map(operator.is_not, found[2], own)):
         with torch.inference_mode(False), torch.no_grad():
-            found = kept[index] = ((features, units), marks, own, _padded(own, features, units))
+            found = kept[index] = (sizes, marks, own, _padded(own, features, units))
     weights: list[Tensor] = found[3]
     return weights
 

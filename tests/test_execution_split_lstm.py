@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 from typing import Any
 
 import pytest
@@ -136,3 +138,21 @@ def test_equals_nn_lstm_on_a_gpu(batch, bidirectional):
         (output.sum() + state[1].square().sum()).backward()
         found.append((output, *state, *(parameter.grad for parameter in lstm.parameters())))
     torch.testing.assert_close(found[1], found[0], rtol=1e-7, atol=1e-9)
+
+
+def test_kept_weights_are_not_saved():
+    """What is padded once is in no file, and a copy makes its own."""
+    lstm = SplitLSTM(3, 5, batch_first=True)
+    before = len(pickle.dumps(lstm))
+    with torch.no_grad():
+        lstm(torch.randn(2, 4, 3))
+    assert len(pickle.dumps(lstm)) == before
+    assert lstm._padded_weights
+    assert not copy.deepcopy(lstm)._padded_weights
+
+
+def test_an_empty_batch_has_gradients():
+    """They are zero, as in nn.LSTM."""
+    lstm = SplitLSTM(3, 5, batch_first=True)
+    lstm(torch.zeros(0, 6, 3))[0].sum().backward()
+    assert all(parameter.grad is not None and not parameter.grad.any() for parameter in lstm.parameters())

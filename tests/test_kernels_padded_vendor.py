@@ -127,3 +127,28 @@ def test_projections_are_refused():
 def test_it_says_where_it_is_torchs_own(batch, hidden, expected):
     """At sizes that cuDNN likes already there is nothing to do."""
     assert padded_vendor.changes(128, hidden, batch) == expected
+
+
+def test_changes_that_torch_does_not_count_are_seen():
+    """As in nn.LSTM, what is written through `.data` holds from the next call on."""
+    lstm, plain, x = LSTM(3, 5, implementation="vendor-padded"), nn.LSTM(3, 5), torch.randn(4, 2, 3)
+    with torch.no_grad():
+        lstm(x)
+        for parameter in lstm.parameters():
+            parameter.data.mul_(2)
+        plain.load_state_dict(lstm.state_dict())
+        torch.testing.assert_close(lstm(x)[0], plain(x)[0])
+
+
+def test_an_empty_batch_has_gradients():
+    """They are zero, as in nn.LSTM."""
+    lstm = LSTM(3, 5, implementation="vendor-padded")
+    lstm(torch.zeros(6, 0, 3))[0].sum().backward()
+    assert all(parameter.grad is not None and not parameter.grad.any() for parameter in lstm.parameters())
+
+
+def test_lengths_are_refused_under_compile_too():
+    """The choice is made before anything runs, so it must be refused there."""
+    lstm = torch.compile(LSTM(3, 5, batch_first=True, implementation="vendor-padded"), backend="eager")
+    with pytest.raises(Exception, match="takes no lengths"), torch.no_grad():
+        lstm(torch.randn(3, 4, 3), lengths=torch.tensor([4, 2, 1]))

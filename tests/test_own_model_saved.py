@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import pickle
 import warnings
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -162,3 +164,35 @@ def test_a_module_with_code_has_no_form(tmp_path):
     """Whatever is not a saved file is loaded as code."""
     assert saved_form(f"{written(tmp_path, PLAIN)}:build") is None
     assert workload(written(tmp_path, PLAIN)).own.form is None
+
+
+class RunsCode:
+    """A pickle that makes a file when it is loaded."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[object, tuple[Path]]:
+        return Path.touch, (self.path,)
+
+
+def test_a_program_with_code_in_its_inputs_is_not_loaded(folder, tmp_path):
+    """torch.export.load would run it."""
+    blob = io.BytesIO()
+    torch.save(((RunsCode(tmp_path / "ran"),), {}), blob)
+    with zipfile.ZipFile(folder / "model.pt2") as old, zipfile.ZipFile(tmp_path / "evil.pt2", "w") as new:
+        for entry in old.infolist():
+            new.writestr(entry, blob.getvalue() if "sample_inputs" in entry.filename else old.read(entry))
+    with pytest.raises(OwnModelError, match=r"sample_inputs.* is a pickle that runs code"):
+        saved_form(str(tmp_path / "evil.pt2"))
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_damaged_file_is_named(folder, tmp_path):
+    """Its directory at the end is what zip looks at first."""
+    whole = (folder / "model.pt").read_bytes()
+    place = whole.rindex(b"PK\x01\x02")
+    path = tmp_path / "a.pt"
+    path.write_bytes(whole[:place] + b"XXXX" + whole[place + 4 :])
+    with pytest.raises(OwnModelError, match=r"a\.pt is damaged .*save it again"):
+        saved_form(str(path))

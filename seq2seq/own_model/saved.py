@@ -7,6 +7,7 @@ whatever else takes it.
 from __future__ import annotations
 
 import enum
+import io
 import pickle
 import sys
 import warnings
@@ -101,17 +102,48 @@ def saved_form(reference: str) -> Form | None:
             f"since that runs code in it; {_INSTEAD}"
         )
         raise OwnModelError(msg)
-    with zipfile.ZipFile(path) as archive:
-        names = archive.namelist()
+    names = _names(path)
     if any("/aotinductor/" in name for name in names):
         msg = f"{path} is compiled by AOTInductor for one machine, and its weights cannot be read; {_INSTEAD}"
         raise OwnModelError(msg)
     if any("/models/" in name or name.endswith("exported_program.json") for name in names):
+        _refuse_code(path)
         return Form.EXPORTED
     if any("/code/" in name for name in names):
         return Form.SCRIPTED
     _refuse_weights(path)
     return Form.PICKLE
+
+
+def _names(path: Path) -> list[str]:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return archive.namelist()
+    except (zipfile.BadZipFile, OSError) as error:
+        msg = f"{path} is damaged ({error}); save it again"
+        raise OwnModelError(msg) from error
+
+
+def _refuse_code(path: Path) -> None:
+    """Refuse a program with a pickle in it that would run code when torch.export.load reads it.
+
+    Raises:
+        OwnModelError: naming the part.
+    """
+    with told(f"reading {path}"), zipfile.ZipFile(path) as archive:
+        for name in archive.namelist():
+            with archive.open(name) as part:
+                is_pickle = name.endswith(".pt") or part.read(4) == b"PK\x03\x04"
+            if not is_pickle:
+                continue
+            try:
+                torch.load(io.BytesIO(archive.read(name)), map_location="cpu", weights_only=True)
+            except pickle.UnpicklingError as error:
+                msg = (
+                    f"{path}: {name} is a pickle that runs code when it is loaded; export the program again with plain "
+                    f"tensors as example inputs, or {_INSTEAD}"
+                )
+                raise OwnModelError(msg) from error
 
 
 def _refuse_weights(path: Path) -> None:
@@ -133,7 +165,7 @@ def _refuse_weights(path: Path) -> None:
 
 
 def load_saved(path: Path, form: Form) -> nn.Module:
-    """Load a model from a file. Of all forms, only a pickle runs code of the file's.
+    """Load a model from a file of a form that `saved_form` found. Only a pickled module runs code of the file's.
 
     Raises:
         OwnModelError: for a file that does not load, or holds something else.
