@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -135,6 +136,46 @@ def test_archive_is_whole_and_files_are_few_at_every_moment(folder, monkeypatch)
     command.Day(folder, (), 0.0).close()
     assert len(list(folder.path.iterdir())) <= day_folder.MOST_FILES
     assert not folder.work.exists()
+
+
+def test_an_old_copy_of_a_table_makes_room_for_a_newer_one(folder):
+    """Only the three newest tables lie beside the archive, whatever lay there before."""
+    paths = [folder.tables / f"gpu-{number}.json" for number in range(4)]
+    for number, path in enumerate(paths):
+        table.write(path, table.MeasuredTable(path.stem))
+        os.utime(path, (number, number))
+    folder.pack()
+    os.utime(paths[0], (9, 9))
+    folder.pack()
+    assert {path.name for path in folder.path.glob("gpu-*.json")} == {f"gpu-{number}.json" for number in (0, 2, 3)}
+    assert (folder.path / day_folder.STATE).exists()
+
+
+def test_what_cannot_be_read_stays_where_it_is(folder, monkeypatch):
+    """The archive lacks it, so it is named and the work folder is kept; what a stage removed is no loss."""
+    read = Path.read_bytes
+    errors = {"bad": PermissionError("no"), "gone": FileNotFoundError("gone")}
+
+    def read_bytes(path: Path) -> bytes:
+        if path.name in errors:
+            raise errors[path.name]
+        return read(path)
+
+    for name in ("bad", "gone", "good"):
+        (folder.work / name).write_text(name)
+    monkeypatch.setattr(Path, "read_bytes", read_bytes)
+    folder.pack()
+    folder.clear()
+    assert folder.state["not_packed"] == ["bad"]
+    assert (folder.work / "bad").exists()
+    assert "too large or unreadable: bad in" in summary.write(folder.state, folder.work, ())
+
+
+def test_what_a_killed_day_had_half_written_goes(folder):
+    """It would count among the few files of the out folder."""
+    (folder.path / ".results.tar.gz.0123.new").write_text("half")
+    DayFolder.resumed(folder.path, rehearsal=True)
+    assert not list(folder.path.glob(".*"))
 
 
 def test_a_day_that_was_killed_continues(tmp_path):

@@ -86,8 +86,9 @@ def _stages(state: Mapping[str, Any], stages: Sequence[DayStage]) -> str:
         took = f"{found['took_s']:.0f}" if "took_s" in found else ""
         lines.append([stage.name, stage.asks, found.get("status", "not begun"), took, _short(found.get("reason", ""))])
     text = _table(["stage", "question", "status", "s", "first line of what was wrong"], lines)
-    large = state.get("not_packed") or []
-    note = f"\n\nToo large for the archive, left in {state['work']}: {', '.join(large)}." if large else ""
+    outside = state.get("not_packed") or []
+    note = f"\n\nNot in the archive, since too large or unreadable: {', '.join(outside)} in {state['work']}."
+    note = note if outside else ""
     return f"## Stages\n\n{text}{note}"
 
 
