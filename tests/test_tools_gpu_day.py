@@ -401,6 +401,26 @@ def test_the_summary_says_what_was_found(folder):
         assert expected in text, f"{expected!r} is not in:\n{text}"
 
 
+@pytest.mark.parametrize(
+    ("quartiles", "speedup"),
+    [({}, "0.25"), ({"module_low_s": 1.6e-3, "module_high_s": 2.5e-3}, "0.25 [0.2, 0.312]")],
+    ids=["earlier table", "own quartiles"],
+)
+def test_the_speedup_is_of_whole_calls_over_torch_at_its_fairest(folder, quartiles, speedup):
+    """Torch's own on padded sizes counts, and of ours the module; quartiles of the recurrence are not its own."""
+    timing = table.Timing({"tile": 2}, 1e-3, 0.9e-3, 1.1e-3, 15, module_s=2e-3, **quartiles)
+    entry = table.MeasuredShape(
+        "inference", "float16", 15, 1000, 512, 1, {"cell": timing}, around_s=1e-4, vendor_s=3e-3, vendor_float16_s=2e-3,
+        vendor_padded_s=0.5e-3,
+    )  # fmt: skip
+    table.write(folder.tables / "nvidia-h200.json", table.MeasuredTable("NVIDIA H200", (entry,)))
+    gpu = {"name": "NVIDIA H200", "capability": 90, "multiprocessors": 132}
+    json_lines.append(folder.work / "machine" / json_lines.FACTS, {"fact": "gpu", "value": gpu})
+    text = summary.write(folder.state, folder.work, ())
+    assert f"| 500 | {speedup} |" in text
+    assert "cell is 4.00 times slower than torch's own at its fairest" in text
+
+
 def test_a_result_that_cannot_be_read_costs_the_summary_alone(folder):
     """The archive is still written: the day cannot be had again."""
     (folder.stage("x") / json_lines.TIMINGS).write_text("{")
