@@ -313,6 +313,33 @@ def test_what_is_wrong_moves_hangs_or_crashes_is_unfit(tmp_path):
     assert {(one.implementation, one.backward) for one in found} == {("persistent", False)}
 
 
+def test_what_was_known_to_be_wrong_stays_listed(folder, tmp_path, monkeypatch):
+    """Nothing that the day does not ask about is timed again; what it finds right at the same question is."""
+    monkeypatch.setattr(table, "FOLDER", tmp_path / "measured")
+
+    def known(number: int, reason: str = "streams in float16 at B2: no answer within 4 s") -> refusals.Refusal:
+        return refusals.Refusal("persistent", False, repr(TiledConfig(number)), reason)
+
+    every = [refusals.Refusal("cell", True, "", "3 of 4 were wrong"), *map(known, (1, 2, 3))]
+    every.append(known(4, "tuning at B2: errors: 1"))
+    refusals.write(table.FOLDER / refusals.NAME, every)
+    run(folder)
+    assert list(refusals.read(folder.tables / refusals.NAME)) == every
+    answers(
+        folder.work,
+        answer("streams", TiledConfig(1)),
+        answer(config=TiledConfig(2)),
+        answer(config=TiledConfig(5), worst=7.0),
+        answer(config=TiledConfig(4)),
+        answer("repeat", TiledConfig(4)),
+    )
+    command.Day(folder, (), 0.0).publish()
+    given_back = refusals.read(folder.path / refusals.NAME)
+    assert [one.config for one in given_back] == [repr(TiledConfig(5)), "", repr(TiledConfig(2)), repr(TiledConfig(3))]
+    run(folder)
+    assert len(refusals.read(folder.work / findings.INHERITED)) == len(every)
+
+
 @pytest.mark.parametrize(("right", "whole"), [(2, True), (5, False)])
 def test_a_kernel_that_is_mostly_wrong_is_left_out_whole(tmp_path, right, whole):
     answers(tmp_path, *(answer(config=TiledConfig(n), worst=9.0) for n in range(3)))

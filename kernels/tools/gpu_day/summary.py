@@ -124,7 +124,7 @@ def _failed(rows: Sequence[Mapping[str, str]], work: Path) -> str:
 
 
 def _refused(work: Path) -> str:
-    found = findings.refusals(work)
+    found = findings.listed(work)
     if not found:
         return ""
     lines = [
