@@ -16,8 +16,9 @@ from fake_cluster import LARGE, SMALL, TOLD, FakeCluster, arguments, made_units,
 from bench.__main__ import main
 from bench.analysis.run_summary import summary_table
 from bench.errors import UsageError
-from bench.plan.cases import Case, Filters, Selection, Suite, Sweep, expand
-from bench.records.reader import planned_cases, read_records, read_run
+from bench.plan.cases import Case, Filters, Selection, Suite, Sweep, expand, overridden
+from bench.records.raw_csv import ENERGY, RAW_FILES
+from bench.records.reader import planned_cases, read_environment, read_records, read_run
 from bench.records.schema import Status
 from bench.run import resume
 from bench.run.planning import Described, Plan
@@ -295,6 +296,29 @@ def test_a_sweep_gives_run_folders_that_everything_reads(tmp_path, monkeypatch):
     found = rows(out / "summary.csv")
     assert [row["cases"] for row in found] == ["2 ok 1 unavailable"] * 6
     assert {(row["rounds"], row["disturbed"]) for row in found} == {("1", "0")}
+
+
+def test_a_sweep_keeps_the_energy_of_each_host(tmp_path, monkeypatch):
+    """All raw files come back and are put together; what one host's counter is says nothing of another's."""
+    assert {file.name for file in (*RAW_FILES, ENERGY)} <= set(on_node.KEPT)
+    plan_made(monkeypatch, 2)
+    cluster = FakeCluster([node("one"), node("two")], tmp_path / "made")
+    cluster.power_w = {"one": 10.0, "two": 20.0}
+    out = tmp_path / "out"
+    assert sweep(arguments("--out", str(out)), "", cluster) == 0
+    (path,) = (out / "hosts").glob("*/run-1")
+    assert sorted(row[-1] for row in ENERGY.rows(path)) == ["10.0", "20.0"]
+    facts = read_environment(path)
+    assert {unit["host"]: unit["energy"]["cpu"]["power_w"] for unit in facts["units"]} == cluster.power_w
+    assert "energy" not in facts
+
+
+def test_the_length_of_a_block_reaches_the_nodes():
+    """As the reason why there is no energy advises."""
+    options = vars(arguments("--suite", "smoke", "--block", "0.2"))
+    assert overridden(SUITE, options).block_s == 0.2
+    (unit, *_) = units_of(plan_for(overridden(SUITE, options)), 3600.0)
+    assert unit.suite.block_s == 0.2
 
 
 def test_company_on_a_node_is_reported(tmp_path, monkeypatch, capsys):
