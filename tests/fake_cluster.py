@@ -26,6 +26,7 @@ from bench.sweep.units import SweepUnit
 VARIANTS = ("reference", "onednn", "absent")
 TOLD: dict[str, Any] = {
     "hostname": "made",
+    "machine_id": "made",
     "machine": {
         "architecture": "x86_64",
         "processor": "Some CPU @ 2.20GHz",

@@ -7,6 +7,10 @@ import dataclasses
 import functools
 import json
 import random
+import socket
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import psutil
@@ -24,9 +28,10 @@ from bench.run import resume
 from bench.run.planning import Described, Plan
 from bench.sweep import between_hosts
 from bench.sweep import node as on_node
+from bench.sweep.cluster import SHARED_MACHINE, RayCluster, reach
 from bench.sweep.command import sweep
 from bench.sweep.folder import SweepFolder
-from bench.sweep.hosts import code_digest, gpu_models, kind_of
+from bench.sweep.hosts import code_digest, gpu_models, kind_of, machine_id
 from bench.sweep.pulling import MOST_LOSSES, JobEnd, Pulling, UnitJob
 from bench.sweep.summary import BETWEEN_COLUMNS, SUMMARY_COLUMNS
 from bench.sweep.units import same_cases, units_of
@@ -120,6 +125,50 @@ def test_other_versions_of_what_computes_make_another_kind():
 def test_clock_rates_make_no_other_kind(facts):
     """Nor does anything else that changes while a machine stays the same."""
     assert kind_of(told(**facts)).key == SMALL.key
+
+
+def test_a_second_node_of_a_machine_waits_until_the_first_is_gone(monkeypatch):
+    """It may measure then; nodes of machines that are not known are all different."""
+    cluster = RayCluster("auto", ROOT, (), "cpu", lambda _: "", lambda *_: None)
+    cluster._machines |= {"id-one": "boot", "id-two": "boot", "id-three": "", "id-four": ""}
+    cluster._known |= {"id-one": node("one"), "id-two": None, "id-three": node("three")}
+    assert cluster._beside("id-two").startswith("it is on the machine of one, and two units")
+    assert cluster._beside("id-four") == ""
+    monkeypatch.setenv(SHARED_MACHINE, "1")
+    assert cluster._beside("id-two") == ""
+    monkeypatch.delenv(SHARED_MACHINE)
+    del cluster._known["id-one"]
+    cluster._gone("id-one")
+    assert "id-two" not in cluster._known, "it is not asked again"
+    assert cluster._beside("id-two") == ""
+
+
+def test_a_machine_is_the_same_to_all_its_processes():
+    assert machine_id() == machine_id() == on_host("from bench.sweep.hosts import machine_id; print(machine_id())")
+
+
+def on_host(program: str) -> str:
+    """What a program prints in a process of its own."""
+    return subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout.strip()
+
+
+def test_a_cluster_that_is_not_there_is_one_line_at_once(tmp_path, capsys):
+    """Before Ray is asked, which would try for half a minute."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = f"127.0.0.1:{server.getsockname()[1]}"
+        reach(address)
+    start_s = time.perf_counter()
+    assert main(["sweep", "--cluster", address, "--suite", "smoke", "--out", str(tmp_path / "out")]) == 2
+    assert time.perf_counter() - start_s < 20
+    error = capsys.readouterr().err
+    assert f"no Ray cluster answers at {address}: Connection refused; start one with" in error
+    assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize("address", ["head", "head:port", ":6379", "head:70000", ""])
+def test_what_is_no_address_is_refused(address):
+    with pytest.raises(UsageError, match="is not an address; expected HOST:PORT"):
+        reach(address)
 
 
 def test_a_gpu_is_its_model():
