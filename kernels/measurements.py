@@ -43,6 +43,7 @@ class Timing:
         rounds: how many rounds there were.
         error: largest error of an output or gradient over what its type allows.
         module_s: median time of `kernels.LSTM` as a user calls it, all of the phase; None where it was not measured.
+        module_low_s, module_high_s: its quartiles; None in tables that an earlier release wrote.
     """
 
     config: Mapping[str, Any]
@@ -52,10 +53,20 @@ class Timing:
     rounds: int = 0
     error: float = 0.0
     module_s: float | None = None
+    module_low_s: float | None = None
+    module_high_s: float | None = None
 
     def whole_s(self, around_s: float) -> float:
         """Time of the whole phase: of the module as it is called, or of the recurrence and the products around it."""
         return self.time_s + around_s if self.module_s is None else self.module_s
+
+    def whole_quartiles_s(self, around_s: float) -> tuple[float, float] | None:
+        """Quartiles of `whole_s`, the lower one first; None where they were not kept."""
+        if self.module_s is None:
+            return self.low_s + around_s, self.high_s + around_s
+        if self.module_low_s is None or self.module_high_s is None:
+            return None
+        return self.module_low_s, self.module_high_s
 
 
 @dataclass(frozen=True)

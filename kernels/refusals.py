@@ -54,7 +54,12 @@ def allowed(implementation: str, configs: Sequence[C], *, backward: bool) -> lis
 
 @functools.lru_cache(maxsize=4)
 def load(path: Path) -> tuple[Refusal, ...]:
-    """Read a list, once a process; empty where there is no file.
+    """Read a list as `read` does, once a process."""
+    return read(path)
+
+
+def read(path: Path) -> tuple[Refusal, ...]:
+    """Read a list; empty where there is no file.
 
     Raises:
         ValueError: naming the file, when it is not a list of refusals.

@@ -13,8 +13,9 @@ from run_folders import FACTS, make_run
 from bench.__main__ import parser
 from bench.plan.cases import Case, Selection, Suite
 from bench.records.folder import RunFolder
-from bench.records.raw_csv import ROUNDS
-from bench.records.schema import ROUND_COLUMNS, Status
+from bench.records.raw_csv import ENERGY, ROUNDS
+from bench.records.reader import read_environment
+from bench.records.schema import ENERGY_COLUMNS, ROUND_COLUMNS, Status
 from bench.run.planning import Described
 from bench.sweep import command
 from bench.sweep.hosts import HostKind, kind_of
@@ -25,6 +26,7 @@ from bench.sweep.units import SweepUnit
 VARIANTS = ("reference", "onednn", "absent")
 TOLD: dict[str, Any] = {
     "hostname": "made",
+    "machine_id": "made",
     "machine": {
         "architecture": "x86_64",
         "processor": "Some CPU @ 2.20GHz",
@@ -90,6 +92,7 @@ class FakeCluster:
         self.running: dict[str, tuple[UnitJob, SweepNode, dict[str, Any]]] = {}
         self.cancelled = False
         self.others = 0.0
+        self.power_w: dict[str, float] = {}
         self._number = 0
 
     @contextlib.contextmanager
@@ -143,6 +146,11 @@ class FakeCluster:
         values = {"group": case.group, "wall_s": 1.0, "others_share": self.others, "why": "others" * bool(self.others)}
         row = dict.fromkeys(ROUND_COLUMNS, 0) | values
         RunFolder(path).append_rows(ROUNDS, [[row[name] for name in ROUND_COLUMNS]])
+        if power_w := self.power_w.get(found.name):
+            values = dict.fromkeys(ENERGY_COLUMNS, 1) | request["cases"][0] | {"energy_j": power_w, "threads": threads}
+            RunFolder(path).append_rows(ENERGY, [[values[name] for name in ENERGY_COLUMNS]])
+            facts = read_environment(path) | {"energy": {"cpu": {"source": "made", "power_w": power_w}}}
+            RunFolder(path).write_json("environment.json", facts)
         files = {name: (path / name).read_bytes() for name in KEPT if (path / name).is_file()}
         return {"files": files, "ended": "done", "reason": "", "wall_s": 3.0}
 

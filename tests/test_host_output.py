@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kernels.host.output import printable, write_new
+from kernels.host.output import printable, replacing, write_new, write_whole
 
 ROOT = Path(__file__).parents[1]
 BASH = shutil.which("bash") or ""
@@ -146,3 +146,23 @@ def test_new_files_are_all_there_or_none(tmp_path):
     with pytest.raises(FileNotFoundError):
         write_new({tmp_path / "c": b"3", tmp_path / "no" / "d": b"4"})
     assert not (tmp_path / "c").exists()
+
+
+def test_two_that_write_one_file_do_not_meet(tmp_path):
+    """Each has a file of its own until it is whole; the later one wins, and nothing is left beside it."""
+    path = tmp_path / "table.json"
+    with replacing(path) as first:
+        first.write(b"first")
+        write_whole(path, b"second")
+        assert path.read_bytes() == b"second"
+    assert path.read_bytes() == b"first"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_replacement_that_fails_leaves_the_old_file_alone(tmp_path):
+    path = tmp_path / "table.json"
+    write_whole(path, b"old")
+    with pytest.raises(ValueError, match="closed file"), replacing(path) as file:
+        file.close()
+    assert path.read_bytes() == b"old"
+    assert list(tmp_path.iterdir()) == [path]

@@ -7,6 +7,10 @@ import dataclasses
 import functools
 import json
 import random
+import socket
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import psutil
@@ -16,16 +20,18 @@ from fake_cluster import LARGE, SMALL, TOLD, FakeCluster, arguments, made_units,
 from bench.__main__ import main
 from bench.analysis.run_summary import summary_table
 from bench.errors import UsageError
-from bench.plan.cases import Case, Filters, Selection, Suite, Sweep, expand
-from bench.records.reader import planned_cases, read_records, read_run
+from bench.plan.cases import Case, Filters, Selection, Suite, Sweep, expand, overridden
+from bench.records.raw_csv import ENERGY, RAW_FILES
+from bench.records.reader import planned_cases, read_environment, read_records, read_run
 from bench.records.schema import Status
 from bench.run import resume
 from bench.run.planning import Described, Plan
 from bench.sweep import between_hosts
 from bench.sweep import node as on_node
+from bench.sweep.cluster import SHARED_MACHINE, RayCluster, reach
 from bench.sweep.command import sweep
 from bench.sweep.folder import SweepFolder
-from bench.sweep.hosts import code_digest, gpu_models, kind_of
+from bench.sweep.hosts import code_digest, gpu_models, kind_of, machine_id
 from bench.sweep.pulling import MOST_LOSSES, JobEnd, Pulling, UnitJob
 from bench.sweep.summary import BETWEEN_COLUMNS, SUMMARY_COLUMNS
 from bench.sweep.units import same_cases, units_of
@@ -119,6 +125,50 @@ def test_other_versions_of_what_computes_make_another_kind():
 def test_clock_rates_make_no_other_kind(facts):
     """Nor does anything else that changes while a machine stays the same."""
     assert kind_of(told(**facts)).key == SMALL.key
+
+
+def test_a_second_node_of_a_machine_waits_until_the_first_is_gone(monkeypatch):
+    """It may measure then; nodes of machines that are not known are all different."""
+    cluster = RayCluster("auto", ROOT, (), "cpu", lambda _: "", lambda *_: None)
+    cluster._machines |= {"id-one": "boot", "id-two": "boot", "id-three": "", "id-four": ""}
+    cluster._known |= {"id-one": node("one"), "id-two": None, "id-three": node("three")}
+    assert cluster._beside("id-two").startswith("it is on the machine of one, and two units")
+    assert cluster._beside("id-four") == ""
+    monkeypatch.setenv(SHARED_MACHINE, "1")
+    assert cluster._beside("id-two") == ""
+    monkeypatch.delenv(SHARED_MACHINE)
+    del cluster._known["id-one"]
+    cluster._gone("id-one")
+    assert "id-two" not in cluster._known, "it is not asked again"
+    assert cluster._beside("id-two") == ""
+
+
+def test_a_machine_is_the_same_to_all_its_processes():
+    assert machine_id() == machine_id() == on_host("from bench.sweep.hosts import machine_id; print(machine_id())")
+
+
+def on_host(program: str) -> str:
+    """What a program prints in a process of its own."""
+    return subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout.strip()
+
+
+def test_a_cluster_that_is_not_there_is_one_line_at_once(tmp_path, capsys):
+    """Before Ray is asked, which would try for half a minute."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = f"127.0.0.1:{server.getsockname()[1]}"
+        reach(address)
+    start_s = time.perf_counter()
+    assert main(["sweep", "--cluster", address, "--suite", "smoke", "--out", str(tmp_path / "out")]) == 2
+    assert time.perf_counter() - start_s < 20
+    error = capsys.readouterr().err
+    assert f"no Ray cluster answers at {address}: Connection refused; start one with" in error
+    assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize("address", ["head", "head:port", ":6379", "head:70000", ""])
+def test_what_is_no_address_is_refused(address):
+    with pytest.raises(UsageError, match="is not an address; expected HOST:PORT"):
+        reach(address)
 
 
 def test_a_gpu_is_its_model():
@@ -295,6 +345,29 @@ def test_a_sweep_gives_run_folders_that_everything_reads(tmp_path, monkeypatch):
     found = rows(out / "summary.csv")
     assert [row["cases"] for row in found] == ["2 ok 1 unavailable"] * 6
     assert {(row["rounds"], row["disturbed"]) for row in found} == {("1", "0")}
+
+
+def test_a_sweep_keeps_the_energy_of_each_host(tmp_path, monkeypatch):
+    """All raw files come back and are put together; what one host's counter is says nothing of another's."""
+    assert {file.name for file in (*RAW_FILES, ENERGY)} <= set(on_node.KEPT)
+    plan_made(monkeypatch, 2)
+    cluster = FakeCluster([node("one"), node("two")], tmp_path / "made")
+    cluster.power_w = {"one": 10.0, "two": 20.0}
+    out = tmp_path / "out"
+    assert sweep(arguments("--out", str(out)), "", cluster) == 0
+    (path,) = (out / "hosts").glob("*/run-1")
+    assert sorted(row[-1] for row in ENERGY.rows(path)) == ["10.0", "20.0"]
+    facts = read_environment(path)
+    assert {unit["host"]: unit["energy"]["cpu"]["power_w"] for unit in facts["units"]} == cluster.power_w
+    assert "energy" not in facts
+
+
+def test_the_length_of_a_block_reaches_the_nodes():
+    """As the reason why there is no energy advises."""
+    options = vars(arguments("--suite", "smoke", "--block", "0.2"))
+    assert overridden(SUITE, options).block_s == 0.2
+    (unit, *_) = units_of(plan_for(overridden(SUITE, options)), 3600.0)
+    assert unit.suite.block_s == 0.2
 
 
 def test_company_on_a_node_is_reported(tmp_path, monkeypatch, capsys):

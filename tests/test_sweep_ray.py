@@ -1,6 +1,7 @@
 """`python -m bench sweep` on a Ray cluster of two nodes on this machine, one of which is killed while it measures.
 
 Both nodes share the cores here, so their figures are worth nothing: what counts is that no row is lost and none twice.
+A sweep leaves out the second node of a machine; `BENCH_SWEEP_SHARED_MACHINE=1` lets it measure, for tests alone.
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -19,6 +21,7 @@ import pytest
 from bench.__main__ import main
 from bench.records.reader import planned_cases, read_run
 from bench.records.schema import Status
+from bench.sweep.cluster import SHARED_MACHINE
 
 ROOT = Path(__file__).parent.parent
 SUITE = """
@@ -73,8 +76,9 @@ def test_a_node_that_is_killed_costs_nothing(cluster, tmp_path):
     words = ["sweep", "--cluster", cluster.address, "--suite", str(suite), "--threads", "1", "--out", str(out)]
     with log.open("w") as file:
         driver = subprocess.Popen(
-            [sys.executable, "-m", "bench", *words], cwd=ROOT, stdout=file, stderr=subprocess.STDOUT, text=True
-        )
+            [sys.executable, "-m", "bench", *words], cwd=ROOT, stdout=file, stderr=subprocess.STDOUT, text=True,
+            env=os.environ | {SHARED_MACHINE: "1"},
+        )  # fmt: skip
     end_s = time.monotonic() + 300
     while len(measuring()) < 2 and driver.poll() is None and time.monotonic() < end_s:
         time.sleep(0.1)
@@ -108,3 +112,15 @@ def test_a_node_without_a_slot_measures_nothing(cluster, tmp_path, capsys):
     assert main(["sweep", "--cluster", cluster.address, "--suite", "smoke", "--out", str(tmp_path / "out")]) == 2
     assert """no node of the cluster may measure; start each with ray start --resources""" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def test_two_nodes_of_one_machine_are_one_host(cluster, tmp_path, capsys):
+    """They would disturb each other, and are no two hosts for --repeat."""
+    for name in ("one", "two"):
+        cluster.add_node(num_cpus=1, resources={"bench_slot": 1}, node_name=name, object_store_memory=STORE_BYTES)
+    words = ["sweep", "--cluster", cluster.address, "--suite", "smoke", "--out", str(tmp_path / "out")]
+    assert main([*words, "--dry-run"]) == 0
+    text = " ".join(capsys.readouterr().out.split())
+    assert re.search(r"node (one|two) is left out: it is on the machine of (one|two), and two units at a time", text)
+    assert main([*words, "--repeat", "2"]) == 2
+    assert "--repeat 2 needs as many hosts of each kind" in capsys.readouterr().err

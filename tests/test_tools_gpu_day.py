@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -135,6 +136,46 @@ def test_archive_is_whole_and_files_are_few_at_every_moment(folder, monkeypatch)
     command.Day(folder, (), 0.0).close()
     assert len(list(folder.path.iterdir())) <= day_folder.MOST_FILES
     assert not folder.work.exists()
+
+
+def test_an_old_copy_of_a_table_makes_room_for_a_newer_one(folder):
+    """Only the three newest tables lie beside the archive, whatever lay there before."""
+    paths = [folder.tables / f"gpu-{number}.json" for number in range(4)]
+    for number, path in enumerate(paths):
+        table.write(path, table.MeasuredTable(path.stem))
+        os.utime(path, (number, number))
+    folder.pack()
+    os.utime(paths[0], (9, 9))
+    folder.pack()
+    assert {path.name for path in folder.path.glob("gpu-*.json")} == {f"gpu-{number}.json" for number in (0, 2, 3)}
+    assert (folder.path / day_folder.STATE).exists()
+
+
+def test_what_cannot_be_read_stays_where_it_is(folder, monkeypatch):
+    """The archive lacks it, so it is named and the work folder is kept; what a stage removed is no loss."""
+    read = Path.read_bytes
+    errors = {"bad": PermissionError("no"), "gone": FileNotFoundError("gone")}
+
+    def read_bytes(path: Path) -> bytes:
+        if path.name in errors:
+            raise errors[path.name]
+        return read(path)
+
+    for name in ("bad", "gone", "good"):
+        (folder.work / name).write_text(name)
+    monkeypatch.setattr(Path, "read_bytes", read_bytes)
+    folder.pack()
+    folder.clear()
+    assert folder.state["not_packed"] == ["bad"]
+    assert (folder.work / "bad").exists()
+    assert "too large or unreadable: bad in" in summary.write(folder.state, folder.work, ())
+
+
+def test_what_a_killed_day_had_half_written_goes(folder):
+    """It would count among the few files of the out folder."""
+    (folder.path / ".results.tar.gz.0123.new").write_text("half")
+    DayFolder.resumed(folder.path, rehearsal=True)
+    assert not list(folder.path.glob(".*"))
 
 
 def test_a_day_that_was_killed_continues(tmp_path):
@@ -272,6 +313,33 @@ def test_what_is_wrong_moves_hangs_or_crashes_is_unfit(tmp_path):
     assert {(one.implementation, one.backward) for one in found} == {("persistent", False)}
 
 
+def test_what_was_known_to_be_wrong_stays_listed(folder, tmp_path, monkeypatch):
+    """Nothing that the day does not ask about is timed again; what it finds right at the same question is."""
+    monkeypatch.setattr(table, "FOLDER", tmp_path / "measured")
+
+    def known(number: int, reason: str = "streams in float16 at B2: no answer within 4 s") -> refusals.Refusal:
+        return refusals.Refusal("persistent", False, repr(TiledConfig(number)), reason)
+
+    every = [refusals.Refusal("cell", True, "", "3 of 4 were wrong"), *map(known, (1, 2, 3))]
+    every.append(known(4, "tuning at B2: errors: 1"))
+    refusals.write(table.FOLDER / refusals.NAME, every)
+    run(folder)
+    assert list(refusals.read(folder.tables / refusals.NAME)) == every
+    answers(
+        folder.work,
+        answer("streams", TiledConfig(1)),
+        answer(config=TiledConfig(2)),
+        answer(config=TiledConfig(5), worst=7.0),
+        answer(config=TiledConfig(4)),
+        answer("repeat", TiledConfig(4)),
+    )
+    command.Day(folder, (), 0.0).publish()
+    given_back = refusals.read(folder.path / refusals.NAME)
+    assert [one.config for one in given_back] == [repr(TiledConfig(5)), "", repr(TiledConfig(2)), repr(TiledConfig(3))]
+    run(folder)
+    assert len(refusals.read(folder.work / findings.INHERITED)) == len(every)
+
+
 @pytest.mark.parametrize(("right", "whole"), [(2, True), (5, False)])
 def test_a_kernel_that_is_mostly_wrong_is_left_out_whole(tmp_path, right, whole):
     answers(tmp_path, *(answer(config=TiledConfig(n), worst=9.0) for n in range(3)))
@@ -358,6 +426,26 @@ def test_the_summary_says_what_was_found(folder):
         "times what kernels/estimate.py predicts",
     ):
         assert expected in text, f"{expected!r} is not in:\n{text}"
+
+
+@pytest.mark.parametrize(
+    ("quartiles", "speedup"),
+    [({}, "0.25"), ({"module_low_s": 1.6e-3, "module_high_s": 2.5e-3}, "0.25 [0.2, 0.312]")],
+    ids=["earlier table", "own quartiles"],
+)
+def test_the_speedup_is_of_whole_calls_over_torch_at_its_fairest(folder, quartiles, speedup):
+    """Torch's own on padded sizes counts, and of ours the module; quartiles of the recurrence are not its own."""
+    timing = table.Timing({"tile": 2}, 1e-3, 0.9e-3, 1.1e-3, 15, module_s=2e-3, **quartiles)
+    entry = table.MeasuredShape(
+        "inference", "float16", 15, 1000, 512, 1, {"cell": timing}, around_s=1e-4, vendor_s=3e-3, vendor_float16_s=2e-3,
+        vendor_padded_s=0.5e-3,
+    )  # fmt: skip
+    table.write(folder.tables / "nvidia-h200.json", table.MeasuredTable("NVIDIA H200", (entry,)))
+    gpu = {"name": "NVIDIA H200", "capability": 90, "multiprocessors": 132}
+    json_lines.append(folder.work / "machine" / json_lines.FACTS, {"fact": "gpu", "value": gpu})
+    text = summary.write(folder.state, folder.work, ())
+    assert f"| 500 | {speedup} |" in text
+    assert "cell is 4.00 times slower than torch's own at its fairest" in text
 
 
 def test_a_result_that_cannot_be_read_costs_the_summary_alone(folder):

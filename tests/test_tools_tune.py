@@ -158,6 +158,7 @@ def test_what_is_timed_runs(monkeypatch, phase, directions):
     entry = measure(asked, HostClock())
     assert (entry.key, entry.kernels["cell"].config) == ((phase, "float32", 3, 4, 8, directions), {"tile": 1})
     assert entry.vendor_s == entry.vendor_padded_s == entry.around_s == entry.kernels["cell"].module_s == 1.0
+    assert entry.kernels["cell"].whole_quartiles_s(0.0) == (1.0, 1.0)
 
 
 @pytest.mark.usefixtures("precision")

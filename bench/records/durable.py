@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from bench.errors import UsageError
+from kernels.host.output import replacing
 
 if sys.platform != "win32":
     import fcntl
@@ -49,17 +50,8 @@ def replace(path: Path, data: bytes) -> None:
     Raises:
         OSError: naming the file, when it cannot be written; it is unchanged.
     """
-    # Two processes that derive the same file must not write into each other's.
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.new")
-    try:
-        with _named(path):
-            with temporary.open("wb", buffering=0) as file:
-                _write(file.fileno(), data)
-                os.fsync(file.fileno())
-            temporary.replace(path)
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
+    with _named(path), replacing(path) as file:
+        file.write(data)
     sync_folder(path.parent)
 
 

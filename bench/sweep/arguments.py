@@ -38,6 +38,7 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
         metavar="SECONDS",
         help="seconds of timed rounds for the suite on one kind of host, shared out among its groups",
     )
+    add("--block", type=seconds, metavar="SECONDS", help="as in run (default: 0.02)")
     add("--omp-wait", choices=("default", "active", "passive"), help="as in run (default: default)")
     add(
         "--repeat",

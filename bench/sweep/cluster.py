@@ -11,6 +11,7 @@ import contextlib
 import importlib.util
 import os
 import signal
+import socket
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -21,9 +22,13 @@ from bench.errors import UsageError
 from bench.sweep.hosts import kind_of
 from bench.sweep.pulling import JobEnd, SweepNode, UnitJob
 
-LOCAL, SLOT = "local", "bench_slot"
+LOCAL, AUTO, SLOT = "local", "auto", "bench_slot"
 #: Seconds that nodes may take to say what they are, before a sweep begins without those that did not.
 DESCRIBE_LIMIT_S = 120.0
+#: Seconds that the head of a cluster may take to accept a connection; Ray itself waits half a minute, and logs.
+CONNECT_LIMIT_S = 3.0
+#: Variable with which tests let several nodes of one machine measure, at the price of figures that mean nothing.
+SHARED_MACHINE = "BENCH_SWEEP_SHARED_MACHINE"
 #: Memory of a node's object store, bytes: results pass through it, a few megabytes each.
 STORE_BYTES = 200_000_000
 #: Ray's words for the niceness of its tasks, 15 unless set when a node is started.
@@ -50,6 +55,8 @@ class RayCluster:
     admit: Callable[[dict[str, Any]], str]
     say: Callable[[str, str], None]
     _known: dict[str, SweepNode | None] = field(default_factory=dict, init=False)
+    #: Machine of each node that has said what it is, by the node's id.
+    _machines: dict[str, str] = field(default_factory=dict, init=False)
     _asked: dict[str, Any] = field(default_factory=dict, init=False)
     _running: dict[Any, tuple[UnitJob, SweepNode]] = field(default_factory=dict, init=False)
 
@@ -60,6 +67,7 @@ class RayCluster:
         Raises:
             UsageError: ray is not installed, there is no cluster at the address, or none of its nodes may measure.
         """
+        reach(self.address)
         if importlib.util.find_spec("ray") is None:
             msg = "the package ray is missing, which reaches the nodes; pip install ray"
             raise UsageError(msg)
@@ -100,6 +108,7 @@ class RayCluster:
         alive = self._alive()
         for node_id in [known for known in self._known if known not in alive]:
             del self._known[node_id]
+            self._gone(node_id)
         for node_id, values in alive.items():
             if node_id not in self._known and node_id not in self._asked:
                 self._ask(node_id, values)
@@ -137,6 +146,7 @@ class RayCluster:
             except ray.exceptions.RayError as error:
                 found.append(JobEnd(job, node, None, _first_sentence(error)))
                 self._known.pop(node.node_id, None)
+                self._gone(node.node_id)
         return found
 
     def cancel(self) -> None:
@@ -207,7 +217,8 @@ class RayCluster:
                 last = str(error).strip().splitlines()[-1]
                 self._leave_out(node_id, values, f"it cannot run the checkout in {self.checkout}: {last}")
                 continue
-            if reason := self.admit(told):
+            self._machines[node_id] = str(told.get("machine_id", ""))
+            if reason := self.admit(told) or self._beside(node_id):
                 self._leave_out(node_id, values, reason)
                 continue
             name = self._name(node_id, values, alive)
@@ -218,6 +229,23 @@ class RayCluster:
                     "yellow",
                 )
             self._known[node_id] = SweepNode(name, node_id, told["hostname"], kind_of(told))
+
+    def _beside(self, node_id: str) -> str:
+        """Why a node may not measure for another one on its machine, which measures already; empty if it may."""
+        machine = self._machines[node_id]
+        if not machine or os.environ.get(SHARED_MACHINE):
+            return ""
+        for other, node in self._known.items():
+            if node is not None and other != node_id and self._machines[other] == machine:
+                return f"it is on the machine of {node.name}, and two units at a time would disturb each other"
+        return ""
+
+    def _gone(self, node_id: str) -> None:
+        """Let nodes that were left out for one that is gone be asked again."""
+        machine = self._machines.pop(node_id, "")
+        for other in [other for other, found in self._machines.items() if machine and found == machine]:
+            if self._known.get(other, other) is None:
+                del self._known[other]
 
     def _leave_out(self, node_id: str, values: dict[str, Any], reason: str) -> None:
         self._known[node_id] = None
@@ -242,6 +270,31 @@ class RayCluster:
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy  # noqa: PLC0415
 
         return task.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node_id, soft=False))
+
+
+def reach(address: str) -> None:
+    """Find out that something answers at an address, before Ray tries for half a minute.
+
+    Args:
+        address: of a cluster; only `HOST:PORT` is looked at.
+
+    Raises:
+        UsageError: nothing does, or it is not an address.
+    """
+    if address in {LOCAL, AUTO} or "://" in address:
+        return
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdecimal() or int(port) >= 1 << 16:
+        msg = f"--cluster {address} is not an address; expected HOST:PORT, such as head:6379, {AUTO} or {LOCAL}"
+        raise UsageError(msg)
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), CONNECT_LIMIT_S).close()
+    except OSError as error:
+        msg = (
+            f"no Ray cluster answers at {address}: {error.strerror or error}; start one with ray start --head, or use "
+            f"{LOCAL}"
+        )
+        raise UsageError(msg) from error
 
 
 def _of_checkout(function: str) -> Callable[[str, Any], Any]:

@@ -6,6 +6,7 @@ the packages that compute. Clock rates do not count: they change from minute to 
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -32,6 +33,8 @@ COMPUTES = (
     "cpu_quota",
     "gpu",
 )
+#: Of a running system, and of an installed one, which copies of a disk image share.
+MACHINE_IDS = (Path("/proc/sys/kernel/random/boot_id"), Path("/etc/machine-id"))
 #: The code that measures and is measured.
 _CODE = ("bench", "seq2seq", "kernels")
 _SUFFIXES = frozenset({".py", ".toml", ".cpp", ".c", ".h"})
@@ -96,6 +99,7 @@ def describe(plugins: Sequence[str]) -> dict[str, Any]:
     """
     return {
         "hostname": platform.node(),
+        "machine_id": machine_id(),
         "machine": environment.machine(),
         "software": environment.software(),
         "usable_cores": usable_cores(),
@@ -104,6 +108,15 @@ def describe(plugins: Sequence[str]) -> dict[str, Any]:
         "plugins": list(plugin_digests(path for path in map(Path, plugins) if path.is_file()).values()),
         "niceness": os.getpriority(os.PRIO_PROCESS, 0),
     }
+
+
+def machine_id() -> str:
+    """Text that no other machine has, the same in every container of one; empty where the system has none."""
+    for path in MACHINE_IDS:
+        with contextlib.suppress(OSError):
+            if found := path.read_text(encoding="ascii").strip():
+                return found
+    return ""
 
 
 def code_digest(root: Path) -> str:

@@ -17,7 +17,7 @@ from bench.analysis.roofline import Ceilings
 from bench.plan.cases import Suite
 from bench.records import durable
 from bench.records.folder import RunFolder
-from bench.records.raw_csv import RAW_FILES
+from bench.records.raw_csv import ENERGY, RAW_FILES
 from bench.records.reader import read_environment
 from bench.sweep.folder import StoredUnit
 from bench.sweep.hosts import HostKind
@@ -65,7 +65,7 @@ class MergedRun:
             last: whether no other follows at once, so that tables are made.
         """
         folder, new = RunFolder(self.path), stored[-1].path
-        for file in RAW_FILES:
+        for file in (*RAW_FILES, ENERGY):
             if rows := list(file.rows(new)):
                 folder.append_rows(file, rows)
         if last:
@@ -79,7 +79,8 @@ class MergedRun:
         found = [(unit, read_environment(unit.path)) for unit in stored]
         known = [facts for _, facts in found if facts]
         merged: dict[str, Any] = dict(known[0]) if known else self._bare()
-        merged.pop("load", None)
+        for of_one_host in ("load", "energy"):
+            merged.pop(of_one_host, None)
         ceilings: dict[str, Ceilings] = {}
         needs: dict[str, Any] = {}
         own_time_s: dict[str, float] = {}
@@ -107,7 +108,8 @@ class MergedRun:
         }
         merged["units"] = [
             {"unit": unit.unit, "host": unit.host, "hostname": unit.hostname, "ended": unit.ended,
-             "wall_s": unit.wall_s, "seed": facts.get("run", {}).get("seed"), "load": facts.get("load")}
+             "wall_s": unit.wall_s, "seed": facts.get("run", {}).get("seed"), "load": facts.get("load"),
+             "energy": facts.get("energy")}
             for unit, facts in found
         ]  # fmt: skip
         merged["host_differences"] = host_differences(found)

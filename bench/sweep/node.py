@@ -21,6 +21,7 @@ KEPT = (
     "records.jsonl",
     "samples.csv.gz",
     "rounds.csv.gz",
+    "energy.csv.gz",
     "environment.json",
     "plan.json",
     "workers.log",

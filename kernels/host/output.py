@@ -8,11 +8,12 @@ from __future__ import annotations
 import contextlib
 import io
 import os
+import secrets
 import signal
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, BinaryIO, NoReturn
 
 EXIT_NOT_OK, EXIT_INTERRUPTED, EXIT_TERMINATED = 1, 130, 143
 
@@ -111,15 +112,33 @@ def write_new(files: Mapping[Path, bytes]) -> None:
         raise
 
 
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[BinaryIO]:
+    """Open a new file that takes the place of another in one step, once it is written and on the disk.
+
+    A process that is killed leaves the old file or the new one. Of two that write the same file, the later one wins.
+
+    Raises:
+        OSError: when it cannot be written; the old file is unchanged, and nothing is left beside it.
+    """
+    # Threads and machines that share a folder write to files of their own.
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.new")
+    try:
+        with temporary.open("xb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+
+
 def write_whole(path: Path, data: bytes) -> None:
-    """Replace a file as a whole: a process that is killed leaves the old one or the new one."""
+    """Replace a file as a whole, in a folder that is made where it is missing; otherwise as `replacing`."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.new")
-    with temporary.open("wb") as file:
+    with replacing(path) as file:
         file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
 
 
 class _Patient(io.FileIO):

@@ -90,7 +90,8 @@ def _with_modules(job: Job, entry: MeasuredShape, clock: Clock) -> MeasuredShape
         times = interleave(calls, clock, rounds=job.rounds, seed=job.seed)
     for name, values in times.items():
         if len(values) == job.rounds:
-            kernels[name] = dataclasses.replace(kernels[name], module_s=quartiles(values)[1])
+            low, middle, high = quartiles(values)
+            kernels[name] = dataclasses.replace(kernels[name], module_s=middle, module_low_s=low, module_high_s=high)
     return dataclasses.replace(entry, kernels=kernels)
 
 

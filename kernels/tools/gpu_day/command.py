@@ -21,7 +21,7 @@ from ...host.numbers import seconds
 from ...host.output import write_whole
 from ...host.usage import Parser
 from . import findings, summary
-from .day_folder import RUNNING, SUMMARY, DayError, DayFolder
+from .day_folder import RUNNING, SUMMARY, DayFolder
 from .stage_process import CRASH, ERROR, HANG, MARK, OK, PARTIAL, WRONG, StageEnd, kill_left, run_stage
 from .stages import DAY, PART_S, REHEARSAL, DayStage
 
@@ -65,8 +65,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
               file=sys.stderr)  # fmt: skip
         return 2
     try:
+        refusals.read(table.FOLDER / refusals.NAME)
         folder = (DayFolder.resumed if options.resume else DayFolder.new)(options.out, rehearsal=options.rehearse)
-    except DayError as error:
+    except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     for name in options.again:
@@ -145,7 +146,7 @@ class Day:
         A file of a stage that cannot be read costs the summary, not the day, which cannot be had again.
         """
         try:
-            refusals.write(self.folder.tables / refusals.NAME, findings.refusals(self.folder.work))
+            refusals.write(self.folder.tables / refusals.NAME, findings.listed(self.folder.work))
             text = summary.write(self.folder.state, self.folder.work, self.stages)
         except (ArithmeticError, LookupError, OSError, TypeError, ValueError, ImportError) as error:
             reason = f"a result cannot be read: {type(error).__name__}: {error}"
@@ -155,7 +156,7 @@ class Day:
         write_whole(self.folder.path / SUMMARY, text.encode())
 
     def _continue(self) -> None:
-        """Take over what an earlier process left, and the tables that the checkout has."""
+        """Take over what an earlier process left, and the tables and refusals that the checkout has."""
         for name, found in self.folder.state["stages"].items():
             if found.get("status") == RUNNING and "pid" in found:
                 print(f"{name} was interrupted and runs again", flush=True)
@@ -163,6 +164,10 @@ class Day:
         for path in table.FOLDER.glob("*.json"):
             if not (self.folder.tables / path.name).exists():
                 shutil.copyfile(path, self.folder.tables / path.name)
+        # Results may be unreadable here, so what was found right since goes only with the next `publish`.
+        for path in (self.folder.work / findings.INHERITED, self.folder.tables / refusals.NAME):
+            known = [*refusals.read(path), *refusals.read(table.FOLDER / refusals.NAME)]
+            refusals.write(path, dict.fromkeys(known))
 
     def _stage(self, stage: DayStage) -> None:
         left_s = self.deadline_s - time.monotonic()

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import io
 import json
-import os
 import secrets
 import shutil
 import tarfile
@@ -19,7 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
-from ...host.output import write_whole
+from ...host.output import replacing, write_whole
 from ...refusals import NAME as REFUSED
 
 STATE, SUMMARY, ARCHIVE = "state.json", "summary.md", "results.tar.gz"
@@ -92,6 +91,8 @@ class DayFolder:
             msg = f"{path} is a {kind}; {instead} --rehearse to continue it"
             raise DayError(msg)
         found = cls(path, work, state)
+        for unfinished in path.glob(".*.new"):
+            unfinished.unlink()
         # The file named after the token tells this machine's folder from one of the same name on another.
         if not (work / state["token"]).exists():
             found.work = Path(tempfile.mkdtemp(prefix="gpu-day-"))
@@ -126,21 +127,24 @@ class DayFolder:
 
     def pack(self) -> None:
         """Write the archive anew, and copies of the tables and the list of what was found wrong beside it."""
-        large = []
-        temporary = self.path / f".{ARCHIVE}.new"
-        with temporary.open("wb") as file:
-            with tarfile.open(fileobj=file, mode="w:gz", compresslevel=COMPRESSION) as archive:
-                for path in sorted(self.work.rglob("*")):
-                    name = str(path.relative_to(self.work))
-                    if not path.is_symlink() and path.is_file() and not _add(archive, path, name):
-                        large.append(name)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(self.path / ARCHIVE)
-        self.state["not_packed"] = large
+        left: list[str] = []
+        with (
+            replacing(self.path / ARCHIVE) as file,
+            tarfile.open(fileobj=file, mode="w:gz", compresslevel=COMPRESSION) as archive,
+        ):
+            for path in sorted(self.work.rglob("*")):
+                name = str(path.relative_to(self.work))
+                if not path.is_symlink() and path.is_file() and not _add(archive, path, name):
+                    left.append(name)
+        self.state["not_packed"] = left
         tables = [path for path in sorted(self.tables.glob("*.json"), key=_changed) if path.name != REFUSED]
         # State, summary, archive, refused.json and a file that is being written leave room for these.
-        for source in [*tables[5 - MOST_FILES :], self.tables / REFUSED]:
+        copied = [*tables[5 - MOST_FILES :], self.tables / REFUSED]
+        kept = {STATE, *(source.name for source in copied)}
+        for old in self.path.glob("*.json"):
+            if old.name not in kept:
+                old.unlink()
+        for source in copied:
             if source.exists():
                 write_whole(self.path / source.name, source.read_bytes())
         self.packed_s = time.monotonic()
@@ -152,7 +156,7 @@ class DayFolder:
 
 
 def _add(archive: tarfile.TarFile, path: Path, name: str) -> bool:
-    """Add a file as it is now, and return whether it was small enough.
+    """Add a file as it is now, and return whether the archive lacks nothing: False for one too large or unreadable.
 
     A stage may be writing or removing it, and what the archive says of its size must hold.
     """
@@ -160,8 +164,10 @@ def _add(archive: tarfile.TarFile, path: Path, name: str) -> bool:
         if path.stat().st_size > LARGEST_BYTES:
             return False
         data = path.read_bytes()
-    except OSError:
+    except FileNotFoundError:
         return True
+    except OSError:
+        return False
     info = tarfile.TarInfo(name)
     info.size, info.mtime = len(data), int(time.time())
     archive.addfile(info, io.BytesIO(data))

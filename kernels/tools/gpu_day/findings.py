@@ -12,8 +12,11 @@ from typing import Any
 from ... import measurements as table
 from ...refusals import NAME as REFUSED
 from ...refusals import Refusal
+from ...refusals import read as read_refusals
 from . import json_lines
 
+#: The list that the checkout had when the day began.
+INHERITED = "inherited.json"
 #: Questions whose wrong answer makes a configuration unfit for use. A CUDA graph of a whole module may fail for reasons
 #: that are not the configuration's.
 UNFIT = frozenset({"parity", "repeat", "streams", "threads"})
@@ -67,6 +70,25 @@ def refusals(work: Path) -> list[Refusal]:
                     found.setdefault(key, f"tuning at {entry.shape}: {match[3]}")
     unfit = [Refusal(*key, reason) for key, reason in found.items()]
     return [*_whole(judged, unfit), *unfit]
+
+
+def listed(work: Path) -> list[Refusal]:
+    """Configurations that must not run: what the day found, and what was known before and was not found right since."""
+    found = {_key(one): one for one in refusals(work)}
+    kinds: dict[tuple[str, bool, str], set[str]] = defaultdict(set)
+    for row in rows(work):
+        if row["status"] == "ok":
+            kinds[row["implementation"], row["phase"] == "backward", row["config"]].add(row["kind"])
+    for one in read_refusals(work / INHERITED):
+        # A right result says nothing of a race: the question that found the fault has to be answered.
+        asked = {one.reason.partition(" ")[0]} & UNFIT or {"parity", "repeat"}
+        if not asked <= kinds[_key(one)]:
+            found.setdefault(_key(one), one)
+    return list(found.values())
+
+
+def _key(one: Refusal) -> tuple[str, bool, str]:
+    return one.implementation, one.backward, one.config
 
 
 def _unfit(row: Mapping[str, str]) -> bool:

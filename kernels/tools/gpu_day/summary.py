@@ -86,8 +86,9 @@ def _stages(state: Mapping[str, Any], stages: Sequence[DayStage]) -> str:
         took = f"{found['took_s']:.0f}" if "took_s" in found else ""
         lines.append([stage.name, stage.asks, found.get("status", "not begun"), took, _short(found.get("reason", ""))])
     text = _table(["stage", "question", "status", "s", "first line of what was wrong"], lines)
-    large = state.get("not_packed") or []
-    note = f"\n\nToo large for the archive, left in {state['work']}: {', '.join(large)}." if large else ""
+    outside = state.get("not_packed") or []
+    note = f"\n\nNot in the archive, since too large or unreadable: {', '.join(outside)} in {state['work']}."
+    note = note if outside else ""
     return f"## Stages\n\n{text}{note}"
 
 
@@ -123,7 +124,7 @@ def _failed(rows: Sequence[Mapping[str, str]], work: Path) -> str:
 
 
 def _refused(work: Path) -> str:
-    found = findings.refusals(work)
+    found = findings.listed(work)
     if not found:
         return ""
     lines = [
@@ -156,8 +157,14 @@ def _best(entry: table.MeasuredShape) -> str | None:
 
 
 def _fairest_s(entry: table.MeasuredShape) -> float | None:
-    times = [value for value in (entry.vendor_s, entry.vendor_float16_s) if value is not None]
-    return min(times, default=None)
+    times = (*entry.vendors_s, entry.vendor_float16_s)
+    return min((value for value in times if value is not None), default=None)
+
+
+def _speedup(fair_s: float, entry: table.MeasuredShape, time: table.Timing) -> str:
+    """Torch's own time over the whole of ours, with quartiles where there are any."""
+    speedup, quartiles = fair_s / time.whole_s(entry.around_s), time.whole_quartiles_s(entry.around_s)
+    return f"{speedup:.3g}" if quartiles is None else _interval(speedup, fair_s / quartiles[1], fair_s / quartiles[0])
 
 
 def _times(entries: Sequence[tuple[str, table.MeasuredShape]], gpu: Mapping[str, Any]) -> str:
@@ -170,8 +177,7 @@ def _times(entries: Sequence[tuple[str, table.MeasuredShape]], gpu: Mapping[str,
             continue
         time = entry.kernels[name]
         step = 1e6 / entry.steps
-        ours = [value + entry.around_s for value in (time.time_s, time.high_s, time.low_s)]
-        ratio = "" if fair is None else _interval(*(fair / value for value in ours))
+        ratio = "" if fair is None else _speedup(fair, entry, time)
         config = ", ".join(f"{key} {value}" for key, value in time.config.items())
         lines.append([
             file, entry.shape, entry.phase, f"{name} ({config})",
@@ -182,9 +188,10 @@ def _times(entries: Sequence[tuple[str, table.MeasuredShape]], gpu: Mapping[str,
         return ""
     head = ["file", "shape", "phase", "fastest of ours", "us a step", "predicted", "torch's own, us", "speedup over it"]
     note = (
-        "Times of ours without the products over all steps, with quartiles; the speedup counts them: torch's own at "
-        "its fairest (the faster of the same type and float16 with a padded batch) over ours, by quartiles of ours. "
-        "Predictions are those of kernels/estimate.py"
+        "Times of ours without the products over all steps, with quartiles. The speedup is of whole calls: torch's own "
+        "at its fairest (the fastest of the same type, the same on padded sizes, and float16 with a padded batch) over "
+        "kernels.LSTM as a user calls it, by quartiles of ours; where that call was not timed, over the recurrence and "
+        "its products. Predictions are those of kernels/estimate.py"
     )
     note += "." if gpu else " for an H200; measured times are the interpreter's, so they say nothing about a GPU."
     more = f"\n\nAnd {len(entries) - SHOWN_TIMES} more in the tables." if len(entries) > SHOWN_TIMES else ""
@@ -265,6 +272,7 @@ def _next_times(entries: Sequence[tuple[str, table.MeasuredShape]], gpu: Mapping
         factor = measured_s / _predicted_s(entry, name, gpu)
         if not 1 / OFF <= factor <= OFF:
             yield f"{entry.shape} {entry.phase}: {name} takes {factor:.1f} times what kernels/estimate.py predicts"
-        if fair is not None and measured_s + entry.around_s > fair:
-            behind = (measured_s + entry.around_s) / fair
+        whole_s = entry.kernels[name].whole_s(entry.around_s)
+        if fair is not None and whole_s > fair:
+            behind = whole_s / fair
             yield f"{entry.shape} {entry.phase}: {name} is {behind:.2f} times slower than torch's own at its fairest"
