@@ -174,10 +174,12 @@ public:
 
     void run() {
         begin();
+        if (a->resets && a->steps) reset(0);
         meet();
         for (int64_t s = 0; s < a->steps; ++s) {
             if (s == 0 || s == start + plan.chunk) start = s, project();
             step(s);
+            if (a->resets && s + 1 < a->steps) reset(s + 1);
             meet();
         }
         if (configured) release_tiles();
@@ -239,6 +241,21 @@ private:
     }
     void put_state(int64_t buffer, int64_t block, int64_t row, __m512 value, float by, __mmask16 lanes) const {
         ByteRows::put(value, by, STATE_BYTES, lanes, state(buffer, block, row), plan.state.low());
+    }
+
+    // Own units of the state that step s starts from become zero where it resets a row, and a NaN in it is forgotten: before
+    // all meet.
+    void reset(int64_t s) {
+        const int64_t t = time(s), running = mine.at_step(t);
+        for (int64_t r = 0; r < running; ++r) {
+            if (!a->resets[t * a->batch + mine[r]]) continue;
+            units[r] = 1.0f / STATE_BYTES.most;
+            broken_by(s % 2, a->by_rows ? 0 : thread)[r] = 0.0f;
+            for (int64_t block = own.first; block < own.end; ++block) {
+                store(cells + ((block - own.first) * plan.row_tiles * TILE_ROWS + r) * 16, vec{});
+                put_state(s % 2, block, r, _mm512_setzero_ps(), 0.0f, mask_of(block));
+            }
+        }
     }
 
     void end() {
