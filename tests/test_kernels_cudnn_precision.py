@@ -36,6 +36,7 @@ def test_switches_that_were_apart_are_put_back_so():
         assert (get("cuda", "rnn"), get("cuda", "conv")) == apart
     finally:
         set_one("cuda", "rnn", before)
+    assert isinstance(torch.backends.cudnn.allow_tf32, bool)
 
 
 def test_only_float32_without_tf32_forbids_tensor_cores():

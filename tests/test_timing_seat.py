@@ -163,7 +163,7 @@ def test_a_turn_begins_with_untimed_calls_and_then_times_what_it_was_told(call_s
     assert untimed >= 1
     # The clock counts from 1000, so a sum of many calls is right to 1e-13 of that each.
     assert turn.warm_s > LEAD_S - 1e-9
-    more = call_s if call_s < SHORT_S else 0.0
+    more = call_s if call_s <= SHORT_S else 0.0
     assert untimed == 1 or turn.warm_s - call_s - more < LEAD_S + 1e-9
 
 

@@ -277,8 +277,9 @@ CHOSEN = Choice("vendor", "measured", {"cell": "no bf16", "sequence": "no bf16"}
     ],
     ids=["asked for", "free", "torch's own", "by layer", "compiled"],
 )
-def test_what_kernels_lstm_chose_is_told(choices, words):
+def test_what_kernels_lstm_chose_is_told(monkeypatch, choices, words):
     """Which kernel ran for which LSTM; where it was free to choose also why, and which kernels declined."""
+    monkeypatch.setattr(evidence.graph_cache, "state", lambda: evidence.graph_cache.ReplayCounts(0, 0, 0, 0, {}))
     variant, workload = VARIANTS["triton"], find_workload(FIXED)
     assert explain(variant, workload, "cuda", evidence._digest(CUDA_TRACE), None, choices) == words
 

@@ -23,13 +23,6 @@ def lstm_precision() -> str:
     return str(torch._C._get_fp32_precision_getter("cuda", "rnn"))  # noqa: SLF001 - what torch's own property calls
 
 
-def set_cudnn_precision(precision: str) -> None:
-    """Set what cuDNN may do in float32: `tf32` or `ieee`; without a GPU too."""
-    torch._C._set_cudnn_allow_tf32(precision == "tf32")  # noqa: SLF001 - what `torch.backends.cudnn.allow_tf32` calls
-    for operator in _OPERATORS:
-        torch._C._set_fp32_precision_setter("cuda", operator, precision)  # noqa: SLF001
-
-
 def wanted_precision(dtype: torch.dtype, *, tf32: bool) -> str:
     """Precision that cuDNN must be set to for an LSTM of a type.
 
@@ -41,18 +34,26 @@ def wanted_precision(dtype: torch.dtype, *, tf32: bool) -> str:
 
 @contextlib.contextmanager
 def cudnn_precision(precision: str) -> Iterator[None]:
-    """Set it meanwhile."""
+    """Set what cuDNN may do in float32 meanwhile: `tf32` or `ieee`; without a GPU too."""
     before = [torch._C._get_fp32_precision_getter("cuda", operator) for operator in _OPERATORS]  # noqa: SLF001
-    try:
-        older = torch._C._get_cudnn_allow_tf32()  # noqa: SLF001
-    except RuntimeError:
-        # Whoever is around has set the two apart, and gets them back so.
-        older = None
-    set_cudnn_precision(precision)
+    older = _older_switch()
+    torch._C._set_cudnn_allow_tf32(precision == "tf32")  # noqa: SLF001 - what `torch.backends.cudnn.allow_tf32` calls
+    for operator in _OPERATORS:
+        torch._C._set_fp32_precision_setter("cuda", operator, precision)  # noqa: SLF001
     try:
         yield
     finally:
-        if older is not None:
-            torch._C._set_cudnn_allow_tf32(older)  # noqa: SLF001
+        torch._C._set_cudnn_allow_tf32(older)  # noqa: SLF001
         for operator, value in zip(_OPERATORS, before, strict=True):
             torch._C._set_fp32_precision_setter("cuda", operator, value)  # noqa: SLF001
+
+
+def _older_switch() -> bool:
+    """The older switch. It can be read only where all agree, so the others are set to TF32 if they do not."""
+    with contextlib.suppress(RuntimeError):
+        return bool(torch._C._get_cudnn_allow_tf32())  # noqa: SLF001
+    for operator in _OPERATORS:
+        torch._C._set_fp32_precision_setter("cuda", operator, "tf32")  # noqa: SLF001
+    with contextlib.suppress(RuntimeError):
+        return bool(torch._C._get_cudnn_allow_tf32())  # noqa: SLF001
+    return False

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from .. import dispatch, padded_vendor
-from ..common.cudnn_precision import set_cudnn_precision, wanted_precision
+from ..common.cudnn_precision import cudnn_precision, wanted_precision
 from ..common.recurrence import Problem, loop_forward
 from ..dispatch import MODULES
 from ..lstm import LSTM
@@ -52,8 +52,17 @@ def measure(job: Job, clock: Clock | None = None) -> MeasuredShape:
     Raises:
         RuntimeError: when a candidate left an output unwritten.
     """
-    torch.backends.cuda.matmul.fp32_precision = "tf32" if job.tf32 else "ieee"
-    set_cudnn_precision(wanted_precision(job.sizes.dtype, tf32=job.tf32))
+    products, before = torch.backends.cuda.matmul, torch.backends.cuda.matmul.fp32_precision
+    products.fp32_precision = "tf32" if job.tf32 else "ieee"
+    try:
+        with cudnn_precision(wanted_precision(job.sizes.dtype, tf32=job.tf32)):
+            return _measured(job, clock or (EventClock() if DEVICE == "cuda" else WallClock()))
+    finally:
+        products.fp32_precision = before
+
+
+def _measured(job: Job, clock: Clock) -> MeasuredShape:
+    """The entry of a job, with precisions set."""
     sizes = job.sizes
     calls = {f"ours {number}": call for number, call in enumerate(_ours(job))}
     calls["around"] = _around(sizes, job.phase)
@@ -70,7 +79,6 @@ def measure(job: Job, clock: Clock | None = None) -> MeasuredShape:
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
             text = f"torch's own LSTM in {str(dtype).removeprefix('torch.')}: {reason}"
             job = dataclasses.replace(job, wrong=(*job.wrong, text))
-    clock = clock or (EventClock() if DEVICE == "cuda" else WallClock())
     return _with_modules(job, evaluate(job, calls, clock), clock)
 
 

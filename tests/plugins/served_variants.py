@@ -26,7 +26,7 @@ def under_load() -> bool:
     """Return whether the queue has called, and no gate."""
     frame = sys._getframe(1)
     while frame is not None:
-        if frame.f_code.co_name == "_serve":
+        if frame.f_code.co_name == "serve":
             return True
         frame = frame.f_back
     return False
