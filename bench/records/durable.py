@@ -51,7 +51,7 @@ def replace(path: Path, data: bytes) -> None:
         OSError: naming the file, when it cannot be written; it is unchanged.
     """
     with _named(path), replacing(path) as file:
-        file.write(data)
+        _write(file.fileno(), data)
     sync_folder(path.parent)
 
 
