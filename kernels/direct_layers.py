@@ -20,8 +20,8 @@ from torch.nn import functional
 
 from . import dispatch, ops
 from .common.fast_path import DEVICES, unwatched
-from .common.recurrence import NO_DOUBLE_BACKWARD, Backward, Forward
-from .common.transforms import batched, looped, over_batched, transformed
+from .common.recurrence import Backward, Forward
+from .common.transforms import gradients_of
 from .operands import outputs, rows, time_first
 from .weight_gradient import hidden_before
 
@@ -224,32 +224,8 @@ class _DirectLayer(torch.autograd.Function):
                     f"{tuple(value.shape)} of {value.dtype} on {value.device}"
                 )
                 raise RuntimeError(msg)
-        arguments = *grads, *saved, ctx.options, ctx.each, ctx.needs_input_grad
-        # Only where gradients of these gradients may be asked for does somebody have to refuse them.
-        run: Any = _DirectGradients.apply if torch.is_grad_enabled() or transformed() else _gradients
-        found = over_batched(run, *arguments) if batched(grads) else run(*arguments)
+        found = gradients_of(_gradients, grads, *saved, ctx.options, ctx.each, ctx.needs_input_grad)
         return *found[:3], None, None, *found[3:]
-
-
-class _DirectGradients(torch.autograd.Function):
-    """The gradients of a layer, which have none themselves."""
-
-    @staticmethod
-    def forward(*arguments: Any) -> Any:
-        return _gradients(*arguments)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        pass
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Any) -> Any:
-        del ctx, grads
-        raise NotImplementedError(NO_DOUBLE_BACKWARD)
-
-    @staticmethod
-    def vmap(info: Any, in_dims: tuple[int | None, ...], *arguments: Any) -> Any:
-        return looped(_DirectGradients.apply, info, in_dims, *arguments)
 
 
 def _gradients(  # noqa: PLR0913, PLR0917 - all that a layer read and wrote

@@ -41,7 +41,7 @@ class EnergyCounter(Protocol):
     name: str
 
     def read(self) -> tuple[int, ...]:
-        """What its parts show now, each in units of its own."""
+        """Read its parts, each in units of its own."""
 
     def joules(self, before: tuple[int, ...], after: tuple[int, ...]) -> float:
         """Energy between two readings."""

@@ -102,7 +102,7 @@ def variable(arguments: Mapping[str, Any]) -> str:
 
 
 def given(facts: Mapping[str, Any]) -> dict[str, Any] | None:
-    """What the command line of a run said of the user's own model; None without one.
+    """Options of a run that describe the user's own model; None without one.
 
     Args:
         facts: environment.json of the run.
@@ -180,7 +180,7 @@ def share_of(facts: Mapping[str, Any], workload: str, mode: str) -> float | None
 
 
 def share_text(share: float) -> str:
-    """What a share of the LSTMs means, by Amdahl's law."""
+    """Say a share of the LSTMs and the bound that follows from it by Amdahl's law."""
     most = 1 / (1 - share) if share < 1 else float("inf")
     bound = f"faster LSTMs alone make it at most {most:.1f}x" if most < 100 else "they decide its time"  # noqa: PLR2004
     return f"your LSTMs take {share:.0%} of a call: {bound}"

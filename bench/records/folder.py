@@ -141,24 +141,14 @@ class RunFolder:
             OSError: when they cannot be written; the file is unchanged.
         """
         seatings = list(enumerate(samples.processes))[first:]
-        rows = [
-            row
-            for case, record in zip(cases, records, strict=True)
-            if record.status is Status.OK
-            for number, rounds in seatings
-            for row in samples.rows(case, number, rounds)
-        ]
+        ok = [case for case, record in zip(cases, records, strict=True) if record.status is Status.OK]
+        parts = [(case, *seating) for case in ok for seating in seatings]
+        rows = [row for part in parts for row in samples.rows(*part)]
         if not rows:
             return
         known = (found.row(cases[0].group, number) for number, rounds in seatings for found in rounds)
         self.append_rows(ROUNDS, known)
-        counted = [
-            row
-            for case, record in zip(cases, records, strict=True)
-            if record.status is Status.OK
-            for number, rounds in seatings
-            for row in samples.energy_rows(case, number, rounds)
-        ]
+        counted = [row for part in parts for row in samples.energy_rows(*part)]
         if counted:
             self.append_rows(ENERGY, counted)
         self.append_samples(rows)

@@ -1,4 +1,4 @@
-"""What the page carries inside itself, so that it works without a network: Plotly's script and the figures.
+"""Content that the page carries so that it works without a network: Plotly's script and the figures.
 
 Only the script is taken from Plotly's package.
 """

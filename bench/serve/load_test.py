@@ -48,7 +48,7 @@ class Bound:
 
 @dataclass(frozen=True)
 class Batching:
-    """What the queue may do: most queries in a batch (or rows), longest wait for company, who may share one.
+    """Limits of the queue: most queries in a batch (or rows), longest wait for company, who may share one.
 
     `kind` is a name of `arguments.BATCHING`. By step none waits for company, and any lengths share rows.
     """

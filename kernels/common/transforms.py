@@ -7,11 +7,14 @@ two kinds of vmap: that of torch.func, which asks an autograd.Function for a rul
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from .recurrence import NO_DOUBLE_BACKWARD
 
 
 def transformed() -> bool:
@@ -73,6 +76,46 @@ def over_batched(function: Callable[..., Any], *arguments: Any) -> tuple[Any, ..
         None if value is None else torch._add_batch_dim(value, 0, level)  # noqa: SLF001
         for value in results
     )
+
+
+def gradients_of(
+    function: Callable[..., Any], gradients: Sequence[Tensor | None], *arguments: Any
+) -> tuple[Tensor | None, ...]:
+    """Call what computes a layer's gradients, whatever vmap is around, and refuse gradients of them.
+
+    Args:
+        function: takes the gradients and the arguments; returns tensors and None.
+        gradients: that a backward pass was given.
+        arguments: what follows them.
+    """
+    run = function
+    # Only where gradients of these gradients may be asked for does somebody have to refuse them.
+    if torch.is_grad_enabled() or transformed():
+        run = functools.partial(_LastGradients.apply, function)
+    found: tuple[Tensor | None, ...]
+    found = over_batched(run, *gradients, *arguments) if batched(gradients) else run(*gradients, *arguments)
+    return found
+
+
+class _LastGradients(torch.autograd.Function):
+    """A function whose results have no gradients; it is the first argument."""
+
+    @staticmethod
+    def forward(function: Callable[..., Any], *arguments: Any) -> Any:
+        return function(*arguments)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        pass
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> Any:
+        del ctx, grads
+        raise NotImplementedError(NO_DOUBLE_BACKWARD)
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[int | None, ...], *arguments: Any) -> Any:
+        return looped(_LastGradients.apply, info, in_dims, *arguments)
 
 
 def _each(

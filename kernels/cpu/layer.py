@@ -16,8 +16,7 @@ import torch
 from torch import Tensor
 
 from ..common.fast_path import stored
-from ..common.recurrence import NO_DOUBLE_BACKWARD
-from ..common.transforms import batched, looped, over_batched, transformed
+from ..common.transforms import gradients_of
 from .build import library
 from .fused import BackwardArgs, ForwardArgs, address, fitting, long, team, threads_for, work
 from .inference import Prepared
@@ -171,37 +170,15 @@ class _Layer(torch.autograd.Function):
                     f"{tuple(value.shape)} of {value.dtype} on {value.device}"
                 )
                 raise RuntimeError(msg)
-        arguments = *grads, *saved[:8], ctx.batch_first, ctx.directions, ctx.needs_input_grad, *saved[8:]
-        # Only where gradients of these gradients may be asked for does somebody have to refuse them.
-        run: Any = _Gradients.apply if torch.is_grad_enabled() or transformed() else _gradients
-        found = over_batched(run, *arguments) if batched(grads) else run(*arguments)
+        found = gradients_of(
+            _gradients, grads, *saved[:8], ctx.batch_first, ctx.directions, ctx.needs_input_grad, *saved[8:]
+        )
         return *found[:3], None, None, None, None, *found[3:]
 
 
 def _readable(gradient: Tensor) -> Tensor:
     """Return a gradient in memory as the kernel reads it."""
     return (gradient if stored(gradient) else gradient.clone()).contiguous()
-
-
-class _Gradients(torch.autograd.Function):
-    """The gradients of a layer, which have none themselves."""
-
-    @staticmethod
-    def forward(*arguments: Any) -> Any:
-        return _gradients(*arguments)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        pass
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Any) -> Any:
-        del ctx, grads
-        raise NotImplementedError(NO_DOUBLE_BACKWARD)
-
-    @staticmethod
-    def vmap(info: Any, in_dims: tuple[int | None, ...], *arguments: Any) -> Any:
-        return looped(_Gradients.apply, info, in_dims, *arguments)
 
 
 def _gradients(  # noqa: PLR0913, PLR0917 - all that a layer read and wrote
