@@ -6,6 +6,7 @@ import pytest
 from run_folders import ENVIRONMENT, make_run
 
 from bench.__main__ import main
+from bench.analysis.intervals import Interval
 from bench.plan.cases import Case
 from bench.recommend import apply
 from bench.recommend.apply import ProofError, Recipe, prove
@@ -81,6 +82,26 @@ def test_a_slow_artefact_is_refused(source, brief, tmp_path):  # noqa: ARG001
     assert slow != source
     with pytest.raises(ProofError, match=r"the time of the variant it was made from|could not be measured"):
         prove(Recipe(slow), CASE, tmp_path / "best.py")
+
+
+def test_what_a_short_measurement_finds_slower_is_measured_longer(monkeypatch):
+    """A busy minute refuses nothing; what stays slower is refused."""
+    asked, slower = [], apply.SlowerError("it takes 1.07x the time")
+    proof = apply.Proof(error=0.0, limit=1.0, speedup=None, excess=Interval(1.0, 0.99, 1.01))
+    findings = iter([slower, proof, slower, slower])
+
+    def judged(*_args, **_options):
+        found = next(findings)
+        if isinstance(found, Exception):
+            raise found
+        return found
+
+    monkeypatch.setattr(apply, "_measured", lambda *args: (asked.append(args[-1]), None))
+    monkeypatch.setattr(apply, "judged", judged)
+    assert apply._first_proof(None, [], None, "onednn", baseline=True) is proof
+    with pytest.raises(ProofError, match=r"1\.07x"):
+        apply._first_proof(None, [], None, "onednn", baseline=True)
+    assert asked == [*apply.BUDGETS_S] * 2
 
 
 def test_an_artefact_that_does_not_load_is_refused(source, tmp_path):

@@ -226,15 +226,21 @@ def failed(status: Status, reason: str) -> dict[str, Any]:
 
 def worst(gates: list[dict[str, Any]]) -> dict[str, Any]:
     """Parity fields over all gate runs of a case: of each kind the error that came nearest to its limit."""
+    found = nearest(gates, KINDS)
+    if gates:
+        found["parity_worst"] = max(gates, key=lambda event: _rank(event["strain"]))["parity_worst"]
+    return found
+
+
+def nearest(gates: Sequence[dict[str, Any]], kinds: Iterable[str]) -> dict[str, Any]:
+    """Return of each kind the measured error, 0 included, that came nearest to its limit, and that limit."""
     found: dict[str, Any] = {}
-    for kind in KINDS:
+    for kind in kinds:
         error, limit = f"{kind}_error", f"{kind}_limit"
         measured = [event for event in gates if event[error] is not None]
         if measured:
-            nearest = max(measured, key=lambda event: _rank(event[error] / event[limit]))
-            found |= {error: nearest[error], limit: nearest[limit]}
-    if gates:
-        found["parity_worst"] = max(gates, key=lambda event: _rank(event["strain"]))["parity_worst"]
+            event = max(measured, key=lambda event: _rank(event[error] / event[limit]))
+            found |= {error: event[error], limit: event[limit]}
     return found
 
 

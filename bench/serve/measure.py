@@ -18,8 +18,9 @@ from bench.records import serving
 from bench.records.schema import Status
 from bench.records.serving import ServingRecord
 from bench.run.forks import ForkServer, fork_servers
+from bench.run.group import nearest
 from bench.run.planning import Described
-from bench.run.worker_process import Settings, Worker, WorkerError, scratch_folder
+from bench.run.worker_process import Event, Settings, Worker, WorkerError, scratch_folder
 from bench.serve.load_test import Batching, Bound, LoadTest, ServedVariant
 from bench.serve.search import Bracket, LoadVerdict, SearchSteps, highest
 
@@ -64,6 +65,7 @@ class Contender:
         batching: what its queue may do.
         tests: all of them.
         searches: of each repeat its end, and the test that held highest.
+        gates: the gate's events of all its processes.
         fields: of its record that are known otherwise.
         start_qps, most_qps: load that the repeats begin with, and one that nothing can bear.
     """
@@ -72,6 +74,7 @@ class Contender:
     batching: Batching
     tests: list[LoadTest] = field(default_factory=list)
     searches: list[tuple[Bracket, LoadTest | None]] = field(default_factory=list)
+    gates: list[Event] = field(default_factory=list)
     fields: dict[str, Any] = field(default_factory=dict)
     start_qps: float = 0.0
     most_qps: float = 0.0
@@ -156,12 +159,7 @@ class Serving:
             candidate.fields |= {"status": Status.UNAVAILABLE, "reason": served.unavailable}
         elif refused:
             candidate.fields |= {"status": Status.PARITY_FAILED, "reason": refused}
-        for gate in served.gates:
-            for kind in ("parity", "batched"):
-                error, limit = f"{kind}_error", f"{kind}_limit"
-                nearest = candidate.fields.get(error, 0.0) / candidate.fields.get(limit, 1.0)
-                if gate[error] is not None and not gate[error] / gate[limit] <= nearest:
-                    candidate.fields |= {error: gate[error], limit: gate[limit]}
+        candidate.gates += served.gates
 
     def _first(self, candidate: Contender, served: ServedVariant) -> None:
         """One query alone, all at once, and a wide search."""
@@ -277,6 +275,7 @@ class Serving:
         if candidate.tests:
             disturbed = sum(bool(test.why) for test in candidate.tests) / len(candidate.tests)
             fields["disturbed_share"] = disturbed
+        fields |= nearest(candidate.gates, ("parity", "batched"))
         if "status" not in candidate.fields:
             fields |= self._figures(candidate)
         record = ServingRecord(**(fields | candidate.fields))
