@@ -20,9 +20,9 @@ from torch.nn import functional
 
 from . import dispatch, ops
 from .common.fast_path import DEVICES, unwatched
-from .common.recurrence import Backward, Forward
+from .common.recurrence import Backward, Forward, state_dtype
 from .common.transforms import gradients_of
-from .operands import outputs, rows, time_first
+from .operands import rows, time_first
 from .weight_gradient import hidden_before
 
 Results = tuple[Tensor, Tensor, Tensor]
@@ -133,8 +133,8 @@ def _forward(  # noqa: PLR0913 - what a layer reads and writes
     save: bool,
     into: Tensor | None = None,
     h_n: Tensor | None = None,
-) -> tuple[Tensor, ...]:
-    """Output, h_n, c_n (in the state's type), gates and cells; then what was multiplied: x, weight_ih, weight_hh."""
+) -> tuple[Any, ...]:
+    """Output, h_n, c_n (in the state's type); gates, cells, if any; what was multiplied: x, weight_ih, weight_hh."""
     dtype, directions, hidden = options.dtype, options.directions, options.hidden
     x = x.to(dtype)
     weight_ih, weight_hh, bias = _stacked(flat, directions, dtype)
@@ -148,25 +148,32 @@ def _forward(  # noqa: PLR0913 - what a layer reads and writes
     if weight_hh.device != x.device:
         msg = f"weight_hh is on {weight_hh.device} and the input on {x.device}; move the module as a whole"
         raise RuntimeError(msg)
-    gates_input = gates_input.view(*x.shape[:2], directions, 4 * hidden)
-    own = weight_hh if directions > 1 else weight_hh.unsqueeze(0)
-    output, made, c_n, gates, cells = outputs(gates_input, own, options.batch_first, save)
-    output = output if into is None else into
-    h_n = made if h_n is None else h_n
+    first, second, _ = x.shape
+    steps, batch = (second, first) if options.batch_first else (first, second)
+    wide, device = state_dtype(dtype), x.device
+    output = torch.empty(first, second, directions * hidden, dtype=dtype, device=device) if into is None else into
+    if h_n is None:
+        h_n = torch.empty(directions, batch, hidden, dtype=dtype, device=device)
+    c_n = torch.empty(directions, batch, hidden, dtype=wide, device=device)
+    gates = cells = None
+    if save:
+        gates = torch.empty(steps, batch, directions, 4 * hidden, dtype=dtype, device=device)
+        cells = torch.empty(steps, batch, directions, hidden, dtype=wide, device=device)
     # Nothing to write, and no kernel takes an empty grid.
-    if h_n.numel():
+    if batch and hidden:
+        own = weight_hh if directions > 1 else weight_hh.unsqueeze(0)
         dispatch.forward(
             Forward(
-                gates_input=time_first(gates_input, options.batch_first),
+                gates_input=time_first(gates_input.view(first, second, directions, 4 * hidden), options.batch_first),
                 weight_hh=own.contiguous(),
                 h0=None if h0 is None else h0.to(dtype).contiguous(),
-                c0=None if c0 is None else c0.to(c_n.dtype).contiguous(),
+                c0=None if c0 is None else c0.to(wide).contiguous(),
                 lengths=None if lengths is None else lengths.contiguous(),
-                output=time_first(output.view(*x.shape[:2], directions, hidden), options.batch_first),
+                output=time_first(output.view(first, second, directions, hidden), options.batch_first),
                 h_n=h_n,
                 c_n=c_n,
-                gates=gates if save else None,
-                cells=cells if save else None,
+                gates=gates,
+                cells=cells,
                 tf32=options.tf32,
             ),
             options.implementation,
@@ -208,7 +215,7 @@ class _DirectLayer(torch.autograd.Function):
             )
             saved = (h0, c0, lengths, output, gates, cells, cast, weight_ih, weight_hh)
             ctx.save_for_backward(*saved)
-            ctx.forms = [None if value is None else (value.shape, value.dtype) for value in saved]
+            ctx.forms = _forms(saved)
             ctx.options, ctx.each = options, len(flat) // options.directions
             ctx.set_materialize_grads(False)
             return output, h_n, c_n.to(options.dtype)
@@ -217,15 +224,17 @@ class _DirectLayer(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor | None) -> Any:
         # Asked for once: whoever recomputes or fetches them (checkpointing, offloading) does it at each asking.
         saved = ctx.saved_tensors
-        for value, form in zip(saved, ctx.forms, strict=True):
-            if value is not None and ((value.shape, value.dtype) != form or value.device != saved[3].device):
-                msg = (
-                    f"a hook of saved tensors was given {tuple(form[0])} of {form[1]} and returned "
-                    f"{tuple(value.shape)} of {value.dtype} on {value.device}"
-                )
-                raise RuntimeError(msg)
-        found = gradients_of(_gradients, grads, *saved, ctx.options, ctx.each, ctx.needs_input_grad)
-        return *found[:3], None, None, *found[3:]
+        if (found := _forms(saved)) != ctx.forms:
+            given, back = next(pair for pair in zip(ctx.forms, found, strict=True) if pair[0] != pair[1])
+            msg = (
+                f"a hook of saved tensors was given {tuple(given[0])} of {given[1]} on {given[2]} and returned "
+                f"{tuple(back[0])} of {back[1]} on {back[2]}"
+            )
+            raise RuntimeError(msg)
+        grad_x, grad_h0, grad_c0, *of_parameters = gradients_of(
+            _gradients, grads, *saved, ctx.options, ctx.each, ctx.needs_input_grad
+        )
+        return grad_x, grad_h0, grad_c0, None, None, *of_parameters
 
 
 def _gradients(  # noqa: PLR0913, PLR0917 - all that a layer read and wrote
@@ -250,7 +259,7 @@ def _gradients(  # noqa: PLR0913, PLR0917 - all that a layer read and wrote
     In the type of the products: autograd casts them to that of what they are gradients of.
     """
     with without_autocast(output.device.type):
-        directions, batch_first = options.directions, options.batch_first
+        directions = options.directions
         grad_gates, grad_h0, grad_c0 = _recurrence(
             grad_output, grad_h_n, grad_c_n, c0, lengths, output, gates, cells, weight_hh, options
         )
@@ -264,20 +273,57 @@ def _gradients(  # noqa: PLR0913, PLR0917 - all that a layer read and wrote
         for d, own in enumerate(wanted):
             place = slice(d * 4 * options.hidden, (d + 1) * 4 * options.hidden)
             grads.append(_part(inputs, place, directions) if own[0] else None)
-            before = None
-            if own[1]:
-                before = hidden_before(
-                    output.unflatten(2, (directions, -1))[:, :, d] if directions > 1 else output,
-                    None if h0 is None else h0[d].to(output.dtype),
-                    lengths,
-                    batch_first,
-                    reverse=d == 1,
-                ).flatten(0, 1)
-            grads.append(None if before is None else flat[:, place].t() @ before)
+            # The last to read this direction's part of the gates' gradients, as it may write to them.
+            grads.append(_recurrent(grad_gates, output, h0, lengths, options, d) if own[1] else None)
             # One sum serves both biases, and each has memory of its own: a caller may change one gradient in place.
             bias = _part(biases, place, directions)
             grads += [bias if index == 0 or bias is None else bias.clone() for index in range(each - 2)]
     return grad_x, grad_h0 if needed[1] else None, grad_c0 if needed[2] else None, *grads
+
+
+def _recurrent(
+    grad_gates: Tensor, output: Tensor, h0: Tensor | None, lengths: Tensor | None, options: LayerOptions, direction: int
+) -> Tensor:
+    """Gradient of one direction's weight_hh, (4H, H): each step's gates' gradient times the h before it.
+
+    One product of rows shifted against each other by a step, where `hidden_before` would copy the output: past a length
+    both are zero. With the batch first in memory a shift by one row pairs the step at which a sequence begins with its
+    neighbour's last, so the gates' gradients there are overwritten with zeros.
+
+    Args:
+        grad_gates: as x, (directions, 4H) at each step, contiguous; may be written to.
+        output: as x, directions * H at each step.
+        h0: (directions, batch, H), or None for zeros.
+        lengths: (batch,), or None for all steps.
+        options: of the layer.
+        direction: 0, or 1 for the one that walks backward.
+    """
+    hidden, backward, batch_first = options.hidden, direction == 1, options.batch_first
+    own, h = grad_gates.view(-1, options.directions * 4 * hidden), output.flatten(0, 1)
+    if options.directions > 1:
+        own, h = own.unflatten(1, (-1, 4 * hidden))[:, direction], h.unflatten(1, (-1, hidden))[:, direction]
+    start = None if h0 is None else h0[direction].to(output.dtype)
+    if backward and start is not None and lengths is not None:
+        # Each sequence begins at another step.
+        before = hidden_before(h.view(*output.shape[:2], hidden), start, lengths, batch_first, reverse=True)
+        return own.t() @ before.flatten(0, 1)
+    if batch_first:
+        shift, steps = 1, output.size(1)
+        first = own[steps - 1 if backward else 0 :: steps]
+    else:
+        shift = output.size(1)
+        first = own[own.size(0) - shift :] if backward else own[:shift]
+    found = None if start is None else first.t() @ start
+    if batch_first:
+        first.zero_()
+    rest = own.size(0) - shift
+    own, h = (own[:rest], h[shift:]) if backward else (own[shift:], h[:rest])
+    return own.t() @ h if found is None else found.addmm_(own.t(), h)
+
+
+def _forms(values: Sequence[Tensor | None]) -> list[Any]:
+    """Shape, type and device of each."""
+    return [None if value is None else (value.shape, value.dtype, value.device) for value in values]
 
 
 def _part(value: Tensor | None, place: slice, directions: int) -> Tensor | None:

@@ -38,6 +38,8 @@ IMPLEMENTATIONS = ("auto", "triton", *MODULES, CPU, "loop", PADDED, "vendor")
 VENDORS = (PADDED, "vendor")
 PADDED_HAS_NO_LENGTHS = "vendor-padded takes no lengths, since cuDNN's persistent algorithm takes no packed sequences"
 VENDOR_HAS_NO_RESETS = "torch's own LSTM has no resets: no row of it can begin anew in the middle of the steps"
+#: How the reason of a choice begins that no measurement stands behind.
+BY_ESTIMATE = "by estimate"
 #: Answers that are kept: a lookup runs at every call, and batches of real data come in many lengths.
 CACHED = 4096
 _GENERATION = [0]
@@ -101,9 +103,8 @@ def forward(args: Forward, implementation: str) -> None:
     if name == CPU:
         fused.forward(args)
         return
-    config = choose_config(problem, name, backward=False)
     with _device_of(args.gates_input):
-        _module(name).forward(args, config)
+        _launch(args, name, backward=False)
 
 
 def backward(args: Backward, implementation: str) -> None:
@@ -120,9 +121,23 @@ def backward(args: Backward, implementation: str) -> None:
     if name == CPU:
         fused.backward(args)
         return
-    config = choose_config(problem, name, backward=True)
     with _device_of(args.gates):
-        _module(name).backward(args, config)
+        _launch(args, name, backward=True)
+
+
+def _launch(args: Forward | Backward, name: str, *, backward: bool) -> None:
+    module = _module(name)
+    run = module.backward if backward else module.forward
+    config = choose_config(args.problem, name, backward=backward)
+    try:
+        run(args, config)
+    except RuntimeError as error:
+        withdraw = getattr(module, "withdraw", None)
+        if withdraw is None or not withdraw(error):
+            raise
+        # Choices made so far may name a configuration that does not fit here.
+        forget()
+        run(args, choose_config(args.problem, name, backward=backward))
 
 
 def forget() -> None:
@@ -262,7 +277,8 @@ def _auto(
     if measured is None or best is None:
         estimates = {name: estimate_s(problem, name, backward=backward) for name in serving}
         what = "" if measured is None else f" near this shape in {table.dtype_name(problem)}"
-        return min(estimates, key=lambda name: estimates[name]), f"by estimate: nothing was measured{what} on {device}"
+        name = min(estimates, key=lambda name: estimates[name])
+        return name, f"{BY_ESTIMATE}: nothing was measured{what} on {device}"
     entry, name = best
     ours, vendors = _totals(measured, problem, entry, name, after)
     where = f"on {device} at {entry.shape}, {entry.phase}"

@@ -1,8 +1,9 @@
-"""All layers of a `kernels.LSTM` on a GPU, without gradients, replayed as one CUDA graph.
+"""All layers of a `kernels.LSTM` on a GPU by what an earlier call settled: without gradients, as one CUDA graph.
 
 Products and kernels of all layers are one launch then, as they are one call on a CPU (`kernels.cpu.inference`). A graph
 is found by the addresses of what it reads and writes (`kernels.gpu.graph_cache`), so nothing is copied, results lie in
-memory of their own, and weights that are overwritten in place are read as they are.
+memory of their own, and weights that are overwritten in place are read as they are. With gradients the layers run one
+after the other (`kernels.direct_layers`), and what is spared is to settle anew which kernel serves.
 """
 
 from __future__ import annotations
@@ -15,12 +16,13 @@ from torch import Tensor, nn
 
 from . import dispatch
 from .common.fast_path import autocast_dtype, watched
-from .direct_layers import LayerOptions, infer_into
+from .direct_layers import LayerOptions, infer_into, layer
 from .dispatch import Choice
 from .gpu import graph_cache
 from .gpu.product_settings import product_settings
 
 Results = tuple[Tensor, Tensor, Tensor]
+_Form = tuple[Hashable, ...]
 
 #: Shapes that are remembered; sequences of real data come in many lengths.
 REMEMBERED = 1024
@@ -49,22 +51,25 @@ class GraphedLayers:
         self._directions, self._features = len(parameters[0]), values[0].size(1)
         self._states = len(parameters) * self._directions
         self._dtype, self._device = values[0].dtype, values[0].device
-        self._kept = [(value, value.data_ptr(), value.stride()) for value in values]
+        self._kept = [(value, value.data_ptr(), value.stride(), value.requires_grad) for value in values]
+        self._learns = any(value.requires_grad for value in values)
         #: Addresses of the parameters, as part of the key of each graph; one object, whose hash is computed once.
-        self._name = _Name(tuple((at, value.shape, stride, value.dtype) for value, at, stride in self._kept))
-        self._chosen: dict[Hashable, tuple[LayerOptions, tuple[Choice, ...]]] = {}
+        self._name = _Name(tuple((at, value.shape, stride, value.dtype) for value, at, stride, _ in self._kept))
+        self._chosen: dict[_Form, tuple[LayerOptions, tuple[Choice, ...]]] = {}
         self._generation = dispatch.generation()
 
     def stands(self, parameters: Sequence[Tensor | None]) -> bool:
-        """Return whether parameters are the same tensors in the same memory; their values may be others.
+        """Return whether parameters are the same tensors in the same memory, to learn or not; values may be others.
 
         Args:
             parameters: those of the module now, in the order in which they were given.
         """
         if len(parameters) != len(self._kept) or self._generation != dispatch.generation():
             return False
-        for now, (value, at, stride) in zip(parameters, self._kept, strict=True):
-            if now is not value or value.data_ptr() != at or value.stride() != stride:
+        for now, (value, at, stride, learns) in zip(parameters, self._kept, strict=True):
+            if now is not value or value.data_ptr() != at or value.requires_grad is not learns:
+                return False
+            if value.stride() != stride:
                 return False
         return True
 
@@ -84,7 +89,7 @@ class GraphedLayers:
         Returns:
             As `run`, and what ran, one choice a layer; None where it does not take the call.
         """
-        if torch.is_grad_enabled() or watched() or not self._plain(x):
+        if watched() or not self._plain(x):
             return None
         form = self._form(x, hx, batch_first)
         chosen = self._chosen.get(form)
@@ -117,7 +122,10 @@ class GraphedLayers:
         h0, c0 = hx or (None, None)
         return self._run(x, h0, c0, options, form)
 
-    def _run(self, x: Tensor, h0: Tensor | None, c0: Tensor | None, options: LayerOptions, form: Hashable) -> Results:
+    def _run(self, x: Tensor, h0: Tensor | None, c0: Tensor | None, options: LayerOptions, form: _Form) -> Results:
+        learns, *_ = form
+        if learns:
+            return self._one_by_one(x, h0, c0, options)
         first, second, _ = x.shape
         batch, dtype = first if options.batch_first else second, options.dtype
         output = x.new_empty(first, second, self._directions * self._hidden, dtype=dtype)
@@ -130,10 +138,27 @@ class GraphedLayers:
         self._graphs.run(launch, (self._name, options, form), (x, h0, c0, output, h_n, c_n))
         return output, h_n, c_n
 
-    def _form(self, x: Tensor, hx: Any, batch_first: bool) -> Hashable:
-        """All that decides what is launched beside the parameters, options and addresses."""
+    def _one_by_one(self, x: Tensor, h0: Tensor | None, c0: Tensor | None, options: LayerOptions) -> Results:
+        """All layers, keeping what their gradients need."""
+        if len(self._parameters) == 1:
+            return layer(x, self._parameters[0], h0, c0, None, options, gradients=True)
+        ends = []
+        for number, own in enumerate(self._parameters):
+            place = slice(number * self._directions, (number + 1) * self._directions)
+            first, last = (None if v is None else v[place] for v in (h0, c0))
+            x, *end = layer(x, own, first, last, None, options, gradients=True)
+            ends.append(end)
+        h_n, c_n = map(torch.cat, zip(*ends, strict=True))
+        return x, h_n, c_n
+
+    def _form(self, x: Tensor, hx: Any, batch_first: bool) -> _Form:
+        """All that decides what runs beside the parameters, options and addresses; first, whether gradients will."""
+        learns = torch.is_grad_enabled() and (
+            self._learns or x.requires_grad or (hx is not None and any(getattr(v, "requires_grad", False) for v in hx))
+        )
         tf32, autocast = self._precision(self._device, self._dtype), autocast_dtype(self._device)
-        return x.shape, batch_first, hx is None, autocast, tf32, *product_settings(autocast or self._dtype)
+        settings = () if learns else product_settings(autocast or self._dtype)
+        return learns, x.shape, batch_first, hx is None, autocast, tf32, *settings
 
     def _plain(self, value: Any) -> bool:
         """Return whether it is a tensor of the parameters' type and device that kernels can read where it lies."""

@@ -195,11 +195,13 @@ def _direct(
     options: LayerOptions,
     tensors: Sequence[Tensor],
 ) -> tuple[Tensor, State]:
-    """All layers past torch's dispatcher; on a GPU without gradients, as one CUDA graph where memory comes back."""
+    """All layers past torch's dispatcher; on a GPU by what an earlier call settled, where that still holds."""
     gradients = torch.is_grad_enabled() and any(value.requires_grad for value in tensors)
     dropped = bool(lstm.dropout) and lstm.training and lstm.num_layers > 1
     on_gpu = options.implementation in dispatch.MODULES
-    if on_gpu and not (gradients or dropped) and lengths is None and x.numel():
+    # What is not a leaf, such as a parametrized weight, has a history that must not be kept beyond the call.
+    lasting = not gradients or all(value.is_leaf for layer in parameters for own in layer for value in own)
+    if on_gpu and not dropped and lengths is None and x.numel() and lasting:
         return _graphed(lstm, x, hx, parameters, options)
     hidden, cell = [], []
     for number, own in enumerate(parameters):

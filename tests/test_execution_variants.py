@@ -135,7 +135,8 @@ def test_variants_are_frozen():
 @pytest.mark.parametrize("lstm", LSTMS)
 def test_every_lstm_has_the_parameters_of_nn_lstm(lstm):
     """All LSTMs hold the same parameters under the same names, so one state_dict serves every variant."""
-    ours, theirs = (kind(3, 5, 2, batch_first=True, bidirectional=True) for kind in (LSTMS[lstm], nn.LSTM))
+    both = lstm not in {"torchrl", "flashrnn"}  # which walk forward alone
+    ours, theirs = (kind(3, 5, 2, batch_first=True, bidirectional=both) for kind in (LSTMS[lstm], nn.LSTM))
     assert [(n, p.shape) for n, p in ours.named_parameters()] == [(n, p.shape) for n, p in theirs.named_parameters()]
 
 
@@ -228,6 +229,10 @@ def test_compiling_for_a_gpu_needs_triton(name, monkeypatch):
     assert "needs Triton on a GPU" in VARIANTS[name].why_not("cuda", "training", SEED)
 
 
+UNMEASURED = (
+    "nothing was measured on this GPU, so `auto` would be `triton` again, which never is cuDNN: run "
+    "`python -m kernels tune`"
+)
 OURS = [name for name, variant in VARIANTS.items() if variant.lstm == "kernels" and variant.devices == ("cuda",)]
 
 
@@ -243,10 +248,20 @@ def test_what_is_called_triton_runs_our_kernels_alone():
 @pytest.mark.parametrize("name", OURS)
 def test_our_kernels_are_not_measured_in_the_interpreter(name, monkeypatch):
     """If Triton interprets, the time would be that of the interpreter."""
-    assert VARIANTS[name].why_not("cuda", "inference", SEED) is None
+    assert VARIANTS[name].why_not("cuda", "inference", SEED) == (UNMEASURED if name.startswith("auto") else None)
     monkeypatch.setenv("TRITON_INTERPRET", "1")
     reason = VARIANTS[name].why_not("cuda", "inference", SEED)
     assert reason == "Triton's interpreter is switched on (TRITON_INTERPRET=1): unset it to measure kernels"
+
+
+@pytest.mark.usefixtures("pretended_gpu", "refusing_kernels")
+@pytest.mark.parametrize("name", ["auto", "auto-fp16"])
+def test_auto_is_a_variant_of_its_own_once_the_gpu_is_measured(name, monkeypatch):
+    """Without a table it never is cuDNN, so it would be `triton` under another name."""
+    assert VARIANTS[name].why_not("cuda", "inference", SEED) == UNMEASURED
+    monkeypatch.setattr(dispatch, "_auto", lambda *_, **__: ("vendor", "measured: planted"))
+    dispatch.forget()
+    assert VARIANTS[name].why_not("cuda", "inference", SEED) is None
 
 
 @pytest.mark.usefixtures("pretended_gpu", "refusing_kernels")

@@ -284,6 +284,18 @@ def test_a_batch_is_overwritten_past_the_version_counters():
     assert all(torch.equal(value, other.tensors()[name]) for name, value in batch.tensors().items())
 
 
+@pytest.mark.parametrize("waking", [0, 3])
+def test_a_device_that_idled_is_woken_before_a_new_input(waking, monkeypatch):
+    """Drawing inputs takes the CPU long; untimed calls follow it before the new input's own."""
+    seed, calls = find_workload("seed"), []
+    executable = Executable(VARIANTS["reference"], seed.config, "inference", "cpu", starting_weights(seed, 0))
+    batch = seed.make_batch(0)
+    monkeypatch.setattr(seen, "WAKING_CALLS", {"cpu": waking})
+    monkeypatch.setattr(clock, "time_once", lambda *arguments: calls.append(arguments) or 1.0)
+    assert seen.compare(executable, executable.prepare(batch), batch, 0).ratio == 1.0
+    assert len(calls) == 1 + waking + 1 + 2
+
+
 def test_few_noisy_pairs_refuse_nobody():
     """The lower bound of the ratio counts, and one slow call moves neither it nor the median."""
     assert seen._seen([1.0, 1.1, 40.0]).passed

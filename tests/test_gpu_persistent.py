@@ -29,9 +29,10 @@ from recurrences import (  # noqa: E402
     recurrences,
 )
 
+from kernels import dispatch  # noqa: E402
 from kernels.common.recurrence import Problem, loop_forward  # noqa: E402
 from kernels.gpu import grid_exchange as exchange  # noqa: E402
-from kernels.gpu import persistent  # noqa: E402
+from kernels.gpu import persistent, persistent_configs  # noqa: E402
 from kernels.gpu.persistent import PersistentConfig  # noqa: E402
 
 ROOT = Path(__file__).parent.parent
@@ -198,6 +199,41 @@ def test_a_smaller_gpu_gets_fewer_programs():
     problem = Problem("cuda", torch.float16, 16, 25, 1024, multiprocessors=40, capability=90)
     for config in persistent.configs(problem, backward=False):
         assert config.sync == "launch" or persistent.programs(problem, config) <= 40
+
+
+def test_a_process_with_a_share_of_the_gpu_goes_step_by_step(monkeypatch):
+    """A grid that ought to fit and does not: the call is made again with a launch a step, and so are all later ones."""
+    taken, sizes, nothing = [], Sizes(2, 3, 16), list[str]()
+
+    def forward(args, config) -> None:
+        taken.append(config.sync)
+        if config.sync != "launch":
+            message = f"Triton Error [CUDA]: {persistent.NO_ROOM}"
+            raise RuntimeError(message)
+        loop_forward(args)
+
+    for module in (persistent, persistent_configs):
+        monkeypatch.setattr(module, "FEWER", nothing)
+    monkeypatch.setattr(persistent, "forward", forward)
+    with pytest.warns(RuntimeWarning, match="cannot use all multiprocessors that torch reports"):
+        dispatch.forward(args := sizes.forward(), "persistent")
+    assert not args.output.isnan().any()
+    dispatch.forward(sizes.forward(), "persistent")
+    assert taken == ["barrier", "launch", "launch"]
+    dispatch.forget()
+
+
+def test_other_errors_of_a_launch_are_raised(monkeypatch):
+    """A fault of the kernel's own is no reason to try another configuration."""
+
+    def forward(args, config) -> None:
+        del args, config
+        message = "Triton Error [CUDA]: an illegal memory access was encountered"
+        raise RuntimeError(message)
+
+    monkeypatch.setattr(persistent, "forward", forward)
+    with pytest.raises(RuntimeError, match="illegal memory access"):
+        dispatch.forward(Sizes(2, 3, 16).forward(), "persistent")
 
 
 def test_one_step_needs_nobody_to_wait_for():

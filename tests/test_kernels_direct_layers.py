@@ -143,6 +143,69 @@ def test_inference_is_one_graph(graphs, stateful, batch_first):
     assert [choice.implementation for choice in ours.choices] == ["cell", "cell"]
 
 
+@pytest.fixture
+def choices(monkeypatch) -> list[str]:
+    """Calls of a module in which it was settled anew what runs."""
+    made, choose = [], LSTM._choose
+
+    def spy(self, *arguments: Any, **options: Any) -> str:
+        made.append(choose(self, *arguments, **options))
+        return made[-1]
+
+    monkeypatch.setattr(LSTM, "_choose", spy)
+    return made
+
+
+@pytest.mark.usefixtures("graphs")
+@pytest.mark.parametrize("stateful", [False, True])
+@pytest.mark.parametrize("batch_first", [False, True])
+def test_a_later_training_step_settles_nothing_anew(choices, stateful, batch_first):
+    """Results and gradients of each step are torch's, with weights that an optimizer changes in between."""
+    shape = {"num_layers": 2, "bidirectional": True, "batch_first": batch_first}
+    theirs, ours = nn.LSTM(3, 4, **shape), LSTM(3, 4, **shape, implementation="cell")
+    ours.load_state_dict(theirs.state_dict())
+    steps = [torch.optim.SGD(lstm.parameters(), lr=0.1) for lstm in (theirs, ours)]
+    for _ in range(3):
+        x, batch, found = torch.randn(5, 2, 3), 5 if batch_first else 2, []
+        hx = (torch.randn(4, batch, 4), torch.randn(4, batch, 4)) if stateful else None
+        for lstm, optimizer in zip((theirs, ours), steps, strict=True):
+            inputs = [value.clone().requires_grad_() for value in (x, *(hx or ()))]
+            output, state = lstm(inputs[0], tuple(inputs[1:]) or None)
+            lstm.zero_grad()
+            weighted([output, *state]).backward()
+            found.append([output, *state, *(value.grad for value in (*inputs, *lstm.parameters()))])
+            optimizer.step()
+        for one, other in zip(*found, strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+    assert choices == ["cell"]
+    assert [choice.implementation for choice in ours.choices] == ["cell", "cell"]
+
+
+@pytest.mark.usefixtures("graphs")
+def test_what_was_settled_holds_for_parameters_that_learn_alike(choices):
+    """A parameter that is frozen or thawed changes what the kernels must keep."""
+    lstm, x = LSTM(3, 4, implementation="cell"), torch.randn(5, 2, 3)
+    for _ in range(2):
+        lstm(x)
+    assert len(choices) == 1
+    lstm.requires_grad_(False)
+    assert not lstm(x)[0].requires_grad
+    assert lstm(x.clone().requires_grad_())[0].requires_grad
+    lstm.weight_hh_l0.requires_grad_()
+    lstm(x)[0].sum().backward()
+    assert lstm.weight_hh_l0.grad is not None
+    assert lstm.weight_ih_l0.grad is None
+
+
+@pytest.mark.usefixtures("graphs")
+def test_the_history_of_a_parametrized_weight_is_not_kept():
+    """A weight that is computed at each call has a history of its own, which ends with the call."""
+    lstm = nn.utils.parametrizations.weight_norm(LSTM(3, 4, implementation="cell"), "weight_hh_l0")
+    for _ in range(2):
+        lstm(torch.randn(5, 2, 3))[0].sum().backward()
+    assert "_kept" not in lstm.__dict__
+
+
 def _launched(graphs: Graphs) -> int:
     state = graphs.state()
     return state.replayed + sum(state.plain.values())

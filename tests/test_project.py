@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import json
 import re
 import tomllib
 from pathlib import Path
@@ -42,11 +43,20 @@ def test_reference_runs_can_be_read(folder):
 
 
 def test_both_ends_of_the_torch_range_stay_open():
-    """The ranges of torch and Triton keep those that pair up: 2.11 with 3.6, 2.13 with 3.7."""
+    """The ranges of torch and Triton keep those that pair up: 2.11 with 3.6, 2.13 with 3.7, 2.14 with 3.8."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
     dependencies = " ".join(project["project"]["dependencies"])
-    assert "torch>=2.11,<2.14" in dependencies
-    assert "triton>=3.6,<3.8" in dependencies
+    assert "torch>=2.11,<2.15" in dependencies
+    assert "triton>=3.6,<3.9" in dependencies
+
+
+def test_the_suite_stays_with_the_torch_of_its_figures():
+    """`nox -s bench` takes the torch that the kept figures were made with, a pair with its Triton."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    assert {"torch<2.14", "triton<3.8; sys_platform == 'linux'"} <= set(project["dependency-groups"]["suite"])
+    kept = list(ROOT.glob("results/reference/*/environment.json"))
+    assert kept
+    assert {json.loads(path.read_text(encoding="utf-8"))["software"]["torch"][:5] for path in kept} == {"2.13."}
 
 
 def test_what_is_told_to_install_installs_on_a_fresh_python():

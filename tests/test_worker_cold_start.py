@@ -13,7 +13,17 @@ import pytest
 
 from bench.plan.cases import PASSES, Case, Group, Suite
 from bench.run.cold import ColdCase, ColdRuns
-from bench.run.planning import BUILD_S, Described, Plan
+from bench.run.planning import (
+    BUILD_S,
+    COLD_S,
+    GPU_COLD_S,
+    GPU_READY_S,
+    GPU_START_S,
+    READY_S,
+    START_S,
+    Described,
+    Plan,
+)
 from bench.run.worker_process import Settings, Worker
 from kernels.cpu import build
 
@@ -111,3 +121,15 @@ def test_the_expected_time_knows_of_the_compilation():
         return Plan(suite, ((Group("made", others), cases),), {}, {}).expected_s()
 
     assert expected_s(builds=True) == pytest.approx(expected_s(builds=False) + BUILD_S)
+
+
+def test_the_expected_time_of_a_group_knows_its_device():
+    """A process on a GPU makes a context and loads libraries first: cold runs and seats take longer there."""
+    suite = Suite("made", "", (), processes=2)
+
+    def group_s(device: str) -> float:
+        described = (Described(dataclasses.replace(CASE, device=device), {}, None),)
+        return Plan(suite, ((Group("made", ()), described),), {}, {}).group_expected_s(described)
+
+    more_s = GPU_COLD_S - COLD_S + 2 * (GPU_START_S + GPU_READY_S - START_S - READY_S)
+    assert group_s("cuda") == pytest.approx(group_s("cpu") + more_s)

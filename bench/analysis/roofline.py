@@ -76,29 +76,40 @@ class Ceilings:
         rates: at these threads.
         one_thread: with one of them; None where there is only one, and on CUDA.
         measurements: how often all of it was measured; the best counts.
+        step_s: seconds in which a GPU's programs take a step together, by what the step consists of and size; empty on
+            a CPU. No case is judged by it.
     """
 
     threads: int
     rates: Rates
     one_thread: Rates | None = None
     measurements: int = 1
+    step_s: Mapping[str, float] = field(default_factory=dict)
 
     @classmethod
     def of(cls, data: Mapping[str, Any]) -> Ceilings:
         """From a worker's event or a section of environment.json."""
         one = data.get("one_thread")
         times = int(data.get("measurements", 1))
-        return cls(int(data["threads"]), Rates.of(data), Rates.of(one) if one else None, times)
+        steps = {str(name): float(step_s) for name, step_s in (data.get("step_s") or {}).items()}
+        return cls(int(data["threads"]), Rates.of(data), Rates.of(one) if one else None, times, steps)
 
     def as_json(self) -> dict[str, Any]:
         """The section of environment.json."""
         section = {"threads": self.threads, "measurements": self.measurements, **self.rates.as_json()}
+        if self.step_s:
+            section["step_s"] = {name: float(f"{step_s:.4g}") for name, step_s in self.step_s.items()}
         return section if self.one_thread is None else section | {"one_thread": self.one_thread.as_json()}
 
     def best_of(self, other: Ceilings) -> Ceilings:
         """The better of two measurements of the same device."""
         one = self.one_thread.best_of(other.one_thread) if self.one_thread and other.one_thread else self.one_thread
-        return Ceilings(self.threads, self.rates.best_of(other.rates), one, self.measurements + other.measurements)
+        steps = {
+            name: min(each.step_s[name] for each in (self, other) if name in each.step_s)
+            for name in {**self.step_s, **other.step_s}
+        }
+        times = self.measurements + other.measurements
+        return Ceilings(self.threads, self.rates.best_of(other.rates), one, times, steps)
 
     def product_limit(self, precision: str) -> float | None:
         """FLOPs per second that cannot be passed: no less than single threads add up to."""

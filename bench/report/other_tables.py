@@ -60,6 +60,10 @@ def ceilings(found: Mapping[str, Ceilings]) -> tuple[Table, ...]:
         facts += [(f"{name} products", units.amount(r, "FLOP") + "/s") for name, r in ceiling.rates.flops_per_s.items()]
         moved = sorted(ceiling.rates.bytes_per_s.items())
         facts += [(f"bytes moved within {units.binary(size)}", units.amount(rate, "B") + "/s") for size, rate in moved]
+        facts += [
+            (f"step of programs together: {name}", f"{units.seconds(step_s)}, {1 / step_s:,.0f} a second")
+            for name, step_s in ceiling.step_s.items()
+        ]
         rows = tuple(Row((Cell(name), Cell(text))) for name, text in facts)
         tables.append(Table(f"ceilings of {device}", ("name", "value"), rows))
     return tuple(tables)

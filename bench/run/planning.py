@@ -24,6 +24,9 @@ from bench.run.worker_process import Settings, Worker, WorkerError, scratch_fold
 #: cold run, the build, gates and warm-up of a case in a group worker, a compilation by torch, cold and cached, one of
 #: our kernel for CPUs, the ceilings.
 START_S, COLD_S, READY_S, COMPILE_S, CACHED_S, BUILD_S, CEILINGS_S = 2.0, 3.0, 1.2, 30.0, 7.0, 7.0, 5.0
+#: The first three on a GPU, where each process makes a context, loads cuDNN and compiles Triton's launchers. Estimates:
+#: no run on a GPU has shown them yet.
+GPU_START_S, GPU_COLD_S, GPU_READY_S = 8.0, 12.0, 4.0
 #: The worker that is asked may be silent for so long: a C++ compiler has two minutes.
 PLAN_LIMIT_S = 180.0
 
@@ -152,8 +155,12 @@ class Plan:
         if not runnable:
             return 0.0
         compiling = sum(c.compiles for c in runnable)
-        cold_s = len(runnable) * COLD_S + compiling * COMPILE_S
-        ready_s = START_S + len(runnable) * READY_S + compiling * CACHED_S
+        on_gpu = runnable[0].case.device == "cuda"
+        start_s, one_cold_s, one_ready_s = (
+            (GPU_START_S, GPU_COLD_S, GPU_READY_S) if on_gpu else (START_S, COLD_S, READY_S)
+        )
+        cold_s = len(runnable) * one_cold_s + compiling * COMPILE_S
+        ready_s = start_s + len(runnable) * one_ready_s + compiling * CACHED_S
         return cold_s + self.suite.processes * ready_s + self.group_budget_s
 
 

@@ -40,6 +40,8 @@ from kernels.host.cores import usable_cores
 KEPT_SHARE = 0.3
 #: The ceilings may take so long; a suite's own limit is one for a case.
 CEILINGS_LIMIT_S = 120.0
+#: So may a GPU's steps, most of it to compile; what waits for ever is found out at this price, once.
+STEPS_LIMIT_S = 60.0
 
 
 @dataclass
@@ -314,10 +316,23 @@ class Runner:
                 Worker(self.settings, self.log, scratch) as worker,
             ):
                 (found,) = worker.ask("ceilings", CEILINGS_LIMIT_S, device=device)
+                if device == "cuda":
+                    found |= self._steps(worker)
         except WorkerError as error:
             self.console.say(f"the ceilings of {device} could not be measured: {error.reason}", "red")
             return None
         return Ceilings.of(found)
+
+    def _steps(self, worker: Worker) -> dict[str, Any]:
+        """Measure how fast the GPU's programs take steps together; where that fails the rates stand, and it says so."""
+        try:
+            (found,) = worker.ask("steps", STEPS_LIMIT_S)
+        except WorkerError as error:
+            self.console.say(f"the steps of a GPU's programs could not be measured: {error.reason}", "red")
+            return {}
+        for reason in found["without"]:
+            self.console.say(f"no time of a GPU's steps: {reason}")
+        return {"step_s": found["step_s"]}
 
     def _cold(
         self, cases: list[Described], scratch: Path

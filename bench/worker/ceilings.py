@@ -12,7 +12,7 @@ import dataclasses
 import functools
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from bench.timing.clock import time_once
+from kernels import refusals
 
 #: Types of the products, and whether CUDA may round fp32 inputs to TF32.
 TYPES = {"fp32": torch.float32, "tf32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -39,6 +40,11 @@ BEYOND_CACHE, MOST_SET = 4, 1024**3
 REREAD = {"cpu": 32 * 1024**2, "cuda": 1024**3}
 #: Calls that are queued before waiting, on CUDA.
 QUEUED = 10
+#: Batch and hidden size of steps that programs take together: DeepBench's and FlashRNN's, whose weights fit on the
+#: multiprocessors of a large GPU.
+SHARED_SIZES = ((16, 512), (16, 768), (16, 1024), (64, 1024))
+#: Steps of a timed launch, which take far longer than launching, and how often it is timed; the shortest counts.
+STEPS, STEP_REPEATS = 1000, 5
 
 
 def measure(device: str) -> dict[str, Any]:
@@ -68,6 +74,41 @@ def measure(device: str) -> dict[str, Any]:
     together.take(one)
     section: dict[str, Any] = {"threads": threads, **dataclasses.asdict(together)}
     return section if one is together else section | {"one_thread": dataclasses.asdict(one)}
+
+
+def steps(device: str = "cuda", sizes: Sequence[tuple[int, int]] = SHARED_SIZES, count: int = STEPS) -> dict[str, Any]:
+    """Time how fast a GPU's programs take steps together, in float16: `kernels.gpu.step_limit`, every part.
+
+    Returns:
+        `step_s`: seconds of a step by part and size. `without`: reasons why a size has none.
+    """
+    try:
+        from kernels.gpu import step_limit  # noqa: PLC0415 - where Triton is missing that is a reason
+    except ImportError as error:
+        return {"step_s": {}, "without": [f"Triton does not load here: {error}"]}
+    step_s, without = dict[str, float](), list[str]()
+    for batch, hidden in sizes:
+        problem = step_limit.limit_problem(batch, hidden, torch.float16, device)
+        config = step_limit.limit_config(problem)
+        if config is None:
+            without.append(f"B{batch} H{hidden}: the weights do not fit on this GPU's multiprocessors together")
+            continue
+        # It waits as the persistent kernel does: what was found to hang there is not tried here.
+        if (reason := refusals.reason("persistent", config, backward=False)) is not None:
+            without.append(f"B{batch} H{hidden}: the persistent kernel is not to run here: {reason}")
+            continue
+        # The sum of four such matrices has eigenvalues up to about 1, so h neither grows nor vanishes at once.
+        weight = (torch.randn(4 * hidden, hidden) / (2 * math.sqrt(hidden))).to(device, torch.float16)
+        start = torch.randn(batch, hidden).to(device, torch.float16)
+        for part in step_limit.PARTS:
+
+            def call(part: str = part, weight: Any = weight, start: Any = start, config: Any = config) -> None:
+                step_limit.run(part, weight, start, count, config)
+
+            call()
+            shortest_s = min(time_once(call, device) for _ in range(STEP_REPEATS))
+            step_s[f"{part} B{batch} H{hidden}"] = shortest_s / count
+    return {"step_s": step_s, "without": without}
 
 
 @dataclass

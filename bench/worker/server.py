@@ -189,6 +189,12 @@ def measure_ceilings(request: dict[str, Any], emit: Emit) -> None:
     emit("ceilings", **ceilings.measure(request["device"]))
 
 
+def measure_steps(request: dict[str, Any], emit: Emit) -> None:
+    """Measure how fast this GPU's programs can take steps together."""
+    del request
+    emit("steps", **ceilings.steps())
+
+
 def sit(request: dict[str, Any], emit: Emit) -> None:
     """Make cases of a group ready for their turns: build, gate, warm up.
 
@@ -268,6 +274,7 @@ REQUESTS: dict[str, Callable[[dict[str, Any], Emit], None]] = {
     "catalogue": catalogue,
     "describe": describe,
     "ceilings": measure_ceilings,
+    "steps": measure_steps,
     "prepare": cold.prepare,
     "cold": cold.cold,
     "sit": sit,

@@ -85,7 +85,7 @@ class Forward:
     tf32: bool
     resets: Tensor | None = None
 
-    @property
+    @functools.cached_property
     def problem(self) -> Problem:
         """Facts that kernels are chosen by."""
         return _problem(self, self.gates_input, saves=self.gates is not None)
@@ -120,7 +120,7 @@ class Backward:
     tf32: bool
     resets: Tensor | None = None
 
-    @property
+    @functools.cached_property
     def problem(self) -> Problem:
         """Facts that kernels are chosen by."""
         return _problem(self, self.gates, saves=True)

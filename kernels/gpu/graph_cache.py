@@ -292,7 +292,8 @@ class Cuda:
         """See `Device`."""
         taken = {other.stream.cuda_stream for other in others}
         # torch hands out 32 streams of each priority in turn. Those of high priority are hardly used by others, whose
-        # captures and cuBLAS workspaces would be mixed with ours.
+        # captures and cuBLAS workspaces would be mixed with ours. What is captured keeps that priority, so where other
+        # streams of the caller's have work at the same time, the blocks of a replay are placed first.
         for _ in range(64):
             stream = torch.cuda.Stream(priority=-1)
             if stream.cuda_stream not in taken:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -21,7 +22,7 @@ from . import graph_cache as graphs
 from .grid_exchange import ABSENT
 from .launch import Launch
 from .persistent_backward import backward_kernel
-from .persistent_configs import DTYPES, PersistentConfig, configs, programs, refuses
+from .persistent_configs import DTYPES, FEWER, PersistentConfig, configs, programs, refuses
 from .persistent_forward import forward_kernel
 
 #: Integers of a counter's own cache line, as the kernels step over them.
@@ -31,7 +32,10 @@ COUNTER_STRIDE = 32
 #: cache once a step.
 STACK_BYTES = 16
 
-__all__ = ["PersistentConfig", "backward", "configs", "forward", "launches", "refuses"]
+#: Part of CUDA's message for a cooperative launch of more blocks than can run at once.
+NO_ROOM = "too many blocks in cooperative launch"
+
+__all__ = ["PersistentConfig", "backward", "configs", "forward", "launches", "refuses", "withdraw"]
 
 BITS = {torch.float16: torch.int16, torch.bfloat16: torch.int16, torch.float32: torch.int32}
 
@@ -78,6 +82,27 @@ def backward(args: Backward, config: PersistentConfig | None = None) -> None:
         return tensors, _strides(args.gates, args.cells, args.grad_output, grad_gates)
 
     _run(backward_kernel, args, config, arguments, problem.steps + 1)
+
+
+def withdraw(error: RuntimeError) -> bool:
+    """Take back the configurations that wait within a launch, if an error says that their grid does not fit here.
+
+    Nothing of such a launch has run, so the call can be made again with what `configs` offers then.
+
+    Returns:
+        Whether that is the error's reason.
+    """
+    reason = str(error)
+    if NO_ROOM not in reason:
+        return False
+    if not FEWER:
+        FEWER.append(reason)
+        message = (
+            f"this process cannot use all multiprocessors that torch reports ({reason}), as under NVIDIA's "
+            "Multi-Process Service: from now on the persistent kernel makes every step a launch of its own"
+        )
+        warnings.warn(message, RuntimeWarning, stacklevel=2)
+    return True
 
 
 def launches(problem: Problem, config: PersistentConfig, *, backward: bool) -> list[Launch]:

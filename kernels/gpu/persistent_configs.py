@@ -17,6 +17,9 @@ SHARED_BYTES = {80: 166912, 87: 166912, 90: 232448, 100: 232448, 103: 232448}
 LEAST_SHARED_BYTES = 101376
 #: How many configurations a tuner is offered.
 MOST_CONFIGS = 12
+#: What the driver said when a grid did not fit that ought to: this process gets fewer multiprocessors than the GPU has,
+#: as under the Multi-Process Service with a share of threads. Nothing then runs that waits within a launch.
+FEWER: list[str] = []
 DTYPES = {torch.float16: "fp16", torch.bfloat16: "bf16", torch.float32: "fp32"}
 
 
@@ -67,7 +70,7 @@ def configs(problem: Problem, *, backward: bool) -> list[PersistentConfig]:
 
     streamed = sorted(_streamed(problem, backward=backward), key=estimate)
     # A single step has nothing to wait for, and no use for weights that stay.
-    if problem.steps <= 1:
+    if problem.steps <= 1 or FEWER:
         return streamed
     held = sorted(_held(problem, backward=backward), key=estimate)
     half = (MOST_CONFIGS - 2) // 2

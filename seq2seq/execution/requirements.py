@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from kernels.cpu import build, fused
+from kernels.dispatch import BY_ESTIMATE
 from kernels.lstm import LSTM
 from seq2seq.workloads.workload import Workload
 
@@ -108,6 +109,7 @@ def needs_kernel(implementation: str, dtype: torch.dtype, *, tf32: bool = False)
     def check(device: str, mode: str, workload: Workload) -> str | None:
         if reason := no_triton("kernels.LSTM"):
             return reason
+        reasons = set()
         for stack in workload.config.stacks:
             module = LSTM(
                 stack.input_size,
@@ -123,9 +125,42 @@ def needs_kernel(implementation: str, dtype: torch.dtype, *, tf32: bool = False)
             steps = 1 if one else -(-steps // stack.every)
             training, masked = mode == "training", workload.has_lengths and not one
             try:
-                module.explain(workload.batch, steps, dtype=dtype, device=device, training=training, masked=masked)
+                choice = module.explain(
+                    workload.batch, steps, dtype=dtype, device=device, training=training, masked=masked
+                )
             except (RuntimeError, ValueError) as error:
                 return f"{stack.name}: {' '.join(str(error).split())}"
+            reasons.add(choice.reason.startswith(BY_ESTIMATE))
+        if implementation == "auto" and reasons == {True}:
+            return (
+                "nothing was measured on this GPU, so `auto` would be `triton` again, which never is cuDNN: run "
+                "`python -m kernels tune`"
+            )
+        return None
+
+    return check
+
+
+def needs_rival(name: str, function: Callable[[], object]) -> Requirement:
+    """An LSTM of another project must load, and serve the workload: one direction, all sequences of one length.
+
+    Args:
+        name: of its package.
+        function: imports it.
+    """
+
+    def check(device: str, mode: str, workload: Workload) -> str | None:
+        del device, mode
+        try:
+            function()
+        except Exception as error:  # noqa: BLE001 - a package for another torch or without a toolkit fails in many ways
+            missing = isinstance(error, ModuleNotFoundError) and error.name == name
+            why = "which is not installed" if missing else f"which does not load here ({' '.join(str(error).split())})"
+            return f"needs {name}, {why}: pip install {name}"
+        if both := next((stack.name for stack in workload.config.stacks if stack.directions > 1), None):
+            return f"{name}'s LSTM walks forward alone, and the {both} reads both ways"
+        if workload.has_lengths:
+            return f"{name}'s LSTM takes no lengths, and this workload's sequences differ in length"
         return None
 
     return check
@@ -192,6 +227,13 @@ def needs_own_model(device: str, mode: str, workload: Workload) -> str | None:
     """For the suite's own workloads `reference` is it already."""
     del device, mode
     return None if workload.config.family == "own" else "this would be `reference` again: for a model of your own"
+
+
+def not_by_autocast(device: str, mode: str, workload: Workload) -> str | None:
+    """Weights stored in a lower type are for inference; training keeps them in float32 under autocast."""
+    del device, workload
+    reason = "weights stored in a lower type are for inference; in training autocast hands cuDNN float16: amp-fp16"
+    return reason if mode == "training" else None
 
 
 def needs_fixed_length(device: str, mode: str, workload: Workload) -> str | None:

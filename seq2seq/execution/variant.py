@@ -17,6 +17,7 @@ from seq2seq.execution.requirements import (
     Requirement,
     cannot_decode,
 )
+from seq2seq.execution.rival_lstms import FlashRNNLSTM, TorchRLLSTM
 from seq2seq.execution.split_lstm import SplitLSTM
 from seq2seq.runtimes.int8 import RoundedLSTM
 from seq2seq.workloads.workload import Workload
@@ -29,6 +30,8 @@ LSTMS: dict[str, Callable[..., nn.RNNBase]] = {
     "split": SplitLSTM,
     "rounded": RoundedLSTM,
     "kernels": LSTM,
+    "torchrl": TorchRLLSTM,
+    "flashrnn": FlashRNNLSTM,
 }
 
 #: Types of torch's tensors by precision; what is quantised to int8 goes in and comes out as fp32.
@@ -133,6 +136,8 @@ class Variant:
             found.append("a C++ compiler (once)")
         if self.lstm == "kernels":
             found.append("kernels.LSTM")
+        if self.lstm in {"torchrl", "flashrnn"}:
+            found.append(f"the package {self.lstm}")
         if self.runtime in {"onnxruntime", "openvino"}:
             found += ["the package onnx", f"the package {self.runtime}"]
         return tuple(found)

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from seq2seq.execution import rival_lstms
 from seq2seq.execution.requirements import (
     compile_cpu_kernel,
     compile_split_kernel,
@@ -23,8 +24,10 @@ from seq2seq.execution.requirements import (
     needs_kernel,
     needs_no_vendor_bf16,
     needs_own_model,
+    needs_rival,
     needs_split_products,
     needs_vendor_lstm,
+    not_by_autocast,
 )
 from seq2seq.execution.runtime_requirements import inference_only, needs_int8, needs_packages
 from seq2seq.execution.tuning import TUNINGS
@@ -216,6 +219,20 @@ VARIANTS |= {
             devices=("cpu",),
             requirements=(inference_only, needs_int8),
         ),
+        Variant(
+            "cudnn-fp16",
+            "nn.LSTM through cuDNN, weights stored in fp16, as users call it; packed where lengths differ",
+            precision="fp16",
+            devices=("cuda",),
+            requirements=(not_by_autocast,),
+        ),
+        Variant(
+            "cudnn-bf16",
+            "nn.LSTM through cuDNN, weights stored in bf16, as users call it; packed where lengths differ",
+            precision="bf16",
+            devices=("cuda",),
+            requirements=(not_by_autocast,),
+        ),
         Variant("tf32", "nn.LSTM through cuDNN, eager fp32 with TF32 allowed", precision="tf32", devices=("cuda",)),
         _kernels("triton", "kernels.LSTM, the fastest of our Triton kernels, eager fp32 without TF32", "triton"),
         _kernels("triton-tf32", "our Triton kernels, eager fp32 with TF32 allowed", "triton", "tf32"),
@@ -234,6 +251,30 @@ VARIANTS |= {
         _kernels("triton-persistent", "our kernel of all steps, programs share a sequence, fp16", "persistent", "fp16"),
         _kernels("auto", "kernels.LSTM as replace_lstm puts it in: our kernels or cuDNN, eager fp32", "auto"),
         _kernels("auto-fp16", "kernels.LSTM, our kernels or cuDNN, fp16 as triton-fp16", "auto", "fp16"),
+        Variant(
+            "torchrl",
+            "TorchRL's LSTM in Triton, eager fp32 with TF32, as its module runs by default",
+            lstm="torchrl",
+            precision="tf32",
+            devices=("cuda",),
+            requirements=(needs_rival("torchrl", rival_lstms.torchrl_function),),
+        ),
+        Variant(
+            "flashrnn",
+            "FlashRNN's LSTM in CUDA, all steps in one launch, fp16: weights stored so, in training autocast",
+            lstm="flashrnn",
+            precision="fp16",
+            devices=("cuda",),
+            requirements=(needs_rival("flashrnn", rival_lstms.flashrnn_function),),
+        ),
+        Variant(
+            "flashrnn-bf16",
+            "FlashRNN's LSTM in CUDA, all steps in one launch, bf16: weights stored so, in training autocast",
+            lstm="flashrnn",
+            precision="bf16",
+            devices=("cuda",),
+            requirements=(needs_rival("flashrnn", rival_lstms.flashrnn_function),),
+        ),
         Variant("torchscript", "torch.jit.script, LSTM through the vendor library", compiler="torchscript"),
     )
 }

@@ -67,7 +67,7 @@ def _against(name: str, run: str, variant: str, needs: tuple[str, ...]) -> DaySt
 
 _MACHINE, _MACHINE_2 = ("machine",), ("machine-2",)
 _FACTS = _words("-m {package}.tools.gpu_day.facts machine --folder {folder}")
-_CHECK = "-m {package} check --seconds {seconds} --timeout 25 --runs 60 --most 3 --out {folder}"
+_CHECK = "-m {package} check --seconds {seconds} --jobs 8 --timeout 25 --runs 60 --most 3 --out {folder}"
 _TUNE = "-m {package} tune --most 4 --timeout 20 --budget {seconds}"
 
 #: The day on a GPU. Part 1 fits 270 s, part 2 400 s; what stands last in part 2 is begun only when hours are given.
@@ -82,7 +82,7 @@ DAY = (
     DayStage("tune-short", 1, "which kernel is fastest in float16?",
           _words(f"{_TUNE} --type float16"), 90.0, 50.0, closing_s=35.0, needs=_MACHINE),
     DayStage("machine-2", 2, "the machine of the second part", _FACTS, 30.0),
-    _suite("suite", "--suite short-gpu", 260.0, 90.0,
+    _suite("suite", "--suite short-gpu", 290.0, 90.0,
            asks="are our kernels faster than cuDNN at its fairest, in inference and training?", needs=_MACHINE_2),
     _against("ratios", "suite", "cudnn-fair", ("suite",)),
     DayStage("check-others", 2, "are the other kernels right?",
