@@ -135,13 +135,14 @@ class Console:
             self._ends(record, str(record.status))
             return
         speed = units.ratio_interval(record.speedup, record.speedup_lo, record.speedup_hi)
-        if record.interval_wide or record.disturbed:
+        if record.interval_wide or record.disturbed or record.reason:
             speed += " ~"
         median = ""
         if record.latency_p50_s is not None:
             interval = (record.latency_p50_s, record.latency_p50_lo_s, record.latency_p50_hi_s)
             median = f"p50 {units.estimated_seconds(*interval)}"
-        self.say(f"{head} {speed:<28} {median:<15} {record.evidence}", _STYLE[Status.OK])
+        what = "; ".join(filter(None, (record.reason, record.evidence)))
+        self.say(f"{head} {speed:<28} {median:<15} {what}", "yellow" if record.reason else _STYLE[Status.OK])
         self._ends(record, f"{speed} {median}")
 
     def verdict(self, values: Mapping[str, Any]) -> None:

@@ -12,6 +12,7 @@ import sys
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -508,6 +509,35 @@ def test_a_winner_stands_apart_from_all_others() -> None:
     assert "The next is `onednn` with 1.20x [1.16, 1.24]: the intervals do not overlap." in answer.text
     assert [name for name in summary_table(far[0].records)["variant"] if "*" in name] == ["compile *"]
     assert [row.look for row in tables.summary(far[0]).rows] == ["best", "", ""]
+
+
+def test_what_decides_between_overlapping_intervals_is_shown() -> None:
+    """Ratios inside rounds tell the two apart, so the row with the star stands beside the ratio that it rests on."""
+    best = ran("cpu-fused", 5.6, standing="best", vs_best=1.0, vs_best_lo=1.0, vs_best_hi=1.0)
+    rival = ran("onnxruntime", 5.5, standing="slower", vs_best=0.947, vs_best_lo=0.934, vs_best_hi=0.959)
+    (group,) = groups([unit(standing="slower"), best, rival])
+    assert best.speedup_lo < rival.speedup_hi
+    table = summary_table(group.records)
+    assert list(table["variant"]) == ["cpu-fused *", "onnxruntime", "reference"]
+    assert list(table["vs best"]) == ["1.00x", "0.95x [0.93, 0.96]", ""]
+    shown = tables.summary(group)
+    assert [row.cells[shown.columns.index("vs best")].text for row in shown.rows] == list(table["vs best"])
+    said = "with 5.50x [5.33, 5.67], surely slower: round by round 0.95x [0.93, 0.96] as fast as `cpu-fused`."
+    assert said in answers([group])[0].text
+
+
+@pytest.mark.parametrize(
+    "doubt", [{"interval_wide": True}, {"disturbed": 3}, {"reason": "crashed in seating 6: planted"}]
+)
+def test_a_doubtful_row_has_no_star(doubt: dict[str, Any]) -> None:
+    """Nor is it green; the sentence that names it says why it is doubtful, and a failed process stands in its row."""
+    (group,) = groups([unit(standing="slower"), ran("onednn", 2.0, standing="best", **doubt)])
+    table = summary_table(group.records)
+    assert (table["variant"][0], table["speedup"][0][0]) == ("onednn", "~")
+    assert {row.look for row in tables.summary(group).rows} == {""}
+    assert "This figure is doubtful" in answers([group])[0].text
+    assert table["what ran"][0].startswith(doubt.get("reason", ""))
+    assert doubt.get("reason", "") in answers([group])[0].text
 
 
 @pytest.mark.parametrize(("speedup", "wins"), [(1.5, True), (1.02, False), (0.99, False)])

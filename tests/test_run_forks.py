@@ -24,7 +24,9 @@ import pytest
 from bench.plan.cases import Case
 from bench.records.schema import Status
 from bench.run import forks
+from bench.run.cold import COMPILER
 from bench.run.forks import Forked, ForkServer, fork_servers, supported
+from bench.run.planning import Described
 from bench.run.runner import Runner
 from bench.run.worker_process import Settings, Worker, WorkerError, cache_variables
 
@@ -99,7 +101,7 @@ def stub(monkeypatch) -> Callable[[str], None]:
 def server(stub, tmp_path) -> Iterator[ForkServer]:
     """A server of workers that run what they are sent."""
     stub(SERVER)
-    with fork_servers(Settings(1), tmp_path / "server.log", 1) as (found,):
+    with fork_servers(Settings(1), tmp_path / "server.log", [()]) as (found,):
         yield found
 
 
@@ -267,7 +269,7 @@ def layout(pid: int) -> list[str]:
 def test_workers_of_one_server_share_a_layout_and_those_of_others_have_another(stub, log, tmp_path):
     """What processes differ by is sampled by several servers."""
     stub(SERVER)
-    with fork_servers(Settings(1), tmp_path / "server.log", 2) as servers:
+    with fork_servers(Settings(1), tmp_path / "server.log", [()] * 2) as servers:
         started = [Started(server, log, "tell('up')\ntime.sleep(60)") for server in servers for _ in range(2)]
         assert [one.answer() for one in started] == ["up"] * 4
         found = [layout(one.child.pid) for one in started]
@@ -291,11 +293,25 @@ def test_seats_go_on_without_a_server_that_died(server, log, tmp_path):
     lines: list[str] = []
     console = types.SimpleNamespace(say=lambda line, _style: lines.append(line))
     run = types.SimpleNamespace(_forks=[server], console=console, log=log)
+    run._living = lambda servers: Runner._living(run, servers)
     assert Runner.seat(run, Settings(1), 3, tmp_path).forks is server
     os.kill(server._child.pid, signal.SIGKILL)
     server._child.wait()
     assert [Runner.seat(run, Settings(1), number, tmp_path).forks for number in (3, 4)] == [None, None]
-    assert lines == ["1 of the processes that seats are forked from died; see workers.log"]
+    assert lines == ["1 of the processes that workers are forked from died; see workers.log"]
+
+
+@pytest.mark.parametrize(
+    ("imports", "own", "from_"),
+    [(COMPILER, True, "full"), ("pandas", True, "bare"), ("pandas", False, None)],
+)
+def test_a_cold_run_finds_imported_what_a_fresh_one_would(imports, own, from_, tmp_path):
+    """It is forked from a process with the same imports, and is a fresh one where its memory would not be like it."""
+    full, bare = (types.SimpleNamespace(gives_own_pages=own) for _ in range(2))
+    run = types.SimpleNamespace(settings=Settings(1), _living=lambda servers: servers)
+    run._cold_forks = {(COMPILER,): [full], (): [bare]}
+    described = Described(Case("seed", "a", "inference", "cpu", 1), {}, None, imports=(imports,))
+    assert Runner.cold(run, described, tmp_path, tmp_path).forks is {"full": full, "bare": bare, None: None}[from_]
 
 
 def test_a_server_that_is_gone_is_one_line(server, log, tmp_path):
@@ -340,7 +356,7 @@ def test_a_server_that_ends_takes_its_guard_along(stub, log, tmp_path):
     stub(SERVER)
     before = set(psutil.Process().children())
     for _ in range(2):
-        with fork_servers(Settings(1), tmp_path / "server.log", 1) as (server,):
+        with fork_servers(Settings(1), tmp_path / "server.log", [()]) as (server,):
             assert len(set(psutil.Process().children()) - before) == 2
             assert Started(server, log, "os._exit(4)").end() == 4
         assert set(psutil.Process().children()) == before
@@ -349,7 +365,7 @@ def test_a_server_that_ends_takes_its_guard_along(stub, log, tmp_path):
 def test_a_system_without_fork_has_no_servers(monkeypatch, tmp_path):
     """Workers are then started fresh, as they are without a server."""
     monkeypatch.setattr(forks, "supported", lambda: False)
-    with fork_servers(Settings(1), tmp_path / "log", 3) as servers:
+    with fork_servers(Settings(1), tmp_path / "log", [()] * 3) as servers:
         assert servers == []
     assert not (tmp_path / "log").exists()
 
@@ -364,7 +380,7 @@ from bench.run.worker_process import Settings, Worker
 real, log, code = subprocess.Popen, Path(sys.argv[1]), sys.argv[2]
 forks.subprocess.Popen = lambda command, **o: real(
     [sys.executable, "-c", code, command[-1]] if command[0] == sys.executable else command, **o)
-with forks.fork_servers(Settings(1), log, 1) as (server,), Worker(Settings(1), log, log, server) as worker:
+with forks.fork_servers(Settings(1), log, [()]) as (server,), Worker(Settings(1), log, log, server) as worker:
     print(server._child.pid, *next(worker.ask("cold", 20.0))["pids"], flush=True)
     time.sleep(60)
 """
@@ -418,7 +434,11 @@ def products(request, emit):
     emit("products", error=abs(float(loss) - exact) / exact, finite=bool(a.grad.isfinite().all()),
          threads=torch.get_num_threads(), tasks=tasks)
 
-sys.modules["bench.worker.server"].REQUESTS |= {"environment": environment, "products": products}
+def resident(request, emit):
+    emit("resident", bytes=sys.modules["bench.machine.memory"].resident_bytes())
+
+REQUESTS = {"environment": environment, "products": products, "resident": resident}
+sys.modules["bench.worker.server"].REQUESTS |= REQUESTS
 """
 
 
@@ -428,7 +448,7 @@ def real(tmp_path_factory) -> Iterator[ForkServer]:
     pytest.importorskip("torch")
     folder = tmp_path_factory.mktemp("forks")
     (folder / "plugin.py").write_text(PLUGIN)
-    with fork_servers(Settings(2, plugins=(folder / "plugin.py",)), folder / "log", 1) as (found,):
+    with fork_servers(Settings(2, plugins=(folder / "plugin.py",)), folder / "log", [()]) as (found,):
         yield found
 
 
@@ -449,6 +469,19 @@ def test_the_server_runs_nothing_that_a_fork_would_lose(real):
     assert more.pop(str(real._child.pid)) < 20_000_000
     assert set(more.values()) <= {0}
     assert psutil.Process(real._child.pid).children() == []
+
+
+def test_a_worker_for_a_cold_run_has_its_memory_to_itself(real, log, tmp_path):
+    """As a fresh process it has resident what its imports touched; one for a seat need not."""
+    assert real.gives_own_pages
+    whole = psutil.Process(real._child.pid).memory_info().rss
+    case = {"workload": "seed", "variant": "reference", "mode": "inference", "device": "cpu", "threads": 1}
+    with Worker(Settings(2), log, tmp_path, real) as worker:
+        (before,) = worker.ask("resident", 60.0)
+        list(worker.ask("prepare", 60.0, case=case))
+        (after,) = worker.ask("resident", 60.0)
+    assert before["bytes"] < 0.9 * whole
+    assert after["bytes"] == pytest.approx(whole, rel=0.03)
 
 
 def test_a_forked_worker_has_caches_of_its_own(real, log, tmp_path):

@@ -34,7 +34,7 @@ from bench.records.folder import RunFolder
 from bench.records.rounds import Round
 from bench.records.schema import COLUMNS, SAMPLE_COLUMNS, SCHEMA_VERSION, Record, Status
 from bench.run import group as measurement
-from bench.run import runner, seating
+from bench.run import more, runner, seating
 from bench.run.planning import Described, Plan
 from bench.run.runner import Runner
 from bench.run.worker_process import Settings, WorkerError
@@ -530,6 +530,48 @@ def test_a_worker_that_dies_with_nobody_to_blame_ends_its_group(stage, request_)
     assert len(measured(asked)) == 1
 
 
+def test_a_death_in_a_further_seating_costs_that_seating_alone(stage, monkeypatch):
+    """After a complete first pass a case keeps its figures, says what happened, and takes no further turns."""
+    monkeypatch.setattr(measurement.Measurement, "_needing", lambda *_: frozenset({"reference", "bad"}))
+    begun = []
+
+    def dies(what: str, variants: list[str]) -> None:
+        if what == "sit":
+            begun.append(variants)
+        if what == "turn" and variants == ["bad"] and len(begun) == 5:
+            raise WorkerError(Status.CRASHED, "planted", "turn")
+
+    records, asked = stage("reference", "bad", dies=dies, budget_s=1e9)
+    bad, reference = records["bad"], records["reference"]
+    assert (bad.status, bad.processes, bad.speedup) == (Status.OK, 4, 2.0)
+    assert bad.reason == "crashed in seating 5, whose rounds are not counted: planted"
+    assert (reference.status, reference.processes, reference.reason) == (Status.OK, 10, "")
+    assert measured(asked) == [["reference", "bad"]] * 5 + [["reference"]] * 6
+
+
+def test_a_worker_that_dies_in_a_further_seating_with_nobody_to_blame_leaves_all_figures(stage, monkeypatch):
+    """Its group ends there, and every case says so."""
+    monkeypatch.setattr(measurement.Measurement, "_needing", lambda *_: frozenset({"reference", "a"}))
+    begun = []
+
+    def dies(what: str, variants: list[str]) -> None:
+        begun.extend([variants] * (what == "sit"))
+        if len(begun) == 4:
+            raise WorkerError(Status.CRASHED, "planted")
+
+    records, asked = stage("reference", "a", dies=dies, budget_s=1e9)
+    assert {(r.status, r.reason, r.processes) for r in records.values()} == {
+        (Status.OK, "crashed in seating 4, whose rounds are not counted: planted", 3)
+    }
+    assert len(measured(asked)) == 4
+
+
+def test_more_rounds_keep_what_a_record_says_of_earlier_ones():
+    """A process that failed in an earlier seating is still in the reason of the record that takes its place."""
+    kept = more._kept({"status": "ok", "reason": "crashed in seating 6", "unknown": 1})
+    assert kept == {"reason": "crashed in seating 6"}
+
+
 def test_a_case_that_fails_cold_is_not_measured(stage):
     """A case measured alone never takes others with it; what was found until then stays in its record."""
 
@@ -685,10 +727,11 @@ def test_an_error_of_the_parent_leaves_the_folder_readable(stage, tmp_path):
 
 
 def test_a_group_that_is_never_narrow_gets_the_most_seatings(stage, monkeypatch):
-    """More are begun only while the budget lasts, at most the most there may be."""
-    monkeypatch.setattr(measurement.Measurement, "_needing", lambda *_: frozenset({"a"}))
-    _, asked = stage("reference", "a", budget_s=1e9)
-    assert len(measured(asked)) == measurement.MOST_SEATINGS
+    """More are begun only while the budget lasts, at most the most there may be, and hold who needs them alone."""
+    monkeypatch.setattr(measurement.Measurement, "_needing", lambda *_: frozenset({"reference", "a"}))
+    records, asked = stage("reference", "a", "b", budget_s=1e9)
+    assert measured(asked) == [["reference", "a", "b"]] * 3 + [["reference", "a"]] * (measurement.MOST_SEATINGS - 3)
+    assert {name: record.processes for name, record in records.items()} == {"reference": 10, "a": 10, "b": 3}
 
 
 def test_no_scratch_folder_is_left(stage, monkeypatch, tmp_path):

@@ -44,7 +44,7 @@ def place(*variants: str, environment: dict[str, str] | None = None) -> Place:
 @pytest.fixture(scope="module")
 def server(tmp_path_factory) -> Iterator[ForkServer]:
     """What forks the seats, so that they are up at once."""
-    with fork_servers(SETTINGS, tmp_path_factory.mktemp("forks") / "log", 1) as (found,):
+    with fork_servers(SETTINGS, tmp_path_factory.mktemp("forks") / "log", [()]) as (found,):
         yield found
 
 
@@ -342,7 +342,7 @@ from bench.run.seating import Seating
 import test_run_seating as seated
 
 log = Path(sys.argv[1])
-with fork_servers(seated.SETTINGS, log, 1) as (server,):
+with fork_servers(seated.SETTINGS, log, [()]) as (server,):
     start = lambda settings: Worker(settings, log, log.parent, server)
     places = [seated.place("spinning"), seated.place("hangs-in-turn")]
     with Seating(places, start, seated.SETTINGS, 60.0, str) as seats:

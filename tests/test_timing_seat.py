@@ -103,6 +103,13 @@ def test_warm_up_of_a_steady_call_is_short(clock):
     assert WARM_LEAST_S < clock.now - start < 2 * WARM_LEAST_S
 
 
+def test_warm_up_of_a_long_steady_call_is_three_calls(clock):
+    """The first, and two that agree: all seats of a group wait for it."""
+    start = clock.now
+    warm_up(lasting(clock, 0.12), "cpu")
+    assert clock.now - start == pytest.approx(3 * 0.12)
+
+
 def test_warm_up_lasts_until_a_call_is_steady(clock):
     """A call that gets faster for its first second is called until it is; blocks are filled by its final time."""
     start = clock.now
@@ -114,7 +121,7 @@ def test_warm_up_lasts_until_a_call_is_steady(clock):
 
 def test_what_the_first_call_alone_pays_for_takes_no_time_from_warm_up(clock):
     """An import of three seconds in it, longer than warm-up may last, leaves the later calls to become steady."""
-    times = itertools.chain([3.0], [0.004] * 20, itertools.repeat(0.001))
+    times = itertools.chain([3.0], [0.004] * 10, itertools.repeat(0.001))
     assert warm_up(Subject(lambda: clock.spend(next(times))), "cpu") == pytest.approx(BLOCK_S / 0.001, abs=2)
 
 

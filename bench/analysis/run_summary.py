@@ -17,9 +17,10 @@ from bench.records.schema import Record, Status
 
 BEST, DOUBT = "*", "~"
 LEGEND = (
-    f"{BEST} surely the fastest of its group; {DOUBT} doubtful: samples were taken while something else used the "
-    f"machine, or the interval is wider than the suite asked for; {units.NO_ESTIMATE}: the ends of the interval are "
-    f"more than {units.MOST_SPREAD:g} times apart"
+    f"{BEST} surely the fastest of its group: all others are slower by vs best, whose ratios are formed inside rounds; "
+    f"{DOUBT} doubtful: samples were taken while something else used the machine, the interval is wider than the suite "
+    f"asked for, or a process failed in a further seating; such a row has no {BEST}; "
+    f"{units.NO_ESTIMATE}: the ends of the interval are more than {units.MOST_SPREAD:g} times apart"
 )
 
 
@@ -71,9 +72,9 @@ class RankedGroup:
 
     @property
     def winner(self) -> Record | None:
-        """The record that is surely the fastest; None where two or more cannot be told apart, or nothing ran."""
+        """The record that is surely the fastest and not doubtful; None where there is no such record."""
         leaders = self.leaders
-        return leaders[0] if len(leaders) == 1 else None
+        return leaders[0] if len(leaders) == 1 and not doubts(leaders[0]) else None
 
     @property
     def sweep_axis(self) -> str:
@@ -118,6 +119,7 @@ SUMMARY_COLUMNS = (
     "variant",
     "status",
     "speedup",
+    "vs best",
     "p50",
     "p99",
     "steps/s",
@@ -142,11 +144,19 @@ def summary_row(record: Record, *, best: bool) -> dict[str, str]:
     }
     return row | {
         "variant": f"{record.variant} {BEST}" if best else record.variant,
+        "vs best": versus_best(record),
         **{name: text and mark + text for name, text in times.items()},
         "peak memory": peak_memory(record),
         "first call": units.seconds(record.first_call_s),
-        "what ran": record.evidence,
+        "what ran": "; ".join(filter(None, (record.reason, record.evidence))),
     }
+
+
+def versus_best(record: Record) -> str:
+    """Ratio to the best of the group, formed inside rounds; empty where the run did not record it."""
+    if record.vs_best is None:
+        return ""
+    return units.ratio_interval(record.vs_best, record.vs_best_lo, record.vs_best_hi)
 
 
 def percentile(record: Record, name: str) -> tuple[str, float | None]:
@@ -169,6 +179,8 @@ def doubts(record: Record) -> tuple[str, ...]:
         found.append(f"{record.disturbed}{out_of} samples were taken while something else used the machine")
     if record.interval_wide:
         found.append("the interval is wider than the suite asked for")
+    if record.reason:
+        found.append(record.reason)
     return tuple(found)
 
 

@@ -20,7 +20,8 @@ from bench.plan.identity import CaseKey
 #: 3: the mode `decode`: beam, tokens a second, latency of a token.
 #: 4: standing in the group, command that measures a case again; own models' set of inputs, its weight, the metric.
 #: 5: energy of a sequence and of a token, power, idle power, the counter that says so; energy.csv.gz.
-SCHEMA_VERSION = 5
+#: 6: ratio to the best of the group; a reason beside `ok`, where a process failed in a further seating.
+SCHEMA_VERSION = 6
 
 
 class Status(enum.StrEnum):
@@ -68,7 +69,11 @@ class Record:
         "`crashed`, `error`",
         Status.OK,
     )
-    reason: str = column("why the status is not `ok`; empty for `ok`", "")
+    reason: str = column(
+        "why the status is not `ok`; of an `ok` case, how its process failed in a further seating, whose rounds are "
+        "not in the figures; else empty",
+        "",
+    )
 
     latency_p50_s: float | None = column("median time of a single call, seconds")
     latency_p50_lo_s: float | None = column(
@@ -113,6 +118,13 @@ class Record:
         "among the group's variants, by ratios formed inside rounds: `best`, the shortest median time; `equal`, surely "
         "within 3 % of it and not surely slower; `slower`, surely slower; `undecided`; empty where nothing was timed",
         "",
+    )
+    vs_best: float | None = column(
+        "median over rounds of time(the variant that is `best`) / time(this variant): below 1 where this one is slower"
+    )
+    vs_best_lo: float | None = column("lower end of its 95 % interval (bootstrap over seatings, then rounds)")
+    vs_best_hi: float | None = column(
+        "upper end of its 95 % interval; `standing` follows from the two ends, not from those of the speedups"
     )
     interval_wide: bool | None = column("true when the interval missed the width the suite asked for")
 
@@ -233,7 +245,8 @@ COLUMNS = tuple(f.name for f in dataclasses.fields(Record))
 #: A record of nothing: what a column holds that an older version lacks.
 EMPTY = {f.name: "" if f.default == "" else None for f in dataclasses.fields(Record)}
 #: Older versions that are still read, and the columns that they lack, which are empty then.
-_OF_5 = frozenset({
+_OF_6 = frozenset({"vs_best", "vs_best_lo", "vs_best_hi"})
+_OF_5 = _OF_6 | frozenset({
     "energy_per_seq_j", "energy_per_seq_lo_j", "energy_per_seq_hi_j", "energy_per_token_j", "power_w", "idle_power_w",
     "energy",
 })  # fmt: skip
@@ -242,6 +255,7 @@ LACKING: dict[int, frozenset[str]] = {
     2: _OF_4 | {"tokens_per_s", "token_latency_p50_s", "token_latency_p99_s", "beam"},
     3: _OF_4,
     4: _OF_5,
+    5: _OF_6,
 }
 
 #: Columns of ``samples.csv.gz``: one row a timed interval, as read off the clock.

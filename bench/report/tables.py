@@ -56,7 +56,7 @@ class Table:
 
 def summary(group: RankedGroup) -> Table:
     """One group, fastest first; what did not run has its status and reason in place of figures."""
-    names = ("variant", "speedup", "p50", "p99", "steps/s", "peak memory", "first call", "what ran")
+    names = ("variant", "speedup", "vs best", "p50", "p99", "steps/s", "peak memory", "first call", "what ran")
     rows = []
     for record in group.records:
         if record.status is not Status.OK:
@@ -89,6 +89,7 @@ def sort_orders(record: Record) -> Mapping[str, float | None]:
     """The numbers behind the summary's columns."""
     return {
         "speedup": record.speedup if units.estimated(record.speedup_lo, record.speedup_hi) else None,
+        "vs best": record.vs_best if units.estimated(record.vs_best_lo, record.vs_best_hi) else None,
         "p50": percentile(record, "p50")[1],
         "p99": percentile(record, "p99")[1],
         "steps/s": record.throughput_steps_per_s,

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 
 from bench import units
 from bench.analysis.racing import MARGIN
-from bench.analysis.run_summary import RankedGroup, ReportedRun, doubts
+from bench.analysis.run_summary import RankedGroup, ReportedRun, doubts, versus_best
 from bench.plan.cases import REFERENCE
 from bench.recommend.answer import Advice, Recommendation, recommend
 from bench.recommend.mix import mixes
@@ -177,7 +177,9 @@ def the_next(leaders: Sequence[Record], runner_up: Record) -> str:
     """The first variant that is surely slower than the best."""
     if runner_up.standing == "slower":
         speed = "" if runner_up.variant == REFERENCE else f" with {figure(runner_up)}"
-        return f"The next is `{runner_up.variant}`{speed}, surely slower."
+        ratio = versus_best(runner_up)
+        by = f": round by round {ratio} as fast as `{leaders[0].variant}`" if ratio else ""
+        return f"The next is `{runner_up.variant}`{speed}, surely slower{by}."
     if runner_up.variant == REFERENCE:
         # The reference is the measure of all speedups and has no interval of its own.
         whose = "its interval does" if len(leaders) == 1 else "the interval of the first does"

@@ -24,6 +24,8 @@ import psutil
 from bench.plan.cases import Case
 from bench.run.worker_process import KERNELS, Worker, WorkerError
 
+#: The module that a cold run imports before it begins to count; whatever else it imports is part of its first call.
+COMPILER = "torch._dynamo"
 #: Processes that are started side by side at most, and memory that has to be free for each.
 SIDE_BY_SIDE, ROOM_BYTES = 4, 1 << 30
 

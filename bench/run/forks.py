@@ -25,6 +25,8 @@ from bench.run.worker_process import GRACE_S, QUIET, ROOT, START_LIMIT_S, Settin
 
 #: Bytes of a message at most: it holds environment variables.
 LARGEST = 1 << 20
+#: First words of a server: whether its children can have pages of their own, as fresh processes have.
+OWN, SHARED = b"own", b"shared"
 
 
 class Forked:
@@ -84,6 +86,10 @@ class ForkServer:
     def __init__(self, settings: Settings, log: Path, modules: Sequence[str] = ()) -> None:
         self._settings, self._log, self._modules = settings, log, tuple(modules)
         self._over = False
+        # A request and its answer belong together, and several threads may ask.
+        self._asking = threading.Lock()
+        #: Whether a child can be as a fresh process in its memory (`bench.machine.own_pages`); known when it is ready.
+        self.gives_own_pages = False
 
     def __enter__(self) -> Self:
         """Start it; `ready` waits until it has imported everything."""
@@ -120,7 +126,7 @@ class ForkServer:
         Raises:
             WorkerError: when it does not come up.
         """
-        self._answer("start")
+        self.gives_own_pages = self._answer("start") == OWN
 
     def fork(self, descriptors: tuple[int, int, int], environment: Mapping[str, str]) -> Forked:
         """Start a worker.
@@ -134,9 +140,10 @@ class ForkServer:
         """
         ours, status = os.pipe()
         try:
-            with contextlib.suppress(OSError):
-                socket.send_fds(self._control, [json.dumps(dict(environment)).encode()], [*descriptors, status])
-            pid = int(self._answer("fork"))
+            with self._asking:
+                with contextlib.suppress(OSError):
+                    socket.send_fds(self._control, [json.dumps(dict(environment)).encode()], [*descriptors, status])
+                pid = int(self._answer("fork"))
         except BaseException:
             os.close(ours)
             raise
@@ -163,20 +170,20 @@ class ForkServer:
 
 
 @contextlib.contextmanager
-def fork_servers(settings: Settings, log: Path, count: int, modules: Sequence[str] = ()) -> Iterator[list[ForkServer]]:
-    """Start a number of servers side by side and wait until all can fork; none where the system has no way to.
+def fork_servers(settings: Settings, log: Path, modules: Sequence[Sequence[str]]) -> Iterator[list[ForkServer]]:
+    """Start servers side by side and wait until all can fork; none where the system has no way to.
 
     Args:
         settings: of all workers.
         log: file that takes what the servers print.
-        count: how many.
-        modules: names of modules that they import besides.
+        modules: of each server the names of modules that it imports besides.
 
     Raises:
         WorkerError: when one does not come up.
     """
     with contextlib.ExitStack() as stack:
-        servers = [stack.enter_context(ForkServer(settings, log, modules)) for _ in range(count if supported() else 0)]
+        wanted = modules if supported() else ()
+        servers = [stack.enter_context(ForkServer(settings, log, names)) for names in wanted]
         for server in servers:
             server.ready()
         yield servers

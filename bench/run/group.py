@@ -14,6 +14,7 @@ from typing import Any, Protocol
 from bench.analysis import racing
 from bench.analysis.energy import energy_figures
 from bench.analysis.figures import figures
+from bench.analysis.intervals import Interval
 from bench.analysis.roofline import Judge
 from bench.console import Console
 from bench.machine.energy import Idle
@@ -59,6 +60,7 @@ class Measurement:
         samples: rounds of the seatings that ended well.
         gates: the gate's events of each variant.
         failures: fields of the records of variants that dropped out.
+        remarks: failures in further seatings, by variant, whose figures stand without them.
     """
 
     runner: Host
@@ -69,6 +71,7 @@ class Measurement:
     samples: Samples = field(default_factory=Samples)
     gates: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
     failures: dict[str, dict[str, Any]] = field(default_factory=dict)
+    remarks: dict[str, str] = field(default_factory=dict)
     _audited: bool = field(default=False, init=False)
 
     def run(self) -> None:
@@ -78,9 +81,10 @@ class Measurement:
         slice_s = left_s / suite.processes
         number = 0
         while self.cases:
-            if number >= suite.processes and (left_s < slice_s / 2 or number >= MOST_SEATINGS or not self._needing()):
+            further = number >= suite.processes
+            if further and (left_s < slice_s / 2 or number >= MOST_SEATINGS or not self._rest()):
                 return
-            budget_s = min(slice_s, left_s) if number >= suite.processes else left_s / (suite.processes - number)
+            budget_s = min(slice_s, left_s) if further else left_s / (suite.processes - number)
             self.runner.console.status(f"{self.group.name}: seating {number + 1}, {len(self.cases)} variants")
             spent_s, ended = self._seating(number, budget_s)
             left_s -= spent_s
@@ -92,13 +96,17 @@ class Measurement:
         number, left_s = len(self.samples.processes), self.budget_s
         seatings = min(plan.suite.processes, max(1, round(left_s * plan.suite.processes / plan.group_budget_s)))
         last = number + seatings
-        while self.cases and number < last and left_s > self.budget_s / 4:
+        while number < last and left_s > self.budget_s / 4 and self._rest():
             self.runner.console.status(f"{self.group.name}: seating {number + 1}, {len(self.cases)} variants")
             spent_s, ended = self._seating(number, left_s / (last - number))
             left_s -= spent_s
             number += ended
-            if not self._needing():
-                return
+
+    def _rest(self) -> bool:
+        """Leave out of further seatings whoever needs no more rounds; returns whether anybody is left."""
+        needing = self._needing()
+        self.cases = [found for found in self.cases if found.case.variant in needing]
+        return bool(self.cases)
 
     def places(self) -> list[Place]:
         """Return the processes of the group, with the cases that each of them holds."""
@@ -133,14 +141,11 @@ class Measurement:
                 for variant, doubt in seating.doubts().items():
                     self._drop(variant, failed(Status.PARITY_FAILED, doubt))
         except WorkerError as error:
-            if error.variant not in {found.case.variant for found in self.cases}:
-                # No variant is to blame: without this, a worker that always dies at its start would be started for
-                # ever.
-                for found in self.cases:
-                    self.failures[found.case.variant] = failed(error.status, error.reason)
-                self.cases = []
-            else:
-                self._drop(error.variant, failed(error.status, error.reason))
+            names = {found.case.variant for found in self.cases}
+            # Where no variant is to blame, all are: a worker that always dies at its start would otherwise be started
+            # for ever.
+            for variant in names & {error.variant} or names:
+                self._lost(variant, number, error)
             return time.perf_counter() - begun, False
         self.samples.processes.append(rounds)
         self._audited = True
@@ -164,6 +169,14 @@ class Measurement:
         if not event["passed"]:
             reason = f"{event['reason']} (gate {event['when']} the rounds)"
             self._drop(variant, failed(Status.PARITY_FAILED, reason))
+
+    def _lost(self, variant: str, number: int, error: WorkerError) -> None:
+        """Take a variant out whose process failed in a seating; if the first pass is complete, its figures stand."""
+        if number < self.runner.plan.suite.processes:
+            self._drop(variant, failed(error.status, error.reason))
+            return
+        self.remarks[variant] = f"{error.status} in seating {number + 1}, whose rounds are not counted: {error.reason}"
+        self.cases = [found for found in self.cases if found.case.variant != variant]
 
     def _drop(self, variant: str, failure: dict[str, Any]) -> None:
         self.failures[variant] = failure
@@ -191,6 +204,8 @@ def figured(runner: Host, described: Described, fields: dict[str, Any], measured
     failure = measured.failures.get(variant)
     if failure is not None:
         return described.record(**(fields | failure))
+    remarks = filter(None, (fields.get("reason"), measured.remarks.get(variant)))
+    fields["reason"] = "; ".join(remarks)
     # A reference that failed later has no samples in the file, so no ratio could be computed again.
     yardstick = "" if REFERENCE in measured.failures else REFERENCE
     timing = figures(described.case, measured.samples, yardstick, runner.plan.suite.interval, described.facts)
@@ -206,7 +221,7 @@ def figured(runner: Host, described: Described, fields: dict[str, Any], measured
 
 
 def placed(records: Iterable[Record], samples: Samples, interval: float) -> tuple[Record, ...]:
-    """Give the records of a group that ended ok their standing.
+    """Give the records of a group that ended ok their standing, and their ratio to the best.
 
     Args:
         records: of one group.
@@ -215,8 +230,22 @@ def placed(records: Iterable[Record], samples: Samples, interval: float) -> tupl
     """
     found = tuple(records)
     names = [record.variant for record in found if record.status is Status.OK]
-    places = racing.places(racing.standing(samples, names, REFERENCE, interval))
-    return tuple(dataclasses.replace(record, standing=places.get(record.variant, "")) for record in found)
+    standing = racing.standing(samples, names, REFERENCE, interval)
+    if standing is None:
+        return found
+    places, against = racing.places(standing), standing.against | {standing.best: Interval(1.0, 1.0, 1.0)}
+    return tuple(
+        dataclasses.replace(
+            record,
+            standing=places[record.variant],
+            vs_best=against[record.variant].value,
+            vs_best_lo=against[record.variant].low,
+            vs_best_hi=against[record.variant].high,
+        )
+        if record.variant in against
+        else record
+        for record in found
+    )
 
 
 def failed(status: Status, reason: str) -> dict[str, Any]:

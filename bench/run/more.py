@@ -139,8 +139,8 @@ def duration(seconds: float) -> str:
 
 
 def _kept(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the values of a record that further rounds do not measure again."""
-    return {name: value for name, value in values.items() if name in COLUMNS and name not in {"status", "reason"}}
+    """Return the values of a record that ended ok, and that further rounds do not measure again."""
+    return {name: value for name, value in values.items() if name in COLUMNS and name != "status"}
 
 
 def _width(samples: Samples, variant: str) -> float | None:

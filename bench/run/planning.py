@@ -43,6 +43,7 @@ class Described:
         builds: whether it needs the C++ kernel, which is compiled once a run.
         alone: whether it takes its turns in a process of its own.
         environment: variables that its process is started with.
+        imports: modules that its processes import; a cold run before it begins to count only torch's compiler.
     """
 
     case: Case
@@ -52,6 +53,7 @@ class Described:
     builds: bool = False
     alone: bool = False
     environment: Mapping[str, str] = field(default_factory=dict)
+    imports: tuple[str, ...] = ()
 
     def record(self, **fields: Any) -> Record:
         """Its record with the given fields."""
@@ -198,6 +200,8 @@ def make_plan(suite: Suite, filters: Filters, settings: Settings, *, build: bool
             event["builds"],
             event["alone"],
             event["environment"],
+            # A worker of an earlier revision does not say it; nothing is forked for it.
+            tuple(event.get("imports", ())),
         )
         for case, event in zip(cases, events, strict=True)
     ])  # fmt: skip

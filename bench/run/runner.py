@@ -27,7 +27,7 @@ from bench.plan.identity import CaseKey
 from bench.records.folder import RunFolder
 from bench.records.schema import Record, Status
 from bench.run import more, quality, resume, second_instrument
-from bench.run.cold import ColdCase, ColdRuns
+from bench.run.cold import COMPILER, ColdCase, ColdRuns
 from bench.run.forks import ForkServer, fork_servers
 from bench.run.group import Measurement, failed, figured, placed
 from bench.run.planning import Described, Plan
@@ -82,6 +82,7 @@ class Runner:
         # A group alone takes further seatings itself.
         self._keeps_time = self._groups_left > 1
         self._forks: list[ForkServer] = []
+        self._cold_forks: dict[tuple[str, ...], list[ForkServer]] = {}
         self._colds: ColdRuns | None = None
         # A resumed run knows the ceilings that its first part measured; the best of all counts.
         before = self.begun.facts.get("ceilings") or {} if self.begun else {}
@@ -121,13 +122,13 @@ class Runner:
             self.folder.write_json("plan.json", content)
         self.folder.write_json("environment.json", facts)
         try:
-            for device in sorted({c.case.device for c in self.plan.left(frozenset() if more_s else self.recorded)}):
-                self.judge.look(device)
-                self.idle[device] = energy.idle(device)
-            facts["ceilings"] = self.judge.as_json()
-            facts["energy"] = {device: dataclasses.asdict(found) for device, found in self.idle.items()}
-            self.folder.write_json("environment.json", facts)
             with scratch_folder() as scratch, self.forking():
+                for device in sorted({c.case.device for c in self.plan.left(frozenset() if more_s else self.recorded)}):
+                    self.judge.look(device)
+                    self.idle[device] = energy.idle(device)
+                facts["ceilings"] = self.judge.as_json()
+                facts["energy"] = {device: dataclasses.asdict(found) for device, found in self.idle.items()}
+                self.folder.write_json("environment.json", facts)
                 for group, cases in self._groups_in_time():
                     for ended in self._group(group, cases, scratch):
                         records += self.folder.append(*ended)
@@ -162,17 +163,24 @@ class Runner:
 
     @contextlib.contextmanager
     def forking(self) -> Iterator[None]:
-        """Have seats started by fork, each seating of a group from another parent, as fresh processes differ too.
+        """Have seats and cold runs started by fork, each seating of a group from a parent of its own: processes differ.
 
         Not where a GPU is used: what asks for one leaves a process that cannot be forked.
         """
         only_cpu = all(found.case.device == "cpu" for found in self.plan.cases)
-        count = self.plan.suite.processes if only_cpu and self.plan.left() else 0
-        # torch's optimizers import it: better once than in each seat.
-        modules = ["torch._dynamo"] if any(found.case.mode == "training" for found in self.plan.cases) else []
+        left = self.plan.left() if only_cpu else []
+        # Better once than in each seat.
+        modules = tuple(dict.fromkeys(name for found in left for name in found.imports))
+        seats = [modules] * self.plan.suite.processes if left else []
+        # What a cold run finds imported shortens its first call.
+        kinds = sorted({_before_cold(found) for found in self.plan.left(self.recorded) if left})
+        apart = [kind for kind in kinds if kind != modules]
         with contextlib.ExitStack() as stack:
             with self.watch.on("starts"):
-                self._forks = stack.enter_context(fork_servers(self.settings, self.log, count, modules))
+                servers = stack.enter_context(fork_servers(self.settings, self.log, [*seats, *apart]))
+            self._forks, others = servers[: len(seats)], servers[len(seats) :]
+            self._cold_forks = {kind: [server] for kind, server in zip(apart, others, strict=False)}
+            self._cold_forks.setdefault(modules, self._forks)
             yield
 
     def seat(self, settings: Settings, seating: int, cache: Path) -> Worker:
@@ -183,14 +191,33 @@ class Runner:
             seating: number of its seating.
             cache: folder for whatever compilers cache.
         """
-        if dead := [server for server in self._forks if not server.alive]:
-            self.console.say(f"{len(dead)} of the processes that seats are forked from died; see workers.log", "yellow")
+        living = self._living(self._forks)
+        return Worker(settings, self.log, cache, living[seating % len(living)] if living else None)
+
+    def cold(self, described: Described, log: Path, cache: Path) -> Worker:
+        """Start the process of a cold run: by fork where the child's memory can be as a fresh process's, else afresh.
+
+        Args:
+            described: the case.
+            log: file that takes what the process prints.
+            cache: empty folder for whatever compilers cache.
+        """
+        servers = self._living(self._cold_forks.get(_before_cold(described), []))
+        living = [server for server in servers if server.gives_own_pages]
+        settings = self.settings.with_environment(described.environment)
+        return Worker(settings, log, cache, living[0] if living else None)
+
+    def _living(self, servers: list[ForkServer]) -> list[ForkServer]:
+        """Those of some servers that live; says so and takes them out where one has died."""
+        if dead := [server for server in servers if not server.alive]:
+            self.console.say(
+                f"{len(dead)} of the processes that workers are forked from died; see workers.log", "yellow"
+            )
             for server in dead:
                 # Its number is free for another process from now on.
                 server.__exit__()
-                self._forks.remove(server)
-        forks = self._forks[seating % len(self._forks)] if self._forks else None
-        return Worker(settings, self.log, cache, forks)
+                servers.remove(server)
+        return servers
 
     def _groups_in_time(self) -> Iterator[tuple[Group, tuple[Described, ...]]]:
         """The groups one by one, until the next one is not expected to end before the deadline."""
@@ -307,13 +334,13 @@ class Runner:
         return share_s
 
     def _ceilings(self, device: str) -> Ceilings | None:
-        """Measure what the machine can do now, by a fresh worker; without it the run continues, and says so."""
+        """Measure what the machine can do now, by a new worker; without it the run continues, and says so."""
         self.console.status("measuring what this machine can do at most")
         try:
             with (
                 self.watch.on("ceilings"),
                 scratch_folder() as scratch,
-                Worker(self.settings, self.log, scratch) as worker,
+                self.seat(self.settings, 0, scratch) as worker,
             ):
                 (found,) = worker.ask("ceilings", CEILINGS_LIMIT_S, device=device)
                 if device == "cuda":
@@ -343,7 +370,7 @@ class Runner:
             self._colds.keep(scratch / "shared", self.plan.kernel)
         asked = []
         for found in cases:
-            start = functools.partial(Worker, self.settings.with_environment(found.environment))
+            start = functools.partial(self.cold, found)
             began = functools.partial(self.console.advance, found.case, "cold start, memory, evidence")
             asked.append(ColdCase(found.case, start, scratch / "shared", self.log, found.builds, began))
         described = {found.case: found for found in cases}
@@ -360,3 +387,8 @@ class Runner:
         """Seed of the next seating, or of whatever else draws at random; the one after it is free too."""
         self.seed = (self.seed + 2) % resume.SEEDS
         return self.seed
+
+
+def _before_cold(described: Described) -> tuple[str, ...]:
+    """Modules that a process has imported when its cold run begins to count."""
+    return tuple(name for name in described.imports if name == COMPILER)

@@ -150,7 +150,7 @@ def measure(
     share_s = budget_s(options, len(cases)) / options.processes
     measured = []
     log = folder / "workers.log"
-    with scratch_folder() as scratch, fork_servers(settings, log, options.processes) as forks:
+    with scratch_folder() as scratch, fork_servers(settings, log, [()] * options.processes) as forks:
         for number in range(options.processes):
             console.status(f"carryover, {settings.threads} threads: seating {number + 1} of {options.processes}")
             start = functools.partial(_start, kind, log, scratch, forks[number] if forks else None)

@@ -110,7 +110,8 @@ class Serving:
         """Serve them all; whatever happens to one is its own record."""
         try:
             # Children of one parent share its address layout, so the repeats have parents of their own.
-            with fork_servers(self.settings, self.folder / "workers.log", min(PARENTS, self.asked.repeats)) as forks:
+            parents = [()] * min(PARENTS, self.asked.repeats)
+            with fork_servers(self.settings, self.folder / "workers.log", parents) as forks:
                 self._forks = forks
                 return self._run(cases)
         except WorkerError as error:

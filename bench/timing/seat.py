@@ -44,7 +44,7 @@ MOST_CALLS = 200
 SHORT_S = 0.001
 #: Warm-up ends when the medians of its two latest batches of calls agree within this share.
 STEADY_SHARE = 0.03
-WARM_LEAST_S, WARM_MOST_S = 0.1, 1.0
+WARM_LEAST_S, WARM_MOST_S = 0.05, 1.0
 
 #: Bound here, before any variant can replace them.
 _cpu_s = time.process_time
@@ -61,8 +61,9 @@ def warm_up(subject: Subject, device: str, block_s: float = BLOCK_S) -> int:
         subject.call()
         start = time.perf_counter()
         first = time_once(subject.call, device)
-        size = max(2, min(20, math.ceil(WARM_LEAST_S / 4 / max(first, 1e-9))))
-        before = math.inf
+        # A long call is a batch of its own, and every one more costs as much as several rounds of a short one.
+        size = max(1, min(20, math.ceil(WARM_LEAST_S / 4 / max(first, 1e-9))))
+        before = first
         while True:
             median = float(np.median([time_once(subject.call, device) for _ in range(size)]))
             spent = time.perf_counter() - start

@@ -9,8 +9,9 @@ from typing import Any
 
 import torch
 
-from bench.machine import memory
+from bench.machine import memory, own_pages
 from bench.plan.cases import Case
+from bench.run.cold import COMPILER
 from bench.timing.clock import synchronize, time_once
 from bench.worker import evidence
 from bench.worker.gating import TIMED_SEED, WEIGHTS_SEED
@@ -21,19 +22,31 @@ from seq2seq.workloads.checkpoint import starting_weights
 from seq2seq.workloads.registry import find_workload
 
 STEADY_CALLS = 5
+#: What torch.compile imports besides, for a second, as it is called for the first time.
+_BACKEND = ("torch._dynamo.repro.after_dynamo", "torch._inductor.compile_fx")
 
 
 def prepare(request: dict[str, Any], emit: Callable[..., None]) -> None:
-    """Import what a cold run needs and belongs to no variant."""
+    """Import what a cold run needs and belongs to no variant; a forked process gets pages of its own."""
     del emit
     import_needed(Case(**request["case"]))
+    own_pages.take()
 
 
 def import_needed(case: Case) -> None:
     """Import what a case needs and belongs to no variant, so that no call has to."""
-    if case.mode == "training" or VARIANTS[case.executed].compiler == "dynamo":
-        # torch's optimizers import it too.
-        importlib.import_module("torch._dynamo")
+    for name in imports(case):
+        if name == COMPILER:
+            importlib.import_module(name)
+
+
+def imports(case: Case) -> list[str]:
+    """Modules that a process imports for a case and that start nothing, so that a seat's parent may import them."""
+    compiles = VARIANTS[case.executed].compiler == "dynamo"
+    # torch's optimizers import the compiler too.
+    found = [COMPILER] if compiles or case.mode == "training" else []
+    found += _BACKEND if compiles else ()
+    return found + (["pandas"] if find_workload(case.workload).data.startswith("real") else [])
 
 
 def cold(request: dict[str, Any], emit: Callable[..., None]) -> None:

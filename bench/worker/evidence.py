@@ -88,9 +88,7 @@ def observe(call: Callable[[], object], device: str, runtime: Runtime | None = N
     """Profile one call; a runtime other than torch, of which torch's profiler sees little, is asked itself."""
     # torch.profiler.profile, which is built on this, imports the whole compiler to ask for one of its settings: 2 s.
     use_device = "cuda" if device == "cuda" else None
-    with torch.autograd.profiler.profile(
-        use_device=use_device, use_kineto=True, record_shapes=True, acc_events=True
-    ) as profiler:
+    with torch.autograd.profiler.profile(use_device=use_device, use_kineto=True, record_shapes=True) as profiler:
         call()
         if device == "cuda":
             torch.cuda.synchronize()

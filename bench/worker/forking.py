@@ -11,7 +11,8 @@ import sys
 from collections.abc import Callable
 from typing import Any, NoReturn
 
-from bench.run.forks import LARGEST
+from bench.machine import own_pages
+from bench.run.forks import LARGEST, OWN, SHARED
 
 
 def serve_forks(control: int, main: Callable[[str, str], int]) -> int:
@@ -23,7 +24,7 @@ def serve_forks(control: int, main: Callable[[str, str], int]) -> int:
     """
     living: dict[int, tuple[int, int]] = {}
     with socket.socket(fileno=control) as asked:
-        asked.send(b"ready")
+        asked.send(OWN if own_pages.note() else SHARED)
         while True:
             # A child's pidfd can be read when it has ended, and not when it was merely stopped.
             readable, _, _ = select.select([control, *living], [], [])

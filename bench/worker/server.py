@@ -123,7 +123,7 @@ def describe(request: dict[str, Any], emit: Emit) -> None:
         facts["omp_wait"] = variant.environment.get("OMP_WAIT_POLICY", facts["omp_wait"]).lower()
         seated = {"alone": variant.alone and case.device == "cpu", "environment": dict(variant.environment)}
         compiled = {"compiles": variant.compiles_long, "builds": bool(variant.builds), "built_s": build.spent_s()}
-        emit("described", facts=facts, reason=reason, **compiled, **seated)
+        emit("described", facts=facts, reason=reason, imports=cold.imports(case), **compiled, **seated)
 
 
 def _decoded(workload: Workload, extent: Extent) -> tuple[Extent, dict[str, int]]:

@@ -1,0 +1,71 @@
+"""Pages of a forked process made its own: then it has the memory and the faults of a process that was never forked."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from bench.machine import own_pages
+
+ROOT = Path(__file__).parent.parent
+SIZE = 64 << 20
+#: A child's resident memory over its parent's, and its faults as it writes what its parent wrote.
+FORK = f"""
+import json, mmap, os, resource, sys
+from bench.machine import memory, own_pages
+
+def write(block, value):
+    for place in range(0, len(block), 4096):
+        block[place] = value
+
+block, untouched = bytearray({SIZE}), mmap.mmap(-1, {SIZE})
+write(block, 1)
+assert own_pages.note()
+parent, (reading, writing) = memory.resident_bytes(), os.pipe()
+if os.fork() == 0:
+    if sys.argv[1] == "take":
+        own_pages.take()
+    resident, before = memory.resident_bytes(), resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    write(block, 2)
+    faults = resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+    os.write(writing, json.dumps([resident / parent, faults]).encode())
+    os._exit(0)
+os.wait()
+print(os.read(reading, 1000).decode())
+"""
+needs_populate = pytest.mark.skipif(not own_pages.note(), reason="this system cannot give a child pages of its own")
+
+
+@needs_populate
+@pytest.mark.parametrize(("how", "least", "most"), [("take", 0, 100), ("leave", SIZE // 4096, 2 * SIZE // 4096)])
+def test_a_child_pays_nothing_for_what_its_parent_did(how, least, most):
+    """It has the same pages resident, and none that its parent never touched; without it every page costs a fault."""
+    line = [sys.executable, "-c", FORK, how]
+    done = subprocess.run(line, capture_output=True, text=True, check=True, cwd=ROOT)
+    share, faults = json.loads(done.stdout)
+    assert least <= faults <= most
+    if how == "take":
+        assert share == pytest.approx(1, abs=0.03)
+
+
+def test_a_fresh_process_is_left_as_it_is(monkeypatch):
+    """Without notes there is nothing to take."""
+    monkeypatch.setattr(own_pages, "_noted", [])
+    asked = []
+    monkeypatch.setattr(own_pages, "_touch", asked.append)
+    own_pages.take()
+    assert asked == [[]]
+
+
+def test_a_system_that_cannot_says_so(monkeypatch):
+    """Its children keep what they share, and the parent knows."""
+
+    def refuse(_runs: object) -> None:
+        raise OSError(22, "Invalid argument")
+
+    monkeypatch.setattr(own_pages, "_touch", refuse)
+    assert not own_pages.note()
