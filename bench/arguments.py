@@ -164,6 +164,7 @@ def _add_ab(command: argparse.ArgumentParser) -> None:
         metavar="N",
         help="sets of fresh processes that share these seconds; more sets make narrower intervals (default: 8)",
     )
+    _add_block(command)
     add(
         "--omp-wait",
         choices=("default", "active", "passive"),
@@ -179,6 +180,15 @@ def _add_ab(command: argparse.ArgumentParser) -> None:
     comparing.add_margin(command)
     add("--out", type=Path, metavar="DIR", help="new folder for the run (default: results/runs/TIME-ab)")
     _add_device(command)
+
+
+def _add_block(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--block",
+        type=seconds,
+        metavar="SECONDS",
+        help="least length of a timed block (default: 0.02); a counter of energy that moves seldom needs longer ones",
+    )
 
 
 def _add_selftest(command: argparse.ArgumentParser) -> None:
@@ -277,12 +287,7 @@ def _add_selection(command: argparse.ArgumentParser) -> None:
         metavar="SECONDS",
         help="seconds of timed rounds for the whole run, shared out among its groups; start-up is extra",
     )
-    add(
-        "--block",
-        type=seconds,
-        metavar="SECONDS",
-        help="least length of a timed block (default: 0.02); a counter of energy that moves seldom needs longer ones",
-    )
+    _add_block(command)
     add(
         "--time-limit",
         type=seconds,

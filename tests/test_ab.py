@@ -22,6 +22,7 @@ from bench.analysis.compare import CaseVerdict, CompareOptions, Finding
 from bench.arguments import parser
 from bench.console import Console
 from bench.errors import UsageError
+from bench.machine.energy import Idle
 from bench.plan.cases import Case
 from bench.records.block import Block
 from bench.records.folder import RunFolder
@@ -35,6 +36,9 @@ from bench.timing.rounds import orders
 
 KEY = ("seed", "inference", "cpu", 1)
 NAMES = Path("BASE"), Path("NEW")
+#: What a planted counter counts in a block of each side.
+JOULES = {"base": 0.05, "#new": 0.07}
+COUNTED = Idle("RAPL package-0", 20.0, 1e-5)
 
 
 def sampled(change: float, *, noise: float = 0.01, apart: float = 0.0, seatings: int = 8, rounds: int = 40) -> Samples:
@@ -257,10 +261,12 @@ class Seats:
     """Stands in for `Seating`: keeps who would have sat where, and fails as it is told."""
 
     taken: list[list[Place]]
+    turns: list[dict[str, object]]
     fails: WorkerError | None
 
-    def __init__(self, places, start, settings, limit_s, told) -> None:
+    def __init__(self, places, start, settings, limit_s, told, turns) -> None:
         del start, settings, limit_s
+        type(self).turns.append(turns)
         self.places, self.told, self.players = places, told, {}
 
     def __enter__(self):
@@ -292,19 +298,19 @@ class Seats:
 @pytest.fixture
 def contest(tmp_path, monkeypatch):
     """Two variants on two sides, one of which brings threads of its own, without workers; rounds are made up."""
-    Seats.taken, Seats.fails = [], None
+    Seats.taken, Seats.turns, Seats.fails = [], [], None
     monkeypatch.setattr(measure, "Seating", Seats)
     monkeypatch.setattr(measure.Contest, "_run_cold", lambda *_: None)
 
     def rounds(players, *_):
         for number, order in enumerate(itertools.islice(orders(list(players), 0), 8)):
-            yield Round(number, {name: Block((0.001,)) for name in order}, order=order)
+            yield Round(number, {name: Block((0.001,), energy_j=JOULES[name[-4:]]) for name in order}, order=order)
 
     monkeypatch.setattr(measure.sampling, "rounds", rounds)
     homes = Home("/env/base/bin/python"), Home("/env/new/bin/python")
     both = tuple(sides.Side(n, n, "interpreter", h, "x") for n, h in zip((BASE, NEW), homes, strict=True))
     folder = RunFolder.create(tmp_path / "run", "ab")
-    setting = measure.Setting(both, Settings(1), folder, tmp_path, Console(), 4, 0)
+    setting = measure.Setting(both, Settings(1), folder, tmp_path, Console(), 4, 0, COUNTED, 0.5)
     facts = {"batch": 1, "valid_steps": 1}
     cases = [
         Described(Case("seed", on(name, side), "inference", "cpu", 1), facts, None, alone=name == "b")
@@ -325,6 +331,25 @@ def test_each_side_has_seats_of_its_own(contest):
     assert Seats.taken[0][0].settings(Settings(1)).home == base
     found = verdicts.judge(read_run(contest.setting.folder.path), NAMES, CompareOptions("time"))
     assert [pair.verdict for pair in found.pairs] == [CaseVerdict.SAME, CaseVerdict.SAME]
+
+
+def test_the_energy_of_both_sides_is_in_their_records(contest):
+    """By the planted counter, which turns are asked to read; it can be read back from the folder."""
+    records = {record.variant: record for record in contest.run()}
+    assert Seats.turns == 4 * [{"energy": True, "block_s": 0.5}]
+    for name, joules in (("a#base", JOULES["base"]), ("a#new", JOULES["#new"])):
+        assert records[name].energy_per_seq_j == pytest.approx(joules)
+        assert (records[name].energy, records[name].idle_power_w) == (COUNTED.source, COUNTED.power_w)
+    (samples,) = read_run(contest.setting.folder.path).samples.values()
+    assert samples.processes[0][0].blocks["a#new"].energy_j == JOULES["#new"]
+
+
+def test_a_machine_without_a_counter_says_so_in_the_records_of_both_sides(contest):
+    """With the reason, and without a figure."""
+    contest.setting = dataclasses.replace(contest.setting, idle=Idle(reason="planted"))
+    for record in contest.run():
+        assert (record.energy, record.energy_per_seq_j) == ("unavailable: planted", None)
+    assert Seats.turns[0]["energy"] is False
 
 
 def test_a_variant_that_fails_on_one_side_leaves_the_others_alone(contest):

@@ -5,11 +5,22 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from bench.ranks.command import culprit, recorded
+from bench.ranks.command import culprit, recorded, resumption
 from bench.ranks.figures import Division, efficiency, straggler, turns
 from bench.ranks.keeper import RankEnd, RankReport
 from bench.records.schema import Status
 from bench.report.ranks import kinds
+
+
+def way(world, scaling="weak"):
+    """One way to divide the work."""
+    return {"world": world, "scaling": scaling, "bucket_mb": 25.0, "accumulate": 1}
+
+
+def went_on(world, error=0.0, **more):
+    """What a rank says of a training that goes on from a checkpoint."""
+    times = {"save_s": 0.01, "resume_s": 0.02, "checkpoint_bytes": 1000}
+    return {"event": "resumed", **way(world), **times, "resume_error": error, "resume_limit": 2e-6, **more}
 
 
 def told(world, slow_rank=None, factor=1.0, scaling="weak", rounds=8, step_s=0.01, seed=0):
@@ -24,8 +35,7 @@ def told(world, slow_rank=None, factor=1.0, scaling="weak", rounds=8, step_s=0.0
         ]
         for rank in range(world):
             times = {"compute_s": [compute[rank]], "total_s": [max(compute) + 0.002 * drift]}
-            events.append({"event": "steps", "world": world, "scaling": scaling, "bucket_mb": 25.0, "round": number,
-                           "rank": rank, **times})  # fmt: skip
+            events.append({"event": "steps", **way(world, scaling), "round": number, "rank": rank, **times})
     return events
 
 
@@ -87,22 +97,40 @@ def test_the_rank_that_began_it_is_told(reports, rank):
 class Asked:
     """What a command line asked for."""
 
-    workload, variant, threads = "seed", "onednn", 1
+    workload, variant, threads, device = "seed", "onednn", 1, "cpu"
 
 
 def test_wrong_or_missing_gradients_give_no_figure():
     """A record without a gate that passed has a status and no times."""
     division = Division(2, "weak", 25.0)
-    gate = {"event": "gate", "world": 2, "scaling": "weak", "bucket_mb": 25.0, "passed": False, "reason": "planted",
-            "batch": 32, "grad_error": 1.0, "grad_limit": 1e-6}  # fmt: skip
+    gate = {"event": "gate", **way(2), "passed": False, "reason": "planted", "batch": 32}
+    gate |= {"grad_error": 1.0, "grad_limit": 1e-6}
     for events in (told(2), [*told(2), gate]):
         (record,) = recorded(Asked(), [division], [RankReport(0, RankEnd.DONE, events=events)])
         assert record.status is Status.PARITY_FAILED
         assert record.step_s is None
-    good = [*told(1), *told(2), gate | {"passed": True}, gate | {"passed": True, "world": 1}]
+    good = [*told(1), *told(2), gate | {"passed": True}, gate | {"passed": True, "world": 1}, went_on(1), went_on(2)]
     divisions = [Division(1, "weak", 25.0), division]
     records = recorded(Asked(), divisions, [RankReport(0, RankEnd.DONE, events=good)])
     assert [record.status for record in records] == [Status.OK, Status.OK]
     assert records[1].straggler is None
     ((chart,),) = (kind.charts for kind in kinds(records))
     assert [point.x for point in chart.curves[0].points] == [1, 2]
+
+
+@pytest.mark.parametrize("told_of", [[], [went_on(2, 1e-3)], [went_on(2), went_on(2, float("nan"))]])
+def test_a_training_that_goes_on_otherwise_from_its_checkpoint_gives_no_figure(told_of):
+    """Nor one of which no rank said how it went on; the worst rank counts."""
+    gate = {"event": "gate", **way(2), "passed": True, "batch": 32, "grad_error": 0.0, "grad_limit": 1e-6}
+    events = [*told(1), *told(2), gate, *told_of]
+    (record,) = recorded(Asked(), [Division(2, "weak", 25.0)], [RankReport(0, RankEnd.DONE, events=events)])
+    assert (record.status, record.step_s) == (Status.PARITY_FAILED, None)
+    assert "checkpoint" in record.reason
+
+
+def test_a_checkpoint_s_times_are_those_of_its_writer_and_of_the_slowest_rank():
+    """Rank 0 alone writes; all must have it before any can train."""
+    events = [went_on(2, 1e-9), went_on(2, 1e-8, save_s=None, resume_s=0.5)]
+    found = resumption(events, Division(2, "weak", 25.0))
+    assert found == {"save_s": 0.01, "resume_s": 0.5, "checkpoint_bytes": 1000, "resume_error": 1e-8,
+                     "resume_limit": 2e-6}  # fmt: skip

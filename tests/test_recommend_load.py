@@ -70,6 +70,26 @@ def test_what_bears_most_is_shipped_with_its_margin_and_needs(tmp_path, capsys):
     assert "needs a C++ compiler (once)" in text
 
 
+def test_a_load_above_the_offline_rate_is_not_shipped(tmp_path):
+    """However sure the searches are of it: one of the two figures is wrong, and both are told."""
+    loads_of = {"onednn": [1000, 990, 1010, 1005, 995], "cpu-fused": [2000, 1990, 2010, 2005, 1995]}
+    doubtful = {"offline_qps": 1100.0, "offline_qps_lo": 1050.0, "offline_qps_hi": 1150.0}
+    found = answer(served(tmp_path / "s", loads_of, {"cpu-fused": doubtful}))
+    assert (found.verdict, found.variant) == (Recommendation.UNCLEAR, "cpu-fused")
+    assert "answers 1100 [1050, 1150] when all are there at once" in " ".join(found.notes)
+    assert found.value == "~2000 queries/s"
+
+
+def test_the_command_for_more_repeats_serves_in_the_same_way(tmp_path):
+    """By step, by decoding, in buckets: other ways would answer another question."""
+    step, buckets = {"batching": "step", "mode": "decode"}, {"lengths": "bucketed"}
+    alike = {"onednn": [1000, 1200, 900], "cpu-fused": [1010, 1190, 920]}
+    found = answer(served(tmp_path / "step", alike, dict.fromkeys(alike, step)), mode="decode")
+    assert "--workload seed --mode decode --batching step --variant" in " ".join(found.clearer.words)
+    found = answer(served(tmp_path / "buckets", alike, dict.fromkeys(alike, buckets)))
+    assert "--workload seed --lengths bucketed --variant" in " ".join(found.clearer.words)
+
+
 def test_those_that_cannot_be_told_apart_are_named_with_the_cheapest(tmp_path):
     """Unclear, until more repeats decide: the command for them is there."""
     folder = served(

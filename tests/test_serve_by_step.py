@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import threading
 
 import pytest
@@ -11,17 +12,24 @@ from hypothesis import strategies as st
 
 from bench.__main__ import main
 from bench.gate import batched
+from bench.gate.decoded_rows import check_decoded
 from bench.plan.cases import Case
+from bench.records import serving
+from bench.records.schema import Status
 from bench.worker.batching_queue import BatchCounts
 from bench.worker.step_server import JoiningQueue, StepServer
+from seq2seq.data.tokens import END
 from seq2seq.decoding import rows as rows_module
-from seq2seq.decoding.rows import StepRows
+from seq2seq.decoding.rows import DecodingRows, StepRows
+from seq2seq.decoding.search import greedy
 from seq2seq.execution.executable import Executable
 from seq2seq.execution.variants import VARIANTS
 from seq2seq.models.weights import initial_weights
 from seq2seq.workloads.registry import find_workload
 
 LIMIT = 4e-6
+#: Served by LoadGen, in four rows.
+SERVED = "translation-small-scaled@batch=4,length=5,hidden=16"
 #: The source again as target, tokens of different lengths, a target of its own, and an LSTM alone.
 WORKLOADS = (
     "seed@batch=4,length=5",
@@ -113,6 +121,114 @@ def test_each_query_leaves_once_after_its_steps(count, joins):
             assert {finished.query for finished in rows.advance()} == {q for q, when in due.items() if when == step}
         assert rows.free == count
         assert rows.valid == sum(sum(lengths[q % len(lengths)]) for q in range(query))
+
+
+class Decoded:
+    """A variant whose rows decode, and queries about sentences in a language of nine words, so that some end early."""
+
+    def __init__(self, variant: str = "cpu-fused") -> None:
+        workload = find_workload("translation-small-scaled@batch=8,length=9,hidden=16")
+        words = {"output_size": 9, "source_vocabulary": 9, "target_vocabulary": 9}
+        workload = dataclasses.replace(workload, config=dataclasses.replace(workload.config, **words))
+        weights = {name: 4 * value for name, value in initial_weights(workload.config, 2).items()}
+        self.executable = Executable(VARIANTS[variant], workload.config, "decode", "cpu", weights)
+        self.library = batched.QueryLibrary.of([workload.make_batch(seed) for seed in range(3)])
+
+    def rows(self, count: int) -> DecodingRows:
+        """Free rows over all queries."""
+        prepared = self.executable.prepare(self.library.batch)
+        return DecodingRows(self.executable.model, prepared, self.library.lengths, count)
+
+    def check(self, count: int, seed: int) -> batched.Batched:
+        """The gate."""
+        with self.executable.context():
+            config = self.executable.model.config
+            return check_decoded(self.rows(count), self.forced, config, self.library, (LIMIT, LIMIT), seed)
+
+    def forced(self, batch):
+        """Outputs along a given target."""
+        return self.executable.forward(self.executable.prepare(batch)).outputs
+
+
+@pytest.mark.parametrize("variant", ["reference", "cpu-fused"])
+def test_a_query_decodes_in_a_row_what_it_decodes_alone(variant):
+    """Token for token until its end token or its last step, whoever joins and leaves beside it; the score too."""
+    served = Decoded(variant)
+    with served.executable.context():
+        samples, found = batched.stepped(served.rows(3), served.library, seed=3)
+        early = 0
+        for query, sample in enumerate(samples):
+            batch, most = served.library.gather([sample]), served.library.lengths[sample][-1]
+            alone = greedy(served.executable.model, batch.source, batch.source_lengths, max_steps=most)
+            assert found[query]["tokens"].tolist() == alone.tokens.tolist()
+            assert found[query]["scores"].tolist() == pytest.approx(alone.scores.tolist(), rel=1e-4)
+            early += alone.tokens.size(1) < most
+            assert (alone.tokens[0, -1] == END) == (alone.tokens.size(1) < most) or alone.tokens.size(1) == most
+    assert 0 < early < len(samples)
+
+
+@pytest.mark.parametrize("variant", ["reference", "cpu-fused"])
+def test_the_gate_lets_decoding_rows_pass(variant):
+    """In one row, and in three that are used several times."""
+    for count in (1, 3):
+        found = Decoded(variant).check(count, seed=3)
+        assert found.passed, found.reason
+
+
+def fed_by_a_neighbour(rows, stage, samples, steps, right=DecodingRows._read):
+    """Read the token that the row beside chose."""
+    value = right(rows, stage, samples, steps)
+    return value.roll(1) if stage == len(rows.streams) - 1 else value
+
+
+@pytest.mark.parametrize(
+    ("holder", "place", "defect"),
+    [
+        (rows_module, "_stepped", no_reset),
+        (rows_module, "_stepped", neighbours),
+        (StepRows, "_enter", stale),
+        (DecodingRows, "_read", fed_by_a_neighbour),
+        (rows_module, "END", -1),
+    ],
+)
+def test_planted_leaks_between_decoding_rows_are_caught(holder, place, defect, monkeypatch):
+    """Of states, of what the decoder is fed with, and an end token that ends nothing."""
+    monkeypatch.setattr(holder, place, defect)
+    found = Decoded().check(3, seed=3)
+    assert not found.passed
+    assert "step by step" in found.reason
+
+
+def test_values_have_no_end_token():
+    """A decoder of values is refused, by the rows and by the server."""
+    served = Served(WORKLOADS[0])
+    with pytest.raises(ValueError, match="no end token ends a query"):
+        DecodingRows(served.executable.model, served.library.batch, served.library.lengths, 1)
+    server = StepServer.__new__(StepServer)
+    server.executable, server.case = served.executable, Case("seed", "reference", "decode", "cpu", 1)
+    assert "no tokens" in server.refuses_model()
+    server.case = Case("seed", "reference", "inference", "cpu", 1)
+    assert server.refuses_model() is None
+
+
+@pytest.mark.usefixtures("warm")
+@pytest.mark.slow
+def test_decoding_is_served_by_step(tmp_path):
+    """LoadGen's queries join and leave rows, each fed with what it generates; the search finds a load that holds."""
+    pytest.importorskip("mlperf_loadgen", reason="needs mlcommons-loadgen")
+    out = tmp_path / "out"
+    words = ["serve", "--mode", "decode", "--batching", "step", "--workload", SERVED, "--variant", "reference"]
+    words += ["--bound", "p90=25ms", "--seconds", "1", "--repeats", "1", "--threads", "1", "--seed", "1"]
+    assert main([*words, "--out", str(out)]) == 0
+    (record,) = serving.read(out)
+    assert (record.status, record.mode, record.batching) == (Status.OK, "decode", "step")
+    assert record.batched_error <= record.batched_limit
+    assert record.offline_qps > 0
+    assert record.qps is None or record.qps <= serving.RESOLUTION * record.offline_qps_hi
+    tests = serving.read_tests(out)
+    assert {test.verdict for test in tests if test.phase == "search"} >= {"held"}
+    # Offline all rows are taken.
+    assert max(test.batch_mean for test in tests if test.phase == "offline") > 3
 
 
 def test_a_full_house_takes_no_query():

@@ -107,6 +107,27 @@ def test_a_node_that_is_killed_costs_nothing(cluster, tmp_path):
     assert main(["recommend", str(merged)]) in {0, 3, 5}
 
 
+def test_groups_are_repeated_on_two_nodes(cluster, tmp_path, monkeypatch, capsys):
+    """Each is measured by both, into a run folder each, and the spread between them is told."""
+    suite, out = tmp_path / "repeated.toml", tmp_path / "out"
+    suite.write_text(SUITE.replace("[2, 3, 4, 5]", "[2, 3]"))
+    for name in ("one", "two"):
+        cluster.add_node(num_cpus=1, resources={"bench_slot": 1}, node_name=name, object_store_memory=STORE_BYTES)
+    monkeypatch.setenv(SHARED_MACHINE, "1")
+    words = ["sweep", "--cluster", cluster.address, "--suite", str(suite), "--threads", "1", "--repeat", "2"]
+    assert main([*words, "--out", str(out)]) == 0
+    assert "between hosts, 4 cases: times differ by" in capsys.readouterr().out
+    rows = list(csv.DictReader((out / "summary.csv").read_text().splitlines()))
+    assert len(rows) == 4
+    for unit in {row["unit"] for row in rows}:
+        of_unit = [row for row in rows if row["unit"] == unit]
+        assert {row["host"] for row in of_unit} == {"one", "two"}
+        assert sorted(row["repeat"] for row in of_unit) == ["1", "2"]
+    assert len(list((out / "hosts").glob("*/run-*"))) == 2
+    pairs = list(csv.DictReader((out / "between-hosts.csv").read_text().splitlines()))
+    assert {frozenset((row["first"], row["second"])) for row in pairs} == {frozenset(("one", "two"))}
+
+
 def test_a_node_without_a_slot_measures_nothing(cluster, tmp_path, capsys):
     """The sweep says what to start nodes with."""
     assert main(["sweep", "--cluster", cluster.address, "--suite", "smoke", "--out", str(tmp_path / "out")]) == 2

@@ -19,7 +19,7 @@ from bench.analysis.run_summary import DOUBT
 from bench.analysis.tables import HOLDS
 from bench.console import Console
 from bench.errors import UsageError
-from bench.machine import environment
+from bench.machine import energy, environment
 from bench.plan.cases import Filters, Selection, Suite
 from bench.records.folder import RunFolder
 from bench.records.reader import read_run
@@ -66,10 +66,14 @@ def ab(arguments: argparse.Namespace, settings: Settings, command: str) -> Findi
             f"{arguments.seatings}; expected time about {expected_s / 60:.0f} min; results in {folder.path}"
         )
         seed = resume.new_seed() if arguments.seed is None else arguments.seed
-        setting = Setting((base, new), settings, folder, scratch, console, arguments.seatings, seed)
+        device = arguments.device or "cpu"
+        idle = energy.idle(device)
+        seatings, block_s = arguments.seatings, arguments.block
+        setting = Setting((base, new), settings, folder, scratch, console, seatings, seed, idle, block_s)
         setting.keep(plans)
+        facts = _facts(setting, plans, arguments.budget, command) | {"energy": {device: dataclasses.asdict(idle)}}
         with folder.locked(), console:
-            _measure(setting, groups, _facts(setting, plans, arguments.budget, command), arguments.budget)
+            _measure(setting, groups, facts, arguments.budget)
     options = CompareOptions("time", arguments.margin, arguments.fail_on)
     found = verdicts.judge(read_run(folder.path), (base.shown, new.shown), options)
     _show(console, found, (base, new), plans)

@@ -12,8 +12,10 @@ from typing import Any
 from bench.ab.names import SIDES, on
 from bench.ab.sides import Side
 from bench.ab.verdicts import NOT_TIMED
+from bench.analysis.energy import energy_figures
 from bench.analysis.figures import figures
 from bench.console import Console
+from bench.machine.energy import Idle
 from bench.plan.cases import Case
 from bench.records.folder import RunFolder
 from bench.records.rounds import Round, Samples
@@ -42,6 +44,8 @@ class Setting:
         console: what the user sees.
         seatings: full sets of fresh processes that a group gets.
         seed: of the gates' inputs and the rounds' order.
+        idle: the counter of energy before anything was measured.
+        block_s: least length of a timed block, seconds; each side's own when None.
         colds: runs the cases of all groups cold.
     """
 
@@ -52,6 +56,8 @@ class Setting:
     console: Console
     seatings: int
     seed: int
+    idle: Idle
+    block_s: float | None = None
     colds: ColdRuns = field(init=False)
 
     def __post_init__(self) -> None:
@@ -60,6 +66,12 @@ class Setting:
     def home(self, case: Case) -> Home:
         """Interpreter and checkout of a case, by the side in its name."""
         return {side.name: side.home for side in self.sides}[case.variant.partition("#")[2]]
+
+    @property
+    def turns(self) -> dict[str, Any]:
+        """Fields of the request that makes variants ready; a revision that does not know one leaves it alone."""
+        found: dict[str, Any] = {"energy": self.idle.available}
+        return found if self.block_s is None else found | {"block_s": self.block_s}
 
     def worker(self, settings: Settings) -> Worker:
         """A worker of a home."""
@@ -152,7 +164,7 @@ class Contest:
         seed = setting.seed + 2 * number
         rounds: list[Round] = []
         try:
-            with Seating(seats, setting.worker, setting.workers, LIMIT_S, self._told) as seating:
+            with Seating(seats, setting.worker, setting.workers, LIMIT_S, self._told, turns=setting.turns) as seating:
                 seating.sit(seed, audit=not self.samples.processes)
                 left = {found.case.variant for found in self.cases}
                 players = {name: player for name, player in seating.players.items() if name in left}
@@ -187,4 +199,7 @@ class Contest:
         if variant in self.failures:
             return described.record(**(fields | self.failures[variant]))
         timing = figures(described.case, self.samples, "", 1.0, described.facts)
-        return described.record(**(fields | (timing or failed(Status.ERROR, "no round of it was completed"))))
+        if not timing:
+            return described.record(**(fields | failed(Status.ERROR, "no round of it was completed")))
+        timing |= energy_figures(described.case, self.samples, self.setting.idle, described.facts)
+        return described.record(**(fields | timing))

@@ -156,6 +156,18 @@ def check_rows(rows: StepRows, run: Run, library: QueryLibrary, parity_limit: fl
         parity_limit: that each side may err by.
         seed: of the queries.
     """
+    samples, found = stepped(rows, library, seed)
+    worst, where = 0.0, "nothing differs"
+    for query, sample in enumerate(samples):
+        for name, alone in run(library.gather([sample])).items():
+            error = relative_error(found[query][name], alone.double())
+            if not error <= worst:
+                worst, where = error, f"{name} of query {query + 1}, step by step, {library.lengths[sample][0]} steps"
+    return Batched(worst, 2 * parity_limit, where)
+
+
+def stepped(rows: StepRows, library: QueryLibrary, seed: int) -> tuple[list[int], dict[int, Mapping[str, Tensor]]]:
+    """Ask queries in rows that they join and leave at random steps; returns their samples, and the results of each."""
     order = random.Random(seed)  # noqa: S311 - a choice of queries
     count = min(MOST_ALONE, 2 * rows.free + 1)
     samples = [order.randrange(len(library.lengths)) for _ in range(count)]
@@ -167,10 +179,4 @@ def check_rows(rows: StepRows, run: Run, library: QueryLibrary, parity_limit: fl
             rows.join(query, sample)
         del waiting[:joining]
         found |= {finished.query: finished.results for finished in rows.advance()}
-    worst, where = 0.0, "nothing differs"
-    for query, sample in enumerate(samples):
-        for name, alone in run(library.gather([sample])).items():
-            error = relative_error(found[query][name], alone.double())
-            if not error <= worst:
-                worst, where = error, f"{name} of query {query + 1}, step by step, {library.lengths[sample][0]} steps"
-    return Batched(worst, 2 * parity_limit, where)
+    return samples, found

@@ -9,6 +9,7 @@ from bench.run.resume import SEEDS
 from kernels.host.numbers import seconds, whole
 
 SCALINGS = ("strong", "weak")
+BACKENDS = {"cpu": "gloo", "cuda": "nccl"}
 BUCKET_MB = 25.0
 
 
@@ -16,7 +17,13 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     """Add the options of the command."""
     add = command.add_argument
     add("--workload", default="seed", metavar="NAME", help="workload, overrides as seed@batch=64 (default: seed)")
-    add("--variant", default="onednn", metavar="NAME", help="variant, eager and in fp32 (default: onednn)")
+    add("--variant", metavar="NAME", help="variant, eager and in fp32 (default: onednn, on GPUs cudnn)")
+    add(
+        "--device",
+        choices=tuple(BACKENDS),
+        default="cpu",
+        help="cpu: gradients are exchanged by gloo; cuda: by NCCL, with a GPU for each rank (default: cpu)",
+    )
     add(
         "--scaling",
         action="append",
@@ -41,6 +48,15 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
         type=seconds,
         metavar="MB",
         help=f"size of a gradient bucket; may be repeated (default: {BUCKET_MB:g}, as in PyTorch)",
+    )
+    add(
+        "--accumulate",
+        action="append",
+        default=[],
+        type=whole(),
+        metavar="N",
+        help="micro-batches into which a rank divides its part of a step; their gradients are exchanged once; may be "
+        "repeated (default: 1)",
     )
     add("--rounds", type=whole(2), default=10, metavar="N", help="turns of each way to divide the work (default: 10)")
     add("--steps", type=whole(), default=5, metavar="N", help="training steps of a turn (default: 5)")

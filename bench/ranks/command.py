@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
+import math
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,7 +16,7 @@ from bench.console import Console
 from bench.errors import UsageError
 from bench.machine import environment
 from bench.ranks import figures
-from bench.ranks.arguments import BUCKET_MB, SCALINGS
+from bench.ranks.arguments import BACKENDS, BUCKET_MB, SCALINGS
 from bench.ranks.figures import Division
 from bench.ranks.keeper import PATIENCE_S, RankEnd, RankPlace, RankReport, gather, keep, tell
 from bench.records import ranks as kept
@@ -42,6 +44,7 @@ def ranks(arguments: argparse.Namespace, plugins: Sequence[Path], command: str) 
     Raises:
         UsageError: bad input.
     """
+    arguments.variant = arguments.variant or ("onednn" if arguments.device == "cpu" else "cudnn")
     place = RankPlace.here(arguments.exchange)
     divisions = divided(arguments, place.world)
     folder = None
@@ -49,8 +52,10 @@ def ranks(arguments: argparse.Namespace, plugins: Sequence[Path], command: str) 
         folder = RunFolder.create(arguments.out, "ranks")
     task: dict[str, Any] = {
         "workload": arguments.workload, "variant": arguments.variant, "threads": arguments.threads,
+        "device": arguments.device, "backend": BACKENDS[arguments.device],
         "settings": [vars(division) for division in divisions], "rounds": arguments.rounds, "steps": arguments.steps,
         "seed": arguments.seed, "silence_s": arguments.silence, "plugins": [str(path.resolve()) for path in plugins],
+        "checkpoint": str(place.exchange / "checkpoint"),
     }  # fmt: skip
     report = keep(place, task, arguments.silence, arguments.time_limit)
     tell(place, report)
@@ -80,7 +85,7 @@ def _draw(console: Console, folder: Path, records: Sequence[RanksRecord]) -> Non
 
 
 def divided(arguments: argparse.Namespace, world: int) -> list[Division]:
-    """The ways to divide the work: worlds, scalings, buckets; one rank alone has nobody to exchange buckets with.
+    """The ways to divide the work: worlds, scalings, buckets, micro-batches; one rank alone exchanges no buckets.
 
     Raises:
         UsageError: more ranks than there are.
@@ -90,7 +95,8 @@ def divided(arguments: argparse.Namespace, world: int) -> list[Division]:
         msg = f"--world {worlds[-1]} is more than the {world} ranks that torchrun started; raise --nproc-per-node"
         raise UsageError(msg)
     found = [
-        Division(size, scaling, bucket)
+        Division(size, scaling, bucket, pieces)
+        for pieces in arguments.accumulate or (1,)
         for scaling in arguments.scaling or SCALINGS
         for bucket in arguments.bucket_mb or (BUCKET_MB,)
         for size in worlds
@@ -120,26 +126,44 @@ def recorded(
     guilty = culprit(reports)
     events = [event for report in reports for event in report.events]
     turns = figures.turns(events) if guilty is None else {}
-    gates = {Division(e["world"], e["scaling"], e["bucket_mb"]): e for e in events if e["event"] == "gate"}
+    gates = {Division.of(e): e for e in events if e["event"] == "gate"}
     made = []
     for division in divisions:
         fields: dict[str, Any] = {
             "workload": arguments.workload, "variant": arguments.variant, "ranks": division.world,
-            "scaling": division.scaling, "bucket_mb": division.bucket_mb, "threads": arguments.threads,
+            "scaling": division.scaling, "bucket_mb": division.bucket_mb, "accumulate": division.accumulate,
+            "threads": arguments.threads, "backend": BACKENDS[arguments.device],
         }  # fmt: skip
         gate = gates.get(division)
         if gate is not None:
             fields |= {name: gate[name] for name in ("batch", "grad_error", "grad_limit")}
+        fields |= (resumed := resumption(events, division))
         if guilty is not None:
             reason = f"rank {guilty.rank} {guilty.ended}: {guilty.reason}, during: {guilty.stage}"
             fields |= {"status": STATUSES[guilty.ended], "reason": reason}
         elif gate is None or not gate["passed"]:
             why = "no gate was told of" if gate is None else gate["reason"]
             fields |= {"status": Status.PARITY_FAILED, "reason": f"gradients over ranks: {why}"}
+        elif not resumed or not resumed["resume_error"] <= resumed["resume_limit"]:
+            why = f"weights differ by {resumed.get('resume_error')}, limit {resumed.get('resume_limit')}"
+            reason = f"a training that goes on from its checkpoint becomes another one: {why}"
+            fields |= {"status": Status.PARITY_FAILED, "reason": reason}
         else:
             fields |= timed(turns, division)
         made.append(RanksRecord(**fields))
     return made
+
+
+def resumption(events: Sequence[dict[str, Any]], division: Division) -> dict[str, Any]:
+    """Fields of what checkpoints took, and of the rank whose weights were worst; none where no rank told of them."""
+    told = [event for event in events if event["event"] == "resumed" and Division.of(event) == division]
+    if not told:
+        return {}
+    worst = max(told, key=lambda event: math.inf if math.isnan(event["resume_error"]) else event["resume_error"])
+    return {name: worst[name] for name in ("resume_error", "resume_limit", "checkpoint_bytes")} | {
+        "save_s": next((event["save_s"] for event in told if event["save_s"] is not None), None),
+        "resume_s": max(event["resume_s"] for event in told),
+    }
 
 
 def timed(turns: figures.Turns, division: Division) -> dict[str, Any]:
@@ -166,7 +190,7 @@ def timed(turns: figures.Turns, division: Division) -> dict[str, Any]:
 def steps(arguments: argparse.Namespace, reports: Sequence[RankReport]) -> list[list[Any]]:
     """Rows of ranks-steps.csv.gz."""
     return [
-        [arguments.workload, arguments.variant, e["world"], e["scaling"], e["bucket_mb"], e["round"], e["rank"], *times]
+        [arguments.workload, arguments.variant, *dataclasses.astuple(Division.of(e)), e["round"], e["rank"], *times]
         for report in reports
         for e in report.events
         if e["event"] == "steps"
@@ -176,13 +200,13 @@ def steps(arguments: argparse.Namespace, reports: Sequence[RankReport]) -> list[
 
 def show(console: Console, records: Sequence[RanksRecord]) -> None:
     """Print a row a way, and the stragglers by name."""
-    columns = ["scaling", "bucket", "ranks", "step", "before the first collective", "wait and rest", "efficiency",
-               "slowest rank", "gradients"]  # fmt: skip
+    columns = ["scaling", "bucket", "parts", "ranks", "step", "before the first collective", "wait and rest",
+               "efficiency", "slowest rank", "gradients", "checkpoint, resume"]  # fmt: skip
     rows = []
     for record in records:
-        row = [record.scaling, f"{record.bucket_mb:g} MB", str(record.ranks)]
+        row = [record.scaling, f"{record.bucket_mb:g} MB", str(record.accumulate), str(record.ranks)]
         if record.status is not Status.OK:
-            rows.append([*row, f"{record.status}: {record.reason}", *[""] * 5])
+            rows.append([*row, f"{record.status}: {record.reason}", *[""] * 6])
             continue
         efficient = units.ratio_interval(record.efficiency, record.efficiency_lo, record.efficiency_hi, digits=2)
         slowest = ""
@@ -195,6 +219,7 @@ def show(console: Console, records: Sequence[RanksRecord]) -> None:
             *row, units.estimated_seconds(record.step_s, record.step_lo_s, record.step_hi_s),
             units.seconds(record.compute_s), units.seconds(record.wait_s), efficient.replace("x", ""), slowest,
             f"{units.error(record.grad_error)} of {units.error(record.grad_limit)}",
+            f"{units.seconds(record.save_s)}, {units.seconds(record.resume_s)}",
         ])  # fmt: skip
     console.table(columns, rows)
     for rank in sorted({record.straggler for record in records if record.straggler is not None}):

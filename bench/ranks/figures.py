@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -22,6 +23,12 @@ class Division:
     world: int
     scaling: str
     bucket_mb: float
+    accumulate: int = 1
+
+    @classmethod
+    def of(cls, event: Mapping[str, Any]) -> Division:
+        """That of a rank's event."""
+        return cls(event["world"], event["scaling"], event["bucket_mb"], event["accumulate"])
 
 
 @dataclass(frozen=True)
@@ -46,7 +53,7 @@ def turns(events: Sequence[dict[str, Any]]) -> Turns:
     found: dict[Division, dict[int, dict[int, tuple[float, float]]]] = {}
     for event in events:
         if event["event"] == "steps":
-            division = Division(event["world"], event["scaling"], event["bucket_mb"])
+            division = Division.of(event)
             medians = float(np.median(event["compute_s"])), float(np.median(event["total_s"]))
             found.setdefault(division, {}).setdefault(event["round"], {})[event["rank"]] = medians
     return found
@@ -62,7 +69,7 @@ def efficiency(found: Turns, division: Division) -> Interval | None:
 
     Strong scaling: time of one rank / (ranks x time); weak scaling: time of one rank / time.
     """
-    single = found.get(Division(1, division.scaling, division.bucket_mb))
+    single = found.get(dataclasses.replace(division, world=1))
     if single is None:
         return None
     alone, shared = step_s(single), step_s(found[division])

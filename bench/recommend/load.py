@@ -199,6 +199,8 @@ class _Group:
             f"`{name}` held the bound at {load:.4g} queries/s, and too few of its searches found where it breaks"
             for name, load in open_ended.items()
         )
+        doubts = {name: doubt for name in fine if (doubt := serving.beyond_offline(self.ok[name]))}
+        notes += tuple(doubts.values())
         share = self.ok[best].disturbed_share or 0.0
         if share >= DISTURBED:
             notes += (f"something else used the machine beside {100 * share:.0f} % of its tests",)
@@ -208,11 +210,11 @@ class _Group:
         clearer = None
         if not sure and widest is not None:
             clearer = self._again([name for name in alike if name != REFERENCE], widest.value, widest.high / widest.low)
-        elif open_ended:
+        elif open_ended or best in doubts:
             clearer = self._again([name for name in (best, *open_ended) if name != REFERENCE])
         record = self.ok[best]
         return self._advice(
-            Recommendation.RECOMMENDED if sure and not open_ended else Recommendation.UNCLEAR,
+            Recommendation.RECOMMENDED if sure and not open_ended and best not in doubts else Recommendation.UNCLEAR,
             variant=best,
             value=f"{serving.load_text(record)} queries/s",
             probability=rated.of_best(best) if repeated else None,
@@ -281,7 +283,12 @@ class _Group:
         repeats = max((self.ok[name].repeats for name in names), default=0)
         bound = f"p{self.percentile:g}={1e3 * self.bound_s:.6g}ms"
         own = own_model.words(self.served.run.environment) if self.key[0].startswith(OWN) else []
-        return MoreRepeats.of(own or ["--workload", self.key[0]], names, bound, repeats, value, spread)
+        served = own or ["--workload", self.key[0]]
+        served += ["--mode", self.key.mode] if self.key.mode != "inference" else []
+        first = self.records[0]
+        served += ["--batching", "step"] if first.batching == "step" else []
+        served += ["--lengths", first.lengths] if first.lengths == "bucketed" else []
+        return MoreRepeats.of(served, names, bound, repeats, value, spread)
 
     def _advice(self, verdict: Recommendation, **fields: object) -> Advice:
         return Advice(

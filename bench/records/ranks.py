@@ -24,12 +24,13 @@ STEP_COLUMNS = {
     "ranks": "as in ranks.csv",
     "scaling": "as in ranks.csv",
     "bucket_mb": "as in ranks.csv",
+    "accumulate": "as in ranks.csv",
     "round": "number of the round",
     "rank": "whose step it was",
     "compute_s": "seconds before the rank's first collective: forward pass and the first part of the backward pass",
     "total_s": "seconds of the whole step: with the wait for the others, the collectives, the optimizer",
 }
-STEPS = RawFile("ranks-steps.csv.gz", tuple(STEP_COLUMNS), ("workload", "variant", "ranks", "scaling", "bucket_mb"))
+STEPS = RawFile("ranks-steps.csv.gz", tuple(STEP_COLUMNS), tuple(STEP_COLUMNS)[:6])
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,8 @@ class RanksRecord:
     ranks: int = column("processes that share the work", 0)
     scaling: str = column("`strong`: the workload's batch is shared; `weak`: each rank has a batch of its own", "")
     bucket_mb: float | None = column("size of a gradient bucket of DistributedDataParallel, MB")
-    backend: str = column("`gloo`", "gloo")
+    accumulate: int = column("micro-batches of a rank in a step, whose gradients are exchanged once", 1)
+    backend: str = column("`gloo` on CPUs, `nccl` on GPUs", "gloo")
     threads: int = column("CPU threads of each rank", 0)
     batch: int | None = column("sequences of a step, over all ranks")
     status: Status = column("as in records.csv", Status.OK)
@@ -68,6 +70,14 @@ class RanksRecord:
         "error of the gradient nearest to its limit: the ranks' means against one process in float64 on the joint batch"
     )
     grad_limit: float | None = column("limit of that error")
+    checkpoint_bytes: int | None = column("size of a checkpoint: weights and optimizer, bytes")
+    save_s: float | None = column("time in which rank 0 writes it to the disk, seconds")
+    resume_s: float | None = column("time until new replicas have it and can train, the slowest rank's, seconds")
+    resume_error: float | None = column(
+        "relative error of all weights after steps from the checkpoint, against those of the training that went on "
+        "without it, the worst rank's"
+    )
+    resume_limit: float | None = column("limit of that error")
     recorded_at: str = column("when the record was written, UTC", "")
 
 

@@ -19,6 +19,9 @@ from bench.records.schema import Status, column, in_markdown, meanings
 from bench.records.tables import json_line, now, parse, write_csv
 
 FILE, TABLE = "serving.jsonl", "serving.csv"
+#: Ratio of the two loads at which the search of a repeat ends. Its tests are so long that they break where the load is
+#: this many times what the variant can do; where it is less, they may hold.
+RESOLUTION = 1.06
 
 TEST_COLUMNS = {
     "workload": "as in serving.csv",
@@ -38,6 +41,9 @@ TEST_COLUMNS = {
     "batch_mean": "queries in a batch, or in a step, on average",
     "waste": "share of the computed steps that were padding, or of rows without a query",
     "service_share": "share of the test in which the variant was at work",
+    "energy_j": "joules that the counter counted from the first query to its last reading; empty without one",
+    "energy_queries": "queries that were answered by then",
+    "energy_s": "seconds between the two",
     "why": "what disturbed the test, in words; empty when nothing did",
 }
 TESTS = RawFile("serving-tests.csv.gz", tuple(TEST_COLUMNS), ("workload", "variant"))
@@ -52,7 +58,7 @@ class ServingRecord:
 
     workload: str = column("as in records.csv", "")
     variant: str = column("name of the variant", "")
-    mode: str = column("`inference`", "inference")
+    mode: str = column("`inference`, or `decode`: the decoder is fed with what it generated", "inference")
     device: str = column("`cpu` or `cuda`", "")
     threads: int = column("CPU threads the variant was given", 0)
     precision: str = column("as in records.csv", "")
@@ -83,7 +89,12 @@ class ServingRecord:
     latency_ours_s: float | None = column("the same computed by us from the trace of each query")
     single_p50_s: float | None = column("median latency of one query after the other (SingleStream)")
     single_p99_s: float | None = column("99th percentile of it")
-    offline_qps: float | None = column("queries a second when all are there at once (Offline)")
+    offline_qps: float | None = column(
+        "queries a second when all are there at once (Offline), median over processes: one before the repeats, and "
+        "those of the repeats"
+    )
+    offline_qps_lo: float | None = column("lower end of its 95 % interval (Student's t over processes, on logarithms)")
+    offline_qps_hi: float | None = column("upper end")
     queries: int | None = column("queries of the test that the latencies are of")
     loadgen: str = column("LoadGen's verdict on that test: `VALID` or `INVALID`", "")
     batch_mean: float | None = column("queries in a batch, or in a step, at that load, on average")
@@ -97,6 +108,15 @@ class ServingRecord:
     parity_limit: float | None = column("as in records.csv")
     batched_error: float | None = column("largest relative difference between a query's results in a batch and alone")
     batched_limit: float | None = column("largest difference that is allowed: twice parity_limit, once for each side")
+    energy_per_query_j: float | None = column(
+        "energy of a query at that load, joules, median over repeats: what the counter of the whole package or board "
+        "counted, over the queries that were answered; with idle power, the generator and whatever else ran there"
+    )
+    energy_per_query_lo_j: float | None = column("lower end of its 95 % interval (Student's t over repeats), joules")
+    energy_per_query_hi_j: float | None = column("upper end, joules")
+    power_w: float | None = column("power meanwhile, watts")
+    idle_power_w: float | None = column("power before anything was served, watts")
+    energy: str = column("the counter, as in records.csv; or `unavailable` and why there is no figure", "")
     recorded_at: str = column("when the record was written, UTC", "")
 
 
@@ -203,13 +223,35 @@ def ends(tests: Iterable[ServingTest]) -> dict[int, tuple[float, float]]:
     return found
 
 
+def beyond_offline(record: ServingRecord) -> str:
+    """Return why a load is to be distrusted that lies above what is done when all queries are there at once, or "".
+
+    A queue that is never empty has the fullest batches, so no arrivals are served faster. Both intervals count, and
+    what the tests of a search cannot tell.
+    """
+    most = record.offline_qps_hi or record.offline_qps
+    if record.scenario != "server" or record.qps is None or most is None:
+        return ""
+    if (record.qps_lo or record.qps) <= RESOLUTION * most:
+        return ""
+    borne = _interval(record.qps, record.qps_lo, record.qps_hi)
+    offline = _interval(record.offline_qps or most, record.offline_qps_lo, record.offline_qps_hi)
+    return (
+        f"{record.variant} on {record.workload} seems to bear {borne} queries/s, but answers {offline} when all are "
+        "there at once: one of the two is wrong, or smaller batches take less time a query; measure again with more "
+        "--seconds"
+    )
+
+
 def load_text(record: ServingRecord) -> str:
-    """`812 [790, 840]`, in queries a second."""
+    """`812 [790, 840]`, in queries a second; `~` before a load that `beyond_offline` distrusts."""
     if record.qps is None:
         return "no figure"
-    if record.qps_lo is None or record.qps_hi is None:
-        return f"{record.qps:.4g}"
-    return f"{record.qps:.4g} [{record.qps_lo:.4g}, {record.qps_hi:.4g}]"
+    return f"{'~' if beyond_offline(record) else ''}{_interval(record.qps, record.qps_lo, record.qps_hi)}"
+
+
+def _interval(value: float, low: float | None, high: float | None) -> str:
+    return f"{value:.4g}" if low is None or high is None else f"{value:.4g} [{low:.4g}, {high:.4g}]"
 
 
 def dictionary() -> str:

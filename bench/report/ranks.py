@@ -19,18 +19,18 @@ CAPTION = (
 
 
 def kinds(records: Sequence[RanksRecord]) -> tuple[Kind, ...]:
-    """Efficiency over ranks, a chart for each size of buckets; none where it was not measured over several."""
+    """Efficiency over ranks, a chart for each size of buckets and number of micro-batches; none with one rank alone."""
     ok = [record for record in records if record.status is Status.OK and record.efficiency is not None]
     worlds = sorted({record.ranks for record in ok})
     if len(worlds) < 2:  # noqa: PLR2004 - a curve has two points
         return ()
-    buckets = sorted({record.bucket_mb or 0.0 for record in ok})
-    charts = [_chart([record for record in ok if record.bucket_mb == bucket], worlds) for bucket in buckets]
+    ways = sorted({(record.bucket_mb or 0.0, record.accumulate) for record in ok})
+    charts = [_chart([found for found in ok if (found.bucket_mb, found.accumulate) == way], worlds) for way in ways]
     return (Kind("ranks", "Efficiency over ranks", CAPTION, tuple(charts)),)
 
 
 def _chart(records: Sequence[RanksRecord], worlds: Sequence[int]) -> CurveChart:
-    """The curves of one size of buckets."""
+    """The curves of one size of buckets and number of micro-batches."""
     both = len({record.scaling for record in records}) > 1
     curves: dict[str, list[Point]] = {}
     for record in sorted(records, key=lambda found: found.ranks):
@@ -48,4 +48,5 @@ def _chart(records: Sequence[RanksRecord], worlds: Sequence[int]) -> CurveChart:
     highs = [max(p.y, p.hi or 0.0) for points in curves.values() for p in points]
     y_axis = value_axis("efficiency", [*highs, 1.0], "", "linear")
     title = f"{records[0].workload}, {records[0].variant}, buckets of {records[0].bucket_mb:g} MB"
+    title += f", {records[0].accumulate} micro-batches" * (records[0].accumulate > 1)
     return CurveChart(title, records[0].workload, x_axis, y_axis, drawn, guides=((1.0, "ideal"),))

@@ -81,7 +81,8 @@ def _chart(workload: str, record: ServingRecord, curves: list[Curve]) -> CurveCh
     y = value_axis(f"p{record.percentile:g} latency", [bound_s, *(point.y for point in points)], "s", "log")
     guides = ((bound_s, f"bound {units.seconds(bound_s)}"),)
     threads = f"{record.threads} thread{'s' * (record.threads != 1)}"
-    return CurveChart(f"{workload}, {threads}", workload, x, y, tuple(curves), guides=guides)
+    mode = ", decode" if record.mode == "decode" else ""
+    return CurveChart(f"{workload}{mode}, {threads}", workload, x, y, tuple(curves), guides=guides)
 
 
 def table(folder: Path) -> Table | None:
@@ -89,20 +90,24 @@ def table(folder: Path) -> Table | None:
     records = serving.read(folder)
     if not records:
         return None
-    columns = ("workload", "variant", "queries/s", "latency at bound", "p50", "one alone, p50", "offline/s", "batch",
-               "padding", "generator late, p99", "LoadGen")  # fmt: skip
+    columns = ("workload", "variant", "queries/s", "latency at bound", "by our count", "p50", "one alone, p50",
+               "offline/s", "batch", "padding", "energy/query", "generator late, p99", "LoadGen")  # fmt: skip
     rows = []
     for record in sorted(records, key=lambda found: (found.workload, -(found.qps or 0.0))):
         why = f"{record.status.value}: {record.reason}" if record.reason else record.status.value
         load = why if record.qps is None else serving.load_text(record)
+        if doubt := serving.beyond_offline(record):
+            load = f"{load} ({doubt})"
         rows.append(Row((
             Cell(record.workload), Cell(record.variant, colour=look(record.variant).colour), Cell(load, record.qps),
             Cell(units.seconds(record.latency_bound_s), record.latency_bound_s),
+            Cell(units.seconds(record.latency_ours_s), record.latency_ours_s),
             Cell(units.seconds(record.latency_p50_s), record.latency_p50_s),
             Cell(units.seconds(record.single_p50_s), record.single_p50_s),
             Cell(units.count(record.offline_qps), record.offline_qps),
             Cell("" if record.batch_mean is None else f"{record.batch_mean:.1f}", record.batch_mean),
             Cell(units.share(record.waste), record.waste),
+            Cell(units.joules(record.energy_per_query_j), record.energy_per_query_j),
             Cell(units.seconds(record.lateness_p99_s), record.lateness_p99_s), Cell(record.loadgen),
         )))  # fmt: skip
     return Table("Serving", columns, tuple(rows), filtered=True)

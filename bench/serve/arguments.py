@@ -15,6 +15,7 @@ from kernels.host.numbers import seconds, whole
 SCENARIOS = ("server", "single-stream", "offline")
 LENGTHS = ("padded", "bucketed")
 BATCHING = ("queue", "step")
+MODES = ("inference", "decode")
 
 
 def add_arguments(command: argparse.ArgumentParser) -> None:
@@ -25,7 +26,8 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="GLOB",
-        help="workloads, overrides as seed@hidden=64; may be repeated (default: seed)",
+        help="workloads, overrides as seed@hidden=64; may be repeated (default: seed, to decode "
+        "translation-small-scaled)",
     )
     add(
         "--variant",
@@ -67,6 +69,13 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
         default="queue",
         help="queue: a batch leaves together and is answered whole; step: queries join and leave rows between steps, "
         "for LSTM models of one direction in eager PyTorch (default: queue)",
+    )
+    add(
+        "--mode",
+        choices=MODES,
+        default="inference",
+        help="inference: a decoder reads a given target; decode: it reads what it generated, greedily, until its end "
+        "token, and takes --batching step (default: inference)",
     )
     add(
         "--largest-batch",

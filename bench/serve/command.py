@@ -15,7 +15,7 @@ from pathlib import Path
 from bench import units
 from bench.console import Console
 from bench.errors import UsageError
-from bench.machine import environment
+from bench.machine import energy, environment
 from bench.plan.cases import OWN, REFERENCE, Filters, Selection, Suite
 from bench.plan.own_model import lines as own_lines
 from bench.records import serving
@@ -28,7 +28,8 @@ from bench.run.worker_process import Settings, Worker, WorkerError, scratch_fold
 from bench.serve.load_test import Batching, Bound
 from bench.serve.measure import Asked, Serving
 
-WORKLOADS, VARIANTS, VARIANTS_CUDA = ("seed",), ("onednn", "cpu-fused"), ("cudnn",)
+WORKLOADS = {"inference": ("seed",), "decode": ("translation-small-scaled",)}
+VARIANTS, VARIANTS_CUDA = ("onednn", "cpu-fused"), ("cudnn",)
 #: Without a bound: the percentile that LoadGen is asked about, and the wait for company.
 PERCENTILE, WAIT_S = 99.0, 2e-3
 #: Share of the bound that a query may wait for company, unless the command line says otherwise.
@@ -67,7 +68,7 @@ def serve(arguments: argparse.Namespace, settings: Settings, command: str, cores
     runnable = len(plan.left())
     console.say(
         f"serve {asked.scenario}: {len(plan.cases)} variants, {runnable} can run here, about "
-        f"{asked.seconds * runnable:.0f} s of load; results in {folder.path}"
+        f"{asked.load_s * runnable:.0f} s of load; results in {folder.path}"
     )
     seed = random.SystemRandom().randrange(resume.SEEDS) if arguments.seed is None else arguments.seed
     records: list[ServingRecord] = []
@@ -78,6 +79,8 @@ def serve(arguments: argparse.Namespace, settings: Settings, command: str, cores
         "plugins": resume.plugin_digests(settings.plugins) | plan.own_files,
         "loadgen": importlib.metadata.version("mlcommons-loadgen"),
     }  # fmt: skip
+    idle = energy.idle(arguments.device)
+    facts["energy"] = {arguments.device: dataclasses.asdict(idle)}
     facts["load"] = {"before": environment.load()}
     served = {described.case.executed for described in plan.cases}
     facts["needs"] = {v["name"]: v["needs"] for v in plan.catalogue["variants"] if v["name"] in served}
@@ -85,7 +88,7 @@ def serve(arguments: argparse.Namespace, settings: Settings, command: str, cores
         with folder.locked():
             for group, cases in plan.groups:
                 console.say(group.name, "bold")
-                measured = Serving(asked, settings, folder.path, console, seed)
+                measured = Serving(asked, settings, folder.path, console, seed, idle)
                 records += measured.run([_with_batching(case, arguments, asked) for case in cases])
     finally:
         facts["load"]["after"] = environment.load()
@@ -111,6 +114,9 @@ def check(arguments: argparse.Namespace) -> None:
     if importlib.util.find_spec("mlperf_loadgen") is None:
         msg = "the package mlcommons-loadgen is missing, which makes the load; pip install mlcommons-loadgen"
         raise UsageError(msg)
+    if arguments.mode == "decode" and arguments.batching != "step":
+        msg = "--mode decode serves queries that end at different steps, in rows that they join and leave; add "
+        raise UsageError(msg + "--batching step")
     refuse_queue_options(arguments)
     if arguments.model and arguments.batching == "step":
         msg = "--batching step serves the workloads of this project, whose models can take one step at a time; "
@@ -142,8 +148,8 @@ def refuse_queue_options(arguments: argparse.Namespace) -> None:
 
 def _plan(arguments: argparse.Namespace, settings: Settings) -> Plan:
     variants = tuple(arguments.variant or (VARIANTS if arguments.device == "cpu" else VARIANTS_CUDA))
-    workloads = arguments.workload or ([f"{OWN}*"] if arguments.model else WORKLOADS)
-    select = Selection(tuple(workloads), (REFERENCE, *variants), ("inference",))
+    workloads = arguments.workload or ([f"{OWN}*"] if arguments.model else WORKLOADS[arguments.mode])
+    select = Selection(tuple(workloads), (REFERENCE, *variants), (arguments.mode,))
     suite = Suite("serve", "", (select,), arguments.seconds, device=arguments.device)
     # Named here, so that what does not exist on the device is told.
     return make_plan(suite, Filters(variants=(REFERENCE, *variants), threads=settings.threads), settings, build=True)
@@ -210,8 +216,13 @@ def _folder(out: Path | None) -> RunFolder:
 def show(console: Console, records: Sequence[ServingRecord]) -> None:
     """Print a row a variant, the one that bears most first."""
     ordered = sorted(records, key=lambda found: (found.workload, -(found.qps or 0.0)))
-    columns = ["workload", "variant", "queries/s", "latency at bound", "one alone, p50", "offline/s"]
-    console.table([*columns, "batch", "padding", "generator late, p99", "LoadGen"], [row(record) for record in ordered])
+    columns = ["workload", "variant", "queries/s", "latency at bound", "by our count", "one alone, p50", "offline/s"]
+    console.table(
+        [*columns, "batch", "padding", "energy/query", "generator late, p99", "LoadGen"],
+        [row(record) for record in ordered],
+    )
+    for doubt in filter(None, map(serving.beyond_offline, ordered)):
+        console.say(f"~ {doubt}", "yellow")
 
 
 def row(record: ServingRecord) -> list[str]:
@@ -222,10 +233,12 @@ def row(record: ServingRecord) -> list[str]:
         record.variant,
         serving.load_text(record),
         units.seconds(record.latency_bound_s),
+        units.seconds(record.latency_ours_s),
         units.seconds(record.single_p50_s),
         units.count(record.offline_qps),
         "" if record.batch_mean is None else f"{record.batch_mean:.1f}",
         units.share(record.waste),
+        units.joules(record.energy_per_query_j),
         units.seconds(record.lateness_p99_s),
         why or record.loadgen,
     ]

@@ -70,6 +70,7 @@ class LoadTest:
         verdict, reason: ours, which counts the generator's own faults too.
         lateness_p99_s, generator_cores: of the generator.
         batch_mean, waste, service_share: of the queue.
+        energy_j, energy_queries, energy_s: as `bench.timing.query_energy` counted them; None without a counter.
         why: what disturbed it.
         queries: how many there were.
         bound: in whose percentile it is told.
@@ -88,6 +89,9 @@ class LoadTest:
     why: str
     queries: int
     bound: Bound
+    energy_j: float | None = None
+    energy_queries: int | None = None
+    energy_s: float | None = None
 
     def row(self, workload: str, variant: str) -> dict[str, Any]:
         """Its row of serving-tests.csv.gz."""
@@ -109,6 +113,9 @@ class LoadTest:
             "batch_mean": self.batch_mean,
             "waste": self.waste,
             "service_share": self.service_share,
+            "energy_j": self.energy_j,
+            "energy_queries": self.energy_queries,
+            "energy_s": self.energy_s,
             "why": self.why,
         }
 
@@ -140,6 +147,7 @@ class ServedVariant:
         scratch: folder for the socket and LoadGen's logs.
         kept: folder that keeps LoadGen's summaries.
         limit_s: longest silence of the worker while it builds, seconds.
+        energy: whether the worker reads the counter of energy in tests.
         gates: the gate's events.
     """
 
@@ -149,6 +157,7 @@ class ServedVariant:
     scratch: Path
     kept: Path
     limit_s: float
+    energy: bool = False
     gates: list[Event] = field(default_factory=list)
     unavailable: str = ""
     single_s: float = 0.0
@@ -210,7 +219,7 @@ class ServedVariant:
             "least": bound.least_queries if scenario != "offline" else 1, "samples": self._samples,
         }  # fmt: skip
         limit_s = TIMES_LONGER * most_s + BEYOND_S
-        events = self._ask("load", limit_s, path=str(path), batched=scenario != "single-stream")
+        events = self._ask("load", limit_s, path=str(path), scenario=scenario, energy=self.energy)
         next(events)
         before = interference.read()
         try:
@@ -298,6 +307,9 @@ def judged(
         why=why,
         queries=served["queries"],
         bound=bound,
+        energy_j=served["energy_j"],
+        energy_queries=served["energy_queries"],
+        energy_s=served["energy_s"],
     )
 
 

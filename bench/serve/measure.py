@@ -14,6 +14,7 @@ from typing import Any
 from bench.analysis.repeats import spread
 from bench.console import Console
 from bench.errors import UsageError
+from bench.machine.energy import Idle
 from bench.records import serving
 from bench.records.schema import Status
 from bench.records.serving import ServingRecord
@@ -21,16 +22,19 @@ from bench.run.forks import ForkServer, fork_servers
 from bench.run.group import nearest
 from bench.run.planning import Described
 from bench.run.worker_process import Event, Settings, Worker, WorkerError, scratch_folder
+from bench.serve.energy_figures import energy_figures
 from bench.serve.load_test import Batching, Bound, LoadTest, ServedVariant
 from bench.serve.search import Bracket, LoadVerdict, SearchSteps, highest
 
-#: Tests that a variant is expected to take: single stream, offline and a wide search, and a search of each repeat.
-FIRST_TESTS, REPEAT_TESTS = 6, 3
+#: Tests that a variant is expected to take in a wide search and in one of a repeat. Before the first are one of single
+#: queries and one Offline, before the others one Offline each.
+WIDE_TESTS, NARROW_TESTS = 4, 3
 LEAST_TEST_S, LONGEST_TEST_S = 0.25, 120.0
 #: SearchSteps and resolution of the wide search and of the repeats.
 WIDE, WIDE_END = 1.6, 1.2
-NARROW, NARROW_END = 1.12, 1.06
-#: Where the wide search begins and may end, as shares of what is done at once (Offline).
+NARROW, NARROW_END = 1.12, serving.RESOLUTION
+#: Where the wide search begins and may end, as shares of what is done at once (Offline). It may end above that, so that
+#: a wrong figure of the two is seen and not hidden.
 BEGIN, LEAST, MOST = 0.5, 0.01, 2.0
 #: Of Offline and SingleStream, how much faster than the first calls queries are expected to be done.
 FASTER = 4.0
@@ -52,8 +56,28 @@ class Asked:
     @property
     def test_s(self) -> float:
         """Least length of a test, seconds."""
-        count = FIRST_TESTS + REPEAT_TESTS * self.repeats if self.scenario == "server" else self.repeats
-        return max(LEAST_TEST_S, self.seconds / count)
+        searches = 2 + WIDE_TESTS + (1 + NARROW_TESTS) * self.repeats
+        return max(LEAST_TEST_S, self.seconds / (searches if self.scenario == "server" else self.repeats))
+
+    def search_s(self, resolution: float) -> float:
+        """Least length of a test in a search, seconds: so long that a load above what can be done breaks the bound.
+
+        Where queries come `resolution` times as fast as they can be answered, the last of `s` seconds waits
+        `(resolution - 1) * s` for those before it, and a percentile of them its share of that. In a shorter test such a
+        load would hold, and be taken for one that can be borne.
+
+        Args:
+            resolution: of the search.
+        """
+        return max(self.test_s, self.bound.seconds / ((resolution - 1) * self.bound.percentile / 100))
+
+    @property
+    def load_s(self) -> float:
+        """Seconds of load that a variant is expected to take."""
+        if self.scenario != "server":
+            return self.repeats * self.test_s
+        searches_s = WIDE_TESTS * self.search_s(WIDE_END) + self.repeats * NARROW_TESTS * self.search_s(NARROW_END)
+        return (2 + self.repeats) * self.test_s + searches_s
 
 
 @dataclass
@@ -66,6 +90,7 @@ class Contender:
         tests: all of them.
         searches: of each repeat its end, and the test that held highest.
         gates: the gate's events of all its processes.
+        offlines: queries a second when all are there at once, of each process.
         fields: of its record that are known otherwise.
         start_qps, most_qps: load that the repeats begin with, and one that nothing can bear.
     """
@@ -75,6 +100,7 @@ class Contender:
     tests: list[LoadTest] = field(default_factory=list)
     searches: list[tuple[Bracket, LoadTest | None]] = field(default_factory=list)
     gates: list[Event] = field(default_factory=list)
+    offlines: list[float] = field(default_factory=list)
     fields: dict[str, Any] = field(default_factory=dict)
     start_qps: float = 0.0
     most_qps: float = 0.0
@@ -99,10 +125,11 @@ class Serving:
         folder: the run's.
         console: told what goes on.
         seed: of gates, orders and arrivals.
+        idle: the counter of energy before anything was served.
     """
 
-    def __init__(self, asked: Asked, settings: Settings, folder: Path, console: Console, seed: int) -> None:
-        self.asked, self.settings, self.folder, self.console = asked, settings, folder, console
+    def __init__(self, asked: Asked, settings: Settings, folder: Path, console: Console, seed: int, idle: Idle) -> None:
+        self.asked, self.settings, self.folder, self.console, self.idle = asked, settings, folder, console, idle
         self._forks: list[ForkServer] = []
         self._random = random.Random(seed)  # noqa: S311 - orders and arrivals
 
@@ -145,7 +172,8 @@ class Serving:
             with scratch_folder() as scratch:
                 worker = Worker(settings, self.folder / "workers.log", scratch / "cache", forks)
                 kept = self.folder / "loadgen"
-                with ServedVariant(worker, case, candidate.batching, scratch, kept, BUILD_LIMIT_S) as served:
+                energy = self.idle.available
+                with ServedVariant(worker, case, candidate.batching, scratch, kept, BUILD_LIMIT_S, energy) as served:
                     self._guarded(candidate, served, step)
         except WorkerError as error:
             candidate.fields |= {"status": error.status, "reason": error.reason}
@@ -176,10 +204,7 @@ class Serving:
                 f"{1e3 * alone_s:.3g} ms"
             )
             return
-        offline = self._offline(candidate, served, "offline")
-        if offline.verdict is LoadVerdict.HELD:
-            candidate.fields["offline_qps"] = offline.result.qps
-        most = offline.result.qps
+        most = self._offline(candidate, served, "offline").result.qps
         candidate.most_qps = MOST * most
         steps = SearchSteps(BEGIN * most, WIDE, WIDE_END, LEAST * most, MOST * most)
         found = self._search(candidate, served, "search", steps)[0]
@@ -202,6 +227,7 @@ class Serving:
         number = len(candidate.searches) + 1
         phase = f"repeat {number}"
         if self.asked.scenario == "server":
+            self._offline(candidate, served, "offline")
             most = candidate.most_qps
             steps = SearchSteps(candidate.start_qps, NARROW, NARROW_END, LEAST / MOST * most, most)
             candidate.searches.append(self._search(candidate, served, phase, steps))
@@ -221,9 +247,10 @@ class Serving:
     ) -> tuple[Bracket, LoadTest | None]:
         """Search for the highest load that holds; returns its end, and the test that held highest."""
         tests: dict[float, LoadTest] = {}
+        least_s = self.asked.search_s(steps.resolution)
 
         def at(load: float) -> LoadVerdict:
-            tests[load] = self._test(candidate, served, phase, "server", load)
+            tests[load] = self._test(candidate, served, phase, "server", load, least_s)
             return tests[load].verdict
 
         found = highest(at, steps)
@@ -243,13 +270,23 @@ class Serving:
         test = self._test(candidate, served, phase, "offline", expected)
         if test.verdict is LoadVerdict.INVALID:
             test = self._test(candidate, served, phase, "offline", 1.5 * max(expected, test.result.qps))
+        if test.verdict is LoadVerdict.HELD:
+            candidate.offlines.append(test.result.qps)
         return test
 
-    def _test(self, candidate: Contender, served: ServedVariant, phase: str, scenario: str, qps: float) -> LoadTest:
-        bound, test_s = self.asked.bound, self.asked.test_s
+    def _test(
+        self,
+        candidate: Contender,
+        served: ServedVariant,
+        phase: str,
+        scenario: str,
+        qps: float,
+        least_s: float | None = None,
+    ) -> LoadTest:
+        bound, test_s = self.asked.bound, self.asked.test_s if least_s is None else least_s
         # A percentile needs its queries, however slowly they come.
         needed_s = 0.0 if scenario == "offline" else bound.least_queries / qps * (FASTER if scenario != "server" else 1)
-        most_s = min(LONGEST_TEST_S, max(2 * test_s, 3 * needed_s) + 1.0)
+        most_s = max(2 * test_s, min(LONGEST_TEST_S, 3 * needed_s)) + 1.0
         began = time.perf_counter()
         test = served.test(phase, scenario, qps, test_s, most_s, bound, self._random.randrange(1 << 31))
         candidate.tests.append(test)
@@ -282,11 +319,24 @@ class Serving:
         record = ServingRecord(**(fields | candidate.fields))
         if record.status is not Status.OK:
             # What a refused variant did is no figure.
-            record = dataclasses.replace(record, single_p50_s=None, single_p99_s=None, offline_qps=None)
+            record = dataclasses.replace(record, single_p50_s=None, single_p99_s=None)
         return serving.append(self.folder, record)
 
     def _figures(self, candidate: Contender) -> dict[str, Any]:
         """What the repeats found."""
+        return self._offline_figures(candidate) | self._load_figures(candidate)
+
+    def _offline_figures(self, candidate: Contender) -> dict[str, Any]:
+        """Queries a second when all are there at once, beside the load of a search."""
+        if self.asked.scenario != "server" or not candidate.offlines:
+            return {}
+        fields = {"offline_qps": statistics.median(candidate.offlines)}
+        if (found := spread(candidate.offlines)) is not None:
+            fields |= {"offline_qps_lo": found.low, "offline_qps_hi": found.high}
+        return fields
+
+    def _load_figures(self, candidate: Contender) -> dict[str, Any]:
+        """The load, and the latencies of the test at it."""
         good = [
             (bracket, test)
             for bracket, test in candidate.searches
@@ -294,12 +344,13 @@ class Serving:
         ]
         if not good:
             return {"reason": "" if not candidate.searches else self._why_none(candidate)}
+        energy = energy_figures([test for _, test in good if test is not None], self.idle)
         held = [bracket.held or 0.0 for bracket, _ in good]
         above = [bracket.above for bracket, _ in good if bracket.above is not None]
         found = spread(held, above if self.asked.scenario == "server" else None)
         middle = statistics.median_low(held)
         test = next(test for bracket, test in good if bracket.held == middle and test is not None)
-        fields = {"qps": middle, "repeats": len(good)} | test.fields()
+        fields = {"qps": middle, "repeats": len(good)} | test.fields() | energy
         if found is not None:
             fields |= {"qps_lo": min(middle, found.low), "qps_hi": max(middle, found.high)}
         return fields

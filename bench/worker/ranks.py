@@ -7,6 +7,7 @@ output, a JSON object a line. Whatever torch and its libraries print goes to sta
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import os
 import sys
@@ -14,6 +15,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -23,7 +25,7 @@ from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_
 from torch.nn.parallel import DistributedDataParallel
 
 from bench.gate.parity import Gate
-from bench.gate.tolerance import GRADIENT
+from bench.gate.tolerance import GRADIENT, relative_error
 from bench.worker.gating import TIMED_SEED, WEIGHTS_SEED, verdict_fields
 from bench.worker.server import load_plugins
 from seq2seq.data.batch import Batch
@@ -35,61 +37,114 @@ from seq2seq.workloads.registry import find_workload
 from seq2seq.workloads.workload import Workload
 
 Emit = Callable[..., None]
+#: Micro-batches of a step, and of each the factor of its loss.
+Parts = list[tuple[Batch, float]]
 WARM_STEPS = 3
+#: Steps before a checkpoint and after it.
+RESUMED_STEPS = 2
+#: Relative error of all weights together after those steps, against a training without interruption: some roundings,
+#: since new replicas begin with other buckets, which the order of sums over many ranks follows. A step whose moments
+#: were lost moves weights by the learning rate, 1e-3.
+RESUMED_LIMIT = 2e-6
 
 
 @dataclass(frozen=True)
 class RankSetting:
-    """One way to divide the work: ranks that share it, `strong` or `weak`, size of a gradient bucket in MB."""
+    """One way to divide the work: ranks that share it, `strong` or `weak`, size of a gradient bucket in MB.
+
+    Each rank takes its part in `accumulate` micro-batches, whose gradients are exchanged once, as a sum.
+    """
 
     world: int
     scaling: str
     bucket_mb: float
+    accumulate: int = 1
 
     def joint_batch(self, batch: int) -> int:
         """Sequences of a step over all ranks, for a workload's batch."""
         return batch if self.scaling == "strong" else batch * self.world
 
 
+@dataclass(frozen=True)
+class RankedCase:
+    """What is trained: a workload by a variant, on `cpu` or `cuda`."""
+
+    workload: Workload
+    variant: str
+    device: str = "cpu"
+
+    def joint(self, setting: RankSetting) -> Workload:
+        """The workload with the batch of all ranks together."""
+        return dataclasses.replace(self.workload, batch=setting.joint_batch(self.workload.batch))
+
+
+def mark(device: str) -> Any:
+    """A moment: on a GPU one in the order of its work, which the host is ahead of."""
+    if device == "cpu":
+        return time.perf_counter()
+    event = torch.cuda.Event(enable_timing=True)
+    event.record()
+    return event
+
+
+def between(first: Any, last: Any) -> float:
+    """Seconds between two moments; waits for the last."""
+    if isinstance(first, float):
+        return float(last - first)
+    last.synchronize()
+    return float(first.elapsed_time(last)) * 1e-3
+
+
 class Replica:
     """A rank's copy of a model under DistributedDataParallel, on its part of the joint batch."""
 
-    def __init__(
-        self, setting: RankSetting, workload: Workload, variant: str, weights: dict[str, Tensor], group: Any
-    ) -> None:
-        self.setting, self.workload = setting, workload
-        self.executable = Executable(VARIANTS[variant], workload.config, "training", "cpu", weights)
+    def __init__(self, setting: RankSetting, trained: RankedCase, weights: dict[str, Tensor], group: Any) -> None:
+        self.setting, self.device = setting, trained.device
+        variant, config = VARIANTS[trained.variant], trained.workload.config
+        self.executable = Executable(variant, config, "training", trained.device, weights)
         self.ddp = DistributedDataParallel(self.executable.model, process_group=group, bucket_cap_mb=setting.bucket_mb)
         # DistributedDataParallel takes no hook whose annotations are text, so this one shows none.
         self.ddp.register_comm_hook(group, lambda state, bucket: self._hook(state, bucket))  # noqa: PLW0108
-        self._first: float | None = None
+        self._first: Any = None
         self.optimizer = torch.optim.Adam(self.ddp.parameters(), lr=LEARNING_RATE)
 
-    def part(self, joint: Batch) -> tuple[Batch, float]:
-        """This rank's rows of a batch, and the factor that makes the mean of the ranks' losses the batch's own.
+    def parts(self, joint: Batch) -> Parts:
+        """This rank's rows of a batch in micro-batches, with factors that make the losses' sum the batch's own.
 
-        The loss is a mean over valid steps, of which a rank may have more than another.
+        Its mean over the ranks, that is. A loss is a mean over valid steps, of which one part may have more than
+        another.
         """
-        rank, world = dist.get_rank(), self.setting.world
-        rows = slice(rank * joint.size // world, (rank + 1) * joint.size // world)
-        mine = dataclasses.replace(joint, **{name: value[rows] for name, value in joint.tensors().items()})
-        return mine, world * _counted(mine) / _counted(joint)
+        world, pieces = self.setting.world, self.setting.accumulate
+        first = dist.get_rank() * pieces
+        edges = [place * joint.size // (world * pieces) for place in range(first, first + pieces + 1)]
+        found = []
+        for begin, end in itertools.pairwise(edges):
+            mine = dataclasses.replace(joint, **{name: value[begin:end] for name, value in joint.tensors().items()})
+            found.append((self.executable.prepare(mine), world * _counted(mine) / _counted(joint)))
+        return found
 
-    def backward(self, batch: Batch, factor: float) -> None:
-        """Forward and backward; the gradients are the means over the ranks afterwards."""
+    def backward(self, parts: Parts) -> None:
+        """Forward and backward; the gradients are the means over the ranks afterwards, exchanged with the last part."""
+        *others, last = parts
+        with self.ddp.no_sync():
+            for part in others:
+                self._backward(*part)
+        self._backward(*last)
+
+    def _backward(self, batch: Batch, factor: float) -> None:
         outputs = self.ddp(batch.source, batch.target, batch.source_lengths, batch.target_lengths)
         loss = self.executable.model.loss(outputs, batch.expected, batch.decoded_lengths)
         (factor * loss).backward()
 
-    def step(self, batch: Batch, factor: float) -> tuple[float, float]:
+    def step(self, parts: Parts) -> tuple[float, float]:
         """One training step; returns the seconds before the first collective, and of all."""
         self._first = None
-        start = time.perf_counter()
+        start = mark(self.device)
         self.optimizer.zero_grad(set_to_none=True)
-        self.backward(batch, factor)
+        self.backward(parts)
         self.optimizer.step()
-        end = time.perf_counter()
-        return (self._first or end) - start, end - start
+        end = mark(self.device)
+        return between(start, self._first or end), between(start, end)
 
     def gradients(self) -> dict[str, Tensor]:
         """Gradients by the names that the gate knows."""
@@ -98,9 +153,26 @@ class Replica:
             for name, value in self.executable.model.named_parameters()
         }
 
+    def save(self, path: Path) -> None:
+        """Write weights and optimizer into a file, in one step."""
+        unfinished = path.with_suffix(".new")
+        with unfinished.open("wb") as file:
+            torch.save({"model": self.executable.weights(), "optimizer": self.optimizer.state_dict()}, file)
+            file.flush()
+            os.fsync(file.fileno())
+        unfinished.replace(path)
+
+    @classmethod
+    def resumed(cls, setting: RankSetting, trained: RankedCase, path: Path, group: Any) -> Replica:
+        """A new replica that goes on from such a file."""
+        kept = torch.load(path, weights_only=True, map_location="cpu")
+        replica = cls(setting, trained, kept["model"], group)
+        replica.optimizer.load_state_dict(kept["optimizer"])
+        return replica
+
     def _hook(self, group: Any, bucket: Any) -> torch.futures.Future[Tensor]:
         if self._first is None:
-            self._first = time.perf_counter()
+            self._first = mark(self.device)
         return allreduce_hook(group, bucket)
 
 
@@ -113,18 +185,17 @@ def _counted(batch: Batch) -> int:
     return batch.expected.size(0) * batch.expected.size(1)
 
 
-def check(setting: RankSetting, workload: Workload, variant: str, group: Any, seed: int) -> dict[str, Any] | None:
+def check(setting: RankSetting, trained: RankedCase, group: Any, seed: int) -> dict[str, Any] | None:
     """Hold the gradients of all ranks against those of one process in float64 on the joint batch.
 
     Returns:
         The verdict's fields on rank 0, None on all others.
     """
-    joint_workload = dataclasses.replace(workload, batch=setting.joint_batch(workload.batch))
-    gate = Gate(joint_workload, "training", "cpu")
+    gate = Gate(trained.joint(setting), "training", trained.device)
     weights, joint = gate.weights(seed), gate.batch(seed)
-    replica = Replica(setting, workload, variant, weights, group)
+    replica = Replica(setting, trained, weights, group)
     with replica.executable.context():
-        replica.backward(*replica.part(joint))
+        replica.backward(replica.parts(joint))
     found = replica.gradients()
     if dist.get_rank() != 0:
         return None
@@ -136,8 +207,47 @@ def check(setting: RankSetting, workload: Workload, variant: str, group: Any, se
     return verdict_fields(verdict)
 
 
+def check_resumed(setting: RankSetting, trained: RankedCase, group: Any, path: Path) -> dict[str, Any]:
+    """Train, write a checkpoint, go on; then let new replicas go on from the file, and compare their weights.
+
+    Args:
+        setting: how the work is divided.
+        trained: the workload and its variant.
+        group: of the ranks that take part.
+        path: of the file, in a folder that all of them see; rank 0 writes it.
+
+    Returns:
+        Seconds that rank 0 took to write, and this rank to be ready again; size of the file; and the error.
+    """
+    replica = Replica(setting, trained, starting_weights(trained.workload, WEIGHTS_SEED), group)
+    parts = replica.parts(trained.joint(setting).make_batch(TIMED_SEED))
+    save_s = None
+    with replica.executable.context():
+        for step in range(2 * RESUMED_STEPS):
+            if step == RESUMED_STEPS and dist.get_rank() == 0:
+                start = time.perf_counter()
+                replica.save(path)
+                save_s = time.perf_counter() - start
+            replica.step(parts)
+    # The steps after it have met all ranks, so the file is there.
+    start = time.perf_counter()
+    again = Replica.resumed(setting, trained, path, group)
+    resume_s = time.perf_counter() - start
+    with again.executable.context():
+        for _ in range(RESUMED_STEPS):
+            again.step(parts)
+    found, expected = (
+        torch.cat([value.flatten().double() for value in each.executable.weights().values()])
+        for each in (again, replica)
+    )
+    return {
+        "save_s": save_s, "resume_s": resume_s, "checkpoint_bytes": path.stat().st_size,
+        "resume_error": relative_error(found, expected), "resume_limit": RESUMED_LIMIT,
+    }  # fmt: skip
+
+
 def measure(
-    replicas: dict[RankSetting, tuple[Replica, Batch, float]],
+    replicas: dict[RankSetting, tuple[Replica, Parts]],
     settings: list[RankSetting],
     rounds: int,
     steps: int,
@@ -152,15 +262,35 @@ def measure(
             dist.barrier()
             if setting not in replicas:
                 continue
-            replica, batch, factor = replicas[setting]
+            replica, parts = replicas[setting]
             with replica.executable.context():
                 taken = []
                 for _ in range(steps):
-                    taken.append(replica.step(batch, factor))
+                    taken.append(replica.step(parts))
                     emit("alive", stage=f"round {number + 1}")
             fields = dataclasses.asdict(setting) | {"round": number, "rank": rank}
             emit("steps", **fields, compute_s=[c for c, _ in taken], total_s=[t for _, t in taken])
     dist.barrier()
+
+
+def refusal(trained: RankedCase, settings: list[RankSetting]) -> str | None:
+    """Reason why something cannot be trained over ranks here, or None."""
+    if trained.device == "cuda":
+        ranks, gpus = int(os.environ.get("LOCAL_WORLD_SIZE", "1")), torch.cuda.device_count()
+        if gpus < ranks:
+            return f"{ranks} ranks of this machine take a GPU each, and torch sees {gpus}"
+    variant, workload = VARIANTS[trained.variant], trained.workload
+    if variant.compiler or variant.runtime or variant.precision != "fp32":
+        return "only variants that run eagerly in fp32 are trained over ranks"
+    for setting in settings:
+        least, there = setting.world * setting.accumulate, setting.joint_batch(workload.batch)
+        if there < least:
+            wanted = least if setting.scaling == "strong" else setting.accumulate
+            return (
+                f"{there} sequences of a step ({setting.scaling}) do not fill {least} micro-batches of {setting.world} "
+                f"ranks; take a larger batch, as {workload.name.partition('@')[0]}@batch={wanted}"
+            )
+    return variant.why_not(trained.device, "training", workload)
 
 
 def run(task: dict[str, Any], emit: Emit) -> None:
@@ -169,37 +299,41 @@ def run(task: dict[str, Any], emit: Emit) -> None:
     emit("alive", stage="plugins")
     load_plugins(task["plugins"])
     emit("alive", stage="join")
-    patience = timedelta(seconds=task["silence_s"])
-    dist.init_process_group("gloo", timeout=patience)
-    rank, settings = dist.get_rank(), [RankSetting(**fields) for fields in task["settings"]]
     workload = find_workload(task["workload"])
-    variant = VARIANTS[task["variant"]]
-    reason = variant.why_not("cpu", "training", workload)
-    if variant.compiler or variant.runtime or variant.precision != "fp32":
-        reason = reason or "only variants that run eagerly in fp32 are trained over ranks"
-    if reason:
+    trained = RankedCase(workload, task["variant"], task["device"])
+    settings = [RankSetting(**fields) for fields in task["settings"]]
+    if reason := refusal(trained, settings):
         emit("unavailable", reason=reason)
         return
+    if trained.device == "cuda":
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    patience = timedelta(seconds=task["silence_s"])
+    dist.init_process_group(task["backend"], timeout=patience)
+    rank = dist.get_rank()
     # A group has half an hour of its own unless told otherwise.
     worlds = sorted({setting.world for setting in settings})
     groups = {world: dist.new_group(list(range(world)), timeout=patience) for world in worlds}
     weights = starting_weights(workload, WEIGHTS_SEED)
-    replicas: dict[RankSetting, tuple[Replica, Batch, float]] = {}
+    replicas: dict[RankSetting, tuple[Replica, Parts]] = {}
+    checkpoint = Path(task["checkpoint"])
+    checkpoint.parent.mkdir(parents=True, exist_ok=True)
     for setting in settings:
         emit("alive", stage=f"gate, {setting.world} ranks")
         dist.barrier()
         if rank >= setting.world:
             continue
         group = groups[setting.world]
-        verdict = check(setting, workload, task["variant"], group, task["seed"])
+        verdict = check(setting, trained, group, task["seed"])
         if verdict is not None:
             emit("gate", **dataclasses.asdict(setting), batch=setting.joint_batch(workload.batch), **verdict)
-        joint = dataclasses.replace(workload, batch=setting.joint_batch(workload.batch)).make_batch(TIMED_SEED)
-        replica = Replica(setting, workload, task["variant"], weights, group)
-        replicas[setting] = (replica, *replica.part(joint))
+        emit("alive", stage=f"checkpoint, {setting.world} ranks")
+        resumed = check_resumed(setting, trained, group, checkpoint)
+        emit("resumed", **dataclasses.asdict(setting), **resumed)
+        replica = Replica(setting, trained, weights, group)
+        replicas[setting] = replica, replica.parts(trained.joint(setting).make_batch(TIMED_SEED))
         with replica.executable.context():
             for _ in range(WARM_STEPS):
-                replica.step(*replicas[setting][1:])
+                replica.step(replicas[setting][1])
     dist.barrier()
     measure(replicas, settings, task["rounds"], task["steps"], emit)
     dist.destroy_process_group()

@@ -23,9 +23,11 @@ from bench.gate.audit import Audit
 # Imported to register how the inputs of own models are taken apart.
 from bench.gate.own_rows import library_of, rows_of
 from bench.gate.parity import gate_for
+from bench.machine.energy import counter_if_any
 from bench.plan.cases import OWN, Case
 from bench.records.wire import ANSWER, QUERY
 from bench.timing import clock
+from bench.timing.query_energy import QueryEnergy
 from bench.worker.batching_queue import BatchCounts, BatchingQueue, buckets
 from bench.worker.gating import TIMED_SEED, WEIGHTS_SEED, gated, refuse_replaced
 from seq2seq.execution.executable import execute
@@ -45,7 +47,13 @@ WARM_CALLS = 3
 
 
 class Server:
-    """A variant, its queue and its gates in this process."""
+    """A variant, its queue and its gates in this process.
+
+    Attributes:
+        energy: of the test that is being served.
+    """
+
+    energy: QueryEnergy
 
     def __init__(self, request: dict[str, Any], emit: Emit) -> None:
         case = Case(**request["case"])
@@ -56,7 +64,7 @@ class Server:
         gate = gate_for(workload, case.mode, case.device)
         refuse_replaced("a plugin")
         self.executable = execute(workload, VARIANTS[case.executed], case.mode, case.device, weights)
-        audit = Audit(gate, weights, batch)
+        self.gate, audit = gate, Audit(gate, weights, batch)
         self._gated = functools.partial(gated, gate, audit, self.executable, self.executable.prepare(batch))
         self.library = library_of(workload, max(LIBRARY, self.largest))
         longest = [sum(steps) for steps in self.library.lengths]
@@ -111,15 +119,23 @@ class Server:
                 took_s.append(time.perf_counter() - start)
         return took_s[0], took_s[-1]
 
-    def load(self, path: Path, emit: Emit, *, in_batches: bool) -> None:
-        """Serve one test: whatever comes through a socket at a path, until the other side closes it."""
+    def load(self, path: Path, emit: Emit, scenario: str, *, energy: bool = False) -> None:
+        """Serve one test: whatever comes through a socket at a path, until the other side closes it.
+
+        Args:
+            path: of the socket, which this makes.
+            emit: sends an event.
+            scenario: of LoadGen.
+            energy: whether to read the device's counter of energy.
+        """
         with socket.socket(socket.AF_UNIX) as listening:
             listening.bind(str(path))
             listening.listen(1)
             listening.settimeout(CONNECT_S)
             emit("listening")
             connected, _ = listening.accept()
-        queue = self.make_queue(in_batches=in_batches)
+        queue = self.make_queue(scenario)
+        self.energy = QueryEnergy(counter_if_any(self.case.device) if energy else None)
         cpu_s = time.process_time()
         with connected:
             reader = threading.Thread(target=_receive, args=(connected, queue), daemon=True)
@@ -135,18 +151,20 @@ class Server:
             waste=served.waste,
             busy_s=served.busy_s,
             cpu_s=time.process_time() - cpu_s,
+            **self.energy.fields(),
         )
 
-    def make_queue(self, *, in_batches: bool) -> Any:
-        """The queue of a test; one query after the other has no company to wait for."""
-        largest, wait_s = (self.largest, self.wait_s) if in_batches else (1, 0.0)
-        return BatchingQueue(largest, wait_s, self.bucket_of)
+    def make_queue(self, scenario: str) -> Any:
+        """The queue of a test; nothing waits for company that does not come: in Server alone may some still come."""
+        largest = 1 if scenario == "single-stream" else self.largest
+        return BatchingQueue(largest, self.wait_s if scenario == "server" else 0.0, self.bucket_of)
 
     def serve(self, queue: Any, connected: socket.socket) -> BatchCounts:
         """Answer what comes, until the queue is closed and empty."""
         served = BatchCounts()
         with self.executable.context():
             while taken := queue.take():
+                self.energy.begin()
                 start = time.perf_counter()
                 samples = [query.sample for query in taken]
                 self.run(self.library.gather(samples))
@@ -155,6 +173,7 @@ class Server:
                 # A generator that was ended before its answers came is not this process's concern.
                 with contextlib.suppress(OSError):
                     connected.sendall(b"".join(ANSWER.pack(query.number) for query in taken))
+                self.energy.answered(len(taken))
         return served
 
 
@@ -202,6 +221,6 @@ def serving(request: dict[str, Any], emit: Emit) -> None:
             emit("ready", single_s=single_s, largest_s=largest_s, samples=len(server.library.lengths))
             _served["server"] = server
     elif action == "load":
-        _served["server"].load(Path(request["path"]), emit, in_batches=request["batched"])
+        _served["server"].load(Path(request["path"]), emit, request["scenario"], energy=request["energy"])
     else:
         _served["server"].check(request["seed"], "after", emit)

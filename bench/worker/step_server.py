@@ -1,4 +1,7 @@
-"""Serving by step in the child: queries join and leave rows of a variant between steps, and none waits for a batch."""
+"""Serving by step in the child: queries join and leave rows of a variant between steps, and none waits for a batch.
+
+In the mode `decode` each is fed with what it generates, until its end token.
+"""
 
 from __future__ import annotations
 
@@ -10,13 +13,17 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from typing import Any, cast
 
+from torch import Tensor
+
 from bench.gate import batched
+from bench.gate.decoded_rows import check_decoded
+from bench.gate.tolerance import limit_for
 from bench.plan.cases import Case
 from bench.records.wire import ANSWER
 from bench.timing import clock
 from bench.worker.batching_queue import BatchCounts
 from bench.worker.serving import SERVERS, WARM_CALLS, Server
-from seq2seq.decoding.rows import StepRows
+from seq2seq.decoding.rows import DecodingRows, StepRows
 from seq2seq.execution.variants import VARIANTS
 
 
@@ -64,13 +71,17 @@ class StepServer(Server):
             return f"its runtime ({variant.runtime}) is given whole sequences, and keeps no state between calls"
         if variant.compiler is not None:
             return f"it compiles whole sequences ({variant.compiler}), and single steps would run without that"
+        if case.mode == "decode" and variant.captures_step:
+            return "it captures the step of a whole batch as one CUDA graph, and rows would run without that"
         return None
 
     def refuses_model(self) -> str | None:
         """Reason why no query can go through its model a step at a time, or None."""
-        if self.executable.model.streams():
-            return None
-        return "its model is no chain of LSTMs of one direction, so a query cannot go through it a step at a time"
+        if not self.executable.model.streams():
+            return "its model is no chain of LSTMs of one direction, so a query cannot go through it a step at a time"
+        if self.case.mode == "decode" and not self.executable.model.config.target_vocabulary:
+            return "its decoder generates values and no tokens, so no end token ends a query"
+        return None
 
     @property
     def sequences(self) -> batched.QueryLibrary:
@@ -79,8 +90,9 @@ class StepServer(Server):
 
     def rows(self, count: int) -> StepRows:
         """Free rows over the library; call it inside `settings`."""
+        kind = DecodingRows if self.case.mode == "decode" else StepRows
         prepared = self.executable.prepare(self.sequences.batch)
-        return StepRows(self.executable.model, prepared, self.library.lengths, count)
+        return kind(self.executable.model, prepared, self.library.lengths, count)
 
     @contextlib.contextmanager
     def settings(self) -> Iterator[None]:
@@ -91,7 +103,18 @@ class StepServer(Server):
     def check_together(self, parity_limit: float, seed: int) -> batched.Batched:
         """Compare queries that join and leave with themselves alone."""
         with self.settings():
-            return batched.check_rows(self.rows(self.largest), self.run, self.sequences, parity_limit, seed)
+            rows = self.rows(self.largest)
+            if not isinstance(rows, DecodingRows):
+                return batched.check_rows(rows, self.run, self.sequences, parity_limit, seed)
+            precision = self.executable.variant.precision
+            yardsticks = self.gate.quantities(seed, precision)
+            outputs, scores = (limit_for(float(yardsticks[name]), precision) for name in ("outputs", "scores"))
+            config = self.executable.model.config
+            return check_decoded(rows, self.forced, config, self.sequences, (outputs, scores), seed)
+
+    def forced(self, batch: Any) -> Tensor:
+        """Outputs of a batch whose decoder reads a given target; call it inside the executable's context."""
+        return self.executable.forward(self.executable.prepare(batch)).outputs
 
     def warm_up(self) -> tuple[float, float]:
         """Answer one query in one row, and as many as there are rows together; returns the seconds of each."""
@@ -109,9 +132,9 @@ class StepServer(Server):
                 took_s.append(time.perf_counter() - start)
         return took_s[0], took_s[-1]
 
-    def make_queue(self, *, in_batches: bool) -> JoiningQueue:
+    def make_queue(self, scenario: str) -> JoiningQueue:
         """The queue of a test; one query after the other needs one row."""
-        self._count = self.largest if in_batches else 1
+        self._count = 1 if scenario == "single-stream" else self.largest
         return JoiningQueue()
 
     def serve(self, queue: Any, connected: socket.socket) -> BatchCounts:
@@ -125,6 +148,7 @@ class StepServer(Server):
                     rows.join(number, sample)
                 if not rows.active:
                     break
+                self.energy.begin()
                 start = time.perf_counter()
                 together = rows.active
                 finished = rows.advance()
@@ -134,6 +158,8 @@ class StepServer(Server):
                 with contextlib.suppress(OSError):
                     if finished:
                         connected.sendall(b"".join(ANSWER.pack(query.query) for query in finished))
+                if finished:
+                    self.energy.answered(len(finished))
         served.valid_steps, served.computed_steps = rows.valid, rows.computed
         return served
 

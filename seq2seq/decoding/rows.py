@@ -1,7 +1,8 @@
 """Rows that sequences join and leave between steps: a batch that never waits for its longest sequence.
 
 Each row holds one query. It goes through the LSTMs of a model one after the other (`Model.streams`), a step at a time,
-and the next query takes its row when it is done. Where a query joins, its row of the state is reset.
+and the next query takes its row when it is done. Where a query joins, its row of the state is reset. The decoder reads
+a given target in `StepRows`, and its own output in `DecodingRows`.
 """
 
 from __future__ import annotations
@@ -15,6 +16,9 @@ from torch import Tensor
 
 from kernels.lstm import LSTM
 from seq2seq.data.batch import Batch
+from seq2seq.data.tokens import END
+from seq2seq.decoding.search import first_token
+from seq2seq.layers.likelihoods import widened
 from seq2seq.models.base import Model
 from seq2seq.models.streams import StreamedLSTM
 
@@ -23,21 +27,22 @@ State = tuple[Tensor, Tensor]
 
 @dataclass
 class RowHolder:
-    """A query in a row: its name, its sample in the batch, where it is, and the steps of each LSTM."""
+    """A query in a row: its name, its sample in the batch, where it is, and the most steps of each LSTM.
+
+    `ended` is set where it is done before them.
+    """
 
     query: int
     sample: int
     steps: tuple[int, ...]
     stage: int = 0
     step: int = 0
+    ended: bool = False
 
 
 @dataclass(frozen=True)
 class Finished:
-    """A query that has left its row, with its results: `outputs` (1, steps, head_size), `hidden`, `cell`.
-
-    They are those of `Model.run` for this query alone.
-    """
+    """A query that has left its row, with its results: those of `Model.run` or `greedy` for this query alone."""
 
     query: int
     results: Mapping[str, Tensor]
@@ -45,6 +50,8 @@ class Finished:
 
 class StepRows:
     """A model with a fixed number of rows. Use it without gradients, inside the settings of its variant.
+
+    Results of a query are `outputs` (1, steps, head_size), `hidden` and `cell`.
 
     Args:
         model: in eval mode; `Model.streams` must not be empty.
@@ -68,8 +75,7 @@ class StepRows:
         head = self._run(
             len(self.streams) - 1, torch.zeros(count, dtype=torch.int64), torch.ones(count, dtype=torch.bool)
         )
-        longest = max(self._steps(sample)[-1] for sample in range(len(lengths)))
-        self._outputs = head.new_zeros(count, longest, head.size(1))
+        self._make_room(head, max(self._steps(sample)[-1] for sample in range(len(lengths))))
 
     @property
     def free(self) -> int:
@@ -107,7 +113,7 @@ class StepRows:
             self._step(stage, here)
             self.computed += len(self._rows)
             self.valid += len(here)
-            done = [(row, holder) for row, holder in here if holder.step == holder.steps[stage]]
+            done = [(row, holder) for row, holder in here if holder.ended or holder.step == holder.steps[stage]]
             if stage + 1 < len(self.streams):
                 self._enter(stage + 1, done)
             else:
@@ -130,14 +136,27 @@ class StepRows:
         outputs = self._run(stage, samples, resets, steps)
         if self.streams[stage].head is not None:
             rows = torch.tensor([row for row, _ in here], device=outputs.device)
-            self._outputs[rows, steps.to(outputs.device)[rows]] = outputs[rows]
+            self._keep(outputs[rows], rows, steps.to(outputs.device)[rows], [holder for _, holder in here])
+
+    def _make_room(self, head: Tensor, longest: int) -> None:
+        """Make room for results of at most so many steps, of the type of a step's outputs (rows, head_size)."""
+        self._outputs = head.new_zeros(head.size(0), longest, head.size(1))
+
+    def _keep(self, outputs: Tensor, rows: Tensor, steps: Tensor, holders: list[RowHolder]) -> None:
+        """Keep the outputs (some rows, head_size) of a step, by its row and its number in the sequence."""
+        del holders
+        self._outputs[rows, steps] = outputs
+
+    def _read(self, stage: int, samples: Tensor, steps: Tensor) -> Tensor:
+        """What an LSTM reads in a step of all rows."""
+        reads = self.streams[stage].reads
+        value = self.batch.source if reads == "source" or self.batch.target is None else self.batch.target
+        return value[samples.to(value.device), steps.to(value.device)]
 
     def _run(self, stage: int, samples: Tensor, resets: Tensor, steps: Tensor | None = None) -> Tensor:
         """Outputs (rows, features) of one step of all rows, whose state is updated in place."""
         stream = self.streams[stage]
-        value = self.batch.source if stream.reads == "source" or self.batch.target is None else self.batch.target
-        steps = torch.zeros_like(samples) if steps is None else steps
-        x = stream.embed(value[samples.to(value.device), steps.to(value.device)])
+        x = stream.embed(self._read(stage, samples, torch.zeros_like(samples) if steps is None else steps))
         outputs = _stepped(stream.lstm, x, self._states[stage], resets.to(x.device))
         return outputs if stream.head is None else stream.head(outputs)
 
@@ -154,11 +173,63 @@ class StepRows:
             holder.stage, holder.step = stage, 0
 
     def _leave(self, row: int, holder: RowHolder) -> Finished:
-        """Free a row; the results are copies, since the next query writes where they lie."""
+        """Free a row."""
         self._rows[row] = None
+        return Finished(holder.query, self._results(row, holder.step))
+
+    def _results(self, row: int, steps: int) -> dict[str, Tensor]:
+        """What a row holds after so many steps of its last LSTM: copies, since the next query writes where they lie."""
         hidden, cell = (value[:, row : row + 1].clone() for value in self._states[-1])
-        outputs = self._outputs[row : row + 1, : holder.steps[-1]].clone()
-        return Finished(holder.query, {"outputs": outputs, "hidden": hidden, "cell": cell})
+        return {"outputs": self._outputs[row : row + 1, :steps].clone(), "hidden": hidden, "cell": cell}
+
+
+class DecodingRows(StepRows):
+    """Rows in which each query decodes greedily: its decoder reads the token that it chose in the step before.
+
+    A query is done after its end token, or after as many tokens as its sample's target has steps. Its results are
+    `tokens` (1, steps), the end token among them, and `scores` (1,), its log-probability in float64: those of `greedy`.
+
+    Args:
+        model: as for `StepRows`; with tokens as targets.
+        batch: as for `StepRows`; of the targets the number of steps alone counts.
+        lengths: as for `StepRows`.
+        count: rows.
+
+    Raises:
+        ValueError: also for a model whose decoder reads no tokens.
+    """
+
+    def __init__(self, model: Model, batch: Batch, lengths: tuple[tuple[int, ...], ...], count: int) -> None:
+        if not model.config.target_vocabulary:
+            msg = f"{type(model).__name__} of these sizes reads no tokens as target, so no end token ends a query"
+            raise ValueError(msg)
+        self._first = first_token(model.config)
+        self._fed = torch.full((count,), self._first, device=batch.source.device)
+        super().__init__(model, batch, lengths, count)
+
+    def _make_room(self, head: Tensor, longest: int) -> None:
+        self._tokens = self._fed.new_zeros(head.size(0), longest)
+        self._scores = head.new_zeros(head.size(0), dtype=torch.float64)
+
+    def _read(self, stage: int, samples: Tensor, steps: Tensor) -> Tensor:
+        last = stage == len(self.streams) - 1
+        return self._fed if last else super()._read(stage, samples, steps)
+
+    def _keep(self, outputs: Tensor, rows: Tensor, steps: Tensor, holders: list[RowHolder]) -> None:
+        wide = widened(outputs)
+        likeliest, tokens = wide.max(-1)
+        self._tokens[rows, steps] = self._fed[rows] = tokens
+        self._scores[rows] += likeliest - wide.logsumexp(-1)
+        for holder, token in zip(holders, tokens.tolist(), strict=True):
+            holder.ended = token == END
+
+    def _enter(self, stage: int, queries: list[tuple[int, RowHolder]]) -> None:
+        super()._enter(stage, queries)
+        rows = torch.tensor([row for row, _ in queries], dtype=torch.int64, device=self._fed.device)
+        self._fed[rows], self._scores[rows] = self._first, 0.0
+
+    def _results(self, row: int, steps: int) -> dict[str, Tensor]:
+        return {"tokens": self._tokens[row : row + 1, :steps].clone(), "scores": self._scores[row : row + 1].clone()}
 
 
 def _zeros(stream: StreamedLSTM, count: int, device: torch.device) -> State:
