@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import importlib.util
 from pathlib import Path
 
@@ -11,11 +12,13 @@ from own_model_kit import PLAIN, written
 from run_folders import make_run
 
 from bench.__main__ import main
+from bench.console import Console
 from bench.records import serving
 from bench.records.schema import Status
 from bench.records.serving import ServingRecord
 from bench.report import serving as charts
 from bench.report.page import write_report
+from bench.serve import command
 from bench.serve.arguments import bound
 
 ROOT = Path(__file__).parent.parent
@@ -127,6 +130,20 @@ def test_the_page_of_a_run_shows_what_was_served_there(tmp_path):
     assert "Latency against load" in page
     assert "150" in page[page.index("Latency against load") :]
     assert any(path.name == "serving.png" for path in report.plots)
+
+
+def test_the_table_has_energy_where_it_was_counted_and_says_what_to_distrust(capsys, monkeypatch):
+    """No column of energy without a figure; a load above the offline rate has a line of its own."""
+    monkeypatch.setenv("COLUMNS", "250")
+    record = ServingRecord(workload="seed", variant="onednn", scenario="server", qps=150.0, offline_qps=160.0)
+    command.show(Console(), [record])
+    plain = capsys.readouterr().out
+    assert "energy" not in plain
+    assert "~" not in plain
+    command.show(Console(), [dataclasses.replace(record, energy_per_query_j=0.15, offline_qps=100.0)])
+    told = " ".join(capsys.readouterr().out.split())
+    assert "150 mJ" in told
+    assert "~ onednn on seed seems to bear 150 queries/s, but answers 100 when all are there at once" in told
 
 
 def test_a_figure_without_an_interval_has_none():

@@ -107,7 +107,7 @@ class ServingRecord:
     parity_error: float | None = column("as in records.csv")
     parity_limit: float | None = column("as in records.csv")
     batched_error: float | None = column("largest relative difference between a query's results in a batch and alone")
-    batched_limit: float | None = column("largest difference that is allowed: twice parity_limit, once for each side")
+    batched_limit: float | None = column("largest allowed difference: twice the gate's limit, once for each side")
     energy_per_query_j: float | None = column(
         "energy of a query at that load, joules, median over repeats: what the counter of the whole package or board "
         "counted, over the queries that were answered; with idle power, the generator and whatever else ran there"

@@ -217,10 +217,12 @@ def show(console: Console, records: Sequence[ServingRecord]) -> None:
     """Print a row a variant, the one that bears most first."""
     ordered = sorted(records, key=lambda found: (found.workload, -(found.qps or 0.0)))
     columns = ["workload", "variant", "queries/s", "latency at bound", "by our count", "one alone, p50", "offline/s"]
-    console.table(
-        [*columns, "batch", "padding", "energy/query", "generator late, p99", "LoadGen"],
-        [row(record) for record in ordered],
-    )
+    columns += ["batch", "padding", "generator late, p99", "LoadGen"]
+    rows = [row(record) for record in ordered]
+    if any(record.energy_per_query_j for record in ordered):
+        columns.append("energy/query")
+        rows = [[*cells, units.joules(record.energy_per_query_j)] for cells, record in zip(rows, ordered, strict=True)]
+    console.table(columns, rows)
     for doubt in filter(None, map(serving.beyond_offline, ordered)):
         console.say(f"~ {doubt}", "yellow")
 
@@ -238,7 +240,6 @@ def row(record: ServingRecord) -> list[str]:
         units.count(record.offline_qps),
         "" if record.batch_mean is None else f"{record.batch_mean:.1f}",
         units.share(record.waste),
-        units.joules(record.energy_per_query_j),
         units.seconds(record.lateness_p99_s),
         why or record.loadgen,
     ]
