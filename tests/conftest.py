@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 import torch
+from planted_kernels import KernelPrograms
 from warm_workers import WarmWorkers
 
 # Triton decides when a kernel is defined whether it will be interpreted, so this comes before any import of one.
@@ -47,13 +48,21 @@ def _no_worker_below() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def _warm_workers() -> Iterator[WarmWorkers]:
+def warm_workers() -> Iterator[WarmWorkers]:
+    """Processes from which tests fork workers, and runs whose workers are forks of theirs."""
     with WarmWorkers() as found:
         yield found
 
 
 @pytest.fixture
-def warm(_warm_workers: WarmWorkers) -> Iterator[None]:
+def warm(warm_workers: WarmWorkers) -> Iterator[None]:
     """Let workers that this process starts be forks of one that has imported torch."""
-    with _warm_workers.used():
+    with warm_workers.used():
         yield
+
+
+@pytest.fixture(scope="session")
+def programs() -> Iterator[KernelPrograms]:
+    """Runs programs on changed C++ kernels."""
+    with KernelPrograms() as found:
+        yield found

@@ -1,17 +1,17 @@
 """Programs on the CPU kernel as built from changed sources, each in a process of its own that crashes alone.
 
 Importing torch takes longer than such a program, so they are forks of one process that has imported it and has run
-nothing: started with threads of its own it could not be forked.
+nothing: started with threads of its own it could not be forked. Compiling takes longer too, so all defects that a test
+plants are compiled into one library, in which an environment variable chooses one of them, or none.
 """
 
 from __future__ import annotations
 
 import json
 import os
-import re
 import subprocess
 import sys
-import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -21,6 +21,17 @@ from kernels.cpu import build
 ROOT = Path(__file__).parents[1]
 
 PRINTED = "printed"
+#: Number of the defect that a library with several behaves with; without the variable it has none.
+DEFECT = "PLANTED_DEFECT"
+#: In code with a defect: whether that is the one.
+PLANTED = "PLANTED"
+#: Name for the library with several as it is without any.
+NOTHING = "nothing"
+#: What the sources with defects begin with.
+HEADER = f"""#pragma once
+#include <cstdlib>
+static const int planted_defect = std::getenv("{DEFECT}") ? std::atoi(std::getenv("{DEFECT}")) : -1;
+"""
 #: Answers each line, a program with its environment and the file for what it prints, with its exit code.
 SERVER = """
 import json, os, sys, traceback
@@ -55,7 +66,6 @@ class KernelPrograms:
     """Runs programs in forks; a context."""
 
     def __enter__(self) -> Self:
-        self._headers = tempfile.TemporaryDirectory()
         paths = {"PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}"}
         self._server = subprocess.Popen(
             [sys.executable, "-c", SERVER], env=os.environ | paths, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
@@ -67,26 +77,10 @@ class KernelPrograms:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._server.communicate()
-        self._headers.cleanup()
-
-    def _quick(self, target: str) -> str:
-        """Flags of the quickest way to compile for a target: the standard headers are half of what is read."""
-        # Without optimisation tiles in plain C++ would run for longer than they compile.
-        flags = f"{target} {'-Og' if 'EMULATED_TILES' in target else '-O0'}"
-        folder = Path(self._headers.name) / flags.replace("/", "_").replace(" ", "_")
-        header = folder / "standard.h"
-        if not folder.exists():
-            folder.mkdir(parents=True)
-            sources = "".join(path.read_text(encoding="utf-8") for path in sorted(build.SOURCE.parent.glob("*.[ch]*")))
-            header.write_text("".join(sorted(set(re.findall(r"^ *(#include <.+>\n)", sources, re.MULTILINE)))))
-            command = [*build.compiler(), *build.FLAGS, *flags.split(), "-x", "c++-header", str(header)]
-            # A compiler that cannot leaves none, and then reads the headers each time.
-            subprocess.run([*command, "-o", f"{header}.gch"], check=False, capture_output=True)
-        return f"{flags} -include {header}" if Path(f"{header}.gch").exists() else flags
 
     def said(self, code: str, folder: Path) -> str:
         """What a program on the kernel as it is prints; it has to end with 0."""
-        ended = self.run(code, folder, own_cache=False)
+        ended = self.run(code, folder)
         text = (folder / PRINTED).read_text(encoding="utf-8")
         assert ended == 0, text[-500:]
         return text
@@ -98,7 +92,8 @@ class KernelPrograms:
         *,
         source: Path = build.SOURCE,
         target: str = build.NATIVE,
-        own_cache: bool = True,
+        cache: Path | None = None,
+        **environment: str,
     ) -> int:
         """Exit code of a program, minus a signal's number where one ended it.
 
@@ -108,15 +103,16 @@ class KernelPrograms:
             source: what is compiled. A changed one is compiled in the quickest way, since a defect is one at any level
                 of optimisation.
             target: flags of the compiler.
-            own_cache: whether compiled kernels are kept there too, and not where the user's are.
+            cache: folder of compiled kernels; None is the user's.
+            environment: variables that it gets besides.
         """
-        target = self._quick(target) if source != build.SOURCE else target
+        target += "" if source == build.SOURCE else " -Og"
         start = (
             "import sys\nfrom pathlib import Path\nfrom kernels.cpu import build\n"
             f"build.SOURCE = Path({str(source)!r})\nbuild.library.__defaults__ = ({target!r},)\n"
         )
         prints = folder / PRINTED
-        environment = {"SEQ2SEQ_KERNEL_CACHE": str(folder)} if own_cache else {}
+        environment |= {} if cache is None else {"SEQ2SEQ_KERNEL_CACHE": str(cache)}
         asked = {"code": start + code, "prints": str(prints), "environment": environment}
         assert self._server.stdin is not None
         assert self._server.stdout is not None
@@ -126,13 +122,46 @@ class KernelPrograms:
         print(prints.read_text(encoding="utf-8", errors="replace")[-800:])
         return int(answer)
 
+    def run_planted(self, code: str, folder: Path, source: Path, name: str, target: str = build.NATIVE) -> int:
+        """Exit code of a program on sources that `planted_sources` wrote, with the defect of a name or `NOTHING`.
 
-def changed_sources(planted: str, instead: str, folder: Path) -> Path:
+        They are compiled for the first of them, beside the sources.
+        """
+        defects = json.loads((source.parent / NAMES).read_text(encoding="utf-8"))
+        planted = {} if name == NOTHING else {DEFECT: str(defects.index(name))}
+        return self.run(code, folder, source=source, target=target, cache=source.parent, **planted)
+
+
+#: File beside sources with defects that has the names of these.
+NAMES = "defects.json"
+
+
+def planted_sources(defects: Mapping[str, tuple[str, str]], folder: Path) -> Path:
+    """The kernel's sources in another folder, with defects to choose from; returns the file that is compiled.
+
+    Args:
+        defects: by name, code wherever it stands and what it becomes, in which `PLANTED` is true where the defect is
+            the one that is chosen. Where it is false, this does what the code does.
+        folder: where they are written.
+    """
+    texts = {path.name: path.read_text(encoding="utf-8") for path in sorted(build.SOURCE.parent.glob("*.[ch]*"))}
+    for number, (name, (right, instead)) in enumerate(defects.items()):
+        assert any(right in text for text in texts.values()), name
+        assert PLANTED in instead, name
+        chosen = instead.replace(PLANTED, f"(planted_defect == {number})")
+        texts = {path: text.replace(right, chosen) for path, text in texts.items()}
+    texts[build.SOURCE.name] = f'#include "planted.h"\n{texts[build.SOURCE.name]}'
+    for path, text in {**texts, "planted.h": HEADER, NAMES: json.dumps(list(defects))}.items():
+        (folder / path).write_text(text, encoding="utf-8")
+    return folder / build.SOURCE.name
+
+
+def changed_sources(right: str, instead: str, folder: Path) -> Path:
     """The kernel's sources in another folder, some text replaced wherever it stands; the one that is compiled."""
     found = False
     for path in (*build.SOURCE.parent.glob("*.cpp"), *build.SOURCE.parent.glob("*.h")):
         text = path.read_text(encoding="utf-8")
-        found = found or planted in text
-        (folder / path.name).write_text(text.replace(planted, instead) if planted else text, encoding="utf-8")
+        found = found or right in text
+        (folder / path.name).write_text(text.replace(right, instead), encoding="utf-8")
     assert found
     return folder / build.SOURCE.name

@@ -14,8 +14,10 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from warm_workers import WarmWorkers
 
 from bench import commands
+from bench.__main__ import main
 from bench.ab import command, measure, sides, verdicts
 from bench.ab.names import BASE, NEW, on
 from bench.analysis.compare import CaseVerdict, CompareOptions, Finding
@@ -209,25 +211,19 @@ def test_what_is_no_side_is_refused(tmp_path, word, said):
         sides.find(BASE, word.format(tmp=tmp_path), tmp_path)
 
 
-def command_line(*words: str, cwd: Path = ROOT, timeout: float = 500) -> subprocess.CompletedProcess[str]:
-    """Run `ab`."""
-    line = [sys.executable, "-m", "bench", "ab", *words]
-    return subprocess.run(line, capture_output=True, text=True, check=False, cwd=cwd, timeout=timeout)
-
-
-def test_an_environment_without_torch_is_one_line(tmp_path):
+def test_an_environment_without_torch_is_one_line(tmp_path, capsys):
     """It is named with what it lacks; nothing is written."""
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(tmp_path / "bare")], check=True)
-    done = command_line(str(tmp_path / "bare"), ".", "--threads", "1", "--out", str(tmp_path / "out"))
-    assert done.returncode == 2
-    (line,) = done.stderr.strip().splitlines()
+    assert main(["ab", str(tmp_path / "bare"), str(ROOT), "--threads", "1", "--out", str(tmp_path / "out")]) == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
     assert line.startswith(f"error: BASE {tmp_path / 'bare'}: ")
     assert "No module named" in line
     assert not (tmp_path / "out").exists()
 
 
 @needs_git
-def test_a_revision_that_speaks_otherwise_is_one_line(checkout, tmp_path):
+@pytest.mark.usefixtures("warm")
+def test_a_revision_that_speaks_otherwise_is_one_line(checkout, tmp_path, capsys):
     """Whoever cannot be asked is not asked."""
     other = tmp_path / "other"
     shutil.copytree(checkout, other, ignore=shutil.ignore_patterns(".git", "__pycache__"))
@@ -235,9 +231,8 @@ def test_a_revision_that_speaks_otherwise_is_one_line(checkout, tmp_path):
     process.write_text(process.read_text().replace(f"\nPROTOCOL = {PROTOCOL}\n", "\nPROTOCOL = 999\n"))
     # Whether our kernel compiles is asked where a variant needs it.
     words = ["--workload", "seed", "--variant", "onednn"]
-    done = command_line(".", str(other), *words, "--threads", "1", "--out", str(tmp_path / "out"))
-    assert done.returncode == 2
-    (line,) = done.stderr.strip().splitlines()
+    assert main(["ab", str(ROOT), str(other), *words, "--threads", "1", "--out", str(tmp_path / "out")]) == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
     assert f"NEW {other}: its worker speaks version 999 of the protocol, expected {PROTOCOL}" in line
 
 
@@ -249,11 +244,10 @@ def test_a_revision_that_speaks_otherwise_is_one_line(checkout, tmp_path):
         (["--out", "."], "is not an empty folder"),
     ],
 )
-def test_bad_options_are_one_line(words, said):
+def test_bad_options_are_one_line(words, said, capsys):
     """Before anything is started."""
-    done = command_line(".", ".", *words)
-    assert done.returncode == 2
-    (line,) = done.stderr.strip().splitlines()
+    assert main(["ab", ".", ".", *words]) == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
     assert said in line
 
 
@@ -410,7 +404,7 @@ Executable.call = _slowed
 
 @needs_git
 @pytest.mark.slow
-def test_a_slowdown_between_two_revisions_is_found(checkout, tmp_path):
+def test_a_slowdown_between_two_revisions_is_found(checkout, tmp_path, monkeypatch):
     """Twice the time is always seen; what is sure, and 3 %, only where others leave the machine alone."""
     execution = checkout / "seq2seq" / "execution" / "executable.py"
     plain = execution.read_text()
@@ -421,7 +415,9 @@ def test_a_slowdown_between_two_revisions_is_found(checkout, tmp_path):
     out = tmp_path / "out"
     words = ["--workload", "seed", "--threads", "1", "--budget", "8", "--seatings", "4", "--out", str(out)]
     variants = ["--variant", "reference", "--variant", "onednn", "--variant", "torchscript"]
-    done = command_line("HEAD~1", "HEAD", *words, *variants, "--fail-on", "slower:10%", cwd=checkout)
+    monkeypatch.setattr(sides, "ROOT", checkout)
+    with WarmWorkers() as workers:
+        done = workers.run("ab", "HEAD~1", "HEAD", *words, *variants, "--fail-on", "slower:10%")
     found = verdicts.judge(read_run(out), NAMES, CompareOptions("time", threshold=0.1))
     slow, little, untouched = ({p.key.variant: p for p in found.pairs}[name] for name in (*slowdowns, "torchscript"))
     assert "BASE is HEAD~1: torch" in done.stdout
@@ -435,8 +431,5 @@ def test_a_slowdown_between_two_revisions_is_found(checkout, tmp_path):
         assert 1 / slow.change.value == pytest.approx(2.0, rel=0.1)
         assert done.returncode == 3
         assert little.verdict is CaseVerdict.SLOWER or little.change.half_width > 0.015, done.stdout
-    report = subprocess.run(
-        [sys.executable, "-m", "bench", "report", str(out)], capture_output=True, text=True, check=False, cwd=ROOT
-    )
-    assert report.returncode == 0, report.stderr
+    assert main(["report", str(out)]) == 0
     assert "onednn#new" in (out / "report.html").read_text()

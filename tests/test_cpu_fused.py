@@ -9,7 +9,6 @@ import shlex
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 from unittest import mock
 
@@ -22,7 +21,7 @@ import torch.utils.checkpoint
 from cpu_builds import QUICK, TARGETS, built_for
 from hypothesis import given
 from hypothesis import strategies as st
-from planted_kernels import KernelPrograms, changed_sources
+from planted_kernels import DEFECT, NOTHING, KernelPrograms, changed_sources, planted_sources
 from recurrences import DEVICE, Sizes, assert_close, errors_backward, errors_forward, recurrences
 from strategies import Shape, shapes
 
@@ -212,68 +211,70 @@ def test_broken_weights_stay_broken_in_fewer_bits(storage: str, broken: float) -
     assert output.flatten().isnan().tolist() == [False, False, True, False, False]
 
 
-@pytest.fixture(scope="module")
-def programs() -> Iterator[KernelPrograms]:
-    """What runs programs on changed kernels, started once."""
-    with KernelPrograms() as found:
-        yield found
-
-
 #: Of the backward pass alone, by the comment above it.
 _TILES = "row += ROWS) {\n                const int rows = static_cast<int>"
 _THROUGH = "passes through.\n            for (int64_t row = 0; row"
+_ALL = "(PLANTED ? mine.count : running)"
+#: By name: code, and what it becomes, the defect that such kernels are known for where PLANTED is true.
+DEFECTS = {
+    "gates": (
+        "sums[r][0]), f = sigmoid(sums[r][1]",
+        "sums[r][PLANTED ? 1 : 0]), f = sigmoid(sums[r][PLANTED ? 0 : 1]",
+    ),
+    "tail": (
+        "(hidden - unit < LANES ? hidden - unit : LANES);\n            vec plus[4] = {};",
+        "(hidden - unit < LANES && !PLANTED ? hidden - unit : LANES);\n            vec plus[4] = {};",
+    ),
+    "length": ("t >= lengths[b]", "t >= lengths[b] + PLANTED"),
+    "h0": ("recurs = s || a->h0;", "recurs = s || (a->h0 && !PLANTED);"),
+    "stale-h": ("before = after;\n", "if (!PLANTED) before = after;\n"),
+    "stale-c": ("dc * c_before * f", "dc * (PLANTED ? vec{} + 1.0f : c_before) * f"),
+    "held-gradient": (
+        f"{_THROUGH} < running; {_TILES}(running - row < ROWS ? running",
+        f"{_THROUGH} < {_ALL}; {_TILES}({_ALL} - row < ROWS ? {_ALL}",
+    ),
+    "late-start": ("while (running < count &&", "while (running < count && !PLANTED &&"),
+    "order": ("given[a] > given[b]", "(PLANTED ? given[a] < given[b] : given[a] > given[b])"),
+    "reset": ("reset(s + 1, after);", "if (!PLANTED) reset(s + 1, after);"),
+    "gradient-past-reset": ("reset ? vec{} : sums[r][v]", "reset && !PLANTED ? vec{} : sums[r][v]"),
+}
+#: The same of what a layer adds to the recurrence: projection in the step, lengths, gradients of weights.
+LAYER_DEFECTS = {
+    "start": ("a->reverse ? length - 1 : 0", "a->reverse ? (PLANTED ? a->steps : length) - 1 : 0"),
+    "before": ("a->reverse ? at.t + 1 : at.t - 1", "a->reverse && !PLANTED ? at.t + 1 : at.t - 1"),
+    "places": ("if (!lengths.ended(at.b, at.t))", "if (!lengths.ended(at.b, at.t + PLANTED))"),
+    "cursor": ("(i >= rows->count || rows->ended(i, t))", "(i >= rows->count || rows->ended(i, t + PLANTED))"),
+    "bias": ("in_step ? plus[gate] :", "in_step ? (PLANTED ? vec{} : plus[gate]) :"),
+    "place": (
+        "k / steps : k % batch), t(rows_first",
+        "(PLANTED ? k % steps : k / steps) : k % batch), t(rows_first != PLANTED",
+    ),
+}
 
 
-@pytest.mark.parametrize(
-    ("planted", "instead"),
-    [
-        ("sums[r][0]), f = sigmoid(sums[r][1]", "sums[r][1]), f = sigmoid(sums[r][0]"),
-        (
-            "(hidden - unit < LANES ? hidden - unit : LANES);\n            vec plus[4] = {};",
-            "(LANES);\n            vec plus[4] = {};",
-        ),
-        ("t >= lengths[b]", "t > lengths[b]"),
-        ("recurs = s || a->h0;", "recurs = s;"),
-        ("before = after;\n", ""),
-        ("dc * c_before * f", "dc * f"),
-        (
-            f"{_THROUGH} < running; {_TILES}(running - row < ROWS ? running",
-            f"{_THROUGH} < mine.count; {_TILES}(mine.count - row < ROWS ? mine.count",
-        ),
-        ("while (running < count &&", "while (false &&"),
-        ("given[a] > given[b]", "given[a] < given[b]"),
-        ("reset(s + 1, after);", ";"),
-        ("reset ? vec{} : sums[r][v]", "sums[r][v]"),
-    ],
-    ids=[
-        "gates",
-        "tail",
-        "length",
-        "h0",
-        "stale-h",
-        "stale-c",
-        "held-gradient",
-        "late-start",
-        "order",
-        "reset",
-        "gradient-past-reset",
-    ],
-)
-def test_a_planted_defect_is_seen(planted: str, instead: str, tmp_path: Path, programs: KernelPrograms) -> None:
+@pytest.fixture(scope="module")
+def defects(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The kernel's sources with all of these."""
+    return planted_sources(DEFECTS | LAYER_DEFECTS, tmp_path_factory.mktemp("defects"))
+
+
+#: Errors of a recurrence whose rows have different lengths, with resets and without.
+_RECURRENCE = """
+from kernels.cpu import fused
+from recurrences import Sizes, errors_backward, errors_forward
+errors = []
+for resets in (False, True):
+    sizes = Sizes(batch=3, steps=5, hidden=21, lengths=(5, 3, 0), resets=resets)
+    errors += [*errors_forward(sizes, fused).values(), *errors_backward(sizes, fused).values()]
+sys.exit(0 if all(error < 1e-3 for error in errors) else 7)
+"""
+
+
+@pytest.mark.parametrize("name", [NOTHING, *DEFECTS])
+def test_a_planted_defect_is_seen(name: str, defects: Path, tmp_path: Path, programs: KernelPrograms) -> None:
     """Each slip that such kernels are known for makes an error far beyond the tolerance, or a crash of its process."""
-    code = programs.run(
-        "from kernels.cpu import fused\n"
-        "from recurrences import Sizes, errors_backward, errors_forward\n"
-        "worst = 0.0\n"
-        "for resets in (False, True):\n"
-        "    sizes = Sizes(batch=3, steps=5, hidden=21, lengths=(5, 3, 0), resets=resets)\n"
-        "    found = *errors_forward(sizes, fused).values(), *errors_backward(sizes, fused).values()\n"
-        "    worst = max(worst, *found)\n"
-        "sys.exit(0 if worst < 1e-3 else 7)\n",
-        tmp_path,
-        source=changed_sources(planted, instead, tmp_path),
-    )
-    assert code not in (0, 1)
+    code = programs.run_planted(_RECURRENCE, tmp_path, defects, name)
+    assert code == 0 if name == NOTHING else code not in (0, 1)
 
 
 #: Outputs, states and gradients of a layer each way over different lengths, from given states, against the loop's.
@@ -281,7 +282,7 @@ _LAYER = """
 import torch
 from kernels.lstm import LSTM
 torch.manual_seed(0)
-worst = 0.0
+errors = []
 for batch, features in ((9, 3), (2, 30)):
     truth = LSTM(features, 21, bidirectional=True, implementation="loop").double()
     ours = LSTM(features, 21, bidirectional=True, implementation="cpu-fused")
@@ -295,30 +296,18 @@ for batch, features in ((9, 3), (2, 30)):
         total = (output * by.to(dtype)).sum() + h.sum() + c.sum()
         found.append([output, h, c, *torch.autograd.grad(total, [leaf, *lstm.parameters()])])
     for right, value in zip(*found):
-        worst = max(worst, float((value.double() - right).norm() / right.norm()))
-sys.exit(0 if worst < 1e-4 else 7)
+        errors.append(float((value.double() - right).norm() / right.norm()))
+sys.exit(0 if all(error < 1e-4 for error in errors) else 7)
 """
 
 
-@pytest.mark.parametrize(
-    ("planted", "instead"),
-    [
-        ("", ""),
-        ("a->reverse ? length - 1 : 0", "a->reverse ? a->steps - 1 : 0"),
-        ("a->reverse ? at.t + 1 : at.t - 1", "at.t - 1"),
-        ("if (!lengths.ended(at.b, at.t))", "if (!lengths.ended(at.b, at.t + 1))"),
-        ("(i >= rows->count || rows->ended(i, t))", "(i >= rows->count || rows->ended(i, t + 1))"),
-        ("in_step ? plus[gate] :", "in_step ? vec{} :"),
-        ("k / steps : k % batch), t(rows_first", "k % steps : k % batch), t(!rows_first"),
-    ],
-    ids=["nothing", "start", "before", "places", "cursor", "bias", "place"],
-)
+@pytest.mark.parametrize("name", [NOTHING, *LAYER_DEFECTS])
 def test_a_planted_defect_of_a_layer_is_seen(
-    planted: str, instead: str, tmp_path: Path, programs: KernelPrograms
+    name: str, defects: Path, tmp_path: Path, programs: KernelPrograms
 ) -> None:
     """So is each slip in what a layer adds to the recurrence: projection in the step, lengths, gradients of weights."""
-    code = programs.run(_LAYER, tmp_path, source=changed_sources(planted, instead, tmp_path))
-    assert code == 0 if not planted else code not in (0, 1)
+    code = programs.run_planted(_LAYER, tmp_path, defects, name)
+    assert code == 0 if name == NOTHING else code not in (0, 1)
 
 
 def test_a_team_may_be_smaller_than_asked_for() -> None:
@@ -435,10 +424,12 @@ def test_a_change_in_any_source_is_another_library(tmp_path: Path, monkeypatch: 
     assert build._fingerprint(["g++"]) != before
 
 
-def test_several_processes_may_build_at_once(tmp_path: Path, programs: KernelPrograms) -> None:
+def test_several_processes_may_build_at_once(
+    once: str, compiled: Path, tmp_path: Path, programs: KernelPrograms
+) -> None:
     """Four that start with an empty cache all get a library that works, and leave one file."""
     code = (
-        "import os\n"
+        f"import os\nos.environ['CXX'] = {once!r}\n"
         "children = []\n"
         "for _ in range(4):\n"
         "    children.append(os.fork())\n"
@@ -446,8 +437,8 @@ def test_several_processes_may_build_at_once(tmp_path: Path, programs: KernelPro
         "        os._exit(build.library('-O0').lanes() != 4)\n"
         "sys.exit(sum(os.waitpid(child, 0)[1] for child in children))\n"
     )
-    assert programs.run(code, tmp_path) == 0
-    assert len(list(tmp_path.glob("lstm-*"))) == 1
+    assert programs.run(code, tmp_path, cache=tmp_path) == 0
+    assert [path.name for path in tmp_path.glob("lstm-*")] == [compiled.name]
 
 
 def test_an_unwritable_cache_says_what_to_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -458,27 +449,32 @@ def test_an_unwritable_cache_says_what_to_set(tmp_path: Path, monkeypatch: pytes
         build.library("-O1 -DUNWRITABLE")
 
 
-#: A compiler that gives what it made once whenever it is asked again.
+#: A compiler that gives what it made once whenever it is asked again, and takes long enough to meet others.
 _ONCE = """
 for out; do :; done
-if [ -f "$0.so" ]; then exec cp "$0.so" "$out"; fi
+if [ -f "$0.so" ]; then sleep 0.2; exec cp "$0.so" "$out"; fi
 compiler "$@" && cp "$out" "$0.so"
 """
 
 
 @pytest.fixture(scope="module")
-def lanes(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A program that ends with the lanes of a library of its own."""
+def once(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A command for CXX that compiles but once."""
     script = _ONCE.replace("compiler", shlex.join(build.compiler()), 1)
-    compiler = _compiler(tmp_path_factory.mktemp("compiler") / "once", script)
-    return f"import os\nos.environ['CXX'] = {compiler!r}\nsys.exit(build.library('-O0').lanes())\n"
+    return _compiler(tmp_path_factory.mktemp("compiler") / "once", script)
+
+
+@pytest.fixture(scope="module")
+def lanes(once: str) -> str:
+    """A program that ends with the lanes of a library of its own."""
+    return f"import os\nos.environ['CXX'] = {once!r}\nsys.exit(build.library('-O0').lanes())\n"
 
 
 @pytest.fixture(scope="module")
 def compiled(lanes: str, programs: KernelPrograms, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A library in a cache."""
     folder = tmp_path_factory.mktemp("compiled")
-    assert programs.run(lanes, folder) == 4
+    assert programs.run(lanes, folder, cache=folder) == 4
     (path,) = folder.glob("lstm-*")
     return path
 
@@ -491,7 +487,7 @@ def test_a_damaged_library_is_built_anew(
     content = compiled.read_bytes()
     path = tmp_path / compiled.name
     path.write_bytes({"empty": b"", "half": content[: len(content) // 2], "other": content[::-1]}[damage])
-    assert programs.run(lanes, tmp_path) == 4
+    assert programs.run(lanes, tmp_path, cache=tmp_path) == 4
     assert [one.read_bytes() for one in tmp_path.glob("lstm-*")] == [content]
 
 
@@ -537,27 +533,37 @@ def test_what_is_no_compiler_is_refused(command: str, monkeypatch: pytest.Monkey
         build.library(f"-O1 -DNONE={len(command)}")
 
 
+_STEP, _PROJECTION = "if (!a->by_rows", "if (shared"
+_WAIT = ") barrier.wait(thread, threads);"
+#: What has each thread wait for the others, which `PLANTED` takes away.
+BARRIERS = {
+    "step": (_STEP + _WAIT, f"{_STEP} && !PLANTED{_WAIT}"),
+    "projection": (_PROJECTION + _WAIT, f"{_PROJECTION} && !PLANTED{_WAIT}"),
+}
+
+
+@pytest.fixture(scope="module")
+def races(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The program that checks for races, built once: a barrier is taken away as it runs."""
+    folder = tmp_path_factory.mktemp("races")
+    return sanitize.build(sanitize.RACES, folder / "check", planted_sources(BARRIERS, folder))
+
+
 @pytest.mark.slow
-def test_sanitizers_find_nothing() -> None:
+def test_sanitizers_find_nothing(races: Path) -> None:
     """No access out of bounds, no undefined behaviour and no data race over odd sizes and teams."""
-    found = sanitize.check()
-    assert all(passed for _, passed, _ in found), found
+    found = sanitize.check(names=sanitize.CHECKS.keys() - {sanitize.RACES})
+    assert len(found) == 1
+    for _, passed, said in found:
+        assert passed, said
+    assert sanitize.run(races) == (True, found[0][2])
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "barrier",
-    [
-        "if (!a->by_rows) barrier.wait(thread, threads);",
-        "if (shared) barrier.wait(thread, threads);",
-    ],
-    ids=["step", "projection"],
-)
-def test_a_missing_barrier_is_a_data_race(barrier: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("number", range(len(BARRIERS)), ids=BARRIERS)
+def test_a_missing_barrier_is_a_data_race(number: int, races: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """ThreadSanitizer sees threads that do not wait for each other, so its silence means something."""
-    # A race is one at any level of optimisation, and this one compiles in half of the time.
-    monkeypatch.setitem(sanitize.CHECKS, sanitize.RACES, (*sanitize.CHECKS[sanitize.RACES], "-O0"))
-    source = changed_sources(barrier, "", tmp_path)
-    ((name, passed, said),) = sanitize.check(source, [sanitize.RACES])
-    assert (name, passed) == (sanitize.RACES, False)
+    monkeypatch.setenv(DEFECT, str(number))
+    passed, said = sanitize.run(races)
+    assert not passed
     assert "data race" in said

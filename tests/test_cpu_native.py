@@ -7,7 +7,6 @@ import mmap
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from unittest import mock
 
@@ -40,13 +39,6 @@ def module(layers=1, hidden=512, features=1):
         lstm(torch.zeros(4, 1, features))
     return lstm
 """
-
-
-@pytest.fixture(scope="module")
-def programs() -> Iterator[KernelPrograms]:
-    """What runs programs in processes of their own, started once."""
-    with KernelPrograms() as found:
-        yield found
 
 
 def said(code: str, **environment: str) -> str:

@@ -5,8 +5,6 @@ from __future__ import annotations
 import dataclasses
 import gc
 import json
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -340,7 +338,7 @@ def test_a_replaced_timekeeper_is_named_and_put_back(monkeypatch, owner, name):
 
 
 @pytest.fixture(scope="module")
-def records(tmp_path_factory) -> dict[tuple[str, str, str], dict[str, object]]:
+def records(warm_workers, tmp_path_factory) -> dict[tuple[str, str, str], dict[str, object]]:
     """Records of a real run by workload, mode and variant, which ended with 1.
 
     Three groups: the cheats of either mode with honest variants beside them, and the forged samples apart from those.
@@ -349,9 +347,8 @@ def records(tmp_path_factory) -> dict[tuple[str, str, str], dict[str, object]]:
     suite = folder / "cheats.toml"
     listed = {mode: json.dumps(list(names))[1:-1] for mode, names in zip(MODES, (REFUSED, REFUSED_STEPS), strict=True)}
     suite.write_text(SUITE.format(**listed), encoding="utf-8")
-    line = [sys.executable, "tests/warm_workers.py", "run", "--suite", str(suite), "--plugin", str(PLUGIN)]
-    line += ["--plugin", str(PLUGIN.with_name("brief_ceilings.py")), "--threads", "1", "--out", str(folder / "run")]
-    done = subprocess.run(line, capture_output=True, text=True, check=False, cwd=ROOT, timeout=600)
+    words = ["--suite", str(suite), "--plugin", str(PLUGIN), "--threads", "1", "--out", str(folder / "run")]
+    done = warm_workers.run("run", *words)
     assert done.returncode == 1, done.stdout + done.stderr
     lines = (folder / "run" / "records.jsonl").read_text(encoding="utf-8").splitlines()
     return {(record["workload"], record["mode"], record["variant"]): record for record in map(json.loads, lines)}

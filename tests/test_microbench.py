@@ -154,14 +154,12 @@ def test_compare_fail_ends_with_1_for_a_regression_alone(timed, tmp_path, factor
 
 
 @pytest.mark.slow
-def test_a_run_says_what_its_second_instrument_refused(tmp_path):
+def test_a_run_says_what_its_second_instrument_refused(warm_workers, tmp_path):
     """The refusal is a line for the user and a row of the page; the run's own figures and exit code stay."""
     (tmp_path / "planted.toml").write_text(SUITE, encoding="utf-8")
     (tmp_path / "two_faced.py").write_text(TWO_FACED, encoding="utf-8")
     options = ["--suite", str(tmp_path / "planted.toml"), "--plugin", str(tmp_path / "two_faced.py")]
-    options += ["--plugin", str(PLUGIN.with_name("brief_ceilings.py"))]
-    line = [sys.executable, "tests/warm_workers.py", "run", *options, "--threads", "1", "--out", str(tmp_path / "run")]
-    done = subprocess.run(line, capture_output=True, text=True, check=False, cwd=ROOT, timeout=300)
+    done = warm_workers.run("run", *options, "--threads", "1", "--out", str(tmp_path / "run"))
     assert done.returncode == 0, done.stdout + done.stderr
     assert "2 of them again with pytest-benchmark" in done.stdout
     assert re.search(r"no figure for seed-inference-two-faced: .*\(gate before the timing\)", done.stdout)

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
-from own_model_kit import PLAIN, ROOT, written
+from own_model_kit import PLAIN, written
 
 from bench.__main__ import EXIT_NOT_OK, EXIT_USAGE, main
 from bench.plan.cases import Filters, Selection, Suite, expand
@@ -39,7 +37,7 @@ def score(output, inputs):
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory) -> tuple[Path, Path]:
+def run(warm_workers, tmp_path_factory) -> tuple[Path, Path]:
     """A run folder, and the model's file."""
     folder = tmp_path_factory.mktemp("own")
     code = PLAIN.replace("return torch.randn(2, 7, 5)", f"return {MIX}").replace(
@@ -49,26 +47,8 @@ def run(tmp_path_factory) -> tuple[Path, Path]:
     (folder / "brief.toml").write_text(SUITE, encoding="utf-8")
     out = folder / "run"
     words = ["--model", f"{path}:build", "--metric", f"{path}:score", "--suite", str(folder / "brief.toml")]
-    words += [
-        "--add-variant",
-        f"{path}:same",
-        "--add-variant",
-        f"bad={path}:wrong",
-        "--plugin",
-        str(ROOT / "tests" / "plugins" / "brief_ceilings.py"),
-        "--threads",
-        "1",
-        "--out",
-        str(out),
-    ]
-    found = subprocess.run(
-        [sys.executable, "tests/warm_workers.py", "run", *words],
-        capture_output=True,
-        text=True,
-        cwd=ROOT,
-        check=False,
-        timeout=900,
-    )
+    words += ["--add-variant", f"{path}:same", "--add-variant", f"bad={path}:wrong", "--threads", "1"]
+    found = warm_workers.run("run", *words, "--out", str(out))
     assert found.returncode == EXIT_NOT_OK, found.stdout + found.stderr
     (folder / "said.txt").write_text(found.stdout, encoding="utf-8")
     return out, Path(path)

@@ -20,7 +20,7 @@ APPLICABLE = {"reference", "onednn", "cpu-fused", "compile", "amp-bf16", "onnxru
 
 
 @pytest.fixture
-def brief(monkeypatch):
+def brief(warm, monkeypatch):  # noqa: ARG001
     """Less time for proofs."""
     monkeypatch.setattr(apply, "BUDGETS_S", (1.0, 4.0))
 

@@ -107,6 +107,7 @@ def test_an_added_variant_is_called_where_it_is(tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("warm")
 def test_an_artefact_is_proven_against_the_users_model(tmp_path, monkeypatch):
     """The right one passes the gate and the clock; one that is wrong by a percent does not, and leaves nothing."""
     monkeypatch.setattr(apply, "BUDGETS_S", (1.0, 4.0))

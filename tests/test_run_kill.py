@@ -69,7 +69,7 @@ class Killed:
         where = ["--resume", str(self.folder)]
         if not (self.folder / "environment.json").exists():
             where = ["--suite", str(self.suite), "--threads", "1", "--seed", "3", "--out", str(self.folder)]
-        line = [sys.executable, "-m", "bench", "run", *where]
+        line = [sys.executable, "tests/warm_workers.py", "run", *where]
         return subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=ROOT)
 
     def part(self, moments: list[tuple[float, str]]) -> list[str]:
@@ -80,6 +80,8 @@ class Killed:
             while moments and parent.poll() is None:
                 after_s, victim = moments[0]
                 if not _sleep(after_s - (time.monotonic() - begun), parent):
+                    # It ended before: the next part of a run is hit earlier.
+                    moments[0] = after_s / 2, victim
                     break
                 before = self.lines()
                 if victim == "worker" and not (workers := _workers(parent)):

@@ -24,6 +24,7 @@ from typing import Any
 import pandas as pd
 import psutil
 import pytest
+from warm_workers import BRIEF_CEILINGS
 
 from bench.__main__ import parser
 from bench.console import Console
@@ -42,7 +43,6 @@ from bench.timing import rounds as sampling
 
 ROOT = Path(__file__).parent.parent
 PLUGIN = ROOT / "tests" / "plugins" / "broken_variants.py"
-BRIEF = PLUGIN.with_name("brief_ceilings.py")
 WORKLOAD = "seed@batch=2,length=3"
 SUITE = """
 name = "planted"
@@ -77,24 +77,21 @@ TIMING = [
 EXPECTED_FILES = {"records.jsonl", "records.csv", "samples.csv.gz", "environment.json", "report.html"}
 
 
-def command(folder: Path, variants: list[str], mode: str, processes: int, *, warm: bool = False) -> list[str]:
-    """The command line that measures these variants into `folder / "run"`, with fresh workers or with warm ones."""
+def command(folder: Path, variants: list[str], mode: str, processes: int) -> list[str]:
+    """Words of the command line that measures these variants into `folder / "run"`."""
     suite = folder / "planted.toml"
     suite.write_text(
         SUITE.format(workload=WORKLOAD, variants=json.dumps(variants), mode=mode, processes=processes), encoding="utf-8"
     )
-    options = ["--suite", str(suite), "--plugin", str(PLUGIN), "--plugin", str(BRIEF), "--threads", "1"]
-    start = ["tests/warm_workers.py"] if warm else ["-m", "bench"]
-    return [sys.executable, *start, "run", *options, "--out", str(folder / "run")]
+    options = ["--suite", str(suite), "--plugin", str(PLUGIN), "--plugin", str(BRIEF_CEILINGS), "--threads", "1"]
+    return ["run", *options, "--out", str(folder / "run")]
 
 
 @pytest.fixture(scope="module")
-def planted(tmp_path_factory):
+def planted(warm_workers, tmp_path_factory):
     """A run with every plant in one group: how it ended, and its folder."""
     folder = tmp_path_factory.mktemp("planted")
-    line = command(folder, [*HEALTHY, *FAILING], "inference", processes=1, warm=True)
-    done = subprocess.run(line, capture_output=True, text=True, check=False, cwd=ROOT, timeout=300)
-    return done, folder / "run"
+    return warm_workers.run(*command(folder, [*HEALTHY, *FAILING], "inference", processes=1)), folder / "run"
 
 
 @pytest.fixture(scope="module")
@@ -213,10 +210,9 @@ def test_the_environment_is_written_with_the_run(planted):
 
 
 @pytest.mark.slow
-def test_a_run_where_all_that_can_run_is_right_ends_with_0(tmp_path):
+def test_a_run_where_all_that_can_run_is_right_ends_with_0(warm_workers, tmp_path):
     """Unavailable variants are no failure; the others' figures can be computed again from the samples."""
-    line = command(tmp_path, ["reference", "loop", "nowhere"], "training", processes=2, warm=True)
-    done = subprocess.run(line, capture_output=True, text=True, check=False, cwd=ROOT, timeout=300)
+    done = warm_workers.run(*command(tmp_path, ["reference", "loop", "nowhere"], "training", processes=2))
     assert done.returncode == 0, done.stderr
     table = pd.read_csv(tmp_path / "run" / "records.csv").set_index("variant")
     assert dict(table["status"]) == {"nowhere": "unavailable", "reference": "ok", "loop": "ok"}
@@ -250,7 +246,7 @@ def recomputed(samples: pd.DataFrame) -> pd.DataFrame:
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_an_interrupted_run_leaves_what_it_has(number, code, tmp_path):
     """Ctrl-C ends with 130, SIGTERM with 143, without a traceback; the folder is complete and no worker is left."""
-    line = command(tmp_path, ["nowhere", "hangs"], "inference", processes=1)
+    line = [sys.executable, "-m", "bench", *command(tmp_path, ["nowhere", "hangs"], "inference", processes=1)]
     # A shell that starts something in the background has it ignore Ctrl-C, and children inherit that.
     listening = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
     with subprocess.Popen(
@@ -677,11 +673,10 @@ def test_without_ceilings_a_run_goes_on(stage, capsys):
 
 
 @pytest.mark.slow
-def test_a_run_on_a_machine_that_cannot_be_so_fast_ends_with_1(tmp_path):
+def test_a_run_on_a_machine_that_cannot_be_so_fast_ends_with_1(warm_workers, tmp_path):
     """A real run under planted ceilings that are too low: its case is impossible, said in words, without a time."""
-    line = command(tmp_path, ["reference"], "inference", processes=1, warm=True)
-    line += ["--plugin", str(PLUGIN.with_name("slow_machine.py"))]
-    done = subprocess.run(line, capture_output=True, text=True, check=False, cwd=ROOT, timeout=300)
+    words = command(tmp_path, ["reference"], "inference", processes=1)
+    done = warm_workers.run(*words, "--plugin", str(PLUGIN.with_name("slow_machine.py")))
     assert done.returncode == 1, done.stderr
     (record,) = map(json.loads, (tmp_path / "run" / "records.jsonl").read_text(encoding="utf-8").splitlines())
     assert record["status"] == "impossible"

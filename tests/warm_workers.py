@@ -1,14 +1,18 @@
 """Fresh workers forked from one process: for tests of real runs that are about what comes after a worker's start.
 
 Importing torch takes a fresh worker seconds, and a run starts one for its plan, its ceilings and each of its cases.
-`python tests/warm_workers.py run ...` is `python -m bench run ...` whose workers are forks, as seats are anyway; the
-fixture `warm` does it for calls in the test's own process. Workers that want variables of their own, or run another
-checkout, are fresh still.
+`WarmWorkers.run` is `python -m bench` in the test's own process whose workers are forks, as seats are anyway; the
+fixture `warm` has all workers forked that a test starts; and `python tests/warm_workers.py run ...` is
+`python -m bench run ...` as a process that can be killed. Workers that want variables of libraries are fresh still, and
+so is the first one of another checkout. Ceilings are measured in a tenth of the time.
 """
 
 from __future__ import annotations
 
 import contextlib
+import io
+import json
+import subprocess
 import sys
 import tempfile
 import threading
@@ -19,9 +23,13 @@ from unittest import mock
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from bench import __main__ as command_line
 from bench.run import forks
 from bench.run.forks import Forked, ForkServer
-from bench.run.worker_process import Home, Settings, Worker
+from bench.run.worker_process import PLUGINS, Home, Settings, Worker, cache_variables
+from kernels.host.output import run_command
+
+BRIEF_CEILINGS = Path(__file__).parent / "plugins" / "brief_ceilings.py"
 
 
 class WarmWorkers:
@@ -29,7 +37,8 @@ class WarmWorkers:
 
     def __init__(self) -> None:
         self._stack, self._lock = contextlib.ExitStack(), threading.Lock()
-        self._servers: dict[tuple[int, str], ForkServer] = {}
+        self._servers: dict[tuple[int, str, Path], ForkServer] = {}
+        self._homes = {Home()}
 
     def __enter__(self) -> Self:
         self._folder = Path(self._stack.enter_context(tempfile.TemporaryDirectory()))
@@ -47,39 +56,40 @@ class WarmWorkers:
         plain = Worker._start
 
         def start(worker: Worker, requests: int, answers: int):
-            if worker.forks is None and not worker.settings.environment and worker.settings.home == Home():
-                worker.forks = _Asked(self, worker.settings)
-            return plain(worker, requests, answers)
+            settings, descriptors = worker.settings, (requests, answers, worker._log_file.fileno())
+            fresh = settings.home not in self._homes or settings.home.python != sys.executable
+            self._homes.add(settings.home)
+            # Our own variables are read by what runs in a worker, those of libraries as these are loaded.
+            fresh |= not all(name.startswith("SEQ2SEQ_") for name, _ in settings.environment)
+            if fresh or worker.forks is not None:
+                return plain(worker, requests, answers)
+            return self._fork(settings, descriptors, cache_variables(worker.cache))
 
         with mock.patch.object(Worker, "_start", start), mock.patch.object(forks, "supported", return_value=False):
             yield
 
-    def fork(self, settings: Settings, descriptors: tuple[int, int, int], environment: Mapping[str, str]) -> Forked:
+    def run(self, *words: str) -> subprocess.CompletedProcess[str]:
+        """Run `python -m bench` with these words in this process; returns its exit code and what it printed."""
+        out, err = io.StringIO(), io.StringIO()
+        with self.used(), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            code = command_line.main(list(words))
+        return subprocess.CompletedProcess(words, code, out.getvalue(), err.getvalue())
+
+    def _fork(self, settings: Settings, descriptors: tuple[int, int, int], environment: Mapping[str, str]) -> Forked:
         """Start a worker; plugins and own models are loaded in it. Several threads may ask."""
-        # What libraries read as they are loaded.
-        loaded = settings.threads, settings.wait_policy
+        # What libraries read as they are loaded, and where they are.
+        loaded = settings.threads, settings.wait_policy, settings.home.root
+        plugins = [str(BRIEF_CEILINGS), *(str(path.resolve()) for path in settings.plugins)]
+        variables = settings.variables() | {PLUGINS: json.dumps(plugins)}
         with self._lock:
             if loaded not in self._servers:
-                server = ForkServer(Settings(*loaded), self._folder / "server.log", ["torch._dynamo"])
-                self._servers[loaded] = self._stack.enter_context(server)
+                server = ForkServer(Settings(*loaded[:2]), self._folder / "server.log", ["torch._dynamo"])
+                with mock.patch.object(forks, "ROOT", settings.home.root):
+                    self._servers[loaded] = self._stack.enter_context(server)
                 server.ready()
-            return self._servers[loaded].fork(descriptors, {**settings.variables(), **environment})
-
-
-class _Asked:
-    """What a worker is forked from, by its settings."""
-
-    def __init__(self, warm: WarmWorkers, settings: Settings) -> None:
-        self._warm, self._settings = warm, settings
-
-    def fork(self, descriptors: tuple[int, int, int], environment: Mapping[str, str]) -> Forked:
-        """Start a worker."""
-        return self._warm.fork(self._settings, descriptors, environment)
+            return self._servers[loaded].fork(descriptors, variables | environment)
 
 
 if __name__ == "__main__":
-    from bench.__main__ import main
-    from kernels.host.output import run_command
-
     with WarmWorkers() as workers, workers.used():
-        run_command(main)
+        run_command(command_line.main)

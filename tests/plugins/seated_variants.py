@@ -88,7 +88,7 @@ def _lie(share_of_wall: float, share_of_calls: float) -> None:
 
 
 def _slow_clock() -> None:
-    _lie(0.5, 0.5)
+    _lie(0.25, 0.25)
 
 
 def _forged() -> None:
