@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import enum
 import functools
 import importlib
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
@@ -21,7 +22,17 @@ import torch
 
 from . import measurements as table
 from . import refusals
-from .common.recurrence import Backward, Forward, Problem, gpu_facts, loop_backward, loop_forward, problem_on
+from .common.fast_path import unwatched
+from .common.recurrence import (
+    Backward,
+    Forward,
+    LayerOptions,
+    Problem,
+    gpu_facts,
+    loop_backward,
+    loop_forward,
+    problem_on,
+)
 from .cpu import fused
 from .estimate import estimate_s
 
@@ -60,6 +71,37 @@ class Choice:
     refused: Mapping[str, str] = dataclasses.field(repr=False)
     instructions: str = ""
     config: Any = None
+
+
+class Way(enum.Enum):
+    """Way from a module's layers to the kernel that was chosen.
+
+    AT_ONCE: all layers in one call of the CPU kernel, or in one CUDA graph.
+    BY_LAYER: a layer at a time, past torch's dispatcher.
+    OPERATORS: a layer at a time by the operators of `kernels.ops`, for whoever intercepts operators.
+    """
+
+    AT_ONCE = enum.auto()
+    BY_LAYER = enum.auto()
+    OPERATORS = enum.auto()
+
+
+def way(options: LayerOptions, tensors: Sequence[torch.Tensor], *, masked: bool, resets: bool, whole: bool) -> Way:
+    """Choose the shortest way on which nobody misses a call.
+
+    Args:
+        options: of the call, with what runs.
+        tensors: input, state, masks and parameters.
+        masked: whether there are lengths.
+        resets: whether rows begin anew in the middle of the steps.
+        whole: whether layers can be computed in one go: without gradients, and without dropout in between.
+    """
+    on_cpu = options.implementation == CPU
+    served = on_cpu or (not resets and options.storage == "fp32")
+    if not (served and unwatched(tensors, autocast=not on_cpu)):
+        return Way.OPERATORS
+    graphed = options.implementation in MODULES and not masked and tensors[0].numel() > 0
+    return Way.AT_ONCE if whole and (on_cpu or graphed) else Way.BY_LAYER
 
 
 def choose(problem: Problem, implementation: str = "auto", *, compiling: bool = False) -> Choice:
