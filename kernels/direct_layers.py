@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -20,32 +19,12 @@ from torch.nn import functional
 
 from . import dispatch, ops
 from .common.fast_path import DEVICES, unwatched
-from .common.recurrence import Backward, Forward, state_dtype
+from .common.recurrence import Backward, Forward, LayerOptions, state_dtype
 from .common.transforms import gradients_of
 from .operands import rows, time_first
 from .weight_gradient import hidden_before
 
 Results = tuple[Tensor, Tensor, Tensor]
-
-
-@dataclass(frozen=True)
-class LayerOptions:
-    """What all layers of a call share.
-
-    Attributes:
-        hidden, directions: H, and 1 or 2.
-        batch_first: order of the first two dimensions of input and output.
-        implementation: a name of `kernels.dispatch` but `vendor`.
-        dtype: in which products are made: the input's, or autocast's.
-        tf32: whether the recurrence may round float32 factors to TF32.
-    """
-
-    hidden: int
-    directions: int
-    batch_first: bool
-    implementation: str
-    dtype: torch.dtype
-    tf32: bool
 
 
 def layer(

@@ -21,7 +21,15 @@ import torch
 
 from . import measurements as table
 from . import refusals
-from .common.recurrence import Backward, Forward, Problem, gpu_facts, loop_backward, loop_forward, problem_on
+from .common.recurrence import (
+    Backward,
+    Forward,
+    Problem,
+    gpu_facts,
+    loop_backward,
+    loop_forward,
+    problem_on,
+)
 from .cpu import fused
 from .estimate import estimate_s
 

@@ -8,15 +8,16 @@ after the other (`kernels.direct_layers`), and what is spared is to settle anew 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from . import dispatch
-from .common.fast_path import autocast_dtype, watched
-from .direct_layers import LayerOptions, infer_into, layer
+from .common.fast_path import autocast_dtype, intercepted
+from .common.recurrence import LayerOptions
+from .direct_layers import infer_into, layer
 from .dispatch import Choice
 from .gpu import graph_cache
 from .gpu.product_settings import product_settings
@@ -35,6 +36,7 @@ class GraphedLayers:
         parameters: of each layer, of each direction: weight_ih (4H, features), weight_hh (4H, H), and both biases
             (4H,), if any.
         hidden: H.
+        names: of the parameters in the module, in the same order.
         precision: gives whether the recurrence rounds float32 factors to TF32, for a device and a type.
         graphs: where graphs are kept; those of this process by default.
     """
@@ -43,11 +45,13 @@ class GraphedLayers:
         self,
         parameters: Sequence[Sequence[tuple[Tensor, ...]]],
         hidden: int,
+        names: Sequence[str],
         precision: Callable[[torch.device, torch.dtype], bool],
         graphs: graph_cache.Graphs = graph_cache.GRAPHS,
     ) -> None:
         values = [value for layer in parameters for own in layer for value in own]
         self._parameters, self._hidden, self._precision, self._graphs = parameters, hidden, precision, graphs
+        self._names = names
         self._directions, self._features = len(parameters[0]), values[0].size(1)
         self._states = len(parameters) * self._directions
         self._dtype, self._device = values[0].dtype, values[0].device
@@ -58,30 +62,31 @@ class GraphedLayers:
         self._chosen: dict[_Form, tuple[LayerOptions, tuple[Choice, ...]]] = {}
         self._generation = dispatch.generation()
 
-    def stands(self, parameters: Sequence[Tensor | None]) -> bool:
+    def stands(self, parameters: Mapping[str, Tensor | None]) -> bool:
         """Return whether parameters are the same tensors in the same memory, to learn or not; values may be others.
 
         Args:
-            parameters: those of the module now, in the order in which they were given.
+            parameters: those of the module now, by name.
         """
-        if len(parameters) != len(self._kept) or self._generation != dispatch.generation():
+        if len(self._names) != len(self._kept) or self._generation != dispatch.generation():
             return False
-        for now, (value, at, stride, learns) in zip(parameters, self._kept, strict=True):
+        for now, (value, at, stride, learns) in zip(map(parameters.get, self._names), self._kept, strict=True):
             if now is not value or value.data_ptr() != at or value.requires_grad is not learns:
                 return False
             if value.stride() != stride:
                 return False
         return True
 
-    def takes(self, x: Any, hx: Any, *, batch_first: bool = True, step: bool = False) -> bool:
-        """Return false: `at_once` alone says whether it takes a call."""
-        del x, hx, batch_first, step
-        return False
+    def step(self, *_: Any) -> None:
+        """Return None: no step has its state updated in place here."""
 
-    def at_once(self, x: Any, hx: Any, *, batch_first: bool) -> tuple[Results, tuple[Choice, ...]] | None:
+    def at_once(
+        self, parameters: Mapping[str, Tensor | None], x: Any, hx: Any, *, batch_first: bool
+    ) -> tuple[Results, tuple[Choice, ...]] | None:
         """Run all layers where an earlier call was like this one and only the kernels would have to see it.
 
         Args:
+            parameters: as for `stands`.
             x: what a module was given for input.
             hx: the state that it was given, if any.
             batch_first: order of x.
@@ -89,7 +94,7 @@ class GraphedLayers:
         Returns:
             As `run`, and what ran, one choice a layer; None where it does not take the call.
         """
-        if watched() or not self._plain(x):
+        if intercepted() or not self._plain(x) or not self.stands(parameters):
             return None
         form = self._form(x, hx, batch_first)
         chosen = self._chosen.get(form)

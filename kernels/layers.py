@@ -1,11 +1,12 @@
-"""The layers of a `kernels.LSTM` one after the other, once it is settled what runs.
+"""The layers of a `kernels.LSTM`, once it is settled which kernel runs.
 
-Per layer: one product projects the input of all steps, and the operator of `kernels.ops` walks over time. On a CPU in
-plain eager code one call of the kernel does both; without gradients it does all layers.
+Plain eager code calls the kernels directly: all layers at once without gradients, else a layer at a time. A compiler,
+or whoever else intercepts operators, sees one operator of `kernels.ops` a layer.
 """
 
 from __future__ import annotations
 
+import enum
 import itertools
 from collections.abc import Sequence
 from typing import Any, cast
@@ -18,16 +19,28 @@ from torch.nn.utils.rnn import PackedSequence
 from . import dispatch, ops, padded_vendor
 from . import torch_lstm as vendor
 from .common.fast_path import autocast_dtype, unwatched
-from .common.recurrence import resets_of, state_dtype
-from .cpu.inference import Prepared
-from .cpu.layer import layer as cpu_layer
-from .direct_layers import LayerOptions
+from .common.recurrence import LayerOptions, resets_of, state_dtype
+from .cpu import fused
 from .direct_layers import layer as direct_layer
 from .lstm_arguments import check_call, check_step, checked_resets, storage_refused
 from .torch_lstm import State, permuted, valid_mask
 
 #: A `kernels.LSTM`, which uses this module.
 LayeredLSTM = Any
+
+
+class Way(enum.Enum):
+    """Way from a module's layers to the kernel that was chosen.
+
+    AT_ONCE: all layers by what an earlier call settled: in one call of the CPU kernel; on a GPU in one CUDA graph
+        without gradients, and one after the other with them.
+    BY_LAYER: a layer at a time, past torch's dispatcher.
+    OPERATORS: a layer at a time by the operators of `kernels.ops`, for whoever intercepts operators.
+    """
+
+    AT_ONCE = enum.auto()
+    BY_LAYER = enum.auto()
+    OPERATORS = enum.auto()
 
 
 def run(
@@ -40,7 +53,7 @@ def run(
     *,
     batch_first: bool,
 ) -> tuple[Tensor, State]:
-    """Run all layers through the operator, or by the CPU kernel directly where nothing intercepts operators.
+    """Run all layers on the shortest way on which nobody misses a call.
 
     Args:
         lstm: holds parameters and options.
@@ -51,56 +64,101 @@ def run(
         resets: bool, the first two dimensions of x: true where a step begins a new sequence; nowhere when None.
         batch_first: order of the first two dimensions.
     """
-    dtype = computed_dtype(x)
-    tf32 = lstm.tf32(x.device, dtype)
+    dtype, directions = computed_dtype(x.device, x.dtype), 2 if lstm.bidirectional else 1
+    tf32, storage = lstm.tf32(x.device, dtype), lstm.weight_storage
+    options = LayerOptions(lstm.hidden_size, directions, batch_first, implementation, dtype, tf32, storage)
     parameters = [lstm._parameters_of(layer) for layer in range(lstm.num_layers)]  # noqa: SLF001 - it is the module's own part
-    directions = 2 if lstm.bidirectional else 1
-    lengths, resets = _masks(x, lengths, resets, directions, batch_first)
+    if lengths is not None or resets is not None:
+        lengths, resets = _masks(x, lengths, resets, directions, batch_first)
     given = [value for value in (x, *(hx or ()), lengths, resets) if value is not None]
     tensors = [*given, *itertools.chain.from_iterable(itertools.chain.from_iterable(parameters))]
-    plain = implementation == dispatch.CPU and unwatched(tensors)
-    if lengths is not None and torch.is_grad_enabled() and not plain:
+    gradients = torch.is_grad_enabled() and any(value.requires_grad for value in tensors)
+    way = _way(
+        options,
+        tensors,
+        masked=lengths is not None,
+        resets=resets is not None,
+        dropped=bool(lstm.dropout) and lstm.training and lstm.num_layers > 1,
+        gradients=gradients,
+        # What is not a leaf, such as a parametrized weight, has a history that must not be kept beyond the call.
+        lasting=not gradients or all(value.is_leaf for layer in parameters for own in layer for value in own),
+    )
+    on_cpu = implementation == dispatch.CPU and way is not Way.OPERATORS
+    if lengths is not None and torch.is_grad_enabled() and not on_cpu:
         # The weights' gradient multiplies the padding by zero, which gives NaN where the padding is NaN.
         x = torch.where(valid_mask(lengths, x, batch_first), x, 0.0)
-    dropped = bool(lstm.dropout) and lstm.training and lstm.num_layers > 1
-    if plain and not dropped and not (torch.is_grad_enabled() and any(value.requires_grad for value in tensors)):
-        return _infer(lstm, x, hx, lengths, resets, parameters, batch_first)
-    past_dispatcher = implementation != dispatch.CPU and lstm.weight_storage == "fp32" and resets is None
-    if past_dispatcher and unwatched(tensors, autocast=True):
-        options = LayerOptions(lstm.hidden_size, directions, batch_first, implementation, dtype, tf32)
-        return _direct(lstm, x, hx, lengths, parameters, options, tensors)
+    if way is Way.AT_ONCE and on_cpu:
+        return _infer(lstm, x, hx, lengths, resets, parameters, options)
+    if way is Way.AT_ONCE:
+        return _graphed(lstm, x, hx, parameters, options)
     hidden, cell = [], []
-    for number, own_parameters in enumerate(parameters):
+    for number, own in enumerate(parameters):
         if number and lstm.dropout:
             x = functional.dropout(x, lstm.dropout, lstm.training)
-        h0 = c0 = None
-        if hx is not None:
-            own = slice(number * directions, (number + 1) * directions)
-            h0, c0 = hx[0][own], hx[1][own].to(state_dtype(dtype))
-        if plain:
-            x, h_n, c_n = cpu_layer(
-                x, own_parameters, h0, c0, lengths, resets, batch_first=batch_first, storage=lstm.weight_storage
-            )
-        elif lstm.weight_storage != "fp32":
-            raise RuntimeError(storage_refused(lstm.weight_storage))
+        place = slice(number * directions, (number + 1) * directions)
+        h0, c0 = (None, None) if hx is None else (hx[0][place], hx[1][place])
+        if way is Way.OPERATORS:
+            x, h_n, c_n = _by_operator(x, own, h0, c0, lengths, resets, options)
+        elif on_cpu:
+            x, h_n, c_n = fused.run(x, own, h0, c0, lengths, resets, options, gradients=gradients)
         else:
-            weight_ih, weight_hh, bias = _stacked(own_parameters)
-            x, h_n, c_n = ops.recurrence(
-                functional.linear(x, weight_ih, bias).unflatten(-1, (directions, 4 * lstm.hidden_size)),
-                weight_hh,
-                h0,
-                c0,
-                lengths,
-                batch_first=batch_first,
-                implementation=implementation,
-                tf32=tf32,
-                resets=resets,
-            )
+            x, h_n, c_n = direct_layer(x, own, h0, c0, lengths, options, gradients=gradients)
         hidden.append(h_n)
-        cell.append(c_n.to(h_n.dtype))
+        cell.append(c_n)
     if len(hidden) == 1:
         return x, (hidden[0], cell[0])
     return x, (torch.cat(hidden), torch.cat(cell))
+
+
+def _way(
+    options: LayerOptions,
+    tensors: Sequence[Tensor],
+    *,
+    masked: bool,
+    resets: bool,
+    dropped: bool,
+    gradients: bool,
+    lasting: bool,
+) -> Way:
+    """Choose the shortest way on which nobody misses a call.
+
+    Args:
+        options: of the call, with what runs.
+        tensors: input, state, masks and parameters.
+        masked: whether there are lengths.
+        resets: whether rows begin anew in the middle of the steps.
+        dropped: whether there is dropout between layers.
+        gradients: whether gradients will be needed.
+        lasting: whether the parameters may be kept beyond the call.
+    """
+    on_cpu = options.implementation == dispatch.CPU
+    served = on_cpu or (not resets and options.storage == "fp32")
+    if not (served and unwatched(tensors, autocast=not on_cpu)):
+        return Way.OPERATORS
+    if on_cpu:
+        at_once = not gradients
+    else:
+        at_once = options.implementation in dispatch.MODULES and not masked and tensors[0].numel() > 0 and lasting
+    return Way.AT_ONCE if at_once and not dropped else Way.BY_LAYER
+
+
+def _by_operator(
+    x: Tensor,
+    parameters: Sequence[tuple[Tensor, ...]],
+    h0: Tensor | None,
+    c0: Tensor | None,
+    lengths: Tensor | None,
+    resets: Tensor | None,
+    options: LayerOptions,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Output, h_n and c_n of one layer by the operator of `kernels.ops`; arguments as for `fused.run`."""
+    if options.storage != "fp32":
+        raise RuntimeError(storage_refused(options.storage))
+    weight_ih, weight_hh, bias = _stacked(parameters)
+    gates_input = functional.linear(x, weight_ih, bias).unflatten(-1, (options.directions, 4 * options.hidden))
+    c0 = None if c0 is None else c0.to(state_dtype(options.dtype))
+    output, h_n, c_n = ops.recurrence(gates_input, weight_hh, h0, c0, lengths, resets, options)
+    return output, h_n, c_n.to(h_n.dtype)
 
 
 def run_packed(lstm: LayeredLSTM, packed: PackedSequence, hx: State | None) -> tuple[PackedSequence, State]:
@@ -169,52 +227,21 @@ def _infer(
     lengths: Tensor | None,
     resets: Tensor | None,
     parameters: Sequence[Sequence[tuple[Tensor, ...]]],
-    batch_first: bool,
+    options: LayerOptions,
 ) -> tuple[Tensor, State]:
     """All layers without gradients by the CPU kernel, prepared for this call and later ones unless they are."""
     x = x.contiguous()
     h0, c0, lengths = (v if v is None else v.contiguous() for v in (*(hx or (None, None)), lengths))
-    kept = lstm.__dict__.get("_kept")
-    found = None
-    if kept is not None and lstm._stands(kept):  # noqa: SLF001
-        found = kept[0].run(x, h0, c0, lengths, resets, batch_first=batch_first)
+    kept, found = lstm.__dict__.get("_kept"), None
+    if isinstance(kept, fused.Prepared) and kept.stands(lstm._parameters):  # noqa: SLF001
+        found = kept.run(x, h0, c0, lengths, resets, batch_first=options.batch_first)
     if found is None:
-        prepared = Prepared(parameters, x.size(2), storage=lstm.weight_storage)
-        lstm.__dict__["_kept"] = (prepared, lstm.choices) if prepared.lasting else None
-        found = prepared.run(x, h0, c0, lengths, resets, batch_first=batch_first, fresh=True)
+        names = lstm._flat_weights_names  # noqa: SLF001
+        prepared = fused.Prepared(parameters, x.size(2), storage=options.storage, names=names, choices=lstm.choices)
+        lstm.__dict__["_kept"] = prepared if prepared.lasting else None
+        found = prepared.run(x, h0, c0, lengths, resets, batch_first=options.batch_first, fresh=True)
     output, h_n, c_n = cast("tuple[Tensor, Tensor, Tensor]", found)
     return output, (h_n, c_n)
-
-
-def _direct(
-    lstm: LayeredLSTM,
-    x: Tensor,
-    hx: State | None,
-    lengths: Tensor | None,
-    parameters: Sequence[Sequence[tuple[Tensor, ...]]],
-    options: LayerOptions,
-    tensors: Sequence[Tensor],
-) -> tuple[Tensor, State]:
-    """All layers past torch's dispatcher; on a GPU by what an earlier call settled, where that still holds."""
-    gradients = torch.is_grad_enabled() and any(value.requires_grad for value in tensors)
-    dropped = bool(lstm.dropout) and lstm.training and lstm.num_layers > 1
-    on_gpu = options.implementation in dispatch.MODULES
-    # What is not a leaf, such as a parametrized weight, has a history that must not be kept beyond the call.
-    lasting = not gradients or all(value.is_leaf for layer in parameters for own in layer for value in own)
-    if on_gpu and not dropped and lengths is None and x.numel() and lasting:
-        return _graphed(lstm, x, hx, parameters, options)
-    hidden, cell = [], []
-    for number, own in enumerate(parameters):
-        if number and lstm.dropout:
-            x = functional.dropout(x, lstm.dropout, lstm.training)
-        place = slice(number * options.directions, (number + 1) * options.directions)
-        h0, c0 = (None, None) if hx is None else (hx[0][place], hx[1][place])
-        x, h_n, c_n = direct_layer(x, own, h0, c0, lengths, options, gradients=gradients)
-        hidden.append(h_n)
-        cell.append(c_n)
-    if len(hidden) == 1:
-        return x, (hidden[0], cell[0])
-    return x, (torch.cat(hidden), torch.cat(cell))
 
 
 def _graphed(
@@ -224,24 +251,14 @@ def _graphed(
     parameters: Sequence[Sequence[tuple[Tensor, ...]]],
     options: LayerOptions,
 ) -> tuple[Tensor, State]:
+    """All layers on a GPU, by what an earlier call settled where that still holds."""
     from .graphed_layers import GraphedLayers  # noqa: PLC0415 - of use on a GPU alone
 
     kept = lstm.__dict__.get("_kept")
-    if kept is None or not isinstance(kept[0], GraphedLayers) or not lstm._stands(kept):  # noqa: SLF001
-        kept = (GraphedLayers(parameters, lstm.hidden_size, lstm.tf32), ())
+    if not isinstance(kept, GraphedLayers) or not kept.stands(lstm._parameters):  # noqa: SLF001
+        kept = GraphedLayers(parameters, lstm.hidden_size, lstm._flat_weights_names, lstm.tf32)  # noqa: SLF001
         lstm.__dict__["_kept"] = kept
-    output, h_n, c_n = kept[0].run(x, hx, options, lstm.choices)
-    return output, (h_n, c_n)
-
-
-def replay(lstm: LayeredLSTM, kept: Any, x: Any, hx: Any) -> tuple[Tensor, State] | None:
-    """The whole call by what an earlier one prepared; None where anything about it is not as simple as that."""
-    if not lstm._stands((kept, ())):  # noqa: SLF001
-        return None
-    found = kept.at_once(x, hx, batch_first=lstm.batch_first)
-    if found is None:
-        return None
-    (output, h_n, c_n), lstm.__dict__["choices"] = found
+    output, h_n, c_n = kept.run(x, hx, options, lstm.choices)
     return output, (h_n, c_n)
 
 
@@ -251,15 +268,15 @@ def torchs_own(
     """Run torch's own LSTM by the name of `dispatch.VENDORS` that was chosen; arguments as for `run`."""
     found: tuple[Tensor, State]
     if name == dispatch.PADDED and x.size(0 if lstm.batch_first else 1):
-        found = way(padded_vendor).run(lstm, x, hx)
+        found = torch_runner(padded_vendor).run(lstm, x, hx)
     elif lengths is None:
-        found = way().run(lstm, x, hx)
+        found = torch_runner().run(lstm, x, hx)
     else:
-        found = way().run_padded(lstm, x, hx, lengths)
+        found = torch_runner().run_padded(lstm, x, hx, lengths)
     return found
 
 
-def way(module: Any = vendor) -> Any:
+def torch_runner(module: Any = vendor) -> Any:
     """A module that runs torch's own LSTM: while something is traced, what Dynamo must leave alone of it."""
     if torch.compiler.is_compiling():
         from . import graph_breaks as untraceable  # noqa: PLC0415 - imports Dynamo, which takes as long as torch
@@ -287,9 +304,9 @@ def _sum(first: Tensor, second: Tensor) -> Tensor:
     return torch.cat((first, second)).view(2, -1).sum(0)
 
 
-def computed_dtype(x: Tensor) -> torch.dtype:
+def computed_dtype(device: torch.device, dtype: torch.dtype) -> torch.dtype:
     """Type that products have: that of the input, or autocast's, which leaves float64 alone."""
-    return x.dtype if x.dtype == torch.float64 else autocast_dtype(x.device) or x.dtype
+    return dtype if dtype == torch.float64 else autocast_dtype(device) or dtype
 
 
 def matmul_precision() -> str:

@@ -17,7 +17,6 @@ from . import dispatch, layers
 from .common.fast_path import exported
 from .common.recurrence import placed, problem_on
 from .cpu import fused
-from .cpu.inference import Prepared
 from .dispatch import IMPLEMENTATIONS, PADDED, VENDORS, Choice
 from .lstm_arguments import (
     NO_RESETS_WITH_PROJECTIONS,
@@ -161,16 +160,18 @@ class LSTM(nn.RNNBase):
                 a kernel asked for by name that does not serve this call.
         """
         if lengths is None and resets is None and not torch.compiler.is_compiling():
-            at_once = self._at_once(input, hx)
-            if at_once is not None:
-                return at_once
+            kept = self.__dict__.get("_kept")
+            found = kept and kept.at_once(self._parameters, input, hx, batch_first=self.batch_first)
+            if found is not None:
+                results, self.__dict__["choices"] = found
+                return results[0], results[1:]
         if isinstance(input, PackedSequence):
             if lengths is not None or resets is not None:
                 msg = "a PackedSequence brings its own lengths; give lengths and resets with a padded tensor only"
                 raise ValueError(msg)
             if torch.compiler.is_compiling():
-                found: tuple[PackedSequence, State] = layers.way().run_packed(self, input, hx)
-                return found
+                packed: tuple[PackedSequence, State] = layers.torch_runner().run_packed(self, input, hx)
+                return packed
             return self._packed(input, hx)
         if input.dim() not in {2, 3}:
             msg = f"LSTM: Expected input to be 2D or 3D, got {input.dim()}D instead"
@@ -221,12 +222,11 @@ class LSTM(nn.RNNBase):
         """
         hidden, cell = state
         if not torch.compiler.is_compiling():
-            kept = self.__dict__.get("_kept")
-            if kept is not None and kept[0].takes(input, state, resets, step=True) and self._stands(kept):
-                found: Tensor | None = kept[0].step(input, hidden, cell, resets)
-                if found is not None:
-                    self.__dict__["choices"] = kept[1]
-                    return found
+            kept: Any = self.__dict__.get("_kept")
+            found: Tensor | None = kept and kept.step(self._parameters, input, hidden, cell, resets)
+            if found is not None:
+                self.__dict__["choices"] = kept.choices
+                return found
         return layers.step_through_forward(self, input, hidden, cell, resets)
 
     def explain(  # noqa: PLR0913 - what decides
@@ -345,7 +345,7 @@ class LSTM(nn.RNNBase):
             or (hx is not None and (hx[0].requires_grad or hx[1].requires_grad))
         )
         choice = self._choice(
-            x.device, layers.computed_dtype(x), batch, steps, saves=saves, masked=masked, resets=resets
+            x.device, layers.computed_dtype(x.device, x.dtype), batch, steps, saves=saves, masked=masked, resets=resets
         )
         # Not by nn.Module's own __setattr__, which takes longer than all of the above.
         self.__dict__["choices"] = (choice,) * self.num_layers
@@ -356,24 +356,6 @@ class LSTM(nn.RNNBase):
         if device.type != "cuda" or dtype != torch.float32:
             return False
         return (self.fp32_precision or layers.matmul_precision()) == "tf32"
-
-    def _at_once(self, x: Any, hx: Any) -> tuple[Tensor, State] | None:
-        """The whole call by what an earlier one prepared; None where anything about it is not as simple as that."""
-        kept = self.__dict__.get("_kept")
-        if kept is None or not isinstance(kept[0], Prepared):
-            return kept and layers.replay(self, kept[0], x, hx)
-        if not kept[0].takes(x, hx, batch_first=self.batch_first) or not self._stands(kept):
-            return None
-        found = kept[0].run(x, *(hx or (None, None)), batch_first=self.batch_first)
-        if found is None:
-            return None
-        self.__dict__["choices"] = kept[1]
-        return found[0], found[1:]
-
-    def _stands(self, kept: tuple[Any, tuple[Choice, ...]]) -> bool:
-        """Return whether what an earlier call prepared, and chose, is of the same parameters."""
-        stands: bool = kept[0].stands([*map(self._parameters.get, self._flat_weights_names)])
-        return stands
 
     def _parameters_of(self, layer: int) -> list[tuple[Tensor, ...]]:
         """Of each direction of a layer weight_ih (4H, features), weight_hh (4H, H) and the biases (4H,), if any.

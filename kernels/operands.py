@@ -115,6 +115,12 @@ def time_first(value: Tensor, batch_first: bool) -> Tensor:
     return value.transpose(0, 1) if batch_first else value
 
 
+def read(value: Tensor, batch_first: bool) -> Tensor:
+    """What kernels read: steps first, and a contiguous last dimension."""
+    value = value if value.stride(-1) == 1 or value.size(-1) == 1 else value.contiguous()
+    return value.transpose(0, 1) if batch_first else value
+
+
 def rows(value: Tensor) -> Tensor:
     """The tensor with a contiguous last dimension, as kernels read it; a gradient may be expanded."""
     return value if value.stride(-1) == 1 or value.size(-1) == 1 else value.contiguous()

@@ -18,9 +18,9 @@ from torch.autograd import forward_ad
 
 from . import dispatch
 from .common.fast_path import DEVICES, autocast_dtype, unwatched
-from .common.recurrence import NO_DOUBLE_BACKWARD, Backward, Forward, state_dtype
+from .common.recurrence import NO_DOUBLE_BACKWARD, Backward, Forward, LayerOptions, state_dtype
 from .common.transforms import batched, looped, over_batched, transformed
-from .operands import Outputs, check_backward, check_forward, empty_gradients, outputs, rows, time_first
+from .operands import Outputs, check_backward, check_forward, empty_gradients, outputs, read, rows, time_first
 from .weight_gradient import weight_gradient
 
 #: Of the operators: the package that brings them, so that a checkout and an installation may meet in one process.
@@ -33,11 +33,8 @@ def recurrence(
     h0: Tensor | None,
     c0: Tensor | None,
     lengths: Tensor | None,
-    *,
-    batch_first: bool,
-    implementation: str,
-    tf32: bool,
     resets: Tensor | None,
+    options: LayerOptions,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """`lstm_forward` by the shortest way there is; keeps what a backward pass needs where one can follow.
 
@@ -48,6 +45,7 @@ def recurrence(
     Returns:
         Output, h_n and c_n, as `lstm_forward` does for the same arguments.
     """
+    batch_first, implementation, tf32 = options.batch_first, options.implementation, options.tf32
     tensors = [value for value in (gates_input, weight_hh, h0, c0, lengths, resets) if value is not None]
     save = torch.is_grad_enabled() and any(value.requires_grad for value in tensors)
     run: Any = _Recurrence.apply if save else _run_forward
@@ -77,8 +75,7 @@ def _refuse_tangents(tensors: Iterable[Tensor]) -> None:
         raise NotImplementedError(msg)
 
 
-@torch.library.custom_op(f"{NAMESPACE}::lstm_forward", mutates_args=())
-def lstm_forward(
+def _run_forward(
     gates_input: Tensor,
     weight_hh: Tensor,
     h0: Tensor | None,
@@ -111,25 +108,10 @@ def lstm_forward(
         (directions, batch, hidden_size), c float32; then gates (steps, batch, directions, 4 * hidden_size) and cells
         (steps, batch, directions, hidden_size), both empty unless `save`.
     """
-    return _run_forward(gates_input, weight_hh, h0, c0, lengths, batch_first, save, implementation, tf32, resets)
-
-
-def _run_forward(
-    gates_input: Tensor,
-    weight_hh: Tensor,
-    h0: Tensor | None,
-    c0: Tensor | None,
-    lengths: Tensor | None,
-    batch_first: bool,
-    save: bool,
-    implementation: str,
-    tf32: bool,
-    resets: Tensor | None = None,
-) -> Outputs:
     check_forward(gates_input, weight_hh, h0, c0, lengths, resets, batch_first)
     output, h_n, c_n, gates, cells = outputs(gates_input, weight_hh, batch_first, save)
     args = Forward(
-        gates_input=time_first(rows(gates_input), batch_first),
+        gates_input=read(gates_input, batch_first),
         weight_hh=weight_hh.contiguous(),
         h0=None if h0 is None else h0.contiguous(),
         c0=None if c0 is None else c0.contiguous(),
@@ -148,25 +130,16 @@ def _run_forward(
     return output, h_n, c_n, gates, cells
 
 
+lstm_forward = torch.library.custom_op(f"{NAMESPACE}::lstm_forward", _run_forward, mutates_args=())
+
+
 @lstm_forward.register_fake
-def _(
-    gates_input: Tensor,
-    weight_hh: Tensor,
-    h0: Tensor | None,
-    c0: Tensor | None,
-    lengths: Tensor | None,
-    batch_first: bool,
-    save: bool,
-    implementation: str,
-    tf32: bool,
-    resets: Tensor | None = None,
-) -> Outputs:
-    del h0, c0, lengths, implementation, tf32, resets
+def _(gates_input: Tensor, weight_hh: Tensor, *others: Any) -> Outputs:
+    _, _, _, batch_first, save, *_ = others
     return outputs(gates_input, weight_hh, batch_first, save)
 
 
-@torch.library.custom_op(f"{NAMESPACE}::lstm_backward", mutates_args=())
-def lstm_backward(
+def _run_backward(
     grad_output: Tensor,
     grad_h_n: Tensor | None,
     grad_c_n: Tensor | None,
@@ -185,25 +158,6 @@ def lstm_backward(
     Returns:
         Gradients of `gates_input` (zero past the lengths), of h0 and of c0.
     """
-    return _run_backward(
-        grad_output, grad_h_n, grad_c_n, weight_hh, c0, lengths, gates, cells, batch_first, implementation, tf32, resets
-    )
-
-
-def _run_backward(
-    grad_output: Tensor,
-    grad_h_n: Tensor | None,
-    grad_c_n: Tensor | None,
-    weight_hh: Tensor,
-    c0: Tensor | None,
-    lengths: Tensor | None,
-    gates: Tensor,
-    cells: Tensor,
-    batch_first: bool,
-    implementation: str,
-    tf32: bool,
-    resets: Tensor | None = None,
-) -> tuple[Tensor, Tensor, Tensor]:
     check_backward(grad_output, grad_h_n, grad_c_n, weight_hh, c0, lengths, resets, gates, cells, batch_first)
     grad_gates, grad_h0, grad_c0 = empty_gradients(gates, cells, batch_first)
     args = Backward(
@@ -212,7 +166,7 @@ def _run_backward(
         lengths=None if lengths is None else lengths.contiguous(),
         gates=rows(gates),
         cells=rows(cells),
-        grad_output=time_first(rows(grad_output.unflatten(2, (weight_hh.size(0), -1))), batch_first),
+        grad_output=read(grad_output.unflatten(2, (weight_hh.size(0), -1)), batch_first),
         grad_h_n=None if grad_h_n is None else grad_h_n.contiguous(),
         grad_c_n=None if grad_c_n is None else grad_c_n.contiguous(),
         grad_gates=time_first(grad_gates, batch_first),
@@ -226,22 +180,12 @@ def _run_backward(
     return grad_gates, grad_h0, grad_c0
 
 
+lstm_backward = torch.library.custom_op(f"{NAMESPACE}::lstm_backward", _run_backward, mutates_args=())
+
+
 @lstm_backward.register_fake
-def _(
-    grad_output: Tensor,
-    grad_h_n: Tensor | None,
-    grad_c_n: Tensor | None,
-    weight_hh: Tensor,
-    c0: Tensor | None,
-    lengths: Tensor | None,
-    gates: Tensor,
-    cells: Tensor,
-    batch_first: bool,
-    implementation: str,
-    tf32: bool,
-    resets: Tensor | None = None,
-) -> tuple[Tensor, Tensor, Tensor]:
-    del grad_output, grad_h_n, grad_c_n, weight_hh, c0, lengths, implementation, tf32, resets
+def _(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
+    gates, cells, batch_first = arguments[6:9]
     return empty_gradients(gates, cells, batch_first)
 
 
@@ -250,7 +194,7 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]
     out, _, _, gates, cells = output
     ctx.mark_non_differentiable(gates, cells)
     ctx.save_for_backward(weight_hh, h0, c0, lengths, resets, out, gates, cells)
-    ctx.batch_first, ctx.save, ctx.implementation, ctx.tf32 = batch_first, save, implementation, tf32
+    ctx.save, ctx.options = save, (batch_first, implementation, tf32)
     ctx.set_materialize_grads(False)
 
 
@@ -260,10 +204,10 @@ def _backward(ctx: Any, grad_output: Tensor | None, grad_h_n: Tensor | None, gra
         msg = "lstm_forward ran with save=False, which keeps nothing for a backward pass; pass save=True"
         raise RuntimeError(msg)
     given = (grad_output, grad_h_n, grad_c_n)
-    options = ctx.batch_first, ctx.implementation, ctx.tf32, ctx.needs_input_grad[1]
     many = not torch.compiler.is_compiling() and batched(given)
     run: Any = functools.partial(over_batched, _gradients) if many else _gradients
-    return *run(*given, *ctx.saved_tensors, *options), None, None, None, None, None, None
+    found = run(*given, *ctx.saved_tensors, ctx.options, ctx.needs_input_grad[1])
+    return *found, None, None, None, None, None, None
 
 
 def _gradients(
@@ -278,12 +222,13 @@ def _gradients(
     output: Tensor,
     gates: Tensor,
     cells: Tensor,
-    batch_first: bool,
-    implementation: str,
-    tf32: bool,
+    options: tuple[bool, str, bool],
     weight_needs: bool,
 ) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
-    """Gradients of gates_input, weight_hh, h0 and c0, as far as they are there and needed."""
+    """Gradients of gates_input, weight_hh, h0 and c0, as far as they are there and needed.
+
+    `options` are batch_first, implementation and tf32.
+    """
     if grad_output is None:
         grad_output = torch.zeros_like(output)
     # With create_graph, gradients are enabled here, and the operator's own backward says that there is none.
@@ -291,12 +236,12 @@ def _gradients(
     direct = not torch.is_grad_enabled() and unwatched([*given, weight_hh, gates])
     run: Any = _RecurrenceGradients.apply if transformed() else _run_backward if direct else lstm_backward
     grad_gates, grad_h0, grad_c0 = run(
-        grad_output, grad_h_n, grad_c_n, weight_hh, c0, lengths, gates, cells, batch_first, implementation, tf32, resets
+        grad_output, grad_h_n, grad_c_n, weight_hh, c0, lengths, gates, cells, *options, resets
     )
     grad_weight = None
     if weight_needs:
         outputs_of = output.unflatten(2, (weight_hh.size(0), -1))
-        grad_weight = weight_gradient(grad_gates, outputs_of, h0, lengths, resets, batch_first)
+        grad_weight = weight_gradient(grad_gates, outputs_of, h0, lengths, resets, options[0])
     return grad_gates, grad_weight, None if h0 is None else grad_h0, None if c0 is None else grad_c0
 
 

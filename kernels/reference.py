@@ -11,9 +11,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-#: Order of the four gates inside `weight_ih_l*`, `weight_hh_l*` and the biases, as in torch.nn.LSTM.
-GATES = ("i", "f", "g", "o")
-
 State = tuple[Tensor, Tensor]
 
 

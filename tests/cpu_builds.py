@@ -11,7 +11,7 @@ from unittest import mock
 
 import torch
 
-from kernels.cpu import build, fused, inference, layer, packing
+from kernels.cpu import build, fused, inference, layer, packing, teams
 
 
 def _usable(target: str) -> bool:
@@ -54,10 +54,11 @@ def built_for(target: str, threads: int) -> Iterator[None]:
         mock.patch.object(packing, "library", chosen),
         mock.patch.object(layer, "library", chosen),
         mock.patch.object(inference, "library", chosen),
-        mock.patch.object(fused, "WORTH_A_THREAD", 1),
-        mock.patch.object(fused, "WORTH_A_MEETING", 1),
+        mock.patch.object(teams, "library", chosen),
+        mock.patch.object(teams, "WORTH_A_THREAD", 1),
+        mock.patch.object(teams, "WORTH_A_MEETING", 1),
         mock.patch.object(torch, "get_num_threads", return_value=threads),
-        mock.patch.object(fused, "cores", return_value=threads),
+        mock.patch.object(teams, "cores", return_value=threads),
     ):
         yield
     packing.forget()

@@ -15,7 +15,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import torch
 
 from kernels import LSTM
-from kernels.cpu import fused
+from kernels.cpu import fused, teams
 from kernels.cpu.build import library
 
 #: What each storage may be off by.
@@ -86,10 +86,10 @@ def main() -> None:
     for dtype, threads in itertools.product((torch.float32, torch.bfloat16, torch.float16), (1, 3)):
         torch.set_default_dtype(dtype)
         with (
-            mock.patch.object(fused, "WORTH_A_THREAD", 1),
-            mock.patch.object(fused, "WORTH_A_MEETING", 1),
+            mock.patch.object(teams, "WORTH_A_THREAD", 1),
+            mock.patch.object(teams, "WORTH_A_MEETING", 1),
             mock.patch.object(torch, "get_num_threads", return_value=threads),
-            mock.patch.object(fused, "cores", return_value=threads),
+            mock.patch.object(teams, "cores", return_value=threads),
         ):
             for size in sizes:
                 for storage in ALLOWED:

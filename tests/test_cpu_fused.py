@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 from unittest import mock
 
 import pytest
@@ -26,8 +27,8 @@ from recurrences import DEVICE, Sizes, assert_close, errors_backward, errors_for
 from strategies import Shape, shapes
 
 from kernels import LSTM
-from kernels.common.recurrence import Problem
-from kernels.cpu import build, fused, layer, packing
+from kernels.common.recurrence import LayerOptions, Problem
+from kernels.cpu import build, fused, layer, packing, teams
 from kernels.tools import sanitize
 
 pytestmark = pytest.mark.skipif(DEVICE != "cpu", reason="the test kit puts its tensors on the GPU here")
@@ -38,6 +39,12 @@ PROBLEMS = recurrences(
     batch=st.sampled_from([1, 2, 3, 6, 7, 8, 17, 33]),
     resets=st.booleans(),
 )
+
+
+def _options(lstm: torch.nn.RNNBase) -> LayerOptions:
+    """What the layers of a module share."""
+    directions = 2 if lstm.bidirectional else 1
+    return LayerOptions(lstm.hidden_size, directions, lstm.batch_first, "cpu-fused", torch.float32, tf32=False)
 
 
 @pytest.mark.parametrize("target", TARGETS)
@@ -64,8 +71,8 @@ def test_backward_is_the_loop_s(target: str, threads: int, sizes: Sizes, final: 
 )
 def test_threads_meet_only_where_a_step_is_worth_it(batch: int, hidden: int, expected: tuple[int, bool]) -> None:
     """A small step stays with one thread however many steps there are; rows are shared out without meeting."""
-    with mock.patch.object(torch, "get_num_threads", return_value=8), mock.patch.object(fused, "cores", return_value=8):
-        assert fused.team(fused.work(batch, 1000, hidden), batch, hidden) == expected
+    with mock.patch.object(torch, "get_num_threads", return_value=8), mock.patch.object(teams, "cores", return_value=8):
+        assert teams.team(teams.work(batch, 1000, hidden), batch, hidden) == expected
 
 
 def test_long_sequences_hold() -> None:
@@ -86,13 +93,15 @@ def test_a_whole_layer_is_torch_s(shape: Shape, batch_first: bool, state: bool, 
     with torch.no_grad():
         expected, (h_n, c_n) = lstm(x, (h0, c0) if state else None)
         own = lstm.all_weights
-        found = layer.layer(
+        found = fused.run(
             x,
             [tuple(parameters) for parameters in own],
             h0 if state else None,
             c0 if state else None,
             None,
-            batch_first=batch_first,
+            None,
+            _options(lstm),
+            gradients=False,
         )
     for value, truth in zip(found, (expected, h_n, c_n), strict=True):
         torch.testing.assert_close(value, truth, rtol=1e-4, atol=1e-5)
@@ -191,11 +200,17 @@ def test_lengths_beyond_the_steps_reach_no_other_memory() -> None:
     lstm, x = LSTM(3, 5, bidirectional=True), torch.randn(4, 2, 3)
     flat = list(lstm.parameters())
     with torch.no_grad():
-        output, _, _, gates, cells = layer._forward(x, [flat[:4], flat[4:]], None, None, None, None, batch_first=False)  # type: ignore[list-item]
+        context = SimpleNamespace(
+            save_for_backward=lambda *saved: context.saved.extend(saved),
+            set_materialize_grads=lambda _: None,
+            saved=[],
+        )
+        layer.DifferentiableLayer.forward(context, x, None, None, None, None, _options(lstm), *flat)
+        output, gates, cells = context.saved[5:8]
         room = torch.full((5, 2, 10), float("nan"))
         room[:4] = output
         given = x, None, None, torch.full((2,), 2**30, dtype=torch.int32), None, room[:4], gates, cells
-        found = layer._gradients(torch.ones(4, 2, 10), None, None, *given, False, 2, [True] * 15, *flat)
+        found = layer._gradients(torch.ones(4, 2, 10), None, None, *given, _options(lstm), [True] * 14, *flat)
     expected = torch.autograd.grad(lstm(x)[0].sum(), flat)
     torch.testing.assert_close(found[3:], expected)
 
@@ -312,8 +327,8 @@ def test_a_planted_defect_of_a_layer_is_seen(
 
 def test_a_team_may_be_smaller_than_asked_for() -> None:
     """If OpenMP gives fewer threads than asked for, the same is computed."""
-    asked = "torch.get_num_threads = lambda: 3\nfused.WORTH_A_THREAD = fused.WORTH_A_MEETING = 1\n"
-    code = "import sys\nimport torch\nfrom kernels.cpu import fused\n" + asked + _LAYER
+    asked = "torch.get_num_threads = lambda: 3\nteams.WORTH_A_THREAD = teams.WORTH_A_MEETING = 1\n"
+    code = "import sys\nimport torch\nfrom kernels.cpu import teams\n" + asked + _LAYER
     more = {"OMP_THREAD_LIMIT": "2", "PYTHONPATH": str(Path(__file__).parents[1])}
     assert subprocess.run([sys.executable, "-c", code], env=os.environ | more, check=False).returncode == 0
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import threading
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 
@@ -40,6 +41,11 @@ def _twins(shape: Shape, **options: object) -> tuple[LSTM, nn.LSTM]:
     return ours, truth
 
 
+def _at_once(lstm: LSTM, x: Tensor, hx: State | None) -> Any:
+    """What the module's earlier call prepared gives for a call, or None."""
+    return lstm.__dict__["_kept"].at_once(lstm._parameters, x, hx, batch_first=lstm.batch_first)
+
+
 def _close(found: Tensor, truth: Tensor) -> None:
     torch.testing.assert_close(found, truth, rtol=1e-4, atol=1e-5)
 
@@ -62,13 +68,12 @@ def test_a_kept_call_is_torch_s(
     x = x if batch_first else x.transpose(0, 1).contiguous()
     with built_for(target, threads), torch.no_grad():
         ours, truth = _twins(shape, hidden_size=hidden, batch_first=batch_first, bias=bias)
-        found = ours._at_once(x, hx)
+        found = _at_once(ours, x, hx)
     assert found is not None
     with torch.no_grad():
         output, (h_n, c_n) = truth(x, hx)
-    _close(found[0], output)
-    _close(found[1][0], h_n)
-    _close(found[1][1], c_n)
+    for value, right in zip(found[0], (output, h_n, c_n), strict=True):
+        _close(value, right)
 
 
 @pytest.mark.parametrize("target", TARGETS)
@@ -175,7 +180,7 @@ def test_changed_weights_are_noticed(change: Callable[[nn.RNNBase], None], shape
     ours, truth = _twins(shape)
     x, state = shape.tensors(torch.float32)
     with torch.no_grad():
-        assert ours._at_once(x, state) is not None
+        assert _at_once(ours, x, state) is not None
         change(ours)
         change(truth)
         _close(ours(x, state)[0], truth(x, state)[0])
@@ -193,7 +198,7 @@ def test_it_is_the_look_at_the_values_that_notices() -> None:
     with torch.no_grad():
         before = ours(x)[0]
         _by_numpy(ours)
-        prepared = ours.__dict__["_kept"][0]
+        prepared = ours.__dict__["_kept"]
         blind = prepared.run(x, None, None, batch_first=True, fresh=True)
         assert blind is not None
         assert torch.equal(blind[0], before)
@@ -263,10 +268,10 @@ def test_it_is_not_taken_where_somebody_else_must_see_the_call(watcher: str) -> 
     with torch.set_grad_enabled(watcher == "gradients"), torch.autocast("cpu", enabled=watcher == "autocast"):
         if watcher == "trace":
             torch.jit.trace(
-                lambda value: (taken.append(ours._at_once(value, None)), value + 1)[1], x, check_trace=False
+                lambda value: (taken.append(_at_once(ours, value, None)), value + 1)[1], x, check_trace=False
             )
         else:
-            taken.append(ours._at_once(inputs.get(watcher, x), None))
+            taken.append(_at_once(ours, inputs.get(watcher, x), None))
     assert taken
     assert all(value is None for value in taken)
 

@@ -17,7 +17,8 @@ from planted_kernels import KernelPrograms
 from kernels.common.recurrence import Backward, Forward, loop_backward, loop_forward
 from kernels.cpu import fused
 from kernels.cpu.build import library
-from kernels.cpu.fused import ForwardArgs
+from kernels.cpu.native_arguments import ForwardArgs
+from kernels.cpu.packing import pack
 from kernels.tools import sanitize
 
 ROOT = Path(__file__).parents[1]
@@ -27,7 +28,7 @@ START = """
 import os, resource, sys, threading
 import torch
 from kernels import LSTM
-from kernels.cpu import fused
+from kernels.cpu import teams
 torch.set_num_threads(1)
 def limited(more):
     lines = open("/proc/self/status").read().splitlines()
@@ -99,7 +100,7 @@ attributes = ctypes.create_string_buffer(64)
 libc.pthread_attr_init(attributes)
 libc.pthread_attr_setstacksize(attributes, ctypes.c_size_t(1 << 46))  # more than there are addresses for
 libc.pthread_setattr_default_np(attributes)
-fused.cores = lambda: 2
+teams.cores = lambda: 2
 torch.set_num_threads(2)
 x = torch.zeros(50, 1, 1)
 torch.set_grad_enabled({training})
@@ -120,8 +121,8 @@ def test_small_stacks_are_enough() -> None:
     assert (
         said(
             """
-fused.WORTH_A_THREAD = fused.WORTH_A_MEETING = 1
-fused.cores = lambda: 2
+teams.WORTH_A_THREAD = teams.WORTH_A_MEETING = 1
+teams.cores = lambda: 2
 torch.get_num_threads = lambda: 2
 lstm = module(hidden=70)
 lstm(torch.randn(9, 3, 1))[0].sum().backward()
@@ -135,13 +136,13 @@ print(lstm.weight_hh_l0.grad.isfinite().all().item())
 
 def test_a_team_is_no_larger_than_the_affinity_mask(programs: KernelPrograms, tmp_path: Path) -> None:
     """Two threads on one core would wait for each other; OpenMP's own binding of the calling thread does not count."""
-    code = "print(fused.cores(), {}len(os.sched_getaffinity(0)))\n"
+    code = "print(teams.cores(), {}len(os.sched_getaffinity(0)))\n"
     one = "os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})\n"
     assert programs.said(START + one + code.format(""), tmp_path) == "1 1\n"
     # As many as there are, although the thread is bound to one of them.
     many = len(os.sched_getaffinity(0))
     bound = "torch.set_num_threads(2); torch.ones(500, 500) @ torch.ones(500, 500)\n"
-    assert said(bound + "print(fused.cores())", OMP_PROC_BIND="true") == f"{many}\n"
+    assert said(bound + "print(teams.cores())", OMP_PROC_BIND="true") == f"{many}\n"
 
 
 def test_threads_without_a_core_do_not_spin_for_it(programs: KernelPrograms, tmp_path: Path) -> None:
@@ -154,7 +155,7 @@ os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
 lstm, x, least = module(), torch.zeros(50, 1, 1), {}
 for threads in (1, 4, 1, 4):
     torch.set_num_threads(threads)
-    fused.cores = lambda: threads
+    teams.cores = lambda: threads
     for _ in range(10):
         start = time.process_time()
         with torch.no_grad():
@@ -232,7 +233,7 @@ def test_the_input_is_read_with_64_bits(memory: torch.Tensor, batch_first: bool)
     step, row = (ROW, STEP) if batch_first else (STEP, ROW)
     if batch_first:
         far = memory.as_strided(x.shape, (step, row, 1), 0).copy_(x)
-    packed = [fused.pack(weight.detach(), "forward").values for weight in lstm.parameters()]
+    packed = [pack(weight.detach(), "forward").values for weight in lstm.parameters()]
     output, gates = torch.empty(steps, batch, hidden), torch.empty(steps, batch, 4 * hidden)
     h, c, scratch = torch.empty(batch, hidden), torch.empty(batch, hidden), torch.empty(2, batch, hidden)
     library().lstm_forward(ctypes.byref(ForwardArgs(

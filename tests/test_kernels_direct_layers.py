@@ -206,6 +206,20 @@ def test_the_history_of_a_parametrized_weight_is_not_kept():
     assert "_kept" not in lstm.__dict__
 
 
+def test_a_step_runs_beside_a_graph(graphs):
+    """A step has no graph: after a forward pass that has one it goes through forward, and updates the state."""
+    theirs, ours, x = nn.LSTM(3, 4), LSTM(3, 4, implementation="cell"), torch.randn(1, 2, 3)
+    ours.load_state_dict(theirs.state_dict())
+    with torch.no_grad():
+        ours(x)
+        state = torch.zeros(1, 2, 4), torch.zeros(1, 2, 4)
+        expected, final = theirs(x, tuple(value.clone() for value in state))
+        torch.testing.assert_close(ours.step(x[0], state), expected[0])
+    torch.testing.assert_close(state, final)
+    assert isinstance(ours.__dict__["_kept"], graphed_layers.GraphedLayers)
+    assert graphs.state().captured == 0
+
+
 def _launched(graphs: Graphs) -> int:
     state = graphs.state()
     return state.replayed + sum(state.plain.values())

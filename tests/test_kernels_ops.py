@@ -13,6 +13,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from kernels import LSTM, ops
+from kernels.common.recurrence import LayerOptions
 from kernels.reference import LoopLSTM
 
 pytest.importorskip("hypothesis")
@@ -111,8 +112,8 @@ def test_direct_way_equals_the_operator(sizes):
             results = FORWARD(*values)[:3]
         else:
             *tensors, batch_first, _, implementation, tf32, resets = values
-            options = {"implementation": implementation, "tf32": tf32, "resets": resets}
-            results = ops.recurrence(*tensors, batch_first=batch_first, **options)
+            options = LayerOptions(sizes.hidden, sizes.directions, batch_first, implementation, sizes.dtype, tf32)
+            results = ops.recurrence(*tensors, resets, options)
         takes = [v for v in values if isinstance(v, Tensor) and v.requires_grad]
         found.append([*results, *torch.autograd.grad(weighted(results), takes)])
     assert all(torch.equal(*pair) for pair in zip(*found, strict=True))

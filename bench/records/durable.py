@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from bench.errors import UsageError
-from kernels.host.output import replacing
+from kernels.host.output import replacing, sync_folder
 
 if sys.platform != "win32":
     import fcntl
@@ -58,17 +58,6 @@ def replace(path: Path, data: bytes) -> None:
 def is_bookkeeping(path: Path) -> bool:
     """Return whether a file is a lock or what a killed process left of a replacement: nothing of value."""
     return path.name == LOCK or (path.name.startswith(".") and path.name.endswith(".new"))
-
-
-def sync_folder(folder: Path) -> None:
-    """Bring the folder's list of names to the disk."""
-    # Not every file system lets a folder be synced; the files themselves are safe.
-    with contextlib.suppress(OSError):
-        handle = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
 
 
 @contextlib.contextmanager

@@ -24,6 +24,7 @@ from bench.records.tables import now
 from bench.run.planning import Described
 from bench.sweep.hosts import HostKind
 from bench.sweep.pulling import JobEnd, UnitJob
+from kernels.host.output import sync_folder
 
 STATE, EVENTS, UNITS, HOSTS = "sweep.json", "events.jsonl", "units", "hosts"
 #: Status of the cases that a unit did not get to, by how it ended.
@@ -163,7 +164,7 @@ class SweepFolder:
             return self.store({**stored, "ended": "failed", "reason": reason}, {}, planned)
         durable.replace(new / "unit.json", (json.dumps(dict(stored), indent=2) + "\n").encode())
         new.replace(place)
-        durable.sync_folder(place.parent)
+        sync_folder(place.parent)
         return _stored(place)
 
     def stored(self) -> list[StoredUnit]:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import _C, Tensor, nn
+from torch._C import _functorch
 from torch.autograd import forward_ad
 
 #: Devices for which the operators have a rule under autocast.
@@ -29,30 +30,28 @@ def unwatched(tensors: Sequence[Tensor], *, autocast: bool = False) -> bool:
         autocast: whether autocast is allowed to be on, because the caller casts as it would.
     """
     device = tensors[0].device
-    return device.type in DEVICES and not (
-        watched()
-        or (not autocast and autocast_dtype(device) is not None)
-        or any(type(value) not in {Tensor, nn.Parameter} or not stored(value) for value in tensors)
-    )
-
-
-def stored(value: Tensor) -> bool:
-    """Return whether the memory of a tensor holds its values: not their negatives, and not nothing where all are 0."""
-    return not (value.is_neg() or value._is_zerotensor())  # noqa: SLF001 - torch has no public name for it
+    if device.type not in DEVICES or torch.compiler.is_compiling() or intercepted():
+        return False
+    if not autocast and torch.is_autocast_enabled(device.type):
+        return False
+    for value in tensors:
+        kind = type(value)
+        if (kind is not Tensor and kind is not nn.Parameter) or value.is_neg() or value._is_zerotensor():  # noqa: SLF001
+            return False
+    return True
 
 
 def exported() -> bool:
     """Return whether torch.jit.trace or torch.onnx.export records the call, to run it elsewhere."""
-    return torch._C._get_tracing_state() is not None or torch.onnx.is_in_onnx_export()  # noqa: SLF001
+    return _C._get_tracing_state() is not None or torch.onnx.is_in_onnx_export()  # noqa: SLF001
 
 
-def watched() -> bool:
-    """Return whether a compiler, tracer, mode or transform would see any call, whatever it is on."""
+def intercepted() -> bool:
+    """Return whether a tracer, mode or transform would see any call; for callers that no compiler is tracing."""
     return bool(
-        torch.compiler.is_compiling()
-        or torch._C._len_torch_dispatch_stack()  # noqa: SLF001 - torch has no public name for any of these
-        or torch._C._len_torch_function_stack()  # noqa: SLF001
-        or torch._C._functorch.peek_interpreter_stack() is not None  # noqa: SLF001
-        or torch._C._get_tracing_state() is not None  # noqa: SLF001
+        _C._len_torch_dispatch_stack()  # noqa: SLF001 - torch has no public name for any of these
+        or _C._len_torch_function_stack()  # noqa: SLF001
+        or _functorch.peek_interpreter_stack() is not None
+        or _C._get_tracing_state() is not None  # noqa: SLF001
         or forward_ad._current_level >= 0  # noqa: SLF001
     )

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -88,7 +89,12 @@ class Forward:
     @functools.cached_property
     def problem(self) -> Problem:
         """Facts that kernels are chosen by."""
-        return _problem(self, self.gates_input, saves=self.gates is not None)
+        gates, masked, resets = self.gates_input, self.lengths is not None, self.resets is not None
+        steps, batch, directions, four_hidden = gates.shape
+        saves = self.gates is not None
+        return problem_on(
+            gates.device, gates.dtype, batch, steps, four_hidden // 4, directions, saves, masked, self.tf32, resets
+        )
 
 
 @dataclass(frozen=True)
@@ -123,15 +129,32 @@ class Backward:
     @functools.cached_property
     def problem(self) -> Problem:
         """Facts that kernels are chosen by."""
-        return _problem(self, self.gates, saves=True)
+        gates, masked, resets = self.gates, self.lengths is not None, self.resets is not None
+        steps, batch, directions, four_hidden = gates.shape
+        return problem_on(
+            gates.device, gates.dtype, batch, steps, four_hidden // 4, directions, True, masked, self.tf32, resets
+        )
 
 
-def _problem(args: Forward | Backward, gates: Tensor, *, saves: bool) -> Problem:
-    steps, batch, directions, four_hidden = gates.shape
-    masked, resets = args.lengths is not None, args.resets is not None
-    return problem_on(
-        gates.device, gates.dtype, batch, steps, four_hidden // 4, directions, saves, masked, args.tf32, resets
-    )
+class LayerOptions(NamedTuple):
+    """What all layers of a call share: which kernel was chosen, and what it is told beside tensors.
+
+    Attributes:
+        hidden, directions: H, and 1 or 2.
+        batch_first: order of the first two dimensions of input and output.
+        implementation: a name of `kernels.dispatch` but `vendor`.
+        dtype: in which products are made: the input's, or autocast's.
+        tf32: whether the recurrence may round float32 factors to TF32.
+        storage: how the CPU kernel keeps weights: a key of `kernels.cpu.packing.STORAGE`.
+    """
+
+    hidden: int
+    directions: int
+    batch_first: bool
+    implementation: str
+    dtype: torch.dtype
+    tf32: bool
+    storage: str = "fp32"
 
 
 def placed(device: torch.device) -> torch.device:

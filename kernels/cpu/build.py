@@ -217,7 +217,7 @@ def _declare(native: ctypes.CDLL) -> None:
         "pack_forward": [pointer, pointer, pointer, number, number, number],
         "pack_backward": [pointer, pointer, number],
         "lstm_forward": [pointer, number],
-        "lstm_layers": [pointer, *[number] * 6, *[pointer] * 8],
+        "lstm_layers": [ctypes.c_char_p],
         "lstm_backward": [pointer],
     }
     for name, takes in returning_a_status.items():

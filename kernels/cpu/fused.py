@@ -1,61 +1,30 @@
-"""The fused CPU kernel behind the contract of `kernels.common.recurrence`: float32, any sizes, packed weights kept.
+"""The door to the CPU kernel, float32 and of any sizes: what runs, and why it cannot.
 
-One thread team walks through the whole sequence. `kernels/cpu/lstm.cpp` has the kernel, `packing.py` the weights.
+Eager code calls `run`, whole layers with gradients or without, or keeps a `Prepared`; operators call `forward` and
+`backward`, the recurrence alone, behind the contract of `kernels.common.recurrence`. No other module of this room is
+called to run something. One thread team walks through the whole sequence (`lstm.cpp`).
 """
 
 from __future__ import annotations
 
 import ctypes
-import functools
-import threading
-import time
+from collections.abc import Sequence
+from typing import cast
 
 import torch
 from torch import Tensor
 
-from ..common.recurrence import Backward, Forward, Problem
+from ..common.recurrence import Backward, Forward, LayerOptions, Problem
 from .build import BuildError, library
+from .inference import Prepared
+from .layer import DifferentiableLayer
+from .native_arguments import BackwardArgs, ForwardArgs, address, strided
 from .packing import STORAGE, pack
+from .teams import long, team, work
 
-_pointer = ctypes.c_void_p
-_number = ctypes.c_int64
+__all__ = ["Prepared", "backward", "forward", "instructions", "refuses", "run", "storage_hindrance"]
 
-
-class ForwardArgs(ctypes.Structure):
-    """`Forward` of lstm.cpp."""
-
-    _fields_ = (
-        *((name, _number) for name in ("batch", "steps", "hidden", "reverse", "threads", "by_rows")),
-        ("gates_input", _pointer), ("gi_step", _number), ("gi_row", _number), ("gi_steps", _number),
-        ("x", _pointer), ("x_step", _number), ("x_row", _number), ("features", _number),
-        *((name, _pointer) for name in ("packed_ih", "bias_ih", "bias_hh", "packed", "scale_ih", "scale")),
-        *((name, _pointer) for name in ("h0", "c0", "lengths")),
-        ("output", _pointer), ("out_step", _number), ("out_row", _number),
-        ("h_n", _pointer), ("c_n", _pointer),
-        ("gates", _pointer), ("gates_step", _number), ("gates_row", _number),
-        ("cells", _pointer), ("cells_step", _number), ("cells_row", _number),
-        ("scratch", _pointer), ("resets", _pointer),
-    )  # fmt: skip
-
-
-class BackwardArgs(ctypes.Structure):
-    """`Backward` of lstm.cpp."""
-
-    _fields_ = (
-        *((name, _number) for name in ("batch", "steps", "hidden", "reverse", "threads", "by_rows")),
-        *((name, _pointer) for name in ("packed", "c0", "lengths")),
-        ("gates", _pointer), ("gates_step", _number), ("gates_row", _number),
-        ("cells", _pointer), ("cells_step", _number), ("cells_row", _number),
-        ("grad_output", _pointer), ("go_step", _number), ("go_row", _number),
-        *((name, _pointer) for name in ("grad_h_n", "grad_c_n")),
-        ("grad_gates", _pointer), ("gg_step", _number), ("gg_row", _number),
-        *((name, _pointer) for name in ("grad_h0", "grad_c0")),
-        ("x", _pointer), ("x_step", _number), ("x_row", _number), ("features", _number),
-        ("output", _pointer), ("out_step", _number), ("out_row", _number),
-        *((name, _pointer) for name in ("h0", "grad_ih", "grad_hh", "grad_bias")), ("weight_threads", _number),
-        ("resets", _pointer),
-    )  # fmt: skip
-
+Results = tuple[Tensor, Tensor, Tensor]
 
 #: x, its strides and features, packed input weights and biases: the projection has been done.
 _NO_INPUT = (None, 0, 0, -1, None, None, None)
@@ -87,6 +56,52 @@ def storage_hindrance(storage: str) -> str | None:
         BuildError: where the kernel cannot be built.
     """
     return str(library().hindrance(STORAGE[storage][0]).decode()) or None
+
+
+def run(  # noqa: PLR0913 - a layer's inputs
+    x: Tensor,
+    parameters: Sequence[tuple[Tensor, ...]],
+    h0: Tensor | None,
+    c0: Tensor | None,
+    lengths: Tensor | None,
+    resets: Tensor | None,
+    options: LayerOptions,
+    *,
+    gradients: bool,
+) -> Results:
+    """One layer with its projection, in eager code; packs each direction's own parameters.
+
+    Args:
+        x: (batch, steps, features) if `batch_first`, else (steps, batch, features); float32 on a CPU, not empty.
+        parameters: of each direction weight_ih (4H, features), weight_hh (4H, H), and both biases (4H,), if any; in
+            any memory order.
+        h0: (directions, batch, H), or None for zeros.
+        c0: the same.
+        lengths: (batch,) int32, or None for all steps.
+        resets: (directions, steps, batch) bool: see `kernels.common.recurrence.Forward`; or None.
+        options: order of x and of the output, and how the weights are kept.
+        gradients: whether a backward pass can follow, of this layer or of others.
+
+    Returns:
+        Output (as x, with directions * H features), h_n and c_n (directions, batch, H).
+
+    Raises:
+        RuntimeError: where gradients are needed and the weights are kept in another type than float32; when
+            parameters do not fit x or each other, which torch's modules let happen.
+    """
+    flat = [value for own in parameters for value in own]
+    if gradients and any(value is not None and value.requires_grad for value in (x, h0, c0, *flat)):
+        if options.storage != "fp32":
+            msg = (
+                f"weights kept in {options.storage} have no gradients: call under torch.no_grad() or "
+                "torch.inference_mode(), or use weight_storage='fp32'"
+            )
+            raise RuntimeError(msg)
+        return cast("Results", DifferentiableLayer.apply(x, h0, c0, lengths, resets, options, *flat))
+    prepared = Prepared([parameters], x.size(2), storage=options.storage)
+    h0, c0, lengths, resets = (v if v is None else v.contiguous() for v in (h0, c0, lengths, resets))
+    found = prepared.run(x.contiguous(), h0, c0, lengths, resets, batch_first=options.batch_first, fresh=True)
+    return cast("Results", found)
 
 
 def forward(args: Forward, storage: str = "fp32") -> None:
@@ -125,72 +140,3 @@ def backward(args: Backward) -> None:
             address(args.grad_h_n, d), address(args.grad_c_n, d), *strided(args.grad_gates[:, :, d]),
             address(args.grad_h0, d), address(args.grad_c0, d), resets=address(args.resets, d),
         )))  # fmt: skip
-
-
-def strided(value: Tensor | None) -> tuple[int | None, int, int]:
-    """Address, and strides of steps and rows."""
-    return (None, 0, 0) if value is None else (value.data_ptr(), value.stride(0), value.stride(1))
-
-
-def address(value: Tensor | None, direction: int = 0) -> int | None:
-    """Address of a direction's part of a contiguous tensor."""
-    return None if value is None else value.data_ptr() + direction * value.stride(0) * value.element_size()
-
-
-def fitting(own: tuple[Tensor, ...], features: int, hidden: int) -> list[Tensor]:
-    """A direction's parameters as the kernel reads them: it would run past the end of what is smaller."""
-    rows = 4 * hidden
-    for value, shape in zip(own, ((rows, features), (rows, hidden), (rows,), (rows,)), strict=False):
-        if value.shape != shape or value.dtype is not torch.float32 or not value.is_cpu:
-            msg = (
-                f"a parameter is {tuple(value.shape)} of {value.dtype} on {value.device}, expected {shape} of "
-                f"torch.float32 on cpu for {features} features and {hidden} hidden units"
-            )
-            raise RuntimeError(msg)
-    return [value if value.is_contiguous() else value.contiguous() for value in own]
-
-
-def long(batch: int, steps: int, threads: int, storage: str = "fp32") -> bool:
-    """Return whether a call multiplies enough rows for one thread's look at all weights to be a twentieth of it."""
-    return batch * steps >= (32 if storage == "fp32" else 2048) * threads
-
-
-#: Work below which a second thread costs more than it brings, in multiplications.
-WORTH_A_THREAD = 1 << 18
-#: The same of one step, after which the threads that share out hidden units meet: at a place in the machine where they
-#: are far from each other a meeting takes half a microsecond, as long as this many multiplications and more.
-WORTH_A_MEETING = 1 << 15
-
-
-def threads_for(work: int) -> int:
-    """Threads for a number of multiplications: at most torch's, and at most the cores that they can run on."""
-    threads = min(torch.get_num_threads(), work // WORTH_A_THREAD)
-    return min(threads, cores()) if threads > 1 else 1
-
-
-def cores() -> int:
-    """Cores in the affinity mask: more threads than that would wait for each other's cores.
-
-    The system is asked at most four times a second, since asking takes half a microsecond.
-    """
-    return _cores(threading.get_ident(), time.monotonic_ns() >> 28)
-
-
-@functools.lru_cache(maxsize=64)
-def _cores(thread: int, period: int) -> int:
-    del thread, period
-    return int(library().cores())
-
-
-def work(batch: int, steps: int, hidden: int, features: int = 0) -> int:
-    """Multiplications of a direction of a layer; `features` where its input is projected too."""
-    return batch * steps * hidden * (hidden + features + 16) * 4
-
-
-def team(work: int, batch: int, hidden: int) -> tuple[int, bool]:
-    """Threads, and whether they share out rows (nobody waits) or hidden units (all meet once a step)."""
-    threads = threads_for(work)
-    if batch >= 8 * threads or threads == 1:
-        return threads, True
-    threads = min(threads, -(-hidden // library().lanes()), 4 * batch * hidden * hidden // WORTH_A_MEETING)
-    return (threads, False) if threads > 1 else (1, True)

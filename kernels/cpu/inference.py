@@ -7,16 +7,19 @@ later call checks that the parameters are the same and unchanged, and hands over
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Sequence
+import struct
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.graph import increment_version
 
-from ..common.fast_path import watched
-from . import fused, packing
+from ..common.fast_path import intercepted
+from . import packing
 from .build import CHANGED, checked, library
+from .native_arguments import address, fitting
+from .teams import least_long, team
 
 Results = tuple[Tensor, Tensor, Tensor]
 
@@ -45,6 +48,8 @@ class Layers(ctypes.Structure):
     )  # fmt: skip
 
 
+#: `LayersCall` of lstm.cpp, as bytes: ctypes takes a microsecond to convert as many arguments one by one.
+_CALL = struct.Struct("@15q").pack
 #: How the kernel looks whether weights are still what was packed: `lstm_layers`.
 NOT_AT_ALL, SAMPLES, WHOLE = range(3)
 
@@ -57,6 +62,8 @@ class Prepared:
             (4H,), if any.
         features: of a step of the input.
         storage: key of `kernels.cpu.packing.STORAGE`.
+        names: of the parameters in the module, in the same order; none where this serves one call alone.
+        choices: what `at_once` returns beside its results.
 
     Attributes:
         lasting: whether it may be kept for later calls. Not where a parameter had to be copied, or has no version.
@@ -65,17 +72,25 @@ class Prepared:
         RuntimeError: when parameters do not fit each other, which torch's modules let happen.
     """
 
-    def __init__(self, parameters: Sequence[Sequence[tuple[Tensor, ...]]], features: int, *, storage: str) -> None:
+    def __init__(
+        self,
+        parameters: Sequence[Sequence[tuple[Tensor, ...]]],
+        features: int,
+        *,
+        storage: str,
+        names: Sequence[str] = (),
+        choices: tuple[Any, ...] = (),
+    ) -> None:
         flat = [own for layer in parameters for own in layer]
         values = [value for own in flat for value in own]
-        self.features, self.hidden, self._storage = features, values[1].size(1), storage
+        self.features, self.hidden, self.choices = features, values[1].size(1), choices
         self.directions, self.states = len(parameters[0]), len(flat)
-        self.lasting = not any(value.is_inference() or not value.is_contiguous() for value in values)
-        self._forgotten = packing.forgotten()
+        self.lasting = len(names) == len(values) and not any(v.is_inference() or not v.is_contiguous() for v in values)
+        self._forgotten, self._long = packing.forgotten, least_long(storage)
         # Read before the weights are: what is changed meanwhile must not look as if it had been packed.
         self._kept = [
-            (value, value.data_ptr(), value._version, value.shape)  # noqa: SLF001
-            for value in (values if self.lasting else ())
+            (name, value, value.data_ptr(), value._version, value.shape)  # noqa: SLF001
+            for name, value in (zip(names, values, strict=True) if self.lasting else ())
         ]
         self._native = library()
         self._sources = (Source * (2 * len(flat)))()
@@ -86,7 +101,7 @@ class Prepared:
         for index, own in enumerate(flat):
             features = self.features if index < self.directions else self.directions * self.hidden
             self._work += 4 * self.hidden * (self.hidden + features + 16)
-            self._add(index, fused.fitting(own, features, self.hidden), storage)
+            self._add(index, fitting(own, features, self.hidden), storage)
         layers = Layers(
             len(parameters), self.directions, self.features, self.hidden, packing.STORAGE[storage][0],
             ctypes.addressof(self._sources), ctypes.addressof(self._weights),
@@ -100,21 +115,21 @@ class Prepared:
             marks = found.sampled, found.mark
             self._sources[2 * index + offset] = Source(weight.data_ptr(), weight.numel(), *marks)
         biases: Sequence[int | None] = [bias.data_ptr() for bias in own[2:]] or [None, None]
-        scales = [fused.address(found.scale) for found in packed]
+        scales = [address(found.scale) for found in packed]
         self._weights[index] = Direction(*(found.values.data_ptr() for found in packed), *biases, *scales)
         self._held += [packed, [value.detach() for value in own]]
 
-    def stands(self, parameters: Sequence[Tensor | None]) -> bool:
+    def stands(self, parameters: Mapping[str, Tensor | None]) -> bool:
         """Return whether parameters are the same, unchanged as far as torch can tell; the kernel looks at the values.
 
         Args:
-            parameters: those of the module now, in the order in which they were given.
+            parameters: those of the module now, by name.
         """
-        if self._forgotten != packing.forgotten() or len(parameters) != len(self._kept):
+        if self._forgotten != packing.forgotten:
             return False
-        for now, (value, at, version, shape) in zip(parameters, self._kept, strict=True):
+        for name, value, at, version, shape in self._kept:
             if (
-                now is not value
+                parameters.get(name) is not value
                 or value.data_ptr() != at
                 or value._version != version  # noqa: SLF001
                 or value.shape != shape
@@ -123,32 +138,36 @@ class Prepared:
                 return False
         return True
 
-    def takes(self, x: Any, hx: Any, resets: Any = None, *, batch_first: bool = True, step: bool = False) -> bool:
-        """Return whether input and state can be read in place, and only the kernel would have to see the call.
+    def at_once(
+        self, parameters: Mapping[str, Tensor | None], x: Any, hx: Any, *, batch_first: bool
+    ) -> tuple[Results, tuple[Any, ...]] | None:
+        """Run all layers if nothing but the kernel has to see the call, and it can read input and state in place.
 
         Args:
+            parameters: as for `stands`.
             x: what a module was given for input.
             hx: the state that it was given, if any.
-            resets: of a step, the rows that begin anew, if any.
             batch_first: order of x.
-            step: whether x is one step, (batch, features), and the state is to be written too.
-        """
-        if torch.is_grad_enabled() or watched() or torch.is_autocast_enabled("cpu") or not _plain(x):
-            return False
-        shape = x.shape
-        if len(shape) != (2 if step else 3) or shape[-1] != self.features or not x.numel():
-            return False
-        if hx is None:
-            return True
-        h0, c0 = hx
-        wanted = (self.states, shape[0 if batch_first or step else 1], self.hidden)
-        if not (_plain(h0) and _plain(c0) and h0.shape == wanted and c0.shape == wanted):
-            return False
-        if resets is not None and not (_plain(resets, torch.bool) and resets.shape == shape[:1]):
-            return False
-        return not step or (self.directions == 1 and abs(h0.data_ptr() - c0.data_ptr()) >= h0.nbytes)
 
-    def run(
+        Returns:
+            As `run`, and `choices`; None, and nothing done, where the call is not as simple as that.
+        """
+        given = (x,) if hx is None else (x, *hx)
+        if not _readable(given):
+            return None
+        shape = x.shape
+        if len(shape) != 3 or shape[2] != self.features or not x.numel():  # noqa: PLR2004
+            return None
+        h0 = c0 = None
+        if hx is not None:
+            h0, c0 = hx
+            wanted = (self.states, shape[0 if batch_first else 1], self.hidden)
+            if h0.shape != wanted or c0.shape != wanted:
+                return None
+        found = self.run(x, h0, c0, batch_first=batch_first) if self.stands(parameters) else None
+        return found and (found, self.choices)
+
+    def run(  # noqa: PLR0913 - what the kernel takes
         self,
         x: Tensor,
         h0: Tensor | None,
@@ -158,81 +177,89 @@ class Prepared:
         *,
         batch_first: bool,
         fresh: bool = False,
+        in_place: bool = False,
     ) -> Results | None:
         """Run all layers; None, and nothing done, where the weights' values are no longer those that were packed.
 
         Args:
-            x: (batch, steps, features) if batch first, else (steps, batch, features); contiguous float32.
+            x: (batch, steps, features) if batch first, else (steps, batch, features); contiguous float32. One step
+                (batch, features) where the state is updated in place.
             h0: (layers * directions, batch, H) contiguous, or None for zeros.
             c0: the same.
             lengths: (batch,) int32, or None for all steps.
             resets: (directions, steps, batch) bool, contiguous: see `kernels.common.recurrence.Forward`; or None.
             batch_first: order of x and of the output.
             fresh: whether this was prepared just now, so that the values need no look.
+            in_place: whether h0 and c0 are overwritten with h_n and c_n.
 
         Returns:
             Output (as x, with directions * H features), h_n and c_n (layers * directions, batch, H).
         """
-        first, second, _ = x.shape
-        batch, steps = (first, second) if batch_first else (second, first)
-        output = x.new_empty(first, second, self.directions * self.hidden)
-        h_n = x.new_empty(self.states, batch, self.hidden)
-        c_n = x.new_empty(self.states, batch, self.hidden)
-        done = self._call(batch, steps, batch_first, fresh, x, h0, c0, lengths, resets, output, h_n, c_n)
-        return (output, h_n, c_n) if done else None
+        h_n: Tensor
+        c_n: Tensor
+        if in_place:
+            batch, steps = x.size(0), 1
+            output, h_n, c_n = x.new_empty(batch, self.hidden), h0, c0  # type: ignore[assignment]
+        else:
+            first, second, _ = x.shape
+            batch, steps = (first, second) if batch_first else (second, first)
+            output = x.new_empty(first, second, self.directions * self.hidden)
+            h_n, c_n = x.new_empty(self.states, batch, self.hidden), x.new_empty(self.states, batch, self.hidden)
+        threads, by_rows = team(batch * steps * self._work, batch, self.hidden)
+        look = NOT_AT_ALL if fresh else WHOLE if batch * steps >= self._long * threads else SAMPLES
+        status = self._native.lstm_layers(_CALL(
+            self._at, batch, steps, batch_first, threads, by_rows, look, x.data_ptr(),
+            0 if h0 is None else h0.data_ptr(), 0 if c0 is None else c0.data_ptr(),
+            0 if lengths is None else lengths.data_ptr(), 0 if resets is None else resets.data_ptr(),
+            output.data_ptr(), h_n.data_ptr(), c_n.data_ptr(),
+        ))  # fmt: skip
+        if status and checked(self._native, status) == CHANGED:
+            return None
+        if in_place:
+            increment_version((h_n, c_n))
+        return output, h_n, c_n
 
-    def step(self, x: Tensor, h: Tensor, c: Tensor, resets: Tensor | None = None) -> Tensor | None:
-        """One step of all layers, their state updated in place; None, and nothing done, as `run`.
+    def step(
+        self, parameters: Mapping[str, Tensor | None], x: Any, h: Any, c: Any, resets: Any = None
+    ) -> Tensor | None:
+        """Run one step of all layers and update their state in place, if the call is as simple as `at_once` wants it.
 
         Args:
-            x: (batch, features) contiguous float32.
-            h: (layers, batch, H) contiguous, overwritten.
+            parameters: as for `stands`.
+            x: (batch, features).
+            h: (layers, batch, H), overwritten.
             c: the same.
-            resets: (batch,) bool, contiguous: rows whose state is zero before the step; or None.
+            resets: (batch,) bool: rows whose state is zero before the step; or None.
 
         Returns:
-            Output (batch, H), h of the last layer.
+            Output (batch, H), h of the last layer; None, and nothing done, where the call is not as simple as that.
         """
-        batch = x.size(0)
-        output = x.new_empty(batch, self.hidden)
-        if not self._call(batch, 1, True, False, x, h, c, None, resets, output, h, c):
+        if self.directions != 1 or not _readable((x, h, c)):
             return None
-        increment_version((h, c))
-        return output
-
-    def _call(  # noqa: PLR0913, PLR0917 - what the kernel takes
-        self,
-        batch: int,
-        steps: int,
-        batch_first: bool,
-        fresh: bool,
-        x: Tensor,
-        h0: Tensor | None,
-        c0: Tensor | None,
-        lengths: Tensor | None,
-        resets: Tensor | None,
-        output: Tensor,
-        h_n: Tensor,
-        c_n: Tensor,
-    ) -> bool:
-        threads, by_rows = fused.team(batch * steps * self._work, batch, self.hidden)
-        look = NOT_AT_ALL if fresh else WHOLE if fused.long(batch, steps, threads, self._storage) else SAMPLES
-        status = self._native.lstm_layers(
-            self._at, batch, steps, batch_first, threads, by_rows, look,
-            x.data_ptr(), h0 if h0 is None else h0.data_ptr(), c0 if c0 is None else c0.data_ptr(),
-            lengths if lengths is None else lengths.data_ptr(), resets if resets is None else resets.data_ptr(),
-            output.data_ptr(), h_n.data_ptr(), c_n.data_ptr(),
-        )  # fmt: skip
-        return (checked(self._native, status) if status else status) != CHANGED
+        shape = x.shape
+        if len(shape) != 2 or shape[1] != self.features or not x.numel():  # noqa: PLR2004
+            return None
+        wanted = (self.states, shape[0], self.hidden)
+        if h.shape != wanted or c.shape != wanted or abs(h.data_ptr() - c.data_ptr()) < h.nbytes:
+            return None
+        if resets is not None and not (_readable((resets,), torch.bool) and resets.shape == shape[:1]):
+            return None
+        found = self.run(x, h, c, None, resets, batch_first=True, in_place=True) if self.stands(parameters) else None
+        return found and found[0]
 
 
-def _plain(value: Any, dtype: torch.dtype = torch.float32) -> bool:
-    """Return whether it is a tensor that the kernel can read where it lies."""
-    return (
-        type(value) is Tensor
-        and value.dtype is dtype
-        and value.is_cpu
-        and value.layout is torch.strided
-        and value.is_contiguous()
-        and not value.is_neg()
-    )
+def _readable(values: Iterable[Any], dtype: torch.dtype = torch.float32) -> bool:
+    """Return whether these are tensors that the kernel reads where they lie, and nothing else has to see the call."""
+    if torch.is_grad_enabled() or torch.is_autocast_enabled("cpu") or intercepted():
+        return False
+    for value in values:
+        if not (
+            type(value) is Tensor
+            and value.dtype is dtype
+            and value.is_cpu
+            and value.layout is torch.strided
+            and value.is_contiguous()
+            and not value.is_neg()
+        ):
+            return False
+    return True

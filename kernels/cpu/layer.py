@@ -1,120 +1,29 @@
-"""A whole layer by the CPU kernel, its products included: what eager code calls, without gradients and with them.
+"""A whole layer by the CPU kernel with its gradients, products included.
 
 A forward pass is one call of the kernel a direction. A backward pass is another, with the gradients of the weights, and
-a product of oneDNN for the input. Code that is compiled or traced takes the operators of `kernels.ops` instead.
+a product of oneDNN for the input.
 """
 
 from __future__ import annotations
 
 import ctypes
 import functools
-import itertools
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..common.fast_path import stored
+from ..common.recurrence import LayerOptions
 from ..common.transforms import gradients_of
 from .build import library
-from .fused import BackwardArgs, ForwardArgs, address, fitting, long, team, threads_for, work
-from .inference import Prepared
+from .native_arguments import BackwardArgs, ForwardArgs, address, fitting
 from .packing import pack
+from .teams import long, team, threads_for, work
 
-Parameters = Sequence[tuple[Tensor, ...]]
 Results = tuple[Tensor, Tensor, Tensor]
 
 _ONEDNN = torch.backends.mkldnn.is_available()
-
-
-def layer(  # noqa: PLR0913 - a layer's inputs
-    x: Tensor,
-    parameters: Parameters,
-    h0: Tensor | None,
-    c0: Tensor | None,
-    lengths: Tensor | None,
-    resets: Tensor | None = None,
-    *,
-    batch_first: bool,
-    storage: str = "fp32",
-) -> Results:
-    """One layer; keeps what a backward pass needs where one can follow. Packs each direction's own parameters.
-
-    Args:
-        x: (batch, steps, features) if `batch_first`, else (steps, batch, features); float32 on a CPU, not empty.
-        parameters: of each direction weight_ih (4H, features), weight_hh (4H, H), and both biases (4H,), if any; in
-            any memory order.
-        h0: (directions, batch, H), or None for zeros.
-        c0: the same.
-        lengths: (batch,) int32, or None for all steps.
-        resets: (directions, steps, batch) bool: see `kernels.common.recurrence.Forward`; or None.
-        batch_first: order of x and of the output.
-        storage: key of `kernels.cpu.packing.STORAGE`: how the weights are kept.
-
-    Returns:
-        Output (as x, with directions * H features), h_n and c_n (directions, batch, H).
-
-    Raises:
-        RuntimeError: where gradients are needed and the weights are kept in another type than float32; when
-            parameters do not fit x or each other, which torch's modules let happen.
-    """
-    flat = list(itertools.chain(*parameters))
-    needed = torch.is_grad_enabled() and any(value is not None and value.requires_grad for value in (x, h0, c0, *flat))
-    if not needed:
-        prepared = Prepared([parameters], x.size(2), storage=storage)
-        h0, c0, lengths, resets = (v if v is None else v.contiguous() for v in (h0, c0, lengths, resets))
-        found = prepared.run(x.contiguous(), h0, c0, lengths, resets, batch_first=batch_first, fresh=True)
-        return cast("Results", found)
-    if storage != "fp32":
-        msg = (
-            f"weights kept in {storage} have no gradients: call under torch.no_grad() or torch.inference_mode(), "
-            "or use weight_storage='fp32'"
-        )
-        raise RuntimeError(msg)
-    return cast("Results", _Layer.apply(x, h0, c0, lengths, resets, batch_first, len(parameters), *flat))
-
-
-def _forward(
-    x: Tensor,
-    parameters: Parameters,
-    h0: Tensor | None,
-    c0: Tensor | None,
-    lengths: Tensor | None,
-    resets: Tensor | None,
-    batch_first: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Output, h_n, c_n; gates (directions, as x, 4H) and cells (directions, as x, H)."""
-    native = library()
-    x = x.contiguous()
-    first, second, features = x.shape
-    batch, steps = (first, second) if batch_first else (second, first)
-    hidden, directions = parameters[0][1].size(1), len(parameters)
-
-    strides = functools.partial(_strides, batch, steps, batch_first)
-    output = x.new_empty(first, second, directions * hidden)
-    h_n, c_n = x.new_empty(directions, batch, hidden), x.new_empty(directions, batch, hidden)
-    # The projection is overwritten by the gates that come of it, where these are kept.
-    gates = x.new_empty(directions, first, second, 4 * hidden)
-    cells = x.new_empty(directions, first, second, hidden)
-    scratch = x.new_empty(2, batch, hidden)
-    threads, by_rows = team(work(batch, steps, hidden, features), batch, hidden)
-    h0, c0, lengths, resets = (None if v is None else v.contiguous() for v in (h0, c0, lengths, resets))
-    for d, own in enumerate(parameters):
-        weight_ih, weight_hh, *biases = fitting(own, features, hidden)
-        packed_ih, packed = (
-            pack(weight, "forward", whole=long(batch, steps, threads)) for weight in (weight_ih, weight_hh)
-        )
-        bias_ih, bias_hh = (address(bias) for bias in biases) if biases else (None, None)
-        native.lstm_forward(ctypes.byref(ForwardArgs(
-            batch, steps, hidden, d, threads, by_rows, address(gates, d), *strides(4 * hidden), steps,
-            x.data_ptr(), *strides(features), features, packed_ih.values.data_ptr(), bias_ih, bias_hh,
-            packed.values.data_ptr(), None, None, address(h0, d), address(c0, d), address(lengths),
-            output.data_ptr() + 4 * d * hidden, *strides(directions * hidden), address(h_n, d), address(c_n, d),
-            address(gates, d), *strides(4 * hidden), address(cells, d), *strides(hidden), scratch.data_ptr(),
-            address(resets, d),
-        )), 0)  # fmt: skip
-    return output, h_n, c_n, gates, cells
 
 
 def _strides(batch: int, steps: int, batch_first: bool, width: int) -> tuple[int, int]:
@@ -134,33 +43,62 @@ def _product(left: Tensor, right: Tensor) -> Tensor:
     return found
 
 
-class _Layer(torch.autograd.Function):
-    """`layer` with its gradients."""
+class DifferentiableLayer(torch.autograd.Function):
+    """`kernels.cpu.fused.run` with its gradients, as an autograd node; `flat` has each direction's parameters."""
 
     @staticmethod
-    def forward(  # noqa: PLR0913, PLR0917 - a layer's inputs
+    def forward(
         ctx: Any,
         x: Tensor,
         h0: Tensor | None,
         c0: Tensor | None,
         lengths: Tensor | None,
         resets: Tensor | None,
-        batch_first: bool,
-        directions: int,
+        options: LayerOptions,
         *flat: Tensor,
     ) -> Results:
+        """Output, h_n and c_n: one call of the kernel a direction."""
+        native = library()
+        first, second, features = x.shape
+        batch, steps = (first, second) if options.batch_first else (second, first)
+        hidden, directions = flat[1].size(1), options.directions
         each = len(flat) // directions
-        parameters = [flat[d * each : (d + 1) * each] for d in range(directions)]
-        output, h_n, c_n, gates, cells = _forward(x, parameters, h0, c0, lengths, resets, batch_first)
+
+        strides = functools.partial(_strides, batch, steps, options.batch_first)
+        output = x.new_empty(first, second, directions * hidden)
+        h_n, c_n = x.new_empty(directions, batch, hidden), x.new_empty(directions, batch, hidden)
+        # The projection is overwritten by the gates that come of it, where these are kept.
+        gates = x.new_empty(directions, first, second, 4 * hidden)
+        cells = x.new_empty(directions, first, second, hidden)
+        scratch = x.new_empty(2, batch, hidden)
+        threads, by_rows = team(work(batch, steps, hidden, features), batch, hidden)
+        rows = x.contiguous()
+        h, c, ends, anew = (None if v is None else v.contiguous() for v in (h0, c0, lengths, resets))
+        for d in range(directions):
+            weight_ih, weight_hh, *biases = fitting(flat[d * each : (d + 1) * each], features, hidden)
+            packed_ih, packed = (
+                pack(weight, "forward", whole=long(batch, steps, threads)) for weight in (weight_ih, weight_hh)
+            )
+            bias_ih, bias_hh = (address(bias) for bias in biases) if biases else (None, None)
+            native.lstm_forward(ctypes.byref(ForwardArgs(
+                batch, steps, hidden, d, threads, by_rows, address(gates, d), *strides(4 * hidden), steps,
+                rows.data_ptr(), *strides(features), features, packed_ih.values.data_ptr(), bias_ih, bias_hh,
+                packed.values.data_ptr(), None, None, address(h, d), address(c, d), address(ends),
+                output.data_ptr() + 4 * d * hidden, *strides(directions * hidden), address(h_n, d), address(c_n, d),
+                address(gates, d), *strides(4 * hidden), address(cells, d), *strides(hidden), scratch.data_ptr(),
+                address(anew, d),
+            )), 0)  # fmt: skip
+        # Gates (directions, as x, 4H) and cells (directions, as x, H).
         saved = x, h0, c0, lengths, resets, output, gates, cells, *flat
         ctx.save_for_backward(*saved)
         ctx.forms = [value if value is None else (value.shape, value.dtype) for value in saved]
-        ctx.batch_first, ctx.directions = batch_first, directions
+        ctx.options = options
         ctx.set_materialize_grads(False)
         return output, h_n, c_n
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> Any:
+        """Gradients of x, h0, c0 and the parameters."""
         # Asked for once: whoever recomputes or fetches them (checkpointing, offloading) does it at each asking.
         saved = ctx.saved_tensors
         for value, form in zip(saved, ctx.forms, strict=True):
@@ -170,15 +108,14 @@ class _Layer(torch.autograd.Function):
                     f"{tuple(value.shape)} of {value.dtype} on {value.device}"
                 )
                 raise RuntimeError(msg)
-        found = gradients_of(
-            _gradients, grads, *saved[:8], ctx.batch_first, ctx.directions, ctx.needs_input_grad, *saved[8:]
-        )
-        return *found[:3], None, None, None, None, *found[3:]
+        found = gradients_of(_gradients, grads, *saved[:8], ctx.options, ctx.needs_input_grad, *saved[8:])
+        return *found[:3], None, None, None, *found[3:]
 
 
 def _readable(gradient: Tensor) -> Tensor:
-    """Return a gradient in memory as the kernel reads it."""
-    return (gradient if stored(gradient) else gradient.clone()).contiguous()
+    """Return a gradient in memory that holds its values, in the order in which the kernel reads them."""
+    elsewhere = gradient.is_neg() or gradient._is_zerotensor()  # noqa: SLF001 - torch has no public name for it
+    return (gradient.clone() if elsewhere else gradient).contiguous()
 
 
 def _gradients(  # noqa: PLR0913, PLR0917 - all that a layer read and wrote
@@ -193,18 +130,18 @@ def _gradients(  # noqa: PLR0913, PLR0917 - all that a layer read and wrote
     output: Tensor,
     gates: Tensor,
     cells: Tensor,
-    batch_first: bool,
-    directions: int,
+    options: LayerOptions,
     needed: Sequence[bool],
     *flat: Tensor,
 ) -> Any:
     """Gradients of x, h0, c0 and of each direction's parameters; None where there is nothing, or it is not needed."""
     native = library()
     first, second, features = x.shape
-    batch, steps = (first, second) if batch_first else (second, first)
-    hidden, each = cells.size(3), len(flat) // directions
+    batch, steps = (first, second) if options.batch_first else (second, first)
+    hidden, directions = cells.size(3), options.directions
+    each = len(flat) // directions
 
-    strides = functools.partial(_strides, batch, steps, batch_first)
+    strides = functools.partial(_strides, batch, steps, options.batch_first)
     grad_output = torch.zeros_like(output) if grad_output is None else _readable(grad_output)
     grad_h_n, grad_c_n = (None if grad is None else _readable(grad) for grad in (grad_h_n, grad_c_n))
     x, h0, c0, lengths, resets = (None if v is None else v.contiguous() for v in (x, h0, c0, lengths, resets))  # type: ignore[assignment]
@@ -216,7 +153,7 @@ def _gradients(  # noqa: PLR0913, PLR0917 - all that a layer read and wrote
     grads: list[Tensor | None] = []
     for d in range(directions):
         weight_ih, weight_hh = flat[d * each], flat[d * each + 1]
-        wanted = needed[7 + d * each : 7 + (d + 1) * each]
+        wanted = needed[6 + d * each : 6 + (d + 1) * each]
         grad_ih = x.new_empty(4 * hidden, features) if wanted[0] else None
         grad_hh = x.new_empty(4 * hidden, hidden) if wanted[1] else None
         bias = x.new_empty(4 * hidden) if any(wanted[2:]) else None

@@ -37,6 +37,17 @@ struct Layers {
     const Direction* weights;  // of each direction of each layer
 };
 
+// What a caller of lstm_layers hands over, eight bytes each.
+struct LayersCall {
+    const Layers* layers;
+    int64_t batch, steps, batch_first, threads, by_rows;
+    int64_t look;              // at the weights: 0, not at all; 1, by samples of large ones; 2, by all values
+    const float *x, *h0, *c0;  // h0, c0, lengths and resets may be null
+    const int32_t* lengths;
+    const uint8_t* resets;     // (directions, steps, batch)
+    float *output, *h_n, *c_n;
+};
+
 namespace {
 
 // Weights up to this many are always looked at in full, which takes two microseconds.
@@ -115,13 +126,17 @@ int64_t lstm_forward(const Forward* a, int64_t kept) {
 }
 
 // All layers of a module in one team of threads, nothing kept for gradients. h_n and c_n may be the memory of h0 and c0.
-// `resets` is (directions, steps, batch) or null. Where weights no longer have the values that were packed, or x lies in memory that is written or nowhere, it does
-// nothing and returns CHANGED. `look` says how weights are looked at: 0, not at all; 1, by samples of large ones; 2, by
-// all values.
-int64_t lstm_layers(const Layers* a, int64_t batch, int64_t steps, int64_t batch_first, int64_t threads,
-                    int64_t by_rows, int64_t look, const float* x, const float* h0, const float* c0,
-                    const int32_t* lengths, const uint8_t* resets, float* output, float* h_n, float* c_n) {
+// Where weights no longer have the values that were packed, or x lies in memory that is written or nowhere, it does
+// nothing and returns CHANGED.
+int64_t lstm_layers(const LayersCall* call) {
     return guarded([=]() -> int64_t {
+        const Layers* const a = call->layers;
+        const int64_t batch = call->batch, steps = call->steps, batch_first = call->batch_first;
+        const int64_t threads = call->threads, by_rows = call->by_rows, look = call->look;
+        const float *const x = call->x, *const h0 = call->h0, *const c0 = call->c0;
+        const int32_t* const lengths = call->lengths;
+        const uint8_t* const resets = call->resets;
+        float *const output = call->output, *const h_n = call->h_n, *const c_n = call->c_n;
         for (int64_t i = 0; look && i < 2 * a->layers * a->directions; ++i)
             if (!unchanged(a->sources[i], look == 2)) return CHANGED;
         const int64_t hidden = a->hidden, size = batch * hidden, width = a->directions * hidden;
@@ -152,7 +167,7 @@ int64_t lstm_layers(const Layers* a, int64_t batch, int64_t steps, int64_t batch
                     const Direction& own = a->weights[i];
                     const auto step = [=](int64_t numbers) { return batch_first ? numbers : batch * numbers; };
                     const auto row = [=](int64_t numbers, int64_t of) { return batch_first ? of * numbers : numbers; };
-                    const Forward call = {
+                    const Forward direction = {
                         batch, steps, hidden, d, members, by_rows,
                         gates_input, step(4 * hidden), row(4 * hidden, at_once), at_once,
                         from, step(features), row(features, steps), features,
@@ -160,7 +175,7 @@ int64_t lstm_layers(const Layers* a, int64_t batch, int64_t steps, int64_t batch
                         h0 ? h0 + i * size : nullptr, c0 ? c0 + i * size : nullptr, lengths,
                         to + d * hidden, step(width), row(width, steps), h_n + i * size, c_n + i * size,
                         nullptr, 0, 0, nullptr, 0, 0, scratch, resets ? resets + d * steps * batch : nullptr};
-                    walk(&call, a->kept, order, barrier, converted.data(), room, thread, members);
+                    walk(&direction, a->kept, order, barrier, converted.data(), room, thread, members);
                 }
                 from = to;
             }

@@ -53,7 +53,8 @@ class _Entry:
 
 _entries: collections.OrderedDict[tuple[object, ...], _Entry] = collections.OrderedDict()
 _lock = threading.Lock()
-_forgotten = 0
+#: Times that packed weights were dropped: what was kept before the last time must not be used.
+forgotten = 0
 
 
 def pack(weight: Tensor, order: str, storage: str = "fp32", *, whole: bool = True) -> Packed:
@@ -119,12 +120,7 @@ def _pack(weight: Tensor, order: str, storage: str) -> Packed:
 
 def forget() -> None:
     """Drop all packed weights, also those that modules keep."""
-    global _forgotten  # noqa: PLW0603 - a count for the process
+    global forgotten  # noqa: PLW0603 - a count for the process
     with _lock:
         _entries.clear()
-        _forgotten += 1
-
-
-def forgotten() -> int:
-    """Number of times packed weights were dropped: those kept before the last time must not be used."""
-    return _forgotten
+        forgotten += 1

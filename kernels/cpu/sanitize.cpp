@@ -109,14 +109,17 @@ bool run_layers(int64_t batch, int64_t steps, int64_t hidden, int64_t threads, b
     const int64_t size = count * batch * hidden;
     Array x(batch * steps * features), output(batch * steps * width, false), h(size, false), c(size, false);
     const std::unique_ptr<uint8_t[]> resets = some_resets(directions * steps * batch), anew = some_resets(directions * batch);
-    bool good = !lstm_layers(&all, batch, steps, random_bits() % 2, threads, by_rows, 2, x, nullptr, nullptr,
-                             masked ? lengths.get() : nullptr, resets.get(), output, h, c);
+    const LayersCall call = {&all, batch, steps, static_cast<int64_t>(random_bits() % 2), threads, by_rows, 2, x, nullptr, nullptr,
+                             masked ? lengths.get() : nullptr, resets.get(), output, h, c};
+    bool good = !lstm_layers(&call);
     good = good && finite(output, batch * steps * width) && finite(h, size) && finite(c, size);
     Array one(batch * features), next(batch * width, false);
-    good = good && !lstm_layers(&all, batch, 1, 1, threads, by_rows, 1, one, h, c, nullptr, anew.get(), next, h, c);
+    LayersCall step = {&all, batch, 1, 1, threads, by_rows, 1, one, h, c, nullptr, anew.get(), next, h, c};
+    good = good && !lstm_layers(&step);
     good = good && finite(next, batch * width) && finite(h, size) && finite(c, size);
     const_cast<float*>(sources.back().values)[random_bits() % sources.back().count] += 1.0f;
-    return good && lstm_layers(&all, batch, 1, 1, threads, by_rows, 2, one, h, c, nullptr, anew.get(), next, h, c) == CHANGED;
+    step.look = 2;
+    return good && lstm_layers(&step) == CHANGED;
 }
 
 }  // namespace

@@ -134,6 +134,17 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
             temporary.unlink()
 
 
+def sync_folder(folder: Path) -> None:
+    """Bring the folder's list of names to the disk."""
+    # Not every file system lets a folder be synced; the files themselves are safe.
+    with contextlib.suppress(OSError):
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
 def write_whole(path: Path, data: bytes) -> None:
     """Replace a file as a whole, in a folder that is made where it is missing; otherwise as `replacing`."""
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -14,11 +14,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from seq2seq.layers.likelihoods import head_loss
 from seq2seq.layers.padding import Reader, blank, last, valid_mask
 from seq2seq.models.attention_layer import ATTENTIONS, Attention, attention_parameters, attention_products
-from seq2seq.models.base import Extent, Model, Stack, check_bool, check_int, check_run
-from seq2seq.models.encoder_decoder import Seq2SeqConfig
+from seq2seq.models.base import Extent, Model, Stack, check_bool, check_int, checked_target
+from seq2seq.models.encoder_decoder import Seq2SeqConfig, arranged
 
 #: What a decoder may be fed; see `AttentionConfig`.
 FEEDS = ("", "attention", "context")
@@ -238,12 +237,8 @@ class AttentionSeq2Seq(Model):
         Returns:
             The fields of `Seq2SeqResult`. Outputs past a target's length are the head's bias.
         """
-        if target is None:
-            target = source
-            if target_lengths is None:
-                target_lengths = source_lengths
-        check_run(source, target, source_lengths, target_lengths, self.sizes, self.tokens)
-        outputs, state = self.decode(target, self.encode(source, source_lengths), target_lengths)
+        fed, lengths = checked_target(source, target, source_lengths, target_lengths, self.sizes, self.tokens)
+        outputs, state = self.decode(fed, self.encode(source, source_lengths), lengths)
         return outputs, state["hidden"], state["cell"]
 
     @torch.jit.export
@@ -254,7 +249,8 @@ class AttentionSeq2Seq(Model):
             hidden = memory.new_zeros(self.depth, memory.size(0), self.decoder_size)
             cell = torch.zeros_like(hidden)
         elif self.rearranged:
-            hidden, cell = self._arrange(hidden), self._arrange(cell)
+            hidden = arranged(hidden, self.directions, self.depth)
+            cell = arranged(cell, self.directions, self.depth)
         state = {
             "hidden": self.bridge_hidden(hidden),
             "cell": self.bridge_cell(cell),
@@ -288,13 +284,6 @@ class AttentionSeq2Seq(Model):
         """Decode one step."""
         outputs, after = self.decode(value.unsqueeze(1), state, None)
         return outputs.squeeze(1), after
-
-    @torch.jit.unused
-    def loss(self, outputs: Tensor, expected: Tensor, lengths: Tensor | None = None) -> Tensor:
-        """Mean loss per valid step; `head_loss` where the outputs are more than the values."""
-        if self.config.likelihood:
-            return head_loss(self.config.likelihood, outputs, expected, lengths)
-        return super().loss(outputs, expected, lengths)
 
     def _step_by_step(self, x: Tensor, state: dict[str, Tensor], lengths: Tensor | None) -> Tensor:
         """All steps, each fed what the one before found; the state is brought to their end.
@@ -333,9 +322,3 @@ class AttentionSeq2Seq(Model):
     def _combined(self, found: Tensor, context: Tensor) -> Tensor:
         combined: Tensor = self.combine(torch.cat([context, found], -1))
         return torch.tanh(combined)
-
-    def _arrange(self, state: Tensor) -> Tensor:
-        """Encoder state (layers * directions, batch, hidden) -> (decoder layers, batch, directions * hidden)."""
-        if self.directions == 2:  # noqa: PLR2004 - forward and backward
-            state = state.view(-1, 2, state.size(1), state.size(2)).transpose(1, 2).flatten(2)
-        return state[state.size(0) - self.depth :].contiguous()

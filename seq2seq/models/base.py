@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from seq2seq.data.batch import Batch
+from seq2seq.layers.likelihoods import head_loss
 from seq2seq.layers.padding import valid_mask
 from seq2seq.models.family_defaults import FamilyDefaults
 from seq2seq.models.streams import StreamedLSTM
@@ -251,10 +252,12 @@ class Model(nn.Module):
 
     @torch.jit.unused
     def loss(self, outputs: Tensor, expected: Tensor, lengths: Tensor | None = None) -> Tensor:
-        """Mean loss per valid step; `loss_of` unless the family has another.
+        """Mean loss per valid step: `head_loss` where outputs are a distribution's parameters, else `loss_of`.
 
         Over as many as there are expected tokens, or valid steps of real values: what means of batches are weighed by.
         """
+        if self.config.likelihood:
+            return head_loss(self.config.likelihood, outputs, expected, lengths)
         return loss_of(outputs, expected, lengths)
 
 
@@ -320,30 +323,38 @@ def check_lengths(name: str, lengths: Tensor | None, value: Tensor) -> None:
         raise ValueError(f"{name} must lie between 1 and the {value.size(1)} steps given")
 
 
-def check_run(
+def checked_target(
     source: Tensor,
-    target: Tensor,
+    target: Tensor | None,
     source_lengths: Tensor | None,
     target_lengths: Tensor | None,
     sizes: tuple[int, int],
     tokens: tuple[bool, bool],
-) -> None:
-    """Raise TypeError or ValueError for arguments of `run` that do not fit a model or each other.
+) -> tuple[Tensor, Tensor | None]:
+    """Target and its lengths, those of the source when absent, once all arguments of `run` are checked.
 
     Args:
         source: as for `run`.
-        target: as for `run`, present.
+        target: as for `run`.
         source_lengths: as for `run`.
         target_lengths: as for `run`.
         sizes: features of a source step and of a target step.
         tokens: whether each is tokens instead.
+
+    Raises:
+        TypeError, ValueError: for arguments that do not fit a model or each other.
     """
+    if target is None:
+        target = source
+        if target_lengths is None:
+            target_lengths = source_lengths
     check_steps("source", source, sizes[0], tokens[0])
     check_steps("target", target, sizes[1], tokens[1])
     if source.size(0) != target.size(0):
         raise ValueError(f"source has batch {source.size(0)} but target has {target.size(0)}; give both the same")
     check_lengths("source_lengths", source_lengths, source)
     check_lengths("target_lengths", target_lengths, target)
+    return target, target_lengths
 
 
 def check_int(name: str, value: object, least: int) -> None:

@@ -6,7 +6,6 @@ leaves the old checkpoint or the new one. Other files in the folder are left alo
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import hashlib
 import importlib
@@ -23,6 +22,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from kernels.host.output import replacing, sync_folder
 from seq2seq.models.base import Config, Model
 
 CONFIG = "config.json"
@@ -114,7 +114,7 @@ def save_pretrained(model: Model, folder: str | Path, task_state: Mapping[str, A
         aside.rename(folder)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
-    _sync(folder.parent)
+    sync_folder(folder.parent)
 
 
 def from_pretrained(name: str | Path, lstm: Callable[..., nn.RNNBase] = nn.LSTM) -> Checkpoint:
@@ -205,26 +205,9 @@ def _write(folder: Path, name: str, weights: bytes, text: str) -> None:
 
 def _replace(path: Path, data: bytes) -> None:
     """Write a file in one step: at every moment it holds all of the old or all of the new."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.new")
-    try:
-        with temporary.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    _sync(path.parent)
-
-
-def _sync(folder: Path) -> None:
-    """Names are on the disk when the folder is; not every system lets one open a folder."""
-    with contextlib.suppress(OSError):
-        handle = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
+    with replacing(path) as file:
+        file.write(data)
+    sync_folder(path.parent)
 
 
 def _umask() -> int:

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
-from seq2seq.layers.likelihoods import LIKELIHOODS, head_loss
-from seq2seq.models.base import Extent, Model, Stack, check_bool, check_int, check_probability, check_run
+from seq2seq.layers.likelihoods import LIKELIHOODS
+from seq2seq.models.base import Extent, Model, Stack, check_bool, check_int, check_probability, checked_target
 from seq2seq.models.family_defaults import FamilyDefaults
 from seq2seq.models.streams import StreamedLSTM
 
@@ -254,13 +254,9 @@ class Seq2Seq(Model):
         Returns:
             The fields of `Seq2SeqResult`. Outputs past a target's length are those of a zero state.
         """
-        if target is None:
-            target = source
-            if target_lengths is None:
-                target_lengths = source_lengths
         sizes, tokens = (self.source_features, self.target_features), (self.source_tokens, self.target_tokens)
-        check_run(source, target, source_lengths, target_lengths, sizes, tokens)
-        outputs, state = self.decode(target, self.encode(source, source_lengths), target_lengths)
+        fed, lengths = checked_target(source, target, source_lengths, target_lengths, sizes, tokens)
+        outputs, state = self.decode(fed, self.encode(source, source_lengths), lengths)
         return outputs, state["hidden"], state["cell"]
 
     @torch.jit.export
@@ -306,13 +302,6 @@ class Seq2Seq(Model):
         return outputs.squeeze(1), state
 
     @torch.jit.unused
-    def loss(self, outputs: Tensor, expected: Tensor, lengths: Tensor | None = None) -> Tensor:
-        """Mean loss per valid step; `head_loss` where the outputs are more than the values."""
-        if self.config.likelihood:
-            return head_loss(self.config.likelihood, outputs, expected, lengths)
-        return super().loss(outputs, expected, lengths)
-
-    @torch.jit.unused
     def streams(self) -> tuple[StreamedLSTM, ...]:
         """Encoder and decoder, where the encoder reads one way."""
         if self.directions > 1:
@@ -325,11 +314,13 @@ class Seq2Seq(Model):
     def _start(self, hidden: Tensor, cell: Tensor) -> tuple[Tensor, Tensor]:
         """The decoder's first h and c from the encoder's last."""
         if self.rearranged:
-            hidden, cell = self._arrange(hidden), self._arrange(cell)
+            hidden = arranged(hidden, self.directions, self.decoder_layers)
+            cell = arranged(cell, self.directions, self.decoder_layers)
         return self.bridge_hidden(hidden), self.bridge_cell(cell)
 
-    def _arrange(self, state: Tensor) -> Tensor:
-        """Encoder state (layers * directions, batch, hidden) -> (decoder layers, batch, directions * hidden)."""
-        if self.directions == 2:  # noqa: PLR2004 - forward and backward
-            state = state.view(-1, 2, state.size(1), state.size(2)).transpose(1, 2).flatten(2)
-        return state[state.size(0) - self.decoder_layers :].contiguous()
+
+def arranged(state: Tensor, directions: int, layers: int) -> Tensor:
+    """Encoder state (layers * directions, batch, hidden) -> (decoder layers, batch, directions * hidden)."""
+    if directions == 2:  # noqa: PLR2004 - forward and backward
+        state = state.view(-1, 2, state.size(1), state.size(2)).transpose(1, 2).flatten(2)
+    return state[state.size(0) - layers :].contiguous()

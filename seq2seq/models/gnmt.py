@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from seq2seq.layers.padding import Reader, blank, last, valid_mask
 from seq2seq.models.attention_layer import Attention, attention_parameters, attention_products
-from seq2seq.models.base import Extent, Model, Stack, check_int, check_probability, check_run
+from seq2seq.models.base import Extent, Model, Stack, check_int, check_probability, checked_target
 from seq2seq.models.family_defaults import FamilyDefaults
 
 LEAST_LAYERS = 2
@@ -172,15 +172,11 @@ class GNMT(Model):
             Outputs (batch, target steps, output_size), past a target's length the head's bias; each layer's final h,
             (layers, batch, hidden size); and what attention found last, (1, batch, hidden size).
         """
-        if target is None:
-            target = source
-            if target_lengths is None:
-                target_lengths = source_lengths
-        check_run(source, target, source_lengths, target_lengths, self.sizes, self.tokens)
+        fed, lengths = checked_target(source, target, source_lengths, target_lengths, self.sizes, self.tokens)
         state = self.encode(source, source_lengths)
-        outputs, hiddens, _, context = self._decode(target, state, target_lengths)
-        finals = [last(hidden, target_lengths) for hidden in hiddens]
-        return outputs, torch.stack(finals), last(context, target_lengths).unsqueeze(0)
+        outputs, hiddens, _, context = self._decode(fed, state, lengths)
+        finals = [last(hidden, lengths) for hidden in hiddens]
+        return outputs, torch.stack(finals), last(context, lengths).unsqueeze(0)
 
     @torch.jit.export
     def encode(self, source: Tensor, lengths: Tensor | None = None) -> dict[str, Tensor]:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from seq2seq.layers.likelihoods import LIKELIHOODS, head_loss
+from seq2seq.layers.likelihoods import LIKELIHOODS
 from seq2seq.layers.padding import last, valid_mask
 from seq2seq.layers.transformer_layers import DecoderLayer, EncoderLayer, positions
 from seq2seq.models.base import (
@@ -27,8 +27,8 @@ from seq2seq.models.base import (
     check_int,
     check_lengths,
     check_probability,
-    check_run,
     check_steps,
+    checked_target,
 )
 from seq2seq.models.cost import parameters
 from seq2seq.models.family_defaults import FamilyDefaults
@@ -270,21 +270,17 @@ class TransformerSeq2Seq(Model):
             Outputs (batch, target steps, head_size), past a target's length those of a zero state; and what the head
             reads at each target's last step, and the encoder gives at each source's, both (1, batch, hidden_size).
         """
-        if target is None:
-            target = source
-            if target_lengths is None:
-                target_lengths = source_lengths
         sizes, tokens = (self.source_features, self.target_features), (self.source_tokens, self.target_tokens)
-        check_run(source, target, source_lengths, target_lengths, sizes, tokens)
+        fed, lengths = checked_target(source, target, source_lengths, target_lengths, sizes, tokens)
         inside = None if source_lengths is None else valid_mask(source, source_lengths)
         memory = self._encode(source, inside)
         mask = None if inside is None else inside[:, None, None, :]
-        within = None if target_lengths is None else valid_mask(target, target_lengths)
-        x = self._read(self.read_target(self.embed_target(_blank(target, within))), 0)
+        within = None if lengths is None else valid_mask(fed, lengths)
+        x = self._read(self.read_target(self.embed_target(_blank(fed, within))), 0)
         for layer in self.decoder:
             x = layer(x, memory, mask)
         x = _blank(self.decoder_norm(x), within)
-        return self.fc(x), last(x, target_lengths)[None], last(memory, source_lengths)[None]
+        return self.fc(x), last(x, lengths)[None], last(memory, source_lengths)[None]
 
     @torch.jit.export
     def encode(self, source: Tensor, lengths: Tensor | None = None) -> dict[str, Tensor]:
@@ -311,13 +307,6 @@ class TransformerSeq2Seq(Model):
         for number, layer in enumerate(self.decoder):
             x, after[f"self{number}"] = layer.step(x, state[f"self{number}"], state[f"source{number}"], mask)
         return self.fc(self.decoder_norm(x)).squeeze(1), after
-
-    @torch.jit.unused
-    def loss(self, outputs: Tensor, expected: Tensor, lengths: Tensor | None = None) -> Tensor:
-        """Mean loss per valid step; `head_loss` where the outputs are more than the values."""
-        if self.config.likelihood:
-            return head_loss(self.config.likelihood, outputs, expected, lengths)
-        return super().loss(outputs, expected, lengths)
 
     def _encode(self, source: Tensor, inside: Tensor | None) -> Tensor:
         """(batch, source steps, hidden_size); steps past a length are never read."""

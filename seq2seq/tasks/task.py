@@ -19,7 +19,6 @@ DECODERS = ("lstm", "attention", "gnmt", "transformer")
 #: Model families, and sizes of each, that a task may be asked for.
 MODELS = (*DECODERS, "ctc")
 SIZES = ("small", "full")
-SPLITS = ("train", "validation")
 
 
 class Task(Protocol):

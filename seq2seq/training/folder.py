@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-from kernels.host.output import utf8
+from kernels.host.output import replacing, utf8
 
 #: Columns of curve.csv: one row a step, and one a validation, which has the seconds of training until then.
 CURVE = ("step", "epoch", "learning_rate", "loss", "gradient_norm", "validation_loss", "training_s")
@@ -191,13 +191,5 @@ def replace(path: Path, data: bytes) -> None:
     Raises:
         OSError: when it cannot be written; it is unchanged.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.new")
-    try:
-        with temporary.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
+    with replacing(path) as file:
+        file.write(data)
