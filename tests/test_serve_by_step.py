@@ -18,7 +18,6 @@ from bench.records import serving
 from bench.records.schema import Status
 from bench.worker.batching_queue import BatchCounts
 from bench.worker.step_server import JoiningQueue, StepServer
-from seq2seq.data.tokens import END
 from seq2seq.decoding import rows as rows_module
 from seq2seq.decoding.rows import DecodingRows, StepRows
 from seq2seq.decoding.search import greedy
@@ -163,7 +162,6 @@ def test_a_query_decodes_in_a_row_what_it_decodes_alone(variant):
             assert found[query]["tokens"].tolist() == alone.tokens.tolist()
             assert found[query]["scores"].tolist() == pytest.approx(alone.scores.tolist(), rel=1e-4)
             early += alone.tokens.size(1) < most
-            assert (alone.tokens[0, -1] == END) == (alone.tokens.size(1) < most) or alone.tokens.size(1) == most
     assert 0 < early < len(samples)
 
 
@@ -199,8 +197,8 @@ def test_planted_leaks_between_decoding_rows_are_caught(holder, place, defect, m
     assert "step by step" in found.reason
 
 
-def test_values_have_no_end_token():
-    """A decoder of values is refused, by the rows and by the server."""
+def test_what_rows_cannot_decode_is_refused():
+    """A decoder of values, by the rows and by the server; and a beam, of which a row holds one hypothesis."""
     served = Served(WORKLOADS[0])
     with pytest.raises(ValueError, match="no end token ends a query"):
         DecodingRows(served.executable.model, served.library.batch, served.library.lengths, 1)
@@ -209,6 +207,10 @@ def test_values_have_no_end_token():
     assert "no tokens" in server.refuses_model()
     server.case = Case("seed", "reference", "inference", "cpu", 1)
     assert server.refuses_model() is None
+    server.executable, server.case = Decoded().executable, Case("x", "reference", "decode", "cpu", 1)
+    assert server.refuses_model() is None
+    server.executable.beam = 4
+    assert "a beam of 4" in server.refuses_model()
 
 
 @pytest.mark.usefixtures("warm")

@@ -9,10 +9,12 @@ from pathlib import Path
 
 import pytest
 from own_model_kit import PLAIN, written
+from powercap import PlantedPower
 from run_folders import make_run
 
 from bench.__main__ import main
 from bench.console import Console
+from bench.machine import energy
 from bench.records import serving
 from bench.records.schema import Status
 from bench.records.serving import ServingRecord
@@ -178,7 +180,7 @@ def test_a_model_of_ones_own_is_served(tmp_path, capsys):
 
 @pytest.mark.usefixtures("warm")
 @pytest.mark.slow
-def test_planted_variants_are_found_out_under_load(tmp_path, capsys):
+def test_planted_variants_are_found_out_under_load(tmp_path, capsys, monkeypatch):
     """One breaks the bound, one dies under load, in one queries touch each other; the reference has a figure.
 
     The bound needs few queries and short tests, and is wide for the reference on a busy machine.
@@ -189,7 +191,14 @@ def test_planted_variants_are_found_out_under_load(tmp_path, capsys):
     words += ["--largest-batch", "3", "--plugin", str(PLUGIN), "--threads", "1", "--out", str(out), "--seed", "1"]
     for name in ("sleepy", "dying", "leaking"):
         words += ["--variant", name]
-    assert main(words) == 1
+    # A counter of energy in this process, which measures idle power, and in the workers.
+    cap, counted = tmp_path / "cap", tmp_path / "counted.py"
+    counted.write_text(
+        f"from pathlib import Path\nfrom bench.machine import energy\nenergy.POWERCAP = Path({str(cap)!r})\n"
+    )
+    monkeypatch.setattr(energy, "POWERCAP", cap)
+    with PlantedPower(cap, 50.0):
+        assert main([*words, "--plugin", str(counted)]) == 1
     found = {record.variant: record for record in serving.read(out)}
     assert found["reference"].status is Status.OK
     assert found["reference"].qps > 0
@@ -197,6 +206,9 @@ def test_planted_variants_are_found_out_under_load(tmp_path, capsys):
     assert found["reference"].latency_bound_s <= 0.05
     assert found["reference"].latency_ours_s == pytest.approx(found["reference"].latency_bound_s, rel=0.02)
     assert found["reference"].batched_error <= found["reference"].batched_limit
+    assert (found["reference"].energy, found["reference"].power_w) == ("RAPL package-0", pytest.approx(50.0, rel=0.1))
+    assert found["reference"].energy_per_query_j == pytest.approx(50.0 / found["reference"].qps, rel=0.3)
+    assert found["reference"].idle_power_w == pytest.approx(50.0, rel=0.1)
     assert found["sleepy"].qps is None
     assert "the bound does not hold even for one query after the other" in found["sleepy"].reason
     assert found["dying"].status is Status.CRASHED

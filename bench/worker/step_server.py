@@ -81,6 +81,8 @@ class StepServer(Server):
             return "its model is no chain of LSTMs of one direction, so a query cannot go through it a step at a time"
         if self.case.mode == "decode" and not self.executable.model.config.target_vocabulary:
             return "its decoder generates values and no tokens, so no end token ends a query"
+        if self.case.mode == "decode" and self.executable.beam > 1:
+            return f"its workload asks for a beam of {self.executable.beam}, and rows decode greedily"
         return None
 
     @property
