@@ -134,6 +134,20 @@ def test_processes_that_differ_widen_the_interval():
     assert apart.high - apart.low > 5 * (alike.high - alike.low)
 
 
+def test_a_process_that_changed_half_way_explains_nobody_else_s_spread():
+    """Ratios of a run in which one process of five was off by 30 % from its second round on, as the run had them."""
+    found = [
+        [5.64, 5.53, 5.51, 5.37, 5.39, 5.39, 5.41, 5.47, 5.41],
+        [5.38, 5.41, 5.40, 5.39, 5.38, 5.42, 5.43, 9.73],
+        [7.48, 5.42, 5.88, 5.47, 5.50, 5.47, 5.51, 5.58],
+        [5.45, 7.23, 7.37, 7.33, 7.24, 7.47, 7.31],
+        [5.52, 5.47, 5.45, 5.43, 5.48, 5.57, 5.46, 5.76, 5.63, 5.46, 5.39, 5.43, 5.41, 5.43, 5.40, 5.43],
+    ]
+    interval = ratio_interval([np.array(process) for process in found])
+    assert interval.low < 0.9 * interval.value
+    assert interval.high > 1.1 * interval.value
+
+
 def test_rounds_that_resemble_those_before_widen_the_interval():
     """The same rounds say less in an order in which they follow each other than in any other."""
     generator = np.random.default_rng(5)

@@ -280,6 +280,15 @@ def test_disturbed_rounds_are_told(clock):
     assert [r.disturbed for r in found] == [True, False] * 5 + [True] * 3 + [False] * 25
 
 
+def test_rounds_beside_which_the_cores_are_far_apart_are_told(clock, monkeypatch):
+    """A change during a round shows after it, and the one after next is clean again."""
+    monkeypatch.setattr(interference, "STRETCH_S", 0.0095)
+    said = iter(["", "", "far", "", *[""] * 100])
+    found = list(rounds({"a": lasting(clock, 0.001)}, "cpu", 0.02, 0, far=lambda: next(said)))
+    assert [r.beside.why for r in found] == ["", "far", "far", *[""] * (len(found) - 3)]
+    assert [r.disturbed for r in found[:4]] == [False, True, True, False]
+
+
 def test_a_machine_that_is_always_disturbed_ends_with_the_budget(clock):
     """Repeating disturbed rounds has an end."""
     clock.disturbed = [True] * 10_000

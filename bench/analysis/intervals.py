@@ -237,7 +237,8 @@ def _resampled(
     rank = len(values) * share
     errors = [_error(values, rank + len(values) * moved) for moved in shares]
 
-    own_part, between = _between(off, float(np.mean(np.square(errors))))
+    # The median: one process that changed half-way has an error that would explain all others' spread with its own.
+    own_part, between = _between(off, float(np.median(np.square(errors))))
     values, middle = _aligned(processes, own - (1 - own_part) * off, share)
     rank = rank + len(values) * (sizes / sizes.sum()) @ shares
     low, high = (np.interp(rank + side, np.arange(len(values)), values - middle) for side in (-0.75, -0.25))

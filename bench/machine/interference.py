@@ -186,12 +186,21 @@ def judge(before: Reading, after: Reading, device: str = "cpu") -> Interference:
     )
 
 
-def of_round(stretch: Interference, delay_s: float | None, switches: int | None, timed_s: float) -> Interference:
-    """Activity beside one round of a stretch: the stretch's findings, and the waiting of our own threads."""
-    why = stretch.why
-    if delay_s is not None and delayed(delay_s, timed_s):
-        waited = f"a thread of ours waited {1e3 * delay_s:.1f} ms for a core"
-        why = f"{why}; {waited}" if why else waited
+def of_round(
+    stretch: Interference, delay_s: float | None, switches: int | None, timed_s: float, far: str = ""
+) -> Interference:
+    """Activity beside one round of a stretch: the stretch's findings, and those of the round alone.
+
+    Args:
+        stretch: findings of the stretch.
+        delay_s: wait of our own threads for a core in the timed blocks, seconds.
+        switches: times in them that we had to give up a core.
+        timed_s: length of the timed blocks, seconds.
+        far: how the cores were further apart than usual, in words (`bench.machine.core_distance`).
+    """
+    delayed_by = delay_s is not None and delayed(delay_s, timed_s)
+    waited = f"a thread of ours waited {1e3 * (delay_s or 0.0):.1f} ms for a core" if delayed_by else ""
+    why = "; ".join(filter(None, (stretch.why, waited, far)))
     return dataclasses.replace(stretch, why=why, delay_s=delay_s, switches=switches)
 
 

@@ -1,7 +1,8 @@
 """Cold runs of cases: each alone in a fresh process with empty caches of compilers.
 
-Most of a cold run is the import of torch, which says nothing of the case. So several processes are started side by
-side; then they stand still, and each has the machine to itself in its own run.
+Most of a cold run would be the import of torch, which says nothing of the case. So processes are forked from one that
+has imported it, with memory of their own (`bench.machine.own_pages`). Where that cannot be, as on a GPU, several are
+started side by side; then they stand still, and each has the machine to itself in its own run.
 
 The C++ kernel is the same for every case. It is compiled once, as the run is planned or in the first cold run that
 needs it; the others find it compiled, and the seconds that it took count in their first call as in a user's.

@@ -17,6 +17,7 @@ from bench.analysis.figures import figures
 from bench.analysis.intervals import Interval
 from bench.analysis.roofline import Judge
 from bench.console import Console
+from bench.machine.core_distance import CoreDistance
 from bench.machine.energy import Idle
 from bench.plan.cases import REFERENCE, Group
 from bench.records.rounds import Round, Samples
@@ -42,6 +43,7 @@ class Host(Protocol):
     judge: Judge
     watch: Stopwatch
     idle: dict[str, Idle]
+    distance: CoreDistance
 
     def next_seed(self) -> int:
         """Seed of the next seating; the one after it is free too."""
@@ -132,8 +134,10 @@ class Measurement:
                 start = time.perf_counter()
                 if seating.players:
                     device, race = self.cases[0].case.device, racing.Race(seating.players, self._needing)
+                    # What has one thread passes no words.
+                    far = runner.distance.far if device == "cpu" and self.cases[0].case.threads > 1 else None
                     with runner.watch.on("timed rounds"):
-                        rounds += sampling.rounds(seating.players, device, budget_s, seed, race)
+                        rounds += sampling.rounds(seating.players, device, budget_s, seed, race, far)
                     runner.watch.move(sum(found.waited_s for found in rounds), "timed rounds", "waiting")
                 spent_s = time.perf_counter() - start
                 with runner.watch.on("gates"):

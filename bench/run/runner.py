@@ -21,6 +21,7 @@ from typing import Any
 from bench.analysis.roofline import Ceilings, Judge
 from bench.console import Console
 from bench.machine import energy, environment
+from bench.machine.core_distance import CoreDistance
 from bench.plan import own_model
 from bench.plan.cases import Group
 from bench.plan.identity import CaseKey
@@ -88,6 +89,7 @@ class Runner:
         before = self.begun.facts.get("ceilings") or {} if self.begun else {}
         #: The counter of energy of each device before the groups.
         self.idle: dict[str, energy.Idle] = {}
+        self.distance = CoreDistance()
         self.judge = Judge(self._ceilings, {device: Ceilings.of(found) for device, found in before.items()})
 
     def run(self, command: str, more_s: float = 0.0) -> list[Record]:
@@ -122,7 +124,7 @@ class Runner:
             self.folder.write_json("plan.json", content)
         self.folder.write_json("environment.json", facts)
         try:
-            with scratch_folder() as scratch, self.forking():
+            with scratch_folder() as scratch, self.forking(), self.distance:
                 for device in sorted({c.case.device for c in self.plan.left(frozenset() if more_s else self.recorded)}):
                     self.judge.look(device)
                     self.idle[device] = energy.idle(device)

@@ -37,6 +37,8 @@ class Player(Protocol):
 
 #: Returns the variants that continue after a stretch, from the rounds of the seating so far; none ends it.
 Chooser = Callable[[Sequence[Round]], Collection[str]]
+#: Says in words that the cores are further apart than usual (`bench.machine.core_distance`); empty where they are not.
+Far = Callable[[], str]
 
 
 def orders(names: Sequence[str], seed: int) -> Iterator[tuple[str, ...]]:
@@ -57,7 +59,12 @@ def orders(names: Sequence[str], seed: int) -> Iterator[tuple[str, ...]]:
 
 
 def rounds(
-    players: Mapping[str, Player], device: str, budget_s: float, seed: int, chosen: Chooser | None = None
+    players: Mapping[str, Player],
+    device: str,
+    budget_s: float,
+    seed: int,
+    chosen: Chooser | None = None,
+    far: Far | None = None,
 ) -> Iterator[Round]:
     """Yield rounds until no variant needs more or the budget is spent.
 
@@ -69,6 +76,7 @@ def rounds(
         budget_s: wall seconds, waiting for quiet moments included.
         seed: of the order.
         chosen: asked after each stretch; without it all go on to the end of the budget.
+        far: asked between rounds; without it the distance of the cores is not looked at.
     """
     names = list(players)
     order = orders(names, seed)
@@ -77,7 +85,7 @@ def rounds(
     start = time.perf_counter()
     patience_s, waited_s = PATIENCE * budget_s, 0.0
     while True:
-        stretch = list(_stretch(players, order, device, account, start + budget_s))
+        stretch = list(_stretch(players, order, device, account, start + budget_s, far or str))
         for position, found in enumerate(stretch):
             taken.append(dataclasses.replace(found, number=len(taken), waited_s=0.0 if position else waited_s))
             yield taken[-1]
@@ -121,10 +129,16 @@ class _Pass:
     switches: tuple[int | None, ...]
     started: Reading
     ended: Reading
+    far: str
 
 
 def _stretch(
-    players: Mapping[str, Player], order: Iterator[tuple[str, ...]], device: str, account: _Account, end: float
+    players: Mapping[str, Player],
+    order: Iterator[tuple[str, ...]],
+    device: str,
+    account: _Account,
+    end: float,
+    far: Far,
 ) -> Iterator[Round]:
     """Rounds that are judged together: for at least `STRETCH_S`, unless the clock passes `end` before.
 
@@ -133,6 +147,7 @@ def _stretch(
     before = interference.read(account.spent_s)
     after = before
     taken: list[_Pass] = []
+    apart = far()
     while not taken or (after.wall_s - before.wall_s < interference.STRETCH_S and after.wall_s < end):
         started = after
         turns: dict[str, Turn] = {}
@@ -142,13 +157,15 @@ def _stretch(
         after = interference.read(account.spent_s)
         blocks = {name: turn.block for name, turn in turns.items()}
         delays_s = tuple(turn.delay_s for turn in turns.values())
-        taken.append(_Pass(blocks, delays_s, tuple(turn.switches for turn in turns.values()), started, after))
+        before_it, apart = apart, far()
+        given_up = tuple(turn.switches for turn in turns.values())
+        taken.append(_Pass(blocks, delays_s, given_up, started, after, before_it or apart))
     beside = interference.judge(before, after, device)
     for found in taken:
         timed_s = sum(block.timed_s for block in found.blocks.values())
         switches = _total(found.switches)
         alone = interference.of_round(
-            beside, _total(found.delays_s), None if switches is None else int(switches), timed_s
+            beside, _total(found.delays_s), None if switches is None else int(switches), timed_s, found.far
         )
         wall_s = found.ended.wall_s - found.started.wall_s
         yield Round(0, found.blocks, wall_s, beside=alone, order=tuple(found.blocks))

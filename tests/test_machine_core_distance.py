@@ -1,0 +1,59 @@
+"""The distance of two cores: its change is told, and its measurement leaves nothing behind."""
+
+from __future__ import annotations
+
+import os
+import time
+
+import psutil
+import pytest
+
+from bench.machine import core_distance
+from bench.machine.core_distance import CoreDistance
+
+two_cores = pytest.mark.skipif(
+    not hasattr(os, "memfd_create") or len(os.sched_getaffinity(0)) < 2, reason="there is one core, or no way to it"
+)
+
+
+def test_a_change_is_told_against_the_shortest_so_far(monkeypatch):
+    """As it was measured on a virtual machine whose host moved a core; what is not known says nothing."""
+    times = iter([255.0, 250.0, 290.0, None, 610.0, 252.0])
+    monkeypatch.setattr(CoreDistance, "time_ns", lambda _: next(times))
+    distance = CoreDistance()
+    said = [distance.far() for _ in range(6)]
+    assert said == [""] * 4 + ["a word from core to core and back took 610 ns, 250 at best in this run", ""]
+
+
+@two_cores
+def test_a_word_takes_less_than_a_microsecond_or_two():
+    """Of several tries, since others may have a core; this process may run on all cores afterwards."""
+    cores = os.sched_getaffinity(0)
+    with CoreDistance() as distance:
+        found = [time_ns for _ in range(20) if (time_ns := distance.time_ns()) is not None]
+    assert os.sched_getaffinity(0) == cores
+    if not found:
+        pytest.skip("others have the second core")
+    assert 20 < min(found) < 5_000
+
+
+@two_cores
+def test_the_other_side_sleeps_between_two_looks_and_ends_with_the_run(monkeypatch):
+    """Also after a look that it was too late for."""
+    with CoreDistance() as distance:
+        other = psutil.Process(distance._partner.pid)
+        distance.time_ns()
+        monkeypatch.setattr(core_distance, "FIRST_LOOKS", 1)
+        assert distance.time_ns() is None
+        time.sleep(0.1)
+        before = sum(other.cpu_times()[:2])
+        time.sleep(0.3)
+        assert sum(other.cpu_times()[:2]) - before <= 0.01
+    assert not other.is_running()
+
+
+def test_one_core_has_no_distance(monkeypatch):
+    """No process is started, and nothing is said."""
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0}, raising=False)
+    with CoreDistance() as distance:
+        assert (distance.time_ns(), distance.far()) == (None, "")
