@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import Any
+from typing import cast as cast_type
 
 import torch
 from torch import Tensor
@@ -21,6 +22,7 @@ from .common.fast_path import autocast_dtype, unwatched
 from .common.recurrence import resets_of, state_dtype
 from .cpu.inference import Prepared
 from .cpu.layer import layer as cpu_layer
+from .cpu.packing import TRAINED
 from .direct_layers import LayerOptions
 from .direct_layers import layer as direct_layer
 from .lstm_arguments import check_call, check_step, checked_resets, storage_refused
@@ -58,13 +60,15 @@ def run(
     lengths, resets = _masks(x, lengths, resets, directions, batch_first)
     given = [value for value in (x, *(hx or ()), lengths, resets) if value is not None]
     tensors = [*given, *itertools.chain.from_iterable(itertools.chain.from_iterable(parameters))]
-    plain = implementation == dispatch.CPU and unwatched(tensors)
+    # Chosen for bfloat16, it was found to serve this call; what is new since then are the masks.
+    cast = implementation == dispatch.CPU and dtype == torch.bfloat16 and unwatched(given, autocast=True)
+    plain = cast or (implementation == dispatch.CPU and unwatched(tensors))
     if lengths is not None and torch.is_grad_enabled() and not plain:
         # The weights' gradient multiplies the padding by zero, which gives NaN where the padding is NaN.
         x = torch.where(valid_mask(lengths, x, batch_first), x, 0.0)
     dropped = bool(lstm.dropout) and lstm.training and lstm.num_layers > 1
     if plain and not dropped and not (torch.is_grad_enabled() and any(value.requires_grad for value in tensors)):
-        return _infer(lstm, x, hx, lengths, resets, parameters, batch_first)
+        return _infer(lstm, x, hx, lengths, resets, parameters, batch_first, cast)
     past_dispatcher = implementation != dispatch.CPU and lstm.weight_storage == "fp32" and resets is None
     if past_dispatcher and unwatched(tensors, autocast=True):
         options = LayerOptions(lstm.hidden_size, directions, batch_first, implementation, dtype, tf32)
@@ -78,8 +82,9 @@ def run(
             own = slice(number * directions, (number + 1) * directions)
             h0, c0 = hx[0][own], hx[1][own].to(state_dtype(dtype))
         if plain:
+            storage = TRAINED if cast else lstm.weight_storage
             x, h_n, c_n = cpu_layer(
-                x, own_parameters, h0, c0, lengths, resets, batch_first=batch_first, storage=lstm.weight_storage
+                x, own_parameters, h0, c0, lengths, resets, batch_first=batch_first, storage=storage
             )
         elif lstm.weight_storage != "fp32":
             raise RuntimeError(storage_refused(lstm.weight_storage))
@@ -162,7 +167,7 @@ def _masks(
     return lengths, resets
 
 
-def _infer(
+def _infer(  # noqa: PLR0913, PLR0917 - a call's inputs
     lstm: LayeredLSTM,
     x: Tensor,
     hx: State | None,
@@ -170,19 +175,26 @@ def _infer(
     resets: Tensor | None,
     parameters: Sequence[Sequence[tuple[Tensor, ...]]],
     batch_first: bool,
+    cast: bool,
 ) -> tuple[Tensor, State]:
     """All layers without gradients by the CPU kernel, prepared for this call and later ones unless they are."""
-    x = x.contiguous()
-    h0, c0, lengths = (v if v is None else v.contiguous() for v in (*(hx or (None, None)), lengths))
-    kept = lstm.__dict__.get("_kept")
+    h0, c0 = hx or (None, None)
+    if cast:
+        x, h0, c0 = (v if v is None else v.to(torch.float32) for v in (x, h0, c0))  # type: ignore[assignment]
+    x, h0, c0, lengths = (v if v is None else v.contiguous() for v in (x, h0, c0, lengths))  # type: ignore[assignment]
+    # Apart from what calls without autocast take past all of this.
+    slot, storage = ("_kept_cast", "bf16") if cast else ("_kept", lstm.weight_storage)
+    kept = lstm.__dict__.get(slot)
     found = None
     if kept is not None and lstm._stands(kept):  # noqa: SLF001
         found = kept[0].run(x, h0, c0, lengths, resets, batch_first=batch_first)
     if found is None:
-        prepared = Prepared(parameters, x.size(2), storage=lstm.weight_storage)
-        lstm.__dict__["_kept"] = (prepared, lstm.choices) if prepared.lasting else None
+        prepared = Prepared(parameters, x.size(2), storage=storage)
+        lstm.__dict__[slot] = (prepared, lstm.choices) if prepared.lasting else None
         found = prepared.run(x, h0, c0, lengths, resets, batch_first=batch_first, fresh=True)
-    output, h_n, c_n = cast("tuple[Tensor, Tensor, Tensor]", found)
+    output, h_n, c_n = cast_type("tuple[Tensor, Tensor, Tensor]", found)
+    if cast:
+        output, h_n, c_n = (value.to(torch.bfloat16) for value in (output, h_n, c_n))
     return output, (h_n, c_n)
 
 
@@ -283,6 +295,24 @@ def _sum(first: Tensor, second: Tensor) -> Tensor:
     if not torch.is_grad_enabled():
         return first + second
     return torch.cat((first, second)).view(2, -1).sum(0)
+
+
+def casts_itself(lstm: LayeredLSTM, x: Tensor, tensors: Sequence[Tensor]) -> bool:
+    """Return whether the CPU kernel can round to autocast's bfloat16 itself: float32 weights in a plain eager call.
+
+    Args:
+        lstm: holds the options.
+        x: its input.
+        tensors: all that the call is on, the input too.
+    """
+    return (
+        x.device.type == "cpu"
+        and autocast_dtype(x.device) == torch.bfloat16
+        and x.dtype in {torch.float32, torch.bfloat16}
+        and lstm.weight_ih_l0.dtype == torch.float32
+        and lstm.weight_storage == "fp32"
+        and unwatched(tensors, autocast=True)
+    )
 
 
 def computed_dtype(x: Tensor) -> torch.dtype:

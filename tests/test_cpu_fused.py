@@ -196,7 +196,7 @@ def test_lengths_beyond_the_steps_reach_no_other_memory() -> None:
         room = torch.full((5, 2, 10), float("nan"))
         room[:4] = output
         given = x, None, None, torch.full((2,), 2**30, dtype=torch.int32), None, room[:4], gates, cells
-        found = layer._gradients(torch.ones(4, 2, 10), None, None, *given, False, 2, [True] * 15, *flat)
+        found = layer._gradients(torch.ones(4, 2, 10), None, None, *given, False, "fp32", 2, [True] * 16, *flat)
     expected = torch.autograd.grad(lstm(x)[0].sum(), flat)
     torch.testing.assert_close(found[3:], expected)
 

@@ -30,6 +30,7 @@ class Problem:
         multiprocessors: programs of one block each that surely run at the same time; 0 on a CPU.
         gpu: name of the GPU as torch reports it, by which its table is found; empty on a CPU.
         resets: whether rows of the batch begin anew in the middle of the steps.
+        autocast: whether the tensors are float32, in a plain eager call under autocast to `dtype`.
     """
 
     device: str
@@ -45,6 +46,7 @@ class Problem:
     multiprocessors: int = 0
     gpu: str = ""
     resets: bool = False
+    autocast: bool = False
 
 
 @dataclass(frozen=True)
@@ -152,9 +154,12 @@ def problem_on(  # noqa: PLR0913, PLR0917 - the fields of a problem
     masked: bool,
     tf32: bool,
     resets: bool = False,
+    autocast: bool = False,
 ) -> Problem:
     """The problem on a device, with what is to be known of that; kept, since it is asked for several times a call."""
-    problem = Problem(device.type, dtype, batch, steps, hidden_size, directions, saves, masked, tf32, resets=resets)
+    problem = Problem(
+        device.type, dtype, batch, steps, hidden_size, directions, saves, masked, tf32, resets=resets, autocast=autocast
+    )
     return on_device(problem, device)
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..common.recurrence import Backward, Forward, Problem
 from .build import BuildError, library
-from .packing import STORAGE, pack
+from .packing import KEPT, STORAGE, TRAINED, pack
 
 _pointer = ctypes.c_void_p
 _number = ctypes.c_int64
@@ -66,27 +66,28 @@ def refuses(problem: Problem, *, backward: bool = False) -> str | None:
     del backward
     if problem.device != "cpu":
         return f"the fused CPU kernel runs on CPU tensors, these are on {problem.device}"
-    if problem.dtype != torch.float32:
+    cast = problem.autocast and problem.dtype == torch.bfloat16
+    if problem.dtype != torch.float32 and not cast:
         return f"the fused CPU kernel computes in float32, these are {str(problem.dtype).removeprefix('torch.')}"
     try:
-        library()
+        hindrance = storage_hindrance(TRAINED)
     except BuildError as error:
         return str(error)
-    return None
+    return f"for autocast to bfloat16 {hindrance}" if cast and hindrance else None
 
 
 def instructions(storage: str = "fp32") -> str:
-    """Instructions that multiply weights kept as a key of `kernels.cpu.packing.STORAGE`, as built for this machine."""
-    return str(library().instructions(STORAGE[storage][0]).decode())
+    """Instructions that multiply weights kept as a key of `kernels.cpu.packing.KEPT`, as built for this machine."""
+    return str(library().instructions(KEPT[storage][0]).decode())
 
 
 def storage_hindrance(storage: str) -> str | None:
-    """Reason why weights cannot be kept as a key of `kernels.cpu.packing.STORAGE` on this machine, or None.
+    """Reason why weights cannot be kept as a key of `kernels.cpu.packing.KEPT` on this machine, or None.
 
     Raises:
         BuildError: where the kernel cannot be built.
     """
-    return str(library().hindrance(STORAGE[storage][0]).decode()) or None
+    return str(library().hindrance(KEPT[storage][0]).decode()) or None
 
 
 def forward(args: Forward, storage: str = "fp32") -> None:
@@ -124,7 +125,7 @@ def backward(args: Backward) -> None:
             *strided(args.gates[:, :, d]), *strided(args.cells[:, :, d]), *strided(args.grad_output[:, :, d]),
             address(args.grad_h_n, d), address(args.grad_c_n, d), *strided(args.grad_gates[:, :, d]),
             address(args.grad_h0, d), address(args.grad_c0, d), resets=address(args.resets, d),
-        )))  # fmt: skip
+        )), STORAGE["fp32"][0])  # fmt: skip
 
 
 def strided(value: Tensor | None) -> tuple[int | None, int, int]:

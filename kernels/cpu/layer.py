@@ -20,7 +20,7 @@ from ..common.transforms import gradients_of
 from .build import library
 from .fused import BackwardArgs, ForwardArgs, address, fitting, long, team, threads_for, work
 from .inference import Prepared
-from .packing import pack
+from .packing import KEPT, TRAINED, pack
 
 Parameters = Sequence[tuple[Tensor, ...]]
 Results = tuple[Tensor, Tensor, Tensor]
@@ -50,32 +50,44 @@ def layer(  # noqa: PLR0913 - a layer's inputs
         lengths: (batch,) int32, or None for all steps.
         resets: (directions, steps, batch) bool: see `kernels.common.recurrence.Forward`; or None.
         batch_first: order of x and of the output.
-        storage: key of `kernels.cpu.packing.STORAGE`: how the weights are kept.
+        storage: key of `kernels.cpu.packing.KEPT`: how the weights are kept. With `TRAINED` tensors may be of other
+            types too, and are rounded to bfloat16 where they are multiplied, in both passes.
 
     Returns:
-        Output (as x, with directions * H features), h_n and c_n (directions, batch, H).
+        Output (as x, with directions * H features), h_n and c_n (directions, batch, H); float32, with `TRAINED`
+        bfloat16.
 
     Raises:
         RuntimeError: where gradients are needed and the weights are kept in another type than float32; when
             parameters do not fit x or each other, which torch's modules let happen.
     """
+    if storage == TRAINED:
+        x, h0, c0 = (v if v is None else v.to(torch.float32) for v in (x, h0, c0))  # type: ignore[assignment]
     flat = list(itertools.chain(*parameters))
     needed = torch.is_grad_enabled() and any(value is not None and value.requires_grad for value in (x, h0, c0, *flat))
     if not needed:
         prepared = Prepared([parameters], x.size(2), storage=storage)
         h0, c0, lengths, resets = (v if v is None else v.contiguous() for v in (h0, c0, lengths, resets))
-        found = prepared.run(x.contiguous(), h0, c0, lengths, resets, batch_first=batch_first, fresh=True)
-        return cast("Results", found)
-    if storage != "fp32":
+        found = cast(
+            "Results", prepared.run(x.contiguous(), h0, c0, lengths, resets, batch_first=batch_first, fresh=True)
+        )
+        return _rounded(found) if storage == TRAINED else found
+    if storage not in {"fp32", TRAINED}:
         msg = (
             f"weights kept in {storage} have no gradients: call under torch.no_grad() or torch.inference_mode(), "
             "or use weight_storage='fp32'"
         )
         raise RuntimeError(msg)
-    return cast("Results", _Layer.apply(x, h0, c0, lengths, resets, batch_first, len(parameters), *flat))
+    return cast("Results", _Layer.apply(x, h0, c0, lengths, resets, batch_first, storage, len(parameters), *flat))
 
 
-def _forward(
+def _rounded(results: Results) -> Results:
+    """Results as autocast has them."""
+    output, h_n, c_n = (value.to(torch.bfloat16) for value in results)
+    return output, h_n, c_n
+
+
+def _forward(  # noqa: PLR0913, PLR0917 - a layer's inputs
     x: Tensor,
     parameters: Parameters,
     h0: Tensor | None,
@@ -83,6 +95,7 @@ def _forward(
     lengths: Tensor | None,
     resets: Tensor | None,
     batch_first: bool,
+    storage: str = "fp32",
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Output, h_n, c_n; gates (directions, as x, 4H) and cells (directions, as x, H)."""
     native = library()
@@ -103,7 +116,7 @@ def _forward(
     for d, own in enumerate(parameters):
         weight_ih, weight_hh, *biases = fitting(own, features, hidden)
         packed_ih, packed = (
-            pack(weight, "forward", whole=long(batch, steps, threads)) for weight in (weight_ih, weight_hh)
+            pack(weight, "forward", storage, whole=long(batch, steps, threads)) for weight in (weight_ih, weight_hh)
         )
         bias_ih, bias_hh = (address(bias) for bias in biases) if biases else (None, None)
         native.lstm_forward(ctypes.byref(ForwardArgs(
@@ -113,7 +126,7 @@ def _forward(
             output.data_ptr() + 4 * d * hidden, *strides(directions * hidden), address(h_n, d), address(c_n, d),
             address(gates, d), *strides(4 * hidden), address(cells, d), *strides(hidden), scratch.data_ptr(),
             address(resets, d),
-        )), 0)  # fmt: skip
+        )), KEPT[storage][0])  # fmt: skip
     return output, h_n, c_n, gates, cells
 
 
@@ -146,18 +159,19 @@ class _Layer(torch.autograd.Function):
         lengths: Tensor | None,
         resets: Tensor | None,
         batch_first: bool,
+        storage: str,
         directions: int,
         *flat: Tensor,
     ) -> Results:
         each = len(flat) // directions
         parameters = [flat[d * each : (d + 1) * each] for d in range(directions)]
-        output, h_n, c_n, gates, cells = _forward(x, parameters, h0, c0, lengths, resets, batch_first)
+        output, h_n, c_n, gates, cells = _forward(x, parameters, h0, c0, lengths, resets, batch_first, storage)
         saved = x, h0, c0, lengths, resets, output, gates, cells, *flat
         ctx.save_for_backward(*saved)
         ctx.forms = [value if value is None else (value.shape, value.dtype) for value in saved]
-        ctx.batch_first, ctx.directions = batch_first, directions
+        ctx.batch_first, ctx.storage, ctx.directions = batch_first, storage, directions
         ctx.set_materialize_grads(False)
-        return output, h_n, c_n
+        return _rounded((output, h_n, c_n)) if storage == TRAINED else (output, h_n, c_n)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> Any:
@@ -170,15 +184,14 @@ class _Layer(torch.autograd.Function):
                     f"{tuple(value.shape)} of {value.dtype} on {value.device}"
                 )
                 raise RuntimeError(msg)
-        found = gradients_of(
-            _gradients, grads, *saved[:8], ctx.batch_first, ctx.directions, ctx.needs_input_grad, *saved[8:]
-        )
-        return *found[:3], None, None, None, None, *found[3:]
+        options = ctx.batch_first, ctx.storage, ctx.directions, ctx.needs_input_grad
+        found = gradients_of(_gradients, grads, *saved[:8], *options, *saved[8:])
+        return *found[:3], None, None, None, None, None, *found[3:]
 
 
 def _readable(gradient: Tensor) -> Tensor:
     """Return a gradient in memory as the kernel reads it."""
-    return (gradient if stored(gradient) else gradient.clone()).contiguous()
+    return (gradient if stored(gradient) else gradient.clone()).to(torch.float32).contiguous()
 
 
 def _gradients(  # noqa: PLR0913, PLR0917 - all that a layer read and wrote
@@ -194,6 +207,7 @@ def _gradients(  # noqa: PLR0913, PLR0917 - all that a layer read and wrote
     gates: Tensor,
     cells: Tensor,
     batch_first: bool,
+    storage: str,
     directions: int,
     needed: Sequence[bool],
     *flat: Tensor,
@@ -209,18 +223,18 @@ def _gradients(  # noqa: PLR0913, PLR0917 - all that a layer read and wrote
     grad_h_n, grad_c_n = (None if grad is None else _readable(grad) for grad in (grad_h_n, grad_c_n))
     x, h0, c0, lengths, resets = (None if v is None else v.contiguous() for v in (x, h0, c0, lengths, resets))  # type: ignore[assignment]
     output, gates, cells = (value.contiguous() for value in (output, gates, cells))
-    grad_gates = torch.empty_like(gates)
+    grad_gates = torch.empty_like(gates, dtype=KEPT[storage][1])
     grad_h0, grad_c0 = x.new_empty(directions, batch, hidden), x.new_empty(directions, batch, hidden)
     threads, by_rows = team(work(batch, steps, hidden), batch, hidden)
     grad_x: Tensor | None = None
     grads: list[Tensor | None] = []
     for d in range(directions):
         weight_ih, weight_hh = flat[d * each], flat[d * each + 1]
-        wanted = needed[7 + d * each : 7 + (d + 1) * each]
+        wanted = needed[8 + d * each : 8 + (d + 1) * each]
         grad_ih = x.new_empty(4 * hidden, features) if wanted[0] else None
         grad_hh = x.new_empty(4 * hidden, hidden) if wanted[1] else None
         bias = x.new_empty(4 * hidden) if any(wanted[2:]) else None
-        packed = pack(weight_hh.contiguous(), "backward", whole=long(batch, steps, threads))
+        packed = pack(weight_hh.contiguous(), "backward", storage, whole=long(batch, steps, threads))
         native.lstm_backward(ctypes.byref(BackwardArgs(
             batch, steps, hidden, d, threads, by_rows, packed.values.data_ptr(), address(c0, d), address(lengths),
             address(gates, d), *strides(4 * hidden), address(cells, d), *strides(hidden),
@@ -231,9 +245,9 @@ def _gradients(  # noqa: PLR0913, PLR0917 - all that a layer read and wrote
             output.data_ptr() + 4 * d * hidden, *strides(directions * hidden),
             address(h0, d), address(grad_ih), address(grad_hh), address(bias),
             threads_for(work(batch, steps, hidden, features)), address(resets, d),
-        )))  # fmt: skip
+        )), KEPT[storage][0])  # fmt: skip
         if needed[0]:
-            share = _product(grad_gates[d].view(-1, 4 * hidden), weight_ih)
+            share = _product(grad_gates[d].view(-1, 4 * hidden), weight_ih.to(grad_gates.dtype)).to(x.dtype)
             grad_x = share if grad_x is None else grad_x.add_(share)
         # One sum serves both biases, and each has memory of its own: a caller may change one gradient in place.
         biases = [] if each == 2 else [bias, bias if bias is None else bias.clone()]  # noqa: PLR2004 - without biases

@@ -19,6 +19,10 @@ STORAGE = {
     "int8": (2, torch.int8),
     "split": (3, torch.bfloat16),
 }
+#: How training under autocast to bf16 keeps them, which no module is asked for: bf16, with gradients.
+TRAINED = "bf16-trained"
+#: All of them.
+KEPT = STORAGE | {TRAINED: (4, torch.bfloat16)}
 #: Packed weights remembered at most; a model has two a layer and direction.
 LIMIT = 256
 #: Weights up to this many are always looked at in full, which takes two microseconds.
@@ -65,8 +69,8 @@ def pack(weight: Tensor, order: str, storage: str = "fp32", *, whole: bool = Tru
 
     Args:
         weight: (4H, depth), contiguous float32.
-        order: `forward`, or `backward` (square weights, float32 alone).
-        storage: key of `STORAGE`.
+        order: `forward`, or `backward` (square weights, as `fp32` or `TRAINED`).
+        storage: key of `KEPT`.
         whole: look at all values. Else 128 samples of more than `SMALL` have to do, for calls so short that reading
             the weights once more would be felt; a change behind the counter that spares them goes unnoticed.
     """
@@ -99,12 +103,12 @@ def pack(weight: Tensor, order: str, storage: str = "fp32", *, whole: bool = Tru
 def _pack(weight: Tensor, order: str, storage: str) -> Packed:
     rows, depth = weight.shape
     hidden, lanes = rows // 4, library().lanes()
-    number, dtype = STORAGE[storage]
+    number, dtype = KEPT[storage]
     # Before they are read: what is changed meanwhile must not look as if it had been packed.
     marks = library().mark(weight.data_ptr(), weight.numel()), library().mark_all(weight.data_ptr(), weight.numel())
     if order == "backward":
-        values = torch.empty(-(-hidden // lanes) * lanes * rows, dtype=torch.float32, device="cpu")
-        library().pack_backward(weight.data_ptr(), values.data_ptr(), hidden)
+        values = torch.empty(-(-hidden // lanes) * lanes * rows, dtype=dtype, device="cpu")
+        library().pack_backward(weight.data_ptr(), values.data_ptr(), hidden, number)
         return Packed(values, None, *marks)
     if reason := library().hindrance(number).decode():
         msg = f"weight_storage={storage!r} cannot be used here: {reason}; use 'fp32'"
