@@ -92,32 +92,35 @@ def pack(weight: Tensor, order: str, storage: str = "fp32", *, whole: bool = Tru
     packed = _pack(weight, order, storage)
     entry = _Entry(StorageWeakRef(weight.untyped_storage()), weight._version, packed)  # noqa: SLF001
     with _lock:
+        new = key not in _entries
         _entries[key] = entry
         while len(_entries) > LIMIT:
             _entries.popitem(last=False)
-        for dead in [k for k, e in _entries.items() if e.storage.expired()]:
+        # Not where an entry was replaced, which training does at each step.
+        for dead in [k for k, e in _entries.items() if e.storage.expired()] if new else ():
             del _entries[dead]
     return packed
 
 
 def _pack(weight: Tensor, order: str, storage: str) -> Packed:
     rows, depth = weight.shape
-    hidden, lanes = rows // 4, library().lanes()
+    native, at, count = library(), weight.data_ptr(), weight.numel()
+    hidden, lanes = rows // 4, native.lanes()
     number, dtype = KEPT[storage]
     # Before they are read: what is changed meanwhile must not look as if it had been packed.
-    marks = library().mark(weight.data_ptr(), weight.numel()), library().mark_all(weight.data_ptr(), weight.numel())
+    marks = native.mark(at, count), native.mark_all(at, count)
     if order == "backward":
         values = torch.empty(-(-hidden // lanes) * lanes * rows, dtype=dtype, device="cpu")
-        library().pack_backward(weight.data_ptr(), values.data_ptr(), hidden, number)
+        native.pack_backward(at, values.data_ptr(), hidden, number)
         return Packed(values, None, *marks)
-    if reason := library().hindrance(number).decode():
+    if reason := native.hindrance(number).decode():
         msg = f"weight_storage={storage!r} cannot be used here: {reason}; use 'fp32'"
         raise RuntimeError(msg)
-    bytes_ = library().packed_bytes(hidden, depth, number)
+    bytes_ = native.packed_bytes(hidden, depth, number)
     values = torch.empty(bytes_ // dtype.itemsize, dtype=dtype, device="cpu")
     scale = torch.empty(rows, dtype=torch.float32, device="cpu") if storage == "int8" else None
-    at = None if scale is None else scale.data_ptr()
-    library().pack_forward(weight.data_ptr(), values.data_ptr(), at, hidden, depth, number)
+    scale_at = None if scale is None else scale.data_ptr()
+    native.pack_forward(at, values.data_ptr(), scale_at, hidden, depth, number)
     return Packed(values, scale, *marks)
 
 
