@@ -31,6 +31,7 @@ from .common.recurrence import (
     problem_on,
 )
 from .cpu import fused
+from .cpu.packing import TRAINED
 from .estimate import estimate_s
 
 #: Modules that bring a kernel: `forward(args, config)` and `backward(args, config)`, `refuses`, `configs`, `launches`.
@@ -201,7 +202,7 @@ def _choose(
     if implementation in {"auto", "triton"}:
         name, reason = _auto(problem, refused, later, backward=backward, device=device)
         config = _config(problem, name, backward, device)
-        return Choice(name, reason, MappingProxyType(refused), _instructions(name), config)
+        return Choice(name, reason, MappingProxyType(refused), _instructions(name, problem), config)
     refused = later | refused
     if implementation in refused:
         instead = [name for name in IMPLEMENTATIONS if name not in refused and name not in {"triton", "loop", PADDED}]
@@ -211,7 +212,8 @@ def _choose(
         )
         raise ValueError(msg)
     config = _config(problem, implementation, backward, device)
-    return Choice(implementation, "asked for", MappingProxyType(refused), _instructions(implementation), config)
+    multiplies = _instructions(implementation, problem)
+    return Choice(implementation, "asked for", MappingProxyType(refused), multiplies, config)
 
 
 def _config(problem: Problem, implementation: str, backward: bool, device: str) -> Any:
@@ -219,8 +221,10 @@ def _config(problem: Problem, implementation: str, backward: bool, device: str) 
     return _choose_config(problem, implementation, backward, device) if on_gpu else None
 
 
-def _instructions(implementation: str) -> str:
-    return fused.instructions() if implementation == CPU else ""
+def _instructions(implementation: str, problem: Problem) -> str:
+    if implementation != CPU:
+        return ""
+    return fused.instructions("fp32" if not problem.autocast else TRAINED if problem.saves else "bf16")
 
 
 def _refusals(problem: Problem, *, backward: bool, interpreted: bool) -> dict[str, str]:
@@ -268,10 +272,13 @@ def _auto(
     after = [name for name in MODULES if name not in later]
     vendor = "vendor" not in refused
     why = None
-    if CPU not in refused and (backward or CPU not in later):
-        return CPU, "the fused kernel serves float32 on a CPU"
+    serves = CPU not in refused and (backward or CPU not in later)
+    if serves and not (vendor and problem.autocast and _has_tiles()):
+        return CPU, f"the fused kernel serves {'autocast to bfloat16' if problem.autocast else 'float32'} on a CPU"
     if problem.device == "cpu":
-        why = refused[CPU]
+        why = refused.get(
+            CPU, "under autocast to bfloat16 oneDNN trains by matrix tiles (AMX), the fused kernel does not"
+        )
     elif problem.device != "cuda":
         why = f"Triton's kernels are for GPUs, and the tensors are on {problem.device!r}"
     elif not serving:
@@ -301,6 +308,11 @@ def _auto(
         return best_vendor, f"measured {where}: {both}"
     note = "; torch's own cannot be called here" if own[best_vendor] < ours else ""
     return name, f"measured {where}: {both}{note}"
+
+
+def _has_tiles() -> bool:
+    """Return whether this processor multiplies bf16 by tiles, which the fused kernel has for inference alone."""
+    return fused.instructions("bf16") != fused.instructions(TRAINED)
 
 
 def _fastest(

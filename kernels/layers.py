@@ -21,6 +21,8 @@ from . import torch_lstm as vendor
 from .common.fast_path import autocast_dtype, unwatched
 from .common.recurrence import LayerOptions, resets_of, state_dtype
 from .cpu import fused
+from .cpu.layer import rounded
+from .cpu.packing import TRAINED
 from .direct_layers import layer as direct_layer
 from .lstm_arguments import check_call, check_step, checked_resets, storage_refused
 from .torch_lstm import State, permuted, valid_mask
@@ -64,9 +66,8 @@ def run(
         resets: bool, the first two dimensions of x: true where a step begins a new sequence; nowhere when None.
         batch_first: order of the first two dimensions.
     """
-    dtype, directions = computed_dtype(x.device, x.dtype), 2 if lstm.bidirectional else 1
-    tf32, storage = lstm.tf32(x.device, dtype), lstm.weight_storage
-    options = LayerOptions(lstm.hidden_size, directions, batch_first, implementation, dtype, tf32, storage)
+    options = _options(lstm, x, implementation, batch_first)
+    directions = options.directions
     parameters = [lstm._parameters_of(layer) for layer in range(lstm.num_layers)]  # noqa: SLF001 - it is the module's own part
     if lengths is not None or resets is not None:
         lengths, resets = _masks(x, lengths, resets, directions, batch_first)
@@ -110,6 +111,16 @@ def run(
     return x, (torch.cat(hidden), torch.cat(cell))
 
 
+def _options(lstm: LayeredLSTM, x: Tensor, implementation: str, batch_first: bool) -> LayerOptions:
+    """Return what all layers of a call share."""
+    dtype, directions = computed_dtype(x.device, x.dtype), 2 if lstm.bidirectional else 1
+    # The CPU kernel was chosen for bfloat16 where it rounds as autocast does (`casts_itself`).
+    storage = TRAINED if implementation == dispatch.CPU and dtype == torch.bfloat16 else lstm.weight_storage
+    return LayerOptions(
+        lstm.hidden_size, directions, batch_first, implementation, dtype, lstm.tf32(x.device, dtype), storage
+    )
+
+
 def _way(
     options: LayerOptions,
     tensors: Sequence[Tensor],
@@ -133,7 +144,7 @@ def _way(
     """
     on_cpu = options.implementation == dispatch.CPU
     served = on_cpu or (not resets and options.storage == "fp32")
-    if not (served and unwatched(tensors, autocast=not on_cpu)):
+    if not (served and unwatched(tensors, autocast=not on_cpu or options.storage == TRAINED)):
         return Way.OPERATORS
     if on_cpu:
         at_once = not gradients
@@ -152,7 +163,7 @@ def _by_operator(
     options: LayerOptions,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Output, h_n and c_n of one layer by the operator of `kernels.ops`; arguments as for `fused.run`."""
-    if options.storage != "fp32":
+    if options.storage not in {"fp32", TRAINED}:
         raise RuntimeError(storage_refused(options.storage))
     weight_ih, weight_hh, bias = _stacked(parameters)
     gates_input = functional.linear(x, weight_ih, bias).unflatten(-1, (options.directions, 4 * options.hidden))
@@ -230,17 +241,23 @@ def _infer(
     options: LayerOptions,
 ) -> tuple[Tensor, State]:
     """All layers without gradients by the CPU kernel, prepared for this call and later ones unless they are."""
-    x = x.contiguous()
-    h0, c0, lengths = (v if v is None else v.contiguous() for v in (*(hx or (None, None)), lengths))
-    kept, found = lstm.__dict__.get("_kept"), None
+    h0, c0 = hx or (None, None)
+    # Apart from what calls without autocast take past all of this.
+    slot, storage = "_kept", options.storage
+    if storage == TRAINED:
+        x, h0, c0 = (v if v is None else v.to(torch.float32) for v in (x, h0, c0))  # type: ignore[assignment]
+        slot, storage = "_kept_cast", "bf16"
+    x, h0, c0, lengths = (v if v is None else v.contiguous() for v in (x, h0, c0, lengths))  # type: ignore[assignment]
+    kept, found = lstm.__dict__.get(slot), None
     if isinstance(kept, fused.Prepared) and kept.stands(lstm._parameters):  # noqa: SLF001
         found = kept.run(x, h0, c0, lengths, resets, batch_first=options.batch_first)
     if found is None:
         names = lstm._flat_weights_names  # noqa: SLF001
-        prepared = fused.Prepared(parameters, x.size(2), storage=options.storage, names=names, choices=lstm.choices)
-        lstm.__dict__["_kept"] = prepared if prepared.lasting else None
+        prepared = fused.Prepared(parameters, x.size(2), storage=storage, names=names, choices=lstm.choices)
+        lstm.__dict__[slot] = prepared if prepared.lasting else None
         found = prepared.run(x, h0, c0, lengths, resets, batch_first=options.batch_first, fresh=True)
-    output, h_n, c_n = cast("tuple[Tensor, Tensor, Tensor]", found)
+    results = cast("tuple[Tensor, Tensor, Tensor]", found)
+    output, h_n, c_n = rounded(results) if options.storage == TRAINED else results
     return output, (h_n, c_n)
 
 
@@ -302,6 +319,24 @@ def _sum(first: Tensor, second: Tensor) -> Tensor:
     if not torch.is_grad_enabled():
         return first + second
     return torch.cat((first, second)).view(2, -1).sum(0)
+
+
+def casts_itself(lstm: LayeredLSTM, x: Tensor, hx: State | None) -> bool:
+    """Return whether the CPU kernel can round to autocast's bfloat16 itself: float32 weights in a plain eager call.
+
+    Args:
+        lstm: holds the parameters and options.
+        x: its input.
+        hx: its state.
+    """
+    return (
+        x.device.type == "cpu"
+        and autocast_dtype(x.device) == torch.bfloat16
+        and x.dtype in {torch.float32, torch.bfloat16}
+        and lstm.weight_ih_l0.dtype == torch.float32
+        and lstm.weight_storage == "fp32"
+        and unwatched([x, *(hx or ()), *(v for v in lstm._parameters.values() if v is not None)], autocast=True)  # noqa: SLF001
+    )
 
 
 def computed_dtype(device: torch.device, dtype: torch.dtype) -> torch.dtype:

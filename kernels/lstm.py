@@ -279,7 +279,7 @@ class LSTM(nn.RNNBase):
 
     def __getstate__(self) -> dict[str, Any]:
         state: dict[str, Any] = super().__getstate__()
-        for name in ("choices", "_kept"):
+        for name in ("choices", "_kept", "_kept_cast"):
             state.pop(name, None)
         return state
 
@@ -287,6 +287,7 @@ class LSTM(nn.RNNBase):
         """Set an attribute and drop what was prepared for the CPU kernel, since it depends on most attributes."""
         super().__setattr__(name, value)
         self.__dict__.pop("_kept", None)
+        self.__dict__.pop("_kept_cast", None)
 
     def __prepare_scriptable__(self) -> Any:
         """Called by torch.jit.script, which would otherwise fail with an obscure error deep inside this module."""
@@ -296,7 +297,7 @@ class LSTM(nn.RNNBase):
         )
         raise TypeError(msg)
 
-    def _choice(
+    def _choice(  # noqa: PLR0913 - what decides
         self,
         device: torch.device,
         dtype: torch.dtype,
@@ -306,6 +307,7 @@ class LSTM(nn.RNNBase):
         saves: bool,
         masked: bool,
         resets: bool,
+        autocast: bool = False,
     ) -> Choice:
         if self.proj_size:
             if resets:
@@ -314,7 +316,7 @@ class LSTM(nn.RNNBase):
             return Choice("vendor", reason, dict.fromkeys(IMPLEMENTATIONS[1:-1], "has no projections (proj_size)"))
         directions, tf32 = 2 if self.bidirectional else 1, self.tf32(device, dtype)
         problem = problem_on(
-            placed(device), dtype, batch, steps, self.hidden_size, directions, saves, masked, tf32, resets
+            placed(device), dtype, batch, steps, self.hidden_size, directions, saves, masked, tf32, resets, autocast
         )
         choice = dispatch.choose(problem, self.implementation)
         if self.weight_storage != "fp32":
@@ -345,7 +347,14 @@ class LSTM(nn.RNNBase):
             or (hx is not None and (hx[0].requires_grad or hx[1].requires_grad))
         )
         choice = self._choice(
-            x.device, layers.computed_dtype(x.device, x.dtype), batch, steps, saves=saves, masked=masked, resets=resets
+            x.device,
+            layers.computed_dtype(x.device, x.dtype),
+            batch,
+            steps,
+            saves=saves,
+            masked=masked,
+            resets=resets,
+            autocast=layers.casts_itself(self, x, hx),
         )
         # Not by nn.Module's own __setattr__, which takes longer than all of the above.
         self.__dict__["choices"] = (choice,) * self.num_layers

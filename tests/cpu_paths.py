@@ -6,6 +6,7 @@ afterwards.
 
 from __future__ import annotations
 
+import itertools
 import sys
 from pathlib import Path
 from unittest import mock
@@ -17,11 +18,14 @@ import torch
 from kernels import LSTM
 from kernels.cpu import fused, teams
 from kernels.cpu.build import library
+from kernels.cpu.packing import TRAINED
 
 #: What each storage may be off by.
 ALLOWED = {"fp32": 1e-5, "bf16": 2e-2, "int8": 3e-2}
 if not fused.storage_hindrance("split"):
     ALLOWED["split"] = 1e-4
+#: Whether there are products of bf16 with gradients.
+CASTS = not fused.storage_hindrance(TRAINED)
 
 
 def pair(*sizes: int, storage: str = "fp32", **options: bool) -> tuple[torch.nn.LSTM, LSTM]:
@@ -58,25 +62,28 @@ def inference(batch: int, steps: int, features: int, hidden: int, storage: str) 
             close((h, c), (h_n, c_n), ALLOWED[storage])
 
 
-def training(batch: int, steps: int, features: int, hidden: int, *, masked: bool) -> None:
-    """Forward and backward, with gradients of everything."""
+def training(batch: int, steps: int, features: int, hidden: int, *, masked: bool, cast: bool = False) -> None:
+    """Forward and backward, with gradients of everything; by ours under autocast to bf16 if asked for."""
     theirs, ours = pair(features, hidden, 2, bidirectional=True)
     x = torch.randn(steps, batch, features, dtype=torch.float32, requires_grad=True)
     lengths = torch.randint(0, steps + 1, (batch,)) if masked else None
     state = [torch.randn(4, batch, hidden, dtype=torch.float32, requires_grad=True) for _ in range(2)]
     found = []
     for run in (ours,) if masked else (ours, theirs):
-        output, (h_n, c_n) = run(x, state) if lengths is None else run(x, state, lengths)
-        total = output.sum() + h_n.square().sum() + c_n.square().sum()
+        with torch.autocast("cpu", torch.bfloat16, enabled=cast and run is ours):
+            output, (h_n, c_n) = run(x, state) if lengths is None else run(x, state, lengths)
+        total = output.float().sum() + h_n.float().square().sum() + c_n.float().square().sum()
         found.append(torch.autograd.grad(total, [x, *state, *run.parameters()]))
-    if not masked:
+    if not masked and not cast:
         close(*found, allowed=1e-4)
+    for value, expected in () if masked else zip(*found, strict=True):
+        assert (value - expected).norm() <= 8e-2 * max(float(expected.norm()), 0.1 * expected.numel() ** 0.5)
 
 
 def overflow() -> None:
     """Pack a matrix into a tensor that is too small for it."""
     weight, packed = torch.randn(80, 20, dtype=torch.float32), torch.empty(32 * 80 - 8, dtype=torch.float32)
-    library().pack_backward(weight.data_ptr(), packed.data_ptr(), 20)
+    library().pack_backward(weight.data_ptr(), packed.data_ptr(), 20, 0)
     print("unseen")
 
 
@@ -94,8 +101,8 @@ def main() -> None:
             for size in sizes:
                 for storage in ALLOWED:
                     inference(*size, storage)
-                for masked in (False, True):
-                    training(*size, masked=masked)
+                for masked, cast in itertools.product((False, True), (False, True) if CASTS else (False,)):
+                    training(*size, masked=masked, cast=cast)
     print("every path is as torch's", flush=True)
 
 

@@ -192,8 +192,10 @@ def explain(  # noqa: C901 - a part after the other
     if variant.reuses_outputs:
         parts.append("the next call overwrites its outputs")
     kept = variant.lstm_options.get("weight_storage")
+    by = {choice.instructions for layers in (choices or {}).values() for choice in layers if choice.instructions}
+    if variant.autocast and by:
+        parts.append(f"multiplied by {' and '.join(sorted(by))}")
     if kept:
-        by = {choice.instructions for layers in (choices or {}).values() for choice in layers if choice.instructions}
         parts.append(f"weights kept in {kept}, multiplied by {' and '.join(sorted(by)) or 'unknown instructions'}")
     if variant.environment:
         parts.append(tuning.in_force(variant.environment))

@@ -31,6 +31,7 @@ class Problem:
         multiprocessors: programs of one block each that surely run at the same time; 0 on a CPU.
         gpu: name of the GPU as torch reports it, by which its table is found; empty on a CPU.
         resets: whether rows of the batch begin anew in the middle of the steps.
+        autocast: whether the tensors are float32, in a plain eager call under autocast to `dtype`.
     """
 
     device: str
@@ -46,6 +47,7 @@ class Problem:
     multiprocessors: int = 0
     gpu: str = ""
     resets: bool = False
+    autocast: bool = False
 
 
 @dataclass(frozen=True)
@@ -145,7 +147,7 @@ class LayerOptions(NamedTuple):
         implementation: a name of `kernels.dispatch` but `vendor`.
         dtype: in which products are made: the input's, or autocast's.
         tf32: whether the recurrence may round float32 factors to TF32.
-        storage: how the CPU kernel keeps weights: a key of `kernels.cpu.packing.STORAGE`.
+        storage: how the CPU kernel keeps weights: a key of `kernels.cpu.packing.KEPT`.
     """
 
     hidden: int
@@ -175,9 +177,12 @@ def problem_on(  # noqa: PLR0913, PLR0917 - the fields of a problem
     masked: bool,
     tf32: bool,
     resets: bool = False,
+    autocast: bool = False,
 ) -> Problem:
     """The problem on a device, with what is to be known of that; kept, since it is asked for several times a call."""
-    problem = Problem(device.type, dtype, batch, steps, hidden_size, directions, saves, masked, tf32, resets=resets)
+    problem = Problem(
+        device.type, dtype, batch, steps, hidden_size, directions, saves, masked, tf32, resets=resets, autocast=autocast
+    )
     return on_device(problem, device)
 
 

@@ -6,15 +6,17 @@
 #include <cstdint>
 #include <cstring>
 
+#include "pairs.h"
 #include "products.h"
 #include "rows.h"
+#include "status.h"
 #include "team.h"
 #include "vectors.h"
 
 // As `Forward`, and as kernels/common/recurrence.py has it.
 struct Backward {
     int64_t batch, steps, hidden, reverse, threads, by_rows;
-    const float* packed;       // pack_backward
+    const void* packed;        // pack_backward
     const float* c0;
     const int32_t* lengths;
     const float* gates;        int64_t gates_step, gates_row;
@@ -22,7 +24,7 @@ struct Backward {
     const float* grad_output;  int64_t go_step, go_row;
     const float* grad_h_n;     // or null
     const float* grad_c_n;     // or null
-    float* grad_gates;         int64_t gg_step, gg_row;
+    void* grad_gates;          int64_t gg_step, gg_row;  // float, or bf16 where weights are kept so
     float* grad_h0;            // (batch, hidden), also holds the running gradient of h
     float* grad_c0;            // the same of c
     // For the gradients of the weights, each null where it is not wanted; grad_gates is contiguous then.
@@ -38,8 +40,130 @@ struct Backward {
 
 namespace {
 
+// Rows of the matrices over all steps whose products are the gradients of the weights, by their place in the list.
+class StepRows {
+    Place place(int64_t k) const { return Place((*listed)[k], a->batch, a->steps, a->gg_row > a->gg_step); }
+
+public:
+    const Backward* a;
+    const Listed* listed;
+
+    StepRows(const Backward* a, const Listed& listed) : a(a), listed(&listed) {}
+    int64_t count() const { return listed->count; }
+    int64_t width() const { return 4 * a->hidden; }
+    template <typename G>
+    const G* gates(int64_t k) const { return static_cast<const G*>(a->grad_gates) + (*listed)[k] * width(); }
+    const float* input(int64_t k) const {
+        const Place at = place(k);
+        return a->x + at.t * a->x_step + at.b * a->x_row;
+    }
+    // The h that a step started from, or null for zeros. A sequence walked backward starts at its own last step.
+    const float* before(int64_t k) const {
+        const Place at = place(k);
+        if (a->resets && a->resets[at.t * a->batch + at.b]) return nullptr;
+        // Memory that is shared with others may have changed since the lengths were checked.
+        const int64_t length = a->lengths ? std::min<int64_t>(a->lengths[at.b], a->steps) : a->steps;
+        if (at.t == (a->reverse ? length - 1 : 0)) return a->h0 ? a->h0 + at.b * a->hidden : nullptr;
+        return a->output + (a->reverse ? at.t + 1 : at.t - 1) * a->out_step + at.b * a->out_row;
+    }
+};
+
+// Gradients of gates in float32, and what multiplies them: pack_backward's weights in a walk, each other over all steps.
+struct FloatsBack {
+    using Number = float;
+
+    static void keep(float* to, vec x, int lanes) { store(to, x, lanes); }
+
+    template <int VECTORS>
+    static void add(int rows, vec (&sums)[ROWS][4], const float* const (&from)[ROWS], int64_t depth, const float* w) {
+        product<VECTORS>(rows, sums, from, depth, w, LANES, depth * LANES);
+    }
+
+    // Bytes that a thread needs for the gradients of the weights.
+    static int64_t room(const Backward*, int64_t) { return COLUMNS * static_cast<int64_t>(sizeof(float)); }
+
+    // A thread's share of the gradients of the weights, once all of grad_gates is there: products over all steps of which
+    // the gradient is not known to be zero.
+    static void weight_gradients(const StepRows& rows, char* room, int thread, int threads) {
+        const Backward* const a = rows.a;
+        float* const columns = reinterpret_cast<float*>(room);
+        const int64_t count = rows.count(), width = rows.width();
+        const auto grads = [=](int64_t k) { return rows.gates<float>(k); };
+        const auto input = [=](int64_t k) { return rows.input(k); };
+        const auto before = [=](int64_t k) { return rows.before(k); };
+        if (a->grad_ih) transposed_product(grads, input, a->grad_ih, count, width, a->features, columns, thread, threads);
+        if (a->grad_hh) transposed_product(grads, before, a->grad_hh, count, width, a->hidden, columns, thread, threads);
+        if (a->grad_bias) column_sums(grads, a->grad_bias, count, width, thread, threads);
+    }
+};
+
+#if defined(HAS_PAIRS)
+// The same with gradients of gates, weights, x and h in bf16 and sums in float32.
+struct PairsBack {
+    using Number = uint16_t;
+
+    static void keep(uint16_t* to, vec x, int lanes) {
+        _mm256_mask_storeu_epi16(to, first_lanes(lanes), (__m256i)_mm512_cvtneps_pbh((__m512)x));
+    }
+
+    template <int VECTORS>
+    static void add(int rows, vec (&sums)[ROWS][4], const uint16_t* const (&from)[ROWS], int64_t depth, const uint16_t* w) {
+        pair_product<VECTORS>(rows, sums, from, depth / 2, w, PAIR_VECTOR, depth * LANES);
+    }
+
+    static int64_t tiles(const Backward* a) { return (4 * a->hidden + LEFT_TILE - 1) / LEFT_TILE; }
+    static int64_t pairs(int64_t rows) { return (std::min<int64_t>(rows, PAIR_ROWS) + 1) / 2; }
+
+    // Of all tiles of gradients of gates, since a team may become smaller than asked for; of one of x or h; of its rows.
+    static int64_t room(const Backward* a, int64_t rows) {
+        const int64_t most = pairs(rows);
+        return 2 * (tiles(a) * left_numbers(most) + right_numbers(most)) + rounded(2 * most) * static_cast<int64_t>(sizeof(float*));
+    }
+
+    static void weight_gradients(const StepRows& rows, char* room, int thread, int threads) {
+        const Backward* const a = rows.a;
+        const int64_t count = rows.count(), width = rows.width();
+        const Share mine = share(tiles(a), true, thread, threads);
+        const int64_t left_size = left_numbers(pairs(count));
+        uint16_t* const left = reinterpret_cast<uint16_t*>(room);
+        uint16_t* const right = left + tiles(a) * left_size;
+        const float** const found = reinterpret_cast<const float**>(right + right_numbers(pairs(count)));
+        const auto columns_of = [=](int64_t tile) { return std::min(LEFT_TILE, width - tile * LEFT_TILE); };
+        // At least once, so that what has no rows becomes zero.
+        for (int64_t start = 0; start == 0 || start < count; start += PAIR_ROWS) {
+            const int64_t depth = std::min<int64_t>(PAIR_ROWS, count - start);
+            for (int64_t tile = mine.first; tile < mine.end; ++tile) {
+                const int64_t column = tile * LEFT_TILE;
+                __m512 sums[2] = {};
+                pack_left([=](int64_t k) { return rows.gates<uint16_t>(start + k) + column; }, depth, columns_of(tile),
+                          left + (tile - mine.first) * left_size, sums);
+                for (int64_t half = 0; a->grad_bias && half * LANES < columns_of(tile); ++half) {
+                    float* const to = a->grad_bias + column + half * LANES;
+                    const int lanes = static_cast<int>(std::min<int64_t>(LANES, columns_of(tile) - half * LANES));
+                    store(to, start ? load(to, lanes) + (vec)sums[half] : (vec)sums[half], lanes);
+                }
+            }
+            const auto multiply = [=](auto row, float* out, int64_t features) {
+                for (int64_t k = 0; k < depth; ++k) found[k] = row(start + k);
+                for (int64_t column = 0; column < features; column += RIGHT_TILE) {
+                    const int64_t columns = std::min(RIGHT_TILE, features - column);
+                    pack_right(found, depth, column, columns, right);
+                    for (int64_t tile = mine.first; tile < mine.end; ++tile)
+                        outer_tile(left + (tile - mine.first) * left_size, columns_of(tile), right, columns, (depth + 1) / 2,
+                                   out + tile * LEFT_TILE * features + column, features, start > 0);
+                }
+            };
+            if (a->grad_ih) multiply([=](int64_t k) { return rows.input(k); }, a->grad_ih, a->features);
+            if (a->grad_hh) multiply([=](int64_t k) { return rows.before(k); }, a->grad_hh, a->hidden);
+        }
+    }
+};
+#endif
+
 // A thread's share of the walk back through time: grad_gates of all steps, and the gradients of the first state.
+template <typename W>
 void walk_back(const Backward* a, const Lengths& lengths, Barrier& barrier, int thread, int threads) {
+    using Number = typename W::Number;
     const int64_t hidden = a->hidden, blocks = (hidden + LANES - 1) / LANES;
     Rows mine(lengths, a->batch, a->by_rows, thread, threads);
     const Share own = share(blocks, !a->by_rows, thread, threads);
@@ -52,9 +176,9 @@ void walk_back(const Backward* a, const Lengths& lengths, Barrier& barrier, int 
             for (int64_t block = own.first; block < own.end; ++block) {
                 const int64_t unit = block * LANES;
                 const int n = static_cast<int>(hidden - unit < LANES ? hidden - unit : LANES);
-                float* grads = a->grad_gates + t * a->gg_step + b * a->gg_row + unit;
+                Number* grads = static_cast<Number*>(a->grad_gates) + t * a->gg_step + b * a->gg_row + unit;
                 if (i >= running) {
-                    for (int gate = 0; gate < 4; ++gate) store(grads + gate * hidden, vec{}, n);
+                    for (int gate = 0; gate < 4; ++gate) W::keep(grads + gate * hidden, vec{}, n);
                     continue;
                 }
                 const bool reset = a->resets && a->resets[t * a->batch + b];
@@ -70,29 +194,29 @@ void walk_back(const Backward* a, const Lengths& lengths, Barrier& barrier, int 
                 float* dc_at = a->grad_c0 + b * hidden + unit;
                 const vec dh = load(dh_at, n) + load(a->grad_output + t * a->go_step + b * a->go_row + unit, n);
                 const vec dc = load(dc_at, n) + dh * o * (1.0f - tanh_c * tanh_c);
-                store(grads, dc * g * i * (1.0f - i), n);
-                store(grads + hidden, dc * c_before * f * (1.0f - f), n);
-                store(grads + 2 * hidden, dc * i * (1.0f - g * g), n);
-                store(grads + 3 * hidden, dh * tanh_c * o * (1.0f - o), n);
+                W::keep(grads, dc * g * i * (1.0f - i), n);
+                W::keep(grads + hidden, dc * c_before * f * (1.0f - f), n);
+                W::keep(grads + 2 * hidden, dc * i * (1.0f - g * g), n);
+                W::keep(grads + 3 * hidden, dh * tanh_c * o * (1.0f - o), n);
                 store(dc_at, reset ? vec{} : dc * f, n);
             }
         }
         if (!a->by_rows) barrier.wait(thread, threads);
         for (int64_t block = own.first; block < own.end; block += 4) {
             const int vectors = static_cast<int>(own.end - block < 4 ? own.end - block : 4);
-            const int64_t depth = 4 * hidden, next = 4 * hidden * LANES;
-            const float* w = a->packed + block * next;
+            const int64_t depth = 4 * hidden;
+            const Number* w = static_cast<const Number*>(a->packed) + block * depth * LANES;
             // Where a sequence has ended its state was held, and the gradient passes through.
             for (int64_t row = 0; row < running; row += ROWS) {
                 const int rows = static_cast<int>(running - row < ROWS ? running - row : ROWS);
-                const float* from[ROWS];
-                for (int r = 0; r < rows; ++r) from[r] = a->grad_gates + t * a->gg_step + mine[row + r] * a->gg_row;
+                const Number* from[ROWS];
+                for (int r = 0; r < rows; ++r) from[r] = static_cast<const Number*>(a->grad_gates) + t * a->gg_step + mine[row + r] * a->gg_row;
                 vec sums[ROWS][4] = {};
                 switch (vectors) {
-                    case 1: product<1>(rows, sums, from, depth, w, LANES, next); break;
-                    case 2: product<2>(rows, sums, from, depth, w, LANES, next); break;
-                    case 3: product<3>(rows, sums, from, depth, w, LANES, next); break;
-                    default: product<4>(rows, sums, from, depth, w, LANES, next);
+                    case 1: W::template add<1>(rows, sums, from, depth, w); break;
+                    case 2: W::template add<2>(rows, sums, from, depth, w); break;
+                    case 3: W::template add<3>(rows, sums, from, depth, w); break;
+                    default: W::template add<4>(rows, sums, from, depth, w);
                 }
                 for (int r = 0; r < rows; ++r) {
                     const bool reset = a->resets && a->resets[t * a->batch + mine[row + r]];
@@ -105,31 +229,6 @@ void walk_back(const Backward* a, const Lengths& lengths, Barrier& barrier, int 
             }
         }
     }
-}
-
-// A thread's share of the gradients of the weights, once all of grad_gates is there: products over all steps of which
-// the gradient is not known to be zero. `columns` has room for COLUMNS numbers.
-void weight_gradients(const Backward* a, const Listed& listed, float* columns, int thread, int threads) {
-    const int64_t count = listed.count, width = 4 * a->hidden;
-    const bool rows_first = a->gg_row > a->gg_step;
-    const auto place = [=, &listed](int64_t k) { return Place(listed[k], a->batch, a->steps, rows_first); };
-    const auto grads = [=, &listed](int64_t k) { return a->grad_gates + listed[k] * width; };
-    const auto input = [=](int64_t k) {
-        const Place at = place(k);
-        return a->x + at.t * a->x_step + at.b * a->x_row;
-    };
-    // The h that a step started from. A sequence walked backward starts at its own last step.
-    const auto before = [=](int64_t k) -> const float* {
-        const Place at = place(k);
-        if (a->resets && a->resets[at.t * a->batch + at.b]) return nullptr;
-        // Memory that is shared with others may have changed since the lengths were checked.
-        const int64_t length = a->lengths ? std::min<int64_t>(a->lengths[at.b], a->steps) : a->steps;
-        if (at.t == (a->reverse ? length - 1 : 0)) return a->h0 ? a->h0 + at.b * a->hidden : nullptr;
-        return a->output + (a->reverse ? at.t + 1 : at.t - 1) * a->out_step + at.b * a->out_row;
-    };
-    if (a->grad_ih) transposed_product(grads, input, a->grad_ih, count, width, a->features, columns, thread, threads);
-    if (a->grad_hh) transposed_product(grads, before, a->grad_hh, count, width, a->hidden, columns, thread, threads);
-    if (a->grad_bias) column_sums(grads, a->grad_bias, count, width, thread, threads);
 }
 
 }  // namespace

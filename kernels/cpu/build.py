@@ -215,10 +215,10 @@ def _declare(native: ctypes.CDLL) -> None:
     native.mark_all.restype, native.mark_all.argtypes = ctypes.c_uint64, [pointer, number]
     returning_a_status = {
         "pack_forward": [pointer, pointer, pointer, number, number, number],
-        "pack_backward": [pointer, pointer, number],
+        "pack_backward": [pointer, pointer, number, number],
         "lstm_forward": [pointer, number],
         "lstm_layers": [ctypes.c_char_p],
-        "lstm_backward": [pointer],
+        "lstm_backward": [pointer, number],
     }
     for name, takes in returning_a_status.items():
         function = getattr(native, name)

@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cstdint>
 #include <cstring>
+#include <type_traits>
 
 #include "matrices.h"
 #include "products.h"
@@ -233,6 +234,8 @@ void vector_walk(const Forward* a, const Lengths& lengths, Barrier& barrier, cha
             vec plus[4] = {};
             for (int gate = 0; in_step && a->bias_ih && gate < 4; ++gate)
                 plus[gate] = load(a->bias_ih + gate * hidden + unit, n) + load(a->bias_hh + gate * hidden + unit, n);
+            const bool half = half_a_vector(hidden, block);
+            for (int gate = 0; half && gate < 4; ++gate) plus[gate] = joined(plus[gate], plus[gate]);
             for (int64_t piece = 0, row = 0; row < running; row += pieces[piece], ++piece) {
                 const int rows = pieces[piece];
                 typename Input::Row inputs[most_rows<Input>];
@@ -252,39 +255,55 @@ void vector_walk(const Forward* a, const Lengths& lengths, Barrier& barrier, cha
                 }
                 if (in_step) input.add(rows, sums, inputs, block);
                 if (recurs) recurrent.add(rows, sums, states, block);
-                for (int r = 0; r < rows; ++r) {
-                    const int64_t b = mine[row + r];
-                    float* c_at = a->c_n + b * hidden + unit;
-                    vec c = load(c_at, n);
-                    const float* in = in_step ? nullptr : a->gates_input + (t - start) * a->gi_step + b * a->gi_row + unit;
-                    for (int gate = 0; gate < 4; ++gate)
-                        sums[r][gate] += in_step ? plus[gate] : load(in + gate * hidden, n);
+                // Few units leave room in a vector for a second row.
+                const auto cells = [&](auto two) {
+                    constexpr int AT_ONCE = decltype(two)::value ? 2 : 1;
+                    for (int r = 0; r < rows; r += AT_ONCE) {
+                        const int second = r + AT_ONCE <= rows ? r + AT_ONCE - 1 : r;
+                        const int64_t b = mine[row + r], other = mine[row + second];
+                        const auto get = [=](const float* p, int64_t each) {
+                            const vec x = load(p + b * each, n);
+                            return AT_ONCE == 1 ? x : joined(x, load(p + other * each, n));
+                        };
+                        const auto put = [=](float* p, int64_t each, vec x) {
+                            store(p + b * each, x, n);
+                            if (AT_ONCE == 2) store(p + other * each, upper_half(x), n);
+                        };
+                        vec c = get(a->c_n + unit, hidden);
+                        const float* in = in_step ? nullptr : a->gates_input + (t - start) * a->gi_step + unit;
+                        for (int gate = 0; gate < 4; ++gate) {
+                            if (AT_ONCE == 2) sums[r][gate] = joined(sums[r][gate], sums[second][gate]);
+                            sums[r][gate] += in_step ? plus[gate] : get(in + gate * hidden, a->gi_row);
+                        }
+                        float* const output = a->output + t * a->out_step + unit;
 #if defined(__AVX512F__) && defined(__AVX512DQ__)
-                    if constexpr (Recurrent::THREE_DIVISIONS) {
-                        __m512 state = (__m512)c;
-                        const vec value = (vec)cell_of((__m512)sums[r][0], (__m512)sums[r][1], (__m512)sums[r][2], (__m512)sums[r][3], state);
-                        store(c_at, (vec)state, n);
-                        store(after + b * hidden + unit, value, n);
-                        store(a->output + t * a->out_step + b * a->out_row + unit, value, n);
-                        continue;
-                    }
+                        if (Recurrent::THREE_DIVISIONS && !a->gates) {
+                            __m512 state = (__m512)c;
+                            const vec value = (vec)cell_of((__m512)sums[r][0], (__m512)sums[r][1], (__m512)sums[r][2], (__m512)sums[r][3], state);
+                            put(a->c_n + unit, hidden, (vec)state);
+                            put(after + unit, hidden, value);
+                            put(output, a->out_row, value);
+                            continue;
+                        }
 #endif
-                    const vec i = sigmoid(sums[r][0]), f = sigmoid(sums[r][1]);
-                    const vec g = tanh_of(sums[r][2]), o = sigmoid(sums[r][3]);
-                    c = f * c + i * g;
-                    const vec h = o * tanh_of(c);
-                    store(c_at, c, n);
-                    store(after + b * hidden + unit, h, n);
-                    store(a->output + t * a->out_step + b * a->out_row + unit, h, n);
-                    if (a->gates) {
-                        float* kept = a->gates + t * a->gates_step + b * a->gates_row + unit;
-                        store(kept, i, n);
-                        store(kept + hidden, f, n);
-                        store(kept + 2 * hidden, g, n);
-                        store(kept + 3 * hidden, o, n);
+                        const vec i = sigmoid(sums[r][0]), f = sigmoid(sums[r][1]);
+                        const vec g = tanh_of(sums[r][2]), o = sigmoid(sums[r][3]);
+                        c = f * c + i * g;
+                        const vec h = o * tanh_of(c);
+                        put(a->c_n + unit, hidden, c);
+                        put(after + unit, hidden, h);
+                        put(output, a->out_row, h);
+                        if (a->gates) {
+                            float* const kept = a->gates + t * a->gates_step + unit;
+                            put(kept, a->gates_row, i);
+                            put(kept + hidden, a->gates_row, f);
+                            put(kept + 2 * hidden, a->gates_row, g);
+                            put(kept + 3 * hidden, a->gates_row, o);
+                        }
+                        if (a->cells) put(a->cells + t * a->cells_step + unit, a->cells_row, c);
                     }
-                    if (a->cells) store(a->cells + t * a->cells_step + b * a->cells_row + unit, c, n);
-                }
+                };
+                if (half) cells(std::true_type()); else cells(std::false_type());
             }
             // Past its end a sequence holds its state, and its output is zero.
             for (int64_t row = running; row < mine.count; ++row) {

@@ -17,9 +17,9 @@ from torch import Tensor
 from ..common.recurrence import Backward, Forward, LayerOptions, Problem
 from .build import BuildError, library
 from .inference import Prepared
-from .layer import DifferentiableLayer
+from .layer import DifferentiableLayer, rounded
 from .native_arguments import BackwardArgs, ForwardArgs, address, strided
-from .packing import STORAGE, pack
+from .packing import KEPT, STORAGE, TRAINED, pack
 from .teams import long, team, work
 
 __all__ = ["Prepared", "backward", "forward", "instructions", "refuses", "run", "storage_hindrance"]
@@ -35,27 +35,28 @@ def refuses(problem: Problem, *, backward: bool = False) -> str | None:
     del backward
     if problem.device != "cpu":
         return f"the fused CPU kernel runs on CPU tensors, these are on {problem.device}"
-    if problem.dtype != torch.float32:
+    cast = problem.autocast and problem.dtype == torch.bfloat16
+    if problem.dtype != torch.float32 and not cast:
         return f"the fused CPU kernel computes in float32, these are {str(problem.dtype).removeprefix('torch.')}"
     try:
-        library()
+        hindrance = storage_hindrance(TRAINED)
     except BuildError as error:
         return str(error)
-    return None
+    return f"for autocast to bfloat16 {hindrance}" if cast and hindrance else None
 
 
 def instructions(storage: str = "fp32") -> str:
-    """Instructions that multiply weights kept as a key of `kernels.cpu.packing.STORAGE`, as built for this machine."""
-    return str(library().instructions(STORAGE[storage][0]).decode())
+    """Instructions that multiply weights kept as a key of `kernels.cpu.packing.KEPT`, as built for this machine."""
+    return str(library().instructions(KEPT[storage][0]).decode())
 
 
 def storage_hindrance(storage: str) -> str | None:
-    """Reason why weights cannot be kept as a key of `kernels.cpu.packing.STORAGE` on this machine, or None.
+    """Reason why weights cannot be kept as a key of `kernels.cpu.packing.KEPT` on this machine, or None.
 
     Raises:
         BuildError: where the kernel cannot be built.
     """
-    return str(library().hindrance(STORAGE[storage][0]).decode()) or None
+    return str(library().hindrance(KEPT[storage][0]).decode()) or None
 
 
 def run(  # noqa: PLR0913 - a layer's inputs
@@ -72,7 +73,8 @@ def run(  # noqa: PLR0913 - a layer's inputs
     """One layer with its projection, in eager code; packs each direction's own parameters.
 
     Args:
-        x: (batch, steps, features) if `batch_first`, else (steps, batch, features); float32 on a CPU, not empty.
+        x: (batch, steps, features) if `batch_first`, else (steps, batch, features); float32 on a CPU, not empty. With
+            `packing.TRAINED` x, h0 and c0 may be of other types too: factors are rounded to bfloat16, in both passes.
         parameters: of each direction weight_ih (4H, features), weight_hh (4H, H), and both biases (4H,), if any; in
             any memory order.
         h0: (directions, batch, H), or None for zeros.
@@ -83,15 +85,18 @@ def run(  # noqa: PLR0913 - a layer's inputs
         gradients: whether a backward pass can follow, of this layer or of others.
 
     Returns:
-        Output (as x, with directions * H features), h_n and c_n (directions, batch, H).
+        Output (as x, with directions * H features), h_n and c_n (directions, batch, H); float32, with
+        `packing.TRAINED` bfloat16.
 
     Raises:
         RuntimeError: where gradients are needed and the weights are kept in another type than float32; when
             parameters do not fit x or each other, which torch's modules let happen.
     """
+    if options.storage == TRAINED:
+        x, h0, c0 = (v if v is None else v.to(torch.float32) for v in (x, h0, c0))  # type: ignore[assignment]
     flat = [value for own in parameters for value in own]
     if gradients and any(value is not None and value.requires_grad for value in (x, h0, c0, *flat)):
-        if options.storage != "fp32":
+        if options.storage not in {"fp32", TRAINED}:
             msg = (
                 f"weights kept in {options.storage} have no gradients: call under torch.no_grad() or "
                 "torch.inference_mode(), or use weight_storage='fp32'"
@@ -101,7 +106,8 @@ def run(  # noqa: PLR0913 - a layer's inputs
     prepared = Prepared([parameters], x.size(2), storage=options.storage)
     h0, c0, lengths, resets = (v if v is None else v.contiguous() for v in (h0, c0, lengths, resets))
     found = prepared.run(x.contiguous(), h0, c0, lengths, resets, batch_first=options.batch_first, fresh=True)
-    return cast("Results", found)
+    results = cast("Results", found)
+    return rounded(results) if options.storage == TRAINED else results
 
 
 def forward(args: Forward, storage: str = "fp32") -> None:
@@ -139,4 +145,4 @@ def backward(args: Backward) -> None:
             *strided(args.gates[:, :, d]), *strided(args.cells[:, :, d]), *strided(args.grad_output[:, :, d]),
             address(args.grad_h_n, d), address(args.grad_c_n, d), *strided(args.grad_gates[:, :, d]),
             address(args.grad_h0, d), address(args.grad_c0, d), resets=address(args.resets, d),
-        )))  # fmt: skip
+        )), STORAGE["fp32"][0])  # fmt: skip

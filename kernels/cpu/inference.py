@@ -61,7 +61,7 @@ class Prepared:
         parameters: of each layer, of each direction: weight_ih (4H, features), weight_hh (4H, H), and both biases
             (4H,), if any.
         features: of a step of the input.
-        storage: key of `kernels.cpu.packing.STORAGE`.
+        storage: key of `kernels.cpu.packing.KEPT`.
         names: of the parameters in the module, in the same order; none where this serves one call alone.
         choices: what `at_once` returns beside its results.
 
@@ -103,7 +103,7 @@ class Prepared:
             self._work += 4 * self.hidden * (self.hidden + features + 16)
             self._add(index, fitting(own, features, self.hidden), storage)
         layers = Layers(
-            len(parameters), self.directions, self.features, self.hidden, packing.STORAGE[storage][0],
+            len(parameters), self.directions, self.features, self.hidden, packing.KEPT[storage][0],
             ctypes.addressof(self._sources), ctypes.addressof(self._weights),
         )  # fmt: skip
         self._held.append(layers)

@@ -18,12 +18,18 @@ from ..common.recurrence import LayerOptions
 from ..common.transforms import gradients_of
 from .build import library
 from .native_arguments import BackwardArgs, ForwardArgs, address, fitting
-from .packing import pack
+from .packing import KEPT, TRAINED, pack
 from .teams import long, team, threads_for, work
 
 Results = tuple[Tensor, Tensor, Tensor]
 
 _ONEDNN = torch.backends.mkldnn.is_available()
+
+
+def rounded(results: Results) -> Results:
+    """Results as autocast has them."""
+    output, h_n, c_n = (value.to(torch.bfloat16) for value in results)
+    return output, h_n, c_n
 
 
 def _strides(batch: int, steps: int, batch_first: bool, width: int) -> tuple[int, int]:
@@ -77,7 +83,8 @@ class DifferentiableLayer(torch.autograd.Function):
         for d in range(directions):
             weight_ih, weight_hh, *biases = fitting(flat[d * each : (d + 1) * each], features, hidden)
             packed_ih, packed = (
-                pack(weight, "forward", whole=long(batch, steps, threads)) for weight in (weight_ih, weight_hh)
+                pack(weight, "forward", options.storage, whole=long(batch, steps, threads))
+                for weight in (weight_ih, weight_hh)
             )
             bias_ih, bias_hh = (address(bias) for bias in biases) if biases else (None, None)
             native.lstm_forward(ctypes.byref(ForwardArgs(
@@ -87,14 +94,14 @@ class DifferentiableLayer(torch.autograd.Function):
                 output.data_ptr() + 4 * d * hidden, *strides(directions * hidden), address(h_n, d), address(c_n, d),
                 address(gates, d), *strides(4 * hidden), address(cells, d), *strides(hidden), scratch.data_ptr(),
                 address(anew, d),
-            )), 0)  # fmt: skip
+            )), KEPT[options.storage][0])  # fmt: skip
         # Gates (directions, as x, 4H) and cells (directions, as x, H).
         saved = x, h0, c0, lengths, resets, output, gates, cells, *flat
         ctx.save_for_backward(*saved)
         ctx.forms = [value if value is None else (value.shape, value.dtype) for value in saved]
         ctx.options = options
         ctx.set_materialize_grads(False)
-        return output, h_n, c_n
+        return rounded((output, h_n, c_n)) if options.storage == TRAINED else (output, h_n, c_n)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> Any:
@@ -115,7 +122,7 @@ class DifferentiableLayer(torch.autograd.Function):
 def _readable(gradient: Tensor) -> Tensor:
     """Return a gradient in memory that holds its values, in the order in which the kernel reads them."""
     elsewhere = gradient.is_neg() or gradient._is_zerotensor()  # noqa: SLF001 - torch has no public name for it
-    return (gradient.clone() if elsewhere else gradient).contiguous()
+    return (gradient.clone() if elsewhere else gradient).to(torch.float32).contiguous()
 
 
 def _gradients(  # noqa: PLR0913, PLR0917 - all that a layer read and wrote
@@ -146,7 +153,7 @@ def _gradients(  # noqa: PLR0913, PLR0917 - all that a layer read and wrote
     grad_h_n, grad_c_n = (None if grad is None else _readable(grad) for grad in (grad_h_n, grad_c_n))
     x, h0, c0, lengths, resets = (None if v is None else v.contiguous() for v in (x, h0, c0, lengths, resets))  # type: ignore[assignment]
     output, gates, cells = (value.contiguous() for value in (output, gates, cells))
-    grad_gates = torch.empty_like(gates)
+    grad_gates = torch.empty_like(gates, dtype=KEPT[options.storage][1])
     grad_h0, grad_c0 = x.new_empty(directions, batch, hidden), x.new_empty(directions, batch, hidden)
     threads, by_rows = team(work(batch, steps, hidden), batch, hidden)
     grad_x: Tensor | None = None
@@ -157,7 +164,7 @@ def _gradients(  # noqa: PLR0913, PLR0917 - all that a layer read and wrote
         grad_ih = x.new_empty(4 * hidden, features) if wanted[0] else None
         grad_hh = x.new_empty(4 * hidden, hidden) if wanted[1] else None
         bias = x.new_empty(4 * hidden) if any(wanted[2:]) else None
-        packed = pack(weight_hh.contiguous(), "backward", whole=long(batch, steps, threads))
+        packed = pack(weight_hh.contiguous(), "backward", options.storage, whole=long(batch, steps, threads))
         native.lstm_backward(ctypes.byref(BackwardArgs(
             batch, steps, hidden, d, threads, by_rows, packed.values.data_ptr(), address(c0, d), address(lengths),
             address(gates, d), *strides(4 * hidden), address(cells, d), *strides(hidden),
@@ -168,9 +175,9 @@ def _gradients(  # noqa: PLR0913, PLR0917 - all that a layer read and wrote
             output.data_ptr() + 4 * d * hidden, *strides(directions * hidden),
             address(h0, d), address(grad_ih), address(grad_hh), address(bias),
             threads_for(work(batch, steps, hidden, features)), address(resets, d),
-        )))  # fmt: skip
+        )), KEPT[options.storage][0])  # fmt: skip
         if needed[0]:
-            share = _product(grad_gates[d].view(-1, 4 * hidden), weight_ih)
+            share = _product(grad_gates[d].view(-1, 4 * hidden), weight_ih.to(grad_gates.dtype)).to(x.dtype)
             grad_x = share if grad_x is None else grad_x.add_(share)
         # One sum serves both biases, and each has memory of its own: a caller may change one gradient in place.
         biases = [] if each == 2 else [bias, bias if bias is None else bias.clone()]  # noqa: PLR2004 - without biases

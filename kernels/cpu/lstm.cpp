@@ -101,9 +101,9 @@ int64_t pack_forward(const float* weight, void* packed, float* scale, int64_t hi
     });
 }
 
-int64_t pack_backward(const float* weight, float* packed, int64_t hidden) {
+int64_t pack_backward(const float* weight, void* packed, int64_t hidden, int64_t kept) {
     return guarded([=] {
-        packed_backward(weight, packed, hidden);
+        packed_backward(weight, packed, hidden, kept);
         return DONE;
     });
 }
@@ -114,7 +114,7 @@ int64_t lstm_forward(const Forward* a, int64_t kept) {
         const auto room = [=](int64_t threads) {
             return room_of(kept, a->batch, a->steps, a->hidden, a->features, a->by_rows, threads);
         };
-        if (a->gates && kept != FP32) throw std::invalid_argument("weights in fewer bits keep no gates for gradients");
+        if (a->gates && kept != FP32 && kept != BF16_TRAINED) throw std::invalid_argument("weights kept so keep no gates for gradients");
         const Memory<char> memory(room_bytes(kept, a->batch, a->steps, a->hidden, a->features, a->features, a->by_rows, a->threads),
                                   "converted rows");
         Barrier barrier(a->threads);
@@ -184,26 +184,35 @@ int64_t lstm_layers(const LayersCall* call) {
     });
 }
 
-int64_t lstm_backward(const Backward* a) {
+int64_t lstm_backward(const Backward* a, int64_t kept) {
     return guarded([=] {
         const int64_t bytes = 4 * a->batch * a->hidden;
         const bool weights = a->grad_ih || a->grad_hh || a->grad_bias;
         const Lengths lengths(a->lengths, a->batch);
         const Listed listed(lengths, weights ? a->batch : 0, a->steps, a->gg_row > a->gg_step);
-        const Memory<float> columns(weights ? a->weight_threads * COLUMNS : 0, "the gradients of the weights");
         Barrier barrier(a->threads);
         if (bytes && a->grad_h_n) std::memcpy(a->grad_h0, a->grad_h_n, bytes);
         else if (bytes) std::memset(a->grad_h0, 0, bytes);
         if (bytes && a->grad_c_n) std::memcpy(a->grad_c0, a->grad_c_n, bytes);
         else if (bytes) std::memset(a->grad_c0, 0, bytes);
-        team(a->threads, [=, &lengths, &barrier](int thread, int threads) {
-            walk_back(a, lengths, barrier, thread, threads);
-        });
-        if (weights)
-            team(a->weight_threads, [=, &listed, &columns](int thread, int threads) {
-                weight_gradients(a, listed, columns.data() + thread * COLUMNS, thread, threads);
+        const auto run = [&](auto way) {
+            using W = decltype(way);
+            const int64_t own = weights ? W::room(a, listed.count) : 0;
+            const Memory<char> room(own * a->weight_threads, "the gradients of the weights");
+            team(a->threads, [=, &lengths, &barrier](int thread, int threads) {
+                walk_back<W>(a, lengths, barrier, thread, threads);
             });
-        return DONE;
+            if (weights)
+                team(a->weight_threads, [=, &listed, &room](int thread, int threads) {
+                    W::weight_gradients(StepRows(a, listed), room.data() + thread * own, thread, threads);
+                });
+            return DONE;
+        };
+#if defined(HAS_PAIRS)
+        if (kept == BF16_TRAINED) return run(PairsBack());
+#endif
+        if (kept != FP32) throw std::invalid_argument("weights kept so have no gradients");
+        return run(FloatsBack());
     });
 }
 

@@ -8,18 +8,18 @@
 
 #include <cstdint>
 #include <cstring>
+#include <type_traits>
 
+#include "pairs.h"
 #include "products.h"
 #include "tiles.h"
 #include "vectors.h"
 
 namespace {
 
-// Before a loop over a few registers: GCC keeps an array in registers only where it unrolls all loops over it early.
-#define UNROLLED _Pragma("GCC unroll 8")
-
-// How weights are kept: what Python calls fp32, bf16, int8 and split.
-enum Kept : int64_t { FP32 = 0, BF16 = 1, INT8 = 2, SPLIT = 3 };
+// How weights are kept: what Python calls fp32, bf16, int8, split and bf16-trained. The last is bf16 for training, by pairs
+// also where BF16 means tiles.
+enum Kept : int64_t { FP32 = 0, BF16 = 1, INT8 = 2, SPLIT = 3, BF16_TRAINED = 4 };
 
 // Weights of type W, widened to float32 as they are read. `scale` (4H,) belongs to int8 and is null otherwise.
 template <typename W>
@@ -27,6 +27,7 @@ class Widened {
     const W* packed;
     const float* scale;
     int64_t hidden, depth;
+    static constexpr bool SHARES = HALVES && std::is_same_v<W, float>;  // two gates a vector, where few units are left
 
 public:
     static constexpr bool PREPARES = false, TILED = false, THREE_DIVISIONS = false;
@@ -36,7 +37,9 @@ public:
     Widened(const void* packed, const float* scale, int64_t hidden, int64_t depth)
         : packed(static_cast<const W*>(packed)), scale(scale), hidden(hidden), depth(depth) {}
     static int64_t size(int64_t hidden, int64_t depth) {
-        return (hidden + LANES - 1) / LANES * LANES * depth * 4 * static_cast<int64_t>(sizeof(W));
+        const int64_t blocks = (hidden + LANES - 1) / LANES;
+        const int64_t vectors = 4 * blocks - (SHARES && blocks && half_a_vector(hidden, blocks - 1) ? 2 : 0);
+        return vectors * LANES * depth * static_cast<int64_t>(sizeof(W));
     }
     static int64_t row_bytes(int64_t) { return 0; }
     static void begin(int64_t) {}
@@ -45,6 +48,16 @@ public:
 
     void add(int rows, vec (&sums)[ROWS][4], const Row (&a)[ROWS], int64_t block) const {
         const W* weights = packed + block * depth * 4 * LANES;
+        if (SHARES && half_a_vector(hidden, block)) {
+            vec own[ROWS][4] = {};
+            product<2>(rows, own, a, depth, weights, 2 * LANES, LANES);
+            for (int r = 0; r < rows; ++r)
+                for (int v = 0; v < 2; ++v) {
+                    sums[r][2 * v] += own[r][v];
+                    sums[r][2 * v + 1] += upper_half(own[r][v]);
+                }
+            return;
+        }
         if (!scale) return product<4>(rows, sums, a, depth, weights, 4 * LANES, LANES);
         vec own[ROWS][4] = {};
         product<4>(rows, own, a, depth, weights, 4 * LANES, LANES);
@@ -89,7 +102,7 @@ protected:
     static void dot(__m512i& sum, __m512i a, __m512i w) { asm("vpdpbusd %2, %1, %0" : "+v"(sum) : "v"(a), "v"(w)); }
 
 public:
-    static constexpr bool PREPARES = true, TILED = false, THREE_DIVISIONS = false;
+    static constexpr bool PREPARES = true, TILED = false, THREE_DIVISIONS = true;
     static constexpr int AT_ONCE = PARTS == 1 ? 6 : 3;  // as many sums as registers hold
     static constexpr int LARGEST = PARTS == 1 ? 127 : 32767;
     // Sums of products of an unsigned and a signed byte stay in 32 bits: 65536 * 255 * 127 < 2^31.
@@ -207,11 +220,8 @@ private:
 };
 #endif
 
-#if !defined(WIDEN) && defined(__AVX512BF16__)
-#define HAS_PAIRS 1
-
-// bf16 weights, multiplied two at a time with rows rounded to bf16; sums are float32. The instruction takes what is
-// smaller than the least normal number for zero.
+#if defined(HAS_PAIRS)
+// bf16 weights, multiplied two at a time with rows rounded to bf16; sums are float32.
 //
 // Order: [block][2 k at a time][gate][lane][2 k], a zero past an odd end of k.
 class Pairs {
@@ -219,29 +229,20 @@ class Pairs {
     int64_t depth;
 
     static int64_t groups(int64_t depth) { return (depth + 1) / 2; }
-    static __m512bh two(const uint16_t* p) {
-        int32_t x;
-        std::memcpy(&x, p, 4);
-        return (__m512bh)_mm512_set1_epi32(x);
-    }
 
 public:
-    static constexpr bool PREPARES = true, TILED = false, THREE_DIVISIONS = false;
+    static constexpr bool PREPARES = true, TILED = false, THREE_DIVISIONS = true;
     static constexpr int AT_ONCE = ROWS;
     using Row = const uint16_t*;
 
     Pairs(const void* packed, const float*, int64_t, int64_t depth)
         : packed(static_cast<const uint16_t*>(packed)), depth(depth) {}
     static int64_t size(int64_t hidden, int64_t depth) {
-        return (hidden + LANES - 1) / LANES * groups(depth) * 4 * 2 * LANES * 2;
+        return (hidden + LANES - 1) / LANES * groups(depth) * 4 * PAIR_VECTOR * 2;
     }
     static int64_t row_bytes(int64_t depth) { return (2 * depth + 63) / 64 * 64; }
     static void begin(int64_t) {}
     static void end(int64_t) {}
-    static int64_t place(int64_t depth, int64_t unit, int gate, int64_t k) {
-        return ((unit / LANES * groups(depth) + k / 2) * 4 + gate) * 2 * LANES + unit % LANES * 2 + k % 2;
-    }
-
 
     Row prepare(const float* from, char* room) const {
         uint16_t* const to = reinterpret_cast<uint16_t*>(room);
@@ -253,48 +254,8 @@ public:
     }
 
     void add(int rows, vec (&sums)[ROWS][4], const Row (&a)[ROWS], int64_t block) const {
-        switch (rows) {
-            case 1: return add<1>(sums, a, block);
-            case 2: return add<2>(sums, a, block);
-            case 3: return add<3>(sums, a, block);
-            case 4: return add<4>(sums, a, block);
-            case 5: return add<5>(sums, a, block);
-            default: return add<6>(sums, a, block);
-        }
-    }
-
-private:
-    template <int R>
-    static inline void group(__m512 (&own)[R][4], const Row (&from)[R], const uint16_t* w, int64_t k) {
-        __m512bh pair[R];
-        UNROLLED for (int r = 0; r < R; ++r) pair[r] = two(from[r] + 2 * k);
-        UNROLLED for (int gate = 0; gate < 4; ++gate) {
-            const __m512bh weights = (__m512bh)_mm512_loadu_si512(w + (4 * k + gate) * 2 * LANES);
-            UNROLLED for (int r = 0; r < R; ++r) own[r][gate] = _mm512_dpbf16_ps(own[r][gate], weights, pair[r]);
-        }
-    }
-
-    template <int R>
-    void add(vec (&sums)[ROWS][4], const Row (&a)[ROWS], int64_t block) const {
-        constexpr int APART = R == 1 ? 4 : R == 2 ? 2 : 1;  // as above
-        Row from[R];
-        UNROLLED for (int r = 0; r < R; ++r) from[r] = a[r];
-        const uint16_t* w = packed + block * groups(depth) * 8 * LANES;
-        __m512 own[APART][R][4];
-        UNROLLED for (int apart = 0; apart < APART; ++apart)
-            UNROLLED for (int r = 0; r < R; ++r)
-                UNROLLED for (int gate = 0; gate < 4; ++gate) own[apart][r][gate] = apart ? __m512{} : (__m512)sums[r][gate];
-        const int64_t count = groups(depth);
-        int64_t k = 0;
-        for (; k + APART <= count; k += APART)
-            UNROLLED for (int apart = 0; apart < APART; ++apart) group(own[apart], from, w, k + apart);
-        for (; APART > 1 && k < count; ++k) group(own[0], from, w, k);
-        UNROLLED for (int r = 0; r < R; ++r)
-            UNROLLED for (int gate = 0; gate < 4; ++gate) {
-                vec sum = (vec)own[0][r][gate];
-                UNROLLED for (int apart = 1; apart < APART; ++apart) sum += (vec)own[apart][r][gate];
-                sums[r][gate] = sum;
-            }
+        const uint16_t* w = packed + block * groups(depth) * 4 * PAIR_VECTOR;
+        pair_product<4>(rows, sums, a, groups(depth), w, 4 * PAIR_VECTOR, PAIR_VECTOR);
     }
 };
 #endif

@@ -19,6 +19,10 @@ STORAGE = {
     "int8": (2, torch.int8),
     "split": (3, torch.bfloat16),
 }
+#: How training under autocast to bf16 keeps them, which no module is asked for: bf16, with gradients.
+TRAINED = "bf16-trained"
+#: All of them.
+KEPT = STORAGE | {TRAINED: (4, torch.bfloat16)}
 #: Packed weights remembered at most; a model has two a layer and direction.
 LIMIT = 256
 #: Weights up to this many are always looked at in full, which takes two microseconds.
@@ -66,8 +70,8 @@ def pack(weight: Tensor, order: str, storage: str = "fp32", *, whole: bool = Tru
 
     Args:
         weight: (4H, depth), contiguous float32.
-        order: `forward`, or `backward` (square weights, float32 alone).
-        storage: key of `STORAGE`.
+        order: `forward`, or `backward` (square weights, as `fp32` or `TRAINED`).
+        storage: key of `KEPT`.
         whole: look at all values. Else 128 samples of more than `SMALL` have to do, for calls so short that reading
             the weights once more would be felt; a change behind the counter that spares them goes unnoticed.
     """
@@ -89,32 +93,35 @@ def pack(weight: Tensor, order: str, storage: str = "fp32", *, whole: bool = Tru
     packed = _pack(weight, order, storage)
     entry = _Entry(StorageWeakRef(weight.untyped_storage()), weight._version, packed)  # noqa: SLF001
     with _lock:
+        new = key not in _entries
         _entries[key] = entry
         while len(_entries) > LIMIT:
             _entries.popitem(last=False)
-        for dead in [k for k, e in _entries.items() if e.storage.expired()]:
+        # Not where an entry was replaced, which training does at each step.
+        for dead in [k for k, e in _entries.items() if e.storage.expired()] if new else ():
             del _entries[dead]
     return packed
 
 
 def _pack(weight: Tensor, order: str, storage: str) -> Packed:
     rows, depth = weight.shape
-    hidden, lanes = rows // 4, library().lanes()
-    number, dtype = STORAGE[storage]
+    native, at, count = library(), weight.data_ptr(), weight.numel()
+    hidden, lanes = rows // 4, native.lanes()
+    number, dtype = KEPT[storage]
     # Before they are read: what is changed meanwhile must not look as if it had been packed.
-    marks = library().mark(weight.data_ptr(), weight.numel()), library().mark_all(weight.data_ptr(), weight.numel())
+    marks = native.mark(at, count), native.mark_all(at, count)
     if order == "backward":
-        values = torch.empty(-(-hidden // lanes) * lanes * rows, dtype=torch.float32, device="cpu")
-        library().pack_backward(weight.data_ptr(), values.data_ptr(), hidden)
+        values = torch.empty(-(-hidden // lanes) * lanes * rows, dtype=dtype, device="cpu")
+        native.pack_backward(at, values.data_ptr(), hidden, number)
         return Packed(values, None, *marks)
-    if reason := library().hindrance(number).decode():
+    if reason := native.hindrance(number).decode():
         msg = f"weight_storage={storage!r} cannot be used here: {reason}; use 'fp32'"
         raise RuntimeError(msg)
-    bytes_ = library().packed_bytes(hidden, depth, number)
+    bytes_ = native.packed_bytes(hidden, depth, number)
     values = torch.empty(bytes_ // dtype.itemsize, dtype=dtype, device="cpu")
     scale = torch.empty(rows, dtype=torch.float32, device="cpu") if storage == "int8" else None
-    at = None if scale is None else scale.data_ptr()
-    library().pack_forward(weight.data_ptr(), values.data_ptr(), at, hidden, depth, number)
+    scale_at = None if scale is None else scale.data_ptr()
+    native.pack_forward(at, values.data_ptr(), scale_at, hidden, depth, number)
     return Packed(values, scale, *marks)
 
 

@@ -58,6 +58,30 @@ inline void product(int rows, vec (&sums)[ROWS][4], const float* const (&a)[ROWS
     if constexpr (R > 1) product<VECTORS, W, R - 1>(rows, sums, a, depth, w, step, next);
 }
 
+#if defined(__AVX512F__)
+// weight (4H, depth) in float32 to [block][k][gate][lane], zeros past H, sixteen rows at a time; where two gates share a
+// vector, [k][gates i and f, g and o][lane].
+inline void pack_rows(const float* weight, float* packed, int64_t hidden, int64_t depth) {
+    for (int64_t block = 0; block < (hidden + LANES - 1) / LANES; ++block) {
+        const bool half = half_a_vector(hidden, block);
+        const int64_t vectors = half ? 2 : 4, units = half ? LANES / 2 : LANES;
+        for (int64_t v = 0; v < vectors; ++v)
+            for (int64_t k = 0; k < depth; k += 16) {
+                __m512i r[16];
+                UNROLLED for (int lane = 0; lane < 16; ++lane) {
+                    const int64_t gate = half ? 2 * v + lane / 8 : v, unit = block * LANES + lane % units;
+                    const __mmask16 lanes = first_lanes(unit < hidden ? depth - k : 0);
+                    r[lane] = (__m512i)_mm512_maskz_loadu_ps(lanes, weight + (gate * hidden + unit) * depth + k);
+                }
+                transpose(r);
+                float* const to = packed + (block * depth * 4 + k * vectors + v) * LANES;
+                UNROLLED for (int i = 0; i < 16; ++i)
+                    if (k + i < depth) _mm512_storeu_si512(to + i * vectors * LANES, r[i]);
+            }
+    }
+}
+#endif
+
 // Rows of the operands of a transposed product that are taken together: 32 KB of columns with vectors of 16.
 constexpr int64_t CHUNK = 128, COLUMNS = CHUNK * 4 * LANES;
 

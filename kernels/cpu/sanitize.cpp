@@ -2,6 +2,7 @@
 // ThreadSanitizer to watch. `python -m kernels sanitize` builds and runs it.
 
 #define PROJECTED 600  // Few enough for several parts of the steps.
+#define PAIR_ROWS 50
 #include "lstm.cpp"
 
 #include <cstdio>
@@ -51,32 +52,33 @@ bool run(int64_t batch, int64_t steps, int64_t hidden, int64_t threads, bool by_
     pack_forward(weight, packed, scale, hidden, hidden, kept);
     pack_forward(weight_ih, packed_ih, scale_ih, hidden, features, kept);
     const std::unique_ptr<uint8_t[]> resets = some_resets(steps * batch);
-    const bool projects = random_bits() % 2, mode_x = random_bits() % 2;
+    const bool projects = random_bits() % 2, trains = kept == FP32 || kept == BF16_TRAINED, mode_x = random_bits() % 2;
     Forward f = {batch, steps, hidden, reverse, threads, by_rows,
                  projects ? (float*)few : (float*)input, 4 * size, 4 * hidden, projects ? part : steps,
                  x, mode_x ? features : batch * features, mode_x ? steps * features : features,
                  projects ? features : -1, packed_ih, bias, bias, packed,
                  kept == 2 ? (float*)scale_ih : nullptr, kept == 2 ? (float*)scale : nullptr, h0, c0,
                  masked ? lengths.get() : nullptr, output, size, hidden, h_n, c_n,
-                 kept ? nullptr : (float*)gates, 4 * size, 4 * hidden, kept ? nullptr : (float*)cells, size, hidden, scratch,
+                 trains ? (float*)gates : nullptr, 4 * size, 4 * hidden, trains ? (float*)cells : nullptr, size, hidden, scratch,
                  resets.get()};
     bool good = !lstm_forward(&f, kept);
     good = good && finite(output, steps * size) && finite(h_n, size) && finite(c_n, size);
-    if (kept) return good;  // Only float32 has gradients.
+    if (!trains) return good;
     good = good && finite(gates, 4 * steps * size);
 
-    Array grad_output(steps * size), grad_gates(4 * steps * size, false), grad_h0(size, false), grad_c0(size, false);
+    const int64_t numbers = (kept ? 2 : 4) * steps * size;  // two of bf16 are as large as one of float32
+    Array grad_output(steps * size), grad_gates(numbers, false), grad_h0(size, false), grad_c0(size, false);
     Array grad_h_n(size), grad_c_n(size);
     Array grad_ih(4 * hidden * features, false), grad_hh(4 * hidden * hidden, false), grad_bias(4 * hidden, false);
-    pack_backward(weight, packed, hidden);
+    pack_backward(weight, packed, hidden, kept);
     Backward b = {batch, steps, hidden, reverse, threads, by_rows, packed, c0, masked ? lengths.get() : nullptr,
                   gates, 4 * size, 4 * hidden, cells, size, hidden, grad_output, size, hidden, grad_h_n, grad_c_n,
                   grad_gates, 4 * size, 4 * hidden, grad_h0, grad_c0, x, batch * features, features, features,
                   output, size, hidden, steps % 2 ? (float*)h0 : nullptr, grad_ih, grad_hh, grad_bias, threads,
                   resets.get()};
-    good = good && !lstm_backward(&b);
+    good = good && !lstm_backward(&b, kept);
     good = good && finite(grad_ih, 4 * hidden * features) && finite(grad_hh, 4 * hidden * hidden) && finite(grad_bias, 4 * hidden);
-    return good && finite(grad_gates, 4 * steps * size) && finite(grad_h0, size) && finite(grad_c0, size);
+    return good && finite(grad_gates, numbers) && finite(grad_h0, size) && finite(grad_c0, size);
 }
 
 // All layers in one call, then a step with the state in place, and a call after a weight was changed.
@@ -126,13 +128,15 @@ bool run_layers(int64_t batch, int64_t steps, int64_t hidden, int64_t threads, b
 
 int main() {
     int runs = 0;
-    const int storages = *hinders(SPLIT) ? 3 : 4;
+    std::vector<int> storages = {FP32, BF16, INT8};
+    for (int kept : {SPLIT, BF16_TRAINED})
+        if (!*hinders(kept)) storages.push_back(kept);
     for (int64_t hidden : {1, 3, 8, 15, 17, 33, 65})
         for (int64_t batch : {0, 1, 2, 5, 7, 13, 37})
             for (int64_t threads : {1, 2, 3})
                 for (int mode = 0; mode < 8; ++mode, ++runs)
-                    if (!run(batch, 1 + random_bits() % 6, hidden, threads, mode & 1, mode & 2, mode & 4, runs % storages) ||
-                        !run_layers(batch, 1 + random_bits() % 6, hidden, threads, mode & 1, mode & 4, runs % storages)) {
+                    if (!run(batch, 1 + random_bits() % 6, hidden, threads, mode & 1, mode & 2, mode & 4, storages[runs % storages.size()]) ||
+                        !run_layers(batch, 1 + random_bits() % 6, hidden, threads, mode & 1, mode & 4, storages[runs % storages.size()])) {
                         std::printf("hidden %ld batch %ld threads %ld mode %d: a result is not finite, or a change unseen\n",
                                     (long)hidden, (long)batch, (long)threads, mode);
                         return 1;

@@ -31,6 +31,9 @@ typedef uint32_t uvec __attribute__((vector_size(4 * LANES)));
 typedef uint16_t halves __attribute__((vector_size(2 * LANES), aligned(2), may_alias));
 typedef int8_t bytes __attribute__((vector_size(LANES), aligned(1), may_alias));
 
+// Before a loop over a few registers: GCC keeps an array in registers only where it unrolls all loops over it early.
+#define UNROLLED _Pragma("GCC unroll 16")
+
 inline vec all(float x) { return x - vec{}; }  // x - 0 is x, which x + 0 is not for -0
 inline vec load(const float* p) { return *reinterpret_cast<const loose*>(p); }
 inline void store(float* p, vec x) { *reinterpret_cast<loose*>(p) = x; }
@@ -78,7 +81,46 @@ inline void empty_registers() {
 #endif
 }
 
-// The first `n` lanes, zeros after them.
+#if defined(__AVX512F__)
+// The first of 16 lanes, from none to all.
+inline __mmask16 first_lanes(int64_t n) { return static_cast<__mmask16>(n >= 16 ? 0xffff : n > 0 ? (1 << n) - 1 : 0); }
+
+// Sixteen rows of sixteen numbers become columns.
+inline void transpose(__m512i (&r)[16]) {
+    __m512i t[16];
+    UNROLLED for (int i = 0; i < 8; ++i) {
+        t[2 * i] = _mm512_unpacklo_epi32(r[2 * i], r[2 * i + 1]);
+        t[2 * i + 1] = _mm512_unpackhi_epi32(r[2 * i], r[2 * i + 1]);
+    }
+    UNROLLED for (int i = 0; i < 16; i += 4)
+        UNROLLED for (int j = 0; j < 2; ++j) {
+            r[i + 2 * j] = _mm512_unpacklo_epi64(t[i + j], t[i + j + 2]);
+            r[i + 2 * j + 1] = _mm512_unpackhi_epi64(t[i + j], t[i + j + 2]);
+        }
+    // Part L (128 bits) of r[4 i + j] is now column 4 L + j of rows 4 i to 4 i + 3; 0x88 takes parts 0 and 2, 0xdd 1 and 3.
+    UNROLLED for (int j = 0; j < 4; ++j) {
+        t[j] = _mm512_shuffle_i32x4(r[j], r[4 + j], 0x88);
+        t[4 + j] = _mm512_shuffle_i32x4(r[8 + j], r[12 + j], 0x88);
+        t[8 + j] = _mm512_shuffle_i32x4(r[j], r[4 + j], 0xdd);
+        t[12 + j] = _mm512_shuffle_i32x4(r[8 + j], r[12 + j], 0xdd);
+    }
+    UNROLLED for (int j = 0; j < 4; ++j) {
+        r[j] = _mm512_shuffle_i32x4(t[j], t[4 + j], 0x88);
+        r[8 + j] = _mm512_shuffle_i32x4(t[j], t[4 + j], 0xdd);
+        r[4 + j] = _mm512_shuffle_i32x4(t[8 + j], t[12 + j], 0x88);
+        r[12 + j] = _mm512_shuffle_i32x4(t[8 + j], t[12 + j], 0xdd);
+    }
+}
+#endif
+
+// The first `n` lanes, zeros after them. By a mask, which AddressSanitizer does not see.
+#if defined(__AVX512F__) && !defined(__SANITIZE_ADDRESS__)
+inline vec load(const float* p, int n) { return n >= LANES ? load(p) : (vec)_mm512_maskz_loadu_ps(first_lanes(n), p); }
+inline void store(float* p, vec x, int n) {
+    if (n >= LANES) return store(p, x);
+    _mm512_mask_storeu_ps(p, first_lanes(n), (__m512)x);
+}
+#else
 inline vec load(const float* p, int n) {
     if (n >= LANES) return load(p);
     vec x = {};
@@ -89,16 +131,56 @@ inline void store(float* p, vec x, int n) {
     if (n >= LANES) return store(p, x);
     std::memcpy(p, &x, 4 * n);
 }
+#endif
 
-// exp(x) - 1 = scale * p + (scale - 1), with x = k ln 2 + r, scale = 2^k, p = exp(r) - 1: precise also where x is near
-// zero, since nothing cancels. |x| is cut at 87, where sigmoid and tanh are at their ends; a NaN stays one.
+// Where the last block has at most half a vector of units, two gates share one in products, and two rows in the cell.
+#if defined(__AVX512F__) && defined(__AVX512DQ__)
+constexpr bool HALVES = true;
+inline vec joined(vec a, vec b) { return (vec)_mm512_insertf32x8((__m512)a, _mm512_castps512_ps256((__m512)b), 1); }
+inline vec upper_half(vec a) { return (vec)_mm512_zextps256_ps512(_mm512_extractf32x8_ps((__m512)a, 1)); }
+#else
+constexpr bool HALVES = false;
+inline vec joined(vec a, vec) { return a; }
+inline vec upper_half(vec a) { return a; }
+#endif
+inline bool half_a_vector(int64_t hidden, int64_t block) { return HALVES && hidden - block * LANES <= LANES / 2; }
+
+// No less than -most and no more than most; a NaN stays one.
+inline vec within(vec x, float most) {
+#if defined(__AVX512F__)
+    return (vec)_mm512_min_ps(_mm512_set1_ps(most), _mm512_max_ps(_mm512_set1_ps(-most), (__m512)x));
+#elif defined(__AVX__)
+    return (vec)_mm256_min_ps(_mm256_set1_ps(most), _mm256_max_ps(_mm256_set1_ps(-most), (__m256)x));
+#else
+    x = x < -most ? all(-most) : x;
+    return x > most ? all(most) : x;
+#endif
+}
+
+// exp(TIMES x) - 1 = scale * p + (scale - 1), with scale = 2^n and p = 2^r - 1, n + r = TIMES x log2(e): precise also where x
+// is near zero, since nothing cancels. The exponent is cut at 87, where sigmoid and tanh are at their ends; a NaN stays one.
 struct Exponential {
     vec scale, p;
 };
+template <int TIMES>
 inline Exponential exponential(vec x) {
-    x = x < -87.0f ? all(-87.0f) : x;
-    x = x > 87.0f ? all(87.0f) : x;
+    x = within(x, 87.0f / (TIMES < 0 ? -TIMES : TIMES));
     const vec magic = all(12582912.0f);  // 1.5 * 2^23: added to it, a number is rounded to an integer in the last bits
+#if defined(__FMA__)
+    const float log2e = TIMES * 1.44269502162933349609375f, rest = TIMES * 1.92596299e-8f;
+    const vec shifted = x * log2e + magic;
+    const vec n = shifted - magic;
+    vec r = x * log2e - n;  // in one instruction, so the product is not rounded
+    r = x * rest + r;
+    vec p = all(1.5403508e-4f);  // minimax of the relative error of 2^r - 1 on [-0.5, 0.5], 1.1e-8
+    p = p * r + 1.3390736e-3f;
+    p = p * r + 9.6182376e-3f;
+    p = p * r + 5.5503573e-2f;
+    p = p * r + 2.4022649e-1f;
+    p = p * r + 6.9314718e-1f;
+    p = p * r;
+#else
+    x = x * static_cast<float>(TIMES);
     const vec shifted = x * 1.44269504088896341f + magic;
     const vec n = shifted - magic;
     vec r = x - n * 0.693359375f;
@@ -110,17 +192,18 @@ inline Exponential exponential(vec x) {
     p = p * r + 1.6666665459e-1f;
     p = p * r + 5.0000001201e-1f;
     p = p * (r * r) + r;
+#endif
     return {(vec)(((ivec)shifted << 23) + 0x3f800000), p};
 }
 
 inline vec sigmoid(vec x) {
-    const Exponential e = exponential(-x);
+    const Exponential e = exponential<-1>(x);
     return 1.0f / (e.scale * e.p + (e.scale + 1.0f));
 }
 
 // (1 - exp(-2x)) / (1 + exp(-2x))
 inline vec tanh_of(vec x) {
-    const Exponential e = exponential(-2.0f * x);
+    const Exponential e = exponential<-2>(x);
     const vec less = e.scale * e.p + (e.scale - 1.0f);
     return -less / (less + 2.0f);
 }

@@ -55,7 +55,7 @@ auto with_way(int64_t kept, F use) {
     if (kept == SPLIT && !*no_tiles()) return use(Way<Tiles<2>, Tiles<2>>());
 #endif
 #if defined(HAS_PAIRS)
-    if (kept == BF16) return use(Way<Pairs, Pairs>());
+    if (kept == BF16 || kept == BF16_TRAINED) return use(Way<Pairs, Pairs>());
 #else
     if (kept == BF16) return use(Way<Widened<uint16_t>, Widened<uint16_t>>());
 #endif
@@ -72,10 +72,16 @@ auto with_way(int64_t kept, F use) {
 }
 
 // Why weights cannot be kept so in this process, or an empty text.
-inline const char* hinders(int64_t kept) { return kept == SPLIT ? no_tiles() : ""; }
+inline const char* hinders(int64_t kept) {
+#if !defined(HAS_PAIRS)
+    if (kept == BF16_TRAINED) return "this processor has no products of bf16 (AVX512-BF16), or the compiler does not know them";
+#endif
+    return kept == SPLIT ? no_tiles() : "";
+}
 
 // The instructions that multiply weights kept so.
 inline const char* instructions_for(int64_t kept) {
+    if (kept == BF16_TRAINED && !*hinders(kept)) return "avx512-bf16";
 #if defined(HAS_TILES)
     if (kept == BF16 && !*no_tiles()) return "amx-bf16";
     if (kept == SPLIT && !*no_tiles()) return "amx-bf16-split";
@@ -149,6 +155,9 @@ inline void kept_as(uint16_t* to, float x) { *to = to_bfloat16(x); }
 // weight (4H, depth) to [block][k][gate][lane], zeros past H.
 template <typename W>
 void pack(Widened<W>*, const float* weight, void* packed, float* scale, int64_t hidden, int64_t depth) {
+#if defined(__AVX512F__)
+    if constexpr (std::is_same_v<W, float>) return pack_rows(weight, static_cast<float*>(packed), hidden, depth);
+#endif
     for (int64_t unit = 0; unit < (hidden + LANES - 1) / LANES * LANES; ++unit)
         for (int gate = 0; gate < 4; ++gate) {
             const int64_t row = gate * hidden + unit;
@@ -191,12 +200,7 @@ void pack(Bytes<PARTS>*, const float* weight, void* packed, float* scale, int64_
 
 #if defined(HAS_PAIRS)
 inline void pack(Pairs*, const float* weight, void* packed, float*, int64_t hidden, int64_t depth) {
-    uint16_t* const to = static_cast<uint16_t*>(packed);
-    std::memset(to, 0, Pairs::size(hidden, depth));
-    for (int64_t unit = 0; unit < hidden; ++unit)
-        for (int gate = 0; gate < 4; ++gate)
-            for (int64_t k = 0; k < depth; ++k)
-                to[Pairs::place(depth, unit, gate, k)] = to_bfloat16(weight[(gate * hidden + unit) * depth + k]);
+    pack_pairs(weight, static_cast<uint16_t*>(packed), hidden, depth);
 }
 #endif
 
@@ -369,13 +373,17 @@ inline void packed_forward(const float* weight, void* packed, float* scale, int6
     });
 }
 
-// weight_hh (4H, H) to [block][n][lane] with n over 4H, zeros past H.
-inline void packed_backward(const float* weight, float* packed, int64_t hidden) {
+// weight_hh (4H, H) to [block][n][lane] with n over 4H, zeros past H; in bf16 two n side by side.
+inline void packed_backward(const float* weight, void* packed, int64_t hidden, int64_t kept) {
+#if defined(HAS_PAIRS)
+    if (kept == BF16_TRAINED) return pack_pairs_back(weight, static_cast<uint16_t*>(packed), hidden);
+#endif
+    if (kept != FP32) throw std::invalid_argument("weights kept so have no gradients");
     const int64_t blocks = (hidden + LANES - 1) / LANES;
     for (int64_t block = 0; block < blocks; ++block) {
         const int n_lanes = static_cast<int>(hidden - block * LANES < LANES ? hidden - block * LANES : LANES);
         for (int64_t n = 0; n < 4 * hidden; ++n)
-            store(packed + (block * 4 * hidden + n) * LANES, load(weight + n * hidden + block * LANES, n_lanes));
+            store(static_cast<float*>(packed) + (block * 4 * hidden + n) * LANES, load(weight + n * hidden + block * LANES, n_lanes));
     }
 }
 

@@ -14,7 +14,7 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
-from kernels.cpu import build, fused
+from kernels.cpu import build, fused, packing
 from kernels.dispatch import BY_ESTIMATE
 from kernels.lstm import LSTM
 from seq2seq.workloads.workload import Workload
@@ -178,6 +178,19 @@ def needs_split_products(device: str, mode: str, workload: Workload) -> str | No
     if "amx_bf16" not in build.cpu_flags().split():
         return "weights split into two bf16 numbers need AMX (amx_bf16), which this processor does not have"
     return None
+
+
+def needs_bf16_products(device: str, mode: str, workload: Workload) -> str | None:
+    """The fused CPU kernel must multiply bf16 with gradients; what it says is known once it is compiled."""
+    del device, mode, workload
+    if "avx512_bf16" not in build.cpu_flags().split():
+        return "our kernel runs autocast to bf16 by AVX512-BF16 (avx512_bf16), which this processor does not have"
+    return None
+
+
+def compile_amp_kernel() -> str | None:
+    """Compile the fused CPU kernel; why that, or its gradients in bf16, cannot be had, or None."""
+    return compile_cpu_kernel() or fused.storage_hindrance(packing.TRAINED)
 
 
 def compile_split_kernel() -> str | None:

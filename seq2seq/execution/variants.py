@@ -14,8 +14,10 @@ import torch
 
 from seq2seq.execution import rival_lstms
 from seq2seq.execution.requirements import (
+    compile_amp_kernel,
     compile_cpu_kernel,
     compile_split_kernel,
+    needs_bf16_products,
     needs_compilable_training,
     needs_compiler,
     needs_compiler_beside_lstm,
@@ -108,6 +110,17 @@ VARIANTS |= {
             devices=("cpu",),
             requirements=(inference_only, needs_cpu_kernel),
             builds=compile_cpu_kernel,
+        ),
+        Variant(
+            "cpu-fused-amp",
+            "autocast to bf16, our kernel for CPUs: products in bf16 with sums in fp32, gradients too",
+            lstm="kernels",
+            lstm_options={"implementation": "cpu-fused"},
+            precision="bf16",
+            autocast=True,
+            devices=("cpu",),
+            requirements=(needs_cpu_kernel, needs_bf16_products),
+            builds=compile_amp_kernel,
         ),
         Variant("cudnn", "nn.LSTM through cuDNN, eager fp32 without TF32", devices=("cuda",)),
         Variant(

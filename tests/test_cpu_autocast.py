@@ -1,0 +1,268 @@
+"""The CPU kernel under autocast to bf16: both passes compute what their arithmetic says, and nothing else."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("hypothesis")
+
+import torch
+from cpu_builds import QUICK, built_for
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from planted_kernels import KernelPrograms, changed_sources
+from recurrences import DEVICE
+from torch import Tensor, nn
+
+from kernels import LSTM
+from kernels.cpu import build
+
+pytestmark = [
+    pytest.mark.skipif(DEVICE != "cpu", reason="the kernel is for CPUs"),
+    pytest.mark.skipif("avx512_bf16" not in build.cpu_flags().split(), reason="no AVX512-BF16 here"),
+]
+
+#: Few rows at a time, so that the products over all steps have many parts.
+FEW_ROWS = f"{QUICK} -DPAIR_ROWS=6"
+#: Error by norm: that of rounding to bf16 once, since sums in another order may round a number to its other neighbour.
+ONCE = 2.0**-8
+#: Largest gradient error of a right implementation in bf16: `GRADIENT_ERROR` of `kernels.tools.problems`.
+BF16 = 8e-2
+
+
+def bf16(value: Tensor) -> Tensor:
+    """Numbers rounded to bf16, whose gradient passes as it is."""
+    return value + (value.detach().float().bfloat16().double() - value.detach())
+
+
+class _RoundedGradient(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: object, value: Tensor) -> Tensor:
+        del ctx
+        return value.clone()
+
+    @staticmethod
+    def backward(ctx: object, gradient: Tensor) -> Tensor:
+        del ctx
+        return gradient.float().bfloat16().double()
+
+
+def by_the_equations(
+    x: Tensor, weights: list[Tensor], state: list[Tensor], lengths: Tensor, resets: Tensor, *, backward: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """One direction in float64, the factors of all products rounded to bf16; x is (steps, batch, features)."""
+    weight_ih, weight_hh, *biases = weights
+    h, c = state
+    outputs: list[Tensor] = [h] * len(x)
+    for step in range(len(x) - 1, -1, -1) if backward else range(len(x)):
+        anew, inside = resets[step][:, None], (step < lengths)[:, None]
+        h_before, c_before = torch.where(anew & inside, 0.0, h), torch.where(anew & inside, 0.0, c)
+        gates = bf16(torch.where(inside, x[step], 0.0)) @ bf16(weight_ih).T + bf16(h_before) @ bf16(weight_hh).T
+        i, f, g, o = _RoundedGradient.apply(gates + sum(biases)).chunk(4, 1)
+        c_new = f.sigmoid() * c_before + i.sigmoid() * g.tanh()
+        h_new = o.sigmoid() * c_new.tanh()
+        outputs[step] = torch.where(inside, h_new, 0.0)
+        h, c = torch.where(inside, h_new, h), torch.where(inside, c_new, c)
+    return torch.stack(outputs), h, c
+
+
+def error(value: Tensor, expected: Tensor) -> float:
+    """Norm of the difference over the norm, which counts as at least 0.1 an element."""
+    value, expected = value.detach(), expected.detach()
+    difference = (value.double() - expected.double()).norm()
+    return float(difference / max(float(expected.norm()), 0.1 * max(expected.numel(), 1) ** 0.5))
+
+
+@pytest.mark.parametrize(("target", "threads"), [(build.NATIVE, 1), (build.NATIVE, 3), (FEW_ROWS, 2)])
+@settings(max_examples=25)
+@given(
+    batch=st.integers(1, 20), steps=st.integers(1, 6), features=st.sampled_from([1, 5, 16, 33, 70]),
+    hidden=st.sampled_from([1, 3, 8, 15, 16, 17, 33, 64, 70]), backward=st.booleans(), batch_first=st.booleans(),
+    bias=st.booleans(), masked=st.booleans(), begins=st.booleans(), seed=st.integers(0, 999),
+)  # fmt: skip
+def test_both_passes_are_their_arithmetic(  # noqa: PLR0913, PLR0917 - what hypothesis draws
+    target: str, threads: int, batch: int, steps: int, features: int, hidden: int, backward: bool, batch_first: bool,
+    bias: bool, masked: bool, begins: bool, seed: int,
+) -> None:  # fmt: skip
+    """Results and every gradient are those of the equations with factors rounded to bf16, whatever the call."""
+    torch.manual_seed(seed)
+    directions = 2 if backward else 1
+    lstm = LSTM(
+        features, hidden, bias=bias, batch_first=batch_first, bidirectional=backward, implementation="cpu-fused"
+    )
+    x, state = torch.randn(steps, batch, features), torch.randn(2, directions, batch, hidden)
+    lengths = torch.randint(0, steps + 1, (batch,)) if masked else torch.full((batch,), steps)
+    resets = torch.rand(steps, batch) < (0.3 if begins else 0.0)
+    by = [torch.randn(*shape).bfloat16() for shape in ((steps, batch, directions * hidden), *[state[0].shape] * 2)]
+    given_x = x.masked_fill((torch.arange(steps)[:, None] >= lengths)[:, :, None], float("nan"))
+
+    leaves = [value.clone().requires_grad_() for value in (given_x, *state)]
+    with built_for(target, threads), torch.autocast("cpu", torch.bfloat16):
+        fed = leaves[0].transpose(0, 1) if batch_first else leaves[0]
+        begun = (resets.T if batch_first else resets) if begins else None
+        output, (h_n, c_n) = lstm(fed, (leaves[1], leaves[2]), lengths if masked else None, begun)
+        found = [output.transpose(0, 1) if batch_first else output, h_n, c_n]
+        assert {value.dtype for value in found} == {torch.bfloat16}
+        total = sum((value.float() * weight.float()).sum() for value, weight in zip(found, by, strict=True))
+        found += torch.autograd.grad(total, [*leaves, *lstm.parameters()])
+    assert [choice.instructions for choice in lstm.choices] == ["avx512-bf16"]
+
+    wide = [value.double().requires_grad_() for value in (x, *state)]
+    weights = [value.detach().double().requires_grad_() for value in lstm.parameters()]
+    each = len(weights) // directions
+    inside = torch.arange(steps)[:, None] < lengths
+    # The direction that walks backward leaves a sequence at its first step.
+    after = torch.cat([(resets & inside)[1:], torch.zeros(1, batch, dtype=torch.bool)])
+    parts = [
+        by_the_equations(
+            wide[0], weights[d * each : (d + 1) * each], [wide[1][d], wide[2][d]], lengths, after if d else resets,
+            backward=d == 1,
+        )
+        for d in range(directions)
+    ]  # fmt: skip
+    expected = [torch.cat([part[0] for part in parts], 2), *(torch.stack([p[n] for p in parts]) for n in (1, 2))]
+    total = sum((value * weight.double()).sum() for value, weight in zip(expected, by, strict=True))
+    expected += torch.autograd.grad(total, [*wide, *weights])
+    for number, (value, right) in enumerate(zip(found, expected, strict=True)):
+        assert error(value, right) < ONCE, number
+
+
+def _twins(**options: object) -> tuple[nn.LSTM, LSTM, Tensor]:
+    torch.manual_seed(0)
+    theirs, ours = nn.LSTM(6, 20, 2, bidirectional=True), LSTM(6, 20, 2, bidirectional=True, **options)
+    ours.load_state_dict(theirs.state_dict())
+    return theirs, ours, torch.randn(7, 3, 6)
+
+
+def test_training_is_near_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Gradients of two layers are within bf16's limits of float32's, and memory is written before it is read."""
+    theirs, ours, x = _twins(implementation="cpu-fused")
+    expected = torch.autograd.grad(theirs(x)[0].square().sum(), list(theirs.parameters()))
+    monkeypatch.setattr(torch.utils.deterministic, "fill_uninitialized_memory", True)
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    try:
+        with torch.autocast("cpu", torch.bfloat16):
+            output = ours(x)[0]
+        found = torch.autograd.grad(output.float().square().sum(), list(ours.parameters()))
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert max(map(error, found, expected)) < BF16
+
+
+def test_auto_takes_it_where_it_multiplies_bf16_itself() -> None:
+    """`auto` says what multiplies, in both modes; on a processor without the instruction it is torch's own."""
+    _, lstm, x = _twins()
+    tiles = "amx_bf16" in build.cpu_flags().split()
+    with torch.autocast("cpu", torch.bfloat16):
+        for grad in (True, False):
+            with torch.set_grad_enabled(grad):
+                lstm(x)
+            kinds = {(choice.implementation, choice.instructions) for choice in lstm.choices}
+            assert kinds == {("vendor", "") if tiles else ("cpu-fused", "avx512-bf16")}
+
+
+def test_without_the_instruction_it_is_refused_by_name() -> None:
+    """A build without products of bf16 says so, and what serves instead."""
+    _, lstm, x = _twins(implementation="cpu-fused")
+    with (
+        built_for(f"{QUICK} -DWIDEN", 1),
+        torch.autocast("cpu", torch.bfloat16),
+        pytest.raises(ValueError, match=r"no products of bf16 \(AVX512-BF16\).*use .*'vendor'"),
+    ):
+        # Another size than in other tests, whose answer would be kept.
+        lstm(x[:5])
+
+
+def test_other_types_of_autocast_stay_torch_s_own() -> None:
+    """The kernel has no float16, so a call by name is refused as before."""
+    _, lstm, x = _twins(implementation="cpu-fused")
+    with (
+        torch.autocast("cpu", torch.float16),
+        pytest.raises(ValueError, match="computes in float32, these are float16"),
+    ):
+        lstm(x)
+
+
+def test_inference_is_that_of_weights_kept_in_bf16() -> None:
+    """Without gradients the results are those of bf16 weights, rounded, and calls without autocast stay in float32."""
+    _, lstm, x = _twins(implementation="cpu-fused")
+    _, kept, _ = _twins(implementation="cpu-fused", weight_storage="bf16")
+    with torch.inference_mode():
+        before, expected = lstm(x), kept(x)
+        for _ in range(2):  # the second by what the first prepared
+            with torch.autocast("cpu", torch.bfloat16):
+                output, (h_n, c_n) = lstm(x.bfloat16().float())
+                rounded, _ = lstm(x.bfloat16())
+            after = lstm(x)
+        with torch.autocast("cpu", torch.bfloat16):
+            found = lstm(x)
+    assert torch.equal(found[0], expected[0].bfloat16())
+    assert torch.equal(found[1][1], expected[1][1].bfloat16())
+    assert torch.equal(rounded, output)
+    assert h_n.dtype == c_n.dtype == torch.bfloat16
+    assert torch.equal(after[0], before[0])
+
+
+def test_changed_weights_are_packed_anew() -> None:
+    """A step of an optimizer, or a change behind torch's counter, is in the next call's results and gradients."""
+    _, lstm, x = _twins(implementation="cpu-fused")
+    found = []
+    for change in ("nothing", "counted", "data"):
+        with torch.no_grad():
+            if change == "counted":
+                lstm.weight_hh_l0.mul_(2.0)
+            elif change == "data":
+                lstm.weight_hh_l0.data.mul_(2.0)
+        leaf = x.clone().requires_grad_()
+        with torch.autocast("cpu", torch.bfloat16):
+            output = lstm(leaf)[0]
+        found.append((output.detach(), *torch.autograd.grad(output.float().sum(), leaf)))
+    for earlier, later in itertools.pairwise(found):
+        assert not any(map(torch.equal, earlier, later))
+
+
+@pytest.fixture(scope="module")
+def programs() -> Iterator[KernelPrograms]:
+    """What runs programs on changed kernels, started once."""
+    with KernelPrograms() as found:
+        yield found
+
+
+#: Gradients of a layer under autocast, from a given state, over enough rows for several parts.
+_LAYER = """
+import torch
+from torch import nn
+from kernels.lstm import LSTM
+torch.manual_seed(0)
+theirs, ours = nn.LSTM(5, 21), LSTM(5, 21, implementation="cpu-fused")
+ours.load_state_dict(theirs.state_dict())
+x, state = torch.randn(60, 9, 5), (torch.randn(1, 9, 21), torch.randn(1, 9, 21))
+found = []
+for lstm in (theirs, ours):
+    with torch.autocast("cpu", torch.bfloat16, enabled=lstm is ours):
+        output = lstm(x, state)[0]
+    found.append(torch.autograd.grad(output.float().sin().sum(), list(lstm.parameters())))
+worst = max(float((value - right).norm() / right.norm()) for right, value in zip(*found))
+sys.exit(0 if worst < 8e-2 else 7)
+"""
+
+
+@pytest.mark.parametrize(
+    ("planted", "instead"),
+    [
+        ("", ""),
+        ("features, start > 0);", "features, false);"),
+        ("loaded(k), loaded(k + 1)", "loaded(k + 1), loaded(k)"),
+        ("start ? load(to, lanes) + (vec)sums[half]", "false ? load(to, lanes) + (vec)sums[half]"),
+        ("_mm512_maskz_loadu_ps(lanes, from + hidden)", "_mm512_maskz_loadu_ps(lanes, from)"),
+    ],
+    ids=["nothing", "parts", "pairs", "bias", "packing"],
+)
+def test_a_planted_defect_is_seen(planted: str, instead: str, tmp_path: Path, programs: KernelPrograms) -> None:
+    """Each slip in the products of pairs makes an error beyond bf16's limit."""
+    code = programs.run(_LAYER, tmp_path, source=changed_sources(planted, instead, tmp_path))
+    assert code == 0 if not planted else code not in (0, 1)
