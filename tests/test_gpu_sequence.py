@@ -299,6 +299,19 @@ def test_offsets_that_pass_32_bits_are_refused() -> None:
     assert "131072 steps" in str(sequence.refuses(dataclasses.replace(fits, steps=131_072), backward=False))
 
 
+@pytest.mark.parametrize("wide", [False, True])
+def test_products_that_would_leave_the_registers_are_not_taken(wide: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where Triton makes 16 units a warp into wgmma, a backward pass has 8 units a warp, and at most 64 in all."""
+    monkeypatch.setattr(sequence, "WIDE_PRODUCTS", wide)
+    small, large = (Problem("cuda", torch.float16, 16, 50, hidden, capability=90, saves=True) for hidden in (64, 128))
+    warps = {config.num_warps for config in sequence.configs(small, backward=True)}
+    assert warps == ({8} if wide else {4, 8})
+    assert ("carry hidden_size 64" in (sequence.refuses(large, backward=True) or "")) == wide
+    assert sequence.refuses(large, backward=False) is None
+    older = dataclasses.replace(small, capability=80)
+    assert {config.num_warps for config in sequence.configs(older, backward=True)} == {4, 8}
+
+
 def test_small_batches_are_spread_and_large_ones_are_not() -> None:
     """The first guess takes small tiles while multiprocessors idle, and larger ones when there is a queue."""
     small = Problem("cuda", torch.float16, 64, 7, 64, capability=90, multiprocessors=132)

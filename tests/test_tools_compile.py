@@ -47,9 +47,11 @@ def test_fault_is_found(change, expected):
 
 
 def test_stack_that_a_module_permits_is_none():
-    spilled = dataclasses.replace(FINE, stack_bytes=8)
+    spilled = dataclasses.replace(FINE, stack_bytes=8, registers=72)
     assert faults(spilled, cooperative=False, stack_bytes=8) == ()
     assert faults(spilled, cooperative=False, stack_bytes=7) != ()
+    # With most registers in use it is a spill.
+    assert faults(dataclasses.replace(spilled, registers=168), cooperative=False, stack_bytes=8) != ()
 
 
 def test_programs_that_need_not_meet_may_be_many():

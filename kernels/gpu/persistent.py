@@ -28,9 +28,9 @@ from .persistent_forward import forward_kernel
 #: Integers of a counter's own cache line, as the kernels step over them.
 COUNTER_STRIDE = 32
 
-#: An address or two of a thread that ptxas puts aside now and then, with registers to spare; read from the first-level
-#: cache once a step.
-STACK_BYTES = 16
+#: Addresses of a thread that ptxas puts aside now and then, with registers to spare, two with Triton 3.7 and three with
+#: 3.8; read from the first-level cache once a step.
+STACK_BYTES = 24
 
 #: Part of CUDA's message for a cooperative launch of more blocks than can run at once.
 NO_ROOM = "too many blocks in cooperative launch"

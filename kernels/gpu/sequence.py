@@ -18,6 +18,10 @@ from ..common.recurrence import Backward, Forward, Problem
 from .launch import Launch
 from .sequence_kernels import backward_kernel, forward_kernel
 
+#: From 3.8 on Triton makes the backward product of 16 units a warp by wgmma on 9.0, which reads the weights from shared
+#: memory in each step and at 128 units spills; 8 units a warp stay as they were. Compiled, not measured.
+WIDE_PRODUCTS = tuple(map(int, triton.__version__.split(".")[:2])) >= (3, 8)
+
 
 @dataclass(frozen=True)
 class SequenceConfig:
@@ -89,8 +93,13 @@ def _largest(problem: Problem, *, backward: bool) -> int:
     """Largest hidden size whose weights stay in registers: found by compiling."""
     if problem.dtype != torch.float32:
         # Before 9.0, without stmatrix, moving gradients around takes a few registers more than there are.
-        return 64 if backward and problem.capability in range(80, 90) else 128
+        return 64 if backward and (problem.capability in range(80, 90) or _by_wgmma(problem)) else 128
     return 32 if backward and not problem.tf32 else 64
+
+
+def _by_wgmma(problem: Problem) -> bool:
+    """Return whether the backward product of 16 units a warp would leave the registers."""
+    return WIDE_PRODUCTS and problem.dtype != torch.float32 and (problem.capability or 90) == 90
 
 
 def _shared_kb(capability: int) -> int:
@@ -118,7 +127,7 @@ def _tiles(problem: Problem, *, backward: bool) -> list[tuple[int, int]]:
     if problem.dtype == torch.float32:
         return [(8, 2 * warps), (16, 2 * warps)]
     if backward:
-        return [(8, warps), (8, 2 * warps), (16, 2 * warps)]
+        return [(8, warps), (8, 2 * warps), (16, 2 * warps)][_by_wgmma(problem) :]
     return [(8, 2 * warps), (8, warps), (16, 2 * warps), (32, 2 * warps)]
 
 

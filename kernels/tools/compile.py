@@ -69,6 +69,8 @@ class Architecture:
         return min(by_registers, self.threads // threads, 32, (self.shared_bytes + 1024) // (shared + 1024))
 
 
+#: Registers that a thread can have.
+MOST_REGISTERS = 255
 ARCHITECTURES = {80: Architecture(166_912, 108), 90: Architecture(232_448, 132), 100: Architecture(232_448, 148)}
 
 
@@ -320,15 +322,23 @@ def compile_item(item: Item) -> Compiled:
 
 
 def faults(one: Compiled, *, cooperative: bool, stack_bytes: int = 0) -> tuple[str, ...]:
-    """Faults that an architecture would refuse or punish; `stack_bytes` is what the kernel's module permits."""
+    """Faults that an architecture would refuse or punish.
+
+    Args:
+        one: what was compiled.
+        cooperative: whether all programs must run at the same time.
+        stack_bytes: stack a thread that the kernel's module permits, where half of the registers are free: there it is
+            no sign of too few.
+    """
     arch, threads = ARCHITECTURES[one.arch], 32 * one.num_warps
     found = []
     if one.shared_bytes > arch.shared_bytes:
         found.append(f"{one.shared_bytes} bytes of shared memory, sm_{one.arch} has {arch.shared_bytes} a block")
     if one.registers * threads > arch.registers:
         found.append(f"{one.registers} registers in {threads} threads, sm_{one.arch} has {arch.registers} a block")
-    if one.stack_bytes > stack_bytes:
-        found.append(f"{one.stack_bytes} bytes of stack a thread (spilled registers), permitted are {stack_bytes}")
+    permitted = stack_bytes if one.registers <= MOST_REGISTERS // 2 else 0
+    if one.stack_bytes > permitted:
+        found.append(f"{one.stack_bytes} bytes of stack a thread (spilled registers), permitted are {permitted}")
     if cooperative and not found:
         resident = arch.multiprocessors * arch.blocks(one.registers, threads, one.shared_bytes)
         if one.grid > resident:
