@@ -159,7 +159,8 @@ class Serving:
         for gate in served.gates:
             for kind in ("parity", "batched"):
                 error, limit = f"{kind}_error", f"{kind}_limit"
-                nearest = candidate.fields.get(error, 0.0) / candidate.fields.get(limit, 1.0)
+                # Below zero where there is none yet, since an error may be zero.
+                nearest = candidate.fields.get(error, -1.0) / candidate.fields.get(limit, 1.0)
                 if gate[error] is not None and not gate[error] / gate[limit] <= nearest:
                     candidate.fields |= {error: gate[error], limit: gate[limit]}
 
