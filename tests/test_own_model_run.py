@@ -116,10 +116,10 @@ def test_such_runs_are_reported_and_exported_again(run, tmp_path):
 @pytest.mark.usefixtures("warm")
 def test_a_suite_without_the_model_is_refused(tmp_path, capsys):
     """Else it would be named and not measured."""
-    words = ["--model", f"{written(tmp_path, PLAIN)}:build", "--suite", "smoke", "--dry-run"]
+    words = ["--model", f"{written(tmp_path, PLAIN)}:build", "--suite", "smoke", "--threads", "1", "--dry-run"]
     assert main(["run", *words]) == EXIT_USAGE
     assert "the suite smoke has no workload own:*, so --model would not be measured" in capsys.readouterr().err
-    assert main(["run", "--suite", "own-model", "--dry-run"]) == EXIT_USAGE
+    assert main(["run", "--suite", "own-model", "--threads", "1", "--dry-run"]) == EXIT_USAGE
     assert "'own:*' is a model of your own: name it with --model FILE.py:FUNCTION" in capsys.readouterr().err
 
 

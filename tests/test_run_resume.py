@@ -12,7 +12,6 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 import types
 from pathlib import Path
 from typing import Any
@@ -596,9 +595,7 @@ def test_a_killed_run_can_be_reported(interrupted):
     records = interrupted / "records.jsonl"
     records.write_bytes(records.read_bytes() + b'{"workload"')
     before = records.read_bytes()
-    line = [sys.executable, "-m", "bench", "report", str(interrupted)]
-    done = subprocess.run(line, capture_output=True, text=True, check=False, cwd=ROOT)
-    assert done.returncode == 0, done.stderr
+    assert command_line.main(["report", str(interrupted)]) == 0
     assert len((interrupted / "records.csv").read_text(encoding="utf-8").splitlines()) == 7
     assert (interrupted / "report.html").is_file()
     assert records.read_bytes() == before

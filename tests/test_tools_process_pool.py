@@ -2,12 +2,28 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import time
+from types import SimpleNamespace
 
 import pytest
 
+from kernels.tools import process_pool
 from kernels.tools.process_pool import Pool
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _forked_children():
+    """Let children be forks of a process that has imported torch; tests of the tools start them afresh."""
+    if "forkserver" not in multiprocessing.get_all_start_methods():
+        yield
+        return
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["kernels.tools.process_pool"])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(process_pool, "multiprocessing", SimpleNamespace(get_context=lambda _: context))
+        yield
 
 
 def misbehave(item: str) -> str:
