@@ -6,7 +6,6 @@ import csv
 import dataclasses
 import importlib.util
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 from own_model_kit import PLAIN, written
@@ -23,7 +22,6 @@ from bench.report import serving as charts
 from bench.report.page import write_report
 from bench.serve import command
 from bench.serve.arguments import bound
-from bench.serve.measure import Serving
 
 ROOT = Path(__file__).parent.parent
 PLUGIN = ROOT / "tests" / "plugins" / "served_variants.py"
@@ -155,17 +153,6 @@ def test_a_figure_without_an_interval_has_none():
     assert serving.load_text(ServingRecord()) == "no figure"
     assert serving.load_text(ServingRecord(qps=1234.5)) == "1234"
     assert serving.load_text(ServingRecord(qps=100.0, qps_lo=90.0, qps_hi=120.0)) == "100 [90, 120]"
-
-
-@pytest.mark.parametrize("errors", [[0.0], [0.0, 0.0], [2e-6, 0.0], [0.0, 2e-6]])
-def test_an_error_of_zero_is_recorded(errors):
-    """Results may agree to the last bit; of several gates the error that came nearest to its limit is kept."""
-    gates = [{"parity_error": 1e-7, "parity_limit": 1e-5, "batched_error": e, "batched_limit": 2e-5} for e in errors]
-    served = SimpleNamespace(begin=lambda _: "", end=lambda _: "", unavailable=None, gates=gates)
-    candidate = SimpleNamespace(fields={})
-    Serving._guarded(SimpleNamespace(_seed=lambda: 1), candidate, served, lambda *_: None)
-    assert (candidate.fields["batched_error"], candidate.fields["batched_limit"]) == (max(errors), 2e-5)
-    assert candidate.fields["parity_error"] == 1e-7
 
 
 @pytest.mark.usefixtures("warm")
