@@ -261,15 +261,12 @@ DEFECTS = {
     "high": ("sum * 256.0f +", "sum * (PLANTED ? 128.0f : 256.0f) +"),
     "broken": ("most / LARGEST + broken", "most / LARGEST + (PLANTED ? 0.0f : broken)"),
     "bytes": ("unit % LANES * 4 + k % 4", "unit % LANES * 4 + (PLANTED ? 3 - k % 4 : k % 4)"),
-    "pairs": ("unit % LANES * 2 + k % 2", "unit % LANES * 2 + (PLANTED ? 1 - k % 2 : k % 2)"),
+    "pairs": ("first_lanes(left - 16), from + 16", "first_lanes(left - 16), from + (PLANTED ? 0 : 16)"),
     "two": (
         "switch (rows) {\n            case 1: return add<1>",
         "switch (PLANTED && rows == 2 ? 1 : rows) {\n            case 1: return add<1>",
     ),
-    "five": (
-        "case 5: return add<5>(sums, a, block);",
-        "case 5: return PLANTED ? add<4>(sums, a, block) : add<5>(sums, a, block);",
-    ),
+    "five": ("pair_product<VECTORS, R - 1>(rows,", "pair_product<VECTORS, R - 1>(rows - PLANTED,"),
     "pieces": ("least + (i < larger)", "least + (i < larger && !PLANTED)"),
     "states": (
         "states_room + i * state_bytes);\n            }",
