@@ -66,7 +66,7 @@ def run(
         resets: bool, the first two dimensions of x: true where a step begins a new sequence; nowhere when None.
         batch_first: order of the first two dimensions.
     """
-    options = _options(lstm, x, implementation, batch_first)
+    options = _options(lstm, x.device, x.dtype, implementation, batch_first)
     directions = options.directions
     parameters = [lstm._parameters_of(layer) for layer in range(lstm.num_layers)]  # noqa: SLF001 - it is the module's own part
     if lengths is not None or resets is not None:
@@ -111,13 +111,15 @@ def run(
     return x, (torch.cat(hidden), torch.cat(cell))
 
 
-def _options(lstm: LayeredLSTM, x: Tensor, implementation: str, batch_first: bool) -> LayerOptions:
-    """Return what all layers of a call share."""
-    dtype, directions = computed_dtype(x.device, x.dtype), 2 if lstm.bidirectional else 1
+def _options(
+    lstm: LayeredLSTM, device: torch.device, dtype: torch.dtype, implementation: str, batch_first: bool
+) -> LayerOptions:
+    """Return what all layers of a call share, for an input of a device and type."""
+    dtype, directions = computed_dtype(device, dtype), 2 if lstm.bidirectional else 1
     # The CPU kernel was chosen for bfloat16 where it rounds as autocast does (`casts_itself`).
     storage = TRAINED if implementation == dispatch.CPU and dtype == torch.bfloat16 else lstm.weight_storage
     return LayerOptions(
-        lstm.hidden_size, directions, batch_first, implementation, dtype, lstm.tf32(x.device, dtype), storage
+        lstm.hidden_size, directions, batch_first, implementation, dtype, lstm.tf32(device, dtype), storage
     )
 
 
@@ -322,7 +324,9 @@ def _sum(first: Tensor, second: Tensor) -> Tensor:
 
 
 def casts_itself(lstm: LayeredLSTM, x: Tensor, hx: State | None) -> bool:
-    """Return whether the CPU kernel can round to autocast's bfloat16 itself: float32 weights in a plain eager call.
+    """Return whether the CPU kernel can round to bfloat16 itself: float32 weights in a plain eager call.
+
+    For calls under autocast to bfloat16.
 
     Args:
         lstm: holds the parameters and options.
@@ -331,7 +335,6 @@ def casts_itself(lstm: LayeredLSTM, x: Tensor, hx: State | None) -> bool:
     """
     return (
         x.device.type == "cpu"
-        and autocast_dtype(x.device) == torch.bfloat16
         and x.dtype in {torch.float32, torch.bfloat16}
         and lstm.weight_ih_l0.dtype == torch.float32
         and lstm.weight_storage == "fp32"

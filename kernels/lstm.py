@@ -346,6 +346,7 @@ class LSTM(nn.RNNBase):
             or (self._modules and any(parameter.requires_grad for parameter in self.parameters()))
             or (hx is not None and (hx[0].requires_grad or hx[1].requires_grad))
         )
+        casting = layers.autocast_dtype(x.device) == torch.bfloat16
         choice = self._choice(
             x.device,
             layers.computed_dtype(x.device, x.dtype),
@@ -354,7 +355,7 @@ class LSTM(nn.RNNBase):
             saves=saves,
             masked=masked,
             resets=resets,
-            autocast=layers.casts_itself(self, x, hx),
+            autocast=casting and layers.casts_itself(self, x, hx),
         )
         # Not by nn.Module's own __setattr__, which takes longer than all of the above.
         self.__dict__["choices"] = (choice,) * self.num_layers
