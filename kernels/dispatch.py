@@ -273,7 +273,7 @@ def _auto(
     vendor = "vendor" not in refused
     why = None
     serves = CPU not in refused and (backward or CPU not in later)
-    if serves and not (vendor and problem.autocast and _has_tiles()):
+    if serves and not (vendor and problem.autocast and problem.saves and _has_tiles()):
         return CPU, f"the fused kernel serves {'autocast to bfloat16' if problem.autocast else 'float32'} on a CPU"
     if problem.device == "cpu":
         why = refused.get(

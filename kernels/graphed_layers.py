@@ -63,7 +63,7 @@ class GraphedLayers:
         self._generation = dispatch.generation()
 
     def stands(self, parameters: Mapping[str, Tensor | None]) -> bool:
-        """Return whether parameters are the same tensors in the same memory, to learn or not; values may be others.
+        """Return whether parameters are the same tensors in the same memory that learn as before; values may differ.
 
         Args:
             parameters: those of the module now, by name.

@@ -32,12 +32,12 @@ LayeredLSTM = Any
 
 
 class Way(enum.Enum):
-    """Way from a module's layers to the kernel that was chosen.
+    """Way from a module's layers to the chosen kernel.
 
-    AT_ONCE: all layers by what an earlier call settled: in one call of the CPU kernel; on a GPU in one CUDA graph
-        without gradients, and one after the other with them.
+    AT_ONCE: all layers as an earlier call settled: in one call of the CPU kernel; on a GPU as one CUDA graph without
+        gradients, and one after the other with them.
     BY_LAYER: a layer at a time, past torch's dispatcher.
-    OPERATORS: a layer at a time by the operators of `kernels.ops`, for whoever intercepts operators.
+    OPERATORS: a layer at a time by the operators of `kernels.ops`, which compilers, modes and transforms can see.
     """
 
     AT_ONCE = enum.auto()
@@ -55,7 +55,7 @@ def run(
     *,
     batch_first: bool,
 ) -> tuple[Tensor, State]:
-    """Run all layers on the shortest way on which nobody misses a call.
+    """Run all layers in the shortest way that hides no operator from a compiler, mode or transform.
 
     Args:
         lstm: holds parameters and options.
@@ -133,7 +133,7 @@ def _way(
     gradients: bool,
     lasting: bool,
 ) -> Way:
-    """Choose the shortest way on which nobody misses a call.
+    """Choose the shortest way on which no compiler, mode or transform misses an operator.
 
     Args:
         options: of the call, with what runs.
@@ -245,17 +245,17 @@ def _infer(
     """All layers without gradients by the CPU kernel, prepared for this call and later ones unless they are."""
     h0, c0 = hx or (None, None)
     # Apart from what calls without autocast take past all of this.
-    slot, storage = "_kept", options.storage
-    if storage == TRAINED:
+    slot = "_kept"
+    if options.storage == TRAINED:
         x, h0, c0 = (v if v is None else v.to(torch.float32) for v in (x, h0, c0))  # type: ignore[assignment]
-        slot, storage = "_kept_cast", "bf16"
+        slot = "_kept_cast"
     x, h0, c0, lengths = (v if v is None else v.contiguous() for v in (x, h0, c0, lengths))  # type: ignore[assignment]
     kept, found = lstm.__dict__.get(slot), None
     if isinstance(kept, fused.Prepared) and kept.stands(lstm._parameters):  # noqa: SLF001
         found = kept.run(x, h0, c0, lengths, resets, batch_first=options.batch_first)
     if found is None:
         names = lstm._flat_weights_names  # noqa: SLF001
-        prepared = fused.Prepared(parameters, x.size(2), storage=storage, names=names, choices=lstm.choices)
+        prepared = fused.Prepared(parameters, x.size(2), storage=options.storage, names=names, choices=lstm.choices)
         lstm.__dict__[slot] = prepared if prepared.lasting else None
         found = prepared.run(x, h0, c0, lengths, resets, batch_first=options.batch_first, fresh=True)
     results = cast("tuple[Tensor, Tensor, Tensor]", found)
@@ -326,20 +326,17 @@ def _sum(first: Tensor, second: Tensor) -> Tensor:
 def casts_itself(lstm: LayeredLSTM, x: Tensor, hx: State | None) -> bool:
     """Return whether the CPU kernel can round to bfloat16 itself: float32 weights in a plain eager call.
 
-    For calls under autocast to bfloat16.
+    For calls under autocast to bfloat16, which makes the result of a parametrization bfloat16 too.
 
     Args:
         lstm: holds the parameters and options.
         x: its input.
         hx: its state.
     """
-    return (
-        x.device.type == "cpu"
-        and x.dtype in {torch.float32, torch.bfloat16}
-        and lstm.weight_ih_l0.dtype == torch.float32
-        and lstm.weight_storage == "fp32"
-        and unwatched([x, *(hx or ()), *(v for v in lstm._parameters.values() if v is not None)], autocast=True)  # noqa: SLF001
-    )
+    if x.device.type != "cpu" or x.dtype not in {torch.float32, torch.bfloat16} or lstm.weight_storage != "fp32":
+        return False
+    flat = [value for layer in range(lstm.num_layers) for own in lstm._parameters_of(layer) for value in own]  # noqa: SLF001
+    return all(value.dtype == torch.float32 for value in flat) and unwatched([x, *(hx or ()), *flat], autocast=True)
 
 
 def computed_dtype(device: torch.device, dtype: torch.dtype) -> torch.dtype:

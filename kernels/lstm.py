@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from . import dispatch, layers
-from .common.fast_path import exported
+from .common.fast_path import autocast_dtype, exported
 from .common.recurrence import placed, problem_on
 from .cpu import fused
 from .dispatch import IMPLEMENTATIONS, PADDED, VENDORS, Choice
@@ -59,11 +59,11 @@ class LSTM(nn.RNNBase):
     Args:
         input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, proj_size, device, dtype: as
             for `torch.nn.LSTM`.
-        implementation: `auto`; `cpu-fused`, the kernel for float32 on a CPU; `triton`, the fastest of the kernels for
-            GPUs; one of these, `cell`, `sequence` or `persistent`; `loop`, plain torch operations on any device; or
-            torch's own LSTM (cuDNN, oneDNN or ATen): `vendor`, or `vendor-padded`, with sizes and batch rounded up as
-            cuDNN likes them, the weights padded at each call. What was asked for by name runs or
-            raises. `auto` may choose the last two, unless compiling; with `proj_size`, `vendor`.
+        implementation: `auto`; `cpu-fused`, the kernel for CPUs (float32, and autocast to bfloat16); `triton`, the
+            fastest of the kernels for GPUs; one of these, `cell`, `sequence` or `persistent`; `loop`, plain torch
+            operations on any device; or torch's own LSTM (cuDNN, oneDNN or ATen): `vendor`, or `vendor-padded`, with
+            sizes and batch rounded up as cuDNN likes them, the weights padded at each call. What was asked for by name
+            runs or raises. `auto` may choose the last two, unless compiling; with `proj_size`, `vendor`.
         fp32_precision: how the recurrence multiplies float32 on a GPU, `ieee` or `tf32`. None, the default, follows
             `torch.backends.cuda.matmul.fp32_precision` at each call (under torch.compile: when it is traced), so that
             projection and recurrence agree. A given value holds for the recurrence alone: torch has only a global
@@ -246,7 +246,7 @@ class LSTM(nn.RNNBase):
         Args:
             batch: sequences of the input.
             steps: its steps.
-            dtype: of the input, or autocast's; that of the weights when None.
+            dtype: of the input, or autocast's; when None, autocast's if it is on there, else that of the weights.
             device: of the input; that of the weights when None.
             training: whether gradients will be needed; `self.training` when None.
             masked: whether sequences differ in length.
@@ -259,8 +259,18 @@ class LSTM(nn.RNNBase):
         weight = self.weight_ih_l0
         where = weight.device if device is None else torch.device(device)
         saves = (self.training if training is None else training) and not step
-        kind = dtype or weight.dtype
-        choice = self._choice(where, kind, batch, steps, saves=saves, masked=masked, resets=resets and not step)
+        kind = dtype or layers.computed_dtype(where, weight.dtype)
+        autocast = (where.type, kind, weight.dtype) == ("cpu", torch.bfloat16, torch.float32)
+        choice = self._choice(
+            where,
+            kind,
+            batch,
+            steps,
+            saves=saves,
+            masked=masked,
+            resets=resets and not step,
+            autocast=autocast and self.weight_storage == "fp32",
+        )
         if step and choice.implementation != dispatch.CPU:
             reason = f"{choice.reason}; step goes through forward and copies the state, which cpu-fused alone does not"
             choice = dataclasses.replace(choice, reason=reason)
@@ -346,7 +356,7 @@ class LSTM(nn.RNNBase):
             or (self._modules and any(parameter.requires_grad for parameter in self.parameters()))
             or (hx is not None and (hx[0].requires_grad or hx[1].requires_grad))
         )
-        casting = layers.autocast_dtype(x.device) == torch.bfloat16
+        casting = autocast_dtype(x.device) == torch.bfloat16
         choice = self._choice(
             x.device,
             layers.computed_dtype(x.device, x.dtype),

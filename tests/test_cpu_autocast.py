@@ -266,3 +266,45 @@ def test_a_planted_defect_is_seen(planted: str, instead: str, tmp_path: Path, pr
     """Each slip in the products of pairs makes an error beyond bf16's limit."""
     code = programs.run(_LAYER, tmp_path, source=changed_sources(planted, instead, tmp_path))
     assert code == 0 if not planted else code not in (0, 1)
+
+
+def test_a_weight_that_autocast_rounds_goes_to_torchs_own() -> None:
+    """A parametrization's products are bfloat16 under autocast, and the kernel reads float32."""
+    lstm, x = LSTM(8, 8), torch.randn(3, 2, 8)
+    nn.utils.parametrize.register_parametrization(lstm, "weight_hh_l0", _LowRank())
+    with torch.autocast("cpu", torch.bfloat16):
+        output, _ = lstm(x)
+    assert [choice.implementation for choice in lstm.choices] == ["vendor"]
+    assert output.dtype == torch.bfloat16
+    assert torch.isfinite(output).all()
+
+
+class _LowRank(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.right = nn.Parameter(torch.randn(8, 8) / 8)
+
+    def forward(self, left: Tensor) -> Tensor:
+        return left @ self.right
+
+
+@pytest.mark.parametrize("gradients", [False, True])
+@pytest.mark.parametrize("autocast", [False, True])
+def test_explain_says_what_runs(autocast: bool, gradients: bool) -> None:
+    """Inside autocast without a type, and outside with the type that it would be."""
+    lstm, x = LSTM(5, 6), torch.randn(3, 2, 5)
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast), torch.set_grad_enabled(gradients):
+        lstm(x)
+        inside = lstm.explain(2, 3, training=gradients)
+    outside = lstm.explain(2, 3, training=gradients, dtype=torch.bfloat16 if autocast else None)
+    assert lstm.choices == (inside,) == (outside,)
+
+
+def test_a_single_weight_changed_behind_torch_is_seen_under_autocast() -> None:
+    """In a long call all weights are looked at, as in float32, and not 128 samples of them."""
+    lstm, x = LSTM(300, 300, implementation="cpu-fused"), torch.randn(100 * torch.get_num_threads(), 1, 300)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        before, _ = lstm(x)
+        lstm.weight_hh_l0.data[37, 41] = 50.0
+        after, _ = lstm(x)
+    assert not torch.equal(before, after)

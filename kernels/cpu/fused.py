@@ -1,4 +1,4 @@
-"""The door to the CPU kernel, float32 and of any sizes: what runs, and why it cannot.
+"""The door to the CPU kernel, for float32 and autocast to bfloat16: what runs, and why it cannot.
 
 Eager code calls `run`, whole layers with gradients or without, or keeps a `Prepared`; operators call `forward` and
 `backward`, the recurrence alone, behind the contract of `kernels.common.recurrence`. No other module of this room is

@@ -61,7 +61,8 @@ class Prepared:
         parameters: of each layer, of each direction: weight_ih (4H, features), weight_hh (4H, H), and both biases
             (4H,), if any.
         features: of a step of the input.
-        storage: key of `kernels.cpu.packing.KEPT`.
+        storage: key of `kernels.cpu.packing.KEPT`. For `TRAINED`, which is autocast's, weights are kept in bf16 as
+            the processor multiplies it fastest, and changes are looked for as for float32.
         names: of the parameters in the module, in the same order; none where this serves one call alone.
         choices: what `at_once` returns beside its results.
 
@@ -86,7 +87,9 @@ class Prepared:
         self.features, self.hidden, self.choices = features, values[1].size(1), choices
         self.directions, self.states = len(parameters[0]), len(flat)
         self.lasting = len(names) == len(values) and not any(v.is_inference() or not v.is_contiguous() for v in values)
-        self._forgotten, self._long = packing.forgotten, least_long(storage)
+        by_autocast = storage == packing.TRAINED
+        self._forgotten, self._long = packing.forgotten, least_long("fp32" if by_autocast else storage)
+        storage = "bf16" if by_autocast else storage
         # Read before the weights are: what is changed meanwhile must not look as if it had been packed.
         self._kept = [
             (name, value, value.data_ptr(), value._version, value.shape)  # noqa: SLF001
