@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations, prune
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
-from torch.utils.checkpoint import checkpoint
+from torch.utils.checkpoint import CheckpointError, checkpoint
 
 from kernels import LSTM
 
@@ -340,6 +340,12 @@ def test_as_nn_lstm_whatever_is_around(implementation, call):
         return
     if call.in_place == "output" and "modified by an inplace operation" in str(found):
         return  # As torch.nn.LSTM in oneDNN, the output is kept for the backward pass; ATen's own keeps copies.
+    if (call.layout, call.form, call.around) == ("subclass", "packed", "checkpoint") and isinstance(
+        found, CheckpointError
+    ):
+        # A checkpoint recomputes inside the gradient's __torch_function__, where what is made of a subclass is a plain
+        # tensor, which takes another way. torch refuses that and gives no wrong gradient.
+        return
     assert not isinstance(found, Exception), found
     results, given_ = found
     assert results.keys() == expected[0].keys()

@@ -33,7 +33,7 @@ def rounded(results: Results) -> Results:
 
 
 def _strides(batch: int, steps: int, batch_first: bool, width: int) -> tuple[int, int]:
-    """Strides of steps and rows in contiguous memory of so many numbers a row."""
+    """Strides of steps and rows in contiguous memory with `width` numbers a row."""
     return (width, steps * width) if batch_first else (batch * width, width)
 
 

@@ -43,7 +43,7 @@ def work(batch: int, steps: int, hidden: int, features: int = 0) -> int:
 
 
 def team(work: int, batch: int, hidden: int) -> tuple[int, bool]:
-    """Threads, and whether they share out rows (nobody waits) or hidden units (all meet once a step)."""
+    """Threads, and whether they share out rows (no thread waits) or hidden units (all meet once a step)."""
     threads = threads_for(work)
     if batch >= 8 * threads or threads == 1:
         return threads, True

@@ -58,7 +58,7 @@ def build(name: str, program: Path, source: Path = SOURCE) -> Path:
 
 def run(program: Path) -> tuple[bool, str]:
     """Run a check; returns whether it passed, and what it said."""
-    # The first race tells enough.
+    # The first race is enough to report.
     environment = {"TSAN_OPTIONS": "halt_on_error=1"} | os.environ
     done = subprocess.run(  # noqa: S603 - what was just built
         [program], capture_output=True, text=True, errors="replace", check=False, timeout=600, env=environment
