@@ -22,6 +22,8 @@ import psutil
 from bench.machine import gpu
 from bench.machine.facts import known
 
+#: What a mark on figures may mean, in words.
+DISTURBED = "something else used the machine or the host moved its cores apart"
 #: Share of one core that others may take before a stretch of rounds counts as disturbed.
 SHARE = 0.10
 #: The system counts CPU time in ticks of 10 ms, so less than this cannot be distinguished from zero.
