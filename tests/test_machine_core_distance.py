@@ -57,3 +57,36 @@ def test_one_core_has_no_distance(monkeypatch):
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0}, raising=False)
     with CoreDistance() as distance:
         assert (distance.time_ns(), distance.far()) == (None, "")
+
+
+def refuse(*_: object) -> None:
+    """As a system that forbids a call."""
+    raise PermissionError(1, "Operation not permitted")
+
+
+@two_cores
+@pytest.mark.parametrize("call", ["memfd_create", "ftruncate"])
+def test_a_system_that_refuses_to_begin_has_no_distance(call, monkeypatch):
+    """As under seccomp: the run goes on without these times."""
+    monkeypatch.setattr(os, call, refuse)
+    with CoreDistance() as distance:
+        assert (distance.time_ns(), distance.far()) == (None, "")
+
+
+@two_cores
+def test_a_system_that_refuses_later_ends_it(monkeypatch):
+    """As when the cores of the run were changed: nothing is said from then on, and the other process is gone."""
+    with CoreDistance() as distance:
+        other = psutil.Process(distance._partner.pid)
+        with monkeypatch.context() as patched:
+            patched.setattr(os, "sched_setaffinity", refuse)
+            assert (distance.time_ns(), distance.far()) == (None, "")
+        assert not other.is_running()
+        assert distance.time_ns() is None
+
+
+@two_cores
+def test_the_other_side_hears_no_ctrl_c():
+    """The terminal sends it to the processes of one session."""
+    with CoreDistance() as distance:
+        assert os.getsid(distance._partner.pid) != os.getsid(0)

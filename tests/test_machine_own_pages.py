@@ -69,3 +69,20 @@ def test_a_system_that_cannot_says_so(monkeypatch):
 
     monkeypatch.setattr(own_pages, "_touch", refuse)
     assert not own_pages.note()
+
+
+@pytest.mark.parametrize(
+    ("line", "ours"),
+    [
+        ("7ffd1000-7ffd2000 r--p 00000000 00:00 0                          [vvar]", False),
+        ("7ffd2000-7ffd4000 r-xp 00000000 00:00 12                         [vdso]", False),
+        ("ffffffffff600000-ffffffffff601000 r-xp 00000000 00:00 0          [vsyscall]", False),
+        ("7ffd0000-7ffd1000 rw-p 00000000 00:00 0                          [stack]", True),
+        ("55550000-55551000 rw-p 00000000 00:00 0 ", True),
+        ("7f000000-7f001000 r-xp 00001000 08:01 1234567                    /usr/lib/libc.so.6", True),
+        ("7f000000-7f001000 rw-s 00001000 08:01 1234567                    /dev/shm/words", False),
+    ],
+)
+def test_the_kernel_s_own_pages_are_left_alone(line, ours):
+    """Nor are those that processes share on purpose."""
+    assert (own_pages._MAPPING.match(line) is not None) is ours

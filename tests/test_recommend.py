@@ -209,6 +209,17 @@ def test_a_bound_that_the_interval_reaches_makes_the_answer_unclear(tmp_path):
     assert any("the interval reaches" in note for note in found.notes)
 
 
+@pytest.mark.parametrize("objective", [Objective.P50, Objective.MEMORY])
+def test_one_that_failed_after_the_first_pass_is_not_recommended_without_a_word(tmp_path, objective):
+    """Its figures are those of the processes that ended well; why another one did not stands beside them."""
+    facts = {"cpu-fused": {"reason": "crashed in seating 6: planted", "memory_peak_bytes": 50_000_000}}
+    folder = made(tmp_path / "run", TWO, facts)
+    found = answer(folder, objective=objective)
+    assert (found.verdict, found.variant) == (Recommendation.UNCLEAR, "cpu-fused")
+    assert "one of its processes failed: crashed in seating 6: planted" in found.notes
+    assert "One of its processes failed: crashed" in sentences(read_run(folder))[0][1]
+
+
 def test_nothing_that_ran_is_unclear_and_not_an_error(tmp_path):
     """A group without a case that ended ok has an answer."""
     folder = made(tmp_path / "run", TWO)

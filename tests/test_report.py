@@ -20,6 +20,7 @@ import pytest
 from bench import units
 from bench.analysis.run_summary import groups, load_run, summary_table
 from bench.errors import UsageError
+from bench.machine.interference import DISTURBED
 from bench.records.schema import SAMPLE_COLUMNS, SCHEMA_VERSION, Record, Status
 from bench.report import charts, checks, interactive, other_tables, page, page_script, plots, roofline, tables, words
 from bench.report.page import Report, write_report
@@ -373,9 +374,9 @@ def test_doubtful_figures_are_marked_in_the_plots(tmp_path: Path, doubt: dict) -
 
 def test_mark_is_explained_on_the_page(html: str) -> None:
     """A reader who sees a mark finds its meaning on the page, and its cause over the figure."""
-    assert "~ doubtful: samples were taken while something else used the machine" in Parsed(html).text
+    assert f"~ doubtful: samples were taken while {DISTURBED}" in Parsed(html).text
     titles = {attrs.get("title", "") for tag, attrs in Parsed(html).tags if tag == "td"}
-    assert "3 of 30 samples were taken while something else used the machine" in titles
+    assert f"3 of 30 samples were taken while {DISTURBED}" in titles
 
 
 def test_plotly_accepts_every_figure(tmp_path: Path) -> None:
@@ -535,9 +536,11 @@ def test_a_doubtful_row_has_no_star(doubt: dict[str, Any]) -> None:
     table = summary_table(group.records)
     assert (table["variant"][0], table["speedup"][0][0]) == ("onednn", "~")
     assert {row.look for row in tables.summary(group).rows} == {""}
-    assert "This figure is doubtful" in answers([group])[0].text
+    (answer,) = answers([group])
+    why = doubt.get("reason", "this figure is doubtful: ")
+    assert answer.text.startswith(f"No clear winner: `onednn` leads with 2.00x [1.94, 2.06], but {why}")
+    assert "fastest" not in answer.text
     assert table["what ran"][0].startswith(doubt.get("reason", ""))
-    assert doubt.get("reason", "") in answers([group])[0].text
 
 
 @pytest.mark.parametrize(("speedup", "wins"), [(1.5, True), (1.02, False), (0.99, False)])
@@ -594,6 +597,24 @@ def test_sweep_gets_one_answer() -> None:
     assert [answer.text for answer in answers(groups(swept))] == [
         "Fastest is `onednn` at 1 and 8 (1.32x to 2.00x); `reference` at 64."
     ]
+
+
+def test_a_doubtful_reference_alone_leads_nothing() -> None:
+    """There was nothing to be faster than."""
+    (group,) = groups([unit(disturbed=3)])
+    said = f"Only the `reference` ran. Its figure is doubtful: 3 of 30 samples were taken while {DISTURBED}."
+    assert answers([group])[0].text == said
+
+
+def test_a_sweep_names_no_doubtful_leader_the_fastest() -> None:
+    """Its value is told apart from those at which the same variant wins."""
+    points = []
+    for value, doubt in ((1, {}), (2, {"reason": "crashed in seating 6: planted"})):
+        at = {"workload": f"seed@batch={value}", "sweep_axis": "batch", "sweep_value": value}
+        points += [unit(**at), ran("onednn", 2.0, **at, **doubt)]
+    assert answers(groups(points))[0].text == (
+        "Fastest is `onednn` at 1 (2.00x). `onednn` leads at 2, but this is doubtful: crashed in seating 6: planted."
+    )
 
 
 def test_case_recorded_twice_counts_once(tmp_path: Path) -> None:

@@ -13,9 +13,11 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 import types
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import psutil
@@ -292,7 +294,7 @@ def test_seats_go_on_without_a_server_that_died(server, log, tmp_path):
     """It is said once; the next seat is a fresh process."""
     lines: list[str] = []
     console = types.SimpleNamespace(say=lambda line, _style: lines.append(line))
-    run = types.SimpleNamespace(_forks=[server], console=console, log=log)
+    run = types.SimpleNamespace(_forks=[server], console=console, log=log, _looking=threading.Lock())
     run._living = lambda servers: Runner._living(run, servers)
     assert Runner.seat(run, Settings(1), 3, tmp_path).forks is server
     os.kill(server._child.pid, signal.SIGKILL)
@@ -312,6 +314,39 @@ def test_a_cold_run_finds_imported_what_a_fresh_one_would(imports, own, from_, t
     run._cold_forks = {(COMPILER,): [full], (): [bare]}
     described = Described(Case("seed", "a", "inference", "cpu", 1), {}, None, imports=(imports,))
     assert Runner.cold(run, described, tmp_path, tmp_path).forks is {"full": full, "bare": bare, None: None}[from_]
+
+
+def test_servers_that_died_are_taken_out_once_however_many_threads_ask():
+    """As cold runs do, which start side by side."""
+    ended = []
+
+    def end(server: object) -> None:
+        time.sleep(0.05)
+        ended.append(server)
+
+    dead, living = (types.SimpleNamespace(alive=alive, __exit__=lambda: end("dead")) for alive in (False, True))
+    servers, said = [dead, living], []
+    run = types.SimpleNamespace(
+        console=types.SimpleNamespace(say=lambda *words: said.append(words)), _looking=threading.Lock()
+    )
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda _: Runner._living(run, servers), range(4)))
+    assert found == [[living]] * 4
+    assert (servers, ended, len(said)) == ([living], ["dead"], 1)
+
+
+@pytest.mark.parametrize(
+    ("own", "gpu", "said"),
+    [
+        ([True, True], False, "forked; fresh where a variant has environment variables"),
+        ([True, False], False, "fresh: this system cannot give a forked process memory of its own"),
+        ([], False, "fresh: there is no process to fork them from"),
+        ([], True, "fresh: what asks for a GPU leaves a process that cannot be forked"),
+    ],
+)
+def test_a_run_says_how_its_cold_runs_start(own, gpu, said):
+    """Cold starts of two runs are alike only where they started alike."""
+    assert forks.cold_runs([types.SimpleNamespace(gives_own_pages=found) for found in own], gpu=gpu) == said
 
 
 def test_a_server_that_is_gone_is_one_line(server, log, tmp_path):

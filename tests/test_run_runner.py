@@ -405,6 +405,13 @@ def measured(asked: list[dict[str, Any]]) -> list[list[str]]:
     return [[case["variant"] for case in request["cases"]] for request in asked if request["request"] == "sit"]
 
 
+def test_how_cold_runs_started_is_written_with_the_run(stage, tmp_path):
+    """Beside the run's other facts, which the page shows one by one."""
+    stage("reference")
+    facts = json.loads((tmp_path / "run" / "environment.json").read_text(encoding="utf-8"))
+    assert facts["run"]["cold_runs"] == "fresh: there is no process to fork them from"
+
+
 def test_each_case_runs_cold_once_then_together(stage):
     """One cold process a case, then the suite's number of seatings with all of them, on seeds that differ."""
     records, asked = stage("reference", "a", "b")

@@ -289,6 +289,16 @@ def test_rounds_beside_which_the_cores_are_far_apart_are_told(clock, monkeypatch
     assert [r.disturbed for r in found[:4]] == [False, True, True, False]
 
 
+def test_nothing_is_waited_for_where_only_the_cores_are_far_apart(clock):
+    """A look at the time that others used says nothing about it; where others are at work too, it does."""
+    found = list(rounds({"a": lasting(clock, 0.001)}, "cpu", 0.1, 0, far=lambda: "far"))
+    assert all(r.disturbed for r in found)
+    assert clock.waits == []
+    clock.disturbed = [True]
+    list(rounds({"a": lasting(clock, 0.001)}, "cpu", 0.1, 0, far=lambda: "far"))
+    assert len(clock.waits) == 1
+
+
 def test_a_machine_that_is_always_disturbed_ends_with_the_budget(clock):
     """Repeating disturbed rounds has an end."""
     clock.disturbed = [True] * 10_000

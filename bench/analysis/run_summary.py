@@ -10,6 +10,7 @@ from pathlib import Path
 import pandas as pd
 
 from bench import units
+from bench.machine.interference import DISTURBED
 from bench.plan.cases import split_name
 from bench.plan.identity import GroupKey
 from bench.records.reader import RecordedRun, read_run
@@ -18,7 +19,7 @@ from bench.records.schema import Record, Status
 BEST, DOUBT = "*", "~"
 LEGEND = (
     f"{BEST} surely the fastest of its group: all others are slower by vs best, whose ratios are formed inside rounds; "
-    f"{DOUBT} doubtful: samples were taken while something else used the machine, the interval is wider than the suite "
+    f"{DOUBT} doubtful: samples were taken while {DISTURBED}, the interval is wider than the suite "
     f"asked for, or a process failed in a further seating; such a row has no {BEST}; "
     f"{units.NO_ESTIMATE}: the ends of the interval are more than {units.MOST_SPREAD:g} times apart"
 )
@@ -176,7 +177,7 @@ def doubts(record: Record) -> tuple[str, ...]:
     found = []
     if record.disturbed:
         out_of = f" of {record.samples}" if record.samples else ""
-        found.append(f"{record.disturbed}{out_of} samples were taken while something else used the machine")
+        found.append(f"{record.disturbed}{out_of} samples were taken while {DISTURBED}")
     if record.interval_wide:
         found.append("the interval is wider than the suite asked for")
     if record.reason:

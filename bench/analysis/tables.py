@@ -18,6 +18,7 @@ from bench.analysis.compare import JUDGED, CasePair, CaseVerdict, Comparison, Fi
 from bench.analysis.intervals import CONFIDENCE, Interval
 from bench.analysis.run_summary import DOUBT, doubts
 from bench.console import Console
+from bench.machine.interference import DISTURBED
 from bench.plan.identity import CaseKey
 from bench.records.schema import Record, Status
 
@@ -185,7 +186,7 @@ def untold(label: str, comparison: Comparison) -> list[str]:
     if wide:
         disturbed = any(record.disturbed for pair in wide for record in (pair.base, pair.new) if record)
         cure = "measure again on a quiet machine, with a larger --budget" if disturbed else "measure longer: --budget"
-        because = "; something else used the machine meanwhile" if disturbed else ""
+        because = f"; {DISTURBED} meanwhile" if disturbed else ""
         lines.append(
             f"{label}: a slowdown by {_percent(threshold)} or more is neither shown nor excluded for {_named(wide)}"
             f"{because}. To tell, {cure}"
@@ -283,7 +284,7 @@ def _footer(comparisons: Sequence[Comparison]) -> list[str]:
     verdicts += f"it excludes 1; unclear: neither; {HOLDS}: it excludes 1 with all comparisons allowed for (Holm)"
     if options.threshold is not None:
         verdicts += f"; {UNTOLD}: a slowdown of {_percent(options.threshold)} or more is neither found nor excluded"
-    doubt = f"{DOUBT}: doubtful, samples were taken while something else used the machine, or the interval is wide; "
+    doubt = f"{DOUBT}: doubtful, samples were taken while {DISTURBED}, or the interval is wide; "
     doubt += f"{units.NO_ESTIMATE}: the ends of the interval are more than {units.MOST_SPREAD:g} times apart"
     if options.by == "speedup":
         verdicts += "; yardstick: the reference's own time, never judged"

@@ -4,6 +4,9 @@ When it moves a virtual core to another cluster of the host's cores, a word betw
 long, and so does every parallel region; neither stolen time nor a wait for a core shows. On a virtual machine with 2
 cores of a Zen 4 a word there and back took 50 or 310 ns, for seconds or minutes on end, and calls of `seed` 0.41 or
 0.57 ms with it. So both are timed beside each round, by two processes that write to memory that they share.
+
+It looks at the two lowest cores that the run may use, and at no others. It judges by the shortest time so far: a run
+that begins while they are far apart is not marked until they have been near once.
 """
 
 from __future__ import annotations
@@ -14,7 +17,7 @@ import os
 import subprocess
 import sys
 import time
-from typing import Self
+from typing import IO, Self
 
 #: A round's word may take this many times as long as the run's shortest: interpreting takes about 0.3 us of both.
 FAR = 1.4
@@ -58,17 +61,32 @@ class CoreDistance:
 
     def __enter__(self) -> Self:
         """Start the other process, where there are two cores and the system can bind a process to one."""
+        # A system that refuses, as under seccomp, costs these times alone.
+        with contextlib.suppress(OSError):
+            self._start()
+        return self
+
+    def _start(self) -> None:
         cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "memfd_create") else []
-        if len(cores) > 1:
-            self._core = cores[0]
-            memory = os.memfd_create("core-distance")
+        if len(cores) < 2:  # noqa: PLR2004 - a word goes from one to another
+            return
+        self._core = cores[0]
+        memory = os.memfd_create("core-distance")
+        try:
             os.ftruncate(memory, mmap.PAGESIZE)
             self._shared = mmap.mmap(memory, mmap.PAGESIZE)
-            # Without site-packages: it is a page of memory and a loop.
-            line = [sys.executable, "-I", "-S", "-c", _PARTNER, str(memory), str(cores[1])]
-            self._partner = subprocess.Popen(line, stdin=subprocess.PIPE, pass_fds=(memory,), bufsize=0)  # noqa: S603
+            self._partner = subprocess.Popen(  # noqa: S603 - our own lines and two numbers
+                # Without site-packages: it is a page of memory and a loop.
+                [sys.executable, "-I", "-S", "-c", _PARTNER, str(memory), str(cores[1])],
+                stdin=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
+                pass_fds=(memory,),
+                bufsize=0,
+                # Ctrl-C is for this process, which ends the other one.
+                start_new_session=True,
+            )
+        finally:
             os.close(memory)
-        return self
 
     def __exit__(self, *_: object) -> None:
         """End the other process."""
@@ -89,21 +107,29 @@ class CoreDistance:
         return f"a word from core to core and back took {took_ns:.0f} ns, {self.shortest_ns:.0f} at best in this run"
 
     def time_ns(self) -> float | None:
-        """Time of a word there and back, nanoseconds; None where the other side is not there or got no core."""
+        """Time of a word there and back, nanoseconds; None where the other side is not there or got no core.
+
+        It ends the other process where that died or the system refuses, as when the cores of the run were changed.
+        """
         if self._partner is None or self._partner.stdin is None:
             return None
+        try:
+            return self._time_ns(self._partner.stdin)
+        except OSError:
+            self.__exit__()
+            return None
+
+    def _time_ns(self, wake: IO[bytes]) -> float | None:
         before = os.sched_getaffinity(0)
         os.sched_setaffinity(0, {self._core})
         try:
-            with contextlib.suppress(BrokenPipeError):
-                self._shared[_OURS] = self._shared[_THEIRS] = 0
-                self._partner.stdin.write(b"x")
-                return self._quickest()
+            self._shared[_OURS] = self._shared[_THEIRS] = 0
+            wake.write(b"x")
+            return self._quickest()
         finally:
-            # Whoever wakes up too late spins beside nobody's turn.
+            # The other side ends its loop, even if it wakes up only now: it must not run beside a turn.
             self._shared[_OURS] = _OVER
             os.sched_setaffinity(0, before)
-        return None
 
     def _quickest(self) -> float | None:
         shared, quickest, looks, number = self._shared, float("inf"), FIRST_LOOKS, 0

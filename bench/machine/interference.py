@@ -1,8 +1,9 @@
 """Measures interference: the use of the machine by anything else during a round.
 
-Two instruments. The system's counters of CPU time say what other processes and the hypervisor took; they tick every
+Three instruments. The system's counters of CPU time say what other processes and the hypervisor took; they tick every
 10 ms, so rounds are judged in stretches of at least `STRETCH_S`. The scheduler's account of our own threads says, to
-the nanosecond and round by round, how long they were ready to run and had to wait. A round is disturbed when either
+the nanosecond and round by round, how long they were ready to run and had to wait. The time of a word between two
+cores says whether the host moved them apart (`bench.machine.core_distance`). A round is disturbed when any of them
 finds something. It is repeated if there is time. Otherwise it is kept and marked, and it narrows no interval.
 """
 
@@ -21,6 +22,8 @@ import psutil
 from bench.machine import gpu
 from bench.machine.facts import known
 
+#: What a mark on figures may mean, in words.
+DISTURBED = "something else used the machine or the host moved its cores apart"
 #: Share of one core that others may take before a stretch of rounds counts as disturbed.
 SHARE = 0.10
 #: The system counts CPU time in ticks of 10 ms, so less than this cannot be distinguished from zero.

@@ -22,7 +22,7 @@ _READ, _WRITE = 22, 23
 #: Bits of a page's entry: in memory, swapped out.
 _THERE = np.uint64(1 << 63 | 1 << 62)
 #: A private mapping that can be read, and is not the kernel's own.
-_MAPPING = re.compile(r"([0-9a-f]+)-([0-9a-f]+) r(.).p \S+ \S+ \S+ *(?!\[v)")
+_MAPPING = re.compile(r"([0-9a-f]+)-([0-9a-f]+) r(.).p \S+ \S+ \d+(?!\d| *\[v)")
 
 
 @dataclass(frozen=True)

@@ -146,7 +146,7 @@ def recorded(
             fields |= {"status": Status.PARITY_FAILED, "reason": f"gradients over ranks: {why}"}
         elif not resumed or not resumed["resume_error"] <= resumed["resume_limit"]:
             why = f"weights differ by {resumed.get('resume_error')}, limit {resumed.get('resume_limit')}"
-            reason = f"a training that goes on from its checkpoint becomes another one: {why}"
+            reason = f"training resumed from the checkpoint differs from training without a stop: {why}"
             fields |= {"status": Status.PARITY_FAILED, "reason": reason}
         else:
             fields |= timed(turns, division)

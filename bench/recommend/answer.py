@@ -11,6 +11,7 @@ import numpy as np
 from bench import units
 from bench.analysis.intervals import RESAMPLES, Interval, least_calls
 from bench.errors import UsageError
+from bench.machine.interference import DISTURBED
 from bench.plan.cases import REFERENCE
 from bench.plan.identity import GroupKey
 from bench.recommend.chances import Chances, chances
@@ -291,10 +292,12 @@ def _doubts(record: Record, question: Question, *, once: bool) -> tuple[_Note, .
     if bound is not None and high is not None and high > bound:
         text = f"its {percentile} keeps the bound, but the interval reaches {units.seconds(high)}"
         found.append(_Note(text, unsure=True))
+    if record.reason:
+        found.append(_Note(f"one of its processes failed: {record.reason}", unsure=True))
     if once:
         found.append(_Note("measured once in a fresh process, so there is no probability"))
     elif record.disturbed and record.samples and record.disturbed >= record.samples / 2:
-        found.append(_Note(f"{record.disturbed} of its {record.samples} samples were disturbed by other processes"))
+        found.append(_Note(f"{record.disturbed} of its {record.samples} samples were taken while {DISTURBED}"))
     return tuple(found)
 
 

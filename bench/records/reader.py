@@ -126,7 +126,7 @@ def planned_cases(path: Path) -> frozenset[CaseKey]:
 
 @dataclass(frozen=True)
 class Beside:
-    """Summary of what else used the machine while a run measured.
+    """Summary of what else used the machine while a run measured, and of the rounds that anything disturbed.
 
     Attributes:
         rounds, disturbed: how many there were, and how many of them were disturbed.

@@ -40,7 +40,7 @@ class Round:
 
     @property
     def disturbed(self) -> bool:
-        """Return whether something else used the machine meanwhile."""
+        """Return whether something else used the machine or its cores were moved apart meanwhile."""
         return bool(self.beside.why)
 
     def row(self, group: str, process: int) -> list[Any]:

@@ -202,7 +202,9 @@ class Record:
     samples: int | None = column("samples kept: timed blocks of this variant, one a round")
     calls: int | None = column("single calls timed")
     processes: int | None = column("seatings (full sets of fresh worker processes) that measured the case")
-    disturbed: int | None = column("samples kept although something else was using the machine")
+    disturbed: int | None = column(
+        "samples kept although something else used the machine or the host moved its cores apart"
+    )
 
     data: str = column("`real` or `synthetic`, and what it is", "")
     source: str = column("where the workload's sizes come from, and of a checkpoint the weights", "")
@@ -272,7 +274,7 @@ SAMPLE_COLUMNS: dict[str, str] = {
     "calls": "calls in the interval: 1 for `call`",
     "wall_s": "wall-clock time of the interval, seconds",
     "device_s": "time between CUDA events around it, seconds; empty on CPU",
-    "disturbed": "1 when something else was using the machine during the round",
+    "disturbed": "1 when something else used the machine during the round or the host moved its cores apart",
 }
 
 

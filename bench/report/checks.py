@@ -18,8 +18,8 @@ PARITY_CAPTION = (
     "The line at 1 is the limit, which depends on the precision; what is right of it was refused."
 )
 ROUNDS_CAPTION = (
-    "Time of a call in each round relative to the variant's median, in the order of the rounds. Shaded rounds were "
-    "disturbed by something else on the machine; a dotted line is where a new process begins."
+    "Time of a call in each round relative to the variant's median, in the order of the rounds. Beside shaded rounds "
+    "something else used the machine or the host moved its cores apart; a dotted line is where a new process begins."
 )
 OWN_TIME_CAPTION = "Seconds of the whole run by what they went into. Timed rounds are what the rest is for."
 #: Rounds that a chart shows at most; of more, every second or third is left out.

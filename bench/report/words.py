@@ -135,7 +135,8 @@ def group_answer(group: RankedGroup) -> str:
     if not leaders:
         return "No variant ran and passed the gate, so there is nothing to compare."
     reference = next((record for record in group.ok if record.variant == REFERENCE), None)
-    sentences = [opening(leaders[0], group) if len(leaders) == 1 else no_winner(leaders)]
+    marked = len(leaders) == 1 and group.winner is None
+    sentences = [marked_leader(group) if marked else opening(group) if len(leaders) == 1 else no_winner(leaders)]
     others = [record for record in group.ok if record not in leaders and record.speedup is not None]
     if others and leaders[0].speedup is not None:
         sentences.append(the_next(leaders, others[0]))
@@ -144,13 +145,23 @@ def group_answer(group: RankedGroup) -> str:
     doubtful = [record for record in leaders if doubts(record)]
     if len(leaders) > 1 and doubtful:
         sentences.append(f"Doubtful: {listed([f'`{record.variant}`' for record in doubtful])}.")
-    elif doubtful:
-        sentences.append(f"This figure is doubtful: {' and '.join(doubts(leaders[0]))}.")
     return " ".join(filter(None, sentences))
 
 
-def opening(best: Record, group: RankedGroup) -> str:
-    """Name the fastest variant, if that is certain."""
+def marked_leader(group: RankedGroup) -> str:
+    """The only variant in the first place, where its figure is doubtful: no winner, then."""
+    best = group.leaders[0]
+    why = " and ".join(doubts(best))
+    if best.variant == REFERENCE and len(group.ok) == 1:
+        return f"Only the `reference` ran. Its figure is doubtful: {why}."
+    speed = "" if best.variant == REFERENCE or best.speedup is None else f" with {figure(best)}"
+    but = why if best.reason else f"this figure is doubtful: {why}"
+    return f"No clear winner: `{best.variant}` leads{speed}, but {but}."
+
+
+def opening(group: RankedGroup) -> str:
+    """Name the fastest variant, which is certain."""
+    best = group.leaders[0]
     if best.variant == REFERENCE:
         alone = len(group.ok) == 1
         return "Only the `reference` ran." if alone else "Nothing is faster than the `reference`."
@@ -165,7 +176,8 @@ def no_winner(leaders: Sequence[Record]) -> str:
     """The variants that share the first place: equal, or not told apart by the run."""
     named = [f"`{record.variant}`{_in_brackets(record)}" for record in leaders]
     if all(record.standing in {"best", "equal"} for record in leaders):
-        return f"{listed(named)} are the fastest, and equal within {100 * MARGIN:.0f} %."
+        first = "lead" if any(map(doubts, leaders)) else "are the fastest"
+        return f"{listed(named)} {first}, and equal within {100 * MARGIN:.0f} %."
     return f"No clear winner: {listed(named, 'or')}. {OVERLAP}"
 
 
@@ -193,30 +205,37 @@ def same_precision(group: RankedGroup, reference: Record) -> str:
     alike = [record for record in group.ok if record.precision == reference.precision and record.speedup is not None]
     if not alike or alike[0].variant == REFERENCE:
         return f"In {reference.precision}, nothing is faster than the `reference`."
+    if doubts(alike[0]):
+        return f"In {reference.precision}, `{alike[0].variant}` leads with {figure(alike[0])}, a doubtful figure."
     return f"In {reference.precision}, `{alike[0].variant}` is fastest with {figure(alike[0])}."
 
 
 def sweep_answer(members: list[RankedGroup]) -> Answer:
     """The fastest variant at each value of a sweep, values with the same one together."""
     where = members[0].sweep_title
-    found: dict[tuple[str, ...], list[Record]] = {}
+    found: dict[tuple[tuple[str, ...], bool], list[Record]] = {}
     for group in sorted(members, key=lambda group: group.records[0].sweep_value or 0):
         if group.leaders:
             variants = tuple(f"`{record.variant}`" for record in group.leaders)
-            found.setdefault(variants, []).append(group.leaders[0])
+            found.setdefault((variants, group.winner is not None), []).append(group.leaders[0])
     if not found:
         return Answer(where, "No variant ran and passed the gate, so there is nothing to compare.")
     winners: list[str] = []
     unclear: list[str] = []
-    for variants, records in found.items():
+    marked: list[str] = []
+    for (variants, clear), records in found.items():
         names, values = listed(list(variants), "or"), listed([f"{record.sweep_value}" for record in records])
         if len(variants) > 1:
             unclear.append(f"{names} at {values}")
+        elif not clear:
+            why = "; ".join(dict.fromkeys(doubt for record in records for doubt in doubts(record)))
+            marked.append(f"{names} leads at {values}, but this is doubtful: {why}.")
         else:
             winners.append(f"{names} at {values}{span(records) if records[0].variant != REFERENCE else ''}")
     sentences = [f"Fastest is {'; '.join(winners)}."] if winners else []
     sentences += [f"No clear winner: {'; '.join(unclear)}."] if unclear else []
-    if any(doubts(record) for records in found.values() for record in records):
+    sentences += marked
+    if any(doubts(record) for (variants, _), records in found.items() if len(variants) > 1 for record in records):
         sentences.append("Some of these figures are doubtful.")
     return Answer(where, " ".join(sentences))
 

@@ -31,6 +31,11 @@ COMPILER = "torch._dynamo"
 SIDE_BY_SIDE, ROOM_BYTES = 4, 1 << 30
 
 
+def before_cold(imports: Sequence[str]) -> tuple[str, ...]:
+    """Those of a case's imports that a process has behind it when its cold run begins to count."""
+    return tuple(name for name in imports if name == COMPILER)
+
+
 @dataclass(frozen=True)
 class CompiledKernel:
     """The C++ kernel as it was compiled for a run.

@@ -169,6 +169,22 @@ class ForkServer:
         return said
 
 
+def cold_runs(servers: Sequence[ForkServer], *, gpu: bool) -> str:
+    """Say whether a run's cold runs are forked or fresh processes, and why; for environment.json.
+
+    Args:
+        servers: that they could be forked from.
+        gpu: whether the run uses a GPU.
+    """
+    if gpu:
+        return "fresh: what asks for a GPU leaves a process that cannot be forked"
+    if not servers:
+        return "fresh: there is no process to fork them from"
+    if not all(server.gives_own_pages for server in servers):
+        return "fresh: this system cannot give a forked process memory of its own"
+    return "forked; fresh where a variant has environment variables"
+
+
 @contextlib.contextmanager
 def fork_servers(settings: Settings, log: Path, modules: Sequence[Sequence[str]]) -> Iterator[list[ForkServer]]:
     """Start servers side by side and wait until all can fork; none where the system has no way to.

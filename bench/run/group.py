@@ -105,7 +105,7 @@ class Measurement:
             number += ended
 
     def _rest(self) -> bool:
-        """Leave out of further seatings whoever needs no more rounds; returns whether anybody is left."""
+        """Take variants that need no more rounds out of further seatings; returns whether any variant is left."""
         needing = self._needing()
         self.cases = [found for found in self.cases if found.case.variant in needing]
         return bool(self.cases)

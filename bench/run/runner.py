@@ -11,6 +11,7 @@ import dataclasses
 import functools
 import math
 import shlex
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -28,8 +29,8 @@ from bench.plan.identity import CaseKey
 from bench.records.folder import RunFolder
 from bench.records.schema import Record, Status
 from bench.run import more, quality, resume, second_instrument
-from bench.run.cold import COMPILER, ColdCase, ColdRuns
-from bench.run.forks import ForkServer, fork_servers
+from bench.run.cold import ColdCase, ColdRuns, before_cold
+from bench.run.forks import ForkServer, cold_runs, fork_servers
 from bench.run.group import Measurement, failed, figured, placed
 from bench.run.planning import Described, Plan
 from bench.run.resume import Begun
@@ -84,6 +85,7 @@ class Runner:
         self._keeps_time = self._groups_left > 1
         self._forks: list[ForkServer] = []
         self._cold_forks: dict[tuple[str, ...], list[ForkServer]] = {}
+        self._looking = threading.Lock()
         self._colds: ColdRuns | None = None
         # A resumed run knows the ceilings that its first part measured; the best of all counts.
         before = self.begun.facts.get("ceilings") or {} if self.begun else {}
@@ -125,6 +127,7 @@ class Runner:
         self.folder.write_json("environment.json", facts)
         try:
             with scratch_folder() as scratch, self.forking(), self.distance:
+                part["cold_runs"] = self._cold_runs
                 for device in sorted({c.case.device for c in self.plan.left(frozenset() if more_s else self.recorded)}):
                     self.judge.look(device)
                     self.idle[device] = energy.idle(device)
@@ -175,7 +178,7 @@ class Runner:
         modules = tuple(dict.fromkeys(name for found in left for name in found.imports))
         seats = [modules] * self.plan.suite.processes if left else []
         # What a cold run finds imported shortens its first call.
-        kinds = sorted({_before_cold(found) for found in self.plan.left(self.recorded) if left})
+        kinds = sorted({before_cold(found.imports) for found in self.plan.left(self.recorded) if left})
         apart = [kind for kind in kinds if kind != modules]
         with contextlib.ExitStack() as stack:
             with self.watch.on("starts"):
@@ -183,6 +186,7 @@ class Runner:
             self._forks, others = servers[: len(seats)], servers[len(seats) :]
             self._cold_forks = {kind: [server] for kind, server in zip(apart, others, strict=False)}
             self._cold_forks.setdefault(modules, self._forks)
+            self._cold_runs = cold_runs(servers, gpu=not only_cpu)
             yield
 
     def seat(self, settings: Settings, seating: int, cache: Path) -> Worker:
@@ -204,22 +208,26 @@ class Runner:
             log: file that takes what the process prints.
             cache: empty folder for whatever compilers cache.
         """
-        servers = self._living(self._cold_forks.get(_before_cold(described), []))
+        servers = self._living(self._cold_forks.get(before_cold(described.imports), []))
         living = [server for server in servers if server.gives_own_pages]
         settings = self.settings.with_environment(described.environment)
         return Worker(settings, log, cache, living[0] if living else None)
 
     def _living(self, servers: list[ForkServer]) -> list[ForkServer]:
         """Those of some servers that live; says so and takes them out where one has died."""
-        if dead := [server for server in servers if not server.alive]:
-            self.console.say(
-                f"{len(dead)} of the processes that workers are forked from died; see workers.log", "yellow"
-            )
+        # Cold runs start in several threads.
+        with self._looking:
+            dead = [server for server in servers if not server.alive]
             for server in dead:
                 # Its number is free for another process from now on.
                 server.__exit__()
                 servers.remove(server)
-        return servers
+            living = list(servers)
+        if dead:
+            self.console.say(
+                f"{len(dead)} of the processes that workers are forked from died; see workers.log", "yellow"
+            )
+        return living
 
     def _groups_in_time(self) -> Iterator[tuple[Group, tuple[Described, ...]]]:
         """The groups one by one, until the next one is not expected to end before the deadline."""
@@ -251,7 +259,7 @@ class Runner:
             facts.setdefault("resumes", []).append(part)
             return facts, part, load
         facts = environment.describe(self.plan.torch_facts, self.settings.variables())
-        executed = {described.case.executed for described in self.plan.cases}
+        executed = {found.case.executed for found in self.plan.cases}
         facts["needs"] = {v["name"]: v["needs"] for v in self.plan.catalogue["variants"] if v["name"] in executed}
         if self.plan.own_model:
             facts[own_model.SHARES] = own_model.shares(self.plan.own_model)
@@ -389,8 +397,3 @@ class Runner:
         """Seed of the next seating, or of whatever else draws at random; the one after it is free too."""
         self.seed = (self.seed + 2) % resume.SEEDS
         return self.seed
-
-
-def _before_cold(described: Described) -> tuple[str, ...]:
-    """Modules that a process has imported when its cold run begins to count."""
-    return tuple(name for name in described.imports if name == COMPILER)

@@ -32,7 +32,7 @@ SUMMARY_COLUMNS = {
     "reason": "why it is not done",
     "cases": "how its cases ended, as `4 ok 1 unavailable`",
     "rounds": "rounds that were timed",
-    "disturbed": "those of them in which something else used the host",
+    "disturbed": "those of them in which something else used the host, or its cores were moved apart",
     "others": "cores that others kept busy meanwhile, on average",
     "wall_s": "time that it took, by the clock of its host, seconds",
     "lost": "nodes that were lost with it before",

@@ -68,7 +68,8 @@ def rounds(
 ) -> Iterator[Round]:
     """Yield rounds until no variant needs more or the budget is spent.
 
-    After a disturbed stretch a quiet moment is waited for, at most `PATIENCE` of the budget in all.
+    After a stretch in which others were at work a quiet moment is waited for, at most `PATIENCE` of the budget in all.
+    Nothing is waited for where only the cores were far apart: that may last for minutes.
 
     Args:
         players: who takes turns, by variant.
@@ -86,7 +87,7 @@ def rounds(
     patience_s, waited_s = PATIENCE * budget_s, 0.0
     while True:
         stretch = list(_stretch(players, order, device, account, start + budget_s, far or str))
-        for position, found in enumerate(stretch):
+        for position, (found, _) in enumerate(stretch):
             taken.append(dataclasses.replace(found, number=len(taken), waited_s=0.0 if position else waited_s))
             yield taken[-1]
         spent = time.perf_counter() - start
@@ -102,7 +103,7 @@ def rounds(
         if len(taken) >= 2 and spent >= 2 * budget_s:  # noqa: PLR2004
             return
         waited_s = 0.0
-        if stretch[-1].disturbed:
+        if stretch[-1][1]:
             waited_s = interference.wait_until_quiet(min(patience_s, budget_s - spent))
             patience_s -= waited_s
 
@@ -139,8 +140,10 @@ def _stretch(
     account: _Account,
     end: float,
     far: Far,
-) -> Iterator[Round]:
+) -> Iterator[tuple[Round, bool]]:
     """Rounds that are judged together: for at least `STRETCH_S`, unless the clock passes `end` before.
+
+    With each comes whether anything but the distance of the cores disturbed it.
 
     They are yielded when all have run, so that their receiver takes no core from one of them.
     """
@@ -168,7 +171,7 @@ def _stretch(
             beside, _total(found.delays_s), None if switches is None else int(switches), timed_s, found.far
         )
         wall_s = found.ended.wall_s - found.started.wall_s
-        yield Round(0, found.blocks, wall_s, beside=alone, order=tuple(found.blocks))
+        yield Round(0, found.blocks, wall_s, beside=alone, order=tuple(found.blocks)), alone.why != found.far
 
 
 def _total(values: Sequence[float | None]) -> float | None:
