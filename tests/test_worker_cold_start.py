@@ -20,7 +20,7 @@ from bench.run.planning import (
     GPU_READY_S,
     GPU_START_S,
     READY_S,
-    START_S,
+    SEAT_S,
     Described,
     Plan,
 )
@@ -131,5 +131,5 @@ def test_the_expected_time_of_a_group_knows_its_device():
         described = (Described(dataclasses.replace(CASE, device=device), {}, None),)
         return Plan(suite, ((Group("made", ()), described),), {}, {}).group_expected_s(described)
 
-    more_s = GPU_COLD_S - COLD_S + 2 * (GPU_START_S + GPU_READY_S - START_S - READY_S)
+    more_s = GPU_COLD_S - COLD_S + 2 * (GPU_START_S + GPU_READY_S - SEAT_S - READY_S)
     assert group_s("cuda") == pytest.approx(group_s("cpu") + more_s)

@@ -20,12 +20,13 @@ from bench.run import quality, second_instrument
 from bench.run.cold import CompiledKernel
 from bench.run.worker_process import Settings, Worker, WorkerError, scratch_folder
 
-#: Seconds that the parts of a run take besides the timed rounds, for the expected time: a worker's start, a case's
-#: cold run, the build, gates and warm-up of a case in a group worker, a compilation by torch, cold and cached, one of
-#: our kernel for CPUs, the ceilings.
-START_S, COLD_S, READY_S, COMPILE_S, CACHED_S, BUILD_S, CEILINGS_S = 2.0, 3.0, 1.2, 30.0, 7.0, 7.0, 5.0
-#: The first three on a GPU, where each process makes a context, loads cuDNN and compiles Triton's launchers. Estimates:
-#: no run on a GPU has shown them yet.
+#: Seconds that the parts of a run take besides the timed rounds, for the expected time: a fresh worker's start, the
+#: start of a group's seats, a case's cold run, the build, gates and warm-up of a case in a seat, a compilation by
+#: torch, cold and cached, one of our kernel for CPUs, the ceilings.
+START_S, SEAT_S, COLD_S, READY_S = 2.0, 0.4, 0.8, 0.5
+COMPILE_S, CACHED_S, BUILD_S, CEILINGS_S = 30.0, 7.0, 10.0, 5.0
+#: Of a start, a cold run and a case in a seat on a GPU, where each process makes a context, loads cuDNN and compiles
+#: Triton's launchers. Estimates: no run on a GPU has shown them yet.
 GPU_START_S, GPU_COLD_S, GPU_READY_S = 8.0, 12.0, 4.0
 #: The worker that is asked may be silent for so long: a C++ compiler has two minutes.
 PLAN_LIMIT_S = 180.0
@@ -159,7 +160,7 @@ class Plan:
         compiling = sum(c.compiles for c in runnable)
         on_gpu = runnable[0].case.device == "cuda"
         start_s, one_cold_s, one_ready_s = (
-            (GPU_START_S, GPU_COLD_S, GPU_READY_S) if on_gpu else (START_S, COLD_S, READY_S)
+            (GPU_START_S, GPU_COLD_S, GPU_READY_S) if on_gpu else (SEAT_S, COLD_S, READY_S)
         )
         cold_s = len(runnable) * one_cold_s + compiling * COMPILE_S
         ready_s = start_s + len(runnable) * one_ready_s + compiling * CACHED_S

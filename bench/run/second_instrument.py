@@ -42,7 +42,7 @@ OPTIONS = (
     "pytest_benchmark.plugin",
 )
 #: Seconds that its start and each case take, for the expected time.
-START_S, CASE_S = 5.0, 1.3
+START_S, CASE_S = 5.0, 0.6
 
 
 @dataclass(frozen=True)
