@@ -116,7 +116,7 @@ def time_first(value: Tensor, batch_first: bool) -> Tensor:
 
 
 def read(value: Tensor, batch_first: bool) -> Tensor:
-    """What kernels read: steps first, and a contiguous last dimension."""
+    """Operand as kernels read it: steps first, and a contiguous last dimension."""
     value = value if value.stride(-1) == 1 or value.size(-1) == 1 else value.contiguous()
     return value.transpose(0, 1) if batch_first else value
 

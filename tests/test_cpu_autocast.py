@@ -227,7 +227,7 @@ def test_changed_weights_are_packed_anew() -> None:
 
 @pytest.fixture(scope="module")
 def programs() -> Iterator[KernelPrograms]:
-    """What runs programs on changed kernels, started once."""
+    """Runner of programs on changed kernels, started once."""
     with KernelPrograms() as found:
         yield found
 

@@ -42,7 +42,7 @@ PROBLEMS = recurrences(
 
 
 def _options(lstm: torch.nn.RNNBase) -> LayerOptions:
-    """What the layers of a module share."""
+    """Options that the layers of a module share."""
     directions = 2 if lstm.bidirectional else 1
     return LayerOptions(lstm.hidden_size, directions, lstm.batch_first, "cpu-fused", torch.float32, tf32=False)
 

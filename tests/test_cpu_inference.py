@@ -42,7 +42,7 @@ def _twins(shape: Shape, **options: object) -> tuple[LSTM, nn.LSTM]:
 
 
 def _at_once(lstm: LSTM, x: Tensor, hx: State | None) -> Any:
-    """What the module's earlier call prepared gives for a call, or None."""
+    """Result of what the module's earlier call prepared, or None."""
     return lstm.__dict__["_kept"].at_once(lstm._parameters, x, hx, batch_first=lstm.batch_first)
 
 

@@ -18,7 +18,7 @@ def way(world, scaling="weak"):
 
 
 def went_on(world, error=0.0, **more):
-    """What a rank says of a training that goes on from a checkpoint."""
+    """Event of a rank whose training continues from a checkpoint."""
     times = {"save_s": 0.01, "resume_s": 0.02, "checkpoint_bytes": 1000}
     return {"event": "resumed", **way(world), **times, "resume_error": error, "resume_limit": 2e-6, **more}
 

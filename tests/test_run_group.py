@@ -1,4 +1,4 @@
-"""What a record says of its gates is the error that came nearest to its limit."""
+"""A record keeps the error of its gates that came nearest to its limit."""
 
 from __future__ import annotations
 

@@ -67,7 +67,7 @@ class RankSetting:
 
 @dataclass(frozen=True)
 class RankedCase:
-    """What is trained: a workload by a variant, on `cpu` or `cuda`."""
+    """Subject of the training: a workload by a variant, on `cpu` or `cuda`."""
 
     workload: Workload
     variant: str

@@ -139,7 +139,7 @@ class Backward:
 
 
 class LayerOptions(NamedTuple):
-    """What all layers of a call share: which kernel was chosen, and what it is told beside tensors.
+    """Options that all layers of a call share: the chosen kernel, and its arguments beside tensors.
 
     Attributes:
         hidden, directions: H, and 1 or 2.

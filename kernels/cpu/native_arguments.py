@@ -1,4 +1,4 @@
-"""What the functions of lstm.cpp are given: structures of numbers and addresses, and the addresses of tensors."""
+"""Arguments of the functions of lstm.cpp: structures of numbers and addresses, and the addresses of tensors."""
 
 from __future__ import annotations
 

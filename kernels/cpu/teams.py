@@ -1,4 +1,4 @@
-"""How many threads a call of the CPU kernel takes, and what they share out."""
+"""Number of threads that a call of the CPU kernel takes, and the work that they share out."""
 
 from __future__ import annotations
 

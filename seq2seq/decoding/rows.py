@@ -148,7 +148,7 @@ class StepRows:
         self._outputs[rows, steps] = outputs
 
     def _read(self, stage: int, samples: Tensor, steps: Tensor) -> Tensor:
-        """What an LSTM reads in a step of all rows."""
+        """Input of an LSTM in a step of all rows."""
         reads = self.streams[stage].reads
         value = self.batch.source if reads == "source" or self.batch.target is None else self.batch.target
         return value[samples.to(value.device), steps.to(value.device)]
@@ -178,7 +178,7 @@ class StepRows:
         return Finished(holder.query, self._results(row, holder.step))
 
     def _results(self, row: int, steps: int) -> dict[str, Tensor]:
-        """What a row holds after so many steps of its last LSTM: copies, since the next query writes where they lie."""
+        """Copies of a row's state after a number of steps of its last LSTM: the next query writes where it lies."""
         hidden, cell = (value[:, row : row + 1].clone() for value in self._states[-1])
         return {"outputs": self._outputs[row : row + 1, :steps].clone(), "hidden": hidden, "cell": cell}
 
