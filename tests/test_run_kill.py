@@ -96,7 +96,8 @@ class Killed:
                     alive = _workers(parent, servers=True)
                     parent.kill()
                     parent.wait()
-                    assert not psutil.wait_procs(alive, timeout=2)[1], "a worker outlived its parent by 2 s"
+                    left = psutil.wait_procs(alive, timeout=2)[1]
+                    assert not [worker for worker in left if not _ended(worker)], "a worker outlived its parent by 2 s"
                 after = self.lines()
                 assert grown(before, after)
                 done.append(f"{after_s:5.2f} s after the part began, {victim:<6}: {len(after)} records")
@@ -163,6 +164,14 @@ def _workers(parent: subprocess.Popen[str], *, servers: bool = False) -> list[ps
         return [child for child in found if servers or child.ppid() != parent.pid or "--forks" not in child.cmdline()]
     except psutil.Error:
         return []
+
+
+def _ended(worker: psutil.Process) -> bool:
+    """Return whether it runs no more, reaped by whoever inherited it or not yet."""
+    try:
+        return bool(worker.status() == psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return True
 
 
 def _sleep(seconds: float, parent: subprocess.Popen[str]) -> bool:
