@@ -13,6 +13,21 @@ from bench.machine import own_pages
 
 ROOT = Path(__file__).parent.parent
 SIZE = 64 << 20
+#: A child that gives back what its parent noted.
+UNMAPS = """
+import mmap, os
+from bench.machine import own_pages
+
+block = mmap.mmap(-1, 1 << 20, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+block.write(bytes([1]) * (1 << 20))
+assert own_pages.note()
+child = os.fork()
+if not child:
+    block.close()
+    own_pages.take()
+    os._exit(0)
+raise SystemExit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
 #: A child's resident memory over its parent's, and its faults as it writes what its parent wrote.
 FORK = f"""
 import json, mmap, os, resource, sys
@@ -58,7 +73,7 @@ def test_a_fresh_process_is_left_as_it_is(monkeypatch):
     asked = []
     monkeypatch.setattr(own_pages, "_touch", asked.append)
     own_pages.take()
-    assert asked == [[]]
+    assert not asked
 
 
 def test_a_system_that_cannot_says_so(monkeypatch):
@@ -86,3 +101,23 @@ def test_a_system_that_cannot_says_so(monkeypatch):
 def test_the_kernel_s_own_pages_are_left_alone(line, ours):
     """Nor are those that processes share on purpose."""
     assert (own_pages._MAPPING.match(line) is not None) is ours
+
+
+@needs_populate
+def test_memory_that_was_given_back_is_left_out():
+    """A child may unmap what its parent had, and takes the rest."""
+    done = subprocess.run([sys.executable, "-c", UNMAPS], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_parts_of_runs_in_mappings():
+    """Runs are cut where mappings end, and may be used as these say."""
+    page_run = own_pages.PageRun
+    runs = [page_run(10, 20, writable=True), page_run(40, 10, writable=True), page_run(90, 5, writable=False)]
+    mappings = [page_run(0, 15, writable=True), page_run(20, 25, writable=False), page_run(48, 10, writable=True)]
+    assert own_pages._within(runs, mappings) == [
+        page_run(10, 5, writable=True),
+        page_run(20, 10, writable=False),
+        page_run(40, 5, writable=False),
+        page_run(48, 2, writable=True),
+    ]

@@ -59,10 +59,13 @@ def note() -> bool:
 def take() -> None:
     """Make the noted pages this process's own; nothing where none were noted.
 
+    Pages that it has given back since it was forked, as the memory of a model that was loaded, are left out.
+
     Raises:
         OSError: when the system refuses.
     """
-    _touch(_noted)
+    if _noted:
+        _touch(_within(_noted, _mappings()))
 
 
 def resident() -> list[PageRun]:
@@ -73,15 +76,36 @@ def resident() -> list[PageRun]:
     """
     page, found = mmap.PAGESIZE, []
     with open("/proc/self/pagemap", "rb", buffering=0) as pages:  # noqa: PTH123 - read by offset
-        for line in Path("/proc/self/maps").read_text(encoding="utf-8", errors="replace").splitlines():
-            if not (mapping := _MAPPING.match(line)):
-                continue
-            start, end = int(mapping[1], 16), int(mapping[2], 16)
-            entries = np.frombuffer(os.pread(pages.fileno(), (end - start) // page * 8, start // page * 8), np.uint64)
+        for whole in _mappings():
+            entries = np.frombuffer(
+                os.pread(pages.fileno(), whole.size // page * 8, whole.start // page * 8), np.uint64
+            )
             there = np.concatenate([[False], (entries & _THERE) != 0, [False]])
             edges = np.flatnonzero(there[1:] != there[:-1]).reshape(-1, 2)
-            writable = mapping[3] == "w"
-            found += [PageRun(start + int(a) * page, int(b - a) * page, writable) for a, b in edges]
+            found += [PageRun(whole.start + int(a) * page, int(b - a) * page, whole.writable) for a, b in edges]
+    return found
+
+
+def _mappings() -> list[PageRun]:
+    """Private mappings of this process that can be read, in the order of their addresses."""
+    lines = Path("/proc/self/maps").read_text(encoding="utf-8", errors="replace").splitlines()
+    found = [mapping for line in lines if (mapping := _MAPPING.match(line))]
+    return [PageRun(int(m[1], 16), int(m[2], 16) - int(m[1], 16), m[3] == "w") for m in found]
+
+
+def _within(runs: list[PageRun], mappings: list[PageRun]) -> list[PageRun]:
+    """Return the parts of runs that lie in mappings, as these may be used now; both in the order of addresses."""
+    found, left = [], iter(mappings)
+    mapping = next(left, None)
+    for run in runs:
+        while mapping and mapping.start < run.start + run.size:
+            start = max(run.start, mapping.start)
+            end = min(run.start + run.size, mapping.start + mapping.size)
+            if start < end:
+                found.append(PageRun(start, end - start, mapping.writable))
+            if mapping.start + mapping.size > run.start + run.size:
+                break
+            mapping = next(left, None)
     return found
 
 
