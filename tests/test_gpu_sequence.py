@@ -301,7 +301,7 @@ def test_offsets_that_pass_32_bits_are_refused() -> None:
 
 @pytest.mark.parametrize("wide", [False, True])
 def test_products_that_would_leave_the_registers_are_not_taken(wide: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where Triton makes 16 units a warp into wgmma, a backward pass has 8 units a warp, and at most 64 in all."""
+    """A backward pass for which Triton turns 16 units a warp into wgmma has 8 units a warp, and at most 64 in all."""
     monkeypatch.setattr(sequence, "WIDE_PRODUCTS", wide)
     small, large = (Problem("cuda", torch.float16, 16, 50, hidden, capability=90, saves=True) for hidden in (64, 128))
     warps = {config.num_warps for config in sequence.configs(small, backward=True)}

@@ -256,7 +256,7 @@ def test_a_counter_that_cannot_tell_gives_no_figure():
 
 
 def test_energy_counts_up_to_the_last_reading():
-    """What is answered after it is in neither; what comes after the last answer is in none."""
+    """Answers after it are in neither; what comes after the last answer is in none."""
     now, shown = [0.0], [0]
     counter = SimpleNamespace(read=lambda: (shown[0],), joules=lambda before, after: float(after[0] - before[0]))
     found = QueryEnergy(counter, lambda: now[0])
