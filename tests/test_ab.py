@@ -296,7 +296,7 @@ def contest(tmp_path, monkeypatch):
     monkeypatch.setattr(measure, "Seating", Seats)
     monkeypatch.setattr(measure.Contest, "_run_cold", lambda *_: None)
 
-    def rounds(players, *_):
+    def rounds(players, *_, **__):
         for number, order in enumerate(itertools.islice(orders(list(players), 0), 8)):
             yield Round(number, {name: Block((0.001,), energy_j=JOULES[name[-4:]]) for name in order}, order=order)
 

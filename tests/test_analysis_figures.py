@@ -114,6 +114,43 @@ def test_each_process_decides_for_itself_which_rounds_it_keeps():
     assert [len(rounds) for rounds in Samples([disturbed, mixed]).kept()] == [3, LEAST_ROUNDS]
 
 
+def test_a_disturbed_process_is_left_out_where_three_others_are_clean():
+    """Its rounds, here absurd, appear in no figure, and no figure is marked."""
+    clean = [process(*[(2.0, 1.0)] * LEAST_ROUNDS) for _ in range(3)]
+    disturbed = process(*[(9.0, 1.0)] * 40, disturbed=tuple(range(40)))
+    found = figured(clean[0], disturbed, *clean[1:])
+    assert (found["speedup"], found["speedup_hi"], found["processes"], found["disturbed"]) == (2.0, 2.0, 3, 0)
+    assert [len(rounds) for rounds in Samples([clean[0], disturbed, *clean[1:]]).kept()] == [6, 0, 6, 6]
+    fewer = figured(*clean[:2], disturbed)
+    assert (fewer["processes"], fewer["disturbed"]) == (3, 40)
+
+
+def test_clean_processes_count_for_a_variant_only_where_it_took_part():
+    """One that rests in the clean processes keeps its disturbed rounds, and says so."""
+    early = process(*[(9.0, 1.0)] * 8, disturbed=tuple(range(8)))
+    late = [[Round(n, {"reference": block(2.0)}) for n in range(8)] for _ in range(3)]
+    samples = Samples([early, *late])
+    assert [len(rounds) for rounds in samples.kept("reference")] == [0, 8, 8, 8]
+    assert [len(rounds) for rounds in samples.kept("fast")] == [8, 0, 0, 0]
+    assert figured(*samples.processes)["disturbed"] == 8
+    assert (samples.lacking("reference"), samples.lacking("fast")) == (0, 1)
+
+
+@pytest.mark.parametrize(("clean", "disturbed", "kept"), [(5, 1, 5), (3, 3, 6), (5, 9, 14), (6, 40, 6), (1, 0, 1)])
+def test_a_process_of_few_rounds_is_clean_if_most_of_them_are(clean, disturbed, kept):
+    """Of a slow variant there may be fewer rounds than would otherwise be asked for."""
+    rounds = process(*[(2.0, 1.0)] * (clean + disturbed), disturbed=tuple(range(clean, clean + disturbed)))
+    assert [len(found) for found in Samples([rounds]).kept()] == [kept]
+
+
+@pytest.mark.parametrize(("dirty", "clean", "lacking"), [(5, 0, 3), (3, 2, 1), (1, 1, 1), (3, 3, 0), (0, 2, 0)])
+def test_what_a_variant_lacks_is_clean_processes(dirty, clean, lacking):
+    """Up to three; a suite of two asks for no third."""
+    spoilt = [process(*[(2.0, 1.0)] * 8, disturbed=tuple(range(8))) for _ in range(dirty)]
+    samples = Samples([*spoilt, *(process(*[(2.0, 1.0)] * 8) for _ in range(clean))])
+    assert samples.lacking("fast") == lacking
+
+
 def test_the_reference_has_a_speedup_of_exactly_one():
     """It is its own yardstick: no resampling, no width."""
     samples = Samples([process(*[(2.0, 1.0)] * 8)])

@@ -115,6 +115,26 @@ def test_looks_are_at_doublings_of_clean_rounds():
     assert asked == [5 + racing.FIRST_ROUNDS * 2**power for power in range(4)]
 
 
+def test_a_seating_that_begins_disturbed_ends():
+    """After six rounds without a clean one nobody goes on; one clean round is enough to go on."""
+    race = racing.Race({"a", "b"}, lambda _: frozenset({"a"}))
+    spoilt = [Round(number, {}, beside=Interference(why="far")) for number in range(6)]
+    assert set(race(spoilt[:5])) == {"a", "b"}
+    assert not race(spoilt)
+    assert set(race([Round(0, {}), *spoilt[1:]])) == {"a", "b"}
+
+
+def test_variants_whose_rounds_were_disturbed_need_more():
+    """However narrow the intervals, an answer that rests on disturbed rounds does not stand."""
+    spoilt = [
+        Round(number, {REFERENCE: Block((2.0,)), "a": Block((1.0,))}, beside=Interference(why="far"))
+        for number in range(8)
+    ]
+    found = racing.standing(Samples([spoilt] * 3), (REFERENCE, "a"), REFERENCE, 0.05)
+    assert (found.slower, found.wide, found.disturbed) == ({REFERENCE}, set(), {REFERENCE, "a"})
+    assert racing.players(found, (REFERENCE, "a"), REFERENCE) == {REFERENCE, "a"}
+
+
 def test_nobody_is_judged_who_has_no_round():
     """Without rounds of everybody there is no standing, and all go on."""
     samples = Samples([[Round(n, {REFERENCE: Block((1.0,))}) for n in range(8)]])

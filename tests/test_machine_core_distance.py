@@ -21,8 +21,26 @@ def test_a_change_is_told_against_the_shortest_so_far(monkeypatch):
     times = iter([255.0, 250.0, 290.0, None, 610.0, 252.0])
     monkeypatch.setattr(CoreDistance, "time_ns", lambda _: next(times))
     distance = CoreDistance()
-    said = [distance.far() for _ in range(6)]
+    said = [distance.far(distance.look()) for _ in range(6)]
     assert said == [""] * 4 + ["a word from core to core and back took 610 ns, 250 at best in this run", ""]
+
+
+def test_what_began_far_is_told_once_the_cores_were_near(monkeypatch):
+    """The same time says nothing at first and something afterwards."""
+    times = iter([600.0, 250.0])
+    monkeypatch.setattr(CoreDistance, "time_ns", lambda _: next(times))
+    distance = CoreDistance()
+    first = distance.look()
+    assert distance.far(first) == ""
+    distance.look()
+    assert distance.far(first) == "a word from core to core and back took 600 ns, 250 at best in this run"
+
+
+@pytest.mark.parametrize(("device", "threads", "passes"), [("cpu", 2, True), ("cpu", 1, False), ("cuda", 2, False)])
+def test_only_threads_of_a_cpu_pass_words(device, threads, passes):
+    """One thread has nobody to talk to, and a GPU's work is not done here."""
+    distance = CoreDistance()
+    assert distance.beside(device, threads) is (distance if passes else None)
 
 
 @two_cores
@@ -56,7 +74,7 @@ def test_one_core_has_no_distance(monkeypatch):
     """No process is started, and nothing is said."""
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0}, raising=False)
     with CoreDistance() as distance:
-        assert (distance.time_ns(), distance.far()) == (None, "")
+        assert (distance.look(), distance.far(None)) == (None, "")
 
 
 def refuse(*_: object) -> None:
@@ -70,7 +88,7 @@ def test_a_system_that_refuses_to_begin_has_no_distance(call, monkeypatch):
     """As under seccomp: the run goes on without these times."""
     monkeypatch.setattr(os, call, refuse)
     with CoreDistance() as distance:
-        assert (distance.time_ns(), distance.far()) == (None, "")
+        assert (distance.look(), distance.far(None)) == (None, "")
 
 
 @two_cores
@@ -80,7 +98,7 @@ def test_a_system_that_refuses_later_ends_it(monkeypatch):
         other = psutil.Process(distance._partner.pid)
         with monkeypatch.context() as patched:
             patched.setattr(os, "sched_setaffinity", refuse)
-            assert (distance.time_ns(), distance.far()) == (None, "")
+            assert (distance.look(), distance.far(None)) == (None, "")
         assert not other.is_running()
         assert distance.time_ns() is None
 

@@ -16,7 +16,7 @@ from bench.run import more
 from bench.run.cold import CompiledKernel
 from bench.run.runner import KEPT_SHARE, Runner
 
-STANDING = Standing("a", frozenset(), frozenset(), frozenset({"b"}), frozenset(), {})
+STANDING = Standing("a", frozenset(), frozenset(), frozenset({"b"}), frozenset(), frozenset(), {})
 
 
 def opened(name: str, needed_s: float) -> more.Open:

@@ -7,6 +7,7 @@ part.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import itertools
 import json
@@ -29,6 +30,8 @@ from warm_workers import BRIEF_CEILINGS
 from bench.__main__ import parser
 from bench.console import Console
 from bench.machine import environment
+from bench.machine.core_distance import CoreDistance
+from bench.machine.interference import Interference
 from bench.plan.cases import LEAST_ROUNDS, Case, Group, Suite
 from bench.records.block import Block, Turn
 from bench.records.folder import RunFolder
@@ -734,6 +737,53 @@ def test_a_group_that_is_never_narrow_gets_the_most_seatings(stage, monkeypatch)
     records, asked = stage("reference", "a", "b", budget_s=1e9)
     assert measured(asked) == [["reference", "a", "b"]] * 3 + [["reference", "a"]] * (measurement.MOST_SEATINGS - 3)
     assert {name: record.processes for name, record in records.items()} == {"reference": 10, "a": 10, "b": 3}
+
+
+def spoilt(seatings, **fields):
+    """Rounds of seatings, of which those with the given numbers are disturbed or had distant cores."""
+    begun = itertools.count()
+
+    def rounds(players, *rest):
+        bad = next(begun) in seatings
+        for found in twenty(players, *rest):
+            yield dataclasses.replace(found, **fields) if bad else found
+
+    return rounds
+
+
+def test_a_disturbed_seating_is_replaced(stage):
+    """All take turns in another one, and no figure rests on the disturbed one."""
+    records, asked = stage("reference", "a", rounds=spoilt({1}, beside=Interference(why="far")))
+    assert measured(asked) == [["reference", "a"]] * 4
+    assert [(records["a"].processes, records["a"].disturbed)] == [(3, 0)]
+
+
+def test_where_every_seating_is_disturbed_the_run_ends_and_says_so(stage):
+    """The most seatings there may be are taken, and all of them are in the figures."""
+    records, asked = stage("reference", "a", rounds=spoilt(range(99), beside=Interference(why="far")))
+    assert len(measured(asked)) == measurement.MOST_SEATINGS
+    assert (records["a"].processes, records["a"].disturbed) == (10, 200)
+
+
+def test_a_seating_that_began_with_distant_cores_is_judged_again(stage, monkeypatch, tmp_path):
+    """The cores are seen near in the second seating only; then the first one is marked and replaced."""
+    monkeypatch.setattr(CoreDistance, "__enter__", lambda self: self)
+    seen = spoilt({0}, word_ns=600.0)
+
+    def rounds(players, *rest):
+        for found in seen(players, *rest):
+            yield found
+            distances[0].shortest_ns = found.word_ns or 250.0
+
+    distances = []
+    begin = CoreDistance.__init__
+    monkeypatch.setattr(CoreDistance, "__init__", lambda self: (begin(self), distances.append(self))[0])
+    records, asked = stage("reference", "a", rounds=rounds)
+    assert len(measured(asked)) == 4
+    assert (records["a"].processes, records["a"].disturbed) == (3, 0)
+    found = pd.read_csv(tmp_path / "run" / "rounds.csv.gz").groupby("process")["why"].agg(["count", "first"])
+    assert list(found["count"]) == [20, 0, 0, 0]
+    assert found["first"][0] == "a word from core to core and back took 600 ns, 250 at best in this run"
 
 
 def test_no_scratch_folder_is_left(stage, monkeypatch, tmp_path):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import types
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import pytest
 from hypothesis import given
@@ -280,22 +280,35 @@ def test_disturbed_rounds_are_told(clock):
     assert [r.disturbed for r in found] == [True, False] * 5 + [True] * 3 + [False] * 25
 
 
+class Cores:
+    """Cores whose words take given times, then 1 ns for ever; beyond 5 they are far apart."""
+
+    def __init__(self, times_ns: Sequence[float | None], then_ns: float = 1.0) -> None:
+        self._times_ns = itertools.chain(times_ns, itertools.repeat(then_ns))
+
+    def look(self) -> float | None:
+        return next(self._times_ns)
+
+    def far(self, took_ns: float | None) -> str:
+        return "far" if (took_ns or 0.0) > 5 else ""
+
+
 def test_rounds_beside_which_the_cores_are_far_apart_are_told(clock, monkeypatch):
     """A change during a round shows after it, and the one after next is clean again."""
     monkeypatch.setattr(interference, "STRETCH_S", 0.0095)
-    said = iter(["", "", "far", "", *[""] * 100])
-    found = list(rounds({"a": lasting(clock, 0.001)}, "cpu", 0.02, 0, far=lambda: next(said)))
+    found = list(rounds({"a": lasting(clock, 0.001)}, "cpu", 0.02, 0, cores=Cores([1.0, None, 9.0, 2.0])))
     assert [r.beside.why for r in found] == ["", "far", "far", *[""] * (len(found) - 3)]
     assert [r.disturbed for r in found[:4]] == [False, True, True, False]
+    assert [r.word_ns for r in found[:4]] == [1.0, 9.0, 9.0, 2.0]
 
 
 def test_nothing_is_waited_for_where_only_the_cores_are_far_apart(clock):
     """A look at the time that others used says nothing about it; where others are at work too, it does."""
-    found = list(rounds({"a": lasting(clock, 0.001)}, "cpu", 0.1, 0, far=lambda: "far"))
+    found = list(rounds({"a": lasting(clock, 0.001)}, "cpu", 0.1, 0, cores=Cores([], 9.0)))
     assert all(r.disturbed for r in found)
     assert clock.waits == []
     clock.disturbed = [True]
-    list(rounds({"a": lasting(clock, 0.001)}, "cpu", 0.1, 0, far=lambda: "far"))
+    list(rounds({"a": lasting(clock, 0.001)}, "cpu", 0.1, 0, cores=Cores([], 9.0)))
     assert len(clock.waits) == 1
 
 

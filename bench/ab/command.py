@@ -72,7 +72,7 @@ def ab(arguments: argparse.Namespace, settings: Settings, command: str) -> Findi
         setting = Setting((base, new), settings, folder, scratch, console, seatings, seed, idle, block_s)
         setting.keep(plans)
         facts = _facts(setting, plans, arguments.budget, command) | {"energy": {device: dataclasses.asdict(idle)}}
-        with folder.locked(), console:
+        with folder.locked(), console, setting.distance:
             _measure(setting, groups, facts, arguments.budget)
     options = CompareOptions("time", arguments.margin, arguments.fail_on)
     found = verdicts.judge(read_run(folder.path), (base.shown, new.shown), options)

@@ -15,6 +15,7 @@ from bench.ab.verdicts import NOT_TIMED
 from bench.analysis.energy import energy_figures
 from bench.analysis.figures import figures
 from bench.console import Console
+from bench.machine.core_distance import CoreDistance
 from bench.machine.energy import Idle
 from bench.plan.cases import Case
 from bench.records.folder import RunFolder
@@ -46,6 +47,7 @@ class Setting:
         seed: of the gates' inputs and the rounds' order.
         idle: the counter of energy before anything was measured.
         block_s: least length of a timed block, seconds; each side's own when None.
+        distance: of the cores, looked at beside the rounds.
         colds: runs the cases of all groups cold.
     """
 
@@ -58,6 +60,7 @@ class Setting:
     seed: int
     idle: Idle
     block_s: float | None = None
+    distance: CoreDistance = field(default_factory=CoreDistance)
     colds: ColdRuns = field(init=False)
 
     def __post_init__(self) -> None:
@@ -169,8 +172,9 @@ class Contest:
                 left = {found.case.variant for found in self.cases}
                 players = {name: player for name, player in seating.players.items() if name in left}
                 if players:
-                    device, share_s = self.cases[0].case.device, self.budget_s / setting.seatings
-                    rounds += sampling.rounds(players, device, share_s, seed)
+                    case, share_s = self.cases[0].case, self.budget_s / setting.seatings
+                    cores = setting.distance.beside(case.device, case.threads)
+                    rounds += sampling.rounds(players, case.device, share_s, seed, cores=cores)
                 seating.stand(seed + 1)
                 for variant, doubt in seating.doubts().items():
                     self._drop(variant, failed(Status.PARITY_FAILED, doubt))

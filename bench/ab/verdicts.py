@@ -56,7 +56,7 @@ def _pair(key: CaseKey, base: Record, new: Record, run: RecordedRun, margin: flo
         return CasePair(key, base, new, found, note=note)
     samples = run.group(base)
     names = on(key.variant, BASE), on(key.variant, NEW)
-    change = ratio_interval(samples.ratios(*names)).widened(samples.stretch())
+    change = ratio_interval(samples.ratios(*names)).widened(samples.stretch(*names))
     base_s, new_s = (float(np.median(np.concatenate(samples.times(name)))) for name in names)
     return CasePair(key, base, new, verdict(change, margin), "time", base_s, new_s, change)
 

@@ -330,16 +330,16 @@ def _measured(key: CaseKey, records: tuple[Record, Record], runs: Runs, options:
     variant = key.variant
     groups = [run.group(record) for run, record in zip(runs, records, strict=True)]
     yardstick = options.by == "speedup" and variant == REFERENCE
-    by, note, sides = "time", "", [group.times(variant) for group in groups]
+    by, note, sides, of = "time", "", [group.times(variant) for group in groups], [variant]
     if options.by == "speedup" and not yardstick:
         ratios = [group.ratios(REFERENCE, variant) for group in groups]
         if all(ratios):
-            by, sides = "speedup", ratios
+            by, sides, of = "speedup", ratios, [REFERENCE, variant]
         else:
             where = " and ".join(name for name, found in zip(("BASE", "NEW"), ratios, strict=True) if not found)
             note = f"by time: no reference in {where}"
     # Disturbed rounds that had to be used narrow no interval, in either run.
-    change = faster_by(sides[0], sides[1], by).widened(max(group.stretch() for group in groups))
+    change = faster_by(sides[0], sides[1], by).widened(max(group.stretch(*of) for group in groups))
     found = CaseVerdict.YARDSTICK if yardstick else verdict(change, options.margin)
     base_value, new_value = (float(np.median(np.concatenate(side))) for side in sides)
     return CasePair(key, *records, found, by, base_value, new_value, change, note=note)

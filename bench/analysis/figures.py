@@ -20,7 +20,7 @@ def speedup(samples: Samples, reference: str, variant: str) -> Interval | None:
         return None
     if reference == variant:
         return Interval(1.0, 1.0, 1.0)
-    return ratio_interval(ratios).widened(samples.stretch())
+    return ratio_interval(ratios).widened(samples.stretch(reference, variant))
 
 
 def figures(case: Case, samples: Samples, reference: str, interval: float, facts: dict[str, Any]) -> dict[str, Any]:
@@ -50,7 +50,7 @@ def figures(case: Case, samples: Samples, reference: str, interval: float, facts
     for name, share in PERCENTILES.items():
         at = percentile(calls, share)
         if at is not None:
-            at = at.widened(samples.stretch())
+            at = at.widened(samples.stretch(case.variant))
             found |= {f"latency_{name}_s": at.value, f"latency_{name}_lo_s": at.low, f"latency_{name}_hi_s": at.high}
     if case.mode == "decode":
         found |= _per_token(found, facts, per_call_s)

@@ -16,10 +16,12 @@ shows what each is worth:
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -129,18 +131,20 @@ def joint_resamples(figures: Sequence[Sequence[Sequence[Floats]]], share: float,
     round, or is particular to a process, moves all figures together, so that a difference of two has its own doubt.
 
     Args:
-        figures: of each the processes, of each the rounds, of each the values: above 0; no process, round or figure is
-            empty, and the processes of all figures are the same, in the same order.
+        figures: of each the processes, of each the rounds, of each the values: above 0; no round or figure is empty.
+            The processes of all figures are the same, in the same order; one that gives a figure nothing is empty.
         share: of the percentile, between 0 and 1.
         seed: of the resampling.
 
     Returns:
         (figures, `RESAMPLES`).
     """
-    shared = _Shared(np.random.default_rng(seed), max(len(processes) for processes in figures))
+    shared = _Shared.of(np.random.default_rng(seed), max(len(processes) for processes in figures))
     found = []
     for processes in figures:
-        low, high = _resampled([_Process.of(rounds) for rounds in processes], share, shared, bounded=False)
+        giving = [number for number, rounds in enumerate(processes) if len(rounds)]
+        flat = [_Process.of(processes[number]) for number in giving]
+        low, high = _resampled(flat, share, shared.only(giving), bounded=False)
         found.append((low + high) / 2)
     return np.array(found)
 
@@ -160,24 +164,41 @@ class _Own:
         return np.asarray(self._generator.standard_t(len(off) - 1, RESAMPLES) * spread)
 
 
+@dataclass(frozen=True)
 class _Shared:
-    """Random draws that several figures of the same processes and rounds share."""
+    """Random draws that several figures of the same processes and rounds share.
 
-    def __init__(self, generator: np.random.Generator, processes: int) -> None:
-        self._seeds = generator.integers(0, 2**32, processes)
-        self._sides = generator.standard_normal((RESAMPLES, processes))
-        free = max(1, processes - 1)
-        self._sides /= np.sqrt(generator.chisquare(free, (RESAMPLES, 1)) / free)
+    Attributes:
+        seeds: of the rounds drawn, one a process.
+        sides: normal, (RESAMPLES, processes).
+        squares: of each number of degrees of freedom from 1 on a chi-square draw, (RESAMPLES, processes - 1).
+    """
+
+    seeds: NDArray[np.int64]
+    sides: Floats
+    squares: Floats
+
+    @classmethod
+    def of(cls, generator: np.random.Generator, processes: int) -> Self:
+        """Draw for so many processes."""
+        squares = np.square(generator.standard_normal((RESAMPLES, max(1, processes - 1))))
+        sides = generator.standard_normal((RESAMPLES, processes))
+        return cls(generator.integers(0, 2**32, processes), sides, np.cumsum(squares, axis=1))
+
+    def only(self, processes: Sequence[int]) -> Self:
+        """The draws of some of the processes, which are numbered anew."""
+        return dataclasses.replace(self, seeds=self.seeds[processes], sides=self.sides[:, processes])
 
     def rounds(self, process: int, count: int, drawn: int) -> NDArray[np.int64]:
         """Draw as `_Own` does, but every figure gets the same draws of a process; one figure may need more of them."""
-        drawn_at = np.random.default_rng(self._seeds[process]).random((drawn, RESAMPLES))
+        drawn_at = np.random.default_rng(self.seeds[process]).random((drawn, RESAMPLES))
         return np.asarray((drawn_at.T * count).astype(np.int64))
 
     def levels(self, off: Floats, spread: float) -> Floats:
         """Draw from a t distribution as `_Own` does, in the direction in which this figure's processes differ."""
-        apart = off - off.mean()
-        return np.asarray(spread * (self._sides[:, : len(off)] @ (apart / np.linalg.norm(apart))))
+        apart, free = off - off.mean(), len(off) - 1
+        sides = self.sides / np.sqrt(self.squares[:, free - 1 : free] / free)
+        return np.asarray(spread * (sides @ (apart / np.linalg.norm(apart))))
 
 
 @dataclass(frozen=True)

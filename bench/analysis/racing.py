@@ -17,6 +17,7 @@ from dataclasses import dataclass
 
 from bench.analysis.figures import speedup
 from bench.analysis.intervals import Interval
+from bench.plan.cases import LEAST_ROUNDS
 from bench.records.rounds import Round, Samples
 
 #: Times within this share of each other make no difference to a user.
@@ -37,6 +38,7 @@ class Standing:
         slower: variants surely slower than it, by however little.
         undecided: variants of which neither is sure.
         wide: variants whose speedup has a wider interval than the suite asks for.
+        disturbed: variants whose figures rest on disturbed rounds for lack of others.
         against: of each other variant, time of the best over its time, with the interval.
     """
 
@@ -45,7 +47,13 @@ class Standing:
     slower: frozenset[str]
     undecided: frozenset[str]
     wide: frozenset[str]
+    disturbed: frozenset[str]
     against: dict[str, Interval]
+
+    @property
+    def needing(self) -> frozenset[str]:
+        """Variants for which more rounds are needed; none where the answer stands."""
+        return self.undecided | self.wide | self.disturbed
 
 
 def standing(
@@ -77,7 +85,8 @@ def standing(
     equal = frozenset(name for name, found in against.items() if found.low > 1 - MARGIN and found.high < 1 + MARGIN)
     slower = frozenset(name for name, found in against.items() if found.high < 1)
     wide = frozenset(name for name, found in known.items() if found.half_width > interval and yardstick == reference)
-    return Standing(best, equal, slower, frozenset(against) - equal - slower, wide, against)
+    disturbed = frozenset(name for name in known if samples.lacking(name))
+    return Standing(best, equal, slower, frozenset(against) - equal - slower, wide, disturbed, against)
 
 
 def places(found: Standing | None) -> dict[str, str]:
@@ -92,14 +101,16 @@ def players(found: Standing | None, variants: Collection[str], reference: str) -
     """Variants that need more rounds, with the best and the reference to compare with; none when all is decided."""
     if found is None:
         return frozenset(variants)
-    needing = found.undecided | found.wide
-    if not needing:
+    if not found.needing:
         return frozenset()
-    return needing | {found.best} | ({reference} & set(variants))
+    return found.needing | {found.best} | ({reference} & set(variants))
 
 
 class Race:
     """Choice of those that go on in a seating: all at first, then those that need more, looked for at doublings.
+
+    Nobody goes on where nothing but disturbed rounds came of a seating's beginning: what lasts so long may last longer,
+    and another seating may find it gone.
 
     Args:
         everybody: all variants that take turns.
@@ -113,6 +124,8 @@ class Race:
     def __call__(self, rounds: Sequence[Round]) -> Collection[str]:
         """Names of those that go on after these rounds; disturbed ones do not count."""
         clean = sum(not found.disturbed for found in rounds)
+        if not clean and len(rounds) >= LEAST_ROUNDS:
+            return ()
         if clean >= self._next:
             self._next = 2 * clean
             self._going = self._needing(rounds)

@@ -5,8 +5,9 @@ long, and so does every parallel region; neither stolen time nor a wait for a co
 cores of a Zen 4 a word there and back took 50 or 310 ns, for seconds or minutes on end, and calls of `seed` 0.41 or
 0.57 ms with it. So both are timed beside each round, by two processes that write to memory that they share.
 
-It looks at the two lowest cores that the run may use, and at no others. It judges by the shortest time so far: a run
-that begins while they are far apart is not marked until they have been near once.
+It looks at the two lowest cores that the run may use, and at no others. It judges by the shortest time so far, and
+again when that has become shorter (`bench.run.group`): only groups that ended before the cores were near for the first
+time are not marked.
 """
 
 from __future__ import annotations
@@ -96,13 +97,20 @@ class CoreDistance:
             self._partner = None
             self._shared.close()
 
-    def far(self) -> str:
-        """Say in words that the cores are further apart than they were in this run; empty where they are not."""
+    def beside(self, device: str, threads: int) -> Self | None:
+        """Return it where calls pass words between cores; None where they run on a GPU or in one thread."""
+        return self if device == "cpu" and threads > 1 else None
+
+    def look(self) -> float | None:
+        """Time a word, nanoseconds, and remember the shortest time; None where it cannot be timed."""
         took_ns = self.time_ns()
-        if took_ns is None:
-            return ""
-        self.shortest_ns = min(took_ns, self.shortest_ns or took_ns)
-        if took_ns <= FAR * self.shortest_ns:
+        if took_ns is not None:
+            self.shortest_ns = min(took_ns, self.shortest_ns or took_ns)
+        return took_ns
+
+    def far(self, took_ns: float | None) -> str:
+        """Say in words that a word took longer than the cores can be apart at best; empty where it did not."""
+        if took_ns is None or self.shortest_ns is None or took_ns <= FAR * self.shortest_ns:
             return ""
         return f"a word from core to core and back took {took_ns:.0f} ns, {self.shortest_ns:.0f} at best in this run"
 

@@ -4,7 +4,8 @@ Three instruments. The system's counters of CPU time say what other processes an
 10 ms, so rounds are judged in stretches of at least `STRETCH_S`. The scheduler's account of our own threads says, to
 the nanosecond and round by round, how long they were ready to run and had to wait. The time of a word between two
 cores says whether the host moved them apart (`bench.machine.core_distance`). A round is disturbed when any of them
-finds something. It is repeated if there is time. Otherwise it is kept and marked, and it narrows no interval.
+finds something. It is left out if enough others are left (`bench.records.rounds`). Otherwise it is kept and marked, and
+it narrows no interval.
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -97,22 +97,24 @@ def chances(samples: Samples, variants: Sequence[str], objective: Objective) -> 
         known = {name: found for name in variants if (found := percentile(calls[name], 0.99)) is not None}
         if not known:
             return Chances({}, np.empty((0, 0)))
-        moved = joint_resamples([_filled(calls[name]) for name in known], 0.99)
-        return _drawn({name: found.value for name, found in known.items()}, moved, samples.stretch())
+        moved = joint_resamples([calls[name] for name in known], 0.99)
+        stretches = [samples.stretch(name) for name in known]
+        return _drawn({name: found.value for name, found in known.items()}, moved, stretches)
     if not variants:
         return Chances({}, np.empty((0, 0)))
     pace = Pace(samples, objective)
     costs = {name: pace.median_s(name) for name in variants}
     quickest = min(costs, key=lambda name: costs[name])
     paired = {name: pace.relative(name, quickest) for name in variants if name != quickest}
-    others = {name: found for name, found in paired.items() if found}
+    others = {name: found for name, found in paired.items() if any(map(len, found))}
     medians = {quickest: costs[quickest]}
     # A median of pairs, and no quotient of medians: the variants met the same disturbances in pairs alone.
     medians |= {name: costs[quickest] * float(np.median(np.concatenate(pairs))) for name, pairs in others.items()}
     # One time carries the doubt of the whole group's level, which no comparison inside the group depends on.
     figures = [[list(process[:, None]) for process in pairs] for pairs in others.values()]
     moved = joint_resamples(figures, 0.5) if figures else np.empty((0, 1000))
-    return _drawn(medians, np.vstack([np.zeros((1, moved.shape[1])), moved]), samples.stretch())
+    stretches = [1.0, *(samples.stretch(name, quickest) for name in others)]
+    return _drawn(medians, np.vstack([np.zeros((1, moved.shape[1])), moved]), stretches)
 
 
 @dataclass(frozen=True)
@@ -121,29 +123,17 @@ class Pace:
 
     samples: Samples
     objective: Objective
-    _found: dict[str, list[dict[int, float]]] = field(default_factory=dict)
-
-    def rounds(self, variant: str) -> list[dict[int, float]]:
-        """Seconds by the number of the round, one dictionary a process."""
-        if variant not in self._found:
-            self._found[variant] = [
-                {r.number: self._seconds(r.blocks[variant]) for r in rounds if variant in r.blocks}
-                for rounds in self.samples.kept()
-            ]
-        return self._found[variant]
 
     def median_s(self, variant: str) -> float:
-        """Median over all rounds, seconds."""
-        return float(np.median([time_s for rounds in self.rounds(variant) for time_s in rounds.values()]))
+        """Median over all kept rounds, seconds."""
+        kept = self.samples.kept_of(variant)
+        return float(np.median([self._seconds(found.blocks[variant]) for rounds in kept for found in rounds]))
 
     def relative(self, variant: str, other: str) -> list[Floats]:
-        """Quotients of the two in the rounds that have both, one array a process; none is empty."""
-        found = []
-        for own, others in zip(self.rounds(variant), self.rounds(other), strict=True):
-            both = [number for number in own if number in others]
-            if both:
-                found.append(np.array([own[number] / others[number] for number in both]))
-        return found
+        """Quotients of the two in the kept rounds that have both, one array a process."""
+        kept = self.samples.kept(variant, other)
+        pairs = [[(r.blocks[variant], r.blocks[other]) for r in rounds] for rounds in kept]
+        return [np.array([self._seconds(a) / self._seconds(b) for a, b in of_process]) for of_process in pairs]
 
     def _seconds(self, block: object) -> float:
         calls_s = getattr(block, "calls_s", ())
@@ -152,11 +142,7 @@ class Pace:
         return float(getattr(block, "typical_s"))  # noqa: B009
 
 
-def _filled(processes: Sequence[Sequence[Floats]]) -> list[Sequence[Floats]]:
-    return [rounds for rounds in processes if len(rounds)]
-
-
-def _drawn(costs: dict[str, float], moved: Floats, stretch: float) -> Chances:
+def _drawn(costs: dict[str, float], moved: Floats, stretches: Sequence[float]) -> Chances:
     """Costs with their resampled logarithms, which disturbed rounds stretch as they stretch every interval."""
-    logs = np.array([math.log(cost) for cost in costs.values()])
-    return Chances(costs, np.exp(logs[:, None] + np.clip(moved * stretch, -50, 50)))
+    logs, factors = np.array([math.log(cost) for cost in costs.values()]), np.array(stretches)
+    return Chances(costs, np.exp(logs[:, None] + np.clip(moved * factors[:, None], -50, 50)))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,6 +16,8 @@ from bench.plan.cases import LEAST_ROUNDS, Case
 from bench.records.block import Block
 
 Floats = NDArray[np.float64]
+#: Processes of a variant that show how processes differ; with so many clean ones, disturbed ones are left out.
+CLEAN_PROCESSES = 3
 
 
 @dataclass(frozen=True)
@@ -29,6 +31,8 @@ class Round:
         waited_s: how long a quiet moment was waited for before it, seconds.
         beside: what else happened meanwhile.
         order: the variants as they ran, those that were forgotten since included.
+        word_ns: time of a word between two cores beside it (`bench.machine.core_distance`), nanoseconds; None if
+            unknown.
     """
 
     number: int
@@ -37,6 +41,7 @@ class Round:
     waited_s: float = 0.0
     beside: Interference = field(default_factory=Interference)
     order: tuple[str, ...] = ()
+    word_ns: float | None = None
 
     @property
     def disturbed(self) -> bool:
@@ -57,25 +62,39 @@ class Samples:
 
     processes: list[list[Round]] = field(default_factory=list)
 
-    def kept(self) -> list[list[Round]]:
-        """The rounds that figures are made of: a process's clean ones where it has enough, otherwise all."""
-        chosen = []
-        for rounds in self.processes:
-            clean = [r for r in rounds if not r.disturbed]
-            chosen.append(clean if len(clean) >= LEAST_ROUNDS else rounds)
-        return chosen
+    def kept(self, *variants: str) -> list[list[Round]]:
+        """The rounds that figures of some variants are made of, one list a process, empty where it gives none.
 
-    def kept_of(self, variant: str) -> list[list[Round]]:
-        """The kept rounds that have a variant, one list a process; no list is empty."""
-        found = [[r for r in rounds if variant in r.blocks] for rounds in self.kept()]
-        return [rounds for rounds in found if rounds]
+        A process gives its clean rounds where it has enough of them. One that has not gives none if `CLEAN_PROCESSES`
+        others have, and all its rounds if they have not either.
+
+        Args:
+            variants: all of them took part in the rounds.
+        """
+        clean = [clean_rounds(rounds) for rounds in self.processes]
+        chosen = [_with(variants, rounds or taken) for rounds, taken in zip(clean, self.processes, strict=True)]
+        enough = [bool(rounds and found) for rounds, found in zip(clean, chosen, strict=True)]
+        if sum(enough) < CLEAN_PROCESSES:
+            return chosen
+        return [found if fine else [] for found, fine in zip(chosen, enough, strict=True)]
+
+    def kept_of(self, *variants: str) -> list[list[Round]]:
+        """The kept rounds of some variants, one list a process; no list is empty."""
+        return [rounds for rounds in self.kept(*variants) if rounds]
+
+    def lacking(self, variant: str) -> int:
+        """Number of clean processes that a variant whose kept rounds are disturbed lacks; 0 where they are not."""
+        kept = self.kept_of(variant)
+        dirty = sum(any(found.disturbed for found in rounds) for rounds in kept)
+        return min(dirty, max(0, CLEAN_PROCESSES - len(kept) + dirty))
 
     def calls(self, variant: str) -> list[list[Floats]]:
         """Single calls of a variant in its kept rounds, seconds: the calls that its percentiles are made of.
 
-        One list a process, one array a round; a queued block has no single calls, and a round without any no array.
+        One list a process, empty where it gives none, and one array a round; a queued block has no single calls, and a
+        round without any no array.
         """
-        found = [[np.array(r.blocks[variant].calls_s) for r in rounds] for rounds in self.kept_of(variant)]
+        found = [[np.array(r.blocks[variant].calls_s) for r in rounds] for rounds in self.kept(variant)]
         return [[timed for timed in rounds if len(timed)] for rounds in found]
 
     def forget(self, variant: str) -> None:
@@ -84,19 +103,24 @@ class Samples:
             for found in rounds:
                 found.blocks.pop(variant, None)
 
-    def stretch(self) -> float:
+    def stretch(self, *variants: str) -> float:
         """Factor by which intervals must be wider, so that kept rounds that were disturbed narrow none.
 
         They are in the figures for lack of better ones; doubt falls with the square root of the clean rounds alone.
+
+        Args:
+            variants: as for `kept`.
         """
-        kept = [found for rounds in self.kept() for found in rounds]
+        kept = [found for rounds in self.kept(*variants) for found in rounds]
         clean = sum(not found.disturbed for found in kept)
         return math.sqrt(len(kept) / max(1, clean)) if kept else 1.0
 
     def ratios(self, reference: str, variant: str) -> list[Floats]:
         """time(reference) / time(variant) of each kept round that has both, one array a process."""
-        both = [[r.blocks for r in rounds if reference in r.blocks] for rounds in self.kept_of(variant)]
-        return [np.array([b[reference].typical_s / b[variant].typical_s for b in blocks]) for blocks in both if blocks]
+        return [
+            np.array([r.blocks[reference].typical_s / r.blocks[variant].typical_s for r in rounds])
+            for rounds in self.kept_of(reference, variant)
+        ]
 
     def times(self, variant: str) -> list[Floats]:
         """Median call of each kept round that has the variant, seconds, one array a process."""
@@ -124,3 +148,13 @@ class Samples:
             block = found.blocks.get(case.variant)
             if block is not None and block.energy_j is not None:
                 yield [*head, found.number, block.calls, f"{block.timed_s:.9g}", f"{block.energy_j:.9g}"]
+
+
+def clean_rounds(rounds: Sequence[Round]) -> list[Round]:
+    """Return a process's undisturbed rounds if they are enough, or more than the disturbed ones; otherwise none."""
+    clean = [found for found in rounds if not found.disturbed]
+    return clean if len(clean) >= LEAST_ROUNDS or 2 * len(clean) > len(rounds) else []
+
+
+def _with(variants: Sequence[str], rounds: Iterable[Round]) -> list[Round]:
+    return [found for found in rounds if all(variant in found.blocks for variant in variants)]

@@ -266,6 +266,6 @@ def beside(found: Beside, cores: int | None) -> str:
     if found.quiet:
         return f"the machine was quiet: {used}"
     return (
-        f"{found.disturbed} of {found.rounds} rounds were disturbed; {used}; for narrower intervals measure on a quiet "
-        "machine, rounds.csv.gz says what disturbed each"
+        f"{found.disturbed} of {found.rounds} rounds were disturbed, and count only where too few others were left; "
+        f"{used}; rounds.csv.gz says what disturbed each"
     )

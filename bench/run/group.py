@@ -20,7 +20,7 @@ from bench.console import Console
 from bench.machine.core_distance import CoreDistance
 from bench.machine.energy import Idle
 from bench.plan.cases import REFERENCE, Group
-from bench.records.rounds import Round, Samples
+from bench.records.rounds import Round, Samples, clean_rounds
 from bench.records.schema import Record, Status
 from bench.run.planning import Described, Plan
 from bench.run.seating import Place, Seating, places
@@ -78,15 +78,17 @@ class Measurement:
 
     def run(self) -> None:
         """Take seatings until there are enough and the answer stands, or the budget is spent."""
-        suite = self.runner.plan.suite
+        asked = self.runner.plan.suite.processes
         left_s = self.budget_s
-        slice_s = left_s / suite.processes
+        slice_s = left_s / asked
         number = 0
         while self.cases:
-            further = number >= suite.processes
+            # One that gave no clean rounds does not count: another takes its place, and what it left of its time.
+            seatings = min(MOST_SEATINGS, asked + sum(not clean_rounds(taken) for taken in self.samples.processes))
+            further = number >= seatings
             if further and (left_s < slice_s / 2 or number >= MOST_SEATINGS or not self._rest()):
                 return
-            budget_s = min(slice_s, left_s) if further else left_s / (suite.processes - number)
+            budget_s = min(slice_s, left_s) if further else left_s / (seatings - number)
             self.runner.console.status(f"{self.group.name}: seating {number + 1}, {len(self.cases)} variants")
             spent_s, ended = self._seating(number, budget_s)
             left_s -= spent_s
@@ -133,11 +135,10 @@ class Measurement:
                 seating.sit(seed, audit=not self._audited)
                 start = time.perf_counter()
                 if seating.players:
-                    device, race = self.cases[0].case.device, racing.Race(seating.players, self._needing)
-                    # What has one thread passes no words.
-                    far = runner.distance.far if device == "cpu" and self.cases[0].case.threads > 1 else None
+                    case, race = self.cases[0].case, racing.Race(seating.players, self._needing)
+                    cores = runner.distance.beside(case.device, case.threads)
                     with runner.watch.on("timed rounds"):
-                        rounds += sampling.rounds(seating.players, device, budget_s, seed, race, far)
+                        rounds += sampling.rounds(seating.players, case.device, budget_s, seed, race, cores)
                     runner.watch.move(sum(found.waited_s for found in rounds), "timed rounds", "waiting")
                 spent_s = time.perf_counter() - start
                 with runner.watch.on("gates"):
@@ -152,8 +153,16 @@ class Measurement:
                 self._lost(variant, number, error)
             return time.perf_counter() - begun, False
         self.samples.processes.append(rounds)
+        self._judge_again()
         self._audited = True
         return spent_s, True
+
+    def _judge_again(self) -> None:
+        """Mark rounds whose cores were far apart, as is known since they have been nearer."""
+        for taken in self.samples.processes:
+            for place, found in enumerate(taken):
+                if not found.disturbed and (why := self.runner.distance.far(found.word_ns)):
+                    taken[place] = dataclasses.replace(found, beside=dataclasses.replace(found.beside, why=why))
 
     def _turns(self) -> dict[str, Any]:
         """Fields of the request that makes variants ready for their turns."""

@@ -59,8 +59,10 @@ class Open:
         """Say what is undecided and what would decide it."""
         if rivals := ", ".join(sorted(self.standing.undecided)):
             said = f"{self.standing.best} cannot be told apart from {rivals}"
-        else:
+        elif self.standing.wide:
             said = f"wider intervals than the suite asks for: {', '.join(sorted(self.standing.wide))}"
+        else:
+            said = f"too few undisturbed rounds of {', '.join(sorted(self.standing.disturbed))}"
         return f"{self.group.name}: {said}; about {duration(self.needed_s)} more of rounds would decide"
 
 
@@ -85,12 +87,13 @@ def undecided(groups: Iterable[tuple[Group, tuple[Described, ...]]], folder: Run
         of_group = samples.get(mine[0].case.key.group, Samples())
         names = [described.case.variant for described in mine]
         standing = racing.standing(of_group, names, REFERENCE, interval)
-        if standing is None or not standing.undecided | standing.wide:
+        if standing is None or not standing.needing:
             continue
         spent_s = sum(b.timed_s for rounds in of_group.processes for each in rounds for b in each.blocks.values())
         widths = [width for name in standing.wide if (width := _width(of_group, name)) is not None]
         factor = racing.missing_factor(standing, interval, widths)
-        needed_s = min(MOST_S, max(LEAST_S, (factor - 1) * spent_s))
+        clean_s = max(map(of_group.lacking, names)) * spent_s / len(of_group.processes)
+        needed_s = min(MOST_S, max(LEAST_S, (factor - 1) * spent_s, clean_s))
         found.append(Open(group, mine, of_group, standing, spent_s, needed_s))
     return found
 

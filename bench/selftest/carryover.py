@@ -22,6 +22,7 @@ from scipy import stats
 from bench.analysis.intervals import CONFIDENCE, Interval, ratio_interval
 from bench.console import Console
 from bench.errors import UsageError
+from bench.machine.core_distance import CoreDistance
 from bench.plan.cases import Filters, Selection, Suite
 from bench.records.rounds import Round, Samples
 from bench.records.schema import Status
@@ -150,13 +151,18 @@ def measure(
     share_s = budget_s(options, len(cases)) / options.processes
     measured = []
     log = folder / "workers.log"
-    with scratch_folder() as scratch, fork_servers(settings, log, [()] * options.processes) as forks:
+    with (
+        scratch_folder() as scratch,
+        fork_servers(settings, log, [()] * options.processes) as forks,
+        CoreDistance() as distance,
+    ):
+        cores = distance.beside("cpu", settings.threads)
         for number in range(options.processes):
             console.status(f"carryover, {settings.threads} threads: seating {number + 1} of {options.processes}")
             start = functools.partial(_start, kind, log, scratch, forks[number] if forks else None)
             with Seating(seats, start, settings, LIMIT_S, _refuse) as seating:
                 seating.sit(2 * number)
-                measured.append(list(rounds(seating.players, "cpu", share_s, number)))
+                measured.append(list(rounds(seating.players, "cpu", share_s, number, cores=cores)))
                 seating.stand(2 * number + 1)
     return measured
 

@@ -37,8 +37,16 @@ class Player(Protocol):
 
 #: Returns the variants that continue after a stretch, from the rounds of the seating so far; none ends it.
 Chooser = Callable[[Sequence[Round]], Collection[str]]
-#: Says in words that the cores are further apart than usual (`bench.machine.core_distance`); empty where they are not.
-Far = Callable[[], str]
+
+
+class Cores(Protocol):
+    """What times a word between two cores (`bench.machine.core_distance`)."""
+
+    def look(self) -> float | None:
+        """Time it now, nanoseconds; None where it cannot be timed."""
+
+    def far(self, took_ns: float | None) -> str:
+        """Say in words that it took longer than usual; empty where it did not."""
 
 
 def orders(names: Sequence[str], seed: int) -> Iterator[tuple[str, ...]]:
@@ -64,7 +72,7 @@ def rounds(
     budget_s: float,
     seed: int,
     chosen: Chooser | None = None,
-    far: Far | None = None,
+    cores: Cores | None = None,
 ) -> Iterator[Round]:
     """Yield rounds until no variant needs more or the budget is spent.
 
@@ -77,7 +85,7 @@ def rounds(
         budget_s: wall seconds, waiting for quiet moments included.
         seed: of the order.
         chosen: asked after each stretch; without it all go on to the end of the budget.
-        far: asked between rounds; without it the distance of the cores is not looked at.
+        cores: asked between rounds; without it their distance is not looked at.
     """
     names = list(players)
     order = orders(names, seed)
@@ -86,7 +94,7 @@ def rounds(
     start = time.perf_counter()
     patience_s, waited_s = PATIENCE * budget_s, 0.0
     while True:
-        stretch = list(_stretch(players, order, device, account, start + budget_s, far or str))
+        stretch = list(_stretch(players, order, device, account, start + budget_s, cores))
         for position, (found, _) in enumerate(stretch):
             taken.append(dataclasses.replace(found, number=len(taken), waited_s=0.0 if position else waited_s))
             yield taken[-1]
@@ -130,7 +138,7 @@ class _Pass:
     switches: tuple[int | None, ...]
     started: Reading
     ended: Reading
-    far: str
+    word_ns: float | None
 
 
 def _stretch(
@@ -139,7 +147,7 @@ def _stretch(
     device: str,
     account: _Account,
     end: float,
-    far: Far,
+    cores: Cores | None,
 ) -> Iterator[tuple[Round, bool]]:
     """Rounds that are judged together: for at least `STRETCH_S`, unless the clock passes `end` before.
 
@@ -150,7 +158,7 @@ def _stretch(
     before = interference.read(account.spent_s)
     after = before
     taken: list[_Pass] = []
-    apart = far()
+    word_ns = None if cores is None else cores.look()
     while not taken or (after.wall_s - before.wall_s < interference.STRETCH_S and after.wall_s < end):
         started = after
         turns: dict[str, Turn] = {}
@@ -160,18 +168,24 @@ def _stretch(
         after = interference.read(account.spent_s)
         blocks = {name: turn.block for name, turn in turns.items()}
         delays_s = tuple(turn.delay_s for turn in turns.values())
-        before_it, apart = apart, far()
+        before_ns, word_ns = word_ns, None if cores is None else cores.look()
         given_up = tuple(turn.switches for turn in turns.values())
-        taken.append(_Pass(blocks, delays_s, given_up, started, after, before_it or apart))
+        taken.append(_Pass(blocks, delays_s, given_up, started, after, _longer(before_ns, word_ns)))
     beside = interference.judge(before, after, device)
     for found in taken:
         timed_s = sum(block.timed_s for block in found.blocks.values())
         switches = _total(found.switches)
+        far = "" if cores is None else cores.far(found.word_ns)
         alone = interference.of_round(
-            beside, _total(found.delays_s), None if switches is None else int(switches), timed_s, found.far
+            beside, _total(found.delays_s), None if switches is None else int(switches), timed_s, far
         )
         wall_s = found.ended.wall_s - found.started.wall_s
-        yield Round(0, found.blocks, wall_s, beside=alone, order=tuple(found.blocks)), alone.why != found.far
+        taken_round = Round(0, found.blocks, wall_s, beside=alone, order=tuple(found.blocks), word_ns=found.word_ns)
+        yield taken_round, alone.why != far
+
+
+def _longer(one: float | None, other: float | None) -> float | None:
+    return max((value for value in (one, other) if value is not None), default=None)
 
 
 def _total(values: Sequence[float | None]) -> float | None:
