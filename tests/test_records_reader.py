@@ -112,8 +112,8 @@ def test_what_used_the_machine_is_told_in_one_line(tmp_path):
     assert found is not None
     assert (found.rounds, found.disturbed, found.others, found.most) == (2, 1, 0.75, 1.5)
     assert words.beside(found, 2) == (
-        "1 of 2 rounds were disturbed, and count only where too few others were left; others used 0.75 of 2 cores while "
-        "rounds were timed, at most 1.50; rounds.csv.gz says what disturbed each"
+        "1 of 2 rounds were disturbed, and count only where too few others were left; others used 0.75 of 2 cores "
+        "while rounds were timed, at most 1.50; rounds.csv.gz says what disturbed each"
     )
 
 
@@ -135,7 +135,13 @@ def test_a_run_ends_with_its_marks_explained_and_who_used_the_machine(tmp_path, 
     lines = capsys.readouterr().out.splitlines()
     table_end = max(number for number, line in enumerate(lines) if "onednn" in line)
     assert next(n for n, line in enumerate(lines) if "~ doubtful" in line) > table_end
-    assert sum("1 of 1 rounds were disturbed, and count only where too few others were left; others used 0.95 of " in line for line in lines) == 1
+    assert (
+        sum(
+            "1 of 1 rounds were disturbed, and count only where too few others were left; others used 0.95 of " in line
+            for line in lines
+        )
+        == 1
+    )
 
 
 @pytest.mark.parametrize("recorded", [0, 3])

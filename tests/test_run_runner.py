@@ -416,7 +416,7 @@ def test_how_cold_runs_started_is_written_with_the_run(stage, tmp_path):
 
 
 def test_each_case_runs_cold_once_then_together(stage):
-    """One cold process a case, then the suite's number of seatings with all of them, on seeds that differ."""
+    """One cold process a case, then the suite's number of seatings with all of them, on problems that differ."""
     records, asked = stage("reference", "a", "b")
     assert [r["case"]["variant"] for r in asked if r["request"] == "cold"] == ["reference", "a", "b"]
     assert measured(asked) == [["reference", "a", "b"]] * 3
@@ -424,7 +424,16 @@ def test_each_case_runs_cold_once_then_together(stage):
     assert (records["a"].speedup, records["a"].samples, records["a"].processes) == (2.0, 60, 3)
     seeds = [request["seed"] for request in asked if "seed" in request]
     assert [request["request"] for request in asked if "seed" in request] == ["sit", "stand"] * 3
-    assert len(set(seeds)) == len(seeds) == 6
+    assert seeds == seeds[:2] * 3
+    assert seeds[0] != seeds[1]
+
+
+def test_processes_of_a_group_share_their_truth(stage):
+    """In a folder of the group's own, which is gone afterwards."""
+    _, asked = stage("reference", "a", "b", alone={"b": {}})
+    folders = {request["truth"] for request in asked if request["request"] == "sit"}
+    assert len(folders) == 1
+    assert not Path(folders.pop()).exists()
 
 
 def test_timed_calls_are_audited_in_the_first_seating_that_ends_well(stage):

@@ -287,9 +287,11 @@ class Cores:
         self._times_ns = itertools.chain(times_ns, itertools.repeat(then_ns))
 
     def look(self) -> float | None:
+        """Give the next time."""
         return next(self._times_ns)
 
     def far(self, took_ns: float | None) -> str:
+        """Say so beyond 5 ns."""
         return "far" if (took_ns or 0.0) > 5 else ""
 
 

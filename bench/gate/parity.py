@@ -55,6 +55,7 @@ import torch
 from torch import Tensor
 
 from bench.gate import decoding
+from bench.gate.kept import KeptQuantities
 from bench.gate.kinked_losses import moved_away
 from bench.gate.tolerance import (
     FACTOR,
@@ -205,13 +206,18 @@ def gate_for(workload: Any, mode: str, device: str) -> Gate:
 class Gate:
     """Checks executables of one workload, mode and device on fresh weights and inputs.
 
-    Weights, truth and yardsticks are computed once a seed and shared by all variants of a group.
+    Weights, truth and yardsticks are computed once a seed and shared by all variants of a process.
 
     Args:
         workload: gives batches and the model's sizes.
         mode: in `training` all gradients are checked too; `decode` has a gate of its own, `bench.gate.decoding`.
         device: where everything runs.
+
+    Attributes:
+        kept: where truth and yardsticks are kept for other processes; None keeps them nowhere.
     """
+
+    kept: KeptQuantities | None = None
 
     def __init__(self, workload: Workload, mode: str, device: str) -> None:
         self.workload, self.mode, self.device = workload, mode, device
@@ -301,7 +307,10 @@ class Gate:
             executable.load(kept)
 
     def _compute(self, seed: int, precision: str) -> dict[str, Tensor]:
-        return self.compute(self.weights(seed), self.batch(seed), precision)
+        def compute() -> dict[str, Tensor]:
+            return self.compute(self.weights(seed), self.batch(seed), precision)
+
+        return compute() if self.kept is None else self.kept.get(seed, precision, compute)
 
     def true(self, weights: Weights, batch: Batch) -> dict[str, Tensor]:
         """Quantities of the truth."""

@@ -201,7 +201,7 @@ class Record:
 
     samples: int | None = column("samples kept: timed blocks of this variant, one a round")
     calls: int | None = column("single calls timed")
-    processes: int | None = column("seatings (full sets of fresh worker processes) whose rounds the figures are made of")
+    processes: int | None = column("seatings (full sets of fresh worker processes) whose rounds are in the figures")
     disturbed: int | None = column(
         "samples kept although something else used the machine or the host moved its cores apart"
     )

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import math
+import tempfile
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -76,8 +78,17 @@ class Measurement:
     remarks: dict[str, str] = field(default_factory=dict)
     _audited: bool = field(default=False, init=False)
 
+    def __post_init__(self) -> None:
+        # New problems of the gate for each group, one before and one after the rounds.
+        self._problems = self.runner.next_seed()
+        self._truth = ""
+
     def run(self) -> None:
         """Take seatings until there are enough and the answer stands, or the budget is spent."""
+        with self._keeping_truth():
+            self._run()
+
+    def _run(self) -> None:
         asked = self.runner.plan.suite.processes
         left_s = self.budget_s
         slice_s = left_s / asked
@@ -96,6 +107,10 @@ class Measurement:
 
     def more(self) -> None:
         """Take further seatings, each as long as one of the run's, until the answer stands or the budget is spent."""
+        with self._keeping_truth():
+            self._more()
+
+    def _more(self) -> None:
         plan = self.runner.plan
         number, left_s = len(self.samples.processes), self.budget_s
         seatings = min(plan.suite.processes, max(1, round(left_s * plan.suite.processes / plan.group_budget_s)))
@@ -105,6 +120,12 @@ class Measurement:
             spent_s, ended = self._seating(number, left_s / (last - number))
             left_s -= spent_s
             number += ended
+
+    @contextlib.contextmanager
+    def _keeping_truth(self) -> Iterator[None]:
+        """Let the processes of the group compute the truth of its problems once; it may be large."""
+        with tempfile.TemporaryDirectory(prefix="truth-", dir=self.scratch) as self._truth:
+            yield
 
     def _rest(self) -> bool:
         """Take variants that need no more rounds out of further seatings; returns whether any variant is left."""
@@ -120,7 +141,6 @@ class Measurement:
         """One seating, of a number; returns the seconds that its rounds took, and whether it ended well."""
         runner = self.runner
         begun = time.perf_counter()
-        seed = runner.next_seed()
         rounds: list[Round] = []
         limit_s = runner.plan.suite.case_limit_s
         try:
@@ -132,17 +152,18 @@ class Measurement:
                 ) as seating,
             ):
                 # The audit looks for what a variant's code does, which is the same in further processes of this run.
-                seating.sit(seed, audit=not self._audited)
+                seating.sit(self._problems, audit=not self._audited)
                 start = time.perf_counter()
                 if seating.players:
-                    case, race = self.cases[0].case, racing.Race(seating.players, self._needing)
+                    case, order = self.cases[0].case, runner.next_seed()
+                    race = racing.Race(seating.players, self._needing)
                     cores = runner.distance.beside(case.device, case.threads)
                     with runner.watch.on("timed rounds"):
-                        rounds += sampling.rounds(seating.players, case.device, budget_s, seed, race, cores)
+                        rounds += sampling.rounds(seating.players, case.device, budget_s, order, race, cores)
                     runner.watch.move(sum(found.waited_s for found in rounds), "timed rounds", "waiting")
                 spent_s = time.perf_counter() - start
                 with runner.watch.on("gates"):
-                    seating.stand(seed + 1)
+                    seating.stand(self._problems + 1)
                 for variant, doubt in seating.doubts().items():
                     self._drop(variant, failed(Status.PARITY_FAILED, doubt))
         except WorkerError as error:
@@ -167,7 +188,7 @@ class Measurement:
     def _turns(self) -> dict[str, Any]:
         """Fields of the request that makes variants ready for their turns."""
         energy = self.runner.idle[self.cases[0].case.device].available
-        return {"block_s": self.runner.plan.suite.block_s, "energy": energy}
+        return {"block_s": self.runner.plan.suite.block_s, "energy": energy, "truth": self._truth}
 
     def _told(self, event: Event) -> None:
         if event["event"] == "gate":

@@ -15,11 +15,13 @@ import os
 import re
 import sys
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import IO, Any
 
 import torch
 
 from bench.gate.audit import Audit
+from bench.gate.kept import KeptQuantities
 
 # Imported to register how own models are executed and judged.
 from bench.gate.own_model import gate_for
@@ -200,7 +202,8 @@ def sit(request: dict[str, Any], emit: Emit) -> None:
 
     Args:
         request: `cases`, the `seed` of the gate's problem, and whether to `audit` the timed calls too; optional are
-            the least length of timed blocks (`block_s`), and whether turns read the counter of `energy`.
+            the least length of timed blocks (`block_s`), whether turns read the counter of `energy`, and the folder in
+            which processes of the group keep `truth` for each other.
         emit: sends an event.
     """
     cases = [Case(**fields) for fields in request["cases"]]
@@ -208,6 +211,7 @@ def sit(request: dict[str, Any], emit: Emit) -> None:
         cold.import_needed(case)
     workload = find_workload(cases[0].workload)
     gate = gate_for(workload, cases[0].mode, cases[0].device)
+    gate.kept = KeptQuantities(Path(request["truth"])) if request.get("truth") else None
     weights = starting_weights(workload, WEIGHTS_SEED)
     batch = workload.make_batch(TIMED_SEED)
     audit = Audit(gate, weights, batch) if request["audit"] else None

@@ -1,0 +1,44 @@
+"""Truth and yardsticks of a problem, kept in files for the other processes of a group."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+#: Quantities of a problem that are larger are not kept: a few of them would fill a small disk.
+MOST_BYTES = 256 * 2**20
+
+
+@dataclass(frozen=True)
+class KeptQuantities:
+    """Quantities by problem and precision, computed by the first process that asks.
+
+    Attributes:
+        folder: of one workload, mode and device; it need not exist.
+    """
+
+    folder: Path
+
+    def get(self, seed: int, precision: str, compute: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
+        """The quantities, read where another process has computed them.
+
+        Raises:
+            OSError: when the folder cannot be written.
+        """
+        path = self.folder / f"{seed}-{precision}.pt"
+        if path.exists():
+            found: dict[str, Tensor] = torch.load(path, weights_only=True)
+            return found
+        found = compute()
+        if sum(value.numel() * value.element_size() for value in found.values()) <= MOST_BYTES:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            # A process that is killed while it writes leaves no half a file under this name.
+            begun = path.with_suffix(f".{os.getpid()}")
+            torch.save(found, begun)
+            begun.replace(path)
+        return found
