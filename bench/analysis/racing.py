@@ -26,6 +26,8 @@ MARGIN = 0.03
 CARE = 1.3
 #: First rounds of a seating, in which all variants take part.
 FIRST_ROUNDS = 8
+#: A seating of which nothing but disturbed rounds came for so long, or in `LEAST_ROUNDS` of them, is given up.
+SPOILT_S = 1.0
 
 
 @dataclass(frozen=True)
@@ -124,7 +126,7 @@ class Race:
     def __call__(self, rounds: Sequence[Round]) -> Collection[str]:
         """Names of those that go on after these rounds; disturbed ones do not count."""
         clean = sum(not found.disturbed for found in rounds)
-        if not clean and len(rounds) >= LEAST_ROUNDS:
+        if not clean and (len(rounds) >= LEAST_ROUNDS or sum(found.wall_s for found in rounds) >= SPOILT_S):
             return ()
         if clean >= self._next:
             self._next = 2 * clean

@@ -99,14 +99,13 @@ def rounds(
             taken.append(dataclasses.replace(found, number=len(taken), waited_s=0.0 if position else waited_s))
             yield taken[-1]
         spent = time.perf_counter() - start
-        if len(taken) >= LEAST_ROUNDS:
-            if spent >= budget_s:
+        if spent >= budget_s and len(taken) >= LEAST_ROUNDS:
+            return
+        if chosen is not None and (going := [name for name in players if name in chosen(taken)]) != names:
+            if not going:
                 return
-            if chosen is not None and (going := [name for name in players if name in chosen(taken)]) != names:
-                if not going:
-                    return
-                names, seed = going, seed + 1
-                order = orders(names, seed)
+            names, seed = going, seed + 1
+            order = orders(names, seed)
         # A group too slow for its budget still gives two rounds, and its wide interval is marked.
         if len(taken) >= 2 and spent >= 2 * budget_s:  # noqa: PLR2004
             return
