@@ -33,7 +33,7 @@ from bench.timing import seat
 from bench.worker import ceilings, cold
 from bench.worker.gating import TIMED_SEED, WEIGHTS_SEED, gated, refuse_replaced
 from kernels.cpu import build
-from seq2seq.data.batch import DataUnavailableError
+from seq2seq.data.errors import DataUnavailableError
 from seq2seq.execution.executable import execute
 from seq2seq.execution.variant import Variant
 from seq2seq.execution.variants import VARIANTS

@@ -14,8 +14,9 @@ from typing import Any, ClassVar, Self
 
 from torch import nn
 
-from seq2seq.models.base import Extent, Stack, check_int
+from seq2seq.models.base import Extent, Stack
 from seq2seq.models.family_defaults import FamilyDefaults
+from seq2seq.models.field_checks import check_ints
 from seq2seq.models.huggingface import PretrainedSeq2Seq, transformers
 from seq2seq.models.layer_groups import PretrainedError
 
@@ -86,10 +87,8 @@ class PretrainedConfig(FamilyDefaults):
     stacks: ClassVar[tuple[Stack, ...]] = ()
 
     def __post_init__(self) -> None:
-        for name in ("hidden_size", "output_size", "num_layers"):
-            check_int(name, getattr(self, name), 1)
-        for name in ("pad", "begin"):
-            check_int(name, getattr(self, name), 0)
+        check_ints(self, 1, "hidden_size", "output_size", "num_layers")
+        check_ints(self, 0, "pad", "begin")
         for name in ("encoder_attention_heads", "decoder_attention_heads"):
             heads = self._other(name, 1)
             if self.architecture == "marian" and self.hidden_size % heads:
@@ -189,16 +188,9 @@ class PretrainedConfig(FamilyDefaults):
         return "head" if self._other("tie_word_embeddings", True) else "sides"
 
     @property
-    def head_size(self) -> int:
-        """Values of an output step."""
-        return self.output_size
-
-    @property
     def input_size(self) -> int:
         """Size of an embedding."""
         return self.hidden_size
-
-    target_size = input_size
 
     @property
     def layers(self) -> tuple[int, int]:
