@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import functools
 from pathlib import Path
 
 from bench.analysis import arguments as comparing
@@ -130,25 +131,22 @@ def parser() -> argparse.ArgumentParser:
 
 def _add_ab(command: argparse.ArgumentParser) -> None:
     add = command.add_argument
+    several = functools.partial(add, action="append", default=[])
     side = "bin/python of an environment with torch, its folder, a folder with a checkout, or a git revision"
     add("base", metavar="BASE", help=f"side to compare with: {side}")
     add("new", metavar="NEW", help="side to judge, in one of the same forms")
-    add(
+    several(
         "--workload",
-        action="append",
-        default=[],
         type=_workload,
         metavar="GLOB",
         help="workloads, overrides as seed@batch=64; can be repeated (default: seed and forecast-deepar)",
     )
-    add(
+    several(
         "--variant",
-        action="append",
-        default=[],
         metavar="GLOB",
         help="variants; can be repeated (default: onednn and cpu-fused, on a GPU cudnn and triton)",
     )
-    add("--mode", action="append", default=[], choices=MODES, help="modes; can be repeated (default: inference)")
+    several("--mode", choices=MODES, help="modes; can be repeated (default: inference)")
     add("--threads", type=whole(), metavar="N", help="CPU threads (default: the cores that may be used)")
     add(
         "--budget",
@@ -194,12 +192,7 @@ def _add_block(command: argparse.ArgumentParser) -> None:
 def _add_selftest(command: argparse.ArgumentParser) -> None:
     words = "; ".join(f"{name}: {summary}" for name, summary in PARTS.items()).replace("%", "%%")
     add = command.add_argument
-    add(
-        "part",
-        nargs="*",
-        metavar="PART",
-        help=f"parts to run ({words}; default: {' '.join(STANDARD)})",
-    )
+    add("part", nargs="*", metavar="PART", help=f"parts to run ({words}; default: {' '.join(STANDARD)})")
     add(
         "--pairs",
         type=whole(),
@@ -253,34 +246,26 @@ def _add_selftest(command: argparse.ArgumentParser) -> None:
 
 def _add_selection(command: argparse.ArgumentParser) -> None:
     add = command.add_argument
+    several = functools.partial(add, action="append", default=[])
     add(
         "--suite",
         metavar="NAME|FILE.toml",
         help=f"what to measure: {', '.join(suite_names())}, or a file (default: {DEFAULT_SUITE})",
     )
-    add(
+    several(
         "--workload",
-        action="append",
-        default=[],
         type=_workload,
         metavar="GLOB",
         help="workloads instead of the suite's, with overrides as in seed@batch=64; checkpoint:PATH is a model trained "
         "with python -m seq2seq train or a folder of the transformers library; can be repeated",
     )
-    add(
+    several(
         "--variant",
-        action="append",
-        default=[],
         metavar="GLOB",
         help="variants instead of the suite's, always with the reference; name#label runs one twice; can be repeated",
     )
-    add("--mode", action="append", default=[], choices=MODES, help="modes instead of the suite's; can be repeated")
-    add(
-        "--threads",
-        type=whole(),
-        metavar="N",
-        help="CPU threads (default: the cores that affinity and quota leave)",
-    )
+    several("--mode", choices=MODES, help="modes instead of the suite's; can be repeated")
+    add("--threads", type=whole(), metavar="N", help="CPU threads (default: the cores that affinity and quota leave)")
     add(
         "--budget",
         type=seconds,
@@ -311,6 +296,7 @@ def _add_selection(command: argparse.ArgumentParser) -> None:
 
 def _add_own_model(command: argparse.ArgumentParser) -> None:
     add = command.add_argument_group("a model of your own", "docs/your-model.md has examples").add_argument
+    several = functools.partial(add, action="append", default=[])
     add(
         "--model",
         type=own_model.reference,
@@ -319,10 +305,8 @@ def _add_own_model(command: argparse.ArgumentParser) -> None:
         "(.pt2, TorchScript, ONNX, a module of torch.save); measured by the suite "
         f"{own_model.SUITE} unless --suite says otherwise",
     )
-    add(
+    several(
         "--inputs",
-        action="append",
-        default=[],
         type=own_model.reference,
         metavar="FILE.py:FUNCTION|TRACE.jsonl",
         help="function that returns what the model is called with, one set or several with weights (default: "
@@ -340,10 +324,8 @@ def _add_own_model(command: argparse.ArgumentParser) -> None:
         metavar="FILE.py:FUNCTION",
         help="score(output, inputs), recorded for every variant",
     )
-    add(
+    several(
         "--add-variant",
-        action="append",
-        default=[],
         type=own_model.named_reference,
         metavar="[NAME=]FILE.py:FUNCTION",
         help="variant of your own: make(model) returns what is called in its place; can be repeated",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import re
 from pathlib import Path
 
@@ -21,20 +22,17 @@ MODES = ("inference", "decode")
 def add_arguments(command: argparse.ArgumentParser) -> None:
     """Add the options of the command."""
     add = command.add_argument
-    add(
+    several = functools.partial(add, action="append", default=[])
+    several(
         "--workload",
-        action="append",
-        default=[],
         metavar="GLOB",
-        help="workloads, overrides as seed@hidden=64; may be repeated (default: seed, to decode "
+        help="workloads, overrides as seed@hidden=64; can be repeated (default: seed, to decode "
         "translation-small-scaled)",
     )
-    add(
+    several(
         "--variant",
-        action="append",
-        default=[],
         metavar="GLOB",
-        help="variants, which the reference joins; may be repeated (default: onednn and cpu-fused, on a GPU cudnn)",
+        help="variants, which the reference joins; can be repeated (default: onednn and cpu-fused, on a GPU cudnn)",
     )
     add(
         "--bound",
@@ -107,17 +105,15 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
         metavar="FILE.py:FUNCTION",
         help="function that builds a model of your own, as in run; it is served in place of a workload",
     )
-    add(
+    several(
         "--inputs",
-        action="append",
-        default=[],
         type=own_model.reference,
         metavar="FILE.py:FUNCTION|TRACE.jsonl",
         help="function that returns its inputs, as in run: batches of two sequences or more, each of which becomes a "
         "query (default: example_inputs beside the model)",
     )
     add("--device", choices=("cpu", "cuda"), default="cpu", help="device (default: cpu)")
-    add("--plugin", action="append", default=[], type=Path, metavar="FILE.py", help="as in run; may be repeated")
+    several("--plugin", type=Path, metavar="FILE.py", help="as in run; can be repeated")
     add("--seed", type=whole(0, SEEDS), metavar="N", help="of gates, orders and arrivals (default: new)")
     add(
         "--out",

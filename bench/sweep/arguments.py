@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import functools
 from pathlib import Path
 
 from bench.plan.cases import MODES, suite_names
@@ -16,6 +17,7 @@ UNIT_LIMIT_S = 3600.0
 def add_arguments(command: argparse.ArgumentParser) -> None:
     """Add the options of the command; those that a resumed sweep began with have no default here."""
     add = command.add_argument
+    several = functools.partial(add, action="append", default=[])
     add(
         "--cluster",
         default="local",
@@ -27,9 +29,9 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
         metavar="NAME|FILE.toml",
         help=f"what to measure: {', '.join(suite_names())}, or a file (default: {DEFAULT_SUITE})",
     )
-    add("--workload", action="append", default=[], metavar="GLOB", help="as in run; can be repeated")
-    add("--variant", action="append", default=[], metavar="GLOB", help="as in run; can be repeated")
-    add("--mode", action="append", default=[], choices=MODES, help="as in run; can be repeated")
+    several("--workload", metavar="GLOB", help="as in run; can be repeated")
+    several("--variant", metavar="GLOB", help="as in run; can be repeated")
+    several("--mode", choices=MODES, help="as in run; can be repeated")
     add("--device", choices=("cpu", "cuda"), help="device of all units (default: the suite's, else cpu)")
     add("--threads", type=whole(), metavar="N", help="CPU threads (default: the cores that each host may use)")
     add(
@@ -46,10 +48,8 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
         metavar="N",
         help="hosts of a kind that measure each group; from 2 on the spread between hosts is shown (default: 1)",
     )
-    add(
+    several(
         "--kind",
-        action="append",
-        default=[],
         metavar="NAME",
         help="measure only on this kind of host, by the name that --dry-run shows; can be repeated (default: all, and "
         "each kind measures every group)",
@@ -69,10 +69,8 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
         "--resume measures the rest, and the exit code is 4",
     )
     add("--seed", type=whole(0, SEEDS), metavar="N", help="as in run, for every group (default: a new one for each)")
-    add(
+    several(
         "--plugin",
-        action="append",
-        default=[],
         type=Path,
         metavar="FILE.py",
         help="file that adds variants or workloads, at the same path on every node; can be repeated",

@@ -141,17 +141,7 @@ class ForecastingTask:
         return family_config(model, layers[size], common, {"likelihood": "student" if chosen is None else chosen})
 
     def batches(self, split: str, batch: int, seed: int, epoch: int) -> Iterator[Batch]:
-        """Windows of all series; in training all full batches of an epoch, shuffled, in validation each in order.
-
-        Args:
-            split: `train` or `validation`.
-            batch: windows in a batch; in validation the last may be smaller.
-            seed: of the order in training.
-            epoch: from 0; each has another order, the same on every run.
-
-        Raises:
-            ValueError: for an unknown split.
-        """
+        """Windows of all series, as `Task.batches`; in training full batches alone, unless there is no full one."""
         places = self._places(split)
         if split == "train":
             order = np.random.default_rng((seed, epoch)).permutation(len(places))
@@ -162,12 +152,7 @@ class ForecastingTask:
             yield self._windows(chosen)
 
     def evaluate(self, model: Model, batch: int, device: str) -> dict[str, float]:
-        """Forecast the validation windows and compare them with what came, and so the seasonal naive forecast.
-
-        Args:
-            model: on `device`; it is in the mode afterwards that it was in before.
-            batch: windows forecast together, each with all its paths.
-            device: `cpu` or `cuda`.
+        """Forecast the validation windows and compare them, and the seasonal naive forecast, with what came.
 
         Returns:
             Means over the series of MASE (of the median path), CRPS and MAE (in the unit of the series), and the same

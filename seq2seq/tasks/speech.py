@@ -149,29 +149,14 @@ class SpeechTask:
         return dataclasses.replace(self, labels=True, notes=(*self.notes, *([note] if short else [])))
 
     def batches(self, split: str, batch: int, seed: int, epoch: int) -> Iterator[Batch]:
-        """Batches of recordings of about the same length; each recording once in an epoch.
-
-        Args:
-            split: `train`, shuffled, or `validation`, by length.
-            batch: recordings in a batch; the last may have fewer.
-            seed: of the order in training.
-            epoch: from 0; each has another order, the same on every run.
-
-        Raises:
-            ValueError: for an unknown split, or a task without recordings.
-        """
+        """Batches of recordings of about the same length, as `Task.batches`; each recording once in an epoch."""
         examples = list(filter(_fits, self._examples(split))) if self.labels else self._examples(split)
         for places in batch_places(split, [example.lengths for example in examples], batch, seed, epoch):
             chosen = collate([(examples[place].steps, examples[place].tokens) for place in places])
             yield _labelled(chosen) if self.labels else chosen
 
     def evaluate(self, model: Model, batch: int, device: str) -> dict[str, float]:
-        """Write down the validation recordings and compare with their transcripts.
-
-        Args:
-            model: on `device`; it is in the mode afterwards that it was in before.
-            batch: recordings decoded together.
-            device: `cpu` or `cuda`.
+        """Transcribe the validation recordings and compare with their transcripts, as `Task.evaluate`.
 
         Returns:
             Word and character error rates of all recordings together, 1 being as many errors as words.

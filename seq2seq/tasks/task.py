@@ -56,13 +56,16 @@ class Task(Protocol):
             batch: sequences in a batch; the last one may have fewer.
             seed: of the order.
             epoch: from 0; each has an order of its own.
+
+        Raises:
+            ValueError: for an unknown split, a batch below 1, or a task that was restored without data.
         """
 
     def evaluate(self, model: nn.Module, batch: int, device: str) -> dict[str, float]:
         """Decode the validation split: quality, and baselines by name.
 
         Args:
-            model: in evaluation mode, on the device; see `seq2seq.models.base.Model`.
+            model: on the device, a `seq2seq.models.base.Model`; left in the mode that it was in.
             batch: sequences in a batch.
             device: `cpu` or `cuda`.
         """

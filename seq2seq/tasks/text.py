@@ -97,28 +97,13 @@ class TextTask(ABC):
         """Scores that are reached without a model."""
 
     def batches(self, split: str, batch: int, seed: int, epoch: int) -> Iterator[Batch]:
-        """Batches of one epoch: each example once.
-
-        Args:
-            split: `train`, in batches of like length shuffled by seed and epoch; or `validation`, by length.
-            batch: examples in a batch; some batches may have fewer.
-            seed: of the shuffling.
-            epoch: from 0.
-
-        Raises:
-            ValueError: for an unknown split, a batch below 1, or a task without data.
-        """
+        """Batches of one epoch, as `Task.batches`: each example once, those of like length together."""
         examples = self._examples(split)
         places = batch_places(split, [example.lengths for example in examples], batch, seed, epoch)
         return (collate([(examples[i].source_tokens, examples[i].target_tokens) for i in chosen]) for chosen in places)
 
     def evaluate(self, model: Model, batch: int, device: str) -> dict[str, float]:
         """Loss and scores of the validation split, decoded greedily, and the scores of the baselines.
-
-        Args:
-            model: as `seq2seq.models.encoder_decoder.Seq2Seq`, on the device.
-            batch: examples in a batch.
-            device: the model's.
 
         Returns:
             `loss` is the mean cross entropy (nats) of a validation token, END included.
