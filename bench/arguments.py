@@ -70,19 +70,23 @@ def parser() -> argparse.ArgumentParser:
     )
     listing.add_argument("--suite", metavar="NAME|FILE.toml", help="show the cases of this suite instead")
     _add_device(listing)
-    commands.add_parser("doctor", help="check what this machine has and lacks for measuring, and say what to do")
+    commands.add_parser(
+        "doctor", help="check what this machine has for measuring and what is missing, and say what to do"
+    )
     show = commands.add_parser("show", help="show the cases of a run, or everything about one of them")
     show.add_argument("dir", type=Path, metavar="RUN", help="run folder")
     show.add_argument(
         "case", metavar="CASE", nargs="?", help="WORKLOAD/MODE/VARIANT, or its last parts; * matches anything"
     )
     show.add_argument(
-        "--against", metavar="VARIANT", help="show speedups over this variant, such as cudnn-fair, not the reference"
+        "--against",
+        metavar="VARIANT",
+        help="show speedups over this variant, such as cudnn-fair, instead of over the reference",
     )
     show.add_argument(
         "--trace", type=Path, metavar="FILE.json", help="write a Chrome trace of one of its calls to this new file"
     )
-    report = commands.add_parser("report", help="write plots and page of a run again, or a page of several runs")
+    report = commands.add_parser("report", help="write the plots and page of a run again, or a page of several runs")
     report.add_argument(
         "dir", type=Path, metavar="DIR", nargs="+", help="run folder; several are shown side by side on one page"
     )
@@ -99,10 +103,14 @@ def parser() -> argparse.ArgumentParser:
         commands.add_parser("selftest", help="test the suite itself: equal pairs, planted slowdowns, other tools")
     )
     serve.add_arguments(
-        commands.add_parser("serve", help="behind a batching queue: highest load at which a latency bound holds")
+        commands.add_parser(
+            "serve", help="find the highest load at which a latency bound holds, behind a batching queue"
+        )
     )
     ranks.add_arguments(
-        commands.add_parser("ranks", help="training over ranks: scaling, straggler, gradients; started by torchrun")
+        commands.add_parser(
+            "ranks", help="measure training over ranks: scaling, stragglers, gradients; started by torchrun"
+        )
     )
     sweep.add_arguments(
         commands.add_parser("sweep", help="measure a suite over the machines of a Ray cluster, group by group")
@@ -112,7 +120,9 @@ def parser() -> argparse.ArgumentParser:
         commands.add_parser("compare", help="compare runs with a base: faster, slower, same or unclear")
     )
     comparing.add_history(
-        commands.add_parser("history", help="runs of a folder in time: where cases changed for good, and perhaps why")
+        commands.add_parser(
+            "history", help="show where cases changed for good over the runs of a folder, and possible causes"
+        )
     )
     recommend.add_arguments(
         commands.add_parser("recommend", help="say which variant of a run to ship, how sure that is, and what it costs")
@@ -185,7 +195,7 @@ def _add_block(command: argparse.ArgumentParser) -> None:
         "--block",
         type=seconds,
         metavar="SECONDS",
-        help="least length of a timed block (default: 0.02); a counter of energy that moves seldom needs longer ones",
+        help="least length of a timed block (default: 0.02); an energy counter that updates seldom needs longer ones",
     )
 
 
@@ -233,7 +243,7 @@ def _add_selftest(command: argparse.ArgumentParser) -> None:
     add(
         "--unstopped",
         action="store_true",
-        help="run `carryover` with all variants in one process that is never stopped, to see what stopping gains",
+        help="run `carryover` with all variants in one process without ever stopping any, to see what stopping gains",
     )
     add(
         "--omp-wait",
@@ -277,14 +287,14 @@ def _add_selection(command: argparse.ArgumentParser) -> None:
         "--time-limit",
         type=seconds,
         metavar="SECONDS",
-        help="stop before a group of cases, second instrument or training that would not finish within this time from "
-        "the start, except for the first; --resume measures the rest, and the exit code is 4",
+        help="stop before a group of cases, the second instrument or a training that would not finish within this time "
+        "from the start; the first group is always measured; --resume measures the rest, and the exit code is 4",
     )
     add(
         "--omp-wait",
         choices=("default", "active", "passive"),
-        help="how OpenMP threads wait for work: default is what a user gets who sets nothing; passive is calmer "
-        "beside busy neighbours, but waking a thread can cost more than the work (default: default)",
+        help="how OpenMP threads wait for work: default is what users get who set nothing; passive is calmer "
+        "on a busy machine, but waking a thread can cost more than the work itself (default: default)",
     )
     add(
         "--no-second-instrument",
@@ -310,13 +320,13 @@ def _add_own_model(command: argparse.ArgumentParser) -> None:
         type=own_model.reference,
         metavar="FILE.py:FUNCTION|TRACE.jsonl",
         help="function that returns what the model is called with, one set or several with weights (default: "
-        "example_inputs beside the model); a trace of its arguments with counts; one of each may be given",
+        "example_inputs beside the model); or a trace: its arguments with counts; one of each can be given",
     )
     add(
         "--loss",
         type=own_model.reference,
         metavar="FILE.py:FUNCTION",
-        help="loss(output, inputs), with which training is measured too; not needed where the model returns its loss",
+        help="loss(output, inputs): training is measured too; not needed if the model returns its loss",
     )
     add(
         "--metric",

@@ -52,19 +52,25 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
         help="micro-batches into which a rank divides its part of a step; their gradients are exchanged once; can be "
         "repeated (default: 1)",
     )
-    add("--rounds", type=whole(2), default=10, metavar="N", help="turns of each way to divide the work (default: 10)")
-    add("--steps", type=whole(), default=5, metavar="N", help="training steps of a turn (default: 5)")
+    add(
+        "--rounds",
+        type=whole(2),
+        default=10,
+        metavar="N",
+        help="rounds, in each of which every way to divide the work has a turn (default: 10)",
+    )
+    add("--steps", type=whole(), default=5, metavar="N", help="training steps in a turn (default: 5)")
     add("--threads", type=whole(), default=1, metavar="N", help="CPU threads of each rank (default: 1)")
     add(
         "--silence",
         type=seconds,
         default=60.0,
         metavar="S",
-        help="seconds that a collective may wait for a rank; one that says nothing for twice as long counts as hung "
+        help="seconds that a collective waits for a rank; a rank that is silent for twice as long counts as hung "
         "(default: 60)",
     )
-    add("--time-limit", type=seconds, default=900.0, metavar="S", help="seconds for the whole (default: 900)")
-    add("--exchange", type=Path, metavar="DIR", help="folder that all machines see; needed with several of them")
+    add("--time-limit", type=seconds, default=900.0, metavar="S", help="seconds for everything (default: 900)")
+    add("--exchange", type=Path, metavar="DIR", help="folder that all machines share; needed with several machines")
     several("--plugin", type=Path, metavar="FILE.py", help="as in run; can be repeated")
-    add("--seed", type=whole(0, SEEDS), default=1, metavar="N", help="of the gate (default: 1)")
+    add("--seed", type=whole(0, SEEDS), default=1, metavar="N", help="seed of the gate (default: 1)")
     add("--out", type=Path, metavar="DIR", help="new folder (default: results/runs/TIME-ranks)")

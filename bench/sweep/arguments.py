@@ -22,7 +22,7 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
         "--cluster",
         default="local",
         metavar="ADDRESS|local",
-        help="Ray cluster, as HOST:6379 or auto; local starts one on this machine alone (default: local)",
+        help="Ray cluster, such as HOST:6379 or auto; local starts one on this machine only (default: local)",
     )
     add(
         "--suite",
@@ -46,7 +46,7 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
         "--repeat",
         type=whole(),
         metavar="N",
-        help="hosts of a kind that measure each group; from 2 on the spread between hosts is shown (default: 1)",
+        help="hosts of a kind that measure each group; from 2 on, the spread between hosts is shown (default: 1)",
     )
     several(
         "--kind",
@@ -58,14 +58,14 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
         "--unit-limit",
         type=duration,
         metavar="TIME",
-        help="longest time of a group on a node, as 90s or 20min; beyond it its cases are recorded as timeout "
+        help="longest time of a group on a node, such as 90s or 20min; then its cases are recorded as timeout "
         f"(default: {UNIT_LIMIT_S / 60:.0f}min)",
     )
     add(
         "--time-limit",
         type=seconds,
         metavar="SECONDS",
-        help="begin no group that is not expected to end within this time from the start, except for the first; "
+        help="begin no group that is not expected to end within this time from the start, except the first; "
         "--resume measures the rest, and the exit code is 4",
     )
     add("--seed", type=whole(0, SEEDS), metavar="N", help="as in run, for every group (default: a new one for each)")
@@ -75,12 +75,12 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
         metavar="FILE.py",
         help="file that adds variants or workloads, at the same path on every node; can be repeated",
     )
-    add("--checkout", type=Path, metavar="DIR", help="where this project lies on the nodes (default: where it is here)")
+    add("--checkout", type=Path, metavar="DIR", help="folder of this project on the nodes (default: the same as here)")
     add("--dry-run", action="store_true", help="print hosts, groups and the expected time, measure nothing")
     add("--out", type=Path, metavar="DIR", help="new folder for the sweep (default: results/runs/TIME-SUITE)")
     add(
         "--resume",
         type=Path,
         metavar="DIR",
-        help="finish the sweep of that folder, with the options it began with; what is there is kept",
+        help="finish the sweep of that folder with the options it began with; finished groups are kept",
     )
