@@ -121,7 +121,7 @@ def run(arguments: argparse.Namespace, command: str) -> int:
 
 
 def _resume(arguments: argparse.Namespace, command: str, deadline_s: float) -> int:
-    """Finish an interrupted run: what it began with holds, and what is recorded stays."""
+    """Finish an interrupted run with the options it began with; recorded cases are kept."""
     begun = resume.begun(arguments.resume)
     _refuse_options(arguments, begun)
     began_with = parser().parse_args(["run", *begun.words])
@@ -159,7 +159,7 @@ def _resume(arguments: argparse.Namespace, command: str, deadline_s: float) -> i
 
 
 def _refuse_options(arguments: argparse.Namespace, begun: resume.Begun) -> None:
-    """A resumed run is the run that was begun: options that say otherwise are refused by name."""
+    """Refuse options that differ from those the run began with, by name."""
     given = resume.given_options(vars(arguments))
     if "suite" in given:
         if resume.kept_options({"suite": arguments.suite})["suite"] != begun.suite_word:
@@ -185,7 +185,7 @@ def _writing(folder: RunFolder) -> Iterator[None]:
 
 
 def _measure(runner: Runner, command: str, more_s: float = 0.0) -> int:
-    """Run, show, and whatever ends it early, say what is safe and how to go on."""
+    """Run and show the result; if something ends the run early, say what is recorded and how to continue."""
     folder, console = runner.folder, runner.console
     quoted = shlex.quote(str(folder.path))
     again = f"python -m bench run --resume {quoted}"
@@ -266,7 +266,7 @@ def _show(console: Console, folder: RunFolder) -> None:
 
 
 def _show_open(console: Console, runner: Runner, again: str) -> None:
-    """Say which answers do not stand, what would make them, and where the time went."""
+    """Say which groups are undecided, how much longer would decide them, and how the time was spent."""
     if found := runner.open_groups():
         for each in found:
             console.say(each.told(), "yellow")

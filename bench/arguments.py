@@ -355,7 +355,7 @@ def _add_device(command: argparse.ArgumentParser) -> None:
 
 
 def _workload(text: str) -> str:
-    """A workload as workers know it, who run in the project's folder and not where the user is."""
+    """A workload as workers need it: they run in the project's folder, not in the user's."""
     if not text.startswith(CHECKPOINT):
         return text
     name, overrides = split_name(text)

@@ -52,7 +52,7 @@ class CheckResult:
 
 
 def work(task: CheckQuestion) -> CheckResult:
-    """CheckResult one question.
+    """Answer one question.
 
     Raises:
         AssertionError: when a repeated run gave other bits.
@@ -107,7 +107,7 @@ def _repeat(task: CheckQuestion) -> CheckResult:
     for number in range(1, task.runs):
         if noise is not None and number % 2:
             noise.start()
-        # Counted where they are: to wait for each count would take longer than the runs, and space them out.
+        # Counted on the device: waiting for each count would take longer than the runs, and would space them out.
         differing.append(_differing(first, run()))
     counts = torch.stack(differing).cpu() if differing else torch.zeros(0, len(first), dtype=torch.int64, device="cpu")
     for number, name in counts.nonzero().tolist()[:1]:
@@ -116,7 +116,7 @@ def _repeat(task: CheckQuestion) -> CheckResult:
 
 
 class _Noise:
-    """Products on a stream of their own, so that a kernel's programs start in another order than alone."""
+    """Matrix products on another stream, so that a kernel's programs start in another order than without them."""
 
     def __init__(self) -> None:
         self.stream = torch.cuda.Stream()
@@ -234,7 +234,7 @@ def _graph_of_module(task: CheckQuestion) -> CheckResult:
 
 
 def _replay(task: CheckQuestion) -> CheckResult:
-    """The module's own graph gives what launching gives, on other input and weights in the same memory."""
+    """The module's own graph gives the same as launches do, for other inputs and weights in the same memory."""
     with _configured(task):
         module = _module(task, layers=2).eval()
         x = torch.empty(task.sizes.steps, task.sizes.batch, 64, device=DEVICE, dtype=task.sizes.dtype)

@@ -1,6 +1,6 @@
 """Ids of the special tokens, the same in every vocabulary, and a vocabulary of subwords learnt from a task's own texts.
 
-Byte-pair encoding on bytes: every text can be encoded and comes back as it was, whatever its characters.
+Byte-pair encoding on bytes: every text can be encoded, and decodes to the same text, whatever its characters.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class Subwords:
 
     @classmethod
     def train(cls, texts: Iterable[str], vocabulary: int) -> Subwords:
-        """Learn the pieces that the texts are most often made of; equal texts give equal vocabularies.
+        """Learn the most frequent pieces of the texts; equal texts give equal vocabularies.
 
         Args:
             texts: of the training split alone, or validation texts would shape the tokens they are judged in.
@@ -82,7 +82,7 @@ class Subwords:
         library = optional(*_NEEDED)
         try:
             tokenizer = library.Tokenizer.from_str(text)
-        except Exception as error:  # it raises no narrower class
+        except Exception as error:  # the library raises no narrower class
             msg = f"not a vocabulary ({error}), expected what Subwords.to_json wrote"
             raise ValueError(msg) from error
         found = [tokenizer.token_to_id(name) for name in SPECIAL]

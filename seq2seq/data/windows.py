@@ -27,10 +27,10 @@ class Series:
     """A normalised series and its calendar; its steps are called hours, whatever they are.
 
     Attributes:
-        values: (hours,) float64, zero mean and unit deviation over the training part.
-        calendar: (hours, features) float64, sine and cosine of each cycle.
-        mean, deviation: what was taken off and divided by, in the series' unit, from the training part alone; a
-            deviation of 0 says that there was nothing to divide by.
+        values: (hours,) float64, zero mean and unit deviation over the training part. calendar: (hours, features)
+        float64, sine and cosine of each cycle. mean, deviation: of the training part, in the series' unit; values had
+        the mean subtracted and were divided by the
+            deviation, unless it is 0.
     """
 
     values: Tensor

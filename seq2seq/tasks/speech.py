@@ -40,7 +40,7 @@ SPECIAL = 4
 HELD_BACK = 10
 #: Recordings of the made-up corpus.
 SYNTHETIC_COUNT = 2200
-#: Tokens a step that decoding may give, relative to the most that training has.
+#: Largest number of tokens per step in decoding, relative to the largest in training.
 MARGIN = 1.2
 #: Hidden size, per direction, and layers of a CTC model; the full ones are those of the workload `speech-ctc`.
 CTC_SIZES = {"small": (64, 2), "full": (320, 4)}
@@ -92,7 +92,7 @@ class SpeechTask:
     name: ClassVar[str] = "speech"
     quality: ClassVar[str] = "WER"
     higher_is_better: ClassVar[bool] = False
-    #: What it predicts from are names of files, not texts.
+    #: Predictions read files by name, not texts.
     reads_files: ClassVar[bool] = True
     #: Settings of a training that learns the made-up language.
     learning_rate: ClassVar[float] = 2e-3
@@ -138,8 +138,8 @@ class SpeechTask:
     def suited(self, config: Config) -> SpeechTask:
         """The task with batches for a model of these sizes.
 
-        A recording too short for its transcript by CTC, which says at most one character a step, is left out of the
-        batches, and the notes say how many; it is recognised and scored like any other.
+        CTC outputs at most one character per step. Recordings that are too short for their transcript are left out of
+        the batches, and the notes say how many; they are transcribed and scored like all others.
         """
         if config.decodes or self.labels:
             return self
@@ -255,7 +255,7 @@ def load(
 
 
 def restore(state: dict[str, Any]) -> SpeechTask:
-    """The task of a checkpoint, without recordings: it can write down others."""
+    """The task of a checkpoint, without recordings: it can transcribe other recordings."""
     return SpeechTask(
         alphabet=state["alphabet"],
         mean=torch.tensor(state["mean"]),
