@@ -53,7 +53,7 @@ class Bound:
 class Batching:
     """Limits of the queue: most queries in a batch (or rows), longest wait for company, who may share one.
 
-    `kind` is a name of `arguments.BATCHING`. By step none waits for company, and any lengths share rows.
+    `kind` is a name of `arguments.BATCHING`. By step, no query waits for others, and any lengths share rows.
     """
 
     largest: int

@@ -84,7 +84,8 @@ def _measured(job: Job, clock: Clock) -> MeasuredShape:
 def _with_modules(job: Job, entry: MeasuredShape, clock: Clock) -> MeasuredShape:
     """The entry with the time of `kernels.LSTM` as a user calls it, for the best of each kernel.
 
-    What is beside the kernel on the host (module, memory, autograd) decides at few steps, and is in torch's figures.
+    With few steps, the host's work around the kernel (module, memory, autograd) dominates, and torch's figures include
+    it.
     """
     calls, kernels = {}, dict(entry.kernels)
     with configured(functools.partial(_best, {name: timing.config for name, timing in kernels.items()})):

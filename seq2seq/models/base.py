@@ -310,13 +310,7 @@ def checked_target(
 ) -> tuple[Tensor, Tensor | None]:
     """Target and its lengths, those of the source when absent, once all arguments of `run` are checked.
 
-    Args:
-        source: as for `run`.
-        target: as for `run`.
-        source_lengths: as for `run`.
-        target_lengths: as for `run`.
-        sizes: features of a source step and of a target step.
-        tokens: whether each is tokens instead.
+    `sizes` are the features of a source step and of a target step, `tokens` says whether each is tokens instead.
 
     Raises:
         TypeError, ValueError: for arguments that do not fit a model or each other.

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from seq2seq.layers.padding import last, valid_mask
 from seq2seq.layers.transformer_layers import DecoderLayer, EncoderLayer, positions
 from seq2seq.models.base import Config, Extent, Model, Stack, check_lengths, check_steps, checked_target, embedding
-from seq2seq.models.cost import parameters
+from seq2seq.models.cost import layer_products, parameters
 from seq2seq.models.family_defaults import FamilyDefaults
 from seq2seq.models.field_checks import check_ints, check_likelihood, check_probability
 
@@ -110,21 +110,10 @@ class TransformerConfig(FamilyDefaults):
         return layers + 2 * norm + read + self.head_size * (hidden + 1)
 
     def dense_products(self, extent: Extent, *, backward: bool) -> int:
-        """FLOPs of all products as the model is written, without those that padding and the causal mask spare.
-
-        Products folded into others are not looked for: that would pay only where one side of an attention is much
-        shorter than a head has features.
-        """
-        hidden, (encoder, decoder) = self.hidden_size, self.layers
-        source, target = extent.source_steps, extent.target_steps
+        """FLOPs of the layers, see `layer_products`, of what reads real values, and of the head."""
+        hidden, source, target = self.hidden_size, extent.source_steps, extent.target_steps
         feedforward = 4 * hidden * self.feedforward_size
-        # Scores and sums, 2 products a pair of steps; a causal step looks at those before it and at itself.
-        seen = extent.source_squares * 4 * hidden
-        before = (extent.target_squares + target) // 2 * 4 * hidden
-        crossed = extent.crossed * 4 * hidden
-        square = 2 * hidden * hidden
-        forward = encoder * (source * (4 * square + feedforward) + seen)
-        forward += decoder * (target * (6 * square + feedforward) + source * 2 * square + before + crossed)
+        forward = layer_products(extent, self.layers, hidden, hidden, (feedforward, feedforward))
         forward += 2 * hidden * self.head_size * target
         # Real values are inputs, which take no gradient.
         read = 0 if self.source_vocabulary else 2 * self.input_size * hidden * source

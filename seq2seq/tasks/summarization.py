@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from seq2seq.data.errors import optional
 from seq2seq.data.options import Count, takes_options
@@ -105,13 +105,7 @@ def load(  # noqa: PLR0913 - options of a command line
     )
 
 
-def restore(state: dict[str, Any]) -> SummarizationTask:
-    """The task of a state, without data: it can predict.
-
-    Raises:
-        ValueError: when the state is not one of this task.
-    """
-    return SummarizationTask.from_state(state)
+restore = SummarizationTask.from_state
 
 
 class _Words:

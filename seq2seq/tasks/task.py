@@ -16,9 +16,8 @@ from seq2seq.models.base import Config
 
 #: Model families that a decoder is part of, which every task has.
 DECODERS = ("lstm", "attention", "gnmt", "transformer")
-#: Model families, and sizes of each, that a task may be asked for.
+#: Model families that a task may be asked for.
 MODELS = (*DECODERS, "ctc")
-SIZES = ("small", "full")
 
 
 class Task(Protocol):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from seq2seq.data.catalogues import LANGUAGES, catalogue_pairs
 from seq2seq.data.errors import optional
@@ -92,10 +92,4 @@ def load(
     )
 
 
-def restore(state: dict[str, Any]) -> TranslationTask:
-    """The task of a state, without data: it can predict.
-
-    Raises:
-        ValueError: when the state is not one of this task.
-    """
-    return TranslationTask.from_state(state)
+restore = TranslationTask.from_state

@@ -147,9 +147,9 @@ class Day:
         self.folder.clear()
 
     def publish(self) -> None:
-        """Write the list of what is unfit, the summary and the archive.
+        """Write the list of refused configurations, the summary and the archive.
 
-        A file of a stage that cannot be read costs the summary, not the day, which cannot be had again.
+        If a file of a stage cannot be read, only the summary is lost, since the day cannot be repeated.
         """
         try:
             refusals.write(self.folder.tables / refusals.NAME, findings.listed(self.folder.work))
