@@ -27,10 +27,10 @@ class Series:
     """A normalised series and its calendar; its steps are called hours, whatever they are.
 
     Attributes:
-        values: (hours,) float64, zero mean and unit deviation over the training part. calendar: (hours, features)
-        float64, sine and cosine of each cycle. mean, deviation: of the training part, in the series' unit; values had
-        the mean subtracted and were divided by the
-            deviation, unless it is 0.
+        values: (hours,) float64, zero mean and unit deviation over the training part.
+        calendar: (hours, features) float64, sine and cosine of each cycle.
+        mean, deviation: of the training part, in the series' unit; values had the mean subtracted, and were divided by
+            the deviation unless it is 0.
     """
 
     values: Tensor
