@@ -13,31 +13,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
+from bench import commands
 from bench.arguments import DEFAULT_SUITE, parser
-from bench.commands import (
-    EXIT_INTERRUPTED,
-    EXIT_NOT_OK,
-    EXIT_OK,
-    EXIT_TERMINATED,
-    EXIT_UNFINISHED,
-    EXIT_USAGE,
-    ab,
-    compare,
-    doctor,
-    export,
-    history,
-    listing,
-    minutes,
-    plugin_paths,
-    print_cases,
-    ranks,
-    recommend,
-    report,
-    selftest,
-    serve,
-    show,
-    sweep,
-)
+from bench.commands import EXIT_INTERRUPTED, EXIT_NOT_OK, EXIT_OK, EXIT_TERMINATED, EXIT_UNFINISHED, EXIT_USAGE
 from bench.console import Console, Output
 from bench.errors import UsageError
 from bench.machine import environment
@@ -62,7 +40,7 @@ def _plan(arguments: argparse.Namespace, suite: Suite) -> tuple[Plan, Settings]:
     settings = Settings(
         arguments.threads or usable_cores(),
         arguments.omp_wait or "default",
-        plugin_paths(arguments.plugin),
+        commands.plugin_paths(arguments.plugin),
         own_model=own_model.variable(vars(arguments)),
     )
     filters = Filters(
@@ -92,8 +70,8 @@ def run(arguments: argparse.Namespace, command: str) -> int:
         RunFolder.refuse(arguments.out)
     plan, settings = _plan(arguments, load_suite(arguments.suite))
     console = Console(len(plan.cases), plan.expected_s(), _output(arguments))
-    runnable = len(plan.left())
-    here = f"{runnable} can run here, {settings.threads} threads; expected time about {minutes(plan.expected_s())}"
+    runnable, expected = len(plan.left()), commands.minutes(plan.expected_s())
+    here = f"{runnable} can run here, {settings.threads} threads; expected time about {expected}"
     console.say(
         f"suite {plan.suite.name}: {len(plan.cases)} cases in {len(plan.groups)} groups, "
         + (here if runnable else "none can run here: nothing will be measured, and each is recorded with its reason")
@@ -106,7 +84,7 @@ def run(arguments: argparse.Namespace, command: str) -> int:
     if plan.second_cases:
         console.say(f"then {len(plan.second_cases)} of them again with pytest-benchmark, as a second instrument")
     if arguments.dry_run:
-        print_cases(console, plan)
+        commands.print_cases(console, plan)
         return EXIT_OK
     folder = RunFolder.create(arguments.out, plan.suite.name)
     options = resume.kept_options(vars(arguments) | {"threads": settings.threads})
@@ -121,7 +99,7 @@ def run(arguments: argparse.Namespace, command: str) -> int:
 
 
 def _resume(arguments: argparse.Namespace, command: str, deadline_s: float) -> int:
-    """Finish an interrupted run: what it began with holds, and what is recorded stays."""
+    """Finish an interrupted run with the options it began with; recorded cases are kept."""
     begun = resume.begun(arguments.resume)
     _refuse_options(arguments, begun)
     began_with = parser().parse_args(["run", *begun.words])
@@ -139,10 +117,10 @@ def _resume(arguments: argparse.Namespace, command: str, deadline_s: float) -> i
             console.say(line, "yellow")
         console.say(
             f"suite {plan.suite.name}: {len(recorded)} of {len(plan.cases)} cases are recorded; "
-            f"expected time for the others about {minutes(expected_s)}"
+            f"expected time for the others about {commands.minutes(expected_s)}"
         )
         if arguments.dry_run:
-            print_cases(console, plan, recorded)
+            commands.print_cases(console, plan, recorded)
             return EXIT_OK
         if arguments.more is not None:
             more.check_finished(len(plan.left(recorded)), begun.folder.path)
@@ -159,7 +137,7 @@ def _resume(arguments: argparse.Namespace, command: str, deadline_s: float) -> i
 
 
 def _refuse_options(arguments: argparse.Namespace, begun: resume.Begun) -> None:
-    """A resumed run is the run that was begun: options that say otherwise are refused by name."""
+    """Refuse options that differ from those the run began with, by name."""
     given = resume.given_options(vars(arguments))
     if "suite" in given:
         if resume.kept_options({"suite": arguments.suite})["suite"] != begun.suite_word:
@@ -185,7 +163,7 @@ def _writing(folder: RunFolder) -> Iterator[None]:
 
 
 def _measure(runner: Runner, command: str, more_s: float = 0.0) -> int:
-    """Run, show, and whatever ends it early, say what is safe and how to go on."""
+    """Run and show the result; if something ends the run early, say what is recorded and how to continue."""
     folder, console = runner.folder, runner.console
     quoted = shlex.quote(str(folder.path))
     again = f"python -m bench run --resume {quoted}"
@@ -266,12 +244,23 @@ def _show(console: Console, folder: RunFolder) -> None:
 
 
 def _show_open(console: Console, runner: Runner, again: str) -> None:
-    """Say which answers do not stand, what would make them, and where the time went."""
+    """Say which groups are undecided, how much longer would decide them, and how the time was spent."""
     if found := runner.open_groups():
         for each in found:
             console.say(each.told(), "yellow")
         console.say(f"to measure on: {again} --more {more.duration(sum(each.needed_s for each in found))}", "bold")
     console.say(f"time: {stopwatch.told(runner.watch.found())}")
+
+
+#: Commands that keep their command line with what they measured, and those that look at runs.
+MEASURING = {
+    "run": run, "ab": commands.ab, "selftest": commands.selftest, "serve": commands.serve, "ranks": commands.ranks,
+    "sweep": commands.sweep,
+}  # fmt: skip
+LOOKING = {
+    "list": commands.listing, "report": commands.report, "compare": commands.compare, "export": commands.export,
+    "recommend": commands.recommend, "doctor": commands.doctor, "show": commands.show, "history": commands.history,
+}  # fmt: skip
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -280,14 +269,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser().parse_args(words)
     before = signal.signal(signal.SIGTERM, _terminate)
     try:
-        measuring = {"run": run, "ab": ab, "selftest": selftest, "serve": serve, "ranks": ranks, "sweep": sweep}
-        if arguments.command in measuring:
-            return measuring[arguments.command](arguments, shlex.join(["python", "-m", "bench", *words]))
-        others = {
-            "list": listing, "report": report, "compare": compare, "export": export, "recommend": recommend,
-            "doctor": doctor, "show": show, "history": history,
-        }  # fmt: skip
-        return others[arguments.command](arguments)
+        if arguments.command in MEASURING:
+            return MEASURING[arguments.command](arguments, shlex.join(["python", "-m", "bench", *words]))
+        return LOOKING[arguments.command](arguments)
     except UsageError as error:
         print(f"error: {error}", file=sys.stderr)
         return EXIT_USAGE

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import functools
 from pathlib import Path
 
 from bench.analysis import arguments as comparing
@@ -69,19 +70,23 @@ def parser() -> argparse.ArgumentParser:
     )
     listing.add_argument("--suite", metavar="NAME|FILE.toml", help="show the cases of this suite instead")
     _add_device(listing)
-    commands.add_parser("doctor", help="check what this machine has and lacks for measuring, and say what to do")
+    commands.add_parser(
+        "doctor", help="check what this machine has for measuring and what is missing, and say what to do"
+    )
     show = commands.add_parser("show", help="show the cases of a run, or everything about one of them")
     show.add_argument("dir", type=Path, metavar="RUN", help="run folder")
     show.add_argument(
         "case", metavar="CASE", nargs="?", help="WORKLOAD/MODE/VARIANT, or its last parts; * matches anything"
     )
     show.add_argument(
-        "--against", metavar="VARIANT", help="show speedups over this variant, such as cudnn-fair, not the reference"
+        "--against",
+        metavar="VARIANT",
+        help="show speedups over this variant, such as cudnn-fair, instead of over the reference",
     )
     show.add_argument(
         "--trace", type=Path, metavar="FILE.json", help="write a Chrome trace of one of its calls to this new file"
     )
-    report = commands.add_parser("report", help="write plots and page of a run again, or a page of several runs")
+    report = commands.add_parser("report", help="write the plots and page of a run again, or a page of several runs")
     report.add_argument(
         "dir", type=Path, metavar="DIR", nargs="+", help="run folder; several are shown side by side on one page"
     )
@@ -98,10 +103,14 @@ def parser() -> argparse.ArgumentParser:
         commands.add_parser("selftest", help="test the suite itself: equal pairs, planted slowdowns, other tools")
     )
     serve.add_arguments(
-        commands.add_parser("serve", help="behind a batching queue: highest load at which a latency bound holds")
+        commands.add_parser(
+            "serve", help="find the highest load at which a latency bound holds, behind a batching queue"
+        )
     )
     ranks.add_arguments(
-        commands.add_parser("ranks", help="training over ranks: scaling, straggler, gradients; started by torchrun")
+        commands.add_parser(
+            "ranks", help="measure training over ranks: scaling, stragglers, gradients; started by torchrun"
+        )
     )
     sweep.add_arguments(
         commands.add_parser("sweep", help="measure a suite over the machines of a Ray cluster, group by group")
@@ -111,7 +120,9 @@ def parser() -> argparse.ArgumentParser:
         commands.add_parser("compare", help="compare runs with a base: faster, slower, same or unclear")
     )
     comparing.add_history(
-        commands.add_parser("history", help="runs of a folder in time: where cases changed for good, and perhaps why")
+        commands.add_parser(
+            "history", help="show where cases changed for good over the runs of a folder, and possible causes"
+        )
     )
     recommend.add_arguments(
         commands.add_parser("recommend", help="say which variant of a run to ship, how sure that is, and what it costs")
@@ -130,25 +141,22 @@ def parser() -> argparse.ArgumentParser:
 
 def _add_ab(command: argparse.ArgumentParser) -> None:
     add = command.add_argument
+    several = functools.partial(add, action="append", default=[])
     side = "bin/python of an environment with torch, its folder, a folder with a checkout, or a git revision"
     add("base", metavar="BASE", help=f"side to compare with: {side}")
     add("new", metavar="NEW", help="side to judge, in one of the same forms")
-    add(
+    several(
         "--workload",
-        action="append",
-        default=[],
         type=_workload,
         metavar="GLOB",
         help="workloads, overrides as seed@batch=64; can be repeated (default: seed and forecast-deepar)",
     )
-    add(
+    several(
         "--variant",
-        action="append",
-        default=[],
         metavar="GLOB",
         help="variants; can be repeated (default: onednn and cpu-fused, on a GPU cudnn and triton)",
     )
-    add("--mode", action="append", default=[], choices=MODES, help="modes; can be repeated (default: inference)")
+    several("--mode", choices=MODES, help="modes; can be repeated (default: inference)")
     add("--threads", type=whole(), metavar="N", help="CPU threads (default: the cores that may be used)")
     add(
         "--budget",
@@ -187,19 +195,14 @@ def _add_block(command: argparse.ArgumentParser) -> None:
         "--block",
         type=seconds,
         metavar="SECONDS",
-        help="least length of a timed block (default: 0.02); a counter of energy that moves seldom needs longer ones",
+        help="least length of a timed block (default: 0.02); an energy counter that updates seldom needs longer ones",
     )
 
 
 def _add_selftest(command: argparse.ArgumentParser) -> None:
     words = "; ".join(f"{name}: {summary}" for name, summary in PARTS.items()).replace("%", "%%")
     add = command.add_argument
-    add(
-        "part",
-        nargs="*",
-        metavar="PART",
-        help=f"parts to run ({words}; default: {' '.join(STANDARD)})",
-    )
+    add("part", nargs="*", metavar="PART", help=f"parts to run ({words}; default: {' '.join(STANDARD)})")
     add(
         "--pairs",
         type=whole(),
@@ -240,7 +243,7 @@ def _add_selftest(command: argparse.ArgumentParser) -> None:
     add(
         "--unstopped",
         action="store_true",
-        help="run `carryover` with all variants in one process that is never stopped, to see what stopping gains",
+        help="run `carryover` with all variants in one process without ever stopping any, to see what stopping gains",
     )
     add(
         "--omp-wait",
@@ -253,34 +256,26 @@ def _add_selftest(command: argparse.ArgumentParser) -> None:
 
 def _add_selection(command: argparse.ArgumentParser) -> None:
     add = command.add_argument
+    several = functools.partial(add, action="append", default=[])
     add(
         "--suite",
         metavar="NAME|FILE.toml",
         help=f"what to measure: {', '.join(suite_names())}, or a file (default: {DEFAULT_SUITE})",
     )
-    add(
+    several(
         "--workload",
-        action="append",
-        default=[],
         type=_workload,
         metavar="GLOB",
         help="workloads instead of the suite's, with overrides as in seed@batch=64; checkpoint:PATH is a model trained "
         "with python -m seq2seq train or a folder of the transformers library; can be repeated",
     )
-    add(
+    several(
         "--variant",
-        action="append",
-        default=[],
         metavar="GLOB",
         help="variants instead of the suite's, always with the reference; name#label runs one twice; can be repeated",
     )
-    add("--mode", action="append", default=[], choices=MODES, help="modes instead of the suite's; can be repeated")
-    add(
-        "--threads",
-        type=whole(),
-        metavar="N",
-        help="CPU threads (default: the cores that affinity and quota leave)",
-    )
+    several("--mode", choices=MODES, help="modes instead of the suite's; can be repeated")
+    add("--threads", type=whole(), metavar="N", help="CPU threads (default: the cores that affinity and quota leave)")
     add(
         "--budget",
         type=seconds,
@@ -292,14 +287,14 @@ def _add_selection(command: argparse.ArgumentParser) -> None:
         "--time-limit",
         type=seconds,
         metavar="SECONDS",
-        help="stop before a group of cases, second instrument or training that would not finish within this time from "
-        "the start, except for the first; --resume measures the rest, and the exit code is 4",
+        help="stop before a group of cases, the second instrument or a training that would not finish within this time "
+        "from the start; the first group is always measured; --resume measures the rest, and the exit code is 4",
     )
     add(
         "--omp-wait",
         choices=("default", "active", "passive"),
-        help="how OpenMP threads wait for work: default is what a user gets who sets nothing; passive is calmer "
-        "beside busy neighbours, but waking a thread can cost more than the work (default: default)",
+        help="how OpenMP threads wait for work: default is what users get who set nothing; passive is calmer "
+        "on a busy machine, but waking a thread can cost more than the work itself (default: default)",
     )
     add(
         "--no-second-instrument",
@@ -311,6 +306,7 @@ def _add_selection(command: argparse.ArgumentParser) -> None:
 
 def _add_own_model(command: argparse.ArgumentParser) -> None:
     add = command.add_argument_group("a model of your own", "docs/your-model.md has examples").add_argument
+    several = functools.partial(add, action="append", default=[])
     add(
         "--model",
         type=own_model.reference,
@@ -319,20 +315,18 @@ def _add_own_model(command: argparse.ArgumentParser) -> None:
         "(.pt2, TorchScript, ONNX, a module of torch.save); measured by the suite "
         f"{own_model.SUITE} unless --suite says otherwise",
     )
-    add(
+    several(
         "--inputs",
-        action="append",
-        default=[],
         type=own_model.reference,
         metavar="FILE.py:FUNCTION|TRACE.jsonl",
         help="function that returns what the model is called with, one set or several with weights (default: "
-        "example_inputs beside the model); a trace of its arguments with counts; one of each may be given",
+        "example_inputs beside the model); or a trace: its arguments with counts; one of each can be given",
     )
     add(
         "--loss",
         type=own_model.reference,
         metavar="FILE.py:FUNCTION",
-        help="loss(output, inputs), with which training is measured too; not needed where the model returns its loss",
+        help="loss(output, inputs): training is measured too; not needed if the model returns its loss",
     )
     add(
         "--metric",
@@ -340,10 +334,8 @@ def _add_own_model(command: argparse.ArgumentParser) -> None:
         metavar="FILE.py:FUNCTION",
         help="score(output, inputs), recorded for every variant",
     )
-    add(
+    several(
         "--add-variant",
-        action="append",
-        default=[],
         type=own_model.named_reference,
         metavar="[NAME=]FILE.py:FUNCTION",
         help="variant of your own: make(model) returns what is called in its place; can be repeated",
@@ -363,7 +355,7 @@ def _add_device(command: argparse.ArgumentParser) -> None:
 
 
 def _workload(text: str) -> str:
-    """A workload as workers know it, who run in the project's folder and not where the user is."""
+    """A workload as workers need it: they run in the project's folder, not in the user's."""
     if not text.startswith(CHECKPOINT):
         return text
     name, overrides = split_name(text)

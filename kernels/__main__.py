@@ -15,11 +15,11 @@ from .host.usage import Parser
 #: Module of each tool, and its line in the help.
 TOOLS = {
     "check": ("check", "are the kernels right on this GPU?"),
-    "tune": ("tune", "measure which is fastest on this GPU, for `auto`"),
-    "gpu-day": ("gpu_day.command", "all of it on a GPU that is lent for minutes, in order of worth"),
+    "tune": ("tune", "measure which kernel is fastest on this GPU, for `auto`"),
+    "gpu-day": ("gpu_day.command", "all of these on a GPU that you have for minutes only, the most valuable first"),
     "compile": ("compile", "compile them without a GPU: do they fit, do they spill?"),
     "sanitize": ("sanitize", "run the CPU kernel under the compiler's sanitizers"),
-    "limits": ("cpu_limits", "least time that a CPU leaves to an LSTM layer"),
+    "limits": ("cpu_limits", "least time in which this CPU can run an LSTM layer"),
 }
 
 
@@ -30,7 +30,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = Parser(
         prog="python -m kernels",
         description="Check, tune and compile the kernels.",
-        epilog=f"tools:\n{lines}\n\n`python -m kernels TOOL --help` has the options of one.",
+        epilog=f"tools:\n{lines}\n\n`python -m kernels TOOL --help` lists the options of a tool.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("tool", choices=list(TOOLS), metavar="TOOL", help="one of those below")

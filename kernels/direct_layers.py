@@ -37,7 +37,7 @@ def layer(
     *,
     gradients: bool,
 ) -> Results:
-    """One layer; keeps what a backward pass needs where one will follow.
+    """Run one layer; keep what a backward pass needs if one can follow.
 
     Args:
         x: (batch, steps, features) if batch first, else (steps, batch, features).
@@ -64,7 +64,7 @@ def layer(
 
 
 def without_autocast(device: str) -> contextlib.AbstractContextManager[object]:
-    """A context in which autocast is off, for what casts by itself; nothing where it is off anyhow."""
+    """A context in which autocast is off, for code that casts by itself; a null context if autocast is off already."""
     if device not in DEVICES or not torch.is_autocast_enabled(device):
         return contextlib.nullcontext()
     guard: contextlib.AbstractContextManager[object] = ops._without_autocast(device)  # noqa: SLF001 - this package's
@@ -174,8 +174,8 @@ def _stacked(flat: Sequence[Tensor], directions: int, dtype: torch.dtype) -> tup
 class _DirectLayer(torch.autograd.Function):
     """`layer` with its gradients.
 
-    With `setup_context`, which torch.func wants, torch inspects the signature anew in each call: as long as all of the
-    rest takes. Under its transforms the operator's own Function runs.
+    With `setup_context`, which torch.func wants, torch inspects the signature again in each call, which
+    takes as long as everything else. Under torch.func's transforms, the operator's own Function runs instead.
     """
 
     @staticmethod
@@ -201,7 +201,7 @@ class _DirectLayer(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> Any:
-        # Asked for once: whoever recomputes or fetches them (checkpointing, offloading) does it at each asking.
+        # Read only once: checkpointing and offloading recompute or fetch them at each access.
         saved = ctx.saved_tensors
         if (found := _forms(saved)) != ctx.forms:
             given, back = next(pair for pair in zip(ctx.forms, found, strict=True) if pair[0] != pair[1])
@@ -235,7 +235,7 @@ def _gradients(  # noqa: PLR0913, PLR0917 - all that a layer read and wrote
 ) -> tuple[Tensor | None, ...]:
     """Gradients of x, h0, c0 and of each direction's parameters, None where not needed.
 
-    In the type of the products: autograd casts them to that of what they are gradients of.
+    Their type is that of the products; autograd casts each to the type of its tensor.
     """
     with without_autocast(output.device.type):
         directions = options.directions

@@ -1,8 +1,8 @@
 """Chooses the kernel that runs a recurrence, and says why the others do not.
 
 `auto` takes what `python -m kernels tune` measured to be fastest on this GPU, cuDNN included; where nothing was
-measured it estimates, and says so. A name that was asked for is run or refused with the reason: nothing falls back in
-silence.
+measured, it estimates and says so. A kernel that is named runs or is refused with the reason; nothing falls back
+silently.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from .estimate import estimate_s
 MODULES = {name: f"{__package__}.gpu.{name}" for name in ("cell", "sequence", "persistent")}
 #: The kernel for CPUs, compiled when it is first used.
 CPU = "cpu-fused"
-#: torch's own LSTM with sizes rounded up, as cuDNN likes them: `kernels.padded_vendor`.
+#: torch's own LSTM with sizes rounded up for cuDNN: `kernels.padded_vendor`.
 PADDED = "vendor-padded"
 #: What may be asked for. `triton` is the fastest of the modules above; `loop` is torch operations, step by step; and
 #: `vendor` is torch's own LSTM (cuDNN, oneDNN or ATen), which is not a recurrence: `kernels.LSTM` alone can run it.
@@ -47,7 +47,7 @@ IMPLEMENTATIONS = ("auto", "triton", *MODULES, CPU, "loop", PADDED, "vendor")
 VENDORS = (PADDED, "vendor")
 PADDED_HAS_NO_LENGTHS = "vendor-padded takes no lengths, since cuDNN's persistent algorithm takes no packed sequences"
 VENDOR_HAS_NO_RESETS = "torch's own LSTM has no resets: no row of it can begin anew in the middle of the steps"
-#: How the reason of a choice begins that no measurement stands behind.
+#: First words of the reason of a choice that is not based on a measurement.
 BY_ESTIMATE = "by estimate"
 #: Answers that are kept: a lookup runs at every call, and batches of real data come in many lengths.
 CACHED = 4096
@@ -150,14 +150,14 @@ def _launch(args: Forward | Backward, name: str, *, backward: bool) -> None:
 
 
 def forget() -> None:
-    """Drop what was cached: after a table was written, or a module exchanged."""
+    """Drop all cached choices, after a table was written or a module was exchanged."""
     for function in (_choose, _choose_config, problem_on, gpu_facts, table.load, refusals.load):
         function.cache_clear()
     _GENERATION[0] += 1
 
 
 def generation() -> int:
-    """Count of the calls of `forget`: what was chosen before the last of them may be chosen otherwise now."""
+    """Number of calls of `forget`: choices made before the last one may be outdated."""
     return _GENERATION[0]
 
 
@@ -189,7 +189,7 @@ def _choose(
         refused |= dict.fromkeys(VENDORS, why)
     elif problem.masked:
         refused[PADDED] = PADDED_HAS_NO_LENGTHS
-    # What cannot serve the backward pass that will follow: better said now than in the middle of it.
+    # Refuse now what cannot serve the backward pass to come, rather than in the middle of it.
     later = _refusals(problem, backward=True, interpreted=interpreted) if problem.saves and not backward else {}
     if implementation == "triton":
         refused |= dict.fromkeys(VENDORS, "Triton kernels alone were asked for")
@@ -253,7 +253,7 @@ def _refusals(problem: Problem, *, backward: bool, interpreted: bool) -> dict[st
 
 
 def _found_wrong(problem: Problem, implementation: str, *, backward: bool) -> str | None:
-    """Why no configuration of a kernel may run; None while one is left."""
+    """Reason why no configuration of a kernel is left to run; None if one is."""
     listed = refusals.load(table.folder() / refusals.NAME)
     if not any((one.implementation, one.backward) == (implementation, backward) for one in listed):
         return None
@@ -358,7 +358,7 @@ def _choose_config(problem: Problem, implementation: str, backward: bool, device
 
 
 def _surroundings(problem: Problem) -> tuple[str, bool]:
-    """Name of the problem's GPU, and whether Triton interprets: what an answer depends on beside the sizes."""
+    """Name of the problem's GPU, and whether Triton interprets: an answer depends on both, besides the sizes."""
     if problem.device == "cuda":
         return problem.gpu or f"a GPU of compute capability {problem.capability / 10}", False
     return "", os.environ.get("TRITON_INTERPRET") == "1"

@@ -1,7 +1,7 @@
 """Estimate of a recurrence's time on a GPU on which nothing was measured, from a few published figures.
 
 It serves only to pick a kernel before `kernels.tools.tune` was run, and `kernels.dispatch` says so
-whenever it has. No number that comes out of here is a result.
+whenever it has. No number from here is ever reported as a result.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ L2_RATE = 5e12
 L2_RATE_ONE = 1.1e11
 #: Shared memory that a program can fill with weights, bytes, by compute capability; what is left holds h and tiles.
 ON_CHIP_BYTES = {80: 140_000, 86: 80_000, 89: 80_000, 90: 200_000, 100: 200_000}
-#: Multiply-adds count two; half of what data sheets promise, since tiles of a recurrence are thin.
+#: FLOPs a second, a multiply-add counted as two; half of what data sheets promise, since tiles of a recurrence are
+#: thin.
 RATE = {torch.float16: 4e14, torch.bfloat16: 4e14, torch.float32: 2.5e13}
 RATE_TF32 = 2e14
 #: Seconds a step that do not depend on sizes: the chain of product and activations; from the start of one small kernel

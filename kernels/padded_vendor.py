@@ -1,10 +1,10 @@
 """torch's own LSTM in the form in which cuDNN is fastest: one layer and direction a call, sizes rounded up with zeros.
 
-cuDNN's persistent algorithm is taken only for one layer in one direction of float16, with hidden and input size
+cuDNN takes its persistent algorithm only for a single layer and direction in float16, with hidden and input size
 multiples of 128, at most 1024 units, and a batch that is a multiple of 8 and at most 128 (`get_algo` in ATen's
-native/cudnn/RNN.cpp). A unit whose weights are all zero has the cell input tanh(0) = 0, so its c and h stay 0 and
-nothing comes of it; a row of the batch that is added is cut off. So the results are exact, and this is what an expert
-does before calling cuDNN slow.
+native/cudnn/RNN.cpp). A unit whose weights are all zero has the cell input tanh(0) = 0, so its c and h stay 0 and it
+changes nothing; added rows of the batch are cut off again. So the results are exact, and experts do the same before
+they call cuDNN slow.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ _TYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 def padded_sizes(features: int, hidden: int, batch: int) -> tuple[int, int, int]:
-    """Features and units as they are padded, and rows of a call; a larger batch is cut.
+    """Padded features and units, and the rows of a call; a larger batch is split.
 
-    More than 1024 units are not for the persistent algorithm however they are padded: they are rounded up to 8, for
-    tensor cores, and the batch is not cut.
+    The persistent algorithm never takes more than 1024 units: they are rounded up to a multiple of 8, for the tensor
+    cores, and the batch is not split.
     """
     units = _up(hidden, UNITS)
     if units > MOST_UNITS:
@@ -46,7 +46,7 @@ def changes(features: int, hidden: int, batch: int, *, layers: int = 1, directio
     return layers * directions > 1 or padded_sizes(features, hidden, batch) != (features, hidden, batch)
 
 
-#: Padded weights by layer and direction, each with what tells that they still hold.
+#: Padded weights by layer and direction, each with the keys that show whether they are still valid.
 Kept = dict[int, Any]
 
 
@@ -114,7 +114,7 @@ def _up(size: int, multiple: int) -> int:
 def _rows(
     lstm: nn.RNNBase, x: Tensor, state: State, weights: list[Tensor], row_dim: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """One layer in one direction, in calls of as many rows as cuDNN likes: output, h and c (1, batch, H)."""
+    """Run one layer and direction, in calls of at most the rows that cuDNN takes: output, h and c (1, batch, H)."""
     batch, hidden = x.size(row_dim), state[0].size(2)
     units, features = weights[1].size(1), weights[0].size(1)
     rows = padded_sizes(x.size(2), hidden, batch)[2]
@@ -137,7 +137,7 @@ def _rows(
 
 
 def _widened(value: Tensor, columns: int, added: tuple[int, ...]) -> Tensor:
-    """With more columns of zeros, and what `added` says in other dimensions; itself where nothing is added."""
+    """Pad with columns of zeros, and by `added` in the other dimensions; the tensor itself if nothing is added."""
     pads = (0, columns, *added[2:])
     return functional.pad(value, pads) if any(pads) else value
 

@@ -426,7 +426,7 @@ def test_a_training_that_fails_before_its_first_step_leaves_nothing(tmp_path, mo
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr("seq2seq.training.folder.replace", full)
+        patch.setattr("seq2seq.training.folder.write_whole", full)
         assert main(["train", "forecasting", *WORDS, "--out", str(out)]) == 1
     assert everything(tmp_path) == before
     for name, split in (("training", "train"), ("validation", "validation")):

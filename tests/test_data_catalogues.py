@@ -8,9 +8,8 @@ import sys
 import pytest
 
 from seq2seq.data import catalogues
-from seq2seq.data.batch import DataUnavailableError
 from seq2seq.data.catalogues import catalogue_pairs, read_catalogue
-from seq2seq.data.errors import DataError
+from seq2seq.data.errors import DataError, DataUnavailableError
 from seq2seq.data.text_file import composed
 
 pytest.importorskip("hypothesis")

@@ -13,8 +13,7 @@ import pandas as pd
 import pytest
 import torch
 
-from seq2seq.data.batch import DataUnavailableError
-from seq2seq.data.errors import DataError
+from seq2seq.data.errors import DataError, DataUnavailableError
 from seq2seq.data.series import NAMES, Frequency, built_in, calendar
 from seq2seq.data.series_file import Columns, read_series
 

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from seq2seq.data.batch import DataUnavailableError
+from seq2seq.data.errors import DataUnavailableError
 from seq2seq.data.tokens import BEGIN, END, PAD, SMALLEST_VOCABULARY, SPECIAL, UNKNOWN, Subwords
 
 pytest.importorskip("hypothesis")

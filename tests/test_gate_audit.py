@@ -233,9 +233,9 @@ def test_the_audit_knows_usual_errors_as_the_gate_does(converged, monkeypatch):
     """The reference's on a few other problems, of a checkpoint those at its own weights; norms likewise."""
     asked = []
 
-    def spy(found, truth, expected, precision, terms, usual, usual_errors):
+    def spy(found, truth, expected, precision, usual, usual_errors, **limits):
         asked.append((usual(), usual_errors()))
-        return judge(found, truth, expected, precision, terms, usual, usual_errors)
+        return judge(found, truth, expected, precision, usual, usual_errors, **limits)
 
     monkeypatch.setattr(parity, "judge", spy)
     weights, batch, gate = starting_weights(converged, 0), converged.make_batch(0), Gate(converged, "training", "cpu")

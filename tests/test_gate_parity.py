@@ -131,7 +131,7 @@ def test_a_right_gradient_of_a_model_of_few_units_passes():
     truth, name = gate.quantities(833_238, "truth"), f"{GRADIENT}encoder.lstm.weight_ih_l0"
     # Errors of the reference and of the kernel as they were found, so that all machines judge the same.
     expected, found = (truth | {name: truth[name] * (1 + error)} for error in (3.43e-7, 4.40e-6))
-    verdict = judge(found, truth, expected, "fp32", gate.terms, gate.usual_norms)
+    verdict = judge(found, truth, expected, "fp32", gate.usual_norms, terms=gate.terms)
     assert verdict.passed, verdict.describe()
 
 
@@ -186,7 +186,7 @@ def test_a_wrong_gradient_does_not_hide_behind_terms_that_cancel(workload, plant
         expected = gate.quantities(1, precision)
         changed = expected | {name: planted * expected[name]}
         for quantities, passes in ((expected, True), (changed, False)):
-            verdict = judge(quantities, truth, expected, precision, gate.terms, gate.usual_norms)
+            verdict = judge(quantities, truth, expected, precision, gate.usual_norms, terms=gate.terms)
             assert {check.name: check.passed for check in verdict.checks}[name] is passes
 
 

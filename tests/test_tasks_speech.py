@@ -15,9 +15,8 @@ from torch import nn
 
 from seq2seq.data import tones
 from seq2seq.data.audio import BANDS, RATE
-from seq2seq.data.batch import DataUnavailableError
-from seq2seq.data.bucketing import padding_waste
-from seq2seq.data.errors import DataError
+from seq2seq.data.bucketing import bucketed, padding_waste
+from seq2seq.data.errors import DataError, DataUnavailableError
 from seq2seq.data.speech_corpus import read_corpus
 from seq2seq.data.tokens import BEGIN, END, UNKNOWN
 from seq2seq.models.base import IGNORE_TOKEN, Model
@@ -118,8 +117,8 @@ def test_buckets_waste_less_than_chance():
     lengths = [example.lengths for example in speech.load(count=300).examples["train"]]
     order = np.random.default_rng(0).permutation(len(lengths)).tolist()
     chance = [order[at : at + 16] for at in range(0, len(order), 16)]
-    bucketed = speech.bucketed(lengths, 16, 0, 0)
-    assert padding_waste(lengths, bucketed) < 0.5 * padding_waste(lengths, chance)
+    like = bucketed(lengths, 16, 0, 0)
+    assert padding_waste(lengths, like) < 0.5 * padding_waste(lengths, chance)
 
 
 def test_normalisation_and_alphabet_are_those_of_training(task):
@@ -171,7 +170,7 @@ def test_state_survives_json(task, folder):
     model = task.model_config().build(nn.LSTM)
     paths = sorted(folder.glob("*.wav"))
     assert again.predict(model, paths, 8) == task.predict(model, paths, 8)
-    with pytest.raises(ValueError, match="there are no recordings"):
+    with pytest.raises(ValueError, match="restored without data"):
         next(again.batches("train", 2, 0, 0))
 
 
@@ -347,7 +346,6 @@ def test_bad_option_is_refused(options):
 def test_missing_package_says_what_to_install(monkeypatch, task):
     """Without jiwer, scores say which package is missing, and how to install it."""
     monkeypatch.setitem(sys.modules, "jiwer", None)
-    speech._jiwer.cache_clear()
     with pytest.raises(DataUnavailableError, match="jiwer, which is not installed: pip install jiwer"):
         task.evaluate(task.model_config().build(nn.LSTM), 8, "cpu")
 

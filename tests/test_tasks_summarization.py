@@ -9,7 +9,7 @@ from itertools import pairwise
 
 import pytest
 
-from seq2seq.data.batch import DataUnavailableError
+from seq2seq.data.errors import DataUnavailableError
 from seq2seq.data.synthetic_news import make_news
 from seq2seq.tasks import summarization
 from seq2seq.tasks.task import DECODERS

@@ -13,7 +13,8 @@ from seq2seq.data.errors import DataError
 from seq2seq.data.tokens import BEGIN, END, PAD
 from seq2seq.models.base import IGNORE_TOKEN
 from seq2seq.tasks import summarization, translation
-from seq2seq.tasks.text import collate, split_pairs
+from seq2seq.tasks.sequences import collate
+from seq2seq.tasks.text import split_pairs
 
 pytest.importorskip("hypothesis")
 pytest.importorskip("tokenizers")

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from seq2seq.data.batch import DataUnavailableError
+from seq2seq.data.errors import DataUnavailableError
 from seq2seq.tasks import translation
 from seq2seq.tasks.task import DECODERS
 

@@ -8,7 +8,8 @@ import sys
 import pytest
 import torch
 
-from seq2seq.data.batch import Batch, DataUnavailableError
+from seq2seq.data.batch import Batch
+from seq2seq.data.errors import DataUnavailableError
 from seq2seq.data.windows import FEATURES, Series, seattle_temperatures, temperature_batch, window_starts, windows
 from seq2seq.models.base import IGNORE_TOKEN
 from seq2seq.models.encoder_decoder import Seq2SeqConfig

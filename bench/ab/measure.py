@@ -72,7 +72,7 @@ class Setting:
 
     @property
     def turns(self) -> dict[str, Any]:
-        """Fields of the request that makes variants ready; a revision that does not know one leaves it alone."""
+        """Fields of the request that prepares variants; a revision ignores a field that it does not know."""
         found: dict[str, Any] = {"energy": self.idle.available}
         return found if self.block_s is None else found | {"block_s": self.block_s}
 
@@ -81,7 +81,7 @@ class Setting:
         return Worker(settings, self.log, self.cache(settings.home))
 
     def cache(self, home: Home) -> Path:
-        """Folder for what compilers cache, for each home its own: kernels of two revisions must not meet."""
+        """Folder for compiler caches, one for each home: two revisions must not share kernels."""
         return self.scratch / f"cache-{[side.home for side in self.sides].index(home)}"
 
     @property
@@ -129,7 +129,7 @@ class Contest:
         return self.setting.folder.append(*records)
 
     def _drop(self, variant: str, failure: dict[str, Any]) -> None:
-        """Take a variant out on both sides: one side alone answers nothing."""
+        """Remove a variant from both sides, since one side alone allows no comparison."""
         self.failures[variant] = failure
         name, _, side = variant.partition("#")
         (other,) = {on(name, one) for one in SIDES if one != side}
@@ -155,7 +155,7 @@ class Contest:
                 self._drop(case.variant, failed(error.status, error.reason))
 
     def _seating(self, number: int) -> bool:
-        """Take one seating; returns whether it ended well."""
+        """Measure one seating; return whether it ended well."""
         setting = self.setting
         # The first process gets other memory than the second, so they change places.
         order = setting.sides if number % 2 == 0 else setting.sides[::-1]

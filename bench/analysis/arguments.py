@@ -34,8 +34,8 @@ def add_history(command: argparse.ArgumentParser) -> None:
         "--by",
         choices=("speedup", "time"),
         default="speedup",
-        help="series of each case's time relative to the reference of its rounds, in which a machine that drifts "
-        "cancels, or of its time as it is (default: speedup)",
+        help="speedup: each case's time relative to the reference of its rounds, so that drift of the machine cancels; "
+        "time: its time as it is (default: speedup)",
     )
     add("--format", choices=("text", "csv", "markdown"), default="text", help="markdown suits a pull request")
     add("--output", type=Path, metavar="FILE", help="new file for csv or markdown instead of the terminal")
@@ -50,7 +50,7 @@ def add_margin(command: argparse.ArgumentParser) -> None:
         type=share,
         default=0.02,
         metavar="PERCENT",
-        help="a change whose interval lies within this is called same (default: 2%%)",
+        help="a change is called same if its interval lies within this (default: 2%%)",
     )
     add(
         "--fail-on",

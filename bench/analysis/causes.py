@@ -1,7 +1,8 @@
-"""Causes of a change between two runs: what differs in their environments, and a guess sorted by what speaks for it.
+"""Causes of a change between two runs: what differs in their environments, and likely causes in order.
 
-The guess is a rule and no proof. It counts points: what changed between the two runs, whether the other cases changed
-at the same run, and how sure the change itself is. Each cause carries its reasons, so that a reader can disagree.
+The order is a rule of thumb, not a proof. It counts points: what changed between the two runs, whether the other cases
+changed at the same run, and how sure the change itself is. Each cause carries its reasons, so that a reader can
+disagree.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Rules for comparing two runs: the facts of machine, software, threads and problem that must agree.
 
-A difference in one of them would look like a difference of the code. So it refuses the comparison, by name and with
-both values; what only may matter (governor, frequency, system) is a warning. The commit may differ: that is what is
-compared.
+A difference in one of them would look like a difference of the code. So the comparison is refused, and each difference
+is listed with both values. Facts that matter less (governor, frequency, system) give a warning. The commit is allowed
+to differ, since that is what is compared.
 """
 
 from __future__ import annotations
@@ -143,10 +143,10 @@ def warnings(base: Environment, new: Environment) -> tuple[str, ...]:
 
 
 def plugins(base: Environment, new: Environment) -> tuple[str, ...]:
-    """Differences between the plugins of two runs, in which the change that is looked for may lie.
+    """Differences between the plugins of two runs, which can be the cause of a change.
 
-    Files are compared by their content, so a plugin that was only moved is the same. Releases that did not record
-    plugins may have had any.
+    Files are compared by content, so a plugin that was only moved is the same. Runs of releases that did not record
+    plugins can have had any.
     """
     return tuple(map(str, _plugins(base, new)))
 

@@ -1,9 +1,9 @@
 """Count how often the intervals hold the truth: `python -m bench.analysis.derive_intervals`.
 
-Draws runs whose truth is known, calm and otherwise, and counts how often a 95 % interval holds it, beside a plain
-bootstrap that takes every round, or every call, for independent. The truth is the median, or the percentile, of all
-rounds of all processes that might have been run, over the whole time of a run: a drift within the run is part of it.
-`bench.analysis.intervals` holds the method and its numbers.
+Simulates runs with a known truth, on calm and on disturbed machines, and counts how often a 95 % interval contains it.
+A plain bootstrap, which takes all rounds or calls as independent, is shown for comparison. The truth is the median, or
+the percentile, over all rounds of all processes that could have been run, over the whole time of a run, so it includes
+the drift within the run. `bench.analysis.intervals` holds the method and its numbers.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from kernels.host.numbers import whole
 from kernels.host.output import run_command
 from kernels.host.usage import Parser
 
-#: Spread of a round's ratio, and of a call's time within its round, as a share: what a calm machine gave.
+#: Spread of a round's ratio, and of a call's time within its round, as a share, as measured on a calm machine.
 NOISE = 0.02
 CALLS = 10
 #: Processes and rounds of each.
@@ -79,14 +79,14 @@ def heavy(generator: np.random.Generator, processes: int, rounds: int) -> Floats
 
 
 def spoilt(generator: np.random.Generator, processes: int, rounds: int, least: float = -1) -> Floats:
-    """A tenth of the rounds is off by up to twofold, either way or one."""
+    """A tenth of the rounds is off by a factor of up to two, in one direction or in both."""
     hit = generator.random((processes, rounds)) < 1 / 10
     noise = calm(generator, processes, rounds)
     return np.asarray(noise + hit * np.log(2) * generator.uniform(least, 1, (processes, rounds)))
 
 
 def machine_drift(generator: np.random.Generator, processes: int, rounds: int) -> Floats:
-    """The machine slows down by 30 % and then at once by as much; both variants of a round alike."""
+    """The machine slows down by 30 % gradually and then by as much suddenly; both variants of a round alike."""
     level = np.linspace(0, 0.3, rounds) + 0.3 * (np.arange(rounds) >= rounds // 2)
     noise = generator.normal(0, NOISE / np.sqrt(2), (2, processes, rounds))
     reference, variant = np.exp(level + noise)
@@ -99,7 +99,7 @@ def drift(generator: np.random.Generator, processes: int, rounds: int) -> Floats
 
 
 def own_drift(generator: np.random.Generator, processes: int, rounds: int) -> Floats:
-    """The ratio drifts in every process its own way."""
+    """In every process the ratio drifts in a different way."""
     slopes = generator.normal(0, 1, (processes, 1))
     return calm(generator, processes, rounds) + NOISE * slopes * np.linspace(-2, 2, rounds)
 
@@ -152,7 +152,7 @@ SHARES = (0.50, 0.90, 0.95, 0.99)
 
 
 def calls(draw: Draw, generator: np.random.Generator, processes: int, rounds: int) -> Floats:
-    """Times of single calls, (processes, rounds, calls): a twentieth is late by some tenths, the rest nearly normal."""
+    """Times of single calls, (processes, rounds, calls): one in twenty is some tenths longer, others almost normal."""
     size = (processes, rounds, CALLS)
     late = (generator.random(size) < 1 / 20) * generator.exponential(0.1, size)
     return np.exp(draw(generator, processes, rounds)[..., None] + generator.normal(0, NOISE, size) + late)
@@ -167,7 +167,7 @@ def _plain_ranks(count: int, share: float) -> tuple[int, int]:
 
 
 def plain_interval(values: Floats, share: float = 0.5) -> Interval:
-    """The bootstrap interval of values that are all taken for independent: the defect that the table shows."""
+    """The bootstrap interval of values if all are taken as independent, whose defect the table shows."""
     low, high = _plain_ranks(len(values), share)
     ordered = np.sort(values)
     return Interval(float(np.quantile(values, share)), float(ordered[low]), float(ordered[high]))

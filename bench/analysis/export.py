@@ -1,7 +1,7 @@
 """A run in another program's format: pytest-benchmark's JSON, which `pytest-benchmark compare` opens.
 
-pytest-benchmark computes its own statistics here too, so that a column means what it means in its other files. One of
-its rounds is one single call; its median is the p50 of the case's record.
+pytest-benchmark itself computes the statistics, so that a column means the same as in its other files. One of its
+rounds is a single call, and its median is the p50 of the case's record.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ EXTRA = (
 
 @dataclass(frozen=True)
 class Exported:
-    """The file's text, how many cases are in it, and which are not, each with its status."""
+    """Text of the file, number of cases in it, and the cases left out, each with its status."""
 
     text: str
     cases: int
@@ -108,7 +108,7 @@ def _plain(value: Any) -> Any:
 
 
 def _machine(environment: Mapping[str, Any]) -> dict[str, Any]:
-    """Facts that the run recorded about its machine, under pytest-benchmark's names where it has one."""
+    """Facts that the run recorded about its machine, under pytest-benchmark's names where they exist."""
     machine, software = (_section(environment, name) for name in ("machine", "software"))
     return {
         "processor": machine.get("processor"),

@@ -14,7 +14,6 @@ from bench.analysis.tables import ComparisonTable, escaped, markdown_table
 from bench.console import Console
 from bench.plan.cases import REFERENCE
 
-FORMATS = ("text", "csv", "markdown")
 CSV_COLUMNS = (
     "workload",
     "mode",

@@ -323,7 +323,7 @@ def _between(off: Floats, explained: float) -> tuple[float, float]:
 def _news(marks: Sequence[Floats]) -> float:
     """Effective number of rounds over their number: below 1 where rounds resemble those before.
 
-    Above 1 where the marks follow a drift, which the rounds cover evenly and so better than chance would.
+    Above 1 if the marks follow a drift, because the rounds sample a drift evenly, which is better than at random.
     """
     length = float(np.mean([len(m) for m in marks]))
     centred = [m - m.mean() for m in marks]

@@ -1,8 +1,8 @@
 """Racing: which variants of a group still need rounds, and when the group's answer stands.
 
 The answer is the fastest variant, or the set of variants that are equal to it within `MARGIN`: not those whose
-intervals merely overlap, but those whose interval lies within the margin. Rounds go on for what is undecided between
-the fastest and its rivals, and for intervals that are wider than the suite asks for. All others rest.
+intervals merely overlap, but those whose interval lies within the margin. Further rounds go to variants that are
+undecided between fastest and slower, and to those whose intervals are wider than the suite asks for. All others rest.
 
 Looking often and stopping when the figures please would make intervals hold less often than they say. So a run looks
 at doublings of its rounds alone, and decides by intervals that are `CARE` times as wide as those that it reports;
@@ -137,8 +137,8 @@ class Race:
 def missing_factor(found: Standing, interval: float, widths: Iterable[float] = ()) -> float:
     """Factor by which rounds must grow for the answer to stand, estimated from the present doubt.
 
-    Doubt falls with the square root of the rounds. Of an undecided rival the nearer way counts: to be surely slower,
-    or surely equal.
+    Doubt falls with the square root of the rounds. For an undecided rival, the nearer of two outcomes counts: surely
+    slower, or surely equal.
 
     Args:
         found: of the group.

@@ -59,7 +59,7 @@ class Rates:
     def bandwidth(self, working_set: float) -> float | None:
         """Bytes per second of a working set: the best measured with one at least as large, the next smaller included.
 
-        The next smaller one is, since part of a set that is too large for a cache still stays in it.
+        The next smaller one is included because part of a set that is too large for a cache still stays in it.
         """
         if not self.bytes_per_s:
             return None
@@ -221,8 +221,8 @@ def faster(bound: Least, work: Work) -> bool:
 def share(work: Work, ceilings: Ceilings) -> dict[str, Any]:
     """`ceiling_share` and `bound`; empty where the ceiling is not known.
 
-    A case can be faster than what several threads were measured to do, but slower than the multiple of what one did.
-    Then that measurement was disturbed, and the ceiling is not known either.
+    If a case is faster than the limit measured with several threads, but slower than the limit of one thread times
+    their number, then the measurement with several threads was disturbed, and the ceiling is unknown.
     """
     found = least(work, ceilings.rates)
     if not found.products_s or not found.bytes_s or faster(found, work):

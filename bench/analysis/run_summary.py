@@ -59,8 +59,8 @@ class RankedGroup:
     def leaders(self) -> tuple[Record, ...]:
         """The fastest record, the reference included, and those not surely slower than it; empty when nothing ran.
 
-        Where a run did not record how they stand, two records differ where their intervals do not overlap: of the
-        speedup, or of the median where no reference ran.
+        If a run did not record how variants compare, two of them differ if their intervals do not overlap: those of the
+        speedup, or those of the median if no reference ran.
         """
         timed = [record for record in self.ok if pace(record)[0] < UNTIMED]
         if not timed:

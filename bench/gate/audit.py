@@ -1,15 +1,17 @@
-"""Audit of what the gate cannot see: do the timed calls do their work, each time, before they return?
+"""Audit of what the gate cannot see: whether each timed call does all of its work before it returns.
 
-The gate judges a variant on weights and inputs of its own, elsewhere in memory. Here it is the timed call itself, on
-the timed batch itself, whose content is changed in place: a result kept for an address, for a version or from the first
-call is then a wrong result, and the gate's limits say so. What is right but was not computed, because the same content
-came before, shows in the time: a call must not be faster on inputs it has seen (`repeated_inputs.py`).
+The gate judges a variant on weights and inputs of its own, elsewhere in memory. The audit examines the timed call
+itself, on the timed batch itself, whose content is changed in place. A result that was cached by address, by version or
+from the first call is then wrong, and exceeds the gate's limits. A result that is right but was not computed, because
+the same content came before, shows in the time: a call must not be faster on inputs that it has seen
+(`repeated_inputs.py`).
 
-Inputs are written so that their version counters stand still, as a caller may who uses `tensor.data` or NumPy. Weights
-are loaded as an optimizer changes them: to keep packed weights for as long as their version stands still is honest.
+Inputs are changed without changing their version counters, as callers do who use `tensor.data` or NumPy. Weights are
+loaded in the way an optimizer changes them, so caching packed weights for as long as their version is unchanged is
+honest.
 
-Not checked: CPU time after the call has returned. OpenMP's own threads wait busily for a while after each parallel
-region, and work ahead of the next call gains nothing unless that call's input was seen before.
+Not checked: CPU time after the call has returned. OpenMP's own threads spin for a while after each parallel
+region, and working ahead gains nothing unless the next call's input was seen before.
 """
 
 from __future__ import annotations
@@ -33,9 +35,9 @@ from seq2seq.data.batch import Batch
 from seq2seq.execution.executable import LEARNING_RATE, Executable
 from seq2seq.models.weights import Weights
 
-#: How long results that were wrong at return are given to become right, seconds: it decides the words alone.
+#: Seconds after which results that were wrong at return are looked at again; this affects only the wording.
 LATE_S = 0.25
-#: Error that an optimizer step may have, as a share of the step; a step that was left out has 1.
+#: Largest error of an optimizer step, as a share of the step; a step that was left out has 1.
 STEP_SHARE = 0.01
 #: Attempts at a step whose loss scale overflows, each with half the scale of the one before.
 STEP_ATTEMPTS = 16
@@ -63,7 +65,7 @@ _TIMEKEEPERS: tuple[tuple[Any, str, Any], ...] = tuple(
 
 
 def restore_timekeepers() -> list[str]:
-    """Put back every clock that was replaced since this module was imported; returns their names."""
+    """Restore every clock that was replaced since this module was imported; return their names."""
     changed = []
     for owner, name, value in _TIMEKEEPERS:
         if getattr(owner, name) is not value:
@@ -155,7 +157,7 @@ class Audit:
         return f"replaced {', '.join(changed)}, with which time is measured" if changed else reason
 
     def _work(self, executable: Executable, prepared: Batch, seed: int) -> None:
-        """Two problems one after the other in the same memory: each result right, complete, and left alone."""
+        """Run two problems in turn in the same memory: each result must be right, complete, and stay unchanged."""
         other = AuditProblem(
             self._gate.weights(seed),
             self._gate.batch(seed),
@@ -177,7 +179,7 @@ class Audit:
             before = call
 
     def _watched(self, executable: Executable, prepared: Batch, problem: AuditProblem) -> _Call:
-        """Call once and see that nothing was touched that is not the call's to touch."""
+        """Call once, and check that the call changed nothing but its own results."""
         inputs = {name: value.clone() for name, value in prepared.tensors().items()}
         weights = {name: value.detach().clone() for name, value in executable.model.named_parameters()}
         if executable.mode == "training":
@@ -226,7 +228,7 @@ class Audit:
     def _right(
         self, executable: Executable, prepared: Batch, problem: AuditProblem, call: _Call, before: _Call | None
     ) -> None:
-        """Compare what was there at return with truth; what is wrong is looked at again, to say how."""
+        """Compare the results at return with truth; look at wrong ones again later, in case they were late."""
         precision = executable.variant.precision
         truth = {} if executable.mode == "decode" else problem.quantities("truth")
         expected = problem.quantities(precision)
@@ -260,7 +262,7 @@ class Audit:
         raise RefusedError(msg)
 
     def _address(self, executable: Executable, prepared: Batch, seed: int) -> None:
-        """With weights left alone: new content in the timed memory gives what it gives in memory of its own."""
+        """Check that new content in the timed memory gives the same result as elsewhere; weights are unchanged."""
         executable.restart(self._timed.weights)
         prepared.overwrite(executable.prepare(self._timed.batch))
         call_once(executable, prepared)
@@ -321,7 +323,7 @@ def _memory(value: Tensor) -> int:
 
 @contextlib.contextmanager
 def _collector_off() -> Iterator[None]:
-    """Switch the garbage collector off, as in a timed block: a variant must not recognise a check by it."""
+    """Switch the garbage collector off, as in a timed block, so that a variant cannot recognise a check by it."""
     collecting = gc.isenabled()
     gc.disable()
     try:

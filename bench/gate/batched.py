@@ -1,8 +1,8 @@
 """The gate of batched serving: what a query gets in a batch equals what it gets alone.
 
-A variant may pass the gate and still let queries touch each other: by padding that leaks into a result, by a scale that
-is taken over the whole batch, by rows that change places. Each side may err from the truth by the gate's limit, so the
-two may differ by twice that.
+A variant can pass the gate although queries influence each other: through padding that leaks into a result, a scale
+that is taken over the whole batch, or swapped rows. Each side is allowed the error of the gate's limit, so the two are
+allowed to differ by twice that.
 """
 
 from __future__ import annotations

@@ -1,10 +1,9 @@
-"""The gate of decoding by step: what a query generates in a row that it joins is what it generates alone.
+"""The gate of decoding by step: a query must generate the same tokens in a row that it joins as alone.
 
-Where two tokens are nearly as likely, rounding decides, and everything after differs. So, as in `bench.gate.decoding`,
-tokens are not compared with tokens: the query alone, as one call of the whole sequence, is fed with what its row chose.
-Each choice must be the likeliest of that call unless errors of the gate's size explain it, so that where the margin is
-larger the tokens are those of the query alone. The scores must be that call's, and a query must end where its end token
-or its last step says.
+If two tokens are almost equally likely, rounding decides between them, and everything after differs. So, as in
+`bench.gate.decoding`, tokens are not compared with tokens: one call on the whole sequence of the query alone is fed the
+tokens that its row chose. Each of them must be the likeliest in that call too, unless errors within the gate's limits
+explain the choice. The scores must equal those of the call, and a query must end at its end token or last step.
 """
 
 from __future__ import annotations
@@ -68,12 +67,12 @@ def check_decoded(
     if claimed:
         error = relative_error(torch.cat(claimed), torch.cat(alone))
         checks.append(Batched(error, 2 * limits[1], "scores of all queries, step by step"))
-    # What is no number is beyond every limit.
+    # NaN is beyond every limit.
     return max(checks, key=lambda each: math.inf if math.isnan(each.error) else each.error / each.limit)
 
 
 def _ends_right(tokens: list[int], most: int, vocabulary: int) -> bool:
-    """Return whether tokens end with the first end token among them, or without one after the last step."""
+    """Return whether tokens end at their first end token, or at the last step if they have none."""
     if not tokens or not all(0 <= token < vocabulary for token in tokens) or END in tokens[:-1]:
         return False
     return len(tokens) == most or (len(tokens) < most and tokens[-1] == END)

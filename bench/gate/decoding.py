@@ -1,7 +1,7 @@
 """The gate of the mode `decode`: what was generated is compared with truth along its own path.
 
-Free running jumps: where two tokens are nearly as likely, rounding decides, and everything after differs. So tokens are
-not compared with truth's tokens. Truth, the loop in float64, is fed with what the variant chose, and then
+Free running is discontinuous: if two tokens are almost equally likely, rounding decides, and everything after differs.
+So tokens are not compared with truth's tokens. Truth, the loop in float64, is fed with what the variant chose, and then
 
 - `outputs`: along the target, the same for all, every step's outputs keep within the usual limits;
 - `scores`: the log-probabilities that the variant claims are those that truth gives the same tokens;

@@ -8,13 +8,12 @@ in place of the reference's error, which would be zero against itself. Limits ar
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor
 
-from bench.gate.parity import Gate, gate_for, judge, kept_weights
-from bench.gate.tolerance import ROUNDOFF, Verdict
+from bench.gate.parity import Gate, gate_for, kept_weights
+from bench.gate.tolerance import ROUNDOFF
 from seq2seq.execution.variants import REFERENCE
 from seq2seq.models.weights import Weights
 from seq2seq.own_model.execution import OwnExecutable, execute_own
@@ -39,6 +38,7 @@ class OwnGate(Gate):
     workload: OwnWorkload  # type: ignore[assignment]
 
     def __init__(self, workload: OwnWorkload, mode: str, device: str) -> None:
+        self.widened = WIDENED if workload.narrow else 1.0
         super().__init__(workload, mode, device)  # type: ignore[arg-type]
 
     def draw(self, seed: int) -> Weights:
@@ -88,19 +88,6 @@ class OwnGate(Gate):
         kept = {name: value for name, value in weights.items() if name in embedded or not value.is_floating_point()}
         others = {name: value for name, value in weights.items() if name not in kept}
         return rounded_weights(others) | kept
-
-    def judge(
-        self,
-        found: dict[str, Tensor],
-        truth: dict[str, Tensor],
-        expected: dict[str, Tensor],
-        precision: str,
-        usual: Callable[[], Mapping[str, float]],
-        usual_errors: Callable[[], Mapping[str, float]],
-    ) -> Verdict:
-        """Judge as `Gate.judge` does, with wider limits against a truth in float32."""
-        widened = WIDENED if self.workload.narrow else 1.0
-        return judge(found, truth, expected, precision, self.terms, usual, usual_errors, widened)
 
 
 def nudged(weights: Weights) -> Weights:

@@ -107,14 +107,15 @@ RECOGNISABLE = 0.75
 NOTHING = 1e-10
 
 
-def judge(  # noqa: PLR0913, PLR0917 - three sides, and what their limits depend on
+def judge(  # noqa: PLR0913 - three sides, and what their limits depend on
     found: dict[str, Tensor],
     truth: dict[str, Tensor],
     expected: dict[str, Tensor],
     precision: str,
-    terms: int = 0,
     usual: Callable[[], Mapping[str, float]] = dict,
     usual_errors: Callable[[], Mapping[str, float]] = dict,
+    *,
+    terms: int = 0,
     widened: float = 1.0,
 ) -> Verdict:
     """Hold a variant's quantities against truth.
@@ -225,6 +226,8 @@ class Gate:
         self.weights = functools.cache(self.draw)
         self._batch = functools.cache(lambda seed: self.askable(workload.make_batch(seed), self.weights(seed)))
         self.quantities = functools.cache(self._compute)
+        #: `judge` with the limits of this gate.
+        self.judge = functools.partial(judge, terms=self.terms, widened=self.widened)
 
     def check(self, executable: Executable, seed: int) -> Verdict:
         """Judge an executable on the weights and batch of a seed; its own weights are put back afterwards."""
@@ -235,18 +238,6 @@ class Gate:
         truth = self.quantities(seed, "truth")
         usual_errors = functools.partial(self.usual_errors, precision)
         return self.judge(found, truth, expected, precision, self.usual_norms, usual_errors)
-
-    def judge(
-        self,
-        found: dict[str, Tensor],
-        truth: dict[str, Tensor],
-        expected: dict[str, Tensor],
-        precision: str,
-        usual: Callable[[], Mapping[str, float]],
-        usual_errors: Callable[[], Mapping[str, float]],
-    ) -> Verdict:
-        """Compare quantities with truth with the limits of this gate; the arguments are those of `judge`."""
-        return judge(found, truth, expected, precision, self.terms, usual, usual_errors)
 
     def draw(self, seed: int) -> Weights:
         """Weights of a seed, fp32."""

@@ -1,8 +1,8 @@
 """Code shared by the tests here: the gate around pytest-benchmark's timing, and the facts beside its figures.
 
-pytest-benchmark does the timing alone: its loop, its rounds, its statistics. That makes it a second instrument for what
-`bench/timing/seat.py` measures, though both read the same system clock and warm up alike. Only what is right is timed,
-as everywhere here.
+The timing is entirely pytest-benchmark's: its loop, its rounds, its statistics. That makes it a second instrument for
+what `bench/timing/seat.py` measures, although both read the same system clock and warm up in the same way. As
+everywhere here, only correct variants are timed.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ def accepted(verdict: Verdict, when: str) -> Verdict:
 
 
 def waited_for(call: Callable[[], object], device: str) -> Callable[[], object]:
-    """The call itself on a CPU; on CUDA one that ends when the device is done."""
+    """The call itself on a CPU; on CUDA a call that waits for the device."""
     if device == "cpu":
         return call
 

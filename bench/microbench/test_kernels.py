@@ -235,7 +235,7 @@ class KernelProblem:
         expected = self._quantities(self._module(first.build, DTYPES[precision]), seed, vendor=False)
         reference = ReferenceCell if self.kernel.cell else LoopLSTM
         truth = self._quantities(self._module(reference, torch.float64), seed, vendor=False)
-        return judge(found, truth, expected, precision, self.size.batch * self.size.steps)
+        return judge(found, truth, expected, precision, terms=self.size.batch * self.size.steps)
 
     def _quantities(self, module: nn.Module, seed: int, vendor: bool) -> Quantities:
         """Outputs, states and gradients of one module, by name."""

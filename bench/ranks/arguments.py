@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import functools
 from pathlib import Path
 
 from bench.run.resume import SEEDS
@@ -16,6 +17,7 @@ BUCKET_MB = 25.0
 def add_arguments(command: argparse.ArgumentParser) -> None:
     """Add the options of the command."""
     add = command.add_argument
+    several = functools.partial(add, action="append", default=[])
     add("--workload", default="seed", metavar="NAME", help="workload, overrides as seed@batch=64 (default: seed)")
     add("--variant", metavar="NAME", help="variant, eager and in fp32 (default: onednn, on GPUs cudnn)")
     add(
@@ -24,53 +26,51 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
         default="cpu",
         help="cpu: gradients are exchanged by gloo; cuda: by NCCL, with a GPU for each rank (default: cpu)",
     )
-    add(
+    several(
         "--scaling",
-        action="append",
-        default=[],
         choices=SCALINGS,
-        help="strong: the ranks share the workload's batch; weak: each has one of its own; may be repeated (default: "
+        help="strong: the ranks share the workload's batch; weak: each has one of its own; can be repeated (default: "
         "both)",
     )
-    add(
+    several(
         "--world",
-        action="append",
-        default=[],
         type=whole(),
         metavar="N",
-        help="ranks that take part, at most as many as torchrun started; may be repeated (default: 1, 2, 4 and so on, "
+        help="ranks that take part, at most as many as torchrun started; can be repeated (default: 1, 2, 4 and so on, "
         "and all)",
     )
-    add(
+    several(
         "--bucket-mb",
-        action="append",
-        default=[],
         type=seconds,
         metavar="MB",
-        help=f"size of a gradient bucket; may be repeated (default: {BUCKET_MB:g}, as in PyTorch)",
+        help=f"size of a gradient bucket; can be repeated (default: {BUCKET_MB:g}, as in PyTorch)",
     )
-    add(
+    several(
         "--accumulate",
-        action="append",
-        default=[],
         type=whole(),
         metavar="N",
-        help="micro-batches into which a rank divides its part of a step; their gradients are exchanged once; may be "
+        help="micro-batches into which a rank divides its part of a step; their gradients are exchanged once; can be "
         "repeated (default: 1)",
     )
-    add("--rounds", type=whole(2), default=10, metavar="N", help="turns of each way to divide the work (default: 10)")
-    add("--steps", type=whole(), default=5, metavar="N", help="training steps of a turn (default: 5)")
+    add(
+        "--rounds",
+        type=whole(2),
+        default=10,
+        metavar="N",
+        help="rounds, in each of which every way to divide the work has a turn (default: 10)",
+    )
+    add("--steps", type=whole(), default=5, metavar="N", help="training steps in a turn (default: 5)")
     add("--threads", type=whole(), default=1, metavar="N", help="CPU threads of each rank (default: 1)")
     add(
         "--silence",
         type=seconds,
         default=60.0,
         metavar="S",
-        help="seconds that a collective may wait for a rank; one that says nothing for twice as long counts as hung "
+        help="seconds that a collective waits for a rank; a rank that is silent for twice as long counts as hung "
         "(default: 60)",
     )
-    add("--time-limit", type=seconds, default=900.0, metavar="S", help="seconds for the whole (default: 900)")
-    add("--exchange", type=Path, metavar="DIR", help="folder that all machines see; needed with several of them")
-    add("--plugin", action="append", default=[], type=Path, metavar="FILE.py", help="as in run; may be repeated")
-    add("--seed", type=whole(0, SEEDS), default=1, metavar="N", help="of the gate (default: 1)")
+    add("--time-limit", type=seconds, default=900.0, metavar="S", help="seconds for everything (default: 900)")
+    add("--exchange", type=Path, metavar="DIR", help="folder that all machines share; needed with several machines")
+    several("--plugin", type=Path, metavar="FILE.py", help="as in run; can be repeated")
+    add("--seed", type=whole(0, SEEDS), default=1, metavar="N", help="seed of the gate (default: 1)")
     add("--out", type=Path, metavar="DIR", help="new folder (default: results/runs/TIME-ranks)")

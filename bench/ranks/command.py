@@ -1,4 +1,4 @@
-"""`python -m bench ranks`: every process keeps its rank, and that of rank 0 makes the records."""
+"""`python -m bench ranks`: every process supervises its rank, and that of rank 0 writes the records."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ STATUSES = {
     RankEnd.FAILED: Status.ERROR,
     RankEnd.UNAVAILABLE: Status.UNAVAILABLE,
 }
-#: What a rank says that failed because another one did.
+#: Message of a rank that failed because another one did.
 OTHERS_FAULT = ("Connection", "gloo", "Timed out", "peer", "DistBackendError", "DistNetworkError", "ProcessGroup")
 
 
@@ -109,7 +109,7 @@ def _powers(world: int) -> list[int]:
 
 
 def culprit(reports: Sequence[RankReport]) -> RankReport | None:
-    """The rank that a failure is about: one that died, else one that hung, else one that failed by itself."""
+    """The rank that caused a failure: one that died, else one that hung, else one that failed by itself."""
     order = list(RankEnd)
     bad = [report for report in reports if report.ended is not RankEnd.DONE]
 
@@ -155,7 +155,7 @@ def recorded(
 
 
 def resumption(events: Sequence[dict[str, Any]], division: Division) -> dict[str, Any]:
-    """Fields of what checkpoints took, and of the rank whose weights were worst; none where no rank told of them."""
+    """Fields for the times of checkpoints and the rank with the largest error; empty if no rank reported any."""
     told = [event for event in events if event["event"] == "resumed" and Division.of(event) == division]
     if not told:
         return {}
@@ -199,7 +199,7 @@ def steps(arguments: argparse.Namespace, reports: Sequence[RankReport]) -> list[
 
 
 def show(console: Console, records: Sequence[RanksRecord]) -> None:
-    """Print a row a way, and the stragglers by name."""
+    """Print one row for each way to divide the work, and name the stragglers."""
     columns = ["scaling", "bucket", "parts", "ranks", "step", "before the first collective", "wait and rest",
                "efficiency", "slowest rank", "gradients", "checkpoint, resume"]  # fmt: skip
     rows = []

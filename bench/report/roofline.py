@@ -1,7 +1,7 @@
-"""The roofline: what every case reached, under what its machine can reach at most.
+"""The roofline: the speed that each case reached, below the limits of its machine.
 
-One chart a mode, with all workloads in it: a workload's cases have nearly the same FLOPs a byte, so they stand above
-each other and one name serves them all.
+One chart a mode, with all workloads in it: the cases of a workload have nearly the same FLOPs per
+byte, so they are in one column with one name.
 """
 
 from __future__ import annotations

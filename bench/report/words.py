@@ -1,7 +1,7 @@
 """The answer of a run in sentences: which variant is fastest, by how much, and whether that is sure.
 
-Names stand between backticks, which the page turns into code. A sentence never claims more than its
-intervals: variants that cannot be told apart share the first place, and doubtful samples are mentioned.
+Names are in backticks, which the page turns into code. A sentence never claims more than the intervals allow: variants
+that cannot be told apart share the first place, and doubtful samples are mentioned.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Carry-over: how much longer does a variant take because of the one that had the turn before it?
 
-All variants of a group take turns as a run leads them, and with them three planted ones that do what badly behaved
-runtimes do (`bench/worker/planted_neighbours.py`). The order is balanced, so each variant follows each other one
-equally often; its turns after one predecessor are then held against its usual ones in the rounds around them.
+All variants of a group take turns as in a run, together with three planted variants that behave like bad runtimes
+(`bench/worker/planted_neighbours.py`). The order is balanced, so each variant follows each other one equally often; its
+turns after one predecessor are then compared with its usual turns in the rounds around them.
 """
 
 from __future__ import annotations

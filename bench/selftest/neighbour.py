@@ -1,4 +1,4 @@
-"""A busy neighbour: is it noticed, does the ratio stand, and what does each of OpenMP's ways of waiting cost?
+"""A busy neighbour: whether it is noticed, whether the ratio is still right, and what OpenMP's ways of waiting cost.
 
 Users run OpenMP's default, so that is what the suite measures unless asked otherwise; this part shows what each choice
 does to the time of a call, on a quiet machine and beside a process that keeps one core busy.

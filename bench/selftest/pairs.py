@@ -32,7 +32,7 @@ class Pair:
         speedup: of the second name over the first, with its interval.
         rounds: rounds of all processes.
         noticed: rounds that something else disturbed.
-        kept_disturbed: of these, the ones that the figure had to be made of, for lack of others.
+        kept_disturbed: those of them that were still used, for lack of undisturbed ones.
         planted_share: extra work of the second name, measured apart, as a share of a call; 0 without.
         call_s: median time of a call of the first name, seconds.
         wall_s: what the pair took in all, seconds.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import re
 from pathlib import Path
 
@@ -21,32 +22,29 @@ MODES = ("inference", "decode")
 def add_arguments(command: argparse.ArgumentParser) -> None:
     """Add the options of the command."""
     add = command.add_argument
-    add(
+    several = functools.partial(add, action="append", default=[])
+    several(
         "--workload",
-        action="append",
-        default=[],
         metavar="GLOB",
-        help="workloads, overrides as seed@hidden=64; may be repeated (default: seed, to decode "
+        help="workloads, overrides as seed@hidden=64; can be repeated (default: seed; to decode: "
         "translation-small-scaled)",
     )
-    add(
+    several(
         "--variant",
-        action="append",
-        default=[],
         metavar="GLOB",
-        help="variants, which the reference joins; may be repeated (default: onednn and cpu-fused, on a GPU cudnn)",
+        help="variants, always with the reference; can be repeated (default: onednn and cpu-fused, on a GPU cudnn)",
     )
     add(
         "--bound",
         type=bound,
         metavar="pN=TIME",
-        help="latency that must hold, as p99=20ms; required by the scenario server",
+        help="latency bound, such as p99=20ms; required by the scenario server",
     )
     add(
         "--scenario",
         choices=SCENARIOS,
         default="server",
-        help="of LoadGen. server: Poisson arrivals, and a search for the highest load at which the bound holds; "
+        help="LoadGen scenario. server: Poisson arrivals, and a search for the highest load at which the bound holds; "
         "single-stream: one query after the other; offline: all queries at once (default: server)",
     )
     add(
@@ -54,7 +52,7 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
         type=seconds,
         default=60.0,
         metavar="S",
-        help="seconds of load for each variant; more where a percentile needs more queries (default: 60)",
+        help="seconds of load for each variant; more if a percentile needs more queries (default: 60)",
     )
     add(
         "--repeats",
@@ -92,14 +90,14 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     add(
         "--lengths",
         choices=LENGTHS,
-        help="padded: whoever comes shares a batch, padded to its longest; bucketed: only queries of about the same "
+        help="padded: any queries share a batch, padded to its longest; bucketed: only queries of about the same "
         "length do (default: padded)",
     )
     add(
         "--threads",
         type=whole(),
         metavar="N",
-        help="CPU threads of the variant (default: the cores that may be used but one, which the generator gets)",
+        help="CPU threads of the variant (default: all usable cores except one, which the generator gets)",
     )
     add(
         "--model",
@@ -107,18 +105,16 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
         metavar="FILE.py:FUNCTION",
         help="function that builds a model of your own, as in run; it is served in place of a workload",
     )
-    add(
+    several(
         "--inputs",
-        action="append",
-        default=[],
         type=own_model.reference,
         metavar="FILE.py:FUNCTION|TRACE.jsonl",
         help="function that returns its inputs, as in run: batches of two sequences or more, each of which becomes a "
         "query (default: example_inputs beside the model)",
     )
     add("--device", choices=("cpu", "cuda"), default="cpu", help="device (default: cpu)")
-    add("--plugin", action="append", default=[], type=Path, metavar="FILE.py", help="as in run; may be repeated")
-    add("--seed", type=whole(0, SEEDS), metavar="N", help="of gates, orders and arrivals (default: new)")
+    several("--plugin", type=Path, metavar="FILE.py", help="as in run; can be repeated")
+    add("--seed", type=whole(0, SEEDS), metavar="N", help="seed of gates, orders and arrivals (default: a new one)")
     add(
         "--out",
         type=Path,

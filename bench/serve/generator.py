@@ -1,8 +1,8 @@
 """The load generator: MLPerf LoadGen in a process of its own, `python -m bench.serve.generator` with a task on stdin.
 
-LoadGen schedules the queries ahead (Poisson arrivals in Server) and counts a latency from the scheduled time, so a
-system that is late cannot slow down the queries that come after it. A process of its own can be ended whatever LoadGen
-waits for, and its CPU time is that of generating alone.
+LoadGen schedules the queries ahead (Poisson arrivals in Server) and counts a latency from the scheduled time, so a slow
+system does not delay the queries that follow. A separate process can be ended whatever LoadGen is waiting for, and its
+CPU time is that of the generator only.
 """
 
 from __future__ import annotations

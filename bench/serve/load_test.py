@@ -29,6 +29,9 @@ NEEDED = 6.62
 SLACK = 1.2
 #: Seconds that a test may take beyond what LoadGen gives it: its start, its logs, and queries that wait.
 BEYOND_S, TIMES_LONGER = 30.0, 4.0
+#: Columns of a test that its record has too, and others.
+SHARED = ("lateness_p99_s", "generator_cores", "batch_mean", "waste")
+MEASURED = ("service_share", "energy_j", "energy_queries", "energy_s", "why")
 #: LoadGen's names of what a test does not satisfy that was too short, and of the bound.
 TOO_SHORT, PERFORMANCE = ("Min duration", "Min queries"), "Performance constraints"
 
@@ -50,7 +53,7 @@ class Bound:
 class Batching:
     """Limits of the queue: most queries in a batch (or rows), longest wait for company, who may share one.
 
-    `kind` is a name of `arguments.BATCHING`. By step none waits for company, and any lengths share rows.
+    `kind` is a name of `arguments.BATCHING`. By step, no query waits for others, and any lengths share rows.
     """
 
     largest: int
@@ -93,47 +96,23 @@ class LoadTest:
     energy_queries: int | None = None
     energy_s: float | None = None
 
+    @property
+    def latencies(self) -> dict[str, float | None]:
+        """Percentiles that rows and records have: LoadGen's own of the bound, and ours of the others."""
+        ours = {f"latency_p{percentile}_s": self.result.percentile(percentile) for percentile in (50, 90, 99)}
+        return ours | {"latency_bound_s": self.result.by_loadgen(self.bound.percentile)}
+
     def row(self, workload: str, variant: str) -> dict[str, Any]:
         """Its row of serving-tests.csv.gz."""
-        return {
-            "workload": workload,
-            "variant": variant,
-            "phase": self.phase,
-            "target_qps": self.target_qps,
-            "qps": self.result.qps,
-            "queries": self.queries,
-            "verdict": self.verdict.value,
-            "reason": self.reason,
-            "latency_p50_s": self.result.percentile(50),
-            "latency_p90_s": self.result.percentile(90),
-            "latency_p99_s": self.result.percentile(99),
-            "latency_bound_s": self.result.by_loadgen(self.bound.percentile),
-            "lateness_p99_s": self.lateness_p99_s,
-            "generator_cores": self.generator_cores,
-            "batch_mean": self.batch_mean,
-            "waste": self.waste,
-            "service_share": self.service_share,
-            "energy_j": self.energy_j,
-            "energy_queries": self.energy_queries,
-            "energy_s": self.energy_s,
-            "why": self.why,
-        }
+        first = {"workload": workload, "variant": variant, "phase": self.phase, "target_qps": self.target_qps}
+        found = {"qps": self.result.qps, "queries": self.queries, "verdict": self.verdict.value, "reason": self.reason}
+        return first | found | self.latencies | {name: getattr(self, name) for name in (*SHARED, *MEASURED)}
 
     def fields(self) -> dict[str, Any]:
         """Fields of a record that takes its latencies from this test."""
-        return {
-            "latency_p50_s": self.result.percentile(50),
-            "latency_p90_s": self.result.percentile(90),
-            "latency_p99_s": self.result.percentile(99),
-            "latency_bound_s": self.result.by_loadgen(self.bound.percentile),
-            "latency_ours_s": self.result.percentile(self.bound.percentile),
-            "queries": self.queries,
-            "loadgen": self.result.verdict,
-            "batch_mean": self.batch_mean,
-            "waste": self.waste,
-            "lateness_p99_s": self.lateness_p99_s,
-            "generator_cores": self.generator_cores,
-        }
+        found = {"latency_ours_s": self.result.percentile(self.bound.percentile), "queries": self.queries}
+        shared = {name: getattr(self, name) for name in SHARED}
+        return self.latencies | found | {"loadgen": self.result.verdict} | shared
 
 
 @dataclass

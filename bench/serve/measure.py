@@ -33,10 +33,10 @@ LEAST_TEST_S, LONGEST_TEST_S = 0.25, 120.0
 #: SearchSteps and resolution of the wide search and of the repeats.
 WIDE, WIDE_END = 1.6, 1.2
 NARROW, NARROW_END = 1.12, serving.RESOLUTION
-#: Where the wide search begins and may end, as shares of what is done at once (Offline). It may end above that, so that
-#: a wrong figure of the two is seen and not hidden.
+#: Where the wide search begins, and where it is allowed to end, as shares of the Offline rate. It is allowed to end
+#: above that rate, so that an error in one of the two shows.
 BEGIN, LEAST, MOST = 0.5, 0.01, 2.0
-#: Of Offline and SingleStream, how much faster than the first calls queries are expected to be done.
+#: Factor by which queries in Offline and SingleStream are expected to be faster than the first calls.
 FASTER = 4.0
 BUILD_LIMIT_S = 180.0
 #: Processes that workers are forked from, at most.
@@ -60,11 +60,11 @@ class Asked:
         return max(LEAST_TEST_S, self.seconds / (searches if self.scenario == "server" else self.repeats))
 
     def search_s(self, resolution: float) -> float:
-        """Least length of a test in a search, seconds: so long that a load above what can be done breaks the bound.
+        """Least length of a test in a search, seconds: long enough for an overload to break the bound.
 
-        Where queries come `resolution` times as fast as they can be answered, the last of `s` seconds waits
-        `(resolution - 1) * s` for those before it, and a percentile of them its share of that. In a shorter test such a
-        load would hold, and be taken for one that can be borne.
+        If queries come `resolution` times as fast as they can be answered, the last query of a test of `s` seconds
+        waits `(resolution - 1) * s` for those before it, and a percentile waits its share of that. In a shorter test
+        such a load would hold, and would be mistaken for one that can be sustained.
 
         Args:
             resolution: of the search.
@@ -134,7 +134,7 @@ class Serving:
         self._random = random.Random(seed)  # noqa: S311 - orders and arrivals
 
     def run(self, cases: Sequence[tuple[Described, Batching]]) -> list[ServingRecord]:
-        """Serve them all; whatever happens to one is its own record."""
+        """Serve all variants; a failure of one affects only its own record."""
         try:
             # Children of one parent share its address layout, so the repeats have parents of their own.
             parents = [()] * min(PARENTS, self.asked.repeats)
@@ -161,7 +161,7 @@ class Serving:
         return [self._recorded(candidate) for candidate in candidates]
 
     def _in_process(self, candidate: Contender, what: str, step: Any) -> None:
-        """Take a step with a variant in a fresh process; what goes wrong is its own."""
+        """Take a step with a variant in a fresh process; a failure affects only this variant."""
         if candidate.lost:
             return
         self.console.status(f"{candidate.name}: {what}")
@@ -257,15 +257,15 @@ class Serving:
         return found, None if found.held is None else tests[found.held]
 
     def _single(self, candidate: Contender, served: ServedVariant, phase: str) -> LoadTest:
-        """One after the other; once more with more time where calls were slower than the first ones."""
+        """Measure one query after the other; repeat with more time if calls were slower than the first ones."""
         test = self._test(candidate, served, phase, "single-stream", FASTER / served.single_s)
         if test.verdict is LoadVerdict.INVALID:
             test = self._test(candidate, served, phase, "single-stream", FASTER / 2 * test.result.qps)
         return test
 
     def _offline(self, candidate: Contender, served: ServedVariant, phase: str) -> LoadTest:
-        """All at once; once more with more queries where they were done too soon."""
-        # A batch is not done faster than one of its queries alone.
+        """Measure all queries at once; repeat with more queries if they were done too soon."""
+        # A batch takes at least as long as one of its queries alone.
         expected = min(candidate.batching.largest / served.largest_s, candidate.most_qps)
         test = self._test(candidate, served, phase, "offline", expected)
         if test.verdict is LoadVerdict.INVALID:
@@ -318,7 +318,7 @@ class Serving:
             fields |= self._figures(candidate)
         record = ServingRecord(**(fields | candidate.fields))
         if record.status is not Status.OK:
-            # What a refused variant did is no figure.
+            # A refused variant gets no figures.
             record = dataclasses.replace(record, single_p50_s=None, single_p99_s=None)
         return serving.append(self.folder, record)
 

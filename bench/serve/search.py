@@ -7,12 +7,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
 
-#: A search ends after so many tests whatever they say.
+#: Most tests of a search.
 MOST_TESTS = 16
 
 
 class LoadVerdict(StrEnum):
-    """What came of a test at one load."""
+    """Outcome of a test at one load."""
 
     HELD = "held"
     BROKEN = "broken"
@@ -26,7 +26,7 @@ class Bracket:
     Attributes:
         held: highest load that held; None where none did.
         above: lowest load above it that did not; None where everything held.
-        limit: what came of the test at `above`.
+        limit: outcome of the test at `above`.
     """
 
     held: float | None
@@ -42,8 +42,8 @@ class SearchSteps:
         start: load that is tried first.
         factor: of a step, above 1.
         resolution: ratio of the two ends at which the search ends, above 1.
-        floor: no load below it is tried.
-        ceiling: nor one above it.
+        floor: least load that is tried.
+        ceiling: largest load that is tried.
     """
 
     start: float
@@ -54,7 +54,7 @@ class SearchSteps:
 
 
 def highest(test: Callable[[float], LoadVerdict], steps: SearchSteps) -> Bracket:
-    """Search for the highest load that holds: in steps from a guess until the verdict turns, then by halves.
+    """Search for the highest load that holds: in steps from a guess until the verdict changes, then by bisection.
 
     Args:
         test: runs a test at a load.

@@ -1,8 +1,8 @@
 """The nodes of a Ray cluster; nothing else here imports ray.
 
-A node measures when it offers the resource `bench_slot: 1`, which each unit takes as a whole: counts of CPUs keep no
-node exclusive, as a task may ask for none. Which node measures what is decided by `bench.sweep.pulling`, so tasks are
-bound to their node and never retried by Ray.
+A node takes part if it offers the resource `bench_slot: 1`, which each unit takes completely. Counts of CPUs would not
+keep a node exclusive, since a task can ask for none. Which node measures what is decided by `bench.sweep.pulling`, so
+tasks are bound to their node and never retried by Ray.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The folder of a sweep: what it was begun with, every unit as its node measured it, and the run folders made of them.
 
-`units/` is the truth: a unit is done when its folder is there, which appears in one step. The run folders under
-`hosts/` are put together from it and can be made anew at any time.
+`units/` is the truth: a unit is done when its folder exists, and that appears atomically. The run folders
+under `hosts/` are assembled from it and can be rebuilt at any time.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Kinds of hosts: machines whose figures may stand in one run folder, since the same things compute there.
+"""Kinds of hosts: machines whose figures belong in one run folder, since the same hardware and software computes there.
 
-A kind is told by processor model and stepping, caches, instruction sets, cores, quota and GPU, and by the versions of
-the packages that compute. Clock rates do not count: they change from minute to minute on one machine.
+A kind is identified by processor model and stepping, caches, instruction sets, cores, quota and GPU, and by the
+versions of the packages that compute. Clock rates do not count: they change from minute to minute on one machine.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Who measures what next: nodes pull units one at a time, and what a lost node had is measured on another one.
+"""Decides which node measures what next: nodes pull units one at a time, and the unit of a lost node goes to another.
 
 The nodes are behind `Executor`, so that the same code drives a Ray cluster and the tests.
 """

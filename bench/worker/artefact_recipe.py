@@ -1,4 +1,4 @@
-"""The source text of an artefact: how a variant is had without this suite around it, from the variant's own fields.
+"""The source text of an artefact: code that runs a model in the way of a variant, made from the variant's fields.
 
 Runs in a process of its own, since variants need torch: `python -m bench.worker.artefact_recipe WORKLOAD VARIANT MODE
 DEVICE` prints the text and what its process needs as JSON, or exits with 1 and the reason why there is no such file.
@@ -21,7 +21,7 @@ from seq2seq.workloads.registry import find_workload
 from seq2seq.workloads.workload import UnknownWorkloadError
 
 EXIT_CANNOT = 1
-#: The line that gives way to the proof; the parent has the same words.
+#: Placeholder that the parent replaces by the proof.
 PROOF = "(not proven)"
 
 
@@ -109,7 +109,7 @@ def compile_options(variant: Variant) -> str:
 
 
 def contexts(variant: Variant, device: str, mode: str) -> list[str]:
-    """Context managers that must be open while a call runs."""
+    """Context managers that must be active during a call."""
     found = []
     if not variant.vendor_lstm and variant.lstm == "nn":
         library = "cudnn" if device == "cuda" else "mkldnn"
@@ -134,7 +134,7 @@ def environment_lines(variant: Variant) -> list[str]:
 
 
 def _called(variant: Variant, device: str, mode: str) -> list[str]:
-    """Statements that put around each call what must hold while it runs."""
+    """Statements that wrap each call in those context managers."""
     around, low = contexts(variant, device, mode), variant.stores_low(mode)
     if not around and not low:
         return ["return run"]
@@ -221,7 +221,7 @@ def printed(variant: str, make: Callable[[], str]) -> int:
         print(error, file=sys.stderr)
         return EXIT_CANNOT
     made = VARIANTS[variant]
-    # What a user's code prints comes first.
+    # The user's code may have printed something before.
     print(f"\n{json.dumps({'source': found, 'alone': made.alone, 'environment': dict(made.environment)})}")
     return 0
 

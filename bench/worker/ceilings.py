@@ -50,8 +50,8 @@ STEPS, STEP_REPEATS = 1000, 5
 def measure(device: str) -> dict[str, Any]:
     """The ceilings of a device at this process's number of threads; about 5 s on a quiet CPU.
 
-    On a CPU one thread is measured too: beside busy neighbours several threads wait for each other, and may look
-    slower than one.
+    On a CPU one thread is measured too: on a busy machine several threads wait for each other, and can be slower than
+    one.
 
     Returns:
         `flops_per_s`: the fastest matrix product by precision. `bytes_per_s`: the fastest of reading, copying and

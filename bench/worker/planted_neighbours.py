@@ -1,7 +1,7 @@
 """Variants that disturb the one after them, for `selftest carryover`: a plugin that its workers load.
 
-Each computes what nn.LSTM computes, and then does what badly behaved runtimes do: its threads go on spinning, it fills
-the caches, it leaves the heap in pieces.
+Each computes what nn.LSTM computes, and then behaves like a bad runtime: its threads continue to spin, it flushes the
+caches, or it fragments the heap.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The child process: everything that needs torch. Requests and answers are JSON, one a line, in pipes of their own.
 
-Their descriptors are its arguments, and nothing that it starts inherits them; whatever is printed goes to the log.
-A request ends with an event `done` or `failed`. A crash here ends only this process.
+The file descriptors of these pipes are its arguments, and its own child processes do not inherit them; everything that
+is printed goes to the log. A request ends with an event `done` or `failed`. A crash here ends only this process.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from bench.timing import seat
 from bench.worker import ceilings, cold
 from bench.worker.gating import TIMED_SEED, WEIGHTS_SEED, gated, refuse_replaced
 from kernels.cpu import build
-from seq2seq.data.batch import DataUnavailableError
+from seq2seq.data.errors import DataUnavailableError
 from seq2seq.execution.executable import execute
 from seq2seq.execution.variant import Variant
 from seq2seq.execution.variants import VARIANTS

@@ -18,7 +18,8 @@ _OPERATORS = ("rnn", "conv")
 def lstm_precision() -> str:
     """Precision of cuDNN's LSTM in float32: `tf32`, `ieee` or `none`, which is `ieee` too.
 
-    Not by `torch.backends.cudnn.rnn.fp32_precision`: in some builds the module of that name, once imported, hides it.
+    Does not use `torch.backends.cudnn.rnn.fp32_precision`: in some builds, a module of that name hides it once
+    imported.
     """
     return str(torch._C._get_fp32_precision_getter("cuda", "rnn"))  # noqa: SLF001 - what torch's own property calls
 

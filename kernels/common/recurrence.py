@@ -1,7 +1,7 @@
-"""One layer's recurrence as plain data: what every LSTM kernel reads and writes, and the loop that says what is right.
+"""One layer's recurrence as plain data: what every LSTM kernel reads and writes, and a reference loop.
 
 The products over all steps (input projection before, weight gradients after) are not in here: they are GEMMs of torch.
-What is left is what has to go step by step, forward and backward, for one direction or both at once.
+What remains must be computed step by step, forward and backward, for one direction or both at once.
 """
 
 from __future__ import annotations

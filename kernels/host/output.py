@@ -49,8 +49,9 @@ def run_command(main: Callable[[], int]) -> NoReturn:
 def open_streams() -> None:
     r"""Let standard output and error take any text, whatever their encoding, and let their reader leave at any time.
 
-    Characters that an encoding lacks become escapes such as \xfc. Where a stream is closed, it leads nowhere: the
-    next file that is opened would take its number, and what other libraries print would be written into that file.
+    Characters that an encoding lacks become escapes such as \xfc. A closed stream is replaced by the null device:
+    otherwise the next file that is opened would get its number, and output of other libraries would be written into
+    that file.
     """
     for name, number in (("stdout", 1), ("stderr", 2)):
         stream = getattr(sys, name)

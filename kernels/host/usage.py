@@ -1,4 +1,4 @@
-"""The parser of every command line here, in the lowest room so that all of them share it: it imports no torch.
+"""The parser of every command line here, in the lowest room so that all can share it; it does not import torch.
 
 argparse prints a command's usage before what is wrong with it; what was wrong is then below a screen of options.
 """

@@ -98,7 +98,9 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _options(arguments: list[str] | None) -> argparse.Namespace:
     parser = Parser(prog="python -m kernels check", description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--seconds", type=seconds, default=300.0, help="stop handing out work after this long")
+    parser.add_argument(
+        "--seconds", type=seconds, default=300.0, help="start no more work after this time (default: 300)"
+    )
     parser.add_argument(
         "--runs", type=whole(), default=200, help="number of runs that must give the same bits (default: %(default)s)"
     )
@@ -106,13 +108,15 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--kernel", action="append", choices=list(MODULES), help="check only this kernel; can be repeated"
     )
-    parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
+    parser.add_argument(
+        "--device", choices=("cuda", "cpu"), default="cuda", help="cpu: tiny sizes in Triton's interpreter"
+    )
     parser.add_argument("--timeout", type=seconds, default=90.0, help="seconds for one item, compilation included")
     parser.add_argument(
         "--most", type=whole(), default=4, help="most configurations of a kernel for one problem (default: %(default)s)"
     )
     parser.add_argument("--jobs", type=whole(), help="child processes at a time; most of the time is compilation")
-    parser.add_argument("--seed", type=whole(0), default=0)
+    parser.add_argument("--seed", type=whole(0), default=0, help="seed of the problems (default: 0)")
     parser.add_argument(
         "--sanitize", action="store_true", help="run a tiny subset in this process, for compute-sanitizer"
     )

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import contextlib
 import importlib
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from .. import dispatch
 from ..common.recurrence import Problem, loop_forward
 from ..dispatch import MODULES
 from ..gpu import graph_cache
-from .problems import DEVICE, GRADIENTS, OUTPUTS, Sizes, errors_backward, errors_forward, limit
+from .problems import DEVICE, GRADIENTS, OUTPUTS, Sizes, configured, errors_backward, errors_forward, limit
 
 
 @dataclass(frozen=True)
@@ -53,7 +52,7 @@ class CheckResult:
 
 
 def work(task: CheckQuestion) -> CheckResult:
-    """CheckResult one question.
+    """Answer one question.
 
     Raises:
         AssertionError: when a repeated run gave other bits.
@@ -108,7 +107,7 @@ def _repeat(task: CheckQuestion) -> CheckResult:
     for number in range(1, task.runs):
         if noise is not None and number % 2:
             noise.start()
-        # Counted where they are: to wait for each count would take longer than the runs, and space them out.
+        # Counted on the device: waiting for each count would take longer than the runs, and would space them out.
         differing.append(_differing(first, run()))
     counts = torch.stack(differing).cpu() if differing else torch.zeros(0, len(first), dtype=torch.int64, device="cpu")
     for number, name in counts.nonzero().tolist()[:1]:
@@ -117,7 +116,7 @@ def _repeat(task: CheckQuestion) -> CheckResult:
 
 
 class _Noise:
-    """Products on a stream of their own, so that a kernel's programs start in another order than alone."""
+    """Matrix products on another stream, so that a kernel's programs start in another order than without them."""
 
     def __init__(self) -> None:
         self.stream = torch.cuda.Stream()
@@ -172,21 +171,13 @@ def _threads(task: CheckQuestion) -> CheckResult:
     return CheckResult()
 
 
-@contextlib.contextmanager
-def _configured(task: CheckQuestion) -> Iterator[None]:
+def _configured(task: CheckQuestion) -> AbstractContextManager[None]:
     """Have `kernels.dispatch` take the task's configuration for its phase."""
-    chosen = dispatch.choose_config
 
-    def choose(problem: Problem, implementation: str, *, backward: bool) -> Any:
-        if task.config is not None and (implementation, backward) == (task.implementation, task.backward):
-            return task.config
-        return chosen(problem, implementation, backward=backward)
+    def asked(_: Problem, implementation: str, backward: bool) -> Any:
+        return task.config if (implementation, backward) == (task.implementation, task.backward) else None
 
-    dispatch.choose_config = choose
-    try:
-        yield
-    finally:
-        dispatch.choose_config = chosen
+    return configured(asked)
 
 
 def _graph(task: CheckQuestion) -> CheckResult:
@@ -195,11 +186,15 @@ def _graph(task: CheckQuestion) -> CheckResult:
         return _graph_of_module(task)
 
 
+def _module(task: CheckQuestion, layers: int = 1) -> Any:
+    """The module of a task's sizes, which reads 64 features."""
+    sizes = {"bidirectional": task.sizes.directions > 1, "implementation": task.implementation}
+    lstm = importlib.import_module("..lstm", __package__).LSTM
+    return lstm(64, task.sizes.hidden, layers, **sizes).to(DEVICE, task.sizes.dtype)
+
+
 def _graph_of_module(task: CheckQuestion) -> CheckResult:
-    module = importlib.import_module("..lstm", __package__).LSTM(
-        64, task.sizes.hidden, bidirectional=task.sizes.directions == 2, implementation=task.implementation  # noqa: PLR2004
-    )  # fmt: skip
-    module = module.to("cuda", task.sizes.dtype)
+    module = _module(task)
     shape = (task.sizes.steps, task.sizes.batch, 64)
     x, other = (
         torch.randn(shape, device="cuda", dtype=task.sizes.dtype, requires_grad=task.backward) for _ in range(2)
@@ -239,12 +234,9 @@ def _graph_of_module(task: CheckQuestion) -> CheckResult:
 
 
 def _replay(task: CheckQuestion) -> CheckResult:
-    """The module's own graph gives what launching gives, on other input and weights in the same memory."""
+    """The module's own graph gives the same as launches do, for other inputs and weights in the same memory."""
     with _configured(task):
-        module: Any = importlib.import_module("..lstm", __package__).LSTM(
-            64, task.sizes.hidden, 2, bidirectional=task.sizes.directions == 2, implementation=task.implementation  # noqa: PLR2004
-        )  # fmt: skip
-        module = module.to(DEVICE, task.sizes.dtype).eval()
+        module = _module(task, layers=2).eval()
         x = torch.empty(task.sizes.steps, task.sizes.batch, 64, device=DEVICE, dtype=task.sizes.dtype)
         before = graph_cache.state().replayed
         with torch.no_grad():

@@ -1,4 +1,4 @@
-"""Compile the kernels without a GPU and say what they use: `python -m kernels compile`.
+"""Compile the kernels without a GPU and report the resources they use: `python -m kernels compile`.
 
 What a GPU would refuse, or would run slowly without a word, is found here: shared memory or registers beyond what an
 architecture has (Triton's compiler does not refuse), registers spilled to memory, products that do not reach the tensor
@@ -199,7 +199,7 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--quick", action="store_true", help="few problems, the first configuration of each")
     parser.add_argument("--first", action="store_true", help="only the first configuration of every problem")
-    parser.add_argument("--jobs", type=whole(), default=1, help="compilers at a time")
+    parser.add_argument("--jobs", type=whole(), default=1, help="number of compilers to run at the same time")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the results as JSON")
     parser.add_argument("--table", action="store_true", help="print the results as Markdown")
     parser.add_argument("--write", action="store_true", help=f"write the table into {README.name} of the kernels")

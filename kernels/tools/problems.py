@@ -5,7 +5,9 @@ The tests, the check on a GPU and the tuner share them, so that a configuration 
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
@@ -13,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .. import dispatch
 from ..common.recurrence import Backward, Forward, Problem, loop_backward, loop_forward, resets_of, state_dtype
 
 #: Where kernels run: on the GPU if there is one, else on CPU tensors in Triton's interpreter.
@@ -192,3 +195,24 @@ def _error(value: Tensor, truth: Tensor, lengths: Tensor | None, name: str) -> f
     if difference != difference:  # noqa: PLR0124 - NaN alone differs from itself
         return float("inf")
     return float(difference / max(truth.norm().item(), 0.1 * max(truth.numel(), 1) ** 0.5))
+
+
+@contextlib.contextmanager
+def configured(asked: Callable[[Problem, str, bool], Any]) -> Iterator[None]:
+    """Have `kernels.dispatch` take other configurations than its own.
+
+    Args:
+        asked: gives the configuration for a problem, an implementation and whether it is the backward pass; None for
+            that of `kernels.dispatch`.
+    """
+    chosen = dispatch.choose_config
+
+    def choose(problem: Problem, implementation: str, *, backward: bool) -> Any:
+        config = asked(problem, implementation, backward)
+        return chosen(problem, implementation, backward=backward) if config is None else config
+
+    dispatch.choose_config = choose
+    try:
+        yield
+    finally:
+        dispatch.choose_config = chosen

@@ -1,4 +1,4 @@
-"""Measure on a GPU which kernel is fastest where: `python -m kernels tune --out kernels/measured/nvidia-h200.json`.
+"""Measure which kernel is fastest for each shape on this GPU: `python -m kernels tune`.
 
 For each shape and type: every configuration of every kernel is compared with float64 first, then run many times at full
 length, which must give the same bits; what is wrong, moves or hangs is left out and reported. What is right is timed in
@@ -143,8 +143,10 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
         metavar="SECONDS",
         help="start no further shape after this time (default: %(default)s)",
     )
-    parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
-    parser.add_argument("--shapes", choices=("quick", "all"), default="quick")
+    parser.add_argument(
+        "--device", choices=("cuda", "cpu"), default="cuda", help="cpu: tiny sizes in Triton's interpreter"
+    )
+    parser.add_argument("--shapes", choices=("quick", "all"), default="quick", help="which shapes (default: quick)")
     parser.add_argument("--type", action="append", choices=list(ORDER), help="measure only this type; can be repeated")
     parser.add_argument(
         "--most",
@@ -152,7 +154,7 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
         default=12,
         help="most candidates of a kernel in one phase of one shape (default: %(default)s)",
     )
-    parser.add_argument("--rounds", type=whole(), default=15)
+    parser.add_argument("--rounds", type=whole(), default=15, help="timed blocks of each candidate (default: 15)")
     parser.add_argument(
         "--jobs", type=whole(), default=JOBS, help="child processes that compile and check (default: %(default)s)"
     )

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import functools
 import importlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,7 +20,7 @@ from ..dispatch import MODULES
 from ..lstm import LSTM
 from ..measurements import MeasuredShape, Timing, dtype_name
 from .interleave import Call, Clock, EventClock, WallClock, interleave, quartiles
-from .problems import DEVICE, GRADIENTS, OUTPUTS, Sizes
+from .problems import DEVICE, GRADIENTS, OUTPUTS, Sizes, configured
 
 
 @dataclass(frozen=True)
@@ -85,10 +84,11 @@ def _measured(job: Job, clock: Clock) -> MeasuredShape:
 def _with_modules(job: Job, entry: MeasuredShape, clock: Clock) -> MeasuredShape:
     """The entry with the time of `kernels.LSTM` as a user calls it, for the best of each kernel.
 
-    What is beside the kernel on the host (module, memory, autograd) decides at few steps, and is in torch's figures.
+    With few steps, the host's work around the kernel (module, memory, autograd) dominates, and torch's figures include
+    it.
     """
     calls, kernels = {}, dict(entry.kernels)
-    with _configured({name: timing.config for name, timing in kernels.items()}):
+    with configured(functools.partial(_best, {name: timing.config for name, timing in kernels.items()})):
         for name in kernels:
             try:
                 calls[name] = _tried(_module(job.sizes, job.sizes.dtype, job.sizes.batch, job.phase, name))
@@ -103,22 +103,10 @@ def _with_modules(job: Job, entry: MeasuredShape, clock: Clock) -> MeasuredShape
     return dataclasses.replace(entry, kernels=kernels)
 
 
-@contextlib.contextmanager
-def _configured(best: Mapping[str, Mapping[str, Any]]) -> Iterator[None]:
-    """Have `kernels.dispatch` take the configuration that was best, by implementation."""
-    chosen = dispatch.choose_config
-
-    def choose(problem: Problem, implementation: str, *, backward: bool) -> Any:
-        for config in importlib.import_module(MODULES[implementation]).configs(problem, backward=backward):
-            if dataclasses.asdict(config) == best.get(implementation):
-                return config
-        return chosen(problem, implementation, backward=backward)
-
-    dispatch.choose_config = choose
-    try:
-        yield
-    finally:
-        dispatch.choose_config = chosen
+def _best(best: Mapping[str, Mapping[str, Any]], problem: Problem, implementation: str, backward: bool) -> Any:
+    """The configuration that was best for an implementation; None where it does not serve a problem."""
+    configs = importlib.import_module(MODULES[implementation]).configs(problem, backward=backward)
+    return next((config for config in configs if dataclasses.asdict(config) == best.get(implementation)), None)
 
 
 def _tried(call: Call) -> Call:

@@ -35,7 +35,7 @@ def parser() -> argparse.ArgumentParser:
     _add_checkpoint(
         predict,
         "CSV of series, or built-in ones (default: what it was trained on)",
-        "; all others are those of the training",
+        "; all other options are those of the training",
     )
     predict.add_argument("--series", metavar="NAME", help="forecast only this series (default: all)")
     which = predict.add_mutually_exclusive_group()

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from seq2seq.data.batch import DataUnavailableError
+from seq2seq.data.errors import DataUnavailableError
 from seq2seq.models import checkpoint
 from seq2seq.training.folder import TrainFolder, TrainingError
 

@@ -14,9 +14,9 @@ from matplotlib.dates import AutoDateLocator, ConciseDateFormatter
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
+from kernels.host.output import write_whole
 from seq2seq.data.tokens import BEGIN, END
 from seq2seq.models.base import Model
-from seq2seq.training.folder import replace
 
 BLUE, ORANGE, INK, GREY = "#0072b2", "#d55e00", "#22262b", "#8a8f98"
 DPI = 130
@@ -49,7 +49,7 @@ def curve(rows: Sequence[Mapping[str, str]], path: Path, loss: str) -> None:
     axes.set(xlabel="step", ylabel=loss)
     axes.legend(frameon=False)
     _plain(axes)
-    replace(path, _png(figure))
+    write_whole(path, _png(figure))
 
 
 def forecasts(found: Sequence[Any]) -> bytes:

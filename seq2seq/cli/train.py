@@ -23,7 +23,7 @@ import torch
 from seq2seq.cli import plots
 from seq2seq.cli.command_input import CommandError, model_folder, usage
 from seq2seq.cli.progress import TrainingBar
-from seq2seq.data.batch import DataUnavailableError
+from seq2seq.data.errors import DataUnavailableError
 from seq2seq.execution.variants import VARIANTS
 from seq2seq.layers.likelihoods import LOSSES
 from seq2seq.models import checkpoint

@@ -9,10 +9,6 @@ import torch
 from torch import Tensor
 
 
-class DataUnavailableError(RuntimeError):
-    """The data of a workload is not available here; the message says what to install."""
-
-
 @dataclass(frozen=True)
 class Batch:
     """One batch, on one device.

@@ -11,8 +11,7 @@ import struct
 from collections.abc import Iterator
 from pathlib import Path
 
-from seq2seq.data.batch import DataUnavailableError
-from seq2seq.data.errors import DataError
+from seq2seq.data.errors import DataError, DataUnavailableError
 from seq2seq.data.text_pairs import Pair, tidy
 
 #: Languages of the catalogues that are read, by the name of their folder.

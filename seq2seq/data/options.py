@@ -1,4 +1,4 @@
-"""Options of a task: texts of a command line, or values of Python, become what the task declares them to be.
+"""Options of a task: texts of a command line, or Python values, are converted to the types that the task declares.
 
 Nothing is guessed from a text: `2023` is a number for an option that counts, and a name for one that names a column.
 """

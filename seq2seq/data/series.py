@@ -17,7 +17,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from seq2seq.data.batch import DataUnavailableError
+from seq2seq.data.errors import optional
 
 DAY_S = 86_400
 WEEK_S = 7 * DAY_S
@@ -193,23 +193,13 @@ def regular(
 
 def _temperatures(name: str, dataset: str) -> TimeSeries:
     """Hourly temperatures of 2010; the hour that the package leaves out when clocks go forward is interpolated."""
-    try:
-        from vega_datasets import local_data  # noqa: PLC0415 - optional
-    except ImportError as error:
-        msg = "the temperatures come with the package vega_datasets, which is not installed: pip install vega_datasets"
-        raise DataUnavailableError(msg) from error
-    frame = getattr(local_data, dataset)()
+    frame = getattr(optional("vega_datasets", "the temperatures come with").local_data, dataset)()
     return regular(name, "°F", pd.DatetimeIndex(frame["date"]), frame["temp"].to_numpy(), NAMES["hourly"])
 
 
 def _statsmodels(dataset: str) -> pd.DataFrame:
-    try:
-        # The data sets alone: all of statsmodels' models would take a second to import.
-        import statsmodels.datasets as packaged  # noqa: PLC0415 - optional
-    except ImportError as error:
-        msg = f"the series {dataset} comes with the package statsmodels, which is not installed: "
-        msg += "pip install statsmodels"
-        raise DataUnavailableError(msg) from error
+    # The data sets alone: all of statsmodels' models would take a second to import.
+    packaged = optional("statsmodels.datasets", f"the series {dataset} comes with")
     frame: pd.DataFrame = getattr(packaged, dataset).load_pandas().data
     return frame
 

@@ -154,7 +154,7 @@ def _advice(raw: bytes, place: int, codec: str) -> str:
 def _fitting(raw: bytes, other_than: str) -> str | None:
     """Name of an encoding in which the bytes are text; None when none is known.
 
-    But for its bytes 0x80 to 0x9f Windows-1252 is Latin-1. In UTF-16 every second byte of most texts is 0.
+    Windows-1252 equals Latin-1 except for the bytes 0x80 to 0x9f. In UTF-16 every second byte of most texts is 0.
     """
     candidates = ["utf-8", "latin-1", "cp1252"]
     for start, name in ((1, "utf-16-le"), (0, "utf-16-be")):

@@ -1,12 +1,14 @@
 """Ids of the special tokens, the same in every vocabulary, and a vocabulary of subwords learnt from a task's own texts.
 
-Byte-pair encoding on bytes: every text can be encoded and comes back as it was, whatever its characters.
+Byte-pair encoding on bytes: every text can be encoded, and decodes to the same text, whatever its characters.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
+
+from seq2seq.data.errors import optional
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -16,6 +18,7 @@ UNKNOWN = 1
 BEGIN = 2
 END = 3
 
+_NEEDED = "tokenizers", "subword tokens need"
 #: Their names in the vocabulary. In a text they are words like any other.
 SPECIAL = ("<pad>", "<unknown>", "<begin>", "<end>")
 #: Tokens of the smallest vocabulary: the special ones and one a byte.
@@ -39,7 +42,7 @@ class Subwords:
 
     @classmethod
     def train(cls, texts: Iterable[str], vocabulary: int) -> Subwords:
-        """Learn the pieces that the texts are most often made of; equal texts give equal vocabularies.
+        """Learn the most frequent pieces of the texts; equal texts give equal vocabularies.
 
         Args:
             texts: of the training split alone, or validation texts would shape the tokens they are judged in.
@@ -52,7 +55,7 @@ class Subwords:
         if not isinstance(vocabulary, int) or vocabulary < SMALLEST_VOCABULARY:
             msg = f"vocabulary is {vocabulary!r}, expected at least {SMALLEST_VOCABULARY}: one token a byte and 4 more"
             raise ValueError(msg)
-        _require_tokenizers()
+        optional(*_NEEDED)
         from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers  # noqa: PLC0415 - optional
 
         tokenizer = Tokenizer(models.BPE())
@@ -76,12 +79,10 @@ class Subwords:
             ValueError: when the text is not a vocabulary, or one with other special tokens.
             DataUnavailableError: when the package tokenizers is not installed.
         """
-        _require_tokenizers()
-        from tokenizers import Tokenizer  # noqa: PLC0415 - optional
-
+        library = optional(*_NEEDED)
         try:
-            tokenizer = Tokenizer.from_str(text)
-        except Exception as error:  # it raises no narrower class
+            tokenizer = library.Tokenizer.from_str(text)
+        except Exception as error:  # the library raises no narrower class
             msg = f"not a vocabulary ({error}), expected what Subwords.to_json wrote"
             raise ValueError(msg) from error
         found = [tokenizer.token_to_id(name) for name in SPECIAL]
@@ -101,13 +102,3 @@ class Subwords:
     def decode(self, tokens: Sequence[int]) -> str:
         """Text of tokens; special ones are left out, bytes that form no character come out as U+FFFD."""
         return str(self._tokenizer.decode(list(tokens), skip_special_tokens=True))
-
-
-def _require_tokenizers() -> None:
-    try:
-        import tokenizers  # noqa: F401, PLC0415 - optional
-    except ImportError as error:
-        from seq2seq.data.batch import DataUnavailableError  # noqa: PLC0415 - brings torch, which tokens do not need
-
-        msg = "subword tokens need the package tokenizers, which is not installed: pip install tokenizers"
-        raise DataUnavailableError(msg) from error

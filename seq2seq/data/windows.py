@@ -13,7 +13,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from seq2seq.data.batch import Batch, DataUnavailableError
+from seq2seq.data.batch import Batch
+from seq2seq.data.errors import optional
 
 #: What a step of the workloads' windows holds: temperature, sine and cosine of the hour, and of the day of the year.
 FEATURES = 5
@@ -28,8 +29,8 @@ class Series:
     Attributes:
         values: (hours,) float64, zero mean and unit deviation over the training part.
         calendar: (hours, features) float64, sine and cosine of each cycle.
-        mean, deviation: what was taken off and divided by, in the series' unit, from the training part alone; a
-            deviation of 0 says that there was nothing to divide by.
+        mean, deviation: of the training part, in the series' unit; values had the mean subtracted, and were divided by
+            the deviation unless it is 0.
     """
 
     values: Tensor
@@ -50,12 +51,7 @@ def seattle_temperatures() -> Series:
     Raises:
         DataUnavailableError: when vega_datasets is not installed.
     """
-    try:
-        from vega_datasets import local_data  # noqa: PLC0415 - optional, and pandas is slow to import
-    except ImportError as error:
-        msg = "the temperatures come with the package vega_datasets, which is not installed: pip install vega_datasets"
-        raise DataUnavailableError(msg) from error
-    frame = local_data.seattle_temps()
+    frame = optional("vega_datasets", "the temperatures come with").local_data.seattle_temps()
     raw = torch.tensor(frame["temp"].to_numpy(), dtype=torch.float64)
     hour = torch.tensor(frame["date"].dt.hour.to_numpy(), dtype=torch.float64) * (2 * math.pi / 24)
     day = torch.tensor(frame["date"].dt.day_of_year.to_numpy(), dtype=torch.float64) * (2 * math.pi / 365)

@@ -1,4 +1,4 @@
-"""The book-keeping of a beam search: which hypotheses go on, which ended, and when nothing better can come."""
+"""The book-keeping of a beam search: which hypotheses continue, which have ended, and when nothing better can come."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Decoding of a CTC model's outputs: the likeliest alignment, or the likeliest labels by prefix beam search.
 
-An alignment has a label or the blank at each step; labels are what is left of it without repeats, then without blanks.
-Sequences are decoded together, and none is changed by the others.
+An alignment has a label or the blank at each step; removing repeats and then blanks gives
+the labels. Sequences are decoded together without influencing each other.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Decoding: what a model gives when it is fed with its own outputs.
+"""Decoding: outputs of a model that is fed with its own outputs.
 
-Greedy, sampled and beam search for tokens, `forecast` for values; all go by `encode`, `step` and `select` alone, so
-they serve every family. Sequences are decoded together, and what is finished leaves the batch.
+Greedy, sampled and beam search for tokens, `forecast` for values; all use nothing but `encode`, `step` and `select`, so
+they work for every family. Sequences are decoded together, and finished ones leave the batch.
 """
 
 from __future__ import annotations
@@ -89,19 +89,10 @@ def sample(  # noqa: PLR0913 - every option of sampling
 ) -> Decoded:
     """A token drawn at each step; the scores are those of the model's own distribution, whatever was drawn from.
 
-    Args:
-        model: as for `greedy`.
-        source: as for `greedy`.
-        lengths: as for `greedy`.
-        temperature: what logarithms are divided by before drawing; towards 0 it becomes greedy.
-        top_k: how many of the likeliest tokens are drawn from; all when None.
-        generator: on the CPU; torch's own when None. One number a sequence and step is drawn, finished or not, so a
-            sequence gets the same tokens whatever becomes of the others.
-        begin: as for `greedy`.
-        end: as for `greedy`.
-        max_steps: as for `greedy`.
-        max_ratio: as for `greedy`.
-        drop: as for `greedy`.
+    Logarithms are divided by `temperature` before drawing; towards 0 it becomes greedy. Only the `top_k` likeliest
+    tokens are drawn from; all when None. `generator` is on the CPU; torch's own when None. One number is drawn for each
+    sequence and step, finished or not, so a sequence gets the same tokens whatever becomes of the others. All other
+    arguments are those of `greedy`.
 
     Raises:
         ValueError: without a limit, or for a temperature or `top_k` that is not above zero.
@@ -189,18 +180,9 @@ def beam_search(  # noqa: PLR0913 - every option of a beam search
     done when its beam is empty, or when no hypothesis in it can overtake the best that ended. One that was cut off by
     the limit counts only where none ended.
 
-    Args:
-        model: as for `greedy`, which is `beam=1`.
-        source: as for `greedy`.
-        lengths: as for `greedy`.
-        beam: most hypotheses of a sequence that are kept.
-        length_penalty: exponent of the function of that name; 0 compares log-probabilities, 0.6 to 1 is usual.
-        begin: as for `greedy`.
-        end: as for `greedy`.
-        max_steps: as for `greedy`.
-        max_ratio: as for `greedy`.
-        drop: whether what is finished leaves the batch. The results are the same; without, shapes never change.
-        trace: whether to return how the hypotheses came about; for a search in which nothing ends before the limit.
+    At most `beam` hypotheses of a sequence are kept. `length_penalty` is the exponent of the function of that name: 0
+    compares log-probabilities, 0.6 to 1 is usual. With `trace` it returns how the hypotheses came about, for a search
+    in which nothing ends before the limit. All other arguments are those of `greedy`, which is `beam=1`.
 
     Raises:
         ValueError: without a limit, for a beam below 1 or a negative penalty.

@@ -1,7 +1,7 @@
 """Translate or summarise with an exported model, by onnxruntime, tokenizers and numpy: python MODEL.onnx.py < LINES.
 
 It stands beside MODEL.onnx and MODEL.onnx.json, where `python -m seq2seq export` wrote it; change it as you like. Each
-line gives one, by the likeliest token at each step.
+input line gives one output line, by the likeliest token at each step.
 """
 
 import json

@@ -1,8 +1,7 @@
 """Deployment: a trained model as one file that runs without this project, and the check that it computes the same.
 
-Each format fixes other things: a trace its loops, torch.export the steps of an LSTM. So nothing is taken for granted:
-what was written is loaded again and compared with the model, on the sizes of the export and on others, and what it
-serves is said.
+Each format fixes something else: a trace its loops, torch.export the steps of an LSTM. So the written file is loaded
+again and compared with the model, on the sizes of the export and on others, and the result says which sizes it serves.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""Facts that the use of an exported model without this project needs: inputs, outputs, scaling, vocabulary.
+"""Facts that are needed to use an exported model without this project: inputs, outputs, scaling, vocabulary.
 
-It is written beside the file as JSON, and into an ONNX file as metadata: a key for each fact, its value as JSON.
+They are written beside the file as JSON, and into an ONNX file as metadata: a key for each fact, its value as JSON.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """LSTMs of other projects for NVIDIA GPUs, with torch.nn.LSTM's parameters: TorchRL's in Triton, FlashRNN's in CUDA.
 
-Each calls the function of an installed package, layer by layer; nothing of them is in this project. Both walk forward
-in time alone and take no lengths. Neither has run here on a GPU yet.
+Each calls the function of an installed package, layer by layer; none of their code is in this project. Both run forward
+in time only and take no lengths. Neither has been run on a GPU here yet.
 """
 
 from __future__ import annotations
@@ -60,12 +60,12 @@ class RivalLSTM(nn.LSTM):
 class TorchRLLSTM(RivalLSTM):
     """TorchRL's Triton kernels as `LSTMModule(recurrent_backend="triton")` calls them in float32 with TF32 products.
 
-    The whole sequence in one launch below 512 hidden units, from there one launch a step. Its module takes a
-    TensorDict, so the function below it is called.
+    Below 512 hidden units, one launch runs the whole sequence; from there on, there is one launch per step. TorchRL's
+    module takes a TensorDict, so the function that it calls is called here.
     """
 
     def layer(self, x: Tensor, h0: Tensor, c0: Tensor, parameters: list[nn.Parameter]) -> tuple[Tensor, Tensor, Tensor]:
-        """See `RivalLSTM.layer`. States are given for each step, of which it reads the first: no step begins anew."""
+        """See `RivalLSTM.layer`. States are passed for all steps; only the first is read, since no step is a reset."""
         batch, steps, _ = x.shape
         shape = batch, steps, self.hidden_size
         begins = torch.zeros(batch, steps, dtype=torch.bool, device=x.device)
@@ -112,7 +112,7 @@ def torchrl_function() -> Callable[..., Any]:
     """TorchRL's LSTM in Triton.
 
     Raises:
-        ImportError, AttributeError: where torchrl is missing, or has it no more.
+        ImportError, AttributeError: if torchrl is missing, or no longer has this function.
     """
     function: Callable[..., Any] = importlib.import_module("torchrl.modules.tensordict_module._rnn_triton").lstm_triton
     return function

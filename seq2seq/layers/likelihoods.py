@@ -14,7 +14,7 @@ from torch.nn import functional
 
 from seq2seq.layers.padding import valid_mask
 
-#: Added to every scale, in units of the normalised series: a likelihood has no bound where a scale goes to zero.
+#: Added to every scale, in units of the normalised series, because a likelihood is unbounded as its scale goes to zero.
 LEAST_SCALE = 1e-3
 #: Least degrees of freedom: above 2, so that the variance is finite.
 LEAST_FREEDOM = 2.01
@@ -97,7 +97,7 @@ def _losses(likelihood: str, outputs: Tensor, expected: Tensor) -> Tensor:
 def quantiles(outputs: Tensor) -> Tensor:
     """The quantiles `QUANTILES` that the head `quantile` gives, rising: (quantiles, ..., values).
 
-    Nothing keeps the outputs from crossing; sorting never makes the pinball loss larger (Chernozhukov et al. 2010).
+    The outputs can cross, so they are sorted, which never increases the pinball loss (Chernozhukov et al. 2010).
 
     Args:
         outputs: (..., quantiles * values).
@@ -106,7 +106,7 @@ def quantiles(outputs: Tensor) -> Tensor:
 
 
 def central(likelihood: str, outputs: Tensor) -> Tensor:
-    """The value that stands for what the outputs say, (..., values): the mean, of quantiles the median."""
+    """The central value of the outputs, (..., values): the mean of a distribution, the median of quantiles."""
     if not likelihood:
         return widened(outputs)
     if likelihood == "quantile":
@@ -117,8 +117,8 @@ def central(likelihood: str, outputs: Tensor) -> Tensor:
 def draw(likelihood: str, outputs: Tensor, generator: torch.Generator | None = None) -> Tensor:
     """A sample of each distribution that the outputs are the parameters of: (..., values).
 
-    Quantiles say nothing of what lies between and beyond them. Samples are drawn as if their quantile function went in
-    straight lines from one to the next, and on beyond the outer ones.
+    Quantiles say nothing about the values between and beyond them. Samples are drawn as if the quantile function were
+    linear between neighbours, and continued beyond the outer ones.
 
     Args:
         likelihood: key of `LIKELIHOODS` other than "".
@@ -151,5 +151,5 @@ def _interpolated(known: Tensor, generator: torch.Generator | None) -> Tensor:
 
 
 def widened(outputs: Tensor) -> Tensor:
-    """The same in float32 at least."""
+    """The outputs in float32 or wider."""
     return outputs.float() if outputs.dtype in {torch.float16, torch.bfloat16} else outputs

@@ -72,7 +72,7 @@ class FeedForward(nn.Module):
 
 
 class EncoderLayer(nn.Module):
-    """Attention to the source itself, feed-forward part; each adds to what it read normalised."""
+    """Self-attention and a feed-forward part, both pre-norm with a residual connection."""
 
     def __init__(self, hidden_size: int, heads: int, units: int, dropout: float) -> None:
         super().__init__()
@@ -102,7 +102,7 @@ class DecoderLayer(nn.Module):
     def forward(self, x: Tensor, memory: Tensor, mask: Tensor | None) -> Tensor:
         """All steps at once: (batch, steps, hidden_size) to the same."""
         normed = self.norm_own(x)
-        # What is past a length comes after all that is inside, so the causal mask hides it.
+        # Padding comes after all valid steps, so the causal mask hides it.
         x = x + self.own(normed, self.own.keys_values(normed), None, True)
         return self._rest(x, self.cross.keys_values(memory), mask)
 

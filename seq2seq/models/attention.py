@@ -16,8 +16,9 @@ from torch import Tensor, nn
 
 from seq2seq.layers.padding import Reader, blank, last, valid_mask
 from seq2seq.models.attention_layer import ATTENTIONS, Attention, attention_parameters, attention_products
-from seq2seq.models.base import Extent, Model, Stack, check_bool, check_int, checked_target
+from seq2seq.models.base import Extent, Model, Stack, checked_target, embedding, make_lstm
 from seq2seq.models.encoder_decoder import Seq2SeqConfig, arranged
+from seq2seq.models.field_checks import check_bool, check_choice, check_ints
 
 #: What a decoder may be fed; see `AttentionConfig`.
 FEEDS = ("", "attention", "context")
@@ -60,18 +61,14 @@ class AttentionConfig(Seq2SeqConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name, known in (("attention", ATTENTIONS), ("feeds", FEEDS)):
-            if getattr(self, name) not in known:
-                msg = f"{name} is {getattr(self, name)!r}, expected one of {', '.join(map(repr, known))}"
-                raise ValueError(msg)
-        check_bool("scaled", self.scaled)
-        check_bool("starts_from_zeros", self.starts_from_zeros)
-        check_bool("combine_bias", self.combine_bias)
-        if self.attention_size is not None:
-            check_int("attention_size", self.attention_size, 1)
-            if self.attention != "bahdanau":
-                msg = f"attention_size is for bahdanau, but attention is {self.attention!r}: leave it out"
-                raise ValueError(msg)
+        check_choice("attention", self.attention, ATTENTIONS)
+        check_choice("feeds", self.feeds, FEEDS)
+        for name in ("scaled", "starts_from_zeros", "combine_bias"):
+            check_bool(name, getattr(self, name))
+        check_ints(self, 1, "attention_size")
+        if self.attention_size is not None and self.attention != "bahdanau":
+            msg = f"attention_size is for bahdanau, but attention is {self.attention!r}: leave it out"
+            raise ValueError(msg)
         if self.attention == "dot" and self.decoder_size != self.memory_size:
             msg = (
                 f"dot compares equal sizes, but decoder_hidden_size is {self.decoder_size} and the encoder's outputs "
@@ -201,23 +198,14 @@ class AttentionSeq2Seq(Model):
         self.feeds, self.feeds_context = bool(config.feeds), config.feeds == "context"
         self.fed_size = config.fed_size
 
-        def embedding(vocabulary: int, size: int) -> nn.Module:
-            return nn.Embedding(vocabulary, size) if vocabulary else nn.Identity()
-
-        def reader(stack: Stack) -> Reader:
-            # Torch warns of dropout where there is no second layer.
-            dropout = config.dropout if stack.num_layers > 1 else 0.0
-            sizes = (stack.input_size, stack.hidden_size, stack.num_layers)
-            return Reader(lstm(*sizes, batch_first=True, dropout=dropout, bidirectional=stack.directions > 1))
-
         encoder, decoder = config.stacks
         self.embed_source = embedding(config.source_vocabulary, config.input_size)
         self.embed_target = embedding(config.target_vocabulary, config.target_size)
-        self.encoder = reader(encoder)
+        self.encoder = Reader(make_lstm(lstm, encoder, config.dropout))
         bridge = (config.memory_size, config.decoder_size)
         self.bridge_hidden = nn.Linear(*bridge) if config.projects_state else nn.Identity()
         self.bridge_cell = nn.Linear(*bridge) if config.projects_state else nn.Identity()
-        self.decoder = reader(decoder)
+        self.decoder = Reader(make_lstm(lstm, decoder, config.dropout))
         self.attention = Attention(*config.compared, scaled=config.scaled)
         combined = config.memory_size + config.decoder_size
         self.combine = nn.Linear(combined, config.decoder_size, bias=config.combine_bias)

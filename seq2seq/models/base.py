@@ -127,10 +127,6 @@ class Config(FamilyDefaults, Protocol):
         """Return whether anything runs between LSTMs, for torch.compile to compile when it skips them."""
 
     @property
-    def dropout(self) -> float:
-        """Probability of dropping a value between layers, in training."""
-
-    @property
     def hidden_size(self) -> int:
         """Hidden size of the encoder."""
 
@@ -143,31 +139,8 @@ class Config(FamilyDefaults, Protocol):
         """Features of a source step; for tokens the size of their embedding."""
 
     @property
-    def target_size(self) -> int:
-        """Features of a step that the decoder is fed; for tokens the size of their embedding."""
-
-    @property
     def output_size(self) -> int:
         """Features of an output step as it is compared with what was expected; for tokens the vocabulary."""
-
-    @property
-    def head_size(self) -> int:
-        """Values of an output step: `output_size`, or its parameters where the outputs are distributions."""
-
-    @property
-    def source_vocabulary(self) -> int:
-        """Tokens of the source; 0 for real-valued sources."""
-
-    @property
-    def target_vocabulary(self) -> int:
-        """Tokens fed to the decoder; 0 for real-valued targets."""
-
-    @property
-    def dense_parameters(self) -> int:
-        """Values of the weights that every call reads, beside those of the LSTMs; no embeddings."""
-
-    def dense_products(self, extent: Extent, *, backward: bool) -> int:
-        """Least FLOPs of the matrix products beside those of the LSTMs, forward or of the backward pass."""
 
     def state_values(self, extent: Extent) -> int:
         """Values that `run` gives back beside the outputs."""
@@ -218,9 +191,13 @@ class Model(nn.Module):
 
         Args:
             source: (batch, source steps, input_size) floats, or (batch, source steps) int64 tokens.
-            target: what the decoder reads, (batch, target steps, target_size) floats or (batch, target steps) tokens.
-            source_lengths: valid steps of each source; all when absent.
-            target_lengths: the same for the target.
+            target: what the decoder reads, (batch, target steps, target_size) floats or (batch, target steps) tokens;
+                the source again when absent.
+            source_lengths: (batch,) int64 on the CPU, each from 1 to the source steps; all steps when absent.
+            target_lengths: the same for the target; `source_lengths` when the target is absent too.
+
+        Raises:
+            TypeError, ValueError: for inputs or lengths of the wrong dtype or shape, and for what a family cannot take.
         """
         raise NotImplementedError
 
@@ -333,13 +310,7 @@ def checked_target(
 ) -> tuple[Tensor, Tensor | None]:
     """Target and its lengths, those of the source when absent, once all arguments of `run` are checked.
 
-    Args:
-        source: as for `run`.
-        target: as for `run`.
-        source_lengths: as for `run`.
-        target_lengths: as for `run`.
-        sizes: features of a source step and of a target step.
-        tokens: whether each is tokens instead.
+    `sizes` are the features of a source step and of a target step, `tokens` says whether each is tokens instead.
 
     Raises:
         TypeError, ValueError: for arguments that do not fit a model or each other.
@@ -357,31 +328,17 @@ def checked_target(
     return target, target_lengths
 
 
-def check_int(name: str, value: object, least: int) -> None:
-    """Raise TypeError or ValueError for a size that is not an integer of at least so much."""
-    if not isinstance(value, int) or isinstance(value, bool):
-        msg = f"{name} is {value!r}, expected an integer"
-        raise TypeError(msg)
-    if value < least:
-        msg = f"{name} is {value}, expected at least {least}"
-        raise ValueError(msg)
+def make_lstm(lstm: Callable[..., nn.RNNBase], stack: Stack, dropout: float = 0.0) -> nn.RNNBase:
+    """The LSTM of a stack, batch first; `lstm` has the parameters of `torch.nn.LSTM`."""
+    options: dict[str, Any] = {"batch_first": True, "bidirectional": stack.directions > 1}
+    # Dropout acts between layers; torch warns when it is asked for where there is only one.
+    dropped = dropout if stack.num_layers > 1 else 0.0
+    return lstm(stack.input_size, stack.hidden_size, stack.num_layers, dropout=dropped, **options)
 
 
-def check_bool(name: str, value: object) -> None:
-    """Raise TypeError for a flag that is none."""
-    if not isinstance(value, bool):
-        msg = f"{name} is {value!r}, expected True or False"
-        raise TypeError(msg)
-
-
-def check_probability(name: str, value: object) -> None:
-    """Raise TypeError or ValueError for what is not a probability below 1."""
-    if not isinstance(value, (int, float)) or isinstance(value, bool):
-        msg = f"{name} is {value!r}, expected a number"
-        raise TypeError(msg)
-    if not 0 <= value < 1:
-        msg = f"{name} is {value}, expected a probability of at least 0 and below 1"
-        raise ValueError(msg)
+def embedding(vocabulary: int, size: int) -> nn.Module:
+    """An embedding of tokens; nothing for real values."""
+    return nn.Embedding(vocabulary, size) if vocabulary else nn.Identity()
 
 
 def _steps(value: Tensor, lengths: Tensor | None) -> Tensor:

@@ -188,6 +188,30 @@ def backward_products(config: Config, extent: Extent) -> int:
     return lstm + config.dense_products(extent, backward=True)
 
 
+def layer_products(
+    extent: Extent, layers: tuple[int, int], hidden: int, inner: int, feedforward: tuple[int, int]
+) -> int:
+    """Forward FLOPs of a Transformer's layers as they are written, without what padding and the causal mask spare.
+
+    Products folded into others are not looked for: that would pay only where one side of an attention is much shorter
+    than a head has features.
+
+    Args:
+        extent: of the batch.
+        layers: of encoder and decoder.
+        hidden: size of a step.
+        inner: features of all heads of an attention together.
+        feedforward: FLOPs of a feed-forward part at each step, in encoder and decoder.
+    """
+    source, target = extent.source_steps, extent.target_steps
+    # Scores and sums, 2 products a pair of steps; a causal step looks at those before it and at itself.
+    pair, square = 4 * inner, 2 * hidden * inner
+    before = (extent.target_squares + target) // 2
+    encoder = source * (4 * square + feedforward[0]) + extent.source_squares * pair
+    decoder = target * (6 * square + feedforward[1]) + source * 2 * square + (before + extent.crossed) * pair
+    return layers[0] * encoder + layers[1] * decoder
+
+
 def parameters(config: Config) -> int:
     """Values of all weights, embeddings included."""
     return _embedded(config, config.source_vocabulary, config.target_vocabulary) + _dense_parameters(config)

@@ -16,18 +16,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from seq2seq.layers.padding import Reader, blank
-from seq2seq.models.base import (
-    IGNORE_TOKEN,
-    Extent,
-    Model,
-    Stack,
-    check_bool,
-    check_int,
-    check_lengths,
-    check_probability,
-    check_steps,
-)
+from seq2seq.models.base import IGNORE_TOKEN, Extent, Model, Stack, check_lengths, check_steps, make_lstm
 from seq2seq.models.family_defaults import FamilyDefaults
+from seq2seq.models.field_checks import check_bool, check_ints, check_probability
 
 
 @dataclass(frozen=True)
@@ -59,30 +50,18 @@ class CTCConfig(FamilyDefaults):
     family: ClassVar[str] = "ctc"
     decodes: ClassVar[bool] = False
     bridged: ClassVar[bool] = False
-    source_vocabulary: ClassVar[int] = 0
-    #: Labels are expected, but nothing is fed with them.
-    target_vocabulary: ClassVar[int] = 0
     unaligned: ClassVar[bool] = True
     loss_name: ClassVar[str] = "CTC loss (nats a label)"
 
     def __post_init__(self) -> None:
-        for name, least in (("input_size", 1), ("hidden_size", 1), ("output_size", 2), ("num_layers", 1), ("blank", 0)):
-            check_int(name, getattr(self, name), least)
+        check_ints(self, 1, "input_size", "hidden_size", "num_layers")
+        check_ints(self, 2, "output_size")
+        check_ints(self, 0, "blank")
         check_bool("bidirectional", self.bidirectional)
         check_probability("dropout", self.dropout)
         if self.blank >= self.output_size:
             msg = f"blank is {self.blank}, expected one of the {self.output_size} labels, which count from 0"
             raise ValueError(msg)
-
-    @property
-    def target_size(self) -> int:
-        """Nothing is fed to a decoder; the source alone is read."""
-        return self.input_size
-
-    @property
-    def head_size(self) -> int:
-        """Values of an output step."""
-        return self.output_size
 
     @property
     def dense_parameters(self) -> int:
@@ -128,17 +107,7 @@ class CTCModel(Model):
         self.config = dataclasses.replace(config)
         self.input_size = config.input_size
         stack = config.stacks[0]
-        self.encoder = Reader(
-            lstm(
-                stack.input_size,
-                stack.hidden_size,
-                stack.num_layers,
-                batch_first=True,
-                # Dropout acts between layers; torch warns when it is asked for where there is only one.
-                dropout=config.dropout if stack.num_layers > 1 else 0.0,
-                bidirectional=config.bidirectional,
-            )
-        )
+        self.encoder = Reader(make_lstm(lstm, stack, config.dropout))
         self.fc = nn.Linear(stack.hidden_size * stack.directions, config.output_size)
 
     @torch.jit.export
@@ -149,20 +118,11 @@ class CTCModel(Model):
         source_lengths: Tensor | None = None,
         target_lengths: Tensor | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Read a source; a target is not taken, since nothing is fed with it.
-
-        Args:
-            source: (batch, steps, input_size) floats.
-            target: not taken.
-            source_lengths: (batch,) int64 on the CPU, valid steps; all when absent.
-            target_lengths: not taken.
+        """Read a source; a target is refused, since nothing is fed with it.
 
         Returns:
             Scores of the labels (batch, steps, output_size), whose softmax are probabilities; past the lengths those of
             a zero state. h and c of the encoder's end, each (layers * directions, batch, hidden_size).
-
-        Raises:
-            TypeError, ValueError: for a target, or a source or lengths of the wrong dtype or shape.
         """
         if target is not None or target_lengths is not None:
             raise ValueError("a CTC model takes a source and its lengths, no target: give that to the loss")  # noqa: EM101, TRY003

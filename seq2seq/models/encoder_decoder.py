@@ -8,15 +8,15 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
-from seq2seq.layers.likelihoods import LIKELIHOODS
-from seq2seq.models.base import Extent, Model, Stack, check_bool, check_int, check_probability, checked_target
+from seq2seq.models.base import Extent, Model, Stack, checked_target, embedding, make_lstm
 from seq2seq.models.family_defaults import FamilyDefaults
+from seq2seq.models.field_checks import check_bool, check_ints, check_likelihood, check_probability
 from seq2seq.models.streams import StreamedLSTM
 
 
@@ -62,21 +62,12 @@ class Seq2SeqConfig(FamilyDefaults):
     decodes: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        for name in ("input_size", "hidden_size", "output_size", "num_layers"):
-            check_int(name, getattr(self, name), 1)
-        for name in ("decoder_input_size", "decoder_hidden_size", "decoder_layers"):
-            if getattr(self, name) is not None:
-                check_int(name, getattr(self, name), 1)
-        for name in ("source_vocabulary", "target_vocabulary"):
-            check_int(name, getattr(self, name), 0)
+        check_ints(self, 1, "input_size", "hidden_size", "output_size", "num_layers")
+        check_ints(self, 1, "decoder_input_size", "decoder_hidden_size", "decoder_layers")
+        check_ints(self, 0, "source_vocabulary", "target_vocabulary")
         check_bool("bidirectional", self.bidirectional)
         check_probability("dropout", self.dropout)
-        if self.likelihood not in LIKELIHOODS:
-            msg = f"likelihood is {self.likelihood!r}, expected one of {', '.join(map(repr, LIKELIHOODS))}"
-            raise ValueError(msg)
-        if self.likelihood and self.target_vocabulary:
-            msg = f"likelihood {self.likelihood!r} is for real values, but the targets are tokens: leave it out"
-            raise ValueError(msg)
+        check_likelihood(self)
         most = self.most_decoder_layers
         if self.decoder_layers is not None and most is not None and self.decoder_layers > most:
             msg = (
@@ -99,11 +90,6 @@ class Seq2SeqConfig(FamilyDefaults):
     def target_size(self) -> int:
         """Features of a step that the decoder is fed."""
         return self.decoder_input_size or self.input_size
-
-    @property
-    def head_size(self) -> int:
-        """Values of an output step."""
-        return self.output_size * LIKELIHOODS[self.likelihood]
 
     @property
     def dense_parameters(self) -> int:
@@ -192,44 +178,25 @@ class Seq2Seq(Model):
     def __init__(self, config: Seq2SeqConfig, lstm: Callable[..., nn.RNNBase] = nn.LSTM) -> None:
         super().__init__()
         self.config = dataclasses.replace(config)
-        options: dict[str, Any] = {"batch_first": True}
-        decoder_input = config.target_size
         decoder_hidden = config.decoder_hidden_size or config.hidden_size
         decoder_layers = config.decoder_layers or config.num_layers
         self.source_features = config.input_size
-        self.target_features = decoder_input
+        self.target_features = config.target_size
         self.source_tokens = config.source_vocabulary > 0
         self.target_tokens = config.target_vocabulary > 0
         self.directions = 2 if config.bidirectional else 1
         self.decoder_layers = decoder_layers
         self.rearranged = config.bidirectional or decoder_layers != config.num_layers
 
-        self.embed_source = (
-            nn.Embedding(config.source_vocabulary, config.input_size) if self.source_tokens else nn.Identity()
-        )
-        self.embed_target = (
-            nn.Embedding(config.target_vocabulary, decoder_input) if self.target_tokens else nn.Identity()
-        )
-        # Dropout acts between layers; torch warns when it is asked for where there is only one.
-        self.encoder = lstm(
-            config.input_size,
-            config.hidden_size,
-            config.num_layers,
-            dropout=config.dropout if config.num_layers > 1 else 0.0,
-            bidirectional=config.bidirectional,
-            **options,
-        )
+        self.embed_source = embedding(config.source_vocabulary, config.input_size)
+        self.embed_target = embedding(config.target_vocabulary, config.target_size)
+        encoder, decoder = config.stacks
+        self.encoder = make_lstm(lstm, encoder, config.dropout)
         self.padded: bool = getattr(self.encoder, "takes_lengths", False)
         encoded = config.hidden_size * self.directions
         self.bridge_hidden = nn.Linear(encoded, decoder_hidden) if config.bridged else nn.Identity()
         self.bridge_cell = nn.Linear(encoded, decoder_hidden) if config.bridged else nn.Identity()
-        self.decoder = lstm(
-            decoder_input,
-            decoder_hidden,
-            decoder_layers,
-            dropout=config.dropout if decoder_layers > 1 else 0.0,
-            **options,
-        )
+        self.decoder = make_lstm(lstm, decoder, config.dropout)
         # One step without the work that a whole sequence asks for, as `kernels.LSTM` and `CellLSTM` have it.
         self.steps_in_place = callable(getattr(self.decoder, "step", None))
         self.fc = nn.Linear(decoder_hidden, config.head_size)
@@ -242,18 +209,7 @@ class Seq2Seq(Model):
         source_lengths: Tensor | None = None,
         target_lengths: Tensor | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Encode the source, decode with teacher forcing.
-
-        Args:
-            source: (batch, source steps, input_size) floats, or (batch, source steps) int64 tokens.
-            target: what the decoder reads, (batch, target steps, decoder_input_size) floats or
-                (batch, target steps) int64 tokens; the source again when absent.
-            source_lengths: (batch,) int64 on the CPU, each from 1 to the source steps; all steps when absent.
-            target_lengths: the same for the target; `source_lengths` when the target is absent too.
-
-        Returns:
-            The fields of `Seq2SeqResult`. Outputs past a target's length are those of a zero state.
-        """
+        """Encode the source, decode with teacher forcing. Outputs past a target's length are those of a zero state."""
         sizes, tokens = (self.source_features, self.target_features), (self.source_tokens, self.target_tokens)
         fed, lengths = checked_target(source, target, source_lengths, target_lengths, sizes, tokens)
         outputs, state = self.decode(fed, self.encode(source, source_lengths), lengths)

@@ -8,6 +8,8 @@ from __future__ import annotations
 import dataclasses
 from typing import Any, Protocol, Self
 
+from seq2seq.layers.likelihoods import LIKELIHOODS
+
 
 class FamilyDefaults(Protocol):
     """Properties of a config that few families answer otherwise."""
@@ -16,6 +18,43 @@ class FamilyDefaults(Protocol):
     def likelihood(self) -> str:
         """Key of `seq2seq.layers.likelihoods.LIKELIHOODS`: the distribution that outputs are parameters of; or ""."""
         return ""
+
+    @property
+    def dropout(self) -> float:
+        """Probability of dropping a value between layers, in training."""
+        return 0.0
+
+    @property
+    def source_vocabulary(self) -> int:
+        """Tokens of the source; 0 for real-valued sources."""
+        return 0
+
+    @property
+    def target_vocabulary(self) -> int:
+        """Tokens fed to the decoder; 0 for real-valued targets, and where nothing is fed."""
+        return 0
+
+    @property
+    def target_size(self) -> int:
+        """Features of a step that the decoder is fed; for tokens the size of their embedding."""
+        sizes: Any = self
+        return int(sizes.input_size)
+
+    @property
+    def head_size(self) -> int:
+        """Values of an output step: `output_size`, or its parameters where the outputs are distributions."""
+        sizes: Any = self
+        return int(sizes.output_size) * LIKELIHOODS[self.likelihood]
+
+    @property
+    def dense_parameters(self) -> int:
+        """Values of the weights that every call reads, beside those of the LSTMs; no embeddings."""
+        return 0
+
+    def dense_products(self, extent: Any, *, backward: bool) -> int:
+        """Least FLOPs of the matrix products beside those of the LSTMs, forward or of the backward pass."""
+        del extent, backward
+        return 0
 
     @property
     def loss_name(self) -> str:

@@ -16,8 +16,9 @@ from torch import Tensor, nn
 
 from seq2seq.layers.padding import Reader, blank, last, valid_mask
 from seq2seq.models.attention_layer import Attention, attention_parameters, attention_products
-from seq2seq.models.base import Extent, Model, Stack, check_int, check_probability, checked_target
+from seq2seq.models.base import Extent, Model, Stack, checked_target, embedding, make_lstm
 from seq2seq.models.family_defaults import FamilyDefaults
+from seq2seq.models.field_checks import check_ints, check_probability
 
 LEAST_LAYERS = 2
 
@@ -55,24 +56,16 @@ class GNMTConfig(FamilyDefaults):
     bridged: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        for name in ("input_size", "hidden_size", "output_size"):
-            check_int(name, getattr(self, name), 1)
-        check_int("num_layers", self.num_layers, LEAST_LAYERS)
-        if self.decoder_input_size is not None:
-            check_int("decoder_input_size", self.decoder_input_size, 1)
-        for name in ("source_vocabulary", "target_vocabulary"):
-            check_int(name, getattr(self, name), 0)
+        check_ints(self, 1, "input_size", "hidden_size", "output_size")
+        check_ints(self, LEAST_LAYERS, "num_layers")
+        check_ints(self, 1, "decoder_input_size")
+        check_ints(self, 0, "source_vocabulary", "target_vocabulary")
         check_probability("dropout", self.dropout)
 
     @property
     def target_size(self) -> int:
         """Features of a step that the decoder is fed."""
         return self.decoder_input_size or self.input_size
-
-    @property
-    def head_size(self) -> int:
-        """Values of an output step."""
-        return self.output_size
 
     @property
     def compared(self) -> tuple[str, int, int, int]:
@@ -141,19 +134,11 @@ class GNMT(Model):
         self.tokens = (config.source_vocabulary > 0, config.target_vocabulary > 0)
         self.depth, self.hidden_size = config.num_layers, config.hidden_size
 
-        def embedding(vocabulary: int, size: int) -> nn.Module:
-            return nn.Embedding(vocabulary, size) if vocabulary else nn.Identity()
-
-        def readers(stacks: tuple[Stack, ...]) -> Any:
-            options: dict[str, Any] = {"batch_first": True}
-            return nn.ModuleList(
-                Reader(lstm(s.input_size, s.hidden_size, 1, bidirectional=s.directions > 1, **options)) for s in stacks
-            )
-
         self.embed_source = embedding(config.source_vocabulary, config.input_size)
         self.embed_target = embedding(config.target_vocabulary, config.target_size)
-        self.encoder = readers(config.stacks[: config.num_layers])
-        self.decoder = readers(config.stacks[config.num_layers :])
+        layers = [Reader(make_lstm(lstm, stack)) for stack in config.stacks]
+        self.encoder: Any = nn.ModuleList(layers[: config.num_layers])
+        self.decoder: Any = nn.ModuleList(layers[config.num_layers :])
         self.attention = Attention(*config.compared, scaled=True)
         self.dropout = nn.Dropout(config.dropout)
         self.fc = nn.Linear(config.hidden_size, config.head_size)

@@ -106,20 +106,11 @@ class PretrainedSeq2Seq(Model):
         source_lengths: Tensor | None = None,
         target_lengths: Tensor | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Teacher forcing.
-
-        Args:
-            source: (batch, source steps) int64 tokens.
-            target: the same for the target, beginning with `config.begin`.
-            source_lengths: valid steps of each source; all when absent.
-            target_lengths: the same for the target.
+        """Encode the source, decode a target that begins with `config.begin`.
 
         Returns:
             Outputs (batch, target steps, output_size), zeros past a target's length; what the head reads at each
             target's last step, and the encoder gives at each source's, (1, batch, hidden_size).
-
-        Raises:
-            TypeError, ValueError: for inputs that are not tokens, or lengths that do not fit them.
         """
         if target is None:
             target, target_lengths = source, source_lengths if target_lengths is None else target_lengths

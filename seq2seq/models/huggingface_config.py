@@ -14,8 +14,10 @@ from typing import Any, ClassVar, Self
 
 from torch import nn
 
-from seq2seq.models.base import Extent, Stack, check_int
+from seq2seq.models.base import Extent, Stack
+from seq2seq.models.cost import layer_products
 from seq2seq.models.family_defaults import FamilyDefaults
+from seq2seq.models.field_checks import check_ints
 from seq2seq.models.huggingface import PretrainedSeq2Seq, transformers
 from seq2seq.models.layer_groups import PretrainedError
 
@@ -86,10 +88,8 @@ class PretrainedConfig(FamilyDefaults):
     stacks: ClassVar[tuple[Stack, ...]] = ()
 
     def __post_init__(self) -> None:
-        for name in ("hidden_size", "output_size", "num_layers"):
-            check_int(name, getattr(self, name), 1)
-        for name in ("pad", "begin"):
-            check_int(name, getattr(self, name), 0)
+        check_ints(self, 1, "hidden_size", "output_size", "num_layers")
+        check_ints(self, 0, "pad", "begin")
         for name in ("encoder_attention_heads", "decoder_attention_heads"):
             heads = self._other(name, 1)
             if self.architecture == "marian" and self.hidden_size % heads:
@@ -189,16 +189,9 @@ class PretrainedConfig(FamilyDefaults):
         return "head" if self._other("tie_word_embeddings", True) else "sides"
 
     @property
-    def head_size(self) -> int:
-        """Values of an output step."""
-        return self.output_size
-
-    @property
     def input_size(self) -> int:
         """Size of an embedding."""
         return self.hidden_size
-
-    target_size = input_size
 
     @property
     def layers(self) -> tuple[int, int]:
@@ -228,21 +221,11 @@ class PretrainedConfig(FamilyDefaults):
         return encoder * (attention + narrow + 2 * norm) + decoder * (2 * attention + wide + 3 * norm) + head + beside
 
     def dense_products(self, extent: Extent, *, backward: bool) -> int:
-        """FLOPs of all products as the model is written, without those that padding and the causal mask spare.
-
-        As for our own Transformer. T5's biases of relative positions are added, never multiplied.
-        """
-        hidden, inner, (encoder, decoder) = self.hidden_size, self.attention_size, self.layers
-        source, target = extent.source_steps, extent.target_steps
+        """FLOPs of the layers (`layer_products`) and the head; T5 adds its biases of positions, without products."""
+        hidden = self.hidden_size
         narrow, wide = (2 * self._products * hidden * units for units in self._units)
-        # Scores and sums, 2 products a pair of steps; a causal step looks at those before it and at itself.
-        seen = extent.source_squares * 4 * inner
-        before = (extent.target_squares + target) // 2 * 4 * inner
-        crossed = extent.crossed * 4 * inner
-        square = 2 * hidden * inner
-        forward = encoder * (source * (4 * square + narrow) + seen)
-        forward += decoder * (target * (6 * square + wide) + source * 2 * square + before + crossed)
-        forward += 2 * hidden * self.output_size * target
+        forward = layer_products(extent, self.layers, hidden, self.attention_size, (narrow, wide))
+        forward += 2 * hidden * self.output_size * extent.target_steps
         return forward * (2 if backward else 1)
 
     def state_values(self, extent: Extent) -> int:

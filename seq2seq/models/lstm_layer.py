@@ -13,7 +13,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from seq2seq.models.base import Extent, Model, Stack
+from seq2seq.models.base import Extent, Model, Stack, make_lstm
 from seq2seq.models.family_defaults import FamilyDefaults
 from seq2seq.models.streams import StreamedLSTM
 
@@ -38,10 +38,6 @@ class SingleConfig(FamilyDefaults):
     #: What a Seq2Seq has beside its LSTMs, and this has not.
     decodes: ClassVar[bool] = False
     bridged: ClassVar[bool] = False
-    dense_parameters: ClassVar[int] = 0
-    dropout: ClassVar[float] = 0.0
-    source_vocabulary: ClassVar[int] = 0
-    target_vocabulary: ClassVar[int] = 0
 
     @property
     def input_size(self) -> int:
@@ -52,21 +48,6 @@ class SingleConfig(FamilyDefaults):
     def output_size(self) -> int:
         """Features of an output step: h of all directions."""
         return self.hidden_size * (2 if self.bidirectional else 1)
-
-    @property
-    def target_size(self) -> int:
-        """Nothing is fed to a decoder; its input is its output."""
-        return self.input_size
-
-    @property
-    def head_size(self) -> int:
-        """Features of an output step."""
-        return self.output_size
-
-    def dense_products(self, extent: Extent, *, backward: bool) -> int:
-        """None."""
-        del extent, backward
-        return 0
 
     def state_values(self, extent: Extent) -> int:
         """Values of the final h and c."""
@@ -93,13 +74,7 @@ class SingleLSTM(Model):
     def __init__(self, config: SingleConfig, lstm: Callable[..., nn.RNNBase] = nn.LSTM) -> None:
         super().__init__()
         self.config = dataclasses.replace(config)
-        self.lstm = lstm(
-            config.input_size,
-            config.hidden_size,
-            config.num_layers,
-            batch_first=True,
-            bidirectional=config.bidirectional,
-        )
+        self.lstm = make_lstm(lstm, config.stacks[0])
 
     @torch.jit.export
     def run(
@@ -109,19 +84,10 @@ class SingleLSTM(Model):
         source_lengths: Tensor | None = None,
         target_lengths: Tensor | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Read a source; the other arguments of `Seq2Seq.run` must be None.
-
-        Args:
-            source: (batch, steps, input_size) floats.
-            target: not taken.
-            source_lengths: not taken.
-            target_lengths: not taken.
+        """Read a source (batch, steps, input_size); the other arguments must be None.
 
         Returns:
             Outputs (batch, steps, directions * hidden_size), h and c, each (layers * directions, batch, hidden_size).
-
-        Raises:
-            ValueError: for a target or lengths.
         """
         if target is not None or source_lengths is not None or target_lengths is not None:
             # A literal message: TorchScript compiles this too.

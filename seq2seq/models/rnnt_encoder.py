@@ -8,15 +8,16 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from seq2seq.layers.padding import blank, last
-from seq2seq.models.base import Extent, Model, Stack, check_int, check_lengths, check_steps
+from seq2seq.models.base import Extent, Model, Stack, check_lengths, check_steps, make_lstm
 from seq2seq.models.family_defaults import FamilyDefaults
+from seq2seq.models.field_checks import check_ints
 
 
 @dataclass(frozen=True)
@@ -44,14 +45,9 @@ class StackedConfig(FamilyDefaults):
     decodes: ClassVar[bool] = False
     #: Stacking runs between the two LSTMs.
     bridged: ClassVar[bool] = True
-    dense_parameters: ClassVar[int] = 0
-    dropout: ClassVar[float] = 0.0
-    source_vocabulary: ClassVar[int] = 0
-    target_vocabulary: ClassVar[int] = 0
 
     def __post_init__(self) -> None:
-        for field in dataclasses.fields(self):
-            check_int(field.name, getattr(self, field.name), 1)
+        check_ints(self, 1, *(field.name for field in dataclasses.fields(self)))
         if self.hidden_size % self.stack:
             msg = f"hidden_size is {self.hidden_size}, expected a multiple of the {self.stack} steps stacked"
             raise ValueError(msg)
@@ -60,21 +56,6 @@ class StackedConfig(FamilyDefaults):
     def output_size(self) -> int:
         """Features of an output step; see `StackedEncoder`."""
         return self.hidden_size // self.stack
-
-    @property
-    def target_size(self) -> int:
-        """Nothing is fed to a decoder; its input is its output."""
-        return self.input_size
-
-    @property
-    def head_size(self) -> int:
-        """Features of an output step."""
-        return self.output_size
-
-    def dense_products(self, extent: Extent, *, backward: bool) -> int:
-        """None."""
-        del extent, backward
-        return 0
 
     def state_values(self, extent: Extent) -> int:
         """Values of the last output of either LSTM."""
@@ -114,8 +95,7 @@ class StackedEncoder(Model):
         super().__init__()
         self.config = dataclasses.replace(config)
         self.input_size, self.stack = config.input_size, config.stack
-        options: dict[str, Any] = {"batch_first": True}
-        self.lower, self.upper = (lstm(s.input_size, s.hidden_size, s.num_layers, **options) for s in config.stacks)
+        self.lower, self.upper = (make_lstm(lstm, stack) for stack in config.stacks)
 
     @torch.jit.export
     def run(
@@ -125,20 +105,11 @@ class StackedEncoder(Model):
         source_lengths: Tensor | None = None,
         target_lengths: Tensor | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Read a source; the other arguments of `Seq2Seq.run` must be None.
-
-        Args:
-            source: (batch, steps, input_size) floats.
-            target: not taken.
-            source_lengths: (batch,) int64 on the CPU, valid steps; all when absent.
-            target_lengths: not taken.
+        """Read a source (batch, steps, input_size); a target is refused.
 
         Returns:
             Outputs (batch, steps, hidden_size / stack), zero past the lengths; the last valid output of the lower and
             of the upper LSTM, (1, batch, hidden_size) each.
-
-        Raises:
-            TypeError, ValueError: for a target, or a source or lengths of the wrong dtype or shape.
         """
         if target is not None or target_lengths is not None:
             raise ValueError("an encoder alone takes a source and nothing else; use Seq2Seq")  # noqa: EM101, TRY003

@@ -16,22 +16,12 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from seq2seq.layers.likelihoods import LIKELIHOODS
 from seq2seq.layers.padding import last, valid_mask
 from seq2seq.layers.transformer_layers import DecoderLayer, EncoderLayer, positions
-from seq2seq.models.base import (
-    Config,
-    Extent,
-    Model,
-    Stack,
-    check_int,
-    check_lengths,
-    check_probability,
-    check_steps,
-    checked_target,
-)
-from seq2seq.models.cost import parameters
+from seq2seq.models.base import Config, Extent, Model, Stack, check_lengths, check_steps, checked_target, embedding
+from seq2seq.models.cost import layer_products, parameters
 from seq2seq.models.family_defaults import FamilyDefaults
+from seq2seq.models.field_checks import check_ints, check_likelihood, check_probability
 
 #: Positions that a model keeps; further ones are computed when they are asked for.
 TABLE = 1024
@@ -78,23 +68,14 @@ class TransformerConfig(FamilyDefaults):
     stacks: ClassVar[tuple[Stack, ...]] = ()
 
     def __post_init__(self) -> None:
-        for name in ("hidden_size", "output_size", "num_layers", "heads", "source_features"):
-            check_int(name, getattr(self, name), 1)
-        for name in ("feedforward", "decoder_layers", "target_features"):
-            if getattr(self, name) is not None:
-                check_int(name, getattr(self, name), 1)
-        for name in ("source_vocabulary", "target_vocabulary"):
-            check_int(name, getattr(self, name), 0)
+        check_ints(self, 1, "hidden_size", "output_size", "num_layers", "heads", "source_features")
+        check_ints(self, 1, "feedforward", "decoder_layers", "target_features")
+        check_ints(self, 0, "source_vocabulary", "target_vocabulary")
         check_probability("dropout", self.dropout)
         if self.hidden_size % self.heads:
             msg = f"hidden_size is {self.hidden_size}, expected a multiple of the {self.heads} heads"
             raise ValueError(msg)
-        if self.likelihood not in LIKELIHOODS:
-            msg = f"likelihood is {self.likelihood!r}, expected one of {', '.join(map(repr, LIKELIHOODS))}"
-            raise ValueError(msg)
-        if self.likelihood and self.target_vocabulary:
-            msg = f"likelihood {self.likelihood!r} is for real values, but the targets are tokens: leave it out"
-            raise ValueError(msg)
+        check_likelihood(self)
 
     @property
     def input_size(self) -> int:
@@ -105,11 +86,6 @@ class TransformerConfig(FamilyDefaults):
     def target_size(self) -> int:
         """Features of a step that the decoder is fed; for tokens the size of their embedding."""
         return self.hidden_size if self.target_vocabulary else self.target_features or self.source_features
-
-    @property
-    def head_size(self) -> int:
-        """Values of an output step."""
-        return self.output_size * LIKELIHOODS[self.likelihood]
 
     @property
     def feedforward_size(self) -> int:
@@ -134,21 +110,10 @@ class TransformerConfig(FamilyDefaults):
         return layers + 2 * norm + read + self.head_size * (hidden + 1)
 
     def dense_products(self, extent: Extent, *, backward: bool) -> int:
-        """FLOPs of all products as the model is written, without those that padding and the causal mask spare.
-
-        Products folded into others are not looked for: that would pay only where one side of an attention is much
-        shorter than a head has features.
-        """
-        hidden, (encoder, decoder) = self.hidden_size, self.layers
-        source, target = extent.source_steps, extent.target_steps
+        """FLOPs of the layers, see `layer_products`, of what reads real values, and of the head."""
+        hidden, source, target = self.hidden_size, extent.source_steps, extent.target_steps
         feedforward = 4 * hidden * self.feedforward_size
-        # Scores and sums, 2 products a pair of steps; a causal step looks at those before it and at itself.
-        seen = extent.source_squares * 4 * hidden
-        before = (extent.target_squares + target) // 2 * 4 * hidden
-        crossed = extent.crossed * 4 * hidden
-        square = 2 * hidden * hidden
-        forward = encoder * (source * (4 * square + feedforward) + seen)
-        forward += decoder * (target * (6 * square + feedforward) + source * 2 * square + before + crossed)
+        forward = layer_products(extent, self.layers, hidden, hidden, (feedforward, feedforward))
         forward += 2 * hidden * self.head_size * target
         # Real values are inputs, which take no gradient.
         read = 0 if self.source_vocabulary else 2 * self.input_size * hidden * source
@@ -228,9 +193,9 @@ class TransformerSeq2Seq(Model):
         self.source_features, self.target_features = config.input_size, config.target_size
         self.source_tokens, self.target_tokens = config.source_vocabulary > 0, config.target_vocabulary > 0
         # Either an embedding or a product; the other passes its input on.
-        self.embed_source = nn.Embedding(config.source_vocabulary, hidden) if self.source_tokens else nn.Identity()
+        self.embed_source = embedding(config.source_vocabulary, hidden)
         self.read_source = nn.Identity() if self.source_tokens else nn.Linear(self.source_features, hidden)
-        self.embed_target = nn.Embedding(config.target_vocabulary, hidden) if self.target_tokens else nn.Identity()
+        self.embed_target = embedding(config.target_vocabulary, hidden)
         self.read_target = nn.Identity() if self.target_tokens else nn.Linear(self.target_features, hidden)
         encoder, decoder = config.layers
         sizes = hidden, config.heads, config.feedforward_size, config.dropout
@@ -258,13 +223,6 @@ class TransformerSeq2Seq(Model):
         target_lengths: Tensor | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Encode the source, decode with teacher forcing.
-
-        Args:
-            source: (batch, source steps, source_features) floats, or (batch, source steps) int64 tokens.
-            target: what the decoder reads, (batch, target steps, target_features) floats or
-                (batch, target steps) int64 tokens; the source again when absent.
-            source_lengths: (batch,) int64 on the CPU, each from 1 to the source steps; all steps when absent.
-            target_lengths: the same for the target; `source_lengths` when the target is absent too.
 
         Returns:
             Outputs (batch, target steps, head_size), past a target's length those of a zero state; and what the head

@@ -1,10 +1,10 @@
-"""Dynamic quantisation: weights in int8, what they are multiplied with rounded to 8 bits call by call.
+"""Dynamic quantisation: weights in int8, and inputs of the products rounded to 8 bits in each call.
 
-torch's own is used, although torch calls it deprecated: what is to replace it, torchao, has no LSTM. Its `quantize_`
-passes over nn.LSTM without a word, and asked for it by name raises (seen with torchao 0.18 on torch 2.13).
+torch's own implementation is used although it is deprecated, because its successor, torchao, has no LSTM: its
+`quantize_` silently skips nn.LSTM, and raises if nn.LSTM is named (torchao 0.18 on torch 2.13).
 
-`RoundedLSTM`, `round_inputs` and `rounded_weights` are the same rounding in plain fp32: how far from truth int8 is by
-its nature.
+`RoundedLSTM`, `round_inputs` and `rounded_weights` do the same rounding in plain fp32, to find how large the error of
+int8 is by nature.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class DynamicInt8(Runtime):
         return results
 
     def ran(self) -> Ran:
-        """By what the copy consists of; its operators are torch's, so torch's profiler sees them."""
+        """Report which layers the copy consists of; its operators are torch's, so torch's profiler sees them."""
         dynamic = torch.ao.nn.quantized.dynamic
         found = [module for module in self._quantized.modules() if isinstance(module, (dynamic.LSTM, dynamic.Linear))]
         lstms = sum(isinstance(module, dynamic.LSTM) for module in found)
@@ -57,7 +57,7 @@ def _rounded_cell(gates_input: Tensor, hidden: Tensor, cell: Tensor, weight_hh: 
 class RoundedLSTM(LoopLSTM):
     """The loop with what goes into its products rounded as dynamic quantisation does; for `rounded_weights`.
 
-    What a linear layer reads of it is rounded there, by `round_inputs`.
+    The inputs of linear layers that follow are rounded there, by `round_inputs`.
     """
 
     cell = staticmethod(_rounded_cell)
@@ -69,7 +69,7 @@ class RoundedLSTM(LoopLSTM):
 
 
 def round_inputs(model: nn.Module) -> None:
-    """Round what each linear layer of a model reads, from now on, as dynamic quantisation does."""
+    """From now on, round the inputs of all linear layers of a model as dynamic quantisation does."""
 
     def rounded(module: nn.Module, inputs: tuple[Tensor]) -> Tensor:
         del module
@@ -81,7 +81,7 @@ def round_inputs(model: nn.Module) -> None:
 
 
 def rounded_weights(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Matrices on a grid of 255 steps around zero as wide as their largest value; embeddings and biases as they are."""
+    """Matrices rounded to a grid of 255 steps, symmetric around 0, as wide as their largest value; others unchanged."""
     return {
         name: _on_grid(value, 2 * float(value.abs().max()) / 255)
         if value.dim() == MATRIX and not name.startswith("embed")
@@ -91,7 +91,7 @@ def rounded_weights(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _rounded_input(value: Tensor) -> Tensor:
-    """On a grid of 127 steps over the range of its values and zero: torch leaves a bit unused, for old processors."""
+    """Values on a grid of 127 steps over their range and zero: for old processors, torch leaves one bit unused."""
     least, most = value.detach().aminmax()
     return _on_grid(value, (max(0.0, float(most)) - min(0.0, float(least))) / 127)
 

@@ -1,6 +1,6 @@
 """The task of forecasting: real series or a user's CSV, cut into windows, compared with the seasonal naive.
 
-Here the data is read and what was not said is chosen; what is done with it is in `forecasting_task`.
+This module reads the data and chooses what the user left open; `forecasting_task` works with it.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from seq2seq.layers.likelihoods import LIKELIHOODS
 from seq2seq.tasks.forecasting_task import ForecastingTask
 from seq2seq.tasks.scaling import scale
 
-#: What is forecast when nothing is named: both cities.
+#: Series that are forecast unless others are named: both cities.
 DEFAULT = "temperatures"
-#: Seasons and windows of built-in series whose frequency alone does not say them.
+#: Seasons and windows of built-in series for which the frequency does not determine them.
 PRESETS: dict[str, dict[str, Any]] = {
     "sunspots": {"season": 11, "history": 33, "horizon": 11},
 }
@@ -82,7 +82,7 @@ def load(path: Path | str | None = None, /, **options: Any) -> ForecastingTask:
             msg += f" of {history} + {horizon} steps in training and validation, with a season of {season}: give more,"
             msg += " or a smaller history, horizon or season"
             raise DataError(msg)
-    # A cycle that training sees less than twice would lead validation to places that were never seen.
+    # A cycle that training covers less than twice would give validation calendar features that training never had.
     seen = min(len(raw.values) for raw in found) * TRAIN_SHARE * frequency.step_s
     cycles = tuple(cycle for cycle in frequency.cycles if seen >= 2 * CYCLES[cycle])
     series = tuple(scale(raw, season, lag, cycles) for raw in found)
@@ -184,7 +184,7 @@ def _trained_on(state: dict[str, Any]) -> str | None:
 
 
 def _kept_path(name: str) -> str:
-    """A source as it is kept: the whole path of a file, bytes that are not UTF-8 as half characters in any locale."""
+    """A source as it is stored: the absolute path of a file, with surrogates for bytes that are not UTF-8."""
     if name in BUILT_IN:
         return name
     return str(Path(name).absolute()).encode("utf-8", "surrogateescape").decode("utf-8", "surrogateescape")

@@ -24,11 +24,12 @@ from seq2seq.data.text_file import composed
 from seq2seq.data.windows import TRAIN_SHARE, Series, window_starts, windows
 from seq2seq.layers.likelihoods import QUANTILES
 from seq2seq.models.base import Config, Model
-from seq2seq.models.encoder_decoder import Seq2SeqConfig
 from seq2seq.tasks import scoring
+from seq2seq.tasks.families import family_config
 from seq2seq.tasks.forecast import Forecast
 from seq2seq.tasks.paths import sample_paths
 from seq2seq.tasks.scaling import Scaled
+from seq2seq.tasks.sequences import evaluating
 from seq2seq.tasks.task import DECODERS
 
 #: What scores and quantiles of such a model rest on, beside what was learnt.
@@ -133,44 +134,14 @@ class ForecastingTask:
         if model not in DECODERS or size not in layers:
             msg = f"forecasting has models {', '.join(DECODERS)} in sizes small and full, got {model!r} and {size!r}"
             raise ValueError(msg)
-        common: dict[str, Any] = {
-            "input_size": self.features,
-            "hidden_size": 40,
-            "output_size": 1,
-            "num_layers": layers[size],
-        }
-        if model == "attention":
-            from seq2seq.models.attention import AttentionConfig  # noqa: PLC0415 - each family when it is asked for
-
-            return AttentionConfig(**common, likelihood="student" if chosen is None else chosen)
-        if model == "gnmt":
-            from seq2seq.models.gnmt import LEAST_LAYERS, GNMTConfig  # noqa: PLC0415
-
-            if chosen:
-                msg = (
-                    f"forecasts of gnmt are points, without likelihood {chosen!r}: leave it out, or name another model"
-                )
-                raise ValueError(msg)
-            return GNMTConfig(**(common | {"num_layers": max(layers[size], LEAST_LAYERS)}))
-        config = Seq2SeqConfig(**common, likelihood="student" if chosen is None else chosen)
-        if model == "transformer":
-            from seq2seq.models.transformer import rival  # noqa: PLC0415
-
-            return rival(config)
-        return config
+        if model == "gnmt" and chosen:
+            msg = f"forecasts of gnmt are points, without likelihood {chosen!r}: leave it out, or name another model"
+            raise ValueError(msg)
+        common = {"input_size": self.features, "hidden_size": 40, "output_size": 1}
+        return family_config(model, layers[size], common, {"likelihood": "student" if chosen is None else chosen})
 
     def batches(self, split: str, batch: int, seed: int, epoch: int) -> Iterator[Batch]:
-        """Windows of all series; in training all full batches of an epoch, shuffled, in validation each in order.
-
-        Args:
-            split: `train` or `validation`.
-            batch: windows in a batch; in validation the last may be smaller.
-            seed: of the order in training.
-            epoch: from 0; each has another order, the same on every run.
-
-        Raises:
-            ValueError: for an unknown split.
-        """
+        """Windows of all series, as `Task.batches`; in training full batches alone, unless there is no full one."""
         places = self._places(split)
         if split == "train":
             order = np.random.default_rng((seed, epoch)).permutation(len(places))
@@ -181,20 +152,14 @@ class ForecastingTask:
             yield self._windows(chosen)
 
     def evaluate(self, model: Model, batch: int, device: str) -> dict[str, float]:
-        """Forecast the validation windows and compare them with what came, and so the seasonal naive forecast.
-
-        Args:
-            model: on `device`; it is in the mode afterwards that it was in before.
-            batch: windows forecast together, each with all its paths.
-            device: `cpu` or `cuda`.
+        """Forecast the validation windows and compare them, and the seasonal naive forecast, with what came.
 
         Returns:
             Means over the series of MASE (of the median path), CRPS and MAE (in the unit of the series), and the same
             of the seasonal naive forecast; where there are several series also the MASE of each.
         """
-        training, found = model.training, []
-        model.eval()
-        try:
+        found = []
+        with evaluating(model):
             for index, scaled in self._scored():
                 starts = self._starts(scaled, "validation")
                 paths = [
@@ -202,8 +167,6 @@ class ForecastingTask:
                     for part in _places(index, starts).split(batch)
                 ]
                 found.append(self._scores(scaled, starts, torch.cat(paths, 1)))
-        finally:
-            model.train(training)
         if not found:
             msg = "there is no series to evaluate on; give the task one when it is restored"
             raise ValueError(msg)

@@ -7,7 +7,6 @@ SYNTHETIC and says nothing of how well speech is recognised.
 from __future__ import annotations
 
 import dataclasses
-import functools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,23 +16,22 @@ import numpy as np
 import torch
 from pydantic import Field
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 
 from seq2seq.data import tones
 from seq2seq.data.audio import BANDS, log_mel, stack
-from seq2seq.data.batch import Batch, DataUnavailableError
-from seq2seq.data.bucketing import bucketed, padding_note
-from seq2seq.data.errors import DataError
+from seq2seq.data.batch import Batch
+from seq2seq.data.bucketing import padding_note
+from seq2seq.data.errors import DataError, optional
 from seq2seq.data.options import Count, takes_options
 from seq2seq.data.speech_corpus import read_corpus, read_frames
 from seq2seq.data.text_file import ENCODING
-from seq2seq.data.tokens import BEGIN, END, PAD, UNKNOWN
+from seq2seq.data.tokens import END, PAD, UNKNOWN
 from seq2seq.decoding.ctc import best_path, prefix_beam_search
 from seq2seq.decoding.result import Decoded
-from seq2seq.decoding.search import beam_search, greedy
 from seq2seq.models.base import IGNORE_TOKEN, Config, Model
 from seq2seq.models.ctc import CTCConfig, CTCModel, steps_needed
-from seq2seq.models.encoder_decoder import Seq2SeqConfig
+from seq2seq.tasks.families import family_config
+from seq2seq.tasks.sequences import batch_places, collate, examples_of, search, texts_of
 from seq2seq.tasks.task import MODELS
 
 #: Tokens before those of characters.
@@ -42,9 +40,7 @@ SPECIAL = 4
 HELD_BACK = 10
 #: Recordings of the made-up corpus.
 SYNTHETIC_COUNT = 2200
-#: What beam search compares hypotheses of different length with; see `seq2seq.decoding.search.beam_search`.
-LENGTH_PENALTY = 0.6
-#: Tokens a step that decoding may give, relative to the most that training has.
+#: Largest number of tokens per step in decoding, relative to the largest in training.
 MARGIN = 1.2
 #: Hidden size, per direction, and layers of a CTC model; the full ones are those of the workload `speech-ctc`.
 CTC_SIZES = {"small": (64, 2), "full": (320, 4)}
@@ -96,7 +92,7 @@ class SpeechTask:
     name: ClassVar[str] = "speech"
     quality: ClassVar[str] = "WER"
     higher_is_better: ClassVar[bool] = False
-    #: What it predicts from are names of files, not texts.
+    #: Predictions read files by name, not texts.
     reads_files: ClassVar[bool] = True
     #: Settings of a training that learns the made-up language.
     learning_rate: ClassVar[float] = 2e-3
@@ -132,32 +128,18 @@ class SpeechTask:
             "input_size": BANDS * self.stacked,
             "hidden_size": hidden_size,
             "output_size": self.vocabulary,
-            "num_layers": layers,
             "decoder_input_size": embedding,
             "target_vocabulary": self.vocabulary,
         }
-        if model == "gnmt":
-            from seq2seq.models.gnmt import LEAST_LAYERS, GNMTConfig  # noqa: PLC0415 - each family when it is asked for
-
-            return GNMTConfig(**(common | {"num_layers": max(layers, LEAST_LAYERS)}))
         # One decoder layer of the size of both directions of the encoder.
-        common |= {"bidirectional": True, "decoder_hidden_size": 2 * hidden_size, "decoder_layers": 1}
-        if model == "attention":
-            from seq2seq.models.attention import AttentionConfig  # noqa: PLC0415
-
-            return AttentionConfig(**common, feeds="context")
-        config = Seq2SeqConfig(**common)
-        if model == "transformer":
-            from seq2seq.models.transformer import rival  # noqa: PLC0415
-
-            return rival(config)
-        return config
+        lstm = {"bidirectional": True, "decoder_hidden_size": 2 * hidden_size, "decoder_layers": 1}
+        return family_config(model, layers, common, lstm, feeds="context")
 
     def suited(self, config: Config) -> SpeechTask:
         """The task with batches for a model of these sizes.
 
-        A recording too short for its transcript by CTC, which says at most one character a step, is left out of the
-        batches, and the notes say how many; it is recognised and scored like any other.
+        CTC outputs at most one character per step. Recordings that are too short for their transcript are left out of
+        the batches, and the notes say how many; they are transcribed and scored like all others.
         """
         if config.decodes or self.labels:
             return self
@@ -167,33 +149,14 @@ class SpeechTask:
         return dataclasses.replace(self, labels=True, notes=(*self.notes, *([note] if short else [])))
 
     def batches(self, split: str, batch: int, seed: int, epoch: int) -> Iterator[Batch]:
-        """Batches of recordings of about the same length; each recording once in an epoch.
-
-        Args:
-            split: `train`, shuffled, or `validation`, by length.
-            batch: recordings in a batch; the last may have fewer.
-            seed: of the order in training.
-            epoch: from 0; each has another order, the same on every run.
-
-        Raises:
-            ValueError: for an unknown split, or a task without recordings.
-        """
+        """Batches of recordings of about the same length, as `Task.batches`; each recording once in an epoch."""
         examples = list(filter(_fits, self._examples(split))) if self.labels else self._examples(split)
-        if split == "train":
-            order = bucketed([example.lengths for example in examples], batch, seed, epoch)
-        else:
-            order = [list(range(len(examples)))[at : at + batch] for at in range(0, len(examples), batch)]
-        for places in order:
-            chosen = collate([examples[place] for place in places])
+        for places in batch_places(split, [example.lengths for example in examples], batch, seed, epoch):
+            chosen = collate([(examples[place].steps, examples[place].tokens) for place in places])
             yield _labelled(chosen) if self.labels else chosen
 
     def evaluate(self, model: Model, batch: int, device: str) -> dict[str, float]:
-        """Write down the validation recordings and compare with their transcripts.
-
-        Args:
-            model: on `device`; it is in the mode afterwards that it was in before.
-            batch: recordings decoded together.
-            device: `cpu` or `cuda`.
+        """Transcribe the validation recordings and compare with their transcripts, as `Task.evaluate`.
 
         Returns:
             Word and character error rates of all recordings together, 1 being as many errors as words.
@@ -201,7 +164,7 @@ class SpeechTask:
         Raises:
             DataUnavailableError: when jiwer is not installed.
         """
-        jiwer = _jiwer()
+        jiwer = optional("jiwer", "word error rates need")
         examples = self._examples("validation")
         heard = self._decode(model, [example.steps for example in examples], batch, device)
         said = [example.text for example in examples]
@@ -248,29 +211,13 @@ class SpeechTask:
         return stack((frames - self.mean) / self.deviation, self.stacked)
 
     def _examples(self, split: str) -> list[SpeechExample]:
-        if split not in {"train", "validation"}:
-            msg = f"split is {split!r}, expected 'train' or 'validation'"
-            raise ValueError(msg)
-        if split not in self.examples:
-            msg = "there are no recordings: the task was restored without, load a corpus to train or evaluate"
-            raise ValueError(msg)
-        return self.examples[split]
+        return examples_of(split, self.examples, self.name)
 
     def _decode(self, model: Model, recordings: Sequence[Tensor], batch: int, device: str, beam: int = 1) -> list[str]:
-        """Recordings of like length together, the texts in the order given."""
-        training, texts = model.training, [""] * len(recordings)
-        model.eval()
-        order = sorted(range(len(recordings)), key=lambda place: len(recordings[place]))
-        try:
-            for at in range(0, len(order), batch):
-                places = order[at : at + batch]
-                source, lengths = _padded([recordings[place] for place in places])
-                found = _search(model, source.to(device), lengths, beam, MARGIN * self.rate)
-                for place, tokens in zip(places, found.lists(), strict=True):
-                    texts[place] = self.decode(tokens)
-        finally:
-            model.train(training)
-        return texts
+        def heard(source: Tensor, lengths: Tensor) -> Decoded:
+            return _search(model, source, lengths, beam, MARGIN * self.rate)
+
+        return texts_of(model, recordings, batch, device, heard, self.decode)
 
 
 @takes_options(own=("encoding",), along=("count", "longest"))
@@ -308,7 +255,7 @@ def load(
 
 
 def restore(state: dict[str, Any]) -> SpeechTask:
-    """The task of a checkpoint, without recordings: it can write down others."""
+    """The task of a checkpoint, without recordings: it can transcribe other recordings."""
     return SpeechTask(
         alphabet=state["alphabet"],
         mean=torch.tensor(state["mean"]),
@@ -316,20 +263,6 @@ def restore(state: dict[str, Any]) -> SpeechTask:
         stacked=state["stacked"],
         rate=state["rate"],
         examples={},
-    )
-
-
-def collate(examples: Sequence[SpeechExample]) -> Batch:
-    """One batch: sources padded with zeros; targets BEGIN and tokens, expected tokens and END."""
-    source, source_lengths = _padded([example.steps for example in examples])
-    targets = [torch.tensor((BEGIN, *example.tokens)) for example in examples]
-    expected = [torch.tensor((*example.tokens, END)) for example in examples]
-    return Batch(
-        source,
-        pad_sequence(targets, batch_first=True, padding_value=PAD),
-        source_lengths,
-        torch.tensor([len(target) for target in targets]),
-        pad_sequence(expected, batch_first=True, padding_value=IGNORE_TOKEN),
     )
 
 
@@ -353,9 +286,7 @@ def _search(model: Model, source: Tensor, lengths: Tensor, beam: int, ratio: flo
         if beam == 1:
             return best_path(outputs, lengths, blank=blank)
         return prefix_beam_search(outputs, lengths, beam=beam, blank=blank)
-    if beam == 1:
-        return greedy(model, source, lengths, max_ratio=ratio)
-    return beam_search(model, source, lengths, beam=beam, length_penalty=LENGTH_PENALTY, max_ratio=ratio)
+    return search(model, source, lengths, beam, max_ratio=ratio)
 
 
 def _task(pairs: Sequence[tuple[Tensor, str]], stacked: int, note: str) -> SpeechTask:
@@ -377,18 +308,3 @@ def _task(pairs: Sequence[tuple[Tensor, str]], stacked: int, note: str) -> Speec
     rate = max(example.lengths[1] / example.lengths[0] for example in examples["train"])
     padding = padding_note([example.lengths for example in examples["train"]], SpeechTask.batch)
     return dataclasses.replace(task, rate=rate, examples=examples, notes=(note, padding))
-
-
-def _padded(recordings: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-    lengths = torch.tensor([len(recording) for recording in recordings])
-    return pad_sequence(list(recordings), batch_first=True), lengths
-
-
-@functools.cache
-def _jiwer() -> Any:
-    try:
-        import jiwer  # noqa: PLC0415 - optional
-    except ImportError as error:
-        msg = "word error rates need the package jiwer, which is not installed: pip install jiwer"
-        raise DataUnavailableError(msg) from error
-    return jiwer

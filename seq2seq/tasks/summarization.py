@@ -9,9 +9,9 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
-from seq2seq.data.batch import DataUnavailableError
+from seq2seq.data.errors import optional
 from seq2seq.data.options import Count, takes_options
 from seq2seq.data.synthetic_news import make_news
 from seq2seq.data.text_file import ENCODING
@@ -50,13 +50,9 @@ class SummarizationTask(TextTask):
         Raises:
             DataUnavailableError: when rouge-score is not installed.
         """
-        try:
-            from rouge_score.rouge_scorer import RougeScorer  # noqa: PLC0415 - optional
-        except ImportError as error:
-            msg = "ROUGE needs the package rouge-score, which is not installed: pip install rouge-score"
-            raise DataUnavailableError(msg) from error
+        scorers = optional("rouge_score.rouge_scorer", "ROUGE needs")
         # Its own words are made of a to z alone: a summary in Greek would score 0 against itself.
-        scorer = RougeScorer(list(_ROUGE.values()), tokenizer=_Words())
+        scorer = scorers.RougeScorer(list(_ROUGE.values()), tokenizer=_Words())
         scores = [scorer.score(reference, output) for output, reference in zip(outputs, references, strict=True)]
         return {name: 100 * sum(score[key].fmeasure for score in scores) / len(scores) for name, key in _ROUGE.items()}
 
@@ -109,13 +105,7 @@ def load(  # noqa: PLR0913 - options of a command line
     )
 
 
-def restore(state: dict[str, Any]) -> SummarizationTask:
-    """The task of a state, without data: it can predict.
-
-    Raises:
-        ValueError: when the state is not one of this task.
-    """
-    return SummarizationTask.from_state(state)
+restore = SummarizationTask.from_state
 
 
 class _Words:

@@ -16,9 +16,8 @@ from seq2seq.models.base import Config
 
 #: Model families that a decoder is part of, which every task has.
 DECODERS = ("lstm", "attention", "gnmt", "transformer")
-#: Model families, and sizes of each, that a task may be asked for.
+#: Model families that a task may be asked for.
 MODELS = (*DECODERS, "ctc")
-SIZES = ("small", "full")
 
 
 class Task(Protocol):
@@ -56,13 +55,16 @@ class Task(Protocol):
             batch: sequences in a batch; the last one may have fewer.
             seed: of the order.
             epoch: from 0; each has an order of its own.
+
+        Raises:
+            ValueError: for an unknown split, a batch below 1, or a task that was restored without data.
         """
 
     def evaluate(self, model: nn.Module, batch: int, device: str) -> dict[str, float]:
         """Decode the validation split: quality, and baselines by name.
 
         Args:
-            model: in evaluation mode, on the device; see `seq2seq.models.base.Model`.
+            model: on the device, a `seq2seq.models.base.Model`; left in the mode that it was in.
             batch: sequences in a batch.
             device: `cpu` or `cuda`.
         """

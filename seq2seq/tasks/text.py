@@ -12,20 +12,17 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
 import torch
-from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 
 from seq2seq.data.batch import Batch
-from seq2seq.data.bucketing import bucketed, padding_note
+from seq2seq.data.bucketing import padding_note
 from seq2seq.data.errors import DataError
 from seq2seq.data.text_pairs import Pair, tidy
-from seq2seq.data.tokens import BEGIN, END, PAD, Subwords
+from seq2seq.data.tokens import Subwords
 from seq2seq.models.base import IGNORE_TOKEN, Model
+from seq2seq.tasks.sequences import batch_places, collate, evaluating, examples_of, search, texts_of
 
 #: Share of the sources that are held back for validation.
 VALIDATION_SHARE = 0.1
-#: What steers decoding when beams are asked for: Wu et al. 2016 found 0.6 to 0.7 best.
-LENGTH_PENALTY = 0.6
 
 
 @dataclass(frozen=True)
@@ -100,32 +97,13 @@ class TextTask(ABC):
         """Scores that are reached without a model."""
 
     def batches(self, split: str, batch: int, seed: int, epoch: int) -> Iterator[Batch]:
-        """Batches of one epoch: each example once.
-
-        Args:
-            split: `train`, in batches of like length shuffled by seed and epoch; or `validation`, by length.
-            batch: examples in a batch; some batches may have fewer.
-            seed: of the shuffling.
-            epoch: from 0.
-
-        Raises:
-            ValueError: for an unknown split, a batch below 1, or a task without data.
-        """
+        """Batches of one epoch, as `Task.batches`: each example once, those of like length together."""
         examples = self._examples(split)
-        if split == "train":
-            places = bucketed([example.lengths for example in examples], batch, seed, epoch)
-        else:
-            _check_batch(batch)
-            places = [list(range(len(examples)))[start : start + batch] for start in range(0, len(examples), batch)]
+        places = batch_places(split, [example.lengths for example in examples], batch, seed, epoch)
         return (collate([(examples[i].source_tokens, examples[i].target_tokens) for i in chosen]) for chosen in places)
 
     def evaluate(self, model: Model, batch: int, device: str) -> dict[str, float]:
         """Loss and scores of the validation split, decoded greedily, and the scores of the baselines.
-
-        Args:
-            model: as `seq2seq.models.encoder_decoder.Seq2Seq`, on the device.
-            batch: examples in a batch.
-            device: the model's.
 
         Returns:
             `loss` is the mean cross entropy (nats) of a validation token, END included.
@@ -149,31 +127,15 @@ class TextTask(ABC):
             DataError: for an empty text, by its row.
             ValueError: for a batch or beam below 1.
         """
-        from seq2seq.decoding.search import beam_search, greedy  # noqa: PLC0415 - training alone does not need it
-
-        _check_batch(batch)
         limit = self.max_target + 1  # END is a token too
-        sources = [self._encode_source(text, row) for row, text in enumerate(texts, 1)]
-        order = sorted(range(len(sources)), key=lambda place: len(sources[place]))
-        outputs = [""] * len(sources)
-        training = model.training
-        model.eval()
-        try:
-            for start in range(0, len(order), batch):
-                chosen = order[start : start + batch]
-                source, lengths = padded([sources[place] for place in chosen])
-                source = source.to(device)
-                if beam == 1:
-                    decoded = greedy(model, source, lengths, max_steps=limit)
-                else:
-                    decoded = beam_search(
-                        model, source, lengths, beam=beam, length_penalty=LENGTH_PENALTY, max_steps=limit
-                    )
-                for place, tokens in zip(chosen, decoded.lists(), strict=True):
-                    outputs[place] = tidy(self.subwords.decode(tokens))
-        finally:
-            model.train(training)
-        return outputs
+        return texts_of(
+            model,
+            [self._encode_source(text, row) for row, text in enumerate(texts, 1)],
+            batch,
+            device,
+            lambda source, lengths: search(model, source, lengths, beam, max_steps=limit),
+            lambda tokens: tidy(self.subwords.decode(tokens)),
+        )
 
     def cut(self, texts: Sequence[str]) -> list[int]:
         """Rows, from 1, of the texts of which `predict` reads the first `max_source` tokens alone."""
@@ -236,13 +198,7 @@ class TextTask(ABC):
         }
 
     def _examples(self, split: str) -> list[TextExample]:
-        if split not in {"train", "validation"}:
-            msg = f"split is {split!r}, expected 'train' or 'validation'"
-            raise ValueError(msg)
-        if split not in self.examples:
-            msg = f"this {self.name} task was restored without data and can only predict; load it with data"
-            raise ValueError(msg)
-        return self.examples[split]
+        return examples_of(split, self.examples, self.name)
 
     def _encode(self, pair: Pair) -> TextExample:
         source, target = (self.subwords.encode(text) for text in pair)
@@ -258,38 +214,16 @@ class TextTask(ABC):
         return tokens
 
     def _validation_loss(self, model: Model, batch: int, device: str) -> float:
-        training = model.training
-        model.eval()
         total = count = 0.0
-        try:
-            with torch.no_grad():
-                for one in self.batches("validation", batch, seed=0, epoch=0):
-                    moved = one.to(device)
-                    outputs = model(moved.source, moved.target, moved.source_lengths, moved.target_lengths)
-                    valid = int((moved.expected != IGNORE_TOKEN).sum())
-                    loss = model.loss(outputs, moved.expected, moved.target_lengths)
-                    total += valid * float(loss)
-                    count += valid
-        finally:
-            model.train(training)
+        with evaluating(model), torch.no_grad():
+            for one in self.batches("validation", batch, seed=0, epoch=0):
+                moved = one.to(device)
+                outputs = model(moved.source, moved.target, moved.source_lengths, moved.target_lengths)
+                valid = int((moved.expected != IGNORE_TOKEN).sum())
+                loss = model.loss(outputs, moved.expected, moved.target_lengths)
+                total += valid * float(loss)
+                count += valid
         return total / count
-
-
-def collate(pairs: Sequence[tuple[Sequence[int], Sequence[int]]]) -> Batch:
-    """One batch of (source tokens, target tokens), padded to its longest.
-
-    The decoder reads BEGIN and the target; expected are the target and END, with `IGNORE_TOKEN` past them.
-    """
-    source, source_lengths = padded([source for source, _ in pairs])
-    target, target_lengths = padded([[BEGIN, *target] for _, target in pairs])
-    expected, _ = padded([[*target, END] for _, target in pairs], IGNORE_TOKEN)
-    return Batch(source, target, source_lengths, target_lengths, expected)
-
-
-def padded(sequences: Sequence[Sequence[int]], padding: int = PAD) -> tuple[Tensor, Tensor]:
-    """Sequences as (batch, longest) int64 tokens, and their lengths (batch,) int64."""
-    rows = [torch.tensor(sequence, dtype=torch.int64) for sequence in sequences]
-    return pad_sequence(rows, batch_first=True, padding_value=padding), torch.tensor([len(row) for row in rows])
 
 
 def split_pairs(pairs: Sequence[Pair], origin: str) -> dict[str, list[Pair]]:
@@ -313,9 +247,3 @@ def split_pairs(pairs: Sequence[Pair], origin: str) -> dict[str, list[Pair]]:
         "train": [pair for pair in pairs if pair[0] not in held],
         "validation": [pair for pair in pairs if pair[0] in held],
     }
-
-
-def _check_batch(batch: int) -> None:
-    if batch < 1:
-        msg = f"batch is {batch}, expected at least 1"
-        raise ValueError(msg)

@@ -1,13 +1,12 @@
-"""Sizes of each model family for texts, by task and size; a family's module is imported only when it is asked for."""
+"""Sizes of models for texts, by task and size."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from seq2seq.models.base import Config
-from seq2seq.models.encoder_decoder import Seq2SeqConfig
+from seq2seq.tasks.families import family_config
 from seq2seq.tasks.task import DECODERS
 
 
@@ -32,8 +31,7 @@ def text_config(model: str, size: str, sizes: Mapping[str, TextSizes], vocabular
     """Sizes of a model that reads and writes tokens of one vocabulary.
 
     Args:
-        model: `lstm`; `attention`, the same with Luong's general attention; `gnmt`, which has at least 2 layers; or
-            `transformer`, of about as many parameters as the `lstm`.
+        model: as for `family_config`.
         size: `small`, which trains on 2 CPU cores in minutes, or `full`.
         sizes: those of a task.
         vocabulary: tokens.
@@ -44,8 +42,11 @@ def text_config(model: str, size: str, sizes: Mapping[str, TextSizes], vocabular
     if size not in sizes:
         msg = f"size is {size!r}, expected one of {', '.join(sizes)}"
         raise ValueError(msg)
+    if model not in DECODERS:
+        msg = f"model is {model!r}, expected one of {', '.join(DECODERS)}"
+        raise ValueError(msg)
     chosen = sizes[size]
-    common: dict[str, Any] = {
+    common = {
         "input_size": chosen.embedding,
         "hidden_size": chosen.hidden,
         "output_size": vocabulary,
@@ -53,19 +54,4 @@ def text_config(model: str, size: str, sizes: Mapping[str, TextSizes], vocabular
         "source_vocabulary": vocabulary,
         "target_vocabulary": vocabulary,
     }
-    if model == "lstm":
-        return Seq2SeqConfig(**common, num_layers=chosen.layers, bidirectional=True)
-    if model == "attention":
-        from seq2seq.models.attention import AttentionConfig  # noqa: PLC0415
-
-        return AttentionConfig(**common, num_layers=chosen.layers, bidirectional=True, attention="general")
-    if model == "gnmt":
-        from seq2seq.models.gnmt import LEAST_LAYERS, GNMTConfig  # noqa: PLC0415
-
-        return GNMTConfig(**common, num_layers=max(chosen.layers, LEAST_LAYERS))
-    if model == "transformer":
-        from seq2seq.models.transformer import rival  # noqa: PLC0415
-
-        return rival(text_config("lstm", size, sizes, vocabulary))
-    msg = f"model is {model!r}, expected one of {', '.join(DECODERS)}"
-    raise ValueError(msg)
+    return family_config(model, chosen.layers, common, {"bidirectional": True})

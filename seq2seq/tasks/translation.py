@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
-from seq2seq.data.batch import DataUnavailableError
 from seq2seq.data.catalogues import LANGUAGES, catalogue_pairs
+from seq2seq.data.errors import optional
 from seq2seq.data.options import Count, takes_options
 from seq2seq.data.text_file import ENCODING
 from seq2seq.data.text_pairs import read_pairs
@@ -43,11 +43,7 @@ class TranslationTask(TextTask):
         Raises:
             DataUnavailableError: when sacrebleu is not installed.
         """
-        try:
-            import sacrebleu  # noqa: PLC0415 - optional
-        except ImportError as error:
-            msg = "BLEU needs the package sacrebleu, which is not installed: pip install sacrebleu"
-            raise DataUnavailableError(msg) from error
+        sacrebleu = optional("sacrebleu", "BLEU needs")
         return {
             "BLEU": float(sacrebleu.corpus_bleu(outputs, [references]).score),
             "chrF": float(sacrebleu.corpus_chrf(outputs, [references]).score),
@@ -96,10 +92,4 @@ def load(
     )
 
 
-def restore(state: dict[str, Any]) -> TranslationTask:
-    """The task of a state, without data: it can predict.
-
-    Raises:
-        ValueError: when the state is not one of this task.
-    """
-    return TranslationTask.from_state(state)
+restore = TranslationTask.from_state

@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-from kernels.host.output import replacing, utf8
+from kernels.host.output import utf8, write_whole
 
 #: Columns of curve.csv: one row a step, and one a validation, which has the seconds of training until then.
 CURVE = ("step", "epoch", "learning_rate", "loss", "gradient_norm", "validation_loss", "training_s")
@@ -104,7 +104,7 @@ class TrainFolder:
     def write_run(self, facts: dict[str, Any]) -> None:
         """Write or replace run.json: settings, versions, and in the end the result."""
         text = json.dumps({"format": FORMAT} | facts, indent=2, ensure_ascii=False)
-        replace(self.path / "run.json", utf8(text + "\n"))
+        write_whole(self.path / "run.json", utf8(text + "\n"))
 
     def read_run(self) -> dict[str, Any]:
         """run.json.
@@ -128,7 +128,7 @@ class TrainFolder:
         """Write or replace the checkpoint."""
         content = io.BytesIO()
         torch.save(state, content)
-        replace(self.checkpoint_path, content.getvalue())
+        write_whole(self.checkpoint_path, content.getvalue())
 
     def load(self) -> dict[str, Any] | None:
         """The checkpoint; None when the run ended before its first.
@@ -168,7 +168,7 @@ class TrainFolder:
         writer.writerows(
             row for row in self.curve() if int(row["step"]) <= (evaluated_step if row["validation_loss"] else step)
         )
-        replace(self.curve_path, text.getvalue().encode())
+        write_whole(self.curve_path, text.getvalue().encode())
 
     def curve(self) -> Iterator[dict[str, str]]:
         """The rows of the curve; a torn last one is left out."""
@@ -183,13 +183,3 @@ def _remove(folders: Iterable[Path]) -> None:
     for folder in folders:
         with contextlib.suppress(OSError):
             folder.rmdir()
-
-
-def replace(path: Path, data: bytes) -> None:
-    """Write or replace a file in one step: at every moment it holds all of the old or all of the new.
-
-    Raises:
-        OSError: when it cannot be written; it is unchanged.
-    """
-    with replacing(path) as file:
-        file.write(data)

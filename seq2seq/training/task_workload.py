@@ -1,4 +1,4 @@
-"""A task seen as a workload: what a variant's requirements ask about, and what the gate draws its batches from."""
+"""A task as a workload, so that the requirements of variants and the gate can use it."""
 
 from __future__ import annotations
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 from seq2seq.data import windows
 from seq2seq.data.lengths import LIBRISPEECH_CHARACTERS, LIBRISPEECH_FRAMES, WMT_ENGLISH, WMT_GERMAN
@@ -16,6 +17,15 @@ from seq2seq.models.rnnt_encoder import StackedConfig
 from seq2seq.models.transformer import TransformerConfig
 from seq2seq.workloads.workload import Workload, scaled
 
+#: Batches of WMT, English to German.
+_WMT: dict[str, Any] = {
+    "data": "synthetic: random tokens, lengths of WMT English and German words",
+    "batch": 128,
+    "source_steps": 50,
+    "target_steps": 50,
+    "source_lengths": WMT_ENGLISH,
+    "target_lengths": WMT_GERMAN,
+}
 #: Vocabularies of the scaled-down twins.
 _THOUSAND_WORDS = {"output_size": 1000, "source_vocabulary": 1000, "target_vocabulary": 1000}
 
@@ -58,12 +68,7 @@ _TRANSLATION = Workload(
     source="bentrevett/pytorch-seq2seq notebook 1: 2 layers x 512, embedding 256, batch 128, vocabularies of Multi30k",
     data="synthetic: random tokens, lengths of WMT German and English words",
     config=Seq2SeqConfig(
-        input_size=256,
-        hidden_size=512,
-        output_size=5893,
-        num_layers=2,
-        source_vocabulary=7853,
-        target_vocabulary=5893,
+        input_size=256, hidden_size=512, output_size=5893, num_layers=2, source_vocabulary=7853, target_vocabulary=5893
     ),
     batch=128,
     source_steps=50,
@@ -84,24 +89,20 @@ _TRANSFORMER = dataclasses.replace(
         target_vocabulary=_TRANSLATION.config.target_vocabulary,
     ),
 )
-_MARIAN = dataclasses.replace(
-    _TRANSLATION,
+_MARIAN = Workload(
     name="translation-marian",
     summary="English to German by a Marian model of the transformers library, run by the library's own code",
     source="Helsinki-NLP/opus-mt-en-de: 6 + 6 layers, 512 hidden, 8 heads, feed-forward 2048, vocabulary 58,101, one "
     "matrix for both embeddings and the head; batch and steps as translation-small. Its weights are random, from a "
     "seed: sizes decide the time",
-    data="synthetic: random tokens, lengths of WMT English and German words",
     config=marian(512, 6, 8, 2048, 58_101),
-    source_lengths=WMT_ENGLISH,
-    target_lengths=WMT_GERMAN,
+    **_WMT,
 )
 _IWSLT = Workload(
     name="translation-iwslt",
     summary="English to Vietnamese with attention, fed with what it found the step before",
     source="tensorflow/nmt iwslt15.json: encoder 2 x 512, which is one layer read both ways, decoder 2 x 512, scaled "
     "Luong attention with input feeding, embedding 512, batch 128, length up to 50, vocabularies of IWSLT'15",
-    data="synthetic: random tokens, lengths of WMT English and German words",
     config=AttentionConfig(
         input_size=512,
         hidden_size=512,
@@ -114,30 +115,17 @@ _IWSLT = Workload(
         scaled=True,
         feeds="attention",
     ),
-    batch=128,
-    source_steps=50,
-    target_steps=50,
-    source_lengths=WMT_ENGLISH,
-    target_lengths=WMT_GERMAN,
+    **_WMT,
 )
 _GNMT = Workload(
     name="translation-gnmt",
     summary="English to German by a deep model with residual layers and attention",
     source="NVIDIA DeepLearningExamples GNMT v2: encoder 4 x 1024, its first layer read both ways, decoder 4 x 1024, "
     "normed Bahdanau attention, embedding 1024, vocabulary 32k, batch 128, length up to 50",
-    data="synthetic: random tokens, lengths of WMT English and German words",
     config=GNMTConfig(
-        input_size=1024,
-        hidden_size=1024,
-        output_size=32_000,
-        source_vocabulary=32_000,
-        target_vocabulary=32_000,
+        input_size=1024, hidden_size=1024, output_size=32_000, source_vocabulary=32_000, target_vocabulary=32_000
     ),
-    batch=128,
-    source_steps=50,
-    target_steps=50,
-    source_lengths=WMT_ENGLISH,
-    target_lengths=WMT_GERMAN,
+    **_WMT,
 )
 _SPEECH = Workload(
     name="speech-las",
@@ -288,12 +276,7 @@ WORKLOADS: dict[str, Workload] = {
         scaled(
             _SPEECH,
             "speech-las-scaled",
-            config={
-                "hidden_size": 64,
-                "output_size": 32,
-                "decoder_input_size": 64,
-                "target_vocabulary": 32,
-            },
+            config={"hidden_size": 64, "output_size": 32, "decoder_input_size": 64, "target_vocabulary": 32},
             batch=8,
             source_steps=100,
             target_steps=40,

@@ -1,4 +1,4 @@
-"""`python -m kernels gpu-day`: all stages in the order of worth, each alone in a child, packed as results come.
+"""`python -m kernels gpu-day`: run all stages, the most valuable first, each in a child process; archive the results.
 
 A hang, a crash or a wrong result costs its own stage; what was found wrong is never timed. The out folder holds at most
 eight files and is whole at any moment, for a machine that is lent for minutes and may be gone at once.
@@ -99,7 +99,13 @@ def parser() -> Parser:
         help="time for all of it (default: 4.5 for part 1, 6.7 for part 2, 11.2 for both)",
     )
     add("--resume", action="store_true", help="continue the day in DIR, on this machine or another")
-    add("--again", action="append", default=[], metavar="STAGE", help="with --resume: repeat it; can be repeated")
+    add(
+        "--again",
+        action="append",
+        default=[],
+        metavar="STAGE",
+        help="with --resume: run this stage again; can be repeated",
+    )
     add("--rehearse", action="store_true", help="without a GPU: tiny sizes in Triton's interpreter, planted defects")
     return found
 
@@ -141,9 +147,9 @@ class Day:
         self.folder.clear()
 
     def publish(self) -> None:
-        """Write the list of what is unfit, the summary and the archive.
+        """Write the list of refused configurations, the summary and the archive.
 
-        A file of a stage that cannot be read costs the summary, not the day, which cannot be had again.
+        If a file of a stage cannot be read, only the summary is lost, since the day cannot be repeated.
         """
         try:
             refusals.write(self.folder.tables / refusals.NAME, findings.listed(self.folder.work))

@@ -1,8 +1,8 @@
 """Files of a day: a work folder for whatever stages write, and an out folder of few files that is whole at any moment.
 
 The out folder has the state, the summary, one archive of the work folder, the tables and the list of what was found
-wrong: `MOST_FILES` at most, as a lent machine gives back few. Each is replaced as a whole, so a kill or the end of the
-loan leaves the last one.
+wrong: `MOST_FILES` at most, since few can be copied back from a borrowed machine. Each is
+replaced as a whole, so a kill or the end of the loan leaves the previous version.
 """
 
 from __future__ import annotations

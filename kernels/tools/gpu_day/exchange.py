@@ -1,4 +1,4 @@
-"""Stage that asks first what decides most: is the exchange between the programs of a launch right, and how fast is it?
+"""The most important stage: is the exchange between the programs of a launch right, and how fast is it?
 
 At the sizes where the most programs wait for each other, each way of waiting runs many times at full length, alone and
 beside another grid; a grid that does not fit must be refused. What was right is then timed in turns with torch's own
@@ -126,7 +126,7 @@ def _each_wait(task: CheckQuestion) -> list[Any]:
 
 
 def _grid_that_does_not_fit(task: CheckQuestion) -> CheckResult:
-    """Launch more programs than can run at once: an error at once, after which the GPU still works.
+    """Launch more programs than can run at once: that must raise at once, and leave the GPU working.
 
     Raises:
         AssertionError: when the launch was accepted.

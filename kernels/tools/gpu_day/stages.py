@@ -1,6 +1,6 @@
-"""The stages of a day in the order of worth, as data: what each runs, for how long, and what it needs.
+"""The stages of a day, the most valuable first, as data: what each runs, for how long, and what it needs.
 
-Commands are words with places to fill in: `{package}` is this package, `{folder}` the stage's own folder, `{work}` the
+Commands are words with placeholders: `{package}` is this package, `{folder}` the stage's own folder, `{work}` the
 folder of all stages, `{tables}` that of measured tables, `{seconds}` how long the command may hand out work.
 """
 
