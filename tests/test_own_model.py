@@ -18,7 +18,7 @@ from seq2seq.execution.variants import VARIANTS
 from seq2seq.own_model import inputs, leaves, lstms
 from seq2seq.own_model.catalogue import workload_of
 from seq2seq.own_model.errors import OwnModelError
-from seq2seq.own_model.inspection import measured_shares
+from seq2seq.own_model.inspection import looked_at
 from seq2seq.own_model.model import OwnModel
 from seq2seq.own_model.source import Spec
 from seq2seq.own_model.workload import OwnWorkload, own_weights, random_weights
@@ -245,7 +245,7 @@ def test_the_share_of_the_lstms_grows_with_what_they_do(tmp_path):
         "y, state = self.lstm(x + 0 * (torch.ones(600, 600) @ torch.ones(600, 600))[0, 0], state)",
     )
     beside = workload(written(tmp_path, heavy, "heavy"))
-    shares = [measured_shares(problem)["inference"] for problem in (alone, beside)]
+    shares = [looked_at(problem)["inference"].share for problem in (alone, beside)]
     assert shares[0] > 0.5 > shares[1] > 0
     assert lstms.gain_limit(0.5) == 2
 
