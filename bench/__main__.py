@@ -52,6 +52,7 @@ from bench.run import more, resume
 from bench.run.planning import Plan, make_plan
 from bench.run.runner import Runner
 from bench.run.worker_process import Settings
+from bench.units import counted
 from bench.timing import stopwatch
 from kernels.host.cores import usable_cores
 from kernels.host.output import Terminated, run_command
@@ -90,12 +91,17 @@ def run(arguments: argparse.Namespace, command: str) -> int:
     arguments.suite = arguments.suite or (own_model.SUITE if arguments.model else DEFAULT_SUITE)
     if arguments.out is not None:
         RunFolder.refuse(arguments.out)
+    if arguments.model:
+        # It takes seconds, of a large model a minute.
+        what = "its LSTMs, their share of a call, and whether each way of execution takes it"
+        Console(output=_output(arguments)).say(f"looking at {arguments.model}: {what}")
     plan, settings = _plan(arguments, load_suite(arguments.suite))
     console = Console(len(plan.cases), plan.expected_s(), _output(arguments))
     runnable = len(plan.left())
-    here = f"{runnable} can run here, {settings.threads} threads; expected time about {minutes(plan.expected_s())}"
+    threads = counted(settings.threads, "thread")
+    here = f"{runnable} can run here, {threads}; expected time about {minutes(plan.expected_s())}"
     console.say(
-        f"suite {plan.suite.name}: {len(plan.cases)} cases in {len(plan.groups)} groups, "
+        f"suite {plan.suite.name}: {counted(len(plan.cases), 'case')} in {counted(len(plan.groups), 'group')}, "
         + (here if runnable else "none can run here: nothing will be measured, and each is recorded with its reason")
     )
     console.warn_of_threads(settings.threads, usable_cores())

@@ -62,7 +62,7 @@ class MixAnswer:
 
     @property
     def unclear(self) -> bool:
-        """Return True if the rounds do not show that it is the best, or as good, or its figures are to be distrusted."""
+        """Return True if the rounds do not show that it is the best or as good, or a doubt stands against it."""
         return self.near_best is None or self.near_best < SURE or self.unsure
 
 
