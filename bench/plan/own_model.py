@@ -121,14 +121,19 @@ def folder(facts: Mapping[str, Any]) -> str:
     return str(found["folder"]) if found else ""
 
 
-def missing(found: Mapping[str, Any]) -> list[str]:
-    """Files that an own model was given with and that are gone."""
+def files(found: Mapping[str, Any]) -> list[str]:
+    """Files that an own model was given with, each once."""
     references = (
         *(found[name] for name in ("model", "inputs", "trace", "loss", "metric")),
         *found["variants"].values(),
     )
-    files = [_parts(text)[0] for text in references if text and Path(_parts(text)[0]).is_absolute()]
-    return [path for path in dict.fromkeys(files) if not Path(path).is_file()]
+    paths = [_parts(text)[0] for text in references if text and Path(_parts(text)[0]).is_absolute()]
+    return list(dict.fromkeys(paths))
+
+
+def missing(found: Mapping[str, Any]) -> list[str]:
+    """Files that an own model was given with and that are gone."""
+    return [path for path in files(found) if not Path(path).is_file()]
 
 
 def words(facts: Mapping[str, Any]) -> list[str]:
