@@ -228,7 +228,9 @@ def test_nothing_that_ran_is_unclear_and_not_an_error(tmp_path):
     (folder / "records.jsonl").write_text("".join(json.dumps(record) + "\n" for record in broken))
     found = answer(folder)
     assert (found.verdict, found.variant) == (Recommendation.UNCLEAR, None)
-    assert sentences(read_run(folder))[0][1].startswith("Unclear: no variant ran and passed its gate.")
+    assert sentences(read_run(folder))[0][1].startswith(
+        "Unclear: no variant ran and passed its gate; `reference`, `onednn`, `cpu-fused` (crashed: signal 11)."
+    )
 
 
 def test_a_mix_weighs_its_input_sets(tmp_path):
@@ -293,6 +295,9 @@ def test_bounds_and_starts_count_over_a_mix(tmp_path):
     (started,) = mixes(run, Question(calls=100))
     assert started.expected_s == pytest.approx(free.expected_s + 2 * 0.02 / 100)
     assert mixes(run, Question(objective=Objective.MEMORY)) == ()
+    (nowhere,) = mixes(run, Question(latency_bound_s=1e-9))
+    text = mix_text(nowhere)
+    assert text == "Unclear: no variant ran and kept the bounds in short and long (short 90 %, long 10 %)."
 
 
 def test_needs_come_from_the_run(tmp_path):

@@ -145,6 +145,7 @@ def _answer(
     rated, left_out = _rated(run, list(ok.values()), facts, question)
     if not rated.costs:
         why = () if ok else ("no variant ran and passed its gate",)
+        left_out |= {r.variant: f"{r.status.value}: {r.reason}" for r in records if not ok}
         wanted = question.objective is Objective.P99 and ok
         advice = more_calls(run.group(next(iter(ok.values()))), list(ok), P99_CALLS) if wanted else None
         return Advice(

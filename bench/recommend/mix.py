@@ -91,7 +91,9 @@ def _mix(run: RecordedRun, base: GroupKey, sets: Mapping[str, Sequence[Record]],
     rated = {name: _rated(run, ok[name], question, objective, weights[name]) for name in sets}
     shared = [name for name in next(iter(rated.values())).costs if all(name in found.costs for found in rated.values())]
     if not shared:
-        return MixAnswer(title, weights)
+        none = [name for name, found in rated.items() if not found.costs]
+        where = f"in {' and '.join(none)}" if none else "in every input set"
+        return MixAnswer(title, weights, notes=(f"no variant ran and kept the bounds {where}",))
     parts = {name: found.only(shared) for name, found in rated.items()}
     costs = {v: sum(weights[name] * part.costs[v] for name, part in parts.items()) for v in shared}
     # Every set was measured in processes of its own, so its resamples are independent of those of the others.

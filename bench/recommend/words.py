@@ -53,7 +53,7 @@ def mix_text(answer: MixAnswer) -> str:
     """The recommendation for a mix in sentences."""
     sets = ", ".join(f"{name} {units.share(weight)}" for name, weight in answer.sets.items())
     if answer.variant is None or answer.regrets is None:
-        return f"Unclear: no variant ran in every input set ({sets}) and kept the bounds."
+        return f"Unclear: {'; '.join(answer.notes)} ({sets})."
     regret = answer.regrets[answer.variant]
     verdict = "Unclear: perhaps" if answer.unclear else "Ship"
     what = "time" if answer.percentile == "p50" else answer.percentile
