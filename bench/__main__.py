@@ -52,8 +52,8 @@ from bench.run import more, resume
 from bench.run.planning import Plan, make_plan
 from bench.run.runner import Runner
 from bench.run.worker_process import Settings
-from bench.units import counted
 from bench.timing import stopwatch
+from bench.units import counted
 from kernels.host.cores import usable_cores
 from kernels.host.output import Terminated, run_command
 
@@ -91,10 +91,7 @@ def run(arguments: argparse.Namespace, command: str) -> int:
     arguments.suite = arguments.suite or (own_model.SUITE if arguments.model else DEFAULT_SUITE)
     if arguments.out is not None:
         RunFolder.refuse(arguments.out)
-    if arguments.model:
-        # It takes seconds, of a large model a minute.
-        what = "its LSTMs, their share of a call, and whether each way of execution takes it"
-        Console(output=_output(arguments)).say(f"looking at {arguments.model}: {what}")
+    _say_looking(arguments)
     plan, settings = _plan(arguments, load_suite(arguments.suite))
     console = Console(len(plan.cases), plan.expected_s(), _output(arguments))
     runnable = len(plan.left())
@@ -124,6 +121,13 @@ def run(arguments: argparse.Namespace, command: str) -> int:
         if arguments.seed is not None:
             runner.seed = arguments.seed
         return _measure(runner, command)
+
+
+def _say_looking(arguments: argparse.Namespace) -> None:
+    """Say what is going on while a model of the user's own is looked at, which takes a minute of a large one."""
+    if arguments.model:
+        what = "its LSTMs, their share of a call, and whether each way of execution takes it"
+        Console(output=_output(arguments)).say(f"looking at {arguments.model}: {what}")
 
 
 def _resume(arguments: argparse.Namespace, command: str, deadline_s: float) -> int:

@@ -225,7 +225,9 @@ def test_an_exporter_s_reason_is_the_cause_and_its_place():
     )
     what = "RuntimeError: Expected a value of type 'Tensor' for argument 'input' but instead found type 'int'."
     assert one_line(scripted) == f"{what} (/home/me/lm.py:32)"
-    exported = ValueError("Unsupported: LSTMs with projections. Please feel free to request support or submit [Caused by")
+    exported = ValueError(
+        "Unsupported: LSTMs with projections. Please feel free to request support or submit [Caused by"
+    )
     assert one_line(exported) == "ValueError: Unsupported: LSTMs with projections."
 
 

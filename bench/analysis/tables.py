@@ -297,9 +297,9 @@ def _moved(label: str, comparison: Comparison) -> str:
     furthest = max(comparison.moved, key=lambda pair: max(_value(pair), 1 / _value(pair)))
     yardsticks = sum(pair.verdict is CaseVerdict.YARDSTICK for pair in comparison.pairs)
     return (
-        f"{label}: the reference itself moved in {len(comparison.moved)} of {units.counted(yardsticks, 'group')}, furthest "
-        f"in {furthest.key.workload} {furthest.key.mode}, where it took {1 / _value(furthest):.2f} times as long: the "
-        "machine drifted, or a change hits everything; --by time shows it"
+        f"{label}: the reference itself moved in {len(comparison.moved)} of {units.counted(yardsticks, 'group')}, "
+        f"furthest in {furthest.key.workload} {furthest.key.mode}, where it took {1 / _value(furthest):.2f} times as "
+        "long: the machine drifted, or a change hits everything; --by time shows it"
     )
 
 
@@ -313,8 +313,8 @@ def _chances(label: str, comparison: Comparison) -> str:
     changed = [pair for pair in comparison.judged if pair.verdict in {CaseVerdict.FASTER, CaseVerdict.SLOWER}]
     holding = sum(pair.holds for pair in changed)
     return (
-        f"{label}: of {units.counted(count, 'comparison')} of unchanged code about {count * (1 - CONFIDENCE):.1f} would be "
-        f"faster or slower by chance; {len(changed)} are, of which {holding} hold with all allowed for"
+        f"{label}: of {units.counted(count, 'comparison')} of unchanged code about {count * (1 - CONFIDENCE):.1f} "
+        f"would be faster or slower by chance; {len(changed)} are, of which {holding} hold with all allowed for"
     )
 
 

@@ -180,12 +180,10 @@ def refusal(out: Path, *, overwrite: bool, theirs: Collection[str] = ()) -> str 
         overwrite: whether a file that is there may be replaced.
         theirs: files that the artefact is made from, which are never replaced.
     """
-    if out.suffix != ".py":
-        return "does not end in .py; name a Python file"
+    if out.suffix != ".py" or out.is_dir():
+        return "is a folder; name a Python file" if out.is_dir() else "does not end in .py; name a Python file"
     if not out.parent.is_dir():
         return f"there is no folder {out.parent}; make it, or name another"
-    if out.is_dir():
-        return "is a folder; name a Python file"
     if any(out == Path(os.path.realpath(path)) for path in theirs):
         return "the run measured what this file defines, and the artefact needs it; name another file"
     if out.exists() and not overwrite:

@@ -44,8 +44,8 @@ class MixAnswer:
         probability: that it has the least.
         near_best: that it is at most `EQUIVALENT` above the least.
         regrets: the worst of each variant, in the order of their expected times.
-        notes: doubts about the variant in words, each with the input set that it is about.
-        unsure: whether one of them stands against calling the variant recommended.
+        notes: what stands against calling the variant recommended, each with the input set that it is about; or why
+            there is none.
         percentile: the expected value of what: `p50`, or `p99` where that is the objective.
     """
 
@@ -57,13 +57,12 @@ class MixAnswer:
     near_best: float | None = None
     regrets: Mapping[str, Regret] | None = None
     notes: tuple[str, ...] = ()
-    unsure: bool = False
     percentile: str = "p50"
 
     @property
     def unclear(self) -> bool:
         """Return True if the rounds do not show that it is the best or as good, or a doubt stands against it."""
-        return self.near_best is None or self.near_best < SURE or self.unsure
+        return self.near_best is None or self.near_best < SURE or bool(self.notes)
 
 
 def mixes(run: RecordedRun, question: Question) -> tuple[MixAnswer, ...]:
@@ -103,19 +102,14 @@ def _mix(run: RecordedRun, base: GroupKey, sets: Mapping[str, Sequence[Record]],
     best = total.best
     regrets = {v: _regret(v, parts) for v in sorted(costs, key=lambda v: costs[v])}
     chance, near = total.of_best(best), total.of_best(best, EQUIVALENT)
-    notes = [(name, note) for name in sets for note in doubts(ok[name][best], question, once=False)]
-    return MixAnswer(
-        title,
-        weights,
-        best,
-        costs[best],
-        chance,
-        near,
-        regrets,
-        tuple(f"in {name}, {note.text}" for name, note in notes),
-        any(note.unsure for _, note in notes),
-        "p99" if objective is Objective.P99 else "p50",
+    notes = tuple(
+        f"in {name}, {note.text}"
+        for name in sets
+        for note in doubts(ok[name][best], question, once=False)
+        if note.unsure
     )
+    percentile = "p99" if objective is Objective.P99 else "p50"
+    return MixAnswer(title, weights, best, costs[best], chance, near, regrets, notes, percentile)
 
 
 def _rated(
