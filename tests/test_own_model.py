@@ -12,6 +12,8 @@ from own_model_kit import EXAMPLES, FOREIGN, PLAIN, example, foreign, own, verdi
 
 from bench.gate.audit import Audit
 from bench.gate.own_model import gate_for
+from bench.gate.parity import ROUNDOFF
+from bench.plan.cases import load_suite
 from seq2seq.execution.executable import execute
 from seq2seq.execution.variant import Variant
 from seq2seq.execution.variants import VARIANTS
@@ -46,6 +48,30 @@ def test_foreign_models_train_alike_in_every_way(name, variant):
     parameters = {f"grad {n}" for n, _ in problem.own.model.named_parameters()}
     assert found.passed, found.describe()
     assert gradients == parameters | ({"grad inputs.args[0]"} if name == "crnn" else set())
+
+
+@pytest.mark.parametrize("name", ["crnn", "hugging"])
+def test_training_under_autocast_runs_in_our_kernel(name):
+    """bf16 products in both passes, the user's loss under the same autocast: right by the limits of bf16."""
+    problem, variant = foreign(name, "training"), VARIANTS["cpu-fused-amp"]
+    if reason := variant.why_not("cpu", "training", problem):
+        assert "AVX512-BF16" in reason or "compiler" in reason
+        return
+    found = verdict(problem, variant.name, "training")
+    assert found.passed, found.describe()
+    executable = execute(problem, variant, "training", "cpu", own_weights(problem))
+    executable.quantities(executable.prepare(problem.make_batch(0)))
+    ran = [choice for module in executable.model.modules() for choice in getattr(module, "choices", ())]
+    assert {choice.implementation for choice in ran} == {"cpu-fused"}
+    assert max(check.error for check in found.checks) > ROUNDOFF["bf16"] / 100
+
+
+def test_the_suite_trains_in_bf16_both_ways():
+    """Autocast around torch's LSTM and around our kernel; in inference, weights in bf16 take its place."""
+    rows = [row for row in load_suite("own-model").select if "cpu" in row.devices]
+    names = ("amp-bf16", "cpu-fused-amp", "cpu-fused-bf16")
+    modes = {name: sorted({mode for row in rows if name in row.variants for mode in row.modes}) for name in names}
+    assert list(modes.values()) == [["inference", "training"], ["training"], ["inference"]]
 
 
 def test_an_lstm_with_computed_weights_is_left_alone_and_said():
