@@ -12,7 +12,7 @@ from own_model_kit import EXAMPLES, FOREIGN, PLAIN, example, foreign, own, verdi
 
 from bench.gate.audit import Audit
 from bench.gate.own_model import gate_for
-from bench.gate.parity import ROUNDOFF
+from bench.gate.parity import ROUNDOFF, judge
 from bench.plan.cases import load_suite
 from seq2seq.execution.executable import execute
 from seq2seq.execution.variant import Variant
@@ -319,3 +319,22 @@ def test_what_was_found_is_known_to_other_processes(tmp_path):
     problem = workload(example(tmp_path, "tagger"))
     plain = json.loads(json.dumps(problem.found()))
     assert OwnWorkload.known(problem.name, problem.own, problem.inputs, plain) == problem
+
+
+@pytest.mark.parametrize("factor", [1.0, 1.02, float("nan")])
+def test_a_yardstick_is_asked_for_where_the_floor_is_not_kept_alone(factor, tmp_path, monkeypatch):
+    """Whether a variant passes is what `judge` says with every yardstick; it is computed for those past the floor."""
+    problem = workload(written(tmp_path, PLAIN))
+    gate = gate_for(problem, "inference", "cpu")
+    asked = []
+    compute = gate.compute
+    monkeypatch.setattr(gate, "compute", lambda *args: asked.append(args[2]) or compute(*args))
+    make = Variant("scaled", "", make=lambda model: lambda x: (factor * model(x)[0], model(x)[1]))
+    executable = execute(problem, make, "inference", "cpu", own_weights(problem))
+    found = gate.check(executable, 3)
+    assert found.passed == (factor == 1.0)
+    assert ("fp32" in asked) == (factor != 1.0)
+    kept = gate._found(executable, 3)
+    usual = {"usual": gate.usual_norms, "usual_errors": lambda: gate.usual_errors("fp32")}
+    fully = judge(kept, gate.quantities(3, "truth"), gate.quantities(3, "fp32"), "fp32", gate.terms, **usual)
+    assert fully.passed == found.passed

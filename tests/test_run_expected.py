@@ -18,6 +18,7 @@ from bench.run.expected import (
     GPU_START_S,
     READY_S,
     SEAT_S,
+    TRUTH_CALLS,
     group_time,
 )
 from bench.run.planning import Described, Plan
@@ -73,7 +74,7 @@ def test_a_long_call_is_counted_as_often_as_a_run_makes_it(mode):
 
 def test_a_process_of_its_own_computes_the_truth_anew():
     together, apart = (group_time(described(4, alone=alone), 1.0, 10.0, seatings=2) for alone in (0, 3))
-    assert apart.ready_s > together.ready_s + 3 * 5
+    assert apart.ready_s > together.ready_s + 3 * TRUTH_CALLS * 2
     assert apart.cold_s == together.cold_s
 
 

@@ -229,12 +229,12 @@ class Audit:
         """Compare what was there at return with truth; what is wrong is looked at again, to say how."""
         precision = executable.variant.precision
         truth = {} if executable.mode == "decode" else problem.quantities("truth")
-        expected = problem.quantities(precision)
+        expected = functools.partial(problem.quantities, precision)
 
         def refused(copies: dict[str, Tensor]) -> str:
             found = dict(copies)
             if executable.mode == "decode":
-                verdict = self._gate.judge_decoded(found, expected, precision, problem.weights, problem.batch)
+                verdict = self._gate.judge_decoded(found, expected(), precision, problem.weights, problem.batch)
                 return "" if verdict.passed else verdict.describe()
             found = executable.completed(found, prepared)
             true = {name: truth[name] for name in found}

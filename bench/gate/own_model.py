@@ -8,13 +8,14 @@ in place of the reference's error, which would be zero against itself. Limits ar
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor
 
 from bench.gate.parity import Gate, gate_for, judge, kept_weights
-from bench.gate.tolerance import ROUNDOFF, Verdict
+from bench.gate.tolerance import GRADIENT, ROUNDOFF, Check, Verdict, limit_for, relative_error
 from seq2seq.execution.variants import REFERENCE
 from seq2seq.models.weights import Weights
 from seq2seq.own_model.execution import OwnExecutable, execute_own
@@ -93,14 +94,26 @@ class OwnGate(Gate):
         self,
         found: dict[str, Tensor],
         truth: dict[str, Tensor],
-        expected: dict[str, Tensor],
+        expected: Callable[[], dict[str, Tensor]],
         precision: str,
         usual: Callable[[], Mapping[str, float]],
         usual_errors: Callable[[], Mapping[str, float]],
     ) -> Verdict:
-        """Judge as `Gate.judge` does, with wider limits against a truth in float32."""
+        """Judge as `Gate.judge` does, with wider limits against a truth in float32.
+
+        The yardstick can only raise a limit above the floor, so it is not asked for where the floor is kept: in bf16 it
+        took 18 times as long as the call that it is to judge (a language model of 2 x 650, on a processor with
+        AVX512-BF16).
+        """
         widened = WIDENED if self.workload.narrow else 1.0
-        return judge(found, truth, expected, precision, self.terms, usual, usual_errors, widened)
+        checks = []
+        for name, true in truth.items():
+            limit = limit_for(0.0, precision, self.terms if name.startswith(GRADIENT) else 0, widened)
+            checks.append(Check(name, relative_error(found[name], true) if name in found else math.inf, limit))
+        by_floor = Verdict(tuple(checks))
+        if by_floor.passed:
+            return by_floor
+        return judge(found, truth, expected(), precision, self.terms, usual, usual_errors, widened)
 
 
 def nudged(weights: Weights) -> Weights:

@@ -223,9 +223,9 @@ class Gate:
     def check(self, executable: Executable, seed: int) -> Verdict:
         """Judge an executable on the weights and batch of a seed; its own weights are put back afterwards."""
         found, precision = self._found(executable, seed), executable.variant.precision
-        expected = self.quantities(seed, precision)
+        expected = functools.partial(self.quantities, seed, precision)
         if self.mode == "decode":
-            return self.judge_decoded(found, expected, precision, self.weights(seed), self.batch(seed))
+            return self.judge_decoded(found, expected(), precision, self.weights(seed), self.batch(seed))
         truth = self.quantities(seed, "truth")
         usual_errors = functools.partial(self.usual_errors, precision)
         return self.judge(found, truth, expected, precision, self.usual_norms, usual_errors)
@@ -234,13 +234,13 @@ class Gate:
         self,
         found: dict[str, Tensor],
         truth: dict[str, Tensor],
-        expected: dict[str, Tensor],
+        expected: Callable[[], dict[str, Tensor]],
         precision: str,
         usual: Callable[[], Mapping[str, float]],
         usual_errors: Callable[[], Mapping[str, float]],
     ) -> Verdict:
-        """Compare quantities with truth with the limits of this gate; the arguments are those of `judge`."""
-        return judge(found, truth, expected, precision, self.terms, usual, usual_errors)
+        """Compare quantities with truth with the limits of this gate; `expected` gives what `judge` takes."""
+        return judge(found, truth, expected(), precision, self.terms, usual, usual_errors)
 
     def draw(self, seed: int) -> Weights:
         """Weights of a seed, fp32."""
