@@ -31,6 +31,7 @@ from bench.run.planning import Plan, make_plan
 from bench.run.runner import Runner
 from bench.run.worker_process import Settings
 from bench.timing import stopwatch
+from bench.units import counted
 from kernels.host.cores import usable_cores
 from kernels.host.output import Terminated, run_command
 
@@ -68,12 +69,13 @@ def run(arguments: argparse.Namespace, command: str) -> int:
     arguments.suite = arguments.suite or (own_model.SUITE if arguments.model else DEFAULT_SUITE)
     if arguments.out is not None:
         RunFolder.refuse(arguments.out)
+    _say_looking(arguments)
     plan, settings = _plan(arguments, load_suite(arguments.suite))
     console = Console(len(plan.cases), plan.expected_s(), _output(arguments))
     runnable, expected = len(plan.left()), commands.minutes(plan.expected_s())
     here = f"{runnable} can run here, {settings.threads} threads; expected time about {expected}"
     console.say(
-        f"suite {plan.suite.name}: {len(plan.cases)} cases in {len(plan.groups)} groups, "
+        f"suite {plan.suite.name}: {counted(len(plan.cases), 'case')} in {counted(len(plan.groups), 'group')}, "
         + (here if runnable else "none can run here: nothing will be measured, and each is recorded with its reason")
     )
     console.warn_of_threads(settings.threads, usable_cores())
@@ -96,6 +98,13 @@ def run(arguments: argparse.Namespace, command: str) -> int:
         if arguments.seed is not None:
             runner.seed = arguments.seed
         return _measure(runner, command)
+
+
+def _say_looking(arguments: argparse.Namespace) -> None:
+    """Say what is going on while a model of the user's own is looked at, which takes a minute of a large one."""
+    if arguments.model:
+        what = "its LSTMs, their share of a call, and whether each way of execution takes it"
+        Console(output=_output(arguments)).say(f"looking at {arguments.model}: {what}")
 
 
 def _resume(arguments: argparse.Namespace, command: str, deadline_s: float) -> int:

@@ -41,6 +41,11 @@ def joules(value: float | None) -> str:
     return "0 J" if value == 0 else _scaled(value, ENERGIES)
 
 
+def counted(number: int, noun: str) -> str:
+    """`1 group`, `2 groups`."""
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
 def count(value: float | None) -> str:
     """`12345` as `12.3 k`."""
     if value is None:

@@ -165,7 +165,7 @@ def test_a_dry_run_prints_each_case_and_writes_nothing(empty, capsys):
     (selection,) = load_suite("smoke").select
     for variant in selection.variants:
         assert sum(variant in line.split() for line in shown.out.splitlines()) == 1
-    assert "5 cases in 1 groups" in shown.out
+    assert "5 cases in 1 group" in shown.out
     assert "expected time about" in shown.out
     assert shown.err == ""
     assert not list(empty.iterdir())
@@ -187,7 +187,7 @@ def test_options_replace_what_the_suite_says(capsys):
     words = ["--workload", "seed@batch=2", "--variant", "loop#again", "--mode", "training", "--threads", "3"]
     assert command_line.main(["run", *words, "--dry-run"]) == 0
     shown = capsys.readouterr().out
-    assert "2 cases in 1 groups" in shown
+    assert "2 cases in 1 group" in shown
     assert "3 threads" in shown
     assert all(word in shown for word in ("seed@batch=2", "loop#again", "reference", "training"))
 

@@ -12,13 +12,15 @@ from own_model_kit import EXAMPLES, FOREIGN, PLAIN, example, foreign, own, verdi
 
 from bench.gate.audit import Audit
 from bench.gate.own_model import gate_for
+from bench.gate.parity import ROUNDOFF, judge
+from bench.plan.cases import load_suite
 from seq2seq.execution.executable import execute
 from seq2seq.execution.variant import Variant
 from seq2seq.execution.variants import VARIANTS
 from seq2seq.own_model import inputs, leaves, lstms
 from seq2seq.own_model.catalogue import workload_of
 from seq2seq.own_model.errors import OwnModelError
-from seq2seq.own_model.inspection import measured_shares
+from seq2seq.own_model.inspection import looked_at
 from seq2seq.own_model.model import OwnModel
 from seq2seq.own_model.source import Spec
 from seq2seq.own_model.workload import OwnWorkload, own_weights, random_weights
@@ -46,6 +48,30 @@ def test_foreign_models_train_alike_in_every_way(name, variant):
     parameters = {f"grad {n}" for n, _ in problem.own.model.named_parameters()}
     assert found.passed, found.describe()
     assert gradients == parameters | ({"grad inputs.args[0]"} if name == "crnn" else set())
+
+
+@pytest.mark.parametrize("name", ["crnn", "hugging"])
+def test_training_under_autocast_runs_in_our_kernel(name):
+    """bf16 products in both passes, the user's loss under the same autocast: right by the limits of bf16."""
+    problem, variant = foreign(name, "training"), VARIANTS["cpu-fused-amp"]
+    if reason := variant.why_not("cpu", "training", problem):
+        assert "AVX512-BF16" in reason or "compiler" in reason
+        return
+    found = verdict(problem, variant.name, "training")
+    assert found.passed, found.describe()
+    executable = execute(problem, variant, "training", "cpu", own_weights(problem))
+    executable.quantities(executable.prepare(problem.make_batch(0)))
+    ran = [choice for module in executable.model.modules() for choice in getattr(module, "choices", ())]
+    assert {choice.implementation for choice in ran} == {"cpu-fused"}
+    assert max(check.error for check in found.checks) > ROUNDOFF["bf16"] / 100
+
+
+def test_the_suite_trains_in_bf16_both_ways():
+    """Autocast around torch's LSTM and around our kernel; in inference, weights in bf16 take its place."""
+    rows = [row for row in load_suite("own-model").select if "cpu" in row.devices]
+    names = ("amp-bf16", "cpu-fused-amp", "cpu-fused-bf16")
+    modes = {name: sorted({mode for row in rows if name in row.variants for mode in row.modes}) for name in names}
+    assert list(modes.values()) == [["inference", "training"], ["training"], ["inference"]]
 
 
 def test_an_lstm_with_computed_weights_is_left_alone_and_said():
@@ -245,7 +271,7 @@ def test_the_share_of_the_lstms_grows_with_what_they_do(tmp_path):
         "y, state = self.lstm(x + 0 * (torch.ones(600, 600) @ torch.ones(600, 600))[0, 0], state)",
     )
     beside = workload(written(tmp_path, heavy, "heavy"))
-    shares = [measured_shares(problem)["inference"] for problem in (alone, beside)]
+    shares = [looked_at(problem)["inference"].share for problem in (alone, beside)]
     assert shares[0] > 0.5 > shares[1] > 0
     assert lstms.gain_limit(0.5) == 2
 
@@ -293,3 +319,22 @@ def test_what_was_found_is_known_to_other_processes(tmp_path):
     problem = workload(example(tmp_path, "tagger"))
     plain = json.loads(json.dumps(problem.found()))
     assert OwnWorkload.known(problem.name, problem.own, problem.inputs, plain) == problem
+
+
+@pytest.mark.parametrize("factor", [1.0, 1.02, float("nan")])
+def test_a_yardstick_is_asked_for_where_the_floor_is_not_kept_alone(factor, tmp_path, monkeypatch):
+    """Whether a variant passes is what `judge` says with every yardstick; it is computed for those past the floor."""
+    problem = workload(written(tmp_path, PLAIN))
+    gate = gate_for(problem, "inference", "cpu")
+    asked = []
+    compute = gate.compute
+    monkeypatch.setattr(gate, "compute", lambda *args: asked.append(args[2]) or compute(*args))
+    make = Variant("scaled", "", make=lambda model: lambda x: (factor * model(x)[0], model(x)[1]))
+    executable = execute(problem, make, "inference", "cpu", own_weights(problem))
+    found = gate.check(executable, 3)
+    assert found.passed == (factor == 1.0)
+    assert ("fp32" in asked) == (factor != 1.0)
+    kept = gate._found(executable, 3)
+    usual = {"usual": gate.usual_norms, "usual_errors": lambda: gate.usual_errors("fp32")}
+    fully = judge(kept, gate.quantities(3, "truth"), gate.quantities(3, "fp32"), "fp32", gate.terms, **usual)
+    assert fully.passed == found.passed

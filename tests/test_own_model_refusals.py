@@ -16,8 +16,10 @@ from torch import nn
 
 from bench.errors import UsageError
 from bench.plan import own_model as given
+from seq2seq.execution.variants import VARIANTS
 from seq2seq.own_model import catalogue
-from seq2seq.own_model.errors import OwnModelError
+from seq2seq.own_model.catalogue import workload_of
+from seq2seq.own_model.errors import OwnModelError, one_line
 from seq2seq.own_model.source import Spec, builder
 
 #: What is planted in the plain model, and what is said of it.
@@ -212,3 +214,30 @@ def test_a_refusal_is_one_line_at_the_command_line_and_leaves_nothing_behind(tmp
     assert not (tmp_path / "run").exists()
     # The worker's parent is the command; the command's parent is this test.
     assert set((tmp_path / "seen").read_text().split()) == {str(child.pid)}
+
+
+def test_an_exporter_s_reason_is_the_cause_and_its_place():
+    """TorchScript's first line is a signature, and ONNX's exporter ends in a request to its readers."""
+    scripted = RuntimeError(
+        "\nArguments for call are not valid.\nThe following variants are available:\n  \n  forward(Tensor input):\n"
+        "  Expected a value of type 'Tensor' for argument 'input' but instead found type 'int'.\n  \n"
+        'The original call is:\n  File "/home/me/lm.py", line 32\n        return self.lstm(1)\n   ~~~ <--- HERE\n'
+    )
+    what = "RuntimeError: Expected a value of type 'Tensor' for argument 'input' but instead found type 'int'."
+    assert one_line(scripted) == f"{what} (/home/me/lm.py:32)"
+    exported = ValueError(
+        "Unsupported: LSTMs with projections. Please feel free to request support or submit [Caused by"
+    )
+    assert one_line(exported) == "ValueError: Unsupported: LSTMs with projections."
+
+
+def test_torchscript_is_asked_once_for_all_sets_of_inputs(tmp_path, monkeypatch):
+    """It compiles for no inputs, and a second attempt fails at what the first one left behind."""
+    asked = []
+    monkeypatch.setattr("seq2seq.own_model.workload.why_not", lambda *_: asked.append(1) or "no")
+    code = PLAIN.replace("return torch.randn(2, 7, 5)", "return [(torch.randn(2, 7, 5), 3), (torch.randn(1, 3, 5), 1)]")
+    found = own(written(tmp_path, code))
+    for variant in ("torchscript", "onnxruntime"):
+        reasons = [workload_of(found, name).refuses(VARIANTS[variant], "inference") for name in found.names]
+        assert reasons == ["no", "no"]
+    assert len(asked) == 1 + 2

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import shlex
 from pathlib import Path
 
 import pytest
 from own_model_kit import PLAIN, written
 
-from bench.__main__ import EXIT_NOT_OK, EXIT_USAGE, main
+from bench.__main__ import EXIT_NOT_OK, EXIT_OK, EXIT_USAGE, main
 from bench.plan.cases import Filters, Selection, Suite, expand
 from bench.records.folder import RunFolder
 
@@ -82,6 +83,20 @@ def test_lstms_and_their_share_are_said_and_kept(run):
     assert f"your LSTMs take {share:.0%} of a call" in said
     assert (out / "report.html").stat().st_size > 0
     assert str(path) in json.loads((out / "environment.json").read_text(encoding="utf-8"))["run"]["plugins"]
+
+
+@pytest.mark.usefixtures("warm")
+@pytest.mark.slow
+def test_the_repro_line_of_a_record_measures_that_case(run, capsys):
+    """It names the model, its inputs and functions, so that it can be run as it is."""
+    found = next(r for r in RunFolder(run[0]).records() if (r["workload"], r["variant"]) == ("own:mine/short", "same"))
+    words = shlex.split(found["repro"])
+    assert words[:4] == ["python", "-m", "bench", "run"]
+    assert main([*words[3:], "--dry-run"]) == EXIT_OK
+    said = capsys.readouterr().out
+    assert "2 cases in 1 group" in said
+    assert "own:mine/short" in said
+    assert "own:mine/long " not in said.rpartition("here")[2]
 
 
 @pytest.mark.usefixtures("warm")

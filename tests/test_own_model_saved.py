@@ -17,7 +17,7 @@ from bench.plan.own_model import lines
 from seq2seq.execution.variants import VARIANTS
 from seq2seq.own_model.catalogue import workload_of
 from seq2seq.own_model.errors import OwnModelError
-from seq2seq.own_model.inspection import measured_shares
+from seq2seq.own_model.inspection import looked_at
 from seq2seq.own_model.model import OwnModel
 from seq2seq.own_model.saved import Form, saved_form
 from seq2seq.own_model.source import Spec
@@ -118,7 +118,7 @@ def test_the_lstm_operators_of_a_program_are_found(folder, form):
         name: lstm[name] for name in ("input_size", "hidden_size", "num_layers", "bidirectional", "batch", "steps")
     }
     assert sizes == dict(zip(sizes, (5, 8, 1, True, 2, 7), strict=True))
-    assert 0.1 < measured_shares(found)["inference"] < 1
+    assert 0.1 < looked_at(found)["inference"].share < 1
 
 
 @pytest.mark.parametrize(

@@ -228,7 +228,9 @@ def test_nothing_that_ran_is_unclear_and_not_an_error(tmp_path):
     (folder / "records.jsonl").write_text("".join(json.dumps(record) + "\n" for record in broken))
     found = answer(folder)
     assert (found.verdict, found.variant) == (Recommendation.UNCLEAR, None)
-    assert sentences(read_run(folder))[0][1].startswith("Unclear: no variant ran and passed its gate.")
+    assert sentences(read_run(folder))[0][1].startswith(
+        "Unclear: no variant ran and passed its gate; `reference`, `onednn`, `cpu-fused` (crashed: signal 11)."
+    )
 
 
 def test_a_mix_weighs_its_input_sets(tmp_path):
@@ -242,16 +244,21 @@ def test_a_mix_weighs_its_input_sets(tmp_path):
     assert mixes(read_run(made(tmp_path / "run", TWO)), Question()) == ()
 
 
-def test_the_choice_over_a_mix_has_the_least_expected_time(tmp_path):
-    """What is best in the rare set loses to what is best in the common one, and its regret is in the other."""
-    common = read_run(made(tmp_path / "a", {"reference": 1.0, "a": 2.0, "b": 1.8}, workloads=("own:m/short",)))
-    rare = read_run(made(tmp_path / "b", {"reference": 1.0, "a": 1.0, "b": 2.0}, workloads=("own:m/long",), seed=1))
+def mixed(folder: Path, short: dict[str, float], long: dict[str, float], facts: dict | None = None) -> RecordedRun:
+    """A run of two input sets, the first of which are 90 % of the calls; facts are those of variants in the second."""
+    common = read_run(made(folder / "a", short, workloads=("own:m/short",)))
+    rare = read_run(made(folder / "b", long, facts, workloads=("own:m/long",), seed=1))
     records = [
         dataclasses.replace(record, input_set=name, weight=weight)
         for run, name, weight in ((common, "short", 0.9), (rare, "long", 0.1))
         for record in run.records
     ]
-    both = RecordedRun(tmp_path, tuple(records), 0, {**common.samples, **rare.samples}, {})
+    return RecordedRun(folder, tuple(records), 0, {**common.samples, **rare.samples}, {})
+
+
+def test_the_choice_over_a_mix_has_the_least_expected_time(tmp_path):
+    """What is best in the rare set loses to what is best in the common one, and its regret is in the other."""
+    both = mixed(tmp_path, {"reference": 1.0, "a": 2.0, "b": 1.8}, {"reference": 1.0, "a": 1.0, "b": 2.0})
     (found,) = mixes(both, Question())
     assert found.title == "own:m, inference, cpu: mix of 2 input sets"
     # Expected: a 0.9/2 + 0.1/1 = 0.55, b 0.9/1.8 + 0.1/2 = 0.55: as good as each other.
@@ -259,10 +266,38 @@ def test_the_choice_over_a_mix_has_the_least_expected_time(tmp_path):
     assert found.regrets["a"].input_set == "long"
     assert found.regrets["a"].share == pytest.approx(1.0, abs=0.1)
     assert found.regrets["b"].share == pytest.approx(0.11, abs=0.05)
-    alike = tuple(dataclasses.replace(record, weight=0.5) for record in records)
+    alike = tuple(dataclasses.replace(record, weight=0.5) for record in both.records)
     (even,) = mixes(dataclasses.replace(both, records=alike), Question())
     assert (even.variant, even.unclear) == ("b", False)
     assert even.probability > 0.99
+
+
+def test_one_that_failed_later_in_a_set_of_a_mix_is_not_shipped_without_a_word(tmp_path):
+    """A row with a reason is doubtful over a mix as it is alone, whichever set it failed in."""
+    sure_, doubtful = (
+        mixes(mixed(tmp_path / name, TWO, TWO, {"cpu-fused": facts}), Question())[0]
+        for name, facts in (("a", {}), ("b", {"reason": "crashed in seating 6: planted"}))
+    )
+    assert (sure_.variant, sure_.unclear, sure_.notes) == ("cpu-fused", False, ())
+    assert (doubtful.variant, doubtful.unclear) == ("cpu-fused", True)
+    assert mix_text(doubtful).startswith("Unclear: perhaps `cpu-fused`")
+    assert mix_text(doubtful).endswith("In long, one of its processes failed: crashed in seating 6: planted.")
+
+
+def test_bounds_and_starts_count_over_a_mix(tmp_path):
+    """The metric is compared with the baseline's of its set, and each set's calls pay for its own first call."""
+    metrics = {"reference": {"metric": 1.0}, "onednn": {"metric": 1.001}, "cpu-fused": {"metric": 1.2}}
+    run = mixed(tmp_path, TWO, TWO, metrics)
+    run = dataclasses.replace(run, records=tuple(dataclasses.replace(r, metric=r.metric or 1.0) for r in run.records))
+    (bounded,) = mixes(run, Question(max_drop=0.005))
+    assert (bounded.variant, bounded.unclear) == ("onednn", False)
+    (free,) = mixes(run, Question())
+    (started,) = mixes(run, Question(calls=100))
+    assert started.expected_s == pytest.approx(free.expected_s + 2 * 0.02 / 100)
+    assert mixes(run, Question(objective=Objective.MEMORY)) == ()
+    (nowhere,) = mixes(run, Question(latency_bound_s=1e-9))
+    text = mix_text(nowhere)
+    assert text == "Unclear: no variant ran and kept the bounds in short and long (short 90 %, long 10 %)."
 
 
 def test_needs_come_from_the_run(tmp_path):

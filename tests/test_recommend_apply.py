@@ -9,9 +9,10 @@ from run_folders import ENVIRONMENT, make_run
 
 from bench.__main__ import main
 from bench.analysis.intervals import Interval
+from bench.plan import own_model
 from bench.plan.cases import Case
 from bench.recommend import apply
-from bench.recommend.apply import ProofError, Recipe, prove
+from bench.recommend.apply import Proof, ProofError, Recipe, prove
 from bench.worker.artefact_recipe import NoRecipeError, text
 from seq2seq.execution.variants import VARIANTS
 
@@ -127,9 +128,13 @@ def test_apply_refuses_before_it_works(tmp_path, capsys):
     folder = make_run(tmp_path / "run", KNOWN, workloads=("seed", "other"), figured=True)
     there = tmp_path / "there.py"
     there.write_text("mine\n")
+    (tmp_path / "folder.py").mkdir()
+    (tmp_path / "link.py").symlink_to(there)
     one = ["recommend", str(folder), "--workload", "seed"]
     for words, said in (
         ([*one, "--apply", str(there)], "nothing is overwritten"),
+        ([*one, "--apply", str(tmp_path / "link.py")], "there.py: exists, and nothing is overwritten"),
+        ([*one, "--apply", str(tmp_path / "folder.py"), "--overwrite"], "is a folder"),
         ([*one, "--apply", str(tmp_path / "out.txt")], "does not end in .py"),
         ([*one, "--apply", str(tmp_path / "out.py"), "--variant", "onedn"], "did not end ok"),
         ([*one, "--variant", "onednn"], "add --apply OUT.py"),
@@ -142,6 +147,43 @@ def test_apply_refuses_before_it_works(tmp_path, capsys):
         assert said in capsys.readouterr().err
     assert there.read_text() == "mine\n"
     assert not (tmp_path / "out.py").exists()
+
+
+def test_overwriting_loses_nothing(tmp_path, capsys, monkeypatch):
+    """What is there gives way to a proven file alone, which takes its mode and its place behind a link."""
+    folder = make_run(tmp_path / "run", KNOWN, workloads=("seed",), figured=True)
+    there, link = tmp_path / "there.py", tmp_path / "link.py"
+    there.write_text("mine\n")
+    there.chmod(0o755)
+    link.symlink_to(there)
+    words = ["recommend", str(folder), "--variant", "onednn", "--apply", str(link), "--overwrite"]
+    fine = Proof(1e-7, 1e-5, None, Interval(1.0, 1.0, 1.0))
+
+    def refused(*_: object, **__: object) -> Proof:
+        msg = "planted"
+        raise ProofError(msg)
+
+    monkeypatch.setattr(apply, "recipe", lambda *_: Recipe(f"# {apply.PROOF}\n"))
+    monkeypatch.setattr(apply, "prove", refused)
+    assert main(words) == 1
+    assert "planted; nothing is written" in capsys.readouterr().err
+    assert there.read_text() == "mine\n"
+    monkeypatch.setattr(apply, "prove", lambda *_, **__: fine)
+    assert main(words) == 0
+    assert link.is_symlink()
+    assert "loaded in a fresh process" in there.read_text()
+    assert there.stat().st_mode & 0o777 == 0o755
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["link.py", "run", "there.py"]
+
+
+def test_what_the_artefact_is_made_from_is_never_replaced(tmp_path):
+    """The user's own file would be lost, and with it what the artefact loads."""
+    model, trace = tmp_path / "lm.py", tmp_path / "served.jsonl"
+    found = dict.fromkeys(("inputs", "loss", "metric"), "") | {"model": f"{model}:build", "trace": str(trace)}
+    theirs = own_model.files(found | {"variants": {"fast": f"{tmp_path / 'fast.py'}:make"}})
+    for name in ("lm.py", "fast.py"):
+        assert "the artefact needs it" in apply.refusal(tmp_path / name, overwrite=True, theirs=theirs)
+    assert apply.refusal(tmp_path / "best.py", overwrite=True, theirs=theirs) is None
 
 
 @pytest.mark.slow

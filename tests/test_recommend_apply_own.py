@@ -42,12 +42,14 @@ def ran(path: Path) -> subprocess.CompletedProcess:
     )
 
 
-@pytest.mark.parametrize("variant", ["reference", "aten", "cpu-fused", "compile", "amp-bf16", "openvino"])
+@pytest.mark.parametrize(
+    "variant", ["reference", "aten", "cpu-fused", "compile", "amp-bf16", "cpu-fused-amp", "openvino"]
+)
 @pytest.mark.parametrize("mode", ["inference", "training"])
 def test_every_way_is_python_or_a_reason(variant, mode, tmp_path):
     """The text compiles and is small; where there is none, one line says why."""
     path = written(tmp_path, PLAIN)
-    if (variant, mode) == ("amp-bf16", "training"):
+    if VARIANTS[variant].autocast and mode == "training":
         with pytest.raises(NoRecipeError, match="autocast"):
             text_of(path, variant, tmp_path / "best.py", mode)
         return

@@ -11,19 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from bench.plan.cases import PASSES, Case, Group, Suite
+from bench.plan.cases import PASSES, Case
 from bench.run.cold import ColdCase, ColdRuns
-from bench.run.planning import (
-    BUILD_S,
-    COLD_S,
-    GPU_COLD_S,
-    GPU_READY_S,
-    GPU_START_S,
-    READY_S,
-    SEAT_S,
-    Described,
-    Plan,
-)
 from bench.run.worker_process import Settings, Worker
 from kernels.cpu import build
 
@@ -109,27 +98,3 @@ def test_a_kernel_that_cannot_be_compiled_is_unavailable(monkeypatch, tmp_path):
     assert "error: planted" in reason(tmp_path, compile_it=True)
     monkeypatch.setenv("CXX", "no-such-compiler")
     assert "install a C++ compiler" in reason(tmp_path, compile_it=False)
-
-
-def test_the_expected_time_knows_of_the_compilation():
-    """A run compiles the kernel once, however many of its cases need it."""
-    suite = Suite("made", "", ())
-    others = tuple(dataclasses.replace(CASE, threads=number) for number in (1, 2))
-
-    def expected_s(*, builds: bool) -> float:
-        cases = tuple(Described(case, {}, None, builds=builds) for case in others)
-        return Plan(suite, ((Group("made", others), cases),), {}, {}).expected_s()
-
-    assert expected_s(builds=True) == pytest.approx(expected_s(builds=False) + BUILD_S)
-
-
-def test_the_expected_time_of_a_group_knows_its_device():
-    """A process on a GPU makes a context and loads libraries first: cold runs and seats take longer there."""
-    suite = Suite("made", "", (), processes=2)
-
-    def group_s(device: str) -> float:
-        described = (Described(dataclasses.replace(CASE, device=device), {}, None),)
-        return Plan(suite, ((Group("made", ()), described),), {}, {}).group_expected_s(described)
-
-    more_s = GPU_COLD_S - COLD_S + 2 * (GPU_START_S + GPU_READY_S - SEAT_S - READY_S)
-    assert group_s("cuda") == pytest.approx(group_s("cpu") + more_s)

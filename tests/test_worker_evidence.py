@@ -80,6 +80,14 @@ def test_where_onednn_declines_one_lstm_of_several_it_is_told():
 
 
 @pytest.mark.parametrize("mode", ["inference", "training"])
+def test_packed_sequences_of_one_length_run_in_onednn(mode):
+    """Torch unpacks them, so nothing is declined."""
+    found, words = seen(VARIANTS["onednn"], PACKED.replace("batch=2", "batch=1"), mode=mode)
+    assert "aten::_pack_padded_sequence" in found.operators
+    assert words == "LSTM ran in oneDNN"
+
+
+@pytest.mark.parametrize("mode", ["inference", "training"])
 @pytest.mark.parametrize("name", AUTOCAST)
 def test_autocast_to_bf16_is_seen(name, mode):
     """Products ran in bf16, and nothing is said against it."""

@@ -15,7 +15,6 @@ from bench.ab.names import NEW, SIDES, on
 from bench.ab.sides import Side, find, uncommitted
 from bench.analysis import tables as compare_tables
 from bench.analysis.compare import CompareOptions, Comparison, Finding
-from bench.analysis.run_summary import DOUBT
 from bench.analysis.tables import HOLDS
 from bench.console import Console
 from bench.errors import UsageError
@@ -182,8 +181,8 @@ def _show(console: Console, found: Comparison, sides: Sequence[Side], plans: Seq
         console.say(line, "yellow")
     console.say(
         f"ratios formed inside rounds; a change above 1 is faster; same: its interval lies within "
-        f"{100 * found.options.margin:g} % of 1; {DOUBT}: something else used the machine; {HOLDS}: faster or slower "
-        "also when all comparisons are allowed for"
+        f"{100 * found.options.margin:g} % of 1; {compare_tables.DOUBTFUL}; {HOLDS}: faster or slower also when all "
+        "comparisons are allowed for"
     )
 
 

@@ -25,6 +25,8 @@ from bench.records.schema import Record, Status
 FORMATS = ("text", "csv", "markdown")
 OUTCOME_STYLE = {Finding.FINE: "", Finding.UNCLEAR: "yellow", Finding.REGRESSION: "red"}
 HOLDS, UNTOLD = "!", "?"
+#: What the mark before a time means.
+DOUBTFUL = f"{DOUBT}: doubtful, samples were taken while {DISTURBED}, or the interval is wide"
 #: What a reader of a pull request need not see at once.
 UNCHANGED = (CaseVerdict.SAME, CaseVerdict.UNCLEAR, CaseVerdict.YARDSTICK, CaseVerdict.NEITHER)
 #: What is counted rather than listed: runs of different suites share few cases.
@@ -115,7 +117,7 @@ def markdown(comparisons: Sequence[Comparison]) -> str:
     rest = cases(comparisons, lambda pairs: all(pair.verdict in UNCHANGED for pair in pairs))
     if rest.rows:
         folded = markdown_table(rest)
-        parts.append(f"<details><summary>{_counted(len(rest.rows), 'case')} without a clear change</summary>")
+        parts.append(f"<details><summary>{units.counted(len(rest.rows), 'case')} without a clear change</summary>")
         parts += [folded, "</details>"]
     notes = [*_one_sided(comparisons), *_header(comparisons), *_footer(comparisons)]
     parts += ["\n".join(f"- {escaped(line)}" for line in notes)]
@@ -162,7 +164,7 @@ def lead(label: str, comparison: Comparison) -> str:
         return sentence
     if found := len(comparison.regressions):
         what = f"surely slower, by an estimated {_percent(threshold)} or more, or broken"
-        return f"{sentence}; {_counted(found, 'regression')} ({what})"
+        return f"{sentence}; {units.counted(found, 'regression')} ({what})"
     if comparison.outcome is Finding.UNCLEAR:
         return f"{sentence}; could not tell whether anything became slower by {_percent(threshold)} or more"
     return f"{sentence}; no regression (no case became slower by {_percent(threshold)} or more, or broke)"
@@ -284,8 +286,7 @@ def _footer(comparisons: Sequence[Comparison]) -> list[str]:
     verdicts += f"it excludes 1; unclear: neither; {HOLDS}: it excludes 1 with all comparisons allowed for (Holm)"
     if options.threshold is not None:
         verdicts += f"; {UNTOLD}: a slowdown of {_percent(options.threshold)} or more is neither found nor excluded"
-    doubt = f"{DOUBT}: doubtful, samples were taken while {DISTURBED}, or the interval is wide; "
-    doubt += f"{units.NO_ESTIMATE}: the ends of the interval are more than {units.MOST_SPREAD:g} times apart"
+    doubt = f"{DOUBTFUL}; {units.NO_ESTIMATE}: the ends of the interval are more than {units.MOST_SPREAD:g} times apart"
     if options.by == "speedup":
         verdicts += "; yardstick: the reference's own time, never judged"
     return [*lines, verdicts, doubt]
@@ -296,9 +297,9 @@ def _moved(label: str, comparison: Comparison) -> str:
     furthest = max(comparison.moved, key=lambda pair: max(_value(pair), 1 / _value(pair)))
     yardsticks = sum(pair.verdict is CaseVerdict.YARDSTICK for pair in comparison.pairs)
     return (
-        f"{label}: the reference itself moved in {len(comparison.moved)} of {_counted(yardsticks, 'group')}, furthest "
-        f"in {furthest.key.workload} {furthest.key.mode}, where it took {1 / _value(furthest):.2f} times as long: the "
-        "machine drifted, or a change hits everything; --by time shows it"
+        f"{label}: the reference itself moved in {len(comparison.moved)} of {units.counted(yardsticks, 'group')}, "
+        f"furthest in {furthest.key.workload} {furthest.key.mode}, where it took {1 / _value(furthest):.2f} times as "
+        "long: the machine drifted, or a change hits everything; --by time shows it"
     )
 
 
@@ -312,8 +313,8 @@ def _chances(label: str, comparison: Comparison) -> str:
     changed = [pair for pair in comparison.judged if pair.verdict in {CaseVerdict.FASTER, CaseVerdict.SLOWER}]
     holding = sum(pair.holds for pair in changed)
     return (
-        f"{label}: of {_counted(count, 'comparison')} of unchanged code about {count * (1 - CONFIDENCE):.1f} would be "
-        f"faster or slower by chance; {len(changed)} are, of which {holding} hold with all allowed for"
+        f"{label}: of {units.counted(count, 'comparison')} of unchanged code about {count * (1 - CONFIDENCE):.1f} "
+        f"would be faster or slower by chance; {len(changed)} are, of which {holding} hold with all allowed for"
     )
 
 
@@ -336,7 +337,7 @@ def _one_sided(comparisons: Sequence[Comparison]) -> list[str]:
             ended = Counter(record.status for record in there if record.status is not Status.OK)
             told = f" ({', '.join(f'{count} {status}' for status, count in ended.items())})" if ended else ""
             where = verdict.replace("NEW", label)
-            line = f"{_counted(len(pairs), 'case')} {where}{told}: {_named(pairs)}"
+            line = f"{units.counted(len(pairs), 'case')} {where}{told}: {_named(pairs)}"
             lines.append(f"{line}; --format csv lists all" if len(pairs) > MOST_NAMES else line)
     return lines
 
@@ -370,10 +371,6 @@ def _change(change: Interval | None) -> str:
 
 def _percent(share: float) -> str:
     return f"{100 * share:g} %"
-
-
-def _counted(count: int, noun: str) -> str:
-    return f"{count} {noun}" + ("s" if count != 1 else "")
 
 
 def markdown_table(table: ComparisonTable) -> str:

@@ -231,12 +231,12 @@ class Audit:
         """Compare the results at return with truth; look at wrong ones again later, in case they were late."""
         precision = executable.variant.precision
         truth = {} if executable.mode == "decode" else problem.quantities("truth")
-        expected = problem.quantities(precision)
+        expected = functools.partial(problem.quantities, precision)
 
         def refused(copies: dict[str, Tensor]) -> str:
             found = dict(copies)
             if executable.mode == "decode":
-                verdict = self._gate.judge_decoded(found, expected, precision, problem.weights, problem.batch)
+                verdict = self._gate.judge_decoded(found, expected(), precision, problem.weights, problem.batch)
                 return "" if verdict.passed else verdict.describe()
             found = executable.completed(found, prepared)
             true = {name: truth[name] for name in found}

@@ -232,9 +232,9 @@ class Gate:
     def check(self, executable: Executable, seed: int) -> Verdict:
         """Judge an executable on the weights and batch of a seed; its own weights are put back afterwards."""
         found, precision = self._found(executable, seed), executable.variant.precision
-        expected = self.quantities(seed, precision)
+        expected = functools.partial(self.quantities, seed, precision)
         if self.mode == "decode":
-            return self.judge_decoded(found, expected, precision, self.weights(seed), self.batch(seed))
+            return self.judge_decoded(found, expected(), precision, self.weights(seed), self.batch(seed))
         truth = self.quantities(seed, "truth")
         usual_errors = functools.partial(self.usual_errors, precision)
         return self.judge(found, truth, expected, precision, self.usual_norms, usual_errors)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -121,14 +121,19 @@ def folder(facts: Mapping[str, Any]) -> str:
     return str(found["folder"]) if found else ""
 
 
-def missing(found: Mapping[str, Any]) -> list[str]:
-    """Files that an own model was given with and that are gone."""
+def files(found: Mapping[str, Any]) -> list[str]:
+    """Files that an own model was given with, each once."""
     references = (
         *(found[name] for name in ("model", "inputs", "trace", "loss", "metric")),
         *found["variants"].values(),
     )
-    files = [_parts(text)[0] for text in references if text and Path(_parts(text)[0]).is_absolute()]
-    return [path for path in dict.fromkeys(files) if not Path(path).is_file()]
+    paths = [_parts(text)[0] for text in references if text and Path(_parts(text)[0]).is_absolute()]
+    return list(dict.fromkeys(paths))
+
+
+def missing(found: Mapping[str, Any]) -> list[str]:
+    """Files that an own model was given with and that are gone."""
+    return [path for path in files(found) if not Path(path).is_file()]
 
 
 def words(facts: Mapping[str, Any]) -> list[str]:
@@ -137,10 +142,24 @@ def words(facts: Mapping[str, Any]) -> list[str]:
     Args:
         facts: environment.json of the run.
     """
-    given = facts.get("threads", {}).get("workers", {}).get(VARIABLE)
-    found = json.loads(given) if given else {}
-    named = (("--model", "model"), ("--inputs", "inputs"), ("--inputs", "trace"))
-    return [word for option, key in named if found.get(key) for word in (option, found[key])]
+    return _named(given(facts) or {}, (("--model", "model"), ("--inputs", "inputs"), ("--inputs", "trace")))
+
+
+def run_words(value: str, variant: str) -> list[str]:
+    """The options of `bench run` that describe an own model, for one of its variants; none without a model.
+
+    Args:
+        value: of `VARIABLE`.
+        variant: of those that the user added, the one to name: all that are named are measured.
+    """
+    found = json.loads(value) if value else {}
+    options = [("--model", "model"), ("--inputs", "inputs"), ("--inputs", "trace"), ("--loss", "loss")]
+    added = [f"{name}={place}" for name, place in found.get("variants", {}).items() if name == variant]
+    return _named(found, [*options, ("--metric", "metric")]) + [w for text in added for w in ("--add-variant", text)]
+
+
+def _named(found: Mapping[str, Any], options: Iterable[tuple[str, str]]) -> list[str]:
+    return [word for option, key in options if found.get(key) for word in (option, found[key])]
 
 
 def lines(found: Mapping[str, Any]) -> list[str]:

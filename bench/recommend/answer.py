@@ -145,6 +145,7 @@ def _answer(
     rated, left_out = _rated(run, list(ok.values()), facts, question)
     if not rated.costs:
         why = () if ok else ("no variant ran and passed its gate",)
+        left_out |= {r.variant: f"{r.status.value}: {r.reason}" for r in records if not ok}
         wanted = question.objective is Objective.P99 and ok
         advice = more_calls(run.group(next(iter(ok.values()))), list(ok), P99_CALLS) if wanted else None
         return Advice(
@@ -160,7 +161,7 @@ def _answer(
     once = question.objective not in TIMED
     alike = rated.alike()
     near = None if once else rated.of_best(best, EQUIVALENT)
-    notes = _doubts(ok[best], question, once=once)
+    notes = doubts(ok[best], question, once=once)
     sure = once or len(fine) == 1 or (near is not None and near >= SURE)
     verdict = Recommendation.RECOMMENDED if sure and not any(note.unsure for note in notes) else Recommendation.UNCLEAR
     others = sorted((name for name in fine if name != best), key=lambda name: rated.costs[name])
@@ -278,26 +279,39 @@ def _nearest(
 
 
 @dataclass(frozen=True)
-class _Note:
+class Note:
+    """A doubt about a variant.
+
+    Attributes:
+        text: in words, as the rest of a sentence.
+        unsure: whether it stands against calling the variant recommended.
+    """
+
     text: str
     unsure: bool = False
 
 
-def _doubts(record: Record, question: Question, *, once: bool) -> tuple[_Note, ...]:
-    """Doubts about the variant that is recommended."""
+def doubts(record: Record, question: Question, *, once: bool) -> tuple[Note, ...]:
+    """Doubts about the variant that is recommended.
+
+    Args:
+        record: of the variant.
+        question: that it answers.
+        once: whether its cost was measured once.
+    """
     found = []
     percentile = "p99" if question.objective is Objective.P99 else "p50"
     high = getattr(record, f"latency_{percentile}_hi_s")
     bound = question.latency_bound_s
     if bound is not None and high is not None and high > bound:
         text = f"its {percentile} keeps the bound, but the interval reaches {units.seconds(high)}"
-        found.append(_Note(text, unsure=True))
+        found.append(Note(text, unsure=True))
     if record.reason:
-        found.append(_Note(f"one of its processes failed: {record.reason}", unsure=True))
+        found.append(Note(f"one of its processes failed: {record.reason}", unsure=True))
     if once:
-        found.append(_Note("measured once in a fresh process, so there is no probability"))
+        found.append(Note("measured once in a fresh process, so there is no probability"))
     elif record.disturbed and record.samples and record.disturbed >= record.samples / 2:
-        found.append(_Note(f"{record.disturbed} of its {record.samples} samples were taken while {DISTURBED}"))
+        found.append(Note(f"{record.disturbed} of its {record.samples} samples were taken while {DISTURBED}"))
     return tuple(found)
 
 

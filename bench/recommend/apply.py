@@ -6,9 +6,10 @@ import dataclasses
 import importlib.util
 import json
 import os
+import shutil
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -122,7 +123,10 @@ def write(
         UsageError: `out` exists, has no folder or is not a Python file, the chosen variant is not one that ran, or a
             file of the user's own model is gone.
     """
-    if reason := refusal(out, overwrite=overwrite):
+    own = own_model.given(run.environment) if answer.key[0].startswith(OWN) else None
+    # A link is followed: what the artefact names is found from where it really lies.
+    out = Path(os.path.realpath(out))
+    if reason := refusal(out, overwrite=overwrite, theirs=own_model.files(own) if own else ()):
         msg = f"--apply {out}: {reason}"
         raise UsageError(msg)
     console = Console()
@@ -133,7 +137,6 @@ def write(
         console.say(f"nothing is written: the answer is {answer.verdict}; --variant NAME writes one of your choice")
         return EXIT_NOTHING if answer.verdict is Recommendation.NONE else EXIT_UNCLEAR
     case = Case(answer.key[0], chosen or str(answer.variant), *answer.key[1:])
-    own = own_model.given(run.environment) if case.workload.startswith(OWN) else None
     for path in own_model.missing(own) if own else ():
         msg = f"--apply: {path}, which {run.path} measured, is not there any more; put it back, or measure again"
         raise UsageError(msg)
@@ -148,6 +151,8 @@ def write(
     with_proof = utf8(found.source.replace(PROOF, f"\nOf {run.path.name}; {proof.text()}.", 1))
     if overwrite:
         with _aside(out, with_proof) as aside:
+            if out.exists():
+                shutil.copymode(out, aside)
             aside.replace(out)
     else:
         write_new({out: with_proof})
@@ -167,13 +172,21 @@ def refuse_slower(proof: Proof) -> None:
         raise ProofError(msg)
 
 
-def refusal(out: Path, *, overwrite: bool) -> str | None:
-    """Reason why an artefact cannot be written to a path, or None."""
-    if out.suffix != ".py":
-        return "does not end in .py; name a Python file"
+def refusal(out: Path, *, overwrite: bool, theirs: Collection[str] = ()) -> str | None:
+    """Reason why an artefact cannot be written to a path, or None.
+
+    Args:
+        out: the path, without links.
+        overwrite: whether a file that is there may be replaced.
+        theirs: files that the artefact is made from, which are never replaced.
+    """
+    if out.suffix != ".py" or out.is_dir():
+        return "is a folder; name a Python file" if out.is_dir() else "does not end in .py; name a Python file"
     if not out.parent.is_dir():
         return f"there is no folder {out.parent}; make it, or name another"
-    if out.is_dir() or (out.exists() and not overwrite):
+    if any(out == Path(os.path.realpath(path)) for path in theirs):
+        return "the run measured what this file defines, and the artefact needs it; name another file"
+    if out.exists() and not overwrite:
         return "exists, and nothing is overwritten without --overwrite; name a new Python file"
     if _is_library(out.stem):
         return f"run as a program it would hide the module {out.stem} from its own imports; choose another name"

@@ -7,11 +7,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from bench.plan.cases import REFERENCE
 from bench.plan.identity import GroupKey
-from bench.recommend.answer import misses
+from bench.recommend.answer import doubts, misses
 from bench.recommend.chances import Chances, chances
 from bench.recommend.facts import Facts
-from bench.recommend.question import EQUIVALENT, SURE, Objective, Question
+from bench.recommend.question import EQUIVALENT, SURE, TIMED, Objective, Question
 from bench.records.reader import RecordedRun
 from bench.records.schema import Record, Status
 
@@ -43,7 +44,9 @@ class MixAnswer:
         probability: that it has the least.
         near_best: that it is at most `EQUIVALENT` above the least.
         regrets: the worst of each variant, in the order of their expected times.
-        unclear: true if the rounds do not decide which is best.
+        notes: what stands against calling the variant recommended, each with the input set that it is about; or why
+            there is none.
+        percentile: the expected value of what: `p50`, or `p99` where that is the objective.
     """
 
     title: str
@@ -53,15 +56,22 @@ class MixAnswer:
     probability: float | None = None
     near_best: float | None = None
     regrets: Mapping[str, Regret] | None = None
+    notes: tuple[str, ...] = ()
+    percentile: str = "p50"
 
     @property
     def unclear(self) -> bool:
-        """Return True if the rounds do not show that it is the best, or as good."""
-        return self.near_best is None or self.near_best < SURE
+        """Return True if the rounds do not show that it is the best or as good, or a doubt stands against it."""
+        return self.near_best is None or self.near_best < SURE or bool(self.notes)
 
 
 def mixes(run: RecordedRun, question: Question) -> tuple[MixAnswer, ...]:
-    """One answer a mix: groups that differ in their input set alone; nothing where the run has no such sets."""
+    """One answer a mix: groups that differ in their input set alone; nothing where the run has no such sets.
+
+    Times alone add up over a mix, so an objective that is measured once a case has no answer for it.
+    """
+    if question.objective not in TIMED:
+        return ()
     found: dict[GroupKey, dict[str, list[Record]]] = {}
     for record in run.records:
         name = record.input_set or ""
@@ -76,14 +86,13 @@ def _mix(run: RecordedRun, base: GroupKey, sets: Mapping[str, Sequence[Record]],
     weights = {name: weight / sum(raw.values()) for name, weight in raw.items()}
     title = f"{base.workload}, {base.mode}, {base.device}: mix of {len(sets)} input sets"
     objective = question.objective if question.objective is Objective.P99 else Objective.P50
-    rated: dict[str, Chances] = {}
-    for name, records in sets.items():
-        fine = [r for r in records if r.status is Status.OK and not misses(r, Facts.of(r, None, {}), question)]
-        names = [r.variant for r in fine if run.group(r).times(r.variant)]
-        rated[name] = chances(run.group(records[0]), names, objective)
+    ok = {name: {r.variant: r for r in records if r.status is Status.OK} for name, records in sets.items()}
+    rated = {name: _rated(run, ok[name], question, objective, weights[name]) for name in sets}
     shared = [name for name in next(iter(rated.values())).costs if all(name in found.costs for found in rated.values())]
     if not shared:
-        return MixAnswer(title, weights)
+        none = [name for name, found in rated.items() if not found.costs]
+        where = f"in {' and '.join(none)}" if none else "in every input set"
+        return MixAnswer(title, weights, notes=(f"no variant ran and kept the bounds {where}",))
     parts = {name: found.only(shared) for name, found in rated.items()}
     costs = {v: sum(weights[name] * part.costs[v] for name, part in parts.items()) for v in shared}
     # Every set was measured in processes of its own, so its resamples are independent of those of the others.
@@ -93,7 +102,30 @@ def _mix(run: RecordedRun, base: GroupKey, sets: Mapping[str, Sequence[Record]],
     best = total.best
     regrets = {v: _regret(v, parts) for v in sorted(costs, key=lambda v: costs[v])}
     chance, near = total.of_best(best), total.of_best(best, EQUIVALENT)
-    return MixAnswer(title, weights, best, costs[best], chance, near, regrets)
+    notes = tuple(
+        f"in {name}, {note.text}"
+        for name in sets
+        for note in doubts(ok[name][best], question, once=False)
+        if note.unsure
+    )
+    percentile = "p99" if objective is Objective.P99 else "p50"
+    return MixAnswer(title, weights, best, costs[best], chance, near, regrets, notes, percentile)
+
+
+def _rated(
+    run: RecordedRun, ok: Mapping[str, Record], question: Question, objective: Objective, weight: float
+) -> Chances:
+    """Costs in one input set, of the variants that keep the bounds there."""
+    facts = {name: Facts.of(record, ok.get(REFERENCE), {}) for name, record in ok.items()}
+    fine = [r for r in ok.values() if not misses(r, facts[r.variant], question) and run.group(r).times(r.variant)]
+    if not fine:
+        return Chances({}, np.empty((0, 0)))
+    found = chances(run.group(fine[0]), [record.variant for record in fine], objective)
+    if question.calls is None or objective is Objective.P99:
+        return found
+    # Each set has a first call of its own, for which its part of the calls has to pay.
+    starts = {name: start for name in found.costs if (start := facts[name].start_s) is not None}
+    return found.only(list(starts)).with_starts(starts, question.calls * weight) if starts else found.only([])
 
 
 def _regret(variant: str, parts: Mapping[str, Chances]) -> Regret:

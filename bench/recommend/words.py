@@ -53,18 +53,19 @@ def mix_text(answer: MixAnswer) -> str:
     """The recommendation for a mix in sentences."""
     sets = ", ".join(f"{name} {units.share(weight)}" for name, weight in answer.sets.items())
     if answer.variant is None or answer.regrets is None:
-        return f"Unclear: no variant ran in every input set ({sets}) and kept the bounds."
+        return f"Unclear: {'; '.join(answer.notes)} ({sets})."
     regret = answer.regrets[answer.variant]
     verdict = "Unclear: perhaps" if answer.unclear else "Ship"
+    what = "time" if answer.percentile == "p50" else answer.percentile
     lost = f"at worst {_percent(regret.share)} slower than `{regret.best}`, in {regret.input_set}"
     text = (
-        f"{verdict} `{answer.variant}`: least expected time, {units.seconds(answer.expected_s)} a call, "
+        f"{verdict} `{answer.variant}`: least expected {what}, {units.seconds(answer.expected_s)} a call, "
         f"{sure(answer.probability)}; {lost if regret.share > 0 else 'it is the fastest in every set'} ({sets})."
     )
     steady = min(answer.regrets, key=lambda name: answer.regrets[name].share if answer.regrets else 0.0)
     if steady != answer.variant:
         text += f" The least regret has `{steady}`: at worst {_percent(answer.regrets[steady].share)}."
-    return text
+    return " ".join([text, *(f"{note[0].upper()}{note[1:]}." for note in answer.notes)])
 
 
 def sure(probability: float | None) -> str:

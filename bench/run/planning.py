@@ -18,16 +18,9 @@ from bench.plan.identity import CaseKey
 from bench.records.schema import Record
 from bench.run import quality, second_instrument
 from bench.run.cold import CompiledKernel
+from bench.run.expected import BUILD_S, CEILINGS_S, START_S, group_time
 from bench.run.worker_process import Settings, Worker, WorkerError, scratch_folder
 
-#: Seconds that the parts of a run take besides the timed rounds, for the expected time: a fresh worker's start, the
-#: start of a group's seats, a case's cold run, the build, gates and warm-up of a case in a seat, a compilation by
-#: torch, cold and cached, one of our kernel for CPUs, the ceilings.
-START_S, SEAT_S, COLD_S, READY_S = 2.0, 0.4, 0.8, 0.5
-COMPILE_S, CACHED_S, BUILD_S, CEILINGS_S = 30.0, 7.0, 10.0, 5.0
-#: Of a start, a cold run and a case in a seat on a GPU, where each process makes a context, loads cuDNN and compiles
-#: Triton's launchers. Estimates: no run on a GPU has shown them yet.
-GPU_START_S, GPU_COLD_S, GPU_READY_S = 8.0, 12.0, 4.0
 #: The worker that is asked may be silent for so long: a C++ compiler has two minutes.
 PLAN_LIMIT_S = 180.0
 
@@ -45,6 +38,7 @@ class Described:
         alone: whether it takes its turns in a process of its own.
         environment: variables that its process is started with.
         imports: modules that its processes import; a cold run before it begins to count only torch's compiler.
+        converts_s: seconds that converting the model for its runtime took, as it was asked whether it can.
     """
 
     case: Case
@@ -55,6 +49,7 @@ class Described:
     alone: bool = False
     environment: Mapping[str, str] = field(default_factory=dict)
     imports: tuple[str, ...] = ()
+    converts_s: float = 0.0
 
     def record(self, **fields: Any) -> Record:
         """Its record with the given fields."""
@@ -157,14 +152,15 @@ class Plan:
         runnable = [c for c in cases if not c.unavailable and c.case.key not in recorded]
         if not runnable:
             return 0.0
-        compiling = sum(c.compiles for c in runnable)
-        on_gpu = runnable[0].case.device == "cuda"
-        start_s, one_cold_s, one_ready_s = (
-            (GPU_START_S, GPU_COLD_S, GPU_READY_S) if on_gpu else (SEAT_S, COLD_S, READY_S)
-        )
-        cold_s = len(runnable) * one_cold_s + compiling * COMPILE_S
-        ready_s = start_s + len(runnable) * one_ready_s + compiling * CACHED_S
-        return cold_s + self.suite.processes * ready_s + self.group_budget_s
+        case = runnable[0].case
+        call_s = self._call_s.get((case.workload, case.mode), 0.0)
+        return group_time(runnable, call_s, self.group_budget_s, self.suite.processes).total_s
+
+    @property
+    def _call_s(self) -> dict[tuple[str, str], float]:
+        """Seconds of a call of the own model, by workload and mode."""
+        sets = self.own_model["sets"] if self.own_model else ()
+        return {(entry["workload"], mode): found for entry in sets for mode, found in entry["call_s"].items()}
 
 
 def make_plan(suite: Suite, filters: Filters, settings: Settings, *, build: bool) -> Plan:
@@ -203,6 +199,7 @@ def make_plan(suite: Suite, filters: Filters, settings: Settings, *, build: bool
             event["environment"],
             # A worker of an earlier revision does not say it; nothing is forked for it.
             tuple(event.get("imports", ())),
+            event.get("converts_s", 0.0),
         )
         for case, event in zip(cases, events, strict=True)
     ])  # fmt: skip

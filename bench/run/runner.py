@@ -330,7 +330,8 @@ class Runner:
     def _repro(self, described: Described) -> str:
         """The command that measures a case again, with the reference to compare it with."""
         case = described.case
-        words = ["--workload", case.workload, "--variant", case.variant, "--mode", case.mode]
+        words = own_model.run_words(self.settings.own_model, described.case.executed)
+        words += ["--workload", case.workload, "--variant", case.variant, "--mode", case.mode]
         words += ["--device", case.device, "--threads", str(case.threads), "--seed", str(self._first_seed)]
         for plugin in self.settings.plugins:
             words += ["--plugin", str(plugin)]

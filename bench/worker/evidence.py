@@ -246,7 +246,8 @@ def _lstm_words(  # noqa: PLR0911 - one a library
 ) -> str:
     """Name the library that ran nn.LSTM, by its operator."""
     if "aten::mkldnn_rnn_layer" in seen.operators:
-        packed = "aten::_pack_padded_sequence" in seen.operators
+        # torch itself unpacks sequences of one length; ATen's own cell is known by the gate that it computes in place.
+        packed = {"aten::_pack_padded_sequence", "aten::sigmoid_"} <= seen.operators.keys()
         return f"LSTM ran in oneDNN{', but on packed sequences, which it does not take, in ATen' if packed else ''}"
     if "aten::_cudnn_rnn" in seen.operators:
         if any("persist" in name.lower() for name in seen.kernels):

@@ -203,7 +203,7 @@ def check(setting: RankSetting, trained: RankedCase, group: Any, seed: int) -> d
     truth = {name: value for name, value in gate.true(weights, joint).items() if name in found}
     expected = gate.compute(weights, joint, precision)
     usual = gate.usual_norms
-    verdict = gate.judge(found, truth, expected, precision, usual, lambda: gate.usual_errors(precision))
+    verdict = gate.judge(found, truth, lambda: expected, precision, usual, lambda: gate.usual_errors(precision))
     return verdict_fields(verdict)
 
 

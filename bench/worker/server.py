@@ -14,6 +14,7 @@ import json
 import os
 import re
 import sys
+import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import IO, Any
@@ -120,12 +121,23 @@ def describe(request: dict[str, Any], emit: Emit) -> None:
             extent, more = _decoded(find_workload(case.workload), extent)
             facts |= more
         variant = VARIANTS[case.executed].here()
+        start = time.perf_counter()
         reason = reason or _refusal(variant, case, build=request["build"])
+        # What answers for another runtime converts the user's own model to know.
+        converts_s = time.perf_counter() - start if variant.runtime is not None else 0.0
         facts |= {"precision": variant.precision} | _cost_of(case, variant, extent)
         facts["omp_wait"] = variant.environment.get("OMP_WAIT_POLICY", facts["omp_wait"]).lower()
         seated = {"alone": variant.alone and case.device == "cpu", "environment": dict(variant.environment)}
         compiled = {"compiles": variant.compiles_long, "builds": bool(variant.builds), "built_s": build.spent_s()}
-        emit("described", facts=facts, reason=reason, imports=cold.imports(case), **compiled, **seated)
+        emit(
+            "described",
+            facts=facts,
+            reason=reason,
+            imports=cold.imports(case),
+            converts_s=converts_s,
+            **compiled,
+            **seated,
+        )
 
 
 def _decoded(workload: Workload, extent: Extent) -> tuple[Extent, dict[str, int]]:

@@ -12,7 +12,7 @@ from seq2seq.execution.variant import DTYPES, Variant
 from seq2seq.execution.variants import VARIANTS
 from seq2seq.own_model import lstms
 from seq2seq.own_model.errors import OwnModelError
-from seq2seq.own_model.inspection import checked, measured_shares
+from seq2seq.own_model.inspection import checked, looked_at
 from seq2seq.own_model.model import OwnModel
 from seq2seq.own_model.saved import saved_form
 from seq2seq.own_model.source import PREFIX, digests, load, spec
@@ -127,7 +127,8 @@ def findings(tell: Callable[[str], None] = lambda _: None) -> dict[str, Any]:
         tell(f"checking {name}")
         workload = workload_of(own, name)
         tell(f"profiling {name}")
-        shares = measured_shares(workload)
+        looks = looked_at(workload)
+        shares = {mode: look.share for mode, look in looks.items() if look.share is not None}
         with torch.inference_mode(), lstms.watched(own.uses):
             own.call(own.model, workload.make_batch(0))
         sets.append(
@@ -136,6 +137,7 @@ def findings(tell: Callable[[str], None] = lambda _: None) -> dict[str, Any]:
                 "input_set": workload.inputs.name,
                 "weight": workload.inputs.weight,
                 "lstms": own.operators.get(name, []) if own.form else [use.facts() for use in own.uses],
+                "call_s": {mode: look.call_s for mode, look in looks.items()},
                 "lstm_share": shares,
                 "speedup_at_most": {mode: lstms.gain_limit(share) for mode, share in shares.items()},
                 "checked": workload.found(),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import traceback
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +12,9 @@ from seq2seq.workloads.workload import UnknownWorkloadError
 
 _PROJECT = Path(__file__).parent.parent.parent
 _LONGEST = 300
+#: A place in what TorchScript says, and where what the exporter of ONNX says goes over to a request to its readers.
+_PLACE = re.compile(r'File "(.+)", line (\d+)')
+_REQUEST = "Please feel free to request support"
 
 
 class OwnModelError(UnknownWorkloadError):
@@ -40,11 +44,16 @@ def told(what: str) -> Iterator[None]:
 
 
 def one_line(error: BaseException) -> str:
-    """The type of an error and the first of its lines that says something."""
+    """The type of an error and the first of its lines that says what was wrong."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     text = next((line for line in lines if not line.startswith("The following operation failed")), "")
     if text.startswith("Traceback of TorchScript"):
         text = lines[-1].removeprefix(f"{type(error).__name__}: ")
+    # TorchScript lists what it knows first, then what it did not get, then the call.
+    elif unmet := next((line for line in lines if line.startswith("Expected a value of type")), ""):
+        places = [found for line in lines if (found := _PLACE.fullmatch(line))]
+        text = unmet + (f" ({places[-1][1]}:{places[-1][2]})" if places else "")
+    text = text.partition(_REQUEST)[0].rstrip()
     return f"{type(error).__name__}: {text[:_LONGEST]}" if text else type(error).__name__
 
 

@@ -12,6 +12,7 @@ import torch
 from seq2seq.own_model import checks, lstms, operators
 from seq2seq.own_model.errors import OwnModelError, told
 from seq2seq.own_model.inputs import Given, InputSet, held, staying
+from seq2seq.own_model.lstms import CallLook
 from seq2seq.own_model.model import OwnModel, returned_loss
 from seq2seq.own_model.onnx_file import OnnxModel
 from seq2seq.own_model.saved import Form
@@ -149,17 +150,17 @@ def _training(own: OwnModel, given: Given) -> tuple[str, str]:
     return "", notes
 
 
-def measured_shares(workload: OwnWorkload) -> dict[str, float]:
-    """Share of the time of a call that the LSTMs take, by mode, measured here and now."""
+def looked_at(workload: OwnWorkload) -> dict[str, CallLook]:
+    """Time of a call and the share of it that the LSTMs take, by mode, measured here and now."""
     own, given = workload.own, workload.make_batch(0)
     if own.form is not None:
+        # What runs an ONNX file in torch is the truth alone and no variant.
         if own.form is Form.ONNX:
             return {}
         with torch.inference_mode():
-            share = operators.operator_share(lambda: own.call(own.model, given))
-        return {} if share is None else {"inference": share}
+            return {"inference": operators.operator_look(lambda: own.call(own.model, given))}
     with torch.inference_mode():
-        found = {"inference": lstms.share(lambda: own.call(own.model, given), own.uses)}
+        found = {"inference": lstms.look(lambda: own.call(own.model, given), own.uses)}
     if not workload.untrained:
         model = own.fresh().train()
         checks.without_dropout(model)
@@ -168,5 +169,5 @@ def measured_shares(workload: OwnWorkload) -> dict[str, float]:
             model.zero_grad(set_to_none=True)
             own.loss_of(own.call(model, given), given).backward()
 
-        found["training"] = lstms.training_share(step, lstms.find(model))
+        found["training"] = lstms.training_look(step, lstms.find(model))
     return found

@@ -25,6 +25,19 @@ _CALLS, _LEAST, _ENOUGH_S = 100, 3, 2.0
 _BATCHED = 3
 
 
+@dataclass(frozen=True)
+class CallLook:
+    """The first look at a call of the user's model, eager, as it is.
+
+    Attributes:
+        call_s: seconds that it takes.
+        share: part of it that the LSTMs take, between 0 and 1; None where that is not known.
+    """
+
+    call_s: float
+    share: float | None = None
+
+
 @dataclass
 class Use:
     """One LSTM of a model, and what one call asks of it.
@@ -169,8 +182,8 @@ def _detached(value: Any) -> Any:
     return None if value is None else tuple(_detached(part) for part in value)
 
 
-def share(call: Callable[[], object], uses: list[Use]) -> float:
-    """Share of a call's time that its LSTMs take, between 0 and 1, in inference."""
+def look(call: Callable[[], object], uses: list[Use]) -> CallLook:
+    """Time of a call in inference, and the share of it that its LSTMs take."""
     call()
     pairs: list[tuple[float, float]] = []
     end_s = time.perf_counter() + _ENOUGH_S
@@ -183,8 +196,8 @@ def share(call: Callable[[], object], uses: list[Use]) -> float:
     return _calm(pairs)
 
 
-def training_share(step: Callable[[], object], uses: list[Use]) -> float:
-    """Share of a training step that its LSTMs take: timed alone, forward and backward, on the step's inputs."""
+def training_look(step: Callable[[], object], uses: list[Use]) -> CallLook:
+    """Time of a training step, and its LSTMs' share: timed alone, forward and backward, on the step's inputs."""
     with watched(uses, keep=True):
         step()
     whole_s: list[float] = []
@@ -205,14 +218,17 @@ def training_share(step: Callable[[], object], uses: list[Use]) -> float:
     return _calm(list(zip(sorted(whole_s), sorted(alone_s), strict=True)))
 
 
-def _calm(pairs: list[tuple[float, float]]) -> float:
+def _calm(pairs: list[tuple[float, float]]) -> CallLook:
     """Median share of the part in the whole over the fastest fifth of the calls: those that nothing disturbed.
+
+    A run meets what is disturbed too, so the time of a call is that of all.
 
     Args:
         pairs: seconds of the whole and of the part.
     """
     calm = sorted(pairs)[: max(1, len(pairs) // 5)]
-    return min(1.0, statistics.median(part / whole for whole, part in calm))
+    share = min(1.0, statistics.median(part / whole for whole, part in calm))
+    return CallLook(statistics.median(whole for whole, _ in pairs), share)
 
 
 def _alone(module: nn.RNNBase, value: Any, state: Any) -> None:

@@ -61,7 +61,7 @@ class OwnModel:
         self.checked: dict[str, Any] = {}
         #: LSTM operators of a call of a saved program, by name of the workload.
         self.operators: dict[str, list[dict[str, Any]]] = {}
-        #: Why a variant cannot execute the model, by names of workload and variant.
+        #: Why a variant cannot execute the model, by names of workload (empty where it does not matter) and variant.
         self.refused: dict[tuple[str, str], str | None] = {}
 
     def _function(self, reference: str) -> Callable[[Any, Any], Any] | None:

@@ -151,9 +151,11 @@ class OwnWorkload:
             return self.untrained
         if (mode == "training" and variant.runtime) or variant.make is not None:
             return None
-        if (self.name, variant.name) not in self.own.refused:
-            self.own.refused[self.name, variant.name] = _unfit(self, variant)
-        return self.own.refused[self.name, variant.name]
+        # TorchScript is asked once: it compiles for no inputs, and fails otherwise where it failed before.
+        key = ("" if variant.compiler == "torchscript" else self.name, variant.name)
+        if key not in self.own.refused:
+            self.own.refused[key] = _unfit(self, variant)
+        return self.own.refused[key]
 
 
 def batch_of(
