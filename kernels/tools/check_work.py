@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import importlib
 import threading
 from collections.abc import Callable, Iterator
@@ -205,21 +206,14 @@ def _graph_of_module(task: CheckQuestion) -> CheckResult:
         torch.randn(shape, device="cuda", dtype=task.sizes.dtype, requires_grad=task.backward) for _ in range(2)
     )
 
-    def run(value: Tensor, function: Callable[[Tensor], Any]) -> dict[str, Tensor]:
-        output = function(value)[0]
-        if not task.backward:
-            return {"output": output.clone()}
-        gradients = torch.autograd.grad(output.float().square().sum(), [value, *module.parameters()])
-        return {str(number): gradient.clone() for number, gradient in enumerate(gradients)}
-
     if task.backward:
-        eager = run(other, module)
+        eager = _results(module, other, task)
         graphed = torch.cuda.make_graphed_callables(module, (x,))
-        _close(eager, run(other, graphed), task)
+        _close(eager, _results(module, other, task, graphed), task)
         return CheckResult()
     module.eval()
     with torch.no_grad():
-        eager = run(other, module)
+        eager = _results(module, other, task)
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
@@ -234,36 +228,62 @@ def _graph_of_module(task: CheckQuestion) -> CheckResult:
             x.copy_(value)
             output.fill_(float("nan"))
             graph.replay()
-    _close(eager, {"output": output}, task)
+    _close({"output": eager["output"]}, {"output": output}, task)
     return CheckResult()
 
 
 def _replay(task: CheckQuestion) -> CheckResult:
-    """The module's own graph gives what launching gives, on other input and weights in the same memory."""
+    """The module's own graphs give what launching gives, on other input and weights in the same memory."""
     with _configured(task):
         module: Any = importlib.import_module("..lstm", __package__).LSTM(
             64, task.sizes.hidden, 2, bidirectional=task.sizes.directions == 2, implementation=task.implementation  # noqa: PLR2004
         )  # fmt: skip
-        module = module.to(DEVICE, task.sizes.dtype).eval()
-        x = torch.empty(task.sizes.steps, task.sizes.batch, 64, device=DEVICE, dtype=task.sizes.dtype)
-        before = graph_cache.state().replayed
-        with torch.no_grad():
-            held = []
-            for _ in range(graph_cache.SIGHTINGS + 4):
-                x.normal_()
-                module.weight_hh_l0.mul_(0.9)
-                # In memory that stays in use, so no graph is found for it later.
-                other = x.clone()
-                held.append((other, _named(module(other))))
-                _close(held[-1][1], _named(module(x)), task)
-        if graph_cache.state().replayed == before:
-            return CheckResult(text="the same memory never came back, so nothing was replayed", worst=2.0)
+        module = module.to(DEVICE, task.sizes.dtype).train(task.backward)
+        twin, shape = copy.deepcopy(module), (task.sizes.steps, task.sizes.batch, 64)
+        # Each in memory of its own that stays in use, so no graph is found for it; and nothing stays in use later.
+        inputs = [_input(shape, task) for _ in range(graph_cache.SIGHTINGS + 6)]
+        expected = [_shrunk_results(twin, value, task) for value in inputs]
+        x, before = _input(shape, task), graph_cache.state()
+        for value, right in zip(inputs, expected, strict=True):
+            with torch.no_grad():
+                x.copy_(value)
+            _close(right, _shrunk_results(module, x, task), task)
+        after = graph_cache.state()
+    passes = 2 if task.backward else 1
+    if after.captured < before.captured + passes or after.replayed < before.replayed + passes + 1:
+        return CheckResult(text="the same memory never came back, so nothing was replayed", worst=2.0)
     return CheckResult()
 
 
-def _named(results: Any) -> dict[str, Tensor]:
-    output, (h_n, c_n) = results
-    return {"output": output, "h_n": h_n, "c_n": c_n}
+def _input(shape: tuple[int, ...], task: CheckQuestion) -> Tensor:
+    return torch.randn(shape, device=DEVICE, dtype=task.sizes.dtype, requires_grad=task.backward)
+
+
+def _shrunk_results(module: Any, value: Tensor, task: CheckQuestion) -> dict[str, Tensor]:
+    """Results with weights that were changed in place just before."""
+    with torch.no_grad():
+        module.weight_hh_l0.mul_(0.9)
+        if not task.backward:
+            return _results(module, value, task)
+    return _results(module, value, task)
+
+
+def _results(
+    module: Any, value: Tensor, task: CheckQuestion, function: Callable[[Tensor], Any] | None = None
+) -> dict[str, Tensor]:
+    """Outputs of a module, or where the task is a backward pass all gradients, in memory of their own.
+
+    Args:
+        module: it has the parameters.
+        value: its input.
+        task: for which pass.
+        function: what is called; the module when None.
+    """
+    output, (h_n, c_n) = (function or module)(value)
+    if not task.backward:
+        return {name: v.clone() for name, v in (("output", output), ("h_n", h_n), ("c_n", c_n))}
+    gradients = torch.autograd.grad(output.float().square().sum(), [value, *module.parameters()])
+    return {str(number): gradient.clone() for number, gradient in enumerate(gradients)}
 
 
 def _close(expected: dict[str, Tensor], got: dict[str, Tensor], task: CheckQuestion) -> None:
