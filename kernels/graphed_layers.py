@@ -62,10 +62,12 @@ class GraphedLayers:
         self._flat = values
         self._kept = [(value, value.data_ptr(), value.stride(), value.requires_grad) for value in values]
         self._learns = any(value.requires_grad for value in values)
-        #: Addresses of the parameters, as part of the key of each graph; one object, whose hash is computed once.
-        self._name = _Name(tuple((at, value.shape, stride, value.dtype) for value, at, stride, _ in self._kept))
         self._chosen: dict[_Form, tuple[LayerOptions, tuple[Choice, ...]]] = {}
         self._generation = dispatch.generation()
+        #: Addresses of the parameters, as part of the key of each graph; one object, whose hash is computed once. A
+        #: graph holds the configurations that were chosen when it was captured.
+        places = [(at, value.shape, stride, value.dtype) for value, at, stride, _ in self._kept]
+        self._name = _Name((self._generation, *places))
         #: Calls that learn since the last one whose memory came back.
         self._missed = 0
 

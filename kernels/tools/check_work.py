@@ -184,10 +184,13 @@ def _configured(task: CheckQuestion) -> Iterator[None]:
         return chosen(problem, implementation, backward=backward)
 
     dispatch.choose_config = choose
+    # Their keys do not name the configuration.
+    graph_cache.clear()
     try:
         yield
     finally:
         dispatch.choose_config = chosen
+        graph_cache.clear()
 
 
 def _graph(task: CheckQuestion) -> CheckResult:

@@ -18,6 +18,7 @@ from .. import dispatch, padded_vendor
 from ..common.cudnn_precision import cudnn_precision, wanted_precision
 from ..common.recurrence import Problem, loop_forward
 from ..dispatch import MODULES
+from ..gpu import graph_cache
 from ..lstm import LSTM
 from ..measurements import MeasuredShape, Timing, dtype_name
 from .interleave import Call, Clock, EventClock, WallClock, interleave, quartiles
@@ -115,10 +116,13 @@ def _configured(best: Mapping[str, Mapping[str, Any]]) -> Iterator[None]:
         return chosen(problem, implementation, backward=backward)
 
     dispatch.choose_config = choose
+    # Their keys do not name the configuration.
+    graph_cache.clear()
     try:
         yield
     finally:
         dispatch.choose_config = chosen
+        graph_cache.clear()
 
 
 def _tried(call: Call) -> Call:
