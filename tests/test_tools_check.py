@@ -147,7 +147,7 @@ def test_each_kernel_is_tried_for_races_and_graphs():
     for name in check.MODULES:
         for backward in (False, True):
             kinds = {one.kind for one in tasks if (one.implementation, one.backward) == (name, backward)}
-            assert kinds == {"repeat", "streams", "threads", "graph", *(() if backward else ("replay",))}
+            assert kinds == {"repeat", "streams", "threads", "graph", "replay"}
 
 
 def test_every_exchange_is_tried_on_streams_in_threads_and_in_a_graph():
@@ -190,11 +190,16 @@ def test_without_a_gpu_it_says_so(capsys, monkeypatch):
 def test_whole_check_runs_in_the_interpreter(tmp_path):
     """All kernels are right at tiny sizes; lines go to the CSV file, the table comes last, then how to go on."""
     pytest.importorskip("triton")
-    command = [sys.executable, "-m", "kernels", "check", "--device", "cpu", "--seconds", "8", "--runs", "2", "--out"]
-    done = run([*command, str(tmp_path)], cwd=ROOT, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
-    with (tmp_path / "check.csv").open(encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
+    command = [sys.executable, "-m", "kernels", "check", "--device", "cpu", "--runs", "2", "--seconds"]
+    for seconds in ("8", "90"):
+        # On a busy machine the shorter time ends before each kernel had its turn.
+        folder = tmp_path / seconds
+        done = run([*command, seconds, "--out", str(folder)], cwd=ROOT, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stdout + done.stderr
+        with (folder / "check.csv").open(encoding="utf-8") as file:
+            rows = list(csv.DictReader(file))
+        if len({(row["implementation"], row["phase"]) for row in rows}) == 3 * len(check.MODULES):
+            break
     assert {row["status"] for row in rows} == {"ok"}
     assert {row["implementation"] for row in rows} == {"cell", "sequence", "persistent"}
     assert {row["phase"] for row in rows} == {"inference", "forward", "backward"}
