@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -22,9 +22,48 @@ from .common.fast_path import DEVICES, unwatched
 from .common.recurrence import Backward, Forward, LayerOptions, state_dtype
 from .common.transforms import gradients_of
 from .operands import rows, time_first
-from .weight_gradient import hidden_before
+from .weight_gradient import direction_gradient
 
 Results = tuple[Tensor, Tensor, Tensor]
+
+
+class Kept(NamedTuple):
+    """Memory that a layer's forward pass fills for its gradients, given by the caller.
+
+    Attributes:
+        gates, cells: as in `Forward`.
+        x: the input in the products' type; None where the input itself has it.
+        weight_ih, weight_hh: (directions * 4H, features), and (4H, H) or (2, 4H, H), in that type; None where the
+            parameters themselves serve.
+    """
+
+    gates: Tensor
+    cells: Tensor
+    x: Tensor | None = None
+    weight_ih: Tensor | None = None
+    weight_hh: Tensor | None = None
+
+
+def memory_to_keep(x: Tensor, flat: Sequence[Tensor], options: LayerOptions, *, cast: bool) -> Kept:
+    """Allocate what a layer keeps for its gradients.
+
+    Args:
+        x: its input; `cast` says whether that is in another type than the products.
+        flat: its parameters, in `layer`'s order.
+        options: what runs.
+        cast: see x.
+    """
+    dtype, directions, hidden, device = options.dtype, options.directions, options.hidden, x.device
+    first, second, features = x.shape
+    steps, batch = (second, first) if options.batch_first else (first, second)
+    gates = torch.empty(steps, batch, directions, 4 * hidden, dtype=dtype, device=device)
+    cells = torch.empty(steps, batch, directions, hidden, dtype=state_dtype(dtype), device=device)
+    own = torch.empty(first, second, features, dtype=dtype, device=device) if cast else None
+    if directions == 1 and flat[0].dtype == dtype:
+        return Kept(gates, cells, own)
+    shape = (4 * hidden, hidden) if directions == 1 else (directions, 4 * hidden, hidden)
+    weight_ih = torch.empty(directions * 4 * hidden, features, dtype=dtype, device=device)
+    return Kept(gates, cells, own, weight_ih, torch.empty(shape, dtype=dtype, device=device))
 
 
 def layer(
@@ -59,7 +98,7 @@ def layer(
         found: Results = _DirectLayer.apply(x, h0, c0, lengths, options, *flat)
         return found
     with without_autocast(x.device.type):
-        output, h_n, c_n, *_ = _forward(x, flat, h0, c0, lengths, options, save=False)
+        output, h_n, c_n, *_ = layer_forward(x, flat, h0, c0, lengths, options, save=False)
     return output, h_n, c_n.to(options.dtype)
 
 
@@ -97,11 +136,11 @@ def infer_into(
             flat = tuple(itertools.chain(*own))
             first, last = (None if v is None else v[place] for v in (h0, c0))
             into = output if number == len(parameters) - 1 else None
-            x, _, cell, *_ = _forward(x, flat, first, last, None, options, save=False, into=into, h_n=h_n[place])
+            x, _, cell, *_ = layer_forward(x, flat, first, last, None, options, save=False, into=into, h_n=h_n[place])
             c_n[place].copy_(cell)
 
 
-def _forward(  # noqa: PLR0913 - what a layer reads and writes
+def layer_forward(  # noqa: PLR0913 - what a layer reads and writes
     x: Tensor,
     flat: Sequence[Tensor],
     h0: Tensor | None,
@@ -112,11 +151,12 @@ def _forward(  # noqa: PLR0913 - what a layer reads and writes
     save: bool,
     into: Tensor | None = None,
     h_n: Tensor | None = None,
+    kept: Kept | None = None,
 ) -> tuple[Any, ...]:
     """Output, h_n, c_n (in the state's type); gates, cells, if any; what was multiplied: x, weight_ih, weight_hh."""
     dtype, directions, hidden = options.dtype, options.directions, options.hidden
-    x = x.to(dtype)
-    weight_ih, weight_hh, bias = _stacked(flat, directions, dtype)
+    x = x.to(dtype) if kept is None or kept.x is None else kept.x.copy_(x)
+    weight_ih, weight_hh, bias = _stacked(flat, directions, dtype, kept)
     gates_input = functional.linear(x, weight_ih, bias)
     if gates_input.size(2) != directions * 4 * hidden or weight_hh.shape[-2:] != (4 * hidden, hidden):
         msg = (
@@ -135,7 +175,9 @@ def _forward(  # noqa: PLR0913 - what a layer reads and writes
         h_n = torch.empty(directions, batch, hidden, dtype=dtype, device=device)
     c_n = torch.empty(directions, batch, hidden, dtype=wide, device=device)
     gates = cells = None
-    if save:
+    if kept is not None:
+        gates, cells = kept.gates, kept.cells
+    elif save:
         gates = torch.empty(steps, batch, directions, 4 * hidden, dtype=dtype, device=device)
         cells = torch.empty(steps, batch, directions, hidden, dtype=wide, device=device)
     # Nothing to write, and no kernel takes an empty grid.
@@ -160,14 +202,23 @@ def _forward(  # noqa: PLR0913 - what a layer reads and writes
     return output, h_n, c_n, gates, cells, x, weight_ih, weight_hh
 
 
-def _stacked(flat: Sequence[Tensor], directions: int, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor | None]:
+def _stacked(
+    flat: Sequence[Tensor], directions: int, dtype: torch.dtype, kept: Kept | None = None
+) -> tuple[Tensor, Tensor, Tensor | None]:
     """weight_ih (directions * 4H, features), weight_hh (4H, H) or (2, 4H, H), and the sum of the biases, if any."""
     if directions == 1:
         bias = (flat[2] + flat[3]).to(dtype) if len(flat) > 2 else None  # noqa: PLR2004 - with biases
+        if kept is not None and kept.weight_ih is not None and kept.weight_hh is not None:
+            return kept.weight_ih.copy_(flat[0]), kept.weight_hh.copy_(flat[1]), bias
         return flat[0].to(dtype), flat[1].to(dtype), bias
     each = len(flat) // 2
     one, other = flat[:each], flat[each:]
     bias = torch.cat((one[2] + one[3], other[2] + other[3])).to(dtype) if each > 2 else None  # noqa: PLR2004
+    if kept is not None and kept.weight_ih is not None and kept.weight_hh is not None:
+        for halves, values in ((kept.weight_ih.chunk(2), (one[0], other[0])), (kept.weight_hh, (one[1], other[1]))):
+            for half, value in zip(halves, values, strict=True):
+                half.copy_(value)
+        return kept.weight_ih, kept.weight_hh, bias
     return torch.cat((one[0], other[0])).to(dtype), torch.stack((one[1], other[1])).to(dtype), bias
 
 
@@ -189,12 +240,12 @@ class _DirectLayer(torch.autograd.Function):
         *flat: Tensor,
     ) -> Results:
         with without_autocast(x.device.type):
-            output, h_n, c_n, gates, cells, cast, weight_ih, weight_hh = _forward(
+            output, h_n, c_n, gates, cells, cast, weight_ih, weight_hh = layer_forward(
                 x, flat, h0, c0, lengths, options, save=True
             )
             saved = (h0, c0, lengths, output, gates, cells, cast, weight_ih, weight_hh)
             ctx.save_for_backward(*saved)
-            ctx.forms = _forms(saved)
+            ctx.forms = forms(saved)
             ctx.options, ctx.each = options, len(flat) // options.directions
             ctx.set_materialize_grads(False)
             return output, h_n, c_n.to(options.dtype)
@@ -203,20 +254,14 @@ class _DirectLayer(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor | None) -> Any:
         # Read only once: checkpointing and offloading recompute or fetch them at each access.
         saved = ctx.saved_tensors
-        if (found := _forms(saved)) != ctx.forms:
-            given, back = next(pair for pair in zip(ctx.forms, found, strict=True) if pair[0] != pair[1])
-            msg = (
-                f"a hook of saved tensors was given {tuple(given[0])} of {given[1]} on {given[2]} and returned "
-                f"{tuple(back[0])} of {back[1]} on {back[2]}"
-            )
-            raise RuntimeError(msg)
+        refuse_other_forms(ctx.forms, forms(saved))
         grad_x, grad_h0, grad_c0, *of_parameters = gradients_of(
-            _gradients, grads, *saved, ctx.options, ctx.each, ctx.needs_input_grad
+            layer_gradients, grads, *saved, ctx.options, ctx.each, ctx.needs_input_grad
         )
         return grad_x, grad_h0, grad_c0, None, None, *of_parameters
 
 
-def _gradients(  # noqa: PLR0913, PLR0917 - all that a layer read and wrote
+def layer_gradients(  # noqa: PLR0913, PLR0917 - all that a layer read and wrote
     grad_output: Tensor | None,
     grad_h_n: Tensor | None,
     grad_c_n: Tensor | None,
@@ -253,56 +298,28 @@ def _gradients(  # noqa: PLR0913, PLR0917 - all that a layer read and wrote
             place = slice(d * 4 * options.hidden, (d + 1) * 4 * options.hidden)
             grads.append(_part(inputs, place, directions) if own[0] else None)
             # The last to read this direction's part of the gates' gradients, as it may write to them.
-            grads.append(_recurrent(grad_gates, output, h0, lengths, options, d) if own[1] else None)
+            grads.append(direction_gradient(grad_gates, output, h0, lengths, options, d) if own[1] else None)
             # One sum serves both biases, and each has memory of its own: a caller may change one gradient in place.
             bias = _part(biases, place, directions)
             grads += [bias if index == 0 or bias is None else bias.clone() for index in range(each - 2)]
     return grad_x, grad_h0 if needed[1] else None, grad_c0 if needed[2] else None, *grads
 
 
-def _recurrent(
-    grad_gates: Tensor, output: Tensor, h0: Tensor | None, lengths: Tensor | None, options: LayerOptions, direction: int
-) -> Tensor:
-    """Gradient of one direction's weight_hh, (4H, H): each step's gates' gradient times the h before it.
-
-    One product of rows shifted against each other by a step, where `hidden_before` would copy the output: past a length
-    both are zero. With the batch first in memory a shift by one row pairs the step at which a sequence begins with its
-    neighbour's last, so the gates' gradients there are overwritten with zeros.
-
-    Args:
-        grad_gates: as x, (directions, 4H) at each step, contiguous; may be written to.
-        output: as x, directions * H at each step.
-        h0: (directions, batch, H), or None for zeros.
-        lengths: (batch,), or None for all steps.
-        options: of the layer.
-        direction: 0, or 1 for the one that walks backward.
-    """
-    hidden, backward, batch_first = options.hidden, direction == 1, options.batch_first
-    own, h = grad_gates.view(-1, options.directions * 4 * hidden), output.flatten(0, 1)
-    if options.directions > 1:
-        own, h = own.unflatten(1, (-1, 4 * hidden))[:, direction], h.unflatten(1, (-1, hidden))[:, direction]
-    start = None if h0 is None else h0[direction].to(output.dtype)
-    if backward and start is not None and lengths is not None:
-        # Each sequence begins at another step.
-        before = hidden_before(h.view(*output.shape[:2], hidden), start, lengths, batch_first, reverse=True)
-        return own.t() @ before.flatten(0, 1)
-    if batch_first:
-        shift, steps = 1, output.size(1)
-        first = own[steps - 1 if backward else 0 :: steps]
-    else:
-        shift = output.size(1)
-        first = own[own.size(0) - shift :] if backward else own[:shift]
-    found = None if start is None else first.t() @ start
-    if batch_first:
-        first.zero_()
-    rest = own.size(0) - shift
-    own, h = (own[:rest], h[shift:]) if backward else (own[shift:], h[:rest])
-    return own.t() @ h if found is None else found.addmm_(own.t(), h)
-
-
-def _forms(values: Sequence[Tensor | None]) -> list[Any]:
+def forms(values: Sequence[Tensor | None]) -> list[Any]:
     """Shape, type and device of each."""
     return [None if value is None else (value.shape, value.dtype, value.device) for value in values]
+
+
+def refuse_other_forms(given: Sequence[Any], found: Sequence[Any]) -> None:
+    """Raise where a hook of saved tensors gave back what kernels would read beyond its memory; both from `forms`."""
+    if given == found:
+        return
+    kept, back = next(pair for pair in zip(given, found, strict=True) if pair[0] != pair[1])
+    msg = (
+        f"a hook of saved tensors was given {tuple(kept[0])} of {kept[1]} on {kept[2]} and returned "
+        f"{tuple(back[0])} of {back[1]} on {back[2]}"
+    )
+    raise RuntimeError(msg)
 
 
 def _part(value: Tensor | None, place: slice, directions: int) -> Tensor | None:

@@ -21,12 +21,16 @@ from .direct_layers import infer_into, layer
 from .dispatch import Choice
 from .gpu import graph_cache
 from .gpu.product_settings import product_settings
+from .graphed_training import TrainedCall, brief, train
 
 Results = tuple[Tensor, Tensor, Tensor]
 _Form = tuple[Hashable, ...]
 
 #: Shapes that are remembered; sequences of real data come in many lengths.
 REMEMBERED = 1024
+#: Passes in a row without a replay after which training goes without graphs: memory that does not come back, as with
+#: batches of many lengths, makes each pass pay for a key and for copies that only a replay is worth.
+MOST_MISSES = 64
 
 
 class GraphedLayers:
@@ -55,12 +59,17 @@ class GraphedLayers:
         self._directions, self._features = len(parameters[0]), values[0].size(1)
         self._states = len(parameters) * self._directions
         self._dtype, self._device = values[0].dtype, values[0].device
+        self._flat = values
         self._kept = [(value, value.data_ptr(), value.stride(), value.requires_grad) for value in values]
         self._learns = any(value.requires_grad for value in values)
-        #: Addresses of the parameters, as part of the key of each graph; one object, whose hash is computed once.
-        self._name = _Name(tuple((at, value.shape, stride, value.dtype) for value, at, stride, _ in self._kept))
         self._chosen: dict[_Form, tuple[LayerOptions, tuple[Choice, ...]]] = {}
         self._generation = dispatch.generation()
+        #: Addresses of the parameters, as part of the key of each graph; one object, whose hash is computed once. A
+        #: graph holds the configurations that were chosen when it was captured.
+        places = [(at, value.shape, stride, value.dtype) for value, at, stride, _ in self._kept]
+        self._name = _Name((self._generation, *places))
+        #: Calls that learn since the last one whose memory came back.
+        self._missed = 0
 
     def stands(self, parameters: Mapping[str, Tensor | None]) -> bool:
         """Return whether parameters are the same tensors in the same memory that learn as before; values may differ.
@@ -129,6 +138,9 @@ class GraphedLayers:
 
     def _run(self, x: Tensor, h0: Tensor | None, c0: Tensor | None, options: LayerOptions, form: _Form) -> Results:
         learns, *_ = form
+        if learns and self._missed < MOST_MISSES and brief(x, options):
+            call = TrainedCall(self._name, form, options, len(self._parameters), self._dtype, self._replayed)
+            return train(x, h0, c0, call, self._flat)
         if learns:
             return self._one_by_one(x, h0, c0, options)
         first, second, _ = x.shape
@@ -142,6 +154,12 @@ class GraphedLayers:
 
         self._graphs.run(launch, (self._name, options, form), (x, h0, c0, output, h_n, c_n))
         return output, h_n, c_n
+
+    def _replayed(
+        self, launch: Callable[[], None], key: tuple[Hashable, ...], tensors: Sequence[Tensor | None]
+    ) -> None:
+        """Run by a graph, and count what none served."""
+        self._missed = 0 if self._graphs.run(launch, key, tensors) else self._missed + 1
 
     def _one_by_one(self, x: Tensor, h0: Tensor | None, c0: Tensor | None, options: LayerOptions) -> Results:
         """All layers, keeping what their gradients need."""
@@ -162,7 +180,7 @@ class GraphedLayers:
             self._learns or x.requires_grad or (hx is not None and any(getattr(v, "requires_grad", False) for v in hx))
         )
         tf32, autocast = self._precision(self._device, self._dtype), autocast_dtype(self._device)
-        settings = () if learns else product_settings(autocast or self._dtype)
+        settings = product_settings(autocast or self._dtype)
         return learns, x.shape, batch_first, hx is None, autocast, tf32, *settings
 
     def _plain(self, value: Any) -> bool:

@@ -86,6 +86,8 @@ class LSTM(nn.RNNBase):
 
     #: Tells a model to hand over lengths with the padded sequences, where it would pack them for torch.nn.LSTM.
     takes_lengths = True
+    #: Tells a model to hand over where sequences begin anew, where it would split them for torch.nn.LSTM.
+    takes_resets = True
     implementation: str = "auto"
     fp32_precision: str | None = None
     weight_storage: str = "fp32"

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from .common.recurrence import LayerOptions
+
 
 def weight_gradient(
     grad_gates: Tensor,
@@ -71,3 +73,43 @@ def hidden_before(
     # A sequence of no steps has no gradient anywhere, so where its h0 is put does not matter.
     last = (lengths.long() - 1).clamp(0, steps - 1)[:, None].unsqueeze(time)
     return before.scatter(time, last.expand_as(first), first)
+
+
+def direction_gradient(
+    grad_gates: Tensor, output: Tensor, h0: Tensor | None, lengths: Tensor | None, options: LayerOptions, direction: int
+) -> Tensor:
+    """Gradient of one direction's weight_hh, (4H, H): each step's gates' gradient times the h before it.
+
+    One product of rows shifted against each other by a step, where `hidden_before` would copy the output: past a length
+    both are zero. With the batch first in memory a shift by one row pairs the step at which a sequence begins with its
+    neighbour's last, so the gates' gradients there are overwritten with zeros.
+
+    Args:
+        grad_gates: as x, (directions, 4H) at each step, contiguous; may be written to.
+        output: as x, directions * H at each step.
+        h0: (directions, batch, H), or None for zeros.
+        lengths: (batch,), or None for all steps.
+        options: of the layer.
+        direction: 0, or 1 for the one that walks backward.
+    """
+    hidden, backward, batch_first = options.hidden, direction == 1, options.batch_first
+    own, h = grad_gates.view(-1, options.directions * 4 * hidden), output.flatten(0, 1)
+    if options.directions > 1:
+        own, h = own.unflatten(1, (-1, 4 * hidden))[:, direction], h.unflatten(1, (-1, hidden))[:, direction]
+    start = None if h0 is None else h0[direction].to(output.dtype)
+    if backward and start is not None and lengths is not None:
+        # Each sequence begins at another step.
+        before = hidden_before(h.view(*output.shape[:2], hidden), start, lengths, batch_first, reverse=True)
+        return own.t() @ before.flatten(0, 1)
+    if batch_first:
+        shift, steps = 1, output.size(1)
+        first = own[steps - 1 if backward else 0 :: steps]
+    else:
+        shift = output.size(1)
+        first = own[own.size(0) - shift :] if backward else own[:shift]
+    found = None if start is None else first.t() @ start
+    if batch_first:
+        first.zero_()
+    rest = own.size(0) - shift
+    own, h = (own[:rest], h[shift:]) if backward else (own[shift:], h[:rest])
+    return own.t() @ h if found is None else found.addmm_(own.t(), h)

@@ -291,15 +291,24 @@ def test_kernels_are_asked_about_every_lstm_of_the_workload(name, dtype, tf32, r
 
 @pytest.mark.usefixtures("pretended_gpu")
 def test_fairest_cudnn_takes_no_packed_sequences():
-    """The variant of cuDNN's fast algorithm is refused exactly where sequences differ in length."""
+    """The variant of cuDNN's fast algorithm is refused exactly where sequences, or episodes, differ in length."""
     for name, workload in WORKLOADS.items():
         reason = VARIANTS["cudnn-fair"].why_not("cuda", "inference", workload)
         if not workload.config.stacks:
             assert "no LSTM" in reason
-        elif name.startswith(("translation", "speech")):
+        elif name.startswith(("translation", "speech", "rl")):
             assert "takes no packed sequences" in reason
         else:
             assert reason is None, name
+
+
+@pytest.mark.usefixtures("pretended_gpu")
+@pytest.mark.parametrize(("name", "serves"), [("triton-cell", True), ("triton-persistent", False), ("triton", True)])
+def test_kernels_are_asked_about_resets(name, serves):
+    """Where episodes begin in the middle, a kernel that cannot reset refuses, and the fastest is one that can."""
+    reason = VARIANTS[name].why_not("cuda", "training", WORKLOADS["rl-impala"])
+    assert (reason is None) == serves, reason
+    assert serves or "reset" in str(reason)
 
 
 @pytest.mark.usefixtures("fresh_probe")

@@ -17,6 +17,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from bench.plan.cases import Filters, expand, load_suite
+from bench.run.planning import Described, Plan
 from kernels import dispatch, refusals
 from kernels import measurements as table
 from kernels.common.recurrence import Problem
@@ -523,3 +525,17 @@ def test_a_rehearsal_fails_where_a_defect_was_not_caught(folder, capsys):
 def test_the_planted_stages_are_rehearsed():
     """Each ends as it has to, or the rehearsal fails."""
     assert set(command.PLANTED) <= {stage.name for stage in stages.REHEARSAL}
+
+
+def test_the_short_suite_is_expected_to_fit_its_stage():
+    """All three groups, with the reference that joins each, by the times that a run on a GPU is planned with."""
+    suite = load_suite("short-gpu")
+    names = {"workloads": [{"name": "flashrnn"}, {"name": "deepbench"}],
+             "variants": [{"name": name} for name in ("reference", "cudnn-fair", "triton-fp16")],
+             "torch": {"gpu": "any"}}  # fmt: skip
+    groups = tuple(
+        (group, tuple(Described(case, {}, None) for case in group.cases)) for group in expand(suite, names, Filters())
+    )
+    stage = next(stage for stage in DAY if stage.name == "suite")
+    assert [len(cases) for _, cases in groups] == [3, 3, 3]
+    assert Plan(suite, groups, {}, {}).expected_s() <= stage.limit_s - stage.closing_s

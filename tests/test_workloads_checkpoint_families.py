@@ -12,6 +12,7 @@ from seq2seq.models.attention import AttentionConfig
 from seq2seq.models.checkpoint import FAMILIES, save_pretrained
 from seq2seq.models.ctc import CTCConfig, steps_needed
 from seq2seq.models.encoder_decoder import Seq2SeqConfig
+from seq2seq.models.episodes import EpisodesConfig
 from seq2seq.models.gnmt import GNMTConfig
 from seq2seq.models.huggingface_config import marian
 from seq2seq.models.lstm_layer import SingleConfig
@@ -24,6 +25,7 @@ from seq2seq.workloads.registry import find_workload
 TINY = {
     "lstm": Seq2SeqConfig(3, 4, 1, num_layers=2, dropout=0.5),
     "lstm-alone": SingleConfig(5),
+    "lstm-episodes": EpisodesConfig(5, 3, 2),
     "attention": AttentionConfig(3, 4, 4, source_vocabulary=7, target_vocabulary=4),
     "ctc": CTCConfig(3, 4, 5, blank=2),
     "gnmt": GNMTConfig(3, 16, 4, num_layers=2, source_vocabulary=7, target_vocabulary=4),

@@ -262,7 +262,8 @@ def _lstm_words(  # noqa: PLR0911 - one a library
     if not variant.vendor_lstm:
         return "LSTM ran in ATen"
     library = "cuDNN" if device == "cuda" else "oneDNN"
-    why = " (it takes no packed sequences)" if workload.has_lengths and device == "cpu" else ""
+    packed = device == "cpu" and (workload.has_lengths or workload.config.resets)
+    why = " (it takes no packed sequences)" if packed else ""
     return f"{library} declined the LSTM{why}: ATen's own ran"
 
 

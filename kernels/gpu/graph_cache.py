@@ -138,20 +138,22 @@ class Graphs:
         self._captured = self._replayed = self._evicted = 0
         self._plain: Counter[str] = Counter()
 
-    def run(self, launch: Callable[[], None], key: tuple[Hashable, ...], tensors: Sequence[Tensor | None]) -> None:
-        """Implements the function `run`."""
+    def run(self, launch: Callable[[], None], key: tuple[Hashable, ...], tensors: Sequence[Tensor | None]) -> bool:
+        """Implements the function `run`; returns whether an earlier call's graph served."""
         reason = self._device.busy()
         if reason is None:
             place = self._device.place()
             full = (key, place, tuple(map(_address, tensors)))
             with self._lock:
+                held = full in self._graphs
                 reason = self._replay(launch, full, place, tensors)
                 if reason is None:
-                    return
+                    return held
         with self._lock:
             self._plain[reason] += 1
         # Outside the lock: a first launch may compile for seconds.
         launch()
+        return False
 
     def state(self) -> ReplayCounts:
         """Implements the function `state`."""

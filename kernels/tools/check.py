@@ -188,8 +188,7 @@ def _special(names: list[str], runs: int, *, small: bool) -> Iterator[CheckQuest
             continue
         both = bool(_configs(dataclasses.replace(task, backward=not backward)))
         for config in _each_exchange(configs):
-            alone = ("replay",) if not backward else ()
-            for kind in ("streams", "threads", *(("graph",) if both else ()), *alone):
+            for kind in ("streams", "threads", *(("graph", "replay") if both else ())):
                 yield dataclasses.replace(task, kind=kind, config=config)
             if name == WAITING and sizes is SPECIAL[0]:
                 other = dataclasses.replace(task, sizes=dataclasses.replace(BESIDE, dtype=dtype), backward=not backward)

@@ -200,21 +200,14 @@ def _graph_of_module(task: CheckQuestion) -> CheckResult:
         torch.randn(shape, device="cuda", dtype=task.sizes.dtype, requires_grad=task.backward) for _ in range(2)
     )
 
-    def run(value: Tensor, function: Callable[[Tensor], Any]) -> dict[str, Tensor]:
-        output = function(value)[0]
-        if not task.backward:
-            return {"output": output.clone()}
-        gradients = torch.autograd.grad(output.float().square().sum(), [value, *module.parameters()])
-        return {str(number): gradient.clone() for number, gradient in enumerate(gradients)}
-
     if task.backward:
-        eager = run(other, module)
+        eager = _results(module, other, task)
         graphed = torch.cuda.make_graphed_callables(module, (x,))
-        _close(eager, run(other, graphed), task)
+        _close(eager, _results(module, other, task, graphed), task)
         return CheckResult()
     module.eval()
     with torch.no_grad():
-        eager = run(other, module)
+        eager = _results(module, other, task)
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
@@ -229,7 +222,7 @@ def _graph_of_module(task: CheckQuestion) -> CheckResult:
             x.copy_(value)
             output.fill_(float("nan"))
             graph.replay()
-    _close(eager, {"output": output}, task)
+    _close({"output": eager["output"]}, {"output": output}, task)
     return CheckResult()
 
 
@@ -253,9 +246,35 @@ def _replay(task: CheckQuestion) -> CheckResult:
     return CheckResult()
 
 
-def _named(results: Any) -> dict[str, Tensor]:
-    output, (h_n, c_n) = results
-    return {"output": output, "h_n": h_n, "c_n": c_n}
+def _input(shape: tuple[int, ...], task: CheckQuestion) -> Tensor:
+    return torch.randn(shape, device=DEVICE, dtype=task.sizes.dtype, requires_grad=task.backward)
+
+
+def _shrunk_results(module: Any, value: Tensor, task: CheckQuestion) -> dict[str, Tensor]:
+    """Results with weights that were changed in place just before."""
+    with torch.no_grad():
+        module.weight_hh_l0.mul_(0.9)
+        if not task.backward:
+            return _results(module, value, task)
+    return _results(module, value, task)
+
+
+def _results(
+    module: Any, value: Tensor, task: CheckQuestion, function: Callable[[Tensor], Any] | None = None
+) -> dict[str, Tensor]:
+    """Outputs of a module, or where the task is a backward pass all gradients, in memory of their own.
+
+    Args:
+        module: it has the parameters.
+        value: its input.
+        task: for which pass.
+        function: what is called; the module when None.
+    """
+    output, (h_n, c_n) = (function or module)(value)
+    if not task.backward:
+        return {name: v.clone() for name, v in (("output", output), ("h_n", h_n), ("c_n", c_n))}
+    gradients = torch.autograd.grad(output.float().square().sum(), [value, *module.parameters()])
+    return {str(number): gradient.clone() for number, gradient in enumerate(gradients)}
 
 
 def _close(expected: dict[str, Tensor], got: dict[str, Tensor], task: CheckQuestion) -> None:

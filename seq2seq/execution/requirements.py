@@ -123,10 +123,11 @@ def needs_kernel(implementation: str, dtype: torch.dtype, *, tf32: bool = False)
             steps = (workload.decoded_steps if stack.decodes else None) or workload.source_steps
             one = stack.stepwise or (stack.decodes and mode == "decode")
             steps = 1 if one else -(-steps // stack.every)
-            training, masked = mode == "training", workload.has_lengths and not one
+            training, resets = mode == "training", workload.config.resets
+            masked = workload.has_lengths and not one and not resets
             try:
                 choice = module.explain(
-                    workload.batch, steps, dtype=dtype, device=device, training=training, masked=masked
+                    workload.batch, steps, dtype=dtype, device=device, training=training, masked=masked, resets=resets
                 )
             except (RuntimeError, ValueError) as error:
                 return f"{stack.name}: {' '.join(str(error).split())}"
@@ -159,8 +160,8 @@ def needs_rival(name: str, function: Callable[[], object]) -> Requirement:
             return f"needs {name}, {why}: pip install {name}"
         if both := next((stack.name for stack in workload.config.stacks if stack.directions > 1), None):
             return f"{name}'s LSTM walks forward alone, and the {both} reads both ways"
-        if workload.has_lengths:
-            return f"{name}'s LSTM takes no lengths, and this workload's sequences differ in length"
+        if differ := _differ_in_length(workload):
+            return f"{name}'s LSTM takes no lengths, and {differ}"
         return None
 
     return check
@@ -252,6 +253,12 @@ def not_by_autocast(device: str, mode: str, workload: Workload) -> str | None:
 def needs_fixed_length(device: str, mode: str, workload: Workload) -> str | None:
     """No packed sequences."""
     del device, mode
-    if workload.has_lengths:
-        return "cuDNN's fast algorithm takes no packed sequences, and this workload's sequences differ in length"
-    return None
+    differ = _differ_in_length(workload)
+    return f"cuDNN's fast algorithm takes no packed sequences, and {differ}" if differ else None
+
+
+def _differ_in_length(workload: Workload) -> str | None:
+    """Say how sequences differ in length; None where they do not."""
+    if workload.config.resets:
+        return "this workload's sequences are split into episodes, which differ in length"
+    return "this workload's sequences differ in length" if workload.has_lengths else None

@@ -32,6 +32,7 @@ VERSION = 1
 FAMILIES = {
     "lstm": "seq2seq.models.encoder_decoder",
     "lstm-alone": "seq2seq.models.lstm_layer",
+    "lstm-episodes": "seq2seq.models.episodes",
     "attention": "seq2seq.models.attention",
     "ctc": "seq2seq.models.ctc",
     "gnmt": "seq2seq.models.gnmt",

@@ -87,6 +87,11 @@ class FamilyDefaults(Protocol):
         return ""
 
     @property
+    def resets(self) -> bool:
+        """Return whether sequences begin anew in the middle of its steps."""
+        return False
+
+    @property
     def scriptable(self) -> bool:
         """Return whether TorchScript compiles its model."""
         return True

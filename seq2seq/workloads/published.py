@@ -10,11 +10,13 @@ from seq2seq.data.lengths import LIBRISPEECH_CHARACTERS, LIBRISPEECH_FRAMES, WMT
 from seq2seq.models.attention import AttentionConfig
 from seq2seq.models.ctc import CTCConfig
 from seq2seq.models.encoder_decoder import Seq2SeqConfig
+from seq2seq.models.episodes import EpisodesConfig
 from seq2seq.models.gnmt import GNMTConfig
 from seq2seq.models.huggingface_config import marian
 from seq2seq.models.lstm_layer import SingleConfig
 from seq2seq.models.rnnt_encoder import StackedConfig
 from seq2seq.models.transformer import TransformerConfig
+from seq2seq.workloads.episodes import EpisodesWorkload
 from seq2seq.workloads.workload import Workload, scaled
 
 #: Batches of WMT, English to German.
@@ -306,6 +308,16 @@ WORKLOADS: dict[str, Workload] = {
             batch=8,
             source_steps=100,
             target_steps=25,
+        ),
+        EpisodesWorkload(
+            name="rl-impala",
+            summary="one LSTM over unrolls of a learner in reinforcement learning, episodes begin in the middle",
+            source="Espeholt et al. 2018, IMPALA, its table of hyperparameters for DMLab-30: LSTM of 256, batch 32, "
+            "unroll of 100 steps; an episode of 50 steps on average is this project's",
+            data="synthetic: random, each step begins an episode with probability 1/50; states start from zeros",
+            config=EpisodesConfig(hidden_size=256),
+            batch=32,
+            source_steps=100,
         ),
         _SCALING,
         _DEEPBENCH,
