@@ -86,13 +86,13 @@ class ShortlistHead(nn.Linear):
             RuntimeError: for a call that needs gradients, for other types, devices and sizes, while something traces,
                 compiles or intercepts operators, and on a processor without AVX512-VNNI.
         """
-        weight, bias = self.weight, self.bias
-        if reason := _refusal((input, weight) if bias is None else (input, weight, bias)):
+        own, bias = self.weight, self.bias
+        if reason := _refusal((input, own) if bias is None else (input, own, bias)):
             raise RuntimeError(reason)
-        weight, bias = weight.contiguous(), None if bias is None else bias.contiguous()
+        weight, offsets = own.contiguous(), None if bias is None else bias.contiguous()
         packed = shortlist.pack(weight, self.__dict__.get("_packed"))
         h = (input if input.dim() == 2 else input.reshape(-1, weight.size(1))).contiguous()  # noqa: PLR2004
-        output, refined = shortlist.run(h, weight, bias, packed, self.exact)
+        output, refined = shortlist.run(h, weight, offsets, packed, self.exact)
         # Not by nn.Module's own __setattr__, which takes longer.
         self.__dict__["_packed"], self.__dict__["refined"] = packed, refined
         return output if h is input else output.view(*input.shape[:-1], weight.size(0))

@@ -167,6 +167,17 @@ def test_changed_parameters_are_noticed(change: object) -> None:
     _check(head, h)
 
 
+def test_defaults_of_the_caller_change_nothing() -> None:
+    """Another default type is of no effect on what is packed."""
+    head, h = _head(20, 100, 3), torch.randn(4, 20)
+    before = torch.get_default_dtype()
+    try:
+        torch.set_default_dtype(torch.float16)
+        _check(head, h)
+    finally:
+        torch.set_default_dtype(before)
+
+
 def test_a_copy_packs_its_own_weights() -> None:
     """Copied and pickled heads give the same and follow their own weights."""
     head, h = _head(20, 100, 3), torch.randn(4, 20)

@@ -62,8 +62,8 @@ def pack(weight: Tensor, before: PackedHead | None = None) -> PackedHead:
         return before
     native = _native()
     outputs, depth = weight.shape
-    values = torch.empty(native.head_bytes(outputs, depth), dtype=torch.uint8)
-    rows = torch.empty(3, outputs)
+    values = torch.empty(native.head_bytes(outputs, depth), dtype=torch.uint8, device="cpu")
+    rows = torch.empty(3, outputs, dtype=torch.float32, device="cpu")
     at = (values.data_ptr(), *(row.data_ptr() for row in rows))
     native.head_pack(weight.data_ptr(), *at, outputs, depth)
     return PackedHead(values, rows, now, at)

@@ -37,7 +37,7 @@ LSTMS: dict[str, Callable[..., nn.RNNBase]] = {
 
 #: Heads by the name that a variant gives: each makes one of a model's linear head and the number of tokens that
 #: decoding takes of a step's outputs.
-HEADS: dict[str, Callable[[nn.Linear, int], nn.Module]] = {
+HEADS: dict[str, Callable[[Any, int], nn.Module]] = {
     "nn": lambda linear, _: linear,
     "shortlist": ShortlistHead.of,
 }
