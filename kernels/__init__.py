@@ -10,12 +10,13 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .head import ShortlistHead
     from .lstm import LSTM
     from .replace import replace_lstm
 
-__all__ = ["LSTM", "replace_lstm"]
+__all__ = ["LSTM", "ShortlistHead", "replace_lstm"]
 
-_HOMES = {"LSTM": ".lstm", "replace_lstm": ".replace"}
+_HOMES = {"LSTM": ".lstm", "ShortlistHead": ".head", "replace_lstm": ".replace"}
 
 
 def __getattr__(name: str) -> Any:

@@ -24,6 +24,7 @@ from .gpu.product_settings import product_settings
 from .graphed_training import TrainedCall, brief, train
 
 Results = tuple[Tensor, Tensor, Tensor]
+State = tuple[Tensor, Tensor]
 _Form = tuple[Hashable, ...]
 
 #: Shapes that are remembered; sequences of real data come in many lengths.
@@ -90,8 +91,8 @@ class GraphedLayers:
         """Return None: no step has its state updated in place here."""
 
     def at_once(
-        self, parameters: Mapping[str, Tensor | None], x: Any, hx: Any, *, batch_first: bool
-    ) -> tuple[Results, tuple[Choice, ...]] | None:
+        self, parameters: Mapping[str, Tensor | None], x: Any, hx: Any, batch_first: bool
+    ) -> tuple[tuple[Tensor, State], tuple[Choice, ...]] | None:
         """Run all layers where an earlier call was like this one and only the kernels would have to see it.
 
         Args:
@@ -101,7 +102,7 @@ class GraphedLayers:
             batch_first: order of x.
 
         Returns:
-            As `run`, and what ran, one choice a layer; None where it does not take the call.
+            Output and state as `run`, and what ran, one choice a layer; None where it does not take the call.
         """
         if intercepted() or not self._plain(x) or not self.stands(parameters):
             return None
@@ -115,7 +116,8 @@ class GraphedLayers:
             wanted = (self._states, x.size(0 if batch_first else 1), self._hidden)
             if not (self._plain(h0) and self._plain(c0) and h0.shape == wanted and c0.shape == wanted):
                 return None
-        return self._run(x, h0, c0, chosen[0], form), chosen[1]
+        output, *state = self._run(x, h0, c0, chosen[0], form)
+        return (output, (state[0], state[1])), chosen[1]
 
     def run(self, x: Tensor, hx: Any, options: LayerOptions, choices: tuple[Choice, ...]) -> Results:
         """Run all layers, and take calls like this one from now on.

@@ -163,10 +163,10 @@ class LSTM(nn.RNNBase):
         """
         if lengths is None and resets is None and not torch.compiler.is_compiling():
             kept = self.__dict__.get("_kept")
-            found = kept and kept.at_once(self._parameters, input, hx, batch_first=self.batch_first)
+            found = kept and kept.at_once(self._parameters, input, hx, self.batch_first)
             if found is not None:
                 results, self.__dict__["choices"] = found
-                return results[0], results[1:]
+                return results  # type: ignore[no-any-return]
         if isinstance(input, PackedSequence):
             if lengths is not None or resets is not None:
                 msg = "a PackedSequence brings its own lengths; give lengths and resets with a padded tensor only"
@@ -202,8 +202,9 @@ class LSTM(nn.RNNBase):
     def step(self, input: Tensor, state: State, resets: Tensor | None = None) -> Tensor:  # noqa: A002 - as forward's
         """One step of all layers, their state updated in place: what a loop that generates calls, without gradients.
 
-        On a CPU with `cpu-fused` all layers are one call of the kernel. Everything else goes through `forward`, and the
-        state is copied: other implementations, a state that is not contiguous, the first call.
+        On a CPU with `cpu-fused` all layers are one native call. Everything else goes through `forward`, and the state
+        is copied: other implementations, a state that is not contiguous, the first call, and all calls where the entry
+        to the kernel cannot be built from torch's headers.
         `explain(..., step=True)` says which. Hooks of the module do not run.
 
         Args:
@@ -273,8 +274,9 @@ class LSTM(nn.RNNBase):
             resets=resets and not step,
             autocast=autocast and self.weight_storage == "fp32",
         )
-        if step and choice.implementation != dispatch.CPU:
-            reason = f"{choice.reason}; step goes through forward and copies the state, which cpu-fused alone does not"
+        why = "which cpu-fused alone does not" if choice.implementation != dispatch.CPU else fused.no_entry()
+        if step and why:
+            reason = f"{choice.reason}; step goes through forward and copies the state, {why}"
             choice = dataclasses.replace(choice, reason=reason)
         return choice
 

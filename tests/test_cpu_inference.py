@@ -42,8 +42,8 @@ def _twins(shape: Shape, **options: object) -> tuple[LSTM, nn.LSTM]:
 
 
 def _at_once(lstm: LSTM, x: Tensor, hx: State | None) -> Any:
-    """Result of what the module's earlier call prepared, or None."""
-    return lstm.__dict__["_kept"].at_once(lstm._parameters, x, hx, batch_first=lstm.batch_first)
+    """Output and state by what the module's earlier call prepared, and its choices, or None."""
+    return lstm.__dict__["_kept"].at_once(lstm._parameters, x, hx, lstm.batch_first)
 
 
 def _close(found: Tensor, truth: Tensor) -> None:
@@ -72,7 +72,9 @@ def test_a_kept_call_is_torch_s(
     assert found is not None
     with torch.no_grad():
         output, (h_n, c_n) = truth(x, hx)
-    for value, right in zip(found[0], (output, h_n, c_n), strict=True):
+    results, choices = found
+    assert choices is ours.choices
+    for value, right in zip((results[0], *results[1]), (output, h_n, c_n), strict=True):
         _close(value, right)
 
 

@@ -25,6 +25,7 @@ from bench.records.schema import COLUMNS, LACKING, Record, Status
 from bench.report.tables import decoding as decoding_table
 from bench.worker.gating import gated
 from bench.worker.server import _decoded
+from kernels.cpu import shortlist
 from seq2seq.decoding import search as decode
 from seq2seq.decoding.fixed_length import Steps, forced, free_running
 from seq2seq.decoding.search import sample
@@ -44,7 +45,18 @@ TOKENS = (GREEDY, BEAM)
 ALL = (*TOKENS, VALUES)
 #: Other families, which have the same gate.
 FAMILIES = ("speech-las-scaled@batch=2,length=10,beam=3", "translation-gnmt-scaled@batch=2,length=6,beam=3")
-EAGER = ("reference", "loop", "onednn", "lstmcell", "cpu-fused", "cpu-fused-int8", "amp-bf16", "amp-bf16-native")
+EAGER = (
+    "reference",
+    "loop",
+    "onednn",
+    "lstmcell",
+    "cpu-fused",
+    "cpu-fused-int8",
+    "cpu-fused-head",
+    "cpu-fused-int8-head",
+    "amp-bf16",
+    "amp-bf16-native",
+)
 EVERY = pytest.mark.parametrize("workload", ALL)
 
 
@@ -86,7 +98,7 @@ def test_an_honest_variant_is_not_refused(name, workload):
 
 
 @pytest.mark.parametrize("workload", FAMILIES)
-@pytest.mark.parametrize("name", ["reference", "onednn", "lstmcell", "cpu-fused"])
+@pytest.mark.parametrize("name", ["reference", "onednn", "lstmcell", "cpu-fused", "cpu-fused-head"])
 def test_an_honest_variant_of_another_family_is_not_refused(name, workload):
     """With attention, and the deep model with residuals."""
     if reason := VARIANTS[name].why_not("cpu", "decode", find_workload(workload)):
@@ -100,13 +112,32 @@ def test_a_scripted_variant_decodes_too(workload):
     assert Subject(workload, "torchscript").audited() == ""
 
 
-@pytest.mark.parametrize("name", ["reference", "cpu-fused-int8"])
+@pytest.mark.parametrize("name", ["reference", "cpu-fused-int8", "cpu-fused-head", "cpu-fused-int8-head"])
 def test_honest_problems_pass_whatever_their_seed(name):
     """Beams of ten problems each; in int8 choices differ from truth's and are still as good."""
     subject = Subject(BEAM, name)
     if reason := VARIANTS[name].why_not("cpu", "decode", subject.workload):
         pytest.skip(reason)
     assert [subject.gate.check(subject.executable, seed).describe() for seed in range(10)] == [""] * 10
+
+
+def test_a_head_that_rounds_what_it_chooses_by_is_refused(monkeypatch):
+    """Greedy choices by rounded outputs, which the limit of outputs lets through, are worse than fp32 allows."""
+    name = "translation-small@batch=8,length=12,hidden=64"
+    if reason := VARIANTS["cpu-fused-head"].why_not("cpu", "decode", find_workload(name)):
+        pytest.skip(reason)
+    subject = Subject(name, "cpu-fused-head")
+    assert all(subject.gate.check(subject.executable, seed).passed for seed in range(3))
+    real = shortlist.run
+
+    def rounded(h, weight, bias, packed, exact):
+        packed.rows[1:] = 0.0  # no bound on any error
+        return real(h, weight, bias, packed, exact)
+
+    monkeypatch.setattr(shortlist, "run", rounded)
+    refused = [subject.gate.check(subject.executable, seed) for seed in range(3)]
+    assert "choices" in {check.name for verdict in refused for check in verdict.checks if not check.passed}
+    assert all(check.passed for verdict in refused for check in verdict.checks if check.name == "outputs")
 
 
 class Broken(Steps):

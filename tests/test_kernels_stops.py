@@ -22,6 +22,8 @@ from kernels.cpu.build import library
 
 OURS = str(Path(sys.modules["kernels"].__file__ or "").parent)
 MOST = 8
+#: Of a call like an earlier one.
+MOST_AT_ONCE = 3
 
 
 def _tensors(value: Any) -> Iterator[Tensor]:
@@ -44,9 +46,11 @@ class Watch:
         self.at: int | None = None
         self.arrived = False
 
-    def __call__(self, frame: FrameType, event: str, _: object) -> None:
+    def __call__(self, frame: FrameType, event: str, called: object) -> None:
         """Note a call; for `sys.setprofile`."""
         code = frame.f_code
+        if event == "c_call" and getattr(called, "__name__", "") in {"at_once", "step"}:  # of entry.cpp
+            self.arrived = True
         if event != "call" or self.arrived or not code.co_filename.startswith(OURS) or code.co_name[0] == "<":
             return
         names = code.co_varnames[: code.co_argcount + code.co_kwonlyargcount + bool(code.co_flags & 4)]
@@ -98,7 +102,7 @@ def test_inference_makes_few_calls_at_all(watched: Callable[..., Watch], statefu
     with torch.no_grad():
         watch = watched(lambda: lstm.forward(x, hx))
     assert watch.stops[0] == "LSTM.forward"
-    assert len(watch.stops) <= len(watch.calls) <= MOST, watch.calls
+    assert len(watch.stops) <= len(watch.calls) <= MOST_AT_ONCE, watch.calls
 
 
 def test_a_step_makes_few_calls_at_all(watched: Callable[..., Watch]) -> None:
@@ -107,7 +111,7 @@ def test_a_step_makes_few_calls_at_all(watched: Callable[..., Watch]) -> None:
     _called(lstm, x[None])
     with torch.no_grad():
         watch = watched(lambda: lstm.step(x, state))
-    assert len(watch.calls) <= MOST, watch.calls
+    assert len(watch.calls) <= MOST_AT_ONCE, watch.calls
 
 
 @pytest.mark.parametrize("gradients", [False, True], ids=["the first call", "training"])

@@ -33,6 +33,9 @@ from seq2seq.models.base import Config, select
 from seq2seq.models.weights import Weights
 
 CHOICE = 10.0
+#: Precisions whose largest outputs are exact: what is likeliest in a step is chosen as in fp32, and judged so. A beam
+#: also compares hypotheses by the normalisers of their softmax, which are not exact.
+CHOOSES_EXACTLY = frozenset({"int8-head"})
 
 
 class Truth:
@@ -126,18 +129,21 @@ class Truth:
         return int(pairs.unique().numel()) == parents.size(0)
 
 
-def judge(errors: Mapping[str, float], yardsticks: Mapping[str, float], precision: str) -> Verdict:
+def judge(errors: Mapping[str, float], yardsticks: Mapping[str, float], precision: str, beam: int = 1) -> Verdict:
     """Hold a variant's errors against what the reference's at the same precision allow.
 
     Args:
         errors: from `Truth.errors`; a timed call has no `outputs`, and what else is missing is refused.
         yardsticks: the reference's, all of them.
         precision: key of `TOLERANCES`.
+        beam: hypotheses of a sequence.
     """
     checks = []
     for name in yardsticks:
         if name == "outputs" and name not in errors:
             continue
         limit = limit_for(yardsticks["outputs" if name == "choices" else name], precision)
+        if name == "choices" and beam == 1 and precision in CHOOSES_EXACTLY:
+            limit = limit_for(0.0, "fp32")
         checks.append(Check(name, errors.get(name, math.inf), CHOICE * limit if name == "choices" else limit))
     return Verdict(tuple(checks))

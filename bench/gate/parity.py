@@ -29,6 +29,9 @@ printed).
 - bf16-split: each factor of the LSTMs' products is the sum of two bf16 numbers, so its roundoff is 2^-16: the rest
   after the first, 2^-8, is rounded to 2^-8 of itself, and the product of two such rests is left out. The floor is one
   roundoff, as that of bf16-weights, the cap that of fp32, and the yardstick the reference with its matrices split so.
+- int8-head: the head's matrix and what it reads are rounded to 8 bits, and a step's largest outputs are computed again
+  in fp32 (`kernels.ShortlistHead`). Floor and cap are those of bf16-weights, and the yardstick is the reference whose
+  head's matrix alone is rounded. A greedy choice is judged by the limit of fp32.
 - int8: the reference's error is that of the loop in fp32 with weights and inputs on the grids of dynamic quantisation.
   Over 25 random problems torch's int8 erred 0.77 to 1.19 times as much in outputs, h and c; the loss up to 11 times,
   at 1.9e-3, half the floor. Its largest error was 3.8e-2.
@@ -264,7 +267,8 @@ class Gate:
             batch: of the problem, on the CPU.
         """
         yardsticks = {name: float(error) for name, error in expected.items()}
-        return decoding.judge(self._truth(weights, batch).errors(found), yardsticks, precision)
+        errors = self._truth(weights, batch).errors(found)
+        return decoding.judge(errors, yardsticks, precision, self.workload.beam)
 
     def _truth(self, weights: Weights, batch: Batch) -> decoding.Truth:
         return decoding.Truth(self.workload.config, self.device, weights, batch, self.workload.beam)
@@ -323,7 +327,7 @@ class Gate:
         truth = self._truth(weights, batch) if self.mode == "decode" else None
         if precision == "int8":
             variant, weights = dataclasses.replace(variant, lstm="rounded"), self.rounded(weights)
-        if precision in {"bf16-weights", "bf16-split"}:
+        if precision in {"bf16-weights", "bf16-split", "int8-head"}:
             variant, weights = dataclasses.replace(variant, precision="fp32"), kept_weights(weights, precision)
         executable = execute(
             self.workload, variant, self.mode, self.device, weights, stored=precision in {"bf16", "fp16"}
@@ -339,8 +343,11 @@ class Gate:
 def kept_weights(weights: Weights, precision: str) -> Weights:
     """Weights whose LSTMs' matrices are rounded to bf16, or to the sum of two bf16 numbers for `bf16-split`.
 
-    The matrices alone are kept so; those of a head would err in directions of their own.
+    The matrices alone are kept so; those of a head would err in directions of their own. For `int8-head` it is the
+    head's matrix alone, rounded as dynamic quantisation does.
     """
+    if precision == "int8-head":
+        return dict(weights) | rounded_weights({"fc.weight": weights["fc.weight"]})
 
     def rounded(value: Tensor) -> Tensor:
         high = value.bfloat16().float()

@@ -31,6 +31,7 @@ ROUNDOFF = {
     "int8": 2.0**-8,
     "bf16-weights": 2.0**-8,
     "bf16-split": 2.0**-16,
+    "int8-head": 2.0**-8,
 }
 TOLERANCES = {
     "fp32": Tolerance(64 * ROUNDOFF["fp32"], 2.5e-4),
@@ -40,6 +41,7 @@ TOLERANCES = {
     "int8": Tolerance(ROUNDOFF["int8"], 1e-1),
     "bf16-weights": Tolerance(ROUNDOFF["bf16-weights"], 5e-2),
     "bf16-split": Tolerance(ROUNDOFF["bf16-split"], 2.5e-4),
+    "int8-head": Tolerance(ROUNDOFF["int8-head"], 5e-2),
 }
 
 

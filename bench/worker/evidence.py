@@ -197,9 +197,11 @@ def explain(  # noqa: C901 - a part after the other
         parts.append(f"multiplied by {' and '.join(sorted(by))}")
     if kept:
         parts.append(f"weights kept in {kept}, multiplied by {' and '.join(sorted(by)) or 'unknown instructions'}")
+    if variant.head == "shortlist":
+        parts.append("head in int8 (avx512-vnni), the largest outputs once more in fp32")
     if variant.environment:
         parts.append(tuning.in_force(variant.environment))
-    asked = "fp32" if kept or variant.precision == "tf32" else variant.precision
+    asked = "fp32" if kept or variant.precision in {"tf32", "int8-head"} else variant.precision
     if seen.precisions and asked not in seen.precisions:
         parts.append(f"asked for {variant.precision}, but products ran in {' and '.join(seen.precisions)}")
     elif seen.lstm_precisions and asked not in seen.lstm_precisions:

@@ -96,17 +96,33 @@ def library(target: str = NATIVE) -> ctypes.CDLL:
 def _outcome(target: str) -> ctypes.CDLL | str:
     """The library, or why there is none: whoever asks at every new shape must not wait for a failing compiler again."""
     try:
-        more = _words("SEQ2SEQ_KERNEL_FLAGS")
-        command = [*compiler(), *FLAGS, *target.split(), *more, SOURCE.name, *_openmp()]
-        folder, stem = cache_folder(), f"lstm-{_fingerprint(command)}"
-        path = next(filter(_whole, sorted(folder.glob(f"{stem}-*.so"))), None) or _compile(command, folder, stem)
-        native = ctypes.CDLL(str(path))
+        native = ctypes.CDLL(str(compiled(command(SOURCE.name, target))))
         _declare(native)
     except BuildError as error:
         return str(error)
     except (OSError, AttributeError, RuntimeError) as error:  # not to be run or loaded, or no home folder
         return f"the CPU kernel cannot be built or loaded ({error}); CXX and SEQ2SEQ_KERNEL_CACHE name others"
     return native
+
+
+def command(source: str, target: str = NATIVE) -> list[str]:
+    """The compiler's command for a source in this folder, without the name of the output.
+
+    Raises:
+        BuildError: without a compiler.
+    """
+    return [*compiler(), *FLAGS, *target.split(), *_words("SEQ2SEQ_KERNEL_FLAGS"), source, *_openmp()]
+
+
+def compiled(command: list[str]) -> Path:
+    """The shared library that a command makes of a source in this folder, from the cache where it lies there.
+
+    Raises:
+        BuildError: when the compiler fails.
+    """
+    source = next(word for word in command if word.endswith(".cpp"))
+    folder, stem = cache_folder(), f"{Path(source).stem}-{_fingerprint(command)}"
+    return next(filter(_whole, sorted(folder.glob(f"{stem}-*.so"))), None) or _compile(command, folder, stem)
 
 
 def _words(variable: str) -> list[str]:
@@ -142,10 +158,11 @@ def _fingerprint(command: list[str]) -> str:
     """Digest of what the library depends on: sources, command, the compiler's version and the CPU of `native`."""
     asked = [command[0], "--version"]
     version = subprocess.run(asked, capture_output=True, text=True, errors="replace", check=False).stdout  # noqa: S603 - as below
-    digest = hashlib.sha256(SOURCE.read_bytes())
-    for header in sorted(SOURCE.parent.glob("*.h")):
-        digest.update(header.read_bytes())
-    for part in (*command, version, platform.machine(), cpu_flags()):
+    digest = hashlib.sha256()
+    for source in sorted(SOURCE.parent.glob("*.[ch]*")):
+        digest.update(source.read_bytes())
+    # entry.cpp reads torch's headers.
+    for part in (*command, version, platform.machine(), cpu_flags(), torch.__version__):
         digest.update(part.encode() + b"\0")
     return digest.hexdigest()[:24]
 
@@ -187,7 +204,7 @@ def _compile(command: list[str], folder: Path, stem: str) -> Path:
         if done.returncode:
             said = done.stderr.strip()[:200] or f"it ended with {done.returncode} and said nothing"
             first = next((line for line in done.stderr.splitlines() if "error" in line.lower()), said)
-            msg = f"{command[0]} could not compile {SOURCE.name}: {first}"
+            msg = f"{command[0]} could not compile {stem.split('-', maxsplit=1)[0]}.cpp: {first}"
             raise BuildError(msg)
         content = Path(name).read_bytes()
         if not content:
@@ -196,7 +213,7 @@ def _compile(command: list[str], folder: Path, stem: str) -> Path:
         Path(name).chmod(0o755)
         return Path(name).replace(folder / f"{stem}-{_digest(content)}.so")
     except subprocess.TimeoutExpired as error:
-        msg = f"{command[0]} did not finish {SOURCE.name} within {TIME_LIMIT_S} s"
+        msg = f"{command[0]} did not finish {stem.split('-', maxsplit=1)[0]}.cpp within {TIME_LIMIT_S} s"
         raise BuildError(msg) from error
     finally:
         _spent_s.append(time.perf_counter() - start)

@@ -16,13 +16,14 @@ from torch import Tensor
 
 from ..common.recurrence import Backward, Forward, LayerOptions, Problem
 from .build import BuildError, library
+from .entry import hindrance as no_entry
 from .inference import Prepared
 from .layer import DifferentiableLayer, rounded
 from .native_arguments import BackwardArgs, ForwardArgs, address, strided
 from .packing import KEPT, STORAGE, TRAINED, pack
 from .teams import long, team, work
 
-__all__ = ["Prepared", "backward", "forward", "instructions", "refuses", "run", "storage_hindrance"]
+__all__ = ["Prepared", "backward", "forward", "instructions", "no_entry", "refuses", "run", "storage_hindrance"]
 
 Results = tuple[Tensor, Tensor, Tensor]
 

@@ -8,15 +8,12 @@ from __future__ import annotations
 
 import ctypes
 import struct
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
-from torch.autograd.graph import increment_version
 
-from ..common.fast_path import intercepted
-from . import packing
+from . import entry, packing
 from .build import CHANGED, checked, library
 from .native_arguments import address, fitting
 from .teams import least_long, team
@@ -88,7 +85,7 @@ class Prepared:
         self.directions, self.states = len(parameters[0]), len(flat)
         self.lasting = len(names) == len(values) and not any(v.is_inference() or not v.is_contiguous() for v in values)
         by_autocast = storage == packing.TRAINED
-        self._forgotten, self._long = packing.forgotten, least_long("fp32" if by_autocast else storage)
+        self._forgotten, self._long = packing.forgotten.value, least_long("fp32" if by_autocast else storage)
         storage = "bf16" if by_autocast else storage
         # Read before the weights are: what is changed meanwhile must not look as if it had been packed.
         self._kept = [
@@ -109,8 +106,24 @@ class Prepared:
             len(parameters), self.directions, self.features, self.hidden, packing.KEPT[storage][0],
             ctypes.addressof(self._sources), ctypes.addressof(self._weights),
         )  # fmt: skip
-        self._held.append(layers)
+        self._held += [layers, self._sources, self._weights]
         self._at = ctypes.addressof(layers)
+        #: Calls that are like an earlier one, past the rest of Python: see `entry.bind`.
+        self.at_once = self.step = entry.declined
+        if self.lasting and not by_autocast:
+            self.at_once, self.step = entry.bind(
+                self._native,
+                self._at,
+                [(value, at, version) for _, value, at, version, _ in self._kept],
+                self._held,
+                choices,
+                features=self.features,
+                hidden=self.hidden,
+                directions=self.directions,
+                states=self.states,
+                work=self._work,
+                least_long=self._long,
+            )
 
     def _add(self, index: int, own: Sequence[Tensor], storage: str) -> None:
         packed = [packing.pack(weight, "forward", storage) for weight in own[:2]]
@@ -128,7 +141,7 @@ class Prepared:
         Args:
             parameters: those of the module now, by name.
         """
-        if self._forgotten != packing.forgotten:
+        if self._forgotten != packing.forgotten.value:
             return False
         for name, value, at, version, shape in self._kept:
             if (
@@ -141,36 +154,7 @@ class Prepared:
                 return False
         return True
 
-    def at_once(
-        self, parameters: Mapping[str, Tensor | None], x: Any, hx: Any, *, batch_first: bool
-    ) -> tuple[Results, tuple[Any, ...]] | None:
-        """Run all layers if nothing but the kernel has to see the call, and it can read input and state in place.
-
-        Args:
-            parameters: as for `stands`.
-            x: what a module was given for input.
-            hx: the state that it was given, if any.
-            batch_first: order of x.
-
-        Returns:
-            As `run`, and `choices`; None, and nothing done, where the call is not as simple as that.
-        """
-        given = (x,) if hx is None else (x, *hx)
-        if not _readable(given):
-            return None
-        shape = x.shape
-        if len(shape) != 3 or shape[2] != self.features or not x.numel():  # noqa: PLR2004
-            return None
-        h0 = c0 = None
-        if hx is not None:
-            h0, c0 = hx
-            wanted = (self.states, shape[0 if batch_first else 1], self.hidden)
-            if h0.shape != wanted or c0.shape != wanted:
-                return None
-        found = self.run(x, h0, c0, batch_first=batch_first) if self.stands(parameters) else None
-        return found and (found, self.choices)
-
-    def run(  # noqa: PLR0913 - what the kernel takes
+    def run(
         self,
         x: Tensor,
         h0: Tensor | None,
@@ -180,34 +164,25 @@ class Prepared:
         *,
         batch_first: bool,
         fresh: bool = False,
-        in_place: bool = False,
     ) -> Results | None:
         """Run all layers; None, and nothing done, where the weights' values are no longer those that were packed.
 
         Args:
-            x: (batch, steps, features) if batch first, else (steps, batch, features); contiguous float32. One step
-                (batch, features) where the state is updated in place.
+            x: (batch, steps, features) if batch first, else (steps, batch, features); contiguous float32.
             h0: (layers * directions, batch, H) contiguous, or None for zeros.
             c0: the same.
             lengths: (batch,) int32, or None for all steps.
             resets: (directions, steps, batch) bool, contiguous: see `kernels.common.recurrence.Forward`; or None.
             batch_first: order of x and of the output.
             fresh: whether this was prepared just now, so that the values need no look.
-            in_place: whether h0 and c0 are overwritten with h_n and c_n.
 
         Returns:
             Output (as x, with directions * H features), h_n and c_n (layers * directions, batch, H).
         """
-        h_n: Tensor
-        c_n: Tensor
-        if in_place:
-            batch, steps = x.size(0), 1
-            output, h_n, c_n = x.new_empty(batch, self.hidden), h0, c0  # type: ignore[assignment]
-        else:
-            first, second, _ = x.shape
-            batch, steps = (first, second) if batch_first else (second, first)
-            output = x.new_empty(first, second, self.directions * self.hidden)
-            h_n, c_n = x.new_empty(self.states, batch, self.hidden), x.new_empty(self.states, batch, self.hidden)
+        first, second, _ = x.shape
+        batch, steps = (first, second) if batch_first else (second, first)
+        output = x.new_empty(first, second, self.directions * self.hidden)
+        h_n, c_n = x.new_empty(self.states, batch, self.hidden), x.new_empty(self.states, batch, self.hidden)
         threads, by_rows = team(batch * steps * self._work, batch, self.hidden)
         look = NOT_AT_ALL if fresh else WHOLE if batch * steps >= self._long * threads else SAMPLES
         status = self._native.lstm_layers(_CALL(
@@ -218,51 +193,4 @@ class Prepared:
         ))  # fmt: skip
         if status and checked(self._native, status) == CHANGED:
             return None
-        if in_place:
-            increment_version((h_n, c_n))
         return output, h_n, c_n
-
-    def step(
-        self, parameters: Mapping[str, Tensor | None], x: Any, h: Any, c: Any, resets: Any = None
-    ) -> Tensor | None:
-        """Run one step of all layers and update their state in place, if the call is as simple as `at_once` wants it.
-
-        Args:
-            parameters: as for `stands`.
-            x: (batch, features).
-            h: (layers, batch, H), overwritten.
-            c: the same.
-            resets: (batch,) bool: rows whose state is zero before the step; or None.
-
-        Returns:
-            Output (batch, H), h of the last layer; None, and nothing done, where the call is not as simple as that.
-        """
-        if self.directions != 1 or not _readable((x, h, c)):
-            return None
-        shape = x.shape
-        if len(shape) != 2 or shape[1] != self.features or not x.numel():  # noqa: PLR2004
-            return None
-        wanted = (self.states, shape[0], self.hidden)
-        if h.shape != wanted or c.shape != wanted or abs(h.data_ptr() - c.data_ptr()) < h.nbytes:
-            return None
-        if resets is not None and not (_readable((resets,), torch.bool) and resets.shape == shape[:1]):
-            return None
-        found = self.run(x, h, c, None, resets, batch_first=True, in_place=True) if self.stands(parameters) else None
-        return found and found[0]
-
-
-def _readable(values: Iterable[Any], dtype: torch.dtype = torch.float32) -> bool:
-    """Return whether these are tensors that the kernel reads where they lie, and nothing else has to see the call."""
-    if torch.is_grad_enabled() or torch.is_autocast_enabled("cpu") or intercepted():
-        return False
-    for value in values:
-        if not (
-            type(value) is Tensor
-            and value.dtype is dtype
-            and value.is_cpu
-            and value.layout is torch.strided
-            and value.is_contiguous()
-            and not value.is_neg()
-        ):
-            return False
-    return True

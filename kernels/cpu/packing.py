@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import ctypes
 import threading
 from dataclasses import dataclass
 
@@ -57,8 +58,8 @@ class _Entry:
 
 _entries: collections.OrderedDict[tuple[object, ...], _Entry] = collections.OrderedDict()
 _lock = threading.Lock()
-#: Times that packed weights were dropped: what was kept before the last time must not be used.
-forgotten = 0
+#: Times that packed weights were dropped: what was kept before the last time must not be used. Native code reads it.
+forgotten = ctypes.c_int64(0)
 
 
 def pack(weight: Tensor, order: str, storage: str = "fp32", *, whole: bool = True) -> Packed:
@@ -127,7 +128,6 @@ def _pack(weight: Tensor, order: str, storage: str) -> Packed:
 
 def forget() -> None:
     """Drop all packed weights, also those that modules keep."""
-    global forgotten  # noqa: PLW0603 - a count for the process
     with _lock:
         _entries.clear()
-        forgotten += 1
+        forgotten.value += 1

@@ -20,7 +20,7 @@ from seq2seq.data.batch import Batch
 from seq2seq.decoding.cuda_graph import CapturedStep
 from seq2seq.decoding.fixed_length import Steps, forced, free_running
 from seq2seq.decoding.search import Decoder
-from seq2seq.execution.variant import Variant
+from seq2seq.execution.variant import HEADS, Variant
 from seq2seq.models.base import Config, Model, Seq2SeqResult
 from seq2seq.models.weights import Weights
 from seq2seq.runtimes.registry import RUNTIMES
@@ -85,8 +85,11 @@ class Executable:
         )
 
     def _build(self, config: Config) -> Any:
-        """The model with the variant's LSTMs, its weights as they come."""
-        return config.build(self.variant.make_lstm)
+        """The model with the variant's LSTMs and head, its weights as they come."""
+        model = config.build(self.variant.make_lstm)
+        if self.variant.head != "nn":
+            model.fc = HEADS[self.variant.head](model.fc, self.beam)
+        return model
 
     def _make_runtime(self) -> Runtime | None:
         """Return the runtime that the variant names, which converts the model; None without one."""

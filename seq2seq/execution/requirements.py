@@ -14,7 +14,7 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
-from kernels.cpu import build, fused, packing
+from kernels.cpu import build, fused, packing, shortlist
 from kernels.dispatch import BY_ESTIMATE
 from kernels.lstm import LSTM
 from seq2seq.workloads.workload import Workload
@@ -205,7 +205,22 @@ def compile_cpu_kernel() -> str | None:
         build.library()
     except build.BuildError as error:
         return str(error)
+    # What calls it in one step; where that cannot be had, they go a longer way.
+    fused.no_entry()
     return None
+
+
+def needs_generated_tokens(device: str, mode: str, workload: Workload) -> str | None:
+    """A head whose largest outputs alone are exact serves those who take the largest: decoding of tokens by LSTMs."""
+    del device
+    if mode != "decode" or not workload.config.target_vocabulary:
+        return "its head is exact in the largest outputs alone: for the mode decode, of tokens"
+    return None
+
+
+def compile_head() -> str | None:
+    """Compile the fused CPU kernel and the head; why one of them cannot be had, or None."""
+    return compile_cpu_kernel() or shortlist.hindrance()
 
 
 def needs_compiler_beside_lstm(device: str, mode: str, workload: Workload) -> str | None:

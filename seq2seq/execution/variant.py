@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from kernels.head import ShortlistHead
 from kernels.lstm import LSTM
 from kernels.reference import LoopLSTM
 from seq2seq.execution.cell_lstm import CellLSTM
@@ -34,6 +35,13 @@ LSTMS: dict[str, Callable[..., nn.RNNBase]] = {
     "flashrnn": FlashRNNLSTM,
 }
 
+#: Heads by the name that a variant gives: each makes one of a model's linear head and the number of tokens that
+#: decoding takes of a step's outputs.
+HEADS: dict[str, Callable[[Any, int], nn.Module]] = {
+    "nn": lambda linear, _: linear,
+    "shortlist": ShortlistHead.of,
+}
+
 #: Types of torch's tensors by precision; what is quantised to int8 goes in and comes out as fp32.
 DTYPES = {
     "fp32": torch.float32,
@@ -43,9 +51,10 @@ DTYPES = {
     "int8": torch.float32,
     "bf16-weights": torch.float32,
     "bf16-split": torch.float32,
+    "int8-head": torch.float32,
 }
 #: Bytes of a weight where it is kept in fewer than its type has.
-KEPT_BYTES = {"int8": 1, "bf16-weights": 2, "bf16-split": 4}
+KEPT_BYTES = {"int8": 1, "bf16-weights": 2, "bf16-split": 4, "int8-head": 1}
 
 
 @dataclass(frozen=True)
@@ -57,6 +66,7 @@ class Variant:
         summary: one line for people.
         lstm: key of `LSTMS`.
         lstm_options: arguments of that class beside those of torch.nn.LSTM.
+        head: key of `HEADS`, what a model's linear head becomes.
         vendor_lstm: whether torch may hand the LSTM to oneDNN or cuDNN.
         precision: key of `DTYPES`.
         autocast: whether a lower precision comes from autocast over fp32 weights; otherwise, in inference, the
@@ -83,6 +93,7 @@ class Variant:
     summary: str
     lstm: str = "nn"
     lstm_options: Mapping[str, Any] = field(default_factory=dict)
+    head: str = "nn"
     vendor_lstm: bool = True
     precision: str = "fp32"
     autocast: bool = False
@@ -118,7 +129,7 @@ class Variant:
         # Weights kept in fewer bits, and torch's own TF32, are the LSTM's; `fullgraph` only refuses graph breaks.
         full = self.torch_tf32 or "weight_storage" in self.lstm_options
         how = self.compiler, self.compile_options.get("mode"), self.runtime, tuple(self.runtime_options.items())
-        around = self.captures_step, tuple(self.environment.items())
+        around = self.captures_step, self.head, tuple(self.environment.items())
         return "fp32" if full else self.precision, self.autocast, self.own_precision, *around, *how
 
     @property

@@ -1,0 +1,309 @@
+// The shortest way from a call in Python to the kernel. One call looks at tensors and parameters where torch keeps them,
+// allocates the results, lets other threads of Python run, and calls lstm_layers.
+//
+// It takes the call, or returns None and has done nothing: whatever is not as plain as it expects goes the long way, where
+// Python decides and reports errors. Of Python it uses functions of the stable ABI alone, declared here, so that no headers
+// of Python have to be installed.
+
+#include <ATen/EmptyTensor.h>
+#include <ATen/PythonTorchFunctionTLS.h>
+#include <c10/core/GradMode.h>
+#include <c10/core/InferenceMode.h>
+#include <c10/core/TensorImpl.h>
+#include <c10/core/impl/LocalDispatchKeySet.h>
+
+#include <cstdint>
+#include <cstdlib>
+#include <vector>
+
+struct _object;
+struct _typeobject;
+using PyObject = _object;
+using Function = PyObject* (*)(PyObject* self, PyObject* const* arguments, intptr_t count);
+
+extern "C" {
+struct PyMethodDef {
+    const char* name;
+    Function function;
+    int flags;
+    const char* text;
+};
+extern _typeobject PyTuple_Type;
+extern PyObject *PyExc_MemoryError, *PyExc_RuntimeError;
+extern PyObject _Py_NoneStruct;
+void Py_IncRef(PyObject*);
+void Py_DecRef(PyObject*);
+void PyErr_Clear();
+void PyErr_SetString(PyObject*, const char*);
+PyObject* PyObject_Type(PyObject*);
+PyObject* PyObject_GetAttr(PyObject*, PyObject* name);
+PyObject* PyObject_CallFunction(PyObject*, const char* format, ...);
+int PyObject_IsTrue(PyObject*);
+PyObject* PyUnicode_InternFromString(const char*);
+long long PyLong_AsLongLong(PyObject*);
+void* PyLong_AsVoidPtr(PyObject*);
+int PyDict_Next(PyObject*, intptr_t* position, PyObject** key, PyObject** value);
+PyObject* PyTuple_New(intptr_t);
+intptr_t PyTuple_Size(PyObject*);
+PyObject* PyTuple_GetItem(PyObject*, intptr_t);         // borrowed
+int PyTuple_SetItem(PyObject*, intptr_t, PyObject*);    // takes the reference
+PyObject* PyCapsule_New(void*, const char* name, void (*destructor)(PyObject*));
+void* PyCapsule_GetPointer(PyObject*, const char* name);
+PyObject* PyCFunction_NewEx(PyMethodDef*, PyObject* self, PyObject* module);
+void* PyEval_SaveThread();
+void PyEval_RestoreThread(void*);
+}
+
+// Of libtorch_python.
+PyObject* THPVariable_Wrap(const at::TensorBase&);
+
+namespace {
+
+constexpr int FASTCALL = 0x0080;
+constexpr const char* NAME = "kernels.cpu.entry";
+constexpr int64_t NO_MEMORY = -1;
+constexpr int64_t SAMPLES = 1, WHOLE = 2;  // looks at the weights, as lstm_layers knows them
+
+// What a module's calls share, as Python hands it over.
+struct Numbers {
+    int64_t layers;                // address of `Layers`
+    int64_t features, hidden, directions, states;
+    int64_t work;                  // multiplications of a step of a sequence
+    int64_t worth;                 // work from which a team may have more than one thread
+    int64_t least_long;            // rows a thread from which all weights are looked at
+    const int64_t* forgotten;      // times that packed weights were dropped
+    int64_t (*run)(const int64_t* call);
+    const char* (*failure)();
+};
+
+struct Parameter {
+    PyObject* object;
+    c10::TensorImpl* impl;
+    const void* at;
+    uint32_t version;
+    std::vector<int64_t> sizes;
+};
+
+struct Module {
+    Numbers own;
+    int64_t forgotten;
+    std::vector<Parameter> parameters;
+    PyObject *held, *choices;
+};
+
+// What all modules share: torch.Tensor, torch.autograd.forward_ad, and the function that chooses a team.
+PyObject *tensor_type, *forward_ad, *choose_team, *cdata_name, *level_name;
+
+PyObject* none() {
+    Py_IncRef(&_Py_NoneStruct);
+    return &_Py_NoneStruct;
+}
+
+PyObject* tuple_of(PyObject* first, PyObject* second) {
+    PyObject* const pair = PyTuple_New(2);
+    PyTuple_SetItem(pair, 0, first);
+    PyTuple_SetItem(pair, 1, second);
+    return pair;
+}
+
+bool is_exactly(PyObject* object, const void* type) {
+    PyObject* const found = PyObject_Type(object);
+    Py_DecRef(found);
+    return found == type;
+}
+
+// Where torch keeps a tensor, by the address that Python calls `_cdata`.
+c10::TensorImpl* impl_of(PyObject* tensor) {
+    PyObject* const number = PyObject_GetAttr(tensor, cdata_name);
+    if (!number) {
+        PyErr_Clear();
+        return nullptr;
+    }
+    void* const found = PyLong_AsVoidPtr(number);
+    Py_DecRef(number);
+    return static_cast<c10::TensorImpl*>(found);
+}
+
+// Whether nobody else has to see what happens: no gradients, autocast, tracer, mode or transform.
+bool unwatched() {
+    if (c10::GradMode::is_enabled() || at::impl::PythonTorchFunctionTLS::stack_len()) return false;
+    const c10::impl::LocalDispatchKeySet keys = c10::impl::tls_local_dispatch_key_set();
+    if (keys.included_.raw_repr() & ~c10::default_included_set.raw_repr()) return false;
+    if (!keys.excluded_.has(c10::DispatchKey::AutocastCPU)) return false;
+    PyObject* const level = PyObject_GetAttr(forward_ad, level_name);
+    const bool forward_mode = !level || PyLong_AsLongLong(level) >= 0;
+    if (level) Py_DecRef(level);
+    else PyErr_Clear();
+    return !forward_mode;
+}
+
+// The tensor, if it is a plain one in this machine's memory that holds its values in the order of its indices.
+c10::TensorImpl* plain(PyObject* object, c10::ScalarType type) {
+    static const uint64_t known = c10::DispatchKeySet({c10::DispatchKey::CPU, c10::DispatchKey::ADInplaceOrView,
+                                                    c10::DispatchKey::AutogradCPU, c10::DispatchKey::AutocastCPU}).raw_repr();
+    if (!is_exactly(object, tensor_type)) return nullptr;
+    c10::TensorImpl* const found = impl_of(object);
+    if (!found || found->key_set().raw_repr() & ~known || !found->is_cpu() || found->layout() != c10::kStrided) return nullptr;
+    return found->dtype() == c10::scalarTypeToTypeMeta(type) && found->is_contiguous() ? found : nullptr;
+}
+
+bool is_state(const c10::TensorImpl* found, const Module& module, int64_t batch) {
+    const auto sizes = found->sizes();
+    return sizes.size() == 3 && sizes[0] == module.own.states && sizes[1] == batch && sizes[2] == module.own.hidden;
+}
+
+// Whether the parameters are those that were packed, and as far as torch counts unchanged; lstm_layers looks at the values.
+bool stands(const Module& module, PyObject* parameters) {
+    if (*module.own.forgotten != module.forgotten) return false;
+    intptr_t position = 0;
+    PyObject *name, *value;
+    for (const Parameter& kept : module.parameters) {
+        if (!PyDict_Next(parameters, &position, &name, &value) || value != kept.object) return false;
+        const c10::TensorImpl* const found = impl_of(value);  // torch.utils.swap_tensors may have put another one in
+        if (found != kept.impl || found->data() != kept.at || found->version_counter().current_version() != kept.version ||
+            found->sizes() != c10::IntArrayRef(kept.sizes) || !found->is_contiguous() || found->dtype() != caffe2::TypeMeta::Make<float>())
+            return false;
+    }
+    return !PyDict_Next(parameters, &position, &name, &value);
+}
+
+// A call of lstm_layers: DONE, CHANGED, or a failure. Other threads of Python run meanwhile.
+int64_t run(const Module& module, int64_t batch, int64_t steps, bool batch_first, const float* x, const float* h0, const float* c0,
+            const void* resets, float* output, float* h_n, float* c_n) {
+    int64_t threads = 1, by_rows = 1;
+    const int64_t work = batch * steps * module.own.work;
+    if (work >= module.own.worth) {
+        PyObject* const team = PyObject_CallFunction(choose_team, "LLL", static_cast<long long>(work),
+                                                     static_cast<long long>(batch), static_cast<long long>(module.own.hidden));
+        if (!team) return INT64_MIN;
+        threads = PyLong_AsLongLong(PyTuple_GetItem(team, 0));
+        by_rows = PyObject_IsTrue(PyTuple_GetItem(team, 1));
+        Py_DecRef(team);
+    }
+    const int64_t look = batch * steps >= module.own.least_long * threads ? WHOLE : SAMPLES;
+    const auto at = [](const void* address) { return reinterpret_cast<int64_t>(address); };
+    const int64_t call[15] = {module.own.layers, batch, steps, batch_first, threads, by_rows, look, at(x), at(h0), at(c0),
+                              0, at(resets), at(output), at(h_n), at(c_n)};
+    void* const state = PyEval_SaveThread();
+    const int64_t status = module.own.run(call);
+    PyEval_RestoreThread(state);
+    return status;
+}
+
+// After a status that is not DONE: None, or null with Python's error set.
+PyObject* not_done(const Module& module, int64_t status) {
+    if (status == INT64_MIN) return nullptr;
+    if (status > 0) return none();
+    PyErr_SetString(status == NO_MEMORY ? PyExc_MemoryError : PyExc_RuntimeError, module.own.failure());
+    return nullptr;
+}
+
+float* floats(const at::TensorBase& value) { return static_cast<float*>(value.unsafeGetTensorImpl()->mutable_data()); }
+
+const Module& module_of(PyObject* self) { return *static_cast<const Module*>(PyCapsule_GetPointer(self, NAME)); }
+
+// arguments: the module's parameters, x (three dimensions), the state or None, and whether the batch comes first.
+// Returns ((output, (h_n, c_n)), choices).
+PyObject* at_once(PyObject* self, PyObject* const* arguments, intptr_t count) try {
+    const Module& module = module_of(self);
+    if (count != 4 || !unwatched()) return none();
+    c10::TensorImpl* const x = plain(arguments[1], c10::kFloat);
+    if (!x || x->dim() != 3 || x->size(2) != module.own.features || !x->numel()) return none();
+    const bool batch_first = PyObject_IsTrue(arguments[3]) == 1;
+    const int64_t batch = x->size(batch_first ? 0 : 1), steps = x->size(batch_first ? 1 : 0);
+    const c10::TensorImpl *h0 = nullptr, *c0 = nullptr;
+    if (PyObject* const hx = arguments[2]; hx != &_Py_NoneStruct) {
+        if (!is_exactly(hx, &PyTuple_Type) || PyTuple_Size(hx) != 2) return none();
+        h0 = plain(PyTuple_GetItem(hx, 0), c10::kFloat);
+        c0 = plain(PyTuple_GetItem(hx, 1), c10::kFloat);
+        if (!h0 || !c0 || !is_state(h0, module, batch) || !is_state(c0, module, batch)) return none();
+    }
+    if (!stands(module, arguments[0])) return none();
+    const int64_t states[] = {module.own.states, batch, module.own.hidden};
+    const int64_t sizes[] = {x->size(0), x->size(1), module.own.directions * module.own.hidden};
+    const at::TensorBase output = at::detail::empty_cpu(sizes, c10::kFloat), h_n = at::detail::empty_cpu(states, c10::kFloat),
+                         c_n = at::detail::empty_cpu(states, c10::kFloat);
+    const auto values = [](const c10::TensorImpl* of) { return of ? static_cast<const float*>(of->data()) : nullptr; };
+    const int64_t status = run(module, batch, steps, batch_first, values(x), values(h0), values(c0), nullptr, floats(output),
+                               floats(h_n), floats(c_n));
+    if (status) return not_done(module, status);
+    Py_IncRef(module.choices);
+    return tuple_of(tuple_of(THPVariable_Wrap(output), tuple_of(THPVariable_Wrap(h_n), THPVariable_Wrap(c_n))), module.choices);
+} catch (const std::exception&) {
+    return none();
+}
+
+// arguments: the module's parameters, x (two dimensions), h and c, which are overwritten, and resets or None.
+PyObject* step(PyObject* self, PyObject* const* arguments, intptr_t count) try {
+    const Module& module = module_of(self);
+    if (count != 5 || module.own.directions != 1 || !unwatched()) return none();
+    c10::TensorImpl *const x = plain(arguments[1], c10::kFloat), *const h = plain(arguments[2], c10::kFloat),
+                    *const c = plain(arguments[3], c10::kFloat);
+    if (!x || !h || !c || x->dim() != 2 || x->size(1) != module.own.features || !x->numel()) return none();
+    const int64_t batch = x->size(0);
+    if (!is_state(h, module, batch) || !is_state(c, module, batch)) return none();
+    if ((h->is_inference() || c->is_inference()) && !c10::InferenceMode::is_enabled()) return none();
+    const c10::TensorImpl* resets = nullptr;
+    if (arguments[4] != &_Py_NoneStruct) {
+        resets = plain(arguments[4], c10::kBool);
+        if (!resets || resets->dim() != 1 || resets->size(0) != batch) return none();
+    }
+    float *const h_at = static_cast<float*>(h->mutable_data()), *const c_at = static_cast<float*>(c->mutable_data());
+    if (std::abs(h_at - c_at) < h->numel() || !stands(module, arguments[0])) return none();
+    const int64_t sizes[] = {batch, module.own.hidden};
+    const at::TensorBase output = at::detail::empty_cpu(sizes, c10::kFloat);
+    const int64_t status = run(module, batch, 1, true, static_cast<const float*>(x->data()), h_at, c_at,
+                               resets ? resets->data() : nullptr, floats(output), h_at, c_at);
+    if (status) return not_done(module, status);
+    h->bump_version();
+    c->bump_version();
+    return THPVariable_Wrap(output);
+} catch (const std::exception&) {
+    return none();
+}
+
+PyMethodDef at_once_method = {"at_once", at_once, FASTCALL, nullptr};
+PyMethodDef step_method = {"step", step, FASTCALL, nullptr};
+
+void release(PyObject* capsule) {
+    Module* const module = static_cast<Module*>(PyCapsule_GetPointer(capsule, NAME));
+    Py_DecRef(module->held);
+    Py_DecRef(module->choices);
+    delete module;
+}
+
+}  // namespace
+
+extern "C" {
+
+void set_up(PyObject* tensor, PyObject* forward, PyObject* team) {
+    for (PyObject* const kept : {tensor, forward, team}) Py_IncRef(kept);
+    tensor_type = tensor;
+    forward_ad = forward;
+    choose_team = team;
+    cdata_name = PyUnicode_InternFromString("_cdata");
+    level_name = PyUnicode_InternFromString("_current_level");
+}
+
+// The functions at_once and step of a module.
+//
+// parameters: a tuple of tuples, the module's parameters in its order: the tensor and its version when it was packed.
+// held: what keeps alive all that the numbers point to, and the parameters. choices: what at_once returns with its results.
+PyObject* bind(const Numbers* numbers, PyObject* parameters, PyObject* held, PyObject* choices) {
+    Module* const module = new Module{*numbers, *numbers->forgotten, {}, held, choices};
+    Py_IncRef(held);
+    Py_IncRef(choices);
+    PyObject* const self = PyCapsule_New(module, NAME, release);
+    for (intptr_t i = 0; i < PyTuple_Size(parameters); ++i) {
+        PyObject* const entry = PyTuple_GetItem(parameters, i);
+        PyObject* const object = PyTuple_GetItem(entry, 0);
+        c10::TensorImpl* const impl = impl_of(object);
+        module->parameters.push_back({object, impl, PyLong_AsVoidPtr(PyTuple_GetItem(entry, 1)),
+                                      static_cast<uint32_t>(PyLong_AsLongLong(PyTuple_GetItem(entry, 2))), impl->sizes().vec()});
+    }
+    PyObject* const functions = tuple_of(PyCFunction_NewEx(&at_once_method, self, nullptr), PyCFunction_NewEx(&step_method, self, nullptr));
+    Py_DecRef(self);
+    return functions;
+}
+
+}  // extern "C"

@@ -1,0 +1,122 @@
+"""Outputs of a large linear layer whose largest are exact: by integers of 8 bits, then some in float32 (`head.cpp`)."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import struct
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from . import build, teams
+
+SOURCE = "head.cpp"
+#: A product of bytes costs a quarter of one of float32.
+PRODUCTS_IN_ONE = 4
+
+
+#: `HeadCall` of head.cpp, as bytes: ctypes takes a microsecond to convert as many arguments one by one.
+_CALL = struct.Struct("@13q").pack
+
+
+@dataclass(frozen=True)
+class PackedHead:
+    """Weights as integers, and what bounds the error of their products.
+
+    Attributes:
+        values: uint8, in the kernel's order.
+        rows: (3, outputs) float32: of each row its scale, the norm of what rounding leaves, and that of what it keeps.
+        packed_from: address, version and mark of the weights.
+        at: addresses of `values` and of the three in `rows`.
+    """
+
+    values: Tensor
+    rows: Tensor
+    packed_from: tuple[int, int | None, int]
+    at: tuple[int, ...]
+
+
+@functools.cache
+def hindrance() -> str | None:
+    """Reason why there is no such head on this machine, or None; compiles it, unless it lies compiled in its cache."""
+    found = _library()
+    return found if isinstance(found, str) else found.head_hindrance().decode() or None
+
+
+def pack(weight: Tensor, before: PackedHead | None = None) -> PackedHead:
+    """Pack weights, or take what was packed before of the same ones, unchanged as far as can be seen.
+
+    What torch's version counter sees is noticed, and of what it does not (`.data`, NumPy, shared memory) what reaches
+    one of 128 samples.
+
+    Args:
+        weight: (outputs, depth), contiguous float32 on the CPU.
+        before: what an earlier call returned.
+    """
+    version = None if weight.is_inference() else weight._version  # noqa: SLF001 - it has no public name
+    mark = build.library().mark(weight.data_ptr(), weight.numel())
+    now = (weight.data_ptr(), version, mark)
+    if before and version is not None and now == before.packed_from:
+        return before
+    native = _native()
+    outputs, depth = weight.shape
+    values = torch.empty(native.head_bytes(outputs, depth), dtype=torch.uint8, device="cpu")
+    rows = torch.empty(3, outputs, dtype=torch.float32, device="cpu")
+    at = (values.data_ptr(), *(row.data_ptr() for row in rows))
+    native.head_pack(weight.data_ptr(), *at, outputs, depth)
+    return PackedHead(values, rows, now, at)
+
+
+def run(h: Tensor, weight: Tensor, bias: Tensor | None, packed: PackedHead, exact: int) -> tuple[Tensor, int]:
+    """Compute all outputs of all rows.
+
+    Args:
+        h: (rows, depth), contiguous float32 on the CPU.
+        weight: (outputs, depth), the same.
+        bias: (outputs,), the same; or None.
+        packed: of these weights.
+        exact: how many of each row's largest outputs are exact.
+
+    Returns:
+        (rows, outputs), and how many of them were computed in float32.
+
+    Raises:
+        MemoryError, RuntimeError: where native code fails.
+    """
+    (rows, depth), outputs = h.shape, weight.size(0)
+    output = h.new_empty(rows, outputs)
+    threads = teams.threads_for(rows * outputs * depth // PRODUCTS_IN_ONE)
+    native = _native()
+    count: int = native.head_run(_CALL(
+        weight.data_ptr(), 0 if bias is None else bias.data_ptr(), *packed.at, h.data_ptr(), output.data_ptr(),
+        rows, outputs, depth, exact, threads,
+    ))  # fmt: skip
+    if count < 0:
+        raise (MemoryError if count == build.NO_MEMORY else RuntimeError)(native.head_failure().decode())
+    return output, count
+
+
+def _native() -> ctypes.CDLL:
+    found = _library()
+    if isinstance(found, str):
+        raise build.BuildError(found)
+    return found
+
+
+@functools.cache
+def _library() -> ctypes.CDLL | str:
+    """The compiled head, or why there is none; what failed once is not tried again in this process."""
+    try:
+        native = ctypes.CDLL(str(build.compiled(build.command(SOURCE))))
+    except build.BuildError as error:
+        return str(error)
+    except OSError as error:
+        return f"the head for CPUs cannot be loaded ({error})"
+    pointer, number = ctypes.c_void_p, ctypes.c_int64
+    native.head_hindrance.restype = native.head_failure.restype = ctypes.c_char_p
+    native.head_bytes.restype, native.head_bytes.argtypes = number, [number] * 2
+    native.head_pack.restype, native.head_pack.argtypes = number, [*[pointer] * 5, number, number]
+    native.head_run.restype, native.head_run.argtypes = number, [ctypes.c_char_p]
+    return native

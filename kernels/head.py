@@ -1,0 +1,121 @@
+"""`ShortlistHead`: a linear layer over a large vocabulary, for generating text on a CPU.
+
+It reads a quarter of the weights that torch.nn.Linear reads, and yet the largest outputs are those of float32.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .common.fast_path import unwatched
+from .cpu import shortlist
+
+NOT_SERVED = (
+    "kernels.ShortlistHead is for eager inference in float32 on a CPU, under torch.no_grad() or torch.inference_mode() "
+    "and without autocast or torch.compile; use torch.nn.Linear elsewhere"
+)
+
+
+class ShortlistHead(nn.Linear):
+    """Drop-in for `torch.nn.Linear` with the same parameters, of whose outputs a row's largest are exact.
+
+    All outputs are computed in integers of 8 bits, each row of weights and of inputs with its scale. A bound on the
+    error of each output says which may be among the `exact` largest of a row, and those are computed again in float32
+    from the parameters. So the `exact` largest outputs are the largest of float32, in their order, unless two are
+    closer than float32's own rounding. All others are below them and off by their rounding to 8 bits: what is computed
+    from all of them, as the normaliser of a softmax, is approximate.
+
+    Weights are packed at the first call and again where they have changed; see `kernels.cpu.shortlist.pack` for what
+    is noticed. A row or weight with a NaN or an infinity is computed in float32 throughout.
+
+    Args:
+        in_features, out_features, bias, device, dtype: as for `torch.nn.Linear`.
+        exact: how many of a row's largest outputs are exact: 1 for greedy decoding, the beam for a beam search.
+
+    Attributes:
+        refined: outputs that the last call computed in float32, all rows together.
+
+    Raises:
+        ValueError: for `exact` below 1.
+    """
+
+    refined: int = 0
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        bias: bool = True,
+        device: Any = None,
+        dtype: Any = None,
+        *,
+        exact: int = 1,
+    ) -> None:
+        super().__init__(in_features, out_features, bias, device, dtype)
+        if exact < 1:
+            msg = f"exact is {exact}, expected at least 1 output of a row"
+            raise ValueError(msg)
+        self.exact = exact
+
+    @classmethod
+    def of(cls, linear: nn.Linear, exact: int = 1) -> ShortlistHead:
+        """The same layer with the same parameters, not copies of them.
+
+        Args:
+            linear: gives the parameters.
+            exact: as for the class.
+        """
+        found = cls(linear.in_features, linear.out_features, bias=False, device="meta", exact=exact)
+        found.weight, found.bias = linear.weight, linear.bias
+        return found.train(linear.training)
+
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - torch.nn.Linear's name
+        """Compute the outputs.
+
+        Args:
+            input: (..., in_features), float32 on a CPU.
+
+        Returns:
+            (..., out_features).
+
+        Raises:
+            RuntimeError: for a call that needs gradients, for other types, devices and sizes, while something traces,
+                compiles or intercepts operators, and on a processor without AVX512-VNNI.
+        """
+        own, bias = self.weight, self.bias
+        if reason := _refusal((input, own) if bias is None else (input, own, bias)):
+            raise RuntimeError(reason)
+        weight, offsets = own.contiguous(), None if bias is None else bias.contiguous()
+        packed = shortlist.pack(weight, self.__dict__.get("_packed"))
+        h = (input if input.dim() == 2 else input.reshape(-1, weight.size(1))).contiguous()  # noqa: PLR2004
+        output, refined = shortlist.run(h, weight, offsets, packed, self.exact)
+        # Not by nn.Module's own __setattr__, which takes longer.
+        self.__dict__["_packed"], self.__dict__["refined"] = packed, refined
+        return output if h is input else output.view(*input.shape[:-1], weight.size(0))
+
+    def extra_repr(self) -> str:
+        """Arguments as torch.nn.Linear shows them, and the number of exact outputs."""
+        return f"{super().extra_repr()}, exact={self.exact}"
+
+    def __getstate__(self) -> dict[str, Any]:
+        state: dict[str, Any] = super().__getstate__()
+        state.pop("_packed", None)
+        return state
+
+
+def _refusal(tensors: Sequence[Tensor]) -> str | None:
+    """Reason why a head cannot be run on its input, weight and bias, if it has one; None where it can."""
+    if reason := shortlist.hindrance():
+        return f"kernels.ShortlistHead cannot run here: {reason}; use torch.nn.Linear"
+    gradients = torch.is_grad_enabled()
+    for value in tensors:
+        if value.dtype is not torch.float32 or not value.is_cpu or (gradients and value.requires_grad):
+            return NOT_SERVED
+    given, wanted = tensors[0].size(-1), tensors[1].size(1)
+    if not unwatched(tensors):
+        return NOT_SERVED
+    return None if given == wanted else f"input has {given} features, expected {wanted}"

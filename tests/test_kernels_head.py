@@ -1,0 +1,236 @@
+"""The head whose largest outputs are exact: right at any size, whatever its rounding, and never of old weights."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+
+import pytest
+
+pytest.importorskip("hypothesis")
+
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from recurrences import DEVICE
+from torch import Tensor, nn
+
+from kernels import ShortlistHead
+from kernels.cpu import shortlist, teams
+
+pytestmark = [
+    pytest.mark.skipif(DEVICE != "cpu", reason="the head is for CPUs"),
+    pytest.mark.skipif(bool(shortlist.hindrance()), reason=str(shortlist.hindrance())),
+]
+
+
+def _head(depth: int, outputs: int, exact: int, *, bias: bool = True, spread: float = 1.0) -> ShortlistHead:
+    """A head whose rows of weights differ in size by up to e ** spread."""
+    head = ShortlistHead(depth, outputs, bias, exact=exact).eval()
+    with torch.no_grad():
+        head.weight.mul_(torch.exp(spread * torch.randn(outputs, 1)))
+    return head
+
+
+def _true(head: ShortlistHead, h: Tensor) -> Tensor:
+    bias = None if head.bias is None else head.bias.double()
+    return nn.functional.linear(h.double(), head.weight.double(), bias)
+
+
+def _check(head: ShortlistHead, h: Tensor) -> None:
+    """The largest are float32's and in their place, the others below them, and all of them near."""
+    with torch.no_grad():
+        found, truth = head(h), _true(head, h)
+        size = h.double().norm(dim=-1, keepdim=True) * head.weight.double().norm(dim=1)
+    rounding = 2e-6 * (size + truth.abs())
+    k = min(head.exact, truth.size(-1))
+    best, index = found.topk(k, -1)
+    assert torch.all((best - truth.gather(-1, index)).abs() <= rounding.gather(-1, index))
+    # Sorted by truth instead they are the same, but for what float32 cannot tell apart.
+    assert torch.all((best - truth.topk(k, -1).values).abs() <= rounding.amax(-1, keepdim=True))
+    assert torch.all((found - truth).abs() <= 0.05 * size + rounding)
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+@given(
+    rows=st.integers(1, 19),
+    depth=st.sampled_from([1, 3, 4, 16, 17, 63, 130]),
+    outputs=st.sampled_from([1, 2, 15, 16, 17, 31, 33, 64, 100, 257]),
+    exact=st.integers(1, 12),
+    bias=st.booleans(),
+    scale=st.sampled_from([1e-20, 0.3, 1.0, 40.0]),
+    seed=st.integers(0, 10_000),
+)
+def test_the_largest_are_exact(  # noqa: PLR0913, PLR0917 - what a head can be
+    threads: int, rows: int, depth: int, outputs: int, exact: int, bias: bool, scale: float, seed: int
+) -> None:
+    """At any size, for inputs of any size, by a team of any size."""
+    torch.manual_seed(seed)
+    head = _head(depth, outputs, exact, bias=bias)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(teams, "threads_for", lambda _: threads)
+        _check(head, scale * torch.randn(rows, depth))
+
+
+def test_close_outputs_are_told_apart() -> None:
+    """Rows that differ by less than 8 bits hold are ranked as float32 ranks them, and few others are computed again."""
+    torch.manual_seed(0)
+    head = ShortlistHead(512, 8000, exact=4)
+    with torch.no_grad():
+        head.weight[4000:4100] = head.weight[0] * (1 + 1e-4 * torch.rand(100, 1))
+        h = torch.tanh(torch.randn(8, 512)) + 2 * head.weight[0].sign()
+        found, truth = head(h), _true(head, h)
+    assert torch.equal(found.topk(4).indices, truth.topk(4).indices)
+    assert 8 * 100 <= head.refined <= 8 * 300
+
+
+def test_it_is_the_bound_that_finds_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without it the test above fails: outputs in 8 bits alone rank otherwise."""
+    real = shortlist.run
+
+    def without(h: Tensor, weight: Tensor, bias: Tensor | None, packed: shortlist.PackedHead, exact: int) -> object:
+        packed.rows[1:] = 0.0
+        return real(h, weight, bias, packed, exact)
+
+    monkeypatch.setattr(shortlist, "run", without)
+    with pytest.raises(AssertionError):
+        test_close_outputs_are_told_apart()
+
+
+def test_equal_outputs_are_all_computed() -> None:
+    """Where all weights are alike every output may be the largest, and all are exact."""
+    head = ShortlistHead(20, 100)
+    with torch.no_grad():
+        head.weight.fill_(0.25)
+        head.bias.zero_()
+        h = torch.randn(2, 20)
+        torch.testing.assert_close(head(h), nn.functional.linear(h, head.weight))
+    assert head.refined == 200
+
+
+def test_zeros_give_the_bias() -> None:
+    """Of an input of zeros, and of weights of zeros."""
+    head = ShortlistHead(20, 100, exact=3)
+    with torch.no_grad():
+        assert torch.equal(head(torch.zeros(2, 20)), head.bias.expand(2, -1))
+        head.weight.zero_()
+        assert torch.equal(head(torch.randn(2, 20)), head.bias.expand(2, -1))
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+def test_what_is_no_number_is_not_hidden(value: float) -> None:
+    """In an input, weight or bias, it is where torch.nn.Linear has it, and other rows are as before."""
+    h = torch.randn(3, 20)
+    for place in ("input", "weight", "bias"):
+        head, given_h = ShortlistHead(20, 100, exact=2), h.clone()
+        with torch.no_grad():
+            if place == "input":
+                given_h[1, 4] = value
+            elif place == "weight":
+                head.weight[7, 3] = value
+            else:
+                head.bias[7] = value
+            found, truth = head(given_h), nn.functional.linear(given_h, head.weight, head.bias)
+        torch.testing.assert_close(found, truth, rtol=0.05, atol=0.05, equal_nan=True)
+
+
+def _in_place(head: ShortlistHead) -> None:
+    head.weight.mul_(-2.0)
+
+
+def _replaced(head: ShortlistHead) -> None:
+    head.weight = nn.Parameter(-2.0 * head.weight)
+
+
+def _by_numpy(head: ShortlistHead) -> None:
+    values = head.weight.detach().numpy()
+    values *= -2.0
+
+
+def _exchanged(head: ShortlistHead) -> None:
+    head.weight.data = -2.0 * head.weight.data
+
+
+def _bias(head: ShortlistHead) -> None:
+    head.bias.detach().numpy()[:] = torch.randn(100).numpy()
+
+
+@pytest.mark.parametrize("change", [_in_place, _replaced, _by_numpy, _exchanged, _bias])
+def test_changed_parameters_are_noticed(change: object) -> None:
+    """Whatever way they were changed between two calls."""
+    head, h = _head(20, 100, 3), torch.randn(4, 20)
+    with torch.no_grad():
+        _check(head, h)
+        before = head(h)
+        change(head)  # type: ignore[operator]
+        assert not torch.equal(head(h), before)
+    _check(head, h)
+
+
+def test_defaults_of_the_caller_change_nothing() -> None:
+    """Another default type is of no effect on what is packed."""
+    head, h = _head(20, 100, 3), torch.randn(4, 20)
+    before = torch.get_default_dtype()
+    try:
+        torch.set_default_dtype(torch.float16)
+        _check(head, h)
+    finally:
+        torch.set_default_dtype(before)
+
+
+def test_a_copy_packs_its_own_weights() -> None:
+    """Copied and pickled heads give the same and follow their own weights."""
+    head, h = _head(20, 100, 3), torch.randn(4, 20)
+    with torch.no_grad():
+        expected = head(h)
+        for other in (copy.deepcopy(head), pickle.loads(pickle.dumps(head))):  # noqa: S301 - our own
+            assert torch.equal(other(h), expected)
+            other.weight.mul_(2.0)
+            _check(other, h)
+        assert torch.equal(head(h), expected)
+
+
+def test_it_shares_the_parameters_of_a_linear_layer() -> None:
+    """Made of one, it has its parameters themselves, with the names that a state_dict has."""
+    linear = nn.Linear(20, 100).eval()
+    head = ShortlistHead.of(linear, exact=5)
+    assert head.weight is linear.weight
+    assert head.bias is linear.bias
+    assert head.state_dict().keys() == linear.state_dict().keys()
+    assert not head.training
+    assert "exact=5" in repr(head)
+    assert ShortlistHead.of(nn.Linear(20, 100, bias=False)).bias is None
+
+
+@pytest.mark.parametrize("shape", [(20,), (0, 20), (3, 0, 20), (2, 3, 20)])
+def test_any_number_of_dimensions(shape: tuple[int, ...]) -> None:
+    """As torch.nn.Linear, empty batches too."""
+    head, h = _head(20, 100, 1), torch.randn(shape)
+    with torch.no_grad():
+        assert head(h).shape == (*shape[:-1], 100)
+        if h.numel():
+            _check(head, h)
+            strided = h.new_empty(*shape, 2)[..., 0].copy_(h)
+            assert torch.equal(head(strided), head(h))
+
+
+def test_calls_that_it_does_not_serve_are_refused() -> None:
+    """Gradients, other types, autocast, vmap and compilers get an error that says what to use."""
+    head, h = ShortlistHead(20, 100), torch.randn(3, 20)
+    with pytest.raises(RuntimeError, match=r"torch.nn.Linear"):
+        head(h)
+    with torch.no_grad():
+        with pytest.raises(RuntimeError, match=r"torch.nn.Linear"):
+            head(h.double())
+        with torch.autocast("cpu"), pytest.raises(RuntimeError, match=r"torch.nn.Linear"):
+            head(h)
+        with pytest.raises(RuntimeError, match=r"torch.nn.Linear"):
+            torch.func.vmap(head)(h)
+        with pytest.raises(RuntimeError, match="19 features, expected 20"):
+            head(h[:, :19])
+        with pytest.raises(RuntimeError, match=r"torch.nn.Linear"):
+            torch.compile(head, backend="eager")(h)
+    with pytest.raises(ValueError, match="at least 1"):
+        ShortlistHead(20, 100, exact=0)
+    with torch.inference_mode():
+        assert head(h).shape == (3, 100)
