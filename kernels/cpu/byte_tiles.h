@@ -28,7 +28,7 @@ class ByteTiles : public Bytes<PARTS> {
 public:
     static constexpr int AT_ONCE = TILE_ROWS;
     static constexpr int LEAST = 4;  // rows that are worth a tile
-    static constexpr bool THREE_DIVISIONS = true;
+    static constexpr bool THREE_DIVISIONS = true, INTERLEAVES = false;
     using typename Base::Row;
     using Base::Base;
 

@@ -145,7 +145,7 @@ int64_t lstm_layers(const LayersCall* call) {
             return CHANGED;
         // gates_input, h of two steps, and two layers' outputs, one of which the next reads.
         const int64_t widest = a->layers > 1 && width > a->features ? width : a->features;
-        const bool needed = needs_gates_input(a->kept, batch, widest, by_rows, threads);
+        const bool needed = needs_gates_input(a->kept, batch, hidden, widest, by_rows, threads, !lengths && !resets);
         const int64_t at_once = std::min(steps, std::max<int64_t>(1, PROJECTED / std::max<int64_t>(1, 4 * size)));
         const int64_t gates_size = !needed ? 0 : rounded(4 * at_once * size), states = rounded(size);
         const int64_t outputs = rounded(steps * batch * width), kept = std::min<int64_t>(a->layers - 1, 2);

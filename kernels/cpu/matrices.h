@@ -3,6 +3,9 @@
 //
 // A type converts a row with `prepare` (PREPARES) or reads it where it lies, and `add` adds the products of up to AT_ONCE
 // rows with the weights of a block of LANES hidden units, gates i, f, g, o, to sums in float32.
+//
+// Where a type INTERLEAVES (interleaved.h), the parts of `add` can be had one by one: weights and rows are groups of k, a
+// group of a row has one or two WORDS of four bytes, and `dot` multiplies a word with a group's weights of one gate.
 
 #pragma once
 
@@ -31,8 +34,11 @@ class Widened {
 
 public:
     static constexpr bool PREPARES = false, TILED = false, THREE_DIVISIONS = false;
-    static constexpr int AT_ONCE = ROWS;
+    static constexpr bool INTERLEAVES = std::is_same_v<W, float> && LANES == 16;
+    static constexpr int AT_ONCE = ROWS, WORDS = 1;
     using Row = const float*;
+    using Sum = vec;
+    using Word = vec;
 
     Widened(const void* packed, const float* scale, int64_t hidden, int64_t depth)
         : packed(static_cast<const W*>(packed)), scale(scale), hidden(hidden), depth(depth) {}
@@ -45,6 +51,28 @@ public:
     static void begin(int64_t) {}
     static void end(int64_t) {}
     Row prepare(const float* from, char*) const { return from; }
+
+    static bool whole_blocks(int64_t hidden) { return !SHARES || !half_a_vector(hidden, (hidden - 1) / LANES); }
+    static int64_t groups(int64_t depth) { return depth; }
+    const char* groups_of(int64_t block) const {
+        return reinterpret_cast<const char*>(packed + block * depth * 4 * LANES);
+    }
+    void start(Sum (&sums)[WORDS][4], int64_t) const {
+        UNROLLED for (int gate = 0; gate < 4; ++gate) sums[0][gate] = vec{};
+    }
+    const char* words(Row row, int) const { return reinterpret_cast<const char*>(row); }
+    static Word word(const char* p) {
+        float x;
+        std::memcpy(&x, p, 4);
+        return all(x);
+    }
+    static Sum dot(Sum sum, Word word, vec weights) { return sum + word * weights; }
+    static Sum dot(Sum sum, Word word, const char* weights) {
+        return sum + word * load(reinterpret_cast<const float*>(weights));
+    }
+    void finish(vec (&to)[4], const Sum (&sums)[WORDS][4], Row, int64_t) const {
+        UNROLLED for (int gate = 0; gate < 4; ++gate) to[gate] += sums[0][gate];
+    }
 
     void add(int rows, vec (&sums)[ROWS][4], const Row (&a)[ROWS], int64_t block) const {
         const W* weights = packed + block * depth * 4 * LANES;
@@ -90,24 +118,18 @@ protected:
     int64_t hidden, depth;
 
     static constexpr int64_t VECTOR = 4 * LANES;
-    static int64_t groups(int64_t depth) { return (depth + 3) / 4; }
     static int64_t padded(int64_t depth) { return (depth + LANES - 1) / LANES * LANES; }
-    static __m512i four(const char* p) {
-        int32_t x;
-        std::memcpy(&x, p, 4);
-        return _mm512_set1_epi32(x);
-    }
-
-    // Four products a lane. In words of our own, since GCC 12 copies the sums of its intrinsic to and fro.
-    static void dot(__m512i& sum, __m512i a, __m512i w) { asm("vpdpbusd %2, %1, %0" : "+v"(sum) : "v"(a), "v"(w)); }
 
 public:
-    static constexpr bool PREPARES = true, TILED = false, THREE_DIVISIONS = true;
+    static constexpr bool PREPARES = true, TILED = false, THREE_DIVISIONS = true, INTERLEAVES = true;
+    static constexpr int WORDS = PARTS;
     static constexpr int AT_ONCE = PARTS == 1 ? 6 : 3;  // as many sums as registers hold
     static constexpr int LARGEST = PARTS == 1 ? 127 : 32767;
     // Sums of products of an unsigned and a signed byte stay in 32 bits: 65536 * 255 * 127 < 2^31.
     static constexpr int64_t DEEPEST = 65536;
     using Row = const char*;  // scale, [64] high bytes, low bytes
+    using Sum = __m512i;
+    using Word = __m512i;
 
     Bytes(const void* packed, const float* scale, int64_t hidden, int64_t depth)
         : packed(static_cast<const int8_t*>(packed)), scale(scale), hidden(hidden), depth(depth) {}
@@ -123,6 +145,40 @@ public:
     static void begin(int64_t) {}
     static void end(int64_t) {}
 
+    static bool whole_blocks(int64_t) { return true; }
+    static int64_t groups(int64_t depth) { return (depth + 3) / 4; }
+    const char* groups_of(int64_t block) const { return reinterpret_cast<const char*>(starts_of(block)) + 4 * VECTOR; }
+    void start(Sum (&sums)[PARTS][4], int64_t block) const {
+        UNROLLED for (int part = 0; part < PARTS; ++part)
+            UNROLLED for (int gate = 0; gate < 4; ++gate)
+                sums[part][gate] = part ? Sum{} : _mm512_loadu_si512(starts_of(block) + gate * VECTOR);
+    }
+    const char* words(Row row, int part) const { return row + 64 + part * padded(depth); }
+    static Word word(const char* p) {
+        int32_t x;
+        std::memcpy(&x, p, 4);
+        return _mm512_set1_epi32(x);
+    }
+    // Four products a lane. In words of our own, since GCC 12 copies the sums of its intrinsic to and fro.
+    static Sum dot(Sum sum, Word word, vec weights) {
+        asm("vpdpbusd %2, %1, %0" : "+v"(sum) : "v"(word), "v"(weights));
+        return sum;
+    }
+    static Sum dot(Sum sum, Word word, const char* weights) {
+        asm("vpdpbusd %2, %1, %0" : "+v"(sum) : "v"(word), "m"(*reinterpret_cast<const loose*>(weights)));
+        return sum;
+    }
+    void finish(vec (&to)[4], const Sum (&sums)[PARTS][4], Row row, int64_t block) const {
+        const int64_t unit = block * LANES;
+        const int n = static_cast<int>(hidden - unit < LANES ? hidden - unit : LANES);
+        float unit_of_row;
+        std::memcpy(&unit_of_row, row, 4);
+        UNROLLED for (int gate = 0; gate < 4; ++gate) {
+            vec sum = {};
+            UNROLLED for (int part = 0; part < PARTS; ++part) sum = sum * 256.0f + (vec)_mm512_cvtepi32_ps(sums[part][gate]);
+            to[gate] += sum * (load(scale + gate * hidden + unit, n) * unit_of_row);
+        }
+    }
 
     // The low bytes, if any, begin `apart` bytes after the high ones.
     Row prepare(const float* from, char* room) const { return prepare(from, room, padded(depth)); }
@@ -166,17 +222,19 @@ public:
     }
 
 private:
+    const int8_t* starts_of(int64_t block) const { return packed + block * (1 + groups(depth)) * 4 * VECTOR; }
+
     template <int R>
     static inline void group(__m512i (&own)[R][PARTS][4], const char* const (&bytes)[R][PARTS], const int8_t* w, int64_t k) {
         __m512i four_of[R][PARTS];
         UNROLLED for (int r = 0; r < R; ++r)
-            UNROLLED for (int part = 0; part < PARTS; ++part) four_of[r][part] = four(bytes[r][part] + 4 * k);
+            UNROLLED for (int part = 0; part < PARTS; ++part) four_of[r][part] = word(bytes[r][part] + 4 * k);
         UNROLLED for (int gate = 0; gate < 4; ++gate) {
             vec weights = (vec)_mm512_loadu_si512(w + (4 * k + gate) * VECTOR);
             in_register(weights);
             UNROLLED for (int r = 0; r < R; ++r)
                 UNROLLED for (int part = 0; part < PARTS; ++part)
-                    dot(own[r][part][gate], four_of[r][part], (__m512i)weights);
+                    own[r][part][gate] = dot(own[r][part][gate], four_of[r][part], weights);
         }
     }
 
@@ -184,7 +242,7 @@ private:
     void add(vec (&sums)[ROWS][4], const Row (&a)[ROWS], int64_t block, int64_t between) const {
         // Few rows have too few sums to hide the latency of an instruction, so their groups are summed in turns.
         constexpr int APART = R * PARTS == 1 ? 4 : R * PARTS == 2 ? 2 : 1;
-        const int8_t* w = packed + block * (1 + groups(depth)) * 4 * VECTOR;
+        const int8_t* w = starts_of(block);
         const char* bytes[R][PARTS];
         __m512i own[APART][R][PARTS][4];
         UNROLLED for (int r = 0; r < R; ++r)
@@ -200,21 +258,15 @@ private:
         for (; k + APART <= count; k += APART)
             UNROLLED for (int apart = 0; apart < APART; ++apart) group(own[apart], bytes, w, k + apart);
         for (; APART > 1 && k < count; ++k) group(own[0], bytes, w, k);
-        const int64_t unit = block * LANES;
-        const int n = static_cast<int>(hidden - unit < LANES ? hidden - unit : LANES);
-        UNROLLED for (int gate = 0; gate < 4; ++gate) {
-            const vec by = load(scale + gate * hidden + unit, n);
-            UNROLLED for (int r = 0; r < R; ++r) {
-                vec sum = {};
-                UNROLLED for (int part = 0; part < PARTS; ++part) {
-                    __m512i total = own[0][r][part][gate];
-                    UNROLLED for (int apart = 1; apart < APART; ++apart) total = _mm512_add_epi32(total, own[apart][r][part][gate]);
-                    sum = sum * 256.0f + (vec)_mm512_cvtepi32_ps(total);
+        UNROLLED for (int r = 0; r < R; ++r) {
+            Sum total[PARTS][4];
+            UNROLLED for (int part = 0; part < PARTS; ++part)
+                UNROLLED for (int gate = 0; gate < 4; ++gate) {
+                    total[part][gate] = own[0][r][part][gate];
+                    UNROLLED for (int apart = 1; apart < APART; ++apart)
+                        total[part][gate] = _mm512_add_epi32(total[part][gate], own[apart][r][part][gate]);
                 }
-                float unit_of_row;
-                std::memcpy(&unit_of_row, a[r], 4);
-                sums[r][gate] += sum * (by * unit_of_row);
-            }
+            finish(sums[r], total, a[r], block);
         }
     }
 };
@@ -228,12 +280,12 @@ class Pairs {
     const uint16_t* packed;
     int64_t depth;
 
-    static int64_t groups(int64_t depth) { return (depth + 1) / 2; }
-
 public:
-    static constexpr bool PREPARES = true, TILED = false, THREE_DIVISIONS = true;
-    static constexpr int AT_ONCE = ROWS;
+    static constexpr bool PREPARES = true, TILED = false, THREE_DIVISIONS = true, INTERLEAVES = true;
+    static constexpr int AT_ONCE = ROWS, WORDS = 1;
     using Row = const uint16_t*;
+    using Sum = __m512;
+    using Word = __m512bh;
 
     Pairs(const void* packed, const float*, int64_t, int64_t depth)
         : packed(static_cast<const uint16_t*>(packed)), depth(depth) {}
@@ -251,6 +303,24 @@ public:
             _mm256_storeu_si256(reinterpret_cast<__m256i*>(to + k), (__m256i)_mm512_cvtneps_pbh((__m512)x));
         }
         return to;
+    }
+
+    static bool whole_blocks(int64_t) { return true; }
+    static int64_t groups(int64_t depth) { return (depth + 1) / 2; }
+    const char* groups_of(int64_t block) const {
+        return reinterpret_cast<const char*>(packed + block * groups(depth) * 4 * PAIR_VECTOR);
+    }
+    void start(Sum (&sums)[WORDS][4], int64_t) const {
+        UNROLLED for (int gate = 0; gate < 4; ++gate) sums[0][gate] = Sum{};
+    }
+    const char* words(Row row, int) const { return reinterpret_cast<const char*>(row); }
+    static Word word(const char* p) { return pair_of(reinterpret_cast<const uint16_t*>(p)); }
+    static Sum dot(Sum sum, Word word, vec weights) { return _mm512_dpbf16_ps(sum, (__m512bh)weights, word); }
+    static Sum dot(Sum sum, Word word, const char* weights) {
+        return dot(sum, word, load(reinterpret_cast<const float*>(weights)));
+    }
+    void finish(vec (&to)[4], const Sum (&sums)[WORDS][4], Row, int64_t) const {
+        UNROLLED for (int gate = 0; gate < 4; ++gate) to[gate] += (vec)sums[0][gate];
     }
 
     void add(int rows, vec (&sums)[ROWS][4], const Row (&a)[ROWS], int64_t block) const {

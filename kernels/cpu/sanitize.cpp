@@ -3,6 +3,7 @@
 
 #define PROJECTED 600  // Few enough for several parts of the steps.
 #define PAIR_ROWS 50
+#define NEAREST 2000  // Some sizes project beside the steps, some between them.
 #include "lstm.cpp"
 
 #include <cstdio>

@@ -142,7 +142,7 @@ void multiply_byte_tiles() {
 template <int NUMBER_OF_PARTS>
 struct Tiles {
     static constexpr int PARTS = NUMBER_OF_PARTS;
-    static constexpr bool TILED = true;
+    static constexpr bool TILED = true, INTERLEAVES = false;
     static constexpr int64_t PAIR = 2 * PARTS * TILE;  // bytes of 32 k of two gates
     // Calls of `between` for 32 k: of the two gates of one pair for two tiles of rows, of all four for one.
     static constexpr int CALLS = PARTS == 1 ? 2 : 3;

@@ -227,16 +227,35 @@ inline __m512 inverse(__m512 x) {
 // h of 16 units from their gates before the nonlinearities, and c. Three divisions in place of five:
 // i * g = (1 - G) / ((1 + I) (1 + G)) with I = exp(-i), G = exp(-2 g), and o * tanh(c) likewise. What is cut at 2^60 would
 // otherwise become infinity over infinity; where a factor is NaN, min returns its second operand.
-inline __m512 cell_of(__m512 i, __m512 f, __m512 g, __m512 o, __m512& c) {
+// `between` is called twelve times on the way: what it does fills the time in which one instruction waits for another.
+template <typename Between>
+inline __m512 cell_of(__m512 i, __m512 f, __m512 g, __m512 o, __m512& c, Between between) {
     const __m512 one = _mm512_set1_ps(1.0f), most = _mm512_set1_ps(60.0f);
     const __m512 once = _mm512_set1_ps(-1.44269504088896341f), twice = _mm512_set1_ps(-2 * 1.44269504088896341f);
-    const __m512 I = power_of_two(_mm512_mul_ps(i, once)), F = power_of_two(_mm512_mul_ps(f, once));
-    const __m512 O = power_of_two(_mm512_mul_ps(o, once)), G = power_of_two(_mm512_min_ps(most, _mm512_mul_ps(g, twice)));
-    const __m512 below = _mm512_mul_ps(_mm512_add_ps(one, I), _mm512_add_ps(one, G));
-    c = _mm512_fmadd_ps(c, inverse(_mm512_add_ps(one, F)), _mm512_mul_ps(_mm512_sub_ps(one, G), inverse(below)));
+    const __m512 I = power_of_two(_mm512_mul_ps(i, once));
+    between();
+    const __m512 G = power_of_two(_mm512_min_ps(most, _mm512_mul_ps(g, twice)));
+    between();
+    const __m512 F = power_of_two(_mm512_mul_ps(f, once));
+    between();
+    const __m512 O = power_of_two(_mm512_mul_ps(o, once));
+    between();
+    const __m512 below = inverse(_mm512_mul_ps(_mm512_add_ps(one, I), _mm512_add_ps(one, G)));
+    between();
+    const __m512 kept = inverse(_mm512_add_ps(one, F));
+    between();
+    c = _mm512_fmadd_ps(c, kept, _mm512_mul_ps(_mm512_sub_ps(one, G), below));
+    between();
+    between();
     const __m512 C = power_of_two(_mm512_min_ps(most, _mm512_mul_ps(c, twice)));
-    return _mm512_mul_ps(_mm512_sub_ps(one, C), inverse(_mm512_mul_ps(_mm512_add_ps(one, O), _mm512_add_ps(one, C))));
+    between();
+    between();
+    const __m512 under = inverse(_mm512_mul_ps(_mm512_add_ps(one, O), _mm512_add_ps(one, C)));
+    between();
+    between();
+    return _mm512_mul_ps(_mm512_sub_ps(one, C), under);
 }
+inline __m512 cell_of(__m512 i, __m512 f, __m512 g, __m512 o, __m512& c) { return cell_of(i, f, g, o, c, [] {}); }
 #endif
 
 inline float from_bfloat16(uint16_t x) {

@@ -9,6 +9,7 @@
 
 #include "byte_walk.h"
 #include "forward.h"
+#include "interleaved.h"
 #include "matrices.h"
 #include "tile_walk.h"
 #include "weights.h"
@@ -32,7 +33,15 @@ inline Room room_of(int64_t kept, int64_t batch, int64_t steps, int64_t hidden, 
             return {plan.shared, plan.own};
         } else
 #endif
-            return vector_room<W>(batch, hidden, features, by_rows, threads);
+        {
+            const Room room = vector_room<W>(batch, hidden, features, by_rows, threads);
+            if constexpr (W::Recurrent::INTERLEAVES)
+                if (InterleavedWalk<W>::serves(batch, hidden, features, by_rows, threads)) {
+                    const Room other = InterleavedWalk<W>::room(hidden, features, threads);
+                    return {std::max(room.shared, other.shared), std::max(room.own, other.own)};
+                }
+            return room;
+        }
     });
 }
 
@@ -54,9 +63,12 @@ inline int64_t room_bytes(int64_t kept, int64_t batch, int64_t steps, int64_t hi
     return most;
 }
 
-// Whether the projection goes through Forward's gates_input.
-inline bool needs_gates_input(int64_t kept, int64_t batch, int64_t features, bool by_rows, int64_t threads) {
+// Whether the projection goes through Forward's gates_input; `whole` where no sequence ends early or begins anew.
+inline bool needs_gates_input(int64_t kept, int64_t batch, int64_t hidden, int64_t features, bool by_rows, int64_t threads,
+                              bool whole) {
     return with_way(kept, [=](auto way) {
+        if constexpr (decltype(way)::Recurrent::INTERLEAVES)
+            if (whole && InterleavedWalk<decltype(way)>::serves(batch, hidden, features, by_rows, threads)) return false;
 #if defined(HAS_BYTE_TILES)
         if (std::is_same_v<typename decltype(way)::Recurrent, ByteTiles<1>> && BytePlan::serves(batch, by_rows, threads)) return false;
 #endif
@@ -79,7 +91,12 @@ inline void walk(const Forward* a, int64_t kept, const Lengths& lengths, Barrier
             TileWalk<typename W::Recurrent>(a, lengths, barrier, memory, own, thread, threads).run();
         else
 #endif
+        {
+            if constexpr (W::Recurrent::INTERLEAVES)
+                if (InterleavedWalk<W>::serves(a, threads))
+                    return InterleavedWalk<W>(a, barrier, own, thread, threads).run();
             vector_walk<W>(a, lengths, barrier, own, thread, threads);
+        }
     });
 }
 

@@ -1,0 +1,282 @@
+// The walk of one direction of a layer forward through time for one sequence: each step projects the input of later ones.
+//
+// A step reads all recurrent weights for one multiplication each: a line comes from the second-level cache in two
+// cycles and is multiplied in one, so half of the multipliers' time is left over. The projection of the next few steps,
+// whose weights are read once for all of them, takes that time. While one instruction of a cell waits for another, the
+// first groups of the next block of units are multiplied.
+
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <cstring>
+
+#include "forward.h"
+#include "matrices.h"
+#include "team.h"
+#include "vectors.h"
+
+// Bytes of recurrent weights of a thread that stay in the first-level cache beside everything else.
+#if !defined(NEAREST)
+#define NEAREST (24 << 10)
+#endif
+
+namespace {
+
+template <typename W>
+class InterleavedWalk {
+    using Input = typename W::Input;
+    using Recurrent = typename W::Recurrent;
+    static constexpr int WORDS = Input::WORDS, GATES = 4 * LANES;
+    static constexpr int AHEAD = WORDS == 1 ? 5 : 3;  // steps: with their sums and those of one more registers are full
+    static constexpr int64_t SUMS = AHEAD * WORDS * GATES * 4;  // bytes
+    static constexpr int BETWEEN = 12;                // times that a cell calls `between`
+
+    const Forward* a;
+    Barrier& barrier;
+    const int thread, threads;
+    const Input input;
+    const Recurrent recurrent;
+    const int64_t groups, part;  // of the input, in all and beside a block of the step
+    const Share own;             // blocks of this thread
+    char* const state_room;
+    char* const input_room;
+    typename Input::Sum (*const sums)[WORDS][4];  // of the block that is being projected
+    float* const projected;      // [step % (2 AHEAD)][block][gate][lane]
+    int64_t next = 0;            // first of the steps that are being projected
+    typename Input::Row rows[AHEAD];  // their input
+
+    static int64_t lines(int64_t bytes) { return (bytes + 63) / 64 * 64; }
+    static int64_t blocks(int64_t hidden) { return (hidden + LANES - 1) / LANES; }
+    int64_t time(int64_t s) const { return a->reverse ? a->steps - 1 - s : s; }
+    int lanes(int64_t block) const { return static_cast<int>(std::min<int64_t>(LANES, a->hidden - block * LANES)); }
+    float* projected_of(int64_t s, int64_t block) const {
+        return projected + (s % (2 * AHEAD) * (own.end - own.first) + block - own.first) * GATES;
+    }
+
+    // Converts the input from a step on; past the last step its own stands in for what is thrown away.
+    void begin(int64_t s) {
+        next = s;
+        for (int r = 0; r < AHEAD && own.first < own.end; ++r)
+            rows[r] = input.prepare(a->x + time(std::min(s + r, a->steps - 1)) * a->x_step,
+                                    input_room + r * Input::row_bytes(a->features));
+    }
+
+    static inline vec in_a_register(const char* weights) {
+        vec x = load(reinterpret_cast<const float*>(weights));
+        in_register(x);
+        return x;
+    }
+
+    // Adds a group of k to the sums of a step.
+    static inline void one(typename Recurrent::Sum (&sums)[4], const char* word, const char* weights) {
+        const auto x = Recurrent::word(word);
+        UNROLLED for (int gate = 0; gate < 4; ++gate)
+            sums[gate] = Recurrent::dot(sums[gate], x, weights + gate * GATES);
+    }
+
+    // Adds `count` groups. Sums are its own variables, as in the next one: GCC would store the caller's each time.
+    static void multiply(typename Recurrent::Sum (&step)[4], const char* word, const char* weights, int64_t count) {
+        typename Recurrent::Sum here[4];
+        UNROLLED for (int gate = 0; gate < 4; ++gate) here[gate] = step[gate];
+        for (; count > 0; --count, word += 4, weights += 4 * GATES) one(here, word, weights);
+        UNROLLED for (int gate = 0; gate < 4; ++gate) step[gate] = here[gate];
+    }
+
+    // Adds `count` groups from `from` on to the sums of a block of the steps ahead, and meanwhile `left` groups to `step`.
+    // In a function of its own, so that nothing else takes a register.
+    __attribute__((noinline)) void multiply(int64_t block, int64_t from, int64_t count, typename Recurrent::Sum (&step)[4],
+                                            const char* word, const char* weights, int64_t left) {
+        typename Input::Sum ahead[AHEAD][WORDS][4];
+        typename Recurrent::Sum here[4];
+        const char* words[AHEAD][WORDS];
+        UNROLLED for (int gate = 0; gate < 4; ++gate) here[gate] = step[gate];
+        UNROLLED for (int r = 0; r < AHEAD; ++r)
+            UNROLLED for (int w = 0; w < WORDS; ++w) {
+                words[r][w] = input.words(rows[r], w) + 4 * from;
+                UNROLLED for (int gate = 0; gate < 4; ++gate) ahead[r][w][gate] = sums[r][w][gate];
+            }
+        if (from == 0) UNROLLED for (int r = 0; r < AHEAD; ++r) input.start(ahead[r], block);
+        const char* projecting = input.groups_of(block) + from * 4 * GATES;
+        for (int64_t k = 0; k < count; ++k, projecting += 4 * GATES) {
+            // All four, and 28 sums, would leave no register for a word.
+            const vec three[3] = {in_a_register(projecting), in_a_register(projecting + GATES),
+                                  in_a_register(projecting + 2 * GATES)};
+            UNROLLED for (int r = 0; r < AHEAD; ++r)
+                UNROLLED for (int w = 0; w < WORDS; ++w) {
+                    const auto x = Input::word(words[r][w] + 4 * k);
+                    UNROLLED for (int gate = 0; gate < 3; ++gate)
+                        ahead[r][w][gate] = Input::dot(ahead[r][w][gate], x, three[gate]);
+                    ahead[r][w][3] = Input::dot(ahead[r][w][3], x, projecting + 3 * GATES);
+                }
+            // As many as there are steps ahead: then both end together where the input is as wide as the state.
+            if (left >= AHEAD) {
+                left -= AHEAD;
+                UNROLLED for (int e = 0; e < AHEAD; ++e) one(here, word + 4 * e, weights + e * 4 * GATES);
+                word += 4 * AHEAD;
+                weights += AHEAD * 4 * GATES;
+            }
+        }
+        for (; left > 0; --left, word += 4, weights += 4 * GATES) one(here, word, weights);
+        UNROLLED for (int gate = 0; gate < 4; ++gate) step[gate] = here[gate];
+        if (from + count == groups) return finish(block, ahead);
+        UNROLLED for (int r = 0; r < AHEAD; ++r)
+            UNROLLED for (int w = 0; w < WORDS; ++w)
+                UNROLLED for (int gate = 0; gate < 4; ++gate) sums[r][w][gate] = ahead[r][w][gate];
+    }
+
+    // Scales the sums of a block that is done, adds the biases, and keeps what comes of them for the steps.
+    inline void finish(int64_t block, const typename Input::Sum (&done)[AHEAD][WORDS][4]) const {
+        const int n = lanes(block);
+        vec bias[4] = {};
+        if (a->bias_ih) UNROLLED for (int gate = 0; gate < 4; ++gate) {
+            const int64_t at = gate * a->hidden + block * LANES;
+            bias[gate] = load(a->bias_ih + at, n) + load(a->bias_hh + at, n);
+        }
+        UNROLLED for (int r = 0; r < AHEAD; ++r) {
+            vec gates[4] = {bias[0], bias[1], bias[2], bias[3]};
+            input.finish(gates, done[r], rows[r], block);
+            float* const to = projected_of(next + r, block);
+            UNROLLED for (int gate = 0; gate < 4; ++gate) store(to + gate * LANES, gates[gate]);
+        }
+    }
+
+    // Projects the input from a step on, with nothing beside it.
+    void project(int64_t s) {
+        typename Recurrent::Sum none[4] = {};
+        begin(s);
+        for (int64_t block = own.first; block < own.end; ++block) multiply(block, 0, groups, none, nullptr, nullptr, 0);
+    }
+
+    // h of a block of units from their gates before the nonlinearities, and c.
+    template <typename F>
+    static inline vec cell(const vec (&gates)[4], vec& c, F between) {
+#if defined(__AVX512DQ__)
+        if (Recurrent::THREE_DIVISIONS) {
+            __m512 state = (__m512)c;
+            const __m512 h = cell_of((__m512)gates[0], (__m512)gates[1], (__m512)gates[2], (__m512)gates[3], state, between);
+            c = (vec)state;
+            return (vec)h;
+        }
+#endif
+        const auto some = [=] { between(), between(), between(); };
+        const vec i = sigmoid(gates[0]), g = tanh_of(gates[2]);
+        some();
+        const vec f = sigmoid(gates[1]), o = sigmoid(gates[3]);
+        some();
+        c = f * c + i * g;
+        some();
+        const vec narrowed = tanh_of(c);
+        some();
+        return o * narrowed;
+    }
+
+    // The cell of a block whose product is done, and beside it the first groups of the next one's, if there is a `word`.
+    void cell(const float* gates_of, int64_t block, float* after, float* output, typename Recurrent::Sum (&step)[4],
+              const char* word, const char* weights) {
+        const int64_t unit = block * LANES;
+        const int n = lanes(block);
+        vec gates[4];
+        for (int gate = 0; gate < 4; ++gate) gates[gate] = load(gates_of + gate * LANES);
+        vec c = load(a->c_n + unit, n), h;
+        if (word) {
+            typename Recurrent::Sum here[4];
+            UNROLLED for (int gate = 0; gate < 4; ++gate) here[gate] = step[gate];
+            h = cell(gates, c, [&] {
+                one(here, word, weights);
+                word += 4;
+                weights += 4 * GATES;
+            });
+            UNROLLED for (int gate = 0; gate < 4; ++gate) step[gate] = here[gate];
+        } else {
+            h = cell(gates, c, [] {});
+        }
+        store(a->c_n + unit, c, n);
+        store(after + unit, h, n);
+        store(output + unit, h, n);
+    }
+
+public:
+    // Whether a team walks so where no sequence ends early or begins anew, and nothing is kept for gradients.
+    static bool serves(int64_t batch, int64_t hidden, int64_t features, bool by_rows, int64_t threads) {
+        return Recurrent::INTERLEAVES && batch == 1 && features >= 0 && hidden > 0 && (!by_rows || threads == 1) &&
+               Recurrent::whole_blocks(hidden);
+    }
+    static bool serves(const Forward* a, int64_t threads) {
+        return serves(a->batch, a->hidden, a->features, a->by_rows, threads) && !a->lengths && !a->resets && !a->gates &&
+               !a->cells;
+    }
+
+    // Of each thread: h of a step, the input of the steps ahead, and what is projected.
+    static Room room(int64_t hidden, int64_t features, int64_t threads) {
+        const int64_t most = (blocks(hidden) + threads - 1) / threads;
+        const int64_t rows = lines(Recurrent::row_bytes(hidden)) + lines(AHEAD * Input::row_bytes(features));
+        return {0, rows + SUMS + 2 * AHEAD * most * GATES * 4};
+    }
+
+    // `room` is the thread's own.
+    InterleavedWalk(const Forward* a, Barrier& barrier, char* room, int thread, int threads)
+        : a(a), barrier(barrier), thread(thread), threads(threads), input(a->packed_ih, a->scale_ih, a->hidden, a->features),
+          recurrent(a->packed, a->scale, a->hidden, a->hidden), groups(Input::groups(a->features)),
+          part((groups + AHEAD - 1) / AHEAD), own(share(blocks(a->hidden), !a->by_rows, thread, threads)), state_room(room),
+          input_room(state_room + lines(Recurrent::row_bytes(a->hidden))),
+          sums(reinterpret_cast<typename Input::Sum (*)[WORDS][4]>(input_room + lines(AHEAD * Input::row_bytes(a->features)))),
+          projected(reinterpret_cast<float*>(sums) + SUMS / 4) {}
+
+    // In a function of its own, since the frames of all types together would be too large for a small stack.
+    __attribute__((noinline)) void run() {
+        const int64_t hidden = a->hidden, count = own.end - own.first, state_groups = Recurrent::groups(hidden);
+        // Weights that stay in the first-level cache leave no time over, so their steps are projected between steps.
+        const bool beside = groups > 0 && count * state_groups * 4 * GATES > NEAREST;
+        const int64_t first = own.first * LANES, bytes = 4 * (std::min(own.end * LANES, hidden) - first);
+        if (count > 0 && !a->c0) std::memset(a->c_n + first, 0, bytes);
+        else if (count > 0 && a->c0 != a->c_n) std::memcpy(a->c_n + first, a->c0 + first, bytes);
+        typename Recurrent::Sum step[Recurrent::WORDS][4];
+        const float* before = a->h0;
+        float *after = a->scratch, *spare = a->scratch + hidden;
+        for (int64_t s = 0; s < a->steps; ++s) {
+            const int64_t at = s % AHEAD;
+            const bool more = beside && s - at + AHEAD < a->steps;
+            if (at == 0 && (s == 0 || !beside)) project(s);
+            if (at == 0 && more) begin(s + AHEAD);
+            typename Recurrent::Row state{};
+            if (before && count > 0) state = recurrent.prepare(before, state_room);
+            float* const output = a->output + time(s) * a->out_step;
+            const int64_t open = before && state_groups >= BETWEEN ? BETWEEN : 0;  // groups multiplied beside a cell
+            alignas(64) float gates_of[GATES];
+            for (int64_t i = 0, past = -1; i < count; ++i) {
+                // Every other step goes the other way: what a cache that is too small still holds is wanted first.
+                const int64_t block = s % 2 ? own.end - 1 - i : own.first + i;
+                const int64_t done = at * count + i, ahead = own.first + done / AHEAD, start_of = done % AHEAD * part;
+                const char* word = before ? recurrent.words(state, 0) : nullptr;
+                const char* weights = recurrent.groups_of(block);
+                int64_t left = before ? state_groups : 0;
+                if (before) recurrent.start(step, block);
+                if (past >= 0) {
+                    cell(gates_of, past, after, output, step[0], open ? word : nullptr, weights);
+                    word += 4 * open;
+                    weights += open * 4 * GATES;
+                    left -= open;
+                }
+                past = block;
+                if (more && start_of < groups)
+                    multiply(ahead, start_of, std::min(part, groups - start_of), step[0], word, weights, left);
+                else multiply(step[0], word, weights, left);
+                vec gates[4];
+                const float* const from = projected_of(s, block);
+                for (int gate = 0; gate < 4; ++gate) gates[gate] = load(from + gate * LANES);
+                if (before) recurrent.finish(gates, step, state, block);
+                for (int gate = 0; gate < 4; ++gate) store(gates_of + gate * LANES, gates[gate]);
+            }
+            if (count > 0) cell(gates_of, s % 2 ? own.first : own.end - 1, after, output, step[0], nullptr, nullptr);
+            if (!a->by_rows) barrier.wait(thread, threads);
+            before = after;
+            std::swap(after, spare);
+        }
+        // h_n may be the memory of h0, which is read in the first step alone.
+        if (count > 0 && !before) std::memset(a->h_n + first, 0, bytes);
+        else if (count > 0 && before != a->h_n) std::memcpy(a->h_n + first, before + first, bytes);
+    }
+};
+
+}  // namespace
