@@ -72,8 +72,9 @@ def run(arguments: argparse.Namespace, command: str) -> int:
     _say_looking(arguments)
     plan, settings = _plan(arguments, load_suite(arguments.suite))
     console = Console(len(plan.cases), plan.expected_s(), _output(arguments))
-    runnable, expected = len(plan.left()), commands.minutes(plan.expected_s())
-    here = f"{runnable} can run here, {settings.threads} threads; expected time about {expected}"
+    runnable = len(plan.left())
+    threads = counted(settings.threads, "thread")
+    here = f"{runnable} can run here, {threads}; expected time about {commands.minutes(plan.expected_s())}"
     console.say(
         f"suite {plan.suite.name}: {counted(len(plan.cases), 'case')} in {counted(len(plan.groups), 'group')}, "
         + (here if runnable else "none can run here: nothing will be measured, and each is recorded with its reason")

@@ -336,5 +336,5 @@ def test_a_yardstick_is_asked_for_where_the_floor_is_not_kept_alone(factor, tmp_
     assert ("fp32" in asked) == (factor != 1.0)
     kept = gate._found(executable, 3)
     usual = {"usual": gate.usual_norms, "usual_errors": lambda: gate.usual_errors("fp32")}
-    fully = judge(kept, gate.quantities(3, "truth"), gate.quantities(3, "fp32"), "fp32", gate.terms, **usual)
+    fully = judge(kept, gate.quantities(3, "truth"), gate.quantities(3, "fp32"), "fp32", terms=gate.terms, **usual)
     assert fully.passed == found.passed

@@ -8,12 +8,14 @@ in place of the reference's error, which would be zero against itself. Limits ar
 from __future__ import annotations
 
 import dataclasses
+import math
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor
 
 from bench.gate.parity import Gate, gate_for, kept_weights
-from bench.gate.tolerance import ROUNDOFF
+from bench.gate.tolerance import GRADIENT, ROUNDOFF, Check, Verdict, limit_for, relative_error
 from seq2seq.execution.variants import REFERENCE
 from seq2seq.models.weights import Weights
 from seq2seq.own_model.execution import OwnExecutable, execute_own
@@ -88,6 +90,30 @@ class OwnGate(Gate):
         kept = {name: value for name, value in weights.items() if name in embedded or not value.is_floating_point()}
         others = {name: value for name, value in weights.items() if name not in kept}
         return rounded_weights(others) | kept
+
+    def judge(
+        self,
+        found: dict[str, Tensor],
+        truth: dict[str, Tensor],
+        expected: Callable[[], dict[str, Tensor]],
+        precision: str,
+        usual: Callable[[], Mapping[str, float]],
+        usual_errors: Callable[[], Mapping[str, float]],
+    ) -> Verdict:
+        """Judge as `Gate.judge` does, the floor of the limits first.
+
+        The yardstick can only raise a limit above the floor, so it is not asked for where the floor is kept: in bf16 it
+        took 18 times as long as the call that it is to judge (a language model of 2 x 650, on a processor with
+        AVX512-BF16).
+        """
+        checks = []
+        for name, true in truth.items():
+            limit = limit_for(0.0, precision, self.terms if name.startswith(GRADIENT) else 0, self.widened)
+            checks.append(Check(name, relative_error(found[name], true) if name in found else math.inf, limit))
+        by_floor = Verdict(tuple(checks))
+        if by_floor.passed:
+            return by_floor
+        return super().judge(found, truth, expected, precision, usual, usual_errors)
 
 
 def nudged(weights: Weights) -> Weights:

@@ -222,6 +222,8 @@ class Gate:
     """
 
     kept: KeptQuantities | None = None
+    #: Factor of the limits: above 1 where truth is not in float64.
+    widened = 1.0
 
     def __init__(self, workload: Workload, mode: str, device: str) -> None:
         self.workload, self.mode, self.device = workload, mode, device
@@ -229,8 +231,6 @@ class Gate:
         self.weights = functools.cache(self.draw)
         self._batch = functools.cache(lambda seed: self.askable(workload.make_batch(seed), self.weights(seed)))
         self.quantities = functools.cache(self._compute)
-        #: `judge` with the limits of this gate.
-        self.judge = functools.partial(judge, terms=self.terms, widened=self.widened)
 
     def check(self, executable: Executable, seed: int) -> Verdict:
         """Judge an executable on the weights and batch of a seed; its own weights are put back afterwards."""
@@ -241,6 +241,18 @@ class Gate:
         truth = self.quantities(seed, "truth")
         usual_errors = functools.partial(self.usual_errors, precision)
         return self.judge(found, truth, expected, precision, self.usual_norms, usual_errors)
+
+    def judge(
+        self,
+        found: dict[str, Tensor],
+        truth: dict[str, Tensor],
+        expected: Callable[[], dict[str, Tensor]],
+        precision: str,
+        usual: Callable[[], Mapping[str, float]],
+        usual_errors: Callable[[], Mapping[str, float]],
+    ) -> Verdict:
+        """Compare quantities with truth with the limits of this gate; `expected` gives what `judge` takes."""
+        return judge(found, truth, expected(), precision, usual, usual_errors, terms=self.terms, widened=self.widened)
 
     def draw(self, seed: int) -> Weights:
         """Weights of a seed, fp32."""

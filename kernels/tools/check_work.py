@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import importlib
 import threading
 from collections.abc import Callable
@@ -227,22 +228,22 @@ def _graph_of_module(task: CheckQuestion) -> CheckResult:
 
 
 def _replay(task: CheckQuestion) -> CheckResult:
-    """The module's own graph gives the same as launches do, for other inputs and weights in the same memory."""
+    """The module's own graphs give what launching gives, on other input and weights in the same memory."""
     with _configured(task):
-        module = _module(task, layers=2).eval()
-        x = torch.empty(task.sizes.steps, task.sizes.batch, 64, device=DEVICE, dtype=task.sizes.dtype)
-        before = graph_cache.state().replayed
-        with torch.no_grad():
-            held = []
-            for _ in range(graph_cache.SIGHTINGS + 4):
-                x.normal_()
-                module.weight_hh_l0.mul_(0.9)
-                # In memory that stays in use, so no graph is found for it later.
-                other = x.clone()
-                held.append((other, _named(module(other))))
-                _close(held[-1][1], _named(module(x)), task)
-        if graph_cache.state().replayed == before:
-            return CheckResult(text="the same memory never came back, so nothing was replayed", worst=2.0)
+        module = _module(task, layers=2).train(task.backward)
+        twin, shape = copy.deepcopy(module), (task.sizes.steps, task.sizes.batch, 64)
+        # Each in memory of its own that stays in use, so no graph is found for it; and nothing stays in use later.
+        inputs = [_input(shape, task) for _ in range(graph_cache.SIGHTINGS + 6)]
+        expected = [_shrunk_results(twin, value, task) for value in inputs]
+        x, before = _input(shape, task), graph_cache.state()
+        for value, right in zip(inputs, expected, strict=True):
+            with torch.no_grad():
+                x.copy_(value)
+            _close(right, _shrunk_results(module, x, task), task)
+        after = graph_cache.state()
+    passes = 2 if task.backward else 1
+    if after.captured < before.captured + passes or after.replayed < before.replayed + passes + 1:
+        return CheckResult(text="the same memory never came back, so nothing was replayed", worst=2.0)
     return CheckResult()
 
 

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from .. import dispatch
 from ..common.recurrence import Backward, Forward, Problem, loop_backward, loop_forward, resets_of, state_dtype
+from ..gpu import graph_cache
 
 #: Where kernels run: on the GPU if there is one, else on CPU tensors in Triton's interpreter.
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -212,7 +213,10 @@ def configured(asked: Callable[[Problem, str, bool], Any]) -> Iterator[None]:
         return chosen(problem, implementation, backward=backward) if config is None else config
 
     dispatch.choose_config = choose
+    # Their keys do not name the configuration.
+    graph_cache.clear()
     try:
         yield
     finally:
         dispatch.choose_config = chosen
+        graph_cache.clear()

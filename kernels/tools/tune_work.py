@@ -17,7 +17,6 @@ from .. import dispatch, padded_vendor
 from ..common.cudnn_precision import cudnn_precision, wanted_precision
 from ..common.recurrence import Problem, loop_forward
 from ..dispatch import MODULES
-from ..gpu import graph_cache
 from ..lstm import LSTM
 from ..measurements import MeasuredShape, Timing, dtype_name
 from .interleave import Call, Clock, EventClock, WallClock, interleave, quartiles

@@ -19,8 +19,7 @@ from seq2seq.data.batch import Batch
 from seq2seq.data.tokens import END
 from seq2seq.decoding.search import first_token
 from seq2seq.layers.likelihoods import widened
-from seq2seq.models.base import Model
-from seq2seq.models.streams import StreamedLSTM
+from seq2seq.models.base import Model, StreamedLSTM
 
 State = tuple[Tensor, Tensor]
 

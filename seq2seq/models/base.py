@@ -17,7 +17,6 @@ from seq2seq.data.batch import Batch
 from seq2seq.layers.likelihoods import head_loss
 from seq2seq.layers.padding import valid_mask
 from seq2seq.models.family_defaults import FamilyDefaults
-from seq2seq.models.streams import StreamedLSTM
 
 #: Target value that the loss leaves out: the places past the end of a token sequence.
 IGNORE_TOKEN = -100
@@ -25,6 +24,25 @@ IGNORE_TOKEN = -100
 #: State from which decoding continues, by name. In every tensor the second dimension is the batch, whatever the family,
 #: so that beams are reordered and finished ones dropped without knowing what is in it.
 State = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class StreamedLSTM:
+    """An LSTM that a sequence goes through a step at a time, with what stands around it.
+
+    Attributes:
+        lstm: of one direction, batch first.
+        reads: `source` or `target`.
+        embed: what it reads as its input: tokens (batch,) or values (batch, features) to (batch, input_size).
+        head: its outputs (batch, hidden_size) as those of the model; None where none are.
+        start: the state that it starts from, given the final h and c of the LSTM before it; None for that state itself.
+    """
+
+    lstm: nn.RNNBase
+    reads: str
+    embed: Callable[[Tensor], Tensor]
+    head: Callable[[Tensor], Tensor] | None = None
+    start: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] | None = None
 
 
 @dataclass(frozen=True)

@@ -14,10 +14,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
-from seq2seq.models.base import Extent, Model, Stack, checked_target, embedding, make_lstm
+from seq2seq.models.base import Extent, Model, Stack, StreamedLSTM, checked_target, embedding, make_lstm
 from seq2seq.models.family_defaults import FamilyDefaults
 from seq2seq.models.field_checks import check_bool, check_ints, check_likelihood, check_probability
-from seq2seq.models.streams import StreamedLSTM
 
 
 @dataclass(frozen=True)

@@ -16,9 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from seq2seq.layers.padding import Reader
-from seq2seq.models.base import Extent, Model, Stack
+from seq2seq.models.base import Extent, Model, Stack, StreamedLSTM
 from seq2seq.models.family_defaults import FamilyDefaults
-from seq2seq.models.streams import StreamedLSTM
 
 
 @dataclass(frozen=True)

@@ -13,9 +13,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from seq2seq.models.base import Extent, Model, Stack, make_lstm
+from seq2seq.models.base import Extent, Model, Stack, StreamedLSTM, make_lstm
 from seq2seq.models.family_defaults import FamilyDefaults
-from seq2seq.models.streams import StreamedLSTM
 
 
 @dataclass(frozen=True)
