@@ -112,6 +112,9 @@ def test_the_fastest_is_recommended_with_its_margin_over_the_next(tmp_path):
     assert found.probability > 0.99
     assert found.rivals[0].excess.low < 1.5 < found.rivals[0].excess.high
     assert found.break_even.calls == pytest.approx(4.99 / (0.5e-3 - 1e-3 / 3), rel=0.05)
+    assert found.break_even.later_calls == pytest.approx(0.09 / (0.5e-3 - 1e-3 / 3), rel=0.05)
+    at_each_start = answer(folder, {"cpu-fused": ["a C++ compiler (at every start)"], "onednn": []})
+    assert at_each_start.break_even.later_calls is None
     ((title, text),) = sentences(read_run(folder))
     assert title == "seed, inference, cpu, 1 thread"
     assert "Ship `cpu-fused`: more than 99.9 % sure to be fastest" in text

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import enum
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -52,10 +53,17 @@ class Rival:
 
 @dataclass(frozen=True)
 class BreakEven:
-    """Calls from which on a start that takes longer has paid for itself."""
+    """Calls from which on a start that takes longer has paid for itself.
+
+    Attributes:
+        against: the variant that is caught up with last.
+        calls: after the first start on a machine.
+        later_calls: after a later one, which finds compiled what is compiled once; None where it makes no difference.
+    """
 
     against: str
     calls: float
+    later_calls: float | None = None
 
 
 @dataclass(frozen=True)
@@ -323,16 +331,30 @@ def _rival(rated: Chances, name: str, best: str, facts: Mapping[str, Facts], *, 
 
 def _break_even(best: str, fine: Mapping[str, Record], facts: Mapping[str, Facts]) -> BreakEven | None:
     """Calls after which the best has caught up with all that start sooner; None where none does."""
-    starts = {name: start for name in fine if (start := facts[name].start_s) is not None}
-    times = {name: time_s for name in starts if (time_s := fine[name].latency_p50_s) is not None}
-    if best not in times:
-        return None
-    found = [
-        BreakEven(name, (starts[best] - starts[name]) / (times[name] - times[best]))
-        for name in times
-        if starts[name] < starts[best] and times[name] > times[best]
-    ]
-    return max(found, key=lambda even: even.calls, default=None)
+
+    def caught_up(starts_s: Mapping[str, float | None]) -> BreakEven | None:
+        known = {
+            name: (start, time_s)
+            for name in fine
+            if (start := starts_s[name]) is not None and (time_s := fine[name].latency_p50_s) is not None
+        }
+        if best not in known:
+            return None
+        own_start_s, own_s = known[best]
+        found = [
+            BreakEven(name, (own_start_s - start) / (time_s - own_s))
+            for name, (start, time_s) in known.items()
+            if start < own_start_s and time_s > own_s
+        ]
+        return max(found, key=lambda even: even.calls, default=None)
+
+    first_s = {name: facts[name].start_s for name in fine}
+    later_s = {name: facts[name].later_start_s for name in fine}
+    first = caught_up(first_s)
+    if first is None or later_s == first_s:
+        return first
+    later = caught_up(later_s)
+    return dataclasses.replace(first, later_calls=later.calls if later else 0.0)
 
 
 def shown(cost: float, record: Record, question: Question) -> str:

@@ -57,6 +57,14 @@ class Facts:
         )
 
     @property
+    def later_start_s(self) -> float | None:
+        """Seconds to the first result of a later start on the machine, which finds compiled what is compiled once."""
+        once = self.needs is not None and ONCE in self.needs and AT_EVERY_START not in self.needs
+        if self.start_s is None or not once:
+            return self.start_s
+        return max(0.0, self.start_s - (self.compile_s or 0.0))
+
+    @property
     def burden(self) -> tuple[float, ...]:
         """Order of what is cheap to own: no compiler, then few dependencies, little memory, a short start."""
         needs = self.needs or ()

@@ -176,12 +176,12 @@ def _cost(answer: Advice) -> str:
     found = answer.facts.cost() if answer.facts else ()
     text = f"It costs: {'; '.join(found)}." if found else ""
     if answer.break_even is not None:
-        calls = math.ceil(max(1.0, answer.break_even.calls))
+        even = answer.break_even
+        calls, later = math.ceil(max(1.0, even.calls)), math.ceil(max(1.0, even.later_calls or 0.0))
         plan = answer.question.calls
         planned = "" if plan is None else f" ({plan:g} are planned)"
-        text += (
-            f" Its start pays after {calls:,} call{'s' * (calls > 1)}{planned}, against `{answer.break_even.against}`."
-        )
+        again = "" if even.later_calls is None else f"; later starts find the kernel compiled, and pay after {later:,}"
+        text += f" Its start pays after {calls:,} call{'s' * (calls > 1)}{planned}, against `{even.against}`{again}."
     return text
 
 
