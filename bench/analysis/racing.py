@@ -26,8 +26,9 @@ MARGIN = 0.03
 CARE = 1.3
 #: First rounds of a seating, in which all variants take part.
 FIRST_ROUNDS = 8
-#: A seating of which nothing but disturbed rounds came for so long, or in `LEAST_ROUNDS` of them, is given up.
-SPOILT_S = 1.0
+#: A seating that began with this many rounds or seconds of nothing but disturbed ones is spoilt, with at least
+#: `SPOILT_LEAST` rounds.
+SPOILT_ROUNDS, SPOILT_S, SPOILT_LEAST = LEAST_ROUNDS, 1.0, 3
 
 
 @dataclass(frozen=True)
@@ -111,23 +112,30 @@ def players(found: Standing | None, variants: Collection[str], reference: str) -
 class Race:
     """Choice of those that go on in a seating: all at first, then those that need more, looked for at doublings.
 
-    Nobody goes on where nothing but disturbed rounds came of a seating's beginning: what lasts so long may last longer,
-    and another seating may find it gone.
-
     Args:
         everybody: all variants that take turns.
         needing: says who needs more rounds, from the rounds of the seating so far.
+        replaceable: nobody goes on where nothing but disturbed rounds came of the seating's beginning: what lasts so
+            long may last longer, and another seating may find it gone.
     """
 
-    def __init__(self, everybody: Collection[str], needing: Callable[[Sequence[Round]], frozenset[str]]) -> None:
-        self._going, self._needing = frozenset(everybody), needing
+    def __init__(
+        self,
+        everybody: Collection[str],
+        needing: Callable[[Sequence[Round]], frozenset[str]],
+        *,
+        replaceable: bool = False,
+    ) -> None:
+        self._going, self._needing, self._replaceable = frozenset(everybody), needing, replaceable
         self._next = FIRST_ROUNDS
 
     def __call__(self, rounds: Sequence[Round]) -> Collection[str]:
         """Names of those that go on after these rounds; disturbed ones do not count."""
         clean = sum(not found.disturbed for found in rounds)
-        if not clean and (len(rounds) >= LEAST_ROUNDS or sum(found.wall_s for found in rounds) >= SPOILT_S):
-            return ()
+        if self._replaceable and not clean and len(rounds) >= SPOILT_LEAST:
+            lasted_s = sum(found.wall_s for found in rounds)
+            if len(rounds) >= SPOILT_ROUNDS or lasted_s >= SPOILT_S:
+                return ()
         if clean >= self._next:
             self._next = 2 * clean
             self._going = self._needing(rounds)

@@ -5,7 +5,10 @@ long, and so does every parallel region; neither stolen time nor a wait for a co
 cores of a Zen 4 a word there and back took 50 or 310 ns, for seconds or minutes on end, and calls of `seed` 0.41 or
 0.57 ms with it. So both are timed beside each round, by two processes that write to memory that they share.
 
-It looks at the two lowest cores that the run may use, and at no others. It judges by the shortest time so far, and
+An interpreted word takes 0.2 us more, and that changes with the clock, which other work and heat slow down. So its time
+is divided by that of the same loop with nobody at the other end.
+
+It looks at the two lowest cores that the run may use, and at no others. It judges by the shortest distance so far, and
 again when that has become shorter (`bench.run.group`): only groups that ended before the cores were near for the first
 time are not marked.
 """
@@ -20,14 +23,14 @@ import sys
 import time
 from typing import IO, Self
 
-#: A round's word may take this many times as long as the run's shortest: interpreting takes about 0.3 us of both.
+#: The distance beside a round may be this many times the run's shortest.
 FAR = 1.4
 #: Words of a batch, of which the quickest counts, and batches.
 WORDS, BATCHES = 25, 16
 #: Looks at the memory before the other side counts as gone: at first it has to wake up.
 FIRST_LOOKS, LOOKS = 100_000, 5_000
 #: Where the sides write, and the word that ends it.
-_OURS, _THEIRS, _OVER = 0, 1024, 255
+_OURS, _THEIRS, _ALONE, _OVER = 0, 1024, 2048, 255
 _PARTNER = f"""
 import mmap, os, sys
 shared = mmap.mmap(int(sys.argv[1]), {mmap.PAGESIZE})
@@ -53,11 +56,11 @@ class CoreDistance:
     """Times words between two cores; a context manager, inside which the other process lives.
 
     Attributes:
-        shortest_ns: the shortest time so far, nanoseconds; None before the first.
+        shortest: the shortest distance so far; None before the first.
     """
 
     def __init__(self) -> None:
-        self.shortest_ns: float | None = None
+        self.shortest: float | None = None
         self._partner: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> Self:
@@ -102,52 +105,58 @@ class CoreDistance:
         return self if device == "cpu" and threads > 1 else None
 
     def look(self) -> float | None:
-        """Time a word, nanoseconds, and remember the shortest time; None where it cannot be timed."""
-        took_ns = self.time_ns()
-        if took_ns is not None:
-            self.shortest_ns = min(took_ns, self.shortest_ns or took_ns)
-        return took_ns
+        """Measure the distance now, and remember the shortest; None where it cannot be measured."""
+        found = self.measure()
+        if found is not None:
+            self.shortest = min(found, self.shortest or found)
+        return found
 
-    def far(self, took_ns: float | None) -> str:
-        """Say in words that a word took longer than the cores can be apart at best; empty where it did not."""
-        if took_ns is None or self.shortest_ns is None or took_ns <= FAR * self.shortest_ns:
+    def far(self, distance: float | None) -> str:
+        """Say in words that a distance was longer than the cores can be apart at best; empty where it was not."""
+        if distance is None or self.shortest is None or distance <= FAR * self.shortest:
             return ""
-        return f"a word from core to core and back took {took_ns:.0f} ns, {self.shortest_ns:.0f} at best in this run"
+        return (
+            f"a word to the other core and back took {distance:.1f} times as long as one that stays, "
+            f"{self.shortest:.1f} at best in this run"
+        )
 
-    def time_ns(self) -> float | None:
-        """Time of a word there and back, nanoseconds; None where the other side is not there or got no core.
+    def measure(self) -> float | None:
+        """Time of a word there and back over that of one that stays; None where nobody answers or no core was free.
 
         It ends the other process where that died or the system refuses, as when the cores of the run were changed.
         """
         if self._partner is None or self._partner.stdin is None:
             return None
         try:
-            return self._time_ns(self._partner.stdin)
+            return self._measure(self._partner.stdin)
         except OSError:
             self.__exit__()
             return None
 
-    def _time_ns(self, wake: IO[bytes]) -> float | None:
+    def _measure(self, wake: IO[bytes]) -> float | None:
         before = os.sched_getaffinity(0)
         os.sched_setaffinity(0, {self._core})
         try:
             self._shared[_OURS] = self._shared[_THEIRS] = 0
             wake.write(b"x")
-            return self._quickest()
+            there = self._quickest_ns(_OURS, _THEIRS)
+            stays = self._quickest_ns(_ALONE, _ALONE)
+            return None if there is None or stays is None else there / stays
         finally:
             # The other side ends its loop, even if it wakes up only now: it must not run beside a turn.
             self._shared[_OURS] = _OVER
             os.sched_setaffinity(0, before)
 
-    def _quickest(self) -> float | None:
+    def _quickest_ns(self, to: int, back: int) -> float | None:
+        """Nanoseconds of a word that is written to one place and read from another."""
         shared, quickest, looks, number = self._shared, float("inf"), FIRST_LOOKS, 0
         for _ in range(BATCHES):
             start = _now_ns()
             for _ in range(WORDS):
                 word = number % 100 + 1
                 number += 1
-                shared[_OURS] = word
-                while shared[_THEIRS] != word:
+                shared[to] = word
+                while shared[back] != word:
                     looks -= 1
                     if not looks:
                         return None

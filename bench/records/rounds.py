@@ -16,7 +16,7 @@ from bench.plan.cases import LEAST_ROUNDS, Case
 from bench.records.block import Block
 
 Floats = NDArray[np.float64]
-#: Processes of a variant that show how processes differ; with so many clean ones, disturbed ones are left out.
+#: With so many clean processes, which show how processes differ, disturbed ones are left out whatever their number.
 CLEAN_PROCESSES = 3
 
 
@@ -31,8 +31,7 @@ class Round:
         waited_s: how long a quiet moment was waited for before it, seconds.
         beside: what else happened meanwhile.
         order: the variants as they ran, those that were forgotten since included.
-        word_ns: time of a word between two cores beside it (`bench.machine.core_distance`), nanoseconds; None if
-            unknown.
+        distance: of the cores beside it (`bench.machine.core_distance`); None if unknown.
     """
 
     number: int
@@ -41,7 +40,7 @@ class Round:
     waited_s: float = 0.0
     beside: Interference = field(default_factory=Interference)
     order: tuple[str, ...] = ()
-    word_ns: float | None = None
+    distance: float | None = None
 
     @property
     def disturbed(self) -> bool:
@@ -66,15 +65,19 @@ class Samples:
         """The rounds that figures of some variants are made of, one list a process, empty where it gives none.
 
         A process gives its clean rounds where it has enough of them. One that has not gives none if `CLEAN_PROCESSES`
-        others have, and all its rounds if they have not either.
+        others have, or more than have not; otherwise it gives all its rounds.
 
         Args:
             variants: all of them took part in the rounds.
         """
         clean = [clean_rounds(rounds) for rounds in self.processes]
         chosen = [_with(variants, rounds or taken) for rounds, taken in zip(clean, self.processes, strict=True)]
+        if not any(chosen):
+            # They rested when the clean rounds came.
+            return [_with(variants, taken) for taken in self.processes]
         enough = [bool(rounds and found) for rounds, found in zip(clean, chosen, strict=True)]
-        if sum(enough) < CLEAN_PROCESSES:
+        spoilt = sum(bool(found) and not fine for found, fine in zip(chosen, enough, strict=True))
+        if sum(enough) < min(CLEAN_PROCESSES, spoilt + 1):
             return chosen
         return [found if fine else [] for found, fine in zip(chosen, enough, strict=True)]
 
@@ -86,7 +89,7 @@ class Samples:
         """Number of clean processes that a variant whose kept rounds are disturbed lacks; 0 where they are not."""
         kept = self.kept_of(variant)
         dirty = sum(any(found.disturbed for found in rounds) for rounds in kept)
-        return min(dirty, max(0, CLEAN_PROCESSES - len(kept) + dirty))
+        return min(CLEAN_PROCESSES, dirty + 1) - (len(kept) - dirty) if dirty else 0
 
     def calls(self, variant: str) -> list[list[Floats]]:
         """Single calls of a variant in its kept rounds, seconds: the calls that its percentiles are made of.

@@ -32,6 +32,9 @@ from bench.timing.stopwatch import Stopwatch
 
 #: Most seatings of a group whose interval stays wide while time is left.
 MOST_SEATINGS = 10
+#: Most seatings of a group that are given up as disturbed and replaced, fewer than the suite asks for: each costs a
+#: start, which no budget counts.
+MOST_REPLACED = 3
 #: Quantities that a gate reports, and what it reports of each.
 KINDS, WHAT = ("parity", "grad"), ("error", "limit")
 
@@ -95,7 +98,7 @@ class Measurement:
         number = 0
         while self.cases:
             # One that gave no clean rounds does not count: another takes its place, and what it left of its time.
-            seatings = min(MOST_SEATINGS, asked + sum(not clean_rounds(taken) for taken in self.samples.processes))
+            seatings = min(MOST_SEATINGS, asked + min(self._most_replaced, self._spoilt()))
             further = number >= seatings
             if further and (left_s < slice_s / 2 or number >= MOST_SEATINGS or not self._rest()):
                 return
@@ -113,7 +116,9 @@ class Measurement:
     def _more(self) -> None:
         plan = self.runner.plan
         number, left_s = len(self.samples.processes), self.budget_s
-        seatings = min(plan.suite.processes, max(1, round(left_s * plan.suite.processes / plan.group_budget_s)))
+        lacking = max((self.samples.lacking(found.case.variant) for found in self.cases), default=0)
+        seatings = max(lacking, 1, round(left_s * plan.suite.processes / plan.group_budget_s))
+        seatings = min(seatings, max(lacking, plan.suite.processes))
         last = number + seatings
         while number < last and left_s > self.budget_s / 4 and self._rest():
             self.runner.console.status(f"{self.group.name}: seating {number + 1}, {len(self.cases)} variants")
@@ -156,7 +161,8 @@ class Measurement:
                 start = time.perf_counter()
                 if seating.players:
                     case, order = self.cases[0].case, runner.next_seed()
-                    race = racing.Race(seating.players, self._needing)
+                    replaceable = self._spoilt() < self._most_replaced
+                    race = racing.Race(seating.players, self._needing, replaceable=replaceable)
                     cores = runner.distance.beside(case.device, case.threads)
                     with runner.watch.on("timed rounds"):
                         rounds += sampling.rounds(seating.players, case.device, budget_s, order, race, cores)
@@ -178,11 +184,19 @@ class Measurement:
         self._audited = True
         return spent_s, True
 
+    @property
+    def _most_replaced(self) -> int:
+        return min(MOST_REPLACED, self.runner.plan.suite.processes - 1)
+
+    def _spoilt(self) -> int:
+        """Number of seatings that gave no clean rounds."""
+        return sum(not clean_rounds(taken) for taken in self.samples.processes)
+
     def _judge_again(self) -> None:
         """Mark rounds whose cores were far apart, as is known since they have been nearer."""
         for taken in self.samples.processes:
             for place, found in enumerate(taken):
-                if not found.disturbed and (why := self.runner.distance.far(found.word_ns)):
+                if not found.disturbed and (why := self.runner.distance.far(found.distance)):
                     taken[place] = dataclasses.replace(found, beside=dataclasses.replace(found.beside, why=why))
 
     def _turns(self) -> dict[str, Any]:

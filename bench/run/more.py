@@ -92,7 +92,11 @@ def undecided(groups: Iterable[tuple[Group, tuple[Described, ...]]], folder: Run
         spent_s = sum(b.timed_s for rounds in of_group.processes for each in rounds for b in each.blocks.values())
         widths = [width for name in standing.wide if (width := _width(of_group, name)) is not None]
         factor = racing.missing_factor(standing, interval, widths)
-        clean_s = max(map(of_group.lacking, names)) * spent_s / len(of_group.processes)
+        longest_s = max(
+            sum(b.timed_s for each in rounds for b in each.blocks.values()) for rounds in of_group.processes
+        )
+        # One that was given up is short; the longest one says what a seating takes.
+        clean_s = max(map(of_group.lacking, names)) * longest_s
         needed_s = min(MOST_S, max(LEAST_S, (factor - 1) * spent_s, clean_s))
         found.append(Open(group, mine, of_group, standing, spent_s, needed_s))
     return found
