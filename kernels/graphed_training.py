@@ -41,7 +41,7 @@ class TrainedCall(NamedTuple):
 
     Attributes:
         name: what stands for the parameters' addresses in a key.
-        key: all else that decides what is launched and is not a tensor.
+        form: all that decides what is launched beside the options and the tensors' addresses.
         options: what runs.
         layers: how many.
         dtype: of the parameters.
@@ -49,11 +49,15 @@ class TrainedCall(NamedTuple):
     """
 
     name: Hashable
-    key: tuple[Hashable, ...]
+    form: tuple[Hashable, ...]
     options: LayerOptions
     layers: int
     dtype: torch.dtype
     run: Callable[[Callable[[], None], tuple[Hashable, ...], Sequence[Tensor | None]], None]
+
+    def key(self, which: str) -> tuple[Hashable, ...]:
+        """Return all that decides what a pass, `forward` or `backward`, launches, beside its tensors."""
+        return which, self.name, self.options, self.form
 
 
 def brief(x: Tensor, options: LayerOptions) -> bool:
@@ -104,7 +108,7 @@ class _TrainedLayers(torch.autograd.Function):
             _forward(x, h0, c0, own, options, outputs, kept, h_n, c_n)
 
         memory = list(itertools.chain(outputs, *kept))
-        call.run(launch, ("forward", call.name, call.key), (x, h0, c0, h_n, c_n, *memory))
+        call.run(launch, call.key("forward"), (x, h0, c0, h_n, c_n, *memory))
         saved: list[Tensor | None] = [h0, c0]
         inner = x
         for flat, output, one in zip(own, outputs, kept, strict=True):
@@ -172,7 +176,7 @@ def _gradients(grad_output: Tensor | None, grad_h_n: Tensor | None, grad_c_n: Te
             if into is not None and value is not None:
                 into.copy_(value)
 
-    key = ("backward", call.name, call.key, needed, product_settings(call.options.dtype))
+    key = (*call.key("backward"), needed, product_settings(call.options.dtype))
     call.run(launch, key, (*grads, h0, c0, *saved, *results))
     return results
 
