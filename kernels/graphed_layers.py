@@ -29,9 +29,14 @@ _Form = tuple[Hashable, ...]
 
 #: Shapes that are remembered; sequences of real data come in many lengths.
 REMEMBERED = 1024
-#: Passes in a row without a replay after which training goes without graphs: memory that does not come back, as with
-#: batches of many lengths, makes each pass pay for a key and for copies that only a replay is worth.
-MOST_MISSES = 64
+#: Passes whose memory was new, without a replay between them, after which training pauses its graphs: memory that does
+#: not come back, as with batches of many lengths, makes each pass pay for a key and for copies that only a replay is
+#: worth. Twice as many as graphs are held, so that what can be held is found.
+MOST_MISSES = 128
+#: Calls that train without graphs in the first pause; each later one is twice as long, until something is replayed.
+FIRST_PAUSE = 1024
+#: What `graph_cache.state` counts such calls by.
+PAUSED = f"training graphs pause, since {MOST_MISSES} passes in a row had new memory"
 
 
 class GraphedLayers:
@@ -69,8 +74,7 @@ class GraphedLayers:
         #: graph holds the configurations that were chosen when it was captured.
         places = [(at, value.shape, stride, value.dtype) for value, at, stride, _ in self._kept]
         self._name = _Name((self._generation, *places))
-        #: Calls that learn since the last one whose memory came back.
-        self._missed = 0
+        self._search = GraphSearch()
 
     def stands(self, parameters: Mapping[str, Tensor | None]) -> bool:
         """Return whether parameters are the same tensors in the same memory that learn as before; values may differ.
@@ -140,10 +144,13 @@ class GraphedLayers:
 
     def _run(self, x: Tensor, h0: Tensor | None, c0: Tensor | None, options: LayerOptions, form: _Form) -> Results:
         learns, *_ = form
-        if learns and self._missed < MOST_MISSES and brief(x, options):
-            call = TrainedCall(self._name, form, options, len(self._parameters), self._dtype, self._replayed)
-            return train(x, h0, c0, call, self._flat)
         if learns:
+            short = brief(x, options)
+            if short and self._search.goes_on():
+                call = TrainedCall(self._name, form, options, len(self._parameters), self._dtype, self._replayed)
+                return train(x, h0, c0, call, self._flat)
+            if short:
+                self._graphs.note(PAUSED)
             return self._one_by_one(x, h0, c0, options)
         first, second, _ = x.shape
         batch, dtype = first if options.batch_first else second, options.dtype
@@ -160,8 +167,8 @@ class GraphedLayers:
     def _replayed(
         self, launch: Callable[[], None], key: tuple[Hashable, ...], tensors: Sequence[Tensor | None]
     ) -> None:
-        """Run by a graph, and count what none served."""
-        self._missed = 0 if self._graphs.run(launch, key, tensors) else self._missed + 1
+        """Run by a graph where there is one."""
+        self._search.saw(self._graphs.run(launch, key, tensors))
 
     def _one_by_one(self, x: Tensor, h0: Tensor | None, c0: Tensor | None, options: LayerOptions) -> Results:
         """All layers, keeping what their gradients need."""
@@ -195,6 +202,35 @@ class GraphedLayers:
             and value.numel() > 0
             and not value.is_neg()
         )
+
+
+class GraphSearch:
+    """Decides whether training tries graphs: not for a while after many passes had new memory, then again."""
+
+    def __init__(self) -> None:
+        self._missed = self._left = 0
+        self._pause = FIRST_PAUSE
+
+    def goes_on(self) -> bool:
+        """Return whether a call should try a graph, and count it if not."""
+        if not self._left:
+            return True
+        self._left -= 1
+        return False
+
+    def saw(self, times: int) -> None:
+        """Take note of a pass.
+
+        Args:
+            times: what `graph_cache.Graphs.run` returned. Memory that was seen before is on the way to a graph, which
+                neither is a miss nor shows that the graph will be of use.
+        """
+        if times > graph_cache.SIGHTINGS:
+            self._missed, self._pause = 0, FIRST_PAUSE
+        elif not times:
+            self._missed += 1
+            if self._missed >= MOST_MISSES:
+                self._missed, self._left, self._pause = 0, self._pause, 2 * self._pause
 
 
 class _Name:

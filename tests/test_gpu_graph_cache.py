@@ -16,7 +16,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kernels.gpu import graph_cache as graphs
-from kernels.gpu.graph_cache import SIGHTINGS, CaptureError, Graphs
+from kernels.gpu.graph_cache import SIGHTINGS, Graphs
+from kernels.gpu.graph_capture import CaptureError, _segments
 
 
 class _Stand:
@@ -321,7 +322,7 @@ def test_the_memory_of_a_pool_is_listed_by_any_build_of_torch(monkeypatch):
         return ({"address": 1, "total_size": 2},)
 
     monkeypatch.setattr(torch.cuda, "memory_snapshot", older)
-    assert graphs._segments((0, 1)) == [{"address": 1, "total_size": 2}]
+    assert _segments((0, 1)) == [{"address": 1, "total_size": 2}]
     assert asked == [(0, 1)]
 
     def refuses(*_: object, **__: object):
@@ -329,6 +330,6 @@ def test_the_memory_of_a_pool_is_listed_by_any_build_of_torch(monkeypatch):
         raise RuntimeError(message)
 
     monkeypatch.setattr(torch.cuda, "memory_snapshot", refuses)
-    with pytest.raises(graphs.CaptureError, match=r"does not list the memory.*mempool_id") as caught:
-        graphs._segments((0, 1))
+    with pytest.raises(CaptureError, match=r"does not list the memory.*mempool_id") as caught:
+        _segments((0, 1))
     assert caught.value.final

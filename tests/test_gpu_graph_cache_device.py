@@ -16,16 +16,17 @@ pytest.importorskip("triton")
 pytest.importorskip("hypothesis")
 from recurrences import Sizes, assert_close, errors_forward
 
-from kernels.gpu import cell
+from kernels.gpu import cell, graph_capture
 from kernels.gpu import graph_cache as graphs
-from kernels.gpu.graph_cache import SIGHTINGS, CaptureError, Graphs
+from kernels.gpu.graph_cache import SIGHTINGS, Graphs
+from kernels.gpu.graph_capture import CaptureError, Cuda
 
 #: Memory that the stand-in's pool has, and an address in it.
 SEGMENT = {"address": 4096, "total_size": 1024}
 
 
 class _Torch:
-    """Stand-in for what `graphs.Cuda` calls of torch, each call noted; `fails` names one that raises."""
+    """Stand-in for what `Cuda` calls of torch, each call noted; `fails` names one that raises."""
 
     int8 = "int8"
 
@@ -66,9 +67,9 @@ class _Torch:
         return SimpleNamespace(data_ptr=lambda: self.address)
 
 
-def _capture(monkeypatch, fake: _Torch) -> graphs.Cuda:
-    monkeypatch.setattr(graphs, "torch", fake)
-    device = graphs.Cuda()
+def _capture(monkeypatch, fake: _Torch) -> Cuda:
+    monkeypatch.setattr(graph_capture, "torch", fake)
+    device = Cuda()
 
     def launch() -> None:
         assert not gc.isenabled()
@@ -92,8 +93,8 @@ def test_a_capture_is_ended_and_replayed(monkeypatch):
 def test_a_failed_capture_says_why(fails, final, monkeypatch):
     """The first line of torch's message; final where torch could not begin or end, and such a graph is never freed."""
     fake = _Torch(fails)
-    monkeypatch.setattr(graphs, "torch", fake)
-    device = graphs.Cuda()
+    monkeypatch.setattr(graph_capture, "torch", fake)
+    device = Cuda()
     with pytest.raises(CaptureError, match=f"^{fails} failed$") as caught:
         device.capture(lambda: fake._note("launch"), device.lane([]))
     assert caught.value.final == final
@@ -104,8 +105,8 @@ def test_a_failed_capture_says_why(fails, final, monkeypatch):
 def test_a_capture_that_another_thread_ended_is_not_the_last(monkeypatch):
     """Who waits for the whole device breaks a capture; where torch then captures again, later ones are tried."""
     fake = _Torch("end")
-    monkeypatch.setattr(graphs, "torch", fake)
-    device = graphs.Cuda()
+    monkeypatch.setattr(graph_capture, "torch", fake)
+    device = Cuda()
 
     def end() -> None:
         fails, fake.fails = fake.fails, ""
@@ -130,8 +131,8 @@ def test_memory_outside_of_the_pool_is_seen(address, monkeypatch):
 
 def test_lanes_take_streams_that_no_other_has(monkeypatch):
     """Whatever stream torch hands out next; and none is left to share when all are taken."""
-    monkeypatch.setattr(graphs, "torch", _Torch())
-    device, lanes = graphs.Cuda(), []
+    monkeypatch.setattr(graph_capture, "torch", _Torch())
+    device, lanes = Cuda(), []
     for _ in range(3):
         lanes.append(device.lane(lanes))
     assert {lane.stream.cuda_stream for lane in lanes} == {5, 6, 7}
@@ -181,7 +182,7 @@ def test_a_replay_computes_on_what_is_there_now():
 def test_many_sequences_in_one_pool_keep_apart():
     """Several graphs of one stream share temporaries and cuBLAS's workspace, also after some were dropped."""
     held = [Sizes(batch=16, steps=8, hidden=hidden, dtype=torch.float16).forward() for hidden in (64, 128, 1024, 512)]
-    own = Graphs(graphs.Cuda(), capacity=3)
+    own = Graphs(Cuda(), capacity=3)
     for seed in range(12):
         for args in held[: 3 if seed < 6 else 4]:
             right = _fresh(args, seed)
@@ -255,7 +256,7 @@ def test_memory_of_another_pool_is_refused():
 @pytest.mark.usefixtures("emptied")
 def test_a_capture_that_fails_leaves_torch_usable():
     """A launch that fails in a capture alone runs plainly instead; random numbers and later captures still work."""
-    own = Graphs(graphs.Cuda())
+    own = Graphs(Cuda())
     value = torch.zeros(4, device="cuda")
 
     def awkward() -> None:

@@ -176,15 +176,81 @@ def test_autocast_gives_gradients_of_the_parameters_type():
         torch.testing.assert_close(one, other, rtol=0.05, atol=0.05)
 
 
-def test_memory_that_does_not_come_back_ends_the_search(graphs, monkeypatch):
-    """After many passes without a replay training goes layer by layer, which copies nothing."""
+@pytest.mark.parametrize("rebuilt", [False, True])
+def test_a_graph_is_of_one_implementation(graphs, memory, monkeypatch, rebuilt):
+    """On the same memory, another implementation, or another module, never replays what the first one captured."""
+    ran: list[tuple[str, str]] = []
+
+    def kernel(name: str) -> SimpleNamespace:
+        return SimpleNamespace(
+            refuses=lambda *_, **__: None,
+            configs=lambda *_, **__: [None],
+            forward=lambda args, _: ran.append((name, "forward")) or loop_forward(args),
+            backward=lambda args, _: ran.append((name, "backward")) or loop_backward(args),
+        )
+
+    monkeypatch.setattr(dispatch, "_module", {name: kernel(name) for name in dispatch.MODULES}.__getitem__)
+    dispatch.forget()
+    lstm, x, grad = LSTM(3, 4, implementation="cell"), torch.randn(5, 2, 3), torch.ones(5, 2, 4)
+    for name in ("cell", "persistent", "cell"):
+        if rebuilt:
+            old, lstm = lstm, LSTM(3, 4, implementation=name)
+            for at, value in old.named_parameters():
+                setattr(lstm, at, value)
+        else:
+            lstm.implementation = name
+        for _ in range(SIGHTINGS + 2):
+            memory.begin()
+            lstm.zero_grad()
+            ran.clear()
+            lstm(x)[0].backward(grad)
+            assert ran == [(name, "forward"), (name, "backward")]
+            assert lstm.choices[0].implementation == name
+    # The graphs of `cell` are still there the second time.
+    assert graphs.state().captured == 4
+
+
+def test_a_cycle_of_shapes_is_replayed(graphs, memory):
+    """Calls on the way to a graph, and those that capture one, are no sign that the memory will not come back."""
+    lstm, shapes = LSTM(3, 4, implementation="cell"), range(1, 33)
+    given = [(torch.randn(steps, 2, 3), torch.ones(steps, 2, 4)) for steps in shapes]
+    for _ in range(SIGHTINGS + 2):
+        for x, grad in given:
+            memory.begin()
+            lstm.zero_grad()
+            lstm(x)[0].backward(grad)
+    state = graphs.state()
+    assert (state.captured, state.replayed) == (2 * len(shapes), 4 * len(shapes))
+    assert graphed_layers.PAUSED not in state.plain
+
+
+def test_memory_that_does_not_come_back_pauses_the_search(graphs, memory, monkeypatch):
+    """After many passes on new memory training goes layer by layer, which is counted, and tries again later."""
+    monkeypatch.setattr(graphed_layers, "FIRST_PAUSE", 5)
     fresh = itertools.count()
-    monkeypatch.setattr("kernels.gpu.graph_cache._address", lambda _: next(fresh))
-    lstm, x = LSTM(3, 4, implementation="cell"), torch.randn(5, 2, 3)
-    for _ in range(graphed_layers.MOST_MISSES):
-        lstm(x)[0].sum().backward()
+    lstm, x, grad = LSTM(3, 4, implementation="cell"), torch.randn(5, 2, 3), torch.ones(5, 2, 4)
+
+    def train(steps: int) -> None:
+        for _ in range(steps):
+            memory.begin()
+            lstm.zero_grad()
+            lstm(x)[0].backward(grad)
+
+    tried = graphed_layers.MOST_MISSES // 2
+    with monkeypatch.context() as patch:
+        patch.setattr("kernels.gpu.graph_cache._address", lambda _: next(fresh))
+        for pause in (5, 10):
+            before = graphs.state().plain.get(graphed_layers.PAUSED, 0)
+            train(tried + pause)
+            assert graphs.state().plain[graphed_layers.PAUSED] == before + pause
     assert graphs.state().replayed == 0
-    assert sum(graphs.state().plain.values()) == graphed_layers.MOST_MISSES
+    train(SIGHTINGS + 3)
+    state = graphs.state()
+    assert (state.captured, state.replayed) == (2, 6)
+    assert state.plain == {
+        "its memory was not seen often enough": 2 * (2 * tried + SIGHTINGS),
+        graphed_layers.PAUSED: 15,
+    }
 
 
 def test_a_long_sequence_has_no_graph(graphs, monkeypatch):
