@@ -279,8 +279,7 @@ class Gate:
             batch: of the problem, on the CPU.
         """
         yardsticks = {name: float(error) for name, error in expected.items()}
-        errors = self._truth(weights, batch).errors(found)
-        return decoding.judge(errors, yardsticks, precision, self.workload.beam)
+        return decoding.judge(self._truth(weights, batch).errors(found), yardsticks, precision, self.workload.beam)
 
     def _truth(self, weights: Weights, batch: Batch) -> decoding.Truth:
         return decoding.Truth(self.workload.config, self.device, weights, batch, self.workload.beam)
@@ -305,18 +304,15 @@ class Gate:
         return self.compute(weights, self.askable(self.workload.make_batch(seed), weights), precision)
 
     def _found(self, executable: Executable, seed: int) -> dict[str, Tensor]:
-        batch = self.batch(seed)
         kept = executable.weights()
         executable.load(self.weights(seed))
         try:
-            return executable.quantities(executable.prepare(batch))
+            return executable.quantities(executable.prepare(self.batch(seed)))
         finally:
             executable.load(kept)
 
     def _compute(self, seed: int, precision: str) -> dict[str, Tensor]:
-        def compute() -> dict[str, Tensor]:
-            return self.compute(self.weights(seed), self.batch(seed), precision)
-
+        compute = functools.partial(self.compute, self.weights(seed), self.batch(seed), precision)
         return compute() if self.kept is None else self.kept.get(seed, precision, compute)
 
     def true(self, weights: Weights, batch: Batch) -> dict[str, Tensor]:
