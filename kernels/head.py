@@ -89,8 +89,8 @@ class ShortlistHead(nn.Linear):
         own, bias = self.weight, self.bias
         if reason := _refusal((input, own) if bias is None else (input, own, bias)):
             raise RuntimeError(reason)
-        weight, offsets = own.contiguous(), None if bias is None else bias.contiguous()
-        packed = shortlist.pack(weight, self.__dict__.get("_packed"))
+        packed, weight = shortlist.pack(own, self.__dict__.get("_packed"))
+        offsets = None if bias is None else bias.contiguous()
         h = (input if input.dim() == 2 else input.reshape(-1, weight.size(1))).contiguous()  # noqa: PLR2004
         output, refined = shortlist.run(h, weight, offsets, packed, self.exact)
         # Not by nn.Module's own __setattr__, which takes longer.

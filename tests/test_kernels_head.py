@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import copy
+import io
 import pickle
+from collections.abc import Callable
 
 import pytest
 
 pytest.importorskip("hypothesis")
 
+import numpy as np
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -16,7 +19,7 @@ from recurrences import DEVICE
 from torch import Tensor, nn
 
 from kernels import ShortlistHead
-from kernels.cpu import shortlist, teams
+from kernels.cpu import build, shortlist, teams
 
 pytestmark = [
     pytest.mark.skipif(DEVICE != "cpu", reason="the head is for CPUs"),
@@ -165,6 +168,98 @@ def test_changed_parameters_are_noticed(change: object) -> None:
         change(head)  # type: ignore[operator]
         assert not torch.equal(head(h), before)
     _check(head, h)
+
+
+#: An element that is none of the 128 samples of (200, 64) weights.
+UNSAMPLED = (137, 7)
+
+
+def _plant(weight: Tensor) -> None:
+    """Make one output the largest for an input of ones, unseen by the samples."""
+    before = _mark(weight)
+    weight.detach()[UNSAMPLED] = 1000.0
+    assert _mark(weight) == before
+
+
+def _mark(weight: Tensor) -> int:
+    values = weight.contiguous()
+    return int(build.library().mark(values.data_ptr(), values.numel()))
+
+
+def _element(head: ShortlistHead, _: Tensor) -> None:
+    _plant(head.weight)
+
+
+def _in_reused_memory(head: ShortlistHead, memory: Tensor) -> None:
+    """As if the old parameter had died and another come to lie where it lay, at the same version."""
+    version = head.weight._version
+    del head.weight
+    _plant(memory)
+    head.weight = nn.Parameter(torch.from_numpy(memory.numpy()))
+    assert (head.weight.data_ptr(), head.weight._version) == (memory.data_ptr(), version)
+
+
+def _with_living_memory(head: ShortlistHead, memory: Tensor) -> None:
+    """Another parameter over the same memory, changed as often as the first."""
+    old = head.weight
+    head.weight = nn.Parameter(old.data)
+    _plant(memory)
+    while head.weight._version < old._version:
+        head.weight.mul_(1.0)
+    assert (head.weight.data_ptr(), head.weight._version) == (memory.data_ptr(), old._version)
+
+
+def _exchanged_for_reused_memory(head: ShortlistHead, memory: Tensor) -> None:
+    """The same parameter with other memory at the old one's place."""
+    version = head.weight._version
+    head.weight.data = torch.zeros(1)
+    _plant(memory)
+    head.weight.data = torch.from_numpy(memory.numpy())
+    assert (head.weight.data_ptr(), head.weight._version) == (memory.data_ptr(), version)
+
+
+@pytest.mark.parametrize("contiguous", [True, False])
+@pytest.mark.parametrize("change", [_element, _in_reused_memory, _with_living_memory, _exchanged_for_reused_memory])
+def test_a_change_that_misses_the_samples_is_noticed(
+    change: Callable[[ShortlistHead, Tensor], None], contiguous: bool
+) -> None:
+    """By torch's counter, or because the tensor or its memory is another one; in either memory order."""
+    memory = torch.from_numpy(np.zeros((200, 64) if contiguous else (64, 200), np.float32))
+    memory = memory if contiguous else memory.T
+    memory.copy_(torch.rand(200, 64) * 0.1)
+    head, h = ShortlistHead(64, 200, exact=1, bias=False), torch.ones(2, 64)
+    head.weight = nn.Parameter(torch.from_numpy(memory.numpy()))
+    with torch.no_grad():
+        for _ in range(2):
+            assert head(h).argmax(-1).ne(UNSAMPLED[0]).all()
+        change(head, memory)
+        assert head(h).argmax(-1).eq(UNSAMPLED[0]).all()
+    _check(head, h)
+
+
+@pytest.mark.parametrize("contiguous", [True, False])
+def test_weights_that_stand_are_not_packed_again(contiguous: bool) -> None:
+    """In either memory order."""
+    head, h = _head(20, 100, 3), torch.randn(4, 20)
+    if not contiguous:
+        head.weight = nn.Parameter(head.weight.detach().T.contiguous().T)
+    with torch.no_grad():
+        head(h)
+        packed = head.__dict__["_packed"]
+        head(h)
+        assert head.__dict__["_packed"] is packed
+
+
+def test_a_copy_leaves_the_original_packed() -> None:
+    """Deep copies, pickles and torch.save while serving cost the next call nothing."""
+    head, h = _head(20, 100, 3), torch.randn(4, 20)
+    with torch.no_grad():
+        head(h)
+    packed = head.__dict__["_packed"]
+    copies = (copy.deepcopy(head), pickle.loads(pickle.dumps(head)))  # noqa: S301 - our own
+    torch.save(head, io.BytesIO())
+    assert head.__dict__["_packed"] is packed
+    assert not any("_packed" in other.__dict__ for other in copies)
 
 
 def test_defaults_of_the_caller_change_nothing() -> None:

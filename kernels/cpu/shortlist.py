@@ -5,10 +5,12 @@ from __future__ import annotations
 import ctypes
 import functools
 import struct
+import weakref
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.multiprocessing.reductions import StorageWeakRef
 
 from . import build, teams
 
@@ -28,13 +30,17 @@ class PackedHead:
     Attributes:
         values: uint8, in the kernel's order.
         rows: (3, outputs) float32: of each row its scale, the norm of what rounding leaves, and that of what it keeps.
-        packed_from: address, version and mark of the weights.
+        weight: the tensor that was packed, whatever its memory order.
+        storage: its memory.
+        state: its address, shape, strides and version, and the mark of its values.
         at: addresses of `values` and of the three in `rows`.
     """
 
     values: Tensor
     rows: Tensor
-    packed_from: tuple[int, int | None, int]
+    weight: weakref.ref[Tensor]
+    storage: StorageWeakRef
+    state: tuple[object, ...]
     at: tuple[int, ...]
 
 
@@ -45,28 +51,39 @@ def hindrance() -> str | None:
     return found if isinstance(found, str) else found.head_hindrance().decode() or None
 
 
-def pack(weight: Tensor, before: PackedHead | None = None) -> PackedHead:
+def pack(weight: Tensor, before: PackedHead | None = None) -> tuple[PackedHead, Tensor]:
     """Pack weights, or take what was packed before of the same ones, unchanged as far as can be seen.
 
     What torch's version counter sees is noticed, and of what it does not (`.data`, NumPy, shared memory) what reaches
     one of 128 samples.
 
     Args:
-        weight: (outputs, depth), contiguous float32 on the CPU.
+        weight: (outputs, depth), float32 on the CPU. The parameter itself: a copy of it has a version of its own.
         before: what an earlier call returned.
+
+    Returns:
+        The packed weights, and the weights in contiguous memory, as `run` takes them.
     """
+    # Read before the weights are: what is changed meanwhile must not look as if it had been packed.
     version = None if weight.is_inference() else weight._version  # noqa: SLF001 - it has no public name
-    mark = build.library().mark(weight.data_ptr(), weight.numel())
-    now = (weight.data_ptr(), version, mark)
-    if before and version is not None and now == before.packed_from:
-        return before
+    values = weight.contiguous()
+    mark = build.library().mark(values.data_ptr(), values.numel())
+    state = (weight.data_ptr(), weight.shape, weight.stride(), version, mark)
+    # What died may have left its memory to another tensor, hence the look whether both are still there.
+    same = before is not None and before.weight() is weight and not before.storage.expired()
+    if before and same and version is not None and state == before.state:
+        return before, values
+    return _packed(weight, values, state), values
+
+
+def _packed(weight: Tensor, contiguous: Tensor, state: tuple[object, ...]) -> PackedHead:
     native = _native()
     outputs, depth = weight.shape
     values = torch.empty(native.head_bytes(outputs, depth), dtype=torch.uint8, device="cpu")
     rows = torch.empty(3, outputs, dtype=torch.float32, device="cpu")
     at = (values.data_ptr(), *(row.data_ptr() for row in rows))
-    native.head_pack(weight.data_ptr(), *at, outputs, depth)
-    return PackedHead(values, rows, now, at)
+    native.head_pack(contiguous.data_ptr(), *at, outputs, depth)
+    return PackedHead(values, rows, weakref.ref(weight), StorageWeakRef(weight.untyped_storage()), state, at)
 
 
 def run(h: Tensor, weight: Tensor, bias: Tensor | None, packed: PackedHead, exact: int) -> tuple[Tensor, int]:
@@ -74,7 +91,7 @@ def run(h: Tensor, weight: Tensor, bias: Tensor | None, packed: PackedHead, exac
 
     Args:
         h: (rows, depth), contiguous float32 on the CPU.
-        weight: (outputs, depth), the same.
+        weight: (outputs, depth), the same, from `pack`.
         bias: (outputs,), the same; or None.
         packed: of these weights.
         exact: how many of each row's largest outputs are exact.
