@@ -335,6 +335,8 @@ class LSTM(nn.RNNBase):
         choice = dispatch.choose(problem, self.implementation)
         if self.weight_storage != "fp32":
             choice = dataclasses.replace(choice, instructions=fused.instructions(self.weight_storage))
+        if choice.implementation == dispatch.CPU and not (saves or autocast) and (detour := fused.no_entry()):
+            choice = dataclasses.replace(choice, detour=detour)
         return choice
 
     def _choose(

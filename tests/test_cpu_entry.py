@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import copy
+import shlex
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 from unittest import mock
 
@@ -15,7 +18,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from kernels import LSTM
-from kernels.cpu import entry, packing
+from kernels.cpu import build, entry, packing
 
 pytestmark = pytest.mark.skipif(DEVICE != "cpu", reason="the kernel is for CPUs")
 
@@ -327,5 +330,49 @@ def test_without_the_entry_calls_go_the_long_way_and_say_so() -> None:
                 assert _step(lstm, x, h, c) is None
                 assert torch.equal(lstm.step(x, (h.clone(), c.clone())), expected)
                 assert "missing.cpp" in lstm.explain(1, 1, step=True).reason
+                assert "missing.cpp" in lstm.explain(1, 1, training=False).detour
+                lstm(x.unsqueeze(0))
+                assert all("missing.cpp" in choice.detour for choice in lstm.choices)
+                # These never take the entry.
+                assert not lstm.explain(1, 1, training=True).detour
+                assert not lstm.explain(1, 1, training=False, dtype=torch.bfloat16).detour
+                assert not LSTM(FEATURES, HIDDEN, implementation="loop").eval().explain(1, 1).detour
         finally:
             entry._library.cache_clear()
+    assert not lstm.explain(1, 1, training=False).detour
+
+
+def _compiler_without(folder: Path, *standards: str) -> str:
+    """A command that compiles as the compiler of this machine, but knows fewer standards of C++."""
+    script = folder / "old-compiler"
+    cases = "".join(
+        f' *" -std={name} "*) echo "error: unrecognized option -std={name}" >&2; exit 1;;' for name in standards
+    )
+    script.write_text(f'#!/bin/sh\ncase " $* " in{cases} esac\nexec {shlex.join(build.compiler())} "$@"\n')
+    script.chmod(0o755)
+    return str(script)
+
+
+@pytest.mark.parametrize("standards", [["c++20"], ["c++20", "c++17"]])
+def test_an_older_compiler_builds_it_or_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, standards: list[str]
+) -> None:
+    """C++17 does where C++20 is unknown, and without either the reason is the compiler's."""
+    monkeypatch.setenv("CXX", _compiler_without(tmp_path, *standards))
+    monkeypatch.setenv("SEQ2SEQ_KERNEL_CACHE", str(tmp_path))
+    entry._library.cache_clear()
+    try:
+        reason = entry.hindrance()
+        assert (reason is None) == (standards == ["c++20"])
+        assert reason is None or "unrecognized option -std=c++17" in reason
+    finally:
+        entry._library.cache_clear()
+
+
+def test_a_copy_leaves_the_original_prepared(lstm: LSTM) -> None:
+    """And its choices as they were."""
+    kept, choices = lstm.__dict__["_kept"], lstm.choices
+    other = copy.deepcopy(lstm)
+    assert lstm.__dict__["_kept"] is kept
+    assert lstm.choices == choices != ()
+    assert "_kept" not in other.__dict__

@@ -302,6 +302,8 @@ def _choice_words(choices: Choices, torchs_own: str) -> Iterator[str]:
             yield f"kernels.LSTM chose torch's own{how} {what}: {torchs_own}"
         else:
             yield f"LSTM ran in kernels.LSTM: {implementation} {what}"
+    for why in dict.fromkeys(choice.detour for layers in choices.values() for choice in layers if choice.detour):
+        yield f"no native entry to the CPU kernel here, so its calls go through Python: {' '.join(why.split())}"
     for why in dict.fromkeys(declined.values()):
         yield f"{', '.join(kernel for kernel in declined if declined[kernel] == why)} declined: {why}"
 

@@ -1,11 +1,13 @@
 """The native entry to the CPU kernel (`entry.cpp`): one call from Python that checks, allocates and runs.
 
 It is compiled against torch's headers, in two to three seconds, and is a library of its own: the kernel itself knows
-nothing of torch. Where it cannot be built, calls take the long way through Python; `hindrance` says why.
+nothing of torch. Where it cannot be built, calls take the long way through Python; `hindrance` says why, and
+with it `Choice.detour`.
 """
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import functools
 from collections.abc import Callable, Sequence
@@ -19,7 +21,9 @@ from torch.autograd import forward_ad
 from . import packing, teams
 from .build import BuildError, compiled, compiler
 
-FLAGS = ("-O2", "-std=c++20", "-fPIC", "-shared")
+FLAGS = ("-O2", "-fPIC", "-shared")
+#: What torch asks of its extensions, and what the headers used here do with as well: for older compilers.
+STANDARDS = ("c++20", "c++17")
 SOURCE = "entry.cpp"
 LIBRARIES = ("c10", "torch_cpu", "torch_python")
 
@@ -91,13 +95,8 @@ def declined(*_: object) -> None:
 @functools.cache
 def _library() -> ctypes.PyDLL | str:
     """The entry, or why there is none; what failed once is not tried again in this process."""
-    root = Path(torch.__file__).parent
-    abi = f"-D_GLIBCXX_USE_CXX11_ABI={int(torch._C._GLIBCXX_USE_CXX11_ABI)}"  # noqa: SLF001 - it has no public name
-    links = [f"-L{root / 'lib'}", *(f"-l{name}" for name in LIBRARIES)]
     try:
-        # isystem: what the compiler warns of in torch's headers is not ours.
-        path = compiled([*compiler(), *FLAGS, abi, "-isystem", str(root / "include"), SOURCE, *links])
-        entry = ctypes.PyDLL(str(path))
+        entry = ctypes.PyDLL(str(_compiled()))
         entry.set_up.argtypes = [ctypes.py_object] * 3
         entry.set_up.restype = None
         entry.bind.argtypes = [ctypes.c_void_p, *[ctypes.py_object] * 3]
@@ -108,3 +107,21 @@ def _library() -> ctypes.PyDLL | str:
     except (OSError, AttributeError, RuntimeError) as error:
         return f"the entry to the CPU kernel cannot be built or loaded ({error})"
     return entry
+
+
+def _compiled() -> Path:
+    """The entry's library, by the first standard of C++ that serves.
+
+    Raises:
+        BuildError: by the last one's, where none does.
+    """
+    root = Path(torch.__file__).parent
+    abi = f"-D_GLIBCXX_USE_CXX11_ABI={int(torch._C._GLIBCXX_USE_CXX11_ABI)}"  # noqa: SLF001 - it has no public name
+    links = [f"-L{root / 'lib'}", *(f"-l{name}" for name in LIBRARIES)]
+    # isystem: what the compiler warns of in torch's headers is not ours.
+    rest = [abi, "-isystem", str(root / "include"), SOURCE, *links]
+    *earlier, last = ([*compiler(), *FLAGS, f"-std={standard}", *rest] for standard in STANDARDS)
+    for command in earlier:
+        with contextlib.suppress(BuildError):
+            return compiled(command)
+    return compiled(last)

@@ -205,7 +205,8 @@ def compile_cpu_kernel() -> str | None:
         build.library()
     except build.BuildError as error:
         return str(error)
-    # What calls it in one step; where that cannot be had, they go a longer way.
+    # Its native entry, so that no call has to wait for that. Without one the kernel runs all the same, and each choice
+    # of it says why calls take longer (`Choice.detour`), which is part of a row's evidence.
     fused.no_entry()
     return None
 
