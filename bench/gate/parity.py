@@ -5,8 +5,7 @@ of its difference from truth over the norm of truth. It may be at most `FACTOR` 
 reference makes at the same precision, or the precision's floor, whichever is larger, and never more than the cap.
 
 How the numbers were found: `python -m bench.gate.derive_tolerances` runs every variant that exists on the machine, and
-six planted defects, over random problems, and prints what separates right from wrong (results/README.md has what it
-printed).
+six planted defects, over random problems, and prints what separates right from wrong (results/README.md shows it).
 
 - FACTOR 4: right implementations differ in the order of sums and in where they round. At 4, the few errors of right
   variants that lie above it are small enough for the floor.
