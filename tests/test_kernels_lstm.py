@@ -837,10 +837,10 @@ def test_streams_do_not_disturb_each_other():
 
 
 def test_package_names_its_content():
-    """The package has LSTM and replace_lstm, and says what it has when asked for anything else."""
+    """The package has LSTM, a head and replace_lstm, and says what it has when asked for anything else."""
     assert kernels.LSTM is LSTM
-    assert set(kernels.__all__) == {"LSTM", "replace_lstm"}
-    with pytest.raises(AttributeError, match="has no attribute 'GRU'; it has LSTM, replace_lstm"):
+    assert set(kernels.__all__) == {"LSTM", "ShortlistHead", "replace_lstm"}
+    with pytest.raises(AttributeError, match="has no attribute 'GRU'; it has LSTM, ShortlistHead, replace_lstm"):
         _ = kernels.GRU
 
 

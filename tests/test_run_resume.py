@@ -284,7 +284,9 @@ def test_a_resumed_run_goes_on_with_its_options_and_other_seeds(stage, interrupt
     assert (first["recorded_before"], second["recorded_before"]) == (6, 8)
     assert set(first["load"]) == {"before", "after"}
     assert len({began["run"]["seed"], first["seed"], second["seed"]}) == 3
-    assert len(set(stage.seeds)) == len(stage.seeds) == 4
+    # The processes of a group share its problems; another part has others.
+    assert stage.seeds[::2] == stage.seeds[1::2]
+    assert len(set(stage.seeds)) == 2
 
 
 def test_seeds_of_parts_keep_apart(monkeypatch):

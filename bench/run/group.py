@@ -80,11 +80,8 @@ class Measurement:
     failures: dict[str, dict[str, Any]] = field(default_factory=dict)
     remarks: dict[str, str] = field(default_factory=dict)
     _audited: bool = field(default=False, init=False)
-
-    def __post_init__(self) -> None:
-        # New problems of the gate for each group, one before and one after the rounds.
-        self._problems = self.runner.next_seed()
-        self._truth = ""
+    _problems: int = field(default=0, init=False)
+    _truth: str = field(default="", init=False)
 
     def run(self) -> None:
         """Take seatings until there are enough and the answer stands, or the budget is spent."""
@@ -128,7 +125,11 @@ class Measurement:
 
     @contextlib.contextmanager
     def _keeping_truth(self) -> Iterator[None]:
-        """Let the processes of the group compute the truth of its problems once; it may be large."""
+        """Draw the gate's problems, one before and one after the rounds, whose truth is computed once for all processes.
+
+        It may be large, so it goes with the group.
+        """
+        self._problems = self.runner.next_seed()
         with tempfile.TemporaryDirectory(prefix="truth-", dir=self.scratch) as self._truth:
             yield
 
