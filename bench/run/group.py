@@ -125,7 +125,7 @@ class Measurement:
 
     @contextlib.contextmanager
     def _keeping_truth(self) -> Iterator[None]:
-        """Draw the gate's problems, one before and one after the rounds, whose truth is computed once for all processes.
+        """Draw the problems of the gate, for before and after the rounds; all processes share their truth.
 
         It may be large, so it goes with the group.
         """
