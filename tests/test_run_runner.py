@@ -793,12 +793,12 @@ def test_only_some_seatings_are_given_up_for_others(stage, tmp_path):
 def test_a_seating_that_began_with_distant_cores_is_judged_again(stage, monkeypatch, tmp_path):
     """The cores are seen near in the second seating only; then the first one is marked and replaced."""
     monkeypatch.setattr(CoreDistance, "__enter__", lambda self: self)
-    seen = spoilt({0}, distance=2.1)
+    seen = spoilt({0}, word_ns=600.0)
 
     def rounds(players, *rest):
         for found in seen(players, *rest):
             yield found
-            distances[0].shortest = found.distance or 1.2
+            distances[0].shortest_ns = found.word_ns or 250.0
 
     distances = []
     begin = CoreDistance.__init__
@@ -808,9 +808,7 @@ def test_a_seating_that_began_with_distant_cores_is_judged_again(stage, monkeypa
     assert (records["a"].processes, records["a"].disturbed) == (3, 0)
     found = pd.read_csv(tmp_path / "run" / "rounds.csv.gz").groupby("process")["why"].agg(["count", "first"])
     assert list(found["count"]) == [20, 0, 0, 0]
-    assert found["first"][0].startswith(
-        "a word to the other core and back took 2.1 times as long as one that stays, 1.2"
-    )
+    assert found["first"][0] == "a word from core to core and back took 600 ns, 250 at best in this run"
 
 
 def test_no_scratch_folder_is_left(stage, monkeypatch, tmp_path):

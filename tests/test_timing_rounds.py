@@ -301,7 +301,7 @@ def test_rounds_beside_which_the_cores_are_far_apart_are_told(clock, monkeypatch
     found = list(rounds({"a": lasting(clock, 0.001)}, "cpu", 0.02, 0, cores=Cores([1.0, None, 9.0, 2.0])))
     assert [r.beside.why for r in found] == ["", "far", "far", *[""] * (len(found) - 3)]
     assert [r.disturbed for r in found[:4]] == [False, True, True, False]
-    assert [r.distance for r in found[:4]] == [1.0, 9.0, 9.0, 2.0]
+    assert [r.word_ns for r in found[:4]] == [1.0, 9.0, 9.0, 2.0]
 
 
 def test_nothing_is_waited_for_where_only_the_cores_are_far_apart(clock):

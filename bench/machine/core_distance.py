@@ -5,10 +5,11 @@ long, and so does every parallel region; neither stolen time nor a wait for a co
 cores of a Zen 4 a word there and back took 50 or 310 ns, for seconds or minutes on end, and calls of `seed` 0.41 or
 0.57 ms with it. So both are timed beside each round, by two processes that write to memory that they share.
 
-An interpreted word takes 0.2 us more, and that changes with the clock, which other work and heat slow down. So its time
-is divided by that of the same loop with nobody at the other end.
+An interpreted word takes 0.2 us more, and that changes with the clock, which other work and heat slow down. So the same
+loop is timed with nobody at the other end, and where that takes longer than it did at best, the time of the word is
+shortened in proportion.
 
-It looks at the two lowest cores that the run may use, and at no others. It judges by the shortest distance so far, and
+It looks at the two lowest cores that the run may use, and at no others. It judges by the shortest time so far, and
 again when that has become shorter (`bench.run.group`): only groups that ended before the cores were near for the first
 time are not marked.
 """
@@ -23,8 +24,9 @@ import sys
 import time
 from typing import IO, Self
 
-#: The distance beside a round may be this many times the run's shortest.
-FAR = 1.4
+#: A word beside a round may take this many times as long as the run's shortest. On the machine above it took 235 to 340
+#: ns near and 570 to 690 far.
+FAR = 1.6
 #: Words of a batch, of which the quickest counts, and batches.
 WORDS, BATCHES = 25, 16
 #: Looks at the memory before the other side counts as gone: at first it has to wake up.
@@ -56,11 +58,12 @@ class CoreDistance:
     """Times words between two cores; a context manager, inside which the other process lives.
 
     Attributes:
-        shortest: the shortest distance so far; None before the first.
+        shortest_ns: the shortest time of a word so far; None before the first.
     """
 
     def __init__(self) -> None:
-        self.shortest: float | None = None
+        self.shortest_ns: float | None = None
+        self._alone_ns = float("inf")
         self._partner: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> Self:
@@ -105,43 +108,43 @@ class CoreDistance:
         return self if device == "cpu" and threads > 1 else None
 
     def look(self) -> float | None:
-        """Measure the distance now, and remember the shortest; None where it cannot be measured."""
-        found = self.measure()
-        if found is not None:
-            self.shortest = min(found, self.shortest or found)
-        return found
+        """Time a word, nanoseconds at the run's best clock, and remember the shortest; None where there is none."""
+        times_ns = self.times_ns()
+        if times_ns is None:
+            return None
+        there_ns, alone_ns = times_ns
+        self.shortest_ns = min(there_ns, self.shortest_ns or there_ns)
+        self._alone_ns = min(alone_ns, self._alone_ns)
+        return there_ns * self._alone_ns / alone_ns
 
-    def far(self, distance: float | None) -> str:
-        """Say in words that a distance was longer than the cores can be apart at best; empty where it was not."""
-        if distance is None or self.shortest is None or distance <= FAR * self.shortest:
+    def far(self, took_ns: float | None) -> str:
+        """Say in words that a word took longer than where the cores are near; empty where it did not."""
+        if took_ns is None or self.shortest_ns is None or took_ns <= FAR * self.shortest_ns:
             return ""
-        return (
-            f"a word to the other core and back took {distance:.1f} times as long as one that stays, "
-            f"{self.shortest:.1f} at best in this run"
-        )
+        return f"a word from core to core and back took {took_ns:.0f} ns, {self.shortest_ns:.0f} at best in this run"
 
-    def measure(self) -> float | None:
-        """Time of a word there and back over that of one that stays; None where nobody answers or no core was free.
+    def times_ns(self) -> tuple[float, float] | None:
+        """Time of a word there and back and of one that stays; None where nobody answers or no core was free.
 
         It ends the other process where that died or the system refuses, as when the cores of the run were changed.
         """
         if self._partner is None or self._partner.stdin is None:
             return None
         try:
-            return self._measure(self._partner.stdin)
+            return self._times_ns(self._partner.stdin)
         except OSError:
             self.__exit__()
             return None
 
-    def _measure(self, wake: IO[bytes]) -> float | None:
+    def _times_ns(self, wake: IO[bytes]) -> tuple[float, float] | None:
         before = os.sched_getaffinity(0)
         os.sched_setaffinity(0, {self._core})
         try:
             self._shared[_OURS] = self._shared[_THEIRS] = 0
             wake.write(b"x")
             there = self._quickest_ns(_OURS, _THEIRS)
-            stays = self._quickest_ns(_ALONE, _ALONE)
-            return None if there is None or stays is None else there / stays
+            alone = self._quickest_ns(_ALONE, _ALONE)
+            return None if there is None or alone is None else (there, alone)
         finally:
             # The other side ends its loop, even if it wakes up only now: it must not run beside a turn.
             self._shared[_OURS] = _OVER

@@ -31,7 +31,8 @@ class Round:
         waited_s: how long a quiet moment was waited for before it, seconds.
         beside: what else happened meanwhile.
         order: the variants as they ran, those that were forgotten since included.
-        distance: of the cores beside it (`bench.machine.core_distance`); None if unknown.
+        word_ns: time of a word between two cores beside it (`bench.machine.core_distance`), nanoseconds; None if
+            unknown.
     """
 
     number: int
@@ -40,7 +41,7 @@ class Round:
     waited_s: float = 0.0
     beside: Interference = field(default_factory=Interference)
     order: tuple[str, ...] = ()
-    distance: float | None = None
+    word_ns: float | None = None
 
     @property
     def disturbed(self) -> bool:

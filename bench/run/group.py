@@ -197,7 +197,7 @@ class Measurement:
         """Mark rounds whose cores were far apart, as is known since they have been nearer."""
         for taken in self.samples.processes:
             for place, found in enumerate(taken):
-                if not found.disturbed and (why := self.runner.distance.far(found.distance)):
+                if not found.disturbed and (why := self.runner.distance.far(found.word_ns)):
                     taken[place] = dataclasses.replace(found, beside=dataclasses.replace(found.beside, why=why))
 
     def _turns(self) -> dict[str, Any]:

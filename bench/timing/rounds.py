@@ -43,10 +43,10 @@ class Cores(Protocol):
     """The distance of two cores (`bench.machine.core_distance`)."""
 
     def look(self) -> float | None:
-        """Measure it now; None where it cannot be measured."""
+        """Time a word now, nanoseconds; None where it cannot be timed."""
 
-    def far(self, distance: float | None) -> str:
-        """Say in words that one was longer than usual; empty where it was not."""
+    def far(self, took_ns: float | None) -> str:
+        """Say in words that it took longer than usual; empty where it did not."""
 
 
 def orders(names: Sequence[str], seed: int) -> Iterator[tuple[str, ...]]:
@@ -137,7 +137,7 @@ class _Pass:
     switches: tuple[int | None, ...]
     started: Reading
     ended: Reading
-    distance: float | None
+    word_ns: float | None
 
 
 def _stretch(
@@ -157,7 +157,7 @@ def _stretch(
     before = interference.read(account.spent_s)
     after = before
     taken: list[_Pass] = []
-    distance = None if cores is None else cores.look()
+    word_ns = None if cores is None else cores.look()
     while not taken or (after.wall_s - before.wall_s < interference.STRETCH_S and after.wall_s < end):
         started = after
         turns: dict[str, Turn] = {}
@@ -167,19 +167,19 @@ def _stretch(
         after = interference.read(account.spent_s)
         blocks = {name: turn.block for name, turn in turns.items()}
         delays_s = tuple(turn.delay_s for turn in turns.values())
-        before_it, distance = distance, None if cores is None else cores.look()
+        before_ns, word_ns = word_ns, None if cores is None else cores.look()
         given_up = tuple(turn.switches for turn in turns.values())
-        taken.append(_Pass(blocks, delays_s, given_up, started, after, _longer(before_it, distance)))
+        taken.append(_Pass(blocks, delays_s, given_up, started, after, _longer(before_ns, word_ns)))
     beside = interference.judge(before, after, device)
     for found in taken:
         timed_s = sum(block.timed_s for block in found.blocks.values())
         switches = _total(found.switches)
-        far = "" if cores is None else cores.far(found.distance)
+        far = "" if cores is None else cores.far(found.word_ns)
         alone = interference.of_round(
             beside, _total(found.delays_s), None if switches is None else int(switches), timed_s, far
         )
         wall_s = found.ended.wall_s - found.started.wall_s
-        taken_round = Round(0, found.blocks, wall_s, beside=alone, order=tuple(found.blocks), distance=found.distance)
+        taken_round = Round(0, found.blocks, wall_s, beside=alone, order=tuple(found.blocks), word_ns=found.word_ns)
         yield taken_round, alone.why != far
 
 
