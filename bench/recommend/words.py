@@ -120,8 +120,8 @@ def margin(excess: Interval, objective: Objective) -> str:
         return f"is {worse}, with {units.NO_ESTIMATE} of by how much"
     alone = excess.low == excess.high
     if excess.value >= 2:  # noqa: PLR2004
-        ends = "" if alone else f" [{excess.low:.3g}, {excess.high:.3g}]"
-        return multiple.format(f"{excess.value:.3g} times{ends}")
+        value, low, high = (units.ratio(found).removesuffix("x") for found in (excess.value, excess.low, excess.high))
+        return multiple.format(f"{value} times" + ("" if alone else f" [{low}, {high}]"))
     ends = "" if alone else f" [{_percent(excess.low - 1)}, {_percent(excess.high - 1)}]"
     return f"is {_percent(excess.value - 1)} {worse}{ends}"
 
