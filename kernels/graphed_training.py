@@ -213,7 +213,7 @@ def _layer_by_layer(
     each: int,
     needed: Sequence[bool],
 ) -> tuple[Tensor | None, ...]:
-    """What `_gradients` gives, in memory of its own and in the products' type."""
+    """Compute what `_gradients` returns, in memory of its own and in the products' type."""
     directions = options.directions
     grad, *of_states = grads
     states: list[tuple[Tensor | None, ...]] = []

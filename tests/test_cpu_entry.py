@@ -71,7 +71,7 @@ def _forward(lstm: LSTM, x: Any, hx: Any = None) -> Any:
 
 
 def test_it_can_be_built() -> None:
-    """Where the kernel can be compiled, so can the entry: every test below relies on it."""
+    """The entry compiles wherever the kernel does: every test below relies on it."""
     assert entry.hindrance() is None
 
 
@@ -256,7 +256,7 @@ def test_another_order_of_the_parameters_is_served(lstm: LSTM) -> None:
 
 
 def test_forgotten_weights_are_not_read(lstm: LSTM) -> None:
-    """What was packed before `packing.forget` is not used after it."""
+    """Weights packed before `packing.forget` are not used after it."""
     x, h, c = _step_inputs()
     packing.forget()
     with torch.no_grad():
@@ -316,7 +316,7 @@ def test_failures_of_the_kernel_are_raised(lstm: LSTM, monkeypatch: pytest.Monke
 
 
 def test_without_the_entry_calls_go_the_long_way_and_say_so() -> None:
-    """Where torch's headers cannot be compiled results are the same, and `explain` names the reason."""
+    """Results are the same without torch's headers, and `explain` names the reason."""
     x, h, c = _step_inputs()
     lstm = LSTM(FEATURES, HIDDEN, LAYERS, implementation="cpu-fused")
     with torch.no_grad():

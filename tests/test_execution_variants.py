@@ -305,7 +305,7 @@ def test_fairest_cudnn_takes_no_packed_sequences():
 @pytest.mark.usefixtures("pretended_gpu")
 @pytest.mark.parametrize(("name", "serves"), [("triton-cell", True), ("triton-persistent", False), ("triton", True)])
 def test_kernels_are_asked_about_resets(name, serves):
-    """Where episodes begin in the middle, a kernel that cannot reset refuses, and the fastest is one that can."""
+    """A kernel that cannot reset refuses episodes that begin in the middle, and the fastest is one that can."""
     reason = VARIANTS[name].why_not("cuda", "training", WORKLOADS["rl-impala"])
     assert (reason is None) == serves, reason
     assert serves or "reset" in str(reason)

@@ -89,14 +89,12 @@ def undecided(groups: Iterable[tuple[Group, tuple[Described, ...]]], folder: Run
         standing = racing.standing(of_group, names, REFERENCE, interval)
         if standing is None or not standing.needing:
             continue
-        spent_s = sum(b.timed_s for rounds in of_group.processes for each in rounds for b in each.blocks.values())
+        timed_s = [sum(b.timed_s for each in rounds for b in each.blocks.values()) for rounds in of_group.processes]
+        spent_s = sum(timed_s)
         widths = [width for name in standing.wide if (width := _width(of_group, name)) is not None]
         factor = racing.missing_factor(standing, interval, widths)
-        longest_s = max(
-            sum(b.timed_s for each in rounds for b in each.blocks.values()) for rounds in of_group.processes
-        )
         # One that was given up is short; the longest one says what a seating takes.
-        clean_s = max(map(of_group.lacking, names)) * longest_s
+        clean_s = max(map(of_group.lacking, names)) * max(timed_s)
         needed_s = min(MOST_S, max(LEAST_S, (factor - 1) * spent_s, clean_s))
         found.append(Open(group, mine, of_group, standing, spent_s, needed_s))
     return found

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from seq2seq.layers.padding import Reader
-from seq2seq.models.base import Extent, Model, Stack, StreamedLSTM
+from seq2seq.models.base import Extent, Model, Stack, StreamedLSTM, make_lstm
 from seq2seq.models.family_defaults import FamilyDefaults
 
 
@@ -38,10 +38,6 @@ class EpisodesConfig(FamilyDefaults):
     decodes: ClassVar[bool] = False
     bridged: ClassVar[bool] = False
     resets: ClassVar[bool] = True
-    dense_parameters: ClassVar[int] = 0
-    dropout: ClassVar[float] = 0.0
-    source_vocabulary: ClassVar[int] = 0
-    target_vocabulary: ClassVar[int] = 0
 
     @property
     def input_size(self) -> int:
@@ -52,21 +48,6 @@ class EpisodesConfig(FamilyDefaults):
     def output_size(self) -> int:
         """Features of an output step: h."""
         return self.hidden_size
-
-    @property
-    def target_size(self) -> int:
-        """Nothing is fed to a decoder; its input is its output."""
-        return self.input_size
-
-    @property
-    def head_size(self) -> int:
-        """Features of an output step."""
-        return self.hidden_size
-
-    def dense_products(self, extent: Extent, *, backward: bool) -> int:
-        """None."""
-        del extent, backward
-        return 0
 
     def state_values(self, extent: Extent) -> int:
         """Values of the final h and c."""
@@ -96,7 +77,7 @@ class EpisodesLSTM(Model):
     def __init__(self, config: EpisodesConfig, lstm: Callable[..., nn.RNNBase] = nn.LSTM) -> None:
         super().__init__()
         self.config = dataclasses.replace(config)
-        made = lstm(config.input_size - 1, config.hidden_size, config.num_layers, batch_first=True)
+        made = make_lstm(lstm, config.stacks[0])
         self.resets: bool = getattr(made, "takes_resets", False)
         self.lstm = Reader(made)
 
