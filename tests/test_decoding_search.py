@@ -13,7 +13,7 @@ from kernels.reference import LoopLSTM
 from seq2seq.data.tokens import BEGIN, END, PAD
 from seq2seq.decoding import search as decode
 from seq2seq.decoding.beams import length_penalty
-from seq2seq.decoding.search import beam_search, forecast, greedy, sample
+from seq2seq.decoding.search import beam_search, forecast, greedy
 from seq2seq.execution.cell_lstm import CellLSTM
 from seq2seq.layers.likelihoods import central, distribution
 from seq2seq.models.attention import AttentionConfig
@@ -134,7 +134,6 @@ def test_a_beam_of_one_is_greedy(family, seed, batch, alpha):
 WAYS = {
     "greedy": greedy,
     "beam": lambda *given_, **options: beam_search(*given_, beam=3, length_penalty=0.8, **options),
-    "sample": lambda *given_, **options: sample(*given_, generator=torch.Generator().manual_seed(0), **options),
 }
 
 
@@ -283,51 +282,12 @@ def test_what_ended_wins_against_what_was_cut_off():
     assert cut.lists() == [[1, 1], [1, 1]]
 
 
-@pytest.mark.parametrize("options", [{}, {"temperature": 0.5}, {"top_k": 2}])
-def test_sampled_tokens_follow_the_distribution(options):
-    """20,000 first tokens against the model's probabilities, by their standard errors; none outside the likeliest."""
-    model = model_of(TOKEN_MODELS["lstm"], 1, scale=1.0)
-    source = torch.zeros(20_000, 3, dtype=torch.int64)
-    state = model.encode(source[:1])
-    logarithms = model.step(torch.tensor([BEGIN]), state)[0][0] / options.get("temperature", 1.0)
-    kept = torch.full_like(logarithms, -math.inf)
-    places = logarithms.topk(options.get("top_k", 4)).indices
-    kept[places] = logarithms[places]
-    expected = kept.softmax(0)
-    found = sample(model, source, max_steps=1, generator=torch.Generator().manual_seed(5), **options)
-    seen = found.tokens.flatten().bincount(minlength=4) / len(source)
-    assert bool(((seen - expected).abs() <= 5 * (expected * (1 - expected) / len(source)).sqrt()).all())
-
-
-def test_sampling_follows_its_generator_alone():
-    """Equal generators give equal tokens, others do not, and torch's own stream stays where it was."""
-    model, (source, lengths) = model_of(TOKEN_MODELS["lstm"], 2), sources(8, 2)
-
-    def drawn(seed: int):
-        return sample(model, source, lengths, max_steps=8, generator=torch.Generator().manual_seed(seed))
-
-    before = torch.random.get_rng_state()
-    assert same(drawn(1), drawn(1))
-    assert not same(drawn(1), drawn(2))
-    assert torch.equal(torch.random.get_rng_state(), before)
-
-
-def test_cold_sampling_and_sampling_of_one_token_are_greedy():
-    """Both leave nothing to chance."""
-    model, (source, lengths) = model_of(TOKEN_MODELS["lstm"], 4), sources(5, 4)
-    expected = greedy(model, source, lengths, max_steps=6)
-    assert same(sample(model, source, lengths, top_k=1, max_steps=6), expected)
-    assert same(sample(model, source, lengths, temperature=1e-6, max_steps=6), expected)
-
-
 @pytest.mark.parametrize(
     ("call", "words"),
     [
         (greedy, "decoding has no limit"),
         (lambda model, source: greedy(model, source, max_steps=0), "max_steps is 0"),
         (lambda model, source: greedy(model, source, max_ratio=0.0), "max_ratio 0.0"),
-        (lambda model, source: sample(model, source, max_steps=1, temperature=0.0), "temperature is 0.0"),
-        (lambda model, source: sample(model, source, max_steps=1, top_k=0), "top_k 0"),
         (lambda model, source: beam_search(model, source, max_steps=1, beam=0), "beam is 0"),
         (lambda model, source: beam_search(model, source, max_steps=1, beam=2, length_penalty=-1.0), "penalty -1.0"),
         (lambda model, source: forecast(model, source, torch.zeros(2, 3, 1)), "target has shape"),

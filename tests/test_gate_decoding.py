@@ -28,7 +28,7 @@ from bench.worker.server import _decoded
 from kernels.cpu import shortlist
 from seq2seq.decoding import search as decode
 from seq2seq.decoding.fixed_length import Steps, forced, free_running
-from seq2seq.decoding.search import sample
+from seq2seq.decoding.search import first_token
 from seq2seq.execution.executable import Executable
 from seq2seq.execution.variant import Variant
 from seq2seq.execution.variants import VARIANTS
@@ -210,9 +210,16 @@ def _other_tokens(found, _executable, _batch):
 
 def _drawn_tokens(_found, executable, batch):
     """Chooses by chance, and scores rightly."""
-    drawn = sample(executable.model, batch.source, batch.source_lengths, end=None, max_steps=batch.target.size(1),
-                   generator=torch.Generator().manual_seed(0))  # fmt: skip
-    return {"tokens": drawn.tokens, "scores": drawn.scores}
+    model, generator = executable.model, torch.Generator().manual_seed(0)
+    state = model.encode(batch.source, batch.source_lengths)
+    token, scores, tokens = torch.full((batch.source.size(0),), first_token(model.config)), 0.0, []
+    for _ in range(batch.target.size(1)):
+        outputs, state = model.step(token, state)
+        logarithms = outputs.double().log_softmax(-1)
+        token = torch.multinomial(logarithms.exp(), 1, generator=generator).squeeze(1)
+        scores = scores + logarithms.gather(1, token[:, None]).squeeze(1)
+        tokens.append(token)
+    return {"tokens": torch.stack(tokens, 1), "scores": scores}
 
 
 def _values_of_the_step_before(found, _executable, _batch):

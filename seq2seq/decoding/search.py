@@ -1,6 +1,6 @@
 """Decoding: outputs of a model that is fed with its own outputs.
 
-Greedy, sampled and beam search for tokens, `forecast` for values; all use nothing but `encode`, `step` and `select`, so
+Greedy and beam search for tokens, `forecast` for values; all use nothing but `encode`, `step` and `select`, so
 they work for every family. Sequences are decoded together, and finished ones leave the batch.
 """
 
@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable
 from typing import Any, Protocol
 
 import torch
@@ -38,6 +37,7 @@ def first_token(config: Any) -> int:
     return BEGIN if config.begin is None else int(config.begin)
 
 
+@torch.no_grad()
 def greedy(  # noqa: PLR0913 - every option of decoding
     model: Decoder,
     source: Tensor,
@@ -64,73 +64,7 @@ def greedy(  # noqa: PLR0913 - every option of decoding
     Raises:
         ValueError: without a limit.
     """
-
-    def choose(outputs: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
-        del rows
-        likeliest, token = outputs.max(-1)
-        return token, likeliest - outputs.logsumexp(-1)
-
-    return _each(model, source, lengths, choose, begin, end, Limit(max_steps, max_ratio), drop=drop)
-
-
-def sample(  # noqa: PLR0913 - every option of sampling
-    model: Decoder,
-    source: Tensor,
-    lengths: Tensor | None = None,
-    *,
-    temperature: float = 1.0,
-    top_k: int | None = None,
-    generator: torch.Generator | None = None,
-    begin: int | None = None,
-    end: int | None = END,
-    max_steps: int | None = None,
-    max_ratio: float | None = None,
-    drop: bool = True,
-) -> Decoded:
-    """A token drawn at each step; the scores are those of the model's own distribution, whatever was drawn from.
-
-    Logarithms are divided by `temperature` before drawing; towards 0 it becomes greedy. Only the `top_k` likeliest
-    tokens are drawn from; all when None. `generator` is on the CPU; torch's own when None. One number is drawn for each
-    sequence and step, finished or not, so a sequence gets the same tokens whatever becomes of the others. All other
-    arguments are those of `greedy`.
-
-    Raises:
-        ValueError: without a limit, or for a temperature or `top_k` that is not above zero.
-    """
-    if not temperature > 0 or (top_k is not None and top_k < 1):
-        msg = f"temperature is {temperature}, top_k {top_k}; expected both above 0"
-        raise ValueError(msg)
-
-    def choose(outputs: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
-        logarithms = outputs.log_softmax(-1)
-        drawn = torch.rand(source.size(0), dtype=torch.float64, generator=generator).to(rows.device)
-        wide = logarithms.double() / temperature
-        if top_k is not None and top_k < wide.size(-1):
-            kept = wide.topk(top_k, -1)
-            wide = torch.full_like(wide, -math.inf).scatter_(-1, kept.indices, kept.values)
-        reached = wide.softmax(-1).cumsum(-1)
-        # The last sum is 1 but for rounding, and what has no probability has no share of it.
-        place = drawn[rows, None] * reached[:, -1:]
-        token = torch.searchsorted(reached, place, right=True).clamp(max=wide.size(-1) - 1)
-        return token.squeeze(1), logarithms.gather(1, token).squeeze(1)
-
-    return _each(model, source, lengths, choose, begin, end, Limit(max_steps, max_ratio), drop=drop)
-
-
-@torch.no_grad()
-def _each(  # noqa: PLR0913 - what greedy and sampled decoding share
-    model: Decoder,
-    source: Tensor,
-    lengths: Tensor | None,
-    choose: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]],
-    begin: int | None,
-    end: int | None,
-    limit: Limit,
-    *,
-    drop: bool,
-) -> Decoded:
-    """One token a step and what it gains, chosen by outputs (rows, vocabulary) and the sequences that rows are of."""
-    bounds = limit.of(source, lengths)
+    bounds = Limit(max_steps, max_ratio).of(source, lengths)
     shortest, longest = int(bounds.min()), int(bounds.max())
     bounds = bounds.to(source.device)
     found = Decoded.room(bounds, longest)
@@ -141,8 +75,9 @@ def _each(  # noqa: PLR0913 - what greedy and sampled decoding share
     history, scores = found.tokens.clone(), torch.zeros_like(found.scores)
     for step in range(longest):
         outputs, state = model.step(value, state)
-        value, gained = choose(widened(outputs), rows)
-        history[:, step], scores = value, scores + gained
+        outputs = widened(outputs)
+        likeliest, value = outputs.max(-1)
+        history[:, step], scores = value, scores + (likeliest - outputs.logsumexp(-1))
         if end is None and step + 1 < shortest:
             continue
         ended = alive & (is_end(value, end) | (bounds[rows] <= step + 1))

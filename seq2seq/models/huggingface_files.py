@@ -13,22 +13,6 @@ from seq2seq.models.huggingface_config import PretrainedConfig
 from seq2seq.models.layer_groups import PretrainedError
 
 
-def load_transformers(name: str | Path) -> tuple[PretrainedSeq2Seq, Any]:
-    """An encoder-decoder of the transformers library, and its tokenizer, in evaluation mode.
-
-    Args:
-        name: a folder that its `save_pretrained` wrote, or a name on the Hugging Face hub.
-
-    Raises:
-        PretrainedError: when the library is not installed, or gives no such model.
-    """
-    library = transformers()
-    with refused(name):
-        model = library.AutoModelForSeq2SeqLM.from_pretrained(name)
-        tokenizer = library.AutoTokenizer.from_pretrained(name)
-    return _ours(model, str(name)).eval(), tokenizer
-
-
 def load_config(name: str | Path) -> PretrainedConfig:
     """Sizes of such a model, without its weights.
 
@@ -53,7 +37,8 @@ def load_weights(name: str | Path) -> dict[str, Tensor]:
     library = transformers()
     with refused(name):
         model = library.AutoModelForSeq2SeqLM.from_pretrained(name)
-    return {key: value.detach().float() for key, value in _ours(model).state_dict().items()}
+    ours = PretrainedSeq2Seq(model, PretrainedConfig.of(model.config, str(name)))
+    return {key: value.detach().float() for key, value in ours.state_dict().items()}
 
 
 @contextlib.contextmanager
@@ -64,7 +49,3 @@ def refused(name: str | Path) -> Any:
     except (AttributeError, OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
         msg = f"{name}: transformers does not load it: {' '.join(str(error).split())}"
         raise PretrainedError(msg) from error
-
-
-def _ours(model: Any, name: str = "") -> PretrainedSeq2Seq:
-    return PretrainedSeq2Seq(model, PretrainedConfig.of(model.config, name))
