@@ -40,9 +40,11 @@ def test_a_turn_survives_its_way_to_the_parent(turn):
 
 
 def test_a_turn_without_one_of_its_values_is_no_turn():
-    """An event that lacks something is an error at once, not a default."""
-    fields = Turn(Block((1.0,)), 0.1, 7.0, 1.2, 0.0, 1.0).fields()
-    for name in fields:
+    """An event that lacks something is an error at once, not a default; but an earlier worker says no wait."""
+    fields = Turn(Block((1.0,)), 0.1, 7.0, 1.2, 0.0, 1.0, queued_s=0.5).fields()
+    without = Turn.of({key: value for key, value in fields.items() if key != "queued_s"})
+    assert without.queued_s == 0.0
+    for name in fields.keys() - {"queued_s"}:
         with pytest.raises(KeyError):
             Turn.of({key: value for key, value in fields.items() if key != name})
 

@@ -165,24 +165,27 @@ def test_waiting_for_a_core_is_counted():
     code = (
         "import os, sys, time\n"
         "os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})\n"
-        "from bench.machine.interference import longest_delay_s, read_delays, switches\n"
+        "from bench.machine.interference import longest_delay_s, queued_s, read_delays, switches\n"
         "if os.fork() == 0:\n"
         "    end = time.time() + 0.6\n"
         "    while time.time() < end: pass\n"
         "    os._exit(0)\n"
         "wall, cpu = time.perf_counter(), time.process_time()\n"
-        "before, lost, end = read_delays(), switches(), time.time() + 0.5\n"
+        "task = [f'{os.getpid()}/task/{os.getpid()}']\n"
+        "before, lost, queued, end = read_delays(), switches(), queued_s(task), time.time() + 0.5\n"
         "while time.time() < end: pass\n"
-        "after, lost = read_delays(), switches() - lost\n"
+        "after, lost, queued = read_delays(), switches() - lost, queued_s(task) - queued\n"
         "wall, cpu = time.perf_counter() - wall, time.process_time() - cpu\n"
-        "print(longest_delay_s(before, after), lost, wall - cpu)\n"
+        "print(longest_delay_s(before, after), lost, wall - cpu, queued)\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    delay_s, lost, without_core_s = map(float, done.stdout.split())
+    delay_s, lost, without_core_s, queued_s = map(float, done.stdout.split())
     # Two processes share one core, so about half of the time is waited for; more where others want it too.
     assert delay_s > 0.1
     assert abs(delay_s - without_core_s) < 0.1
+    assert abs(delay_s - queued_s) < 0.01
     assert lost > 5
+    assert interference.queued_s(["no/such/thread"]) == 0.0
 
 
 def test_waiting_for_quiet_ends_with_the_patience(monkeypatch):

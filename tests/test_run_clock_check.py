@@ -32,12 +32,13 @@ class Seats:
     def __init__(self, apart_s: float = 0.0, speed: float = 1.0) -> None:
         self.watch, self.now, self.speed, self.apart_s = Watch(), 1000.0, speed, apart_s
 
-    def take(self, turn: Turn, to_s: float = 2e-4, back_s: float = 3e-4) -> None:
+    def take(self, turn: Turn, to_s: float = 2e-4, back_s: float = 3e-4, queued_s: float = 0.0) -> None:
         """A turn, whose request and answer take so long; its own times are as the seat's clock counts them."""
         asked_s = self.now
         begun_s = asked_s + to_s
         self.now = begun_s + turn.wall_s / self.speed + back_s
-        self.watch.add(dataclasses.replace(turn, start_s=self.apart_s + self.speed * begun_s), asked_s, self.now)
+        told = dataclasses.replace(turn, start_s=self.apart_s + self.speed * begun_s)
+        self.watch.add(told, asked_s, self.now, queued_s)
 
 
 def doubt_of(turn: Turn, count: int = 25, speed: float = 1.0) -> str:
@@ -80,11 +81,47 @@ def test_a_busy_machine_is_no_wrong_clock():
     assert seats.watch.doubt() == ""
 
 
+@given(st.lists(st.floats(0.02, 0.5), min_size=1, max_size=40))
+def test_waiting_for_a_core_is_no_wrong_clock(waits_s):
+    """However long those wait who pass on requests and answers, and however few the turns: the kernel counts it."""
+    seats = Seats()
+    for wait_s in waits_s:
+        seats.take(turn_of(), 0.4 * wait_s, 0.6 * wait_s, queued_s=wait_s)
+    assert seats.watch.doubt() == ""
+
+
+@pytest.mark.parametrize("queued_s", [0.0, 0.01])
+@pytest.mark.parametrize("count", [6, 25])
+def test_the_same_delay_without_a_wait_for_a_core_is_not_believed(count, queued_s):
+    """What took 80 ms more than was told, of which the kernel saw at most 10 ms of waiting, was told too short."""
+    seats = Seats()
+    for _ in range(count):
+        seats.take(turn_of(), back_s=0.08, queued_s=queued_s)
+    assert seats.watch.doubt().startswith(CLOCK)
+
+
+@pytest.mark.parametrize("within_s", [0.0, 0.2])
+def test_a_wait_within_the_turn_excuses_no_turn_told_too_short(within_s):
+    """Half of what each took is missing. The machine is busy, but the turns' own waits are in their own time."""
+    honest = dataclasses.replace(turn_of(0.02), queued_s=within_s)
+    told = dataclasses.replace(turn_of(0.01), queued_s=within_s)
+    right, wrong = Seats(), Seats()
+    for _ in range(25):
+        right.take(honest, back_s=0.03, queued_s=within_s + 0.03)
+        wrong.take(told, back_s=honest.wall_s - told.wall_s + 0.03, queued_s=within_s + 0.03)
+    assert right.watch.doubt() == ""
+    assert wrong.watch.doubt().startswith(CLOCK)
+
+
 @pytest.mark.parametrize("speed", [0.5, 0.8, 0.97, 1.03, 1.25, 2.0])
 @pytest.mark.parametrize("calls", [5, 50])
-def test_a_clock_that_runs_at_another_speed_is_not_believed(speed, calls):
-    """All that the process tells is consistent, but the parent's clock went on otherwise."""
-    assert doubt_of(turn_of(calls=calls), count=50, speed=speed).startswith(CLOCK)
+@pytest.mark.parametrize("queued_s", [0.0, 1.0])
+def test_a_clock_that_runs_at_another_speed_is_not_believed(speed, calls, queued_s):
+    """All that the process tells is consistent, but the parent's clock went on otherwise; also on a busy machine."""
+    seats = Seats(speed=speed)
+    for _ in range(50):
+        seats.take(turn_of(calls=calls), queued_s=queued_s)
+    assert seats.watch.doubt().startswith(CLOCK)
 
 
 def test_a_clock_that_stands_still_now_and_then_is_not_believed():

@@ -80,6 +80,10 @@ class Played:
     def go_on(self) -> None:
         """Go on."""
 
+    def queued_s(self) -> float:
+        """Never wait for a core."""
+        return 0.0
+
     def ask(self, request: str, _: float, **fields: Any):
         """Play the request."""
         if request in {"catalogue", "describe"}:

@@ -332,6 +332,10 @@ class Actor:
     def go_on(self) -> None:
         """Go on."""
 
+    def queued_s(self) -> float:
+        """Never wait for a core."""
+        return 0.0
+
     def ask(self, request: str, limit_s: float, **fields: Any):
         """Play the request."""
         self.asked.append({"request": request, "limit_s": limit_s, "environment": self._environment, **fields})

@@ -14,7 +14,7 @@ import contextlib
 import dataclasses
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -126,6 +126,22 @@ def read_delays() -> dict[str, int] | None:
             ):
                 found[task] = int(file.read().split()[1])
     return found or None
+
+
+def queued_s(tasks: Iterable[str]) -> float:
+    """Seconds that threads were ready but had no core so far, all together; 0 if the system does not report it.
+
+    Args:
+        tasks: the threads: `PID/task/TID` of any process, or `thread-self`.
+    """
+    total_ns = 0
+    for task in tasks:
+        with (
+            contextlib.suppress(OSError, ValueError, IndexError),
+            open(f"/proc/{task}/schedstat", "rb") as file,  # noqa: PTH123 - read between turns, as above
+        ):
+            total_ns += int(file.read().split()[1])
+    return total_ns * 1e-9
 
 
 def longest_delay_s(before: Mapping[str, int] | None, after: Mapping[str, int] | None) -> float | None:

@@ -66,6 +66,8 @@ class Turn:
         delay_s: time of the block in which the thread that waited longest was ready but had no core, seconds; None
             if the system does not report it.
         switches: times in the block that the process had to give up a core; None in the same case.
+        queued_s: time of the turn in which the thread that makes the calls was ready but had no core, seconds; 0 if the
+            system does not report it.
     """
 
     block: Block
@@ -76,6 +78,7 @@ class Turn:
     cpu_to_s: float
     delay_s: float | None = None
     switches: int | None = None
+    queued_s: float = 0.0
 
     @property
     def accounted_s(self) -> float:
@@ -94,5 +97,7 @@ class Turn:
     def of(cls, event: dict[str, Any]) -> Turn:
         """Make one from an event."""
         block = event["block"]
+        # A worker of an earlier revision does not say how long it waited.
+        event = {"queued_s": 0.0} | event
         values = {field.name: event[field.name] for field in dataclasses.fields(cls)}
         return cls(**(values | {"block": Block(**(block | {"calls_s": tuple(block["calls_s"])}))}))

@@ -2,7 +2,9 @@
 
 A variant shares its process with what times it, and may slow the process's clock. The parent knows when it asked for
 each turn and when the answer was there. Two right clocks differ by the same amount in all turns, however long requests
-and answers take on a busy machine. The samples are trusted only while they make up the time in which they were taken.
+and answers take on a busy machine. How long these take is judged too, since a turn may be told shorter than it was; on
+a busy machine whoever passes them on waits for a core, so the time of that, which the kernel counts, is no lie. The
+samples are trusted only while they make up the time in which they were taken.
 """
 
 from __future__ import annotations
@@ -14,7 +16,8 @@ from bench.records.block import Turn
 
 #: Seconds, and share of the turns, by which the two clocks may come apart from the first turn to the last.
 APART_S, APART_SHARE = 0.002, 0.01
-#: Seconds, and share of the time waited for it, that a usual turn's request and answer may take on their way.
+#: Seconds, and share of the time waited for it, that a usual turn's request and answer may take on their way, not
+#: counting the time that those who pass them on wait for a core.
 WAY_S, WAY_SHARE = 0.01, 0.1
 #: The same for the quickest of at least this many turns: even on a busy machine, one of them hardly has to wait.
 QUICKEST_S, QUICKEST_TURNS = 0.004, 6
@@ -29,16 +32,22 @@ class Watch:
     """The turns of one seat, and the parent's clock when it asked for each and when it had the answer."""
 
     _turns: list[tuple[Turn, float, float]] = field(default_factory=list)
+    #: Of each turn the part that neither its own time nor waiting for a core accounts for.
+    _ways_s: list[float] = field(default_factory=list)
 
-    def add(self, turn: Turn, asked_s: float, answered_s: float) -> None:
+    def add(self, turn: Turn, asked_s: float, answered_s: float, queued_s: float = 0.0) -> None:
         """Count a turn.
 
         Args:
             turn: as the seat reported it.
             asked_s: parent's clock before the request.
             answered_s: parent's clock after the answer.
+            queued_s: of that time, what the worker's first thread and those of the parent spent ready without a core
+                (`bench.run.worker_process.Worker.queued_s`). What the turn itself says of its part is left out; one
+                that says too little hides no more than what was really waited.
         """
         self._turns.append((turn, asked_s, answered_s))
+        self._ways_s.append(answered_s - asked_s - turn.wall_s - max(0.0, queued_s - turn.queued_s))
 
     def doubt(self) -> str:
         """Return the reason why the turns cannot be true; nothing when they can."""
@@ -50,9 +59,8 @@ class Watch:
         least_s = max(asked_s - turn.start_s for turn, asked_s, _ in self._turns)
         most_s = min(answered_s - turn.start_s - turn.wall_s for turn, _, answered_s in self._turns)
         usual_s = statistics.median(answered_s - asked_s for _, asked_s, answered_s in self._turns)
-        ways_s = [answered_s - asked_s - turn.wall_s for turn, asked_s, answered_s in self._turns]
-        way_s = statistics.median(ways_s)
-        kept = len(ways_s) >= QUICKEST_TURNS and min(ways_s) > QUICKEST_S + WAY_SHARE * usual_s
+        way_s = statistics.median(self._ways_s)
+        kept = len(self._ways_s) >= QUICKEST_TURNS and min(self._ways_s) > QUICKEST_S + WAY_SHARE * usual_s
         # Of a few turns the usual one may be one that met a pause of the machine.
         longest_s = WAY_S + WAY_SHARE * usual_s + PAUSE_S / len(self._turns)
         if least_s - most_s > APART_S + APART_SHARE * told_s or way_s > longest_s or kept:

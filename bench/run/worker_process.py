@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, Self
 
+from bench.machine import interference
 from bench.plan import own_model as given
 from bench.records.schema import Status
 
@@ -147,6 +148,7 @@ class Worker:
     forks: Forks | None = None
     _lines: queue.Queue[str | None] = field(default_factory=queue.Queue, init=False)
     _guard: subprocess.Popen[bytes] | None = field(default=None, init=False)
+    _tasks: tuple[str, ...] = field(default=(), init=False)
 
     def __enter__(self) -> Self:
         """Start the process and wait until it is up."""
@@ -167,6 +169,8 @@ class Worker:
             self._guard = guard(self._child.pid)
             reader = threading.Thread(target=self._read, daemon=True)
             reader.start()
+            first, ours, own = self._child.pid, os.getpid(), (reader.native_id, threading.get_native_id())
+            self._tasks = (f"{first}/task/{first}", *(f"{ours}/task/{thread}" for thread in own))
             threading.Thread(target=self._watch, args=(reader,), daemon=True).start()
             self._greet(self._next(START_LIMIT_S, "start"))
         except BaseException:
@@ -223,6 +227,14 @@ class Worker:
         """Let the process go on where it was stopped."""
         with contextlib.suppress(OSError):
             os.killpg(self._child.pid, signal.SIGCONT)
+
+    def queued_s(self) -> float:
+        """Return the seconds that those who pass requests and answers on were ready but had no core so far.
+
+        They are the first thread of the process, which also makes the calls, and two threads of this one. The kernel
+        counts it, and no variant can make it larger without really waiting.
+        """
+        return interference.queued_s(self._tasks)
 
     def ask(self, request: str, limit_s: float, **fields: Any) -> Iterator[Event]:
         """Send a request and yield its events until it is done.

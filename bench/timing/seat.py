@@ -46,6 +46,8 @@ SHORT_S = 0.001
 STEADY_SHARE = 0.03
 WARM_LEAST_S, WARM_MOST_S = 0.05, 1.0
 
+#: The thread that makes the calls, as `interference.queued_s` names one.
+OWN = ("thread-self",)
 #: Bound here, before any variant can replace them.
 _cpu_s = time.process_time
 
@@ -84,6 +86,7 @@ def take_turn(subject: Subject, calls: int, device: str, counter: EnergyCounter 
         device: where it runs.
         counter: of energy, read at the start of the block and at its end; None reads nothing.
     """
+    queued_s = interference.queued_s(OWN)
     cpu_from_s, start = _cpu_s(), now_s()
     with subject.context():
         made = 0
@@ -115,6 +118,7 @@ def take_turn(subject: Subject, calls: int, device: str, counter: EnergyCounter 
         cpu_to_s=_cpu_s(),
         delay_s=interference.longest_delay_s(delays, after),
         switches=None if switches is None or switched is None else switched - switches,
+        queued_s=interference.queued_s(OWN) - queued_s,
     )
 
 
