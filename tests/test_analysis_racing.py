@@ -5,14 +5,18 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from bench.analysis import racing
+from bench.analysis.intervals import Interval
 from bench.machine.interference import Interference
+from bench.recommend.clearer import clearer
 from bench.records.block import Block
 from bench.records.rounds import Round, Samples
+from bench.run.more import duration
 
 REFERENCE = "reference"
 
@@ -156,6 +160,23 @@ def test_without_a_reference_times_decide():
     assert found is not None
     assert found.best == "a"
     assert found.slower == {"b"}
+
+
+@pytest.mark.parametrize("noise", [0.05, 0.2, 1.0])
+def test_a_recommendation_advises_the_time_that_the_run_s_last_lines_advise(noise):
+    """Of one undecided rival, both estimate the same further seconds, in the same words."""
+    generator, truth = np.random.default_rng(1), {REFERENCE: 1.0, "fast": 0.5, "next": 0.505}
+    rounds = [[drawn(generator, truth, n, dict.fromkeys(truth, 0.0), noise) for n in range(12)] for _ in range(3)]
+    samples, names = Samples(rounds), list(truth)
+    found = racing.standing(samples, names, REFERENCE, interval=10.0)
+    rival = found.against["next" if found.best == "fast" else "fast"]
+    excess = Interval(1 / rival.value, 1 / rival.high, 1 / rival.low)
+    by_the_run = racing.further_s(samples, names, racing.missing_factor(found, 10.0))
+    by_advice = clearer(excess, samples, names)
+    assert found.undecided == {"next" if found.best == "fast" else "fast"}
+    assert by_advice.seconds == pytest.approx(by_the_run)
+    assert racing.LEAST_S <= by_the_run <= racing.MOST_S
+    assert by_advice.hopeless or f"about {duration(by_the_run)} more of rounds" in by_advice.text(Path("run"))
 
 
 def test_what_is_missing_grows_with_the_doubt():

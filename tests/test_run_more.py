@@ -21,7 +21,7 @@ STANDING = Standing("a", frozenset(), frozenset(), frozenset({"b"}), frozenset()
 
 def opened(name: str, needed_s: float) -> more.Open:
     """A group that needs some time to be decided."""
-    return more.Open(Group(name, ()), (), Samples(), STANDING, 1.0, needed_s)
+    return more.Open(Group(name, ()), (), Samples(), STANDING, needed_s)
 
 
 @pytest.fixture

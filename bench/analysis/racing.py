@@ -24,6 +24,10 @@ from bench.records.rounds import Round, Samples
 MARGIN = 0.03
 #: Factor by which intervals are wider while a run decides whether to go on: 99 % in place of 95 %.
 CARE = 1.3
+#: Shortest and longest time of further rounds that a group is advised to get, seconds: less is not worth its gates.
+LEAST_S, MOST_S = 10.0, 3600.0
+#: Smallest factor by which rounds are advised to grow: what is estimated to be decided by a few more may not be.
+LEAST_GROWTH = 1.2
 #: First rounds of a seating, in which all variants take part.
 FIRST_ROUNDS = 8
 #: A seating that began with this many rounds or seconds of nothing but disturbed ones is spoilt, with at least
@@ -145,8 +149,7 @@ class Race:
 def missing_factor(found: Standing, interval: float, widths: Iterable[float] = ()) -> float:
     """Factor by which rounds must grow for the answer to stand, estimated from the present doubt.
 
-    Doubt falls with the square root of the rounds. For an undecided rival, the nearer of two outcomes counts: surely
-    slower, or surely equal.
+    For an undecided rival, the nearer of two outcomes counts: surely slower, or surely equal (`growth`).
 
     Args:
         found: of the group.
@@ -154,9 +157,35 @@ def missing_factor(found: Standing, interval: float, widths: Iterable[float] = (
         widths: half-widths of the speedups that are too wide.
     """
     factors = [(width / interval) ** 2 for width in widths]
-    for name in found.undecided:
-        ratio = found.against[name]
-        value, reach = abs(math.log(ratio.value)), math.log(ratio.high / ratio.low) / 2
-        distance = max(value, -math.log(1 - MARGIN) - value, 1e-3)
-        factors.append((reach / distance) ** 2)
+    rivals = [found.against[name] for name in found.undecided]
+    factors += [growth(ratio.value, ratio.high / ratio.low) for ratio in rivals]
     return max(factors, default=1.0)
+
+
+def growth(value: float, spread: float) -> float:
+    """Factor by which measuring must grow until a ratio is surely on one side of 1, or surely within `MARGIN` of it.
+
+    An interval narrows with the square root of the rounds, and of the processes that they are shared out among.
+
+    Args:
+        value: the ratio.
+        spread: upper end of its interval over the lower one.
+    """
+    distance = abs(math.log(value))
+    return max(LEAST_GROWTH, (math.log(spread) / 2 / max(distance, -math.log(1 - MARGIN) - distance)) ** 2)
+
+
+def further_s(samples: Samples, variants: Iterable[str], factor: float) -> float:
+    """Seconds of further rounds that give a group so many times the rounds that it has, within `LEAST_S` and `MOST_S`.
+
+    All advice on measuring further is made of this, whoever gives it.
+
+    Args:
+        samples: of the group.
+        variants: whose figures must rest on undisturbed rounds.
+        factor: by which rounds must grow.
+    """
+    timed_s = [sum(b.timed_s for each in rounds for b in each.blocks.values()) for rounds in samples.processes]
+    # One that was given up is short; the longest one says what a seating takes.
+    clean_s = max(map(samples.lacking, variants), default=0) * max(timed_s, default=0.0)
+    return min(MOST_S, max(LEAST_S, (factor - 1) * sum(timed_s), clean_s))

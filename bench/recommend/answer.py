@@ -190,7 +190,7 @@ def _answer(
         facts[best],
         None if once else _break_even(best, {name: ok[name] for name in fine}, facts),
         left_out=left_out,
-        clearer=clearer(widest.excess, run.group(ok[best])) if not sure and widest else None,
+        clearer=clearer(widest.excess, run.group(ok[best]), fine) if not sure and widest else None,
         notes=tuple(note.text for note in notes),
         commits=facts,
     )

@@ -8,10 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
+from bench.analysis import racing
 from bench.analysis.intervals import Interval
-from bench.recommend.question import EQUIVALENT
 from bench.records.rounds import Samples
 from bench.run.more import duration
 
@@ -27,22 +25,21 @@ class Clearer:
 
     Attributes:
         rounds: more of them, over all processes.
-        seconds: of rounds; None where they cannot be timed.
+        seconds: of rounds, as `bench.analysis.racing.further_s` has them.
         hopeless: whether that is more than is worth measuring here.
     """
 
     rounds: int
-    seconds: float | None
+    seconds: float
     hopeless: bool
 
     def text(self, path: Path) -> str:
         """The advice in words, with the command."""
         if self.hopeless:
             return f"about {self.rounds} more rounds would decide: rather measure again where nothing else runs"
-        minutes = "" if self.seconds is None else f" ({_duration(self.seconds)})"
         return (
-            f"about {self.rounds} more rounds{minutes} would decide: "
-            f"python -m bench run --resume {shlex.quote(str(path))} --more {duration(self.seconds or 60.0)}"
+            f"about {duration(self.seconds)} more of rounds would decide: "
+            f"python -m bench run --resume {shlex.quote(str(path))} --more {duration(self.seconds)}"
         )
 
 
@@ -74,7 +71,7 @@ class MoreRepeats:
             value: load of the best over that of the other, at least 1.
             spread: upper end of its interval over the lower one.
         """
-        factor = max(1.2, _narrowing(value, spread)) if spread > 1 else 1.0
+        factor = racing.growth(value, spread) if spread > 1 else 1.0
         wanted = math.ceil(factor * repeats) if repeats > 1 else REPEATS
         words = ["python", "-m", "bench", "serve", *what]
         words += [word for name in variants for word in ("--variant", name)]
@@ -100,37 +97,21 @@ def more_calls(samples: Samples, variants: Sequence[str], wanted: int) -> Cleare
     kept = [found for rounds in samples.kept() for found in rounds]
     if not kept or not max(counts, default=0):
         return None
-    factor = max(1.2, 1.5 * wanted / max(counts))
-    return _of(samples, factor)
+    return _of(samples, variants, max(racing.LEAST_GROWTH, 1.5 * wanted / max(counts)))
 
 
-def clearer(excess: Interval, samples: Samples) -> Clearer:
+def clearer(excess: Interval, samples: Samples, variants: Sequence[str]) -> Clearer:
     """Estimate the rounds that narrow an interval until it is on one side of 1, or within `EQUIVALENT` of it.
-
-    An interval narrows with the square root of the rounds, and of the processes that they are shared out among.
 
     Args:
         excess: cost of the second over that of the best, at least 1.
         samples: of the group.
+        variants: of the group that are compared.
     """
-    return _of(samples, max(1.2, _narrowing(excess.value, excess.high / excess.low)))
+    return _of(samples, variants, racing.growth(excess.value, excess.high / excess.low))
 
 
-def _narrowing(value: float, spread: float) -> float:
-    """Factor by which measuring must grow until an interval is on one side of 1, or within `EQUIVALENT` of it."""
-    gap = math.log(max(value, 1.0))
-    wanted = max(gap, math.log1p(EQUIVALENT) - gap)
-    return (math.log(spread) / 2 / wanted) ** 2
-
-
-def _of(samples: Samples, factor: float) -> Clearer:
+def _of(samples: Samples, variants: Sequence[str], factor: float) -> Clearer:
     """Advice to measure a multiple of the rounds."""
-    kept = [found for rounds in samples.kept() for found in rounds]
-    more = math.ceil(len(kept) * (factor - 1))
-    lengths = [sum(block.timed_s for block in found.blocks.values()) for found in kept]
-    seconds = more * float(np.mean(lengths)) if lengths else None
-    return Clearer(more, seconds, factor > MOST)
-
-
-def _duration(seconds: float) -> str:
-    return f"{max(1, seconds):.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"  # noqa: PLR2004
+    kept = sum(map(len, samples.kept()))
+    return Clearer(math.ceil(kept * (factor - 1)), racing.further_s(samples, variants, factor), factor > MOST)

@@ -25,9 +25,6 @@ from bench.run.group import Host, Measurement, figured, placed
 from bench.run.planning import Described
 from bench.run.worker_process import scratch_folder
 
-#: Shortest and longest time that a group is advised to get, seconds: less is not worth its gates.
-LEAST_S, MOST_S = 10.0, 3600.0
-
 
 class Writing(Host, Protocol):
     """The run that is measured further, as `bench.run.runner` has it."""
@@ -44,7 +41,6 @@ class Open:
         cases: its cases that ended ok.
         samples: their rounds so far.
         standing: what is known.
-        spent_s: how long its rounds took, seconds.
         needed_s: how long further rounds would take, estimated from the present doubt, seconds.
     """
 
@@ -52,7 +48,6 @@ class Open:
     cases: tuple[Described, ...]
     samples: Samples
     standing: racing.Standing
-    spent_s: float
     needed_s: float
 
     def told(self) -> str:
@@ -89,14 +84,9 @@ def undecided(groups: Iterable[tuple[Group, tuple[Described, ...]]], folder: Run
         standing = racing.standing(of_group, names, REFERENCE, interval)
         if standing is None or not standing.needing:
             continue
-        timed_s = [sum(b.timed_s for each in rounds for b in each.blocks.values()) for rounds in of_group.processes]
-        spent_s = sum(timed_s)
         widths = [width for name in standing.wide if (width := _width(of_group, name)) is not None]
         factor = racing.missing_factor(standing, interval, widths)
-        # One that was given up is short; the longest one says what a seating takes.
-        clean_s = max(map(of_group.lacking, names)) * max(timed_s)
-        needed_s = min(MOST_S, max(LEAST_S, (factor - 1) * spent_s, clean_s))
-        found.append(Open(group, mine, of_group, standing, spent_s, needed_s))
+        found.append(Open(group, mine, of_group, standing, racing.further_s(of_group, names, factor)))
     return found
 
 
@@ -116,7 +106,7 @@ def measure(runner: Writing, groups: Iterable[Open], seconds: float) -> None:
         runner.plan.kernel.write(scratch / "shared")
         for each in sorted(groups, key=lambda found: found.needed_s):
             budget_s = min(each.needed_s, left_s)
-            if budget_s < min(LEAST_S, seconds):
+            if budget_s < min(racing.LEAST_S, seconds):
                 return
             runner.console.say(f"{each.group.name}: {duration(budget_s)} more of rounds")
             left_s -= budget_s
