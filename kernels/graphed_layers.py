@@ -161,14 +161,18 @@ class GraphedLayers:
         def launch() -> None:
             infer_into(x, self._parameters, h0, c0, options, (output, h_n, c_n))
 
-        self._graphs.run(launch, (self._name, options, form), (x, h0, c0, output, h_n, c_n))
+        self._graphs.run(launch, (self._name, options, form), (x, h0, c0), (output, h_n, c_n))
         return output, h_n, c_n
 
     def _replayed(
-        self, launch: Callable[[], None], key: tuple[Hashable, ...], tensors: Sequence[Tensor | None]
+        self,
+        launch: Callable[[], None],
+        key: tuple[Hashable, ...],
+        tensors: Sequence[Tensor | None],
+        known: Sequence[Tensor | None],
     ) -> None:
         """Run by a graph where there is one."""
-        self._search.saw(self._graphs.run(launch, key, tensors))
+        self._search.saw(self._graphs.run(launch, key, tensors, known))
 
     def _one_by_one(self, x: Tensor, h0: Tensor | None, c0: Tensor | None, options: LayerOptions) -> Results:
         """All layers, keeping what their gradients need."""

@@ -53,7 +53,7 @@ class TrainedCall(NamedTuple):
     options: LayerOptions
     layers: int
     dtype: torch.dtype
-    run: Callable[[Callable[[], None], tuple[Hashable, ...], Sequence[Tensor | None]], None]
+    run: Callable[[Callable[[], None], tuple[Hashable, ...], Sequence[Tensor | None], Sequence[Tensor | None]], None]
 
     def key(self, which: str) -> tuple[Hashable, ...]:
         """Return all that decides what a pass, `forward` or `backward`, launches, beside its tensors."""
@@ -108,7 +108,7 @@ class _TrainedLayers(torch.autograd.Function):
             _forward(x, h0, c0, own, options, outputs, kept, h_n, c_n)
 
         memory = list(itertools.chain(outputs, *kept))
-        call.run(launch, call.key("forward"), (x, h0, c0, h_n, c_n, *memory))
+        call.run(launch, call.key("forward"), (x, h0, c0), (h_n, c_n, *memory))
         saved: list[Tensor | None] = [h0, c0]
         inner = x
         for flat, output, one in zip(own, outputs, kept, strict=True):
@@ -177,7 +177,9 @@ def _gradients(grad_output: Tensor | None, grad_h_n: Tensor | None, grad_c_n: Te
                 into.copy_(value)
 
     key = (*call.key("backward"), needed, product_settings(call.options.dtype))
-    call.run(launch, key, (*grads, h0, c0, *saved, *results))
+    # What was saved has the forms that the forward pass gave it, but hooks may have moved it to other strides.
+    strides = tuple([value.stride() for value in saved])
+    call.run(launch, (*key, strides), (*grads, h0, c0), (*saved, *results))
     return results
 
 
@@ -192,9 +194,12 @@ def _memory(
         one: list[Sequence[int]] = [(4 * hidden, own[3].size(2)), (4 * hidden, hidden)]
         one += [(4 * hidden,)] * (each - 2)
         shapes += one * call.options.directions
+    empty, wanted = torch.empty, (*needed[:3], *needed[4:])
     return tuple(
-        torch.empty(shape, dtype=call.dtype, device=device) if wanted else None
-        for shape, wanted in zip(shapes, (*needed[:3], *needed[4:]), strict=True)
+        [
+            empty(shape, dtype=call.dtype, device=device) if one else None
+            for shape, one in zip(shapes, wanted, strict=True)
+        ]
     )
 
 

@@ -71,6 +71,18 @@ def calls(held: Graphs, stand: _Stand, key: str, count: int) -> None:
         held.run(stand.launch(key), (key,), [None])
 
 
+def test_of_known_memory_the_address_counts():
+    """Memory elsewhere, or none, is another graph; the same address is the same one, whatever lay there meanwhile."""
+    stand = _Stand()
+    held = Graphs(stand)
+    for known in ([MEMORY[:4]], [MEMORY[4:8]], [None]):
+        for number in range(SIGHTINGS + 2):
+            seen = held.run(stand.launch("a"), ("key",), [], known)
+            assert seen == min(number, SIGHTINGS + 1)
+    assert held.run(stand.launch("a"), ("key",), [], [MEMORY[:4].view(2, 2)]) == SIGHTINGS + 1
+    assert held.state().captured == 3
+
+
 def test_the_third_call_is_captured_and_replayed_from_then_on():
     """Two calls launch plainly; each later one replays what the third captured, which itself runs once."""
     stand = _Stand()

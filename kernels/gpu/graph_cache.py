@@ -20,9 +20,6 @@ from .graph_capture import CaptureError, Cuda
 
 #: Up to this number, launching is quicker than looking a graph up.
 FEW = 4
-#: A graph's place, and what replays it.
-_Held = tuple[Hashable, Callable[[], None]]
-
 #: Calls of a key that launch plainly before one is captured. They compile Triton's kernels and set up cuBLAS, which a
 #: capture could not, and keep addresses that never come back from costing a capture.
 SIGHTINGS = 2
@@ -99,10 +96,27 @@ class Device(Protocol):
 
 @dataclass
 class _Lane:
-    """The graphs of one place, which replay one after another and so may share their memory."""
+    """The graphs of one place, which replay one after another and so may share their memory.
+
+    Attributes:
+        own: of the device.
+        graphs: how many.
+        used: number of the replay that was the last one there.
+    """
 
     own: Any
     graphs: int = 0
+    used: int = 0
+
+
+@dataclass
+class _Held:
+    """A graph: where it replays, what replays it, and the number of its last replay."""
+
+    place: Hashable
+    lane: _Lane
+    replay: Callable[[], None]
+    used: int = 0
 
 
 class Graphs:
@@ -119,16 +133,28 @@ class Graphs:
         self._device, self._capacity, self._remembered, self._places = device, capacity, remembered, places
         # One lock for all: looking up and replaying takes microseconds, and captures may not overlap.
         self._lock = threading.RLock()
-        self._graphs: OrderedDict[Hashable, _Held] = OrderedDict()
-        self._lanes: OrderedDict[Hashable, _Lane] = OrderedDict()
+        self._graphs: dict[Hashable, _Held] = {}
+        self._lanes: dict[Hashable, _Lane] = {}
         self._seen: OrderedDict[Hashable, int] = OrderedDict()
         self._refused: OrderedDict[Hashable, str] = OrderedDict()
         self._final: str | None = None
         self._captured = self._replayed = self._evicted = 0
         self._plain: Counter[str] = Counter()
 
-    def run(self, launch: Callable[[], None], key: tuple[Hashable, ...], tensors: Sequence[Tensor | None]) -> int:
+    def run(
+        self,
+        launch: Callable[[], None],
+        key: tuple[Hashable, ...],
+        tensors: Sequence[Tensor | None],
+        known: Sequence[Tensor | None] = (),
+    ) -> int:
         """Implements the function `run`.
+
+        Args:
+            launch: see there.
+            key: see there.
+            tensors: see there.
+            known: further ones, whose shape, strides and type follow from the key, so that their addresses suffice.
 
         Returns:
             Calls that had this memory before: 0 also where no graph can be made of it, and more than `SIGHTINGS` where
@@ -137,11 +163,15 @@ class Graphs:
         reason, seen = self._device.busy(), 0
         if reason is None:
             place = self._device.place()
-            full = (key, place, tuple(map(_address, tensors)))
+            at = [None if value is None else value.data_ptr() for value in known]
+            full = (key, place, *map(_address, tensors), *at)
             with self._lock:
-                held = full in self._graphs
-                reason = self._replay(launch, full, place, tensors)
-                seen = SIGHTINGS + held if reason is None else max(0, self._seen.get(full, 0) - 1)
+                found = self._graphs.get(full)
+                if found is not None:
+                    self._replay(found)
+                    return SIGHTINGS + 1
+                reason = self._replay_new(launch, full, place, [*tensors, *known])
+                seen = SIGHTINGS if reason is None else max(0, self._seen.get(full, 0) - 1)
         if reason is not None:
             self.note(reason)
             # Outside the lock: a first launch may compile for seconds.
@@ -164,23 +194,22 @@ class Graphs:
             self._drop(list(self._graphs))
             self._seen.clear()
 
-    def _replay(
+    def _replay(self, found: _Held) -> None:
+        self._replayed += 1
+        found.used = found.lane.used = self._replayed
+        found.replay()
+
+    def _replay_new(
         self, launch: Callable[[], None], full: Hashable, place: Hashable, tensors: Sequence[Tensor | None]
     ) -> str | None:
-        """Replay, capturing first where it is time to; else the reason to launch plainly."""
-        found = self._graphs.get(full)
-        if found is None:
-            reason = self._device.obstacle(tensors) or self._final or self._refused.get(full) or self._too_early(full)
-            if reason is not None:
-                return reason
-            try:
-                found = self._capture(launch, full, place)
-            except CaptureError as error:
-                return self._refuse(full, error)
-        self._graphs.move_to_end(full)
-        self._lanes.move_to_end(place)
-        found[1]()
-        self._replayed += 1
+        """Capture and replay where it is time to; else the reason to launch plainly."""
+        reason = self._device.obstacle(tensors) or self._final or self._refused.get(full) or self._too_early(full)
+        if reason is not None:
+            return reason
+        try:
+            self._replay(self._capture(launch, full, place))
+        except CaptureError as error:
+            return self._refuse(full, error)
         return None
 
     def _too_early(self, full: Hashable) -> str | None:
@@ -194,17 +223,17 @@ class Graphs:
 
     def _capture(self, launch: Callable[[], None], full: Hashable, place: Hashable) -> _Held:
         if place not in self._lanes and len(self._lanes) == self._places:
-            oldest = next(iter(self._lanes))
-            self._evict([key for key, (where, _) in self._graphs.items() if where == oldest])
+            oldest = min(self._lanes, key=lambda one: self._lanes[one].used)
+            self._evict([key for key, held in self._graphs.items() if held.place == oldest])
         lane = self._lanes.get(place) or _Lane(self._device.lane([other.own for other in self._lanes.values()]))
         # A place's first capture that fails leaves no lane behind: its pool ended with its only graph.
-        found = (place, self._device.capture(launch, lane.own))
+        found = _Held(place, lane, self._device.capture(launch, lane.own), self._replayed)
         self._lanes[place] = lane
         lane.graphs += 1
         self._graphs[full] = found
         self._captured += 1
         if len(self._graphs) > self._capacity:
-            self._evict([next(iter(self._graphs))])
+            self._evict([min(self._graphs, key=lambda one: self._graphs[one].used)])
         return found
 
     def _refuse(self, full: Hashable, error: CaptureError) -> str:
@@ -227,7 +256,7 @@ class Graphs:
         # A graph may still be running, and what frees it need not wait for that.
         self._device.wait()
         for key in keys:
-            place, _ = self._graphs.pop(key)
+            place = self._graphs.pop(key).place
             self._lanes[place].graphs -= 1
             # torch never takes up a pool again whose last graph is gone: the next capture there starts a new lane.
             if not self._lanes[place].graphs:
@@ -237,7 +266,8 @@ class Graphs:
 def _address(tensor: Tensor | None) -> Hashable:
     if tensor is None:
         return None
-    return tensor.data_ptr(), tensor.get_device(), tensor.shape, tensor.stride(), tensor.dtype
+    # No two devices have an address in common.
+    return tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype
 
 
 #: Those of this process.
