@@ -203,6 +203,7 @@ def _constants(problem: Problem, config: PersistentConfig, *, wide: bool = False
         "PRECISION": "tf32" if problem.tf32 else "ieee",
         "STAGES": config.num_stages,
         "WIDE": wide,
+        "PRECISE": problem.dtype == torch.float32 and not problem.tf32,
         "NATIVE": problem.device == "cuda",
     }
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .activations import tanh
+from .fast_math import tanh
 from .grid_exchange import arrive, column, held_weights, present, product, wait
 
 
@@ -18,7 +18,7 @@ def backward_kernel(  # noqa: C901 - branches at compile time
     stride_output_t, stride_output_b, stride_output_d, stride_grad_t, stride_grad_b, stride_grad_d,
     H: tl.constexpr, DIRECTIONS: tl.constexpr, BLOCK_B: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_K: tl.constexpr,
     GROUP: tl.constexpr, SPLIT: tl.constexpr, SYNC: tl.constexpr, PRECISION: tl.constexpr, STAGES: tl.constexpr,
-    WIDE: tl.constexpr, NATIVE: tl.constexpr,
+    WIDE: tl.constexpr, PRECISE: tl.constexpr, NATIVE: tl.constexpr,
 ):  # fmt: skip
     """Turns from `first` to before `end`, of steps + 1, of one hidden tile of one batch tile of one direction.
 
@@ -76,7 +76,7 @@ def backward_kernel(  # noqa: C901 - branches at compile time
         b_g = tl.load(p_gates + o_gates + 2 * H, mask=valid, other=0.0).to(tl.float32)
         b_o = tl.load(p_gates + o_gates + 3 * H, mask=valid, other=0.0).to(tl.float32)
         o_cells = o_b[:, None] * stride_cells_b + direction * stride_cells_d + o_h[None, :]
-        b_tanh_c = tanh(tl.load(p_cells + time * stride_cells_t + o_cells, mask=valid, other=0.0))
+        b_tanh_c = tanh(tl.load(p_cells + time * stride_cells_t + o_cells, mask=valid, other=0.0), PRECISE, NATIVE)
         b_c = tl.load(p_cells + before * stride_cells_t + o_cells, mask=valid & (position > 0), other=0.0)
         if p_c0 is not None:
             b_c += tl.load(p_c0 + o_state, mask=valid & (position == 0), other=0.0)

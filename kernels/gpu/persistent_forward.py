@@ -5,7 +5,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .activations import sigmoid, tanh
+from .fast_math import cell
 from .grid_exchange import arrive, column, held_weights, offsets, present, product, wait
 
 
@@ -18,7 +18,7 @@ def forward_kernel(  # noqa: C901 - branches at compile time
     stride_cells_t, stride_cells_b, stride_cells_d,
     H: tl.constexpr, DIRECTIONS: tl.constexpr, BLOCK_B: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_K: tl.constexpr,
     GROUP: tl.constexpr, SPLIT: tl.constexpr, SYNC: tl.constexpr, PRECISION: tl.constexpr, STAGES: tl.constexpr,
-    WIDE: tl.constexpr, NATIVE: tl.constexpr,
+    WIDE: tl.constexpr, PRECISE: tl.constexpr, NATIVE: tl.constexpr,
 ):  # fmt: skip
     """Steps from `first` to before `end` of one hidden tile of one batch tile of one direction.
 
@@ -104,10 +104,10 @@ def forward_kernel(  # noqa: C901 - branches at compile time
         b_sum_ig, b_sum_fo = tl.split(b_sum)
         b_sum_i, b_sum_g = tl.split(b_sum_ig)
         b_sum_f, b_sum_o = tl.split(b_sum_fo)
-        b_i, b_f = sigmoid(b_i + b_sum_i), sigmoid(b_f + b_sum_f)
-        b_g, b_o = tanh(b_g + b_sum_g), sigmoid(b_o + b_sum_o)
-        b_c_new = b_f * b_c + b_i * b_g
-        b_h_new = (b_o * tanh(b_c_new)).to(DTYPE)
+        b_i, b_f, b_g, b_o, b_c_new, b_h_new = cell(
+            b_i + b_sum_i, b_f + b_sum_f, b_g + b_sum_g, b_o + b_sum_o, b_c, PRECISE, NATIVE
+        )
+        b_h_new = b_h_new.to(DTYPE)
         if p_lengths is not None:
             b_c_new = tl.where(valid, b_c_new, b_c)
             b_h_new = tl.where(valid, b_h_new, b_h)
@@ -123,13 +123,14 @@ def forward_kernel(  # noqa: C901 - branches at compile time
             b_out = tl.where(valid, b_h, 0.0).to(DTYPE)
             tl.store(p_output + o_output + o_h[None, :], b_out, mask=inside)
         if p_gates is not None:
+            # Evicted first (.cs): the backward pass reads them once, and what the programs exchange should stay.
             o_gates = time * stride_gates_t + o_b[:, None] * stride_gates_b + direction * stride_gates_d + o_h[None, :]
-            tl.store(p_gates + o_gates, b_i.to(DTYPE), mask=inside)
-            tl.store(p_gates + o_gates + H, b_f.to(DTYPE), mask=inside)
-            tl.store(p_gates + o_gates + 2 * H, b_g.to(DTYPE), mask=inside)
-            tl.store(p_gates + o_gates + 3 * H, b_o.to(DTYPE), mask=inside)
+            tl.store(p_gates + o_gates, b_i.to(DTYPE), mask=inside, cache_modifier=".cs")
+            tl.store(p_gates + o_gates + H, b_f.to(DTYPE), mask=inside, cache_modifier=".cs")
+            tl.store(p_gates + o_gates + 2 * H, b_g.to(DTYPE), mask=inside, cache_modifier=".cs")
+            tl.store(p_gates + o_gates + 3 * H, b_o.to(DTYPE), mask=inside, cache_modifier=".cs")
             o_cells = time * stride_cells_t + o_b[:, None] * stride_cells_b + direction * stride_cells_d
-            tl.store(p_cells + o_cells + o_h[None, :], b_c, mask=inside)
+            tl.store(p_cells + o_cells + o_h[None, :], b_c, mask=inside, cache_modifier=".cs")
         position += 1
 
     tl.store(p_h_n + o_state, b_h, mask=inside)
