@@ -83,6 +83,8 @@ class MeasuredShape:
         vendor_padded_s: the same on padded sizes (`vendor-padded`); None where that changes nothing.
         vendor_float16_s: the same at cuDNN's best: float16, batch padded to a multiple of 8.
         wrong: configurations that were left out, each with its reason.
+        medians_s: median time of each candidate's recurrence, by implementation and configuration in words; of a
+            hopeless one, over the few rounds that it had.
     """
 
     phase: str
@@ -97,6 +99,7 @@ class MeasuredShape:
     vendor_float16_s: float | None = None
     wrong: tuple[str, ...] = ()
     vendor_padded_s: float | None = None
+    medians_s: Mapping[str, float] = dataclasses.field(default_factory=dict)
 
     @property
     def vendors_s(self) -> tuple[float | None, float | None]:

@@ -24,7 +24,7 @@ from kernels import measurements as table
 from kernels.common.recurrence import Problem
 from kernels.tools import check, tune
 from kernels.tools.check_work import CheckQuestion, CheckResult
-from kernels.tools.gpu_day import command, day_folder, findings, json_lines, stage_process, stages, summary
+from kernels.tools.gpu_day import command, day_folder, facts, findings, json_lines, stage_process, stages, summary
 from kernels.tools.gpu_day.day_folder import DayError, DayFolder
 from kernels.tools.gpu_day.stages import DAY, PART_S, REHEARSAL, DayStage
 from kernels.tools.problems import Sizes
@@ -449,6 +449,77 @@ def test_the_speedup_is_of_whole_calls_over_torch_at_its_fairest(folder, quartil
     text = summary.write(folder.state, folder.work, ())
     assert f"| 500 | {speedup} |" in text
     assert "cell is 4.00 times slower than torch's own at its fairest" in text
+
+
+def test_the_summary_compares_the_ways_to_wait(folder):
+    """The fastest configuration of each, whichever came first; what is worth putting first is said."""
+    names = [f"persistent PersistentConfig(block_b={n}, sync='{sync}')" for n, sync in enumerate(("barrier", "poll"))]
+    medians = {names[0]: 2e-3, names[1]: 1.5e-3, names[0].replace("0", "7"): 2.2e-3, "cell CellConfig(tile=1)": 9e-3}
+    entry = table.MeasuredShape(
+        "inference", "float16", 16, 1000, 768, 1, {"cell": table.Timing({}, 9e-3)}, medians_s=medians
+    )
+    path = folder.stage("exchange") / json_lines.TIMINGS
+    table.write(path, table.MeasuredTable("NVIDIA H200", (entry,)))
+    assert table.read(path).entries == (entry,)
+    gpu = {"name": "NVIDIA H200", "capability": 90, "multiprocessors": 132}
+    json_lines.append(folder.work / "machine" / json_lines.FACTS, {"fact": "gpu", "value": gpu})
+    text = summary.write(folder.state, folder.work, ())
+    assert "| B16 H768 T1000 float16 | inference | 2 | 1.5 |  |" in text
+    assert "poll takes 0.75 of barrier's time: `configs` may put it first" in text
+
+
+def test_the_summary_says_what_a_call_runs_and_what_the_machine_keeps(folder):
+    """Persistent kernels by their name or by how seldom they run, gaps before them, memory that is not given back."""
+    kernels = [{"name": "forward_kernel", "us": 50.0, "calls": 1.0}]
+    value = {"persistent": False, "once a step": False, "us": 60.0, "gap us": {"forward_kernel": 3.5}}
+    own = folder.work / "own-kernels" / json_lines.FACTS
+    json_lines.append(own, {"fact": "B16 T25 H512 float16 inference", "value": value | {"kernels": kernels}})
+    json_lines.append(own, {"fact": "precision of torch's own at B16", "value": {"error": 1e-6, "ATen's own": 5e-7}})
+    json_lines.append(own, {"fact": "precision of torch's own at H160", "error": "RuntimeError: the gate would"})
+    cudnn = folder.work / "cudnn-names" / json_lines.FACTS
+    steps = [{"name": "elementWise", "us": 50.0, "calls": 25.0}]
+    json_lines.append(cudnn, {"fact": "one", "value": value | {"once a step": True, "kernels": steps}})
+    json_lines.append(cudnn, {"fact": "two", "value": value | {"persistent": True, "kernels": steps}})
+    said = f"MiB held by torch: [2, 4, 6]: {facts.GROWS} 2 MiB a graph"
+    json_lines.append(folder.work / "machine" / json_lines.FACTS, {"fact": "graphs give back", "value": said})
+    text = summary.write(folder.state, folder.work, ())
+    for expected in (
+        "## What a call of kernels.LSTM runs",
+        "| B16 T25 H512 float16 inference | by launches | 60 | 3.5 | forward_kernel x1 |",
+        "- precision of torch's own at B16: error 1e-06, ATen's own 5e-07",
+        "- next: own-kernels, precision of torch's own at H160: RuntimeError: the gate would",
+        "| one | no | 60 |  | elementWise x25 |",
+        "| two | by name | 60 |",
+        "- next: graphs give back: torch keeps memory of dropped graphs",
+    ):
+        assert expected in text, f"{expected!r} is not in:\n{text}"
+
+
+def test_gaps_are_those_in_which_nothing_runs():
+    """Overlapping kernels leave none; of several launches the median counts."""
+    spans = [(0.0, 10.0, "a"), (12.0, 20.0, "b"), (15.0, 30.0, "a"), (31.0, 32.0, "b"), (40.0, 41.0, "b")]
+    assert facts.gaps_us(spans) == {"b": 2.0, "a": 0.0}
+
+
+@pytest.mark.parametrize("defect", [0.0, 1e-3])
+def test_a_library_that_is_less_precise_than_aten_is_named(defect, monkeypatch):
+    """Its own result is accepted; one that is off by a thousandth is an error of that fact alone."""
+    results = facts._results
+    called = []
+
+    def spoiled(*given):
+        called.append(results(*given))
+        # The truth comes first, then the library, then ATen.
+        return [value + defect * value.abs().max() if len(called) == 2 else value for value in called[-1]]
+
+    monkeypatch.setattr(facts, "_results", spoiled)
+    if defect:
+        with pytest.raises(RuntimeError, match="the gate would refuse it"):
+            facts._precise(2, 3, 16, torch.float32)
+    else:
+        found = facts._precise(2, 3, 16, torch.float32)
+        assert 0 < found["error"] < 1e-5
+        assert 0 < found["ATen's own"] < 1e-5
 
 
 def test_a_result_that_cannot_be_read_costs_the_summary_alone(folder):

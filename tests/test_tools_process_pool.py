@@ -26,6 +26,14 @@ def _forked_children():
         yield
 
 
+def in_parts(item: list[float]) -> str:
+    """Sleep for each part."""
+    for number, seconds in enumerate(item):
+        process_pool.at(f"part {number}")
+        time.sleep(seconds)
+    return "done"
+
+
 def misbehave(item: str) -> str:
     """Do what the item says."""
     if item == "hang":
@@ -59,3 +67,16 @@ def test_children_work_side_by_side():
         outcomes = list(pool.run(str(number) for number in range(20)))
     assert sorted(int(outcome.item) for outcome in outcomes) == list(range(20))
     assert len({outcome.value.split()[-1] for outcome in outcomes}) == 2
+
+
+def test_the_limit_is_that_of_a_part_and_a_hang_names_its_part():
+    """Parts that together take longer than the limit are fine; one alone that does is named."""
+    with Pool(in_parts, timeout_s=0.8) as pool:
+        fine, hung = pool.run([[0.4] * 4, [0.1, 60.0]])
+    assert (fine.status, fine.value, fine.at) == ("ok", "done", "part 3")
+    assert (hung.status, hung.at) == ("hang", "part 1")
+
+
+def test_who_is_no_child_may_name_parts_too():
+    """Nobody listens."""
+    process_pool.at("part")

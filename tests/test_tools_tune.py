@@ -193,6 +193,10 @@ def test_output_that_is_not_written_at_full_size_is_not_timed(monkeypatch):
         measure(asked, HostClock())
 
 
+class HangError(Exception):
+    """A part of the work, by name, that never ends."""
+
+
 class InlinePool:
     """Does the work in this process."""
 
@@ -210,6 +214,8 @@ class InlinePool:
         for item in items:
             try:
                 yield WorkOutcome(item, "ok", self.work(item))
+            except HangError as error:
+                yield WorkOutcome(item, "hang", reason="no answer within 20 s", at=str(error))
             except RuntimeError as error:
                 yield WorkOutcome(item, "error", reason=str(error))
 
@@ -297,25 +303,44 @@ def test_kill_loses_nothing_and_a_second_call_goes_on(gpu, tmp_path):
     assert {entry.hidden_size for entry in table.read(tmp_path / "t.json").entries} == {16, 32}
 
 
-def test_kernel_that_breaks_takes_no_other_with_it(gpu, tmp_path):
-    """If timing together fails, each kernel is timed alone, and what works is kept."""
+@pytest.mark.parametrize(
+    ("broken", "kept"),
+    [
+        ("ours 0", {"persistent": {"tile": 1}}),
+        ("vendor", {"cell": {"tile": 1}, "persistent": {"tile": 1}}),
+        ("module cell", {"cell": {"tile": 1}, "persistent": {"tile": 1}}),
+        ("around", {}),
+        ("", {}),
+    ],
+)
+def test_what_hangs_while_it_is_timed_is_left_out_alone(gpu, tmp_path, capsys, broken, kept):
+    """It is tried once a phase; all other parts are timed, unless nothing can be told without it."""
     gpu.setattr(tune, "QUICK", ((16, 16, 10, 1),))
-    tasks, measure = tune._tasks, tune.measure
+    tasks, measure, tried = tune._tasks, tune.measure, []
 
     def both(sizes, *, tf32, most):
         for task in tasks(sizes, tf32=tf32, most=most):
             yield from (task, dataclasses.replace(task, implementation="persistent"))
 
     def hang(one):
-        if any(candidate.implementation == "persistent" for candidate in one.candidates):
-            msg = "no answer"
-            raise RuntimeError(msg)
+        parts = [f"ours {number}" for number, _ in enumerate(one.candidates)] + ["around", "vendor", "module cell", ""]
+        there = broken in parts and broken not in one.left_out and (broken[:4] != "ours" or len(one.candidates) > 1)
+        tried.append(there)
+        if there:
+            raise HangError(broken)
         return measure(one)
 
     gpu.setattr(tune, "_tasks", both)
     gpu.setattr(tune, "measure", hang)
     run(tmp_path / "t.json")
-    assert [set(entry.kernels) for entry in table.read(tmp_path / "t.json").entries] == [{"cell"}] * 3
+    entries = table.read(tmp_path / "t.json").entries
+    assert [{name: one.config for name, one in entry.kernels.items()} for entry in entries] == [kept] * (3 * bool(kept))
+    assert sum(tried) == 3
+    out = capsys.readouterr().out
+    assert out.count("no answer within 20 s") == (3 if not kept else 6)
+    for entry in entries:
+        (text,) = [text for text in entry.wrong if "no answer" in text]
+        assert text.startswith("cell Config(tile=1): no answer" if broken == "ours 0" else f"{broken}: no answer")
 
 
 def test_budget_stops_between_shapes(gpu, tmp_path, capsys):

@@ -241,15 +241,23 @@ def test_a_trace_with_cuda_kernels_names_the_kernels():
     [
         (CUDA_TRACE, "LSTM ran in cuDNN, persistent kernels"),
         (
-            [e for e in CUDA_TRACE if "ersist" not in str(e["name"])],
-            "LSTM ran in cuDNN, no persistent kernels",
+            [*(e for e in CUDA_TRACE if "ersist" not in str(e["name"])), *(event("gemm", "kernel", 90),) * 3],
+            "LSTM ran in cuDNN, no persistent kernels: gemm",
+        ),
+        (
+            [
+                *(e for e in CUDA_TRACE if "ersist" not in str(e["name"])),
+                *(event("smallH", "kernel", 90),) * 2,
+                *(event("void at::native::copy", "kernel", 90),) * 9,
+            ],
+            "LSTM ran in cuDNN, all steps in one launch, as no kernel ran once a step: smallH",
         ),
         (
             [e for e in CUDA_TRACE if "cudnn" not in str(e["name"])],
             "cuDNN declined the LSTM: ATen's own ran",
         ),
     ],
-    ids=["persistent", "not persistent", "declined"],
+    ids=["persistent", "not persistent", "by launches", "declined"],
 )
 def test_what_cudnn_did_is_told(trace, words):
     """Return whether it took the LSTM, and with which kind of kernels."""

@@ -243,7 +243,7 @@ def _compile_words(compiled: Compilation) -> str:
     return f"torch.compile ran {compiled.graphs} graph{'s' if compiled.graphs > 1 else ''}, {breaks}"
 
 
-def _lstm_words(  # noqa: PLR0911 - one a library
+def _lstm_words(
     variant: Variant, workload: Workload, device: str, seen: Observation, compiled: Compilation | None
 ) -> str:
     """Name the library that ran nn.LSTM, by its operator."""
@@ -252,11 +252,7 @@ def _lstm_words(  # noqa: PLR0911 - one a library
         packed = {"aten::_pack_padded_sequence", "aten::sigmoid_"} <= seen.operators.keys()
         return f"LSTM ran in oneDNN{', but on packed sequences, which it does not take, in ATen' if packed else ''}"
     if "aten::_cudnn_rnn" in seen.operators:
-        if any("persist" in name.lower() for name in seen.kernels):
-            return "LSTM ran in cuDNN, persistent kernels"
-        # By their names, which say more than this knows: those of one of cuDNN's algorithms are not documented.
-        names = [name for name in seen.kernels if "rnn" in name.lower() or "lstm" in name.lower()]
-        return f"LSTM ran in cuDNN, no persistent kernels{f': {names[0][:80]}' if names else ''}"
+        return f"LSTM ran in cuDNN, {_cudnn_words(seen.kernels, workload)}"
     if cells := seen.operators.get("aten::lstm_cell"):
         return f"a loop in Python called the LSTM cell {cells} times"
     if "aten::lstm" not in seen.operators:
@@ -267,6 +263,19 @@ def _lstm_words(  # noqa: PLR0911 - one a library
     packed = device == "cpu" and (workload.has_lengths or workload.config.resets)
     why = " (it takes no packed sequences)" if packed else ""
     return f"{library} declined the LSTM{why}: ATen's own ran"
+
+
+def _cudnn_words(kernels: Mapping[str, int], workload: Workload) -> str:
+    """Say whether cuDNN ran persistent kernels, by their name or, whatever they are called, by their launches."""
+    if any("persist" in name.lower() for name in kernels):
+        return "persistent kernels"
+    # Heaviest first; torch's own kernels around the LSTM say nothing about it.
+    theirs = {name: count for name, count in kernels.items() if "at::native" not in name}
+    shown = f": {next(iter(theirs))[:80]}" if theirs else ""
+    steps = min(workload.source_steps, workload.target_steps or workload.source_steps)
+    if theirs and max(theirs.values()) < steps:
+        return f"all steps in one launch, as no kernel ran once a step{shown}"
+    return f"no persistent kernels{shown}"
 
 
 def _attention_words(seen: Observation) -> str:

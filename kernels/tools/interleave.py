@@ -90,7 +90,13 @@ class WallClock:
 
 
 def interleave(
-    calls: Mapping[str, Call], clock: Clock, *, rounds: int, seed: int = 0, block_s: float = BLOCK_S
+    calls: Mapping[str, Call],
+    clock: Clock,
+    *,
+    rounds: int,
+    seed: int = 0,
+    block_s: float = BLOCK_S,
+    told: Callable[[str], object] = lambda _: None,
 ) -> dict[str, list[float]]:
     """Time calls in turns.
 
@@ -100,6 +106,7 @@ def interleave(
         rounds: blocks of each call; a hopeless one has fewer.
         seed: of the order within rounds.
         block_s: about how long a block takes.
+        told: takes the name of each call before its warm-up and before each of its blocks, outside of what is timed.
 
     Returns:
         Seconds a call by name, one value a round.
@@ -108,6 +115,7 @@ def interleave(
     counts = {}
     for name, call in calls.items():
         # The first calls compile, allocate and capture a graph; the last shows how long one takes.
+        told(name)
         for _ in range(WARM_CALLS):
             clock.time(call, 1)
         counts[name] = max(1, min(MOST_CALLS, int(block_s / max(clock.time(call, 1), 1e-9))))
@@ -117,6 +125,7 @@ def interleave(
         if number == TRIAL_ROUNDS:
             names = _hopeful(calls, times)
         for name in generator.sample(names, len(names)):
+            told(name)
             times[name].append(clock.time(calls[name], counts[name]))
     return times
 

@@ -1,7 +1,8 @@
 """Work in child processes under a time limit: a kernel that hangs or breaks its CUDA context costs one item only.
 
 A child serves many items, since it takes seconds to start. It is killed when an item takes too long, and replaced when
-it died or when its context no longer works.
+it died or when its context no longer works. Work of many parts says which one it is at (`at`): the limit is then that
+of a part, and what hung or died is known by its name.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import torch
 
 #: Seconds until a child has imported torch and its work; machines under load take long.
 STARTUP_S = 180.0
-_READY = "ready"
+_READY, _AT = "ready", "at"
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,7 @@ class WorkOutcome:
         value: what the work returned when `ok`.
         reason: one line when not `ok`.
         took_s: wall clock, compilation included.
+        at: part of the work that was begun last; empty where the work names none.
     """
 
     item: Any
@@ -38,6 +40,17 @@ class WorkOutcome:
     value: Any = None
     reason: str = ""
     took_s: float = 0.0
+    at: str = ""
+
+
+#: What takes word of the part that this process is at: the parent's connection in a child, otherwise nothing.
+_TOLD: list[Callable[[str], None]] = []
+
+
+def at(part: str) -> None:
+    """Say which part of its work this child begins; the time limit begins anew."""
+    for told in _TOLD:
+        told(part)
 
 
 class Pool:
@@ -46,7 +59,7 @@ class Pool:
     Args:
         work: a module-level function of one item; its result must be picklable.
         jobs: children at a time.
-        timeout_s: for one item.
+        timeout_s: for one item, or for each part of one whose work names its parts.
     """
 
     def __init__(self, work: Callable[[Any], Any], *, jobs: int = 1, timeout_s: float = 60.0) -> None:
@@ -111,16 +124,17 @@ class _Child:
         other.close()
         self.alive, self.ready = True, False
         self.item: Any = None
+        self.at = ""
         self.started = self.deadline = 0.0
 
     def give(self, item: Any, timeout_s: float) -> None:
         """Hand over an item; the first of a child waits for the child to start."""
-        self.item, self.started = item, time.monotonic()
+        self.item, self.at, self.started = item, "", time.monotonic()
         self.deadline = self.started + timeout_s + (0.0 if self.ready else STARTUP_S)
         self.connection.send(item)
 
     def take(self, timeout_s: float) -> WorkOutcome | None:
-        """Read the child's answer: None when it says that it has started."""
+        """Read the child's answer: None when it says that it has started, or which part it is at."""
         try:
             status, value, reason = self.connection.recv()
         except (EOFError, OSError):
@@ -131,13 +145,16 @@ class _Child:
             self.ready, self.started = True, time.monotonic()
             self.deadline = self.started + timeout_s
             return None
+        if status == _AT:
+            self.at, self.deadline = value, time.monotonic() + timeout_s
+            return None
         if status == "last":
             self.alive, status = False, "error"
         return self.outcome(status, value, reason)
 
     def outcome(self, status: str, value: Any = None, reason: str = "") -> WorkOutcome:
         """Outcome of the item that the child has."""
-        return WorkOutcome(self.item, status, value, reason, time.monotonic() - self.started)
+        return WorkOutcome(self.item, status, value, reason, time.monotonic() - self.started, self.at)
 
     def kill(self) -> None:
         """Kill the child. A driver may keep it for a while, so the wait for it is short."""
@@ -150,6 +167,7 @@ def _serve(connection: Connection, work: Callable[[Any], Any]) -> None:
     """A child's life."""
     # There are many children, and the little that torch does on the CPU needs no team of threads in each.
     torch.set_num_threads(1)
+    _TOLD.append(lambda part: connection.send((_AT, part, "")))
     connection.send((_READY, None, ""))
     while True:
         try:

@@ -21,6 +21,12 @@ from ..lstm import LSTM
 from ..measurements import MeasuredShape, Timing, dtype_name
 from .interleave import Call, Clock, EventClock, WallClock, interleave, quartiles
 from .problems import DEVICE, GRADIENTS, OUTPUTS, Sizes, configured
+from .process_pool import at
+
+#: Names of a job's parts: a candidate by its number, the products over all steps, and `kernels.LSTM` as it is called.
+OURS, AROUND, MODULE = "ours", "around", "module"
+#: End of the reason of a candidate that was right and then failed while it was timed.
+WHILE_TIMED = "(while it was timed)"
 
 
 @dataclass(frozen=True)
@@ -34,7 +40,13 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Job:
-    """One shape in one phase (`inference`, `forward` or `backward`)."""
+    """One shape in one phase (`inference`, `forward` or `backward`).
+
+    Attributes:
+        candidates: that were right.
+        wrong: those that were not, each with its reason.
+        left_out: parts beside the candidates that hung or broke before and are not tried again.
+    """
 
     sizes: Sizes
     tf32: bool
@@ -43,6 +55,24 @@ class Job:
     wrong: tuple[str, ...] = ()
     rounds: int = 15
     seed: int = 0
+    left_out: tuple[str, ...] = ()
+
+    def without(self, part: str, reason: str) -> Job | None:
+        """Return the job without what failed in it; None where that is not a part that it can do without.
+
+        Args:
+            part: as the work named it (`process_pool.at`).
+            reason: what became of it.
+        """
+        kind, _, number = part.partition(" ")
+        if kind == OURS:
+            gone = self.candidates[int(number)]
+            wrong = f"{gone.implementation} {gone.config}: {reason} {WHILE_TIMED}"
+            kept = tuple(one for one in self.candidates if one is not gone)
+            return dataclasses.replace(self, candidates=kept, wrong=(*self.wrong, wrong))
+        if not part or part == AROUND or part in self.left_out:
+            return None
+        return dataclasses.replace(self, wrong=(*self.wrong, f"{part}: {reason}"), left_out=(*self.left_out, part))
 
 
 def measure(job: Job, clock: Clock | None = None) -> MeasuredShape:
@@ -63,8 +93,8 @@ def measure(job: Job, clock: Clock | None = None) -> MeasuredShape:
 def _measured(job: Job, clock: Clock) -> MeasuredShape:
     """The entry of a job, with precisions set."""
     sizes = job.sizes
-    calls = {f"ours {number}": call for number, call in enumerate(_ours(job))}
-    calls["around"] = _around(sizes, job.phase)
+    calls = {f"{OURS} {number}": call for number, call in enumerate(_ours(job))}
+    calls[AROUND] = _around(sizes, job.phase)
     padded = -(-sizes.batch // 8) * 8
     vendors = {"vendor": (sizes.dtype, sizes.batch, "vendor")}
     if padded_vendor.changes(sizes.hidden, sizes.hidden, sizes.batch, directions=sizes.directions):
@@ -72,6 +102,9 @@ def _measured(job: Job, clock: Clock) -> MeasuredShape:
     if (sizes.dtype, sizes.batch) != (torch.float16, padded):
         vendors["vendor float16"] = (torch.float16, padded, "vendor")
     for name, (dtype, batch, implementation) in vendors.items():
+        if name in job.left_out:
+            continue
+        at(name)
         try:
             calls[name] = _tried(_module(sizes, dtype, batch, job.phase, implementation))
         except RuntimeError as error:  # It does not support every shape and type; ours are timed anyway.
@@ -90,12 +123,16 @@ def _with_modules(job: Job, entry: MeasuredShape, clock: Clock) -> MeasuredShape
     calls, kernels = {}, dict(entry.kernels)
     with configured(functools.partial(_best, {name: timing.config for name, timing in kernels.items()})):
         for name in kernels:
+            if f"{MODULE} {name}" in job.left_out:
+                continue
+            at(f"{MODULE} {name}")
             try:
                 calls[name] = _tried(_module(job.sizes, job.sizes.dtype, job.sizes.batch, job.phase, name))
             except (RuntimeError, ValueError) as error:
                 reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
                 entry = dataclasses.replace(entry, wrong=(*entry.wrong, f"kernels.LSTM({name!r}) as called: {reason}"))
-        times = interleave(calls, clock, rounds=job.rounds, seed=job.seed)
+        told = functools.partial(_at, prefix=f"{MODULE} ")
+        times = interleave(calls, clock, rounds=job.rounds, seed=job.seed, told=told)
     for name, values in times.items():
         if len(values) == job.rounds:
             low, middle, high = quartiles(values)
@@ -109,6 +146,10 @@ def _best(best: Mapping[str, Mapping[str, Any]], problem: Problem, implementatio
     return next((config for config in configs if dataclasses.asdict(config) == best.get(implementation)), None)
 
 
+def _at(name: str, prefix: str) -> None:
+    at(f"{prefix}{name}")
+
+
 def _tried(call: Call) -> Call:
     """The call, after it has run once."""
     if call.prepare is not None:
@@ -119,11 +160,13 @@ def _tried(call: Call) -> Call:
 
 def evaluate(job: Job, calls: dict[str, Call], clock: Clock) -> MeasuredShape:
     """Time calls, the candidates' named `ours 0` and so on in their order, and keep the best of each kernel."""
-    times = interleave(calls, clock, rounds=job.rounds, seed=job.seed)
+    times = interleave(calls, clock, rounds=job.rounds, seed=job.seed, told=at)
     kernels: dict[str, Timing] = {}
+    medians_s: dict[str, float] = {}
     for number, candidate in enumerate(job.candidates):
-        values = times[f"ours {number}"]
+        values = times[f"{OURS} {number}"]
         low, middle, high = quartiles(values)
+        medians_s[f"{candidate.implementation} {candidate.config}"] = middle
         best = kernels.get(candidate.implementation)
         # One that was dropped after the trial has lost, whatever its few rounds say.
         if len(values) == job.rounds and (best is None or middle < best.time_s):
@@ -142,11 +185,12 @@ def evaluate(job: Job, calls: dict[str, Call], clock: Clock) -> MeasuredShape:
         hidden_size=sizes.hidden,
         directions=sizes.directions,
         kernels=kernels,
-        around_s=quartiles(times["around"])[1],
+        around_s=quartiles(times[AROUND])[1],
         vendor_s=vendor,
         vendor_float16_s=float16,
         wrong=job.wrong,
         vendor_padded_s=quartiles(times["vendor padded"])[1] if "vendor padded" in times else None,
+        medians_s=medians_s,
     )
 
 
@@ -158,7 +202,8 @@ def _ours(job: Job) -> list[Call]:
         loop_forward(args)
         args, names = job.sizes.backward(args), GRADIENTS
     found = []
-    for candidate in job.candidates:
+    for number, candidate in enumerate(job.candidates):
+        at(f"{OURS} {number}")
         module = importlib.import_module(MODULES[candidate.implementation])
         function = module.backward if job.phase == "backward" else module.forward
         for name in names:

@@ -1,4 +1,4 @@
-"""Stages that ask the machine: `machine`, what it is and what works on it; `names`, which kernels cuDNN runs.
+"""Stages that ask the machine: what it is and what works on it, which kernels cuDNN runs, where our calls' time goes.
 
 Each fact is a line of facts.jsonl as soon as it is known; one that fails is a line with its error, and costs no other.
 """
@@ -11,19 +11,22 @@ import importlib.metadata
 import os
 import platform
 import shutil
+import statistics
 import subprocess
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from ...common.cudnn_precision import cudnn_precision, wanted_precision
 from ...gpu import cell, graph_cache
 from ...host.output import run_command
 from ...host.usage import Parser
+from ...lstm import LSTM
 from ..problems import DEVICE, Sizes, errors_forward, limit
 from . import json_lines
 
@@ -34,23 +37,37 @@ PACKAGES = (
 )  # fmt: skip
 PROGRAMS = ("gcc", "nvidia-smi", "compute-sanitizer", "cuobjdump", "ncu")
 SMI = "name,driver_version,clocks.sm,clocks.max.sm,clocks.mem,power.limit,temperature.gpu,mig.mode.current,compute_mode"
+Shape = tuple[int, int, int, torch.dtype]
+
 #: Batch, steps, hidden size, type: where cuDNN's persistent kernels, its small ones, and others should run.
 SHAPES = (
     (64, 25, 1024, torch.float16), (16, 1024, 768, torch.float16), (16, 25, 512, torch.float16),
     (64, 25, 1024, torch.bfloat16), (16, 50, 1536, torch.float16), (64, 168, 128, torch.float16),
-    (64, 25, 1024, torch.float32), (16, 10, 16, torch.float32),
+    (64, 25, 1024, torch.float32), (16, 10, 16, torch.float32), (16, 50, 160, torch.float16),
 )  # fmt: skip
+#: The same for our own: FlashRNN's size, and DeepBench's, where what is around the steps counts.
+OWN_SHAPES = ((16, 1024, 768, torch.float16), (16, 25, 512, torch.float16), (64, 25, 1024, torch.float16))
 SMALL_SHAPES = ((2, 3, 16, torch.float32),)
+#: Where torch asks cuDNN for its small persistent algorithm, at H 160 forward alone (ATen's native/cudnn/RNN.cpp, up to
+#: 192 forward and 128 backward): is it right, and as precise as ATen's own?
+SMALL_PERSISTENT = (
+    (16, 10, 16, torch.float32), (16, 20, 128, torch.float32), (16, 20, 160, torch.float32),
+    (16, 20, 160, torch.float16),
+)  # fmt: skip
 CALLS, SHOWN_KERNELS = 10, 6
+#: Said of memory that a dropped graph does not give back.
+GROWS = "it grows by"
+#: An error so many times ATen's own, and above a few roundoffs, is one that the suite's gate refuses.
+LESS_PRECISE, ROUNDOFFS = 4.0, 16.0
 
 
 def main() -> int:
     """Write the facts that were asked for; 1 when one could not be found out."""
     parser = Parser(prog="python -m kernels.tools.gpu_day.facts", description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("what", choices=("machine", "names"))
+    parser.add_argument("what", choices=("machine", "names", "own"))
     parser.add_argument("--folder", type=Path, required=True, help="folder of the stage")
     options: argparse.Namespace = parser.parse_args()
-    found = machine_facts() if options.what == "machine" else name_facts()
+    found = {"machine": machine_facts, "names": name_facts, "own": own_facts}[options.what]()
     failed = 0
     for name, ask in found.items():
         began = time.monotonic()
@@ -86,13 +103,30 @@ def machine_facts() -> dict[str, Callable[[], Any]]:
 
 def name_facts() -> dict[str, Callable[[], Any]]:
     """Kernels of torch's own LSTM by shape and phase."""
-    found: dict[str, Callable[[], Any]] = {}
-    for shape in SHAPES if DEVICE == "cuda" else SMALL_SHAPES:
-        for phase in ("inference", "training"):
-            batch, steps, hidden, dtype = shape
-            name = f"B{batch} T{steps} H{hidden} {str(dtype).removeprefix('torch.')} {phase}"
-            found[name] = functools.partial(_kernels, *shape, phase)
+    return {name: functools.partial(_kernels, nn.LSTM, *shape, phase) for name, shape, phase in _named(SHAPES)}
+
+
+def own_facts() -> dict[str, Callable[[], Any]]:
+    """Kernels of a call of `kernels.LSTM` by shape and phase, and the precision of torch's own on small sizes."""
+    made = functools.partial(LSTM, implementation="persistent")
+    if DEVICE != "cuda":
+        made = functools.partial(LSTM, implementation="loop")
+    found: dict[str, Callable[[], Any]] = {
+        name: functools.partial(_kernels, made, *shape, phase) for name, shape, phase in _named(OWN_SHAPES)
+    }
+    for shape in SMALL_PERSISTENT if DEVICE == "cuda" else SMALL_SHAPES:
+        found[f"precision of torch's own at {_shape(*shape)}"] = functools.partial(_precise, *shape)
     return found
+
+
+def _named(shapes: Iterable[Shape]) -> Iterator[tuple[str, Shape, str]]:
+    for shape in shapes if DEVICE == "cuda" else SMALL_SHAPES:
+        for phase in ("inference", "training"):
+            yield f"{_shape(*shape)} {phase}", shape, phase
+
+
+def _shape(batch: int, steps: int, hidden: int, dtype: torch.dtype) -> str:
+    return f"B{batch} T{steps} H{hidden} {str(dtype).removeprefix('torch.')}"
 
 
 def _version(name: str) -> str | None:
@@ -177,7 +211,10 @@ def _given_back() -> str:
         graph_cache.clear()
         torch.cuda.empty_cache()
         reserved.append(torch.cuda.memory_reserved() >> 20)
-    return f"MiB held by torch after each of {len(reserved)} graphs was dropped: {reserved}"
+    # The first one leaves what any use of cuBLAS leaves.
+    grown = reserved[-1] - reserved[1]
+    verdict = f"{GROWS} {grown / (len(reserved) - 2):.0f} MiB a graph" if grown > 0 else "it stays"
+    return f"MiB held by torch after each of {len(reserved)} graphs was dropped: {reserved}: {verdict}"
 
 
 def _lstm() -> str:
@@ -202,9 +239,14 @@ def _cell() -> str:
     return f"error {error:.2g} of the limit; graphs: {graph_cache.state()}"
 
 
-def _kernels(batch: int, steps: int, hidden: int, dtype: torch.dtype, phase: str) -> dict[str, Any]:
-    """Profile calls of torch's own LSTM; what ran, heaviest first, and the time of a call on the device's clock."""
-    lstm = nn.LSTM(hidden, hidden).to(DEVICE, dtype)
+def _kernels(
+    made: Callable[..., nn.Module], batch: int, steps: int, hidden: int, dtype: torch.dtype, phase: str
+) -> dict[str, Any]:
+    """Profile calls of an LSTM; what ran, heaviest first, and the time of a call on the device's clock.
+
+    A recurrence runs persistent kernels when one of them says so by its name, or when no kernel runs once a step.
+    """
+    lstm = made(hidden, hidden).to(DEVICE, dtype)
     x = torch.randn(steps, batch, hidden, device=DEVICE, dtype=dtype, requires_grad=phase == "training")
 
     def call() -> None:
@@ -227,18 +269,76 @@ def _kernels(batch: int, steps: int, hidden: int, dtype: torch.dtype, phase: str
             torch.cuda.synchronize()
     times: Counter[str] = Counter()
     counts: Counter[str] = Counter()
+    spans = []
     for event in profile.events():
         on_device = str(event.device_type).endswith("CUDA")
         if on_device == (DEVICE == "cuda"):
             times[event.name] += event.device_time_total if on_device else event.self_cpu_time_total
             counts[event.name] += 1
+            spans.append((event.time_range.start, event.time_range.end, event.name))
     heaviest = [{"name": name, "us": round(us / CALLS, 1), "calls": counts[name] / CALLS} for name, us in
                 times.most_common(SHOWN_KERNELS)]  # fmt: skip
     return {
         "persistent": any("persist" in name.lower() for name in times),
+        "once a step": max(counts.values(), default=0) >= CALLS * steps,
         "us": round(sum(times.values()) / CALLS, 1),
+        "gap us": gaps_us(spans),
         "kernels": heaviest,
     }
+
+
+def gaps_us(spans: Iterable[tuple[float, float, str]]) -> dict[str, float]:
+    """Microseconds for which nothing ran right before each kernel, by name, the median over its launches.
+
+    Args:
+        spans: start and end on the device's clock, microseconds, and name.
+    """
+    found: dict[str, list[float]] = {}
+    until = None
+    for start, end, name in sorted(spans):
+        if until is not None:
+            found.setdefault(name, []).append(max(0.0, start - until))
+        until = end if until is None else max(until, end)
+    return {name: round(statistics.median(values), 1) for name, values in found.items()}
+
+
+def _precise(batch: int, steps: int, hidden: int, dtype: torch.dtype) -> dict[str, Any]:
+    """Largest error of torch's own LSTM, results and gradients, and of ATen's own code for it, over the largest value.
+
+    Raises:
+        RuntimeError: when the first is so much larger that the suite's gate would refuse it.
+    """
+    torch.manual_seed(0)
+    lstm = nn.LSTM(hidden, hidden).to(DEVICE, dtype)
+    x = torch.randn(steps, batch, hidden, device=DEVICE, dtype=dtype)
+    grad = torch.randn_like(x)
+    true = nn.LSTM(hidden, hidden).to(DEVICE, torch.float64)
+    true.load_state_dict(lstm.state_dict())
+    with cudnn_precision(wanted_precision(dtype, tf32=False)):
+        truth = _results(true, x.double(), grad.double())
+        library = _worst(_results(lstm, x, grad), truth)
+        with torch.backends.cudnn.flags(enabled=False), torch.backends.mkldnn.flags(enabled=False):
+            aten = _worst(_results(lstm, x, grad), truth)
+    if not library <= max(LESS_PRECISE * aten, ROUNDOFFS * torch.finfo(dtype).eps):
+        msg = f"error {library:.2g} of the largest value, ATen's own {aten:.2g}: the gate would refuse it"
+        raise RuntimeError(msg)
+    return {"error": float(f"{library:.2g}"), "ATen's own": float(f"{aten:.2g}")}
+
+
+def _results(lstm: nn.Module, x: Tensor, grad: Tensor) -> list[Tensor]:
+    """Output, final states, and gradients of input and parameters."""
+    x = x.detach().requires_grad_()
+    output, state = lstm(x)
+    return [output, *state, *torch.autograd.grad(output, [x, *lstm.parameters()], grad)]
+
+
+def _worst(found: Iterable[Tensor], truth: Iterable[Tensor]) -> float:
+    """Largest error of all, each over the largest value of its tensor; not a number where one is not."""
+    shares = [
+        ((one.detach().double() - true.detach()).abs().max() / true.detach().abs().max())
+        for one, true in zip(found, truth, strict=True)
+    ]
+    return float(torch.stack(shares).max())
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -13,12 +14,18 @@ from ... import measurements as table
 from ...common.recurrence import Problem
 from ...estimate import estimate_s
 from . import findings, json_lines
+from .facts import GROWS
 from .stages import DayStage
 
 #: Failures and table rows that fit the page; the archive has all.
 SHOWN_FAILURES, SHOWN_TIMES, SHOWN_CHARACTERS = 12, 40, 220
 #: A measured time off its prediction by this factor, either way, is a prediction to mend.
 OFF = 1.5
+#: Ways in which the programs of the persistent kernel learn that a row has come; the one in a configuration's words.
+WAITS = ("barrier", "poll", "launch")
+_SYNC = re.compile(r"sync='(\w+)'")
+#: A share of time by which `poll` has to be shorter to be worth coming first.
+SHORTER = 0.95
 
 
 def write(state: Mapping[str, Any], work: Path, stages: Sequence[DayStage]) -> str:
@@ -42,8 +49,10 @@ def write(state: Mapping[str, Any], work: Path, stages: Sequence[DayStage]) -> s
         _failed(rows, work),
         _refused(work),
         _times(entries, gpu),
+        _waits(entries),
         _ratios(work, state, stages),
-        _cudnn(work),
+        _ran(work, "cudnn-names", "What torch's own LSTM runs"),
+        _ran(work, "own-kernels", "What a call of kernels.LSTM runs"),
         _next(state, stages, rows, entries, gpu, work),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
@@ -207,17 +216,46 @@ def _ratios(work: Path, state: Mapping[str, Any], stages: Sequence[DayStage]) ->
     return "\n\n".join(["## Suite", *texts]) if texts else ""
 
 
-def _cudnn(work: Path) -> str:
-    lines = []
-    for line in json_lines.read(work / "cudnn-names" / json_lines.FACTS):
+def _ran(work: Path, stage: str, title: str) -> str:
+    """Kernels by shape, how often a call launches each, and how long nothing ran before the heaviest one."""
+    lines, notes = [], []
+    for line in json_lines.read(work / stage / json_lines.FACTS):
         value = line.get("value")
         if value is None:
-            lines.append([line["fact"], "", "", f"FAILED: {_short(line['error'])}"])
-            continue
-        names = ", ".join(f"{one['name'][:60]} x{one['calls']:g}" for one in value["kernels"][:2])
-        lines.append([line["fact"], "yes" if value["persistent"] else "no", f"{value['us']:.0f}", _short(names)])
-    head = ["shape", "persistent by name", "us a call", "heaviest kernels"]
-    return f"## What torch's own LSTM runs\n\n{_table(head, lines)}" if lines else ""
+            lines.append([line["fact"], "", "", "", f"FAILED: {_short(line['error'])}"])
+        elif "kernels" in value:
+            # Whatever they are called, kernels of which none runs once a step take all steps in one.
+            whole = "by name" if value["persistent"] else "no" if value.get("once a step", True) else "by launches"
+            first = value["kernels"][0]["name"] if value["kernels"] else ""
+            gap = value.get("gap us", {}).get(first)
+            names = ", ".join(f"{one['name'][:60]} x{one['calls']:g}" for one in value["kernels"][:2])
+            lines.append([line["fact"], whole, f"{value['us']:.0f}", "" if gap is None else f"{gap:g}", _short(names)])
+        else:
+            notes.append(f"- {line['fact']}: {', '.join(f'{key} {one}' for key, one in value.items())}")
+    head = ["shape", "persistent", "us a call", "us before the heaviest", "heaviest kernels"]
+    parts = [f"## {title}", _table(head, lines) if lines else "", "\n".join(notes)]
+    return "\n\n".join(part for part in parts if part) if lines or notes else ""
+
+
+def _each_wait_s(entry: table.MeasuredShape) -> dict[str, float]:
+    """Median time of the fastest configuration of each way in which programs wait for each other."""
+    found: dict[str, float] = {}
+    for text, median_s in entry.medians_s.items():
+        if match := _SYNC.search(text):
+            found[match[1]] = min(median_s, found.get(match[1], median_s))
+    return found
+
+
+def _waits(entries: Sequence[tuple[str, table.MeasuredShape]]) -> str:
+    """Times of the ways to wait, where more than one was right and timed."""
+    lines = []
+    for _, entry in entries:
+        found = _each_wait_s(entry)
+        if len(found) > 1:
+            step_us = {name: f"{1e6 * found[name] / entry.steps:.3g}" if name in found else "" for name in WAITS}
+            lines.append([entry.shape, entry.phase, *step_us.values()])
+    head = ["shape", "phase", *(f"{name}, us a step" for name in WAITS)]
+    return f"## Ways to wait for the other programs\n\n{_table(head, lines)}" if lines else ""
 
 
 def _next(
@@ -228,7 +266,7 @@ def _next(
     gpu: Mapping[str, Any],
     work: Path,
 ) -> str:
-    lines = [*_next_stages(state, stages), *_next_kernels(rows, work), *_next_times(entries, gpu)]
+    lines = [*_next_stages(state, stages), *_next_kernels(rows, work), *_next_times(entries, gpu), *_next_facts(work)]
     if gpu and entries:
         lines.append("copy the table beside this page to kernels/measured/, so that `auto` uses it")
     if not lines:
@@ -272,7 +310,22 @@ def _next_times(entries: Sequence[tuple[str, table.MeasuredShape]], gpu: Mapping
         factor = measured_s / _predicted_s(entry, name, gpu)
         if not 1 / OFF <= factor <= OFF:
             yield f"{entry.shape} {entry.phase}: {name} takes {factor:.1f} times what kernels/estimate.py predicts"
+        waits = _each_wait_s(entry)
+        if {"barrier", "poll"} <= waits.keys() and waits["poll"] < SHORTER * waits["barrier"]:
+            share = waits["poll"] / waits["barrier"]
+            yield f"{entry.shape} {entry.phase}: poll takes {share:.2f} of barrier's time: `configs` may put it first"
         whole_s = entry.kernels[name].whole_s(entry.around_s)
         if fair is not None and whole_s > fair:
             behind = whole_s / fair
             yield f"{entry.shape} {entry.phase}: {name} is {behind:.2f} times slower than torch's own at its fairest"
+
+
+def _next_facts(work: Path) -> Iterator[str]:
+    """What the machine said that asks for something to be done."""
+    for name, value in _facts(work).items():
+        if GROWS in str(value):
+            yield f"{name}: torch keeps memory of dropped graphs ({_short(str(value))}): hold fewer, or drop none"
+    for stage in ("cudnn-names", "own-kernels"):
+        for line in json_lines.read(work / stage / json_lines.FACTS):
+            if "error" in line:
+                yield f"{stage}, {line['fact']}: {_short(line['error'])}"
