@@ -278,11 +278,12 @@ def _kernels(
             spans.append((event.time_range.start, event.time_range.end, event.name))
     heaviest = [{"name": name, "us": round(us / CALLS, 1), "calls": counts[name] / CALLS} for name, us in
                 times.most_common(SHOWN_KERNELS)]  # fmt: skip
+    gaps, shown = gaps_us(spans), {one["name"] for one in heaviest}
     return {
         "persistent": any("persist" in name.lower() for name in times),
         "once a step": max(counts.values(), default=0) >= CALLS * steps,
         "us": round(sum(times.values()) / CALLS, 1),
-        "gap us": gaps_us(spans),
+        "gap us": {name: gap for name, gap in gaps.items() if name in shown},
         "kernels": heaviest,
     }
 
