@@ -23,11 +23,11 @@ NOT_SERVED = (
 class ShortlistHead(nn.Linear):
     """Drop-in for `torch.nn.Linear` with the same parameters, of whose outputs a row's largest are exact.
 
-    All outputs are computed in integers of 8 bits, each row of weights and of inputs with its scale. A bound on the
-    error of each output says which may be among the `exact` largest of a row, and those are computed again in float32
-    from the parameters. So the `exact` largest outputs are the largest of float32, in their order, unless two are
-    closer than float32's own rounding. All others are below them and off by their rounding to 8 bits: what is computed
-    from all of them, as the normaliser of a softmax, is approximate.
+    All outputs are computed in integers, each row of weights (8 bits) and of inputs (8 bits by AVX512-VNNI, up to 16 by
+    AVX2) with its scale. A bound on the error of each output says which may be among the `exact` largest of a row, and
+    those are computed again in float32 from the parameters. So the `exact` largest outputs are the largest of float32,
+    in their order, unless two are closer than float32's own rounding. All others are below them and off by their
+    rounding to integers: what is computed from all of them, as the normaliser of a softmax, is approximate.
 
     Weights are packed at the first call and again where they have changed; see `kernels.cpu.shortlist.pack` for what
     is noticed. A row or weight with a NaN or an infinity is computed in float32 throughout.
@@ -84,18 +84,50 @@ class ShortlistHead(nn.Linear):
 
         Raises:
             RuntimeError: for a call that needs gradients, for other types, devices and sizes, while something traces,
-                compiles or intercepts operators, and on a processor without AVX512-VNNI.
+                compiles or intercepts operators, and on a processor with neither AVX2 nor AVX512-VNNI.
         """
+        h, weight, offsets, packed = self._prepare(input)
+        output, refined = shortlist.run(h, weight, offsets, packed, self.exact)
+        # Not by nn.Module's own __setattr__, which takes longer.
+        self.__dict__["refined"] = refined
+        return output if h is input else output.view(*input.shape[:-1], weight.size(0))
+
+    def error_bound(self, input: Tensor) -> Tensor:  # noqa: A002 - as for forward
+        """Compute how far at most any output of a row is from that of float64, for a call with the same input.
+
+        A row's logsumexp changes by no more than its outputs do, so this bounds its error too, and that of the
+        log-probability of an exact output. The bound holds for the worst case, so usual errors are far below it.
+
+        Args:
+            input: as for `forward`.
+
+        Returns:
+            (...), float32. It is NaN or infinity where there is no bound: with a NaN or an infinity in the row or in a
+            parameter.
+
+        Raises:
+            RuntimeError: as for `forward`.
+        """
+        return shortlist.bounds(*self._prepare(input)).view(input.shape[:-1])
+
+    def _prepare(self, input: Tensor) -> tuple[Tensor, Tensor, Tensor | None, shortlist.PackedHead]:  # noqa: A002
+        """Return the rows of h, the weights, the bias and the packed weights as native code takes them."""
         own, bias = self.weight, self.bias
         if reason := _refusal((input, own) if bias is None else (input, own, bias)):
             raise RuntimeError(reason)
         packed, weight = shortlist.pack(own, self.__dict__.get("_packed"))
-        offsets = None if bias is None else bias.contiguous()
+        self.__dict__["_packed"] = packed
         h = (input if input.dim() == 2 else input.reshape(-1, weight.size(1))).contiguous()  # noqa: PLR2004
-        output, refined = shortlist.run(h, weight, offsets, packed, self.exact)
-        # Not by nn.Module's own __setattr__, which takes longer.
-        self.__dict__["_packed"], self.__dict__["refined"] = packed, refined
-        return output if h is input else output.view(*input.shape[:-1], weight.size(0))
+        return h, weight, None if bias is None else bias.contiguous(), packed
+
+    @property
+    def instructions(self) -> str:
+        """Name of the instructions that multiply, such as `avx512-vnni`.
+
+        Raises:
+            BuildError: where the head cannot run; the message says why.
+        """
+        return shortlist.instructions()
 
     def extra_repr(self) -> str:
         """Arguments as torch.nn.Linear shows them, and the number of exact outputs."""

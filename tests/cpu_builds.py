@@ -11,7 +11,7 @@ from unittest import mock
 
 import torch
 
-from kernels.cpu import build, fused, inference, layer, packing, teams
+from kernels.cpu import build, fused, inference, layer, packing, shortlist, teams
 
 
 def _usable(target: str) -> bool:
@@ -32,6 +32,12 @@ if "avx512_bf16" in build.cpu_flags():
 KEPT = [(target, storage) for target in FEWER_BITS for storage in ("bf16", "int8")]
 _TILED = [TILES, *([build.NATIVE] if "amx_bf16" in build.cpu_flags() else [])]
 KEPT += [(target, "split") for target in FEWER_BITS if target in _TILED]
+#: Builds of the head: for this machine, for AVX2, with VNNI's products in plain C++, and for AVX-512 without VNNI.
+HEADS = [build.NATIVE]
+if "avx2" in build.cpu_flags().split():
+    HEADS += ["-march=x86-64-v3", "-march=x86-64-v3 -DEMULATED_VNNI"]
+if "avx512bw" in build.cpu_flags().split():
+    HEADS.append("-march=x86-64-v4")
 
 
 @functools.cache
@@ -41,6 +47,16 @@ def _compiled_once(target: str) -> None:
     with (build.cache_folder() / "tests.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         build.library(target)
+
+
+_head = shortlist.library
+
+
+@contextlib.contextmanager
+def head_built_for(target: str) -> Iterator[None]:
+    """Run the head as built for a target."""
+    with mock.patch.object(shortlist, "library", functools.partial(_head, target)):
+        yield
 
 
 @contextlib.contextmanager

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import io
 import pickle
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import pytest
 
@@ -13,6 +13,7 @@ pytest.importorskip("hypothesis")
 
 import numpy as np
 import torch
+from cpu_builds import HEADS, head_built_for
 from hypothesis import given
 from hypothesis import strategies as st
 from recurrences import DEVICE
@@ -27,6 +28,13 @@ pytestmark = [
 ]
 
 
+@pytest.fixture(params=HEADS, scope="module", autouse=True)
+def target(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Each way to multiply that can run here."""
+    with head_built_for(request.param):
+        yield request.param
+
+
 def _head(depth: int, outputs: int, exact: int, *, bias: bool = True, spread: float = 1.0) -> ShortlistHead:
     """A head whose rows of weights differ in size by up to e ** spread."""
     head = ShortlistHead(depth, outputs, bias, exact=exact).eval()
@@ -35,15 +43,15 @@ def _head(depth: int, outputs: int, exact: int, *, bias: bool = True, spread: fl
     return head
 
 
-def _true(head: ShortlistHead, h: Tensor) -> Tensor:
+def true_outputs(head: ShortlistHead, h: Tensor) -> Tensor:
     bias = None if head.bias is None else head.bias.double()
     return nn.functional.linear(h.double(), head.weight.double(), bias)
 
 
-def _check(head: ShortlistHead, h: Tensor) -> None:
+def check(head: ShortlistHead, h: Tensor) -> None:
     """The largest are float32's and in their place, the others below them, and all of them near."""
     with torch.no_grad():
-        found, truth = head(h), _true(head, h)
+        found, truth = head(h), true_outputs(head, h)
         size = h.double().norm(dim=-1, keepdim=True) * head.weight.double().norm(dim=1)
     rounding = 2e-6 * (size + truth.abs())
     k = min(head.exact, truth.size(-1))
@@ -72,7 +80,36 @@ def test_the_largest_are_exact(  # noqa: PLR0913, PLR0917 - what a head can be
     head = _head(depth, outputs, exact, bias=bias)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(teams, "threads_for", lambda _: threads)
-        _check(head, scale * torch.randn(rows, depth))
+        check(head, scale * torch.randn(rows, depth))
+
+
+@given(
+    rows=st.integers(1, 5),
+    depth=st.sampled_from([1, 7, 64, 130]),
+    outputs=st.sampled_from([1, 16, 33, 257]),
+    bias=st.booleans(),
+    seed=st.integers(0, 10_000),
+)
+def test_errors_stay_below_their_bound(rows: int, depth: int, outputs: int, bias: bool, seed: int) -> None:
+    """Those of all outputs and of their logsumexp; and the bound is not far more than rounding explains."""
+    torch.manual_seed(seed)
+    head, h = _head(depth, outputs, 1, bias=bias), torch.randn(rows, depth)
+    with torch.no_grad():
+        found, truth, bound = head(h).double(), true_outputs(head, h), head.error_bound(h).double()
+        size = h.double().norm(dim=-1) * head.weight.double().norm(dim=1).max()
+    assert torch.all((found - truth).abs().amax(-1) <= bound)
+    assert torch.all((found.logsumexp(-1) - truth.logsumexp(-1)).abs() <= bound)
+    assert torch.all(bound <= 0.1 * size + 1e-4)
+
+
+def test_a_row_without_a_bound_says_so() -> None:
+    """One with a NaN; the others have theirs."""
+    head, h = ShortlistHead(20, 100), torch.randn(2, 3, 20)
+    h[1, 2, 5] = torch.nan
+    with torch.no_grad():
+        bound = head.error_bound(h)
+    assert bound.shape == (2, 3)
+    assert bound.isnan().nonzero().tolist() == [[1, 2]]
 
 
 def test_close_outputs_are_told_apart() -> None:
@@ -82,7 +119,7 @@ def test_close_outputs_are_told_apart() -> None:
     with torch.no_grad():
         head.weight[4000:4100] = head.weight[0] * (1 + 1e-4 * torch.rand(100, 1))
         h = torch.tanh(torch.randn(8, 512)) + 2 * head.weight[0].sign()
-        found, truth = head(h), _true(head, h)
+        found, truth = head(h), true_outputs(head, h)
     assert torch.equal(found.topk(4).indices, truth.topk(4).indices)
     assert 8 * 100 <= head.refined <= 8 * 300
 
@@ -163,11 +200,11 @@ def test_changed_parameters_are_noticed(change: object) -> None:
     """Whatever way they were changed between two calls."""
     head, h = _head(20, 100, 3), torch.randn(4, 20)
     with torch.no_grad():
-        _check(head, h)
+        check(head, h)
         before = head(h)
         change(head)  # type: ignore[operator]
         assert not torch.equal(head(h), before)
-    _check(head, h)
+    check(head, h)
 
 
 #: An element that is none of the 128 samples of (200, 64) weights.
@@ -234,7 +271,7 @@ def test_a_change_that_misses_the_samples_is_noticed(
             assert head(h).argmax(-1).ne(UNSAMPLED[0]).all()
         change(head, memory)
         assert head(h).argmax(-1).eq(UNSAMPLED[0]).all()
-    _check(head, h)
+    check(head, h)
 
 
 @pytest.mark.parametrize("contiguous", [True, False])
@@ -268,7 +305,7 @@ def test_defaults_of_the_caller_change_nothing() -> None:
     before = torch.get_default_dtype()
     try:
         torch.set_default_dtype(torch.float16)
-        _check(head, h)
+        check(head, h)
     finally:
         torch.set_default_dtype(before)
 
@@ -281,7 +318,7 @@ def test_a_copy_packs_its_own_weights() -> None:
         for other in (copy.deepcopy(head), pickle.loads(pickle.dumps(head))):  # noqa: S301 - our own
             assert torch.equal(other(h), expected)
             other.weight.mul_(2.0)
-            _check(other, h)
+            check(other, h)
         assert torch.equal(head(h), expected)
 
 
@@ -304,7 +341,7 @@ def test_any_number_of_dimensions(shape: tuple[int, ...]) -> None:
     with torch.no_grad():
         assert head(h).shape == (*shape[:-1], 100)
         if h.numel():
-            _check(head, h)
+            check(head, h)
             strided = h.new_empty(*shape, 2)[..., 0].copy_(h)
             assert torch.equal(head(strided), head(h))
 

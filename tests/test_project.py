@@ -42,6 +42,12 @@ def test_reference_runs_can_be_read(folder):
             assert run.group(record).times(record.variant)
 
 
+def test_the_changelog_has_no_line_beyond_120_columns():
+    """It is read in a terminal; a paragraph is wrapped as code is."""
+    lines = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8").splitlines()
+    assert [number for number, line in enumerate(lines, 1) if len(line) > 120] == []
+
+
 def test_both_ends_of_the_torch_range_stay_open():
     """The ranges of torch and Triton keep those that pair up: 2.11 with 3.6, 2.13 with 3.7, 2.14 with 3.8."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))

@@ -16,6 +16,7 @@ import torch
 
 from bench.worker import evidence
 from bench.worker.evidence import Compilation, Observation, explain, observe
+from kernels.cpu import shortlist
 from kernels.dispatch import Choice
 from seq2seq.execution.executable import Executable
 from seq2seq.execution.variant import LSTMS, Variant
@@ -335,6 +336,13 @@ def test_what_torch_does_about_tf32_is_told():
     """If a variant leaves it alone, the settings are as they are, and nobody has touched them here."""
     told = explain(VARIANTS["cudnn-default"], find_workload(FIXED), "cuda", evidence._digest(CUDA_TRACE), None)
     assert told.endswith("TF32 as torch has it: on in cuDNN's LSTM, off in products")
+
+
+def test_the_head_s_instructions_are_told():
+    """Those that the build multiplies by."""
+    workload = "translation-small-scaled@batch=2,length=5"
+    _, words = seen(VARIANTS["cpu-fused-head"], workload, "decode")
+    assert f"head in int8 ({shortlist.instructions()}), the largest outputs once more in fp32" in words
 
 
 def test_types_are_counted_by_product():

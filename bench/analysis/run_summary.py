@@ -17,10 +17,11 @@ from bench.records.reader import RecordedRun, read_run
 from bench.records.schema import Record, Status
 
 BEST, DOUBT = "*", "~"
+WIDE = "the interval is wider than the suite asked for"
 LEGEND = (
     f"{BEST} surely the fastest of its group: all others are slower by vs best, whose ratios are formed inside rounds; "
-    f"{DOUBT} doubtful: samples were taken while {DISTURBED}, the interval is wider than the suite "
-    f"asked for, or a process failed in a further seating; such a row has no {BEST}; "
+    f"{DOUBT} doubtful: samples were taken while {DISTURBED} or a process failed in a further seating, and such a row "
+    f"has no {BEST}; or the interval is wider than the suite asked for; "
     f"{units.NO_ESTIMATE}: the ends of the interval are more than {units.MOST_SPREAD:g} times apart"
 )
 
@@ -73,9 +74,16 @@ class RankedGroup:
 
     @property
     def winner(self) -> Record | None:
-        """The record that is surely the fastest and not doubtful; None where there is no such record."""
-        leaders = self.leaders
-        return leaders[0] if len(leaders) == 1 and not doubts(leaders[0]) else None
+        """The record that is surely the fastest, of undisturbed samples; None where there is no such record.
+
+        By how much it is faster may be imprecise: ratios inside rounds, which have intervals of their own, tell who is
+        first.
+        """
+        if len(self.leaders) != 1:
+            return None
+        (best,) = self.leaders
+        allowed = {WIDE} if best.standing == "best" else set()
+        return best if allowed.issuperset(doubts(best)) else None
 
     @property
     def sweep_axis(self) -> str:
@@ -179,7 +187,7 @@ def doubts(record: Record) -> tuple[str, ...]:
         out_of = f" of {record.samples}" if record.samples else ""
         found.append(f"{record.disturbed}{out_of} samples were taken while {DISTURBED}")
     if record.interval_wide:
-        found.append("the interval is wider than the suite asked for")
+        found.append(WIDE)
     if record.reason:
         found.append(record.reason)
     return tuple(found)

@@ -28,7 +28,7 @@ six planted defects, over random problems, and prints what separates right from 
 - bf16-split: each factor of the LSTMs' products is the sum of two bf16 numbers, so its roundoff is 2^-16: the rest
   after the first, 2^-8, is rounded to 2^-8 of itself, and the product of two such rests is left out. The floor is one
   roundoff, as that of bf16-weights, the cap that of fp32, and the yardstick the reference with its matrices split so.
-- int8-head: the head's matrix and what it reads are rounded to 8 bits, and a step's largest outputs are computed again
+- int8-head: the head's matrix is rounded to 8 bits, what it reads to 8 or 16, and the largest outputs computed again
   in fp32 (`kernels.ShortlistHead`). Floor and cap are those of bf16-weights, and the yardstick is the reference whose
   head's matrix alone is rounded. A greedy choice is judged by the limit of fp32.
 - int8: the reference's error is that of the loop in fp32 with weights and inputs on the grids of dynamic quantisation.

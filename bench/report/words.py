@@ -169,7 +169,8 @@ def opening(group: RankedGroup) -> str:
         return f"`{best.variant}` is fastest by median time; there is no reference to compare with."
     if best.speedup <= 1:
         return f"`{best.variant}` is the best that ran, at {figure(best)} the speed of the reference."
-    return f"`{best.variant}` is fastest, {figure(best)} as fast as the reference."
+    how_sure = " By how much is doubtful: " + " and ".join(doubts(best)) + "." if doubts(best) else ""
+    return f"`{best.variant}` is fastest, {figure(best)} as fast as the reference.{how_sure}"
 
 
 def no_winner(leaders: Sequence[Record]) -> str:

@@ -20,6 +20,7 @@ import torch
 from torch import nn
 
 from kernels.common.cudnn_precision import lstm_precision
+from kernels.cpu import shortlist
 from kernels.dispatch import MODULES, VENDORS, Choice
 from kernels.gpu import graph_cache
 from seq2seq.execution import tuning
@@ -198,7 +199,7 @@ def explain(  # noqa: C901 - a part after the other
     if kept:
         parts.append(f"weights kept in {kept}, multiplied by {' and '.join(sorted(by)) or 'unknown instructions'}")
     if variant.head == "shortlist":
-        parts.append("head in int8 (avx512-vnni), the largest outputs once more in fp32")
+        parts.append(f"head in int8 ({shortlist.instructions()}), the largest outputs once more in fp32")
     if variant.environment:
         parts.append(tuning.in_force(variant.environment))
     asked = "fp32" if kept or variant.precision in {"tf32", "int8-head"} else variant.precision

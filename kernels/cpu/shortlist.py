@@ -15,9 +15,8 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from . import build, teams
 
 SOURCE = "head.cpp"
-#: A product of bytes costs a quarter of one of float32.
+#: A product costs a quarter to a half of one of float32.
 PRODUCTS_IN_ONE = 4
-
 
 #: `HeadCall` of head.cpp, as bytes: ctypes takes a microsecond to convert as many arguments one by one.
 _CALL = struct.Struct("@13q").pack
@@ -44,11 +43,19 @@ class PackedHead:
     at: tuple[int, ...]
 
 
-@functools.cache
 def hindrance() -> str | None:
     """Reason why there is no such head on this machine, or None; compiles it, unless it lies compiled in its cache."""
-    found = _library()
-    return found if isinstance(found, str) else found.head_hindrance().decode() or None
+    found = library()
+    return found if isinstance(found, str) else None
+
+
+def instructions() -> str:
+    """Name of the instructions that multiply.
+
+    Raises:
+        BuildError: where there is no such head.
+    """
+    return str(_native().head_instructions().decode())
 
 
 def pack(weight: Tensor, before: PackedHead | None = None) -> tuple[PackedHead, Tensor]:
@@ -110,30 +117,57 @@ def run(h: Tensor, weight: Tensor, bias: Tensor | None, packed: PackedHead, exac
         weight.data_ptr(), 0 if bias is None else bias.data_ptr(), *packed.at, h.data_ptr(), output.data_ptr(),
         rows, outputs, depth, exact, threads,
     ))  # fmt: skip
-    if count < 0:
-        raise (MemoryError if count == build.NO_MEMORY else RuntimeError)(native.head_failure().decode())
-    return output, count
+    return output, _checked(native, count)
+
+
+def bounds(h: Tensor, weight: Tensor, bias: Tensor | None, packed: PackedHead) -> Tensor:
+    """Return the largest possible error of each row's outputs, (rows,), for arguments as `run` takes them.
+
+    It is NaN or infinity where one has no bound.
+    """
+    (rows, depth), outputs = h.shape, weight.size(0)
+    found, native = h.new_empty(rows), _native()
+    _checked(native, native.head_bounds(_CALL(
+        weight.data_ptr(), 0 if bias is None else bias.data_ptr(), *packed.at, h.data_ptr(), found.data_ptr(),
+        rows, outputs, depth, 1, 1,
+    )))  # fmt: skip
+    return found
+
+
+def _checked(native: ctypes.CDLL, status: int) -> int:
+    """Return a count that native code returned; raise where it is the status of a failure."""
+    if status < 0:
+        raise (MemoryError if status == build.NO_MEMORY else RuntimeError)(native.head_failure().decode())
+    return status
 
 
 def _native() -> ctypes.CDLL:
-    found = _library()
+    found = library()
     if isinstance(found, str):
         raise build.BuildError(found)
     return found
 
 
 @functools.cache
-def _library() -> ctypes.CDLL | str:
-    """The compiled head, or why there is none; what failed once is not tried again in this process."""
+def library(target: str = build.NATIVE) -> ctypes.CDLL | str:
+    """The compiled head, or why there is none; what failed once is not tried again in this process.
+
+    Args:
+        target: the compiler's flags for a CPU.
+    """
     try:
-        native = ctypes.CDLL(str(build.compiled(build.command(SOURCE))))
+        native = ctypes.CDLL(str(build.compiled(build.command(SOURCE, target))))
     except build.BuildError as error:
         return str(error)
     except OSError as error:
         return f"the head for CPUs cannot be loaded ({error})"
     pointer, number = ctypes.c_void_p, ctypes.c_int64
-    native.head_hindrance.restype = native.head_failure.restype = ctypes.c_char_p
+    native.head_hindrance.restype = ctypes.c_char_p
+    if reason := native.head_hindrance():
+        return str(reason.decode())
+    native.head_instructions.restype = native.head_failure.restype = ctypes.c_char_p
     native.head_bytes.restype, native.head_bytes.argtypes = number, [number] * 2
     native.head_pack.restype, native.head_pack.argtypes = number, [*[pointer] * 5, number, number]
     native.head_run.restype, native.head_run.argtypes = number, [ctypes.c_char_p]
+    native.head_bounds.restype, native.head_bounds.argtypes = number, [ctypes.c_char_p]
     return native

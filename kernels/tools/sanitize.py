@@ -1,4 +1,4 @@
-"""Run the CPU kernel under the compiler's sanitizers: `python -m kernels sanitize`.
+"""Run the CPU kernel and the head under the compiler's sanitizers: `python -m kernels sanitize`.
 
 AddressSanitizer and UndefinedBehaviorSanitizer watch every access over odd sizes, ThreadSanitizer a team's threads.
 `python -m kernels sanitize -- -m pytest -q tests/test_cpu_inference.py` runs Python with these arguments and the
@@ -14,38 +14,49 @@ import tempfile
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
-from ..cpu.build import SOURCE, BuildError, compiler
+from ..cpu.build import NATIVE, SOURCE, BuildError, compiler
 from ..host.usage import Parser
 
-FLAGS = ("-march=native", "-ffp-contract=fast", "-std=c++17", "-DPLAIN_THREADS", "-pthread")
+FLAGS = ("-ffp-contract=fast", "-std=c++17", "-DPLAIN_THREADS", "-pthread")
 #: Lines of the source are named in what is found; to follow variables too the compiler would need twice the time. With
 #: more optimisation GCC takes four times as long to compile what watches addresses, and less of it is watched: at -O1
 #: two of three runs without the barrier after the projection ended with a wrong result and no race.
 ADDRESSES = ("-Og", "-g1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all")
 RACES = "data races"
 CHECKS = {"addresses and undefined behaviour": ADDRESSES, RACES: ("-Og", "-g1", "-fsanitize=thread")}
+LSTM, HEAD = "sanitize.cpp", "sanitize_head.cpp"
+#: Programs by what they run.
+PROGRAMS = {"LSTM": LSTM, "head": HEAD}
 
 
-def check(source: Path = SOURCE, names: Collection[str] = CHECKS) -> list[tuple[str, bool, str]]:
-    """Each check of these names with whether it passed, and what it said.
+def check(names: Collection[str] = CHECKS) -> list[tuple[str, bool, str]]:
+    """Each check of these names on each program, with whether it passed, and what it said.
 
     Raises:
         BuildError: without a compiler, or one without sanitizers.
     """
     found = []
-    for name in names:
-        with tempfile.TemporaryDirectory() as folder:
-            found.append((name, *run(build(name, Path(folder) / "check", source))))
+    for subject, main_file in PROGRAMS.items():
+        for name in names:
+            with tempfile.TemporaryDirectory() as folder:
+                found.append((f"{subject}, {name}", *run(build(name, Path(folder) / "check", main_file=main_file))))
     return found
 
 
-def build(name: str, program: Path, source: Path = SOURCE) -> Path:
+def build(name: str, program: Path, source: Path = SOURCE, main_file: str = LSTM, target: str = NATIVE) -> Path:
     """Compile a check into a program; returns its path.
+
+    Args:
+        name: key of `CHECKS`.
+        program: path of the program.
+        source: a file beside which all other sources lie.
+        main_file: which of `PROGRAMS`.
+        target: the compiler's flags for a CPU.
 
     Raises:
         BuildError: without a compiler, or one without sanitizers.
     """
-    command = [*compiler(), *FLAGS, *CHECKS[name], "sanitize.cpp", "-o", str(program)]
+    command = [*compiler(), *FLAGS, *target.split(), *CHECKS[name], main_file, "-o", str(program)]
     # From the folder of the sources, as `kernels.cpu.build` does.
     built = subprocess.run(  # noqa: S603 - the user's compiler
         command, capture_output=True, text=True, errors="replace", check=False, cwd=source.parent

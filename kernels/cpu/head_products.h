@@ -1,0 +1,194 @@
+// How the head of a decoder multiplies: weights rounded to 8 bits, by rows of h rounded to integers. All sums are exact, so
+// rounding alone errs. `Products` is the kind of instructions that the build has; without any, HAS_PRODUCTS is not defined.
+//
+// A lane of a vector is an output. Its weights come a GROUP of depth at a time, which four bytes of a row of h multiply.
+// Order of the weights: [BLOCK outputs][GROUP of depth][output][number], zeros past the end.
+
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <limits>
+
+#include "vectors.h"
+
+namespace {
+
+// -DEMULATED_VNNI: vpdpbusd in plain C++, so that its packing and rounding run on other machines.
+#if defined(EMULATED_VNNI) || (defined(__AVX512VNNI__) && defined(__AVX512F__))
+#define HAS_PRODUCTS
+
+// vpdpbusd: four unsigned by four signed bytes. Weights are kept as q + 128, which adds 128 times the sum of h.
+struct Products {
+    using Integer = int8_t;
+    static constexpr int64_t GROUP = 4, BLOCK = LANES;
+    static constexpr int OFFSET = 128, MOST = 127;
+    static constexpr const char* NAME = "avx512-vnni";
+
+    static ivec weights(const uint8_t* p) { return (ivec)load(reinterpret_cast<const float*>(p)); }
+    static ivec dot(ivec sum, ivec weights, ivec h) {
+#if defined(EMULATED_VNNI)
+        uint8_t w[4 * LANES];
+        int8_t x[4 * LANES];
+        uint32_t found[LANES];  // whose sums may pass over, as the processor's
+        std::memcpy(w, &weights, sizeof w);
+        std::memcpy(x, &h, sizeof x);
+        std::memcpy(found, &sum, sizeof found);
+        for (int lane = 0; lane < LANES; ++lane)
+            for (int i = 4 * lane; i < 4 * lane + 4; ++i) found[lane] += static_cast<uint32_t>(w[i] * x[i]);
+        std::memcpy(&sum, found, sizeof found);
+        return sum;
+#else
+        return (ivec)_mm512_dpbusd_epi32((__m512i)sum, (__m512i)weights, (__m512i)h);
+#endif
+    }
+};
+
+#elif defined(__AVX512BW__) || (defined(__AVX2__) && !defined(__AVX512F__))
+#define HAS_PRODUCTS
+
+// vpmaddwd: two by two numbers of 16 bits, so that h has as many bits as its sums leave room for. Weights are widened as
+// they are read.
+struct Products {
+    using Integer = int16_t;
+    static constexpr int64_t GROUP = 2, BLOCK = 2 * LANES;
+    static constexpr int OFFSET = 0, MOST = 32767;
+#if defined(__AVX512BW__)
+    static constexpr const char* NAME = "avx512-int16";
+
+    static ivec weights(const uint8_t* p) {
+        return (ivec)_mm512_cvtepi8_epi16(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+    }
+    static ivec dot(ivec sum, ivec weights, ivec h) { return sum + (ivec)_mm512_madd_epi16((__m512i)weights, (__m512i)h); }
+#else
+    static constexpr const char* NAME = "avx2-int16";
+
+    static ivec weights(const uint8_t* p) {
+        return (ivec)_mm256_cvtepi8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+    }
+    static ivec dot(ivec sum, ivec weights, ivec h) { return sum + (ivec)_mm256_madd_epi16((__m256i)weights, (__m256i)h); }
+#endif
+};
+#endif
+
+#if defined(HAS_PRODUCTS)
+
+constexpr int64_t GROUP = Products::GROUP, BLOCK = Products::BLOCK, PAIR = 2 * LANES;  // outputs of two vectors
+constexpr int ROWS_AT_ONCE = LANES == 16 ? 8 : 4;               // whose sums registers hold
+constexpr float ROUNDOFF = 6e-8f;                             // of float32, with a margin
+
+inline int64_t rounded_up(int64_t value, int64_t to) { return (value + to - 1) / to * to; }
+inline int lanes_left(int64_t at, int64_t end) { return static_cast<int>(std::min<int64_t>(LANES, end - at)); }
+inline unsigned first_bits(int n) { return n < LANES ? (1u << n) - 1 : (1u << LANES) - 1; }
+inline vec size_of(vec x) { return (vec)((ivec)x & 0x7fffffff); }
+
+// A bit for each lane in which a is below b; none where one of them is NaN.
+inline unsigned below(vec a, vec b) {
+#if defined(__AVX512F__)
+    return _mm512_cmp_ps_mask((__m512)a, (__m512)b, _CMP_LT_OQ);
+#else
+    return static_cast<unsigned>(_mm256_movemask_ps(_mm256_cmp_ps((__m256)a, (__m256)b, _CMP_LT_OQ)));
+#endif
+}
+
+// Calls with the start and the number of lanes of each vector of so many numbers.
+template <typename F>
+inline void each_vector(int64_t count, F call) {
+    int64_t at = 0;
+    for (; at + LANES <= count; at += LANES) call(at, LANES);
+    if (at < count) call(at, static_cast<int>(count - at));
+}
+
+// Of positive numbers; a NaN is above all.
+inline float largest_of(vec x) {
+    int32_t bits = 0;
+    float largest;
+    for (int lane = 0; lane < LANES; ++lane) bits = std::max(bits, ((ivec)x)[lane]);
+    std::memcpy(&largest, &bits, 4);
+    return largest;
+}
+
+inline float total(vec x) {
+    float sum = 0.0f;
+    for (int lane = 0; lane < LANES; ++lane) sum += x[lane];
+    return sum;
+}
+
+// A row of h as integers: its scale, what the offset of the weights adds to its sums, and the norms of h and of what rounding leaves.
+struct Row {
+    float scale, norm, rest;
+    int32_t offset;
+};
+
+// Largest integer of a row: sums of its products with 127 stay in 32 bits. None of a row that is too deep.
+inline int levels(int64_t depth) {
+    return static_cast<int>(std::min<int64_t>(Products::MOST, std::numeric_limits<int32_t>::max() / (127 * std::max<int64_t>(1, depth))));
+}
+
+inline Row round_row(const float* h, Products::Integer* to, int64_t depth, int64_t width) {
+    vec sizes = {}, spoilt = {};
+    for (int64_t k = 0; k < depth; k += LANES) {
+        const vec x = load(h + k, lanes_left(k, depth)), size = size_of(x);
+        sizes = size > sizes ? size : sizes;
+        spoilt += 0.0f * x;
+    }
+    const float largest = largest_of(sizes);
+    // A row with a NaN or an infinity has no bound: all of its outputs are computed in float32.
+    const float broken = total(spoilt);
+    const int most = levels(depth);
+    if (broken != 0.0f || largest <= 1e-30f || !most) {
+        std::fill(to, to + width, Products::Integer{});
+        const float norm = largest * std::sqrt(static_cast<float>(depth)) * 1.0001f + broken;
+        return {0.0f, norm, norm, 0};
+    }
+    // In units of the scale, whose squares neither vanish nor become infinite.
+    const float scale = largest / static_cast<float>(most), inverse = static_cast<float>(most) / largest;
+    const float magic = 12582912.0f;  // 1.5 * 2^23: added to it, a number is rounded to an integer in the last bits
+    vec norm = {}, rest = {};
+    ivec sum = {};
+    for (int64_t k = 0; k < depth; k += LANES) {
+        const vec x = load(h + k, lanes_left(k, depth)) * inverse, shifted = x + magic, left = x - (shifted - magic);
+        const ivec q = (ivec)shifted - (ivec)all(magic);
+        norm += x * x;
+        rest += left * left;
+        sum += q;
+        for (int lane = 0; lane < LANES && k + lane < width; ++lane) to[k + lane] = static_cast<Products::Integer>(q[lane]);
+    }
+    int64_t integers = 0;
+    for (int lane = 0; lane < LANES; ++lane) integers += sum[lane];
+    for (int64_t k = rounded_up(depth, LANES); k < width; ++k) to[k] = 0;
+    // Sums of squares lose at most a roundoff a term; x is off by three of them from h over the scale.
+    const float margin = 1.0f + static_cast<float>(depth / LANES + 16) * ROUNDOFF;
+    const float size = scale * std::sqrt(total(norm)) * margin;
+    return {scale, size, scale * std::sqrt(total(rest)) * margin + 4.0f * ROUNDOFF * size,
+            static_cast<int32_t>(static_cast<uint32_t>(Products::OFFSET * integers))};
+}
+
+// Where the weight of an output and of a number of depth lies.
+inline int64_t place(int64_t output, int64_t k, int64_t width) {
+    return ((output / BLOCK * (width / GROUP) + k / GROUP) * BLOCK + output % BLOCK) * GROUP + k % GROUP;
+}
+
+// The integer sums of the PAIR of outputs whose weights begin at `packed`, for R rows of h.
+template <int R>
+inline void multiply(ivec (&sums)[2][R], const uint8_t* packed, const Products::Integer* h, int64_t width) {
+    const uint8_t* const next = packed + place(LANES, 0, width);
+    UNROLLED for (int n = 0; n < 2; ++n)
+        UNROLLED for (int r = 0; r < R; ++r) sums[n][r] = ivec{};
+    for (int64_t k = 0; k < width; k += GROUP) {
+        const ivec w0 = Products::weights(packed + k * BLOCK), w1 = Products::weights(next + k * BLOCK);
+        UNROLLED for (int r = 0; r < R; ++r) {
+            int32_t group;
+            std::memcpy(&group, h + r * width + k, 4);
+            const ivec value = group - ivec{};
+            sums[0][r] = Products::dot(sums[0][r], w0, value);
+            sums[1][r] = Products::dot(sums[1][r], w1, value);
+        }
+    }
+}
+
+#endif
+
+}  // namespace

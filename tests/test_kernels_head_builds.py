@@ -1,0 +1,148 @@
+"""The head as built for several kinds of processors: what multiplies, how deep its sums may be, and defects in it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("hypothesis")
+
+import torch
+from cpu_builds import HEADS, head_built_for
+from planted_kernels import changed_sources
+from recurrences import DEVICE
+from test_kernels_head import check, true_outputs
+from torch import Tensor
+
+from kernels import ShortlistHead
+from kernels.cpu import build, shortlist
+from kernels.tools import sanitize
+from seq2seq.execution.requirements import compile_head
+
+pytestmark = [
+    pytest.mark.skipif(DEVICE != "cpu", reason="the head is for CPUs"),
+    pytest.mark.skipif(bool(shortlist.hindrance()), reason=str(shortlist.hindrance())),
+]
+
+#: What multiplies, by what a build is for; the rest is this machine's.
+NAMES = {
+    "-march=x86-64-v3": "avx2-int16",
+    "-march=x86-64-v3 -DEMULATED_VNNI": "avx512-vnni",
+    "-march=x86-64-v4": "avx512-int16",
+}
+
+
+@pytest.fixture(params=HEADS, scope="module", autouse=True)
+def target(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Each way to multiply that can run here."""
+    with head_built_for(request.param):
+        yield request.param
+
+
+def _close_by_h() -> tuple[ShortlistHead, Tensor]:
+    """Outputs that differ by what rounding h leaves, which alone errs: 8 bits hold these weights as they are."""
+    torch.manual_seed(0)
+    head, h = ShortlistHead(32, 2000, exact=4), torch.randn(1, 32)
+    h[0, 0] = 60.0
+    levels = 127 if shortlist.instructions() == "avx512-vnni" else 32767
+    with torch.no_grad():
+        head.weight.copy_(torch.randint(-127, 128, head.weight.shape))
+        head.weight[:, 1] = 127.0
+        spread = 0.3 / levels * h.norm() * head.weight.norm(dim=1)
+        head.bias.zero_()
+        head.bias.copy_(spread * torch.randn(2000) - true_outputs(head, h)[0])
+    return head, h
+
+
+def test_what_rounding_of_h_leaves_is_in_the_bound() -> None:
+    """What h's integers cannot tell apart is computed in float32."""
+    head, h = _close_by_h()
+    check(head, h)
+    assert head.refined > head.exact
+
+
+def _deep() -> tuple[ShortlistHead, Tensor]:
+    """The largest sums of the deepest products, of an output that is not among the largest."""
+    head, h = ShortlistHead(140_000, 2, bias=False), torch.ones(1, 140_000)
+    with torch.no_grad():
+        head.weight[0], head.weight[1] = 1.0, 0.5
+    return head, h
+
+
+def test_deep_sums_stay_in_32_bits() -> None:
+    """By h in fewer levels, the deeper they are."""
+    head, h = _deep()
+    check(head, h)
+    assert head.refined == 1
+
+
+def test_no_error_passes_its_bound() -> None:
+    """Of many outputs of many rows."""
+    torch.manual_seed(0)
+    head, h = ShortlistHead(64, 4000), torch.randn(16, 64)
+    with torch.no_grad():
+        assert torch.all((head(h) - true_outputs(head, h)).abs().amax(-1) <= head.error_bound(h))
+
+
+#: Code of the head, what it becomes, and the test that has to fail then.
+DEFECTS = {
+    "a tenth of the bound": ("return size_of(", "return 0.1f * size_of(", test_no_error_passes_its_bound),
+    "h without its rest": ("rest(row.rest)", "rest(0.0f)", test_what_rounding_of_h_leaves_is_in_the_bound),
+    "all levels at any depth": ("most = levels(depth);", "most = Products::MOST;", test_deep_sums_stay_in_32_bits),
+}
+
+
+@pytest.mark.parametrize("name", DEFECTS)
+def test_a_defect_in_native_code_is_caught(
+    name: str, target: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With it a test above fails."""
+    right, instead, test = DEFECTS[name]
+    monkeypatch.setattr(build, "SOURCE", changed_sources(right, instead, tmp_path))
+    monkeypatch.setenv("SEQ2SEQ_KERNEL_CACHE", str(tmp_path))
+    changed = shortlist.library.func.__wrapped__(f"{target} -Og")  # type: ignore[attr-defined]
+    monkeypatch.setattr(shortlist, "library", lambda: changed)
+    with pytest.raises(AssertionError):
+        test()
+
+
+def test_the_instructions_have_a_name(target: str) -> None:
+    """That of what the build multiplies by."""
+    flags = build.cpu_flags().split()
+    here = "avx512-vnni" if "avx512_vnni" in flags else "avx512-int16" if "avx512bw" in flags else "avx2-int16"
+    assert shortlist.instructions() == NAMES.get(target, here)
+    assert ShortlistHead(20, 100).instructions == shortlist.instructions()
+
+
+def test_without_its_instructions_it_says_what_it_needs() -> None:
+    """The layer raises, and variants are unavailable, for the same reason."""
+    needs = "needs a processor with AVX2 or AVX512-VNNI"
+    with head_built_for("-march=x86-64"):
+        with torch.no_grad(), pytest.raises(RuntimeError, match=f"{needs}.*; use torch.nn.Linear"):
+            ShortlistHead(20, 100)(torch.randn(3, 20))
+        with pytest.raises(build.BuildError, match=needs):
+            shortlist.instructions()
+        assert needs in str(compile_head())
+
+
+_WAIT = "barrier.wait(thread, threads);"
+
+
+@pytest.mark.slow
+def test_sanitizers_find_nothing(target: str, tmp_path: Path) -> None:
+    """No access out of bounds, no undefined behaviour and no data race over odd sizes and teams."""
+    for name in sanitize.CHECKS:
+        program = sanitize.build(name, tmp_path / "check", main_file=sanitize.HEAD, target=target)
+        passed, said = sanitize.run(program)
+        assert passed, said
+
+
+@pytest.mark.slow
+def test_a_missing_barrier_is_a_data_race(target: str, tmp_path: Path) -> None:
+    """ThreadSanitizer sees a thread that does not wait for all outputs of a row."""
+    source = changed_sources(_WAIT, "", tmp_path)
+    passed, said = sanitize.run(sanitize.build(sanitize.RACES, tmp_path / "check", source, sanitize.HEAD, target))
+    assert not passed
+    assert "data race" in said
