@@ -10,6 +10,7 @@ import pytest
 
 pytest.importorskip("hypothesis")
 
+import numpy as np
 import torch
 from cpu_builds import KEPT, QUICK, TILES, built_for
 from hypothesis import given
@@ -27,7 +28,7 @@ pytestmark = pytest.mark.skipif(DEVICE != "cpu", reason="the kernel is for CPUs"
 #: Errors of outputs and states against truth: the roundoff of a weight, at most, and what steps add to it.
 ALLOWED = {"bf16": 1e-2, "int8": 3e-2, "split": 3e-5}
 HIDDEN = st.sampled_from([1, 3, 15, 16, 17, 33, 70, 130])
-#: Bits of h in int8, but where the walk by tiles of bytes gives it 16.
+#: Stands for h where inputs have 16 bits: it has 8, with AVX2 alone 7, and 16 where the walk by tiles of bytes serves.
 STATE_BITS = 8
 
 
@@ -69,8 +70,15 @@ def _factors(x: Tensor, storage: str, bits: int, instructions: str) -> Tensor:
         return _rounded(x, 32512)
     if instructions.split(" ", maxsplit=1)[0] in {"avx512-vnni", "amx-int8"}:
         return _rounded(x, 127 if bits == STATE_BITS else 32767)
-    assert storage in {"bf16", "int8"}
+    if instructions == "avx2-int8":
+        return _rounded(x, 64 if bits == STATE_BITS else _levels(x.size(-1)))
+    assert instructions.endswith(("-fma", "neon", "generic"))
     return x.double()
+
+
+def _levels(depth: int) -> int:
+    """Largest integer of an input where there is AVX2 alone: sums of `depth` products with weights stay in 32 bits."""
+    return min(32767, (2**31 - 1) // (127 * depth))
 
 
 def _two_byte_state(storage: str, batch: int, instructions: str) -> bool:
@@ -164,24 +172,81 @@ def test_layers_err_by_their_rounding(  # noqa: PLR0913, PLR0917 - what hypothes
         torch.testing.assert_close(value.double(), right, rtol=0, atol=allowed)
 
 
+INT8 = [target for target, storage in KEPT if storage == "int8"]
+
+
+@pytest.mark.parametrize("target", INT8)
+@pytest.mark.parametrize("batch", [1, 2, 3])
 @pytest.mark.parametrize("sign", [-1.0, 1.0])
-def test_the_largest_sums_of_integers_neither_saturate_nor_overflow(sign: float) -> None:
+def test_the_largest_sums_of_integers_neither_saturate_nor_overflow(target: str, batch: int, sign: float) -> None:
     """60,000 products of the largest factors of one sign are exact: sums of bytes stay below 2**31."""
     features = 60_000
     lstm = _made(features, 4, "int8")
-    with torch.inference_mode():
+    with built_for(target, 1), torch.inference_mode():
         for weight in (lstm.weight_ih_l0, lstm.bias_ih_l0, lstm.bias_hh_l0):
             weight.zero_()
         lstm.weight_ih_l0[8:12] = 1 / features  # gate g
-        output, (_, c) = lstm(torch.full((1, 1, features), sign))
+        output, (_, c) = lstm(torch.full((1, batch, features), sign))
     truth = 0.5 * torch.tanh(torch.tensor(sign, dtype=torch.float64))
-    torch.testing.assert_close(c.double().flatten(), truth.expand(4), rtol=1e-6, atol=0)
+    torch.testing.assert_close(c.double().flatten(), truth.expand(4 * batch), rtol=1e-6, atol=0)
     assert output.isfinite().all()
+
+
+@pytest.mark.parametrize("target", INT8)
+@pytest.mark.parametrize("batch", [1, 2, 3])
+@pytest.mark.parametrize("sign", [-1.0, 1.0])
+def test_the_largest_products_of_a_state_do_not_saturate(target: str, batch: int, sign: float) -> None:
+    """A state and weights all at their largest give the exact sum, in whatever integers pairs of products are added."""
+    hidden = 512
+    lstm = _made(1, hidden, "int8")
+    with built_for(target, 1), torch.inference_mode():
+        for weight in lstm.parameters():
+            weight.zero_()
+        lstm.weight_hh_l0[2 * hidden : 3 * hidden] = 1 / hidden  # gate g
+        lstm.weight_hh_l0[2 * hidden : 3 * hidden : 2] *= -1
+        h, c = torch.full((1, batch, hidden), sign), torch.zeros(1, batch, hidden)
+        _, (_, c) = lstm(torch.zeros(1, batch, 1), (h, c))
+    truth = 0.5 * torch.tanh(torch.tensor(sign, dtype=torch.float64)) * torch.tensor([-1.0, 1.0]).double()
+    torch.testing.assert_close(c.double().flatten(), truth.repeat(batch * hidden // 2), rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("target", INT8)
+@given(
+    batch=st.integers(1, 7), depth=st.integers(1, 700), hidden=HIDDEN, recurrent=st.booleans(), seed=st.integers(0, 999)
+)
+def test_sums_of_integers_are_exact(
+    target: str, batch: int, depth: int, hidden: int, recurrent: bool, seed: int
+) -> None:
+    """Factors that are integers times a power of two have no rounding, so their sums are NumPy's to the last unit."""
+    instructions = _instructions(target, "int8")
+    depth = hidden if recurrent else depth
+    if instructions.split(" ", maxsplit=1)[0] in {"avx512-vnni", "amx-int8"}:
+        most = 127 if recurrent else 32767
+    else:
+        most = 64 if recurrent else _levels(depth)
+    draw = np.random.default_rng(seed)
+    weights, rows = draw.integers(-127, 128, (hidden, depth)), draw.integers(-most, most + 1, (batch, depth))
+    # Largest values that are just what they are rounded to, and sums that float32 holds.
+    weights[:, 0], rows[:, 0] = 127, most * draw.choice([-1, 1], batch)
+    rows[:, 1:] *= draw.random((batch, depth - 1)) < 2**24 / (127 * most * depth)
+    sums = rows @ weights.T
+    unit = 2.0**-34  # so small that tanh is its argument
+    lstm = _made(1 if recurrent else depth, hidden, "int8")
+    with built_for(target, 1), torch.inference_mode():
+        for weight in lstm.parameters():
+            weight.zero_()
+        matrix = lstm.weight_hh_l0 if recurrent else lstm.weight_ih_l0
+        matrix[2 * hidden : 3 * hidden] = torch.from_numpy(weights).float() * unit
+        x = torch.from_numpy(rows).float()
+        h, c = torch.zeros(1, batch, hidden), torch.zeros(1, batch, hidden)
+        _, (_, c) = lstm(torch.zeros(1, batch, 1), (x[None], c)) if recurrent else lstm(x[None], (h, c))
+    found = np.arctanh(2 * c[0].double().numpy()) / unit
+    assert np.abs(found - sums).max() < 0.5 * max(1.0, np.abs(sums).max() / 2**21)
 
 
 def test_more_columns_than_integers_hold_are_refused() -> None:
     """What might overflow says so instead."""
-    if fused.instructions("int8").split(" ", maxsplit=1)[0] not in {"avx512-vnni", "amx-int8"}:
+    if fused.instructions("int8").split(" ", maxsplit=1)[0] not in {"avx512-vnni", "amx-int8", "avx2-int8"}:
         pytest.skip("float32 sums have no such limit")
     lstm = _made(65_537, 1, "int8")
     with torch.no_grad(), pytest.raises(RuntimeError, match="at most 65536 columns, these have 65537; use"):
@@ -238,26 +303,32 @@ def test_weights_that_cannot_be_split_here_say_why() -> None:
 def test_the_instructions_are_those_of_the_processor() -> None:
     """What runs is named, by what the processor has; a build without them names what it falls back to."""
     flags = build.cpu_flags().split()
-    if "avx512f" not in flags:
-        pytest.skip("no AVX-512 here")
+    if not {"avx2", "fma"} <= set(flags):
+        pytest.skip("no AVX2 here")
+    plain = "avx512-fma" if "avx512f" in flags else "avx2-fma"
     wanted = {
-        "fp32": "avx512-fma",
-        "bf16": "amx-bf16" if "amx_bf16" in flags else "avx512-bf16" if "avx512_bf16" in flags else "avx512-fma",
-        "int8": "amx-int8" if "amx_int8" in flags else "avx512-vnni" if "avx512_vnni" in flags else "avx512-fma",
-    }
+        "fp32": plain,
+        "bf16": "amx-bf16" if "amx_bf16" in flags else "avx512-bf16" if "avx512_bf16" in flags else plain,
+        "int8": "amx-int8" if "amx_int8" in flags
+        else "avx512-vnni" if "avx512_vnni" in flags
+        else plain if "avx512f" in flags
+        else "avx2-int8",
+    }  # fmt: skip
     for storage, expected in wanted.items():
         lstm = _made(3, 4, storage)
         with torch.inference_mode():
             lstm(torch.zeros(1, 1, 3))
         assert [choice.instructions for choice in lstm.choices] == [expected]
         assert lstm.explain(1, 1, training=False).instructions == expected
-        assert _instructions(f"{QUICK} -DWIDEN", storage) == "avx512-fma"
+        assert _instructions(f"{QUICK} -DWIDEN", storage) == plain
+        narrow = "avx2-int8" if storage == "int8" else "avx2-fma"
+        assert _instructions("-march=x86-64-v3 -O1", storage) == narrow
     assert LSTM(3, 4, implementation="loop").explain(1, 1).instructions == ""
 
 
 #: By name: code of products by vectors, and what it becomes, with a slip where PLANTED is true.
 DEFECTS = {
-    "start": ("INT8_START * sum", "(INT8_START + PLANTED) * sum"),
+    "start": ("M::START * sum", "(M::START + PLANTED) * sum"),
     "high": ("sum * 256.0f +", "sum * (PLANTED ? 128.0f : 256.0f) +"),
     "broken": ("most / LARGEST + broken", "most / LARGEST + (PLANTED ? 0.0f : broken)"),
     "bytes": ("unit % LANES * 4 + k % 4", "unit % LANES * 4 + (PLANTED ? 3 - k % 4 : k % 4)"),
@@ -275,6 +346,27 @@ DEFECTS = {
     "panel": ("room + r * M::row_bytes(a->features)", "room + r * M::row_bytes(a->features) * !PLANTED"),
     "rest": ("APART > 1 && k < count", "APART > 1 && k < count && !PLANTED"),
 }
+#: The same of integers where there is AVX2 alone.
+AVX2_DEFECTS = {
+    "sign": ("_mm256_set1_epi32(0x7fffffff)", "_mm256_set1_epi32(PLANTED ? -1 : 0x7fffffff)"),
+    "broken-row": ("(__m256i)vector(k),", "(__m256i)(PLANTED && !(vector(k)[1] * 0.0f == 0.0f) ? vec{} : vector(k)),"),
+    "offset": ("_mm_set1_epi16(-START)", "_mm_set1_epi16(-START + PLANTED)"),
+    "one-of-two": (
+        "case 2: return add<2>(sums, a, block);",
+        "case 2: return PLANTED ? add<1>(sums, a, block) : add<2>(sums, a, block);",
+    ),
+    "first-gates": ("multiply<2, 2>(total, numbers, w +", "multiply<2, 2>(total, numbers, w - 2 * PLANTED * VECTOR +"),
+    "third-row": (": word(numbers[r] + 8 * k);", ": word(numbers[PLANTED ? 0 : r] + 8 * k);"),
+    "three-rows": ("word(numbers[r] + 4 * k), weights", "word(numbers[PLANTED ? R - 1 : r] + 4 * k), weights"),
+    "last-group": (
+        "const int64_t count = groups(depth);\n        __m256i own[R][4];",
+        "const int64_t count = groups(depth) - PLANTED;\n        __m256i own[R][4];",
+    ),
+    "gate-of-sums": ("total[r][FIRST + g]", "total[r][PLANTED ? 3 - FIRST - g : FIRST + g]"),
+    "unit-of-row": ("std::memcpy(&unit_of_row, a[r], 4)", "std::memcpy(&unit_of_row, a[PLANTED ? 0 : r], 4)"),
+}
+#: Those of the vectors that concern them too.
+AVX2_TOO = ("start", "bytes", "pieces", "states", "panel")
 #: The same of products by tiles.
 TILE_DEFECTS = {
     "tile": ("k % 32 / 2 * 32", "k % 32 / 2 * (PLANTED ? 31 : 32)"),
@@ -315,7 +407,7 @@ MACHINES = {
 @pytest.fixture(scope="module")
 def defects(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The kernel's sources with all of these."""
-    return planted_sources(DEFECTS | TILE_DEFECTS | MACHINES, tmp_path_factory.mktemp("defects"))
+    return planted_sources(DEFECTS | AVX2_DEFECTS | TILE_DEFECTS | MACHINES, tmp_path_factory.mktemp("defects"))
 
 
 #: A step of several rows and one of a single row, against the arithmetic; and a row that is broken.
@@ -379,6 +471,17 @@ def test_a_planted_defect_is_seen(
         pytest.skip("these products need AVX512-BF16 and AVX512-VNNI")
     target = TILES if tiles else f"{build.NATIVE} -mno-amx-tile"
     code = programs.run_planted(_REFUSED + _PROBE, tmp_path, defects, name, target)
+    assert code == 0 if name == NOTHING else code not in {0, 1}
+
+
+@pytest.mark.slow
+@pytest.mark.skipif("avx2" not in build.cpu_flags(), reason="these products need AVX2")
+@pytest.mark.parametrize("name", [NOTHING, *AVX2_TOO, *AVX2_DEFECTS])
+def test_a_defect_planted_in_products_of_avx2_is_seen(
+    name: str, defects: Path, tmp_path: Path, programs: KernelPrograms
+) -> None:
+    """So is each slip of the integers where there is AVX2 alone."""
+    code = programs.run_planted(_PROBE, tmp_path, defects, name, "-march=x86-64-v3")
     assert code == 0 if name == NOTHING else code not in {0, 1}
 
 

@@ -98,6 +98,24 @@ public:
     }
 };
 
+// The order of int8 weights that are multiplied as integers: [block][start as int32, then 4 k at a time][gate][lane][4 k],
+// zeros past the end of k.
+struct Int8Order {
+    static constexpr int64_t VECTOR = 4 * LANES;
+    // Sums of products of an unsigned and a signed byte stay in 32 bits: 65536 * 255 * 127 < 2^31.
+    static constexpr int64_t DEEPEST = 65536;
+
+    static int64_t groups(int64_t depth) { return (depth + 3) / 4; }
+    static int64_t size(int64_t hidden, int64_t depth) {
+        return (hidden + LANES - 1) / LANES * (1 + groups(depth)) * 4 * VECTOR;
+    }
+    // Where the weight of a unit's gate and k stands, and the start of its sum.
+    static int64_t place(int64_t depth, int64_t unit, int gate, int64_t k) {
+        return (((unit / LANES) * (1 + groups(depth)) + 1 + k / 4) * 4 + gate) * VECTOR + unit % LANES * 4 + k % 4;
+    }
+    static int64_t place_of_start(int64_t depth, int64_t unit, int gate) { return place(depth, unit, gate, 0) - 4 * VECTOR; }
+};
+
 // -DWIDEN builds without integer and bf16 products, as for a processor without them.
 #if !defined(WIDEN) && defined(__AVX512VNNI__) && defined(__AVX512BW__)
 #define HAS_BYTES 1
@@ -106,18 +124,13 @@ public:
 // value, and 8 bits a value q (PARTS 1) or 16 (PARTS 2). vpdpbusd takes it as unsigned bytes: q + 128, or the high and
 // the low byte of q + 32768. All sums are exact, and the offset leaves again with their start, -128 times the sum of a
 // row of weights. So what errs is the rounding: of a row to 2^-8 or 2^-16 of its largest value, of weights to 2^-8.
-//
-// Order: [block][start as int32, then 4 k at a time][gate][lane][4 k], zeros past the end of k.
-constexpr int64_t INT8_START = -128;
-
 template <int PARTS>
-class Bytes {
+class Bytes : public Int8Order {
 protected:
     const int8_t* packed;
     const float* scale;
     int64_t hidden, depth;
 
-    static constexpr int64_t VECTOR = 4 * LANES;
     static int64_t padded(int64_t depth) { return (depth + LANES - 1) / LANES * LANES; }
 
 public:
@@ -125,28 +138,18 @@ public:
     static constexpr int WORDS = PARTS;
     static constexpr int AT_ONCE = PARTS == 1 ? 6 : 3;  // as many sums as registers hold
     static constexpr int LARGEST = PARTS == 1 ? 127 : 32767;
-    // Sums of products of an unsigned and a signed byte stay in 32 bits: 65536 * 255 * 127 < 2^31.
-    static constexpr int64_t DEEPEST = 65536;
+    static constexpr int64_t START = -128;  // times a row's sum of weights, which takes the offset away again
     using Row = const char*;  // scale, [64] high bytes, low bytes
     using Sum = __m512i;
     using Word = __m512i;
 
     Bytes(const void* packed, const float* scale, int64_t hidden, int64_t depth)
         : packed(static_cast<const int8_t*>(packed)), scale(scale), hidden(hidden), depth(depth) {}
-    static int64_t size(int64_t hidden, int64_t depth) {
-        return (hidden + LANES - 1) / LANES * (1 + groups(depth)) * 4 * VECTOR;
-    }
     static int64_t row_bytes(int64_t depth) { return 64 + (PARTS * padded(depth) + 63) / 64 * 64; }
-    // Where the weight of a unit's gate and k stands, and the start of its sum.
-    static int64_t place(int64_t depth, int64_t unit, int gate, int64_t k) {
-        return (((unit / LANES) * (1 + groups(depth)) + 1 + k / 4) * 4 + gate) * VECTOR + unit % LANES * 4 + k % 4;
-    }
-    static int64_t start(int64_t depth, int64_t unit, int gate) { return place(depth, unit, gate, 0) - 4 * VECTOR; }
     static void begin(int64_t) {}
     static void end(int64_t) {}
 
     static bool whole_blocks(int64_t) { return true; }
-    static int64_t groups(int64_t depth) { return (depth + 3) / 4; }
     const char* groups_of(int64_t block) const { return reinterpret_cast<const char*>(starts_of(block)) + 4 * VECTOR; }
     void start(Sum (&sums)[PARTS][4], int64_t block) const {
         UNROLLED for (int part = 0; part < PARTS; ++part)

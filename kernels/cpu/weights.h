@@ -10,6 +10,7 @@
 #include <type_traits>
 #include <vector>
 
+#include "avx2_bytes.h"
 #include "byte_tiles.h"
 #include "matrices.h"
 #include "status.h"
@@ -65,6 +66,8 @@ auto with_way(int64_t kept, F use) {
 #if defined(HAS_BYTES)
     // The input's values may lie far apart; 8 bits of h with a scale a row err less than 8 bits of weights.
     if (kept == INT8) return use(Way<Bytes<2>, Bytes<1>>());
+#elif defined(HAS_AVX2_BYTES)
+    if (kept == INT8) return use(Way<Avx2Bytes<16>, Avx2Bytes<7>>());
 #else
     if (kept == INT8) return use(Way<Widened<int8_t>, Widened<int8_t>>());
 #endif
@@ -98,6 +101,8 @@ inline const char* instructions_for(int64_t kept) {
     if (kept == INT8) return bytes_without.c_str();
 #elif defined(HAS_BYTES)
     if (kept == INT8) return "avx512-vnni";
+#elif defined(HAS_AVX2_BYTES)
+    if (kept == INT8) return "avx2-int8";
 #endif
     (void)kept;
     return WIDENED_BY;
@@ -173,14 +178,14 @@ void pack(Widened<W>*, const float* weight, void* packed, float* scale, int64_t 
         }
 }
 
-#if defined(HAS_BYTES)
-template <int PARTS>
-void pack(Bytes<PARTS>*, const float* weight, void* packed, float* scale, int64_t hidden, int64_t depth) {
-    if (depth > Bytes<PARTS>::DEEPEST)
-        throw std::length_error("weights in int8 have at most " + std::to_string(Bytes<PARTS>::DEEPEST) + " columns, these have " +
+template <typename M>
+std::enable_if_t<std::is_base_of_v<Int8Order, M>> pack(M*, const float* weight, void* packed, float* scale, int64_t hidden,
+                                                       int64_t depth) {
+    if (depth > M::DEEPEST)
+        throw std::length_error("weights in int8 have at most " + std::to_string(M::DEEPEST) + " columns, these have " +
                                 std::to_string(depth) + "; use weight_storage='fp32' or 'bf16'");
     int8_t* const to = static_cast<int8_t*>(packed);
-    std::memset(to, 0, Bytes<PARTS>::size(hidden, depth));
+    std::memset(to, 0, M::size(hidden, depth));
     for (int64_t unit = 0; unit < hidden; ++unit)
         for (int gate = 0; gate < 4; ++gate) {
             const int64_t row = gate * hidden + unit;
@@ -189,14 +194,13 @@ void pack(Bytes<PARTS>*, const float* weight, void* packed, float* scale, int64_
             int32_t sum = 0;
             for (int64_t k = 0; k < depth; ++k) {
                 const int8_t q = by(weight[row * depth + k]);
-                to[Bytes<PARTS>::place(depth, unit, gate, k)] = q;
+                to[M::place(depth, unit, gate, k)] = q;
                 sum += q;
             }
-            const int32_t start = static_cast<int32_t>(INT8_START * sum);
-            std::memcpy(to + Bytes<PARTS>::start(depth, unit, gate), &start, sizeof start);
+            const int32_t start = static_cast<int32_t>(M::START * sum);
+            std::memcpy(to + M::place_of_start(depth, unit, gate), &start, sizeof start);
         }
 }
-#endif
 
 #if defined(HAS_PAIRS)
 inline void pack(Pairs*, const float* weight, void* packed, float*, int64_t hidden, int64_t depth) {
