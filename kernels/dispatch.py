@@ -63,7 +63,7 @@ class Choice:
         reason: why, in a sentence.
         refused: by name, why an implementation cannot serve; left out of the text, since it is long.
         config: the configuration that a kernel for GPUs takes for the forward pass; None elsewhere.
-        instructions: what multiplies in `cpu-fused`: `avx512-fma`, `avx512-vnni`, `avx512-bf16` and so on; else empty.
+        instructions: what multiplies in `cpu-fused`: `avx512-fma`, `avx512-vnni`, `avx2-int8` and so on; else empty.
         detour: why calls without gradients reach `cpu-fused` through Python instead of by its native entry, which short
             ones feel; empty where there is an entry, and for what never takes it.
     """

@@ -71,9 +71,10 @@ class LSTM(nn.RNNBase):
             follows `torch.backends.cudnn.rnn.fp32_precision` in any case.
         weight_storage: how `cpu-fused` keeps its weights between calls: `fp32`, `bf16`, `int8` with a scale a row, or
             `split`, each weight as the sum of two bf16 numbers, which needs a processor with AMX.
-            Where the processor has AVX512-BF16 or AVX512-VNNI, it multiplies in bf16 with float32 sums, or in integers
-            with exact sums (x rounded to 16 bits, h to 8, by the largest value of each row); elsewhere the weights are
-            widened and multiplied in float32. `choices` names the instructions. For inference in eager code; needs
+            Where the processor has AVX512-BF16, it multiplies bf16 weights in bf16 with float32 sums. Where it has
+            AVX512-VNNI, or AVX2 without AVX-512, it multiplies int8 weights in integers with exact sums (x rounded to
+            16 bits, h to 8 or 7, by the largest value of each row). Elsewhere the weights are widened and multiplied
+            in float32. `choices` names the instructions. For inference in eager code; needs
             `implementation="cpu-fused"`.
 
     Attributes:

@@ -355,15 +355,15 @@ AVX2_DEFECTS = {
         "case 2: return add<2>(sums, a, block);",
         "case 2: return PLANTED ? add<1>(sums, a, block) : add<2>(sums, a, block);",
     ),
-    "first-gates": ("multiply<2, 2>(total, numbers, w +", "multiply<2, 2>(total, numbers, w - 2 * PLANTED * VECTOR +"),
+    "first-gates": ("(4 + FIRST) * VECTOR", "(4 + FIRST * !PLANTED) * VECTOR"),
     "third-row": (": word(numbers[r] + 8 * k);", ": word(numbers[PLANTED ? 0 : r] + 8 * k);"),
     "three-rows": ("word(numbers[r] + 4 * k), weights", "word(numbers[PLANTED ? R - 1 : r] + 4 * k), weights"),
     "last-group": (
-        "const int64_t count = groups(depth);\n        __m256i own[R][4];",
-        "const int64_t count = groups(depth) - PLANTED;\n        __m256i own[R][4];",
+        "const int64_t count = groups(depth);\n        Sum own[R][WORDS][4];",
+        "const int64_t count = groups(depth) - PLANTED;\n        Sum own[R][WORDS][4];",
     ),
-    "gate-of-sums": ("total[r][FIRST + g]", "total[r][PLANTED ? 3 - FIRST - g : FIRST + g]"),
-    "unit-of-row": ("std::memcpy(&unit_of_row, a[r], 4)", "std::memcpy(&unit_of_row, a[PLANTED ? 0 : r], 4)"),
+    "gate-of-sums": ("total[r][0][FIRST + g]", "total[r][0][PLANTED ? 3 - FIRST - g : FIRST + g]"),
+    "unit-of-row": ("total[r], a[r], block)", "total[r], a[PLANTED ? 0 : r], block)"),
 }
 #: Those of the vectors that concern them too.
 AVX2_TOO = ("start", "bytes", "pieces", "states", "panel")

@@ -36,9 +36,11 @@ class Avx2Bytes : public Int8Order {
 
 public:
     static constexpr bool PREPARES = true, TILED = false, THREE_DIVISIONS = false, INTERLEAVES = false;
-    static constexpr int AT_ONCE = ROWS;
+    static constexpr int AT_ONCE = ROWS, WORDS = 1;
     static constexpr int64_t START = -64;  // times a row's sum of weights, which takes the offset away again
-    using Row = const char*;  // scale, [64] numbers
+    using Row = const char*;               // scale, [64] numbers
+    using Sum = ivec;
+    using Word = __m256i;
 
     Avx2Bytes(const void* packed, const float* scale, int64_t hidden, int64_t depth)
         : packed(static_cast<const int8_t*>(packed)), scale(scale), hidden(hidden), depth(depth) {}
@@ -81,22 +83,13 @@ public:
         return room;
     }
 
-    void add(int rows, vec (&sums)[ROWS][4], const Row (&a)[ROWS], int64_t block) const {
-        switch (rows) {
-            case 1: return add<1>(sums, a, block);
-            case 2: return add<2>(sums, a, block);
-            default: return add<3>(sums, a, block);
-        }
+    const char* groups_of(int64_t block) const { return reinterpret_cast<const char*>(starts_of(block) + 4 * VECTOR); }
+    void start(Sum (&sums)[WORDS][4], int64_t block) const {
+        UNROLLED for (int gate = 0; gate < 4; ++gate) sums[0][gate] = (Sum)vector_of(starts_of(block) + gate * VECTOR);
     }
-
-private:
-    // In words of our own, since GCC 12 copies the sums of its intrinsic to and fro.
-    static void add_to(__m256i& sum, __m256i x) { asm("vpaddd %1, %0, %0" : "+x"(sum) : "x"(x)); }
-
-    static __m256i vector_of(const int8_t* p) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)); }
-
+    const char* words(Row row, int) const { return row + 64; }
     // Four numbers of a row in each lane, or in two lanes together.
-    static __m256i word(const char* p) {
+    static Word word(const char* p) {
         if constexpr (WIDE) {
             int64_t x;
             std::memcpy(&x, p, 8);
@@ -107,6 +100,38 @@ private:
             return _mm256_set1_epi32(x);
         }
     }
+    // Four products of 7 bits a lane.
+    static Sum dot(Sum sum, Word word, const char* weights) {
+        return dot(sum, word, vector_of(reinterpret_cast<const int8_t*>(weights)));
+    }
+    void finish(vec (&to)[4], const Sum (&sums)[WORDS][4], Row row, int64_t block) const {
+        const int64_t unit = block * LANES;
+        const int n = static_cast<int>(hidden - unit < LANES ? hidden - unit : LANES);
+        float unit_of_row;
+        std::memcpy(&unit_of_row, row, 4);
+        UNROLLED for (int gate = 0; gate < 4; ++gate)
+            to[gate] += __builtin_convertvector(sums[0][gate], vec) * (load(scale + gate * hidden + unit, n) * unit_of_row);
+    }
+
+    void add(int rows, vec (&sums)[ROWS][4], const Row (&a)[ROWS], int64_t block) const {
+        switch (rows) {
+            case 1: return add<1>(sums, a, block);
+            case 2: return add<2>(sums, a, block);
+            default: return add<3>(sums, a, block);
+        }
+    }
+
+private:
+    static __m256i vector_of(const int8_t* p) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)); }
+    const int8_t* starts_of(int64_t block) const { return packed + block * (1 + groups(depth)) * 4 * VECTOR; }
+
+    // In words of our own, since GCC 12 copies the sums of its intrinsic to and fro.
+    static void add_to(Sum& sum, __m256i x) { asm("vpaddd %1, %0, %0" : "+x"(sum) : "x"(x)); }
+
+    static Sum dot(Sum sum, Word word, __m256i weights) {
+        add_to(sum, _mm256_madd_epi16(_mm256_maddubs_epi16(word, weights), _mm256_set1_epi16(1)));
+        return sum;
+    }
 
     // What was read from memory must be read again: rather that than a sum on the stack.
     static void forget() { asm volatile("" ::: "memory"); }
@@ -114,64 +139,50 @@ private:
     // In a function of its own: inlined into a walk, GCC 12 would keep its sums on the stack.
     template <int R>
     __attribute__((noinline)) void add(vec (&sums)[ROWS][4], const Row (&a)[ROWS], int64_t block) const {
-        const int8_t* const w = packed + block * (1 + groups(depth)) * 4 * VECTOR;
         const char* numbers[R];
-        UNROLLED for (int r = 0; r < R; ++r) numbers[r] = a[r] + 64;
-        __m256i total[R][4];
+        UNROLLED for (int r = 0; r < R; ++r) numbers[r] = words(a[r], 0);
+        Sum total[R][WORDS][4];
         if constexpr (!WIDE) {
-            multiply(total, numbers, w);
+            multiply(total, numbers, block);
         } else if constexpr (R == 1) {
-            multiply<0, 4>(total, numbers, w + 4 * VECTOR);
+            multiply<0, 4>(total, numbers, block);
         } else {
-            multiply<0, 2>(total, numbers, w + 4 * VECTOR);
-            multiply<2, 2>(total, numbers, w + 4 * VECTOR);
+            multiply<0, 2>(total, numbers, block);
+            multiply<2, 2>(total, numbers, block);
         }
-        const int64_t unit = block * LANES;
-        const int n = static_cast<int>(hidden - unit < LANES ? hidden - unit : LANES);
-        UNROLLED for (int gate = 0; gate < 4; ++gate) {
-            const vec by = load(scale + gate * hidden + unit, n);
-            UNROLLED for (int r = 0; r < R; ++r) {
-                float unit_of_row;
-                std::memcpy(&unit_of_row, a[r], 4);
-                sums[r][gate] += (vec)_mm256_cvtepi32_ps(total[r][gate]) * (by * unit_of_row);
-            }
-        }
+        UNROLLED for (int r = 0; r < R; ++r) finish(sums[r], total[r], a[r], block);
     }
 
     // Sums of R rows of 7 bits. With three rows all registers are taken, so each word is read anew for each gate.
     template <int R>
-    void multiply(__m256i (&total)[R][4], const char* const (&numbers)[R], const int8_t* w) const {
+    void multiply(Sum (&total)[R][WORDS][4], const char* const (&numbers)[R], int64_t block) const {
         empty_registers();
-        const __m256i ones = _mm256_set1_epi16(1);
         const int64_t count = groups(depth);
-        __m256i own[R][4];
-        UNROLLED for (int r = 0; r < R; ++r)
-            UNROLLED for (int gate = 0; gate < 4; ++gate) own[r][gate] = vector_of(w + gate * VECTOR);
-        w += 4 * VECTOR;
+        Sum own[R][WORDS][4];
+        UNROLLED for (int r = 0; r < R; ++r) start(own[r], block);
+        const int8_t* w = starts_of(block) + 4 * VECTOR;
         for (int64_t k = 0; k < count; ++k, w += 4 * VECTOR)
             UNROLLED for (int gate = 0; gate < 4; ++gate) {
                 const __m256i weights = vector_of(w + gate * VECTOR);
-                UNROLLED for (int r = 0; r < R; ++r) {
-                    const __m256i two = _mm256_maddubs_epi16(word(numbers[r] + 4 * k), weights);
-                    add_to(own[r][gate], _mm256_madd_epi16(two, ones));
-                }
+                UNROLLED for (int r = 0; r < R; ++r)
+                    own[r][0][gate] = dot(own[r][0][gate], word(numbers[r] + 4 * k), weights);
                 if (R > 1) forget();
             }
         UNROLLED for (int r = 0; r < R; ++r)
-            UNROLLED for (int gate = 0; gate < 4; ++gate) total[r][gate] = own[r][gate];
+            UNROLLED for (int gate = 0; gate < 4; ++gate) total[r][0][gate] = own[r][0][gate];
     }
 
     // Sums of R rows of 16 bits for GATES of the gates: widened, the weights of four k of a unit fill two lanes, whose sums
     // are added at the end. More gates at a time would take more sums than there are registers.
     template <int FIRST, int GATES, int R>
-    void multiply(__m256i (&total)[R][4], const char* const (&numbers)[R], const int8_t* w) const {
+    void multiply(Sum (&total)[R][WORDS][4], const char* const (&numbers)[R], int64_t block) const {
         constexpr int KEPT_ROWS = R < 2 ? R : 2;  // whose words stay in registers
         empty_registers();
         const int64_t count = groups(depth);
-        __m256i own[R][GATES][2];
+        Sum own[R][GATES][2];
         UNROLLED for (int r = 0; r < R; ++r)
-            UNROLLED for (int g = 0; g < GATES; ++g) own[r][g][0] = own[r][g][1] = __m256i{};
-        w += FIRST * VECTOR;
+            UNROLLED for (int g = 0; g < GATES; ++g) own[r][g][0] = own[r][g][1] = Sum{};
+        const int8_t* w = starts_of(block) + (4 + FIRST) * VECTOR;
         for (int64_t k = 0; k < count; ++k, w += 4 * VECTOR) {
             __m256i kept[KEPT_ROWS];
             UNROLLED for (int r = 0; r < KEPT_ROWS; ++r) kept[r] = word(numbers[r] + 8 * k);
@@ -187,8 +198,8 @@ private:
         }
         UNROLLED for (int r = 0; r < R; ++r)
             UNROLLED for (int g = 0; g < GATES; ++g) {
-                const __m256i pairs = _mm256_hadd_epi32(own[r][g][0], own[r][g][1]);  // units 0 1 4 5, 2 3 6 7
-                total[r][FIRST + g] = _mm256_permute4x64_epi64(pairs, 0xd8);
+                const __m256i pairs = _mm256_hadd_epi32((__m256i)own[r][g][0], (__m256i)own[r][g][1]);  // units 0 1 4 5, 2 3 6 7
+                total[r][0][FIRST + g] = (Sum)_mm256_permute4x64_epi64(pairs, 0xd8);
             }
     }
 };
