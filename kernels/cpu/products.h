@@ -15,19 +15,21 @@ template <int R, int VECTORS, typename W>
 inline void product(vec (&sums)[ROWS][4], const float* const (&a)[ROWS], int64_t depth, const W* w, int64_t step,
                     int64_t next) {
     if constexpr (R == 1) {
-        // One row has too few sums to hide the latency of an addition, so even and odd k are summed apart.
+        // One row has too few sums to hide the latency of an addition, so even and odd k are summed apart. In variables of its
+        // own: GCC would store the caller's at each k.
         const float* x = a[0];
-        vec odd[VECTORS] = {};
+        vec even[VECTORS], odd[VECTORS] = {};
+        for (int v = 0; v < VECTORS; ++v) even[v] = sums[0][v];
         int64_t k = 0;
         for (; k + 1 < depth; k += 2) {
             for (int v = 0; v < VECTORS; ++v) {
-                sums[0][v] += all(x[k]) * load_weights(w + k * step + v * next);
+                even[v] += all(x[k]) * load_weights(w + k * step + v * next);
                 odd[v] += all(x[k + 1]) * load_weights(w + (k + 1) * step + v * next);
             }
         }
         for (; k < depth; ++k)
-            for (int v = 0; v < VECTORS; ++v) sums[0][v] += all(x[k]) * load_weights(w + k * step + v * next);
-        for (int v = 0; v < VECTORS; ++v) sums[0][v] += odd[v];
+            for (int v = 0; v < VECTORS; ++v) even[v] += all(x[k]) * load_weights(w + k * step + v * next);
+        for (int v = 0; v < VECTORS; ++v) sums[0][v] = even[v] + odd[v];
     } else {
         empty_registers();
         vec own[R][VECTORS];
