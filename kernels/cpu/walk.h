@@ -11,10 +11,17 @@
 #include "forward.h"
 #include "interleaved.h"
 #include "matrices.h"
+#include "overlapped.h"
 #include "tile_walk.h"
 #include "weights.h"
 
 namespace {
+
+// The walk of one sequence, and whether there is one where weights are kept so.
+template <typename W>
+using OneSequence = std::conditional_t<OVERLAPS<W>, OverlappedWalk<W>, InterleavedWalk<W>>;
+template <typename W>
+constexpr bool WALKS_ALONE = OVERLAPS<W> || W::Recurrent::INTERLEAVES;
 
 // Memory of a team for a direction of a layer with so many features.
 inline Room room_of(int64_t kept, int64_t batch, int64_t steps, int64_t hidden, int64_t features, bool by_rows, int64_t threads) {
@@ -35,9 +42,9 @@ inline Room room_of(int64_t kept, int64_t batch, int64_t steps, int64_t hidden, 
 #endif
         {
             const Room room = vector_room<W>(batch, hidden, features, by_rows, threads);
-            if constexpr (W::Recurrent::INTERLEAVES)
-                if (InterleavedWalk<W>::serves(batch, hidden, features, by_rows, threads)) {
-                    const Room other = InterleavedWalk<W>::room(hidden, features, threads);
+            if constexpr (WALKS_ALONE<W>)
+                if (OneSequence<W>::serves(batch, hidden, features, by_rows, threads)) {
+                    const Room other = OneSequence<W>::room(hidden, features, threads);
                     return {std::max(room.shared, other.shared), std::max(room.own, other.own)};
                 }
             return room;
@@ -67,8 +74,8 @@ inline int64_t room_bytes(int64_t kept, int64_t batch, int64_t steps, int64_t hi
 inline bool needs_gates_input(int64_t kept, int64_t batch, int64_t hidden, int64_t features, bool by_rows, int64_t threads,
                               bool whole) {
     return with_way(kept, [=](auto way) {
-        if constexpr (decltype(way)::Recurrent::INTERLEAVES)
-            if (whole && InterleavedWalk<decltype(way)>::serves(batch, hidden, features, by_rows, threads)) return false;
+        if constexpr (WALKS_ALONE<decltype(way)>)
+            if (whole && OneSequence<decltype(way)>::serves(batch, hidden, features, by_rows, threads)) return false;
 #if defined(HAS_BYTE_TILES)
         if (std::is_same_v<typename decltype(way)::Recurrent, ByteTiles<1>> && BytePlan::serves(batch, by_rows, threads)) return false;
 #endif
@@ -92,9 +99,9 @@ inline void walk(const Forward* a, int64_t kept, const Lengths& lengths, Barrier
         else
 #endif
         {
-            if constexpr (W::Recurrent::INTERLEAVES)
-                if (InterleavedWalk<W>::serves(a, threads))
-                    return InterleavedWalk<W>(a, barrier, own, thread, threads).run();
+            if constexpr (WALKS_ALONE<W>)
+                if (OneSequence<W>::serves(a, threads))
+                    return OneSequence<W>(a, barrier, own, thread, threads).run();
             vector_walk<W>(a, lengths, barrier, own, thread, threads);
         }
     });

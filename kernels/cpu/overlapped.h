@@ -1,0 +1,188 @@
+// The walk of one direction of a layer forward through time for one sequence by AVX2, where the cell of a block of units is
+// computed beside the first products of the next.
+//
+// A cell is a long chain of instructions that wait for each other, longer than the processor looks ahead, so products that
+// merely follow it would wait too. Sixteen registers leave none for projecting later steps beside these, as `interleaved.h`
+// does: a loop over both has few sums for its loads, which then take the time. So the input is projected before the steps.
+
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <cstring>
+#include <type_traits>
+
+#include "forward.h"
+#include "matrices.h"
+#include "team.h"
+#include "vectors.h"
+
+namespace {
+
+// Whether one sequence has this walk where weights are kept so.
+template <typename W>
+constexpr bool OVERLAPS = LANES == 8 && std::is_same_v<typename W::Recurrent, Widened<float>>;
+
+template <typename W>
+class OverlappedWalk {
+    using Input = typename W::Input;
+    static constexpr int64_t GATES = 4 * LANES;
+    static constexpr int64_t AHEAD = 64;              // steps that are projected together
+    static constexpr int BETWEEN = 4, EACH = 6;       // times that a cell is interrupted, and k that are multiplied each time
+
+    const Forward* a;
+    Barrier& barrier;
+    const int thread, threads;
+    const Input input;
+    const float* const recurrent;
+    const Share own;         // blocks of this thread
+    float* const projected;  // [step % AHEAD][block][gate][lane]
+
+    static int64_t blocks(int64_t hidden) { return (hidden + LANES - 1) / LANES; }
+    int64_t time(int64_t s) const { return a->reverse ? a->steps - 1 - s : s; }
+    int lanes(int64_t block) const { return static_cast<int>(std::min<int64_t>(LANES, a->hidden - block * LANES)); }
+    const float* recurrent_of(int64_t block) const { return recurrent + block * a->hidden * GATES; }
+    float* projected_of(int64_t s, int64_t block) const {
+        return projected + (s % AHEAD * (own.end - own.first) + block - own.first) * GATES;
+    }
+
+    // Projects the input from a step on; the last steps may be fewer.
+    void project(int64_t s) const {
+        const int64_t count = std::min(AHEAD, a->steps - s);
+        const Pieces pieces(count, Input::AT_ONCE);
+        for (int64_t block = own.first; block < own.end; ++block) {
+            const int n = lanes(block);
+            vec bias[4] = {};
+            for (int gate = 0; a->bias_ih && gate < 4; ++gate) {
+                const int64_t at = gate * a->hidden + block * LANES;
+                bias[gate] = load(a->bias_ih + at, n) + load(a->bias_hh + at, n);
+            }
+            for (int64_t piece = 0, row = 0; row < count; row += pieces[piece], ++piece) {
+                const int rows = pieces[piece];
+                typename Input::Row from[ROWS];
+                vec gates[ROWS][4];
+                for (int r = 0; r < rows; ++r) {
+                    from[r] = input.prepare(a->x + time(s + row + r) * a->x_step, nullptr);
+                    for (int gate = 0; gate < 4; ++gate) gates[r][gate] = bias[gate];
+                }
+                input.add(rows, gates, from, block);
+                for (int r = 0; r < rows; ++r)
+                    for (int gate = 0; gate < 4; ++gate) store(projected_of(s + row + r, block) + gate * LANES, gates[r][gate]);
+            }
+        }
+    }
+
+    // Adds a k to the sums of a block.
+    static inline void one(vec (&sums)[4], const float* h, const float* weights) {
+        const vec x = all(*h);
+        UNROLLED for (int gate = 0; gate < 4; ++gate) sums[gate] += x * load(weights + gate * LANES);
+    }
+
+    // Adds `count` k, even and odd ones apart: four sums are too few to hide the latency of an addition.
+    static void multiply(vec (&sums)[4], const float* h, const float* weights, int64_t count) {
+        vec even[4], odd[4] = {};
+        UNROLLED for (int gate = 0; gate < 4; ++gate) even[gate] = sums[gate];
+        for (; count > 1; count -= 2, h += 2, weights += 2 * GATES) {
+            one(even, h, weights);
+            one(odd, h + 1, weights + GATES);
+        }
+        if (count > 0) one(even, h, weights);
+        UNROLLED for (int gate = 0; gate < 4; ++gate) sums[gate] = even[gate] + odd[gate];
+    }
+
+    // h of a block of units from their gates before the nonlinearities, and c; `between` is called on the way.
+    template <typename F>
+    static inline vec cell(const float* gates, vec& c, F between) {
+        const vec i = sigmoid(load(gates)), g = tanh_of(load(gates + 2 * LANES));
+        between();
+        const vec f = sigmoid(load(gates + LANES)), o = sigmoid(load(gates + 3 * LANES));
+        between();
+        c = f * c + i * g;
+        between();
+        const vec narrowed = tanh_of(c);
+        between();
+        return o * narrowed;
+    }
+
+    // The cell of a block whose product is done, and beside it the first of the next one's, if there is an `h`.
+    void cell(const float* gates, int64_t block, float* after, float* output, vec (&sums)[4], const float* h,
+              const float* weights) const {
+        const int64_t unit = block * LANES;
+        const int n = lanes(block);
+        vec c = load(a->c_n + unit, n), value;
+        if (h) {
+            vec own_sums[4];
+            UNROLLED for (int gate = 0; gate < 4; ++gate) own_sums[gate] = sums[gate];
+            value = cell(gates, c, [&] {
+                UNROLLED for (int e = 0; e < EACH; ++e) one(own_sums, h + e, weights + e * GATES);
+                h += EACH;
+                weights += EACH * GATES;
+            });
+            UNROLLED for (int gate = 0; gate < 4; ++gate) sums[gate] = own_sums[gate];
+        } else {
+            value = cell(gates, c, [] {});
+        }
+        store(a->c_n + unit, c, n);
+        store(after + unit, value, n);
+        store(output + unit, value, n);
+    }
+
+public:
+    // Whether a team walks so where no sequence ends early or begins anew, and nothing is kept for gradients.
+    static bool serves(int64_t batch, int64_t hidden, int64_t features, bool by_rows, int64_t threads) {
+        return batch == 1 && features >= 0 && hidden > 0 && (!by_rows || threads == 1);
+    }
+    static bool serves(const Forward* a, int64_t threads) {
+        return serves(a->batch, a->hidden, a->features, a->by_rows, threads) && !a->lengths && !a->resets && !a->gates &&
+               !a->cells;
+    }
+
+    // Of each thread: what is projected.
+    static Room room(int64_t hidden, int64_t, int64_t threads) {
+        return {0, AHEAD * ((blocks(hidden) + threads - 1) / threads) * GATES * 4};
+    }
+
+    // `room` is the thread's own.
+    OverlappedWalk(const Forward* a, Barrier& barrier, char* room, int thread, int threads)
+        : a(a), barrier(barrier), thread(thread), threads(threads), input(a->packed_ih, a->scale_ih, a->hidden, a->features),
+          recurrent(static_cast<const float*>(a->packed)), own(share(blocks(a->hidden), !a->by_rows, thread, threads)),
+          projected(reinterpret_cast<float*>(room)) {}
+
+    // In a function of its own, since the frames of all types together would be too large for a small stack.
+    __attribute__((noinline)) void run() const {
+        const int64_t hidden = a->hidden, count = own.end - own.first;
+        const int64_t first = own.first * LANES, bytes = 4 * (std::min(own.end * LANES, hidden) - first);
+        if (count > 0 && !a->c0) std::memset(a->c_n + first, 0, bytes);
+        else if (count > 0 && a->c0 != a->c_n) std::memcpy(a->c_n + first, a->c0 + first, bytes);
+        const float* before = a->h0;
+        float *after = a->scratch, *spare = a->scratch + hidden;
+        for (int64_t s = 0; s < a->steps; ++s) {
+            if (s % AHEAD == 0) project(s);
+            float* const output = a->output + time(s) * a->out_step;
+            const int64_t open = before && hidden >= BETWEEN * EACH ? BETWEEN * EACH : 0;  // k multiplied beside a cell
+            alignas(64) float gates[GATES];
+            vec sums[4];
+            for (int64_t i = 0, past = -1; i < count; ++i) {
+                // Every other step goes the other way: what a cache that is too small still holds is wanted first.
+                const int64_t block = s % 2 ? own.end - 1 - i : own.first + i;
+                const float* const weights = recurrent_of(block);
+                const float* const start = projected_of(s, block);
+                for (int gate = 0; gate < 4; ++gate) sums[gate] = load(start + gate * LANES);
+                if (past >= 0) cell(gates, past, after, output, sums, open ? before : nullptr, weights);
+                const int64_t done = past >= 0 ? open : 0;
+                past = block;
+                if (before) multiply(sums, before + done, weights + done * GATES, hidden - done);
+                for (int gate = 0; gate < 4; ++gate) store(gates + gate * LANES, sums[gate]);
+            }
+            if (count > 0) cell(gates, s % 2 ? own.first : own.end - 1, after, output, sums, nullptr, nullptr);
+            if (!a->by_rows) barrier.wait(thread, threads);
+            before = after;
+            std::swap(after, spare);
+        }
+        // h_n may be the memory of h0, which is read in the first step alone.
+        if (count > 0 && !before) std::memset(a->h_n + first, 0, bytes);
+        else if (count > 0 && before != a->h_n) std::memcpy(a->h_n + first, before + first, bytes);
+    }
+};
+
+}  // namespace
