@@ -111,6 +111,26 @@ inline void transpose(__m512i (&r)[16]) {
         r[12 + j] = _mm512_shuffle_i32x4(t[8 + j], t[12 + j], 0xdd);
     }
 }
+#elif defined(__AVX2__)
+// Eight rows of eight numbers become columns.
+inline void transpose(__m256 (&r)[8]) {
+    __m256 t[8];
+    UNROLLED for (int i = 0; i < 8; i += 2) {
+        t[i] = _mm256_unpacklo_ps(r[i], r[i + 1]);
+        t[i + 1] = _mm256_unpackhi_ps(r[i], r[i + 1]);
+    }
+    UNROLLED for (int i = 0; i < 8; i += 4)
+        UNROLLED for (int j = 0; j < 2; ++j) {
+            r[i + 2 * j] = _mm256_shuffle_ps(t[i + j], t[i + j + 2], 0x44);
+            r[i + 2 * j + 1] = _mm256_shuffle_ps(t[i + j], t[i + j + 2], 0xee);
+        }
+    // Half L of r[4 i + j] is now column 4 L + j of rows 4 i to 4 i + 3.
+    UNROLLED for (int j = 0; j < 4; ++j) {
+        t[j] = _mm256_permute2f128_ps(r[j], r[4 + j], 0x20);
+        t[4 + j] = _mm256_permute2f128_ps(r[j], r[4 + j], 0x31);
+    }
+    UNROLLED for (int i = 0; i < 8; ++i) r[i] = t[i];
+}
 #endif
 
 // The first `n` lanes, zeros after them. By a mask, which AddressSanitizer does not see.

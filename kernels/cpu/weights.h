@@ -160,7 +160,7 @@ inline void kept_as(uint16_t* to, float x) { *to = to_bfloat16(x); }
 // weight (4H, depth) to [block][k][gate][lane], zeros past H.
 template <typename W>
 void pack(Widened<W>*, const float* weight, void* packed, float* scale, int64_t hidden, int64_t depth) {
-#if defined(__AVX512F__)
+#if defined(__AVX512F__) || defined(__AVX2__)
     if constexpr (std::is_same_v<W, float>) return pack_rows(weight, static_cast<float*>(packed), hidden, depth);
 #endif
     for (int64_t unit = 0; unit < (hidden + LANES - 1) / LANES * LANES; ++unit)
