@@ -69,11 +69,11 @@ _OVERLAPPED = {
     "ring": ("s % AHEAD *", "s % (PLANTED ? AHEAD / 2 : AHEAD) *"),
     "again": ("if (s % AHEAD == 0) project(s);", "if (s % (PLANTED ? 2 * AHEAD : AHEAD) == 0) project(s);"),
     "last": ("std::min(AHEAD, a->steps - s)", "std::min(AHEAD, a->steps - s - PLANTED)"),
-    "row": ("time(s + row + r) * a->x_step, nullptr", "time(s + row + r * !PLANTED) * a->x_step, nullptr"),
+    "row": ("time(s + r) * a->x_step, input_room", "time(s + r * !PLANTED) * a->x_step, input_room"),
     "odd": ("even[gate] + odd[gate]", "even[gate] + odd[PLANTED ? 0 : gate]"),
-    "between": ("h += EACH;", "h += EACH - PLANTED;"),
+    "between": ("word += 4 * EACH;", "word += 4 * (EACH - PLANTED);"),
     "done": ("past >= 0 ? open : 0", "past >= 0 ? open - PLANTED : 0"),
-    "back": ("cell(gates, s % 2 ? own.first", "cell(gates, s % 2 && !PLANTED ? own.first"),
+    "back": ("cell(gates_of, s % 2 ? own.first", "cell(gates_of, s % 2 && !PLANTED ? own.first"),
 }
 _WIDE = "avx512f" in build.cpu_flags().split()
 DEFECTS = _INTERLEAVED if _WIDE else _OVERLAPPED

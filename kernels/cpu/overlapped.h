@@ -12,6 +12,7 @@
 #include <cstring>
 #include <type_traits>
 
+#include "avx2_bytes.h"
 #include "forward.h"
 #include "matrices.h"
 #include "team.h"
@@ -20,28 +21,38 @@
 namespace {
 
 // Whether one sequence has this walk where weights are kept so.
+template <typename M>
+constexpr bool OVERLAPPED = LANES == 8 && std::is_same_v<M, Widened<float>>;
+#if defined(HAS_AVX2_BYTES)
+template <>
+constexpr bool OVERLAPPED<Avx2Bytes<7>> = true;
+#endif
 template <typename W>
-constexpr bool OVERLAPS = LANES == 8 && std::is_same_v<typename W::Recurrent, Widened<float>>;
+constexpr bool OVERLAPS = OVERLAPPED<typename W::Recurrent>;
 
 template <typename W>
 class OverlappedWalk {
     using Input = typename W::Input;
-    static constexpr int64_t GATES = 4 * LANES;
+    using Recurrent = typename W::Recurrent;
+    using Sum = typename Recurrent::Sum;
+    static constexpr int64_t GATES = 4 * LANES, GROUP = 4 * GATES;  // numbers of four gates, and bytes of a group's weights
     static constexpr int64_t AHEAD = 64;              // steps that are projected together
-    static constexpr int BETWEEN = 4, EACH = 6;       // times that a cell is interrupted, and k that are multiplied each time
+    // Times that a cell is interrupted, and groups of k that are multiplied each time: a group is one k of float32 or four.
+    static constexpr int BETWEEN = 4, EACH = std::is_same_v<Sum, vec> ? 6 : 3;
 
     const Forward* a;
     Barrier& barrier;
     const int thread, threads;
     const Input input;
-    const float* const recurrent;
+    const Recurrent recurrent;
     const Share own;         // blocks of this thread
+    char* const state_room;
+    char* const input_room;
     float* const projected;  // [step % AHEAD][block][gate][lane]
 
     static int64_t blocks(int64_t hidden) { return (hidden + LANES - 1) / LANES; }
     int64_t time(int64_t s) const { return a->reverse ? a->steps - 1 - s : s; }
     int lanes(int64_t block) const { return static_cast<int>(std::min<int64_t>(LANES, a->hidden - block * LANES)); }
-    const float* recurrent_of(int64_t block) const { return recurrent + block * a->hidden * GATES; }
     float* projected_of(int64_t s, int64_t block) const {
         return projected + (s % AHEAD * (own.end - own.first) + block - own.first) * GATES;
     }
@@ -49,6 +60,9 @@ class OverlappedWalk {
     // Projects the input from a step on; the last steps may be fewer.
     void project(int64_t s) const {
         const int64_t count = std::min(AHEAD, a->steps - s);
+        typename Input::Row inputs[AHEAD];
+        for (int64_t r = 0; r < count && own.first < own.end; ++r)
+            inputs[r] = input.prepare(a->x + time(s + r) * a->x_step, input_room + r * Input::row_bytes(a->features));
         const Pieces pieces(count, Input::AT_ONCE);
         for (int64_t block = own.first; block < own.end; ++block) {
             const int n = lanes(block);
@@ -62,7 +76,7 @@ class OverlappedWalk {
                 typename Input::Row from[ROWS];
                 vec gates[ROWS][4];
                 for (int r = 0; r < rows; ++r) {
-                    from[r] = input.prepare(a->x + time(s + row + r) * a->x_step, nullptr);
+                    from[r] = inputs[row + r];
                     for (int gate = 0; gate < 4; ++gate) gates[r][gate] = bias[gate];
                 }
                 input.add(rows, gates, from, block);
@@ -72,21 +86,22 @@ class OverlappedWalk {
         }
     }
 
-    // Adds a k to the sums of a block.
-    static inline void one(vec (&sums)[4], const float* h, const float* weights) {
-        const vec x = all(*h);
-        UNROLLED for (int gate = 0; gate < 4; ++gate) sums[gate] += x * load(weights + gate * LANES);
+    // Adds a group of k to the sums of a block.
+    static inline void one(Sum (&sums)[4], const char* word, const char* weights) {
+        const auto x = Recurrent::word(word);
+        UNROLLED for (int gate = 0; gate < 4; ++gate) sums[gate] = Recurrent::dot(sums[gate], x, weights + gate * 4 * LANES);
     }
 
-    // Adds `count` k, even and odd ones apart: four sums are too few to hide the latency of an addition.
-    static void multiply(vec (&sums)[4], const float* h, const float* weights, int64_t count) {
-        vec even[4], odd[4] = {};
+    // Adds `count` groups, of float32 even and odd ones apart: four sums are too few to hide the latency of its addition.
+    static void multiply(Sum (&sums)[4], const char* word, const char* weights, int64_t count) {
+        Sum even[4], odd[4] = {};
         UNROLLED for (int gate = 0; gate < 4; ++gate) even[gate] = sums[gate];
-        for (; count > 1; count -= 2, h += 2, weights += 2 * GATES) {
-            one(even, h, weights);
-            one(odd, h + 1, weights + GATES);
-        }
-        if (count > 0) one(even, h, weights);
+        if constexpr (std::is_same_v<Sum, vec>)
+            for (; count > 1; count -= 2, word += 8, weights += 2 * GROUP) {
+                one(even, word, weights);
+                one(odd, word + 4, weights + GROUP);
+            }
+        for (; count > 0; --count, word += 4, weights += GROUP) one(even, word, weights);
         UNROLLED for (int gate = 0; gate < 4; ++gate) sums[gate] = even[gate] + odd[gate];
     }
 
@@ -104,19 +119,19 @@ class OverlappedWalk {
         return o * narrowed;
     }
 
-    // The cell of a block whose product is done, and beside it the first of the next one's, if there is an `h`.
-    void cell(const float* gates, int64_t block, float* after, float* output, vec (&sums)[4], const float* h,
-              const float* weights) const {
+    // The cell of a block whose product is done, and beside it the first of the next one's, if there is a `word`.
+    void cell(const float* gates, int64_t block, float* after, float* output, Sum (&sums)[4], const char* word,
+              const char* weights) const {
         const int64_t unit = block * LANES;
         const int n = lanes(block);
         vec c = load(a->c_n + unit, n), value;
-        if (h) {
-            vec own_sums[4];
+        if (word) {
+            Sum own_sums[4];
             UNROLLED for (int gate = 0; gate < 4; ++gate) own_sums[gate] = sums[gate];
             value = cell(gates, c, [&] {
-                UNROLLED for (int e = 0; e < EACH; ++e) one(own_sums, h + e, weights + e * GATES);
-                h += EACH;
-                weights += EACH * GATES;
+                UNROLLED for (int e = 0; e < EACH; ++e) one(own_sums, word + 4 * e, weights + e * GROUP);
+                word += 4 * EACH;
+                weights += EACH * GROUP;
             });
             UNROLLED for (int gate = 0; gate < 4; ++gate) sums[gate] = own_sums[gate];
         } else {
@@ -137,20 +152,22 @@ public:
                !a->cells;
     }
 
-    // Of each thread: what is projected.
-    static Room room(int64_t hidden, int64_t, int64_t threads) {
-        return {0, AHEAD * ((blocks(hidden) + threads - 1) / threads) * GATES * 4};
+    // Of each thread: h of a step, the input of the steps ahead, and what is projected.
+    static Room room(int64_t hidden, int64_t features, int64_t threads) {
+        const int64_t projected = AHEAD * ((blocks(hidden) + threads - 1) / threads) * GATES * 4;
+        return {0, Recurrent::row_bytes(hidden) + AHEAD * Input::row_bytes(features) + projected};
     }
 
     // `room` is the thread's own.
     OverlappedWalk(const Forward* a, Barrier& barrier, char* room, int thread, int threads)
         : a(a), barrier(barrier), thread(thread), threads(threads), input(a->packed_ih, a->scale_ih, a->hidden, a->features),
-          recurrent(static_cast<const float*>(a->packed)), own(share(blocks(a->hidden), !a->by_rows, thread, threads)),
-          projected(reinterpret_cast<float*>(room)) {}
+          recurrent(a->packed, a->scale, a->hidden, a->hidden), own(share(blocks(a->hidden), !a->by_rows, thread, threads)),
+          state_room(room), input_room(state_room + Recurrent::row_bytes(a->hidden)),
+          projected(reinterpret_cast<float*>(input_room + AHEAD * Input::row_bytes(a->features))) {}
 
     // In a function of its own, since the frames of all types together would be too large for a small stack.
     __attribute__((noinline)) void run() const {
-        const int64_t hidden = a->hidden, count = own.end - own.first;
+        const int64_t hidden = a->hidden, count = own.end - own.first, groups = Recurrent::groups(hidden);
         const int64_t first = own.first * LANES, bytes = 4 * (std::min(own.end * LANES, hidden) - first);
         if (count > 0 && !a->c0) std::memset(a->c_n + first, 0, bytes);
         else if (count > 0 && a->c0 != a->c_n) std::memcpy(a->c_n + first, a->c0 + first, bytes);
@@ -159,22 +176,28 @@ public:
         for (int64_t s = 0; s < a->steps; ++s) {
             if (s % AHEAD == 0) project(s);
             float* const output = a->output + time(s) * a->out_step;
-            const int64_t open = before && hidden >= BETWEEN * EACH ? BETWEEN * EACH : 0;  // k multiplied beside a cell
-            alignas(64) float gates[GATES];
-            vec sums[4];
+            typename Recurrent::Row state{};
+            if (before && count > 0) state = recurrent.prepare(before, state_room);
+            const char* const word = before && count > 0 ? recurrent.words(state, 0) : nullptr;
+            const int64_t open = before && groups >= BETWEEN * EACH ? BETWEEN * EACH : 0;  // groups multiplied beside a cell
+            alignas(64) float gates_of[GATES];
+            Sum sums[1][4];
             for (int64_t i = 0, past = -1; i < count; ++i) {
                 // Every other step goes the other way: what a cache that is too small still holds is wanted first.
                 const int64_t block = s % 2 ? own.end - 1 - i : own.first + i;
-                const float* const weights = recurrent_of(block);
-                const float* const start = projected_of(s, block);
-                for (int gate = 0; gate < 4; ++gate) sums[gate] = load(start + gate * LANES);
-                if (past >= 0) cell(gates, past, after, output, sums, open ? before : nullptr, weights);
+                const char* const weights = recurrent.groups_of(block);
+                if (before) recurrent.start(sums, block);
+                if (past >= 0) cell(gates_of, past, after, output, sums[0], open ? word : nullptr, weights);
                 const int64_t done = past >= 0 ? open : 0;
                 past = block;
-                if (before) multiply(sums, before + done, weights + done * GATES, hidden - done);
-                for (int gate = 0; gate < 4; ++gate) store(gates + gate * LANES, sums[gate]);
+                if (before) multiply(sums[0], word + 4 * done, weights + done * GROUP, groups - done);
+                vec gates[4];
+                const float* const projection = projected_of(s, block);
+                for (int gate = 0; gate < 4; ++gate) gates[gate] = load(projection + gate * LANES);
+                if (before) recurrent.finish(gates, sums, state, block);
+                for (int gate = 0; gate < 4; ++gate) store(gates_of + gate * LANES, gates[gate]);
             }
-            if (count > 0) cell(gates, s % 2 ? own.first : own.end - 1, after, output, sums, nullptr, nullptr);
+            if (count > 0) cell(gates_of, s % 2 ? own.first : own.end - 1, after, output, sums[0], nullptr, nullptr);
             if (!a->by_rows) barrier.wait(thread, threads);
             before = after;
             std::swap(after, spare);
