@@ -4,8 +4,9 @@
 // A type converts a row with `prepare` (PREPARES) or reads it where it lies, and `add` adds the products of up to AT_ONCE
 // rows with the weights of a block of LANES hidden units, gates i, f, g, o, to sums in float32.
 //
-// Where a type INTERLEAVES (interleaved.h), or one sequence has the walk of overlapped.h, the parts of `add` can be had one by one: weights and rows are groups of k, a
-// group of a row has one or two WORDS of four bytes, and `dot` multiplies a word with a group's weights of one gate.
+// Where a type INTERLEAVES (interleaved.h), or one sequence has the walk of overlapped.h, the parts of `add` can be had one by
+// one: weights and rows are groups of k, a group of a row has one or two WORDS of four bytes, and `dot` multiplies a word with
+// a group's weights of one gate.
 
 #pragma once
 
