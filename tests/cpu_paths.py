@@ -82,7 +82,9 @@ def training(batch: int, steps: int, features: int, hidden: int, *, masked: bool
 
 def overflow() -> None:
     """Pack a matrix into a tensor that is too small for it."""
-    weight, packed = torch.randn(80, 20, dtype=torch.float32), torch.empty(32 * 80 - 8, dtype=torch.float32)
+    lanes = library().lanes()
+    weight = torch.randn(80, 20, dtype=torch.float32)
+    packed = torch.empty(-(-20 // lanes) * lanes * 80 - 8, dtype=torch.float32)
     library().pack_backward(weight.data_ptr(), packed.data_ptr(), 20, 0)
     print("unseen")
 

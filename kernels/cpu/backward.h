@@ -6,6 +6,9 @@
 #include <cstdint>
 #include <cstring>
 
+#if !defined(__AVX512F__)
+#include "copied_product.h"
+#endif
 #include "pairs.h"
 #include "products.h"
 #include "rows.h"
@@ -80,7 +83,13 @@ struct FloatsBack {
     }
 
     // Bytes that a thread needs for the gradients of the weights.
+#if defined(__AVX512F__)
     static int64_t room(const Backward*, int64_t) { return COLUMNS * static_cast<int64_t>(sizeof(float)); }
+#else
+    static int64_t room(const Backward* a, int64_t rows) {
+        return (COLUMNS + left_copy(rows, 4 * a->hidden)) * static_cast<int64_t>(sizeof(float));
+    }
+#endif
 
     // A thread's share of the gradients of the weights, once all of grad_gates is there: products over all steps of which
     // the gradient is not known to be zero.
@@ -91,8 +100,13 @@ struct FloatsBack {
         const auto grads = [=](int64_t k) { return rows.gates<float>(k); };
         const auto input = [=](int64_t k) { return rows.input(k); };
         const auto before = [=](int64_t k) { return rows.before(k); };
+#if defined(__AVX512F__)
         if (a->grad_ih) transposed_product(grads, input, a->grad_ih, count, width, a->features, columns, thread, threads);
         if (a->grad_hh) transposed_product(grads, before, a->grad_hh, count, width, a->hidden, columns, thread, threads);
+#else
+        if (a->grad_ih) product_over_steps(grads, input, a->grad_ih, count, width, a->features, columns, thread, threads);
+        if (a->grad_hh) product_over_steps(grads, before, a->grad_hh, count, width, a->hidden, columns, thread, threads);
+#endif
         if (a->grad_bias) column_sums(grads, a->grad_bias, count, width, thread, threads);
     }
 };
