@@ -407,7 +407,7 @@ def test_only_what_says_something_beside_the_lstm_is_left():
 
     left = {name for name, variant in VARIANTS.items() if reason(variant) is None}
     assert left >= {"reference", "compile", "compile-graphs", "amp-bf16", "amp-fp16", "tf32", "torchscript"}
-    assert left >= {"int8-dynamic", "onnxruntime", "openvino", "openvino-default"}
+    assert left >= {"int8-dynamic", "onnxruntime", "onnxruntime-int8", "openvino", "openvino-default"}
     for name in (
         "loop",
         "onednn",

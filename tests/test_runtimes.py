@@ -245,6 +245,30 @@ def test_what_int8_left_alone_is_told(monkeypatch):
     assert "asked for int8, but products ran in fp32" in words
 
 
+@pytest.mark.parametrize(("workload", "lstms"), [(TINY, 2), (SMALL[1], 3)])
+def test_onnx_runtime_in_int8_tells_its_lstms(workload, lstms):
+    """All are quantised, in the second workload two that share their weights, which its tool would break."""
+    found, words = seen(build(VARIANTS["onnxruntime-int8"], workload), workload)
+    assert found.precisions[0] == "int8"
+    assert found.operators["DynamicQuantizeLSTM"] == lstms
+    assert "LSTM" not in found.operators
+    assert f"ran {lstms} LSTM nodes" in words
+
+
+@pytest.mark.parametrize(("flags", "bits"), [("avx2 fma", 7), ("avx2 avx512_vnni", 8), ("avx2 avx_vnni", 8)])
+def test_weights_have_7_bits_where_sums_of_two_products_would_saturate(flags, bits, monkeypatch):
+    """Processors without VNNI add two products of bytes in 16 bits."""
+    monkeypatch.setattr(ort, "cpu_flags", lambda: flags)
+    executable = build(VARIANTS["onnxruntime-int8"])
+    with executable.context():
+        executable.call(find_workload(TINY).make_batch(0))
+    onnx = pytest.importorskip("onnx")
+    kept = onnx.load_from_string(executable.runtime._model).graph.initializer
+    weights = [onnx.numpy_helper.to_array(value) for value in kept if value.data_type == onnx.TensorProto.INT8]
+    largest = max(int(abs(value.astype(int)).max()) for value in weights if value.size > 1)
+    assert largest in {7: (63, 64), 8: (127, 128)}[bits]
+
+
 def test_an_lstm_that_was_unrolled_is_told():
     """A profile without LSTM nodes says so, with the provider and the types that ran."""
     node = {"cat": "Node", "dur": 5, "args": {"op_name": "MatMul", "provider": "SomeProvider"}}
@@ -255,7 +279,7 @@ def test_an_lstm_that_was_unrolled_is_told():
     assert ran.operators == {"MatMul": 1}
 
 
-@pytest.mark.parametrize("name", ["onnxruntime", "openvino", "openvino-default"])
+@pytest.mark.parametrize("name", ["onnxruntime", "onnxruntime-int8", "openvino", "openvino-default"])
 def test_without_its_package_a_variant_says_what_to_install(name, monkeypatch):
     """Each package that is missing is named, with the command."""
     package = name.partition("-")[0]

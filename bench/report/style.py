@@ -31,6 +31,7 @@ COLOURS = {
     "triton": "#b0325f",
     "cpu-fused": "#7a5cc9",
     "onnxruntime": "#999933",
+    "onnxruntime-int8": "#bbbb66",
     "openvino": "#cc6677",
     "openvino-default": "#e08a94",
     "int8-dynamic": "#b8860b",

@@ -42,6 +42,8 @@ HEADS: dict[str, Callable[[Any, int], nn.Module]] = {
     "shortlist": ShortlistHead.of,
 }
 
+#: Runtimes that read a model as ONNX, and their package.
+CONVERTING = {"onnxruntime": "onnxruntime", "onnxruntime-int8": "onnxruntime", "openvino": "openvino"}
 #: Types of torch's tensors by precision; what is quantised to int8 goes in and comes out as fp32.
 DTYPES = {
     "fp32": torch.float32,
@@ -149,8 +151,8 @@ class Variant:
             found.append("kernels.LSTM")
         if self.lstm in {"torchrl", "flashrnn"}:
             found.append(f"the package {self.lstm}")
-        if self.runtime in {"onnxruntime", "openvino"}:
-            found += ["the package onnx", f"the package {self.runtime}"]
+        if self.runtime in CONVERTING:
+            found += ["the package onnx", f"the package {CONVERTING[self.runtime]}"]
         return tuple(found)
 
     def make_lstm(self, *sizes: int, **options: Any) -> nn.RNNBase:

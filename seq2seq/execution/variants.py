@@ -231,6 +231,15 @@ VARIANTS |= {
             requirements=(inference_only, needs_packages("onnx", "onnxruntime")),
         ),
         Variant(
+            "onnxruntime-int8",
+            "ONNX Runtime: LSTM nodes quantised by its own tool, int8 weights, inputs rounded to 8 bits call by call",
+            runtime="onnxruntime-int8",
+            own_threads=True,
+            precision="int8",
+            devices=("cpu",),
+            requirements=(inference_only, needs_packages("onnx", "onnxruntime")),
+        ),
+        Variant(
             "openvino",
             "OpenVINO compiled for latency, set to compute in fp32",
             runtime="openvino",

@@ -21,7 +21,7 @@ import torch
 from torch import nn
 from torch.fx.node import map_aggregate
 
-from seq2seq.execution.variant import Variant
+from seq2seq.execution.variant import CONVERTING, Variant
 from seq2seq.own_model.errors import OwnModelError, told
 from seq2seq.own_model.onnx_file import OnnxModel
 
@@ -219,7 +219,7 @@ def form_of(model: nn.Module) -> Form | None:
 
 def unfit_program(form: Form, variant: Variant) -> str | None:
     """Return the reason why a variant is not a way to execute a program, or None."""
-    if form is Form.ONNX and variant.runtime not in {"onnxruntime", "openvino"}:
+    if form is Form.ONNX and variant.runtime not in CONVERTING:
         return f"the file is {form}, which torch does not run; onnxruntime and openvino do"
     if variant.lstm != "nn" or variant.runtime == "torch-int8":
         return (

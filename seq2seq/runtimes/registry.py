@@ -10,7 +10,7 @@ from typing import Any
 
 from seq2seq.models.base import Model
 from seq2seq.runtimes.int8 import DynamicInt8
-from seq2seq.runtimes.onnxruntime import OnnxRuntime
+from seq2seq.runtimes.onnxruntime import OnnxRuntime, QuantisedOnnxRuntime
 from seq2seq.runtimes.openvino import OpenVino
 from seq2seq.runtimes.runtime import Ran, Runtime
 
@@ -19,6 +19,7 @@ __all__ = ["RUNTIMES", "Ran", "Runtime"]
 #: By the name that a variant gives: from a model and the runtime's own options to something that runs.
 RUNTIMES: dict[str, Callable[[Model, Mapping[str, Any]], Runtime]] = {
     "onnxruntime": OnnxRuntime,
+    "onnxruntime-int8": QuantisedOnnxRuntime,
     "openvino": OpenVino,
     "torch-int8": DynamicInt8,
 }
