@@ -48,6 +48,8 @@ class LSTM(nn.RNNBase):
     - On a CPU the kernel keeps packed weights until they change. In inference of few rows (batch * steps below 32 a
       thread) with more than 64K weights in a matrix, it looks for changes that torch does not count (through `.data`,
       NumPy or shared memory) in 128 samples: a few single elements written so may go unnoticed there.
+    - Without a state, `cpu-fused` has no recurrent product in the first step, so a NaN or an infinity in `weight_hh`
+      does not reach that step's results. torch.nn.LSTM multiplies zeros by it and returns NaN.
     - torch.compile and torch.export see the whole of it for padded input, with dynamic batch and steps; a
       `PackedSequence` and `vendor` break the graph, as nn.LSTM does. TorchScript cannot compile it, and
       torch.fx.symbolic_trace needs it named as a leaf.
@@ -73,9 +75,9 @@ class LSTM(nn.RNNBase):
             `split`, each weight as the sum of two bf16 numbers, which needs a processor with AMX.
             Where the processor has AVX512-BF16, it multiplies bf16 weights in bf16 with float32 sums. Where it has
             AVX512-VNNI, or AVX2 without AVX-512, it multiplies int8 weights in integers with exact sums (x rounded to
-            16 bits, h to 8 or 7, by the largest value of each row). Elsewhere the weights are widened and multiplied
-            in float32. `choices` names the instructions. For inference in eager code; needs
-            `implementation="cpu-fused"`.
+            16 bits, with AVX2 to fewer beyond 516 columns; h to 8 or 7, by the largest value of each row). Elsewhere
+            the weights are widened and multiplied in float32. `choices` names the instructions. For inference in
+            eager code; needs `implementation="cpu-fused"`.
 
     Attributes:
         choices: what ran in the last call, one `Choice` a layer; not kept up to date by compiled code.

@@ -83,6 +83,15 @@ def test_long_sequences_hold() -> None:
         assert_close(errors_backward(sizes, fused), torch.float32)
 
 
+@pytest.mark.skipif("-march=x86-64 -O1" not in TARGETS or "avx" not in build.cpu_flags().split(), reason="no AVX here")
+def test_avx_without_avx2_is_served() -> None:
+    """Vectors of eight without the instructions that came with AVX2, as Sandy Bridge has them."""
+    with built_for("-march=x86-64 -mavx -O1", 2):
+        for sizes in (Sizes(batch=1, steps=4, hidden=19), Sizes(batch=5, steps=3, hidden=11)):
+            assert_close(errors_forward(sizes, fused), torch.float32)
+            assert_close(errors_backward(sizes, fused), torch.float32)
+
+
 @given(shape=shapes(), batch_first=st.booleans(), state=st.booleans(), bias=st.booleans())
 def test_a_whole_layer_is_torch_s(shape: Shape, batch_first: bool, state: bool, bias: bool) -> None:
     """With the projection inside, for few rows, or before, a layer gives what torch.nn.LSTM gives."""

@@ -22,7 +22,7 @@ namespace {
 // - 7 bits, of h: vpmaddubsw multiplies unsigned bytes q + 64, from 0 to 128, by signed ones and adds two products in 16
 //   bits, which hold 2 * 128 * 127; vpmaddwd by ones adds two of these. The offset leaves with the start of a sum.
 // - 16 bits, of the input, whose values may lie far apart: vpmaddwd multiplies by weights widened to 16 bits and adds two
-//   products in 32 bits. A row has as many levels as its sum has room for: 32767 up to 516 columns, 8256 of 2048.
+//   products in 32 bits. A row has as many levels as its sum has room for: 32767 up to 516 columns, 8256 for 2048.
 template <int BITS>
 class Avx2Bytes : public Int8Order {
     static constexpr bool WIDE = BITS == 16;

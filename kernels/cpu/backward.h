@@ -87,7 +87,8 @@ struct FloatsBack {
     static int64_t room(const Backward*, int64_t) { return COLUMNS * static_cast<int64_t>(sizeof(float)); }
 #else
     static int64_t room(const Backward* a, int64_t rows) {
-        return (COLUMNS + left_copy(rows, 4 * a->hidden)) * static_cast<int64_t>(sizeof(float));
+        const bool copies = copies_left(a->grad_ih ? a->features : 0) || copies_left(a->grad_hh ? a->hidden : 0);
+        return (COLUMNS + (copies ? left_copy(rows, 4 * a->hidden) : 0)) * static_cast<int64_t>(sizeof(float));
     }
 #endif
 
