@@ -5,7 +5,7 @@ It reads a quarter of the weights that torch.nn.Linear reads, and yet the larges
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -30,17 +30,19 @@ class ShortlistHead(nn.Linear):
     rounding to integers: what is computed from all of them, as the normaliser of a softmax, is approximate.
 
     Weights are packed at the first call and again where they have changed; see `kernels.cpu.shortlist.pack` for what
-    is noticed. A row or weight with a NaN or an infinity is computed in float32 throughout.
+    is noticed. What cannot be scaled to integers is computed in float32 throughout: a row or weight with a NaN or an
+    infinity, and a row whose largest magnitude is below 1e-30 or above 2.6e36 / in_features.
 
     Args:
         in_features, out_features, bias, device, dtype: as for `torch.nn.Linear`.
         exact: how many of a row's largest outputs are exact: 1 for greedy decoding, the beam for a beam search.
 
     Attributes:
+        exact: as given; another number counts from the next call on.
         refined: outputs that the last call computed in float32, all rows together.
 
     Raises:
-        ValueError: for `exact` below 1.
+        ValueError: for `exact` below 1, then and whenever it is set.
     """
 
     refined: int = 0
@@ -56,10 +58,19 @@ class ShortlistHead(nn.Linear):
         exact: int = 1,
     ) -> None:
         super().__init__(in_features, out_features, bias, device, dtype)
-        if exact < 1:
-            msg = f"exact is {exact}, expected at least 1 output of a row"
-            raise ValueError(msg)
         self.exact = exact
+
+    @property
+    def exact(self) -> int:
+        """Number of a row's largest outputs that are exact."""
+        return self._exact
+
+    @exact.setter
+    def exact(self, value: int) -> None:
+        if not isinstance(value, Integral) or value < 1:
+            msg = f"exact is {value!r}, expected an integer of at least 1, the outputs of a row that have to be exact"
+            raise ValueError(msg)
+        self._exact = int(value)
 
     @classmethod
     def of(cls, linear: nn.Linear, exact: int = 1) -> ShortlistHead:
@@ -87,7 +98,7 @@ class ShortlistHead(nn.Linear):
                 compiles or intercepts operators, and on a processor with neither AVX2 nor AVX512-VNNI.
         """
         h, weight, offsets, packed = self._prepare(input)
-        output, refined = shortlist.run(h, weight, offsets, packed, self.exact)
+        output, refined = shortlist.run(h, weight, offsets, packed, self._exact)
         # Not by nn.Module's own __setattr__, which takes longer.
         self.__dict__["refined"] = refined
         return output if h is input else output.view(*input.shape[:-1], weight.size(0))
@@ -102,8 +113,8 @@ class ShortlistHead(nn.Linear):
             input: as for `forward`.
 
         Returns:
-            (...), float32. It is NaN or infinity where there is no bound: with a NaN or an infinity in the row or in a
-            parameter.
+            (...), float32. It is NaN or infinity where there is no bound: where the row or a parameter has a NaN or an
+            infinity, or is too small or too large to be scaled to integers.
 
         Raises:
             RuntimeError: as for `forward`.
@@ -113,11 +124,12 @@ class ShortlistHead(nn.Linear):
     def _prepare(self, input: Tensor) -> tuple[Tensor, Tensor, Tensor | None, shortlist.PackedHead]:  # noqa: A002
         """Return the rows of h, the weights, the bias and the packed weights as native code takes them."""
         own, bias = self.weight, self.bias
-        if reason := _refusal((input, own) if bias is None else (input, own, bias)):
+        if reason := _refusal(input, own, bias):
             raise RuntimeError(reason)
         packed, weight = shortlist.pack(own, self.__dict__.get("_packed"))
         self.__dict__["_packed"] = packed
-        h = (input if input.dim() == 2 else input.reshape(-1, weight.size(1))).contiguous()  # noqa: PLR2004
+        # The number of rows is given, since -1 is ambiguous for an input without features.
+        h = (input if input.dim() == 2 else input.reshape(input.shape[:-1].numel(), weight.size(1))).contiguous()  # noqa: PLR2004
         return h, weight, None if bias is None else bias.contiguous(), packed
 
     @property
@@ -139,15 +151,24 @@ class ShortlistHead(nn.Linear):
         return state
 
 
-def _refusal(tensors: Sequence[Tensor]) -> str | None:
-    """Reason why a head cannot be run on its input, weight and bias, if it has one; None where it can."""
+def _refusal(h: Tensor, weight: Tensor, bias: Tensor | None) -> str | None:
+    """Reason why a head cannot be run on its input, weight and bias; None where it can."""
+    tensors = (h, weight) if bias is None else (h, weight, bias)
     if reason := shortlist.hindrance():
         return f"kernels.ShortlistHead cannot run here: {reason}; use torch.nn.Linear"
     gradients = torch.is_grad_enabled()
     for value in tensors:
         if value.dtype is not torch.float32 or not value.is_cpu or (gradients and value.requires_grad):
             return NOT_SERVED
-    given, wanted = tensors[0].size(-1), tensors[1].size(1)
-    if not unwatched(tensors):
-        return NOT_SERVED
-    return None if given == wanted else f"input has {given} features, expected {wanted}"
+    return _misfit(h, weight, bias) if unwatched(tensors) else NOT_SERVED
+
+
+def _misfit(h: Tensor, weight: Tensor, bias: Tensor | None) -> str | None:
+    """Which shape does not fit, if one does not. Parameters may have been replaced since the head was made."""
+    if weight.dim() != 2:  # noqa: PLR2004
+        return f"weight has shape {tuple(weight.shape)}, expected (out_features, in_features)"
+    if bias is not None and bias.shape != weight.shape[:1]:
+        return f"bias has shape {tuple(bias.shape)}, expected {tuple(weight.shape[:1])} as weight has rows"
+    if h.shape[-1:] != weight.shape[1:]:
+        return f"input has {h.size(-1) if h.dim() else 0} features, expected {weight.size(1)}"
+    return None

@@ -14,7 +14,7 @@ pytest.importorskip("hypothesis")
 import numpy as np
 import torch
 from cpu_builds import HEADS, head_built_for
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from recurrences import DEVICE
 from torch import Tensor, nn
@@ -81,6 +81,35 @@ def test_the_largest_are_exact(  # noqa: PLR0913, PLR0917 - what a head can be
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(teams, "threads_for", lambda _: threads)
         check(head, scale * torch.randn(rows, depth))
+
+
+@given(
+    depth=st.sampled_from([1, 7, 64, 130, 1024]),
+    exact=st.integers(1, 4),
+    input_exponent=st.floats(-38, 38.4),
+    output_exponent=st.floats(-20, 38.4),
+    bias_exponent=st.floats(-20, 38.4),
+    seed=st.integers(0, 10_000),
+)
+def test_numbers_of_any_size(
+    depth: int, exact: int, input_exponent: float, output_exponent: float, bias_exponent: float, seed: int
+) -> None:
+    """Inputs, weights and biases up to what float32 holds, as long as no true output and no sum overflows."""
+    torch.manual_seed(seed)
+    assume(-25 < output_exponent - input_exponent < 38.4)
+    head = ShortlistHead(depth, 100, exact=exact)
+    with torch.no_grad():
+        head.weight.copy_(
+            10 ** (output_exponent - input_exponent) * (2 * torch.rand(100, depth, dtype=torch.float64) - 1)
+        )
+        head.bias.copy_(10**bias_exponent * (2 * torch.rand(100, dtype=torch.float64) - 1))
+        h = (10**input_exponent * (2 * torch.rand(2, depth, dtype=torch.float64) - 1)).float()
+        sums = nn.functional.linear(h.double().abs(), head.weight.double().abs(), head.bias.double().abs())
+        assume(sums.max() < torch.finfo(torch.float32).max)
+        check(head, h)
+        bound = head.error_bound(h).double()
+        error = (head(h) - true_outputs(head, h)).abs().amax(-1)
+    assert torch.all(~bound.isfinite() | (error <= bound))
 
 
 @given(
@@ -360,9 +389,9 @@ def test_calls_that_it_does_not_serve_are_refused() -> None:
             torch.func.vmap(head)(h)
         with pytest.raises(RuntimeError, match="19 features, expected 20"):
             head(h[:, :19])
+        with pytest.raises(RuntimeError, match="0 features, expected 20"):
+            head(torch.tensor(1.0))
         with pytest.raises(RuntimeError, match=r"torch.nn.Linear"):
             torch.compile(head, backend="eager")(h)
-    with pytest.raises(ValueError, match="at least 1"):
-        ShortlistHead(20, 100, exact=0)
     with torch.inference_mode():
         assert head(h).shape == (3, 100)

@@ -86,11 +86,84 @@ def test_no_error_passes_its_bound() -> None:
         assert torch.all((head(h) - true_outputs(head, h)).abs().amax(-1) <= head.error_bound(h))
 
 
+def _widely_rounded(size: float) -> tuple[ShortlistHead, Tensor]:
+    """Outputs of two vectors that integers rank the other way: 5 is 214 and becomes 152, 40 is 204 and becomes 255.
+
+    All sums on the way to them rise, so none is larger than the last.
+    """
+    head, h = ShortlistHead(129, 64, bias=False), torch.full((1, 129), size / 1e3)
+    with torch.no_grad():
+        head.weight.zero_()
+        head.weight[5], head.weight[5, 0] = 1.2 * 0.4e3, 1.2 * 127e3
+        head.weight[40], head.weight[40, 0] = 0.6e3, 127e3
+    return head, h
+
+
+def test_the_largest_may_be_far_below_others_in_integers() -> None:
+    """By its own bound and by that of others, so that a whole vector is skipped only below both."""
+    head, h = _widely_rounded(1.0)
+    check(head, h)
+    with torch.no_grad():
+        assert head(h).argmax() == 5
+
+
+def test_an_output_that_overflows_in_integers_alone_is_computed_in_float32() -> None:
+    """255 becomes infinite at this size, which the true 204 is not."""
+    head, h = _widely_rounded(1.45e36)
+    check(head, h)
+    with torch.no_grad():
+        assert head(h).argmax() == 5
+
+
+def test_sums_that_overflow_when_scaled_leave_exact_outputs() -> None:
+    """Large inputs by small weights, whose true outputs are finite, have them all in float32 and no bound."""
+    torch.manual_seed(1)
+    head, h = ShortlistHead(1024, 400, bias=False), torch.full((1, 1024), 1e34)
+    with torch.no_grad():
+        head.weight.normal_(0.0, 1e-6)
+        head.weight[0], head.weight[1] = 1e-4, -1e-4
+        # Float32 resolves these outputs to 1e-6 of themselves.
+        head.weight[2:, 0] = 0.2 * (1 + 1e-3 * torch.randn(398))
+        truth = true_outputs(head, h)
+        assert head(h).argmax() == truth.argmax()
+        assert head.refined == 400
+        assert head.error_bound(h).isnan()
+    check(head, h)
+
+
+def test_small_inputs_by_large_weights_are_not_lost() -> None:
+    """Nor is the output that is not among the largest."""
+    head, h = ShortlistHead(8, 2), torch.full((1, 8), 1e-31)
+    with torch.no_grad():
+        head.weight[:], head.bias[:] = 1e31, torch.tensor([0.0, 100.0])
+        torch.testing.assert_close(head(h), torch.tensor([[8.0, 108.0]]))
+
+
 #: Code of the head, what it becomes, and the test that has to fail then.
 DEFECTS = {
     "a tenth of the bound": ("return size_of(", "return 0.1f * size_of(", test_no_error_passes_its_bound),
     "h without its rest": ("rest(row.rest)", "rest(0.0f)", test_what_rounding_of_h_leaves_is_in_the_bound),
     "all levels at any depth": ("most = levels(depth);", "most = Products::MOST;", test_deep_sums_stay_in_32_bits),
+    "vectors skipped by their lower bound": (
+        "best.back() - most -",
+        "best.back() -",
+        test_the_largest_may_be_far_below_others_in_integers,
+    ),
+    "bounds without the roundings of float32": (
+        "((r + kept) * (norm + rest) + bias) * rounding",
+        "0.0f",
+        test_an_output_that_overflows_in_integers_alone_is_computed_in_float32,
+    ),
+    "inputs of any size": (
+        "&& largest <= largest_scaled(depth)",
+        "",
+        test_sums_that_overflow_when_scaled_leave_exact_outputs,
+    ),
+    "small inputs as zeros": (
+        "largest == 0.0f ?",
+        "largest <= LEAST ?",
+        test_small_inputs_by_large_weights_are_not_lost,
+    ),
 }
 
 

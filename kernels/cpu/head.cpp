@@ -70,7 +70,8 @@ float exactly(const float* w, const float* h, int64_t depth) {
     return total(sum);
 }
 
-// Bounds of the error of a vector of outputs. The roundings of float32, of both ways, are in it.
+// Bounds of the error of a vector of outputs. The roundings of float32, of both ways, are in it. They are a
+// share of |w| |h| as rounded, so the bound is infinite wherever an output by integers could overflow.
 struct Bound {
     const HeadCall& a;
     float norm, rest, rounding;
@@ -82,9 +83,6 @@ struct Bound {
         return size_of(r * norm + (kept * rest + ((r + kept) * (norm + rest) + bias) * rounding));
     }
 };
-
-// Bounds as integers, whose order is that of positive numbers, with NaN above all.
-inline ivec wider(ivec widest, vec bound) { return (ivec)bound > widest ? (ivec)bound : widest; }
 
 // Computes in float32 what may be among the largest of a row; `best` has room for as many as are wanted.
 int64_t refine(const HeadCall& a, const float* h, const Row& row, float* output, std::vector<float>& best) {
@@ -153,7 +151,7 @@ int64_t head_pack(const float* weight, uint8_t* packed, float* scale, float* res
             largest = std::max(largest, std::fabs(from[k]));
             spoilt += 0.0f * from[k];
         }
-        const bool usable = spoilt == 0.0f && largest > 1e-30f;
+        const bool usable = spoilt == 0.0f && largest > LEAST;
         const float step = usable ? largest / 127.0f : 0.0f;
         double left = 0.0, size = 0.0;
         for (int64_t k = 0; k < width; ++k) {
@@ -177,6 +175,7 @@ int64_t head_run(const HeadCall* call) {
     int64_t count = 0;
     const int64_t status = guarded([&]() -> int64_t {
         const HeadCall& a = *call;
+        if (!a.outputs) return DONE;
         const int64_t width = rounded_up(a.depth, GROUP), pairs = rounded_up(a.outputs, PAIR) / PAIR;
         std::vector<Products::Integer> integers(a.rows * width);
         std::vector<Row> rows;

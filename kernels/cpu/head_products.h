@@ -78,6 +78,8 @@ struct Products {
 constexpr int64_t GROUP = Products::GROUP, BLOCK = Products::BLOCK, PAIR = 2 * LANES;  // outputs of two vectors
 constexpr int ROWS_AT_ONCE = LANES == 16 ? 8 : 4;               // whose sums registers hold
 constexpr float ROUNDOFF = 6e-8f;                             // of float32, with a margin
+constexpr float LEAST = 1e-30f;                               // the scale of smaller numbers would be rounded too much
+static_assert(LANES % GROUP == 0, "round_row writes a row of h up to its width by whole vectors of its depth");
 
 inline int64_t rounded_up(int64_t value, int64_t to) { return (value + to - 1) / to * to; }
 inline int lanes_left(int64_t at, int64_t end) { return static_cast<int>(std::min<int64_t>(LANES, end - at)); }
@@ -101,6 +103,9 @@ inline void each_vector(int64_t count, F call) {
     if (at < count) call(at, static_cast<int>(count - at));
 }
 
+// Positive numbers by their bits, whose order is that of the numbers, with NaN above all.
+inline ivec wider(ivec widest, vec x) { return (ivec)x > widest ? (ivec)x : widest; }
+
 // Of positive numbers; a NaN is above all.
 inline float largest_of(vec x) {
     int32_t bits = 0;
@@ -117,6 +122,7 @@ inline float total(vec x) {
 }
 
 // A row of h as integers: its scale, what the offset of the weights adds to its sums, and the norms of h and of what rounding leaves.
+// The norms are NaN for a row without a bound, all of whose outputs are computed in float32.
 struct Row {
     float scale, norm, rest;
     int32_t offset;
@@ -127,20 +133,20 @@ inline int levels(int64_t depth) {
     return static_cast<int>(std::min<int64_t>(Products::MOST, std::numeric_limits<int32_t>::max() / (127 * std::max<int64_t>(1, depth))));
 }
 
+// Largest number of a row whose sums of products with 127 are finite after they are scaled, with a margin for rounding.
+inline float largest_scaled(int64_t depth) {
+    return std::numeric_limits<float>::max() / (128.0f * static_cast<float>(std::max<int64_t>(1, depth)));
+}
+
 inline Row round_row(const float* h, Products::Integer* to, int64_t depth, int64_t width) {
-    vec sizes = {}, spoilt = {};
-    for (int64_t k = 0; k < depth; k += LANES) {
-        const vec x = load(h + k, lanes_left(k, depth)), size = size_of(x);
-        sizes = size > sizes ? size : sizes;
-        spoilt += 0.0f * x;
-    }
-    const float largest = largest_of(sizes);
-    // A row with a NaN or an infinity has no bound: all of its outputs are computed in float32.
-    const float broken = total(spoilt);
+    ivec sizes = {};
+    for (int64_t k = 0; k < depth; k += LANES) sizes = wider(sizes, size_of(load(h + k, lanes_left(k, depth))));
+    const float largest = largest_of((vec)sizes);
     const int most = levels(depth);
-    if (broken != 0.0f || largest <= 1e-30f || !most) {
+    const bool usable = largest > LEAST && largest <= largest_scaled(depth) && most;  // not where it is NaN
+    if (!usable) {
         std::fill(to, to + width, Products::Integer{});
-        const float norm = largest * std::sqrt(static_cast<float>(depth)) * 1.0001f + broken;
+        const float norm = largest == 0.0f ? 0.0f : std::numeric_limits<float>::quiet_NaN();
         return {0.0f, norm, norm, 0};
     }
     // In units of the scale, whose squares neither vanish nor become infinite.
@@ -158,7 +164,6 @@ inline Row round_row(const float* h, Products::Integer* to, int64_t depth, int64
     }
     int64_t integers = 0;
     for (int lane = 0; lane < LANES; ++lane) integers += sum[lane];
-    for (int64_t k = rounded_up(depth, LANES); k < width; ++k) to[k] = 0;
     // Sums of squares lose at most a roundoff a term; x is off by three of them from h over the scale.
     const float margin = 1.0f + static_cast<float>(depth / LANES + 16) * ROUNDOFF;
     const float size = scale * std::sqrt(total(norm)) * margin;
