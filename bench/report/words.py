@@ -219,7 +219,7 @@ def _first_by_ratios(records: Sequence[Record]) -> bool:
 
 
 def by_how_much(records: Sequence[Record]) -> str:
-    """Say why the speedups of variants that are surely fastest are imprecise, and where in a sweep; empty if none is."""
+    """Say why speedups of variants that are surely fastest are imprecise, and where in a sweep; empty if none is."""
     doubtful = sorted((record for record in records if doubts(record)), key=lambda record: record.sweep_value or 0)
     if not doubtful:
         return ""
