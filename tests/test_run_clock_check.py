@@ -98,11 +98,12 @@ def test_waiting_for_a_core_is_no_wrong_clock(waits):
 
 
 @pytest.mark.parametrize("within_s", [-0.05, -3600.0, math.nan, None])
-def test_a_wait_that_no_turn_can_have_excuses_nothing(within_s):
-    """Less than none, not a number, or unknown: 0.80 s were told for 2.05 s."""
+@pytest.mark.parametrize("parent_s", [0.0, 0.02])
+def test_a_wait_that_no_turn_can_have_excuses_nothing(within_s, parent_s):
+    """Less than none, not a number, or unknown: 0.80 s were told for 2.05 s, and the parent waited for little of it."""
     seats = Seats()
     for _ in range(25):
-        seats.take(dataclasses.replace(turn_of(), queued_s=within_s), back_s=0.05)
+        seats.take(dataclasses.replace(turn_of(), queued_s=within_s), back_s=0.05, queued_s=parent_s)
     assert seats.watch.doubt().startswith(CLOCK)
 
 
