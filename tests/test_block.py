@@ -31,6 +31,7 @@ BLOCKS = st.builds(
         cpu_to_s=SECONDS,
         delay_s=st.none() | SECONDS,
         switches=st.none() | st.integers(0),
+        queued_s=st.none() | SECONDS,
     )
 )
 def test_a_turn_survives_its_way_to_the_parent(turn):
@@ -39,11 +40,18 @@ def test_a_turn_survives_its_way_to_the_parent(turn):
     assert Turn.of(event) == turn
 
 
+def test_only_the_parent_says_that_a_turn_was_late():
+    """A worker that says so of itself is not heard, nor one that says the opposite."""
+    turn = Turn(Block((1.0,)), 0.1, 7.0, 1.2, 0.0, 1.0, late_s=0.5)
+    assert "late_s" not in turn.fields()
+    assert Turn.of(turn.fields() | {"late_s": -1.0}).late_s == 0.0
+
+
 def test_a_turn_without_one_of_its_values_is_no_turn():
     """An event that lacks something is an error at once, not a default; but an earlier worker says no wait."""
     fields = Turn(Block((1.0,)), 0.1, 7.0, 1.2, 0.0, 1.0, queued_s=0.5).fields()
     without = Turn.of({key: value for key, value in fields.items() if key != "queued_s"})
-    assert without.queued_s == 0.0
+    assert without.queued_s is None
     for name in fields.keys() - {"queued_s"}:
         with pytest.raises(KeyError):
             Turn.of({key: value for key, value in fields.items() if key != name})

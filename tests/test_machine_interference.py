@@ -185,7 +185,8 @@ def test_waiting_for_a_core_is_counted():
     assert abs(delay_s - without_core_s) < 0.1
     assert abs(delay_s - queued_s) < 0.01
     assert lost > 5
-    assert interference.queued_s(["no/such/thread"]) == 0.0
+    assert interference.queued_s(["no/such/thread"]) is None
+    assert interference.queued_s(["thread-self", "no/such/thread"]) is None
 
 
 def test_waiting_for_quiet_ends_with_the_patience(monkeypatch):

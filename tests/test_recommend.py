@@ -163,7 +163,7 @@ def test_two_that_cannot_be_told_apart_share_the_place_and_the_cheapest_is_named
     assert main(["recommend", str(folder)]) == 5
     out = capsys.readouterr().out
     assert "Unclear: perhaps" in out
-    assert "more of rounds would decide" in out or "more rounds would decide" in out
+    assert "of further rounds would decide" in out or "more rounds would decide" in out
     assert f"python -m bench run --resume {folder} --more" in out or "where nothing else runs" in out
 
 

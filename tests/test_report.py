@@ -556,6 +556,42 @@ def test_a_winner_by_a_margin_that_is_imprecise_is_still_named() -> None:
     assert undecided.winner is None
 
 
+def test_a_sweep_says_where_the_margin_of_its_winner_is_imprecise() -> None:
+    """A point with a precise margin is not among those that are doubtful."""
+    points = []
+    for value, wide in ((1, True), (8, True), (64, False)):
+        at = {"workload": f"seed@batch={value}", "sweep_axis": "batch", "sweep_value": value}
+        points += [unit(standing="slower", **at), ran("cpu-fused", 8.1, standing="best", interval_wide=wide, **at)]
+    assert answers(groups(points))[0].text == (
+        "Fastest is `cpu-fused` at 1, 8 and 64 (8.10x). "
+        "By how much is doubtful at 1 and 8: the interval is wider than the suite asked for."
+    )
+    assert "doubtful" not in answers(groups(points[-2:]))[0].text
+
+
+def in_fp32(loop_hi: float | None, **doubt: Any) -> str:
+    """The last sentence about a group that bf16 wins, and whose fastest in fp32 is `onednn`, 0.5x as fast as it."""
+    ratios = {"standing": "slower", "vs_best_lo": 0.48, "vs_best_hi": 0.52, "vs_best": 0.5}
+    loop = ratios | {"vs_best": 0.4, "vs_best_lo": 0.38, "vs_best_hi": loop_hi}
+    reference = unit(standing="slower", vs_best=0.25, vs_best_lo=0.24, vs_best_hi=0.26)
+    rivals = [ran("onednn", 2.0, **(ratios | doubt)), ran("loop", 1.6, **loop)]
+    (group,) = groups([reference, ran("amp-bf16", 4.0, precision="bf16", standing="best"), *rivals])
+    return answers([group])[0].text.partition(" In fp32, ")[2]
+
+
+def test_the_fastest_in_the_precision_of_the_reference_may_have_an_imprecise_margin() -> None:
+    """As for a winner: ratios inside rounds decide who is first, and only what else is doubtful leaves that open."""
+    assert in_fp32(0.42) == "`onednn` is fastest with 2.00x [1.94, 2.06]."
+    assert in_fp32(0.42, interval_wide=True) == (
+        "`onednn` is fastest with 2.00x [1.94, 2.06]. "
+        "By how much is doubtful: the interval is wider than the suite asked for."
+    )
+    leads = "`onednn` leads with 2.00x [1.94, 2.06], a doubtful figure."
+    assert in_fp32(0.49, interval_wide=True) == leads
+    assert in_fp32(None, interval_wide=True) == leads
+    assert in_fp32(0.42, interval_wide=True, disturbed=3) == leads
+
+
 @pytest.mark.parametrize(("speedup", "wins"), [(1.5, True), (1.02, False), (0.99, False)])
 def test_against_the_reference_one_interval_decides(speedup: float, wins: bool) -> None:
     """The reference has no interval: a rival is told from it by whether its own reaches 1."""

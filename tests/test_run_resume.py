@@ -28,6 +28,7 @@ from bench.records.samples import read_samples
 from bench.records.schema import SCHEMA_VERSION, Status
 from bench.run import planning as plan
 from bench.run import quality, resume, runner, seating, second_instrument
+from bench.run.clock_check import Queued
 from bench.run.planning import Described, Plan
 from bench.run.worker_process import WorkerError
 from bench.timing import rounds as sampling
@@ -80,9 +81,9 @@ class Played:
     def go_on(self) -> None:
         """Go on."""
 
-    def queued_s(self) -> float:
+    def queued(self) -> Queued:
         """Never wait for a core."""
-        return 0.0
+        return Queued(0.0, 0.0)
 
     def ask(self, request: str, _: float, **fields: Any):
         """Play the request."""

@@ -39,6 +39,7 @@ from bench.records.rounds import Round
 from bench.records.schema import COLUMNS, SAMPLE_COLUMNS, SCHEMA_VERSION, Record, Status
 from bench.run import group as measurement
 from bench.run import more, runner, seating
+from bench.run.clock_check import Queued
 from bench.run.planning import Described, Plan
 from bench.run.runner import Runner
 from bench.run.worker_process import Settings, WorkerError
@@ -332,9 +333,9 @@ class Actor:
     def go_on(self) -> None:
         """Go on."""
 
-    def queued_s(self) -> float:
+    def queued(self) -> Queued:
         """Never wait for a core."""
-        return 0.0
+        return Queued(0.0, 0.0)
 
     def ask(self, request: str, limit_s: float, **fields: Any):
         """Play the request."""

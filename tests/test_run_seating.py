@@ -304,6 +304,17 @@ def test_a_seat_that_lies_about_its_turns_is_refused_and_the_others_are_not(seat
     assert all(words in reason for reason in doubts.values())
 
 
+def test_a_seat_that_waits_for_a_process_of_its_own_is_refused(seating):
+    """The kernel counts that wait, and it is left out of the turns' own time: the parent does not wait as long."""
+    with seating(place("bought-waits"), place("loop"), block_s=0.3) as seats:
+        seats.sit(1)
+        late = {name: [player.turn().late_s for _ in range(6)] for name, player in seats.players.items()}
+        doubts = seats.doubts()
+    assert set(doubts) == {"bought-waits"}
+    assert "the worker's clock is wrong: it counted" in doubts["bought-waits"]
+    assert all(late_s > 0.05 for late_s in late["bought-waits"][1:])
+
+
 def test_whoever_fails_the_gate_gets_no_turns(seating):
     """The others do; what the gate said is told."""
     told = []

@@ -221,6 +221,19 @@ def test_waiting_of_a_round_is_that_of_all_its_turns(clock):
         assert found.beside.why == "a thread of ours waited 750.0 ms for a core"
 
 
+def test_a_turn_whose_answer_was_late_disturbs_its_round(clock):
+    """However long the other turns of the round are: a time that was told too short may hide in it."""
+    late = itertools.cycle([0.0, 0.03])
+    players = {
+        "a": Seated(clock, lambda: 1.0, 0, lambda: {"late_s": next(late)}),
+        "b": Seated(clock, lambda: 1.0, 1),
+    }
+    found = sampled(players, 30.0, 0)
+    assert len(found) >= 4
+    assert [each.beside.why for each in found[:4]] == ["", "the answer of a turn was 30.0 ms late"] * 2
+    assert [bool(each.disturbed) for each in found[:4]] == [False, True] * 2
+
+
 def test_waiting_that_no_seat_tells_of_is_unknown(clock):
     """Unknown is neither zero nor a reason."""
     (found, *_) = sampled({"a": lasting(clock, 1.0)}, 1.0, 0)

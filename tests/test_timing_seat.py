@@ -263,3 +263,11 @@ def test_a_turn_s_own_account_is_nearly_all_of_it():
         assert turn.cpu_to_s >= turn.cpu_from_s
     # Of the least disturbed one.
     assert max((turn.warm_s + turn.accounted_s) / turn.wall_s for turn in turns) > 0.9
+
+
+@pytest.mark.parametrize("readings", [(7200.0, None), (None, 7200.0), (None, None)])
+def test_a_wait_of_which_a_reading_failed_is_unknown(clock, monkeypatch, readings):
+    """It is neither none nor what the thread has waited in all its life."""
+    reading = iter(readings)
+    monkeypatch.setattr(interference, "queued_s", lambda _: next(reading))
+    assert take_turn(lasting(clock, 0.01), 1, "cpu").queued_s is None

@@ -26,7 +26,8 @@ MARGIN = 0.03
 CARE = 1.3
 #: Shortest and longest time of further rounds that a group is advised to get, seconds: less is not worth its gates.
 LEAST_S, MOST_S = 10.0, 3600.0
-#: Smallest factor by which rounds are advised to grow: what is estimated to be decided by a few more may not be.
+#: Smallest factor by which rounds are advised to grow to tell variants apart or to collect calls: what is estimated to
+#: be decided by a few more may not be. Where only intervals are too wide, the factor may be smaller (`missing_factor`).
 LEAST_GROWTH = 1.2
 #: First rounds of a seating, in which all variants take part.
 FIRST_ROUNDS = 8

@@ -54,7 +54,7 @@ _TIMEKEEPERS: tuple[tuple[Any, str, Any], ...] = tuple(
         (clock, ("now_s", "synchronize", "time_once", "time_block")),
         (seat, ("time_once", "time_block", "now_s", "take_turn", "_cpu_s", "Turn")),
         (seat.Ready, ("turn",)),
-        (interference, ("read", "judge", "_now_s", "read_delays", "longest_delay_s")),
+        (interference, ("read", "judge", "_now_s", "read_delays", "longest_delay_s", "queued_s", "since")),
         (gc, ("disable", "enable", "isenabled")),
         (clock.time_once, ("__code__",)),
         (clock.time_block, ("__code__",)),

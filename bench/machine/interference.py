@@ -128,20 +128,26 @@ def read_delays() -> dict[str, int] | None:
     return found or None
 
 
-def queued_s(tasks: Iterable[str]) -> float:
-    """Seconds that threads were ready but had no core so far, all together; 0 if the system does not report it.
+def queued_s(tasks: Iterable[str]) -> float | None:
+    """Seconds that threads were ready but had no core so far, all together; None if that of one cannot be read.
 
     Args:
         tasks: the threads: `PID/task/TID` of any process, or `thread-self`.
     """
     total_ns = 0
     for task in tasks:
-        with (
-            contextlib.suppress(OSError, ValueError, IndexError),
-            open(f"/proc/{task}/schedstat", "rb") as file,  # noqa: PTH123 - read between turns, as above
-        ):
-            total_ns += int(file.read().split()[1])
+        try:
+            with open(f"/proc/{task}/schedstat", "rb") as file:  # noqa: PTH123 - read between turns, as above
+                total_ns += int(file.read().split()[1])
+        except (OSError, ValueError, IndexError):
+            # Without one of them, a difference of two readings would be off by what that thread waited in all its life.
+            return None
     return total_ns * 1e-9
+
+
+def since(before: float | None, after: float | None) -> float | None:
+    """Return the difference of two readings; None where one of them is unknown."""
+    return None if before is None or after is None else after - before
 
 
 def longest_delay_s(before: Mapping[str, int] | None, after: Mapping[str, int] | None) -> float | None:
@@ -207,7 +213,12 @@ def judge(before: Reading, after: Reading, device: str = "cpu") -> Interference:
 
 
 def of_round(
-    stretch: Interference, delay_s: float | None, switches: int | None, timed_s: float, far: str = ""
+    stretch: Interference,
+    delay_s: float | None,
+    switches: int | None,
+    timed_s: float,
+    far: str = "",
+    late_s: float = 0.0,
 ) -> Interference:
     """Activity beside one round of a stretch: the stretch's findings, and those of the round alone.
 
@@ -217,10 +228,12 @@ def of_round(
         switches: times in them that we had to give up a core.
         timed_s: length of the timed blocks, seconds.
         far: how the cores were further apart than usual, in words (`bench.machine.core_distance`).
+        late_s: longest time by which a turn of it took longer than it says, seconds (`bench.records.block.Turn`).
     """
+    late = f"the answer of a turn was {1e3 * late_s:.1f} ms late" if late_s else ""
     delayed_by = delay_s is not None and delayed(delay_s, timed_s)
     waited = f"a thread of ours waited {1e3 * (delay_s or 0.0):.1f} ms for a core" if delayed_by else ""
-    why = "; ".join(filter(None, (stretch.why, waited, far)))
+    why = "; ".join(filter(None, (stretch.why, waited, late, far)))
     return dataclasses.replace(stretch, why=why, delay_s=delay_s, switches=switches)
 
 

@@ -38,7 +38,7 @@ class Clearer:
         if self.hopeless:
             return f"about {self.rounds} more rounds would decide: rather measure again where nothing else runs"
         return (
-            f"about {duration(self.seconds)} more of rounds would decide: "
+            f"about {duration(self.seconds)} of further rounds would decide: "
             f"python -m bench run --resume {shlex.quote(str(path))} --more {duration(self.seconds)}"
         )
 
@@ -101,7 +101,7 @@ def more_calls(samples: Samples, variants: Sequence[str], wanted: int) -> Cleare
 
 
 def clearer(excess: Interval, samples: Samples, variants: Sequence[str]) -> Clearer:
-    """Estimate the rounds that narrow an interval until it is on one side of 1, or within `EQUIVALENT` of it.
+    """Estimate the rounds that narrow an interval until it is on one side of 1, or within `racing.MARGIN` of it.
 
     Args:
         excess: cost of the second over that of the best, at least 1.

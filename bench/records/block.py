@@ -66,8 +66,10 @@ class Turn:
         delay_s: time of the block in which the thread that waited longest was ready but had no core, seconds; None
             if the system does not report it.
         switches: times in the block that the process had to give up a core; None in the same case.
-        queued_s: time of the turn in which the thread that makes the calls was ready but had no core, seconds; 0 if the
-            system does not report it.
+        queued_s: time of the turn in which the thread that makes the calls was ready but had no core, seconds; None if
+            the system does not report it.
+        late_s: time by which the parent waited longer for the turn than it says, seconds; 0 where that is usual. The
+            parent's own finding (`bench.run.clock_check`), which no worker reports.
     """
 
     block: Block
@@ -78,7 +80,8 @@ class Turn:
     cpu_to_s: float
     delay_s: float | None = None
     switches: int | None = None
-    queued_s: float = 0.0
+    queued_s: float | None = None
+    late_s: float = 0.0
 
     @property
     def accounted_s(self) -> float:
@@ -88,6 +91,7 @@ class Turn:
     def fields(self) -> dict[str, Any]:
         """Plain values, as an event carries them."""
         found = dataclasses.asdict(self)
+        del found["late_s"]
         if self.block.energy_j is None:
             # A parent of an earlier revision asks for no energy, and knows no such value.
             del found["block"]["energy_j"]
@@ -98,6 +102,6 @@ class Turn:
         """Make one from an event."""
         block = event["block"]
         # A worker of an earlier revision does not say how long it waited.
-        event = {"queued_s": 0.0} | event
+        event = {"queued_s": None} | event | {"late_s": 0.0}
         values = {field.name: event[field.name] for field in dataclasses.fields(cls)}
         return cls(**(values | {"block": Block(**(block | {"calls_s": tuple(block["calls_s"])}))}))

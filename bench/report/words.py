@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 
 from bench import units
 from bench.analysis.racing import MARGIN
-from bench.analysis.run_summary import RankedGroup, ReportedRun, doubts, versus_best
+from bench.analysis.run_summary import WIDE, RankedGroup, ReportedRun, doubts, versus_best
 from bench.plan.cases import REFERENCE
 from bench.recommend.answer import Advice, Recommendation, recommend
 from bench.recommend.mix import mixes
@@ -169,8 +169,7 @@ def opening(group: RankedGroup) -> str:
         return f"`{best.variant}` is fastest by median time; there is no reference to compare with."
     if best.speedup <= 1:
         return f"`{best.variant}` is the best that ran, at {figure(best)} the speed of the reference."
-    how_sure = " By how much is doubtful: " + " and ".join(doubts(best)) + "." if doubts(best) else ""
-    return f"`{best.variant}` is fastest, {figure(best)} as fast as the reference.{how_sure}"
+    return f"`{best.variant}` is fastest, {figure(best)} as fast as the reference.{by_how_much([best])}"
 
 
 def no_winner(leaders: Sequence[Record]) -> str:
@@ -206,9 +205,27 @@ def same_precision(group: RankedGroup, reference: Record) -> str:
     alike = [record for record in group.ok if record.precision == reference.precision and record.speedup is not None]
     if not alike or alike[0].variant == REFERENCE:
         return f"In {reference.precision}, nothing is faster than the `reference`."
-    if doubts(alike[0]):
-        return f"In {reference.precision}, `{alike[0].variant}` leads with {figure(alike[0])}, a doubtful figure."
-    return f"In {reference.precision}, `{alike[0].variant}` is fastest with {figure(alike[0])}."
+    best = alike[0]
+    # As for a winner (`RankedGroup.winner`): a wide interval alone leaves open by how much, not which.
+    if not doubts(best) or (doubts(best) == (WIDE,) and _first_by_ratios(alike)):
+        return f"In {reference.precision}, `{best.variant}` is fastest with {figure(best)}.{by_how_much([best])}"
+    return f"In {reference.precision}, `{best.variant}` leads with {figure(best)}, a doubtful figure."
+
+
+def _first_by_ratios(records: Sequence[Record]) -> bool:
+    """Return whether ratios formed inside rounds put the first of them ahead of all others."""
+    lowest, others = records[0].vs_best_lo, [record.vs_best_hi for record in records[1:]]
+    return lowest is not None and all(highest is not None and highest < lowest for highest in others)
+
+
+def by_how_much(records: Sequence[Record]) -> str:
+    """Say why speedups of variants that are surely fastest are imprecise, and where in a sweep; empty if none is."""
+    doubtful = sorted((record for record in records if doubts(record)), key=lambda record: record.sweep_value or 0)
+    if not doubtful:
+        return ""
+    values = [f"{record.sweep_value}" for record in doubtful if record.sweep_axis]
+    why = "; ".join(dict.fromkeys(" and ".join(doubts(record)) for record in doubtful))
+    return f" By how much is doubtful{f' at {listed(values)}' if values else ''}: {why}."
 
 
 def sweep_answer(members: list[RankedGroup]) -> Answer:
@@ -224,6 +241,7 @@ def sweep_answer(members: list[RankedGroup]) -> Answer:
     winners: list[str] = []
     unclear: list[str] = []
     marked: list[str] = []
+    imprecise: list[Record] = []
     for (variants, clear), records in found.items():
         names, values = listed(list(variants), "or"), listed([f"{record.sweep_value}" for record in records])
         if len(variants) > 1:
@@ -233,7 +251,8 @@ def sweep_answer(members: list[RankedGroup]) -> Answer:
             marked.append(f"{names} leads at {values}, but this is doubtful: {why}.")
         else:
             winners.append(f"{names} at {values}{span(records) if records[0].variant != REFERENCE else ''}")
-    sentences = [f"Fastest is {'; '.join(winners)}."] if winners else []
+            imprecise += [record for record in records if record.variant != REFERENCE]
+    sentences = [f"Fastest is {'; '.join(winners)}.{by_how_much(imprecise)}"] if winners else []
     sentences += [f"No clear winner: {'; '.join(unclear)}."] if unclear else []
     sentences += marked
     if any(doubts(record) for (variants, _), records in found.items() if len(variants) > 1 for record in records):

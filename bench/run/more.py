@@ -58,7 +58,7 @@ class Open:
             said = f"wider intervals than the suite asks for: {', '.join(sorted(self.standing.wide))}"
         else:
             said = f"too few undisturbed rounds of {', '.join(sorted(self.standing.disturbed))}"
-        return f"{self.group.name}: {said}; about {duration(self.needed_s)} more of rounds would decide"
+        return f"{self.group.name}: {said}; about {duration(self.needed_s)} of further rounds would decide"
 
 
 def undecided(groups: Iterable[tuple[Group, tuple[Described, ...]]], folder: RunFolder, interval: float) -> list[Open]:
@@ -108,7 +108,7 @@ def measure(runner: Writing, groups: Iterable[Open], seconds: float) -> None:
             budget_s = min(each.needed_s, left_s)
             if budget_s < min(racing.LEAST_S, seconds):
                 return
-            runner.console.say(f"{each.group.name}: {duration(budget_s)} more of rounds")
+            runner.console.say(f"{each.group.name}: {duration(budget_s)} of further rounds")
             left_s -= budget_s
             before = len(each.samples.processes)
             measured = Measurement(runner, each.group, scratch, list(each.cases), budget_s, each.samples)

@@ -101,16 +101,15 @@ class Seat:
             WorkerError: naming it, when the process fails.
         """
         with self.going():
-            before_s, asked_s = self.worker.queued_s(), time.perf_counter()
+            before, asked_s = self.worker.queued(), time.perf_counter()
             try:
                 (event,) = self.worker.ask("turn", self.limit_s, name=name)
             except WorkerError as error:
                 raise dataclasses.replace(error, variant=error.variant or name) from error
             answered_s = time.perf_counter()
-            queued_s = self.worker.queued_s() - before_s
+            queued = self.worker.queued().since(before)
         turn = Turn.of(event)
-        self.watch.add(turn, asked_s, answered_s, queued_s)
-        return turn
+        return dataclasses.replace(turn, late_s=self.watch.add(turn, asked_s, answered_s, queued))
 
 
 @dataclass(frozen=True)

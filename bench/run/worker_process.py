@@ -21,6 +21,7 @@ from typing import Any, Protocol, Self
 from bench.machine import interference
 from bench.plan import own_model as given
 from bench.records.schema import Status
+from bench.run.clock_check import Queued
 
 ROOT = Path(__file__).parent.parent.parent
 Event = dict[str, Any]
@@ -148,7 +149,7 @@ class Worker:
     forks: Forks | None = None
     _lines: queue.Queue[str | None] = field(default_factory=queue.Queue, init=False)
     _guard: subprocess.Popen[bytes] | None = field(default=None, init=False)
-    _tasks: tuple[str, ...] = field(default=(), init=False)
+    _own_tasks: tuple[str, ...] = field(default=(), init=False)
 
     def __enter__(self) -> Self:
         """Start the process and wait until it is up."""
@@ -169,8 +170,8 @@ class Worker:
             self._guard = guard(self._child.pid)
             reader = threading.Thread(target=self._read, daemon=True)
             reader.start()
-            first, ours, own = self._child.pid, os.getpid(), (reader.native_id, threading.get_native_id())
-            self._tasks = (f"{first}/task/{first}", *(f"{ours}/task/{thread}" for thread in own))
+            own = (reader.native_id, threading.get_native_id())
+            self._own_tasks = tuple(f"{os.getpid()}/task/{thread}" for thread in own)
             threading.Thread(target=self._watch, args=(reader,), daemon=True).start()
             self._greet(self._next(START_LIMIT_S, "start"))
         except BaseException:
@@ -228,13 +229,13 @@ class Worker:
         with contextlib.suppress(OSError):
             os.killpg(self._child.pid, signal.SIGCONT)
 
-    def queued_s(self) -> float:
-        """Return the seconds that those who pass requests and answers on were ready but had no core so far.
+    def queued(self) -> Queued:
+        """Return how long the threads that pass on requests and answers were ready but had no core so far.
 
-        They are the first thread of the process, which also makes the calls, and two threads of this one. The kernel
-        counts it, and no variant can make it larger without really waiting.
+        They are two threads of this process, and the first one of the worker, which also makes the calls.
         """
-        return interference.queued_s(self._tasks)
+        pid = self._child.pid
+        return Queued(interference.queued_s(self._own_tasks), interference.queued_s((f"{pid}/task/{pid}",)))
 
     def ask(self, request: str, limit_s: float, **fields: Any) -> Iterator[Event]:
         """Send a request and yield its events until it is done.

@@ -135,6 +135,7 @@ class _Pass:
     blocks: dict[str, Block]
     delays_s: tuple[float | None, ...]
     switches: tuple[int | None, ...]
+    late_s: float
     started: Reading
     ended: Reading
     word_ns: float | None
@@ -169,14 +170,15 @@ def _stretch(
         delays_s = tuple(turn.delay_s for turn in turns.values())
         before_ns, word_ns = word_ns, None if cores is None else cores.look()
         given_up = tuple(turn.switches for turn in turns.values())
-        taken.append(_Pass(blocks, delays_s, given_up, started, after, _longer(before_ns, word_ns)))
+        late_s = max(turn.late_s for turn in turns.values())
+        taken.append(_Pass(blocks, delays_s, given_up, late_s, started, after, _longer(before_ns, word_ns)))
     beside = interference.judge(before, after, device)
     for found in taken:
         timed_s = sum(block.timed_s for block in found.blocks.values())
         switches = _total(found.switches)
         far = "" if cores is None else cores.far(found.word_ns)
         alone = interference.of_round(
-            beside, _total(found.delays_s), None if switches is None else int(switches), timed_s, far
+            beside, _total(found.delays_s), None if switches is None else int(switches), timed_s, far, found.late_s
         )
         wall_s = found.ended.wall_s - found.started.wall_s
         taken_round = Round(0, found.blocks, wall_s, beside=alone, order=tuple(found.blocks), word_ns=found.word_ns)

@@ -118,7 +118,7 @@ def take_turn(subject: Subject, calls: int, device: str, counter: EnergyCounter 
         cpu_to_s=_cpu_s(),
         delay_s=interference.longest_delay_s(delays, after),
         switches=None if switches is None or switched is None else switched - switches,
-        queued_s=interference.queued_s(OWN) - queued_s,
+        queued_s=interference.since(queued_s, interference.queued_s(OWN)),
     )
 
 

@@ -69,30 +69,43 @@ def _out_of_memory() -> None:
     raise MemoryError(msg)
 
 
-def _lie(share_of_wall: float, share_of_calls: float) -> None:
-    """Have the process tell of its turns in other lengths than they have."""
+def _lie(forge: Any) -> None:
+    """Have the process tell of its turns otherwise than they were."""
     requests = sys.modules["bench.worker.server"].REQUESTS
     honest = requests["turn"]
 
     def lying(request: Any, emit: Any) -> None:
-        def forged(event: str, **fields: Any) -> None:
-            block = fields["block"]
-            told = fields | {name: fields[name] * share_of_wall for name in ("wall_s", "warm_s")}
-            emit(
-                event, **told | {"block": block | {"calls_s": [share_of_calls * call_s for call_s in block["calls_s"]]}}
-            )
-
-        honest(request, forged)
+        honest(request, lambda event, **fields: emit(event, **forge(fields)))
 
     requests["turn"] = lying
 
 
+def _shortened(fields: dict[str, Any], share_of_wall: float, share_of_calls: float) -> dict[str, Any]:
+    """Return the fields of a turn of other lengths than it had."""
+    block = fields["block"] | {"calls_s": [share_of_calls * call_s for call_s in fields["block"]["calls_s"]]}
+    return fields | {name: fields[name] * share_of_wall for name in ("wall_s", "warm_s")} | {"block": block}
+
+
 def _slow_clock() -> None:
-    _lie(0.25, 0.25)
+    _lie(lambda fields: _shortened(fields, 0.25, 0.25))
 
 
 def _forged() -> None:
-    _lie(1.0, 0.5)
+    _lie(lambda fields: _shortened(fields, 1.0, 0.5))
+
+
+def _buy_waits() -> None:
+    """Share a core with a process of its own, and leave out of its turns what it waited for that one."""
+    os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+    if os.fork() == 0:
+        while True:
+            pass
+
+    def forge(fields: dict[str, Any]) -> dict[str, Any]:
+        share = 1 - fields["queued_s"] / fields["wall_s"]
+        return _shortened(fields, share, share) | {"queued_s": 0.0}
+
+    _lie(forge)
 
 
 ENDINGS = {"exits": _exit, "segfaults": _segfault, "hangs": _hang, "out-of-memory": _out_of_memory}
@@ -128,6 +141,7 @@ PLANTS = {f"{name}-{when}": _planted(caller, act) for caller, when in WHEN.items
 PLANTS |= {
     "slow-clock": _planted("take_turn", _once(_slow_clock)),
     "forged-samples": _planted("take_turn", _once(_forged)),
+    "bought-waits": _planted("take_turn", _once(_buy_waits)),
     "spinning": Spinning,
     "wrong": GateOrder,
 }
