@@ -263,6 +263,34 @@ def test_a_long_sequence_has_no_graph(graphs, monkeypatch):
     assert sum(graphs.state().plain.values()) == 2
 
 
+@pytest.mark.parametrize("moved", ["gates", "cells"])
+def test_saved_memory_in_another_order_is_read_by_another_graph(graphs, memory, moved):
+    """A hook that puts what was saved into another order, on the same memory, never meets the graph of the first."""
+    theirs, ours, features = nn.LSTM(3, 4), LSTM(3, 4, implementation="cell"), {"gates": 16, "cells": 4}[moved]
+    ours.load_state_dict(theirs.state_dict())
+    x, grad = torch.randn(5, 2, 3), torch.randn(5, 2, 4)
+    expected = torch.autograd.grad(theirs(x)[0], list(theirs.parameters()), grad)
+
+    def batch_first(value: Tensor) -> Tensor:
+        if value.shape != (5, 2, 1, features):
+            return value
+        copy = value.clone()
+        other = value.as_strided(value.shape, copy.transpose(0, 1).contiguous().transpose(0, 1).stride())
+        assert other.data_ptr() == value.data_ptr()
+        assert other.stride() != value.stride()
+        return other.copy_(copy)
+
+    for captured, unpack in ((2, lambda value: value), (3, batch_first)):
+        for _ in range(SIGHTINGS + 2):
+            memory.begin()
+            with torch.autograd.graph.saved_tensors_hooks(lambda value: value, unpack):
+                output, _ = ours(x)
+            found = torch.autograd.grad(output, list(ours.parameters()), grad)
+            for one, other in zip(found, expected, strict=True):
+                torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+        assert graphs.state().captured == captured
+
+
 @pytest.mark.usefixtures("graphs")
 def test_saved_tensors_of_another_form_are_refused():
     """A hook that gives back less memory would have kernels read beyond it."""

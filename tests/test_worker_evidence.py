@@ -243,7 +243,15 @@ def test_a_trace_with_cuda_kernels_names_the_kernels():
         (CUDA_TRACE, "LSTM ran in cuDNN, persistent kernels"),
         (
             [*(e for e in CUDA_TRACE if "ersist" not in str(e["name"])), *(event("gemm", "kernel", 90),) * 3],
-            "LSTM ran in cuDNN, no persistent kernels: gemm",
+            "LSTM ran in cuDNN, no persistent kernels recognised: gemm",
+        ),
+        (
+            [
+                *(e for e in CUDA_TRACE if "ersist" not in str(e["name"])),
+                event("smallH", "kernel", 500),
+                *(event("smallH of one step", "kernel", 90),) * 3,
+            ],
+            "LSTM ran in cuDNN, no persistent kernels recognised: smallH",
         ),
         (
             [
@@ -258,7 +266,7 @@ def test_a_trace_with_cuda_kernels_names_the_kernels():
             "cuDNN declined the LSTM: ATen's own ran",
         ),
     ],
-    ids=["persistent", "not persistent", "by launches", "declined"],
+    ids=["persistent", "not persistent", "a decoder in a loop", "by launches", "declined"],
 )
 def test_what_cudnn_did_is_told(trace, words):
     """Return whether it took the LSTM, and with which kind of kernels."""

@@ -23,6 +23,7 @@ from kernels.common.cudnn_precision import lstm_precision
 from kernels.cpu import shortlist
 from kernels.dispatch import MODULES, VENDORS, Choice
 from kernels.gpu import graph_cache
+from kernels.tools.cudnn_kernels import named_persistent, once_a_step, without_torchs_own
 from seq2seq.execution import tuning
 from seq2seq.execution.variant import Variant
 from seq2seq.runtimes.runtime import Runtime
@@ -268,15 +269,15 @@ def _lstm_words(
 
 def _cudnn_words(kernels: Mapping[str, int], workload: Workload) -> str:
     """Say whether cuDNN ran persistent kernels, by their name or, whatever they are called, by their launches."""
-    if any("persist" in name.lower() for name in kernels):
+    if named_persistent(kernels):
         return "persistent kernels"
-    # Heaviest first; torch's own kernels around the LSTM say nothing about it.
-    theirs = {name: count for name, count in kernels.items() if "at::native" not in name}
-    shown = f": {next(iter(theirs))[:80]}" if theirs else ""
+    # Heaviest first.
+    shown = "".join(f": {name[:80]}" for name in itertools.islice(without_torchs_own(kernels), 1))
     steps = min(workload.source_steps, workload.target_steps or workload.source_steps)
-    if theirs and max(theirs.values()) < steps:
+    if not once_a_step(kernels, steps):
         return f"all steps in one launch, as no kernel ran once a step{shown}"
-    return f"no persistent kernels{shown}"
+    # Not that there are none: a decoder that loops over its steps launches even a persistent kernel once a step.
+    return f"no persistent kernels recognised{shown}"
 
 
 def _attention_words(seen: Observation) -> str:

@@ -123,7 +123,9 @@ def forward_kernel(  # noqa: C901 - branches at compile time
             b_out = tl.where(valid, b_h, 0.0).to(DTYPE)
             tl.store(p_output + o_output + o_h[None, :], b_out, mask=inside)
         if p_gates is not None:
-            # Evicted first (.cs): the backward pass reads them once, and what the programs exchange should stay.
+            # Evicted first (.cs): nothing reads either before the backward pass, and what the programs exchange should
+            # stay. That pass reads gates once. It reads cells in two turns that follow each other; its first read is a
+            # plain load, which keeps them for the second whatever this store did.
             o_gates = time * stride_gates_t + o_b[:, None] * stride_gates_b + direction * stride_gates_d + o_h[None, :]
             tl.store(p_gates + o_gates, b_i.to(DTYPE), mask=inside, cache_modifier=".cs")
             tl.store(p_gates + o_gates + H, b_f.to(DTYPE), mask=inside, cache_modifier=".cs")

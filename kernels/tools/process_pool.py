@@ -32,7 +32,7 @@ class WorkOutcome:
         value: what the work returned when `ok`.
         reason: one line when not `ok`.
         took_s: wall clock, compilation included.
-        at: part of the work that was begun last; empty where the work names none.
+        at: part that the work was at when it ended; empty outside of any part.
     """
 
     item: Any
@@ -48,7 +48,7 @@ _TOLD: list[Callable[[str], None]] = []
 
 
 def at(part: str) -> None:
-    """Say which part of its work this child begins; the time limit begins anew."""
+    """Say which part of its work this child begins, or by `""` that a part has ended; the time limit begins anew."""
     for told in _TOLD:
         told(part)
 

@@ -220,14 +220,15 @@ def _shape(sizes: Sizes, kind: str, options: argparse.Namespace, checks: Pool, c
 def timed(job: Job, clocks: Pool) -> MeasuredShape | None:
     """Time a job, without what hangs or breaks in it, however many parts that is; None where nothing is left to time.
 
-    A part that fails is known by its name, so each costs one limit, and whatever is right is timed in the end.
+    A part that fails is known by its name, and whatever is right is timed in the end. Each failure costs at most one
+    limit, and what was timed until then, as all other parts are timed again from the start.
     """
     while True:
         (outcome,) = clocks.run([job])
         if outcome.status == "ok":
             found: MeasuredShape = outcome.value
             return found
-        what = f"{job.sizes} {job.phase}: {outcome.at or 'before any part'}: {outcome.reason}"
+        what = f"{job.sizes} {job.phase}: {outcome.at or 'outside of any part'}: {outcome.reason}"
         left = job.without(outcome.at, outcome.reason)
         if left is None:
             print(f"NOT TIMED: {what}", flush=True)

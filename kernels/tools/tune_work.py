@@ -94,7 +94,9 @@ def _measured(job: Job, clock: Clock) -> MeasuredShape:
     """The entry of a job, with precisions set."""
     sizes = job.sizes
     calls = {f"{OURS} {number}": call for number, call in enumerate(_ours(job))}
+    at(AROUND)
     calls[AROUND] = _around(sizes, job.phase)
+    at("")
     padded = -(-sizes.batch // 8) * 8
     vendors = {"vendor": (sizes.dtype, sizes.batch, "vendor")}
     if padded_vendor.changes(sizes.hidden, sizes.hidden, sizes.batch, directions=sizes.directions):
@@ -111,6 +113,7 @@ def _measured(job: Job, clock: Clock) -> MeasuredShape:
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
             text = f"torch's own LSTM in {str(dtype).removeprefix('torch.')}: {reason}"
             job = dataclasses.replace(job, wrong=(*job.wrong, text))
+    at("")
     return _with_modules(job, evaluate(job, calls, clock), clock)
 
 
@@ -133,6 +136,7 @@ def _with_modules(job: Job, entry: MeasuredShape, clock: Clock) -> MeasuredShape
                 entry = dataclasses.replace(entry, wrong=(*entry.wrong, f"kernels.LSTM({name!r}) as called: {reason}"))
         told = functools.partial(_at, prefix=f"{MODULE} ")
         times = interleave(calls, clock, rounds=job.rounds, seed=job.seed, told=told)
+    at("")
     for name, values in times.items():
         if len(values) == job.rounds:
             low, middle, high = quartiles(values)
@@ -161,6 +165,7 @@ def _tried(call: Call) -> Call:
 def evaluate(job: Job, calls: dict[str, Call], clock: Clock) -> MeasuredShape:
     """Time calls, the candidates' named `ours 0` and so on in their order, and keep the best of each kernel."""
     times = interleave(calls, clock, rounds=job.rounds, seed=job.seed, told=at)
+    at("")
     kernels: dict[str, Timing] = {}
     medians_s: dict[str, float] = {}
     for number, candidate in enumerate(job.candidates):

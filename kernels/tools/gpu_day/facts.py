@@ -27,6 +27,7 @@ from ...gpu import cell, graph_cache
 from ...host.output import run_command
 from ...host.usage import Parser
 from ...lstm import LSTM
+from ..cudnn_kernels import named_persistent, once_a_step
 from ..problems import DEVICE, Sizes, errors_forward, limit
 from . import json_lines
 
@@ -244,7 +245,7 @@ def _kernels(
 ) -> dict[str, Any]:
     """Profile calls of an LSTM; what ran, heaviest first, and the time of a call on the device's clock.
 
-    A recurrence runs persistent kernels when one of them says so by its name, or when no kernel runs once a step.
+    A recurrence runs persistent kernels if the name of one says so, or if no kernel but torch's own runs once a step.
     """
     lstm = made(hidden, hidden).to(DEVICE, dtype)
     x = torch.randn(steps, batch, hidden, device=DEVICE, dtype=dtype, requires_grad=phase == "training")
@@ -280,8 +281,8 @@ def _kernels(
                 times.most_common(SHOWN_KERNELS)]  # fmt: skip
     gaps, shown = gaps_us(spans), {one["name"] for one in heaviest}
     return {
-        "persistent": any("persist" in name.lower() for name in times),
-        "once a step": max(counts.values(), default=0) >= CALLS * steps,
+        "persistent": named_persistent(counts),
+        "once a step": once_a_step(counts, CALLS * steps),
         "us": round(sum(times.values()) / CALLS, 1),
         "gap us": {name: gap for name, gap in gaps.items() if name in shown},
         "kernels": heaviest,
