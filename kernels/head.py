@@ -5,7 +5,7 @@ It reads a quarter of the weights that torch.nn.Linear reads, and yet the larges
 
 from __future__ import annotations
 
-from numbers import Integral
+import operator
 from typing import Any
 
 import torch
@@ -46,6 +46,7 @@ class ShortlistHead(nn.Linear):
     """
 
     refined: int = 0
+    _exact: int = 1
 
     def __init__(
         self,
@@ -67,10 +68,14 @@ class ShortlistHead(nn.Linear):
 
     @exact.setter
     def exact(self, value: int) -> None:
-        if not isinstance(value, Integral) or value < 1:
+        try:
+            number = operator.index(value)
+        except TypeError:  # a float, say
+            number = 0
+        if number < 1:
             msg = f"exact is {value!r}, expected an integer of at least 1, the outputs of a row that have to be exact"
             raise ValueError(msg)
-        self._exact = int(value)
+        self._exact = number
 
     @classmethod
     def of(cls, linear: nn.Linear, exact: int = 1) -> ShortlistHead:
