@@ -13,9 +13,13 @@ import torch
 
 from kernels.cpu import build, fused, inference, layer, packing, shortlist, teams
 
+FLAGS = build.cpu_flags().split()
+#: Whether AVX2 is not what this machine's own build has.
+_NARROWER = "avx2" in FLAGS and "avx512f" in FLAGS
+
 
 def _usable(target: str) -> bool:
-    return platform.machine() == "x86_64" and (target != "-march=x86-64-v3" or "avx2" in build.cpu_flags())
+    return platform.machine() == "x86_64" and (target != "-march=x86-64-v3" or _NARROWER)
 
 
 #: Builds for tests alone are optimised less, since a whole one takes 12 s to compile.
@@ -32,12 +36,14 @@ if "avx512_bf16" in build.cpu_flags():
 KEPT = [(target, storage) for target in FEWER_BITS for storage in ("bf16", "int8")]
 _TILED = [TILES, *([build.NATIVE] if "amx_bf16" in build.cpu_flags() else [])]
 KEPT += [(target, "split") for target in FEWER_BITS if target in _TILED]
-#: Builds of the head: for this machine, for AVX2, with VNNI's products in plain C++, and for AVX-512 without VNNI.
+#: Builds of the head: for this machine, for AVX2, for AVX-512 without VNNI, and with VNNI's products in plain C++.
 HEADS = [build.NATIVE]
-if "avx2" in build.cpu_flags().split():
-    HEADS += ["-march=x86-64-v3", "-march=x86-64-v3 -DEMULATED_VNNI"]
-if "avx512bw" in build.cpu_flags().split():
+if _NARROWER:
+    HEADS.append("-march=x86-64-v3")
+if "avx512bw" in FLAGS:
     HEADS.append("-march=x86-64-v4")
+if "avx2" in FLAGS and "avx512_vnni" not in FLAGS:
+    HEADS.append("-march=x86-64-v3 -DEMULATED_VNNI")
 
 
 @functools.cache
