@@ -21,7 +21,7 @@ except ImportError:
     pass  # The modules that need it skip themselves.
 else:
     # A first call compiles or allocates, so one example may take far longer than the next: no deadline.
-    settings.register_profile("project", deadline=None, max_examples=20, print_blob=True)
+    settings.register_profile("project", deadline=None, max_examples=10, print_blob=True)
     settings.load_profile("project")
 
 

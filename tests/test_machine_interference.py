@@ -183,7 +183,8 @@ def test_waiting_for_a_core_is_counted():
     # Two processes share one core, so about half of the time is waited for; more where others want it too.
     assert delay_s > 0.1
     assert abs(delay_s - without_core_s) < 0.1
-    assert abs(delay_s - queued_s) < 0.01
+    # Both are of the same account, but read apart, and the other process may have its turn between the two.
+    assert abs(delay_s - queued_s) < 0.1
     assert lost > 5
     assert interference.queued_s(["no/such/thread"]) is None
     assert interference.queued_s(["thread-self", "no/such/thread"]) is None

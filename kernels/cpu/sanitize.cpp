@@ -146,7 +146,7 @@ int main() {
     const int64_t sizes[][3] = {{130, 3, 3}, {9, 1, 70}, {130, 1, 66}, {521, 2, 2}};
     for (const auto& [hidden, batch, steps] : sizes)
         for (int64_t threads : {1, 3})
-            for (int mode = 0; mode < 8; mode += hidden > 500 ? 7 : 1, ++runs) {
+            for (int mode = 0; mode < 8; mode += hidden > 500 ? 7 : 3, ++runs) {
                 const int kept = hidden > 500 ? INT8 : storages[runs % storages.size()];
                 if (run(batch, steps, hidden, threads, mode & 1, mode & 2, mode & 4, kept) &&
                     run_layers(batch, steps, hidden, threads, mode & 1, mode & 4, kept)) continue;
