@@ -169,7 +169,7 @@ def _refusal(h: Tensor, weight: Tensor, bias: Tensor | None) -> str | None:
 
 
 def _misfit(h: Tensor, weight: Tensor, bias: Tensor | None) -> str | None:
-    """Which shape does not fit, if one does not. Parameters may have been replaced since the head was made."""
+    """Name the shape that does not fit, if one does not: parameters may have been replaced since the head was made."""
     if weight.dim() != 2:  # noqa: PLR2004
         return f"weight has shape {tuple(weight.shape)}, expected (out_features, in_features)"
     if bias is not None and bias.shape != weight.shape[:1]:

@@ -188,7 +188,7 @@ def test_a_defect_planted_in_products_of_avx2_is_seen(
 def test_tiles_are_used_only_once_they_were_proved_right(
     name: str, instructions: str, defects: Path, tmp_path: Path, programs: KernelPrograms
 ) -> None:
-    """Where tiles multiply wrongly, or the system refuses them, the vectors run, are right, and it is said why."""
+    """Vectors run, are right and say why where tiles multiply wrongly or the system refuses them."""
     code = f"\nif fused.instructions('bf16') != {instructions!r}:\n    sys.exit(9)\n"
     right = 6 if "failed" in instructions else 0
     assert programs.run_planted(_PROBE + code + _REFUSED, tmp_path, defects, name, TILES) == right

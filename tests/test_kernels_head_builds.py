@@ -57,7 +57,7 @@ def _close_by_h() -> tuple[ShortlistHead, Tensor]:
 
 
 def test_what_rounding_of_h_leaves_is_in_the_bound() -> None:
-    """What h's integers cannot tell apart is computed in float32."""
+    """Outputs that h's integers cannot tell apart are computed in float32."""
     head, h = _close_by_h()
     check(head, h)
     assert head.refined > head.exact

@@ -542,7 +542,7 @@ def test_a_doubtful_row_has_no_star(doubt: dict[str, Any]) -> None:
 
 
 def test_a_winner_by_a_margin_that_is_imprecise_is_still_named() -> None:
-    """Who is first was decided inside rounds; by how much is marked. Without such ratios nothing was decided."""
+    """Ratios inside rounds decide who is first; by how much is marked. Without such ratios nothing was decided."""
     rival = {"vs_best": 0.73, "vs_best_lo": 0.65, "vs_best_hi": 0.86}
     wide = ran("cpu-fused", 8.1, standing="best", interval_wide=True)
     (group,) = groups([unit(standing="slower"), wide, ran("onnxruntime", 6.0, standing="slower", **rival)])

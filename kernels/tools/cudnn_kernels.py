@@ -1,4 +1,4 @@
-"""Whether torch's own LSTM ran cuDNN's persistent kernels, as far as the kernels of a profile tell.
+"""Tell whether torch's own LSTM ran cuDNN's persistent kernels, as far as the kernels of a profile show.
 
 The names are cuDNN's own affair, so launches are counted too: a kernel for all steps is launched once a call, the
 others once a step or more often.

@@ -321,7 +321,7 @@ def _next_times(entries: Sequence[tuple[str, table.MeasuredShape]], gpu: Mapping
 
 
 def _next_facts(work: Path) -> Iterator[str]:
-    """What the machine said that asks for something to be done."""
+    """Pick what the machine said that asks for something to be done."""
     for name, value in _facts(work).items():
         if GROWS in str(value):
             yield f"{name}: torch keeps memory of dropped graphs ({_short(str(value))}): hold fewer, or drop none"
