@@ -45,6 +45,27 @@ inline bool projects_in_step(int64_t batch, int64_t features, bool by_rows, int6
     return rows >= ROWS && features <= 2 * rows;
 }
 
+// Whether the batch is one sequence, of which threads share out the units, and its projection is not done yet.
+inline bool is_one_sequence(int64_t batch, int64_t hidden, int64_t features, bool by_rows, int64_t threads) {
+    return batch == 1 && features >= 0 && hidden > 0 && (!by_rows || threads == 1);
+}
+// And one that neither ends early nor begins anew, of which nothing is kept for gradients.
+inline bool is_one_whole_sequence(const Forward* a, int64_t threads) {
+    return is_one_sequence(a->batch, a->hidden, a->features, a->by_rows, threads) && !a->lengths && !a->resets && !a->gates &&
+           !a->cells;
+}
+
+// The state of one sequence before its first step and after its last, of `count` units from `first` on: c begins, h ends.
+inline void begin_cells(const Forward* a, int64_t first, int64_t count) {
+    if (count > 0 && !a->c0) std::memset(a->c_n + first, 0, 4 * count);
+    else if (count > 0 && a->c0 != a->c_n) std::memcpy(a->c_n + first, a->c0 + first, 4 * count);
+}
+// `last` is null without steps and without h0. h_n may be the memory of h0, which is read in the first step alone.
+inline void end_hidden(const Forward* a, const float* last, int64_t first, int64_t count) {
+    if (count > 0 && !last) std::memset(a->h_n + first, 0, 4 * count);
+    else if (count > 0 && last != a->h_n) std::memcpy(a->h_n + first, last + first, 4 * count);
+}
+
 // Pieces of at most so many rows, as equal as can be: 32 by 6 are 6 + 6 + 5 + 5 + 5 + 5, and no last one of 2.
 class Pieces {
     int64_t least, larger;

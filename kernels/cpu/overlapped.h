@@ -143,14 +143,8 @@ class OverlappedWalk {
     }
 
 public:
-    // Whether a team walks so where no sequence ends early or begins anew, and nothing is kept for gradients.
-    static bool serves(int64_t batch, int64_t hidden, int64_t features, bool by_rows, int64_t threads) {
-        return batch == 1 && features >= 0 && hidden > 0 && (!by_rows || threads == 1);
-    }
-    static bool serves(const Forward* a, int64_t threads) {
-        return serves(a->batch, a->hidden, a->features, a->by_rows, threads) && !a->lengths && !a->resets && !a->gates &&
-               !a->cells;
-    }
+    // Whether a matrix of so many units can be walked through so.
+    static bool serves(int64_t) { return true; }
 
     // Of each thread: h of a step, the input of the steps ahead, and what is projected.
     static Room room(int64_t hidden, int64_t features, int64_t threads) {
@@ -168,9 +162,8 @@ public:
     // In a function of its own, since the frames of all types together would be too large for a small stack.
     __attribute__((noinline)) void run() const {
         const int64_t hidden = a->hidden, count = own.end - own.first, groups = Recurrent::groups(hidden);
-        const int64_t first = own.first * LANES, bytes = 4 * (std::min(own.end * LANES, hidden) - first);
-        if (count > 0 && !a->c0) std::memset(a->c_n + first, 0, bytes);
-        else if (count > 0 && a->c0 != a->c_n) std::memcpy(a->c_n + first, a->c0 + first, bytes);
+        const int64_t first = own.first * LANES, units = std::min(own.end * LANES, hidden) - first;
+        begin_cells(a, first, units);
         const float* before = a->h0;
         float *after = a->scratch, *spare = a->scratch + hidden;
         for (int64_t s = 0; s < a->steps; ++s) {
@@ -202,9 +195,7 @@ public:
             before = after;
             std::swap(after, spare);
         }
-        // h_n may be the memory of h0, which is read in the first step alone.
-        if (count > 0 && !before) std::memset(a->h_n + first, 0, bytes);
-        else if (count > 0 && before != a->h_n) std::memcpy(a->h_n + first, before + first, bytes);
+        end_hidden(a, before, first, units);
     }
 };
 

@@ -43,7 +43,7 @@ inline Room room_of(int64_t kept, int64_t batch, int64_t steps, int64_t hidden, 
         {
             const Room room = vector_room<W>(batch, hidden, features, by_rows, threads);
             if constexpr (WALKS_ALONE<W>)
-                if (OneSequence<W>::serves(batch, hidden, features, by_rows, threads)) {
+                if (is_one_sequence(batch, hidden, features, by_rows, threads) && OneSequence<W>::serves(hidden)) {
                     const Room other = OneSequence<W>::room(hidden, features, threads);
                     return {std::max(room.shared, other.shared), std::max(room.own, other.own)};
                 }
@@ -75,7 +75,8 @@ inline bool needs_gates_input(int64_t kept, int64_t batch, int64_t hidden, int64
                               bool whole) {
     return with_way(kept, [=](auto way) {
         if constexpr (WALKS_ALONE<decltype(way)>)
-            if (whole && OneSequence<decltype(way)>::serves(batch, hidden, features, by_rows, threads)) return false;
+            if (whole && is_one_sequence(batch, hidden, features, by_rows, threads) && OneSequence<decltype(way)>::serves(hidden))
+                return false;
 #if defined(HAS_BYTE_TILES)
         if (std::is_same_v<typename decltype(way)::Recurrent, ByteTiles<1>> && BytePlan::serves(batch, by_rows, threads)) return false;
 #endif
@@ -100,7 +101,7 @@ inline void walk(const Forward* a, int64_t kept, const Lengths& lengths, Barrier
 #endif
         {
             if constexpr (WALKS_ALONE<W>)
-                if (OneSequence<W>::serves(a, threads))
+                if (is_one_whole_sequence(a, threads) && OneSequence<W>::serves(a->hidden))
                     return OneSequence<W>(a, barrier, own, thread, threads).run();
             vector_walk<W>(a, lengths, barrier, own, thread, threads);
         }
