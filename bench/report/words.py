@@ -206,16 +206,27 @@ def same_precision(group: RankedGroup, reference: Record) -> str:
     if not alike or alike[0].variant == REFERENCE:
         return f"In {reference.precision}, nothing is faster than the `reference`."
     best = alike[0]
+    rivals = [record for record in alike[1:] if not _slower(record, best)]
     # As for a winner (`RankedGroup.winner`): a wide interval alone leaves open by how much, not which.
-    if not doubts(best) or (doubts(best) == (WIDE,) and _first_by_ratios(alike)):
+    if not rivals and set(doubts(best)) <= {WIDE}:
         return f"In {reference.precision}, `{best.variant}` is fastest with {figure(best)}.{by_how_much([best])}"
-    return f"In {reference.precision}, `{best.variant}` leads with {figure(best)}, a doubtful figure."
+    if doubts(best):
+        return f"In {reference.precision}, `{best.variant}` leads with {figure(best)}, a doubtful figure."
+    named = [f"`{record.variant}`{_in_brackets(record)}" for record in (best, *rivals)]
+    return f"In {reference.precision}, the fastest is {listed(named, 'or')}: the run does not show which."
 
 
-def _first_by_ratios(records: Sequence[Record]) -> bool:
-    """Return whether ratios formed inside rounds put the first of them ahead of all others."""
-    lowest, others = records[0].vs_best_lo, [record.vs_best_hi for record in records[1:]]
-    return lowest is not None and all(highest is not None and highest < lowest for highest in others)
+def _slower(record: Record, best: Record) -> bool:
+    """Return whether a record is surely slower than another: by the ratios of both to the fastest, inside rounds.
+
+    Runs of earlier releases have no such ratios: there the intervals of the speedups decide, unless one is too wide.
+    """
+    if best.vs_best_lo is not None and record.vs_best_hi is not None:
+        return record.vs_best_hi < best.vs_best_lo
+    if best.vs_best_lo is not None or best.interval_wide or best.speedup_lo is None:
+        return False
+    highest = 1.0 if record.variant == REFERENCE else record.speedup_hi
+    return highest is not None and highest < best.speedup_lo
 
 
 def by_how_much(records: Sequence[Record]) -> str:
