@@ -187,7 +187,7 @@ def _add_ab(command: argparse.ArgumentParser) -> None:
     )
     comparing.add_margin(command)
     add("--out", type=Path, metavar="DIR", help="new folder for the run (default: results/runs/TIME-ab)")
-    _add_device(command)
+    _add_device(command, "device (default: cpu)")
 
 
 def _add_block(command: argparse.ArgumentParser) -> None:
@@ -342,8 +342,8 @@ def _add_own_model(command: argparse.ArgumentParser) -> None:
     )
 
 
-def _add_device(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--device", choices=("cpu", "cuda"), help="device instead of the suite's")
+def _add_device(command: argparse.ArgumentParser, what: str = "device instead of the suite's") -> None:
+    command.add_argument("--device", choices=("cpu", "cuda"), help=what)
     command.add_argument(
         "--plugin",
         action="append",

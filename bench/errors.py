@@ -14,4 +14,4 @@ def meant(word: str, names: Iterable[str]) -> str:
     """Advice for a name that does not exist: `did you mean 'seed'?`, or the names where none is near."""
     known = {name.lower(): name for name in names}
     near = [known[found] for found in difflib.get_close_matches(word.lower(), known)]
-    return f"did you mean {' or '.join(map(repr, near))}?" if near else f"there are {', '.join(known.values())}"
+    return f"did you mean {' or '.join(map(repr, near))}?" if near else f"choose from {', '.join(known.values())}"

@@ -251,6 +251,14 @@ def test_bad_options_are_one_line(words, said, capsys):
     assert said in line
 
 
+@pytest.mark.usefixtures("warm")
+def test_a_misspelt_variant_is_named_as_it_was_typed(tmp_path, capsys):
+    """The label of a side, which the user did not type, is not in the message."""
+    words = ["--variant", "onednm", "--threads", "1", "--out", str(tmp_path / "out")]
+    assert main(["ab", str(ROOT), str(ROOT), *words]) == 2
+    assert "no variant matches 'onednm'; did you mean 'onednn'?" in capsys.readouterr().err
+
+
 class Seats:
     """Stands in for `Seating`: keeps who would have sat where, and fails as it is told."""
 

@@ -253,7 +253,7 @@ def test_an_unknown_workload_or_variant_is_one_line():
         expanded(Selection(("seed",)), variants=("lop*",))
     with pytest.raises(UsageError, match=r"^no variant matches 'loop,onednn'; name each on its own: --variant A"):
         expanded(Selection(("seed",)), variants=("loop,onednn",))
-    with pytest.raises(UsageError, match=r"^no variant matches 'xyz'; there are reference, .*compile$"):
+    with pytest.raises(UsageError, match=r"^no variant matches 'xyz'; choose from reference, .*compile$"):
         expanded(Selection(("seed",)), variants=("xyz",))
 
 
@@ -261,7 +261,7 @@ def test_an_unknown_suite_is_one_line():
     """The line names the suite that is near, or every suite there is."""
     with pytest.raises(UsageError) as error:
         load_suite("quik")
-    assert str(error.value) == "no suite 'quik', nor a file that ends in .toml; did you mean 'quick'?"
+    assert str(error.value) == "no suite 'quik', and not the name of a .toml file; did you mean 'quick'?"
     with pytest.raises(UsageError) as error:
         load_suite("zzz")
     assert all(name in str(error.value) for name in suite_names())
@@ -317,7 +317,7 @@ BAD = {
     "empty workloads": (GOOD.replace('["seed"]', "[]"), "select"),
     "empty variants": (GOOD + "variants = []", "select"),
     "empty modes": (GOOD + "modes = []", "select"),
-    "unknown mode": (GOOD + 'modes = ["inference", "traning"]', "no mode 'traning': did you mean 'training'"),
+    "unknown mode": (GOOD + 'modes = ["inference", "traning"]', "no mode 'traning', did you mean 'training'"),
     "budget below 0": (GOOD.replace("[[select]]", "budget_s = -1\n[[select]]"), "budget_s is -1"),
     "budget that is not a number": (GOOD.replace("[[select]]", "budget_s = nan\n[[select]]"), "budget_s is nan"),
     "budget without end": (GOOD.replace("[[select]]", "budget_s = inf\n[[select]]"), "budget_s is inf"),

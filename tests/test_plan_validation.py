@@ -72,7 +72,7 @@ def test_bad_data_is_one_line_that_names_origin_and_field(data, named):
     ("data", "said"),
     [
         ({"title": "t", "tittle": "x"}, "f: unknown field 'tittle'; did you mean 'title'?"),
-        ({"title": "t", "zzz": "x"}, "f: unknown field 'zzz'; there are title, share, parts, words"),
+        ({"title": "t", "zzz": "x"}, "f: unknown field 'zzz'; choose from title, share, parts, words"),
         (
             {"title": "t", "parts": [{"size": 1, "sise": 2}]},
             "unknown field 'sise' of [[parts]] 1; did you mean 'size'?",

@@ -65,8 +65,8 @@ def test_what_bears_most_is_shipped_with_its_margin_and_needs(tmp_path, capsys):
     assert found.rivals[0].excess.low < 2 < found.rivals[0].excess.high
     assert main(["recommend", str(folder), "--objective", "load", "--latency-bound", "20ms"]) == 0
     text = " ".join(capsys.readouterr().out.split())
-    assert "sure to bear the highest load under the bound (2000 queries/s)" in text
-    assert "Next: onednn, which bears 50 % less [" in text
+    assert "sure to sustain the highest load under the bound (2000 queries/s)" in text
+    assert "Next: onednn, which sustains 50 % less [" in text
     assert "needs a C++ compiler (once)" in text
 
 
@@ -207,7 +207,7 @@ def test_a_plain_run_says_which_command_serves_it(tmp_path, capsys, words, told)
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        (["--workload", "other"], "has not served other"),
+        (["--workload", "other"], "has no serving records of other"),
         (["--calls", "100"], "leave it out"),
         (["--apply", "new.py"], "leave --objective out"),
     ],

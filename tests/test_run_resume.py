@@ -335,13 +335,14 @@ def test_torn_samples_are_mended(interrupted):
 
 
 def test_a_run_that_was_killed_at_its_start_may_begin_again(interrupted, capsys):
-    """Before environment.json there is nothing to resume, which is said, and the folder may be used."""
+    """Before environment.json there is nothing to resume, which is said, and the folder may be used if it is empty."""
     (interrupted / "environment.json").unlink()
-    assert "start a new one with --out" in refused(interrupted, capsys)
+    assert "name the folder of a run" in refused(interrupted, capsys)
     new = interrupted.parent / "new"
     new.mkdir()
     (new / durable.LOCK).write_text("12\n")
     (new / ".plan.json.12.new").write_text("{")
+    assert f"start one with --out {new}" in refused(new, capsys)
     assert command_line.main(["run", "--suite", "mine.toml", "--threads", "1", "--out", str(new)]) == 1
     assert cases_of(new) == PLANNED
 

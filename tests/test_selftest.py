@@ -241,7 +241,7 @@ def test_a_mode_needs_its_workload():
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["speed"], "no part 'speed': there are null, power, instrument, neighbour, carryover"),
+        (["speed"], "no part 'speed', choose from null, power, instrument, neighbour, carryover"),
         (["null", "--variant", "cudnn"], "cudnn cannot run seed here: "),
         (["null", "--workload", "nothing"], "no workload matches 'nothing'"),
     ],

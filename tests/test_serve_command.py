@@ -145,7 +145,7 @@ def test_the_table_has_energy_where_it_was_counted_and_says_what_to_distrust(cap
     command.show(Console(), [dataclasses.replace(record, energy_per_query_j=0.15, offline_qps=100.0)])
     told = " ".join(capsys.readouterr().out.split())
     assert "150 mJ" in told
-    assert "~ onednn on seed seems to bear 150 queries/s, but answers 100 when all are there at once" in told
+    assert "~ onednn on seed seems to sustain 150 queries/s, but answers 100 when all are there at once" in told
 
 
 def test_a_figure_without_an_interval_has_none():

@@ -128,7 +128,7 @@ def test_tests_that_are_too_short_are_found_out_by_the_offline_rate(tmp_path, mo
     monkeypatch.setattr(Asked, "search_s", lambda self, _: self.test_s)
     record = simulated(tmp_path, Bound(90, 0.15), seconds=1.0)
     assert record.qps > 1.3 * RIGHT_QPS
-    assert "fixed on seed seems to bear" in serving.beyond_offline(record)
+    assert "fixed on seed seems to sustain" in serving.beyond_offline(record)
 
 
 def test_a_load_to_be_distrusted_is_marked():
@@ -137,7 +137,7 @@ def test_a_load_to_be_distrusted_is_marked():
                           offline_qps=800.0, offline_qps_lo=780.0, offline_qps_hi=820.0)  # fmt: skip
     assert serving.load_text(shown) == "~1500 [1400, 1600]"
     told = serving.beyond_offline(shown)
-    assert "seems to bear 1500 [1400, 1600] queries/s, but answers 800 [780, 820] when all are there at once" in told
+    assert "seems to sustain 1500 [1400, 1600] queries/s, but answers 800 [780, 820] when all are there at once" in told
 
 
 @pytest.mark.parametrize(

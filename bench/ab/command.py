@@ -106,7 +106,8 @@ def _plan(side: Side, arguments: argparse.Namespace, settings: Settings) -> Plan
     try:
         return make_plan(suite, filters, dataclasses.replace(settings, home=side.home), build=True)
     except UsageError as error:
-        msg = f"{side.label} {side.word}: {error}"
+        # The user named a variant without the label of its side.
+        msg = f"{side.label} {side.word}: {str(error).replace(on('', side.name), '')}"
         raise UsageError(msg) from error
 
 

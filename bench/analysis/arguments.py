@@ -67,6 +67,6 @@ def _slower(text: str) -> float:
     """`slower:3%` as 0.03."""
     word, colon, number = text.partition(":")
     if word != "slower" or not colon:
-        msg = f"{text!r} is not slower: and a percentage, as slower:3%"
+        msg = f"{text!r} is not slower:PERCENT, such as slower:3%"
         raise argparse.ArgumentTypeError(msg)
     return share(number)

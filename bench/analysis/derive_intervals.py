@@ -241,8 +241,10 @@ def _line(sizes: Sequence[Size], rows: Sequence[CoverageRow]) -> str:
 def main() -> int:
     """Print how often intervals hold the truth."""
     grammar = Parser(prog="python -m bench.analysis.derive_intervals", description=(__doc__ or "").splitlines()[0])
-    grammar.add_argument("--runs", type=whole(), default=1000, help="synthetic runs a cell (default: 1000)")
-    grammar.add_argument("--seed", type=whole(0), default=0)
+    grammar.add_argument(
+        "--runs", type=whole(), default=1000, help="synthetic runs per cell of the table (default: 1000)"
+    )
+    grammar.add_argument("--seed", type=whole(0), default=0, help="seed of the runs (default: 0)")
     asked = grammar.parse_args()
     tail = (asked.runs, asked.seed)
     called = [(f"p{100 * share:.0f}, {name}", (name, share)) for share in SHARES for name in CALL_TIMES]

@@ -92,9 +92,9 @@ def measure(count: int, seed: int, device: str) -> tuple[Rows, Rows]:
 def main() -> int:
     """Print what separates right from wrong."""
     grammar = Parser(prog="python -m bench.gate.derive_tolerances", description=(__doc__ or "").splitlines()[0])
-    grammar.add_argument("--problems", type=whole(), default=25, help="how many problems (default: 25)")
-    grammar.add_argument("--seed", type=whole(0), default=0)
-    grammar.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
+    grammar.add_argument("--problems", type=whole(), default=25, help="random problems (default: 25)")
+    grammar.add_argument("--seed", type=whole(0), default=0, help="seed of the problems (default: 0)")
+    grammar.add_argument("--device", default="cpu", choices=("cpu", "cuda"), help="device (default: cpu)")
     arguments = grammar.parse_args()
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)

@@ -180,7 +180,7 @@ def load_suite(name: str) -> Suite:
         if name.endswith(".toml"):
             msg = f"no suite {name!r}; expected the path of a file that exists"
         else:
-            msg = f"no suite {name!r}, nor a file that ends in .toml; {meant(name, suite_names())}"
+            msg = f"no suite {name!r}, and not the name of a .toml file; {meant(name, suite_names())}"
         raise UsageError(msg)
     try:
         data = tomllib.loads(_text(path.read_bytes()))
@@ -227,7 +227,7 @@ def _check(suite: Suite, path: Path) -> None:
     ]
     for part in suite.select:
         unknown = set(part.modes) - set(MODES)
-        advice = "; ".join(f"no mode {mode!r}: {meant(mode, MODES)}" for mode in sorted(unknown))
+        advice = "; ".join(f"no mode {mode!r}, {meant(mode, MODES)}" for mode in sorted(unknown))
         problems.append((not unknown, advice))
         elsewhere = set(part.devices) - set(DEVICES)
         problems.append((not elsewhere, f"device {', '.join(sorted(elsewhere))} does not exist, expected cpu or cuda"))

@@ -133,8 +133,7 @@ def recommend(
             groups.setdefault(record.key.group, []).append(record)
     if not groups:
         there = ", ".join(dict.fromkeys(f"{record.workload} in {record.mode}" for record in run.records))
-        wanted = " in ".join(filter(None, (question.workload or "a case", question.mode)))
-        msg = f"{run.path} has not {wanted}; it has {there}"
+        msg = f"{run.path} has no case{question.scope}; it has {there}"
         raise UsageError(msg)
     if question.max_drop is not None and not any(getattr(r, "metric", None) is not None for r in run.records):
         msg = (

@@ -1,4 +1,4 @@
-"""The recommendation of `--objective load`: the variant that bears the highest load under a latency bound.
+"""The recommendation of `--objective load`: the variant that sustains the highest load under a latency bound.
 
 It is made from the searches of `bench serve`: each repeat ends between the highest load that held and the lowest above
 it that did not.
@@ -69,10 +69,10 @@ def read_served(path: Path, question: Question) -> ServedRun:
     if not records:
         # A folder that is no run either is refused by the reader.
         run = read_run(path)
-        msg = f"{path} has no serving records, which tell the highest load; measure them into it: "
+        msg = f"{path} has no serving records, which --objective load needs; measure them into it: "
         raise UsageError(msg + _command_for(run, question))
     if other := next((record for record in records if record.scenario != "server"), None):
-        msg = f"{path} was served in the scenario {other.scenario}, which searches for no highest load; measure with: "
+        msg = f"{path} was served in the scenario {other.scenario}, which finds no highest load; measure with: "
         raise UsageError(msg + "python -m bench serve --bound p99=20ms")
     plain = RecordedRun(path, (), 0, {}, read_environment(path))
     run = read_run(path) if (path / "records.jsonl").is_file() else plain
@@ -86,7 +86,7 @@ def read_served(path: Path, question: Question) -> ServedRun:
 def recommend_load(
     served: ServedRun, question: Question, needs: Mapping[str, Sequence[str]] | None = None
 ) -> tuple[Advice, ...]:
-    """Answer which variant of each workload bears the highest load under the bound.
+    """Answer which variant of each workload sustains the highest load under the bound.
 
     Without a bound in the question the one that was measured holds. Under another bound no load was searched for, so
     the answer is unclear, with what the tests saw and the command that measures it.
@@ -108,8 +108,7 @@ def recommend_load(
             groups.setdefault(GroupKey(record.workload, record.mode, record.device, record.threads), []).append(record)
     if not groups:
         there = ", ".join(dict.fromkeys(f"{record.workload} in {record.mode}" for record in served.records))
-        wanted = " in ".join(filter(None, (question.workload or "a case", question.mode)))
-        msg = f"{served.run.path} has not served {wanted}; it served {there}"
+        msg = f"{served.run.path} has no serving records{question.scope}; it has those of {there}"
         raise UsageError(msg)
     known = needs_of(served.run) if needs is None else needs
     return tuple(_Group(served, key, tuple(records), question, known).answer() for key, records in groups.items())

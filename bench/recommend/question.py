@@ -29,7 +29,7 @@ BEST = {
     Objective.THROUGHPUT: "to have the highest throughput",
     Objective.MEMORY: "it takes the least memory",
     Objective.COLD_START: "it starts soonest",
-    Objective.LOAD: "to bear the highest load under the bound",
+    Objective.LOAD: "to sustain the highest load under the bound",
 }
 #: Comparative of an objective, and what a multiple is a multiple of.
 WORSE = {
@@ -76,6 +76,12 @@ class Question:
     def asks_for(self, workload: str, mode: str) -> bool:
         """Return whether a group is asked about."""
         return self.mode in {None, mode} and self.workload in {None, workload}
+
+    @property
+    def scope(self) -> str:
+        """Return ` of WORKLOAD in MODE`, to follow a noun; without what the question leaves open."""
+        named = (("of", self.workload), ("in", self.mode))
+        return "".join(f" {word} {name}" for word, name in named if name)
 
     @property
     def bounds(self) -> tuple[str, ...]:

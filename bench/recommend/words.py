@@ -105,7 +105,7 @@ def _rivals(answer: Advice) -> str:
     if answer.verdict is Recommendation.UNCLEAR and rival.probability is not None:
         rival = max(answer.rivals, key=lambda other: other.probability or 0.0)
         return (
-            f"Against it: `{rival.variant}`, {sure(rival.probability)} to be it instead, which "
+            f"The likeliest alternative is `{rival.variant}`, {sure(rival.probability)} to be the best instead, which "
             f"{margin(rival.excess, answer.question.objective)}{_memory(rival)}."
         )
     return f"Next: `{rival.variant}`, which {margin(rival.excess, answer.question.objective)}{_memory(rival)}."
@@ -117,7 +117,7 @@ def margin(excess: Interval, objective: Objective) -> str:
         return _less(excess)
     worse, multiple = WORSE[objective]
     if not units.estimated(excess.low, excess.high):
-        return f"is {worse}, with {units.NO_ESTIMATE} of by how much"
+        return f"is {worse} ({units.NO_ESTIMATE} of how much)"
     alone = excess.low == excess.high
     if excess.value >= 2:  # noqa: PLR2004
         value, low, high = (units.ratio(found).removesuffix("x") for found in (excess.value, excess.low, excess.high))
@@ -127,11 +127,11 @@ def margin(excess: Interval, objective: Objective) -> str:
 
 
 def _less(excess: Interval) -> str:
-    """`bears 17 % less [5 %, 30 %]`, of a quotient of loads."""
+    """`sustains 17 % less [5 %, 30 %]`, of a quotient of loads."""
     if not units.estimated(excess.low, excess.high):
-        return f"bears less, with {units.NO_ESTIMATE} of by how much"
+        return f"sustains less ({units.NO_ESTIMATE} of how much)"
     value, low, high = (_percent(1 - 1 / end) for end in (excess.value, excess.low, excess.high))
-    return f"bears {value} less" + ("" if excess.low == excess.high else f" [{low}, {high}]")
+    return f"sustains {value} less" + ("" if excess.low == excess.high else f" [{low}, {high}]")
 
 
 def _percent(share: float) -> str:
@@ -151,7 +151,7 @@ def _alike(answer: Advice) -> str:
     if not others:
         return ""
     names = ", ".join(f"`{name}`" for name in others)
-    text = f"Cannot be told apart from it within {units.share(EQUIVALENT)}: {names}."
+    text = f"Within {units.share(EQUIVALENT)} it cannot be distinguished from {names}."
     if answer.cheapest in {None, answer.variant}:
         return f"{text} It is the cheapest of them to own."
     return f"{text} Cheapest to own: `{answer.cheapest}`{_why_cheap(answer)}."

@@ -237,7 +237,7 @@ def beyond_offline(record: ServingRecord) -> str:
     borne = _interval(record.qps, record.qps_lo, record.qps_hi)
     offline = _interval(record.offline_qps or most, record.offline_qps_lo, record.offline_qps_hi)
     return (
-        f"{record.variant} on {record.workload} seems to bear {borne} queries/s, but answers {offline} when all are "
+        f"{record.variant} on {record.workload} seems to sustain {borne} queries/s, but answers {offline} when all are "
         "there at once: one of the two is wrong, or smaller batches take less time a query; measure again with more "
         "--seconds"
     )

@@ -86,7 +86,7 @@ def _chart(workload: str, record: ServingRecord, curves: list[Curve]) -> CurveCh
 
 
 def table(folder: Path) -> Table | None:
-    """One row a variant, the one that bears most first; None where nothing was served."""
+    """One row a variant, the one that sustains the highest load first; None where nothing was served."""
     records = serving.read(folder)
     if not records:
         return None

@@ -19,6 +19,7 @@ from bench.plan import own_model
 from bench.plan.cases import Case, Suite, load_suite, overridden
 from bench.plan.identity import CaseKey
 from bench.plan.validation import validate
+from bench.records import durable
 from bench.records.folder import RunFolder
 from bench.run.worker_process import PLUGINS
 
@@ -85,7 +86,9 @@ def begun(path: Path) -> Begun:
         msg = f"{path} is not a folder; --resume takes the folder of a run that was interrupted"
         raise UsageError(msg)
     if not (path / "environment.json").is_file():
-        msg = f"{path} holds no run that was begun (environment.json is missing); start a new one with --out {path}"
+        unused = all(map(durable.is_bookkeeping, path.iterdir()))
+        advice = f"start one with --out {path}" if unused else "name the folder of a run, or start a new one"
+        msg = f"{path} holds no run that was begun (environment.json is missing); {advice}"
         raise UsageError(msg)
     facts, plan = _read(path / "environment.json"), _read(path / "plan.json")
     if isinstance(run := facts.get("run"), dict) and "hosts" in run:

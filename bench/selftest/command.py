@@ -58,7 +58,7 @@ def selftest(arguments: argparse.Namespace, command: str, cores: int) -> int:
     names: Sequence[str] = arguments.part or STANDARD
     unknown = [name for name in names if name not in PARTS]
     if unknown:
-        msg = "; ".join(f"no part {name!r}: {meant(name, PARTS)}" for name in unknown)
+        msg = "; ".join(f"no part {name!r}, {meant(name, PARTS)}" for name in unknown)
         raise UsageError(msg)
     options = options_of(arguments, cores)
     if set(names) != {"carryover"}:

@@ -131,6 +131,6 @@ def bound(text: str) -> Bound:
     except ValueError:
         percentile = 0.0
     if match is None or not 0 < percentile < 100:  # noqa: PLR2004 - percent
-        msg = f"{text!r} is not a percentile above p0 and below p100 and a time, as p99=20ms"
+        msg = f"{text!r} is not a percentile between p0 and p100 with a time, such as p99=20ms"
         raise argparse.ArgumentTypeError(msg)
     return Bound(percentile, time_with_unit(match[2]))

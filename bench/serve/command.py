@@ -98,7 +98,9 @@ def serve(arguments: argparse.Namespace, settings: Settings, command: str, cores
     show(console, records)
     _draw(console, folder.path)
     if asked.scenario == "server":
-        console.say(f"which bears most: python -m bench recommend {shlex.quote(str(folder.path))} --objective load")
+        console.say(
+            f"which sustains the most: python -m bench recommend {shlex.quote(str(folder.path))} --objective load"
+        )
     return EXIT_OK if {record.status for record in records} <= {Status.OK, Status.UNAVAILABLE} else EXIT_NOT_OK
 
 
@@ -214,7 +216,7 @@ def _folder(out: Path | None) -> RunFolder:
 
 
 def show(console: Console, records: Sequence[ServingRecord]) -> None:
-    """Print a row a variant, the one that bears most first."""
+    """Print a row a variant, the one that sustains the highest load first."""
     ordered = sorted(records, key=lambda found: (found.workload, -(found.qps or 0.0)))
     columns = ["workload", "variant", "queries/s", "latency at bound", "by our count", "one alone, p50", "offline/s"]
     columns += ["batch", "padding", "generator late, p99", "LoadGen"]

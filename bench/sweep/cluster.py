@@ -69,7 +69,7 @@ class RayCluster:
         """
         reach(self.address)
         if importlib.util.find_spec("ray") is None:
-            msg = "the package ray is missing, which reaches the nodes; pip install ray"
+            msg = "the package ray, which reaches the nodes, is missing; pip install ray"
             raise UsageError(msg)
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         import ray  # noqa: PLC0415 - optional, and slow to import

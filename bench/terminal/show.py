@@ -59,7 +59,11 @@ def _list_against(run: RecordedRun, against: str, pattern: str | None, console: 
     """Print the list with speedups over any variant, from the rounds in which both took turns."""
     measured = sorted({record.variant for record in run.records if record.status is Status.OK})
     if pattern is not None or against not in measured:
-        what = f"lists all cases, so leave out {pattern!r}" if pattern is not None else meant(against, measured)
+        what = (
+            f"lists all cases, so leave out {pattern!r}"
+            if pattern is not None
+            else f"not measured in this run; {meant(against, measured)}"
+        )
         msg = f"--against {against}: {what}"
         raise UsageError(msg)
     rows = []

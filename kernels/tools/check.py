@@ -111,11 +111,15 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--device", choices=("cuda", "cpu"), default="cuda", help="cpu: tiny sizes in Triton's interpreter"
     )
-    parser.add_argument("--timeout", type=seconds, default=90.0, help="seconds for one item, compilation included")
+    parser.add_argument(
+        "--timeout", type=seconds, default=90.0, help="seconds for one item, compilation included (default: 90)"
+    )
     parser.add_argument(
         "--most", type=whole(), default=4, help="most configurations of a kernel for one problem (default: %(default)s)"
     )
-    parser.add_argument("--jobs", type=whole(), help="child processes at a time; most of the time is compilation")
+    parser.add_argument(
+        "--jobs", type=whole(), help="child processes at a time (default: up to 12 by cores, 1 on a CPU)"
+    )
     parser.add_argument("--seed", type=whole(0), default=0, help="seed of the problems (default: 0)")
     parser.add_argument(
         "--sanitize", action="store_true", help="run a tiny subset in this process, for compute-sanitizer"

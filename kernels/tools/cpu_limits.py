@@ -1,8 +1,8 @@
-"""The least time that a machine leaves to an LSTM layer: `python -m kernels limits [environment.json]`.
+"""Print the least time in which a CPU can run an LSTM layer: `python -m kernels limits [environment.json]`.
 
-A call can be no faster than its multiplications at the machine's product peak, and than its bytes at the bandwidth of
-the cache that holds its weights. Both rates come from the `environment.json` of a run of `python -m bench`, which
-measures them; without one the table has bytes and FLOPs alone.
+A call can be no faster than its multiplications at the peak rate of the machine's matrix products, nor than its bytes
+at the bandwidth of the cache that holds its weights. Both rates come from the `environment.json` of a run of `python -m
+bench`, which measures them; without one the table has only bytes and FLOPs.
 """
 
 from __future__ import annotations

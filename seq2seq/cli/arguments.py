@@ -124,7 +124,7 @@ def _add_train(command: argparse.ArgumentParser) -> None:
     how.add_argument(
         "--variant", metavar="NAME", help="a variant of `python -m bench list` (default: torch's own LSTM)"
     )
-    how.add_argument("--device", choices=("cpu", "cuda"), help="(default: cpu)")
+    how.add_argument("--device", choices=("cpu", "cuda"), help="device (default: cpu)")
     how.add_argument(
         "--threads", type=whole(), metavar="N",
         help="CPU threads (default: torch's choice, at most the cores that affinity and quota leave)",
@@ -163,7 +163,7 @@ def _add_checkpoint(command: argparse.ArgumentParser, data: str, option: str = "
         help="how to read the data, for example encoding=cp1252 or value=load; can be repeated" + option,
     )  # fmt: skip
     command.add_argument("--batch", type=whole(), default=32, metavar="N", help="sequences at a time (default: 32)")
-    command.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="(default: cpu)")
+    command.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="device (default: cpu)")
 
 
 def _beam(text: str) -> int:

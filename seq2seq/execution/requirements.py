@@ -215,7 +215,7 @@ def needs_generated_tokens(device: str, mode: str, workload: Workload) -> str | 
     """A head whose largest outputs alone are exact serves those who take the largest: decoding of tokens by LSTMs."""
     del device
     if mode != "decode" or not workload.config.target_vocabulary:
-        return "its head is exact in the largest outputs alone: for the mode decode, of tokens"
+        return "only the largest outputs of its head are exact: for the mode decode with tokens only"
     return None
 
 

@@ -236,7 +236,7 @@ def _read_config(folder: Path) -> dict[str, Any]:
     path = folder / CONFIG
     if not path.is_file():
         what = "is not a folder" if not folder.is_dir() else f"has no {CONFIG}"
-        msg = f"{folder}: {what}, expected a checkpoint that save_pretrained wrote, or a hub name user/model"
+        msg = f"{folder}: {what}, expected the folder of a training run or of a model, or a hub name user/model"
         raise CheckpointError(msg)
     try:
         content = json.loads(path.read_text(encoding="utf-8"))

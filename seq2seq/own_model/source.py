@@ -93,7 +93,7 @@ def load(reference: str, default: str = "") -> Any:
     if found is None:
         functions = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
         near = difflib.get_close_matches(name, functions, cutoff=0.5)
-        there = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(functions) or 'no functions'}"
+        there = f"did you mean {near[0]!r}?" if near else f"its functions: {', '.join(functions) or 'none'}"
         msg = f"{place} has no {name!r}; {there}"
         raise OwnModelError(msg)
     return found
