@@ -289,6 +289,8 @@ def test_the_command_exports_once(tmp_path: Path, capsys: pytest.CaptureFixture[
     path.write_text("no tensors", encoding="utf-8")
     assert export.main([str(path), "--out", str(tmp_path / "other")]) == 2
     assert "cannot be read as a state_dict" in capsys.readouterr().err
+    assert export.main([str(tmp_path / "none.pt"), "--out", str(tmp_path / "other")]) == 2
+    assert capsys.readouterr().err.startswith(f"error: {tmp_path / 'none.pt'} is not a file; give the weights")
 
 
 def test_every_header_is_exported() -> None:

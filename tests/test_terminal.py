@@ -211,6 +211,12 @@ def test_show_writes_a_chrome_trace(tmp_path, capsys):
 
 @pytest.mark.usefixtures("warm")
 @pytest.mark.slow
+def test_without_a_command_one_line_names_them(capsys):
+    with pytest.raises(SystemExit, match="2"):
+        main([])
+    assert capsys.readouterr().err.startswith("error: no COMMAND is given; choose from run, list, doctor, ")
+
+
 def test_list_shows_the_cases_of_a_suite(capsys):
     """Every case of a suite with what keeps it from running here; a typo gets the near name."""
     assert main(["list", "--suite", "smoke"]) == 0

@@ -54,15 +54,15 @@ def command(arguments: argparse.Namespace) -> int:
     else:
         run = read_run(arguments.dir)
         answers, mixed = recommend(run, asked, needs_of(run) or ask_needs()), mixes(run, asked)
+    if arguments.apply is not None and len(answers) != 1:
+        titles = "; ".join(answer.title for answer in answers)
+        msg = f"--apply writes one variant, and {run.path} has {len(answers)} groups ({titles}); choose one with "
+        raise UsageError(msg + "--workload and --mode")
     if arguments.json:
         print(json.dumps(as_json(run, answers, mixed), allow_nan=False))
     else:
         show(run, answers, mixed)
     if arguments.apply is not None:
-        if len(answers) != 1:
-            titles = "; ".join(answer.title for answer in answers)
-            msg = f"--apply writes one variant, and {run.path} has {len(answers)} groups ({titles}); choose one with "
-            raise UsageError(msg + "--workload and --mode")
         return apply.write(
             run,
             answers[0],

@@ -22,7 +22,10 @@ class Parser(argparse.ArgumentParser):
         self.register("type", float, _number(float, "number"))
 
     def error(self, message: str) -> NoReturn:
-        """End with exit code 2 and one line."""
+        """End with exit code 2 and one line; where a command is missing, it names those that there are."""
+        for action in self._actions:
+            if action.choices and message.endswith(f"required: {action.metavar}"):
+                message = f"no {action.metavar} is given; choose from {', '.join(action.choices)}"
         self.exit(2, f"error: {' '.join(message.split())}; see {self.prog} --help\n")
 
 

@@ -114,6 +114,9 @@ def _head(state: Mapping[str, Tensor], head: str, hidden: int) -> list[Tensor]:
 
 def _read(path: Path) -> Mapping[str, Tensor]:
     """A state_dict of a file."""
+    if not path.is_file():
+        msg = f"{path} is not a file; give the weights, a state_dict that torch.save or safetensors wrote"
+        raise ServeExportError(msg)
     try:
         if path.suffix == ".safetensors":
             from safetensors.torch import load_file  # noqa: PLC0415 - only for such files
