@@ -27,10 +27,11 @@ DEFECT = "PLANTED_DEFECT"
 PLANTED = "PLANTED"
 #: Name for the library with several as it is without any.
 NOTHING = "nothing"
-#: What the sources with defects begin with.
+#: What the sources with defects begin with: a process that has loaded the library may choose by this variable, too.
 HEADER = f"""#pragma once
 #include <cstdlib>
-static const int planted_defect = std::getenv("{DEFECT}") ? std::atoi(std::getenv("{DEFECT}")) : -1;
+extern "C" int planted_defect;
+int planted_defect = std::getenv("{DEFECT}") ? std::atoi(std::getenv("{DEFECT}")) : -1;
 """
 #: Answers each line, a program with its environment and the file for what it prints, with its exit code.
 SERVER = """
@@ -136,13 +137,14 @@ class KernelPrograms:
 NAMES = "defects.json"
 
 
-def planted_sources(defects: Mapping[str, tuple[str, str]], folder: Path) -> Path:
+def planted_sources(defects: Mapping[str, tuple[str, str]], folder: Path, compiled: str = build.SOURCE.name) -> Path:
     """The kernel's sources in another folder, with defects to choose from; returns the file that is compiled.
 
     Args:
         defects: by name, code wherever it stands and what it becomes, in which `PLANTED` is true where the defect is
             the one that is chosen. Where it is false, this does what the code does.
         folder: where they are written.
+        compiled: name of that file.
     """
     texts = {path.name: path.read_text(encoding="utf-8") for path in sorted(build.SOURCE.parent.glob("*.[ch]*"))}
     for number, (name, (right, instead)) in enumerate(defects.items()):
@@ -150,10 +152,10 @@ def planted_sources(defects: Mapping[str, tuple[str, str]], folder: Path) -> Pat
         assert PLANTED in instead, name
         chosen = instead.replace(PLANTED, f"(planted_defect == {number})")
         texts = {path: text.replace(right, chosen) for path, text in texts.items()}
-    texts[build.SOURCE.name] = f'#include "planted.h"\n{texts[build.SOURCE.name]}'
+    texts[compiled] = f'#include "planted.h"\n{texts[compiled]}'
     for path, text in {**texts, "planted.h": HEADER, NAMES: json.dumps(list(defects))}.items():
         (folder / path).write_text(text, encoding="utf-8")
-    return folder / build.SOURCE.name
+    return folder / compiled
 
 
 def changed_sources(right: str, instead: str, folder: Path) -> Path:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -14,7 +13,7 @@ import torch
 from cpu_builds import QUICK, built_for
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from planted_kernels import KernelPrograms, changed_sources
+from planted_kernels import NOTHING, KernelPrograms, planted_sources
 from recurrences import DEVICE
 from torch import Tensor, nn
 
@@ -225,13 +224,6 @@ def test_changed_weights_are_packed_anew() -> None:
         assert not any(map(torch.equal, earlier, later))
 
 
-@pytest.fixture(scope="module")
-def programs() -> Iterator[KernelPrograms]:
-    """Runner of programs on changed kernels, started once."""
-    with KernelPrograms() as found:
-        yield found
-
-
 #: Gradients of a layer under autocast, from a given state, over enough rows for several parts.
 _LAYER = """
 import torch
@@ -251,21 +243,29 @@ sys.exit(0 if worst < 8e-2 else 7)
 """
 
 
-@pytest.mark.parametrize(
-    ("planted", "instead"),
-    [
-        ("", ""),
-        ("features, start > 0);", "features, false);"),
-        ("loaded(k), loaded(k + 1)", "loaded(k + 1), loaded(k)"),
-        ("start ? load(to, lanes) + (vec)sums[half]", "false ? load(to, lanes) + (vec)sums[half]"),
-        ("_mm512_maskz_loadu_ps(lanes, from + hidden)", "_mm512_maskz_loadu_ps(lanes, from)"),
-    ],
-    ids=["nothing", "parts", "pairs", "bias", "packing"],
-)
-def test_a_planted_defect_is_seen(planted: str, instead: str, tmp_path: Path, programs: KernelPrograms) -> None:
+#: By name: code, and what it becomes, a slip in the products of pairs where PLANTED is true.
+DEFECTS = {
+    "parts": ("features, start > 0);", "features, start > 0 && !PLANTED);"),
+    "pairs": ("loaded(k), loaded(k + 1)", "loaded(PLANTED ? k + 1 : k), loaded(PLANTED ? k : k + 1)"),
+    "bias": ("start ? load(to, lanes) + (vec)sums[half]", "start && !PLANTED ? load(to, lanes) + (vec)sums[half]"),
+    "packing": (
+        "_mm512_maskz_loadu_ps(lanes, from + hidden)",
+        "_mm512_maskz_loadu_ps(lanes, PLANTED ? from : from + hidden)",
+    ),
+}
+
+
+@pytest.fixture(scope="module")
+def defects(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The kernel's sources with all of these."""
+    return planted_sources(DEFECTS, tmp_path_factory.mktemp("defects"))
+
+
+@pytest.mark.parametrize("name", [NOTHING, *DEFECTS])
+def test_a_planted_defect_is_seen(name: str, defects: Path, tmp_path: Path, programs: KernelPrograms) -> None:
     """Each slip in the products of pairs makes an error beyond bf16's limit."""
-    code = programs.run(_LAYER, tmp_path, source=changed_sources(planted, instead, tmp_path))
-    assert code == 0 if not planted else code not in (0, 1)
+    code = programs.run_planted(_LAYER, tmp_path, defects, name)
+    assert code == 0 if name == NOTHING else code not in (0, 1)
 
 
 def test_a_weight_that_autocast_rounds_goes_to_torchs_own() -> None:

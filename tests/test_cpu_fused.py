@@ -574,13 +574,12 @@ def races(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.slow
-def test_sanitizers_find_nothing(races: Path) -> None:
+def test_sanitizers_find_nothing(races: Path, tmp_path: Path) -> None:
     """No access out of bounds, no undefined behaviour and no data race over odd sizes and teams."""
-    found = sanitize.check(names=sanitize.CHECKS.keys() - {sanitize.RACES})
-    assert len(found) == len(sanitize.PROGRAMS)
-    for _, passed, said in found:
+    others = sanitize.CHECKS.keys() - {sanitize.RACES}
+    for program in (*(sanitize.build(name, tmp_path / name) for name in others), races):
+        passed, said = sanitize.run(program)
         assert passed, said
-    assert sanitize.run(races) == (True, found[0][2])
 
 
 @pytest.mark.slow

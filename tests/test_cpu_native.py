@@ -245,6 +245,21 @@ def test_the_input_is_read_with_64_bits(memory: torch.Tensor, batch_first: bool)
     torch.testing.assert_close(output, lstm(x)[0].detach(), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("failing", [None, ("addresses and undefined behaviour", sanitize.HEAD)])
+def test_the_command_runs_every_check_on_every_program(
+    failing: tuple[str, str] | None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What was built is what is run; one that fails is named, with what it said, and the exit code is 1."""
+    monkeypatch.setattr(sanitize, "build", lambda name, _, main_file: (name, main_file))
+    monkeypatch.setattr(sanitize, "run", lambda built: (built != failing, f"of {built[1]}"))
+    assert sanitize.main([]) == (failing is not None)
+    assert capsys.readouterr().out.splitlines() == [
+        f"{subject}, {name}: {'FAILED' if (name, source) == failing else 'nothing found'} (of {source})"
+        for subject, source in sanitize.PROGRAMS.items()
+        for name in sanitize.CHECKS
+    ]
+
+
 @pytest.mark.slow
 def test_the_sanitizer_finds_nothing_in_a_python_process() -> None:
     """Every path of the kernel stays inside its tensors, whatever the default type; a last write past one is seen."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,7 +12,7 @@ pytest.importorskip("hypothesis")
 
 import torch
 from cpu_builds import HEADS, head_built_for
-from planted_kernels import changed_sources
+from planted_kernels import DEFECT, NOTHING, planted_sources
 from recurrences import DEVICE
 from test_kernels_head import check, true_outputs
 from torch import Tensor
@@ -139,46 +140,80 @@ def test_small_inputs_by_large_weights_are_not_lost() -> None:
         torch.testing.assert_close(head(h), torch.tensor([[8.0, 108.0]]))
 
 
-#: Code of the head, what it becomes, and the test that has to fail then.
+#: Code of the head, what it becomes, wrong where PLANTED is true, and the test that has to fail then.
 DEFECTS = {
-    "a tenth of the bound": ("return size_of(", "return 0.1f * size_of(", test_no_error_passes_its_bound),
-    "h without its rest": ("rest(row.rest)", "rest(0.0f)", test_what_rounding_of_h_leaves_is_in_the_bound),
-    "all levels at any depth": ("most = levels(depth);", "most = Products::MOST;", test_deep_sums_stay_in_32_bits),
+    "a tenth of the bound": (
+        "return size_of(",
+        "return (PLANTED ? 0.1f : 1.0f) * size_of(",
+        test_no_error_passes_its_bound,
+    ),
+    "h without its rest": (
+        "rest(row.rest)",
+        "rest(PLANTED ? 0.0f : row.rest)",
+        test_what_rounding_of_h_leaves_is_in_the_bound,
+    ),
+    "all levels at any depth": (
+        "most = levels(depth);",
+        "most = PLANTED ? Products::MOST : levels(depth);",
+        test_deep_sums_stay_in_32_bits,
+    ),
     "vectors skipped by their lower bound": (
         "best.back() - most -",
-        "best.back() -",
+        "best.back() - (PLANTED ? 0.0f : most) -",
         test_the_largest_may_be_far_below_others_in_integers,
     ),
     "bounds without the roundings of float32": (
         "((r + kept) * (norm + rest) + bias) * rounding",
-        "0.0f",
+        "(PLANTED ? vec{} : ((r + kept) * (norm + rest) + bias) * rounding)",
         test_an_output_that_overflows_in_integers_alone_is_computed_in_float32,
     ),
     "inputs of any size": (
         "&& largest <= largest_scaled(depth)",
-        "",
+        "&& (PLANTED || largest <= largest_scaled(depth))",
         test_sums_that_overflow_when_scaled_leave_exact_outputs,
     ),
     "small inputs as zeros": (
         "largest == 0.0f ?",
-        "largest <= LEAST ?",
+        "(PLANTED ? largest <= LEAST : largest == 0.0f) ?",
         test_small_inputs_by_large_weights_are_not_lost,
     ),
 }
 
 
-@pytest.mark.parametrize("name", DEFECTS)
-def test_a_defect_in_native_code_is_caught(
-    name: str, target: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """With it a test above fails."""
-    right, instead, test = DEFECTS[name]
-    monkeypatch.setattr(build, "SOURCE", changed_sources(right, instead, tmp_path))
-    monkeypatch.setenv("SEQ2SEQ_KERNEL_CACHE", str(tmp_path))
-    changed = shortlist.library.func.__wrapped__(f"{target} -Og")  # type: ignore[attr-defined]
+_WAIT = "barrier.wait(thread, threads);"
+
+
+@pytest.fixture(scope="module")
+def planted(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The head's sources with all of these, and a barrier that may be left out."""
+    defects = {name: (right, instead) for name, (right, instead, _) in DEFECTS.items()}
+    barrier = {"barrier": (_WAIT, f"if (!PLANTED) {_WAIT}")}
+    return planted_sources(defects | barrier, tmp_path_factory.mktemp("planted"), shortlist.SOURCE)
+
+
+@pytest.fixture(scope="module")
+def changed(target: str, planted: Path) -> ctypes.CDLL:
+    """The head with its defects, of which none is chosen yet."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(build, "SOURCE", planted)
+        patch.setenv("SEQ2SEQ_KERNEL_CACHE", str(planted.parent))
+        found = shortlist.library.func.__wrapped__(f"{target} -Og")  # type: ignore[attr-defined]
+    assert isinstance(found, ctypes.CDLL)
+    return found
+
+
+@pytest.mark.parametrize("name", [NOTHING, *DEFECTS])
+def test_a_defect_in_native_code_is_caught(name: str, changed: ctypes.CDLL, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With it a test above fails, and with none of them none does."""
     monkeypatch.setattr(shortlist, "library", lambda: changed)
-    with pytest.raises(AssertionError):
-        test()
+    chosen = ctypes.c_int.in_dll(changed, "planted_defect")
+    chosen.value = [*DEFECTS, NOTHING].index(name)
+    if name == NOTHING:
+        for *_, test in DEFECTS.values():
+            test()
+    else:
+        with pytest.raises(AssertionError):
+            DEFECTS[name][2]()
 
 
 def test_the_instructions_have_a_name(target: str) -> None:
@@ -200,22 +235,26 @@ def test_without_its_instructions_it_says_what_it_needs() -> None:
         assert needs in str(compile_head())
 
 
-_WAIT = "barrier.wait(thread, threads);"
+@pytest.fixture(scope="module")
+def races(target: str, planted: Path) -> Path:
+    """The program that checks for races, built once: the barrier is taken away as it runs."""
+    return sanitize.build(sanitize.RACES, planted.parent / "races", planted, sanitize.HEAD, target)
 
 
 @pytest.mark.slow
-def test_sanitizers_find_nothing(target: str, tmp_path: Path) -> None:
+def test_sanitizers_find_nothing(target: str, races: Path, tmp_path: Path) -> None:
     """No access out of bounds, no undefined behaviour and no data race over odd sizes and teams."""
-    for name in sanitize.CHECKS:
-        program = sanitize.build(name, tmp_path / "check", main_file=sanitize.HEAD, target=target)
+    others = sanitize.CHECKS.keys() - {sanitize.RACES}
+    built = [sanitize.build(name, tmp_path / name, main_file=sanitize.HEAD, target=target) for name in others]
+    for program in (*built, races):
         passed, said = sanitize.run(program)
         assert passed, said
 
 
 @pytest.mark.slow
-def test_a_missing_barrier_is_a_data_race(target: str, tmp_path: Path) -> None:
+def test_a_missing_barrier_is_a_data_race(races: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """ThreadSanitizer sees a thread that does not wait for all outputs of a row."""
-    source = changed_sources(_WAIT, "", tmp_path)
-    passed, said = sanitize.run(sanitize.build(sanitize.RACES, tmp_path / "check", source, sanitize.HEAD, target))
+    monkeypatch.setenv(DEFECT, str(len(DEFECTS)))
+    passed, said = sanitize.run(races)
     assert not passed
     assert "data race" in said

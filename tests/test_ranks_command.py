@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import os
+import queue
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 
 import pytest
 
 from bench.__main__ import main
-from bench.ranks.keeper import RankEnd, RankPlace, RankReport, gather, keep, tell
+from bench.ranks.keeper import RankEnd, RankPlace, RankReport, _listen, gather, keep, tell
 from bench.records import ranks as kept
 from bench.records.ranks import RanksRecord
 from bench.records.schema import Status
@@ -19,20 +23,24 @@ ROOT = Path(__file__).parent.parent
 PLUGIN = ROOT / "tests" / "plugins" / "ranked_variants.py"
 
 
-def torchrun(tmp_path, *words: str) -> tuple[int, list[RanksRecord]]:
+def torchrun(tmp_path, *words: str, **variables: str) -> tuple[int, list[RanksRecord]]:
     """Train by two ranks; exit code of the launcher, and the records."""
     out = tmp_path / "out"
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "-m", "bench", "ranks"]
     command += ["--workload", "seed@batch=4,length=3", "--plugin", str(PLUGIN), "--out", str(out), *words]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "MASTER_ADDR": "127.0.0.1"}
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "MASTER_ADDR": "127.0.0.1"} | variables
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, timeout=200, check=False)
     return done.returncode, kept.read(out)
 
 
 @pytest.mark.slow
 def test_a_planted_slow_rank_is_found_and_named(tmp_path):
-    """Rank 1 sleeps in its forward pass; the gradients are those of one process all the same."""
-    code, records = torchrun(tmp_path, "--variant", "slow-rank", "--scaling", "weak", "--rounds", "3", "--steps", "2")
+    """Rank 1 sleeps in its forward pass; the gradients are those of one process all the same.
+
+    It also waits for the gate of rank 0 for longer than it would in a training step.
+    """
+    words = ["--variant", "slow-rank", "--scaling", "weak", "--rounds", "3", "--steps", "2", "--silence", "4"]
+    code, records = torchrun(tmp_path, *words, SEQ2SEQ_TEST_GATE_S="5")
     assert code == 0
     assert [(record.ranks, record.status) for record in records] == [(1, Status.OK), (2, Status.OK)]
     assert [record.straggler for record in records] == [None, 1]
@@ -61,6 +69,41 @@ def test_a_keeper_tells_how_its_rank_ended(tmp_path, code, ended, told):
     found = keep(RankPlace(0, 1, tmp_path), {"threads": 1, "plugins": [str(plugin)]}, silence_s=1.0, limit_s=100.0)
     assert (found.ended, found.stage) == (ended, "plugins")
     assert told in found.reason
+
+
+@pytest.mark.parametrize(
+    ("word", "code", "ended"),
+    [
+        ("computes", "while time.process_time() < 1.5: pass", RankEnd.DIED),
+        ("computes", "time.sleep(60)", RankEnd.HUNG),
+        ("alive", "while True: pass", RankEnd.HUNG),
+        ("waits", "time.sleep(0.6)", RankEnd.DIED),
+    ],
+)
+def test_a_rank_that_computes_or_waits_for_others_does_not_hang(tmp_path, word, code, ended):
+    """If it said so, and in computing uses processor time; it is silent for far longer than any other may be."""
+    child = subprocess.Popen([sys.executable, "-c", f"import time\n{code}"])
+    lines: queue.Queue[str | None] = queue.Queue()
+    lines.put(json.dumps({"event": word, "stage": "planted"}))
+    threading.Thread(target=lambda: child.wait() or lines.put(None), daemon=True).start()
+    try:
+        found = _listen(RankPlace(0, 1, tmp_path), child, lines, silence_s=0.1, deadline_s=time.monotonic() + 60)
+    finally:
+        child.kill()
+    assert (found.ended, found.stage) == (ended, "planted")
+
+
+def test_what_computes_for_ever_is_ended_by_the_time_limit(tmp_path):
+    """However busy it is."""
+    child = subprocess.Popen([sys.executable, "-c", "while True: pass"])
+    lines: queue.Queue[str | None] = queue.Queue()
+    lines.put(json.dumps({"event": "computes", "stage": "planted"}))
+    try:
+        found = _listen(RankPlace(0, 1, tmp_path), child, lines, silence_s=0.1, deadline_s=time.monotonic() + 1)
+    finally:
+        child.kill()
+        child.wait()
+    assert found.ended is RankEnd.HUNG
 
 
 @pytest.fixture

@@ -32,8 +32,9 @@ interval = 0.9
 processes = 1
 case_limit_s = 60
 [[select]]
-workloads = ["seed@batch=2,length=3"]
+workloads = ["seed@batch=2,length=3", "seed@batch=1,length=2"]
 variants = ["loop"]
+modes = ["inference"]
 """
 #: A part of a run takes about so long after its plan is made, seconds, where nobody else uses the machine.
 PART_S = 2.5

@@ -16,7 +16,7 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Self
 from unittest import mock
@@ -33,9 +33,14 @@ BRIEF_CEILINGS = Path(__file__).parent / "plugins" / "brief_ceilings.py"
 
 
 class WarmWorkers:
-    """Processes that have imported torch and fork workers, one for each number of threads; a context manager."""
+    """Processes that have imported torch and fork workers, one for each number of threads; a context manager.
 
-    def __init__(self) -> None:
+    Args:
+        imports: what they have imported besides: torch's optimizers need Dynamo, which takes 3.5 s.
+    """
+
+    def __init__(self, imports: Sequence[str] = ("torch._dynamo",)) -> None:
+        self._imports = list(imports)
         self._stack, self._lock = contextlib.ExitStack(), threading.Lock()
         self._servers: dict[tuple[int, str, Path], ForkServer] = {}
         self._homes = {Home()}
@@ -83,7 +88,7 @@ class WarmWorkers:
         variables = settings.variables() | {PLUGINS: json.dumps(plugins)}
         with self._lock:
             if loaded not in self._servers:
-                server = ForkServer(Settings(*loaded[:2]), self._folder / "server.log", ["torch._dynamo"])
+                server = ForkServer(Settings(*loaded[:2]), self._folder / "server.log", self._imports)
                 with mock.patch.object(forks, "ROOT", settings.home.root):
                     self._servers[loaded] = self._stack.enter_context(server)
                 server.ready()
@@ -91,5 +96,6 @@ class WarmWorkers:
 
 
 if __name__ == "__main__":
-    with WarmWorkers() as workers, workers.used():
+    # For runs in inference alone: each that a test kills and resumes has a process of its own that forks.
+    with WarmWorkers(imports=()) as workers, workers.used():
         run_command(command_line.main)

@@ -23,6 +23,7 @@ from bench.records import ranks as kept
 from bench.records.folder import RunFolder
 from bench.records.ranks import RanksRecord
 from bench.records.schema import Status
+from bench.run.worker_process import START_LIMIT_S
 
 EXIT_OK, EXIT_NOT_OK = 0, 1
 STATUSES = {
@@ -54,8 +55,9 @@ def ranks(arguments: argparse.Namespace, plugins: Sequence[Path], command: str) 
         "workload": arguments.workload, "variant": arguments.variant, "threads": arguments.threads,
         "device": arguments.device, "backend": BACKENDS[arguments.device],
         "settings": [vars(division) for division in divisions], "rounds": arguments.rounds, "steps": arguments.steps,
-        "seed": arguments.seed, "silence_s": arguments.silence, "plugins": [str(path.resolve()) for path in plugins],
-        "checkpoint": str(place.exchange / "checkpoint"),
+        "seed": arguments.seed, "silence_s": arguments.silence, "limit_s": arguments.time_limit,
+        "join_s": max(arguments.silence, START_LIMIT_S),
+        "plugins": [str(path.resolve()) for path in plugins], "checkpoint": str(place.exchange / "checkpoint"),
     }  # fmt: skip
     report = keep(place, task, arguments.silence, arguments.time_limit)
     tell(place, report)

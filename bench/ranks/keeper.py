@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import queue
 import subprocess
@@ -16,11 +17,17 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from bench.errors import UsageError
 from bench.run.worker_process import DRAIN_S, ROOT, START_LIMIT_S, end, guard
 
 #: Seconds that the others get to notice that one rank is gone.
 PATIENCE_S = 20.0
+#: Words of a rank that is about to take steps with the others, to wait for them, or to compute without them.
+SIGNS = {"alive", "waits", "computes"}
+#: Processor time, as a share of the time at all, that a rank uses which computes and does not hang.
+BUSY = 0.05
 
 
 class RankEnd(StrEnum):
@@ -123,27 +130,40 @@ def _listen(
 ) -> RankReport:
     """Take a rank's words until it ends or is silent for too long."""
     events: list[dict[str, Any]] = []
-    stage = "start"
+    stage, doing, used_s = "start", "alive", 0.0
     while True:
-        # A rank that waits for another one is ended by its own collective's limit, so the one that hangs is silent
-        # for longer than those that wait for it.
-        patience_s = START_LIMIT_S if stage == "start" else 2 * silence_s
-        wait_s = min(patience_s, deadline_s - time.monotonic())
+        # A rank that waits for another one in a step is ended by its own collective's limit, so the one that hangs is
+        # silent for longer than those that wait for it. In a meeting it waits for as long as the others live.
+        patience_s = START_LIMIT_S if stage == "start" else math.inf if doing == "waits" else 2 * silence_s
+        wait_s = max(0.0, min(patience_s, deadline_s - time.monotonic()))
         try:
-            line = lines.get(timeout=max(0.0, wait_s))
+            line = lines.get(timeout=wait_s)
         except queue.Empty:
-            return RankReport(place.rank, RankEnd.HUNG, f"said nothing for {max(0.0, wait_s):.0f} s", stage, events)
+            before_s, used_s = used_s, _processor_s(child.pid)
+            if doing == "computes" and used_s - before_s > BUSY * wait_s and time.monotonic() < deadline_s:
+                continue
+            return RankReport(place.rank, RankEnd.HUNG, f"said nothing for {wait_s:.0f} s", stage, events)
         if line is None:
             code = child.wait()
             how = f"died of signal {-code}" if code < 0 else f"ended with exit code {code}"
             return RankReport(place.rank, RankEnd.DIED, how, stage, events)
         event = json.loads(line)
-        if event["event"] == "alive":
-            stage = event["stage"]
+        if event["event"] in SIGNS:
+            stage, doing = event["stage"], event["event"]
+            used_s = _processor_s(child.pid) if doing == "computes" else 0.0
         elif event["event"] in {"done", "failed", "unavailable"}:
             return RankReport(place.rank, RankEnd(event["event"]), event.get("reason", ""), stage, events)
         else:
             events.append(event)
+
+
+def _processor_s(pid: int) -> float:
+    """Processor time of a process so far; 0 for one that is gone."""
+    try:
+        times = psutil.Process(pid).cpu_times()
+    except psutil.NoSuchProcess:
+        return 0.0
+    return float(times.user + times.system)
 
 
 def _read(child: subprocess.Popen[str], lines: queue.Queue[str | None]) -> None:

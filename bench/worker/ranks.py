@@ -7,6 +7,8 @@ output, a JSON object a line. Whatever torch and its libraries print goes to sta
 from __future__ import annotations
 
 import dataclasses
+import functools
+import importlib
 import itertools
 import json
 import os
@@ -185,8 +187,17 @@ def _counted(batch: Batch) -> int:
     return batch.expected.size(0) * batch.expected.size(1)
 
 
-def check(setting: RankSetting, trained: RankedCase, group: Any, seed: int) -> dict[str, Any] | None:
+def check(
+    setting: RankSetting, trained: RankedCase, group: Any, seed: int, alone: Callable[[], None] = lambda: None
+) -> dict[str, Any] | None:
     """Hold the gradients of all ranks against those of one process in float64 on the joint batch.
+
+    Args:
+        setting: how the work is divided.
+        trained: the workload and its variant.
+        group: of the ranks that take part.
+        seed: of weights and batch.
+        alone: called on rank 0 before it goes on computing without the others.
 
     Returns:
         The verdict's fields on rank 0, None on all others.
@@ -199,6 +210,7 @@ def check(setting: RankSetting, trained: RankedCase, group: Any, seed: int) -> d
     found = replica.gradients()
     if dist.get_rank() != 0:
         return None
+    alone()
     precision = replica.executable.variant.precision
     truth = {name: value for name, value in gate.true(weights, joint).items() if name in found}
     expected = gate.compute(weights, joint, precision)
@@ -246,20 +258,40 @@ def check_resumed(setting: RankSetting, trained: RankedCase, group: Any, path: P
     }  # fmt: skip
 
 
+class Meetings:
+    """Points that ranks pass together, however long one of them computes alone before.
+
+    A step's collectives wait for `silence_s`. The first rank's gate may take longer, and so may turns of settings in
+    which a rank has no part. So here ranks wait in gloo, which blocks and does not spin, with the time of the whole
+    run: a rank that hangs is ended by its keeper, and gloo notices the lost connection.
+    """
+
+    def __init__(self, worlds: list[int], limit_s: float, emit: Emit) -> None:
+        self._emit, limit = emit, timedelta(seconds=limit_s)
+        sizes = sorted({*worlds, dist.get_world_size()})
+        self._groups = {size: dist.new_group(list(range(size)), timeout=limit, backend="gloo") for size in sizes}
+
+    def wait(self, stage: str, world: int | None = None) -> None:
+        """Wait for the first `world` ranks, or for all."""
+        self._emit("waits", stage=stage)
+        dist.barrier(self._groups[world or dist.get_world_size()])
+        self._emit("alive", stage=stage)
+
+
 def measure(
     replicas: dict[RankSetting, tuple[Replica, Parts]],
     settings: list[RankSetting],
     rounds: int,
     steps: int,
     emit: Emit,
+    meetings: Meetings,
 ) -> None:
     """Take turns: in each round every setting makes its steps, in an order that changes from round to round."""
     rank = dist.get_rank()
     for number in range(rounds):
         shift = number % len(settings)
         for setting in settings[shift:] + settings[:shift]:
-            # Ranks without a part wait here, where gloo blocks and does not spin.
-            dist.barrier()
+            meetings.wait(f"round {number + 1}")
             if setting not in replicas:
                 continue
             replica, parts = replicas[setting]
@@ -270,7 +302,7 @@ def measure(
                     emit("alive", stage=f"round {number + 1}")
             fields = dataclasses.asdict(setting) | {"round": number, "rank": rank}
             emit("steps", **fields, compute_s=[c for c, _ in taken], total_s=[t for _, t in taken])
-    dist.barrier()
+    meetings.wait("end")
 
 
 def refusal(trained: RankedCase, settings: list[RankSetting]) -> str | None:
@@ -298,7 +330,9 @@ def run(task: dict[str, Any], emit: Emit) -> None:
     torch.set_num_threads(task["threads"])
     emit("alive", stage="plugins")
     load_plugins(task["plugins"])
-    emit("alive", stage="join")
+    emit("computes", stage="imports")
+    importlib.import_module("torch._dynamo")  # as the first optimizer would, for 3.5 s in which other ranks wait
+    emit("waits", stage="join")
     workload = find_workload(task["workload"])
     trained = RankedCase(workload, task["variant"], task["device"])
     settings = [RankSetting(**fields) for fields in task["settings"]]
@@ -307,26 +341,29 @@ def run(task: dict[str, Any], emit: Emit) -> None:
         return
     if trained.device == "cuda":
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    patience = timedelta(seconds=task["silence_s"])
-    dist.init_process_group(task["backend"], timeout=patience)
+    # The first rank may be here long before the last one has imported torch.
+    dist.init_process_group("gloo", timeout=timedelta(seconds=task["join_s"]))
     rank = dist.get_rank()
-    # A group has half an hour of its own unless told otherwise.
     worlds = sorted({setting.world for setting in settings})
-    groups = {world: dist.new_group(list(range(world)), timeout=patience) for world in worlds}
+    meetings = Meetings(worlds, task["limit_s"], emit)
+    # A group has half an hour of its own unless told otherwise.
+    patience = timedelta(seconds=task["silence_s"])
+    groups = {world: dist.new_group(list(range(world)), timeout=patience, backend=task["backend"]) for world in worlds}
+    emit("alive", stage="join")
     weights = starting_weights(workload, WEIGHTS_SEED)
     replicas: dict[RankSetting, tuple[Replica, Parts]] = {}
     checkpoint = Path(task["checkpoint"])
     checkpoint.parent.mkdir(parents=True, exist_ok=True)
     for setting in settings:
-        emit("alive", stage=f"gate, {setting.world} ranks")
-        dist.barrier()
+        stage = f"gate, {setting.world} ranks"
+        meetings.wait(stage)
         if rank >= setting.world:
             continue
         group = groups[setting.world]
-        verdict = check(setting, trained, group, task["seed"])
+        verdict = check(setting, trained, group, task["seed"], functools.partial(emit, "computes", stage=stage))
         if verdict is not None:
             emit("gate", **dataclasses.asdict(setting), batch=setting.joint_batch(workload.batch), **verdict)
-        emit("alive", stage=f"checkpoint, {setting.world} ranks")
+        meetings.wait(f"checkpoint, {setting.world} ranks", setting.world)
         resumed = check_resumed(setting, trained, group, checkpoint)
         emit("resumed", **dataclasses.asdict(setting), **resumed)
         replica = Replica(setting, trained, weights, group)
@@ -334,8 +371,7 @@ def run(task: dict[str, Any], emit: Emit) -> None:
         with replica.executable.context():
             for _ in range(WARM_STEPS):
                 replica.step(replicas[setting][1])
-    dist.barrier()
-    measure(replicas, settings, task["rounds"], task["steps"], emit)
+    measure(replicas, settings, task["rounds"], task["steps"], emit, meetings)
     dist.destroy_process_group()
 
 

@@ -23,7 +23,7 @@ FLAGS = ("-ffp-contract=fast", "-std=c++17", "-DPLAIN_THREADS", "-pthread")
 #: two of three runs without the barrier after the projection ended with a wrong result and no race.
 ADDRESSES = ("-Og", "-g1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all")
 RACES = "data races"
-CHECKS = {"addresses and undefined behaviour": ADDRESSES, RACES: ("-Og", "-g1", "-fsanitize=thread")}
+CHECKS = {"addresses and undefined behaviour": ADDRESSES, RACES: ("-Og", "-g1", "-fsanitize=thread", "-DFOR_RACES")}
 LSTM, HEAD = "sanitize.cpp", "sanitize_head.cpp"
 #: Programs by what they run.
 PROGRAMS = {"LSTM": LSTM, "head": HEAD}
