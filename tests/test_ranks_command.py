@@ -51,7 +51,7 @@ def test_a_planted_slow_rank_is_found_and_named(tmp_path):
 @pytest.mark.slow
 def test_a_rank_that_hangs_is_a_record_in_time(tmp_path):
     """Not a run that hangs; the record names the rank that the others wait for."""
-    code, records = torchrun(tmp_path, "--variant", "hanging-rank", "--scaling", "weak", "--silence", "10")
+    code, records = torchrun(tmp_path, "--variant", "hanging-rank", "--scaling", "weak", "--silence", "5")
     assert code != 0
     assert {record.status for record in records} == {Status.TIMEOUT}
     assert all("rank 1 hung" in record.reason for record in records)
