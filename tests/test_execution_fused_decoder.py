@@ -1,0 +1,213 @@
+"""A fed decoder in one native call: as the model's own loop in float64, on every build; and who is not served."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import math
+from collections.abc import Iterator
+from unittest import mock
+
+import pytest
+import torch
+from cpu_builds import TARGETS, built_for
+from torch import Tensor
+
+from kernels.cpu import build, decoder, packing
+from kernels.lstm import LSTM
+from seq2seq.execution.fused_decoder import FusedDecoder
+from seq2seq.layers.padding import valid_mask
+from seq2seq.models.attention import AttentionConfig, AttentionSeq2Seq
+
+pytest.importorskip("hypothesis")
+from hypothesis import given
+from hypothesis import strategies as st
+from strategies import SEEDS
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+    pytest.mark.skipif(build.missing() is not None, reason="there is no C++ compiler"),
+]
+#: Some tens of roundings of float32, relative to the norm. A defect below makes 30 times as much or more.
+CLOSE = 4e-6
+Found = dict[str, Tensor]
+
+
+@contextlib.contextmanager
+def decoder_built_for(target: str, threads: int) -> Iterator[None]:
+    """Run decoder and LSTM as built for a target, by a team of a size."""
+    with built_for(target, threads), mock.patch.object(decoder, "library", functools.partial(decoder.library, target)):
+        yield
+
+
+@st.composite
+def fed_configs(draw: st.DrawFn) -> AttentionConfig:
+    """Decoders of every kind that are fed, in sizes around those of vectors."""
+    sizes = st.sampled_from([1, 2, 7, 15, 16, 17, 33, 65])
+    kind, both, zeros = draw(st.sampled_from(["dot", "general", "bahdanau"])), draw(st.booleans()), draw(st.booleans())
+    return AttentionConfig(
+        draw(sizes), draw(sizes), 3, num_layers=2, bidirectional=both, attention=kind, scaled=draw(st.booleans()),
+        decoder_hidden_size=None if kind == "dot" else draw(sizes), decoder_layers=draw(st.integers(1, 2)),
+        attention_size=draw(st.none() | sizes) if kind == "bahdanau" else None, starts_from_zeros=zeros,
+        feeds=draw(st.sampled_from(["attention", "context"])), combine_bias=draw(st.booleans()),
+        decoder_input_size=draw(st.none() | sizes),
+    )  # fmt: skip
+
+
+def model_of(config: AttentionConfig, seed: int = 0) -> AttentionSeq2Seq:
+    """Return a model in float32 with our LSTM, whose steps run in one native call where they can."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = config.build(functools.partial(LSTM, implementation="cpu-fused", dtype=torch.float32)).float().eval()
+    for scale in () if model.attention.scale is None else (model.attention.scale,):
+        torch.nn.init.constant_(scale, 1.7)
+    FusedDecoder.into(model)
+    return model
+
+
+def problem(config: AttentionConfig, batch: int, steps: int, seed: int, *, differ: bool) -> tuple[Tensor | None, ...]:
+    """Source, target and their lengths."""
+    generator = torch.Generator().manual_seed(seed)
+    source = torch.randn(batch, 5, config.input_size, generator=generator, dtype=torch.float32)
+    target = torch.randn(batch, steps, config.target_size, generator=generator, dtype=torch.float32)
+    if not differ:
+        return source, target, None, None
+    ends = (
+        torch.randint(1, 6, (batch,), generator=generator),
+        torch.randint(1, steps + 1, (batch,), generator=generator),
+    )
+    # What is past a length is no number, and must not be read.
+    return source, target.masked_fill(~valid_mask(target, ends[1])[..., None], math.nan), *ends
+
+
+def decoded(model: AttentionSeq2Seq, given: tuple[Tensor | None, ...]) -> Found:
+    """Outputs and the state that a model leaves."""
+    source, target, read, lengths = given
+    outputs, state = model.decode(target, model.encode(source, read), lengths)
+    return {"outputs": outputs} | {name: state[name] for name in ("hidden", "cell", "fed")}
+
+
+def truth(model: AttentionSeq2Seq, given: tuple[Tensor | None, ...]) -> Found:
+    """The same by the model's own loop in float64."""
+    exact = model.config.build(torch.nn.LSTM).double().eval()
+    exact.load_state_dict(model.state_dict())
+    wide = [v.double() if v is not None and v.is_floating_point() else v for v in given]
+    with torch.no_grad():
+        return decoded(exact, tuple(wide))
+
+
+def worst(found: Found, true: Found) -> float:
+    """Largest error as a share of a quantity's norm, or of a tenth a number where that is more: sums may cancel."""
+    errors = []
+    for name, value in true.items():
+        size = max(float(torch.linalg.vector_norm(value)), 0.1 * value.numel() ** 0.5)
+        errors.append(float(torch.linalg.vector_norm(found[name].double() - value)) / size)
+    return max(error if math.isfinite(error) else math.inf for error in errors)
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@given(
+    config=fed_configs(), batch=st.integers(1, 14), steps=st.integers(1, 5), threads=st.integers(1, 3),
+    differ=st.booleans(), seed=SEEDS,
+)  # fmt: skip
+def test_all_steps_are_those_of_float64(target, config, batch, steps, threads, differ, seed):
+    """Of every kind of attention and feeding, in memory that was NaN before; and one native call ran all steps."""
+    model, given_ = model_of(config, seed), problem(config, batch, steps, seed, differ=differ)
+    # Where torch is deterministic, memory that it does not initialise is NaN.
+    torch.use_deterministic_algorithms(True)
+    try:
+        watched = mock.patch.object(decoder, "run", wraps=decoder.run)
+        with decoder_built_for(target, threads), torch.inference_mode(), watched as ran:
+            found = decoded(model, given_)
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert ran.call_count == 1
+    assert worst(found, truth(model, given_)) < CLOSE
+
+
+LUONG = AttentionConfig(
+    9, 20, 3, bidirectional=True, attention="bahdanau", scaled=True, feeds="attention", combine_bias=True,
+    decoder_layers=1, decoder_input_size=6,
+)  # fmt: skip
+#: Each loses one thing of the call: what the comparison must see.
+DEFECTS = {
+    "mask": lambda kept: kept | {"memory": kept["memory"].__class__(**(vars(kept["memory"]) | {"mask": None}))},
+    "lengths": lambda kept: kept | {"lengths": None},
+    "scale": lambda kept: kept | {"memory": kept["memory"].__class__(**(vars(kept["memory"]) | {"scale": 1.0}))},
+    "bias": lambda kept: kept | {"combine": (kept["combine"][0], None)},
+    "bias of the query": lambda kept: (
+        kept
+        | {"memory": kept["memory"].__class__(**(vars(kept["memory"]) | {"query": (kept["memory"].query[0], None)}))}
+    ),
+    "bias of the LSTM": lambda kept: kept | {"layers": [own[:2] for own in kept["layers"]]},
+    "what is fed": lambda kept: (
+        kept | {"state": kept["state"].__class__(**(vars(kept["state"]) | {"fed": kept["state"].fed + 0.1}))}
+    ),
+}
+
+
+@pytest.mark.parametrize("defect", [None, *DEFECTS])
+def test_the_comparison_sees_what_is_lost(defect):
+    """Without a defect it passes; each defect is far beyond what it allows."""
+    model, given_ = model_of(LUONG), problem(LUONG, 6, 5, 1, differ=True)
+    torch.nn.init.uniform_(model.attention.query.bias, -0.5, 0.5)
+    names = ("x", "state", "layers", "memory", "combine", "lengths")
+    run = decoder.run
+
+    def spoilt(*arguments, **options):
+        kept = dict(zip(names, arguments, strict=True))
+        return run(**(DEFECTS[defect](kept) if defect else kept), **options)
+
+    with mock.patch.object(decoder, "run", spoilt), torch.inference_mode():
+        error = worst(decoded(model, given_), truth(model, given_))
+    assert error < CLOSE if defect is None else error > 30 * CLOSE
+
+
+def test_steps_one_by_one_and_changed_weights():
+    """A step at a time gives what all at once gives; weights changed in place take effect."""
+    model, (source, target, *_) = model_of(LUONG), problem(LUONG, 3, 4, 2, differ=False)
+    for _ in range(2):
+        with torch.inference_mode():
+            whole, state = model.decode(target, model.encode(source), None)
+            after, outputs = model.encode(source), []
+            for step in target.unbind(1):
+                output, after = model.step(step, after)
+                outputs.append(output)
+        torch.testing.assert_close(torch.stack(outputs, 1), whole, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(after["fed"], state["fed"], rtol=1e-5, atol=1e-5)
+        given_ = (source, target, None, None)
+        with torch.no_grad():
+            assert worst(decoded(model, given_), truth(model, given_)) < CLOSE
+            for parameter in model.parameters():
+                parameter.mul_(1.3)
+
+
+def test_who_is_not_served_runs_by_the_models_own_loop():
+    """Gradients, autocast, float64 and weights in fewer bits: their results are those of the model without it."""
+    model, given_ = model_of(LUONG), problem(LUONG, 3, 4, 2, differ=True)
+    with mock.patch.object(decoder, "run", side_effect=AssertionError("it ran")):
+        outputs = decoded(model, given_)["outputs"]
+        outputs.sum().backward()
+        assert all(parameter.grad is not None for parameter in model.decoder.parameters())
+        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+            decoded(model, given_)
+        model.decoder.lstm.weight_storage = "int8"
+        with torch.no_grad():
+            decoded(model, given_)
+
+
+def test_models_without_a_fed_decoder_stay_as_they_are():
+    """There is nothing to run in one call: their LSTM already does."""
+    config = AttentionConfig(3, 4, 2, attention="general")
+    model = config.build(functools.partial(LSTM, implementation="cpu-fused"))
+    FusedDecoder.into(model)
+    assert "_step_by_step" not in vars(model)
+
+
+def test_what_does_not_fit_is_refused_before_memory_is_read():
+    """A bias of another size would be read past its end."""
+    model, given_ = model_of(LUONG), problem(LUONG, 3, 4, 2, differ=False)
+    model.combine.bias = torch.nn.Parameter(torch.zeros(19, dtype=torch.float32))
+    with torch.inference_mode(), pytest.raises(RuntimeError, match=r"has shape \(19,\), expected \(20,\)"):
+        decoded(model, given_)
+    packing.forget()
