@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import functools
 import math
+import pickle
 from collections.abc import Iterator
 from unittest import mock
 
@@ -13,9 +15,10 @@ import torch
 from cpu_builds import TARGETS, built_for
 from torch import Tensor
 
-from kernels.cpu import build, decoder, packing
+from kernels.cpu import build, decoder, packing, shortlist
 from kernels.lstm import LSTM
 from seq2seq.execution.fused_decoder import FusedDecoder
+from seq2seq.execution.variants import VARIANTS
 from seq2seq.layers.padding import valid_mask
 from seq2seq.models.attention import AttentionConfig, AttentionSeq2Seq
 
@@ -182,18 +185,149 @@ def test_steps_one_by_one_and_changed_weights():
                 parameter.mul_(1.3)
 
 
-def test_who_is_not_served_runs_by_the_models_own_loop():
-    """Gradients, autocast, float64 and weights in fewer bits: their results are those of the model without it."""
+def by_own_loop(model: AttentionSeq2Seq, given: tuple[Tensor | None, ...]) -> Found:
+    """What the model gives without the native call."""
+    fused = vars(model).pop("_step_by_step")
+    try:
+        return decoded(model, given)
+    finally:
+        vars(model)["_step_by_step"] = fused
+
+
+def _added(*_: object) -> None:
+    """A hook, which sees that a module is called."""
+
+
+def _shrunk(layer: torch.nn.Module, _: object) -> None:
+    """A hook that makes a weight anew."""
+    layer.weight.data.mul_(0.99)
+
+
+#: What is done to a model or its inputs (source, target, lengths of both) so that the native call must not serve them.
+UNSERVED = {
+    "autocast": None,
+    "weights in int8": lambda model, *_: setattr(model.decoder.lstm, "weight_storage", "int8"),
+    "another kernel": lambda model, *_: setattr(model.decoder.lstm, "implementation", "loop"),
+    "dropout": lambda model, *_: model.decoder.lstm.train(),
+    "a hook of the decoder": lambda model, *_: model.decoder.register_forward_hook(_added),
+    "a hook of the LSTM": lambda model, *_: model.decoder.lstm.register_forward_pre_hook(_added),
+    "a hook of the attention": lambda model, *_: model.attention.register_forward_hook(_added),
+    "a hook of the query": lambda model, *_: model.attention.query.register_forward_hook(_added),
+    # As pruning and the older weight normalisation make the weight anew.
+    "a weight that a hook makes": lambda model, *_: model.combine.register_forward_pre_hook(_shrunk),
+    "a forward of its own": lambda model, *_: setattr(model.combine, "__class__", Doubled),
+    "a target of bool": lambda _, source, target, *ends: (source, target > 0, *ends),
+    "a length of 0": lambda _, source, target, read, ends: (source, target, read, ends * 0),
+}  # fmt: skip
+
+
+class Doubled(torch.nn.Linear):
+    """A layer that does more than what it is derived from, as adapters do."""
+
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - as in the base class
+        """Twice what it gives."""
+        return 2 * super().forward(input)
+
+
+@pytest.mark.parametrize("why", UNSERVED)
+def test_who_is_not_served_runs_by_the_models_own_loop(why):
+    """The results are those of the model without it."""
+    given_ = problem(LUONG, 3, 4, 2, differ=True)
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(torch.no_grad())
+        if why == "autocast":
+            stack.enter_context(torch.autocast("cpu", torch.bfloat16))
+        found = []
+        for run in (decoded, by_own_loop):
+            model = model_of(LUONG)
+            changed = UNSERVED[why](model, *given_) if UNSERVED[why] else None
+            with mock.patch.object(decoder, "run", side_effect=AssertionError("it ran")):
+                found.append(run(model, changed if isinstance(changed, tuple) else given_))
+    for name, value in found[0].items():
+        torch.testing.assert_close(value, found[1][name], rtol=0, atol=0, equal_nan=True, msg=name)
+
+
+def test_a_hook_of_all_modules_sees_their_calls():
+    """It is no module's own."""
+    model, seen = model_of(LUONG), []
+    hook = torch.nn.modules.module.register_module_forward_hook(lambda module, *_: seen.append(module))
+    try:
+        with torch.inference_mode():
+            decoded(model, problem(LUONG, 3, 4, 2, differ=False))
+    finally:
+        hook.remove()
+    assert seen.count(model.attention) == 4
+
+
+def test_gradients_come_of_the_models_own_loop():
+    """The native call has none."""
+    model = model_of(LUONG)
+    decoded(model, problem(LUONG, 3, 4, 2, differ=True))["outputs"].sum().backward()
+    assert all(parameter.grad is not None for parameter in model.decoder.parameters())
+
+
+@pytest.mark.parametrize("missing", ["a vector that scores", "all of the memory", "a row of the memory"])
+def test_where_there_is_nothing_to_weigh_it_is_as_in_torch(missing):
+    """A scaled vector of zeros and a row that is all padding give NaN, a memory without steps zeros."""
+    model, (source, target, *_) = model_of(LUONG), problem(LUONG, 3, 4, 2, differ=False)
+    with torch.no_grad():
+        state = model.encode(source, torch.tensor([5, 2, 3]))
+        if missing == "a vector that scores":
+            model.attention.vector.zero_()
+        elif missing == "a row of the memory":
+            state["mask"][0, 1] = False
+        else:
+            state |= {name: state[name][:, :, :0] for name in ("memory", "keys", "mask")}
+        found = model.decode(target, state)[0]
+        fused = vars(model).pop("_step_by_step")
+        torch.testing.assert_close(found, model.decode(target, state)[0], rtol=1e-5, atol=1e-5, equal_nan=True)
+    rows = {"a vector that scores": 3, "all of the memory": 0, "a row of the memory": 1}
+    assert found.isnan().any(-1).all(-1).sum() == rows[missing]
+    assert isinstance(fused, FusedDecoder)
+
+
+def test_the_evidence_is_of_what_ran_last():
+    """After a native call, and after the model's own loop again; what the LSTM prepared for that is still there."""
+    model, given_ = model_of(LUONG), problem(LUONG, 3, 4, 2, differ=False)
+    lstm = model.decoder.lstm
+    with torch.inference_mode():
+        by_own_loop(model, given_)
+        kept = vars(lstm)["_kept"]
+        decoded(model, given_)
+        assert "with its attention" in lstm.choices[0].reason
+        assert vars(lstm)["_kept"] is kept
+        by_own_loop(model, given_)
+        assert "with its attention" not in lstm.choices[0].reason
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))])  # noqa: S301 - its own
+def test_a_copy_runs_by_its_own_weights(copied):
+    """In one native call, as the original."""
     model, given_ = model_of(LUONG), problem(LUONG, 3, 4, 2, differ=True)
-    with mock.patch.object(decoder, "run", side_effect=AssertionError("it ran")):
-        outputs = decoded(model, given_)["outputs"]
-        outputs.sum().backward()
-        assert all(parameter.grad is not None for parameter in model.decoder.parameters())
-        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
-            decoded(model, given_)
-        model.decoder.lstm.weight_storage = "int8"
-        with torch.no_grad():
-            decoded(model, given_)
+    other = copied(model)
+    with torch.no_grad(), mock.patch.object(decoder, "run", wraps=decoder.run) as ran:
+        for parameter in model.parameters():
+            parameter.zero_()
+        assert worst(decoded(other, given_), truth(other, given_)) < CLOSE
+    assert ran.call_count == 1
+
+
+@pytest.mark.parametrize("name", [name for name, variant in VARIANTS.items() if variant.decoder == "fused"])
+def test_what_compiles_the_kernel_compiles_the_decoder(name):
+    """So that no first call waits for a compiler that the record of a cold start leaves out."""
+    head = shortlist.hindrance() if VARIANTS[name].head == "shortlist" else None
+    with mock.patch.object(decoder, "library", return_value="no such decoder"):
+        assert VARIANTS[name].builds() == (head or "no such decoder")
+
+
+@pytest.mark.parametrize("changed", [{"implementation": "loop"}, torch.nn.LSTM])
+def test_models_with_another_lstm_run_by_it(changed):
+    """What was asked for by name runs."""
+    make = functools.partial(LSTM, **changed) if isinstance(changed, dict) else changed
+    model = LUONG.build(make).float().eval()
+    FusedDecoder.into(model)
+    with torch.inference_mode(), mock.patch.object(decoder, "run", side_effect=AssertionError("it ran")):
+        decoded(model, problem(LUONG, 3, 4, 2, differ=False))
 
 
 def test_models_without_a_fed_decoder_stay_as_they_are():
@@ -205,9 +339,13 @@ def test_models_without_a_fed_decoder_stay_as_they_are():
 
 
 def test_what_does_not_fit_is_refused_before_memory_is_read():
-    """A bias of another size would be read past its end."""
+    """A bias of another size would be read past its end; what is decoded to x of another type, written past its end."""
     model, given_ = model_of(LUONG), problem(LUONG, 3, 4, 2, differ=False)
-    model.combine.bias = torch.nn.Parameter(torch.zeros(19, dtype=torch.float32))
-    with torch.inference_mode(), pytest.raises(RuntimeError, match=r"has shape \(19,\), expected \(20,\)"):
-        decoded(model, given_)
+    run, narrow = decoder.run, lambda x, *others, **options: run(x > 0, *others, **options)
+    with torch.inference_mode():
+        with mock.patch.object(decoder, "run", narrow), pytest.raises(RuntimeError, match=r"of torch.bool on cpu"):
+            decoded(model, given_)
+        model.combine.bias = torch.nn.Parameter(torch.zeros(19, dtype=torch.float32))
+        with pytest.raises(RuntimeError, match=r"has shape \(19,\), expected \(20,\)"):
+            decoded(model, given_)
     packing.forget()

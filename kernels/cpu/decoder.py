@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from . import build, packing, teams
@@ -93,7 +94,7 @@ def run(
 
     Raises:
         BuildError: where there is no such decoder on this machine.
-        RuntimeError: for parameters that do not fit each other.
+        RuntimeError: for arguments that do not fit each other, or of another type or device.
         MemoryError: where native code finds no memory.
     """
     native = _native()
@@ -122,7 +123,7 @@ def run(
         work += 4 * hidden * (features + hidden + 16)
         features = hidden
     query, query_bias = memory.query or (None, None)
-    _check_shapes(x, state, len(layers), memory, combine, lengths, feeds_context=feeds_context)
+    _check(x, state, len(layers), memory, combine, lengths, feeds_context=feeds_context)
     additive = 1 + 8 * (memory.vector is not None)
     work += hidden * (memory_size + hidden) + memory_steps * (key_size * additive + memory_size)
     after = FedState(*(value.new_empty(value.shape) for value in (state.hidden, state.cell, state.fed)))
@@ -142,7 +143,7 @@ def run(
     return decoded, after
 
 
-def _check_shapes(
+def _check(
     x: Tensor,
     state: FedState,
     layers: int,
@@ -153,10 +154,11 @@ def _check_shapes(
     feeds_context: bool,
 ) -> None:
     """Refuse what native code would read past the end of; the LSTM's parameters are checked as they are packed."""
-    batch, hidden = x.size(0), state.hidden.size(2)
+    (batch, steps, inputs), hidden = x.shape, state.hidden.size(2)
     (memory_steps, memory_size), key_size = memory.values.shape[1:], memory.keys.size(2)
     query, query_bias = memory.query or (None, None)
     expected = (
+        (x, (batch, steps, inputs)),
         (memory.values, (batch, memory_steps, memory_size)),
         (memory.keys, (batch, memory_steps, hidden if query is None else key_size)),
         (memory.mask, (batch, memory_steps)),
@@ -173,6 +175,10 @@ def _check_shapes(
     for value, shape in expected:
         if value is not None and value.shape != shape:
             msg = f"an argument of the decoder has shape {tuple(value.shape)}, expected {shape}"
+            raise RuntimeError(msg)
+        dtype = torch.bool if value is memory.mask else torch.int64 if value is lengths else torch.float32
+        if value is not None and (value.dtype is not dtype or not value.is_cpu):
+            msg = f"an argument of the decoder is of {value.dtype} on {value.device}, expected {dtype} on cpu"
             raise RuntimeError(msg)
 
 
