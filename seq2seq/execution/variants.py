@@ -16,6 +16,8 @@ from seq2seq.execution import rival_lstms
 from seq2seq.execution.requirements import (
     compile_amp_kernel,
     compile_cpu_kernel,
+    compile_decoder,
+    compile_decoder_and_head,
     compile_head,
     compile_split_kernel,
     needs_bf16_products,
@@ -82,7 +84,7 @@ VARIANTS |= {
             decoder="fused",
             devices=("cpu",),
             requirements=(needs_cpu_kernel,),
-            builds=compile_cpu_kernel,
+            builds=compile_decoder,
         ),
         Variant(
             "cpu-fused-bf16",
@@ -124,7 +126,7 @@ VARIANTS |= {
             precision="int8-head",
             devices=("cpu",),
             requirements=(needs_generated_tokens, needs_cpu_kernel),
-            builds=compile_head,
+            builds=compile_decoder_and_head,
         ),
         Variant(
             "cpu-fused-int8-head",
