@@ -13,10 +13,12 @@ from unittest import mock
 import pytest
 import torch
 from cpu_builds import TARGETS, built_for
+from planted_kernels import changed_sources
 from torch import Tensor
 
 from kernels.cpu import build, decoder, packing, shortlist
 from kernels.lstm import LSTM
+from kernels.tools import sanitize
 from seq2seq.execution.fused_decoder import FusedDecoder
 from seq2seq.execution.variants import VARIANTS
 from seq2seq.layers.padding import valid_mask
@@ -349,3 +351,19 @@ def test_what_does_not_fit_is_refused_before_memory_is_read():
         with pytest.raises(RuntimeError, match=r"has shape \(19,\), expected \(20,\)"):
             decoded(model, given_)
     packing.forget()
+
+
+#: How threads share out the rows, and how they do not.
+_SHARED, _NOT_SHARED = "part = thread; part < parts.size(); part += members", "part = 0; part < parts.size(); ++part"
+
+
+@pytest.mark.slow
+def test_threads_share_nothing_that_they_write(tmp_path):
+    """ThreadSanitizer finds nothing, and finds it where each thread runs all rows: they have no barrier to lose."""
+    program = tmp_path / "check"
+    passed, said = sanitize.run(sanitize.build(sanitize.RACES, program, main_file=sanitize.DECODER))
+    assert passed, said
+    source = changed_sources(_SHARED, _NOT_SHARED, tmp_path)
+    passed, said = sanitize.run(sanitize.build(sanitize.RACES, program, source, sanitize.DECODER))
+    assert not passed
+    assert "data race" in said

@@ -25,8 +25,9 @@ int64_t one_of(int64_t most) { return 1 + static_cast<int64_t>(random_bits() % m
 struct Linear {
     Numbers weight, bias, packed;
     int64_t outputs, depth;
-    Linear(int64_t outputs, int64_t depth)
-        : weight(filled(outputs * depth)), bias(filled(outputs)), packed(linear_size(outputs, depth)), outputs(outputs), depth(depth) {
+    Linear(int64_t outputs, int64_t depth, bool biased)
+        : weight(filled(outputs * depth)), bias(biased ? filled(outputs) : Numbers(outputs)), packed(linear_size(outputs, depth)),
+          outputs(outputs), depth(depth) {
         pack_linear_rows(weight.data(), packed.data(), outputs, depth);
     }
     double operator()(int64_t row, const std::vector<double>& x) const {
@@ -38,17 +39,18 @@ struct Linear {
 
 double sigmoid_of(double x) { return 1 / (1 + std::exp(-x)); }
 
-// Whether what is decoded is that of float64.
+// Whether what is decoded is that of float64: NaN where a row has nothing to look at.
 bool run(int64_t threads) {
     const int64_t batch = one_of(9), steps = one_of(4), inputs = one_of(20), hidden = one_of(40), layers = one_of(2);
-    const bool additive = random_bits() % 2, masked = random_bits() % 2, ends = random_bits() % 2, context_fed = random_bits() % 2;
-    const int64_t memory_steps = one_of(9), memory_size = one_of(70), key_size = additive ? one_of(40) : hidden;
+    const bool additive = random_bits() % 2, masked = random_bits() % 2, ends = random_bits() % 2;
+    const bool context_fed = random_bits() % 2, biased = random_bits() % 2;
+    const int64_t memory_steps = random_bits() % 10, memory_size = one_of(70), key_size = additive ? one_of(40) : hidden;
     const int64_t fed_size = context_fed ? memory_size : hidden;
     std::vector<Numbers> parts;
     std::vector<FedLayer> weights;
     std::vector<Linear> gates;
     for (int64_t layer = 0, features = inputs + fed_size; layer < layers; ++layer, features = hidden) {
-        const Linear ih(4 * hidden, features), hh(4 * hidden, hidden);
+        const Linear ih(4 * hidden, features, biased), hh(4 * hidden, hidden, biased);
         using M = Widened<float>;
         parts.emplace_back(M::size(hidden, features) / 4);
         pack(static_cast<M*>(nullptr), ih.weight.data(), parts.back().data(), nullptr, hidden, features);
@@ -58,26 +60,32 @@ bool run(int64_t threads) {
         gates.push_back(hh);
     }
     for (int64_t layer = 0; layer < layers; ++layer)
-        weights.push_back({parts[2 * layer].data(), parts[2 * layer + 1].data(), gates[2 * layer].bias.data(), gates[2 * layer + 1].bias.data()});
-    const Linear query(key_size, hidden), combine(hidden, memory_size + hidden);
+        weights.push_back({parts[2 * layer].data(), parts[2 * layer + 1].data(), biased ? gates[2 * layer].bias.data() : nullptr,
+                           biased ? gates[2 * layer + 1].bias.data() : nullptr});
+    const Linear query(key_size, hidden, biased), combine(hidden, memory_size + hidden, biased);
     const Numbers x = filled(batch * steps * inputs), memory = filled(batch * memory_steps * memory_size);
     const Numbers keys = filled(batch * memory_steps * key_size), vector = filled(key_size);
     const Numbers h0 = filled(layers * batch * hidden), c0 = filled(layers * batch * hidden), fed0 = filled(batch * fed_size);
     std::vector<uint8_t> mask(batch * memory_steps);
-    for (size_t i = 0; i < mask.size(); ++i) mask[i] = i % memory_steps == 0 || random_bits() % 2;
+    for (uint8_t& counts : mask) counts = random_bits() % 3 > 0;
     std::vector<int64_t> lengths(batch);
-    for (int64_t& length : lengths) length = ends ? one_of(steps) : steps;
+    // Also none, and more than there are.
+    for (int64_t& length : lengths) length = ends ? static_cast<int64_t>(random_bits() % (steps + 2)) : steps;
     Numbers h_n(h0.size(), NAN), c_n(c0.size(), NAN), fed_n(fed0.size(), NAN), decoded(batch * steps * hidden, NAN);
     const FedCall call = {
         batch, steps, inputs, fed_size, hidden, layers, memory_steps, memory_size, key_size, context_fed, threads,
         weights.data(), x.data(), memory.data(), keys.data(), masked ? mask.data() : nullptr,
-        additive ? query.packed.data() : nullptr, additive ? query.bias.data() : nullptr, additive ? vector.data() : nullptr, 0.7,
-        combine.packed.data(), combine.bias.data(), ends ? lengths.data() : nullptr,
+        additive ? query.packed.data() : nullptr, additive && biased ? query.bias.data() : nullptr,
+        additive ? vector.data() : nullptr, 0.7,
+        combine.packed.data(), biased ? combine.bias.data() : nullptr, ends ? lengths.data() : nullptr,
         h0.data(), c0.data(), fed0.data(), h_n.data(), c_n.data(), fed_n.data(), decoded.data()};
     if (decoder_run(&call) != DONE) return false;
 
     double worst = 0;
-    const auto differs = [&worst](float found, double truth) { worst = std::max(worst, std::isfinite(found) ? std::fabs(found - truth) : 1e9); };
+    const auto differs = [&worst](float found, double truth) {
+        const bool alike = std::isnan(truth) ? std::isnan(found) : std::isfinite(found);
+        worst = std::max(worst, !alike ? 1e9 : std::isnan(truth) ? 0.0 : std::fabs(found - truth));
+    };
     for (int64_t b = 0; b < batch; ++b) {
         std::vector<std::vector<double>> h, c;
         for (int64_t layer = 0; layer < layers; ++layer) {
@@ -86,7 +94,7 @@ bool run(int64_t threads) {
             c.emplace_back(c0.begin() + at, c0.begin() + at + hidden);
         }
         std::vector<double> fed(fed0.begin() + b * fed_size, fed0.begin() + (b + 1) * fed_size);
-        for (int64_t t = 0; t < lengths[b]; ++t) {
+        for (int64_t t = 0; t < std::min(lengths[b], steps); ++t) {
             std::vector<double> in(x.begin() + (b * steps + t) * inputs, x.begin() + (b * steps + t + 1) * inputs);
             in.insert(in.end(), fed.begin(), fed.end());
             for (int64_t layer = 0; layer < layers; ++layer) {
@@ -94,7 +102,8 @@ bool run(int64_t threads) {
                 for (int64_t unit = 0; unit < hidden; ++unit) {
                     double sums[4];
                     for (int64_t gate = 0; gate < 4; ++gate)
-                        sums[gate] = gates[2 * layer](gate * hidden + unit, in) + gates[2 * layer + 1](gate * hidden + unit, h[layer]);
+                        sums[gate] = gates[2 * layer](gate * hidden + unit, in) +
+                                     gates[2 * layer + 1](gate * hidden + unit, h[layer]);
                     c[layer][unit] = sigmoid_of(sums[1]) * c[layer][unit] + sigmoid_of(sums[0]) * std::tanh(sums[2]);
                     next[unit] = sigmoid_of(sums[3]) * std::tanh(c[layer][unit]);
                 }
