@@ -28,7 +28,8 @@ class FusedDecoder:
     hooks or with a forward of their own, and lengths outside 1 to the steps.
 
     Args:
-        model: of which nothing is copied but what `kernels.cpu.packing` keeps, so changed weights take effect.
+        model: changed weights take effect. Those that torch does not count are looked for as `kernels.LSTM` does, in
+            the layers of attention and combination too: in short calls a few single elements may go unnoticed.
     """
 
     def __init__(self, model: AttentionSeq2Seq) -> None:
