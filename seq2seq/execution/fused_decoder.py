@@ -28,7 +28,7 @@ class FusedDecoder:
     hooks or with a forward of their own, and lengths outside 1 to the steps.
 
     Args:
-        model: changed weights take effect. Those that torch does not count are looked for as `kernels.LSTM` does, in
+        model: changed weights take effect. Changes that torch does not count are looked for as `kernels.LSTM` does, in
             the layers of attention and combination too: in short calls a few single elements may go unnoticed.
     """
 
