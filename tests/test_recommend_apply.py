@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
+from unittest import mock
 
 import pytest
+import torch
 from run_folders import ENVIRONMENT, make_run
 
 from bench.__main__ import main
@@ -14,7 +16,9 @@ from bench.plan.cases import Case
 from bench.recommend import apply
 from bench.recommend.apply import Proof, ProofError, Recipe, prove
 from bench.worker.artefact_recipe import NoRecipeError, text
+from kernels.cpu import build, decoder
 from seq2seq.execution.variants import VARIANTS
+from seq2seq.models.attention import AttentionConfig
 
 CASE = Case("seed", "onednn", "inference", "cpu", 1)
 #: A run that knows what its variants need, which nothing has to be asked for.
@@ -58,6 +62,17 @@ def test_a_recipe_names_what_the_variant_is_made_of():
     assert "torch.compile(model.run)" in text("seed", "compile", "training", "cpu")
     assert 'torch.autocast("cpu", torch.bfloat16)' in text("seed", "amp-bf16", "inference", "cpu")
     assert "OnnxRuntime(model, {})" in text("seed", "onnxruntime", "inference", "cpu")
+
+
+@pytest.mark.skipif(build.missing() is not None, reason="there is no C++ compiler")
+def test_an_artefact_runs_a_fed_decoder_as_the_variant_does():
+    """In one native call; without it the file would be slower than what it was made from."""
+    model = AttentionConfig(3, 4, 2, feeds="context").build(torch.nn.LSTM).float().eval()
+    made = {}
+    exec(text("speech-las-scaled", "cpu-fused", "inference", "cpu"), made)  # noqa: S102 - what a user would run
+    with torch.inference_mode(), mock.patch.object(decoder, "run", wraps=decoder.run) as ran:
+        made["apply"](model)(torch.randn(2, 5, 3), torch.randn(2, 4, 3))
+    assert ran.call_count == 1
 
 
 @pytest.mark.slow

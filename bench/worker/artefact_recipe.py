@@ -13,6 +13,7 @@ from textwrap import indent
 
 from bench.worker.gating import WEIGHTS_SEED
 from kernels.host.output import run_command
+from seq2seq.execution.fused_decoder import FusedDecoder
 from seq2seq.execution.variant import Variant
 from seq2seq.execution.variants import VARIANTS
 from seq2seq.runtimes.registry import RUNTIMES
@@ -54,6 +55,9 @@ def body(variant: Variant, device: str, mode: str) -> tuple[list[str], list[str]
         NoRecipeError: with the reason why there is none.
     """
     imports, lines = replacing(variant, mode, "replaced.kept or not replaced.swapped")
+    if variant.decoder == "fused" and mode == "inference":
+        imports.append(f"from {FusedDecoder.__module__} import {FusedDecoder.__name__}")
+        lines.append(f"{FusedDecoder.__name__}.into(model)  # a model whose decoder is not fed stays as it is")
     if variant.runtime is not None:
         imports.append(f"from {RUNTIMES[variant.runtime].__module__} import {RUNTIMES[variant.runtime].__name__}")
         made = RUNTIMES[variant.runtime].__name__

@@ -101,6 +101,16 @@ int64_t pack_forward(const float* weight, void* packed, float* scale, int64_t hi
     });
 }
 
+// Numbers of the packed weights (outputs, depth) of a linear layer.
+int64_t linear_numbers(int64_t outputs, int64_t depth) { return linear_size(outputs, depth); }
+
+int64_t pack_linear(const float* weight, float* packed, int64_t outputs, int64_t depth) {
+    return guarded([=] {
+        pack_linear_rows(weight, packed, outputs, depth);
+        return DONE;
+    });
+}
+
 int64_t pack_backward(const float* weight, void* packed, int64_t hidden, int64_t kept) {
     return guarded([=] {
         packed_backward(weight, packed, hidden, kept);

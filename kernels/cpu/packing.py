@@ -70,8 +70,8 @@ def pack(weight: Tensor, order: str, storage: str = "fp32", *, whole: bool = Tru
     `.data`, NumPy or shared memory, which the counter does not see.
 
     Args:
-        weight: (4H, depth), contiguous float32.
-        order: `forward`, or `backward` (square weights, as `fp32` or `TRAINED`).
+        weight: (4H, depth), contiguous float32; for the order `linear` (outputs, depth).
+        order: `forward`; `backward` (square weights, as `fp32` or `TRAINED`); or `linear`, of a linear layer (`fp32`).
         storage: key of `KEPT`.
         whole: look at all values. Else 128 samples of more than `SMALL` have to do, for calls so short that reading
             the weights once more would be felt; a change behind the counter that spares them goes unnoticed.
@@ -111,6 +111,10 @@ def _pack(weight: Tensor, order: str, storage: str) -> Packed:
     number, dtype = KEPT[storage]
     # Before they are read: what is changed meanwhile must not look as if it had been packed.
     marks = native.mark(at, count), native.mark_all(at, count)
+    if order == "linear":
+        values = torch.empty(native.linear_numbers(rows, depth), dtype=torch.float32, device="cpu")
+        native.pack_linear(at, values.data_ptr(), rows, depth)
+        return Packed(values, None, *marks)
     if order == "backward":
         values = torch.empty(-(-hidden // lanes) * lanes * rows, dtype=dtype, device="cpu")
         native.pack_backward(at, values.data_ptr(), hidden, number)

@@ -102,6 +102,16 @@ inline void pack_rows(const float* weight, float* packed, int64_t hidden, int64_
 }
 #endif
 
+// weight (outputs, depth) of a linear layer to [four vectors of outputs][k][vector][lane], zeros past the last output: what
+// `product<4>` reads.
+inline int64_t linear_size(int64_t outputs, int64_t depth) { return (outputs + 4 * LANES - 1) / (4 * LANES) * 4 * LANES * depth; }
+inline void pack_linear_rows(const float* weight, float* packed, int64_t outputs, int64_t depth) {
+    for (int64_t first = 0; first < outputs; first += 4 * LANES, packed += 4 * LANES * depth)
+        for (int64_t k = 0; k < depth; ++k)
+            for (int64_t i = 0; i < 4 * LANES; ++i)
+                packed[k * 4 * LANES + i] = first + i < outputs ? weight[(first + i) * depth + k] : 0.0f;
+}
+
 // Rows of the operands of a transposed product that are taken together: 32 KB of columns with vectors of 16.
 constexpr int64_t CHUNK = 128, COLUMNS = CHUNK * 4 * LANES;
 

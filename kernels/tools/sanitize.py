@@ -1,4 +1,4 @@
-"""Run the CPU kernel and the head under the compiler's sanitizers: `python -m kernels sanitize`.
+"""Run the CPU kernel, the head and the decoder under the compiler's sanitizers: `python -m kernels sanitize`.
 
 AddressSanitizer and UndefinedBehaviorSanitizer watch every access over odd sizes, ThreadSanitizer a team's threads.
 `python -m kernels sanitize -- -m pytest -q tests/test_cpu_inference.py` runs Python with these arguments and the
@@ -24,9 +24,9 @@ FLAGS = ("-ffp-contract=fast", "-std=c++17", "-DPLAIN_THREADS", "-pthread")
 ADDRESSES = ("-Og", "-g1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all")
 RACES = "data races"
 CHECKS = {"addresses and undefined behaviour": ADDRESSES, RACES: ("-Og", "-g1", "-fsanitize=thread", "-DFOR_RACES")}
-LSTM, HEAD = "sanitize.cpp", "sanitize_head.cpp"
+LSTM, HEAD, DECODER = "sanitize.cpp", "sanitize_head.cpp", "sanitize_decoder.cpp"
 #: Programs by what they run.
-PROGRAMS = {"LSTM": LSTM, "head": HEAD}
+PROGRAMS = {"LSTM": LSTM, "head": HEAD, "decoder": DECODER}
 
 
 def check(names: Collection[str] = CHECKS) -> list[tuple[str, bool, str]]:

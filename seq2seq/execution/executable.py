@@ -20,7 +20,7 @@ from seq2seq.data.batch import Batch
 from seq2seq.decoding.cuda_graph import CapturedStep
 from seq2seq.decoding.fixed_length import Steps, forced, free_running
 from seq2seq.decoding.search import Decoder
-from seq2seq.execution.variant import HEADS, Variant
+from seq2seq.execution.variant import DECODERS, HEADS, Variant
 from seq2seq.models.base import Config, Model, Seq2SeqResult
 from seq2seq.models.weights import Weights
 from seq2seq.runtimes.registry import RUNTIMES
@@ -89,6 +89,7 @@ class Executable:
         model = config.build(self.variant.make_lstm)
         if self.variant.head != "nn":
             model.fc = HEADS[self.variant.head](model.fc, self.beam)
+        DECODERS[self.variant.decoder](model)
         return model
 
     def _make_runtime(self) -> Runtime | None:

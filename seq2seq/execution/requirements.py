@@ -14,7 +14,7 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
-from kernels.cpu import build, fused, packing, shortlist
+from kernels.cpu import build, decoder, fused, packing, shortlist
 from kernels.dispatch import BY_ESTIMATE
 from kernels.lstm import LSTM
 from seq2seq.workloads.workload import Workload
@@ -222,6 +222,16 @@ def needs_generated_tokens(device: str, mode: str, workload: Workload) -> str | 
 def compile_head() -> str | None:
     """Compile the fused CPU kernel and the head; why one of them cannot be had, or None."""
     return compile_cpu_kernel() or shortlist.hindrance()
+
+
+def compile_decoder() -> str | None:
+    """Compile the fused CPU kernel and the fed decoder; why one of them cannot be had, or None."""
+    return compile_cpu_kernel() or decoder.hindrance()
+
+
+def compile_decoder_and_head() -> str | None:
+    """The same with the head."""
+    return compile_head() or decoder.hindrance()
 
 
 def needs_compiler_beside_lstm(device: str, mode: str, workload: Workload) -> str | None:

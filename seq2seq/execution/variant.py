@@ -14,6 +14,7 @@ from kernels.head import ShortlistHead
 from kernels.lstm import LSTM
 from kernels.reference import LoopLSTM
 from seq2seq.execution.cell_lstm import CellLSTM
+from seq2seq.execution.fused_decoder import FusedDecoder
 from seq2seq.execution.requirements import (
     Requirement,
     cannot_decode,
@@ -40,6 +41,12 @@ LSTMS: dict[str, Callable[..., nn.RNNBase]] = {
 HEADS: dict[str, Callable[[Any, int], nn.Module]] = {
     "nn": lambda linear, _: linear,
     "shortlist": ShortlistHead.of,
+}
+
+#: What runs a decoder that is fed what it found, by the name that a variant gives; each changes a model in place.
+DECODERS: dict[str, Callable[[nn.Module], None]] = {
+    "nn": lambda _: None,
+    "fused": FusedDecoder.into,
 }
 
 #: Runtimes that read a model as ONNX, and their package.
@@ -69,6 +76,7 @@ class Variant:
         lstm: key of `LSTMS`.
         lstm_options: arguments of that class beside those of torch.nn.LSTM.
         head: key of `HEADS`, what a model's linear head becomes.
+        decoder: key of `DECODERS`, what runs the steps of a decoder that is fed what it found.
         vendor_lstm: whether torch may hand the LSTM to oneDNN or cuDNN.
         precision: key of `DTYPES`.
         autocast: whether a lower precision comes from autocast over fp32 weights; otherwise, in inference, the
@@ -96,6 +104,7 @@ class Variant:
     lstm: str = "nn"
     lstm_options: Mapping[str, Any] = field(default_factory=dict)
     head: str = "nn"
+    decoder: str = "nn"
     vendor_lstm: bool = True
     precision: str = "fp32"
     autocast: bool = False

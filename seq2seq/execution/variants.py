@@ -16,6 +16,8 @@ from seq2seq.execution import rival_lstms
 from seq2seq.execution.requirements import (
     compile_amp_kernel,
     compile_cpu_kernel,
+    compile_decoder,
+    compile_decoder_and_head,
     compile_head,
     compile_split_kernel,
     needs_bf16_products,
@@ -76,12 +78,13 @@ VARIANTS |= {
         ),
         Variant(
             "cpu-fused",
-            "kernels.LSTM, our kernel for CPUs, eager fp32",
+            "our kernels for CPUs, eager fp32: kernels.LSTM, and a decoder with attention in one call",
             lstm="kernels",
             lstm_options={"implementation": "cpu-fused"},
+            decoder="fused",
             devices=("cpu",),
             requirements=(needs_cpu_kernel,),
-            builds=compile_cpu_kernel,
+            builds=compile_decoder,
         ),
         Variant(
             "cpu-fused-bf16",
@@ -118,11 +121,12 @@ VARIANTS |= {
             "our kernel for CPUs in fp32, the head in int8 with the likeliest tokens computed again in fp32",
             lstm="kernels",
             lstm_options={"implementation": "cpu-fused"},
+            decoder="fused",
             head="shortlist",
             precision="int8-head",
             devices=("cpu",),
             requirements=(needs_generated_tokens, needs_cpu_kernel),
-            builds=compile_head,
+            builds=compile_decoder_and_head,
         ),
         Variant(
             "cpu-fused-int8-head",

@@ -1,0 +1,207 @@
+"""A decoder with attention that is fed what it found: all steps of a batch in one native call (`decoder.cpp`)."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import build, packing, teams
+from .native_arguments import fitting
+
+SOURCE = "decoder.cpp"
+#: `FedCall` of decoder.cpp, as bytes.
+_CALL = struct.Struct("@19qd10q").pack
+#: Steps of a batch from which a look at all of the weights is a small part of a call.
+LONG = 32
+
+
+class FedLayer(ctypes.Structure):
+    """`FedLayer` of decoder.cpp."""
+
+    _fields_ = tuple((name, ctypes.c_void_p) for name in ("packed_ih", "packed", "bias_ih", "bias_hh"))
+
+
+@dataclass(frozen=True)
+class Memory:
+    """What a decoder looks at, and how it scores each of its steps for a query.
+
+    Attributes:
+        values: (batch, memory steps, memory size), whose weighted mean is what a step finds.
+        keys: (batch, memory steps, key size), which queries are compared with.
+        mask: (batch, memory steps) bool, false for padding; None if all count.
+        query: weight (key size, hidden) and bias (key size,) or None, by which a query is made of h; None where h is
+            the query.
+        vector: (key size,): a score is vector . tanh(query + key); None for query . key.
+        scale: factor of the scores.
+    """
+
+    values: Tensor
+    keys: Tensor
+    mask: Tensor | None
+    query: tuple[Tensor, Tensor | None] | None = None
+    vector: Tensor | None = None
+    scale: float = 1.0
+
+
+@dataclass(frozen=True)
+class FedState:
+    """What a step of a decoder starts from: h and c, (layers, batch, hidden), and what it is fed, (batch, fed size)."""
+
+    hidden: Tensor
+    cell: Tensor
+    fed: Tensor
+
+
+def hindrance() -> str | None:
+    """Reason why there is no such decoder on this machine, or None; compiles it unless that was done before."""
+    found = library()
+    return found if isinstance(found, str) else None
+
+
+def run(
+    x: Tensor,
+    state: FedState,
+    layers: Sequence[tuple[Tensor, ...]],
+    memory: Memory,
+    combine: tuple[Tensor, Tensor | None],
+    lengths: Tensor | None = None,
+    *,
+    feeds_context: bool,
+) -> tuple[Tensor, FedState]:
+    """Run all steps: the LSTM on [x; fed], what its h finds in the memory, and tanh(W [found; h] + b).
+
+    All tensors are float32 on a CPU unless said otherwise.
+
+    Args:
+        x: (batch, steps, inputs).
+        state: of the first step.
+        layers: of each layer weight_ih (4H, features), weight_hh (4H, H) and both biases (4H,), if any.
+        memory: what is looked at.
+        combine: weight (hidden, memory size + hidden) and bias (hidden,) or None.
+        lengths: (batch,) int64, steps after which a row keeps its state; all when None.
+        feeds_context: whether the next step is fed what was found, not what was decoded.
+
+    Returns:
+        What each step decoded, (batch, steps, hidden), past a row's length what its padding gives; and the state after
+        each row's last step.
+
+    Raises:
+        BuildError: where there is no such decoder on this machine.
+        RuntimeError: for arguments that do not fit each other, or of another type or device.
+        MemoryError: where native code finds no memory.
+    """
+    native = _native()
+    (batch, steps, inputs), hidden = x.shape, state.hidden.size(2)
+    (memory_steps, memory_size), key_size, fed_size = memory.values.shape[1:], memory.keys.size(2), state.fed.size(1)
+    whole = batch * steps >= LONG
+    held: list[Any] = []  # whatever addresses below point into
+
+    def contiguous(value: Tensor | None) -> int:
+        if value is None:
+            return 0
+        held.append(value.contiguous())
+        return int(held[-1].data_ptr())
+
+    def packed(weight: Tensor, order: str = "forward") -> int:
+        found = packing.pack(weight.contiguous(), order, whole=whole)
+        held.append(found)
+        return int(found.values.data_ptr())
+
+    weights = (FedLayer * len(layers))()
+    features, work = inputs + fed_size, 0
+    for number, own in enumerate(layers):
+        weight_ih, weight_hh, *biases = fitting(own, features, hidden)
+        held += [weight_ih, weight_hh, *biases]
+        weights[number] = FedLayer(packed(weight_ih), packed(weight_hh), *(bias.data_ptr() for bias in biases))
+        work += 4 * hidden * (features + hidden + 16)
+        features = hidden
+    query, query_bias = memory.query or (None, None)
+    _check(x, state, len(layers), memory, combine, lengths, feeds_context=feeds_context)
+    additive = 1 + 8 * (memory.vector is not None)
+    work += hidden * (memory_size + hidden) + memory_steps * (key_size * additive + memory_size)
+    after = FedState(*(value.new_empty(value.shape) for value in (state.hidden, state.cell, state.fed)))
+    decoded = x.new_empty(batch, steps, hidden)
+    status = native.decoder_run(_CALL(
+        batch, steps, inputs, fed_size, hidden, len(layers), memory_steps, memory_size, key_size, feeds_context,
+        teams.threads_for(batch * steps * work), ctypes.addressof(weights),
+        contiguous(x), contiguous(memory.values), contiguous(memory.keys), contiguous(memory.mask),
+        0 if query is None else packed(query, "linear"), contiguous(query_bias), contiguous(memory.vector),
+        memory.scale,
+        packed(combine[0], "linear"), contiguous(combine[1]), contiguous(lengths),
+        contiguous(state.hidden), contiguous(state.cell), contiguous(state.fed),
+        after.hidden.data_ptr(), after.cell.data_ptr(), after.fed.data_ptr(), decoded.data_ptr(),
+    ))  # fmt: skip
+    if status < 0:
+        raise (MemoryError if status == build.NO_MEMORY else RuntimeError)(native.decoder_failure().decode())
+    return decoded, after
+
+
+def _check(
+    x: Tensor,
+    state: FedState,
+    layers: int,
+    memory: Memory,
+    combine: tuple[Tensor, Tensor | None],
+    lengths: Tensor | None,
+    *,
+    feeds_context: bool,
+) -> None:
+    """Refuse what native code would read past the end of; the LSTM's parameters are checked as they are packed."""
+    (batch, steps, inputs), hidden = x.shape, state.hidden.size(2)
+    (memory_steps, memory_size), key_size = memory.values.shape[1:], memory.keys.size(2)
+    query, query_bias = memory.query or (None, None)
+    expected = (
+        (x, (batch, steps, inputs)),
+        (memory.values, (batch, memory_steps, memory_size)),
+        (memory.keys, (batch, memory_steps, hidden if query is None else key_size)),
+        (memory.mask, (batch, memory_steps)),
+        (query, (key_size, hidden)),
+        (query_bias, (key_size,)),
+        (memory.vector, (key_size,)),
+        (combine[0], (hidden, memory_size + hidden)),
+        (combine[1], (hidden,)),
+        (state.hidden, (layers, batch, hidden)),
+        (state.cell, (layers, batch, hidden)),
+        (state.fed, (batch, memory_size if feeds_context else hidden)),
+        (lengths, (batch,)),
+    )
+    for value, shape in expected:
+        if value is not None and value.shape != shape:
+            msg = f"an argument of the decoder has shape {tuple(value.shape)}, expected {shape}"
+            raise RuntimeError(msg)
+        dtype = torch.bool if value is memory.mask else torch.int64 if value is lengths else torch.float32
+        if value is not None and (value.dtype is not dtype or not value.is_cpu):
+            msg = f"an argument of the decoder is of {value.dtype} on {value.device}, expected {dtype} on cpu"
+            raise RuntimeError(msg)
+
+
+def _native() -> ctypes.CDLL:
+    found = library()
+    if isinstance(found, str):
+        raise build.BuildError(found)
+    return found
+
+
+@functools.cache
+def library(target: str = build.NATIVE) -> ctypes.CDLL | str:
+    """The compiled decoder, or why there is none; what failed once is not tried again in this process.
+
+    Args:
+        target: the compiler's flags for a CPU.
+    """
+    try:
+        native = ctypes.CDLL(str(build.compiled(build.command(SOURCE, target))))
+    except build.BuildError as error:
+        return str(error)
+    except OSError as error:
+        return f"the decoder for CPUs cannot be loaded ({error})"
+    native.decoder_failure.restype = ctypes.c_char_p
+    native.decoder_run.restype, native.decoder_run.argtypes = ctypes.c_int64, [ctypes.c_char_p]
+    return native
