@@ -18,13 +18,15 @@ NOT_SERVED = (
     "kernels.ShortlistHead is for eager inference in float32 on a CPU, under torch.no_grad() or torch.inference_mode() "
     "and without autocast or torch.compile; use torch.nn.Linear elsewhere"
 )
+#: Largest `exact`: native code has 64 bits for it.
+MOST_EXACT = 2**63 - 1
 
 
 class ShortlistHead(nn.Linear):
     """Drop-in for `torch.nn.Linear` with the same parameters, of whose outputs a row's largest are exact.
 
-    All outputs are computed in integers, each row of weights (8 bits) and of inputs (8 bits by AVX512-VNNI, up to 16 by
-    AVX2) with its scale. A bound on the error of each output says which may be among the `exact` largest of a row, and
+    All outputs are computed in integers, each row of weights (8 bits) and of inputs (8 bits by VNNI, up to 16 without)
+    with its scale. A bound on the error of each output says which may be among the `exact` largest of a row, and
     those are computed again in float32 from the parameters. So the `exact` largest outputs are the largest of float32,
     in their order, unless two are closer than float32's own rounding. All others are below them and off by their
     rounding to integers: what is computed from all of them, as the normaliser of a softmax, is approximate.
@@ -42,7 +44,7 @@ class ShortlistHead(nn.Linear):
         refined: outputs that the last call computed in float32, all rows together.
 
     Raises:
-        ValueError: for `exact` below 1, then and whenever it is set.
+        ValueError: for `exact` below 1 or from 2**63 on, then and whenever it is set.
     """
 
     refined: int = 0
@@ -72,8 +74,11 @@ class ShortlistHead(nn.Linear):
             number = operator.index(value)
         except TypeError:  # a float, say
             number = 0
-        if number < 1:
-            msg = f"exact is {value!r}, expected an integer of at least 1, the outputs of a row that have to be exact"
+        if not 1 <= number <= MOST_EXACT:
+            msg = (
+                f"exact is {value!r}, expected an integer of at least 1 and below 2**63, the outputs of a row that "
+                "have to be exact"
+            )
             raise ValueError(msg)
         self._exact = number
 
@@ -100,7 +105,7 @@ class ShortlistHead(nn.Linear):
 
         Raises:
             RuntimeError: for a call that needs gradients, for other types, devices and sizes, while something traces,
-                compiles or intercepts operators, and on a processor with neither AVX2 nor AVX512-VNNI.
+                compiles or intercepts operators, and on a processor without AVX2.
         """
         h, weight, offsets, packed = self._prepare(input)
         output, refined = shortlist.run(h, weight, offsets, packed, self._exact)

@@ -52,6 +52,9 @@ def check_forward(
 ) -> None:
     """Refuse wrong arguments: kernels trust shapes and types, and would reach into other memory."""
     steps, batch = gates_input.shape[:2] if not batch_first else gates_input.shape[1::-1]
+    if weight_hh.dim() != 3:  # noqa: PLR2004
+        msg = f"weight_hh is {tuple(weight_hh.shape)}, expected (directions, 4 * hidden_size, hidden_size)"
+        raise ValueError(msg)
     directions, _, hidden = weight_hh.shape
     state = (directions, batch, hidden)
     dtype = gates_input.dtype

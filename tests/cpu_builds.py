@@ -14,8 +14,13 @@ import torch
 from kernels.cpu import build, fused, inference, layer, packing, shortlist, teams
 
 FLAGS = build.cpu_flags().split()
-#: Whether AVX2 is not what this machine's own build has.
-_NARROWER = "avx2" in FLAGS and "avx512f" in FLAGS
+#: Whether AVX2 alone is not what this machine's own build has.
+_NARROWER = "avx2" in FLAGS and ("avx512f" in FLAGS or "avx_vnni" in FLAGS)
+#: AVX-512 without VNNI, and AVX-VNNI without AVX-512.
+NO_VNNI, NARROW_VNNI = "-march=x86-64-v4", "-march=x86-64-v3 -mavxvnni"
+#: Those of them that this machine runs, and that are not what its own build has.
+OTHERS = [NO_VNNI] if "avx512_vnni" in FLAGS else []
+OTHERS += [NARROW_VNNI] if "avx_vnni" in FLAGS and "avx512f" in FLAGS else []
 
 
 def _usable(target: str) -> bool:
@@ -34,15 +39,15 @@ if "avx512_bf16" in build.cpu_flags():
     FEWER_BITS.append(TILES)
 #: Builds with how each can keep its weights in fewer bits: split in two parts needs tiles.
 KEPT = [(target, storage) for target in FEWER_BITS for storage in ("bf16", "int8")]
+KEPT += [(f"{target} -O1", "int8") for target in OTHERS]
 _TILED = [TILES, *([build.NATIVE] if "amx_bf16" in build.cpu_flags() else [])]
 KEPT += [(target, "split") for target in FEWER_BITS if target in _TILED]
-#: Builds of the head: for this machine, for AVX2, for AVX-512 without VNNI, and with VNNI's products in plain C++.
+#: Builds of the head: for this machine, for AVX2, for the others, and with VNNI's products in plain C++.
 HEADS = [build.NATIVE]
 if _NARROWER:
     HEADS.append("-march=x86-64-v3")
-if "avx512bw" in FLAGS:
-    HEADS.append("-march=x86-64-v4")
-if "avx2" in FLAGS and "avx512_vnni" not in FLAGS:
+HEADS += OTHERS
+if "avx2" in FLAGS and not {"avx512_vnni", "avx_vnni"} & set(FLAGS):
     HEADS.append("-march=x86-64-v3 -DEMULATED_VNNI")
 
 

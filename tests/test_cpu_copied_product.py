@@ -54,12 +54,9 @@ def test_gradients_of_wide_weights_are_the_loop_s(  # noqa: PLR0913, PLR0917 - w
 DEFECTS = {
     "group": ("copy + (group - mine.first) * depth * ROWS", "copy + (group - mine.first) * (depth - PLANTED) * ROWS"),
     "last": ("r < count_of(group) ?", "r < count_of(group) - PLANTED ?"),
-    "chunks": ("store(to, start ? load(to, lanes)", "store(to, start && !PLANTED ? load(to, lanes)"),
-    "zero": ("if (from) std::memcpy(to, from + column", "if (from) std::memcpy(to, from + (PLANTED ? 0 : column)"),
-    "right": (
-        "right(start + k);\n                float",
-        "right(start + k - (PLANTED && k > 0));\n                float",
-    ),
+    "chunks": ("on_top ? load(to", "on_top && !PLANTED ? load(to"),
+    "zero": ("std::memcpy(to, rows[k] + column", "std::memcpy(to, rows[k] + (PLANTED ? 0 : column)"),
+    "right": ("right(start + k);", "right(start + k - (PLANTED && k > 0));"),
 }
 #: Gradients of a layer wider than a product, over several chunks of rows.
 _PROBE = """

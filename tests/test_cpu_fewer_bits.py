@@ -12,7 +12,7 @@ pytest.importorskip("hypothesis")
 
 import numpy as np
 import torch
-from cpu_builds import KEPT, QUICK, built_for
+from cpu_builds import KEPT, NARROW_VNNI, NO_VNNI, QUICK, built_for
 from hypothesis import given
 from hypothesis import strategies as st
 from recurrences import DEVICE, Sizes, errors_forward, recurrences
@@ -27,8 +27,10 @@ pytestmark = pytest.mark.skipif(DEVICE != "cpu", reason="the kernel is for CPUs"
 #: Errors of outputs and states against truth: the roundoff of a weight, at most, and what steps add to it.
 ALLOWED = {"bf16": 1e-2, "int8": 3e-2, "split": 3e-5}
 HIDDEN = st.sampled_from([1, 3, 15, 16, 17, 33, 70, 130])
-#: Stands for h where inputs have 16 bits: it has 8, with AVX2 alone 7, and 16 where the walk by tiles of bytes serves.
+#: Stands for h where inputs have 16 bits: it has 8, without VNNI 7, and 16 where the walk by tiles of bytes serves.
 STATE_BITS = 8
+#: Instructions that multiply in integers, with VNNI and without.
+VNNI, WITHOUT_VNNI = ("amx-int8", "avx512-vnni", "avx-vnni"), ("avx512-int8", "avx2-int8")
 
 
 def _rounded(row: Tensor, largest: int) -> Tensor:
@@ -67,16 +69,16 @@ def _factors(x: Tensor, storage: str, bits: int, instructions: str) -> Tensor:
         return x.bfloat16().double()
     if _two_byte_state(storage, len(x), instructions) and bits == STATE_BITS:
         return _rounded(x, 32512)
-    if instructions.split(" ", maxsplit=1)[0] in {"avx512-vnni", "amx-int8"}:
+    if instructions.startswith(VNNI):
         return _rounded(x, 127 if bits == STATE_BITS else 32767)
-    if instructions == "avx2-int8":
+    if instructions in WITHOUT_VNNI:
         return _rounded(x, 64 if bits == STATE_BITS else _levels(x.size(-1)))
     assert instructions.endswith(("-fma", "neon", "generic"))
     return x.double()
 
 
 def _levels(depth: int) -> int:
-    """Largest integer of an input where there is AVX2 alone: sums of `depth` products with weights stay in 32 bits."""
+    """Largest integer of an input without VNNI: sums of `depth` products with weights stay in 32 bits."""
     return min(32767, (2**31 - 1) // (127 * depth))
 
 
@@ -219,33 +221,34 @@ def test_sums_of_integers_are_exact(
     """Factors that are integers times a power of two have no rounding, so their sums are NumPy's to the last unit."""
     instructions = _instructions(target, "int8")
     depth = hidden if recurrent else depth
-    if instructions.split(" ", maxsplit=1)[0] in {"avx512-vnni", "amx-int8"}:
-        most = 127 if recurrent else 32767
-    else:
-        most = 64 if recurrent else _levels(depth)
+    largest = (127, 32767) if instructions.startswith(VNNI) else (64, _levels(depth))
+    most = largest[not recurrent]
     draw = np.random.default_rng(seed)
     weights, rows = draw.integers(-127, 128, (hidden, depth)), draw.integers(-most, most + 1, (batch, depth))
     # Largest values that are just what they are rounded to, and sums that float32 holds.
     weights[:, 0], rows[:, 0] = 127, most * draw.choice([-1, 1], batch)
     rows[:, 1:] *= draw.random((batch, depth - 1)) < 2**24 / (127 * most * depth)
     sums = rows @ weights.T
-    unit = 2.0**-34  # so small that tanh is its argument
+    unit = 2.0**-5  # of a sum, in a gate
     lstm = _made(1 if recurrent else depth, hidden, "int8")
+    x, zeros = torch.from_numpy(rows).float(), torch.zeros(1, batch, hidden)
     with built_for(target, 1), torch.inference_mode():
         for weight in lstm.parameters():
             weight.zero_()
         matrix = lstm.weight_hh_l0 if recurrent else lstm.weight_ih_l0
         matrix[2 * hidden : 3 * hidden] = torch.from_numpy(weights).float() * unit
-        x = torch.from_numpy(rows).float()
-        h, c = torch.zeros(1, batch, hidden), torch.zeros(1, batch, hidden)
-        _, (_, c) = lstm(torch.zeros(1, batch, 1), (x[None], c)) if recurrent else lstm(x[None], (h, c))
-    found = np.arctanh(2 * c[0].double().numpy()) / unit
-    assert np.abs(found - sums).max() < 0.5 * max(1.0, np.abs(sums).max() / 2**21)
+        for row in range(batch):
+            # What the biases leave of the gate is what its sum is off by.
+            lstm.bias_ih_l0[2 * hidden : 3 * hidden] = torch.from_numpy(-sums[row]).float() * unit
+            h, c = zeros.clone(), zeros.clone()
+            _, (_, c) = lstm(torch.zeros(1, batch, 1), (x[None], c)) if recurrent else lstm(x[None], (h, c))
+            off = np.arctanh(2 * c[0, row].double().numpy()) / unit
+            assert np.abs(off).max() < 0.5 * max(1.0, np.abs(sums).max() / 2**21)
 
 
 def test_more_columns_than_integers_hold_are_refused() -> None:
     """What might overflow says so instead."""
-    if fused.instructions("int8").split(" ", maxsplit=1)[0] not in {"avx512-vnni", "amx-int8", "avx2-int8"}:
+    if not fused.instructions("int8").startswith(VNNI + WITHOUT_VNNI):
         pytest.skip("float32 sums have no such limit")
     lstm = _made(65_537, 1, "int8")
     with torch.no_grad(), pytest.raises(RuntimeError, match="at most 65536 columns, these have 65537; use"):
@@ -310,7 +313,9 @@ def test_the_instructions_are_those_of_the_processor() -> None:
         "bf16": "amx-bf16" if "amx_bf16" in flags else "avx512-bf16" if "avx512_bf16" in flags else plain,
         "int8": "amx-int8" if "amx_int8" in flags
         else "avx512-vnni" if "avx512_vnni" in flags
+        else "avx512-int8" if "avx512bw" in flags
         else plain if "avx512f" in flags
+        else "avx-vnni" if "avx_vnni" in flags
         else "avx2-int8",
     }  # fmt: skip
     for storage, expected in wanted.items():
@@ -322,6 +327,10 @@ def test_the_instructions_are_those_of_the_processor() -> None:
         assert _instructions(f"{QUICK} -DWIDEN", storage) == plain
         narrow = "avx2-int8" if storage == "int8" else "avx2-fma"
         assert _instructions("-march=x86-64-v3 -O1", storage) == narrow
+    others = {NO_VNNI: "avx512-int8", NARROW_VNNI: "avx-vnni"}
+    for target, expected in others.items():
+        if (f"{target} -O1", "int8") in KEPT:
+            assert _instructions(f"{target} -O1", "int8") == expected
     assert LSTM(3, 4, implementation="loop").explain(1, 1).instructions == ""
 
 

@@ -8,7 +8,7 @@ import pytest
 
 pytest.importorskip("hypothesis")
 
-from cpu_builds import TILES
+from cpu_builds import NARROW_VNNI, NO_VNNI, TILES
 from planted_kernels import NOTHING, KernelPrograms, planted_sources
 from recurrences import DEVICE
 
@@ -20,7 +20,7 @@ pytestmark = pytest.mark.skipif(DEVICE != "cpu", reason="the kernel is for CPUs"
 DEFECTS = {
     "start": ("M::START * sum", "(M::START + PLANTED) * sum"),
     "high": ("sum * 256.0f +", "sum * (PLANTED ? 128.0f : 256.0f) +"),
-    "broken": ("most / LARGEST + broken", "most / LARGEST + (PLANTED ? 0.0f : broken)"),
+    "broken": ("most / levels + 0.0f * most", "PLANTED && most != most ? 0.0f : most / levels + 0.0f * most"),
     "bytes": ("unit % LANES * 4 + k % 4", "unit % LANES * 4 + (PLANTED ? 3 - k % 4 : k % 4)"),
     "pairs": ("first_lanes(left - 16), from + 16", "first_lanes(left - 16), from + (PLANTED ? 0 : 16)"),
     "two": (
@@ -34,19 +34,22 @@ DEFECTS = {
         "states_room + i * state_bytes * !PLANTED);\n            }",
     ),
     "panel": ("room + r * M::row_bytes(a->features)", "room + r * M::row_bytes(a->features) * !PLANTED"),
-    "rest": ("APART > 1 && k < count", "APART > 1 && k < count && !PLANTED"),
+    "rest": ("TURNS > 1 && k < count", "TURNS > 1 && k < count && !PLANTED"),
 }
-#: The same of integers where there is AVX2 alone.
-AVX2_DEFECTS = {
-    "sign": ("_mm256_set1_epi32(0x7fffffff)", "_mm256_set1_epi32(PLANTED ? -1 : 0x7fffffff)"),
-    "broken-row": ("(__m256i)vector(k),", "(__m256i)(PLANTED && !(vector(k)[1] * 0.0f == 0.0f) ? vec{} : vector(k)),"),
-    "offset": ("_mm_set1_epi16(-START)", "_mm_set1_epi16(-START + PLANTED)"),
+#: The same of integers without VNNI.
+WITHOUT_VNNI_DEFECTS = {
+    "broken-row": ("sizes = larger(", "if (!PLANTED || x[1] * 0.0f == 0.0f) sizes = larger("),
+    "sign": ("(ivec)x & 0x7fffffff", "(ivec)x & (PLANTED ? -1 : 0x7fffffff)"),
+    "offset": ("q - static_cast<int>(START)", "q - static_cast<int>(START) + PLANTED"),
     "one-of-two": (
-        "case 2: return add<2>(sums, a, block);",
-        "case 2: return PLANTED ? add<1>(sums, a, block) : add<2>(sums, a, block);",
+        "if (rows == R) return add<R>(sums, a, block);",
+        "if (rows == R) return PLANTED && R == 2 ? add<1>(sums, a, block) : add<R>(sums, a, block);",
     ),
     "first-gates": ("(4 + FIRST) * VECTOR", "(4 + FIRST * !PLANTED) * VECTOR"),
-    "third-row": (": word(numbers[r] + 8 * k);", ": word(numbers[PLANTED ? 0 : r] + 8 * k);"),
+    "third-row": (
+        ": in_each_two_lanes(numbers[r] + 8 * k);",
+        ": in_each_two_lanes(numbers[PLANTED ? 0 : r] + 8 * k);",
+    ),
     "three-rows": ("word(numbers[r] + 4 * k), weights", "word(numbers[PLANTED ? R - 1 : r] + 4 * k), weights"),
     "last-group": (
         "const int64_t count = groups(depth);\n        Sum own[R][WORDS][4];",
@@ -54,9 +57,17 @@ AVX2_DEFECTS = {
     ),
     "gate-of-sums": ("total[r][0][FIRST + g]", "total[r][0][PLANTED ? 3 - FIRST - g : FIRST + g]"),
     "unit-of-row": ("total[r], a[r], block)", "total[r], a[PLANTED ? 0 : r], block)"),
+    "wide-pairs": ("_mm512_setr_epi64(0, 2, 4, 6", "_mm512_setr_epi64(0, 2, PLANTED ? 6 : 4, 6"),
 }
-#: Those of the vectors that concern them too.
-AVX2_TOO = ("start", "bytes", "pieces", "states", "panel")
+#: The same of VNNI where there is no AVX-512, and so half as many registers.
+NARROW_DEFECTS = {
+    "second-gates": ("starts_of(block) + FIRST * VECTOR", "starts_of(block) + FIRST * !PLANTED * VECTOR"),
+    "second-weights": ("w + (4 * k + 1) * VECTOR)", "w + (4 * k + !PLANTED) * VECTOR)"),
+    "word-of-row": ("x = word(bytes[r][part] + 4 * k)", "x = word(bytes[PLANTED ? 0 : r][part] + 4 * k)"),
+    "lowest-bytes": ("of_halves(x, 0x0c080400)", "of_halves(x, PLANTED ? 0x0c080500 : 0x0c080400)"),
+}
+#: Those of the vectors that concern all integers too.
+ALWAYS = ("start", "bytes", "pieces", "states", "panel")
 #: The same of products by tiles.
 TILE_DEFECTS = {
     "tile": ("k % 32 / 2 * 32", "k % 32 / 2 * (PLANTED ? 31 : 32)"),
@@ -97,7 +108,9 @@ MACHINES = {
 @pytest.fixture(scope="module")
 def defects(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The kernel's sources with all of these."""
-    return planted_sources(DEFECTS | AVX2_DEFECTS | TILE_DEFECTS | MACHINES, tmp_path_factory.mktemp("defects"))
+    return planted_sources(
+        DEFECTS | WITHOUT_VNNI_DEFECTS | NARROW_DEFECTS | TILE_DEFECTS | MACHINES, tmp_path_factory.mktemp("defects")
+    )
 
 
 #: A step of several rows and one of a single row, against the arithmetic; and a row that is broken.
@@ -164,14 +177,27 @@ def test_a_planted_defect_is_seen(
     assert code == 0 if name == NOTHING else code not in {0, 1}
 
 
+#: Builds that multiply integers otherwise: flags of a processor that runs each, and its defects. AVX-512 shares
+#: its code with AVX2, so these are the ones that its width concerns.
+_OTHER_BUILDS = {
+    "-march=x86-64-v3": (("avx2",), (*ALWAYS, *(name for name in WITHOUT_VNNI_DEFECTS if name != "wide-pairs"))),
+    NO_VNNI: (("avx512bw", "avx512dq"), ("third-row", "three-rows", "gate-of-sums", "wide-pairs")),
+    NARROW_VNNI: (("avx_vnni",), tuple(NARROW_DEFECTS)),
+}
+
+
 @pytest.mark.slow
-@pytest.mark.skipif("avx2" not in build.cpu_flags(), reason="these products need AVX2")
-@pytest.mark.parametrize("name", [NOTHING, *AVX2_TOO, *AVX2_DEFECTS])
-def test_a_defect_planted_in_products_of_avx2_is_seen(
-    name: str, defects: Path, tmp_path: Path, programs: KernelPrograms
+@pytest.mark.parametrize(
+    ("target", "name"),
+    [(target, name) for target, (_, names) in _OTHER_BUILDS.items() for name in (NOTHING, *names)],
+)
+def test_a_defect_planted_in_other_products_of_integers_is_seen(
+    target: str, name: str, defects: Path, tmp_path: Path, programs: KernelPrograms
 ) -> None:
-    """So is each slip of the integers where there is AVX2 alone."""
-    code = programs.run_planted(_PROBE, tmp_path, defects, name, "-march=x86-64-v3")
+    """So is each slip of the integers without VNNI, and by VNNI without AVX-512."""
+    if not set(_OTHER_BUILDS[target][0]) <= set(build.cpu_flags().split()):
+        pytest.skip("these products need another processor")
+    code = programs.run_planted(_PROBE, tmp_path, defects, name, target)
     assert code == 0 if name == NOTHING else code not in {0, 1}
 
 

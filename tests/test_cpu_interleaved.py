@@ -1,4 +1,4 @@
-"""The walks of one sequence, interleaved by AVX-512 and overlapped by AVX2, against the equations in float64."""
+"""The walks of one sequence, interleaved or overlapped, against the equations in float64."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 pytest.importorskip("hypothesis")
 
 import torch
-from cpu_builds import QUICK, TARGETS, built_for
+from cpu_builds import OTHERS, QUICK, TARGETS, built_for
 from hypothesis import given
 from hypothesis import strategies as st
 from planted_kernels import NOTHING, KernelPrograms, planted_sources
@@ -26,8 +26,11 @@ ALLOWED = {"fp32": 1e-5, "bf16": 2e-2, "int8": 3e-2}
 BUILDS = [*TARGETS, f"{QUICK} -DNEAREST=0"]
 
 
-@pytest.mark.parametrize("target", BUILDS)
-@pytest.mark.parametrize("storage", ALLOWED)
+#: With how they keep weights; other builds have other integers alone.
+KEPT = [(target, storage) for target in BUILDS for storage in ALLOWED] + [(f"{other} -O1", "int8") for other in OTHERS]
+
+
+@pytest.mark.parametrize(("target", "storage"), KEPT)
 @given(
     steps=st.integers(1, 17) | st.sampled_from([64, 65, 70]),
     features=st.integers(1, 150),
@@ -70,7 +73,7 @@ _OVERLAPPED = {
     "again": ("if (s % AHEAD == 0) project(s);", "if (s % (PLANTED ? 2 * AHEAD : AHEAD) == 0) project(s);"),
     "last": ("std::min(AHEAD, a->steps - s)", "std::min(AHEAD, a->steps - s - PLANTED)"),
     "row": ("time(s + r) * a->x_step, input_room", "time(s + r * !PLANTED) * a->x_step, input_room"),
-    "odd": ("even[gate] + odd[gate]", "even[gate] + odd[PLANTED ? 0 : gate]"),
+    "apart": ("sums[gate] += own[at][gate]", "sums[gate] += own[at][PLANTED ? 0 : gate]"),
     "between": ("word += 4 * EACH;", "word += 4 * (EACH - PLANTED);"),
     "done": ("past >= 0 ? open : 0", "past >= 0 ? open - PLANTED : 0"),
     "back": ("cell(gates_of, s % 2 ? own.first", "cell(gates_of, s % 2 && !PLANTED ? own.first"),

@@ -32,7 +32,7 @@ def test_layers_without_inputs_or_outputs(features: tuple[int, int], shape: tupl
         assert head.error_bound(h).shape == shape[:-1]
 
 
-@pytest.mark.parametrize("value", [0, -1, 1.5, None])
+@pytest.mark.parametrize("value", [0, -1, 1.5, None, 2**63, 10**30])
 def test_a_number_of_exact_outputs_that_cannot_be_is_refused(value: int) -> None:
     """When the head is made and when the number is set later; then the earlier one stays."""
     head = ShortlistHead(20, 100, exact=3)
@@ -41,6 +41,8 @@ def test_a_number_of_exact_outputs_that_cannot_be_is_refused(value: int) -> None
     with pytest.raises(ValueError, match="expected an integer of at least 1"):
         head.exact = value
     assert head.exact == 3
+    head.exact = 2**63 - 1
+    check(head, torch.randn(2, 20))
     head.exact = 5
     check(head, torch.randn(2, 20))
 

@@ -587,6 +587,7 @@ def test_weights_may_lie_in_memory_in_any_order(name, order):
         ("bias_hh_l0", (3,), torch.float32),
         ("weight_ih_l0", (20, 5), torch.float32),
         ("weight_hh_l0", (20, 4), torch.float32),
+        ("weight_hh_l0", (100,), torch.float32),
         ("weight_hh_l0", (20, 5), torch.float16),
     ],
 )

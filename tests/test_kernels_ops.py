@@ -253,6 +253,7 @@ def test_autocast_agrees_with_nn_lstm():
     ("index", "wrong", "text"),
     [
         (1, torch.zeros(1, 21, 5, dtype=torch.float64), "weight_hh is .* expected .1, 20, 5."),
+        (1, torch.zeros(100, dtype=torch.float64), "weight_hh is .*, expected .directions, 4"),
         (1, torch.zeros(1, 20, 5), "weight_hh is .* expected .* of torch.float64"),
         (2, torch.zeros(1, 2, 5, dtype=torch.float64), r"h0 is \(1, 2, 5\)"),
         (3, torch.zeros(1, 3, 5), "c0 is .* of torch.float32 on cpu, expected .* of torch.float64"),

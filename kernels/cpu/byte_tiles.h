@@ -167,23 +167,6 @@ struct ByteRows {
     }
 };
 
-// What a row is multiplied by to become integers, and what one of them stands for: NaN where the row has a NaN or an
-// infinity, since integers have none. A row whose numbers are too small to have an inverse counts as zeros.
-struct RowScale {
-    float by, unit;
-    RowScale(const float* from, int64_t depth, const TwoBytes& bytes) {
-        __m512 largest = _mm512_setzero_ps(), spoilt = _mm512_setzero_ps();
-        for (int64_t k = 0; k < depth; k += 16) {
-            const __m512 x = Tiles<1>::load_some(from + k, static_cast<int>(std::min<int64_t>(16, depth - k)));
-            largest = _mm512_max_ps(largest, _mm512_abs_ps(x));
-            spoilt = _mm512_fmadd_ps(x, _mm512_setzero_ps(), spoilt);
-        }
-        const float most = _mm512_reduce_max_ps(largest);
-        by = most > 1e-30f ? bytes.most / most : 0.0f;
-        unit = most / bytes.most + _mm512_reduce_add_ps(spoilt);
-    }
-};
-
 // Sums of a block of 16 hidden units for up to 16 rows: [gate][high and low, `part()` apart][row][16], gates BYTE_SUMS apart.
 constexpr int64_t BYTE_SUMS = 2 * 256;
 

@@ -231,7 +231,7 @@ private:
                 for (int buffer = 0; buffer < 2; ++buffer) put_state(buffer, block, r, _mm512_setzero_ps(), 0.0f, 0);
         for (int64_t r = 0; r < mine.count; ++r) {
             const float* const h = a->h0 ? a->h0 + mine[r] * a->hidden : nullptr;
-            const RowScale scale(h, h ? a->hidden : 0, STATE_BYTES);
+            const RowScale scale(h, h ? a->hidden : 0, STATE_BYTES.most);
             units[r] = scale.unit;
             for (int64_t block = own.first; block < own.end; ++block) {
                 const __m512 value = h ? Tiles<1>::load_some(h + block * 16, lanes_of(block)) : _mm512_setzero_ps();
@@ -302,7 +302,7 @@ private:
     }
 
     void put_input(const float* from, int64_t row) {
-        const RowScale scale(from, a->features, INPUT_BYTES);
+        const RowScale scale(from, a->features, INPUT_BYTES.most);
         x_units[row] = scale.unit;
         char* const to = x + plan.input.row(row);
         for (int64_t k = 0; k < plan.input.groups * 64; k += 16) {

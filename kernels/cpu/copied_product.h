@@ -45,11 +45,13 @@ template <typename L, typename F>
 void copied_product(L left, F right, float* out, int64_t rows, int64_t m, int64_t n, float* room, int thread, int threads) {
     const Share mine = share((m + ROWS - 1) / ROWS, true, thread, threads);
     float* const copy = room + COLUMNS;  // [group][k][row of the group]
+    const float* rights[CHUNK];
     for (int64_t start = 0; start < rows; start += CHUNK) {
         const int64_t depth = rows - start < CHUNK ? rows - start : CHUNK;
         const auto count_of = [=](int64_t group) { return m - group * ROWS < ROWS ? m - group * ROWS : ROWS; };
         for (int64_t k = 0; k < depth; ++k) {
             const float* const from = left(start + k);
+            rights[k] = right(start + k);
             for (int64_t group = mine.first; group < mine.end; ++group) {
                 float* const to = copy + ((group - mine.first) * depth + k) * ROWS;
                 for (int r = 0; r < ROWS; ++r) to[r] = r < count_of(group) ? from[group * ROWS + r] : 0.0f;
@@ -57,13 +59,7 @@ void copied_product(L left, F right, float* out, int64_t rows, int64_t m, int64_
         }
         for (int64_t column = 0; column < n; column += 4 * LANES) {
             const int64_t width = n - column < 4 * LANES ? n - column : 4 * LANES;
-            const int vectors = static_cast<int>((width + LANES - 1) / LANES);
-            for (int64_t k = 0; k < depth; ++k) {
-                const float* const from = right(start + k);
-                float* const to = room + k * vectors * LANES;
-                if (from) std::memcpy(to, from + column, 4 * width); else std::memset(to, 0, 4 * width);
-                std::memset(to + width, 0, 4 * (vectors * LANES - width));
-            }
+            pack_columns(rights, depth, column, width, room);
             for (int64_t group = mine.first; group < mine.end; ++group) {
                 float* const first = out + group * ROWS * n + column;
                 const int count = static_cast<int>(count_of(group));
@@ -72,18 +68,13 @@ void copied_product(L left, F right, float* out, int64_t rows, int64_t m, int64_
                     for (int64_t line = 0; line < width; line += 16) __builtin_prefetch(first + r * n + line, 1);
                 const float* const own = copy + (group - mine.first) * depth * ROWS;
                 vec sums[ROWS][4];
-                switch (vectors) {
+                switch (vectors_of(width)) {
                     case 1: outer_of_copy<1>(sums, own, depth, room); break;
                     case 2: outer_of_copy<2>(sums, own, depth, room); break;
                     case 3: outer_of_copy<3>(sums, own, depth, room); break;
                     default: outer_of_copy<4>(sums, own, depth, room);
                 }
-                for (int r = 0; r < count; ++r)
-                    for (int v = 0; v < vectors; ++v) {
-                        float* const to = first + r * n + v * LANES;
-                        const int lanes = static_cast<int>(width - v * LANES < LANES ? width - v * LANES : LANES);
-                        store(to, start ? load(to, lanes) + sums[r][v] : sums[r][v], lanes);
-                    }
+                store_sums(sums, count, width, start, first, n);
             }
         }
     }

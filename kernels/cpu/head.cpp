@@ -129,7 +129,7 @@ const char* head_hindrance() {
 #if defined(HAS_PRODUCTS)
     return "";
 #else
-    return "the head in int8 needs a processor with AVX2 or AVX512-VNNI, and a compiler that knows them";
+    return "the head in int8 needs a processor with AVX2, and a compiler that knows them";
 #endif
 }
 

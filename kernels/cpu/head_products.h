@@ -12,22 +12,27 @@
 #include <cstring>
 #include <limits>
 
+#include "integers.h"
 #include "vectors.h"
 
 namespace {
 
-// -DEMULATED_VNNI: vpdpbusd in plain C++, so that its packing and rounding run on other machines.
-#if defined(EMULATED_VNNI) || (defined(__AVX512VNNI__) && defined(__AVX512F__))
+#if defined(HAS_INTEGERS)
 #define HAS_PRODUCTS
 
+// -DEMULATED_VNNI: vpdpbusd in plain C++, so that its packing and rounding run on other machines.
+#if defined(EMULATED_VNNI) || defined(HAS_FOUR_BYTES)
 // vpdpbusd: four unsigned by four signed bytes. Weights are kept as q + 128, which adds 128 times the sum of h.
 struct Products {
     using Integer = int8_t;
     static constexpr int64_t GROUP = 4, BLOCK = LANES;
     static constexpr int OFFSET = 128, MOST = 127;
-    static constexpr const char* NAME = "avx512-vnni";
+    static constexpr const char* NAME = LANES == 16 ? "avx512-vnni" : "avx-vnni";
+    // Rows whose sums registers hold, and so many sums of an output hide the latency of an instruction.
+    static constexpr int ROWS_AT_ONCE = LANES == 16 ? 8 : 6;
+    static constexpr int turns(int rows) { return rows == 1 ? 4 : rows == 2 ? 2 : 1; }
 
-    static ivec weights(const uint8_t* p) { return (ivec)load(reinterpret_cast<const float*>(p)); }
+    static ivec weights(const uint8_t* p) { return load_integers(p); }
     static ivec dot(ivec sum, ivec weights, ivec h) {
 #if defined(EMULATED_VNNI)
         uint8_t w[4 * LANES];
@@ -39,44 +44,30 @@ struct Products {
         for (int lane = 0; lane < LANES; ++lane)
             for (int i = 4 * lane; i < 4 * lane + 4; ++i) found[lane] += static_cast<uint32_t>(w[i] * x[i]);
         std::memcpy(&sum, found, sizeof found);
-        return sum;
 #else
-        return (ivec)_mm512_dpbusd_epi32((__m512i)sum, (__m512i)weights, (__m512i)h);
+        add_four_bytes(sum, weights, h);
 #endif
+        return sum;
     }
 };
-
-#elif defined(__AVX512BW__) || (defined(__AVX2__) && !defined(__AVX512F__))
-#define HAS_PRODUCTS
-
+#else
 // vpmaddwd: two by two numbers of 16 bits, so that h has as many bits as its sums leave room for. Weights are widened as
 // they are read.
 struct Products {
     using Integer = int16_t;
     static constexpr int64_t GROUP = 2, BLOCK = 2 * LANES;
     static constexpr int OFFSET = 0, MOST = 32767;
-#if defined(__AVX512BW__)
-    static constexpr const char* NAME = "avx512-int16";
+    static constexpr const char* NAME = LANES == 16 ? "avx512-int16" : "avx2-int16";
+    static constexpr int ROWS_AT_ONCE = LANES == 16 ? 8 : 4;
+    static constexpr int turns(int) { return 1; }
 
-    static ivec weights(const uint8_t* p) {
-        return (ivec)_mm512_cvtepi8_epi16(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
-    }
-    static ivec dot(ivec sum, ivec weights, ivec h) { return sum + (ivec)_mm512_madd_epi16((__m512i)weights, (__m512i)h); }
-#else
-    static constexpr const char* NAME = "avx2-int16";
-
-    static ivec weights(const uint8_t* p) {
-        return (ivec)_mm256_cvtepi8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
-    }
-    static ivec dot(ivec sum, ivec weights, ivec h) { return sum + (ivec)_mm256_madd_epi16((__m256i)weights, (__m256i)h); }
-#endif
+    static ivec weights(const uint8_t* p) { return widened_bytes(p); }
+    static ivec dot(ivec sum, ivec weights, ivec h) { return sum + two_words(weights, h); }
 };
 #endif
 
-#if defined(HAS_PRODUCTS)
-
 constexpr int64_t GROUP = Products::GROUP, BLOCK = Products::BLOCK, PAIR = 2 * LANES;  // outputs of two vectors
-constexpr int ROWS_AT_ONCE = LANES == 16 ? 8 : 4;               // whose sums registers hold
+constexpr int ROWS_AT_ONCE = Products::ROWS_AT_ONCE;
 constexpr float ROUNDOFF = 6e-8f;                             // of float32, with a margin
 constexpr float LEAST = 1e-30f;                               // the scale of smaller numbers would be rounded too much
 static_assert(LANES % GROUP == 0, "round_row writes a row of h up to its width by whole vectors of its depth");
@@ -104,13 +95,12 @@ inline void each_vector(int64_t count, F call) {
 }
 
 // Positive numbers by their bits, whose order is that of the numbers, with NaN above all.
-inline ivec wider(ivec widest, vec x) { return (ivec)x > widest ? (ivec)x : widest; }
+inline ivec wider(ivec widest, vec x) { return larger(widest, (ivec)x); }
 
 // Of positive numbers; a NaN is above all.
 inline float largest_of(vec x) {
-    int32_t bits = 0;
+    const int32_t bits = largest_of((ivec)x);
     float largest;
-    for (int lane = 0; lane < LANES; ++lane) bits = std::max(bits, ((ivec)x)[lane]);
     std::memcpy(&largest, &bits, 4);
     return largest;
 }
@@ -176,22 +166,39 @@ inline int64_t place(int64_t output, int64_t k, int64_t width) {
     return ((output / BLOCK * (width / GROUP) + k / GROUP) * BLOCK + output % BLOCK) * GROUP + k % GROUP;
 }
 
+// Adds a GROUP of depth, whose weights are those at w and `next` bytes after it, to the sums of a PAIR of outputs.
+template <int R>
+inline void add_group(ivec (&sums)[2][R], const uint8_t* w, int64_t next, const Products::Integer* h, int64_t width) {
+    const ivec w0 = Products::weights(w), w1 = Products::weights(w + next);
+    UNROLLED for (int r = 0; r < R; ++r) {
+        const ivec value = in_each_lane(h + r * width);
+        sums[0][r] = Products::dot(sums[0][r], w0, value);
+        sums[1][r] = Products::dot(sums[1][r], w1, value);
+    }
+}
+
 // The integer sums of the PAIR of outputs whose weights begin at `packed`, for R rows of h.
 template <int R>
 inline void multiply(ivec (&sums)[2][R], const uint8_t* packed, const Products::Integer* h, int64_t width) {
-    const uint8_t* const next = packed + place(LANES, 0, width);
-    UNROLLED for (int n = 0; n < 2; ++n)
-        UNROLLED for (int r = 0; r < R; ++r) sums[n][r] = ivec{};
-    for (int64_t k = 0; k < width; k += GROUP) {
-        const ivec w0 = Products::weights(packed + k * BLOCK), w1 = Products::weights(next + k * BLOCK);
-        UNROLLED for (int r = 0; r < R; ++r) {
-            int32_t group;
-            std::memcpy(&group, h + r * width + k, 4);
-            const ivec value = group - ivec{};
-            sums[0][r] = Products::dot(sums[0][r], w0, value);
-            sums[1][r] = Products::dot(sums[1][r], w1, value);
+    constexpr int TURNS = Products::turns(R);
+    const int64_t next = place(LANES, 0, width);
+    ivec own[TURNS][2][R];
+    UNROLLED for (int turn = 0; turn < TURNS; ++turn)
+        UNROLLED for (int n = 0; n < 2; ++n)
+            UNROLLED for (int r = 0; r < R; ++r) own[turn][n][r] = ivec{};
+    int64_t k = 0;
+    for (; k + TURNS * GROUP <= width; k += TURNS * GROUP)
+        UNROLLED for (int turn = 0; turn < TURNS; ++turn) {
+            const int64_t at = k + turn * GROUP;
+            add_group(own[turn], packed + at * BLOCK, next, h + at, width);
         }
-    }
+    for (; TURNS > 1 && k < width; k += GROUP) add_group(own[0], packed + k * BLOCK, next, h + k, width);
+    UNROLLED for (int n = 0; n < 2; ++n)
+        UNROLLED for (int r = 0; r < R; ++r) {
+            sums[n][r] = own[0][n][r];
+            // Without a sign: on the way to a sum that 32 bits hold, others may pass over.
+            UNROLLED for (int turn = 1; turn < TURNS; ++turn) sums[n][r] = (ivec)((uvec)sums[n][r] + (uvec)own[turn][n][r]);
+        }
 }
 
 #endif

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from . import entry, packing
 from .build import CHANGED, checked, library
-from .native_arguments import address, fitting
+from .native_arguments import address, fitting, hidden_of
 from .teams import least_long, team
 
 Results = tuple[Tensor, Tensor, Tensor]
@@ -81,7 +81,7 @@ class Prepared:
     ) -> None:
         flat = [own for layer in parameters for own in layer]
         values = [value for own in flat for value in own]
-        self.features, self.hidden, self.choices = features, values[1].size(1), choices
+        self.features, self.hidden, self.choices = features, hidden_of(values[1]), choices
         self.directions, self.states = len(parameters[0]), len(flat)
         self.lasting = len(names) == len(values) and not any(v.is_inference() or not v.is_contiguous() for v in values)
         by_autocast = storage == packing.TRAINED

@@ -30,7 +30,6 @@ class InterleavedWalk {
     static constexpr int WORDS = Input::WORDS, GATES = 4 * LANES;
     static constexpr int AHEAD = WORDS == 1 ? 5 : 3;  // steps: with their sums and those of one more registers are full
     static constexpr int64_t SUMS = AHEAD * WORDS * GATES * 4;  // bytes
-    static constexpr int BETWEEN = 12;                // times that a cell calls `between`
 
     const Forward* a;
     Barrier& barrier;
@@ -148,48 +147,23 @@ class InterleavedWalk {
         for (int64_t block = own.first; block < own.end; ++block) multiply(block, 0, groups, none, nullptr, nullptr, 0);
     }
 
-    // h of a block of units from their gates before the nonlinearities, and c.
-    template <typename F>
-    static inline vec cell(const vec (&gates)[4], vec& c, F between) {
-#if defined(__AVX512DQ__)
-        if (Recurrent::THREE_DIVISIONS) {
-            __m512 state = (__m512)c;
-            const __m512 h = cell_of((__m512)gates[0], (__m512)gates[1], (__m512)gates[2], (__m512)gates[3], state, between);
-            c = (vec)state;
-            return (vec)h;
-        }
-#endif
-        const auto some = [=] { between(), between(), between(); };
-        const vec i = sigmoid(gates[0]), g = tanh_of(gates[2]);
-        some();
-        const vec f = sigmoid(gates[1]), o = sigmoid(gates[3]);
-        some();
-        c = f * c + i * g;
-        some();
-        const vec narrowed = tanh_of(c);
-        some();
-        return o * narrowed;
-    }
-
     // The cell of a block whose product is done, and beside it the first groups of the next one's, if there is a `word`.
-    void cell(const float* gates_of, int64_t block, float* after, float* output, typename Recurrent::Sum (&step)[4],
+    void cell(const float* gates, int64_t block, float* after, float* output, typename Recurrent::Sum (&step)[4],
               const char* word, const char* weights) {
         const int64_t unit = block * LANES;
         const int n = lanes(block);
-        vec gates[4];
-        for (int gate = 0; gate < 4; ++gate) gates[gate] = load(gates_of + gate * LANES);
         vec c = load(a->c_n + unit, n), h;
         if (word) {
             typename Recurrent::Sum here[4];
             UNROLLED for (int gate = 0; gate < 4; ++gate) here[gate] = step[gate];
-            h = cell(gates, c, [&] {
+            h = cell_between<Recurrent::THREE_DIVISIONS>(gates, c, [&] {
                 one(here, word, weights);
                 word += 4;
                 weights += 4 * GATES;
             });
             UNROLLED for (int gate = 0; gate < 4; ++gate) step[gate] = here[gate];
         } else {
-            h = cell(gates, c, [] {});
+            h = cell_between<Recurrent::THREE_DIVISIONS>(gates, c, [] {});
         }
         store(a->c_n + unit, c, n);
         store(after + unit, h, n);

@@ -17,7 +17,7 @@ from torch import Tensor
 from ..common.recurrence import LayerOptions
 from ..common.transforms import gradients_of
 from .build import library
-from .native_arguments import BackwardArgs, ForwardArgs, address, fitting
+from .native_arguments import BackwardArgs, ForwardArgs, address, fitting, hidden_of
 from .packing import KEPT, TRAINED, pack
 from .teams import long, team, threads_for, work
 
@@ -67,7 +67,7 @@ class DifferentiableLayer(torch.autograd.Function):
         native = library()
         first, second, features = x.shape
         batch, steps = (first, second) if options.batch_first else (second, first)
-        hidden, directions = flat[1].size(1), options.directions
+        hidden, directions = hidden_of(flat[1]), options.directions
         each = len(flat) // directions
 
         strides = functools.partial(_strides, batch, steps, options.batch_first)

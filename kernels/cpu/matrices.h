@@ -6,7 +6,7 @@
 //
 // Where a type INTERLEAVES (interleaved.h), or one sequence has the walk of overlapped.h, the parts of `add` can be had one by
 // one: weights and rows are groups of k, a group of a row has one or two WORDS of four bytes, and `dot` multiplies a word with
-// a group's weights of one gate.
+// a group's weights of one gate. APART sums of a gate hide the latency of an addition where there is one row.
 
 #pragma once
 
@@ -14,6 +14,7 @@
 #include <cstring>
 #include <type_traits>
 
+#include "integers.h"
 #include "pairs.h"
 #include "products.h"
 #include "tiles.h"
@@ -36,7 +37,7 @@ class Widened {
 public:
     static constexpr bool PREPARES = false, TILED = false, THREE_DIVISIONS = false;
     static constexpr bool INTERLEAVES = std::is_same_v<W, float> && LANES == 16;
-    static constexpr int AT_ONCE = ROWS, WORDS = 1;
+    static constexpr int AT_ONCE = ROWS, WORDS = 1, APART = 2;
     using Row = const float*;
     using Sum = vec;
     using Word = vec;
@@ -118,95 +119,98 @@ struct Int8Order {
 };
 
 // -DWIDEN builds without integer and bf16 products, as for a processor without them.
-#if !defined(WIDEN) && defined(__AVX512VNNI__) && defined(__AVX512BW__)
-#define HAS_BYTES 1
-
-// int8 weights with a scale a row, multiplied as integers. A row of float32 gets a scale of its own, by its largest
-// value, and 8 bits a value q (PARTS 1) or 16 (PARTS 2). vpdpbusd takes it as unsigned bytes: q + 128, or the high and
-// the low byte of q + 32768. All sums are exact, and the offset leaves again with their start, -128 times the sum of a
-// row of weights. So what errs is the rounding: of a row to 2^-8 or 2^-16 of its largest value, of weights to 2^-8.
-template <int PARTS>
-class Bytes : public Int8Order {
+#if !defined(WIDEN) && defined(HAS_INTEGERS)
+// int8 weights with a scale a row, multiplied as integers by rows of float32 that get a scale of their own, by their largest
+// value. All sums are exact, so what errs is the rounding. The offset that makes a row's bytes unsigned leaves again with the
+// start of a sum, which is as many times the sum of a row of weights.
+class IntegerWeights : public Int8Order {
 protected:
     const int8_t* packed;
     const float* scale;
     int64_t hidden, depth;
 
     static int64_t padded(int64_t depth) { return (depth + LANES - 1) / LANES * LANES; }
+    const int8_t* starts_of(int64_t block) const { return packed + block * (1 + groups(depth)) * 4 * VECTOR; }
+    vec vector(const float* from, int64_t k) const {
+        return load(from + k, static_cast<int>(depth - k < LANES ? depth - k : LANES));
+    }
 
 public:
-    static constexpr bool PREPARES = true, TILED = false, THREE_DIVISIONS = true, INTERLEAVES = true;
-    static constexpr int WORDS = PARTS;
-    static constexpr int AT_ONCE = PARTS == 1 ? 6 : 3;  // as many sums as registers hold
-    static constexpr int LARGEST = PARTS == 1 ? 127 : 32767;
-    static constexpr int64_t START = -128;  // times a row's sum of weights, which takes the offset away again
-    using Row = const char*;  // scale, [64] high bytes, low bytes
-    using Sum = __m512i;
-    using Word = __m512i;
+    static constexpr bool PREPARES = true, TILED = false, THREE_DIVISIONS = true;
+    using Row = const char*;  // scale, [64] numbers
+    using Sum = ivec;
+    using Word = ivec;
 
-    Bytes(const void* packed, const float* scale, int64_t hidden, int64_t depth)
+    IntegerWeights(const void* packed, const float* scale, int64_t hidden, int64_t depth)
         : packed(static_cast<const int8_t*>(packed)), scale(scale), hidden(hidden), depth(depth) {}
-    static int64_t row_bytes(int64_t depth) { return 64 + (PARTS * padded(depth) + 63) / 64 * 64; }
     static void begin(int64_t) {}
     static void end(int64_t) {}
 
     static bool whole_blocks(int64_t) { return true; }
     const char* groups_of(int64_t block) const { return reinterpret_cast<const char*>(starts_of(block)) + 4 * VECTOR; }
+    template <int PARTS>
     void start(Sum (&sums)[PARTS][4], int64_t block) const {
         UNROLLED for (int part = 0; part < PARTS; ++part)
             UNROLLED for (int gate = 0; gate < 4; ++gate)
-                sums[part][gate] = part ? Sum{} : _mm512_loadu_si512(starts_of(block) + gate * VECTOR);
+                sums[part][gate] = part ? Sum{} : load_integers(starts_of(block) + gate * VECTOR);
     }
-    const char* words(Row row, int part) const { return row + 64 + part * padded(depth); }
-    static Word word(const char* p) {
-        int32_t x;
-        std::memcpy(&x, p, 4);
-        return _mm512_set1_epi32(x);
-    }
-    // Four products a lane. In words of our own, since GCC 12 copies the sums of its intrinsic to and fro.
-    static Sum dot(Sum sum, Word word, vec weights) {
-        asm("vpdpbusd %2, %1, %0" : "+v"(sum) : "v"(word), "v"(weights));
-        return sum;
-    }
-    static Sum dot(Sum sum, Word word, const char* weights) {
-        asm("vpdpbusd %2, %1, %0" : "+v"(sum) : "v"(word), "m"(*reinterpret_cast<const loose*>(weights)));
-        return sum;
-    }
+    static Word word(const char* p) { return in_each_lane(p); }
+    template <int PARTS>
     void finish(vec (&to)[4], const Sum (&sums)[PARTS][4], Row row, int64_t block) const {
         const int64_t unit = block * LANES;
         const int n = static_cast<int>(hidden - unit < LANES ? hidden - unit : LANES);
         float unit_of_row;
         std::memcpy(&unit_of_row, row, 4);
         UNROLLED for (int gate = 0; gate < 4; ++gate) {
-            vec sum = {};
-            UNROLLED for (int part = 0; part < PARTS; ++part) sum = sum * 256.0f + (vec)_mm512_cvtepi32_ps(sums[part][gate]);
+            vec sum = __builtin_convertvector(sums[0][gate], vec);
+            UNROLLED for (int part = 1; part < PARTS; ++part)
+                sum = sum * 256.0f + __builtin_convertvector(sums[part][gate], vec);
             to[gate] += sum * (load(scale + gate * hidden + unit, n) * unit_of_row);
         }
+    }
+};
+#endif
+
+#if !defined(WIDEN) && defined(HAS_FOUR_BYTES)
+#define HAS_BYTES 1
+
+// By vpdpbusd: a value q of a row has 8 bits (PARTS 1) or 16 (PARTS 2), as unsigned bytes: q + 128, or the high and the low byte
+// of q + 32768. What errs is the rounding of a row to 2^-8 or 2^-16 of its largest value, and of weights to 2^-8.
+template <int PARTS>
+class Bytes : public IntegerWeights {
+    static constexpr int MOST_SUMS = LANES == 16 ? 24 : 12;  // that registers hold
+
+public:
+    static constexpr bool INTERLEAVES = LANES == 16;
+    static constexpr int WORDS = PARTS, APART = 3;
+    static constexpr int AT_ONCE = PARTS == 1 ? ROWS : 3;
+    static constexpr int LARGEST = PARTS == 1 ? 127 : 32767;
+    static constexpr int64_t START = -128;
+
+    using IntegerWeights::IntegerWeights;
+    static int64_t row_bytes(int64_t depth) { return 64 + (PARTS * padded(depth) + 63) / 64 * 64; }
+
+    const char* words(Row row, int part) const { return row + 64 + part * padded(depth); }
+    // Four products a lane.
+    static Sum dot(Sum sum, Word word, vec weights) {
+        add_four_bytes(sum, word, (ivec)weights);
+        return sum;
+    }
+    static Sum dot(Sum sum, Word word, const char* weights) {
+        add_four_bytes(sum, word, weights);
+        return sum;
     }
 
     // The low bytes, if any, begin `apart` bytes after the high ones.
     Row prepare(const float* from, char* room) const { return prepare(from, room, padded(depth)); }
     Row prepare(const float* from, char* room, int64_t apart) const {
-        const auto vector = [=](int64_t k) {
-            return load(from + k, static_cast<int>(depth - k < LANES ? depth - k : LANES));
-        };
-        vec largest = {}, spoilt = {};  // integers have no NaN and no infinity, so the scale is NaN then
-        for (int64_t k = 0; k < depth; k += LANES) {
-            const vec x = vector(k), size = x < 0.0f ? -x : x;
-            largest = size > largest ? size : largest;
-            spoilt += 0.0f * x;
-        }
-        const float most = _mm512_reduce_max_ps((__m512)largest), broken = _mm512_reduce_add_ps((__m512)spoilt);
-        // A row this small counts as zeros: its inverse would be no number.
-        const float by = most > 1e-30f ? LARGEST / most : 0.0f, unit = most / LARGEST + broken;
-        std::memcpy(room, &unit, 4);
+        const RowScale scale(from, depth, LARGEST);
+        std::memcpy(room, &scale.unit, 4);
         char* const high = room + 64;
         for (int64_t k = 0; k < depth; k += LANES) {
-            const __m512i q = _mm512_add_epi32(_mm512_cvtps_epi32((__m512)(vector(k) * by)), _mm512_set1_epi32(LARGEST + 1));
-            const __m128i low = _mm512_cvtepi32_epi8(q);
-            _mm_storeu_si128(reinterpret_cast<__m128i*>(high + (PARTS - 1) * apart + k), low);
-            if constexpr (PARTS == 2)
-                _mm_storeu_si128(reinterpret_cast<__m128i*>(high + k), _mm512_cvtepi32_epi8(_mm512_srli_epi32(q, 8)));
+            const ivec q = nearest(vector(from, k) * scale.by) + (LARGEST + 1);
+            store_bytes(high + (PARTS - 1) * apart + k, q);
+            if constexpr (PARTS == 2) store_bytes(high + k, q >> 8);
         }
         return room;
     }
@@ -226,52 +230,76 @@ public:
     }
 
 private:
-    const int8_t* starts_of(int64_t block) const { return packed + block * (1 + groups(depth)) * 4 * VECTOR; }
+    static inline vec weights_at(const int8_t* w) {
+        vec x = load(reinterpret_cast<const float*>(w));
+        in_register(x);
+        return x;
+    }
 
-    template <int R>
-    static inline void group(__m512i (&own)[R][PARTS][4], const char* const (&bytes)[R][PARTS], const int8_t* w, int64_t k) {
-        __m512i four_of[R][PARTS];
-        UNROLLED for (int r = 0; r < R; ++r)
-            UNROLLED for (int part = 0; part < PARTS; ++part) four_of[r][part] = word(bytes[r][part] + 4 * k);
-        UNROLLED for (int gate = 0; gate < 4; ++gate) {
-            vec weights = (vec)_mm512_loadu_si512(w + (4 * k + gate) * VECTOR);
-            in_register(weights);
+    // Adds a group of k to the sums of some gates of R rows.
+    template <int R, int GATES>
+    static inline void group(Sum (&own)[R][PARTS][GATES], const char* const (&bytes)[R][PARTS], const int8_t* w, int64_t k) {
+        if constexpr (GATES == 4) {
+            Word words[R][PARTS];
+            UNROLLED for (int r = 0; r < R; ++r)
+                UNROLLED for (int part = 0; part < PARTS; ++part) words[r][part] = word(bytes[r][part] + 4 * k);
+            UNROLLED for (int gate = 0; gate < GATES; ++gate) {
+                const vec weights = weights_at(w + (4 * k + gate) * VECTOR);
+                UNROLLED for (int r = 0; r < R; ++r)
+                    UNROLLED for (int part = 0; part < PARTS; ++part)
+                        own[r][part][gate] = dot(own[r][part][gate], words[r][part], weights);
+            }
+        } else {  // fewer registers, so weights stay in them and not all words
+            const vec weights[2] = {weights_at(w + 4 * k * VECTOR), weights_at(w + (4 * k + 1) * VECTOR)};
+            UNROLLED for (int r = 0; r < R; ++r)
+                UNROLLED for (int part = 0; part < PARTS; ++part) {
+                    const Word x = word(bytes[r][part] + 4 * k);
+                    UNROLLED for (int gate = 0; gate < GATES; ++gate)
+                        own[r][part][gate] = dot(own[r][part][gate], x, weights[gate]);
+                }
+        }
+    }
+
+    // Sums of R rows for GATES of the gates.
+    template <int FIRST, int GATES, int R>
+    void multiply(Sum (&total)[R][PARTS][4], const char* const (&bytes)[R][PARTS], int64_t block) const {
+        // Few rows have too few sums to hide the latency of an instruction, so their groups are summed in turns.
+        constexpr int SUMS = R * PARTS * GATES, ENOUGH = LANES == 16 ? 16 : 12, TURNS = SUMS < ENOUGH ? ENOUGH / SUMS : 1;
+        empty_registers();
+        const int8_t* w = starts_of(block) + FIRST * VECTOR;
+        Sum own[TURNS][R][PARTS][GATES];
+        UNROLLED for (int turn = 0; turn < TURNS; ++turn)
             UNROLLED for (int r = 0; r < R; ++r)
                 UNROLLED for (int part = 0; part < PARTS; ++part)
-                    own[r][part][gate] = dot(own[r][part][gate], four_of[r][part], weights);
-        }
+                    UNROLLED for (int gate = 0; gate < GATES; ++gate)
+                        own[turn][r][part][gate] = turn || part ? Sum{} : load_integers(w + gate * VECTOR);
+        w += 4 * VECTOR;
+        const int64_t count = groups(depth);
+        int64_t k = 0;
+        for (; k + TURNS <= count; k += TURNS)
+            UNROLLED for (int turn = 0; turn < TURNS; ++turn) group(own[turn], bytes, w, k + turn);
+        for (; TURNS > 1 && k < count; ++k) group(own[0], bytes, w, k);
+        UNROLLED for (int r = 0; r < R; ++r)
+            UNROLLED for (int part = 0; part < PARTS; ++part)
+                UNROLLED for (int gate = 0; gate < GATES; ++gate) {
+                    total[r][part][FIRST + gate] = own[0][r][part][gate];
+                    UNROLLED for (int turn = 1; turn < TURNS; ++turn) total[r][part][FIRST + gate] += own[turn][r][part][gate];
+                }
     }
 
     template <int R>
     void add(vec (&sums)[ROWS][4], const Row (&a)[ROWS], int64_t block, int64_t between) const {
-        // Few rows have too few sums to hide the latency of an instruction, so their groups are summed in turns.
-        constexpr int APART = R * PARTS == 1 ? 4 : R * PARTS == 2 ? 2 : 1;
-        const int8_t* w = starts_of(block);
         const char* bytes[R][PARTS];
-        __m512i own[APART][R][PARTS][4];
         UNROLLED for (int r = 0; r < R; ++r)
-            UNROLLED for (int part = 0; part < PARTS; ++part) {
-                bytes[r][part] = a[r] + 64 + part * between;
-                UNROLLED for (int apart = 0; apart < APART; ++apart)
-                    UNROLLED for (int gate = 0; gate < 4; ++gate)
-                        own[apart][r][part][gate] = apart || part ? __m512i{} : _mm512_loadu_si512(w + gate * VECTOR);
-            }
-        w += 4 * VECTOR;
-        const int64_t count = groups(depth);
-        int64_t k = 0;
-        for (; k + APART <= count; k += APART)
-            UNROLLED for (int apart = 0; apart < APART; ++apart) group(own[apart], bytes, w, k + apart);
-        for (; APART > 1 && k < count; ++k) group(own[0], bytes, w, k);
-        UNROLLED for (int r = 0; r < R; ++r) {
-            Sum total[PARTS][4];
-            UNROLLED for (int part = 0; part < PARTS; ++part)
-                UNROLLED for (int gate = 0; gate < 4; ++gate) {
-                    total[part][gate] = own[0][r][part][gate];
-                    UNROLLED for (int apart = 1; apart < APART; ++apart)
-                        total[part][gate] = _mm512_add_epi32(total[part][gate], own[apart][r][part][gate]);
-                }
-            finish(sums[r], total, a[r], block);
+            UNROLLED for (int part = 0; part < PARTS; ++part) bytes[r][part] = a[r] + 64 + part * between;
+        Sum total[R][PARTS][4];
+        if constexpr (R * PARTS * 4 <= MOST_SUMS) {
+            multiply<0, 4>(total, bytes, block);
+        } else {
+            multiply<0, 2>(total, bytes, block);
+            multiply<2, 2>(total, bytes, block);
         }
+        UNROLLED for (int r = 0; r < R; ++r) finish(sums[r], total[r], a[r], block);
     }
 };
 #endif

@@ -57,6 +57,18 @@ def address(value: Tensor | None, direction: int = 0) -> int | None:
     return None if value is None else value.data_ptr() + direction * value.stride(0) * value.element_size()
 
 
+def hidden_of(weight_hh: Tensor) -> int:
+    """Hidden size by a recurrent matrix.
+
+    Raises:
+        RuntimeError: where it is not a matrix, which torch's modules let happen.
+    """
+    if weight_hh.dim() != 2:  # noqa: PLR2004
+        msg = f"weight_hh is {tuple(weight_hh.shape)}, expected (4 * hidden_size, hidden_size)"
+        raise RuntimeError(msg)
+    return weight_hh.size(1)
+
+
 def fitting(own: tuple[Tensor, ...], features: int, hidden: int) -> list[Tensor]:
     """A direction's parameters as the kernel reads them: it would run past the end of what is smaller."""
     rows = 4 * hidden

@@ -1,5 +1,5 @@
-// The walk of one direction of a layer forward through time for one sequence by AVX2, where the cell of a block of units is
-// computed beside the first products of the next.
+// The walk of one direction of a layer forward through time for one sequence without AVX-512, where the cell of a block of
+// units is computed beside the first products of the next.
 //
 // A cell is a long chain of instructions that wait for each other, longer than the processor looks ahead, so products that
 // merely follow it would wait too. Sixteen registers leave none for projecting later steps beside these, as `interleaved.h`
@@ -12,9 +12,9 @@
 #include <cstring>
 #include <type_traits>
 
-#include "avx2_bytes.h"
 #include "forward.h"
 #include "matrices.h"
+#include "paired_bytes.h"
 #include "team.h"
 #include "vectors.h"
 
@@ -23,9 +23,12 @@ namespace {
 // Whether one sequence has this walk where weights are kept so.
 template <typename M>
 constexpr bool OVERLAPPED = LANES == 8 && std::is_same_v<M, Widened<float>>;
-#if defined(HAS_AVX2_BYTES)
+#if defined(HAS_BYTES)
 template <>
-constexpr bool OVERLAPPED<Avx2Bytes<7>> = true;
+constexpr bool OVERLAPPED<Bytes<1>> = LANES == 8;
+#elif defined(HAS_PAIRED_BYTES)
+template <>
+constexpr bool OVERLAPPED<PairedBytes<7>> = LANES == 8;
 #endif
 template <typename W>
 constexpr bool OVERLAPS = OVERLAPPED<typename W::Recurrent>;
@@ -37,8 +40,8 @@ class OverlappedWalk {
     using Sum = typename Recurrent::Sum;
     static constexpr int64_t GATES = 4 * LANES, GROUP = 4 * GATES;  // numbers of four gates, and bytes of a group's weights
     static constexpr int64_t AHEAD = 64;              // steps that are projected together
-    // Times that a cell is interrupted, and groups of k that are multiplied each time: a group is one k of float32 or four.
-    static constexpr int BETWEEN = 4, EACH = std::is_same_v<Sum, vec> ? 6 : 3;
+    // Groups of k that are multiplied each time that a cell is interrupted: a group is one k of float32 or four.
+    static constexpr int EACH = std::is_same_v<Sum, vec> ? 2 : 1;
 
     const Forward* a;
     Barrier& barrier;
@@ -92,31 +95,19 @@ class OverlappedWalk {
         UNROLLED for (int gate = 0; gate < 4; ++gate) sums[gate] = Recurrent::dot(sums[gate], x, weights + gate * 4 * LANES);
     }
 
-    // Adds `count` groups, of float32 even and odd ones apart: four sums are too few to hide the latency of its addition.
+    // Adds `count` groups, APART of them at a time to sums of their own, since four are too few to hide the latency of a sum.
     static void multiply(Sum (&sums)[4], const char* word, const char* weights, int64_t count) {
-        Sum even[4], odd[4] = {};
-        UNROLLED for (int gate = 0; gate < 4; ++gate) even[gate] = sums[gate];
-        if constexpr (std::is_same_v<Sum, vec>)
-            for (; count > 1; count -= 2, word += 8, weights += 2 * GROUP) {
-                one(even, word, weights);
-                one(odd, word + 4, weights + GROUP);
-            }
-        for (; count > 0; --count, word += 4, weights += GROUP) one(even, word, weights);
-        UNROLLED for (int gate = 0; gate < 4; ++gate) sums[gate] = even[gate] + odd[gate];
-    }
-
-    // h of a block of units from their gates before the nonlinearities, and c; `between` is called on the way.
-    template <typename F>
-    static inline vec cell(const float* gates, vec& c, F between) {
-        const vec i = sigmoid(load(gates)), g = tanh_of(load(gates + 2 * LANES));
-        between();
-        const vec f = sigmoid(load(gates + LANES)), o = sigmoid(load(gates + 3 * LANES));
-        between();
-        c = f * c + i * g;
-        between();
-        const vec narrowed = tanh_of(c);
-        between();
-        return o * narrowed;
+        constexpr int APART = Recurrent::APART;
+        Sum own[APART][4] = {};
+        UNROLLED for (int gate = 0; gate < 4; ++gate) own[0][gate] = sums[gate];
+        if constexpr (APART > 1)
+            for (; count >= APART; count -= APART, word += 4 * APART, weights += APART * GROUP)
+                UNROLLED for (int at = 0; at < APART; ++at) one(own[at], word + 4 * at, weights + at * GROUP);
+        for (; count > 0; --count, word += 4, weights += GROUP) one(own[0], word, weights);
+        UNROLLED for (int gate = 0; gate < 4; ++gate) {
+            sums[gate] = own[0][gate];
+            UNROLLED for (int at = 1; at < APART; ++at) sums[gate] += own[at][gate];
+        }
     }
 
     // The cell of a block whose product is done, and beside it the first of the next one's, if there is a `word`.
@@ -128,14 +119,14 @@ class OverlappedWalk {
         if (word) {
             Sum own_sums[4];
             UNROLLED for (int gate = 0; gate < 4; ++gate) own_sums[gate] = sums[gate];
-            value = cell(gates, c, [&] {
+            value = cell_between<Recurrent::THREE_DIVISIONS>(gates, c, [&] {
                 UNROLLED for (int e = 0; e < EACH; ++e) one(own_sums, word + 4 * e, weights + e * GROUP);
                 word += 4 * EACH;
                 weights += EACH * GROUP;
             });
             UNROLLED for (int gate = 0; gate < 4; ++gate) sums[gate] = own_sums[gate];
         } else {
-            value = cell(gates, c, [] {});
+            value = cell_between<Recurrent::THREE_DIVISIONS>(gates, c, [] {});
         }
         store(a->c_n + unit, c, n);
         store(after + unit, value, n);

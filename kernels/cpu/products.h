@@ -140,6 +140,27 @@ inline void outer(int count, vec (&sums)[ROWS][4], const float* const* a, int64_
     if constexpr (R > 1) outer<VECTORS, R - 1>(count, sums, a, column, depth, columns);
 }
 
+// Vectors that hold a width of at most COLUMNS / CHUNK numbers.
+inline int vectors_of(int64_t width) { return static_cast<int>((width + LANES - 1) / LANES); }
+
+// A width of columns of so many rows side by side, in whole vectors: zeros past the width, and where a row is null.
+inline void pack_columns(const float* const* rows, int64_t depth, int64_t column, int64_t width, float* to) {
+    const int64_t padded = vectors_of(width) * LANES;
+    for (int64_t k = 0; k < depth; ++k, to += padded) {
+        if (rows[k]) std::memcpy(to, rows[k] + column, 4 * width); else std::memset(to, 0, 4 * width);
+        std::memset(to + width, 0, 4 * (padded - width));
+    }
+}
+
+// Sums of `count` rows and a width of columns to memory whose rows are n apart, or on top of what it has.
+inline void store_sums(const vec (&sums)[ROWS][4], int count, int64_t width, bool on_top, float* to, int64_t n) {
+    for (int r = 0; r < count; ++r, to += n)
+        for (int v = 0; v < vectors_of(width); ++v) {
+            const int lanes = static_cast<int>(width - v * LANES < LANES ? width - v * LANES : LANES);
+            store(to + v * LANES, on_top ? load(to + v * LANES, lanes) + sums[r][v] : sums[r][v], lanes);
+        }
+}
+
 // A thread's share of out (m, n) = left.T right, of so many rows, whose addresses `left` and `right` give; zeros where
 // `right` gives null. Rows go by the chunk, so that a chunk of `right` stays in the nearest cache for all of m; `chunk`
 // holds COLUMNS numbers.
@@ -160,28 +181,18 @@ void transposed_product(L left, F right, float* out, int64_t rows, int64_t m, in
         }
         for (int64_t column = 0; column < n; column += 4 * LANES) {
             const int64_t width = n - column < 4 * LANES ? n - column : 4 * LANES;
-            const int vectors = static_cast<int>((width + LANES - 1) / LANES);
-            for (int64_t k = 0; k < depth; ++k) {
-                float* to = chunk + k * vectors * LANES;
-                if (rights[k]) std::memcpy(to, rights[k] + column, 4 * width); else std::memset(to, 0, 4 * width);
-                std::memset(to + width, 0, 4 * (vectors * LANES - width));
-            }
+            pack_columns(rights, depth, column, width, chunk);
             for (int64_t group = mine.first; group < mine.end; ++group) {
                 const int64_t row = group * ROWS;
                 const int count = static_cast<int>(m - row < ROWS ? m - row : ROWS);
                 vec sums[ROWS][4] = {};
-                switch (vectors) {
+                switch (vectors_of(width)) {
                     case 1: outer<1>(count, sums, lefts, row, depth, chunk); break;
                     case 2: outer<2>(count, sums, lefts, row, depth, chunk); break;
                     case 3: outer<3>(count, sums, lefts, row, depth, chunk); break;
                     default: outer<4>(count, sums, lefts, row, depth, chunk);
                 }
-                for (int r = 0; r < count; ++r)
-                    for (int v = 0; v < vectors; ++v) {
-                        float* to = out + (row + r) * n + column + v * LANES;
-                        const int lanes = static_cast<int>(width - v * LANES < LANES ? width - v * LANES : LANES);
-                        store(to, start ? load(to, lanes) + sums[r][v] : sums[r][v], lanes);
-                    }
+                store_sums(sums, count, width, start, out + row * n + column, n);
             }
         }
     }

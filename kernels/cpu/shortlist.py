@@ -109,15 +109,10 @@ def run(h: Tensor, weight: Tensor, bias: Tensor | None, packed: PackedHead, exac
     Raises:
         MemoryError, RuntimeError: where native code fails.
     """
-    (rows, depth), outputs = h.shape, weight.size(0)
-    output = h.new_empty(rows, outputs)
-    threads = teams.threads_for(rows * outputs * depth // PRODUCTS_IN_ONE)
+    output = h.new_empty(h.size(0), weight.size(0))
+    threads = teams.threads_for(output.numel() * h.size(1) // PRODUCTS_IN_ONE)
     native = _native()
-    count: int = native.head_run(_CALL(
-        weight.data_ptr(), 0 if bias is None else bias.data_ptr(), *packed.at, h.data_ptr(), output.data_ptr(),
-        rows, outputs, depth, exact, threads,
-    ))  # fmt: skip
-    return output, _checked(native, count)
+    return output, _checked(native, native.head_run(_call(h, weight, bias, packed, output, exact, threads)))
 
 
 def bounds(h: Tensor, weight: Tensor, bias: Tensor | None, packed: PackedHead) -> Tensor:
@@ -125,13 +120,19 @@ def bounds(h: Tensor, weight: Tensor, bias: Tensor | None, packed: PackedHead) -
 
     It is NaN or infinity where one has no bound.
     """
-    (rows, depth), outputs = h.shape, weight.size(0)
-    found, native = h.new_empty(rows), _native()
-    _checked(native, native.head_bounds(_CALL(
-        weight.data_ptr(), 0 if bias is None else bias.data_ptr(), *packed.at, h.data_ptr(), found.data_ptr(),
-        rows, outputs, depth, 1, 1,
-    )))  # fmt: skip
+    found, native = h.new_empty(h.size(0)), _native()
+    _checked(native, native.head_bounds(_call(h, weight, bias, packed, found, 1, 1)))
     return found
+
+
+def _call(
+    h: Tensor, weight: Tensor, bias: Tensor | None, packed: PackedHead, output: Tensor, exact: int, threads: int
+) -> bytes:
+    """Return `HeadCall` of head.cpp."""
+    return _CALL(
+        weight.data_ptr(), 0 if bias is None else bias.data_ptr(), *packed.at, h.data_ptr(), output.data_ptr(),
+        h.size(0), weight.size(0), h.size(1), exact, threads,
+    )  # fmt: skip
 
 
 def _checked(native: ctypes.CDLL, status: int) -> int:

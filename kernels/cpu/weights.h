@@ -10,9 +10,9 @@
 #include <type_traits>
 #include <vector>
 
-#include "avx2_bytes.h"
 #include "byte_tiles.h"
 #include "matrices.h"
+#include "paired_bytes.h"
 #include "status.h"
 #include "vectors.h"
 
@@ -66,8 +66,8 @@ auto with_way(int64_t kept, F use) {
 #if defined(HAS_BYTES)
     // The input's values may lie far apart; 8 bits of h with a scale a row err less than 8 bits of weights.
     if (kept == INT8) return use(Way<Bytes<2>, Bytes<1>>());
-#elif defined(HAS_AVX2_BYTES)
-    if (kept == INT8) return use(Way<Avx2Bytes<16>, Avx2Bytes<7>>());
+#elif defined(HAS_PAIRED_BYTES)
+    if (kept == INT8) return use(Way<PairedBytes<16>, PairedBytes<7>>());
 #else
     if (kept == INT8) return use(Way<Widened<int8_t>, Widened<int8_t>>());
 #endif
@@ -100,9 +100,9 @@ inline const char* instructions_for(int64_t kept) {
     static const std::string bytes_without = std::string("avx512-vnni (") + no_byte_tiles() + ")";
     if (kept == INT8) return bytes_without.c_str();
 #elif defined(HAS_BYTES)
-    if (kept == INT8) return "avx512-vnni";
-#elif defined(HAS_AVX2_BYTES)
-    if (kept == INT8) return "avx2-int8";
+    if (kept == INT8) return LANES == 16 ? "avx512-vnni" : "avx-vnni";
+#elif defined(HAS_PAIRED_BYTES)
+    if (kept == INT8) return LANES == 16 ? "avx512-int8" : "avx2-int8";
 #endif
     (void)kept;
     return WIDENED_BY;
