@@ -229,6 +229,7 @@ def _declare(native: ctypes.CDLL) -> None:
     native.hindrance.restype, native.hindrance.argtypes = ctypes.c_char_p, [number]
     native.packed_bytes.restype, native.packed_bytes.argtypes = number, [number] * 3
     native.mark.restype, native.mark.argtypes = ctypes.c_uint64, [pointer, number]
+    native.in_large_pages.restype, native.in_large_pages.argtypes = None, [pointer, number]
     native.mark_all.restype, native.mark_all.argtypes = ctypes.c_uint64, [pointer, number]
     returning_a_status = {
         "pack_forward": [pointer, pointer, pointer, number, number, number],

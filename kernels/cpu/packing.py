@@ -26,6 +26,8 @@ TRAINED = "bf16-trained"
 KEPT = STORAGE | {TRAINED: (4, torch.bfloat16)}
 #: Packed weights remembered at most; a model has two a layer and direction.
 LIMIT = 256
+#: Bytes of a large page of x86-64: weights that fill one are read faster from large pages, 5 to 10 % of one sequence.
+LARGE_PAGE = 1 << 21
 #: Weights up to this many are always looked at in full, which takes two microseconds.
 SMALL = 1 << 16
 
@@ -104,6 +106,17 @@ def pack(weight: Tensor, order: str, storage: str = "fp32", *, whole: bool = Tru
     return packed
 
 
+def _memory(count: int, dtype: torch.dtype) -> Tensor:
+    """Return memory for so many packed numbers, in large pages as far as it fills them and the system has some."""
+    size = count * dtype.itemsize
+    if size < LARGE_PAGE:
+        return torch.empty(count, dtype=dtype, device="cpu")
+    room = torch.empty(size + LARGE_PAGE, dtype=torch.uint8, device="cpu")
+    start = -room.data_ptr() % LARGE_PAGE
+    library().in_large_pages(room.data_ptr() + start, size // LARGE_PAGE * LARGE_PAGE)
+    return room[start : start + size].view(dtype)
+
+
 def _pack(weight: Tensor, order: str, storage: str) -> Packed:
     rows, depth = weight.shape
     native, at, count = library(), weight.data_ptr(), weight.numel()
@@ -112,14 +125,14 @@ def _pack(weight: Tensor, order: str, storage: str) -> Packed:
     # Before they are read: what is changed meanwhile must not look as if it had been packed.
     marks = native.mark(at, count), native.mark_all(at, count)
     if order == "backward":
-        values = torch.empty(-(-hidden // lanes) * lanes * rows, dtype=dtype, device="cpu")
+        values = _memory(-(-hidden // lanes) * lanes * rows, dtype)
         native.pack_backward(at, values.data_ptr(), hidden, number)
         return Packed(values, None, *marks)
     if reason := native.hindrance(number).decode():
         msg = f"weight_storage={storage!r} cannot be used here: {reason}; use 'fp32'"
         raise RuntimeError(msg)
     bytes_ = native.packed_bytes(hidden, depth, number)
-    values = torch.empty(bytes_ // dtype.itemsize, dtype=dtype, device="cpu")
+    values = _memory(bytes_ // dtype.itemsize, dtype)
     scale = torch.empty(rows, dtype=torch.float32, device="cpu") if storage == "int8" else None
     scale_at = None if scale is None else scale.data_ptr()
     native.pack_forward(at, values.data_ptr(), scale_at, hidden, depth, number)
