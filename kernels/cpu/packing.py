@@ -93,7 +93,7 @@ def pack(weight: Tensor, order: str, storage: str = "fp32", *, whole: bool = Tru
         alike = library().mark_all(at, count) == kept.mark if whole else library().mark(at, count) == kept.sampled
         if alike:
             return kept
-    packed = _pack(weight, order, storage)
+    packed = _pack(weight, order, storage, lasting=found is None)
     entry = _Entry(StorageWeakRef(weight.untyped_storage()), weight._version, packed)  # noqa: SLF001
     with _lock:
         new = key not in _entries
@@ -106,10 +106,13 @@ def pack(weight: Tensor, order: str, storage: str = "fp32", *, whole: bool = Tru
     return packed
 
 
-def _memory(count: int, dtype: torch.dtype) -> Tensor:
-    """Return memory for so many packed numbers, in large pages as far as it fills them and the system has some."""
+def _memory(count: int, dtype: torch.dtype, *, lasting: bool) -> Tensor:
+    """Return memory for so many packed numbers, in large pages as far as it fills them and the system has some.
+
+    Not where an optimizer will soon have changed the weights: new large pages cost what reading them once gains.
+    """
     size = count * dtype.itemsize
-    if size < LARGE_PAGE:
+    if size < LARGE_PAGE or not lasting:
         return torch.empty(count, dtype=dtype, device="cpu")
     room = torch.empty(size + LARGE_PAGE, dtype=torch.uint8, device="cpu")
     start = -room.data_ptr() % LARGE_PAGE
@@ -117,7 +120,7 @@ def _memory(count: int, dtype: torch.dtype) -> Tensor:
     return room[start : start + size].view(dtype)
 
 
-def _pack(weight: Tensor, order: str, storage: str) -> Packed:
+def _pack(weight: Tensor, order: str, storage: str, *, lasting: bool = True) -> Packed:
     rows, depth = weight.shape
     native, at, count = library(), weight.data_ptr(), weight.numel()
     hidden, lanes = rows // 4, native.lanes()
@@ -125,14 +128,14 @@ def _pack(weight: Tensor, order: str, storage: str) -> Packed:
     # Before they are read: what is changed meanwhile must not look as if it had been packed.
     marks = native.mark(at, count), native.mark_all(at, count)
     if order == "backward":
-        values = _memory(-(-hidden // lanes) * lanes * rows, dtype)
+        values = torch.empty(-(-hidden // lanes) * lanes * rows, dtype=dtype, device="cpu")
         native.pack_backward(at, values.data_ptr(), hidden, number)
         return Packed(values, None, *marks)
     if reason := native.hindrance(number).decode():
         msg = f"weight_storage={storage!r} cannot be used here: {reason}; use 'fp32'"
         raise RuntimeError(msg)
     bytes_ = native.packed_bytes(hidden, depth, number)
-    values = _memory(bytes_ // dtype.itemsize, dtype)
+    values = _memory(bytes_ // dtype.itemsize, dtype, lasting=lasting)
     scale = torch.empty(rows, dtype=torch.float32, device="cpu") if storage == "int8" else None
     scale_at = None if scale is None else scale.data_ptr()
     native.pack_forward(at, values.data_ptr(), scale_at, hidden, depth, number)
