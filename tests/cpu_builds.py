@@ -7,6 +7,7 @@ import fcntl
 import functools
 import platform
 from collections.abc import Iterator
+from pathlib import Path
 from unittest import mock
 
 import torch
@@ -31,6 +32,9 @@ def _usable(target: str) -> bool:
 QUICK = f"{build.NATIVE} -O1"
 #: This machine's vectors, and the narrower ones that others have.
 TARGETS = [build.NATIVE, *(f"{t} -O1" for t in ("-march=x86-64-v3", "-march=x86-64") if _usable(t))]
+_INTEL = "GenuineIntel" in Path("/proc/cpuinfo").read_text(encoding="utf-8") if platform.system() == "Linux" else False
+#: All weights taken for more than the near caches hold, and one sequence projected as other processors do it.
+FAR = f"{QUICK} -DNEAREST=0 -DNEAR_BYTES=0 -DBESIDE={int(_INTEL)}"
 #: Builds that multiply weights in fewer bits differently; `WIDEN` leaves out integer and bf16 products.
 FEWER_BITS = [*TARGETS, f"{QUICK} -DWIDEN"]
 #: AMX's tiles in plain C++, so that their packing and blocking run on other machines.

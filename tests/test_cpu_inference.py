@@ -22,7 +22,7 @@ from torch.func import functional_call
 from torch.nn.utils import parametrize
 
 from kernels import LSTM
-from kernels.cpu import build
+from kernels.cpu import build, packing
 
 pytestmark = pytest.mark.skipif(DEVICE != "cpu", reason="the kernel is for CPUs")
 
@@ -418,3 +418,12 @@ def test_the_look_is_not_taken_for_granted_after_forgetting() -> None:
     for target in (TARGETS[-1], build.NATIVE):
         with built_for(target, 1), torch.no_grad():
             _close(ours(x)[0], truth(x)[0])
+
+
+@pytest.mark.parametrize("more", [-1, 0, 5])
+def test_weights_that_fill_a_large_page_begin_at_one(more: int) -> None:
+    """Memory of packed weights holds all of them, and from a large page on it begins at the boundary of one."""
+    count = packing.LARGE_PAGE // 4 + more
+    found = packing._memory(count, torch.float32, lasting=True)
+    assert found.shape == (count,)
+    assert more < 0 or found.data_ptr() % packing.LARGE_PAGE == 0

@@ -9,7 +9,7 @@ import pytest
 pytest.importorskip("hypothesis")
 
 import torch
-from cpu_builds import OTHERS, QUICK, TARGETS, built_for
+from cpu_builds import FAR, OTHERS, TARGETS, built_for
 from hypothesis import given
 from hypothesis import strategies as st
 from planted_kernels import NOTHING, KernelPrograms, planted_sources
@@ -22,8 +22,8 @@ pytestmark = pytest.mark.skipif(DEVICE != "cpu", reason="the kernel is for CPUs"
 
 #: Errors of outputs and states, of gates that are not large.
 ALLOWED = {"fp32": 1e-5, "bf16": 2e-2, "int8": 3e-2}
-#: Every width of vectors, and all weights taken for more than the first-level cache holds.
-BUILDS = [*TARGETS, f"{QUICK} -DNEAREST=0"]
+#: Every width of vectors, and weights far away, projected in the other of two ways.
+BUILDS = [*TARGETS, FAR]
 
 
 #: With how they keep weights; other builds have other integers alone.
@@ -61,7 +61,8 @@ def test_one_sequence_is_the_equations(  # noqa: PLR0913, PLR0917 - what hypothe
 
 #: By name: code of the walk, and what it becomes, with a slip where PLANTED is true.
 _INTERLEAVED = {
-    "ring": ("s % (2 * AHEAD)", "s % ((PLANTED ? 1 : 2) * AHEAD)"),
+    "many": ("rows[r] = inputs[done + r]", "rows[r] = inputs[done + r * !PLANTED]"),
+    "ring": ("? 2 * AHEAD : TOGETHER", "? (PLANTED ? 1 : 2) * AHEAD : TOGETHER"),
     "part": ("std::min(part, groups - start_of)", "std::min(part - PLANTED, groups - start_of)"),
     "ahead": ("if (at == 0 && more) begin(s + AHEAD);", "if (at == 0 && more) begin(s + AHEAD - PLANTED);"),
     "left": ("left -= open;", "left -= open + PLANTED;"),
@@ -80,6 +81,8 @@ _OVERLAPPED = {
 }
 _WIDE = "avx512f" in build.cpu_flags().split()
 DEFECTS = _INTERLEAVED if _WIDE else _OVERLAPPED
+#: Steps are projected beside others, as all but the first of these defects need it.
+_BUILD = f"{build.NATIVE} -DBESIDE=(planted_defect!=0)" if _WIDE else build.NATIVE
 #: One sequence each way from a given state, over several chunks of steps, against the loop's.
 _PROBE = """
 import torch
@@ -108,5 +111,5 @@ def test_a_planted_defect_is_seen(name: str, defects: Path, tmp_path: Path, prog
     """Each slip that projecting other steps and multiplying beside a cell are prone to is far beyond the tolerance."""
     if not (_WIDE or "avx2" in build.cpu_flags().split()):
         pytest.skip("these walks need AVX-512 or AVX2")
-    code = programs.run_planted(_PROBE, tmp_path, defects, name)
+    code = programs.run_planted(_PROBE, tmp_path, defects, name, _BUILD)
     assert code == 0 if name == NOTHING else code not in {0, 1}

@@ -5,10 +5,9 @@
 #include <algorithm>
 #include <cstdint>
 #include <cstring>
+#include <type_traits>
 
-#if !defined(__AVX512F__)
 #include "copied_product.h"
-#endif
 #include "pairs.h"
 #include "products.h"
 #include "rows.h"
@@ -78,19 +77,22 @@ struct FloatsBack {
     static void keep(float* to, vec x, int lanes) { store(to, x, lanes); }
 
     template <int VECTORS>
-    static void add(int rows, vec (&sums)[ROWS][4], const float* const (&from)[ROWS], int64_t depth, const float* w) {
+    static void add(int rows, vec (&sums)[ROWS][4], const float* const (&from)[ROWS], int64_t depth, const float* w,
+                    const char* ahead) {
+        if constexpr (ASKS_AHEAD && VECTORS == 4)
+            if (ahead) return product<4, true>(rows, sums, from, depth, w, LANES, depth * LANES, ahead);
         product<VECTORS>(rows, sums, from, depth, w, LANES, depth * LANES);
     }
 
-    // Bytes that a thread needs for the gradients of the weights.
-#if defined(__AVX512F__)
-    static int64_t room(const Backward*, int64_t) { return COLUMNS * static_cast<int64_t>(sizeof(float)); }
-#else
-    static int64_t room(const Backward* a, int64_t rows) {
-        const bool copies = copies_left(a->grad_ih ? a->features : 0) || copies_left(a->grad_hh ? a->hidden : 0);
-        return (COLUMNS + (copies ? left_copy(rows, 4 * a->hidden) : 0)) * static_cast<int64_t>(sizeof(float));
+    // Whether enough columns read a copy of the gradients of gates to pay for it.
+    static bool copies(const Backward* a) {
+        return copies_left(a->grad_ih ? a->features : 0) || copies_left(a->grad_hh ? a->hidden : 0);
     }
-#endif
+
+    // Bytes that a thread needs for the gradients of the weights.
+    static int64_t room(const Backward* a, int64_t rows) {
+        return (COLUMNS + (copies(a) ? left_copy(rows, 4 * a->hidden) : 0)) * static_cast<int64_t>(sizeof(float));
+    }
 
     // A thread's share of the gradients of the weights, once all of grad_gates is there: products over all steps of which
     // the gradient is not known to be zero.
@@ -101,14 +103,20 @@ struct FloatsBack {
         const auto grads = [=](int64_t k) { return rows.gates<float>(k); };
         const auto input = [=](int64_t k) { return rows.input(k); };
         const auto before = [=](int64_t k) { return rows.before(k); };
-#if defined(__AVX512F__)
-        if (a->grad_ih) transposed_product(grads, input, a->grad_ih, count, width, a->features, columns, thread, threads);
-        if (a->grad_hh) transposed_product(grads, before, a->grad_hh, count, width, a->hidden, columns, thread, threads);
-#else
-        if (a->grad_ih) product_over_steps(grads, input, a->grad_ih, count, width, a->features, columns, thread, threads);
-        if (a->grad_hh) product_over_steps(grads, before, a->grad_hh, count, width, a->hidden, columns, thread, threads);
-#endif
-        if (a->grad_bias) column_sums(grads, a->grad_bias, count, width, thread, threads);
+        if (!count || !copies(a)) {
+            if (a->grad_ih) transposed_product(grads, input, a->grad_ih, count, width, a->features, columns, thread, threads);
+            if (a->grad_hh) transposed_product(grads, before, a->grad_hh, count, width, a->hidden, columns, thread, threads);
+            if (a->grad_bias) column_sums(grads, a->grad_bias, count, width, thread, threads);
+            return;
+        }
+        const Share mine = share((width + ROWS - 1) / ROWS, true, thread, threads);
+        float* const copy = columns + COLUMNS;
+        for (int64_t start = 0; start < count; start += CHUNK) {
+            const int64_t depth = std::min(CHUNK, count - start);
+            copy_left(grads, start, depth, width, mine, copy, a->grad_bias);
+            if (a->grad_ih) multiply_copy(copy, input, a->grad_ih, start, depth, width, a->features, columns, mine);
+            if (a->grad_hh) multiply_copy(copy, before, a->grad_hh, start, depth, width, a->hidden, columns, mine);
+        }
     }
 };
 
@@ -217,21 +225,33 @@ void walk_back(const Backward* a, const Lengths& lengths, Barrier& barrier, int 
             }
         }
         if (!a->by_rows) barrier.wait(thread, threads);
-        for (int64_t block = own.first; block < own.end; block += 4) {
+        const int64_t depth = 4 * hidden, groups = (own.end - own.first + 3) / 4;
+        const bool far = (own.end - own.first) * depth * LANES * static_cast<int64_t>(sizeof(Number)) > NEAR;
+        for (int64_t group = 0; group < groups; ++group) {
+            // Every other step goes the other way: what a cache too small for all weights still holds is wanted first.
+            const auto block_of = [=](int64_t i) { return own.first + 4 * (s % 2 ? groups - 1 - i : i); };
+            const int64_t block = block_of(group);
             const int vectors = static_cast<int>(own.end - block < 4 ? own.end - block : 4);
-            const int64_t depth = 4 * hidden;
-            const Number* w = static_cast<const Number*>(a->packed) + block * depth * LANES;
+            const auto weights_of = [=](int64_t block) { return static_cast<const Number*>(a->packed) + block * depth * LANES; };
+            const Number* const w = weights_of(block);
+            const Number* const next = far && group + 1 < groups ? weights_of(block_of(group + 1)) : nullptr;
             // Where a sequence has ended its state was held, and the gradient passes through.
             for (int64_t row = 0; row < running; row += ROWS) {
                 const int rows = static_cast<int>(running - row < ROWS ? running - row : ROWS);
                 const Number* from[ROWS];
                 for (int r = 0; r < rows; ++r) from[r] = static_cast<const Number*>(a->grad_gates) + t * a->gg_step + mine[row + r] * a->gg_row;
                 vec sums[ROWS][4] = {};
+                const auto add = [&](auto count) {
+                    constexpr int VECTORS = decltype(count)::value;
+                    if constexpr (std::is_same_v<W, FloatsBack>)
+                        W::template add<VECTORS>(rows, sums, from, depth, w, ahead_of(next, row / ROWS, depth));
+                    else W::template add<VECTORS>(rows, sums, from, depth, w);
+                };
                 switch (vectors) {
-                    case 1: W::template add<1>(rows, sums, from, depth, w); break;
-                    case 2: W::template add<2>(rows, sums, from, depth, w); break;
-                    case 3: W::template add<3>(rows, sums, from, depth, w); break;
-                    default: W::template add<4>(rows, sums, from, depth, w);
+                    case 1: add(std::integral_constant<int, 1>()); break;
+                    case 2: add(std::integral_constant<int, 2>()); break;
+                    case 3: add(std::integral_constant<int, 3>()); break;
+                    default: add(std::integral_constant<int, 4>());
                 }
                 for (int r = 0; r < rows; ++r) {
                     const bool reset = a->resets && a->resets[t * a->batch + mine[row + r]];

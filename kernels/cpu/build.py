@@ -230,6 +230,7 @@ def _declare(native: ctypes.CDLL) -> None:
     native.packed_bytes.restype, native.packed_bytes.argtypes = number, [number] * 3
     native.linear_numbers.restype, native.linear_numbers.argtypes = number, [number] * 2
     native.mark.restype, native.mark.argtypes = ctypes.c_uint64, [pointer, number]
+    native.in_large_pages.restype, native.in_large_pages.argtypes = None, [pointer, number]
     native.mark_all.restype, native.mark_all.argtypes = ctypes.c_uint64, [pointer, number]
     returning_a_status = {
         "pack_forward": [pointer, pointer, pointer, number, number, number],

@@ -81,11 +81,21 @@ public:
 
 // Rows that are projected together, by all blocks of a thread, while they and what comes of them stay in a near cache;
 // more where the weights do not stay in one either.
-constexpr int64_t PANEL = 48, TALL_PANEL = 192, NEAR = 1 << 20;
+constexpr int64_t PANEL = 48, TALL_PANEL = 192;
 
 // Rows that a matrix multiplies at once, for which variables have room.
 template <typename M>
 constexpr int most_rows = M::AT_ONCE < ROWS ? ROWS : M::AT_ONCE;
+
+// Adds the products of some rows with the weights of a block, and asks for those of the `next` one, if any.
+template <typename M>
+inline void add(const M& matrix, int rows, vec (&sums)[most_rows<M>][4], const typename M::Row (&from)[most_rows<M>],
+                int64_t block, int64_t piece, int64_t depth, int64_t next) {
+    if constexpr (ASKS_AHEAD && std::is_same_v<M, Widened<float>>)
+        if (next >= 0 && piece < PIECES_AHEAD)
+            return matrix.add_asking(rows, sums, from, block, ahead_of(matrix.groups_of(next), piece, depth));
+    matrix.add(rows, sums, from, block);
+}
 
 // Sums of these rows: a variable of the caller's, or memory of the thread where they are too many for a small stack.
 template <typename M>
@@ -141,6 +151,7 @@ inline void project(const Forward* a, const M& input, Cursor place, int64_t coun
         for (int64_t block = own.first; block < own.end; ++block) {
             const int64_t unit = block * LANES;
             const int n = static_cast<int>(hidden - unit < LANES ? hidden - unit : LANES);
+            const int64_t next = M::size(hidden, a->features) > NEAR && block + 1 < own.end ? block + 1 : -1;
             vec plus[4];
             for (int gate = 0; gate < 4; ++gate) {
                 const int64_t at = gate * hidden + unit;
@@ -156,7 +167,7 @@ inline void project(const Forward* a, const M& input, Cursor place, int64_t coun
                         __builtin_prefetch(to[row + r] + unit + gate * hidden, 1);
                     }
                 }
-                input.add(rows, sums, from, block);
+                add(input, rows, sums, from, block, piece, a->features, next);
                 for (int r = 0; r < rows; ++r)
                     for (int gate = 0; gate < 4; ++gate)
                         store(to[row + r] + unit + gate * hidden, sums[r][gate] + plus[gate], n);
@@ -238,6 +249,7 @@ void vector_walk(const Forward* a, const Lengths& lengths, Barrier& barrier, cha
     const bool given = a->features >= 0;
     const bool in_step = given && projects_in_step(a->batch, a->features, a->by_rows, threads);
     const bool before_steps = given && !in_step;
+    const bool far = Recurrent::size((own.end - own.first) * LANES, hidden) > NEAR;
     const int64_t state_bytes = Recurrent::row_bytes(hidden);
     const int64_t input_bytes = a->features >= 0 ? Input::row_bytes(a->features) : 0;
     const int64_t converted = converted_rows<W>(a->batch, a->by_rows, threads);
@@ -277,11 +289,12 @@ void vector_walk(const Forward* a, const Lengths& lengths, Barrier& barrier, cha
             // Every other step goes the other way: what a cache too small for all weights still holds is wanted first.
             const int64_t block = s % 2 ? own.end - 1 - (i - own.first) : i;
             const int64_t unit = block * LANES;
+            const bool half = half_a_vector(hidden, block);
+            const int64_t next = far && !half && i + 1 < own.end ? block + (s % 2 ? -1 : 1) : -1;
             const int n = static_cast<int>(hidden - unit < LANES ? hidden - unit : LANES);
             vec plus[4] = {};
             for (int gate = 0; in_step && a->bias_ih && gate < 4; ++gate)
                 plus[gate] = load(a->bias_ih + gate * hidden + unit, n) + load(a->bias_hh + gate * hidden + unit, n);
-            const bool half = half_a_vector(hidden, block);
             for (int gate = 0; half && gate < 4; ++gate) plus[gate] = joined(plus[gate], plus[gate]);
             for (int64_t piece = 0, row = 0; row < running; row += pieces[piece], ++piece) {
                 const int rows = pieces[piece];
@@ -301,7 +314,7 @@ void vector_walk(const Forward* a, const Lengths& lengths, Barrier& barrier, cha
                     __builtin_prefetch(a->output + t * a->out_step + b * a->out_row + unit, 1);
                 }
                 if (in_step) input.add(rows, sums, inputs, block);
-                if (recurs) recurrent.add(rows, sums, states, block);
+                if (recurs) add(recurrent, rows, sums, states, block, piece, hidden, next);
                 // Few units leave room in a vector for a second row.
                 const auto cells = [&](auto two) {
                     constexpr int AT_ONCE = decltype(two)::value ? 2 : 1;

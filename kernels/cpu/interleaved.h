@@ -3,7 +3,8 @@
 // A step reads all recurrent weights for one multiplication each: a line comes from the second-level cache in two
 // cycles and is multiplied in one, so half of the multipliers' time is left over. The projection of the next few steps,
 // whose weights are read once for all of them, takes that time. While one instruction of a cell waits for another, the
-// first groups of the next block of units are multiplied.
+// first groups of the next block of units are multiplied. Where that does not pay (`projects_beside`), many steps are
+// projected before they come.
 
 #pragma once
 
@@ -23,6 +24,20 @@
 
 namespace {
 
+// Whether steps project the input of later ones beside their own products. Not on Intel's processors: they multiply two
+// lines a cycle, so little time is left over, and the input's weights take the place of recurrent ones in the second-level
+// cache. -DBESIDE=0 or 1 decides for all.
+inline bool projects_beside() {
+#if defined(BESIDE)
+    return BESIDE;
+#elif defined(__x86_64__)
+    static const bool found = !__builtin_cpu_is("intel");
+    return found;
+#else
+    return true;
+#endif
+}
+
 template <typename W>
 class InterleavedWalk {
     using Input = typename W::Input;
@@ -30,6 +45,7 @@ class InterleavedWalk {
     static constexpr int WORDS = Input::WORDS, GATES = 4 * LANES;
     static constexpr int AHEAD = WORDS == 1 ? 5 : 3;  // steps: with their sums and those of one more registers are full
     static constexpr int64_t SUMS = AHEAD * WORDS * GATES * 4;  // bytes
+    static constexpr int64_t TOGETHER = 60;           // steps that are projected together where none is beside a step
 
     const Forward* a;
     Barrier& barrier;
@@ -38,10 +54,11 @@ class InterleavedWalk {
     const Recurrent recurrent;
     const int64_t groups, part;  // of the input, in all and beside a block of the step
     const Share own;             // blocks of this thread
+    const int64_t kept;          // steps whose projection is kept
     char* const state_room;
     char* const input_room;
     typename Input::Sum (*const sums)[WORDS][4];  // of the block that is being projected
-    float* const projected;      // [step % (2 AHEAD)][block][gate][lane]
+    float* const projected;      // [step % kept][block][gate][lane]
     int64_t next = 0;            // first of the steps that are being projected
     typename Input::Row rows[AHEAD];  // their input
 
@@ -50,15 +67,23 @@ class InterleavedWalk {
     int64_t time(int64_t s) const { return a->reverse ? a->steps - 1 - s : s; }
     int lanes(int64_t block) const { return static_cast<int>(std::min<int64_t>(LANES, a->hidden - block * LANES)); }
     float* projected_of(int64_t s, int64_t block) const {
-        return projected + (s % (2 * AHEAD) * (own.end - own.first) + block - own.first) * GATES;
+        return projected + (s % kept * (own.end - own.first) + block - own.first) * GATES;
     }
 
-    // Converts the input from a step on; past the last step its own stands in for what is thrown away.
+    // Steps whose projection is kept, and those whose input is converted at a time.
+    static int64_t kept_steps() { return projects_beside() ? 2 * AHEAD : TOGETHER; }
+    static int64_t converted_steps() { return projects_beside() ? AHEAD : TOGETHER; }
+
+    // Converts the input of a step; past the last step its own stands in for what is thrown away.
+    typename Input::Row prepared(int64_t s, char* room) const {
+        return input.prepare(a->x + time(std::min(s, a->steps - 1)) * a->x_step, room);
+    }
+
+    // Converts the input from a step on.
     void begin(int64_t s) {
         next = s;
         for (int r = 0; r < AHEAD && own.first < own.end; ++r)
-            rows[r] = input.prepare(a->x + time(std::min(s + r, a->steps - 1)) * a->x_step,
-                                    input_room + r * Input::row_bytes(a->features));
+            rows[r] = prepared(s + r, input_room + r * Input::row_bytes(a->features));
     }
 
     static inline vec in_a_register(const char* weights) {
@@ -147,6 +172,21 @@ class InterleavedWalk {
         for (int64_t block = own.first; block < own.end; ++block) multiply(block, 0, groups, none, nullptr, nullptr, 0);
     }
 
+    // Projects many steps from one on, block by block, so that the input's weights are read once for all of them.
+    void project_many(int64_t s) {
+        typename Recurrent::Sum none[4] = {};
+        typename Input::Row inputs[TOGETHER];
+        const int64_t count = std::min(TOGETHER, (a->steps - s + AHEAD - 1) / AHEAD * AHEAD);
+        for (int64_t r = 0; r < count && own.first < own.end; ++r)
+            inputs[r] = prepared(s + r, input_room + r * Input::row_bytes(a->features));
+        for (int64_t block = own.first; block < own.end; ++block)
+            for (int64_t done = 0; done < count; done += AHEAD) {
+                next = s + done;
+                for (int r = 0; r < AHEAD; ++r) rows[r] = inputs[done + r];
+                multiply(block, 0, groups, none, nullptr, nullptr, 0);
+            }
+    }
+
     // The cell of a block whose product is done, and beside it the first groups of the next one's, if there is a `word`.
     void cell(const float* gates, int64_t block, float* after, float* output, typename Recurrent::Sum (&step)[4],
               const char* word, const char* weights) {
@@ -177,24 +217,26 @@ public:
     // Of each thread: h of a step, the input of the steps ahead, and what is projected.
     static Room room(int64_t hidden, int64_t features, int64_t threads) {
         const int64_t most = (blocks(hidden) + threads - 1) / threads;
-        const int64_t rows = lines(Recurrent::row_bytes(hidden)) + lines(AHEAD * Input::row_bytes(features));
-        return {0, rows + SUMS + 2 * AHEAD * most * GATES * 4};
+        const int64_t rows = lines(Recurrent::row_bytes(hidden)) + lines(converted_steps() * Input::row_bytes(features));
+        return {0, rows + SUMS + kept_steps() * most * GATES * 4};
     }
 
     // `room` is the thread's own.
     InterleavedWalk(const Forward* a, Barrier& barrier, char* room, int thread, int threads)
         : a(a), barrier(barrier), thread(thread), threads(threads), input(a->packed_ih, a->scale_ih, a->hidden, a->features),
           recurrent(a->packed, a->scale, a->hidden, a->hidden), groups(Input::groups(a->features)),
-          part((groups + AHEAD - 1) / AHEAD), own(share(blocks(a->hidden), !a->by_rows, thread, threads)), state_room(room),
+          part((groups + AHEAD - 1) / AHEAD), own(share(blocks(a->hidden), !a->by_rows, thread, threads)),
+          kept(kept_steps()), state_room(room),
           input_room(state_room + lines(Recurrent::row_bytes(a->hidden))),
-          sums(reinterpret_cast<typename Input::Sum (*)[WORDS][4]>(input_room + lines(AHEAD * Input::row_bytes(a->features)))),
+          sums(reinterpret_cast<typename Input::Sum (*)[WORDS][4]>(
+              input_room + lines(converted_steps() * Input::row_bytes(a->features)))),
           projected(reinterpret_cast<float*>(sums) + SUMS / 4) {}
 
     // In a function of its own, since the frames of all types together would be too large for a small stack.
     __attribute__((noinline)) void run() {
         const int64_t hidden = a->hidden, count = own.end - own.first, state_groups = Recurrent::groups(hidden);
         // Weights that stay in the first-level cache leave no time over, so their steps are projected between steps.
-        const bool beside = groups > 0 && count * state_groups * 4 * GATES > NEAREST;
+        const bool beside = projects_beside() && groups > 0 && count * state_groups * 4 * GATES > NEAREST;
         const int64_t first = own.first * LANES, units = std::min(own.end * LANES, hidden) - first;
         begin_cells(a, first, units);
         typename Recurrent::Sum step[Recurrent::WORDS][4];
@@ -203,7 +245,8 @@ public:
         for (int64_t s = 0; s < a->steps; ++s) {
             const int64_t at = s % AHEAD;
             const bool more = beside && s - at + AHEAD < a->steps;
-            if (at == 0 && (s == 0 || !beside)) project(s);
+            if (!projects_beside() && s % TOGETHER == 0) project_many(s);
+            if (projects_beside() && at == 0 && (s == 0 || !beside)) project(s);
             if (at == 0 && more) begin(s + AHEAD);
             typename Recurrent::Row state{};
             if (before && count > 0) state = recurrent.prepare(before, state_room);

@@ -11,6 +11,10 @@
 #include <functional>
 #include <stdexcept>
 
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
+
 #include "backward.h"
 #include "status.h"
 #include "walk.h"
@@ -88,6 +92,15 @@ const char* instructions(int64_t kept) { return instructions_for(kept); }
 
 // Why weights cannot be kept so in this process, or an empty text.
 const char* hindrance(int64_t kept) { return hinders(kept); }
+
+// Asks the system for large pages of memory that begins at one and was not written yet; without them it serves as well.
+void in_large_pages(void* memory, int64_t bytes) {
+#if defined(MADV_HUGEPAGE)
+    madvise(memory, bytes, MADV_HUGEPAGE);
+#else
+    (void)memory, (void)bytes;
+#endif
+}
 
 // Bytes of packed weights (4H, depth).
 int64_t packed_bytes(int64_t hidden, int64_t depth, int64_t kept) {

@@ -76,6 +76,13 @@ public:
         UNROLLED for (int gate = 0; gate < 4; ++gate) to[gate] += sums[0][gate];
     }
 
+    // `add` to sums of a whole block of float32 which asks for the lines from `ahead` on meanwhile. In a function of its own:
+    // inlined, it would take registers from the loops around it.
+    __attribute__((noinline)) void add_asking(int rows, vec (&sums)[ROWS][4], const Row (&a)[ROWS], int64_t block,
+                                              const char* ahead) const {
+        product<4, true>(rows, sums, a, depth, packed + block * depth * 4 * LANES, 4 * LANES, LANES, ahead);
+    }
+
     void add(int rows, vec (&sums)[ROWS][4], const Row (&a)[ROWS], int64_t block) const {
         const W* weights = packed + block * depth * 4 * LANES;
         if (SHARES && half_a_vector(hidden, block)) {
