@@ -11,7 +11,7 @@ import pytest
 pytest.importorskip("hypothesis")
 
 import torch
-from cpu_builds import QUICK, built_for
+from cpu_builds import QUICK, TILES, built_for
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from planted_kernels import KernelPrograms, changed_sources
@@ -26,8 +26,11 @@ pytestmark = [
     pytest.mark.skipif("avx512_bf16" not in build.cpu_flags().split(), reason="no AVX512-BF16 here"),
 ]
 
-#: Few rows at a time, so that the products over all steps have many parts.
-FEW_ROWS = f"{QUICK} -DPAIR_ROWS=6"
+#: Few rows at a time, so that the products over all steps have many parts: by vectors, and by tiles.
+PAIRS = f"{QUICK} -mno-amx-tile -DPAIR_ROWS=6"
+FEW_TILES = f"{TILES} -DNEAR_FACTORS=1"
+#: What multiplies where the processor has tiles, and where it has none.
+HERE = "amx-bf16" if "amx_bf16" in build.cpu_flags().split() else "avx512-bf16"
 #: Error by norm: that of rounding to bf16 once, since sums in another order may round a number to its other neighbour.
 ONCE = 2.0**-8
 #: Largest gradient error of a right implementation in bf16: `GRADIENT_ERROR` of `kernels.tools.problems`.
@@ -77,15 +80,18 @@ def error(value: Tensor, expected: Tensor) -> float:
     return float(difference / max(float(expected.norm()), 0.1 * max(expected.numel(), 1) ** 0.5))
 
 
-@pytest.mark.parametrize(("target", "threads"), [(build.NATIVE, 1), (build.NATIVE, 3), (FEW_ROWS, 2)])
+@pytest.mark.parametrize(
+    ("target", "threads", "instructions"),
+    [(build.NATIVE, 1, HERE), (build.NATIVE, 3, HERE), (PAIRS, 2, "avx512-bf16"), (FEW_TILES, 2, "amx-bf16")],
+)
 @settings(max_examples=25)
 @given(
-    batch=st.integers(1, 20), steps=st.integers(1, 6), features=st.sampled_from([1, 5, 16, 33, 70]),
+    batch=st.integers(1, 40), steps=st.integers(1, 6), features=st.sampled_from([1, 5, 16, 33, 70]),
     hidden=st.sampled_from([1, 3, 8, 15, 16, 17, 33, 64, 70]), backward=st.booleans(), batch_first=st.booleans(),
     bias=st.booleans(), masked=st.booleans(), begins=st.booleans(), seed=st.integers(0, 999),
 )  # fmt: skip
 def test_both_passes_are_their_arithmetic(  # noqa: PLR0913, PLR0917 - what hypothesis draws
-    target: str, threads: int, batch: int, steps: int, features: int, hidden: int, backward: bool, batch_first: bool,
+    target: str, threads: int, instructions: str, batch: int, steps: int, features: int, hidden: int, backward: bool, batch_first: bool,
     bias: bool, masked: bool, begins: bool, seed: int,
 ) -> None:  # fmt: skip
     """Results and every gradient are those of the equations with factors rounded to bf16, whatever the call."""
@@ -109,7 +115,7 @@ def test_both_passes_are_their_arithmetic(  # noqa: PLR0913, PLR0917 - what hypo
         assert {value.dtype for value in found} == {torch.bfloat16}
         total = sum((value.float() * weight.float()).sum() for value, weight in zip(found, by, strict=True))
         found += torch.autograd.grad(total, [*leaves, *lstm.parameters()])
-    assert [choice.instructions for choice in lstm.choices] == ["avx512-bf16"]
+    assert [choice.instructions for choice in lstm.choices] == [instructions]
 
     wide = [value.double().requires_grad_() for value in (x, *state)]
     weights = [value.detach().double().requires_grad_() for value in lstm.parameters()]

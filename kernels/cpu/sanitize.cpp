@@ -71,15 +71,20 @@ bool run(int64_t batch, int64_t steps, int64_t hidden, int64_t threads, bool by_
     Array grad_output(steps * size), grad_gates(numbers, false), grad_h0(size, false), grad_c0(size, false);
     Array grad_h_n(size), grad_c_n(size);
     Array grad_ih(4 * hidden * features, false), grad_hh(4 * hidden * hidden, false), grad_bias(4 * hidden, false);
-    pack_backward(weight, packed, hidden, kept);
-    Backward b = {batch, steps, hidden, reverse, threads, by_rows, packed, c0, masked ? lengths.get() : nullptr,
+    const bool tiles = backward_by_tiles(kept);
+    Array packed_back(packed_backward_bytes(hidden, hidden, kept) / 4, false), packed_ih_back(packed_backward_bytes(hidden, features, kept) / 4, false);
+    Array grad_x(tiles ? batch * steps * features : 0, false);
+    pack_backward(weight, packed_back, hidden, hidden, kept);
+    pack_backward(weight_ih, packed_ih_back, hidden, features, kept);
+    Backward b = {batch, steps, hidden, reverse, threads, by_rows, packed_back, c0, masked ? lengths.get() : nullptr,
                   gates, 4 * size, 4 * hidden, cells, size, hidden, grad_output, size, hidden, grad_h_n, grad_c_n,
-                  grad_gates, 4 * size, 4 * hidden, grad_h0, grad_c0, x, batch * features, features, features,
+                  tiles ? nullptr : (float*)grad_gates, 4 * size, 4 * hidden, grad_h0, grad_c0, x, batch * features, features, features,
                   output, size, hidden, steps % 2 ? (float*)h0 : nullptr, grad_ih, grad_hh, grad_bias, threads,
-                  resets.get()};
+                  resets.get(), packed_ih_back, tiles ? (float*)grad_x : nullptr, 0};
     good = good && !lstm_backward(&b, kept);
     good = good && finite(grad_ih, 4 * hidden * features) && finite(grad_hh, 4 * hidden * hidden) && finite(grad_bias, 4 * hidden);
-    return good && finite(grad_gates, numbers) && finite(grad_h0, size) && finite(grad_c0, size);
+    good = good && finite(tiles ? grad_x : grad_gates, tiles ? batch * steps * features : numbers);
+    return good && finite(grad_h0, size) && finite(grad_c0, size);
 }
 
 // All layers in one call, then a step with the state in place, and a call after a weight was changed.

@@ -8,6 +8,7 @@
 #include <cstdint>
 #include <cstdlib>
 #include <cstring>
+#include <type_traits>
 
 #include "vectors.h"
 
@@ -53,6 +54,8 @@ void load_tile(const void* from, int64_t stride) {
 }
 template <int T>
 void load_tile_past(const void* from, int64_t stride) { load_tile<T>(from, stride); }
+template <int T>
+void zero_tile() { std::memset(emulated.tile[T], 0, rows_of_tile<T>() * TILE_BYTES); }
 template <int T>
 void store_tile(void* to, int64_t stride) {
     for (int row = 0; row < rows_of_tile<T>(); ++row)
@@ -119,6 +122,8 @@ void load_tile_past(const void* from, int64_t stride) {
     asm volatile("tileloaddt1 (%0,%1,1), %%tmm%c2" ::"r"(from), "r"(stride), "i"(T) : "memory");
 }
 template <int T>
+void zero_tile() { asm volatile("tilezero %%tmm%c0" ::"i"(T)); }
+template <int T>
 void store_tile(void* to, int64_t stride) {
     asm volatile("tilestored %%tmm%c2, (%0,%1,1)" ::"r"(to), "r"(stride), "i"(T) : "memory");
 }
@@ -132,6 +137,49 @@ void multiply_byte_tiles() {
     asm volatile("tdpbusd %%tmm%c2, %%tmm%c1, %%tmm%c0" ::"i"(C), "i"(A), "i"(B));
 }
 #endif
+
+// Adds to tiles 0 to R * C - 1, R tiles of rows by C of columns, the products of `count` tiles of 32 k: of left factors whose
+// rows are `stride` bytes apart, tiles of k `next` and tiles of rows `down`, and of right factors whose tiles of k follow
+// each other and whose columns are `apart`. `between` is called after each of the C, C times for a tile of k.
+template <int R, int C, bool PAST, typename F>
+inline void add_tiles(const char* a, int64_t stride, int64_t next, int64_t down, const char* b, int64_t apart, int64_t count,
+                      F between) {
+    static_assert(R <= 2 && C <= 4 && R * C <= 4);
+    const auto column = [&](auto number) {
+        constexpr int c = decltype(number)::value, right = FIRST_WEIGHTS + c % 2;
+        if constexpr (c < C) {
+            if constexpr (PAST) load_tile_past<right>(b + c * apart, TILE_BYTES);
+            else load_tile<right>(b + c * apart, TILE_BYTES);
+            multiply_tiles<c, 4, right>();
+            if constexpr (R == 2) multiply_tiles<C + c, 5, right>();
+            between();
+        }
+    };
+    for (int64_t k = 0; k < count; ++k, a += next, b += TILE) {
+        load_tile<4>(a, stride);
+        if constexpr (R == 2) load_tile<5>(a + down, stride);
+        column(std::integral_constant<int, 0>());
+        column(std::integral_constant<int, 1>());
+        column(std::integral_constant<int, 2>());
+        column(std::integral_constant<int, 3>());
+    }
+}
+
+template <int COUNT>
+inline void zero_tiles() {
+    zero_tile<0>();
+    if constexpr (COUNT > 1) zero_tile<1>();
+    if constexpr (COUNT > 2) zero_tile<2>();
+    if constexpr (COUNT > 3) zero_tile<3>();
+}
+// To memory one after the other.
+template <int COUNT>
+inline void store_tiles(float* to) {
+    store_tile<0>(to, TILE_BYTES);
+    if constexpr (COUNT > 1) store_tile<1>(to + 256, TILE_BYTES);
+    if constexpr (COUNT > 2) store_tile<2>(to + 512, TILE_BYTES);
+    if constexpr (COUNT > 3) store_tile<3>(to + 768, TILE_BYTES);
+}
 
 // Weights of blocks of 16 hidden units in tiles of 32 k, in one part (bf16) or two: the number rounded to bf16, and the
 // rest of it rounded to bf16. Rows of left factors are split alike. Two parts take three products, high by high, high by

@@ -52,7 +52,7 @@ const char* no_byte_tiles();
 template <typename F>
 auto with_way(int64_t kept, F use) {
 #if defined(HAS_TILES)
-    if (kept == BF16 && !*no_tiles()) return use(Way<Tiles<1>, Tiles<1>>());
+    if ((kept == BF16 || kept == BF16_TRAINED) && !*no_tiles()) return use(Way<Tiles<1>, Tiles<1>>());
     if (kept == SPLIT && !*no_tiles()) return use(Way<Tiles<2>, Tiles<2>>());
 #endif
 #if defined(HAS_PAIRS)
@@ -74,6 +74,9 @@ auto with_way(int64_t kept, F use) {
     return use(Way<Widened<float>, Widened<float>>());
 }
 
+// Whether a layer whose weights are kept so trains by tiles.
+inline bool trains_by_tiles(int64_t kept) { return kept == BF16_TRAINED && !*no_tiles(); }
+
 // Why weights cannot be kept so in this process, or an empty text.
 inline const char* hinders(int64_t kept) {
 #if !defined(HAS_PAIRS)
@@ -84,7 +87,8 @@ inline const char* hinders(int64_t kept) {
 
 // The instructions that multiply weights kept so.
 inline const char* instructions_for(int64_t kept) {
-    if (kept == BF16_TRAINED && !*hinders(kept)) return "avx512-bf16";
+    if (kept == BF16_TRAINED && *hinders(kept)) return WIDENED_BY;
+    if (kept == BF16_TRAINED) kept = BF16;
 #if defined(HAS_TILES)
     if (kept == BF16 && !*no_tiles()) return "amx-bf16";
     if (kept == SPLIT && !*no_tiles()) return "amx-bf16-split";
@@ -209,8 +213,27 @@ inline void pack(Pairs*, const float* weight, void* packed, float*, int64_t hidd
 #endif
 
 #if defined(HAS_TILES)
+// In one part 16 units by 32 k at a time: each row of a tile is a column of pairs.
+inline void pack_tiles(const float* weight, char* to, int64_t hidden, int64_t depth) {
+    for (int64_t unit = 0; unit < hidden; unit += 16)
+        for (int pair = 0; pair < 4; pair += 2)
+            for (int64_t k = 0; k < depth; k += 32)
+                for (int gate = pair; gate < pair + 2; ++gate, to += TILE) {
+                    const float* const rows = weight + (gate * hidden + unit) * depth + k;
+                    __m512i r[16];
+                    UNROLLED for (int i = 0; i < 16; ++i) {
+                        const int64_t left = unit + i < hidden ? depth - k : 0;
+                        r[i] = (__m512i)_mm512_cvtne2ps_pbh(_mm512_maskz_loadu_ps(first_lanes(left - 16), rows + i * depth + 16),
+                                                            _mm512_maskz_loadu_ps(first_lanes(left), rows + i * depth));
+                    }
+                    transpose(r);
+                    UNROLLED for (int i = 0; i < 16; ++i) _mm512_storeu_si512(to + i * TILE_BYTES, r[i]);
+                }
+}
+
 template <int PARTS>
 void pack(Tiles<PARTS>*, const float* weight, void* packed, float*, int64_t hidden, int64_t depth) {
+    if constexpr (PARTS == 1) return pack_tiles(weight, static_cast<char*>(packed), hidden, depth);
     uint16_t* const to = static_cast<uint16_t*>(packed);
     std::memset(to, 0, Tiles<PARTS>::size(hidden, depth));
     for (int64_t unit = 0; unit < hidden; ++unit)
@@ -377,17 +400,43 @@ inline void packed_forward(const float* weight, void* packed, float* scale, int6
     });
 }
 
-// weight_hh (4H, H) to [block][n][lane] with n over 4H, zeros past H; in bf16 two n side by side.
-inline void packed_backward(const float* weight, void* packed, int64_t hidden, int64_t kept) {
+// Bytes of weights (4H, depth) in the order of a backward pass.
+inline int64_t backward_bytes(int64_t hidden, int64_t depth, int64_t kept) {
+    const int64_t blocks = (depth + LANES - 1) / LANES;
+    if (trains_by_tiles(kept)) return blocks * ((hidden + 15) / 16) * 4 * 16 * LANES * 2;
+    return blocks * LANES * 4 * hidden * (kept == FP32 ? 4 : 2);
+}
+
+#if defined(HAS_TILES)
+// weight (4H, depth) to tiles of [16 columns][16 hidden units at a time][gate][2 n at a time][column][2 n], zeros past H.
+inline void pack_tiles_back(const float* weight, char* to, int64_t hidden, int64_t depth) {
+    for (int64_t column = 0; column < depth; column += 16)
+        for (int64_t unit = 0; unit < hidden; unit += 16)
+            for (int gate = 0; gate < 4; ++gate)
+                for (int64_t n = unit; n < unit + 16; n += 2, to += TILE_BYTES) {
+                    const float* const from = weight + (gate * hidden + n) * depth + column;
+                    const auto loaded = [=](int64_t i) {
+                        return _mm512_maskz_loadu_ps(first_lanes(n + i < hidden ? depth - column : 0), from + i * depth);
+                    };
+                    _mm512_storeu_si512(to, side_by_side(loaded(0), loaded(1)));
+                }
+}
+#endif
+
+// weight (4H, depth) to [block][n][lane] with n over 4H, zeros past the depth; in bf16 two n side by side, or tiles.
+inline void packed_backward(const float* weight, void* packed, int64_t hidden, int64_t depth, int64_t kept) {
+#if defined(HAS_TILES)
+    if (trains_by_tiles(kept)) return pack_tiles_back(weight, static_cast<char*>(packed), hidden, depth);
+#endif
 #if defined(HAS_PAIRS)
-    if (kept == BF16_TRAINED) return pack_pairs_back(weight, static_cast<uint16_t*>(packed), hidden);
+    if (kept == BF16_TRAINED) return pack_pairs_back(weight, static_cast<uint16_t*>(packed), hidden, depth);
 #endif
     if (kept != FP32) throw std::invalid_argument("weights kept so have no gradients");
-    const int64_t blocks = (hidden + LANES - 1) / LANES;
+    const int64_t blocks = (depth + LANES - 1) / LANES;
     for (int64_t block = 0; block < blocks; ++block) {
-        const int n_lanes = static_cast<int>(hidden - block * LANES < LANES ? hidden - block * LANES : LANES);
+        const int n_lanes = static_cast<int>(depth - block * LANES < LANES ? depth - block * LANES : LANES);
         for (int64_t n = 0; n < 4 * hidden; ++n)
-            store(static_cast<float*>(packed) + (block * 4 * hidden + n) * LANES, load(weight + n * hidden + block * LANES, n_lanes));
+            store(static_cast<float*>(packed) + (block * 4 * hidden + n) * LANES, load(weight + n * depth + block * LANES, n_lanes));
     }
 }
 
