@@ -22,7 +22,7 @@ struct Backward {
     const void* packed;        // pack_backward of weight_hh
     const float* c0;
     const int32_t* lengths;
-    const float* gates;        int64_t gates_step, gates_row;
+    const float* gates;        int64_t gates_step, gates_row;  // as `Forward` left them
     const float* cells;        int64_t cells_step, cells_row;
     const float* grad_output;  int64_t go_step, go_row;
     const float* grad_h_n;     // or null

@@ -230,6 +230,7 @@ def _declare(native: ctypes.CDLL) -> None:
     for function in (native.packed_bytes, native.packed_backward_bytes):
         function.restype, function.argtypes = number, [number] * 3
     native.backward_by_tiles.restype, native.backward_by_tiles.argtypes = number, [number]
+    native.numbers_kept_by_tiles.restype, native.numbers_kept_by_tiles.argtypes = number, [number] * 3
     native.mark.restype, native.mark.argtypes = ctypes.c_uint64, [pointer, number]
     native.mark_all.restype, native.mark_all.argtypes = ctypes.c_uint64, [pointer, number]
     returning_a_status = {

@@ -74,8 +74,12 @@ class DifferentiableLayer(torch.autograd.Function):
         output = x.new_empty(first, second, directions * hidden)
         h_n, c_n = x.new_empty(directions, batch, hidden), x.new_empty(directions, batch, hidden)
         # The projection is overwritten by the gates that come of it, where these are kept.
-        gates = x.new_empty(directions, first, second, 4 * hidden)
-        cells = x.new_empty(directions, first, second, hidden)
+        if native.backward_by_tiles(KEPT[options.storage][0]):
+            gates = x.new_empty(directions, native.numbers_kept_by_tiles(batch, steps, hidden))
+            cells = None
+        else:
+            gates = x.new_empty(directions, first, second, 4 * hidden)
+            cells = x.new_empty(directions, first, second, hidden)
         scratch = x.new_empty(2, batch, hidden)
         threads, by_rows = team(work(batch, steps, hidden, features), batch, hidden)
         rows = x.contiguous()
@@ -95,7 +99,7 @@ class DifferentiableLayer(torch.autograd.Function):
                 address(gates, d), *strides(4 * hidden), address(cells, d), *strides(hidden), scratch.data_ptr(),
                 address(anew, d),
             )), KEPT[options.storage][0])  # fmt: skip
-        # Gates (directions, as x, 4H) and cells (directions, as x, H).
+        # Gates (directions, as x, 4H) and cells (directions, as x, H); by tiles both in the first, in an order of its own.
         saved = x, h0, c0, lengths, resets, output, gates, cells, *flat
         ctx.save_for_backward(*saved)
         ctx.forms = [value if value is None else (value.shape, value.dtype) for value in saved]
@@ -136,7 +140,7 @@ def _gradients(  # noqa: PLR0913, PLR0917 - all that a layer read and wrote
     resets: Tensor | None,
     output: Tensor,
     gates: Tensor,
-    cells: Tensor,
+    cells: Tensor | None,
     options: LayerOptions,
     needed: Sequence[bool],
     *flat: Tensor,
@@ -145,14 +149,14 @@ def _gradients(  # noqa: PLR0913, PLR0917 - all that a layer read and wrote
     native = library()
     first, second, features = x.shape
     batch, steps = (first, second) if options.batch_first else (second, first)
-    hidden, directions = cells.size(3), options.directions
+    hidden, directions = flat[1].size(1), options.directions
     each = len(flat) // directions
 
     strides = functools.partial(_strides, batch, steps, options.batch_first)
     grad_output = torch.zeros_like(output) if grad_output is None else _readable(grad_output)
     grad_h_n, grad_c_n = (None if grad is None else _readable(grad) for grad in (grad_h_n, grad_c_n))
     x, h0, c0, lengths, resets = (None if v is None else v.contiguous() for v in (x, h0, c0, lengths, resets))  # type: ignore[assignment]
-    output, gates, cells = (value.contiguous() for value in (output, gates, cells))
+    output, gates, cells = (v if v is None else v.contiguous() for v in (output, gates, cells))  # type: ignore[assignment]
     number, dtype = KEPT[options.storage]
     by_tiles = bool(native.backward_by_tiles(number))
     grad_gates = None if by_tiles else torch.empty_like(gates, dtype=dtype)

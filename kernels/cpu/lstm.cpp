@@ -188,8 +188,17 @@ int64_t lstm_layers(const LayersCall* call) {
     });
 }
 
-// Whether lstm_backward has the gradient of x too, and needs no memory for those of the gates.
+// Whether lstm_backward has the gradient of x too, and needs no memory for those of the gates. What lstm_forward keeps for it
+// are then so many numbers in the memory of the gates, and no cells.
 int64_t backward_by_tiles(int64_t kept) { return trains_by_tiles(kept); }
+
+int64_t numbers_kept_by_tiles(int64_t batch, int64_t steps, int64_t hidden) {
+#if defined(HAS_TILES)
+    return WalkRecord::numbers(batch, steps, hidden);
+#else
+    return 0 * batch * steps * hidden;
+#endif
+}
 
 int64_t lstm_backward(const Backward* a, int64_t kept) {
     return guarded([=] {

@@ -9,6 +9,7 @@
 #include <cstring>
 
 #include "backward.h"
+#include "tile_walk.h"
 #include "tiles.h"
 
 #if defined(HAS_TILES)
@@ -40,16 +41,20 @@ public:
     int64_t operator[](int64_t row) const { return places[row]; }  // t * batch + b
 };
 
-// That matrix. A row takes a line more than its numbers: rows of a power of two would share a few sets of a cache. Tiles read
-// past its last row.
-struct GateGradients {
-    int64_t row_bytes;
+// That matrix, [32 rows][block][row]: what is written and read together lies together.
+class GateGradients {
+    int64_t blocks;
     Memory<char> memory;
 
+public:
+    static constexpr int64_t ROWS_TOGETHER = 2 * TILE_ROWS, BLOCK_BYTES = ROWS_TOGETHER * GATES_BYTES;
+
     GateGradients(int64_t rows, int64_t hidden)
-        : row_bytes((hidden + 15) / 16 * GATES_BYTES + TILE_BYTES),
-          memory((rows + 2 * TILE_ROWS) * row_bytes, "the gradients of the gates") {}
-    char* row(int64_t i) const { return memory.data() + i * row_bytes; }
+        : blocks((hidden + 15) / 16),
+          memory((rows + ROWS_TOGETHER - 1) / ROWS_TOGETHER * blocks * BLOCK_BYTES, "the gradients of the gates") {}
+    char* at(int64_t row, int64_t block) const {
+        return memory.data() + (row / ROWS_TOGETHER * blocks + block) * BLOCK_BYTES + row % ROWS_TOGETHER * GATES_BYTES;
+    }
 };
 
 // Memory of a team of threads: a step's gradients of gates in tiles, twice, and each thread's sums and gradients of h and c.
@@ -89,6 +94,7 @@ class TileWalkBack {
     Barrier& barrier;
     const int thread, threads;
     const BackPlan plan;
+    const WalkRecord kept;
     Rows mine;
     const Share own;
     char* const gates;  // [buffer][tile of rows][32 k at a time][row][32 k]
@@ -110,7 +116,7 @@ public:
     TileWalkBack(const Backward* a, const Lengths& lengths, const StepOrder& order, const GateGradients& gradients, Barrier& barrier,
                  char* shared, char* room, int thread, int threads)
         : a(a), order(order), gradients(gradients), barrier(barrier), thread(thread), threads(threads),
-          plan(a->batch, a->hidden, a->by_rows, threads), mine(lengths, a->batch, a->by_rows, thread, threads),
+          plan(a->batch, a->hidden, a->by_rows, threads), kept(a->gates, a->batch, a->hidden), mine(lengths, a->batch, a->by_rows, thread, threads),
           own(share((a->hidden + 15) / 16, !a->by_rows, thread, threads)), gates(a->by_rows ? room : shared),
           sums(reinterpret_cast<float*>(room + plan.sums)), h(reinterpret_cast<float*>(room + plan.h)),
           c(reinterpret_cast<float*>(room + plan.c)) {}
@@ -201,27 +207,24 @@ private:
     }
 
     void prefetch(int64_t s, int64_t row, int64_t block) const {
-        const int64_t t = time(s), b = mine[row], unit = block * 16;
-        for (int gate = 0; gate < 4; ++gate) __builtin_prefetch(a->gates + t * a->gates_step + b * a->gates_row + gate * a->hidden + unit);
-        __builtin_prefetch(a->grad_output + t * a->go_step + b * a->go_row + unit);
-        if (s) __builtin_prefetch(a->cells + time(s - 1) * a->cells_step + b * a->cells_row + unit);
+        __builtin_prefetch(a->grad_output + time(s) * a->go_step + mine[row] * a->go_row + block * 16);
+        if (s) __builtin_prefetch(kept.at(time(s - 1), block, mine.place(row)) + 64);
     }
 
     // The next of some cells: from the gradients of h and c after its step to those of its gates and of c before it.
     void cell(Cells& of) const {
         const int64_t in = of.done / of.blocks, block = of.block + of.done % of.blocks, row = of.row + in, unit = block * 16;
         ++of.done;
-        const int64_t s = of.s, t = time(s), b = mine[row];
+        const int64_t s = of.s, t = time(s), b = mine[row], place = mine.place(row);
         const __mmask16 lanes = static_cast<__mmask16>((1u << lanes_of(block)) - 1);
         const bool anew = reset(s, row);
         const auto read = [lanes](const float* from) { return _mm512_maskz_loadu_ps(lanes, from); };
-        const float* const kept = a->gates + t * a->gates_step + b * a->gates_row + unit;
-        const __m512 i = read(kept), f = read(kept + a->hidden), g = read(kept + 2 * a->hidden), o = read(kept + 3 * a->hidden);
-        const __m512 tanh_c = tangent_of(read(a->cells + t * a->cells_step + b * a->cells_row + unit));
-        const float* const earlier = anew ? nullptr
-            : s ? a->cells + time(s - 1) * a->cells_step + b * a->cells_row + unit
-            : a->c0 ? a->c0 + b * a->hidden + unit : nullptr;
-        const __m512 c_before = earlier ? read(earlier) : _mm512_setzero_ps();
+        const float* const now = kept.at(t, block, place);
+        const __m512 i = _mm512_loadu_ps(now), f = _mm512_loadu_ps(now + 16), g = _mm512_loadu_ps(now + 32), o = _mm512_loadu_ps(now + 48);
+        const __m512 tanh_c = tangent_of(_mm512_loadu_ps(now + 64));
+        __m512 c_before = _mm512_setzero_ps();
+        if (!anew && place < order.running(s - 1)) c_before = _mm512_loadu_ps(kept.at(time(s - 1), block, place) + 64);
+        else if (!anew && a->c0) c_before = read(a->c0 + b * a->hidden + unit);
         const float* const dh_at = in < of.summed
             ? of.sums + (in / TILE_ROWS * of.blocks + block - of.block) * 256 + in % TILE_ROWS * 16 : h + state(block, row);
         const __m512 dh = _mm512_add_ps(read(dh_at), read(a->grad_output + t * a->go_step + b * a->go_row + unit));
@@ -235,7 +238,7 @@ private:
         const __m512 dg = times(dc_i, _mm512_fnmadd_ps(g, g, one)), d_o = times(times(through, tanh_c), _mm512_sub_ps(one, o));
         _mm512_storeu_ps(dc_at, anew ? _mm512_setzero_ps() : dc_f);
         const __m512i halves[2] = {(__m512i)_mm512_cvtne2ps_pbh(df, di), (__m512i)_mm512_cvtne2ps_pbh(d_o, dg)};
-        char* const row_of_all = gradients.row(order.begin(s) + mine.place(row)) + block * GATES_BYTES;
+        char* const row_of_all = gradients.at(order.begin(s) + place, block);
         char* const row_of_tile = tiles(s, row / TILE_ROWS) + block * GATES_TILES * TILE + row % TILE_ROWS * TILE_BYTES;
         for (int half = 0; half < 2; ++half) {
             _mm512_storeu_si512(row_of_all + half * TILE_BYTES, halves[half]);

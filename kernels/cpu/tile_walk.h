@@ -60,6 +60,19 @@ struct TilePlan {
     }
 };
 
+// What the walk back needs of a step, unit and sequence: gates after their nonlinearities and c, where it is written and read
+// without a gap, [step][block of 16 units][row][gate, c][lane], rows longest first and nothing past a length.
+class WalkRecord {
+    float* memory;
+    int64_t batch, blocks;
+
+public:
+    static constexpr int64_t NUMBERS = 5 * 16;
+    WalkRecord(const float* memory, int64_t batch, int64_t hidden) : memory(const_cast<float*>(memory)), batch(batch), blocks((hidden + 15) / 16) {}
+    static int64_t numbers(int64_t batch, int64_t steps, int64_t hidden) { return steps * ((hidden + 15) / 16) * batch * NUMBERS; }
+    float* at(int64_t t, int64_t block, int64_t row) const { return memory + ((t * blocks + block) * batch + row) * NUMBERS; }
+};
+
 // The cell of a block for up to 32 rows, which is done row by row between the products of the next block. KEEPS: gates and
 // c go to memory too, for a backward pass.
 template <typename W, bool KEEPS>
@@ -72,9 +85,8 @@ struct TileCells {
     int64_t tile, low;
     int row, rows;
     __mmask16 lanes;
-    const Forward* a;
-    const Rows* mine;
-    int64_t t, unit, first;  // unit of the block's first, and the first row's place among `mine`
+    float* kept;    // of the first row, rows `apart`
+    int64_t apart;
 
     void next() {
         const int r = row++, at = r / TILE_ROWS, in = r % TILE_ROWS;
@@ -85,10 +97,9 @@ struct TileCells {
                                      tangent_of(_mm512_loadu_ps(s + 512)), sigmoid_of(_mm512_loadu_ps(s + 768))};
             state = _mm512_fmadd_ps(gates[1], state, _mm512_mul_ps(gates[0], gates[2]));
             value = _mm512_mul_ps(gates[3], tangent_of(state));
-            const int64_t b = (*mine)[first + r];
-            float* const kept = a->gates + t * a->gates_step + b * a->gates_row + unit;
-            for (int gate = 0; gate < 4; ++gate) _mm512_mask_storeu_ps(kept + gate * a->hidden, lanes, gates[gate]);
-            _mm512_mask_storeu_ps(a->cells + t * a->cells_step + b * a->cells_row + unit, lanes, state);
+            float* const to = kept + r * apart;
+            UNROLLED for (int gate = 0; gate < 4; ++gate) _mm512_storeu_ps(to + gate * 16, gates[gate]);
+            _mm512_storeu_ps(to + 64, state);
         } else {
             value = cell_of(_mm512_loadu_ps(s), _mm512_loadu_ps(s + 256), _mm512_loadu_ps(s + 512), _mm512_loadu_ps(s + 768),
                             state);
@@ -287,9 +298,6 @@ private:
             }
     }
 
-    float* kept_gates(int64_t t, int64_t row) const { return a->gates + t * a->gates_step + mine[row] * a->gates_row; }
-    float* kept_cells(int64_t t, int64_t row) const { return a->cells + t * a->cells_step + mine[row] * a->cells_row; }
-
     static void load_four(const float* from, int64_t stride, int64_t apart = 256) {
         load_tile<0>(from, stride);
         load_tile<1>(from + apart, stride);
@@ -309,6 +317,7 @@ private:
         const bool recurs = s || a->h0;
         const int64_t depth = (plan.in_step ? plan.inputs : 0) + (recurs ? plan.states : 0);
         float* const output = a->output + t * a->out_step;
+        const WalkRecord kept(a->gates, a->batch, a->hidden);
         if (running) configure(static_cast<int>(plan.rows < TILE_ROWS ? running : TILE_ROWS));
         TileCells<W, KEEPS> cell{};
         int turn = 0;
@@ -353,27 +362,16 @@ private:
                     store_four(to);
                 }
                 cell.finish();
-                for (int64_t r = tile * TILE_ROWS; r < std::min(running, (tile + 2) * TILE_ROWS); ++r) {
+                for (int64_t r = tile * TILE_ROWS; r < std::min(running, (tile + 2) * TILE_ROWS); ++r)
                     __builtin_prefetch(output + places[r] + block * 16, 1);
-                    if constexpr (KEEPS) {
-                        for (int gate = 0; gate < 4; ++gate) __builtin_prefetch(kept_gates(t, r) + gate * a->hidden + block * 16, 1);
-                        __builtin_prefetch(kept_cells(t, r) + block * 16, 1);
-                    }
-                }
                 cell = {to, cells + (at * plan.row_tiles + tile) * 256, state(after, block) + tile * tile_bytes,
                         output + block * 16, places + tile * TILE_ROWS, tile_bytes, state_low, 0,
                         static_cast<int>(std::min<int64_t>(2 * TILE_ROWS, running - tile * TILE_ROWS)),
-                        static_cast<__mmask16>((1u << lanes_of(block)) - 1), a, &mine, t, block * 16, tile * TILE_ROWS};
+                        static_cast<__mmask16>((1u << lanes_of(block)) - 1),
+                        KEEPS ? kept.at(t, block, mine.place(tile * TILE_ROWS)) : nullptr, (mine.place(1) - mine.place(0)) * WalkRecord::NUMBERS};
             }
             // Past its end a sequence holds its state, and its output is zero.
-            for (int64_t row = running; row < mine.count; ++row) {
-                store(output + places[row] + block * 16, vec{}, lanes_of(block));
-                if constexpr (KEEPS) {
-                    for (int gate = 0; gate < 4; ++gate)
-                        store(kept_gates(t, row) + gate * a->hidden + block * 16, vec{}, lanes_of(block));
-                    store(kept_cells(t, row) + block * 16, load(cells + (at * plan.row_tiles * TILE_ROWS + row) * 16), lanes_of(block));
-                }
-            }
+            for (int64_t row = running; row < mine.count; ++row) store(output + places[row] + block * 16, vec{}, lanes_of(block));
         }
         cell.finish();
     }
