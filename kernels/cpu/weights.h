@@ -2,6 +2,7 @@
 
 #pragma once
 
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
@@ -410,16 +411,21 @@ inline int64_t backward_bytes(int64_t hidden, int64_t depth, int64_t kept) {
 #if defined(HAS_TILES)
 // weight (4H, depth) to tiles of [16 columns][16 hidden units at a time][gate][2 n at a time][column][2 n], zeros past H.
 inline void pack_tiles_back(const float* weight, char* to, int64_t hidden, int64_t depth) {
-    for (int64_t column = 0; column < depth; column += 16)
+    const int64_t down = (hidden + 15) / 16 * 4 * 8 * TILE_BYTES;  // bytes of 16 columns
+    // Four times 16 columns together: a row's lines follow each other.
+    for (int64_t first = 0; first < depth; first += 64, to += 4 * down) {
+        char* row = to;
         for (int64_t unit = 0; unit < hidden; unit += 16)
             for (int gate = 0; gate < 4; ++gate)
-                for (int64_t n = unit; n < unit + 16; n += 2, to += TILE_BYTES) {
-                    const float* const from = weight + (gate * hidden + n) * depth + column;
-                    const auto loaded = [=](int64_t i) {
-                        return _mm512_maskz_loadu_ps(first_lanes(n + i < hidden ? depth - column : 0), from + i * depth);
-                    };
-                    _mm512_storeu_si512(to, side_by_side(loaded(0), loaded(1)));
-                }
+                for (int64_t n = unit; n < unit + 16; n += 2, row += TILE_BYTES)
+                    for (int64_t column = first; column < std::min(depth, first + 64); column += 16) {
+                        const float* const from = weight + (gate * hidden + n) * depth + column;
+                        const auto loaded = [=](int64_t i) {
+                            return _mm512_maskz_loadu_ps(first_lanes(n + i < hidden ? depth - column : 0), from + i * depth);
+                        };
+                        _mm512_storeu_si512(row + (column - first) / 16 * down, side_by_side(loaded(0), loaded(1)));
+                    }
+    }
 }
 #endif
 
