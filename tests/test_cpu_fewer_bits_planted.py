@@ -110,7 +110,8 @@ MACHINES = {
 @pytest.fixture(scope="module")
 def defects(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The kernel's sources with all of these."""
-    return planted_sources(DEFECTS | AVX2_DEFECTS | TILE_DEFECTS | TRAINING_DEFECTS | MACHINES, tmp_path_factory.mktemp("defects"))
+    every = DEFECTS | AVX2_DEFECTS | TILE_DEFECTS | TRAINING_DEFECTS | MACHINES
+    return planted_sources(every, tmp_path_factory.mktemp("defects"))
 
 
 #: A step of several rows and one of a single row, against the arithmetic; and a row that is broken.
@@ -154,7 +155,8 @@ for storage in ("bf16", "int8", *(() if fused.storage_hindrance("split") else ("
 _TRAINING = """
 from test_cpu_autocast import test_both_passes_are_their_arithmetic
 check = test_both_passes_are_their_arithmetic.hypothesis.inner_test
-call = dict(target=build.library.__defaults__[0], instructions="amx-bf16", backward=True, bias=True, batch_first=True, seed=0)
+call = dict(target=build.library.__defaults__[0], instructions="amx-bf16")
+call |= dict(backward=True, bias=True, batch_first=True, seed=0)
 try:
     check(batch=21, steps=5, features=35, hidden=20, masked=True, begins=True, threads=1, **call)
     check(batch=40, steps=2, features=35, hidden=33, masked=False, begins=False, threads=1, **call)

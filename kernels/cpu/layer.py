@@ -99,7 +99,7 @@ class DifferentiableLayer(torch.autograd.Function):
                 address(gates, d), *strides(4 * hidden), address(cells, d), *strides(hidden), scratch.data_ptr(),
                 address(anew, d),
             )), KEPT[options.storage][0])  # fmt: skip
-        # Gates (directions, as x, 4H) and cells (directions, as x, H); by tiles both in the first, in an order of its own.
+        # Gates (directions, as x, 4H) and cells (directions, as x, H); by tiles both in the first, in another order.
         saved = x, h0, c0, lengths, resets, output, gates, cells, *flat
         ctx.save_for_backward(*saved)
         ctx.forms = [value if value is None else (value.shape, value.dtype) for value in saved]

@@ -12,6 +12,7 @@
 #include <stdexcept>
 
 #include "backward.h"
+#include "marks.h"
 #include "status.h"
 #include "tile_gradients.h"
 #include "walk.h"
@@ -232,7 +233,8 @@ int64_t lstm_backward(const Backward* a, int64_t kept) {
             const Memory<char> walks(BackPlan::bytes(a), "the gradients of the states");
             team(a->threads, [=, &lengths, &order, &gradients, &barrier, &walks](int thread, int threads) {
                 const BackPlan plan(a->batch, a->hidden, a->by_rows, threads);
-                TileWalkBack(a, lengths, order, gradients, barrier, walks.data(), walks.data() + plan.shared + thread * plan.own, thread, threads).run();
+                char* const room = walks.data() + plan.shared + thread * plan.own;
+                TileWalkBack(a, lengths, order, gradients, barrier, walks.data(), room, thread, threads).run();
             });
             const int64_t own = TileGradients::room(a, order.count());
             const Memory<char> room(own * a->weight_threads, "the gradients of the weights");

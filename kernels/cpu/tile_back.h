@@ -31,7 +31,8 @@ public:
         for (int64_t s = 0; s < steps; ++s) {
             begins[s] = row;
             const int64_t t = a->reverse ? steps - 1 - s : s;
-            for (int64_t i = 0; i < a->batch && !lengths.ended(lengths.row(i), t); ++i) places[row++] = t * a->batch + lengths.row(i);
+            for (int64_t i = 0; i < a->batch && !lengths.ended(lengths.row(i), t); ++i)
+                places[row++] = t * a->batch + lengths.row(i);
         }
         begins[steps] = row;
     }
@@ -108,15 +109,16 @@ class TileWalkBack {
     struct Cells {
         const float* sums;
         int64_t s, block, blocks, row;
-        int64_t summed, end;  // rows from `row` on that have sums, and where all rows end
+        int64_t summed;  // rows from `row` on that have sums
         int64_t done, all;
     };
 
 public:
-    TileWalkBack(const Backward* a, const Lengths& lengths, const StepOrder& order, const GateGradients& gradients, Barrier& barrier,
-                 char* shared, char* room, int thread, int threads)
+    TileWalkBack(const Backward* a, const Lengths& lengths, const StepOrder& order, const GateGradients& gradients,
+                 Barrier& barrier, char* shared, char* room, int thread, int threads)
         : a(a), order(order), gradients(gradients), barrier(barrier), thread(thread), threads(threads),
-          plan(a->batch, a->hidden, a->by_rows, threads), kept(a->gates, a->batch, a->hidden), mine(lengths, a->batch, a->by_rows, thread, threads),
+          plan(a->batch, a->hidden, a->by_rows, threads), kept(a->gates, a->batch, a->hidden),
+          mine(lengths, a->batch, a->by_rows, thread, threads),
           own(share((a->hidden + 15) / 16, !a->by_rows, thread, threads)), gates(a->by_rows ? room : shared),
           sums(reinterpret_cast<float*>(room + plan.sums)), h(reinterpret_cast<float*>(room + plan.h)),
           c(reinterpret_cast<float*>(room + plan.c)) {}
@@ -174,7 +176,8 @@ private:
                     for (int64_t other = block; reset(s, r) && other < block + blocks; ++other) store(sum(r, other), vec{});
                 for (int64_t r = std::max(row, next); r < std::min(running, end); ++r)
                     for (int64_t other = block; other < block + blocks; ++other) store(h + state(other, r), load(sum(r, other)));
-                cells = {to, s - 1, block, blocks, row, running - row, 0, 0, std::max<int64_t>(0, std::min(next, end) - row) * blocks};
+                const int64_t rest = std::max<int64_t>(0, std::min(next, end) - row);
+                cells = {to, s - 1, block, blocks, row, running - row, 0, rest * blocks};
             }
         }
         while (cells.done < cells.all) cell(cells);
@@ -220,7 +223,8 @@ private:
         const bool anew = reset(s, row);
         const auto read = [lanes](const float* from) { return _mm512_maskz_loadu_ps(lanes, from); };
         const float* const now = kept.at(t, block, place);
-        const __m512 i = _mm512_loadu_ps(now), f = _mm512_loadu_ps(now + 16), g = _mm512_loadu_ps(now + 32), o = _mm512_loadu_ps(now + 48);
+        const __m512 i = _mm512_loadu_ps(now), f = _mm512_loadu_ps(now + 16);
+        const __m512 g = _mm512_loadu_ps(now + 32), o = _mm512_loadu_ps(now + 48);
         const __m512 tanh_c = tangent_of(_mm512_loadu_ps(now + 64));
         __m512 c_before = _mm512_setzero_ps();
         if (!anew && place < order.running(s - 1)) c_before = _mm512_loadu_ps(kept.at(time(s - 1), block, place) + 64);

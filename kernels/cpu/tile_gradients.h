@@ -104,7 +104,8 @@ private:
                     const Place at(order[start + r], a->batch, a->steps, false);
                     found[r] = factors[i].input ? rows.input(at) : rows.before(at);
                 }
-                for (int64_t tile = 0; tile < factors[i].tiles(); ++tile) pack_right(taken, deep, tile, factors[i].columns, to);
+                for (int64_t tile = 0; tile < factors[i].tiles(); ++tile)
+                    pack_right(taken, deep, tile, factors[i].columns, to);
             }
             for (int64_t block = mine.first; block < mine.end; ++block) {
                 pack_left(start, taken, deep, block, bias);
@@ -178,7 +179,8 @@ private:
         } else {
             zero_tiles<2 * C>();
         }
-        add_tiles<2, C, false>(left + gate * deep * TILE, TILE_BYTES, TILE, deep * TILE, from + tile * deep * TILE, deep * TILE, deep, [] {});
+        add_tiles<2, C, false>(left + gate * deep * TILE, TILE_BYTES, TILE, deep * TILE, from + tile * deep * TILE, deep * TILE,
+                               deep, [] {});
         if (whole) {
             store_tile<0>(to, stride);
             store_tile<C>(to + down, stride);
@@ -189,7 +191,8 @@ private:
         store_tiles<2 * C>(sums);
         for (int which = 0; which < 2 * C; ++which)
             for (int unit = 0; unit < units; ++unit)
-                put(sums + which * 256 + unit * 16, to + which / C * down + unit * columns + which % C * 16, columns - (tile + which % C) * 16, more);
+                put(sums + which * 256 + unit * 16, to + which / C * down + unit * columns + which % C * 16,
+                    columns - (tile + which % C) * 16, more);
     }
 
     // 16 sums to memory that has room for n.
@@ -202,7 +205,8 @@ private:
     void input_gradients() const {
         // 32 rows lie together.
         const Share together = share(deep_of(order.count()), true, thread, threads);
-        const int64_t columns = tiles_of(a->features), at_once = std::max<int64_t>(1, NEAR_FACTORS / 4 / (blocks * GATES_TILES * TILE));
+        const int64_t columns = tiles_of(a->features);
+        const int64_t at_once = std::max<int64_t>(1, NEAR_FACTORS / 4 / (blocks * GATES_TILES * TILE));
         for (int64_t first = together.first; first < together.end; first += at_once)
             for (int64_t column = 0; column < columns; column += 2)
                 for (int64_t i = first; i < std::min(together.end, first + at_once); ++i) {
@@ -229,7 +233,8 @@ private:
             const Place at(order[first + r], a->batch, a->steps, false);
             float* const to = a->grad_x + at.t * a->x_step + at.b * a->x_row;
             for (int c = 0; c < C; ++c)
-                put(sums + (r / TILE_ROWS * C + c) * 256 + r % TILE_ROWS * 16, to + (column + c) * 16, a->features - (column + c) * 16, a->grad_x_more);
+                put(sums + (r / TILE_ROWS * C + c) * 256 + r % TILE_ROWS * 16, to + (column + c) * 16,
+                    a->features - (column + c) * 16, a->grad_x_more);
         }
     }
 };

@@ -68,8 +68,11 @@ class WalkRecord {
 
 public:
     static constexpr int64_t NUMBERS = 5 * 16;
-    WalkRecord(const float* memory, int64_t batch, int64_t hidden) : memory(const_cast<float*>(memory)), batch(batch), blocks((hidden + 15) / 16) {}
-    static int64_t numbers(int64_t batch, int64_t steps, int64_t hidden) { return steps * ((hidden + 15) / 16) * batch * NUMBERS; }
+    WalkRecord(const float* memory, int64_t batch, int64_t hidden)
+        : memory(const_cast<float*>(memory)), batch(batch), blocks((hidden + 15) / 16) {}
+    static int64_t numbers(int64_t batch, int64_t steps, int64_t hidden) {
+        return steps * ((hidden + 15) / 16) * batch * NUMBERS;
+    }
     float* at(int64_t t, int64_t block, int64_t row) const { return memory + ((t * blocks + block) * batch + row) * NUMBERS; }
 };
 
@@ -368,7 +371,8 @@ private:
                         output + block * 16, places + tile * TILE_ROWS, tile_bytes, state_low, 0,
                         static_cast<int>(std::min<int64_t>(2 * TILE_ROWS, running - tile * TILE_ROWS)),
                         static_cast<__mmask16>((1u << lanes_of(block)) - 1),
-                        KEEPS ? kept.at(t, block, mine.place(tile * TILE_ROWS)) : nullptr, (mine.place(1) - mine.place(0)) * WalkRecord::NUMBERS};
+                        KEEPS ? kept.at(t, block, mine.place(tile * TILE_ROWS)) : nullptr,
+                        (mine.place(1) - mine.place(0)) * WalkRecord::NUMBERS};
             }
             // Past its end a sequence holds its state, and its output is zero.
             for (int64_t row = running; row < mine.count; ++row) store(output + places[row] + block * 16, vec{}, lanes_of(block));

@@ -4,12 +4,14 @@
 
 #pragma once
 
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <cstdlib>
 #include <cstring>
 #include <type_traits>
 
+#include "pairs.h"
 #include "vectors.h"
 
 #if !defined(WIDEN) && defined(__AVX512BF16__) && \
@@ -307,6 +309,43 @@ private:
         else load_tile<T>(from, TILE_BYTES);
     }
 };
+
+// weight (4H, depth) in that order in one part, 16 units by 32 k at a time: each row of a tile is a column of pairs.
+inline void pack_tiles(const float* weight, char* to, int64_t hidden, int64_t depth) {
+    for (int64_t unit = 0; unit < hidden; unit += 16)
+        for (int pair = 0; pair < 4; pair += 2)
+            for (int64_t k = 0; k < depth; k += 32)
+                for (int gate = pair; gate < pair + 2; ++gate, to += TILE) {
+                    const float* const rows = weight + (gate * hidden + unit) * depth + k;
+                    __m512i r[16];
+                    UNROLLED for (int i = 0; i < 16; ++i) {
+                        const int64_t left = unit + i < hidden ? depth - k : 0;
+                        r[i] = (__m512i)_mm512_cvtne2ps_pbh(_mm512_maskz_loadu_ps(first_lanes(left - 16), rows + i * depth + 16),
+                                                            _mm512_maskz_loadu_ps(first_lanes(left), rows + i * depth));
+                    }
+                    transpose(r);
+                    UNROLLED for (int i = 0; i < 16; ++i) _mm512_storeu_si512(to + i * TILE_BYTES, r[i]);
+                }
+}
+
+// weight (4H, depth) to tiles of [16 columns][16 hidden units at a time][gate][2 n at a time][column][2 n], zeros past H.
+inline void pack_tiles_back(const float* weight, char* to, int64_t hidden, int64_t depth) {
+    const int64_t down = (hidden + 15) / 16 * 4 * 8 * TILE_BYTES;  // bytes of 16 columns
+    // Four times 16 columns together: a row's lines follow each other.
+    for (int64_t first = 0; first < depth; first += 64, to += 4 * down) {
+        char* row = to;
+        for (int64_t unit = 0; unit < hidden; unit += 16)
+            for (int gate = 0; gate < 4; ++gate)
+                for (int64_t n = unit; n < unit + 16; n += 2, row += TILE_BYTES)
+                    for (int64_t column = first; column < std::min(depth, first + 64); column += 16) {
+                        const float* const from = weight + (gate * hidden + n) * depth + column;
+                        const auto loaded = [=](int64_t i) {
+                            return _mm512_maskz_loadu_ps(first_lanes(n + i < hidden ? depth - column : 0), from + i * depth);
+                        };
+                        _mm512_storeu_si512(row + (column - first) / 16 * down, side_by_side(loaded(0), loaded(1)));
+                    }
+    }
+}
 
 }  // namespace
 #endif

@@ -1,8 +1,7 @@
-// How weights that are kept so are multiplied here, their order in which the kernel reads them, and marks by which a change of their values is noticed.
+// How weights that are kept so are multiplied here and their order in which the kernel reads them.
 
 #pragma once
 
-#include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
@@ -129,36 +128,6 @@ struct Rounding {
     }
 };
 
-// A mark of some of the values: weights that were changed behind torch's version counter (through .data) rarely keep it.
-uint64_t mark_some(const float* values, int64_t count) {
-    uint64_t found = 1469598103934665603ull;
-    const int64_t step = count > 128 ? count / 128 : 1;
-    for (int64_t i = 0; i < count; i += step) {
-        uint32_t bits;
-        std::memcpy(&bits, values + i, 4);
-        found = (found ^ bits) * 1099511628211ull;
-    }
-    return found;
-}
-
-// A mark of all values: each step is one to one, so a change of one value is always seen.
-uint64_t mark_each(const float* values, int64_t count) {
-    constexpr int STREAMS = 4;  // multiplications in flight
-    uvec sums[STREAMS] = {};
-    int64_t i = 0;
-    for (; i + STREAMS * LANES <= count; i += STREAMS * LANES)
-        for (int k = 0; k < STREAMS; ++k) sums[k] = (sums[k] ^ (uvec)load(values + i + k * LANES)) * 16777619u;
-    uint64_t found = 1469598103934665603ull;
-    for (int k = 0; k < STREAMS; ++k)
-        for (int lane = 0; lane < LANES; ++lane) found = (found ^ sums[k][lane]) * 1099511628211ull;
-    for (; i < count; ++i) {
-        uint32_t bits;
-        std::memcpy(&bits, values + i, 4);
-        found = (found ^ bits) * 1099511628211ull;
-    }
-    return found;
-}
-
 inline void kept_as(float* to, float x) { *to = x; }
 inline void kept_as(uint16_t* to, float x) { *to = to_bfloat16(x); }
 
@@ -214,24 +183,6 @@ inline void pack(Pairs*, const float* weight, void* packed, float*, int64_t hidd
 #endif
 
 #if defined(HAS_TILES)
-// In one part 16 units by 32 k at a time: each row of a tile is a column of pairs.
-inline void pack_tiles(const float* weight, char* to, int64_t hidden, int64_t depth) {
-    for (int64_t unit = 0; unit < hidden; unit += 16)
-        for (int pair = 0; pair < 4; pair += 2)
-            for (int64_t k = 0; k < depth; k += 32)
-                for (int gate = pair; gate < pair + 2; ++gate, to += TILE) {
-                    const float* const rows = weight + (gate * hidden + unit) * depth + k;
-                    __m512i r[16];
-                    UNROLLED for (int i = 0; i < 16; ++i) {
-                        const int64_t left = unit + i < hidden ? depth - k : 0;
-                        r[i] = (__m512i)_mm512_cvtne2ps_pbh(_mm512_maskz_loadu_ps(first_lanes(left - 16), rows + i * depth + 16),
-                                                            _mm512_maskz_loadu_ps(first_lanes(left), rows + i * depth));
-                    }
-                    transpose(r);
-                    UNROLLED for (int i = 0; i < 16; ++i) _mm512_storeu_si512(to + i * TILE_BYTES, r[i]);
-                }
-}
-
 template <int PARTS>
 void pack(Tiles<PARTS>*, const float* weight, void* packed, float*, int64_t hidden, int64_t depth) {
     if constexpr (PARTS == 1) return pack_tiles(weight, static_cast<char*>(packed), hidden, depth);
@@ -407,27 +358,6 @@ inline int64_t backward_bytes(int64_t hidden, int64_t depth, int64_t kept) {
     if (trains_by_tiles(kept)) return blocks * ((hidden + 15) / 16) * 4 * 16 * LANES * 2;
     return blocks * LANES * 4 * hidden * (kept == FP32 ? 4 : 2);
 }
-
-#if defined(HAS_TILES)
-// weight (4H, depth) to tiles of [16 columns][16 hidden units at a time][gate][2 n at a time][column][2 n], zeros past H.
-inline void pack_tiles_back(const float* weight, char* to, int64_t hidden, int64_t depth) {
-    const int64_t down = (hidden + 15) / 16 * 4 * 8 * TILE_BYTES;  // bytes of 16 columns
-    // Four times 16 columns together: a row's lines follow each other.
-    for (int64_t first = 0; first < depth; first += 64, to += 4 * down) {
-        char* row = to;
-        for (int64_t unit = 0; unit < hidden; unit += 16)
-            for (int gate = 0; gate < 4; ++gate)
-                for (int64_t n = unit; n < unit + 16; n += 2, row += TILE_BYTES)
-                    for (int64_t column = first; column < std::min(depth, first + 64); column += 16) {
-                        const float* const from = weight + (gate * hidden + n) * depth + column;
-                        const auto loaded = [=](int64_t i) {
-                            return _mm512_maskz_loadu_ps(first_lanes(n + i < hidden ? depth - column : 0), from + i * depth);
-                        };
-                        _mm512_storeu_si512(row + (column - first) / 16 * down, side_by_side(loaded(0), loaded(1)));
-                    }
-    }
-}
-#endif
 
 // weight (4H, depth) to [block][n][lane] with n over 4H, zeros past the depth; in bf16 two n side by side, or tiles.
 inline void packed_backward(const float* weight, void* packed, int64_t hidden, int64_t depth, int64_t kept) {
