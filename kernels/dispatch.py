@@ -276,12 +276,10 @@ def _auto(
     vendor = "vendor" not in refused
     why = None
     serves = CPU not in refused and (backward or CPU not in later)
-    if serves and not (vendor and problem.autocast and problem.saves and _has_tiles()):
+    if serves:
         return CPU, f"the fused kernel serves {'autocast to bfloat16' if problem.autocast else 'float32'} on a CPU"
     if problem.device == "cpu":
-        why = refused.get(
-            CPU, "under autocast to bfloat16 oneDNN trains by matrix tiles (AMX), the fused kernel does not"
-        )
+        why = (refused if CPU in refused else later)[CPU]
     elif problem.device != "cuda":
         why = f"Triton's kernels are for GPUs, and the tensors are on {problem.device!r}"
     elif not serving:
@@ -311,11 +309,6 @@ def _auto(
         return best_vendor, f"measured {where}: {both}"
     note = "; torch's own cannot be called here" if own[best_vendor] < ours else ""
     return name, f"measured {where}: {both}{note}"
-
-
-def _has_tiles() -> bool:
-    """Return whether this processor multiplies bf16 by tiles, which the fused kernel has for inference alone."""
-    return fused.instructions("bf16") != fused.instructions(TRAINED)
 
 
 def _fastest(

@@ -98,6 +98,19 @@ TILE_DEFECTS = {
     "state-chunk": ("firsts[s - start] + row", "(PLANTED ? 0 : firsts[s - start]) + row"),
     "state-broken": ("units[r] += broken_by(before, who)[r]", "if (!PLANTED) units[r] += broken_by(before, who)[r]"),
 }
+#: The same of training by tiles.
+TRAINING_DEFECTS = {
+    "kept": ("to + gate * 16, gates[gate]", "to + (PLANTED ? 3 - gate : gate) * 16, gates[gate]"),
+    "buffers": ("(s % 2 * plan.row_tiles + tile)", "(s % 2 * !PLANTED * plan.row_tiles + tile)"),
+    "held": ("r = std::max(row, next); r <", "r = std::max(row, next); !PLANTED && r <"),
+    "anew": ("reset(s, r) && other <", "!PLANTED && reset(s, r) && other <"),
+    "begins": ("place < order.running(s - 1)", "(PLANTED ? s > 0 : place < order.running(s - 1))"),
+    "gate-of-two": ("gate % 2 ? high : low", "gate % 2 && !PLANTED ? high : low"),
+    "bias-parts": ("start ? load(sum, n) + total", "start && !PLANTED ? load(sum, n) + total"),
+    "lower-rows": ("load_tile<5>(a + down, stride)", "load_tile<5>(a + down * !PLANTED, stride)"),
+    "columns-of-x": ("+ column * count * TILE;", "+ column * count * TILE * !PLANTED;"),
+    "pairs-back": ("side_by_side(loaded(0), loaded(1))", "side_by_side(loaded(PLANTED), loaded(1))"),
+}
 #: The same of the tiles themselves, which are proved before their first use.
 MACHINES = {
     "wrong": ("2 * n + i", "2 * n + (PLANTED ? 1 - i : i)"),
@@ -108,9 +121,8 @@ MACHINES = {
 @pytest.fixture(scope="module")
 def defects(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The kernel's sources with all of these."""
-    return planted_sources(
-        DEFECTS | WITHOUT_VNNI_DEFECTS | NARROW_DEFECTS | TILE_DEFECTS | MACHINES, tmp_path_factory.mktemp("defects")
-    )
+    every = DEFECTS | WITHOUT_VNNI_DEFECTS | NARROW_DEFECTS | TILE_DEFECTS | TRAINING_DEFECTS | MACHINES
+    return planted_sources(every, tmp_path_factory.mktemp("defects"))
 
 
 #: A step of several rows and one of a single row, against the arithmetic; and a row that is broken.
@@ -150,6 +162,20 @@ for storage in ("bf16", "int8", *(() if fused.storage_hindrance("split") else ("
                 if not lstm(steps)[0][:, 0].isnan().all():
                     sys.exit(8)
 """
+#: Both passes in both directions: with lengths and resets; two tiles of rows; and several groups of blocks of units.
+_TRAINING = """
+from test_cpu_autocast import test_both_passes_are_their_arithmetic
+check = test_both_passes_are_their_arithmetic.hypothesis.inner_test
+call = dict(target=build.library.__defaults__[0], instructions="amx-bf16")
+call |= dict(backward=True, bias=True, batch_first=True, seed=0)
+try:
+    check(batch=21, steps=5, features=35, hidden=20, masked=True, begins=True, threads=1, **call)
+    check(batch=40, steps=2, features=35, hidden=33, masked=False, begins=False, threads=1, **call)
+    check(batch=7, steps=3, features=5, hidden=150, masked=False, begins=False, threads=1, **call)
+except AssertionError as error:
+    print(error)
+    sys.exit(7)
+"""
 #: Tiles that their check refused, so that the vectors run.
 _REFUSED = """
 from kernels.cpu import fused
@@ -184,6 +210,17 @@ _OTHER_BUILDS = {
     NO_VNNI: (("avx512bw", "avx512dq"), ("third-row", "three-rows", "gate-of-sums", "wide-pairs")),
     NARROW_VNNI: (("avx_vnni",), tuple(NARROW_DEFECTS)),
 }
+
+
+@pytest.mark.slow
+@pytest.mark.skipif("avx512_bf16" not in build.cpu_flags(), reason="tiles are emulated with AVX512-BF16 beside them")
+@pytest.mark.parametrize("name", [NOTHING, *TRAINING_DEFECTS])
+def test_a_defect_planted_in_training_by_tiles_is_seen(
+    name: str, defects: Path, tmp_path: Path, programs: KernelPrograms
+) -> None:
+    """So is each slip of the two walks and of the products over all steps, whose rows are taken in parts."""
+    code = programs.run_planted(_TRAINING, tmp_path, defects, name, f"{TILES} -DNEAR_FACTORS=1")
+    assert code == 0 if name == NOTHING else code == 7
 
 
 @pytest.mark.slow

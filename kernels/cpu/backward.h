@@ -18,15 +18,15 @@
 // As `Forward`, and as kernels/common/recurrence.py has it.
 struct Backward {
     int64_t batch, steps, hidden, reverse, threads, by_rows;
-    const void* packed;        // pack_backward
+    const void* packed;        // pack_backward of weight_hh
     const float* c0;
     const int32_t* lengths;
-    const float* gates;        int64_t gates_step, gates_row;
+    const float* gates;        int64_t gates_step, gates_row;  // as `Forward` left them
     const float* cells;        int64_t cells_step, cells_row;
     const float* grad_output;  int64_t go_step, go_row;
     const float* grad_h_n;     // or null
     const float* grad_c_n;     // or null
-    void* grad_gates;          int64_t gg_step, gg_row;  // float, or bf16 where weights are kept so
+    void* grad_gates;          int64_t gg_step, gg_row;  // float, or bf16 where weights are kept so; null by tiles
     float* grad_h0;            // (batch, hidden), also holds the running gradient of h
     float* grad_c0;            // the same of c
     // For the gradients of the weights, each null where it is not wanted; grad_gates is contiguous then.
@@ -38,6 +38,10 @@ struct Backward {
     float* grad_bias;          // (4 * hidden,)
     int64_t weight_threads;    // of a team that need not meet at every step
     const uint8_t* resets;     // as `Forward` has it: no gradient passes
+    // By tiles alone: the gradient of x, with its strides, or null; added to what is there if `grad_x_more`.
+    const void* packed_ih;     // pack_backward of weight_ih
+    float* grad_x;
+    int64_t grad_x_more;
 };
 
 namespace {
@@ -55,13 +59,11 @@ public:
     int64_t width() const { return 4 * a->hidden; }
     template <typename G>
     const G* gates(int64_t k) const { return static_cast<const G*>(a->grad_gates) + (*listed)[k] * width(); }
-    const float* input(int64_t k) const {
-        const Place at = place(k);
-        return a->x + at.t * a->x_step + at.b * a->x_row;
-    }
+    const float* input(int64_t k) const { return input(place(k)); }
+    const float* input(const Place& at) const { return a->x + at.t * a->x_step + at.b * a->x_row; }
     // The h that a step started from, or null for zeros. A sequence walked backward starts at its own last step.
-    const float* before(int64_t k) const {
-        const Place at = place(k);
+    const float* before(int64_t k) const { return before(place(k)); }
+    const float* before(const Place& at) const {
         if (a->resets && a->resets[at.t * a->batch + at.b]) return nullptr;
         // Memory that is shared with others may have changed since the lengths were checked.
         const int64_t length = a->lengths ? std::min<int64_t>(a->lengths[at.b], a->steps) : a->steps;

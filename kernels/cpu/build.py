@@ -227,14 +227,17 @@ def _declare(native: ctypes.CDLL) -> None:
     native.failure.restype = ctypes.c_char_p
     native.instructions.restype, native.instructions.argtypes = ctypes.c_char_p, [number]
     native.hindrance.restype, native.hindrance.argtypes = ctypes.c_char_p, [number]
-    native.packed_bytes.restype, native.packed_bytes.argtypes = number, [number] * 3
+    for function in (native.packed_bytes, native.packed_backward_bytes):
+        function.restype, function.argtypes = number, [number] * 3
+    native.backward_by_tiles.restype, native.backward_by_tiles.argtypes = number, [number]
+    native.numbers_kept_by_tiles.restype, native.numbers_kept_by_tiles.argtypes = number, [number] * 3
     native.linear_numbers.restype, native.linear_numbers.argtypes = number, [number] * 2
     native.mark.restype, native.mark.argtypes = ctypes.c_uint64, [pointer, number]
     native.in_large_pages.restype, native.in_large_pages.argtypes = None, [pointer, number]
     native.mark_all.restype, native.mark_all.argtypes = ctypes.c_uint64, [pointer, number]
     returning_a_status = {
         "pack_forward": [pointer, pointer, pointer, number, number, number],
-        "pack_backward": [pointer, pointer, number, number],
+        "pack_backward": [pointer, pointer, number, number, number],
         "pack_linear": [pointer, pointer, number, number],
         "lstm_forward": [pointer, number],
         "lstm_layers": [ctypes.c_char_p],

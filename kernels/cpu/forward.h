@@ -30,7 +30,7 @@ struct Forward {
     float* output;             int64_t out_step, out_row;
     float* h_n;                // (batch, hidden)
     float* c_n;                // (batch, hidden)
-    float* gates;              int64_t gates_step, gates_row;  // null: not kept
+    float* gates;              int64_t gates_step, gates_row;  // null: not kept; by tiles a `WalkRecord`, and no cells
     float* cells;              int64_t cells_step, cells_row;
     float* scratch;            // 2 * batch * hidden
     const uint8_t* resets;     // (steps, batch) or null: rows whose h and c are zero before a step; not past a length

@@ -1,7 +1,7 @@
 """A whole layer by the CPU kernel with its gradients, products included.
 
-A forward pass is one call of the kernel a direction. A backward pass is another, with the gradients of the weights, and
-a product of oneDNN for the input.
+A forward pass is one call of the kernel a direction. A backward pass is another, with the gradients of the weights. The
+gradient of the input is part of it where tiles multiply, else a product of oneDNN.
 """
 
 from __future__ import annotations
@@ -74,8 +74,12 @@ class DifferentiableLayer(torch.autograd.Function):
         output = x.new_empty(first, second, directions * hidden)
         h_n, c_n = x.new_empty(directions, batch, hidden), x.new_empty(directions, batch, hidden)
         # The projection is overwritten by the gates that come of it, where these are kept.
-        gates = x.new_empty(directions, first, second, 4 * hidden)
-        cells = x.new_empty(directions, first, second, hidden)
+        if native.backward_by_tiles(KEPT[options.storage][0]):
+            gates = x.new_empty(directions, native.numbers_kept_by_tiles(batch, steps, hidden))
+            cells = None
+        else:
+            gates = x.new_empty(directions, first, second, 4 * hidden)
+            cells = x.new_empty(directions, first, second, hidden)
         scratch = x.new_empty(2, batch, hidden)
         threads, by_rows = team(work(batch, steps, hidden, features), batch, hidden)
         rows = x.contiguous()
@@ -95,7 +99,7 @@ class DifferentiableLayer(torch.autograd.Function):
                 address(gates, d), *strides(4 * hidden), address(cells, d), *strides(hidden), scratch.data_ptr(),
                 address(anew, d),
             )), KEPT[options.storage][0])  # fmt: skip
-        # Gates (directions, as x, 4H) and cells (directions, as x, H).
+        # Gates (directions, as x, 4H) and cells (directions, as x, H); by tiles both in the first, in another order.
         saved = x, h0, c0, lengths, resets, output, gates, cells, *flat
         ctx.save_for_backward(*saved)
         ctx.forms = [value if value is None else (value.shape, value.dtype) for value in saved]
@@ -136,7 +140,7 @@ def _gradients(  # noqa: PLR0913, PLR0917 - all that a layer read and wrote
     resets: Tensor | None,
     output: Tensor,
     gates: Tensor,
-    cells: Tensor,
+    cells: Tensor | None,
     options: LayerOptions,
     needed: Sequence[bool],
     *flat: Tensor,
@@ -145,18 +149,20 @@ def _gradients(  # noqa: PLR0913, PLR0917 - all that a layer read and wrote
     native = library()
     first, second, features = x.shape
     batch, steps = (first, second) if options.batch_first else (second, first)
-    hidden, directions = cells.size(3), options.directions
+    hidden, directions = flat[1].size(1), options.directions
     each = len(flat) // directions
 
     strides = functools.partial(_strides, batch, steps, options.batch_first)
     grad_output = torch.zeros_like(output) if grad_output is None else _readable(grad_output)
     grad_h_n, grad_c_n = (None if grad is None else _readable(grad) for grad in (grad_h_n, grad_c_n))
     x, h0, c0, lengths, resets = (None if v is None else v.contiguous() for v in (x, h0, c0, lengths, resets))  # type: ignore[assignment]
-    output, gates, cells = (value.contiguous() for value in (output, gates, cells))
-    grad_gates = torch.empty_like(gates, dtype=KEPT[options.storage][1])
+    output, gates, cells = (v if v is None else v.contiguous() for v in (output, gates, cells))  # type: ignore[assignment]
+    number, dtype = KEPT[options.storage]
+    by_tiles = bool(native.backward_by_tiles(number))
+    grad_gates = None if by_tiles else torch.empty_like(gates, dtype=dtype)
     grad_h0, grad_c0 = x.new_empty(directions, batch, hidden), x.new_empty(directions, batch, hidden)
     threads, by_rows = team(work(batch, steps, hidden), batch, hidden)
-    grad_x: Tensor | None = None
+    grad_x = torch.empty_like(x) if by_tiles and needed[0] else None
     grads: list[Tensor | None] = []
     for d in range(directions):
         weight_ih, weight_hh = flat[d * each], flat[d * each + 1]
@@ -164,7 +170,9 @@ def _gradients(  # noqa: PLR0913, PLR0917 - all that a layer read and wrote
         grad_ih = x.new_empty(4 * hidden, features) if wanted[0] else None
         grad_hh = x.new_empty(4 * hidden, hidden) if wanted[1] else None
         bias = x.new_empty(4 * hidden) if any(wanted[2:]) else None
-        packed = pack(weight_hh.contiguous(), "backward", options.storage, whole=long(batch, steps, threads))
+        order = functools.partial(pack, order="backward", storage=options.storage, whole=long(batch, steps, threads))
+        packed = order(weight_hh.contiguous())
+        packed_ih = None if grad_x is None or not by_tiles else order(weight_ih.contiguous())
         native.lstm_backward(ctypes.byref(BackwardArgs(
             batch, steps, hidden, d, threads, by_rows, packed.values.data_ptr(), address(c0, d), address(lengths),
             address(gates, d), *strides(4 * hidden), address(cells, d), *strides(hidden),
@@ -175,8 +183,9 @@ def _gradients(  # noqa: PLR0913, PLR0917 - all that a layer read and wrote
             output.data_ptr() + 4 * d * hidden, *strides(directions * hidden),
             address(h0, d), address(grad_ih), address(grad_hh), address(bias),
             threads_for(work(batch, steps, hidden, features)), address(resets, d),
-        )), KEPT[options.storage][0])  # fmt: skip
-        if needed[0]:
+            None if packed_ih is None else packed_ih.values.data_ptr(), address(grad_x if by_tiles else None), d > 0,
+        )), number)  # fmt: skip
+        if grad_gates is not None and needed[0]:
             share = _product(grad_gates[d].view(-1, 4 * hidden), weight_ih.to(grad_gates.dtype)).to(x.dtype)
             grad_x = share if grad_x is None else grad_x.add_(share)
         # One sum serves both biases, and each has memory of its own: a caller may change one gradient in place.

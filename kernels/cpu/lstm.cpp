@@ -16,7 +16,9 @@
 #endif
 
 #include "backward.h"
+#include "marks.h"
 #include "status.h"
+#include "tile_gradients.h"
 #include "walk.h"
 #include "weights.h"
 
@@ -124,9 +126,12 @@ int64_t pack_linear(const float* weight, float* packed, int64_t outputs, int64_t
     });
 }
 
-int64_t pack_backward(const float* weight, void* packed, int64_t hidden, int64_t kept) {
+// The same of the weights by which a backward pass multiplies gradients of gates.
+int64_t packed_backward_bytes(int64_t hidden, int64_t depth, int64_t kept) { return backward_bytes(hidden, depth, kept); }
+
+int64_t pack_backward(const float* weight, void* packed, int64_t hidden, int64_t depth, int64_t kept) {
     return guarded([=] {
-        packed_backward(weight, packed, hidden, kept);
+        packed_backward(weight, packed, hidden, depth, kept);
         return DONE;
     });
 }
@@ -207,12 +212,25 @@ int64_t lstm_layers(const LayersCall* call) {
     });
 }
 
+// Whether lstm_backward has the gradient of x too, and needs no memory for those of the gates. What lstm_forward keeps for it
+// are then so many numbers in the memory of the gates, and no cells.
+int64_t backward_by_tiles(int64_t kept) { return trains_by_tiles(kept); }
+
+int64_t numbers_kept_by_tiles(int64_t batch, int64_t steps, int64_t hidden) {
+#if defined(HAS_TILES)
+    return WalkRecord::numbers(batch, steps, hidden);
+#else
+    return 0 * batch * steps * hidden;
+#endif
+}
+
 int64_t lstm_backward(const Backward* a, int64_t kept) {
     return guarded([=] {
         const int64_t bytes = 4 * a->batch * a->hidden;
         const bool weights = a->grad_ih || a->grad_hh || a->grad_bias;
         const Lengths lengths(a->lengths, a->batch);
-        const Listed listed(lengths, weights ? a->batch : 0, a->steps, a->gg_row > a->gg_step);
+        const bool by_tiles = trains_by_tiles(kept);
+        const Listed listed(lengths, weights && !by_tiles ? a->batch : 0, a->steps, a->gg_row > a->gg_step);
         Barrier barrier(a->threads);
         if (bytes && a->grad_h_n) std::memcpy(a->grad_h0, a->grad_h_n, bytes);
         else if (bytes) std::memset(a->grad_h0, 0, bytes);
@@ -231,6 +249,26 @@ int64_t lstm_backward(const Backward* a, int64_t kept) {
                 });
             return DONE;
         };
+#if defined(HAS_TILES)
+        if (by_tiles) {
+            const StepOrder order(a, lengths);
+            const GateGradients gradients(order.count(), a->hidden);
+            const Memory<char> walks(BackPlan::bytes(a), "the gradients of the states");
+            team(a->threads, [=, &lengths, &order, &gradients, &barrier, &walks](int thread, int threads) {
+                const BackPlan plan(a->batch, a->hidden, a->by_rows, threads);
+                char* const room = walks.data() + plan.shared + thread * plan.own;
+                TileWalkBack(a, lengths, order, gradients, barrier, walks.data(), room, thread, threads).run();
+            });
+            const int64_t own = TileGradients::room(a, order.count());
+            const Memory<char> room(own * a->weight_threads, "the gradients of the weights");
+            if (weights || a->grad_x)
+                team(a->weight_threads, [=, &lengths, &order, &gradients, &listed, &room](int thread, int threads) {
+                    TileGradients(a, lengths, order, gradients, listed, room.data() + thread * own, thread, threads).run();
+                });
+            return DONE;
+        }
+#endif
+        if (a->grad_x) throw std::invalid_argument("the gradient of x is had by tiles alone");
 #if defined(HAS_PAIRS)
         if (kept == BF16_TRAINED) return run(PairsBack());
 #endif

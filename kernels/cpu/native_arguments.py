@@ -43,7 +43,7 @@ class BackwardArgs(ctypes.Structure):
         ("x", _pointer), ("x_step", _number), ("x_row", _number), ("features", _number),
         ("output", _pointer), ("out_step", _number), ("out_row", _number),
         *((name, _pointer) for name in ("h0", "grad_ih", "grad_hh", "grad_bias")), ("weight_threads", _number),
-        ("resets", _pointer),
+        ("resets", _pointer), ("packed_ih", _pointer), ("grad_x", _pointer), ("grad_x_more", _number),
     )  # fmt: skip
 
 

@@ -73,7 +73,7 @@ def pack(weight: Tensor, order: str, storage: str = "fp32", *, whole: bool = Tru
 
     Args:
         weight: (4H, depth), contiguous float32; for the order `linear` (outputs, depth).
-        order: `forward`; `backward` (square weights, as `fp32` or `TRAINED`); or `linear`, of a linear layer (`fp32`).
+        order: `forward`; `backward` (as `fp32` or `TRAINED`); or `linear`, of a linear layer (`fp32`).
         storage: key of `KEPT`.
         whole: look at all values. Else 128 samples of more than `SMALL` have to do, for calls so short that reading
             the weights once more would be felt; a change behind the counter that spares them goes unnoticed.
@@ -123,7 +123,7 @@ def _memory(count: int, dtype: torch.dtype, *, lasting: bool) -> Tensor:
 def _pack(weight: Tensor, order: str, storage: str, *, lasting: bool = True) -> Packed:
     rows, depth = weight.shape
     native, at, count = library(), weight.data_ptr(), weight.numel()
-    hidden, lanes = rows // 4, native.lanes()
+    hidden = rows // 4
     number, dtype = KEPT[storage]
     # Before they are read: what is changed meanwhile must not look as if it had been packed.
     marks = native.mark(at, count), native.mark_all(at, count)
@@ -132,8 +132,9 @@ def _pack(weight: Tensor, order: str, storage: str, *, lasting: bool = True) -> 
         native.pack_linear(at, values.data_ptr(), rows, depth)
         return Packed(values, None, *marks)
     if order == "backward":
-        values = torch.empty(-(-hidden // lanes) * lanes * rows, dtype=dtype, device="cpu")
-        native.pack_backward(at, values.data_ptr(), hidden, number)
+        bytes_ = native.packed_backward_bytes(hidden, depth, number)
+        values = torch.empty(bytes_ // dtype.itemsize, dtype=dtype, device="cpu")
+        native.pack_backward(at, values.data_ptr(), hidden, depth, number)
         return Packed(values, None, *marks)
     if reason := native.hindrance(number).decode():
         msg = f"weight_storage={storage!r} cannot be used here: {reason}; use 'fp32'"

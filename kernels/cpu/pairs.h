@@ -95,13 +95,13 @@ inline void pack_pairs(const float* weight, uint16_t* packed, int64_t hidden, in
         }
 }
 
-// weight_hh (4H, H) to [block][2 n at a time][lane][2 n] with n over 4H, zeros past H.
-inline void pack_pairs_back(const float* weight, uint16_t* packed, int64_t hidden) {
-    for (int64_t unit = 0; unit < hidden; unit += LANES)
+// weight (4H, depth) to [block][2 n at a time][lane][2 n] with n over 4H, zeros past the depth.
+inline void pack_pairs_back(const float* weight, uint16_t* packed, int64_t hidden, int64_t depth) {
+    for (int64_t unit = 0; unit < depth; unit += LANES)
         for (int64_t n = 0; n < 4 * hidden; n += 2, packed += PAIR_VECTOR) {
-            const __mmask16 lanes = first_lanes(hidden - unit);
-            const float* const from = weight + n * hidden + unit;
-            _mm512_storeu_si512(packed, side_by_side(_mm512_maskz_loadu_ps(lanes, from), _mm512_maskz_loadu_ps(lanes, from + hidden)));
+            const __mmask16 lanes = first_lanes(depth - unit);
+            const float* const from = weight + n * depth + unit;
+            _mm512_storeu_si512(packed, side_by_side(_mm512_maskz_loadu_ps(lanes, from), _mm512_maskz_loadu_ps(lanes, from + depth)));
         }
 }
 

@@ -53,6 +53,8 @@ bool run(int64_t batch, int64_t steps, int64_t hidden, int64_t threads, bool by_
     pack_forward(weight, packed, scale, hidden, hidden, kept);
     pack_forward(weight_ih, packed_ih, scale_ih, hidden, features, kept);
     const std::unique_ptr<uint8_t[]> resets = some_resets(steps * batch);
+    const bool tiles = backward_by_tiles(kept);
+    Array kept_by_tiles(tiles ? numbers_kept_by_tiles(batch, steps, hidden) : 0, false);
     const bool projects = random_bits() % 2, trains = kept == FP32 || kept == BF16_TRAINED, mode_x = random_bits() % 2;
     Forward f = {batch, steps, hidden, reverse, threads, by_rows,
                  projects ? (float*)few : (float*)input, 4 * size, 4 * hidden, projects ? part : steps,
@@ -60,26 +62,30 @@ bool run(int64_t batch, int64_t steps, int64_t hidden, int64_t threads, bool by_
                  projects ? features : -1, packed_ih, bias, bias, packed,
                  kept == 2 ? (float*)scale_ih : nullptr, kept == 2 ? (float*)scale : nullptr, h0, c0,
                  masked ? lengths.get() : nullptr, output, size, hidden, h_n, c_n,
-                 trains ? (float*)gates : nullptr, 4 * size, 4 * hidden, trains ? (float*)cells : nullptr, size, hidden, scratch,
+                 tiles ? (float*)kept_by_tiles : trains ? (float*)gates : nullptr, 4 * size, 4 * hidden, trains && !tiles ? (float*)cells : nullptr, size, hidden, scratch,
                  resets.get()};
     bool good = !lstm_forward(&f, kept);
     good = good && finite(output, steps * size) && finite(h_n, size) && finite(c_n, size);
     if (!trains) return good;
-    good = good && finite(gates, 4 * steps * size);
+    good = good && (tiles || finite(gates, 4 * steps * size));
 
     const int64_t numbers = (kept ? 2 : 4) * steps * size;  // two of bf16 are as large as one of float32
     Array grad_output(steps * size), grad_gates(numbers, false), grad_h0(size, false), grad_c0(size, false);
     Array grad_h_n(size), grad_c_n(size);
     Array grad_ih(4 * hidden * features, false), grad_hh(4 * hidden * hidden, false), grad_bias(4 * hidden, false);
-    pack_backward(weight, packed, hidden, kept);
-    Backward b = {batch, steps, hidden, reverse, threads, by_rows, packed, c0, masked ? lengths.get() : nullptr,
-                  gates, 4 * size, 4 * hidden, cells, size, hidden, grad_output, size, hidden, grad_h_n, grad_c_n,
-                  grad_gates, 4 * size, 4 * hidden, grad_h0, grad_c0, x, batch * features, features, features,
+    Array packed_back(packed_backward_bytes(hidden, hidden, kept) / 4, false), packed_ih_back(packed_backward_bytes(hidden, features, kept) / 4, false);
+    Array grad_x(tiles ? batch * steps * features : 0, false);
+    pack_backward(weight, packed_back, hidden, hidden, kept);
+    pack_backward(weight_ih, packed_ih_back, hidden, features, kept);
+    Backward b = {batch, steps, hidden, reverse, threads, by_rows, packed_back, c0, masked ? lengths.get() : nullptr,
+                  tiles ? kept_by_tiles : gates, 4 * size, 4 * hidden, cells, size, hidden, grad_output, size, hidden, grad_h_n, grad_c_n,
+                  tiles ? nullptr : (float*)grad_gates, 4 * size, 4 * hidden, grad_h0, grad_c0, x, batch * features, features, features,
                   output, size, hidden, steps % 2 ? (float*)h0 : nullptr, grad_ih, grad_hh, grad_bias, threads,
-                  resets.get()};
+                  resets.get(), packed_ih_back, tiles ? (float*)grad_x : nullptr, 0};
     good = good && !lstm_backward(&b, kept);
     good = good && finite(grad_ih, 4 * hidden * features) && finite(grad_hh, 4 * hidden * hidden) && finite(grad_bias, 4 * hidden);
-    return good && finite(grad_gates, numbers) && finite(grad_h0, size) && finite(grad_c0, size);
+    good = good && finite(tiles ? grad_x : grad_gates, tiles ? batch * steps * features : numbers);
+    return good && finite(grad_h0, size) && finite(grad_c0, size);
 }
 
 // All layers in one call, then a step with the state in place, and a call after a weight was changed.

@@ -26,7 +26,7 @@ struct TilePlan {
     int64_t blocks;                           // at most, that this thread computes
     bool in_step;
     int64_t steps_in_tile, chunk_tiles, chunk;  // of the projection: few rows share a tile with those of other steps
-    int64_t shared, x, gates, cells, bias, sums, places, active, own;
+    int64_t shared, x, gates, cells, bias, sums, places, active, own;  // `gates` are sums, before the nonlinearities
 
     TilePlan(int64_t parts, int64_t batch, int64_t steps, int64_t hidden, int64_t features, bool by_rows, int64_t threads) {
         rows = by_rows ? (batch + threads - 1) / threads : batch;
@@ -60,8 +60,25 @@ struct TilePlan {
     }
 };
 
-// The cell of a block for up to 32 rows, which is done row by row between the products of the next block.
-template <typename W>
+// What the walk back needs of a step, unit and sequence: gates after their nonlinearities and c, where it is written and read
+// without a gap, [step][block of 16 units][row][gate, c][lane], rows longest first and nothing past a length.
+class WalkRecord {
+    float* memory;
+    int64_t batch, blocks;
+
+public:
+    static constexpr int64_t NUMBERS = 5 * 16;
+    WalkRecord(const float* memory, int64_t batch, int64_t hidden)
+        : memory(const_cast<float*>(memory)), batch(batch), blocks((hidden + 15) / 16) {}
+    static int64_t numbers(int64_t batch, int64_t steps, int64_t hidden) {
+        return steps * ((hidden + 15) / 16) * batch * NUMBERS;
+    }
+    float* at(int64_t t, int64_t block, int64_t row) const { return memory + ((t * blocks + block) * batch + row) * NUMBERS; }
+};
+
+// The cell of a block for up to 32 rows, which is done row by row between the products of the next block. KEEPS: gates and
+// c go to memory too, for a backward pass.
+template <typename W, bool KEEPS>
 struct TileCells {
     const float* sums;  // [tile of rows][gate][row][16]
     float* c;           // [row][16]
@@ -71,13 +88,25 @@ struct TileCells {
     int64_t tile, low;
     int row, rows;
     __mmask16 lanes;
+    float* kept;    // of the first row, rows `apart`
+    int64_t apart;
 
     void next() {
         const int r = row++, at = r / TILE_ROWS, in = r % TILE_ROWS;
         const float* s = sums + at * TILE + in * 16;
-        __m512 state = _mm512_loadu_ps(c + r * 16);
-        const __m512 value = cell_of(_mm512_loadu_ps(s), _mm512_loadu_ps(s + 256), _mm512_loadu_ps(s + 512),
-                                     _mm512_loadu_ps(s + 768), state);
+        __m512 state = _mm512_loadu_ps(c + r * 16), value;
+        if constexpr (KEEPS) {
+            const __m512 gates[4] = {sigmoid_of(_mm512_loadu_ps(s)), sigmoid_of(_mm512_loadu_ps(s + 256)),
+                                     tangent_of(_mm512_loadu_ps(s + 512)), sigmoid_of(_mm512_loadu_ps(s + 768))};
+            state = _mm512_fmadd_ps(gates[1], state, _mm512_mul_ps(gates[0], gates[2]));
+            value = _mm512_mul_ps(gates[3], tangent_of(state));
+            float* const to = kept + r * apart;
+            UNROLLED for (int gate = 0; gate < 4; ++gate) _mm512_storeu_ps(to + gate * 16, gates[gate]);
+            _mm512_storeu_ps(to + 64, state);
+        } else {
+            value = cell_of(_mm512_loadu_ps(s), _mm512_loadu_ps(s + 256), _mm512_loadu_ps(s + 512), _mm512_loadu_ps(s + 768),
+                            state);
+        }
         _mm512_storeu_ps(c + r * 16, state);
         _mm512_mask_storeu_ps(output + places[r], lanes, value);
         W::put(value, h + at * tile + in * TILE_BYTES, low);
@@ -87,8 +116,8 @@ struct TileCells {
     }
 };
 
-// One direction of a layer in one thread of a team: its own rows or its own blocks of hidden units.
-template <typename W>
+// One direction of a layer in one thread of a team: its own rows or its own blocks of hidden units. KEEPS as above.
+template <typename W, bool KEEPS = false>
 class TileWalk {
     const Forward* const a;
     const Lengths& lengths;
@@ -291,8 +320,9 @@ private:
         const bool recurs = s || a->h0;
         const int64_t depth = (plan.in_step ? plan.inputs : 0) + (recurs ? plan.states : 0);
         float* const output = a->output + t * a->out_step;
+        const WalkRecord kept(a->gates, a->batch, a->hidden);
         if (running) configure(static_cast<int>(plan.rows < TILE_ROWS ? running : TILE_ROWS));
-        TileCells<W> cell{};
+        TileCells<W, KEEPS> cell{};
         int turn = 0;
         for (int64_t i = own.first; i < own.end; ++i) {
             // Every other step goes the other way: what a cache too small for all weights still holds is wanted first.
@@ -340,7 +370,9 @@ private:
                 cell = {to, cells + (at * plan.row_tiles + tile) * 256, state(after, block) + tile * tile_bytes,
                         output + block * 16, places + tile * TILE_ROWS, tile_bytes, state_low, 0,
                         static_cast<int>(std::min<int64_t>(2 * TILE_ROWS, running - tile * TILE_ROWS)),
-                        static_cast<__mmask16>((1u << lanes_of(block)) - 1)};
+                        static_cast<__mmask16>((1u << lanes_of(block)) - 1),
+                        KEEPS ? kept.at(t, block, mine.place(tile * TILE_ROWS)) : nullptr,
+                        (mine.place(1) - mine.place(0)) * WalkRecord::NUMBERS};
             }
             // Past its end a sequence holds its state, and its output is zero.
             for (int64_t row = running; row < mine.count; ++row) store(output + places[row] + block * 16, vec{}, lanes_of(block));

@@ -4,11 +4,14 @@
 
 #pragma once
 
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <cstdlib>
 #include <cstring>
+#include <type_traits>
 
+#include "pairs.h"
 #include "vectors.h"
 
 #if !defined(WIDEN) && defined(__AVX512BF16__) && \
@@ -53,6 +56,8 @@ void load_tile(const void* from, int64_t stride) {
 }
 template <int T>
 void load_tile_past(const void* from, int64_t stride) { load_tile<T>(from, stride); }
+template <int T>
+void zero_tile() { std::memset(emulated.tile[T], 0, rows_of_tile<T>() * TILE_BYTES); }
 template <int T>
 void store_tile(void* to, int64_t stride) {
     for (int row = 0; row < rows_of_tile<T>(); ++row)
@@ -119,6 +124,8 @@ void load_tile_past(const void* from, int64_t stride) {
     asm volatile("tileloaddt1 (%0,%1,1), %%tmm%c2" ::"r"(from), "r"(stride), "i"(T) : "memory");
 }
 template <int T>
+void zero_tile() { asm volatile("tilezero %%tmm%c0" ::"i"(T)); }
+template <int T>
 void store_tile(void* to, int64_t stride) {
     asm volatile("tilestored %%tmm%c2, (%0,%1,1)" ::"r"(to), "r"(stride), "i"(T) : "memory");
 }
@@ -132,6 +139,49 @@ void multiply_byte_tiles() {
     asm volatile("tdpbusd %%tmm%c2, %%tmm%c1, %%tmm%c0" ::"i"(C), "i"(A), "i"(B));
 }
 #endif
+
+// Adds to tiles 0 to R * C - 1, R tiles of rows by C of columns, the products of `count` tiles of 32 k: of left factors whose
+// rows are `stride` bytes apart, tiles of k `next` and tiles of rows `down`, and of right factors whose tiles of k follow
+// each other and whose columns are `apart`. `between` is called after each of the C, C times for a tile of k.
+template <int R, int C, bool PAST, typename F>
+inline void add_tiles(const char* a, int64_t stride, int64_t next, int64_t down, const char* b, int64_t apart, int64_t count,
+                      F between) {
+    static_assert(R <= 2 && C <= 4 && R * C <= 4);
+    const auto column = [&](auto number) {
+        constexpr int c = decltype(number)::value, right = FIRST_WEIGHTS + c % 2;
+        if constexpr (c < C) {
+            if constexpr (PAST) load_tile_past<right>(b + c * apart, TILE_BYTES);
+            else load_tile<right>(b + c * apart, TILE_BYTES);
+            multiply_tiles<c, 4, right>();
+            if constexpr (R == 2) multiply_tiles<C + c, 5, right>();
+            between();
+        }
+    };
+    for (int64_t k = 0; k < count; ++k, a += next, b += TILE) {
+        load_tile<4>(a, stride);
+        if constexpr (R == 2) load_tile<5>(a + down, stride);
+        column(std::integral_constant<int, 0>());
+        column(std::integral_constant<int, 1>());
+        column(std::integral_constant<int, 2>());
+        column(std::integral_constant<int, 3>());
+    }
+}
+
+template <int COUNT>
+inline void zero_tiles() {
+    zero_tile<0>();
+    if constexpr (COUNT > 1) zero_tile<1>();
+    if constexpr (COUNT > 2) zero_tile<2>();
+    if constexpr (COUNT > 3) zero_tile<3>();
+}
+// To memory one after the other.
+template <int COUNT>
+inline void store_tiles(float* to) {
+    store_tile<0>(to, TILE_BYTES);
+    if constexpr (COUNT > 1) store_tile<1>(to + 256, TILE_BYTES);
+    if constexpr (COUNT > 2) store_tile<2>(to + 512, TILE_BYTES);
+    if constexpr (COUNT > 3) store_tile<3>(to + 768, TILE_BYTES);
+}
 
 // Weights of blocks of 16 hidden units in tiles of 32 k, in one part (bf16) or two: the number rounded to bf16, and the
 // rest of it rounded to bf16. Rows of left factors are split alike. Two parts take three products, high by high, high by
@@ -259,6 +309,43 @@ private:
         else load_tile<T>(from, TILE_BYTES);
     }
 };
+
+// weight (4H, depth) in that order in one part, 16 units by 32 k at a time: each row of a tile is a column of pairs.
+inline void pack_tiles(const float* weight, char* to, int64_t hidden, int64_t depth) {
+    for (int64_t unit = 0; unit < hidden; unit += 16)
+        for (int pair = 0; pair < 4; pair += 2)
+            for (int64_t k = 0; k < depth; k += 32)
+                for (int gate = pair; gate < pair + 2; ++gate, to += TILE) {
+                    const float* const rows = weight + (gate * hidden + unit) * depth + k;
+                    __m512i r[16];
+                    UNROLLED for (int i = 0; i < 16; ++i) {
+                        const int64_t left = unit + i < hidden ? depth - k : 0;
+                        r[i] = (__m512i)_mm512_cvtne2ps_pbh(_mm512_maskz_loadu_ps(first_lanes(left - 16), rows + i * depth + 16),
+                                                            _mm512_maskz_loadu_ps(first_lanes(left), rows + i * depth));
+                    }
+                    transpose(r);
+                    UNROLLED for (int i = 0; i < 16; ++i) _mm512_storeu_si512(to + i * TILE_BYTES, r[i]);
+                }
+}
+
+// weight (4H, depth) to tiles of [16 columns][16 hidden units at a time][gate][2 n at a time][column][2 n], zeros past H.
+inline void pack_tiles_back(const float* weight, char* to, int64_t hidden, int64_t depth) {
+    const int64_t down = (hidden + 15) / 16 * 4 * 8 * TILE_BYTES;  // bytes of 16 columns
+    // Four times 16 columns together: a row's lines follow each other.
+    for (int64_t first = 0; first < depth; first += 64, to += 4 * down) {
+        char* row = to;
+        for (int64_t unit = 0; unit < hidden; unit += 16)
+            for (int gate = 0; gate < 4; ++gate)
+                for (int64_t n = unit; n < unit + 16; n += 2, row += TILE_BYTES)
+                    for (int64_t column = first; column < std::min(depth, first + 64); column += 16) {
+                        const float* const from = weight + (gate * hidden + n) * depth + column;
+                        const auto loaded = [=](int64_t i) {
+                            return _mm512_maskz_loadu_ps(first_lanes(n + i < hidden ? depth - column : 0), from + i * depth);
+                        };
+                        _mm512_storeu_si512(row + (column - first) / 16 * down, side_by_side(loaded(0), loaded(1)));
+                    }
+    }
+}
 
 }  // namespace
 #endif

@@ -244,6 +244,18 @@ inline __m512 inverse(__m512 x) {
     return _mm512_mask_mov_ps(z, _mm512_cmp_ps_mask(x, _mm512_set1_ps(INFINITY), _CMP_EQ_OQ), y);
 }
 
+// sigmoid(x), and tanh(x) that errs by 1e-7 absolutely, for what is rounded to bf16 afterwards.
+inline __m512 sigmoid_of(__m512 x) {
+    const __m512 one = _mm512_set1_ps(1.0f);
+    return inverse(_mm512_add_ps(one, power_of_two(_mm512_mul_ps(x, _mm512_set1_ps(-1.44269504088896341f)))));
+}
+inline __m512 tangent_of(__m512 x) {
+    const __m512 one = _mm512_set1_ps(1.0f), twice = _mm512_set1_ps(-2 * 1.44269504088896341f);
+    // Cut, since infinity over infinity is no number; of a NaN, min returns its second operand.
+    const __m512 e = power_of_two(_mm512_min_ps(_mm512_set1_ps(60.0f), _mm512_mul_ps(x, twice)));
+    return _mm512_mul_ps(_mm512_sub_ps(one, e), inverse(_mm512_add_ps(one, e)));
+}
+
 // h of 16 units from their gates before the nonlinearities, and c. Three divisions in place of five:
 // i * g = (1 - G) / ((1 + I) (1 + G)) with I = exp(-i), G = exp(-2 g), and o * tanh(c) likewise. What is cut at 2^60 would
 // otherwise become infinity over infinity; where a factor is NaN, min returns its second operand.

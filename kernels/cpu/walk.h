@@ -95,9 +95,11 @@ inline void walk(const Forward* a, int64_t kept, const Lengths& lengths, Barrier
             if (BytePlan::serves(a->batch, a->by_rows, threads)) return ByteWalk(a, lengths, barrier, memory, own, thread, threads).run();
 #endif
 #if defined(HAS_TILES)
-        if constexpr (W::Recurrent::TILED)
+        if constexpr (W::Recurrent::TILED) {
+            if constexpr (W::Recurrent::PARTS == 1)
+                if (a->gates) return TileWalk<typename W::Recurrent, true>(a, lengths, barrier, memory, own, thread, threads).run();
             TileWalk<typename W::Recurrent>(a, lengths, barrier, memory, own, thread, threads).run();
-        else
+        } else
 #endif
         {
             if constexpr (WALKS_ALONE<W>)

@@ -1,4 +1,4 @@
-// How weights that are kept so are multiplied here, their order in which the kernel reads them, and marks by which a change of their values is noticed.
+// How weights that are kept so are multiplied here and their order in which the kernel reads them.
 
 #pragma once
 
@@ -52,7 +52,7 @@ const char* no_byte_tiles();
 template <typename F>
 auto with_way(int64_t kept, F use) {
 #if defined(HAS_TILES)
-    if (kept == BF16 && !*no_tiles()) return use(Way<Tiles<1>, Tiles<1>>());
+    if ((kept == BF16 || kept == BF16_TRAINED) && !*no_tiles()) return use(Way<Tiles<1>, Tiles<1>>());
     if (kept == SPLIT && !*no_tiles()) return use(Way<Tiles<2>, Tiles<2>>());
 #endif
 #if defined(HAS_PAIRS)
@@ -74,6 +74,9 @@ auto with_way(int64_t kept, F use) {
     return use(Way<Widened<float>, Widened<float>>());
 }
 
+// Whether a layer whose weights are kept so trains by tiles.
+inline bool trains_by_tiles(int64_t kept) { return kept == BF16_TRAINED && !*no_tiles(); }
+
 // Why weights cannot be kept so in this process, or an empty text.
 inline const char* hinders(int64_t kept) {
 #if !defined(HAS_PAIRS)
@@ -84,7 +87,8 @@ inline const char* hinders(int64_t kept) {
 
 // The instructions that multiply weights kept so.
 inline const char* instructions_for(int64_t kept) {
-    if (kept == BF16_TRAINED && !*hinders(kept)) return "avx512-bf16";
+    if (kept == BF16_TRAINED && *hinders(kept)) return WIDENED_BY;
+    if (kept == BF16_TRAINED) kept = BF16;
 #if defined(HAS_TILES)
     if (kept == BF16 && !*no_tiles()) return "amx-bf16";
     if (kept == SPLIT && !*no_tiles()) return "amx-bf16-split";
@@ -123,36 +127,6 @@ struct Rounding {
         return static_cast<int8_t>(largest > 0.0f && scale == scale ? std::lrintf(x / largest * 127.0f) : 0);
     }
 };
-
-// A mark of some of the values: weights that were changed behind torch's version counter (through .data) rarely keep it.
-uint64_t mark_some(const float* values, int64_t count) {
-    uint64_t found = 1469598103934665603ull;
-    const int64_t step = count > 128 ? count / 128 : 1;
-    for (int64_t i = 0; i < count; i += step) {
-        uint32_t bits;
-        std::memcpy(&bits, values + i, 4);
-        found = (found ^ bits) * 1099511628211ull;
-    }
-    return found;
-}
-
-// A mark of all values: each step is one to one, so a change of one value is always seen.
-uint64_t mark_each(const float* values, int64_t count) {
-    constexpr int STREAMS = 4;  // multiplications in flight
-    uvec sums[STREAMS] = {};
-    int64_t i = 0;
-    for (; i + STREAMS * LANES <= count; i += STREAMS * LANES)
-        for (int k = 0; k < STREAMS; ++k) sums[k] = (sums[k] ^ (uvec)load(values + i + k * LANES)) * 16777619u;
-    uint64_t found = 1469598103934665603ull;
-    for (int k = 0; k < STREAMS; ++k)
-        for (int lane = 0; lane < LANES; ++lane) found = (found ^ sums[k][lane]) * 1099511628211ull;
-    for (; i < count; ++i) {
-        uint32_t bits;
-        std::memcpy(&bits, values + i, 4);
-        found = (found ^ bits) * 1099511628211ull;
-    }
-    return found;
-}
 
 inline void kept_as(float* to, float x) { *to = x; }
 inline void kept_as(uint16_t* to, float x) { *to = to_bfloat16(x); }
@@ -211,6 +185,7 @@ inline void pack(Pairs*, const float* weight, void* packed, float*, int64_t hidd
 #if defined(HAS_TILES)
 template <int PARTS>
 void pack(Tiles<PARTS>*, const float* weight, void* packed, float*, int64_t hidden, int64_t depth) {
+    if constexpr (PARTS == 1) return pack_tiles(weight, static_cast<char*>(packed), hidden, depth);
     uint16_t* const to = static_cast<uint16_t*>(packed);
     std::memset(to, 0, Tiles<PARTS>::size(hidden, depth));
     for (int64_t unit = 0; unit < hidden; ++unit)
@@ -377,17 +352,27 @@ inline void packed_forward(const float* weight, void* packed, float* scale, int6
     });
 }
 
-// weight_hh (4H, H) to [block][n][lane] with n over 4H, zeros past H; in bf16 two n side by side.
-inline void packed_backward(const float* weight, void* packed, int64_t hidden, int64_t kept) {
+// Bytes of weights (4H, depth) in the order of a backward pass.
+inline int64_t backward_bytes(int64_t hidden, int64_t depth, int64_t kept) {
+    const int64_t blocks = (depth + LANES - 1) / LANES;
+    if (trains_by_tiles(kept)) return blocks * ((hidden + 15) / 16) * 4 * 16 * LANES * 2;
+    return blocks * LANES * 4 * hidden * (kept == FP32 ? 4 : 2);
+}
+
+// weight (4H, depth) to [block][n][lane] with n over 4H, zeros past the depth; in bf16 two n side by side, or tiles.
+inline void packed_backward(const float* weight, void* packed, int64_t hidden, int64_t depth, int64_t kept) {
+#if defined(HAS_TILES)
+    if (trains_by_tiles(kept)) return pack_tiles_back(weight, static_cast<char*>(packed), hidden, depth);
+#endif
 #if defined(HAS_PAIRS)
-    if (kept == BF16_TRAINED) return pack_pairs_back(weight, static_cast<uint16_t*>(packed), hidden);
+    if (kept == BF16_TRAINED) return pack_pairs_back(weight, static_cast<uint16_t*>(packed), hidden, depth);
 #endif
     if (kept != FP32) throw std::invalid_argument("weights kept so have no gradients");
-    const int64_t blocks = (hidden + LANES - 1) / LANES;
+    const int64_t blocks = (depth + LANES - 1) / LANES;
     for (int64_t block = 0; block < blocks; ++block) {
-        const int n_lanes = static_cast<int>(hidden - block * LANES < LANES ? hidden - block * LANES : LANES);
+        const int n_lanes = static_cast<int>(depth - block * LANES < LANES ? depth - block * LANES : LANES);
         for (int64_t n = 0; n < 4 * hidden; ++n)
-            store(static_cast<float*>(packed) + (block * 4 * hidden + n) * LANES, load(weight + n * hidden + block * LANES, n_lanes));
+            store(static_cast<float*>(packed) + (block * 4 * hidden + n) * LANES, load(weight + n * depth + block * LANES, n_lanes));
     }
 }
 
