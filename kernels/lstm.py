@@ -74,8 +74,8 @@ class LSTM(nn.RNNBase):
         weight_storage: how `cpu-fused` keeps its weights between calls: `fp32`, `bf16`, `int8` with a scale a row, or
             `split`, each weight as the sum of two bf16 numbers, which needs a processor with AMX.
             Where the processor has AVX512-BF16, it multiplies bf16 weights in bf16 with float32 sums. Where it has
-            AVX512-VNNI, or AVX2 without AVX-512, it multiplies int8 weights in integers with exact sums (x rounded to
-            16 bits, with AVX2 to fewer beyond 516 columns; h to 8 or 7, by the largest value of each row). Elsewhere
+            AVX2, it multiplies int8 weights in integers with exact sums: with VNNI x is rounded to 16 bits and h to 8,
+            without it h to 7, and x to fewer than 16 beyond 516 columns, by the largest value of each row. Elsewhere
             the weights are widened and multiplied in float32. `choices` names the instructions. For inference in
             eager code; needs `implementation="cpu-fused"`.
 

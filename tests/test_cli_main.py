@@ -596,7 +596,7 @@ def test_help_names_every_option_and_task(capsys):
     ("words", "expected"),
     [
         (("cook",), "'cook' (choose from"),
-        (("train",), "required: TASK; see python -m seq2seq train --help"),
+        (("train",), "no TASK is given; choose from forecasting, translation, "),
         (("train", "baking"), "'baking' (choose from"),
         (("train", "speech", "--quick"), "--quick"),
         (("train", "speech", "--seed", "1.5"), "'1.5' is not a whole number"),

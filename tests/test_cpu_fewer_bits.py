@@ -21,6 +21,7 @@ from torch import Tensor
 from kernels import LSTM
 from kernels.cpu import build, fused
 from kernels.cpu.build import library
+from kernels.cpu.packing import TRAINED
 
 pytestmark = pytest.mark.skipif(DEVICE != "cpu", reason="the kernel is for CPUs")
 
@@ -277,6 +278,23 @@ def test_a_broken_row_stays_broken_and_alone(
     assert not torch.equal(output[1:, 2], healthy[1:, 2])
     if broken != broken:  # noqa: PLR0124 - NaN
         assert output[1:, 2].isnan().all()
+
+
+@pytest.mark.parametrize("batch", [1, 5])
+@pytest.mark.parametrize("trained", [False, True])
+def test_an_infinite_input_saturates_gates_and_spoils_nothing(trained: bool, batch: int) -> None:
+    """Units that fill up the last block have weights of zero, whose product with infinity must not reach the others."""
+    lstm = LSTM(1, 20, implementation="cpu-fused", weight_storage="fp32" if trained else "bf16")
+    x = torch.tensor([torch.inf, 0.5, -torch.inf, 0.5]).repeat_interleave(batch).view(4, batch, 1)
+    with torch.autocast("cpu", torch.bfloat16, enabled=trained), torch.set_grad_enabled(trained):
+        if trained and fused.storage_hindrance(TRAINED):
+            pytest.skip("no products of bf16 with gradients here")
+        output, _ = lstm(x)
+    assert output.isfinite().all()
+    if trained:
+        # Of h alone: the gradient of a weight that multiplies infinity is none.
+        (gradient,) = torch.autograd.grad(output.float().sum(), lstm.bias_hh_l0)
+        assert gradient.isfinite().all()
 
 
 @given(value=st.sampled_from([0.0, 1e-38, 1e-30, 3e38]), batch=st.integers(1, 4))

@@ -110,7 +110,7 @@ def run(
         return int(held[-1].data_ptr())
 
     def packed(weight: Tensor, order: str = "forward") -> int:
-        found = packing.pack(weight.contiguous(), order, whole=whole)
+        found = packing.pack(weight.contiguous(), order, whole=whole, lasting=True)
         held.append(found)
         return int(found.values.data_ptr())
 

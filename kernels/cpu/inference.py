@@ -126,7 +126,7 @@ class Prepared:
             )
 
     def _add(self, index: int, own: Sequence[Tensor], storage: str) -> None:
-        packed = [packing.pack(weight, "forward", storage) for weight in own[:2]]
+        packed = [packing.pack(weight, "forward", storage, lasting=self.lasting) for weight in own[:2]]
         for offset, (weight, found) in enumerate(zip(own, packed, strict=False)):
             marks = found.sampled, found.mark
             self._sources[2 * index + offset] = Source(weight.data_ptr(), weight.numel(), *marks)

@@ -24,9 +24,9 @@
 
 namespace {
 
-// Whether steps project the input of later ones beside their own products. Not on Intel's processors: they multiply two
-// lines a cycle, so little time is left over, and the input's weights take the place of recurrent ones in the second-level
-// cache. -DBESIDE=0 or 1 decides for all.
+// Whether steps project the input of later ones beside their own products. Not on Intel's processors: the Xeon on which this
+// was measured multiplies two lines a cycle, so little time is left over, and the input's weights take the place of recurrent
+// ones in the second-level cache. Others of Intel's multiply one, and were not measured. -DBESIDE=0 or 1 decides for all.
 inline bool projects_beside() {
 #if defined(BESIDE)
     return BESIDE;

@@ -24,8 +24,8 @@ STORAGE = {
 TRAINED = "bf16-trained"
 #: All of them.
 KEPT = STORAGE | {TRAINED: (4, torch.bfloat16)}
-#: Packed weights remembered at most; a model has two a layer and direction.
-LIMIT = 256
+#: Packed weights remembered at most; a model has two a layer and direction, in training by AMX four.
+LIMIT = 512
 #: Bytes of a large page of x86-64: weights that fill one are read faster from large pages, 5 to 10 % of one sequence.
 LARGE_PAGE = 1 << 21
 #: Weights up to this many are always looked at in full, which takes two microseconds.
@@ -64,7 +64,7 @@ _lock = threading.Lock()
 forgotten = ctypes.c_int64(0)
 
 
-def pack(weight: Tensor, order: str, storage: str = "fp32", *, whole: bool = True) -> Packed:
+def pack(weight: Tensor, order: str, storage: str = "fp32", *, whole: bool = True, lasting: bool = False) -> Packed:
     """Pack weights, or take what an earlier call packed of the same ones.
 
     They are the same when they lie in the same living memory, torch's version counter stands where it stood (every
@@ -77,6 +77,7 @@ def pack(weight: Tensor, order: str, storage: str = "fp32", *, whole: bool = Tru
         storage: key of `KEPT`.
         whole: look at all values. Else 128 samples of more than `SMALL` have to do, for calls so short that reading
             the weights once more would be felt; a change behind the counter that spares them goes unnoticed.
+        lasting: they will be read in many calls before they change, so that large pages pay.
     """
     if weight.is_inference():  # Such tensors have no version counter.
         return _pack(weight, order, storage)
@@ -93,7 +94,7 @@ def pack(weight: Tensor, order: str, storage: str = "fp32", *, whole: bool = Tru
         alike = library().mark_all(at, count) == kept.mark if whole else library().mark(at, count) == kept.sampled
         if alike:
             return kept
-    packed = _pack(weight, order, storage, lasting=found is None)
+    packed = _pack(weight, order, storage, lasting=lasting)
     entry = _Entry(StorageWeakRef(weight.untyped_storage()), weight._version, packed)  # noqa: SLF001
     with _lock:
         new = key not in _entries
@@ -120,7 +121,7 @@ def _memory(count: int, dtype: torch.dtype, *, lasting: bool) -> Tensor:
     return room[start : start + size].view(dtype)
 
 
-def _pack(weight: Tensor, order: str, storage: str, *, lasting: bool = True) -> Packed:
+def _pack(weight: Tensor, order: str, storage: str, *, lasting: bool = False) -> Packed:
     rows, depth = weight.shape
     native, at, count = library(), weight.data_ptr(), weight.numel()
     hidden = rows // 4

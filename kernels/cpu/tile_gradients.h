@@ -92,6 +92,8 @@ private:
     // unless `bias` is null.
     void multiply(const Factor* factors, int number, float* bias) {
         const Share mine = share(blocks, true, thread, threads);
+        const bool wanted = bias || std::any_of(factors, factors + number, [](const Factor& factor) { return factor.out; });
+        if (!wanted || mine.first == mine.end) return;
         int64_t columns = 0;
         for (int i = 0; i < number; ++i) columns += 16 * tiles_of(factors[i].columns);
         const int64_t count = order.count(), depth = 32 * depth_of(columns, count);
@@ -206,7 +208,7 @@ private:
         // 32 rows lie together.
         const Share together = share(deep_of(order.count()), true, thread, threads);
         const int64_t columns = tiles_of(a->features);
-        const int64_t at_once = std::max<int64_t>(1, NEAR_FACTORS / 4 / (blocks * GATES_TILES * TILE));
+        const int64_t at_once = std::max<int64_t>(1, NEAR_FACTORS / 4 / std::max<int64_t>(1, blocks * GATES_TILES * TILE));
         for (int64_t first = together.first; first < together.end; first += at_once)
             for (int64_t column = 0; column < columns; column += 2)
                 for (int64_t i = first; i < std::min(together.end, first + at_once); ++i) {

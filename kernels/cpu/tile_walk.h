@@ -101,15 +101,17 @@ struct TileCells {
             state = _mm512_fmadd_ps(gates[1], state, _mm512_mul_ps(gates[0], gates[2]));
             value = _mm512_mul_ps(gates[3], tangent_of(state));
             float* const to = kept + r * apart;
-            UNROLLED for (int gate = 0; gate < 4; ++gate) _mm512_storeu_ps(to + gate * 16, gates[gate]);
-            _mm512_storeu_ps(to + 64, state);
+            UNROLLED for (int gate = 0; gate < 4; ++gate) _mm512_storeu_ps(to + gate * 16, _mm512_maskz_mov_ps(lanes, gates[gate]));
+            _mm512_storeu_ps(to + 64, _mm512_maskz_mov_ps(lanes, state));
         } else {
             value = cell_of(_mm512_loadu_ps(s), _mm512_loadu_ps(s + 256), _mm512_loadu_ps(s + 512), _mm512_loadu_ps(s + 768),
                             state);
         }
-        _mm512_storeu_ps(c + r * 16, state);
+        // Units past the last one stay zero: of an infinite input their gates are infinity times zero, which is NaN, and so
+        // would be all products with them in the next step.
+        _mm512_storeu_ps(c + r * 16, _mm512_maskz_mov_ps(lanes, state));
         _mm512_mask_storeu_ps(output + places[r], lanes, value);
-        W::put(value, h + at * tile + in * TILE_BYTES, low);
+        W::put(_mm512_maskz_mov_ps(lanes, value), h + at * tile + in * TILE_BYTES, low);
     }
     void finish() {
         while (row < rows) next();
