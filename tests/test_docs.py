@@ -443,7 +443,7 @@ def test_suites_in_the_pages_are_valid(tmp_path):
 def test_the_sample_in_the_readme_is_of_the_kept_run():
     """The README shows at most ten lines of at most 80 columns, with the speedups of the run that it links to."""
     (sample,) = blocks(PAGES["README.md"], "text")
-    with (ROOT / "results/reference/cpu-2core-avx512-bf16/records.csv").open(encoding="utf-8", newline="") as file:
+    with (ROOT / "results/reference/cpu-2core-amx/records.csv").open(encoding="utf-8", newline="") as file:
         rows = {(row["workload"], row["mode"], row["variant"]): row for row in csv.DictReader(file)}
     lines = sample.splitlines()
     assert len(lines) <= 10
