@@ -100,7 +100,7 @@ TILE_DEFECTS = {
 }
 #: The same of training by tiles.
 TRAINING_DEFECTS = {
-    "kept": ("to + gate * 16, gates[gate]", "to + (PLANTED ? 3 - gate : gate) * 16, gates[gate]"),
+    "kept": ("to + gate * 16, _mm512_maskz", "to + (PLANTED ? 3 - gate : gate) * 16, _mm512_maskz"),
     "buffers": ("(s % 2 * plan.row_tiles + tile)", "(s % 2 * !PLANTED * plan.row_tiles + tile)"),
     "held": ("r = std::max(row, next); r <", "r = std::max(row, next); !PLANTED && r <"),
     "anew": ("reset(s, r) && other <", "!PLANTED && reset(s, r) && other <"),
