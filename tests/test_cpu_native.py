@@ -249,7 +249,7 @@ def test_the_input_is_read_with_64_bits(memory: torch.Tensor, batch_first: bool)
 def test_the_command_runs_every_check_on_every_program(
     failing: tuple[str, str] | None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """What was built is what is run; one that fails is named, with what it said, and the exit code is 1."""
+    """Each program that was built is run; one that fails is named, with what it said, and the exit code is 1."""
     monkeypatch.setattr(sanitize, "build", lambda name, _, main_file: (name, main_file))
     monkeypatch.setattr(sanitize, "run", lambda built: (built != failing, f"of {built[1]}"))
     assert sanitize.main([]) == (failing is not None)

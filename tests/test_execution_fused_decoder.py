@@ -188,7 +188,7 @@ def test_steps_one_by_one_and_changed_weights():
 
 
 def by_own_loop(model: AttentionSeq2Seq, given: tuple[Tensor | None, ...]) -> Found:
-    """What the model gives without the native call."""
+    """Quantities that the model gives without the native call."""
     fused = vars(model).pop("_step_by_step")
     try:
         return decoded(model, given)
@@ -324,7 +324,7 @@ def test_what_compiles_the_kernel_compiles_the_decoder(name):
 
 @pytest.mark.parametrize("changed", [{"implementation": "loop"}, torch.nn.LSTM])
 def test_models_with_another_lstm_run_by_it(changed):
-    """What was asked for by name runs."""
+    """An implementation that was asked for by name runs."""
     make = functools.partial(LSTM, **changed) if isinstance(changed, dict) else changed
     model = LUONG.build(make).float().eval()
     FusedDecoder.into(model)

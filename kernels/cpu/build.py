@@ -86,7 +86,31 @@ def library(target: str = NATIVE) -> ctypes.CDLL:
     Raises:
         BuildError: without a compiler, or when it fails.
     """
-    found = _outcome(target)
+    return available(_outcome(target))
+
+
+def load(source: str, target: str, subject: str) -> ctypes.CDLL | str:
+    """Load a library of one source beside the kernel's, built if need be; the reason in words where there is none.
+
+    Args:
+        source: its name in this folder.
+        target: the compiler's flags for a CPU.
+        subject: what it has, in words.
+    """
+    try:
+        return ctypes.CDLL(str(compiled(command(source, target))))
+    except BuildError as error:
+        return str(error)
+    except OSError as error:
+        return f"the {subject} for CPUs cannot be loaded ({error})"
+
+
+def available(found: ctypes.CDLL | str) -> ctypes.CDLL:
+    """Return a library that was found.
+
+    Raises:
+        BuildError: where there is the reason in its place.
+    """
     if isinstance(found, str):
         raise BuildError(found)
     return found
@@ -251,8 +275,13 @@ def _declare(native: ctypes.CDLL) -> None:
             function.errcheck = lambda status, *_: checked(native, status)
 
 
-def checked(native: ctypes.CDLL, status: int) -> int:
+def checked(native: ctypes.CDLL, status: int, failure: str = "failure") -> int:
     """Return a status of the library that is not negative.
+
+    Args:
+        native: the library.
+        status: what a function of it returned.
+        failure: name of its function that says why the last one failed.
 
     Raises:
         MemoryError: where native code found no memory; the message has the bytes and what they were for.
@@ -260,5 +289,5 @@ def checked(native: ctypes.CDLL, status: int) -> int:
     """
     if status >= 0:
         return status
-    said = native.failure().decode(errors="replace")
+    said = getattr(native, failure)().decode(errors="replace")
     raise (MemoryError if status == NO_MEMORY else RuntimeError)(said)

@@ -30,7 +30,7 @@ class FedLayer(ctypes.Structure):
 
 @dataclass(frozen=True)
 class Memory:
-    """What a decoder looks at, and how it scores each of its steps for a query.
+    """Memory that a decoder looks at, with how it scores each of its steps for a query.
 
     Attributes:
         values: (batch, memory steps, memory size), whose weighted mean is what a step finds.
@@ -52,7 +52,7 @@ class Memory:
 
 @dataclass(frozen=True)
 class FedState:
-    """What a step of a decoder starts from: h and c, (layers, batch, hidden), and what it is fed, (batch, fed size)."""
+    """State that a step starts from: h and c, (layers, batch, hidden), and what is fed to it, (batch, fed size)."""
 
     hidden: Tensor
     cell: Tensor
@@ -97,7 +97,7 @@ def run(
         RuntimeError: for arguments that do not fit each other, or of another type or device.
         MemoryError: where native code finds no memory.
     """
-    native = _native()
+    native = build.available(library())
     (batch, steps, inputs), hidden = x.shape, state.hidden.size(2)
     (memory_steps, memory_size), key_size, fed_size = memory.values.shape[1:], memory.keys.size(2), state.fed.size(1)
     whole = batch * steps >= LONG
@@ -138,8 +138,7 @@ def run(
         contiguous(state.hidden), contiguous(state.cell), contiguous(state.fed),
         after.hidden.data_ptr(), after.cell.data_ptr(), after.fed.data_ptr(), decoded.data_ptr(),
     ))  # fmt: skip
-    if status < 0:
-        raise (MemoryError if status == build.NO_MEMORY else RuntimeError)(native.decoder_failure().decode())
+    build.checked(native, status, "decoder_failure")
     return decoded, after
 
 
@@ -182,13 +181,6 @@ def _check(
             raise RuntimeError(msg)
 
 
-def _native() -> ctypes.CDLL:
-    found = library()
-    if isinstance(found, str):
-        raise build.BuildError(found)
-    return found
-
-
 @functools.cache
 def library(target: str = build.NATIVE) -> ctypes.CDLL | str:
     """The compiled decoder, or why there is none; what failed once is not tried again in this process.
@@ -196,12 +188,9 @@ def library(target: str = build.NATIVE) -> ctypes.CDLL | str:
     Args:
         target: the compiler's flags for a CPU.
     """
-    try:
-        native = ctypes.CDLL(str(build.compiled(build.command(SOURCE, target))))
-    except build.BuildError as error:
-        return str(error)
-    except OSError as error:
-        return f"the decoder for CPUs cannot be loaded ({error})"
+    native = build.load(SOURCE, target, "decoder")
+    if isinstance(native, str):
+        return native
     native.decoder_failure.restype = ctypes.c_char_p
     native.decoder_run.restype, native.decoder_run.argtypes = ctypes.c_int64, [ctypes.c_char_p]
     return native

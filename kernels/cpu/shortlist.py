@@ -55,7 +55,7 @@ def instructions() -> str:
     Raises:
         BuildError: where there is no such head.
     """
-    return str(_native().head_instructions().decode())
+    return str(build.available(library()).head_instructions().decode())
 
 
 def pack(weight: Tensor, before: PackedHead | None = None) -> tuple[PackedHead, Tensor]:
@@ -84,7 +84,7 @@ def pack(weight: Tensor, before: PackedHead | None = None) -> tuple[PackedHead, 
 
 
 def _packed(weight: Tensor, contiguous: Tensor, state: tuple[object, ...]) -> PackedHead:
-    native = _native()
+    native = build.available(library())
     outputs, depth = weight.shape
     values = torch.empty(native.head_bytes(outputs, depth), dtype=torch.uint8, device="cpu")
     rows = torch.empty(3, outputs, dtype=torch.float32, device="cpu")
@@ -111,8 +111,10 @@ def run(h: Tensor, weight: Tensor, bias: Tensor | None, packed: PackedHead, exac
     """
     output = h.new_empty(h.size(0), weight.size(0))
     threads = teams.threads_for(output.numel() * h.size(1) // PRODUCTS_IN_ONE)
-    native = _native()
-    return output, _checked(native, native.head_run(_call(h, weight, bias, packed, output, exact, threads)))
+    native = build.available(library())
+    return output, build.checked(
+        native, native.head_run(_call(h, weight, bias, packed, output, exact, threads)), "head_failure"
+    )
 
 
 def bounds(h: Tensor, weight: Tensor, bias: Tensor | None, packed: PackedHead) -> Tensor:
@@ -120,8 +122,8 @@ def bounds(h: Tensor, weight: Tensor, bias: Tensor | None, packed: PackedHead) -
 
     It is NaN or infinity where one has no bound.
     """
-    found, native = h.new_empty(h.size(0)), _native()
-    _checked(native, native.head_bounds(_call(h, weight, bias, packed, found, 1, 1)))
+    found, native = h.new_empty(h.size(0)), build.available(library())
+    build.checked(native, native.head_bounds(_call(h, weight, bias, packed, found, 1, 1)), "head_failure")
     return found
 
 
@@ -135,20 +137,6 @@ def _call(
     )  # fmt: skip
 
 
-def _checked(native: ctypes.CDLL, status: int) -> int:
-    """Return a count that native code returned; raise where it is the status of a failure."""
-    if status < 0:
-        raise (MemoryError if status == build.NO_MEMORY else RuntimeError)(native.head_failure().decode())
-    return status
-
-
-def _native() -> ctypes.CDLL:
-    found = library()
-    if isinstance(found, str):
-        raise build.BuildError(found)
-    return found
-
-
 @functools.cache
 def library(target: str = build.NATIVE) -> ctypes.CDLL | str:
     """The compiled head, or why there is none; what failed once is not tried again in this process.
@@ -156,12 +144,9 @@ def library(target: str = build.NATIVE) -> ctypes.CDLL | str:
     Args:
         target: the compiler's flags for a CPU.
     """
-    try:
-        native = ctypes.CDLL(str(build.compiled(build.command(SOURCE, target))))
-    except build.BuildError as error:
-        return str(error)
-    except OSError as error:
-        return f"the head for CPUs cannot be loaded ({error})"
+    native = build.load(SOURCE, target, "head")
+    if isinstance(native, str):
+        return native
     pointer, number = ctypes.c_void_p, ctypes.c_int64
     native.head_hindrance.restype = ctypes.c_char_p
     if reason := native.head_hindrance():
