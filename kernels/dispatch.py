@@ -204,6 +204,7 @@ def _choose(
             return Choice(name, "the first that serves in Triton's interpreter", MappingProxyType(refused))
     if implementation in {"auto", "triton"}:
         name, reason = _auto(problem, refused, later, backward=backward, device=device)
+        name, reason = _in_float32(problem, name, reason, refused, operator=no_vendor)
         config = _config(problem, name, backward, device)
         return Choice(name, reason, MappingProxyType(refused), _instructions(name, problem), config)
     refused = later | refused
@@ -217,6 +218,15 @@ def _choose(
     config = _config(problem, implementation, backward, device)
     multiplies = _instructions(implementation, problem)
     return Choice(implementation, "asked for", MappingProxyType(refused), multiplies, config)
+
+
+def _in_float32(
+    problem: Problem, name: str, reason: str, refused: Mapping[str, str], *, operator: bool
+) -> tuple[str, str]:
+    """The CPU kernel where an operator has only the loop left for a smaller type than float32; else the choice made."""
+    if name != "loop" or not (operator and fused.converts(problem)):
+        return name, reason
+    return CPU, f"{refused[CPU]}: computed in float32, on operands converted to it"
 
 
 def _config(problem: Problem, implementation: str, backward: bool, device: str) -> Any:

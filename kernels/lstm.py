@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from . import dispatch, layers
-from .common.fast_path import autocast_dtype, exported
+from .common.fast_path import autocast_dtype, exported, intercepted
 from .common.recurrence import placed, problem_on
 from .cpu import fused
 from .dispatch import IMPLEMENTATIONS, PADDED, VENDORS, Choice
@@ -28,7 +28,7 @@ from .lstm_arguments import (
     checked_resets,
     refuse_export,
 )
-from .torch_lstm import State
+from .torch_lstm import State, onednn_refusal
 
 
 class LSTM(nn.RNNBase):
@@ -336,6 +336,8 @@ class LSTM(nn.RNNBase):
             placed(device), dtype, batch, steps, self.hidden_size, directions, saves, masked, tf32, resets, autocast
         )
         choice = dispatch.choose(problem, self.implementation)
+        if self.implementation == "auto" and problem.device == "cpu" and self._fails(choice, dtype, saves=saves):
+            choice = dispatch.choose(dataclasses.replace(problem, autocast=False), compiling=True)
         if self.weight_storage != "fp32":
             choice = dataclasses.replace(choice, instructions=fused.instructions(self.weight_storage))
         if choice.implementation == dispatch.CPU and not (saves or autocast) and (detour := fused.no_entry()):
@@ -378,7 +380,20 @@ class LSTM(nn.RNNBase):
         )
         # Not by nn.Module's own __setattr__, which takes longer than all of the above.
         self.__dict__["choices"] = (choice,) * self.num_layers
-        return choice.implementation
+        # What serves only with converted operands is left to the operator.
+        return "auto" if choice.implementation in choice.refused else choice.implementation
+
+    def _fails(self, choice: Choice, dtype: torch.dtype, *, saves: bool) -> bool:
+        """Return whether a call on a CPU would raise in torch's own LSTM, or run in the loop for want of any other.
+
+        Under autocast torch calls oneDNN whether it has an LSTM of that type on this CPU or not.
+        """
+        if choice.implementation != "vendor":
+            return choice.implementation == "loop" and dtype in fused.CONVERTED
+        native = self.weight_ih_l0.dtype == dtype and autocast_dtype(torch.device("cpu")) is None
+        if dtype not in fused.CONVERTED or native or intercepted():
+            return False
+        return bool(torch.backends.mkldnn.enabled) and onednn_refusal(dtype, training=saves) is not None
 
     def tf32(self, device: torch.device, dtype: torch.dtype) -> bool:
         """Return whether the recurrence rounds its float32 factors to TF32 there."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import torch
@@ -78,3 +79,34 @@ def permuted(hx: Any, indices: Tensor | None) -> Any:
     if hx is None or indices is None:
         return hx
     return hx[0].index_select(1, indices), hx[1].index_select(1, indices)
+
+
+@functools.cache
+def onednn_refusal(dtype: torch.dtype, *, training: bool) -> str | None:
+    """Reason why oneDNN has no LSTM of a type on this CPU, or None where it has; the answer is kept.
+
+    Args:
+        dtype: float32, or the type of autocast, which calls oneDNN whether it has such an LSTM or not.
+        training: whether it runs backward too.
+    """
+    if not torch.backends.mkldnn.is_available():
+        return "this torch is built without oneDNN"
+    mode = "training" if training else "inference"
+    try:
+        # The answer is kept, so it must not depend on the settings around the first question.
+        with (
+            torch.random.fork_rng(devices=[]),
+            torch.backends.mkldnn.flags(enabled=True),
+            torch.inference_mode(not training),
+            torch.set_grad_enabled(training),
+            torch.autocast("cpu", dtype, enabled=dtype != torch.float32),
+        ):
+            lstm = nn.LSTM(16, 16, batch_first=True, device="cpu", dtype=torch.float32)
+            output, _ = lstm(torch.zeros(2, 3, 16, device="cpu", dtype=torch.float32))
+            if training:
+                output.float().sum().backward()
+    except RuntimeError as error:
+        # The first sentence says it; the rest is advice on how to debug oneDNN.
+        first = str(error).split(". ", maxsplit=1)[0].splitlines()[0]
+        return f"oneDNN has no {str(dtype).removeprefix('torch.')} LSTM for {mode} on this CPU: {first}"
+    return None

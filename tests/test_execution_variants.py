@@ -16,6 +16,7 @@ from torch import nn
 
 from kernels import dispatch
 from kernels.common.recurrence import Problem
+from kernels.torch_lstm import onednn_refusal
 from seq2seq.execution import requirements
 from seq2seq.execution.executable import Executable
 from seq2seq.execution.variant import DTYPES, LSTMS, Variant
@@ -33,7 +34,7 @@ PLAIN = Variant("plain", "torch.nn.LSTM as it is")
 @pytest.fixture
 def fresh_probe():
     """Ask anew what oneDNN has, within the test and again after it."""
-    probes = requirements._onednn_refusal, requirements._missing_workspace
+    probes = onednn_refusal, requirements._missing_workspace
     for probe in probes:
         probe.cache_clear()
     yield
@@ -354,7 +355,7 @@ def test_refusals_of_onednn_are_real(name, mode):
 def test_asking_does_not_depend_on_the_settings_around(mode):
     """The answer is the same inside another variant's settings, where oneDNN is off or gradients are."""
     plain = VARIANTS["amp-fp16"].why_not("cpu", mode, SEED)
-    requirements._onednn_refusal.cache_clear()
+    onednn_refusal.cache_clear()
     with torch.backends.mkldnn.flags(enabled=False), torch.no_grad():
         assert VARIANTS["amp-fp16"].why_not("cpu", mode, SEED) == plain
 

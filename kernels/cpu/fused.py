@@ -8,8 +8,9 @@ called to run something. One thread team walks through the whole sequence (`lstm
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Sequence
-from typing import cast
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -23,10 +24,24 @@ from .native_arguments import BackwardArgs, ForwardArgs, address, strided
 from .packing import KEPT, STORAGE, TRAINED, pack
 from .teams import long, team, work
 
-__all__ = ["Prepared", "backward", "forward", "instructions", "no_entry", "refuses", "run", "storage_hindrance"]
+__all__ = [
+    "CONVERTED",
+    "Prepared",
+    "backward",
+    "converts",
+    "forward",
+    "instructions",
+    "no_entry",
+    "refuses",
+    "run",
+    "storage_hindrance",
+]
 
 Results = tuple[Tensor, Tensor, Tensor]
+Recurrence = TypeVar("Recurrence", Forward, Backward)
 
+#: Types that the operators convert: those of autocast.
+CONVERTED = {torch.bfloat16, torch.float16}
 #: x, its strides and features, packed input weights and biases: the projection has been done.
 _NO_INPUT = (None, 0, 0, -1, None, None, None)
 
@@ -44,6 +59,12 @@ def refuses(problem: Problem, *, backward: bool = False) -> str | None:
     except BuildError as error:
         return str(error)
     return f"for autocast to bfloat16 {hindrance}" if cast and hindrance else None
+
+
+def converts(problem: Problem) -> bool:
+    """Whether `forward` and `backward` serve a problem of a smaller type in float32, on converted operands."""
+    converted = dataclasses.replace(problem, dtype=torch.float32)
+    return problem.dtype in CONVERTED and not problem.autocast and refuses(converted) is None
 
 
 def instructions(storage: str = "fp32") -> str:
@@ -112,7 +133,13 @@ def run(  # noqa: PLR0913 - a layer's inputs
 
 
 def forward(args: Forward, storage: str = "fp32") -> None:
-    """Run a forward recurrence on CPU tensors, its weights kept as a key of `kernels.cpu.packing.STORAGE`."""
+    """Run a forward recurrence on CPU tensors, its weights kept as a key of `kernels.cpu.packing.STORAGE`.
+
+    A smaller type than float32 is converted to it, and h is not rounded between steps.
+    """
+    if args.gates_input.dtype in CONVERTED:
+        _in_float32(args, lambda converted: forward(converted, storage), ("output", "h_n", "gates"))
+        return
     native = library()
     steps, batch, directions, _ = args.gates_input.shape
     hidden = args.weight_hh.size(2)
@@ -133,7 +160,10 @@ def forward(args: Forward, storage: str = "fp32") -> None:
 
 
 def backward(args: Backward) -> None:
-    """Run a backward recurrence on CPU tensors."""
+    """Run a backward recurrence on CPU tensors; a smaller type than float32 is converted to it."""
+    if args.gates.dtype in CONVERTED:
+        _in_float32(args, backward, ("grad_gates", "grad_h0"))
+        return
     native = library()
     steps, batch, directions, _ = args.gates.shape
     hidden = args.weight_hh.size(2)
@@ -147,3 +177,17 @@ def backward(args: Backward) -> None:
             address(args.grad_h_n, d), address(args.grad_c_n, d), *strided(args.grad_gates[:, :, d]),
             address(args.grad_h0, d), address(args.grad_c0, d), resets=address(args.resets, d),
         )), STORAGE["fp32"][0])  # fmt: skip
+
+
+def _in_float32(args: Recurrence, run: Callable[[Recurrence], None], written: Sequence[str]) -> None:
+    """Run on operands converted to float32; what is `written` is converted back, the cell state is float32 anyway."""
+    given = {field.name: getattr(args, field.name) for field in dataclasses.fields(args)}
+    floats: dict[str, Any] = {
+        name: torch.empty_like(value, dtype=torch.float32) if name in written else value.to(torch.float32)
+        for name, value in given.items()
+        if isinstance(value, Tensor) and value.dtype in CONVERTED
+    }
+    run(dataclasses.replace(args, **floats))
+    for name in written:
+        if given[name] is not None:
+            given[name].copy_(floats[name])

@@ -12,11 +12,11 @@ import sys
 from collections.abc import Callable
 
 import torch
-from torch import nn
 
 from kernels.cpu import build, decoder, fused, packing, shortlist
 from kernels.dispatch import BY_ESTIMATE
 from kernels.lstm import LSTM
+from kernels.torch_lstm import onednn_refusal
 from seq2seq.workloads.workload import Workload
 
 #: Says why a variant cannot run on (device, mode, workload), or None when it can.
@@ -45,38 +45,17 @@ def needs_vendor_lstm(dtype: torch.dtype) -> Requirement:
     """On a CPU: oneDNN must have an LSTM of this type here, forward and, for training, backward."""
 
     def check(device: str, mode: str, workload: Workload) -> str | None:
-        return _onednn_refusal(dtype, mode) if device == "cpu" and workload.config.stacks else None
+        return (
+            onednn_refusal(dtype, training=mode == "training") if device == "cpu" and workload.config.stacks else None
+        )
 
     return check
-
-
-@functools.cache
-def _onednn_refusal(dtype: torch.dtype, mode: str) -> str | None:
-    if not torch.backends.mkldnn.is_available():
-        return "this torch is built without oneDNN"
-    try:
-        # The answer is kept, so it must not depend on the settings around the first question.
-        with (
-            torch.random.fork_rng(devices=[]),
-            torch.backends.mkldnn.flags(enabled=True),
-            torch.inference_mode(mode != "training"),
-            torch.set_grad_enabled(mode == "training"),
-            torch.autocast("cpu", dtype, enabled=dtype != torch.float32),
-        ):
-            output, _ = nn.LSTM(16, 16, batch_first=True)(torch.zeros(2, 3, 16))
-            if mode == "training":
-                output.float().sum().backward()
-    except RuntimeError as error:
-        # The first sentence says it; the rest is advice on how to debug oneDNN.
-        first = str(error).split(". ", maxsplit=1)[0].splitlines()[0]
-        return f"oneDNN has no {str(dtype).removeprefix('torch.')} LSTM for {mode} on this CPU: {first}"
-    return None
 
 
 def needs_no_vendor_bf16(device: str, mode: str, workload: Workload) -> str | None:
     """The detour around oneDNN is of use only where oneDNN cannot do it."""
     del workload
-    if device == "cpu" and _onednn_refusal(torch.bfloat16, mode) is None:
+    if device == "cpu" and onednn_refusal(torch.bfloat16, training=mode == "training") is None:
         return "oneDNN has a bfloat16 LSTM on this CPU, which amp-bf16 uses; this is the way where it has none"
     return None
 
