@@ -27,7 +27,7 @@ struct Backward {
     const float* grad_h_n;     // or null
     const float* grad_c_n;     // or null
     void* grad_gates;          int64_t gg_step, gg_row;  // float, or bf16 where weights are kept so; null by tiles
-    float* grad_h0;            // (batch, hidden), also holds the running gradient of h
+    float* grad_h0;            // (batch, hidden), also holds the running gradient of h; lstm_backward has its own for null
     float* grad_c0;            // the same of c
     // For the gradients of the weights, each null where it is not wanted; grad_gates is contiguous then.
     const float* x;            int64_t x_step, x_row, features;
@@ -42,6 +42,9 @@ struct Backward {
     const void* packed_ih;     // pack_backward of weight_ih
     float* grad_x;
     int64_t grad_x_more;
+    const float* weight_ih;    // (4 * hidden, features) that lstm_backward packs itself where packed_ih is null
+    const float* weight_hh;    // the same of packed
+    float* grad_bias_hh;       // gets a copy of grad_bias, or null
 };
 
 namespace {

@@ -32,8 +32,10 @@ struct Forward {
     float* c_n;                // (batch, hidden)
     float* gates;              int64_t gates_step, gates_row;  // null: not kept; by tiles a `WalkRecord`, and no cells
     float* cells;              int64_t cells_step, cells_row;
-    float* scratch;            // 2 * batch * hidden
+    float* scratch;            // 2 * batch * hidden; lstm_forward has its own where this is null
     const uint8_t* resets;     // (steps, batch) or null: rows whose h and c are zero before a step; not past a length
+    const float* weight_ih;    // (4 * hidden, features) that lstm_forward packs itself where packed_ih is null
+    const float* weight_hh;    // the same of packed
 };
 
 namespace {

@@ -6,8 +6,6 @@ gradient of the input is part of it where tiles multiply, else a product of oneD
 
 from __future__ import annotations
 
-import ctypes
-import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -17,13 +15,15 @@ from torch import Tensor
 from ..common.recurrence import LayerOptions
 from ..common.transforms import gradients_of
 from .build import library
-from .native_arguments import BackwardArgs, ForwardArgs, address, fitting, hidden_of
+from .native_arguments import BACKWARD, FORWARD, address, fitting, hidden_of
 from .packing import KEPT, TRAINED, pack
 from .teams import long, team, threads_for, work
 
 Results = tuple[Tensor, Tensor, Tensor]
 
 _ONEDNN = torch.backends.mkldnn.is_available()
+#: Numbers of a matrix up to which a call packs it anew: that takes 4 us, and to find it packed takes as long.
+PACKED_IN_CALL = 1 << 14
 
 
 def rounded(results: Results) -> Results:
@@ -32,9 +32,19 @@ def rounded(results: Results) -> Results:
     return output, h_n, c_n
 
 
-def _strides(batch: int, steps: int, batch_first: bool, width: int) -> tuple[int, int]:
-    """Strides of steps and rows in contiguous memory with `width` numbers a row."""
-    return (width, steps * width) if batch_first else (batch * width, width)
+def _packed(weight: Tensor, order: str, storage: str, *, whole: bool) -> tuple[int, int, Tensor]:
+    """Addresses of packed weights and of weights that the call is to pack, one of them 0, and what holds that memory.
+
+    Args:
+        weight: contiguous.
+        order: as for `packing.pack`, and so below.
+        storage: key of `KEPT`.
+        whole: look at all values.
+    """
+    if weight.numel() <= PACKED_IN_CALL:
+        return 0, weight.data_ptr(), weight
+    values = pack(weight, order, storage, whole=whole).values
+    return values.data_ptr(), 0, values
 
 
 def _product(left: Tensor, right: Tensor) -> Tensor:
@@ -50,7 +60,11 @@ def _product(left: Tensor, right: Tensor) -> Tensor:
 
 
 class DifferentiableLayer(torch.autograd.Function):
-    """`kernels.cpu.fused.run` with its gradients, as an autograd node; `flat` has each direction's parameters."""
+    """`kernels.cpu.fused.run` with its gradients, as an autograd node; `flat` has each direction's parameters.
+
+    What a forward pass keeps of a direction lies in one row of memory: as x has them gates (4H) of all steps, and after
+    them cells (H); by tiles both in another order.
+    """
 
     @staticmethod
     def forward(
@@ -67,40 +81,40 @@ class DifferentiableLayer(torch.autograd.Function):
         native = library()
         first, second, features = x.shape
         batch, steps = (first, second) if options.batch_first else (second, first)
+        by_step, by_row = (1, steps) if options.batch_first else (batch, 1)
         hidden, directions = hidden_of(flat[1]), options.directions
         each = len(flat) // directions
+        width, number = directions * hidden, KEPT[options.storage][0]
 
-        strides = functools.partial(_strides, batch, steps, options.batch_first)
-        output = x.new_empty(first, second, directions * hidden)
+        output = x.new_empty(first, second, width)
         h_n, c_n = x.new_empty(directions, batch, hidden), x.new_empty(directions, batch, hidden)
-        # The projection is overwritten by the gates that come of it, where these are kept.
-        if native.backward_by_tiles(KEPT[options.storage][0]):
-            gates = x.new_empty(directions, native.numbers_kept_by_tiles(batch, steps, hidden))
-            cells = None
-        else:
-            gates = x.new_empty(directions, first, second, 4 * hidden)
-            cells = x.new_empty(directions, first, second, hidden)
-        scratch = x.new_empty(2, batch, hidden)
+        by_tiles = native.backward_by_tiles(number)
+        rows = first * second
+        numbers = native.numbers_kept_by_tiles(batch, steps, hidden) if by_tiles else 5 * rows * hidden
+        record = x.new_empty(directions, numbers)
         threads, by_rows = team(work(batch, steps, hidden, features), batch, hidden)
-        rows = x.contiguous()
+        whole = long(batch, steps, threads)
+        given = x.contiguous()
         h, c, ends, anew = (None if v is None else v.contiguous() for v in (h0, c0, lengths, resets))
         for d in range(directions):
             weight_ih, weight_hh, *biases = fitting(flat[d * each : (d + 1) * each], features, hidden)
-            packed_ih, packed = (
-                pack(weight, "forward", options.storage, whole=long(batch, steps, threads))
-                for weight in (weight_ih, weight_hh)
-            )
-            bias_ih, bias_hh = (address(bias) for bias in biases) if biases else (None, None)
-            native.lstm_forward(ctypes.byref(ForwardArgs(
-                batch, steps, hidden, d, threads, by_rows, address(gates, d), *strides(4 * hidden), steps,
-                rows.data_ptr(), *strides(features), features, packed_ih.values.data_ptr(), bias_ih, bias_hh,
-                packed.values.data_ptr(), None, None, address(h, d), address(c, d), address(ends),
-                output.data_ptr() + 4 * d * hidden, *strides(directions * hidden), address(h_n, d), address(c_n, d),
-                address(gates, d), *strides(4 * hidden), address(cells, d), *strides(hidden), scratch.data_ptr(),
-                address(anew, d),
-            )), KEPT[options.storage][0])  # fmt: skip
-        # Gates (directions, as x, 4H) and cells (directions, as x, H); by tiles both in the first, in another order.
-        saved = x, h0, c0, lengths, resets, output, gates, cells, *flat
+            packed_ih, own_ih, _holds_ih = _packed(weight_ih, "forward", options.storage, whole=whole)
+            packed, own, _holds = _packed(weight_hh, "forward", options.storage, whole=whole)
+            bias_ih, bias_hh = (bias.data_ptr() for bias in biases) if biases else (0, 0)
+            # The projection is overwritten by the gates that come of it.
+            gates = record.data_ptr() + 4 * d * numbers
+            gates_step, gates_row = 4 * hidden * by_step, 4 * hidden * by_row
+            native.lstm_forward(FORWARD(
+                batch, steps, hidden, d, threads, by_rows, gates, gates_step, gates_row, steps,
+                given.data_ptr(), features * by_step, features * by_row, features, packed_ih, bias_ih, bias_hh,
+                packed, 0, 0, address(h, d) or 0, address(c, d) or 0, address(ends) or 0,
+                output.data_ptr() + 4 * d * hidden, width * by_step, width * by_row,
+                h_n.data_ptr() + 4 * d * batch * hidden, c_n.data_ptr() + 4 * d * batch * hidden,
+                gates, gates_step, gates_row,
+                0 if by_tiles else gates + 16 * rows * hidden, hidden * by_step, hidden * by_row,
+                0, address(anew, d) or 0, own_ih, own,
+            ), number)  # fmt: skip
+        saved = x, h0, c0, lengths, resets, output, record, *flat
         ctx.save_for_backward(*saved)
         ctx.forms = [value if value is None else (value.shape, value.dtype) for value in saved]
         ctx.options = options
@@ -119,7 +133,7 @@ class DifferentiableLayer(torch.autograd.Function):
                     f"{tuple(value.shape)} of {value.dtype} on {value.device}"
                 )
                 raise RuntimeError(msg)
-        found = gradients_of(_gradients, grads, *saved[:8], ctx.options, ctx.needs_input_grad, *saved[8:])
+        found = gradients_of(_gradients, grads, *saved[:7], ctx.options, ctx.needs_input_grad, *saved[7:])
         return *found[:3], None, None, None, *found[3:]
 
 
@@ -139,8 +153,7 @@ def _gradients(  # noqa: PLR0913, PLR0917 - all that a layer read and wrote
     lengths: Tensor | None,
     resets: Tensor | None,
     output: Tensor,
-    gates: Tensor,
-    cells: Tensor | None,
+    record: Tensor,
     options: LayerOptions,
     needed: Sequence[bool],
     *flat: Tensor,
@@ -149,47 +162,53 @@ def _gradients(  # noqa: PLR0913, PLR0917 - all that a layer read and wrote
     native = library()
     first, second, features = x.shape
     batch, steps = (first, second) if options.batch_first else (second, first)
+    by_step, by_row = (1, steps) if options.batch_first else (batch, 1)
     hidden, directions = flat[1].size(1), options.directions
     each = len(flat) // directions
+    width, rows = directions * hidden, first * second
 
-    strides = functools.partial(_strides, batch, steps, options.batch_first)
     grad_output = torch.zeros_like(output) if grad_output is None else _readable(grad_output)
     grad_h_n, grad_c_n = (None if grad is None else _readable(grad) for grad in (grad_h_n, grad_c_n))
     x, h0, c0, lengths, resets = (None if v is None else v.contiguous() for v in (x, h0, c0, lengths, resets))  # type: ignore[assignment]
-    output, gates, cells = (v if v is None else v.contiguous() for v in (output, gates, cells))  # type: ignore[assignment]
+    output, record = output.contiguous(), record.contiguous()
     number, dtype = KEPT[options.storage]
-    by_tiles = bool(native.backward_by_tiles(number))
-    grad_gates = None if by_tiles else torch.empty_like(gates, dtype=dtype)
-    grad_h0, grad_c0 = x.new_empty(directions, batch, hidden), x.new_empty(directions, batch, hidden)
+    by_tiles = native.backward_by_tiles(number)
+    grad_gates = None if by_tiles else x.new_empty(directions, rows, 4 * hidden, dtype=dtype)
+    grad_h0, grad_c0 = (None if h0 is None and c0 is None else x.new_empty(directions, batch, hidden) for _ in range(2))
     threads, by_rows = team(work(batch, steps, hidden), batch, hidden)
+    whole, weight_threads = long(batch, steps, threads), threads_for(work(batch, steps, hidden, features))
     grad_x = torch.empty_like(x) if by_tiles and needed[0] else None
+    by_call = grad_x
     grads: list[Tensor | None] = []
     for d in range(directions):
         weight_ih, weight_hh = flat[d * each], flat[d * each + 1]
         wanted = needed[6 + d * each : 6 + (d + 1) * each]
         grad_ih = x.new_empty(4 * hidden, features) if wanted[0] else None
         grad_hh = x.new_empty(4 * hidden, hidden) if wanted[1] else None
-        bias = x.new_empty(4 * hidden) if any(wanted[2:]) else None
-        order = functools.partial(pack, order="backward", storage=options.storage, whole=long(batch, steps, threads))
-        packed = order(weight_hh.contiguous())
-        packed_ih = None if grad_x is None or not by_tiles else order(weight_ih.contiguous())
-        native.lstm_backward(ctypes.byref(BackwardArgs(
-            batch, steps, hidden, d, threads, by_rows, packed.values.data_ptr(), address(c0, d), address(lengths),
-            address(gates, d), *strides(4 * hidden), address(cells, d), *strides(hidden),
-            grad_output.data_ptr() + 4 * d * hidden, *strides(directions * hidden),
-            address(grad_h_n, d), address(grad_c_n, d), address(grad_gates, d), *strides(4 * hidden),
-            address(grad_h0, d), address(grad_c0, d),
-            x.data_ptr(), *strides(features), features,
-            output.data_ptr() + 4 * d * hidden, *strides(directions * hidden),
-            address(h0, d), address(grad_ih), address(grad_hh), address(bias),
-            threads_for(work(batch, steps, hidden, features)), address(resets, d),
-            None if packed_ih is None else packed_ih.values.data_ptr(), address(grad_x if by_tiles else None), d > 0,
-        )), number)  # fmt: skip
-        if grad_gates is not None and needed[0]:
-            share = _product(grad_gates[d].view(-1, 4 * hidden), weight_ih.to(grad_gates.dtype)).to(x.dtype)
-            grad_x = share if grad_x is None else grad_x.add_(share)
         # One sum serves both biases, and each has memory of its own: a caller may change one gradient in place.
-        biases = [] if each == 2 else [bias, bias if bias is None else bias.clone()]  # noqa: PLR2004 - without biases
+        biases = [x.new_empty(4 * hidden) if any(wanted[2:]) else None for _ in range(2 if each == 4 else 0)]  # noqa: PLR2004 - with biases
+        bias, other = biases or (None, None)
+        packed, own, _holds = _packed(weight_hh.contiguous(), "backward", options.storage, whole=whole)
+        packed_ih = own_ih = 0
+        if by_call is not None:
+            packed_ih, own_ih, _holds_ih = _packed(weight_ih.contiguous(), "backward", options.storage, whole=whole)
+        gates = record.data_ptr() + record.stride(0) * 4 * d
+        native.lstm_backward(BACKWARD(
+            batch, steps, hidden, d, threads, by_rows, packed, address(c0, d) or 0, address(lengths) or 0,
+            gates, 4 * hidden * by_step, 4 * hidden * by_row,
+            0 if by_tiles else gates + 16 * rows * hidden, hidden * by_step, hidden * by_row,
+            grad_output.data_ptr() + 4 * d * hidden, width * by_step, width * by_row,
+            address(grad_h_n, d) or 0, address(grad_c_n, d) or 0,
+            address(grad_gates, d) or 0, 4 * hidden * by_step, 4 * hidden * by_row,
+            address(grad_h0, d) or 0, address(grad_c0, d) or 0,
+            x.data_ptr(), features * by_step, features * by_row, features,
+            output.data_ptr() + 4 * d * hidden, width * by_step, width * by_row,
+            address(h0, d) or 0, address(grad_ih) or 0, address(grad_hh) or 0, address(bias) or 0, weight_threads,
+            address(resets, d) or 0, packed_ih, address(by_call) or 0, d > 0, own_ih, own, address(other) or 0,
+        ), number)  # fmt: skip
+        if grad_gates is not None and needed[0]:
+            share = _product(grad_gates[d], weight_ih.to(grad_gates.dtype)).to(x.dtype)
+            grad_x = share if grad_x is None else grad_x.add_(share)
         grads += [grad_ih, grad_hh, *biases]
     return (
         None if grad_x is None else grad_x.view(x.shape),

@@ -69,6 +69,19 @@ bool overlap(const float* a, int64_t a_count, const float* b, int64_t b_count) {
     return before(a, b + b_count) && before(b, a + a_count);
 }
 
+// Weights as a caller packed them; else packed here, where a caller gave them as they are.
+class Weights {
+    const Memory<char> own;
+
+public:
+    const void* const at;
+    template <typename F>
+    Weights(const void* packed, const float* weight, int64_t bytes, F pack)
+        : own(packed || !weight ? 0 : bytes, "packed weights"), at(packed ? packed : own.data()) {
+        if (own.data()) pack(weight, own.data());
+    }
+};
+
 // Numbers of gates_input, at most, in a pass that keeps no gates: so many steps are projected at a time, at least one.
 #if !defined(PROJECTED)
 #define PROJECTED (1 << 21)
@@ -136,8 +149,20 @@ int64_t pack_backward(const float* weight, void* packed, int64_t hidden, int64_t
     });
 }
 
-int64_t lstm_forward(const Forward* a, int64_t kept) {
+int64_t lstm_forward(const Forward* given, int64_t kept) {
     return guarded([=] {
+        Forward own = *given;
+        const Forward* const a = &own;
+        const Memory<float> states(a->scratch ? 0 : 2 * a->batch * a->hidden, "the states");
+        if (!a->scratch) own.scratch = states.data();
+        const auto pack = [=](int64_t depth) {
+            return [=](const float* weight, void* to) { packed_forward(weight, to, nullptr, a->hidden, depth, kept); };
+        };
+        if (kept == INT8 && (a->weight_ih || a->weight_hh)) throw std::invalid_argument("weights kept so come packed");
+        const Weights input(a->packed_ih, a->weight_ih, a->weight_ih ? packed_bytes(a->hidden, a->features, kept) : 0, pack(a->features));
+        const Weights recurrent(a->packed, a->weight_hh, packed_bytes(a->hidden, a->hidden, kept), pack(a->hidden));
+        own.packed_ih = input.at;
+        own.packed = recurrent.at;
         const Lengths lengths(a->lengths, a->batch);
         const auto room = [=](int64_t threads) {
             return room_of(kept, a->batch, a->steps, a->hidden, a->features, a->by_rows, threads);
@@ -224,9 +249,20 @@ int64_t numbers_kept_by_tiles(int64_t batch, int64_t steps, int64_t hidden) {
 #endif
 }
 
-int64_t lstm_backward(const Backward* a, int64_t kept) {
+int64_t lstm_backward(const Backward* given, int64_t kept) {
     return guarded([=] {
-        const int64_t bytes = 4 * a->batch * a->hidden;
+        Backward own = *given;
+        const Backward* const a = &own;
+        const int64_t size = rounded(a->batch * a->hidden), bytes = 4 * a->batch * a->hidden;
+        const Memory<float> states(a->grad_h0 ? 0 : 2 * size, "the gradients of the states");
+        if (!a->grad_h0) own.grad_h0 = states.data(), own.grad_c0 = states.data() + size;
+        const auto pack = [=](int64_t depth) {
+            return [=](const float* weight, void* to) { packed_backward(weight, to, a->hidden, depth, kept); };
+        };
+        const Weights input(a->packed_ih, a->weight_ih, backward_bytes(a->hidden, a->features, kept), pack(a->features));
+        const Weights recurrent(a->packed, a->weight_hh, backward_bytes(a->hidden, a->hidden, kept), pack(a->hidden));
+        own.packed_ih = input.at;
+        own.packed = recurrent.at;
         const bool weights = a->grad_ih || a->grad_hh || a->grad_bias;
         const Lengths lengths(a->lengths, a->batch);
         const bool by_tiles = trains_by_tiles(kept);
@@ -236,18 +272,22 @@ int64_t lstm_backward(const Backward* a, int64_t kept) {
         else if (bytes) std::memset(a->grad_h0, 0, bytes);
         if (bytes && a->grad_c_n) std::memcpy(a->grad_c0, a->grad_c_n, bytes);
         else if (bytes) std::memset(a->grad_c0, 0, bytes);
+        const auto done = [=] {
+            if (a->grad_bias_hh) std::memcpy(a->grad_bias_hh, a->grad_bias, 16 * a->hidden);
+            return DONE;
+        };
         const auto run = [&](auto way) {
             using W = decltype(way);
-            const int64_t own = weights ? W::room(a, listed.count) : 0;
-            const Memory<char> room(own * a->weight_threads, "the gradients of the weights");
+            const int64_t each = weights ? W::room(a, listed.count) : 0;
+            const Memory<char> room(each * a->weight_threads, "the gradients of the weights");
             team(a->threads, [=, &lengths, &barrier](int thread, int threads) {
                 walk_back<W>(a, lengths, barrier, thread, threads);
             });
             if (weights)
                 team(a->weight_threads, [=, &listed, &room](int thread, int threads) {
-                    W::weight_gradients(StepRows(a, listed), room.data() + thread * own, thread, threads);
+                    W::weight_gradients(StepRows(a, listed), room.data() + thread * each, thread, threads);
                 });
-            return DONE;
+            return done();
         };
 #if defined(HAS_TILES)
         if (by_tiles) {
@@ -259,13 +299,13 @@ int64_t lstm_backward(const Backward* a, int64_t kept) {
                 char* const room = walks.data() + plan.shared + thread * plan.own;
                 TileWalkBack(a, lengths, order, gradients, barrier, walks.data(), room, thread, threads).run();
             });
-            const int64_t own = TileGradients::room(a, order.count());
-            const Memory<char> room(own * a->weight_threads, "the gradients of the weights");
+            const int64_t each = TileGradients::room(a, order.count());
+            const Memory<char> room(each * a->weight_threads, "the gradients of the weights");
             if (weights || a->grad_x)
                 team(a->weight_threads, [=, &lengths, &order, &gradients, &listed, &room](int thread, int threads) {
-                    TileGradients(a, lengths, order, gradients, listed, room.data() + thread * own, thread, threads).run();
+                    TileGradients(a, lengths, order, gradients, listed, room.data() + thread * each, thread, threads).run();
                 });
-            return DONE;
+            return done();
         }
 #endif
         if (a->grad_x) throw std::invalid_argument("the gradient of x is had by tiles alone");

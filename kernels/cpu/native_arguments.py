@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import struct
 
 import torch
 from torch import Tensor
@@ -24,7 +25,7 @@ class ForwardArgs(ctypes.Structure):
         ("h_n", _pointer), ("c_n", _pointer),
         ("gates", _pointer), ("gates_step", _number), ("gates_row", _number),
         ("cells", _pointer), ("cells_step", _number), ("cells_row", _number),
-        ("scratch", _pointer), ("resets", _pointer),
+        *((name, _pointer) for name in ("scratch", "resets", "weight_ih", "weight_hh")),
     )  # fmt: skip
 
 
@@ -44,7 +45,13 @@ class BackwardArgs(ctypes.Structure):
         ("output", _pointer), ("out_step", _number), ("out_row", _number),
         *((name, _pointer) for name in ("h0", "grad_ih", "grad_hh", "grad_bias")), ("weight_threads", _number),
         ("resets", _pointer), ("packed_ih", _pointer), ("grad_x", _pointer), ("grad_x_more", _number),
+        *((name, _pointer) for name in ("weight_ih", "weight_hh", "grad_bias_hh")),
     )  # fmt: skip
+
+
+#: The same as bytes, of numbers and of addresses that are 0 where there is nothing: in a fifth of the time.
+FORWARD = struct.Struct(f"{len(ForwardArgs._fields_)}q").pack
+BACKWARD = struct.Struct(f"{len(BackwardArgs._fields_)}q").pack
 
 
 def strided(value: Tensor | None) -> tuple[int | None, int, int]:
