@@ -92,6 +92,7 @@ def run(
         return _infer(lstm, x, hx, lengths, resets, parameters, options)
     if way is Way.AT_ONCE:
         return _graphed(lstm, x, hx, parameters, options)
+    _keep_for_training(lstm, parameters, options, plain=on_cpu and gradients and lengths is None and resets is None)
     hidden, cell = [], []
     for number, own in enumerate(parameters):
         if number and lstm.dropout:
@@ -261,6 +262,21 @@ def _infer(
     results = cast("tuple[Tensor, Tensor, Tensor]", found)
     output, h_n, c_n = rounded(results) if options.storage == TRAINED else results
     return output, (h_n, c_n)
+
+
+def _keep_for_training(
+    lstm: LayeredLSTM, parameters: Sequence[Sequence[tuple[Tensor, ...]]], options: LayerOptions, *, plain: bool
+) -> None:
+    """Let later calls that are like a plain one with gradients go to the CPU kernel past all of this."""
+    kept = lstm.__dict__.get("_kept_training")
+    dropped = lstm.dropout and lstm.training and lstm.num_layers > 1
+    if not plain or dropped or options.storage != "fp32" or (kept and kept.stands(lstm._parameters)):  # noqa: SLF001
+        return
+    flat = [value for layer in parameters for own in layer for value in own]
+    now = lstm._parameters.values()  # noqa: SLF001
+    own = len(now) == len(flat) and all(one is other for one, other in zip(now, flat, strict=True))
+    if own and options.batch_first is lstm.batch_first and all(value.is_contiguous() for value in flat):
+        lstm.__dict__["_kept_training"] = fused.PreparedTraining(parameters, options, lstm.choices)
 
 
 def _graphed(

@@ -30,6 +30,9 @@ from .lstm_arguments import (
 )
 from .torch_lstm import State, onednn_refusal
 
+#: Attributes with what earlier calls settled: for inference, the same under autocast, and for training.
+_KEPT = ("_kept", "_kept_cast", "_kept_training")
+
 
 class LSTM(nn.RNNBase):
     """Drop-in for `torch.nn.LSTM`: same parameters, state_dict, initialisation, arguments, results and errors.
@@ -165,7 +168,8 @@ class LSTM(nn.RNNBase):
                 a kernel asked for by name that does not serve this call.
         """
         if lengths is None and resets is None and not torch.compiler.is_compiling():
-            kept = self.__dict__.get("_kept")
+            gradients = torch.is_grad_enabled() and "_kept_training" in self.__dict__
+            kept = self.__dict__.get("_kept_training" if gradients else "_kept")
             found = kept and kept.at_once(self._parameters, input, hx, self.batch_first)
             if found is not None:
                 results, self.__dict__["choices"] = found
@@ -296,15 +300,15 @@ class LSTM(nn.RNNBase):
 
     def __getstate__(self) -> dict[str, Any]:
         state: dict[str, Any] = super().__getstate__()
-        for name in ("choices", "_kept", "_kept_cast"):
+        for name in ("choices", *_KEPT):
             state.pop(name, None)
         return state
 
     def __setattr__(self, name: str, value: Any) -> None:
         """Set an attribute and drop what was prepared for the CPU kernel, since it depends on most attributes."""
         super().__setattr__(name, value)
-        self.__dict__.pop("_kept", None)
-        self.__dict__.pop("_kept_cast", None)
+        for kept in _KEPT:
+            self.__dict__.pop(kept, None)
 
     def __prepare_scriptable__(self) -> Any:
         """Called by torch.jit.script, which would otherwise fail with an obscure error deep inside this module."""

@@ -70,6 +70,8 @@ class Call:
     dtype: torch.dtype = torch.float32
     device: str | None = None
     autocast: bool = False
+    #: Whether a plain call with gradients came before, after which calls like it may take a shorter way.
+    repeated: bool = False
 
     @property
     def features(self) -> int:
@@ -100,6 +102,7 @@ def calls(draw: st.DrawFn) -> Call:
         dtype=draw(st.sampled_from((torch.float32, torch.float64, torch.bfloat16, torch.float16))),
         device=draw(st.sampled_from((None, "cpu", "meta"))),
         autocast=draw(st.booleans()),
+        repeated=draw(st.booleans()),
     )
     # torch 2.13 may die of a hook on a tensor that was changed through a view of it, nn.LSTM's too.
     deadly = call.in_place == "part of h" and call.around == "gradient hooks"
@@ -316,6 +319,8 @@ def twins(call: Call, implementation: str) -> tuple[Any, Any]:
         prepare(lstm, call.weights)
         if call.around == "forward hook":
             lstm.register_forward_hook(lambda _module, _args, result: (result[0], (result[1][0] * 2, result[1][1])))
+    if call.repeated:
+        ours(torch.randn(2, 3, call.features))
     return theirs, ours
 
 
@@ -331,6 +336,10 @@ def twins(call: Call, implementation: str) -> tuple[Any, Any]:
 @example(call=replace(SIMPLE, backward="accumulated", weights="tied biases"))
 @example(call=replace(SIMPLE, backward="batched", layers=2, bidirectional=True))
 @example(call=replace(SIMPLE, form="numpy", needs="state"))
+@example(call=replace(SIMPLE, repeated=True, in_place="c", layers=2, bidirectional=True))
+@example(call=replace(SIMPLE, repeated=True, backward="accumulated", batch_first=True))
+@example(call=replace(SIMPLE, repeated=True, backward="batched"))
+@example(call=replace(SIMPLE, repeated=True, around="saved tensors hooks", backward="retained"))
 @example(call=replace(SIMPLE, layout="overlapping", weights="pruned", around="checkpoint"))
 def test_as_nn_lstm_whatever_is_around(implementation, call):
     """Results and gradients are those of torch.nn.LSTM and memory of their own; what it refuses may be refused."""

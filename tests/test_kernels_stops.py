@@ -105,6 +105,16 @@ def test_inference_makes_few_calls_at_all(watched: Callable[..., Watch], statefu
     assert len(watch.stops) <= len(watch.calls) <= MOST_AT_ONCE, watch.calls
 
 
+@pytest.mark.parametrize("stateful", [False, True])
+def test_training_like_an_earlier_call_stops_rarely(watched: Callable[..., Watch], stateful: bool) -> None:
+    """With gradients too, a call like an earlier one is checked and handed over."""
+    lstm, x = LSTM(3, 4, implementation="cpu-fused"), torch.randn(2, 1, 3)
+    lstm(x)
+    hx = (torch.zeros(1, 1, 4), torch.zeros(1, 1, 4)) if stateful else None
+    watch = watched(lambda: lstm.forward(x, hx))
+    assert watch.stops == ["LSTM.forward", "PreparedTraining.at_once", "DifferentiableLayer.forward"]
+
+
 def test_a_step_makes_few_calls_at_all(watched: Callable[..., Watch]) -> None:
     """So does a step."""
     lstm, x, state = LSTM(3, 4, implementation="cpu-fused"), torch.randn(1, 3), torch.zeros(2, 1, 1, 4).unbind()

@@ -40,6 +40,7 @@ PyObject* PyObject_GetAttr(PyObject*, PyObject* name);
 PyObject* PyObject_CallFunction(PyObject*, const char* format, ...);
 int PyObject_IsTrue(PyObject*);
 PyObject* PyUnicode_InternFromString(const char*);
+PyObject* PyBool_FromLong(long);
 long long PyLong_AsLongLong(PyObject*);
 void* PyLong_AsVoidPtr(PyObject*);
 int PyDict_Next(PyObject*, intptr_t* position, PyObject** key, PyObject** value);
@@ -124,9 +125,10 @@ c10::TensorImpl* impl_of(PyObject* tensor) {
     return static_cast<c10::TensorImpl*>(found);
 }
 
-// Whether nobody else has to see what happens: no gradients, autocast, tracer, mode or transform.
-bool unwatched() {
-    if (c10::GradMode::is_enabled() || at::impl::PythonTorchFunctionTLS::stack_len()) return false;
+// Whether nobody else has to see what happens: no autocast, tracer, mode or transform; and gradients only where the caller
+// sees to them.
+bool unwatched(bool gradients = false) {
+    if (c10::GradMode::is_enabled() != gradients || at::impl::PythonTorchFunctionTLS::stack_len()) return false;
     const c10::impl::LocalDispatchKeySet keys = c10::impl::tls_local_dispatch_key_set();
     if (keys.included_.raw_repr() & ~c10::default_included_set.raw_repr()) return false;
     if (!keys.excluded_.has(c10::DispatchKey::AutocastCPU)) return false;
@@ -137,19 +139,45 @@ bool unwatched() {
     return !forward_mode;
 }
 
-// The tensor, if it is a plain one in this machine's memory that holds its values in the order of its indices.
-c10::TensorImpl* plain(PyObject* object, c10::ScalarType type) {
+// A tensor, if it is a plain one in this machine's memory that holds its values in the order of its indices.
+c10::TensorImpl* plain(c10::TensorImpl* found, c10::ScalarType type) {
     static const uint64_t known = c10::DispatchKeySet({c10::DispatchKey::CPU, c10::DispatchKey::ADInplaceOrView,
                                                     c10::DispatchKey::AutogradCPU, c10::DispatchKey::AutocastCPU}).raw_repr();
-    if (!is_exactly(object, tensor_type)) return nullptr;
-    c10::TensorImpl* const found = impl_of(object);
     if (!found || found->key_set().raw_repr() & ~known || !found->is_cpu() || found->layout() != c10::kStrided) return nullptr;
     return found->dtype() == c10::scalarTypeToTypeMeta(type) && found->is_contiguous() ? found : nullptr;
 }
 
+// The same of Python's, if it is a torch.Tensor and nothing derived from it.
+c10::TensorImpl* plain(PyObject* object, c10::ScalarType type) {
+    return is_exactly(object, tensor_type) ? plain(impl_of(object), type) : nullptr;
+}
+
+// Input and state of a call, in `batch_first` order or the other; x is null where they are not as plain as they have to be.
+struct Inputs {
+    c10::TensorImpl* x = nullptr;
+    c10::TensorImpl *h0 = nullptr, *c0 = nullptr;
+    int64_t batch = 0, steps = 0;
+};
+
 bool is_state(const c10::TensorImpl* found, const Module& module, int64_t batch) {
     const auto sizes = found->sizes();
     return sizes.size() == 3 && sizes[0] == module.own.states && sizes[1] == batch && sizes[2] == module.own.hidden;
+}
+
+Inputs inputs_of(const Module& module, PyObject* input, PyObject* hx, bool batch_first) {
+    Inputs found;
+    c10::TensorImpl* const x = plain(input, c10::kFloat);
+    if (!x || x->dim() != 3 || x->size(2) != module.own.features || !x->numel()) return {};
+    found.batch = x->size(batch_first ? 0 : 1);
+    found.steps = x->size(batch_first ? 1 : 0);
+    if (hx != &_Py_NoneStruct) {
+        if (!is_exactly(hx, &PyTuple_Type) || PyTuple_Size(hx) != 2) return {};
+        found.h0 = plain(PyTuple_GetItem(hx, 0), c10::kFloat);
+        found.c0 = plain(PyTuple_GetItem(hx, 1), c10::kFloat);
+        if (!found.h0 || !found.c0 || !is_state(found.h0, module, found.batch) || !is_state(found.c0, module, found.batch)) return {};
+    }
+    found.x = x;
+    return found;
 }
 
 // Whether the parameters are those that were packed, and as far as torch counts unchanged; lstm_layers looks at the values.
@@ -207,18 +235,9 @@ const Module& module_of(PyObject* self) { return *static_cast<const Module*>(PyC
 PyObject* at_once(PyObject* self, PyObject* const* arguments, intptr_t count) try {
     const Module& module = module_of(self);
     if (count != 4 || !unwatched()) return none();
-    c10::TensorImpl* const x = plain(arguments[1], c10::kFloat);
-    if (!x || x->dim() != 3 || x->size(2) != module.own.features || !x->numel()) return none();
     const bool batch_first = PyObject_IsTrue(arguments[3]) == 1;
-    const int64_t batch = x->size(batch_first ? 0 : 1), steps = x->size(batch_first ? 1 : 0);
-    const c10::TensorImpl *h0 = nullptr, *c0 = nullptr;
-    if (PyObject* const hx = arguments[2]; hx != &_Py_NoneStruct) {
-        if (!is_exactly(hx, &PyTuple_Type) || PyTuple_Size(hx) != 2) return none();
-        h0 = plain(PyTuple_GetItem(hx, 0), c10::kFloat);
-        c0 = plain(PyTuple_GetItem(hx, 1), c10::kFloat);
-        if (!h0 || !c0 || !is_state(h0, module, batch) || !is_state(c0, module, batch)) return none();
-    }
-    if (!stands(module, arguments[0])) return none();
+    const auto [x, h0, c0, batch, steps] = inputs_of(module, arguments[1], arguments[2], batch_first);
+    if (!x || !stands(module, arguments[0])) return none();
     const int64_t states[] = {module.own.states, batch, module.own.hidden};
     const int64_t sizes[] = {x->size(0), x->size(1), module.own.directions * module.own.hidden};
     const at::TensorBase output = at::detail::empty_cpu(sizes, c10::kFloat), h_n = at::detail::empty_cpu(states, c10::kFloat),
@@ -262,8 +281,31 @@ PyObject* step(PyObject* self, PyObject* const* arguments, intptr_t count) try {
     return none();
 }
 
+// The arguments of at_once. Returns whether a call with gradients, of a parameter, x or the state, is as plain as an earlier
+// one; the parameters' values do not count. It does nothing else: what follows is a node of autograd, which is Python's.
+PyObject* trains(PyObject* self, PyObject* const* arguments, intptr_t count) try {
+    const Module& module = module_of(self);
+    if (count != 4 || !unwatched(true)) return none();
+    const Inputs found = inputs_of(module, arguments[1], arguments[2], PyObject_IsTrue(arguments[3]) == 1);
+    if (!found.x) return none();
+    bool gradients = found.x->requires_grad() || (found.h0 && (found.h0->requires_grad() || found.c0->requires_grad()));
+    intptr_t position = 0;
+    PyObject *name, *value;
+    for (const Parameter& kept : module.parameters) {
+        if (!PyDict_Next(arguments[0], &position, &name, &value) || value != kept.object) return none();
+        const c10::TensorImpl* const parameter = plain(impl_of(value), c10::kFloat);
+        if (!parameter || parameter->sizes() != c10::IntArrayRef(kept.sizes)) return none();
+        gradients = gradients || parameter->requires_grad();
+    }
+    if (!gradients || PyDict_Next(arguments[0], &position, &name, &value)) return none();
+    return PyBool_FromLong(1);
+} catch (const std::exception&) {
+    return none();
+}
+
 PyMethodDef at_once_method = {"at_once", at_once, FASTCALL, nullptr};
 PyMethodDef step_method = {"step", step, FASTCALL, nullptr};
+PyMethodDef trains_method = {"trains", trains, FASTCALL, nullptr};
 
 void release(PyObject* capsule) {
     Module* const module = static_cast<Module*>(PyCapsule_GetPointer(capsule, NAME));
@@ -285,7 +327,7 @@ void set_up(PyObject* tensor, PyObject* forward, PyObject* team) {
     level_name = PyUnicode_InternFromString("_current_level");
 }
 
-// The functions at_once and step of a module.
+// The functions at_once, step and trains of a module.
 //
 // parameters: a tuple of tuples, the module's parameters in its order: the tensor and its version when it was packed.
 // held: what keeps alive all that the numbers point to, and the parameters. choices: what at_once returns with its results.
@@ -301,7 +343,10 @@ PyObject* bind(const Numbers* numbers, PyObject* parameters, PyObject* held, PyO
         module->parameters.push_back({object, impl, PyLong_AsVoidPtr(PyTuple_GetItem(entry, 1)),
                                       static_cast<uint32_t>(PyLong_AsLongLong(PyTuple_GetItem(entry, 2))), impl->sizes().vec()});
     }
-    PyObject* const functions = tuple_of(PyCFunction_NewEx(&at_once_method, self, nullptr), PyCFunction_NewEx(&step_method, self, nullptr));
+    PyObject* const functions = PyTuple_New(3);
+    intptr_t place = 0;
+    for (PyMethodDef* const method : {&at_once_method, &step_method, &trains_method})
+        PyTuple_SetItem(functions, place++, PyCFunction_NewEx(method, self, nullptr));
     Py_DecRef(self);
     return functions;
 }

@@ -51,13 +51,16 @@ def bind(
     held: object,
     choices: tuple[Any, ...],
     **sizes: int,
-) -> tuple[Callable[..., Any], Callable[..., Any]]:
-    """The functions `at_once` and `step` of a module, or two that take no call where there is no native entry.
+) -> tuple[Callable[..., Any], Callable[..., Any], Callable[..., Any]]:
+    """The functions `at_once`, `step` and `trains` of a module; where there is no native entry, ones that take no call.
 
     `at_once(parameters, x, hx, batch_first)` returns `((output, (h_n, c_n)), choices)`, and `step(parameters, x, h, c,
     resets)` the output, h and c written in place; `parameters` is the module's dict. Both return None, and have done
     nothing, for a call that is not as plain as an earlier one: with gradients, autocast, a mode, transform or tracer,
     a subclass of Tensor, another type, size, device or memory order, or parameters that changed.
+
+    `trains`, of the arguments of `at_once`, returns True for a call with gradients that is as plain in all else, be
+    the parameters' values what they are, and None for any other. It runs nothing.
 
     Args:
         native: the kernel.
@@ -72,7 +75,7 @@ def bind(
     """
     entry = _library()
     if isinstance(entry, str):
-        return declined, declined
+        return declined, declined, declined
     run, failure = (ctypes.cast(native[name], ctypes.c_void_p).value for name in ("lstm_layers", "failure"))
     numbers = Numbers(
         layers=layers,
@@ -82,7 +85,7 @@ def bind(
         failure=failure,
         **sizes,
     )
-    bound: tuple[Callable[..., Any], Callable[..., Any]] = entry.bind(
+    bound: tuple[Callable[..., Any], Callable[..., Any], Callable[..., Any]] = entry.bind(
         ctypes.byref(numbers), tuple(parameters), (held, parameters, native), choices
     )
     return bound

@@ -1,8 +1,8 @@
 """The door to the CPU kernel, for float32 and autocast to bfloat16: what runs, and why it cannot.
 
-Eager code calls `run`, whole layers with gradients or without, or keeps a `Prepared`; operators call `forward` and
-`backward`, the recurrence alone, behind the contract of `kernels.common.recurrence`. No other module of this room is
-called to run something. One thread team walks through the whole sequence (`lstm.cpp`).
+Eager code calls `run`, whole layers with gradients or without, or keeps a `Prepared` or `PreparedTraining`; operators
+call `forward` and `backward`, the recurrence alone, behind the contract of `kernels.common.recurrence`. No other module
+of this room is called to run something. One thread team walks through the whole sequence (`lstm.cpp`).
 """
 
 from __future__ import annotations
@@ -23,10 +23,12 @@ from .layer import DifferentiableLayer, rounded
 from .native_arguments import BackwardArgs, ForwardArgs, address, strided
 from .packing import KEPT, STORAGE, TRAINED, pack
 from .teams import long, team, work
+from .training import PreparedTraining
 
 __all__ = [
     "CONVERTED",
     "Prepared",
+    "PreparedTraining",
     "backward",
     "converts",
     "forward",
@@ -143,7 +145,6 @@ def forward(args: Forward, storage: str = "fp32") -> None:
     native = library()
     steps, batch, directions, _ = args.gates_input.shape
     hidden = args.weight_hh.size(2)
-    scratch = args.h_n.new_empty(2, batch, hidden)
     threads, by_rows = team(work(batch, steps, hidden), batch, hidden)
     for d in range(directions):
         packed = pack(args.weight_hh[d], "forward", storage, whole=long(batch, steps, threads, storage))
@@ -155,7 +156,7 @@ def forward(args: Forward, storage: str = "fp32") -> None:
             *strided(args.output[:, :, d]), address(args.h_n, d), address(args.c_n, d),
             *strided(None if args.gates is None else args.gates[:, :, d]),
             *strided(None if args.cells is None else args.cells[:, :, d]),
-            scratch.data_ptr(), address(args.resets, d),
+            None, address(args.resets, d),
         )), STORAGE[storage][0])  # fmt: skip
 
 

@@ -111,7 +111,7 @@ class Prepared:
         #: Calls that are like an earlier one, past the rest of Python: see `entry.bind`.
         self.at_once = self.step = entry.declined
         if self.lasting and not by_autocast:
-            self.at_once, self.step = entry.bind(
+            self.at_once, self.step, _ = entry.bind(
                 self._native,
                 self._at,
                 [(value, at, version) for _, value, at, version, _ in self._kept],
