@@ -59,6 +59,25 @@ WITHOUT_VNNI_DEFECTS = {
     "unit-of-row": ("total[r], a[r], block)", "total[r], a[PLANTED ? 0 : r], block)"),
     "wide-pairs": ("_mm512_setr_epi64(0, 2, 4, 6", "_mm512_setr_epi64(0, 2, PLANTED ? 6 : 4, 6"),
 }
+#: The same of the walk by AVX2 alone.
+PAIRED_DEFECTS = {
+    "last-two": ("_mm_setr_epi8(-1, 2, -1, 3,", "_mm_setr_epi8(-1, PLANTED ? 0 : 2, -1, 3,"),
+    "deep-weights": ("(4 + 4 * first) * VECTOR", "(4 + 4 * first * !PLANTED) * VECTOR"),
+    "deep-rows": ("from[r] + 64 + 2 * k;", "from[r] + 64 + 2 * k * !PLANTED;"),
+    "deep-sums": ("own[r][g] = k ? load", "own[r][g] = k && !PLANTED ? load"),
+    "widened-gates": ("w = widened + two * 2 * LANES", "w = widened + two * 2 * LANES * !PLANTED"),
+    "state-gates": ("starts_of(block) + two * VECTOR", "starts_of(block) + two * VECTOR * !PLANTED"),
+    "second-block": ("w + b * apart + (4 * at + gate) * VECTOR", "w + b * apart * !PLANTED + (4 * at + gate) * VECTOR"),
+    "left-groups": ("for (; k < count; ++k, w += 4 * VECTOR, n", "for (; k < count - PLANTED; ++k, w += 4 * VECTOR, n"),
+    "row-of-step": ("if (++of_step == rows())", "if (++of_step == rows() + PLANTED)"),
+    "step-of-chunk": ("(s - first) * n);", "(s - first) * n * !PLANTED);"),
+    "chunk-again": ("if (s == first) project(s);", "if (s == (PLANTED ? 0 : first)) project(s);"),
+    "way-back": ("own.end - done - some :", "own.end - done - some + PLANTED * (done > 0) :"),
+    "two-blocks": ("{to_block, to_block + GATES}", "{to_block, to_block + GATES * !PLANTED}"),
+    "odd-cell": ("ALONE ? block + 1 < end :", "ALONE ? block + 1 < end - PLANTED :"),
+    "gate-by": ("const vec by = all(GATE_BY[gate]);", "const vec by = all(GATE_BY[PLANTED ? 0 : gate]);"),
+    "given-cell": ("a->c0 ? get(", "a->c0 && !PLANTED ? get("),
+}
 #: The same of VNNI where there is no AVX-512, and so half as many registers.
 NARROW_DEFECTS = {
     "second-gates": ("starts_of(block) + FIRST * VECTOR", "starts_of(block) + FIRST * !PLANTED * VECTOR"),
@@ -121,7 +140,8 @@ MACHINES = {
 @pytest.fixture(scope="module")
 def defects(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The kernel's sources with all of these."""
-    every = DEFECTS | WITHOUT_VNNI_DEFECTS | NARROW_DEFECTS | TILE_DEFECTS | TRAINING_DEFECTS | MACHINES
+    every = DEFECTS | WITHOUT_VNNI_DEFECTS | PAIRED_DEFECTS | NARROW_DEFECTS
+    every |= TILE_DEFECTS | TRAINING_DEFECTS | MACHINES
     return planted_sources(every, tmp_path_factory.mktemp("defects"))
 
 
@@ -139,12 +159,15 @@ def check(found, expected):
 
 for storage in ("bf16", "int8", *(() if fused.storage_hindrance("split") else ("split",))):
     for batch in (1, 2, 3, 4, 5, 6, 7, 13, 21, 45):
-        for features, hidden in ((7, 21), (70, 35)):
+        for features, hidden in ((7, 21), (70, 35), (300, 35)):
             lstm = _made(features, hidden, storage)
             x, h, c = torch.randn(batch, features), torch.randn(1, batch, hidden), torch.randn(1, batch, hidden)
             expected = _step(lstm, x, h[0], c[0], fused.instructions(storage))[0]
             with torch.inference_mode():
                 check(lstm(x[None], (h, c))[0][0], expected)
+                # As the first of many steps, and by the walk for sequences that may end.
+                check(lstm(x.repeat(12, 1, 1), (h, c))[0][0], expected)
+                check(lstm(x[None], (h, c), lengths=torch.ones(batch, dtype=torch.int64))[0][0], expected)
                 # What is rounded at the middle between two integers differs by one now and then; 8 bits show it.
                 coarse = storage == "int8" and not _two_byte_state(storage, batch, fused.instructions(storage))
                 steps = torch.randn(1 if coarse else 20, batch, features)
@@ -161,6 +184,19 @@ for storage in ("bf16", "int8", *(() if fused.storage_hindrance("split") else ("
                 steps[0, 0, 1] = float("nan")
                 if not lstm(steps)[0][:, 0].isnan().all():
                     sys.exit(8)
+"""
+#: Many steps in one call and in parts, whose sums of integers are the same.
+_PARTS = """
+from test_cpu_fewer_bits import test_many_steps_are_those_of_parts
+check = test_many_steps_are_those_of_parts.hypothesis.inner_test
+try:
+    for batch, hidden in ((1, 290), (3, 40)):
+        for reverse in (False, True):
+            check(target=build.library.__defaults__[0], batch=batch, parts=[3, 40, 30], features=300, hidden=hidden,
+                  threads=1, reverse=reverse, seed=0)
+except AssertionError as error:
+    print(error)
+    sys.exit(7)
 """
 #: Both passes in both directions: with lengths and resets; two tiles of rows; and several groups of blocks of units.
 _TRAINING = """
@@ -206,7 +242,10 @@ def test_a_planted_defect_is_seen(
 #: Builds that multiply integers otherwise: flags of a processor that runs each, and its defects. AVX-512 shares
 #: its code with AVX2, so these are the ones that its width concerns.
 _OTHER_BUILDS = {
-    "-march=x86-64-v3": (("avx2",), (*ALWAYS, *(name for name in WITHOUT_VNNI_DEFECTS if name != "wide-pairs"))),
+    "-march=x86-64-v3": (
+        ("avx2",),
+        (*ALWAYS, *(name for name in WITHOUT_VNNI_DEFECTS if name != "wide-pairs"), *PAIRED_DEFECTS),
+    ),
     NO_VNNI: (("avx512bw", "avx512dq"), ("third-row", "three-rows", "gate-of-sums", "wide-pairs")),
     NARROW_VNNI: (("avx_vnni",), tuple(NARROW_DEFECTS)),
 }
@@ -234,7 +273,8 @@ def test_a_defect_planted_in_other_products_of_integers_is_seen(
     """So is each slip of the integers without VNNI, and by VNNI without AVX-512."""
     if not set(_OTHER_BUILDS[target][0]) <= set(build.cpu_flags().split()):
         pytest.skip("these products need another processor")
-    code = programs.run_planted(_PROBE, tmp_path, defects, name, target)
+    probe = _PROBE + _PARTS if target == "-march=x86-64-v3" else _PROBE
+    code = programs.run_planted(probe, tmp_path, defects, name, target)
     assert code == 0 if name == NOTHING else code not in {0, 1}
 
 

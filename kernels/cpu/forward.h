@@ -51,10 +51,10 @@ inline bool projects_in_step(int64_t batch, int64_t features, bool by_rows, int6
 inline bool is_one_sequence(int64_t batch, int64_t hidden, int64_t features, bool by_rows, int64_t threads) {
     return batch == 1 && features >= 0 && hidden > 0 && (!by_rows || threads == 1);
 }
-// And one that neither ends early nor begins anew, of which nothing is kept for gradients.
+// Whether no sequence ends early or begins anew, and nothing is kept for gradients.
+inline bool are_whole(const Forward* a) { return !a->lengths && !a->resets && !a->gates && !a->cells; }
 inline bool is_one_whole_sequence(const Forward* a, int64_t threads) {
-    return is_one_sequence(a->batch, a->hidden, a->features, a->by_rows, threads) && !a->lengths && !a->resets && !a->gates &&
-           !a->cells;
+    return is_one_sequence(a->batch, a->hidden, a->features, a->by_rows, threads) && are_whole(a);
 }
 
 // The state of one sequence before its first step and after its last, of `count` units from `first` on: c begins, h ends.

@@ -12,6 +12,7 @@
 #include "interleaved.h"
 #include "matrices.h"
 #include "overlapped.h"
+#include "paired_walk.h"
 #include "tile_walk.h"
 #include "weights.h"
 
@@ -41,12 +42,17 @@ inline Room room_of(int64_t kept, int64_t batch, int64_t steps, int64_t hidden, 
         } else
 #endif
         {
-            const Room room = vector_room<W>(batch, hidden, features, by_rows, threads);
+            Room room = vector_room<W>(batch, hidden, features, by_rows, threads);
+            const auto enlarge = [&room](const Room& other) {
+                room = {std::max(room.shared, other.shared), std::max(room.own, other.own)};
+            };
+#if defined(HAS_PAIRED_PRODUCTS)
+            if constexpr (std::is_same_v<typename W::Recurrent, PairedBytes<7>>)
+                if (features >= 0) enlarge(PairedWalk::room(batch, hidden, features, by_rows, threads));
+#endif
             if constexpr (WALKS_ALONE<W>)
-                if (is_one_sequence(batch, hidden, features, by_rows, threads) && OneSequence<W>::serves(hidden)) {
-                    const Room other = OneSequence<W>::room(hidden, features, threads);
-                    return {std::max(room.shared, other.shared), std::max(room.own, other.own)};
-                }
+                if (is_one_sequence(batch, hidden, features, by_rows, threads) && OneSequence<W>::serves(hidden))
+                    enlarge(OneSequence<W>::room(hidden, features, threads));
             return room;
         }
     });
@@ -77,6 +83,9 @@ inline bool needs_gates_input(int64_t kept, int64_t batch, int64_t hidden, int64
         if constexpr (WALKS_ALONE<decltype(way)>)
             if (whole && is_one_sequence(batch, hidden, features, by_rows, threads) && OneSequence<decltype(way)>::serves(hidden))
                 return false;
+#if defined(HAS_PAIRED_PRODUCTS)
+        if (std::is_same_v<typename decltype(way)::Recurrent, PairedBytes<7>> && whole && hidden > 0) return false;
+#endif
 #if defined(HAS_BYTE_TILES)
         if (std::is_same_v<typename decltype(way)::Recurrent, ByteTiles<1>> && BytePlan::serves(batch, by_rows, threads)) return false;
 #endif
@@ -102,6 +111,10 @@ inline void walk(const Forward* a, int64_t kept, const Lengths& lengths, Barrier
         } else
 #endif
         {
+#if defined(HAS_PAIRED_PRODUCTS)
+            if constexpr (std::is_same_v<typename W::Recurrent, PairedBytes<7>>)
+                if (PairedWalk::serves(a, threads)) return PairedWalk(a, barrier, own, thread, threads).run();
+#endif
             if constexpr (WALKS_ALONE<W>)
                 if (is_one_whole_sequence(a, threads) && OneSequence<W>::serves(a->hidden))
                     return OneSequence<W>(a, barrier, own, thread, threads).run();

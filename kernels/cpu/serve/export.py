@@ -25,8 +25,8 @@ MAGIC = b"S2SLSTM1"
 #: What a folder gets beside the weights; the headers go to its folder `kernel`.
 FILES = ("seq2seq_lstm.h", "seq2seq_lstm.cpp", "example.c", "example.py", "Makefile")
 HEADERS = (
-    "byte_tiles", "byte_walk", "forward", "integers", "interleaved", "matrices", "overlapped", "paired_bytes", "pairs",
-    "products", "rows", "status", "team", "tile_walk", "tiles", "vectors", "walk", "weights",
+    "byte_tiles", "byte_walk", "forward", "integers", "interleaved", "matrices", "overlapped", "paired_bytes",
+    "paired_walk", "pairs", "products", "rows", "status", "team", "tile_walk", "tiles", "vectors", "walk", "weights",
 )  # fmt: skip
 _PARAMETER = re.compile(r"(weight|bias)_(ih|hh)_l(\d+)(_reverse)?$")
 
