@@ -2,9 +2,8 @@
 // nothing is kept for gradients, one or a batch.
 //
 // The input of some steps is projected before them, rows of all of these steps together, so that a block of weights is
-// widened once for all of them. Sums of both products stay integers until the cell, which takes many vectors of units one
-// after the other: a cell is a long chain of instructions that wait for each other, and the processor overlaps those of
-// several only where nothing else lies between them.
+// widened once for all of them. Sums of both products stay integers until the cell, which takes two vectors of units at a
+// time and many one after the other: a cell is a long chain of instructions that wait for each other.
 
 #pragma once
 
