@@ -25,7 +25,7 @@ from bench.plan.cases import REFERENCE, Group
 from bench.records.rounds import Round, Samples, clean_rounds
 from bench.records.schema import Record, Status
 from bench.run.planning import Described, Plan
-from bench.run.seating import Place, Seating, places
+from bench.run.seating import STARTS, Place, Seating, places
 from bench.run.worker_process import Event, Settings, Worker, WorkerError
 from bench.timing import rounds as sampling
 from bench.timing.stopwatch import Stopwatch
@@ -173,6 +173,8 @@ class Measurement:
                     seating.stand(self._problems + 1)
                 for variant, doubt in seating.doubts().items():
                     self._drop(variant, failed(Status.PARITY_FAILED, doubt))
+                # To end the processes is not what was told last, a warm-up.
+                runner.watch.switch("starts")
         except WorkerError as error:
             names = {found.case.variant for found in self.cases}
             # Where no variant is to blame, all are: a worker that always dies at its start would otherwise be started
@@ -208,9 +210,8 @@ class Measurement:
     def _told(self, event: Event) -> None:
         if event["event"] == "gate":
             self._gate(event)
-        # What comes after the last stage of a request, another process's start, is short by fork.
         elif event["event"] == "stage":
-            self.runner.watch.switch("warm-up" if event["name"] == "warm-up" else "gates")
+            self.runner.watch.switch(event["name"] if event["name"] in {"warm-up", STARTS} else "gates")
 
     def _gate(self, event: dict[str, Any]) -> None:
         variant = event["variant"]

@@ -21,6 +21,8 @@ from bench.run.clock_check import Watch
 from bench.run.worker_process import Event, Home, Settings, Worker, WorkerError
 from bench.timing.rounds import Player
 
+#: Stage of a seating in which a process starts, told as the worker tells its own stages.
+STARTS = "starts"
 #: Starts a worker; a context manager, inside which it lives.
 Start = Callable[[Settings], Worker]
 
@@ -176,6 +178,7 @@ class Seating:
             WorkerError: when a process fails.
         """
         for place in self._places:
+            self._told({"event": "stage", "name": STARTS})
             worker = self._stack.enter_context(self._start(place.settings(self._settings)))
             seat = Seat(len(self.seats), worker, self._limit_s)
             self.seats.append(seat)
