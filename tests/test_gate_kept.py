@@ -30,24 +30,24 @@ def test_the_first_who_asks_computes_and_all_others_read(tmp_path):
         return quantities()
 
     one, other = KeptQuantities(tmp_path / "truth"), KeptQuantities(tmp_path / "truth")
-    first, second = one.get(3, "truth", compute), other.get(3, "truth", compute)
+    first, second = one.get("3", "truth", compute), other.get(3, "truth", compute)
     assert len(asked) == 1
     assert first.keys() == second.keys()
     for name, value in first.items():
         assert value.dtype == second[name].dtype
         assert torch.equal(value.nan_to_num(9), second[name].nan_to_num(9))
-    other.get(4, "truth", compute)
-    other.get(3, "fp32", compute)
+    other.get("4", "truth", compute)
+    other.get("3", "fp32", compute)
     assert len(asked) == 3
 
 
 def test_what_is_too_large_is_computed_by_everyone(tmp_path, monkeypatch):
     """No file is written."""
     monkeypatch.setattr(kept, "MOST_BYTES", 15)
-    KeptQuantities(tmp_path / "truth").get(3, "truth", quantities)
+    KeptQuantities(tmp_path / "truth").get("3", "truth", quantities)
     assert not (tmp_path / "truth").exists()
     monkeypatch.setattr(kept, "MOST_BYTES", 16)
-    KeptQuantities(tmp_path / "truth").get(3, "truth", quantities)
+    KeptQuantities(tmp_path / "truth").get("3", "truth", quantities)
     assert [path.name for path in (tmp_path / "truth").iterdir()] == ["3-truth.pt"]
 
 
@@ -61,8 +61,8 @@ def test_a_process_that_dies_while_it_writes_leaves_nothing_to_read(tmp_path, mo
     with monkeypatch.context() as patched:
         patched.setattr(torch, "save", dies)
         with pytest.raises(KeyboardInterrupt):
-            KeptQuantities(tmp_path).get(3, "truth", quantities)
-    assert KeptQuantities(tmp_path).get(3, "truth", quantities)["loss"] == 0.5
+            KeptQuantities(tmp_path).get("3", "truth", quantities)
+    assert KeptQuantities(tmp_path).get("3", "truth", quantities)["loss"] == 0.5
 
 
 @pytest.mark.parametrize("mode", ["inference", "training", "decode"])

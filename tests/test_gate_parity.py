@@ -340,6 +340,45 @@ def test_training_looks_at_every_gradient():
     assert {c.name for c in verdict_on(LoopLSTM, SMALL[0], "inference").checks} == {"outputs", "hidden", "cell", "loss"}
 
 
+@pytest.mark.parametrize("change", ["weights", "inputs"])
+def test_a_shorter_check_leaves_out_the_gradients_of_inputs_alone(change):
+    """A wrong gradient of a weight is refused as ever; one of an input is what only the whole check sees."""
+    workload = find_workload(SMALL[0])
+
+    class Wrong(LoopLSTM):
+        """The loop, with one kind of gradient a hundredth too large."""
+
+        def forward(self, x: Tensor, *arguments: object) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+            """Run the loop on what gives a wrong gradient."""
+            if change == "inputs":
+                return super().forward(1.01 * x - 0.01 * x.detach(), *arguments)
+            output, state = super().forward(x, *arguments)
+            return output.detach() + 1.01 * (output - output.detach()), state
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(LSTMS, "planted", Wrong)
+        executable = built(Variant("planted", "", lstm="planted"), workload, "training")
+    gate = Gate(workload, "training", "cpu")
+    whole, shorter = gate.check(executable, 0), gate.check(executable, 0, of_inputs=False)
+    names = {check.name for check in whole.checks}
+    assert {check.name for check in shorter.checks} == names - {"grad source"}
+    assert not whole.passed
+    assert shorter.passed is (change == "inputs")
+
+
+def test_a_shorter_check_makes_one_pass(monkeypatch):
+    """Half the calls of the whole one."""
+    executable = built(VARIANTS["loop"], find_workload(SMALL[0]), "training")
+    gate = Gate(find_workload(SMALL[0]), "training", "cpu")
+    gate.check(executable, 0)
+    passes = []
+    forward = Executable.forward
+    monkeypatch.setattr(Executable, "forward", lambda self, batch: passes.append(1) or forward(self, batch))
+    gate.check(executable, 0)
+    gate.check(executable, 0, of_inputs=False)
+    assert len(passes) == 3
+
+
 def tensors(*values: float) -> dict[str, Tensor]:
     """One quantity with these values."""
     return {"outputs": torch.tensor(values, dtype=torch.float64)}

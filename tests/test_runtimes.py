@@ -145,7 +145,7 @@ def test_runtimes_share_an_export_of_equal_weights(monkeypatch):
     build(VARIANTS["onnxruntime"])
     exports = []
     real = export._export
-    monkeypatch.setattr(export, "_exported", {})
+    monkeypatch.setattr(export, "EXPORTS", export.Exports())
     monkeypatch.setattr(export, "_export", lambda runtime: exports.append(runtime) or real(runtime))
     workload = find_workload(TINY)
     for name, weights in (("onnxruntime", 1), ("openvino", 1), ("onnxruntime", 2)):
@@ -156,7 +156,94 @@ def test_runtimes_share_an_export_of_equal_weights(monkeypatch):
     assert len(exports) == 2
     for weights in range(3, 9):
         executable.load(initial_weights(workload.config, weights))
-    assert len(export._exported) == export.KEPT
+    assert len(export.EXPORTS._newest) == export.KEPT
+
+
+@pytest.fixture
+def processes(tmp_path, monkeypatch):
+    """Begins another process that keeps its exports in the same folder; returns what was exported in all of them."""
+    made = []
+    real = {(export, "_export"): export._export, (ort, "_quantised"): ort._quantised}
+    for (module, name), function in real.items():
+        kept = lambda *given, function=function, **named: made.append(given) or function(*given, **named)  # noqa: E731
+        monkeypatch.setattr(module, name, kept)
+
+    def begin() -> list[object]:
+        found = export.Exports(tmp_path / "exports")
+        for module in (export, ort):
+            monkeypatch.setattr(module, "EXPORTS", found)
+        return made
+
+    return begin
+
+
+@pytest.mark.parametrize("name", ["onnxruntime", "onnxruntime-int8"])
+def test_what_a_process_exported_is_read_by_the_next(name, processes, tmp_path):
+    """Gate and audit pass in both, and the next one exports nothing; other weights are exported anew."""
+    made = processes()
+    assert judged(build(VARIANTS[name]), TINY) == ""
+    count = len(made)
+    assert count == len(list((tmp_path / "exports").iterdir()))
+    made = processes()
+    assert judged(build(VARIANTS[name]), TINY) == ""
+    assert len(made) == count
+    gate = Gate(find_workload(TINY), "inference", "cpu")
+    assert gate.check(build(VARIANTS[name]), 555).passed
+    assert len(made) > count
+
+
+@pytest.mark.parametrize("name", ["onnxruntime", "openvino"])
+def test_a_wrong_file_is_refused_by_the_gate(name, processes, tmp_path):
+    """An export that another process kept is judged in each process that runs it."""
+    processes()
+    gate = Gate(find_workload(TINY), "inference", "cpu")
+    assert gate.check(build(VARIANTS[name]), 100).passed
+    (right,) = (tmp_path / "exports").glob("*.onnx")
+    content = right.read_bytes()
+    assert gate.check(build(VARIANTS[name]), 101).passed
+    (other,) = set((tmp_path / "exports").glob("*.onnx")) - {right}
+    other.write_bytes(content)
+    processes()
+    assert gate.check(build(VARIANTS[name]), 100).passed
+    assert not gate.check(build(VARIANTS[name]), 101).passed
+
+
+def test_an_export_of_another_model_with_equal_weights_is_another(processes):
+    """Classes of modules count: a variant that computes otherwise with the same weights exports for itself."""
+    processes()
+    executable = build(VARIANTS["onnxruntime"])
+    with executable.context():
+        executable.call(find_workload(TINY).make_batch(0))
+    made = processes()
+    before = len(made)
+
+    class Other(type(executable.model)):
+        """The same under another name."""
+
+    executable = build(VARIANTS["onnxruntime"])
+    executable.model.__class__ = Other
+    with executable.context():
+        executable.call(find_workload(TINY).make_batch(0))
+    assert len(made) == before + 1
+
+
+def test_a_process_that_dies_while_it_keeps_an_export_leaves_nothing_to_read(tmp_path, monkeypatch):
+    """The next one exports for itself; what is too large is in no file."""
+
+    def dies(self, content):
+        with self.open("wb") as file:
+            file.write(content[:2])
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "write_bytes", dies)
+        with pytest.raises(KeyboardInterrupt):
+            export.Exports(tmp_path).get("a", lambda: b"right")
+    assert export.Exports(tmp_path).get("a", lambda: b"right") == b"right"
+    assert export.Exports(tmp_path).get("a", lambda: b"not asked") == b"right"
+    monkeypatch.setattr(export, "MOST_BYTES", 4)
+    assert export.Exports(tmp_path).get("b", lambda: b"large") == b"large"
+    assert not (tmp_path / "b.onnx").exists()
 
 
 @EACH

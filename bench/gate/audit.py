@@ -123,7 +123,7 @@ class Audit:
         self._timed = AuditProblem(
             weights,
             asked,
-            functools.cache(functools.partial(gate.compute, weights, asked)),
+            functools.cache(functools.partial(gate.shared, "timed", weights, asked)),
             functools.cache(functools.partial(gate.usual_norms, usual_at)),
             functools.cache(functools.partial(gate.usual_errors, weights=usual_at)),
         )

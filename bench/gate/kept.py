@@ -24,13 +24,13 @@ class KeptQuantities:
 
     folder: Path
 
-    def get(self, seed: int, precision: str, compute: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
+    def get(self, problem: str, precision: str, compute: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
         """The quantities, read where another process has computed them.
 
         Raises:
             OSError: when the folder cannot be written.
         """
-        path = self.folder / f"{seed}-{precision}.pt"
+        path = self.folder / f"{problem}-{precision}.pt"
         if path.exists():
             found: dict[str, Tensor] = torch.load(path, weights_only=True)
             return found

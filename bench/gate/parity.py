@@ -59,6 +59,7 @@ from torch import Tensor
 from bench.gate import decoding
 from bench.gate.kept import KeptQuantities
 from bench.gate.kinked_losses import moved_away
+from bench.gate.random_weights import random_weights
 from bench.gate.tolerance import (
     FACTOR,
     GRADIENT,
@@ -75,7 +76,7 @@ from seq2seq.data.batch import Batch
 from seq2seq.execution.executable import Executable, execute
 from seq2seq.execution.variants import REFERENCE, VARIANTS
 from seq2seq.models.base import Config
-from seq2seq.models.weights import Weights, initial_weights
+from seq2seq.models.weights import Weights
 from seq2seq.runtimes.int8 import round_inputs, rounded_weights
 from seq2seq.workloads.workload import Workload
 
@@ -231,13 +232,22 @@ class Gate:
         self._batch = functools.cache(lambda seed: self.askable(workload.make_batch(seed), self.weights(seed)))
         self.quantities = functools.cache(self._compute)
 
-    def check(self, executable: Executable, seed: int) -> Verdict:
-        """Judge an executable on the weights and batch of a seed; its own weights are put back afterwards."""
-        found, precision = self._found(executable, seed), executable.variant.precision
+    def check(self, executable: Executable, seed: int, *, of_inputs: bool = True) -> Verdict:
+        """Judge an executable on the weights and batch of a seed; its own weights are put back afterwards.
+
+        Args:
+            executable: what is judged.
+            seed: of weights and batch.
+            of_inputs: whether gradients of inputs are judged too, which take a pass of their own.
+        """
+        found, precision = self._found(executable, seed, of_inputs=of_inputs), executable.variant.precision
         expected = functools.partial(self.quantities, seed, precision)
         if self.mode == "decode":
             return self.judge_decoded(found, expected(), precision, self.weights(seed), self.batch(seed))
         truth = self.quantities(seed, "truth")
+        if not of_inputs:
+            inputs = {GRADIENT + name for name in self._batch(seed).tensors()}
+            truth = {name: value for name, value in truth.items() if name not in inputs}
         usual_errors = functools.partial(self.usual_errors, precision)
         return self.judge(found, truth, expected, precision, self.usual_norms, usual_errors)
 
@@ -302,17 +312,28 @@ class Gate:
             return self.quantities(seed, precision)
         return self.compute(weights, self.askable(self.workload.make_batch(seed), weights), precision)
 
-    def _found(self, executable: Executable, seed: int) -> dict[str, Tensor]:
+    def _found(self, executable: Executable, seed: int, *, of_inputs: bool) -> dict[str, Tensor]:
         kept = executable.weights()
         executable.load(self.weights(seed))
         try:
-            return executable.quantities(executable.prepare(self.batch(seed)))
+            return executable.quantities(executable.prepare(self.batch(seed)), of_inputs=of_inputs)
         finally:
             executable.load(kept)
 
     def _compute(self, seed: int, precision: str) -> dict[str, Tensor]:
-        compute = functools.partial(self.compute, self.weights(seed), self.batch(seed), precision)
-        return compute() if self.kept is None else self.kept.get(seed, precision, compute)
+        return self.shared(str(seed), self.weights(seed), self.batch(seed), precision)
+
+    def shared(self, problem: str, weights: Weights, batch: Batch, precision: str) -> dict[str, Tensor]:
+        """What `compute` gives, from another process of the group where one has kept it.
+
+        Args:
+            problem: name of weights and batch, the same in all processes.
+            weights: fp32.
+            batch: on the CPU.
+            precision: as for `compute`.
+        """
+        compute = functools.partial(self.compute, weights, batch, precision)
+        return compute() if self.kept is None else self.kept.get(problem, precision, compute)
 
     def true(self, weights: Weights, batch: Batch) -> dict[str, Tensor]:
         """Quantities of the truth."""
@@ -374,27 +395,3 @@ def true_quantities(config: Config, mode: str, device: str, weights: Weights, ba
     if wide.expected.is_floating_point():
         wide = dataclasses.replace(wide, expected=wide.expected.double())
     return executable.quantities(wide, together=True)
-
-
-def random_weights(config: Config, seed: int) -> Weights:
-    """Weights for the gate: matrices as the model initialises them, biases up to 0.5, norms 0.5 to 1.5.
-
-    Biases are so at any size and of any shape: Marian keeps one as a row of zeros, and who left it out would pass.
-    torch draws biases from +-1/sqrt(hidden_size), so that at a large size a lost bias would hide in the rounding of
-    bf16. A norm's weights are factors: near zero, all steps would look alike after it, and attention would have
-    nothing to choose from.
-    """
-    generator = torch.Generator().manual_seed(seed)
-    weights = initial_weights(config, seed)
-    return {
-        name: torch.rand(value.shape, generator=generator) + (0.5 if _is_norm(name) else -0.5)
-        if value.dim() == 1 or name.endswith("bias")
-        else value
-        for name, value in weights.items()
-    }
-
-
-def _is_norm(name: str) -> bool:
-    """Return whether a weight is the factors of a norm."""
-    *_, module, kind = name.split(".")
-    return "norm" in module and kind == "weight"

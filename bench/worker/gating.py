@@ -26,10 +26,17 @@ def refuse_replaced(who: str) -> None:
 
 
 def gated(
-    gate: Gate, audit: Audit | None, executable: Executable, prepared: Batch, seed: int, *, warm: bool
+    gate: Gate,
+    audit: Audit | None,
+    executable: Executable,
+    prepared: Batch,
+    seed: int,
+    *,
+    warm: bool,
+    of_inputs: bool = True,
 ) -> dict[str, Any]:
     """Fields of the gate's event: the gate's own verdict and, where it lets through, what an audit has against it."""
-    fields = verdict_fields(gate.check(executable, seed))
+    fields = verdict_fields(gate.check(executable, seed, of_inputs=of_inputs))
     reason = audit.find(executable, prepared, seed, warm=warm) if audit is not None and fields["passed"] else ""
     return fields | {"passed": False, "reason": reason} if reason else fields
 

@@ -35,6 +35,7 @@ from bench.run.worker_process import PROTOCOL, plugin_paths
 from bench.timing import seat
 from bench.worker import ceilings, cold
 from bench.worker.gating import TIMED_SEED, WEIGHTS_SEED, gated, refuse_replaced
+from bench.worker.script_sources import sources_read_once
 from kernels.cpu import build
 from seq2seq.data.errors import DataUnavailableError
 from seq2seq.execution.executable import execute
@@ -44,6 +45,7 @@ from seq2seq.models.base import Extent
 from seq2seq.models.cost import built_parameters, cost, decoding, valid_steps
 from seq2seq.own_model import catalogue as own_model
 from seq2seq.own_model.workload import OwnWorkload
+from seq2seq.runtimes.export import EXPORTS
 from seq2seq.workloads.checkpoint import starting_weights
 from seq2seq.workloads.registry import WORKLOADS, find_workload
 from seq2seq.workloads.workload import Workload
@@ -215,15 +217,18 @@ def sit(request: dict[str, Any], emit: Emit) -> None:
     Args:
         request: `cases`, the `seed` of the gate's problem, and whether to `audit` the timed calls too; optional are
             the least length of timed blocks (`block_s`), whether turns read the counter of `energy`, and the folder in
-            which processes of the group keep `truth` for each other.
+            which processes of the group keep `truth` and exported models for each other.
         emit: sends an event.
     """
+    emit("stage", name="weights and batch")
     cases = [Case(**fields) for fields in request["cases"]]
     for case in cases:
         cold.import_needed(case)
     workload = find_workload(cases[0].workload)
     gate = gate_for(workload, cases[0].mode, cases[0].device)
-    gate.kept = KeptQuantities(Path(request["truth"])) if request.get("truth") else None
+    kept = Path(request["truth"]) if request.get("truth") else None
+    gate.kept = KeptQuantities(kept) if kept else None
+    EXPORTS.folder = kept
     weights = starting_weights(workload, WEIGHTS_SEED)
     batch = workload.make_batch(TIMED_SEED)
     audit = Audit(gate, weights, batch) if request["audit"] else None
@@ -231,9 +236,12 @@ def sit(request: dict[str, Any], emit: Emit) -> None:
     for case in cases:
         emit("stage", name="build and gate", variant=case.variant)
         variant = VARIANTS[case.executed]
-        executable = execute(workload, variant, case.mode, case.device, weights)
+        with sources_read_once():
+            executable = execute(workload, variant, case.mode, case.device, weights)
         prepared = executable.prepare(batch)
-        verdict = gated(gate, audit, executable, prepared, request["seed"], warm=False)
+        # A timed step takes no gradients of inputs: what the first seating found of them holds for the same code.
+        judged = functools.partial(gated, gate, audit, executable, prepared, of_inputs=audit is not None)
+        verdict = judged(request["seed"], warm=False)
         emit("gate", variant=case.variant, when="before", **verdict)
         if not verdict["passed"]:
             continue
@@ -242,7 +250,7 @@ def sit(request: dict[str, Any], emit: Emit) -> None:
         counter = counter_if_any(case.device) if request.get("energy") else None
         calls = seat.warm_up(subject, case.device, request.get("block_s", seat.BLOCK_S))
         seat.READY[case.variant] = seat.Ready(subject, calls, case.device, counter)
-        _checks[case.variant] = functools.partial(gated, gate, audit, executable, prepared, warm=True)
+        _checks[case.variant] = functools.partial(judged, warm=True)
         refuse_replaced(case.variant)
 
 

@@ -220,7 +220,7 @@ class Executable:
         self.scaler.update()
         return loss, norm
 
-    def quantities(self, batch: Batch, *, together: bool = False) -> dict[str, Tensor]:
+    def quantities(self, batch: Batch, *, together: bool = False, of_inputs: bool = True) -> dict[str, Tensor]:
         """Everything the gate compares, by name: outputs, hidden, cell, loss and, in training, all gradients.
 
         In the mode `decode`: the outputs of all steps along the target, and what free running gives.
@@ -230,6 +230,7 @@ class Executable:
         Args:
             batch: prepared for this executable.
             together: take both kinds of gradients in one pass: quicker, for what is only compared with.
+            of_inputs: whether gradients of inputs are taken: a timed training step takes none.
         """
         # Aliases, so the batch itself is left as it is.
         inputs = _inputs_of(batch)
@@ -246,7 +247,7 @@ class Executable:
                 return self._quantities(batch, parameters | inputs)
             found = self._quantities(batch, parameters)
             # A pass of its own: compiled for inputs that take gradients, a model is another graph than the one timed.
-            if self.mode == "training" and inputs:
+            if self.mode == "training" and inputs and of_inputs:
                 for value in inputs.values():
                     value.requires_grad_()
                 again = self._quantities(batch, inputs)

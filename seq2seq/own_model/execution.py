@@ -161,7 +161,7 @@ class OwnExecutable(Executable):
             found.append(f"truth in float32, limits wider: {self.workload.narrow}")
         return found
 
-    def quantities(self, batch: Any, *, together: bool = False) -> dict[str, Tensor]:
+    def quantities(self, batch: Any, *, together: bool = False, of_inputs: bool = True) -> dict[str, Tensor]:
         """Everything the gate compares, by name: outputs and, in training, the loss and all gradients."""
         real = batch.real()
         parameters: dict[str, Tensor] = dict(self.model.named_parameters())
@@ -173,7 +173,7 @@ class OwnExecutable(Executable):
                 return self._trained(watched, parameters | leaves)
             found = self._trained(batch, parameters)
             # A pass of its own, as in `Executable`: compiled for inputs that take gradients, it is another graph.
-            if real:
+            if real and of_inputs:
                 again = self._trained(watched, leaves)
                 found |= {f"grad {name}": again[f"grad {name}"] for name in leaves}
         return found

@@ -7,11 +7,14 @@ speed would feed a runtime hundreds of copies of a cell.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import io
 import os
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -23,10 +26,63 @@ from seq2seq.runtimes.runtime import ARGUMENTS, RESULTS, Inputs, Results, Runtim
 
 #: The highest that both ends of the range of torch releases export to.
 OPSET = 17
-#: Exports kept, newest last: the timed weights and those of both gates, which all runtimes of a process share.
-KEPT = 3
+#: Exports kept in memory: of the timed weights and of those of both gates, as they are and quantised.
+KEPT = 6
+#: Larger ones are kept in no file: a few of them would fill a small disk.
+MOST_BYTES = 256 * 2**20
 
-_exported: dict[object, bytes] = {}
+
+@dataclass
+class Exports:
+    """Serialised models by the digest of all that they depend on, so that none is exported twice.
+
+    Attributes:
+        folder: where they are kept for other processes with the same code; None keeps them in memory alone.
+    """
+
+    folder: Path | None = None
+    _newest: dict[str, bytes] = field(default_factory=dict, init=False)
+
+    def get(self, key: str, export: Callable[[], bytes], *, shared: bool = True) -> bytes:
+        """The export of a key, made where neither this process nor another one has made it.
+
+        Args:
+            key: digest of all that it depends on.
+            export: makes it.
+            shared: whether the key means the same in every process.
+
+        Raises:
+            OSError: when the folder cannot be written.
+        """
+        if key not in self._newest:
+            found = self._filed(key, export) if shared and self.folder is not None else export()
+            for oldest in list(self._newest)[: max(0, len(self._newest) + 1 - KEPT)]:
+                del self._newest[oldest]
+            self._newest[key] = found
+        return self._newest[key]
+
+    def _filed(self, key: str, export: Callable[[], bytes]) -> bytes:
+        assert self.folder is not None  # noqa: S101 - asked before
+        path = self.folder / f"{key}.onnx"
+        if path.exists():
+            return path.read_bytes()
+        made = export()
+        if len(made) <= MOST_BYTES:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            # A process that is killed while it writes leaves no half a file under this name.
+            begun = path.with_suffix(f".{os.getpid()}")
+            begun.write_bytes(made)
+            begun.replace(path)
+        return made
+
+
+#: Those of this process.
+EXPORTS = Exports()
+
+
+def key_of(*parts: object) -> str:
+    """Digest of what an export depends on."""
+    return hashlib.blake2b(repr(parts).encode(), digest_size=16).hexdigest()
 
 
 class ExportedRun(nn.Module):
@@ -50,7 +106,7 @@ class ExportedRun(nn.Module):
 
 
 def exported(runtime: Runtime, digest: bytes) -> bytes:
-    """The runtime's model as serialised ONNX; made once a process for the same weights and shapes.
+    """The runtime's model as serialised ONNX; made once for the same weights, model and shapes.
 
     Inputs are those of `ARGUMENTS` that are given, under these names; outputs are `RESULTS`.
 
@@ -58,12 +114,11 @@ def exported(runtime: Runtime, digest: bytes) -> bytes:
         runtime: gives the model and the shapes.
         digest: of the model's weights.
     """
-    key = (digest, runtime.model.config, runtime.signature)
-    if key not in _exported:
-        for oldest in list(_exported)[: len(_exported) + 1 - KEPT]:
-            del _exported[oldest]
-        _exported[key] = _export(runtime)
-    return _exported[key]
+    # Two variants may have the same weights in modules of other classes.
+    classes = [f"{type(module).__module__}.{type(module).__qualname__}" for module in runtime.model.modules()]
+    key = key_of(digest, runtime.model.config, runtime.signature, classes, torch.__version__)
+    # The name of a model that is none of ours holds its address.
+    return EXPORTS.get(key, lambda: _export(runtime), shared=not hasattr(runtime.model, "onnx"))
 
 
 def _export(runtime: Runtime) -> bytes:

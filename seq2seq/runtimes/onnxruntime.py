@@ -7,6 +7,7 @@ Everything else is as its users find it, graph optimisation and the busy waiting
 from __future__ import annotations
 
 import collections
+import hashlib
 import importlib
 import json
 import tempfile
@@ -16,7 +17,7 @@ from typing import Any
 import torch
 
 from kernels.cpu.build import cpu_flags
-from seq2seq.runtimes.export import exported, unprinted
+from seq2seq.runtimes.export import EXPORTS, exported, key_of, unprinted
 from seq2seq.runtimes.runtime import Inputs, Ran, Results, Runtime, count
 
 #: Operators whose input type is the precision that did the work, those that round their input to 8 bits themselves, and
@@ -64,15 +65,22 @@ class QuantisedOnnxRuntime(OnnxRuntime):
     """
 
     def _prepared(self, model: bytes) -> bytes:
-        import onnx  # noqa: PLC0415 - optional
-        from onnxruntime import quantization  # noqa: PLC0415 - optional
+        narrow = not _adds_products_of_bytes()
+        key = key_of("int8", narrow, hashlib.blake2b(model).digest())
+        return EXPORTS.get(key, lambda: _quantised(model, narrow=narrow))
 
-        graph = onnx.load_from_string(model)
-        _unshare(graph.graph)
-        with tempfile.TemporaryDirectory() as folder, unprinted():
-            file = Path(folder) / "int8.onnx"
-            quantization.quantize_dynamic(graph, file, per_channel=True, reduce_range=not _adds_products_of_bytes())
-            return file.read_bytes()
+
+def _quantised(model: bytes, *, narrow: bool) -> bytes:
+    """A serialised model with weights in int8, or in 7 bits."""
+    import onnx  # noqa: PLC0415 - optional
+    from onnxruntime import quantization  # noqa: PLC0415 - optional
+
+    graph = onnx.load_from_string(model)
+    _unshare(graph.graph)
+    with tempfile.TemporaryDirectory() as folder, unprinted():
+        file = Path(folder) / "int8.onnx"
+        quantization.quantize_dynamic(graph, file, per_channel=True, reduce_range=narrow)
+        return file.read_bytes()
 
 
 def _unshare(graph: Any) -> None:
