@@ -44,28 +44,6 @@ class Kept(NamedTuple):
     weight_hh: Tensor | None = None
 
 
-def memory_to_keep(x: Tensor, flat: Sequence[Tensor], options: LayerOptions, *, cast: bool) -> Kept:
-    """Allocate what a layer keeps for its gradients.
-
-    Args:
-        x: its input; `cast` says whether that is in another type than the products.
-        flat: its parameters, in `layer`'s order.
-        options: what runs.
-        cast: see x.
-    """
-    dtype, directions, hidden, device = options.dtype, options.directions, options.hidden, x.device
-    first, second, features = x.shape
-    steps, batch = (second, first) if options.batch_first else (first, second)
-    gates = torch.empty(steps, batch, directions, 4 * hidden, dtype=dtype, device=device)
-    cells = torch.empty(steps, batch, directions, hidden, dtype=state_dtype(dtype), device=device)
-    own = torch.empty(first, second, features, dtype=dtype, device=device) if cast else None
-    if directions == 1 and flat[0].dtype == dtype:
-        return Kept(gates, cells, own)
-    shape = (4 * hidden, hidden) if directions == 1 else (directions, 4 * hidden, hidden)
-    weight_ih = torch.empty(directions * 4 * hidden, features, dtype=dtype, device=device)
-    return Kept(gates, cells, own, weight_ih, torch.empty(shape, dtype=dtype, device=device))
-
-
 def layer(
     x: Tensor,
     parameters: Sequence[tuple[Tensor, ...]],

@@ -8,8 +8,10 @@ after the other (`kernels.direct_layers`), and what is spared is to settle anew 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Mapping, Sequence
-from typing import Any
+import itertools
+import operator
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -20,12 +22,13 @@ from .common.recurrence import LayerOptions
 from .direct_layers import infer_into, layer
 from .dispatch import Choice
 from .gpu import graph_cache
+from .gpu.graph_cache import Named
 from .gpu.product_settings import product_settings
 from .graphed_training import TrainedCall, brief, train
 
 Results = tuple[Tensor, Tensor, Tensor]
 State = tuple[Tensor, Tensor]
-_Form = tuple[Hashable, ...]
+_Form = tuple[Any, ...]
 
 #: Shapes that are remembered; sequences of real data come in many lengths.
 REMEMBERED = 1024
@@ -37,6 +40,24 @@ MOST_MISSES = 128
 FIRST_PAUSE = 1024
 #: What `graph_cache.state` counts such calls by.
 PAUSED = f"training graphs pause, since {MOST_MISSES} passes in a row had new memory"
+
+
+class _Settled(NamedTuple):
+    """What a call settled for those like it.
+
+    Attributes:
+        options: what runs.
+        choices: the same in words, one a layer.
+        key: all that decides what is launched without gradients, beside the addresses of tensors.
+        call: with gradients, of a short sequence.
+        learns: whether gradients will be needed.
+    """
+
+    options: LayerOptions
+    choices: tuple[Choice, ...]
+    key: Named
+    call: TrainedCall | None
+    learns: bool
 
 
 class GraphedLayers:
@@ -66,14 +87,14 @@ class GraphedLayers:
         self._states = len(parameters) * self._directions
         self._dtype, self._device = values[0].dtype, values[0].device
         self._flat = values
-        self._kept = [(value, value.data_ptr(), value.stride(), value.requires_grad) for value in values]
-        self._learns = any(value.requires_grad for value in values)
-        self._chosen: dict[_Form, tuple[LayerOptions, tuple[Choice, ...]]] = {}
+        self._at, self._strides, self._learning = _seen(values)
+        self._learns = any(self._learning)
+        self._chosen: dict[_Form, _Settled] = {}
         self._generation = dispatch.generation()
         #: Addresses of the parameters, as part of the key of each graph; one object, whose hash is computed once. A
         #: graph holds the configurations that were chosen when it was captured.
-        places = [(at, value.shape, stride, value.dtype) for value, at, stride, _ in self._kept]
-        self._name = _Name((self._generation, *places))
+        forms = [(value.shape, value.dtype) for value in values]
+        self._name = Named((self._generation, *self._at, *self._strides, *forms))
         self._search = GraphSearch()
 
     def stands(self, parameters: Mapping[str, Tensor | None]) -> bool:
@@ -82,14 +103,11 @@ class GraphedLayers:
         Args:
             parameters: those of the module now, by name.
         """
-        if len(self._names) != len(self._kept) or self._generation != dispatch.generation():
+        if len(self._names) != len(self._flat) or self._generation != dispatch.generation():
             return False
-        for now, (value, at, stride, learns) in zip(map(parameters.get, self._names), self._kept, strict=True):
-            if now is not value or value.data_ptr() != at or value.requires_grad is not learns:
-                return False
-            if value.stride() != stride:
-                return False
-        return True
+        # Compared without a loop in Python, at each call.
+        same = all(map(operator.is_, map(parameters.get, self._names), self._flat))
+        return same and _seen(self._flat) == (self._at, self._strides, self._learning)
 
     def step(self, *_: Any) -> None:
         """Return None: no step has its state updated in place here."""
@@ -110,18 +128,19 @@ class GraphedLayers:
         """
         if intercepted() or not self._plain(x) or not self.stands(parameters):
             return None
-        form = self._form(x, hx, batch_first)
-        chosen = self._chosen.get(form)
-        if chosen is None:
-            return None
         h0 = c0 = None
         if hx is not None:
+            if not isinstance(hx, (tuple, list)) or len(hx) != 2:  # noqa: PLR2004 - h and c
+                return None
             h0, c0 = hx
             wanted = (self._states, x.size(0 if batch_first else 1), self._hidden)
             if not (self._plain(h0) and self._plain(c0) and h0.shape == wanted and c0.shape == wanted):
                 return None
-        output, *state = self._run(x, h0, c0, chosen[0], form)
-        return (output, (state[0], state[1])), chosen[1]
+        settled = self._chosen.get(self._form(x, h0, c0, batch_first))
+        if settled is None:
+            return None
+        output, h_n, c_n = self._run(x, h0, c0, settled)
+        return (output, (h_n, c_n)), settled.choices
 
     def run(self, x: Tensor, hx: Any, options: LayerOptions, choices: tuple[Choice, ...]) -> Results:
         """Run all layers, and take calls like this one from now on.
@@ -135,22 +154,25 @@ class GraphedLayers:
         Returns:
             Output (as x, with directions * H features), h_n and c_n (layers * directions, batch, H).
         """
-        form = self._form(x, hx, options.batch_first)
+        h0, c0 = hx or (None, None)
+        form = self._form(x, h0, c0, options.batch_first)
         if len(self._chosen) == REMEMBERED:
             self._chosen.clear()
-        self._chosen[form] = options, choices
-        h0, c0 = hx or (None, None)
-        return self._run(x, h0, c0, options, form)
+        key, call = Named((self._name, options, form)), None
+        if form[0] and brief(x, options):
+            flat = [tuple(itertools.chain.from_iterable(layer)) for layer in self._parameters]
+            call = TrainedCall(self._name, form, options, flat, (x, h0, c0), self._graphs, self._search.saw)
+        settled = self._chosen[form] = _Settled(options, choices, key, call, learns=form[0])
+        return self._run(x, h0, c0, settled)
 
-    def _run(self, x: Tensor, h0: Tensor | None, c0: Tensor | None, options: LayerOptions, form: _Form) -> Results:
-        learns, *_ = form
-        if learns:
-            short = brief(x, options)
-            if short and self._search.goes_on():
-                call = TrainedCall(self._name, form, options, len(self._parameters), self._dtype, self._replayed)
-                return train(x, h0, c0, call, self._flat)
-            if short:
-                self._graphs.note(PAUSED)
+    def _run(self, x: Tensor, h0: Tensor | None, c0: Tensor | None, settled: _Settled) -> Results:
+        options = settled.options
+        if settled.learns:
+            if settled.call is None:
+                return self._one_by_one(x, h0, c0, options)
+            if self._search.goes_on():
+                return train(x, h0, c0, settled.call, self._flat)
+            self._graphs.note(PAUSED)
             return self._one_by_one(x, h0, c0, options)
         first, second, _ = x.shape
         batch, dtype = first if options.batch_first else second, options.dtype
@@ -161,18 +183,8 @@ class GraphedLayers:
         def launch() -> None:
             infer_into(x, self._parameters, h0, c0, options, (output, h_n, c_n))
 
-        self._graphs.run(launch, (self._name, options, form), (x, h0, c0), (output, h_n, c_n))
+        self._graphs.run(launch, settled.key, (), (x, h0, c0, output, h_n, c_n))
         return output, h_n, c_n
-
-    def _replayed(
-        self,
-        launch: Callable[[], None],
-        key: tuple[Hashable, ...],
-        tensors: Sequence[Tensor | None],
-        known: Sequence[Tensor | None],
-    ) -> None:
-        """Run by a graph where there is one."""
-        self._search.saw(self._graphs.run(launch, key, tensors, known))
 
     def _one_by_one(self, x: Tensor, h0: Tensor | None, c0: Tensor | None, options: LayerOptions) -> Results:
         """All layers, keeping what their gradients need."""
@@ -187,14 +199,18 @@ class GraphedLayers:
         h_n, c_n = map(torch.cat, zip(*ends, strict=True))
         return x, h_n, c_n
 
-    def _form(self, x: Tensor, hx: Any, batch_first: bool) -> _Form:
+    def _form(self, x: Tensor, h0: Tensor | None, c0: Tensor | None, batch_first: bool) -> _Form:
         """All that decides what runs beside the parameters, options and addresses; first, whether gradients will."""
         learns = torch.is_grad_enabled() and (
-            self._learns or x.requires_grad or (hx is not None and any(getattr(v, "requires_grad", False) for v in hx))
+            self._learns
+            or x.requires_grad
+            or (h0 is not None and h0.requires_grad)
+            or (c0 is not None and c0.requires_grad)
         )
         tf32, autocast = self._precision(self._device, self._dtype), autocast_dtype(self._device)
         settings = product_settings(autocast or self._dtype)
-        return learns, x.shape, batch_first, hx is None, autocast, tf32, *settings
+        states = None if h0 is None or c0 is None else (h0.stride(), h0.dtype, c0.stride(), c0.dtype)
+        return learns, x.shape, x.stride(), x.dtype, batch_first, states, autocast, tf32, *settings
 
     def _plain(self, value: Any) -> bool:
         """Return whether it is a tensor of the parameters' type and device that kernels can read where it lies."""
@@ -237,14 +253,9 @@ class GraphSearch:
                 self._missed, self._left, self._pause = 0, self._pause, 2 * self._pause
 
 
-class _Name:
-    """A tuple with its hash, which a tuple computes anew each time."""
+def _seen(values: Sequence[Tensor]) -> tuple[list[int], list[tuple[int, ...]], list[bool]]:
+    """Addresses, strides, and whether they learn."""
+    return list(map(Tensor.data_ptr, values)), list(map(Tensor.stride, values)), list(map(_LEARNS, values))
 
-    def __init__(self, value: tuple[Hashable, ...]) -> None:
-        self._value, self._hash = value, hash(value)
 
-    def __hash__(self) -> int:
-        return self._hash
-
-    def __eq__(self, other: object) -> bool:
-        return self is other or (isinstance(other, _Name) and self._value == other._value)
+_LEARNS = operator.attrgetter("requires_grad")

@@ -72,10 +72,16 @@ def graphs(monkeypatch, device) -> Iterator[Graphs]:
 
 
 class Memory:
-    """An allocator that gives the same memory at the same allocation of each step, as CUDA's does in a steady loop."""
+    """An allocator that gives the same memory at the same allocation of each step, as CUDA's does in a steady loop.
+
+    Attributes:
+        moves: whether it gives new memory each time.
+    """
 
     def __init__(self) -> None:
         self._given: dict[tuple[Any, ...], Tensor] = {}
+        self._kept: list[Tensor] = []
+        self.moves = False
         self._number = itertools.count()
         self._empty = torch.empty
 
@@ -85,11 +91,16 @@ class Memory:
 
     def empty(self, *shape: Any, **options: Any) -> Tensor:
         """Stand in for `torch.empty`."""
+        if self.moves:
+            self._kept.append(self._empty(*shape, **options))
+            return self._kept[-1].detach()
         key = (next(self._number), str(shape), str(options))
         if key not in self._given:
             self._given[key] = self._empty(*shape, **options)
-        # Where a kernel leaves something out, the values of the step before would hide it.
-        return self._given[key].detach().fill_(float("nan"))
+        # Where a kernel leaves something out, the values of the step before would hide it. Bytes of ones are NaN in
+        # every type.
+        given = self._given[key].detach()
+        return given.fill_(float("nan") if given.is_floating_point() else 0xFF)
 
 
 @pytest.fixture
@@ -227,7 +238,6 @@ def test_a_cycle_of_shapes_is_replayed(graphs, memory):
 def test_memory_that_does_not_come_back_pauses_the_search(graphs, memory, monkeypatch):
     """After many passes on new memory training goes layer by layer, which is counted, and tries again later."""
     monkeypatch.setattr(graphed_layers, "FIRST_PAUSE", 5)
-    fresh = itertools.count()
     lstm, x, grad = LSTM(3, 4, implementation="cell"), torch.randn(5, 2, 3), torch.ones(5, 2, 4)
 
     def train(steps: int) -> None:
@@ -237,12 +247,12 @@ def test_memory_that_does_not_come_back_pauses_the_search(graphs, memory, monkey
             lstm(x)[0].backward(grad)
 
     tried = graphed_layers.MOST_MISSES // 2
-    with monkeypatch.context() as patch:
-        patch.setattr("kernels.gpu.graph_cache._address", lambda _: next(fresh))
-        for pause in (5, 10):
-            before = graphs.state().plain.get(graphed_layers.PAUSED, 0)
-            train(tried + pause)
-            assert graphs.state().plain[graphed_layers.PAUSED] == before + pause
+    memory.moves = True
+    for pause in (5, 10):
+        before = graphs.state().plain.get(graphed_layers.PAUSED, 0)
+        train(tried + pause)
+        assert graphs.state().plain[graphed_layers.PAUSED] == before + pause
+    memory.moves = False
     assert graphs.state().replayed == 0
     train(SIGHTINGS + 3)
     state = graphs.state()
@@ -263,16 +273,16 @@ def test_a_long_sequence_has_no_graph(graphs, monkeypatch):
     assert sum(graphs.state().plain.values()) == 2
 
 
-@pytest.mark.parametrize("moved", ["gates", "cells"])
-def test_saved_memory_in_another_order_is_read_by_another_graph(graphs, memory, moved):
+def test_saved_memory_in_another_order_is_read_by_another_graph(graphs, memory):
     """A hook that puts what was saved into another order, on the same memory, never meets the graph of the first."""
-    theirs, ours, features = nn.LSTM(3, 4), LSTM(3, 4, implementation="cell"), {"gates": 16, "cells": 4}[moved]
+    theirs, ours = nn.LSTM(3, 4), LSTM(3, 4, implementation="cell")
     ours.load_state_dict(theirs.state_dict())
     x, grad = torch.randn(5, 2, 3), torch.randn(5, 2, 4)
     expected = torch.autograd.grad(theirs(x)[0], list(theirs.parameters()), grad)
 
     def batch_first(value: Tensor) -> Tensor:
-        if value.shape != (5, 2, 1, features):
+        # The output.
+        if value.shape != (5, 2, 4):
             return value
         copy = value.clone()
         other = value.as_strided(value.shape, copy.transpose(0, 1).contiguous().transpose(0, 1).stride())
@@ -289,6 +299,71 @@ def test_saved_memory_in_another_order_is_read_by_another_graph(graphs, memory, 
             for one, other in zip(found, expected, strict=True):
                 torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
         assert graphs.state().captured == captured
+
+
+@pytest.mark.usefixtures("graphs")
+@pytest.mark.parametrize("step", [1, 2])
+def test_what_is_kept_may_come_back_anywhere(step):
+    """A hook may bring the block of bytes back at an odd address, or every other byte of memory."""
+    theirs, ours = nn.LSTM(3, 4, 2), LSTM(3, 4, 2, implementation="cell")
+    ours.load_state_dict(theirs.state_dict())
+    x, grad, moved = torch.randn(5, 2, 3), torch.randn(5, 2, 4), []
+    expected = torch.autograd.grad(theirs(x)[0], list(theirs.parameters()), grad)
+
+    def elsewhere(value: Tensor) -> Tensor:
+        if value.dtype != torch.uint8:
+            return value
+        moved.append(torch.empty(step * value.numel() + 1, dtype=torch.uint8)[1::step].copy_(value))
+        return moved[-1]
+
+    with torch.autograd.graph.saved_tensors_hooks(lambda value: value, elsewhere):
+        output, _ = ours(x)
+    found = torch.autograd.grad(output, list(ours.parameters()), grad)
+    assert len(moved) == 1
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("stateful", [False, True])
+def test_another_order_or_type_is_another_graph(graphs, memory, stateful):
+    """Input and state at the same address, but with other strides or in another type, are captured anew."""
+    theirs, ours = nn.LSTM(3, 4), LSTM(3, 4, implementation="cell")
+    ours.load_state_dict(theirs.state_dict())
+    base, state = torch.randn(5, 2, 3), torch.randn(1, 2, 4)
+    orders = [
+        (base, state),
+        (base.as_strided((5, 2, 3), (3, 15, 1)), state),
+        (base, state.as_strided((1, 2, 4), (8, 1, 2))),
+    ]
+    for number, (x, h) in enumerate(orders if stateful else orders[:2], 1):
+        hx = (h, h) if stateful else None
+        expected = torch.autograd.grad(theirs(x.contiguous(), hx)[0].sum(), list(theirs.parameters()))
+        grad = torch.ones(5, 2, 4)
+        for _ in range(SIGHTINGS + 2):
+            memory.begin()
+            found = torch.autograd.grad(ours(x, hx)[0], list(ours.parameters()), grad)
+        for one, other in zip(found, expected, strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+        assert graphs.state().captured == 2 * number
+
+
+@pytest.mark.parametrize("changed", ["x", "state", "output", "weight_ih_l0", "weight_hh_l0"])
+def test_a_change_in_place_of_what_was_saved_is_refused(graphs, memory, changed):
+    """Between a replayed forward pass and its backward pass, as torch does it everywhere."""
+    lstm, x, grad = LSTM(3, 4, implementation="cell"), torch.randn(5, 2, 3), torch.ones(5, 2, 4)
+    hx = (torch.randn(1, 2, 4), torch.randn(1, 2, 4))
+    for number in range(SIGHTINGS + 2):
+        memory.begin()
+        output, _ = lstm(x, hx)
+        if number == SIGHTINGS + 1:
+            values = {"x": x, "state": hx[0], "output": output} | dict(lstm.named_parameters())
+            with torch.no_grad():
+                values[changed].add_(1)
+            with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+                torch.autograd.grad(output, list(lstm.parameters()), grad)
+            break
+        torch.autograd.grad(output, list(lstm.parameters()), grad)
+    assert graphs.state().replayed > 2
 
 
 @pytest.mark.usefixtures("graphs")

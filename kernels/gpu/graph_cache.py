@@ -144,7 +144,7 @@ class Graphs:
     def run(
         self,
         launch: Callable[[], None],
-        key: tuple[Hashable, ...],
+        key: Hashable,
         tensors: Sequence[Tensor | None],
         known: Sequence[Tensor | None] = (),
     ) -> int:
@@ -261,6 +261,19 @@ class Graphs:
             # torch never takes up a pool again whose last graph is gone: the next capture there starts a new lane.
             if not self._lanes[place].graphs:
                 del self._lanes[place]
+
+
+class Named:
+    """A tuple with its hash, which a tuple computes anew each time: for what stays the same in many keys."""
+
+    def __init__(self, value: tuple[Hashable, ...]) -> None:
+        self._value, self._hash = value, hash(value)
+
+    def __hash__(self) -> int:
+        return self._hash
+
+    def __eq__(self, other: object) -> bool:
+        return self is other or (isinstance(other, Named) and self._value == other._value)
 
 
 def _address(tensor: Tensor | None) -> Hashable:
