@@ -229,7 +229,7 @@ class _TrainedLayers(torch.autograd.Function):
             strides = tuple([v and v[1] for v in found])
         present = [grad for grad in grads if grad is not None]
         if torch.is_grad_enabled() or batched(present) or not unwatched([saved[3], *present], autocast=True):
-            results = gradients_of(_gradients, grads, *saved, call, needed, strides)
+            results: Sequence[Tensor | None] = gradients_of(_gradients, grads, *saved, call, needed, strides)
         else:
             results = _by_graph(grads, saved, call, needed, strides)
         return *results[:3], None, *results[3:]
@@ -322,25 +322,19 @@ def _parts(
     """
     hidden, directions, dtype = options.hidden, options.directions, options.dtype
 
-    def part(wanted: bool, *shape: int, dtype: torch.dtype = dtype) -> Part | None:
+    def part(*shape: int, dtype: torch.dtype = dtype) -> Part:
         nonlocal begin
-        if not wanted:
-            return None
         found = Part(begin, shape, dtype)
         begin += -(-math.prod(shape) * dtype.itemsize // ALIGNMENT) * ALIGNMENT
         return found
 
-    gates, cells = (
-        part(True, *time, directions, 4 * hidden),
-        part(True, *time, directions, hidden, dtype=state_dtype(dtype)),
-    )
     own = LayerParts(
-        gates=gates,
-        cells=cells,
-        x=part(cast_x, *sizes),
-        weight_ih=part(cast_weights, directions * 4 * hidden, sizes[2]),
-        weight_hh=part(cast_weights, *(() if directions == 1 else (directions,)), 4 * hidden, hidden),
-        output=part(not last, *sizes[:2], directions * hidden),
+        gates=part(*time, directions, 4 * hidden),
+        cells=part(*time, directions, hidden, dtype=state_dtype(dtype)),
+        x=part(*sizes) if cast_x else None,
+        weight_ih=part(directions * 4 * hidden, sizes[2]) if cast_weights else None,
+        weight_hh=part(*(() if directions == 1 else (directions,)), 4 * hidden, hidden) if cast_weights else None,
+        output=None if last else part(*sizes[:2], directions * hidden),
     )
     return own, begin
 
