@@ -14,6 +14,9 @@ nox.options.reuse_existing_virtualenvs = True
 
 PROJECT = nox.project.load_toml("pyproject.toml")
 
+# Tests and runs start many Python processes. Where bytecode is not kept, each compiles all of torch that it imports.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+
 
 def install(session: nox.Session, *groups: str) -> None:
     """Install what kernels and suite depend on, and the given groups; the project itself runs from the checkout."""
