@@ -25,13 +25,15 @@ OTHERS += [NARROW_VNNI] if "avx_vnni" in FLAGS and "avx512f" in FLAGS else []
 
 
 def _usable(target: str) -> bool:
-    return platform.machine() == "x86_64" and (target != "-march=x86-64-v3" or _NARROWER)
+    return platform.machine() == "x86_64" and (target != NARROW or _NARROWER)
 
 
-#: Builds for tests alone are optimised less, since a whole one takes 12 s to compile.
-QUICK = f"{build.NATIVE} -O1"
+#: Builds for tests alone are optimised little, since compiling takes longer than all that they run.
+LITTLE = "-Og"
+QUICK = f"{build.NATIVE} {LITTLE}"
 #: This machine's vectors, and the narrower ones that others have.
-TARGETS = [build.NATIVE, *(f"{t} -O1" for t in ("-march=x86-64-v3", "-march=x86-64") if _usable(t))]
+NARROW, NARROWEST = f"-march=x86-64-v3 {LITTLE}", f"-march=x86-64 {LITTLE}"
+TARGETS = [build.NATIVE, *(target for target in (NARROW, NARROWEST) if _usable(target))]
 _INTEL = "GenuineIntel" in Path("/proc/cpuinfo").read_text(encoding="utf-8") if platform.system() == "Linux" else False
 #: All weights taken for more than the near caches hold, and one sequence projected as other processors do it.
 FAR = f"{QUICK} -DNEAREST=0 -DNEAR_BYTES=0 -DBESIDE={int(_INTEL)}"
@@ -43,7 +45,7 @@ if "avx512_bf16" in build.cpu_flags():
     FEWER_BITS.append(TILES)
 #: Builds with how each can keep its weights in fewer bits: split in two parts needs tiles.
 KEPT = [(target, storage) for target in FEWER_BITS for storage in ("bf16", "int8")]
-KEPT += [(f"{target} -O1", "int8") for target in OTHERS]
+KEPT += [(f"{target} {LITTLE}", "int8") for target in OTHERS]
 _TILED = [TILES, *([build.NATIVE] if "amx_bf16" in build.cpu_flags() else [])]
 KEPT += [(target, "split") for target in FEWER_BITS if target in _TILED]
 #: Builds of the head: for this machine, for AVX2, for the others, and with VNNI's products in plain C++.

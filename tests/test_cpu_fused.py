@@ -19,7 +19,7 @@ pytest.importorskip("hypothesis")
 
 import torch
 import torch.utils.checkpoint
-from cpu_builds import QUICK, TARGETS, built_for
+from cpu_builds import LITTLE, NARROWEST, QUICK, TARGETS, built_for
 from hypothesis import given
 from hypothesis import strategies as st
 from planted_kernels import DEFECT, NOTHING, KernelPrograms, changed_sources, planted_sources
@@ -83,10 +83,10 @@ def test_long_sequences_hold() -> None:
         assert_close(errors_backward(sizes, fused), torch.float32)
 
 
-@pytest.mark.skipif("-march=x86-64 -O1" not in TARGETS or "avx" not in build.cpu_flags().split(), reason="no AVX here")
+@pytest.mark.skipif(NARROWEST not in TARGETS or "avx" not in build.cpu_flags().split(), reason="no AVX here")
 def test_avx_without_avx2_is_served() -> None:
     """Vectors of eight without the instructions that came with AVX2, as Sandy Bridge has them."""
-    with built_for("-march=x86-64 -mavx -O1", 2):
+    with built_for(f"-march=x86-64 -mavx {LITTLE}", 2):
         for sizes in (Sizes(batch=1, steps=4, hidden=19), Sizes(batch=5, steps=3, hidden=11)):
             assert_close(errors_forward(sizes, fused), torch.float32)
             assert_close(errors_backward(sizes, fused), torch.float32)

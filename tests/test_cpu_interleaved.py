@@ -9,7 +9,7 @@ import pytest
 pytest.importorskip("hypothesis")
 
 import torch
-from cpu_builds import FAR, OTHERS, TARGETS, built_for
+from cpu_builds import FAR, LITTLE, OTHERS, TARGETS, built_for
 from hypothesis import given
 from hypothesis import strategies as st
 from planted_kernels import NOTHING, KernelPrograms, planted_sources
@@ -27,7 +27,8 @@ BUILDS = [*TARGETS, FAR]
 
 
 #: With how they keep weights; other builds have other integers alone.
-KEPT = [(target, storage) for target in BUILDS for storage in ALLOWED] + [(f"{other} -O1", "int8") for other in OTHERS]
+KEPT = [(target, storage) for target in BUILDS for storage in ALLOWED]
+KEPT += [(f"{other} {LITTLE}", "int8") for other in OTHERS]
 
 
 @pytest.mark.parametrize(("target", "storage"), KEPT)
