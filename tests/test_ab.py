@@ -424,7 +424,7 @@ def test_a_slowdown_between_two_revisions_is_found(checkout, tmp_path, monkeypat
     words = ["--workload", "seed", "--threads", "1", "--budget", "8", "--seatings", "4", "--out", str(out)]
     variants = ["--variant", "reference", "--variant", "onednn", "--variant", "torchscript"]
     monkeypatch.setattr(sides, "ROOT", checkout)
-    with WarmWorkers() as workers:
+    with WarmWorkers(imports=()) as workers:
         done = workers.run("ab", "HEAD~1", "HEAD", *words, *variants, "--fail-on", "slower:10%")
     found = verdicts.judge(read_run(out), NAMES, CompareOptions("time", threshold=0.1))
     slow, little, untouched = ({p.key.variant: p for p in found.pairs}[name] for name in (*slowdowns, "torchscript"))
