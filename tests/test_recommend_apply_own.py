@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -37,8 +38,11 @@ def spec_of(path: str) -> dict:
 
 def ran(path: Path) -> subprocess.CompletedProcess:
     """The artefact as a program, in a process of its own."""
+    # A compiler is found by the path, and it may have to compile the kernel.
+    environment = {name: os.environ[name] for name in ("PATH", "SEQ2SEQ_KERNEL_CACHE") if name in os.environ}
+    environment["PYTHONPATH"] = str(ROOT)
     return subprocess.run(
-        [sys.executable, str(path)], capture_output=True, text=True, cwd="/", env={"PYTHONPATH": str(ROOT)}, check=False
+        [sys.executable, str(path)], capture_output=True, text=True, cwd="/", env=environment, check=False
     )
 
 
