@@ -246,7 +246,8 @@ def _show(console: Console, folder: RunFolder) -> None:
         from bench.recommend.words import sentences  # noqa: PLC0415 - scipy is slow to import
 
         for title, text in sentences(report.run):
-            console.say(f"{title}: {text}")
+            console.say(title, "bold")
+            console.say(text)
     else:
         console.say(f"which to ship: python -m bench recommend {shlex.quote(str(folder.path))}")
     console.say(f"records: {folder.path / 'records.csv'}")

@@ -162,9 +162,19 @@ def test_two_that_cannot_be_told_apart_share_the_place_and_the_cheapest_is_named
     assert found.clearer is not None
     assert main(["recommend", str(folder)]) == 5
     out = capsys.readouterr().out
-    assert "Unclear: perhaps" in out
-    assert "of further rounds would decide" in out or "more rounds would decide" in out
-    assert f"python -m bench run --resume {folder} --more" in out or "where nothing else runs" in out
+    title, first, *rest = out.splitlines()
+    assert title == "seed, inference, cpu, 1 thread"
+    assert first in {f"Unclear: {names} seems to be fastest by median latency." for names in ("a or b", "b or a")}
+    assert {line.partition(":")[0] for line in rest[:2]} == {"- a", "- b"}
+    assert all(" % sure, " in line for line in rest[:2])
+    assert rest[2] == "- Until then: b is the cheapest of them to own (40.0 MB less memory)."
+    if found.clearer.hopeless:
+        assert rest[3:] == [f"- To decide: {found.clearer.text}."]
+    else:
+        more = f"  python -m bench run --resume {folder} --more"
+        assert rest[3] == f"- To decide: {found.clearer.text}:"
+        assert rest[4].startswith(more)
+        assert len(rest) == 5
 
 
 def test_a_difference_below_three_percent_is_no_reason_to_doubt(tmp_path):
@@ -220,7 +230,12 @@ def test_one_that_failed_after_the_first_pass_is_not_recommended_without_a_word(
     found = answer(folder, objective=objective)
     assert (found.verdict, found.variant) == (Recommendation.UNCLEAR, "cpu-fused")
     assert "one of its processes failed: crashed in seating 6: planted" in found.notes
-    assert "One of its processes failed: crashed" in sentences(read_run(folder))[0][1]
+    lines = sentences(read_run(folder), Question(objective))[0][1].splitlines()
+    assert lines[0].startswith("Unclear: `cpu-fused` seems to ")
+    assert lines[0].endswith(", but a doubt remains.")
+    assert "- Doubt about `cpu-fused`: one of its processes failed: crashed in seating 6: planted." in lines
+    # The same command of another variant or mode would measure something else.
+    assert lines[-1] == f"  python -m bench show {folder} seed/inference/cpu-fused"
 
 
 def test_nothing_that_ran_is_unclear_and_not_an_error(tmp_path):
@@ -232,7 +247,8 @@ def test_nothing_that_ran_is_unclear_and_not_an_error(tmp_path):
     found = answer(folder)
     assert (found.verdict, found.variant) == (Recommendation.UNCLEAR, None)
     assert sentences(read_run(folder))[0][1].startswith(
-        "Unclear: no variant ran and passed its gate; `reference`, `onednn`, `cpu-fused` (crashed: signal 11)."
+        "Unclear: no variant ran and passed its gate.\n"
+        "- Left out: `reference`, `onednn`, `cpu-fused` (crashed: signal 11)."
     )
 
 
@@ -283,8 +299,8 @@ def test_one_that_failed_later_in_a_set_of_a_mix_is_not_shipped_without_a_word(t
     )
     assert (sure_.variant, sure_.unclear, sure_.notes) == ("cpu-fused", False, ())
     assert (doubtful.variant, doubtful.unclear) == ("cpu-fused", True)
-    assert mix_text(doubtful).startswith("Unclear: perhaps `cpu-fused`")
-    assert mix_text(doubtful).endswith("In long, one of its processes failed: crashed in seating 6: planted.")
+    assert mix_text(doubtful).startswith("Unclear: `cpu-fused` seems to have the least expected time (")
+    assert "- Doubt: in long, one of its processes failed: crashed in seating 6: planted.\n" in mix_text(doubtful)
 
 
 def test_bounds_and_starts_count_over_a_mix(tmp_path):

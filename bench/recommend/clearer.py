@@ -33,14 +33,17 @@ class Clearer:
     seconds: float
     hopeless: bool
 
-    def text(self, path: Path) -> str:
-        """The advice in words, with the command."""
+    @property
+    def text(self) -> str:
+        """The advice in words, without the command."""
         if self.hopeless:
-            return f"about {self.rounds} more rounds would decide: rather measure again where nothing else runs"
-        return (
-            f"about {duration(self.seconds)} of further rounds would decide: "
-            f"python -m bench run --resume {shlex.quote(str(path))} --more {duration(self.seconds)}"
-        )
+            return f"about {self.rounds} further rounds, which are too many: measure again where nothing else runs"
+        return f"about {duration(self.seconds)} of further rounds"
+
+    def command(self, path: Path) -> str:
+        """The command that measures them into the run folder; empty where that is not worth while."""
+        more = f"python -m bench run --resume {shlex.quote(str(path))} --more {duration(self.seconds)}"
+        return "" if self.hopeless else more
 
 
 @dataclass(frozen=True)
@@ -77,12 +80,15 @@ class MoreRepeats:
         words += [word for name in variants for word in ("--variant", name)]
         return cls(wanted, (*words, "--bound", bound, "--repeats", str(wanted)), wanted > MOST_REPEATS)
 
-    def text(self, path: Path) -> str:
-        """The advice in words, with the command."""
-        del path
-        if self.hopeless:
-            return f"about {self.repeats} repeats would decide: rather measure again where nothing else runs"
-        return shlex.join(self.words)
+    @property
+    def text(self) -> str:
+        """The advice in words, without the command."""
+        rather = ", which are too many: measure again where nothing else runs" if self.hopeless else ""
+        return f"about {self.repeats} repeats{rather}"
+
+    def command(self, _: Path) -> str:
+        """The command that serves into a new folder; empty where that is not worth while."""
+        return "" if self.hopeless else shlex.join(self.words)
 
 
 def more_calls(samples: Samples, variants: Sequence[str], wanted: int) -> Clearer | None:

@@ -79,7 +79,7 @@ def command(arguments: argparse.Namespace) -> int:
 
 
 def show(run: RecordedRun, answers: tuple[Advice, ...], mixed: tuple[MixAnswer, ...]) -> None:
-    """Print the sentences, one paragraph per group."""
+    """Print the answers, one block of lines per group."""
     console = Console()
     found = [(answer.title, words.group_text(answer, run), answer.verdict) for answer in answers]
     found += [
@@ -108,6 +108,9 @@ def _answer_json(answer: Advice, run: RecordedRun) -> dict[str, Any]:
     found = dataclasses.asdict(answer)
     del found["key"], found["question"], found["commits"]
     advice = answer.clearer
+    more = None
+    if advice is not None:
+        more = dataclasses.asdict(advice) | {"advice": advice.text, "command": advice.command(run.path)}
     shown: dict[str, Any] = _finite({
         "workload": workload,
         "mode": mode,
@@ -118,7 +121,7 @@ def _answer_json(answer: Advice, run: RecordedRun) -> dict[str, Any]:
         "bounds": answer.question.bounds,
         **found,
         "variants": {name: dataclasses.asdict(facts) for name, facts in answer.commits.items()},
-        "clearer": None if advice is None else dataclasses.asdict(advice) | {"advice": advice.text(run.path)},
+        "clearer": more,
         "text": words.group_text(answer, run),
     })  # fmt: skip
     return shown

@@ -22,13 +22,13 @@ class Objective(enum.StrEnum):
 
 #: Objectives that come from the timed rounds, and so have a probability; the others are measured once a case.
 TIMED = (Objective.P99, Objective.P50, Objective.THROUGHPUT)
-#: What the best variant does, in words.
+#: What makes a variant the best, as an infinitive.
 BEST = {
     Objective.P99: "to be fastest by the 99th percentile",
     Objective.P50: "to be fastest by median latency",
     Objective.THROUGHPUT: "to have the highest throughput",
-    Objective.MEMORY: "it takes the least memory",
-    Objective.COLD_START: "it starts soonest",
+    Objective.MEMORY: "to take the least memory",
+    Objective.COLD_START: "to start soonest",
     Objective.LOAD: "to sustain the highest load under the bound",
 }
 #: Comparative of an objective, and what a multiple is a multiple of.

@@ -1,8 +1,9 @@
-"""Recommendations in sentences, for the terminal and for the page. Names stand between backticks."""
+"""Recommendations in words, for the terminal and for the page: one fact a line, names between backticks."""
 
 from __future__ import annotations
 
 import math
+import shlex
 from collections.abc import Mapping, Sequence
 
 from bench import units
@@ -35,37 +36,104 @@ def sentences(
 
 
 def group_text(answer: Advice, run: RecordedRun) -> str:
-    """The recommendation for a group in sentences."""
-    if answer.variant is None:
-        parts = [f"Unclear: {'; '.join([*answer.notes, *_together(answer.left_out)])}."]
-        return " ".join([*parts, *_advice(answer, run)])
+    """The recommendation for a group, one fact a line."""
+    if answer.verdict is Recommendation.UNCLEAR:
+        return unclear_text(answer, run)
     if answer.verdict is Recommendation.NONE:
         bounds = " and ".join(answer.question.bounds)
         return f"Nothing keeps the bounds ({bounds}). The nearest is `{answer.variant}`: {'; '.join(answer.misses)}."
-    parts = [_opening(answer), _rivals(answer), _alike(answer), _cost(answer), _left_out(answer)]
-    parts += [f"{note[0].upper()}{note[1:]}." for note in answer.notes]
+    parts = [_opening(answer), _next(answer), _alike(answer), _cost(answer), _left_out(answer)]
+    parts += [_sentence(note) for note in answer.notes]
+    parts += [_share(answer, run)]
+    return "\n".join(filter(None, parts))
+
+
+def unclear_text(answer: Advice, run: RecordedRun) -> str:
+    """Lines that say what is undecided, between which variants, why, and what would decide it."""
+    names = [answer.variant] if answer.variant else []
+    # In the order of their costs, as the rivals are.
+    names += [rival.variant for rival in answer.rivals if rival.variant in answer.alike]
+    best = BEST[answer.question.objective]
+    if not names:
+        lines = [f"Unclear: {'; '.join(answer.notes) or 'nothing can be rated'}."]
+    elif len(names) == 1:
+        lines = [f"Unclear: `{names[0]}` seems {best}, but a doubt remains."]
+    else:
+        lines = [f"Unclear: {', '.join(f'`{name}`' for name in names[:-1])} or `{names[-1]}` seems {best}."]
+    lines += [f"- {_contender(answer, name)}" for name in names]
+    if answer.variant and answer.notes:
+        # Some name the variant that they are about, the others are about the first.
+        own = f"Doubt about `{answer.variant}`"
+        lines += [f"- {'Doubt' if note.startswith('`') else own}: {note}." for note in answer.notes]
+    if answer.left_out and (answer.question.bounds or not names):
+        lines += [f"- Left out: {each}." for each in _together(answer.left_out)]
+    if len(names) > 1 and answer.cheapest is not None:
+        lines.append(f"- Until then: `{answer.cheapest}` is the cheapest of them to own{_why_cheap(answer)}.")
+    lines += [f"- {share}" for share in [_share(answer, run)] if share]
+    return "\n".join([*lines, *_to_decide(answer, run)])
+
+
+def _contender(answer: Advice, name: str) -> str:
+    """Return "`name`: 51 % sure, 1.51 ms."; of one that is not first, its distance from the first."""
+    rival = next((found for found in answer.rivals if found.variant == name), None)
+    calls = answer.question.calls
+    if rival is None:
+        over = "" if calls is None else f", a start spread over {calls:g} calls"
+        parts = [sure(answer.probability), f"{answer.value}{over}"]
+    else:
+        apart = margin(rival.excess, answer.question.objective).removeprefix("is ")
+        parts = [sure(rival.probability), f"{apart}{_memory(rival)}"]
+    return f"`{name}`: {', '.join(filter(None, parts))}."
+
+
+def _to_decide(answer: Advice, run: RecordedRun) -> list[str]:
+    """What would make an unclear answer clear, and its command on a line of its own."""
+    if answer.clearer is not None:
+        what, command = answer.clearer.text, answer.clearer.command(run.path)
+    elif answer.variant is not None and answer.question.objective is not Objective.LOAD:
+        workload, mode, *_ = answer.key
+        what = "measure it again; the command is at the end of what this prints"
+        case = f"{workload}/{mode}/{answer.variant}"
+        command = f"python -m bench show {shlex.quote(str(run.path))} {shlex.quote(case)}"
+    else:
+        return []
+    return [f"- To decide: {what}{':' if command else '.'}", *([f"  {command}"] if command else [])]
+
+
+def _share(answer: Advice, run: RecordedRun) -> str:
+    """The share of a call that the LSTMs of the user's own model take; empty for other models."""
     share = own_model.share_of(run.environment, *answer.key[:2])
-    parts += [] if share is None else [f"Y{own_model.share_text(share)[1:]}."]
-    return " ".join(filter(None, [*parts, *_advice(answer, run)]))
+    return "" if share is None else f"Y{own_model.share_text(share)[1:]}."
+
+
+def _sentence(text: str) -> str:
+    return f"{text[0].upper()}{text[1:]}."
 
 
 def mix_text(answer: MixAnswer) -> str:
-    """The recommendation for a mix in sentences."""
+    """The recommendation for a mix, one fact a line."""
     sets = ", ".join(f"{name} {units.share(weight)}" for name, weight in answer.sets.items())
     if answer.variant is None or answer.regrets is None:
         return f"Unclear: {'; '.join(answer.notes)} ({sets})."
     regret = answer.regrets[answer.variant]
-    verdict = "Unclear: perhaps" if answer.unclear else "Ship"
     what = "time" if answer.percentile == "p50" else answer.percentile
     lost = f"at worst {_percent(regret.share)} slower than `{regret.best}`, in {regret.input_set}"
-    text = (
-        f"{verdict} `{answer.variant}`: least expected {what}, {units.seconds(answer.expected_s)} a call, "
-        f"{sure(answer.probability)}; {lost if regret.share > 0 else 'it is the fastest in every set'} ({sets})."
-    )
+    expected = f"{units.seconds(answer.expected_s)} a call, {sure(answer.probability)}"
+    lost = lost if regret.share > 0 else "it is the fastest in every set"
+    lines = [f"Ship `{answer.variant}`: least expected {what}, {expected}; {lost} ({sets})."]
+    if answer.unclear:
+        lines = [
+            f"Unclear: `{answer.variant}` seems to have the least expected {what} ({sets}), but that is not sure.",
+            f"- `{answer.variant}`: {expected}; {lost}.",
+            *(f"- Doubt: {note}." for note in answer.notes),
+        ]
     steady = min(answer.regrets, key=lambda name: answer.regrets[name].share if answer.regrets else 0.0)
     if steady != answer.variant:
-        text += f" The least regret has `{steady}`: at worst {_percent(answer.regrets[steady].share)}."
-    return " ".join([text, *(f"{note[0].upper()}{note[1:]}." for note in answer.notes)])
+        regretted = f"The least regret has `{steady}`: at worst {_percent(answer.regrets[steady].share)}."
+        lines.append(f"- {regretted}" if answer.unclear else regretted)
+    if answer.unclear:
+        lines.append("- To decide: measure the sets longer, as the answers for each of them say.")
+    return "\n".join(lines)
 
 
 def sure(probability: float | None) -> str:
@@ -80,34 +148,27 @@ def sure(probability: float | None) -> str:
 
 def _opening(answer: Advice) -> str:
     best = BEST[answer.question.objective]
-    value = f"`{answer.variant}`" if answer.verdict is Recommendation.RECOMMENDED else f"perhaps `{answer.variant}`"
-    verb = "Ship" if answer.verdict is Recommendation.RECOMMENDED else "Unclear:"
+    ship = f"Ship `{answer.variant}`"
     calls = answer.question.calls
     over = "" if calls is None else f", a start spread over {calls:g} calls"
     if not answer.rivals:
         only = "the only one that keeps the bounds" if answer.left_out else "the only one that ran"
         if answer.question.objective is Objective.LOAD and answer.left_out:
             only = "the only one whose load is known and that keeps the bounds"
-        return f"{verb} {value} ({answer.value}{over}): {only}."
+        return f"{ship} ({answer.value}{over}): {only}."
     if answer.probability is None:
-        return f"{verb} {value}: {best}, {answer.value}."
+        return f"{ship}: measured {best}, {answer.value}."
     near = ""
     if answer.near_best is not None and round(answer.near_best, 2) > round(answer.probability, 2):
         near = f", {sure(answer.near_best)} to be within {units.share(EQUIVALENT)} of it"
-    return f"{verb} {value}: {sure(answer.probability)} {best} ({answer.value}{over}){near}."
+    return f"{ship}: {sure(answer.probability)} {best} ({answer.value}{over}){near}."
 
 
-def _rivals(answer: Advice) -> str:
-    """The next one, or while the answer is open the one most likely to be better; and what choosing it would save."""
+def _next(answer: Advice) -> str:
+    """The next one, and what choosing it would save."""
     if not answer.rivals:
         return ""
     rival = answer.rivals[0]
-    if answer.verdict is Recommendation.UNCLEAR and rival.probability is not None:
-        rival = max(answer.rivals, key=lambda other: other.probability or 0.0)
-        return (
-            f"The likeliest alternative is `{rival.variant}`, {sure(rival.probability)} to be the best instead, which "
-            f"{margin(rival.excess, answer.question.objective)}{_memory(rival)}."
-        )
     return f"Next: `{rival.variant}`, which {margin(rival.excess, answer.question.objective)}{_memory(rival)}."
 
 
@@ -197,7 +258,3 @@ def _together(reasons: Mapping[str, str]) -> list[str]:
     for name, reason in reasons.items():
         names.setdefault(reason, []).append(f"`{name}`")
     return [f"{', '.join(found)} ({reason})" for reason, found in names.items()]
-
-
-def _advice(answer: Advice, run: RecordedRun) -> list[str]:
-    return [] if answer.clearer is None else [f"To make it clear: {answer.clearer.text(run.path)}."]
