@@ -80,6 +80,7 @@ def run(arguments: argparse.Namespace, command: str) -> int:
         + (here if runnable else "none can run here: nothing will be measured, and each is recorded with its reason")
     )
     console.warn_of_threads(settings.threads, usable_cores())
+    _say_budget(console, arguments, plan)
     for device, names in plan.elsewhere.items():
         console.say(f"left out on {device}, where they do not exist: {', '.join(names)}")
     for line in own_model.lines(plan.own_model) if plan.own_model else ():
@@ -89,6 +90,7 @@ def run(arguments: argparse.Namespace, command: str) -> int:
     if arguments.dry_run:
         commands.print_cases(console, plan)
         return EXIT_OK
+    console.say_once(plan.refused_together)
     folder = RunFolder.create(arguments.out, plan.suite.name)
     options = resume.kept_options(vars(arguments) | {"threads": settings.threads})
     with _writing(folder):
@@ -106,6 +108,18 @@ def _say_looking(arguments: argparse.Namespace) -> None:
     if arguments.model:
         what = "its LSTMs, their share of a call, and whether each way of execution takes it"
         Console(output=_output(arguments)).say(f"looking at {arguments.model}: {what}")
+
+
+def _say_budget(console: Console, arguments: argparse.Namespace, plan: Plan) -> None:
+    """Say that a narrowed suite keeps all its time, unless the command line says how long to measure."""
+    narrowed = arguments.workload or arguments.variant or arguments.mode
+    if not narrowed or arguments.budget is not None or not plan.runnable_groups:
+        return
+    groups = "one group" if plan.runnable_groups == 1 else f"{plan.runnable_groups} groups"
+    console.say(
+        f"all {commands.minutes(plan.suite.budget_s)} of timed rounds of the suite {plan.suite.name} go to {groups}, "
+        "however few were chosen; --budget SECONDS sets another time"
+    )
 
 
 def _resume(arguments: argparse.Namespace, command: str, deadline_s: float) -> int:
@@ -132,6 +146,7 @@ def _resume(arguments: argparse.Namespace, command: str, deadline_s: float) -> i
         if arguments.dry_run:
             commands.print_cases(console, plan, recorded)
             return EXIT_OK
+        console.say_once(plan.refused_together)
         if arguments.more is not None:
             more.check_finished(len(plan.left(recorded)), begun.folder.path)
         for line in begun.folder.mend(lambda values: CaseKey.read(values) in recorded):
@@ -235,11 +250,14 @@ def _show(console: Console, folder: RunFolder) -> None:
     from bench.report.page import write_report  # noqa: PLC0415 - matplotlib is slow to import
 
     report = write_report(folder.path)
-    table = summary_table(report.run.records)
+    shown = [record for record in report.run.records if console.lists(record.status, record.reason)]
+    table = summary_table(shown)
     # What ran was said line by line above; without it the table fits a terminal.
     table = table.drop(columns=["what ran", "first call"])
-    console.table(list(table.columns), table.astype(str).to_numpy().tolist())
-    console.say(LEGEND)
+    if shown:
+        console.table(list(table.columns), table.astype(str).to_numpy().tolist())
+    measured = any(record.status is Status.OK for record in shown)
+    console.say(LEGEND if measured else "nothing was measured", "" if measured else "yellow")
     if beside := read_beside(folder.path):
         console.say(words.beside(beside, usable_cores()), "" if beside.quiet else "yellow")
     if any(record.workload.startswith(OWN) for record in report.run.records):
@@ -248,7 +266,7 @@ def _show(console: Console, folder: RunFolder) -> None:
         for title, text in sentences(report.run):
             console.say(title, "bold")
             console.say(text)
-    else:
+    elif measured:
         console.say(f"which to ship: python -m bench recommend {shlex.quote(str(folder.path))}")
     console.say(f"records: {folder.path / 'records.csv'}")
     console.say(f"page:    {report.page.resolve().as_uri()}", "bold")

@@ -29,10 +29,11 @@ def parser() -> argparse.ArgumentParser:
         description="Measure ways to run an LSTM model: which is fastest here, is it still right, how sure is that?",
         epilog="Exit codes: 0 every case that can run here is ok; 1 a gate refused a variant, a case was faster than "
         "the machine can be, a worker failed, the system refused to write, selftest missed a target, the file of "
-        "recommend --apply failed its check, or doctor found something missing; 2 wrong usage, or runs that are not "
-        "comparable; 3 compare or ab found a regression, or recommend found no variant within the bounds; 4 "
-        "--time-limit or lost nodes left cases for --resume; 5 compare or ab could not tell whether there is a "
-        "regression, or recommend could not tell which variant is best; 130 interrupted, 143 by SIGTERM.",
+        "recommend --apply failed its check, or doctor found that something is missing that a run needs; 2 wrong "
+        "usage, or runs that are not comparable; 3 compare or ab found a regression, or recommend found no variant "
+        "within the bounds; 4 --time-limit or lost nodes left cases for --resume; 5 compare or ab could not tell "
+        "whether there is a regression, or recommend could not tell which variant is best; 130 interrupted, 143 by "
+        "SIGTERM.",
     )
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
     run = commands.add_parser("run", help="measure a suite and write CSV, plots and a page")
@@ -210,13 +211,13 @@ def _add_selftest(command: argparse.ArgumentParser) -> None:
         help="pairs of each setting (default: null 40, power 20, instrument 10, neighbour 3)",
     )
     add(
-        "--seconds",
+        "--budget",
         type=seconds,
         default=5.0,
-        metavar="S",
+        metavar="SECONDS",
         help="seconds of rounds per pair; in `carryover`, per pair of neighbours (default: 5)",
     )
-    add("--processes", type=whole(), default=4, metavar="N", help="worker processes that share them (default: 4)")
+    add("--seatings", type=whole(), default=4, metavar="N", help="sets of fresh processes that share them (default: 4)")
     add(
         "--threads",
         action="append",
@@ -280,15 +281,18 @@ def _add_selection(command: argparse.ArgumentParser) -> None:
         "--budget",
         type=seconds,
         metavar="SECONDS",
-        help="seconds of timed rounds for the whole run, shared out among its groups; start-up is extra",
+        help="seconds of timed rounds for the whole run, shared out among its groups; start-up is extra (default: the "
+        "suite's, also where --workload, --variant or --mode leave fewer groups of it; a group ends sooner where its "
+        "answer stands)",
     )
     _add_block(command)
     add(
         "--time-limit",
-        type=seconds,
-        metavar="SECONDS",
-        help="stop before a group of cases, the second instrument or a training that would not finish within this time "
-        "from the start; the first group is always measured; --resume measures the rest, and the exit code is 4",
+        type=duration,
+        metavar="TIME",
+        help="time such as 600, 600s or 10min: stop before a group of cases, the second instrument or a training that "
+        "would not finish within this time from the start; the first group is always measured; --resume measures "
+        "the rest, and the exit code is 4",
     )
     add(
         "--omp-wait",

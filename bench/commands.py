@@ -11,6 +11,7 @@ from bench.errors import UsageError
 from bench.plan import own_model
 from bench.plan.cases import Filters, Selection, Suite, load_suite, suite_names
 from bench.plan.identity import CaseKey
+from bench.records.schema import Status
 from bench.run.planning import Plan, make_plan
 from bench.run.worker_process import Settings
 from kernels.host.cores import usable_cores
@@ -97,22 +98,17 @@ def history(arguments: argparse.Namespace) -> int:
     from bench.analysis.history import MeasuredBy, read_history  # noqa: PLC0415
     from bench.report import history_page  # noqa: PLC0415 - matplotlib is slow to import
 
-    if arguments.output is not None and arguments.format == "text":
-        msg = "--output is for --format csv or markdown; the page is named with --out"
-        raise UsageError(msg)
-    if arguments.out is not None and arguments.format != "text":
-        msg = f"--out names the page, which --format {arguments.format} does not write; name its file with --output"
-        raise UsageError(msg)
-    _refuse_existing(arguments.output, "--output")
+    if arguments.format != "text":
+        _refuse_existing(arguments.out, "--out")
     found = read_history(arguments.dir, MeasuredBy(arguments.by))
-    if arguments.output is not None:
-        write_text(arguments.output, history_tables.render(found, arguments.format))
-        Console().say(f"{history_tables.lead(found)}; written: {arguments.output}")
-    elif arguments.format == "text":
+    if arguments.format == "text":
         history_tables.text(found)
         out = arguments.out or arguments.dir / "history.html"
         page = history_page.write_history(found, out, _title(arguments.dir))
         Console().say(f"page: {page.resolve().as_uri()}", "bold")
+    elif arguments.out is not None:
+        write_text(arguments.out, history_tables.render(found, arguments.format))
+        Console().say(f"{history_tables.lead(found)}; written: {arguments.out}")
     else:
         print(history_tables.render(found, arguments.format), end="")
     return EXIT_OK
@@ -128,16 +124,16 @@ def compare(arguments: argparse.Namespace) -> int:
     from bench.analysis import tables as compare_tables  # noqa: PLC0415
 
     _check_fail_on(arguments)
-    _refuse_existing(arguments.output, "--output")
+    _refuse_existing(arguments.out, "--out")
     options = comparing.CompareOptions(arguments.by, arguments.margin, arguments.fail_on, arguments.force)
     base = comparing.load(arguments.base)
     found = [comparing.compare(base, comparing.load(path), options) for path in arguments.new]
-    if arguments.output:
-        write_text(arguments.output, compare_tables.render(found, arguments.format))
+    if arguments.out:
+        write_text(arguments.out, compare_tables.render(found, arguments.format))
         for label, comparison in compare_tables.labelled(found):
             for line in (compare_tables.lead(label, comparison), *compare_tables.untold(label, comparison)):
                 Console().say(line)
-        Console().say(f"written: {arguments.output}")
+        Console().say(f"written: {arguments.out}")
     elif arguments.format == "text":
         compare_tables.text(found)
     else:
@@ -255,12 +251,16 @@ def write_text(path: Path, text: str) -> None:
 
 def print_cases(console: Console, plan: Plan, recorded: Collection[CaseKey] = ()) -> None:
     """Print the cases of a plan, and what keeps each from running here."""
+    console.say_once(plan.refused_together)
     rows = []
     for found in plan.cases:
+        if not console.lists(Status.UNAVAILABLE, found.unavailable or ""):
+            continue
         case = found.case
         here = "recorded" if case.key in recorded else found.unavailable or "runs"
         rows.append([case.workload, case.mode, case.device, case.variant, here])
-    console.table(["workload", "mode", "device", "variant", "here"], rows)
+    if rows:
+        console.table(["workload", "mode", "device", "variant", "here"], rows)
 
 
 def minutes(seconds: float) -> str:

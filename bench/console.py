@@ -58,6 +58,7 @@ class Console:
         self._start_s = self._said_s = time.monotonic()
         self._ended = 0
         self._rows: dict[str, str] = {}
+        self._said_once: frozenset[str] = frozenset()
         self._group = self._doing = ""
         self._live: Live | None = None
         stderr = output is Output.JSON
@@ -107,6 +108,20 @@ class Console:
                 "yellow",
             )
 
+    def say_once(self, refused: Mapping[str, int]) -> None:
+        """Say reasons for which many cases cannot run, in place of a line for each case.
+
+        Args:
+            refused: the number of cases by reason.
+        """
+        self._said_once = frozenset(refused)
+        for reason, number in refused.items():
+            self.say(f"{number} cases unavailable: {reason}", "dim")
+
+    def lists(self, status: str, reason: str) -> bool:
+        """Return whether a case has a line of its own, as it has unless `say_once` stands for it."""
+        return status != Status.UNAVAILABLE or reason not in self._said_once
+
     def status(self, text: str) -> None:
         """Say what is going on: in the live table, or now and then as a line."""
         self._doing = text
@@ -130,6 +145,9 @@ class Console:
             print(json.dumps({"event": "record"} | finite(record.as_dict())), flush=True)
             return
         head = f"{record.workload:<24} {record.mode:<9} {record.variant:<16}"
+        if not self.lists(record.status, record.reason):
+            self._ends(record, str(record.status))
+            return
         if record.status is not Status.OK:
             self.say(f"{head} {record.status}: {record.reason}", _STYLE.get(record.status, "red"))
             self._ends(record, str(record.status))

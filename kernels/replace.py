@@ -27,7 +27,7 @@ class Replaced:
 
     def __str__(self) -> str:
         """A table of names and what became of them."""
-        rows = [(name, "now kernels.LSTM") for name in self.swapped] + list(self.kept.items())
+        rows = [(name, f"now {__package__}.LSTM") for name in self.swapped] + list(self.kept.items())
         if not rows:
             return "the model has no LSTM"
         width = max(len(_shown(name)) for name, _ in rows)

@@ -624,8 +624,8 @@ WRONG = {
     "no such folder": (["A", "C"], "C is not a folder"),
     "a file": (["A", "A/records.csv"], "is not a folder"),
     "unclear allowed for nothing": (["A", "B", "--allow-unclear"], "--fail-on"),
-    "an output that is there": (["A", "B", "--output", "taken"], "taken exists"),
-    "an output in no folder": (["A", "B", "--output", "none/out.md"], "none/out.md cannot be written"),
+    "an output that is there": (["A", "B", "--out", "taken"], "taken exists"),
+    "an output in no folder": (["A", "B", "--out", "none/out.md"], "none/out.md cannot be written"),
 }
 
 
@@ -682,11 +682,11 @@ def test_an_output_file_holds_what_the_terminal_would_show(form, tmp_path, capsy
     """The lead is still said; the file is written once."""
     runs = two(tmp_path, {}, {})
     _, shown, _ = main(capsys, *runs, "--format", form)
-    code, out, _ = main(capsys, *runs, "--format", form, "--output", tmp_path / "out")
+    code, out, _ = main(capsys, *runs, "--format", form, "--out", tmp_path / "out")
     assert code == 0
     assert [line.rstrip() for line in shown.splitlines()] == (tmp_path / "out").read_text().splitlines()
     assert "written: " in out
-    assert main(capsys, *runs, "--output", tmp_path / "out")[0] == 2
+    assert main(capsys, *runs, "--out", tmp_path / "out")[0] == 2
 
 
 def test_defaults_of_the_command_line_are_those_of_the_code():

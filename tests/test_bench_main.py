@@ -330,6 +330,36 @@ def test_a_run_in_which_nothing_can_run_promises_no_time(empty, capsys):
     assert list(empty.iterdir()) == []
 
 
+def test_many_cases_that_cannot_run_for_one_reason_are_one_line(empty, capsys):
+    """In the table of a dry run, and in a run's lines and last table; the records keep a row for each."""
+    import torch
+
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    words = ["run", "--workload", "seed", "--variant", "cudnn*", "--device", "cuda", "--out", "mine"]
+    for more in (["--dry-run"], []):
+        assert command_line.main([*words, *more]) == 0
+        lines = capsys.readouterr().out.splitlines()
+        told = [line for line in lines if "needs an NVIDIA GPU" in line]
+        assert len(told) == 1
+        assert not [line for line in lines if "cudnn-fair" in line]
+    assert "nothing was measured" in lines
+    assert not [line for line in lines if "which to ship" in line]
+    rows = (empty / "mine" / "records.csv").read_text().splitlines()[1:]
+    assert len(rows) >= 16
+    assert told[0].startswith(f"{len(rows)} cases unavailable: needs an NVIDIA GPU")
+
+
+@pytest.mark.usefixtures("empty")
+def test_a_narrowed_run_says_that_it_keeps_the_time_of_the_suite(capsys):
+    """Unless the command line says how long, or nothing is narrowed."""
+    words = ["run", "--suite", "smoke", "--dry-run"]
+    budget = f"all {load_suite('smoke').budget_s:.0f} s of timed rounds of the suite smoke go to one group"
+    for more, said in (["--variant", "onednn"], True), (["--variant", "onednn", "--budget", "1"], False), ([], False):
+        assert command_line.main([*words, *more]) == 0
+        assert (budget in capsys.readouterr().out) == said
+
+
 def test_a_table_fits_the_terminal():
     """Cells are wrapped, whatever they hold; a line of text is left to the terminal."""
     rich = pytest.importorskip("rich.console")

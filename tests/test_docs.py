@@ -20,6 +20,8 @@ import pytest
 from bench import commands as bench_commands
 from bench.arguments import parser
 from bench.plan.cases import Quality, Selection, Suite, Sweep, load_suite, match, suite_names
+from kernels.__main__ import TOOLS
+from kernels.__main__ import main as kernels_main
 from kernels.tools.gpu_day import command as gpu_day
 from seq2seq.data import series_file
 from seq2seq.data.options import declared
@@ -418,6 +420,50 @@ def test_every_option_in_the_pages_exists():
         if option not in known
     }
     assert unknown == set()
+
+
+def test_what_the_page_of_the_kernels_names_can_be_imported():
+    """Dotted names are those of the installed package, which is called `kernels` here; commands are of a checkout."""
+    page = PAGES["docs/kernels.md"]
+    names = re.findall(r"`seq2seq_kernels\.([\w.]+)", page)
+    assert "gpu.graph_cache.state" in names
+    for name in names:
+        module, _, attribute = name.rpartition(".")
+        assert hasattr(importlib.import_module(f"kernels.{module}".rstrip(".")), attribute), name
+    assert re.findall(r"`kernels\.[\w.]+", page) == []
+
+
+def options_by_name(monkeypatch) -> dict[str, list[tuple[str, argparse.Action]]]:
+    """Return every option of the commands of bench and of the kernels' tools, each with the commands that have it."""
+    commands_of_bench = next(a for a in parser()._actions if isinstance(a, argparse._SubParsersAction)).choices
+    found = {f"bench {name}": command for name, command in commands_of_bench.items()}
+
+    def stop(self, *_: object):
+        raise Parsed(self)
+
+    for tool in TOOLS:
+        with monkeypatch.context() as patch:
+            patch.setattr(argparse.ArgumentParser, "parse_args", stop)
+            try:
+                kernels_main([tool])
+            except Parsed as end:
+                found[f"kernels {tool}"] = end.namespace
+    named: dict[str, list[tuple[str, argparse.Action]]] = {}
+    for command, grammar in found.items():
+        for action in grammar._actions:
+            for option in action.option_strings:
+                named.setdefault(option, []).append((command, action))
+    return named
+
+
+def test_one_option_is_one_thing_in_all_commands(monkeypatch):
+    """An option of one name is converted by the same function everywhere, and no second name of it has come back."""
+    named = options_by_name(monkeypatch)
+    assert {"bench run", "bench sweep", "kernels check", "kernels gpu-day"} <= {c for c, _ in named["--time-limit"]}
+    for option in ("--out", "--budget", "--time-limit", "--repeats", "--seatings", "--block", "--device", "--resume"):
+        kinds = {getattr(action.type, "__qualname__", None) for _, action in named[option] if action.nargs != 0}
+        assert len(kinds) == 1, (option, kinds)
+    assert named.keys() & {"--output", "--seconds", "--minutes", "--repeat", "--processes"} == set()
 
 
 def test_every_exit_code_is_in_the_page_of_commands():

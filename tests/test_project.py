@@ -19,8 +19,8 @@ ROOT = Path(__file__).parent.parent
 
 
 def test_dictionary_of_columns_is_current():
-    """results/README.md documents exactly the columns that are written."""
-    assert dictionary() in (ROOT / "results" / "README.md").read_text(encoding="utf-8")
+    """results/columns.md documents exactly the columns that are written."""
+    assert dictionary() in (ROOT / "results" / "columns.md").read_text(encoding="utf-8")
 
 
 def test_file_tree_in_the_pages_is_there():

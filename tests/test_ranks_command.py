@@ -156,5 +156,5 @@ def test_records_come_back_as_they_were_written(tmp_path):
 
 
 def test_every_column_is_documented():
-    """results/README.md says of every column what the code says."""
-    assert kept.dictionary() in (ROOT / "results" / "README.md").read_text(encoding="utf-8")
+    """results/columns.md says of every column what the code says."""
+    assert kept.dictionary() in (ROOT / "results" / "columns.md").read_text(encoding="utf-8")

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from bench.records import quality, ranks, schema, serving
 from bench.records.schema import (
     COLUMNS,
     ENERGY_COLUMNS,
@@ -20,7 +21,7 @@ from bench.records.schema import (
     dictionary,
 )
 
-README = Path(__file__).parent.parent / "results" / "README.md"
+PAGE = Path(__file__).parent.parent / "results" / "columns.md"
 
 
 def test_a_record_s_columns_are_its_fields_in_order():
@@ -79,7 +80,22 @@ def test_the_dictionary_holds_every_column_of_every_file_once():
     assert all(meaning.strip() for _, meaning in rows)
 
 
-@pytest.mark.skipif(not README.is_file(), reason="results/README.md is not written yet")
+#: The unit that a meaning names, by the end of a column's name.
+UNITS = {"_s": "second", "_bytes": "in bytes", "_j": "joules", "_w": "in watts", "_mb": "in MB", "_mhz": "in MHz"}
+
+
+@pytest.mark.parametrize("module", [schema, serving, ranks, quality], ids=lambda module: module.__name__)
+def test_every_meaning_is_a_sentence_and_names_its_unit(module):
+    """A sentence begins with a capital and ends with a full stop; a time says seconds, an energy joules, and so on."""
+    rows = re.findall(r"^\| `(\w+)` \| (.+) \|$", module.dictionary(), re.MULTILINE)
+    assert rows
+    for name, meaning in rows:
+        assert re.fullmatch(r"[A-Z1`].+\.", meaning), name
+        unit = next((unit for end, unit in UNITS.items() if name.endswith(end)), None)
+        if unit and not meaning.startswith("As in ") and not name.endswith("_per_s"):
+            assert unit in meaning, name
+
+
 def test_the_printed_dictionary_is_the_schema_s():
-    """results/README.md describes the columns as the code does."""
-    assert dictionary().strip() in README.read_text(encoding="utf-8")
+    """results/columns.md describes the columns as the code does."""
+    assert dictionary().strip() in PAGE.read_text(encoding="utf-8")

@@ -147,9 +147,9 @@ def test_a_file_of_another_release_is_refused(tmp_path):
 
 
 def test_the_dictionary_is_printed():
-    """results/README.md says of every column what the code says."""
+    """results/columns.md says of every column what the code says."""
     assert set(COLUMNS) == {field.name for field in dataclasses.fields(QualityRecord)}
-    assert dictionary() in (ROOT / "results" / "README.md").read_text(encoding="utf-8")
+    assert dictionary() in (ROOT / "results" / "columns.md").read_text(encoding="utf-8")
 
 
 def test_the_suite_s_target_is_well_below_the_baseline():

@@ -226,7 +226,7 @@ def test_bad_input_is_one_line(tmp_path, words, said, capsys):
 @pytest.mark.slow
 def test_the_part_runs_in_real_seats(warm_workers, tmp_path):
     """Table, CSV and plot, and a verdict for each target; whether so short a run reaches them is chance."""
-    words = ["--seconds", "1", "--processes", "1", "--threads", "1", "--workload", "seed", "--group", "reference"]
+    words = ["--budget", "1", "--seatings", "1", "--threads", "1", "--workload", "seed", "--group", "reference"]
     done = warm_workers.run("selftest", "carryover", *words, "--out", str(tmp_path / "out"))
     assert done.returncode in {0, 1}, done.stderr
     if "rounds at 1 threads are too few" not in done.stdout:

@@ -220,7 +220,7 @@ def test_decoding_is_served_by_step(tmp_path):
     pytest.importorskip("mlperf_loadgen", reason="needs mlcommons-loadgen")
     out = tmp_path / "out"
     words = ["serve", "--mode", "decode", "--batching", "step", "--workload", SERVED, "--variant", "reference"]
-    words += ["--bound", "p90=25ms", "--seconds", "1", "--repeats", "1", "--threads", "1", "--seed", "1"]
+    words += ["--bound", "p90=25ms", "--budget", "1", "--repeats", "1", "--threads", "1", "--seed", "1"]
     assert main([*words, "--out", str(out)]) == 0
     (record,) = serving.read(out)
     assert (record.status, record.mode, record.batching) == (Status.OK, "decode", "step")

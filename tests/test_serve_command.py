@@ -86,8 +86,8 @@ def test_records_come_back_as_they_were_written(tmp_path):
 
 
 def test_every_column_is_documented():
-    """results/README.md says of every column what the code says."""
-    assert serving.dictionary() in (ROOT / "results" / "README.md").read_text(encoding="utf-8")
+    """results/columns.md says of every column what the code says."""
+    assert serving.dictionary() in (ROOT / "results" / "columns.md").read_text(encoding="utf-8")
 
 
 def load_test(load: float, latency_s: float, verdict: str, phase: str = "repeat 1") -> dict[str, object]:
@@ -161,7 +161,7 @@ def test_a_model_of_ones_own_is_served(tmp_path, capsys):
     """By its file; one whose result depends on the whole batch is refused in one line, and nothing is written."""
     pytest.importorskip("mlperf_loadgen", reason="needs mlcommons-loadgen")
     mine, out = written(tmp_path, PLAIN), tmp_path / "out"
-    words = ["serve", "--model", f"{mine}:build", "--bound", "p90=50ms", "--seconds", "1", "--repeats", "1"]
+    words = ["serve", "--model", f"{mine}:build", "--bound", "p90=50ms", "--budget", "1", "--repeats", "1"]
     words += ["--variant", "onednn", "--threads", "1", "--seed", "1", "--out", str(out)]
     assert main(words) == 0
     found = {record.variant: record for record in serving.read(out)}
@@ -188,7 +188,7 @@ def test_planted_variants_are_found_out_under_load(tmp_path, capsys, monkeypatch
     """
     pytest.importorskip("mlperf_loadgen", reason="needs mlcommons-loadgen")
     out = tmp_path / "out"
-    words = ["serve", "--workload", "seed@batch=4", "--bound", "p90=50ms", "--seconds", "1", "--repeats", "1"]
+    words = ["serve", "--workload", "seed@batch=4", "--bound", "p90=50ms", "--budget", "1", "--repeats", "1"]
     words += ["--largest-batch", "3", "--plugin", str(PLUGIN), "--threads", "1", "--out", str(out), "--seed", "1"]
     for name in ("sleepy", "dying", "leaking"):
         words += ["--variant", name]

@@ -247,7 +247,7 @@ def test_a_counter_that_cannot_tell_gives_no_figure():
     for tests, idle, told in (
         ([tested], UNCOUNTED, "unavailable: planted: none"),
         ([unread], Idle("NVML", 60.0, 0.01), "no test has a reading"),
-        ([tested], Idle("NVML", 60.0, 0.1), "NVML moves every 100 ms and a test took 0.5 s; it takes more --seconds"),
+        ([tested], Idle("NVML", 60.0, 0.1), "NVML moves every 100 ms and a test took 0.5 s; it takes more --budget"),
         ([still], Idle("NVML", 60.0, 0.01), "did not move in a test"),
     ):
         found = energy_figures(tests, idle)

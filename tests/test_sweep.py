@@ -385,7 +385,7 @@ def test_the_spread_between_hosts_is_that_of_the_hosts(tmp_path, monkeypatch, ca
     plan_made(monkeypatch, 2)
     cluster = FakeCluster([node("one"), node("slow")], tmp_path / "made")
     out = tmp_path / "out"
-    assert sweep(arguments("--out", str(out), "--repeat", "2"), "", cluster) == 0
+    assert sweep(arguments("--out", str(out), "--repeats", "2"), "", cluster) == 0
     found = rows(out / "between-hosts.csv")
     assert len(found) == 4
     for row in found:
@@ -517,7 +517,7 @@ def test_an_interrupted_sweep_cancels_and_says_how_to_go_on(tmp_path, monkeypatc
 @pytest.mark.parametrize(
     ("words", "nodes", "message"),
     [
-        (["--repeat", "2"], ["one"], "--repeat 2 needs as many hosts of each kind"),
+        (["--repeats", "2"], ["one"], "--repeats 2 needs as many hosts of each kind"),
         (["--kind", "other"], ["one"], "no host of the kind 'other'"),
     ],
 )
@@ -561,7 +561,7 @@ def test_a_sweep_is_not_resumed_with_something_else(tmp_path, monkeypatch, chang
     ("words", "message"),
     [
         (["--resume", "none"], "holds no sweep that was begun"),
-        (["--resume", "none", "--suite", "smoke", "--repeat", "2"], "leave out --suite, --repeat"),
+        (["--resume", "none", "--suite", "smoke", "--repeats", "2"], "leave out --suite, --repeats"),
         (["--suite", "smok"], "no suite 'smok'"),
         (["--plugin", "none.py"], "none.py does not exist; expected the path of a Python file"),
         (["--unit-limit", "0"], "is not a time above 0"),

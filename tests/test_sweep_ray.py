@@ -114,7 +114,7 @@ def test_groups_are_repeated_on_two_nodes(cluster, tmp_path, monkeypatch, capsys
     for name in ("one", "two"):
         cluster.add_node(num_cpus=1, resources={"bench_slot": 1}, node_name=name, object_store_memory=STORE_BYTES)
     monkeypatch.setenv(SHARED_MACHINE, "1")
-    words = ["sweep", "--cluster", cluster.address, "--suite", str(suite), "--threads", "1", "--repeat", "2"]
+    words = ["sweep", "--cluster", cluster.address, "--suite", str(suite), "--threads", "1", "--repeats", "2"]
     assert main([*words, "--out", str(out)]) == 0
     assert "between hosts, 4 cases: times differ by" in capsys.readouterr().out
     rows = list(csv.DictReader((out / "summary.csv").read_text().splitlines()))
@@ -136,12 +136,12 @@ def test_a_node_without_a_slot_measures_nothing(cluster, tmp_path, capsys):
 
 
 def test_two_nodes_of_one_machine_are_one_host(cluster, tmp_path, capsys):
-    """They would disturb each other, and are no two hosts for --repeat."""
+    """They would disturb each other, and are no two hosts for --repeats."""
     for name in ("one", "two"):
         cluster.add_node(num_cpus=1, resources={"bench_slot": 1}, node_name=name, object_store_memory=STORE_BYTES)
     words = ["sweep", "--cluster", cluster.address, "--suite", "smoke", "--out", str(tmp_path / "out")]
     assert main([*words, "--dry-run"]) == 0
     text = " ".join(capsys.readouterr().out.split())
     assert re.search(r"node (one|two) is left out: it is on the machine of (one|two), and two units at a time", text)
-    assert main([*words, "--repeat", "2"]) == 2
-    assert "--repeat 2 needs as many hosts of each kind" in capsys.readouterr().err
+    assert main([*words, "--repeats", "2"]) == 2
+    assert "--repeats 2 needs as many hosts of each kind" in capsys.readouterr().err

@@ -190,7 +190,7 @@ def test_without_a_gpu_it_says_so(capsys, monkeypatch):
 def test_whole_check_runs_in_the_interpreter(tmp_path):
     """All kernels are right at tiny sizes; lines go to the CSV file, the table comes last, then how to go on."""
     pytest.importorskip("triton")
-    command = [sys.executable, "-m", "kernels", "check", "--device", "cpu", "--runs", "2", "--seconds"]
+    command = [sys.executable, "-m", "kernels", "check", "--device", "cpu", "--runs", "2", "--time-limit"]
     for seconds in ("8", "90"):
         # On a busy machine the shorter time ends before each kernel had its turn.
         folder = tmp_path / seconds
@@ -210,7 +210,7 @@ def test_whole_check_runs_in_the_interpreter(tmp_path):
 @pytest.mark.parametrize(
     ("command", "arguments"),
     [
-        (check.main, ["--device", "cpu", "--seconds", "nan"]),
+        (check.main, ["--device", "cpu", "--time-limit", "nan"]),
         (check.main, ["--device", "cpu", "--timeout", "0"]),
         (tune.main, ["--timeout", "0"]),
         (sanitize.main, ["nonsense"]),

@@ -343,9 +343,9 @@ def test_what_hangs_while_it_is_timed_is_left_out_alone(gpu, tmp_path, capsys, b
         assert text.startswith("cell Config(tile=1): no answer" if broken == "ours 0" else f"{broken}: no answer")
 
 
-def test_budget_stops_between_shapes(gpu, tmp_path, capsys):
+def test_the_time_limit_stops_between_shapes(gpu, tmp_path, capsys):
     gpu.setattr(tune, "QUICK", ((16, 16, 10, 1), (16, 32, 10, 1)))
-    run(tmp_path / "t.json", "--budget", "1e-9")
+    run(tmp_path / "t.json", "--time-limit", "1e-9")
     assert "2 shapes are left" in capsys.readouterr().out
 
 

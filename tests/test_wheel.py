@@ -91,7 +91,7 @@ def test_it_asks_for_torch_and_triton_alone(site):
 def test_it_works_from_any_folder(site, tmp_path):
     """The drop-in computes what torch.nn.LSTM does, by the kernel that was compiled from what was installed."""
     lines = run(site, ["-c", USE], tmp_path).splitlines()
-    assert lines[0].endswith("now kernels.LSTM")
+    assert lines[0].endswith("now seq2seq_kernels.LSTM")
     assert lines[1].split()[:2] == ["seq2seq_kernels.lstm", "cpu-fused"]
 
 

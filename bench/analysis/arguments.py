@@ -23,7 +23,7 @@ def add_compare(command: argparse.ArgumentParser) -> None:
     add_margin(command)
     add("--force", action="store_true", help="compare runs that are not comparable, and mark the result")
     add("--format", choices=("text", "csv", "markdown"), default="text", help="markdown suits a pull request")
-    add("--output", type=Path, metavar="FILE", help="new file to write to instead of the terminal")
+    add("--out", type=Path, metavar="FILE", help="new file to write to instead of the terminal")
 
 
 def add_history(command: argparse.ArgumentParser) -> None:
@@ -38,8 +38,12 @@ def add_history(command: argparse.ArgumentParser) -> None:
         "time: its time as it is (default: speedup)",
     )
     add("--format", choices=("text", "csv", "markdown"), default="text", help="markdown suits a pull request")
-    add("--output", type=Path, metavar="FILE", help="new file for csv or markdown instead of the terminal")
-    add("--out", type=Path, metavar="FILE.html", help="page (default: FOLDER/history.html; only with text)")
+    add(
+        "--out",
+        type=Path,
+        metavar="FILE",
+        help="with text: page (default: FOLDER/history.html); with csv or markdown: new file instead of the terminal",
+    )
 
 
 def add_margin(command: argparse.ArgumentParser) -> None:

@@ -7,7 +7,7 @@ import functools
 from pathlib import Path
 
 from bench.run.resume import SEEDS
-from kernels.host.numbers import seconds, whole
+from kernels.host.numbers import duration, seconds, whole
 
 SCALINGS = ("strong", "weak")
 BACKENDS = {"cpu": "gloo", "cuda": "nccl"}
@@ -65,11 +65,11 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
         "--silence",
         type=seconds,
         default=60.0,
-        metavar="S",
+        metavar="SECONDS",
         help="seconds that a collective waits for a rank; a rank that is silent for twice as long counts as hung "
         "(default: 60)",
     )
-    add("--time-limit", type=seconds, default=900.0, metavar="S", help="seconds for everything (default: 900)")
+    add("--time-limit", type=duration, default=900.0, metavar="TIME", help="time for everything (default: 15min)")
     add("--exchange", type=Path, metavar="DIR", help="folder that all machines share; needed with several machines")
     several("--plugin", type=Path, metavar="FILE.py", help="as in run; can be repeated")
     add("--seed", type=whole(0, SEEDS), default=1, metavar="N", help="seed of the gate (default: 1)")

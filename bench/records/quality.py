@@ -27,20 +27,20 @@ SMOOTHED_STEPS = 20
 RESAMPLES = 2000
 
 ROUND_COLUMNS = {
-    "task": "as in quality.csv",
-    "variant": "as in quality.csv",
-    "step": "optimizer steps taken at the end of the block",
-    "training_s": "time of the block's steps, seconds",
-    "evaluation_s": "time of the evaluation after it, seconds",
-    "quality": "what the evaluation found",
-    "baseline": "what it found of the baseline",
-    "why": "what disturbed the block, in words; empty when nothing did",
+    "task": "As in quality.csv.",
+    "variant": "As in quality.csv.",
+    "step": "The number of optimizer steps taken by the end of the block.",
+    "training_s": "The time of the block's steps, in seconds.",
+    "evaluation_s": "The time of the evaluation after the block, in seconds.",
+    "quality": "The quality that the evaluation found.",
+    "baseline": "The quality of the baseline in the same evaluation.",
+    "why": "What disturbed the block, in words. Empty if nothing did.",
 }
 LOSS_COLUMNS = {
-    "task": "as in quality.csv",
-    "variant": "as in quality.csv",
-    "step": "optimizer step, from 1",
-    "loss": "training loss of its batch",
+    "task": "As in quality.csv.",
+    "variant": "As in quality.csv.",
+    "step": "The number of the optimizer step, from 1.",
+    "loss": "The training loss of its batch.",
 }
 ROUNDS = RawFile("quality-rounds.csv.gz", tuple(ROUND_COLUMNS), ("task", "variant"))
 LOSSES = RawFile("quality-losses.csv.gz", tuple(LOSS_COLUMNS), ("task", "variant"))
@@ -50,36 +50,43 @@ LOSSES = RawFile("quality-losses.csv.gz", tuple(LOSS_COLUMNS), ("task", "variant
 class QualityRecord:
     """One row of quality.csv: one variant's training, from the same weights on the same batches as the others'."""
 
-    task: str = column("what was trained, and its data", "")
-    variant: str = column("name of the variant", "")
-    device: str = column("`cpu` or `cuda`", "")
-    threads: int = column("CPU threads the worker was given", 0)
-    status: Status = column("as in records.csv", Status.OK)
-    reason: str = column("why the status is not `ok`; empty for `ok`", "")
-    metric: str = column("what quality is, lower is better", "")
-    baseline: float | None = column("quality of the baseline, the seasonal naive forecast")
-    target: float | None = column("quality to be reached, a share of the baseline's that the suite says")
-    reached: bool | None = column("whether it was reached within the suite's limit of steps")
-    steps_to_target: int | None = column("optimizer steps until the first evaluation that reached the target")
-    time_to_target_s: float | None = column("time of those steps, without evaluations, seconds")
+    task: str = column("What was trained, and its data.", "")
+    variant: str = column("The name of the variant.", "")
+    device: str = column("The device that was used: `cpu` or `cuda`.", "")
+    threads: int = column("The number of CPU threads that the worker was given.", 0)
+    status: Status = column("As in records.csv.", Status.OK)
+    reason: str = column("Why the status is not ok. Empty for ok.", "")
+    metric: str = column("What quality means here; lower is better.", "")
+    baseline: float | None = column("The quality of the baseline, the seasonal naive forecast.")
+    target: float | None = column("The quality to be reached: the share of the baseline's that the suite asks for.")
+    reached: bool | None = column("True if the target was reached within the suite's limit of steps.")
+    steps_to_target: int | None = column(
+        "The number of optimizer steps until the first evaluation that reached the target."
+    )
+    time_to_target_s: float | None = column("The time of those steps, without evaluations, in seconds.")
     time_to_target_lo_s: float | None = column(
-        "lower end of its 95 % interval (bootstrap over blocks; how many steps another seed would take is not in it)"
+        "Lower end of the 95 % interval of `time_to_target_s` (bootstrap over blocks), in seconds. How many steps "
+        "another seed would take is not in it."
     )
-    time_to_target_hi_s: float | None = column("upper end of its 95 % interval (bootstrap over blocks)")
-    speedup: float | None = column("time_to_target_s of `reference` / that of this variant; 1 for `reference`")
-    step_s: float | None = column("median over blocks of the time of a step, seconds")
-    steps: int | None = column("optimizer steps in all, the same for all variants that ended")
-    training_s: float | None = column("time of all steps, seconds")
-    evaluation_s: float | None = column("time of all evaluations, seconds")
-    final_quality: float | None = column("quality after all steps")
-    best_quality: float | None = column("best quality of any evaluation")
+    time_to_target_hi_s: float | None = column(
+        "Upper end of the 95 % interval of `time_to_target_s` (bootstrap over blocks), in seconds."
+    )
+    speedup: float | None = column(
+        "The `time_to_target_s` of `reference` divided by that of this variant, a ratio: 1 for `reference`."
+    )
+    step_s: float | None = column("The time of a step, as the median over blocks, in seconds.")
+    steps: int | None = column("The number of optimizer steps in all, the same for all variants that ended.")
+    training_s: float | None = column("The time of all steps, in seconds.")
+    evaluation_s: float | None = column("The time of all evaluations, in seconds.")
+    final_quality: float | None = column("The quality after all steps.")
+    best_quality: float | None = column("The best quality of any evaluation.")
     curve_distance: float | None = column(
-        f"largest gap between this variant's loss and `reference`'s, both averaged over {SMOOTHED_STEPS} steps, as a "
-        "share of the range of the reference's: max|S_v - S_r| / (max S_r - min S_r)"
+        f"The largest gap between this variant's loss and `reference`'s, both averaged over {SMOOTHED_STEPS} steps, as "
+        "a share of the range of the reference's: max|S_v - S_r| / (max S_r - min S_r)."
     )
-    disturbed_share: float | None = column("share of the blocks beside which something else used the machine")
-    parity_error: float | None = column("error of the quantity nearest to its limit, over both gates")
-    parity_limit: float | None = column("limit of that error")
+    disturbed_share: float | None = column("The share of the blocks during which something else used the machine.")
+    parity_error: float | None = column("The relative error of the quantity nearest to its limit, over both gates.")
+    parity_limit: float | None = column("The limit that applied to `parity_error`.")
 
 
 COLUMNS = tuple(found.name for found in dataclasses.fields(QualityRecord))
@@ -267,5 +274,5 @@ def read_rounds(folder: Path) -> list[dict[str, Any]]:
 
 
 def dictionary() -> str:
-    """The dictionary of columns in Markdown, as in results/README.md."""
+    """The dictionary of columns in Markdown, as in results/columns.md."""
     return in_markdown({FILE: meanings(QualityRecord), ROUNDS.name: ROUND_COLUMNS, LOSSES.name: LOSS_COLUMNS})

@@ -1,7 +1,7 @@
 """Serving: the records of `python -m bench serve`, one a variant, and the LoadGen tests that they are made from.
 
 `ServingRecord` is the single source of the columns of serving.csv, and `TEST_COLUMNS` of those of
-serving-tests.csv.gz; results/README.md is checked against both.
+serving-tests.csv.gz; results/columns.md is checked against both.
 """
 
 from __future__ import annotations
@@ -24,27 +24,27 @@ FILE, TABLE = "serving.jsonl", "serving.csv"
 RESOLUTION = 1.06
 
 TEST_COLUMNS = {
-    "workload": "as in serving.csv",
-    "variant": "as in serving.csv",
-    "phase": "what the test was for: `single-stream`, `offline`, `search`, or `repeat N`",
-    "target_qps": "queries a second that arrive; in Server and Offline alone",
-    "qps": "queries a second that were completed",
-    "queries": "how many there were",
-    "verdict": "`held` (LoadGen says VALID), `broken` (the bound did not hold), or `invalid`",
-    "reason": "why it is not `held`",
-    "latency_p50_s": "median latency, from the scheduled time, seconds",
-    "latency_p90_s": "90th percentile",
-    "latency_p99_s": "99th percentile",
-    "latency_bound_s": "latency at the percentile of the bound, by LoadGen",
-    "lateness_p99_s": "99th percentile of how late the generator issued its queries",
-    "generator_cores": "cores that the generator kept busy",
-    "batch_mean": "queries in a batch, or in a step, on average",
-    "waste": "share of the computed steps that were padding, or of rows without a query",
-    "service_share": "share of the test in which the variant was at work",
-    "energy_j": "joules that the counter counted from the first query to its last reading; empty without one",
-    "energy_queries": "queries that were answered by then",
-    "energy_s": "seconds between the two",
-    "why": "what disturbed the test, in words; empty when nothing did",
+    "workload": "As in serving.csv.",
+    "variant": "As in serving.csv.",
+    "phase": "What the test was for: `single-stream`, `offline`, `search` or `repeat N`.",
+    "target_qps": "The load that arrives, in queries per second. Only in Server and Offline.",
+    "qps": "The number of queries that were completed per second.",
+    "queries": "The number of queries in the test.",
+    "verdict": "The verdict: `held` (LoadGen says VALID), `broken` (the bound did not hold) or `invalid`.",
+    "reason": "Why the verdict is not `held`.",
+    "latency_p50_s": "The median latency, from the scheduled time, in seconds.",
+    "latency_p90_s": "The 90th percentile of the latency, in seconds.",
+    "latency_p99_s": "The 99th percentile of the latency, in seconds.",
+    "latency_bound_s": "The latency at the bounded percentile as LoadGen reports it, in seconds.",
+    "lateness_p99_s": "The 99th percentile of how late the generator issued its queries, in seconds.",
+    "generator_cores": "The number of cores that the generator kept busy.",
+    "batch_mean": "The mean number of queries in a batch, or in a step.",
+    "waste": "The share of the computed steps that were padding, or rows without a query.",
+    "service_share": "The share of the test during which the variant was working.",
+    "energy_j": "The energy counted from the first query to the last reading, in joules. Empty without a counter.",
+    "energy_queries": "The number of queries that were answered by that reading.",
+    "energy_s": "The time between these two moments, in seconds.",
+    "why": "What disturbed the test, in words. Empty if nothing did.",
 }
 TESTS = RawFile("serving-tests.csv.gz", tuple(TEST_COLUMNS), ("workload", "variant"))
 
@@ -56,68 +56,100 @@ class ServingRecord:
     An empty cell means that there is no valid test to take the figure from, never zero.
     """
 
-    workload: str = column("as in records.csv", "")
-    variant: str = column("name of the variant", "")
-    mode: str = column("`inference`, or `decode`: the decoder is fed with what it generated", "inference")
-    device: str = column("`cpu` or `cuda`", "")
-    threads: int = column("CPU threads the variant was given", 0)
-    precision: str = column("as in records.csv", "")
-    scenario: str = column("of LoadGen: `server`, `single-stream` or `offline`", "")
-    status: Status = column("as in records.csv", Status.OK)
-    reason: str = column("why the status is not `ok`, or why there is no figure", "")
-    percentile: float | None = column("percentile of the latency that is bounded, as 99")
-    bound_s: float | None = column("the bound, seconds; empty without one")
-    largest_batch: int = column("most queries that the queue puts into a batch; by step, rows", 0)
+    workload: str = column("As in records.csv.", "")
+    variant: str = column("The name of the variant.", "")
+    mode: str = column(
+        "The mode: `inference`, or `decode`, in which the decoder is fed what it generated.",
+        "inference",
+    )
+    device: str = column("The device that was used: `cpu` or `cuda`.", "")
+    threads: int = column("The number of CPU threads that the variant was given.", 0)
+    precision: str = column("As in records.csv.", "")
+    scenario: str = column("The scenario of LoadGen: `server`, `single-stream` or `offline`.", "")
+    status: Status = column("As in records.csv.", Status.OK)
+    reason: str = column("Why the status is not ok, or why there is no figure.", "")
+    percentile: float | None = column("The percentile of the latency that is bounded, such as 99.")
+    bound_s: float | None = column("The latency bound, in seconds. Empty without one.")
+    largest_batch: int = column(
+        "The largest number of queries that the queue puts into a batch; by step, the number of rows.",
+        0,
+    )
     longest_wait_s: float | None = column(
-        "longest that the queue lets its oldest query wait for company, seconds; empty by step"
+        "The longest time that the queue lets its oldest query wait for others, in seconds. Empty by step."
     )
-    lengths: str = column("`padded` or `bucketed`: who may share a batch; empty by step", "")
-    batching: str = column("`queue`: whole batches; `step`: rows that queries join and leave between steps", "queue")
+    lengths: str = column("Which queries can share a batch: `padded` or `bucketed`. Empty by step.", "")
+    batching: str = column(
+        "How queries are batched: `queue` forms whole batches; `step` has rows that queries join and leave between "
+        "steps.",
+        "queue",
+    )
     qps: float | None = column(
-        "server: highest load at which LoadGen calls the test valid, queries a second, median over repeats; offline: "
-        "queries completed a second; single-stream: one over the mean latency"
+        "Queries per second. Server: the highest load at which LoadGen calls the test valid, as the median over "
+        "repeats. Offline: completed queries per second. Single-stream: one over the mean latency."
     )
-    qps_lo: float | None = column("lower end of its 95 % interval (Student's t over repeats, on logarithms)")
+    qps_lo: float | None = column(
+        "Lower end of the 95 % interval of `qps` (Student's t over repeats, on logarithms), in queries per second."
+    )
     qps_hi: float | None = column(
-        "upper end; in server from the lowest load that did not hold, so that the step of the search is in it"
+        "Upper end of the 95 % interval of `qps`, in queries per second. In server it starts from the lowest load "
+        "that did not hold, so that it includes the step of the search."
     )
-    repeats: int = column("searches, or tests, that it is made from, each in a process of its own", 0)
-    latency_p50_s: float | None = column("median latency at that load, from the scheduled time, seconds")
-    latency_p90_s: float | None = column("90th percentile")
-    latency_p99_s: float | None = column("99th percentile")
-    latency_bound_s: float | None = column("latency at the bounded percentile, by LoadGen")
-    latency_ours_s: float | None = column("the same computed by us from the trace of each query")
-    single_p50_s: float | None = column("median latency of one query after the other (SingleStream)")
-    single_p99_s: float | None = column("99th percentile of it")
+    repeats: int = column("The number of searches, or tests, behind the figures, each in a process of its own.", 0)
+    latency_p50_s: float | None = column("The median latency at that load, from the scheduled time, in seconds.")
+    latency_p90_s: float | None = column("The 90th percentile of that latency, in seconds.")
+    latency_p99_s: float | None = column("The 99th percentile of that latency, in seconds.")
+    latency_bound_s: float | None = column("The latency at the bounded percentile as LoadGen reports it, in seconds.")
+    latency_ours_s: float | None = column("The same latency as computed here from the trace of each query, in seconds.")
+    single_p50_s: float | None = column(
+        "The median latency when one query follows the other (SingleStream), in seconds."
+    )
+    single_p99_s: float | None = column(
+        "The 99th percentile of the latency when one query follows the other, in seconds."
+    )
     offline_qps: float | None = column(
-        "queries a second when all are there at once (Offline), median over processes: one before the repeats, and "
-        "those of the repeats"
+        "Queries per second when all are there at once (Offline), as the median over processes: one before the "
+        "repeats, and those of the repeats."
     )
-    offline_qps_lo: float | None = column("lower end of its 95 % interval (Student's t over processes, on logarithms)")
-    offline_qps_hi: float | None = column("upper end")
-    queries: int | None = column("queries of the test that the latencies are of")
-    loadgen: str = column("LoadGen's verdict on that test: `VALID` or `INVALID`", "")
-    batch_mean: float | None = column("queries in a batch, or in a step, at that load, on average")
+    offline_qps_lo: float | None = column(
+        "Lower end of the 95 % interval of `offline_qps` (Student's t over processes, on logarithms), in queries per "
+        "second."
+    )
+    offline_qps_hi: float | None = column("Upper end of the 95 % interval of `offline_qps`, in queries per second.")
+    queries: int | None = column("The number of queries in the test from which the latencies come.")
+    loadgen: str = column("LoadGen's verdict on that test: `VALID` or `INVALID`.", "")
+    batch_mean: float | None = column("The mean number of queries in a batch, or in a step, at that load.")
     waste: float | None = column(
-        "share of the computed steps that were padding, or of rows without a query, at that load"
+        "The share of the computed steps that were padding, or rows without a query, at that load."
     )
-    lateness_p99_s: float | None = column("how late the generator issued its queries at that load, 99th percentile")
-    generator_cores: float | None = column("cores that the generator kept busy at that load")
-    disturbed_share: float | None = column("share of the tests beside which something else used the machine")
-    parity_error: float | None = column("as in records.csv")
-    parity_limit: float | None = column("as in records.csv")
-    batched_error: float | None = column("largest relative difference between a query's results in a batch and alone")
-    batched_limit: float | None = column("largest allowed difference: twice the gate's limit, once for each side")
+    lateness_p99_s: float | None = column(
+        "The 99th percentile of how late the generator issued its queries at that load, in seconds."
+    )
+    generator_cores: float | None = column("The number of cores that the generator kept busy at that load.")
+    disturbed_share: float | None = column("The share of the tests during which something else used the machine.")
+    parity_error: float | None = column("As in records.csv.")
+    parity_limit: float | None = column("As in records.csv.")
+    batched_error: float | None = column(
+        "The largest relative difference between a query's results in a batch and alone."
+    )
+    batched_limit: float | None = column(
+        "The largest difference that is allowed: twice the limit of the gate, once for each side."
+    )
     energy_per_query_j: float | None = column(
-        "energy of a query at that load, joules, median over repeats: what the counter of the whole package or board "
-        "counted, over the queries that were answered; with idle power, the generator and whatever else ran there"
+        "The energy of a query at that load in joules, as the median over repeats: what the counter of the whole "
+        "package or board counted, divided by the answered queries. It includes idle power, the generator and "
+        "everything else that ran there."
     )
-    energy_per_query_lo_j: float | None = column("lower end of its 95 % interval (Student's t over repeats), joules")
-    energy_per_query_hi_j: float | None = column("upper end, joules")
-    power_w: float | None = column("power meanwhile, watts")
-    idle_power_w: float | None = column("power before anything was served, watts")
-    energy: str = column("the counter, as in records.csv; or `unavailable` and why there is no figure", "")
-    recorded_at: str = column("when the record was written, UTC", "")
+    energy_per_query_lo_j: float | None = column(
+        "Lower end of the 95 % interval of `energy_per_query_j` (Student's t over repeats), in joules."
+    )
+    energy_per_query_hi_j: float | None = column("Upper end of the 95 % interval of `energy_per_query_j`, in joules.")
+    power_w: float | None = column("The mean power during those tests, in watts.")
+    idle_power_w: float | None = column("The power before anything was served, in watts.")
+    energy: str = column(
+        "The name of the counter, as in records.csv; or `unavailable` and the reason why there is no figure.",
+        "",
+    )
+    recorded_at: str = column("The time at which the record was written, in UTC.", "")
 
 
 COLUMNS = tuple(found.name for found in dataclasses.fields(ServingRecord))
@@ -239,7 +271,7 @@ def beyond_offline(record: ServingRecord) -> str:
     return (
         f"{record.variant} on {record.workload} seems to sustain {borne} queries/s, but answers {offline} when all are "
         "there at once: one of the two is wrong, or smaller batches take less time a query; measure again with more "
-        "--seconds"
+        "--budget"
     )
 
 
@@ -255,5 +287,5 @@ def _interval(value: float, low: float | None, high: float | None) -> str:
 
 
 def dictionary() -> str:
-    """The dictionary of columns in Markdown, as it stands in results/README.md."""
+    """The dictionary of columns in Markdown, as it stands in results/columns.md."""
     return in_markdown({TABLE: meanings(ServingRecord), TESTS.name: TEST_COLUMNS})

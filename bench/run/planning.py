@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+from collections import Counter
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,6 +24,8 @@ from bench.run.worker_process import Settings, Worker, WorkerError, scratch_fold
 
 #: The worker that is asked may be silent for so long: a C++ compiler has two minutes.
 PLAN_LIMIT_S = 180.0
+#: From this many cases on that cannot run for one reason, the reason is said once, with their number.
+MANY = 10
 
 
 @dataclass(frozen=True)
@@ -109,6 +112,12 @@ class Plan:
     def cases(self) -> tuple[Described, ...]:
         """All cases in order."""
         return tuple(case for _, cases in self.groups for case in cases)
+
+    @property
+    def refused_together(self) -> dict[str, int]:
+        """Reasons that keep `MANY` cases or more from running, each with their number."""
+        reasons = Counter(found.unavailable for found in self.cases if found.unavailable)
+        return {reason: number for reason, number in reasons.items() if number >= MANY}
 
     @property
     def runnable_groups(self) -> int:

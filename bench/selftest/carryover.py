@@ -83,7 +83,7 @@ def run(options: Options, folder: Path, console: Console) -> Found:
         seatings = measure(cases, settings, options, folder, console)
         pooled = pooled_effects(seatings)
         if not pooled:
-            msg = f"{sum(map(len, seatings))} rounds at {threads} threads are too few; give more --seconds"
+            msg = f"{sum(map(len, seatings))} rounds at {threads} threads are too few; give more --budget"
             raise WorkerError(Status.ERROR, msg)
         judge(found, threads, options, pair_effects(seatings), pooled)
     return found
@@ -279,7 +279,7 @@ def judge(found: Found, threads: int, options: Options, pairs: Sequence[Effect],
     found.judge(
         width <= NARROW,
         f"effects on all successors known to +-{percent(width)} {where}, target +-{percent(NARROW, 0)}; "
-        "more --seconds narrow it",
+        "more --budget narrow it",
     )
     for effect in pooled:
         # Fast after a predecessor is as wrong as slow, but a planted one is there to cost something.

@@ -39,8 +39,8 @@ def options_of(arguments: argparse.Namespace, cores: int) -> Options:
     plain = Options()
     return Options(
         pairs=arguments.pairs,
-        seconds=arguments.seconds,
-        processes=arguments.processes,
+        seconds=arguments.budget,
+        processes=arguments.seatings,
         threads=tuple(dict.fromkeys(arguments.threads or (1, cores))),
         workloads=((arguments.workload, arguments.mode or "inference"),) if arguments.workload else plain.workloads,
         variant=arguments.variant,

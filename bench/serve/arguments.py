@@ -48,10 +48,10 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
         "single-stream: one query after the other; offline: all queries at once (default: server)",
     )
     add(
-        "--seconds",
+        "--budget",
         type=seconds,
         default=60.0,
-        metavar="S",
+        metavar="SECONDS",
         help="seconds of load for each variant; more if a percentile needs more queries (default: 60)",
     )
     add(

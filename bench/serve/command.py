@@ -152,7 +152,7 @@ def _plan(arguments: argparse.Namespace, settings: Settings) -> Plan:
     variants = tuple(arguments.variant or (VARIANTS if arguments.device == "cpu" else VARIANTS_CUDA))
     workloads = arguments.workload or ([f"{OWN}*"] if arguments.model else WORKLOADS[arguments.mode])
     select = Selection(tuple(workloads), (REFERENCE, *variants), (arguments.mode,))
-    suite = Suite("serve", "", (select,), arguments.seconds, device=arguments.device)
+    suite = Suite("serve", "", (select,), arguments.budget, device=arguments.device)
     # Named here, so that what does not exist on the device is told.
     return make_plan(suite, Filters(variants=(REFERENCE, *variants), threads=settings.threads), settings, build=True)
 
@@ -185,7 +185,7 @@ def _asked(arguments: argparse.Namespace) -> Asked:
     batching = Batching(arguments.largest_batch or 0, wait_s, arguments.lengths or "padded")
     if arguments.batching == "step":
         batching = Batching(arguments.largest_batch or 0, None, "", "step")
-    return Asked(arguments.scenario, bound, batching, arguments.seconds, arguments.repeats)
+    return Asked(arguments.scenario, bound, batching, arguments.budget, arguments.repeats)
 
 
 def _with_batching(described: Described, arguments: argparse.Namespace, asked: Asked) -> tuple[Described, Batching]:

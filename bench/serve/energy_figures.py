@@ -35,7 +35,7 @@ def energy_figures(tests: Sequence[LoadTest], idle: Idle) -> dict[str, Any]:
         took = (
             f"{idle.source} moves every {1e3 * idle.update_s:.3g} ms and a test took {statistics.median(seconds):.3g} s"
         )
-        return found | {"energy": f"unavailable: {took}; it takes more --seconds"}
+        return found | {"energy": f"unavailable: {took}; it takes more --budget"}
     if min(joules) <= 0:
         return found | {"energy": f"unavailable: {idle.source} did not move in a test"}
     of_query = [energy / count for energy, count in zip(joules, queries, strict=True)]

@@ -43,7 +43,7 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     add("--block", type=seconds, metavar="SECONDS", help="as in run (default: 0.02)")
     add("--omp-wait", choices=("default", "active", "passive"), help="as in run (default: default)")
     add(
-        "--repeat",
+        "--repeats",
         type=whole(),
         metavar="N",
         help="hosts of a kind that measure each group; from 2 on, the spread between hosts is shown (default: 1)",
@@ -63,8 +63,8 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     )
     add(
         "--time-limit",
-        type=seconds,
-        metavar="SECONDS",
+        type=duration,
+        metavar="TIME",
         help="begin no group that is not expected to end within this time from the start, except the first; "
         "--resume measures the rest, and the exit code is 4",
     )

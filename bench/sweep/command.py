@@ -101,7 +101,7 @@ def sweep(arguments: argparse.Namespace, command: str, cluster: Cluster | None =
     suite, units = _planned(options, console)
     plugins = tuple(plugin_digests(map(Path, options["plugin"])).values())
     state = begun or SweepState(
-        options["suite"], options, tuple(unit.name for unit in units), (), int(options.get("repeat") or 1),
+        options["suite"], options, tuple(unit.name for unit in units), (), int(options.get("repeats") or 1),
         code_digest(environment.ROOT), environment.git()["commit"], plugins, command,
     )  # fmt: skip
     _check_same(state, units, plugins, arguments.resume)
@@ -212,7 +212,7 @@ def _check_hosts(state: SweepState, nodes: Sequence[SweepNode], resumed: bool) -
         count = len({node.name for node in nodes if node.kind.key == kind.key})
         if count < state.repeats and not resumed:
             msg = (
-                f"--repeat {state.repeats} needs as many hosts of each kind, and {kind.key} has {count}; "
+                f"--repeats {state.repeats} needs as many hosts of each kind, and {kind.key} has {count}; "
                 "lower it, name other kinds with --kind, or add hosts"
             )
             raise UsageError(msg)

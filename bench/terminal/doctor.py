@@ -21,6 +21,8 @@ from bench.run.worker_process import ROOT, Settings, Worker, WorkerError, scratc
 from kernels.host.cores import cpu_quota, usable_cores
 
 EXIT_OK, EXIT_LACKS = 0, 1
+#: Name of the check of what else uses the machine.
+NOISE = "noise now"
 ASK_LIMIT_S, LOOK_S = 120.0, 1.0
 LEAST_MEMORY_BYTES, LEAST_DISK_BYTES = 2e9, 2e9
 #: Packages that a suite needs, and those that add variants.
@@ -29,10 +31,15 @@ PEERS = ("onnx", "onnxruntime", "openvino", "transformers")
 
 
 class FactState(enum.StrEnum):
-    """FactState of a check: LACKS makes the exit code 1, WITHOUT only means fewer variants or wider intervals."""
+    """State of what was looked at.
+
+    LACKS alone makes the exit code 1. WITHOUT means fewer variants or wider intervals. BUSY passes by itself: a run
+    works now too, and marks the figures that were disturbed.
+    """
 
     OK = "ok"
     WITHOUT = "without"
+    BUSY = "busy"
     LACKS = "lacks"
 
 
@@ -54,16 +61,19 @@ class MachineCheck:
 
 
 def doctor() -> int:
-    """Look, print a table, and return 0, or 1 where something is lacking that a run needs."""
+    """Look, print a table, and return 0, or 1 where something is lacking that a run needs; warn of a busy machine."""
     console = Console()
     found = list(checks())
     rows = [[check.name, check.state.value, check.found, check.remedy] for check in found]
     console.table(["what", "state", "found", "what to do"], rows)
+    busy = [check for check in found if check.state is FactState.BUSY]
+    for check in busy:
+        console.say(f"warning: the machine is busy ({check.found}): a run would give doubtful figures now", "yellow")
     lacking = [check.name for check in found if check.state is FactState.LACKS]
     if lacking:
-        console.say(f"not ready: {', '.join(lacking)}", "red")
+        console.say(f"not ready, for lack of: {', '.join(lacking)}", "red")
         return EXIT_LACKS
-    console.say("ready to measure", "green")
+    console.say("everything that a run needs is here" if busy else "ready to measure", "green")
     return EXIT_OK
 
 
@@ -130,7 +140,7 @@ def compiler() -> MachineCheck:
     if there:
         return MachineCheck("C++ compiler", FactState.OK, there)
     remedy = "install g++ or clang++ (apt-get install g++): cpu-fused and torch.compile need one"
-    return MachineCheck("C++ compiler", FactState.LACKS, f"none of {', '.join(names)} is on the PATH", remedy)
+    return MachineCheck("C++ compiler", FactState.WITHOUT, f"none of {', '.join(names)} is on the PATH", remedy)
 
 
 def cores() -> MachineCheck:
@@ -196,5 +206,5 @@ def judged_noise(busy: float, stolen_s: float) -> MachineCheck:
     found = f"others use {busy:.2f} cores" + (f"; the hypervisor took {stolen_s:.2f} s" if stolen_s > 0 else "")
     if busy > SHARE:
         advice = "wait, or end what runs (top): disturbed rounds are repeated, and figures are doubtful"
-        return MachineCheck("noise now", FactState.LACKS, found, advice)
-    return MachineCheck("noise now", FactState.OK, found)
+        return MachineCheck(NOISE, FactState.BUSY, found, advice)
+    return MachineCheck(NOISE, FactState.OK, found)

@@ -26,7 +26,7 @@ import torch
 
 from ..dispatch import MODULES
 from ..host.cores import usable_cores
-from ..host.numbers import seconds, whole
+from ..host.numbers import duration, seconds, whole
 from ..host.usage import Parser
 from .check_work import CheckQuestion, CheckResult, work
 from .problems import Sizes
@@ -78,7 +78,7 @@ def main(arguments: list[str] | None = None) -> int:
     names = options.kernel or list(MODULES)
     if options.sanitize:
         return _sanitize(names)
-    until = time.monotonic() + options.seconds
+    until = time.monotonic() + options.time_limit
     jobs = options.jobs or (max(1, min(12, usable_cores() - 2)) if options.device == "cuda" else 1)
     rows: list[dict[str, Any]] = []
     with Pool(work, jobs=jobs, timeout_s=options.timeout) as pool:
@@ -99,7 +99,11 @@ def main(arguments: list[str] | None = None) -> int:
 def _options(arguments: list[str] | None) -> argparse.Namespace:
     parser = Parser(prog="python -m kernels check", description=(__doc__ or "").splitlines()[0])
     parser.add_argument(
-        "--seconds", type=seconds, default=300.0, help="start no more work after this time (default: 300)"
+        "--time-limit",
+        type=duration,
+        default=300.0,
+        metavar="TIME",
+        help="start no more work after this time, such as 90s or 5min (default: 5min)",
     )
     parser.add_argument(
         "--runs", type=whole(), default=200, help="number of runs that must give the same bits (default: %(default)s)"

@@ -134,8 +134,8 @@ def main(arguments: list[str] | None = None) -> int:
             failed += 1
             print(f"FAULT {_row(compiled)}: {fault}", flush=True)
     found.sort(key=items_order)
-    if options.json is not None:
-        options.json.write_text(json.dumps([dataclasses.asdict(one) for one in found], indent=1), encoding="utf-8")
+    if options.out is not None:
+        options.out.write_text(json.dumps([dataclasses.asdict(one) for one in found], indent=1), encoding="utf-8")
     if options.table:
         print(table(found))
     if options.write:
@@ -200,7 +200,7 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="few problems, the first configuration of each")
     parser.add_argument("--first", action="store_true", help="only the first configuration of every problem")
     parser.add_argument("--jobs", type=whole(), default=1, help="number of compilers to run at the same time")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the results as JSON")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="write the results as JSON")
     parser.add_argument("--table", action="store_true", help="print the results as Markdown")
     parser.add_argument("--write", action="store_true", help=f"write the table into {README.name} of the kernels")
     options = parser.parse_args(arguments)

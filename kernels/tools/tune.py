@@ -28,7 +28,7 @@ from .. import measurements as table
 from .. import refusals
 from ..dispatch import MODULES
 from ..host.cores import usable_cores
-from ..host.numbers import seconds, whole
+from ..host.numbers import duration, seconds, whole
 from ..host.usage import Parser
 from ..measurements import MeasuredShape, MeasuredTable
 from . import check_work
@@ -70,7 +70,7 @@ PHASES = {"inference": (False, False), "forward": (False, True), "backward": (Tr
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Measure until all is measured or the budget is spent; 0, or 2 when it cannot run here."""
+    """Measure until all is measured or the time limit is reached; 0, or 2 when it cannot run here."""
     options = _options(arguments)
     interpreted = options.device == "cpu"
     if interpreted and options.out is None:
@@ -87,7 +87,7 @@ def main(arguments: list[str] | None = None) -> int:
     path = options.out or table.path_of(device)
     facts = _facts(options.commit)
     known = start(path, device, facts, again=options.again)
-    until = time.monotonic() + options.budget
+    until = time.monotonic() + options.time_limit
     left = [one for one in _plan(options) if not _known(known, *one)]
     with (
         Pool(check_work.work, jobs=options.jobs, timeout_s=options.timeout) as checks,
@@ -95,7 +95,9 @@ def main(arguments: list[str] | None = None) -> int:
     ):
         for number, (sizes, kind) in enumerate(left):
             if time.monotonic() > until:
-                print(f"tune: the budget of {options.budget:g} s is spent, {len(left) - number} shapes are left")
+                print(
+                    f"tune: the time limit of {options.time_limit:g} s is reached, {len(left) - number} shapes are left"
+                )
                 break
             for entry in _shape(sizes, kind, options, checks, clocks):
                 known = known.with_entry(entry)
@@ -139,11 +141,11 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
         "--out", type=Path, metavar="FILE", help="file of the table (default: where `auto` looks for it)"
     )
     parser.add_argument(
-        "--budget",
-        type=seconds,
+        "--time-limit",
+        type=duration,
         default=1200.0,
-        metavar="SECONDS",
-        help="start no further shape after this time (default: %(default)s)",
+        metavar="TIME",
+        help="start no further shape after this time, such as 600, 600s or 10min (default: 20min)",
     )
     parser.add_argument(
         "--device", choices=("cuda", "cpu"), default="cuda", help="cpu: tiny sizes in Triton's interpreter"

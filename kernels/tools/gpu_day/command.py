@@ -6,7 +6,6 @@ eight files and is whole at any moment, for a machine that is lent for minutes a
 
 from __future__ import annotations
 
-import argparse
 import os
 import shutil
 import subprocess
@@ -17,7 +16,7 @@ from pathlib import Path
 
 from ... import measurements as table
 from ... import refusals
-from ...host.numbers import seconds
+from ...host.numbers import duration
 from ...host.output import write_whole
 from ...host.usage import Parser
 from . import findings, summary
@@ -74,7 +73,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         folder.state["stages"].pop(name, None)
         shutil.rmtree(folder.work / name, ignore_errors=True)
     parts = (1, 2) if options.part == "all" else (int(options.part),)
-    limit_s = 60 * options.minutes if options.minutes else sum(PART_S[part] for part in parts)
+    limit_s = options.time_limit or sum(PART_S[part] for part in parts)
     day = Day(folder, stages, began + limit_s - CLOSING_S)
     try:
         day.run([stage for stage in stages if stage.part in parts])
@@ -93,10 +92,10 @@ def parser() -> Parser:
     add("--out", type=Path, required=True, metavar="DIR", help="new folder for the results, at most 8 files")
     add("--part", choices=("1", "2", "all"), default="all", help="part of the day (default: %(default)s)")
     add(
-        "--minutes",
-        type=_minutes,
-        metavar="N",
-        help="time for all of it (default: 4.5 for part 1, 6.7 for part 2, 11.2 for both)",
+        "--time-limit",
+        type=duration,
+        metavar="TIME",
+        help="time for all of it, such as 4.5min (default: 4.5min for part 1, 6.7min for part 2, 11.2min for both)",
     )
     add("--resume", action="store_true", help="continue the day in DIR, on this machine or another")
     add(
@@ -108,14 +107,6 @@ def parser() -> Parser:
     )
     add("--rehearse", action="store_true", help="without a GPU: tiny sizes in Triton's interpreter, planted defects")
     return found
-
-
-def _minutes(text: str) -> float:
-    try:
-        return seconds(text)
-    except argparse.ArgumentTypeError:
-        msg = f"{text!r} is not a number of minutes above 0"
-        raise argparse.ArgumentTypeError(msg) from None
 
 
 def _sees_gpu() -> bool:

@@ -67,8 +67,8 @@ def _against(name: str, run: str, variant: str, needs: tuple[str, ...]) -> DaySt
 
 _MACHINE, _MACHINE_2 = ("machine",), ("machine-2",)
 _FACTS = _words("-m {package}.tools.gpu_day.facts machine --folder {folder}")
-_CHECK = "-m {package} check --seconds {seconds} --jobs 8 --timeout 25 --runs 60 --most 3 --out {folder}"
-_TUNE = "-m {package} tune --most 4 --timeout 20 --budget {seconds}"
+_CHECK = "-m {package} check --time-limit {seconds} --jobs 8 --timeout 25 --runs 60 --most 3 --out {folder}"
+_TUNE = "-m {package} tune --most 4 --timeout 20 --time-limit {seconds}"
 
 #: The day on a GPU. Part 1 fits 270 s, part 2 400 s; what stands last in part 2 is begun only when hours are given.
 DAY = (
@@ -97,7 +97,7 @@ DAY = (
           _words("-m {package} check --sanitize"), 60.0, 30.0, needs=_MACHINE_2,
           program=("compute-sanitizer", "--tool", "memcheck", "--error-exitcode", "1")),
     DayStage("tune-all", 2, "which kernel is fastest at every shape?",
-          _words("-m {package} tune --shapes all --budget {seconds}"), 1800.0, 300.0, closing_s=120.0,
+          _words("-m {package} tune --shapes all --time-limit {seconds}"), 1800.0, 300.0, closing_s=120.0,
           needs=_MACHINE_2),
     _suite("deepbench", "--suite deepbench", 1200.0, 600.0, asks="DeepBench's sizes", needs=_MACHINE_2),
     _against("deepbench-ratios", "deepbench", "cudnn-fair", ("deepbench",)),
@@ -122,17 +122,18 @@ REHEARSAL = (
     DayStage("cudnn-names", 1, "what does torch's own LSTM run?",
           _words("-m {package}.tools.gpu_day.facts names --folder {folder}"), 40.0, needs=_MACHINE),
     DayStage("check-persistent", 1, "is the persistent kernel right?",
-          _words("-m {package} check --device cpu --seconds 10 --runs 3 --most 2 --kernel persistent --out {folder}"),
+          _words("-m {package} check --device cpu --time-limit 10 --runs 3 --most 2 --kernel persistent "
+                 "--out {folder}"),
           75.0, needs=_MACHINE),
     DayStage("tune-short", 1, "which kernel is fastest in float32?",
           _words("-m {package} tune --device cpu --out {tables}/interpreter.json --rounds 4 --most 3 --jobs 1 "
-                 "--type float32 --budget 5"), 90.0, needs=_MACHINE),
+                 "--type float32 --time-limit 5"), 90.0, needs=_MACHINE),
     DayStage("machine-2", 2, "the machine of the second part", _FACTS, 60.0),
     _suite("suite", "--suite smoke --variant onednn --budget 3", 180.0, 40.0,
            asks="is oneDNN faster than the reference?", needs=_MACHINE_2),
     _against("ratios", "suite", "onednn", ("suite",)),
     DayStage("check-others", 2, "are the other kernels right?",
-          _words("-m {package} check --device cpu --seconds 8 --runs 3 --most 1 --kernel cell --kernel sequence "
+          _words("-m {package} check --device cpu --time-limit 8 --runs 3 --most 1 --kernel cell --kernel sequence "
                  "--out {folder}"), 60.0, needs=_MACHINE_2),
     DayStage("own-kernels", 2, "what do our calls run beside the recurrence, and is the library as precise as ATen?",
           _words("-m {package}.tools.gpu_day.facts own --folder {folder}"), 90.0, needs=_MACHINE_2),
