@@ -81,7 +81,7 @@ def test_the_dictionary_holds_every_column_of_every_file_once():
 
 
 #: The unit that a meaning names, by the end of a column's name.
-UNITS = {"_s": "second", "_bytes": "in bytes", "_j": "joules", "_w": "in watts", "_mb": "in MB", "_mhz": "in MHz"}
+UNITS = {"_s": "second", "_bytes": "bytes", "_j": "joules", "_w": "in watts", "_mb": "in MB", "_mhz": "in MHz"}
 
 
 @pytest.mark.parametrize("module", [schema, serving, ranks, quality], ids=lambda module: module.__name__)
