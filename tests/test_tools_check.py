@@ -195,6 +195,9 @@ def test_whole_check_runs_in_the_interpreter(tmp_path):
         # On a busy machine the shorter time ends before each kernel had its turn.
         folder = tmp_path / seconds
         done = run([*command, seconds, "--out", str(folder)], cwd=ROOT, capture_output=True, text=True, check=False)
+        if done.stdout.startswith("no check ended within 8 s; raise --time-limit"):
+            assert done.returncode == 1
+            continue
         assert done.returncode == 0, done.stdout + done.stderr
         with (folder / "check.csv").open(encoding="utf-8") as file:
             rows = list(csv.DictReader(file))

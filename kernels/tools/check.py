@@ -88,7 +88,7 @@ def main(arguments: list[str] | None = None) -> int:
                 print(_line(rows[-1]), flush=True)
             if options.out is not None:
                 _append(options.out / "check.csv", rows[-1], first=len(rows) == 1)
-    print(_table(rows))
+    print(_table(rows) if rows else f"no check ended within {options.time_limit:g} s; raise --time-limit")
     print(
         "memory and races inside a kernel: compute-sanitizer --tool memcheck|racecheck "
         f"{Path(sys.executable).name} -m kernels check --sanitize"
