@@ -118,7 +118,7 @@ def _say_budget(console: Console, arguments: argparse.Namespace, plan: Plan) -> 
     groups = "one group" if plan.runnable_groups == 1 else f"{plan.runnable_groups} groups"
     console.say(
         f"all {commands.minutes(plan.suite.budget_s)} of timed rounds of the suite {plan.suite.name} go to {groups}, "
-        "however few were chosen; --budget SECONDS sets another time"
+        "however few were chosen; --budget TIME sets another"
     )
 
 

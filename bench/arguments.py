@@ -161,10 +161,10 @@ def _add_ab(command: argparse.ArgumentParser) -> None:
     add("--threads", type=whole(), metavar="N", help="CPU threads (default: the cores that may be used)")
     add(
         "--budget",
-        type=seconds,
+        type=duration,
         default=60.0,
-        metavar="SECONDS",
-        help="seconds of timed rounds in all; start-up is extra (default: 60)",
+        metavar="TIME",
+        help="time of timed rounds in all; start-up is extra (default: 60)",
     )
     add(
         "--seatings",
@@ -212,10 +212,10 @@ def _add_selftest(command: argparse.ArgumentParser) -> None:
     )
     add(
         "--budget",
-        type=seconds,
+        type=duration,
         default=5.0,
-        metavar="SECONDS",
-        help="seconds of rounds per pair; in `carryover`, per pair of neighbours (default: 5)",
+        metavar="TIME",
+        help="time of rounds per pair; in `carryover`, per pair of neighbours (default: 5)",
     )
     add("--seatings", type=whole(), default=4, metavar="N", help="sets of fresh processes that share them (default: 4)")
     add(
@@ -279,9 +279,9 @@ def _add_selection(command: argparse.ArgumentParser) -> None:
     add("--threads", type=whole(), metavar="N", help="CPU threads (default: the cores that affinity and quota leave)")
     add(
         "--budget",
-        type=seconds,
-        metavar="SECONDS",
-        help="seconds of timed rounds for the whole run, shared out among its groups; start-up is extra (default: the "
+        type=duration,
+        metavar="TIME",
+        help="time of timed rounds for the whole run, shared out among its groups; start-up is extra (default: the "
         "suite's, also where --workload, --variant or --mode leave fewer groups of it; a group ends sooner where its "
         "answer stands)",
     )

@@ -252,6 +252,17 @@ def test_nothing_that_ran_is_unclear_and_not_an_error(tmp_path):
     )
 
 
+def test_many_variants_with_one_reason_are_one_line(tmp_path):
+    """As in a run for a GPU on a machine without one; a second reason names the variants of each."""
+    folder = made(tmp_path / "run", dict.fromkeys(("reference", *"abcdefg"), 1.0))
+    records = [json.loads(line) for line in (folder / "records.jsonl").read_text().splitlines()]
+    for reason, told in ("no GPU", "all 8 variants (unavailable: no GPU)"), ("no lamp", "`g` (unavailable: no lamp)"):
+        records = [record | {"status": "unavailable", "reason": "no GPU"} for record in records]
+        records[-1]["reason"] = reason
+        (folder / "records.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+        assert f"- Left out: {told}." in sentences(read_run(folder))[0][1].splitlines()
+
+
 def test_a_mix_weighs_its_input_sets(tmp_path):
     """The least expected time wins, and its worst regret is told."""
     answer_ = MixAnswer("lm, inference, cpu: mix of 2 input sets", {"short": 0.9, "long": 0.1}, "a", 1e-3, 0.97, 0.99,

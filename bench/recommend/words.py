@@ -18,6 +18,8 @@ from bench.records.reader import RecordedRun
 MOST_SURE = 0.999
 #: Memory differences below this are not worth a word, bytes.
 LITTLE_MEMORY = 1e6
+#: Variants that have all the same reason are named one by one up to this number.
+MANY = 6
 
 
 def sentences(
@@ -257,4 +259,6 @@ def _together(reasons: Mapping[str, str]) -> list[str]:
     names: dict[str, list[str]] = {}
     for name, reason in reasons.items():
         names.setdefault(reason, []).append(f"`{name}`")
+    if len(names) == 1 and len(reasons) > MANY:
+        return [f"all {len(reasons)} variants ({reason})" for reason in names]
     return [f"{', '.join(found)} ({reason})" for reason, found in names.items()]

@@ -11,7 +11,7 @@ from bench.plan import own_model
 from bench.recommend.arguments import time_with_unit
 from bench.run.resume import SEEDS
 from bench.serve.load_test import Bound
-from kernels.host.numbers import seconds, whole
+from kernels.host.numbers import duration, whole
 
 SCENARIOS = ("server", "single-stream", "offline")
 LENGTHS = ("padded", "bucketed")
@@ -49,10 +49,10 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     )
     add(
         "--budget",
-        type=seconds,
+        type=duration,
         default=60.0,
-        metavar="SECONDS",
-        help="seconds of load for each variant; more if a percentile needs more queries (default: 60)",
+        metavar="TIME",
+        help="time of load for each variant; more if a percentile needs more queries (default: 60)",
     )
     add(
         "--repeats",

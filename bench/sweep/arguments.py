@@ -36,9 +36,9 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     add("--threads", type=whole(), metavar="N", help="CPU threads (default: the cores that each host may use)")
     add(
         "--budget",
-        type=seconds,
-        metavar="SECONDS",
-        help="seconds of timed rounds for the suite on one kind of host, shared out among its groups",
+        type=duration,
+        metavar="TIME",
+        help="time of timed rounds for the suite on one kind of host, shared out among its groups",
     )
     add("--block", type=seconds, metavar="SECONDS", help="as in run (default: 0.02)")
     add("--omp-wait", choices=("default", "active", "passive"), help="as in run (default: default)")
