@@ -332,6 +332,35 @@ def test_an_infinite_input_saturates_gates_and_spoils_nothing(trained: bool, bat
         assert gradient.isfinite().all()
 
 
+#: Biases of i, f, g and o, and a cell that is given: one factor far beyond saturation, the other small yet not zero.
+SATURATED = [((-2.2, 5.0, -50.0, 3.0), 0.0), ((-2.2, 5.0, 50.0, 3.0), 0.0), ((0.0, 30.0, 0.0, -2.5), -60.0)]
+SATURATED += [((0.0, 30.0, 0.0, -2.5), 60.0), ((-80.0, -80.0, -80.0, -80.0), 1.0), ((80.0, 80.0, 80.0, 80.0), -80.0)]
+
+
+@pytest.mark.parametrize(("target", "storage"), KEPT)
+@pytest.mark.parametrize(("biases", "cell"), SATURATED)
+@pytest.mark.parametrize(("batch", "hidden"), [(1, 8), (2, 8), (13, 20)])
+def test_saturated_gates_and_cells_keep_their_small_factor(
+    target: str, storage: str, biases: tuple[float, ...], cell: float, batch: int, hidden: int
+) -> None:
+    """A quotient of exponentials must not overflow before it is taken: i * tanh(g) of a large g is -i, not 0."""
+    lstm = _made(3, hidden, storage)
+    with torch.no_grad():
+        for value in lstm.parameters():
+            value.zero_()
+        lstm.bias_ih_l0.copy_(torch.tensor(biases).repeat_interleave(hidden))
+    state = torch.zeros(1, batch, hidden), torch.full((1, batch, hidden), cell)
+    with built_for(target, 1), torch.inference_mode():
+        output, (_, c_n) = lstm(torch.randn(3, batch, 3), state)
+    i, f, g, o = torch.tensor(biases, dtype=torch.float64)
+    c = torch.tensor(cell, dtype=torch.float64)
+    for step in range(3):
+        c = f.sigmoid() * c + i.sigmoid() * g.tanh()
+        expected = (o.sigmoid() * c.tanh()).expand(batch, hidden)
+        torch.testing.assert_close(output[step].double(), expected, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(c_n[0].double(), c.expand(batch, hidden), rtol=1e-5, atol=1e-6)
+
+
 @given(value=st.sampled_from([0.0, 1e-38, 1e-30, 3e38]), batch=st.integers(1, 4))
 def test_rows_of_extreme_values_make_finite_results(value: float, batch: int) -> None:
     """A row of zeros, of the least and of the largest numbers has a scale that is a number."""

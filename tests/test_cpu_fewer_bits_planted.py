@@ -77,6 +77,7 @@ PAIRED_DEFECTS = {
     "odd-cell": ("ALONE ? block + 1 < end :", "ALONE ? block + 1 < end - PLANTED :"),
     "gate-by": ("const vec by = all(GATE_BY[gate]);", "const vec by = all(GATE_BY[PLANTED ? 0 : gate]);"),
     "given-cell": ("a->c0 ? get(", "a->c0 && !PLANTED ? get("),
+    "cut": ("within(x[i], 62.0f)", "within(x[i], PLANTED ? 125.0f : 62.0f)"),
 }
 #: The same of VNNI where there is no AVX-512, and so half as many registers.
 NARROW_DEFECTS = {
@@ -185,15 +186,18 @@ for storage in ("bf16", "int8", *(() if fused.storage_hindrance("split") else ("
                 if not lstm(steps)[0][:, 0].isnan().all():
                     sys.exit(8)
 """
-#: Many steps in one call and in parts, whose sums of integers are the same.
+#: Many steps in one call and in parts, whose sums of integers are the same; and saturated cells.
 _PARTS = """
-from test_cpu_fewer_bits import test_many_steps_are_those_of_parts
+from test_cpu_fewer_bits import SATURATED, test_many_steps_are_those_of_parts
+from test_cpu_fewer_bits import test_saturated_gates_and_cells_keep_their_small_factor as check_saturated
 check = test_many_steps_are_those_of_parts.hypothesis.inner_test
 try:
     for batch, hidden in ((1, 290), (3, 40)):
         for reverse in (False, True):
             check(target=build.library.__defaults__[0], batch=batch, parts=[3, 40, 30], features=300, hidden=hidden,
                   threads=1, reverse=reverse, seed=0)
+    for biases, cell in SATURATED:
+        check_saturated(build.library.__defaults__[0], "int8", biases, cell, 2, 8)
 except AssertionError as error:
     print(error)
     sys.exit(7)

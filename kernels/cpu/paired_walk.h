@@ -19,13 +19,14 @@
 #if defined(HAS_PAIRED_PRODUCTS)
 namespace {
 
-// 2^x - 1 = scale * p + (scale - 1), as `exponential` has it, of N vectors step by step: one alone would wait for itself.
+// 2^x - 1 = scale * p + (scale - 1), as `exponential` has it, of N vectors step by step: one alone would wait for itself. Cut
+// at 2^62, since a cell divides by the product of two.
 template <int N>
 inline void powers(const vec (&x)[N], Exponential (&to)[N]) {
     const vec magic = all(12582912.0f);
     vec shifted[N], r[N], p[N];
     UNROLLED for (int i = 0; i < N; ++i) {
-        const vec y = within(x[i], 125.0f);
+        const vec y = within(x[i], 62.0f);
         shifted[i] = y + magic;
         r[i] = y - (shifted[i] - magic);
     }
@@ -40,7 +41,7 @@ constexpr float LOG2_E = 1.44269502162933349609375f;
 constexpr float GATE_BY[4] = {-LOG2_E, -LOG2_E, -2 * LOG2_E, -LOG2_E};
 
 // h of N vectors of units and c, from their gates before the nonlinearities, times GATE_BY. By three divisions: i * tanh(g) is
-// one, and o * tanh(c) another. Nothing cancels near zero, and what overflows is the divisor of a finite number.
+// one, and o * tanh(c) another. Nothing cancels near zero.
 template <int N>
 inline void cells_by_three(const vec (&gates)[N][4], vec (&c)[N], vec (&h)[N]) {
     const auto less = [](const Exponential& e) { return e.scale * e.p + (e.scale - 1.0f); };
