@@ -226,8 +226,12 @@ def test_an_export_of_another_model_with_equal_weights_is_another(processes):
     assert len(made) == before + 1
 
 
+def _no_space(*_):
+    raise OSError(28, "No space left on device")
+
+
 def test_a_process_that_dies_while_it_keeps_an_export_leaves_nothing_to_read(tmp_path, monkeypatch):
-    """The next one exports for itself; what is too large is in no file."""
+    """The next one exports for itself; what is too large, or finds a full disk, is in no file."""
 
     def dies(self, content):
         with self.open("wb") as file:
@@ -240,6 +244,10 @@ def test_a_process_that_dies_while_it_keeps_an_export_leaves_nothing_to_read(tmp
             export.Exports(tmp_path).get("a", lambda: b"right")
     assert export.Exports(tmp_path).get("a", lambda: b"right") == b"right"
     assert export.Exports(tmp_path).get("a", lambda: b"not asked") == b"right"
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "replace", _no_space)
+        assert export.Exports(tmp_path).get("c", lambda: b"kept nowhere") == b"kept nowhere"
+    assert not [path for path in tmp_path.iterdir() if path.stem == "c"]
     monkeypatch.setattr(export, "MOST_BYTES", 4)
     assert export.Exports(tmp_path).get("b", lambda: b"large") == b"large"
     assert not (tmp_path / "b.onnx").exists()

@@ -50,9 +50,6 @@ class Exports:
             key: digest of all that it depends on.
             export: makes it.
             shared: whether the key means the same in every process.
-
-        Raises:
-            OSError: when the folder cannot be written.
         """
         if key not in self._newest:
             found = self._filed(key, export) if shared and self.folder is not None else export()
@@ -68,11 +65,16 @@ class Exports:
             return path.read_bytes()
         made = export()
         if len(made) <= MOST_BYTES:
-            self.folder.mkdir(parents=True, exist_ok=True)
             # A process that is killed while it writes leaves no half a file under this name.
             begun = path.with_suffix(f".{os.getpid()}")
-            begun.write_bytes(made)
-            begun.replace(path)
+            try:
+                self.folder.mkdir(parents=True, exist_ok=True)
+                begun.write_bytes(made)
+                begun.replace(path)
+            except OSError:
+                # A full disk costs other processes an export of their own, and this one nothing.
+                with contextlib.suppress(OSError):
+                    begun.unlink(missing_ok=True)
         return made
 
 
@@ -117,8 +119,9 @@ def exported(runtime: Runtime, digest: bytes) -> bytes:
     # Two variants may have the same weights in modules of other classes.
     classes = [f"{type(module).__module__}.{type(module).__qualname__}" for module in runtime.model.modules()]
     key = key_of(digest, runtime.model.config, runtime.signature, classes, torch.__version__)
-    # The name of a model that is none of ours holds its address.
-    return EXPORTS.get(key, lambda: _export(runtime), shared=not hasattr(runtime.model, "onnx"))
+    # The name of a model that is none of ours holds its address, and a class of others may hold what no weight shows.
+    known = all(name.split(".", maxsplit=1)[0] in {"seq2seq", "kernels", "torch"} for name in classes)
+    return EXPORTS.get(key, lambda: _export(runtime), shared=known and not hasattr(runtime.model, "onnx"))
 
 
 def _export(runtime: Runtime) -> bytes:
