@@ -100,6 +100,9 @@ def history(arguments: argparse.Namespace) -> int:
 
     if arguments.format != "text":
         _refuse_existing(arguments.out, "--out")
+    elif arguments.out is not None and (table := {".csv": "csv", ".md": "markdown"}.get(arguments.out.suffix.lower())):
+        msg = f"--out {arguments.out} names a table, and without --format it is the page: add --format {table}"
+        raise UsageError(msg)
     found = read_history(arguments.dir, MeasuredBy(arguments.by))
     if arguments.format == "text":
         history_tables.text(found)

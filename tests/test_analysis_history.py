@@ -154,6 +154,7 @@ def test_a_new_driver_stays_in_a_history_and_is_told(tmp_path):
         (["nowhere"], "is not a folder"),
         (["."], "expected at least 2 run folders"),
         ([".", "--format", "csv", "--out", "there"], "nothing is overwritten"),
+        ([".", "--out", "mine.csv"], "add --format csv"),
     ],
 )
 def test_wrong_usage_is_one_line(tmp_path, monkeypatch, capsys, words, told):
