@@ -275,7 +275,9 @@ def _keep_for_training(
     flat = [value for layer in parameters for own in layer for value in own]
     now = lstm._parameters.values()  # noqa: SLF001
     own = len(now) == len(flat) and all(one is other for one, other in zip(now, flat, strict=True))
-    if own and options.batch_first is lstm.batch_first and all(value.is_contiguous() for value in flat):
+    # A parameter that was computed would hold what it was computed from.
+    lasting = all(value.is_contiguous() and value.is_leaf for value in flat)
+    if own and lasting and options.batch_first is lstm.batch_first:
         lstm.__dict__["_kept_training"] = fused.PreparedTraining(parameters, options, lstm.choices)
 
 
@@ -289,6 +291,8 @@ def _graphed(
     """All layers on a GPU, by what an earlier call settled where that still holds."""
     from .graphed_layers import GraphedLayers  # noqa: PLC0415 - of use on a GPU alone
 
+    # Of a module that was moved by its parameters' `.data`; it would be asked in vain at every call.
+    lstm.__dict__.pop("_kept_training", None)
     kept = lstm.__dict__.get("_kept")
     if not isinstance(kept, GraphedLayers) or not kept.stands(lstm._parameters):  # noqa: SLF001
         kept = GraphedLayers(parameters, lstm.hidden_size, lstm._flat_weights_names, lstm.tf32)  # noqa: SLF001

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from . import dispatch, layers
-from .common.fast_path import autocast_dtype, exported, intercepted
-from .common.recurrence import placed, problem_on
+from .common.fast_path import autocast_dtype, exported
+from .common.recurrence import Problem, placed, problem_on
 from .cpu import fused
 from .dispatch import IMPLEMENTATIONS, PADDED, VENDORS, Choice
 from .lstm_arguments import (
@@ -340,7 +340,7 @@ class LSTM(nn.RNNBase):
             placed(device), dtype, batch, steps, self.hidden_size, directions, saves, masked, tf32, resets, autocast
         )
         choice = dispatch.choose(problem, self.implementation)
-        if self.implementation == "auto" and problem.device == "cpu" and self._fails(choice, dtype, saves=saves):
+        if self.implementation == "auto" and problem.device == "cpu" and self._fails(choice, problem):
             choice = dispatch.choose(dataclasses.replace(problem, autocast=False), compiling=True)
         if self.weight_storage != "fp32":
             choice = dataclasses.replace(choice, instructions=fused.instructions(self.weight_storage))
@@ -387,17 +387,20 @@ class LSTM(nn.RNNBase):
         # What serves only with converted operands is left to the operator.
         return "auto" if choice.implementation in choice.refused else choice.implementation
 
-    def _fails(self, choice: Choice, dtype: torch.dtype, *, saves: bool) -> bool:
+    def _fails(self, choice: Choice, problem: Problem) -> bool:
         """Return whether a call on a CPU would raise in torch's own LSTM, or run in the loop for want of any other.
 
-        Under autocast torch calls oneDNN whether it has an LSTM of that type on this CPU or not.
+        Under autocast torch calls oneDNN whether it has an LSTM of that type on this CPU or not. Packed and empty
+        batches go past oneDNN.
         """
-        if choice.implementation != "vendor":
-            return choice.implementation == "loop" and dtype in fused.CONVERTED
-        native = self.weight_ih_l0.dtype == dtype and autocast_dtype(torch.device("cpu")) is None
-        if dtype not in fused.CONVERTED or native or intercepted():
+        if problem.dtype not in fused.CONVERTED:
             return False
-        return bool(torch.backends.mkldnn.enabled) and onednn_refusal(dtype, training=saves) is not None
+        if choice.implementation != "vendor":
+            return choice.implementation == "loop"
+        native = self.weight_ih_l0.dtype == problem.dtype and autocast_dtype(torch.device("cpu")) is None
+        if native or problem.masked or not problem.batch or not torch.backends.mkldnn.enabled:
+            return False
+        return onednn_refusal(problem.dtype, training=problem.saves) is not None
 
     def tf32(self, device: torch.device, dtype: torch.dtype) -> bool:
         """Return whether the recurrence rounds its float32 factors to TF32 there."""

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import warnings
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
-from kernels import LSTM, dispatch
+from kernels import LSTM, dispatch, torch_lstm
 from kernels import lstm as module
 from kernels.common import recurrence
-from kernels.cpu import fused
+from kernels.cpu import fused, packing
 
 TYPES = pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 
@@ -123,23 +125,31 @@ def test_a_compiled_call_under_autocast_takes_it(dtype, monkeypatch):
     torch._dynamo.reset()
 
 
-@TYPES
-@pytest.mark.parametrize("training", [False, True])
-@pytest.mark.parametrize("masked", [False, True])
-def test_auto_takes_it_where_torch_s_own_would_raise(dtype, training, masked, monkeypatch):
-    """Under autocast torch calls oneDNN, also where that has no LSTM of the type: a call would end in its error."""
+@pytest.fixture
+def no_small_types(monkeypatch):
+    """A processor without products of bf16, and oneDNN without LSTMs of small types."""
     monkeypatch.setattr(module, "onednn_refusal", lambda *_, **__: "oneDNN has none here")
     monkeypatch.setattr(fused, "storage_hindrance", lambda storage: "no products of bf16" if storage else None)
     dispatch.forget()
+    yield
+    monkeypatch.undo()
+    dispatch.forget()
+
+
+@TYPES
+@pytest.mark.usefixtures("no_small_types")
+@pytest.mark.parametrize("training", [False, True])
+def test_auto_takes_it_where_torch_s_own_would_raise(dtype, training):
+    """Under autocast torch calls oneDNN, also where that has no LSTM of the type: a call would end in its error."""
     torch.manual_seed(1)
     lstm = LSTM(3, 20, num_layers=2, bidirectional=True, batch_first=True)
     truth = copy.deepcopy(lstm).double()
     truth.implementation = "loop"
-    x, lengths = torch.randn(4, 6, 3), torch.tensor([6, 2, 0, 5]) if masked else None
+    x = torch.randn(4, 6, 3)
     with torch.set_grad_enabled(training), torch.autocast("cpu", dtype):
-        output, (h_n, c_n) = lstm(x, lengths=lengths)
-        explained = lstm.explain(4, 6, training=training, masked=masked)
-    expected, _ = truth(x.double(), lengths=lengths)
+        output, (h_n, c_n) = lstm(x)
+        explained = lstm.explain(4, 6, training=training)
+    expected, _ = truth(x.double())
     assert {output.dtype, h_n.dtype, c_n.dtype} == {dtype}
     assert {choice.implementation for choice in lstm.choices} == {"cpu-fused"}
     assert lstm.choices[0].reason == explained.reason
@@ -150,7 +160,53 @@ def test_auto_takes_it_where_torch_s_own_would_raise(dtype, training, masked, mo
         right = torch.autograd.grad(expected.sum(), list(truth.parameters()))
         for one, other in zip(found, right, strict=True):
             assert (one - other).norm() < 16 * torch.finfo(dtype).eps * other.norm()
+    # The converted weights are gone, and nothing that was packed of them is kept.
+    assert not any(entry.storage.expired() for entry in packing._entries.values())
+
+
+@TYPES
+@pytest.mark.usefixtures("no_small_types")
+@pytest.mark.parametrize("lengths", [[6, 2, 0, 5], None])
+def test_calls_that_go_past_onednn_stay_torch_s_own(dtype, lengths):
+    """Packed and empty batches run there, and their results stay as they are."""
+    lstm = LSTM(3, 5, batch_first=True)
+    x = torch.randn(4 if lengths else 0, 6, 3)
+    with torch.autocast("cpu", dtype):
+        lstm(x, lengths=None if lengths is None else torch.tensor(lengths))
+    assert {choice.implementation for choice in lstm.choices} == {"vendor"}
+
+
+def test_the_question_to_onednn_is_the_process_s_own():
+    """It is asked in the middle of a user's call, whose hooks, modes and random numbers it has nothing to do with."""
+
+    def refused(value: Tensor) -> Tensor:
+        msg = f"saved {value.shape}"
+        raise RuntimeError(msg)
+
+    torch_lstm.onednn_refusal.cache_clear()
+    before = torch.get_rng_state()
+    with (
+        warnings.catch_warnings(),
+        torch.autograd.graph.saved_tensors_hooks(refused, refused),
+        torch.device("meta"),
+        torch.no_grad(),
+    ):
+        warnings.simplefilter("error")
+        assert torch_lstm.onednn_refusal(torch.float32, training=True) is None
+    assert torch.equal(torch.get_rng_state(), before)
+    torch_lstm.onednn_refusal.cache_clear()
+
+
+@TYPES
+def test_the_first_call_may_be_checkpointed(dtype):
+    """What is asked once is not among what the first of two equal calls saves."""
+    torch_lstm.onednn_refusal.cache_clear()
     dispatch.forget()
+    lstm, x = LSTM(3, 4, batch_first=True), torch.randn(2, 5, 3, requires_grad=True)
+    with torch.autocast("cpu", dtype):
+        output = checkpoint(lambda value: lstm(value)[0], x, use_reentrant=False)
+    output.float().sum().backward()
+    assert x.grad.isfinite().all()
 
 
 def test_a_module_of_a_smaller_type_stays_torch_s_own():

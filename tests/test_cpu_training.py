@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import copy
+import functools
+import gc
 import sys
+import weakref
 from typing import Any
 from unittest import mock
 
@@ -51,6 +54,10 @@ def lstm() -> LSTM:
 
 def _input() -> Tensor:
     return torch.randn(STEPS, BATCH, FEATURES)
+
+
+def _same(_: object, gradient: Tensor) -> Tensor:
+    return gradient
 
 
 def _short(lstm: LSTM, x: Any, hx: Any = None) -> Any:
@@ -272,6 +279,30 @@ def test_calls_in_turns_with_inference_keep_both_ways(lstm: LSTM) -> None:
     assert {"_kept", "_kept_training"} <= lstm.__dict__.keys()
     assert lstm(x)[0].requires_grad
     assert [choice.implementation for choice in lstm.choices] == ["cpu-fused"] * LAYERS
+
+
+def test_parameters_that_were_computed_are_not_kept(lstm: LSTM) -> None:
+    """Fast weights of an inner loop would hold its whole graph until the next call."""
+    computed = {name: value * 1.0 for name, value in lstm.named_parameters()}
+    held = weakref.ref(computed["weight_hh_l0"])
+    torch.func.functional_call(lstm, computed, (_input(),))
+    del computed
+    gc.collect()
+    assert held() is None
+    assert _short(lstm, _input()) is not None
+
+
+def test_a_module_that_its_parameter_refers_to_is_freed() -> None:
+    """By a hook or an attribute; a function of the entry, which Python's collector does not see into, holds neither."""
+    lstm = LSTM(FEATURES, HIDDEN, implementation="cpu-fused")
+    freed = weakref.ref(lstm)
+    lstm.weight_hh_l0.register_hook(functools.partial(_same, lstm))
+    lstm.weight_ih_l0.owner = lstm
+    lstm(_input())[0].sum().backward()
+    assert _short(lstm, _input()) is not None
+    del lstm
+    gc.collect()
+    assert freed() is None
 
 
 def test_without_the_entry_calls_go_the_long_way() -> None:

@@ -66,7 +66,9 @@ def bind(
         native: the kernel.
         layers: address of `Layers`.
         parameters: of the module, in its order: each with its address and version when it was packed.
-        held: keeps alive what the addresses point into.
+        held: keeps alive what the addresses point into, and the parameters. Python's collector does not see what a
+            function holds, so `trains`, which only compares addresses, leaves the parameters to its caller: a hook of
+            theirs may refer to the module.
         choices: what `at_once` returns beside its results.
         sizes: features, hidden, directions, states, work and least_long of `Numbers`.
 
@@ -86,7 +88,7 @@ def bind(
         **sizes,
     )
     bound: tuple[Callable[..., Any], Callable[..., Any], Callable[..., Any]] = entry.bind(
-        ctypes.byref(numbers), tuple(parameters), (held, parameters, native), choices
+        ctypes.byref(numbers), tuple(parameters), (held, native), choices
     )
     return bound
 

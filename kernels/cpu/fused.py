@@ -140,43 +140,55 @@ def forward(args: Forward, storage: str = "fp32") -> None:
     A smaller type than float32 is converted to it, and h is not rounded between steps.
     """
     if args.gates_input.dtype in CONVERTED:
-        _in_float32(args, lambda converted: forward(converted, storage), ("output", "h_n", "gates"))
+        _in_float32(args, lambda converted: _forward(converted, storage, lasting=False), ("output", "h_n", "gates"))
         return
+    _forward(args, storage, lasting=True)
+
+
+def _forward(args: Forward, storage: str, *, lasting: bool) -> None:
+    """`forward` in float32; weights that are not `lasting` are packed for this call alone, which `int8` cannot be."""
     native = library()
     steps, batch, directions, _ = args.gates_input.shape
     hidden = args.weight_hh.size(2)
     threads, by_rows = team(work(batch, steps, hidden), batch, hidden)
     for d in range(directions):
-        packed = pack(args.weight_hh[d], "forward", storage, whole=long(batch, steps, threads, storage))
+        weight = args.weight_hh[d]
+        packed = pack(weight, "forward", storage, whole=long(batch, steps, threads, storage)) if lasting else None
+        values, scale = (None, None) if packed is None else (packed.values.data_ptr(), address(packed.scale))
         native.lstm_forward(ctypes.byref(ForwardArgs(
             batch, steps, hidden, d, threads, by_rows,
             *strided(args.gates_input[:, :, d]), steps, *_NO_INPUT,
-            packed.values.data_ptr(), None, address(packed.scale),
-            address(args.h0, d), address(args.c0, d), address(args.lengths),
+            values, None, scale, address(args.h0, d), address(args.c0, d), address(args.lengths),
             *strided(args.output[:, :, d]), address(args.h_n, d), address(args.c_n, d),
             *strided(None if args.gates is None else args.gates[:, :, d]),
             *strided(None if args.cells is None else args.cells[:, :, d]),
-            None, address(args.resets, d),
+            None, address(args.resets, d), weight_hh=None if lasting else weight.data_ptr(),
         )), STORAGE[storage][0])  # fmt: skip
 
 
 def backward(args: Backward) -> None:
     """Run a backward recurrence on CPU tensors; a smaller type than float32 is converted to it."""
     if args.gates.dtype in CONVERTED:
-        _in_float32(args, backward, ("grad_gates", "grad_h0"))
+        _in_float32(args, lambda converted: _backward(converted, lasting=False), ("grad_gates", "grad_h0"))
         return
+    _backward(args, lasting=True)
+
+
+def _backward(args: Backward, *, lasting: bool) -> None:
+    """`backward` in float32; `lasting` as for `_forward`."""
     native = library()
     steps, batch, directions, _ = args.gates.shape
     hidden = args.weight_hh.size(2)
     threads, by_rows = team(work(batch, steps, hidden), batch, hidden)
     for d in range(directions):
-        packed = pack(args.weight_hh[d], "backward", whole=long(batch, steps, threads))
+        weight = args.weight_hh[d]
+        packed = pack(weight, "backward", whole=long(batch, steps, threads)).values.data_ptr() if lasting else None
         native.lstm_backward(ctypes.byref(BackwardArgs(
-            batch, steps, hidden, d, threads, by_rows, packed.values.data_ptr(),
-            address(args.c0, d), address(args.lengths),
+            batch, steps, hidden, d, threads, by_rows, packed, address(args.c0, d), address(args.lengths),
             *strided(args.gates[:, :, d]), *strided(args.cells[:, :, d]), *strided(args.grad_output[:, :, d]),
             address(args.grad_h_n, d), address(args.grad_c_n, d), *strided(args.grad_gates[:, :, d]),
             address(args.grad_h0, d), address(args.grad_c0, d), resets=address(args.resets, d),
+            weight_hh=None if lasting else weight.data_ptr(),
         )), STORAGE["fp32"][0])  # fmt: skip
 
 

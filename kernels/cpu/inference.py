@@ -115,7 +115,7 @@ class Prepared:
                 self._native,
                 self._at,
                 [(value, at, version) for _, value, at, version, _ in self._kept],
-                self._held,
+                (self._held, self._kept),
                 choices,
                 features=self.features,
                 hidden=self.hidden,

@@ -40,6 +40,7 @@ class PreparedTraining:
     ) -> None:
         self.choices, self._options = choices, options
         self._layers = [[value for own in layer for value in own] for layer in parameters]
+        # Held here and not by the function: see `entry.bind`.
         self._flat = [value for layer in self._layers for value in layer]
         *_, self._trains = entry.bind(
             library(),
