@@ -35,7 +35,7 @@ ALIGNMENT = 512
 LEAST_ALIGNMENT = 64
 
 
-class Part(NamedTuple):
+class BlockPart(NamedTuple):
     """A tensor in a block of bytes: where it begins, and its form."""
 
     at: int
@@ -55,12 +55,12 @@ class LayerParts(NamedTuple):
         output: of every layer but the last, whose output is the caller's.
     """
 
-    gates: Part
-    cells: Part
-    x: Part | None
-    weight_ih: Part | None
-    weight_hh: Part | None
-    output: Part | None
+    gates: BlockPart
+    cells: BlockPart
+    x: BlockPart | None
+    weight_ih: BlockPart | None
+    weight_hh: BlockPart | None
+    output: BlockPart | None
 
     def kept(self, block: Tensor) -> Kept:
         """The tensors, but for the output."""
@@ -322,9 +322,9 @@ def _parts(
     """
     hidden, directions, dtype = options.hidden, options.directions, options.dtype
 
-    def part(*shape: int, dtype: torch.dtype = dtype) -> Part:
+    def part(*shape: int, dtype: torch.dtype = dtype) -> BlockPart:
         nonlocal begin
-        found = Part(begin, shape, dtype)
+        found = BlockPart(begin, shape, dtype)
         begin += -(-math.prod(shape) * dtype.itemsize // ALIGNMENT) * ALIGNMENT
         return found
 

@@ -19,7 +19,7 @@ from torch.nn.utils.rnn import PackedSequence
 from . import dispatch, ops, padded_vendor
 from . import torch_lstm as vendor
 from .common.fast_path import autocast_dtype, unwatched
-from .common.recurrence import LayerOptions, resets_of, state_dtype
+from .common.recurrence import LayerOptions, Problem, resets_of, state_dtype
 from .cpu import fused
 from .cpu.layer import rounded
 from .cpu.packing import TRAINED
@@ -357,6 +357,27 @@ def casts_itself(lstm: LayeredLSTM, x: Tensor, hx: State | None) -> bool:
         return False
     flat = [value for layer in range(lstm.num_layers) for own in lstm._parameters_of(layer) for value in own]  # noqa: SLF001
     return all(value.dtype == torch.float32 for value in flat) and unwatched([x, *(hx or ()), *flat], autocast=True)
+
+
+def left_over(choice: dispatch.Choice, problem: Problem, weights: torch.dtype) -> bool:
+    """Return whether a call on a CPU would raise in torch's own LSTM, or run in the loop for want of any other.
+
+    Under autocast torch calls oneDNN whether it has an LSTM of that type on this CPU or not. Packed and empty batches
+    go past oneDNN.
+
+    Args:
+        choice: what was chosen.
+        problem: the recurrence.
+        weights: type of the module's weights.
+    """
+    if problem.device != "cpu" or problem.dtype not in fused.CONVERTED:
+        return False
+    if choice.implementation != "vendor":
+        return choice.implementation == "loop"
+    native = weights == problem.dtype and autocast_dtype(torch.device("cpu")) is None
+    if native or problem.masked or not problem.batch or not torch.backends.mkldnn.enabled:
+        return False
+    return vendor.onednn_refusal(problem.dtype, training=problem.saves) is not None
 
 
 def computed_dtype(device: torch.device, dtype: torch.dtype) -> torch.dtype:

@@ -15,7 +15,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 from . import dispatch, layers
 from .common.fast_path import autocast_dtype, exported
-from .common.recurrence import Problem, placed, problem_on
+from .common.recurrence import placed, problem_on
 from .cpu import fused
 from .dispatch import IMPLEMENTATIONS, PADDED, VENDORS, Choice
 from .lstm_arguments import (
@@ -28,7 +28,7 @@ from .lstm_arguments import (
     checked_resets,
     refuse_export,
 )
-from .torch_lstm import State, onednn_refusal
+from .torch_lstm import State
 
 #: Attributes with what earlier calls settled: for inference, the same under autocast, and for training.
 _KEPT = ("_kept", "_kept_cast", "_kept_training")
@@ -340,7 +340,7 @@ class LSTM(nn.RNNBase):
             placed(device), dtype, batch, steps, self.hidden_size, directions, saves, masked, tf32, resets, autocast
         )
         choice = dispatch.choose(problem, self.implementation)
-        if self.implementation == "auto" and problem.device == "cpu" and self._fails(choice, problem):
+        if self.implementation == "auto" and layers.left_over(choice, problem, self.weight_ih_l0.dtype):
             choice = dispatch.choose(dataclasses.replace(problem, autocast=False), compiling=True)
         if self.weight_storage != "fp32":
             choice = dataclasses.replace(choice, instructions=fused.instructions(self.weight_storage))
@@ -371,36 +371,13 @@ class LSTM(nn.RNNBase):
             or (self._modules and any(parameter.requires_grad for parameter in self.parameters()))
             or (hx is not None and (hx[0].requires_grad or hx[1].requires_grad))
         )
-        casting = autocast_dtype(x.device) == torch.bfloat16
-        choice = self._choice(
-            x.device,
-            layers.computed_dtype(x.device, x.dtype),
-            batch,
-            steps,
-            saves=saves,
-            masked=masked,
-            resets=resets,
-            autocast=casting and layers.casts_itself(self, x, hx),
-        )
+        dtype = layers.computed_dtype(x.device, x.dtype)
+        casts = autocast_dtype(x.device) == torch.bfloat16 and layers.casts_itself(self, x, hx)
+        choice = self._choice(x.device, dtype, batch, steps, saves=saves, masked=masked, resets=resets, autocast=casts)
         # Not by nn.Module's own __setattr__, which takes longer than all of the above.
         self.__dict__["choices"] = (choice,) * self.num_layers
         # What serves only with converted operands is left to the operator.
         return "auto" if choice.implementation in choice.refused else choice.implementation
-
-    def _fails(self, choice: Choice, problem: Problem) -> bool:
-        """Return whether a call on a CPU would raise in torch's own LSTM, or run in the loop for want of any other.
-
-        Under autocast torch calls oneDNN whether it has an LSTM of that type on this CPU or not. Packed and empty
-        batches go past oneDNN.
-        """
-        if problem.dtype not in fused.CONVERTED:
-            return False
-        if choice.implementation != "vendor":
-            return choice.implementation == "loop"
-        native = self.weight_ih_l0.dtype == problem.dtype and autocast_dtype(torch.device("cpu")) is None
-        if native or problem.masked or not problem.batch or not torch.backends.mkldnn.enabled:
-            return False
-        return onednn_refusal(problem.dtype, training=problem.saves) is not None
 
     def tf32(self, device: torch.device, dtype: torch.dtype) -> bool:
         """Return whether the recurrence rounds its float32 factors to TF32 there."""

@@ -14,7 +14,6 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from kernels import LSTM, dispatch, torch_lstm
-from kernels import lstm as module
 from kernels.common import recurrence
 from kernels.cpu import fused, packing
 
@@ -114,7 +113,8 @@ def test_a_compiled_call_under_autocast_takes_it(dtype, monkeypatch):
     calls = []
     for name in ("forward", "backward"):
         run = getattr(fused, name)
-        monkeypatch.setattr(fused, name, lambda *args, name=name, run=run: (calls.append(name), run(*args)))
+        called = lambda *args, name=name, run=run, **more: (calls.append(name), run(*args, **more))  # noqa: E731
+        monkeypatch.setattr(fused, name, called)
     torch._dynamo.reset()
     compiled = torch.compile(lstm, backend="aot_eager", fullgraph=True)
     with torch.autocast("cpu", dtype):
@@ -128,7 +128,7 @@ def test_a_compiled_call_under_autocast_takes_it(dtype, monkeypatch):
 @pytest.fixture
 def no_small_types(monkeypatch):
     """A processor without products of bf16, and oneDNN without LSTMs of small types."""
-    monkeypatch.setattr(module, "onednn_refusal", lambda *_, **__: "oneDNN has none here")
+    monkeypatch.setattr(torch_lstm, "onednn_refusal", lambda *_, **__: "oneDNN has none here")
     monkeypatch.setattr(fused, "storage_hindrance", lambda storage: "no products of bf16" if storage else None)
     dispatch.forget()
     yield
@@ -142,6 +142,7 @@ def no_small_types(monkeypatch):
 def test_auto_takes_it_where_torch_s_own_would_raise(dtype, training):
     """Under autocast torch calls oneDNN, also where that has no LSTM of the type: a call would end in its error."""
     torch.manual_seed(1)
+    packing.forget()
     lstm = LSTM(3, 20, num_layers=2, bidirectional=True, batch_first=True)
     truth = copy.deepcopy(lstm).double()
     truth.implementation = "loop"
@@ -161,7 +162,7 @@ def test_auto_takes_it_where_torch_s_own_would_raise(dtype, training):
         for one, other in zip(found, right, strict=True):
             assert (one - other).norm() < 16 * torch.finfo(dtype).eps * other.norm()
     # The converted weights are gone, and nothing that was packed of them is kept.
-    assert not any(entry.storage.expired() for entry in packing._entries.values())
+    assert not packing._entries
 
 
 @TYPES

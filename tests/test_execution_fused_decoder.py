@@ -242,6 +242,11 @@ def test_who_is_not_served_runs_by_the_models_own_loop(why):
         found = []
         for run in (decoded, by_own_loop):
             model = model_of(LUONG)
+            if why == "autocast":
+                # By its name the kernel refuses autocast on a processor without products of bf16.
+                for module in model.modules():
+                    if isinstance(module, LSTM):
+                        module.implementation = "auto"
             changed = UNSERVED[why](model, *given_) if UNSERVED[why] else None
             with mock.patch.object(decoder, "run", side_effect=AssertionError("it ran")):
                 found.append(run(model, changed if isinstance(changed, tuple) else given_))

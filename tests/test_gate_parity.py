@@ -306,7 +306,7 @@ def test_a_check_that_raises_leaves_the_weights_as_they_were(monkeypatch):
     executable = built(VARIANTS["loop"], workload, "inference")
     before = executable.weights()
 
-    def fail(_: object) -> None:
+    def fail(_: object, **__: object) -> None:
         raise ZeroDivisionError
 
     monkeypatch.setattr(executable, "quantities", fail)

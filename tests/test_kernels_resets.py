@@ -281,12 +281,13 @@ def test_compiled_code_refuses_what_has_no_resets(options):
 
 
 def test_choices_say_what_served_resets():
-    """Other types than float32 go to the loop on a CPU, and the choice says so; `explain` knows before."""
-    lstm = LSTM(3, 4).to(torch.bfloat16)
-    lstm(torch.zeros(5, 2, 3, dtype=torch.bfloat16), resets=torch.zeros(5, 2, dtype=torch.bool))
-    assert lstm.choices[0].implementation == "loop"
-    assert "no resets" in lstm.choices[0].refused["vendor"]
-    assert lstm.explain(2, 5, resets=True).implementation == "loop"
+    """On a CPU bfloat16 is converted for them and float64 goes to the loop, and the choice says so; `explain` knows."""
+    for dtype, served in ((torch.bfloat16, "cpu-fused"), (torch.float64, "loop")):
+        lstm = LSTM(3, 4).to(dtype)
+        lstm(torch.zeros(5, 2, 3, dtype=dtype), resets=torch.zeros(5, 2, dtype=torch.bool))
+        assert lstm.choices[0].implementation == served
+        assert "vendor" in lstm.choices[0].refused
+        assert lstm.explain(2, 5, resets=True).implementation == served
     assert lstm.explain(2, 5).implementation == "vendor"
     assert LSTM(3, 4).explain(2, 5, resets=True).implementation == "cpu-fused"
 

@@ -76,7 +76,8 @@ def surface(folder: Path, variants: list[str], *options: str) -> subprocess.Comp
     names = [f"bench/microbench/test_variants.py::test_variant[seed-inference-{variant}]" for variant in variants]
     # The plugin of hypothesis alone imports for a second.
     without = ("-p", "no:hypothesispytest", "-p", "no:cacheprovider")
-    fixed = ("--benchmark-only", "--benchmark-max-time=0.05", f"--benchmark-storage={folder}", "-rsf")
+    # Long enough, on a slow machine too, for what becomes wrong after some calls.
+    fixed = ("--benchmark-only", "--benchmark-max-time=0.25", f"--benchmark-storage={folder}", "-rsf")
     line = [sys.executable, "-m", "pytest", *names, *fixed, *without, "--bench-threads=1", *options]
     environment = second_instrument.variables(Settings(1, plugins=(PLUGIN,)), folder)
     environment.pop("PYTEST_DISABLE_PLUGIN_AUTOLOAD")

@@ -212,7 +212,7 @@ def test_spread_of_nothing_is_no_number():
 
 def arguments(**more) -> argparse.Namespace:
     """Values of the parser without options."""
-    plain = {"pairs": None, "seconds": 5.0, "processes": 4, "threads": None, "workload": None, "mode": None}
+    plain = {"pairs": None, "budget": 5.0, "seatings": 4, "threads": None, "workload": None, "mode": None}
     plain |= {"variant": "reference", "omp_wait": "default", "planted": None, "group": None, "unstopped": False}
     return argparse.Namespace(**(plain | more))
 

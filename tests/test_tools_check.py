@@ -66,8 +66,8 @@ class CountedGraphs:
     def run(self, launch, key, tensors, known=()) -> int:
         """Launch, from the third call of a key on as a replay."""
         del tensors, known
-        # Whose parameters, and which pass.
-        name = key[:2]
+        # Whose parameters, and which pass: a key of a backward pass has settings and strides beside it.
+        name = key[0] if isinstance(key, tuple) else key
         self.seen[name] += 1
         replays = self.finds and self.seen[name] > SIGHTINGS
         self.captured += replays and self.seen[name] == SIGHTINGS + 1

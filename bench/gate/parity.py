@@ -312,7 +312,7 @@ class Gate:
             return self.quantities(seed, precision)
         return self.compute(weights, self.askable(self.workload.make_batch(seed), weights), precision)
 
-    def _found(self, executable: Executable, seed: int, *, of_inputs: bool) -> dict[str, Tensor]:
+    def _found(self, executable: Executable, seed: int, *, of_inputs: bool = True) -> dict[str, Tensor]:
         kept = executable.weights()
         executable.load(self.weights(seed))
         try:

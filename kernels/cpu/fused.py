@@ -134,19 +134,17 @@ def run(  # noqa: PLR0913 - a layer's inputs
     return rounded(results) if options.storage == TRAINED else results
 
 
-def forward(args: Forward, storage: str = "fp32") -> None:
-    """Run a forward recurrence on CPU tensors, its weights kept as a key of `kernels.cpu.packing.STORAGE`.
+def forward(args: Forward, storage: str = "fp32", *, lasting: bool = True) -> None:
+    """Run a forward recurrence on CPU tensors.
 
-    A smaller type than float32 is converted to it, and h is not rounded between steps.
+    Args:
+        args: of a smaller type than float32 they are converted to it, and h is not rounded between steps.
+        storage: how weights are kept, a key of `kernels.cpu.packing.STORAGE`.
+        lasting: whether what is packed of the weights is kept; else they are packed in the call, which int8 cannot be.
     """
     if args.gates_input.dtype in CONVERTED:
-        _in_float32(args, lambda converted: _forward(converted, storage, lasting=False), ("output", "h_n", "gates"))
+        _in_float32(args, lambda converted: forward(converted, storage, lasting=False), ("output", "h_n", "gates"))
         return
-    _forward(args, storage, lasting=True)
-
-
-def _forward(args: Forward, storage: str, *, lasting: bool) -> None:
-    """`forward` in float32; weights that are not `lasting` are packed for this call alone, which `int8` cannot be."""
     native = library()
     steps, batch, directions, _ = args.gates_input.shape
     hidden = args.weight_hh.size(2)
@@ -166,16 +164,11 @@ def _forward(args: Forward, storage: str, *, lasting: bool) -> None:
         )), STORAGE[storage][0])  # fmt: skip
 
 
-def backward(args: Backward) -> None:
-    """Run a backward recurrence on CPU tensors; a smaller type than float32 is converted to it."""
+def backward(args: Backward, *, lasting: bool = True) -> None:
+    """Run a backward recurrence on CPU tensors; arguments as for `forward`."""
     if args.gates.dtype in CONVERTED:
-        _in_float32(args, lambda converted: _backward(converted, lasting=False), ("grad_gates", "grad_h0"))
+        _in_float32(args, lambda converted: backward(converted, lasting=False), ("grad_gates", "grad_h0"))
         return
-    _backward(args, lasting=True)
-
-
-def _backward(args: Backward, *, lasting: bool) -> None:
-    """`backward` in float32; `lasting` as for `_forward`."""
     native = library()
     steps, batch, directions, _ = args.gates.shape
     hidden = args.weight_hh.size(2)
