@@ -14,8 +14,7 @@ import pytest
 import torch
 from recurrences import DEVICE
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import TorchDispatchMode
+from watchers import Dispatches, Functions, Subclass
 
 from kernels import LSTM
 from kernels.cpu import build, entry, packing
@@ -23,20 +22,6 @@ from kernels.cpu import build, entry, packing
 pytestmark = pytest.mark.skipif(DEVICE != "cpu", reason="the kernel is for CPUs")
 
 BATCH, FEATURES, HIDDEN, LAYERS = 2, 5, 20, 2
-
-
-class _Functions(TorchFunctionMode):
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        return func(*args, **(kwargs or {}))
-
-
-class _Dispatches(TorchDispatchMode):
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        return func(*args, **(kwargs or {}))
-
-
-class _Subclass(Tensor):
-    pass
 
 
 @pytest.fixture
@@ -100,8 +85,8 @@ def test_a_step_takes_resets(lstm: LSTM) -> None:
 
 
 WATCHERS = {
-    "functions": _Functions,
-    "dispatches": _Dispatches,
+    "functions": Functions,
+    "dispatches": Dispatches,
     "autocast": lambda: torch.autocast("cpu"),
     "gradients": torch.enable_grad,
     "forward mode": torch.autograd.forward_ad.dual_level,
@@ -139,7 +124,7 @@ def _unallocated() -> Tensor:
 
 
 STRANGE = {
-    "a subclass": lambda: torch.randn(BATCH, FEATURES).as_subclass(_Subclass),
+    "a subclass": lambda: torch.randn(BATCH, FEATURES).as_subclass(Subclass),
     "a parameter": lambda: nn.Parameter(torch.randn(BATCH, FEATURES)),
     "no tensor": lambda: [[0.0] * FEATURES] * BATCH,
     "None": lambda: None,
@@ -177,7 +162,7 @@ def test_a_state_that_is_not_plain_is_not_taken(lstm: LSTM, which: int) -> None:
     right = state[which]
     for wrong in (
         right[:, :1], right[:1], right.double(), torch.randn(LAYERS, HIDDEN, BATCH).transpose(1, 2),
-        right[:1].expand(LAYERS, -1, -1), state[1 - which], right.as_subclass(_Subclass), None,
+        right[:1].expand(LAYERS, -1, -1), state[1 - which], right.as_subclass(Subclass), None,
     ):  # fmt: skip
         given = list(state)
         given[which] = wrong

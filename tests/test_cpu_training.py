@@ -14,8 +14,7 @@ import pytest
 import torch
 from recurrences import DEVICE
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import TorchDispatchMode
+from watchers import Dispatches, Functions, Subclass
 
 from kernels import LSTM
 from kernels.cpu import entry, layer
@@ -27,20 +26,6 @@ from hypothesis import strategies as st
 pytestmark = pytest.mark.skipif(DEVICE != "cpu", reason="the kernel is for CPUs")
 
 BATCH, STEPS, FEATURES, HIDDEN, LAYERS = 2, 4, 5, 20, 2
-
-
-class _Functions(TorchFunctionMode):
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        return func(*args, **(kwargs or {}))
-
-
-class _Dispatches(TorchDispatchMode):
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        return func(*args, **(kwargs or {}))
-
-
-class _Subclass(Tensor):
-    pass
 
 
 @pytest.fixture
@@ -136,8 +121,8 @@ def test_weights_changed_behind_torch_s_back_count(hidden: int) -> None:
 
 
 WATCHERS = {
-    "functions": _Functions,
-    "dispatches": _Dispatches,
+    "functions": Functions,
+    "dispatches": Dispatches,
     "autocast": lambda: torch.autocast("cpu"),
     "no_grad": torch.no_grad,
     "inference_mode": torch.inference_mode,
@@ -163,7 +148,7 @@ def test_a_transform_sees_the_call(lstm: LSTM) -> None:
 
 
 STRANGE = {
-    "a subclass": lambda: _input().as_subclass(_Subclass),
+    "a subclass": lambda: _input().as_subclass(Subclass),
     "a parameter": lambda: nn.Parameter(_input()),
     "None": lambda: None,
     "float64": lambda: _input().double(),
@@ -192,7 +177,7 @@ def test_a_state_that_is_not_plain_is_not_taken(lstm: LSTM, which: int) -> None:
     right = state[which]
     for wrong in (
         right[:, :1], right[:1], right.double(), torch.randn(LAYERS, HIDDEN, BATCH).transpose(1, 2),
-        right[:1].expand(LAYERS, -1, -1), right.as_subclass(_Subclass), None,
+        right[:1].expand(LAYERS, -1, -1), right.as_subclass(Subclass), None,
     ):  # fmt: skip
         given_state = list(state)
         given_state[which] = wrong
