@@ -54,8 +54,8 @@ def test_what_is_too_large_is_computed_by_everyone(tmp_path, monkeypatch):
 def test_a_process_that_dies_while_it_writes_leaves_nothing_to_read(tmp_path, monkeypatch):
     """The next one computes for itself."""
 
-    def dies(_, path):
-        path.write_bytes(b"half")
+    def dies(_, file):
+        file.write(b"half")
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 import subprocess
@@ -17,6 +18,7 @@ from bench.gate.audit import Audit
 from bench.gate.parity import Gate, limit_for, relative_error
 from bench.worker import evidence
 from bench.worker.gating import gated
+from kernels.host.output import replacing
 from seq2seq.execution.executable import Executable
 from seq2seq.execution.variant import Variant
 from seq2seq.execution.variants import REFERENCE, VARIANTS
@@ -233,13 +235,15 @@ def _no_space(*_):
 def test_a_process_that_dies_while_it_keeps_an_export_leaves_nothing_to_read(tmp_path, monkeypatch):
     """The next one exports for itself; what is too large, or finds a full disk, is in no file."""
 
-    def dies(self, content):
-        with self.open("wb") as file:
-            file.write(content[:2])
-        raise KeyboardInterrupt
+    @contextlib.contextmanager
+    def dies(path, **options):
+        with replacing(path, **options) as file:
+            file.write(b"ri")
+            raise KeyboardInterrupt
+        yield file
 
     with monkeypatch.context() as patched:
-        patched.setattr(Path, "write_bytes", dies)
+        patched.setattr(export, "replacing", dies)
         with pytest.raises(KeyboardInterrupt):
             export.Exports(tmp_path).get("a", lambda: b"right")
     assert export.Exports(tmp_path).get("a", lambda: b"right") == b"right"

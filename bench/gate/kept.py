@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor
+
+from kernels.host.output import replacing
 
 #: Quantities of a problem that are larger are not kept: a few of them would fill a small disk.
 MOST_BYTES = 256 * 2**20
@@ -37,8 +38,6 @@ class KeptQuantities:
         found = compute()
         if sum(value.numel() * value.element_size() for value in found.values()) <= MOST_BYTES:
             self.folder.mkdir(parents=True, exist_ok=True)
-            # A process that is killed while it writes leaves no half a file under this name.
-            begun = path.with_suffix(f".{os.getpid()}")
-            torch.save(found, begun)
-            begun.replace(path)
+            with replacing(path, synced=False) as file:
+                torch.save(found, file)
         return found

@@ -114,10 +114,14 @@ def write_new(files: Mapping[Path, bytes]) -> None:
 
 
 @contextlib.contextmanager
-def replacing(path: Path) -> Iterator[BinaryIO]:
+def replacing(path: Path, *, synced: bool = True) -> Iterator[BinaryIO]:
     """Open a new file that takes the place of another in one step, once it is written and on the disk.
 
     A process that is killed leaves the old file or the new one. Of two that write the same file, the later one wins.
+
+    Args:
+        path: of the file.
+        synced: whether it has to survive a power cut too; without, nobody waits for the disk.
 
     Raises:
         OSError: when it cannot be written; the old file is unchanged, and nothing is left beside it.
@@ -127,8 +131,9 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
     try:
         with temporary.open("xb") as file:
             yield file
-            file.flush()
-            os.fsync(file.fileno())
+            if synced:
+                file.flush()
+                os.fsync(file.fileno())
         temporary.replace(path)
     finally:
         with contextlib.suppress(OSError):

@@ -20,6 +20,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from kernels.host.output import replacing
 from seq2seq.models.base import Model
 from seq2seq.runtimes.onnx_lstm import with_lengths
 from seq2seq.runtimes.runtime import ARGUMENTS, RESULTS, Inputs, Results, Runtime
@@ -65,16 +66,11 @@ class Exports:
             return path.read_bytes()
         made = export()
         if len(made) <= MOST_BYTES:
-            # A process that is killed while it writes leaves no half a file under this name.
-            begun = path.with_suffix(f".{os.getpid()}")
-            try:
+            # A full disk costs other processes an export of their own, and this one nothing.
+            with contextlib.suppress(OSError):
                 self.folder.mkdir(parents=True, exist_ok=True)
-                begun.write_bytes(made)
-                begun.replace(path)
-            except OSError:
-                # A full disk costs other processes an export of their own, and this one nothing.
-                with contextlib.suppress(OSError):
-                    begun.unlink(missing_ok=True)
+                with replacing(path, synced=False) as file:
+                    file.write(made)
         return made
 
 
