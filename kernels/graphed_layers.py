@@ -43,7 +43,7 @@ PAUSED = f"training graphs pause, since {MOST_MISSES} passes in a row had new me
 
 
 class _Settled(NamedTuple):
-    """What a call settled for those like it.
+    """Settings of a call, for those like it.
 
     Attributes:
         options: what runs.

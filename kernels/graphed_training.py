@@ -137,7 +137,7 @@ class TrainedCall:
         block: Tensor,
         parameters: Sequence[Tensor],
     ) -> tuple[Tensor | None, ...]:
-        """What the backward pass reads: h0, c0, x, output, block, and both weights of each layer, if they serve."""
+        """Tensors for the backward pass: h0, c0, x, output, block, and both weights of each layer, if they serve."""
         weights: Sequence[Tensor] = ()
         if not self.has_weights:
             each = self.each

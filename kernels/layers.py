@@ -359,8 +359,8 @@ def casts_itself(lstm: LayeredLSTM, x: Tensor, hx: State | None) -> bool:
     return all(value.dtype == torch.float32 for value in flat) and unwatched([x, *(hx or ()), *flat], autocast=True)
 
 
-def left_over(choice: dispatch.Choice, problem: Problem, weights: torch.dtype) -> bool:
-    """Return whether a call on a CPU would raise in torch's own LSTM, or run in the loop for want of any other.
+def left_over(choice: dispatch.Choice, problem: Problem, weights: torch.dtype) -> str | None:
+    """Reason why torch's own LSTM cannot serve a call on a CPU that was left to it or to the loop; None elsewhere.
 
     Under autocast torch calls oneDNN whether it has an LSTM of that type on this CPU or not. Packed and empty batches
     go past oneDNN.
@@ -371,13 +371,13 @@ def left_over(choice: dispatch.Choice, problem: Problem, weights: torch.dtype) -
         weights: type of the module's weights.
     """
     if problem.device != "cpu" or problem.dtype not in fused.CONVERTED:
-        return False
+        return None
     if choice.implementation != "vendor":
-        return choice.implementation == "loop"
+        return choice.refused.get("vendor") if choice.implementation == "loop" else None
     native = weights == problem.dtype and autocast_dtype(torch.device("cpu")) is None
     if native or problem.masked or not problem.batch or not torch.backends.mkldnn.enabled:
-        return False
-    return vendor.onednn_refusal(problem.dtype, training=problem.saves) is not None
+        return None
+    return vendor.onednn_refusal(problem.dtype, training=problem.saves)
 
 
 def computed_dtype(device: torch.device, dtype: torch.dtype) -> torch.dtype:

@@ -340,8 +340,9 @@ class LSTM(nn.RNNBase):
             placed(device), dtype, batch, steps, self.hidden_size, directions, saves, masked, tf32, resets, autocast
         )
         choice = dispatch.choose(problem, self.implementation)
-        if self.implementation == "auto" and layers.left_over(choice, problem, self.weight_ih_l0.dtype):
+        if self.implementation == "auto" and (why := layers.left_over(choice, problem, self.weight_ih_l0.dtype)):
             choice = dispatch.choose(dataclasses.replace(problem, autocast=False), compiling=True)
+            choice = dataclasses.replace(choice, refused={**choice.refused, **dict.fromkeys(VENDORS, why)})
         if self.weight_storage != "fp32":
             choice = dataclasses.replace(choice, instructions=fused.instructions(self.weight_storage))
         if choice.implementation == dispatch.CPU and not (saves or autocast) and (detour := fused.no_entry()):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-import threading
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import torch
@@ -92,22 +92,10 @@ def onednn_refusal(dtype: torch.dtype, *, training: bool) -> str | None:
     """
     if not torch.backends.mkldnn.is_available():
         return "this torch is built without oneDNN"
-    found: list[str | BaseException | None] = []
-
-    def ask() -> None:
-        try:
-            found.append(_onednn_error(dtype, training=training))
-        except BaseException as error:  # noqa: BLE001 - raised again below
-            found.append(error)
-
     # In a thread of its own, the caller's hooks of saved tensors, modes and settings are not there: they neither see
     # this nor change the answer, which is kept.
-    thread = threading.Thread(target=ask)
-    thread.start()
-    thread.join()
-    (said,) = found
-    if isinstance(said, BaseException):
-        raise said
+    with ThreadPoolExecutor(1) as thread:
+        said = thread.submit(_onednn_error, dtype, training=training).result()
     mode = "training" if training else "inference"
     return said and f"oneDNN has no {str(dtype).removeprefix('torch.')} LSTM for {mode} on this CPU: {said}"
 

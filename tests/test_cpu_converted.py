@@ -154,6 +154,7 @@ def test_auto_takes_it_where_torch_s_own_would_raise(dtype, training):
     assert {output.dtype, h_n.dtype, c_n.dtype} == {dtype}
     assert {choice.implementation for choice in lstm.choices} == {"cpu-fused"}
     assert lstm.choices[0].reason == explained.reason
+    assert lstm.choices[0].refused["vendor"] == "oneDNN has none here"
     assert explained.reason.endswith("computed in float32, on operands converted to it")
     torch.testing.assert_close(output.double(), expected, rtol=0, atol=16 * torch.finfo(dtype).eps)
     if training:

@@ -324,7 +324,7 @@ class Gate:
         return self.shared(str(seed), self.weights(seed), self.batch(seed), precision)
 
     def shared(self, problem: str, weights: Weights, batch: Batch, precision: str) -> dict[str, Tensor]:
-        """What `compute` gives, from another process of the group where one has kept it.
+        """Quantities as of `compute`, from another process of the group where one has kept it.
 
         Args:
             problem: name of weights and batch, the same in all processes.

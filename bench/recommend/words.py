@@ -89,7 +89,7 @@ def _contender(answer: Advice, name: str) -> str:
 
 
 def _to_decide(answer: Advice, run: RecordedRun) -> list[str]:
-    """What would make an unclear answer clear, and its command on a line of its own."""
+    """Lines on what would make an unclear answer clear, and its command on a line of its own."""
     if answer.clearer is not None:
         what, command = answer.clearer.text, answer.clearer.command(run.path)
     elif answer.variant is not None and answer.question.objective is not Objective.LOAD:

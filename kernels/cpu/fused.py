@@ -64,7 +64,7 @@ def refuses(problem: Problem, *, backward: bool = False) -> str | None:
 
 
 def converts(problem: Problem) -> bool:
-    """Whether `forward` and `backward` serve a problem of a smaller type in float32, on converted operands."""
+    """Return whether `forward` and `backward` serve a problem of a smaller type in float32, on converted operands."""
     converted = dataclasses.replace(problem, dtype=torch.float32)
     return problem.dtype in CONVERTED and not problem.autocast and refuses(converted) is None
 
