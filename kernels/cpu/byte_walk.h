@@ -66,7 +66,7 @@ struct BytePlan {
 };
 
 // A sum of both bytes.
-inline __m512 whole_sum(const int32_t* high, int64_t part) {
+ALWAYS_INLINE __m512 whole_sum(const int32_t* high, int64_t part) {
     return _mm512_fmadd_ps(_mm512_cvtepi32_ps(_mm512_loadu_si512(high)), _mm512_set1_ps(256.0f), _mm512_cvtepi32_ps(_mm512_loadu_si512(high + part)));
 }
 

@@ -55,7 +55,7 @@ struct Floats {
     using Recurrent = Widened<float>;
 };
 
-inline float sum_of_lanes(vec x) {
+ALWAYS_INLINE float sum_of_lanes(vec x) {
 #if defined(__AVX512F__)
     return _mm512_reduce_add_ps((__m512)x);
 #else
@@ -66,7 +66,7 @@ inline float sum_of_lanes(vec x) {
 }
 
 // Of what is at most zero; below -87 it is exp(-87), 2e-38.
-inline vec exp_of(vec x) {
+ALWAYS_INLINE vec exp_of(vec x) {
     const Exponential e = exponential<1>(x);
     return e.scale * e.p + e.scale;
 }

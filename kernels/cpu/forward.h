@@ -182,7 +182,7 @@ inline void project(const Forward* a, const M& input, Cursor place, int64_t coun
 // takes. What `between` does on the way, BETWEEN times, fills the time in which one instruction waits for another.
 constexpr int BETWEEN = 12;
 template <bool THREE_DIVISIONS, typename F>
-inline vec cell_between(const float* gates, vec& c, F between) {
+ALWAYS_INLINE vec cell_between(const float* gates, vec& c, F between) {
     const auto gate = [=](int number) { return load(gates + number * LANES); };
 #if defined(__AVX512F__) && defined(__AVX512DQ__)
     if (THREE_DIVISIONS) {

@@ -168,7 +168,7 @@ inline int64_t place(int64_t output, int64_t k, int64_t width) {
 
 // Adds a GROUP of depth, whose weights are those at w and `next` bytes after it, to the sums of a PAIR of outputs.
 template <int R>
-inline void add_group(ivec (&sums)[2][R], const uint8_t* w, int64_t next, const Products::Integer* h, int64_t width) {
+ALWAYS_INLINE void add_group(ivec (&sums)[2][R], const uint8_t* w, int64_t next, const Products::Integer* h, int64_t width) {
     const ivec w0 = Products::weights(w), w1 = Products::weights(w + next);
     UNROLLED for (int r = 0; r < R; ++r) {
         const ivec value = in_each_lane(h + r * width);

@@ -86,14 +86,14 @@ class InterleavedWalk {
             rows[r] = prepared(s + r, input_room + r * Input::row_bytes(a->features));
     }
 
-    static inline vec in_a_register(const char* weights) {
+    static ALWAYS_INLINE vec in_a_register(const char* weights) {
         vec x = load(reinterpret_cast<const float*>(weights));
         in_register(x);
         return x;
     }
 
     // Adds a group of k to the sums of a step.
-    static inline void one(typename Recurrent::Sum (&sums)[4], const char* word, const char* weights) {
+    static ALWAYS_INLINE void one(typename Recurrent::Sum (&sums)[4], const char* word, const char* weights) {
         const auto x = Recurrent::word(word);
         UNROLLED for (int gate = 0; gate < 4; ++gate)
             sums[gate] = Recurrent::dot(sums[gate], x, weights + gate * GATES);
@@ -150,7 +150,7 @@ class InterleavedWalk {
     }
 
     // Scales the sums of a block that is done, adds the biases, and keeps what comes of them for the steps.
-    inline void finish(int64_t block, const typename Input::Sum (&done)[AHEAD][WORDS][4]) const {
+    ALWAYS_INLINE void finish(int64_t block, const typename Input::Sum (&done)[AHEAD][WORDS][4]) const {
         const int n = lanes(block);
         vec bias[4] = {};
         if (a->bias_ih) UNROLLED for (int gate = 0; gate < 4; ++gate) {

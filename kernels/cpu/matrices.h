@@ -59,20 +59,20 @@ public:
     const char* groups_of(int64_t block) const {
         return reinterpret_cast<const char*>(packed + block * depth * 4 * LANES);
     }
-    void start(Sum (&sums)[WORDS][4], int64_t) const {
+    ALWAYS_INLINE void start(Sum (&sums)[WORDS][4], int64_t) const {
         UNROLLED for (int gate = 0; gate < 4; ++gate) sums[0][gate] = vec{};
     }
     const char* words(Row row, int) const { return reinterpret_cast<const char*>(row); }
-    static Word word(const char* p) {
+    static ALWAYS_INLINE Word word(const char* p) {
         float x;
         std::memcpy(&x, p, 4);
         return all(x);
     }
-    static Sum dot(Sum sum, Word word, vec weights) { return sum + word * weights; }
-    static Sum dot(Sum sum, Word word, const char* weights) {
+    static ALWAYS_INLINE Sum dot(Sum sum, Word word, vec weights) { return sum + word * weights; }
+    static ALWAYS_INLINE Sum dot(Sum sum, Word word, const char* weights) {
         return sum + word * load(reinterpret_cast<const float*>(weights));
     }
-    void finish(vec (&to)[4], const Sum (&sums)[WORDS][4], Row, int64_t) const {
+    ALWAYS_INLINE void finish(vec (&to)[4], const Sum (&sums)[WORDS][4], Row, int64_t) const {
         UNROLLED for (int gate = 0; gate < 4; ++gate) to[gate] += sums[0][gate];
     }
 
@@ -156,14 +156,14 @@ public:
     static bool whole_blocks(int64_t) { return true; }
     const char* groups_of(int64_t block) const { return reinterpret_cast<const char*>(starts_of(block)) + 4 * VECTOR; }
     template <int PARTS>
-    void start(Sum (&sums)[PARTS][4], int64_t block) const {
+    ALWAYS_INLINE void start(Sum (&sums)[PARTS][4], int64_t block) const {
         UNROLLED for (int part = 0; part < PARTS; ++part)
             UNROLLED for (int gate = 0; gate < 4; ++gate)
                 sums[part][gate] = part ? Sum{} : load_integers(starts_of(block) + gate * VECTOR);
     }
-    static Word word(const char* p) { return in_each_lane(p); }
+    static ALWAYS_INLINE Word word(const char* p) { return in_each_lane(p); }
     template <int PARTS>
-    void finish(vec (&to)[4], const Sum (&sums)[PARTS][4], Row row, int64_t block) const {
+    ALWAYS_INLINE void finish(vec (&to)[4], const Sum (&sums)[PARTS][4], Row row, int64_t block) const {
         const int64_t unit = block * LANES;
         const int n = static_cast<int>(hidden - unit < LANES ? hidden - unit : LANES);
         float unit_of_row;
@@ -199,11 +199,11 @@ public:
 
     const char* words(Row row, int part) const { return row + 64 + part * padded(depth); }
     // Four products a lane.
-    static Sum dot(Sum sum, Word word, vec weights) {
+    static ALWAYS_INLINE Sum dot(Sum sum, Word word, vec weights) {
         add_four_bytes(sum, word, (ivec)weights);
         return sum;
     }
-    static Sum dot(Sum sum, Word word, const char* weights) {
+    static ALWAYS_INLINE Sum dot(Sum sum, Word word, const char* weights) {
         add_four_bytes(sum, word, weights);
         return sum;
     }
@@ -237,7 +237,7 @@ public:
     }
 
 private:
-    static inline vec weights_at(const int8_t* w) {
+    static ALWAYS_INLINE vec weights_at(const int8_t* w) {
         vec x = load(reinterpret_cast<const float*>(w));
         in_register(x);
         return x;
@@ -245,7 +245,7 @@ private:
 
     // Adds a group of k to the sums of some gates of R rows.
     template <int R, int GATES>
-    static inline void group(Sum (&own)[R][PARTS][GATES], const char* const (&bytes)[R][PARTS], const int8_t* w, int64_t k) {
+    static ALWAYS_INLINE void group(Sum (&own)[R][PARTS][GATES], const char* const (&bytes)[R][PARTS], const int8_t* w, int64_t k) {
         if constexpr (GATES == 4) {
             Word words[R][PARTS];
             UNROLLED for (int r = 0; r < R; ++r)
@@ -349,16 +349,16 @@ public:
     const char* groups_of(int64_t block) const {
         return reinterpret_cast<const char*>(packed + block * groups(depth) * 4 * PAIR_VECTOR);
     }
-    void start(Sum (&sums)[WORDS][4], int64_t) const {
+    ALWAYS_INLINE void start(Sum (&sums)[WORDS][4], int64_t) const {
         UNROLLED for (int gate = 0; gate < 4; ++gate) sums[0][gate] = Sum{};
     }
     const char* words(Row row, int) const { return reinterpret_cast<const char*>(row); }
-    static Word word(const char* p) { return pair_of(reinterpret_cast<const uint16_t*>(p)); }
-    static Sum dot(Sum sum, Word word, vec weights) { return _mm512_dpbf16_ps(sum, (__m512bh)weights, word); }
-    static Sum dot(Sum sum, Word word, const char* weights) {
+    static ALWAYS_INLINE Word word(const char* p) { return pair_of(reinterpret_cast<const uint16_t*>(p)); }
+    static ALWAYS_INLINE Sum dot(Sum sum, Word word, vec weights) { return _mm512_dpbf16_ps(sum, (__m512bh)weights, word); }
+    static ALWAYS_INLINE Sum dot(Sum sum, Word word, const char* weights) {
         return dot(sum, word, load(reinterpret_cast<const float*>(weights)));
     }
-    void finish(vec (&to)[4], const Sum (&sums)[WORDS][4], Row, int64_t) const {
+    ALWAYS_INLINE void finish(vec (&to)[4], const Sum (&sums)[WORDS][4], Row, int64_t) const {
         UNROLLED for (int gate = 0; gate < 4; ++gate) to[gate] += (vec)sums[0][gate];
     }
 

@@ -90,7 +90,7 @@ class OverlappedWalk {
     }
 
     // Adds a group of k to the sums of a block.
-    static inline void one(Sum (&sums)[4], const char* word, const char* weights) {
+    static ALWAYS_INLINE void one(Sum (&sums)[4], const char* word, const char* weights) {
         const auto x = Recurrent::word(word);
         UNROLLED for (int gate = 0; gate < 4; ++gate) sums[gate] = Recurrent::dot(sums[gate], x, weights + gate * 4 * LANES);
     }

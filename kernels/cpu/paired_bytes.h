@@ -65,7 +65,7 @@ public:
 
     const char* words(Row row, int) const { return row + 64; }
     // Four products of 7 bits a lane.
-    static Sum dot(Sum sum, Word word, const char* weights) { return dot(sum, word, load_integers(weights)); }
+    static ALWAYS_INLINE Sum dot(Sum sum, Word word, const char* weights) { return dot(sum, word, load_integers(weights)); }
 
     void add(int rows, vec (&sums)[ROWS][4], const Row (&a)[ROWS], int64_t block) const { some_rows(rows, sums, a, block); }
 
@@ -248,7 +248,7 @@ private:
     }
 #endif
 
-    static Sum dot(Sum sum, Word word, ivec weights) {
+    static ALWAYS_INLINE Sum dot(Sum sum, Word word, ivec weights) {
         add_to(sum, two_words(two_bytes(word, weights), words_of_ones()));
         return sum;
     }

@@ -22,7 +22,7 @@ namespace {
 // 2^x - 1 = scale * p + (scale - 1), as `exponential` has it, of N vectors step by step: one alone would wait for itself. Cut
 // at 2^62, since a cell divides by the product of two.
 template <int N>
-inline void powers(const vec (&x)[N], Exponential (&to)[N]) {
+ALWAYS_INLINE void powers(const vec (&x)[N], Exponential (&to)[N]) {
     const vec magic = all(12582912.0f);
     vec shifted[N], r[N], p[N];
     UNROLLED for (int i = 0; i < N; ++i) {
@@ -43,7 +43,7 @@ constexpr float GATE_BY[4] = {-LOG2_E, -LOG2_E, -2 * LOG2_E, -LOG2_E};
 // h of N vectors of units and c, from their gates before the nonlinearities, times GATE_BY. By three divisions: i * tanh(g) is
 // one, and o * tanh(c) another. Nothing cancels near zero.
 template <int N>
-inline void cells_by_three(const vec (&gates)[N][4], vec (&c)[N], vec (&h)[N]) {
+ALWAYS_INLINE void cells_by_three(const vec (&gates)[N][4], vec (&c)[N], vec (&h)[N]) {
     const auto less = [](const Exponential& e) { return e.scale * e.p + (e.scale - 1.0f); };
     const auto more = [](const Exponential& e) { return e.scale * e.p + (e.scale + 1.0f); };
     vec added[N], under[N], x[N];

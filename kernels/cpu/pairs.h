@@ -16,14 +16,14 @@ namespace {
 
 constexpr int64_t PAIR_VECTOR = 2 * LANES;  // bf16 numbers of a vector: [lane][2]
 
-inline __m512bh pair_of(const uint16_t* p) {
+ALWAYS_INLINE __m512bh pair_of(const uint16_t* p) {
     int32_t x;
     std::memcpy(&x, p, 4);
     return (__m512bh)_mm512_set1_epi32(x);
 }
 
 // Numbers of two rows side by side in each lane.
-inline __m512i side_by_side(__m512 first, __m512 second) {
+ALWAYS_INLINE __m512i side_by_side(__m512 first, __m512 second) {
     const __m512i halves = (__m512i)_mm512_cvtne2ps_pbh(second, first);
     const __m512i order = _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8, 23, 7, 22, 6, 21, 5,
                                            20, 4, 19, 3, 18, 2, 17, 1, 16, 0);
@@ -31,7 +31,7 @@ inline __m512i side_by_side(__m512 first, __m512 second) {
 }
 
 template <int R, int VECTORS>
-inline void add_pairs(__m512 (&own)[R][VECTORS], const uint16_t* const (&from)[R], const uint16_t* w, int64_t next, int64_t k) {
+ALWAYS_INLINE void add_pairs(__m512 (&own)[R][VECTORS], const uint16_t* const (&from)[R], const uint16_t* w, int64_t next, int64_t k) {
     __m512bh pair[R];
     UNROLLED for (int r = 0; r < R; ++r) pair[r] = pair_of(from[r] + 2 * k);
     UNROLLED for (int v = 0; v < VECTORS; ++v) {

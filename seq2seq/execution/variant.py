@@ -177,10 +177,11 @@ class Variant:
         return self.dtype != torch.float32 and not self.autocast and self.runtime is None and mode != "training"
 
     def stored_bytes(self, mode: str) -> int:
-        """Least size of a stored weight: a runtime may keep its copy in the precision that it computes in."""
+        """Least size of a stored weight: runtimes and our kernels may keep a copy in the precision they compute in."""
         if self.precision in KEPT_BYTES:
             return KEPT_BYTES[self.precision]
-        low = self.runtime is not None or self.stores_low(mode)
+        keeps_copy = self.runtime is not None or (self.autocast and self.lstm == "kernels" and mode != "training")
+        low = keeps_copy or self.stores_low(mode)
         return self.dtype.itemsize if low else torch.float32.itemsize
 
     def why_not(self, device: str, mode: str, workload: Workload, *, build: bool = True) -> str | None:

@@ -233,8 +233,12 @@ def _units(config: Config, extent: Extent) -> int:
 
 
 def _weights_read(config: Config, extent: Extent) -> int:
-    """Weights that a forward pass needs: all but the embeddings' rows of tokens that do not occur."""
-    return _dense_parameters(config) + _embedded(config, extent.source_rows, extent.target_rows)
+    """Weights that a forward pass needs: all but the embeddings' rows of tokens that do not occur.
+
+    Recurrent weights of an LSTM whose sequences have one step each, from zeros, are multiplied with nothing else.
+    """
+    unread = sum(4 * d.hidden**2 for d in _directions(config, extent) if not d.recurrent_steps)
+    return _dense_parameters(config) - unread + _embedded(config, extent.source_rows, extent.target_rows)
 
 
 def _embedded(config: Config, source_rows: int, target_rows: int) -> int:
