@@ -26,7 +26,7 @@ from kernels.cpu.packing import TRAINED
 pytestmark = pytest.mark.skipif(DEVICE != "cpu", reason="the kernel is for CPUs")
 
 #: Errors of outputs and states against truth: the roundoff of a weight, at most, and what steps add to it.
-ALLOWED = {"bf16": 1e-2, "int8": 3e-2, "split": 3e-5}
+ALLOWED = {"bf16": 1e-2, "int8": 3e-2, "w8a8": 4e-2, "split": 3e-5}
 HIDDEN = st.sampled_from([1, 3, 15, 16, 17, 33, 70, 130])
 #: Stands for h where inputs have 16 bits: it has 8, without VNNI 7, and 16 where the walk by tiles of bytes serves.
 STATE_BITS = 8
@@ -71,7 +71,7 @@ def _factors(x: Tensor, storage: str, bits: int, instructions: str) -> Tensor:
     if _two_byte_state(storage, len(x), instructions) and bits == STATE_BITS:
         return _rounded(x, 32512)
     if instructions.startswith(VNNI):
-        return _rounded(x, 127 if bits == STATE_BITS else 32767)
+        return _rounded(x, 127 if bits == STATE_BITS or storage == "w8a8" else 32767)
     if instructions in WITHOUT_VNNI:
         return _rounded(x, 64 if bits == STATE_BITS else _levels(x.size(-1)))
     assert instructions.endswith(("-fma", "neon", "generic"))
@@ -177,16 +177,18 @@ def test_layers_err_by_their_rounding(  # noqa: PLR0913, PLR0917 - what hypothes
         torch.testing.assert_close(value.double(), right, rtol=0, atol=allowed)
 
 
-INT8 = [target for target, storage in KEPT if storage == "int8"]
+INT8 = [(target, storage) for target, storage in KEPT if storage in {"int8", "w8a8"}]
 
 
-@pytest.mark.parametrize("target", INT8)
+@pytest.mark.parametrize(("target", "storage"), INT8)
 @pytest.mark.parametrize("batch", [1, 2, 3, 13])
 @pytest.mark.parametrize("sign", [-1.0, 1.0])
-def test_the_largest_sums_of_integers_neither_saturate_nor_overflow(target: str, batch: int, sign: float) -> None:
+def test_the_largest_sums_of_integers_neither_saturate_nor_overflow(
+    target: str, storage: str, batch: int, sign: float
+) -> None:
     """60,000 products of the largest factors of one sign are exact: sums of bytes stay below 2**31."""
     features = 60_000
-    lstm = _made(features, 4, "int8")
+    lstm = _made(features, 4, storage)
     with built_for(target, 1), torch.inference_mode():
         for weight in (lstm.weight_ih_l0, lstm.bias_ih_l0, lstm.bias_hh_l0):
             weight.zero_()
@@ -197,13 +199,13 @@ def test_the_largest_sums_of_integers_neither_saturate_nor_overflow(target: str,
     assert output.isfinite().all()
 
 
-@pytest.mark.parametrize("target", INT8)
+@pytest.mark.parametrize(("target", "storage"), INT8)
 @pytest.mark.parametrize("batch", [1, 2, 3, 4, 5])
 @pytest.mark.parametrize("sign", [-1.0, 1.0])
-def test_the_largest_products_of_a_state_do_not_saturate(target: str, batch: int, sign: float) -> None:
+def test_the_largest_products_of_a_state_do_not_saturate(target: str, storage: str, batch: int, sign: float) -> None:
     """A state and weights all at their largest give the exact sum, in whatever integers pairs of products are added."""
     hidden = 512
-    lstm = _made(1, hidden, "int8")
+    lstm = _made(1, hidden, storage)
     with built_for(target, 1), torch.inference_mode():
         for weight in lstm.parameters():
             weight.zero_()
@@ -215,18 +217,18 @@ def test_the_largest_products_of_a_state_do_not_saturate(target: str, batch: int
     torch.testing.assert_close(c.double().flatten(), truth.repeat(batch * hidden // 2), rtol=1e-6, atol=0)
 
 
-@pytest.mark.parametrize("target", INT8)
+@pytest.mark.parametrize(("target", "storage"), INT8)
 @given(
     batch=st.integers(1, 13), depth=st.integers(1, 700), hidden=HIDDEN, recurrent=st.booleans(),
     seed=st.integers(0, 999),
 )  # fmt: skip
 def test_sums_of_integers_are_exact(
-    target: str, batch: int, depth: int, hidden: int, recurrent: bool, seed: int
+    target: str, storage: str, batch: int, depth: int, hidden: int, recurrent: bool, seed: int
 ) -> None:
     """Factors that are integers times a power of two have no rounding, so their sums are NumPy's to the last unit."""
-    instructions = _instructions(target, "int8")
+    instructions = _instructions(target, storage)
     depth = hidden if recurrent else depth
-    largest = (127, 32767) if instructions.startswith(VNNI) else (64, _levels(depth))
+    largest = (127, 127 if storage == "w8a8" else 32767) if instructions.startswith(VNNI) else (64, _levels(depth))
     most = largest[not recurrent]
     draw = np.random.default_rng(seed)
     weights, rows = draw.integers(-127, 128, (hidden, depth)), draw.integers(-most, most + 1, (batch, depth))
@@ -235,7 +237,7 @@ def test_sums_of_integers_are_exact(
     rows[:, 1:] *= draw.random((batch, depth - 1)) < 2**24 / (127 * most * depth)
     sums = rows @ weights.T
     unit = 2.0**-5  # of a sum, in a gate
-    lstm = _made(1 if recurrent else depth, hidden, "int8")
+    lstm = _made(1 if recurrent else depth, hidden, storage)
     x, zeros = torch.from_numpy(rows).float(), torch.zeros(1, batch, hidden)
     with built_for(target, 1), torch.inference_mode():
         for weight in lstm.parameters():
@@ -251,20 +253,28 @@ def test_sums_of_integers_are_exact(
             assert np.abs(off).max() < 0.5 * max(1.0, np.abs(sums).max() / 2**21)
 
 
-@pytest.mark.parametrize("target", INT8)
+@pytest.mark.parametrize(("target", "storage"), INT8)
 @given(
     batch=st.integers(1, 9), parts=st.lists(st.integers(1, 40), min_size=2, max_size=4), features=st.integers(1, 600),
     hidden=st.sampled_from([1, 7, 8, 9, 40, 290]), threads=st.integers(1, 3), reverse=st.booleans(),
     seed=st.integers(0, 999),
 )  # fmt: skip
 def test_many_steps_are_those_of_parts(  # noqa: PLR0913, PLR0917 - what hypothesis draws
-    target: str, batch: int, parts: list[int], features: int, hidden: int, threads: int, reverse: bool, seed: int
+    target: str,
+    storage: str,
+    batch: int,
+    parts: list[int],
+    features: int,
+    hidden: int,
+    threads: int,
+    reverse: bool,
+    seed: int,
 ) -> None:
     """Sums of integers are exact, so it does not matter how many steps are projected together, and in which order."""
-    if _instructions(target, "int8") not in WITHOUT_VNNI:
+    if _instructions(target, storage) not in WITHOUT_VNNI:
         pytest.skip("these round a state differently in its first step, or multiply floats")
     torch.manual_seed(seed)
-    lstm = _made(features, hidden, "int8", bidirectional=True)
+    lstm = _made(features, hidden, storage, bidirectional=True)
     side = slice(hidden, None) if reverse else slice(hidden)
     x, state = torch.randn(sum(parts), batch, features), torch.randn(2, 2, batch, hidden) / 2
     with built_for(target, threads), torch.inference_mode():
@@ -364,7 +374,7 @@ def test_saturated_gates_and_cells_keep_their_small_factor(
 @given(value=st.sampled_from([0.0, 1e-38, 1e-30, 3e38]), batch=st.integers(1, 4))
 def test_rows_of_extreme_values_make_finite_results(value: float, batch: int) -> None:
     """A row of zeros, of the least and of the largest numbers has a scale that is a number."""
-    for storage in ("bf16", "int8", *(() if fused.storage_hindrance("split") else ("split",))):
+    for storage in ("bf16", "int8", *(name for name in ("split", "w8a8") if not fused.storage_hindrance(name))):
         lstm = _made(5, 20, storage)
         with torch.inference_mode():
             lstm.weight_ih_l0.clamp_(-0.1, 0.1)
@@ -372,15 +382,15 @@ def test_rows_of_extreme_values_make_finite_results(value: float, batch: int) ->
         assert output.isfinite().all()
 
 
-def test_weights_that_cannot_be_split_here_say_why() -> None:
-    """Without tiles nothing else runs in their place: a call raises, and says what is missing."""
-    lstm = _made(3, 4, "split")
+@pytest.mark.parametrize(("storage", "missing"), [("split", "AMX tiles"), ("w8a8", "AVX512-VNNI or AVX-VNNI")])
+def test_weights_that_cannot_be_kept_so_here_say_why(storage: str, missing: str) -> None:
+    """Without tiles or VNNI nothing else runs in their place: a call raises, and says what is missing."""
+    lstm = _made(3, 4, storage)
     with built_for(f"{QUICK} -DWIDEN", 1), torch.inference_mode():
-        with pytest.raises(
-            RuntimeError, match=r"weight_storage='split' cannot be used here: .* AMX tiles .*; use 'fp32'"
-        ):
+        expected = f"weight_storage='{storage}' cannot be used here: .*{missing}.*; use 'fp32'"
+        with pytest.raises(RuntimeError, match=expected):
             lstm(torch.zeros(1, 1, 3))
-        assert "AMX" in str(fused.storage_hindrance("split"))
+        assert missing in str(fused.storage_hindrance(storage))
         assert fused.storage_hindrance("bf16") is None
 
 

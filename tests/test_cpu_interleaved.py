@@ -9,7 +9,7 @@ import pytest
 pytest.importorskip("hypothesis")
 
 import torch
-from cpu_builds import FAR, LITTLE, OTHERS, TARGETS, built_for
+from cpu_builds import BYTE_INPUTS, FAR, LITTLE, OTHERS, TARGETS, built_for
 from hypothesis import given
 from hypothesis import strategies as st
 from planted_kernels import NOTHING, KernelPrograms, planted_sources
@@ -28,7 +28,7 @@ BUILDS = [*TARGETS, FAR]
 
 #: With how they keep weights; other builds have other integers alone.
 KEPT = [(target, storage) for target in BUILDS for storage in ALLOWED]
-KEPT += [(f"{other} {LITTLE}", "int8") for other in OTHERS]
+KEPT += [(f"{other} {LITTLE}", "int8") for other in OTHERS] + [(target, "w8a8") for target in BYTE_INPUTS]
 
 
 @pytest.mark.parametrize(("target", "storage"), KEPT)
@@ -57,7 +57,9 @@ def test_one_sequence_is_the_equations(  # noqa: PLR0913, PLR0917 - what hypothe
             found = [ours(x, state) for _ in range(2)]
     for output, own in found:
         for value, right in zip((output, *own), (expected, *states), strict=True):
-            torch.testing.assert_close(value.double(), right, rtol=0, atol=ALLOWED[storage])
+            torch.testing.assert_close(
+                value.double(), right, rtol=0, atol=ALLOWED["int8" if storage == "w8a8" else storage]
+            )
 
 
 #: By name: code of the walk, and what it becomes, with a slip where PLANTED is true.

@@ -13,6 +13,7 @@ import pytest
 pytest.importorskip("hypothesis")
 
 import torch
+from cpu_builds import BYTE_INPUTS
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
@@ -24,6 +25,8 @@ ROOT = Path(__file__).parents[1]
 pytestmark = pytest.mark.skipif(not (shutil.which("make") and shutil.which("g++")), reason="needs make and g++")
 
 ALLOWED = {"fp32": 2e-6, "bf16": 1e-2, "int8": 3e-2}
+if BYTE_INPUTS:
+    ALLOWED["w8a8"] = 4e-2
 
 
 class Handle:
@@ -110,7 +113,7 @@ class _Model(nn.Module):
         return found
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16", "int8"])
+@pytest.mark.parametrize("precision", ALLOWED)
 @given(
     features=st.integers(1, 40), hidden=st.sampled_from([1, 5, 16, 17, 33, 70]), layers=st.integers(1, 3),
     outputs=st.sampled_from([0, 1, 16, 67]), batch=st.integers(1, 8), steps=st.integers(1, 30), bias=st.booleans(),
@@ -177,7 +180,7 @@ int main(int count, char** arguments) {
 """
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16", "int8"])
+@pytest.mark.parametrize("precision", ALLOWED)
 def test_nothing_is_allocated_after_creation(built: Path, tmp_path: Path, precision: str) -> None:
     """100 steps, a run in parts and a reset call no allocator, whichever library of the process would."""
     export_c(nn.LSTM(3, 20, 2).state_dict(), tmp_path / "out", precision=precision)
@@ -257,6 +260,7 @@ def test_a_damaged_file_is_refused(
 @pytest.mark.parametrize(
     ("module", "options", "said"),
     [
+        (nn.LSTM(3, 4), {"precision": "split"}, "precision is 'split', expected one of fp32, bf16, int8, w8a8"),
         (nn.LSTM(3, 4, bidirectional=True), {}, "a bidirectional LSTM needs the steps to come"),
         (nn.LSTM(3, 4, proj_size=2), {}, r"projections \(proj_size\) cannot be exported"),
         (nn.LSTM(3, 4), {"prefix": "lstm."}, "no LSTM with the prefix 'lstm.'; LSTMs there have the prefixes ''"),
@@ -264,7 +268,7 @@ def test_a_damaged_file_is_refused(
         (nn.LSTM(3, 4), {"head": "head"}, r"head.weight is not there, expected \(outputs, 4\)"),
         (_Model(3, 4, 1, 2, bias=True), {"prefix": "lstm.", "head": "lstm"}, "lstm.weight is not there"),
     ],
-    ids=["bidirectional", "projections", "prefix", "none", "head", "no head"],
+    ids=["precision", "bidirectional", "projections", "prefix", "none", "head", "no head"],
 )
 def test_what_cannot_be_exported_is_refused(
     module: nn.Module, options: dict[str, str], said: str, tmp_path: Path

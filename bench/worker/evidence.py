@@ -198,7 +198,8 @@ def explain(  # noqa: C901 - a part after the other
     if variant.autocast and by:
         parts.append(f"multiplied by {' and '.join(sorted(by))}")
     if kept:
-        parts.append(f"weights kept in {kept}, multiplied by {' and '.join(sorted(by)) or 'unknown instructions'}")
+        what = "weights and inputs in int8" if kept == "w8a8" else f"weights kept in {kept}"
+        parts.append(f"{what}, multiplied by {' and '.join(sorted(by)) or 'unknown instructions'}")
     if variant.head == "shortlist":
         parts.append(f"head in int8 ({shortlist.instructions()}), the largest outputs once more in fp32")
     if variant.environment:

@@ -158,7 +158,7 @@ int64_t lstm_forward(const Forward* given, int64_t kept) {
         const auto pack = [=](int64_t depth) {
             return [=](const float* weight, void* to) { packed_forward(weight, to, nullptr, a->hidden, depth, kept); };
         };
-        if (kept == INT8 && (a->weight_ih || a->weight_hh)) throw std::invalid_argument("weights kept so come packed");
+        if (in_bytes(kept) && (a->weight_ih || a->weight_hh)) throw std::invalid_argument("weights kept so come packed");
         const Weights input(a->packed_ih, a->weight_ih, a->weight_ih ? packed_bytes(a->hidden, a->features, kept) : 0, pack(a->features));
         const Weights recurrent(a->packed, a->weight_hh, packed_bytes(a->hidden, a->hidden, kept), pack(a->hidden));
         own.packed_ih = input.at;

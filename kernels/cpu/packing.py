@@ -19,6 +19,7 @@ STORAGE = {
     "bf16": (1, torch.bfloat16),
     "int8": (2, torch.int8),
     "split": (3, torch.bfloat16),
+    "w8a8": (5, torch.int8),
 }
 #: How training under autocast to bf16 keeps them, which no module is asked for: bf16, with gradients.
 TRAINED = "bf16-trained"
@@ -142,7 +143,7 @@ def _pack(weight: Tensor, order: str, storage: str, *, lasting: bool = False) ->
         raise RuntimeError(msg)
     bytes_ = native.packed_bytes(hidden, depth, number)
     values = _memory(bytes_ // dtype.itemsize, dtype, lasting=lasting)
-    scale = torch.empty(rows, dtype=torch.float32, device="cpu") if storage == "int8" else None
+    scale = torch.empty(rows, dtype=torch.float32, device="cpu") if dtype == torch.int8 else None
     scale_at = None if scale is None else scale.data_ptr()
     native.pack_forward(at, values.data_ptr(), scale_at, hidden, depth, number)
     return Packed(values, scale, *marks)

@@ -148,7 +148,7 @@ const int64_t LARGER[][3] = {{130, 3, 3}, {9, 1, 70}, {130, 1, 66}, {521, 2, 2}}
 int main() {
     int runs = 0, failures = 0;
     std::vector<int> storages = {FP32, BF16, INT8};
-    for (int kept : {SPLIT, BF16_TRAINED})
+    for (int kept : {SPLIT, BF16_TRAINED, W8A8})
         if (!*hinders(kept)) storages.push_back(kept);
     // Where the processor has tiles, few others of these walk in vectors: threads that share units, in full ones, must.
     const auto kept_in = [&](int64_t hidden, int mode) {

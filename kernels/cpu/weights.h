@@ -48,6 +48,9 @@ inline const char* no_tiles() { return "this processor has no AMX tiles for bf16
 const char* no_byte_tiles();
 #endif
 
+// Whether weights are kept as bytes with a scale a row. W8A8 has the input in 8 bits too, and is for VNNI alone.
+inline bool in_bytes(int64_t kept) { return kept == INT8 || kept == W8A8; }
+
 // Calls `use` with the way that serves weights kept so on this processor.
 template <typename F>
 auto with_way(int64_t kept, F use) {
@@ -66,6 +69,7 @@ auto with_way(int64_t kept, F use) {
 #if defined(HAS_BYTES)
     // The input's values may lie far apart; 8 bits of h with a scale a row err less than 8 bits of weights.
     if (kept == INT8) return use(Way<Bytes<2>, Bytes<1>>());
+    if (kept == W8A8) return use(Way<Bytes<1>, Bytes<1>>());
 #elif defined(HAS_PAIRED_BYTES)
     if (kept == INT8) return use(Way<PairedBytes<16>, PairedBytes<7>>());
 #else
@@ -82,12 +86,15 @@ inline const char* hinders(int64_t kept) {
 #if !defined(HAS_PAIRS)
     if (kept == BF16_TRAINED) return "this processor has no products of bf16 (AVX512-BF16), or the compiler does not know them";
 #endif
+#if !defined(HAS_BYTES)
+    if (kept == W8A8) return "this processor has no products of bytes (AVX512-VNNI or AVX-VNNI), or the compiler does not know them";
+#endif
     return kept == SPLIT ? no_tiles() : "";
 }
 
 // The instructions that multiply weights kept so.
 inline const char* instructions_for(int64_t kept) {
-    if (kept == BF16_TRAINED && *hinders(kept)) return WIDENED_BY;
+    if ((kept == BF16_TRAINED || kept == W8A8) && *hinders(kept)) return WIDENED_BY;
     if (kept == BF16_TRAINED) kept = BF16;
 #if defined(HAS_TILES)
     if (kept == BF16 && !*no_tiles()) return "amx-bf16";
@@ -100,11 +107,12 @@ inline const char* instructions_for(int64_t kept) {
     if (kept == BF16) return "avx512-bf16";
 #endif
 #if defined(HAS_BYTE_TILES)
+    if (kept == W8A8) return "avx512-vnni";
     if (kept == INT8 && !*no_byte_tiles()) return "amx-int8";
     static const std::string bytes_without = std::string("avx512-vnni (") + no_byte_tiles() + ")";
     if (kept == INT8) return bytes_without.c_str();
 #elif defined(HAS_BYTES)
-    if (kept == INT8) return LANES == 16 ? "avx512-vnni" : "avx-vnni";
+    if (in_bytes(kept)) return LANES == 16 ? "avx512-vnni" : "avx-vnni";
 #elif defined(HAS_PAIRED_BYTES)
     if (kept == INT8) return LANES == 16 ? "avx512-int8" : "avx2-int8";
 #endif

@@ -160,6 +160,14 @@ def needs_split_products(device: str, mode: str, workload: Workload) -> str | No
     return None
 
 
+def needs_byte_products(device: str, mode: str, workload: Workload) -> str | None:
+    """The fused CPU kernel must be able to multiply bytes; what it says is known once it is compiled."""
+    del device, mode, workload
+    if not {"avx512_vnni", "avx_vnni"} & set(build.cpu_flags().split()):
+        return "inputs in 8 bits need VNNI (avx512_vnni or avx_vnni), which this processor does not have"
+    return None
+
+
 def needs_bf16_products(device: str, mode: str, workload: Workload) -> str | None:
     """The fused CPU kernel must multiply bf16 with gradients; what it says is known once it is compiled."""
     del device, mode, workload
@@ -176,6 +184,11 @@ def compile_amp_kernel() -> str | None:
 def compile_split_kernel() -> str | None:
     """Compile the fused CPU kernel; why that, or its products of split numbers, cannot be had, or None."""
     return compile_cpu_kernel() or fused.storage_hindrance("split")
+
+
+def compile_byte_kernel() -> str | None:
+    """Compile the fused CPU kernel; why that, or its products of bytes, cannot be had, or None."""
+    return compile_cpu_kernel() or fused.storage_hindrance("w8a8")
 
 
 def compile_cpu_kernel() -> str | None:

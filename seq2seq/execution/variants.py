@@ -15,12 +15,14 @@ import torch
 from seq2seq.execution import rival_lstms
 from seq2seq.execution.requirements import (
     compile_amp_kernel,
+    compile_byte_kernel,
     compile_cpu_kernel,
     compile_decoder,
     compile_decoder_and_head,
     compile_head,
     compile_split_kernel,
     needs_bf16_products,
+    needs_byte_products,
     needs_compilable_training,
     needs_compiler,
     needs_compiler_beside_lstm,
@@ -115,6 +117,16 @@ VARIANTS |= {
             devices=("cpu",),
             requirements=(inference_only, needs_cpu_kernel),
             builds=compile_cpu_kernel,
+        ),
+        Variant(
+            "cpu-fused-w8a8",
+            "our kernel for CPUs, weights and inputs in 8 bits with a scale a row, multiplied by VNNI",
+            lstm="kernels",
+            lstm_options={"implementation": "cpu-fused", "weight_storage": "w8a8"},
+            precision="int8",
+            devices=("cpu",),
+            requirements=(inference_only, needs_cpu_kernel, needs_byte_products),
+            builds=compile_byte_kernel,
         ),
         Variant(
             "cpu-fused-head",

@@ -22,6 +22,8 @@ from ..packing import STORAGE
 
 HERE = Path(__file__).parent
 MAGIC = b"S2SLSTM1"
+#: How the library can keep weights: `split` needs tiles, which it has not.
+PRECISIONS = tuple(name for name in STORAGE if name != "split")
 #: What a folder gets beside the weights; the headers go to its folder `kernel`.
 FILES = ("seq2seq_lstm.h", "seq2seq_lstm.cpp", "example.c", "example.py", "Makefile")
 HEADERS = (
@@ -45,11 +47,15 @@ def export_c(
         folder: where to write.
         prefix: what names of the LSTM begin with, such as `encoder.`.
         head: name of a linear layer whose `weight` (outputs, H) and `bias` follow the last layer; None for none.
-        precision: key of `kernels.cpu.packing.STORAGE`: how the library keeps the weights.
+        precision: one of `PRECISIONS`: how the library keeps the weights.
 
     Raises:
-        ServeExportError: for names, shapes or kinds of LSTM that the kernel does not have, and a folder that has files.
+        ServeExportError: for names, shapes, kinds of LSTM or precisions that the library does not have, and a folder
+            that has files.
     """
+    if precision not in PRECISIONS:
+        msg = f"precision is {precision!r}, expected one of {', '.join(PRECISIONS)}"
+        raise ServeExportError(msg)
     layers = _layers(state, prefix)
     input_size, hidden = layers[0][0].size(1), layers[0][1].size(1)
     linear = [] if head is None else _head(state, head, hidden)
@@ -144,7 +150,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, required=True, help="folder to write to, new or empty")
     parser.add_argument("--prefix", default="", help="what names of the LSTM begin with, such as encoder.")
     parser.add_argument("--head", help="linear layer to apply to the last layer's output, such as head")
-    parser.add_argument("--precision", choices=STORAGE, default="fp32", help="how the library keeps the weights")
+    parser.add_argument("--precision", choices=PRECISIONS, default="fp32", help="how the library keeps the weights")
     options = parser.parse_args(arguments)
     try:
         export_c(

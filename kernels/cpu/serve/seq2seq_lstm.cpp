@@ -65,8 +65,12 @@ struct seq2seq_lstm {
         const int64_t largest = int64_t{1} << 24;
         for (int64_t size : {header.layers, header.input, header.hidden})
             if (size < 1 || size > largest) throw std::runtime_error("its sizes are damaged: export it again");
-        if (header.kept < 0 || header.kept > 2 || header.outputs < 0 || header.outputs > largest)
+        if (header.outputs < 0 || header.outputs > largest)
             throw std::runtime_error("its sizes are damaged: export it again");
+        if (header.kept != FP32 && header.kept != BF16 && !in_bytes(header.kept))
+            throw std::runtime_error("its precision is damaged: export it again");
+        if (const char* reason = hinders(header.kept); *reason)
+            throw std::runtime_error(std::string(reason) + ": export it with another precision");
         const int64_t hidden = header.hidden, size = batch * hidden;
         for (int64_t layer = 0; layer < header.layers; ++layer) {
             Layer& own = layers.emplace_back();
@@ -97,7 +101,7 @@ struct seq2seq_lstm {
         const int64_t bytes =
             with_way(header.kept, [&](auto way) { return decltype(way)::Recurrent::size(header.hidden, depth); });
         to = std::make_unique<Memory<char>>(bytes, "weights");
-        scale.resize(header.kept == INT8 ? 4 * header.hidden : 0);
+        scale.resize(in_bytes(header.kept) ? 4 * header.hidden : 0);
         packed_forward(weight.data(), to->data(), scale.data(), header.hidden, depth, header.kept);
     }
 
@@ -146,7 +150,7 @@ struct seq2seq_lstm {
                 gates_input.data(), 4 * hidden, steps * 4 * hidden, steps,
                 x, own.features, x_row, own.features,
                 own.packed_ih->data(), own.bias_ih.data(), own.bias_hh.data(), own.packed->data(),
-                header.kept == INT8 ? own.scale_ih.data() : nullptr, header.kept == INT8 ? own.scale.data() : nullptr,
+                in_bytes(header.kept) ? own.scale_ih.data() : nullptr, in_bytes(header.kept) ? own.scale.data() : nullptr,
                 own.h.data(), own.c.data(), nullptr,
                 to, hidden, to_row, own.h.data(), own.c.data(), nullptr, 0, 0, nullptr, 0, 0, scratch.data()};
             walk(&call, header.kept, lengths, barrier, room->data(), sizes, 0, 1);
