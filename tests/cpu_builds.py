@@ -36,7 +36,7 @@ NARROW, NARROWEST = f"-march=x86-64-v3 {LITTLE}", f"-march=x86-64 {LITTLE}"
 TARGETS = [build.NATIVE, *(target for target in (NARROW, NARROWEST) if _usable(target))]
 _INTEL = "GenuineIntel" in Path("/proc/cpuinfo").read_text(encoding="utf-8") if platform.system() == "Linux" else False
 #: All weights taken for more than the near caches hold, and one sequence projected as other processors do it.
-FAR = f"{QUICK} -DNEAREST=0 -DNEAR_BYTES=0 -DBESIDE={int(_INTEL)}"
+FAR = f"{QUICK} -DNEAREST=0 -DNEAR_BYTES=0 -DFARTHEST=20000 -DBESIDE={int(_INTEL)}"
 #: Builds that multiply weights in fewer bits differently; `WIDEN` leaves out integer and bf16 products.
 FEWER_BITS = [*TARGETS, f"{QUICK} -DWIDEN"]
 #: AMX's tiles in plain C++, so that their packing and blocking run on other machines.

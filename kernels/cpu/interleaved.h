@@ -22,6 +22,11 @@
 #define NEAREST (24 << 10)
 #endif
 
+// And bytes of them that the caches beyond the second level still bring as fast as steps and projection are multiplied.
+#if !defined(FARTHEST)
+#define FARTHEST (6 << 20)
+#endif
+
 namespace {
 
 // Whether steps project the input of later ones beside their own products. Not on Intel's processors: the Xeon on which this
@@ -54,6 +59,7 @@ class InterleavedWalk {
     const Recurrent recurrent;
     const int64_t groups, part;  // of the input, in all and beside a block of the step
     const Share own;             // blocks of this thread
+    const bool beside;           // whether steps project the input of later ones beside their own products
     const int64_t kept;          // steps whose projection is kept
     char* const state_room;
     char* const input_room;
@@ -70,9 +76,16 @@ class InterleavedWalk {
         return projected + (s % kept * (own.end - own.first) + block - own.first) * GATES;
     }
 
+    // Blocks of a thread, at most, and whether it projects beside its steps: recurrent weights that come from far away take
+    // the time, and the input's, which are read once in AHEAD steps then, would come from there too.
+    static int64_t most_blocks(int64_t hidden, int64_t threads) { return (blocks(hidden) + threads - 1) / threads; }
+    static bool near(int64_t hidden, int64_t threads) {
+        return projects_beside() && most_blocks(hidden, threads) * Recurrent::groups(hidden) * 4 * GATES <= FARTHEST;
+    }
+
     // Steps whose projection is kept, and those whose input is converted at a time.
-    static int64_t kept_steps() { return projects_beside() ? 2 * AHEAD : TOGETHER; }
-    static int64_t converted_steps() { return projects_beside() ? AHEAD : TOGETHER; }
+    static int64_t kept_steps(bool beside) { return beside ? 2 * AHEAD : TOGETHER; }
+    static int64_t converted_steps(bool beside) { return beside ? AHEAD : TOGETHER; }
 
     // Converts the input of a step; past the last step its own stands in for what is thrown away.
     typename Input::Row prepared(int64_t s, char* room) const {
@@ -216,9 +229,9 @@ public:
 
     // Of each thread: h of a step, the input of the steps ahead, and what is projected.
     static Room room(int64_t hidden, int64_t features, int64_t threads) {
-        const int64_t most = (blocks(hidden) + threads - 1) / threads;
-        const int64_t rows = lines(Recurrent::row_bytes(hidden)) + lines(converted_steps() * Input::row_bytes(features));
-        return {0, rows + SUMS + kept_steps() * most * GATES * 4};
+        const bool beside = near(hidden, threads);
+        const int64_t rows = lines(Recurrent::row_bytes(hidden)) + lines(converted_steps(beside) * Input::row_bytes(features));
+        return {0, rows + SUMS + kept_steps(beside) * most_blocks(hidden, threads) * GATES * 4};
     }
 
     // `room` is the thread's own.
@@ -226,17 +239,17 @@ public:
         : a(a), barrier(barrier), thread(thread), threads(threads), input(a->packed_ih, a->scale_ih, a->hidden, a->features),
           recurrent(a->packed, a->scale, a->hidden, a->hidden), groups(Input::groups(a->features)),
           part((groups + AHEAD - 1) / AHEAD), own(share(blocks(a->hidden), !a->by_rows, thread, threads)),
-          kept(kept_steps()), state_room(room),
+          beside(near(a->hidden, threads)), kept(kept_steps(beside)), state_room(room),
           input_room(state_room + lines(Recurrent::row_bytes(a->hidden))),
           sums(reinterpret_cast<typename Input::Sum (*)[WORDS][4]>(
-              input_room + lines(converted_steps() * Input::row_bytes(a->features)))),
+              input_room + lines(converted_steps(beside) * Input::row_bytes(a->features)))),
           projected(reinterpret_cast<float*>(sums) + SUMS / 4) {}
 
     // In a function of its own, since the frames of all types together would be too large for a small stack.
     __attribute__((noinline)) void run() {
         const int64_t hidden = a->hidden, count = own.end - own.first, state_groups = Recurrent::groups(hidden);
         // Weights that stay in the first-level cache leave no time over, so their steps are projected between steps.
-        const bool beside = projects_beside() && groups > 0 && count * state_groups * 4 * GATES > NEAREST;
+        const bool fills = beside && groups > 0 && count * state_groups * 4 * GATES > NEAREST;
         const int64_t first = own.first * LANES, units = std::min(own.end * LANES, hidden) - first;
         begin_cells(a, first, units);
         typename Recurrent::Sum step[Recurrent::WORDS][4];
@@ -244,9 +257,9 @@ public:
         float *after = a->scratch, *spare = a->scratch + hidden;
         for (int64_t s = 0; s < a->steps; ++s) {
             const int64_t at = s % AHEAD;
-            const bool more = beside && s - at + AHEAD < a->steps;
-            if (!projects_beside() && s % TOGETHER == 0) project_many(s);
-            if (projects_beside() && at == 0 && (s == 0 || !beside)) project(s);
+            const bool more = fills && s - at + AHEAD < a->steps;
+            if (!beside && s % TOGETHER == 0) project_many(s);
+            if (beside && at == 0 && (s == 0 || !fills)) project(s);
             if (at == 0 && more) begin(s + AHEAD);
             typename Recurrent::Row state{};
             if (before && count > 0) state = recurrent.prepare(before, state_room);
