@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from powercap import RANGE_UJ, PlantedPower, zone
+from report_pages import page_text
 from run_folders import ENVIRONMENT, FACTS, make_run
 
 from bench.analysis.energy import energy_figures
@@ -23,7 +24,6 @@ from bench.records.raw_csv import ENERGY, ROUNDS
 from bench.records.rounds import Round, Samples
 from bench.records.samples import read_samples
 from bench.records.schema import Record
-from bench.report.page import write_report
 from bench.run.seating import Place, Seating
 from bench.run.worker_process import Settings, Worker
 from bench.terminal import doctor
@@ -207,12 +207,12 @@ def test_a_parent_that_asks_for_no_energy_gets_none():
 def test_the_page_shows_energy_with_idle_power_apart(tmp_path):
     """In a table of its own; there is none where nothing was counted."""
     folder = make_run(tmp_path / "run", ENVIRONMENT, speedups={"reference": 1.0, "onednn": 2.0}, figured=True)
-    assert 'id="energy"' not in write_report(folder).page.read_text(encoding="utf-8")
+    assert 'id="energy"' not in page_text(folder)
     lines = [json.loads(line) for line in (folder / "records.jsonl").read_text().splitlines()]
     known = {"energy_per_seq_j": 0.0123, "energy_per_token_j": 0.00061, "power_w": 87.0, "idle_power_w": 21.5}
     lines = [line | known | {"energy": "RAPL package-0"} for line in lines]
     (folder / "records.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    page = write_report(folder).page.read_text(encoding="utf-8")
+    page = page_text(folder)
     shown = page[page.index('id="energy"') :]
     for text in ("12.3 mJ", "610 uJ", "87 W", "21.5 W", "RAPL package-0", "idle power included"):
         assert text in shown

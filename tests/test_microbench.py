@@ -18,6 +18,7 @@ from typing import Any
 
 import pandas as pd
 import pytest
+from report_pages import page_text
 from torch import nn
 
 import kernels
@@ -28,7 +29,6 @@ from bench.microbench import test_kernels, test_variants
 from bench.plan.cases import PASSES, Case, Group, Selection, Suite, load_suite
 from bench.records.folder import RunFolder
 from bench.records.schema import Record, Status
-from bench.report.page import write_report
 from bench.run import second_instrument
 from bench.run.planning import Described, Plan
 from bench.run.runner import Runner
@@ -446,7 +446,7 @@ def test_the_report_has_both_figures(tmp_path):
         ],
         "refused": [entry("onednn", reason="outputs <b>off</b>")],
     }
-    page = write_report(folder_with(tmp_path, json.dumps(data))).page.read_text(encoding="utf-8")
+    page = page_text(folder_with(tmp_path, json.dumps(data)))
     head, *rows = Cells(page).rows
     assert head[2:] == ["our p50", "its median", "its median / our p50", "its speedup", "its rounds"]
     assert sorted(row[1:] for row in rows) == [
@@ -478,7 +478,7 @@ def test_a_broken_file_is_one_line(tmp_path, problem):
 
 def test_the_page_says_that_the_file_is_broken(tmp_path):
     """One line in place of the table."""
-    page = write_report(folder_with(tmp_path, "{")).page.read_text(encoding="utf-8")
+    page = page_text(folder_with(tmp_path, "{"))
     assert f"{FILE} cannot be read" in page
     assert Cells(page).rows == []
 
@@ -486,4 +486,4 @@ def test_the_page_says_that_the_file_is_broken(tmp_path):
 def test_without_the_file_there_is_no_section(tmp_path):
     """A run without a second instrument says nothing about it."""
     assert second_instrument.read(tmp_path) == Findings()
-    assert "second-instrument" not in write_report(folder_with(tmp_path, None)).page.read_text(encoding="utf-8")
+    assert "second-instrument" not in page_text(folder_with(tmp_path, None))

@@ -7,15 +7,16 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from test_report import HOSTILE, everything, ran, refused, run_folder
+from report_pages import page_text
+from test_report import HOSTILE, KINDS, everything, ran, refused, run_folder
 
 from bench.records.schema import Status
-from bench.report.page import write_report
 from bench.report.runs_page import write_side_by_side
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium: apt-get install chromium")
-WIDTHS, THEMES = (1400, 420), ("light", "dark")
+#: Each width and each theme is there, not each of both: no colour makes anything wider.
+WIDE, NARROW = VIEWS = (1400, "light"), (420, "dark")
 DRAW_ALL = """async () => {
   document.querySelectorAll("details").forEach((element) => { element.open = true; });
   await Promise.all(plots.map(draw));
@@ -40,15 +41,32 @@ def page_file(tmp_path_factory) -> Path:
         ran("reference", 1.0, workload="<b>bold</b>"),
         refused("javascript:alert(2)", Status.UNAVAILABLE, HOSTILE, workload="<b>bold</b>"),
     ]
-    return write_report(run_folder(tmp_path_factory.mktemp("run") / "run", [*everything(), *hostile])).page
+    folder = run_folder(tmp_path_factory.mktemp("run") / "run", [*everything(("seed",)), *hostile])
+    file = folder / "report.html"
+    file.write_text(page_text(folder), encoding="utf-8")
+    return file
 
 
-@pytest.fixture
-def opened(browser, page_file):
-    """Open the page at a width and in a theme; no message of the console and no dialog is allowed."""
-    contexts, said = [], []
+@pytest.fixture(scope="module")
+def said() -> list[str]:
+    """What pages wrote on the console or asked in a dialog, since a test last looked."""
+    return []
 
-    def open_at(width: int = 1400, theme: str = "light", file: Path = page_file):
+
+@pytest.fixture(autouse=True)
+def nothing_said(said):
+    """No message of the console, no error and no dialog is allowed in any test."""
+    yield
+    found, said[:] = list(said), []
+    assert found == []
+
+
+@pytest.fixture(scope="module")
+def open_at(browser, page_file, said):
+    """Open a page at a width and in a theme."""
+    contexts = []
+
+    def opened(width: int = 1400, theme: str = "light", file: Path = page_file):
         context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=theme, offline=True)
         contexts.append(context)
         page = context.new_page()
@@ -58,10 +76,24 @@ def opened(browser, page_file):
         page.goto(file.as_uri())
         return page
 
-    yield open_at
+    yield opened
     for context in contexts:
         context.close()
-    assert said == []
+
+
+@pytest.fixture(scope="module")
+def drawn(open_at):
+    """Pages with all figures drawn, by width and theme; drawing takes seconds, so tests leave them as they were."""
+    pages = {view: open_at(*view) for view in VIEWS}
+    for page in pages.values():
+        page.evaluate(DRAW_ALL)
+    return pages
+
+
+@pytest.fixture
+def wide(drawn):
+    """The wide one, in light colours."""
+    return drawn[WIDE]
 
 
 def visible_rows(page, table: int = 0) -> list[str]:
@@ -70,34 +102,32 @@ def visible_rows(page, table: int = 0) -> list[str]:
     return [text.strip() for text in rows.all_inner_texts()]
 
 
-@pytest.mark.parametrize("width", WIDTHS)
-@pytest.mark.parametrize("theme", THEMES)
-def test_every_figure_is_drawn_and_fits(opened, width, theme):
+@pytest.mark.parametrize(("width", "theme"), VIEWS)
+def test_every_figure_is_drawn_and_fits(drawn, width, theme):
     """All figures have a plot in them, nothing is wider than the window, and a picture can be taken."""
-    page = opened(width, theme)
-    page.evaluate(DRAW_ALL)
+    page = drawn[width, theme]
     page.wait_for_function("plots.every((plot) => plot.dataset.state === 'drawn')")
-    count = page.evaluate("plots.length")
-    assert count > 25
-    assert page.locator(".plot .main-svg").count() >= count
+    names = page.evaluate("plots.map((plot) => plot.id)")
+    assert {name.rpartition("-")[0] for name in names} == set(KINDS)
+    assert page.locator(".plot .main-svg").count() >= len(names)
     assert page.evaluate("document.documentElement.scrollWidth") <= width
     assert len(page.screenshot(full_page=True)) > 50_000
     ink = page.evaluate("getComputedStyle(document.querySelector('.plot .xtick text')).fill")
     assert ink == ("rgb(228, 232, 238)" if theme == "dark" else "rgb(29, 34, 40)")
 
 
-def test_figures_are_drawn_when_they_come_into_view(opened):
+def test_figures_are_drawn_when_they_come_into_view(open_at):
     """The page is there before its figures: those far below wait until somebody looks."""
-    page = opened()
+    page = open_at()
     last = page.locator(".plot").last
     assert last.get_attribute("data-state") is None
     last.scroll_into_view_if_needed()
     page.wait_for_function("plots.at(-1).dataset.state === 'drawn'")
 
 
-def test_the_filter_leaves_rows_with_all_its_words(opened):
+def test_the_filter_leaves_rows_with_all_its_words(open_at):
     """Words of the group and of the row count; the number of rows is said; an empty filter shows all again."""
-    page = opened()
+    page = open_at()
     before = visible_rows(page)
     page.fill("#filter", "seed inference ONEDNN")
     assert visible_rows(page) == [name for name in before if "onednn" in name]
@@ -108,9 +138,9 @@ def test_the_filter_leaves_rows_with_all_its_words(opened):
     assert visible_rows(page) == before
 
 
-def test_a_heading_sorts_by_the_numbers_behind_it(opened):
+def test_a_heading_sorts_by_the_numbers_behind_it(open_at):
     """By pointer and by keyboard, up and down; what has no figure stays last."""
-    page = opened()
+    page = open_at()
     heading = page.locator("#results table").first.locator("th button", has_text="speedup")
     heading.click()
     assert [name.rstrip(" *") for name in visible_rows(page)][:4] == ["loop", "reference", "compile", "onednn"]
@@ -120,52 +150,48 @@ def test_a_heading_sorts_by_the_numbers_behind_it(opened):
     assert page.locator("#results th[aria-sort=descending]").count() == 1
 
 
-def test_what_cannot_run_is_hidden_until_it_is_asked_for(opened):
+def test_what_cannot_run_is_hidden_until_it_is_asked_for(open_at):
     """Unavailable cases are behind a switch; failures are always there."""
-    page = opened()
+    page = open_at()
     assert "triton" not in visible_rows(page)
     assert {"amp-fp16", "openvino"} <= set(visible_rows(page))
     page.check("#all")
     assert "triton" in visible_rows(page)
 
 
-def test_a_legend_switches_a_variant(opened):
+def test_a_legend_switches_a_variant(wide):
     """A button of a legend hides the traces of its variant, says so, and shows them again."""
-    page = opened()
-    page.evaluate(DRAW_ALL)
-    button = page.locator("#latency .legend button[data-key=onednn]").first
+    button = wide.locator("#latency .legend button[data-key=onednn]").first
     states = (
         "plots.find((plot) => plot.id === 'latency-0').data.filter((t) => t.meta === 'onednn').map((t) => t.visible)"
     )
     button.click()
-    assert page.evaluate(states) == [False, False]
+    assert wide.evaluate(states) == [False, False]
     assert button.get_attribute("aria-pressed") == "false"
     button.click()
-    assert page.evaluate(states) == [True, True]
+    assert wide.evaluate(states) == [True, True]
 
 
-def test_the_theme_can_be_changed(opened):
+def test_the_theme_can_be_changed(wide):
     """The button turns page and figures dark and light."""
-    page = opened(theme="light")
-    page.evaluate(DRAW_ALL)
     colours = "[getComputedStyle(document.body).color, plots[0].layout.font.color]"
-    assert page.evaluate(colours) == ["rgb(29, 34, 40)", "#1d2228"]
-    page.click("#theme")
-    assert page.evaluate(colours) == ["rgb(228, 232, 238)", "#e4e8ee"]
+    assert wide.evaluate(colours) == ["rgb(29, 34, 40)", "#1d2228"]
+    wide.click("#theme")
+    assert wide.evaluate(colours) == ["rgb(228, 232, 238)", "#e4e8ee"]
+    wide.click("#theme")
+    assert wide.evaluate(colours) == ["rgb(29, 34, 40)", "#1d2228"]
 
 
-def test_hostile_names_stay_names(opened):
+def test_hostile_names_stay_names(wide):
     """No name of a run becomes an element, and it can be read as it is."""
-    page = opened()
-    page.evaluate(DRAW_ALL)
-    assert page.locator("img").count() == 0
-    assert page.locator("main b, main script").count() == 0
-    assert any("<img src=x onerror=alert(1)>" in name for name in page.locator("#results td").all_inner_texts())
+    assert wide.locator("img").count() == 0
+    assert wide.locator("main b, main script").count() == 0
+    assert any("<img src=x onerror=alert(1)>" in name for name in wide.locator("#results td").all_inner_texts())
 
 
-def test_a_phone_shows_rows_as_cards(opened):
+def test_a_phone_shows_rows_as_cards(open_at):
     """At 420 pixels a row needs no scrolling: its figures stand below its name, each with that of its column."""
-    page = opened(420)
+    page = open_at(NARROW[0])
     cell = page.locator("#results tbody tr").first.locator("td[data-name=p99], td[data-name=p50]").first
     assert cell.evaluate("cell => getComputedStyle(cell, '::before').content") == '"p50" " "' or "p50" in cell.evaluate(
         "cell => cell.dataset.name"
@@ -176,9 +202,9 @@ def test_a_phone_shows_rows_as_cards(opened):
     assert page.evaluate("document.querySelectorAll('details.part:not([open])').length") > 3
 
 
-def test_print_opens_what_is_folded(opened):
+def test_print_opens_what_is_folded(open_at):
     """On paper nothing is behind a fold, and afterwards it is as it was."""
-    page = opened(420)
+    page = open_at(NARROW[0])
     folded = "document.querySelectorAll('details:not([open])').length"
     before = page.evaluate(folded)
     page.evaluate("dispatchEvent(new Event('beforeprint'))")
@@ -187,11 +213,11 @@ def test_print_opens_what_is_folded(opened):
     assert page.evaluate(folded) == before
 
 
-def test_runs_side_by_side_in_the_browser(opened, tmp_path):
+def test_runs_side_by_side_in_the_browser(open_at, tmp_path):
     """The page of several runs draws, sorts and filters with the same script."""
     first = run_folder(tmp_path / "old", [ran("reference"), ran("onednn", 1.5)])
     second = run_folder(tmp_path / "<i>new", [ran("reference"), replace(ran("onednn", 2.0))])
-    page = opened(file=write_side_by_side([first, second], tmp_path / "side.html"))
+    page = open_at(file=write_side_by_side([first, second], tmp_path / "side.html"))
     page.evaluate(DRAW_ALL)
     assert page.locator("i").count() == 0
     assert "<i>new: change" in page.locator("#results th").all_inner_texts()

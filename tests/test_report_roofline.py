@@ -9,13 +9,14 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from report_pages import page_text
 from test_report import Parsed, figures, ran, refused, run_folder
 
 from bench.analysis.roofline import Ceilings, Work, share
 from bench.analysis.run_summary import load_run
 from bench.errors import UsageError
 from bench.records.schema import Record, Status
-from bench.report import interactive, page_script, roofline
+from bench.report import interactive, page, page_script, plots, roofline
 from bench.report.page import write_report
 
 MACHINE = {
@@ -123,26 +124,27 @@ def test_names_are_moved_apart(places: list[float]) -> None:
 
 def test_the_page_shows_plot_and_table(tmp_path: Path) -> None:
     """Plot files, a section with figures, a table with the share, and the machine's ceilings in units people read."""
-    report = write_report(folder(tmp_path, cases()))
-    assert {"roofline.png", "roofline.svg"} <= {path.name for path in report.plots}
-    page = report.page.read_text(encoding="utf-8")
-    section = page[page.index('<section id="roofline">') :]
+    run = folder(tmp_path, cases())
+    written = plots.write_plots(roofline.kinds(load_run(run)), run / "plots")
+    assert [path.name for path in written["roofline"]] == ["roofline.png", "roofline.svg"]
+    html = page_text(run)
+    section = html[html.index('<section id="roofline">') :]
     section = section[: section.index("</section>")]
-    assert len(figures(page, section)) == 2
+    assert len(figures(html, section)) == 2
     text = Parsed(section).text
     # 10 MFLOP in 4 ms / 1.5 at 100 GFLOP/s.
     assert all(
         word in text for word in ("share of ceiling", "3.75 GFLOP/s", "3.8 %", "10.0 MFLOP", "100 kB", "compute")
     )
-    assert "400 GFLOP/s" in Parsed(page[page.index('<section id="environment">') :]).text
-    assert "impossible: 2.3x faster" in Parsed(page).text
+    assert "400 GFLOP/s" in Parsed(html[html.index('<section id="environment">') :]).text
+    assert "impossible: 2.3x faster" in Parsed(html).text
 
 
 def test_without_ceilings_there_is_no_roofline(tmp_path: Path) -> None:
     """An older run has its report, without the figure."""
-    report = write_report(run_folder(tmp_path, [ran("reference"), ran("loop", 0.4)]))
-    assert not [path for path in report.plots if "roofline" in path.name]
-    assert 'id="roofline' not in report.page.read_text(encoding="utf-8")
+    run = run_folder(tmp_path, [ran("reference"), ran("loop", 0.4)])
+    assert not [kind for kind in page.all_kinds(load_run(run)) if "roofline" in kind.name]
+    assert 'id="roofline' not in page_text(run)
 
 
 def test_plotly_accepts_the_figure(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 from typing import ClassVar
 
 import pytest
+from report_pages import page_text
 from run_folders import make_run
 
 from bench import __main__ as command_line
@@ -29,8 +30,8 @@ from bench.records.quality import (
     write,
 )
 from bench.records.schema import Status
+from bench.report import plots
 from bench.report import quality as reported
-from bench.report.page import write_report
 from bench.run import quality
 from bench.run.worker_process import Settings, WorkerError
 
@@ -218,9 +219,9 @@ def test_the_page_has_lines_table_and_target(tmp_path):
     assert chart.curves[1].xs[-1] == pytest.approx(2.0)
     assert all(point.doubtful for point in chart.curves[1].points)
     assert (0.5, "target") in chart.guides
-    written = write_report(folder)
-    assert folder / "plots" / "quality.png" in written.plots
-    html = written.page.read_text(encoding="utf-8")
+    written = plots.write_plots(reported.kinds(run), folder / "plots")
+    assert folder / "plots" / "quality.png" in written["quality"]
+    html = page_text(folder)
     assert "Time to quality: error 0.5, where the seasonal naive forecast has 1" in html
     assert "error: no, really" in html
 

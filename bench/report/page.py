@@ -70,11 +70,16 @@ def write_report(run_dir: Path) -> Report:
     """
     run = load_run(Path(run_dir))
     RunFolder(run.path).write_table()
-    drawn = (*kinds(run), *checks.kinds(run), *quality.kinds(run), *roofline.kinds(run), *serving.kinds(run.path))
+    drawn = all_kinds(run)
     written = plots.write_plots(drawn, run.path / "plots")
     page = run.path / "report.html"
     durable.replace(page, utf8(render(run, drawn)))
     return Report(run, page, tuple(path for paths in written.values() for path in paths))
+
+
+def all_kinds(run: ReportedRun) -> tuple[Kind, ...]:
+    """Every kind of figure that a run has data for, in the page's order."""
+    return (*kinds(run), *checks.kinds(run), *quality.kinds(run), *roofline.kinds(run), *serving.kinds(run.path))
 
 
 def templates() -> jinja2.Environment:
