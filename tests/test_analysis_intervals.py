@@ -7,6 +7,7 @@ intervals are not merely wide is shown by their width where it is known. `bench.
 
 from __future__ import annotations
 
+import functools
 import time
 
 import numpy as np
@@ -25,6 +26,8 @@ from hypothesis import strategies as st
 #: Least calls that bound a percentile with 95 %.
 LEAST = {0.50: 6, 0.90: 36, 0.95: 72, 0.99: 368}
 RUNS = 300
+#: Each study is counted once, whatever is asked of it.
+counted_ratio, counted_calls = functools.cache(study_ratio), functools.cache(study_calls)
 LEAST_COVERED = 0.92 - 3 * np.sqrt(0.92 * 0.08 / RUNS)
 ratios = st.floats(0.01, 100)
 #: Every process gives at least two rounds.
@@ -184,20 +187,20 @@ def test_ratios_without_spread_have_an_interval_without_width():
 @pytest.mark.parametrize("name", ["independent", "heavy tails", "spoilt tenth", "ratio drifts", "follow, 0.6"])
 def test_an_interval_of_ratios_holds_the_truth(name, size):
     """Rounds may follow each other, drift, and have heavy tails: the truth is held, by a single process too."""
-    assert study_ratio(name, *size, RUNS, 0).covered >= LEAST_COVERED
+    assert counted_ratio(name, *size, RUNS, 0).covered >= LEAST_COVERED
 
 
 @pytest.mark.parametrize("size", [(2, 30), (3, 30)])
 @pytest.mark.parametrize("name", ["processes apart, 1", "processes apart, 5", "everything"])
 def test_an_interval_of_ratios_holds_the_truth_of_processes_at_large(name, size):
     """Processes differ as much as their rounds let them, or five times more, and there are only two of them."""
-    assert study_ratio(name, *size, RUNS, 0).covered >= LEAST_COVERED
+    assert counted_ratio(name, *size, RUNS, 0).covered >= LEAST_COVERED
 
 
 @pytest.mark.parametrize("name", ["follow, 0.6", "processes apart, 2", "processes apart, 5", "everything"])
 def test_a_plain_bootstrap_does_not_hold_the_truth(name):
     """The same count finds the defect: rounds taken for independent, of whichever process."""
-    assert study_ratio(name, 3, 30, RUNS, 0).plain < LEAST_COVERED
+    assert counted_ratio(name, 3, 30, RUNS, 0).plain < LEAST_COVERED
 
 
 @pytest.mark.parametrize(
@@ -212,13 +215,13 @@ def test_each_part_of_the_method_is_needed(monkeypatch, part, without, name):
 
 def test_one_process_does_not_speak_for_others():
     """A limit, not a wish: where processes differ by five errors, one of them misses the truth in most runs."""
-    assert study_ratio("processes apart, 5", 1, 30, RUNS, 0).covered < 0.5
+    assert counted_ratio("processes apart, 5", 1, 30, RUNS, 0).covered < 0.5
 
 
 def test_the_interval_of_independent_rounds_is_as_wide_as_theory_says():
     """100 normal rounds bound their median within 1.96 sqrt(pi / 2) / 10 of their spread: no wider by a sixth."""
     expected = 1.96 * np.sqrt(np.pi / 2 / 100) * derive_intervals.NOISE
-    assert study_ratio("independent", 1, 100, RUNS, 0).half_width == pytest.approx(expected, rel=1 / 6)
+    assert counted_ratio("independent", 1, 100, RUNS, 0).half_width == pytest.approx(expected, rel=1 / 6)
 
 
 @pytest.mark.parametrize("name", ["independent", "follow, 0.6", "processes apart, 5"])
@@ -233,7 +236,7 @@ def test_an_interval_of_two_runs_holds_the_truth(name):
 )
 def test_an_interval_of_a_percentile_holds_the_truth(name, share):
     """Calls of one round share its luck, and rounds and processes go their own ways."""
-    row = study_calls(name, share, 3, 40, RUNS // 2, 0)
+    row = counted_calls(name, share, 3, 40, RUNS // 2, 0)
     assert row.covered >= 0.92 - 3 * np.sqrt(0.92 * 0.08 / (RUNS // 2))
     assert row.empty < 0.05
 
@@ -241,7 +244,7 @@ def test_an_interval_of_a_percentile_holds_the_truth(name, share):
 @pytest.mark.parametrize("name", ["rounds of their own", "rounds follow, 0.6"])
 def test_calls_of_a_round_are_not_independent(name):
     """The same count finds the defect: a median whose interval takes each call for independent."""
-    assert study_calls(name, 0.5, 3, 40, RUNS // 2, 0).plain < LEAST_COVERED
+    assert counted_calls(name, 0.5, 3, 40, RUNS // 2, 0).plain < LEAST_COVERED
 
 
 def test_the_plain_bootstrap_is_one():
