@@ -421,7 +421,7 @@ def test_a_slowdown_between_two_revisions_is_found(checkout, tmp_path, monkeypat
     execution.write_text(f"{head}{imports}import time\n{rest}{PLANT}\nSLOWDOWNS = {slowdowns}\n")
     git(checkout, "commit", "-q", "-a", "-m", "Slow down")
     out = tmp_path / "out"
-    words = ["--workload", "seed", "--threads", "1", "--budget", "8", "--seatings", "4", "--out", str(out)]
+    words = ["--workload", "seed", "--threads", "1", "--budget", "5", "--seatings", "4", "--out", str(out)]
     variants = ["--variant", "reference", "--variant", "onednn", "--variant", "torchscript"]
     monkeypatch.setattr(sides, "ROOT", checkout)
     with WarmWorkers(imports=()) as workers:

@@ -101,8 +101,10 @@ def test_a_wrong_artefact_is_refused(source, brief, tmp_path):  # noqa: ARG001
 
 
 @pytest.mark.slow
-def test_a_slow_artefact_is_refused(source, brief, tmp_path):  # noqa: ARG001
-    """A planted wait of five milliseconds a call is found by the rounds."""
+@pytest.mark.usefixtures("brief")
+def test_a_slow_artefact_is_refused(source, monkeypatch, tmp_path):
+    """A planted wait of five milliseconds a call is found by the rounds, both times that it is measured."""
+    monkeypatch.setattr(apply, "BUDGETS_S", (0.5, 1.0))
     slow = source.replace(
         "    return run\n", "    import time\n    return lambda *x: (time.sleep(5e-3), run(*x))[1]\n", 1
     )

@@ -51,7 +51,7 @@ WORKLOAD = "seed@batch=2,length=3"
 SUITE = """
 name = "planted"
 summary = "one variant for each way to end"
-budget_s = 3
+budget_s = 1.5
 interval = 0.9
 processes = {processes}
 case_limit_s = 5

@@ -279,7 +279,7 @@ def test_the_parts_run_in_real_workers(warm_workers, tmp_path):
 @pytest.mark.skipif((psutil.cpu_count() or 1) < 2, reason="with one core a neighbour and we take turns")
 def test_a_real_neighbour_is_noticed_in_every_round(warm_workers, tmp_path):
     """A process that keeps one core busy is noticed in at least 95 % of rounds, and the figure is marked or right."""
-    short = ["--pairs", "1", "--budget", "2", "--seatings", "1", "--threads", "1", "--workload", "seed"]
+    short = ["--pairs", "1", "--budget", "1", "--seatings", "1", "--threads", "1", "--workload", "seed"]
     warm_workers.run("selftest", "neighbour", *short, "--out", str(tmp_path / "out"))
     rows = pd.read_csv(tmp_path / "out" / "neighbour.csv").set_index("neighbour")
     assert rows.loc[1, "noticed"] >= 0.95 * rows.loc[1, "rounds"] > 0
