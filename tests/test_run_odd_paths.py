@@ -65,6 +65,7 @@ def test_a_run_works_in_odd_folders(tmp_path):
     found = {record["variant"]: record["status"] for record in records}
     assert found == expected, [record["reason"] for record in records]
     assert (out / "report.html").is_file()
+    assert (out / "plots" / "speedup.png").is_file()
     assert json.loads((out / "pytest-benchmark.json").read_text(encoding="utf-8"))["benchmarks"]
     assert list(temporary.iterdir()) == []
 

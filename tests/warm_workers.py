@@ -4,7 +4,8 @@ Importing torch takes a fresh worker seconds, and a run starts one for its plan,
 `WarmWorkers.run` is `python -m bench` in the test's own process whose workers are forks, as seats are anyway; the
 fixture `warm` has all workers forked that a test starts; and `python tests/warm_workers.py run ...` is
 `python -m bench run ...` as a process that can be killed. Workers that want variables of libraries are fresh still, and
-so is the first one of another checkout. Ceilings are measured in a tenth of the time.
+so is the first one of another checkout. Ceilings are measured in a tenth of the time. Of a run's report the page alone
+is written: the plots beside it take seconds to draw, and are for tests of reports and of whole commands.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import types
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Self
@@ -30,6 +32,11 @@ from bench.run.worker_process import PLUGINS, Home, Settings, Worker, cache_vari
 from kernels.host.output import run_command
 
 BRIEF_CEILINGS = Path(__file__).parent / "plugins" / "brief_ceilings.py"
+
+
+#: In place of what draws plots.
+NO_PLOTS = types.ModuleType("bench.report.plots")
+vars(NO_PLOTS)["write_plots"] = lambda _kinds, _folder: {}
 
 
 class WarmWorkers:
@@ -70,7 +77,11 @@ class WarmWorkers:
                 return plain(worker, requests, answers)
             return self._fork(settings, descriptors, cache_variables(worker.cache))
 
-        with mock.patch.object(Worker, "_start", start), mock.patch.object(forks, "supported", return_value=False):
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(mock.patch.object(Worker, "_start", start))
+            stack.enter_context(mock.patch.object(forks, "supported", return_value=False))
+            if sys.modules.get(NO_PLOTS.__name__) is not NO_PLOTS:
+                stack.enter_context(mock.patch("bench.report.page.plots", NO_PLOTS))
             yield
 
     def run(self, *words: str) -> subprocess.CompletedProcess[str]:
@@ -97,5 +108,6 @@ class WarmWorkers:
 
 if __name__ == "__main__":
     # For runs in inference alone: each that a test kills and resumes has a process of its own that forks.
+    sys.modules[NO_PLOTS.__name__] = NO_PLOTS  # And Matplotlib is not even imported.
     with WarmWorkers(imports=()) as workers, workers.used():
         run_command(command_line.main)
