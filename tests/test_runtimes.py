@@ -83,10 +83,13 @@ def seen(executable: Executable, workload_name: str = TINY) -> tuple[evidence.Ob
     return found, evidence.explain(executable.variant, workload, "cpu", found, None)
 
 
-@pytest.mark.parametrize("workload", [SMALL[0], SMALL[1], SMALL[3]])
+@pytest.mark.parametrize("workload", [SMALL[0], SMALL[3]])
 @pytest.mark.parametrize("name", [*CONVERTED, "lstmcell"])
 def test_gate_and_audit_let_it_through(name, workload):
-    """Twice, on new weights, new inputs and new lengths: what was converted first is not what is run later."""
+    """Twice, on new weights, new inputs and new lengths: what was converted first is not what is run later.
+
+    Values without lengths, frames with them; tokens are in `test_execution_executable.py`, for every runtime.
+    """
     assert judged(build(VARIANTS[name], workload), workload) == ""
 
 
