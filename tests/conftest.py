@@ -15,6 +15,9 @@ from warm_workers import WarmWorkers
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
+# Inductor would start processes that compile beside this one: each imports torch, and the other core has tests to run.
+os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
+
 try:
     from hypothesis import settings
 except ImportError:

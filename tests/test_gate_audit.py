@@ -66,7 +66,7 @@ QUANTILES = "forecast-tft-scaled@batch=17,length=14,hidden=8"
 SUITE = """
 name = "cheats"
 summary = "every cheat beside honest variants"
-budget_s = 12
+budget_s = 4
 processes = 1
 [[select]]
 workloads = ["seed"]
@@ -169,9 +169,10 @@ def test_an_honest_variant_is_not_refused(name, mode, workload):
 def test_an_honest_compiled_variant_is_not_refused(name, mode):
     """Code that a compiler made is held to the same; of a few steps, since each is compiled on its own.
 
-    At the sizes of `test_execution_executable.py`, so that Inductor finds its C++ compiled by whichever comes first.
+    Nowhere else is the loop's generated code held against float64: without lengths in inference, with them in training.
     """
-    workload = "seed@batch=2,length=2,hidden=4"
+    problem = {"inference": "seed", "training": "translation-small-scaled"}[mode]
+    workload = f"{problem}@batch=2,length=2,hidden=4"
     if VARIANTS[name].why_not("cpu", mode, find_workload(workload)):
         pytest.skip(f"{name} cannot run here")
     assert Subject(name, mode, workload).judged() == ""

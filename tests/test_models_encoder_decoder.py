@@ -418,20 +418,15 @@ def gradients_of(model: Seq2Seq, run: object, problem: Problem) -> tuple[Tensor,
     return (*result, *(parameter.grad.clone() for parameter in model.parameters()))
 
 
-@pytest.mark.parametrize(
-    ("backend", "lengths"),
-    [
-        pytest.param("eager", (None, None), id="traced, full"),
-        pytest.param("eager", ((3, 1), (1, 2)), id="traced, lengths"),
-        pytest.param("inductor", ((3, 1), (1, 2)), id="compiled, lengths", marks=pytest.mark.slow),
-    ],
-)
-def test_compiled_loop_computes_the_same(backend, lengths):
-    """torch.compile takes `run` on the loop whole and gives its results and gradients, with and without lengths."""
-    config = EVERYTHING if backend == "eager" else SMALL
-    problem = Problem(config, 2, 3, 2, *lengths, seed=0)
+@pytest.mark.parametrize("lengths", [(None, None), ((3, 1), (1, 2))], ids=["full", "lengths"])
+def test_traced_loop_computes_the_same(lengths):
+    """torch.compile takes `run` on the loop whole and gives its results and gradients, with and without lengths.
+
+    As it was captured; code that Inductor generates for it is held against float64 in `test_gate_audit.py`.
+    """
+    problem = Problem(EVERYTHING, 2, 3, 2, *lengths, seed=0)
     model = model_of(problem, LoopLSTM).float()
     torch._dynamo.reset()
-    compiled = torch.compile(model.run, backend=backend, fullgraph=True)
+    compiled = torch.compile(model.run, backend="eager", fullgraph=True)
     found, expected = gradients_of(model, compiled, problem), gradients_of(model, model.run, problem)
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)

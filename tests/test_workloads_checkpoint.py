@@ -456,7 +456,11 @@ def test_a_path_is_meant_from_where_the_user_is(tmp_path, monkeypatch):
 
 @pytest.mark.slow
 def test_a_compiled_pass_is_one_graph_and_right(folders):
-    """Nothing of ours breaks the graph of the library's model, and a compiled decoding step is right too."""
+    """Nothing of ours breaks the graph of the library's model, and a compiled decoding step is right too.
+
+    The graphs run as they were captured: code that Inductor generates takes 15 s more, and is
+    held against float64 in `test_gate_audit.py`.
+    """
     workload = find_workload(f"checkpoint:{folders['marian']}@batch=2,length=4")
     weights, batch = starting_weights(workload, 0), workload.make_batch(0)
     found = torch._dynamo.explain(workload.config.build().eval().run)(
@@ -465,7 +469,8 @@ def test_a_compiled_pass_is_one_graph_and_right(folders):
     assert (found.graph_count, found.graph_break_count) == (1, 0)
     torch._dynamo.reset()
     gate = Gate(workload, "decode", "cpu")
-    verdict = gate.check(Executable(VARIANTS["compile"], workload.config, "decode", "cpu", weights), 1)
+    traced = dataclasses.replace(VARIANTS["compile"], compile_options={"backend": "eager"})
+    verdict = gate.check(Executable(traced, workload.config, "decode", "cpu", weights), 1)
     assert verdict.passed, verdict.describe()
 
 
