@@ -39,8 +39,8 @@ def test_a_planted_slow_rank_is_found_and_named(tmp_path):
 
     It also waits for the gate of rank 0 for longer than it would in a training step.
     """
-    words = ["--variant", "slow-rank", "--scaling", "weak", "--rounds", "3", "--steps", "2", "--silence", "2.5"]
-    code, records = torchrun(tmp_path, *words, SEQ2SEQ_TEST_GATE_S="3")
+    words = ["--variant", "slow-rank", "--scaling", "weak", "--rounds", "3", "--steps", "2", "--silence", "4"]
+    code, records = torchrun(tmp_path, *words, SEQ2SEQ_TEST_GATE_S="5")
     assert code == 0
     assert [(record.ranks, record.status) for record in records] == [(1, Status.OK), (2, Status.OK)]
     assert [record.straggler for record in records] == [None, 1]
@@ -51,7 +51,7 @@ def test_a_planted_slow_rank_is_found_and_named(tmp_path):
 @pytest.mark.slow
 def test_a_rank_that_hangs_is_a_record_in_time(tmp_path):
     """Not a run that hangs; the record names the rank that the others wait for."""
-    code, records = torchrun(tmp_path, "--variant", "hanging-rank", "--scaling", "weak", "--silence", "3")
+    code, records = torchrun(tmp_path, "--variant", "hanging-rank", "--scaling", "weak", "--silence", "5")
     assert code != 0
     assert {record.status for record in records} == {Status.TIMEOUT}
     assert all("rank 1 hung" in record.reason for record in records)
