@@ -32,7 +32,7 @@ from seq2seq.workloads.registry import WORKLOADS
 ROOT = Path(__file__).parent.parent
 PAGES = {
     str(path.relative_to(ROOT)): path.read_text(encoding="utf-8")
-    for pattern in ("*.md", "docs/*.md", "kernels/*.md", "results/*.md")
+    for pattern in ("*.md", "docs/*.md", "docs/notebook/*.md", "kernels/*.md", "results/*.md")
     for path in sorted(ROOT.glob(pattern))
 }
 #: Packages whose command lines are checked.
@@ -332,10 +332,28 @@ def test_the_site_s_contents_name_every_page_once():
     assert sorted(named(settings["project"]["nav"])) == sorted(PAGES)
 
 
-@pytest.mark.parametrize("page", [page for page in PAGES if page.startswith("docs/")])
+NOTEBOOK = "docs/notebook/"
+
+
+@pytest.mark.parametrize(
+    "page",
+    [page for page in PAGES if page.startswith("docs/") and not page.startswith(NOTEBOOK)] + [f"{NOTEBOOK}README.md"],
+)
 def test_the_readme_leads_to_every_page(page):
     """A page that the README does not link to is not found."""
     assert f"]({page})" in PAGES["README.md"]
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if page.startswith(NOTEBOOK) and "README" not in page])
+def test_the_notebook_s_index_leads_to_every_page(page):
+    """So is a page of the notebook that its index does not link to."""
+    assert f"]({page.removeprefix(NOTEBOOK)})" in PAGES[f"{NOTEBOOK}README.md"]
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if page.startswith((NOTEBOOK, "kernels/"))])
+def test_a_page_about_the_kernels_can_be_read_at_once(page):
+    """The guide and the pages of the notebook have at most 400 lines each."""
+    assert len(PAGES[page].splitlines()) <= 400
 
 
 def test_the_readme_can_be_read_in_one_sitting():
@@ -411,7 +429,7 @@ def test_every_option_in_the_pages_exists():
     known |= set(
         re.findall(r"\"(--bench-[a-z]+)\"", (ROOT / "bench" / "microbench" / "conftest.py").read_text(encoding="utf-8"))
     )
-    pages = {page: text for page, text in PAGES.items() if not page.startswith(("kernels", "results"))}
+    pages = {page: text for page, text in PAGES.items() if not page.startswith(("kernels", "results", NOTEBOOK))}
     unknown = {
         f"{page}: {option}"
         for page, text in pages.items()

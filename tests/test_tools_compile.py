@@ -152,16 +152,16 @@ def test_new_batches_and_lengths_compile_nothing():
 
 @pytest.mark.slow
 def test_quick_form_compiles_without_fault():
-    """Every kernel's first configurations fit on an H200, spill nothing, and are what the README's table says."""
+    """Every kernel's first configurations fit on an H200, spill nothing, and are what the notebook's table says."""
     pytest.importorskip("triton")
     run = compiled_table("--quick")
     assert run.returncode == 0, run.stdout + run.stderr
     rows = [line for line in run.stdout.splitlines() if line.startswith("| sm_")]
     assert {row.split(" | ")[1] for row in rows} == {"cell", "sequence", "persistent"}
-    readme = aot.README.read_text(encoding="utf-8")
-    if f"Compiled by Triton {aot._version()} " in readme:
-        kept = [line for line in readme.splitlines() if line.startswith("| sm_")]
+    page = aot.PAGE.read_text(encoding="utf-8")
+    if f"Compiled by Triton {aot._version()} " in page:
+        kept = [line for line in page.splitlines() if line.startswith("| sm_")]
         assert kept == rows, "run: python -m kernels compile --quick --write"
     else:
         # Another compiler uses other registers; what is compiled stays the same.
-        assert len(re.findall(r"^\| sm_", readme, flags=re.MULTILINE)) == len(rows)
+        assert len(re.findall(r"^\| sm_", page, flags=re.MULTILINE)) == len(rows)

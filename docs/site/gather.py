@@ -1,7 +1,7 @@
 """Copies the pages and what they link to into one folder, for `nox -s docs` to build a site from.
 
-Files keep their places, so that the links of a page lead to the same files as on GitHub. A folder is a page on GitHub
-alone: of a link to one, the words are kept.
+Files keep their places, so that the links of a page lead to the same files as on GitHub. Only GitHub shows a folder as a
+page, so a link to a folder becomes plain text.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGES = ("*.md", "docs/*.md", "kernels/*.md", "results/*.md")
+PAGES = ("*.md", "docs/*.md", "docs/notebook/*.md", "kernels/*.md", "results/*.md")
 LINK = re.compile(r"(?<!!)\[[^\]]*\]\(([^)#\s]+)|!\[[^\]]*\]\(([^)\s]+)")
 FOLDER_LINK = re.compile(r"(?<!!)\[([^\]]*)\]\((?![a-z]+:)[^)\s]*/\)")
 

@@ -153,8 +153,8 @@ def _sizes(problem: Problem, config: PersistentConfig, *, backward: bool) -> tup
 def _fits(problem: Problem, config: PersistentConfig, *, backward: bool) -> bool:
     """Return whether a program's weights and what comes beside them fit on chip.
 
-    The compiler alone knows; this follows what it gave for capability 9.0 (see kernels/README.md), so that what it
-    lets pass does not spill into memory.
+    Only the compiler knows for certain. This follows what it gave for capability 9.0 (docs/notebook/gpu-compiled.md),
+    so that what passes here does not spill into memory.
     """
     size, threads = problem.dtype.itemsize, 32 * config.num_warps
     rows, _, padded = _sizes(problem, config, backward=backward)

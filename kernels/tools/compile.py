@@ -32,7 +32,8 @@ from ..host.numbers import whole
 from ..host.usage import Parser
 from .process_pool import Pool
 
-README = Path(__file__).parent.parent / "README.md"
+#: The page of the notebook that has the table.
+PAGE = Path(__file__).parents[2] / "docs" / "notebook" / "gpu-compiled.md"
 MARKS = ("<!-- resources: written by python -m kernels compile --quick --write -->", "<!-- end of resources -->")
 TYPES = {
     "float32": (torch.float32, False),
@@ -42,7 +43,7 @@ TYPES = {
 }
 HIDDEN = (16, 40, 64, 128, 256, 512, 768, 1024, 1536, 2048)
 BATCH = (1, 16, 64, 128)
-#: Type, batch and hidden size of the quick form, which the README shows.
+#: Type, batch and hidden size of the quick form, which the page shows.
 QUICK = (("float16", 16, 64), ("float16", 16, 256), ("float16", 64, 1024), ("tf32", 64, 256))
 #: Steps are not part of a compiled kernel; not a multiple of 16, which is one case of Triton's specialisation.
 STEPS = 100
@@ -162,8 +163,8 @@ def table(found: list[Compiled]) -> str:
     return "\n".join([head, *map(_row, found)])
 
 
-def write(text: str, path: Path = README) -> None:
-    """Put a table between the marks of the README.
+def write(text: str, path: Path = PAGE) -> None:
+    """Put a table between the marks of the page.
 
     Raises:
         ValueError: when the marks are not there.
@@ -202,7 +203,7 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--jobs", type=whole(), default=1, help="number of compilers to run at the same time")
     parser.add_argument("--out", type=Path, metavar="FILE", help="write the results as JSON")
     parser.add_argument("--table", action="store_true", help="print the results as Markdown")
-    parser.add_argument("--write", action="store_true", help=f"write the table into {README.name} of the kernels")
+    parser.add_argument("--write", action="store_true", help="write the table into docs/notebook/gpu-compiled.md")
     options = parser.parse_args(arguments)
     options.arch = options.arch or ([90] if options.quick else list(ARCHITECTURES))
     options.kernel = list(itertools.chain.from_iterable(options.kernel or [MODULES]))
