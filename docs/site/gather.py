@@ -1,7 +1,7 @@
 """Copies the pages and what they link to into one folder, for `nox -s docs` to build a site from.
 
-Files keep their places, so that the links of a page lead to the same files as on GitHub. Only GitHub shows a folder as a
-page, so a link to a folder becomes plain text.
+Files keep their places, so that the links of a page lead to the same files as on GitHub. Only GitHub shows a folder as
+a page, so a link to a folder becomes plain text.
 """
 
 from __future__ import annotations
