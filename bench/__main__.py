@@ -82,11 +82,11 @@ def run(arguments: argparse.Namespace, command: str) -> int:
     console.warn_of_threads(settings.threads, usable_cores())
     _say_budget(console, arguments, plan)
     for device, names in plan.elsewhere.items():
-        console.say(f"left out on {device}, where they do not exist: {', '.join(names)}")
+        console.say(f"left out, because they do not exist on {device}: {', '.join(names)}")
     for line in own_model.lines(plan.own_model) if plan.own_model else ():
         console.say(line)
     if plan.second_cases:
-        console.say(f"then {len(plan.second_cases)} of them again with pytest-benchmark, as a second instrument")
+        console.say(f"then pytest-benchmark, as a second instrument, times {len(plan.second_cases)} of them again")
     if arguments.dry_run:
         commands.print_cases(console, plan)
         return EXIT_OK
@@ -104,10 +104,10 @@ def run(arguments: argparse.Namespace, command: str) -> int:
 
 
 def _say_looking(arguments: argparse.Namespace) -> None:
-    """Say what is going on while a model of the user's own is looked at, which takes a minute of a large one."""
+    """Say that a model of the user's own is being examined, which takes a minute if the model is large."""
     if arguments.model:
-        what = "its LSTMs, their share of a call, and whether each way of execution takes it"
-        Console(output=_output(arguments)).say(f"looking at {arguments.model}: {what}")
+        what = "its LSTMs, their share of a call, and which variants can run it"
+        Console(output=_output(arguments)).say(f"examining {arguments.model}: {what}")
 
 
 def _say_budget(console: Console, arguments: argparse.Namespace, plan: Plan) -> None:
@@ -117,8 +117,8 @@ def _say_budget(console: Console, arguments: argparse.Namespace, plan: Plan) -> 
         return
     groups = "one group" if plan.runnable_groups == 1 else f"{plan.runnable_groups} groups"
     console.say(
-        f"all {commands.minutes(plan.suite.budget_s)} of timed rounds of the suite {plan.suite.name} go to {groups}, "
-        "however few were chosen; --budget TIME sets another"
+        f"the chosen cases ({groups}) get the whole measuring time of the suite {plan.suite.name}, "
+        f"{commands.minutes(plan.suite.budget_s)}; --budget TIME changes it"
     )
 
 
@@ -156,7 +156,7 @@ def _resume(arguments: argparse.Namespace, command: str, deadline_s: float) -> i
             plan, begun.folder, settings, console, seed, begun=begun, recorded=recorded, deadline_s=deadline_s
         )
         if arguments.more is not None and not runner.open_groups():
-            console.say("the answer of every group stands; nothing is left to measure", "green")
+            console.say("every group has a clear answer; nothing is left to measure", "green")
             return EXIT_OK
         return _measure(runner, command, arguments.more or 0.0)
 
@@ -197,17 +197,17 @@ def _measure(runner: Runner, command: str, more_s: float = 0.0) -> int:
             runner.run(command, more_s)
         if runner.unfinished:
             console.say(f"time limit reached; {_safe(runner)}{_look(runner, quoted)}", "yellow")
-            console.say(f"to go on: {again}", "bold")
+            console.say(f"to continue: {again}", "bold")
             return EXIT_UNFINISHED
         _show(console, folder)
         _show_open(console, runner, again)
     except KeyboardInterrupt as error:
         console.say(f"interrupted; {_safe(runner)}{_look(runner, quoted)}", "red")
-        console.say(f"to go on: {again}", "bold")
+        console.say(f"to continue: {again}", "bold")
         return EXIT_TERMINATED if isinstance(error, Terminated) else EXIT_INTERRUPTED
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
-        line = f"error: {where}{error.strerror or error}; {_safe(runner)}; when that is mended, go on with: {again}"
+        line = f"error: {where}{error.strerror or error}; {_safe(runner)}; once that is fixed, continue with: {again}"
         print(line, file=sys.stderr)
         return EXIT_NOT_OK
     ended = {values["status"] for values in folder.records()}
@@ -236,16 +236,16 @@ def _safe(runner: Runner) -> str:
     count = len(runner.folder.records())
     if not count:
         return f"no case is recorded yet in {runner.folder.path}"
-    return f"{count} of {len(runner.plan.cases)} cases are recorded and safe in {runner.folder.path}"
+    return f"{count} of {len(runner.plan.cases)} cases are recorded in {runner.folder.path}"
 
 
 def _look(runner: Runner, quoted: str) -> str:
     """Describe how to look at what is recorded, if anything is."""
-    return f". What is there: python -m bench report {quoted}" if runner.folder.records() else ""
+    return f". To look at them: python -m bench report {quoted}" if runner.folder.records() else ""
 
 
 def _show(console: Console, folder: RunFolder) -> None:
-    from bench.analysis.run_summary import LEGEND, summary_table  # noqa: PLC0415 - matplotlib is slow to import
+    from bench.analysis.run_summary import legend, summary_table  # noqa: PLC0415 - matplotlib is slow to import
     from bench.report import words  # noqa: PLC0415 - matplotlib is slow to import
     from bench.report.page import write_report  # noqa: PLC0415 - matplotlib is slow to import
 
@@ -257,7 +257,10 @@ def _show(console: Console, folder: RunFolder) -> None:
     if shown:
         console.table(list(table.columns), table.astype(str).to_numpy().tolist())
     measured = any(record.status is Status.OK for record in shown)
-    console.say(LEGEND if measured else "nothing was measured", "" if measured else "yellow")
+    for line in legend(table) if measured else ():
+        console.say(line, "dim")
+    if not measured:
+        console.say("nothing was measured", "yellow")
     if beside := read_beside(folder.path):
         console.say(words.beside(beside, usable_cores()), "" if beside.quiet else "yellow")
     if any(record.workload.startswith(OWN) for record in report.run.records):
@@ -267,7 +270,7 @@ def _show(console: Console, folder: RunFolder) -> None:
             console.say(title, "bold")
             console.say(text)
     elif measured:
-        console.say(f"which to ship: python -m bench recommend {shlex.quote(str(folder.path))}")
+        console.say(f"which variant to ship: python -m bench recommend {shlex.quote(str(folder.path))}")
     console.say(f"records: {folder.path / 'records.csv'}")
     console.say(f"page:    {report.page.resolve().as_uri()}", "bold")
 
@@ -277,8 +280,8 @@ def _show_open(console: Console, runner: Runner, again: str) -> None:
     if found := runner.open_groups():
         for each in found:
             console.say(each.told(), "yellow")
-        console.say(f"to measure on: {again} --more {more.duration(sum(each.needed_s for each in found))}", "bold")
-    console.say(f"time: {stopwatch.told(runner.watch.found())}")
+        console.say(f"to measure longer: {again} --more {more.duration(sum(each.needed_s for each in found))}", "bold")
+    console.say(f"time spent: {stopwatch.told(runner.watch.found())}")
 
 
 #: Commands that keep their command line with what they measured, and those that look at runs.

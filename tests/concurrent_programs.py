@@ -289,7 +289,7 @@ class _Launch:
         return self.random.choices(ready, [one.eager for one in ready])[0]
 
     def _yield(self, *, waits: bool = False) -> None:
-        """Let another program go on, perhaps, before the access that comes; surely where this one waits."""
+        """Let another program go on, perhaps, before the access that comes; certainly where this one waits."""
         program = self.current
         program.waits = waits
         if not waits and self.random.random() >= self.restless:

@@ -431,7 +431,7 @@ def test_a_slowdown_between_two_revisions_is_found(checkout, tmp_path, monkeypat
     assert "BASE is HEAD~1: torch" in done.stdout
     assert slow.change.value < 0.8, done.stdout
     assert done.returncode in {3, 5}, done.stderr
-    # Planted nowhere: never surely slower, nor surely faster.
+    # Planted nowhere: never certainly slower, nor certainly faster.
     assert not (untouched.holds and abs(untouched.change.value - 1) > 0.05), done.stdout
     assert not (little.holds and little.verdict is CaseVerdict.FASTER)
     if slow.base.disturbed < slow.base.samples / 4:

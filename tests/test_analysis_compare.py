@@ -106,7 +106,7 @@ def test_unchanged_code_is_rarely_blamed(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("by", BY)
 def test_a_slowdown_of_five_percent_is_found(by, tmp_path):
-    """With enough rounds the case is slower by 5 %, surely so, and no other is."""
+    """With enough rounds the case is slower by 5 %, certainly so, and no other is."""
     comparison = compared(*two(tmp_path, {"rounds": 60}, {"rounds": 60, "speedups": slowed("onednn", 1.05)}), by=by)
     found = pairs(comparison)
     assert found["onednn"].verdict is CaseVerdict.SLOWER
@@ -486,8 +486,8 @@ def test_a_regression_wins_over_what_cannot_be_told(tmp_path, capsys):
         (1.01, 1.05, 1.2, True, False),  # faster
         (0.5, 0.6, 0.7, True, False),  # a regression
         (0.5, 0.6, 0.7, False, True),  # one that does not hold among all
-        (0.95, 0.975, 0.99, True, True),  # surely slower, and by more or less than the threshold
-        (0.975, 0.98, 0.99, True, False),  # surely slower, by less
+        (0.95, 0.975, 0.99, True, True),  # certainly slower, and by more or less than the threshold
+        (0.975, 0.98, 0.99, True, False),  # certainly slower, by less
         (0.001, 0.552, 4.325, False, True),
     ],
 )

@@ -67,7 +67,7 @@ TRUTHS = {
 @pytest.mark.parametrize("apart", [0.0, 0.01])
 @pytest.mark.parametrize("name", TRUTHS)
 def test_what_is_called_decided_is_so(name, apart):
-    """Over many runs, what is called surely slower is slower, and what is called equal is within the margin."""
+    """Over many runs, what is called certainly slower is slower, and what is called equal is within the margin."""
     truth = TRUTHS[name]
     wrong = called = 0
     for seed in range(10):

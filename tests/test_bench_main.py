@@ -345,7 +345,7 @@ def test_many_cases_that_cannot_run_for_one_reason_are_one_line(empty, capsys):
         assert len(told) == 1
         assert not [line for line in lines if "cudnn-fair" in line]
     assert "nothing was measured" in lines
-    assert not [line for line in lines if "which to ship" in line]
+    assert not [line for line in lines if "which variant to ship" in line]
     rows = (empty / "mine" / "records.csv").read_text().splitlines()[1:]
     assert len(rows) >= 14
     assert told[0].startswith(f"{len(rows)} cases unavailable: needs an NVIDIA GPU")

@@ -316,7 +316,7 @@ def test_an_interrupted_run_is_resumed_to_the_same_end(tmp_path, monkeypatch, ca
 
     monkeypatch.setattr("seq2seq.training.trainer.Trainer._step", interrupting)
     assert main([*words, "--out", str(again)]) == code
-    assert "interrupted at step 7, which is saved; to go on: python -m seq2seq train" in capsys.readouterr().err
+    assert "interrupted at step 7, which is saved; to continue: python -m seq2seq train" in capsys.readouterr().err
     assert main(["train", "forecasting", "--out", str(again), "--resume"]) == 0
     for name, value in weights(whole).items():
         assert torch.equal(value, weights(again)[name]), name

@@ -143,7 +143,10 @@ def test_where_nothing_meets_the_bound_the_nearest_is_named(tmp_path, capsys):
     serving.append_tests(folder, [row("onednn", alone, 5, 0.05, "held"), row("cpu-fused", "search", 7, 0.03)])
     assert main(["recommend", str(folder), "--objective", "load"]) == 3
     text = " ".join(capsys.readouterr().out.split())
-    assert "Nothing keeps the bounds (p99 at most 20.0 ms). The nearest is cpu-fused: p99 30.0 ms is over" in text
+    assert (
+        "No variant is within the bounds (p99 at most 20.0 ms). The nearest is cpu-fused: p99 30.0 ms is 50 % over"
+        in text
+    )
     assert "by 50 %, even at 7 queries/s" in text
 
 

@@ -112,8 +112,9 @@ def test_what_used_the_machine_is_told_in_one_line(tmp_path):
     assert found is not None
     assert (found.rounds, found.disturbed, found.others, found.most) == (2, 1, 0.75, 1.5)
     assert words.beside(found, 2) == (
-        "1 of 2 rounds were disturbed, and count only where too few others were left; others used 0.75 of 2 cores "
-        "while rounds were timed, at most 1.50; rounds.csv.gz says what disturbed each"
+        "the machine was busy: other programs used 0.75 of 2 cores on average while rounds were timed, at most 1.50; "
+        "1 of 2 rounds were disturbed and are left out wherever enough others remain (rounds.csv.gz has the reason for "
+        "each)"
     )
 
 
@@ -123,7 +124,7 @@ def test_a_quiet_machine_is_told_too(tmp_path):
     assert found is not None
     assert found.quiet
     assert words.beside(found, None) == (
-        "the machine was quiet: others used 0.03 cores while rounds were timed, at most 0.04"
+        "the machine was quiet: other programs used 0.03 cores on average while rounds were timed, at most 0.04"
     )
 
 
@@ -134,14 +135,8 @@ def test_a_run_ends_with_its_marks_explained_and_who_used_the_machine(tmp_path, 
     command_line._show(Console(), RunFolder(folder))
     lines = capsys.readouterr().out.splitlines()
     table_end = max(number for number, line in enumerate(lines) if "onednn" in line)
-    assert next(n for n, line in enumerate(lines) if "~ doubtful" in line) > table_end
-    assert (
-        sum(
-            "1 of 1 rounds were disturbed, and count only where too few others were left; others used 0.95 of " in line
-            for line in lines
-        )
-        == 1
-    )
+    assert next(n for n, line in enumerate(lines) if "a doubtful figure: " in line) > table_end
+    assert sum("the machine was busy: other programs used 0.95 of " in line for line in lines) == 1
 
 
 @pytest.mark.parametrize("recorded", [0, 3])
@@ -159,7 +154,7 @@ def test_advice_after_an_interruption_leads_to_something(recorded, tmp_path, cap
     )
     assert command_line._measure(runner, "run") == 130
     out = capsys.readouterr().out
-    assert f"to go on: python -m bench run --resume {folder}" in out
+    assert f"to continue: python -m bench run --resume {folder}" in out
     assert ("python -m bench report" in out) is bool(recorded)
     assert ("3 of 4 cases are recorded and safe" if recorded else "no case is recorded yet") in out
 

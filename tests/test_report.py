@@ -376,7 +376,7 @@ def test_doubtful_figures_are_marked_in_the_plots(tmp_path: Path, doubt: dict) -
 
 def test_mark_is_explained_on_the_page(html: str) -> None:
     """A reader who sees a mark finds its meaning on the page, and its cause over the figure."""
-    assert f"~ doubtful: samples were taken while {DISTURBED}" in Parsed(html).text
+    assert f"A doubtful figure: its samples were taken while {DISTURBED}" in Parsed(html).text
     titles = {attrs.get("title", "") for tag, attrs in Parsed(html).tags if tag == "td"}
     assert f"3 of 30 samples were taken while {DISTURBED}" in titles
 
@@ -528,7 +528,7 @@ def test_what_decides_between_overlapping_intervals_is_shown() -> None:
     assert list(table["vs best"]) == ["1.00x", "0.95x [0.93, 0.96]", ""]
     shown = tables.summary(group)
     assert [row.cells[shown.columns.index("vs best")].text for row in shown.rows] == list(table["vs best"])
-    said = "with 5.50x [5.33, 5.67], surely slower: round by round 0.95x [0.93, 0.96] as fast as `cpu-fused`."
+    said = "with 5.50x [5.33, 5.67], certainly slower: round by round 0.95x [0.93, 0.96] as fast as `cpu-fused`."
     assert said in answers([group])[0].text
 
 
@@ -556,7 +556,7 @@ def test_a_winner_by_a_margin_that_is_imprecise_is_still_named() -> None:
     assert tables.summary(group).rows[0].look == "best"
     said = answers([group])[0].text
     assert said.startswith("`cpu-fused` is fastest, 8.10x [7.86, 8.34] as fast as the reference. By how much is")
-    assert "surely slower: round by round 0.73x [0.65, 0.86]" in said
+    assert "certainly slower: round by round 0.73x [0.65, 0.86]" in said
     (undecided,) = groups([unit(), ran("cpu-fused", 8.1, interval_wide=True), ran("onnxruntime", 6.0)])
     assert undecided.winner is None
 
@@ -569,7 +569,7 @@ def test_a_sweep_says_where_the_margin_of_its_winner_is_imprecise() -> None:
         points += [unit(standing="slower", **at), ran("cpu-fused", 8.1, standing="best", interval_wide=wide, **at)]
     assert answers(groups(points))[0].text == (
         "Fastest is `cpu-fused` at 1, 8 and 64 (8.10x). "
-        "By how much is doubtful at 1 and 8: the interval is wider than the suite asked for."
+        "The exact speedup is doubtful at 1 and 8: the interval is wider than the suite asked for."
     )
     assert "doubtful" not in answers(groups(points[-2:]))[0].text
 
@@ -589,7 +589,7 @@ def test_the_fastest_in_the_precision_of_the_reference_may_have_an_imprecise_mar
     assert in_fp32(0.42) == "`onednn` is fastest with 2.00x [1.94, 2.06]."
     assert in_fp32(0.42, interval_wide=True) == (
         "`onednn` is fastest with 2.00x [1.94, 2.06]. "
-        "By how much is doubtful: the interval is wider than the suite asked for."
+        "The exact speedup is doubtful: the interval is wider than the suite asked for."
     )
     leads = "`onednn` leads with 2.00x [1.94, 2.06], a doubtful figure."
     assert in_fp32(0.49, interval_wide=True) == leads

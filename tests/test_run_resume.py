@@ -187,7 +187,7 @@ def interrupted(stage, tmp_path, capsys) -> Path:
     stage.asked.clear()
     shown = capsys.readouterr()
     assert "interrupted; 6 of 8 cases are recorded and safe in run" in shown.out
-    assert "\nto go on: python -m bench run --resume run\n" in shown.out
+    assert "\nto continue: python -m bench run --resume run\n" in shown.out
     assert "python -m bench report run" in shown.out
     return tmp_path / "run"
 
@@ -245,7 +245,7 @@ def test_a_time_limit_leaves_whole_groups_for_resume(stage, tmp_path, capsys):
     assert command_line.main(words) == 4
     shown = capsys.readouterr().out
     assert "time limit reached; 4 of 8 cases are recorded and safe in run" in shown
-    assert shown.endswith("\nto go on: python -m bench run --resume run\n")
+    assert shown.endswith("\nto continue: python -m bench run --resume run\n")
     assert {mode for mode, _ in cases_of(tmp_path / "run")} == {"inference"}
     assert len((tmp_path / "run" / "records.csv").read_text(encoding="utf-8").splitlines()) == 5
     stage.asked.clear()
@@ -593,7 +593,7 @@ def test_sigterm_ends_a_run_like_ctrl_c(stage, interrupted, capsys):
     """Exit code 143, and how to go on."""
     stage.ends = staticmethod(lambda *_: os.kill(os.getpid(), signal.SIGTERM))
     assert command_line.main(["run", "--resume", str(interrupted)]) == 143
-    assert f"to go on: python -m bench run --resume {interrupted}" in capsys.readouterr().out
+    assert f"to continue: python -m bench run --resume {interrupted}" in capsys.readouterr().out
 
 
 @pytest.mark.slow

@@ -90,14 +90,14 @@ def test_groups_of_both_kinds_are_kept():
 
 
 def slowing(samples) -> list[str]:
-    """Predecessors that surely slow their successors, of a group."""
+    """Predecessors that certainly slow their successors, of a group."""
     effects = pooled_effects(samples.processes)
     return [effect.before for effect in effects if effect.surely_beyond(len(effects)) and effect.change.value > 1]
 
 
 @pytest.mark.parametrize(("run", "key"), [found for found in KEPT if found[1] in SPUN])
 def test_a_runtime_that_spun_is_found_in_real_rounds(run, key):
-    """It stands out of all predecessors, and no other one surely slows its successors."""
+    """It stands out of all predecessors, and no other one certainly slows its successors."""
     effects = sorted(pooled_effects(KEPT[run, key].processes), key=lambda effect: effect.change.value)
     assert effects[-1].before == "onnxruntime"
     assert effects[-1].change.value > 1.2
@@ -179,7 +179,7 @@ def test_a_runtime_that_disturbs_its_successors_misses():
     """Named with its effect, for each pair and for all successors."""
     costs = {("onnxruntime", name): 0.05 for name in GROUP}
     found = verdicts(made_up([*GROUP, *PLANTED], costs, rounds=400), GROUP)
-    assert any(words.startswith("5 of 30 pairs of real variants surely beyond 1 %") for words in found.missed)
+    assert any(words.startswith("5 of 30 pairs of real variants certainly beyond 1 %") for words in found.missed)
     assert any(words.startswith("successors after onnxruntime +") for words in found.missed)
     assert len(found.missed) == 2
 

@@ -395,7 +395,7 @@ def test_the_spread_between_hosts_is_that_of_the_hosts(tmp_path, monkeypatch, ca
     runs = [read_run(out / "hosts" / SMALL.key / f"run-{number}") for number in (1, 2)]
     assert [len(run.records) for run in runs] == [6, 6]
     text = capsys.readouterr().out
-    assert "between hosts, 4 cases: times differ by" in text
+    assert "4 cases on two hosts: times differ by" in text
 
 
 def test_the_farthest_ratio_counts_either_way():

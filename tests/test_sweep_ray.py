@@ -116,7 +116,7 @@ def test_groups_are_repeated_on_two_nodes(cluster, tmp_path, monkeypatch, capsys
     monkeypatch.setenv(SHARED_MACHINE, "1")
     words = ["sweep", "--cluster", cluster.address, "--suite", str(suite), "--threads", "1", "--repeats", "2"]
     assert main([*words, "--out", str(out)]) == 0
-    assert "between hosts, 4 cases: times differ by" in capsys.readouterr().out
+    assert "4 cases on two hosts: times differ by" in capsys.readouterr().out
     rows = list(csv.DictReader((out / "summary.csv").read_text().splitlines()))
     assert len(rows) == 4
     for unit in {row["unit"] for row in rows}:

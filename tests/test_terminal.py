@@ -109,47 +109,47 @@ def test_the_time_left_follows_the_pace(monkeypatch):
 
 def test_the_doctor_names_what_is_lacking(monkeypatch, capsys):
     """Something that a run needs makes the exit code 1, with the remedy; less than that does not."""
-    fine = [MachineCheck("torch", FactState.OK, "2.13"), MachineCheck("GPU", FactState.WITHOUT, "none", "none needed")]
+    fine = [MachineCheck("torch", FactState.OK, "2.13"), MachineCheck("GPU", FactState.LIMITED, "none", "none needed")]
     monkeypatch.setattr(doctor, "checks", lambda: iter(fine))
     assert main(["doctor"]) == 0
     assert "ready to measure" in capsys.readouterr().out
     monkeypatch.setattr(
-        doctor, "checks", lambda: iter([*fine, MachineCheck("torch", FactState.LACKS, "none", "install torch")])
+        doctor, "checks", lambda: iter([*fine, MachineCheck("torch", FactState.MISSING, "none", "install torch")])
     )
     assert main(["doctor"]) == 1
     out = capsys.readouterr().out
     assert "install torch" in out
-    assert "not ready, for lack of: torch" in out
+    assert "not ready; missing: torch" in out
 
 
 def test_a_busy_machine_is_a_warning_and_not_a_lack(monkeypatch, capsys):
     """It says so in its own words, and the exit code depends on what is missing alone."""
-    busy, missing = doctor.judged_noise(1.5, 0.0), MachineCheck("disk", FactState.LACKS, "0 MB", "make room")
+    busy, missing = doctor.judged_noise(1.5, 0.0), MachineCheck("disk", FactState.MISSING, "0 MB", "make room")
     for found, code in ([busy], 0), ([busy, missing], 1):
         monkeypatch.setattr(doctor, "checks", lambda found=found: iter(found))
         assert main(["doctor"]) == code
         out = capsys.readouterr().out
-        assert "warning: the machine is busy (others use 1.50 cores)" in out
+        assert "warning: the machine is busy (other programs use 1.50 cores)" in out
         assert "ready to measure" not in out
-        assert ("not ready, for lack of: disk" in out) == bool(code)
+        assert ("not ready; missing: disk" in out) == bool(code)
         assert "lack of: noise" not in out
 
 
 def test_each_check_of_the_doctor_can_fail(monkeypatch):
     """Planted: no compiler, no package, no torch, little memory and disk, a busy machine, a slow governor, a quota."""
     monkeypatch.setattr(doctor.shutil, "which", lambda _: None)
-    assert doctor.compiler().state is FactState.WITHOUT
+    assert doctor.compiler().state is FactState.LIMITED
     assert (
-        doctor.packages("x", ("no_such_package",), FactState.LACKS, "get it").found == "no_such_package not installed"
+        doctor.packages("x", ("no_such_package",), FactState.MISSING, "get it").found == "no_such_package not installed"
     )
-    assert [check.state for check in doctor.torch_checks("the worker died")] == [FactState.LACKS]
-    assert doctor.memory(1e8).state is FactState.LACKS
-    assert doctor.disk(1e8).state is FactState.WITHOUT
+    assert [check.state for check in doctor.torch_checks("the worker died")] == [FactState.MISSING]
+    assert doctor.memory(1e8).state is FactState.MISSING
+    assert doctor.disk(1e8).state is FactState.LIMITED
     assert doctor.judged_noise(1.5, 0.0).state is FactState.BUSY
     assert doctor.judged_noise(0.02, 0.0).state is FactState.OK
     assert "performance" in doctor.governor({"governor": "powersave"}).remedy
     monkeypatch.setattr(doctor, "cpu_quota", lambda: 0.5)
-    assert doctor.cores().state is FactState.WITHOUT
+    assert doctor.cores().state is FactState.LIMITED
 
 
 def test_noise_counts_what_others_take(monkeypatch):
@@ -159,7 +159,7 @@ def test_noise_counts_what_others_take(monkeypatch):
     monkeypatch.setattr(doctor.psutil, "cpu_percent", lambda interval: interval)
     monkeypatch.setattr(doctor.psutil, "cpu_count", lambda: 2)
     monkeypatch.setattr(doctor.psutil, "Process", lambda: type("P", (), {"cpu_times": staticmethod(Times)}))
-    assert doctor.noise().found == "others use 1.00 cores"
+    assert doctor.noise().found == "other programs use 1.00 cores"
 
 
 def test_show_lists_the_cases_of_a_run(tmp_path, capsys):

@@ -15,7 +15,6 @@ from bench.ab.names import NEW, SIDES, on
 from bench.ab.sides import Side, find, uncommitted
 from bench.analysis import tables as compare_tables
 from bench.analysis.compare import CompareOptions, Comparison, Finding
-from bench.analysis.tables import HOLDS
 from bench.console import Console
 from bench.errors import UsageError
 from bench.machine import energy, environment
@@ -180,13 +179,11 @@ def _show(console: Console, found: Comparison, sides: Sequence[Side], plans: Seq
     console.say(compare_tables.lead(NEW.upper(), found), f"bold {compare_tables.OUTCOME_STYLE[found.outcome]}".strip())
     for line in compare_tables.untold(NEW.upper(), found):
         console.say(line, "yellow")
-    console.say(
-        f"ratios formed inside rounds; a change above 1 is faster; same: its interval lies within "
-        f"{100 * found.options.margin:g} % of 1; {compare_tables.DOUBTFUL}; {HOLDS}: faster or slower also when all "
-        "comparisons are allowed for"
-    )
+    console.say("change: ratio within the same rounds; above 1, NEW is faster", "dim")
+    for line in [*compare_tables.verdicts(found.options.margin), compare_tables.DOUBTFUL]:
+        console.say(line, "dim")
 
 
 def _source(side: Side) -> str:
     short = side.commit if " " in side.commit else f"commit {side.commit[:10]}"
-    return f"{short}{', with what is uncommitted' if side.kind == 'checkout' else ''}"
+    return f"{short}{', with uncommitted changes' if side.kind == 'checkout' else ''}"

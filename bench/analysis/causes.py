@@ -41,7 +41,7 @@ class Guess:
     reasons: tuple[str, ...]
 
     def __str__(self) -> str:
-        """`code (commit from 1a2b3c4 to 5d6e7f8; 0 of 3 other cases changed with it)`."""
+        """`code (commit from 1a2b3c4 to 5d6e7f8; 0 of 3 other cases changed at the same run)`."""
         return f"{self.cause} ({'; '.join(self.reasons)})"
 
 
@@ -87,7 +87,9 @@ def guesses(found: Between, change: Change, variant: str, others: tuple[int, int
     """
     moved, count = others
     together = bool(count) and moved > MOST * count
-    company = f"{moved} of {count} other cases changed with it" if count else "there is no other case to compare with"
+    company = (
+        f"{moved} of {count} other cases changed at the same run" if count else "there is no other case to compare with"
+    )
     software = [d for d in found.software if d.what not in RUNTIMES or variant.startswith(d.what)]
     sides: dict[Cause, tuple[Sequence[Difference], int]] = {
         # A change of ours seldom meets everything; an update of torch or of the system seldom meets one case.
@@ -101,14 +103,14 @@ def guesses(found: Between, change: Change, variant: str, others: tuple[int, int
         if differing
     ]
     if together and not found.machine:
-        made.append(Guess(Cause.MACHINE, 1 + (not made), (company, "nothing that was recorded of the machine differs")))
+        made.append(Guess(Cause.MACHINE, 1 + (not made), (company, "no recorded fact of the machine changed")))
     noise = []
     if not found.all:
-        noise.append("nothing that was recorded differs")
+        noise.append("nothing that is recorded changed")
     if doubtful:
-        noise.append("a figure beside the change is doubtful")
+        noise.append("a figure next to the change is doubtful")
     if change.chance > SURE * CHANCE:
-        noise.append(f"noise alone would give it in {change.chance:.2g} of such series")
+        noise.append(f"noise alone gives such a change with probability {change.chance:.2g}")
     if noise or not made:
-        made.append(Guess(Cause.NOISE, len(noise), tuple(noise) or ("nothing else speaks for a cause",)))
+        made.append(Guess(Cause.NOISE, len(noise), tuple(noise) or ("nothing points to another cause",)))
     return tuple(sorted(made, key=lambda guess: -guess.points))

@@ -108,7 +108,7 @@ class CasePair:
     unfinished: bool = False
 
     def regressed(self, threshold: float) -> bool:
-        """Return whether the case broke, or is slower by more than the threshold and surely so."""
+        """Return whether the case broke, or is slower by more than the threshold and certainly so."""
         if self.verdict is CaseVerdict.BROKEN:
             return True
         slower = self.verdict is CaseVerdict.SLOWER and self.holds and self.change is not None
@@ -181,7 +181,7 @@ class Comparison:
 
     @property
     def moved(self) -> tuple[CasePair, ...]:
-        """Yardsticks whose own time surely moved, and by more than the threshold, or the margin where there is none."""
+        """Yardsticks whose own time certainly moved by more than the threshold (without one, the margin)."""
         allowed = self.options.margin if self.options.threshold is None else self.options.threshold
         reach = math.log1p(allowed)
         found = [(p, p.change) for p in self.pairs if p.verdict is CaseVerdict.YARDSTICK and p.change]

@@ -50,7 +50,7 @@ def text(history: History) -> None:
     for series, change in history.changed:
         console.say("")
         console.say(f"{_case(series)}: {word(change)} since {change.after.path.name}", "bold")
-        console.say(f"  before: {change.before.path.name}; {differs(change)}")
+        console.say(f"  last run before: {change.before.path.name}; changed since: {differs(change)}")
         for number, guess in enumerate(change.guesses, start=1):
             console.say(f"  {number}. {guess}")
     for line in notes(history):
@@ -96,7 +96,14 @@ def table_csv(history: History) -> str:
 
 def changes(history: History) -> ComparisonTable:
     """One row a change, the latest first."""
-    columns = ["case", "change", "since", "before", "differs", "guess, the likeliest first"]
+    columns = [
+        "case",
+        "change",
+        "first run",
+        "last run before",
+        "what else changed",
+        "possible causes, likeliest first",
+    ]
     rows = [
         [
             _case(series),
@@ -120,7 +127,7 @@ def word(change: Explained) -> str:
 
 def differs(change: Explained) -> str:
     """Describe what changed in the environment between the two runs."""
-    return "; ".join(map(moved_from, change.between.all)) or "nothing that was recorded differs"
+    return "; ".join(map(moved_from, change.between.all)) or "nothing that is recorded"
 
 
 def lead(history: History) -> str:
@@ -136,18 +143,17 @@ def lead(history: History) -> str:
 def notes(history: History) -> list[str]:
     """Return the notes that a reader needs to read the figures correctly."""
     how = (
-        "speedup over the reference of the same run, in which a machine that drifts cancels"
+        "speedup over the reference of the same run, so drift of the machine cancels"
         if history.by is MeasuredBy.SPEEDUP
-        else "time of a call, in which a machine that drifts counts"
+        else "time of a call, so drift of the machine counts"
     )
-    guessed = "what differs between the two runs, and how many other cases changed with it"
     return [
         *history.left_out,
-        f"compared by {how}; a change above 1 is faster, and its interval is one of 95 %",
-        f"a level lasts {LEAST} runs at least, so a single run that stands out is no change",
-        "each case is judged by the noise of its own runs; chance is the probability of such a change by noise alone",
-        f"of drawn histories without a change, at most {100 * FALSE_ALARMS:g} in 100 were given one",
-        f"the guesses are a rule and no proof: they count {guessed}",
+        f"compared by {how}; a change above 1 is faster; brackets hold its 95 % interval",
+        f"a change lasts at least {LEAST} runs: a single run that stands out is not one",
+        "each case is judged by the noise of its own runs",
+        f"in simulated histories without a change, at most {100 * FALSE_ALARMS:g} in 100 showed one",
+        "the order of the causes is a rule of thumb, by what else changed and how many other cases changed too",
     ]
 
 
@@ -158,4 +164,6 @@ def _judged(history: History) -> int:
 
 def _case(series: CaseSeries) -> str:
     name = series.key.variant
-    return f"{series.title}, {name}" if name != REFERENCE else f"{series.title}, {name} (the measure of all speedups)"
+    return (
+        f"{series.title}, {name}" if name != REFERENCE else f"{series.title}, {name} (all speedups are relative to it)"
+    )

@@ -42,8 +42,8 @@ class Standing:
 
     Attributes:
         best: the variant with the shortest median time.
-        equal: variants surely within `MARGIN` of it.
-        slower: variants surely slower than it, by however little.
+        equal: variants certainly within `MARGIN` of it.
+        slower: variants certainly slower than it, by however little.
         undecided: variants of which neither is sure.
         wide: variants whose speedup has a wider interval than the suite asks for.
         disturbed: variants whose figures rest on disturbed rounds for lack of others.
@@ -150,7 +150,7 @@ class Race:
 def missing_factor(found: Standing, interval: float, widths: Iterable[float] = ()) -> float:
     """Factor by which rounds must grow for the answer to stand, estimated from the present doubt.
 
-    For an undecided rival, the nearer of two outcomes counts: surely slower, or surely equal (`growth`).
+    For an undecided rival, the nearer of two outcomes counts: certainly slower, or certainly equal (`growth`).
 
     Args:
         found: of the group.
@@ -164,7 +164,7 @@ def missing_factor(found: Standing, interval: float, widths: Iterable[float] = (
 
 
 def growth(value: float, spread: float) -> float:
-    """Factor by which measuring must grow until a ratio is surely on one side of 1, or surely within `MARGIN` of it.
+    """Factor by which rounds must grow until a ratio is certainly on one side of 1, or certainly within `MARGIN` of it.
 
     An interval narrows with the square root of the rounds, and of the processes that they are shared out among.
 

@@ -18,12 +18,14 @@ from bench.records.schema import Record, Status
 
 BEST, DOUBT = "*", "~"
 WIDE = "the interval is wider than the suite asked for"
-LEGEND = (
-    f"{BEST} surely the fastest of its group: all others are slower by vs best, whose ratios are formed inside rounds; "
-    f"{DOUBT} doubtful: samples were taken while {DISTURBED} or a process failed in a further seating, and such a row "
-    f"has no {BEST}; or the interval is wider than the suite asked for; "
-    f"{units.NO_ESTIMATE}: the ends of the interval are more than {units.MOST_SPREAD:g} times apart"
-)
+#: Meaning of each mark and of the columns that need a word.
+LEGEND = {
+    "vs best": "time of the fastest variant of the group / time of this one, compared within the same rounds",
+    BEST: "the winner: by `vs best`, every other variant of its group is certainly slower",
+    DOUBT: f"a doubtful figure: its samples were taken while {DISTURBED}, a process failed, or the interval is wider "
+    "than the suite asks for",
+    units.NO_ESTIMATE: f"the interval is too wide: its ends are more than {units.MOST_SPREAD:g} times apart",
+}
 
 
 @dataclass(frozen=True)
@@ -45,7 +47,7 @@ class ReportedRun(RecordedRun):
 
 @dataclass(frozen=True)
 class RankedGroup:
-    """The cases that differ in variant alone, fastest first, those that did not run last."""
+    """The cases that differ only in their variant: fastest first, and last those that did not run."""
 
     key: GroupKey
     title: str
@@ -58,7 +60,7 @@ class RankedGroup:
 
     @property
     def leaders(self) -> tuple[Record, ...]:
-        """The fastest record, the reference included, and those not surely slower than it; empty when nothing ran.
+        """The fastest record, the reference included, and those not certainly slower; empty when nothing ran.
 
         If a run did not record how variants compare, two of them differ if their intervals do not overlap: those of the
         speedup, or those of the median if no reference ran.
@@ -74,10 +76,9 @@ class RankedGroup:
 
     @property
     def winner(self) -> Record | None:
-        """The record that is surely the fastest, of undisturbed samples; None where there is no such record.
+        """The record that is certainly the fastest, from undisturbed samples; None if there is no such record.
 
-        By how much it is faster may be imprecise: ratios inside rounds, which have intervals of their own, tell who is
-        first.
+        Its lead may be imprecise: the ratios within rounds, which have intervals of their own, decide which is first.
         """
         if len(self.leaders) != 1:
             return None
@@ -115,7 +116,7 @@ def load_run(run_dir: Path) -> ReportedRun:
 def summary_table(records: Iterable[Record]) -> pd.DataFrame:
     """The table a run ends with: one row a case, strings in human units, groups together and fastest first.
 
-    `BEST` follows the variant that is surely the fastest in its group, `DOUBT` precedes doubtful times; `LEGEND`
+    `BEST` follows the variant that is certainly the fastest in its group, `DOUBT` precedes doubtful times; `LEGEND`
     explains both.
     """
     rows = [summary_row(record, best=record is group.winner) for group in groups(records) for record in group.records]
@@ -161,8 +162,20 @@ def summary_row(record: Record, *, best: bool) -> dict[str, str]:
     }
 
 
+def legend(table: pd.DataFrame) -> list[str]:
+    """Lines that explain the marks in a summary table, one for each mark that occurs in it."""
+    shown = [*map(str, table.columns), *map(str, table.to_numpy().ravel())]
+    width = max(map(len, LEGEND))
+    # A mark begins or ends a cell; a column is one.
+    return [
+        f"{mark:<{width}}  {meaning.replace('`', '')}"
+        for mark, meaning in LEGEND.items()
+        if any(mark in (cell, cell[: len(mark)], cell[-len(mark) :]) for cell in shown)
+    ]
+
+
 def versus_best(record: Record) -> str:
-    """Ratio to the best of the group, formed inside rounds; empty where the run did not record it."""
+    """Ratio to the best of the group, formed within rounds; empty if the run did not record it."""
     if record.vs_best is None:
         return ""
     return units.ratio_interval(record.vs_best, record.vs_best_lo, record.vs_best_hi)
@@ -181,7 +194,7 @@ def peak_memory(record: Record) -> str:
 
 
 def doubts(record: Record) -> tuple[str, ...]:
-    """Reason why the times of `record` carry the mark; empty when they do not."""
+    """Reasons why the times of `record` carry the mark; empty if they carry none."""
     found = []
     if record.disturbed:
         out_of = f" of {record.samples}" if record.samples else ""

@@ -26,7 +26,7 @@ FORMATS = ("text", "csv", "markdown")
 OUTCOME_STYLE = {Finding.FINE: "", Finding.UNCLEAR: "yellow", Finding.REGRESSION: "red"}
 HOLDS, UNTOLD = "!", "?"
 #: What the mark before a time means.
-DOUBTFUL = f"{DOUBT}: doubtful, samples were taken while {DISTURBED}, or the interval is wide"
+DOUBTFUL = f"{DOUBT}: a doubtful figure: samples were taken while {DISTURBED}, or the interval is wide"
 #: What a reader of a pull request need not see at once.
 UNCHANGED = (CaseVerdict.SAME, CaseVerdict.UNCLEAR, CaseVerdict.YARDSTICK, CaseVerdict.NEITHER)
 #: What is counted rather than listed: runs of different suites share few cases.
@@ -163,7 +163,7 @@ def lead(label: str, comparison: Comparison) -> str:
     if threshold is None:
         return sentence
     if found := len(comparison.regressions):
-        what = f"surely slower, by an estimated {_percent(threshold)} or more, or broken"
+        what = f"certainly slower, by an estimated {_percent(threshold)} or more, or broken"
         return f"{sentence}; {units.counted(found, 'regression')} ({what})"
     if comparison.outcome is Finding.UNCLEAR:
         return f"{sentence}; could not tell whether anything became slower by {_percent(threshold)} or more"
@@ -265,9 +265,9 @@ def _header(comparisons: Sequence[Comparison]) -> list[str]:
         lines += [f"BASE against {label}: {plugin}; the change may be in it" for plugin in comparison.plugins]
         lines += [f"warning, BASE against {label}: {warning}" for warning in comparison.warnings]
     if first.options.by == "speedup":
-        how = "speedup over the reference in the same rounds, so that a machine that drifts cancels"
+        how = "speedup over the reference in the same rounds, so drift of the machine cancels"
     else:
-        how = "time, so that a machine that drifts counts"
+        how = "time, so drift of the machine counts"
     return [*lines, f"compared by {how}; a change above 1 is faster"]
 
 
@@ -280,16 +280,26 @@ def _footer(comparisons: Sequence[Comparison]) -> list[str]:
             lines.append(_moved(label, comparison))
         if comparison.judged:
             lines.append(_chances(label, comparison))
-    verdicts = (
-        f"same: the {_percent(CONFIDENCE)} interval lies within {_percent(options.margin)} of 1; faster, slower: "
-    )
-    verdicts += f"it excludes 1; unclear: neither; {HOLDS}: it excludes 1 with all comparisons allowed for (Holm)"
+    lines += verdicts(options.margin)
     if options.threshold is not None:
-        verdicts += f"; {UNTOLD}: a slowdown of {_percent(options.threshold)} or more is neither found nor excluded"
-    doubt = f"{DOUBTFUL}; {units.NO_ESTIMATE}: the ends of the interval are more than {units.MOST_SPREAD:g} times apart"
+        lines.append(f"{UNTOLD}: a slowdown of {_percent(options.threshold)} or more is neither shown nor excluded")
     if options.by == "speedup":
-        verdicts += "; yardstick: the reference's own time, never judged"
-    return [*lines, verdicts, doubt]
+        lines.append("yardstick: the reference's own time, which is never judged")
+    too_wide = f"the interval is too wide: its ends are more than {units.MOST_SPREAD:g} times apart"
+    return [*lines, DOUBTFUL, f"{units.NO_ESTIMATE}: {too_wide}"]
+
+
+def verdicts(margin: float) -> list[str]:
+    """Lines that explain the verdicts of a comparison.
+
+    Args:
+        margin: a change whose interval lies within it is none, as a share.
+    """
+    return [
+        f"same: the {_percent(CONFIDENCE)} interval of the change lies within {_percent(margin)} of 1",
+        f"faster, slower: the interval excludes 1; {HOLDS} if it does so after correction for all comparisons (Holm)",
+        "unclear: neither of these",
+    ]
 
 
 def _moved(label: str, comparison: Comparison) -> str:
@@ -299,7 +309,7 @@ def _moved(label: str, comparison: Comparison) -> str:
     return (
         f"{label}: the reference itself moved in {len(comparison.moved)} of {units.counted(yardsticks, 'group')}, "
         f"furthest in {furthest.key.workload} {furthest.key.mode}, where it took {1 / _value(furthest):.2f} times as "
-        "long: the machine drifted, or a change hits everything; --by time shows it"
+        "long: the machine drifted, or a change affects everything; --by time shows it"
     )
 
 
@@ -314,7 +324,7 @@ def _chances(label: str, comparison: Comparison) -> str:
     holding = sum(pair.holds for pair in changed)
     return (
         f"{label}: of {units.counted(count, 'comparison')} of unchanged code about {count * (1 - CONFIDENCE):.1f} "
-        f"would be faster or slower by chance; {len(changed)} are, of which {holding} hold with all allowed for"
+        f"would be faster or slower by chance; {len(changed)} are, {holding} of them after correction ({HOLDS})"
     )
 
 

@@ -40,7 +40,7 @@ class Straggler:
 
     @property
     def named(self) -> bool:
-        """Return whether it is surely slower by more than a tenth."""
+        """Return whether it is certainly slower by more than a tenth."""
         return self.ratio.low > STRAGGLES
 
 

@@ -208,7 +208,7 @@ def _rated(
             found = found.only(list(starts)).with_starts(starts, question.calls) if starts else found.only([])
         reason = "no raw samples"
         if question.objective is Objective.P99:
-            reason = f"too few calls for a 99th percentile: it takes {P99_CALLS} and more where they go together"
+            reason = f"too few calls for a 99th percentile: it takes {P99_CALLS} independent calls"
     else:
         memory = question.objective is Objective.MEMORY
         values = {name: facts[name].memory_bytes if memory else facts[name].start_s for name in names}
@@ -236,7 +236,7 @@ class Miss:
 
 
 def misses(record: Record, facts: Facts, question: Question) -> tuple[Miss, ...]:
-    """Bounds that a variant does not keep, or of which nothing is known."""
+    """Bounds that a variant exceeds, or for which its value is not known."""
     percentile = "p99" if question.objective is Objective.P99 else "p50"
     bounds = (
         ("error", facts.error, question.max_error, units.error),
@@ -265,8 +265,8 @@ def over(name: str, value: float, limit: float, text: Callable[[float], str]) ->
         text: formats either.
     """
     factor = value / limit if limit else float("inf")
-    more = f"{factor:.3g} times" if factor >= 2 else f"by {100 * (factor - 1):.2g} %"  # noqa: PLR2004
-    return Miss(factor, f"{name} {text(value)} is over {text(limit)}, {more}")
+    more = f"{factor:.3g} times" if factor >= 2 else f"{100 * (factor - 1):.2g} % over"  # noqa: PLR2004
+    return Miss(factor, f"{name} {text(value)} is {more} the bound of {text(limit)}")
 
 
 def _nearest(
@@ -277,7 +277,7 @@ def _nearest(
     facts: Mapping[str, Facts],
     left_out: Mapping[str, str],
 ) -> Advice:
-    """The variant that misses the bounds by least."""
+    """The variant that misses the bounds by the least."""
     near = min(rated.costs, key=lambda name: (max(m.factor for m in missed[name]), rated.costs[name]))
     texts = tuple(miss.text for miss in missed[near])
     return Advice(
@@ -291,7 +291,7 @@ class Note:
 
     Attributes:
         text: in words, as the rest of a sentence.
-        unsure: whether it stands against calling the variant recommended.
+        unsure: whether the variant cannot be recommended because of it.
     """
 
     text: str
@@ -311,7 +311,7 @@ def doubts(record: Record, question: Question, *, once: bool) -> tuple[Note, ...
     high = getattr(record, f"latency_{percentile}_hi_s")
     bound = question.latency_bound_s
     if bound is not None and high is not None and high > bound:
-        text = f"its {percentile} keeps the bound, but the interval reaches {units.seconds(high)}"
+        text = f"its {percentile} is within the bound, but the interval reaches {units.seconds(high)}"
         found.append(Note(text, unsure=True))
     if record.reason:
         found.append(Note(f"one of its processes failed: {record.reason}", unsure=True))

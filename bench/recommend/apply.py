@@ -131,14 +131,18 @@ def write(
         raise UsageError(msg)
     console = Console()
     if chosen is not None and chosen not in answer.commits:
-        msg = f"--variant {chosen}: it did not end ok in {answer.title}; expected one of {', '.join(answer.commits)}"
+        msg = (
+            f"--variant {chosen}: it has no `ok` result in {answer.title}; expected one of {', '.join(answer.commits)}"
+        )
         raise UsageError(msg)
     if chosen is None and answer.verdict is not Recommendation.RECOMMENDED:
-        console.say(f"nothing is written: the answer is {answer.verdict}; --variant NAME writes one of your choice")
+        console.say(
+            f"nothing is written: the answer is {answer.verdict}; --variant NAME writes a variant of your choice"
+        )
         return EXIT_NOTHING if answer.verdict is Recommendation.NONE else EXIT_UNCLEAR
     case = Case(answer.key[0], chosen or str(answer.variant), *answer.key[1:])
     for path in own_model.missing(own) if own else ():
-        msg = f"--apply: {path}, which {run.path} measured, is not there any more; put it back, or measure again"
+        msg = f"--apply: {path}, which {run.path} measured, no longer exists; put it back, or measure again"
         raise UsageError(msg)
     try:
         found = recipe(case, out, own)
@@ -162,7 +166,7 @@ def write(
 
 
 def refuse_slower(proof: Proof) -> None:
-    """Refuse a recommended artefact that is surely slower than the baseline.
+    """Refuse a recommended artefact that is certainly slower than the baseline.
 
     Raises:
         ProofError: with its speed.
@@ -248,7 +252,7 @@ def prove(
         baseline: whether the baseline ran, so that there is something to be faster than.
 
     Raises:
-        ProofError: it does not run, is not right, or is surely slower than the variant it was made from.
+        ProofError: it does not run, is not right, or is certainly slower than the variant it was made from.
     """
     with scratch_folder() as folder, _aside(out, utf8(recipe.source)) as path:
         _ran([sys.executable, str(path)], "running it", recipe.environment)
@@ -287,7 +291,7 @@ def judged(gates: list[dict[str, object]], samples: Samples, variant: str, *, ba
 
     Raises:
         UntimedError: its time has no estimate.
-        SlowerError: it is surely slower than its variant.
+        SlowerError: it is certainly slower than its variant.
         ProofError: the gate refused the artefact, or it was not timed.
     """
     own = [event for event in gates if event["variant"] == ARTEFACT]
@@ -353,7 +357,7 @@ def _ran(words: list[str], doing: str, variables: Mapping[str, str]) -> subproce
         msg = f"{doing} took more than {RECIPE_LIMIT_S:g} s"
         raise ProofError(msg) from error
     if found.returncode:
-        last = (found.stderr.strip().splitlines() or ["no word of why"])[-1]
+        last = (found.stderr.strip().splitlines() or ["no reason given"])[-1]
         msg = last if found.returncode == 1 and "recipe" in doing else f"{doing} failed: {last}"
         raise ProofError(msg)
     return found

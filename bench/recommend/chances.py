@@ -55,8 +55,8 @@ class Chances:
     def alike(self) -> tuple[str, ...]:
         """Variants that cannot be told apart from the best, the best first.
 
-        One is left out where it is surely worse than the best by more than `EQUIVALENT`: one that is surely worse, but
-        by less, is as good for every purpose.
+        One that is certainly worse than the best by more than `EQUIVALENT` is left out. One that is certainly worse by
+        less is as good for every purpose.
         """
         ordered = sorted(self.costs, key=lambda name: self.costs[name])
         first = self._place(ordered[0])

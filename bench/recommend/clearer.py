@@ -21,7 +21,7 @@ REPEATS, MOST_REPEATS = 5, 50
 
 @dataclass(frozen=True)
 class Clearer:
-    """Further measuring that would decide between two variants, or show that they are equal.
+    """Additional rounds that would decide between two variants, or show that they are equal.
 
     Attributes:
         rounds: more of them, over all processes.
@@ -37,18 +37,18 @@ class Clearer:
     def text(self) -> str:
         """The advice in words, without the command."""
         if self.hopeless:
-            return f"about {self.rounds} further rounds, which are too many: measure again where nothing else runs"
-        return f"about {duration(self.seconds)} of further rounds"
+            return f"measure again where nothing else runs: here it would take about {self.rounds} more rounds"
+        return f"measure about {duration(self.seconds)} longer"
 
     def command(self, path: Path) -> str:
-        """The command that measures them into the run folder; empty where that is not worth while."""
+        """The command that measures them into the run folder; empty if that is not worthwhile."""
         more = f"python -m bench run --resume {shlex.quote(str(path))} --more {duration(self.seconds)}"
         return "" if self.hopeless else more
 
 
 @dataclass(frozen=True)
 class MoreRepeats:
-    """Serving again, with as many repeats as would decide.
+    """Serving again, with enough repeats to decide.
 
     Attributes:
         repeats: of each variant.
@@ -83,11 +83,12 @@ class MoreRepeats:
     @property
     def text(self) -> str:
         """The advice in words, without the command."""
-        rather = ", which are too many: measure again where nothing else runs" if self.hopeless else ""
-        return f"about {self.repeats} repeats{rather}"
+        if self.hopeless:
+            return f"serve again where nothing else runs: here it would take about {self.repeats} repeats"
+        return f"serve again with about {self.repeats} repeats"
 
     def command(self, _: Path) -> str:
-        """The command that serves into a new folder; empty where that is not worth while."""
+        """The command that serves into a new folder; empty if that is not worthwhile."""
         return "" if self.hopeless else shlex.join(self.words)
 
 

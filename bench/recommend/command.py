@@ -142,6 +142,6 @@ def ask_needs() -> dict[str, tuple[str, ...]]:
         with scratch_folder() as folder, Worker(Settings(1), folder / "needs.log", folder) as worker:
             (found,) = worker.ask("catalogue", ASK_LIMIT_S)
     except WorkerError as error:
-        Console().say(f"what the variants need is not known: {error.reason}", "yellow")
+        Console().say(f"the requirements of the variants are not known: {error.reason}", "yellow")
         return {}
     return {entry["name"]: tuple(entry["needs"]) for entry in found["variants"]}

@@ -191,18 +191,18 @@ class _Group:
             for name in others
         )
         notes: tuple[str, ...] = (
-            () if repeated else ("a single repeat has no interval, so nothing is known of how sure",)
+            () if repeated else ("a single repeat has no interval, so it is not known how sure this is",)
         )
         open_ended = self._open_ended(best, fine)
         notes += tuple(
-            f"`{name}` held the bound at {load:.4g} queries/s, and too few of its searches found where it breaks"
+            f"`{name}` held the bound at {load:.4g} queries/s, but too few of its searches found where it stops holding"
             for name, load in open_ended.items()
         )
         doubts = {name: doubt for name in fine if (doubt := serving.beyond_offline(self.ok[name]))}
         notes += tuple(doubts.values())
         share = self.ok[best].disturbed_share or 0.0
         if share >= DISTURBED:
-            notes += (f"something else used the machine beside {100 * share:.0f} % of its tests",)
+            notes += (f"something else used the machine during {100 * share:.0f} % of its tests",)
         widest = max(
             (rival.excess for rival in rivals if rival.variant in alike), key=lambda e: e.high / e.low, default=None
         )
@@ -242,7 +242,7 @@ class _Group:
     def _other_bound(self) -> Advice:
         """Say what the tests saw of a bound that was not searched for."""
         asked, searched = units.seconds(self.bound_s), units.seconds(self.measured_s)
-        notes = [f"the load was searched for under p{self.percentile:g} {searched}, and not under {asked}"]
+        notes = [f"the search was for p{self.percentile:g} {searched}, not for {asked}"]
         for name in self.ok:
             tests = [test for test in self._tests(name) if test.searched]
             kept = [test.target_qps for test in tests if test.latency_bound_s <= self.bound_s]

@@ -92,7 +92,7 @@ def _mix(run: RecordedRun, base: GroupKey, sets: Mapping[str, Sequence[Record]],
     if not shared:
         none = [name for name, found in rated.items() if not found.costs]
         where = f"in {' and '.join(none)}" if none else "in every input set"
-        return MixAnswer(title, weights, notes=(f"no variant ran and kept the bounds {where}",))
+        return MixAnswer(title, weights, notes=(f"no variant ran within the bounds {where}",))
     parts = {name: found.only(shared) for name, found in rated.items()}
     costs = {v: sum(weights[name] * part.costs[v] for name, part in parts.items()) for v in shared}
     # Every set was measured in processes of its own, so its resamples are independent of those of the others.

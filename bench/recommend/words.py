@@ -43,7 +43,8 @@ def group_text(answer: Advice, run: RecordedRun) -> str:
         return unclear_text(answer, run)
     if answer.verdict is Recommendation.NONE:
         bounds = " and ".join(answer.question.bounds)
-        return f"Nothing keeps the bounds ({bounds}). The nearest is `{answer.variant}`: {'; '.join(answer.misses)}."
+        nearest = f"`{answer.variant}`: {'; '.join(answer.misses)}"
+        return f"No variant is within the bounds ({bounds}). The nearest is {nearest}."
     parts = [_opening(answer), _next(answer), _alike(answer), _cost(answer), _left_out(answer)]
     parts += [_sentence(note) for note in answer.notes]
     parts += [_share(answer, run)]
@@ -70,21 +71,21 @@ def unclear_text(answer: Advice, run: RecordedRun) -> str:
     if answer.left_out and (answer.question.bounds or not names):
         lines += [f"- Left out: {each}." for each in _together(answer.left_out)]
     if len(names) > 1 and answer.cheapest is not None:
-        lines.append(f"- Until then: `{answer.cheapest}` is the cheapest of them to own{_why_cheap(answer)}.")
+        lines.append(f"- In the meantime: `{answer.cheapest}` is the cheapest of them to own{_why_cheap(answer)}.")
     lines += [f"- {share}" for share in [_share(answer, run)] if share]
     return "\n".join([*lines, *_to_decide(answer, run)])
 
 
 def _contender(answer: Advice, name: str) -> str:
-    """Return "`name`: 51 % sure, 1.51 ms."; of one that is not first, its distance from the first."""
+    """Return "`name`: 51 % sure, 1.51 ms."; for one that is not first, its distance from the first."""
     rival = next((found for found in answer.rivals if found.variant == name), None)
     calls = answer.question.calls
     if rival is None:
-        over = "" if calls is None else f", a start spread over {calls:g} calls"
+        over = "" if calls is None else f", with the start spread over {calls:g} calls"
         parts = [sure(answer.probability), f"{answer.value}{over}"]
     else:
         apart = margin(rival.excess, answer.question.objective).removeprefix("is ")
-        parts = [sure(rival.probability), f"{apart}{_memory(rival)}"]
+        parts = [sure(rival.probability), apart, _memory(rival)]
     return f"`{name}`: {', '.join(filter(None, parts))}."
 
 
@@ -94,12 +95,12 @@ def _to_decide(answer: Advice, run: RecordedRun) -> list[str]:
         what, command = answer.clearer.text, answer.clearer.command(run.path)
     elif answer.variant is not None and answer.question.objective is not Objective.LOAD:
         workload, mode, *_ = answer.key
-        what = "measure it again; the command is at the end of what this prints"
+        what = "measure it again, with the command that this prints last"
         case = f"{workload}/{mode}/{answer.variant}"
         command = f"python -m bench show {shlex.quote(str(run.path))} {shlex.quote(case)}"
     else:
         return []
-    return [f"- To decide: {what}{':' if command else '.'}", *([f"  {command}"] if command else [])]
+    return [f"- To decide, {what}{':' if command else '.'}", *([f"  {command}"] if command else [])]
 
 
 def _share(answer: Advice, run: RecordedRun) -> str:
@@ -119,22 +120,23 @@ def mix_text(answer: MixAnswer) -> str:
         return f"Unclear: {'; '.join(answer.notes)} ({sets})."
     regret = answer.regrets[answer.variant]
     what = "time" if answer.percentile == "p50" else answer.percentile
-    lost = f"at worst {_percent(regret.share)} slower than `{regret.best}`, in {regret.input_set}"
+    lost = f"at worst it is {_percent(regret.share)} slower than `{regret.best}`, in {regret.input_set}"
     expected = f"{units.seconds(answer.expected_s)} a call, {sure(answer.probability)}"
     lost = lost if regret.share > 0 else "it is the fastest in every set"
-    lines = [f"Ship `{answer.variant}`: least expected {what}, {expected}; {lost} ({sets})."]
+    lines = [f"Ship `{answer.variant}`: shortest expected {what} over the mix ({expected}); {lost}. Mix: {sets}."]
     if answer.unclear:
         lines = [
-            f"Unclear: `{answer.variant}` seems to have the least expected {what} ({sets}), but that is not sure.",
+            f"Unclear: `{answer.variant}` seems to have the shortest expected {what} over the mix ({sets}).",
             f"- `{answer.variant}`: {expected}; {lost}.",
             *(f"- Doubt: {note}." for note in answer.notes),
         ]
     steady = min(answer.regrets, key=lambda name: answer.regrets[name].share if answer.regrets else 0.0)
     if steady != answer.variant:
-        regretted = f"The least regret has `{steady}`: at worst {_percent(answer.regrets[steady].share)}."
+        worst = _percent(answer.regrets[steady].share)
+        regretted = f"`{steady}` loses least in its worst set: {worst} to the fastest there."
         lines.append(f"- {regretted}" if answer.unclear else regretted)
     if answer.unclear:
-        lines.append("- To decide: measure the sets longer, as the answers for each of them say.")
+        lines.append("- To decide, measure the sets longer, as the answers for each of them say.")
     return "\n".join(lines)
 
 
@@ -152,26 +154,27 @@ def _opening(answer: Advice) -> str:
     best = BEST[answer.question.objective]
     ship = f"Ship `{answer.variant}`"
     calls = answer.question.calls
-    over = "" if calls is None else f", a start spread over {calls:g} calls"
+    over = "" if calls is None else f", with the start spread over {calls:g} calls"
     if not answer.rivals:
-        only = "the only one that keeps the bounds" if answer.left_out else "the only one that ran"
+        only = "the only one within the bounds" if answer.left_out else "the only one that ran"
         if answer.question.objective is Objective.LOAD and answer.left_out:
-            only = "the only one whose load is known and that keeps the bounds"
+            only = "the only one that has a known load and is within the bounds"
         return f"{ship} ({answer.value}{over}): {only}."
     if answer.probability is None:
         return f"{ship}: measured {best}, {answer.value}."
     near = ""
     if answer.near_best is not None and round(answer.near_best, 2) > round(answer.probability, 2):
-        near = f", {sure(answer.near_best)} to be within {units.share(EQUIVALENT)} of it"
+        near = f", {sure(answer.near_best)} to be within {units.share(EQUIVALENT)} of the best"
     return f"{ship}: {sure(answer.probability)} {best} ({answer.value}{over}){near}."
 
 
 def _next(answer: Advice) -> str:
-    """The next one, and what choosing it would save."""
+    """The runner-up, and how it differs from the first."""
     if not answer.rivals:
         return ""
     rival = answer.rivals[0]
-    return f"Next: `{rival.variant}`, which {margin(rival.excess, answer.question.objective)}{_memory(rival)}."
+    how = " and ".join(filter(None, (margin(rival.excess, answer.question.objective), _memory(rival))))
+    return f"Next: `{rival.variant}`, which {how}."
 
 
 def margin(excess: Interval, objective: Objective) -> str:
@@ -205,18 +208,18 @@ def _percent(share: float) -> str:
 def _memory(rival: Rival) -> str:
     if rival.memory_bytes is None or abs(rival.memory_bytes) < LITTLE_MEMORY:
         return ""
-    return f", takes {units.megabytes(abs(rival.memory_bytes))} {'more' if rival.memory_bytes > 0 else 'less'}"
+    return f"takes {units.megabytes(abs(rival.memory_bytes))} {'more' if rival.memory_bytes > 0 else 'less'} memory"
 
 
 def _alike(answer: Advice) -> str:
-    """The set that cannot be told apart, and the cheapest of it to own."""
+    """The variants that are as good as the first, and the cheapest of them to own."""
     others = [name for name in answer.alike if name != answer.variant]
     if not others:
         return ""
     names = ", ".join(f"`{name}`" for name in others)
-    text = f"Within {units.share(EQUIVALENT)} it cannot be distinguished from {names}."
+    text = f"As good within {units.share(EQUIVALENT)}, as far as the rounds show: {names}."
     if answer.cheapest in {None, answer.variant}:
-        return f"{text} It is the cheapest of them to own."
+        return f"{text} `{answer.variant}` is the cheapest of them to own."
     return f"{text} Cheapest to own: `{answer.cheapest}`{_why_cheap(answer)}."
 
 
@@ -237,14 +240,19 @@ def _why_cheap(answer: Advice) -> str:
 
 def _cost(answer: Advice) -> str:
     found = answer.facts.cost() if answer.facts else ()
-    text = f"It costs: {'; '.join(found)}." if found else ""
+    text = f"Cost: {'; '.join(found)}." if found else ""
     if answer.break_even is not None:
         even = answer.break_even
         calls, later = math.ceil(max(1.0, even.calls)), math.ceil(max(1.0, even.later_calls or 0.0))
         plan = answer.question.calls
         planned = "" if plan is None else f" ({plan:g} are planned)"
-        again = "" if even.later_calls is None else f"; later starts find the kernel compiled, and pay after {later:,}"
-        text += f" Its start pays after {calls:,} call{'s' * (calls > 1)}{planned}, against `{even.against}`{again}."
+        again = (
+            "" if even.later_calls is None else f", and a later one, which finds the kernel compiled, after {later:,}"
+        )
+        text += (
+            f" Compared with `{even.against}`, its first start pays off after {calls:,} call{'s' * (calls > 1)}"
+            f"{planned}{again}."
+        )
     return text
 
 

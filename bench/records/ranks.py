@@ -79,7 +79,7 @@ class RanksRecord:
     slowest_ratio_lo: float | None = column("Lower end of the 95 % interval of `slowest_ratio`, a ratio.")
     slowest_ratio_hi: float | None = column("Upper end of the 95 % interval of `slowest_ratio`, a ratio.")
     straggler: int | None = column(
-        "The number of that rank, if it is surely slower than the others by more than a tenth. Otherwise empty."
+        "The number of that rank, if it is certainly slower than the others by more than a tenth. Otherwise empty."
     )
     grad_error: float | None = column(
         "The relative error of the gradient nearest to its limit: the mean over the ranks against one process in "

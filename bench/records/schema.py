@@ -141,8 +141,8 @@ class Record:
     )
     standing: str = column(
         "The variant's place in its group, by ratios formed inside rounds: `best` has the shortest median time; "
-        "`equal` is surely within 3 % of it and not surely slower; `slower` is surely slower; otherwise `undecided`. "
-        "Empty where nothing was timed.",
+        "`equal` is certainly within 3 % of it and not certainly slower; `slower` is certainly slower; otherwise "
+        "`undecided`. Empty where nothing was timed.",
         "",
     )
     vs_best: float | None = column(

@@ -186,12 +186,12 @@ def _in_brackets(record: Record) -> str:
 
 
 def the_next(leaders: Sequence[Record], runner_up: Record) -> str:
-    """The first variant that is surely slower than the best."""
+    """The first variant that is certainly slower than the best."""
     if runner_up.standing == "slower":
         speed = "" if runner_up.variant == REFERENCE else f" with {figure(runner_up)}"
         ratio = versus_best(runner_up)
         by = f": round by round {ratio} as fast as `{leaders[0].variant}`" if ratio else ""
-        return f"The next is `{runner_up.variant}`{speed}, surely slower{by}."
+        return f"The next is `{runner_up.variant}`{speed}, certainly slower{by}."
     if runner_up.variant == REFERENCE:
         # The reference is the measure of all speedups and has no interval of its own.
         whose = "its interval does" if len(leaders) == 1 else "the interval of the first does"
@@ -217,7 +217,7 @@ def same_precision(group: RankedGroup, reference: Record) -> str:
 
 
 def _slower(record: Record, best: Record) -> bool:
-    """Return whether a record is surely slower than another: by the ratios of both to the fastest, inside rounds.
+    """Return whether a record is certainly slower than another: by the ratios of both to the fastest, inside rounds.
 
     Runs of earlier releases have no such ratios: there the intervals of the speedups decide, unless one is too wide.
     """
@@ -230,13 +230,13 @@ def _slower(record: Record, best: Record) -> bool:
 
 
 def by_how_much(records: Sequence[Record]) -> str:
-    """Say why speedups of variants that are surely fastest are imprecise, and where in a sweep; empty if none is."""
+    """Say why speedups of variants that are certainly fastest are imprecise, and where in a sweep; empty if none is."""
     doubtful = sorted((record for record in records if doubts(record)), key=lambda record: record.sweep_value or 0)
     if not doubtful:
         return ""
     values = [f"{record.sweep_value}" for record in doubtful if record.sweep_axis]
     why = "; ".join(dict.fromkeys(" and ".join(doubts(record)) for record in doubtful))
-    return f" By how much is doubtful{f' at {listed(values)}' if values else ''}: {why}."
+    return f" The exact speedup is doubtful{f' at {listed(values)}' if values else ''}: {why}."
 
 
 def sweep_answer(members: list[RankedGroup]) -> Answer:
@@ -293,10 +293,12 @@ def listed(words: list[str], last: str = "and") -> str:
 def beside(found: Beside, cores: int | None) -> str:
     """Describe in a sentence what else used the machine during the rounds of a run."""
     of = "" if cores is None else f" of {cores}"
-    used = f"others used {found.others:.2f}{of} cores while rounds were timed, at most {found.most:.2f}"
+    used = (
+        f"other programs used {found.others:.2f}{of} cores on average while rounds were timed, at most {found.most:.2f}"
+    )
     if found.quiet:
         return f"the machine was quiet: {used}"
     return (
-        f"{found.disturbed} of {found.rounds} rounds were disturbed, and count only where too few others were left; "
-        f"{used}; rounds.csv.gz says what disturbed each"
+        f"the machine was busy: {used}; {found.disturbed} of {found.rounds} rounds were disturbed and are left out "
+        "wherever enough others remain (rounds.csv.gz has the reason for each)"
     )

@@ -34,7 +34,7 @@ class Writing(Host, Protocol):
 
 @dataclass(frozen=True)
 class Open:
-    """A group whose answer does not stand yet.
+    """A group that has no clear answer yet.
 
     Attributes:
         group: which.
@@ -55,14 +55,14 @@ class Open:
         if rivals := ", ".join(sorted(self.standing.undecided)):
             said = f"{self.standing.best} cannot be told apart from {rivals}"
         elif self.standing.wide:
-            said = f"wider intervals than the suite asks for: {', '.join(sorted(self.standing.wide))}"
+            said = f"intervals are wider than the suite asks for: {', '.join(sorted(self.standing.wide))}"
         else:
             said = f"too few undisturbed rounds of {', '.join(sorted(self.standing.disturbed))}"
-        return f"{self.group.name}: {said}; about {duration(self.needed_s)} of further rounds would decide"
+        return f"{self.group.name}: {said}; about {duration(self.needed_s)} more would decide"
 
 
 def undecided(groups: Iterable[tuple[Group, tuple[Described, ...]]], folder: RunFolder, interval: float) -> list[Open]:
-    """Groups of a run whose answer does not stand.
+    """Groups of a run that have no clear answer.
 
     Args:
         groups: of the run's plan.
@@ -108,7 +108,7 @@ def measure(runner: Writing, groups: Iterable[Open], seconds: float) -> None:
             budget_s = min(each.needed_s, left_s)
             if budget_s < min(racing.LEAST_S, seconds):
                 return
-            runner.console.say(f"{each.group.name}: {duration(budget_s)} of further rounds")
+            runner.console.say(f"{each.group.name}: measuring {duration(budget_s)} longer")
             left_s -= budget_s
             before = len(each.samples.processes)
             measured = Measurement(runner, each.group, scratch, list(each.cases), budget_s, each.samples)

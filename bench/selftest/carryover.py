@@ -273,7 +273,8 @@ def judge(found: Found, threads: int, options: Options, pairs: Sequence[Effect],
     told = "".join(f"; {effect}" for effect in sorted(bad, key=lambda e: -abs(e.change.value - 1))[:3])
     found.judge(
         not bad,
-        f"{len(bad)} of {len(real)} pairs of real variants surely beyond {percent(TARGET, 0)} {where}, target 0{told}",
+        f"{len(bad)} of {len(real)} pairs of real variants certainly beyond {percent(TARGET, 0)} {where}, target 0"
+        f"{told}",
     )
     width = statistics.median(effect.change.half_width for effect in pooled)
     found.judge(

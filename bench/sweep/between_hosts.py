@@ -83,9 +83,9 @@ def told(pairs: Sequence[HostPair]) -> str:
     times = [pair.time_ratio for pair in pairs]
     speedups = [pair.speedup_ratio for pair in pairs if pair.speedup_ratio is not None and pair.variant != "reference"]
     typical = math.exp(float(np.median([abs(math.log(ratio)) for ratio in times]))) - 1
-    text = f"between hosts, {len(pairs)} cases: times differ by {typical:.1%} at median, {largest(times):.1%} at most"
+    text = f"{len(pairs)} cases on two hosts: times differ by {typical:.1%} (median), at most {largest(times):.1%}"
     if speedups:
         judged = [pair for pair in pairs if pair.beyond is not None]
         beyond = sum(bool(pair.beyond) for pair in judged)
-        text += f"; speedups by {largest(speedups):.1%} at most, {beyond} of {len(judged)} beyond their intervals"
+        text += f"; speedups by at most {largest(speedups):.1%}, in {beyond} of {len(judged)} beyond their intervals"
     return text

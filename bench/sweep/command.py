@@ -29,9 +29,10 @@ from bench.sweep.hosts import HostKind, code_digest
 from bench.sweep.merging import MergedRun
 from bench.sweep.pulling import Executor, Pulling, SweepNode, UnitJob
 from bench.sweep.units import SweepUnit, request_of, units_of
+from bench.units import counted
 
 EXIT_OK, EXIT_NOT_OK, EXIT_UNFINISHED = 0, 1, 4
-#: Options that say how to go on, not what: a resumed sweep may have others.
+#: Options that say how to continue, not what to measure: a resumed sweep may have others.
 PASSING = ("command", "cluster", "checkout", "time_limit", "dry_run", "out", "resume")
 
 
@@ -143,7 +144,7 @@ def _planned(options: Mapping[str, Any], console: Console) -> tuple[Suite, tuple
     suite = overridden(load_suite(options["suite"]), options)
     left_out = ["its second instrument"] * suite.second_instrument + ["its [[quality]] parts"] * bool(suite.quality)
     if left_out:
-        console.say(f"a sweep measures the groups of {suite.name} alone; left out: {' and '.join(left_out)}")
+        console.say(f"a sweep measures only the groups of {suite.name}; left out: {' and '.join(left_out)}")
     device = options.get("device") or suite.device or "cpu"
     plugins = tuple(map(Path, options["plugin"]))
     for path in plugins:
@@ -159,7 +160,7 @@ def _planned(options: Mapping[str, Any], console: Console) -> tuple[Suite, tuple
 
 
 def _check_same(state: SweepState, units: Sequence[SweepUnit], plugins: tuple[str, ...], resumed: Path | None) -> None:
-    """Refuse to go on with other code or other units than the sweep began with.
+    """Refuse to continue with code or units that differ from those the sweep began with.
 
     Raises:
         UsageError: naming what differs.
@@ -227,25 +228,25 @@ def _announce(console: Console, prepared: PreparedSweep, nodes: Sequence[SweepNo
     state = prepared.state
     wanted = {kind.key for kind in state.kinds}
     rows = [[node.name, node.hostname, node.kind.key, node.kind.told()] for node in nodes if node.kind.key in wanted]
-    console.table(["node", "host", "kind", "what computes"], rows)
+    console.table(["node", "host", "kind of host", "hardware and software"], rows)
     for node in nodes:
         if node.kind.key not in wanted:
-            console.say(f"{node.name} is left out: its kind {node.kind.key} is not one of this sweep", "yellow")
+            console.say(f"{node.name} is left out: this sweep does not measure its kind, {node.kind.key}", "yellow")
     jobs = [unit.expected_s for unit in prepared.units] * len(state.kinds) * state.repeats
     per_node_s = sum(jobs) / max(1, len(rows))
+    hosts = f"{counted(state.repeats, 'host')} of each kind ({counted(len(state.kinds), 'kind')} here)"
     console.say(
-        f"suite {prepared.suite.name}: {len(prepared.units)} groups, each on {state.repeats} of the hosts of each kind "
-        f"({len(state.kinds)} here); expected time about {max(per_node_s, *jobs) / 60:.1f} min, longest group "
-        f"{max(jobs) / 60:.1f} min"
+        f"suite {prepared.suite.name}: {counted(len(prepared.units), 'group')}, each on {hosts}; expected time about "
+        f"{max(per_node_s, *jobs) / 60:.1f} min, longest group {max(jobs) / 60:.1f} min"
     )
     console.table(
-        ["group", "variants", "about"],
+        ["group", "variants", "expected time"],
         [[unit.name, str(len(unit.cases)), f"{unit.expected_s:.0f} s"] for unit in prepared.units],
     )
 
 
 def _measure(prepared: PreparedSweep, cluster: Cluster, console: Console, deadline_s: float) -> int:
-    """Hand out what is not done, and whatever ends it early, say what is safe and how to go on."""
+    """Hand out what is not done; if something ends the sweep early, say what is recorded and how to continue."""
     folder, state = prepared.folder, prepared.state
     assert folder is not None  # noqa: S101 - a dry run does not come here
     folder.mend()
@@ -281,15 +282,18 @@ def _measure(prepared: PreparedSweep, cluster: Cluster, console: Console, deadli
     except KeyboardInterrupt:
         cluster.cancel()
         total = len(prepared.units) * len(kinds) * state.repeats
-        safe = f"{len(stored)} of {total} units are safe in {folder.path}"
+        safe = f"{len(stored)} of {total} units are recorded in {folder.path}"
         console.say(f"interrupted; {safe}", "red")
-        console.say(f"to go on: {again}, with --cluster", "bold")
+        console.say(f"to continue: {again}, with --cluster", "bold")
         raise
     bad = summary.show(console, folder, stored, pulling.left)
     runs = [run for kind in state.kinds for n in range(1, state.repeats + 1) if (run := prepared.run_of(kind, n))]
     summary.pages(console, folder, [run.path for run in runs])
     if not finished:
-        console.say(f"{len(pulling.left)} groups are left: no time, or no node for them", "yellow")
-        console.say(f"to go on: {again}, with --cluster", "bold")
+        console.say(
+            f"{len(pulling.left)} groups were not measured: the time limit was reached, or no node could take them",
+            "yellow",
+        )
+        console.say(f"to continue: {again}, with --cluster", "bold")
         return EXIT_UNFINISHED
     return EXIT_NOT_OK if bad else EXIT_OK

@@ -1,4 +1,4 @@
-"""`python -m bench doctor`: what this machine offers and lacks for measuring, and what to do about it."""
+"""`python -m bench doctor`: check what this machine has and lacks for measuring, and say what to do."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from bench.machine.interference import SHARE
 from bench.run.worker_process import ROOT, Settings, Worker, WorkerError, scratch_folder
 from kernels.host.cores import cpu_quota, usable_cores
 
-EXIT_OK, EXIT_LACKS = 0, 1
-#: Name of the check of what else uses the machine.
-NOISE = "noise now"
+EXIT_OK, EXIT_MISSING = 0, 1
+#: Name of the check for other programs that use the machine.
+NOISE = "other load"
 ASK_LIMIT_S, LOOK_S = 120.0, 1.0
 LEAST_MEMORY_BYTES, LEAST_DISK_BYTES = 2e9, 2e9
 #: Packages that a suite needs, and those that add variants.
@@ -31,27 +31,27 @@ PEERS = ("onnx", "onnxruntime", "openvino", "transformers")
 
 
 class FactState(enum.StrEnum):
-    """State of what was looked at.
+    """State of one thing that was checked.
 
-    LACKS alone makes the exit code 1. WITHOUT means fewer variants or wider intervals. BUSY passes by itself: a run
+    Only MISSING makes the exit code 1. LIMITED means fewer variants or wider intervals. BUSY passes by itself: a run
     works now too, and marks the figures that were disturbed.
     """
 
     OK = "ok"
-    WITHOUT = "without"
+    LIMITED = "limited"
     BUSY = "busy"
-    LACKS = "lacks"
+    MISSING = "missing"
 
 
 @dataclass(frozen=True)
 class MachineCheck:
-    """One thing that was looked at.
+    """One thing that was checked.
 
     Attributes:
-        name: of it.
-        state: whether it is there.
-        found: what there is.
-        remedy: what to do; empty where nothing needs to be done.
+        name: of the thing.
+        state: its state.
+        found: what is there, in words.
+        remedy: what to do; empty if nothing needs to be done.
     """
 
     name: str
@@ -61,28 +61,28 @@ class MachineCheck:
 
 
 def doctor() -> int:
-    """Look, print a table, and return 0, or 1 where something is lacking that a run needs; warn of a busy machine."""
+    """Check the machine, print a table and warn if it is busy; return 1 if a run lacks something it needs, else 0."""
     console = Console()
     found = list(checks())
     rows = [[check.name, check.state.value, check.found, check.remedy] for check in found]
-    console.table(["what", "state", "found", "what to do"], rows)
+    console.table(["checked", "state", "found", "what to do"], rows)
     busy = [check for check in found if check.state is FactState.BUSY]
     for check in busy:
-        console.say(f"warning: the machine is busy ({check.found}): a run would give doubtful figures now", "yellow")
-    lacking = [check.name for check in found if check.state is FactState.LACKS]
-    if lacking:
-        console.say(f"not ready, for lack of: {', '.join(lacking)}", "red")
-        return EXIT_LACKS
-    console.say("everything that a run needs is here" if busy else "ready to measure", "green")
+        console.say(f"warning: the machine is busy ({check.found}): figures measured now would be doubtful", "yellow")
+    missing = [check.name for check in found if check.state is FactState.MISSING]
+    if missing:
+        console.say(f"not ready; missing: {', '.join(missing)}", "red")
+        return EXIT_MISSING
+    console.say("everything a run needs is available" if busy else "ready to measure", "green")
     return EXIT_OK
 
 
 def checks() -> Iterator[MachineCheck]:
-    """Everything that is looked at, in the order of the table."""
-    yield packages("packages of the suite", NEEDED, FactState.LACKS, "nox -s bench installs them")
+    """All checks, in the order of the table."""
+    yield packages("packages of the suite", NEEDED, FactState.MISSING, "nox -s bench installs them")
     yield from torch_checks(ask())
     yield compiler()
-    yield packages("other runtimes", PEERS, FactState.WITHOUT, "pip install onnx onnxruntime openvino transformers")
+    yield packages("other runtimes", PEERS, FactState.LIMITED, "pip install onnx onnxruntime openvino transformers")
     yield cores()
     yield governor(environment.machine())
     yield memory(psutil.virtual_memory().available)
@@ -103,30 +103,30 @@ def ask() -> dict[str, Any] | str:
 
 
 def torch_checks(told: dict[str, Any] | str) -> Iterator[MachineCheck]:
-    """torch, oneDNN, the GPU and Triton."""
+    """Check torch, oneDNN, the GPU and Triton."""
     if isinstance(told, str):
-        yield MachineCheck("torch", FactState.LACKS, told, "install torch 2.11 or newer into this environment")
+        yield MachineCheck("torch", FactState.MISSING, told, "install torch 2.11 or newer into this environment")
         return
     yield MachineCheck("torch", FactState.OK, f"{told['torch']}, {told.get('cpu_capability', 'unknown capability')}")
     onednn = str(told.get("onednn", "not built in"))
     without = onednn == "not built in"
     advice = "install a build of torch with oneDNN: onednn and amp-bf16 need it" if without else ""
-    yield MachineCheck("oneDNN", FactState.WITHOUT if without else FactState.OK, onednn, advice)
+    yield MachineCheck("oneDNN", FactState.LIMITED if without else FactState.OK, onednn, advice)
     gpu = told.get("gpu")
     if gpu:
         yield MachineCheck("GPU", FactState.OK, f"{gpu}, CUDA {told['cuda']}, cuDNN {told.get('cudnn', 'unknown')}")
     else:
         card = environment.machine().get("gpu", "none")
-        advice = "install a CUDA build of torch" if card != "none" else "none needed to measure on the CPU"
-        yield MachineCheck("GPU", FactState.WITHOUT, f"torch sees none (nvidia-smi: {card})", advice)
+        advice = "install a CUDA build of torch" if card != "none" else "not needed to measure on the CPU"
+        yield MachineCheck("GPU", FactState.LIMITED, f"torch sees none (nvidia-smi: {card})", advice)
     triton = importlib.util.find_spec("triton") is not None
     found = "installed" if triton else "not installed"
-    advice = "" if triton and gpu else "Triton's kernels run on a GPU alone"
-    yield MachineCheck("Triton", FactState.OK if triton else FactState.WITHOUT, found, advice)
+    advice = "" if triton and gpu else "Triton's kernels need a GPU"
+    yield MachineCheck("Triton", FactState.OK if triton else FactState.LIMITED, found, advice)
 
 
 def packages(name: str, wanted: tuple[str, ...], state: FactState, remedy: str) -> MachineCheck:
-    """Packages that can be imported."""
+    """Check that packages can be imported."""
     missing = [package for package in wanted if importlib.util.find_spec(package) is None]
     if missing:
         return MachineCheck(name, state, f"{', '.join(missing)} not installed", remedy)
@@ -134,22 +134,22 @@ def packages(name: str, wanted: tuple[str, ...], state: FactState, remedy: str) 
 
 
 def compiler() -> MachineCheck:
-    """A C++ compiler, which cpu-fused and torch.compile need."""
+    """Check for a C++ compiler, which cpu-fused and torch.compile need."""
     names = ("cl",) if sys.platform == "win32" else ("g++", "clang++")
     there = next((path for name in names if (path := shutil.which(name))), None)
     if there:
         return MachineCheck("C++ compiler", FactState.OK, there)
     remedy = "install g++ or clang++ (apt-get install g++): cpu-fused and torch.compile need one"
-    return MachineCheck("C++ compiler", FactState.WITHOUT, f"none of {', '.join(names)} is on the PATH", remedy)
+    return MachineCheck("C++ compiler", FactState.LIMITED, f"none of {', '.join(names)} is on the PATH", remedy)
 
 
 def cores() -> MachineCheck:
-    """Cores that affinity and quota leave."""
+    """Check the cores that affinity and quota leave."""
     usable, there, quota = usable_cores(), psutil.cpu_count() or 1, known(cpu_quota)
     found = f"{usable} of {there} cores usable" + (f", quota {quota:g}" if quota else ", no quota")
     if quota and quota < there:
-        advice = "a quota stops threads that spin: measure with --threads of at most the quota, or without a quota"
-        return MachineCheck("cores", FactState.WITHOUT, found, advice)
+        advice = "a quota stops threads that spin: use --threads no larger than the quota, or remove the quota"
+        return MachineCheck("cores", FactState.LIMITED, found, advice)
     return MachineCheck("cores", FactState.OK, found)
 
 
@@ -158,33 +158,33 @@ def governor(machine: dict[str, Any]) -> MachineCheck:
     found = str(machine.get("governor", "unknown on this system"))
     if found in {"powersave", "ondemand", "conservative", "schedutil"}:
         return MachineCheck(
-            "governor", FactState.WITHOUT, found, "cpupower frequency-set -g performance: the clock then stays"
+            "governor", FactState.LIMITED, found, "for a steady clock: cpupower frequency-set -g performance"
         )
     return MachineCheck("governor", FactState.OK, found)
 
 
 def memory(available: float) -> MachineCheck:
-    """Memory that is free."""
+    """Check the free memory."""
     enough = available >= LEAST_MEMORY_BYTES
-    advice = "" if enough else "end other programs: workers with several variants take 1 to 2 GB"
+    advice = "" if enough else "stop other programs: a worker with several variants takes 1 to 2 GB"
     return MachineCheck(
-        "memory", FactState.OK if enough else FactState.LACKS, f"{units.megabytes(available)} available", advice
+        "memory", FactState.OK if enough else FactState.MISSING, f"{units.megabytes(available)} available", advice
     )
 
 
 def disk(free: float) -> MachineCheck:
-    """Room for results and caches."""
+    """Check the disk space for results and caches."""
     enough = free >= LEAST_DISK_BYTES
-    advice = "" if enough else "make room: caches of compilers and results take some hundred MB"
-    return MachineCheck("disk", FactState.OK if enough else FactState.WITHOUT, f"{units.megabytes(free)} free", advice)
+    advice = "" if enough else "free some space: compiler caches and results take a few hundred MB"
+    return MachineCheck("disk", FactState.OK if enough else FactState.LIMITED, f"{units.megabytes(free)} free", advice)
 
 
 def energy_counter() -> MachineCheck:
-    """A counter of the processor's energy that can be read."""
+    """Check for a counter of the processor's energy that can be read."""
     try:
         found = energy.counter("cpu")
     except energy.EnergyUnavailableError as error:
-        return MachineCheck("energy", FactState.WITHOUT, str(error), "runs have no energy of the CPU then")
+        return MachineCheck("energy", FactState.LIMITED, str(error), "runs report no CPU energy")
     return MachineCheck("energy", FactState.OK, found.name)
 
 
@@ -202,9 +202,11 @@ def noise() -> MachineCheck:
 
 
 def judged_noise(busy: float, stolen_s: float) -> MachineCheck:
-    """Judge the cores that others keep busy, and the time that the hypervisor took."""
-    found = f"others use {busy:.2f} cores" + (f"; the hypervisor took {stolen_s:.2f} s" if stolen_s > 0 else "")
+    """Judge the cores that other programs use, and the time that the hypervisor took."""
+    found = f"other programs use {busy:.2f} cores" + (f"; the hypervisor took {stolen_s:.2f} s" if stolen_s > 0 else "")
     if busy > SHARE:
-        advice = "wait, or end what runs (top): disturbed rounds are repeated, and figures are doubtful"
+        advice = (
+            "wait, or stop other programs (see top): a run repeats disturbed rounds, and marks figures it has to doubt"
+        )
         return MachineCheck(NOISE, FactState.BUSY, found, advice)
     return MachineCheck(NOISE, FactState.OK, found)

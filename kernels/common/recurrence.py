@@ -28,7 +28,7 @@ class Problem:
         masked: whether sequences differ in length.
         tf32: whether float32 products may round their factors to TF32.
         capability: compute capability as 90 for 9.0; 0 on a CPU.
-        multiprocessors: programs of one block each that surely run at the same time; 0 on a CPU.
+        multiprocessors: programs of one block each that certainly run at the same time; 0 on a CPU.
         gpu: name of the GPU as torch reports it, by which its table is found; empty on a CPU.
         resets: whether rows of the batch begin anew in the middle of the steps.
         autocast: whether the tensors are float32, in a plain eager call under autocast to `dtype`.

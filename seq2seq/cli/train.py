@@ -141,7 +141,7 @@ def _finish(trainer: Trainer, task: Task, folder: TrainFolder, facts: dict[str, 
         plots.curve(list(folder.curve()), folder.path / "curve.png", _loss_name(trainer.config))
     if not progress.ended:
         again = f"python -m seq2seq train {task.name} --out {shlex.quote(str(folder.path))} --resume"
-        print(f"interrupted at step {progress.step}, which is saved; to go on: {again}", file=sys.stderr)
+        print(f"interrupted at step {progress.step}, which is saved; to continue: {again}", file=sys.stderr)
         return 128 + received[0] if received else 130
     print(f"ended by {progress.ended}, after {progress.training_s:.1f} s of training")
     result = dataclasses.asdict(progress)
