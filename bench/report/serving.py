@@ -90,8 +90,8 @@ def table(folder: Path) -> Table | None:
     records = serving.read(folder)
     if not records:
         return None
-    columns = ("workload", "variant", "queries/s", "latency at bound", "by our count", "p50", "one alone, p50",
-               "offline/s", "batch", "padding", "energy/query", "generator late, p99", "LoadGen")  # fmt: skip
+    columns = ("workload", "variant", "queries/s", "latency, LoadGen", "latency, ours", "p50", "lone query p50",
+               "offline/s", "batch", "padding", "energy/query", "generator delay p99", "LoadGen")  # fmt: skip
     rows = []
     for record in sorted(records, key=lambda found: (found.workload, -(found.qps or 0.0))):
         why = f"{record.status.value}: {record.reason}" if record.reason else record.status.value

@@ -61,13 +61,13 @@ def serve(arguments: argparse.Namespace, settings: Settings, command: str, cores
     console.warn_of_threads(settings.threads, cores)
     if settings.threads >= cores:
         console.say(
-            f"{settings.threads} threads leave the generator no core of its own ({cores} can be used); its lateness is "
-            f"in the results; --threads {max(1, cores - 1)} leaves it one",
+            f"{settings.threads} threads leave the generator no core of its own ({cores} can be used), so it may issue "
+            f"queries late; the results say how late; --threads {max(1, cores - 1)} leaves it a core",
             "yellow",
         )
     runnable = len(plan.left())
     console.say(
-        f"serve {asked.scenario}: {len(plan.cases)} variants, {runnable} can run here, about "
+        f"serve, scenario {asked.scenario}: {len(plan.cases)} variants, {runnable} can run here; about "
         f"{asked.load_s * runnable:.0f} s of load; results in {folder.path}"
     )
     seed = random.SystemRandom().randrange(resume.SEEDS) if arguments.seed is None else arguments.seed
@@ -99,7 +99,7 @@ def serve(arguments: argparse.Namespace, settings: Settings, command: str, cores
     _draw(console, folder.path)
     if asked.scenario == "server":
         console.say(
-            f"which sustains the most: python -m bench recommend {shlex.quote(str(folder.path))} --objective load"
+            f"which variant to ship: python -m bench recommend {shlex.quote(str(folder.path))} --objective load"
         )
     return EXIT_OK if {record.status for record in records} <= {Status.OK, Status.UNAVAILABLE} else EXIT_NOT_OK
 
@@ -218,8 +218,8 @@ def _folder(out: Path | None) -> RunFolder:
 def show(console: Console, records: Sequence[ServingRecord]) -> None:
     """Print a row a variant, the one that sustains the highest load first."""
     ordered = sorted(records, key=lambda found: (found.workload, -(found.qps or 0.0)))
-    columns = ["workload", "variant", "queries/s", "latency at bound", "by our count", "one alone, p50", "offline/s"]
-    columns += ["batch", "padding", "generator late, p99", "LoadGen"]
+    columns = ["workload", "variant", "queries/s", "latency, LoadGen", "latency, ours", "lone query p50", "offline/s"]
+    columns += ["batch", "padding", "generator delay p99", "LoadGen"]
     rows = [row(record) for record in ordered]
     if any(record.energy_per_query_j for record in ordered):
         columns.append("energy/query")

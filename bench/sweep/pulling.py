@@ -155,7 +155,7 @@ class Pulling:
             if job is None:
                 continue
             unit = self._unit(job)
-            again = f", again after {len(self.losses[job])} lost" if self.losses.get(job) else ""
+            again = f" again, after the loss of {', '.join(self.losses[job])}" if self.losses.get(job) else ""
             repeat = f", repeat {job.repeat}" if self.repeats > 1 else ""
             self.say(f"{node.name}: {unit.name} begins{repeat}{again}", "")
             self._running[node.name] = job
