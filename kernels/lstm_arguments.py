@@ -94,13 +94,13 @@ def check_call(lstm: nn.RNNBase, x: Tensor, hx: State | None, batch: int, batch_
 def check_step(lstm: nn.RNNBase, x: Tensor, hidden: Tensor, cell: Tensor) -> None:
     """Raise for what `LSTM.step` cannot take: see there."""
     if lstm.bidirectional:
-        msg = "step is for one direction: a bidirectional LSTM needs the steps to come"
+        msg = "step takes one direction: a bidirectional LSTM needs the later steps too"
         raise ValueError(msg)
     if x.dim() != 2:  # noqa: PLR2004
         msg = f"step takes one step of a batch, (batch, input_size), got {x.dim()}-D input"
         raise ValueError(msg)
     if hidden is cell or (not torch.compiler.is_compiling() and _overlap(hidden, cell)):
-        msg = "h and c are the same memory, and step writes both; give each its own, as two calls of torch.zeros do"
+        msg = "h and c are the same memory, and step writes both; allocate them apart, as two calls of torch.zeros do"
         raise ValueError(msg)
     if torch.is_grad_enabled() and any(v.requires_grad for v in (x, hidden, cell, *lstm.parameters())):
         msg = "step has no gradients: call it under torch.no_grad() or torch.inference_mode(), or call forward"

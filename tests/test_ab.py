@@ -233,7 +233,7 @@ def test_a_revision_that_speaks_otherwise_is_one_line(checkout, tmp_path, capsys
     words = ["--workload", "seed", "--variant", "onednn"]
     assert main(["ab", str(ROOT), str(other), *words, "--threads", "1", "--out", str(tmp_path / "out")]) == 2
     (line,) = capsys.readouterr().err.strip().splitlines()
-    assert f"NEW {other}: its worker speaks version 999 of the protocol, expected {PROTOCOL}" in line
+    assert f"NEW {other}: its worker uses protocol version 999; this checkout needs {PROTOCOL}" in line
 
 
 @pytest.mark.parametrize(

@@ -331,7 +331,7 @@ def test_vmap_equals_a_loop(implementation):
 def test_vmap_over_nothing_is_refused():
     """Without a slice there is no result whose shape could be taken."""
     lstm = LSTM(3, 4, implementation="loop")
-    with torch.no_grad(), pytest.raises(ValueError, match="vmap over no elements"):
+    with torch.no_grad(), pytest.raises(ValueError, match="vmap over zero elements"):
         torch.vmap(lambda value: lstm(value)[0])(torch.randn(0, 2, 2, 3))
 
 

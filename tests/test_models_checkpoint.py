@@ -176,7 +176,7 @@ def test_state_that_is_no_json_is_refused(tmp_path):
         ({"sizes": {"input_size": 0, "hidden_size": 4, "output_size": 1}}, "input_size is 0, expected at least 1"),
         ({"sizes": {"input_size": 3, "hidden_size": 5, "output_size": 1, "num_layers": 2}}, "has shape"),
         ({"sizes": {"input_size": 3, "hidden_size": 4, "output_size": 1, "num_layers": 3}}, "has no encoder.weight"),
-        ({"sizes": {"input_size": 3, "hidden_size": 4, "output_size": 1}}, "which config.json's model has not"),
+        ({"sizes": {"input_size": 3, "hidden_size": 4, "output_size": 1}}, "which config.json's model does not have"),
         ({"weights": "../model-0000000000000000.safetensors"}, "expected model-"),
         ({"weights": "model-0000000000000000.safetensors"}, "is missing"),
         ({"sha256": 3}, "expected a str"),

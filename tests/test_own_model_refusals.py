@@ -35,11 +35,11 @@ PLANTED = {
     ),
     "dropout left on": (
         {"return self.head(y)": "return nn.functional.dropout(self.head(y), 0.5, training=True)"},
-        r"output\[0\] is another at each call in eval mode with the same inputs: aten\.\w+ at .*mine.py:\d+ draws random",
+        r"output\[0\] differs at each call in eval mode with the same inputs: aten\.\w+ at .*mine.py:\d+ draws random",
     ),
     "random numbers of torch": (
         {"self.head(y)": "self.head(y) + torch.rand(1)"},
-        r"is another at each call .*: aten\.rand at .*mine.py:\d+ draws random numbers; switch it off outside of training",
+        r"differs at each call .*: aten\.rand at .*mine.py:\d+ draws random numbers; switch it off outside of training",
     ),
     "random numbers of Python": (
         {"self.head(y)": "self.head(y) + __import__('random').random()"},
@@ -193,7 +193,7 @@ def test_random_numbers_in_training_are_refused_where_a_loss_is_given(tmp_path):
     assert workload(path, loss=f"{path}:loss").notes.startswith("dropout set to 0 (head.0 0.5)")
     inline = PLAIN.replace("self.head(y)", "self.head(nn.functional.dropout(y, 0.5, self.training))")
     path = written(tmp_path, inline, "inline")
-    with pytest.raises(OwnModelError, match=r"is another at each call in training mode .* draws random numbers"):
+    with pytest.raises(OwnModelError, match=r"differs at each call in training mode .* draws random numbers"):
         workload(path, loss=f"{path}:loss")
     assert workload(path).untrained.startswith("no loss: give --loss")
 
@@ -209,7 +209,7 @@ def test_a_refusal_is_one_line_at_the_command_line_and_leaves_nothing_behind(tmp
     )
     _, said = child.communicate(timeout=300)
     assert child.returncode == 2
-    assert said.startswith("error: output[0] is another at each call")
+    assert said.startswith("error: output[0] differs at each call")
     assert said.count("\n") == 1
     assert not (tmp_path / "run").exists()
     # The worker's parent is the command; the command's parent is this test.

@@ -131,7 +131,7 @@ def test_groups_are_repeated_on_two_nodes(cluster, tmp_path, monkeypatch, capsys
 def test_a_node_without_a_slot_measures_nothing(cluster, tmp_path, capsys):
     """The sweep says what to start nodes with."""
     assert main(["sweep", "--cluster", cluster.address, "--suite", "smoke", "--out", str(tmp_path / "out")]) == 2
-    assert """no node of the cluster may measure; start each with ray start --resources""" in capsys.readouterr().err
+    assert """no node of the cluster can measure; start each with ray start --resources""" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 

@@ -198,8 +198,8 @@ def test_show_has_speedups_over_any_variant(tmp_path, capsys):
         (["--against", "onedn"], "did you mean"),
         (["other/inference/onednn", "--against", "onednn"], "lists all cases"),
         (["onedn"], "did you mean"),
-        (["*"], "fits 6 cases"),
-        (["onednn"], "fits 2 cases"),
+        (["*"], "matches 6 cases"),
+        (["onednn"], "matches 2 cases"),
         (["--trace", "t.json"], "is of one case"),
     ],
 )

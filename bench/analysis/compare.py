@@ -229,7 +229,9 @@ def compare(base: RecordedRun, new: RecordedRun, options: CompareOptions) -> Com
     found = _differences(base, new, shared)
     if found and not options.force:
         what = "; ".join(map(str, found))
-        msg = f"{base.path} and {new.path} are not comparable: {what}; --force compares them and marks it"
+        msg = (
+            f"{base.path} and {new.path} are not comparable: {what}; --force compares them anyway and marks the result"
+        )
         raise UsageError(msg)
     if not shared:
         msg = f"{base.path} and {new.path} have no case in common; expected runs of the same workloads and threads"

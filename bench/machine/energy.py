@@ -79,9 +79,7 @@ class Rapl:
             for zone in self._zones:
                 zone.read()
         except PermissionError as error:
-            msg = (
-                f"{error.filename} can be read by root alone; let others read it: sudo chmod a+r {powercap}/*/energy_uj"
-            )
+            msg = f"only root can read {error.filename}; let others read it: sudo chmod a+r {powercap}/*/energy_uj"
             raise EnergyUnavailableError(msg) from error
         except (OSError, ValueError) as error:
             msg = f"a RAPL counter under {powercap} cannot be read: {error}"
@@ -159,7 +157,7 @@ def counter(device: str, powercap: Path | None = None) -> EnergyCounter:
         return Rapl(powercap or POWERCAP)
     nvml = gpu.nvml()
     if nvml is None:
-        msg = "NVML cannot be asked; it takes an NVIDIA GPU and pip install nvidia-ml-py"
+        msg = "NVML is not available; it needs an NVIDIA GPU and pip install nvidia-ml-py"
         raise EnergyUnavailableError(msg)
     return NvmlEnergy(nvml)
 

@@ -85,7 +85,7 @@ def variable(arguments: Mapping[str, Any]) -> str:
     for text in arguments.get("add_variant") or []:
         name, _, place = text.partition("=")
         if name in variants:
-            msg = f"--add-variant {name} is given twice; name one otherwise: NAME=FILE.py:FUNCTION"
+            msg = f"--add-variant {name} is given twice; give one of them another name: NAME=FILE.py:FUNCTION"
             raise UsageError(msg)
         variants[name] = place
     return json.dumps(

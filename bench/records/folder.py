@@ -195,7 +195,7 @@ class RunFolder:
                 if number == len(lines) and not last:
                     return Recorded(tuple(entries), line + b"\n")
                 msg = (
-                    f"{self.records_path}, line {number} is not a record ({error}): mend the line or take it out; "
+                    f"{self.records_path}, line {number} is not a record ({error}): fix the line or delete it; "
                     "nothing was changed"
                 )
                 raise UsageError(msg) from error

@@ -121,7 +121,7 @@ def read(folder: Path) -> list[RanksRecord]:
     """The records of a folder; none where nothing was trained over ranks.
 
     Raises:
-        UsageError: a line is no record of this release.
+        UsageError: a line is not a record of this release.
     """
     path = folder / FILE
     return parse(path, path.read_text(encoding="utf-8").splitlines(), RanksRecord) if path.exists() else []

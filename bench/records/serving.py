@@ -176,7 +176,7 @@ def read(folder: Path) -> list[ServingRecord]:
     """The records of a run folder; none where nothing was served.
 
     Raises:
-        UsageError: a line is no record of this release.
+        UsageError: a line is not a record of this release.
     """
     path = folder / FILE
     if not path.exists():

@@ -46,7 +46,7 @@ def parse(path: Path, lines: Iterable[str], kind: type[Kind]) -> list[Kind]:
             values = json.loads(line)
             found.append(kind(**(values | {"status": Status(values["status"])})))
         except (ValueError, TypeError, KeyError) as error:
-            msg = f"{path}, line {number} is no record of this release ({error}); use the release that wrote it"
+            msg = f"{path}, line {number} is not a record of this release ({error}); use the release that wrote it"
             raise UsageError(msg) from error
     return found
 

@@ -207,7 +207,7 @@ class Worker:
         """
         spoken = hello.get("protocol", 0)
         if self.settings.home.root != ROOT and spoken != PROTOCOL:
-            msg = f"its worker speaks version {spoken} of the protocol, expected {PROTOCOL}, that of this checkout"
+            msg = f"its worker uses protocol version {spoken}; this checkout needs {PROTOCOL}"
             raise WorkerError(Status.ERROR, msg, "start")
 
     def __exit__(self, *_: object) -> None:

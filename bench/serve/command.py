@@ -114,7 +114,7 @@ def check(arguments: argparse.Namespace) -> None:
         msg = "the scenario server searches for the highest load under a bound, which is missing; add --bound p99=20ms"
         raise UsageError(msg)
     if importlib.util.find_spec("mlperf_loadgen") is None:
-        msg = "the package mlcommons-loadgen is missing, which makes the load; pip install mlcommons-loadgen"
+        msg = "the package mlcommons-loadgen, which generates the load, is missing; pip install mlcommons-loadgen"
         raise UsageError(msg)
     if arguments.mode == "decode" and arguments.batching != "step":
         msg = "--mode decode serves queries that end at different steps, in rows that they join and leave; add "

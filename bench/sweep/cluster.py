@@ -172,7 +172,7 @@ class RayCluster:
             self.say(f"node {node_id[:8]} has not said what it is: another sweep may hold its {SLOT}", "yellow")
         if not found:
             msg = (
-                f"no node of the cluster may measure; start each with ray start --resources '{{\"{SLOT}\": 1}}', with "
+                f"no node of the cluster can measure; start each with ray start --resources '{{\"{SLOT}\": 1}}', with "
                 f"this commit checked out in {self.checkout}"
             )
             raise UsageError(msg)

@@ -91,7 +91,7 @@ def chosen(run: RecordedRun, pattern: str) -> Record:
     if not fitting:
         fitting = [n for n in names if fnmatch.fnmatchcase(n, f"*/{pattern}")]
     if len(fitting) > 1:
-        msg = f"{pattern!r} fits {len(fitting)} cases of {run.path}: {', '.join(fitting)}; name one of them"
+        msg = f"{pattern!r} matches {len(fitting)} cases of {run.path}: {', '.join(fitting)}; name one of them"
         raise UsageError(msg)
     if not fitting:
         # Compared with as much of each name as was given.

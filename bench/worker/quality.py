@@ -41,7 +41,7 @@ class Training:
         self.task: Task = TASKS[part["task"]](part["data"] or None, samples=part["samples"])
         self.config: Config = self.task.model_config("lstm", part["size"])
         if self.config.dropout:
-            msg = "the model drops values at random, so that curves of variants could not be compared"
+            msg = "the model drops values at random, so the curves of variants could not be compared"
             raise ValueError(msg)
         workload = task_workload(self.task, self.config, self.batch, self.order)
         variant = VARIANTS[request["variant"]]

@@ -38,7 +38,7 @@ def looped(function: Callable[..., Any], info: Any, dims: tuple[int | None, ...]
         ValueError: for no slices.
     """
     if not info.batch_size:
-        msg = "kernels.LSTM cannot run under vmap over no elements: there is none to take shapes from"
+        msg = "kernels.LSTM cannot run under vmap over zero elements, which have no shapes"
         raise ValueError(msg)
     results = _each(function, info.batch_size, dims, arguments)
     return results, tuple(None if value is None else 0 for value in results)

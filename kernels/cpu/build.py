@@ -155,7 +155,7 @@ def _words(variable: str) -> list[str]:
     try:
         return shlex.split(text)
     except ValueError as error:
-        msg = f"{variable} is {text!r}, which is no command ({error})"
+        msg = f"{variable} is {text!r}, which is not a command ({error})"
         raise BuildError(msg) from error
 
 
@@ -232,7 +232,7 @@ def _compile(command: list[str], folder: Path, stem: str) -> Path:
             raise BuildError(msg)
         content = Path(name).read_bytes()
         if not content:
-            msg = f"{command[0]} ended well and wrote nothing: is it a C++ compiler?"
+            msg = f"{command[0]} succeeded but wrote nothing: is it a C++ compiler?"
             raise BuildError(msg)
         Path(name).chmod(0o755)
         return Path(name).replace(folder / f"{stem}-{_digest(content)}.so")

@@ -97,7 +97,7 @@ def translate(arguments: argparse.Namespace) -> int:
     options, arguments.option = dict(arguments.option or ()), None
     encoding = options.pop("encoding", ENCODING)
     if options:
-        msg = f"there is no option {', '.join(options)} for translate, expected encoding alone: that of the lines"
+        msg = f"there is no option {', '.join(options)} for translate, expected only encoding, that of the lines"
         raise CommandError(msg)
     found, trained_on = _checkpoint(arguments)
     if trained_on == "forecasting":

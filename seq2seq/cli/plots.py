@@ -140,7 +140,7 @@ def attention_weights(model: Model, source: Tensor, target: Tensor) -> Tensor:
     """
     module = _attention(model)
     if module is None:
-        msg = "the model has no attention to look at"
+        msg = "the model has no attention to show"
         raise ValueError(msg)
     seen: list[Tensor] = []
 

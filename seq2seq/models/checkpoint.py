@@ -83,7 +83,7 @@ def save_pretrained(model: Model, folder: str | Path, task_state: Mapping[str, A
     folder = Path(folder)
     _config_class(model.config.family)
     if folder.exists() and not _replaceable(folder):
-        msg = f"{folder}: is there and is not a checkpoint (no {CONFIG} of one), so it is not overwritten: name another"
+        msg = f"{folder}: exists but is not a checkpoint (no {CONFIG} of one), so it is not overwritten: name another"
         raise CheckpointError(msg)
     save = _safetensors().save
     # Copies: parameters that share memory, as cuDNN's flattened weights do, are refused.
@@ -298,5 +298,5 @@ def _check_weights(path: Path, model: nn.Module, weights: Mapping[str, Tensor]) 
             msg = f"{path}: {name} has shape {tuple(weights[name].shape)}, expected {tuple(shape)} by {CONFIG}"
             raise CheckpointError(msg)
     if unknown := sorted(weights.keys() - expected.keys()):
-        msg = f"{path}: has {unknown[0]}, which {CONFIG}'s model has not"
+        msg = f"{path}: has {unknown[0]}, which {CONFIG}'s model does not have"
         raise CheckpointError(msg)

@@ -74,7 +74,7 @@ def check_calls(call: Callable[[Given], Any], model: nn.Module, given: Given, mo
         # State that is kept makes the next call differ; only without it are random numbers the reason.
         if changed:
             raise OwnModelError(_keeps(changed[0], differs))
-        msg = f"{differs} is another at each call {mode} with the same inputs: {_random(lambda: call(own))}"
+        msg = f"{differs} differs at each call {mode} with the same inputs: {_random(lambda: call(own))}"
         raise OwnModelError(msg)
     # What training changes of buffers, as the means of a batch norm, is not part of the result.
     if changed and mode != TRAINING:
@@ -192,7 +192,7 @@ def check_loads(build: Callable[[], nn.Module], model: nn.Module, reference: str
     state = model.state_dict()
     differs = next((n for n in {**state, **again} if not _alike(state, again, n)), None)
     if differs is not None:
-        msg = f"{reference} builds another model at each call, though the generators of torch, random and numpy begin "
+        msg = f"{reference} builds another model at each call, though the generators of torch, random and numpy start "
         msg += f"alike: {differs} differs; load the weights from a file, or draw them from torch's generator"
         raise OwnModelError(msg)
 

@@ -109,9 +109,7 @@ def rows_of(workload: OwnWorkload) -> Rows:
     name, count = type(workload.own.model).__name__, workload.batch
     arrays = _arrays(given)
     if packed := next((path for path in arrays if path.endswith(_PACKED)), None):
-        msg = (
-            f"{packed.removesuffix(_PACKED)} is a PackedSequence, which cannot be taken apart for a queue; give padded "
-        )
+        msg = f"{packed.removesuffix(_PACKED)} is a PackedSequence, which cannot be split for a queue; give padded "
         raise OwnModelError(msg + "sequences with their lengths, and pack them in the model with enforce_sorted=False")
     if count < 2:  # noqa: PLR2004 - one sequence shows no dimension
         msg = f"the inputs hold one sequence, so nothing shows along which dimension {name} takes several; give inputs "
@@ -133,7 +131,7 @@ def rows_of(workload: OwnWorkload) -> Rows:
                 return found
             # What the first, most likely way ran into says most.
             why = why or reason
-    msg = f"{name} cannot be served: its inputs cannot be taken apart into sequences that it answers one by one; {why}"
+    msg = f"{name} cannot be served: its inputs cannot be split into sequences that it answers one by one; {why}"
     raise OwnModelError(msg)
 
 

@@ -55,7 +55,7 @@ class TrainFolder:
             path.mkdir(parents=True, exist_ok=True)
             if any(path.iterdir()):
                 what = "holds a training run" if (path / "run.json").exists() else "is not empty"
-                msg = f"{path} {what}, and nothing is overwritten: go on with it by --resume, or name another --out"
+                msg = f"{path} {what}, and nothing is overwritten: continue it with --resume, or name another --out"
                 raise TrainingError(msg)
         except OSError as error:
             _remove(made)

@@ -122,7 +122,7 @@ def _place(path: str) -> Path | str:
     if (folder / "run.json").is_file():
         folder /= "model"
         if not folder.is_dir():
-            msg = f"{path}: is a training run that has saved no model yet; go on with it by --resume"
+            msg = f"{path}: is a training run that has saved no model yet; continue it with --resume"
             raise checkpoint.CheckpointError(msg)
     if not folder.exists() and checkpoint.HUB_NAME.fullmatch(path) and not Path(path.partition("/")[0]).is_dir():
         return path

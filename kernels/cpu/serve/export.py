@@ -85,7 +85,7 @@ def _layers(state: Mapping[str, Tensor], prefix: str) -> list[tuple[Tensor, Tens
         msg = f"no LSTM with the prefix {prefix!r}{known}"
         raise ServeExportError(msg)
     if any(match[4] for match in found):
-        msg = "a bidirectional LSTM needs the steps to come, which a stream does not have; export one direction"
+        msg = "a bidirectional LSTM needs the later steps, which a stream does not have yet; export one direction"
         raise ServeExportError(msg)
     if any(name.startswith("weight_hr_l") for name in own):
         msg = "an LSTM with projections (proj_size) cannot be exported: the kernel has none"

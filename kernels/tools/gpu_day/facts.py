@@ -166,7 +166,7 @@ def _gpu() -> dict[str, Any]:
 def _smi() -> dict[str, str]:
     program = shutil.which("nvidia-smi")
     if program is None:
-        msg = "nvidia-smi is not there, so driver and clocks are not known"
+        msg = "nvidia-smi is missing, so driver and clocks are not known"
         raise RuntimeError(msg)
     command = [program, f"--query-gpu={SMI}", "--format=csv,noheader"]
     said = subprocess.run(command, capture_output=True, text=True, check=True, timeout=15).stdout  # noqa: S603 - see above
