@@ -170,7 +170,7 @@ def test_without_a_reference_the_time_is_compared_and_marked(side, tmp_path):
     without = {"failed": {"reference": CRASH}}
     comparison = compared(*two(tmp_path, *((without, {}) if side == "BASE" else ({}, without))))
     found = pairs(comparison)
-    assert found["reference"].verdict is (CaseVerdict.MENDED if side == "BASE" else CaseVerdict.BROKEN)
+    assert found["reference"].verdict is (CaseVerdict.FIXED if side == "BASE" else CaseVerdict.BROKEN)
     assert found["onednn"].by == "time"
     assert found["onednn"].note == f"by time: no reference in {side}"
     assert found["onednn"].change.value == pytest.approx(1, rel=0.02)
@@ -191,7 +191,7 @@ def test_every_case_of_either_run_is_in_the_comparison(tmp_path):
         "reference": CaseVerdict.YARDSTICK,
         "broken": CaseVerdict.BROKEN,
         "gone": CaseVerdict.ONLY_BASE,
-        "mended": CaseVerdict.MENDED,
+        "mended": CaseVerdict.FIXED,
         "never": CaseVerdict.NEITHER,
         "new": CaseVerdict.ONLY_NEW,
         "bad": CaseVerdict.ONLY_NEW,

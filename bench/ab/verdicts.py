@@ -51,7 +51,7 @@ def _pair(key: CaseKey, base: Record, new: Record, run: RecordedRun, margin: flo
         broken = [r for r in (base, new) if r.status is not Status.OK and not r.reason.startswith(NOT_TIMED)]
         found = CaseVerdict.NEITHER
         if len(broken) == 1:
-            found = CaseVerdict.BROKEN if broken[0] is new else CaseVerdict.MENDED
+            found = CaseVerdict.BROKEN if broken[0] is new else CaseVerdict.FIXED
         note = "; ".join(f"{r.variant.partition('#')[2]} {r.status}: {r.reason}" for r in broken)
         return CasePair(key, base, new, found, note=note)
     samples = run.group(base)

@@ -47,7 +47,7 @@ class CaseVerdict(enum.StrEnum):
     UNCLEAR = "unclear"
     SAME = "same"
     YARDSTICK = "yardstick"
-    MENDED = "mended"
+    FIXED = "fixed"
     ONLY_BASE = "only in BASE"
     ONLY_NEW = "only in NEW"
     NEITHER = "ok in neither"
@@ -312,7 +312,7 @@ def _pair(key: CaseKey, base: Record | None, new: Record | None, runs: Runs, opt
     if all(fine):
         return _measured(key, (base, new), runs, options)
     told = new if fine[0] or not fine[1] else base
-    found = CaseVerdict.BROKEN if fine[0] else CaseVerdict.MENDED if fine[1] else CaseVerdict.NEITHER
+    found = CaseVerdict.BROKEN if fine[0] else CaseVerdict.FIXED if fine[1] else CaseVerdict.NEITHER
     return CasePair(key, base, new, found, note=f"{'was ' * (told is base)}{told.status}: {told.reason}")
 
 

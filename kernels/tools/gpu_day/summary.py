@@ -279,7 +279,7 @@ def _next_stages(state: Mapping[str, Any], stages: Sequence[DayStage]) -> Iterat
         found = state["stages"].get(stage.name, {})
         status, name = found.get("status", "not begun"), stage.name
         if status in {"hang", "crash", "error"}:
-            yield f"{name} ended by {status}: read {name}/log.txt in the archive, mend it, then --resume --again {name}"
+            yield f"{name} ended by {status}: read {name}/log.txt in the archive, fix it, then --resume --again {name}"
         elif status in {"skipped", "unavailable"}:
             yield f"{name} did not run: {found['reason']}"
     states = {stage.name: state["stages"].get(stage.name, {}).get("status", "not begun") for stage in stages}
@@ -293,7 +293,7 @@ def _next_kernels(rows: Sequence[Mapping[str, str]], work: Path) -> Iterator[str
         if row["status"] != "ok":
             kinds[row["kind"], row["implementation"], row["phase"], row["status"]] += 1
     for (kind, name, phase, status), count in sorted(kinds.items(), key=lambda one: -one[1]):
-        yield f"{name} {phase}: {count} x {status} in `{kind}`: mend the kernel before any time of it counts"
+        yield f"{name} {phase}: {count} x {status} in `{kind}`: fix the kernel; until then its times do not count"
     if not rows and work.exists():
         yield "no kernel was checked yet: run part 1"
 
