@@ -84,7 +84,7 @@ class ShortlistHead(nn.Linear):
 
     @classmethod
     def of(cls, linear: nn.Linear, exact: int = 1) -> ShortlistHead:
-        """The same layer with the same parameters, not copies of them.
+        """Return the layer as a ShortlistHead that shares its parameters.
 
         Args:
             linear: gives the parameters.

@@ -24,7 +24,7 @@ C = TypeVar("C")
 
 @dataclass(frozen=True)
 class Refusal:
-    """What is not to run, at any size and in any type.
+    """A configuration that must not run, at any size and in any type.
 
     Attributes:
         implementation: `cell`, `sequence` or `persistent`.

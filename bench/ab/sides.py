@@ -52,7 +52,7 @@ class Side:
         return path.parent if path.name in {"bin", "Scripts"} else path
 
     def facts(self, software: dict[str, object]) -> dict[str, object]:
-        """Its section in environment.json.
+        """Return the side's section in environment.json.
 
         Args:
             software: versions of packages in its interpreter.

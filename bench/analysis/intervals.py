@@ -58,7 +58,7 @@ class Interval:
         return (self.high - self.low) / 2 / self.value if self.value else float("inf")
 
     def widened(self, factor: float) -> Interval:
-        """The same figure, above 0, with ends that are `factor` times as far away, in logarithms."""
+        """Return the figure (above 0) with interval ends `factor` times as far away, in logarithms."""
         return _around(self.value, factor * math.log(self.low / self.value), factor * math.log(self.high / self.value))
 
 

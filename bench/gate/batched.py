@@ -99,7 +99,7 @@ def _steps(value: Tensor, lengths: Tensor | None) -> list[int]:
 
 @dataclass(frozen=True)
 class Batched:
-    """What the gate found: the largest difference, its limit, and where it was."""
+    """Result of the gate: the largest difference, its limit, and where it was."""
 
     error: float
     limit: float

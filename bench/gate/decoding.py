@@ -67,7 +67,7 @@ class Truth:
             return errors
 
     def _outputs(self) -> Tensor:
-        """Those along the target, by teacher forcing and not by steps."""
+        """Outputs along the target, by teacher forcing and not step by step."""
         batch = self._batch
         return self._model.run(batch.source, batch.target, batch.source_lengths)[0].repeat_interleave(self._beam, 0)
 

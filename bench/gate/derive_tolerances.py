@@ -48,7 +48,7 @@ def problems(count: int, seed: int) -> Iterator[Workload]:
 
 
 def variants(device: str, mode: str, workload: Workload) -> list[Variant]:
-    """Those that can run, without the ones whose compilation would take minutes a problem.
+    """Variants that can run, without those that would compile for minutes per problem.
 
     fp16 is looked at through ATen on a CPU too, where no vendor library has it.
     """

@@ -76,7 +76,7 @@ def _stepping(cpu: dict[str, Any]) -> str | None:
 
 
 def _vector_flags(flags: Any) -> list[str] | None:
-    """Those of a processor's flags that name vector instructions; None where no flags are known."""
+    """Flags of a processor that name vector instructions; None if no flags are known."""
     if not isinstance(flags, list):
         return None
     return [flag for flag in flags if str(flag).startswith(("avx", "amx", "fma", "asimd", "sve"))]

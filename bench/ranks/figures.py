@@ -27,7 +27,7 @@ class Division:
 
     @classmethod
     def of(cls, event: Mapping[str, Any]) -> Division:
-        """That of a rank's event."""
+        """Return the division that an event of a rank belongs to."""
         return cls(event["world"], event["scaling"], event["bucket_mb"], event["accumulate"])
 
 

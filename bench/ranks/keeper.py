@@ -31,7 +31,7 @@ BUSY = 0.05
 
 
 class RankEnd(StrEnum):
-    """How a rank ended, what is worst first."""
+    """Ways in which a rank can end, the worst first."""
 
     DIED = "died"
     HUNG = "hung"
@@ -42,7 +42,7 @@ class RankEnd(StrEnum):
 
 @dataclass(frozen=True)
 class RankReport:
-    """How a rank ended, and what it said.
+    """End of a rank, and its last output.
 
     Attributes:
         rank: its number.
@@ -61,7 +61,7 @@ class RankReport:
 
 @dataclass(frozen=True)
 class RankPlace:
-    """Where this process stands among those that torchrun started."""
+    """Place of this process among those that torchrun started."""
 
     rank: int
     world: int

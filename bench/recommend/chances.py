@@ -68,13 +68,13 @@ class Chances:
         return (ordered[0], *(name for name in ordered[1:] if not surely_worse(name)))
 
     def with_starts(self, starts_s: dict[str, float], calls: float) -> Chances:
-        """The same with the time of a start spread over the calls that it serves."""
+        """Return the chances with the time of a start spread over the calls that it serves."""
         more = np.array([starts_s[name] / calls for name in self.costs])
         costs = {name: cost + extra for (name, cost), extra in zip(self.costs.items(), more, strict=True)}
         return Chances(costs, self.drawn + more[:, None])
 
     def only(self, names: Sequence[str]) -> Chances:
-        """The same for some of the variants."""
+        """Return the chances of some of the variants."""
         return Chances({name: self.costs[name] for name in names}, self.drawn[[self._place(name) for name in names]])
 
     def _place(self, variant: str) -> int:

@@ -1,4 +1,4 @@
-"""What all files of records have in common: a line of JSON, a table for people, the time of writing."""
+"""Common to all files of records: a line of JSON, a table for people, the time of writing."""
 
 from __future__ import annotations
 

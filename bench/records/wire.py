@@ -1,4 +1,4 @@
-"""What load generator and served variant say to each other through their socket."""
+"""Messages that load generator and served variant exchange through their socket."""
 
 from __future__ import annotations
 

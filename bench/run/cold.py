@@ -32,7 +32,7 @@ SIDE_BY_SIDE, ROOM_BYTES = 4, 1 << 30
 
 
 def before_cold(imports: Sequence[str]) -> tuple[str, ...]:
-    """Those of a case's imports that a process has behind it when its cold run begins to count."""
+    """Imports of a case that a process has already made when the timing of its cold run starts."""
     return tuple(name for name in imports if name == COMPILER)
 
 
@@ -50,7 +50,7 @@ class CompiledKernel:
 
     @classmethod
     def found(cls, cache: Path, seconds: float) -> Self:
-        """What a worker with a folder for caches has compiled."""
+        """Return what a worker with a folder for caches has compiled."""
         files = {path.name: path.read_bytes() for path in sorted((cache / KERNELS).glob("*.so"))}
         # Without a library the seconds are those of attempts that failed.
         return cls(seconds if files else 0.0, files)
@@ -64,7 +64,7 @@ class CompiledKernel:
 
 @dataclass(frozen=True)
 class ColdCase:
-    """What is to run cold.
+    """A case to be run cold.
 
     Attributes:
         case: which.

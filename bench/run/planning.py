@@ -55,7 +55,7 @@ class Described:
     converts_s: float = 0.0
 
     def record(self, **fields: Any) -> Record:
-        """Its record with the given fields."""
+        """Return the record of the case with the given fields."""
         own: dict[str, Any] = {
             "workload": self.case.workload,
             "variant": self.case.variant,

@@ -214,7 +214,7 @@ class Runner:
         return Worker(settings, log, cache, living[0] if living else None)
 
     def _living(self, servers: list[ForkServer]) -> list[ForkServer]:
-        """Those of some servers that live; says so and takes them out where one has died."""
+        """Return the servers that are still alive; report and remove those that have died."""
         # Cold runs start in several threads.
         with self._looking:
             dead = [server for server in servers if not server.alive]

@@ -95,7 +95,7 @@ class Settings:
         return found | dict(self.environment)
 
     def with_environment(self, more: Mapping[str, str]) -> Settings:
-        """The same with more variables."""
+        """Return the settings with more variables."""
         return dataclasses.replace(self, environment=(*self.environment, *more.items()))
 
 

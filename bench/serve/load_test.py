@@ -103,7 +103,7 @@ class LoadTest:
         return ours | {"latency_bound_s": self.result.by_loadgen(self.bound.percentile)}
 
     def row(self, workload: str, variant: str) -> dict[str, Any]:
-        """Its row of serving-tests.csv.gz."""
+        """Return the row of the test in serving-tests.csv.gz."""
         first = {"workload": workload, "variant": variant, "phase": self.phase, "target_qps": self.target_qps}
         found = {"qps": self.result.qps, "queries": self.queries, "verdict": self.verdict.value, "reason": self.reason}
         return first | found | self.latencies | {name: getattr(self, name) for name in (*SHARED, *MEASURED)}

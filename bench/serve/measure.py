@@ -45,7 +45,7 @@ PARENTS = 5
 
 @dataclass(frozen=True)
 class Asked:
-    """What the command line asks for: scenario, bound, queue, seconds of load a variant, repeats."""
+    """Request of the command line: scenario, bound, queue, seconds of load per variant, repeats."""
 
     scenario: str
     bound: Bound
@@ -323,7 +323,7 @@ class Serving:
         return serving.append(self.folder, record)
 
     def _figures(self, candidate: Contender) -> dict[str, Any]:
-        """What the repeats found."""
+        """Return the findings of the repeats."""
         return self._offline_figures(candidate) | self._load_figures(candidate)
 
     def _offline_figures(self, candidate: Contender) -> dict[str, Any]:

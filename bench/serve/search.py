@@ -36,7 +36,7 @@ class Bracket:
 
 @dataclass(frozen=True)
 class SearchSteps:
-    """How a search goes.
+    """Settings of a search.
 
     Attributes:
         start: load that is tried first.

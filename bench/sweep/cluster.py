@@ -298,7 +298,7 @@ def reach(address: str) -> None:
 
 
 def _of_checkout(function: str) -> Callable[[str, Any], Any]:
-    """What runs on a node: it needs nothing but Python, until it has found the checkout there.
+    """Return a function for a node: it needs nothing but Python until it has found the checkout there.
 
     Ray carries a function that is defined in another one by its content, so a node needs no path to this module.
     """

@@ -33,7 +33,7 @@ STATUSES = {"timeout": Status.TIMEOUT, "crashed": Status.CRASHED, "failed": Stat
 
 @dataclass(frozen=True)
 class SweepState:
-    """What a sweep was begun with, and must still be when it is resumed.
+    """Facts that a sweep was begun with, and that must be the same when it is resumed.
 
     Attributes:
         suite: word of `--suite`.

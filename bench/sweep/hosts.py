@@ -92,7 +92,7 @@ def gpu_models(lines: str) -> str:
 
 
 def describe(plugins: Sequence[str]) -> dict[str, Any]:
-    """What this host is and which code it has, as plain values; a second of one core.
+    """Describe this host and the code on it as plain values; takes a second of one core.
 
     Args:
         plugins: paths of files that add variants; one that is not here has no digest.

@@ -75,7 +75,7 @@ class MergedRun:
             folder.write_table()
 
     def _environment(self, stored: Sequence[StoredUnit]) -> dict[str, Any]:
-        """What the units have in common, and what each host has of its own."""
+        """Return what the units have in common, and what is particular to each host."""
         found = [(unit, read_environment(unit.path)) for unit in stored]
         known = [facts for _, facts in found if facts]
         merged: dict[str, Any] = dict(known[0]) if known else self._bare()

@@ -76,7 +76,7 @@ def clean(variables: dict[str, str]) -> dict[str, str]:
 
 
 def _ending(code: int | None, limit_s: float, log: str) -> tuple[str, str]:
-    """How the process ended, and why in words."""
+    """Return how the process ended, and why."""
     if code == 0:
         return "done", ""
     if code is None:

@@ -107,7 +107,7 @@ def same_cases(planned: Sequence[Case], found: Sequence[Case]) -> str:
 
 
 def request_of(unit: SweepUnit, options: dict[str, Any], limit_s: float, command: str) -> dict[str, Any]:
-    """What a node is asked to measure, as plain values.
+    """Request that a node measure a unit, as plain values.
 
     Args:
         unit: what.

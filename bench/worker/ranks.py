@@ -179,7 +179,7 @@ class Replica:
 
 
 def _counted(batch: Batch) -> int:
-    """What the loss of a batch is a mean over."""
+    """Number of values that the loss of a batch is a mean over."""
     if not batch.expected.is_floating_point():
         return int((batch.expected != IGNORE_TOKEN).sum())
     if batch.decoded_lengths is not None:

@@ -1,4 +1,4 @@
-"""What of torch's settings decides how a product is computed: part of the key of every graph that holds one."""
+"""Settings of torch that decide how a product is computed: part of the key of every graph that holds one."""
 
 from __future__ import annotations
 

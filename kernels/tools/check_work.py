@@ -99,7 +99,7 @@ class _Run:
 
 
 def _repeat(task: CheckQuestion) -> CheckResult:
-    """The same run gives the same bits, also while another stream keeps the GPU busy: an error that moves is a race."""
+    """Check that a run gives the same bits twice, also beside a busy stream: an error that moves is a race."""
     verdict = _parity(task)
     run = _Run(task)
     first = run()

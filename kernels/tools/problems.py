@@ -128,7 +128,7 @@ class Sizes:
         )
 
     def _memory(self, value: Tensor) -> Tensor:
-        """The same values, in memory with the batch first where asked."""
+        """Return the values in memory with the batch first, if asked for."""
         return value.transpose(0, 1).contiguous().transpose(0, 1) if self.batch_first else value
 
 

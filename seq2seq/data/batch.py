@@ -53,7 +53,7 @@ class Batch:
         )
 
     def tensors(self) -> dict[str, Tensor]:
-        """Its tensors by name, lengths included; what is None is left out."""
+        """Tensors of the batch by name, lengths included; those that are None are left out."""
         fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         return {name: value for name, value in fields.items() if value is not None}
 

@@ -149,7 +149,7 @@ class _Prefixes:
         return spoken, longer.masked_fill(taken > 0, -math.inf)
 
     def _chosen(self, parent: Tensor, grown: Tensor, label: Tensor, blanked: Tensor, spoken: Tensor) -> _Prefixes:
-        """Those that go on: from which parent, whether one label longer, and by which."""
+        """Continuations: their parents, whether each is one label longer, and by which label."""
         counts = self.counts.gather(1, parent)
         labels = self.labels.gather(1, parent[..., None].expand_as(self.labels))
         beam = parent.size(1)

@@ -217,12 +217,12 @@ def compile_head() -> str | None:
 
 
 def compile_decoder() -> str | None:
-    """Compile the fused CPU kernel and the fed decoder; why one of them cannot be had, or None."""
+    """Compile the fused CPU kernel and the fed decoder; return why one is not available, or None."""
     return compile_cpu_kernel() or decoder.hindrance()
 
 
 def compile_decoder_and_head() -> str | None:
-    """The same with the head."""
+    """Compile the head and the fed decoder; return why one is not available, or None."""
     return compile_head() or decoder.hindrance()
 
 

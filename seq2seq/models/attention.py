@@ -121,7 +121,7 @@ class AttentionConfig(Seq2SeqConfig):
 
     @property
     def stacks(self) -> tuple[Stack, ...]:
-        """Its LSTMs, encoder first."""
+        """LSTMs of the model, encoder first."""
         encoder = Seq2SeqConfig.stacks.fget(self)[0]  # type: ignore[attr-defined]
         decoder = Stack(
             "decoder",

@@ -134,7 +134,7 @@ class Config(FamilyDefaults, Protocol):
 
     @property
     def stacks(self) -> tuple[Stack, ...]:
-        """Its LSTMs in the order in which they run; empty for a model without."""
+        """LSTMs of the model in the order in which they run; empty for a model without any."""
 
     @property
     def decodes(self) -> bool:

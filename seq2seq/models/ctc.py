@@ -83,7 +83,7 @@ class CTCConfig(FamilyDefaults):
 
     @property
     def stacks(self) -> tuple[Stack, ...]:
-        """Its one LSTM."""
+        """The model's only LSTM."""
         directions = 2 if self.bidirectional else 1
         return (Stack("encoder", self.input_size, self.hidden_size, self.num_layers, directions),)
 

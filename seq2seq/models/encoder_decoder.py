@@ -117,7 +117,7 @@ class Seq2SeqConfig(FamilyDefaults):
 
     @property
     def stacks(self) -> tuple[Stack, ...]:
-        """Its LSTMs, encoder first."""
+        """LSTMs of the model, encoder first."""
         decoder = (
             self.target_size,
             self.decoder_hidden_size or self.hidden_size,

@@ -55,7 +55,7 @@ class EpisodesConfig(FamilyDefaults):
 
     @property
     def stacks(self) -> tuple[Stack, ...]:
-        """Its one LSTM."""
+        """The model's only LSTM."""
         return (Stack("lstm", self.input_size - 1, self.hidden_size, self.num_layers),)
 
     def build(self, lstm: Callable[..., nn.RNNBase]) -> EpisodesLSTM:
@@ -114,7 +114,7 @@ class EpisodesLSTM(Model):
         return self._by_episode(x, begins)
 
     def _by_episode(self, x: Tensor, begins: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """The same by one sequence an episode, padded to the longest."""
+        """Run the model with one sequence per episode, padded to the longest."""
         batch, steps = x.size(0), x.size(1)
         begins = begins.clone()
         begins[:, 0] = True

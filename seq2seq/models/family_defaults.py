@@ -107,7 +107,7 @@ class FamilyDefaults(Protocol):
         return None
 
     def as_measured(self) -> Self:
-        """The same sizes with dropout off: its random stream differs between implementations."""
+        """Return the config with dropout off: its random stream differs between implementations."""
         sizes: Any = self
         measured: Self = dataclasses.replace(sizes, dropout=0.0) if sizes.dropout else self
         return measured

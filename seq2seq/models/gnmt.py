@@ -74,7 +74,7 @@ class GNMTConfig(FamilyDefaults):
 
     @property
     def stacks(self) -> tuple[Stack, ...]:
-        """Its layers, the encoder's first."""
+        """LSTM layers of the model, the encoder's first."""
         hidden = self.hidden_size
         encoder = [Stack("encoder.0", self.input_size, hidden, 1, 2, embedded=self.source_vocabulary > 0)]
         decoder = [Stack("decoder.0", self.target_size, hidden, 1, embedded=self.target_vocabulary > 0)]

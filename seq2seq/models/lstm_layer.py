@@ -54,7 +54,7 @@ class SingleConfig(FamilyDefaults):
 
     @property
     def stacks(self) -> tuple[Stack, ...]:
-        """Its one LSTM."""
+        """The model's only LSTM."""
         return (Stack("lstm", self.input_size, self.hidden_size, self.num_layers, 2 if self.bidirectional else 1),)
 
     def build(self, lstm: Callable[..., nn.RNNBase]) -> SingleLSTM:

@@ -63,7 +63,7 @@ class StackedConfig(FamilyDefaults):
 
     @property
     def stacks(self) -> tuple[Stack, ...]:
-        """Its two LSTMs."""
+        """The model's two LSTMs."""
         hidden = self.hidden_size
         return (
             Stack("lower", self.input_size, hidden, self.num_layers),

@@ -67,7 +67,7 @@ class Given:
         return dict(getattr(self.value, "kwargs", {})) if leaves.is_arguments(self.value) else {}
 
     def tensors(self) -> dict[str, Tensor]:
-        """Its tensors by path."""
+        """Tensors of the inputs by path."""
         return leaves.tensors(self.value, PATH)
 
     def real(self) -> dict[str, Tensor]:
@@ -76,7 +76,7 @@ class Given:
         return {name: leaf for name, leaf in self.tensors().items() if leaf.is_floating_point() and id(leaf) in read}
 
     def changed(self, change: Callable[[str, Tensor], Tensor]) -> Given:
-        """The same with other tensors; `change` gives the new one for a path and the old one."""
+        """Return the inputs with other tensors; `change` gives the new one for a path and the old one."""
 
         def one(path: str, leaf: Any) -> Any:
             return change(path, leaf) if isinstance(leaf, Tensor) else leaf
@@ -93,7 +93,7 @@ class Given:
         return self.changed(move)
 
     def copy(self) -> Given:
-        """The same in memory of its own."""
+        """Return a copy in memory of its own."""
         return self.changed(lambda _, leaf: leaf.detach().clone(memory_format=torch.contiguous_format))
 
     def overwrite(self, other: Given) -> None:
@@ -261,7 +261,7 @@ def _is_weight(value: Any) -> bool:
 
 
 def _names(wanted: list[str]) -> list[str]:
-    """The same names made fit for a workload's name, each once."""
+    """Make names fit for the name of a workload, each unique."""
     clean = ["".join(c if c.isalnum() or c in "=,.-+x" else "-" for c in name) or "set" for name in wanted]
     seen: dict[str, int] = {}
     for place, name in enumerate(clean):

@@ -62,7 +62,7 @@ def is_arguments(value: Any) -> bool:
 
 
 def rebuilt(value: Any, change: Callable[[str, Any], Any], path: str) -> Any:
-    """The same tree with other leaves.
+    """Return the tree with other leaves.
 
     Args:
         value: the tree; it is left as it is.

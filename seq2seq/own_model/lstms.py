@@ -68,7 +68,7 @@ class Use:
 
     @property
     def stack(self) -> Stack:
-        """Its sizes, in the form that kernels are asked with."""
+        """Sizes of the LSTM, in the form that the kernels take."""
         lstm = self.module
         return Stack(
             self.name or "model",
@@ -82,7 +82,7 @@ class Use:
         )
 
     def facts(self) -> dict[str, Any]:
-        """Its sizes and use as plain values."""
+        """Sizes and use of the LSTM as plain values."""
         lstm = self.module
         return {
             "name": self.name or "(the model itself)",

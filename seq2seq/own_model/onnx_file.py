@@ -172,7 +172,7 @@ class OnnxModel(nn.Module):
 
 
 def _unknown(node: Any) -> str:
-    """What the reference implementation does not compute of an LSTM node, in words; empty where it does."""
+    """Describe what the reference implementation does not compute of an LSTM node; empty if it computes all."""
     given = list(node.input) + [""] * 8
     if given[_LENGTHS]:
         return "sequence lengths"

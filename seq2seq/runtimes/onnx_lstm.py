@@ -15,7 +15,7 @@ from seq2seq.models.base import Model
 
 
 class SequenceLSTM(nn.LSTM):
-    """The same LSTM, which takes padded sequences and their lengths; only to be exported, batch first."""
+    """An LSTM with the same parameters that takes padded sequences and their lengths; only for export, batch first."""
 
     takes_lengths = True
 
@@ -45,7 +45,7 @@ class SequenceLSTM(nn.LSTM):
 
 
 def with_lengths(model: Model) -> Model:
-    """The same model, only to be exported, whose LSTMs take lengths instead of packed sequences."""
+    """Return a copy of the model for export, whose LSTMs take lengths instead of packed sequences."""
     twin: Model = model.config.build(SequenceLSTM).eval()
     twin.load_state_dict(model.state_dict())
     return twin

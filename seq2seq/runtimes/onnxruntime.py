@@ -58,7 +58,7 @@ class OnnxRuntime(Runtime):
 
 
 class QuantisedOnnxRuntime(OnnxRuntime):
-    """The same with weights in int8, a scale for each row, and inputs of products rounded to 8 bits in each call.
+    """ONNX Runtime with weights in int8, a scale for each row, and inputs of products rounded to 8 bits in each call.
 
     Where no instruction adds products of bytes in 32 bits, they saturate at 16 bits, and a seed's outputs were off by a
     tenth. There weights get 7 bits, as its documentation advises.

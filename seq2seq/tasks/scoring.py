@@ -68,7 +68,7 @@ def crps_of_samples(samples: Tensor, observed: Tensor) -> Tensor:
 
 
 def crps_of_gaussian(mean: Tensor, deviation: Tensor | float, observed: Tensor) -> Tensor:
-    """The same of a Gaussian, in closed form (Gneiting et al. 2005, equation 5).
+    """CRPS of a Gaussian, in closed form (Gneiting et al. 2005, equation 5).
 
     Args:
         mean: (...).

@@ -267,7 +267,7 @@ def restore(state: dict[str, Any]) -> SpeechTask:
 
 
 def _labelled(batch: Batch) -> Batch:
-    """The same for a model without a decoder: no target, and the tokens expected without END."""
+    """Batch for a model without a decoder: no target, and the tokens expected without END."""
     expected = batch.expected[:, :-1].masked_fill(batch.expected[:, :-1] == END, IGNORE_TOKEN)
     return Batch(batch.source, None, batch.source_lengths, None, expected)
 

@@ -1,4 +1,4 @@
-"""What the stages of a day found wrong, read from their files, and which configurations must not run because of it."""
+"""Faults that the stages of a day found, read from their files, and the configurations to refuse because of them."""
 
 from __future__ import annotations
 

@@ -28,7 +28,7 @@ _SHOWN_CHARACTERS = 300
 
 @dataclass(frozen=True)
 class StageEnd:
-    """How a stage ended.
+    """End of a stage.
 
     Attributes:
         status: `ok`; `wrong`, the command found something wrong; `partial`, its own time limit left some; `error`;
