@@ -132,7 +132,7 @@ class Console:
             self.say(f"{self._ended}/{self._total} cases{self._left()}: {text}", "dim")
 
     def advance(self, case: Case, doing: str) -> None:
-        """Say which case is at it."""
+        """Show which case is being measured."""
         if case.group != self._group:
             self._group, self._rows = case.group, {}
         self._rows[case.variant] = doing

@@ -81,7 +81,7 @@ def ratio(value: float | None) -> str:
 def estimated(lo: float | None, hi: float | None) -> bool:
     """Return whether an interval is narrow enough for its value to be shown; a value without an interval is.
 
-    An end that is missing alone lies beyond all numbers, which a record cannot hold.
+    If only one end is missing, it is infinite, which a record cannot hold.
     """
     if lo is None or hi is None:
         return lo is hi
@@ -94,7 +94,7 @@ def estimated_seconds(value: float | None, lo: float | None, hi: float | None) -
 
 
 def ratio_interval(value: float | None, lo: float | None, hi: float | None, digits: int | None = None) -> str:
-    """`1.63x [1.60, 1.66]`; without the interval where there is none, or where it is the value itself.
+    """`1.63x [1.60, 1.66]`; without the interval if there is none, or if it is the value itself.
 
     If the interval is too wide to estimate anything, the text says only that.
 

@@ -41,7 +41,7 @@ CPU = "cpu-fused"
 #: torch's own LSTM with sizes rounded up for cuDNN: `kernels.padded_vendor`.
 PADDED = "vendor-padded"
 #: What may be asked for. `triton` is the fastest of the modules above; `loop` is torch operations, step by step; and
-#: `vendor` is torch's own LSTM (cuDNN, oneDNN or ATen), which is not a recurrence: `kernels.LSTM` alone can run it.
+#: `vendor` is torch's own LSTM (cuDNN, oneDNN or ATen), which is not a recurrence: only `kernels.LSTM` can run it.
 IMPLEMENTATIONS = ("auto", "triton", *MODULES, CPU, "loop", PADDED, "vendor")
 #: What is torch's own LSTM.
 VENDORS = (PADDED, "vendor")
@@ -195,7 +195,7 @@ def _choose(
     # Refuse now what cannot serve the backward pass to come, rather than in the middle of it.
     later = _refusals(problem, backward=True, interpreted=interpreted) if problem.saves and not backward else {}
     if implementation == "triton":
-        refused |= dict.fromkeys(VENDORS, "Triton kernels alone were asked for")
+        refused |= dict.fromkeys(VENDORS, "only Triton kernels were asked for")
         if missing := next((found for found in (refused, later) if found.keys() >= MODULES.keys()), None):
             msg = "no Triton kernel serves: " + "; ".join(f"{name}: {missing[name]}" for name in MODULES)
             raise ValueError(msg)

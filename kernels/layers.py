@@ -289,7 +289,7 @@ def _graphed(
     options: LayerOptions,
 ) -> tuple[Tensor, State]:
     """All layers on a GPU, by what an earlier call settled where that still holds."""
-    from .graphed_layers import GraphedLayers  # noqa: PLC0415 - of use on a GPU alone
+    from .graphed_layers import GraphedLayers  # noqa: PLC0415 - only used on a GPU
 
     # Of a module that was moved by its parameters' `.data`; it would be asked in vain at every call.
     lstm.__dict__.pop("_kept_training", None)
@@ -316,7 +316,7 @@ def torchs_own(
 
 
 def torch_runner(module: Any = vendor) -> Any:
-    """A module that runs torch's own LSTM: while something is traced, what Dynamo must leave alone of it."""
+    """A module that runs torch's own LSTM: while something is traced, the part of it that Dynamo must not touch."""
     if torch.compiler.is_compiling():
         from . import graph_breaks as untraceable  # noqa: PLC0415 - imports Dynamo, which takes as long as torch
 
@@ -381,7 +381,7 @@ def left_over(choice: dispatch.Choice, problem: Problem, weights: torch.dtype) -
 
 
 def computed_dtype(device: torch.device, dtype: torch.dtype) -> torch.dtype:
-    """Type that products have: that of the input, or autocast's, which leaves float64 alone."""
+    """Type that products have: that of the input, or autocast's, which does not touch float64."""
     return dtype if dtype == torch.float64 else autocast_dtype(device) or dtype
 
 

@@ -153,7 +153,7 @@ class LSTM(nn.RNNBase):
                 `proj_size` if that is set); zeros when absent.
             lengths: valid steps of each padded sequence, from 0; all when absent. A tensor (batch,) of integers on any
                 device, a NumPy array or a sequence of integers. Past them the output is zero, the state is held, and
-                what the input holds does not count. Values are checked on a CPU alone, and not while compiling or
+                what the input holds does not count. Values are checked only on a CPU, and not while compiling or
                 under vmap; elsewhere, what is larger than the steps counts as all of them. To capture a CUDA graph,
                 give them on the GPU: a copy from the CPU would be captured with its values.
             resets: bool, shaped as the input without features: true where a step is the first of a new sequence
@@ -282,7 +282,7 @@ class LSTM(nn.RNNBase):
             resets=resets and not step,
             autocast=autocast and self.weight_storage == "fp32",
         )
-        why = "which cpu-fused alone does not" if choice.implementation != dispatch.CPU else fused.no_entry()
+        why = "which only cpu-fused does not" if choice.implementation != dispatch.CPU else fused.no_entry()
         if step and why:
             reason = f"{choice.reason}; step goes through forward and copies the state, {why}"
             choice = dataclasses.replace(choice, reason=reason)

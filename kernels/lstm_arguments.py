@@ -146,7 +146,7 @@ def checked_lengths(lengths: Lengths | None, batch: int, steps: int) -> Tensor |
 def storage_refused(storage: str) -> str:
     """Reason why weights that are stored narrower cannot be used in a call."""
     return (
-        f"weight_storage {storage!r} serves eager inference alone, without autocast, tracing or "
+        f"weight_storage {storage!r} serves only eager inference, without autocast, tracing or "
         "torch.compile; use weight_storage='fp32' there"
     )
 

@@ -294,7 +294,7 @@ def _under_autocast(
     lengths: Tensor | None,
     *options: Any,
 ) -> Any:
-    """Autocast's rule: gates, weights and h in its type, the cell state in float32; float64 is left alone as ever.
+    """Autocast's rule: gates, weights and h in its type, the cell state in float32; float64 stays as it is.
 
     `torch.library.register_autocast` has one type for all tensors, fixed beforehand; hence this.
     """
@@ -304,7 +304,7 @@ def _under_autocast(
 
 
 def _without_autocast(device: str) -> Any:
-    """A context in which calls go on to autograd and the kernels; torch.library does it the same way."""
+    """A context in which calls are passed on to autograd and the kernels; torch.library does it the same way."""
     key = getattr(torch._C.DispatchKey, f"Autocast{device.upper()}")  # noqa: SLF001
     return torch._C._ExcludeDispatchKeyGuard(torch._C.DispatchKeySet(key))  # noqa: SLF001
 

@@ -38,7 +38,7 @@ def lstm_cell(gates_input: Tensor, hidden: Tensor, cell: Tensor, weight_hh: Tens
 class LoopLSTM(nn.RNNBase):
     """`torch.nn.LSTM` as an explicit loop over time, with its parameters, state_dict and initialisation.
 
-    Only `forward` differs: lengths instead of a `PackedSequence`, `batch_first` alone, no projection. It is no
+    Only `forward` differs: lengths instead of a `PackedSequence`, only `batch_first`, no projection. It is no
     subclass of `nn.LSTM`, since torch.compile refuses to trace those.
 
     Raises:

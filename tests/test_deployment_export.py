@@ -162,7 +162,7 @@ def test_what_a_trace_fixed_is_told(tmp_path):
     """A decoder that is called for each step is unrolled: its file refuses other target steps, and that is said."""
     served = export(built(FED), tmp_path / "model", "torchscript-trace")
     assert (served.any_of, served.refused, served.wrong) == (ANY[:2], ANY[2:], ())
-    assert served.words(ExportSizes()) == "any batches and source steps; target steps of 6 alone"
+    assert served.words(ExportSizes()) == "any batches and source steps; only target steps of 6"
 
 
 def test_a_file_that_gives_other_results_for_other_sizes_is_marked(tmp_path, monkeypatch):
@@ -175,7 +175,7 @@ def test_a_file_that_gives_other_results_for_other_sizes_is_marked(tmp_path, mon
     monkeypatch.setitem(FORMATS, "planted", dataclasses.replace(FORMATS["torchscript"], load=planted))
     served = export(built(CONFIGS["lstm"]), tmp_path / "model", "planted")
     assert (served.any_of, served.wrong) == (ANY[1:], ANY[:1])
-    assert "batches of 2 alone, WRONG RESULTS for others" in served.words(ExportSizes())
+    assert "only batches of 2, WRONG RESULTS for others" in served.words(ExportSizes())
 
 
 def test_a_file_that_computes_something_else_is_no_export(tmp_path, monkeypatch):

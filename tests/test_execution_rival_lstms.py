@@ -114,7 +114,7 @@ def test_a_missing_package_is_the_reason(name, monkeypatch):
 @pytest.mark.parametrize(
     ("workload", "reason"),
     [
-        ("translation-iwslt", "torchrl's LSTM walks forward alone, and the encoder reads both ways"),
+        ("translation-iwslt", "torchrl's LSTM runs only forward, and the encoder reads both ways"),
         ("translation-small", "torchrl's LSTM takes no lengths, and this workload's sequences differ in length"),
         ("seed", None),
     ],

@@ -351,7 +351,7 @@ def test_a_config_refuses_what_cannot_be(changed, message):
 def test_an_encoder_alone_refuses_a_target():
     """A target would be left out without a word."""
     model = StackedConfig(3, 4).build(nn.LSTM)
-    with pytest.raises(ValueError, match="an encoder alone takes a source and nothing else"):
+    with pytest.raises(ValueError, match="an encoder takes a source and nothing else"):
         model.run(torch.zeros(1, 2, 3), torch.zeros(1, 2, 3))
 
 

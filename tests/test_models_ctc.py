@@ -169,7 +169,7 @@ def test_steps_needed_are_the_fewest_with_a_probability(labels):
         ([[1, 2], [1, 1]], "sequence 1 has 2 steps, but its labels need 3"),
         ([[1, 0], [1, IGNORE_TOKEN]], r"labels of sequence 0 are \[1, 0\]; expected labels below 4 but the blank, 0"),
         ([[1, 2], [4, 1]], r"labels of sequence 1 are \[4, 1\]"),
-        ([[1, 2], [IGNORE_TOKEN, 1]], "labels of sequence 1 are .*, and -100 past their end alone"),
+        ([[1, 2], [IGNORE_TOKEN, 1]], "labels of sequence 1 are .*, and -100 only past their end"),
         ([[1, 2]], r"expected has shape \(1, 2\); expected \(2, most labels\)"),
     ],
 )

@@ -43,7 +43,7 @@ def test_what_it_does_not_take_is_refused(argument):
     """A target or lengths would be left out without a word."""
     model = SingleLSTM(SingleConfig(3))
     given_too = {argument: torch.ones(2, 4, 3) if argument == "target" else torch.tensor([4, 4])}
-    with pytest.raises(ValueError, match="an LSTM alone takes a source and nothing else"):
+    with pytest.raises(ValueError, match="a single LSTM takes a source and nothing else"):
         model.run(torch.zeros(2, 4, 3), **given_too)
 
 

@@ -180,7 +180,7 @@ class Contest:
                     self._drop(variant, failed(Status.PARITY_FAILED, doubt))
         except WorkerError as error:
             at_fault = {found.case.variant for found in self.cases}
-            # If no side is to blame, both are: a worker that always dies would otherwise be started for ever.
+            # If no side is to blame, both are: a worker that always dies would otherwise be started forever.
             for variant in {error.variant} if error.variant in at_fault else at_fault:
                 self._drop(variant, failed(error.status, error.reason))
             return False

@@ -70,7 +70,7 @@ def find(name: str, word: str, scratch: Path) -> Side:
         scratch: folder for the files of a revision.
 
     Raises:
-        UsageError: it is none of these, or an interpreter that does not run.
+        UsageError: it is not one of these, or an interpreter that does not run.
     """
     path = Path(word).expanduser()
     if path.is_file():

@@ -23,7 +23,7 @@ from bench.records.rounds import Floats
 LEAST = 2
 #: Penalty of a level, times the logarithm of the number of runs.
 PENALTY = 5.0
-#: A run that is so many times the noise off both its neighbours stands out alone.
+#: A run that differs from both its neighbours by this many times the noise stands out alone.
 ALONE = 4.0
 #: Largest chance that a change which is not there is kept, all places where it could be allowed for (Bonferroni).
 CHANCE = 0.01
@@ -68,7 +68,7 @@ def changes(figures: Sequence[Interval]) -> tuple[Change, ...]:
 
 
 def _own_noise(figures: Sequence[Interval]) -> float:
-    """Standard error of a figure by its own interval; 0 where there is none."""
+    """Standard error of a figure by its own interval; 0 if there is none."""
     own = [math.log(f.high / f.low) / 2 / ERRORS for f in figures if 0 < f.low < f.high]
     return float(np.median(own)) if own else 0.0
 

@@ -75,7 +75,7 @@ def threads(records: Iterable[Record]) -> tuple[int, ...]:
 
 
 def differences(base: Environment, new: Environment) -> tuple[Difference, ...]:
-    """Differences that keep two runs from being compared, from their environment.json alone."""
+    """Differences that keep two runs from being compared, judged only by their environment.json."""
     if not base or not new:
         return (Difference("environment.json", *("recorded" if side else MISSING for side in (base, new))),)
     return (*_host(base, new, MACHINE), *software(base, new), *_settings(base, new))

@@ -110,7 +110,7 @@ def step(generator: np.random.Generator, processes: int, rounds: int) -> Floats:
 
 
 def apart(generator: np.random.Generator, processes: int, rounds: int, times: float) -> Floats:
-    """Processes have levels of their own, spread by so many times the error that rounds give to a process's median."""
+    """Processes have different levels, whose spread is this many times the error that rounds give to a median."""
     error = NOISE * np.sqrt(np.pi / 2 / rounds)
     return np.asarray(calm(generator, processes, rounds) + times * error * generator.normal(0, 1, (processes, 1)))
 

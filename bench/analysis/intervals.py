@@ -92,7 +92,7 @@ def least_calls(share: float) -> int:
 def ratio_interval(ratios: Sequence[Floats], seed: int = 0) -> Interval:
     """Median of paired ratios over all rounds, with a bootstrap interval over processes, then rounds.
 
-    A single process says nothing about how processes differ: its interval speaks of this process's rounds alone, and
+    A single process says nothing about how processes differ: its interval is about this process's rounds only, and
     misses the ratio of processes at large as often as they differ.
 
     Args:
@@ -150,7 +150,7 @@ def joint_resamples(figures: Sequence[Sequence[Sequence[Floats]]], share: float,
 
 
 class _Own:
-    """Random draws for one figure alone."""
+    """Random draws for a single figure."""
 
     def __init__(self, generator: np.random.Generator) -> None:
         self._generator = generator
@@ -180,7 +180,7 @@ class _Shared:
 
     @classmethod
     def of(cls, generator: np.random.Generator, processes: int) -> Self:
-        """Draw for so many processes."""
+        """Draw for this many processes."""
         squares = np.square(generator.standard_normal((RESAMPLES, max(1, processes - 1))))
         sides = generator.standard_normal((RESAMPLES, processes))
         return cls(generator.integers(0, 2**32, processes), sides, np.cumsum(squares, axis=1))

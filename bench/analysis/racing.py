@@ -22,7 +22,7 @@ from bench.records.rounds import Round, Samples
 
 #: Times within this share of each other make no difference to a user.
 MARGIN = 0.03
-#: Factor by which intervals are wider while a run decides whether to go on: 99 % in place of 95 %.
+#: Factor by which intervals are wider while a run decides whether to continue: 99 % in place of 95 %.
 CARE = 1.3
 #: Shortest and longest time of further rounds that a group is advised to get, seconds: less is not worth its gates.
 LEAST_S, MOST_S = 10.0, 3600.0
@@ -115,7 +115,7 @@ def players(found: Standing | None, variants: Collection[str], reference: str) -
 
 
 class Race:
-    """Choice of those that go on in a seating: all at first, then those that need more, looked for at doublings.
+    """Choice of the variants that continue in a seating: all at first, then those that need more, checked at doublings.
 
     Args:
         everybody: all variants that take turns.
@@ -135,7 +135,7 @@ class Race:
         self._next = FIRST_ROUNDS
 
     def __call__(self, rounds: Sequence[Round]) -> Collection[str]:
-        """Names of those that go on after these rounds; disturbed ones do not count."""
+        """Names of the variants that continue after these rounds; disturbed rounds do not count."""
         clean = sum(not found.disturbed for found in rounds)
         if self._replaceable and not clean and len(rounds) >= SPOILT_LEAST:
             lasted_s = sum(found.wall_s for found in rounds)
@@ -177,7 +177,7 @@ def growth(value: float, spread: float) -> float:
 
 
 def further_s(samples: Samples, variants: Iterable[str], factor: float) -> float:
-    """Seconds of further rounds that give a group so many times the rounds that it has, within `LEAST_S` and `MOST_S`.
+    """Seconds of further rounds that give a group this many times its present rounds, within `LEAST_S` and `MOST_S`.
 
     All advice on measuring further is made of this, whoever gives it.
 

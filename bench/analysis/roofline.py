@@ -151,7 +151,7 @@ class Work:
         return max(rates) if all(rates) and rates else None  # type: ignore[type-var]
 
 
-#: Precisions of products in kernels of ours that are faster than any of fp32; the profiler sees other products alone.
+#: Precisions of products in kernels of ours that are faster than any of fp32; the profiler sees only other products.
 UNSEEN = frozenset({"int8", "int8-head"})
 
 

@@ -42,7 +42,7 @@ class Library(Protocol):
 
 @functools.singledispatch
 def library_of(workload: Any, least: int) -> Library:
-    """The queries of a workload, at least so many."""
+    """The queries of a workload, at least this many."""
     count = -(-least // workload.batch)
     return QueryLibrary.of([workload.make_batch(seed) for seed in range(count)])
 

@@ -371,7 +371,7 @@ class Gate:
 def kept_weights(weights: Weights, precision: str) -> Weights:
     """Weights whose LSTMs' matrices are rounded to bf16, or to the sum of two bf16 numbers for `bf16-split`.
 
-    The matrices alone are kept so; those of a head would err in directions of their own. For `int8-head` it is the
+    Only the matrices are kept so; those of a head would err in directions of their own. For `int8-head` it is the
     head's matrix alone, rounded as dynamic quantisation does.
     """
     if precision == "int8-head":

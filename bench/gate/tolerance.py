@@ -81,7 +81,7 @@ class Verdict:
         return max(self.checks, key=lambda check: check.strain)
 
     def worst_of(self, *, gradients: bool) -> Check | None:
-        """The worst among gradients, or among everything else; None when there is none."""
+        """The worst among gradients, or among everything else; None if there is none."""
         chosen = [check for check in self.checks if check.name.startswith(GRADIENT) == gradients]
         return max(chosen, key=lambda check: check.strain, default=None)
 

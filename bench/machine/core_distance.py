@@ -68,7 +68,7 @@ class CoreDistance:
 
     def __enter__(self) -> Self:
         """Start the other process, where there are two cores and the system can bind a process to one."""
-        # A system that refuses, as under seccomp, costs these times alone.
+        # A system that refuses, as under seccomp, costs only these times.
         with contextlib.suppress(OSError):
             self._start()
         return self
@@ -108,7 +108,7 @@ class CoreDistance:
         return self if device == "cpu" and threads > 1 else None
 
     def look(self) -> float | None:
-        """Time a word, nanoseconds at the run's best clock, and remember the shortest; None where there is none."""
+        """Time a word, nanoseconds at the run's best clock, and remember the shortest; None if there is none."""
         times_ns = self.times_ns()
         if times_ns is None:
             return None
@@ -124,7 +124,7 @@ class CoreDistance:
         return f"a word from core to core and back took {took_ns:.0f} ns, {self.shortest_ns:.0f} at best in this run"
 
     def times_ns(self) -> tuple[float, float] | None:
-        """Time of a word there and back and of one that stays; None where nobody answers or no core was free.
+        """Time of a word there and back and of one that stays; None if no answer comes or no core was free.
 
         It ends the other process where that died or the system refuses, as when the cores of the run were changed.
         """

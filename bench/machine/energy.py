@@ -22,7 +22,7 @@ from bench.machine.facts import known
 POWERCAP = Path("/sys/class/powercap")
 #: Idle power is measured over so long; then the counter is watched until it has moved `MOVES` times, at most `WATCH_S`.
 IDLE_S, WATCH_S, MOVES = 1.0, 2.0, 20
-#: A timed block must last at least so many updates of the counter: each of its ends is uncertain by one.
+#: A timed block must last at least this many updates of the counter: each of its ends is uncertain by one.
 LEAST_UPDATES = 10
 _ZONE = re.compile(r"intel-rapl:\d+")
 

@@ -253,5 +253,5 @@ def _load() -> float:
 
 
 def _frequency_mhz() -> float:
-    """The first core's clock as the driver sees it; /proc/cpuinfo, which is slow to read, is left alone."""
+    """The first core's clock as the driver sees it; /proc/cpuinfo, which is slow to read, is not used."""
     return int(_FREQUENCY.read_text(encoding="ascii")) / 1000

@@ -57,7 +57,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Let a variant that warns be timed: a warning is an error in the tests alone."""
+    """Let a variant that warns be timed: a warning is an error only in the tests."""
     known = [line for line in config.getini("filterwarnings") if line != "error"]
     # What the gate refuses is not timed, and its failure says so.
     known.append("ignore:Benchmark fixture was not used at all")

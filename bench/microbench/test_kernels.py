@@ -201,7 +201,7 @@ class KernelProblem:
 
     @contextlib.contextmanager
     def context(self, *, vendor: bool | None = None) -> Iterator[None]:
-        """Set which library torch may use, exact products on a GPU, and no gradients for a forward pass alone."""
+        """Set which library torch may use, exact products on a GPU, and no gradients for a mere forward pass."""
         allowed = self.kernel.vendor if vendor is None else vendor
         settings = dataclasses.replace(REFERENCE, vendor_lstm=allowed)
         with backends(settings, self.device), torch.inference_mode(not self.backward):

@@ -38,7 +38,7 @@ LEAST_ROUNDS = 6
 
 @dataclass(frozen=True)
 class Sweep:
-    """One axis of a workload, varied alone.
+    """One axis of a workload, varied by itself.
 
     Attributes:
         axis: `batch`, `hidden`, `length`, `layers` or `beam`.
@@ -56,7 +56,7 @@ class Selection:
     Attributes:
         workloads: names, overrides allowed (`seed@batch=64`), or patterns.
         variants: names or patterns; `name#label` lists a variant again under a second name.
-        modes: of `MODES`; decoding is measured where it is asked for alone.
+        modes: of `MODES`; decoding is measured only if it is asked for.
         sweeps: axes to vary one at a time; every value makes a workload of its own.
         devices: of `DEVICES`; on another one the part is left out, as if it were not there.
     """
@@ -158,7 +158,7 @@ class Case:
 
 @dataclass(frozen=True)
 class Group:
-    """Cases that differ in variant alone; the reference comes first where it is among them."""
+    """Cases that differ only in their variant; the reference comes first if it is among them."""
 
     name: str
     cases: tuple[Case, ...]

@@ -84,7 +84,7 @@ def straggler(rounds: Mapping[int, Mapping[int, tuple[float, float]]]) -> Stragg
     The whole step says nothing of it: all ranks wait for the slowest in the collective, so all take the same time.
     """
     ranks = sorted({rank for by_rank in rounds.values() for rank in by_rank})
-    if len(ranks) < 2:  # noqa: PLR2004 - nobody to be slower than
+    if len(ranks) < 2:  # noqa: PLR2004 - no other rank to compare with
         return None
     found = []
     for rank in ranks:

@@ -1,4 +1,4 @@
-"""The keeper of a rank: starts it, listens to it, ends it when it is silent, and tells the others how it went."""
+"""The keeper of a rank: starts it, listens to it, ends it if it is silent, and reports its end to the others."""
 
 from __future__ import annotations
 
@@ -115,7 +115,7 @@ def keep(place: RankPlace, task: dict[str, Any], silence_s: float, limit_s: floa
     try:
         reader.start()
         assert child.stdin is not None  # noqa: S101 - it is a pipe
-        # One that is gone already is told of by its end.
+        # The end of one that is gone already has been reported.
         with contextlib.suppress(BrokenPipeError):
             child.stdin.write(json.dumps(task))
             child.stdin.close()
@@ -183,7 +183,7 @@ def tell(place: RankPlace, report: RankReport) -> None:
 
 
 def gather(place: RankPlace, patience_s: float) -> list[RankReport]:
-    """Reports of all ranks; one whose keeper tells nothing in time counts as dead."""
+    """Reports of all ranks; one whose keeper reports nothing in time counts as dead."""
     deadline_s = time.monotonic() + patience_s
     found = []
     for rank in range(place.world):

@@ -40,7 +40,7 @@ class Rival:
     """A variant beside the one that is recommended.
 
     Attributes:
-        excess: its cost over that of the recommended one, with its interval; the value alone where measured once.
+        excess: its cost over that of the recommended one, with its interval; only the value if it was measured once.
         memory_bytes: its memory less that of the recommended one; None where either is not known.
         probability: that it is the best.
     """
@@ -117,7 +117,7 @@ class Advice:
 def recommend(
     run: RecordedRun, question: Question, needs: Mapping[str, Sequence[str]] | None = None
 ) -> tuple[Advice, ...]:
-    """Advice a question for every group of a run.
+    """Answer a question for every group of a run.
 
     Args:
         run: as `bench.records.reader.read_run` gives it.

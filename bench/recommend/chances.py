@@ -108,7 +108,7 @@ def chances(samples: Samples, variants: Sequence[str], objective: Objective) -> 
     paired = {name: pace.relative(name, quickest) for name in variants if name != quickest}
     others = {name: found for name, found in paired.items() if any(map(len, found))}
     medians = {quickest: costs[quickest]}
-    # A median of pairs, and no quotient of medians: the variants met the same disturbances in pairs alone.
+    # A median of pairs, not a quotient of medians: only in a pair did both variants meet the same disturbances.
     medians |= {name: costs[quickest] * float(np.median(np.concatenate(pairs))) for name, pairs in others.items()}
     # One time carries the doubt of the whole group's level, which no comparison inside the group depends on.
     figures = [[list(process[:, None]) for process in pairs] for pairs in others.values()]
@@ -119,7 +119,7 @@ def chances(samples: Samples, variants: Sequence[str], objective: Objective) -> 
 
 @dataclass(frozen=True)
 class Pace:
-    """Times of a call, round by round: of the timed calls alone, or of a queued block where throughput is asked for."""
+    """Times of a call, round by round: of the timed calls, or of a queued block if throughput is asked for."""
 
     samples: Samples
     objective: Objective

@@ -128,7 +128,7 @@ def _answer_json(answer: Advice, run: RecordedRun) -> dict[str, Any]:
 
 
 def _finite(value: Any) -> Any:
-    """Return the value with None for every number that JSON does not have, such as infinity."""
+    """Return the value with None for every number that JSON cannot hold, such as infinity."""
     if isinstance(value, Mapping):
         return {str(key): _finite(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):

@@ -66,9 +66,9 @@ class MixAnswer:
 
 
 def mixes(run: RecordedRun, question: Question) -> tuple[MixAnswer, ...]:
-    """One answer a mix: groups that differ in their input set alone; nothing where the run has no such sets.
+    """One answer per mix, that is, groups that differ only in their input set; nothing if the run has no such sets.
 
-    Times alone add up over a mix, so an objective that is measured once a case has no answer for it.
+    Only times add up over a mix, so an objective that is measured once per case has no answer for it.
     """
     if question.objective not in TIMED:
         return ()

@@ -160,7 +160,7 @@ def read_beside(path: Path) -> Beside | None:
     except ValueError as error:
         msg = f"{path / ROUNDS.name} holds a row that is not a round ({error}); put back the file that the run wrote"
         raise UsageError(msg) from error
-    # Rounds without length weigh nothing; of a run of such alone the plain mean is taken.
+    # Rounds without a length have no weight; if a run has only such rounds, the plain mean is taken.
     weights = walls_s if walls_s.sum() > 0 else np.ones(len(rows))
     disturbed = sum(bool(row["why"]) for row in rows)
     return Beside(len(rows), disturbed, float(np.average(taken, weights=weights)), float(taken.max()))

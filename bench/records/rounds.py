@@ -16,7 +16,7 @@ from bench.plan.cases import LEAST_ROUNDS, Case
 from bench.records.block import Block
 
 Floats = NDArray[np.float64]
-#: With so many clean processes, which show how processes differ, disturbed ones are left out whatever their number.
+#: This many clean processes show how processes differ; disturbed ones are then left out, however many they are.
 CLEAN_PROCESSES = 3
 
 
@@ -110,7 +110,7 @@ class Samples:
     def stretch(self, *variants: str) -> float:
         """Factor by which intervals must be wider, so that kept rounds that were disturbed narrow none.
 
-        They are in the figures for lack of better ones; doubt falls with the square root of the clean rounds alone.
+        They are in the figures for lack of better ones; only the clean rounds reduce the doubt, by their square root.
 
         Args:
             variants: as for `kept`.

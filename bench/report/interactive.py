@@ -84,7 +84,7 @@ class Entry:
 
 
 def legend(chart: Chart) -> tuple[Entry, ...]:
-    """The entries of a figure; none where there is one kind of mark alone."""
+    """The entries of a figure; none if there is only one kind of mark."""
     if isinstance(chart, BarChart):
         names = part_names([chart])
         shape = "dot" if chart.dots else "bar"
@@ -322,7 +322,7 @@ def place(value: float, axis: Axis) -> float:
 
 
 def error_bars(parts: Iterable[Part], axis: Axis) -> dict[str, Any]:
-    """Plotly's lengths from each value to the ends of its interval; 0 where there is none."""
+    """Plotly's lengths from each value to the ends of its interval; 0 if there is none."""
     above, below = [], []
     for part in parts:
         middle = place(part.value, axis)

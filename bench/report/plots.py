@@ -188,7 +188,7 @@ def legend(charts: tuple[Chart, ...]) -> list[Any]:
 
 
 def curve_handle(variant: str, *, line: bool = True) -> Line2D:
-    """A variant's entry in the legend of curves, or of points alone."""
+    """A variant's entry in the legend of curves, or of points without lines."""
     style = look(variant)
     dash = style.dash[0] if line else ""
     return Line2D([], [], color=style.colour, marker=style.marker[0], ls=dash, ms=5, label=variant)

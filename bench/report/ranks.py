@@ -19,7 +19,7 @@ CAPTION = (
 
 
 def kinds(records: Sequence[RanksRecord]) -> tuple[Kind, ...]:
-    """Efficiency over ranks, a chart for each size of buckets and number of micro-batches; none with one rank alone."""
+    """Efficiency over ranks, a chart for each size of buckets and number of micro-batches; none with a single rank."""
     ok = [record for record in records if record.status is Status.OK and record.efficiency is not None]
     worlds = sorted({record.ranks for record in ok})
     if len(worlds) < 2:  # noqa: PLR2004 - a curve has two points

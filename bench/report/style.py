@@ -68,7 +68,7 @@ class Look:
 
 
 def look(variant: str) -> Look:
-    """The look of `variant`, which is a function of its name alone."""
+    """The look of `variant`, which depends only on its name."""
     names = list(COLOURS)
     if variant in COLOURS:
         place, colour = names.index(variant), COLOURS[variant]

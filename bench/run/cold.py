@@ -214,12 +214,12 @@ class Waiting:
 
 
 def _append(log: Path, to: Path) -> None:
-    """Append what a process printed to the log of all; a full disk costs the text alone."""
+    """Append what a process printed to the log of all; a full disk costs only the text."""
     with contextlib.suppress(OSError), to.open("ab") as file:
         file.write(log.read_bytes())
 
 
 def _copy(source: Path, target: Path) -> None:
-    """Copy what compilers cached; without it processes compile again, so a copy that fails costs time alone."""
+    """Copy what compilers cached; without it processes compile again, so a copy that fails costs only time."""
     with contextlib.suppress(OSError, shutil.Error):
         shutil.copytree(source, target, dirs_exist_ok=True)

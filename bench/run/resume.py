@@ -106,7 +106,7 @@ def begun(path: Path) -> Begun:
 
 
 def check(run: Begun, cases: Iterable[Case], facts: Mapping[str, Any]) -> None:
-    """Refuse to go on where the figures could not be compared with those recorded.
+    """Refuse to continue if the figures could not be compared with those recorded.
 
     Args:
         run: as it was begun.

@@ -42,7 +42,7 @@ from kernels.host.cores import usable_cores
 KEPT_SHARE = 0.3
 #: The ceilings may take so long; a suite's own limit is one for a case.
 CEILINGS_LIMIT_S = 120.0
-#: So may a GPU's steps, most of it to compile; what waits for ever is found out at this price, once.
+#: So may a GPU's steps, most of it to compile; a kernel that waits forever costs this much, once.
 STEPS_LIMIT_S = 60.0
 
 
@@ -81,7 +81,7 @@ class Runner:
         self.watch = Stopwatch()
         self._budget_s = self.plan.suite.budget_s
         self._groups_left = self.plan.runnable_groups
-        # A group alone takes further seatings itself.
+        # A single group takes further seatings itself.
         self._keeps_time = self._groups_left > 1
         self._forks: list[ForkServer] = []
         self._cold_forks: dict[tuple[str, ...], list[ForkServer]] = {}

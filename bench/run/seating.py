@@ -21,7 +21,7 @@ from bench.run.clock_check import Watch
 from bench.run.worker_process import Event, Home, Settings, Worker, WorkerError
 from bench.timing.rounds import Player
 
-#: Stage of a seating in which a process starts, told as the worker tells its own stages.
+#: Stage of a seating in which a process starts, reported as the worker reports its own stages.
 STARTS = "starts"
 #: Starts a worker; a context manager, inside which it lives.
 Start = Callable[[Settings], Worker]
@@ -89,7 +89,7 @@ class Seat:
 
     @contextlib.contextmanager
     def going(self) -> Iterator[None]:
-        """Let the process go on, and stop it again."""
+        """Let the process continue, and stop it again."""
         self.worker.go_on()
         try:
             yield

@@ -26,7 +26,7 @@ from bench.run.clock_check import Queued
 ROOT = Path(__file__).parent.parent.parent
 Event = dict[str, Any]
 
-#: Waits for the end of its input, which it shares with the parent alone, then ends the process group `$0`.
+#: Waits for the end of its input, which it shares only with the parent, then ends the process group `$0`.
 #: A worker inside a long call does not notice that its parent was killed, and no compiler that it started would.
 _GUARD = 'read -r _; kill -s KILL -- "-$0"'
 
@@ -225,7 +225,7 @@ class Worker:
             os.killpg(self._child.pid, signal.SIGSTOP)
 
     def go_on(self) -> None:
-        """Let the process go on where it was stopped."""
+        """Let the process continue where it was stopped."""
         with contextlib.suppress(OSError):
             os.killpg(self._child.pid, signal.SIGCONT)
 
@@ -343,7 +343,7 @@ def guard(group: int) -> subprocess.Popen[bytes]:
         stdin=subprocess.PIPE,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
-        # Ctrl-C is for the parent alone.
+        # Ctrl-C is only for the parent.
         start_new_session=True,
     )
 

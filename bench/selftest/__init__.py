@@ -1,4 +1,4 @@
-"""Tests of the suite itself: does it find a difference where there is one, and none where there is none?
+"""Tests of the suite itself: does it find a difference if there is one, and none otherwise?
 
 Uses `run` and `analysis`; no torch.
 """

@@ -135,7 +135,7 @@ class Unstopped(Worker):
     """A worker that never stands still."""
 
     def stop(self) -> None:
-        """Let it go on."""
+        """Let it continue."""
 
 
 def measure(

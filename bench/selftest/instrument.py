@@ -105,7 +105,7 @@ def _ask(workers: Bench, tool: str, seconds: float) -> dict[str, list[dict[str, 
 
 
 def _over(answers: list[dict[str, Any]], figure: str) -> float:
-    """One figure of several processes: the median of theirs, as kind to the instrument as can be."""
+    """One figure for several processes: their median, which favours the instrument."""
     return float(np.median([answer[figure] for answer in answers]))
 
 

@@ -132,7 +132,7 @@ def check(arguments: argparse.Namespace) -> None:
 
 
 def refuse_queue_options(arguments: argparse.Namespace) -> None:
-    """Refuse options that say how a batch is made up, where there is none.
+    """Refuse options that say how a batch is formed, if there are no batches.
 
     Raises:
         UsageError: naming the first of them.
@@ -153,7 +153,7 @@ def _plan(arguments: argparse.Namespace, settings: Settings) -> Plan:
     workloads = arguments.workload or ([f"{OWN}*"] if arguments.model else WORKLOADS[arguments.mode])
     select = Selection(tuple(workloads), (REFERENCE, *variants), (arguments.mode,))
     suite = Suite("serve", "", (select,), arguments.budget, device=arguments.device)
-    # Named here, so that what does not exist on the device is told.
+    # Named here, so that the user hears of variants that do not exist on the device.
     return make_plan(suite, Filters(variants=(REFERENCE, *variants), threads=settings.threads), settings, build=True)
 
 

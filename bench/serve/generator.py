@@ -66,7 +66,7 @@ def generate(loadgen: Any, task: dict[str, Any]) -> dict[str, float]:
             try:
                 connected.sendall(b"".join(QUERY.pack(sample.id, sample.index) for sample in samples))
             except OSError:
-                # LoadGen would take no exception, and wait for the answers for ever.
+                # LoadGen would ignore an exception and wait for the answers forever.
                 os._exit(EXIT_LOST)
 
         system = loadgen.ConstructSUT(issue, lambda: None)
@@ -84,7 +84,7 @@ def generate(loadgen: Any, task: dict[str, Any]) -> dict[str, float]:
 
 
 def _complete(loadgen: Any, connected: socket.socket, ended: threading.Event) -> None:
-    """Tell LoadGen of each answer; where the other side is gone, LoadGen would wait for ever, so this ends it."""
+    """Tell LoadGen of each answer; if the other side is gone, LoadGen would wait forever, so end it."""
     rest = b""
     while not ended.is_set():
         try:

@@ -40,7 +40,7 @@ class RayCluster:
     """Nodes of a Ray cluster that measure.
 
     Attributes:
-        address: of the cluster, or `local` for this machine alone.
+        address: of the cluster, or `local` for only this machine.
         checkout: folder of this project on the nodes.
         plugins: files that add variants, at the same path on each node.
         device: that units need, `cpu` or `cuda`.

@@ -204,7 +204,7 @@ def _kinds(nodes: Sequence[SweepNode], wanted: Sequence[str]) -> tuple[HostKind,
 
 
 def _check_hosts(state: SweepState, nodes: Sequence[SweepNode], resumed: bool) -> None:
-    """Refuse a sweep that the nodes cannot end; a resumed one may go on with some of its kinds.
+    """Refuse a sweep that the nodes cannot finish; a resumed one may continue with some of its kinds.
 
     Raises:
         UsageError: naming the kind that has too few hosts.

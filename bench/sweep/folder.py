@@ -130,7 +130,7 @@ class SweepFolder:
         durable.append(self.path / EVENTS, (json.dumps({**event, "time": now()}) + "\n").encode())
 
     def losses(self) -> dict[UnitJob, list[str]]:
-        """Names of the nodes that were lost with each job so far; a torn last line is none."""
+        """Names of the nodes that were lost with each job so far; a torn last line does not count."""
         found: dict[UnitJob, list[str]] = {}
         path = self.path / EVENTS
         whole = path.read_bytes().split(b"\n")[:-1] if path.exists() else []
@@ -159,7 +159,7 @@ class SweepFolder:
         try:
             _complete(RunFolder(new), planned, stored)
         except UsageError as error:
-            # Files that do not fit together are no result, and end one unit alone.
+            # Files that do not fit together are no result, and end only this unit.
             reason = f"the files that came back do not fit together: {str(error).removeprefix(f'{new}/')}"
             return self.store({**stored, "ended": "failed", "reason": reason}, {}, planned)
         durable.replace(new / "unit.json", (json.dumps(dict(stored), indent=2) + "\n").encode())

@@ -116,7 +116,7 @@ class MergedRun:
         return merged
 
     def _bare(self) -> dict[str, Any]:
-        """Facts of the kind alone, where no unit got so far as to write its own."""
+        """Facts of the kind only, if no unit got so far as to write its own."""
         machine = {name: value for name, value in self.kind.facts.items() if name not in {"software", "usable_cores"}}
         return {"machine": machine, "software": dict(self.kind.facts.get("software", {})), "threads": {}, "git": {}}
 

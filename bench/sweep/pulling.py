@@ -172,12 +172,12 @@ class Pulling:
         return node.name not in lost or not any(other.name not in self._hosts_of(job) for other in others)
 
     def _hosts_of(self, job: UnitJob) -> set[str]:
-        """Hosts that measured the job's unit, or are at it, for another repeat."""
+        """Hosts that measured the job's unit for another repeat, or are measuring it."""
         at_it = [*self.done.items(), *((found, name) for name, found in self._running.items())]
         return {name for found, name in at_it if (found.number, found.kind) == (job.number, job.kind)}
 
     def _late(self, job: UnitJob) -> bool:
-        """Return whether a job is not expected to end in time; the first is always begun, so that a sweep gets on."""
+        """Return whether a job is not expected to end in time; the first is always begun, to make progress."""
         return self._begun_any and time.perf_counter() + self._unit(job).expected_s > self.deadline_s
 
     def _all_late(self) -> bool:

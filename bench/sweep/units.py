@@ -34,7 +34,7 @@ class SweepUnit:
         return unit_name(self.cases[0].case)
 
     def cases_with(self, threads: int) -> tuple[Described, ...]:
-        """The cases as a host with so many threads measures them."""
+        """The cases as a host with this many threads measures them."""
         return tuple(
             dataclasses.replace(found, case=dataclasses.replace(found.case, threads=threads)) for found in self.cases
         )

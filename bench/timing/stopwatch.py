@@ -32,7 +32,7 @@ class Stopwatch:
         """Count for another kind from now on; returns the one before.
 
         Raises:
-            KeyError: for a kind that is none of `KINDS`.
+            KeyError: for a kind that is not in `KINDS`.
         """
         now = self.clock()
         self.spent_s[self._kind] += now - self._since

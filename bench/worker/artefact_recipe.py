@@ -33,7 +33,7 @@ class NoRecipeError(ValueError):
 def refusal(variant: Variant, mode: str) -> str | None:
     """Reason why a variant cannot be written as a file of its own, or None."""
     if mode == "decode":
-        return "decoding is a loop over steps around the model, and an artefact replaces whole passes alone"
+        return "decoding is a loop over steps around the model, and an artefact replaces only whole passes"
     if variant.lstm not in {"nn", "kernels"}:
         return f"{variant.name} runs an LSTM written for comparison, which is not a way to ship a model"
     if variant.captures_step or variant.reuses_outputs:
@@ -215,7 +215,7 @@ def main() -> int:
 
 
 def printed(variant: str, make: Callable[[], str]) -> int:
-    """Print a recipe and what its process needs as one line of JSON, or why there is none; returns the exit code."""
+    """Print a recipe and the needs of its process as one line of JSON, or why there is none; return the exit code."""
     if variant not in VARIANTS:
         print(f"{variant} is a variant of a plugin, of which there is no recipe", file=sys.stderr)
         return EXIT_CANNOT

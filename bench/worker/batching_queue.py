@@ -128,7 +128,7 @@ class BatchCounts:
         self.busy_s += busy_s
 
     def add_step(self, together: int, finished: int, busy_s: float) -> None:
-        """Count a step of so many queries, of which some are done."""
+        """Count a step of this many queries, some of which are done."""
         self.batches += 1
         self.together += together
         self.queries += finished

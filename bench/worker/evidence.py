@@ -65,7 +65,7 @@ class Observation:
         operators: calls of each operator, heaviest first.
         kernels: launches of each GPU kernel, heaviest first; empty on a CPU.
         precisions: types of the matrix products and LSTM operators, most frequent first.
-        lstm_precisions: types of the LSTM operators alone.
+        lstm_precisions: types of the LSTM operators only.
         graph_launches: launches of whole CUDA graphs.
         threads: that a runtime other than torch computes with; None for torch.
         words: what such a runtime says of itself; empty for torch.

@@ -32,7 +32,7 @@ def by_torch(subject: Subject, seconds: float) -> dict[str, float]:
 
 def by_pytest(subject: Subject, seconds: float) -> dict[str, float]:
     """Median and minimum of pytest-benchmark's `benchmark` fixture, in this process, with its own calibration."""
-    import pytest  # noqa: PLC0415 - of use here alone
+    import pytest  # noqa: PLC0415 - only used here
 
     class Provider:
         """Gives the test what to call, and keeps its statistics."""

@@ -166,7 +166,7 @@ class Replica:
 
     @classmethod
     def resumed(cls, setting: RankSetting, trained: RankedCase, path: Path, group: Any) -> Replica:
-        """A new replica that goes on from such a file."""
+        """A new replica that continues from such a file."""
         kept = torch.load(path, weights_only=True, map_location="cpu")
         replica = cls(setting, trained, kept["model"], group)
         replica.optimizer.load_state_dict(kept["optimizer"])
@@ -220,7 +220,7 @@ def check(
 
 
 def check_resumed(setting: RankSetting, trained: RankedCase, group: Any, path: Path) -> dict[str, Any]:
-    """Train, write a checkpoint, go on; then let new replicas go on from the file, and compare their weights.
+    """Train, write a checkpoint and continue; then let new replicas continue from the file, and compare their weights.
 
     Args:
         setting: how the work is divided.

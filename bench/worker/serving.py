@@ -155,7 +155,7 @@ class Server:
         )
 
     def make_queue(self, scenario: str) -> Any:
-        """The queue of a test; nothing waits for company that does not come: in Server alone may some still come."""
+        """The queue of a test; nothing waits for queries that never come: only in Server can more arrive."""
         largest = 1 if scenario == "single-stream" else self.largest
         return BatchingQueue(largest, self.wait_s if scenario == "server" else 0.0, self.bucket_of)
 
@@ -199,7 +199,7 @@ SERVERS: dict[str, type[Server]] = {"queue": Server}
 def serving(request: dict[str, Any], emit: Emit) -> None:
     """One step of serving: `begin` builds, gates and warms up, `load` serves one test, `end` gates again.
 
-    `rows` looks at own models alone, whose inputs may not be made of sequences that can be taken apart.
+    `rows` examines only own models, whose inputs may not consist of sequences that can be separated.
     """
     action = request["action"]
     if action == "rows":

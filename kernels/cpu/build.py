@@ -90,7 +90,7 @@ def library(target: str = NATIVE) -> ctypes.CDLL:
 
 
 def load(source: str, target: str, subject: str) -> ctypes.CDLL | str:
-    """Load a library of one source beside the kernel's, built if need be; the reason in words where there is none.
+    """Load a library of one source beside the kernel's, built if needed; return the reason if that fails.
 
     Args:
         source: its name in this folder.

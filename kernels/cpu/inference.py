@@ -60,7 +60,7 @@ class Prepared:
         features: of a step of the input.
         storage: key of `kernels.cpu.packing.KEPT`. For `TRAINED`, which is autocast's, weights are kept in bf16 as
             the processor multiplies it fastest, and changes are looked for as for float32.
-        names: of the parameters in the module, in the same order; none where this serves one call alone.
+        names: of the parameters in the module, in the same order; none if this serves a single call.
         choices: what `at_once` returns beside its results.
 
     Attributes:

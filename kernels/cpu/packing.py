@@ -109,7 +109,7 @@ def pack(weight: Tensor, order: str, storage: str = "fp32", *, whole: bool = Tru
 
 
 def _memory(count: int, dtype: torch.dtype, *, lasting: bool) -> Tensor:
-    """Return memory for so many packed numbers, in large pages as far as it fills them and the system has some.
+    """Return memory for this many packed numbers, in large pages if it fills them and the system has some.
 
     Not where an optimizer will soon have changed the weights: new large pages cost what reading them once gains.
     """

@@ -196,7 +196,7 @@ def _bytes(resets: Tensor | None) -> Tensor | None:
 
 
 def _product(left: Tensor, right: Tensor, out: Tensor, *, add: bool = False) -> None:
-    """Multiply for each direction into `out`, or add to it; in place, which autocast leaves alone."""
+    """Multiply for each direction into `out`, or add to it; in place, which autocast does not change."""
     if left.size(0) == 1:
         if add:
             out[0].addmm_(left[0], right[0])

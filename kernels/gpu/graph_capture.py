@@ -113,7 +113,7 @@ class Cuda:
     def _record(self, graph: Any, launch: Callable[[], None], pool: Any) -> int:
         """Capture on the current stream; an address that was allocated meanwhile."""
         try:
-            # Other threads go on allocating and launching.
+            # Other threads continue to allocate and launch.
             graph.capture_begin(pool=pool, capture_error_mode="thread_local")
         except RuntimeError as error:
             self._failed.append(graph)
@@ -129,7 +129,7 @@ class Cuda:
                 graph.capture_end()
             except RuntimeError as error:
                 self._failed.append(graph)
-                # Another thread that waits for the whole device ends a capture, and torch is none the worse for it.
+                # Another thread that waits for the whole device ends a capture, which does torch no harm.
                 raise CaptureError(_line(error), final=not self._captures()) from error
 
     def _captures(self) -> bool:

@@ -139,7 +139,7 @@ def product(
         chunks = load_rows(p_rows, inside, first, min(GROUP, CHUNKS - first), K, BLOCK_K, SPLIT, POLL)
         if POLL:
             # No order among loads or stores is asked for: each element proves its own arrival. That no element is torn
-            # is what NVIDIA's GPUs do; PTX promises it for strong stores alone, and Triton's are weak.
+            # is what NVIDIA's GPUs do; PTX promises it only for strong stores, and Triton's are weak.
             while waits & missing(chunks):
                 chunks = load_rows(p_rows, inside, first, min(GROUP, CHUNKS - first), K, BLOCK_K, SPLIT, POLL)
         elif NATIVE and GROUP > 1 and SPLIT > 1:

@@ -66,7 +66,7 @@ def share(text: str) -> float:
 
 
 def _float(text: str) -> float:
-    """The number; what is none compares as False with everything."""
+    """Return the number, or NaN, which compares as False with everything."""
     try:
         return float(text)
     except ValueError:

@@ -204,7 +204,7 @@ def _special(names: list[str], runs: int, *, small: bool) -> Iterator[CheckQuest
 
 
 def _each_exchange(configs: list[Any]) -> list[Any]:
-    """The first configuration of each way in which programs hand h to each other; the first alone where none do."""
+    """The first configuration of each way in which programs hand h to each other; otherwise only the first."""
     found: dict[str | None, Any] = {}
     for config in configs:
         found.setdefault(getattr(config, "sync", None), config)

@@ -157,7 +157,7 @@ def limit(name: str, dtype: torch.dtype, *, tf32: bool = False) -> float:
 def errors_forward(
     sizes: Sizes, kernel: ModuleType | Any, *, save: bool = True, tf32: bool = False, **options: Any
 ) -> dict[str, float]:
-    """Run `kernel.forward` on a problem; error of each output by name. Gates count inside the lengths alone."""
+    """Run `kernel.forward` on a problem; error of each output by name. Gates count only within the lengths."""
     args = sizes.forward(save=save, tf32=tf32)
     truth = _wide(sizes.forward(save=save))
     loop_forward(truth)
@@ -193,7 +193,7 @@ def _error(value: Tensor, truth: Tensor, lengths: Tensor | None, name: str) -> f
             return float("inf")
         value, truth = torch.where(inside, value, 0.0), torch.where(inside, truth, 0.0)
     difference = (value.double() - truth.double()).norm().item()
-    if difference != difference:  # noqa: PLR0124 - NaN alone differs from itself
+    if difference != difference:  # noqa: PLR0124 - only NaN differs from itself
         return float("inf")
     return float(difference / max(truth.norm().item(), 0.1 * max(truth.numel(), 1) ** 0.5))
 

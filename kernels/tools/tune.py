@@ -108,7 +108,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def start(path: Path, device: str, facts: dict[str, str], *, again: bool) -> MeasuredTable:
-    """The table to go on with: the file's when it is of this GPU, these versions and these kernels, else an empty one.
+    """The table to continue: the file's if it is of this GPU, these versions and these kernels, otherwise an empty one.
 
     Raises:
         ValueError: when the file is of another GPU or broken; it is not overwritten.

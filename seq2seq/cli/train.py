@@ -91,7 +91,7 @@ def train(arguments: argparse.Namespace) -> int:
 
 
 def _begun(arguments: argparse.Namespace, given: dict[str, Any]) -> dict[str, Any]:
-    """The run.json of the run to go on with, after a look at what is asked for beside it."""
+    """The run.json of the run to continue, after a check of the other options."""
     if arguments.out is None:
         msg = "--resume continues the run in --out; name it"
         raise CommandError(msg)

@@ -45,7 +45,7 @@ class Subwords:
         """Learn the most frequent pieces of the texts; equal texts give equal vocabularies.
 
         Args:
-            texts: of the training split alone, or validation texts would shape the tokens they are judged in.
+            texts: of the training split only; otherwise validation texts would shape the tokens they are judged in.
             vocabulary: most tokens; there are fewer when the texts hold no more pairs that come twice.
 
         Raises:

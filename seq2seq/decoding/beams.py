@@ -33,7 +33,7 @@ class Beams:
         self.ranks = torch.arange(beam, device=bounds.device)
 
     def candidates(self, outputs: Tensor, scores: Tensor, places: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """The best continuations of each sequence: their scores, the rows that they go on from, and their tokens.
+        """The best continuations of each sequence: their scores, the rows that they continue, and their tokens.
 
         All are (sequences * beam,); where there are fewer, scores are minus infinity.
 
@@ -55,7 +55,7 @@ class Beams:
         return found.flatten(), parents, tokens[parents, (index % kept).flatten()]
 
     def end(self, found: Decoded, length: int, scores: Tensor, tokens: Tensor, history: Tensor) -> Tensor:
-        """Take out what ended and keep the best of it: which places go on, (sequences * beam,) bool.
+        """Take out hypotheses that ended and keep the best; return which places continue, (sequences * beam,) bool.
 
         Args:
             found: where the best are written.

@@ -72,7 +72,7 @@ class Decoded:
 
     @classmethod
     def room(cls, bounds: Tensor, longest: int) -> Decoded:
-        """Room for sequences of at most (batch,) `bounds` tokens; what is never written has a score that is none."""
+        """Room for sequences of at most (batch,) `bounds` tokens; what is never written has NaN as its score."""
         scores = torch.full(bounds.shape, math.nan, dtype=torch.float64, device=bounds.device)
         return cls(bounds.new_full((bounds.size(0), longest), PAD), torch.zeros_like(bounds), scores)
 

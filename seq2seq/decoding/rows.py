@@ -125,7 +125,7 @@ class StepRows:
         return tuple(own[0] if stream.reads == "source" else own[-1] for stream in self.streams)
 
     def _step(self, stage: int, here: list[tuple[int, RowHolder]]) -> None:
-        """One step of an LSTM; rows whose query is elsewhere compute what nobody reads."""
+        """One step of an LSTM; rows without a query in it compute values that are not read."""
         samples, steps = torch.zeros(2, len(self._rows), dtype=torch.int64)
         resets = torch.zeros(len(self._rows), dtype=torch.bool)
         for row, holder in here:
@@ -138,7 +138,7 @@ class StepRows:
             self._keep(outputs[rows], rows, steps.to(outputs.device)[rows], [holder for _, holder in here])
 
     def _make_room(self, head: Tensor, longest: int) -> None:
-        """Make room for results of at most so many steps, of the type of a step's outputs (rows, head_size)."""
+        """Make room for results of at most this many steps, of the type of a step's outputs (rows, head_size)."""
         self._outputs = head.new_zeros(head.size(0), longest, head.size(1))
 
     def _keep(self, outputs: Tensor, rows: Tensor, steps: Tensor, holders: list[RowHolder]) -> None:
@@ -190,7 +190,7 @@ class DecodingRows(StepRows):
 
     Args:
         model: as for `StepRows`; with tokens as targets.
-        batch: as for `StepRows`; of the targets the number of steps alone counts.
+        batch: as for `StepRows`; of the targets only the number of steps counts.
         lengths: as for `StepRows`.
         count: rows.
 

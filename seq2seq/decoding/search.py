@@ -181,7 +181,7 @@ def forecast(
         model: in evaluation mode, for real-valued targets.
         source: as for `Model.encode`.
         target: (batch, steps, target_size), what the decoder reads with teacher forcing. Of the first `output_size`
-            features the first step alone is read; the others are covariates, known in advance.
+            features only the first step is read; the others are covariates, known in advance.
         lengths: valid steps of each source, (batch,) int64 on the CPU; all when absent.
         samples: paths drawn from the likelihood head, each going on from its own (ancestral sampling, Salinas et al.
             2020); None for one path of means.

@@ -69,8 +69,8 @@ class Served:
         """One line for people."""
         exact = {"batches": sizes.batch, "source steps": sizes.source_steps, "target steps": sizes.target_steps}
         parts = [f"any {' and '.join(self.any_of)}"] if self.any_of else []
-        parts += [f"{name} of {exact[name]} alone" for name in self.refused]
-        parts += [f"{name} of {exact[name]} alone, WRONG RESULTS for others" for name in self.wrong]
+        parts += [f"only {name} of {exact[name]}" for name in self.refused]
+        parts += [f"only {name} of {exact[name]}, WRONG RESULTS for others" for name in self.wrong]
         return "; ".join(parts)
 
 
@@ -145,7 +145,7 @@ def load(path: Path, form: str) -> Loaded:
     Arguments that the file was not exported with are left out or None.
 
     Raises:
-        ExportError: for a file that is none of that format.
+        ExportError: for a file that is not of that format.
     """
     if form not in FORMATS:
         msg = f"format is {form!r}, expected one of {', '.join(FORMATS)}"

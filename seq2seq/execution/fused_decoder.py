@@ -107,7 +107,7 @@ class FusedDecoder:
 
 
 def _serves(given: list[Tensor], mask: Tensor | None, lengths: Tensor | None) -> bool:
-    """Return whether the native call reads these as they are, and nobody else would see its operators.
+    """Return whether the native call can read these without conversion, and nothing else has to see its operators.
 
     Args:
         given: all that must be float32: x first, the state and the parameters.

@@ -24,10 +24,10 @@ Requirement = Callable[[str, str, Workload], str | None]
 
 
 def cannot_decode(mode: str, workload: Workload) -> str | None:
-    """A model that decodes is fed its own output; a beam is of tokens, and of that mode alone."""
+    """A model that decodes is fed its own output; a beam is of tokens, and only of that mode."""
     config, beam = workload.config, workload.beam
     if mode != "decode":
-        return None if beam == 1 else f"beam={beam} means something in the mode decode alone: leave it out"
+        return None if beam == 1 else f"beam={beam} means something only in the mode decode: leave it out"
     if not config.decodes or workload.target_steps is None:
         why = "its decoder reads the source" if config.decodes else "it has no decoder"
         return f"cannot be fed its own output: {why}"
@@ -138,7 +138,7 @@ def needs_rival(name: str, function: Callable[[], object]) -> Requirement:
             why = "which is not installed" if missing else f"which does not load here ({' '.join(str(error).split())})"
             return f"needs {name}, {why}: pip install {name}"
         if both := next((stack.name for stack in workload.config.stacks if stack.directions > 1), None):
-            return f"{name}'s LSTM walks forward alone, and the {both} reads both ways"
+            return f"{name}'s LSTM runs only forward, and the {both} reads both ways"
         if differ := _differ_in_length(workload):
             return f"{name}'s LSTM takes no lengths, and {differ}"
         return None

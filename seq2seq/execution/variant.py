@@ -213,7 +213,7 @@ class Variant:
         if mode == "decode" and self.runtime is not None:
             return f"{self.runtime} runs whole passes here: its model has no single step to feed with its own output"
         if mode != "decode" and self.captures_step:
-            return "captures a decoding step: for the mode decode alone"
+            return "captures a decoding step: only for the mode decode"
         return None
 
 

@@ -134,7 +134,7 @@ def draw(likelihood: str, outputs: Tensor, generator: torch.Generator | None = N
     noise = torch.randn(location.shape, dtype=location.dtype, device=location.device, generator=generator)
     if isinstance(found, StudentT):
         # A normal over the root of an independent chi-squared that is divided by its degrees of freedom.
-        squares = 2 * torch._standard_gamma(found.df / 2, generator=generator)  # noqa: SLF001 - alone takes a generator
+        squares = 2 * torch._standard_gamma(found.df / 2, generator=generator)  # noqa: SLF001 - the only one that takes a generator
         noise *= (found.df / squares).sqrt()
     return location + scale * noise
 

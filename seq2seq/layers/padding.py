@@ -17,7 +17,7 @@ class Reader(nn.Module):
         lstm: `torch.nn.LSTM` or a drop-in, with `batch_first=True`.
     """
 
-    # Read by TorchScript, which then compiles the branch taken alone.
+    # Read by TorchScript, which then compiles only the branch taken.
     __constants__ = ("padded",)
 
     def __init__(self, lstm: nn.RNNBase) -> None:

@@ -1,4 +1,4 @@
-"""Seq2Seq with attention: the decoder looks at all of the encoder's outputs, not at its final state alone.
+"""Seq2Seq with attention: the decoder reads all outputs of the encoder, not only its final state.
 
 Without feeding, its decoder is one call of one LSTM over the whole target, which is what fast kernels serve; fed with
 what it looked at the step before, it is a call a step.

@@ -148,7 +148,7 @@ def from_pretrained(name: str | Path, lstm: Callable[..., nn.RNNBase] = nn.LSTM)
 
 
 def read_sizes(folder: str | Path) -> tuple[Config, dict[str, Any] | None]:
-    """Sizes of a checkpoint's model, and what was given with it; the weights are left alone.
+    """Sizes of a checkpoint's model, and what was given with it; the weights are not read.
 
     Raises:
         CheckpointError: as `from_pretrained`.
@@ -212,7 +212,7 @@ def _replace(path: Path, data: bytes) -> None:
 
 
 def _umask() -> int:
-    """Permissions that new files must not have; a temporary folder is its owner's alone, a checkpoint need not be."""
+    """Permissions that new files must not have; a temporary folder belongs to its owner only, a checkpoint need not."""
     mask = os.umask(0)
     os.umask(mask)
     return mask

@@ -194,7 +194,7 @@ def _check(labels: Tensor, valid: Tensor, outputs: Tensor, blank_label: int) -> 
         row = int((~whole).nonzero()[0])
         msg = (
             f"the labels of sequence {row} are {labels[row].tolist()}; expected labels below {outputs.size(2)} but the "
-            f"blank, {blank_label}, and {IGNORE_TOKEN} past their end alone"
+            f"blank, {blank_label}, and {IGNORE_TOKEN} only past their end"
         )
         raise ValueError(msg)
     needed = steps_needed(labels)

@@ -161,7 +161,7 @@ class Seq2Seq(Model):
         TypeError, ValueError: from `forward`, for inputs of the wrong dtype or shape.
     """
 
-    # Read by TorchScript, which then compiles the branch taken alone.
+    # Read by TorchScript, which then compiles only the branch taken.
     __constants__ = (
         "padded",
         "source_features",
@@ -248,7 +248,7 @@ class Seq2Seq(Model):
     @torch.jit.export
     def step(self, value: Tensor, state: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         """Decode one step."""
-        if self.steps_in_place:  # noqa: SIM102 - TorchScript leaves out a branch on a constant alone
+        if self.steps_in_place:  # noqa: SIM102 - TorchScript leaves out only a branch on a constant
             if not torch.is_grad_enabled():
                 hidden, cell = state["hidden"].clone(), state["cell"].clone()
                 outputs = self.decoder.step(self.embed_target(value), (hidden, cell))  # type: ignore[operator]

@@ -71,7 +71,7 @@ class EpisodesLSTM(Model):
         lstm: class of the LSTM, with the parameters of `torch.nn.LSTM`.
     """
 
-    # Read by TorchScript, which then compiles the branch taken alone.
+    # Read by TorchScript, which then compiles only the branch taken.
     __constants__ = ("resets",)
 
     def __init__(self, config: EpisodesConfig, lstm: Callable[..., nn.RNNBase] = nn.LSTM) -> None:

@@ -43,7 +43,7 @@ def check_likelihood(config: FamilyDefaults) -> None:
 
 
 def check_bool(name: str, value: object) -> None:
-    """Raise TypeError for a flag that is none."""
+    """Raise TypeError for a flag that is not a bool."""
     if not isinstance(value, bool):
         msg = f"{name} is {value!r}, expected True or False"
         raise TypeError(msg)

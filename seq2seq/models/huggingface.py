@@ -49,7 +49,7 @@ class PaddedConfig(Config, Protocol):
 class PretrainedSeq2Seq(Model):
     """A `transformers` encoder-decoder behind our calls, its own cache as the state of decoding.
 
-    Its state_dict has each weight once, where the library's repeats those that parts share; what is `COMPUTED` is none.
+    Its state_dict has each weight once, where the library repeats shared ones, and nothing that is `COMPUTED`.
 
     The state has `memory`, (1, batch, source steps, hidden_size), and `inside`, (1, batch, source steps) int64; after
     the first step also, for each decoder layer, keys and values of the steps so far as `self0`, ..., and of the

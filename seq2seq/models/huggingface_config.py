@@ -252,7 +252,7 @@ class PretrainedConfig(FamilyDefaults):
         library = transformers()
         theirs = library.AutoConfig.for_model(self.architecture, **self.theirs())
         model = library.AutoModelForSeq2SeqLM.from_config(theirs)
-        # Made without memory, for its sizes alone, the parts of a model do not share what they share.
+        # Parts of a model that is made without memory, only for its sizes, do not share what they otherwise share.
         model.tie_weights()
         return PretrainedSeq2Seq(model, type(self).of(model.config, self.name))
 

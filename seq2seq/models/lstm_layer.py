@@ -1,4 +1,4 @@
-"""One LSTM alone, behind the contract of the Seq2Seq: for sizes that are published for a layer and not for a model.
+"""A single LSTM behind the interface of the Seq2Seq: for sizes that are published for a layer and not for a model.
 
 Its outputs are the LSTM's own, so that nothing but the LSTM is in the time of a forward pass.
 """
@@ -90,7 +90,7 @@ class SingleLSTM(Model):
         """
         if target is not None or source_lengths is not None or target_lengths is not None:
             # A literal message: TorchScript compiles this too.
-            raise ValueError("an LSTM alone takes a source and nothing else; use Seq2Seq")  # noqa: EM101, TRY003
+            raise ValueError("a single LSTM takes a source and nothing else; use Seq2Seq")  # noqa: EM101, TRY003
         outputs, (hidden, cell) = self.lstm(source)
         return outputs, hidden, cell
 

@@ -112,7 +112,7 @@ class StackedEncoder(Model):
             of the upper LSTM, (1, batch, hidden_size) each.
         """
         if target is not None or target_lengths is not None:
-            raise ValueError("an encoder alone takes a source and nothing else; use Seq2Seq")  # noqa: EM101, TRY003
+            raise ValueError("an encoder takes a source and nothing else; use Seq2Seq")  # noqa: EM101, TRY003
         check_steps("source", source, self.input_size, tokens=False)
         check_lengths("source_lengths", source_lengths, source)
         lower, _ = self.lower(blank(source, source_lengths))

@@ -55,7 +55,7 @@ def add_variants() -> tuple[str, ...]:
     A function may say `make.precision = "bf16"`, so that its variant is judged by the limits of that.
 
     Raises:
-        OwnModelError: for a name that is taken, or a function that is none.
+        OwnModelError: for a name that is taken, or something that is not a function.
     """
     given = spec()
     for name, reference in (given.variants if given else {}).items():

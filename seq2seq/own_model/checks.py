@@ -1,4 +1,4 @@
-"""Requirements of an own model: the same call gives the same result, and inputs are left alone.
+"""Requirements of an own model: the same call gives the same result, and inputs are not changed.
 
 Each check calls the user's eager model a few times and refuses in one line that names what was found.
 """

@@ -58,7 +58,7 @@ def one_line(error: BaseException) -> str:
 
 
 def place_of(error: BaseException) -> str:
-    """The last line of the user's code that an error came through: ` (lm.py:12)`; empty where there is none."""
+    """The last line of the user's code that an error came through: ` (lm.py:12)`; empty if there is none."""
     if isinstance(error, SyntaxError) and error.filename:
         return f" ({error.filename}:{error.lineno})"
     frames = [frame for frame in traceback.extract_tb(error.__traceback__) if is_users(frame.filename)]

@@ -180,7 +180,7 @@ def input_sets(function: Any, reference: str, trace: str, forward: Any) -> tuple
         forward: of the model, whose parameters tell keyword arguments from names of sets.
 
     Raises:
-        OwnModelError: for what is none.
+        OwnModelError: for anything else.
     """
     seeded, placed = takes(function, "seed"), takes(function, "device")
 

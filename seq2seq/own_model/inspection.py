@@ -154,7 +154,7 @@ def looked_at(workload: OwnWorkload) -> dict[str, CallLook]:
     """Time of a call and the share of it that the LSTMs take, by mode, measured here and now."""
     own, given = workload.own, workload.make_batch(0)
     if own.form is not None:
-        # What runs an ONNX file in torch is the truth alone and no variant.
+        # Only the truth runs an ONNX file in torch, and no variant.
         if own.form is Form.ONNX:
             return {}
         with torch.inference_mode():

@@ -248,7 +248,7 @@ def replaced(model: nn.Module, variant: Variant) -> tuple[nn.Module, dict[str, s
     """A model with the LSTMs that a variant names in place of its own, with the same parameters.
 
     Returns:
-        The model (another object only where that itself is an LSTM), and why LSTMs were left alone, by name.
+        The model (another object only where that itself is an LSTM), and why LSTMs were not replaced, by name.
     """
     if variant.lstm == "nn":
         return model, {}

@@ -197,7 +197,7 @@ def _tried(
 
 
 def _dimension(name: str, value: Tensor, singles: Mapping[int, dict[str, Tensor]], count: int) -> int | None:
-    """The dimension along which the results of single sequences lie in an output; None where there is none."""
+    """The dimension along which the results of single sequences lie in an output; None if there is none."""
 
     def fits(dim: int) -> bool:
         for place, found in singles.items():

@@ -38,7 +38,7 @@ class Exports:
     """Serialised models by the digest of all that they depend on, so that none is exported twice.
 
     Attributes:
-        folder: where they are kept for other processes with the same code; None keeps them in memory alone.
+        folder: where they are kept for other processes with the same code; None keeps them only in memory.
     """
 
     folder: Path | None = None
@@ -115,13 +115,13 @@ def exported(runtime: Runtime, digest: bytes) -> bytes:
     # Two variants may have the same weights in modules of other classes.
     classes = [f"{type(module).__module__}.{type(module).__qualname__}" for module in runtime.model.modules()]
     key = key_of(digest, runtime.model.config, runtime.signature, classes, torch.__version__)
-    # The name of a model that is none of ours holds its address, and a class of others may hold what no weight shows.
+    # The name of a user's model holds its address, and a user's class may hold values that no weight shows.
     known = all(name.split(".", maxsplit=1)[0] in {"seq2seq", "kernels", "torch"} for name in classes)
     return EXPORTS.get(key, lambda: _export(runtime), shared=known and not hasattr(runtime.model, "onnx"))
 
 
 def _export(runtime: Runtime) -> bytes:
-    # A model that is none of ours exports itself.
+    # A user's model exports itself.
     if hasattr(runtime.model, "onnx"):
         own: bytes = cast("Any", runtime.model).onnx()
         return own
@@ -137,10 +137,10 @@ def to_onnx(model: Model, example: Inputs, *, dynamic: bool = False) -> bytes:
         dynamic: whether batch and steps are left open, as far as the model's operators let them be; otherwise the
             shapes are those of the example.
     """
-    # The exporter's annotations know paths alone; it writes to anything that is open.
+    # The exporter's annotations allow only paths, but it writes to anything that is open.
     file: Any = io.BytesIO()
     given = {name: value for name, value in zip(ARGUMENTS, example, strict=True) if value is not None}
-    # Lengths have a batch alone; of a state, the batch is the second dimension.
+    # Lengths have only a batch dimension; in a state, the batch is the second dimension.
     axes = {name: dict(enumerate(("batch", f"{name}_steps")[: value.dim()])) for name, value in given.items()}
     axes |= {"outputs": {0: "batch", 1: "steps"}, "hidden": {1: "batch"}, "cell": {1: "batch"}}
     # The exporter warns that it is old, that shapes are fixed and that the checks of inputs are not exported: all true.

@@ -52,7 +52,7 @@ def with_lengths(model: Model) -> Model:
 
 
 class _Node(torch.autograd.Function):
-    """One layer, all its directions, as one node. The exporter asks for shapes alone, so nothing is computed."""
+    """One layer, all its directions, as one node. The exporter asks only for shapes, so nothing is computed."""
 
     @staticmethod
     def forward(  # noqa: PLR0913, PLR0917 - an operator's inputs

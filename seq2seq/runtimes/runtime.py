@@ -122,7 +122,7 @@ class Runtime(abc.ABC):
 
 
 def digest_of(weights: Mapping[str, Tensor]) -> bytes:
-    """Digest of all weights: equal for equal ones alone."""
+    """Digest of all weights: equal only for equal weights."""
     found = hashlib.blake2b()
     for name, value in weights.items():
         found.update(f"{name}{tuple(value.shape)}".encode())

@@ -21,7 +21,7 @@ def family_config(model: str, layers: int, common: dict[str, Any], lstm: dict[st
         layers: of the encoder, and of the decoder where `lstm` does not say otherwise.
         common: fields that all families have.
         lstm: further ones of `lstm` and `attention`.
-        attention: further ones of `attention` alone.
+        attention: further options, of `attention` only.
     """
     if model == "gnmt":
         return GNMTConfig(**common, num_layers=max(layers, LEAST_LAYERS))

@@ -141,7 +141,7 @@ class ForecastingTask:
         return family_config(model, layers[size], common, {"likelihood": "student" if chosen is None else chosen})
 
     def batches(self, split: str, batch: int, seed: int, epoch: int) -> Iterator[Batch]:
-        """Windows of all series, as `Task.batches`; in training full batches alone, unless there is no full one."""
+        """Windows of all series, as `Task.batches`; in training only full batches, unless there is no full one."""
         places = self._places(split)
         if split == "train":
             order = np.random.default_rng((seed, epoch)).permutation(len(places))

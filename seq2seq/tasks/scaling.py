@@ -55,7 +55,7 @@ class Scaled:
 def scale(
     raw: TimeSeries, season: int, lag: int, cycles: Sequence[str], given: dict[str, float] | None = None
 ) -> Scaled:
-    """A series as a model reads it, its scaling taken from its training part alone unless one is given.
+    """A series as a model reads it, its scaling taken only from its training part unless one is given.
 
     Args:
         raw: the series.

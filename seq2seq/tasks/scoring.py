@@ -15,7 +15,7 @@ def seasonal_error(values: Tensor, season: int) -> float:
     Athanasopoulos, "Forecasting: principles and practice" (3rd ed.), section 5.8.
 
     Args:
-        values: (steps,) of the training part alone.
+        values: (steps,) of the training part only.
         season: steps of a season.
 
     Raises:
@@ -105,7 +105,7 @@ def seasonal_naive_deviation(values: Tensor, season: int, horizon: int) -> Tenso
     and practice" (3rd ed.), section 5.5).
 
     Args:
-        values: (steps,) of the training part alone.
+        values: (steps,) of the training part only.
         season: steps of a season.
         horizon: steps to forecast.
 

@@ -290,7 +290,7 @@ def _search(model: Model, source: Tensor, lengths: Tensor, beam: int, ratio: flo
 
 
 def _task(pairs: Sequence[tuple[Tensor, str]], stacked: int, note: str) -> SpeechTask:
-    """Splits, alphabet and normalisation; the latter two from the training recordings alone."""
+    """Splits, alphabet and normalisation; the latter two only from the training recordings."""
     order = np.random.default_rng(0).permutation(len(pairs))
     held = max(1, len(pairs) // HELD_BACK)
     splits = {

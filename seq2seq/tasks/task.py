@@ -74,7 +74,7 @@ class Task(Protocol):
 
 
 def suited(task: Task, config: Config) -> Task:
-    """The task with the batches that a model of these sizes trains on; most tasks have one kind alone.
+    """The task with the batches that a model of these sizes trains on; most tasks have only one kind.
 
     Args:
         task: as it was loaded, or suited already.

@@ -138,7 +138,7 @@ class TextTask(ABC):
         )
 
     def cut(self, texts: Sequence[str]) -> list[int]:
-        """Rows, from 1, of the texts of which `predict` reads the first `max_source` tokens alone."""
+        """Rows, from 1, of the texts of which `predict` reads only the first `max_source` tokens."""
         return [row for row, text in enumerate(texts, 1) if len(self.subwords.encode(tidy(text))) > self.max_source]
 
     @classmethod

@@ -27,7 +27,7 @@ FORMAT = 1
 
 
 class TrainingError(RuntimeError):
-    """Training cannot start or go on; the message is one line."""
+    """Training cannot start or continue; the message is one line."""
 
 
 @dataclass(frozen=True)

@@ -70,7 +70,7 @@ class Workload:
 
     @property
     def decoded_steps(self) -> int | None:
-        """Longest sequence that a decoder reads; None for an LSTM alone."""
+        """Longest sequence that a decoder reads; None for a single LSTM."""
         return (self.target_steps or self.source_steps) if self.config.decodes else None
 
     def refuses(self, variant: Any, mode: str) -> str | None:

@@ -58,7 +58,7 @@ SMALL_PERSISTENT = (
 CALLS, SHOWN_KERNELS = 10, 6
 #: Said of memory that a dropped graph does not give back.
 GROWS = "it grows by"
-#: An error so many times ATen's own, and above a few roundoffs, is one that the suite's gate refuses.
+#: The suite's gate refuses an error this many times ATen's own, if it is above a few roundoffs.
 LESS_PRECISE, ROUNDOFFS = 4.0, 16.0
 
 

@@ -20,7 +20,7 @@ INHERITED = "inherited.json"
 #: Questions whose wrong answer makes a configuration unfit for use. A CUDA graph of a whole module may fail for reasons
 #: that are not the configuration's.
 UNFIT = frozenset({"parity", "repeat", "streams", "threads"})
-#: From so many configurations that are wrong or move, and more than are right, all of a kernel's are taken for unfit.
+#: If at least this many configurations are wrong or vary, and more than are right, the whole kernel counts as unfit.
 MANY = 3
 #: A configuration that the tuner left out, as it writes it.
 _LEFT_OUT = re.compile(r"^(cell|sequence|persistent) (\w+\([^()]*\)): (.*)$")
