@@ -48,7 +48,7 @@ class _Settled(NamedTuple):
     Attributes:
         options: what runs.
         choices: the same in words, one a layer.
-        key: all that decides what is launched without gradients, beside the addresses of tensors.
+        key: all that decides what is launched without gradients, besides the addresses of tensors.
         call: with gradients, of a short sequence.
         learns: whether gradients will be needed.
     """
@@ -200,7 +200,7 @@ class GraphedLayers:
         return x, h_n, c_n
 
     def _form(self, x: Tensor, h0: Tensor | None, c0: Tensor | None, batch_first: bool) -> _Form:
-        """All that decides what runs beside the parameters, options and addresses; first, whether gradients will."""
+        """All that decides what runs besides the parameters, options and addresses; first, whether gradients will."""
         learns = torch.is_grad_enabled() and (
             self._learns
             or x.requires_grad

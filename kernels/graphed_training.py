@@ -68,11 +68,11 @@ class LayerParts(NamedTuple):
 
 
 class TrainedCall:
-    """A training call of all layers as it is settled before its first pass: later ones only allocate and look up.
+    """A training call of all layers, settled before its first pass: later calls only allocate and look up.
 
     Args:
         name: what stands for the parameters' addresses in a key.
-        form: all that decides what is launched beside the options and the tensors' addresses; the forms of x, h0 and
+        form: all that decides what is launched besides the options and the tensors' addresses; the forms of x, h0 and
             c0 with their strides among it.
         options: what runs.
         layers: of each layer its parameters, in `direct_layers.layer`'s order.

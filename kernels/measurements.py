@@ -78,7 +78,7 @@ class MeasuredShape:
         dtype: `float32`, `tf32`, `float16` or `bfloat16`.
         batch, steps, hidden_size, directions: the shape; the input is as wide as the hidden state.
         kernels: by implementation, those that were right.
-        around_s: the products over all steps that belong to this phase beside one of our kernels; 0 if not measured.
+        around_s: the products over all steps that this phase needs with one of our kernels; 0 if not measured.
         vendor_s: torch's own LSTM (cuDNN) in the same type, the whole phase with its products; None if not measured.
         vendor_padded_s: the same on padded sizes (`vendor-padded`); None where that changes nothing.
         vendor_float16_s: the same at cuDNN's best: float16, batch padded to a multiple of 8.

@@ -1,4 +1,4 @@
-"""Configurations that are not to run on this machine, since a check found them wrong: `refused.json` beside the tables.
+"""Configurations that must not run on this machine, since a check found them wrong: `refused.json` beside the tables.
 
 `python -m kernels gpu-day` writes the file. `kernels.dispatch` and the tuner leave out what it lists; a kernel of which
 nothing is left is refused with the reason, as any other that cannot serve.

@@ -47,7 +47,7 @@ REFUSED = {
     "spoils-weights": "a call in inference changed the weights: fc.weight",
     "first-weights": "the weights were changed and the results stayed the same",
     "one-buffer": "of a call was overwritten by the next call",
-    "slow-clock": "replaced time.perf_counter_ns, bench.timing.clock._now_ns, with which time is measured",
+    "slow-clock": "replaced time.perf_counter_ns, bench.timing.clock._now_ns, which measures time",
 }
 REFUSED_STEPS = {
     "no-backward": "is wrong: grad ",

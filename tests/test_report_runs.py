@@ -51,7 +51,7 @@ def test_runs_side_by_side_show_what_changed(runs, tmp_path):
     out = tmp_path / "side.html"
     assert main(["report", str(runs / "run0"), str(runs / "run5"), "--out", str(out)]) == 0
     page = out.read_text()
-    assert "run0 beside run5" in page
+    assert "run0 and run5" in page
     assert "slower 0.7" in page
 
 

@@ -47,7 +47,7 @@ class Setting:
         seed: of the gates' inputs and the rounds' order.
         idle: the counter of energy before anything was measured.
         block_s: least length of a timed block, seconds; each side's own when None.
-        distance: of the cores, looked at beside the rounds.
+        distance: of the cores, measured next to the rounds.
         colds: runs the cases of all groups cold.
     """
 

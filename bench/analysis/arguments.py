@@ -47,7 +47,7 @@ def add_history(command: argparse.ArgumentParser) -> None:
 
 
 def add_margin(command: argparse.ArgumentParser) -> None:
-    """Add the options by which two sides are judged, which `ab` has too."""
+    """Add the options for judging two sides, which `ab` has too."""
     add = command.add_argument
     add(
         "--margin",

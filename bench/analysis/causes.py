@@ -83,7 +83,7 @@ def guesses(found: Between, change: Change, variant: str, others: tuple[int, int
         change: that is to be explained.
         variant: that changed.
         others: how many other cases changed the same way at the same run, and how many there are.
-        doubtful: whether a figure beside the change was marked.
+        doubtful: whether a figure next to the change was marked.
     """
     moved, count = others
     together = bool(count) and moved > MOST * count
@@ -92,7 +92,7 @@ def guesses(found: Between, change: Change, variant: str, others: tuple[int, int
     )
     software = [d for d in found.software if d.what not in RUNTIMES or variant.startswith(d.what)]
     sides: dict[Cause, tuple[Sequence[Difference], int]] = {
-        # A change of ours seldom meets everything; an update of torch or of the system seldom meets one case.
+        # A change of our code seldom affects everything; an update of torch or of the system seldom affects one case.
         Cause.CODE: (found.code, 3 - together),
         Cause.SOFTWARE: (software, 2 + together),
         Cause.MACHINE: (found.machine, 1 + together),

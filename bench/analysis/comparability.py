@@ -35,7 +35,7 @@ SOFTWARE = (
     "onnxruntime",
     "openvino",
 )
-#: What the line of nvidia-smi says beside name and memory: it may change on one machine.
+#: What the line of nvidia-smi says besides name and memory: it may change on one machine.
 GPU_STATE = ("driver", "highest clock", "power limit")
 #: Columns that say what a workload's name stood for when it was measured.
 PROBLEM = (

@@ -154,7 +154,7 @@ class Audit:
             prepared.overwrite(executable.prepare(self._batch))
             executable.restart(self._timed.weights)
         changed = restore_timekeepers()
-        return f"replaced {', '.join(changed)}, with which time is measured" if changed else reason
+        return f"replaced {', '.join(changed)}, which measures time" if changed else reason
 
     def _work(self, executable: Executable, prepared: Batch, seed: int) -> None:
         """Run two problems in turn in the same memory: each result must be right, complete, and stay unchanged."""

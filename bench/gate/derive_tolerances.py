@@ -61,7 +61,7 @@ def variants(device: str, mode: str, workload: Workload) -> list[Variant]:
 
 
 def measure(count: int, seed: int, device: str) -> tuple[Rows, Rows]:
-    """Errors of right variants and of defects over all problems, with the reference's beside them.
+    """Errors of right variants and of defects over all problems, next to those of the reference.
 
     Returns:
         By name and precision: of the right variants (error / limit, error) of every quantity; of the defects the same

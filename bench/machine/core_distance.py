@@ -24,8 +24,8 @@ import sys
 import time
 from typing import IO, Self
 
-#: A word beside a round may take this many times as long as the run's shortest. On the machine above it took 235 to 340
-#: ns near and 570 to 690 far.
+#: A word next to a round may take this many times as long as the run's shortest. On the machine above it took 235 to
+#: 340 ns near and 570 to 690 far.
 FAR = 1.6
 #: Words of a batch, of which the quickest counts, and batches.
 WORDS, BATCHES = 25, 16

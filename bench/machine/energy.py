@@ -177,7 +177,7 @@ class Idle:
 
     Attributes:
         source: name of the counter; empty without one.
-        power_w: power that the device takes meanwhile, watts.
+        power_w: power that the device takes in that time, watts.
         update_s: time between two moves of the counter, seconds.
         reason: why nothing can be measured; empty where it can.
     """

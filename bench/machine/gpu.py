@@ -1,4 +1,4 @@
-"""The state of an NVIDIA GPU beside a measurement, by NVML: its clock, what holds it back, who else computes on it.
+"""The state of an NVIDIA GPU during a measurement, by NVML: its clock, what holds it back, who else computes on it.
 
 Needs nvidia-ml-py (`pynvml`), which is optional: without it, or without a GPU, nothing is known and nothing is claimed.
 """

@@ -61,7 +61,7 @@ class Reading:
 
 @dataclass(frozen=True)
 class Interference:
-    """Activity beside a round.
+    """Activity during a round.
 
     Attributes:
         why: what disturbed it, in words; empty when nothing did.
@@ -220,7 +220,7 @@ def of_round(
     far: str = "",
     late_s: float = 0.0,
 ) -> Interference:
-    """Activity beside one round of a stretch: the stretch's findings, and those of the round alone.
+    """Activity during one round of a stretch: the stretch's findings, and those of the round alone.
 
     Args:
         stretch: findings of the stretch.

@@ -1,4 +1,4 @@
-"""Code shared by the tests here: the gate around pytest-benchmark's timing, and the facts beside its figures.
+"""Code shared by the tests here: the gate around pytest-benchmark's timing, and the facts that go with its figures.
 
 The timing is entirely pytest-benchmark's: its loop, its rounds, its statistics. That makes it a second instrument for
 what `bench/timing/seat.py` measures, although both read the same system clock and warm up in the same way. As

@@ -1,4 +1,4 @@
-"""Every LSTM of `kernels/` alone at small sizes under pytest-benchmark, beside torch's own as the yardstick.
+"""Every LSTM of `kernels/` alone at small sizes under pytest-benchmark, with torch's own as the yardstick.
 
 A case is named kernel-pass-size, as in `loop-forward-b16t10h16`. Outputs, states and, with the backward pass, all
 gradients are compared with the equations in float64 before anything is timed, and again after. A kernel joins by a line

@@ -37,7 +37,7 @@ class Recommendation(enum.StrEnum):
 
 @dataclass(frozen=True)
 class Rival:
-    """A variant beside the one that is recommended.
+    """A variant other than the recommended one.
 
     Attributes:
         excess: its cost over that of the recommended one, with its interval; only the value if it was measured once.

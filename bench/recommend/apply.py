@@ -208,7 +208,7 @@ def _is_library(name: str) -> bool:
 
 @contextmanager
 def _aside(out: Path, content: bytes) -> Iterator[Path]:
-    """A hidden file beside another, whose relative paths hold there too; it goes away unless it was moved."""
+    """A hidden file next to another, so that relative paths hold there too; removed unless it was moved."""
     path = out.with_name(f".{os.getpid()}.{out.name}")
     write_new({path: content})
     try:
@@ -242,7 +242,7 @@ def recipe(case: Case, out: Path, own: Mapping[str, Any] | None = None) -> Recip
 def prove(
     recipe: Recipe, case: Case, out: Path, own: Mapping[str, Any] | None = None, *, baseline: bool = True
 ) -> Proof:
-    """Load an artefact in a fresh process, gate it, time it beside its variant and the baseline, and gate it again.
+    """Load an artefact in a fresh process, gate it, time it with its variant and the baseline, and gate it again.
 
     Args:
         recipe: the artefact.

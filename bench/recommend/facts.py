@@ -1,4 +1,4 @@
-"""Facts of a case beside its speed: error, metric, memory, start, and what it takes to use it."""
+"""Facts of a case besides its speed: error, metric, memory, start, and what it takes to use it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from bench import units
 from bench.records.reader import RecordedRun
 from bench.records.schema import Record
 
-#: Words with which a need for a compiler begins, from heavy to light.
+#: First words of the need for a compiler, from heavy to light.
 AT_EVERY_START, ONCE = "a C++ compiler (at every start)", "a C++ compiler (once)"
 
 
@@ -24,7 +24,7 @@ class Facts:
         memory_bytes: peak; on a GPU the allocator's.
         start_s: from nothing to the first result.
         compile_s: part of it that was spent compiling.
-        needs: what a machine must have beside torch; None where that is not known.
+        needs: what a machine must have besides torch; None where that is not known.
     """
 
     error: float | None

@@ -173,7 +173,7 @@ class _Group:
     def _best(self, fine: Sequence[str]) -> Advice:
         drawn = {name: loads(self.served.tests.get((self.key[0], name), ())) for name in fine}
         if several := [name for name in fine if drawn[name] is not None]:
-            # One repeat has no spread, so nothing can be said of such a variant beside the others.
+            # One repeat has no spread, so such a variant cannot be compared with the others.
             alone = [name for name in fine if name not in several]
             self.left_out |= {
                 name: f"{serving.load_text(self.ok[name])} queries/s in a single repeat" for name in alone

@@ -31,7 +31,7 @@ class Round:
         waited_s: how long a quiet moment was waited for before it, seconds.
         beside: what else happened meanwhile.
         order: the variants as they ran, those that were forgotten since included.
-        word_ns: time of a word between two cores beside it (`bench.machine.core_distance`), nanoseconds; None if
+        word_ns: time of a word between two cores next to it (`bench.machine.core_distance`), nanoseconds; None if
             unknown.
     """
 

@@ -20,7 +20,7 @@ from bench.plan.identity import CaseKey
 #: 3: the mode `decode`: beam, tokens a second, latency of a token.
 #: 4: standing in the group, command that measures a case again; own models' set of inputs, its weight, the metric.
 #: 5: energy of a sequence and of a token, power, idle power, the counter that says so; energy.csv.gz.
-#: 6: ratio to the best of the group; a reason beside `ok`, where a process failed in a further seating.
+#: 6: ratio to the best of the group; a reason with `ok`, if a process failed in a further seating.
 SCHEMA_VERSION = 6
 
 

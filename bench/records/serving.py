@@ -156,7 +156,7 @@ COLUMNS = tuple(found.name for found in dataclasses.fields(ServingRecord))
 
 
 def append(folder: Path, record: ServingRecord) -> ServingRecord:
-    """Append a record to serving.jsonl and make serving.csv anew; returns the record with its time.
+    """Append a record to serving.jsonl and rewrite serving.csv; return the record with its time.
 
     Raises:
         OSError: when it cannot be written.

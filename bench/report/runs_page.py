@@ -74,7 +74,7 @@ def write_side_by_side(paths: Sequence[Path], out: Path) -> Path:
         side_table(title, records, members, comparisons)
         for title, records in grouped([member.run for member in members])
     ]
-    title = " beside ".join(member.name for member in members)
+    title = " and ".join(member.name for member in members)
     return write_page(out, title, "Runs side by side", members, notes, kinds, tables)
 
 

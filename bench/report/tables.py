@@ -227,7 +227,7 @@ def gate(record: Record) -> tuple[float | None, ...]:
 
 
 def second_instrument(groups: Iterable[RankedGroup], found: Findings) -> Table | None:
-    """Our p50 beside pytest-benchmark's median, of the cases that both have; what it refused has its reason.
+    """Our p50 next to pytest-benchmark's median, of the cases that both have; what it refused has its reason.
 
     A case is marked if its medians and our interval disagree whether it is faster or slower than the reference.
     """

@@ -125,7 +125,7 @@ class Stage:
             action()
         except WorkerError as error:
             self._drop(name, error.status, error.reason)
-        # Its threads would stand beside the others' steps.
+        # Its threads would disturb the steps of the others.
         if "status" in self.trained[name].fields:
             self._dismiss(name)
 

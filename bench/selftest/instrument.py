@@ -1,4 +1,4 @@
-"""Our figures beside those of other instruments, on the same calls in the same processes in one run.
+"""Our figures next to those of other instruments, on the same calls in the same processes in one run.
 
 Each repetition builds a pair of one variant with itself, and every instrument measures both names, as its users would:
 one name after the other. The order of the instruments is drawn at random each time. Where they disagree about the time

@@ -75,7 +75,7 @@ def _judge(found: Found, setting: Setting, pairs: list[Pair], quiet: list[Pair])
 
 
 def _span(times: list[float]) -> str:
-    """From the least to the largest: beside a neighbour pairs can differ a thousandfold, and no middle says that."""
+    """From the least to the largest: with a neighbour pairs can differ a thousandfold, which no average shows."""
     ends = (min(times), max(times))
     shown = dict.fromkeys(f"{value:.2f}" if value < 10 else f"{value:.0f}" for value in ends)  # noqa: PLR2004
     return " to ".join(shown)
@@ -83,7 +83,7 @@ def _span(times: list[float]) -> str:
 
 @contextlib.contextmanager
 def neighbour() -> Iterator[None]:
-    """A process that keeps one core busy meanwhile."""
+    """A process that keeps one core busy inside the block."""
     command = [sys.executable, "-c", _BUSY]
     with subprocess.Popen(command, stdout=subprocess.PIPE) as process:  # noqa: S603 - this Python
         try:

@@ -327,7 +327,7 @@ class Serving:
         return self._offline_figures(candidate) | self._load_figures(candidate)
 
     def _offline_figures(self, candidate: Contender) -> dict[str, Any]:
-        """Queries a second when all are there at once, beside the load of a search."""
+        """Queries a second when all are there at once, next to the load of a search."""
         if self.asked.scenario != "server" or not candidate.offlines:
             return {}
         fields = {"offline_qps": statistics.median(candidate.offlines)}

@@ -45,7 +45,7 @@ class MergedRun:
     command: str
 
     def rebuild(self, stored: Sequence[StoredUnit]) -> None:
-        """Put the folder together anew.
+        """Put the folder together again.
 
         Raises:
             OSError: when something cannot be written; the units are safe.

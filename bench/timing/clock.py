@@ -46,7 +46,7 @@ def time_once(call: Callable[[], object], device: str) -> float:
 def time_block(call: Callable[[], object], calls: int, device: str) -> Block:
     """Time `calls` calls.
 
-    Python's garbage collector is held off meanwhile, so that it does not bill one variant for another's garbage.
+    Python's garbage collector is off during the block, so that one variant does not pay for another's garbage.
     """
     synchronize(device)
     collecting = gc.isenabled()

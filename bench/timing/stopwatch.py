@@ -42,7 +42,7 @@ class Stopwatch:
 
     @contextlib.contextmanager
     def on(self, kind: str) -> Iterator[None]:
-        """Count for a kind meanwhile."""
+        """Count for a kind inside the block."""
         before = self.switch(kind)
         try:
             yield

@@ -21,7 +21,7 @@ def refuse_replaced(who: str) -> None:
         RuntimeError: naming what was replaced.
     """
     if replaced := restore_timekeepers():
-        msg = f"{who} replaced {', '.join(replaced)}, with which time is measured"
+        msg = f"{who} replaced {', '.join(replaced)}, which measures time"
         raise RuntimeError(msg)
 
 

@@ -16,7 +16,7 @@ from typing import Any
 
 @contextlib.contextmanager
 def sources_read_once() -> Iterator[None]:
-    """Have `inspect.getsourcelines` keep what it has found meanwhile."""
+    """Cache the results of `inspect.getsourcelines` inside the block."""
     real = inspect.getsourcelines
     kept = functools.cache(real)
 

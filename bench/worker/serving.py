@@ -75,7 +75,7 @@ class Server:
         """Reason why a variant cannot be served in this way, or None."""
         variant = VARIANTS[case.executed]
         if variant.compiler == "dynamo":
-            return "it compiles anew for each shape, and a queue's batches have many"
+            return "it compiles again for each shape, and a queue's batches have many"
         if variant.runtime is not None and case.workload.startswith(OWN):
             return "its runtime converts a model of your own for one shape, and a queue's batches have many"
         return None

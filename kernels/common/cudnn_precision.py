@@ -35,7 +35,7 @@ def wanted_precision(dtype: torch.dtype, *, tf32: bool) -> str:
 
 @contextlib.contextmanager
 def cudnn_precision(precision: str) -> Iterator[None]:
-    """Set what cuDNN may do in float32 meanwhile: `tf32` or `ieee`; without a GPU too."""
+    """Set what cuDNN may do in float32 inside the block: `tf32` or `ieee`; without a GPU too."""
     before = [torch._C._get_fp32_precision_getter("cuda", operator) for operator in _OPERATORS]  # noqa: SLF001
     older = _older_switch()
     torch._C._set_cudnn_allow_tf32(precision == "tf32")  # noqa: SLF001 - what `torch.backends.cudnn.allow_tf32` calls

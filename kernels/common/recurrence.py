@@ -139,7 +139,7 @@ class Backward:
 
 
 class LayerOptions(NamedTuple):
-    """Options that all layers of a call share: the chosen kernel, and its arguments beside tensors.
+    """Options that all layers of a call share: the chosen kernel, and its arguments besides tensors.
 
     Attributes:
         hidden, directions: H, and 1 or 2.
@@ -203,7 +203,7 @@ def gpu_facts(index: int) -> tuple[int, int, str]:
 
 
 def state_dtype(dtype: torch.dtype) -> torch.dtype:
-    """Type of the cell state beside gates of a type: float32, or float64 for float64."""
+    """Type of the cell state for gates of a type: float32, or float64 for float64."""
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 

@@ -69,7 +69,7 @@ def bind(
         held: keeps alive what the addresses point into, and the parameters. Python's collector does not see what a
             function holds, so `trains`, which only compares addresses, leaves the parameters to its caller: a hook of
             theirs may refer to the module.
-        choices: what `at_once` returns beside its results.
+        choices: what `at_once` returns besides its results.
         sizes: features, hidden, directions, states, work and least_long of `Numbers`.
 
     Raises:

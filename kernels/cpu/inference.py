@@ -61,7 +61,7 @@ class Prepared:
         storage: key of `kernels.cpu.packing.KEPT`. For `TRAINED`, which is autocast's, weights are kept in bf16 as
             the processor multiplies it fastest, and changes are looked for as for float32.
         names: of the parameters in the module, in the same order; none if this serves a single call.
-        choices: what `at_once` returns beside its results.
+        choices: what `at_once` returns besides its results.
 
     Attributes:
         lasting: whether it may be kept for later calls. Not where a parameter had to be copied, or has no version.

@@ -29,7 +29,7 @@ class PreparedTraining:
     Args:
         parameters: of each layer, of each direction, as for `fused.run`; contiguous, and in the module's order.
         options: of the call that settled this, with weights kept in float32.
-        choices: what `at_once` returns beside its results.
+        choices: what `at_once` returns besides its results.
     """
 
     def __init__(

@@ -225,7 +225,7 @@ def _run(launch: Callable[[], None], args: Forward | Backward, steps: int, key: 
 
 @contextlib.contextmanager
 def _precision(weight: Tensor, *, tf32: bool) -> Iterator[None]:
-    """Allow or forbid TF32 in torch's float32 products meanwhile; a setting of the whole process."""
+    """Allow or forbid TF32 in torch's float32 products inside the block; a setting of the whole process."""
     setting: Any = torch.backends.cuda.matmul
     wanted, previous = "tf32" if tf32 else "ieee", setting.fp32_precision
     if weight.dtype != torch.float32 or not weight.is_cuda or previous == wanted:

@@ -162,7 +162,7 @@ def _segments(pool: Any) -> list[dict[str, Any]]:
 
 @contextlib.contextmanager
 def _no_collection() -> Iterator[None]:
-    """No garbage collection meanwhile: it could free events and graphs, which CUDA does not allow inside a capture."""
+    """Prevent garbage collection: it could free events and graphs, which CUDA does not allow inside a capture."""
     enabled = gc.isenabled()
     gc.disable()
     try:

@@ -151,7 +151,7 @@ def _sizes(problem: Problem, config: PersistentConfig, *, backward: bool) -> tup
 
 
 def _fits(problem: Problem, config: PersistentConfig, *, backward: bool) -> bool:
-    """Return whether a program's weights and what comes beside them fit on chip.
+    """Return whether a program's weights and what comes besides them fit on chip.
 
     Only the compiler knows for certain. This follows what it gave for capability 9.0 (docs/notebook/gpu-compiled.md),
     so that what passes here does not spill into memory.

@@ -54,7 +54,7 @@ def refuses(problem: Problem, *, backward: bool) -> str | None:  # noqa: PLR0911
         size = 4 * hidden**2 * problem.dtype.itemsize
         exact = ", in two parts each," if problem.dtype == torch.float32 and not problem.tf32 else ""
         return (
-            f"hidden_size {hidden} needs {size // 1024} KB of registers for the recurrent weights{exact} beside the "
+            f"hidden_size {hidden} needs {size // 1024} KB of registers for the recurrent weights{exact} besides the "
             f"working values; a multiprocessor has 256 KB, which carry hidden_size {largest} in {name} "
             f"{'backward' if backward else 'forward'} on compute capability {capability / 10}"
         )

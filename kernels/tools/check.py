@@ -42,7 +42,7 @@ STEPS = (1, 2, 5, 12, 33)
 #: Where repetition, streams, threads and graphs are tried: weights that fit on all multiprocessors together, on fewer,
 #: on one. The more programs wait for each other, the sooner, since a hang there is what a short check must find.
 SPECIAL = (Sizes(16, 100, 768), Sizes(64, 50, 1024), Sizes(5, 100, 256, directions=2), Sizes(64, 100, 64))
-#: What runs beside the first of these on a second stream: another grid, which needs other room on the multiprocessors.
+#: What runs next to the first of these on a second stream: another grid, which needs other room on the multiprocessors.
 BESIDE = Sizes(16, 100, 512)
 #: Tasks that are not parity after each turn through all types.
 SPECIAL_A_TURN = 24

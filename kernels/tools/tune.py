@@ -255,7 +255,7 @@ def _tasks(sizes: Sizes, *, tf32: bool, most: int) -> Iterator[check_work.CheckQ
 
 
 def _facts(commit: str) -> dict[str, str]:
-    """Facts that the figures depend on beside the code."""
+    """Facts that the figures depend on besides the code."""
     triton = importlib.import_module("triton")
     driver = Path("/proc/driver/nvidia/version")
     here = Path(__file__).parent.parent

@@ -45,7 +45,7 @@ class Job:
     Attributes:
         candidates: that were right.
         wrong: those that were not, each with its reason.
-        left_out: parts beside the candidates that hung or broke before and are not tried again.
+        left_out: parts besides the candidates that hung or broke before and are not tried again.
     """
 
     sizes: Sizes
@@ -227,7 +227,7 @@ def _bound(function: Callable[..., None], args: Any, config: Any) -> Callable[[]
 
 
 def _around(sizes: Sizes, phase: str) -> Call:
-    """The products over all steps beside one of our kernels, as `kernels.ops` has them; the input as wide as h."""
+    """The products over all steps that go with our kernels, as `kernels.ops` has them; the input as wide as h."""
     rows, hidden, directions = sizes.steps * sizes.batch, sizes.hidden, sizes.directions
 
     def random(*shape: int) -> Tensor:

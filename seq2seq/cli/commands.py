@@ -133,7 +133,7 @@ def translate(arguments: argparse.Namespace) -> int:
 
 
 def export(arguments: argparse.Namespace) -> int:
-    """Write a model as a file that runs without this project, and beside it how; say which sizes it serves."""
+    """Write a model as a file that runs without this project, with instructions; say which sizes it serves."""
     out = arguments.out
     refuse_existing(out)
     sidecar, program = (out.with_name(f"{out.name}{suffix}") for suffix in (".json", ".py"))

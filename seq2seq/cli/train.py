@@ -164,7 +164,7 @@ def _loss_name(config: Config) -> str:
 
 @contextmanager
 def _signals(handler: Callable[[int, object], None]) -> Iterator[None]:
-    """Ctrl-C and SIGTERM go to a handler meanwhile; only the main thread may say so."""
+    """Send Ctrl-C and SIGTERM to a handler inside the block; only the main thread can set one."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

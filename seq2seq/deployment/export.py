@@ -53,7 +53,7 @@ class ExportSizes:
 
 @dataclass(frozen=True)
 class Served:
-    """Sizes that a file serves beside those of its export, found by comparing it with its model.
+    """Sizes that a file serves besides those of its export, found by comparing it with its model.
 
     Attributes:
         any_of: names of `VARIATIONS` in which it gives the model's results for other sizes too.
@@ -96,7 +96,7 @@ def export(
         beside: new files that are written with it: all or none.
 
     Returns:
-        What it serves beside those sizes.
+        What it serves besides those sizes.
 
     Raises:
         ExportError: for a model that the format cannot hold, with the cause and what to do instead.

@@ -178,7 +178,7 @@ class Executable:
         return {}
 
     def words(self) -> list[str]:
-        """Remarks for the record, beside what ran."""
+        """Remarks for the record, besides what ran."""
         return []
 
     def decode(self, batch: Batch) -> dict[str, Tensor]:

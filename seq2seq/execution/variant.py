@@ -74,7 +74,7 @@ class Variant:
         name: what it is called.
         summary: one line for people.
         lstm: key of `LSTMS`.
-        lstm_options: arguments of that class beside those of torch.nn.LSTM.
+        lstm_options: arguments of that class besides those of torch.nn.LSTM.
         head: key of `HEADS`, what a model's linear head becomes.
         decoder: key of `DECODERS`, what runs the steps of a decoder that is fed what it found.
         vendor_lstm: whether torch may hand the LSTM to oneDNN or cuDNN.
@@ -91,7 +91,7 @@ class Variant:
         runtime: key of `runtimes.registry.RUNTIMES` for what runs without torch's own execution; None for torch.
         runtime_options: the runtime's own.
         own_precision: gives the precision where the runtime chooses it by the machine; see `here`.
-        own_threads: whether it brings threads beside torch's, which go on spinning after a call.
+        own_threads: whether it brings threads besides torch's, which continue to spin after a call.
         environment: environment variables that its process must be started with.
         devices: where it exists.
         requirements: what else it needs, checked before anything is built.
@@ -136,7 +136,7 @@ class Variant:
 
     @property
     def beside_lstm(self) -> tuple[Any, ...]:
-        """Settings beside the model's LSTMs: variants equal in this are the same for a model without any."""
+        """Settings besides the model's LSTMs: variants equal in this are the same for a model without any."""
         # Weights kept in fewer bits, and torch's own TF32, are the LSTM's; `fullgraph` only refuses graph breaks.
         full = self.torch_tf32 or "weight_storage" in self.lstm_options
         how = self.compiler, self.compile_options.get("mode"), self.runtime, tuple(self.runtime_options.items())
@@ -150,7 +150,7 @@ class Variant:
 
     @property
     def needs(self) -> tuple[str, ...]:
-        """Requirements of the variant beside torch itself, in words for its user."""
+        """Requirements of the variant besides torch itself, in words for its user."""
         found = []
         if self.compiler == "dynamo":
             found.append("a C++ compiler (at every start)")

@@ -37,7 +37,7 @@ class AttentionConfig(Seq2SeqConfig):
         attention: one of `ATTENTIONS`.
         scaled: whether the scores have a learned scale; see `Attention`.
         attention_size: size that `bahdanau` compares in; the decoder's hidden size when None.
-        feeds: what each step of the decoder gets beside its input: "" nothing; `attention`, what was found and
+        feeds: what each step of the decoder gets besides its input: "" nothing; `attention`, what was found and
             decoded the step before (input feeding, Luong et al. 2015); `context`, what was found alone (Chan et al.
             2016; See et al. 2017).
         starts_from_zeros: whether the decoder starts from zeros instead of the encoder's final state.
@@ -100,7 +100,7 @@ class AttentionConfig(Seq2SeqConfig):
 
     @property
     def fed_size(self) -> int:
-        """Features that a decoder step gets beside its input."""
+        """Features that a decoder step gets besides its input."""
         return {"": 0, "attention": self.decoder_size, "context": self.memory_size}[self.feeds]
 
     @property

@@ -161,7 +161,7 @@ class Config(FamilyDefaults, Protocol):
         """Features of an output step as it is compared with what was expected; for tokens the vocabulary."""
 
     def state_values(self, extent: Extent) -> int:
-        """Values that `run` gives back beside the outputs."""
+        """Values that `run` gives back besides the outputs."""
 
     def build(self, lstm: Callable[..., nn.RNNBase]) -> Model:
         """The model of these sizes; `lstm` makes its LSTMs and has the parameters of `torch.nn.LSTM`."""

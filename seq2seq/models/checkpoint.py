@@ -74,7 +74,7 @@ def save_pretrained(model: Model, folder: str | Path, task_state: Mapping[str, A
     Args:
         model: of a family in `FAMILIES`.
         folder: made where it is missing, with its parents.
-        task_state: what is needed to use the model again beside its weights (scaling, tokenizer): plain JSON values.
+        task_state: what is needed to use the model again besides its weights (scaling, tokenizer): plain JSON values.
 
     Raises:
         CheckpointError: when the folder holds something else, the family is unknown, or the state is not JSON.

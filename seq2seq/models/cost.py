@@ -18,7 +18,7 @@ from torch.overrides import TorchFunctionMode
 
 from seq2seq.models.base import Config, Extent
 
-#: Operations per hidden unit and valid step beside the matrix products, an activation counted as one. Forward: five
+#: Operations per hidden unit and valid step besides the matrix products, an activation counted as one. Forward: five
 #: activations, c = f c + i g (3), h = o tanh(c) (1). The biases are the sums' first terms, so they cost nothing.
 FORWARD_POINTWISE = 9
 #: Backward: through o (4), c (5), i, f and g (4 each), to the c before (1), and a term of four bias gradients (4).
@@ -242,7 +242,7 @@ def _weights_read(config: Config, extent: Extent) -> int:
 
 
 def _embedded(config: Config, source_rows: int, target_rows: int) -> int:
-    """Values of a number of rows of the embeddings, beside what counts as dense."""
+    """Values of a number of rows of the embeddings, besides what counts as dense."""
     shared = config.shared_embedding
     if shared == "head":
         return 0

@@ -26,7 +26,7 @@ class EpisodesConfig(FamilyDefaults):
 
     Attributes:
         hidden_size: of the LSTM.
-        features: of a step, beside the one that says where an episode begins; `hidden_size` when None.
+        features: of a step, besides the one that says where an episode begins; `hidden_size` when None.
         num_layers: layers.
     """
 

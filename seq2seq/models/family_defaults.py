@@ -48,11 +48,11 @@ class FamilyDefaults(Protocol):
 
     @property
     def dense_parameters(self) -> int:
-        """Values of the weights that every call reads, beside those of the LSTMs; no embeddings."""
+        """Values of the weights that every call reads, besides those of the LSTMs; no embeddings."""
         return 0
 
     def dense_products(self, extent: Any, *, backward: bool) -> int:
-        """Least FLOPs of the matrix products beside those of the LSTMs, forward or of the backward pass."""
+        """Least FLOPs of the matrix products besides those of the LSTMs, forward or of the backward pass."""
         del extent, backward
         return 0
 

@@ -34,7 +34,7 @@ class SingleConfig(FamilyDefaults):
     bidirectional: bool = False
 
     family: ClassVar[str] = "lstm-alone"
-    #: What a Seq2Seq has beside its LSTMs, and this has not.
+    #: What a Seq2Seq has besides its LSTMs, and this has not.
     decodes: ClassVar[bool] = False
     bridged: ClassVar[bool] = False
 

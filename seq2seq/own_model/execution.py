@@ -153,7 +153,7 @@ class OwnExecutable(Executable):
             return {"metric": float(metric(self.forward(batch), batch.value))}
 
     def words(self) -> list[str]:
-        """Remarks beside what ran: LSTMs that were not replaced, dropout switched off, a truth in float32."""
+        """Remarks besides what ran: LSTMs that were not replaced, dropout switched off, a truth in float32."""
         found = [f"{name} is the model's own LSTM still: {reason}" for name, reason in self.kept.items()]
         if self.mode == "training" and self.workload.notes:
             found.append(self.workload.notes)

@@ -27,7 +27,7 @@ _BATCHED = 3
 
 @dataclass(frozen=True)
 class CallLook:
-    """The first look at a call of the user's model, eager, as it is.
+    """The first look at a call of the user's model, eager and unchanged.
 
     Attributes:
         call_s: seconds that it takes.

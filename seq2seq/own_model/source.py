@@ -176,7 +176,7 @@ def builder(reference: str) -> Callable[[], nn.Module]:
 
 @contextlib.contextmanager
 def _seeded() -> Iterator[None]:
-    """Seed torch, Python and NumPy meanwhile; other code then continues with its own random numbers."""
+    """Seed torch, Python and NumPy inside the block; afterwards their generators continue as before."""
     with torch.random.fork_rng(devices=[]):
         # torch.manual_seed would seed the GPUs too, which fork_rng(devices=[]) does not put back.
         torch.default_generator.manual_seed(_SEED)

@@ -163,7 +163,7 @@ def to_onnx(model: Model, example: Inputs, *, dynamic: bool = False) -> bytes:
 
 @contextlib.contextmanager
 def unprinted() -> Iterator[None]:
-    """Silence standard output and error meanwhile, also for C++, which does not know sys.stdout."""
+    """Silence standard output and error inside the block, also for C++, which does not know sys.stdout."""
     with contextlib.ExitStack() as stack:
         nothing = stack.enter_context(open(os.devnull, "wb"))  # noqa: PTH123 - no path of ours
         for stream, number in ((sys.stdout, 1), (sys.stderr, 2)):

@@ -32,7 +32,7 @@ from seq2seq.tasks.scaling import Scaled
 from seq2seq.tasks.sequences import evaluating
 from seq2seq.tasks.task import DECODERS
 
-#: What scores and quantiles of such a model rest on, beside what was learnt.
+#: What scores and quantiles of such a model rest on, besides what was learnt.
 INTERPOLATED = (
     f"learnt are the quantiles {', '.join(map(str, QUANTILES))}: between and beyond them, as for q05, q95 and the CRPS,"
     " straight lines are assumed"

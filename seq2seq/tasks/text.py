@@ -189,7 +189,7 @@ class TextTask(ABC):
         return cls(Subwords.from_json(state["tokenizer"]), state["max_source"], state["max_target"])
 
     def state(self) -> dict[str, Any]:
-        """State that prediction needs beside the model, as JSON can hold it; `restore` takes it."""
+        """State that prediction needs besides the model, as JSON can hold it; `restore` takes it."""
         return {
             "task": self.name,
             "tokenizer": self.subwords.to_json(),

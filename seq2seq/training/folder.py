@@ -77,7 +77,7 @@ class TrainFolder:
 
     @contextlib.contextmanager
     def removed_unless_trained(self) -> Iterator[None]:
-        """Take a new folder away again when what is done meanwhile fails before anything was trained."""
+        """Remove a new folder again if the block fails before anything was trained."""
         try:
             yield
         except BaseException:

@@ -13,7 +13,7 @@ MOST_RATE = 1e30
 
 @dataclass(frozen=True)
 class TrainSettings:
-    """Settings that decide a run, beside the data.
+    """Settings that decide a run, besides the data.
 
     Attributes:
         variant: key of `VARIANTS`; torch's own way on that device when "".

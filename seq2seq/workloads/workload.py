@@ -74,7 +74,7 @@ class Workload:
         return (self.target_steps or self.source_steps) if self.config.decodes else None
 
     def refuses(self, variant: Any, mode: str) -> str | None:
-        """Reason why a variant is not a way to execute this workload, beside what its requirements say, or None."""
+        """Reason why a variant is not a way to execute this workload, besides what its requirements say, or None."""
         del variant, mode
         return None
 

@@ -24,7 +24,7 @@ HERE = Path(__file__).parent
 MAGIC = b"S2SLSTM1"
 #: How the library can keep weights: `split` needs tiles, which it has not.
 PRECISIONS = tuple(name for name in STORAGE if name != "split")
-#: What a folder gets beside the weights; the headers go to its folder `kernel`.
+#: Files that a folder gets besides the weights; the headers go to its folder `kernel`.
 FILES = ("seq2seq_lstm.h", "seq2seq_lstm.cpp", "example.c", "example.py", "Makefile")
 HEADERS = (
     "byte_tiles", "byte_walk", "forward", "integers", "interleaved", "matrices", "overlapped", "paired_bytes",

@@ -87,7 +87,7 @@ DAY = (
     _against("ratios", "suite", "cudnn-fair", ("suite",)),
     DayStage("check-others", 2, "are the other kernels right?",
           _words(f"{_CHECK} --kernel cell --kernel sequence"), 60.0, 45.0, closing_s=25.0, needs=_MACHINE_2),
-    DayStage("own-kernels", 2, "what do our calls run beside the recurrence, and is cuDNN as precise as ATen?",
+    DayStage("own-kernels", 2, "what do our calls run besides the recurrence, and is cuDNN as precise as ATen?",
           _words("-m {package}.tools.gpu_day.facts own --folder {folder}"), 60.0, needs=_MACHINE_2),
     DayStage("tune-types", 2, "which kernel is fastest in the other types?",
           # Float16 has been begun; where cuDNN is slowest is bfloat16.
@@ -135,7 +135,7 @@ REHEARSAL = (
     DayStage("check-others", 2, "are the other kernels right?",
           _words("-m {package} check --device cpu --time-limit 8 --runs 3 --most 1 --kernel cell --kernel sequence "
                  "--out {folder}"), 60.0, needs=_MACHINE_2),
-    DayStage("own-kernels", 2, "what do our calls run beside the recurrence, and is the library as precise as ATen?",
+    DayStage("own-kernels", 2, "what do our calls run besides the recurrence, and is the library as precise as ATen?",
           _words("-m {package}.tools.gpu_day.facts own --folder {folder}"), 90.0, needs=_MACHINE_2),
     DayStage("sanitize", 2, "the smallest recurrences in one process",
           _words("-m {package} check --device cpu --sanitize"), 60.0, needs=_MACHINE_2),
