@@ -1,8 +1,8 @@
 """Terminal output of a run: a live table with the time left, one line per case as it ends, a table at the end.
 
-Without a terminal the same lines are printed plainly, and one now and then says how far the run is. Quietly, only what
-went wrong and the last line are left; as JSON, standard output has one line a record and the verdict, all else goes to
-standard error.
+Without a terminal the same lines are printed plainly, and one now and then says how far the run is. With `--quiet`,
+only errors and the last line are left. With `--json`, standard output has one line per record and the verdict, and all
+else goes to standard error.
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ L2_RATE = 5e12
 L2_RATE_ONE = 1.1e11
 #: Shared memory that a program can fill with weights, bytes, by compute capability; what is left holds h and tiles.
 ON_CHIP_BYTES = {80: 140_000, 86: 80_000, 89: 80_000, 90: 200_000, 100: 200_000}
-#: FLOPs a second, a multiply-add counted as two; half of what data sheets promise, since tiles of a recurrence are
+#: FLOPs per second, a multiply-add counted as two; half of what data sheets promise, since tiles of a recurrence are
 #: thin.
 RATE = {torch.float16: 4e14, torch.bfloat16: 4e14, torch.float32: 2.5e13}
 RATE_TF32 = 2e14
@@ -75,5 +75,5 @@ def _persistent_s(problem: Problem, *, backward: bool) -> float:
 
 
 def _cell_s(problem: Problem) -> float:
-    """Two launches a step, and all weights from L2."""
+    """Two launches per step, and all weights from L2."""
     return 2 * LAUNCH_S + max(problem.directions * _weight_bytes(problem) / L2_RATE, _arithmetic_s(problem))

@@ -47,7 +47,7 @@ class _Settled(NamedTuple):
 
     Attributes:
         options: what runs.
-        choices: the same in words, one a layer.
+        choices: the same in words, one per layer.
         key: all that decides what is launched without gradients, besides the addresses of tensors.
         call: with gradients, of a short sequence.
         learns: whether gradients will be needed.
@@ -124,7 +124,7 @@ class GraphedLayers:
             batch_first: order of x.
 
         Returns:
-            Output and state as `run`, and what ran, one choice a layer; None where it does not take the call.
+            Output and state as `run`, and what ran, one choice per layer; None where it does not take the call.
         """
         if intercepted() or not self._plain(x) or not self.stands(parameters):
             return None
@@ -149,7 +149,7 @@ class GraphedLayers:
             x: (batch, steps, features) if batch first, else (steps, batch, features).
             hx: h and c, each (layers * directions, batch, H), or None for zeros.
             options: what runs.
-            choices: the same in words, one a layer.
+            choices: the same in words, one per layer.
 
         Returns:
             Output (as x, with directions * H features), h_n and c_n (layers * directions, batch, H).

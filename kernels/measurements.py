@@ -1,7 +1,7 @@
 """Measured tables: which implementation was fastest at which shape on one model of GPU, with which configuration.
 
-`kernels.tools.tune` writes one file a GPU, `kernels/measured/<name>.json`; `kernels.dispatch` reads the file of the GPU
-at hand. A table holds what was measured and nothing that was interpolated: the nearest measured shape is looked up.
+`kernels.tools.tune` writes one file per GPU, `kernels/measured/<name>.json`; `kernels.dispatch` reads the file of the
+GPU at hand. A table holds what was measured and nothing that was interpolated: the nearest measured shape is looked up.
 """
 
 from __future__ import annotations

@@ -102,7 +102,7 @@ class Problem:
 
     @property
     def decoded_lengths(self) -> tuple[int, ...]:
-        """Valid steps of what the decoder reads, one a sequence."""
+        """Valid steps of what the decoder reads, one per sequence."""
         if self.target_steps is None:
             return self.source_lengths or (self.source_steps,) * self.batch
         return self.target_lengths or (self.target_steps,) * self.batch

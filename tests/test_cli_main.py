@@ -90,7 +90,7 @@ def test_a_run_leaves_curve_plot_checkpoint_model_and_scores(trained):
 
 
 def test_predict_gives_the_horizon_with_intervals_and_a_plot(trained, tmp_path, capsys):
-    """One row a step of the last week, in order, the truth beside it; the plot is a picture."""
+    """One row per step of the last week, in order, the truth beside it; the plot is a picture."""
     plot = tmp_path / "plot.png"
     assert main(["predict", str(trained), "--data", str(trained.parent / "x.csv")]) == 2
     capsys.readouterr()
@@ -133,7 +133,7 @@ def test_the_plots_of_a_forecast_tell_dates_once_and_whole(monkeypatch):
     ("task", "name"),
     [
         (("forecasting",), "squared error (normalised values)"),
-        (("speech", "--option", "count=30", "--option", "longest=6"), "cross entropy (nats a token)"),
+        (("speech", "--option", "count=30", "--option", "longest=6"), "cross entropy (nats per token)"),
         (("speech", "--model", "ctc", "--option", "count=30", "--option", "longest=6"), "CTC loss (nats a label)"),
     ],
 )

@@ -35,7 +35,7 @@ VNNI, WITHOUT_VNNI = ("amx-int8", "avx512-vnni", "avx-vnni"), ("avx512-int8", "a
 
 
 def _rounded(row: Tensor, largest: int) -> Tensor:
-    """Rows of float32 as integers times a scale a row, in float64, rounded as the kernel does it."""
+    """Rows of float32 as integers times a scale per row, in float64, rounded as the kernel does it."""
     most = row.abs().amax(-1, keepdim=True)
     # Two tensors are divided, as a number over a tensor is its inverse times the number, with two roundings.
     by = (torch.full_like(most, largest) / most).where(most > 1e-30, torch.zeros(()))

@@ -1,4 +1,4 @@
-"""SplitLSTM is torch.nn.LSTM, one call a layer and direction on padded sizes: the same results, the same weights."""
+"""SplitLSTM is torch.nn.LSTM, one call per layer and direction on padded sizes: the same results, the same weights."""
 
 from __future__ import annotations
 

@@ -492,7 +492,7 @@ def test_the_suite_decode_holds_batches_beams_and_values():
 @pytest.mark.gpu
 @pytest.mark.parametrize("workload", TOKENS)
 def test_a_captured_step_is_the_step(workload):
-    """The same tokens and scores through one graph a step."""
+    """The same tokens and scores through one graph per step."""
     problem = find_workload(workload)
     weights = initial_weights(problem.config, 1)
     found = []

@@ -38,7 +38,7 @@ SOURCES = Path(exchange.__file__).parent
 
 @pytest.fixture(autouse=True)
 def _all_at_once(monkeypatch):
-    """One launch for all steps, as on a GPU, and not a launch a step as for the interpreter alone."""
+    """One launch for all steps, as on a GPU, and not a launch per step as for the interpreter alone."""
     monkeypatch.setattr(persistent, "_interpreted", lambda: False)
 
 

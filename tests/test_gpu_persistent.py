@@ -202,7 +202,7 @@ def test_a_smaller_gpu_gets_fewer_programs():
 
 
 def test_a_process_with_a_share_of_the_gpu_goes_step_by_step(monkeypatch):
-    """A grid that ought to fit and does not: the call is made again with a launch a step, and so are all later ones."""
+    """A grid that ought to fit and does not: this call is made again with a launch per step, and so are later ones."""
     taken, sizes, nothing = [], Sizes(2, 3, 16), list[str]()
 
     def forward(args, config) -> None:
@@ -348,7 +348,7 @@ for hidden, batch, kind, capability, backward, masked in json.loads(sys.argv[1])
         loop = ttgir[ttgir.index("scf.while"):]
         shape = f"{config.block_k}" if config.split == 1 else f"{config.split}x[0-9]+x{config.block_k // config.split}"
         block = re.compile(("tensor<[0-9]+x" if config.split == 1 else "tensor<") + shape + "x!tt.ptr")
-        # A group's loads, each in 16 bytes a thread, up to what uses the first of them.
+        # A group's loads, each in 16 bytes per thread, up to what uses the first of them.
         at_once = re.split(r"st\\.shared|bar\\.sync", ptx[ptx.find("ld.global.cg"):])[0].count("ld.global.cg")
         vectors = max(1, config.block_b * config.block_k * dtype.itemsize // (16 * 32 * config.num_warps))
         grouped = config.sync == "barrier" and config.split > 1

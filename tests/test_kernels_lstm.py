@@ -498,7 +498,7 @@ def test_kernel_without_gpu_says_what_to_do(monkeypatch):
 
 
 def test_choices_are_of_the_last_call():
-    """There is none before a call, one a layer after it, and none in a copy that went through pickle."""
+    """There is none before a call, one per layer after it, and none in a copy that went through pickle."""
     lstm = LSTM(3, 4, 2, implementation="loop")
     assert lstm.choices == ()
     lstm(zeros(4, 2, 3))

@@ -292,9 +292,9 @@ REFUSED = {
     for name, (what, lengths, kind, message) in itertools.product(
         ("source_lengths", "target_lengths"),
         (
-            ("one for two", torch.tensor([3]), ValueError, r"must have one length a sequence, .*= \(2,\)"),
-            ("a table", torch.tensor([[3], [3]]), ValueError, r"must have one length a sequence, .*= \(2,\)"),
-            ("a number", torch.tensor(3), ValueError, r"must have one length a sequence, .*= \(2,\)"),
+            ("one for two", torch.tensor([3]), ValueError, r"must have one length per sequence, .*= \(2,\)"),
+            ("a table", torch.tensor([[3], [3]]), ValueError, r"must have one length per sequence, .*= \(2,\)"),
+            ("a number", torch.tensor(3), ValueError, r"must have one length per sequence, .*= \(2,\)"),
             ("int32", torch.tensor([3, 3]).int(), TypeError, "has dtype .*, expected int64"),
             ("floats", torch.tensor([3.0, 3.0]), TypeError, "has dtype .*, expected int64"),
             ("zero", torch.tensor([3, 0]), ValueError, "must lie between 1 and the 3 steps"),

@@ -152,7 +152,7 @@ def test_where_nothing_meets_the_bound_the_nearest_is_named(tmp_path, capsys):
 
 def test_tests_that_loadgen_lets_not_count_give_no_answer(tmp_path):
     """An invalid test says nothing of the bound, however quick its queries were."""
-    reason = "no valid test even at 7 queries a second: LoadGen: not satisfied: Min queries"
+    reason = "no valid test even at 7 queries per second: LoadGen: not satisfied: Min queries"
     folder = served(tmp_path / "s", {"onednn": []}, {"onednn": {"reason": reason}})
     serving.append_tests(folder, [row("onednn", "search", 7, 0.001, "invalid")])
     found = answer(folder)

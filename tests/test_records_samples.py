@@ -71,7 +71,7 @@ def test_a_record_s_figures_follow_from_its_raw_samples(queued, tmp_path):
 
 
 def test_times_are_the_medians_of_kept_rounds(tmp_path):
-    """One array a process; a round without the variant has no part in it."""
+    """One array per process; a round without the variant has no part in it."""
     rounds = [Round(n, {"a": Block((1.0, 2.0 + n, 9.0))} if n else {"b": Block((5.0,))}) for n in range(8)]
     (times,) = Samples([rounds]).times("a")
     assert np.array_equal(times, 2.0 + np.arange(1, 8))

@@ -52,7 +52,7 @@ def folder(path: Path, records: list[Record], section: object = None) -> Path:
 
 
 def test_every_case_is_a_point(tmp_path: Path) -> None:
-    """One panel a mode, one point a case that ran, at its FLOPs a byte and a second; what is impossible has none."""
+    """One panel a mode, one point a case that ran, at its FLOPs per byte and a second; what is impossible has none."""
     (kind,) = roofline.kinds(load_run(folder(tmp_path, cases())))
     assert [chart.title for chart in kind.charts] == ["inference", "training"]
     for chart in kind.charts:
@@ -80,7 +80,7 @@ def test_the_picture_holds_all_points_and_lines(tmp_path: Path) -> None:
 
 def test_lines_rise_as_the_bandwidth_does(tmp_path: Path) -> None:
     """A rising line ends at the highest level where its bytes last exactly as long as the products."""
-    # At 20 FLOPs a byte, near the ridge of the slowest bandwidth at 10.
+    # At 20 FLOPs per byte, near the ridge of the slowest bandwidth at 10.
     near = [worked(name, 1.0, 5 * 10**5, precision=kind) for name, kind in (("onednn", "fp32"), ("amp-bf16", "bf16"))]
     (kind,) = roofline.kinds(load_run(folder(tmp_path, near)))
     slopes = [roof for roof in kind.charts[0].roofs if not roof.level]

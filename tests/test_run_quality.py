@@ -205,7 +205,7 @@ def test_the_command_line_narrows_what_is_trained():
 
 
 def test_the_page_has_lines_table_and_target(tmp_path):
-    """One line a variant that ended, its seconds of training across; what did not end has its reason."""
+    """One line per variant that ended, its seconds of training across; what did not end has its reason."""
     folder = make_run(tmp_path / "run", figured=True)
     dead = Trained("loop", fields={"status": Status.ERROR, "reason": "no, really"})
     found = [trained("reference", 0.2, [0.9, 0.4]), trained("onednn", 0.1, [0.9, 0.4], why="others"), dead]

@@ -153,7 +153,7 @@ def interrupt_training(request: str, mode: str) -> None:
 
 
 def rounds_of(folder: Path, mode: str) -> list[list[Round]]:
-    """The rounds that samples.csv.gz has of a mode, one list a process."""
+    """The rounds that samples.csv.gz has of a mode, one list per process."""
     return read_samples(folder / "samples.csv.gz")["seed@batch=2,length=3", mode, "cpu", 1].processes
 
 

@@ -107,7 +107,7 @@ def records(planted) -> dict[str, dict[str, Any]]:
 
 @pytest.mark.slow
 def test_a_run_with_failures_ends_with_1_and_all_its_files(planted):
-    """No plant ends the run; it says so by its exit code, in one line a case, and without a traceback."""
+    """No plant ends the run; it says so by its exit code, in one line per case, and without a traceback."""
     done, folder = planted
     assert done.returncode == 1, done.stderr
     assert {path.name for path in folder.iterdir()} >= EXPECTED_FILES
@@ -864,7 +864,7 @@ def test_a_worker_that_found_nothing_wrong_says_so():
 
 
 def test_a_record_is_told_while_the_run_goes_on(capsys):
-    """One line a case: what failed and why, or how fast."""
+    """One line per case: what failed and why, or how fast."""
     console = Console(2)
     with contextlib.suppress(AttributeError):
         console._rich.file = sys.stdout

@@ -75,7 +75,7 @@ def test_all_queries_are_asked_and_the_verdict_is_loadgens():
 
 
 def test_queries_that_were_due_in_a_stall_have_waited_for_it():
-    """No coordinated omission: a stall of 0.3 s at 400 queries a second is in the latencies of about 120 of them."""
+    """No coordinated omission: a stall of 0.3 s at 400 queries per second is in the latencies of about 120 of them."""
     found = Echo(stall_s=0.3).load()[1]
     assert 60 <= sum(found.latencies_s > 0.05) <= 240
     assert max(found.latencies_s) >= 0.29

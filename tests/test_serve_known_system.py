@@ -1,6 +1,6 @@
 """Serving a system whose right answers are known: batches of a fixed size that take a fixed time.
 
-It answers size / time queries a second when all are there at once, and bears no more than that under any bound.
+It answers size / time queries per second when all are there at once, and bears no more than that under any bound.
 """
 
 from __future__ import annotations
@@ -215,7 +215,7 @@ def served(tmp_path, monkeypatch):
 
 
 def test_loadgen_finds_what_a_known_system_can_do(served):
-    """All at once: 200 queries a second at 30 W, so 0.15 J each; half of it is borne, and half as much again is not.
+    """All at once: 200 queries per second at 30 W, so 0.15 J each; half of it is borne, and half as much again is not.
 
     The bound is five times what a batch takes.
     """

@@ -85,7 +85,7 @@ class Sums(Model):
 
 @pytest.mark.parametrize("likelihood", ["", "gaussian", "student"])
 def test_paths_feed_on_themselves(hourly, likelihood):
-    """Each step reads what the step before it drew: adding one each time, the path climbs by one a step."""
+    """Each step reads what the step before it drew: adding one each time, the path climbs by one per step."""
     batch = next(hourly.batches("validation", 3, 0, 0))
     paths = sample_paths(Sums(likelihood).eval(), batch, 4, seed=0)
     assert paths.shape == (4 if likelihood else 1, 3, 6)

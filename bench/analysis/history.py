@@ -58,7 +58,7 @@ class CaseSeries:
     Attributes:
         key: of the case.
         title: of its group.
-        figures: one a run; None where a run has none.
+        figures: one per run; None where a run has none.
         records: likewise.
         changes: where it changed for good.
     """
@@ -118,7 +118,7 @@ def read_history(folder: Path, by: MeasuredBy = MeasuredBy.SPEEDUP) -> History:
 
 
 def grouped(runs: Sequence[ReportedRun]) -> list[tuple[str, Records]]:
-    """Title of every group, and of each of its cases the records, one a run; None where a run has none."""
+    """Title of every group, and of each of its cases the records, one per run; None where a run has none."""
     every = [record for run in runs for record in run.records]
     titles = {g.key: g.title for g in groups(every)}
     found: dict[GroupKey, Records] = {}

@@ -96,7 +96,7 @@ def ratio_interval(ratios: Sequence[Floats], seed: int = 0) -> Interval:
     misses the ratio of processes at large as often as they differ.
 
     Args:
-        ratios: one array a process, each the rounds' ratios in their order, above 0; none empty, and at least two
+        ratios: one array per process, each the rounds' ratios in their order, above 0; none empty, and at least two
             rounds in all. Below 6 in all the interval reaches from the least to the largest and holds less than 95 %.
         seed: of the resampling, so that a report can be made again to the digit.
     """
@@ -112,7 +112,7 @@ def independent_ratio_interval(base: Sequence[Floats], new: Sequence[Floats], se
     runs as a whole is in the ratio and not in its interval.
 
     Args:
-        base: one array a process of the earlier run, each the rounds' times in their order, seconds, above 0; none
+        base: one array per process of the earlier run, each the rounds' times in their order, seconds, above 0; none
             empty.
         new: the same of the later run; the number of processes and of rounds may differ.
         seed: of the resampling.
@@ -169,7 +169,7 @@ class _Shared:
     """Random draws that several figures of the same processes and rounds share.
 
     Attributes:
-        seeds: of the rounds drawn, one a process.
+        seeds: of the rounds drawn, one per process.
         sides: normal, (RESAMPLES, processes).
         squares: of each number of degrees of freedom from 1 on a chi-square draw, (RESAMPLES, processes - 1).
     """
@@ -282,7 +282,7 @@ def _resampled_shares(marks: Sequence[Floats], draws: _Own | _Shared) -> list[Fl
     """Of each process the resampled share of its calls below the percentile, less the share itself.
 
     Args:
-        marks: share of each round's calls below it, one array a process.
+        marks: share of each round's calls below it, one array per process.
         draws: of the resampling.
     """
     news = _news(marks)
@@ -349,7 +349,7 @@ def _long_run_variance(residuals: Sequence[Floats], fitted: float) -> float:
     Lags are added in pairs while a pair stands out of the noise, none larger than the one before (Geyer 1992).
 
     Args:
-        residuals: one series a process, each around 0.
+        residuals: one series per process, each around 0.
         fitted: parameters taken out of each, which bend every autocovariance down; they are straightened again.
     """
     count = sum(len(r) for r in residuals)

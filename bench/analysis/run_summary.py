@@ -114,7 +114,7 @@ def load_run(run_dir: Path) -> ReportedRun:
 
 
 def summary_table(records: Iterable[Record]) -> pd.DataFrame:
-    """The table a run ends with: one row a case, strings in human units, groups together and fastest first.
+    """The table a run ends with: one row per case, strings in human units, groups together and fastest first.
 
     `BEST` follows the variant that is certainly the fastest in its group, `DOUBT` precedes doubtful times; `LEGEND`
     explains both.

@@ -125,7 +125,7 @@ def markdown(comparisons: Sequence[Comparison]) -> str:
 
 
 def table_csv(comparisons: Sequence[Comparison]) -> str:
-    """One row a case and NEW, figures with all digits; times in seconds."""
+    """One row per case and NEW, figures with all digits; times in seconds."""
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(CSV_COLUMNS)
@@ -206,7 +206,7 @@ def _named(pairs: Sequence[CasePair]) -> str:
 def cases(
     comparisons: Sequence[Comparison], chosen: Callable[[list[CasePair]], bool] = lambda _: True
 ) -> ComparisonTable:  # fmt: skip
-    """One row a case that a run shares with BASE, with a change and a verdict for each NEW.
+    """One row per case that a run shares with BASE, with a change and a verdict for each NEW.
 
     Args:
         comparisons: of one BASE.

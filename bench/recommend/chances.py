@@ -130,7 +130,7 @@ class Pace:
         return float(np.median([self._seconds(found.blocks[variant]) for rounds in kept for found in rounds]))
 
     def relative(self, variant: str, other: str) -> list[Floats]:
-        """Quotients of the two in the kept rounds that have both, one array a process."""
+        """Quotients of the two in the kept rounds that have both, one array per process."""
         kept = self.samples.kept(variant, other)
         pairs = [[(r.blocks[variant], r.blocks[other]) for r in rounds] for rounds in kept]
         return [np.array([self._seconds(a) / self._seconds(b) for a, b in of_process]) for of_process in pairs]

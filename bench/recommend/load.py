@@ -47,7 +47,7 @@ class ServedRun:
 
     Attributes:
         run: its other records; none where nothing but serving was measured.
-        records: one a variant.
+        records: one per variant.
         tests: LoadGen's tests, by workload and variant.
     """
 

@@ -1,4 +1,4 @@
-"""Recommendations in words, for the terminal and for the page: one fact a line, names between backticks."""
+"""Recommendations in words, for the terminal and for the page: one fact per line, names between backticks."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def sentences(
 
 
 def group_text(answer: Advice, run: RecordedRun) -> str:
-    """The recommendation for a group, one fact a line."""
+    """The recommendation for a group, one fact per line."""
     if answer.verdict is Recommendation.UNCLEAR:
         return unclear_text(answer, run)
     if answer.verdict is Recommendation.NONE:
@@ -114,7 +114,7 @@ def _sentence(text: str) -> str:
 
 
 def mix_text(answer: MixAnswer) -> str:
-    """The recommendation for a mix, one fact a line."""
+    """The recommendation for a mix, one fact per line."""
     sets = ", ".join(f"{name} {units.share(weight)}" for name, weight in answer.sets.items())
     if answer.variant is None or answer.regrets is None:
         return f"Unclear: {'; '.join(answer.notes)} ({sets})."

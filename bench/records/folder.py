@@ -170,7 +170,7 @@ class RunFolder:
         durable.replace(self.path / name, (json.dumps(data, indent=2, default=str) + "\n").encode())
 
     def write_table(self) -> None:
-        """Make records.csv from records.jsonl: one row a case."""
+        """Make records.csv from records.jsonl: one row per case."""
         write_csv(self.path / "records.csv", COLUMNS, self.records())
 
     def records(self) -> list[dict[str, Any]]:

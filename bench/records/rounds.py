@@ -58,12 +58,12 @@ class Round:
 
 @dataclass
 class Samples:
-    """The rounds of a group, one list a worker process."""
+    """The rounds of a group, one list per worker process."""
 
     processes: list[list[Round]] = field(default_factory=list)
 
     def kept(self, *variants: str) -> list[list[Round]]:
-        """The rounds that figures of some variants are made of, one list a process, empty where it gives none.
+        """The rounds that figures of some variants are made of, one list per process, empty where it gives none.
 
         A process gives its clean rounds where it has enough of them. One that has not gives none if `CLEAN_PROCESSES`
         others have, or more than have not; otherwise it gives all its rounds.
@@ -83,7 +83,7 @@ class Samples:
         return [found if fine else [] for found, fine in zip(chosen, enough, strict=True)]
 
     def kept_of(self, *variants: str) -> list[list[Round]]:
-        """The kept rounds of some variants, one list a process; no list is empty."""
+        """The kept rounds of some variants, one list per process; no list is empty."""
         return [rounds for rounds in self.kept(*variants) if rounds]
 
     def lacking(self, variant: str) -> int:
@@ -95,8 +95,8 @@ class Samples:
     def calls(self, variant: str) -> list[list[Floats]]:
         """Single calls of a variant in its kept rounds, seconds: the calls that its percentiles are made of.
 
-        One list a process, empty where it gives none, and one array a round; a queued block has no single calls, and a
-        round without any no array.
+        One list per process, empty if it gives none, with one array per round. A queued block has no single calls, and
+        a round without single calls has no array.
         """
         found = [[np.array(r.blocks[variant].calls_s) for r in rounds] for rounds in self.kept(variant)]
         return [[timed for timed in rounds if len(timed)] for rounds in found]
@@ -120,14 +120,14 @@ class Samples:
         return math.sqrt(len(kept) / max(1, clean)) if kept else 1.0
 
     def ratios(self, reference: str, variant: str) -> list[Floats]:
-        """time(reference) / time(variant) of each kept round that has both, one array a process."""
+        """time(reference) / time(variant) of each kept round that has both, one array per process."""
         return [
             np.array([r.blocks[reference].typical_s / r.blocks[variant].typical_s for r in rounds])
             for rounds in self.kept_of(reference, variant)
         ]
 
     def times(self, variant: str) -> list[Floats]:
-        """Median call of each kept round that has the variant, seconds, one array a process."""
+        """Median call of each kept round that has the variant, seconds, one array per process."""
         return [np.array([r.blocks[variant].typical_s for r in rounds]) for rounds in self.kept_of(variant)]
 
     def rows(self, case: Case, process: int, rounds: Iterable[Round]) -> Iterator[list[Any]]:

@@ -17,7 +17,7 @@ from bench.plan.identity import CaseKey
 #: History of the schema.
 #: 1: first version.
 #: 2: how OpenMP waited; FLOPs, bytes and share of the machine's ceiling; rounds.csv.gz.
-#: 3: the mode `decode`: beam, tokens a second, latency of a token.
+#: 3: the mode `decode`: beam, tokens per second, latency of a token.
 #: 4: standing in the group, command that measures a case again; own models' set of inputs, its weight, the metric.
 #: 5: energy of a sequence and of a token, power, idle power, the counter that says so; energy.csv.gz.
 #: 6: ratio to the best of the group; a reason with `ok`, if a process failed in a further seating.
@@ -340,7 +340,7 @@ SAMPLE_COLUMNS: dict[str, str] = {
 }
 
 
-#: Columns of ``rounds.csv.gz``: one row a round of a seating, with what else happened on the machine meanwhile.
+#: Columns of ``rounds.csv.gz``: one row per round of a seating, with what else happened on the machine meanwhile.
 ROUND_COLUMNS: dict[str, str] = {
     "group": "As in records.csv.",
     "process": "The number of the seating (a full set of fresh worker processes) in its group, from 0.",

@@ -1,4 +1,4 @@
-"""Serving: the records of `python -m bench serve`, one a variant, and the LoadGen tests that they are made from.
+"""Serving: the records of `python -m bench serve`, one per variant, and the LoadGen tests that they are made from.
 
 `ServingRecord` is the single source of the columns of serving.csv, and `TEST_COLUMNS` of those of
 serving-tests.csv.gz; results/columns.md is checked against both.
@@ -276,7 +276,7 @@ def beyond_offline(record: ServingRecord) -> str:
 
 
 def load_text(record: ServingRecord) -> str:
-    """`812 [790, 840]`, in queries a second; `~` before a load that `beyond_offline` distrusts."""
+    """`812 [790, 840]`, in queries per second; `~` before a load that `beyond_offline` distrusts."""
     if record.qps is None:
         return "no figure"
     return f"{'~' if beyond_offline(record) else ''}{_interval(record.qps, record.qps_lo, record.qps_hi)}"

@@ -1,6 +1,6 @@
 """The plots of a run as PNG and SVG files, drawn by Matplotlib.
 
-One file a kind of figure with one panel a group; above `MAX_PANELS` panels, one file a workload. The
+One file a kind of figure with one panel per group; above `MAX_PANELS` panels, one file a workload. The
 figures are made without pyplot, so a caller's backend, style and open figures stay as they are.
 """
 
@@ -195,7 +195,7 @@ def curve_handle(variant: str, *, line: bool = True) -> Line2D:
 
 
 def draw_bars(axes: Axes, chart: BarChart) -> None:
-    """One row a variant, its name at the left and its figure at the right, where neither meets a bar."""
+    """One row per variant, its name at the left and its figure at the right, where neither meets a bar."""
     count = len(chart.bars)
     set_axis(axes, chart.axis, "x")
     axes.set_ylim(count - 0.4, -0.6)

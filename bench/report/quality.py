@@ -1,4 +1,4 @@
-"""Time to quality: validation quality against seconds of training, a line a variant, and the figures as a table."""
+"""Time to quality: validation quality against seconds of training, a line per variant, and the figures as a table."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ MOST = 1.6
 
 
 def kinds(run: ReportedRun) -> tuple[Kind, ...]:
-    """One chart a task; nothing where the run trained none."""
+    """One chart per task; nothing where the run trained none."""
     charts = []
     rows = read_rounds(run.path)
     for task, records in by_task(run).items():

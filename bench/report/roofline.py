@@ -22,7 +22,7 @@ from bench.report.charts import hover
 from bench.report.descriptions import Axis, Column, Kind, Point, Roof, RooflineChart
 
 CAPTION = (
-    "FLOPs a second over FLOPs a byte, both counted as the least that the model needs, both axes logarithmic. Level "
+    "FLOPs per second over FLOPs per byte, counted as the least that the model needs; both axes logarithmic. Level "
     "lines: the fastest matrix product of each precision. Rising lines: the fastest way to move bytes, by the size of "
     "what is moved. Measured at the start of the run at its number of threads; no case can be above its lines. The "
     "variants of a workload stand side by side around its dotted line, so that none hides another; those of a narrower "
@@ -49,18 +49,18 @@ class Reached:
 
     @property
     def intensity(self) -> float:
-        """FLOPs a byte."""
+        """FLOPs per byte."""
         return self.work.flops / self.work.least_bytes
 
     @property
     def flops_per_s(self) -> float:
-        """FLOPs a second."""
+        """FLOPs per second."""
         return self.work.flops / self.work.call_s
 
     def point(self) -> Point:
         """Position in the plot."""
         record = self.record
-        where = f"{record.workload}, {units.amount(self.flops_per_s, 'FLOP')}/s, {self.intensity:.3g} FLOP a byte"
+        where = f"{record.workload}, {units.amount(self.flops_per_s, 'FLOP')}/s, {self.intensity:.3g} FLOP per byte"
         near = f"{units.share(record.ceiling_share)} of its ceiling, which is {record.bound}"
         text = (record.variant, where, near, *hover(record)[1:])
         return Point(self.intensity, self.flops_per_s, doubtful=bool(doubts(record)), hover=text)
@@ -124,7 +124,7 @@ def chart(name: str, cases: list[Reached], found: Ceilings) -> RooflineChart:
     return RooflineChart(
         name,
         name,
-        axis("FLOP a byte moved, at least", x_lo, x_hi),
+        axis("FLOP per byte moved, at least", x_lo, x_hi),
         axis("FLOP/s reached", y_lo, y_hi),
         tuple(roofs),
         named,
@@ -139,8 +139,8 @@ def sides(places: list[float], ridges: tuple[float, float]) -> tuple[tuple[float
     The cases fill the picture. A ridge is in it where one of them stands near.
 
     Args:
-        places: FLOPs a byte of the cases.
-        ridges: FLOPs a byte from which on products decide, for the slowest and the fastest ones.
+        places: FLOPs per byte of the cases.
+        ridges: FLOPs per byte from which on products decide, for the slowest and the fastest ones.
     """
     left, right = min(places), max(places)
     near = [ridge for ridge in ridges if left / NEAR <= ridge <= right * NEAR]
@@ -152,10 +152,10 @@ def sides(places: list[float], ridges: tuple[float, float]) -> tuple[tuple[float
     beyond = ""
     if ridges[1] < lo / wider:
         beyond = (
-            f"all stand right of {ridges[1]:.3g} FLOP a byte, where products decide, whatever memory they read from"
+            f"all stand right of {ridges[1]:.3g} FLOP per byte, where products decide, whatever memory they read from"
         )
     elif ridges[0] > hi * wider:
-        beyond = f"all stand left of {ridges[0]:.3g} FLOP a byte, where memory decides"
+        beyond = f"all stand left of {ridges[0]:.3g} FLOP per byte, where memory decides"
     return (lo / wider, hi * wider), beyond
 
 

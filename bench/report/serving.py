@@ -77,7 +77,7 @@ def _chart(workload: str, record: ServingRecord, curves: list[Curve]) -> CurveCh
     bound_s = record.bound_s or 0.0
     # Single tests lie far from the medians that a curve goes through; all must be in the picture.
     points = [point for curve in curves for point in curve.points]
-    x = value_axis("queries a second", [point.x for point in points], "", "log")
+    x = value_axis("queries per second", [point.x for point in points], "", "log")
     y = value_axis(f"p{record.percentile:g} latency", [bound_s, *(point.y for point in points)], "s", "log")
     guides = ((bound_s, f"bound {units.seconds(bound_s)}"),)
     threads = f"{record.threads} thread{'s' * (record.threads != 1)}"
@@ -86,7 +86,7 @@ def _chart(workload: str, record: ServingRecord, curves: list[Curve]) -> CurveCh
 
 
 def table(folder: Path) -> Table | None:
-    """One row a variant, the one that sustains the highest load first; None where nothing was served."""
+    """One row per variant, the one that sustains the highest load first; None where nothing was served."""
     records = serving.read(folder)
     if not records:
         return None

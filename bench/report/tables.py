@@ -198,7 +198,7 @@ def roofline(groups: Iterable[RankedGroup]) -> Table | None:
             Cell(record.bound),
         ]
         rows.append(Row((*where(group, record), *cells)))
-    names = ("group", "variant", "FLOPs", "least bytes", "FLOP a byte", "reached", "share of ceiling", "ceiling")
+    names = ("group", "variant", "FLOPs", "least bytes", "FLOP per byte", "reached", "share of ceiling", "ceiling")
     return table("Roofline", names, rows)
 
 

@@ -55,7 +55,7 @@ def lead(run: ReportedRun) -> str:
 
 
 def answers(groups: Iterable[RankedGroup]) -> tuple[Answer, ...]:
-    """One answer a group; the groups of a sweep share one."""
+    """One answer per group; the groups of a sweep share one."""
     found: list[Answer] = []
     sweeps: dict[object, list[RankedGroup]] = {}
     for group in groups:
@@ -67,7 +67,7 @@ def answers(groups: Iterable[RankedGroup]) -> tuple[Answer, ...]:
 
 
 def advised(run: ReportedRun) -> tuple[Answer, ...]:
-    """The answers of a run, each group's with what is recommended for it, and one a mix of input sets."""
+    """The answers of a run, each group's with what is recommended for it, and one per mix of input sets."""
     single = {g.key: g.title for g in run.groups if not g.sweep_axis and g.records}
     advice = {single[a.key]: a for a in recommend(run, Question()) if a.key in single}
     found = [

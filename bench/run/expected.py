@@ -1,6 +1,6 @@
 """Expected time of a group: what its parts take besides the timed rounds, and what they take of a model's own calls.
 
-A short call drowns in what a case costs anyway. Of a long one a run makes far more calls than the rounds need: cold
+A short call drowns in what a case costs anyway. Of a long one per run makes far more calls than the rounds need: cold
 runs, warm-up, gates before and after each seating. How many is counted here; how long one takes is known of the user's
 own model, which was looked at before (`seq2seq.own_model.inspection`).
 """

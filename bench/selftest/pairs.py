@@ -102,7 +102,7 @@ class Bench:
         return self._pair(case, budget_s, 0.0, time.perf_counter())
 
     def ask_all(self, part: str, **fields: Any) -> list[list[Event]]:
-        """Send a request of the self-test to each worker in turn; their events, one list a worker.
+        """Send a request of the self-test to each worker in turn; their events, one list per worker.
 
         Raises:
             WorkerError: when a worker fails.

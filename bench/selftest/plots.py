@@ -1,4 +1,4 @@
-"""Plots of the self-test, one a part, from the rows of its CSV."""
+"""Plots of the self-test, one per part, from the rows of its CSV."""
 
 from __future__ import annotations
 

@@ -216,7 +216,7 @@ def _folder(out: Path | None) -> RunFolder:
 
 
 def show(console: Console, records: Sequence[ServingRecord]) -> None:
-    """Print a row a variant, the one that sustains the highest load first."""
+    """Print a row per variant, the one that sustains the highest load first."""
     ordered = sorted(records, key=lambda found: (found.workload, -(found.qps or 0.0)))
     columns = ["workload", "variant", "queries/s", "latency, LoadGen", "latency, ours", "lone query p50", "offline/s"]
     columns += ["batch", "padding", "generator delay p99", "LoadGen"]

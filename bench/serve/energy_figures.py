@@ -17,7 +17,7 @@ def energy_figures(tests: Sequence[LoadTest], idle: Idle) -> dict[str, Any]:
     Idle power is in them, as in records.csv: a slow variant takes it for longer.
 
     Args:
-        tests: at the load of the record, one a repeat.
+        tests: at the load of the record, one per repeat.
         idle: the counter before anything was served.
     """
     found: dict[str, Any] = {"idle_power_w": idle.power_w, "energy": idle.source}

@@ -87,7 +87,7 @@ def read_logs(folder: Path) -> LoadGenResult:
     trace = (folder / TRACE).read_text(encoding="utf-8", errors="replace")
     delays = np.array(_QUERY.findall(trace), dtype=np.float64)
     if not len(delays):
-        msg = f"{folder / TRACE} has no query; expected one line a query"
+        msg = f"{folder / TRACE} has no query; expected one line per query"
         raise ValueError(msg)
     lateness_s, latencies_s = delays[:, 0] * 1e-9, delays[:, 1] * 1e-9
     qps = next(

@@ -90,7 +90,7 @@ class Contender:
         tests: all of them.
         searches: of each repeat its end, and the test that held highest.
         gates: the gate's events of all its processes.
-        offlines: queries a second when all are there at once, of each process.
+        offlines: queries per second when all are there at once, of each process.
         fields: of its record that are known otherwise.
         start_qps, most_qps: load that the repeats begin with, and one that nothing can bear.
     """
@@ -216,10 +216,10 @@ class Serving:
     def _none_held(self, last: LoadTest) -> str:
         bound = self.asked.bound
         if last.verdict is LoadVerdict.INVALID:
-            return f"no valid test even at {last.target_qps:.3g} queries a second: {last.reason}"
+            return f"no valid test even at {last.target_qps:.3g} queries per second: {last.reason}"
         told_ms = 1e3 * (last.result.by_loadgen(bound.percentile) or last.result.percentile(bound.percentile))
         return (
-            f"the bound does not hold even at {last.target_qps:.3g} queries a second: p{bound.percentile:g} was "
+            f"the bound does not hold even at {last.target_qps:.3g} queries per second: p{bound.percentile:g} was "
             f"{told_ms:.3g} ms"
         )
 
@@ -358,7 +358,7 @@ class Serving:
     def _why_none(self, candidate: Contender) -> str:
         bracket = candidate.searches[-1][0]
         if bracket.above is None and bracket.held is not None:
-            return f"the bound held at all loads, up to {bracket.held:.4g} queries a second"
+            return f"the bound held at all loads, up to {bracket.held:.4g} queries per second"
         invalid = [test for test in candidate.tests if test.verdict is LoadVerdict.INVALID]
         return f"no valid end of the search: {(invalid or candidate.tests)[-1].reason}"
 

@@ -43,7 +43,7 @@ _NOISE = {"as_strided", "view", "transpose", "t", "empty", "select", "slice", "n
 _GRAPH_LAUNCHES = ("cudaGraphLaunch", "cuGraphLaunch")
 _SHOWN = 8
 
-#: What each LSTM of a model that keeps choices ran in its last call: one choice a layer, by the LSTM's name.
+#: What each LSTM of a model that keeps choices ran in its last call: one choice per layer, by the LSTM's name.
 Choices = Mapping[str, Sequence[Choice]]
 
 
@@ -292,7 +292,7 @@ def _choice_words(choices: Choices, torchs_own: str) -> Iterator[str]:
     """Describe which kernel `kernels.LSTM` ran where, why if it was free to choose, and which kernels declined.
 
     Args:
-        choices: one a layer, by the LSTM's name; none of an LSTM that ran inside a compiled graph.
+        choices: one per layer, by the LSTM's name; none of an LSTM that ran inside a compiled graph.
         torchs_own: where torch's own LSTM ran, in words, should it have been chosen.
     """
     places: dict[tuple[str, str], list[str]] = {}

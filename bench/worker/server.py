@@ -1,4 +1,4 @@
-"""The child process: everything that needs torch. Requests and answers are JSON, one a line, in pipes of their own.
+"""The child process: everything that needs torch. Requests and answers are JSON, one per line, in pipes of their own.
 
 The file descriptors of these pipes are its arguments, and its own child processes do not inherit them; everything that
 is printed goes to the log. A request ends with an event `done` or `failed`. A crash here ends only this process.

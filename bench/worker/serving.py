@@ -1,6 +1,6 @@
 """Serving in the child: one variant behind a batching queue, asked by the load generator through a socket.
 
-The generator sends 16 bytes a query (its number and which sequence it asks about), and gets 8 back (its number) when
+The generator sends 16 bytes per query (its number and which sequence it asks about), and gets 8 back (its number) when
 the query's batch is done. The sequences are here from the start, so their way over a network is in no latency.
 """
 

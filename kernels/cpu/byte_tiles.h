@@ -141,7 +141,7 @@ struct TwoBytes {
     float most;
     int offset;
 };
-// x has a scale a row. |h| is at most 1, so its scale is fixed; its low byte counts from -128, as the high one does.
+// x has a scale per row. |h| is at most 1, so its scale is fixed; its low byte counts from -128, as the high one does.
 constexpr TwoBytes INPUT_BYTES = {32767.0f, 32768}, STATE_BYTES = {32512.0f, 32768 + 128};
 
 // Rows of bytes lie in tiles: [16 rows][64 k at a time][row][64 k] for the high bytes, then the same for the low ones. Up

@@ -1,6 +1,6 @@
 // The walk of one direction of a layer forward through time by tiles of bytes, with weights in int8 and a state of two bytes
 // a number and a fixed scale: |h| is at most 1, so the cell writes the bytes that the next step multiplies, and nobody
-// looks for a row's largest value. A state that a caller gives may be of any size and has a scale a row, for the first
+// looks for a row's largest value. A state that a caller gives may be of any size and has a scale per row, for the first
 // step alone. One byte would not do: where |h| is small, most of it would be rounded away.
 //
 // The input of some steps is projected before them, rows of all of these steps together. The sums of a step are

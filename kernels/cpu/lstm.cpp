@@ -1,5 +1,5 @@
 // One LSTM layer's recurrence on a CPU, forward and backward, in float32: the whole time loop in one team of threads.
-// Weights may be kept in bfloat16 or, a scale a row, in int8, where reading them is what takes the time.
+// Weights may be kept in bfloat16 or, a scale per row, in int8, where reading them is what takes the time.
 //
 // Weights come packed so that a block of hidden units reads one stream. Where the batch is large enough each thread
 // walks through time with its own rows and nobody waits for anybody; else threads share out the hidden units and meet

@@ -127,7 +127,7 @@ struct Int8Order {
 
 // -DWIDEN builds without integer and bf16 products, as for a processor without them.
 #if !defined(WIDEN) && defined(HAS_INTEGERS)
-// int8 weights with a scale a row, multiplied as integers by rows of float32 that get a scale of their own, by their largest
+// int8 weights with a scale per row, multiplied as integers by rows of float32 that get a scale of their own, by their largest
 // value. All sums are exact, so what errs is the rounding. The offset that makes a row's bytes unsigned leaves again with the
 // start of a sum, which is as many times the sum of a row of weights.
 class IntegerWeights : public Int8Order {

@@ -67,7 +67,7 @@ auto with_way(int64_t kept, F use) {
     if (kept == INT8 && !*no_byte_tiles()) return use(Way<ByteTiles<2>, ByteTiles<1>>());
 #endif
 #if defined(HAS_BYTES)
-    // The input's values may lie far apart; 8 bits of h with a scale a row err less than 8 bits of weights.
+    // The input's values may lie far apart; 8 bits of h with a scale per row err less than 8 bits of weights.
     if (kept == INT8) return use(Way<Bytes<2>, Bytes<1>>());
     if (kept == W8A8) return use(Way<Bytes<1>, Bytes<1>>());
 #elif defined(HAS_PAIRED_BYTES)

@@ -1,6 +1,6 @@
 """The whole recurrence in one launch: a program walks through time with a few sequences, the weights on chip.
 
-Nothing passes between programs, so there is no barrier among them and no launch a step. That asks for recurrent
+Nothing passes between programs, so there is no barrier among them and no launch per step. That asks for recurrent
 weights which fit into one multiprocessor's registers: small hidden sizes, where a step is otherwise all overhead.
 The kernels themselves are in `sequence_kernels.py`; here is what they fit, how they are cut up and launched.
 """
@@ -28,7 +28,7 @@ class SequenceConfig:
     """Division of a recurrence among programs.
 
     Attributes:
-        block_batch: sequences a program.
+        block_batch: sequences per program.
         num_warps: each holds the weights of its own share of the hidden units.
         num_stages: of Triton's pipeliner, which has nothing to do here.
     """
@@ -117,7 +117,7 @@ def _tiles(problem: Problem, *, backward: bool) -> list[tuple[int, int]]:
     padded = _padded(problem.hidden_size)
     warps = padded // 16
     if padded == 128:
-        # 16 warps have 128 registers a thread: enough for inference, and where stmatrix saves some.
+        # 16 warps have 128 registers per thread: enough for inference, and where stmatrix saves some.
         few = backward or problem.saves or problem.capability in range(80, 90)
         return [(8, warps)] if few else [(8, warps), (8, 2 * warps)]
     if problem.hidden_size % 8:

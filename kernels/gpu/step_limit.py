@@ -1,4 +1,4 @@
-"""A recurrence of nothing but what no grid can be without: how many steps a second this GPU can take at best.
+"""A recurrence of nothing but what no grid can be without: how many steps per second this GPU can take at best.
 
 Programs share a hidden state as those of `persistent.py` do, with the same weights on chip, the same exchange and the
 same product, but without gates, input and results. What is left out part by part shows what a step's time goes to:

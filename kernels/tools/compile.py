@@ -89,7 +89,7 @@ class Item:
 
 @dataclass(frozen=True)
 class Compiled:
-    """Resources of one launch; memory in bytes, registers a thread, stack a thread (where spilled registers go).
+    """Resources of one launch; memory in bytes, registers per thread, stack per thread (where spilled registers go).
 
     `index` counts the launches of one configuration: a first step may differ from the others.
     """
@@ -155,7 +155,7 @@ def items_order(one: Compiled) -> tuple[Any, ...]:
 
 
 def table(found: list[Compiled]) -> str:
-    """A Markdown table, a line a kernel."""
+    """A Markdown table, a line per kernel."""
     head = (
         "| arch | implementation | phase | type | B | H | configuration | launch | grid | warps | registers | stack "
         "| shared | products |\n|---|---|---|---|---:|---:|---|---:|---:|---:|---:|---:|---:|---|"
@@ -174,7 +174,7 @@ def write(text: str, path: Path = PAGE) -> None:
     if begin < 0 or end < begin:
         msg = f"{path} has no place for the table; put these two lines into it: {' '.join(MARKS)}"
         raise ValueError(msg)
-    said = f"Compiled by Triton {_version()} without a GPU; bytes, registers a thread."
+    said = f"Compiled by Triton {_version()} without a GPU; bytes, registers per thread."
     path.write_text(f"{content[:begin]}{MARKS[0]}\n{said}\n\n{text}\n{content[end:]}", encoding="utf-8")
 
 
@@ -328,8 +328,8 @@ def faults(one: Compiled, *, cooperative: bool, stack_bytes: int = 0) -> tuple[s
     Args:
         one: what was compiled.
         cooperative: whether all programs must run at the same time.
-        stack_bytes: stack a thread that the kernel's module permits, where half of the registers are free: there it is
-            no sign of too few.
+        stack_bytes: stack per thread that the kernel's module permits if half of the registers are free; it is then not
+            a sign of too few registers.
     """
     arch, threads = ARCHITECTURES[one.arch], 32 * one.num_warps
     found = []
@@ -339,7 +339,7 @@ def faults(one: Compiled, *, cooperative: bool, stack_bytes: int = 0) -> tuple[s
         found.append(f"{one.registers} registers in {threads} threads, sm_{one.arch} has {arch.registers} a block")
     permitted = stack_bytes if one.registers <= MOST_REGISTERS // 2 else 0
     if one.stack_bytes > permitted:
-        found.append(f"{one.stack_bytes} bytes of stack a thread (spilled registers), permitted are {permitted}")
+        found.append(f"{one.stack_bytes} bytes of stack per thread (spilled registers), permitted are {permitted}")
     if cooperative and not found:
         resident = arch.multiprocessors * arch.blocks(one.registers, threads, one.shared_bytes)
         if one.grid > resident:
@@ -354,7 +354,7 @@ def _products(ptx: str) -> str:
 
 
 def _usage(cubin: bytes) -> tuple[int, int]:
-    """Registers and bytes of stack a thread, as the tool that comes with Triton reads them.
+    """Registers and bytes of stack per thread, as the tool that comes with Triton reads them.
 
     Raises:
         RuntimeError: when it says nothing of them.

@@ -84,7 +84,7 @@ def bandwidth(rates: Mapping[str, float], working_set: int) -> float:
 
 
 def table(ceilings: Mapping[str, Any] | None) -> str:
-    """A Markdown table, a line a case; times in microseconds, a dash where no rate is known.
+    """A Markdown table, a line per case; times in microseconds, a dash where no rate is known.
 
     Args:
         ceilings: `flops_per_s` by precision and `bytes_per_s` by working set; None when they were not measured.

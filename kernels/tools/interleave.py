@@ -109,7 +109,7 @@ def interleave(
         told: takes the name of each call before its warm-up and before each of its blocks, outside of what is timed.
 
     Returns:
-        Seconds a call by name, one value a round.
+        Seconds a call by name, one value per round.
     """
     generator = random.Random(seed)  # noqa: S311 - an order
     counts = {}

@@ -158,7 +158,7 @@ def _finish(trainer: Trainer, task: Task, folder: TrainFolder, facts: dict[str, 
 
 def _loss_name(config: Config) -> str:
     """Name of a model's loss, for the axis of its curve."""
-    usual = "cross entropy (nats a token)" if config.target_vocabulary else LOSSES[config.likelihood]
+    usual = "cross entropy (nats per token)" if config.target_vocabulary else LOSSES[config.likelihood]
     return config.loss_name or usual
 
 

@@ -69,7 +69,7 @@ def resample(samples: NDArray[Any], rate: int) -> NDArray[np.float32]:
 
     Args:
         samples: (samples,).
-        rate: samples a second that they have.
+        rate: samples per second that they have.
     """
     if rate == RATE:
         return np.asarray(samples, dtype=np.float32)

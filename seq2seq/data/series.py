@@ -1,6 +1,6 @@
 """Time series and their calendars: frequencies, the cycles that a model may be given, and the built-in series.
 
-Series are regular: one value a step, none missing. What a file or package leaves out is either an error or filled by
+Series are regular: one value per step, none missing. What a file or package leaves out is either an error or filled by
 linear interpolation, and then counted in `TimeSeries.filled`.
 """
 

@@ -50,7 +50,7 @@ def read_tsv(path: Path, names: tuple[str, str] = ("source", "target"), encoding
 
 
 def read_jsonl(path: Path, keys: tuple[str, str], encoding: str = ENCODING) -> list[Pair]:
-    """Pairs of a file of JSON objects, one a line.
+    """Pairs of a file of JSON objects, one per line.
 
     Raises:
         DataError: for a file that is missing, empty or not of that encoding, and for a row that is not an object with

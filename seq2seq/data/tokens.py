@@ -21,7 +21,7 @@ END = 3
 _NEEDED = "tokenizers", "subword tokens need"
 #: Their names in the vocabulary. In a text they are words like any other.
 SPECIAL = ("<pad>", "<unknown>", "<begin>", "<end>")
-#: Tokens of the smallest vocabulary: the special ones and one a byte.
+#: Tokens of the smallest vocabulary: the special ones and one per byte.
 SMALLEST_VOCABULARY = len(SPECIAL) + 256
 
 
@@ -53,7 +53,7 @@ class Subwords:
             DataUnavailableError: when the package tokenizers is not installed.
         """
         if not isinstance(vocabulary, int) or vocabulary < SMALLEST_VOCABULARY:
-            msg = f"vocabulary is {vocabulary!r}, expected at least {SMALLEST_VOCABULARY}: one token a byte and 4 more"
+            msg = f"vocabulary is {vocabulary!r}, expected at least {SMALLEST_VOCABULARY}: one per byte and 4 more"
             raise ValueError(msg)
         optional(*_NEEDED)
         from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers  # noqa: PLC0415 - optional

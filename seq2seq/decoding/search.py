@@ -109,7 +109,7 @@ def beam_search(  # noqa: PLR0913 - every option of a beam search
     drop: bool = True,
     trace: bool = False,
 ) -> Decoded:
-    """The best hypothesis of a beam search, one a sequence: of highest log-probability over length penalty.
+    """The best hypothesis of a beam search, one per sequence: of highest log-probability over length penalty.
 
     A hypothesis that ends leaves the beam, which continues with one place less (Sutskever et al. 2014). A sequence is
     done when its beam is empty, or when no hypothesis in it can overtake the best that ended. One that was cut off by

@@ -1,7 +1,7 @@
 """Forecast with an exported model, by numpy and onnxruntime alone: python MODEL.onnx.py SERIES.csv [NAME].
 
 It stands beside MODEL.onnx and MODEL.onnx.json, where `python -m seq2seq export` wrote it; change it as you like.
-SERIES.csv has rows of timestamp,value below a header, one a step and none missing. NAME is the series of the training
+SERIES.csv has rows of timestamp,value below a header, one per step and none missing. NAME is the series of the training
 that they belong to, and needed where there were several.
 """
 
@@ -72,7 +72,7 @@ def forecast(model: Path, times: Any, values: Any, name: str | None = None, samp
         raise ValueError(msg)
     stamps = following(times[0], len(values) + horizon, facts["frequency"])
     if wrong := np.flatnonzero(stamps[: len(times)] != times).tolist():
-        msg = f"{times[wrong[0]].item()} where {stamps[wrong[0]].item()} is due; expected one row a step"
+        msg = f"{times[wrong[0]].item()} where {stamps[wrong[0]].item()} is due; expected one row per step"
         raise ValueError(msg)
     if facts["likelihood"]["name"] == "point":
         samples = 1

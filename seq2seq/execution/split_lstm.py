@@ -1,4 +1,4 @@
-"""nn.LSTM in the form in which cuDNN is at its fastest: one call a layer and direction, sizes rounded up with zeros.
+"""nn.LSTM in the form in which cuDNN is at its fastest: one call per layer and direction, sizes rounded up with zeros.
 
 What is padded and why nothing comes of it is in `kernels.padded_vendor`.
 """

@@ -110,7 +110,7 @@ VARIANTS |= {
         ),
         Variant(
             "cpu-fused-int8",
-            "our kernel for CPUs, weights in int8 with a scale a row, multiplied as integers where the processor can",
+            "our kernel for CPUs, weights in int8 with a scale per row, multiplied as integers where the processor can",
             lstm="kernels",
             lstm_options={"implementation": "cpu-fused", "weight_storage": "int8"},
             precision="int8",
@@ -178,7 +178,7 @@ VARIANTS |= {
         ),
         Variant(
             "cudnn-fair",
-            "cuDNN at its fairest: fp16, one call a layer and direction, sizes padded to multiples of 128, batch to 8",
+            "cuDNN at its best: fp16, one call per layer and direction, sizes padded to multiples of 128, batch to 8",
             lstm="split",
             precision="fp16",
             devices=("cuda",),

@@ -28,8 +28,8 @@ LIKELIHOODS = {"": 1, "gaussian": 2, "student": 3, "quantile": len(QUANTILES)}
 #: What is learnt with each, in words.
 LOSSES = {
     "": "squared error (normalised values)",
-    "gaussian": "negative log likelihood (nats a value)",
-    "student": "negative log likelihood (nats a value)",
+    "gaussian": "negative log likelihood (nats per value)",
+    "student": "negative log likelihood (nats per value)",
     "quantile": "pinball loss (normalised values)",
 }
 

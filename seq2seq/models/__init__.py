@@ -1,4 +1,4 @@
-"""Model families behind one contract, one a file, and what belongs to all of them: padding, cost, checkpoints.
+"""Model families behind one contract, one per file, and what belongs to all of them: padding, cost, checkpoints.
 
 Uses `data`.
 """

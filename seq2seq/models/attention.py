@@ -1,7 +1,7 @@
 """Seq2Seq with attention: the decoder reads all outputs of the encoder, not only its final state.
 
 Without feeding, its decoder is one call of one LSTM over the whole target, which is what fast kernels serve; fed with
-what it looked at the step before, it is a call a step.
+what it looked at the step before, it is a call per step.
 """
 
 from __future__ import annotations
@@ -276,7 +276,7 @@ class AttentionSeq2Seq(Model):
     def _step_by_step(self, x: Tensor, state: dict[str, Tensor], lengths: Tensor | None) -> Tensor:
         """All steps, each fed what the one before found; the state is brought to their end.
 
-        It is not held past a sequence's end, but read off there afterwards: that takes one operation, not one a step.
+        It is not held past a sequence's end, but read off there afterwards: that takes one operation, not one per step.
         """
         hidden, cell, fed = state["hidden"], state["cell"], state["fed"].squeeze(0)
         hiddens, cells, feds, decoded = [hidden], [cell], [fed], [fed]

@@ -306,7 +306,7 @@ def check_lengths(name: str, lengths: Tensor | None, value: Tensor) -> None:
     if lengths is None:
         return
     if lengths.dim() != 1 or lengths.size(0) != value.size(0):
-        raise ValueError(f"{name} must have one length a sequence, (batch,) = ({value.size(0)},)")
+        raise ValueError(f"{name} must have one length per sequence, (batch,) = ({value.size(0)},)")
     if lengths.dtype != torch.int64:
         raise TypeError(f"{name} has dtype {lengths.dtype}, expected int64")
     if lengths.device.type != "cpu":

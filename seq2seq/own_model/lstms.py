@@ -51,7 +51,7 @@ class Use:
         batch: sequences of a call.
         packed: whether it reads a PackedSequence.
         from_zeros: whether its calls start from zeros.
-        spent_s: seconds in it, one value a call of the model.
+        spent_s: seconds in it, one value per call of the model.
         inputs: arguments of its calls, detached.
     """
 

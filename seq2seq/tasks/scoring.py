@@ -54,7 +54,7 @@ def crps_of_samples(samples: Tensor, observed: Tensor) -> Tensor:
         observed: (...).
 
     Returns:
-        (...), one score a value.
+        (...), one score per value.
     """
     count = samples.size(0)
     distance: Tensor = (samples - observed).abs().mean(0)
@@ -99,7 +99,7 @@ def seasonal_naive(history: Tensor, season: int, horizon: int) -> Tensor:
 
 
 def seasonal_naive_deviation(values: Tensor, season: int, horizon: int) -> Tensor:
-    """Deviation of the seasonal naive forecast's prediction interval, one a step.
+    """Deviation of the seasonal naive forecast's prediction interval, one per step.
 
     Residuals' root mean square times the root of the seasons ahead (Hyndman & Athanasopoulos, "Forecasting: principles
     and practice" (3rd ed.), section 5.5).

@@ -74,7 +74,7 @@ class SpeechTask:
         alphabet: characters that tokens stand for, from token `SPECIAL` on.
         mean, deviation: (bands,) float32 of the training recordings' frames, taken off and divided by.
         stacked: frames of a step.
-        rate: most tokens a step in training, which bounds decoding.
+        rate: most tokens per step in training, which bounds decoding.
         examples: of `train` and `validation`; empty when restored without.
         notes: remarks about the data, a line each.
         labels: whether batches are for a model without a decoder (CTC): no targets, and the transcripts without END.

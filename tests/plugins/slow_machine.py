@@ -8,7 +8,7 @@ from bench.worker import ceilings
 
 
 def crawl(_device: str) -> dict[str, Any]:
-    """A thousand operations and a thousand bytes a second."""
+    """A thousand operations and a thousand bytes per second."""
     return {"threads": 1, "flops_per_s": {"fp32": 1e3}, "bytes_per_s": {"32768": 1e3}}
 
 
