@@ -59,7 +59,7 @@ def parser() -> argparse.ArgumentParser:
         "--more",
         type=duration,
         metavar="TIME",
-        help="with --resume of a run that has ended: measure groups without a clear answer longer (90s, 3min)",
+        help="with --resume of a run that has ended: measure groups without a clear answer this much longer (90s, 3min)",
     )
     told = run.add_mutually_exclusive_group()
     told.add_argument("--quiet", action="store_true", help="print only errors and the path of the page")
@@ -281,9 +281,8 @@ def _add_selection(command: argparse.ArgumentParser) -> None:
         "--budget",
         type=duration,
         metavar="TIME",
-        help="time of timed rounds for the whole run, shared out among its groups; start-up is extra (default: the "
-        "suite's, also where --workload, --variant or --mode leave fewer groups of it; a group ends sooner where its "
-        "answer stands)",
+        help="time of timed rounds for the whole run, shared by its groups; start-up is extra; a group ends sooner if "
+        "its answer is clear (default: the suite's, even if --workload, --variant or --mode leave fewer groups)",
     )
     _add_block(command)
     add(
@@ -291,14 +290,14 @@ def _add_selection(command: argparse.ArgumentParser) -> None:
         type=duration,
         metavar="TIME",
         help="time such as 600, 600s or 10min: stop before a group of cases, the second instrument or a training that "
-        "would not finish within this time from the start; the first group is always measured; --resume measures "
-        "the rest, and the exit code is 4",
+        "would not finish within this time from the start. The first group is always measured. The exit code is then "
+        "4, and --resume measures the rest",
     )
     add(
         "--omp-wait",
         choices=("default", "active", "passive"),
-        help="how OpenMP threads wait for work: default is what users get who set nothing; passive is calmer "
-        "on a busy machine, but waking a thread can cost more than the work itself (default: default)",
+        help="how OpenMP threads wait for work: default is as for users who set nothing; passive is steadier on a busy "
+        "machine, but waking a thread can take longer than the work itself (default: default)",
     )
     add(
         "--no-second-instrument",

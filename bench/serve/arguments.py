@@ -85,7 +85,7 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
         "--longest-wait",
         type=time_with_unit,
         metavar="TIME",
-        help="longest that a query waits for company, as 2ms (default: a tenth of the bound, or 2ms)",
+        help="longest time that a query waits for others to fill its batch (default: a tenth of the bound, or 2ms)",
     )
     add(
         "--lengths",

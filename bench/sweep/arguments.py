@@ -38,7 +38,7 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
         "--budget",
         type=duration,
         metavar="TIME",
-        help="time of timed rounds for the suite on one kind of host, shared out among its groups",
+        help="time of timed rounds for the suite on one kind of host, shared by its groups",
     )
     add("--block", type=seconds, metavar="SECONDS", help="as in run (default: 0.02)")
     add("--omp-wait", choices=("default", "active", "passive"), help="as in run (default: default)")
@@ -58,7 +58,7 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
         "--unit-limit",
         type=duration,
         metavar="TIME",
-        help="longest time of a group on a node, such as 90s or 20min; then its cases are recorded as timeout "
+        help="longest time of a group on a node, such as 90s or 20min; beyond it, its cases are recorded as timeout "
         f"(default: {UNIT_LIMIT_S / 60:.0f}min)",
     )
     add(

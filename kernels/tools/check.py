@@ -1,9 +1,10 @@
 """`python -m kernels check`: checks that the kernels are right on this GPU.
 
-Every kernel, every configuration that it offers and every type is compared with float64 on random recurrences; then
-what a comparison of one run cannot see: races (the same run many times must give the same bits), streams and threads at
-the same time, and CUDA graphs of the whole module. Each runs in a child process under a time limit. What fails is a
-line; a table comes last; exit status 1 when anything failed. `--device cpu` tries the same in Triton's interpreter.
+Every kernel, every configuration that it offers and every type is compared with float64 on random recurrences. Then
+come checks of what one run cannot show: races (the same run many times must give the same bits), streams and threads at
+the same time, and CUDA graphs of the whole module. Each check runs in a child process under a time limit. Each failure
+is one line, a table comes last, and the exit status is 1 if anything failed. `--device cpu` tries the same in Triton's
+interpreter.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Compile the kernels without a GPU and report the resources they use: `python -m kernels compile`.
 
-What a GPU would refuse, or would run slowly without a word, is found here: shared memory or registers beyond what an
+It finds what a GPU would refuse, or would run slowly without a message: shared memory or registers beyond what an
 architecture has (Triton's compiler does not refuse), registers spilled to memory, products that do not reach the tensor
-cores, and programs that must run at the same time and cannot. Exit status 1 when anything of that is found.
+cores, and programs that must run at the same time and cannot. The exit status is 1 if anything of this is found.
 """
 
 from __future__ import annotations

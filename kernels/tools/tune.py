@@ -1,10 +1,10 @@
 """Measure which kernel is fastest for each shape on this GPU: `python -m kernels tune`.
 
 For each shape and type: every configuration of every kernel is compared with float64 first, then run many times at full
-length, which must give the same bits; what is wrong, moves or hangs is left out and reported. What is right is timed in
-turns with torch's own LSTM (cuDNN). The table is written after every shape,
-so a process that is killed has lost nothing, and a second call continues where the first stopped. `kernels.dispatch`
-reads it. `--device cpu` tries the same at tiny sizes in Triton's interpreter, whose times say nothing about a GPU.
+length, which must give the same bits; a configuration that is wrong, varies or hangs is left out and
+reported. The others are timed in turns with torch's own LSTM (cuDNN). The table is written after every shape, so a
+process that is killed loses nothing, and a second call continues where the first stopped. `kernels.dispatch` reads it.
+`--device cpu` tries the same at tiny sizes in Triton's interpreter, whose times say nothing about a GPU.
 """
 
 from __future__ import annotations

@@ -144,11 +144,11 @@ def _read(path: Path) -> Mapping[str, Tensor]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Export; 2 with one line for what cannot be."""
+    """Export, or print why not in one line and return 2."""
     parser = Parser(prog="python -m kernels.cpu.serve.export", description=__doc__)
     parser.add_argument("weights", type=Path, help="a state_dict: a file of torch.save, or .safetensors")
     parser.add_argument("--out", type=Path, required=True, help="folder to write to, new or empty")
-    parser.add_argument("--prefix", default="", help="what names of the LSTM begin with, such as encoder.")
+    parser.add_argument("--prefix", default="", help="prefix of the LSTM's names, such as encoder.")
     parser.add_argument("--head", help="linear layer to apply to the last layer's output, such as head")
     parser.add_argument("--precision", choices=PRECISIONS, default="fp32", help="how the library keeps the weights")
     options = parser.parse_args(arguments)

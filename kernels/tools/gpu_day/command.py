@@ -1,7 +1,7 @@
 """`python -m kernels gpu-day`: run all stages, the most valuable first, each in a child process; archive the results.
 
-A hang, a crash or a wrong result costs its own stage; what was found wrong is never timed. The out folder holds at most
-eight files and is whole at any moment, for a machine that is lent for minutes and may be gone at once.
+A hang, a crash or a wrong result costs only its own stage, and a wrong result is never timed. The output folder holds
+at most eight files and is complete at any moment, because a machine that is lent for minutes may be taken away.
 """
 
 from __future__ import annotations

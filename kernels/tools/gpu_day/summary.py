@@ -268,7 +268,7 @@ def _next(
 ) -> str:
     lines = [*_next_stages(state, stages), *_next_kernels(rows, work), *_next_times(entries, gpu), *_next_facts(work)]
     if gpu and entries:
-        lines.append("copy the table beside this page to kernels/measured/, so that `auto` uses it")
+        lines.append("copy the table next to this page to kernels/measured/, so that `auto` uses it")
     if not lines:
         lines = ["nothing is open"]
     return "\n".join(["## Next", "", *(f"- next: {line}" for line in dict.fromkeys(lines))])
