@@ -55,28 +55,28 @@ def kinds(run: ReportedRun) -> tuple[Kind, ...]:
 
 SPEEDUP_CAPTION = (
     "Time of the reference divided by time of the variant, with 95 % intervals. The axis is logarithmic: twice as "
-    "fast and half as fast are equally long."
+    "fast and half as fast are equally far from 1."
 )
 LATENCY_CAPTION = (
     "Share of single calls that took at most this long. Marked points are the 50th, 90th, 95th and 99th percentile, "
-    "where the number of calls can carry them."
+    "if there are enough calls to estimate them."
 )
 THROUGHPUT_CAPTION = "Time steps per second, source and target together, without padding."
 MEMORY_CAPTION = (
-    "Peak: resident memory above the baseline, from build to steady calls. Steady: what steady calls reach above "
-    "what is resident between calls. CUDA: peak of the allocator."
+    "Peak: resident memory above the baseline, from build to steady calls. Steady: additional memory that a warm call "
+    "needs. CUDA: peak of the allocator."
 )
 COLD_START_CAPTION = (
-    "Time before the first result in a fresh process: build, then the first call, of which compiling is a part. "
+    "Time to the first result in a fresh process: build, then the first call, which includes compiling. "
     "The axis is logarithmic; shortest first. Measured once each."
 )
 BREAK_EVEN_CAPTION = (
-    "Time since the start of a process over the calls it served: the start, then that number of median calls. The "
-    "lowest curve is the one to choose for that many calls; where two cross, the slower start has paid for itself."
+    "Time since the start of a process over the number of calls: build and first call, then median calls. For a given "
+    "number of calls, choose the lowest curve; where two cross, the slower start has paid off."
 )
 TRADE_OFF_CAPTION = (
     "Every variant at every batch that was measured; further up and further left is better. The dotted line joins "
-    "those that no other beats in both."
+    "those that no other beats in both latency and throughput."
 )
 BREAK_EVEN_POINTS = 49
 SCALING_CAPTION = "Median latency and speedup over what the sweep varies, both axes logarithmic."

@@ -15,13 +15,13 @@ from bench.report.descriptions import Axis, Bar, BarChart, Curve, CurveChart, Ki
 
 PARITY_CAPTION = (
     "Largest errors of the gate as shares of their limits, on a logarithmic axis: results, and in training gradients. "
-    "The line at 1 is the limit, which depends on the precision; what is right of it was refused."
+    "The line at 1 is the limit, which depends on the precision; cases to the right of it were refused."
 )
 ROUNDS_CAPTION = (
-    "Time of a call in each round relative to the variant's median, in the order of the rounds. Beside shaded rounds "
-    "something else used the machine or the host moved its cores apart; a dotted line is where a new process begins."
+    "Time of a call in each round relative to the variant's median, in the order of the rounds. In shaded rounds "
+    "something else used the machine or the host moved its cores apart. At a dotted line a new process begins."
 )
-OWN_TIME_CAPTION = "Seconds of the whole run by what they went into. Timed rounds are what the rest is for."
+OWN_TIME_CAPTION = "How the run spent its time, in seconds. Everything but the timed rounds is overhead."
 #: Rounds that a chart shows at most; of more, every second or third is left out.
 MOST_ROUNDS = 240
 #: Factor around its median that a round's time is drawn within.

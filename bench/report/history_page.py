@@ -17,10 +17,18 @@ CAPTIONS = {
     MeasuredBy.TIME: "Median time of a call",
 }
 CAPTION = (
-    "{figure}, with 95 % intervals, in the order of the runs. A dotted line is where a variant changed for good: a "
-    "level lasts two runs at least."
+    "{figure}, with 95 % intervals, in the order of the runs. A dotted line is where a variant changed for good; a "
+    "change lasts at least two runs."
 )
-COLUMNS = ("group", "variant", "since", "change", "before that", "what differs", "guess, the likeliest first")
+COLUMNS = (
+    "group",
+    "variant",
+    "first run",
+    "change",
+    "last run before",
+    "what else changed",
+    "possible causes, likeliest first",
+)
 
 
 def write_history(history: History, out: Path, title: str) -> Path:

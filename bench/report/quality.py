@@ -14,8 +14,8 @@ from bench.report.tables import Cell, Row, Table
 CAPTION = (
     "Quality on the validation data over seconds of training, evaluations left out; lower is better. All "
     "variants start from the same weights, see the same batches in the same order, and are judged by the same model in "
-    "fp32. Hollow points: something else used the machine during that block. One seed: how many steps another would "
-    "take is not known."
+    "fp32. Hollow points: something else used the machine during that block. This is a single seed: how many steps "
+    "another would take is not known."
 )
 #: Quality above this multiple of the baseline's is left out of the picture: a first evaluation would flatten the rest.
 MOST = 1.6

@@ -21,7 +21,7 @@ NEAR = 1.12
 CAPTION = (
     "Latency of single queries against the load, by MLPerf LoadGen: Poisson arrivals, latency from the scheduled time. "
     "Below the dotted line the bound holds. A curve goes through medians of tests at about the same load. A hollow "
-    "point is of a test that something else on the machine disturbed; tests that are not valid are left out."
+    "point is a test that something else on the machine disturbed. Invalid tests are left out."
 )
 
 

@@ -126,11 +126,11 @@ def facts(record: Record) -> list[tuple[str, str]]:
     rate = units.count(record.throughput_seq_per_s)
     disturbed = f", {record.disturbed} of them disturbed" if record.disturbed else ""
     samples = f"{record.samples} rounds in {record.processes} processes{disturbed}, {record.calls} calls"
-    start = [("build", record.build_s), ("first call", record.first_call_s), ("of it compiling", record.compile_s)]
+    start = [("build", record.build_s), ("first call", record.first_call_s), ("compiling", record.compile_s)]
     found += [
         ("measured in", samples if record.samples else ""),
         ("throughput", f"{rate} sequences/s" if rate else ""),
-        ("of the ceiling", f"{units.share(record.ceiling_share)}, {record.bound}" if record.ceiling_share else ""),
+        ("share of ceiling", f"{units.share(record.ceiling_share)}, {record.bound}" if record.ceiling_share else ""),
         ("start", ", ".join(f"{key} {units.seconds(value)}" for key, value in start if value is not None)),
         ("memory", units.megabytes(record.memory_peak_bytes)),
         ("error", f"{units.error(record.parity_error)} of {units.error(record.parity_limit)}"
@@ -182,7 +182,7 @@ def _trace(record: Record, path: Path, console: Console) -> int:
         timeout=TRACE_LIMIT_S, check=False,
     )  # fmt: skip
     if done.returncode or not path.exists():
-        last = (done.stderr.strip().splitlines() or ["no word of why"])[-1]
+        last = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
         console.say(f"error: the trace could not be made: {last}", "red")
         return EXIT_FAILED
     console.say(f"trace: {path}; open it in https://ui.perfetto.dev or chrome://tracing", "bold")
