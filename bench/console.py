@@ -93,14 +93,14 @@ class Console:
             self._live = None
 
     def say(self, text: str, style: str = "") -> None:
-        """Print a line; quietly, only of what is wrong (red, yellow) or the point of it all (bold)."""
+        """Print a line; with quiet output, only errors and warnings (red, yellow) and the main result (bold)."""
         if self._output is Output.QUIET and style not in {"red", "yellow", "bold"}:
             return
         self._rich.print(Text(text, style=style))
         sys.stdout.flush()
 
     def warn_of_threads(self, threads: int, cores: int) -> None:
-        """Say what more threads than cores mean, where there are more: figures of an overloaded machine."""
+        """Warn if there are more threads than cores: the figures are then those of an overloaded machine."""
         if threads > cores:
             self.say(
                 f"warning: {threads} threads share the {cores} cores that this process may use (affinity and quota): "
@@ -119,7 +119,7 @@ class Console:
             self.say(f"{number} cases unavailable: {reason}", "dim")
 
     def lists(self, status: str, reason: str) -> bool:
-        """Return whether a case has a line of its own, as it has unless `say_once` stands for it."""
+        """Return whether a case has a line of its own, which it has unless `say_once` covers it."""
         return status != Status.UNAVAILABLE or reason not in self._said_once
 
     def status(self, text: str) -> None:
@@ -169,7 +169,7 @@ class Console:
             print(json.dumps({"event": "verdict"} | finite(values)), flush=True)
 
     def table(self, columns: list[str], rows: list[list[str]]) -> None:
-        """Print a table; not where only the point of it all is wanted."""
+        """Print a table, unless the output is quiet or JSON."""
         if self._output is not Output.FULL:
             return
         shown = Table(box=box.SIMPLE_HEAD)

@@ -74,7 +74,7 @@ def test_a_record_says_which_schema_it_is_of():
 
 
 def test_the_dictionary_holds_every_column_of_every_file_once():
-    """One row a column, in order, with its meaning."""
+    """One row per column, in order, with its meaning."""
     rows = re.findall(r"^\| `(\w+)` \| (.+) \|$", dictionary(), re.MULTILINE)
     assert [name for name, _ in rows] == [*COLUMNS, *SAMPLE_COLUMNS, *ROUND_COLUMNS, *ENERGY_COLUMNS]
     assert all(meaning.strip() for _, meaning in rows)

@@ -160,7 +160,7 @@ def calls(draw: Draw, generator: np.random.Generator, processes: int, rounds: in
 
 @functools.cache
 def _plain_ranks(count: int, share: float) -> tuple[int, int]:
-    """Between which ordered values the plain bootstrap of a percentile ends, exactly (Efron 1979)."""
+    """Ordered values between which the plain bootstrap of a percentile ends, exactly (Efron 1979)."""
     at_most = stats.binom.sf(np.ceil(count * share) - 1, count, np.arange(1, count + 1) / count)
     tail = (1 - CONFIDENCE) / 2
     return int(np.searchsorted(at_most, tail)), int(np.searchsorted(at_most, 1 - tail))

@@ -68,7 +68,7 @@ def markdown(history: History) -> str:
 
 
 def table_csv(history: History) -> str:
-    """One row a figure, with all digits, times in seconds; where a level begins, the change to it."""
+    """One row per figure, with all digits, times in seconds; where a level begins, the change to it."""
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(CSV_COLUMNS)
@@ -95,7 +95,7 @@ def table_csv(history: History) -> str:
 
 
 def changes(history: History) -> ComparisonTable:
-    """One row a change, the latest first."""
+    """One row per change, the latest first."""
     columns = [
         "case",
         "change",

@@ -32,7 +32,7 @@ Forced = Callable[[Any], Tensor]
 def check_decoded(
     rows: DecodingRows, forced: Forced, config: Any, library: QueryLibrary, limits: tuple[float, float], seed: int
 ) -> Batched:
-    """Let queries decode in rows that they join and leave at random steps, and compare each with itself alone.
+    """Let queries decode in rows that they join and leave at random steps, and compare each with the same query alone.
 
     Args:
         rows: of the variant, all free.

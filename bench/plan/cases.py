@@ -215,7 +215,7 @@ def overridden(suite: Suite, arguments: Mapping[str, Any]) -> Suite:
 
 
 def _check(suite: Suite, path: Path) -> None:
-    """Ranges that a type cannot say."""
+    """Check ranges that a type cannot express."""
     problems = [
         (0 < suite.budget_s < math.inf, f"budget_s is {suite.budget_s}, expected seconds above 0"),
         (0 < suite.interval < 1, f"interval is {suite.interval}, expected a share between 0 and 1"),

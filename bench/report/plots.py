@@ -1,6 +1,6 @@
 """The plots of a run as PNG and SVG files, drawn by Matplotlib.
 
-One file a kind of figure with one panel per group; above `MAX_PANELS` panels, one file a workload. The
+One file a kind of figure with one panel per group; above `MAX_PANELS` panels, one file per workload. The
 figures are made without pyplot, so a caller's backend, style and open figures stay as they are.
 """
 

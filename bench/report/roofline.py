@@ -206,7 +206,7 @@ def level_roofs(levels: Mapping[str, float], bandwidth: float, lo: float, hi: fl
 def slope_roofs(
     slopes: Iterable[tuple[int, float]], top: float, corner: tuple[float, float], hi: float
 ) -> Iterable[Roof]:
-    """One line a working set, from the edge of the picture to the highest level; none for what lies outside it."""
+    """One line per working set, from the edge of the picture to the highest level; none for what lies outside it."""
     for size, rate in slopes:
         start, end = max(corner[0], corner[1] / rate), min(hi, top / rate)
         if start < end:

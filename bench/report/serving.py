@@ -26,7 +26,7 @@ CAPTION = (
 
 
 def kinds(folder: Path) -> tuple[Kind, ...]:
-    """Latency against load, a chart a workload; none where nothing was served under a bound."""
+    """Latency against load, a chart per workload; none where nothing was served under a bound."""
     records = [record for record in serving.read(folder) if record.scenario == "server"]
     tests = serving.read_tests(folder)
     charts = []

@@ -157,7 +157,7 @@ class Plan:
         return total + (quality.expected_s(self.quality) if folder is None or not quality.done(folder) else 0.0)
 
     def group_expected_s(self, cases: Collection[Described], recorded: Collection[CaseKey] = ()) -> float:
-        """A rough guess of how long the cases of a group take, those left out that are recorded, seconds."""
+        """A rough guess of how long the cases of a group take, without those that are recorded, seconds."""
         runnable = [c for c in cases if not c.unavailable and c.case.key not in recorded]
         if not runnable:
             return 0.0

@@ -163,7 +163,7 @@ class Runner:
         more.measure(self, self.open_groups(), seconds)
 
     def open_groups(self) -> list[more.Open]:
-        """Groups whose answer does not stand, by what is recorded."""
+        """Groups without a clear answer, judged by what is recorded."""
         return more.undecided(self.plan.groups, self.folder, self.plan.suite.interval)
 
     @contextlib.contextmanager

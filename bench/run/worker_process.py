@@ -200,7 +200,7 @@ class Worker:
         )
 
     def _greet(self, hello: Event) -> None:
-        """Check that a worker of another checkout speaks as this parent does.
+        """Check that a worker of another checkout uses the protocol of this parent.
 
         Raises:
             WorkerError: when it does not.

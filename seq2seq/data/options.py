@@ -87,7 +87,7 @@ def takes_options(
 
 
 def _expected(kind: Any) -> str:
-    """Describe a type in words: the description of its `Field`, the names of its `Literal`, or what it is called."""
+    """Describe a type in words: the description of its `Field`, the names of its `Literal`, or its own name."""
     if typing.get_origin(kind) in {typing.Union, types.UnionType}:
         return " or ".join(_expected(part) for part in typing.get_args(kind) if part is not type(None))
     if typing.get_origin(kind) is Literal:

@@ -10,7 +10,7 @@ from torch import Tensor
 from seq2seq.data.audio import WINDOW_S, log_mel, read_wav, resample
 from seq2seq.data.text_file import ENCODING, bad_file, composed, read_text
 
-#: Files with one line a recording, file<TAB>text, by which a folder is looked through.
+#: Files with one line per recording, file<TAB>text, by which a folder is looked through.
 TRANSCRIPTS = ("transcripts.txt", "transcripts.tsv")
 
 

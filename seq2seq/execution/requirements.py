@@ -182,7 +182,7 @@ def compile_amp_kernel() -> str | None:
 
 
 def compile_split_kernel() -> str | None:
-    """Compile the fused CPU kernel; why that, or its products of split numbers, cannot be had, or None."""
+    """Compile the fused CPU kernel; return why it, or its products of split numbers, is not available, or None."""
     return compile_cpu_kernel() or fused.storage_hindrance("split")
 
 

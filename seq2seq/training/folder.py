@@ -21,7 +21,7 @@ import torch
 
 from kernels.host.output import utf8, write_whole
 
-#: Columns of curve.csv: one row per step, and one a validation, which has the seconds of training until then.
+#: Columns of curve.csv: one row per step, and one per validation, which has the seconds of training until then.
 CURVE = ("step", "epoch", "learning_rate", "loss", "gradient_norm", "validation_loss", "training_s")
 FORMAT = 1
 

@@ -126,7 +126,7 @@ class DayFolder:
         self.save()
 
     def pack(self) -> None:
-        """Write the archive anew, and copies of the tables and the list of what was found wrong beside it."""
+        """Rewrite the archive, and next to it copies of the tables and the list of what was found wrong."""
         left: list[str] = []
         with (
             replacing(self.path / ARCHIVE) as file,
