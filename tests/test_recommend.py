@@ -269,7 +269,7 @@ def test_a_mix_weighs_its_input_sets(tmp_path):
                         {"a": Regret("long", 0.5, "b"), "b": Regret("short", 0.1, "a")})  # fmt: skip
     text = mix_text(answer_)
     assert "Ship `a`: shortest expected time over the mix (1.00 ms a call, 97 % sure)" in text
-    assert "at worst 50 % slower than `b`, in long" in text
+    assert "at worst it is 50 % slower than `b`, in long" in text
     assert "`b` loses least in its worst set: 10 % to the fastest there." in text
     assert mixes(read_run(made(tmp_path / "run", TWO)), Question()) == ()
 

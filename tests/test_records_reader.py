@@ -128,14 +128,17 @@ def test_a_quiet_machine_is_told_too(tmp_path):
     )
 
 
-def test_a_run_ends_with_its_marks_explained_and_who_used_the_machine(tmp_path, capsys):
-    """Below the table stand the legend of the marks and one line about the machine."""
-    folder = make_run(tmp_path / "run", figured=True, disturbed_share=0.5)
+@pytest.mark.parametrize("marked", [False, True])
+def test_a_run_ends_with_its_marks_explained_and_who_used_the_machine(tmp_path, capsys, marked):
+    """Below the table stand a line for each mark that is in it, and one line about the machine."""
+    folder = make_run(tmp_path / "run", figured=True, disturbed_share=float(marked))
     rounds_file(folder, (1.0, 0.95, "others took 0.95 cores"))
     command_line._show(Console(), RunFolder(folder))
     lines = capsys.readouterr().out.splitlines()
     table_end = max(number for number, line in enumerate(lines) if "onednn" in line)
-    assert next(n for n, line in enumerate(lines) if "a doubtful figure: " in line) > table_end
+    legend = {line.split("  ")[0]: number for number, line in enumerate(lines) if number > table_end}
+    assert "vs best" in legend
+    assert ("~" in legend) == any("~" in line for line in lines[: table_end + 1]) == marked
     assert sum("the machine was busy: other programs used 0.95 of " in line for line in lines) == 1
 
 
@@ -156,7 +159,7 @@ def test_advice_after_an_interruption_leads_to_something(recorded, tmp_path, cap
     out = capsys.readouterr().out
     assert f"to continue: python -m bench run --resume {folder}" in out
     assert ("python -m bench report" in out) is bool(recorded)
-    assert ("3 of 4 cases are recorded and safe" if recorded else "no case is recorded yet") in out
+    assert ("3 of 4 cases are recorded in" if recorded else "no case is recorded yet") in out
 
 
 def test_without_rounds_nothing_is_told(tmp_path):

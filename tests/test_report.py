@@ -555,7 +555,7 @@ def test_a_winner_by_a_margin_that_is_imprecise_is_still_named() -> None:
     assert (table["variant"][0], table["speedup"][0][0]) == ("cpu-fused *", "~")
     assert tables.summary(group).rows[0].look == "best"
     said = answers([group])[0].text
-    assert said.startswith("`cpu-fused` is fastest, 8.10x [7.86, 8.34] as fast as the reference. By how much is")
+    assert said.startswith("`cpu-fused` is fastest, 8.10x [7.86, 8.34] as fast as the reference. The exact speedup is")
     assert "certainly slower: round by round 0.73x [0.65, 0.86]" in said
     (undecided,) = groups([unit(), ran("cpu-fused", 8.1, interval_wide=True), ran("onnxruntime", 6.0)])
     assert undecided.winner is None
