@@ -175,7 +175,7 @@ def test_a_recommendation_advises_the_time_that_the_run_s_last_lines_advise(nois
     assert found.undecided == {"next" if found.best == "fast" else "fast"}
     assert by_advice.seconds == pytest.approx(by_the_run)
     assert racing.LEAST_S <= by_the_run <= racing.MOST_S
-    assert by_advice.hopeless or f"about {duration(by_the_run)} of further rounds" in by_advice.text
+    assert by_advice.hopeless or f"about {duration(by_the_run)} longer" in by_advice.text
 
 
 def test_what_is_missing_grows_with_the_doubt():

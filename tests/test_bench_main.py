@@ -284,7 +284,7 @@ def test_a_plugin_that_fails_is_one_line(text, named, tmp_path, monkeypatch, cap
 
 def test_a_dry_run_tells_of_the_second_instrument(empty, capsys):
     """It is in the plan of the suite that has it, and gone when it is refused."""
-    line = "again with pytest-benchmark, as a second instrument"
+    line = "then pytest-benchmark, as a second instrument, times"
     assert command_line.main(["run", "--suite", "quick", "--dry-run"]) == 0
     assert line in capsys.readouterr().out
     assert command_line.main(["run", "--suite", "quick", "--dry-run", "--no-second-instrument"]) == 0
@@ -355,7 +355,8 @@ def test_many_cases_that_cannot_run_for_one_reason_are_one_line(empty, capsys):
 def test_a_narrowed_run_says_that_it_keeps_the_time_of_the_suite(capsys):
     """Unless the command line says how long, or nothing is narrowed."""
     words = ["run", "--suite", "smoke", "--dry-run"]
-    budget = f"all {load_suite('smoke').budget_s:.0f} s of timed rounds of the suite smoke go to one group"
+    seconds = load_suite("smoke").budget_s
+    budget = f"(one group) get the whole measuring time of the suite smoke, {seconds:.0f} s;"
     for more, said in (["--variant", "onednn"], True), (["--variant", "onednn", "--budget", "1"], False), ([], False):
         assert command_line.main([*words, *more]) == 0
         assert (budget in capsys.readouterr().out) == said

@@ -376,7 +376,7 @@ def test_company_on_a_node_is_reported(tmp_path, monkeypatch, capsys):
     cluster = FakeCluster([node("one")], tmp_path / "made")
     cluster.others = 1.25
     sweep(arguments("--out", str(tmp_path / "out")), "", cluster)
-    assert "1 of 1 rounds, 1.25 cores" in capsys.readouterr().out
+    assert "1 of 1 (1.25 cores)" in capsys.readouterr().out
     assert rows(tmp_path / "out" / "summary.csv")[0]["others"] == "1.25"
 
 
@@ -510,7 +510,7 @@ def test_an_interrupted_sweep_cancels_and_says_how_to_go_on(tmp_path, monkeypatc
         sweep(arguments("--out", str(tmp_path / "out")), "", cluster)
     assert cluster.cancelled
     text = capsys.readouterr().out
-    assert "1 of 2 units are safe" in text
+    assert "1 of 2 units are recorded in" in text
     assert f"python -m bench sweep --resume {tmp_path / 'out'}" in text
 
 

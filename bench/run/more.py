@@ -58,7 +58,7 @@ class Open:
             said = f"intervals are wider than the suite asks for: {', '.join(sorted(self.standing.wide))}"
         else:
             said = f"too few undisturbed rounds of {', '.join(sorted(self.standing.disturbed))}"
-        return f"{self.group.name}: {said}; about {duration(self.needed_s)} more would decide"
+        return f"{self.group.name}: {said}; measuring about {duration(self.needed_s)} longer would decide"
 
 
 def undecided(groups: Iterable[tuple[Group, tuple[Described, ...]]], folder: RunFolder, interval: float) -> list[Open]:
