@@ -83,7 +83,7 @@ def test_records_come_back_as_they_were_written(tmp_path):
     (row,) = csv.DictReader((tmp_path / serving.TABLE).read_text().splitlines())
     assert row["reason"] == "planted"
     (tmp_path / serving.FILE).write_text('{"other": 1}\n')
-    with pytest.raises(Exception, match="line 1 is no record"):
+    with pytest.raises(Exception, match="line 1 is not a record"):
         serving.read(tmp_path)
 
 
