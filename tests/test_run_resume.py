@@ -186,7 +186,7 @@ def interrupted(stage, tmp_path, capsys) -> Path:
     stage.ends = staticmethod(lambda *_: None)
     stage.asked.clear()
     shown = capsys.readouterr()
-    assert "interrupted; 6 of 8 cases are recorded and safe in run" in shown.out
+    assert "interrupted; 6 of 8 cases are recorded in run" in shown.out
     assert "\nto continue: python -m bench run --resume run\n" in shown.out
     assert "python -m bench report run" in shown.out
     return tmp_path / "run"
@@ -244,7 +244,7 @@ def test_a_time_limit_leaves_whole_groups_for_resume(stage, tmp_path, capsys):
     words = ["run", "--suite", "mine.toml", "--threads", "1", "--out", "run", "--time-limit", "1"]
     assert command_line.main(words) == 4
     shown = capsys.readouterr().out
-    assert "time limit reached; 4 of 8 cases are recorded and safe in run" in shown
+    assert "time limit reached; 4 of 8 cases are recorded in run" in shown
     assert shown.endswith("\nto continue: python -m bench run --resume run\n")
     assert {mode for mode, _ in cases_of(tmp_path / "run")} == {"inference"}
     assert len((tmp_path / "run" / "records.csv").read_text(encoding="utf-8").splitlines()) == 5
@@ -529,7 +529,7 @@ def test_a_full_disk_is_one_line_and_costs_no_record(name, interrupted, capsys, 
     assert shown.err.count("\n") == 1
     assert f"{interrupted / name}: No space left on device" in shown.err
     recorded = 8 if name == "records.csv" else 6
-    assert f"{recorded} of 8 cases are recorded and safe in {interrupted}" in shown.err
+    assert f"{recorded} of 8 cases are recorded in {interrupted}" in shown.err
     assert f"python -m bench run --resume {interrupted}" in shown.err
     assert lines_of(interrupted)[:6] == before
     assert not [path for path in interrupted.iterdir() if path.name.endswith(".new")]
@@ -566,7 +566,7 @@ def test_a_disk_that_is_really_full_or_read_only(disk, capsys):
     assert f"{folder / 'run'}/" in shown.err
     assert "No space left on device" in shown.err
     before = lines_of(folder / "run")
-    assert f"{len(before)} of 8 cases are recorded and safe" in shown.err
+    assert f"{len(before)} of 8 cases are recorded" in shown.err
     assert 0 < len(before) < 8
     mount("remount,ro,size=24k")
     assert "cannot be written: Read-only file system" in refused(folder / "run", capsys)
