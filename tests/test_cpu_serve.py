@@ -261,7 +261,7 @@ def test_a_damaged_file_is_refused(
     ("module", "options", "said"),
     [
         (nn.LSTM(3, 4), {"precision": "split"}, "precision is 'split', expected one of fp32, bf16, int8, w8a8"),
-        (nn.LSTM(3, 4, bidirectional=True), {}, "a bidirectional LSTM needs the steps to come"),
+        (nn.LSTM(3, 4, bidirectional=True), {}, "a bidirectional LSTM needs the later steps"),
         (nn.LSTM(3, 4, proj_size=2), {}, r"projections \(proj_size\) cannot be exported"),
         (nn.LSTM(3, 4), {"prefix": "lstm."}, "no LSTM with the prefix 'lstm.'; LSTMs there have the prefixes ''"),
         (nn.Linear(3, 4), {}, "no LSTM with the prefix ''"),
