@@ -153,7 +153,7 @@ def test_apply_refuses_before_it_works(tmp_path, capsys):
         ([*one, "--apply", str(tmp_path / "link.py")], "there.py: exists, and nothing is overwritten"),
         ([*one, "--apply", str(tmp_path / "folder.py"), "--overwrite"], "is a folder"),
         ([*one, "--apply", str(tmp_path / "out.txt")], "does not end in .py"),
-        ([*one, "--apply", str(tmp_path / "out.py"), "--variant", "onedn"], "did not end ok"),
+        ([*one, "--apply", str(tmp_path / "out.py"), "--variant", "onedn"], "has no `ok` result in"),
         ([*one, "--variant", "onednn"], "add --apply OUT.py"),
         ([*one, "--overwrite"], "add --apply OUT.py"),
         ([*one, "--apply", str(tmp_path / "no" / "out.py")], "there is no folder"),
