@@ -74,7 +74,7 @@ def test_a_machine_without_a_counter_says_so(tmp_path, monkeypatch):
         raise PermissionError(13, "Permission denied", self.path)
 
     monkeypatch.setattr(energy._Zone, "read", refused)
-    with pytest.raises(EnergyUnavailableError, match=r"only by root; let others read it: sudo chmod a\+r"):
+    with pytest.raises(EnergyUnavailableError, match=r"only by root; let others read: sudo chmod a\+r"):
         counter("cpu", tmp_path)
     assert idle("cpu", tmp_path).reason.startswith(str(file))
     monkeypatch.setattr(gpu, "nvml", lambda: None)

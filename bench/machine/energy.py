@@ -79,7 +79,7 @@ class Rapl:
             for zone in self._zones:
                 zone.read()
         except PermissionError as error:
-            msg = f"{error.filename} is readable only by root; let others read it: sudo chmod a+r {powercap}/*/energy_uj"
+            msg = f"{error.filename} is readable only by root; let others read: sudo chmod a+r {powercap}/*/energy_uj"
             raise EnergyUnavailableError(msg) from error
         except (OSError, ValueError) as error:
             msg = f"a RAPL counter under {powercap} cannot be read: {error}"
