@@ -174,6 +174,27 @@ def test_a_turn_begins_with_untimed_calls_and_then_times_what_it_was_told(call_s
     assert untimed == 1 or turn.warm_s - call_s - more < LEAD_S + 1e-9
 
 
+def test_untimed_calls_on_a_gpu_are_waited_for_one_by_one(clock, monkeypatch):
+    """A call that queues thirty times as much work as it takes itself fills no turn with untimed work."""
+    queued = []
+
+    def wait(device: str) -> None:
+        assert device == "cuda"
+        clock.spend(sum(queued))
+        queued.clear()
+
+    def block(call, calls, device):
+        del call, calls
+        wait(device)
+        return Block((1.0,))
+
+    monkeypatch.setattr(seat, "synchronize", wait)
+    monkeypatch.setattr(seat, "time_block", block)
+    turn = take_turn(Subject(lambda: (clock.spend(0.0001), queued.append(0.003))), 5, "cuda")
+    assert turn.wall_s == pytest.approx(turn.warm_s)
+    assert LEAD_S < turn.warm_s < LEAD_S + 2 * 0.0031
+
+
 def test_untimed_calls_are_in_no_sample(clock):
     """What only the first calls of a turn pay for, such as cold caches, is told apart and timed nowhere."""
     times = itertools.chain([0.004, 0.004, 0.004], itertools.repeat(0.001))

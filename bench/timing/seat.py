@@ -92,6 +92,8 @@ def take_turn(subject: Subject, calls: int, device: str, counter: EnergyCounter 
         made = 0
         while not made or now_s() - start < LEAD_S:
             subject.call()
+            # What Python queues within `LEAD_S` may take a GPU many times as long.
+            synchronize(device)
             made += 1
         # Threads that were stopped wait for cores as they wake up; by now they have found them.
         delays, switches = interference.read_delays(), known(interference.switches)
