@@ -17,7 +17,7 @@ import torch
 from kernels import dispatch, graphed_layers
 from kernels.common.recurrence import loop_backward, loop_forward
 from kernels.gpu.graph_cache import SIGHTINGS
-from kernels.tools import check, check_work, sanitize, tune
+from kernels.tools import check, check_work, process_pool, sanitize, tune
 from kernels.tools.check_work import CheckQuestion, work
 from kernels.tools.problems import Sizes
 
@@ -55,6 +55,15 @@ def kernel(monkeypatch):
 def test_right_kernel_passes(kernel, kind, backward):
     assert work(dataclasses.replace(TASK, kind=kind, backward=backward)).worst < 1
     assert kernel.calls == (1 if kind == "parity" else 1 + TASK.runs)
+
+
+@pytest.mark.parametrize("backward", [False, True])
+def test_to_make_numbers_is_no_part_of_a_kernels_runs(kernel, monkeypatch, backward):
+    """At full length that takes seconds, which would make a hang of what is only slow to ask about."""
+    told = []
+    monkeypatch.setattr(process_pool, "_TOLD", [lambda part: told.append((part, kernel.calls))])
+    work(dataclasses.replace(TASK, kind="repeat", backward=backward))
+    assert told == [("numbers", 0), ("runs", 0), ("numbers", 1), ("runs", 1)]
 
 
 class CountedGraphs:

@@ -50,3 +50,18 @@ def test_a_fact_and_the_evidence_conclude_the_same(monkeypatch, launches, persis
     words = evidence._cudnn_words(launches, find_workload(f"seed@batch=2,length={STEPS}"))
     assert found == persistent
     assert words.startswith(SAID[persistent])
+
+
+@pytest.mark.parametrize(("steps", "calls"), [(3, 10), (400, 5), (1500, 2)])
+def test_long_sequences_are_profiled_in_few_calls(monkeypatch, steps, calls):
+    """A launch a step makes some hundred thousand events of ten calls, and reading them would take the stage's time."""
+    made = []
+
+    class CountedLSTM(nn.LSTM):
+        def forward(self, x):
+            made.append(len(x))
+            return super().forward(x)
+
+    monkeypatch.setattr(torch.profiler, "profile", lambda **_: contextlib.nullcontext(SimpleNamespace(events=list)))
+    facts._kernels(CountedLSTM, 1, steps, 1, torch.float32, "inference")
+    assert made == [steps] * (3 + calls)

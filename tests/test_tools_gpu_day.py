@@ -24,7 +24,7 @@ from kernels import measurements as table
 from kernels.common.recurrence import Problem
 from kernels.tools import check, tune
 from kernels.tools.check_work import CheckQuestion, CheckResult
-from kernels.tools.gpu_day import command, day_folder, facts, findings, json_lines, stage_process, stages, summary
+from kernels.tools.gpu_day import command, day_folder, exchange, facts, findings, json_lines, stage_process, stages, summary
 from kernels.tools.gpu_day.day_folder import DayError, DayFolder
 from kernels.tools.gpu_day.stages import DAY, PART_S, REHEARSAL, DayStage
 from kernels.tools.problems import Sizes
@@ -557,6 +557,19 @@ def test_what_decides_fits_each_part():
         before_s = sum(stage.limit_s for stage in own[: [stage.name for stage in own].index(name)])
         (stage,) = [stage for stage in own if stage.name == name]
         assert before_s + stage.least_s + command.CLOSING_S <= PART_S[part]
+
+
+def test_the_exchange_ends_in_time_and_counts_what_it_left(tmp_path, monkeypatch, capsys):
+    """Killed at its limit it would read as a hang; it begins nothing when its time is over, and `--resume` asks again."""
+    pytest.importorskip("triton")
+    given = exchange.TimeLeft(60.0)
+    assert (list(given.of("abc")), given.left) == (["a", "b", "c"], 0)
+    monkeypatch.setattr(sys, "argv", ["exchange", "--folder", str(tmp_path), "--time-limit", "0.000001"])
+    code = exchange.main()
+    questions = len(list(exchange._alone(2, small=exchange.DEVICE != "cuda")))
+    assert stage_process.STATUSES[code] == stage_process.PARTIAL
+    assert stage_process.PARTIAL in command.OPEN
+    assert f"the time is over: {questions} questions and timings" in capsys.readouterr().out
 
 
 def test_every_package_of_the_suite_is_listed_or_known_to_be_there():

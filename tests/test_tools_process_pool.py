@@ -77,6 +77,21 @@ def test_the_limit_is_that_of_a_part_and_a_hang_names_its_part():
     assert (hung.status, hung.at) == ("hang", "part 1")
 
 
+def test_a_child_says_that_it_has_started_when_it_can_compute(monkeypatch):
+    """A GPU's context takes seconds to make, which are part of no item's time."""
+    said, worked = [], []
+    connection = SimpleNamespace(send=lambda message: said.append((message[0], len(worked))), recv=_no_more)
+    monkeypatch.setattr(process_pool, "_works", lambda: worked.append(True))
+    monkeypatch.setattr(process_pool.torch, "set_num_threads", lambda _: None)
+    monkeypatch.setattr(process_pool, "_TOLD", [])
+    process_pool._serve(connection, misbehave)
+    assert said == [("ready", 1)]
+
+
+def _no_more() -> object:
+    raise EOFError
+
+
 def test_who_is_no_child_may_name_parts_too():
     """Nobody listens."""
     process_pool.at("part")

@@ -17,6 +17,11 @@ from ..common.recurrence import Problem, loop_forward
 from ..dispatch import MODULES
 from ..gpu import graph_cache
 from .problems import DEVICE, GRADIENTS, OUTPUTS, Sizes, configured, errors_backward, errors_forward, limit
+from .process_pool import at
+
+#: Parts of a question, each with the time limit: to make its numbers takes seconds at full length, and is no kernel's
+#: fault.
+NUMBERS, RUNS = "numbers", "runs"
 
 
 @dataclass(frozen=True)
@@ -66,7 +71,8 @@ def work(task: CheckQuestion) -> CheckResult:
 
 
 def _parity(task: CheckQuestion) -> CheckResult:
-    module = importlib.import_module(MODULES[task.implementation])
+    at(NUMBERS)
+    module = _Told(importlib.import_module(MODULES[task.implementation]))
     if task.backward:
         errors = errors_backward(task.sizes, module, final=task.final, tf32=task.tf32, config=task.config)
     else:
@@ -77,10 +83,28 @@ def _parity(task: CheckQuestion) -> CheckResult:
     return CheckResult(ratios[name], name, f"errors: {text}")
 
 
+class _Told:
+    """A kernel's module whose runs are a part of their own."""
+
+    def __init__(self, module: Any) -> None:
+        self._module = module
+
+    def forward(self, *args: Any, **options: Any) -> None:
+        """Run it."""
+        at(RUNS)
+        self._module.forward(*args, **options)
+
+    def backward(self, *args: Any, **options: Any) -> None:
+        """Run it."""
+        at(RUNS)
+        self._module.backward(*args, **options)
+
+
 class _Run:
     """A kernel's run that can be repeated: tensors of its own, the same numbers every time."""
 
     def __init__(self, task: CheckQuestion) -> None:
+        at(NUMBERS)
         module = importlib.import_module(MODULES[task.implementation])
         self.args: Any = task.sizes.forward(save=task.save, tf32=task.tf32)
         if task.backward:
@@ -89,6 +113,7 @@ class _Run:
         call = module.backward if task.backward else module.forward
         self.call: Callable[[], None] = lambda: call(self.args, task.config)
         self.names = GRADIENTS if task.backward else OUTPUTS[: 5 if task.save else 3]
+        at(RUNS)
 
     def __call__(self) -> dict[str, Tensor]:
         """Run into outputs full of NaN; copies of them."""

@@ -18,7 +18,7 @@ from typing import Any, Self
 
 import torch
 
-#: Seconds until a child has imported torch and its work; machines under load take long.
+#: Seconds until a child has imported torch and its work and can compute; machines under load take long.
 STARTUP_S = 180.0
 _READY, _AT = "ready", "at"
 
@@ -167,6 +167,8 @@ def _serve(connection: Connection, work: Callable[[Any], Any]) -> None:
     """A child's life."""
     # There are many children, and the little that torch does on the CPU needs no team of threads in each.
     torch.set_num_threads(1)
+    # A context and its libraries take seconds to load, and no item is to blame for them.
+    _works()
     _TOLD.append(lambda part: connection.send((_AT, part, "")))
     connection.send((_READY, None, ""))
     while True:

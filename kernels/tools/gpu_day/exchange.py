@@ -2,23 +2,26 @@
 
 At the sizes where the most programs wait for each other, each way of waiting runs many times at full length, alone and
 beside another grid; a grid that does not fit must be refused. What was right is then timed in turns with torch's own
-LSTM. Every answer is a line of rows.jsonl as it comes, every timed phase is written to timings.json.
+LSTM. Every answer is a line of rows.jsonl as it comes, every timed phase is written to timings.json. When its time is
+over, it begins nothing more, and exits with 4 if anything was left.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import importlib
+import itertools
+import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
 from ... import measurements as table
 from ... import refusals
 from ...dispatch import MODULES
-from ...host.numbers import seconds, whole
+from ...host.numbers import duration, seconds, whole
 from ...host.output import run_command
 from ...host.usage import Parser
 from .. import check_work
@@ -40,23 +43,52 @@ TOO_LARGE = Sizes(4096, 2, 512, dtype=torch.float16)
 GRID = "grid"
 #: Steps where the question is not how long an exchange goes well, and children at a time on a GPU.
 SHORTER, JOBS = 100, 4
+EXIT_LEFT = 4
+
+Item = TypeVar("Item")
+
+
+class TimeLeft:
+    """Gives out items until a time is over, and counts those that were left.
+
+    Args:
+        seconds: from now.
+    """
+
+    def __init__(self, seconds: float) -> None:
+        self._until, self.left = time.monotonic() + seconds, 0
+
+    def of(self, items: Iterable[Item]) -> Iterator[Item]:
+        """Yield the items while there is time."""
+        source = iter(items)
+        for item in source:
+            if time.monotonic() > self._until:
+                self.left += sum(1 for _ in itertools.chain([item], source))
+                return
+            yield item
 
 
 def main() -> int:
-    """Ask, time, and return 1 when an answer was wrong."""
+    """Ask, time, and return 1 when an answer was wrong, 4 when something was left."""
     parser = Parser(prog="python -m kernels.tools.gpu_day.exchange", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--folder", type=Path, required=True, help="folder of the stage")
     parser.add_argument("--timeout", type=seconds, default=25.0, help="limit of one question or timing")
     parser.add_argument("--runs", type=whole(), default=200, help="runs that must give the same bits")
+    parser.add_argument(
+        "--time-limit", type=duration, default=600.0, metavar="TIME", help="begin nothing more after this time"
+    )
     options = parser.parse_args()
-    small = DEVICE != "cuda"
+    small, time_left = DEVICE != "cuda", TimeLeft(options.time_limit)
     with Pool(work, jobs=1 if small else JOBS, timeout_s=options.timeout) as pool:
         alone = list(_alone(2 if small else options.runs, small=small))
-        wrong, right = _ask(pool, alone, options.folder)
+        wrong, right = _ask(pool, time_left.of(alone), options.folder)
         # Before what two grids do to each other: a hang there would take the time for it.
-        wrong += _time(right, options.folder, options.timeout)
-        wrong += 0 if small else _ask(pool, _together(alone[: len(alone) // len(SHAPES)]), options.folder)[0]
-    return 1 if wrong else 0
+        wrong += _time(right, options.folder, options.timeout, time_left)
+        together = () if small else _together(alone[: len(alone) // len(SHAPES)])
+        wrong += _ask(pool, time_left.of(together), options.folder)[0]
+    if time_left.left:
+        print(f"the time is over: {time_left.left} questions and timings were not begun", flush=True)
+    return 1 if wrong else EXIT_LEFT if time_left.left else 0
 
 
 def _ask(pool: Pool, questions: Iterable[CheckQuestion], folder: Path) -> tuple[int, list[tuple[CheckQuestion, float]]]:
@@ -73,11 +105,11 @@ def _ask(pool: Pool, questions: Iterable[CheckQuestion], folder: Path) -> tuple[
     return wrong, right
 
 
-def _time(right: list[tuple[CheckQuestion, float]], folder: Path, timeout_s: float) -> int:
+def _time(right: list[tuple[CheckQuestion, float]], folder: Path, timeout_s: float, time_left: TimeLeft) -> int:
     """Time what was right; return how many shapes and phases could not be timed."""
     found, failed = table.MeasuredTable("interpreter" if DEVICE != "cuda" else torch.cuda.get_device_name()), 0
     with Pool(measure, jobs=1, timeout_s=timeout_s) as clocks:
-        for job in _jobs(right):
+        for job in time_left.of(_jobs(right)):
             entry = timed(job, clocks)
             if entry is None:
                 failed += 1
