@@ -24,7 +24,17 @@ from kernels import measurements as table
 from kernels.common.recurrence import Problem
 from kernels.tools import check, tune
 from kernels.tools.check_work import CheckQuestion, CheckResult
-from kernels.tools.gpu_day import command, day_folder, exchange, facts, findings, json_lines, stage_process, stages, summary
+from kernels.tools.gpu_day import (
+    command,
+    day_folder,
+    exchange,
+    facts,
+    findings,
+    json_lines,
+    stage_process,
+    stages,
+    summary,
+)
 from kernels.tools.gpu_day.day_folder import DayError, DayFolder
 from kernels.tools.gpu_day.stages import DAY, PART_S, REHEARSAL, DayStage
 from kernels.tools.problems import Sizes
@@ -560,7 +570,7 @@ def test_what_decides_fits_each_part():
 
 
 def test_the_exchange_ends_in_time_and_counts_what_it_left(tmp_path, monkeypatch, capsys):
-    """Killed at its limit it would read as a hang; it begins nothing when its time is over, and `--resume` asks again."""
+    """Killed at its limit it would read as a hang; `--resume` asks again."""
     pytest.importorskip("triton")
     given = exchange.TimeLeft(60.0)
     assert (list(given.of("abc")), given.left) == (["a", "b", "c"], 0)

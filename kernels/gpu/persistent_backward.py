@@ -7,6 +7,7 @@ import triton.language as tl
 
 from .fast_math import tanh
 from .grid_exchange import arrive, column, held_weights, present, product, wait
+from .persistent_tile import tile
 
 
 @triton.jit(do_not_specialize=["steps", "first", "end"])
@@ -31,14 +32,9 @@ def backward_kernel(  # noqa: C901 - branches at compile time
     K: tl.constexpr = 4 * H
     DTYPE: tl.constexpr = p_weight.dtype.element_ty
     BITS: tl.constexpr = p_grad_gates.dtype.element_ty
-    group = tl.program_id(0) // TILES
-    direction = group % DIRECTIONS
-    o_h = (tl.program_id(0) % TILES) * BLOCK_H + tl.arange(0, BLOCK_H)
-    o_b = (group // DIRECTIONS) * BLOCK_B + tl.arange(0, BLOCK_B)
+    group, direction, o_h, o_b = tile(tl.program_id(0), H, DIRECTIONS, BLOCK_B, BLOCK_H, WIDE)
     in_h, in_b = o_h < H, o_b < batch
     inside = in_b[:, None] & in_h[None, :]
-    if WIDE:
-        o_b = o_b.to(tl.int64)
     o_state = (direction * batch + o_b[:, None]) * H + o_h[None, :]
 
     # Column u of this program's weights is what all gates of all units get from its unit u.
@@ -125,6 +121,10 @@ def backward_kernel(  # noqa: C901 - branches at compile time
             arrive(p_counters + group * 32)
         turn += 1
 
+    # Anew, by a program's number that is the same: `turn` is `end` by now.
+    _, direction, o_h, o_b = tile(tl.program_id(0) + turn - end, H, DIRECTIONS, BLOCK_B, BLOCK_H, WIDE)
+    inside = (o_b < batch)[:, None] & (o_h < H)[None, :]
+    o_state = (direction * batch + o_b[:, None]) * H + o_h[None, :]
     if end > steps:
         tl.store(p_grad_h0 + o_state, b_dh.to(DTYPE), mask=inside)
     else:

@@ -7,6 +7,7 @@ import triton.language as tl
 
 from .fast_math import cell
 from .grid_exchange import arrive, column, held_weights, offsets, present, product, wait
+from .persistent_tile import tile
 
 
 @triton.jit(do_not_specialize=["steps", "first", "end"])
@@ -29,14 +30,9 @@ def forward_kernel(  # noqa: C901 - branches at compile time
     TILES: tl.constexpr = (H + BLOCK_H - 1) // BLOCK_H
     DTYPE: tl.constexpr = p_weight.dtype.element_ty
     BITS: tl.constexpr = p_exchange.dtype.element_ty
-    group = tl.program_id(0) // TILES
-    direction = group % DIRECTIONS
-    o_h = (tl.program_id(0) % TILES) * BLOCK_H + tl.arange(0, BLOCK_H)
-    o_b = (group // DIRECTIONS) * BLOCK_B + tl.arange(0, BLOCK_B)
+    group, direction, o_h, o_b = tile(tl.program_id(0), H, DIRECTIONS, BLOCK_B, BLOCK_H, WIDE)
     in_h, in_b = o_h < H, o_b < batch
     inside = in_b[:, None] & in_h[None, :]
-    if WIDE:
-        o_b = o_b.to(tl.int64)
     o_state = (direction * batch + o_b[:, None]) * H + o_h[None, :]
 
     # Row g * BLOCK_H + u of this program's weights is gate g of its unit u.
@@ -135,5 +131,9 @@ def forward_kernel(  # noqa: C901 - branches at compile time
             tl.store(p_cells + o_cells + o_h[None, :], b_c, mask=inside, cache_modifier=".cs")
         position += 1
 
+    # Anew, by a program's number that is the same: `position` is `end` by now.
+    _, direction, o_h, o_b = tile(tl.program_id(0) + position - end, H, DIRECTIONS, BLOCK_B, BLOCK_H, WIDE)
+    inside = (o_b < batch)[:, None] & (o_h < H)[None, :]
+    o_state = (direction * batch + o_b[:, None]) * H + o_h[None, :]
     tl.store(p_h_n + o_state, b_h, mask=inside)
     tl.store(p_c_n + o_state, b_c, mask=inside)
