@@ -159,4 +159,4 @@ def test_candidates_do_not_pay_for_what_failed_beside_them(pool, monkeypatch, tm
     assert line.startswith(f"NOT TIMED: {JOB.sizes} inference: {part}: {error.__name__}: planted")
     monkeypatch.setattr(exchange, "Pool", lambda *_, **__: contextlib.nullcontext(SimpleNamespace(run=run)))
     monkeypatch.setattr(exchange, "_jobs", lambda _: [JOB])
-    assert exchange._time([], tmp_path, 60.0) == 1
+    assert exchange._time([], tmp_path, 60.0, exchange.TimeLeft(60.0)) == 1
