@@ -433,7 +433,7 @@ def test_the_summary_says_what_was_found(folder):
         "| cell (tile 2) | 1 [0.9, 1.1] |",
         "| 0.5 [0.458, 0.55] |",
         "- next: hang ended by hang",
-        "- next: to run with --resume and time for it: open",
+        "- next: to run with --resume --part 1 and time for it: open",
         "- next: persistent forward: 1 x wrong in `parity`",
         "cell is 2.00 times slower than torch's own at its fairest",
         "times what kernels/estimate.py predicts",

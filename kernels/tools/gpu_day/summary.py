@@ -282,9 +282,13 @@ def _next_stages(state: Mapping[str, Any], stages: Sequence[DayStage]) -> Iterat
             yield f"{name} ended by {status}: read {name}/log.txt in the archive, fix it, then --resume --again {name}"
         elif status in {"skipped", "unavailable"}:
             yield f"{name} did not run: {found['reason']}"
-    states = {stage.name: state["stages"].get(stage.name, {}).get("status", "not begun") for stage in stages}
-    if names := [name for name, status in states.items() if status in {"left", "partial", "not begun", "running"}]:
-        yield f"to run with --resume and time for it: {', '.join(names)}"
+    open_ones: dict[int, list[str]] = defaultdict(list)
+    for stage in stages:
+        status = state["stages"].get(stage.name, {}).get("status", "not begun")
+        if status in {"left", "partial", "not begun", "running"}:
+            open_ones[stage.part].append(stage.name)
+    for part, names in open_ones.items():
+        yield f"to run with --resume --part {part} and time for it: {', '.join(names)}"
 
 
 def _next_kernels(rows: Sequence[Mapping[str, str]], work: Path) -> Iterator[str]:
