@@ -22,6 +22,7 @@ from bench.run.planning import Described, Plan
 from kernels import dispatch, refusals
 from kernels import measurements as table
 from kernels.common.recurrence import Problem
+from kernels.gpu.graph_cache import ReplayCounts
 from kernels.tools import check, tune
 from kernels.tools.check_work import CheckQuestion, CheckResult
 from kernels.tools.gpu_day import (
@@ -580,6 +581,19 @@ def test_the_exchange_ends_in_time_and_counts_what_it_left(tmp_path, monkeypatch
     assert stage_process.STATUSES[code] == stage_process.PARTIAL
     assert stage_process.PARTIAL in command.OPEN
     assert f"the time is over: {questions} questions and timings" in capsys.readouterr().out
+
+
+def test_a_kernel_that_is_never_replayed_is_a_fact_that_failed(monkeypatch):
+    """Its name says that it was replayed; what it launched plainly for is told."""
+    pytest.importorskip("triton")
+    assert "without a GPU nothing is replayed" in facts._cell()
+    monkeypatch.setattr(facts, "DEVICE", "cuda")
+    counts = iter([ReplayCounts(0, 0, 0, 0, {}), ReplayCounts(0, 0, 0, 0, {"capturing failed: no room": 6})])
+    monkeypatch.setattr(facts.graph_cache, "state", lambda: next(counts))
+    with pytest.raises(RuntimeError, match="no graph was replayed: capturing failed: no room"):
+        facts._cell()
+    counts = iter([ReplayCounts(2, 5, 0, 2, {}), ReplayCounts(3, 9, 0, 3, {"early": 2})])
+    assert facts._cell().endswith("of the limit; 1 graph captured, 4 calls replayed")
 
 
 def test_every_package_of_the_suite_is_listed_or_known_to_be_there():

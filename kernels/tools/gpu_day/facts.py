@@ -236,10 +236,18 @@ def _cell() -> str:
     if not error <= 1:
         msg = f"error {error:.3g} of the limit"
         raise RuntimeError(msg)
-    args = sizes.forward()
+    said = f"error {error:.2g} of the limit"
+    if DEVICE != "cuda":
+        return f"{said}; without a GPU nothing is replayed"
+    args, before = sizes.forward(), graph_cache.state()
     for _ in range(6):
         cell.forward(args)
-    return f"error {error:.2g} of the limit; graphs: {graph_cache.state()}"
+    after = graph_cache.state()
+    captured, replayed = after.captured - before.captured, after.replayed - before.replayed
+    if not replayed:
+        msg = f"{said}, but no graph was replayed: {', '.join(after.plain) or 'nothing says why'}"
+        raise RuntimeError(msg)
+    return f"{said}; {captured} graph captured, {replayed} calls replayed"
 
 
 def _kernels(
