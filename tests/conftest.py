@@ -65,7 +65,9 @@ def warm(warm_workers: WarmWorkers) -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def programs() -> Iterator[KernelPrograms]:
+def programs(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[KernelPrograms]:
     """Runs programs on changed C++ kernels."""
-    with KernelPrograms() as found:
+    folder = tmp_path_factory.getbasetemp()
+    # Each worker of pytest-xdist has a folder of its own in that of the run.
+    with KernelPrograms(folder.parent if hasattr(request.config, "workerinput") else folder) as found:
         yield found

@@ -39,8 +39,14 @@ _INTEL = "GenuineIntel" in Path("/proc/cpuinfo").read_text(encoding="utf-8") if 
 FAR = f"{QUICK} -DNEAREST=0 -DNEAR_BYTES=0 -DFARTHEST=20000 -DBESIDE={int(_INTEL)}"
 #: Builds that multiply weights in fewer bits differently; `WIDEN` leaves out integer and bf16 products.
 FEWER_BITS = [*TARGETS, f"{QUICK} -DWIDEN"]
-#: AMX's tiles in plain C++, so that their packing and blocking run on other machines.
-TILES = f"{QUICK} -DEMULATED_TILES"
+#: This machine's vectors where it has tiles too.
+NO_TILES = f"{build.NATIVE} -mno-amx-tile" if "amx_tile" in FLAGS else build.NATIVE
+#: Few rows at a time in products over all steps of pairs, and few steps at a time in what is projected before them.
+PARTS = f"{NO_TILES} {LITTLE} -DPAIR_ROWS=6 -DPROJECTED=6000"
+#: AMX's tiles in plain C++, so that their packing and blocking run on other machines. What training multiplies over all
+#: steps has many parts; inference knows of none.
+EMULATED_TILES = f"{build.NATIVE} -DEMULATED_TILES -DNEAR_FACTORS=1"
+TILES = f"{EMULATED_TILES} {LITTLE}"
 if "avx512_bf16" in build.cpu_flags():
     FEWER_BITS.append(TILES)
 #: Builds with how each can keep its weights in fewer bits: split in two parts needs tiles.
@@ -60,12 +66,19 @@ if "avx2" in FLAGS and not {"avx512_vnni", "avx_vnni"} & set(FLAGS):
     HEADS.append("-march=x86-64-v3 -DEMULATED_VNNI")
 
 
+@contextlib.contextmanager
+def one_at_a_time(folder: Path) -> Iterator[None]:
+    """Wait for other workers of pytest-xdist that are in this context with the same folder, which it makes."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "tests.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
 @functools.cache
 def _compiled_once(target: str) -> None:
     """Compile for a target unless another worker of pytest-xdist is doing so, which is then waited for."""
-    build.cache_folder().mkdir(parents=True, exist_ok=True)
-    with (build.cache_folder() / "tests.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with one_at_a_time(build.cache_folder()):
         build.library(target)
 
 

@@ -1,8 +1,8 @@
 """Programs on the CPU kernel as built from changed sources, each in a process of its own that crashes alone.
 
 Importing torch takes longer than such a program, so they are forks of one process that has imported it and has run
-nothing: started with threads of its own it could not be forked. Compiling takes longer too, so all defects that a test
-plants are compiled into one library, in which an environment variable chooses one of them, or none.
+nothing: started with threads of its own it could not be forked. Compiling takes longer too, so all of `planted_defects`
+are compiled into one library a target, in which an environment variable chooses one of them, or none.
 """
 
 from __future__ import annotations
@@ -15,6 +15,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Self
+
+from cpu_builds import one_at_a_time
+from planted_defects import EVERY
 
 from kernels.cpu import build
 
@@ -33,6 +36,14 @@ HEADER = f"""#pragma once
 extern "C" int planted_defect;
 int planted_defect = std::getenv("{DEFECT}") ? std::atoi(std::getenv("{DEFECT}")) : -1;
 """
+#: For the walk of one sequence, in place of what the processor is: whether other steps are projected beside.
+BESIDE = "PLANTED_BESIDE"
+#: What is asked in planted sources in place of what stands there.
+SETTINGS = {
+    '!__builtin_cpu_is("intel");': (
+        f'std::getenv("{BESIDE}") ? std::atoi(std::getenv("{BESIDE}")) : !__builtin_cpu_is("intel");'
+    ),
+}
 #: Answers each line, a program with its environment and the file for what it prints, with its exit code.
 SERVER = """
 import json, os, sys, traceback
@@ -65,6 +76,11 @@ for line in sys.stdin:
 
 class KernelPrograms:
     """Runs programs in forks; a context."""
+
+    def __init__(self, folder: Path) -> None:
+        """Take a folder that all processes of one run of the tests have in common."""
+        self._planted = folder / "planted"
+        self._compiled: set[str] = set()
 
     def __enter__(self) -> Self:
         paths = {"PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}"}
@@ -123,18 +139,24 @@ class KernelPrograms:
         print(prints.read_text(encoding="utf-8", errors="replace")[-800:])
         return int(answer)
 
-    def run_planted(self, code: str, folder: Path, source: Path, name: str, target: str = build.NATIVE) -> int:
-        """Exit code of a program on sources that `planted_sources` wrote, with the defect of a name or `NOTHING`.
+    def run_planted(
+        self, code: str, folder: Path, table: str, name: str, target: str = build.NATIVE, **environment: str
+    ) -> int:
+        """Exit code of a program on the kernel with a defect in a table of `planted_defects`, or `NOTHING`.
 
-        They are compiled for the first of them, beside the sources.
+        The first program for a target compiles all of them, unless another worker of pytest-xdist has.
         """
-        defects = json.loads((source.parent / NAMES).read_text(encoding="utf-8"))
-        planted = {} if name == NOTHING else {DEFECT: str(defects.index(name))}
-        return self.run(code, folder, source=source, target=target, cache=source.parent, **planted)
-
-
-#: File beside sources with defects that has the names of these.
-NAMES = "defects.json"
+        source = self._planted / build.SOURCE.name
+        with one_at_a_time(self._planted):
+            if not source.exists():
+                planted_sources(EVERY, self._planted)
+            if target not in self._compiled:
+                built = self.run("build.library()", folder, source=source, target=target, cache=self._planted)
+                assert built == 0, (folder / PRINTED).read_text(encoding="utf-8")[-500:]
+                self._compiled.add(target)
+        if name != NOTHING:
+            environment |= {DEFECT: str([*EVERY].index(f"{table} {name}"))}
+        return self.run(code, folder, source=source, target=target, cache=self._planted, **environment)
 
 
 def planted_sources(defects: Mapping[str, tuple[str, str]], folder: Path, compiled: str = build.SOURCE.name) -> Path:
@@ -147,13 +169,18 @@ def planted_sources(defects: Mapping[str, tuple[str, str]], folder: Path, compil
         compiled: name of that file.
     """
     texts = {path.name: path.read_text(encoding="utf-8") for path in sorted(build.SOURCE.parent.glob("*.[ch]*"))}
+    whole = "\n".join(texts.values())
     for number, (name, (right, instead)) in enumerate(defects.items()):
-        assert any(right in text for text in texts.values()), name
+        # No other defect has changed, or brought, a place of it.
+        assert "\n".join(texts.values()).count(right) == whole.count(right) > 0, name
         assert PLANTED in instead, name
         chosen = instead.replace(PLANTED, f"(planted_defect == {number})")
         texts = {path: text.replace(right, chosen) for path, text in texts.items()}
     texts[compiled] = f'#include "planted.h"\n{texts[compiled]}'
-    for path, text in {**texts, "planted.h": HEADER, NAMES: json.dumps(list(defects))}.items():
+    for right, instead in SETTINGS.items():
+        assert any(right in text for text in texts.values()), right
+        texts = {path: text.replace(right, instead) for path, text in texts.items()}
+    for path, text in {**texts, "planted.h": HEADER}.items():
         (folder / path).write_text(text, encoding="utf-8")
     return folder / compiled
 

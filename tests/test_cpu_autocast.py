@@ -10,10 +10,11 @@ import pytest
 pytest.importorskip("hypothesis")
 
 import torch
-from cpu_builds import QUICK, TILES, built_for
+from cpu_builds import NO_TILES, PARTS, QUICK, TILES, built_for
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from planted_kernels import NOTHING, KernelPrograms, planted_sources
+from planted_defects import PAIRS
+from planted_kernels import NOTHING, KernelPrograms
 from recurrences import DEVICE
 from torch import Tensor, nn
 
@@ -26,9 +27,6 @@ pytestmark = [
     pytest.mark.skipif("avx512_bf16" not in build.cpu_flags().split(), reason="no AVX512-BF16 here"),
 ]
 
-#: Few rows at a time, so that the products over all steps have many parts: by vectors, and by tiles.
-PAIRS = f"{QUICK} -mno-amx-tile -DPAIR_ROWS=6"
-FEW_TILES = f"{TILES} -DNEAR_FACTORS=1"
 #: What multiplies where the processor has tiles, and where it has none.
 HERE = "amx-bf16" if "amx_bf16" in build.cpu_flags().split() else "avx512-bf16"
 #: Error by norm: that of rounding to bf16 once, since sums in another order may round a number to its other neighbour.
@@ -82,7 +80,7 @@ def error(value: Tensor, expected: Tensor) -> float:
 
 @pytest.mark.parametrize(
     ("target", "threads", "instructions"),
-    [(build.NATIVE, 1, HERE), (build.NATIVE, 3, HERE), (PAIRS, 2, "avx512-bf16"), (FEW_TILES, 2, "amx-bf16")],
+    [(build.NATIVE, 1, HERE), (build.NATIVE, 3, HERE), (PARTS, 2, "avx512-bf16"), (TILES, 2, "amx-bf16")],
 )
 @settings(max_examples=25)
 @given(
@@ -250,28 +248,10 @@ sys.exit(0 if worst < 8e-2 else 7)
 """
 
 
-#: By name: code, and what it becomes, a slip in the products of pairs where PLANTED is true.
-DEFECTS = {
-    "parts": ("features, start > 0);", "features, start > 0 && !PLANTED);"),
-    "pairs": ("loaded(k), loaded(k + 1)", "loaded(PLANTED ? k + 1 : k), loaded(PLANTED ? k : k + 1)"),
-    "bias": ("start ? load(to, lanes) + (vec)sums[half]", "start && !PLANTED ? load(to, lanes) + (vec)sums[half]"),
-    "packing": (
-        "_mm512_maskz_loadu_ps(lanes, from + depth)",
-        "_mm512_maskz_loadu_ps(lanes, PLANTED ? from : from + depth)",
-    ),
-}
-
-
-@pytest.fixture(scope="module")
-def defects(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The kernel's sources with all of these."""
-    return planted_sources(DEFECTS, tmp_path_factory.mktemp("defects"))
-
-
-@pytest.mark.parametrize("name", [NOTHING, *DEFECTS])
-def test_a_planted_defect_is_seen(name: str, defects: Path, tmp_path: Path, programs: KernelPrograms) -> None:
+@pytest.mark.parametrize("name", [NOTHING, *PAIRS])
+def test_a_planted_defect_is_seen(name: str, tmp_path: Path, programs: KernelPrograms) -> None:
     """Each slip in the products of pairs makes an error beyond bf16's limit."""
-    code = programs.run_planted(_LAYER, tmp_path, defects, name, f"{build.NATIVE} -mno-amx-tile")
+    code = programs.run_planted(_LAYER, tmp_path, "pairs", name, NO_TILES)
     assert code == 0 if name == NOTHING else code not in (0, 1)
 
 

@@ -12,7 +12,8 @@ import torch
 from cpu_builds import FAR, TARGETS, built_for
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from planted_kernels import NOTHING, KernelPrograms, planted_sources
+from planted_defects import COPIED_PRODUCT
+from planted_kernels import NOTHING, KernelPrograms
 from recurrences import DEVICE
 
 from kernels import LSTM
@@ -49,15 +50,6 @@ def test_gradients_of_wide_weights_are_the_loop_s(  # noqa: PLR0913, PLR0917 - w
         torch.testing.assert_close(value.grad.double(), right.grad, rtol=1e-4, atol=2e-4)
 
 
-#: By name: code of the product, and what it becomes, with a slip where PLANTED is true.
-DEFECTS = {
-    "group": ("copy + (group - mine.first) * depth * ROWS", "copy + (group - mine.first) * (depth - PLANTED) * ROWS"),
-    "last": ("i < columns ? from[i]", "i < columns - PLANTED ? from[i]"),
-    "chunks": ("on_top ? load(to", "on_top && !PLANTED ? load(to"),
-    "biases": ("start ? load(to, lanes(v)) + sum[v]", "start && !PLANTED ? load(to, lanes(v)) + sum[v]"),
-    "zero": ("std::memcpy(to, rows[k] + column", "std::memcpy(to, rows[k] + (PLANTED ? 0 : column)"),
-    "right": ("right(start + k);", "right(start + k - (PLANTED && k > 0));"),
-}
 #: Gradients of a layer wider than a product, over several chunks of rows.
 _PROBE = """
 import torch
@@ -77,14 +69,8 @@ if not all(torch.allclose(a, b, rtol=1e-4, atol=1e-3) for a, b in zip(*found)):
 """
 
 
-@pytest.fixture(scope="module")
-def defects(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The kernel's sources with all of these."""
-    return planted_sources(DEFECTS, tmp_path_factory.mktemp("defects"))
-
-
-@pytest.mark.parametrize("name", [NOTHING, *DEFECTS])
-def test_a_planted_defect_is_seen(name: str, defects: Path, tmp_path: Path, programs: KernelPrograms) -> None:
+@pytest.mark.parametrize("name", [NOTHING, *COPIED_PRODUCT])
+def test_a_planted_defect_is_seen(name: str, tmp_path: Path, programs: KernelPrograms) -> None:
     """Each slip that copying and cutting into chunks are prone to is far beyond the tolerance."""
-    code = programs.run_planted(_PROBE, tmp_path, defects, name)
+    code = programs.run_planted(_PROBE, tmp_path, "copied product", name)
     assert code == 0 if name == NOTHING else code not in {0, 1}

@@ -19,9 +19,10 @@ pytest.importorskip("hypothesis")
 
 import torch
 import torch.utils.checkpoint
-from cpu_builds import LITTLE, NARROWEST, QUICK, TARGETS, built_for
+from cpu_builds import LITTLE, NARROWEST, PARTS, TARGETS, built_for
 from hypothesis import given
 from hypothesis import strategies as st
+from planted_defects import LAYER, RECURRENCE
 from planted_kernels import DEFECT, NOTHING, KernelPrograms, changed_sources, planted_sources
 from recurrences import DEVICE, Sizes, assert_close, errors_backward, errors_forward, recurrences
 from strategies import Shape, shapes
@@ -156,7 +157,7 @@ def test_long_sequences_are_projected_a_part_at_a_time(
     x = torch.randn(batch, steps, features, generator=generator)
     x = x if batch_first else x.transpose(0, 1)
     lengths = torch.randint(0, steps + 1, (batch,), generator=generator) if masked else None
-    with built_for(f"{QUICK} -DPROJECTED=6000", threads), torch.inference_mode():
+    with built_for(PARTS, threads), torch.inference_mode():
         found, state = ours(x, None, lengths)
         expected, expected_state = truth(x.double(), None, lengths)
     for value, right in zip((found, *state), (expected, *expected_state), strict=True):
@@ -235,53 +236,6 @@ def test_broken_weights_stay_broken_in_fewer_bits(storage: str, broken: float) -
     assert output.flatten().isnan().tolist() == [False, False, True, False, False]
 
 
-#: Of the backward pass alone, by the comment above it.
-_TILES = "row += ROWS) {\n                const int rows = static_cast<int>"
-_THROUGH = "passes through.\n            for (int64_t row = 0; row"
-_ALL = "(PLANTED ? mine.count : running)"
-#: By name: code, and what it becomes, the defect that such kernels are known for where PLANTED is true.
-DEFECTS = {
-    "gates": (
-        "sums[r][0]), f = sigmoid(sums[r][1]",
-        "sums[r][PLANTED ? 1 : 0]), f = sigmoid(sums[r][PLANTED ? 0 : 1]",
-    ),
-    "tail": (
-        "(hidden - unit < LANES ? hidden - unit : LANES);\n            vec plus[4] = {};",
-        "(hidden - unit < LANES && !PLANTED ? hidden - unit : LANES);\n            vec plus[4] = {};",
-    ),
-    "length": ("t >= lengths[b]", "t >= lengths[b] + PLANTED"),
-    "h0": ("recurs = s || a->h0;", "recurs = s || (a->h0 && !PLANTED);"),
-    "stale-h": ("before = after;\n", "if (!PLANTED) before = after;\n"),
-    "stale-c": ("dc * c_before * f", "dc * (PLANTED ? vec{} + 1.0f : c_before) * f"),
-    "held-gradient": (
-        f"{_THROUGH} < running; {_TILES}(running - row < ROWS ? running",
-        f"{_THROUGH} < {_ALL}; {_TILES}({_ALL} - row < ROWS ? {_ALL}",
-    ),
-    "late-start": ("while (running < count &&", "while (running < count && !PLANTED &&"),
-    "order": ("given[a] > given[b]", "(PLANTED ? given[a] < given[b] : given[a] > given[b])"),
-    "reset": ("reset(s + 1, after);", "if (!PLANTED) reset(s + 1, after);"),
-    "gradient-past-reset": ("reset ? vec{} : sums[r][v]", "reset && !PLANTED ? vec{} : sums[r][v]"),
-}
-#: The same of what a layer adds to the recurrence: projection in the step, lengths, gradients of weights.
-LAYER_DEFECTS = {
-    "start": ("a->reverse ? length - 1 : 0", "a->reverse ? (PLANTED ? a->steps : length) - 1 : 0"),
-    "before": ("a->reverse ? at.t + 1 : at.t - 1", "a->reverse && !PLANTED ? at.t + 1 : at.t - 1"),
-    "places": ("if (!lengths.ended(at.b, at.t))", "if (!lengths.ended(at.b, at.t + PLANTED))"),
-    "cursor": ("(i >= rows->count || rows->ended(i, t))", "(i >= rows->count || rows->ended(i, t + PLANTED))"),
-    "bias": ("in_step ? plus[gate] :", "in_step ? (PLANTED ? vec{} : plus[gate]) :"),
-    "place": (
-        "k / steps : k % batch), t(rows_first",
-        "(PLANTED ? k % steps : k / steps) : k % batch), t(rows_first != PLANTED",
-    ),
-}
-
-
-@pytest.fixture(scope="module")
-def defects(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The kernel's sources with all of these."""
-    return planted_sources(DEFECTS | LAYER_DEFECTS, tmp_path_factory.mktemp("defects"))
-
-
 #: Errors of a recurrence whose rows have different lengths, with resets and without.
 _RECURRENCE = """
 from kernels.cpu import fused
@@ -294,10 +248,10 @@ sys.exit(0 if all(error < 1e-3 for error in errors) else 7)
 """
 
 
-@pytest.mark.parametrize("name", [NOTHING, *DEFECTS])
-def test_a_planted_defect_is_seen(name: str, defects: Path, tmp_path: Path, programs: KernelPrograms) -> None:
+@pytest.mark.parametrize("name", [NOTHING, *RECURRENCE])
+def test_a_planted_defect_is_seen(name: str, tmp_path: Path, programs: KernelPrograms) -> None:
     """Each slip that such kernels are known for makes an error far beyond the tolerance, or a crash of its process."""
-    code = programs.run_planted(_RECURRENCE, tmp_path, defects, name)
+    code = programs.run_planted(_RECURRENCE, tmp_path, "recurrence", name)
     assert code == 0 if name == NOTHING else code not in (0, 1)
 
 
@@ -325,12 +279,10 @@ sys.exit(0 if all(error < 1e-4 for error in errors) else 7)
 """
 
 
-@pytest.mark.parametrize("name", [NOTHING, *LAYER_DEFECTS])
-def test_a_planted_defect_of_a_layer_is_seen(
-    name: str, defects: Path, tmp_path: Path, programs: KernelPrograms
-) -> None:
+@pytest.mark.parametrize("name", [NOTHING, *LAYER])
+def test_a_planted_defect_of_a_layer_is_seen(name: str, tmp_path: Path, programs: KernelPrograms) -> None:
     """So is each slip in what a layer adds to the recurrence: projection in the step, lengths, gradients of weights."""
-    code = programs.run_planted(_LAYER, tmp_path, defects, name)
+    code = programs.run_planted(_LAYER, tmp_path, "layer", name)
     assert code == 0 if name == NOTHING else code not in (0, 1)
 
 

@@ -12,7 +12,8 @@ import torch
 from cpu_builds import BYTE_INPUTS, FAR, LITTLE, OTHERS, TARGETS, built_for
 from hypothesis import given
 from hypothesis import strategies as st
-from planted_kernels import NOTHING, KernelPrograms, planted_sources
+from planted_defects import INTERLEAVED, OVERLAPPED
+from planted_kernels import BESIDE, NOTHING, KernelPrograms
 from recurrences import DEVICE
 
 from kernels import LSTM
@@ -62,30 +63,8 @@ def test_one_sequence_is_the_equations(  # noqa: PLR0913, PLR0917 - what hypothe
             )
 
 
-#: By name: code of the walk, and what it becomes, with a slip where PLANTED is true.
-_INTERLEAVED = {
-    "many": ("rows[r] = inputs[done + r]", "rows[r] = inputs[done + r * !PLANTED]"),
-    "ring": ("? 2 * AHEAD : TOGETHER", "? (PLANTED ? 1 : 2) * AHEAD : TOGETHER"),
-    "part": ("std::min(part, groups - start_of)", "std::min(part - PLANTED, groups - start_of)"),
-    "ahead": ("if (at == 0 && more) begin(s + AHEAD);", "if (at == 0 && more) begin(s + AHEAD - PLANTED);"),
-    "left": ("left -= open;", "left -= open + PLANTED;"),
-    "fourth": ("projecting + 3 * GATES", "projecting + (PLANTED ? 2 : 3) * GATES"),
-    "back": ("cell(gates_of, s % 2 ? own.first", "cell(gates_of, s % 2 && !PLANTED ? own.first"),
-}
-_OVERLAPPED = {
-    "ring": ("s % AHEAD *", "s % (PLANTED ? AHEAD / 2 : AHEAD) *"),
-    "again": ("if (s % AHEAD == 0) project(s);", "if (s % (PLANTED ? 2 * AHEAD : AHEAD) == 0) project(s);"),
-    "last": ("std::min(AHEAD, a->steps - s)", "std::min(AHEAD, a->steps - s - PLANTED)"),
-    "row": ("time(s + r) * a->x_step, input_room", "time(s + r * !PLANTED) * a->x_step, input_room"),
-    "apart": ("sums[gate] += own[at][gate]", "sums[gate] += own[at][PLANTED ? 0 : gate]"),
-    "between": ("word += 4 * EACH;", "word += 4 * (EACH - PLANTED);"),
-    "done": ("past >= 0 ? open : 0", "past >= 0 ? open - PLANTED : 0"),
-    "back": ("cell(gates_of, s % 2 ? own.first", "cell(gates_of, s % 2 && !PLANTED ? own.first"),
-}
 _WIDE = "avx512f" in build.cpu_flags().split()
-DEFECTS = _INTERLEAVED if _WIDE else _OVERLAPPED
-#: Steps are projected beside others, as all but the first of these defects need it.
-_BUILD = f"{build.NATIVE} -DBESIDE=(planted_defect!=0)" if _WIDE else build.NATIVE
+DEFECTS = INTERLEAVED if _WIDE else OVERLAPPED
 #: One sequence each way from a given state, over several chunks of steps, against the loop's.
 _PROBE = """
 import torch
@@ -103,16 +82,12 @@ for storage, allowed in (("fp32", 1e-5), ("int8", 3e-2)):
 """
 
 
-@pytest.fixture(scope="module")
-def defects(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The kernel's sources with all of these."""
-    return planted_sources(DEFECTS, tmp_path_factory.mktemp("defects"))
-
-
 @pytest.mark.parametrize("name", [NOTHING, *DEFECTS])
-def test_a_planted_defect_is_seen(name: str, defects: Path, tmp_path: Path, programs: KernelPrograms) -> None:
+def test_a_planted_defect_is_seen(name: str, tmp_path: Path, programs: KernelPrograms) -> None:
     """Each slip that projecting other steps and multiplying beside a cell are prone to is far beyond the tolerance."""
     if not (_WIDE or "avx2" in build.cpu_flags().split()):
         pytest.skip("these walks need AVX-512 or AVX2")
-    code = programs.run_planted(_PROBE, tmp_path, defects, name, _BUILD)
+    # Steps are projected beside others, as all but one of these defects need it.
+    beside = {BESIDE: str(int(name != "many"))} if _WIDE else {}
+    code = programs.run_planted(_PROBE, tmp_path, "one sequence", name, **beside)
     assert code == 0 if name == NOTHING else code not in {0, 1}
