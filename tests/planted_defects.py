@@ -200,7 +200,7 @@ TRAINING = {
 }
 #: The same of the tiles themselves, which are proved before their first use.
 MACHINES = {
-    "wrong": ("2 * n + i", "2 * n + (PLANTED ? 1 - i : i)"),
+    "wrong": ("(vec)(pairs >> 16 * i << 16)", "(vec)(pairs >> 16 * (PLANTED ? 1 - i : i) << 16)"),
     "forbidden": ("tiles_permitted() { return true; }", "tiles_permitted() { return !PLANTED; }"),
 }
 

@@ -63,37 +63,36 @@ void store_tile(void* to, int64_t stride) {
     for (int row = 0; row < rows_of_tile<T>(); ++row)
         std::memcpy(static_cast<char*>(to) + row * stride, emulated.tile[T][row], TILE_BYTES);
 }
+// A row of sums at a time, in vectors, each by the factors of all columns in the order in which the processor adds them.
+static_assert(TILE_BYTES == sizeof(vec), "a row of a tile is a vector");
 template <int C, int A, int B>
 void multiply_tiles() {
-    const auto half = [](const uint8_t* row, int i) {
-        uint32_t bits = 0;
-        std::memcpy(reinterpret_cast<char*>(&bits) + 2, row + 2 * i, 2);
-        float x;
-        std::memcpy(&x, &bits, 4);
-        return x;
-    };
-    for (int m = 0; m < rows_of_tile<C>(); ++m)
-        for (int n = 0; n < 16; ++n) {
-            float sum;
-            std::memcpy(&sum, emulated.tile[C][m] + 4 * n, 4);
-            for (int k = 0; k < TILE_ROWS; ++k)
-                for (int i = 0; i < 2; ++i)
-                    sum += half(emulated.tile[A][m], 2 * k + i) * half(emulated.tile[B][k], 2 * n + i);
-            std::memcpy(emulated.tile[C][m] + 4 * n, &sum, 4);
+    for (int m = 0; m < rows_of_tile<C>(); ++m) {
+        vec sums;
+        std::memcpy(&sums, emulated.tile[C][m], TILE_BYTES);
+        for (int k = 0; k < TILE_ROWS; ++k) {
+            uint32_t pair;
+            uvec pairs;
+            std::memcpy(&pair, emulated.tile[A][m] + 4 * k, 4);
+            std::memcpy(&pairs, emulated.tile[B][k], TILE_BYTES);
+            for (int i = 0; i < 2; ++i) sums += (vec)(uvec{} + (pair >> 16 * i << 16)) * (vec)(pairs >> 16 * i << 16);
         }
+        std::memcpy(emulated.tile[C][m], &sums, TILE_BYTES);
+    }
 }
 // Unsigned bytes by signed ones, sums of 32 bits.
 template <int C, int A, int B>
 void multiply_byte_tiles() {
-    for (int m = 0; m < rows_of_tile<C>(); ++m)
-        for (int n = 0; n < 16; ++n) {
-            int32_t sum;
-            std::memcpy(&sum, emulated.tile[C][m] + 4 * n, 4);
-            for (int k = 0; k < TILE_ROWS; ++k)
-                for (int i = 0; i < 4; ++i)
-                    sum += emulated.tile[A][m][4 * k + i] * static_cast<int8_t>(emulated.tile[B][k][4 * n + i]);
-            std::memcpy(emulated.tile[C][m] + 4 * n, &sum, 4);
+    for (int m = 0; m < rows_of_tile<C>(); ++m) {
+        ivec sums;
+        std::memcpy(&sums, emulated.tile[C][m], TILE_BYTES);
+        for (int k = 0; k < TILE_ROWS; ++k) {
+            uvec four;
+            std::memcpy(&four, emulated.tile[B][k], TILE_BYTES);
+            for (int i = 0; i < 4; ++i) sums += emulated.tile[A][m][4 * k + i] * ((ivec)(four << (24 - 8 * i)) >> 24);
         }
+        std::memcpy(emulated.tile[C][m], &sums, TILE_BYTES);
+    }
 }
 #else
 // Linux gives a process the tile registers on request, all its threads at once.
