@@ -75,7 +75,7 @@ try:
     for batch, hidden in ((1, 290), (3, 40)):
         for reverse in (False, True):
             check(target=build.library.__defaults__[0], batch=batch, parts=[3, 40, 30], features=300, hidden=hidden,
-                  threads=1, reverse=reverse, seed=0)
+                  threads=1, reverse=reverse, seed=0, storage="int8")
     for biases, cell in SATURATED:
         check_saturated(build.library.__defaults__[0], "int8", biases, cell, 2, 8)
 except AssertionError as error:
