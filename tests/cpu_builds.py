@@ -34,9 +34,9 @@ QUICK = f"{build.NATIVE} {LITTLE}"
 #: This machine's vectors, and the narrower ones that others have.
 NARROW, NARROWEST = f"-march=x86-64-v3 {LITTLE}", f"-march=x86-64 {LITTLE}"
 TARGETS = [build.NATIVE, *(target for target in (NARROW, NARROWEST) if _usable(target))]
-_INTEL = "GenuineIntel" in Path("/proc/cpuinfo").read_text(encoding="utf-8") if platform.system() == "Linux" else False
-#: All weights taken for more than the near caches hold, and one sequence projected as other processors do it.
-FAR = f"{QUICK} -DNEAREST=0 -DNEAR_BYTES=0 -DFARTHEST=20000 -DBESIDE={int(_INTEL)}"
+#: All weights taken for more than the near caches hold, and one sequence projected beside its steps where they are
+#: small and before them where they are large, on any processor.
+FAR = f"{QUICK} -DNEAREST=0 -DNEAR_BYTES=0 -DFARTHEST=20000 -DBESIDE=1"
 #: Builds that multiply weights in fewer bits differently; `WIDEN` leaves out integer and bf16 products.
 FEWER_BITS = [*TARGETS, f"{QUICK} -DWIDEN"]
 #: This machine's vectors where it has tiles too.
@@ -54,6 +54,7 @@ KEPT = [(target, storage) for target in FEWER_BITS for storage in ("bf16", "int8
 KEPT += [(f"{target} {LITTLE}", "int8") for target in OTHERS]
 #: Inputs in 8 bits too need VNNI.
 BYTE_INPUTS = [build.NATIVE] if {"avx512_vnni", "avx_vnni"} & set(FLAGS) else []
+BYTE_INPUTS += [f"{target} {LITTLE}" for target in OTHERS if target == NARROW_VNNI]
 KEPT += [(target, "w8a8") for target in BYTE_INPUTS]
 _TILED = [TILES, *([build.NATIVE] if "amx_bf16" in build.cpu_flags() else [])]
 KEPT += [(target, "split") for target in FEWER_BITS if target in _TILED]

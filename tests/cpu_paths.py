@@ -24,6 +24,8 @@ from kernels.cpu.packing import TRAINED
 ALLOWED = {"fp32": 1e-5, "bf16": 2e-2, "int8": 3e-2}
 if not fused.storage_hindrance("split"):
     ALLOWED["split"] = 1e-4
+if not fused.storage_hindrance("w8a8"):
+    ALLOWED["w8a8"] = 4e-2
 #: Whether there are products of bf16 with gradients.
 CASTS = not fused.storage_hindrance(TRAINED)
 

@@ -36,6 +36,7 @@ COLOURS = {
     "openvino-default": "#e08a94",
     "int8-dynamic": "#b8860b",
     "lstmcell": "#8c7a5b",
+    "cpu-fused-w8a8": "#4f7f5f",
 }
 #: For names not above, picked by checksum: Python's own hash changes from process to process.
 OTHER_COLOURS = ("#3f8fa8", "#a6761d", "#8c6bb1", "#d6604d", "#4d9221", "#c2589c", "#5a7ea6", "#a89f3c")

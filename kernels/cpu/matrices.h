@@ -22,8 +22,7 @@
 
 namespace {
 
-// How weights are kept: what Python calls fp32, bf16, int8, split and bf16-trained. The last is bf16 with
-// gradients.
+// How weights are kept: what Python calls fp32, bf16, int8, split, bf16-trained (bf16 with gradients) and w8a8.
 enum Kept : int64_t { FP32 = 0, BF16 = 1, INT8 = 2, SPLIT = 3, BF16_TRAINED = 4, W8A8 = 5 };
 
 // Weights of type W, widened to float32 as they are read. `scale` (4H,) belongs to int8 and is null otherwise.

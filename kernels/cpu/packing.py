@@ -35,7 +35,7 @@ SMALL = 1 << 16
 
 @dataclass(frozen=True)
 class Packed:
-    """Packed weights and, for int8, the scale of each row.
+    """Packed weights and, for int8 and w8a8, the scale of each row.
 
     Attributes:
         values: in the kernel's order.

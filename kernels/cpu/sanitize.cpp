@@ -3,7 +3,8 @@
 
 #define PROJECTED 600  // Few enough for several parts of the steps.
 #define PAIR_ROWS 50
-#define NEAREST 2000  // Some sizes project beside the steps, some between them.
+#define NEAREST 2000  // Some sizes project beside the steps, some between them,
+#define FARTHEST 20000  // and some before them.
 #include "lstm.cpp"
 
 #include <cstdio>
@@ -60,7 +61,7 @@ bool run(int64_t batch, int64_t steps, int64_t hidden, int64_t threads, bool by_
                  projects ? (float*)few : (float*)input, 4 * size, 4 * hidden, projects ? part : steps,
                  x, mode_x ? features : batch * features, mode_x ? steps * features : features,
                  projects ? features : -1, packed_ih, bias, bias, packed,
-                 kept == 2 ? (float*)scale_ih : nullptr, kept == 2 ? (float*)scale : nullptr, h0, c0,
+                 in_bytes(kept) ? (float*)scale_ih : nullptr, in_bytes(kept) ? (float*)scale : nullptr, h0, c0,
                  masked ? lengths.get() : nullptr, output, size, hidden, h_n, c_n,
                  tiles ? (float*)kept_by_tiles : trains ? (float*)gates : nullptr, 4 * size, 4 * hidden, trains && !tiles ? (float*)cells : nullptr, size, hidden, scratch,
                  resets.get()};
@@ -109,8 +110,8 @@ bool run_layers(int64_t batch, int64_t steps, int64_t hidden, int64_t threads, b
                                mark_all(weight, 4 * hidden * depth)});
         }
         float* bias = arrays.emplace_back(4 * hidden);
-        weights.push_back({packed[0], packed[1], bias, bias, kept == 2 ? scale[0] : nullptr,
-                           kept == 2 ? scale[1] : nullptr});
+        weights.push_back({packed[0], packed[1], bias, bias, in_bytes(kept) ? scale[0] : nullptr,
+                           in_bytes(kept) ? scale[1] : nullptr});
     }
     const Layers all = {layers, directions, features, hidden, kept, sources.data(), weights.data()};
     std::unique_ptr<int32_t[]> lengths(new int32_t[batch]);

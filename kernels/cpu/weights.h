@@ -48,7 +48,7 @@ inline const char* no_tiles() { return "this processor has no AMX tiles for bf16
 const char* no_byte_tiles();
 #endif
 
-// Whether weights are kept as bytes with a scale a row. W8A8 has the input in 8 bits too, and is for VNNI alone.
+// Whether weights are kept as bytes with a scale per row. W8A8 has the input in 8 bits too, and is for VNNI alone.
 inline bool in_bytes(int64_t kept) { return kept == INT8 || kept == W8A8; }
 
 // Calls `use` with the way that serves weights kept so on this processor.

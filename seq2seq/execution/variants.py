@@ -120,7 +120,7 @@ VARIANTS |= {
         ),
         Variant(
             "cpu-fused-w8a8",
-            "our kernel for CPUs, weights and inputs in 8 bits with a scale a row, multiplied by VNNI",
+            "our kernel for CPUs, weights and inputs in 8 bits with a scale per row, multiplied by VNNI",
             lstm="kernels",
             lstm_options={"implementation": "cpu-fused", "weight_storage": "w8a8"},
             precision="int8",

@@ -58,6 +58,8 @@ class Cost:
     Attributes:
         flops: floating-point operations, a multiplication and an addition counted as two.
         least_bytes: bytes read or written, each once.
+
+    Counted as no implementation leaves it out: in a first step from zeros, what the forget gate is made of.
     """
 
     flops: int
