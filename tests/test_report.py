@@ -591,12 +591,33 @@ def test_the_fastest_in_the_precision_of_the_reference_may_have_an_imprecise_mar
         "`onednn` is fastest with 2.00x [1.94, 2.06]. "
         "The exact speedup is doubtful: the interval is wider than the suite asked for."
     )
-    leads = "`onednn` leads with 2.00x [1.94, 2.06], a doubtful figure."
+    leads = "`onednn` leads with 2.00x [1.94, 2.06], but this is doubtful."
     assert in_fp32(0.49, interval_wide=True) == leads
     undecided = "the fastest is `onednn` (2.00x [1.94, 2.06]) or `loop` (1.60x [1.55, 1.65]): "
     assert in_fp32(0.49) == in_fp32(None) == f"{undecided}the run does not show which."
     assert in_fp32(None, interval_wide=True) == leads
     assert in_fp32(0.42, interval_wide=True, disturbed=3) == leads
+
+
+@pytest.mark.parametrize(
+    ("faster", "said"),
+    [
+        ({"vs_best_lo": 0.01, "vs_best_hi": 0.9}, "nothing was shown to be faster than the `reference`."),
+        ({"vs_best_lo": 0.01, "vs_best_hi": 0.04}, "nothing is faster than the `reference`."),
+        ({"vs_best_lo": 0.1, "vs_best_hi": 0.9}, "`loop` is faster than the `reference`, with no estimate of how much."),
+    ],
+)
+def test_what_has_no_estimate_is_neither_a_figure_nor_proof(faster: dict[str, float], said: str) -> None:
+    """A variant with a huge interval does not leave the reference unbeaten, and a ratio without estimate is not told."""
+    wild = {"speedup_lo": 0.3, "speedup_hi": 400.0, "interval_wide": True, "standing": "slower", "vs_best": 0.4}
+    best = ran("int8", 40.0, precision="int8", standing="best", speedup_lo=0.9, speedup_hi=900.0)
+    reference = unit(standing="slower", vs_best=0.06, vs_best_lo=0.05, vs_best_hi=0.07)
+    (group,) = groups([reference, best, ran("loop", 11.0, **wild, **faster)])
+    text = answers([group])[0].text
+    assert text.startswith("`int8` is fastest; there is no estimate of its speedup. The next is `")
+    assert "certainly slower" in text
+    assert "no estimate as fast" not in text
+    assert text.endswith(f" In fp32, {said}")
 
 
 @pytest.mark.parametrize(("speedup", "wins"), [(1.5, True), (1.02, False), (0.99, False)])

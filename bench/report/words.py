@@ -25,6 +25,7 @@ from bench.run.second_instrument import Findings
 #: Two instruments agree where their medians are no further apart than this factor.
 AGREE = 1.10
 OVERLAP = "The run does not show which of them is faster."
+UNDECIDED = "No clear winner: "
 
 
 @dataclass(frozen=True)
@@ -79,13 +80,17 @@ def advised(run: ReportedRun) -> tuple[Answer, ...]:
 
 
 def with_advice(answer: Answer, advice: Advice, run: ReportedRun) -> Answer:
-    """An answer with what is recommended; where intervals overlap, ratios inside rounds may still decide."""
+    """An answer with what is recommended; where the speedups leave open which is first, ratios inside rounds may decide.
+
+    Both then say the same: a leader with a doubtful figure that is recommended all the same is not called undecided.
+    """
     text = answer.text
-    if OVERLAP in text and advice.verdict is Recommendation.RECOMMENDED and advice.probability is not None:
-        text = text.replace(
-            OVERLAP,
-            f"Round by round, `{advice.variant}` is {sure(advice.probability)} to be first.",
-        )
+    if advice.verdict is Recommendation.RECOMMENDED and advice.probability is not None:
+        decided = f"Round by round, `{advice.variant}` is {sure(advice.probability)} to be first."
+        if OVERLAP in text:
+            text = text.replace(OVERLAP, decided)
+        elif text.startswith(f"{UNDECIDED}`{advice.variant}` leads"):
+            text = f"{text.removeprefix(UNDECIDED)} {decided}"
     return replace(answer, text=text, advice=group_text(advice, run), verdict=advice.verdict.value)
 
 
@@ -154,9 +159,8 @@ def marked_leader(group: RankedGroup) -> str:
     why = " and ".join(doubts(best))
     if best.variant == REFERENCE and len(group.ok) == 1:
         return f"Only the `reference` ran. Its figure is doubtful: {why}."
-    speed = "" if best.variant == REFERENCE or best.speedup is None else f" with {figure(best)}"
     but = why if best.reason else f"this figure is doubtful: {why}"
-    return f"No clear winner: `{best.variant}` leads{speed}, but {but}."
+    return f"{UNDECIDED}`{best.variant}` leads{_with_figure(best)}, but {but}."
 
 
 def opening(group: RankedGroup) -> str:
@@ -167,6 +171,8 @@ def opening(group: RankedGroup) -> str:
         return "Only the `reference` ran." if alone else "Nothing is faster than the `reference`."
     if best.speedup is None:
         return f"`{best.variant}` is fastest by median time; there is no reference to compare with."
+    if not _estimated(best):
+        return f"`{best.variant}` is fastest; there is no estimate of its speedup.{by_how_much([best])}"
     if best.speedup <= 1:
         return f"`{best.variant}` is the best that ran, at {figure(best)} the speed of the reference."
     return f"`{best.variant}` is fastest, {figure(best)} as fast as the reference.{by_how_much([best])}"
@@ -178,7 +184,16 @@ def no_winner(leaders: Sequence[Record]) -> str:
     if all(record.standing in {"best", "equal"} for record in leaders):
         first = "lead" if any(map(doubts, leaders)) else "are the fastest"
         return f"{listed(named)} {first}, and equal within {100 * MARGIN:.0f} %."
-    return f"No clear winner: {listed(named, 'or')}. {OVERLAP}"
+    return f"{UNDECIDED}{listed(named, 'or')}. {OVERLAP}"
+
+
+def _estimated(record: Record) -> bool:
+    return record.speedup is not None and units.estimated(record.speedup_lo, record.speedup_hi)
+
+
+def _with_figure(record: Record) -> str:
+    """Return ` with 2.00x [1.94, 2.06]`; empty for the reference and where the speedup has no estimate."""
+    return f" with {figure(record)}" if record.variant != REFERENCE and _estimated(record) else ""
 
 
 def _in_brackets(record: Record) -> str:
@@ -188,32 +203,42 @@ def _in_brackets(record: Record) -> str:
 def the_next(leaders: Sequence[Record], runner_up: Record) -> str:
     """The first variant that is certainly slower than the best."""
     if runner_up.standing == "slower":
-        speed = "" if runner_up.variant == REFERENCE else f" with {figure(runner_up)}"
-        ratio = versus_best(runner_up)
-        by = f": round by round {ratio} as fast as `{leaders[0].variant}`" if ratio else ""
-        return f"The next is `{runner_up.variant}`{speed}, certainly slower{by}."
+        known = runner_up.vs_best is not None and units.estimated(runner_up.vs_best_lo, runner_up.vs_best_hi)
+        by = f": round by round {versus_best(runner_up)} as fast as `{leaders[0].variant}`" if known else ""
+        return f"The next is `{runner_up.variant}`{_with_figure(runner_up)}, certainly slower{by}."
     if runner_up.variant == REFERENCE:
         # The reference is the measure of all speedups and has no interval of its own.
         whose = "its interval does" if len(leaders) == 1 else "the interval of the first does"
         return f"The next is the `reference`: {whose} not reach 1."
     whom = "the intervals" if len(leaders) == 1 else "its interval and that of the first"
-    return f"The next is `{runner_up.variant}` with {figure(runner_up)}: {whom} do not overlap."
+    return f"The next is `{runner_up.variant}`{_with_figure(runner_up)}: {whom} do not overlap."
 
 
 def same_precision(group: RankedGroup, reference: Record) -> str:
     """The fastest that computes in the reference's precision, since a narrower type is not the same work."""
     alike = [record for record in group.ok if record.precision == reference.precision and record.speedup is not None]
     if not alike or alike[0].variant == REFERENCE:
-        return f"In {reference.precision}, nothing is faster than the `reference`."
+        return f"In {reference.precision}, {_against_reference(alike, reference)}."
     best = alike[0]
     rivals = [record for record in alike[1:] if not _slower(record, best)]
     # As for a winner (`RankedGroup.winner`): a wide interval alone leaves open by how much, not which.
     if not rivals and set(doubts(best)) <= {WIDE}:
-        return f"In {reference.precision}, `{best.variant}` is fastest with {figure(best)}.{by_how_much([best])}"
+        return f"In {reference.precision}, `{best.variant}` is fastest{_with_figure(best)}.{by_how_much([best])}"
     if doubts(best):
-        return f"In {reference.precision}, `{best.variant}` leads with {figure(best)}, a doubtful figure."
+        return f"In {reference.precision}, `{best.variant}` leads{_with_figure(best)}, but this is doubtful."
     named = [f"`{record.variant}`{_in_brackets(record)}" for record in (best, *rivals)]
     return f"In {reference.precision}, the fastest is {listed(named, 'or')}: the run does not show which."
+
+
+def _against_reference(alike: Sequence[Record], reference: Record) -> str:
+    """Compare the reference with variants of its precision, none of which has a larger speedup with an estimate."""
+    others = [record for record in alike if record.variant != REFERENCE]
+    faster = [f"`{record.variant}`" for record in others if _slower(reference, record)]
+    if faster:
+        are = "is" if len(faster) == 1 else "are"
+        return f"{listed(faster)} {are} faster than the `reference`, with no estimate of how much"
+    known = all(_slower(record, reference) for record in others)
+    return f"nothing {'is' if known else 'was shown to be'} faster than the `reference`"
 
 
 def _slower(record: Record, best: Record) -> bool:
@@ -264,7 +289,7 @@ def sweep_answer(members: list[RankedGroup]) -> Answer:
             winners.append(f"{names} at {values}{span(records) if records[0].variant != REFERENCE else ''}")
             imprecise += [record for record in records if record.variant != REFERENCE]
     sentences = [f"Fastest is {'; '.join(winners)}.{by_how_much(imprecise)}"] if winners else []
-    sentences += [f"No clear winner: {'; '.join(unclear)}."] if unclear else []
+    sentences += [f"{UNDECIDED}{'; '.join(unclear)}."] if unclear else []
     sentences += marked
     if any(doubts(record) for (variants, _), records in found.items() if len(variants) > 1 for record in records):
         sentences.append("Some of these figures are doubtful.")
@@ -272,8 +297,8 @@ def sweep_answer(members: list[RankedGroup]) -> Answer:
 
 
 def span(records: list[Record]) -> str:
-    """Smallest and largest speedup of `records`."""
-    speedups = [record.speedup for record in records if record.speedup is not None]
+    """Smallest and largest speedup of `records`, of those that have an estimate."""
+    speedups = [record.speedup for record in records if record.speedup is not None and _estimated(record)]
     if not speedups:
         return ""
     lo, hi = units.ratio(min(speedups)), units.ratio(max(speedups))
