@@ -13,17 +13,20 @@ from hypothesis import strategies as st
 from run_folders import ENVIRONMENT, make_run
 
 from bench.__main__ import main
+from bench.analysis.run_summary import load_run
 from bench.errors import UsageError
+from bench.machine.interference import DISTURBED
 from bench.recommend import facts as owned
 from bench.recommend.answer import Recommendation, recommend
 from bench.recommend.arguments import _size, time_with_unit
 from bench.recommend.chances import chances
 from bench.recommend.mix import MixAnswer, Regret, mixes
 from bench.recommend.question import Objective, Question
-from bench.recommend.words import mix_text, sentences, sure
+from bench.recommend.words import group_text, mix_text, sentences, sure
 from bench.records.block import Block
 from bench.records.reader import RecordedRun, read_run
 from bench.records.rounds import Round, Samples
+from bench.report.words import advised
 
 #: A run that knows what its variants need, which nothing has to be asked for.
 KNOWN = ENVIRONMENT | {"needs": {"onednn": []}}
@@ -167,7 +170,8 @@ def test_two_that_cannot_be_told_apart_share_the_place_and_the_cheapest_is_named
     assert first in {f"Unclear: {names} seems to be fastest by median latency." for names in ("a or b", "b or a")}
     assert {line.partition(":")[0] for line in rest[:2]} == {"- a", "- b"}
     assert all(" % sure, " in line for line in rest[:2])
-    assert rest[2] == "- In the meantime: b is the cheapest of them to own (40.0 MB less memory)."
+    why = ": compared with a, it takes 40.0 MB less memory" if found.variant == "a" else ""
+    assert rest[2] == f"- In the meantime: b is the cheapest of them to own{why}."
     if found.clearer.hopeless:
         assert rest[3:] == [f"- To decide, {found.clearer.text}."]
     else:
@@ -175,6 +179,9 @@ def test_two_that_cannot_be_told_apart_share_the_place_and_the_cheapest_is_named
         assert rest[3] == f"- To decide, {found.clearer.text}:"
         assert rest[4].startswith(more)
         assert len(rest) == 5
+    if found.variant == "a":
+        lines = group_text(found, read_run(folder)).splitlines()
+        assert lines[3].endswith("compared with `a`, it does not need a C++ compiler and takes 40.0 MB less memory.")
 
 
 def test_a_difference_below_three_percent_is_no_reason_to_doubt(tmp_path):
@@ -236,6 +243,48 @@ def test_one_that_failed_after_the_first_pass_is_not_recommended_without_a_word(
     assert "- Doubt about `cpu-fused`: one of its processes failed: crashed in seating 6: planted." in lines
     # The same command of another variant or mode would measure something else.
     assert lines[-1] == f"  python -m bench show {folder} seed/inference/cpu-fused"
+
+
+@pytest.mark.parametrize(("disturbed", "verdict"), [(0, 0), (7, 0), (8, 5), (14, 5)])
+def test_a_first_place_from_disturbed_samples_is_not_shipped(tmp_path, capsys, disturbed, verdict):
+    """It has no star in the run's own table either, however sure the ratios are."""
+    doubt = {"samples": 16, "disturbed": disturbed}
+    folder = made(tmp_path / "run", TWO, {"cpu-fused": doubt, "reference": doubt})
+    assert main(["recommend", str(folder)]) == verdict
+    out = capsys.readouterr().out
+    said = f"- Doubt about cpu-fused: {disturbed} of its 16 samples were taken while {DISTURBED}."
+    assert (said in " ".join(out.split())) is bool(verdict)
+    assert ("Unclear: cpu-fused seems to be fastest" in out) is bool(verdict)
+
+
+def test_the_page_and_the_recommendation_agree_on_a_disturbed_leader(tmp_path):
+    """Both leave it open where most samples were disturbed; with fewer, ratios inside rounds decide in both."""
+    for disturbed, verdict in ((14, "unclear"), (3, "recommended")):
+        doubt = {"samples": 16, "disturbed": disturbed, "standing": "best"}
+        others = {name: {"standing": "slower"} for name in ("reference", "onednn")}
+        (said,) = advised(load_run(made(tmp_path / verdict, TWO, {"cpu-fused": doubt} | others)))
+        assert said.verdict == verdict
+        assert said.text.startswith("No clear winner: `cpu-fused` leads") is (verdict == "unclear")
+        assert ("Round by round, `cpu-fused` is more than 99.9 % sure to be first." in said.text) is (disturbed == 3)
+
+
+def test_the_only_variant_is_shipped_whatever_disturbed_it(tmp_path):
+    """There is nothing else to ship, so a doubtful time leaves nothing open."""
+    folder = made(tmp_path / "run", {"reference": 1.0}, {"reference": {"samples": 16, "disturbed": 14}})
+    found = answer(folder)
+    assert found.verdict is Recommendation.RECOMMENDED
+    assert any("14 of its 16 samples" in note for note in found.notes)
+
+
+def test_a_variant_that_is_not_the_fastest_is_not_among_those_that_seem_to_be(tmp_path):
+    """One that wins in no resample is listed, with the reason: it may be as good as the best."""
+    folder = made(tmp_path / "run", {"reference": 1.0, "a": 2.02, "b": 2.0}, rounds=60, noise=0.005)
+    found = answer(folder)
+    open_ = dataclasses.replace(found, verdict=Recommendation.UNCLEAR, notes=("planted",))
+    assert found.rivals[0].probability == 0
+    lines = group_text(open_, read_run(folder)).splitlines()
+    assert lines[0] == "Unclear: `a` seems to be fastest by median latency, but a doubt remains."
+    assert lines[2].startswith("- `b`: hardly fastest by median latency, but perhaps within 3 % of it, 1.1 % slower")
 
 
 def test_nothing_that_ran_is_unclear_and_not_an_error(tmp_path):

@@ -168,7 +168,7 @@ def _answer(
     once = question.objective not in TIMED
     alike = rated.alike()
     near = None if once else rated.of_best(best, EQUIVALENT)
-    notes = doubts(ok[best], question, once=once)
+    notes = doubts(ok[best], question, once=once, alone=len(fine) == 1)
     sure = once or len(fine) == 1 or (near is not None and near >= SURE)
     verdict = Recommendation.RECOMMENDED if sure and not any(note.unsure for note in notes) else Recommendation.UNCLEAR
     others = sorted((name for name in fine if name != best), key=lambda name: rated.costs[name])
@@ -298,13 +298,14 @@ class Note:
     unsure: bool = False
 
 
-def doubts(record: Record, question: Question, *, once: bool) -> tuple[Note, ...]:
+def doubts(record: Record, question: Question, *, once: bool, alone: bool = False) -> tuple[Note, ...]:
     """Doubts about the variant that is recommended.
 
     Args:
         record: of the variant.
         question: that it answers.
         once: whether its cost was measured once.
+        alone: whether there is no other variant to ship, so that a doubtful time changes nothing.
     """
     found = []
     percentile = "p99" if question.objective is Objective.P99 else "p50"
@@ -318,7 +319,9 @@ def doubts(record: Record, question: Question, *, once: bool) -> tuple[Note, ...
     if once:
         found.append(Note("measured once in a fresh process, so there is no probability"))
     elif record.disturbed and record.samples and record.disturbed >= record.samples / 2:
-        found.append(Note(f"{record.disturbed} of its {record.samples} samples were taken while {DISTURBED}"))
+        # As in the tables of a run, where such a variant leads without the star of a winner.
+        text = f"{record.disturbed} of its {record.samples} samples were taken while {DISTURBED}"
+        found.append(Note(text, unsure=not alone))
     return tuple(found)
 
 
@@ -364,5 +367,6 @@ def shown(cost: float, record: Record, question: Question) -> str:
         return f"{units.count(record.batch / cost)} sequences/s"
     if question.objective is Objective.P50 and question.calls is None and record.latency_p50_s is not None:
         # The figure that the run itself shows: the median of all calls, where ranks come from medians of rounds.
-        return units.estimated_seconds(record.latency_p50_s, record.latency_p50_lo_s, record.latency_p50_hi_s)
+        text = units.estimated_seconds(record.latency_p50_s, record.latency_p50_lo_s, record.latency_p50_hi_s)
+        return f"{text} of its median" if text == units.NO_ESTIMATE else text
     return units.seconds(cost)

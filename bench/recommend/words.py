@@ -57,12 +57,14 @@ def unclear_text(answer: Advice, run: RecordedRun) -> str:
     # In the order of their costs, as the rivals are.
     names += [rival.variant for rival in answer.rivals if rival.variant in answer.alike]
     best = BEST[answer.question.objective]
+    chances = {rival.variant: rival.probability for rival in answer.rivals}
+    possible = [name for name in names if not _hardly(chances.get(name))]
     if not names:
         lines = [f"Unclear: {'; '.join(answer.notes) or 'nothing can be rated'}."]
-    elif len(names) == 1:
-        lines = [f"Unclear: `{names[0]}` seems {best}, but a doubt remains."]
+    elif len(possible) == 1:
+        lines = [f"Unclear: `{possible[0]}` seems {best}, but a doubt remains."]
     else:
-        lines = [f"Unclear: {', '.join(f'`{name}`' for name in names[:-1])} or `{names[-1]}` seems {best}."]
+        lines = [f"Unclear: {', '.join(f'`{name}`' for name in possible[:-1])} or `{possible[-1]}` seems {best}."]
     lines += [f"- {_contender(answer, name)}" for name in names]
     if answer.variant and answer.notes:
         # Some name the variant that they are about, the others are about the first.
@@ -71,7 +73,8 @@ def unclear_text(answer: Advice, run: RecordedRun) -> str:
     if answer.left_out and (answer.question.bounds or not names):
         lines += [f"- Left out: {each}." for each in _together(answer.left_out)]
     if len(names) > 1 and answer.cheapest is not None:
-        lines.append(f"- In the meantime: `{answer.cheapest}` is the cheapest of them to own{_why_cheap(answer)}.")
+        why = _why_cheap(answer, ": ")
+        lines.append(f"- In the meantime: `{answer.cheapest}` is the cheapest of them to own{why}.")
     lines += [f"- {share}" for share in [_share(answer, run)] if share]
     return "\n".join([*lines, *_to_decide(answer, run)])
 
@@ -85,8 +88,15 @@ def _contender(answer: Advice, name: str) -> str:
         parts = [sure(answer.probability), f"{answer.value}{over}"]
     else:
         apart = margin(rival.excess, answer.question.objective).removeprefix("is ")
-        parts = [sure(rival.probability), apart, _memory(rival)]
+        best = BEST[answer.question.objective].removeprefix("to be ")
+        near = f"hardly {best}, but perhaps within {units.share(EQUIVALENT)} of it"
+        parts = [near if _hardly(rival.probability) else sure(rival.probability), apart, _memory(rival)]
     return f"`{name}`: {', '.join(filter(None, parts))}."
+
+
+def _hardly(probability: float | None) -> bool:
+    """Return True for a probability that is shown as 0 %: its variant may be as good as the best, but is not it."""
+    return probability is not None and round(100 * probability) == 0
 
 
 def _to_decide(answer: Advice, run: RecordedRun) -> list[str]:
@@ -220,22 +230,24 @@ def _alike(answer: Advice) -> str:
     text = f"As good within {units.share(EQUIVALENT)}, as far as the rounds show: {names}."
     if answer.cheapest in {None, answer.variant}:
         return f"{text} `{answer.variant}` is the cheapest of them to own."
-    return f"{text} Cheapest to own: `{answer.cheapest}`{_why_cheap(answer)}."
+    return f"{text} Cheapest to own: `{answer.cheapest}`{_why_cheap(answer, '; ')}."
 
 
-def _why_cheap(answer: Advice) -> str:
+def _why_cheap(answer: Advice, joint: str) -> str:
+    """Compare what the cheapest variant costs with the cost of the first; empty if it is the first."""
     own, best = answer.commits[str(answer.cheapest)], answer.commits[str(answer.variant)]
     found = []
     dropped = [need for need in best.needs or () if need not in (own.needs or ())]
     if own.needs is not None and dropped:
-        found.append(f"without {' and '.join(dropped)}")
+        found.append(f"does not need {' or '.join(need.partition(' (')[0] for need in dropped)}")
     if own.memory_bytes is not None and best.memory_bytes is not None:
         saved = best.memory_bytes - own.memory_bytes
         if saved > LITTLE_MEMORY:
-            found.append(f"{units.megabytes(saved)} less memory")
+            found.append(f"takes {units.megabytes(saved)} less memory")
     if own.start_s is not None and best.start_s is not None and own.start_s < best.start_s / 1.2:
         found.append(f"starts {units.seconds(best.start_s - own.start_s)} sooner")
-    return f" ({', '.join(found)})" if found else ""
+    listed = " and ".join(filter(None, [", ".join(found[:-1]), *found[-1:]]))
+    return f"{joint}compared with `{answer.variant}`, it {listed}" if found else ""
 
 
 def _cost(answer: Advice) -> str:

@@ -80,9 +80,9 @@ def advised(run: ReportedRun) -> tuple[Answer, ...]:
 
 
 def with_advice(answer: Answer, advice: Advice, run: ReportedRun) -> Answer:
-    """An answer with what is recommended; where the speedups leave open which is first, ratios inside rounds may decide.
+    """An answer with what is recommended; where speedups leave open which is first, ratios inside rounds may decide.
 
-    Both then say the same: a leader with a doubtful figure that is recommended all the same is not called undecided.
+    A leader with a doubtful figure that is recommended all the same is then not called undecided.
     """
     text = answer.text
     if advice.verdict is Recommendation.RECOMMENDED and advice.probability is not None:
