@@ -28,12 +28,12 @@ def parser() -> argparse.ArgumentParser:
         prog="python -m bench",
         description="Measure ways to run an LSTM model: which is fastest here, is it still right, how sure is that?",
         epilog="Exit codes: 0 every case that can run here is ok; 1 a gate refused a variant, a case was faster than "
-        "the machine can be, a worker failed, the system refused to write, selftest missed a target, the file of "
-        "recommend --apply failed its check, or doctor found that something is missing that a run needs; 2 wrong "
-        "usage, or runs that are not comparable; 3 compare or ab found a regression, or recommend found no variant "
-        "within the bounds; 4 --time-limit or lost nodes left cases for --resume; 5 compare or ab could not tell "
-        "whether there is a regression, or recommend could not tell which variant is best; 130 interrupted, 143 by "
-        "SIGTERM.",
+        "the machine can be, a worker failed, the system refused to write during a run, selftest missed a target, the "
+        "file of recommend --apply failed its check, or doctor found that something is missing that a run needs; 2 "
+        "wrong usage, runs that are not comparable, or a folder that cannot be written, which is noticed before a "
+        "run; 3 compare or ab found a regression, or recommend found no variant within the bounds; 4 --time-limit or "
+        "lost nodes left cases for --resume; 5 compare or ab could not tell whether there is a regression, or "
+        "recommend could not tell which variant is best; 130 interrupted, 143 by SIGTERM.",
     )
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
     run = commands.add_parser("run", help="measure a suite and write CSV, plots and a page")
