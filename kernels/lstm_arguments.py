@@ -138,7 +138,7 @@ def checked_lengths(lengths: Lengths | None, batch: int, steps: int) -> Tensor |
         return lengths
     least, most = (int(value) for value in lengths.aminmax())
     if least < 0 or most > steps:
-        msg = f"lengths lie between {least} and {most}, expected 0 to the {steps} steps of the input"
+        msg = f"lengths are between {least} and {most}, expected 0 to {steps}, the steps of the input"
         raise ValueError(msg)
     return None if least == steps else lengths
 

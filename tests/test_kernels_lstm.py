@@ -397,9 +397,9 @@ BAD_LENGTHS = {
     "one number": (4, TypeError, "lengths are 4, expected integers, one for each sequence"),
     "array of floats": (np.array([4.0, 2.0]), TypeError, "expected integers"),
     "list too short": ([4], ValueError, r"shape \(1,\), expected one for each sequence, \(2,\)"),
-    "list too long": ((5, 2), ValueError, "between 2 and 5, expected 0 to the 4 steps"),
-    "too long": (torch.tensor([5, 2]), ValueError, "between 2 and 5, expected 0 to the 4 steps"),
-    "negative": (torch.tensor([3, -1]), ValueError, "between -1 and 3, expected 0 to the 4 steps"),
+    "list too long": ((5, 2), ValueError, "between 2 and 5, expected 0 to 4, the steps"),
+    "too long": (torch.tensor([5, 2]), ValueError, "between 2 and 5, expected 0 to 4, the steps"),
+    "negative": (torch.tensor([3, -1]), ValueError, "between -1 and 3, expected 0 to 4, the steps"),
     "parameter": (nn.Parameter(torch.tensor([5, 2]), requires_grad=False), ValueError, "between 2 and 5"),
 }
 
