@@ -595,9 +595,13 @@ def test_help_names_every_option_and_task(capsys):
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
-        (("cook",), "'cook' (choose from"),
+        (("cook",), "invalid choice 'cook'; choose from seed, train, "),
+        (("trian",), "invalid choice 'trian'; did you mean 'train'?; see python -m seq2seq --help"),
+        (("train", "forcast"), "invalid choice 'forcast'; did you mean 'forecasting'?"),
+        (("train", "speech", "--model", "lstn"), "invalid choice 'lstn'; did you mean 'lstm'?"),
+        (("train", "speech", "--variant", "cpu-fusd", "--out", "new"), "'cpu-fusd'; did you mean 'cpu-fused'"),
         (("train",), "no TASK is given; choose from forecasting, translation, "),
-        (("train", "baking"), "'baking' (choose from"),
+        (("train", "baking"), "invalid choice 'baking'; choose from forecasting, translation, "),
         (("train", "speech", "--quick"), "--quick"),
         (("train", "speech", "--seed", "1.5"), "'1.5' is not a whole number"),
         (("train", "speech", "--clip", "much"), "'much' is not a number"),

@@ -78,7 +78,8 @@ def test_numbers_are_read_where_numbers_are_expected(count, rate):
         ("rate", "much", "rate is 'much', expected a number"),
         ("column", 2023, "column is 2023, expected a text"),
         ("language", "xx", "language is 'xx', expected one of de, fr"),
-        ("colour", "red", "there is no option 'colour' for x, expected one of column, maybe, truth, count, pair, rate"),
+        ("colour", "red", "there is no option 'colour' for x; did you mean 'column'?"),
+        ("zzz", "red", "there is no option 'zzz' for x; choose from column, maybe, truth, count, pair, rate"),
     ],
 )
 def test_what_does_not_fit_is_one_line(name, value, message):
@@ -99,7 +100,7 @@ def test_a_function_is_called_with_its_types():
     assert load("2024", count="5", truth="no") == ("2024", 5, False)
     assert load() == (None, 3, True)
     assert list(inspect.signature(load).parameters) == ["path", "count", "truth"]
-    with pytest.raises(DataError, match=r"no option .color. for .*, expected one of count, truth"):
+    with pytest.raises(DataError, match=r"no option .color. for .*; choose from count, truth"):
         load(color="blue")
 
 
@@ -123,7 +124,7 @@ def test_every_option_of_forecasting_is_refused_by_name_when_it_does_not_fit(nam
 @pytest.mark.parametrize("task", TASKS)
 def test_no_option_passes_for_an_argument_of_ours(task, name):
     """Whatever our functions call their own arguments, an option of that name is an unknown one."""
-    with pytest.raises(DataError, match=f"there is no option '{name}' for {task}, expected one of"):
+    with pytest.raises(DataError, match=f"there is no option '{name}' for {task}; (did you mean|choose from)"):
         TASKS[task](None, **{name: "x"})
 
 

@@ -381,7 +381,7 @@ def test_missing_file_is_refused(tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"delimeter": ";"}, "no option 'delimeter' for reading a series, expected one of timestamp, value"),
+        ({"delimeter": ";"}, "no option 'delimeter' for reading a series; did you mean 'delimiter'?"),
         ({"delimiter": ", "}, "expected one character"),
         ({"missing": "ignore"}, "missing is 'ignore', expected 'error' or 'interpolate'"),
         ({"decimal": ";"}, "decimal is ';', expected '.' or ','"),

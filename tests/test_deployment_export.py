@@ -221,7 +221,7 @@ def test_bad_arguments_are_told(form, name, said, tmp_path):
 def test_a_file_of_another_format_is_told(form, tmp_path):
     """It is named, with what was expected."""
     (tmp_path / "model.pt2").write_text("no model")
-    with pytest.raises(ExportError, match=f"model.pt2: cannot be read as {form} .*; expected a file") as error:
+    with pytest.raises(ExportError, match=f"model.pt2 cannot be read as {form} .*; expected a file") as error:
         load(tmp_path / "model.pt2", form)
     assert "\n" not in str(error.value)
 

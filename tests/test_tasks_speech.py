@@ -325,7 +325,7 @@ def test_text_and_sound_of_one_name_need_each_other(folder, name, message):
 
 def test_what_is_no_folder_is_refused(tmp_path):
     """A corpus is a folder."""
-    with pytest.raises(DataError, match="is not a folder, expected one with WAV files and transcripts"):
+    with pytest.raises(DataError, match=": not a folder, expected one with WAV files and transcripts"):
         speech.load(tmp_path / "none")
 
 

@@ -6,7 +6,8 @@ argparse prints a command's usage before what is wrong with it; what was wrong i
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
+import difflib
+from collections.abc import Callable, Iterable
 from typing import Any, NoReturn
 
 
@@ -21,12 +22,25 @@ class Parser(argparse.ArgumentParser):
         self.register("type", int, _number(int, "whole number"))
         self.register("type", float, _number(float, "number"))
 
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        """Refuse what is not among the choices; argparse lists all of them even where one letter is wrong."""
+        if action.choices is not None and value not in action.choices:
+            msg = f"invalid choice {str(value)!r}; {meant(str(value), map(str, action.choices))}"
+            raise argparse.ArgumentError(action, msg)
+
     def error(self, message: str) -> NoReturn:
         """End with exit code 2 and one line; where a command is missing, it names those that there are."""
         for action in self._actions:
             if action.choices and message.endswith(f"required: {action.metavar}"):
                 message = f"no {action.metavar} is given; choose from {', '.join(action.choices)}"
         self.exit(2, f"error: {' '.join(message.split())}; see {self.prog} --help\n")
+
+
+def meant(word: str, names: Iterable[str]) -> str:
+    """Advice for a name that does not exist: `did you mean 'seed'?`, or the names where none is near."""
+    known = {name.lower(): name for name in names}
+    near = [known[found] for found in difflib.get_close_matches(word.lower(), known)]
+    return f"did you mean {' or '.join(map(repr, near))}?" if near else f"choose from {', '.join(known.values())}"
 
 
 def _number(kind: Callable[[str], float], expected: str) -> Callable[[str], float]:

@@ -26,7 +26,8 @@ def parser() -> argparse.ArgumentParser:
         prog="python -m seq2seq",
         description="Train sequence-to-sequence models on real data, and use them.",
         epilog="Without a command, or with `seed`, the seed's example runs. Exit codes: 0 done; 1 training failed, or "
-        "the system refused to write; 2 wrong usage or bad data; 130 interrupted, 143 by SIGTERM.",
+        "the system refused to write during a run; 2 wrong usage, bad data, or a place that cannot be written, which "
+        "is noticed before a run; 130 interrupted, 143 by SIGTERM.",
     )
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
     commands.add_parser("seed", help="the seed's example: 50 epochs on random data")

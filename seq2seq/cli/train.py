@@ -20,6 +20,7 @@ from typing import Any
 
 import torch
 
+from kernels.host.usage import meant
 from seq2seq.cli import plots
 from seq2seq.cli.command_input import CommandError, model_folder, usage
 from seq2seq.cli.progress import TrainingBar
@@ -222,7 +223,7 @@ def _settings(task: Task, given: dict[str, Any]) -> TrainSettings:
         chosen.setdefault("epochs", None)
         chosen.setdefault("evaluate_every", max(1, chosen["steps"] // VALIDATIONS))
     if chosen.get("variant") not in {None, *VARIANTS}:
-        msg = f"there is no variant {chosen['variant']!r}, expected one of {', '.join(VARIANTS)}"
+        msg = f"there is no variant {chosen['variant']!r}; {meant(chosen['variant'], VARIANTS)}"
         raise CommandError(msg)
     return TrainSettings(**chosen, freeze=tuple(given.get("freeze", ())), rates=given.get("rate", {}))
 

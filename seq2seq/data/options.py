@@ -15,6 +15,7 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import Field, TypeAdapter, ValidationError
 from pydantic.fields import FieldInfo
 
+from kernels.host.usage import meant
 from seq2seq.data.errors import DataError
 
 T = TypeVar("T")
@@ -48,7 +49,7 @@ def typed(options: Mapping[str, Any], kinds: Mapping[str, Any], what: str) -> di
     found = {}
     for name, value in options.items():
         if name not in kinds:
-            msg = f"there is no option {name!r} for {what}, expected one of {', '.join(kinds)}"
+            msg = f"there is no option {name!r} for {what}; {meant(name, kinds)}"
             raise DataError(msg)
         try:
             found[name] = TypeAdapter(kinds[name]).validate_python(value)

@@ -37,7 +37,7 @@ def read_corpus(folder: Path, encoding: str = ENCODING) -> list[Recording]:
             that is not a file and text.
     """
     if not folder.is_dir():
-        raise bad_file(folder, "is not a folder, expected one with WAV files and transcripts")
+        raise bad_file(folder, "not a folder, expected one with WAV files and transcripts")
     sounds = sorted(path for path in folder.rglob("*") if path.suffix.lower() == ".wav" and path.is_file())
     if not sounds:
         raise bad_file(folder, "holds no WAV files, expected WAV files and transcripts")

@@ -156,7 +156,7 @@ def load(path: Path, form: str) -> Loaded:
     except FileNotFoundError:
         raise
     except Exception as error:
-        msg = f"{path}: cannot be read as {form} ({_line(error)}); expected a file that was exported in that format"
+        msg = f"{path} cannot be read as {form} ({_line(error)}); expected a file that was exported in that format"
         raise ExportError(msg) from error
 
 

@@ -222,13 +222,13 @@ def _download(name: str) -> Path:
     try:
         from huggingface_hub import snapshot_download  # noqa: PLC0415 - optional
     except ImportError as error:
-        msg = f"{name}: is not a folder here, and the hub needs huggingface_hub: pip install huggingface_hub"
+        msg = f"{name} is not a folder here, and the hub needs huggingface_hub: pip install huggingface_hub"
         raise CheckpointError(msg) from error
     try:
         return Path(snapshot_download(name, allow_patterns=[CONFIG, "model-*.safetensors"]))
     except Exception as error:
         reason = " ".join(str(error).split())
-        msg = f"{name}: is not a folder here, and the hub does not give it: {type(error).__name__}: {reason}"
+        msg = f"{name} is not a folder here, and the hub does not give it: {type(error).__name__}: {reason}"
         raise CheckpointError(msg) from error
 
 
@@ -236,15 +236,15 @@ def _read_config(folder: Path) -> dict[str, Any]:
     path = folder / CONFIG
     if not path.is_file():
         what = "is not a folder" if not folder.is_dir() else f"has no {CONFIG}"
-        msg = f"{folder}: {what}, expected the folder of a training run or of a model, or a hub name user/model"
+        msg = f"{folder} {what}, expected the folder of a training run or of a model, or a hub name user/model"
         raise CheckpointError(msg)
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        msg = f"{path}: is not JSON ({error})"
+        msg = f"{path} is not JSON ({error})"
         raise CheckpointError(msg) from error
     if not isinstance(content, dict) or content.get("format") != FORMAT:
-        msg = f'{path}: has no "format": "{FORMAT}", so it is not of a checkpoint of this project'
+        msg = f'{path} has no "format": "{FORMAT}", so it is not of a checkpoint of this project'
         raise CheckpointError(msg)
     if content.get("version") != VERSION:
         msg = f"{path}: version is {content.get('version')!r}, expected {VERSION}; a newer release wrote it"
@@ -274,15 +274,15 @@ def _read_weights(folder: Path, content: Mapping[str, Any]) -> dict[str, Tensor]
     try:
         data = path.read_bytes()
     except FileNotFoundError as error:
-        msg = f"{path}: is missing, and {CONFIG} names it"
+        msg = f"{path} is missing, and {CONFIG} names it"
         raise CheckpointError(msg) from error
     if hashlib.sha256(data).hexdigest() != content["sha256"]:
-        msg = f"{path}: is damaged or cut off ({len(data)} bytes; its SHA-256 is not what {CONFIG} says)"
+        msg = f"{path} is damaged or cut off ({len(data)} bytes; its SHA-256 is not what {CONFIG} says)"
         raise CheckpointError(msg)
     try:
         weights: dict[str, Tensor] = tensors.load(data)
     except importlib.import_module("safetensors").SafetensorError as error:
-        msg = f"{path}: is not a safetensors file ({error})"
+        msg = f"{path} is not a safetensors file ({error})"
         raise CheckpointError(msg) from error
     return weights
 
@@ -292,11 +292,11 @@ def _check_weights(path: Path, model: nn.Module, weights: Mapping[str, Tensor]) 
     expected: dict[str, torch.Size] = {name: value.shape for name, value in model.state_dict().items()}
     for name, shape in expected.items():
         if name not in weights:
-            msg = f"{path}: has no {name}, which {CONFIG}'s model needs with shape {tuple(shape)}"
+            msg = f"{path} has no {name}, which {CONFIG}'s model needs with shape {tuple(shape)}"
             raise CheckpointError(msg)
         if weights[name].shape != shape:
             msg = f"{path}: {name} has shape {tuple(weights[name].shape)}, expected {tuple(shape)} by {CONFIG}"
             raise CheckpointError(msg)
     if unknown := sorted(weights.keys() - expected.keys()):
-        msg = f"{path}: has {unknown[0]}, which {CONFIG}'s model does not have"
+        msg = f"{path} has {unknown[0]}, which {CONFIG}'s model does not have"
         raise CheckpointError(msg)

@@ -23,7 +23,7 @@ def load_config(name: str | Path) -> PretrainedConfig:
     with refused(name):
         theirs = library.AutoConfig.from_pretrained(name)
     if not getattr(theirs, "is_encoder_decoder", False):
-        msg = f"{name}: is a {theirs.model_type} model, which is not an encoder-decoder; expected one, as Marian or T5"
+        msg = f"{name} is a {theirs.model_type} model, which is not an encoder-decoder; expected one, as Marian or T5"
         raise PretrainedError(msg)
     return PretrainedConfig.of(theirs, str(name))
 

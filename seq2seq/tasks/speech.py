@@ -248,7 +248,7 @@ def load(
     else:
         pairs = [(read_frames(recording.path), recording.text) for recording in read_corpus(Path(path), encoding)]
         if len(pairs) < 2:  # noqa: PLR2004 - one to learn from, one to validate on
-            msg = f"{path}: holds one recording, expected at least 2, to learn from and to validate on"
+            msg = f"{path} holds one recording, expected at least 2, to learn from and to validate on"
             raise DataError(msg)
         note = f"{len(pairs)} recordings from {path}"
     return _task(pairs, stacked, note)

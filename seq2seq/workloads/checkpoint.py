@@ -122,14 +122,14 @@ def _place(path: str) -> Path | str:
     if (folder / "run.json").is_file():
         folder /= "model"
         if not folder.is_dir():
-            msg = f"{path}: is a training run that has saved no model yet; continue it with --resume"
+            msg = f"{path} is a training run that has saved no model yet; continue it with --resume"
             raise checkpoint.CheckpointError(msg)
     if not folder.exists() and checkpoint.HUB_NAME.fullmatch(path) and not Path(path.partition("/")[0]).is_dir():
         return path
     if checkpoint.is_checkpoint(folder) or _is_transformers(folder):
         return folder
     what = "is not a folder" if not folder.is_dir() else f"has no {checkpoint.CONFIG} of a checkpoint"
-    msg = f"{folder}: {what}; expected a training run, a folder that save_pretrained wrote (ours or that of "
+    msg = f"{folder} {what}; expected a training run, a folder that save_pretrained wrote (ours or that of "
     raise checkpoint.CheckpointError(msg + "transformers), or a hub name user/model")
 
 
@@ -141,6 +141,6 @@ def _is_transformers(folder: Path) -> bool:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        msg = f"{path}: is not JSON ({error})"
+        msg = f"{path} is not JSON ({error})"
         raise checkpoint.CheckpointError(msg) from error
     return isinstance(content, dict) and "model_type" in content
