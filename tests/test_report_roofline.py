@@ -8,7 +8,10 @@ import math
 from dataclasses import replace
 from pathlib import Path
 
+import matplotlib as mpl
 import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
 from report_pages import page_text
 from test_report import Parsed, figures, ran, refused, run_folder
 
@@ -17,6 +20,7 @@ from bench.analysis.run_summary import load_run
 from bench.errors import UsageError
 from bench.records.schema import Record, Status
 from bench.report import interactive, page, page_script, plots, roofline
+from bench.report.descriptions import RooflineChart
 from bench.report.page import write_report
 
 MACHINE = {
@@ -91,6 +95,18 @@ def test_lines_rise_as_the_bandwidth_does(tmp_path: Path) -> None:
     assert slopes[0].end[1] / slopes[0].end[0] == pytest.approx(4e10)
 
 
+def words_below(chart: RooflineChart) -> list[str]:
+    """Lines below the picture of a roofline, which must not be wider than its axis."""
+    with mpl.rc_context(plots.RC):
+        figure = Figure(figsize=(plots.PANEL_WIDTH, plots.ROOFLINE_HEIGHT), layout="constrained")
+        axes = figure.subplots()
+        plots.draw_roofline(axes, chart)
+        renderer = FigureCanvasAgg(figure).get_renderer()
+        figure.draw_without_rendering()
+    assert axes.xaxis.label.get_window_extent(renderer).width < axes.bbox.width
+    return axes.get_xlabel().split("\n")
+
+
 @pytest.mark.parametrize("least_bytes", [(10**5, 2 * 10**3), (10**5, 10**5), (4 * 10**6, 10**7), (10**5, 10**7)])
 def test_the_cases_fill_the_picture(tmp_path: Path, least_bytes: tuple[int, int]) -> None:
     """The outermost cases stand near the ends of the picture; a ridge that is not in it is named below it."""
@@ -103,13 +119,14 @@ def test_the_cases_fill_the_picture(tmp_path: Path, least_bytes: tuple[int, int]
     room = roofline.PAD * roofline.NEAR * math.sqrt(roofline.LEAST_WIDTH)
     assert chart.x.lo * room > min(places)
     assert chart.x.hi < room * max(places)
-    assert ("products decide" in chart.beyond) == (chart.x.lo > ridge)
-    assert ("memory decides" in chart.beyond) == (chart.x.hi < ridge)
+    assert ("products limit" in chart.beyond) == (chart.x.lo > ridge)
+    assert ("memory limits" in chart.beyond) == (chart.x.hi < ridge)
     assert chart.roofs
     marks = [point.x for _, points in chart.marks for point in points]
     assert chart.x.lo * 1.1 < min(marks)
     assert max(marks) < chart.x.hi / 1.1
-    assert chart.beyond[1:] in interactive.note(chart)
+    assert chart.beyond in interactive.note(chart)
+    assert words_below(chart) == list(filter(None, (chart.x.title, plots.BESIDE, chart.beyond)))
 
 
 @pytest.mark.parametrize("places", [[], [0.5], [0.5] * 7, [0.99, 0.995, 1.0], [0.0, 0.01, 0.8], [0.3] * 60])

@@ -143,7 +143,7 @@ class Column:
 class RooflineChart:
     """Cases under the ceilings of their machine; `marks` are the points of each variant.
 
-    `beyond` says where the ridges are, if they lie outside the picture.
+    `beyond` is a sentence on where the ridges are, if they lie outside the picture.
     """
 
     title: str

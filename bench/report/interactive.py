@@ -99,7 +99,7 @@ def note(chart: Chart) -> str:
     if not isinstance(chart, RooflineChart):
         return ""
     names = "; ".join(f"{number} {column.name}" for number, column in enumerate(chart.columns, start=1))
-    return f"{names}. {chart.beyond[0].upper()}{chart.beyond[1:]}." if chart.beyond else names
+    return f"{names}. {chart.beyond}" if chart.beyond else names
 
 
 def bar_trace(chart: BarChart, name: str, names: list[str]) -> dict[str, Any]:

@@ -48,6 +48,8 @@ NAMES = (
     "parity-errors", "rounds", "own-time",
 )  # fmt: skip
 DOUBT_NAME = "doubtful: machine disturbed, or interval too wide"
+#: Said below a roofline: points that are beside their place would be read as other intensities.
+BESIDE = "The variants of a workload stand side by side around its dotted line."
 #: Matplotlib's marker of each part of a cold start, and the opacity of each bar of memory.
 DOTS = {"to the first result": "o", "results": "o", "gradients": "D"}
 OPACITY = {"peak": 1.0, "steady": 0.5, "CUDA": 0.25}
@@ -301,8 +303,7 @@ def draw_roofline(axes: Axes, chart: RooflineChart) -> None:
     """The ceilings named along their lines, the workloads above, the cases below."""
     set_axis(axes, chart.x, "x")
     set_axis(axes, chart.y, "y")
-    if chart.beyond:
-        axes.set_xlabel(f"{chart.x.title}\n{chart.beyond}")
+    axes.set_xlabel("\n".join(filter(None, (chart.x.title, BESIDE, chart.beyond))), linespacing=1.3)
     axes.grid(visible=False, axis="x")
     for roof in chart.roofs:
         (x0, y0), (x1, y1) = roof.start, roof.end

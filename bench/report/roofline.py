@@ -151,11 +151,9 @@ def sides(places: list[float], ridges: tuple[float, float]) -> tuple[tuple[float
     wider = max(1.0, math.sqrt(LEAST_WIDTH * lo / hi))
     beyond = ""
     if ridges[1] < lo / wider:
-        beyond = (
-            f"all stand right of {ridges[1]:.3g} FLOP per byte, where products decide, whatever memory they read from"
-        )
+        beyond = f"All cases are right of {ridges[1]:.3g} FLOP per byte: products limit them, not memory."
     elif ridges[0] > hi * wider:
-        beyond = f"all stand left of {ridges[0]:.3g} FLOP per byte, where memory decides"
+        beyond = f"All cases are left of {ridges[0]:.3g} FLOP per byte: memory limits them."
     return (lo / wider, hi * wider), beyond
 
 
