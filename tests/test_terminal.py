@@ -148,6 +148,10 @@ def test_each_check_of_the_doctor_can_fail(monkeypatch):
     assert doctor.judged_noise(1.5, 0.0).state is FactState.BUSY
     assert doctor.judged_noise(0.02, 0.0).state is FactState.OK
     assert "performance" in doctor.governor({"governor": "powersave"}).remedy
+    for machine in ({}, {"governor": "unknown on this system"}):
+        unknown = doctor.governor(machine)
+        assert (unknown.state, unknown.found) == (FactState.UNKNOWN, "this system does not say")
+    assert doctor.governor({"governor": "performance"}).state is FactState.OK
     monkeypatch.setattr(doctor, "cpu_quota", lambda: 0.5)
     assert doctor.cores().state is FactState.LIMITED
 

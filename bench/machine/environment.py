@@ -16,6 +16,8 @@ from bench.machine.facts import known
 from kernels.host.cores import cpu_quota
 
 PACKAGES = ("torch", "triton", "numpy", "scipy", "pandas", "matplotlib", "pytest-benchmark", "onnxruntime", "openvino")
+#: Governor of a system that has none, or does not say.
+UNKNOWN = "unknown on this system"
 _THREAD_VARIABLES = ("OMP_", "MKL_", "KMP_", "GOMP_")
 ROOT = Path(__file__).parent.parent.parent
 _CPU = Path("/sys/devices/system/cpu/cpu0")
@@ -57,7 +59,7 @@ def machine() -> dict[str, Any]:
         "frequency_mhz": known(lambda: round(psutil.cpu_freq().current)),
         "caches": known(_caches),
         "microcode": known(_microcode),
-        "governor": _read(_CPU / "cpufreq/scaling_governor") or "unknown on this system",
+        "governor": _read(_CPU / "cpufreq/scaling_governor") or UNKNOWN,
         "gpu": _gpu(),
     }
     return {name: value for name, value in facts.items() if value is not None}

@@ -34,13 +34,14 @@ class FactState(enum.StrEnum):
     """State of one thing that was checked.
 
     Only MISSING makes the exit code 1. LIMITED means fewer variants or wider intervals. BUSY passes by itself: a run
-    works now too, and marks the figures that were disturbed.
+    works now too, and marks the figures that were disturbed. UNKNOWN is what the system does not say.
     """
 
     OK = "ok"
     LIMITED = "limited"
     BUSY = "busy"
     MISSING = "missing"
+    UNKNOWN = "unknown"
 
 
 @dataclass(frozen=True)
@@ -155,7 +156,9 @@ def cores() -> MachineCheck:
 
 def governor(machine: dict[str, Any]) -> MachineCheck:
     """Check the governor of the clock frequency."""
-    found = str(machine.get("governor", "unknown on this system"))
+    found = str(machine.get("governor", environment.UNKNOWN))
+    if found == environment.UNKNOWN:
+        return MachineCheck("governor", FactState.UNKNOWN, "this system does not say")
     if found in {"powersave", "ondemand", "conservative", "schedutil"}:
         return MachineCheck(
             "governor", FactState.LIMITED, found, "for a steady clock: cpupower frequency-set -g performance"
