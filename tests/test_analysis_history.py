@@ -148,6 +148,15 @@ def test_a_new_driver_stays_in_a_history_and_is_told(tmp_path):
     assert main(["history", str(tmp_path)]) == 2
 
 
+def test_what_is_left_out_is_told_by_the_names_of_the_runs(tmp_path):
+    """Of two long lists of vector flags, what one run alone has, and which run that is."""
+    more = changed("machine", vector_flags=["avx2", "fma", "amx_bf16"])
+    make_history(tmp_path, [dict.fromkeys(VARIANTS, 2.0)] * 3, [more, ENVIRONMENT, ENVIRONMENT])
+    (line,) = read_history(tmp_path).left_out
+    oldest = line.partition(" ")[0]
+    assert line == f"{oldest} is left out: vector_flags: only in {oldest}: amx_bf16."
+
+
 @pytest.mark.parametrize(
     ("words", "told"),
     [

@@ -8,7 +8,7 @@ to differ, since that is what is compared.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -58,15 +58,29 @@ _OWN_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "SEQ2SEQ_BENCH_PLUGINS",
 
 @dataclass(frozen=True)
 class Difference:
-    """A fact in which two runs differ, with both values as text."""
+    """A fact in which two runs differ, with both values as text.
+
+    Attributes:
+        what: the fact.
+        base, new: its values; of two lists, what only this one has, empty if that is nothing.
+        lists: whether they are lists.
+    """
 
     what: str
     base: str
     new: str
+    lists: bool = field(default=False, kw_only=True)
 
     def __str__(self) -> str:
-        """`torch 2.13.0 against 2.12.0`."""
-        return f"{self.what} {self.base} against {self.new}"
+        """`torch 2.13.0 against 2.12.0`; of lists, `vector_flags: only in NEW: amx_bf16 amx_tile`."""
+        return self.told("BASE", "NEW")
+
+    def told(self, base_name: str, new_name: str) -> str:
+        """Return the difference in words, with names for the runs."""
+        if not self.lists:
+            return f"{self.what} {self.base} against {self.new}"
+        sides = ((base_name, self.base), (new_name, self.new))
+        return f"{self.what}: {', '.join(f'only in {side}: {items}' for side, items in sides if items)}"
 
 
 def threads(records: Iterable[Record]) -> tuple[int, ...]:
@@ -219,16 +233,15 @@ def _differing(what: str, base: Any, new: Any) -> Difference | None:
     if isinstance(base, list) and isinstance(new, list):
         # Of two long lists, only what one has and the other lacks is news.
         base, new = ([item for item in mine if item not in theirs] for mine, theirs in ((base, new), (new, base)))
-        return Difference(what, _text(base), _text(new)) if base or new else None
+        only = (" ".join(map(str, items)) for items in (base, new))
+        return Difference(what, *only, lists=True) if base or new else None
     return Difference(what, _text(base), _text(new))
 
 
 def _text(value: Any) -> str:
     if value is None:
         return MISSING
-    if isinstance(value, list):
-        return " ".join(map(str, value)) or "none"
-    return str(value) or "none"
+    return (" ".join(map(str, value)) if isinstance(value, list) else str(value)) or "none"
 
 
 def _quota(base: Environment, new: Environment) -> Difference | None:

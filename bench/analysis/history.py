@@ -99,9 +99,10 @@ def read_history(folder: Path, by: MeasuredBy = MeasuredBy.SPEEDUP) -> History:
     ordered = sorted(found, key=lambda run: max((r.recorded_at for r in run.records), default=""))
     left_out, kept = [], []
     for run in ordered:
-        differing = comparable.hardware(ordered[-1].environment, run.environment)
-        if differing:
-            left_out.append(f"{run.path.name} is left out: {'; '.join(map(str, differing))}.")
+        latest = ordered[-1]
+        if differing := comparable.hardware(latest.environment, run.environment):
+            told = [difference.told(latest.path.name, run.path.name) for difference in differing]
+            left_out.append(f"{run.path.name} is left out: {'; '.join(told)}.")
         else:
             kept.append(run)
     if len(kept) < 2:  # noqa: PLR2004 - a history needs two

@@ -176,7 +176,7 @@ def members_of(runs: Sequence[ReportedRun]) -> list[Member]:
 def _note(base: Member, other: Member, found: Comparison) -> str:
     """Say why two runs are not comparable, and in what else they differ."""
     if found.differences:
-        what = "; ".join(map(str, found.differences))
+        what = "; ".join(difference.told(base.name, other.name) for difference in found.differences)
         return f"{other.name} is not comparable with {base.name}: {what}. Its changes are not only changes of the code."
     told = [*found.warnings, *found.plugins]
     return f"{other.name}: {'; '.join(told)}." if told else ""
