@@ -112,9 +112,8 @@ def test_what_used_the_machine_is_told_in_one_line(tmp_path):
     assert found is not None
     assert (found.rounds, found.disturbed, found.others, found.most) == (2, 1, 0.75, 1.5)
     assert words.beside(found, 2) == (
-        "the machine was busy: other programs used 0.75 of 2 cores on average while rounds were timed, at most 1.50; "
         "1 of 2 rounds were disturbed and are left out wherever enough others remain (rounds.csv.gz has the reason for "
-        "each)"
+        "each); other programs used 0.75 of 2 cores on average while rounds were timed, at most 1.50"
     )
 
 
@@ -139,7 +138,7 @@ def test_a_run_ends_with_its_marks_explained_and_who_used_the_machine(tmp_path, 
     legend = {line.split("  ")[0]: number for number, line in enumerate(lines) if number > table_end}
     assert "vs best" in legend
     assert ("~" in legend) == any("~" in line for line in lines[: table_end + 1]) == marked
-    assert sum("the machine was busy: other programs used 0.95 of " in line for line in lines) == 1
+    assert sum("each); other programs used 0.95 of " in line for line in lines) == 1
 
 
 @pytest.mark.parametrize("recorded", [0, 3])

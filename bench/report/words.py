@@ -324,6 +324,6 @@ def beside(found: Beside, cores: int | None) -> str:
     if found.quiet:
         return f"the machine was quiet: {used}"
     return (
-        f"the machine was busy: {used}; {found.disturbed} of {found.rounds} rounds were disturbed and are left out "
-        "wherever enough others remain (rounds.csv.gz has the reason for each)"
+        f"{found.disturbed} of {found.rounds} rounds were disturbed and are left out wherever enough others remain "
+        f"(rounds.csv.gz has the reason for each); {used}"
     )
