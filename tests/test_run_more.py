@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import time
 import types
@@ -65,15 +66,19 @@ def test_what_needs_least_comes_first(given, seconds, expected):
         ({}, [("a", 15.0)]),
         ({"_keeps_time": False}, []),
         ({"_budget_s": 0.0}, []),
+        ({"_spent_before_s": 15.0}, []),
+        ({"_spent_before_s": 5.0}, [("a", 10.0)]),
         ({"unfinished": True}, []),
         ({"deadline_s": 0.0}, []),
     ],
-    ids=["plain", "alone", "spent", "unfinished", "late"],
+    ids=["plain", "alone", "spent", "spent before", "partly spent before", "unfinished", "late"],
 )
 def test_a_run_gives_what_it_kept_to_what_is_undecided(given, case, expected):
     """Not past a time limit, nor in a run that it has ended already; such a run is not unfinished by that."""
-    fields = {"_keeps_time": True, "_budget_s": 15.0, "unfinished": False, "deadline_s": math.inf} | case
+    fields = {"_keeps_time": True, "_budget_s": 15.0, "_spent_before_s": 0.0} | case
+    fields = {"unfinished": False, "deadline_s": math.inf} | fields
     run = host(**fields, open_groups=lambda: [opened("a", 30.0)])
+    run._further_s = functools.partial(Runner._further_s, run)
     if run.deadline_s == 0.0:
         run.deadline_s = time.perf_counter()
     Runner._decide(run, 0.0)

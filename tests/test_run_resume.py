@@ -9,6 +9,7 @@ import contextlib
 import io
 import json
 import os
+import random
 import shutil
 import signal
 import subprocess
@@ -20,14 +21,15 @@ import pytest
 
 from bench import __main__ as command_line
 from bench.machine import environment
+from bench.machine.energy import Idle
 from bench.plan.cases import Case, Group, Quality, Suite
 from bench.records import durable
 from bench.records.block import Block, Turn
 from bench.records.rounds import Round
 from bench.records.samples import read_samples
 from bench.records.schema import SCHEMA_VERSION, Status
+from bench.run import more, quality, resume, runner, seating, second_instrument
 from bench.run import planning as plan
-from bench.run import quality, resume, runner, seating, second_instrument
 from bench.run.clock_check import Queued
 from bench.run.planning import Described, Plan
 from bench.run.worker_process import WorkerError
@@ -273,6 +275,70 @@ def test_a_run_resumed_when_it_is_done_measures_nothing(stage, interrupted):
     after = content(interrupted)
     assert stage.asked == []
     assert {name for name in after if after[name] != before.get(name)} == {str(interrupted / "environment.json")}
+
+
+@pytest.fixture
+def noisy(stage, monkeypatch):
+    """Turns whose lengths differ so much that no group has an answer; returns the workers that play."""
+    lengths = random.Random(0)
+
+    def turn(self: Played) -> Turn:
+        call_s = lengths.uniform(0.5, 2.0)
+        start_s = self.now[0]
+        self.now[0] += call_s
+        return Turn(Block((call_s,)), 0.0, start_s, call_s, 0.0, 0.0)
+
+    monkeypatch.setattr(stage, "_turn", turn)
+    return stage
+
+
+def interrupt_at_last(*_: object) -> None:
+    """Ctrl-C as soon as further rounds begin."""
+    raise KeyboardInterrupt
+
+
+@pytest.mark.usefixtures("noisy")
+def test_a_run_interrupted_while_it_measures_longer_is_finished(monkeypatch, tmp_path, capsys):
+    """All cases are recorded and groups are open: the time that is left is measured, on the devices of those groups."""
+    with monkeypatch.context() as patched:
+        patched.setattr(more, "measure", interrupt_at_last)
+        assert command_line.main(["run", "--suite", "mine.toml", "--threads", "1", "--out", "run"]) == 130
+    assert cases_of(tmp_path / "run") == PLANNED
+    capsys.readouterr()
+    assert command_line.main(["run", "--resume", "run"]) == 1  # onednn failed
+    assert "measuring 1s longer" in capsys.readouterr().out
+    assert len(rounds_of(tmp_path / "run", "inference")) > 2
+
+
+def test_a_finished_run_has_no_time_left_for_open_groups(noisy, tmp_path):
+    """What its parts spent on rounds counts; only `--more` measures its open groups."""
+    command_line.main(["run", "--suite", "mine.toml", "--threads", "1", "--out", "run"])
+    path = tmp_path / "run" / "environment.json"
+    facts = json.loads(path.read_text(encoding="utf-8"))
+    facts["run"]["own_time_s"] |= {"timed rounds": 0.4, "waiting": 0.6}
+    path.write_text(json.dumps(facts), encoding="utf-8")
+    noisy.asked.clear()
+    before = lines_of(tmp_path / "run")
+    assert command_line.main(["run", "--resume", "run"]) == 1
+    assert (noisy.asked, lines_of(tmp_path / "run")) == ([], before)
+    assert command_line.main(["run", "--resume", "run", "--more", "10s"]) == 1
+    assert {request for request, *_ in noisy.asked} == {"sit"}
+
+
+def test_what_devices_use_when_idle_stays_recorded(interrupted, monkeypatch):
+    """A part of a run that measures nothing erases nothing, and another part's finding stands beside the first."""
+    path = interrupted / "environment.json"
+    first = json.loads(path.read_text(encoding="utf-8"))["energy"]
+    assert set(first) == {"cpu"}
+    monkeypatch.setattr(runner.energy, "idle", lambda _: Idle("played", 7.0, 0.001))
+    for _ in range(2):
+        command_line.main(["run", "--resume", str(interrupted)])
+    facts = json.loads(path.read_text(encoding="utf-8"))
+    assert facts["energy"] == first
+    assert [part["energy"] for part in facts["resumes"]] == [
+        {"cpu": {"source": "played", "power_w": 7.0, "update_s": 0.001, "reason": ""}},
+        {},
+    ]
 
 
 def test_a_resumed_run_goes_on_with_its_options_and_other_seeds(stage, interrupted):

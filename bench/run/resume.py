@@ -59,7 +59,17 @@ class Begun:
     @property
     def seeds(self) -> list[int]:
         """Seeds of the parts so far."""
-        return [part["seed"] for part in (self.facts["run"], *self.facts.get("resumes", []))]
+        return [part["seed"] for part in self._parts]
+
+    @property
+    def spent_s(self) -> float:
+        """Seconds of rounds in the parts so far; a part that was killed left no account of its time."""
+        accounts = [part.get("own_time_s") or {} for part in self._parts]
+        return sum(float(account.get(kind, 0.0)) for account in accounts for kind in ("timed rounds", "waiting"))
+
+    @property
+    def _parts(self) -> list[dict[str, Any]]:
+        return [self.facts["run"], *self.facts.get("resumes", [])]
 
 
 def kept_options(arguments: Mapping[str, Any]) -> dict[str, Any]:
@@ -98,7 +108,7 @@ def begun(path: Path) -> Begun:
         words = tuple(_words(facts["run"]["arguments"]))
         cases = tuple(validate(Case, case, f"{path / 'plan.json'}: cases") for case in plan["cases"])
         found = Begun(RunFolder(path), facts, validate(Suite, plan["suite"], str(path / "plan.json")), cases, words)
-        _ = found.seeds, found.facts["run"]["suite"]
+        _ = found.seeds, found.spent_s, found.facts["run"]["suite"]
     except (KeyError, TypeError, AttributeError) as error:
         msg = f"{path} was not written by this release ({type(error).__name__}: {error}); resume it with its own"
         raise UsageError(msg) from error

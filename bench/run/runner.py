@@ -28,22 +28,18 @@ from bench.plan.cases import Group
 from bench.plan.identity import CaseKey
 from bench.records.folder import RunFolder
 from bench.records.schema import Record, Status
-from bench.run import more, quality, resume, second_instrument
+from bench.run import devices, more, quality, resume, second_instrument
 from bench.run.cold import ColdCase, ColdRuns, before_cold
 from bench.run.forks import ForkServer, cold_runs, fork_servers
 from bench.run.group import Measurement, failed, figured, placed
 from bench.run.planning import Described, Plan
 from bench.run.resume import Begun
-from bench.run.worker_process import Settings, Worker, WorkerError, scratch_folder
+from bench.run.worker_process import Settings, Worker, scratch_folder
 from bench.timing.stopwatch import Stopwatch
 from kernels.host.cores import usable_cores
 
 #: Share of the time for rounds that is kept for groups whose answer does not stand after the first pass.
 KEPT_SHARE = 0.3
-#: The ceilings may take so long; a suite's own limit is one for a case.
-CEILINGS_LIMIT_S = 120.0
-#: So may a GPU's steps, most of it to compile; a kernel that waits forever costs this much, once.
-STEPS_LIMIT_S = 60.0
 
 
 @dataclass
@@ -80,6 +76,7 @@ class Runner:
         self._first_seed = self.seed
         self.watch = Stopwatch()
         self._budget_s = self.plan.suite.budget_s
+        self._spent_before_s = self.begun.spent_s if self.begun else 0.0
         self._groups_left = self.plan.runnable_groups
         # A single group takes further seatings itself.
         self._keeps_time = self._groups_left > 1
@@ -92,7 +89,9 @@ class Runner:
         #: The counter of energy of each device before the groups.
         self.idle: dict[str, energy.Idle] = {}
         self.distance = CoreDistance()
-        self.judge = Judge(self._ceilings, {device: Ceilings.of(found) for device, found in before.items()})
+        self.judge = Judge(
+            functools.partial(devices.ceilings, self), {device: Ceilings.of(found) for device, found in before.items()}
+        )
 
     def run(self, command: str, more_s: float = 0.0) -> list[Record]:
         """Run all groups; the folder is complete and readable whenever this ends, by error or Ctrl-C too.
@@ -128,11 +127,11 @@ class Runner:
         try:
             with scratch_folder() as scratch, self.forking(), self.distance:
                 part["cold_runs"] = self._cold_runs
-                for device in sorted({c.case.device for c in self.plan.left(frozenset() if more_s else self.recorded)}):
+                for device in self._devices_ahead(more_s):
                     self.judge.look(device)
                     self.idle[device] = energy.idle(device)
                 facts["ceilings"] = self.judge.as_json()
-                facts["energy"] = {device: dataclasses.asdict(found) for device, found in self.idle.items()}
+                devices.note_idle(self.idle, facts, part)
                 self.folder.write_json("environment.json", facts)
                 for group, cases in self._groups_in_time():
                     for ended in self._group(group, cases, scratch):
@@ -157,10 +156,21 @@ class Runner:
 
         A time limit that would be passed leaves it out: the answers are there, with their doubt.
         """
-        seconds = more_s or (self._budget_s if self._keeps_time else 0.0)
+        seconds = self._further_s(more_s)
         if seconds <= 0 or self.unfinished or (not more_s and time.perf_counter() + seconds > self.deadline_s):
             return
         more.measure(self, self.open_groups(), seconds)
+
+    def _further_s(self, more_s: float) -> float:
+        """Seconds of rounds for undecided groups: what was asked for, or what no part of the run has spent yet."""
+        return more_s or (self._budget_s - self._spent_before_s if self._keeps_time else 0.0)
+
+    def _devices_ahead(self, more_s: float) -> list[str]:
+        """Devices of what is left to measure: cases that are not recorded, and groups that further rounds go to."""
+        ahead = {found.case.device for found in self.plan.left(self.recorded)}
+        if self._further_s(more_s) > 0:
+            ahead |= {found.case.device for group in self.open_groups() for found in group.cases}
+        return sorted(ahead)
 
     def open_groups(self) -> list[more.Open]:
         """Groups without a clear answer, judged by what is recorded."""
@@ -343,34 +353,6 @@ class Runner:
         share_s = (self._budget_s - kept_s) / max(1, self._groups_left)
         self._groups_left -= 1
         return share_s
-
-    def _ceilings(self, device: str) -> Ceilings | None:
-        """Measure what the machine can do now, by a new worker; without it the run continues, and says so."""
-        self.console.status("measuring what this machine can do at most")
-        try:
-            with (
-                self.watch.on("ceilings"),
-                scratch_folder() as scratch,
-                self.seat(self.settings, 0, scratch) as worker,
-            ):
-                (found,) = worker.ask("ceilings", CEILINGS_LIMIT_S, device=device)
-                if device == "cuda":
-                    found |= self._steps(worker)
-        except WorkerError as error:
-            self.console.say(f"the ceilings of {device} could not be measured: {error.reason}", "red")
-            return None
-        return Ceilings.of(found)
-
-    def _steps(self, worker: Worker) -> dict[str, Any]:
-        """Measure how fast the GPU's programs take steps together; where that fails the rates stand, and it says so."""
-        try:
-            (found,) = worker.ask("steps", STEPS_LIMIT_S)
-        except WorkerError as error:
-            self.console.say(f"the steps of a GPU's programs could not be measured: {error.reason}", "red")
-            return {}
-        for reason in found["without"]:
-            self.console.say(f"no time of a GPU's steps: {reason}")
-        return {"step_s": found["step_s"]}
 
     def _cold(
         self, cases: list[Described], scratch: Path
