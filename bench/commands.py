@@ -7,7 +7,7 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from bench.console import Console
-from bench.errors import UsageError
+from bench.errors import UsageError, writing
 from bench.plan import own_model
 from bench.plan.cases import Filters, Selection, Suite, load_suite, suite_names
 from bench.plan.identity import CaseKey
@@ -76,12 +76,11 @@ def report(arguments: argparse.Namespace) -> int:
         if arguments.history and others:
             msg = f"--history takes one folder that holds the runs, not {len(arguments.dir)}; leave the others out"
             raise UsageError(msg)
+        out = arguments.out or first / ("history.html" if arguments.history else "side-by-side.html")
         if arguments.history:
-            page = history_page.write_history(
-                read_history(first), arguments.out or first / "history.html", _title(first)
-            )
+            page = history_page.write_history(read_history(first), out, _title(first))
         else:
-            page = runs_page.write_side_by_side(arguments.dir, arguments.out or first / "side-by-side.html")
+            page = runs_page.write_side_by_side(arguments.dir, out)
         Console().say(f"page: {page.resolve().as_uri()}")
         return EXIT_OK
     if arguments.out is not None:
@@ -245,11 +244,8 @@ def write_text(path: Path, text: str) -> None:
     Raises:
         UsageError: when it cannot be written.
     """
-    try:
+    with writing(path):
         write_new({path: utf8(text)})
-    except OSError as error:
-        msg = f"{path} cannot be written: {error.strerror or error}; name another file"
-        raise UsageError(msg) from error
 
 
 def print_cases(console: Console, plan: Plan, recorded: Collection[CaseKey] = ()) -> None:

@@ -101,6 +101,18 @@ def test_the_repro_line_of_a_record_measures_that_case(run, capsys):
 
 @pytest.mark.usefixtures("warm")
 @pytest.mark.slow
+def test_a_case_is_shown_with_a_command_and_a_trace_that_work(run, capsys, tmp_path):
+    """The command measures that case; the trace is of the user's model, and of a variant of the user's own."""
+    trace = tmp_path / "trace.json"
+    assert main(["show", str(run[0]), "own:mine/short/inference/same", "--trace", str(trace)]) == EXIT_OK
+    (said,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("measure it again:")]
+    assert "aten::lstm" in {event.get("name") for event in json.loads(trace.read_text())["traceEvents"]}
+    assert main([*shlex.split(said)[6:], "--dry-run"]) == EXIT_OK
+    assert "2 cases in 1 group" in capsys.readouterr().out
+
+
+@pytest.mark.usefixtures("warm")
+@pytest.mark.slow
 def test_a_run_is_not_resumed_with_another_model(run, capsys, monkeypatch, tmp_path):
     """What was recorded is of the file as it was; with the file unchanged it is, from any folder."""
     monkeypatch.chdir(tmp_path)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import json
+from dataclasses import replace
+from pathlib import Path
 from typing import NamedTuple
 
 import pytest
@@ -12,11 +14,15 @@ from run_folders import changed, make_run
 
 from bench import console as terminal
 from bench.__main__ import main
+from bench.analysis.run_summary import summary_row
 from bench.console import Console, Output
 from bench.plan.cases import Case
+from bench.plan.own_model import VARIABLE
+from bench.records.reader import RecordedRun
 from bench.records.schema import Record, Status
 from bench.terminal import doctor
 from bench.terminal.doctor import FactState, MachineCheck
+from bench.terminal.show import again, facts
 
 GOOD = Record("seed", "lstm", "onednn", "inference", "cpu", speedup=2.0, speedup_lo=1.9, speedup_hi=2.1)
 BAD = Record("seed", "lstm", "loop", "inference", "cpu", status=Status.OOM, reason="too [big]")
@@ -186,6 +192,51 @@ def test_show_has_one_case_in_depth_with_its_repro_line(tmp_path, capsys):
     assert "--workload seed --mode inference --variant onednn --device cpu --threads 1 --plugin 'my plugin.py'" in out
 
 
+def test_show_names_a_model_of_the_user_in_its_repro_line():
+    """The model, its inputs, functions and the added variant: without them there is no such workload."""
+    said = {"model": "/m.py:build", "inputs": "/i.py:one", "trace": "", "loss": "/m.py:loss", "metric": "/m.py:score"}
+    said |= {"variants": {"mine": "/v.py:make", "other": "/v.py:other"}, "folder": "/"}
+    environment = {"threads": {"workers": {VARIABLE: json.dumps(said)}}}
+    run = RecordedRun(Path("run"), (), 0, {}, environment)
+    own = Record("own:m", "m", "mine", "training", "cpu", threads=2, omp_wait="passive")
+    assert again(own, run) == (
+        "python -m bench run --model /m.py:build --inputs /i.py:one --loss /m.py:loss --metric /m.py:score "
+        "--add-variant mine=/v.py:make --workload own:m --mode training --variant mine --device cpu --threads 2 "
+        "--omp-wait passive"
+    )
+    assert "--model" not in again(GOOD, run)
+
+
+def test_show_marks_figures_to_distrust():
+    """A throughput comes from the median: where that is no estimate, neither is it; doubts mark what is left."""
+    record = replace(GOOD, latency_p50_s=1.0, latency_p50_lo_s=0.9, latency_p50_hi_s=1.1, throughput_seq_per_s=2e3)
+    assert dict(facts(record))["throughput"] == "2.00 k sequences/s"
+    assert "doubtful" not in dict(facts(record))
+    wide = dict(facts(replace(record, latency_p50_lo_s=0.01, latency_p50_hi_s=9.0, interval_wide=True)))
+    assert (wide["throughput"], wide["p50"].split(" [")[0]) == ("~no estimate", "~no estimate")
+    assert wide["speedup"] == "~2.00x [1.90, 2.10]"
+    assert wide["doubtful"] == "the interval is wider than the suite asked for"
+    assert summary_row(replace(record, latency_p50_hi_s=90.0, throughput_steps_per_s=2e3), best=False)["steps/s"] == (
+        "no estimate"
+    )
+
+
+@pytest.mark.parametrize(
+    ("asked", "ran", "said"),
+    [
+        ("int8", "fp32", "asked for int8; products that the profiler sees ran in fp32"),
+        ("int8", "", "int8"),
+        ("bf16", "bf16 and fp32", "bf16 and fp32"),
+        ("tf32", "fp32", "tf32"),
+        ("fp32", "fp32", "fp32"),
+        ("", "fp32", "fp32"),
+    ],
+)
+def test_show_says_which_precision_was_asked_for(asked, ran, said):
+    """Products inside our kernels are hidden from the profiler, which then reports only those of other layers."""
+    assert dict(facts(replace(GOOD, precision=asked, ran_precision=ran)))["precision"] == said
+
+
 def test_show_has_speedups_over_any_variant(tmp_path, capsys):
     """Over `onednn` the reference's is the inverse of what `onednn` has over the reference, and its own is 1."""
     folder = make_run(tmp_path / "run", figured=True)
@@ -212,6 +263,26 @@ def test_show_refuses_what_is_not_one_case(tmp_path, capsys, words, said):
     folder = make_run(tmp_path / "run", workloads=("seed", "other"))
     assert main(["show", str(folder), *words]) == 2
     assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["show", "{run}", "onednn", "--trace", "{file}"],
+        ["history", "{root}", "--out", "{file}"],
+        ["report", "{run}", "{run}", "--out", "{file}"],
+    ],
+)
+def test_a_file_that_cannot_be_written_is_a_wrong_name(tmp_path, capsys, words):
+    """Said before anything is profiled, with what to do; exit code 2."""
+    run = make_run(tmp_path / "runs" / "run", figured=True)
+    make_run(tmp_path / "runs" / "run2", figured=True)
+    file = tmp_path / "none" / "file.html"
+    if words[0] != "show":
+        # A folder that is missing is made for a page.
+        file.parent.write_text("", encoding="utf-8")
+    assert main([word.format(run=run, root=run.parent, file=file) for word in words]) == 2
+    assert capsys.readouterr().err.endswith("; name another file\n")
 
 
 @pytest.mark.slow

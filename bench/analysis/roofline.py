@@ -167,6 +167,18 @@ def precisions(fields: Mapping[str, Any]) -> tuple[str, ...]:
     return tuple("tf32" if name == "fp32" and asked == "tf32" else name for name in ran or (asked,))
 
 
+def precision_words(asked: str, ran: str) -> str:
+    """Say which precision ran, where the profiler may have seen only products beside those of our kernels.
+
+    Args:
+        asked: the precision that the variant asks for.
+        ran: data types of the products that the profiler or the runtime reported; empty for none.
+    """
+    if not ran or asked in ran.split(" and ") or (asked, ran) == ("tf32", "fp32"):
+        return ran if asked in ran.split(" and ") else asked
+    return f"asked for {asked}; products that the profiler sees ran in {ran}" if asked else ran
+
+
 @dataclass
 class Judge:
     """Holds the ceilings of a run's devices and holds cases against them.

@@ -150,7 +150,7 @@ def summary_row(record: Record, *, best: bool) -> dict[str, str]:
         "speedup": units.ratio_interval(record.speedup, record.speedup_lo, record.speedup_hi),
         "p50": percentile(record, "p50")[0],
         "p99": percentile(record, "p99")[0],
-        "steps/s": units.count(record.throughput_steps_per_s),
+        "steps/s": rate(record, record.throughput_steps_per_s),
     }
     return row | {
         "variant": f"{record.variant} {BEST}" if best else record.variant,
@@ -185,6 +185,12 @@ def percentile(record: Record, name: str) -> tuple[str, float | None]:
     """A percentile of single calls, as `p50`: in human units, and the seconds to sort by where it is estimated."""
     value, lo, hi = (getattr(record, f"latency_{name}{end}_s") for end in ("", "_lo", "_hi"))
     return units.estimated_seconds(value, lo, hi), value if units.estimated(lo, hi) else None
+
+
+def rate(record: Record, value: float | None) -> str:
+    """A throughput in human units; as it is formed from the median time, it is no estimate where that is none."""
+    known = units.estimated(record.latency_p50_lo_s, record.latency_p50_hi_s)
+    return units.count(value) if known or value is None else units.NO_ESTIMATE
 
 
 def peak_memory(record: Record) -> str:

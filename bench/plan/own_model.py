@@ -101,13 +101,22 @@ def variable(arguments: Mapping[str, Any]) -> str:
     )
 
 
+def stored(facts: Mapping[str, Any]) -> str:
+    """The value of `VARIABLE` that a run gave its workers; empty without an own model.
+
+    Args:
+        facts: environment.json of the run.
+    """
+    return str(facts.get("threads", {}).get("workers", {}).get(VARIABLE, ""))
+
+
 def given(facts: Mapping[str, Any]) -> dict[str, Any] | None:
     """Options of a run that describe the user's own model; None without one.
 
     Args:
         facts: environment.json of the run.
     """
-    found = facts.get("threads", {}).get("workers", {}).get(VARIABLE)
+    found = stored(facts)
     return dict(json.loads(found)) if found else None
 
 

@@ -35,7 +35,7 @@ def write_history(history: History, out: Path, title: str) -> Path:
     """Write the page of a history.
 
     Raises:
-        OSError: the page cannot be written.
+        UsageError: the page cannot be written.
     """
     members = members_of(history.runs)
     grouped: dict[str, list[CaseSeries]] = {}

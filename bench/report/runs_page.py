@@ -12,6 +12,7 @@ from bench.analysis import comparability as comparable
 from bench.analysis.compare import CasePair, CaseVerdict, CompareOptions, Comparison, compare
 from bench.analysis.history import MeasuredBy, Records, figure, grouped
 from bench.analysis.run_summary import DOUBT, ReportedRun, doubts, load_run, percentile
+from bench.errors import writing
 from bench.plan.identity import CaseKey
 from bench.records import durable
 from bench.records.schema import Record, Status
@@ -57,8 +58,7 @@ def write_side_by_side(paths: Sequence[Path], out: Path) -> Path:
     """Write the page of two or more runs; the others are compared with the first.
 
     Raises:
-        UsageError: a folder holds no run, or has no case in common with the first.
-        OSError: the page cannot be written.
+        UsageError: a folder holds no run, or has no case in common with the first, or the page cannot be written.
     """
     members = members_of([load_run(path) for path in paths])
     base, others = members[0], members[1:]
@@ -189,7 +189,7 @@ def write_page(
     """Write a page about several runs.
 
     Raises:
-        OSError: it cannot be written.
+        UsageError: it cannot be written.
     """
     figures, described = embedded(kinds)
     html = templates().get_template("runs.html.j2").render(
@@ -203,5 +203,6 @@ def write_page(
         plotly=page_script.script(),
         packed=page_script.packed(page_script.as_json(described)),
     )  # fmt: skip
-    durable.replace(out, utf8(html))
+    with writing(out):
+        durable.replace(out, utf8(html))
     return out

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from bench import units
-from bench.analysis.roofline import Work
+from bench.analysis.roofline import Work, precision_words
 from bench.analysis.run_summary import DOUBT, RankedGroup, doubts, percentile, summary_row
 from bench.plan.cases import REFERENCE
 from bench.plan.identity import CaseKey
@@ -292,7 +292,8 @@ def noted(record: Record) -> tuple[str, ...]:
     )
     graphs = ", ".join(f"{n} {one if n == 1 else many}" for n, one, many in counts if n is not None)
     threads = "" if record.ran_threads is None else f"{record.ran_threads} of {record.threads}"
-    return (record.evidence, record.ran_precision, record.ran_operators, graphs, threads)
+    precision = precision_words(record.precision, record.ran_precision)
+    return (record.evidence, precision, record.ran_operators, graphs, threads)
 
 
 def workloads(groups: Iterable[RankedGroup]) -> Table | None:

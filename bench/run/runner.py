@@ -343,6 +343,8 @@ class Runner:
         words = own_model.run_words(self.settings.own_model, described.case.executed)
         words += ["--workload", case.workload, "--variant", case.variant, "--mode", case.mode]
         words += ["--device", case.device, "--threads", str(case.threads), "--seed", str(self._first_seed)]
+        if self.settings.wait_policy != "default":
+            words += ["--omp-wait", self.settings.wait_policy]
         for plugin in self.settings.plugins:
             words += ["--plugin", str(plugin)]
         return shlex.join(["python", "-m", "bench", "run", *words, "--no-second-instrument"])

@@ -11,9 +11,12 @@ from pathlib import Path
 
 from bench import units
 from bench.analysis.figures import speedup
+from bench.analysis.roofline import precision_words
+from bench.analysis.run_summary import DOUBT, doubts, rate
 from bench.console import Console
-from bench.errors import UsageError, meant
-from bench.plan.cases import REFERENCE
+from bench.errors import UsageError, meant, writing
+from bench.plan import own_model
+from bench.plan.cases import OWN, REFERENCE, executed
 from bench.records.reader import RecordedRun, read_run
 from bench.records.schema import Record, Status
 from bench.run.worker_process import ROOT, Settings
@@ -33,7 +36,7 @@ def show(path: Path, pattern: str | None, trace: Path | None, against: str | Non
 
     Raises:
         UsageError: no case, or more than one, fits the pattern; the trace's file exists; the run did not measure
-            `against`.
+            `against`; the trace's file cannot be written.
     """
     run, console = read_run(path), Console()
     if trace is not None and (pattern is None or trace.exists()):
@@ -52,7 +55,7 @@ def show(path: Path, pattern: str | None, trace: Path | None, against: str | Non
     console.say(f"{'measure it again:':<22}{again(record, run)}", "bold")
     if trace is None:
         return EXIT_OK
-    return _trace(record, trace, console)
+    return _trace(record, run, trace, console)
 
 
 def _list_against(run: RecordedRun, against: str, pattern: str | None, console: Console) -> int:
@@ -118,18 +121,22 @@ def facts(record: Record) -> list[tuple[str, str]]:
         ("model", ", ".join([record.model, *(f"{key} {value:,}" for key, value in sizes if value is not None)])),
         ("data", record.data),
         ("speedup", _speed(record)),
+        ("doubtful", "; ".join(doubts(record)) if record.status is Status.OK else ""),
     ]
+    mark = DOUBT if doubts(record) else ""
     for key in ("p50", "p90", "p95", "p99"):
         value, lo, hi = (getattr(record, f"latency_{key}{end}_s") for end in ("", "_lo", "_hi"))
         if value is not None:
-            found.append((key, f"{units.estimated_seconds(value, lo, hi)} [{units.seconds(lo)}, {units.seconds(hi)}]"))
-    rate = units.count(record.throughput_seq_per_s)
+            ends = f"[{units.seconds(lo)}, {units.seconds(hi)}]"
+            found.append((key, f"{mark}{units.estimated_seconds(value, lo, hi)} {ends}"))
+    throughput = rate(record, record.throughput_seq_per_s)
+    counted = "" if throughput == units.NO_ESTIMATE else " sequences/s"
     disturbed = f", {record.disturbed} of them disturbed" if record.disturbed else ""
     samples = f"{record.samples} rounds in {record.processes} processes{disturbed}, {record.calls} calls"
     start = [("build", record.build_s), ("first call", record.first_call_s), ("compiling", record.compile_s)]
     found += [
         ("measured in", samples if record.samples else ""),
-        ("throughput", f"{rate} sequences/s" if rate else ""),
+        ("throughput", f"{mark}{throughput}{counted}" if throughput else ""),
         ("share of ceiling", f"{units.share(record.ceiling_share)}, {record.bound}" if record.ceiling_share else ""),
         ("start", ", ".join(f"{key} {units.seconds(value)}" for key, value in start if value is not None)),
         ("memory", units.megabytes(record.memory_peak_bytes)),
@@ -138,7 +145,7 @@ def facts(record: Record) -> list[tuple[str, str]]:
         ("gradient error", f"{units.error(record.grad_error)} of {units.error(record.grad_limit)}"
                            if record.grad_error is not None else ""),
         ("what ran", record.evidence),
-        ("precision", record.ran_precision),
+        ("precision", precision_words(record.precision, record.ran_precision)),
         ("graphs", f"{record.graphs}, {record.graph_breaks} breaks, {record.recompiles} recompiles"
                    if record.graphs is not None else ""),
         ("operators", record.ran_operators),
@@ -148,35 +155,47 @@ def facts(record: Record) -> list[tuple[str, str]]:
 
 def again(record: Record, run: RecordedRun) -> str:
     """The command that measures a case again, with the reference that its speedup is relative to."""
-    words = ["python", "-m", "bench", "run", "--workload", record.workload, "--mode", record.mode]
+    words = ["python", "-m", "bench", "run", *own_model.run_words(_own_model(record, run), executed(record.variant))]
+    words += ["--workload", record.workload, "--mode", record.mode]
     words += ["--variant", record.variant] if record.variant != REFERENCE else []
     words += ["--device", record.device, "--threads", str(record.threads)]
-    section = run.environment.get("run")
-    arguments = section.get("arguments") if isinstance(section, dict) else None
-    for plugin in (arguments or {}).get("plugin") or ():
+    if record.omp_wait not in {"", "default"}:
+        words += ["--omp-wait", record.omp_wait]
+    for plugin in _plugins(run):
         words += ["--plugin", str(plugin)]
     return shlex.join(words)
 
 
+def _own_model(record: Record, run: RecordedRun) -> str:
+    """What the run's command line said of a model of the user's own, if this case is one of it."""
+    return own_model.stored(run.environment) if record.workload.startswith(OWN) else ""
+
+
+def _plugins(run: RecordedRun) -> tuple[Path, ...]:
+    section = run.environment.get("run")
+    arguments = section.get("arguments") if isinstance(section, dict) else None
+    return tuple(map(Path, (arguments or {}).get("plugin") or ()))
+
+
 def _speed(record: Record) -> str:
-    return units.ratio_interval(record.speedup, record.speedup_lo, record.speedup_hi)
+    text = units.ratio_interval(record.speedup, record.speedup_lo, record.speedup_hi)
+    return f"{DOUBT}{text}" if text and doubts(record) else text
 
 
-def _trace(record: Record, path: Path, console: Console) -> int:
-    """Profile one call in a fresh process."""
+def _trace(record: Record, run: RecordedRun, path: Path, console: Console) -> int:
+    """Profile one call in a fresh process, which knows the run's plugins and own model."""
     if record.status is not Status.OK:
         msg = f"{name(record)} did not end ok, so there is nothing to trace: {record.reason}"
         raise UsageError(msg)
-    words = [
-        sys.executable,
-        "-m",
-        "bench.worker.chrome_trace",
-        record.workload,
-        record.variant,
-        record.mode,
-        record.device,
-    ]
-    variables = Settings(record.threads).variables() | {"PYTHONPATH": str(ROOT)}
+    with writing(path):
+        # Before the minute that a profile may take.
+        path.touch()
+        path.unlink()
+    words = [sys.executable, "-m", "bench.worker.chrome_trace"]
+    words += [record.workload, record.variant, record.mode, record.device]
+    waits = record.omp_wait or "default"
+    settings = Settings(record.threads, waits, _plugins(run), own_model=_own_model(record, run))
+    variables = settings.variables() | {"PYTHONPATH": str(ROOT)}
     done = subprocess.run(  # noqa: S603 - our own module
         [*words, str(path.resolve())], cwd=ROOT, env=os.environ | variables, capture_output=True, text=True,
         timeout=TRACE_LIMIT_S, check=False,

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import os
 import sys
 
 from torch import profiler
 
+from bench.plan.cases import executed
+from bench.run.worker_process import plugin_paths
 from bench.worker.gating import TIMED_SEED, WEIGHTS_SEED
+from bench.worker.server import load_plugins
 from kernels.host.output import run_command
-from seq2seq.execution.executable import Executable
+from seq2seq.execution.executable import execute
 from seq2seq.execution.variants import VARIANTS
+from seq2seq.own_model.catalogue import add_variants
 from seq2seq.workloads.checkpoint import starting_weights
 from seq2seq.workloads.registry import find_workload
 
@@ -20,10 +25,16 @@ WARM = 3
 def main() -> int:
     """Write the trace."""
     workload_name, variant, mode, device, path = sys.argv[1:]
+    load_plugins(plugin_paths())
+    add_variants()
     workload = find_workload(workload_name)
+    chosen = VARIANTS[executed(variant)]
+    if chosen.environment.items() - os.environ.items():
+        # Libraries read these variables once, when they are loaded.
+        words = [sys.executable, "-m", "bench.worker.chrome_trace", *sys.argv[1:]]
+        os.execve(sys.executable, words, os.environ | chosen.environment)  # noqa: S606 - our own module
     weights = starting_weights(workload, WEIGHTS_SEED)
-    chosen = VARIANTS[variant.partition("#")[0]]
-    executable = Executable(chosen, workload.config, mode, device, weights, beam=workload.beam)
+    executable = execute(workload, chosen, mode, device, weights)
     batch = executable.prepare(workload.make_batch(TIMED_SEED))
     activities = [profiler.ProfilerActivity.CPU]
     activities += [profiler.ProfilerActivity.CUDA] if device == "cuda" else []
