@@ -53,7 +53,10 @@ def _plan(arguments: argparse.Namespace, suite: Suite) -> tuple[Plan, Settings]:
     )
     plan = make_plan(suite, filters, settings, build=not arguments.dry_run)
     if settings.own_model and not any(found.case.workload.startswith(OWN) for found in plan.cases):
-        msg = f"the suite {suite.name} has no workload {OWN}*, so --model would not be measured; leave --suite out"
+        names, option = (f"the suite {suite.name} has", "--suite")
+        if filters.workloads:
+            names, option = f"--workload {' --workload '.join(filters.workloads)} names", "--workload"
+        msg = f"{names} no workload {OWN}*, so --model would not be measured; leave {option} out"
         raise UsageError(msg)
     return plan, replace(settings, own_checked=plan.own_checked)
 

@@ -113,11 +113,32 @@ def test_an_input_passed_through_is_not_compared(tmp_path):
     assert problem.aliased == {"output[2]"}
 
 
+#: A file without the functions that are looked for, with names of each kind: a class, imports, an instance.
+PARTS = """
+import functools
+from os.path import join
+from torch import nn
+
+class Model(nn.Module): ...
+
+@functools.cache
+def cached(): ...
+
+def other(): ...
+
+def _helper(): ...
+
+model = Model()
+"""
+
+
 @pytest.mark.parametrize(
     ("reference", "words"),
     [
         ("{0}/mine.py:biuld", r"has no 'biuld'; did you mean 'build'\?"),
         ("{0}/mien.py:build", r"mien.py does not exist; did you mean .*/mine.py\?"),
+        ("{0}/mine.py:network", r"has no 'network'; its functions: build, example_inputs, loss$"),
+        ("{0}/parts.py", r"has no 'build'; its functions: cached, other; name one with --model FILE.py:FUNCTION$"),
         ("{0}/mine.txt:build", "no module|does not exist|not a Python file"),
         ("nowhere.at_all:build", "no module 'nowhere.at_all' can be imported from"),
         ("{0}/mine.pt2", "is not a file of torch.save, torch.jit.save or torch.export.save"),
@@ -129,6 +150,7 @@ def test_an_input_passed_through_is_not_compared(tmp_path):
 )
 def test_a_model_that_is_not_there_or_is_none_is_one_line(reference, words, tmp_path):
     written(tmp_path, PLAIN)
+    written(tmp_path, PARTS, "parts")
     for name in ("mine.pt2", "mine.onnx", "mine.ort"):
         (tmp_path / name).write_bytes(b"x")
     torch.save(nn.Linear(2, 2).state_dict(), tmp_path / "state.pt")
@@ -148,6 +170,17 @@ def test_a_saved_module_and_a_module_s_function_are_models(tmp_path, monkeypatch
     assert builder("shop.models:build")().lstm.hidden_size == 8
     assert Spec("shop.models:build").label == "models"
     assert Spec("/a/lm.py:make").label == "lm.make"
+
+
+def test_inputs_that_are_not_there_are_asked_for(tmp_path):
+    """The option that names them, for a trace too: its lines are arguments of such a function."""
+    path = written(tmp_path, PLAIN.replace("def example_inputs", "def pictures"))
+    (tmp_path / "trace.jsonl").write_text('{"batch": 2}', encoding="utf-8")
+    for trace in "", str(tmp_path / "trace.jsonl"):
+        with pytest.raises(
+            OwnModelError, match=r"has no 'example_inputs'; .*; name one with --inputs FILE.py:FUNCTION$"
+        ):
+            own(path, trace=trace)
 
 
 @pytest.mark.parametrize(
@@ -171,6 +204,10 @@ def test_a_broken_trace_names_its_line(line, words, tmp_path):
         ({"loss": "a.py:loss"}, "--loss is about a model of your own: name it with --model"),
         ({"add_variant": ["a=b.py:c"]}, "--add-variant is about a model of your own"),
         ({"model": "a.py:b", "inputs": ["a.py:b", "c.py:d"]}, "--inputs takes one function and one trace at most"),
+        (
+            {"model": "a.py:b", "inputs": ["/no/t.jsonl"]},
+            "^--inputs /no/t.jsonl does not exist; expected a trace of JSON",
+        ),
         ({"model": "a.py:b", "add_variant": ["a=b.py:c", "a=b.py:d"]}, "--add-variant a is given twice"),
     ],
 )

@@ -146,6 +146,10 @@ def test_a_suite_without_the_model_is_refused(tmp_path, capsys):
     words = ["--model", f"{written(tmp_path, PLAIN)}:build", "--suite", "smoke", "--threads", "1", "--dry-run"]
     assert main(["run", *words]) == EXIT_USAGE
     assert "the suite smoke has no workload own:*, so --model would not be measured" in capsys.readouterr().err
+    words = [*words[:2], "--workload", "seed", *words[4:]]
+    assert main(["run", *words]) == EXIT_USAGE
+    said = "--workload seed names no workload own:*, so --model would not be measured; leave --workload out"
+    assert said in capsys.readouterr().err
     assert main(["run", "--suite", "own-model", "--threads", "1", "--dry-run"]) == EXIT_USAGE
     assert "'own:*' is a model of your own: name it with --model FILE.py:FUNCTION" in capsys.readouterr().err
 

@@ -81,6 +81,9 @@ def variable(arguments: Mapping[str, Any]) -> str:
     if len(traces) > 1 or len(functions) > 1:
         msg = "--inputs takes one function and one trace at most; several sets are what the function returns"
         raise UsageError(msg)
+    if traces and not Path(traces[0]).is_file():
+        msg = f"--inputs {traces[0]} does not exist; expected a trace of JSON lines, or FILE.py:FUNCTION"
+        raise UsageError(msg)
     variants: dict[str, str] = {}
     for text in arguments.get("add_variant") or []:
         name, _, place = text.partition("=")

@@ -285,7 +285,8 @@ def _traced(
     try:
         lines = Path(trace).read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        msg = f"the trace {trace} cannot be read: {error}"
+        why = error.strerror if isinstance(error, OSError) else error
+        msg = f"the trace {trace} cannot be read: {why}; expected JSON lines in UTF-8"
         raise OwnModelError(msg) from error
     for number, line in enumerate(lines, 1):
         if not line.strip():

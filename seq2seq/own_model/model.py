@@ -49,7 +49,7 @@ class OwnModel:
         if saved and not given.inputs:
             self.inputs_name, function = f"the inputs in {place}", saved_inputs(Path(place), saved)
         else:
-            function = load(self.inputs_name, INPUTS)
+            function = load(self.inputs_name, INPUTS, option="" if given.inputs else "--inputs")
         if not callable(function):
             msg = f"{self.inputs_name} is a {type(function).__name__}, expected a function that returns the inputs"
             raise OwnModelError(msg)

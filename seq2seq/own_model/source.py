@@ -77,12 +77,13 @@ def spec() -> Spec | None:
     return Spec(**json.loads(given)) if given else None
 
 
-def load(reference: str, default: str = "") -> Any:
+def load(reference: str, default: str = "", option: str = "") -> Any:
     """The object that a reference names.
 
     Args:
         reference: `file.py:function` or `package.module:function`.
         default: the function's name where the reference has none.
+        option: of the command line, which can name another; empty where the reference has the function's name.
 
     Raises:
         OwnModelError: for a file, module or function that does not exist, or that raises when it is loaded.
@@ -91,11 +92,22 @@ def load(reference: str, default: str = "") -> Any:
     module = _file(place) if is_file(place) else _module(place)
     found = getattr(module, name, None)
     if found is None:
-        functions = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
+        functions = _functions(module)
         near = difflib.get_close_matches(name, functions, cutoff=0.5)
         there = f"did you mean {near[0]!r}?" if near else f"its functions: {', '.join(functions) or 'none'}"
-        msg = f"{place} has no {name!r}; {there}"
+        msg = f"{place} has no {name!r}; {there}{f'; name one with {option} FILE.py:FUNCTION' if option else ''}"
         raise OwnModelError(msg)
+    return found
+
+
+def _functions(module: types.ModuleType) -> list[str]:
+    """Names of the functions that a module or what belongs to its package defines; what it imports is not its own."""
+    found = []
+    for name, value in vars(module).items():
+        home = getattr(value, "__module__", None) or ""
+        own = home == module.__name__ or home.startswith(f"{module.__name__}.")
+        if own and not name.startswith("_") and inspect.isfunction(inspect.unwrap(value)):
+            found.append(name)
     return found
 
 
@@ -156,7 +168,8 @@ def builder(reference: str) -> Callable[[], nn.Module]:
         OwnModelError: for what is not a model, or a file that holds none.
     """
     form = saved_form(reference)
-    made: Any = load(reference, BUILD) if form is None else None
+    option = "" if _names_function(reference) else "--model"
+    made: Any = load(reference, BUILD, option) if form is None else None
     # A program is loaded each time, since not every one can be copied.
     pickled = load_saved(Path(reference), form) if form is Form.PICKLE else None
 
