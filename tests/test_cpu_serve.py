@@ -292,7 +292,17 @@ def test_the_command_exports_once(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert sorted(out.iterdir()) == before
     path.write_text("no tensors", encoding="utf-8")
     assert export.main([str(path), "--out", str(tmp_path / "other")]) == 2
-    assert "cannot be read as a state_dict" in capsys.readouterr().err
+    said = "cannot be read as a file of torch.save; give a state_dict that torch.save or safetensors wrote"
+    assert capsys.readouterr().err == f"error: {path} {said}\n"
+    torch.save(nn.LSTM(3, 4), path)
+    assert export.main([str(path), "--out", str(tmp_path / "other")]) == 2
+    said = f"error: {path} holds more than tensors, and that may run code when it is loaded; save model.state_dict()\n"
+    assert capsys.readouterr().err == said
+    torch.save(nn.LSTM(3, 4).state_dict(), path)
+    (tmp_path / "file").touch()
+    assert export.main([str(path), "--out", str(tmp_path / "file" / "out")]) == 2
+    said = f"error: {tmp_path / 'file' / 'out'} cannot be written: Not a directory; name another folder with --out\n"
+    assert capsys.readouterr().err == said
     assert export.main([str(tmp_path / "none.pt"), "--out", str(tmp_path / "other")]) == 2
     assert capsys.readouterr().err.startswith(f"error: {tmp_path / 'none.pt'} is not a file; give the weights")
 

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kernels.host.output import printable, replacing, write_new, write_whole
+from kernels.host.output import printable, replacing, why_unwritable, write_new, write_whole
 
 ROOT = Path(__file__).parents[1]
 BASH = shutil.which("bash") or ""
@@ -146,6 +146,22 @@ def test_new_files_are_all_there_or_none(tmp_path):
     with pytest.raises(FileNotFoundError):
         write_new({tmp_path / "c": b"3", tmp_path / "no" / "d": b"4"})
     assert not (tmp_path / "c").exists()
+
+
+def test_a_place_that_cannot_be_written_is_known_beforehand(tmp_path, monkeypatch):
+    """A file where a folder should be, a file system that refuses, a name that is too long; nothing is left behind."""
+    (tmp_path / "file").touch()
+    for path in (tmp_path, tmp_path / "file", tmp_path / "deep" / "new"):
+        assert why_unwritable(path) == ""
+    assert why_unwritable(tmp_path / "file" / "new") == f"{tmp_path / 'file'} is not a folder"
+    assert why_unwritable(tmp_path / ("x" * 300)) == "File name too long"
+    assert list(tmp_path.iterdir()) == [tmp_path / "file"]
+
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(30, "Read-only file system")
+
+    monkeypatch.setattr(Path, "touch", refuse)
+    assert why_unwritable(tmp_path / "new") == "Read-only file system"
 
 
 def test_two_that_write_one_file_do_not_meet(tmp_path):

@@ -172,11 +172,13 @@ def test_two_that_cannot_be_told_apart_share_the_place_and_the_cheapest_is_named
     assert all(" % sure, " in line for line in rest[:2])
     why = ": compared with a, it takes 40.0 MB less memory" if found.variant == "a" else ""
     assert rest[2] == f"- In the meantime: b is the cheapest of them to own{why}."
+    assert found.clearer.between == found.alike
+    purpose = f"- To decide between {' and '.join(found.alike)}, {found.clearer.text}"
     if found.clearer.hopeless:
-        assert rest[3:] == [f"- To decide, {found.clearer.text}."]
+        assert rest[3:] == [f"{purpose}."]
     else:
         more = f"  python -m bench run --resume {folder} --more"
-        assert rest[3] == f"- To decide, {found.clearer.text}:"
+        assert rest[3] == f"{purpose}:"
         assert rest[4].startswith(more)
         assert len(rest) == 5
     if found.variant == "a":

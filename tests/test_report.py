@@ -747,7 +747,7 @@ def test_missing_folder_is_an_error(tmp_path: Path) -> None:
 
 def test_missing_records_is_an_error(tmp_path: Path) -> None:
     """A folder without records is not a run; a table of them cannot take their place."""
-    with pytest.raises(UsageError, match=r"records\.jsonl holds no record; expected the folder of a run"):
+    with pytest.raises(UsageError, match=r"has no records\.jsonl; expected the folder of a run"):
         load_run(tmp_path)
     (tmp_path / "records.csv").write_text("workload\nseed\n")
     with pytest.raises(UsageError, match=r"records\.csv is a table made from it, and cannot take its place"):

@@ -97,6 +97,18 @@ def test_a_group_s_share_leaves_what_is_kept():
     assert Runner._budget_of_group_s(run) == pytest.approx(100 - 10 - KEPT_SHARE * 100)
 
 
+@pytest.mark.parametrize(
+    ("needed_s", "said"),
+    [(47.0, "about 47s"), (3600.0, "at least 60min")],
+)
+def test_an_open_group_says_what_its_time_is_for(needed_s, said):
+    """All rivals and intervals; `bench recommend` may need less, to decide between two. An estimate has an end."""
+    assert (
+        opened("g", needed_s).told()
+        == f"g: a cannot be told apart from b; to settle the whole group takes {said} of further rounds"
+    )
+
+
 def test_measuring_on_refuses_a_run_that_has_not_ended(tmp_path: Path):
     """With the number of cases and the folder."""
     more.check_finished(0, tmp_path)

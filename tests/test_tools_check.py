@@ -18,6 +18,7 @@ from kernels import dispatch, graphed_layers
 from kernels.common.recurrence import loop_backward, loop_forward
 from kernels.gpu.graph_cache import SIGHTINGS
 from kernels.tools import check, check_work, process_pool, sanitize, tune
+from kernels.tools import compile as compiling
 from kernels.tools.check_work import CheckQuestion, work
 from kernels.tools.problems import Sizes
 
@@ -226,6 +227,9 @@ def test_whole_check_runs_in_the_interpreter(tmp_path):
         (check.main, ["--device", "cpu", "--timeout", "0"]),
         (tune.main, ["--timeout", "0"]),
         (sanitize.main, ["nonsense"]),
+        (check.main, ["--device", "cpu", "--out", f"{__file__}/new"]),
+        (tune.main, ["--device", "cpu", "--out", f"{__file__}/new"]),
+        (compiling.main, ["--out", f"{__file__}/new.json"]),
     ],
 )
 def test_wrong_usage_is_told_and_nothing_runs(command, arguments, capsys):

@@ -277,6 +277,7 @@ def test_folders_that_are_no_place_for_a_day_are_refused(folder, tmp_path):
         (["--out", "{tmp}/new", "--rehearse", "--again", "sute", "--resume"], "no such stage"),
         (["--out", "{tmp}/new", "--rehearse", "--again", "suite"], "give --resume too"),
         (["--out", "{tmp}/new", "--rehearse", "--resume"], "is not the state of a day"),
+        (["--out", f"{__file__}/new", "--rehearse"], "is not a folder); name another folder with --out"),
         (["--out", "{tmp}/new", "--time-limit", "0min"], "is not a time above 0, as 90s or 3min"),
     ],
 )

@@ -372,6 +372,19 @@ def test_the_interpreter_s_times_are_not_for_auto(arguments, said, monkeypatch, 
     assert said in capsys.readouterr().err
 
 
+def test_a_table_of_another_gpu_is_one_line(tmp_path, monkeypatch, capsys):
+    """It is not overwritten, and the line says how to keep both."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    path = tmp_path / "table.json"
+    table.write(path, table.MeasuredTable("some GPU"))
+    before = path.read_bytes()
+    assert tune.main(["--device", "cpu", "--out", str(path)]) == 2
+    said = "is of some GPU, and here is Triton's interpreter; give another --out"
+    assert capsys.readouterr().err == f"error: {path} {said}\n"
+    assert path.read_bytes() == before
+
+
 def test_without_a_gpu_it_says_so(monkeypatch, capsys):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert tune.main([]) == 2

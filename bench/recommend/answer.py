@@ -175,6 +175,9 @@ def _answer(
     rivals = tuple(_rival(rated, name, best, facts, once=once) for name in others)
     open_ends = [rival for rival in rivals if rival.variant in alike]
     widest = max(open_ends, key=lambda rival: rival.excess.high / rival.excess.low, default=None)
+    advice = None
+    if not sure and widest:
+        advice = clearer(widest.excess, run.group(ok[best]), fine, (best, widest.variant))
     return Advice(
         key,
         question,
@@ -189,7 +192,7 @@ def _answer(
         facts[best],
         None if once else _break_even(best, {name: ok[name] for name in fine}, facts),
         left_out=left_out,
-        clearer=clearer(widest.excess, run.group(ok[best]), fine) if not sure and widest else None,
+        clearer=advice,
         notes=tuple(note.text for note in notes),
         commits=facts,
     )

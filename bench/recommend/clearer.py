@@ -7,6 +7,7 @@ import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 from bench.analysis import racing
 from bench.analysis.intervals import Interval
@@ -24,14 +25,21 @@ class Clearer:
     """Additional rounds that would decide between two variants, or show that they are equal.
 
     Attributes:
+        between: the variants that they would decide between; empty where they answer another question.
         rounds: more of them, over all processes.
         seconds: of rounds, as `bench.analysis.racing.further_s` has them.
         hopeless: whether that is more than is worth measuring here.
     """
 
+    between: tuple[str, ...]
     rounds: int
     seconds: float
     hopeless: bool
+
+    @property
+    def purpose(self) -> str:
+        """What the advice is for."""
+        return f"decide between {' and '.join(f'`{name}`' for name in self.between)}" if self.between else "decide"
 
     @property
     def text(self) -> str:
@@ -59,6 +67,8 @@ class MoreRepeats:
     repeats: int
     words: tuple[str, ...]
     hopeless: bool
+
+    purpose: ClassVar[str] = "decide"
 
     @classmethod
     def of(
@@ -107,18 +117,20 @@ def more_calls(samples: Samples, variants: Sequence[str], wanted: int) -> Cleare
     return _of(samples, variants, max(racing.LEAST_GROWTH, 1.5 * wanted / max(counts)))
 
 
-def clearer(excess: Interval, samples: Samples, variants: Sequence[str]) -> Clearer:
+def clearer(excess: Interval, samples: Samples, variants: Sequence[str], between: tuple[str, ...] = ()) -> Clearer:
     """Estimate the rounds that narrow an interval until it is on one side of 1, or within `racing.MARGIN` of it.
 
     Args:
         excess: cost of the second over that of the best, at least 1.
         samples: of the group.
         variants: of the group that are compared.
+        between: the two that the interval is of.
     """
-    return _of(samples, variants, racing.growth(excess.value, excess.high / excess.low))
+    return _of(samples, variants, racing.growth(excess.value, excess.high / excess.low), between)
 
 
-def _of(samples: Samples, variants: Sequence[str], factor: float) -> Clearer:
+def _of(samples: Samples, variants: Sequence[str], factor: float, between: tuple[str, ...] = ()) -> Clearer:
     """Advice to measure a multiple of the rounds."""
     kept = sum(map(len, samples.kept()))
-    return Clearer(math.ceil(kept * (factor - 1)), racing.further_s(samples, variants, factor), factor > MOST)
+    seconds = racing.further_s(samples, variants, factor)
+    return Clearer(between, math.ceil(kept * (factor - 1)), seconds, factor > MOST)

@@ -103,14 +103,15 @@ def _to_decide(answer: Advice, run: RecordedRun) -> list[str]:
     """Lines on what would make an unclear answer clear, and its command on a line of its own."""
     if answer.clearer is not None:
         what, command = answer.clearer.text, answer.clearer.command(run.path)
+        purpose = answer.clearer.purpose
     elif answer.variant is not None and answer.question.objective is not Objective.LOAD:
         workload, mode, *_ = answer.key
-        what = "measure it again, with the command that this prints last"
+        what, purpose = "measure it again, with the command that this prints last", "decide"
         case = f"{workload}/{mode}/{answer.variant}"
         command = f"python -m bench show {shlex.quote(str(run.path))} {shlex.quote(case)}"
     else:
         return []
-    return [f"- To decide, {what}{':' if command else '.'}", *([f"  {command}"] if command else [])]
+    return [f"- To {purpose}, {what}{':' if command else '.'}", *([f"  {command}"] if command else [])]
 
 
 def _share(answer: Advice, run: RecordedRun) -> str:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -24,6 +23,7 @@ from bench.records.raw_csv import ENERGY, RAW_FILES, ROUNDS, SAMPLES, RawFile
 from bench.records.rounds import Samples
 from bench.records.schema import COLUMNS, EMPTY, LACKING, SCHEMA_VERSION, Record, Status
 from bench.records.tables import json_line, now, write_csv
+from kernels.host.output import why_unwritable
 
 RUNS = Path("results") / "runs"
 
@@ -49,14 +49,12 @@ class RunFolder:
             if out.exists() and not (out.is_dir() and all(map(durable.is_bookkeeping, out.iterdir()))):
                 msg = f"{out} exists and is not an empty folder; a run writes into a new one: name another with --out"
                 raise UsageError(msg)
-            there = next(folder for folder in (out, *out.absolute().parents) if folder.exists())
-            if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
-                what = "is not writable" if there.is_dir() else "is not a folder"
-                msg = f"the run folder {out} cannot be written: {there} {what}; name another with --out"
-                raise UsageError(msg)
         except OSError as error:
             msg = f"the run folder {out} cannot be written: {error.strerror or error}; name another with --out"
             raise UsageError(msg) from error
+        if why := why_unwritable(out):
+            msg = f"the run folder {out} cannot be written: {why}; name another with --out"
+            raise UsageError(msg)
 
     @classmethod
     def create(cls, out: Path | None, suite: str) -> RunFolder:
@@ -75,9 +73,6 @@ class RunFolder:
         cls.refuse(out)
         try:
             out.mkdir(parents=True, exist_ok=True)
-            probe = out / ".writable"
-            probe.touch()
-            probe.unlink()
         except OSError as error:
             msg = f"the run folder {out} cannot be written: {error.strerror or error}; name another with --out"
             raise UsageError(msg) from error

@@ -93,7 +93,8 @@ def read_records(path: Path) -> tuple[Record, ...]:
             advice = "records.csv is a table made from it, and cannot take its place"
         if not begun and (path / serving.FILE).exists():
             advice = f"it was served alone: python -m bench recommend {path} --objective load"
-        msg = f"{folder.records_path} holds no record; {advice}"
+        there = folder.records_path.exists()
+        msg = f"{folder.records_path} holds no record; {advice}" if there else f"{path} has no records.jsonl; {advice}"
         raise UsageError(msg)
     return tuple(
         validate(Record, EMPTY | entry.values, f"{folder.records_path}, line {number}")

@@ -58,7 +58,11 @@ class Open:
             said = f"intervals are wider than the suite asks for: {', '.join(sorted(self.standing.wide))}"
         else:
             said = f"too few undisturbed rounds of {', '.join(sorted(self.standing.disturbed))}"
-        return f"{self.group.name}: {said}; measuring about {duration(self.needed_s)} longer would decide"
+        # The estimate ends there; how much more it would take is not known.
+        about = "at least" if self.needed_s >= racing.MOST_S else "about"
+        return (
+            f"{self.group.name}: {said}; to settle all of that takes {about} {duration(self.needed_s)} of rounds more"
+        )
 
 
 def undecided(groups: Iterable[tuple[Group, tuple[Described, ...]]], folder: RunFolder, interval: float) -> list[Open]:

@@ -113,6 +113,25 @@ def write_new(files: Mapping[Path, bytes]) -> None:
         raise
 
 
+def why_unwritable(path: Path) -> str:
+    """Return why nothing can be written at a path, found by trying; empty where it can, and nothing is left behind.
+
+    For commands that write only after long work. Folders on the way that do not exist yet are no reason.
+    """
+    try:
+        there = next(found for found in (path, *path.absolute().parents) if found.exists())
+        if not there.is_dir():
+            denied = "" if os.access(there, os.W_OK) else "Permission denied"
+            return denied if there == path else f"{there} is not a folder"
+        # The superuser may write everywhere, but not every file system lets anybody.
+        probe = there / f".{secrets.token_hex(4)}.new"
+        probe.touch(exist_ok=False)
+        probe.unlink()
+    except OSError as error:
+        return error.strerror or str(error)
+    return ""
+
+
 @contextlib.contextmanager
 def replacing(path: Path, *, synced: bool = True) -> Iterator[BinaryIO]:
     """Open a new file that takes the place of another in one step, once it is written and on the disk.

@@ -8,7 +8,10 @@ from __future__ import annotations
 import argparse
 import difflib
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any, NoReturn
+
+from .output import why_unwritable
 
 
 class Parser(argparse.ArgumentParser):
@@ -27,6 +30,16 @@ class Parser(argparse.ArgumentParser):
         if action.choices is not None and value not in action.choices:
             msg = f"invalid choice {str(value)!r}; {meant(str(value), map(str, action.choices))}"
             raise argparse.ArgumentError(action, msg)
+
+    def refuse_unwritable(self, out: Path | None, what: str = "file") -> None:
+        """End as `error` does where the value of `--out` could not be written, before the work whose result goes there.
+
+        Args:
+            out: the value; None where it was not given.
+            what: `file` or `folder`.
+        """
+        if out is not None and (why := "it is a folder" if what == "file" and out.is_dir() else why_unwritable(out)):
+            self.error(f"--out {out} cannot be written ({why}); name another {what}")
 
     def error(self, message: str) -> NoReturn:
         """End with exit code 2 and one line; where a command is missing, it names those that there are."""

@@ -129,7 +129,9 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--sanitize", action="store_true", help="run a tiny subset in this process, for compute-sanitizer"
     )
-    return parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
+    parser.refuse_unwritable(options.out, "folder")
+    return options
 
 
 def _tasks(names: list[str], options: argparse.Namespace, until: float) -> Iterator[CheckQuestion]:

@@ -29,6 +29,7 @@ import torch
 from ..common.recurrence import Problem
 from ..dispatch import MODULES
 from ..host.numbers import whole
+from ..host.output import write_whole
 from ..host.usage import Parser
 from .process_pool import Pool
 
@@ -136,7 +137,7 @@ def main(arguments: list[str] | None = None) -> int:
             print(f"FAULT {_row(compiled)}: {fault}", flush=True)
     found.sort(key=items_order)
     if options.out is not None:
-        options.out.write_text(json.dumps([dataclasses.asdict(one) for one in found], indent=1), encoding="utf-8")
+        write_whole(options.out, json.dumps([dataclasses.asdict(one) for one in found], indent=1).encode())
     if options.table:
         print(table(found))
     if options.write:
@@ -205,6 +206,7 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--table", action="store_true", help="print the results as Markdown")
     parser.add_argument("--write", action="store_true", help="write the table into docs/notebook/gpu-compiled.md")
     options = parser.parse_args(arguments)
+    parser.refuse_unwritable(options.out)
     options.arch = options.arch or ([90] if options.quick else list(ARCHITECTURES))
     options.kernel = list(itertools.chain.from_iterable(options.kernel or [MODULES]))
     return options

@@ -86,7 +86,11 @@ def main(arguments: list[str] | None = None) -> int:
     device = "Triton's interpreter" if interpreted else torch.cuda.get_device_name()
     path = options.out or table.path_of(device)
     facts = _facts(options.commit)
-    known = start(path, device, facts, again=options.again)
+    try:
+        known = start(path, device, facts, again=options.again)
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
     until = time.monotonic() + options.time_limit
     left = [one for one in _plan(options) if not _known(known, *one)]
     with (
@@ -171,7 +175,9 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--again", action="store_true", help="measure again what the file already has")
     parser.add_argument("--commit", default="", help="commit to record if git is not available")
-    return parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
+    parser.refuse_unwritable(options.out)
+    return options
 
 
 def _plan(options: argparse.Namespace) -> Iterator[tuple[Sizes, str]]:

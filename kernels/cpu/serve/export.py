@@ -6,10 +6,12 @@ neither Python nor torch. The file is a state_dict, by torch.save or as safetens
 
 from __future__ import annotations
 
+import pickle
 import re
 import shutil
 import struct
 import sys
+import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -133,14 +135,23 @@ def _read(path: Path) -> Mapping[str, Tensor]:
     except ImportError:
         msg = f"{path} needs the package safetensors: pip install safetensors"
         raise ServeExportError(msg) from None
-    except Exception as error:  # noqa: BLE001 - whatever a file that is something else makes of it
-        said = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
-        msg = f"{path} cannot be read as a state_dict: {said}"
-        raise ServeExportError(msg) from None
+    except Exception as error:
+        # What libraries say of such files is advice to their own callers, some of it to run whatever code a file holds.
+        raise ServeExportError(_why_unread(path, error)) from error
     if not isinstance(found, dict) or not all(isinstance(value, Tensor) for value in found.values()):
         msg = f"{path} holds no state_dict (names with tensors); save model.state_dict()"
         raise ServeExportError(msg)
     return found
+
+
+def _why_unread(path: Path, error: Exception) -> str:
+    """What is wrong with a file that neither torch nor safetensors read, and what to do."""
+    if isinstance(error, OSError) and error.strerror:
+        return f"{path} cannot be read: {error.strerror}"
+    kind = "safetensors" if path.suffix == ".safetensors" else "torch.save"
+    if isinstance(error, pickle.UnpicklingError) and zipfile.is_zipfile(path):
+        return f"{path} holds more than tensors, and that may run code when it is loaded; save model.state_dict()"
+    return f"{path} cannot be read as a file of {kind}; give a state_dict that torch.save or safetensors wrote"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -156,8 +167,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         export_c(
             _read(options.weights), options.out, prefix=options.prefix, head=options.head, precision=options.precision
         )
-    except (ServeExportError, OSError) as error:
+    except ServeExportError as error:
         print(f"error: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        why = error.strerror or error
+        print(f"error: {options.out} cannot be written: {why}; name another folder with --out", file=sys.stderr)
         return 2
     print(f"wrote {options.out}; build it where it will run: make -C {options.out}")
     return 0

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
-from ...host.output import replacing, write_whole
+from ...host.output import replacing, why_unwritable, write_whole
 from ...refusals import NAME as REFUSED
 
 STATE, SUMMARY, ARCHIVE = "state.json", "summary.md", "results.tar.gz"
@@ -57,11 +57,14 @@ class DayFolder:
         """Begin a day in a new or empty folder.
 
         Raises:
-            DayError: when it holds anything.
+            DayError: when it holds anything or cannot be written.
         """
         if path.exists() and (not path.is_dir() or any(path.iterdir())):
             kind = "a day that was begun: give --resume to continue it" if (path / STATE).exists() else "something else"
             msg = f"{path} holds {kind}, or name a new folder with --out"
+            raise DayError(msg)
+        if why := why_unwritable(path):
+            msg = f"{path} cannot be written ({why}); name another folder with --out"
             raise DayError(msg)
         path.mkdir(parents=True, exist_ok=True)
         work = Path(tempfile.mkdtemp(prefix="gpu-day-"))
