@@ -59,10 +59,9 @@ class Open:
         else:
             said = f"too few undisturbed rounds of {', '.join(sorted(self.standing.disturbed))}"
         # The estimate ends there; how much more it would take is not known.
-        about = "at least" if self.needed_s >= racing.MOST_S else "about"
-        return (
-            f"{self.group.name}: {said}; to settle all of that takes {about} {duration(self.needed_s)} of rounds more"
-        )
+        least = "at least" if self.needed_s >= racing.MOST_S else "about"
+        more = f"to settle the whole group takes {least} {duration(self.needed_s)} of further rounds"
+        return f"{self.group.name}: {said}; {more}"
 
 
 def undecided(groups: Iterable[tuple[Group, tuple[Described, ...]]], folder: RunFolder, interval: float) -> list[Open]:

@@ -38,7 +38,10 @@ class Parser(argparse.ArgumentParser):
             out: the value; None where it was not given.
             what: `file` or `folder`.
         """
-        if out is not None and (why := "it is a folder" if what == "file" and out.is_dir() else why_unwritable(out)):
+        if out is None:
+            return
+        why = why_unwritable(out) or ("it is a folder" if what == "file" and out.is_dir() else "")
+        if why:
             self.error(f"--out {out} cannot be written ({why}); name another {what}")
 
     def error(self, message: str) -> NoReturn:
