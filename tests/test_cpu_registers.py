@@ -19,7 +19,7 @@ from kernels.cpu import build
 
 
 def _is_gcc() -> bool:
-    """Whether GCC of at least version 11 compiles: others keep values in registers by other rules."""
+    """Return whether GCC of at least version 11 compiles: others keep values in registers by other rules."""
     try:
         words = [*build.compiler(), "-dM", "-E", "-x", "c++", "/dev/null"]
     except build.BuildError:

@@ -38,7 +38,7 @@ class Clearer:
 
     @property
     def purpose(self) -> str:
-        """What the advice is for."""
+        """Name the purpose of the advice."""
         return f"decide between {' and '.join(f'`{name}`' for name in self.between)}" if self.between else "decide"
 
     @property

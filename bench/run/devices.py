@@ -1,4 +1,4 @@
-"""What a run finds out about its devices before its groups: what they can do at most, and what they use when idle."""
+"""Measure the devices of a run before its groups: their ceilings, and their power when idle."""
 
 from __future__ import annotations
 

@@ -167,7 +167,7 @@ def again(record: Record, run: RecordedRun) -> str:
 
 
 def _own_model(record: Record, run: RecordedRun) -> str:
-    """What the run's command line said of a model of the user's own, if this case is one of it."""
+    """Return what the run's command line said of a model of the user's own, if this case is one of it."""
     return own_model.stored(run.environment) if record.workload.startswith(OWN) else ""
 
 

@@ -13,7 +13,7 @@ from collections.abc import Callable
 
 import torch
 
-from kernels.cpu import build, decoder, fused, packing, shortlist
+from kernels.cpu import build, decoder, fused, shortlist
 from kernels.dispatch import BY_ESTIMATE
 from kernels.lstm import LSTM
 from kernels.torch_lstm import onednn_refusal
@@ -152,43 +152,30 @@ def needs_cpu_kernel(device: str, mode: str, workload: Workload) -> str | None:
     return build.missing()
 
 
-def needs_split_products(device: str, mode: str, workload: Workload) -> str | None:
-    """The fused CPU kernel must be able to multiply numbers split in two; what it says is known once it is compiled."""
-    del device, mode, workload
-    if "amx_bf16" not in build.cpu_flags().split():
-        return "weights split into two bf16 numbers need AMX (amx_bf16), which this processor does not have"
-    return None
+def needs_instructions(what: str, *flags: str) -> Requirement:
+    """The processor must have one of some instructions; what the fused CPU kernel says is known once it is compiled.
+
+    Args:
+        what: what needs which of them, as the reason begins.
+        flags: their names, as Linux has them.
+    """
+
+    def check(device: str, mode: str, workload: Workload) -> str | None:
+        del device, mode, workload
+        if set(flags).isdisjoint(build.cpu_flags().split()):
+            return f"{what}, which this processor does not have"
+        return None
+
+    return check
 
 
-def needs_byte_products(device: str, mode: str, workload: Workload) -> str | None:
-    """The fused CPU kernel must be able to multiply bytes; what it says is known once it is compiled."""
-    del device, mode, workload
-    if not {"avx512_vnni", "avx_vnni"} & set(build.cpu_flags().split()):
-        return "inputs in 8 bits need VNNI (avx512_vnni or avx_vnni), which this processor does not have"
-    return None
+def compile_kernel_for(storage: str) -> Callable[[], str | None]:
+    """A function that compiles the fused CPU kernel; it returns why it, or weights kept so, cannot be had, or None.
 
-
-def needs_bf16_products(device: str, mode: str, workload: Workload) -> str | None:
-    """The fused CPU kernel must multiply bf16 with gradients; what it says is known once it is compiled."""
-    del device, mode, workload
-    if "avx512_bf16" not in build.cpu_flags().split():
-        return "our kernel runs autocast to bf16 by AVX512-BF16 (avx512_bf16), which this processor does not have"
-    return None
-
-
-def compile_amp_kernel() -> str | None:
-    """Compile the fused CPU kernel; why that, or its gradients in bf16, cannot be had, or None."""
-    return compile_cpu_kernel() or fused.storage_hindrance(packing.TRAINED)
-
-
-def compile_split_kernel() -> str | None:
-    """Compile the fused CPU kernel; return why it, or its products of split numbers, is not available, or None."""
-    return compile_cpu_kernel() or fused.storage_hindrance("split")
-
-
-def compile_byte_kernel() -> str | None:
-    """Compile the fused CPU kernel; why that, or its products of bytes, cannot be had, or None."""
-    return compile_cpu_kernel() or fused.storage_hindrance("w8a8")
+    Args:
+        storage: key of `kernels.cpu.packing.KEPT`.
+    """
+    return lambda: compile_cpu_kernel() or fused.storage_hindrance(storage)
 
 
 def compile_cpu_kernel() -> str | None:

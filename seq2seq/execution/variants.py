@@ -12,28 +12,25 @@ from typing import Any
 
 import torch
 
+from kernels.cpu.packing import TRAINED
 from seq2seq.execution import rival_lstms
 from seq2seq.execution.requirements import (
-    compile_amp_kernel,
-    compile_byte_kernel,
     compile_cpu_kernel,
     compile_decoder,
     compile_decoder_and_head,
     compile_head,
-    compile_split_kernel,
-    needs_bf16_products,
-    needs_byte_products,
+    compile_kernel_for,
     needs_compilable_training,
     needs_compiler,
     needs_compiler_beside_lstm,
     needs_cpu_kernel,
     needs_fixed_length,
     needs_generated_tokens,
+    needs_instructions,
     needs_kernel,
     needs_no_vendor_bf16,
     needs_own_model,
     needs_rival,
-    needs_split_products,
     needs_vendor_lstm,
     not_by_autocast,
 )
@@ -105,8 +102,12 @@ VARIANTS |= {
             lstm_options={"implementation": "cpu-fused", "weight_storage": "split"},
             precision="bf16-split",
             devices=("cpu",),
-            requirements=(inference_only, needs_cpu_kernel, needs_split_products),
-            builds=compile_split_kernel,
+            requirements=(
+                inference_only,
+                needs_cpu_kernel,
+                needs_instructions("weights split into two bf16 numbers need AMX (amx_bf16)", "amx_bf16"),
+            ),
+            builds=compile_kernel_for("split"),
         ),
         Variant(
             "cpu-fused-int8",
@@ -125,8 +126,12 @@ VARIANTS |= {
             lstm_options={"implementation": "cpu-fused", "weight_storage": "w8a8"},
             precision="int8",
             devices=("cpu",),
-            requirements=(inference_only, needs_cpu_kernel, needs_byte_products),
-            builds=compile_byte_kernel,
+            requirements=(
+                inference_only,
+                needs_cpu_kernel,
+                needs_instructions("inputs in 8 bits need VNNI (avx512_vnni or avx_vnni)", "avx512_vnni", "avx_vnni"),
+            ),
+            builds=compile_kernel_for("w8a8"),
         ),
         Variant(
             "cpu-fused-head",
@@ -159,8 +164,11 @@ VARIANTS |= {
             precision="bf16",
             autocast=True,
             devices=("cpu",),
-            requirements=(needs_cpu_kernel, needs_bf16_products),
-            builds=compile_amp_kernel,
+            requirements=(
+                needs_cpu_kernel,
+                needs_instructions("our kernel runs autocast to bf16 by AVX512-BF16 (avx512_bf16)", "avx512_bf16"),
+            ),
+            builds=compile_kernel_for(TRAINED),
         ),
         Variant("cudnn", "nn.LSTM through cuDNN, eager fp32 without TF32", devices=("cuda",)),
         Variant(

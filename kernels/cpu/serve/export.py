@@ -145,7 +145,7 @@ def _read(path: Path) -> Mapping[str, Tensor]:
 
 
 def _why_unread(path: Path, error: Exception) -> str:
-    """What is wrong with a file that neither torch nor safetensors read, and what to do."""
+    """Say what is wrong with a file that neither torch nor safetensors read, and what to do."""
     if isinstance(error, OSError) and error.strerror:
         return f"{path} cannot be read: {error.strerror}"
     kind = "safetensors" if path.suffix == ".safetensors" else "torch.save"
