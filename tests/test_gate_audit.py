@@ -22,6 +22,7 @@ from bench.timing import clock, seat
 from bench.worker.gating import gated
 from bench.worker.server import load_plugins
 from kernels.reference import LoopLSTM
+from seq2seq.data.batch import Batch
 from seq2seq.execution.executable import Executable
 from seq2seq.execution.variant import LSTMS, Variant
 from seq2seq.execution.variants import VARIANTS
@@ -287,14 +288,32 @@ def test_a_batch_is_overwritten_past_the_version_counters():
 
 @pytest.mark.parametrize("waking", [0, 3])
 def test_a_device_that_idled_is_woken_before_a_new_input(waking, monkeypatch):
-    """Drawing inputs takes the CPU long; untimed calls follow it before the new input's own."""
+    """Drawing inputs takes the CPU long; untimed calls follow it before a timed one, on a new or a seen input."""
     seed, calls = find_workload("seed"), []
     executable = Executable(VARIANTS["reference"], seed.config, "inference", "cpu", starting_weights(seed, 0))
     batch = seed.make_batch(0)
     monkeypatch.setattr(seen, "WAKING_CALLS", {"cpu": waking})
     monkeypatch.setattr(clock, "time_once", lambda *arguments: calls.append(arguments) or 1.0)
     assert seen.compare(executable, executable.prepare(batch), batch, 0).ratio == 1.0
-    assert len(calls) == 1 + waking + 1 + 2
+    assert len(calls) == 1 + waking + 1 + 1 + waking + 1
+
+
+@pytest.mark.parametrize("call_s", [0.001, 1.0])
+def test_a_call_that_is_slow_after_a_pause_is_not_refused(call_s, monkeypatch):
+    """Threads fall asleep while an input is drawn, and the next call wakes them: it is as slow on a seen input."""
+    seed, paused = find_workload("seed"), []
+    executable = Executable(VARIANTS["reference"], seed.config, "inference", "cpu", starting_weights(seed, 0))
+    batch, draw = seed.make_batch(0), Batch.varied
+
+    def time_once(*_: object) -> float:
+        slow = bool(paused)
+        # A brief call is preceded by an untimed one, which does not wake all threads yet.
+        paused[:1] = []
+        return call_s * (1.8 if slow else 1)
+
+    monkeypatch.setattr(Batch, "varied", lambda self, generator: paused.append(1) or draw(self, generator))
+    monkeypatch.setattr(clock, "time_once", time_once)
+    assert seen.compare(executable, executable.prepare(batch), batch, 0).ratio == 1.0
 
 
 def test_few_noisy_pairs_refuse_nobody():

@@ -22,7 +22,7 @@ USUAL_PAIRS, MOST_PAIRS, FEW_PAIRS = 15, 60, 9
 PAIRS_S = 0.05
 #: Calls longer than this fill the caches themselves.
 BRIEF_S = 0.010
-#: Untimed calls before a new input on a GPU: it idles while the CPU draws the input, and may clock down meanwhile.
+#: Untimed calls after a new input was drawn on a GPU: it idles meanwhile, and may clock down.
 WAKING_CALLS = {"cuda": 3}
 
 
@@ -43,7 +43,9 @@ def compare(executable: Executable, prepared: Batch, batch: Batch, seed: int) ->
     """Time calls on new inputs and on inputs seen before, by turns.
 
     Before each timed call the batch is written, and a brief call is preceded by an untimed one on another new input, or
-    on the seen one, so that both find the caches alike. More pairs are taken while the ratio looks too high.
+    on the seen one, so that both find the caches alike. New inputs are drawn before the seen one's turn too, and
+    dropped: threads that fell asleep meanwhile make the next call of an honest variant up to 1.7 times as long. More
+    pairs are taken while the ratio looks too high.
 
     Args:
         executable: what is timed.
@@ -60,21 +62,22 @@ def compare(executable: Executable, prepared: Batch, batch: Batch, seed: int) ->
             spent_s = clock.time_once(lambda: executable.call(prepared), executable.device)
         return spent_s
 
-    def new() -> Batch:
-        return executable.prepare(batch.varied(generator))
+    def drawn(count: int) -> list[Batch]:
+        return [executable.prepare(batch.varied(generator)) for _ in range(count)]
 
     ratios: list[float] = []
     waking = (ready,) * WAKING_CALLS.get(executable.device, 0)
     with executable.context():
         usual_s = timed(ready)
         brief = usual_s < BRIEF_S
-        most = MOST_PAIRS if brief else FEW_PAIRS
+        most, each = (MOST_PAIRS, 2) if brief else (FEW_PAIRS, 1)
         wanted = max(1, min(USUAL_PAIRS, math.ceil(PAIRS_S / usual_s / 4)))
         while True:
             while len(ratios) < wanted:
-                fresh = (new(), new()) if brief else (new(),)
-                fresh_s = timed(*waking, *fresh)
-                ratios.append(fresh_s / timed(ready, ready))
+                fresh_s = timed(*waking, *drawn(each))
+                timed(ready)
+                drawn(each)
+                ratios.append(fresh_s / timed(*waking, *(ready,) * each))
             found = _seen(ratios)
             if found.ratio <= LIMIT or wanted >= most:
                 return found
