@@ -63,6 +63,11 @@ INTERLEAVED = {
     "left": ("left -= open;", "left -= open + PLANTED;"),
     "fourth": ("projecting + 3 * GATES", "projecting + (PLANTED ? 2 : 3) * GATES"),
     "back": ("cell(gates_of, s % 2 ? own.first", "cell(gates_of, s % 2 && !PLANTED ? own.first"),
+    "own-input": ("rows[0] = prepared(s,", "rows[0] = prepared(PLANTED ? 0 : s,"),
+    "own-biases": (
+        "add_biases(to, block);\n        input.finish",
+        "if (!PLANTED) add_biases(to, block);\n        input.finish",
+    ),
 }
 #: The same by AVX2 alone.
 OVERLAPPED = {

@@ -65,7 +65,7 @@ def test_one_sequence_is_the_equations(  # noqa: PLR0913, PLR0917 - what hypothe
 
 _WIDE = "avx512f" in build.cpu_flags().split()
 DEFECTS = INTERLEAVED if _WIDE else OVERLAPPED
-#: One sequence each way from a given state, over several chunks of steps, against the loop's.
+#: One sequence each way from a given state, over several chunks of steps and over two steps, against the loop's.
 _PROBE = """
 import torch
 from kernels.lstm import LSTM
@@ -74,11 +74,13 @@ for storage, allowed in (("fp32", 1e-5), ("int8", 3e-2)):
     truth = LSTM(90, 80, bidirectional=True, implementation="loop").double()
     ours = LSTM(90, 80, bidirectional=True, implementation="cpu-fused", weight_storage=storage)
     ours.load_state_dict(truth.state_dict())
-    x, state = torch.randn(70, 1, 90), (torch.randn(2, 1, 80) / 2, torch.randn(2, 1, 80))
-    with torch.inference_mode():
-        expected, found = truth(x.double(), tuple(value.double() for value in state))[0], ours(x, state)[0]
-    if not (found - expected).abs().max() < allowed:
-        sys.exit(7)
+    state = torch.randn(2, 1, 80) / 2, torch.randn(2, 1, 80)
+    for steps in (70, 2):
+        x = torch.randn(steps, 1, 90)
+        with torch.inference_mode():
+            expected, found = truth(x.double(), tuple(value.double() for value in state))[0], ours(x, state)[0]
+        if not (found - expected).abs().max() < allowed:
+            sys.exit(7)
 """
 
 

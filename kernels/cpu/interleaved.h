@@ -51,6 +51,7 @@ class InterleavedWalk {
     static constexpr int AHEAD = WORDS == 1 ? 5 : 3;  // steps: with their sums and those of one more registers are full
     static constexpr int64_t SUMS = AHEAD * WORDS * GATES * 4;  // bytes
     static constexpr int64_t TOGETHER = 60;           // steps that are projected together where none is beside a step
+    static constexpr int64_t FEW = 2;                 // steps of a call of which each projects its own input
 
     const Forward* a;
     Barrier& barrier;
@@ -162,14 +163,38 @@ class InterleavedWalk {
                 UNROLLED for (int gate = 0; gate < 4; ++gate) sums[r][w][gate] = ahead[r][w][gate];
     }
 
-    // Scales the sums of a block that is done, adds the biases, and keeps what comes of them for the steps.
-    ALWAYS_INLINE void finish(int64_t block, const typename Input::Sum (&done)[AHEAD][WORDS][4]) const {
+    ALWAYS_INLINE void add_biases(vec (&to)[4], int64_t block) const {
         const int n = lanes(block);
-        vec bias[4] = {};
         if (a->bias_ih) UNROLLED for (int gate = 0; gate < 4; ++gate) {
             const int64_t at = gate * a->hidden + block * LANES;
-            bias[gate] = load(a->bias_ih + at, n) + load(a->bias_hh + at, n);
+            to[gate] += load(a->bias_ih + at, n) + load(a->bias_hh + at, n);
         }
+    }
+
+    // Gates of a block from one step's input alone. A line of weights is multiplied once here; together with AHEAD - 1 steps
+    // that a short call does not have, it would take twice the time in which it comes from the second-level cache.
+    __attribute__((noinline)) void project_one(vec (&to)[4], const typename Input::Row& row, int64_t block) const {
+        typename Input::Sum here[WORDS][4];
+        const char* words[WORDS];
+        UNROLLED for (int w = 0; w < WORDS; ++w) words[w] = input.words(row, w);
+        input.start(here, block);
+        const char* weights = input.groups_of(block);
+        for (int64_t k = 0; k < groups; ++k, weights += 4 * GATES) {
+            typename Input::Word x[WORDS];
+            UNROLLED for (int w = 0; w < WORDS; ++w) x[w] = Input::word(words[w] + 4 * k);
+            UNROLLED for (int gate = 0; gate < 4; ++gate) {
+                const vec line = in_a_register(weights + gate * GATES);
+                UNROLLED for (int w = 0; w < WORDS; ++w) here[w][gate] = Input::dot(here[w][gate], x[w], line);
+            }
+        }
+        add_biases(to, block);
+        input.finish(to, here, row, block);
+    }
+
+    // Scales the sums of a block that is done, adds the biases, and keeps what comes of them for the steps.
+    ALWAYS_INLINE void finish(int64_t block, const typename Input::Sum (&done)[AHEAD][WORDS][4]) const {
+        vec bias[4] = {};
+        add_biases(bias, block);
         UNROLLED for (int r = 0; r < AHEAD; ++r) {
             vec gates[4] = {bias[0], bias[1], bias[2], bias[3]};
             input.finish(gates, done[r], rows[r], block);
@@ -248,8 +273,9 @@ public:
     // In a function of its own, since the frames of all types together would be too large for a small stack.
     __attribute__((noinline)) void run() {
         const int64_t hidden = a->hidden, count = own.end - own.first, state_groups = Recurrent::groups(hidden);
+        const bool few = a->steps <= FEW;
         // Weights that stay in the first-level cache leave no time over, so their steps are projected between steps.
-        const bool fills = beside && groups > 0 && count * state_groups * 4 * GATES > NEAREST;
+        const bool fills = beside && !few && groups > 0 && count * state_groups * 4 * GATES > NEAREST;
         const int64_t first = own.first * LANES, units = std::min(own.end * LANES, hidden) - first;
         begin_cells(a, first, units);
         typename Recurrent::Sum step[Recurrent::WORDS][4];
@@ -258,9 +284,10 @@ public:
         for (int64_t s = 0; s < a->steps; ++s) {
             const int64_t at = s % AHEAD;
             const bool more = fills && s - at + AHEAD < a->steps;
-            if (!beside && s % TOGETHER == 0) project_many(s);
-            if (beside && at == 0 && (s == 0 || !fills)) project(s);
+            if (!few && !beside && s % TOGETHER == 0) project_many(s);
+            if (!few && beside && at == 0 && (s == 0 || !fills)) project(s);
             if (at == 0 && more) begin(s + AHEAD);
+            if (few && count > 0) rows[0] = prepared(s, input_room);
             typename Recurrent::Row state{};
             if (before && count > 0) state = recurrent.prepare(before, state_room);
             float* const output = a->output + time(s) * a->out_step;
@@ -284,9 +311,10 @@ public:
                 if (more && start_of < groups)
                     multiply(ahead, start_of, std::min(part, groups - start_of), step[0], word, weights, left);
                 else multiply(step[0], word, weights, left);
-                vec gates[4];
+                vec gates[4] = {};
                 const float* const from = projected_of(s, block);
-                for (int gate = 0; gate < 4; ++gate) gates[gate] = load(from + gate * LANES);
+                if (few) project_one(gates, rows[0], block);
+                else for (int gate = 0; gate < 4; ++gate) gates[gate] = load(from + gate * LANES);
                 if (before) recurrent.finish(gates, step, state, block);
                 for (int gate = 0; gate < 4; ++gate) store(gates_of + gate * LANES, gates[gate]);
             }
