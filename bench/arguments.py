@@ -59,7 +59,8 @@ def parser() -> argparse.ArgumentParser:
         "--more",
         type=duration,
         metavar="TIME",
-        help="with --resume of a run that has ended: measure groups without a clear answer longer, such as 90s or 3min",
+        help="with --resume of a run that has ended: measure groups without a clear answer longer, those that need "
+        "least first, such as 90s or 3min",
     )
     told = run.add_mutually_exclusive_group()
     told.add_argument("--quiet", action="store_true", help="print only errors and the path of the page")
