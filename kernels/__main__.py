@@ -1,4 +1,4 @@
-"""`python -m kernels check | tune | gpu-day | compile | sanitize | limits`: tools for working on the kernels.
+"""`python -m kernels check | tune | gpu-day | compile | sanitize | limits | export-c`: tools of the kernels.
 
 A tool is imported when it is asked for, and parses what follows its name.
 """
@@ -10,7 +10,7 @@ import importlib
 import sys
 
 from .host.output import run_command
-from .host.usage import Parser
+from .host.usage import PACKAGE, Parser
 
 #: Module of each tool, and its line in the help.
 TOOLS = {
@@ -20,6 +20,7 @@ TOOLS = {
     "compile": ("compile", "compile them without a GPU: do they fit, do they spill?"),
     "sanitize": ("sanitize", "run the CPU kernel under the compiler's sanitizers"),
     "limits": ("cpu_limits", "least time in which this CPU can run an LSTM layer"),
+    "export-c": ("export_c", "write a trained LSTM as a C library that needs neither Python nor torch"),
 }
 
 
@@ -28,9 +29,9 @@ def main(arguments: list[str] | None = None) -> int:
     words = sys.argv[1:] if arguments is None else arguments
     lines = "\n".join(f"  {name:<10} {line}" for name, (_, line) in TOOLS.items())
     parser = Parser(
-        prog="python -m kernels",
-        description="Check, tune and compile the kernels.",
-        epilog=f"tools:\n{lines}\n\n`python -m kernels TOOL --help` lists the options of a tool.",
+        prog=f"python -m {PACKAGE}",
+        description="Check, tune and compile the kernels, or take an LSTM to where there is no Python.",
+        epilog=f"tools:\n{lines}\n\n`python -m {PACKAGE} TOOL --help` lists the options of a tool.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("tool", choices=list(TOOLS), metavar="TOOL", help="one of those below")

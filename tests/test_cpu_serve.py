@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from kernels.cpu.serve import export
 from kernels.cpu.serve.export import ServeExportError, export_c
+from kernels.tools.export_c import main
 
 ROOT = Path(__file__).parents[1]
 pytestmark = pytest.mark.skipif(not (shutil.which("make") and shutil.which("g++")), reason="needs make and g++")
@@ -191,19 +192,22 @@ def test_nothing_is_allocated_after_creation(built: Path, tmp_path: Path, precis
     assert subprocess.run([program, tmp_path / "out" / "weights.bin"], check=False).returncode == 0
 
 
-def test_the_example_program_streams(built: Path) -> None:
-    """The C example prints what torch gives for the numbers that it reads, and says what ran."""
+@pytest.mark.parametrize("compiler", [["gcc", "-std=c99"], ["g++", "-std=c++17"]], ids=["C", "C++"])
+def test_the_example_program_streams(built: Path, tmp_path: Path, compiler: list[str]) -> None:
+    """As C and as C++ the example prints what torch gives for the numbers that it reads, and says what ran."""
+    strict = ["-Wall", "-Wextra", "-Wpedantic", "-Werror"]
+    link = [f"-L{built}", "-lseq2seq_lstm", f"-Wl,-rpath,{built}"]
+    program = tmp_path / "example"
+    subprocess.run([*compiler, *strict, built / "example.c", "-o", program, *link], check=True)
     torch.manual_seed(0)
     truth, x = nn.LSTM(3, 20, 2), torch.randn(7, 3)
     text = " ".join(f"{value:.9g}" for value in x.flatten().tolist())
-    done = subprocess.run(
-        [built / "example", built / "weights.bin"], input=text, capture_output=True, text=True, check=True
-    )
+    done = subprocess.run([program, built / "weights.bin"], input=text, capture_output=True, text=True, check=True)
     found = torch.tensor([[float(word) for word in line.split()] for line in done.stdout.splitlines()])
     with torch.no_grad():
         torch.testing.assert_close(found, truth(x)[0], rtol=1e-5, atol=1e-6)
     assert done.stderr.startswith("7 steps by ")
-    missing = subprocess.run([built / "example", "nowhere"], capture_output=True, text=True, check=False)
+    missing = subprocess.run([program, "nowhere"], capture_output=True, text=True, check=False)
     assert (missing.returncode, missing.stderr) == (2, "error: nowhere: it cannot be opened\n")
 
 
@@ -284,26 +288,26 @@ def test_the_command_exports_once(tmp_path: Path, capsys: pytest.CaptureFixture[
     path, out = tmp_path / "weights.pt", tmp_path / "out"
     torch.save(_Model(3, 4, 1, 2, bias=True).state_dict(), path)
     options = [str(path), "--out", str(out), "--prefix", "lstm.", "--head", "head", "--precision", "int8"]
-    assert export.main(options) == 0
+    assert main(options) == 0
     assert capsys.readouterr().out == f"wrote {out}; build it where it will run: make -C {out}\n"
     before = sorted(out.iterdir())
-    assert export.main(options) == 2
+    assert main(options) == 2
     assert capsys.readouterr().err == f"error: {out} exists and is not an empty folder; name another\n"
     assert sorted(out.iterdir()) == before
     path.write_text("no tensors", encoding="utf-8")
-    assert export.main([str(path), "--out", str(tmp_path / "other")]) == 2
+    assert main([str(path), "--out", str(tmp_path / "other")]) == 2
     said = "cannot be read as a file of torch.save; give a state_dict that torch.save or safetensors wrote"
     assert capsys.readouterr().err == f"error: {path} {said}\n"
     torch.save(nn.LSTM(3, 4), path)
-    assert export.main([str(path), "--out", str(tmp_path / "other")]) == 2
+    assert main([str(path), "--out", str(tmp_path / "other")]) == 2
     said = f"error: {path} holds more than tensors, and that may run code when it is loaded; save model.state_dict()\n"
     assert capsys.readouterr().err == said
     torch.save(nn.LSTM(3, 4).state_dict(), path)
     (tmp_path / "file").touch()
-    assert export.main([str(path), "--out", str(tmp_path / "file" / "out")]) == 2
+    assert main([str(path), "--out", str(tmp_path / "file" / "out")]) == 2
     said = f"error: {tmp_path / 'file' / 'out'} cannot be written: Not a directory; name another folder with --out\n"
     assert capsys.readouterr().err == said
-    assert export.main([str(tmp_path / "none.pt"), "--out", str(tmp_path / "other")]) == 2
+    assert main([str(tmp_path / "none.pt"), "--out", str(tmp_path / "other")]) == 2
     assert capsys.readouterr().err.startswith(f"error: {tmp_path / 'none.pt'} is not a file; give the weights")
 
 

@@ -12,6 +12,9 @@ import pytest
 
 pytest.importorskip("hatchling")
 
+import torch
+from torch import nn
+
 ROOT = Path(__file__).parent.parent
 
 USE = """
@@ -107,7 +110,7 @@ def test_it_meets_a_checkout_in_one_process(site, tmp_path):
     assert run(site, ["-c", BESIDE], tmp_path, ROOT).strip() == "both"
 
 
-TOOLS = ["check", "tune", "compile", "limits", "sanitize"]
+TOOLS = ["check", "tune", "compile", "limits", "sanitize", "export-c"]
 #: Each of them in one process, since each imports torch.
 HELP = """
 import runpy, sys
@@ -123,4 +126,17 @@ for tool in sys.argv[1:]:
 
 
 def test_its_commands_start(site, tmp_path):
-    assert run(site, ["-c", HELP, *TOOLS], tmp_path).count("usage:") == len(TOOLS)
+    """Each under the name that it was started by."""
+    said = run(site, ["-c", HELP, *TOOLS], tmp_path)
+    assert [said.count(f"usage: python -m seq2seq_kernels {tool}") for tool in TOOLS] == [1] * len(TOOLS)
+
+
+def test_it_exports_what_its_checkout_does(site, tmp_path):
+    """The folder of a C library has all of its files, with which it can be built."""
+    torch.save(nn.LSTM(3, 4).state_dict(), tmp_path / "weights.pt")
+    run(site, ["-m", "seq2seq_kernels", "export-c", "weights.pt", "--out", "installed"], tmp_path)
+    run(ROOT, ["-m", "kernels", "export-c", "weights.pt", "--out", "checkout"], tmp_path)
+    files = {path.relative_to(tmp_path / "checkout") for path in (tmp_path / "checkout").rglob("*.*")}
+    assert {Path(name) for name in ("weights.bin", "example.c", "example.py", "kernel/walk.h")} <= files
+    for path in (*files, Path("Makefile")):
+        assert (tmp_path / "installed" / path).read_bytes() == (tmp_path / "checkout" / path).read_bytes()

@@ -13,6 +13,9 @@ from typing import Any, NoReturn
 
 from .output import why_unwritable
 
+#: Name that the kernels are imported by: `kernels` in a checkout, another where they are installed.
+PACKAGE = __name__.partition(".")[0]
+
 
 class Parser(argparse.ArgumentParser):
     """An argument parser that says in one line what is wrong and where to read what is right; exit code 2.

@@ -28,7 +28,7 @@ import torch
 from ..dispatch import MODULES
 from ..host.cores import usable_cores
 from ..host.numbers import duration, seconds, whole
-from ..host.usage import Parser
+from ..host.usage import PACKAGE, Parser
 from .check_work import CheckQuestion, CheckResult, work
 from .problems import Sizes
 from .process_pool import Pool, WorkOutcome
@@ -98,7 +98,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _options(arguments: list[str] | None) -> argparse.Namespace:
-    parser = Parser(prog="python -m kernels check", description=(__doc__ or "").splitlines()[0])
+    parser = Parser(prog=f"python -m {PACKAGE} check", description=(__doc__ or "").splitlines()[0])
     parser.add_argument(
         "--time-limit",
         type=duration,

@@ -30,7 +30,7 @@ from ..common.recurrence import Problem
 from ..dispatch import MODULES
 from ..host.numbers import whole
 from ..host.output import write_whole
-from ..host.usage import Parser
+from ..host.usage import PACKAGE, Parser
 from .process_pool import Pool
 
 #: The page of the notebook that has the table.
@@ -188,7 +188,7 @@ def _row(one: Compiled) -> str:
 
 
 def _options(arguments: list[str] | None) -> argparse.Namespace:
-    parser = Parser(prog="python -m kernels compile", description=(__doc__ or "").splitlines()[0])
+    parser = Parser(prog=f"python -m {PACKAGE} compile", description=(__doc__ or "").splitlines()[0])
     parser.add_argument(
         "--arch",
         type=int,

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..host.usage import Parser
+from ..host.usage import PACKAGE, Parser
 
 
 @dataclass(frozen=True)
@@ -104,7 +104,7 @@ def table(ceilings: Mapping[str, Any] | None) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Print the table; 2 when the file has no ceilings of a CPU."""
-    parser = Parser(prog="python -m kernels limits", description=__doc__)
+    parser = Parser(prog=f"python -m {PACKAGE} limits", description=__doc__)
     parser.add_argument("environment", nargs="?", type=Path, help="environment.json of a run, which has the rates")
     options = parser.parse_args(arguments)
     ceilings = None

@@ -15,7 +15,7 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from ..cpu.build import NATIVE, SOURCE, BuildError, compiler
-from ..host.usage import Parser
+from ..host.usage import PACKAGE, Parser
 
 FLAGS = ("-ffp-contract=fast", "-std=c++17", "-DPLAIN_THREADS", "-pthread")
 #: Lines of the source are named in what is found; to follow variables too the compiler would need twice the time. With
@@ -102,7 +102,7 @@ def environment() -> dict[str, str]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Print what each check found; 0 when all passed, 2 without a compiler that can; or the exit code of Python."""
-    parser = Parser(prog="python -m kernels sanitize", description=__doc__)
+    parser = Parser(prog=f"python -m {PACKAGE} sanitize", description=__doc__)
     parser.add_argument(
         "python", nargs="*", metavar="-- ARGUMENT", help="run Python with these arguments under the sanitizers instead"
     )

@@ -29,7 +29,7 @@ from .. import refusals
 from ..dispatch import MODULES
 from ..host.cores import usable_cores
 from ..host.numbers import duration, seconds, whole
-from ..host.usage import Parser
+from ..host.usage import PACKAGE, Parser
 from ..measurements import MeasuredShape, MeasuredTable
 from . import check_work
 from .check import TYPES
@@ -140,7 +140,7 @@ def line(entry: MeasuredShape) -> str:
 
 
 def _options(arguments: list[str] | None) -> argparse.Namespace:
-    parser = Parser(prog="python -m kernels tune", description=(__doc__ or "").splitlines()[0])
+    parser = Parser(prog=f"python -m {PACKAGE} tune", description=(__doc__ or "").splitlines()[0])
     parser.add_argument(
         "--out", type=Path, metavar="FILE", help="file of the table (default: where `auto` looks for it)"
     )

@@ -1,5 +1,5 @@
 /* Streams numbers from standard input through the exported LSTM: one line of output a step, and the time of a step on
- * standard error. Usage: example weights.bin < numbers */
+ * standard error. Usage: example weights.bin < numbers. This is C99 and C++17 alike: cc or c++ compiles it. */
 #define _POSIX_C_SOURCE 199309L
 #include "seq2seq_lstm.h"
 
@@ -15,8 +15,8 @@ int main(int count, char** arguments) {
         return 2;
     }
     const int64_t input = seq2seq_lstm_input_size(lstm), output = seq2seq_lstm_output_size(lstm);
-    float* x = malloc(input * sizeof *x);
-    float* y = malloc(output * sizeof *y);
+    float* x = (float*)malloc(input * sizeof *x);
+    float* y = (float*)malloc(output * sizeof *y);
     if (!x || !y) return 2;
     double seconds = 0;
     long steps = 0;

@@ -18,13 +18,12 @@ from ... import measurements as table
 from ... import refusals
 from ...host.numbers import duration
 from ...host.output import write_whole
-from ...host.usage import Parser
+from ...host.usage import PACKAGE, Parser
 from . import findings, summary
 from .day_folder import RUNNING, SUMMARY, DayFolder
 from .stage_process import CRASH, ERROR, HANG, MARK, OK, PARTIAL, WRONG, StageEnd, kill_left, run_stage
 from .stages import DAY, PART_S, REHEARSAL, DayStage
 
-PACKAGE = __package__.partition(".")[0]
 #: The checkout, or the folder that an installed package lies in.
 ROOT = Path(__file__).resolve().parents[3]
 #: Seconds between two archives while a stage runs, and what is kept for the last one.
@@ -87,7 +86,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def parser() -> Parser:
     """The command line's grammar."""
-    found = Parser(prog="python -m kernels gpu-day", description=(__doc__ or "").splitlines()[0])
+    found = Parser(prog=f"python -m {PACKAGE} gpu-day", description=(__doc__ or "").splitlines()[0])
     add = found.add_argument
     add("--out", type=Path, required=True, metavar="DIR", help="new folder for the results, at most 8 files")
     add("--part", choices=("1", "2", "all"), default="all", help="part of the day (default: %(default)s)")
