@@ -80,6 +80,27 @@ def test_a_load_above_the_offline_rate_is_not_shipped(tmp_path):
     assert found.value == "~2000 queries/s"
 
 
+@pytest.mark.parametrize(("share", "verdict"), [(0.4, 0), (0.5, 5), (1.0, 5)])
+def test_a_first_place_from_disturbed_tests_is_not_shipped(tmp_path, capsys, share, verdict):
+    """As with rounds: however far ahead it is, it is left open, and the command serves all that may win again."""
+    loads_of = {"reference": [500, 510], "onednn": [1000, 990, 1010], "cpu-fused": [2000, 1990, 2010]}
+    folder = served(tmp_path / "s", loads_of, {"cpu-fused": {"disturbed_share": share}})
+    assert main(["recommend", str(folder), "--objective", "load"]) == verdict
+    text = " ".join(capsys.readouterr().out.split())
+    said = f"- Doubt about cpu-fused: something else used the machine during {100 * share:.0f} % of its tests."
+    assert (said in text) is bool(verdict)
+    again = "--workload seed --variant onednn --variant cpu-fused --bound p99=20ms --repeats 3"
+    assert (again in text) is bool(verdict)
+
+
+def test_the_only_variant_is_shipped_whatever_disturbed_its_tests(tmp_path):
+    """There is nothing to choose; the doubt is told."""
+    loads_of = {"cpu-fused": [2000, 1990, 2010]}
+    found = answer(served(tmp_path / "s", loads_of, {"cpu-fused": {"disturbed_share": 1.0}}))
+    assert (found.verdict, found.variant) == (Recommendation.RECOMMENDED, "cpu-fused")
+    assert found.notes == ("something else used the machine during 100 % of its tests",)
+
+
 def test_the_command_for_more_repeats_serves_in_the_same_way(tmp_path):
     """By step, by decoding, in buckets: other ways would answer another question."""
     step, buckets = {"batching": "step", "mode": "decode"}, {"lengths": "bucketed"}

@@ -35,7 +35,7 @@ from bench.records.serving import ServingRecord, ServingTest
 MEDIAN_ERROR = math.sqrt(math.pi / 2)
 #: Bounds whose ratio is this near to 1 are the same; they are read from text.
 SAME = 1e-6
-#: From this share of disturbed tests on, the answer says so.
+#: From this share of disturbed tests on, the answer says so, and a first place is a doubtful one: as with rounds.
 DISTURBED = 0.5
 #: Phase of the test that asks one query after the other.
 ALONE = "single-stream"
@@ -203,6 +203,8 @@ class _Group:
         share = self.ok[best].disturbed_share or 0.0
         if share >= DISTURBED:
             notes += (f"something else used the machine during {100 * share:.0f} % of its tests",)
+        # Where there is no other variant to ship, doubtful loads change nothing.
+        disturbed = share >= DISTURBED and len(fine) > 1
         widest = max(
             (rival.excess for rival in rivals if rival.variant in alike), key=lambda e: e.high / e.low, default=None
         )
@@ -211,9 +213,12 @@ class _Group:
             clearer = self._again([name for name in alike if name != REFERENCE], widest.value, widest.high / widest.low)
         elif open_ended or best in doubts:
             clearer = self._again([name for name in (best, *open_ended) if name != REFERENCE])
+        elif disturbed:
+            clearer = self._again([name for name in fine if name != REFERENCE])
+        doubtful = bool(open_ended) or best in doubts or disturbed
         record = self.ok[best]
         return self._advice(
-            Recommendation.RECOMMENDED if sure and not open_ended and best not in doubts else Recommendation.UNCLEAR,
+            Recommendation.RECOMMENDED if sure and not doubtful else Recommendation.UNCLEAR,
             variant=best,
             value=f"{serving.load_text(record)} queries/s",
             probability=rated.of_best(best) if repeated else None,
