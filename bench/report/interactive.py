@@ -6,6 +6,7 @@ Plotly draws a bar on a logarithmic axis from its lower edge, and a speedup's ba
 
 from __future__ import annotations
 
+import functools
 import html
 import math
 from collections.abc import Iterable
@@ -25,6 +26,7 @@ from bench.report.descriptions import (
     Point,
     Roof,
     RooflineChart,
+    Scale,
 )
 from bench.report.style import Look, look
 
@@ -33,6 +35,7 @@ SYMBOLS = {"to the first result": "circle", "results": "circle", "gradients": "d
 OPACITY = {"peak": 1.0, "steady": 0.55, "CUDA": 0.3}
 ROW_HEIGHT, CURVE_HEIGHT, ROOFLINE_HEIGHT = 38, 330, 560  # CSS pixels
 HOVER_WIDTH = 60  # characters
+STEPS = 4000  # of an axis: a quarter of a pixel on a wide screen; figures cannot be enlarged
 
 
 def figure(chart: Chart) -> dict[str, Any]:
@@ -115,7 +118,7 @@ def bar_trace(chart: BarChart, name: str, names: list[str]) -> dict[str, Any]:
         "name": name,
         "meta": name,
         "y": [row for row, _, _ in found],
-        "x": [end - start for end in ends],
+        "x": [rounded(end - start, chart.axis) for end in ends],
         "base": [start] * len(found),
         "width": thickness,
         "offset": offset,
@@ -317,8 +320,25 @@ def placed(axis: Axis) -> Axis:
 
 
 def place(value: float, axis: Axis) -> float:
-    """The position of `value`: its decimal logarithm, but on a linear axis."""
-    return value if axis.scale == "linear" else math.log10(max(value, 1e-12))
+    """The position of `value`: its decimal logarithm, but on a linear axis; rounded to what can be seen."""
+    return rounded(position(value, axis.scale), axis)
+
+
+def position(value: float, scale: Scale) -> float:
+    """`place` in full."""
+    return value if scale == "linear" else math.log10(max(value, 1e-12))
+
+
+def rounded(where: float, axis: Axis) -> float:
+    """A position, or a distance, without digits that are less than a `STEPS`th of its axis: they would fill a page."""
+    return round(where, decimals(axis.scale, axis.lo, axis.hi))
+
+
+@functools.lru_cache
+def decimals(scale: Scale, lo: float, hi: float) -> int:
+    """Decimals that positions on an axis have; negative where even the last digits before the point do not count."""
+    width = abs(position(hi, scale) - position(lo, scale))
+    return math.ceil(math.log10(STEPS / width)) if width else 0
 
 
 def error_bars(parts: Iterable[Part], axis: Axis) -> dict[str, Any]:
@@ -326,8 +346,9 @@ def error_bars(parts: Iterable[Part], axis: Axis) -> dict[str, Any]:
     above, below = [], []
     for part in parts:
         middle = place(part.value, axis)
-        above.append(max(place(part.value if part.hi is None else part.hi, axis) - middle, 0.0))
-        below.append(max(middle - place(part.value if part.lo is None else part.lo, axis), 0.0))
+        high, low = (place(part.value if end is None else end, axis) for end in (part.hi, part.lo))
+        above.append(rounded(max(high - middle, 0.0), axis))
+        below.append(rounded(max(middle - low, 0.0), axis))
     shape = {"type": "data", "symmetric": False, "thickness": 1.5, "width": 3, "color": GREY}
     return shape | {"array": above, "arrayminus": below}
 
