@@ -340,6 +340,8 @@ class LSTM(nn.RNNBase):
         problem = problem_on(
             placed(device), dtype, batch, steps, self.hidden_size, directions, saves, masked, tf32, resets, autocast
         )
+        if self.weight_storage != "fp32":
+            fused.compile_for(self.weight_storage)
         choice = dispatch.choose(problem, self.implementation)
         if self.implementation == "auto" and (why := layers.left_over(choice, problem, self.weight_ih_l0.dtype)):
             choice = dispatch.choose(dataclasses.replace(problem, autocast=False), compiling=True)

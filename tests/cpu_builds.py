@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import fcntl
 import functools
 import platform
@@ -77,10 +78,10 @@ def one_at_a_time(folder: Path) -> Iterator[None]:
 
 
 @functools.cache
-def _compiled_once(target: str) -> None:
-    """Compile for a target unless another worker of pytest-xdist is doing so, which is then waited for."""
+def _compiled_once(target: str, *, kept: int | None = None) -> ctypes.CDLL:
+    """The library, compiled unless another worker of pytest-xdist is doing so, which is then waited for."""
     with one_at_a_time(build.cache_folder()):
-        build.library(target)
+        return build.library(target, kept=kept)
 
 
 _head = shortlist.library
@@ -96,8 +97,7 @@ def head_built_for(target: str) -> Iterator[None]:
 @contextlib.contextmanager
 def built_for(target: str, threads: int) -> Iterator[None]:
     """Run the kernel as built for a target, by a team of a size, however small the problem."""
-    _compiled_once(target)
-    chosen = functools.partial(build.library, target)
+    chosen = functools.partial(_compiled_once, target)
     packing.forget()
     with (
         mock.patch.object(fused, "library", chosen),

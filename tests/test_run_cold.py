@@ -50,7 +50,7 @@ class Actor:
         self._die(request)
         if request == "cold":
             self._seen[self._name] = (set(self._going), fields)
-            yield {"event": "cold", "fields": {"build_s": 1.0}, "built_s": 0.0 if fields["built_s"] else 7.0}
+            yield {"event": "cold", "fields": {"build_s": 1.0}, "built": {} if fields["built"] else {"lstm-1": 7.0}}
 
     def _die(self, request: str) -> None:
         if self._dies.get(self._name) == request:
@@ -98,8 +98,8 @@ def test_whoever_dies_takes_nobody_along(tmp_path):
 def test_the_kernel_s_compilation_is_handed_on_where_the_kernel_is(tmp_path):
     """Not to cases whose processes keep compiled kernels elsewhere, as another checkout's do, or that need none."""
     _, seen = run(tmp_path, 2, kept={"b": "other", "d": "other"})
-    assert {name: fields["built_s"] for name, (_, fields) in seen.items()} == {
-        "a": 0.0, "b": 0.0, "c": 0.0, "d": 7.0, "e": 7.0
+    assert {name: fields["built"] for name, (_, fields) in seen.items()} == {
+        "a": {}, "b": {}, "c": {}, "d": {"lstm-1": 7.0}, "e": {"lstm-1": 7.0}
     }  # fmt: skip
 
 
@@ -107,17 +107,18 @@ def test_a_kernel_that_was_compiled_before_is_found_and_counted(tmp_path):
     """It lies where processes look for it, with its content, and no case is asked to compile it."""
     (tmp_path / "cache" / "kernels").mkdir(parents=True)
     (tmp_path / "cache" / "kernels" / "lstm-1.so").write_bytes(b"compiled")
-    kernel = CompiledKernel.found(tmp_path / "cache", 5.0)
+    kernel = CompiledKernel.found(tmp_path / "cache", {"lstm-1": 5.0, "lstm-2": 3.0})
     shutil.rmtree(tmp_path / "cache")
     runs = ColdRuns(tmp_path, 1.0)
     runs.keep(tmp_path / "kept", kernel)
     assert (tmp_path / "kept" / "kernels" / "lstm-1.so").read_bytes() == b"compiled"
-    assert (runs.built_s(tmp_path / "kept"), runs.built_s(tmp_path / "other")) == (5.0, 0.0)
+    # The second one came of nothing: its seconds are those of an attempt that failed.
+    assert (runs.built_of(tmp_path / "kept"), runs.built_of(tmp_path / "other")) == ({"lstm-1": 5.0}, {})
 
 
 def test_attempts_to_compile_that_failed_count_nothing(tmp_path):
     """Without a library their seconds are not the kernel's."""
-    assert CompiledKernel.found(tmp_path, 5.0) == CompiledKernel()
+    assert CompiledKernel.found(tmp_path, {"lstm-1": 5.0}) == CompiledKernel()
 
 
 def test_an_interrupted_start_ends_at_once_and_leaves_no_process(tmp_path):

@@ -108,7 +108,7 @@ class Played:
             if cases[0]["variant"] == "onednn":
                 raise WorkerError(Status.ERROR, "planted")
             found = {"build_s": 0.5, "first_call_s": 0.6, "evidence": "played"}
-            yield {"event": "cold", "fields": found, "built_s": 0.0}
+            yield {"event": "cold", "fields": found, "built": {}}
             return
         self.seeds.append(fields["seed"])
         for case in cases:

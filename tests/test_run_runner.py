@@ -357,7 +357,7 @@ class Actor:
             self.dies(request, [fields["case"]["variant"]])
         elif request == "cold":
             self.dies(request, [fields["case"]["variant"]])
-            yield {"event": "cold", "fields": {"build_s": 0.5, "evidence": "played"}, "built_s": 0.0}
+            yield {"event": "cold", "fields": {"build_s": 0.5, "evidence": "played"}, "built": {}}
         elif request == "sit":
             self._ready = [case["variant"] for case in fields["cases"]]
             self.dies(request, self._ready)

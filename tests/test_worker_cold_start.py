@@ -58,7 +58,9 @@ def test_a_run_compiles_the_kernel_once_and_counts_it_in_every_first_call(monkey
     cases = (dataclasses.replace(CASE, mode=mode) for mode in PASSES)
     asked = [ColdCase(case, start, kept, log, builds=True) for case in cases]
     first, second = (fields for _, fields, _ in ColdRuns(tmp_path, 120.0, cores=2).run(asked))
-    assert second["compile_s"] == first["compile_s"] > 0.2
+    # The first one waited; of the second one it is computed from the time of each library.
+    assert second["compile_s"] == pytest.approx(first["compile_s"], rel=0.05)
+    assert first["compile_s"] > 0.2
     assert all(fields["first_call_s"] > fields["compile_s"] for fields in (first, second))
     compiled = sorted(path.name.partition("-")[0] for path in (kept / "kernels").glob("*.so"))
     assert compiled == ["entry", "lstm"]

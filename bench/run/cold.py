@@ -4,8 +4,8 @@ Most of a cold run would be the import of torch, which says nothing of the case.
 has imported it, with memory of their own (`bench.machine.own_pages`). Where that cannot be, as on a GPU, several are
 started side by side; then they stand still, and each has the machine to itself in its own run.
 
-The C++ kernel is the same for every case. It is compiled once, as the run is planned or in the first cold run that
-needs it; the others find it compiled, and the seconds that it took count in their first call as in a user's.
+Cases have the libraries of the C++ kernel in common. Each is compiled once, as the run is planned or in the first cold
+run that needs it; the others find it compiled, and the seconds that it took count in their first call as in a user's.
 """
 
 from __future__ import annotations
@@ -41,19 +41,19 @@ class CompiledKernel:
     """The C++ kernel as it was compiled for a run.
 
     Attributes:
-        seconds: that compiling took.
+        seconds: that compiling each library took, by its name as `kernels.cpu.build.spent` has it.
         files: libraries by name.
     """
 
-    seconds: float = 0.0
+    seconds: Mapping[str, float] = field(default_factory=dict)
     files: Mapping[str, bytes] = field(default_factory=dict)
 
     @classmethod
-    def found(cls, cache: Path, seconds: float) -> Self:
+    def found(cls, cache: Path, seconds: Mapping[str, float]) -> Self:
         """Return what a worker with a folder for caches has compiled."""
         files = {path.name: path.read_bytes() for path in sorted((cache / KERNELS).glob("*.so"))}
-        # Without a library the seconds are those of attempts that failed.
-        return cls(seconds if files else 0.0, files)
+        # Where there is no library, the seconds are those of an attempt that failed.
+        return cls({name: s for name, s in seconds.items() if any(file.startswith(name) for file in files)}, files)
 
     def write(self, cache: Path) -> None:
         """Put it where workers with a folder for caches look for it."""
@@ -96,8 +96,8 @@ class ColdRuns:
     scratch: Path
     limit_s: float
     cores: int = 1
-    #: Seconds that compiling the kernel took, by the folder in which it is kept.
-    _built_s: dict[Path, float] = field(default_factory=dict, init=False)
+    #: Seconds that compiling the kernel's libraries took, by the folder in which they are kept.
+    _built: dict[Path, dict[str, float]] = field(default_factory=dict, init=False)
 
     def run(self, cases: Sequence[ColdCase]) -> Iterator[tuple[Case, dict[str, Any], WorkerError | None]]:
         """Yield each case with the fields found, and what ended its process or None."""
@@ -118,18 +118,18 @@ class ColdRuns:
         """A process of a case, started as its context is entered."""
         return Waiting(cold, self)
 
-    def built_s(self, kept: Path) -> float:
-        """Seconds that compiling the kernel took that is kept in a folder; 0 where it was not compiled yet."""
-        return self._built_s.get(kept, 0.0)
+    def built_of(self, kept: Path) -> dict[str, float]:
+        """Seconds that compiling each library took that is kept in a folder."""
+        return self._built.get(kept, {})
 
     def keep(self, kept: Path, kernel: CompiledKernel) -> None:
         """Put a compiled kernel where later processes look for it."""
         kernel.write(kept)
         self.built(kept, kernel.seconds)
 
-    def built(self, kept: Path, seconds: float) -> None:
-        """Note that compiling the kernel took so long."""
-        self._built_s[kept] = max(self.built_s(kept), seconds)
+    def built(self, kept: Path, seconds: Mapping[str, float]) -> None:
+        """Note that compiling libraries took so long."""
+        self._built[kept] = self.built_of(kept) | dict(seconds)
 
 
 class Waiting:
@@ -197,17 +197,17 @@ class Waiting:
         if isinstance(self._failure, WorkerError):
             return fields, self._failure
         kept, runs = self.cold.kept, self._runs
-        built_s = runs.built_s(kept) if self.cold.builds else 0.0
-        if built_s:
+        built = runs.built_of(kept) if self.cold.builds else {}
+        if built:
             _copy(kept / KERNELS, self._cache / KERNELS)
         try:
             self._worker.go_on()
-            wanted = {"case": dataclasses.asdict(self.cold.case), "built_s": built_s}
+            wanted = {"case": dataclasses.asdict(self.cold.case), "built": built}
             for event in self._worker.ask("cold", runs.limit_s, **wanted):
                 if event["event"] == "cold":
                     fields |= event["fields"]
                     if self.cold.builds:
-                        runs.built(kept, event["built_s"])
+                        runs.built(kept, event.get("built", {}))
         except WorkerError as error:
             return fields, error
         return fields, None

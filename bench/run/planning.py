@@ -193,7 +193,8 @@ def make_plan(suite: Suite, filters: Filters, settings: Settings, *, build: bool
             cases = [case for group in groups for case in group.cases]
             fields = [dataclasses.asdict(case) for case in cases]
             events = list(worker.ask("describe", limit_s, cases=fields, build=build))
-            kernel = CompiledKernel.found(folder, max((event["built_s"] for event in events), default=0.0))
+            # A worker of an earlier revision does not say it.
+            kernel = CompiledKernel.found(folder, events[-1].get("built", {}) if events else {})
     except WorkerError as error:
         # The exception's own name does not help a user who mistyped a workload.
         raise UsageError(re.sub("^(UnknownWorkloadError|OwnModelError): ", "", error.reason)) from error

@@ -130,7 +130,7 @@ def describe(request: dict[str, Any], emit: Emit) -> None:
         facts |= {"precision": variant.precision} | _cost_of(case, variant, extent)
         facts["omp_wait"] = variant.environment.get("OMP_WAIT_POLICY", facts["omp_wait"]).lower()
         seated = {"alone": variant.alone and case.device == "cpu", "environment": dict(variant.environment)}
-        compiled = {"compiles": variant.compiles_long, "builds": bool(variant.builds), "built_s": build.spent_s()}
+        compiled = {"compiles": variant.compiles_long, "builds": bool(variant.builds), "built": build.spent()}
         emit(
             "described",
             facts=facts,

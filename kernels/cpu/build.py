@@ -1,5 +1,8 @@
 """Compile the C++ kernel for this machine, once: a shared library per source, compiler, flags and CPU, kept in a cache.
 
+Whoever makes a first call waits for the compiler, so the kernel is compiled in parts, one for each way to keep weights,
+when they are first needed (`library`), and side by side with other libraries (`beside`).
+
 Several processes may need it at the same moment. Each compiles into a file of its own and renames it into place, so
 nobody ever loads half a library; what is wasted is a second or two of compiling, and nobody waits for a lock whose
 holder died. Its name holds the digest of its content: loading a damaged library could kill the process, so one that
@@ -8,6 +11,7 @@ does not have its digest is built anew. `SEQ2SEQ_KERNEL_FLAGS` adds flags of the
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import functools
 import hashlib
@@ -17,7 +21,9 @@ import shlex
 import shutil
 import subprocess
 import tempfile
+import threading
 import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
@@ -28,8 +34,11 @@ FLAGS = ("-O3", "-std=c++17", "-ffp-contract=fast", "-fno-math-errno", "-fPIC", 
 NATIVE = "-march=native"
 COMPILERS = ("g++", "clang++")
 TIME_LIMIT_S = 120
-#: Seconds of each compilation in this process.
-_spent_s: list[float] = []
+#: The first part that was loaded, by target.
+_first: dict[str, int] = {}
+#: Libraries that this process asked for, and start and end of the compilation of those that were not there, seconds.
+_asked: set[str] = set()
+_spent: dict[str, tuple[float, float]] = {}
 #: `Status` of status.h: what a function returns. Negative ones become exceptions.
 DONE, CHANGED, NO_MEMORY = 0, 1, -1
 
@@ -73,20 +82,63 @@ def missing() -> str | None:
 
 
 def spent_s() -> float:
-    """Seconds that this process has spent compiling the kernel; 0 where it was found compiled."""
-    return sum(_spent_s)
+    """Seconds that this process has waited for a compiler; 0 where everything was found compiled."""
+    found, last = 0.0, 0.0
+    for start, end in sorted(_spent.values()):
+        found += max(0.0, end - max(start, last))
+        last = max(last, end)
+    return found
 
 
-def library(target: str = NATIVE) -> ctypes.CDLL:
+def spent() -> dict[str, float]:
+    """Seconds of each compilation in this process, by the library's name."""
+    return {name: end - start for name, (start, end) in _spent.items()}
+
+
+def saved_s(compiled: Mapping[str, float], cores: int) -> float:
+    """Seconds that this process would have waited longer for a compiler, had it not found what others compiled.
+
+    Args:
+        compiled: seconds of each compilation in another process, by the library's name.
+        cores: of the machine, on which libraries are compiled side by side.
+    """
+    all_s = [seconds for name, seconds in (dict(compiled) | spent()).items() if name in _asked]
+    return max(0.0, max(sum(all_s) / cores, max(all_s, default=0.0)) - spent_s())
+
+
+def library(target: str = NATIVE, *, kept: int | None = None) -> ctypes.CDLL:
     """The compiled kernel, built if need be; what failed once is not tried again in this process.
 
     Args:
         target: the compiler's flags for a CPU.
+        kept: how weights are kept, a number of `packing.KEPT`, for the functions that walk or that pack weights or
+            count them; None for the others, which are the same in every part: any part that is there serves.
 
     Raises:
         BuildError: without a compiler, or when it fails.
     """
-    return available(_outcome(target))
+    part = _first.get(target, 0) if kept is None else kept
+    return available(_outcome(target, part if target == NATIVE else None))
+
+
+def loaded() -> bool:
+    """Return whether this process has a part of the kernel."""
+    return bool(_first)
+
+
+def beside(job: Callable[[], object], *others: Callable[[], object]) -> None:
+    """Do jobs at the same time, each of which waits for a compiler; one that fails says so when it is asked again."""
+
+    def tried(other: Callable[[], object]) -> None:
+        with contextlib.suppress(BuildError):
+            other()
+
+    threads = [threading.Thread(target=tried, args=(other,)) for other in others]
+    for thread in threads:
+        thread.start()
+    tried(job)
+    for thread in threads:
+        thread.join()
 
 
 def load(source: str, target: str, subject: str) -> ctypes.CDLL | str:
@@ -117,11 +169,16 @@ def available(found: ctypes.CDLL | str) -> ctypes.CDLL:
 
 
 @functools.cache
-def _outcome(target: str) -> ctypes.CDLL | str:
-    """The library, or why there is none: whoever asks at every new shape must not wait for a failing compiler again."""
+def _outcome(target: str, part: int | None) -> ctypes.CDLL | str:
+    """The library, or why there is none: whoever asks at every new shape must not wait for a failing compiler again.
+
+    Builds for other targets are whole: they are for tests, and optimised little, so that most of their time would be
+    the headers' in each part.
+    """
     try:
-        native = ctypes.CDLL(str(compiled(command(SOURCE.name, target))))
+        native = ctypes.CDLL(str(compiled(command(SOURCE.name, target if part is None else f"{target} -DPART={part}"))))
         _declare(native)
+        _first.setdefault(target, part or 0)
     except BuildError as error:
         return str(error)
     except (OSError, AttributeError, RuntimeError) as error:  # not to be run or loaded, or no home folder
@@ -146,6 +203,7 @@ def compiled(command: list[str]) -> Path:
     """
     source = next(word for word in command if word.endswith(".cpp"))
     folder, stem = cache_folder(), f"{Path(source).stem}-{_fingerprint(command)}"
+    _asked.add(stem)
     return next(filter(_whole, sorted(folder.glob(f"{stem}-*.so"))), None) or _compile(command, folder, stem)
 
 
@@ -240,7 +298,7 @@ def _compile(command: list[str], folder: Path, stem: str) -> Path:
         msg = f"{command[0]} did not finish {stem.split('-', maxsplit=1)[0]}.cpp within {TIME_LIMIT_S} s"
         raise BuildError(msg) from error
     finally:
-        _spent_s.append(time.perf_counter() - start)
+        _spent[stem] = start, time.perf_counter()
         Path(name).unlink(missing_ok=True)
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar, cast
 
@@ -16,7 +17,7 @@ import torch
 from torch import Tensor
 
 from ..common.recurrence import Backward, Forward, LayerOptions, Problem
-from .build import BuildError, library
+from .build import BuildError, beside, library, loaded
 from .entry import hindrance as no_entry
 from .inference import Prepared
 from .layer import DifferentiableLayer, rounded
@@ -30,6 +31,7 @@ __all__ = [
     "Prepared",
     "PreparedTraining",
     "backward",
+    "compile_for",
     "converts",
     "forward",
     "instructions",
@@ -48,6 +50,16 @@ CONVERTED = {torch.bfloat16, torch.float16}
 _NO_INPUT = (None, 0, 0, -1, None, None, None)
 
 
+@functools.cache
+def compile_for(storage: str) -> None:
+    """Compile all that a first call waits for at the same time, unless it lies compiled; what fails is said later.
+
+    Args:
+        storage: how the call keeps weights, a key of `kernels.cpu.packing.KEPT`.
+    """
+    beside(functools.partial(library, kept=KEPT[storage][0]), no_entry)
+
+
 def refuses(problem: Problem, *, backward: bool = False) -> str | None:
     """Reason why the kernel cannot serve a problem here, or None."""
     del backward
@@ -56,6 +68,8 @@ def refuses(problem: Problem, *, backward: bool = False) -> str | None:
     cast = problem.autocast and problem.dtype == torch.bfloat16
     if problem.dtype != torch.float32 and not cast:
         return f"the fused CPU kernel computes in float32, these are {str(problem.dtype).removeprefix('torch.')}"
+    if not loaded():
+        compile_for("fp32" if not cast else TRAINED if problem.saves else "bf16")
     try:
         hindrance = storage_hindrance(TRAINED)
     except BuildError as error:
@@ -145,7 +159,7 @@ def forward(args: Forward, storage: str = "fp32", *, lasting: bool = True) -> No
     if args.gates_input.dtype in CONVERTED:
         _in_float32(args, lambda converted: forward(converted, storage, lasting=False), ("output", "h_n", "gates"))
         return
-    native = library()
+    native = library(kept=STORAGE[storage][0])
     steps, batch, directions, _ = args.gates_input.shape
     hidden = args.weight_hh.size(2)
     threads, by_rows = team(work(batch, steps, hidden), batch, hidden)
@@ -169,7 +183,7 @@ def backward(args: Backward, *, lasting: bool = True) -> None:
     if args.gates.dtype in CONVERTED:
         _in_float32(args, lambda converted: backward(converted, lasting=False), ("grad_gates", "grad_h0"))
         return
-    native = library()
+    native = library(kept=STORAGE["fp32"][0])
     steps, batch, directions, _ = args.gates.shape
     hidden = args.weight_hh.size(2)
     threads, by_rows = team(work(batch, steps, hidden), batch, hidden)

@@ -92,7 +92,7 @@ class Prepared:
             (name, value, value.data_ptr(), value._version, value.shape)  # noqa: SLF001
             for name, value in (zip(names, values, strict=True) if self.lasting else ())
         ]
-        self._native = library()
+        self._native = library(kept=packing.KEPT[storage][0])
         self._sources = (Source * (2 * len(flat)))()
         self._weights = (Direction * len(flat))()
         #: What the addresses above point into. With its memory held, nothing else can come to lie at an address.

@@ -78,13 +78,14 @@ class DifferentiableLayer(torch.autograd.Function):
         *flat: Tensor,
     ) -> Results:
         """Output, h_n and c_n: one call of the kernel a direction."""
-        native = library()
+        number = KEPT[options.storage][0]
+        native = library(kept=number)
         first, second, features = x.shape
         batch, steps = (first, second) if options.batch_first else (second, first)
         by_step, by_row = (1, steps) if options.batch_first else (batch, 1)
         hidden, directions = hidden_of(flat[1]), options.directions
         each = len(flat) // directions
-        width, number = directions * hidden, KEPT[options.storage][0]
+        width = directions * hidden
 
         output = x.new_empty(first, second, width)
         h_n, c_n = x.new_empty(directions, batch, hidden), x.new_empty(directions, batch, hidden)
@@ -159,7 +160,8 @@ def _gradients(  # noqa: PLR0913, PLR0917 - all that a layer read and wrote
     *flat: Tensor,
 ) -> Any:
     """Gradients of x, h0, c0 and of each direction's parameters; None where there is nothing, or it is not needed."""
-    native = library()
+    number, dtype = KEPT[options.storage]
+    native = library(kept=number)
     first, second, features = x.shape
     batch, steps = (first, second) if options.batch_first else (second, first)
     by_step, by_row = (1, steps) if options.batch_first else (batch, 1)
@@ -171,7 +173,6 @@ def _gradients(  # noqa: PLR0913, PLR0917 - all that a layer read and wrote
     grad_h_n, grad_c_n = (None if grad is None else _readable(grad) for grad in (grad_h_n, grad_c_n))
     x, h0, c0, lengths, resets = (None if v is None else v.contiguous() for v in (x, h0, c0, lengths, resets))  # type: ignore[assignment]
     output, record = output.contiguous(), record.contiguous()
-    number, dtype = KEPT[options.storage]
     by_tiles = native.backward_by_tiles(number)
     grad_gates = None if by_tiles else x.new_empty(directions, rows, 4 * hidden, dtype=dtype)
     grad_h0, grad_c0 = (None if h0 is None and c0 is None else x.new_empty(directions, batch, hidden) for _ in range(2))

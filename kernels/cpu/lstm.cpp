@@ -82,6 +82,18 @@ public:
     }
 };
 
+// Calls `use` with the way back through time of weights kept so.
+template <typename F>
+int64_t with_way_back(int64_t kept, F use) {
+#if defined(HAS_PAIRS)
+    if constexpr (in_part(BF16_TRAINED))
+        if (kept == BF16_TRAINED) return use(PairsBack());
+#endif
+    if constexpr (in_part(FP32))
+        if (kept == FP32) return use(FloatsBack());
+    throw std::invalid_argument("weights kept so have no gradients");
+}
+
 // Numbers of gates_input, at most, in a pass that keeps no gates: so many steps are projected at a time, at least one.
 #if !defined(PROJECTED)
 #define PROJECTED (1 << 21)
@@ -119,7 +131,7 @@ void in_large_pages(void* memory, int64_t bytes) {
 
 // Bytes of packed weights (4H, depth).
 int64_t packed_bytes(int64_t hidden, int64_t depth, int64_t kept) {
-    return with_way(kept, [=](auto way) { return decltype(way)::Recurrent::size(hidden, depth); });
+    return with_way<int64_t>(kept, [=](auto way) { return decltype(way)::Recurrent::size(hidden, depth); });
 }
 
 int64_t pack_forward(const float* weight, void* packed, float* scale, int64_t hidden, int64_t depth, int64_t kept) {
@@ -250,7 +262,7 @@ int64_t numbers_kept_by_tiles(int64_t batch, int64_t steps, int64_t hidden) {
 }
 
 int64_t lstm_backward(const Backward* given, int64_t kept) {
-    return guarded([=] {
+    return guarded([=]() -> int64_t {
         Backward own = *given;
         const Backward* const a = &own;
         const int64_t size = rounded(a->batch * a->hidden), bytes = 4 * a->batch * a->hidden;
@@ -290,7 +302,7 @@ int64_t lstm_backward(const Backward* given, int64_t kept) {
             return done();
         };
 #if defined(HAS_TILES)
-        if (by_tiles) {
+        if (in_part(BF16_TRAINED) && by_tiles) {
             const StepOrder order(a, lengths);
             const GateGradients gradients(order.count(), a->hidden);
             const Memory<char> walks(BackPlan::bytes(a), "the gradients of the states");
@@ -309,11 +321,7 @@ int64_t lstm_backward(const Backward* given, int64_t kept) {
         }
 #endif
         if (a->grad_x) throw std::invalid_argument("the gradient of x is had by tiles alone");
-#if defined(HAS_PAIRS)
-        if (kept == BF16_TRAINED) return run(PairsBack());
-#endif
-        if (kept != FP32) throw std::invalid_argument("weights kept so have no gradients");
-        return run(FloatsBack());
+        return with_way_back(kept, run);
     });
 }
 

@@ -25,6 +25,16 @@ namespace {
 // How weights are kept: what Python calls fp32, bf16, int8, split, bf16-trained (bf16 with gradients) and w8a8.
 enum Kept : int64_t { FP32 = 0, BF16 = 1, INT8 = 2, SPLIT = 3, BF16_TRAINED = 4, W8A8 = 5 };
 
+// The walks of one way to keep weights take a third of the time to compile that all of them take, and a program seldom needs
+// two. So they are compiled apart: -DPART=n is for weights kept as n alone. Without it all are here.
+#if defined(PART)
+constexpr bool WHOLE = false;
+constexpr bool in_part(int64_t kept) { return kept == PART; }
+#else
+constexpr bool WHOLE = true;
+constexpr bool in_part(int64_t) { return true; }
+#endif
+
 // Weights of type W, widened to float32 as they are read. `scale` (4H,) belongs to int8 and is null otherwise.
 template <typename W>
 class Widened {

@@ -124,9 +124,9 @@ def _memory(count: int, dtype: torch.dtype, *, lasting: bool) -> Tensor:
 
 def _pack(weight: Tensor, order: str, storage: str, *, lasting: bool = False) -> Packed:
     rows, depth = weight.shape
-    native, at, count = library(), weight.data_ptr(), weight.numel()
-    hidden = rows // 4
+    at, count, hidden = weight.data_ptr(), weight.numel(), rows // 4
     number, dtype = KEPT[storage]
+    native = library(kept=number)
     # Before they are read: what is changed meanwhile must not look as if it had been packed.
     marks = native.mark(at, count), native.mark_all(at, count)
     if order == "linear":

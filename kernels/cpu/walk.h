@@ -26,7 +26,7 @@ constexpr bool WALKS_ALONE = OVERLAPS<W> || W::Recurrent::INTERLEAVES;
 
 // Memory of a team for a direction of a layer with so many features.
 inline Room room_of(int64_t kept, int64_t batch, int64_t steps, int64_t hidden, int64_t features, bool by_rows, int64_t threads) {
-    return with_way(kept, [=](auto way) -> Room {
+    return with_way<Room>(kept, [=](auto way) -> Room {
         using W = decltype(way);
 #if defined(HAS_BYTE_TILES)
         if constexpr (std::is_same_v<typename W::Recurrent, ByteTiles<1>>)
@@ -79,7 +79,7 @@ inline int64_t room_bytes(int64_t kept, int64_t batch, int64_t steps, int64_t hi
 // Whether the projection goes through Forward's gates_input; `whole` where no sequence ends early or begins anew.
 inline bool needs_gates_input(int64_t kept, int64_t batch, int64_t hidden, int64_t features, bool by_rows, int64_t threads,
                               bool whole) {
-    return with_way(kept, [=](auto way) {
+    return with_way<bool>(kept, [=](auto way) {
         if constexpr (WALKS_ALONE<decltype(way)>)
             if (whole && is_one_sequence(batch, hidden, features, by_rows, threads) && OneSequence<decltype(way)>::serves(hidden))
                 return false;
@@ -97,7 +97,7 @@ inline bool needs_gates_input(int64_t kept, int64_t batch, int64_t hidden, int64
 inline void walk(const Forward* a, int64_t kept, const Lengths& lengths, Barrier& barrier, char* memory, const Room& room,
                  int thread, int threads) {
     char* const own = memory + room.shared + thread * room.own;
-    with_way(kept, [&](auto way) {
+    with_way<void>(kept, [&](auto way) {
         using W = decltype(way);
 #if defined(HAS_BYTE_TILES)
         if constexpr (std::is_same_v<typename W::Recurrent, ByteTiles<1>>)

@@ -51,31 +51,43 @@ const char* no_byte_tiles();
 // Whether weights are kept as bytes with a scale per row. W8A8 has the input in 8 bits too, and is for VNNI alone.
 inline bool in_bytes(int64_t kept) { return kept == INT8 || kept == W8A8; }
 
-// Calls `use` with the way that serves weights kept so on this processor.
-template <typename F>
-auto with_way(int64_t kept, F use) {
+// Calls `use`, which returns an R, with the way that serves weights kept so on this processor.
+template <typename R, typename F>
+R with_way(int64_t kept, F use) {
+    if constexpr (in_part(BF16) || in_part(BF16_TRAINED)) {
 #if defined(HAS_TILES)
-    if ((kept == BF16 || kept == BF16_TRAINED) && !*no_tiles()) return use(Way<Tiles<1>, Tiles<1>>());
-    if (kept == SPLIT && !*no_tiles()) return use(Way<Tiles<2>, Tiles<2>>());
+        if ((kept == BF16 || kept == BF16_TRAINED) && !*no_tiles()) return use(Way<Tiles<1>, Tiles<1>>());
 #endif
 #if defined(HAS_PAIRS)
-    if (kept == BF16 || kept == BF16_TRAINED) return use(Way<Pairs, Pairs>());
+        if (kept == BF16 || kept == BF16_TRAINED) return use(Way<Pairs, Pairs>());
 #else
-    if (kept == BF16) return use(Way<Widened<uint16_t>, Widened<uint16_t>>());
+        if (kept == BF16) return use(Way<Widened<uint16_t>, Widened<uint16_t>>());
 #endif
+    }
+#if defined(HAS_TILES)
+    if constexpr (in_part(SPLIT))
+        if (kept == SPLIT && !*no_tiles()) return use(Way<Tiles<2>, Tiles<2>>());
+#endif
+    if constexpr (in_part(INT8)) {
 #if defined(HAS_BYTE_TILES)
-    if (kept == INT8 && !*no_byte_tiles()) return use(Way<ByteTiles<2>, ByteTiles<1>>());
+        if (kept == INT8 && !*no_byte_tiles()) return use(Way<ByteTiles<2>, ByteTiles<1>>());
 #endif
 #if defined(HAS_BYTES)
-    // The input's values may lie far apart; 8 bits of h with a scale per row err less than 8 bits of weights.
-    if (kept == INT8) return use(Way<Bytes<2>, Bytes<1>>());
-    if (kept == W8A8) return use(Way<Bytes<1>, Bytes<1>>());
+        // The input's values may lie far apart; 8 bits of h with a scale per row err less than 8 bits of weights.
+        if (kept == INT8) return use(Way<Bytes<2>, Bytes<1>>());
 #elif defined(HAS_PAIRED_BYTES)
-    if (kept == INT8) return use(Way<PairedBytes<16>, PairedBytes<7>>());
+        if (kept == INT8) return use(Way<PairedBytes<16>, PairedBytes<7>>());
 #else
-    if (kept == INT8) return use(Way<Widened<int8_t>, Widened<int8_t>>());
+        if (kept == INT8) return use(Way<Widened<int8_t>, Widened<int8_t>>());
 #endif
-    return use(Way<Widened<float>, Widened<float>>());
+    }
+#if defined(HAS_BYTES)
+    if constexpr (in_part(W8A8))
+        if (kept == W8A8) return use(Way<Bytes<1>, Bytes<1>>());
+#endif
+    if constexpr (in_part(FP32))
+        if (WHOLE || kept == FP32) return use(Way<Widened<float>, Widened<float>>());
+    throw std::invalid_argument("weights kept so are multiplied by another part of the kernel");
 }
 
 // Whether a layer whose weights are kept so trains by tiles.
@@ -355,7 +367,7 @@ const char* no_byte_tiles() {
 #endif
 
 inline void packed_forward(const float* weight, void* packed, float* scale, int64_t hidden, int64_t depth, int64_t kept) {
-    with_way(kept, [=](auto way) {
+    with_way<void>(kept, [=](auto way) {
         pack(static_cast<typename decltype(way)::Recurrent*>(nullptr), weight, packed, scale, hidden, depth);
     });
 }

@@ -175,7 +175,13 @@ def compile_kernel_for(storage: str) -> Callable[[], str | None]:
     Args:
         storage: key of `kernels.cpu.packing.KEPT`.
     """
-    return lambda: compile_cpu_kernel() or fused.storage_hindrance(storage)
+
+    def compile_it() -> str | None:
+        # First, since it compiles everything at the same time.
+        fused.compile_for(storage)
+        return compile_cpu_kernel() or fused.storage_hindrance(storage)
+
+    return compile_it
 
 
 def compile_cpu_kernel() -> str | None:

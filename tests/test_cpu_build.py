@@ -1,0 +1,141 @@
+"""The CPU kernel is compiled in parts: a first call waits for its own alone, and meanwhile the entry is compiled."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+
+import pytest
+from planted_kernels import PRINTED, KernelPrograms
+
+from kernels.cpu import build
+
+pytestmark = pytest.mark.skipif(build.missing() is not None, reason="needs a C++ compiler")
+
+#: Makes one call of a module, and prints what it would have compiled: of the kernel the part, of others the name.
+FIRST_CALL = """
+import os
+import torch
+from kernels import LSTM
+asked = []
+def compiled(command, folder, stem):
+    asked.extend(word for word in (*command, stem.partition("-")[0]) if word == "entry" or word.startswith("-DPART="))
+    if stem.startswith("entry"):
+        raise build.BuildError("planted")
+    return Path(os.environ["WHOLE"])
+build._compile = compiled
+dtype = {dtype}
+module = LSTM(3, 4, dtype=dtype, **{options})
+with torch.set_grad_enabled({training}), torch.autocast("cpu", torch.bfloat16, enabled={autocast}):
+    try:
+        module(torch.randn(2, 5, 3, dtype=dtype))
+    except (ValueError, RuntimeError):  # the whole kernel at hand may be without such instructions
+        pass
+print(*sorted(set(asked)))
+"""
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A library that serves in place of any part."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SEQ2SEQ_KERNEL_CACHE", str(tmp_path_factory.mktemp("whole")))
+        return build.compiled(build.command(build.SOURCE.name, "-O0"))
+
+
+def _kept(storage: str) -> dict[str, str]:
+    return {"options": repr({"implementation": "cpu-fused", "weight_storage": storage})}
+
+
+@pytest.mark.parametrize(
+    ("case", "expected"),
+    [
+        ({}, "-DPART=0 entry"),
+        ({"training": "True"}, "-DPART=0 entry"),
+        (_kept("int8"), "-DPART=2 entry"),
+        (_kept("w8a8"), "-DPART=5 entry"),
+        ({"autocast": "True"}, "-DPART=1 entry"),
+        ({"autocast": "True", "training": "True"}, "-DPART=4 entry"),
+        ({"dtype": "torch.float64"}, ""),
+    ],
+    ids=["inference", "training", "int8", "w8a8", "autocast", "autocast training", "float64"],
+)
+def test_a_first_call_compiles_what_it_needs(
+    case: dict[str, str], expected: str, whole: Path, tmp_path: Path, programs: KernelPrograms
+) -> None:
+    """The part for weights kept so and the entry, not more; nothing where the kernel cannot serve the call."""
+    code = FIRST_CALL
+    plain = {"options": "{}", "training": "False", "autocast": "False", "dtype": "torch.float32"}
+    for name, text in (plain | case).items():
+        code = code.replace(f"{{{name}}}", text)
+    ended = programs.run(code, tmp_path, cache=tmp_path / "cache", WHOLE=str(whole))
+    assert (ended, (tmp_path / PRINTED).read_text(encoding="utf-8").strip()) == (0, expected)
+
+
+def test_a_part_serves_its_own_weights_alone(tmp_path: Path, programs: KernelPrograms) -> None:
+    """It refuses others, and says so, in place of multiplying them in another way."""
+    code = (
+        "import ctypes\n"
+        "native = build.library('-O0 -DPART=0')\n"
+        "values = (ctypes.c_float * 1024)()\n"
+        "assert native.pack_forward(values, values, None, 4, 4, 0) == build.DONE\n"
+        "try:\n"
+        "    native.pack_forward(values, values, None, 4, 4, 1)\n"
+        "except RuntimeError as error:\n"
+        "    print(error)\n"
+    )
+    assert programs.run(code, tmp_path, cache=tmp_path / "cache") == 0
+    said = (tmp_path / PRINTED).read_text(encoding="utf-8")
+    assert said.endswith("weights kept so are multiplied by another part of the kernel\n")
+
+
+@pytest.fixture
+def account(monkeypatch: pytest.MonkeyPatch) -> dict[str, tuple[float, float]]:
+    """What a process compiled and when, to be made up."""
+    found: dict[str, tuple[float, float]] = {}
+    monkeypatch.setattr(build, "_spent", found)
+    monkeypatch.setattr(build, "_asked", {"a", "b", "c"})
+    return found
+
+
+def test_time_that_two_compilers_ran_at_once_is_waited_for_once(account: dict[str, tuple[float, float]]) -> None:
+    """A user waits from the first start to the last end, less what lies between."""
+    account |= {"a": (1.0, 6.0), "b": (1.5, 4.0), "c": (10.0, 12.0)}
+    assert build.spent_s() == pytest.approx(7.0)
+    assert build.spent() == {"a": 5.0, "b": 2.5, "c": 2.0}
+
+
+@pytest.mark.parametrize(
+    ("own", "cores", "expected"),
+    [
+        ({}, 1, 8.0),
+        ({}, 2, 5.0),
+        # This process has compiled one of them, and waited for it.
+        ({"a": (0.0, 5.0)}, 2, 0.0),
+        ({"a": (0.0, 5.0)}, 1, 3.0),
+    ],
+)
+def test_what_was_found_compiled_counts_as_a_user_waits_for_it(
+    account: dict[str, tuple[float, float]], own: dict[str, tuple[float, float]], cores: int, expected: float
+) -> None:
+    """Side by side on the cores that there are, and without libraries that this process never asked for."""
+    account |= own
+    assert build.saved_s({"a": 5.0, "b": 3.0, "of another case": 60.0}, cores) == pytest.approx(expected)
+
+
+def test_jobs_run_beside_each_other() -> None:
+    """Each waits for the other, which only jobs at the same time can; one that fails stops none."""
+    both = threading.Barrier(2, timeout=10)
+    done = []
+
+    def failing() -> None:
+        both.wait()
+        raise build.BuildError
+
+    def job() -> None:
+        both.wait()
+        done.append(1)
+
+    build.beside(failing, job)
+    build.beside(job, failing)
+    assert done == [1, 1]
