@@ -29,10 +29,12 @@ from pathlib import Path
 import torch
 
 SOURCE = Path(__file__).with_name("lstm.cpp")
-FLAGS = ("-O3", "-std=c++17", "-ffp-contract=fast", "-fno-math-errno", "-fPIC", "-shared", "-fopenmp")
+FLAGS = ("-O3", "-std=c++17", "-ffp-contract=fast", "-fno-math-errno", "-fPIC", "-shared", "-pthread")
 #: The machine at hand. Tests name others, to run the narrower vectors that other machines have.
 NATIVE = "-march=native"
 COMPILERS = ("g++", "clang++")
+#: What to do where a linker misses it, as on macOS, whose own g++ is clang.
+NO_LIBGOMP = "GCC's libgomp is missing: install GCC and name it by CXX (on macOS: brew install gcc, then CXX=g++-15)"
 TIME_LIMIT_S = 120
 #: The first part that was loaded, by target.
 _first: dict[str, int] = {}
@@ -230,10 +232,15 @@ def _whole(path: Path) -> bool:
 
 
 def _openmp() -> list[str]:
-    """Torch's own OpenMP library, so that its threads serve the kernel too; two pools would fight for the cores."""
-    found = sorted(Path(torch.__file__).parent.glob("lib/libgomp*.so*"))
-    found += sorted(Path(torch.__file__).parent.parent.glob("torch.libs/libgomp*.so*"))
-    return [str(found[0])] if found else []
+    """Torch's own OpenMP library, so that its threads serve the kernel too; two pools would fight for the cores.
+
+    Where torch brings none it is the compiler's libgomp. The kernel calls it by name (`team.h`), so no compiler needs
+    OpenMP itself. Torch for macOS brings LLVM's, which has the same functions; that was not tried.
+    """
+    root = Path(torch.__file__).parent
+    places = (root, "lib/libgomp*.so*"), (root.parent, "torch.libs/libgomp*.so*"), (root, "lib/libomp.dylib")
+    found = [str(path) for folder, pattern in places for path in sorted(folder.glob(pattern))]
+    return found[:1] or ["-lgomp"]
 
 
 def _fingerprint(command: list[str]) -> str:
@@ -286,6 +293,8 @@ def _compile(command: list[str], folder: Path, stem: str) -> Path:
         if done.returncode:
             said = done.stderr.strip()[:200] or f"it ended with {done.returncode} and said nothing"
             first = next((line for line in done.stderr.splitlines() if "error" in line.lower()), said)
+            if "gomp" in done.stderr.lower():
+                first += f"; {NO_LIBGOMP}"
             msg = f"{command[0]} could not compile {stem.split('-', maxsplit=1)[0]}.cpp: {first}"
             raise BuildError(msg)
         content = Path(name).read_bytes()

@@ -15,7 +15,7 @@ int main(int count, char** arguments) {
         return 2;
     }
     const int64_t input = seq2seq_lstm_input_size(lstm), output = seq2seq_lstm_output_size(lstm);
-    float* x = (float*)malloc(input * sizeof *x);
+    float* x = (float*)malloc(input * sizeof *x); /* C++ wants the casts */
     float* y = (float*)malloc(output * sizeof *y);
     if (!x || !y) return 2;
     double seconds = 0;
