@@ -7,8 +7,9 @@ import ctypes
 import fcntl
 import functools
 import platform
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 import torch
@@ -95,16 +96,20 @@ def head_built_for(target: str) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def built_for(target: str, threads: int) -> Iterator[None]:
-    """Run the kernel as built for a target, by a team of a size, however small the problem."""
-    chosen = functools.partial(_compiled_once, target)
+def run_by(library: Callable[..., Any], threads: int) -> Iterator[None]:
+    """Run the kernel by the library that a function like `build.library` returns, by a team, however small the problem.
+
+    Args:
+        library: takes `kept`.
+        threads: of the team.
+    """
     packing.forget()
     with (
-        mock.patch.object(fused, "library", chosen),
-        mock.patch.object(packing, "library", chosen),
-        mock.patch.object(layer, "library", chosen),
-        mock.patch.object(inference, "library", chosen),
-        mock.patch.object(teams, "library", chosen),
+        mock.patch.object(fused, "library", library),
+        mock.patch.object(packing, "library", library),
+        mock.patch.object(layer, "library", library),
+        mock.patch.object(inference, "library", library),
+        mock.patch.object(teams, "library", library),
         mock.patch.object(teams, "WORTH_A_THREAD", 1),
         mock.patch.object(teams, "WORTH_A_MEETING", 1),
         mock.patch.object(torch, "get_num_threads", return_value=threads),
@@ -112,3 +117,10 @@ def built_for(target: str, threads: int) -> Iterator[None]:
     ):
         yield
     packing.forget()
+
+
+@contextlib.contextmanager
+def built_for(target: str, threads: int) -> Iterator[None]:
+    """Run the kernel as built for a target, by a team of a size, however small the problem."""
+    with run_by(functools.partial(_compiled_once, target), threads):
+        yield

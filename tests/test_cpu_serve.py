@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -33,7 +34,7 @@ if BYTE_INPUTS:
 class Handle:
     """The C interface by ctypes."""
 
-    def __init__(self, library: ctypes.CDLL, weights: Path, batch: int) -> None:
+    def __init__(self, library: Any, weights: Path, batch: int) -> None:
         self.library, self.batch = library, batch
         message = ctypes.create_string_buffer(256)
         self.at = library.seq2seq_lstm_create(str(weights).encode(), batch, message, len(message))
@@ -114,19 +115,25 @@ class _Model(nn.Module):
         return found
 
 
-@pytest.mark.parametrize("precision", ALLOWED)
-@given(
-    features=st.integers(1, 40), hidden=st.sampled_from([1, 5, 16, 17, 33, 70]), layers=st.integers(1, 3),
-    outputs=st.sampled_from([0, 1, 16, 67]), batch=st.integers(1, 8), steps=st.integers(1, 30), bias=st.booleans(),
-)  # fmt: skip
-def test_steps_and_runs_are_torch_s(  # noqa: PLR0913, PLR0917 - what hypothesis draws
-    library: ctypes.CDLL, tmp_path_factory: pytest.TempPathFactory, precision: str, features: int, hidden: int,
-    layers: int, outputs: int, batch: int, steps: int, bias: bool,
-) -> None:  # fmt: skip
-    """A stream step by step, a run of all steps, and a run that goes on after steps give what torch gives."""
+STREAMS = {
+    "features": st.integers(1, 40), "hidden": st.sampled_from([1, 5, 16, 17, 33, 70]), "layers": st.integers(1, 3),
+    "outputs": st.sampled_from([0, 1, 16, 67]), "batch": st.integers(1, 8), "steps": st.integers(1, 30),
+    "bias": st.booleans(),
+}  # fmt: skip
+
+
+def check_streams(library: Any, folder: Path, precision: str, sizes: dict[str, int]) -> None:
+    """A stream step by step, a run of all steps, and a run that goes on after steps give what torch gives.
+
+    Args:
+        library: its functions.
+        folder: one that does not exist yet.
+        precision: key of `ALLOWED`.
+        sizes: drawn from `STREAMS`.
+    """
+    features, hidden, outputs, batch, steps = (sizes[n] for n in ("features", "hidden", "outputs", "batch", "steps"))
     torch.manual_seed(features * hidden)
-    model = _Model(features, hidden, layers, outputs, bias=bias).eval()
-    folder = tmp_path_factory.mktemp("weights") / "out"
+    model = _Model(features, hidden, sizes["layers"], outputs, bias=bool(sizes["bias"])).eval()
     export_c(model.state_dict(), folder, prefix="lstm.", head="head" if outputs else None, precision=precision)
     x = torch.randn(batch, steps, features)
     with torch.no_grad():
@@ -145,6 +152,15 @@ def test_steps_and_runs_are_torch_s(  # noqa: PLR0913, PLR0917 - what hypothesis
     handle.close()
     for value in found:
         torch.testing.assert_close(value.double(), expected, rtol=1e-5, atol=ALLOWED[precision] * (1 + bool(outputs)))
+
+
+@pytest.mark.parametrize("precision", ALLOWED)
+@given(sizes=st.fixed_dictionaries(STREAMS))
+def test_steps_and_runs_are_torch_s(
+    library: ctypes.CDLL, tmp_path_factory: pytest.TempPathFactory, precision: str, sizes: dict[str, int]
+) -> None:
+    """In every precision, with and without a head, over odd sizes and several streams."""
+    check_streams(library, tmp_path_factory.mktemp("weights") / "out", precision, sizes)
 
 
 #: Counts calls of malloc and its kin by any library of the process, and ends with 1 if steps or runs made one.

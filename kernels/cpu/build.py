@@ -30,8 +30,9 @@ import torch
 
 SOURCE = Path(__file__).with_name("lstm.cpp")
 FLAGS = ("-O3", "-std=c++17", "-ffp-contract=fast", "-fno-math-errno", "-fPIC", "-shared", "-pthread")
-#: The machine at hand. Tests name others, to run the narrower vectors that other machines have.
-NATIVE = "-march=native"
+#: The machine at hand. Tests name others, to run the narrower vectors that other machines have. On ARM, clang knows no
+#: `-march=native`.
+NATIVE = "-mcpu=native" if platform.machine() in {"aarch64", "arm64"} else "-march=native"
 COMPILERS = ("g++", "clang++")
 #: What to do where a linker misses it, as on macOS, whose own g++ is clang.
 NO_LIBGOMP = "GCC's libgomp is missing: install GCC and name it by CXX (on macOS: brew install gcc, then CXX=g++-15)"

@@ -71,6 +71,8 @@ ALWAYS_INLINE void in_register(vec& x) {
     asm("" : "+v"(x));
 #elif defined(__SSE2__)
     asm("" : "+x"(x));
+#elif defined(__aarch64__)
+    asm("" : "+w"(x));
 #else
     (void)x;
 #endif
@@ -190,7 +192,7 @@ template <int TIMES>
 ALWAYS_INLINE Exponential exponential(vec x) {
     x = within(x, 87.0f / (TIMES < 0 ? -TIMES : TIMES));
     const vec magic = all(12582912.0f);  // 1.5 * 2^23: added to it, a number is rounded to an integer in the last bits
-#if defined(__FMA__)
+#if defined(__FMA__) || defined(__ARM_FEATURE_FMA)
     const float log2e = TIMES * 1.44269502162933349609375f, rest = TIMES * 1.92596299e-8f;
     const vec shifted = x * log2e + magic;
     const vec n = shifted - magic;
