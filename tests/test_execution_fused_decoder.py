@@ -5,14 +5,13 @@ from __future__ import annotations
 import contextlib
 import copy
 import functools
-import math
 import pickle
-from collections.abc import Iterator
 from unittest import mock
 
 import pytest
 import torch
-from cpu_builds import TARGETS, built_for
+from cpu_builds import TARGETS
+from planted_decoder_defects import DEFECTS as WAY_BACK
 from planted_kernels import DEFECT, planted_sources
 from torch import Tensor
 
@@ -21,10 +20,21 @@ from kernels.lstm import LSTM
 from kernels.tools import sanitize
 from seq2seq.execution.fused_decoder import FusedDecoder
 from seq2seq.execution.variants import VARIANTS
-from seq2seq.layers.padding import valid_mask
-from seq2seq.models.attention import AttentionConfig, AttentionSeq2Seq
+from seq2seq.models.attention import AttentionConfig
 
 pytest.importorskip("hypothesis")
+from fed_decoders import (
+    CLOSE,
+    LUONG,
+    by_own_loop,
+    decoded,
+    decoder_built_for,
+    fed_configs,
+    model_of,
+    problem,
+    truth,
+    worst,
+)
 from hypothesis import given
 from hypothesis import strategies as st
 from strategies import SEEDS
@@ -33,81 +43,6 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
     pytest.mark.skipif(build.missing() is not None, reason="there is no C++ compiler"),
 ]
-#: Some tens of roundings of float32, relative to the norm. A defect below makes 30 times as much or more.
-CLOSE = 4e-6
-Found = dict[str, Tensor]
-
-
-@contextlib.contextmanager
-def decoder_built_for(target: str, threads: int) -> Iterator[None]:
-    """Run decoder and LSTM as built for a target, by a team of a size."""
-    with built_for(target, threads), mock.patch.object(decoder, "library", functools.partial(decoder.library, target)):
-        yield
-
-
-@st.composite
-def fed_configs(draw: st.DrawFn) -> AttentionConfig:
-    """Decoders of every kind that are fed, in sizes around those of vectors."""
-    sizes = st.sampled_from([1, 2, 7, 15, 16, 17, 33, 65])
-    kind, both, zeros = draw(st.sampled_from(["dot", "general", "bahdanau"])), draw(st.booleans()), draw(st.booleans())
-    return AttentionConfig(
-        draw(sizes), draw(sizes), 3, num_layers=2, bidirectional=both, attention=kind, scaled=draw(st.booleans()),
-        decoder_hidden_size=None if kind == "dot" else draw(sizes), decoder_layers=draw(st.integers(1, 2)),
-        attention_size=draw(st.none() | sizes) if kind == "bahdanau" else None, starts_from_zeros=zeros,
-        feeds=draw(st.sampled_from(["attention", "context"])), combine_bias=draw(st.booleans()),
-        decoder_input_size=draw(st.none() | sizes),
-    )  # fmt: skip
-
-
-def model_of(config: AttentionConfig, seed: int = 0) -> AttentionSeq2Seq:
-    """Return a model in float32 with our LSTM, whose steps run in one native call where they can."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        model = config.build(functools.partial(LSTM, implementation="cpu-fused", dtype=torch.float32)).float().eval()
-    for scale in () if model.attention.scale is None else (model.attention.scale,):
-        torch.nn.init.constant_(scale, 1.7)
-    FusedDecoder.into(model)
-    return model
-
-
-def problem(config: AttentionConfig, batch: int, steps: int, seed: int, *, differ: bool) -> tuple[Tensor | None, ...]:
-    """Source, target and their lengths."""
-    generator = torch.Generator().manual_seed(seed)
-    source = torch.randn(batch, 5, config.input_size, generator=generator, dtype=torch.float32)
-    target = torch.randn(batch, steps, config.target_size, generator=generator, dtype=torch.float32)
-    if not differ:
-        return source, target, None, None
-    ends = (
-        torch.randint(1, 6, (batch,), generator=generator),
-        torch.randint(1, steps + 1, (batch,), generator=generator),
-    )
-    # What is past a length is no number, and must not be read.
-    return source, target.masked_fill(~valid_mask(target, ends[1])[..., None], math.nan), *ends
-
-
-def decoded(model: AttentionSeq2Seq, given: tuple[Tensor | None, ...]) -> Found:
-    """Outputs and the state that a model leaves."""
-    source, target, read, lengths = given
-    outputs, state = model.decode(target, model.encode(source, read), lengths)
-    return {"outputs": outputs} | {name: state[name] for name in ("hidden", "cell", "fed")}
-
-
-def truth(model: AttentionSeq2Seq, given: tuple[Tensor | None, ...]) -> Found:
-    """The same by the model's own loop in float64."""
-    exact = model.config.build(torch.nn.LSTM).double().eval()
-    exact.load_state_dict(model.state_dict())
-    wide = [v.double() if v is not None and v.is_floating_point() else v for v in given]
-    with torch.no_grad():
-        return decoded(exact, tuple(wide))
-
-
-def worst(found: Found, true: Found) -> float:
-    """Largest error as a share of a quantity's norm, or of a tenth a number where that is more: sums may cancel."""
-    errors = []
-    for name, value in true.items():
-        size = max(float(torch.linalg.vector_norm(value)), 0.1 * value.numel() ** 0.5)
-        errors.append(float(torch.linalg.vector_norm(found[name].double() - value)) / size)
-    return max(error if math.isfinite(error) else math.inf for error in errors)
 
 
 @pytest.mark.parametrize("target", TARGETS)
@@ -130,10 +65,6 @@ def test_all_steps_are_those_of_float64(target, config, batch, steps, threads, d
     assert worst(found, truth(model, given_)) < CLOSE
 
 
-LUONG = AttentionConfig(
-    9, 20, 3, bidirectional=True, attention="bahdanau", scaled=True, feeds="attention", combine_bias=True,
-    decoder_layers=1, decoder_input_size=6,
-)  # fmt: skip
 #: Each loses one thing of the call: what the comparison must see.
 DEFECTS = {
     "mask": lambda kept: kept | {"memory": kept["memory"].__class__(**(vars(kept["memory"]) | {"mask": None}))},
@@ -187,15 +118,6 @@ def test_steps_one_by_one_and_changed_weights():
                 parameter.mul_(1.3)
 
 
-def by_own_loop(model: AttentionSeq2Seq, given: tuple[Tensor | None, ...]) -> Found:
-    """Quantities that the model gives without the native call."""
-    fused = vars(model).pop("_step_by_step")
-    try:
-        return decoded(model, given)
-    finally:
-        vars(model)["_step_by_step"] = fused
-
-
 def _added(*_: object) -> None:
     """A hook, which sees that a module is called."""
 
@@ -210,7 +132,6 @@ UNSERVED = {
     "autocast": None,
     "weights in int8": lambda model, *_: setattr(model.decoder.lstm, "weight_storage", "int8"),
     "another kernel": lambda model, *_: setattr(model.decoder.lstm, "implementation", "loop"),
-    "dropout": lambda model, *_: model.decoder.lstm.train(),
     "a hook of the decoder": lambda model, *_: model.decoder.register_forward_hook(_added),
     "a hook of the LSTM": lambda model, *_: model.decoder.lstm.register_forward_pre_hook(_added),
     "a hook of the attention": lambda model, *_: model.attention.register_forward_hook(_added),
@@ -264,13 +185,6 @@ def test_a_hook_of_all_modules_sees_their_calls():
     finally:
         hook.remove()
     assert seen.count(model.attention) == 4
-
-
-def test_gradients_come_of_the_models_own_loop():
-    """The native call has none."""
-    model = model_of(LUONG)
-    decoded(model, problem(LUONG, 3, 4, 2, differ=True))["outputs"].sum().backward()
-    assert all(parameter.grad is not None for parameter in model.decoder.parameters())
 
 
 @pytest.mark.parametrize("missing", ["a vector that scores", "all of the memory", "a row of the memory"])
@@ -365,13 +279,18 @@ _NOT_SHARED = "part = PLANTED ? 0 : thread; part < parts.size(); part += PLANTED
 
 @pytest.mark.slow
 def test_threads_share_nothing_that_they_write(tmp_path, monkeypatch):
-    """The sanitizers find nothing, and a race where each thread runs all rows: they have no barrier to lose."""
-    source = planted_sources({"not shared": (_SHARED, _NOT_SHARED)}, tmp_path, decoder.SOURCE)
+    """The sanitizers find nothing, and a race where each thread runs all rows: they have no barrier to lose.
+
+    Their program compares too: a wrong gradient is not what float64 has.
+    """
+    defects = {"not shared": (_SHARED, _NOT_SHARED), "gradient": WAY_BACK["h below"][:2]}
+    source = planted_sources(defects, tmp_path, decoder.SOURCE)
     for name in (*(sanitize.CHECKS.keys() - {sanitize.RACES}), sanitize.RACES):
         program = sanitize.build(name, tmp_path / "check", source, sanitize.DECODER)
         passed, said = sanitize.run(program)
         assert passed, said
-    monkeypatch.setenv(DEFECT, "0")
-    passed, said = sanitize.run(program)
-    assert not passed
-    assert "data race" in said
+    for number, word in enumerate(("data race", "a slope of")):
+        monkeypatch.setenv(DEFECT, str(number))
+        passed, said = sanitize.run(program)
+        assert not passed
+        assert word in said

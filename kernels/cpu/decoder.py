@@ -1,4 +1,7 @@
-"""A decoder with attention that is fed what it found: all steps of a batch in one native call (`decoder.cpp`)."""
+"""A decoder with attention that is fed what it found: all steps of a batch in one native call (`decoder.cpp`).
+
+`decoder_training` has its gradients.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,7 @@ import functools
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,14 +19,14 @@ from . import build, packing, teams
 from .native_arguments import fitting
 
 SOURCE = "decoder.cpp"
-#: `FedCall` of decoder.cpp, as bytes.
-_CALL = struct.Struct("@19qd10q").pack
+#: `FedCall` of fed_steps.h, as bytes.
+CALL = struct.Struct("@19qd11q").pack
 #: Steps of a batch from which a look at all of the weights is a small part of a call.
 LONG = 32
 
 
 class FedLayer(ctypes.Structure):
-    """`FedLayer` of decoder.cpp."""
+    """`FedLayer` of fed_steps.h."""
 
     _fields_ = tuple((name, ctypes.c_void_p) for name in ("packed_ih", "packed", "bias_ih", "bias_hh"))
 
@@ -59,6 +62,30 @@ class FedState:
     fed: Tensor
 
 
+class Sizes(NamedTuple):
+    """The numbers that a `FedCall` begins with; `parts` is what threads share the rows out in."""
+
+    batch: int
+    steps: int
+    inputs: int
+    fed_size: int
+    hidden: int
+    layers: int
+    memory_steps: int
+    memory_size: int
+    key_size: int
+    feeds_context: bool
+    parts: int = 1
+
+    @property
+    def work(self) -> int:
+        """Multiplications of all steps."""
+        features = self.inputs + self.fed_size + (self.layers - 1) * self.hidden
+        lstm = 4 * self.hidden * (features + self.layers * (self.hidden + 16))
+        looks = self.memory_steps * (self.key_size + self.memory_size) + self.key_size * self.hidden
+        return self.batch * self.steps * (lstm + looks + self.hidden * (self.memory_size + self.hidden))
+
+
 def hindrance() -> str | None:
     """Reason why there is no such decoder on this machine, or None; compiles it unless that was done before."""
     found = library()
@@ -85,61 +112,82 @@ def run(
         layers: of each layer weight_ih (4H, features), weight_hh (4H, H) and both biases (4H,), if any.
         memory: what is looked at.
         combine: weight (hidden, memory size + hidden) and bias (hidden,) or None.
-        lengths: (batch,) int64, steps after which a row keeps its state; all when None.
+        lengths: (batch,) int32, steps after which a row keeps its state; all when None.
         feeds_context: whether the next step is fed what was found, not what was decoded.
 
     Returns:
-        What each step decoded, (batch, steps, hidden), past a row's length what its padding gives; and the state after
-        each row's last step.
+        What each step decoded, (batch, steps, hidden), zero past a row's length; and the state after each row's last
+        step.
 
     Raises:
         BuildError: where there is no such decoder on this machine.
         RuntimeError: for arguments that do not fit each other, or of another type or device.
         MemoryError: where native code finds no memory.
     """
+    return run_keeping(x, state, layers, memory, combine, lengths, feeds_context=feeds_context, keeps=False)[:2]
+
+
+def run_keeping(  # noqa: PLR0913 - as `run`
+    x: Tensor,
+    state: FedState,
+    layers: Sequence[tuple[Tensor, ...]],
+    memory: Memory,
+    combine: tuple[Tensor, Tensor | None],
+    lengths: Tensor | None = None,
+    *,
+    feeds_context: bool,
+    keeps: bool,
+) -> tuple[Tensor, FedState, Sizes, Tensor | None]:
+    """Run all steps as `run`; returns also the sizes of the call and, with `keeps`, what a backward pass needs."""
     native = build.available(library())
     (batch, steps, inputs), hidden = x.shape, state.hidden.size(2)
     (memory_steps, memory_size), key_size, fed_size = memory.values.shape[1:], memory.keys.size(2), state.fed.size(1)
+    sizes = Sizes(
+        batch, steps, inputs, fed_size, hidden, len(layers), memory_steps, memory_size, key_size, feeds_context
+    )  # fmt: skip
+    # tanh takes as long as 8 products.
+    tanhs = 8 * batch * steps * memory_steps * key_size * (memory.vector is not None)
+    sizes = sizes._replace(parts=max(1, min(teams.threads_for(sizes.work + tanhs), batch)))
     whole = batch * steps >= LONG
-    held: list[Any] = []  # whatever addresses below point into
-
-    def contiguous(value: Tensor | None) -> int:
-        if value is None:
-            return 0
-        held.append(value.contiguous())
-        return int(held[-1].data_ptr())
+    held: list[Tensor] = []  # whatever addresses below point into
 
     def packed(weight: Tensor, order: str = "forward") -> int:
-        found = packing.pack(weight.contiguous(), order, whole=whole, lasting=True)
+        found = packing.pack(weight.contiguous(), order, whole=whole, lasting=not keeps).values
         held.append(found)
-        return int(found.values.data_ptr())
+        return int(found.data_ptr())
 
     weights = (FedLayer * len(layers))()
-    features, work = inputs + fed_size, 0
+    features = inputs + fed_size
     for number, own in enumerate(layers):
         weight_ih, weight_hh, *biases = fitting(own, features, hidden)
         held += [weight_ih, weight_hh, *biases]
         weights[number] = FedLayer(packed(weight_ih), packed(weight_hh), *(bias.data_ptr() for bias in biases))
-        work += 4 * hidden * (features + hidden + 16)
         features = hidden
     query, query_bias = memory.query or (None, None)
     _check(x, state, len(layers), memory, combine, lengths, feeds_context=feeds_context)
-    additive = 1 + 8 * (memory.vector is not None)
-    work += hidden * (memory_size + hidden) + memory_steps * (key_size * additive + memory_size)
     after = FedState(*(value.new_empty(value.shape) for value in (state.hidden, state.cell, state.fed)))
     decoded = x.new_empty(batch, steps, hidden)
-    status = native.decoder_run(_CALL(
-        batch, steps, inputs, fed_size, hidden, len(layers), memory_steps, memory_size, key_size, feeds_context,
-        teams.threads_for(batch * steps * work), ctypes.addressof(weights),
-        contiguous(x), contiguous(memory.values), contiguous(memory.keys), contiguous(memory.mask),
-        0 if query is None else packed(query, "linear"), contiguous(query_bias), contiguous(memory.vector),
+    first = (
+        *sizes, ctypes.addressof(weights),
+        *(contiguous(value, held) for value in (x, memory.values, memory.keys, memory.mask)),
+        0 if query is None else packed(query, "linear"), contiguous(query_bias, held), contiguous(memory.vector, held),
         memory.scale,
-        packed(combine[0], "linear"), contiguous(combine[1]), contiguous(lengths),
-        contiguous(state.hidden), contiguous(state.cell), contiguous(state.fed),
+        packed(combine[0], "linear"), contiguous(combine[1], held), contiguous(lengths, held),
+        *(contiguous(value, held) for value in (state.hidden, state.cell, state.fed)),
         after.hidden.data_ptr(), after.cell.data_ptr(), after.fed.data_ptr(), decoded.data_ptr(),
-    ))  # fmt: skip
+    )  # fmt: skip
+    kept = x.new_empty(native.decoder_kept(CALL(*first, 0))) if keeps else None
+    status = native.decoder_run(CALL(*first, 0 if kept is None else kept.data_ptr()))
     build.checked(native, status, "decoder_failure")
-    return decoded, after
+    return decoded, after, sizes, kept
+
+
+def contiguous(value: Tensor | None, held: list[Tensor]) -> int:
+    """Address of a tensor's numbers in their order, in memory that `held` keeps; 0 for None."""
+    if value is None:
+        return 0
+    held.append(value.contiguous())
+    return held[-1].data_ptr()
 
 
 def _check(
@@ -175,7 +223,7 @@ def _check(
         if value is not None and value.shape != shape:
             msg = f"an argument of the decoder has shape {tuple(value.shape)}, expected {shape}"
             raise RuntimeError(msg)
-        dtype = torch.bool if value is memory.mask else torch.int64 if value is lengths else torch.float32
+        dtype = torch.bool if value is memory.mask else torch.int32 if value is lengths else torch.float32
         if value is not None and (value.dtype is not dtype or not value.is_cpu):
             msg = f"an argument of the decoder is of {value.dtype} on {value.device}, expected {dtype} on cpu"
             raise RuntimeError(msg)
@@ -192,5 +240,6 @@ def library(target: str = build.NATIVE) -> ctypes.CDLL | str:
     if isinstance(native, str):
         return native
     native.decoder_failure.restype = ctypes.c_char_p
-    native.decoder_run.restype, native.decoder_run.argtypes = ctypes.c_int64, [ctypes.c_char_p]
+    for function in (native.decoder_kept, native.decoder_run, native.decoder_back):
+        function.restype, function.argtypes = ctypes.c_int64, [ctypes.c_char_p]
     return native

@@ -125,20 +125,30 @@ class DifferentiableLayer(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> Any:
         """Gradients of x, h0, c0 and the parameters."""
-        # Asked for once: whoever recomputes or fetches them (checkpointing, offloading) does it at each asking.
-        saved = ctx.saved_tensors
-        for value, form in zip(saved, ctx.forms, strict=True):
-            if value is not None and ((value.shape, value.dtype) != form or not value.is_cpu):
-                msg = (
-                    f"a hook of saved tensors was given {tuple(form[0])} of {form[1]} on cpu and returned "
-                    f"{tuple(value.shape)} of {value.dtype} on {value.device}"
-                )
-                raise RuntimeError(msg)
+        saved = as_saved(ctx)
         found = gradients_of(_gradients, grads, *saved[:7], ctx.options, ctx.needs_input_grad, *saved[7:])
         return *found[:3], None, None, None, *found[3:]
 
 
-def _readable(gradient: Tensor) -> Tensor:
+def as_saved(ctx: Any) -> tuple[Tensor | None, ...]:
+    """Return what a forward pass saved, in the forms that it noted as `ctx.forms`.
+
+    Raises:
+        RuntimeError: where a hook of saved tensors returned what native code would read past the end of.
+    """
+    # Asked for once: whoever recomputes or fetches them (checkpointing, offloading) does it at each asking.
+    saved: tuple[Tensor | None, ...] = ctx.saved_tensors
+    for value, form in zip(saved, ctx.forms, strict=True):
+        if value is not None and ((value.shape, value.dtype) != form or not value.is_cpu):
+            msg = (
+                f"a hook of saved tensors was given {tuple(form[0])} of {form[1]} on cpu and returned "
+                f"{tuple(value.shape)} of {value.dtype} on {value.device}"
+            )
+            raise RuntimeError(msg)
+    return saved
+
+
+def readable(gradient: Tensor) -> Tensor:
     """Return a gradient in memory that holds its values, in the order in which the kernel reads them."""
     elsewhere = gradient.is_neg() or gradient._is_zerotensor()  # noqa: SLF001 - torch has no public name for it
     return (gradient.clone() if elsewhere else gradient).to(torch.float32).contiguous()
@@ -169,8 +179,8 @@ def _gradients(  # noqa: PLR0913, PLR0917 - all that a layer read and wrote
     each = len(flat) // directions
     width, rows = directions * hidden, first * second
 
-    grad_output = torch.zeros_like(output) if grad_output is None else _readable(grad_output)
-    grad_h_n, grad_c_n = (None if grad is None else _readable(grad) for grad in (grad_h_n, grad_c_n))
+    grad_output = torch.zeros_like(output) if grad_output is None else readable(grad_output)
+    grad_h_n, grad_c_n = (None if grad is None else readable(grad) for grad in (grad_h_n, grad_c_n))
     x, h0, c0, lengths, resets = (None if v is None else v.contiguous() for v in (x, h0, c0, lengths, resets))  # type: ignore[assignment]
     output, record = output.contiguous(), record.contiguous()
     by_tiles = native.backward_by_tiles(number)

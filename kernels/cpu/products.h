@@ -131,6 +131,15 @@ inline void pack_linear_rows(const float* weight, float* packed, int64_t outputs
                 packed[k * 4 * LANES + i] = first + i < outputs ? weight[(first + i) * depth + k] : 0.0f;
 }
 
+// weight (rows, depth) by which gradients of its rows are multiplied, to [block][row][lane], zeros past the depth.
+inline int64_t back_size(int64_t rows, int64_t depth) { return (depth + LANES - 1) / LANES * LANES * rows; }
+inline void pack_back_rows(const float* weight, float* packed, int64_t rows, int64_t depth) {
+    for (int64_t column = 0; column < depth; column += LANES) {
+        const int n = static_cast<int>(depth - column < LANES ? depth - column : LANES);
+        for (int64_t row = 0; row < rows; ++row, packed += LANES) store(packed, load(weight + row * depth + column, n));
+    }
+}
+
 // Rows of the operands of a transposed product that are taken together: 32 KB of columns with vectors of 16.
 constexpr int64_t CHUNK = 128, COLUMNS = CHUNK * 4 * LANES;
 

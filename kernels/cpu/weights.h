@@ -388,12 +388,7 @@ inline void packed_backward(const float* weight, void* packed, int64_t hidden, i
     if (kept == BF16_TRAINED) return pack_pairs_back(weight, static_cast<uint16_t*>(packed), hidden, depth);
 #endif
     if (kept != FP32) throw std::invalid_argument("weights kept so have no gradients");
-    const int64_t blocks = (depth + LANES - 1) / LANES;
-    for (int64_t block = 0; block < blocks; ++block) {
-        const int n_lanes = static_cast<int>(depth - block * LANES < LANES ? depth - block * LANES : LANES);
-        for (int64_t n = 0; n < 4 * hidden; ++n)
-            store(static_cast<float*>(packed) + (block * 4 * hidden + n) * LANES, load(weight + n * depth + block * LANES, n_lanes));
-    }
+    pack_back_rows(weight, static_cast<float*>(packed), 4 * hidden, depth);
 }
 
 }  // namespace

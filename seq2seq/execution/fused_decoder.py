@@ -1,14 +1,15 @@
-"""All steps of a decoder that is fed what it found, in one native call: for eager inference."""
+"""All steps of a decoder that is fed what it found, in one native call, and another back: for eager code."""
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from kernels.common.fast_path import unwatched
-from kernels.cpu import decoder
+from kernels.cpu import decoder, decoder_training
 from kernels.cpu.decoder import FedState, Memory
 from kernels.dispatch import CPU, Choice
 from kernels.lstm import LSTM
@@ -23,9 +24,13 @@ _REPLACED = ("_step_by_step", "_look", "_combined")
 class FusedDecoder:
     """Runs all steps of an `AttentionSeq2Seq` whose decoder is fed; it has the arguments of the model's own loop.
 
-    What it does not serve runs by the model's own loop: gradients, autocast, a compiler or tracer, other types than
-    float32, dropout that acts, an LSTM that another kernel runs or that keeps its weights in fewer bits, modules with
-    hooks or with a forward of their own, and lengths outside 1 to the steps.
+    Where gradients are needed, the call keeps what one native call back needs: gates, cells, h, attention's weights and
+    queries of every step. There are no gradients of gradients; asking for them raises NotImplementedError.
+
+    What it does not serve runs by the model's own loop: autocast, a compiler or tracer, other types than float32,
+    dropout that acts between the LSTM's layers, an LSTM that another kernel runs or that keeps its weights in fewer
+    bits, modules with hooks or with a forward of their own, and lengths outside 1 to the steps. `choices` of the LSTM
+    say which of these it was.
 
     Args:
         model: changed weights take effect. Changes that torch does not count are looked for as `kernels.LSTM` does, in
@@ -46,33 +51,46 @@ class FusedDecoder:
 
     def __call__(self, x: Tensor, state: dict[str, Tensor], lengths: Tensor | None) -> Tensor:
         """As `AttentionSeq2Seq._step_by_step`: what each step decoded; the state is brought to their end."""
-        own = torch.is_grad_enabled() or torch.compiler.is_compiling() or not self._runs_as_built()
-        found = None if own else self._run(x, state, lengths)
-        return AttentionSeq2Seq._step_by_step(self.model, x, state, lengths) if found is None else found  # noqa: SLF001 - it stands in for it
+        if torch.compiler.is_compiling():
+            return AttentionSeq2Seq._step_by_step(self.model, x, state, lengths)  # noqa: SLF001 - it stands in for it
+        why = self._refused()
+        found = why or self._run(x, state, lengths)
+        if isinstance(found, Tensor):
+            return found
+        decoded = AttentionSeq2Seq._step_by_step(self.model, x, state, lengths)  # noqa: SLF001
+        self._note(f"a step at a time: {found}")
+        return decoded
 
-    def _runs_as_built(self) -> bool:
-        """Return whether nothing sees or changes the calls of the modules that the native call stands in for."""
+    def _note(self, reason: str) -> None:
+        """Put a reason before that of what the LSTM ran."""
+        lstm = cast("Any", self.model.decoder.lstm)
+        noted = [dataclasses.replace(choice, reason=f"{reason}; {choice.reason}") for choice in lstm.choices]
+        # Not by nn.Module's own __setattr__, with which the LSTM drops what it prepared.
+        lstm.__dict__["choices"] = tuple(noted)
+
+    def _refused(self) -> str | None:
+        """Reason why something sees or changes the calls of the modules that the native call stands in for, or None."""
         model = self.model
         lstm, attention = cast("Any", model.decoder.lstm), model.attention
-        if not isinstance(lstm, LSTM) or lstm.implementation != CPU or lstm.weight_storage != "fp32" or lstm.training:
-            return False
+        if not isinstance(lstm, LSTM) or lstm.implementation != CPU or lstm.weight_storage != "fp32":
+            return "the native decoder is for cpu-fused with its weights in fp32"
+        if lstm.training and lstm.dropout and lstm.num_layers > 1:
+            return "the native decoder has no dropout between layers"
         parts = (
             (model.decoder, Reader), (lstm, LSTM), (attention, Attention), (model.combine, nn.Linear),
             (attention.query, nn.Linear if attention.additive else nn.Identity),
         )  # fmt: skip
-        if nn.modules.module._global_forward_hooks or nn.modules.module._global_forward_pre_hooks:  # noqa: SLF001 - torch has no public name
-            return False
-        return all(
-            # A parametrized module has a class of its own, with the same forward.
-            type(part).forward is kind.forward
-            and "forward" not in vars(part)
-            and not part._forward_hooks  # noqa: SLF001
-            and not part._forward_pre_hooks  # noqa: SLF001
-            for part, kind in parts
-        )
+        of_all = nn.modules.module._global_forward_hooks or nn.modules.module._global_forward_pre_hooks  # noqa: SLF001 - torch has no public name
+        backward = nn.modules.module._global_backward_hooks or nn.modules.module._global_backward_pre_hooks  # noqa: SLF001
+        if of_all or backward or any(_hooked(part) for part, _ in parts):
+            return "hooks see the calls of modules"
+        # A parametrized module has a class of its own, with the same forward.
+        if any(type(part).forward is not kind.forward or "forward" in vars(part) for part, kind in parts):
+            return "a module has a forward of its own"
+        return None
 
-    def _run(self, x: Tensor, state: dict[str, Tensor], lengths: Tensor | None) -> Tensor | None:
-        """All steps in one native call; None, and nothing done, for tensors that it does not serve."""
+    def _run(self, x: Tensor, state: dict[str, Tensor], lengths: Tensor | None) -> Tensor | str:
+        """All steps in one native call; for tensors that it does not serve nothing is done, and the reason returned."""
         model = self.model
         lstm, attention = cast("Any", model.decoder.lstm), model.attention
         # Each is read once: a parametrization computes it anew.
@@ -85,11 +103,19 @@ class FusedDecoder:
         given += [
             value for own in (*layers, query or (), combine, (vector, scale)) for value in own if value is not None
         ]
-        if not _serves(given, mask, lengths):
-            return None
-        # Of a vector of zeros the factor is infinite, and the scores are NaN, as the model's own.
-        factor = 1.0 if scale is None else float(scale if vector is None else scale / torch.linalg.vector_norm(vector))
-        found, after = decoder.run(
+        if why := _not_served(given, mask, lengths):
+            return why
+        gradients = torch.is_grad_enabled() and any(value.requires_grad for value in given)
+        factor = 1.0
+        if gradients and scale is not None:
+            # By torch, which has the gradients of this.
+            keys = keys * scale if vector is None else keys
+            vector = vector if vector is None else vector * (scale / torch.linalg.vector_norm(vector))
+        elif scale is not None:
+            # Of a vector of zeros the factor is infinite, and the scores are NaN, as the model's own.
+            factor = float(scale if vector is None else scale / torch.linalg.vector_norm(vector))
+        run = decoder_training.run if gradients else decoder.run
+        found, after = run(
             x,
             FedState(state["hidden"], state["cell"], fed),
             layers,
@@ -97,17 +123,27 @@ class FusedDecoder:
                 values, keys, None if mask is None else mask.squeeze(0).expand(values.shape[:2]), query, vector, factor
             ),
             combine,
-            None if lengths is None else lengths.to(torch.int64),
+            None if lengths is None else lengths.to(torch.int32),
             feeds_context=model.feeds_context,
         )
         state["hidden"], state["cell"], state["fed"] = after.hidden, after.cell, after.fed.unsqueeze(0)
-        # Not by nn.Module's own __setattr__, with which the LSTM drops what it prepared.
-        lstm.__dict__["choices"] = (Choice(CPU, "in one call with its attention, all steps", {}),) * lstm.num_layers
+        how = "in one call with its attention, all steps" + (", and one back" if gradients else "")
+        lstm.__dict__["choices"] = (Choice(CPU, how, {}),) * lstm.num_layers
         return found
 
 
-def _serves(given: list[Tensor], mask: Tensor | None, lengths: Tensor | None) -> bool:
-    """Return whether the native call can read these without conversion, and nothing else has to see its operators.
+def _hooked(part: nn.Module) -> bool:
+    """Return whether a module has hooks that its call would run."""
+    return bool(
+        part._forward_hooks  # noqa: SLF001 - torch has no public name for any of these
+        or part._forward_pre_hooks  # noqa: SLF001
+        or part._backward_hooks  # noqa: SLF001
+        or part._backward_pre_hooks  # noqa: SLF001
+    )
+
+
+def _not_served(given: list[Tensor], mask: Tensor | None, lengths: Tensor | None) -> str | None:
+    """Reason why the native call cannot read these without conversion, or something else has to see its operators.
 
     Args:
         given: all that must be float32: x first, the state and the parameters.
@@ -115,15 +151,15 @@ def _serves(given: list[Tensor], mask: Tensor | None, lengths: Tensor | None) ->
         lengths: of x.
     """
     others = [value for value in (mask, lengths) if value is not None]
-    if not unwatched([*given, *others]) or any(
-        value.device.type != "cpu" or not value.numel() for value in (*given, *others)
-    ):
-        return False
+    if not unwatched([*given, *others]):
+        return "autocast, a tracer, a mode or a transform sees the operators"
+    if any(value.device.type != "cpu" or not value.numel() for value in (*given, *others)):
+        return "a tensor is empty or not on the CPU"
     if any(value.dtype is not torch.float32 for value in given) or (mask is not None and mask.dtype is not torch.bool):
-        return False
+        return "the native decoder is for float32"
     if lengths is None:
-        return True
+        return None
     if lengths.dtype not in {torch.int64, torch.int32}:
-        return False
+        return "lengths are not int64 or int32"
     least, most = (int(value) for value in lengths.aminmax())
-    return least >= 1 and most <= given[0].size(1)
+    return None if least >= 1 and most <= given[0].size(1) else "a length is not from 1 to the steps"
