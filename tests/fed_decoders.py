@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import functools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from pathlib import Path
 from unittest import mock
 
+import pytest
 import torch
 from cpu_builds import built_for
 from hypothesis import strategies as st
+from planted_kernels import planted_sources
 from torch import Tensor
 
-from kernels.cpu import decoder
+from kernels.cpu import build, decoder
 from kernels.lstm import LSTM
 from seq2seq.execution.fused_decoder import FusedDecoder
 from seq2seq.layers.padding import valid_mask
@@ -21,11 +25,37 @@ from seq2seq.models.attention import AttentionConfig, AttentionSeq2Seq
 
 #: Some tens of roundings of float32, relative to the norm. A defect below makes 30 times as much or more.
 CLOSE = 4e-6
+#: The same of gradients, which are sums over the steps of both passes.
+CLOSE_BACK = 1e-5
 Found = dict[str, Tensor]
 LUONG = AttentionConfig(
     9, 20, 3, bidirectional=True, attention="bahdanau", scaled=True, feeds="attention", combine_bias=True,
     decoder_layers=1, decoder_input_size=6,
 )  # fmt: skip
+#: One of each kind, whose sizes leave a part of a vector and more than one group of columns.
+KINDS = {
+    "dot": AttentionConfig(
+        9, 35, 3, attention="dot", scaled=True, feeds="context", combine_bias=True, decoder_layers=1, bidirectional=True
+    ),
+    "general": AttentionConfig(
+        9, 20, 3, num_layers=2, attention="general", scaled=True, feeds="attention", decoder_layers=2,
+        decoder_hidden_size=33,
+    ),
+    "bahdanau": AttentionConfig(
+        9, 20, 3, attention="bahdanau", scaled=True, feeds="context", combine_bias=True, attention_size=70,
+        decoder_layers=1, bidirectional=True,
+    ),
+}  # fmt: skip
+
+
+@contextlib.contextmanager
+def uninitialised_is_nan() -> Iterator[None]:
+    """Where torch is deterministic, memory that it does not initialise is NaN."""
+    torch.use_deterministic_algorithms(True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(False)
 
 
 @contextlib.contextmanager
@@ -33,6 +63,17 @@ def decoder_built_for(target: str, threads: int) -> Iterator[None]:
     """Run decoder and LSTM as built for a target, by a team of a size."""
     with built_for(target, threads), mock.patch.object(decoder, "library", functools.partial(decoder.library, target)):
         yield
+
+
+def planted_decoder(defects: Mapping[str, tuple[str, str]], folder: Path) -> ctypes.CDLL:
+    """The decoder with some defects, as `planted_sources` takes them, of which none is chosen yet."""
+    source = planted_sources(defects, folder, decoder.SOURCE)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(build, "SOURCE", source)
+        patch.setenv("SEQ2SEQ_KERNEL_CACHE", str(folder))
+        found = decoder.library.__wrapped__(f"{build.NATIVE} -Og")
+    assert isinstance(found, ctypes.CDLL)
+    return found
 
 
 @st.composite

@@ -80,8 +80,8 @@ DEFECTS = {
         "dot",
     ),
     "h below": (
-        "layer ? record.h(layer - 1, 1)",
-        "layer ? record.h(layer - 1, PLANTED ? 0 : 1)",
+        "layer ? record.below(layer, 0)",
+        "layer ? PLANTED ? record.h(layer - 1, 0) : record.below(layer, 0)",
         "general",
     ),
     "the other bias": (

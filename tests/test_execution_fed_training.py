@@ -12,7 +12,7 @@ import pytest
 import torch
 from cpu_builds import TARGETS
 from planted_decoder_defects import DEFECTS
-from planted_kernels import NOTHING, planted_sources
+from planted_kernels import NOTHING
 from torch import Tensor
 
 from kernels.cpu import build, decoder, decoder_training
@@ -20,7 +20,19 @@ from seq2seq.layers.padding import valid_mask
 from seq2seq.models.attention import AttentionConfig, AttentionSeq2Seq
 
 pytest.importorskip("hypothesis")
-from fed_decoders import LUONG, Found, decoder_built_for, fed_configs, model_of, problem, worst
+from fed_decoders import (
+    CLOSE_BACK,
+    KINDS,
+    LUONG,
+    Found,
+    decoder_built_for,
+    fed_configs,
+    model_of,
+    planted_decoder,
+    problem,
+    uninitialised_is_nan,
+    worst,
+)
 from hypothesis import given
 from hypothesis import strategies as st
 from strategies import SEEDS
@@ -29,8 +41,6 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
     pytest.mark.skipif(build.missing() is not None, reason="there is no C++ compiler"),
 ]
-#: Some tens of roundings of float32, relative to the norm: gradients are sums over steps of both passes.
-CLOSE = 1e-5
 #: What a decoder returns, whose gradients may be there or not.
 RESULTS = ("outputs", "hidden", "cell", "fed")
 
@@ -109,16 +119,6 @@ def trained(config: AttentionConfig, seed: int) -> AttentionSeq2Seq:
     return model
 
 
-@contextlib.contextmanager
-def uninitialised_is_nan():
-    """Where torch is deterministic, memory that it does not initialise is NaN."""
-    torch.use_deterministic_algorithms(True)
-    try:
-        yield
-    finally:
-        torch.use_deterministic_algorithms(False)
-
-
 def error_of(config: AttentionConfig, given_: Given, seed: int) -> float:
     """Largest error of the native calls, which must have run."""
     model = trained(config, seed)
@@ -141,36 +141,14 @@ def test_all_gradients_are_those_of_float64(  # noqa: PLR0913, PLR0917 - what is
     """Of every kind of attention and feeding, with and without padding, in memory that was NaN before."""
     given_ = drawn(config, batch, steps, seed, differ=differ, masked=masked, results=results)
     with decoder_built_for(target, threads):
-        assert error_of(config, given_, seed) < CLOSE
-
-
-#: One of each kind, whose sizes leave a part of a vector and more than one group of columns.
-KINDS = {
-    "dot": AttentionConfig(
-        9, 35, 3, attention="dot", scaled=True, feeds="context", combine_bias=True, decoder_layers=1, bidirectional=True
-    ),
-    "general": AttentionConfig(
-        9, 20, 3, num_layers=2, attention="general", scaled=True, feeds="attention", decoder_layers=2,
-        decoder_hidden_size=33,
-    ),
-    "bahdanau": AttentionConfig(
-        9, 20, 3, attention="bahdanau", scaled=True, feeds="context", combine_bias=True, attention_size=70,
-        decoder_layers=1, bidirectional=True,
-    ),
-}  # fmt: skip
+        assert error_of(config, given_, seed) < CLOSE_BACK
 
 
 @pytest.fixture(scope="module")
 def changed(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
     """The decoder with all of these, of which none is chosen yet."""
     defects = {name: (right, instead) for name, (right, instead, _) in DEFECTS.items()}
-    source = planted_sources(defects, tmp_path_factory.mktemp("planted"), decoder.SOURCE)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(build, "SOURCE", source)
-        patch.setenv("SEQ2SEQ_KERNEL_CACHE", str(source.parent))
-        found = decoder.library.__wrapped__(f"{build.NATIVE} -Og")
-    assert isinstance(found, ctypes.CDLL)
-    return found
+    return planted_decoder(defects, tmp_path_factory.mktemp("planted"))
 
 
 @pytest.mark.parametrize("name", [NOTHING, *DEFECTS])
@@ -181,7 +159,7 @@ def test_a_defect_in_native_code_is_caught(name, changed, monkeypatch):
     for kind in KINDS if name == NOTHING else [DEFECTS[name][2]]:
         given_ = drawn(KINDS[kind], 8, 5, 11, differ=True, masked=True, results=set(RESULTS))
         error = error_of(KINDS[kind], given_, 11)
-        assert error < CLOSE if name == NOTHING else not error < 30 * CLOSE
+        assert error < CLOSE_BACK if name == NOTHING else not error < 30 * CLOSE_BACK
 
 
 def test_a_training_step_is_that_of_the_models_own_loop():
@@ -267,7 +245,6 @@ def test_a_hook_of_saved_tensors_may_not_change_their_form():
 #: What is done to a model so that no native call trains it, and what the choices say then.
 UNSERVED = {
     "autocast": (None, "autocast"),
-    "dropout between layers": (lambda model: setattr(model.decoder.lstm, "dropout", 0.3), "dropout"),
     "a hook": (lambda model: model.combine.register_forward_hook(lambda *_: None), "hooks"),
     "a hook of the way back": (lambda model: model.combine.register_full_backward_hook(lambda *_: None), "hooks"),
     "weights in int8": (lambda model: setattr(model.decoder.lstm, "weight_storage", "int8"), "fp32"),

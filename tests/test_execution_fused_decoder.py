@@ -87,7 +87,7 @@ def test_the_comparison_sees_what_is_lost(defect):
     """Without a defect it passes; each defect is far beyond what it allows."""
     model, given_ = model_of(LUONG), problem(LUONG, 6, 5, 1, differ=True)
     torch.nn.init.uniform_(model.attention.query.bias, -0.5, 0.5)
-    names = ("x", "state", "layers", "memory", "combine", "lengths")
+    names = ("x", "state", "layers", "memory", "combine", "lengths", "dropped")
     run = decoder.run
 
     def spoilt(*arguments, **options):

@@ -20,7 +20,7 @@ from .native_arguments import fitting
 
 SOURCE = "decoder.cpp"
 #: `FedCall` of fed_steps.h, as bytes.
-CALL = struct.Struct("@19qd11q").pack
+CALL = struct.Struct("@19qd12q").pack
 #: Steps of a batch from which a look at all of the weights is a small part of a call.
 LONG = 32
 
@@ -92,13 +92,14 @@ def hindrance() -> str | None:
     return found if isinstance(found, str) else None
 
 
-def run(
+def run(  # noqa: PLR0913 - all that a decoder reads
     x: Tensor,
     state: FedState,
     layers: Sequence[tuple[Tensor, ...]],
     memory: Memory,
     combine: tuple[Tensor, Tensor | None],
     lengths: Tensor | None = None,
+    dropped: Tensor | None = None,
     *,
     feeds_context: bool,
 ) -> tuple[Tensor, FedState]:
@@ -113,6 +114,7 @@ def run(
         memory: what is looked at.
         combine: weight (hidden, memory size + hidden) and bias (hidden,) or None.
         lengths: (batch,) int32, steps after which a row keeps its state; all when None.
+        dropped: (layers - 1, batch, steps, hidden), factors of what each layer hands to the next; all 1 when None.
         feeds_context: whether the next step is fed what was found, not what was decoded.
 
     Returns:
@@ -124,7 +126,9 @@ def run(
         RuntimeError: for arguments that do not fit each other, or of another type or device.
         MemoryError: where native code finds no memory.
     """
-    return run_keeping(x, state, layers, memory, combine, lengths, feeds_context=feeds_context, keeps=False)[:2]
+    return run_keeping(x, state, layers, memory, combine, lengths, dropped, feeds_context=feeds_context, keeps=False)[
+        :2
+    ]
 
 
 def run_keeping(  # noqa: PLR0913 - as `run`
@@ -134,6 +138,7 @@ def run_keeping(  # noqa: PLR0913 - as `run`
     memory: Memory,
     combine: tuple[Tensor, Tensor | None],
     lengths: Tensor | None = None,
+    dropped: Tensor | None = None,
     *,
     feeds_context: bool,
     keeps: bool,
@@ -164,7 +169,7 @@ def run_keeping(  # noqa: PLR0913 - as `run`
         weights[number] = FedLayer(packed(weight_ih), packed(weight_hh), *(bias.data_ptr() for bias in biases))
         features = hidden
     query, query_bias = memory.query or (None, None)
-    _check(x, state, len(layers), memory, combine, lengths, feeds_context=feeds_context)
+    _check(x, state, len(layers), memory, combine, lengths, dropped, feeds_context=feeds_context)
     after = FedState(*(value.new_empty(value.shape) for value in (state.hidden, state.cell, state.fed)))
     decoded = x.new_empty(batch, steps, hidden)
     first = (
@@ -173,6 +178,7 @@ def run_keeping(  # noqa: PLR0913 - as `run`
         0 if query is None else packed(query, "linear"), contiguous(query_bias, held), contiguous(memory.vector, held),
         memory.scale,
         packed(combine[0], "linear"), contiguous(combine[1], held), contiguous(lengths, held),
+        contiguous(dropped, held),
         *(contiguous(value, held) for value in (state.hidden, state.cell, state.fed)),
         after.hidden.data_ptr(), after.cell.data_ptr(), after.fed.data_ptr(), decoded.data_ptr(),
     )  # fmt: skip
@@ -190,13 +196,14 @@ def contiguous(value: Tensor | None, held: list[Tensor]) -> int:
     return held[-1].data_ptr()
 
 
-def _check(
+def _check(  # noqa: PLR0913 - as `run`
     x: Tensor,
     state: FedState,
     layers: int,
     memory: Memory,
     combine: tuple[Tensor, Tensor | None],
     lengths: Tensor | None,
+    dropped: Tensor | None,
     *,
     feeds_context: bool,
 ) -> None:
@@ -218,6 +225,7 @@ def _check(
         (state.cell, (layers, batch, hidden)),
         (state.fed, (batch, memory_size if feeds_context else hidden)),
         (lengths, (batch,)),
+        (dropped, (layers - 1, batch, steps, hidden)),
     )
     for value, shape in expected:
         if value is not None and value.shape != shape:

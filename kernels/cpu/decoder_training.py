@@ -28,19 +28,20 @@ class FedLayerBack(ctypes.Structure):
     )
 
 
-def run(
+def run(  # noqa: PLR0913 - as `decoder.run`
     x: Tensor,
     state: FedState,
     layers: Sequence[tuple[Tensor, ...]],
     memory: Memory,
     combine: tuple[Tensor, Tensor | None],
     lengths: Tensor | None = None,
+    dropped: Tensor | None = None,
     *,
     feeds_context: bool,
 ) -> tuple[Tensor, FedState]:
     """Run all steps as `decoder.run`, whose arguments and results these are, with gradients of them.
 
-    Mask, scale and lengths have none. What x has past a length is not read.
+    Mask, scale, lengths and what is dropped have none. What x has past a length is not read.
 
     Raises:
         BuildError, RuntimeError, MemoryError: as `decoder.run`.
@@ -49,7 +50,7 @@ def run(
     query = memory.query or (None, None)
     decoded, *after = DifferentiableDecoder.apply(
         x, state.hidden, state.cell, state.fed, memory.values, memory.keys, *query, memory.vector, *combine,
-        memory.mask, lengths, (memory.scale, feeds_context, len(layers)),
+        memory.mask, lengths, dropped, (memory.scale, feeds_context, len(layers)),
         *(value for own in layers for value in own),
     )  # fmt: skip
     return decoded, FedState(*after)
@@ -74,6 +75,7 @@ class DifferentiableDecoder(torch.autograd.Function):
         combine_bias: Tensor | None,
         mask: Tensor | None,
         lengths: Tensor | None,
+        dropped: Tensor | None,
         options: tuple[float, bool, int],
         *flat: Tensor,
     ) -> tuple[Tensor, ...]:
@@ -84,10 +86,10 @@ class DifferentiableDecoder(torch.autograd.Function):
         asks = None if query is None else (query, query_bias)
         decoded, after, sizes, kept = run_keeping(
             x, FedState(h0, c0, fed0), layers, Memory(values, keys, mask, asks, vector, scale),
-            (combine, combine_bias), lengths, feeds_context=feeds_context, keeps=True,
+            (combine, combine_bias), lengths, dropped, feeds_context=feeds_context, keeps=True,
         )  # fmt: skip
         matrices = [value for own in layers for value in own[:2]]
-        saved = decoded, kept, values, keys, query, vector, combine, mask, lengths, *matrices
+        saved = decoded, kept, values, keys, query, vector, combine, mask, lengths, dropped, *matrices
         ctx.save_for_backward(*saved)
         ctx.forms = [value if value is None else (value.shape, value.dtype) for value in saved]
         ctx.sizes, ctx.scale = sizes, scale
@@ -98,7 +100,7 @@ class DifferentiableDecoder(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor | None) -> Any:
         """Gradients of x, the state, memory, keys and the parameters."""
         needed = ctx.needs_input_grad
-        return gradients_of(_gradients, grads, ctx.sizes, ctx.scale, needed[6:11], needed[14:], *as_saved(ctx))
+        return gradients_of(_gradients, grads, ctx.sizes, ctx.scale, needed[6:11], needed[15:], *as_saved(ctx))
 
 
 def _gradients(  # noqa: PLR0913, PLR0917 - all that a decoder read and wrote
@@ -119,6 +121,7 @@ def _gradients(  # noqa: PLR0913, PLR0917 - all that a decoder read and wrote
     combine: Tensor,
     mask: Tensor | None,
     lengths: Tensor | None,
+    dropped: Tensor | None,
     *matrices: Tensor,
 ) -> Any:
     """Gradients of all that the forward pass was given; None where there is nothing, or of parameters not needed.
@@ -157,11 +160,11 @@ def _gradients(  # noqa: PLR0913, PLR0917 - all that a decoder read and wrote
         layers[number] = FedLayerBack(at(weight_ih), at(weight_hh), *map(at, (*grads, *biases)))
     call = CALL(
         *sizes, 0, 0, at(values), at(keys), at(mask), at(query), 0, at(vector), scale, at(combine), 0, at(lengths),
-        0, 0, 0, 0, 0, 0, at(decoded), at(kept),
+        at(dropped), 0, 0, 0, 0, 0, 0, at(decoded), at(kept),
     )  # fmt: skip
     status = native.decoder_back(_BACK(
         ctypes.cast(ctypes.c_char_p(call), ctypes.c_void_p).value or 0, ctypes.addressof(layers), at(grad_decoded),
         *map(at, after), *map(at, inputs), *map(at, others), teams.threads_for(sizes.work),
     ))  # fmt: skip
     build.checked(native, status, "decoder_failure")
-    return *inputs, *others, None, None, None, *found
+    return *inputs, *others, None, None, None, None, *found

@@ -237,7 +237,8 @@ class FedRowsBack {
             walk_back<FloatsBack>(&step, all_steps, alone, 0, 1);
             const int64_t features = layer ? size : a->width();
             linear(gates, 4 * size, rows, own.input(layer), nullptr, features, [=](int64_t r, int64_t column, int n, vec x) {
-                store(in() + r * features + column, x, n);
+                const bool drops = layer && a->dropped;
+                store(in() + r * features + column, drops ? x * load(dropped_of(a, layer - 1, row(r), t) + column, n) : x, n);
             });
             grad = in();
             apart = size;
@@ -326,7 +327,7 @@ public:
             layers.push_back({
                 rows, a->steps, size, 0, 1, 1, nullptr, nullptr, nullptr, nullptr, 0, 0, nullptr, 0, 0,
                 nullptr, 0, 0, nullptr, nullptr, own.gates(layer, 0), rows * 4 * size, 4 * size, nullptr, nullptr,
-                layer ? record.h(layer - 1, 1) : record.in(0), rows * features, features, features,
+                layer ? record.below(layer, 0) : record.in(0), rows * features, features, features,
                 record.h(layer, 1), rows * size, size, record.h(layer, 0), w.grad_ih, w.grad_hh, w.grad_bias_ih,
                 back->weight_threads, nullptr, nullptr, nullptr, 0, nullptr, nullptr, nullptr});
             each = std::max(each, FloatsBack::room(&layers.back(), listed.count));

@@ -38,6 +38,7 @@ struct FedCall {
     const float* combine;         // pack_linear of (hidden, memory_size + hidden), in a walk back as it is
     const float* combine_bias;    // or null
     const int32_t* lengths;       // (batch,), steps after which a row keeps its state; or null
+    const float* dropped;         // (layers - 1, batch, steps, hidden), factors of what each layer hands on; or null
     const float *h0, *c0;         // (layers, batch, hidden)
     const float* fed0;            // (batch, fed_size)
     float *h_n, *c_n, *fed_n;     // as these
@@ -89,7 +90,7 @@ class FedRecord {
     const FedCall* const a;
     const bool every;
     const int64_t states, once;
-    float *ins, *hs, *cs, *all_gates, *joints, *queries, *all_weights;
+    float *ins, *hs, *cs, *all_gates, *dropped, *joints, *queries, *all_weights;
 
     int64_t slot(int64_t t) const { return every ? t : t % 2; }
     int64_t state(int64_t layer, int64_t t) const { return (layer * states + slot(t)) * a->batch * a->hidden; }
@@ -101,6 +102,7 @@ class FedRecord {
         each(&FedRecord::hs, a->layers * states * a->batch * a->hidden);
         each(&FedRecord::cs, a->layers * states * a->batch * a->hidden);
         each(&FedRecord::all_gates, (every ? a->layers * once : 1) * a->batch * 4 * a->hidden);
+        each(&FedRecord::dropped, a->dropped ? (a->layers - 1) * once * a->batch * a->hidden : 0);
         each(&FedRecord::joints, once * a->batch * a->joint());
         each(&FedRecord::queries, a->query ? once * a->batch * a->key_size : 0);
         each(&FedRecord::all_weights, every ? once * a->batch * a->memory_steps : 0);
@@ -127,11 +129,20 @@ public:
     float* gates(int64_t layer, int64_t t) const {
         return all_gates + ((every ? layer * once : 0) + step(t)) * a->batch * 4 * a->hidden;
     }
+    // What a layer above the first one reads: h of the layer below, or that times what is dropped.
+    float* below(int64_t layer, int64_t t) const {
+        return a->dropped ? dropped + ((layer - 1) * once + step(t)) * a->batch * a->hidden : h(layer - 1, t + 1);
+    }
     float* joint(int64_t t) const { return joints + step(t) * a->batch * a->joint(); }
     float* query(int64_t t) const { return queries + step(t) * a->batch * a->key_size; }
     // Zero for what is masked; NaN, as torch has it, where all of a row is. Only where every step is kept.
     float* weights(int64_t t) const { return all_weights + t * a->batch * a->memory_steps; }
 };
+
+// Factors of what a layer hands on, in a step of a row of the batch.
+inline const float* dropped_of(const FedCall* a, int64_t layer, int64_t row, int64_t t) {
+    return a->dropped + ((layer * a->batch + row) * a->steps + t) * a->hidden;
+}
 
 // What of the memory counts for some rows.
 class Unmasked {
@@ -238,9 +249,17 @@ class FedRows {
                 a->kept ? gates : nullptr, rows * 4 * a->hidden, 4 * a->hidden, nullptr, 0, 0,
                 states.data(), nullptr, nullptr, nullptr};
             vector_walk<Floats>(&step, all_steps, alone, room.data(), 0, 1);
-            from = to;
+            from = layer + 1 < a->layers ? handed_on(layer, t, rows) : to;
         }
         return from;
+    }
+    // What the layer above reads of a step.
+    const float* handed_on(int64_t layer, int64_t t, int64_t rows) const {
+        float* const to = record.below(layer + 1, t) + mine.first * a->hidden;
+        for (int64_t r = 0; a->dropped && r < rows; ++r)
+            for (int64_t unit = 0; unit < a->hidden; ++unit)
+                to[r * a->hidden + unit] = h(layer, t + 1)[r * a->hidden + unit] * dropped_of(a, layer, row(r), t)[unit];
+        return to;
     }
 
     // Weights of a row, as they are kept.

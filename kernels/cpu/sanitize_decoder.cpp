@@ -30,10 +30,11 @@ enum Given { X, MEMORY, KEYS, VECTOR, H0, C0, FED0, QUERY, QUERY_BIAS, COMBINE, 
 
 struct Problem {
     FedCall sizes = {};
-    bool additive = maybe(), masked = maybe(), ends = maybe(), biased = maybe();
+    bool additive = maybe(), masked = maybe(), ends = maybe(), biased = maybe(), drops = false;
     std::vector<Numbers> given;
     std::vector<uint8_t> mask;
     std::vector<int32_t> lengths;
+    Numbers dropped;  // of each layer but the last
     Numbers grad_decoded, grad_h, grad_c, grad_fed;  // of the results
 
     explicit Problem(int64_t threads) {
@@ -57,6 +58,8 @@ struct Problem {
         lengths.resize(a.batch);
         // Also none, and more than there are.
         for (int32_t& length : lengths) length = ends ? static_cast<int32_t>(random_bits() % (a.steps + 2)) : a.steps;
+        dropped = filled((a.layers - 1) * a.batch * a.steps * a.hidden);
+        drops = a.layers > 1 && maybe();
         grad_decoded = filled(a.batch * a.steps * a.hidden), grad_h = filled(states), grad_c = filled(states);
         grad_fed = filled(a.batch * a.fed_size);
     }
@@ -108,6 +111,8 @@ Results decode(const Problem& problem, const std::vector<Exact>& given) {
                     next[unit] = sigmoid_of(sums[3]) * std::tanh(c[layer][unit]);
                 }
                 in = h[layer] = next;
+                for (int64_t unit = 0; problem.drops && layer + 1 < a.layers && unit < a.hidden; ++unit)
+                    in[unit] *= problem.dropped[((layer * a.batch + b) * a.steps + t) * a.hidden + unit];
             }
             Exact joint(a.memory_size, 0.0);
             double total = 0;
@@ -215,6 +220,7 @@ bool run(int64_t threads) {
     a.lengths = problem.ends ? problem.lengths.data() : nullptr;
     if (problem.additive) a.query = query, a.query_bias = bias(QUERY_BIAS), a.vector = problem.given[VECTOR].data();
     a.combine = combine, a.combine_bias = bias(COMBINE_BIAS);
+    a.dropped = problem.drops ? problem.dropped.data() : nullptr;
     a.h0 = problem.given[H0].data(), a.c0 = problem.given[C0].data(), a.fed0 = problem.given[FED0].data();
     a.h_n = h_n.data(), a.c_n = c_n.data(), a.fed_n = fed_n.data(), a.decoded = decoded.data();
     const Results truth = decode(problem, problem.exact());

@@ -7,6 +7,7 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from kernels.common.fast_path import unwatched
 from kernels.cpu import decoder, decoder_training
@@ -27,10 +28,10 @@ class FusedDecoder:
     Where gradients are needed, the call keeps what one native call back needs: gates, cells, h, attention's weights and
     queries of every step. There are no gradients of gradients; asking for them raises NotImplementedError.
 
-    What it does not serve runs by the model's own loop: autocast, a compiler or tracer, other types than float32,
-    dropout that acts between the LSTM's layers, an LSTM that another kernel runs or that keeps its weights in fewer
-    bits, modules with hooks or with a forward of their own, and lengths outside 1 to the steps. `choices` of the LSTM
-    say which of these it was.
+    What it does not serve runs by the model's own loop: autocast, a compiler or tracer, other types than float32, an
+    LSTM that another kernel runs or that keeps its weights in fewer bits, modules with hooks or with a forward of their
+    own, and lengths outside 1 to the steps. `choices` of the LSTM say which of these it was. Dropout between the LSTM's
+    layers draws other random numbers than that loop.
 
     Args:
         model: changed weights take effect. Changes that torch does not count are looked for as `kernels.LSTM` does, in
@@ -74,8 +75,6 @@ class FusedDecoder:
         lstm, attention = cast("Any", model.decoder.lstm), model.attention
         if not isinstance(lstm, LSTM) or lstm.implementation != CPU or lstm.weight_storage != "fp32":
             return "the native decoder is for cpu-fused with its weights in fp32"
-        if lstm.training and lstm.dropout and lstm.num_layers > 1:
-            return "the native decoder has no dropout between layers"
         parts = (
             (model.decoder, Reader), (lstm, LSTM), (attention, Attention), (model.combine, nn.Linear),
             (attention.query, nn.Linear if attention.additive else nn.Identity),
@@ -124,12 +123,20 @@ class FusedDecoder:
             ),
             combine,
             None if lengths is None else lengths.to(torch.int32),
+            _dropped(lstm, x),
             feeds_context=model.feeds_context,
         )
         state["hidden"], state["cell"], state["fed"] = after.hidden, after.cell, after.fed.unsqueeze(0)
         how = "in one call with its attention, all steps" + (", and one back" if gradients else "")
         lstm.__dict__["choices"] = (Choice(CPU, how, {}),) * lstm.num_layers
         return found
+
+
+def _dropped(lstm: Any, x: Tensor) -> Tensor | None:
+    """Factors of what each layer hands to the next in each step of x, drawn at once; None where nothing is dropped."""
+    if not (lstm.training and lstm.dropout and lstm.num_layers > 1):
+        return None
+    return functional.dropout(x.new_ones(lstm.num_layers - 1, *x.shape[:2], lstm.hidden_size), lstm.dropout)
 
 
 def _hooked(part: nn.Module) -> bool:
