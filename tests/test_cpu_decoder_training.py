@@ -81,8 +81,8 @@ def by_torch(  # noqa: PLR0913 - as `decoder.run`
 
 
 @dataclasses.dataclass(frozen=True)
-class Sizes:
-    """Sizes and kind of a problem; `keys` is the hidden size where queries are h itself."""
+class ProblemSizes:
+    """ProblemSizes and kind of a problem; `keys` is the hidden size where queries are h itself."""
 
     batch: int
     steps: int
@@ -99,18 +99,18 @@ class Sizes:
 
 
 @st.composite
-def all_sizes(draw: st.DrawFn) -> Sizes:
-    """Sizes around those of vectors."""
+def all_sizes(draw: st.DrawFn) -> ProblemSizes:
+    """ProblemSizes around those of vectors."""
     sizes = st.sampled_from([1, 2, 15, 16, 17, 33])
     inputs, hidden, size, keys = (draw(sizes) for _ in range(4))
     additive, context, biased = (draw(st.booleans()) for _ in range(3))
-    return Sizes(
+    return ProblemSizes(
         draw(st.integers(1, 9)), draw(st.integers(1, 4)), inputs, hidden, size, keys if additive else hidden,
         draw(st.integers(1, 3)), draw(st.integers(1, 9)), additive, context, biased, draw(SEEDS),
     )  # fmt: skip
 
 
-def made(sizes: Sizes) -> tuple[Found, Found]:
+def made(sizes: ProblemSizes) -> tuple[Found, Found]:
     """What needs gradients by name, and what has none; in float64."""
     batch, steps, inputs, hidden, size, keys, layers, memory_steps, additive, context, biased, seed = (
         dataclasses.astuple(sizes)
@@ -167,7 +167,7 @@ def results(run: Any, given_: Found, others: Found, *, feeds_context: bool) -> F
     return {n: v.detach() for n, v in found.items()} | dict(zip(leaves, grads, strict=True))
 
 
-def error_of(sizes: Sizes) -> float:
+def error_of(sizes: ProblemSizes) -> float:
     """Largest error of results and gradients; what is decoded without gradients must be the same."""
     given_, others = made(sizes)
     truth = results(by_torch, given_, others, feeds_context=sizes.context)
@@ -211,7 +211,7 @@ def test_a_lost_dropout_is_seen(name, changed, monkeypatch):
     """Without a defect the comparison passes; each defect is far beyond what it allows."""
     monkeypatch.setattr(decoder, "library", lambda: changed)
     ctypes.c_int.in_dll(changed, "planted_defect").value = [*DEFECTS, NOTHING].index(name)
-    error = error_of(Sizes(5, 4, 7, 17, 9, 11, 3, 6, True, False, True, 3))
+    error = error_of(ProblemSizes(5, 4, 7, 17, 9, 11, 3, 6, True, False, True, 3))
     assert error < CLOSE_BACK if name == NOTHING else error > 30 * CLOSE_BACK
 
 

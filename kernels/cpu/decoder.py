@@ -62,7 +62,7 @@ class FedState:
     fed: Tensor
 
 
-class Sizes(NamedTuple):
+class DecoderSizes(NamedTuple):
     """The numbers that a `FedCall` begins with; `parts` is what threads share the rows out in."""
 
     batch: int
@@ -142,12 +142,12 @@ def run_keeping(  # noqa: PLR0913 - as `run`
     *,
     feeds_context: bool,
     keeps: bool,
-) -> tuple[Tensor, FedState, Sizes, Tensor | None]:
+) -> tuple[Tensor, FedState, DecoderSizes, Tensor | None]:
     """Run all steps as `run`; returns also the sizes of the call and, with `keeps`, what a backward pass needs."""
     native = build.available(library())
     (batch, steps, inputs), hidden = x.shape, state.hidden.size(2)
     (memory_steps, memory_size), key_size, fed_size = memory.values.shape[1:], memory.keys.size(2), state.fed.size(1)
-    sizes = Sizes(
+    sizes = DecoderSizes(
         batch, steps, inputs, fed_size, hidden, len(layers), memory_steps, memory_size, key_size, feeds_context
     )  # fmt: skip
     # tanh takes as long as 8 products.

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..common.transforms import gradients_of
 from . import build, decoder, teams
-from .decoder import CALL, FedState, Memory, Sizes, contiguous, run_keeping
+from .decoder import CALL, DecoderSizes, FedState, Memory, contiguous, run_keeping
 from .layer import as_saved, readable
 
 #: `FedBack` of fed_back.h, as bytes.
@@ -108,7 +108,7 @@ def _gradients(  # noqa: PLR0913, PLR0917 - all that a decoder read and wrote
     grad_h_n: Tensor | None,
     grad_c_n: Tensor | None,
     grad_fed_n: Tensor | None,
-    sizes: Sizes,
+    sizes: DecoderSizes,
     scale: float,
     beside: Sequence[bool],
     wanted: Sequence[bool],

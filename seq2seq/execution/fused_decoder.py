@@ -65,9 +65,10 @@ class FusedDecoder:
     def _note(self, reason: str) -> None:
         """Put a reason before that of what the LSTM ran."""
         lstm = cast("Any", self.model.decoder.lstm)
-        noted = [dataclasses.replace(choice, reason=f"{reason}; {choice.reason}") for choice in lstm.choices]
-        # Not by nn.Module's own __setattr__, with which the LSTM drops what it prepared.
-        lstm.__dict__["choices"] = tuple(noted)
+        if isinstance(lstm, LSTM):
+            noted = [dataclasses.replace(choice, reason=f"{reason}; {choice.reason}") for choice in lstm.choices]
+            # Not by nn.Module's own __setattr__, with which the LSTM drops what it prepared.
+            lstm.__dict__["choices"] = tuple(noted)
 
     def _refused(self) -> str | None:
         """Reason why something sees or changes the calls of the modules that the native call stands in for, or None."""
