@@ -270,7 +270,9 @@ def _keep_for_training(
     """Let later calls that are like a plain one with gradients go to the CPU kernel past all of this."""
     kept = lstm.__dict__.get("_kept_training")
     dropped = lstm.dropout and lstm.training and lstm.num_layers > 1
-    if not plain or dropped or options.storage != "fp32" or (kept and kept.stands(lstm._parameters)):  # noqa: SLF001
+    if not plain or dropped or options.storage not in {"fp32", TRAINED}:
+        return
+    if kept and kept.stands(lstm._parameters, options.storage):  # noqa: SLF001
         return
     flat = [value for layer in parameters for own in layer for value in own]
     now = lstm._parameters.values()  # noqa: SLF001

@@ -83,7 +83,18 @@ OVERLAPPED = {
 #: Products of pairs of bf16 numbers.
 PAIRS = {
     "parts": ("features, start > 0);", "features, start > 0 && !PLANTED);"),
-    "pairs": ("loaded(k), loaded(k + 1)", "loaded(PLANTED ? k + 1 : k), loaded(PLANTED ? k : k + 1)"),
+    "pairs": ("two_rows(at(k), at(k + 1),", "two_rows(at(PLANTED ? k + 1 : k), at(PLANTED ? k : k + 1),"),
+    "state-pairs": ("_mm512_slli_epi32(loaded(second), 16)", "_mm512_slli_epi32(loaded(PLANTED ? first : second), 16)"),
+    "input-rows": ("x[r] = input_row(row + r)", "x[r] = input_row(PLANTED ? row : row + r)"),
+    "state-rows": ("h[r] = state(which, b)", "h[r] = state(which, PLANTED ? mine[row] : b)"),
+    "projected": ("load(in + gate * hidden, n);", "load(in + (PLANTED ? 0 : gate) * hidden, n);"),
+    "one-row-less": ("two_pair_products<R - 1>(rows,", "two_pair_products<R - 1>(rows - PLANTED,"),
+    "record": ("_mm512_fnmadd_ps(taken, g, i)", "_mm512_fnmadd_ps(taken, PLANTED ? i : g, i)"),
+    "goes-on": ("factor(PairRecord::FORGET)", "factor(PLANTED ? PairRecord::OF_C : PairRecord::FORGET)"),
+    "first-c": ("if (a->c0) std::memcpy", "if (a->c0 && !PLANTED) std::memcpy"),
+    "gradient-rows": ("(first + row + r) * depth;", "(first + row + r * !PLANTED) * depth;"),
+    "two-directions": ("width, a->grad_x_more,", "width, a->grad_x_more && !PLANTED,"),
+    "first-h": ("state[i] = to_bfloat16(", "state[i] = PLANTED ? 0 : to_bfloat16("),
     "bias": ("start ? load(to, lanes) + (vec)sums[half]", "start && !PLANTED ? load(to, lanes) + (vec)sums[half]"),
     "packing": (
         "_mm512_maskz_loadu_ps(lanes, from + depth)",

@@ -229,21 +229,56 @@ def test_changed_weights_are_packed_anew() -> None:
         assert not any(map(torch.equal, earlier, later))
 
 
-#: Gradients of a layer under autocast, from a given state, over enough rows for several parts.
+def test_calls_like_an_earlier_one_take_the_short_way() -> None:
+    """They are bit for bit those of the long way, and no call under another autocast or on another type is taken."""
+    _, lstm, x = _twins(implementation="cpu-fused")
+    state = (torch.randn(4, 3, 20).requires_grad_(), torch.randn(4, 3, 20))
+    found = []
+    with torch.autocast("cpu", torch.bfloat16):
+        for way in ("long", "short"):
+            leaf = x.clone().requires_grad_()
+            kept = lstm.__dict__.get("_kept_training")
+            taken = kept and kept.at_once(lstm._parameters, leaf, state, False)
+            assert bool(taken) is (way == "short")
+            output, (h_n, c_n) = taken[0] if taken else lstm(leaf, state)
+            total = output.float().sin().sum() + h_n.float().sum() + c_n.float().square().sum()
+            gradients = torch.autograd.grad(total, [leaf, state[0], *lstm.parameters()])
+            found.append((output.detach(), h_n.detach(), c_n.detach(), *gradients))
+        assert kept.at_once(lstm._parameters, x.bfloat16(), None, False) is None
+    assert all(map(torch.equal, *found))
+    assert kept.at_once(lstm._parameters, x, None, False) is None
+    with torch.autocast("cpu", torch.float16):
+        assert kept.at_once(lstm._parameters, x, None, False) is None
+
+
+def test_training_with_and_without_autocast_in_turns_is_each_its_own() -> None:
+    """What one of them settled is not taken by the other."""
+    theirs, lstm, x = _twins(implementation="cpu-fused")
+    for _ in range(2):
+        with torch.autocast("cpu", torch.bfloat16):
+            assert lstm(x)[0].dtype == torch.bfloat16
+        torch.testing.assert_close(lstm(x)[0], theirs(x)[0])
+
+
+#: Gradients of a layer under autocast, from a given state: of a batch of enough rows for several parts, whose input is
+#: projected in each step, and of one whose input is projected before.
 _LAYER = """
 import torch
 from torch import nn
 from kernels.lstm import LSTM
 torch.manual_seed(0)
-theirs, ours = nn.LSTM(5, 21), LSTM(5, 21, implementation="cpu-fused")
+theirs = nn.LSTM(5, 21, bidirectional=True)
+ours = LSTM(5, 21, bidirectional=True, implementation="cpu-fused")
 ours.load_state_dict(theirs.state_dict())
-x, state = torch.randn(60, 9, 5), (torch.randn(1, 9, 21), torch.randn(1, 9, 21))
-found = []
-for lstm in (theirs, ours):
-    with torch.autocast("cpu", torch.bfloat16, enabled=lstm is ours):
-        output = lstm(x, state)[0]
-    found.append(torch.autograd.grad(output.float().sin().sum(), list(lstm.parameters())))
-worst = max(float((value - right).norm() / right.norm()) for right, value in zip(*found))
+worst = 0.0
+for batch, steps in ((9, 60), (4, 7)):
+    x, state = torch.randn(steps, batch, 5).requires_grad_(), torch.randn(2, 2, batch, 21).unbind()
+    found = []
+    for lstm in (theirs, ours):
+        with torch.autocast("cpu", torch.bfloat16, enabled=lstm is ours):
+            output = lstm(x, state)[0]
+        found.append(torch.autograd.grad(output.float().sin().sum(), [x, *lstm.parameters()]))
+    worst = max(worst, *(float((value - right).norm() / right.norm()) for right, value in zip(*found)))
 sys.exit(0 if worst < 8e-2 else 7)
 """
 

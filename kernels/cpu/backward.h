@@ -4,11 +4,8 @@
 
 #include <algorithm>
 #include <cstdint>
-#include <cstring>
-#include <type_traits>
 
 #include "copied_product.h"
-#include "pairs.h"
 #include "products.h"
 #include "rows.h"
 #include "status.h"
@@ -21,9 +18,9 @@ struct Backward {
     const void* packed;        // pack_backward of weight_hh
     const float* c0;
     const int32_t* lengths;
-    const float* gates;        int64_t gates_step, gates_row;  // as `Forward` left them
+    const float* gates;        int64_t gates_step, gates_row;  // as `Forward` left them; by tiles and pairs a record, no cells
     const float* cells;        int64_t cells_step, cells_row;
-    const float* grad_output;  int64_t go_step, go_row;
+    const void* grad_output;   int64_t go_step, go_row;        // float, by pairs bf16
     const float* grad_h_n;     // or null
     const float* grad_c_n;     // or null
     void* grad_gates;          int64_t gg_step, gg_row;  // float, or bf16 where weights are kept so; null by tiles
@@ -31,14 +28,14 @@ struct Backward {
     float* grad_c0;            // the same of c
     // For the gradients of the weights, each null where it is not wanted; grad_gates is contiguous then.
     const float* x;            int64_t x_step, x_row, features;
-    const float* output;       int64_t out_step, out_row;  // zero past the lengths
-    const float* h0;           // (batch, hidden) or null
+    const void* output;        int64_t out_step, out_row;  // zero past the lengths; float, by pairs bf16
+    const void* h0;            // (batch, hidden) in float or null; `StepRows` reads it in the type of the output
     float* grad_ih;            // (4 * hidden, features)
     float* grad_hh;            // (4 * hidden, hidden)
     float* grad_bias;          // (4 * hidden,)
     int64_t weight_threads;    // of a team that need not meet at every step
     const uint8_t* resets;     // as `Forward` has it: no gradient passes
-    // By tiles alone: the gradient of x, with its strides, or null; added to what is there if `grad_x_more`.
+    // In bf16 alone: the gradient of x, with its strides, or null; added to what is there if `grad_x_more`.
     const void* packed_ih;     // pack_backward of weight_ih
     float* grad_x;
     int64_t grad_x_more;
@@ -49,7 +46,9 @@ struct Backward {
 
 namespace {
 
-// Rows of the matrices over all steps whose products are the gradients of the weights, by their place in the list.
+// Rows of the matrices over all steps whose products are the gradients of the weights, by their place in the list. H is the
+// type of the output and of h0.
+template <typename H = float>
 class StepRows {
     Place place(int64_t k) const { return Place((*listed)[k], a->batch, a->steps, a->gg_row > a->gg_step); }
 
@@ -65,21 +64,20 @@ public:
     const float* input(int64_t k) const { return input(place(k)); }
     const float* input(const Place& at) const { return a->x + at.t * a->x_step + at.b * a->x_row; }
     // The h that a step started from, or null for zeros. A sequence walked backward starts at its own last step.
-    const float* before(int64_t k) const { return before(place(k)); }
-    const float* before(const Place& at) const {
+    const H* before(int64_t k) const { return before(place(k)); }
+    const H* before(const Place& at) const {
         if (a->resets && a->resets[at.t * a->batch + at.b]) return nullptr;
         // Memory that is shared with others may have changed since the lengths were checked.
         const int64_t length = a->lengths ? std::min<int64_t>(a->lengths[at.b], a->steps) : a->steps;
-        if (at.t == (a->reverse ? length - 1 : 0)) return a->h0 ? a->h0 + at.b * a->hidden : nullptr;
-        return a->output + (a->reverse ? at.t + 1 : at.t - 1) * a->out_step + at.b * a->out_row;
+        const auto in = [](const void* values, int64_t offset) { return static_cast<const H*>(values) + offset; };
+        if (at.t == (a->reverse ? length - 1 : 0)) return a->h0 ? in(a->h0, at.b * a->hidden) : nullptr;
+        return in(a->output, (a->reverse ? at.t + 1 : at.t - 1) * a->out_step + at.b * a->out_row);
     }
 };
 
 // Gradients of gates in float32, and what multiplies them: pack_backward's weights in a walk, each other over all steps.
 struct FloatsBack {
-    using Number = float;
-
-    static void keep(float* to, vec x, int lanes) { store(to, x, lanes); }
+    using Output = float;  // type of the output of a walk forward
 
     template <int VECTORS>
     static void add(int rows, vec (&sums)[ROWS][4], const float* const (&from)[ROWS], int64_t depth, const float* w,
@@ -101,7 +99,7 @@ struct FloatsBack {
 
     // A thread's share of the gradients of the weights, once all of grad_gates is there: products over all steps of which
     // the gradient is not known to be zero.
-    static void weight_gradients(const StepRows& rows, char* room, int thread, int threads) {
+    static void weight_gradients(const StepRows<>& rows, char* room, int thread, int threads) {
         const Backward* const a = rows.a;
         float* const columns = reinterpret_cast<float*>(room);
         const int64_t count = rows.count(), width = rows.width();
@@ -123,75 +121,12 @@ struct FloatsBack {
             if (a->grad_hh) multiply_copy(copy, before, a->grad_hh, start, depth, width, a->hidden, columns, mine);
         }
     }
+
+    static void walk(const Backward* a, const Lengths& lengths, Barrier& barrier, int thread, int threads);
 };
-
-#if defined(HAS_PAIRS)
-// The same with gradients of gates, weights, x and h in bf16 and sums in float32.
-struct PairsBack {
-    using Number = uint16_t;
-
-    static void keep(uint16_t* to, vec x, int lanes) {
-        _mm256_mask_storeu_epi16(to, first_lanes(lanes), (__m256i)_mm512_cvtneps_pbh((__m512)x));
-    }
-
-    template <int VECTORS>
-    static void add(int rows, vec (&sums)[ROWS][4], const uint16_t* const (&from)[ROWS], int64_t depth, const uint16_t* w) {
-        pair_product<VECTORS>(rows, sums, from, depth / 2, w, PAIR_VECTOR, depth * LANES);
-    }
-
-    static int64_t tiles(const Backward* a) { return (4 * a->hidden + LEFT_TILE - 1) / LEFT_TILE; }
-    static int64_t pairs(int64_t rows) { return (std::min<int64_t>(rows, PAIR_ROWS) + 1) / 2; }
-
-    // Of all tiles of gradients of gates, since a team may become smaller than asked for; of one of x or h; of its rows.
-    static int64_t room(const Backward* a, int64_t rows) {
-        const int64_t most = pairs(rows);
-        return 2 * (tiles(a) * left_numbers(most) + right_numbers(most)) + rounded(2 * most) * static_cast<int64_t>(sizeof(float*));
-    }
-
-    static void weight_gradients(const StepRows& rows, char* room, int thread, int threads) {
-        const Backward* const a = rows.a;
-        const int64_t count = rows.count(), width = rows.width();
-        const Share mine = share(tiles(a), true, thread, threads);
-        const int64_t left_size = left_numbers(pairs(count));
-        uint16_t* const left = reinterpret_cast<uint16_t*>(room);
-        uint16_t* const right = left + tiles(a) * left_size;
-        const float** const found = reinterpret_cast<const float**>(right + right_numbers(pairs(count)));
-        const auto columns_of = [=](int64_t tile) { return std::min(LEFT_TILE, width - tile * LEFT_TILE); };
-        // At least once, so that what has no rows becomes zero.
-        for (int64_t start = 0; start == 0 || start < count; start += PAIR_ROWS) {
-            const int64_t depth = std::min<int64_t>(PAIR_ROWS, count - start);
-            for (int64_t tile = mine.first; tile < mine.end; ++tile) {
-                const int64_t column = tile * LEFT_TILE;
-                __m512 sums[2] = {};
-                pack_left([=](int64_t k) { return rows.gates<uint16_t>(start + k) + column; }, depth, columns_of(tile),
-                          left + (tile - mine.first) * left_size, sums);
-                for (int64_t half = 0; a->grad_bias && half * LANES < columns_of(tile); ++half) {
-                    float* const to = a->grad_bias + column + half * LANES;
-                    const int lanes = static_cast<int>(std::min<int64_t>(LANES, columns_of(tile) - half * LANES));
-                    store(to, start ? load(to, lanes) + (vec)sums[half] : (vec)sums[half], lanes);
-                }
-            }
-            const auto multiply = [=](auto row, float* out, int64_t features) {
-                for (int64_t k = 0; k < depth; ++k) found[k] = row(start + k);
-                for (int64_t column = 0; column < features; column += RIGHT_TILE) {
-                    const int64_t columns = std::min(RIGHT_TILE, features - column);
-                    pack_right(found, depth, column, columns, right);
-                    for (int64_t tile = mine.first; tile < mine.end; ++tile)
-                        outer_tile(left + (tile - mine.first) * left_size, columns_of(tile), right, columns, (depth + 1) / 2,
-                                   out + tile * LEFT_TILE * features + column, features, start > 0);
-                }
-            };
-            if (a->grad_ih) multiply([=](int64_t k) { return rows.input(k); }, a->grad_ih, a->features);
-            if (a->grad_hh) multiply([=](int64_t k) { return rows.before(k); }, a->grad_hh, a->hidden);
-        }
-    }
-};
-#endif
 
 // A thread's share of the walk back through time: grad_gates of all steps, and the gradients of the first state.
-template <typename W>
-void walk_back(const Backward* a, const Lengths& lengths, Barrier& barrier, int thread, int threads) {
-    using Number = typename W::Number;
+inline void FloatsBack::walk(const Backward* a, const Lengths& lengths, Barrier& barrier, int thread, int threads) {
     const int64_t hidden = a->hidden, blocks = (hidden + LANES - 1) / LANES;
     Rows mine(lengths, a->batch, a->by_rows, thread, threads);
     const Share own = share(blocks, !a->by_rows, thread, threads);
@@ -204,9 +139,9 @@ void walk_back(const Backward* a, const Lengths& lengths, Barrier& barrier, int 
             for (int64_t block = own.first; block < own.end; ++block) {
                 const int64_t unit = block * LANES;
                 const int n = static_cast<int>(hidden - unit < LANES ? hidden - unit : LANES);
-                Number* grads = static_cast<Number*>(a->grad_gates) + t * a->gg_step + b * a->gg_row + unit;
+                float* grads = static_cast<float*>(a->grad_gates) + t * a->gg_step + b * a->gg_row + unit;
                 if (i >= running) {
-                    for (int gate = 0; gate < 4; ++gate) W::keep(grads + gate * hidden, vec{}, n);
+                    for (int gate = 0; gate < 4; ++gate) store(grads + gate * hidden, vec{}, n);
                     continue;
                 }
                 const bool reset = a->resets && a->resets[t * a->batch + b];
@@ -220,37 +155,34 @@ void walk_back(const Backward* a, const Lengths& lengths, Barrier& barrier, int 
                 else if (a->c0) c_before = load(a->c0 + b * hidden + unit, n);
                 float* dh_at = a->grad_h0 + b * hidden + unit;
                 float* dc_at = a->grad_c0 + b * hidden + unit;
-                const vec dh = load(dh_at, n) + load(a->grad_output + t * a->go_step + b * a->go_row + unit, n);
+                const vec dh = load(dh_at, n) + load(static_cast<const float*>(a->grad_output) + t * a->go_step + b * a->go_row + unit, n);
                 const vec dc = load(dc_at, n) + dh * o * (1.0f - tanh_c * tanh_c);
-                W::keep(grads, dc * g * i * (1.0f - i), n);
-                W::keep(grads + hidden, dc * c_before * f * (1.0f - f), n);
-                W::keep(grads + 2 * hidden, dc * i * (1.0f - g * g), n);
-                W::keep(grads + 3 * hidden, dh * tanh_c * o * (1.0f - o), n);
+                store(grads, dc * g * i * (1.0f - i), n);
+                store(grads + hidden, dc * c_before * f * (1.0f - f), n);
+                store(grads + 2 * hidden, dc * i * (1.0f - g * g), n);
+                store(grads + 3 * hidden, dh * tanh_c * o * (1.0f - o), n);
                 store(dc_at, reset ? vec{} : dc * f, n);
             }
         }
         if (!a->by_rows) barrier.wait(thread, threads);
         const int64_t depth = 4 * hidden, groups = (own.end - own.first + 3) / 4;
-        const bool far = (own.end - own.first) * depth * LANES * static_cast<int64_t>(sizeof(Number)) > NEAR;
+        const bool far = (own.end - own.first) * depth * LANES * static_cast<int64_t>(sizeof(float)) > NEAR;
         for (int64_t group = 0; group < groups; ++group) {
             // Every other step goes the other way: what a cache too small for all weights still holds is wanted first.
             const auto block_of = [=](int64_t i) { return own.first + 4 * (s % 2 ? groups - 1 - i : i); };
             const int64_t block = block_of(group);
             const int vectors = static_cast<int>(own.end - block < 4 ? own.end - block : 4);
-            const auto weights_of = [=](int64_t block) { return static_cast<const Number*>(a->packed) + block * depth * LANES; };
-            const Number* const w = weights_of(block);
-            const Number* const next = far && group + 1 < groups ? weights_of(block_of(group + 1)) : nullptr;
+            const auto weights_of = [=](int64_t block) { return static_cast<const float*>(a->packed) + block * depth * LANES; };
+            const float* const w = weights_of(block);
+            const float* const next = far && group + 1 < groups ? weights_of(block_of(group + 1)) : nullptr;
             // Where a sequence has ended its state was held, and the gradient passes through.
             for (int64_t row = 0; row < running; row += ROWS) {
                 const int rows = static_cast<int>(running - row < ROWS ? running - row : ROWS);
-                const Number* from[ROWS];
-                for (int r = 0; r < rows; ++r) from[r] = static_cast<const Number*>(a->grad_gates) + t * a->gg_step + mine[row + r] * a->gg_row;
+                const float* from[ROWS];
+                for (int r = 0; r < rows; ++r) from[r] = static_cast<const float*>(a->grad_gates) + t * a->gg_step + mine[row + r] * a->gg_row;
                 vec sums[ROWS][4] = {};
                 const auto add = [&](auto count) {
-                    constexpr int VECTORS = decltype(count)::value;
-                    if constexpr (std::is_same_v<W, FloatsBack>)
-                        W::template add<VECTORS>(rows, sums, from, depth, w, ahead_of(next, row / ROWS, depth));
-                    else W::template add<VECTORS>(rows, sums, from, depth, w);
+                    FloatsBack::add<decltype(count)::value>(rows, sums, from, depth, w, ahead_of(next, row / ROWS, depth));
                 };
                 switch (vectors) {
                     case 1: add(std::integral_constant<int, 1>()); break;

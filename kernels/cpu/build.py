@@ -322,7 +322,8 @@ def _declare(native: ctypes.CDLL) -> None:
     for function in (native.packed_bytes, native.packed_backward_bytes):
         function.restype, function.argtypes = number, [number] * 3
     native.backward_by_tiles.restype, native.backward_by_tiles.argtypes = number, [number]
-    native.numbers_kept_by_tiles.restype, native.numbers_kept_by_tiles.argtypes = number, [number] * 3
+    native.results_rounded.restype, native.results_rounded.argtypes = number, [number]
+    native.numbers_kept.restype, native.numbers_kept.argtypes = number, [number] * 4
     native.linear_numbers.restype, native.linear_numbers.argtypes = number, [number] * 2
     native.mark.restype, native.mark.argtypes = ctypes.c_uint64, [pointer, number]
     native.in_large_pages.restype, native.in_large_pages.argtypes = None, [pointer, number]

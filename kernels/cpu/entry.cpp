@@ -58,6 +58,11 @@ void PyEval_RestoreThread(void*);
 // Of libtorch_python.
 PyObject* THPVariable_Wrap(const at::TensorBase&);
 
+// Of ATen/autocast_mode.h, which takes all of ATen to compile.
+namespace at::autocast {
+c10::ScalarType get_autocast_dtype(c10::DeviceType);
+}
+
 namespace {
 
 constexpr int FASTCALL = 0x0080;
@@ -72,6 +77,7 @@ struct Numbers {
     int64_t work;                  // multiplications of a step of a sequence
     int64_t worth;                 // work from which a team may have more than one thread
     int64_t least_long;            // rows a thread from which all weights are looked at
+    int64_t cast;                  // whether calls are those under autocast to bf16, else without autocast
     const int64_t* forgotten;      // times that packed weights were dropped
     int64_t (*run)(const int64_t* call);
     const char* (*failure)();
@@ -125,13 +131,14 @@ c10::TensorImpl* impl_of(PyObject* tensor) {
     return static_cast<c10::TensorImpl*>(found);
 }
 
-// Whether nobody else has to see what happens: no autocast, tracer, mode or transform; and gradients only where the caller
-// sees to them.
-bool unwatched(bool gradients = false) {
+// Whether nobody else has to see what happens: no tracer, mode or transform; gradients only where the caller sees to them, and
+// autocast to bf16 just where the caller casts.
+bool unwatched(bool gradients = false, bool cast = false) {
     if (c10::GradMode::is_enabled() != gradients || at::impl::PythonTorchFunctionTLS::stack_len()) return false;
     const c10::impl::LocalDispatchKeySet keys = c10::impl::tls_local_dispatch_key_set();
     if (keys.included_.raw_repr() & ~c10::default_included_set.raw_repr()) return false;
-    if (!keys.excluded_.has(c10::DispatchKey::AutocastCPU)) return false;
+    if (keys.excluded_.has(c10::DispatchKey::AutocastCPU) == cast) return false;
+    if (cast && at::autocast::get_autocast_dtype(c10::kCPU) != c10::kBFloat16) return false;
     PyObject* const level = PyObject_GetAttr(forward_ad, level_name);
     const bool forward_mode = !level || PyLong_AsLongLong(level) >= 0;
     if (level) Py_DecRef(level);
@@ -285,7 +292,7 @@ PyObject* step(PyObject* self, PyObject* const* arguments, intptr_t count) try {
 // one; the parameters' values do not count. It does nothing else: what follows is a node of autograd, which is Python's.
 PyObject* trains(PyObject* self, PyObject* const* arguments, intptr_t count) try {
     const Module& module = module_of(self);
-    if (count != 4 || !unwatched(true)) return none();
+    if (count != 4 || !unwatched(true, module.own.cast)) return none();
     const Inputs found = inputs_of(module, arguments[1], arguments[2], PyObject_IsTrue(arguments[3]) == 1);
     if (!found.x) return none();
     bool gradients = found.x->requires_grad() || (found.h0 && (found.h0->requires_grad() || found.c0->requires_grad()));

@@ -33,7 +33,7 @@ class Numbers(ctypes.Structure):
 
     _fields_ = (
         *((name, ctypes.c_int64) for name in ("layers", "features", "hidden", "directions", "states", "work")),
-        *((name, ctypes.c_int64) for name in ("worth", "least_long")),
+        *((name, ctypes.c_int64) for name in ("worth", "least_long", "cast")),
         *((name, ctypes.c_void_p) for name in ("forgotten", "run", "failure")),
     )
 
@@ -60,7 +60,8 @@ def bind(
     a subclass of Tensor, another type, size, device or memory order, or parameters that changed.
 
     `trains`, of the arguments of `at_once`, returns True for a call with gradients that is as plain in all else, be
-    the parameters' values what they are, and None for any other. It runs nothing.
+    the parameters' values what they are, and None for any other. It runs nothing. With `cast` it wants autocast to
+    bfloat16 on, else it wants autocast off.
 
     Args:
         native: the kernel.
@@ -70,7 +71,7 @@ def bind(
             function holds, so `trains`, which only compares addresses, leaves the parameters to its caller: a hook of
             theirs may refer to the module.
         choices: what `at_once` returns besides its results.
-        sizes: features, hidden, directions, states, work and least_long of `Numbers`.
+        sizes: features, hidden, directions, states, work, least_long and cast of `Numbers`.
 
     Raises:
         MemoryError, RuntimeError: from the functions, where the kernel fails.

@@ -1,7 +1,7 @@
 """A whole layer by the CPU kernel with its gradients, products included.
 
 A forward pass is one call of the kernel a direction. A backward pass is another, with the gradients of the weights. The
-gradient of the input is part of it where tiles multiply, else a product of oneDNN.
+gradient of the input is part of it in bf16, else a product of oneDNN.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ class DifferentiableLayer(torch.autograd.Function):
     """`kernels.cpu.fused.run` with its gradients, as an autograd node; `flat` has each direction's parameters.
 
     What a forward pass keeps of a direction lies in one row of memory: as x has them gates (4H) of all steps, and after
-    them cells (H); by tiles both in another order.
+    them cells (H); in bf16 a record in an order of its own.
     """
 
     @staticmethod
@@ -87,11 +87,11 @@ class DifferentiableLayer(torch.autograd.Function):
         each = len(flat) // directions
         width = directions * hidden
 
-        output = x.new_empty(first, second, width)
-        h_n, c_n = x.new_empty(directions, batch, hidden), x.new_empty(directions, batch, hidden)
-        by_tiles = native.backward_by_tiles(number)
-        rows = first * second
-        numbers = native.numbers_kept_by_tiles(batch, steps, hidden) if by_tiles else 5 * rows * hidden
+        in_floats, rows = options.storage != TRAINED, first * second
+        kind, item = (torch.bfloat16, 2) if native.results_rounded(number) else (torch.float32, 4)
+        output = x.new_empty(first, second, width, dtype=kind)
+        h_n, c_n = (x.new_empty(directions, batch, hidden, dtype=kind) for _ in range(2))
+        numbers = native.numbers_kept(batch, steps, hidden, number)
         record = x.new_empty(directions, numbers)
         threads, by_rows = team(work(batch, steps, hidden, features), batch, hidden)
         whole = long(batch, steps, threads)
@@ -109,10 +109,10 @@ class DifferentiableLayer(torch.autograd.Function):
                 batch, steps, hidden, d, threads, by_rows, gates, gates_step, gates_row, steps,
                 given.data_ptr(), features * by_step, features * by_row, features, packed_ih, bias_ih, bias_hh,
                 packed, 0, 0, address(h, d) or 0, address(c, d) or 0, address(ends) or 0,
-                output.data_ptr() + 4 * d * hidden, width * by_step, width * by_row,
-                h_n.data_ptr() + 4 * d * batch * hidden, c_n.data_ptr() + 4 * d * batch * hidden,
+                output.data_ptr() + item * d * hidden, width * by_step, width * by_row,
+                h_n.data_ptr() + item * d * batch * hidden, c_n.data_ptr() + item * d * batch * hidden,
                 gates, gates_step, gates_row,
-                0 if by_tiles else gates + 16 * rows * hidden, hidden * by_step, hidden * by_row,
+                gates + 16 * rows * hidden if in_floats else 0, hidden * by_step, hidden * by_row,
                 0, address(anew, d) or 0, own_ih, own,
             ), number)  # fmt: skip
         saved = x, h0, c0, lengths, resets, output, record, *flat
@@ -120,7 +120,7 @@ class DifferentiableLayer(torch.autograd.Function):
         ctx.forms = [value if value is None else (value.shape, value.dtype) for value in saved]
         ctx.options = options
         ctx.set_materialize_grads(False)
-        return rounded((output, h_n, c_n)) if options.storage == TRAINED else (output, h_n, c_n)
+        return (output, h_n, c_n) if in_floats or kind is torch.bfloat16 else rounded((output, h_n, c_n))
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> Any:
@@ -148,10 +148,10 @@ def as_saved(ctx: Any) -> tuple[Tensor | None, ...]:
     return saved
 
 
-def readable(gradient: Tensor) -> Tensor:
-    """Return a gradient in memory that holds its values, in the order in which the kernel reads them."""
+def readable(gradient: Tensor, kind: torch.dtype = torch.float32) -> Tensor:
+    """Return a gradient in memory that holds its values, in the type and order in which the kernel reads them."""
     elsewhere = gradient.is_neg() or gradient._is_zerotensor()  # noqa: SLF001 - torch has no public name for it
-    return (gradient.clone() if elsewhere else gradient).to(torch.float32).contiguous()
+    return (gradient.clone() if elsewhere else gradient).to(kind).contiguous()
 
 
 def _gradients(  # noqa: PLR0913, PLR0917 - all that a layer read and wrote
@@ -179,7 +179,8 @@ def _gradients(  # noqa: PLR0913, PLR0917 - all that a layer read and wrote
     each = len(flat) // directions
     width, rows = directions * hidden, first * second
 
-    grad_output = torch.zeros_like(output) if grad_output is None else readable(grad_output)
+    in_floats, item = options.storage != TRAINED, output.element_size()
+    grad_output = torch.zeros_like(output) if grad_output is None else readable(grad_output, output.dtype)
     grad_h_n, grad_c_n = (None if grad is None else readable(grad) for grad in (grad_h_n, grad_c_n))
     x, h0, c0, lengths, resets = (None if v is None else v.contiguous() for v in (x, h0, c0, lengths, resets))  # type: ignore[assignment]
     output, record = output.contiguous(), record.contiguous()
@@ -188,7 +189,7 @@ def _gradients(  # noqa: PLR0913, PLR0917 - all that a layer read and wrote
     grad_h0, grad_c0 = (None if h0 is None and c0 is None else x.new_empty(directions, batch, hidden) for _ in range(2))
     threads, by_rows = team(work(batch, steps, hidden), batch, hidden)
     whole, weight_threads = long(batch, steps, threads), threads_for(work(batch, steps, hidden, features))
-    grad_x = torch.empty_like(x) if by_tiles and needed[0] else None
+    grad_x = None if in_floats or not needed[0] else torch.empty_like(x)
     by_call = grad_x
     grads: list[Tensor | None] = []
     for d in range(directions):
@@ -207,18 +208,18 @@ def _gradients(  # noqa: PLR0913, PLR0917 - all that a layer read and wrote
         native.lstm_backward(BACKWARD(
             batch, steps, hidden, d, threads, by_rows, packed, address(c0, d) or 0, address(lengths) or 0,
             gates, 4 * hidden * by_step, 4 * hidden * by_row,
-            0 if by_tiles else gates + 16 * rows * hidden, hidden * by_step, hidden * by_row,
-            grad_output.data_ptr() + 4 * d * hidden, width * by_step, width * by_row,
+            gates + 16 * rows * hidden if in_floats else 0, hidden * by_step, hidden * by_row,
+            grad_output.data_ptr() + item * d * hidden, width * by_step, width * by_row,
             address(grad_h_n, d) or 0, address(grad_c_n, d) or 0,
             address(grad_gates, d) or 0, 4 * hidden * by_step, 4 * hidden * by_row,
             address(grad_h0, d) or 0, address(grad_c0, d) or 0,
             x.data_ptr(), features * by_step, features * by_row, features,
-            output.data_ptr() + 4 * d * hidden, width * by_step, width * by_row,
+            output.data_ptr() + item * d * hidden, width * by_step, width * by_row,
             address(h0, d) or 0, address(grad_ih) or 0, address(grad_hh) or 0, address(bias) or 0, weight_threads,
             address(resets, d) or 0, packed_ih, address(by_call) or 0, d > 0, own_ih, own, address(other) or 0,
         ), number)  # fmt: skip
-        if grad_gates is not None and needed[0]:
-            share = _product(grad_gates[d], weight_ih.to(grad_gates.dtype)).to(x.dtype)
+        if grad_gates is not None and in_floats and needed[0]:
+            share = _product(grad_gates[d], weight_ih)
             grad_x = share if grad_x is None else grad_x.add_(share)
         grads += [grad_ih, grad_hh, *biases]
     return (

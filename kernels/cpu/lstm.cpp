@@ -10,6 +10,7 @@
 #include <cstring>
 #include <functional>
 #include <stdexcept>
+#include <type_traits>
 
 #if defined(__linux__)
 #include <sys/mman.h>
@@ -17,6 +18,7 @@
 
 #include "backward.h"
 #include "marks.h"
+#include "pair_back.h"
 #include "status.h"
 #include "tile_gradients.h"
 #include "walk.h"
@@ -165,7 +167,8 @@ int64_t lstm_forward(const Forward* given, int64_t kept) {
     return guarded([=] {
         Forward own = *given;
         const Forward* const a = &own;
-        const Memory<float> states(a->scratch ? 0 : 2 * a->batch * a->hidden, "the states");
+        const bool own_states = a->scratch || trains_by_pairs(kept);
+        const Memory<float> states(own_states ? 0 : 2 * a->batch * a->hidden, "the states");
         if (!a->scratch) own.scratch = states.data();
         const auto pack = [=](int64_t depth) {
             return [=](const float* weight, void* to) { packed_forward(weight, to, nullptr, a->hidden, depth, kept); };
@@ -179,6 +182,8 @@ int64_t lstm_forward(const Forward* given, int64_t kept) {
         const auto room = [=](int64_t threads) {
             return room_of(kept, a->batch, a->steps, a->hidden, a->features, a->by_rows, threads);
         };
+        // A record of an empty batch has no memory.
+        if (trains_by_pairs(kept) && ((!a->gates && a->batch * a->steps * a->hidden) || a->features < 0)) throw std::invalid_argument("bf16 with gradients keeps gates and projects x");
         if (a->gates && kept != FP32 && kept != BF16_TRAINED) throw std::invalid_argument("weights kept so keep no gates for gradients");
         const Memory<char> memory(room_bytes(kept, a->batch, a->steps, a->hidden, a->features, a->features, a->by_rows, a->threads),
                                   "converted rows");
@@ -249,16 +254,22 @@ int64_t lstm_layers(const LayersCall* call) {
     });
 }
 
-// Whether lstm_backward has the gradient of x too, and needs no memory for those of the gates. What lstm_forward keeps for it
-// are then so many numbers in the memory of the gates, and no cells.
+// Whether lstm_backward needs no memory for the gradients of the gates.
 int64_t backward_by_tiles(int64_t kept) { return trains_by_tiles(kept); }
 
-int64_t numbers_kept_by_tiles(int64_t batch, int64_t steps, int64_t hidden) {
+// Whether output, h_n, c_n and the gradient of the output are bf16.
+int64_t results_rounded(int64_t kept) { return trains_by_pairs(kept); }
+
+// Numbers that lstm_forward keeps of a direction for lstm_backward in the memory of the gates. Where weights are kept in
+// float32 these are the gates, and after them the cells.
+int64_t numbers_kept(int64_t batch, int64_t steps, int64_t hidden, int64_t kept) {
 #if defined(HAS_TILES)
-    return WalkRecord::numbers(batch, steps, hidden);
-#else
-    return 0 * batch * steps * hidden;
+    if (trains_by_tiles(kept)) return WalkRecord::numbers(batch, steps, hidden);
 #endif
+#if defined(HAS_PAIRS)
+    if (trains_by_pairs(kept)) return PairRecord::numbers(batch, steps, hidden);
+#endif
+    return 5 * batch * steps * hidden;
 }
 
 int64_t lstm_backward(const Backward* given, int64_t kept) {
@@ -288,16 +299,24 @@ int64_t lstm_backward(const Backward* given, int64_t kept) {
             if (a->grad_bias_hh) std::memcpy(a->grad_bias_hh, a->grad_bias, 16 * a->hidden);
             return DONE;
         };
+#if defined(HAS_PAIRS)
+        const int64_t rounded_state = trains_by_pairs(kept) && a->h0 ? a->batch * a->hidden : 0;
+        const Memory<uint16_t> state(rounded_state, "h0 in bf16");
+        for (int64_t i = 0; i < rounded_state; ++i) state[i] = to_bfloat16(static_cast<const float*>(given->h0)[i]);
+        if (rounded_state) own.h0 = state.data();
+#endif
         const auto run = [&](auto way) {
             using W = decltype(way);
             const int64_t each = weights ? W::room(a, listed.count) : 0;
             const Memory<char> room(each * a->weight_threads, "the gradients of the weights");
             team(a->threads, [=, &lengths, &barrier](int thread, int threads) {
-                walk_back<W>(a, lengths, barrier, thread, threads);
+                W::walk(a, lengths, barrier, thread, threads);
             });
-            if (weights)
+            if (weights || a->grad_x)
                 team(a->weight_threads, [=, &listed, &room](int thread, int threads) {
-                    W::weight_gradients(StepRows(a, listed), room.data() + thread * each, thread, threads);
+                    if (weights) W::weight_gradients(StepRows<typename W::Output>(a, listed), room.data() + thread * each, thread, threads);
+                    if constexpr (!std::is_same_v<W, FloatsBack>)
+                        if (a->grad_x) W::input_gradient(a, thread, threads);
                 });
             return done();
         };
@@ -320,7 +339,7 @@ int64_t lstm_backward(const Backward* given, int64_t kept) {
             return done();
         }
 #endif
-        if (a->grad_x) throw std::invalid_argument("the gradient of x is had by tiles alone");
+        if (a->grad_x && kept == FP32) throw std::invalid_argument("the gradient of x is had in bf16 alone");
         return with_way_back(kept, run);
     });
 }

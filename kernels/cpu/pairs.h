@@ -136,15 +136,25 @@ inline void pack_left(P row, int64_t rows, int64_t columns, uint16_t* to, __m512
     }
 }
 
+// Numbers of two rows side by side in each lane, rounded to bf16 or already so, zeros where a row is null.
+ALWAYS_INLINE __m512i two_rows(const float* first, const float* second, __mmask16 lanes) {
+    const auto loaded = [=](const float* row) { return row ? _mm512_maskz_loadu_ps(lanes, row) : _mm512_setzero_ps(); };
+    return side_by_side(loaded(first), loaded(second));
+}
+ALWAYS_INLINE __m512i two_rows(const uint16_t* first, const uint16_t* second, __mmask16 lanes) {
+    const auto loaded = [=](const uint16_t* row) {
+        return _mm512_cvtepu16_epi32(row ? _mm256_maskz_loadu_epi16(lanes, row) : _mm256_setzero_si256());
+    };
+    return _mm512_or_si512(loaded(first), _mm512_slli_epi32(loaded(second), 16));
+}
+
 // A tile of `right` from rows at these places, zeros where there is none: [pair][vector][lane][2].
-inline void pack_right(const float* const* row, int64_t rows, int64_t column, int64_t columns, uint16_t* to) {
+template <typename N>
+inline void pack_right(const N* const* row, int64_t rows, int64_t column, int64_t columns, uint16_t* to) {
     for (int64_t k = 0; k < rows; k += 2)
         for (int64_t v = 0; v < columns; v += LANES, to += PAIR_VECTOR) {
-            const __mmask16 lanes = first_lanes(columns - v);
-            const auto loaded = [=](int64_t at) {
-                return at < rows && row[at] ? _mm512_maskz_loadu_ps(lanes, row[at] + column + v) : _mm512_setzero_ps();
-            };
-            _mm512_storeu_si512(to, side_by_side(loaded(k), loaded(k + 1)));
+            const auto at = [=](int64_t k) { return k < rows && row[k] ? row[k] + column + v : nullptr; };
+            _mm512_storeu_si512(to, two_rows(at(k), at(k + 1), first_lanes(columns - v)));
         }
 }
 

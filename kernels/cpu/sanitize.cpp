@@ -31,6 +31,14 @@ bool finite(const float* values, int64_t count) {
     return true;
 }
 
+// Makes each number two of bf16.
+void halve(float* values, int64_t count) {
+    for (int64_t i = 0; i < count; ++i) {
+        const uint32_t upper = to_bfloat16(values[i]), both = upper << 16 | upper;
+        std::memcpy(values + i, &both, 4);
+    }
+}
+
 // (directions, steps, batch), or nothing.
 std::unique_ptr<uint8_t[]> some_resets(int64_t count) {
     if (random_bits() % 2) return nullptr;
@@ -44,8 +52,13 @@ bool run(int64_t batch, int64_t steps, int64_t hidden, int64_t threads, bool by_
     const int64_t blocks = (hidden + LANES - 1) / LANES, size = batch * hidden, features = random_bits() % 2 ? random_bits() % 3 : hidden + 3;
     const int64_t part = 1 + random_bits() % steps;  // steps that are projected at a time, where no gates are kept
     Array weight(4 * hidden * hidden), weight_ih(4 * hidden * features), x(batch * steps * features), bias(4 * hidden);
-    Array input(batch * steps * 4 * hidden), few(batch * part * 4 * hidden, false), h0(size), c0(size), output(steps * size, false), h_n(size, false);
-    Array c_n(size, false), gates(4 * steps * size, false), cells(steps * size, false), scratch(2 * size, false);
+    Array input(batch * steps * 4 * hidden), few(batch * part * 4 * hidden, false), h0(size), c0(size);
+    const bool in_floats = kept != BF16_TRAINED;  // else two numbers of bf16, or a record, are counted as floats
+    const auto results = [=](int64_t count) { return results_rounded(kept) ? (count + 1) / 2 : count; };
+    const auto whole = [=](int64_t count) { return results_rounded(kept) ? count / 2 : count; };
+    Array output(results(steps * size), false), h_n(results(size), false), c_n(results(size), false);
+    Array gates(numbers_kept(batch, steps, hidden, kept) - (in_floats ? steps * size : 0), false);
+    Array cells(in_floats ? steps * size : 0, false), scratch(2 * size, false);
     Array packed(std::max(packed_bytes(hidden, hidden, kept) / 4, blocks * LANES * hidden * 4), false), packed_ih(packed_bytes(hidden, features, kept) / 4, false);
     Array scale(4 * hidden, false), scale_ih(4 * hidden, false);
     std::unique_ptr<int32_t[]> lengths(new int32_t[batch]);
@@ -55,37 +68,37 @@ bool run(int64_t batch, int64_t steps, int64_t hidden, int64_t threads, bool by_
     pack_forward(weight_ih, packed_ih, scale_ih, hidden, features, kept);
     const std::unique_ptr<uint8_t[]> resets = some_resets(steps * batch);
     const bool tiles = backward_by_tiles(kept);
-    Array kept_by_tiles(tiles ? numbers_kept_by_tiles(batch, steps, hidden) : 0, false);
-    const bool projects = random_bits() % 2, trains = kept == FP32 || kept == BF16_TRAINED, mode_x = random_bits() % 2;
+    const bool projects = random_bits() % 2 || !in_floats, trains = kept == FP32 || kept == BF16_TRAINED, mode_x = random_bits() % 2;
     Forward f = {batch, steps, hidden, reverse, threads, by_rows,
                  projects ? (float*)few : (float*)input, 4 * size, 4 * hidden, projects ? part : steps,
                  x, mode_x ? features : batch * features, mode_x ? steps * features : features,
                  projects ? features : -1, packed_ih, bias, bias, packed,
                  in_bytes(kept) ? (float*)scale_ih : nullptr, in_bytes(kept) ? (float*)scale : nullptr, h0, c0,
                  masked ? lengths.get() : nullptr, output, size, hidden, h_n, c_n,
-                 tiles ? (float*)kept_by_tiles : trains ? (float*)gates : nullptr, 4 * size, 4 * hidden, trains && !tiles ? (float*)cells : nullptr, size, hidden, scratch,
+                 trains ? (float*)gates : nullptr, 4 * size, 4 * hidden, kept == FP32 ? (float*)cells : nullptr, size, hidden, scratch,
                  resets.get()};
     bool good = !lstm_forward(&f, kept);
-    good = good && finite(output, steps * size) && finite(h_n, size) && finite(c_n, size);
+    good = good && finite(output, whole(steps * size)) && finite(h_n, whole(size)) && finite(c_n, whole(size));
     if (!trains) return good;
-    good = good && (tiles || finite(gates, 4 * steps * size));
+    good = good && (!in_floats || finite(gates, 4 * steps * size));
 
     const int64_t numbers = (kept ? 2 : 4) * steps * size;  // two of bf16 are as large as one of float32
-    Array grad_output(steps * size), grad_gates(numbers, false), grad_h0(size, false), grad_c0(size, false);
+    Array grad_output(results(steps * size)), grad_gates(numbers, false), grad_h0(size, false), grad_c0(size, false);
     Array grad_h_n(size), grad_c_n(size);
+    if (results_rounded(kept)) halve(grad_output, results(steps * size));
     Array grad_ih(4 * hidden * features, false), grad_hh(4 * hidden * hidden, false), grad_bias(4 * hidden, false);
     Array packed_back(packed_backward_bytes(hidden, hidden, kept) / 4, false), packed_ih_back(packed_backward_bytes(hidden, features, kept) / 4, false);
-    Array grad_x(tiles ? batch * steps * features : 0, false);
+    Array grad_x(in_floats ? 0 : batch * steps * features, false);
     pack_backward(weight, packed_back, hidden, hidden, kept);
     pack_backward(weight_ih, packed_ih_back, hidden, features, kept);
     Backward b = {batch, steps, hidden, reverse, threads, by_rows, packed_back, c0, masked ? lengths.get() : nullptr,
-                  tiles ? kept_by_tiles : gates, 4 * size, 4 * hidden, cells, size, hidden, grad_output, size, hidden, grad_h_n, grad_c_n,
+                  gates, 4 * size, 4 * hidden, cells, size, hidden, grad_output, size, hidden, grad_h_n, grad_c_n,
                   tiles ? nullptr : (float*)grad_gates, 4 * size, 4 * hidden, grad_h0, grad_c0, x, batch * features, features, features,
                   output, size, hidden, steps % 2 ? (float*)h0 : nullptr, grad_ih, grad_hh, grad_bias, threads,
-                  resets.get(), packed_ih_back, tiles ? (float*)grad_x : nullptr, 0};
+                  resets.get(), packed_ih_back, in_floats ? nullptr : (float*)grad_x, 0};
     good = good && !lstm_backward(&b, kept);
     good = good && finite(grad_ih, 4 * hidden * features) && finite(grad_hh, 4 * hidden * hidden) && finite(grad_bias, 4 * hidden);
-    good = good && finite(tiles ? grad_x : grad_gates, tiles ? batch * steps * features : numbers);
+    good = good && (tiles || finite(grad_gates, numbers)) && (in_floats || finite(grad_x, batch * steps * features));
     return good && finite(grad_h0, size) && finite(grad_c0, size);
 }
 

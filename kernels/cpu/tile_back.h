@@ -210,7 +210,7 @@ private:
     }
 
     void prefetch(int64_t s, int64_t row, int64_t block) const {
-        __builtin_prefetch(a->grad_output + time(s) * a->go_step + mine[row] * a->go_row + block * 16);
+        __builtin_prefetch(static_cast<const float*>(a->grad_output) + time(s) * a->go_step + mine[row] * a->go_row + block * 16);
         if (s) __builtin_prefetch(kept.at(time(s - 1), block, mine.place(row)) + 64);
     }
 
@@ -231,7 +231,7 @@ private:
         else if (!anew && a->c0) c_before = read(a->c0 + b * a->hidden + unit);
         const float* const dh_at = in < of.summed
             ? of.sums + (in / TILE_ROWS * of.blocks + block - of.block) * 256 + in % TILE_ROWS * 16 : h + state(block, row);
-        const __m512 dh = _mm512_add_ps(read(dh_at), read(a->grad_output + t * a->go_step + b * a->go_row + unit));
+        const __m512 dh = _mm512_add_ps(read(dh_at), read(static_cast<const float*>(a->grad_output) + t * a->go_step + b * a->go_row + unit));
         float* const dc_at = c + state(block, row);
         const __m512 one = _mm512_set1_ps(1.0f);
         const auto times = [](__m512 x, __m512 y) { return _mm512_mul_ps(x, y); };

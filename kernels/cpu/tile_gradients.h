@@ -25,7 +25,7 @@ class TileGradients {
     const Lengths& lengths;
     const StepOrder& order;
     const GateGradients& gradients;
-    const StepRows rows;
+    const StepRows<> rows;
     const int thread, threads;
     const int64_t blocks, deepest;
     float* const sums;

@@ -16,6 +16,7 @@ from ..common.recurrence import LayerOptions
 from . import entry
 from .build import library
 from .layer import DifferentiableLayer
+from .packing import TRAINED
 
 State = tuple[Tensor, Tensor]
 
@@ -28,7 +29,7 @@ class PreparedTraining:
 
     Args:
         parameters: of each layer, of each direction, as for `fused.run`; contiguous, and in the module's order.
-        options: of the call that settled this, with weights kept in float32.
+        options: of the call that settled this, with weights kept in float32, or as `TRAINED` under autocast.
         choices: what `at_once` returns besides its results.
     """
 
@@ -54,12 +55,15 @@ class PreparedTraining:
             states=len(parameters) * options.directions,
             work=0,
             least_long=0,
+            cast=int(options.storage == TRAINED),
         )
 
-    def stands(self, parameters: Mapping[str, Tensor | None]) -> bool:
-        """Return whether a module's parameters are those that this was made for, in their order."""
-        return len(parameters) == len(self._flat) and all(
-            now is value for now, value in zip(parameters.values(), self._flat, strict=True)
+    def stands(self, parameters: Mapping[str, Tensor | None], storage: str) -> bool:
+        """Return whether a module's parameters, in their order, and their storage are those that this was made for."""
+        return (
+            storage == self._options.storage
+            and len(parameters) == len(self._flat)
+            and all(now is value for now, value in zip(parameters.values(), self._flat, strict=True))
         )
 
     def at_once(
@@ -84,7 +88,7 @@ class PreparedTraining:
         for number, flat in enumerate(self._layers):
             place = slice(number * options.directions, (number + 1) * options.directions)
             h0, c0 = (None, None) if hx is None else (hx[0][place], hx[1][place])
-            x, h_n, c_n = _apply(x, h0, c0, None, None, options, *flat)
+            x, h_n, c_n = _apply(x.to(torch.float32), h0, c0, None, None, options, *flat)
             hidden.append(h_n)
             cell.append(c_n)
         return (x, (torch.cat(hidden), torch.cat(cell))), self.choices

@@ -12,6 +12,7 @@
 #include "interleaved.h"
 #include "matrices.h"
 #include "overlapped.h"
+#include "pair_walk.h"
 #include "paired_walk.h"
 #include "tile_walk.h"
 #include "weights.h"
@@ -46,6 +47,12 @@ inline Room room_of(int64_t kept, int64_t batch, int64_t steps, int64_t hidden, 
             const auto enlarge = [&room](const Room& other) {
                 room = {std::max(room.shared, other.shared), std::max(room.own, other.own)};
             };
+#if defined(HAS_PAIRS)
+            if (kept == BF16_TRAINED && features >= 0) {
+                const PairPlan plan(batch, hidden, features, by_rows, threads);
+                enlarge({plan.shared, plan.own});
+            }
+#endif
 #if defined(HAS_PAIRED_PRODUCTS)
             if constexpr (std::is_same_v<typename W::Recurrent, PairedBytes<7>>)
                 if (features >= 0) enlarge(PairedWalk::room(batch, hidden, features, by_rows, threads));
@@ -114,6 +121,10 @@ inline void walk(const Forward* a, int64_t kept, const Lengths& lengths, Barrier
 #if defined(HAS_PAIRED_PRODUCTS)
             if constexpr (std::is_same_v<typename W::Recurrent, PairedBytes<7>>)
                 if (PairedWalk::serves(a, threads)) return PairedWalk(a, barrier, own, thread, threads).run();
+#endif
+#if defined(HAS_PAIRS)
+            if constexpr (std::is_same_v<typename W::Recurrent, Pairs> && in_part(BF16_TRAINED))
+                if (a->gates) return PairWalk(a, lengths, barrier, memory, own, thread, threads).run();
 #endif
             if constexpr (WALKS_ALONE<W>)
                 if (is_one_whole_sequence(a, threads) && OneSequence<W>::serves(a->hidden))

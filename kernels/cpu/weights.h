@@ -92,6 +92,8 @@ R with_way(int64_t kept, F use) {
 
 // Whether a layer whose weights are kept so trains by tiles.
 inline bool trains_by_tiles(int64_t kept) { return kept == BF16_TRAINED && !*no_tiles(); }
+// Whether it trains by pairs.
+inline bool trains_by_pairs(int64_t kept) { return kept == BF16_TRAINED && *no_tiles(); }
 
 // Why weights cannot be kept so in this process, or an empty text.
 inline const char* hinders(int64_t kept) {
