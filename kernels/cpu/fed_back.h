@@ -234,7 +234,7 @@ class FedRowsBack {
                 gates, rows * 4 * size, 4 * size, hidden(layer), cells(layer),
                 nullptr, 0, 0, 0, nullptr, 0, 0, nullptr, nullptr, nullptr, nullptr, 1, nullptr,
                 nullptr, nullptr, 0, nullptr, nullptr, nullptr};
-            walk_back<FloatsBack>(&step, all_steps, alone, 0, 1);
+            FloatsBack::walk(&step, all_steps, alone, 0, 1);
             const int64_t features = layer ? size : a->width();
             linear(gates, 4 * size, rows, own.input(layer), nullptr, features, [=](int64_t r, int64_t column, int n, vec x) {
                 const bool drops = layer && a->dropped;
