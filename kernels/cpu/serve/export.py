@@ -23,8 +23,9 @@ PRECISIONS = tuple(name for name in STORAGE if name != "split")
 #: Files that a folder gets besides the weights; the headers go to its folder `kernel`.
 FILES = ("seq2seq_lstm.h", "seq2seq_lstm.cpp", "example.c", "example.py", "Makefile")
 HEADERS = (
-    "byte_tiles", "byte_walk", "forward", "integers", "interleaved", "matrices", "overlapped", "paired_bytes",
-    "paired_walk", "pairs", "products", "rows", "status", "team", "tile_walk", "tiles", "vectors", "walk", "weights",
+    "byte_tiles", "byte_walk", "forward", "integers", "interleaved", "matrices", "overlapped", "pair_walk",
+    "paired_bytes", "paired_walk", "pairs", "products", "rows", "status", "team", "tile_walk", "tiles", "vectors",
+    "walk", "weights",
 )  # fmt: skip
 _PARAMETER = re.compile(r"(weight|bias)_(ih|hh)_l(\d+)(_reverse)?$")
 
