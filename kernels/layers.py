@@ -27,6 +27,8 @@ from .direct_layers import layer as direct_layer
 from .lstm_arguments import check_call, check_step, checked_resets, storage_refused
 from .torch_lstm import State, permuted, valid_mask
 
+#: Attributes of a module with what earlier calls with gradients settled: without autocast, and under it.
+KEPT_FOR_TRAINING = ("_kept_training", "_kept_training_cast")
 #: A `kernels.LSTM`, which uses this module.
 LayeredLSTM = Any
 
@@ -268,11 +270,12 @@ def _keep_for_training(
     lstm: LayeredLSTM, parameters: Sequence[Sequence[tuple[Tensor, ...]]], options: LayerOptions, *, plain: bool
 ) -> None:
     """Let later calls that are like a plain one with gradients go to the CPU kernel past all of this."""
-    kept = lstm.__dict__.get("_kept_training")
+    slot = KEPT_FOR_TRAINING[options.storage == TRAINED]
+    kept = lstm.__dict__.get(slot)
     dropped = lstm.dropout and lstm.training and lstm.num_layers > 1
     if not plain or dropped or options.storage not in {"fp32", TRAINED}:
         return
-    if kept and kept.stands(lstm._parameters, options.storage):  # noqa: SLF001
+    if kept and kept.stands(lstm._parameters):  # noqa: SLF001
         return
     flat = [value for layer in parameters for own in layer for value in own]
     now = lstm._parameters.values()  # noqa: SLF001
@@ -280,7 +283,7 @@ def _keep_for_training(
     # A parameter that was computed would hold what it was computed from.
     lasting = all(value.is_contiguous() and value.is_leaf for value in flat)
     if own and lasting and options.batch_first is lstm.batch_first:
-        lstm.__dict__["_kept_training"] = fused.PreparedTraining(parameters, options, lstm.choices)
+        lstm.__dict__[slot] = fused.PreparedTraining(parameters, options, lstm.choices)
 
 
 def _graphed(
@@ -294,7 +297,8 @@ def _graphed(
     from .graphed_layers import GraphedLayers  # noqa: PLC0415 - only used on a GPU
 
     # Of a module that was moved by its parameters' `.data`; it would be asked in vain at every call.
-    lstm.__dict__.pop("_kept_training", None)
+    for slot in KEPT_FOR_TRAINING:
+        lstm.__dict__.pop(slot, None)
     kept = lstm.__dict__.get("_kept")
     if not isinstance(kept, GraphedLayers) or not kept.stands(lstm._parameters):  # noqa: SLF001
         kept = GraphedLayers(parameters, lstm.hidden_size, lstm._flat_weights_names, lstm.tf32)  # noqa: SLF001

@@ -30,8 +30,8 @@ from .lstm_arguments import (
 )
 from .torch_lstm import State
 
-#: Attributes with what earlier calls settled: for inference, the same under autocast, and for training.
-_KEPT = ("_kept", "_kept_cast", "_kept_training")
+#: Attributes with what earlier calls settled: for inference and for training, each without and under autocast.
+_KEPT = ("_kept", "_kept_cast", *layers.KEPT_FOR_TRAINING)
 
 
 class LSTM(nn.RNNBase):
@@ -169,8 +169,11 @@ class LSTM(nn.RNNBase):
                 a kernel asked for by name that does not serve this call.
         """
         if lengths is None and resets is None and not torch.compiler.is_compiling():
-            gradients = torch.is_grad_enabled() and "_kept_training" in self.__dict__
-            kept = self.__dict__.get("_kept_training" if gradients else "_kept")
+            slot = "_kept"
+            if torch.is_grad_enabled():
+                for_training = layers.KEPT_FOR_TRAINING[torch.is_autocast_enabled("cpu")]
+                slot = for_training if for_training in self.__dict__ else slot
+            kept = self.__dict__.get(slot)
             found = kept and kept.at_once(self._parameters, input, hx, self.batch_first)
             if found is not None:
                 results, self.__dict__["choices"] = found

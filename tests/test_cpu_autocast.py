@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from kernels import LSTM
 from kernels.cpu import build, fused
 from kernels.cpu.packing import TRAINED
+from kernels.layers import KEPT_FOR_TRAINING
 
 pytestmark = [
     pytest.mark.skipif(DEVICE != "cpu", reason="the kernel is for CPUs"),
@@ -237,7 +238,7 @@ def test_calls_like_an_earlier_one_take_the_short_way() -> None:
     with torch.autocast("cpu", torch.bfloat16):
         for way in ("long", "short"):
             leaf = x.clone().requires_grad_()
-            kept = lstm.__dict__.get("_kept_training")
+            kept = lstm.__dict__.get("_kept_training_cast")
             taken = kept and kept.at_once(lstm._parameters, leaf, state, False)
             assert bool(taken) is (way == "short")
             output, (h_n, c_n) = taken[0] if taken else lstm(leaf, state)
@@ -252,12 +253,15 @@ def test_calls_like_an_earlier_one_take_the_short_way() -> None:
 
 
 def test_training_with_and_without_autocast_in_turns_is_each_its_own() -> None:
-    """What one of them settled is not taken by the other."""
+    """What one of them settled is not taken by the other, and serves its own later calls."""
     theirs, lstm, x = _twins(implementation="cpu-fused")
+    settled = []
     for _ in range(2):
         with torch.autocast("cpu", torch.bfloat16):
             assert lstm(x)[0].dtype == torch.bfloat16
         torch.testing.assert_close(lstm(x)[0], theirs(x)[0])
+        settled.append([lstm.__dict__[name] for name in KEPT_FOR_TRAINING])
+    assert all(one is other for one, other in zip(*settled, strict=True))
 
 
 #: Gradients of a layer under autocast, from a given state: of a batch of enough rows for several parts, whose input is

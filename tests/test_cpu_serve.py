@@ -338,3 +338,19 @@ def test_every_header_is_exported() -> None:
             lines = (folder / f"{name}.h").read_text(encoding="utf-8").splitlines()
             wanted += [line.split('"')[1].removesuffix(".h") for line in lines if line.startswith('#include "')]
     assert seen == set(export.HEADERS)
+
+
+def test_weights_without_values_are_refused(tmp_path: Path) -> None:
+    """And nothing is written, so that the next try finds no half of a folder."""
+    with pytest.raises(ServeExportError, match="no values"):
+        export_c(nn.LSTM(3, 4, device="meta").state_dict(), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_module_names_its_command() -> None:
+    """Whoever runs it as a command, as it once was one, is told which it is now."""
+    done = subprocess.run(
+        [sys.executable, "-m", "kernels.cpu.serve.export"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2
+    assert "export-c" in done.stderr

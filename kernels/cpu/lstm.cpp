@@ -167,8 +167,8 @@ int64_t lstm_forward(const Forward* given, int64_t kept) {
     return guarded([=] {
         Forward own = *given;
         const Forward* const a = &own;
-        const bool own_states = a->scratch || trains_by_pairs(kept);
-        const Memory<float> states(own_states ? 0 : 2 * a->batch * a->hidden, "the states");
+        const bool has_states = a->scratch || trains_by_pairs(kept);
+        const Memory<float> states(has_states ? 0 : 2 * a->batch * a->hidden, "the states");
         if (!a->scratch) own.scratch = states.data();
         const auto pack = [=](int64_t depth) {
             return [=](const float* weight, void* to) { packed_forward(weight, to, nullptr, a->hidden, depth, kept); };
@@ -182,8 +182,9 @@ int64_t lstm_forward(const Forward* given, int64_t kept) {
         const auto room = [=](int64_t threads) {
             return room_of(kept, a->batch, a->steps, a->hidden, a->features, a->by_rows, threads);
         };
-        // A record of an empty batch has no memory.
-        if (trains_by_pairs(kept) && ((!a->gates && a->batch * a->steps * a->hidden) || a->features < 0)) throw std::invalid_argument("bf16 with gradients keeps gates and projects x");
+        // A record of nothing has no memory, but without steps the final state would still be that before the first.
+        if (trains_by_pairs(kept) && ((!a->gates && a->batch * a->hidden) || a->features < 0))
+            throw std::invalid_argument("bf16 with gradients keeps gates and projects x, of one step at least");
         if (a->gates && kept != FP32 && kept != BF16_TRAINED) throw std::invalid_argument("weights kept so keep no gates for gradients");
         const Memory<char> memory(room_bytes(kept, a->batch, a->steps, a->hidden, a->features, a->features, a->by_rows, a->threads),
                                   "converted rows");

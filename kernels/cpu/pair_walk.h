@@ -35,15 +35,15 @@ public:
     float* at(int64_t t, int64_t block, int64_t row) const { return memory + ((t * blocks + block) * batch + row) * NUMBERS; }
 };
 
-// Where everything lies in the memory of a team and of each thread, in bytes.
-struct PairPlan {
-    // Numbers of the projection of steps that the second-level cache still holds when they are reached.
-    static constexpr int64_t PROJECTED_AHEAD = 1 << 17;
-    // Features a row up to which each step projects its own input: reading weight_ih costs less than gates in memory.
+// Features a row up to which each step projects its own input: reading weight_ih costs less than gates in memory.
 #if !defined(FEATURES_A_ROW)
 #define FEATURES_A_ROW 16
 #endif
 
+// Where everything lies in the memory of a team and of each thread, in bytes.
+struct PairPlan {
+    // Numbers of the projection of steps that the second-level cache still holds when they are reached.
+    static constexpr int64_t PROJECTED_AHEAD = 1 << 17;
     int64_t state_bytes, input_bytes;  // of a row of h and of x in bf16
     bool in_step;
     int64_t chunk;  // steps that are projected at a time
@@ -62,10 +62,12 @@ struct PairPlan {
     }
 };
 
-// sums[r][v] of R rows += products of pairs with two matrices one after the other, each [pair][vector][lane][2]. In a function of its own: inlined, it would be a part of what GCC counts against the inlining of other walks.
+// sums[r][v] of R rows += products of pairs with two matrices one after the other, each [pair][vector][lane][2]. In a
+// function of its own: inlined, it would be a part of what GCC counts against the inlining of other walks.
 template <int R>
-__attribute__((noinline)) void two_pair_products(vec (&sums)[ROWS][4], const uint16_t* const (&x)[ROWS], int64_t features, const uint16_t* w_x,
-                              const uint16_t* const (&h)[ROWS], int64_t states, const uint16_t* w_h) {
+__attribute__((noinline)) void two_pair_products(vec (&sums)[ROWS][4], const uint16_t* const (&x)[ROWS], int64_t features,
+                                                 const uint16_t* w_x, const uint16_t* const (&h)[ROWS], int64_t states,
+                                                 const uint16_t* w_h) {
     if constexpr (R <= 2) {
         pair_product<R, 4>(sums, x, features, w_x, 4 * PAIR_VECTOR, PAIR_VECTOR);
         pair_product<R, 4>(sums, h, states, w_h, 4 * PAIR_VECTOR, PAIR_VECTOR);
@@ -85,8 +87,8 @@ __attribute__((noinline)) void two_pair_products(vec (&sums)[ROWS][4], const uin
 
 // The same for a number of rows that is known only now.
 template <int R = ROWS>
-inline void two_pair_products(int rows, vec (&sums)[ROWS][4], const uint16_t* const (&x)[ROWS], int64_t features, const uint16_t* w_x,
-                              const uint16_t* const (&h)[ROWS], int64_t states, const uint16_t* w_h) {
+inline void two_pair_products(int rows, vec (&sums)[ROWS][4], const uint16_t* const (&x)[ROWS], int64_t features,
+                              const uint16_t* w_x, const uint16_t* const (&h)[ROWS], int64_t states, const uint16_t* w_h) {
     if (rows == R) return two_pair_products<R>(sums, x, features, w_x, h, states, w_h);
     if constexpr (R > 1) two_pair_products<R - 1>(rows, sums, x, features, w_x, h, states, w_h);
 }

@@ -58,12 +58,10 @@ class PreparedTraining:
             cast=int(options.storage == TRAINED),
         )
 
-    def stands(self, parameters: Mapping[str, Tensor | None], storage: str) -> bool:
-        """Return whether a module's parameters, in their order, and their storage are those that this was made for."""
-        return (
-            storage == self._options.storage
-            and len(parameters) == len(self._flat)
-            and all(now is value for now, value in zip(parameters.values(), self._flat, strict=True))
+    def stands(self, parameters: Mapping[str, Tensor | None]) -> bool:
+        """Return whether a module's parameters are those that this was made for, in their order."""
+        return len(parameters) == len(self._flat) and all(
+            now is value for now, value in zip(parameters.values(), self._flat, strict=True)
         )
 
     def at_once(

@@ -1,4 +1,4 @@
-"""Export a trained LSTM as C: `python -m kernels export-c weights.pt --out DIR`.
+"""Export a trained LSTM as C, which runs without Python.
 
 Writes its weights, the kernel's sources, a C header and examples to a folder; `make` there builds a library that needs
 neither Python nor torch. The file is a state_dict, by torch.save or as safetensors.

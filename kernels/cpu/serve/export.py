@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 import shutil
 import struct
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -61,6 +62,9 @@ def export_c(
         raise ServeExportError(msg)
     outputs = linear[0].size(0) if linear else 0
     values = [value for own in layers for value in own] + linear
+    if any(value.is_meta for value in values):
+        msg = "the weights have no values (they are on the device meta); load them first"
+        raise ServeExportError(msg)
     (folder / "kernel").mkdir(parents=True, exist_ok=True)
     with (folder / "weights.bin").open("wb") as file:
         file.write(MAGIC + struct.pack("<5q", len(layers), input_size, hidden, STORAGE[precision][0], outputs))
@@ -113,3 +117,8 @@ def _head(state: Mapping[str, Tensor], head: str, hidden: int) -> list[Tensor]:
         raise ServeExportError(msg)
     bias = state.get(f"{head}.bias", torch.zeros(weight.size(0), dtype=torch.float32, device="cpu"))
     return [weight, bias]
+
+
+if __name__ == "__main__":
+    print("error: this module is no command; run python -m kernels export-c WEIGHTS --out DIR", file=sys.stderr)
+    sys.exit(2)
