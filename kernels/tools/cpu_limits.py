@@ -114,6 +114,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         except (OSError, ValueError, KeyError) as error:
             print(f"error: {options.environment} has no ceilings of a CPU ({error!r})", file=sys.stderr)
             return 2
-        print(f"On {ceilings['threads']} threads, by {options.environment}.\n")
+        threads = ceilings["threads"]
+        print(f"On {threads} thread{'s' * (threads != 1)}, by {options.environment}.\n")
     print(table(ceilings))
     return 0
