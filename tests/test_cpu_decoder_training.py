@@ -82,7 +82,7 @@ def by_torch(  # noqa: PLR0913 - as `decoder.run`
 
 @dataclasses.dataclass(frozen=True)
 class ProblemSizes:
-    """ProblemSizes and kind of a problem; `keys` is the hidden size where queries are h itself."""
+    """Sizes and kind of a problem; without `asks` queries are h itself, and `keys` is the hidden size."""
 
     batch: int
     steps: int
@@ -92,6 +92,7 @@ class ProblemSizes:
     keys: int
     layers: int
     memory_steps: int
+    asks: bool
     additive: bool
     context: bool
     biased: bool
@@ -100,19 +101,19 @@ class ProblemSizes:
 
 @st.composite
 def all_sizes(draw: st.DrawFn) -> ProblemSizes:
-    """ProblemSizes around those of vectors."""
+    """Sizes around those of vectors, and every kind: what scores need not go with how queries are made."""
     sizes = st.sampled_from([1, 2, 15, 16, 17, 33])
     inputs, hidden, size, keys = (draw(sizes) for _ in range(4))
-    additive, context, biased = (draw(st.booleans()) for _ in range(3))
+    asks, additive, context, biased = (draw(st.booleans()) for _ in range(4))
     return ProblemSizes(
-        draw(st.integers(1, 9)), draw(st.integers(1, 4)), inputs, hidden, size, keys if additive else hidden,
-        draw(st.integers(1, 3)), draw(st.integers(1, 9)), additive, context, biased, draw(SEEDS),
+        draw(st.integers(1, 9)), draw(st.integers(1, 4)), inputs, hidden, size, keys if asks else hidden,
+        draw(st.integers(1, 3)), draw(st.integers(1, 9)), asks, additive, context, biased, draw(SEEDS),
     )  # fmt: skip
 
 
 def made(sizes: ProblemSizes) -> tuple[Found, Found]:
     """What needs gradients by name, and what has none; in float64."""
-    batch, steps, inputs, hidden, size, keys, layers, memory_steps, additive, context, biased, seed = (
+    batch, steps, inputs, hidden, size, keys, layers, memory_steps, asks, additive, context, biased, seed = (
         dataclasses.astuple(sizes)
     )  # fmt: skip
     fed = size if context else hidden
@@ -127,8 +128,9 @@ def made(sizes: ProblemSizes) -> tuple[Found, Found]:
         "combine": some(hidden, size + hidden),
     }  # fmt: skip
     given_ |= {"combine_bias": some(hidden)} if biased else {}
-    if additive:
-        given_ |= {"query": some(keys, hidden), "vector": some(keys)} | ({"query_bias": some(keys)} if biased else {})
+    given_ |= {"vector": some(keys)} if additive else {}
+    if asks:
+        given_ |= {"query": some(keys, hidden)} | ({"query_bias": some(keys)} if biased else {})
     for layer in range(layers):
         features = hidden if layer else inputs + fed
         given_ |= {f"ih {layer}": some(4 * hidden, features), f"hh {layer}": some(4 * hidden, hidden)}
@@ -211,7 +213,7 @@ def test_a_lost_dropout_is_seen(name, changed, monkeypatch):
     """Without a defect the comparison passes; each defect is far beyond what it allows."""
     monkeypatch.setattr(decoder, "library", lambda: changed)
     ctypes.c_int.in_dll(changed, "planted_defect").value = [*DEFECTS, NOTHING].index(name)
-    error = error_of(ProblemSizes(5, 4, 7, 17, 9, 11, 3, 6, True, False, True, 3))
+    error = error_of(ProblemSizes(5, 4, 7, 17, 9, 11, 3, 6, True, True, False, True, 3))
     assert error < CLOSE_BACK if name == NOTHING else error > 30 * CLOSE_BACK
 
 

@@ -125,6 +125,10 @@ class FedRowsBack {
 
     int64_t count() const { return mine.end - mine.first; }
     int64_t row(int64_t r) const { return order[mine.first + r]; }
+    // What a row compared with the keys in a step: h itself where no query is made of it.
+    const float* asked(int64_t t, int64_t place) const {
+        return a->query ? record.query(t) + place * a->key_size : record.joint(t) + place * a->joint() + a->memory_size;
+    }
     // The first of these rows in what all rows share.
     float* from(float* all, int64_t size) const { return all + mine.first * size; }
     float* hidden(int64_t layer) const { return memory.data() + hidden_at + layer * count() * a->hidden; }
@@ -194,7 +198,7 @@ class FedRowsBack {
         all_scores<false>(context, unmasked(r, a->memory + first * a->memory_size, a->memory_size), nullptr, scores);
         softmax_back(weights, scores, keys.count, static_cast<float>(a->scale));
         if (a->vector) {
-            additive_back(record.query(t) + place * a->key_size, keys, a->vector, scores, to,
+            additive_back(asked(t, place), keys, a->vector, scores, to,
                           back->grad_keys + first * a->key_size, own.vectors() + place * a->key_size);
             return;
         }
@@ -263,10 +267,7 @@ class FedRowsBack {
                    [=](int64_t t) { return own.contexts(t) + place * a->memory_size; }, a->memory_size, back->grad_memory);
         if (a->vector) return;
         over_steps(r, [=](int64_t t) { return own.scores(t) + place * a->memory_steps; },
-                   [=](int64_t t) {
-                       return a->query ? record.query(t) + place * a->key_size
-                                       : record.joint(t) + place * a->joint() + a->memory_size;
-                   }, a->key_size, back->grad_keys);
+                   [=](int64_t t) { return asked(t, place); }, a->key_size, back->grad_keys);
     }
 
 public:

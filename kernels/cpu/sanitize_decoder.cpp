@@ -30,7 +30,7 @@ enum Given { X, MEMORY, KEYS, VECTOR, H0, C0, FED0, QUERY, QUERY_BIAS, COMBINE, 
 
 struct Problem {
     FedCall sizes = {};
-    bool additive = maybe(), masked = maybe(), ends = maybe(), biased = maybe(), drops = false;
+    bool asks = maybe(), additive = maybe(), masked = maybe(), ends = maybe(), biased = maybe(), drops = false;
     std::vector<Numbers> given;
     std::vector<uint8_t> mask;
     std::vector<int32_t> lengths;
@@ -41,7 +41,7 @@ struct Problem {
         FedCall& a = sizes;
         a.batch = one_of(9), a.steps = one_of(4), a.inputs = one_of(20), a.hidden = one_of(40), a.layers = one_of(2);
         a.feeds_context = maybe(), a.memory_steps = random_bits() % 10, a.memory_size = one_of(70);
-        a.key_size = additive ? one_of(90) : a.hidden;
+        a.key_size = asks ? one_of(90) : a.hidden;
         a.fed_size = a.feeds_context ? a.memory_size : a.hidden;
         a.parts = std::min(threads, a.batch), a.scale = 0.7;
         const int64_t states = a.layers * a.batch * a.hidden, all = a.batch * a.memory_steps;
@@ -121,9 +121,8 @@ Results decode(const Problem& problem, const std::vector<Exact>& given) {
                 double score = 0;
                 for (int64_t k = 0; k < a.key_size; ++k) {
                     const double key = given[KEYS][(b * a.memory_steps + s) * a.key_size + k];
-                    score += problem.additive
-                                 ? given[VECTOR][k] * std::tanh(linear_of(given[QUERY], given[QUERY_BIAS], k, in) + key)
-                                 : in[k] * key;
+                    const double asked = problem.asks ? linear_of(given[QUERY], given[QUERY_BIAS], k, in) : in[k];
+                    score += problem.additive ? given[VECTOR][k] * std::tanh(asked + key) : asked * key;
                 }
                 const double weight = std::exp(a.scale * score);
                 total += weight;
@@ -218,7 +217,8 @@ bool run(int64_t threads) {
     a.memory = problem.given[MEMORY].data(), a.keys = problem.given[KEYS].data();
     a.mask = problem.masked ? problem.mask.data() : nullptr;
     a.lengths = problem.ends ? problem.lengths.data() : nullptr;
-    if (problem.additive) a.query = query, a.query_bias = bias(QUERY_BIAS), a.vector = problem.given[VECTOR].data();
+    if (problem.asks) a.query = query, a.query_bias = bias(QUERY_BIAS);
+    if (problem.additive) a.vector = problem.given[VECTOR].data();
     a.combine = combine, a.combine_bias = bias(COMBINE_BIAS);
     a.dropped = problem.drops ? problem.dropped.data() : nullptr;
     a.h0 = problem.given[H0].data(), a.c0 = problem.given[C0].data(), a.fed0 = problem.given[FED0].data();
@@ -241,16 +241,16 @@ bool run(int64_t threads) {
     for (int64_t place = LAYERS; place < LAYERS + 4 * a.layers; place += 4)
         layers.push_back({problem.given[place].data(), problem.given[place + 1].data(), grad(place), grad(place + 1),
                           grad(place + 2), grad(place + 3)});
-    const bool additive = problem.additive;
-    a.query = additive ? problem.given[QUERY].data() : nullptr, a.combine = problem.given[COMBINE].data();
+    const bool asks = problem.asks, additive = problem.additive;
+    a.query = asks ? problem.given[QUERY].data() : nullptr, a.combine = problem.given[COMBINE].data();
     const FedBack back = {
         &a, layers.data(), problem.grad_decoded.data(), problem.grad_h.data(), problem.grad_c.data(), problem.grad_fed.data(),
-        grad(X), grad(H0), grad(C0), grad(FED0), grad(MEMORY), grad(KEYS), additive ? grad(QUERY) : nullptr,
-        additive ? grad(QUERY_BIAS) : nullptr, additive ? grad(VECTOR) : nullptr, grad(COMBINE), grad(COMBINE_BIAS), threads};
+        grad(X), grad(H0), grad(C0), grad(FED0), grad(MEMORY), grad(KEYS), asks ? grad(QUERY) : nullptr,
+        asks ? grad(QUERY_BIAS) : nullptr, additive ? grad(VECTOR) : nullptr, grad(COMBINE), grad(COMBINE_BIAS), threads};
     if (decoder_back(&back) != DONE) return false;
     // What does not exist changes nothing.
     for (int64_t place : {VECTOR, QUERY, QUERY_BIAS})
-        if (!additive) std::fill(grads[place].begin(), grads[place].end(), 0.0f);
+        if (!(place == VECTOR ? additive : asks)) std::fill(grads[place].begin(), grads[place].end(), 0.0f);
     return slopes(problem, grads);
 }
 
