@@ -193,6 +193,17 @@ def test_with_dropout_all_gradients_are_those_of_float64(target, sizes, threads)
         assert error_of(sizes) < CLOSE_BACK
 
 
+#: More steps and rows than products over them take together; columns of weights and of the memory in several blocks.
+MANY_STEPS = ProblemSizes(3, 150, 5, 33, 70, 65, 2, 300, True, False, False, True, 1)
+
+
+@pytest.mark.parametrize("additive", [False, True])
+def test_gradients_of_many_steps_are_those_of_float64(additive):
+    """The products over them go by a part of the steps and of the columns."""
+    with decoder_built_for(build.NATIVE, 2):
+        assert error_of(dataclasses.replace(MANY_STEPS, additive=additive)) < CLOSE_BACK
+
+
 #: Each loses what is dropped in one place: what stands there, and what it becomes.
 DEFECTS = {
     "forward": ("dropped_of(a, layer, row(r), t)[unit];", "(PLANTED ? 1.0f : dropped_of(a, layer, row(r), t)[unit]);"),
@@ -200,21 +211,38 @@ DEFECTS = {
     "of another layer": ("dropped_of(a, layer - 1, row(r), t)", "dropped_of(a, PLANTED ? 0 : layer - 1, row(r), t)"),
     "of the weights": ("record.below(layer, 0)", "(PLANTED ? record.h(layer - 1, 1) : record.below(layer, 0))"),
 }  # fmt: skip
+#: Each loses a part of what products over many steps go by.
+PARTS_LOST = {
+    "earlier steps": ("count, width, start, out", "count, width, start && !PLANTED, out"),
+    "later columns": ("pack_columns(rights, depth, column,", "pack_columns(rights, depth, PLANTED ? 0 : column,"),
+}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
 def changed(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
     """The decoder with all of these, of which none is chosen yet."""
-    return planted_decoder(DEFECTS, tmp_path_factory.mktemp("planted"))
+    return planted_decoder(DEFECTS | PARTS_LOST, tmp_path_factory.mktemp("planted"))
+
+
+def choose(name: str, changed: ctypes.CDLL, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have the decoder run with a defect, or with none."""
+    monkeypatch.setattr(decoder, "library", lambda: changed)
+    ctypes.c_int.in_dll(changed, "planted_defect").value = [*DEFECTS, *PARTS_LOST, NOTHING].index(name)
 
 
 @pytest.mark.parametrize("name", [NOTHING, *DEFECTS])
 def test_a_lost_dropout_is_seen(name, changed, monkeypatch):
     """Without a defect the comparison passes; each defect is far beyond what it allows."""
-    monkeypatch.setattr(decoder, "library", lambda: changed)
-    ctypes.c_int.in_dll(changed, "planted_defect").value = [*DEFECTS, NOTHING].index(name)
+    choose(name, changed, monkeypatch)
     error = error_of(ProblemSizes(5, 4, 7, 17, 9, 11, 3, 6, True, True, False, True, 3))
     assert error < CLOSE_BACK if name == NOTHING else error > 30 * CLOSE_BACK
+
+
+@pytest.mark.parametrize("name", PARTS_LOST)
+def test_a_lost_part_of_many_steps_is_seen(name, changed, monkeypatch):
+    """Few steps do not have such parts."""
+    choose(name, changed, monkeypatch)
+    assert error_of(MANY_STEPS) > 30 * CLOSE_BACK
 
 
 def test_what_does_not_fit_is_refused():
