@@ -20,7 +20,8 @@ from kernels.lstm import LSTM
 from kernels.tools import sanitize
 from seq2seq.execution.fused_decoder import FusedDecoder
 from seq2seq.execution.variants import VARIANTS
-from seq2seq.models.attention import AttentionConfig
+from seq2seq.models.attention import AttentionConfig, AttentionSeq2Seq
+from seq2seq.models.attention_layer import Attention
 
 pytest.importorskip("hypothesis")
 from fed_decoders import (
@@ -139,9 +140,29 @@ UNSERVED = {
     # As pruning and the older weight normalisation make the weight anew.
     "a weight that a hook makes": lambda model, *_: model.combine.register_forward_pre_hook(_shrunk),
     "a forward of its own": lambda model, *_: setattr(model.combine, "__class__", Doubled),
+    "scores of a class of its own": lambda model, *_: setattr(model.attention, "__class__", Sharper),
+    "scores of its own": lambda model, *_: setattr(model.attention, "scores", lambda _, keys: keys.sum(-1)[:, None]),
+    "a look of its own": lambda model, *_: setattr(model, "_look", lambda _, state: state["memory"][0, :, :1]),
+    "a combination of its own": lambda model, *_: setattr(model, "_combined", lambda found, _: -found),
+    "a model of its own": lambda model, *_: setattr(model, "__class__", Negative),
     "a target of bool": lambda _, source, target, *ends: (source, target > 0, *ends),
     "a length of 0": lambda _, source, target, read, ends: (source, target, read, ends * 0),
 }  # fmt: skip
+
+
+class Sharper(Attention):
+    """Attention whose scores are others."""
+
+    def scores(self, queries: Tensor, keys: Tensor) -> Tensor:
+        """Further apart."""
+        return 3 * super().scores(queries, keys)
+
+
+class Negative(AttentionSeq2Seq):
+    """A model that combines in a way of its own."""
+
+    def _combined(self, found: Tensor, context: Tensor) -> Tensor:
+        return -super()._combined(found, context)
 
 
 class Doubled(torch.nn.Linear):
@@ -257,6 +278,14 @@ def test_models_without_a_fed_decoder_stay_as_they_are():
     model = config.build(functools.partial(LSTM, implementation="cpu-fused"))
     FusedDecoder.into(model)
     assert "_step_by_step" not in vars(model)
+
+
+def test_a_loop_of_the_models_own_stays():
+    """Somebody put it there to run."""
+    model = LUONG.build(functools.partial(LSTM, implementation="cpu-fused"))
+    model._step_by_step = own = lambda x, *_: x
+    FusedDecoder.into(model)
+    assert vars(model)["_step_by_step"] is own
 
 
 def test_what_does_not_fit_is_refused_before_memory_is_read():

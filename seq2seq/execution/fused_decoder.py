@@ -30,8 +30,9 @@ class FusedDecoder:
 
     What it does not serve runs by the model's own loop: autocast, a compiler or tracer, other types than float32, an
     LSTM that another kernel runs or that keeps its weights in fewer bits, modules with hooks or with a forward of their
-    own, and lengths outside 1 to the steps. `choices` of the LSTM say which of these it was. Dropout between the LSTM's
-    layers draws other random numbers than that loop.
+    own, attention with scores of its own, a model that looks or combines in a way of its own, and lengths outside 1 to
+    the steps. `choices` of the LSTM say which of these it was. Dropout between the LSTM's layers draws other random
+    numbers than that loop.
 
     Args:
         model: changed weights take effect. Changes that torch does not count are looked for as `kernels.LSTM` does, in
@@ -46,7 +47,7 @@ class FusedDecoder:
         """Put it in the place of a model's own loop; models without a fed decoder of ours stay as they are."""
         if not isinstance(model, AttentionSeq2Seq) or not model.feeds or not isinstance(model.decoder.lstm, LSTM):
             return
-        if all(getattr(type(model), name) is getattr(AttentionSeq2Seq, name) for name in _REPLACED):
+        if not _changed(model, AttentionSeq2Seq, *_REPLACED):
             # Not by nn.Module's own __setattr__: what it holds is the module itself.
             model.__dict__["_step_by_step"] = cls(model)
 
@@ -85,8 +86,12 @@ class FusedDecoder:
         if of_all or backward or any(_hooked(part) for part, _ in parts):
             return "hooks see the calls of modules"
         # A parametrized module has a class of its own, with the same forward.
-        if any(type(part).forward is not kind.forward or "forward" in vars(part) for part, kind in parts):
+        if any(_changed(part, kind, "forward") for part, kind in parts):
             return "a module has a forward of its own"
+        if _changed(attention, Attention, "scores"):
+            return "the attention has scores of its own"
+        if _changed(model, AttentionSeq2Seq, "_look", "_combined"):
+            return "the model looks or combines in a way of its own"
         return None
 
     def _run(self, x: Tensor, state: dict[str, Tensor], lengths: Tensor | None) -> Tensor | str:
@@ -138,6 +143,11 @@ def _dropped(lstm: Any, x: Tensor) -> Tensor | None:
     if not (lstm.training and lstm.dropout and lstm.num_layers > 1):
         return None
     return functional.dropout(x.new_ones(lstm.num_layers - 1, *x.shape[:2], lstm.hidden_size), lstm.dropout)
+
+
+def _changed(part: nn.Module, kind: type[nn.Module], *names: str) -> bool:
+    """Return whether a module has methods other than those of a class, by a class of its own or in itself."""
+    return any(getattr(type(part), name) is not getattr(kind, name) or name in vars(part) for name in names)
 
 
 def _hooked(part: nn.Module) -> bool:
