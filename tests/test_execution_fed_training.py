@@ -233,6 +233,23 @@ def test_a_changed_tensor_is_noticed():
         outputs.sum().backward()
 
 
+@pytest.mark.parametrize("buffer", ["mask", torch.int32, torch.int64], ids=str)
+def test_mask_and_lengths_may_be_used_again(buffer):
+    """The way back reads what they were in the forward pass: as in the model's own loop."""
+    found = []
+    for changes in (False, True):
+        model, (source, target, read, ends) = trained(LUONG, 2), problem(LUONG, 3, 4, 2, differ=True)
+        state, ends = model.encode(source, read), ends.to(buffer if buffer != "mask" else torch.int64)
+        outputs = model.decode(target, state, ends)[0]
+        assert "and one back" in model.decoder.lstm.choices[0].reason
+        if changes:
+            (state["mask"] if buffer == "mask" else ends).zero_()
+        outputs.square().sum().backward()
+        found.append({name: value.grad for name, value in model.named_parameters()})
+    for name, grad in found[0].items():
+        assert torch.equal(grad, found[1][name]), name
+
+
 def test_a_hook_of_saved_tensors_may_not_change_their_form():
     """Native code would read past the end of what is smaller."""
     model, (source, target, *_) = trained(LUONG, 2), problem(LUONG, 3, 4, 2, differ=False)

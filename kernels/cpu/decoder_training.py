@@ -41,7 +41,8 @@ def run(  # noqa: PLR0913 - as `decoder.run`
 ) -> tuple[Tensor, FedState]:
     """Run all steps as `decoder.run`, whose arguments and results these are, with gradients of them.
 
-    Mask, scale, lengths and what is dropped have none. What x has past a length is not read.
+    Mask, scale, lengths and what is dropped have none. What x has past a length is not read. Lengths may be int64, too.
+    They and the mask may be changed before the backward pass, which reads copies.
 
     Raises:
         BuildError, RuntimeError, MemoryError: as `decoder.run`.
@@ -84,6 +85,10 @@ class DifferentiableDecoder(torch.autograd.Function):
         each = len(flat) // count
         layers = [flat[number * each : (number + 1) * each] for number in range(count)]
         asks = None if query is None else (query, query_bias)
+        # Callers use them again, and change them: a loop of torch's operators reads neither on its way back.
+        mask = None if mask is None else mask.clone(memory_format=torch.contiguous_format)
+        if lengths is not None:
+            lengths = lengths.int() if lengths.dtype is torch.int64 else lengths.clone()
         decoded, after, sizes, kept = run_keeping(
             x, FedState(h0, c0, fed0), layers, Memory(values, keys, mask, asks, vector, scale),
             (combine, combine_bias), lengths, dropped, feeds_context=feeds_context, keeps=True,

@@ -120,6 +120,8 @@ class FusedDecoder:
             # Of a vector of zeros the factor is infinite, and the scores are NaN, as the model's own.
             factor = float(scale if vector is None else scale / torch.linalg.vector_norm(vector))
         run = decoder_training.run if gradients else decoder.run
+        # With gradients they are copied there, to int32.
+        ends = lengths if lengths is None or gradients else lengths.to(torch.int32)
         found, after = run(
             x,
             FedState(state["hidden"], state["cell"], fed),
@@ -128,7 +130,7 @@ class FusedDecoder:
                 values, keys, None if mask is None else mask.squeeze(0).expand(values.shape[:2]), query, vector, factor
             ),
             combine,
-            None if lengths is None else lengths.to(torch.int32),
+            ends,
             _dropped(lstm, x),
             feeds_context=model.feeds_context,
         )
