@@ -264,6 +264,11 @@ UNSERVED = {
     "autocast": (None, "autocast"),
     "a hook": (lambda model: model.combine.register_forward_hook(lambda *_: None), "hooks"),
     "a hook of the way back": (lambda model: model.combine.register_full_backward_hook(lambda *_: None), "hooks"),
+    "scores": (
+        lambda model: setattr(model.attention, "scores", lambda _, keys: keys.sum(-1)[:, None]),
+        "its own scores",
+    ),
+    "a look": (lambda model: setattr(model, "_look", lambda _, state: state["memory"][0, :, :1]), "its own _look"),
     "weights in int8": (lambda model: setattr(model.decoder.lstm, "weight_storage", "int8"), "fp32"),
     "float64": (lambda model: model.double(), "fp32"),
 }

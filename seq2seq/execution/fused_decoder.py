@@ -47,7 +47,7 @@ class FusedDecoder:
         """Put it in the place of a model's own loop; models without a fed decoder of ours stay as they are."""
         if not isinstance(model, AttentionSeq2Seq) or not model.feeds or not isinstance(model.decoder.lstm, LSTM):
             return
-        if not _changed(model, AttentionSeq2Seq, *_REPLACED):
+        if not any(_changed(model, AttentionSeq2Seq, name) for name in _REPLACED):
             # Not by nn.Module's own __setattr__: what it holds is the module itself.
             model.__dict__["_step_by_step"] = cls(model)
 
@@ -78,20 +78,23 @@ class FusedDecoder:
         if not isinstance(lstm, LSTM) or lstm.implementation != CPU or lstm.weight_storage != "fp32":
             return "the native decoder is for cpu-fused with its weights in fp32"
         parts = (
-            (model.decoder, Reader), (lstm, LSTM), (attention, Attention), (model.combine, nn.Linear),
-            (attention.query, nn.Linear if attention.additive else nn.Identity),
+            (model.decoder, Reader, "forward"), (lstm, LSTM, "forward"), (attention, Attention, "forward"),
+            (model.combine, nn.Linear, "forward"),
+            (attention.query, nn.Linear if attention.additive else nn.Identity, "forward"),
         )  # fmt: skip
         of_all = nn.modules.module._global_forward_hooks or nn.modules.module._global_forward_pre_hooks  # noqa: SLF001 - torch has no public name
         backward = nn.modules.module._global_backward_hooks or nn.modules.module._global_backward_pre_hooks  # noqa: SLF001
-        if of_all or backward or any(_hooked(part) for part, _ in parts):
+        if of_all or backward or any(_hooked(part) for part, *_ in parts):
             return "hooks see the calls of modules"
+        others = (
+            (attention, Attention, "scores"),
+            (model, AttentionSeq2Seq, "_look"),
+            (model, AttentionSeq2Seq, "_combined"),
+        )
         # A parametrized module has a class of its own, with the same forward.
-        if any(_changed(part, kind, "forward") for part, kind in parts):
-            return "a module has a forward of its own"
-        if _changed(attention, Attention, "scores"):
-            return "the attention has scores of its own"
-        if _changed(model, AttentionSeq2Seq, "_look", "_combined"):
-            return "the model looks or combines in a way of its own"
+        for part, kind, name in (*parts, *others):
+            if _changed(part, kind, name):
+                return f"a module has its own {name}"
         return None
 
     def _run(self, x: Tensor, state: dict[str, Tensor], lengths: Tensor | None) -> Tensor | str:
@@ -147,9 +150,9 @@ def _dropped(lstm: Any, x: Tensor) -> Tensor | None:
     return functional.dropout(x.new_ones(lstm.num_layers - 1, *x.shape[:2], lstm.hidden_size), lstm.dropout)
 
 
-def _changed(part: nn.Module, kind: type[nn.Module], *names: str) -> bool:
-    """Return whether a module has methods other than those of a class, by a class of its own or in itself."""
-    return any(getattr(type(part), name) is not getattr(kind, name) or name in vars(part) for name in names)
+def _changed(part: nn.Module, kind: type[nn.Module], name: str) -> bool:
+    """Return whether a module has another method than a class, by a class of its own or in itself."""
+    return getattr(type(part), name) is not getattr(kind, name) or name in vars(part)
 
 
 def _hooked(part: nn.Module) -> bool:
