@@ -31,7 +31,6 @@ from .common.recurrence import (
     problem_on,
 )
 from .cpu import fused
-from .cpu.packing import TRAINED
 from .estimate import estimate_s
 
 #: Modules that bring a kernel: `forward(args, config)` and `backward(args, config)`, `refuses`, `configs`, `launches`.
@@ -235,9 +234,7 @@ def _config(problem: Problem, implementation: str, backward: bool, device: str) 
 
 
 def _instructions(implementation: str, problem: Problem) -> str:
-    if implementation != CPU:
-        return ""
-    return fused.instructions("fp32" if not problem.autocast else TRAINED if problem.saves else "bf16")
+    return fused.instructions(fused.storage_for(problem)) if implementation == CPU else ""
 
 
 def _refusals(problem: Problem, *, backward: bool, interpreted: bool) -> dict[str, str]:

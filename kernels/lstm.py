@@ -341,16 +341,14 @@ class LSTM(nn.RNNBase):
             return Choice("vendor", reason, dict.fromkeys(IMPLEMENTATIONS[1:-1], "has no projections (proj_size)"))
         directions, tf32 = 2 if self.bidirectional else 1, self.tf32(device, dtype)
         problem = problem_on(
-            placed(device), dtype, batch, steps, self.hidden_size, directions, saves, masked, tf32, resets, autocast
-        )
-        if self.weight_storage != "fp32":
-            fused.compile_for(self.weight_storage)
+            placed(device), dtype, batch, steps, self.hidden_size, directions, saves, masked, tf32, resets, autocast,
+            self.weight_storage,
+        )  # fmt: skip
         choice = dispatch.choose(problem, self.implementation)
         if self.implementation == "auto" and (why := layers.left_over(choice, problem, self.weight_ih_l0.dtype)):
+            refused = choice.refused
             choice = dispatch.choose(dataclasses.replace(problem, autocast=False), compiling=True)
-            choice = dataclasses.replace(choice, refused={**choice.refused, **dict.fromkeys(VENDORS, why)})
-        if self.weight_storage != "fp32":
-            choice = dataclasses.replace(choice, instructions=fused.instructions(self.weight_storage))
+            choice = dataclasses.replace(choice, refused={**choice.refused, **refused, **dict.fromkeys(VENDORS, why)})
         if choice.implementation == dispatch.CPU and not (saves or autocast) and (detour := fused.no_entry()):
             choice = dataclasses.replace(choice, detour=detour)
         return choice

@@ -89,6 +89,66 @@ def test_a_part_serves_its_own_weights_alone(tmp_path: Path, programs: KernelPro
     assert said.endswith("weights kept so are multiplied by another part of the kernel\n")
 
 
+#: Begins a program in which one part, `FAILS`, cannot be compiled, and another library serves in place of the others.
+ONE_FAILS = """
+import os
+import torch
+from kernels import LSTM
+from kernels.cpu import fused
+def compiled(command, folder, stem):
+    if f"-DPART={os.environ['FAILS']}" in command:
+        raise build.BuildError("planted")
+    if stem.startswith("lstm"):
+        return Path(os.environ["WHOLE"])
+    raise build.BuildError("no entry")
+build._compile = compiled
+fused.storage_hindrance = lambda storage: None  # the library at hand may be without such instructions
+x = torch.randn(2, 5, 3)
+autocast = torch.autocast("cpu", torch.bfloat16, enabled=os.environ["CASTS"] == "1")
+"""
+#: Another part is there, if asked for, when `auto` is asked; then the kernel by its name.
+FALLS_BACK = """
+if {loaded}:
+    LSTM(3, 4, implementation="cpu-fused", weight_storage="w8a8" if os.environ["FAILS"] == "2" else "int8").explain(1, 1)
+    assert build.loaded()
+with torch.set_grad_enabled(os.environ["SAVES"] == "1"), autocast:
+    module = LSTM(3, 4, implementation="auto")
+    if {storage!r} == "fp32":
+        module(x)
+        assert module.choices[0].implementation != "cpu-fused", module.choices
+        assert module.choices[0].refused["cpu-fused"] == "planted", dict(module.choices[0].refused)
+    try:
+        LSTM(3, 4, implementation="cpu-fused", weight_storage={storage!r})(x)
+    except ValueError as error:
+        assert "cannot serve: planted" in str(error), error
+    else:
+        raise AssertionError("it ran")
+"""
+
+
+@pytest.mark.parametrize("loaded", [False, True], ids=["first", "after another"])
+@pytest.mark.parametrize(
+    ("fails", "casts", "saves", "storage"),
+    [
+        (0, False, False, "fp32"),
+        (0, False, True, "fp32"),
+        (1, True, False, "fp32"),
+        (4, True, True, "fp32"),
+        (1, False, False, "bf16"),
+        (2, False, False, "int8"),
+    ],
+    ids=["inference", "training", "autocast", "autocast training", "bf16", "int8"],
+)
+def test_a_part_that_cannot_be_built_is_a_reason(  # noqa: PLR0913 - what decides on the part
+    fails: int, casts: bool, saves: bool, storage: str, loaded: bool, whole: Path, tmp_path: Path,
+    programs: KernelPrograms,
+) -> None:  # fmt: skip
+    """`auto` takes another way and says why; what was asked for by name raises that; be another part there or not."""
+    code = ONE_FAILS + FALLS_BACK.replace("{loaded}", str(loaded)).replace("{storage!r}", repr(storage))
+    set_ = {"WHOLE": str(whole), "FAILS": str(fails), "CASTS": str(int(casts)), "SAVES": str(int(saves))}
+    assert programs.run(code, tmp_path, cache=tmp_path / "cache", **set_) == 0
+
+
 @pytest.fixture
 def account(monkeypatch: pytest.MonkeyPatch) -> dict[str, tuple[float, float]]:
     """What a process compiled and when, to be made up."""

@@ -32,6 +32,7 @@ class Problem:
         gpu: name of the GPU as torch reports it, by which its table is found; empty on a CPU.
         resets: whether rows of the batch begin anew in the middle of the steps.
         autocast: whether the tensors are float32, in a plain eager call under autocast to `dtype`.
+        storage: how a module wants its weights kept on a CPU: a key of `kernels.cpu.packing.STORAGE`.
     """
 
     device: str
@@ -48,6 +49,7 @@ class Problem:
     gpu: str = ""
     resets: bool = False
     autocast: bool = False
+    storage: str = "fp32"
 
 
 @dataclass(frozen=True)
@@ -178,11 +180,13 @@ def problem_on(  # noqa: PLR0913, PLR0917 - the fields of a problem
     tf32: bool,
     resets: bool = False,
     autocast: bool = False,
+    storage: str = "fp32",
 ) -> Problem:
     """The problem on a device, with what is to be known of that; kept, since it is asked for several times a call."""
     problem = Problem(
-        device.type, dtype, batch, steps, hidden_size, directions, saves, masked, tf32, resets=resets, autocast=autocast
-    )
+        device.type, dtype, batch, steps, hidden_size, directions, saves, masked, tf32,
+        resets=resets, autocast=autocast, storage=storage,
+    )  # fmt: skip
     return on_device(problem, device)
 
 

@@ -38,6 +38,7 @@ __all__ = [
     "no_entry",
     "refuses",
     "run",
+    "storage_for",
     "storage_hindrance",
 ]
 
@@ -50,14 +51,29 @@ CONVERTED = {torch.bfloat16, torch.float16}
 _NO_INPUT = (None, 0, 0, -1, None, None, None)
 
 
-@functools.cache
 def compile_for(storage: str) -> None:
-    """Compile all that a first call waits for at the same time, unless it lies compiled; what fails is said later.
+    """Compile all that a first call waits for at the same time, unless it lies compiled.
 
     Args:
         storage: how the call keeps weights, a key of `kernels.cpu.packing.KEPT`.
+
+    Raises:
+        BuildError: where the kernel's part for such weights cannot be built.
     """
+    _compile_beside(storage)
+    library(kept=KEPT[storage][0])
+
+
+@functools.cache
+def _compile_beside(storage: str) -> None:
     beside(functools.partial(library, kept=KEPT[storage][0]), no_entry)
+
+
+def storage_for(problem: Problem) -> str:
+    """How weights are kept for a problem: a key of `kernels.cpu.packing.KEPT`."""
+    if not problem.autocast:
+        return problem.storage
+    return TRAINED if problem.saves else "bf16"
 
 
 def refuses(problem: Problem, *, backward: bool = False) -> str | None:
@@ -68,13 +84,16 @@ def refuses(problem: Problem, *, backward: bool = False) -> str | None:
     cast = problem.autocast and problem.dtype == torch.bfloat16
     if problem.dtype != torch.float32 and not cast:
         return f"the fused CPU kernel computes in float32, these are {str(problem.dtype).removeprefix('torch.')}"
-    if not loaded():
-        compile_for("fp32" if not cast else TRAINED if problem.saves else "bf16")
     try:
-        hindrance = storage_hindrance(TRAINED)
+        # Any part that is there says what this processor lacks, before one is compiled in vain.
+        if not (cast and loaded()):
+            compile_for(storage_for(problem))
+        if cast and (hindrance := storage_hindrance(TRAINED)):
+            return f"for autocast to bfloat16 {hindrance}"
+        compile_for(storage_for(problem))
     except BuildError as error:
         return str(error)
-    return f"for autocast to bfloat16 {hindrance}" if cast and hindrance else None
+    return None
 
 
 def converts(problem: Problem) -> bool:
