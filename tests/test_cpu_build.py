@@ -149,6 +149,49 @@ def test_a_part_that_cannot_be_built_is_a_reason(  # noqa: PLR0913 - what decide
     assert programs.run(code, tmp_path, cache=tmp_path / "cache", **set_) == 0
 
 
+#: With another part there, a variant says why its own is not; without the failure it compiles that one and no other.
+SAYS_WHY = """
+from seq2seq.execution.variants import VARIANTS
+from kernels.cpu import decoder, shortlist
+library = build.library
+def asking(*arguments, kept=None):
+    asked.add(kept)
+    return library(*arguments, kept=kept)
+asked = set()
+library(kept=5 if os.environ["FAILS"] != "5" else 2)
+fused.library = build.library = asking
+decoder.library = shortlist.library = lambda: None
+print(VARIANTS[os.environ["VARIANT"]].builds(os.environ["MODE"]))
+print(*sorted(kept for kept in asked if kept is not None))
+"""
+
+
+@pytest.mark.parametrize(
+    ("variant", "mode", "part"),
+    [
+        ("cpu-fused", "inference", 0),
+        ("cpu-fused", "training", 0),
+        ("cpu-fused-bf16", "inference", 1),
+        ("cpu-fused-int8", "inference", 2),
+        ("cpu-fused-split", "inference", 3),
+        ("cpu-fused-w8a8", "inference", 5),
+        ("cpu-fused-amp", "inference", 1),
+        ("cpu-fused-amp", "training", 4),
+        ("cpu-fused-head", "decode", 0),
+        ("cpu-fused-int8-head", "decode", 2),
+    ],
+)
+@pytest.mark.parametrize("fails", [False, True], ids=["built", "failing"])
+def test_a_variant_is_unavailable_without_its_own_part(  # noqa: PLR0913 - what decides on the part
+    variant: str, mode: str, part: int, fails: bool, whole: Path, tmp_path: Path, programs: KernelPrograms
+) -> None:
+    """With the compiler's words; whatever part another variant had compiled in that process before."""
+    set_ = {"WHOLE": str(whole), "FAILS": str(part if fails else -1), "CASTS": "0", "VARIANT": variant, "MODE": mode}
+    ended = programs.run(ONE_FAILS + SAYS_WHY, tmp_path, cache=tmp_path / "cache", **set_)
+    said = (tmp_path / PRINTED).read_text(encoding="utf-8").split("\n")
+    assert (ended, said[:2]) == (0, ["planted" if fails else "None", str(part)])
+
+
 @pytest.fixture
 def account(monkeypatch: pytest.MonkeyPatch) -> dict[str, tuple[float, float]]:
     """What a process compiled and when, to be made up."""

@@ -116,7 +116,7 @@ def test_cpu_takes_its_own_kernel_where_that_serves():
 def test_without_a_compiler_a_cpu_takes_torchs_own_lstm(monkeypatch):
     """If the fused kernel cannot be built, `auto` goes to torch's own and says what is missing."""
 
-    def unbuildable():
+    def unbuildable(**_):
         message = "install a C++ compiler"
         raise BuildError(message)
 

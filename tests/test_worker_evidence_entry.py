@@ -20,7 +20,7 @@ pytestmark = pytest.mark.skipif(DEVICE != "cpu", reason="the kernel is for CPUs"
 def _words(mode: str) -> str:
     """Evidence of a row of `cpu-fused`, built as a run builds it."""
     variant, workload = VARIANTS["cpu-fused"], find_workload("seed@batch=2,length=3")
-    reason = variant.why_not("cpu", mode, workload) or (variant.builds and variant.builds())
+    reason = variant.why_not("cpu", mode, workload) or (variant.builds and variant.builds(mode))
     if reason:
         pytest.skip(reason)
     executable = Executable(variant, workload.config, mode, "cpu", initial_weights(workload.config, 1))

@@ -13,7 +13,8 @@ from collections.abc import Callable
 
 import torch
 
-from kernels.cpu import build, decoder, fused, shortlist
+from kernels.cpu import build, fused
+from kernels.cpu.packing import TRAINED
 from kernels.dispatch import BY_ESTIMATE
 from kernels.lstm import LSTM
 from kernels.torch_lstm import onednn_refusal
@@ -147,7 +148,7 @@ def needs_rival(name: str, function: Callable[[], object]) -> Requirement:
 
 
 def needs_cpu_kernel(device: str, mode: str, workload: Workload) -> str | None:
-    """The fused CPU kernel must have a compiler; whether that compiles it, `compile_cpu_kernel` finds out."""
+    """The fused CPU kernel must have a compiler; whether that compiles it, `compile_kernel_for` finds out."""
     del device, mode, workload
     return build.missing()
 
@@ -169,31 +170,35 @@ def needs_instructions(what: str, *flags: str) -> Requirement:
     return check
 
 
-def compile_kernel_for(storage: str) -> Callable[[], str | None]:
-    """A function that compiles the fused CPU kernel; it returns why it, or weights kept so, cannot be had, or None.
+def compile_kernel_for(storage: str, *beside: Callable[[], str | None]) -> Callable[[str], str | None]:
+    """A function of the mode that compiles the fused CPU kernel; it returns why weights cannot be kept so, or None.
+
+    It compiles the native entry too, so that no call has to wait for that. Without one the kernel runs all the same,
+    and each choice of it says why calls take longer (`Choice.detour`), which is part of a row's evidence.
 
     Args:
-        storage: key of `kernels.cpu.packing.KEPT`.
+        storage: key of `kernels.cpu.packing.KEPT`, whose part of the kernel it compiles.
+        beside: what else is compiled and has to be there, as `decoder.hindrance`.
     """
 
-    def compile_it() -> str | None:
-        # First, since it compiles everything at the same time.
-        fused.compile_for(storage)
-        return compile_cpu_kernel() or fused.storage_hindrance(storage)
+    def compile_it(mode: str) -> str | None:
+        del mode
+        return _cannot_keep(storage) or next(filter(None, (other() for other in beside)), None)
 
     return compile_it
 
 
-def compile_cpu_kernel() -> str | None:
-    """Compile the fused CPU kernel, unless it lies compiled in its cache; why that cannot be done, or None."""
+def compile_kernel_for_autocast(mode: str) -> str | None:
+    """Compile the fused CPU kernel for autocast to bf16: training has a part of its own, inference that of bf16."""
+    return _cannot_keep(TRAINED if mode == "training" else "bf16") or fused.storage_hindrance(TRAINED)
+
+
+def _cannot_keep(storage: str) -> str | None:
     try:
-        build.library()
+        fused.compile_for(storage)
+        return fused.storage_hindrance(storage)
     except build.BuildError as error:
         return str(error)
-    # Its native entry, so that no call has to wait for that. Without one the kernel runs all the same, and each choice
-    # of it says why calls take longer (`Choice.detour`), which is part of a row's evidence.
-    fused.no_entry()
-    return None
 
 
 def needs_generated_tokens(device: str, mode: str, workload: Workload) -> str | None:
@@ -202,21 +207,6 @@ def needs_generated_tokens(device: str, mode: str, workload: Workload) -> str | 
     if mode != "decode" or not workload.config.target_vocabulary:
         return "only the largest outputs of its head are exact: for the mode decode with tokens only"
     return None
-
-
-def compile_head() -> str | None:
-    """Compile the fused CPU kernel and the head; why one of them cannot be had, or None."""
-    return compile_cpu_kernel() or shortlist.hindrance()
-
-
-def compile_decoder() -> str | None:
-    """Compile the fused CPU kernel and the fed decoder; return why one is not available, or None."""
-    return compile_cpu_kernel() or decoder.hindrance()
-
-
-def compile_decoder_and_head() -> str | None:
-    """Compile the head and the fed decoder; return why one is not available, or None."""
-    return compile_head() or decoder.hindrance()
 
 
 def needs_compiler_beside_lstm(device: str, mode: str, workload: Workload) -> str | None:

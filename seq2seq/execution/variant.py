@@ -95,7 +95,7 @@ class Variant:
         environment: environment variables that its process must be started with.
         devices: where it exists.
         requirements: what else it needs, checked before anything is built.
-        builds: compiles what it needs before its first call, or says why it cannot.
+        builds: compiles what it needs before its first call in a mode, or says why it cannot.
         make: makes what is called in place of an own model, given that model; None for every other variant.
     """
 
@@ -121,7 +121,7 @@ class Variant:
     environment: Mapping[str, str] = field(default_factory=dict)
     devices: tuple[str, ...] = ("cpu", "cuda")
     requirements: tuple[Requirement, ...] = ()
-    builds: Callable[[], str | None] | None = None
+    builds: Callable[[str], str | None] | None = None
     make: Callable[[nn.Module], Callable[..., Any]] | None = None
 
     @property
@@ -206,7 +206,7 @@ class Variant:
         reasons = (requirement(device, mode, workload) for requirement in self.requirements)
         if reason := next(filter(None, reasons), None) or workload.refuses(self, mode):
             return reason
-        return self.builds() if build and self.builds else None
+        return self.builds(mode) if build and self.builds else None
 
     def _cannot_step(self, mode: str) -> str | None:
         """Reason why it has no single steps, or nothing but them."""

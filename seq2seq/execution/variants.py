@@ -12,14 +12,11 @@ from typing import Any
 
 import torch
 
-from kernels.cpu.packing import TRAINED
+from kernels.cpu import decoder, shortlist
 from seq2seq.execution import rival_lstms
 from seq2seq.execution.requirements import (
-    compile_cpu_kernel,
-    compile_decoder,
-    compile_decoder_and_head,
-    compile_head,
     compile_kernel_for,
+    compile_kernel_for_autocast,
     needs_compilable_training,
     needs_compiler,
     needs_compiler_beside_lstm,
@@ -83,7 +80,7 @@ VARIANTS |= {
             decoder="fused",
             devices=("cpu",),
             requirements=(needs_cpu_kernel,),
-            builds=compile_decoder,
+            builds=compile_kernel_for("fp32", decoder.hindrance),
         ),
         Variant(
             "cpu-fused-bf16",
@@ -93,7 +90,7 @@ VARIANTS |= {
             precision="bf16-weights",
             devices=("cpu",),
             requirements=(inference_only, needs_cpu_kernel),
-            builds=compile_cpu_kernel,
+            builds=compile_kernel_for("bf16"),
         ),
         Variant(
             "cpu-fused-split",
@@ -117,7 +114,7 @@ VARIANTS |= {
             precision="int8",
             devices=("cpu",),
             requirements=(inference_only, needs_cpu_kernel),
-            builds=compile_cpu_kernel,
+            builds=compile_kernel_for("int8"),
         ),
         Variant(
             "cpu-fused-w8a8",
@@ -143,7 +140,7 @@ VARIANTS |= {
             precision="int8-head",
             devices=("cpu",),
             requirements=(needs_generated_tokens, needs_cpu_kernel),
-            builds=compile_decoder_and_head,
+            builds=compile_kernel_for("fp32", shortlist.hindrance, decoder.hindrance),
         ),
         Variant(
             "cpu-fused-int8-head",
@@ -154,7 +151,7 @@ VARIANTS |= {
             precision="int8",
             devices=("cpu",),
             requirements=(needs_generated_tokens, needs_cpu_kernel),
-            builds=compile_head,
+            builds=compile_kernel_for("int8", shortlist.hindrance),
         ),
         Variant(
             "cpu-fused-amp",
@@ -168,7 +165,7 @@ VARIANTS |= {
                 needs_cpu_kernel,
                 needs_instructions("our kernel runs autocast to bf16 by AVX512-BF16 (avx512_bf16)", "avx512_bf16"),
             ),
-            builds=compile_kernel_for(TRAINED),
+            builds=compile_kernel_for_autocast,
         ),
         Variant("cudnn", "nn.LSTM through cuDNN, eager fp32 without TF32", devices=("cuda",)),
         Variant(
