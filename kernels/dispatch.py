@@ -213,7 +213,7 @@ def _choose(
             f"implementation {implementation!r} cannot serve: {refused[implementation]}; "
             f"use {' or '.join(map(repr, instead))}"
         )
-        raise ValueError(msg)
+        raise ValueError(msg if problem.storage == "fp32" else f"{msg}, with weight_storage='fp32'")
     config = _config(problem, implementation, backward, device)
     multiplies = _instructions(implementation, problem)
     return Choice(implementation, "asked for", MappingProxyType(refused), multiplies, config)

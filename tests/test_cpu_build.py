@@ -109,7 +109,7 @@ autocast = torch.autocast("cpu", torch.bfloat16, enabled=os.environ["CASTS"] == 
 #: Another part is there, if asked for, when `auto` is asked; then the kernel by its name.
 FALLS_BACK = """
 if {loaded}:
-    LSTM(3, 4, implementation="cpu-fused", weight_storage="w8a8" if os.environ["FAILS"] == "2" else "int8").explain(1, 1)
+    build.library(kept=5)
     assert build.loaded()
 with torch.set_grad_enabled(os.environ["SAVES"] == "1"), autocast:
     module = LSTM(3, 4, implementation="auto")
@@ -121,6 +121,7 @@ with torch.set_grad_enabled(os.environ["SAVES"] == "1"), autocast:
         LSTM(3, 4, implementation="cpu-fused", weight_storage={storage!r})(x)
     except ValueError as error:
         assert "cannot serve: planted" in str(error), error
+        assert ("with weight_storage='fp32'" in str(error)) == ({storage!r} != "fp32"), error
     else:
         raise AssertionError("it ran")
 """
@@ -128,8 +129,8 @@ with torch.set_grad_enabled(os.environ["SAVES"] == "1"), autocast:
 
 @pytest.mark.parametrize("loaded", [False, True], ids=["first", "after another"])
 @pytest.mark.parametrize(
-    ("fails", "casts", "saves", "storage"),
-    [
+    "case",
+    [  # the part that fails, whether autocast is on, whether gradients are needed, weight_storage
         (0, False, False, "fp32"),
         (0, False, True, "fp32"),
         (1, True, False, "fp32"),
@@ -139,11 +140,11 @@ with torch.set_grad_enabled(os.environ["SAVES"] == "1"), autocast:
     ],
     ids=["inference", "training", "autocast", "autocast training", "bf16", "int8"],
 )
-def test_a_part_that_cannot_be_built_is_a_reason(  # noqa: PLR0913 - what decides on the part
-    fails: int, casts: bool, saves: bool, storage: str, loaded: bool, whole: Path, tmp_path: Path,
-    programs: KernelPrograms,
-) -> None:  # fmt: skip
+def test_a_part_that_cannot_be_built_is_a_reason(
+    case: tuple[int, bool, bool, str], loaded: bool, whole: Path, tmp_path: Path, programs: KernelPrograms
+) -> None:
     """`auto` takes another way and says why; what was asked for by name raises that; be another part there or not."""
+    fails, casts, saves, storage = case
     code = ONE_FAILS + FALLS_BACK.replace("{loaded}", str(loaded)).replace("{storage!r}", repr(storage))
     set_ = {"WHOLE": str(whole), "FAILS": str(fails), "CASTS": str(int(casts)), "SAVES": str(int(saves))}
     assert programs.run(code, tmp_path, cache=tmp_path / "cache", **set_) == 0
@@ -182,7 +183,7 @@ print(*sorted(kept for kept in asked if kept is not None))
     ],
 )
 @pytest.mark.parametrize("fails", [False, True], ids=["built", "failing"])
-def test_a_variant_is_unavailable_without_its_own_part(  # noqa: PLR0913 - what decides on the part
+def test_a_variant_is_unavailable_without_its_own_part(
     variant: str, mode: str, part: int, fails: bool, whole: Path, tmp_path: Path, programs: KernelPrograms
 ) -> None:
     """With the compiler's words; whatever part another variant had compiled in that process before."""
