@@ -155,6 +155,8 @@ def test_auto_takes_it_where_torch_s_own_would_raise(dtype, training):
     assert {choice.implementation for choice in lstm.choices} == {"cpu-fused"}
     assert lstm.choices[0].reason == explained.reason
     assert lstm.choices[0].refused["vendor"] == "oneDNN has none here"
+    why = "for autocast to bfloat16 no products of bf16" if dtype == torch.bfloat16 else "computes in float32"
+    assert why in lstm.choices[0].refused["cpu-fused"]
     assert explained.reason.endswith("computed in float32, on operands converted to it")
     torch.testing.assert_close(output.double(), expected, rtol=0, atol=16 * torch.finfo(dtype).eps)
     if training:
