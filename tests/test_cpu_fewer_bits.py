@@ -20,7 +20,7 @@ from torch import Tensor
 from kernels import LSTM
 from kernels.cpu import build, fused
 from kernels.cpu.build import library
-from kernels.cpu.packing import TRAINED
+from kernels.cpu.packing import STORAGE, TRAINED
 
 pytestmark = pytest.mark.skipif(DEVICE != "cpu", reason="the kernel is for CPUs")
 
@@ -445,8 +445,15 @@ def test_the_instructions_of_tiles_compile_in_any_folder(tmp_path: Path, monkeyp
 def test_packed_weights_have_the_bytes_that_they_say() -> None:
     """int8 weights are a quarter of float32's bytes and bf16 half, but for padding and a start a row."""
     hidden, depth = 256, 512
-    full, half, quarter, split = (library().packed_bytes(hidden, depth, kept) for kept in range(4))
-    assert split == full
+    full, half, quarter = (library(kept=kept).packed_bytes(hidden, depth, kept) for kept in range(3))
     assert full == 16 * hidden * depth
     assert half == full // 2
     assert full // 4 <= quarter <= full // 4 + 16 * hidden
+    if not library().hindrance(STORAGE["split"][0]):
+        assert library(kept=STORAGE["split"][0]).packed_bytes(hidden, depth, STORAGE["split"][0]) == full
+
+
+def test_weights_of_another_part_are_an_error_and_no_crash() -> None:
+    """Whoever asks a part of the kernel for weights that it does not have is told so."""
+    with pytest.raises(RuntimeError, match="another part"):
+        library(kept=STORAGE["fp32"][0]).packed_bytes(16, 16, STORAGE["int8"][0])

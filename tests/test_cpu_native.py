@@ -236,7 +236,7 @@ def test_the_input_is_read_with_64_bits(memory: torch.Tensor, batch_first: bool)
     packed = [pack(weight.detach(), "forward").values for weight in lstm.parameters()]
     output, gates = torch.empty(steps, batch, hidden), torch.empty(steps, batch, 4 * hidden)
     h, c, scratch = torch.empty(batch, hidden), torch.empty(batch, hidden), torch.empty(2, batch, hidden)
-    library().lstm_forward(ctypes.byref(ForwardArgs(
+    library(kept=0).lstm_forward(ctypes.byref(ForwardArgs(
         batch, steps, hidden, 0, 1, True, gates.data_ptr(), 8 * hidden, 4 * hidden, steps,
         far.data_ptr(), step, row, features, packed[0].data_ptr(), None, None, packed[1].data_ptr(), None, None,
         None, None, None, output.data_ptr(), 2 * hidden, hidden, h.data_ptr(), c.data_ptr(),

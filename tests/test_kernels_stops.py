@@ -67,13 +67,13 @@ def watched(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[], object]],
     """Call something, and give what was called on its way to native code."""
     watch = Watch()
     for name in ("lstm_forward", "lstm_layers"):
-        real = getattr(library(), name)
+        real = getattr(library(kept=0), name)
 
         def arrive(*args: object, real: Any = real) -> Any:
             watch.arrived = True
             return real(*args)
 
-        monkeypatch.setattr(library(), name, arrive)
+        monkeypatch.setattr(library(kept=0), name, arrive)
 
     def run(call: Callable[[], object]) -> Watch:
         watch.arrived = False  # as what was called before may have

@@ -319,8 +319,7 @@ def _declare(native: ctypes.CDLL) -> None:
     native.failure.restype = ctypes.c_char_p
     native.instructions.restype, native.instructions.argtypes = ctypes.c_char_p, [number]
     native.hindrance.restype, native.hindrance.argtypes = ctypes.c_char_p, [number]
-    for function in (native.packed_bytes, native.packed_backward_bytes):
-        function.restype, function.argtypes = number, [number] * 3
+    native.packed_backward_bytes.restype, native.packed_backward_bytes.argtypes = number, [number] * 3
     native.backward_by_tiles.restype, native.backward_by_tiles.argtypes = number, [number]
     native.results_rounded.restype, native.results_rounded.argtypes = number, [number]
     native.numbers_kept.restype, native.numbers_kept.argtypes = number, [number] * 4
@@ -329,6 +328,7 @@ def _declare(native: ctypes.CDLL) -> None:
     native.in_large_pages.restype, native.in_large_pages.argtypes = None, [pointer, number]
     native.mark_all.restype, native.mark_all.argtypes = ctypes.c_uint64, [pointer, number]
     returning_a_status = {
+        "packed_bytes": [number] * 3,
         "pack_forward": [pointer, pointer, pointer, number, number, number],
         "pack_backward": [pointer, pointer, number, number, number],
         "pack_linear": [pointer, pointer, number, number],

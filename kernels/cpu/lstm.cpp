@@ -84,6 +84,11 @@ public:
     }
 };
 
+// Bytes of a packed matrix of a walk forward.
+int64_t forward_bytes(int64_t hidden, int64_t depth, int64_t kept) {
+    return with_way<int64_t>(kept, [=](auto way) { return decltype(way)::Recurrent::size(hidden, depth); });
+}
+
 // Calls `use` with the way back through time of weights kept so.
 template <typename F>
 int64_t with_way_back(int64_t kept, F use) {
@@ -133,7 +138,7 @@ void in_large_pages(void* memory, int64_t bytes) {
 
 // Bytes of packed weights (4H, depth).
 int64_t packed_bytes(int64_t hidden, int64_t depth, int64_t kept) {
-    return with_way<int64_t>(kept, [=](auto way) { return decltype(way)::Recurrent::size(hidden, depth); });
+    return guarded([=] { return forward_bytes(hidden, depth, kept); });
 }
 
 int64_t pack_forward(const float* weight, void* packed, float* scale, int64_t hidden, int64_t depth, int64_t kept) {
@@ -174,8 +179,8 @@ int64_t lstm_forward(const Forward* given, int64_t kept) {
             return [=](const float* weight, void* to) { packed_forward(weight, to, nullptr, a->hidden, depth, kept); };
         };
         if (in_bytes(kept) && (a->weight_ih || a->weight_hh)) throw std::invalid_argument("weights kept so come packed");
-        const Weights input(a->packed_ih, a->weight_ih, a->weight_ih ? packed_bytes(a->hidden, a->features, kept) : 0, pack(a->features));
-        const Weights recurrent(a->packed, a->weight_hh, packed_bytes(a->hidden, a->hidden, kept), pack(a->hidden));
+        const Weights input(a->packed_ih, a->weight_ih, a->weight_ih ? forward_bytes(a->hidden, a->features, kept) : 0, pack(a->features));
+        const Weights recurrent(a->packed, a->weight_hh, forward_bytes(a->hidden, a->hidden, kept), pack(a->hidden));
         own.packed_ih = input.at;
         own.packed = recurrent.at;
         const Lengths lengths(a->lengths, a->batch);
