@@ -345,12 +345,3 @@ def test_weights_without_values_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ServeExportError, match="no values"):
         export_c(nn.LSTM(3, 4, device="meta").state_dict(), tmp_path / "out")
     assert not (tmp_path / "out").exists()
-
-
-def test_the_module_names_its_command() -> None:
-    """Whoever runs it as a command, as it once was one, is told which it is now."""
-    done = subprocess.run(
-        [sys.executable, "-m", "kernels.cpu.serve.export"], capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 2
-    assert "export-c" in done.stderr

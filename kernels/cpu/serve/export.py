@@ -8,7 +8,6 @@ from __future__ import annotations
 import re
 import shutil
 import struct
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -117,8 +116,3 @@ def _head(state: Mapping[str, Tensor], head: str, hidden: int) -> list[Tensor]:
         raise ServeExportError(msg)
     bias = state.get(f"{head}.bias", torch.zeros(weight.size(0), dtype=torch.float32, device="cpu"))
     return [weight, bias]
-
-
-if __name__ == "__main__":
-    print("error: this module is no command; run python -m kernels export-c WEIGHTS --out DIR", file=sys.stderr)
-    sys.exit(2)
