@@ -50,7 +50,7 @@ KINDS = {
 
 @contextlib.contextmanager
 def uninitialised_is_nan() -> Iterator[None]:
-    """Where torch is deterministic, memory that it does not initialise is NaN."""
+    """Fill memory that torch does not initialise with NaN, as it does where it is deterministic."""
     torch.use_deterministic_algorithms(True)
     try:
         yield

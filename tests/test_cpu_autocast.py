@@ -253,7 +253,7 @@ def test_calls_like_an_earlier_one_take_the_short_way() -> None:
 
 
 def test_training_with_and_without_autocast_in_turns_is_each_its_own() -> None:
-    """What one of them settled is not taken by the other, and serves its own later calls."""
+    """Each takes only what it settled itself, in its later calls too."""
     theirs, lstm, x = _twins(implementation="cpu-fused")
     settled = []
     for _ in range(2):

@@ -195,7 +195,7 @@ def test_a_variant_is_unavailable_without_its_own_part(
 
 @pytest.fixture
 def account(monkeypatch: pytest.MonkeyPatch) -> dict[str, tuple[float, float]]:
-    """What a process compiled and when, to be made up."""
+    """A made-up record of what a process compiled and when."""
     found: dict[str, tuple[float, float]] = {}
     monkeypatch.setattr(build, "_spent", found)
     monkeypatch.setattr(build, "_asked", {"a", "b", "c"})

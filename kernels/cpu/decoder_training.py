@@ -80,7 +80,7 @@ class DifferentiableDecoder(torch.autograd.Function):
         options: tuple[float, bool, int],
         *flat: Tensor,
     ) -> tuple[Tensor, ...]:
-        """What is decoded, and h, c and what is fed after each row's last step."""
+        """Return what is decoded, and h, c and what is fed after each row's last step."""
         scale, feeds_context, count = options
         each = len(flat) // count
         layers = [flat[number * each : (number + 1) * each] for number in range(count)]

@@ -70,7 +70,7 @@ def _compile_beside(storage: str) -> None:
 
 
 def storage_for(problem: Problem) -> str:
-    """How weights are kept for a problem: a key of `kernels.cpu.packing.KEPT`."""
+    """Return how weights are kept for a problem: a key of `kernels.cpu.packing.KEPT`."""
     if not problem.autocast:
         return problem.storage
     return TRAINED if problem.saves else "bf16"
@@ -84,13 +84,14 @@ def refuses(problem: Problem, *, backward: bool = False) -> str | None:
     cast = problem.autocast and problem.dtype == torch.bfloat16
     if problem.dtype != torch.float32 and not cast:
         return f"the fused CPU kernel computes in float32, these are {str(problem.dtype).removeprefix('torch.')}"
+    storage = storage_for(problem)
     try:
         # Any part that is there says what this processor lacks, before one is compiled in vain.
         if not (cast and loaded()):
-            compile_for(storage_for(problem))
+            compile_for(storage)
         if cast and (hindrance := storage_hindrance(TRAINED)):
             return f"for autocast to bfloat16 {hindrance}"
-        compile_for(storage_for(problem))
+        compile_for(storage)
     except BuildError as error:
         return str(error)
     return None
