@@ -62,6 +62,19 @@ class FedState:
     fed: Tensor
 
 
+class DecoderInputs(NamedTuple):
+    """Arguments of `run`, which describes each."""
+
+    x: Tensor
+    state: FedState
+    layers: Sequence[tuple[Tensor, ...]]
+    memory: Memory
+    combine: tuple[Tensor, Tensor | None]
+    lengths: Tensor | None
+    dropped: Tensor | None
+    feeds_context: bool
+
+
 class DecoderSizes(NamedTuple):
     """The numbers that a `FedCall` begins with; `parts` is what threads share the rows out in."""
 
@@ -126,25 +139,14 @@ def run(  # noqa: PLR0913 - all that a decoder reads
         RuntimeError: for arguments that do not fit each other, or of another type or device.
         MemoryError: where native code finds no memory.
     """
-    return run_keeping(x, state, layers, memory, combine, lengths, dropped, feeds_context=feeds_context, keeps=False)[
-        :2
-    ]
+    given = DecoderInputs(x, state, layers, memory, combine, lengths, dropped, feeds_context)
+    return run_keeping(given, keeps=False)[:2]
 
 
-def run_keeping(  # noqa: PLR0913 - as `run`
-    x: Tensor,
-    state: FedState,
-    layers: Sequence[tuple[Tensor, ...]],
-    memory: Memory,
-    combine: tuple[Tensor, Tensor | None],
-    lengths: Tensor | None = None,
-    dropped: Tensor | None = None,
-    *,
-    feeds_context: bool,
-    keeps: bool,
-) -> tuple[Tensor, FedState, DecoderSizes, Tensor | None]:
+def run_keeping(given: DecoderInputs, *, keeps: bool) -> tuple[Tensor, FedState, DecoderSizes, Tensor | None]:
     """Run all steps as `run`; returns also the sizes of the call and, with `keeps`, what a backward pass needs."""
     native = build.available(library())
+    x, state, layers, memory, combine, lengths, dropped, feeds_context = given
     (batch, steps, inputs), hidden = x.shape, state.hidden.size(2)
     (memory_steps, memory_size), key_size, fed_size = memory.values.shape[1:], memory.keys.size(2), state.fed.size(1)
     sizes = DecoderSizes(
@@ -169,7 +171,7 @@ def run_keeping(  # noqa: PLR0913 - as `run`
         weights[number] = FedLayer(packed(weight_ih), packed(weight_hh), *(bias.data_ptr() for bias in biases))
         features = hidden
     query, query_bias = memory.query or (None, None)
-    _check(x, state, len(layers), memory, combine, lengths, dropped, feeds_context=feeds_context)
+    _check(given)
     after = FedState(*(value.new_empty(value.shape) for value in (state.hidden, state.cell, state.fed)))
     decoded = x.new_empty(batch, steps, hidden)
     first = (
@@ -196,18 +198,10 @@ def contiguous(value: Tensor | None, held: list[Tensor]) -> int:
     return held[-1].data_ptr()
 
 
-def _check(  # noqa: PLR0913 - as `run`
-    x: Tensor,
-    state: FedState,
-    layers: int,
-    memory: Memory,
-    combine: tuple[Tensor, Tensor | None],
-    lengths: Tensor | None,
-    dropped: Tensor | None,
-    *,
-    feeds_context: bool,
-) -> None:
+def _check(given: DecoderInputs) -> None:
     """Refuse what native code would read past the end of; the LSTM's parameters are checked as they are packed."""
+    x, state, weights, memory, combine, lengths, dropped, feeds_context = given
+    layers = len(weights)
     (batch, steps, inputs), hidden = x.shape, state.hidden.size(2)
     (memory_steps, memory_size), key_size = memory.values.shape[1:], memory.keys.size(2)
     query, query_bias = memory.query or (None, None)

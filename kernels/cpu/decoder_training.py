@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..common.transforms import gradients_of
 from . import build, decoder, teams
-from .decoder import CALL, DecoderSizes, FedState, Memory, contiguous, run_keeping
+from .decoder import CALL, DecoderInputs, DecoderSizes, FedState, Memory, contiguous, run_keeping
 from .layer import as_saved, readable
 
 #: `FedBack` of fed_back.h, as bytes.
@@ -89,10 +89,11 @@ class DifferentiableDecoder(torch.autograd.Function):
         mask = None if mask is None else mask.clone(memory_format=torch.contiguous_format)
         if lengths is not None:
             lengths = lengths.int() if lengths.dtype is torch.int64 else lengths.clone()
-        decoded, after, sizes, kept = run_keeping(
+        given = DecoderInputs(
             x, FedState(h0, c0, fed0), layers, Memory(values, keys, mask, asks, vector, scale),
-            (combine, combine_bias), lengths, dropped, feeds_context=feeds_context, keeps=True,
+            (combine, combine_bias), lengths, dropped, feeds_context,
         )  # fmt: skip
+        decoded, after, sizes, kept = run_keeping(given, keeps=True)
         matrices = [value for own in layers for value in own[:2]]
         saved = decoded, kept, values, keys, query, vector, combine, mask, lengths, dropped, *matrices
         ctx.save_for_backward(*saved)
