@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
+import subprocess
 import sys
 import types
 
@@ -31,6 +33,8 @@ def nvml(monkeypatch):
     )
     monkeypatch.setitem(sys.modules, "pynvml", library)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.delenv(gpu.FAMILY, raising=False)
+    monkeypatch.setattr(gpu, "_first_uuid", lambda: None)
     gpu.nvml.cache_clear()
     yield library
     gpu.nvml.cache_clear()
@@ -96,6 +100,30 @@ def test_others_on_the_gpu_disturb(nvml):
     assert gpu.read().others == 0
 
 
+@pytest.fixture
+def worker():
+    """A process that this one started, and one that that one started."""
+    code = "import subprocess, sys; print(subprocess.Popen([sys.executable, '-c', 'input()']).pid, flush=True); input()"
+    command = [sys.executable, "-c", code]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as child:
+        yield child.pid, int(child.stdout.readline())
+        child.communicate("\n\n")
+
+
+def test_a_benchmarks_own_processes_are_no_others(nvml, monkeypatch, worker):
+    """Two checkouts that are compared, or variants that are trained in turns, have a process each on the GPU."""
+    nvml.nvmlDeviceGetComputeRunningProcesses = processes(*worker)
+    assert gpu.read().others == 0
+    nvml.nvmlDeviceGetComputeRunningProcesses = processes(*worker, 1)
+    assert gpu.read().others == 1
+    # A worker asks, whose number is not that of its siblings' parent.
+    nvml.nvmlDeviceGetComputeRunningProcesses = processes(os.getpid(), worker[1], 1)
+    monkeypatch.setenv(gpu.FAMILY, str(worker[0]))
+    assert gpu.read().others == 2
+    monkeypatch.setenv(gpu.FAMILY, str(os.getpid()))
+    assert gpu.read().others == 1
+
+
 def test_a_cpu_run_does_not_ask_the_gpu(nvml):
     """Activity of the GPU is no disturbance of a CPU's round."""
     nvml.nvmlDeviceGetComputeRunningProcesses = processes(1, 2, 3)
@@ -118,6 +146,44 @@ def test_the_visible_gpu_is_asked(nvml, monkeypatch, visible, handle):
     """CUDA_VISIBLE_DEVICES may name another one than the first, by number or by UUID."""
     asked = []
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    nvml.nvmlDeviceGetClockInfo = lambda device, _: asked.append(device)
+    gpu.read()
+    assert asked == [handle]
+
+
+def cuda(monkeypatch, fails=""):
+    """A CUDA whose first device has a UUID of its own; `fails` names a function that gives an error."""
+
+    def uuid(found, device):
+        assert device.value == 7
+        found[:] = range(16)
+        return 0
+
+    def get(device, number):
+        assert number == 0
+        device._obj.value = 7
+        return 0
+
+    functions = {"cuInit": lambda _: 0, "cuDeviceGet": get, "cuDeviceGetUuid": uuid}
+    library = types.SimpleNamespace(**functions | ({fails: lambda *_: 100} if fails else {}))
+    monkeypatch.setattr(ctypes, "CDLL", {"libcuda.so.1": library}.__getitem__)
+
+
+def test_cuda_says_which_gpu_is_its_first(monkeypatch):
+    """By its UUID, as NVML writes it; where CUDA gives an error, nothing is claimed."""
+    cuda(monkeypatch)
+    assert gpu._first_uuid() == "GPU-00010203-0405-0607-0809-0a0b0c0d0e0f"
+    for name in ("cuInit", "cuDeviceGet", "cuDeviceGetUuid"):
+        cuda(monkeypatch, fails=name)
+        assert gpu._first_uuid() is None
+
+
+@pytest.mark.parametrize(("visible", "handle"), [("", "GPU-own"), ("1", "GPU-own"), ("MIG-6b", "MIG-6b")])
+def test_the_gpu_that_cuda_counts_first_is_asked(nvml, monkeypatch, visible, handle):
+    """CUDA counts the fastest first, and NVML in the order of the bus: number 0 may be the one of the screen."""
+    asked = []
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    monkeypatch.setattr(gpu, "_first_uuid", lambda: "GPU-own")
     nvml.nvmlDeviceGetClockInfo = lambda device, _: asked.append(device)
     gpu.read()
     assert asked == [handle]

@@ -281,6 +281,8 @@ def test_settings_travel_as_environment_variables(child, tmp_path):
     assert json.loads(values["SEQ2SEQ_BENCH_PLUGINS"]) == [str(path) for path in plugins]
     assert values["TORCHINDUCTOR_CACHE_DIR"].startswith(str(tmp_path / "cache"))
     assert values["TRITON_CACHE_DIR"].startswith(str(tmp_path / "cache"))
+    # By it a worker knows that others of this run, which compute on the same GPU, are no strangers.
+    assert values["SEQ2SEQ_BENCH_FAMILY"] == str(os.getpid())
 
 
 @pytest.mark.parametrize(("own", "level"), [(None, "6"), ("0", "0")])

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, Self
 
-from bench.machine import interference
+from bench.machine import gpu, interference
 from bench.plan import own_model as given
 from bench.records.schema import Status
 from bench.run.clock_check import Queued
@@ -182,7 +182,7 @@ class Worker:
 
     def _start(self, requests: int, answers: int) -> Child:
         """Start the process; a group of its own, since compilers start children, and all must end together."""
-        cache = cache_variables(self.cache)
+        cache = cache_variables(self.cache) | {gpu.FAMILY: str(os.getpid())}
         # What the environment does to libraries as they are loaded cannot be had by a fork.
         home = self.settings.home
         if self.forks is not None and not self.settings.environment and home == Home():
