@@ -32,6 +32,7 @@ from .common.recurrence import (
 )
 from .cpu import fused
 from .estimate import estimate_s
+from .gpu import triton_driver
 
 #: Modules that bring a kernel: `forward(args, config)` and `backward(args, config)`, `refuses`, `configs`, `launches`.
 MODULES = {name: f"{__package__}.gpu.{name}" for name in ("cell", "sequence", "persistent")}
@@ -240,12 +241,15 @@ def _instructions(implementation: str, problem: Problem) -> str:
 def _refusals(problem: Problem, *, backward: bool, interpreted: bool) -> dict[str, str]:
     """Reasons why kernels cannot serve, by kernel."""
     refused = {}
+    hindered = triton_driver.hindrance() if problem.device == "cuda" else None
     for name in MODULES:
         reason = None
         if problem.device != "cuda" and not (problem.device == "cpu" and interpreted):
             reason = f"a Triton kernel needs an NVIDIA GPU, the tensors are on {problem.device!r}"
         elif problem.dtype == torch.float64:
             reason = "float64 is not for Triton kernels here: they keep the cell state in float32"
+        elif hindered is not None:
+            reason = hindered
         else:
             try:
                 reason = _module(name).refuses(problem, backward=backward) or _found_wrong(

@@ -22,7 +22,7 @@ from kernels.common.recurrence import Problem, loop_backward, loop_forward, on_d
 from kernels.cpu import fused
 from kernels.cpu.build import BuildError
 from kernels.estimate import estimate_s
-from kernels.gpu import persistent_configs
+from kernels.gpu import persistent_configs, triton_driver
 
 ROOT = Path(__file__).parent.parent
 NAME = "NVIDIA H200"
@@ -191,6 +191,54 @@ def test_without_triton_the_reason_says_so():
     )
     run = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
     assert run.stdout.splitlines() == ["cpu-fused", "Triton is not installed (pip install triton)"]
+
+
+@pytest.fixture
+def cuda_in_use(monkeypatch):
+    """A process that uses CUDA, where Triton has not looked for its driver yet."""
+    triton = pytest.importorskip("triton")
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    for name in ("_active", "_default"):
+        monkeypatch.setattr(triton.runtime.driver, name, None)
+    triton_driver._driver_error.cache_clear()
+    yield sys.modules["triton.runtime.driver"]
+    triton_driver._driver_error.cache_clear()
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (RuntimeError("Failed to find C compiler. Please specify"), "RuntimeError: Failed to find C compiler"),
+        (subprocess.CalledProcessError(1, ["gcc", "main.c"]), "CalledProcessError: Command"),
+        (ImportError("libcuda.so.1: cannot open shared object file"), "ImportError: libcuda"),
+    ],
+)
+def test_where_triton_cannot_launch_auto_takes_torchs_own(cuda_in_use, monkeypatch, error, said):
+    """An image without a compiler or Python's headers runs cuDNN and says why, in place of failing in the first call."""
+
+    def fail():
+        raise error
+
+    monkeypatch.setattr(cuda_in_use, "_create_driver", fail)
+    found = dispatch.choose(H200)
+    assert found.implementation == "vendor"
+    assert set(found.refused) >= set(dispatch.MODULES)
+    assert f"needs a C compiler and Python's headers (apt-get install gcc python3-dev): {said}" in found.refused["cell"]
+    with pytest.raises(ValueError, match="Triton cannot launch here"):
+        dispatch.choose(H200, "persistent")
+
+
+def test_where_triton_launches_kernels_are_chosen(cuda_in_use, monkeypatch):
+    """Its driver is asked for what a launch asks."""
+    monkeypatch.setattr(cuda_in_use, "_create_driver", lambda: SimpleNamespace(get_current_target=lambda: "sm_90"))
+    assert dispatch.choose(H200).implementation in dispatch.MODULES
+
+
+def test_amds_gpus_are_not_taken_for_nvidias(monkeypatch):
+    """torch calls both `cuda`, and a capability of 9.0 is one of AMD's too."""
+    monkeypatch.setattr(torch.version, "hip", "6.4")
+    found = dispatch.choose(H200)
+    assert (found.implementation, found.refused["cell"]) == ("vendor", triton_driver.NOT_NVIDIA)
 
 
 def test_nothing_measured_is_said():
