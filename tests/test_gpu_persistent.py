@@ -201,21 +201,27 @@ def test_a_smaller_gpu_gets_fewer_programs():
         assert config.sync == "launch" or persistent.programs(problem, config) <= 40
 
 
-def test_a_process_with_a_share_of_the_gpu_goes_step_by_step(monkeypatch):
-    """A grid that ought to fit and does not: this call is made again with a launch per step, and so are later ones."""
+@pytest.mark.parametrize(
+    ("message", "warned"),
+    [
+        (f"Triton Error [CUDA]: {persistent.NO_ROOM}", "cannot use all multiprocessors that torch reports"),
+        (persistent.NOT_SUPPORTED, "starts no grid whose programs must run at the same time"),
+    ],
+)
+def test_a_process_with_a_share_of_the_gpu_goes_step_by_step(monkeypatch, message, warned):
+    """A grid that ought to run and does not: this call is made again with a launch per step, and so are later ones."""
     taken, sizes, nothing = [], Sizes(2, 3, 16), list[str]()
 
     def forward(args, config) -> None:
         taken.append(config.sync)
         if config.sync != "launch":
-            message = f"Triton Error [CUDA]: {persistent.NO_ROOM}"
             raise RuntimeError(message)
         loop_forward(args)
 
     for module in (persistent, persistent_configs):
         monkeypatch.setattr(module, "FEWER", nothing)
     monkeypatch.setattr(persistent, "forward", forward)
-    with pytest.warns(RuntimeWarning, match="cannot use all multiprocessors that torch reports"):
+    with pytest.warns(RuntimeWarning, match=warned):
         dispatch.forward(args := sizes.forward(), "persistent")
     assert not args.output.isnan().any()
     dispatch.forward(sizes.forward(), "persistent")

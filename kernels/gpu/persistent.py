@@ -32,8 +32,9 @@ COUNTER_STRIDE = 32
 #: 3.8; read from the first-level cache once a step.
 STACK_BYTES = 24
 
-#: Part of CUDA's message for a cooperative launch of more blocks than can run at once.
-NO_ROOM = "too many blocks in cooperative launch"
+#: Part of CUDA's message for a cooperative launch of more blocks than can run at once, and for one of any size where
+#: the device has none (CU_DEVICE_ATTRIBUTE_COOPERATIVE_LAUNCH, which some virtual GPUs lack).
+NO_ROOM, NOT_SUPPORTED = "too many blocks in cooperative launch", "Triton Error [CUDA]: operation not supported"
 
 __all__ = ["PersistentConfig", "backward", "configs", "forward", "launches", "refuses", "withdraw"]
 
@@ -85,7 +86,7 @@ def backward(args: Backward, config: PersistentConfig | None = None) -> None:
 
 
 def withdraw(error: RuntimeError) -> bool:
-    """Take back the configurations that wait within a launch, if an error says that their grid does not fit here.
+    """Take back the configurations that wait within a launch, if an error says that their grid cannot run here.
 
     Nothing of such a launch has run, so the call can be made again with what `configs` offers then.
 
@@ -93,14 +94,17 @@ def withdraw(error: RuntimeError) -> bool:
         Whether that is the error's reason.
     """
     reason = str(error)
-    if NO_ROOM not in reason:
+    why = {
+        NO_ROOM: f"this process cannot use all multiprocessors that torch reports ({reason}), as under NVIDIA's "
+        "Multi-Process Service",
+        NOT_SUPPORTED: f"this GPU starts no grid whose programs must run at the same time ({reason})",
+    }
+    found = next((text for part, text in why.items() if part in reason), None)
+    if found is None:
         return False
     if not FEWER:
         FEWER.append(reason)
-        message = (
-            f"this process cannot use all multiprocessors that torch reports ({reason}), as under NVIDIA's "
-            "Multi-Process Service: from now on the persistent kernel makes every step a launch of its own"
-        )
+        message = f"{found}: from now on the persistent kernel makes every step a launch of its own"
         warnings.warn(message, RuntimeWarning, stacklevel=2)
     return True
 

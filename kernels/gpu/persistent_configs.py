@@ -18,7 +18,8 @@ LEAST_SHARED_BYTES = 101376
 #: How many configurations a tuner is offered.
 MOST_CONFIGS = 12
 #: What the driver said when a grid did not fit that ought to: this process gets fewer multiprocessors than the GPU has,
-#: as under the Multi-Process Service with a share of threads. Nothing then runs that waits within a launch.
+#: as under the Multi-Process Service with a share of threads. Or that there are no such grids here. Nothing then runs
+#: that waits within a launch.
 FEWER: list[str] = []
 DTYPES = {torch.float16: "fp16", torch.bfloat16: "bf16", torch.float32: "fp32"}
 
