@@ -839,6 +839,9 @@ def test_no_scratch_folder_is_left(stage, monkeypatch, tmp_path):
     [
         (MemoryError(), Status.OOM),
         (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"), Status.OOM),
+        (RuntimeError("CUDA error: out of memory\nCUDA kernel errors might be"), Status.OOM),
+        (RuntimeError("Triton Error [CUDA]: out of memory"), Status.OOM),
+        (RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"), Status.OOM),
         (RuntimeError("CUDA error: misaligned address"), Status.ERROR),
         (KeyError("x"), Status.ERROR),
     ],

@@ -52,8 +52,14 @@ from seq2seq.workloads.workload import Workload
 
 Emit = Callable[..., None]
 
-#: Messages of a lack of memory in plain RuntimeErrors: of the CPU allocator, CUDA, cuBLAS.
-_NO_MEMORY = ("can't allocate memory", "CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
+#: Messages of a lack of memory in plain RuntimeErrors: of the CPU allocator, CUDA, Triton, cuBLAS and cuDNN.
+_NO_MEMORY = (
+    "can't allocate memory",
+    "CUDA error: out of memory",
+    "Triton Error [CUDA]: out of memory",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "CUDNN_STATUS_ALLOC_FAILED",
+)
 
 
 def catalogue(request: dict[str, Any], emit: Emit) -> None:
