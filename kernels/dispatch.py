@@ -20,7 +20,7 @@ from typing import Any
 import torch
 
 from . import measurements as table
-from . import refusals
+from . import refusals, triton_driver
 from .common.recurrence import (
     Backward,
     Forward,
@@ -32,7 +32,6 @@ from .common.recurrence import (
 )
 from .cpu import fused
 from .estimate import estimate_s
-from .gpu import triton_driver
 
 #: Modules that bring a kernel: `forward(args, config)` and `backward(args, config)`, `refuses`, `configs`, `launches`.
 MODULES = {name: f"{__package__}.gpu.{name}" for name in ("cell", "sequence", "persistent")}

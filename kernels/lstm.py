@@ -28,7 +28,7 @@ from .lstm_arguments import (
     checked_resets,
     refuse_export,
 )
-from .torch_lstm import State
+from .torch_lstm import State, copies
 
 #: Attributes with what earlier calls settled: for inference and for training, each without and under autocast.
 _KEPT = ("_kept", "_kept_cast", *layers.KEPT_FOR_TRAINING)
@@ -372,7 +372,7 @@ class LSTM(nn.RNNBase):
             return name
         saves = torch.is_grad_enabled() and (
             x.requires_grad
-            or any(value is not None and value.requires_grad for value in self._parameters.values())
+            or any(value is not None and value.requires_grad for value in self._parameters.values() or copies(self))
             or (self._modules and any(parameter.requires_grad for parameter in self.parameters()))
             or (hx is not None and (hx[0].requires_grad or hx[1].requires_grad))
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Collection
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -73,6 +74,12 @@ def valid_mask(lengths: Tensor, x: Tensor, batch_first: bool) -> Tensor:
     steps = torch.arange(x.size(1 if batch_first else 0), device=x.device)
     valid = steps < lengths[:, None] if batch_first else steps[:, None] < lengths
     return valid.unsqueeze(2)
+
+
+def copies(lstm: nn.Module) -> Collection[Tensor]:
+    """Weights of a replica of torch.nn.DataParallel, which are no parameters of it; of another module nothing."""
+    found: Collection[Tensor] = lstm.__dict__.get("_former_parameters", {}).values()
+    return found
 
 
 def permuted(hx: Any, indices: Tensor | None) -> Any:

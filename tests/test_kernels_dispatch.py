@@ -16,13 +16,13 @@ import pytest
 import torch
 from recurrences import Sizes
 
-from kernels import dispatch
+from kernels import dispatch, triton_driver
 from kernels import measurements as table
 from kernels.common.recurrence import Problem, loop_backward, loop_forward, on_device
 from kernels.cpu import fused
 from kernels.cpu.build import BuildError
 from kernels.estimate import estimate_s
-from kernels.gpu import persistent_configs, triton_driver
+from kernels.gpu import persistent_configs
 
 ROOT = Path(__file__).parent.parent
 NAME = "NVIDIA H200"
@@ -214,7 +214,7 @@ def cuda_in_use(monkeypatch):
     ],
 )
 def test_where_triton_cannot_launch_auto_takes_torchs_own(cuda_in_use, monkeypatch, error, said):
-    """An image without a compiler or Python's headers runs cuDNN and says why, in place of failing in the first call."""
+    """Without a compiler or the headers of Python cuDNN runs, and what is missing is said before any call fails."""
 
     def fail():
         raise error
@@ -235,7 +235,7 @@ def test_where_triton_launches_kernels_are_chosen(cuda_in_use, monkeypatch):
 
 
 def test_amds_gpus_are_not_taken_for_nvidias(monkeypatch):
-    """torch calls both `cuda`, and a capability of 9.0 is one of AMD's too."""
+    """Both are `cuda` to torch, and a capability of 9.0 is one of AMD's too."""
     monkeypatch.setattr(torch.version, "hip", "6.4")
     found = dispatch.choose(H200)
     assert (found.implementation, found.refused["cell"]) == ("vendor", triton_driver.NOT_NVIDIA)

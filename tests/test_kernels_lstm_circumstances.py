@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
@@ -20,7 +21,7 @@ from torch.nn.utils import parametrizations, prune
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 from torch.utils.checkpoint import CheckpointError, checkpoint
 
-from kernels import LSTM
+from kernels import LSTM, dispatch
 
 pytest.importorskip("hypothesis")
 from hypothesis import example, given, settings
@@ -365,3 +366,22 @@ def test_as_nn_lstm_whatever_is_around(implementation, call):
                 results[name].float(), value.float(), msg=lambda text, name=name: f"{name}: {text}", **close
             )
     assert_apart(results, given_)
+
+
+def test_a_replica_of_data_parallel_is_chosen_for_as_its_module(monkeypatch):
+    """Its weights are no parameters, yet a backward pass comes: what cannot serve that is refused beforehand."""
+    module, asked = LSTM(3, 5, implementation="loop"), []
+    choose = dispatch.choose
+    monkeypatch.setattr(dispatch, "choose", lambda problem, *names: asked.append(problem) or choose(problem, *names))
+    # As torch.nn.parallel.replicate does it, which takes GPUs alone.
+    replica = module._replicate_for_data_parallel()
+    replica._former_parameters = OrderedDict()
+    for name, value in module.named_parameters():
+        replica._former_parameters[name] = value.clone()
+        setattr(replica, name, replica._former_parameters[name])
+    x = torch.randn(4, 2, 3)
+    replica(x)[0].sum().backward()
+    with torch.no_grad():
+        replica(x)
+    assert [problem.saves for problem in asked] == [True, False]
+    assert all(value.grad is not None for value in module.parameters())
