@@ -10,6 +10,7 @@ import pytest
 import torch
 from tiny_tasks import Reverse, Sines
 
+from kernels.common.cudnn_precision import lstm_precision
 from seq2seq.execution.variants import VARIANTS
 from seq2seq.models.transformer import TransformerConfig
 from seq2seq.models.weights import initial_weights
@@ -171,6 +172,30 @@ def test_validation_leaves_the_generators_alone():
     run._evaluate()
     run.evaluate()
     assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_quality_is_judged_without_tf32(monkeypatch):
+    """It says fp32, and cuDNN's LSTM takes TF32 by default."""
+    run, seen, before = trainer(Sines()), [], lstm_precision()
+    monkeypatch.setattr(run.task, "evaluate", lambda *_: seen.append(lstm_precision()) or {})
+    monkeypatch.setattr(run._judge, "forward", lambda *_: seen.append(lstm_precision()) or 1 / 0)
+    run.evaluate()
+    with pytest.raises(ZeroDivisionError):
+        run._validation_loss()
+    assert seen == ["ieee", "ieee"]
+    assert lstm_precision() == before
+
+
+def test_a_machine_with_fewer_gpus_resumes(monkeypatch, tmp_path):
+    """The checkpoint has a generator for each GPU of the machine before."""
+    folder = TrainFolder.create(tmp_path / "run")
+    trainer(Sines(), folder=folder).save()
+    run, taken = trainer(Sines()), []
+    run.settings = dataclasses.replace(run.settings, device="cuda")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "set_rng_state_all", taken.extend)
+    run.resume(folder.load() | {"random_cuda": ["first", "second"]})
+    assert taken == ["first"]
 
 
 def test_patience_ends_a_run():

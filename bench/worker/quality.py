@@ -18,6 +18,7 @@ from bench.gate.parity import Gate
 from bench.machine import interference
 from bench.timing import clock
 from bench.worker.gating import TIMED_SEED, WEIGHTS_SEED, gated, refuse_replaced
+from kernels.common.cudnn_precision import cudnn_precision
 from seq2seq.data.batch import Batch
 from seq2seq.execution.executable import Executable
 from seq2seq.execution.variants import VARIANTS
@@ -100,7 +101,9 @@ class Training:
                 raise RuntimeError(msg)
         start = clock.now_s()
         self.judge.load_state_dict(self.executable.weights())
-        scores = self.task.evaluate(self.judge, self.batch, self.device)
+        # cuDNN's LSTM takes TF32 by default.
+        with cudnn_precision("ieee"):
+            scores = self.task.evaluate(self.judge, self.batch, self.device)
         clock.synchronize(self.device)
         emit(
             "block",

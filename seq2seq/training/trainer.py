@@ -7,6 +7,7 @@ always runs the same way, by `torch.nn.LSTM` in fp32.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import fnmatch
 import math
@@ -18,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from kernels.common.cudnn_precision import cudnn_precision
 from seq2seq.data.batch import Batch
 from seq2seq.execution.executable import Executable
 from seq2seq.execution.variants import VARIANTS
@@ -161,7 +163,8 @@ class Trainer:
             raise TrainingError(msg) from error
         torch.set_rng_state(state["random"])
         if self.settings.device == "cuda":
-            torch.cuda.set_rng_state_all(state["random_cuda"])
+            # The machine before may have had more GPUs; training uses the first.
+            torch.cuda.set_rng_state_all(state["random_cuda"][: torch.cuda.device_count()])
         if self.folder is not None:
             self.folder.cut(self.progress.step, self.progress.evaluated_step)
         # What ended it before may be another limit now.
@@ -279,10 +282,15 @@ class Trainer:
                 weight += steps
         return total / weight
 
-    def _undisturbed(self) -> Any:
-        """Whatever is drawn inside leaves the generators of training as they are."""
-        cuda = self.settings.device == "cuda"
-        return torch.random.fork_rng(devices=range(torch.cuda.device_count()) if cuda else [])
+    @contextlib.contextmanager
+    def _undisturbed(self) -> Iterator[None]:
+        """Judge apart from training: what is drawn inside leaves its generators as they are, and fp32 is no TF32.
+
+        cuDNN's LSTM takes TF32 by default.
+        """
+        devices = range(torch.cuda.device_count()) if self.settings.device == "cuda" else []
+        with torch.random.fork_rng(devices=devices), cudnn_precision("ieee"):
+            yield
 
 
 def variant_of(config: Config, settings: TrainSettings) -> str:
