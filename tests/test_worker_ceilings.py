@@ -59,15 +59,21 @@ def test_bytes_are_those_that_a_probe_touches(a_second_each, monkeypatch, thread
     assert len(a_second_each) == 6
 
 
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
 @pytest.mark.parametrize(
     ("cache", "free", "largest"),
     [(0, 1 << 36, 256 << 20), (96 << 20, 1 << 36, 384 << 20), (1 << 30, 1 << 36, 1 << 30), (0, 1 << 26, 1 << 23)],
 )
-def test_working_sets_go_from_the_innermost_cache_to_memory(monkeypatch, cache, free, largest):
-    """From 32 KiB on, each at most four times the one before, far beyond the last cache where memory allows."""
-    monkeypatch.setattr(ceilings, "_last_cache_bytes", lambda: cache)
-    monkeypatch.setattr(ceilings.psutil, "virtual_memory", lambda: SimpleNamespace(available=free))
-    sizes = ceilings._sizes_up_to(ceilings._largest_set())
+def test_working_sets_go_from_the_innermost_cache_to_memory(monkeypatch, device, cache, free, largest):
+    """From 32 KiB on, each at most four times the one before, far beyond the device's own last cache and in memory."""
+    ours, other = (cache, free), (300 << 20, 1 << 32)
+    (cpu_cache, cpu_free), (gpu_cache, gpu_free) = (ours, other) if device == "cpu" else (other, ours)
+    monkeypatch.setattr(ceilings, "_last_cache_bytes", lambda: cpu_cache)
+    monkeypatch.setattr(ceilings.psutil, "virtual_memory", lambda: SimpleNamespace(available=cpu_free))
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (gpu_free, 1 << 40))
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: SimpleNamespace(L2_cache_size=gpu_cache))
+    sizes = ceilings._sizes_up_to(ceilings._largest_set(device))
     assert (sizes[0], sizes[-1]) == (32 * 1024, largest)
     assert all(small < large <= 4 * small for small, large in itertools.pairwise(sizes))
 
@@ -76,7 +82,7 @@ def test_a_measurement_has_every_precision_and_leaves_the_threads_alone(monkeypa
     """Real, but with little data: rates above 0, one thread's own beside those of two, never above them."""
     monkeypatch.setattr(ceilings, "SLICE_S", 0.001)
     monkeypatch.setattr(ceilings, "LARGEST_PRODUCT", 128)
-    monkeypatch.setattr(ceilings, "_largest_set", lambda: 1 << 20)
+    monkeypatch.setattr(ceilings, "_largest_set", lambda _: 1 << 20)
     before = torch.get_num_threads()
     try:
         torch.set_num_threads(2)

@@ -59,7 +59,7 @@ def measure(device: str) -> dict[str, Any]:
         `one_thread` with the same two rates where they are more than one.
     """
     threads = torch.get_num_threads()
-    values = torch.ones(_largest_set() // 4, device=device)
+    values = torch.ones(_largest_set(device) // 4, device=device)
     counts = (1,) if device == "cuda" or threads == 1 else (1, threads)
     found = {count: _Rates() for count in counts}
     try:
@@ -231,10 +231,14 @@ def _sizes_up_to(largest: int) -> list[int]:
     return [*sizes, largest]
 
 
-def _largest_set() -> int:
-    """Bytes far beyond the last cache, as far as there is memory."""
-    free = psutil.virtual_memory().available // 8
-    wanted = min(max(LARGEST_SET, BEYOND_CACHE * _last_cache_bytes()), MOST_SET, free)
+def _largest_set(device: str) -> int:
+    """Bytes far beyond the device's last cache, as far as it has memory."""
+    if device == "cuda":
+        free, _ = torch.cuda.mem_get_info()
+        cache = torch.cuda.get_device_properties(torch.cuda.current_device()).L2_cache_size
+    else:
+        free, cache = psutil.virtual_memory().available, _last_cache_bytes()
+    wanted = min(max(LARGEST_SET, BEYOND_CACHE * cache), MOST_SET, free // 8)
     return max(SMALLEST_SET, wanted) // 64 * 64
 
 
