@@ -13,6 +13,7 @@ import tarfile
 import time
 import tomllib
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -199,6 +200,7 @@ def test_a_day_that_was_killed_continues(tmp_path):
 import sys, time
 sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / "tests")!r}]
 from pathlib import Path
+from types import SimpleNamespace
 from test_tools_gpu_day import FINE, script
 from kernels.tools.gpu_day import command
 from kernels.tools.gpu_day.day_folder import DayFolder
@@ -648,3 +650,17 @@ def test_the_short_suite_is_expected_to_fit_its_stage():
     stage = next(stage for stage in DAY if stage.name == "suite")
     assert [len(cases) for _, cases in groups] == [3, 3, 3]
     assert Plan(suite, groups, {}, {}).expected_s() <= stage.limit_s - stage.closing_s
+
+
+@pytest.mark.parametrize(("own", "name"), [("b2", "NVIDIA H200"), ("c3", "NVIDIA T400")])
+def test_nvidia_smi_tells_of_the_gpu_that_torch_uses(monkeypatch, tmp_path, own, name):
+    """It lists the one of the screen first, which may not be CUDA's first; without its number the first counts."""
+    program = tmp_path / "nvidia-smi"
+    values = ", ".join(["580.1"] + ["1"] * (facts.SMI.count(",") - 1))
+    lines = "\n".join(f"{uuid}, {gpu}, {values}" for uuid, gpu in (("GPU-a1", "NVIDIA T400"), ("GPU-b2", "NVIDIA H200")))
+    program.write_text(f"#!/bin/sh\n[ \"$1\" = --query-gpu=uuid,{facts.SMI} ] && cat <<'end'\n{lines}\nend\n")
+    program.chmod(0o700)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: SimpleNamespace(uuid=own))
+    assert facts._smi() == {"name": name, "driver_version": "580.1"} | dict.fromkeys(facts.SMI.split(",")[2:], "1")

@@ -170,10 +170,13 @@ def _smi() -> dict[str, str]:
     if program is None:
         msg = "nvidia-smi is missing, so driver and clocks are not known"
         raise RuntimeError(msg)
-    command = [program, f"--query-gpu={SMI}", "--format=csv,noheader"]
+    command = [program, f"--query-gpu=uuid,{SMI}", "--format=csv,noheader"]
     said = subprocess.run(command, capture_output=True, text=True, check=True, timeout=15).stdout  # noqa: S603 - see above
-    first = said.splitlines()[0]
-    return dict(zip(SMI.split(","), (cell.strip() for cell in first.split(",")), strict=True))
+    lines = [[cell.strip() for cell in line.split(",")] for line in said.splitlines()]
+    # CUDA counts the fastest GPU first, nvidia-smi in the order of the bus.
+    own = str(torch.cuda.get_device_properties(torch.cuda.current_device()).uuid)
+    line = next((line for line in lines if line[0].endswith(own)), lines[0])
+    return dict(zip(SMI.split(","), line[1:], strict=True))
 
 
 def _precision() -> str:
