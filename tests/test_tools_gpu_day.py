@@ -657,7 +657,9 @@ def test_nvidia_smi_tells_of_the_gpu_that_torch_uses(monkeypatch, tmp_path, own,
     """It lists the one of the screen first, which may not be CUDA's first; without its number the first counts."""
     program = tmp_path / "nvidia-smi"
     values = ", ".join(["580.1"] + ["1"] * (facts.SMI.count(",") - 1))
-    lines = "\n".join(f"{uuid}, {gpu}, {values}" for uuid, gpu in (("GPU-a1", "NVIDIA T400"), ("GPU-b2", "NVIDIA H200")))
+    lines = "\n".join(
+        f"{uuid}, {gpu}, {values}" for uuid, gpu in (("GPU-a1", "NVIDIA T400"), ("GPU-b2", "NVIDIA H200"))
+    )
     program.write_text(f"#!/bin/sh\n[ \"$1\" = --query-gpu=uuid,{facts.SMI} ] && cat <<'end'\n{lines}\nend\n")
     program.chmod(0o700)
     monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
