@@ -9,6 +9,7 @@ import contextlib
 import queue
 import threading
 import time
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -20,7 +21,7 @@ from bench.machine.energy import Idle, Rapl
 from bench.plan.cases import Case
 from bench.records import serving
 from bench.records.serving import ServingRecord
-from bench.serve import measure
+from bench.serve import load_test, measure
 from bench.serve.energy_figures import energy_figures
 from bench.serve.load_test import Batching, Bound, ServedVariant, judged
 from bench.serve.loadgen_logs import LoadGenResult
@@ -108,6 +109,44 @@ def simulated(folder, bound: Bound, seconds: float = 5.0, repeats: int = 3) -> S
     described = SimpleNamespace(case=CASE, facts={}, unavailable=None)
     (record,) = SimulatedServing(asked, None, folder, Console(), 1, UNCOUNTED)._run([(described, batching)])
     return record
+
+
+@pytest.mark.parametrize(("device", "parents"), [("cpu", 3), ("cuda", 0)])
+def test_workers_with_a_gpu_are_not_forked(monkeypatch, tmp_path, device, parents):
+    """As in a run: a process that has asked for a GPU cannot be forked, and nobody says that its parent did not."""
+    asked = []
+
+    @contextlib.contextmanager
+    def servers(settings, log, modules):
+        del settings, log
+        asked.append(len(modules))
+        yield []
+
+    monkeypatch.setattr(measure, "fork_servers", servers)
+    described = SimpleNamespace(case=Case("seed", "fixed", "inference", device, 1), facts={}, unavailable="not here")
+    request = Asked("server", Bound(99, 0.04), Batching(SIZE, 0.0, "padded"), 5.0, 3)
+    SimulatedServing(request, None, tmp_path, Console(), 1, UNCOUNTED).run([(described, request.batching)])
+    assert asked == [parents]
+
+
+def test_the_gpu_is_looked_at_while_queries_are_served(monkeypatch, tmp_path):
+    """A GPU that is slowed, or that others use, makes a test doubtful, too."""
+    asked = []
+    monkeypatch.setattr(load_test.interference, "judge", lambda *arguments: asked.append(arguments[2:]) or 1 / 0)
+    monkeypatch.setattr(load_test, "read_logs", lambda _: None)
+
+    def generate(task, limit_s):
+        del limit_s
+        (Path(task["folder"]) / load_test.SUMMARY).touch()
+        return {"process_s": 0.0}
+
+    monkeypatch.setattr(load_test, "generate", generate)
+    worker = SimpleNamespace(ask=lambda *_, **__: iter([{"event": "listening"}, {"event": "served", "cpu_s": 0.0}]))
+    case = Case("seed", "fixed", "inference", "cuda", 1)
+    served = ServedVariant(worker, case, Batching(SIZE, 0.0, "padded"), tmp_path, tmp_path / "kept", 1.0)
+    with pytest.raises(ZeroDivisionError):
+        served.test("offline", "offline", 1.0, 1.0, 1.0, Bound(99, 0.04), 1)
+    assert asked == [("cuda",)]
 
 
 @pytest.mark.parametrize("bound", [Bound(99, 0.04), Bound(90, 0.15), Bound(95, 0.5), Bound(50, 0.2)])

@@ -220,7 +220,7 @@ class ServedVariant:
         number = next(n for n in itertools.count(1) if not (self.kept / f"{name}-{n}.txt").exists())
         shutil.copy(folder / SUMMARY, self.kept / f"{name}-{number}.txt")
         return judged(phase, None if scenario == "single-stream" else qps, result, served, ran, bound,
-                      interference.judge(before, after).why)  # fmt: skip
+                      interference.judge(before, after, self.case.device).why)  # fmt: skip
 
     def _ask(self, action: str, limit_s: float, **fields: Any) -> Iterator[Event]:
         for event in self.worker.ask("serving", limit_s, action=action, **fields):

@@ -136,8 +136,10 @@ class Serving:
     def run(self, cases: Sequence[tuple[Described, Batching]]) -> list[ServingRecord]:
         """Serve all variants; a failure of one affects only its own record."""
         try:
-            # Children of one parent share its address layout, so the repeats have parents of their own.
-            parents = [()] * min(PARENTS, self.asked.repeats)
+            # Children of one parent share its address layout, so the repeats have parents of their own. What asks for a
+            # GPU leaves a process that cannot be forked (`bench.run.forks`).
+            only_cpu = all(described.case.device == "cpu" for described, _ in cases)
+            parents = [()] * (min(PARENTS, self.asked.repeats) if only_cpu else 0)
             with fork_servers(self.settings, self.folder / "workers.log", parents) as forks:
                 self._forks = forks
                 return self._run(cases)
