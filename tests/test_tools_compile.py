@@ -33,11 +33,16 @@ def test_what_fits_has_no_fault():
     [
         ({"shared_bytes": 232_449}, "232449 bytes of shared memory, sm_90 has 232448 a block"),
         ({"arch": 80, "shared_bytes": 170_000}, "170000 bytes of shared memory, sm_80 has 166912 a block"),
+        ({"arch": 89, "shared_bytes": 101_377}, "101377 bytes of shared memory, sm_89 has 101376 a block"),
         ({"registers": 200, "num_warps": 16}, "200 registers in 512 threads, sm_90 has 65536 a block"),
         ({"stack_bytes": 8}, "8 bytes of stack per thread"),
         ({"grid": 400}, "400 programs must run at the same time, 396 can on sm_90"),
         ({"grid": 133, "shared_bytes": 200_000}, "133 programs must run at the same time, 132 can on sm_90"),
         ({"grid": 133, "shared_bytes": 116_000}, "133 programs must run at the same time, 132 can on sm_90"),
+        (
+            {"arch": 120, "grid": 2041, "registers": 32, "shared_bytes": 1000},
+            "2041 programs must run at the same time, 2040 can on sm_120",
+        ),
     ],
 )
 def test_fault_is_found(change, expected):

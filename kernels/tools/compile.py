@@ -56,24 +56,36 @@ class Architecture:
 
     Attributes:
         shared_bytes: shared memory that one block can have; each block takes 1 KB more of its multiprocessor.
-        multiprocessors: of the product that it is known by (A100, H200, B200).
+        multiprocessors: of the product that it is known by (A100, H200, B200; RTX 3090, 4090, 5090).
+        registers, threads, most_blocks: of a multiprocessor.
     """
 
     shared_bytes: int
     multiprocessors: int
     registers: int = 65536
     threads: int = 2048
+    most_blocks: int = 32
 
     def blocks(self, registers: int, threads: int, shared: int) -> int:
         """Blocks that one multiprocessor runs at the same time; registers are handed out by 256 a warp."""
         warps = threads // 32
         by_registers = self.registers // (max(-(-registers * 32 // 256) * 256, 256) * warps)
-        return min(by_registers, self.threads // threads, 32, (self.shared_bytes + 1024) // (shared + 1024))
+        by_shared = (self.shared_bytes + 1024) // (shared + 1024)
+        return min(by_registers, self.threads // threads, self.most_blocks, by_shared)
 
 
 #: Registers that a thread can have.
 MOST_REGISTERS = 255
-ARCHITECTURES = {80: Architecture(166_912, 108), 90: Architecture(232_448, 132), 100: Architecture(232_448, 148)}
+ARCHITECTURES = {
+    80: Architecture(166_912, 108),
+    86: Architecture(101_376, 82, threads=1536, most_blocks=16),
+    89: Architecture(101_376, 128, threads=1536, most_blocks=24),
+    90: Architecture(232_448, 132),
+    100: Architecture(232_448, 148),
+    120: Architecture(101_376, 170, threads=1536, most_blocks=24),
+}
+#: Those that are compiled for where none is named.
+USUAL = (80, 90, 100)
 
 
 @dataclass(frozen=True)
@@ -194,7 +206,7 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
         type=int,
         nargs="+",
         choices=list(ARCHITECTURES),
-        help="compute capabilities (default: all; 90 with --quick)",
+        help="compute capabilities (default: 80 90 100; 90 with --quick)",
     )
     parser.add_argument(
         "--kernel", action="append", nargs="+", choices=list(MODULES), help="kernels to compile (default: all)"
@@ -207,7 +219,7 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--write", action="store_true", help="write the table into docs/notebook/gpu-compiled.md")
     options = parser.parse_args(arguments)
     parser.refuse_unwritable(options.out)
-    options.arch = options.arch or ([90] if options.quick else list(ARCHITECTURES))
+    options.arch = options.arch or ([90] if options.quick else list(USUAL))
     options.kernel = list(itertools.chain.from_iterable(options.kernel or [MODULES]))
     return options
 
