@@ -95,3 +95,16 @@ def _no_more() -> object:
 def test_who_is_no_child_may_name_parts_too():
     """Nobody listens."""
     process_pool.at("part")
+
+
+@pytest.mark.parametrize(
+    ("cores", "gib", "expected"), [(16, None, 12), (6, None, 4), (2, None, 1), (16, 140, 12), (16, 8, 2), (16, 2, 1)]
+)
+def test_as_many_children_as_cores_and_a_gpu_have_room_for(monkeypatch, cores, gib, expected):
+    """Twelve contexts and their problems fill a small GPU, and what then lacks memory would be taken for wrong."""
+    monkeypatch.setattr(process_pool, "usable_cores", lambda: cores)
+    monkeypatch.setattr(process_pool.torch.cuda, "is_available", lambda: gib is not None)
+    monkeypatch.setattr(process_pool.torch.cuda, "current_device", lambda: 0)
+    facts = SimpleNamespace(total_memory=(gib or 0) << 30)
+    monkeypatch.setattr(process_pool.torch.cuda, "get_device_properties", lambda _: facts)
+    assert process_pool.children() == expected

@@ -247,6 +247,7 @@ def gpu(monkeypatch, racing):
         return evaluate(one, calls | {"around": takes(1e-4), "vendor": takes(2e-3)}, FakeClock())
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(tune, "children", lambda: 1)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "NVIDIA Test")
     facts = dict.fromkeys(tune.DEPENDS, "1")
     for name, value in (("Pool", InlinePool), ("_tasks", tasks), ("measure", measure), ("_facts", lambda _: facts)):

@@ -26,12 +26,11 @@ from typing import Any
 import torch
 
 from ..dispatch import MODULES
-from ..host.cores import usable_cores
 from ..host.numbers import duration, seconds, whole
 from ..host.usage import PACKAGE, Parser
 from .check_work import CheckQuestion, CheckResult, work
 from .problems import Sizes
-from .process_pool import Pool, WorkOutcome
+from .process_pool import Pool, WorkOutcome, children
 
 #: dtype and whether products are in TF32. The interpreter computes no bfloat16 products.
 TYPES = {"float32": (torch.float32, False), "tf32": (torch.float32, True), "float16": (torch.float16, False),
@@ -80,7 +79,7 @@ def main(arguments: list[str] | None = None) -> int:
     if options.sanitize:
         return _sanitize(names)
     until = time.monotonic() + options.time_limit
-    jobs = options.jobs or (max(1, min(12, usable_cores() - 2)) if options.device == "cuda" else 1)
+    jobs = options.jobs or (children() if options.device == "cuda" else 1)
     rows: list[dict[str, Any]] = []
     with Pool(work, jobs=jobs, timeout_s=options.timeout) as pool:
         for outcome in pool.run(_tasks(names, options, until)):
@@ -123,7 +122,9 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
         "--most", type=whole(), default=4, help="most configurations of a kernel for one problem (default: %(default)s)"
     )
     parser.add_argument(
-        "--jobs", type=whole(), help="child processes at a time (default: up to 12 by cores, 1 on a CPU)"
+        "--jobs",
+        type=whole(),
+        help="child processes at a time (default: up to 12 by cores and the GPU's memory, 1 on a CPU)",
     )
     parser.add_argument("--seed", type=whole(0), default=0, help="seed of the problems (default: 0)")
     parser.add_argument(

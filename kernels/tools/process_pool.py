@@ -18,6 +18,11 @@ from typing import Any, Self
 
 import torch
 
+from ..host.cores import usable_cores
+
+#: Most children that compile and check at the same time, and memory of the GPU for each: its context, its libraries and
+#: a problem with its truth in float64.
+MOST_CHILDREN, CHILD_BYTES = 12, 3 << 30
 #: Seconds until a child has imported torch and its work and can compute; machines under load take long.
 STARTUP_S = 180.0
 _READY, _AT = "ready", "at"
@@ -51,6 +56,14 @@ def at(part: str) -> None:
     """Say which part of its work this child begins, or by `""` that a part has ended; the time limit begins anew."""
     for told in _TOLD:
         told(part)
+
+
+def children() -> int:
+    """Children that can compile and check at the same time: two cores are left, and the GPU has room for all."""
+    most = min(MOST_CHILDREN, usable_cores() - 2)
+    if torch.cuda.is_available():
+        most = min(most, torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory // CHILD_BYTES)
+    return max(1, most)
 
 
 class Pool:

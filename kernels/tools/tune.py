@@ -27,14 +27,13 @@ import torch
 from .. import measurements as table
 from .. import refusals
 from ..dispatch import MODULES
-from ..host.cores import usable_cores
 from ..host.numbers import duration, seconds, whole
 from ..host.usage import PACKAGE, Parser
 from ..measurements import MeasuredShape, MeasuredTable
 from . import check_work
 from .check import TYPES
 from .problems import Sizes
-from .process_pool import Pool
+from .process_pool import Pool, children
 from .tune_work import Candidate, Job, measure
 
 #: Batch, hidden size, steps, directions; the most important first: FlashRNN's plot, DeepBench; where cuDNN cannot take
@@ -62,8 +61,6 @@ CHECKED_STEPS = 20
 REPEATS = 50
 #: The same in the interpreter, which runs programs one after another.
 TINY_REPEATS = 2
-#: Children that compile and check; two cores are left to the parent and the driver.
-JOBS = max(1, min(12, usable_cores() - 2))
 #: Facts that figures depend on: if one has changed, old figures are measured again.
 DEPENDS = ("torch", "triton", "cudnn", "driver", "kernels")
 PHASES = {"inference": (False, False), "forward": (False, True), "backward": (True, True)}
@@ -94,7 +91,7 @@ def main(arguments: list[str] | None = None) -> int:
     until = time.monotonic() + options.time_limit
     left = [one for one in _plan(options) if not _known(known, *one)]
     with (
-        Pool(check_work.work, jobs=options.jobs, timeout_s=options.timeout) as checks,
+        Pool(check_work.work, jobs=options.jobs or children(), timeout_s=options.timeout) as checks,
         Pool(measure, jobs=1, timeout_s=options.timeout) as clocks,
     ):
         for number, (sizes, kind) in enumerate(left):
@@ -164,7 +161,9 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--rounds", type=whole(), default=15, help="timed blocks of each candidate (default: 15)")
     parser.add_argument(
-        "--jobs", type=whole(), default=JOBS, help="child processes that compile and check (default: %(default)s)"
+        "--jobs",
+        type=whole(),
+        help="child processes that compile and check (default: up to 12 by cores and the GPU's memory)",
     )
     parser.add_argument(
         "--timeout",
