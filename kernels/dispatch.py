@@ -20,7 +20,8 @@ from typing import Any
 import torch
 
 from . import measurements as table
-from . import refusals, triton_driver
+from . import refusals
+from .common import triton_driver
 from .common.recurrence import (
     Backward,
     Forward,

@@ -16,8 +16,9 @@ import pytest
 import torch
 from recurrences import Sizes
 
-from kernels import dispatch, triton_driver
+from kernels import dispatch
 from kernels import measurements as table
+from kernels.common import triton_driver
 from kernels.common.recurrence import Problem, loop_backward, loop_forward, on_device
 from kernels.cpu import fused
 from kernels.cpu.build import BuildError

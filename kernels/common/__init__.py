@@ -1,4 +1,4 @@
 """Parts that all kernels share: the description of a recurrence, the fast path of eager mode, torch.func.
 
-Uses torch alone.
+Imports torch alone.
 """
