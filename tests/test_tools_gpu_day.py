@@ -666,3 +666,14 @@ def test_nvidia_smi_tells_of_the_gpu_that_torch_uses(monkeypatch, tmp_path, own,
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: SimpleNamespace(uuid=own))
     assert facts._smi() == {"name": name, "driver_version": "580.1"} | dict.fromkeys(facts.SMI.split(",")[2:], "1")
+
+
+def test_a_machine_where_triton_cannot_launch_is_told_first(monkeypatch):
+    """Each later stage would fail, or measure torch's own LSTM alone."""
+    monkeypatch.setattr(facts, "DEVICE", "cuda")
+    monkeypatch.setattr(torch.cuda, "init", lambda: None)
+    ask = facts.machine_facts()["Triton can launch"]
+    assert ask() == "yes"
+    monkeypatch.setattr(torch.version, "hip", "6.4")
+    with pytest.raises(RuntimeError, match="built for AMD's"):
+        ask()

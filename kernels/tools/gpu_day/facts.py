@@ -22,6 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ...common import triton_driver
 from ...common.cudnn_precision import cudnn_precision, wanted_precision
 from ...gpu import cell, graph_cache
 from ...host.output import run_command
@@ -96,6 +97,7 @@ def machine_facts() -> dict[str, Callable[[], Any]]:
         found |= {
             "gpu": _gpu,
             "nvidia-smi": _smi,
+            "Triton can launch": _launches,
             "a sum on the GPU": lambda: float(torch.ones(1000, device=DEVICE).sum().item()),
             "cuDNN's precision can be set": _precision,
             "a graph's memory can be looked at": _snapshot,
@@ -162,6 +164,7 @@ def _gpu() -> dict[str, Any]:
         "multiprocessors": properties.multi_processor_count,
         "memory_bytes": properties.total_memory,
         "l2_bytes": getattr(properties, "L2_cache_size", None),
+        "torch has code for": torch.cuda.get_arch_list(),
     }
 
 
@@ -177,6 +180,14 @@ def _smi() -> dict[str, str]:
     own = str(torch.cuda.get_device_properties(torch.cuda.current_device()).uuid)
     line = next((line for line in lines if line[0].endswith(own)), lines[0])
     return dict(zip(SMI.split(","), line[1:], strict=True))
+
+
+def _launches() -> str:
+    """Ask for the driver that Triton builds, without which every choice is torch's own LSTM."""
+    torch.cuda.init()
+    if (reason := triton_driver.hindrance()) is not None:
+        raise RuntimeError(reason)
+    return "yes"
 
 
 def _precision() -> str:
