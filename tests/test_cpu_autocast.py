@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import itertools
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 pytest.importorskip("hypothesis")
 
 import torch
-from cpu_builds import NO_TILES, PARTS, QUICK, TILES, built_for
+from cpu_builds import NO_TILES, PARTS, QUICK, TILES, built_for, run_by
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from planted_defects import PAIRS
@@ -20,7 +21,7 @@ from torch import Tensor, nn
 
 from kernels import LSTM
 from kernels.cpu import build, fused
-from kernels.cpu.packing import TRAINED
+from kernels.cpu.packing import KEPT, TRAINED
 from kernels.layers import KEPT_FOR_TRAINING
 
 pytestmark = [
@@ -262,6 +263,29 @@ def test_training_with_and_without_autocast_in_turns_is_each_its_own() -> None:
         torch.testing.assert_close(lstm(x)[0], theirs(x)[0])
         settled.append([lstm.__dict__[name] for name in KEPT_FOR_TRAINING])
     assert all(one is other for one, other in zip(*settled, strict=True))
+
+
+@pytest.mark.parametrize("frozen", ["_l0", "_l1"])
+def test_a_frozen_layer_needs_no_other_part(frozen: str) -> None:
+    """Training compiles one part of the kernel, and a layer that does not train gives the same in all calls."""
+    _, lstm, x = _twins(implementation="cpu-fused")
+    for name, value in lstm.named_parameters():
+        value.requires_grad_(frozen not in name)
+    asked = set()
+
+    def asking(*, kept: int | None = None) -> Any:
+        asked.add(kept)
+        return build.library(kept=kept)
+
+    with run_by(asking, 1), torch.autocast("cpu", torch.bfloat16):
+        outputs = [lstm(x)[0] for _ in range(2)]
+    assert torch.equal(*outputs)
+    assert asked - {None} == {KEPT[TRAINED][0]}
+    assert all(
+        (torch.autograd.grad(outputs[1].sum(), value, retain_graph=True)[0] != 0).any()
+        for value in lstm.parameters()
+        if value.requires_grad
+    )
 
 
 #: Gradients of a layer under autocast, from a given state: of a batch of enough rows for several parts, whose input is

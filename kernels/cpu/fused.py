@@ -153,7 +153,11 @@ def run(  # noqa: PLR0913 - a layer's inputs
     if options.storage == TRAINED:
         x, h0, c0 = (v if v is None else v.to(torch.float32) for v in (x, h0, c0))  # type: ignore[assignment]
     flat = [value for own in parameters for value in own]
-    if gradients and any(value is not None and value.requires_grad for value in (x, h0, c0, *flat)):
+    # A frozen layer of a module that trains under autocast goes by the part that the others need, here as in later
+    # calls (`PreparedTraining`): no other part is compiled, and all calls round alike.
+    if gradients and (
+        options.storage == TRAINED or any(value is not None and value.requires_grad for value in (x, h0, c0, *flat))
+    ):
         if options.storage not in {"fp32", TRAINED}:
             msg = (
                 f"weights kept in {options.storage} have no gradients: call under torch.no_grad() or "
