@@ -47,7 +47,7 @@ class Way(enum.Enum):
     OPERATORS = enum.auto()
 
 
-def run(
+def run(  # noqa: C901 - one decision after the other
     lstm: LayeredLSTM,
     x: Tensor,
     hx: State | None,
@@ -87,9 +87,12 @@ def run(
         lasting=not gradients or all(value.is_leaf for layer in parameters for own in layer for value in own),
     )
     on_cpu = implementation == dispatch.CPU and way is not Way.OPERATORS
-    if lengths is not None and torch.is_grad_enabled() and not on_cpu:
-        # The weights' gradient multiplies the padding by zero, which gives NaN where the padding is NaN.
-        x = torch.where(valid_mask(lengths, x, batch_first), x, 0.0)
+    if torch.is_grad_enabled() and not on_cpu:
+        # Callers fill the memory of theirs for the next batch, maybe before the backward pass.
+        lengths, resets = (mask if mask is None else mask.clone() for mask in (lengths, resets))
+        if lengths is not None:
+            # The weights' gradient multiplies the padding by zero, which gives NaN where the padding is NaN.
+            x = torch.where(valid_mask(lengths, x, batch_first), x, 0.0)
     if way is Way.AT_ONCE and on_cpu:
         return _infer(lstm, x, hx, lengths, resets, parameters, options)
     if way is Way.AT_ONCE:

@@ -216,10 +216,10 @@ def test_lengths_beyond_the_steps_reach_no_other_memory() -> None:
             saved=[],
         )
         layer.DifferentiableLayer.forward(context, x, None, None, None, None, _options(lstm), *flat)
-        output, record = context.saved[5:7]
+        output, record = context.saved[3:5]
         room = torch.full((5, 2, 10), float("nan"))
         room[:4] = output
-        given = x, None, None, torch.full((2,), 2**30, dtype=torch.int32), None, room[:4], record
+        given = x, None, None, room[:4], record, (2**30).to_bytes(4, sys.byteorder) * 2, None
         found = layer._gradients(torch.ones(4, 2, 10), None, None, *given, _options(lstm), [True] * 14, *flat)
     expected = torch.autograd.grad(lstm(x)[0].sum(), flat)
     torch.testing.assert_close(found[3:], expected)

@@ -315,3 +315,28 @@ def test_checkpointed_code_and_torch_func_reset():
     (again,) = torch.autograd.grad(torch.utils.checkpoint.checkpoint(loss, given, use_reentrant=False), given)
     torch.testing.assert_close(again, truth)
     torch.testing.assert_close(torch.func.grad(loss)(x), truth)
+
+
+@pytest.mark.parametrize("implementation", ["cpu-fused", "loop", "vendor"])
+@pytest.mark.parametrize("kind", ["int32", "NumPy", "resets", "made in inference mode"])
+@pytest.mark.parametrize("batch_first", [False, True])
+def test_masks_may_be_changed_before_the_backward_pass(implementation: str, kind: str, batch_first: bool):
+    """A caller that fills the same memory for each batch gets the gradients of what the call was given."""
+    if kind == "resets" and implementation == "vendor":
+        pytest.skip("torch's own LSTM has no resets")
+    lstm = LSTM(3, 4, batch_first=batch_first, implementation=implementation)
+    x = _normal(4, 4, 3, dtype=torch.float32, seed=0)
+    with torch.inference_mode(kind == "made in inference mode"):
+        mask = torch.tensor([2, 4, 1, 3], dtype=torch.int32)
+    mask = mask[:, None] == mask - 1 if kind == "resets" else mask.numpy() if kind == "NumPy" else mask
+
+    def gradients(changes: bool) -> tuple[Tensor, ...]:
+        own = mask.copy() if kind == "NumPy" else mask if "made" in kind else mask.clone()
+        output, _ = lstm(x, **{"resets" if kind == "resets" else "lengths": own})
+        if changes:
+            with torch.inference_mode("made" in kind):
+                own[:] = 1
+        return torch.autograd.grad(output.square().sum(), list(lstm.parameters()))
+
+    unchanged = gradients(changes=False)
+    assert all(map(torch.equal, gradients(changes=True), unchanged))

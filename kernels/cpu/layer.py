@@ -6,6 +6,7 @@ gradient of the input is part of it in bf16, else a product of oneDNN.
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Sequence
 from typing import Any
 
@@ -45,6 +46,19 @@ def _packed(weight: Tensor, order: str, storage: str, *, whole: bool) -> tuple[i
         return 0, weight.data_ptr(), weight
     values = pack(weight, order, storage, whole=whole).values
     return values.data_ptr(), 0, values
+
+
+def _copied(mask: Tensor | None) -> bytes | None:
+    """Copy the memory of a contiguous mask, for a backward pass: callers fill theirs anew for the next batch.
+
+    Not as a tensor that autograd keeps: `clone` takes ten times as long, and hooks of saved tensors could change it.
+    """
+    return None if mask is None else ctypes.string_at(mask.data_ptr(), mask.nbytes)
+
+
+def _bytes_at(memory: bytes | None) -> int:
+    """Address of bytes, 0 for None."""
+    return ctypes.cast(ctypes.c_char_p(memory), ctypes.c_void_p).value or 0 if memory else 0
 
 
 def _product(left: Tensor, right: Tensor) -> Tensor:
@@ -115,10 +129,10 @@ class DifferentiableLayer(torch.autograd.Function):
                 gates + 16 * rows * hidden if in_floats else 0, hidden * by_step, hidden * by_row,
                 0, address(anew, d) or 0, own_ih, own,
             ), number)  # fmt: skip
-        saved = x, h0, c0, lengths, resets, output, record, *flat
+        saved = x, h0, c0, output, record, *flat
         ctx.save_for_backward(*saved)
         ctx.forms = [value if value is None else (value.shape, value.dtype) for value in saved]
-        ctx.options = options
+        ctx.options, ctx.masks = options, (_copied(ends), _copied(anew))
         ctx.set_materialize_grads(False)
         return (output, h_n, c_n) if in_floats or kind is torch.bfloat16 else rounded((output, h_n, c_n))
 
@@ -126,7 +140,7 @@ class DifferentiableLayer(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor | None) -> Any:
         """Gradients of x, h0, c0 and the parameters."""
         saved = as_saved(ctx)
-        found = gradients_of(_gradients, grads, *saved[:7], ctx.options, ctx.needs_input_grad, *saved[7:])
+        found = gradients_of(_gradients, grads, *saved[:5], *ctx.masks, ctx.options, ctx.needs_input_grad, *saved[5:])
         return *found[:3], None, None, None, *found[3:]
 
 
@@ -161,15 +175,18 @@ def _gradients(  # noqa: PLR0913, PLR0917 - all that a layer read and wrote
     x: Tensor,
     h0: Tensor | None,
     c0: Tensor | None,
-    lengths: Tensor | None,
-    resets: Tensor | None,
     output: Tensor,
     record: Tensor,
+    lengths: bytes | None,
+    resets: bytes | None,
     options: LayerOptions,
     needed: Sequence[bool],
     *flat: Tensor,
 ) -> Any:
-    """Gradients of x, h0, c0 and of each direction's parameters; None where there is nothing, or it is not needed."""
+    """Gradients of x, h0, c0 and of each direction's parameters; None where there is nothing, or it is not needed.
+
+    `lengths` and `resets` are the memory of what the forward pass was given.
+    """
     number, dtype = KEPT[options.storage]
     native = library(kept=number)
     first, second, features = x.shape
@@ -182,7 +199,8 @@ def _gradients(  # noqa: PLR0913, PLR0917 - all that a layer read and wrote
     in_floats, item = options.storage != TRAINED, output.element_size()
     grad_output = torch.zeros_like(output) if grad_output is None else readable(grad_output, output.dtype)
     grad_h_n, grad_c_n = (None if grad is None else readable(grad) for grad in (grad_h_n, grad_c_n))
-    x, h0, c0, lengths, resets = (None if v is None else v.contiguous() for v in (x, h0, c0, lengths, resets))  # type: ignore[assignment]
+    x, h0, c0 = (None if v is None else v.contiguous() for v in (x, h0, c0))  # type: ignore[assignment]
+    ends, anew = _bytes_at(lengths), _bytes_at(resets)
     output, record = output.contiguous(), record.contiguous()
     by_tiles = native.backward_by_tiles(number)
     grad_gates = None if by_tiles else x.new_empty(directions, rows, 4 * hidden, dtype=dtype)
@@ -206,7 +224,7 @@ def _gradients(  # noqa: PLR0913, PLR0917 - all that a layer read and wrote
             packed_ih, own_ih, _holds_ih = _packed(weight_ih.contiguous(), "backward", options.storage, whole=whole)
         gates = record.data_ptr() + record.stride(0) * 4 * d
         native.lstm_backward(BACKWARD(
-            batch, steps, hidden, d, threads, by_rows, packed, address(c0, d) or 0, address(lengths) or 0,
+            batch, steps, hidden, d, threads, by_rows, packed, address(c0, d) or 0, ends,
             gates, 4 * hidden * by_step, 4 * hidden * by_row,
             gates + 16 * rows * hidden if in_floats else 0, hidden * by_step, hidden * by_row,
             grad_output.data_ptr() + item * d * hidden, width * by_step, width * by_row,
@@ -216,7 +234,8 @@ def _gradients(  # noqa: PLR0913, PLR0917 - all that a layer read and wrote
             x.data_ptr(), features * by_step, features * by_row, features,
             output.data_ptr() + item * d * hidden, width * by_step, width * by_row,
             address(h0, d) or 0, address(grad_ih) or 0, address(grad_hh) or 0, address(bias) or 0, weight_threads,
-            address(resets, d) or 0, packed_ih, address(by_call) or 0, d > 0, own_ih, own, address(other) or 0,
+            anew and anew + d * steps * batch, packed_ih, address(by_call) or 0, d > 0, own_ih, own,
+            address(other) or 0,
         ), number)  # fmt: skip
         if grad_gates is not None and in_floats and needed[0]:
             share = _product(grad_gates[d], weight_ih)
