@@ -21,13 +21,13 @@ from . import torch_lstm as vendor
 from .common.fast_path import autocast_dtype, unwatched
 from .common.recurrence import LayerOptions, Problem, resets_of, state_dtype
 from .cpu import fused
-from .cpu.layer import rounded
 from .cpu.packing import TRAINED
 from .direct_layers import layer as direct_layer
 from .lstm_arguments import check_call, check_step, checked_resets, storage_refused
 from .torch_lstm import State, permuted, valid_mask
 
-#: Attributes of a module with what earlier calls with gradients settled: without autocast, and under it.
+#: Attributes of a module with what earlier calls settled, without and with gradients: without autocast, and under it.
+KEPT_FOR_INFERENCE = ("_kept", "_kept_cast")
 KEPT_FOR_TRAINING = ("_kept_training", "_kept_training_cast")
 #: A `kernels.LSTM`, which uses this module.
 LayeredLSTM = Any
@@ -250,11 +250,9 @@ def _infer(
 ) -> tuple[Tensor, State]:
     """All layers without gradients by the CPU kernel, prepared for this call and later ones unless they are."""
     h0, c0 = hx or (None, None)
-    # Apart from what calls without autocast take past all of this.
-    slot = "_kept"
+    slot = KEPT_FOR_INFERENCE[options.storage == TRAINED]
     if options.storage == TRAINED:
-        x, h0, c0 = (v if v is None else v.to(torch.float32) for v in (x, h0, c0))  # type: ignore[assignment]
-        slot = "_kept_cast"
+        h0, c0 = (v if v is None or v.dtype == torch.bfloat16 else v.to(torch.float32) for v in (h0, c0))
     x, h0, c0, lengths = (v if v is None else v.contiguous() for v in (x, h0, c0, lengths))  # type: ignore[assignment]
     kept, found = lstm.__dict__.get(slot), None
     if isinstance(kept, fused.Prepared) and kept.stands(lstm._parameters):  # noqa: SLF001
@@ -264,8 +262,7 @@ def _infer(
         prepared = fused.Prepared(parameters, x.size(2), storage=options.storage, names=names, choices=lstm.choices)
         lstm.__dict__[slot] = prepared if prepared.lasting else None
         found = prepared.run(x, h0, c0, lengths, resets, batch_first=options.batch_first, fresh=True)
-    results = cast("tuple[Tensor, Tensor, Tensor]", found)
-    output, h_n, c_n = rounded(results) if options.storage == TRAINED else results
+    output, h_n, c_n = cast("tuple[Tensor, Tensor, Tensor]", found)
     return output, (h_n, c_n)
 
 

@@ -31,7 +31,7 @@ from .lstm_arguments import (
 from .torch_lstm import State, copies
 
 #: Attributes with what earlier calls settled: for inference and for training, each without and under autocast.
-_KEPT = ("_kept", "_kept_cast", *layers.KEPT_FOR_TRAINING)
+_KEPT = (*layers.KEPT_FOR_INFERENCE, *layers.KEPT_FOR_TRAINING)
 
 
 class LSTM(nn.RNNBase):
@@ -137,7 +137,7 @@ class LSTM(nn.RNNBase):
         self.fp32_precision = fp32_precision
         self.weight_storage = weight_storage
 
-    def forward(  # noqa: C901 - one decision after the other
+    def forward(  # noqa: C901, PLR0912 - one decision after the other
         self,
         input: Tensor | PackedSequence,  # noqa: A002 - torch.nn.LSTM's name
         hx: State | None = None,
@@ -169,15 +169,15 @@ class LSTM(nn.RNNBase):
                 a kernel asked for by name that does not serve this call.
         """
         if lengths is None and resets is None and not torch.compiler.is_compiling():
-            slot = "_kept"
+            slots = layers.KEPT_FOR_INFERENCE
             if torch.is_grad_enabled():
-                for_training = layers.KEPT_FOR_TRAINING[torch.is_autocast_enabled("cpu")]
-                slot = for_training if for_training in self.__dict__ else slot
-            kept = self.__dict__.get(slot)
-            found = kept and kept.at_once(self._parameters, input, hx, self.batch_first)
-            if found is not None:
-                results, self.__dict__["choices"] = found
-                return results  # type: ignore[no-any-return]
+                slots = layers.KEPT_FOR_TRAINING[torch.is_autocast_enabled("cpu")], "_kept"
+            for slot in slots:
+                kept = self.__dict__.get(slot)
+                found = kept and kept.at_once(self._parameters, input, hx, self.batch_first)
+                if found is not None:
+                    results, self.__dict__["choices"] = found
+                    return results  # type: ignore[no-any-return]
         if isinstance(input, PackedSequence):
             if lengths is not None or resets is not None:
                 msg = "a PackedSequence brings its own lengths; give lengths and resets with a padded tensor only"

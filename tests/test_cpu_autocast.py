@@ -20,7 +20,7 @@ from recurrences import DEVICE
 from torch import Tensor, nn
 
 from kernels import LSTM
-from kernels.cpu import build, fused
+from kernels.cpu import build, fused, packing
 from kernels.cpu.packing import KEPT, TRAINED
 from kernels.layers import KEPT_FOR_TRAINING
 
@@ -211,6 +211,74 @@ def test_inference_is_that_of_weights_kept_in_bf16() -> None:
     assert torch.equal(rounded, output)
     assert h_n.dtype == c_n.dtype == torch.bfloat16
     assert torch.equal(after[0], before[0])
+
+
+@pytest.mark.parametrize(("threads", "batch"), [(1, 3), (3, 1), (3, 3), (3, 40)])
+@pytest.mark.parametrize("kinds", ["", "x", "h", "c", "xhc"])
+@pytest.mark.parametrize("batch_first", [False, True])
+def test_inference_like_an_earlier_call_takes_the_short_way(
+    threads: int, batch: int, kinds: str, batch_first: bool
+) -> None:
+    """It gives rounded what bf16 weights give, whichever of x, h and c are bf16 too, in a team of any size."""
+    torch.manual_seed(1)
+    lstm = LSTM(6, 20, 2, bidirectional=True, batch_first=batch_first, implementation="cpu-fused")
+    kept = LSTM(
+        6, 20, 2, bidirectional=True, batch_first=batch_first, implementation="cpu-fused", weight_storage="bf16"
+    )
+    kept.load_state_dict(lstm.state_dict())
+    shape = (batch, 7, 6) if batch_first else (7, batch, 6)
+    wide = [value.bfloat16().float() for value in (torch.randn(shape), *torch.randn(2, 4, batch, 20).unbind())]
+    broken = wide[0][0] if batch_first else wide[0][:, 0]
+    broken[:] = float("nan") if batch > 1 else 0.0
+    x, *state = (v.bfloat16() if kind in kinds else v for kind, v in zip("xhc", wide, strict=True))
+    with built_for(build.NATIVE, threads), torch.no_grad():
+        for hx, given in ((None, None), (tuple(state), tuple(wide[1:]))):
+            expected = kept(wide[0], given)
+            with torch.autocast("cpu", torch.bfloat16):
+                found = lstm(x, hx)
+                taken, choices = lstm.__dict__["_kept_cast"].at_once(lstm._parameters, x, hx, batch_first)
+            assert choices is lstm.choices
+            for results in (found, taken):
+                for value, right in zip((results[0], *results[1]), (expected[0], *expected[1]), strict=True):
+                    assert value.dtype == torch.bfloat16
+                    torch.testing.assert_close(value, right.bfloat16(), rtol=0, atol=0, equal_nan=True)
+    assert 0 < expected[0].isfinite().sum() <= expected[0].numel() * (1 - 1 / batch if batch > 1 else 1)
+
+
+def test_the_short_way_of_inference_takes_no_other_call() -> None:
+    """Without autocast, with another type, switched off inside, with gradients, or with weights dropped or changed."""
+    _, lstm, x = _twins(implementation="cpu-fused")
+
+    def taken(value: Any = x, hx: Any = None) -> bool:
+        return lstm.__dict__["_kept_cast"].at_once(lstm._parameters, value, hx, False) is not None
+
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        lstm(x)
+        assert taken()
+        with torch.autocast("cpu", enabled=False):
+            assert not taken()
+            assert lstm(x)[0].dtype == torch.float32
+        assert not taken(x.half())
+        assert not taken(x.double())
+        assert not taken(x, (torch.zeros(4, 3, 20).half(), torch.zeros(4, 3, 20)))
+        assert lstm.__dict__["_kept_cast"].step(lstm._parameters, x[0], *torch.zeros(2, 4, 3, 20), None) is None
+        changes = {
+            "counted": lambda: lstm.weight_hh_l0.mul_(2.0),
+            "behind torch": lambda: lstm.weight_ih_l1.data.mul_(2.0),
+            "a bias, read where it lies": lambda: lstm.bias_ih_l1.data.fill_(1.0),
+            "nothing": packing.forget,
+        }
+        for name, change in changes.items():
+            before, _ = lstm(x)
+            change()
+            assert taken() is name.startswith("a bias"), name
+            assert torch.equal(lstm(x)[0], before) is (name == "nothing"), name
+        with torch.enable_grad():
+            assert not taken()
+    with torch.no_grad():
+        assert not taken()
+        with torch.autocast("cpu", torch.float16):
+            assert not taken()
 
 
 def test_changed_weights_are_packed_anew() -> None:

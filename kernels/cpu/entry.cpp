@@ -69,6 +69,7 @@ constexpr int FASTCALL = 0x0080;
 constexpr const char* NAME = "kernels.cpu.entry";
 constexpr int64_t NO_MEMORY = -1;
 constexpr int64_t SAMPLES = 1, WHOLE = 2;  // looks at the weights, as lstm_layers knows them
+constexpr int64_t HALF_RESULTS = 8;        // as lstm_layers knows it; 1, 2 and 4 are x, h0 and c0
 
 // What a module's calls share, as Python hands it over.
 struct Numbers {
@@ -171,16 +172,21 @@ bool is_state(const c10::TensorImpl* found, const Module& module, int64_t batch)
     return sizes.size() == 3 && sizes[0] == module.own.states && sizes[1] == batch && sizes[2] == module.own.hidden;
 }
 
-Inputs inputs_of(const Module& module, PyObject* input, PyObject* hx, bool batch_first) {
+// With `halves` each of them may be bf16 as well as float32.
+Inputs inputs_of(const Module& module, PyObject* input, PyObject* hx, bool batch_first, bool halves = false) {
     Inputs found;
-    c10::TensorImpl* const x = plain(input, c10::kFloat);
+    const auto given = [=](PyObject* object) {
+        c10::TensorImpl* const floats = plain(object, c10::kFloat);
+        return floats || !halves ? floats : plain(object, c10::kBFloat16);
+    };
+    c10::TensorImpl* const x = given(input);
     if (!x || x->dim() != 3 || x->size(2) != module.own.features || !x->numel()) return {};
     found.batch = x->size(batch_first ? 0 : 1);
     found.steps = x->size(batch_first ? 1 : 0);
     if (hx != &_Py_NoneStruct) {
         if (!is_exactly(hx, &PyTuple_Type) || PyTuple_Size(hx) != 2) return {};
-        found.h0 = plain(PyTuple_GetItem(hx, 0), c10::kFloat);
-        found.c0 = plain(PyTuple_GetItem(hx, 1), c10::kFloat);
+        found.h0 = given(PyTuple_GetItem(hx, 0));
+        found.c0 = given(PyTuple_GetItem(hx, 1));
         if (!found.h0 || !found.c0 || !is_state(found.h0, module, found.batch) || !is_state(found.c0, module, found.batch)) return {};
     }
     found.x = x;
@@ -203,8 +209,8 @@ bool stands(const Module& module, PyObject* parameters) {
 }
 
 // A call of lstm_layers: DONE, CHANGED, or a failure. Other threads of Python run meanwhile.
-int64_t run(const Module& module, int64_t batch, int64_t steps, bool batch_first, const float* x, const float* h0, const float* c0,
-            const void* resets, float* output, float* h_n, float* c_n) {
+int64_t run(const Module& module, int64_t batch, int64_t steps, bool batch_first, const void* x, const void* h0, const void* c0,
+            const void* resets, void* output, void* h_n, void* c_n, int64_t halves) {
     int64_t threads = 1, by_rows = 1;
     const int64_t work = batch * steps * module.own.work;
     if (work >= module.own.worth) {
@@ -217,8 +223,8 @@ int64_t run(const Module& module, int64_t batch, int64_t steps, bool batch_first
     }
     const int64_t look = batch * steps >= module.own.least_long * threads ? WHOLE : SAMPLES;
     const auto at = [](const void* address) { return reinterpret_cast<int64_t>(address); };
-    const int64_t call[15] = {module.own.layers, batch, steps, batch_first, threads, by_rows, look, at(x), at(h0), at(c0),
-                              0, at(resets), at(output), at(h_n), at(c_n)};
+    const int64_t call[16] = {module.own.layers, batch, steps, batch_first, threads, by_rows, look, at(x), at(h0), at(c0),
+                              0, at(resets), at(output), at(h_n), at(c_n), halves};
     void* const state = PyEval_SaveThread();
     const int64_t status = module.own.run(call);
     PyEval_RestoreThread(state);
@@ -233,25 +239,33 @@ PyObject* not_done(const Module& module, int64_t status) {
     return nullptr;
 }
 
-float* floats(const at::TensorBase& value) { return static_cast<float*>(value.unsafeGetTensorImpl()->mutable_data()); }
+void* written(const at::TensorBase& value) { return value.unsafeGetTensorImpl()->mutable_data(); }
 
 const Module& module_of(PyObject* self) { return *static_cast<const Module*>(PyCapsule_GetPointer(self, NAME)); }
 
-// arguments: the module's parameters, x (three dimensions), the state or None, and whether the batch comes first.
+// arguments: the module's parameters, x (three dimensions), the state or None, and whether the batch comes first. With `cast`
+// x and the state may be bf16, and the results are.
 // Returns ((output, (h_n, c_n)), choices).
 PyObject* at_once(PyObject* self, PyObject* const* arguments, intptr_t count) try {
     const Module& module = module_of(self);
-    if (count != 4 || !unwatched()) return none();
+    const bool cast = module.own.cast;
+    if (count != 4 || !unwatched(false, cast)) return none();
     const bool batch_first = PyObject_IsTrue(arguments[3]) == 1;
-    const auto [x, h0, c0, batch, steps] = inputs_of(module, arguments[1], arguments[2], batch_first);
+    const auto [x, h0, c0, batch, steps] = inputs_of(module, arguments[1], arguments[2], batch_first, cast);
     if (!x || !stands(module, arguments[0])) return none();
     const int64_t states[] = {module.own.states, batch, module.own.hidden};
     const int64_t sizes[] = {x->size(0), x->size(1), module.own.directions * module.own.hidden};
-    const at::TensorBase output = at::detail::empty_cpu(sizes, c10::kFloat), h_n = at::detail::empty_cpu(states, c10::kFloat),
-                         c_n = at::detail::empty_cpu(states, c10::kFloat);
-    const auto values = [](const c10::TensorImpl* of) { return of ? static_cast<const float*>(of->data()) : nullptr; };
-    const int64_t status = run(module, batch, steps, batch_first, values(x), values(h0), values(c0), nullptr, floats(output),
-                               floats(h_n), floats(c_n));
+    const c10::ScalarType type = cast ? c10::kBFloat16 : c10::kFloat;
+    const at::TensorBase output = at::detail::empty_cpu(sizes, type), h_n = at::detail::empty_cpu(states, type),
+                         c_n = at::detail::empty_cpu(states, type);
+    const auto values = [](const c10::TensorImpl* of) { return of ? of->data() : nullptr; };
+    int64_t halves = cast ? HALF_RESULTS : 0, half = 1;
+    for (const c10::TensorImpl* const given : {x, h0, c0}) {
+        if (given && given->dtype() == caffe2::TypeMeta::Make<c10::BFloat16>()) halves |= half;
+        half *= 2;
+    }
+    const int64_t status = run(module, batch, steps, batch_first, values(x), values(h0), values(c0), nullptr, written(output),
+                               written(h_n), written(c_n), halves);
     if (status) return not_done(module, status);
     Py_IncRef(module.choices);
     return tuple_of(tuple_of(THPVariable_Wrap(output), tuple_of(THPVariable_Wrap(h_n), THPVariable_Wrap(c_n))), module.choices);
@@ -262,7 +276,7 @@ PyObject* at_once(PyObject* self, PyObject* const* arguments, intptr_t count) tr
 // arguments: the module's parameters, x (two dimensions), h and c, which are overwritten, and resets or None.
 PyObject* step(PyObject* self, PyObject* const* arguments, intptr_t count) try {
     const Module& module = module_of(self);
-    if (count != 5 || module.own.directions != 1 || !unwatched()) return none();
+    if (count != 5 || module.own.directions != 1 || module.own.cast || !unwatched()) return none();
     c10::TensorImpl *const x = plain(arguments[1], c10::kFloat), *const h = plain(arguments[2], c10::kFloat),
                     *const c = plain(arguments[3], c10::kFloat);
     if (!x || !h || !c || x->dim() != 2 || x->size(1) != module.own.features || !x->numel()) return none();
@@ -278,8 +292,8 @@ PyObject* step(PyObject* self, PyObject* const* arguments, intptr_t count) try {
     if (std::abs(h_at - c_at) < h->numel() || !stands(module, arguments[0])) return none();
     const int64_t sizes[] = {batch, module.own.hidden};
     const at::TensorBase output = at::detail::empty_cpu(sizes, c10::kFloat);
-    const int64_t status = run(module, batch, 1, true, static_cast<const float*>(x->data()), h_at, c_at,
-                               resets ? resets->data() : nullptr, floats(output), h_at, c_at);
+    const int64_t status = run(module, batch, 1, true, x->data(), h_at, c_at,
+                               resets ? resets->data() : nullptr, written(output), h_at, c_at, 0);
     if (status) return not_done(module, status);
     h->bump_version();
     c->bump_version();

@@ -20,7 +20,7 @@ from ..common.recurrence import Backward, Forward, LayerOptions, Problem
 from .build import BuildError, beside, library, loaded
 from .entry import hindrance as no_entry
 from .inference import Prepared
-from .layer import DifferentiableLayer, rounded
+from .layer import DifferentiableLayer
 from .native_arguments import BackwardArgs, ForwardArgs, address, strided
 from .packing import KEPT, STORAGE, TRAINED, pack
 from .teams import long, team, work
@@ -168,8 +168,7 @@ def run(  # noqa: PLR0913 - a layer's inputs
     prepared = Prepared([parameters], x.size(2), storage=options.storage)
     h0, c0, lengths, resets = (v if v is None else v.contiguous() for v in (h0, c0, lengths, resets))
     found = prepared.run(x.contiguous(), h0, c0, lengths, resets, batch_first=options.batch_first, fresh=True)
-    results = cast("Results", found)
-    return rounded(results) if options.storage == TRAINED else results
+    return cast("Results", found)
 
 
 def forward(args: Forward, storage: str = "fp32", *, lasting: bool = True) -> None:

@@ -11,6 +11,7 @@ import struct
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from . import entry, packing
@@ -46,7 +47,10 @@ class Layers(ctypes.Structure):
 
 
 #: `LayersCall` of lstm.cpp, as bytes: ctypes takes a microsecond to convert as many arguments one by one.
-_CALL = struct.Struct("@15q").pack
+_CALL = struct.Struct("@16q").pack
+#: `Halves` of lstm.cpp: what is bf16 of x, h0, c0 and the results.
+_HALVES = (1, 2, 4)
+_HALF_RESULTS = 8
 #: How the kernel looks whether weights are still what was packed: `lstm_layers`.
 NOT_AT_ALL, SAMPLES, WHOLE = range(3)
 
@@ -84,9 +88,9 @@ class Prepared:
         self.features, self.hidden, self.choices = features, hidden_of(values[1]), choices
         self.directions, self.states = len(parameters[0]), len(flat)
         self.lasting = len(names) == len(values) and not any(v.is_inference() or not v.is_contiguous() for v in values)
-        by_autocast = storage == packing.TRAINED
-        self._forgotten, self._long = packing.forgotten.value, least_long("fp32" if by_autocast else storage)
-        storage = "bf16" if by_autocast else storage
+        self._by_autocast = storage == packing.TRAINED
+        self._forgotten, self._long = packing.forgotten.value, least_long("fp32" if self._by_autocast else storage)
+        storage = "bf16" if self._by_autocast else storage
         # Read before the weights are: what is changed meanwhile must not look as if it had been packed.
         self._kept = [
             (name, value, value.data_ptr(), value._version, value.shape)  # noqa: SLF001
@@ -110,7 +114,7 @@ class Prepared:
         self._at = ctypes.addressof(layers)
         #: Calls that are like an earlier one, past the rest of Python: see `entry.bind`.
         self.at_once = self.step = entry.declined
-        if self.lasting and not by_autocast:
+        if self.lasting:
             self.at_once, self.step, _ = entry.bind(
                 self._native,
                 self._at,
@@ -123,6 +127,7 @@ class Prepared:
                 states=self.states,
                 work=self._work,
                 least_long=self._long,
+                cast=int(self._by_autocast),
             )
 
     def _add(self, index: int, own: Sequence[Tensor], storage: str) -> None:
@@ -168,7 +173,8 @@ class Prepared:
         """Run all layers; None, and nothing done, where the weights' values are no longer those that were packed.
 
         Args:
-            x: (batch, steps, features) if batch first, else (steps, batch, features); contiguous float32.
+            x: (batch, steps, features) if batch first, else (steps, batch, features); contiguous. x, h0 and c0 are
+                float32, for `TRAINED` or bfloat16, each as it comes.
             h0: (layers * directions, batch, H) contiguous, or None for zeros.
             c0: the same.
             lengths: (batch,) int32, or None for all steps.
@@ -177,19 +183,25 @@ class Prepared:
             fresh: whether this was prepared just now, so that the values need no look.
 
         Returns:
-            Output (as x, with directions * H features), h_n and c_n (layers * directions, batch, H).
+            Output (as x, with directions * H features), h_n and c_n (layers * directions, batch, H); float32, for
+            `TRAINED` bfloat16.
         """
         first, second, _ = x.shape
         batch, steps = (first, second) if batch_first else (second, first)
-        output = x.new_empty(first, second, self.directions * self.hidden)
-        h_n, c_n = x.new_empty(self.states, batch, self.hidden), x.new_empty(self.states, batch, self.hidden)
+        kind, halves = torch.float32, 0
+        if self._by_autocast:
+            kind, halves = torch.bfloat16, _HALF_RESULTS
+            for value, half in zip((x, h0, c0), _HALVES, strict=True):
+                halves |= half if value is not None and value.dtype is torch.bfloat16 else 0
+        output = x.new_empty(first, second, self.directions * self.hidden, dtype=kind)
+        h_n, c_n = (x.new_empty(self.states, batch, self.hidden, dtype=kind) for _ in range(2))
         threads, by_rows = team(batch * steps * self._work, batch, self.hidden)
         look = NOT_AT_ALL if fresh else WHOLE if batch * steps >= self._long * threads else SAMPLES
         status = self._native.lstm_layers(_CALL(
             self._at, batch, steps, batch_first, threads, by_rows, look, x.data_ptr(),
             0 if h0 is None else h0.data_ptr(), 0 if c0 is None else c0.data_ptr(),
             0 if lengths is None else lengths.data_ptr(), 0 if resets is None else resets.data_ptr(),
-            output.data_ptr(), h_n.data_ptr(), c_n.data_ptr(),
+            output.data_ptr(), h_n.data_ptr(), c_n.data_ptr(), halves,
         ))  # fmt: skip
         if status and checked(self._native, status) == CHANGED:
             return None

@@ -50,11 +50,15 @@ struct LayersCall {
     const Layers* layers;
     int64_t batch, steps, batch_first, threads, by_rows;
     int64_t look;              // at the weights: 0, not at all; 1, by samples of large ones; 2, by all values
-    const float *x, *h0, *c0;  // h0, c0, lengths and resets may be null
+    const void *x, *h0, *c0;   // h0, c0, lengths and resets may be null
     const int32_t* lengths;
     const uint8_t* resets;     // (directions, steps, batch)
-    float *output, *h_n, *c_n;
+    void *output, *h_n, *c_n;
+    int64_t halves;            // what is bf16, of `Halves`; all else is float32
 };
+
+// X, H0 and C0 are widened for the walk, RESULTS are rounded after it.
+enum Halves : int64_t { HALF_X = 1, HALF_H0 = 2, HALF_C0 = 4, HALF_RESULTS = 8 };
 
 namespace {
 
@@ -99,6 +103,18 @@ int64_t with_way_back(int64_t kept, F use) {
     if constexpr (in_part(FP32))
         if (kept == FP32) return use(FloatsBack());
     throw std::invalid_argument("weights kept so have no gradients");
+}
+
+// What one thread widens or rounds of an array; nothing where there is no array of bf16.
+void widen(const void* from, float* to, int64_t count, int thread, int threads) {
+    if (from == to) return;
+    const Share own = share(count, true, thread, threads);
+    for (int64_t i = own.first; i < own.end; ++i) to[i] = from_bfloat16(static_cast<const uint16_t*>(from)[i]);
+}
+
+void narrow(const float* from, void* to, int64_t count, int thread, int threads) {
+    const Share own = share(count, true, thread, threads);
+    for (int64_t i = own.first; i < own.end; ++i) static_cast<uint16_t*>(to)[i] = to_bfloat16(from[i]);
 }
 
 // Numbers of gates_input, at most, in a pass that keeps no gates: so many steps are projected at a time, at least one.
@@ -209,16 +225,28 @@ int64_t lstm_layers(const LayersCall* call) {
         const Layers* const a = call->layers;
         const int64_t batch = call->batch, steps = call->steps, batch_first = call->batch_first;
         const int64_t threads = call->threads, by_rows = call->by_rows, look = call->look;
-        const float *const x = call->x, *const h0 = call->h0, *const c0 = call->c0;
         const int32_t* const lengths = call->lengths;
         const uint8_t* const resets = call->resets;
-        float *const output = call->output, *const h_n = call->h_n, *const c_n = call->c_n;
         for (int64_t i = 0; look && i < 2 * a->layers * a->directions; ++i)
             if (!unchanged(a->sources[i], look == 2)) return CHANGED;
         const int64_t hidden = a->hidden, size = batch * hidden, width = a->directions * hidden;
         const int64_t input = batch * steps * a->features, state = a->layers * a->directions * size;
-        if ((input && !x) || (state && (!h_n || !c_n)) || overlap(x, input, h_n, state) || overlap(x, input, c_n, state))
-            return CHANGED;
+        if ((input && !call->x) || (state && (!call->h_n || !call->c_n))) return CHANGED;
+        // What the caller has in bf16 lies in memory of this call in float32.
+        const int64_t halves = call->halves, result = steps * batch * width;
+        const auto counted = [=](int64_t which, int64_t count) { return halves & which ? rounded(count) : 0; };
+        const Memory<float> widened(counted(HALF_X, input) + counted(HALF_H0, state) + counted(HALF_C0, state) +
+                                    counted(HALF_RESULTS, result) + 2 * counted(HALF_RESULTS, state), "numbers of bf16 in float32");
+        float* next = widened.data();
+        const auto in_floats = [=, &next](const void* given, int64_t which, int64_t count) {
+            float* const place = halves & which && given ? next : static_cast<float*>(const_cast<void*>(given));
+            next += counted(which, count);
+            return place;
+        };
+        float *const x = in_floats(call->x, HALF_X, input), *const h0 = in_floats(call->h0, HALF_H0, state);
+        float *const c0 = in_floats(call->c0, HALF_C0, state), *const output = in_floats(call->output, HALF_RESULTS, result);
+        float *const h_n = in_floats(call->h_n, HALF_RESULTS, state), *const c_n = in_floats(call->c_n, HALF_RESULTS, state);
+        if (overlap(x, input, h_n, state) || overlap(x, input, c_n, state)) return CHANGED;
         // gates_input, h of two steps, and two layers' outputs, one of which the next reads.
         const int64_t widest = a->layers > 1 && width > a->features ? width : a->features;
         const bool needed = needs_gates_input(a->kept, batch, hidden, widest, by_rows, threads, !lengths && !resets);
@@ -234,6 +262,12 @@ int64_t lstm_layers(const LayersCall* call) {
         const Lengths order(lengths, batch);
         Barrier barrier(threads);
         team(threads, [=, &order, &barrier, &converted](int thread, int members) {
+            if (halves & (HALF_X | HALF_H0 | HALF_C0)) {
+                widen(call->x, x, input, thread, members);
+                widen(call->h0, h0, state, thread, members);
+                widen(call->c0, c0, state, thread, members);
+                barrier.wait(thread, members);
+            }
             const float* from = x;
             const Room room = room_of(a->kept, batch, steps, hidden, a->features, inner, by_rows, members);
             for (int64_t layer = 0; layer < a->layers; ++layer) {
@@ -254,6 +288,12 @@ int64_t lstm_layers(const LayersCall* call) {
                     walk(&direction, a->kept, order, barrier, converted.data(), room, thread, members);
                 }
                 from = to;
+            }
+            if (halves & HALF_RESULTS) {
+                barrier.wait(thread, members);
+                narrow(output, call->output, result, thread, members);
+                narrow(h_n, call->h_n, state, thread, members);
+                narrow(c_n, call->c_n, state, thread, members);
             }
         });
         return DONE;

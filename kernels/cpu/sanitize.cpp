@@ -136,6 +136,21 @@ bool run_layers(int64_t batch, int64_t steps, int64_t hidden, int64_t threads, b
                              masked ? lengths.get() : nullptr, resets.get(), output, h, c};
     bool good = !lstm_layers(&call);
     good = good && finite(output, batch * steps * width) && finite(h, size) && finite(c, size);
+    // The same with some of it in bf16, two numbers of which are counted as one.
+    const int64_t halves = random_bits() % 16, input = batch * steps * features;
+    const auto counted = [=](int64_t count, int64_t which) { return halves & which ? (count + 1) / 2 : count; };
+    Array given(counted(input, HALF_X)), h0(counted(size, HALF_H0)), c0(counted(size, HALF_C0));
+    if (halves & HALF_X) halve(given, counted(input, HALF_X));
+    if (halves & HALF_H0) halve(h0, counted(size, HALF_H0));
+    if (halves & HALF_C0) halve(c0, counted(size, HALF_C0));
+    const int64_t outputs = batch * steps * width;
+    Array mixed(counted(outputs, HALF_RESULTS), false), h_n(counted(size, HALF_RESULTS), false), c_n(counted(size, HALF_RESULTS), false);
+    const LayersCall cast = {&all, batch, steps, static_cast<int64_t>(random_bits() % 2), threads, by_rows, 1, given, h0, c0,
+                             masked ? lengths.get() : nullptr, resets.get(), mixed, h_n, c_n, halves};
+    good = good && !lstm_layers(&cast);
+    // The last number of an odd count has no other beside it.
+    const auto whole = [=](int64_t count) { return halves & HALF_RESULTS ? count / 2 : count; };
+    good = good && finite(mixed, whole(outputs)) && finite(h_n, whole(size)) && finite(c_n, whole(size));
     Array one(batch * features), next(batch * width, false);
     LayersCall step = {&all, batch, 1, 1, threads, by_rows, 1, one, h, c, nullptr, anew.get(), next, h, c};
     good = good && !lstm_layers(&step);
