@@ -25,8 +25,11 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
+
+from . import limited
 
 SOURCE = Path(__file__).with_name("lstm.cpp")
 FLAGS = ("-O3", "-std=c++17", "-ffp-contract=fast", "-fno-math-errno", "-fPIC", "-shared", "-pthread")
@@ -36,7 +39,6 @@ NATIVE = "-mcpu=native" if platform.machine() in {"aarch64", "arm64"} else "-mar
 COMPILERS = ("g++", "clang++")
 #: What to do where a linker misses it, as on macOS, whose own g++ is clang.
 NO_LIBGOMP = "GCC's libgomp is missing: install GCC and name it by CXX (on macOS: brew install gcc, then CXX=g++-15)"
-TIME_LIMIT_S = 120
 #: The first part that was loaded, by target.
 _first: dict[str, int] = {}
 #: Libraries that this process asked for, and start and end of the compilation of those that were not there, seconds.
@@ -137,11 +139,16 @@ def beside(job: Callable[[], object], *others: Callable[[], object]) -> None:
             other()
 
     threads = [threading.Thread(target=tried, args=(other,)) for other in others]
-    for thread in threads:
-        thread.start()
-    tried(job)
-    for thread in threads:
-        thread.join()
+    try:
+        for thread in threads:
+            thread.start()
+        tried(job)
+        for thread in threads:
+            thread.join()
+    except BaseException:
+        # An interrupt reaches this thread alone.
+        limited.end_all()
+        raise
 
 
 def load(source: str, target: str, subject: str) -> ctypes.CDLL | str:
@@ -247,7 +254,7 @@ def _openmp() -> list[str]:
 def _fingerprint(command: list[str]) -> str:
     """Digest of what the library depends on: sources, command, the compiler's version and the CPU of `native`."""
     asked = [command[0], "--version"]
-    version = subprocess.run(asked, capture_output=True, text=True, errors="replace", check=False).stdout  # noqa: S603 - as below
+    version = _ran(asked, "said which version it is").stdout
     digest = hashlib.sha256()
     for source in sorted(SOURCE.parent.glob("*.[ch]*")):
         digest.update(source.read_bytes())
@@ -275,28 +282,19 @@ def _compile(command: list[str], folder: Path, stem: str) -> Path:
         msg = f"cannot write compiled kernels to {folder} ({error}); set SEQ2SEQ_KERNEL_CACHE to a writable folder"
         raise BuildError(msg) from error
     os.close(handle)
-    start = time.perf_counter()
+    source, start = f"{stem.split('-', maxsplit=1)[0]}.cpp", time.perf_counter()
     try:
         # Not with what is to be loaded before Python's libraries: under a sanitizer a compiler takes minutes.
         environment = {key: value for key, value in os.environ.items() if key != "LD_PRELOAD"}
         # The source is named relative to its folder: GCC writes its name into the assembly before inline code, where a
         # line end in a folder's name is a syntax error.
-        done = subprocess.run(  # noqa: S603 - the compiler that the user has
-            [*command, "-o", name],
-            capture_output=True,
-            text=True,
-            errors="replace",
-            check=False,
-            timeout=TIME_LIMIT_S,
-            env=environment,
-            cwd=SOURCE.parent,
-        )
+        done = _ran([*command, "-o", name], f"compiled {source}", env=environment, cwd=SOURCE.parent)
         if done.returncode:
             said = done.stderr.strip()[:200] or f"it ended with {done.returncode} and said nothing"
             first = next((line for line in done.stderr.splitlines() if "error" in line.lower()), said)
             if "gomp" in done.stderr.lower():
                 first += f"; {NO_LIBGOMP}"
-            msg = f"{command[0]} could not compile {stem.split('-', maxsplit=1)[0]}.cpp: {first}"
+            msg = f"{command[0]} could not compile {source}: {first}"
             raise BuildError(msg)
         content = Path(name).read_bytes()
         if not content:
@@ -304,12 +302,22 @@ def _compile(command: list[str], folder: Path, stem: str) -> Path:
             raise BuildError(msg)
         Path(name).chmod(0o755)
         return Path(name).replace(folder / f"{stem}-{_digest(content)}.so")
-    except subprocess.TimeoutExpired as error:
-        msg = f"{command[0]} did not finish {stem.split('-', maxsplit=1)[0]}.cpp within {TIME_LIMIT_S} s"
-        raise BuildError(msg) from error
     finally:
         _spent[stem] = start, time.perf_counter()
         Path(name).unlink(missing_ok=True)
+
+
+def _ran(command: list[str], what: str, **options: Any) -> subprocess.CompletedProcess[str]:
+    """Run a compiler as `limited.run` does; `what` it has then done.
+
+    Raises:
+        BuildError: where it took longer than a limit.
+    """
+    try:
+        return limited.run(command, **options)
+    except limited.LimitError as error:
+        msg = f"{command[0]} was ended before it had {what}: {error}"
+        raise BuildError(msg) from error
 
 
 def _declare(native: ctypes.CDLL) -> None:
