@@ -124,6 +124,35 @@ def test_every_command_line_ends_this_way():
     assert alone == deployed | {"worker/__main__.py", "worker/ranks.py", "serve/generator.py", "sweep/measure.py"}
 
 
+def test_no_module_with_a_command_s_work_succeeds_by_doing_nothing():
+    """Whatever has a `main` runs it or refuses as a program; a worker's has arguments that no user knows."""
+    silent = set()
+    for path in (path for room in ("bench", "kernels", "seq2seq") for path in (ROOT / room).rglob("*.py")):
+        body = ast.parse(path.read_text()).body
+        ends = isinstance(body[-1], ast.If) and "__main__" in ast.unparse(body[-1].test) if body else False
+        if any(isinstance(node, ast.FunctionDef) and node.name == "main" for node in body) and not ends:
+            silent.add(f"{path.parent.name}/{path.name}")
+    assert silent == {"worker/server.py"}
+
+
+@pytest.mark.parametrize(
+    ("module", "command"),
+    [
+        ("kernels.cpu.serve.export", "kernels export-c"),
+        ("kernels.tools.check", "kernels check"),
+        ("kernels.tools.gpu_day.command", "kernels gpu-day"),
+        ("seq2seq.cli.main", "seq2seq"),
+    ],
+)
+def test_a_part_of_a_command_names_it(module, command):
+    """Also where the module was the command once."""
+    found = subprocess.run(
+        [sys.executable, "-m", module, "--help"], capture_output=True, text=True, check=False, cwd=ROOT
+    )
+    said = f"error: this module is part of a command; run python -m {command}\n"
+    assert (found.returncode, found.stdout, found.stderr) == (2, "", said)
+
+
 @given(st.binary().filter(lambda raw: b"\0" not in raw))
 def test_a_printable_name_is_text_that_can_be_written(raw):
     """Any bytes of a name, in a UTF-8 locale and in ASCII, give the same text; what is UTF-8 stays as it is."""

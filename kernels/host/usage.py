@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NoReturn
@@ -53,6 +54,22 @@ class Parser(argparse.ArgumentParser):
             if action.choices and message.endswith(f"required: {action.metavar}"):
                 message = f"no {action.metavar} is given; choose from {', '.join(action.choices)}"
         self.exit(2, f"error: {' '.join(message.split())}; see {self.prog} --help\n")
+
+
+def part_of(command: str) -> Callable[[], int]:
+    """A `main` for a module that is no program but holds one's work: an error that names the program; exit code 2.
+
+    Without it, `python -m` of such a module does nothing and ends with success.
+
+    Args:
+        command: of the program, after `python -m`.
+    """
+
+    def refuse() -> int:
+        print(f"error: this module is part of a command; run python -m {command}", file=sys.stderr)
+        return 2
+
+    return refuse
 
 
 def meant(word: str, names: Iterable[str]) -> str:

@@ -27,7 +27,8 @@ import torch
 
 from ..dispatch import MODULES
 from ..host.numbers import duration, seconds, whole
-from ..host.usage import PACKAGE, Parser
+from ..host.output import run_command
+from ..host.usage import PACKAGE, Parser, part_of
 from .check_work import CheckQuestion, CheckResult, work
 from .problems import Sizes
 from .process_pool import Pool, WorkOutcome, children
@@ -292,3 +293,7 @@ def _sanitize(names: list[str]) -> int:
             wrong += verdict.worst > 1
             print(f"{name} {kind} {'backward' if backward else 'forward'}: error {verdict.worst:.2g} of the limit")
     return 1 if wrong else 0
+
+
+if __name__ == "__main__":
+    run_command(part_of(f"{PACKAGE} check"))

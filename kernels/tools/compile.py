@@ -29,8 +29,8 @@ import torch
 from ..common.recurrence import Problem
 from ..dispatch import MODULES
 from ..host.numbers import whole
-from ..host.output import write_whole
-from ..host.usage import PACKAGE, Parser
+from ..host.output import run_command, write_whole
+from ..host.usage import PACKAGE, Parser, part_of
 from .process_pool import Pool
 
 #: The page of the notebook that has the table.
@@ -397,3 +397,7 @@ def _version() -> str:
     import triton  # noqa: PLC0415
 
     return str(triton.__version__)
+
+
+if __name__ == "__main__":
+    run_command(part_of(f"{PACKAGE} compile"))

@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..host.usage import PACKAGE, Parser
+from ..host.output import run_command
+from ..host.usage import PACKAGE, Parser, part_of
 
 
 @dataclass(frozen=True)
@@ -118,3 +119,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"On {threads} thread{'s' * (threads != 1)}, by {options.environment}.\n")
     print(table(ceilings))
     return 0
+
+
+if __name__ == "__main__":
+    run_command(part_of(f"{PACKAGE} limits"))

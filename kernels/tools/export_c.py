@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from ..cpu.serve.export import PRECISIONS, ServeExportError, export_c
-from ..host.usage import PACKAGE, Parser
+from ..host.output import run_command
+from ..host.usage import PACKAGE, Parser, part_of
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -79,3 +80,7 @@ def _why_unread(path: Path, error: Exception) -> str:
     if isinstance(error, pickle.UnpicklingError) and zipfile.is_zipfile(path):
         return f"{path} holds more than tensors, and that may run code when it is loaded; save model.state_dict()"
     return f"{path} cannot be read as a file of {kind}; give a state_dict that torch.save or safetensors wrote"
+
+
+if __name__ == "__main__":
+    run_command(part_of(f"{PACKAGE} export-c"))

@@ -15,7 +15,8 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from ..cpu.build import NATIVE, SOURCE, BuildError, compiler
-from ..host.usage import PACKAGE, Parser
+from ..host.output import run_command
+from ..host.usage import PACKAGE, Parser, part_of
 
 FLAGS = ("-ffp-contract=fast", "-std=c++17", "-DPLAIN_THREADS", "-pthread")
 #: Lines of the source are named in what is found; to follow variables too the compiler would need twice the time. With
@@ -121,3 +122,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for name, passed, said in found:
         print(f"{name}: {'nothing found' if passed else 'FAILED'} ({said if passed else said[:2000]})")
     return 0 if all(passed for _, passed, _ in found) else 1
+
+
+if __name__ == "__main__":
+    run_command(part_of(f"{PACKAGE} sanitize"))

@@ -28,7 +28,8 @@ from .. import measurements as table
 from .. import refusals
 from ..dispatch import MODULES
 from ..host.numbers import duration, seconds, whole
-from ..host.usage import PACKAGE, Parser
+from ..host.output import run_command
+from ..host.usage import PACKAGE, Parser, part_of
 from ..measurements import MeasuredShape, MeasuredTable
 from . import check_work
 from .check import TYPES
@@ -280,3 +281,7 @@ def _facts(commit: str) -> dict[str, str]:
         "kernels": hashlib.sha256(sources).hexdigest()[:12],
         "input": "as wide as the hidden state",
     }
+
+
+if __name__ == "__main__":
+    run_command(part_of(f"{PACKAGE} tune"))

@@ -6,6 +6,8 @@ import sys
 import warnings
 from collections.abc import Sequence
 
+from kernels.host.output import run_command
+from kernels.host.usage import part_of
 from seq2seq.cli.arguments import parser
 
 EXIT_OK, EXIT_NOT_OK, EXIT_USAGE = 0, 1, 2
@@ -39,3 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except OSError as error:
         print(f"error: {f'{error.filename}: ' if error.filename else ''}{error.strerror or error}", file=sys.stderr)
         return EXIT_NOT_OK
+
+
+if __name__ == "__main__":
+    run_command(part_of("seq2seq"))

@@ -14,6 +14,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from ...host.output import run_command
+from ...host.usage import PACKAGE, part_of
 from ..packing import STORAGE
 
 HERE = Path(__file__).parent
@@ -116,3 +118,7 @@ def _head(state: Mapping[str, Tensor], head: str, hidden: int) -> list[Tensor]:
         raise ServeExportError(msg)
     bias = state.get(f"{head}.bias", torch.zeros(weight.size(0), dtype=torch.float32, device="cpu"))
     return [weight, bias]
+
+
+if __name__ == "__main__":
+    run_command(part_of(f"{PACKAGE} export-c"))

@@ -17,8 +17,8 @@ from pathlib import Path
 from ... import measurements as table
 from ... import refusals
 from ...host.numbers import duration
-from ...host.output import write_whole
-from ...host.usage import PACKAGE, Parser
+from ...host.output import run_command, write_whole
+from ...host.usage import PACKAGE, Parser, part_of
 from . import findings, summary
 from .day_folder import RUNNING, SUMMARY, DayFolder
 from .stage_process import CRASH, ERROR, HANG, MARK, OK, PARTIAL, WRONG, StageEnd, kill_left, run_stage
@@ -260,3 +260,7 @@ def _faults(folder: DayFolder, stages: Sequence[DayStage]) -> Iterator[str]:
                     fields = all(f"{key}={value!r}" in one.config for key, value in timing.config.items())
                     if (one.implementation, one.backward) == (name, entry.phase == "backward") and fields:
                         yield f"a configuration that was found wrong was timed ({file}): {one.config}"
+
+
+if __name__ == "__main__":
+    run_command(part_of(f"{PACKAGE} gpu-day"))
