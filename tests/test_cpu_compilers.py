@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -13,6 +15,7 @@ from cpu_builds import QUICK, built_for
 from kernels import LSTM
 from kernels.cpu import build
 
+ROOT = Path(__file__).parents[1]
 #: What linkers say who do not find the OpenMP library or its functions: GNU's, and two of Apple's.
 MISSING = {
     "GNU": "/usr/bin/ld: cannot find -lgomp: No such file or directory\ncollect2: error: ld returned 1 exit status",
@@ -59,6 +62,76 @@ def test_without_torch_s_own_openmp_the_compiler_s_serves(tmp_path: Path, monkey
     """As where a distribution built torch with the system's libgomp."""
     monkeypatch.setattr(build.torch, "__file__", str(tmp_path / "torch" / "__init__.py"))
     assert build.command("lstm.cpp")[-1] == "-lgomp"
+
+
+#: LLVM's OpenMP library, which torch for macOS brings.
+LIBOMP = next(
+    iter(sorted([*Path("/usr/lib").glob("llvm-*/lib/libomp.so.5"), *Path("/usr/lib").glob("*/libomp.so.5")])), None
+)
+needs_libomp = pytest.mark.skipif(LIBOMP is None, reason="LLVM's OpenMP library is not here (Debian: libomp5)")
+
+#: Teams without torch: each has the threads that it asked for, they know who they are, and all are there at a time.
+_TEAMS = """
+#include "team.h"
+int main() {
+    for (int wanted = 1; wanted <= 4; ++wanted)
+        for (int turn = 0; turn < 100; ++turn) {
+            std::atomic<int> seen{0}, wrong{0};
+            Barrier barrier(wanted);
+            team(wanted, [&](int thread, int threads) {
+                barrier.wait(thread, threads);
+                seen += 1 << thread;
+                if (threads != wanted) ++wrong;
+            });
+            if (seen != (1 << wanted) - 1 || wrong) return wanted;
+        }
+    return usable_cores() < 1;
+}
+"""
+#: The kernel in a process whose torch takes its threads from that library too, in both passes.
+_BESIDE_TORCH = """
+import ctypes
+import torch
+from unittest import mock
+from kernels import LSTM
+from kernels.cpu import teams
+class Symbol(ctypes.Structure):
+    _fields_ = [("file", ctypes.c_char_p), *((name, ctypes.c_void_p) for name in ("base", "name", "at"))]
+everywhere, symbol = ctypes.CDLL(None), Symbol()
+everywhere.dladdr(ctypes.cast(everywhere.GOMP_parallel, ctypes.c_void_p), ctypes.byref(symbol))
+print(symbol.file.decode())
+torch.manual_seed(0)
+truth, lstm = torch.nn.LSTM(8, 64), LSTM(8, 64, implementation="cpu-fused")
+lstm.load_state_dict(truth.state_dict())
+for threads in (1, 2, 3):
+    torch.set_num_threads(threads)
+    with mock.patch.multiple(teams, cores=lambda: threads, WORTH_A_THREAD=1, WORTH_A_MEETING=1):
+        for x in (torch.randn(9, batch, 8) for batch in (1, 17) for _ in range(3)):
+            output, expected = lstm(x)[0], truth(x)[0]
+            torch.testing.assert_close(output, expected, rtol=1e-4, atol=1e-5)
+            found = (torch.autograd.grad(one[0].square().sum(), list(m.parameters())) for m, one in
+                     ((lstm, lstm(x)), (truth, truth(x))))
+            torch.testing.assert_close(*found, rtol=1e-3, atol=1e-4)
+"""
+
+
+@needs_libomp
+@pytest.mark.skipif(not shutil.which("g++"), reason="needs g++")
+def test_llvm_s_openmp_has_teams_by_the_same_names(tmp_path: Path) -> None:
+    """`team.h` links to it in place of libgomp, as it does on macOS."""
+    (tmp_path / "teams.cpp").write_text(_TEAMS)
+    words = ["g++", "-std=c++17", "-pthread", "-I", build.SOURCE.parent, tmp_path / "teams.cpp", LIBOMP]
+    subprocess.run([*words, f"-Wl,-rpath,{LIBOMP.parent}", "-o", tmp_path / "teams"], check=True)
+    assert subprocess.run([tmp_path / "teams"], check=False, timeout=60).returncode == 0
+
+
+@needs_libomp
+def test_the_kernel_is_right_where_torch_has_llvm_s_openmp() -> None:
+    """One pool of threads serves both, as on macOS; here it takes the place of the libgomp that torch brings."""
+    environment = os.environ | {"LD_PRELOAD": str(LIBOMP), "PYTHONPATH": str(ROOT)}
+    words = [sys.executable, "-c", _BESIDE_TORCH]
+    done = subprocess.run(words, env=environment, capture_output=True, text=True, check=False, timeout=300)
+    assert (done.returncode, done.stdout) == (0, f"{LIBOMP}\n"), done.stderr
 
 
 @pytest.mark.skipif(not shutil.which("g++"), reason="needs g++")
