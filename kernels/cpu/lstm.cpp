@@ -283,7 +283,7 @@ int64_t lstm_layers(const LayersCall* call) {
                         from, step(features), row(features, steps), features,
                         own.packed_ih, own.bias_ih, own.bias_hh, own.packed, own.scale_ih, own.scale,
                         h0 ? h0 + i * size : nullptr, c0 ? c0 + i * size : nullptr, lengths,
-                        to + d * hidden, step(width), row(width, steps), h_n + i * size, c_n + i * size,
+                        result ? to + d * hidden : to, step(width), row(width, steps), h_n + i * size, c_n + i * size,
                         nullptr, 0, 0, nullptr, 0, 0, scratch, resets ? resets + d * steps * batch : nullptr};
                     walk(&direction, a->kept, order, barrier, converted.data(), room, thread, members);
                 }

@@ -8,6 +8,7 @@ kernel built for the first two, which then see the memory of torch's tensors too
 from __future__ import annotations
 
 import os
+import platform
 import subprocess
 import sys
 import tempfile
@@ -84,21 +85,35 @@ def environment() -> dict[str, str]:
     Raises:
         BuildError: without a compiler, or where it does not have the sanitizer as a shared library, as GCC does.
     """
-    # The sanitizer has to come before all other libraries, and C++'s own before torch throws its first exception.
-    libraries = []
-    for name in ("libasan.so", "libstdc++.so"):
-        command = [*compiler(), f"-print-file-name={name}"]
-        found = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False).stdout.strip()  # noqa: S603 - the user's
-        if not Path(found).is_absolute():
-            msg = f"{command[0]} has no {name}: install GCC with its sanitizers, and name it by CXX"
+    flags = [*ADDRESSES]
+    # The sanitizer has to come before all other libraries, and C++'s own before torch throws its first exception. clang
+    # finds GCC's too, which lacks functions that clang calls.
+    if sanitizer := _library(f"libclang_rt.asan-{platform.machine()}.so"):
+        flags.append("-shared-libasan")
+    else:
+        sanitizer = _library("libasan.so")
+    libraries = {"libasan.so": sanitizer, "libstdc++.so": _library("libstdc++.so")}
+    for name, found in libraries.items():
+        if not found:
+            msg = f"{compiler()[0]} has no {name}: install GCC with its sanitizers, and name it by CXX"
             raise BuildError(msg)
-        libraries.append(found)
     return os.environ | {
-        "LD_PRELOAD": " ".join(libraries),
+        "LD_PRELOAD": " ".join(libraries.values()),
         # Python keeps much to its end. What is too large gives no memory, as without the sanitizer.
         "ASAN_OPTIONS": "detect_leaks=0:allocator_may_return_null=1",
-        "SEQ2SEQ_KERNEL_FLAGS": " ".join(ADDRESSES),
+        "SEQ2SEQ_KERNEL_FLAGS": " ".join(flags),
     }
+
+
+def _library(name: str) -> str:
+    """Path of a library as the compiler finds it, or nothing.
+
+    Raises:
+        BuildError: without a compiler.
+    """
+    command = [*compiler(), f"-print-file-name={name}"]
+    found = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False).stdout.strip()  # noqa: S603 - the user's
+    return found if Path(found).is_absolute() else ""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
