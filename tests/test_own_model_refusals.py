@@ -11,7 +11,7 @@ import sys
 
 import pytest
 import torch
-from own_model_kit import EXAMPLES, PLAIN, own, workload, written
+from own_model_kit import EXAMPLES, PLAIN, own, verdict, workload, written
 from torch import nn
 
 from bench.errors import UsageError
@@ -43,11 +43,25 @@ PLANTED = {
     ),
     "random numbers of Python": (
         {"self.head(y)": "self.head(y) + __import__('random').random()"},
-        "it draws random numbers outside of torch; take them as an input",
+        "it draws random numbers from Python's generator; switch that off, or take them as an input",
     ),
     "an input changed in place": (
         {"y, state =": "x.mul_(2)\n        y, state ="},
-        r"changes its input inputs in place; work on a copy \(inputs.clone\(\)\)",
+        "the model changes its input inputs in place; work on a copy",
+    ),
+    "an input that is taken out": (
+        {"forward(self, x, state=None)": "forward(self, batch, state=None)", "y, state =": "x = batch.pop('x')\n        y, state =",
+         "return torch.randn(2, 7, 5)": "return ({'x': torch.randn(2, 7, 5)},)"},
+        r"the model takes inputs\[0\].x out of its inputs in place; work on a copy",
+    ),
+    "an input that grows": (
+        {"state=None)": "state=None, log=None)", "y, state =": "log.append(1)\n        y, state =",
+         "return torch.randn(2, 7, 5)": "return {'x': torch.randn(2, 7, 5), 'log': []}"},
+        r"the model adds inputs.log\[0\] to its inputs in place; work on a copy",
+    ),
+    "an array changed in place": (
+        {"y, state =": "x *= 2\n        x = torch.from_numpy(x)\n        y, state =", "torch.randn(2, 7, 5)": "torch.randn(2, 7, 5).numpy()"},
+        "the model changes its input inputs in place; work on a copy",
     ),
     "nothing computed": (
         {"return self.head(y), state": "return x"},
@@ -56,6 +70,42 @@ PLANTED = {
     "an output that cannot be compared": (
         {"return self.head(y), state": "return self.head(y), self.lstm"},
         r"output\[1\] is a torch.nn.modules.rnn.LSTM, which cannot be compared; return tensors",
+    ),
+    "a coin of Python's in training": (
+        {"y, state =": "if self.training and __import__('random').random() < 0.5: x = 2 * x\n        y, state ="},
+        "differs at each call in training mode .*: it draws random numbers from Python's generator; .*; without --loss, inf",
+    ),
+    "a coin of NumPy's in training": (
+        {"y, state =": "if self.training and __import__('numpy').random.rand() < 0.5: x = 2 * x\n        y, state ="},
+        "it draws random numbers from NumPy's generator; switch that off, or take them as an input",
+    ),
+    "a coin of torch's in training": (
+        {"y, state =": "if self.training and torch.rand(1) < 0.5: x = 2 * x\n        y, state ="},
+        r"aten\.rand at .*mine.py:\d+ draws random numbers; switch it off outside of training",
+    ),
+    "a global counter": (
+        {"import torch\n": "import torch\nCALLS = []\n", "y, state =": "CALLS.append(1)\n        x = x * len(CALLS)\n        y, state ="},
+        "differs at each call .*: it depends on something outside of the model, such as a global variable",
+    ),
+    "an output of nothing": (
+        {"return self.head(y), state": "return {'scores': None, 'ok': True}"},
+        "returns neither tensors nor numbers, so nothing can be compared: output.scores is None, output.ok is True; return",
+    ),
+    "no sequences": (
+        {"torch.randn(2, 7, 5)": "torch.randn(0, 7, 5)"},
+        "the LSTM lstm reads 0 sequences of 7 steps, so nothing can be measured; give inputs that are not empty",
+    ),
+    "inputs of NaN": (
+        {"torch.randn(2, 7, 5)": "torch.full((2, 7, 5), float('nan'))"},
+        r"output\[0\] holds NaN with the inputs given; inputs holds NaN or infinite values itself, so nothing",
+    ),
+    "several losses": (
+        {"return output[0].square().mean()": "return output[0].mean(), output[0].square().mean()"},
+        r"mine.py:loss returned a tuple, expected one floating-point number as a tensor; return the sum of the losses; with",
+    ),
+    "a file of a package": (
+        {"import torch\n": "from .layers import Encoder\nimport torch\n"},
+        r"ImportError: .*mine.py:2\); name a file of a package as a module: PACKAGE.MODULE:FUNCTION, from the folder",
     ),
     "a NaN": ({"self.head(y)": "self.head(y) / 0 * 0"}, r"output\[0\] holds NaN with the inputs given"),
     "no LSTM": ({"nn.LSTM(": "nn.GRU("}, r"Model holds no torch.nn.LSTM; it has GRU 'lstm', for which there are no variants"),
@@ -91,8 +141,10 @@ def test_what_cannot_be_measured_is_refused_by_name(what, tmp_path):
     for old, new in changes.items():
         assert old in code
         code = code.replace(old, new)
+    path = written(tmp_path, code)
+    trained = "training" in what or "loss" in what
     with pytest.raises(OwnModelError) as error:
-        workload(written(tmp_path, code))
+        workload(path, loss=f"{path}:loss" if trained else "")
     assert "\n" not in str(error.value)
     assert re.search(words, str(error.value)), str(error.value)
 
@@ -100,6 +152,37 @@ def test_what_cannot_be_measured_is_refused_by_name(what, tmp_path):
 def test_the_plain_model_is_let_through(tmp_path):
     """What is planted is the reason for the refusals."""
     assert workload(written(tmp_path, PLAIN)).batch == 2
+
+
+def test_a_draw_that_changes_nothing_is_let_through(tmp_path):
+    """As of a layer that is dropped with probability 0."""
+    assert (
+        workload(written(tmp_path, PLAIN.replace("y, state =", "x = x + 0 * torch.rand(1)\n        y, state ="))).batch
+        == 2
+    )
+
+
+def test_missing_values_in_inputs_are_no_change(tmp_path):
+    """A NaN that the model replaces is the same NaN after the call."""
+    code = PLAIN.replace("self.lstm(x, state)", "self.lstm(x.nan_to_num(), state)")
+    code = code.replace("return torch.randn(2, 7, 5)", "x = torch.randn(2, 7, 5); x[0, 1] = float('nan'); return x")
+    problem = workload(written(tmp_path, code))
+    assert verdict(problem, "cpu-fused").passed
+
+
+@pytest.mark.parametrize(
+    ("score", "words"),
+    [
+        ("'good'", "mine.py:score returned a str, expected one finite number"),
+        ("output[0]", r"mine.py:score returned a tensor of shape \(2, 7, 3\), expected one finite number"),
+        ("float('nan')", "mine.py:score returned nan, expected one finite number"),
+        ("inputs['targets']", r"mine.py:score raised \w+Error: .* \(.*mine.py:\d+\)"),
+    ],
+)
+def test_a_metric_is_tried_before_anything_is_measured(score, words, tmp_path):
+    path = written(tmp_path, f"{PLAIN}\ndef score(output, inputs):\n    return {score}\n")
+    with pytest.raises(OwnModelError, match=words):
+        workload(path, metric=f"{path}:score")
 
 
 def test_a_cache_that_is_filled_once_is_no_state(tmp_path):

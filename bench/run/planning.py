@@ -5,10 +5,11 @@ A worker is asked, since names and availability need torch; the answer is plain 
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import re
 from collections import Counter
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from typing import Any
 from bench.errors import UsageError
 from bench.plan.cases import Case, Filters, Group, Quality, Suite, elsewhere, expand
 from bench.plan.identity import CaseKey
-from bench.records.schema import Record
+from bench.records.schema import Record, Status
 from bench.run import quality, second_instrument
 from bench.run.cold import CompiledKernel
 from bench.run.expected import BUILD_S, CEILINGS_S, START_S, group_time
@@ -100,8 +101,7 @@ class Plan:
     @property
     def own_checked(self) -> dict[str, Any]:
         """Findings of the checks of the own model, by workload."""
-        sets = self.own_model["sets"] if self.own_model else ()
-        return {entry["workload"]: entry["checked"] for entry in sets}
+        return _own_checked(self.catalogue)
 
     @property
     def own_files(self) -> dict[str, str]:
@@ -191,8 +191,8 @@ def make_plan(suite: Suite, filters: Filters, settings: Settings, *, build: bool
             groups = expand(suite, found, filters)
             trained = quality.narrowed(suite.quality, found, filters)
             cases = [case for group in groups for case in group.cases]
-            fields = [dataclasses.asdict(case) for case in cases]
-            events = list(worker.ask("describe", limit_s, cases=fields, build=build))
+            settings = dataclasses.replace(settings, own_checked=_own_checked(found))
+            events = _descriptions(cases, worker, settings, folder, limit_s, build=build)
             # A worker of an earlier revision does not say it.
             kernel = CompiledKernel.found(folder, events[-1].get("built", {}) if events else {})
     except WorkerError as error:
@@ -215,3 +215,44 @@ def make_plan(suite: Suite, filters: Filters, settings: Settings, *, build: bool
     ])  # fmt: skip
     planned = tuple((group, tuple(next(described) for _ in group.cases)) for group in groups)
     return Plan(suite, planned, found["torch"], found, trained, elsewhere(suite, found, filters), kernel)
+
+
+def _own_checked(catalogue: Mapping[str, Any]) -> dict[str, Any]:
+    sets = (catalogue.get("own_model") or {}).get("sets", ())
+    return {entry["workload"]: entry["checked"] for entry in sets}
+
+
+def _descriptions(
+    cases: Sequence[Case], worker: Worker, settings: Settings, folder: Path, limit_s: float, *, build: bool
+) -> list[dict[str, Any]]:
+    """Ask what is known of each case, of another worker where a check ends the one that was asked.
+
+    A converter of another runtime may crash or hang on a user's model. That makes its case unavailable, not the run.
+
+    Args:
+        cases: all of a run.
+        worker: the one that is asked first; it stays the caller's.
+        settings: of further workers.
+        folder: for logs and caches of all of them.
+        limit_s: longest time without an event, seconds.
+        build: whether to compile what variants need.
+    """
+    fields = [dataclasses.asdict(case) for case in cases]
+    ended: dict[str, str] = {}
+    with contextlib.ExitStack() as stack:
+        while True:
+            events: list[dict[str, Any]] = []
+            try:
+                for event in worker.ask("describe", limit_s, cases=fields, build=build, ended=ended):
+                    if event["event"] == "described":
+                        # One by one: what was described before an error counts.
+                        events.append(event)  # noqa: PERF401
+            except WorkerError as error:
+                place = str(len(events))
+                # What failed in words is an answer about the request as a whole.
+                if error.status is Status.ERROR or not error.variant or place in ended:
+                    raise
+                ended[place] = error.reason
+                worker = stack.enter_context(Worker(settings, folder / f"describe-{len(ended)}.log", folder))
+            else:
+                return events

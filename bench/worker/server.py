@@ -114,12 +114,16 @@ def describe(request: dict[str, Any], emit: Emit) -> None:
     """For each case: facts of its row that are known beforehand, and why it cannot run, if it cannot.
 
     Args:
-        request: `cases`, and whether to `build` what variants need, the only way to know that it can be built.
+        request: `cases`; whether to `build` what variants need, the only way to know that it can be built; and
+            `ended`, why cases cannot run of which the check ended a worker before, by place.
         emit: sends an event.
     """
+    ended = request.get("ended", {})
     workloads: dict[str, dict[str, Any]] = {}
-    for fields in request["cases"]:
+    for place, fields in enumerate(request["cases"]):
         case = Case(**fields)
+        # A converter that crashes or hangs takes this process along; the parent then knows which it was.
+        emit("stage", name=f"checking whether {case.variant} can run", variant=case.variant)
         if case.workload not in workloads:
             workloads[case.workload] = _facts_of(case.workload)
         facts = dict(workloads[case.workload])
@@ -130,7 +134,7 @@ def describe(request: dict[str, Any], emit: Emit) -> None:
             facts |= more
         variant = VARIANTS[case.executed].here()
         start = time.perf_counter()
-        reason = reason or _refusal(variant, case, build=request["build"])
+        reason = reason or ended.get(str(place)) or _refusal(variant, case, build=request["build"])
         # What answers for another runtime converts the user's own model to know.
         converts_s = time.perf_counter() - start if variant.runtime is not None else 0.0
         facts |= {"precision": variant.precision} | _cost_of(case, variant, extent)

@@ -6,21 +6,27 @@ Each check calls the user's eager model a few times and refuses in one line that
 from __future__ import annotations
 
 import inspect
+import pickle
+import random
+import time
 import traceback
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from seq2seq.own_model import leaves
 from seq2seq.own_model.errors import OwnModelError, is_users
-from seq2seq.own_model.inputs import Given
+from seq2seq.own_model.inputs import PATH, Given
 
 #: Attributes of every module that are torch's own, or that are looked at under other names.
 _TORCHS = set(vars(nn.Module())) | {"_flat_weights", "_flat_weight_refs", "_is_full_backward_hook"}
 OUTPUT = "output"
+#: Most calls that are compared with the first, and the seconds after which fewer are enough if nothing is drawn.
+_CALLS, _ENOUGH_S = 16, 1.0
 
 
 def outputs_of(result: Any) -> dict[str, Tensor]:
@@ -52,34 +58,94 @@ def check_calls(call: Callable[[Given], Any], model: nn.Module, given: Given, mo
         OwnModelError: naming what was found.
     """
     own = given.copy()
-    before = own.copy().tensors()
+    before = dict(leaves.flatten(own.copy().value, PATH))
     # The first call may fill caches, of positions for example; those are not state.
     result = call(own)
-    for name, value in own.tensors().items():
-        if not _same(value, before[name]):
-            msg = f"the model changes its input {name} in place; work on a copy ({name.split('.')[-1]}.clone())"
-            raise OwnModelError(msg)
-    outputs = outputs_of(result)
-    if broken := next(
-        (name for name, value in outputs.items() if value.is_floating_point() and value.isnan().any()), ""
-    ):
-        msg = f"{broken} holds NaN with the inputs given, so nothing can be compared; give inputs that the model takes"
+    if change := _changed(before, dict(leaves.flatten(own.value, PATH))):
+        msg = f"the model {change} in place; work on a copy"
         raise OwnModelError(msg)
-    first = {name: value.detach().clone() for name, value in outputs_of(call(own)).items()}
-    state = _state(model)
-    second = {name: value.detach().clone() for name, value in outputs_of(call(own)).items()}
-    after = _state(model)
+    outputs = _compared(result)
+    if broken := next((name for name, value in outputs.items() if _holds_nan(value)), ""):
+        whose = next((name for name, value in own.tensors().items() if _holds_nan(value) or value.isinf().any()), "")
+        why = f"; {whose} holds NaN or infinite values itself" if whose else ""
+        msg = f"{broken} holds NaN with the inputs given{why}, so nothing can be compared; give inputs that the model "
+        raise OwnModelError(msg + "takes")
+    _check_repeats(lambda: outputs_of(call(own)), model, mode)
+    return _aliases(result, own, model)
+
+
+def _changed(before: Mapping[str, Any], after: Mapping[str, Any]) -> str:
+    """Say what a call does to its inputs, by the first leaf that is another one afterwards; empty for nothing."""
+    for name in {**before, **after}:
+        if name not in after:
+            return f"takes {name} out of its inputs"
+        if name not in before:
+            return f"adds {name} to its inputs"
+        one, two = before[name], after[name]
+        watched = isinstance(one, (Tensor, np.ndarray, *leaves.PLAIN))
+        if watched and not _same(one, two):
+            return f"changes its input {name}"
+    return ""
+
+
+def _compared(result: Any) -> dict[str, Tensor]:
+    """The leaves of a result by path.
+
+    Raises:
+        OwnModelError: for a result in which nothing is computed that variants could be compared by.
+    """
+    found = outputs_of(result)
+    if not any(isinstance(leaf, Tensor) or leaves.is_number(leaf) for _, leaf in leaves.flatten(result, OUTPUT)):
+        what = ", ".join(found) or f"output is an empty {type(result).__name__}"
+        msg = f"the model returns neither tensors nor numbers, so nothing can be compared: {what}; return what it "
+        raise OwnModelError(msg + "computes")
+    return found
+
+
+def _holds_nan(value: Tensor) -> bool:
+    return value.is_floating_point() and bool(value.isnan().any())
+
+
+def _check_repeats(call: Callable[[], Mapping[str, Tensor]], model: nn.Module, mode: str) -> None:
+    """Refuse a model whose result is another one for the same call.
+
+    Two calls show state and noise. A coin thrown in a call often falls alike twice, so it is called more often.
+
+    Raises:
+        OwnModelError: naming what was found.
+    """
+    first = _copied(call())
+    state, drawn = _state(model), _generators()
+    found = call()
+    after, moved = _state(model), [name for name, value in _generators().items() if not _same(value, drawn[name])]
     changed = [name for name in after if name not in state or not _same(after[name], state[name])]
-    if differs := next((name for name in {**first, **second} if not _alike(first, second, name)), ""):
-        # State that is kept makes the next call differ; only without it are random numbers the reason.
-        if changed:
-            raise OwnModelError(_keeps(changed[0], differs))
-        msg = f"{differs} differs at each call {mode} with the same inputs: {_random(lambda: call(own))}"
-        raise OwnModelError(msg)
+    end_s = time.perf_counter() + _ENOUGH_S
+    for left in reversed(range(_CALLS)):
+        if differs := next((name for name in {**first, **found} if not _alike(first, found, name)), ""):
+            # State that is kept makes the next call differ; only without it are random numbers the reason.
+            if changed:
+                raise OwnModelError(_keeps(changed[0], differs))
+            msg = f"{differs} differs at each call {mode} with the same inputs: {_random(call, moved)}"
+            raise OwnModelError(msg)
+        if changed or not left or (not moved and time.perf_counter() > end_s):
+            break
+        found = call()
     # What training changes of buffers, as the means of a batch norm, is not part of the result.
     if changed and mode != TRAINING:
         raise OwnModelError(_keeps(changed[0], ""))
-    return _aliases(result, own, model)
+
+
+def _copied(values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: value.detach().clone() for name, value in values.items()}
+
+
+def _generators() -> dict[str, Any]:
+    """State of the generators that models draw from, by what they are called."""
+    return {
+        "torch's generator": torch.default_generator.get_state(),
+        "Python's generator": random.getstate(),
+        "NumPy's generator": pickle.dumps(np.random.get_state(legacy=False)),  # noqa: NPY002 - that of models
+    }
 
 
 #: How a call in training is named in messages.
@@ -99,11 +165,16 @@ def _alike(first: Mapping[str, Tensor], second: Mapping[str, Tensor], name: str)
 
 
 def _same(one: Any, two: Any) -> bool:
+    """Return whether two leaves are equal, a NaN equal to a NaN: missing values stand for themselves."""
+    if isinstance(one, np.ndarray) and isinstance(two, np.ndarray):
+        return one.dtype == two.dtype and np.array_equal(one, two, equal_nan=one.dtype.kind in "fc")
     if isinstance(one, Tensor) and isinstance(two, Tensor):
-        return one.shape == two.shape and one.dtype == two.dtype and torch.equal(one, two)
-    if isinstance(one, Tensor) or isinstance(two, Tensor):
+        if one.shape != two.shape or one.dtype != two.dtype:
+            return False
+        return torch.equal(one, two) or bool(((one == two) | (one.isnan() & two.isnan())).all())
+    if type(one) is not type(two):
         return False
-    return bool(one == two)
+    return bool(one == two) or bool(one != one and two != two)  # noqa: PLR0124 - a NaN
 
 
 def _state(model: nn.Module) -> dict[str, Any]:
@@ -155,12 +226,21 @@ class _RandomOps(TorchDispatchMode):
         return result
 
 
-def _random(call: Callable[[], object]) -> str:
+def _random(call: Callable[[], object], moved: list[str]) -> str:
+    """Reason why the result of a call is not that of the same call before, and what to do.
+
+    Args:
+        call: the call.
+        moved: generators that it draws from.
+    """
     with _RandomOps() as seen:
         call()
     if seen.found:
         return f"{seen.found}; switch it off outside of training (`self.training`), or draw with the inputs"
-    return "it draws random numbers outside of torch; take them as an input"
+    if moved:
+        return f"it draws random numbers from {moved[0]}; switch that off, or take them as an input"
+    msg = "it depends on something outside of the model, such as a global variable, the clock or a generator of its own"
+    return f"{msg}; take it as an input"
 
 
 def without_dropout(model: nn.Module) -> list[str]:

@@ -53,6 +53,10 @@ def one_line(error: BaseException) -> str:
     elif unmet := next((line for line in lines if line.startswith("Expected a value of type")), ""):
         places = [found for line in lines if (found := _PLACE.fullmatch(line))]
         text = unmet + (f" ({places[-1][1]}:{places[-1][2]})" if places else "")
+    # Some end before the place, which stands on the next line.
+    elif text.endswith((":", " At")):
+        place = next((found for line in lines if (found := _PLACE.match(line))), None)
+        text = text.removesuffix(" At").rstrip(".: ") + (f" ({place[1]}:{place[2]})" if place else "")
     text = text.partition(_REQUEST)[0].rstrip()
     return f"{type(error).__name__}: {text[:_LONGEST]}" if text else type(error).__name__
 
@@ -81,4 +85,6 @@ def is_users(filename: str) -> bool:
 def _advice(error: Exception) -> str:
     if "same device" in str(error) or "on the CPU" in str(error) or "cpu tensor" in str(error).lower():
         return "; give the inputs function a parameter `device` and put each tensor where the model reads it"
+    if isinstance(error, ImportError) and "no known parent package" in str(error):
+        return "; name a file of a package as a module: PACKAGE.MODULE:FUNCTION, from the folder that holds the package"
     return ""

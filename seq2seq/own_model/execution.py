@@ -146,11 +146,10 @@ class OwnExecutable(Executable):
 
     def remarks(self, batch: Any) -> dict[str, Any]:
         """The score of a call, where the user has a metric."""
-        metric = self.workload.own.metric
-        if metric is None or self.mode != "inference":
+        own = self.workload.own
+        if own.metric is None or self.mode != "inference":
             return {}
-        with told(f"{self.workload.own.spec.metric}"):
-            return {"metric": float(metric(self.forward(batch), batch.value))}
+        return {"metric": own.score_of(self.forward(batch), batch)}
 
     def words(self) -> list[str]:
         """Remarks besides what ran: LSTMs that were not replaced, dropout switched off, a truth in float32."""

@@ -10,18 +10,19 @@ import dataclasses
 import functools
 import inspect
 import json
-import random
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
 from seq2seq.own_model import leaves
 from seq2seq.own_model.errors import OwnModelError, told
+from seq2seq.own_model.source import seeded as seeded_generators
 from seq2seq.own_model.source import takes
 
 PATH = "inputs"
@@ -93,8 +94,14 @@ class Given:
         return self.changed(move)
 
     def copy(self) -> Given:
-        """Return a copy in memory of its own."""
-        return self.changed(lambda _, leaf: leaf.detach().clone(memory_format=torch.contiguous_format))
+        """Return a copy in memory of its own, of NumPy arrays too."""
+
+        def one(_: str, leaf: Any) -> Any:
+            if isinstance(leaf, Tensor):
+                return leaf.detach().clone(memory_format=torch.contiguous_format)
+            return leaf.copy() if isinstance(leaf, np.ndarray) else leaf
+
+        return dataclasses.replace(self, value=leaves.rebuilt(self.value, one, PATH))
 
     def overwrite(self, other: Given) -> None:
         """Take another's content, in place and past the version counters, as a write through NumPy does.
@@ -188,9 +195,7 @@ def input_sets(function: Any, reference: str, trace: str, forward: Any) -> tuple
         given: dict[str, Any] = {"seed": seed} if seeded else {}
         if placed:
             given["device"] = device
-        with torch.random.fork_rng(devices=[]), told(f"{reference}"):
-            torch.default_generator.manual_seed(seed)
-            random.seed(seed)
+        with seeded_generators(seed), told(f"{reference}"):
             return function(**arguments, **given)
 
     def code(arguments: Mapping[str, Any]) -> str:

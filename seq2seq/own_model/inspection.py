@@ -27,7 +27,9 @@ def checked(name: str, own: OwnModel, inputs: InputSet) -> OwnWorkload:
     with torch.inference_mode():
         aliased = checks.check_calls(call, own.model, given, checks.EVALUATION)
         with lstms.watched(own.uses):
-            call(given)
+            result = call(given)
+        if own.metric is not None:
+            own.score_of(result, given)
     if own.form is not None:
         return _checked_program(name, own, inputs, aliased)
     used = [use for use in own.uses if use.calls]
@@ -35,6 +37,10 @@ def checked(name: str, own: OwnModel, inputs: InputSet) -> OwnWorkload:
         msg = f"none of the LSTMs of {type(own.model).__name__} runs with the inputs given: {own.uses[0].name}"
         raise OwnModelError(msg)
     busiest = max(used, key=lambda use: use.steps)
+    if not busiest.steps:
+        read = f"{busiest.name or '(the model itself)'} reads {busiest.batch} sequences of {busiest.longest} steps"
+        msg = f"with the inputs given, the LSTM {read}, so nothing can be measured; give inputs that are not empty"
+        raise OwnModelError(msg)
     parameters = sum(parameter.numel() for parameter in own.model.parameters() if parameter.requires_grad)
     found = OwnWorkload(
         name,
@@ -145,7 +151,8 @@ def _training(own: OwnModel, given: Given) -> tuple[str, str]:
     except OwnModelError as error:
         # Who gives a loss wants it trained.
         if own.loss is not None:
-            raise
+            msg = f"{error}; without --loss, inference alone is measured"
+            raise OwnModelError(msg) from error
         return str(error), ""
     return "", notes
 

@@ -56,6 +56,11 @@ def children(value: Any) -> list[tuple[str, Any]] | None:  # noqa: PLR0911 - one
     return None
 
 
+def is_number(value: Any) -> bool:
+    """Return whether a leaf is a plain number that is compared within limits."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
 def is_arguments(value: Any) -> bool:
     """Return whether a value is an object that holds the arguments of a call as `args` and `kwargs`."""
     return hasattr(value, "__dict__") and not callable(value) and bool({"args", "kwargs"} & set(vars(value)))
@@ -105,10 +110,11 @@ def comparable(value: Any, path: str) -> dict[str, Tensor]:
     for name, leaf in flatten(value, path):
         if isinstance(leaf, Tensor):
             found |= _finite(name, leaf)
-        elif isinstance(leaf, (int, float)) and not isinstance(leaf, bool):
+        elif is_number(leaf):
             found |= _finite(name, torch.tensor(float(leaf), dtype=torch.float64))
         elif isinstance(leaf, PLAIN):
-            found[f"{name} is {leaf!r}"] = torch.ones(())
+            # In float64 as numbers are, so that it is not taken for a result that the model casts to float32.
+            found[f"{name} is {leaf!r}"] = torch.ones((), dtype=torch.float64)
         else:
             kind = type(leaf)
             msg = f"{name} is a {kind.__module__}.{kind.__qualname__}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -97,14 +98,42 @@ class OwnModel:
         if self.loss is not None:
             with told(f"{self.spec.loss}"):
                 loss = self.loss(result, given.value)
-            whose = self.spec.loss
+            whose = f"{self.spec.loss} returned"
         else:
-            loss, whose = returned_loss(result), "the model's own loss"
+            loss, whose = returned_loss(result), "the model's own loss is"
         if not isinstance(loss, Tensor) or loss.numel() != 1 or not loss.is_floating_point():
-            kind = f"a tensor of shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else f"a {type(loss).__name__}"
-            msg = f"{whose} is {kind}, expected one floating-point number as a tensor"
+            kind = f"a {type(loss).__name__}"
+            if isinstance(loss, Tensor):
+                kind = f"a tensor of shape {tuple(loss.shape)}, {str(loss.dtype).removeprefix('torch.')}"
+            several = "; return the sum of the losses" if isinstance(loss, (tuple, list, dict)) else ""
+            msg = f"{whose} {kind}, expected one floating-point number as a tensor{several}"
             raise OwnModelError(msg)
         return loss.reshape(())
+
+    def score_of(self, result: Any, given: Given) -> float:
+        """The score of a call by the user's metric.
+
+        Raises:
+            OwnModelError: for what is not a finite number.
+        """
+        assert self.metric is not None  # noqa: S101 - asked before
+        with told(f"{self.spec.metric}"):
+            score = self.metric(result, given.value)
+        try:
+            found = math.nan if isinstance(score, str) else float(score)
+        except (TypeError, ValueError, RuntimeError):
+            found = math.nan
+        if not math.isfinite(found):
+            msg = f"{self.spec.metric} returned {_kind(score)}, expected one finite number"
+            raise OwnModelError(msg)
+        return found
+
+
+def _kind(value: Any) -> str:
+    """Name what a function returned in place of a number."""
+    if isinstance(value, Tensor) and value.numel() != 1:
+        return f"a tensor of shape {tuple(value.shape)}"
+    return f"{float(value)}" if isinstance(value, (Tensor, float)) else f"a {type(value).__name__}"
 
 
 def returned_loss(result: Any) -> Tensor | None:

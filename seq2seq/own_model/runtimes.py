@@ -43,6 +43,9 @@ class Flat(nn.Module):
             self._template = model(*self.given.args, **self.given.kwargs)
         self.arguments = tuple(self.given.tensors())
         self.results = tuple(leaves.tensors(self._template, checks.OUTPUT))
+        if not self.results:
+            msg = "its output holds no tensor, and a converted model returns nothing else"
+            raise ValueError(msg)
         self.config = hashlib.sha256(repr((id(model), self.arguments)).encode()).hexdigest()
 
     def forward(self, *values: Tensor) -> tuple[Tensor, ...]:
@@ -128,6 +131,24 @@ class _Call:
         self.args, self.kwargs = args, kwargs
 
 
+def _stale(model: nn.Module, given: Given, result: Any) -> str | None:
+    """Reason why the converted model would be wrong: numbers in its output that only Python computes, or None."""
+    if not _numbers(result):
+        return None
+    varied = given.varied(torch.Generator().manual_seed(1))
+    one, two = (_numbers(model(*each.args, **each.kwargs)) for each in (given.copy(), varied))
+    if name := next((name for name in {**one, **two} if one.get(name) != two.get(name)), ""):
+        return (
+            f"{name} is a number that Python computes from tensors at each call, and a converted model returns tensors "
+            "alone; return it as a tensor"
+        )
+    return None
+
+
+def _numbers(result: Any) -> dict[str, float]:
+    return {name: leaf for name, leaf in leaves.flatten(result, checks.OUTPUT) if leaves.is_number(leaf)}
+
+
 def why_not(model: nn.Module, given: Given, variant: Variant) -> str | None:
     """Reason why a model cannot be converted for a variant, in the exporter's words, or None; it is converted once."""
     try:
@@ -135,7 +156,8 @@ def why_not(model: nn.Module, given: Given, variant: Variant) -> str | None:
             if variant.compiler == "torchscript":
                 torch.jit.script(model)
             elif variant.runtime is not None:
-                Converted(model, variant)(*given.args, **given.kwargs)
+                result = Converted(model, variant)(*given.args, **given.kwargs)
+                return _stale(model, given, result)
     except Exception as error:  # noqa: BLE001 - exporters raise anything
         what = "torch.jit.script" if variant.compiler else variant.runtime
         return f"{what} does not take this model: {one_line(error)}"

@@ -177,7 +177,7 @@ def builder(reference: str) -> Callable[[], nn.Module]:
         if form is not None:
             found = copy.deepcopy(pickled) if pickled is not None else load_saved(Path(reference), form)
             return found.cpu()
-        with _seeded(), told(f"{reference}"):
+        with seeded(), told(f"{reference}"):
             model = copy.deepcopy(made) if isinstance(made, nn.Module) else made()
         if not isinstance(model, nn.Module):
             msg = f"{reference} returned a {type(model).__name__}, expected a torch.nn.Module"
@@ -188,17 +188,18 @@ def builder(reference: str) -> Callable[[], nn.Module]:
 
 
 @contextlib.contextmanager
-def _seeded() -> Iterator[None]:
+def seeded(seed: int = _SEED) -> Iterator[None]:
     """Seed torch, Python and NumPy inside the block; afterwards their generators continue as before."""
     with torch.random.fork_rng(devices=[]):
         # torch.manual_seed would seed the GPUs too, which fork_rng(devices=[]) does not put back.
-        torch.default_generator.manual_seed(_SEED)
+        torch.default_generator.manual_seed(seed)
         state = random.getstate()
-        random.seed(_SEED)
+        random.seed(seed)
         numpy = sys.modules.get("numpy")
         kept = numpy.random.get_state() if numpy else None
         if numpy:
-            numpy.random.seed(_SEED)
+            # It takes 32 bits.
+            numpy.random.seed(seed % 2**32)
         try:
             yield
         finally:
