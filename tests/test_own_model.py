@@ -338,36 +338,3 @@ def test_a_yardstick_is_asked_for_where_the_floor_is_not_kept_alone(factor, tmp_
     usual = {"usual": gate.usual_norms, "usual_errors": lambda: gate.usual_errors("fp32")}
     fully = judge(kept, gate.quantities(3, "truth"), gate.quantities(3, "fp32"), "fp32", terms=gate.terms, **usual)
     assert fully.passed == found.passed
-
-
-def test_plain_values_in_an_output_leave_the_truth_in_float64(tmp_path):
-    """None, flags and names have no precision, so they cannot show that a model casts."""
-    plain = "return {'scores': self.head(y), 'mask': None, 'ok': True, 'kind': 'x'}"
-    code = PLAIN.replace("return self.head(y), state", plain)
-    assert workload(written(tmp_path, code)).narrow == ""
-    cast = code.replace("'scores': self.head(y)", "'scores': self.head(y).float()")
-    assert "output.scores is still float32" in workload(written(tmp_path, cast, "casts")).narrow
-
-
-@pytest.mark.parametrize(
-    ("output", "words"),
-    [
-        ("self.head(y).argmax(-1).tolist()", "its output holds no tensor, and a converted model returns nothing else"),
-        ("(self.head(y), y.mean().item())", r"output[1] is a number that Python computes from tensors at each call"),
-        ("(self.head(y), 3)", None),
-    ],
-)
-def test_what_only_python_computes_is_not_converted(output, words, tmp_path):
-    """A converted model would repeat the numbers of its first call; a constant it may repeat."""
-    problem = workload(written(tmp_path, PLAIN.replace("return self.head(y), state", f"return {output}")))
-    reason = problem.refuses(VARIANTS["int8-dynamic"], "inference")
-    assert words in reason if words else reason is None
-    assert verdict(problem, "cpu-fused").passed
-
-
-def test_inputs_drawn_by_numpy_are_the_same_in_each_process(tmp_path):
-    """As those drawn by torch and by Python are: each process of a run asks for them anew."""
-    drawn = "import numpy as np; return torch.from_numpy(np.random.randn(2, 7, 5).astype('float32'))"
-    problem = workload(written(tmp_path, PLAIN.replace("return torch.randn(2, 7, 5)", drawn)))
-    one, two = (problem.make_batch(0).tensors() for _ in range(2))
-    assert all(torch.equal(one[name], two[name]) for name in one)

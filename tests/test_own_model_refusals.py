@@ -126,6 +126,15 @@ PLANTED = {
         "key 'stat' is not a parameter of forward; there are x, state",
     ),
     "inputs that raise": ({"return torch.randn(2, 7, 5)": "raise KeyError('no data')"}, r"example_inputs raised KeyError: 'no data' \(.*mine.py"),
+    "one argument that is a dict": (
+        {"self.lstm(x, state)": "self.lstm(x['a'] + x['b'], state)",
+         "return torch.randn(2, 7, 5)": "return {'a': torch.randn(2, 7, 5), 'b': torch.randn(2, 7, 5)}"},
+        r"raised TypeError: .*; the inputs are a dict whose keys \(a, b\) are no parameters of forward, so .* return a tuple of it",
+    ),
+    "a weight without a size": (
+        {"nn.Linear(8, 3)": "nn.LazyLinear(3)"},
+        "the weight head.weight has no size yet; call the model once where it is built",
+    ),
     "a mix without weights": ({"return torch.randn(2, 7, 5)": "return [torch.randn(2, 7, 5)]"}, r"entry 0 is no \(inputs, weight\)"),
     "a call that raises": ({"torch.randn(2, 7, 5)": "torch.randn(2, 7, 6)"}, r"calling the model of .* raised RuntimeError: .*\(.*mine.py:\d+\)"),
     "a process that ends": ({"return Model()": "raise SystemExit(3)"}, r"ended the process \(exit code 3\)"),
@@ -345,6 +354,12 @@ def test_an_exporter_s_reason_is_the_cause_and_its_place():
     )
     what = "RuntimeError: Expected a value of type 'Tensor' for argument 'input' but instead found type 'int'."
     assert one_line(scripted) == f"{what} (/home/me/lm.py:32)"
+    scripted = RuntimeError(
+        '\nimport statements aren\'t supported:\n  File "/home/me/lm.py", line 9\n  import random\n'
+    )
+    assert one_line(scripted) == "RuntimeError: import statements aren't supported (/home/me/lm.py:9)"
+    compiled = RuntimeError("Exception from src/core.cpp:105:\nCheck 'false' failed at src/a.cpp:1:\nno such port\n\n")
+    assert one_line(compiled) == "RuntimeError: no such port"
     exported = ValueError(
         "Unsupported: LSTMs with projections. Please feel free to request support or submit [Caused by"
     )

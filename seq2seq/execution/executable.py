@@ -72,7 +72,9 @@ class Executable:
         self._stored = variant.stores_low(mode) if stored is None else stored
         self._autocast = variant.dtype != torch.float32 and not self._stored and variant.runtime is None
         self.model: Model = self._build(config)
-        self.model.load_state_dict(weights)
+        # What a module keeps besides tensors stays as it was built.
+        extra = {name: value for name, value in self.model.state_dict().items() if not isinstance(value, Tensor)}
+        self.model.load_state_dict(extra | weights)
         self.model.to(device, variant.dtype if self._stored else None)
         self.model.train(mode == "training")
         self.runtime = self._make_runtime()
@@ -276,7 +278,8 @@ class Executable:
         """Overwrite the weights in place, as an optimizer would; nothing is rebuilt but a runtime's copy of them."""
         with torch.no_grad():
             for name, value in self.model.state_dict(keep_vars=True).items():
-                value.copy_(weights[name])
+                if isinstance(value, Tensor):
+                    value.copy_(weights[name])
         if self.runtime is not None:
             self.runtime.reload()
 

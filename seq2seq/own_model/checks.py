@@ -263,6 +263,9 @@ def check_loads(build: Callable[[], nn.Module], model: nn.Module, reference: str
         OwnModelError: naming the first weight that differs.
     """
     for name, value in model.named_parameters():
+        if nn.parameter.is_lazy(value):
+            msg = f"{reference}: the weight {name} has no size yet; call the model once where it is built"
+            raise OwnModelError(msg)
         if value.is_floating_point() and value.dtype != torch.float32:
             msg = (
                 f"{reference}: the weight {name} is {str(value.dtype).removeprefix('torch.')}, expected float32; build "

@@ -53,6 +53,9 @@ def one_line(error: BaseException) -> str:
     elif unmet := next((line for line in lines if line.startswith("Expected a value of type")), ""):
         places = [found for line in lines if (found := _PLACE.fullmatch(line))]
         text = unmet + (f" ({places[-1][1]}:{places[-1][2]})" if places else "")
+    # OpenVINO begins with places in its own code; what it says stands last.
+    elif text.startswith("Exception from "):
+        text = lines[-1]
     # Some end before the place, which stands on the next line.
     elif text.endswith((":", " At")):
         place = next((found for line in lines if (found := _PLACE.match(line))), None)

@@ -204,4 +204,5 @@ class OwnExecutable(Executable):
         return {
             name: (value.detach().float() if value.is_floating_point() else value.detach()).cpu().clone()
             for name, value in self.model.state_dict().items()
+            if isinstance(value, Tensor)
         }

@@ -154,6 +154,7 @@ class InputSet:
         seeded: whether the user's function takes the seed; otherwise there is one content, which is varied.
         placed: whether it takes the device, and so decides what stays on the CPU.
         code: Python expression of the set, of the user's function as `inputs` and of `DEVICE`.
+        names: keys of the dict that was taken for a mix, this set's among them; empty for any other form.
     """
 
     name: str
@@ -162,6 +163,18 @@ class InputSet:
     seeded: bool
     placed: bool = False
     code: str = "inputs()"
+    names: tuple[str, ...] = ()
+
+    @property
+    def doubt(self) -> str:
+        """Say that the dict may have been meant as the argument of one call; empty where it cannot."""
+        if not self.names:
+            return ""
+        keys = ", ".join(self.names)
+        return (
+            f"; the inputs are a dict whose keys ({keys}) are no parameters of forward, so each was taken for a set of "
+            "inputs: for one argument that is a dict, return a tuple of it, (inputs,)"
+        )
 
 
 def staying(inputs: InputSet, device: str) -> frozenset[str]:
@@ -221,9 +234,10 @@ def input_sets(function: Any, reference: str, trace: str, forward: Any) -> tuple
         return f"{code({})}[{key!r}]{last}"
 
     total = sum(weight for _, weight, _ in entries)
+    keys = tuple(map(str, found)) if isinstance(found, Mapping) else ()
     names = _names([name or _shape(pick(key, True)(0, "cpu")) for name, _, (key, _) in entries])
     return tuple(
-        InputSet(name, weight / total, pick(key, weighted), seeded, placed, picked(key, weighted))
+        InputSet(name, weight / total, pick(key, weighted), seeded, placed, picked(key, weighted), keys)
         for name, (_, weight, (key, weighted)) in zip(names, entries, strict=True)
     )
 

@@ -22,10 +22,14 @@ from seq2seq.own_model.workload import OwnConfig, OwnWorkload, batch_of
 def checked(name: str, own: OwnModel, inputs: InputSet) -> OwnWorkload:
     """The workload of a set, after the checks and with what they found."""
     given = batch_of(inputs, 0)
-    checks.bind(own.model, given)
     call = functools.partial(own.call, own.model)
     with torch.inference_mode():
-        aliased = checks.check_calls(call, own.model, given, checks.EVALUATION)
+        try:
+            checks.bind(own.model, given)
+            aliased = checks.check_calls(call, own.model, given, checks.EVALUATION)
+        except OwnModelError as error:
+            msg = f"{error}{inputs.doubt}"
+            raise OwnModelError(msg) from error
         with lstms.watched(own.uses):
             result = call(given)
         if own.metric is not None:
@@ -114,10 +118,10 @@ def _narrow(own: OwnModel, given: Given) -> str:
             result = own.call(model, given.to("cpu", torch.float64))
     except OwnModelError as error:
         return str(error)
-    kept = [
-        n for n, v in checks.outputs_of(result).items() if v.dtype in {torch.float32, torch.float16, torch.bfloat16}
-    ]
-    return f"{kept[0]} is still {str(torch.float32).removeprefix('torch.')}: the model casts inside" if kept else ""
+    for name, value in checks.outputs_of(result).items():
+        if value.dtype in {torch.float32, torch.float16, torch.bfloat16}:
+            return f"{name} is still {str(value.dtype).removeprefix('torch.')}: the model casts inside"
+    return ""
 
 
 def _training(own: OwnModel, given: Given) -> tuple[str, str]:

@@ -171,7 +171,8 @@ def batch_of(
 def own_weights(workload: OwnWorkload, seed: int = 0) -> Weights:
     """The weights that the user's function built, copied."""
     del seed
-    return {name: value.detach().clone() for name, value in workload.own.model.state_dict().items()}
+    state = workload.own.model.state_dict()
+    return {name: value.detach().clone() for name, value in state.items() if isinstance(value, Tensor)}
 
 
 def random_weights(workload: OwnWorkload, seed: int) -> Weights:

@@ -35,8 +35,10 @@ class OnnxRuntime(Runtime):
         self._model = self._prepared(exported(self, digest))
         self._session = _session(self._model)
         assert self.signature is not None  # noqa: S101 - the first call set it
+        # The exporter leaves out what no operator reads.
+        read = {value.name for value in self._session.get_inputs()}
         given = zip(self.arguments, self.signature, strict=True)
-        self._names = [(name, place) for place, (name, value) in enumerate(given) if value is not None]
+        self._names = [(name, n) for n, (name, value) in enumerate(given) if value is not None and name in read]
 
     def _prepared(self, model: bytes) -> bytes:
         """The exported model as it will run."""

@@ -48,11 +48,16 @@ class OpenVino(Runtime):
             raise RuntimeError(msg)
         self._request = self._compiled.create_infer_request()
         self._tensor = openvino.Tensor
+        # By name, since the exporter leaves out what no operator reads.
+        places = {name: place for place, value in enumerate(self._compiled.inputs) for name in value.get_names()}
+        self._places = [(n, places[name]) for n, name in enumerate(self.arguments) if name in places]
 
     def run(self, inputs: Inputs) -> Results:
         """Set the inputs, infer, copy the outputs: the request's next call overwrites them."""
         request = self._request
-        for place, value in enumerate(value for value in inputs if value is not None):
+        for number, place in self._places:
+            value = inputs[number]
+            assert value is not None  # noqa: S101 - converted for these inputs
             request.set_input_tensor(place, self._tensor(value.numpy(), shared_memory=True))
         request.infer()
         results = range(len(self._compiled.outputs))

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import abc
 import hashlib
+import pickle
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, cast
@@ -121,12 +122,17 @@ class Runtime(abc.ABC):
         """Description of what the runtime runs, once it was called."""
 
 
-def digest_of(weights: Mapping[str, Tensor]) -> bytes:
-    """Digest of all weights: equal only for equal weights."""
+def digest_of(weights: Mapping[str, Any]) -> bytes:
+    """Digest of a state_dict: equal only for equal weights."""
     found = hashlib.blake2b()
     for name, value in weights.items():
+        if not isinstance(value, Tensor):
+            # What a module keeps besides tensors.
+            found.update(name.encode() + pickle.dumps(value))
+            continue
         found.update(f"{name}{tuple(value.shape)}".encode())
-        found.update(value.detach().contiguous().numpy().data)
+        # As bytes, since NumPy has no bfloat16.
+        found.update(value.detach().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return found.digest()
 
 
