@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from own_model_kit import PLAIN, verdict, workload, written
+from own_model_kit import PLAIN, own, verdict, workload, written
 
 from seq2seq.execution.variants import VARIANTS
+from seq2seq.own_model.errors import OwnModelError
 from seq2seq.runtimes.runtime import digest_of
 
 
@@ -70,3 +71,42 @@ def test_inputs_drawn_by_numpy_are_the_same_in_each_process(tmp_path):
     problem = workload(written(tmp_path, PLAIN.replace("return torch.randn(2, 7, 5)", drawn)))
     one, two = (problem.make_batch(0).tensors() for _ in range(2))
     assert all(torch.equal(one[name], two[name]) for name in one)
+
+
+def test_torchscript_that_does_not_take_the_inputs_is_unavailable(tmp_path):
+    """It compiles, with the parameter taken for a tensor, and would raise at each call."""
+    code = PLAIN.replace("self.lstm(x, state)", "self.lstm(x, None)").replace("state=None", "")
+    packed = "return nn.utils.rnn.pack_sequence([torch.randn(3, 5), torch.randn(2, 5)])"
+    code = code.replace("return torch.randn(2, 7, 5)", packed).replace("self.head(y), state", "y")
+    reason = workload(written(tmp_path, code)).refuses(VARIANTS["torchscript"], "inference")
+    assert "torch.jit.script does not take this model: RuntimeError: forward() Expected a value of type" in reason
+
+
+@pytest.mark.parametrize("option", ["loss", "metric"])
+def test_a_file_without_a_function_means_that_of_the_option_s_name(option, tmp_path):
+    """As --model means `build`; where there is none, the option that names one is said."""
+    found = own(written(tmp_path, PLAIN), loss=written(tmp_path, PLAIN))
+    assert found.loss.__name__ == "loss"
+    code = "def score(output, inputs): ...\n"
+    with pytest.raises(OwnModelError, match=f"has no '{option}'; .*score.*; name one with --{option} FILE.py:FUNCTION"):
+        own(written(tmp_path, PLAIN), **{option: written(tmp_path, code, "other")})
+
+
+@pytest.mark.parametrize(
+    "forward",
+    [
+        "def forward(self, x, *, scale=2.0): return self.head(self.lstm(x)[0]) * scale",
+        "forward = functools.partialmethod(lambda self, scale, x: self.head(self.lstm(x)[0]) * scale, 2.0)",
+        "",
+    ],
+)
+def test_a_forward_of_any_kind_is_compiled(forward, tmp_path):
+    """With keyword-only defaults, a partial one, and one that is set on the object, as wrappers do."""
+    code = PLAIN.partition("    def forward")[0] + f"    {forward}\n\ndef build():\n    model = Model()\n"
+    if not forward:
+        code += "    model.forward = lambda x: model.head(model.lstm(x)[0]) * 2.0\n"
+    code += "    return model\n" + PLAIN.partition("    return Model()\n")[2]
+    problem = workload(written(tmp_path, f"import functools\n{code}"))
+    for variant in ("reference", "cpu-fused", "compile"):
+        found = verdict(problem, variant)
+        assert found.passed, found.describe()

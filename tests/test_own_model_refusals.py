@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import re
 import subprocess
@@ -306,6 +307,11 @@ def test_a_broken_trace_names_its_line(line, words, tmp_path):
 def test_options_that_do_not_fit_each_other_are_one_line(options, words):
     with pytest.raises(UsageError, match=words):
         given.variable(options)
+
+
+def test_a_reference_that_ends_in_a_colon_is_one_line():
+    with pytest.raises(argparse.ArgumentTypeError, match=r"'lm.py:' names no function after the colon; expected FILE"):
+        given.reference("lm.py:")
 
 
 def test_an_added_variant_may_not_take_a_name_of_the_suite(tmp_path, monkeypatch):

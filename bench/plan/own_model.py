@@ -32,6 +32,9 @@ def reference(text: str) -> str:
     if not place:
         msg = f"{text!r} names no file; expected FILE.py:FUNCTION or PACKAGE.MODULE:FUNCTION"
         raise argparse.ArgumentTypeError(msg)
+    if place.endswith(":"):
+        msg = f"{text!r} names no function after the colon; expected FILE.py:FUNCTION or PACKAGE.MODULE:FUNCTION"
+        raise argparse.ArgumentTypeError(msg)
     is_file = "/" in place or Path(place).suffix in {
         ".py",
         _TRACE,

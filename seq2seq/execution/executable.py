@@ -305,16 +305,20 @@ def execute(
 
 
 def own_code(method: Any) -> Any:
-    """A bound method with a code object of its own.
+    """A method, or a function in the place of one, with a code object of its own.
 
     Dynamo keeps what it compiled per code object: variants that shared one would check each other's guards on every
-    call and use up each other's recompile limit.
+    call and use up each other's recompile limit. What has no code, as a `functools.partial`, is returned as it is.
     """
-    function = types.FunctionType(
-        method.__func__.__code__.replace(), method.__func__.__globals__, method.__func__.__name__,
-        method.__func__.__defaults__, method.__func__.__closure__,
+    function = getattr(method, "__func__", method)
+    if not isinstance(function, types.FunctionType):
+        return method
+    twin = types.FunctionType(
+        function.__code__.replace(), function.__globals__, function.__name__,
+        function.__defaults__, function.__closure__,
     )  # fmt: skip
-    return types.MethodType(function, method.__self__)
+    twin.__kwdefaults__ = function.__kwdefaults__
+    return twin if function is method else types.MethodType(twin, method.__self__)
 
 
 @contextlib.contextmanager

@@ -262,10 +262,10 @@ def check_loads(build: Callable[[], nn.Module], model: nn.Module, reference: str
     Raises:
         OwnModelError: naming the first weight that differs.
     """
+    if lazy := next((name for name, value in model.named_parameters() if nn.parameter.is_lazy(value)), ""):
+        msg = f"{reference}: the weight {lazy} has no size yet; call the model once where it is built"
+        raise OwnModelError(msg)
     for name, value in model.named_parameters():
-        if nn.parameter.is_lazy(value):
-            msg = f"{reference}: the weight {name} has no size yet; call the model once where it is built"
-            raise OwnModelError(msg)
         if value.is_floating_point() and value.dtype != torch.float32:
             msg = (
                 f"{reference}: the weight {name} is {str(value.dtype).removeprefix('torch.')}, expected float32; build "

@@ -14,7 +14,7 @@ from seq2seq.own_model import checks, lstms
 from seq2seq.own_model.errors import OwnModelError, told
 from seq2seq.own_model.inputs import Given, input_sets
 from seq2seq.own_model.saved import form_of, saved_form, saved_inputs
-from seq2seq.own_model.source import INPUTS, PREFIX, Spec, builder, load, parts
+from seq2seq.own_model.source import INPUTS, LOSS, METRIC, PREFIX, Spec, builder, load, names_function, parts
 
 
 class OwnModel:
@@ -56,8 +56,8 @@ class OwnModel:
             raise OwnModelError(msg)
         self.sets = input_sets(function, self.inputs_name, given.trace, self.model.forward)
         self.names = {f"{PREFIX}{given.label}" + (f"/{found.name}" if found.name else ""): found for found in self.sets}
-        self.loss = self._function(given.loss)
-        self.metric = self._function(given.metric)
+        self.loss = self._function(given.loss, LOSS)
+        self.metric = self._function(given.metric, METRIC)
         #: Workloads that were checked, by name.
         self.checked: dict[str, Any] = {}
         #: LSTM operators of a call of a saved program, by name of the workload.
@@ -65,10 +65,11 @@ class OwnModel:
         #: Why a variant cannot execute the model, by names of workload (empty where it does not matter) and variant.
         self.refused: dict[tuple[str, str], str | None] = {}
 
-    def _function(self, reference: str) -> Callable[[Any, Any], Any] | None:
+    def _function(self, reference: str, default: str) -> Callable[[Any, Any], Any] | None:
         if not reference:
             return None
-        found: Callable[[Any, Any], Any] = load(reference)
+        option = "" if names_function(reference) else f"--{default}"
+        found: Callable[[Any, Any], Any] = load(reference, default, option)
         try:
             inspect.signature(found).bind(None, None)
         except TypeError as error:

@@ -154,7 +154,8 @@ def why_not(model: nn.Module, given: Given, variant: Variant) -> str | None:
     try:
         with torch.inference_mode():
             if variant.compiler == "torchscript":
-                torch.jit.script(model)
+                # Compiled code may refuse the inputs only when it is called: a parameter without a type is a tensor.
+                torch.jit.script(model)(*given.args, **given.kwargs)
             elif variant.runtime is not None:
                 result = Converted(model, variant)(*given.args, **given.kwargs)
                 return _stale(model, given, result)

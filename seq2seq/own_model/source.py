@@ -32,7 +32,7 @@ VARIABLE = "SEQ2SEQ_BENCH_OWN_MODEL"
 #: How names of such workloads begin.
 PREFIX = "own:"
 #: The functions that are taken where only a file is named.
-BUILD, INPUTS = "build", "example_inputs"
+BUILD, INPUTS, LOSS, METRIC = "build", "example_inputs", "loss", "metric"
 _SEED = 1
 
 
@@ -61,13 +61,14 @@ class Spec:
     @property
     def label(self) -> str:
         """The model's name in tables: that of its file, and of its function where that is not `build`."""
-        place, _, function = self.model.rpartition(":") if _names_function(self.model) else (self.model, "", "")
+        place, _, function = self.model.rpartition(":") if names_function(self.model) else (self.model, "", "")
         stem = Path(place).stem if "/" in place or place.endswith(".py") else place.rpartition(".")[2]
         stem = re.sub(r"[^\w.+-]", "-", stem)
         return stem if function in {"", BUILD} else f"{stem}.{function}"
 
 
-def _names_function(reference: str) -> bool:
+def names_function(reference: str) -> bool:
+    """Return whether a reference names a function besides a file or module."""
     return ":" in reference and reference.rpartition(":")[2].isidentifier()
 
 
@@ -113,7 +114,7 @@ def _functions(module: types.ModuleType) -> list[str]:
 
 def parts(reference: str, default: str = "") -> tuple[str, str]:
     """File or module of a reference, and its function: the default where it names none."""
-    place, _, name = reference.rpartition(":") if _names_function(reference) else (reference, "", "")
+    place, _, name = reference.rpartition(":") if names_function(reference) else (reference, "", "")
     return place, name or default
 
 
@@ -168,7 +169,7 @@ def builder(reference: str) -> Callable[[], nn.Module]:
         OwnModelError: for what is not a model, or a file that holds none.
     """
     form = saved_form(reference)
-    option = "" if _names_function(reference) else "--model"
+    option = "" if names_function(reference) else "--model"
     made: Any = load(reference, BUILD, option) if form is None else None
     # A program is loaded each time, since not every one can be copied.
     pickled = load_saved(Path(reference), form) if form is Form.PICKLE else None
