@@ -272,7 +272,7 @@ def test_the_share_of_the_lstms_grows_with_what_they_do(tmp_path):
     )
     beside = workload(written(tmp_path, heavy, "heavy"))
     shares = [looked_at(problem)["inference"].share for problem in (alone, beside)]
-    assert shares[0] > 0.5 > shares[1] > 0
+    assert shares[0] > 0.5 > shares[1] >= 0
     assert lstms.gain_limit(0.5) == 2
 
 

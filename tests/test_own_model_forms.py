@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 import torch
 from own_model_kit import PLAIN, own, verdict, workload, written
+from torch import nn
 
 from seq2seq.execution.variants import VARIANTS
+from seq2seq.own_model import lstms
 from seq2seq.own_model.errors import OwnModelError
 from seq2seq.runtimes.runtime import digest_of
 
@@ -110,3 +114,25 @@ def test_a_forward_of_any_kind_is_compiled(forward, tmp_path):
     for variant in ("reference", "cpu-fused", "compile"):
         found = verdict(problem, variant)
         assert found.passed, found.describe()
+
+
+def test_the_share_of_an_lstm_is_what_a_call_saves_without_it():
+    """An LSTM alone decides its time; beside a pause it takes what the pause leaves. Its forward is its own again."""
+    lstm = nn.LSTM(5, 8)
+    x = torch.randn(7, 2, 5)
+    pause_s = 0.002
+
+    def paused():
+        time.sleep(pause_s)
+        y, _ = lstm(x)
+        # What the model does to a result must not change the next one.
+        return y.mul_(2)
+
+    before = lstm(x)[0]
+    with torch.inference_mode():
+        alone, beside = (lstms.look(call, lstms.find(lstm)) for call in (lambda: lstm(x), paused))
+    assert alone.share > 0.85
+    assert beside.share < 0.5
+    assert beside.call_s >= pause_s
+    assert "forward" not in vars(lstm)
+    assert torch.equal(lstm(x)[0], before)

@@ -170,8 +170,9 @@ def looked_at(workload: OwnWorkload) -> dict[str, CallLook]:
             return {}
         with torch.inference_mode():
             return {"inference": operators.operator_look(lambda: own.call(own.model, given))}
-    with torch.inference_mode():
-        found = {"inference": lstms.look(lambda: own.call(own.model, given), own.uses)}
+    args, kwargs = given.args, given.kwargs
+    with torch.inference_mode(), told(f"calling the model of {own.spec.model}"):
+        found = {"inference": lstms.look(lambda: own.model(*args, **kwargs), own.uses)}
     if not workload.untrained:
         model = own.fresh().train()
         checks.without_dropout(model)
