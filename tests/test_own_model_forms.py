@@ -9,6 +9,7 @@ import torch
 from own_model_kit import PLAIN, own, verdict, workload, written
 from torch import nn
 
+from bench.plan.own_model import lines
 from seq2seq.execution.variants import VARIANTS
 from seq2seq.own_model import lstms
 from seq2seq.own_model.errors import OwnModelError
@@ -136,3 +137,28 @@ def test_the_share_of_an_lstm_is_what_a_call_saves_without_it():
     assert beside.call_s >= pause_s
     assert "forward" not in vars(lstm)
     assert torch.equal(lstm(x)[0], before)
+
+
+def test_lstms_in_a_plain_list_are_named(tmp_path):
+    """They are no part of the model, so no variant replaces them."""
+    code = PLAIN.replace("super().__init__()", "super().__init__()\n        self.more = [nn.LSTM(5, 5), nn.LSTM(5, 5)]")
+    found = own(written(tmp_path, code))
+    assert lstms.unregistered(found.model) == ["more[0]", "more[1]"]
+    assert lstms.unregistered(own(written(tmp_path, PLAIN, "plain")).model) == []
+
+
+def test_many_lstms_that_are_alike_are_one_line(tmp_path):
+    """The others keep a line each, and what is said of them is what would be said of each."""
+    layers = "self.lstms = nn.ModuleList([nn.LSTM(5, 5, batch_first=True) for _ in range(9)])"
+    code = PLAIN.replace("super().__init__()", f"super().__init__()\n        {layers}")
+    code = code.replace("y, state =", "for lstm in self.lstms: x = lstm(x)[0]\n        y, state =")
+    problem = workload(written(tmp_path, code))
+    with lstms.watched(problem.own.uses):
+        problem.own.call(problem.own.model, problem.make_batch(0))
+    entry = {"input_set": "", "lstms": [use.facts() for use in problem.own.uses], "lstm_share": {}}
+    entry["checked"] = problem.found()
+    found = {"model": "m", "parameters": 1, "sets": [entry], "cells": [], "unregistered": ["more[0]"]}
+    said = [line.strip() for line in lines(found)]
+    assert "lstms.0 to lstms.8, 9 of them: LSTM 1 x 5, in 5; batch 2, steps 7" in said
+    assert "lstm: LSTM 1 x 8, in 5; batch 2, steps 7" in said
+    assert "no part of the model, so never replaced or trained: more[0]; hold them in nn.ModuleList" in said

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -17,6 +18,8 @@ SUITE = "own-model"
 #: Options that say something of it.
 OPTIONS = ("model", "inputs", "loss", "metric", "add_variant")
 _TRACE = ".jsonl"
+#: From this many LSTMs in a row on that are alike, one line describes them.
+_ALIKE = 3
 #: Section of environment.json with the shares of the LSTMs.
 SHARES = "lstm_share"
 #: What to know of a saved file, by its form.
@@ -185,10 +188,14 @@ def lines(found: Mapping[str, Any]) -> list[str]:
     for entry in found["sets"]:
         if entry["input_set"]:
             said.append(f"inputs {entry['input_set']}, {entry['weight']:.0%} of calls")
-        said += [f"  {_lstm(lstm)}" for lstm in entry["lstms"] if lstm["calls"]]
+        said += [f"  {text}" for text in _lstms([lstm for lstm in entry["lstms"] if lstm["calls"]])]
         for mode, share in entry["lstm_share"].items():
             said.append(f"  {mode}: {share_text(share)}")
         said += [f"  {text}" for text in _remarks(entry["checked"])]
+    if lost := found.get("unregistered"):
+        said.append(
+            f"  no part of the model, so never replaced or trained: {', '.join(lost)}; hold them in nn.ModuleList"
+        )
     if found["cells"]:
         said.append(f"  nn.LSTMCell is left as it is: {', '.join(found['cells'])}")
     return said
@@ -220,15 +227,27 @@ def share_text(share: float) -> str:
     return f"your LSTMs take {share:.0%} of a call: {bound}"
 
 
+def _lstms(found: Iterable[Mapping[str, Any]]) -> list[str]:
+    """A line for each LSTM; neighbours that are alike share one if they are many."""
+    said = []
+    for what, alike in itertools.groupby(((lstm["name"], _lstm(lstm)) for lstm in found), key=lambda pair: pair[1]):
+        names = [name for name, _ in alike]
+        if len(names) >= _ALIKE:
+            names = [f"{names[0]} to {names[-1]}, {len(names)} of them"]
+        said += [f"{name}: {what}" for name in names]
+    return said
+
+
 def _lstm(lstm: Mapping[str, Any]) -> str:
+    """Sizes and use of an LSTM, in words."""
     hidden = "size not known" if lstm["hidden_size"] is None else lstm["hidden_size"]
     sizes = f"{lstm['num_layers']} x {hidden}{' each way' if lstm['bidirectional'] else ''}"
     if lstm["batch"] is None:
-        return f"{lstm['name']}: {lstm['kind']} {sizes}, in {lstm['input_size']}{'; packed' if lstm['packed'] else ''}"
+        return f"{lstm['kind']} {sizes}, in {lstm['input_size']}{'; packed' if lstm['packed'] else ''}"
     calls = "" if lstm["calls"] == 1 else f", {lstm['calls']} calls"
     packed = "packed, longest" if lstm["packed"] else "steps"
     read = f"batch {lstm['batch']}, {packed} {lstm['steps']}{calls}"
-    return f"{lstm['name']}: {lstm['kind']} {sizes}, in {lstm['input_size']}; {read}"
+    return f"{lstm['kind']} {sizes}, in {lstm['input_size']}; {read}"
 
 
 def _remarks(found: Mapping[str, Any]) -> list[str]:

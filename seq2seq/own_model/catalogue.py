@@ -148,6 +148,7 @@ def findings(tell: Callable[[str], None] = lambda _: None) -> dict[str, Any]:
         "saved": saved_form(own.spec.model),
         "parameters": sum(parameter.numel() for parameter in own.model.parameters()),
         "cells": lstms.cells(own.model),
+        "unregistered": lstms.unregistered(own.model),
         "sets": sets,
         "files": digests(own.spec) | {f"{own.spec.model} (weights)": digest_of(own.model.state_dict()).hex()[:64]},
     }

@@ -122,6 +122,20 @@ def cells(model: nn.Module) -> list[str]:
     return [name for name, module in model.named_modules() if isinstance(module, nn.LSTMCell)]
 
 
+def unregistered(model: nn.Module) -> list[str]:
+    """Names of LSTMs that modules hold in plain lists or dicts, which makes them no part of the model."""
+    parts = set(model.modules())
+    found = []
+    for prefix, module in model.named_modules():
+        for name, value in vars(module).items():
+            # A module's own dicts, of parts and hooks, have names that begin so.
+            if isinstance(value, (list, tuple, dict)) and not name.startswith("_"):
+                for path, leaf in leaves.flatten(value, f"{prefix}.{name}" if prefix else name):
+                    if isinstance(leaf, nn.LSTM) and leaf not in parts:
+                        found.append(path)  # noqa: PERF401 - three loops in one expression are hard to read
+    return found
+
+
 @contextlib.contextmanager
 def watched(uses: list[Use], *, keep: bool = False) -> Iterator[None]:
     """Count the calls of LSTMs inside this context.
