@@ -161,4 +161,4 @@ def test_many_lstms_that_are_alike_are_one_line(tmp_path):
     said = [line.strip() for line in lines(found)]
     assert "lstms.0 to lstms.8, 9 of them: LSTM 1 x 5, in 5; batch 2, steps 7" in said
     assert "lstm: LSTM 1 x 8, in 5; batch 2, steps 7" in said
-    assert "no part of the model, so never replaced or trained: more[0]; hold them in nn.ModuleList" in said
+    assert "no part of the model, so neither replaced nor trained: more[0]; use nn.ModuleList" in said

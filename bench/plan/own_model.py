@@ -193,9 +193,7 @@ def lines(found: Mapping[str, Any]) -> list[str]:
             said.append(f"  {mode}: {share_text(share)}")
         said += [f"  {text}" for text in _remarks(entry["checked"])]
     if lost := found.get("unregistered"):
-        said.append(
-            f"  no part of the model, so never replaced or trained: {', '.join(lost)}; hold them in nn.ModuleList"
-        )
+        said.append(f"  no part of the model, so neither replaced nor trained: {', '.join(lost)}; use nn.ModuleList")
     if found["cells"]:
         said.append(f"  nn.LSTMCell is left as it is: {', '.join(found['cells'])}")
     return said

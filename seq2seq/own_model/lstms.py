@@ -132,7 +132,7 @@ def unregistered(model: nn.Module) -> list[str]:
             if isinstance(value, (list, tuple, dict)) and not name.startswith("_"):
                 for path, leaf in leaves.flatten(value, f"{prefix}.{name}" if prefix else name):
                     if isinstance(leaf, nn.LSTM) and leaf not in parts:
-                        found.append(path)  # noqa: PERF401 - three loops in one expression are hard to read
+                        found.append(path)
     return found
 
 
