@@ -330,13 +330,14 @@ def _add_own_model(command: argparse.ArgumentParser) -> None:
         "--loss",
         type=own_model.reference,
         metavar="FILE.py:FUNCTION",
-        help="loss(output, inputs): training is measured too; not needed if the model returns its loss",
+        help="loss(output, inputs): training is measured too (default: loss in that file); not needed if the model "
+        "returns its loss",
     )
     add(
         "--metric",
         type=own_model.reference,
         metavar="FILE.py:FUNCTION",
-        help="score(output, inputs), recorded for every variant",
+        help="score(output, inputs), a number that is recorded for every variant (default: metric in that file)",
     )
     several(
         "--add-variant",

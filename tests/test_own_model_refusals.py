@@ -104,9 +104,13 @@ PLANTED = {
         {"return output[0].square().mean()": "return output[0].mean(), output[0].square().mean()"},
         r"mine.py:loss returned a tuple, expected one floating-point number as a tensor; return the sum of the losses; with",
     ),
+    "a checkpoint with code in it": (
+        {"return Model()": "import io; f = io.BytesIO(); torch.save(Model(), f); f.seek(0); return torch.load(f)"},
+        r"UnpicklingError: Weights only load failed[^\x1b]*\(.*mine.py:\d+\); if you trust the file, load it with torch.load",
+    ),
     "a file of a package": (
         {"import torch\n": "from .layers import Encoder\nimport torch\n"},
-        r"ImportError: .*mine.py:2\); name a file of a package as a module: PACKAGE.MODULE:FUNCTION, from the folder",
+        r"ImportError: .*mine.py:2\); name a file of a package as a module, PACKAGE.MODULE:FUNCTION, with the",
     ),
     "a NaN": ({"self.head(y)": "self.head(y) / 0 * 0"}, r"output\[0\] holds NaN with the inputs given"),
     "no LSTM": ({"nn.LSTM(": "nn.GRU("}, r"Model holds no torch.nn.LSTM; it has GRU 'lstm', for which there are no variants"),
@@ -312,6 +316,14 @@ def test_options_that_do_not_fit_each_other_are_one_line(options, words):
 def test_a_reference_that_ends_in_a_colon_is_one_line():
     with pytest.raises(argparse.ArgumentTypeError, match=r"'lm.py:' names no function after the colon; expected FILE"):
         given.reference("lm.py:")
+
+
+def test_a_file_of_any_name_is_no_module(tmp_path, monkeypatch):
+    """A saved model may be called as its user likes; a name without a file is a module's."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "lm.ts").touch()
+    assert given.reference("lm.ts") == str(tmp_path / "lm.ts")
+    assert given.reference("shop.models:build") == "shop.models:build"
 
 
 def test_an_added_variant_may_not_take_a_name_of_the_suite(tmp_path, monkeypatch):

@@ -196,3 +196,13 @@ def test_a_damaged_file_is_named(folder, tmp_path):
     path.write_bytes(whole[:place] + b"XXXX" + whole[place + 4 :])
     with pytest.raises(OwnModelError, match=r"a\.pt is damaged .*save it again"):
         saved_form(str(path))
+
+
+def test_a_saved_model_may_have_any_name(tmp_path):
+    """Its form is that of its content."""
+    torch.jit.save(torch.jit.script(nn.LSTM(3, 4)), tmp_path / "lm.ts")
+    assert saved_form(str(tmp_path / "lm.ts")) is Form.SCRIPTED
+    assert saved_form("shop.models:build") is None
+    (tmp_path / "notes.txt").write_text("none", encoding="utf-8")
+    with pytest.raises(OwnModelError, match=r"notes.txt is not a file of torch.save"):
+        saved_form(str(tmp_path / "notes.txt"))

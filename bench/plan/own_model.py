@@ -48,6 +48,8 @@ def reference(text: str) -> str:
         ".ort",
         ".torchscript",
     }
+    # A saved model may have any other name.
+    is_file = is_file or Path(place).is_file()
     return f"{Path(place).resolve() if is_file else place}{':' if function else ''}{function}"
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import pickle
 import re
 import traceback
 from collections.abc import Iterator
@@ -12,6 +13,8 @@ from seq2seq.workloads.workload import UnknownWorkloadError
 
 _PROJECT = Path(__file__).parent.parent.parent
 _LONGEST = 300
+#: What colors text in a terminal.
+_COLOR = re.compile("\x1b\\[[0-9;]*m")
 #: A place in what TorchScript says, and where what the exporter of ONNX says goes over to a request to its readers.
 _PLACE = re.compile(r'File "(.+)", line (\d+)')
 _REQUEST = "Please feel free to request support"
@@ -45,7 +48,7 @@ def told(what: str) -> Iterator[None]:
 
 def one_line(error: BaseException) -> str:
     """The type of an error and the first of its lines that says what was wrong."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    lines = [line.strip() for line in _COLOR.sub("", str(error)).splitlines() if line.strip()]
     text = next((line for line in lines if not line.startswith("The following operation failed")), "")
     if text.startswith("Traceback of TorchScript"):
         text = lines[-1].removeprefix(f"{type(error).__name__}: ")
@@ -89,5 +92,8 @@ def _advice(error: Exception) -> str:
     if "same device" in str(error) or "on the CPU" in str(error) or "cpu tensor" in str(error).lower():
         return "; give the inputs function a parameter `device` and put each tensor where the model reads it"
     if isinstance(error, ImportError) and "no known parent package" in str(error):
-        return "; name a file of a package as a module: PACKAGE.MODULE:FUNCTION, from the folder that holds the package"
+        where = "with the folder that holds the package in PYTHONPATH"
+        return f"; name a file of a package as a module, PACKAGE.MODULE:FUNCTION, {where}"
+    if isinstance(error, pickle.UnpicklingError) and "weights_only" in str(error):
+        return "; if you trust the file, load it with torch.load(FILE, weights_only=False)"
     return ""

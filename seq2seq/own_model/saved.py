@@ -86,7 +86,8 @@ def saved_form(reference: str) -> Form | None:
         OwnModelError: for a file that holds no model that can be run.
     """
     path = Path(reference)
-    if path.suffix not in SUFFIXES:
+    # A file of any other name but Python's is a saved model too, if it is there.
+    if path.suffix not in SUFFIXES and (path.suffix == ".py" or not path.is_file()):
         return None
     if not path.is_file():
         msg = f"{path} does not exist; expected a saved model, or FILE.py:FUNCTION"
