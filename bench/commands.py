@@ -15,7 +15,7 @@ from bench.records.schema import Status
 from bench.run.planning import Plan, make_plan
 from bench.run.worker_process import Settings
 from kernels.host.cores import usable_cores
-from kernels.host.output import utf8, write_new
+from kernels.host.output import utf8, why_unwritable, write_new
 
 EXIT_OK, EXIT_NOT_OK, EXIT_USAGE, EXIT_REGRESSION, EXIT_UNFINISHED, EXIT_UNCLEAR = 0, 1, 2, 3, 4, 5
 EXIT_INTERRUPTED, EXIT_TERMINATED = 130, 143
@@ -85,6 +85,9 @@ def report(arguments: argparse.Namespace) -> int:
         return EXIT_OK
     if arguments.out is not None:
         msg = "--out is for a page of several runs; that of one run is report.html in its folder"
+        raise UsageError(msg)
+    if first.is_dir() and (why := why_unwritable(first / "report.html")):
+        msg = f"{first} cannot be written: {why}; the page of a run goes into its folder, so copy that and name the copy"
         raise UsageError(msg)
     found = write_report(first)
     Console().say(f"page: {found.page.resolve().as_uri()}; {len(found.plots)} plots beside it")

@@ -100,6 +100,8 @@ BAD = {
     "plugin that is a folder": (["--plugin", "."], "plugin ."),
     "unknown wait policy": (["--omp-wait", "sometimes"], "'sometimes'"),
     "unknown option": (["--quick"], "--quick"),
+    "misspelled option": (["--sute", "smoke"], "--sute smoke; did you mean --suite?; see python -m bench run --help"),
+    "another word for CUDA": (["--device", "gpu"], "did you mean 'cuda'?"),
 }
 
 

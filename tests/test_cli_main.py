@@ -603,6 +603,7 @@ def test_help_names_every_option_and_task(capsys):
         (("train",), "no TASK is given; choose from forecasting, translation, "),
         (("train", "baking"), "invalid choice 'baking'; choose from forecasting, translation, "),
         (("train", "speech", "--quick"), "--quick"),
+        (("train", "speech", "--sedd", "3"), "--sedd 3; did you mean --seed?; see python -m seq2seq train --help"),
         (("train", "speech", "--seed", "1.5"), "'1.5' is not a whole number"),
         (("train", "speech", "--clip", "much"), "'much' is not a number"),
         (("train", "speech", "--epochs", "0"), "'0' is not a whole number of at least 1"),

@@ -301,11 +301,11 @@ def test_what_cannot_be_exported_is_refused(
 
 def test_the_command_exports_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A file of torch.save becomes a folder; a second time, or of something else, it is one line and 2."""
-    path, out = tmp_path / "weights.pt", tmp_path / "out"
+    path, out = tmp_path / "weights.pt", tmp_path / "my lstm"
     torch.save(_Model(3, 4, 1, 2, bias=True).state_dict(), path)
     options = [str(path), "--out", str(out), "--prefix", "lstm.", "--head", "head", "--precision", "int8"]
     assert main(options) == 0
-    assert capsys.readouterr().out == f"wrote {out}; build it where it will run: make -C {out}\n"
+    assert capsys.readouterr().out == f"wrote {out}; build it where it will run: make -C '{out}'\n"
     before = sorted(out.iterdir())
     assert main(options) == 2
     assert capsys.readouterr().err == f"error: {out} exists and is not an empty folder; name another\n"

@@ -125,7 +125,7 @@ def test_quantiles_are_those_of_predict(tmp_path, capsys, likelihood):
 @pytest.mark.parametrize(
     ("rows", "words", "said"),
     [
-        (range(300), (), "expected one of east, west"),
+        (range(300), (), "name the series of the training after the file; expected one of east, west"),
         (range(300), ("north",), "north names no series of the training; expected one of east, west"),
         (range(43), ("west",), "there are 43 values; expected at least 44"),
         ([*range(100), *range(101, 300)], ("west",), "2024-02-05 05:00:00 where 2024-02-05 04:00:00 is due"),
@@ -140,11 +140,36 @@ def test_what_would_forecast_something_else_is_refused(tmp_path, rows, words, sa
     out = exported(tmp_path, tmp_path / "two.csv", series="name")
     one.iloc[list(rows)].to_csv(tmp_path / "one.csv", index=False)
     done = run_alone(out, tmp_path / "one.csv", *words)
-    assert done.returncode == 1
+    assert done.returncode == 2
     assert done.stderr.startswith("error: ")
     assert said in done.stderr
     assert done.stderr.count("\n") == 1
     assert done.stdout == ""
+
+
+@pytest.mark.parametrize(
+    ("content", "words", "said"),
+    [
+        (None, (), "no.csv: No such file or directory"),
+        (b"timestamp,value\n2024-02-01,x\n", (), "line 2: '2024-02-01,x' is not timestamp,value"),
+        (b"timestamp,value\n2024-02-01\n", (), "line 2: '2024-02-01' is not timestamp,value"),
+        (b"timestamp,value\n01.02.2024,3\n", (), "line 2: '01.02.2024,3' is not timestamp,value"),
+        (b"\xff", (), "can't decode"),
+        (b"timestamp,value\n", (), "there are 0 values"),
+        (b"timestamp,value\n", ("value", "east"), "expected a file and at most a name"),
+    ],
+)
+def test_what_is_no_series_is_one_line(tmp_path, content, words, said):
+    """A file that is missing, empty or of other columns, and a call with too many words."""
+    out = exported(tmp_path, write(tmp_path / "one.csv"))
+    data = tmp_path / "no.csv"
+    if content is not None:
+        data.write_bytes(content)
+    done = run_alone(out, data, *words)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: ")
+    assert said in done.stderr
+    assert done.stderr.count("\n") == 1
 
 
 @given(outputs=st.lists(st.floats(-3, 3), min_size=3, max_size=3))

@@ -425,6 +425,14 @@ def test_bad_input_is_one_line_and_exit_code_2(tmp_path, capsys, words):
     assert "error:" in capsys.readouterr().err
 
 
+def test_a_misspelled_objective_gets_the_near_name(tmp_path, capsys):
+    """And not the name of a class."""
+    with pytest.raises(SystemExit) as end:
+        main(["recommend", str(tmp_path), "--objective", "latency-p9"])
+    assert end.value.code == 2
+    assert "invalid choice 'latency-p9'; did you mean 'latency-p99'" in capsys.readouterr().err
+
+
 def test_a_mode_that_the_run_has_not_is_refused(tmp_path):
     """The message names what the run has."""
     with pytest.raises(UsageError, match="it has seed in inference"):

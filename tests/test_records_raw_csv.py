@@ -74,3 +74,26 @@ def test_a_file_of_other_columns_is_refused_and_left_alone(tmp_path):
     with pytest.raises(UsageError, match="other columns"):
         FILE.mend(tmp_path, lambda _: True)
     assert gzip.decompress((tmp_path / FILE.name).read_bytes()) == text
+
+
+@pytest.mark.parametrize("cut", [b"a,1", b"a,1,x,y"], ids=["short", "long"])
+@pytest.mark.parametrize("use", ["rows", "mend", "lacks"])
+def test_a_row_of_other_cells_is_refused_with_its_line(tmp_path, use, cut):
+    """A row that was edited by hand has no place in a table, whoever reads it; the file stays as it is."""
+    FILE.append(tmp_path, [["a", "1", "x"]])
+    path = tmp_path / FILE.name
+    path.write_bytes(path.read_bytes() + gzip.compress(b"b,2,x\n" + cut + b"\n"))
+    before = path.read_bytes()
+    with pytest.raises(UsageError, match=r"line 4 has \d cells?, expected 3; put back the file"):
+        list(getattr(FILE, use)(tmp_path, *{"rows": (), "mend": (bool,), "lacks": ([("z",)],)}[use]))
+    assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize("use", ["rows", "mend", "lacks"])
+def test_bytes_that_are_no_text_are_refused(tmp_path, use):
+    """A damaged file is one line, also when the run is resumed."""
+    FILE.append(tmp_path, [["a", "1", "x"]])
+    path = tmp_path / FILE.name
+    path.write_bytes(path.read_bytes() + gzip.compress(b"\xff,2,x\n"))
+    with pytest.raises(UsageError, match=r"cannot be read \(.*; put back the file"):
+        list(getattr(FILE, use)(tmp_path, *{"rows": (), "mend": (bool,), "lacks": ([("z",)],)}[use]))

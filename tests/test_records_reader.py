@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from run_folders import make_run
+from run_folders import ENVIRONMENT, make_run
 
 from bench import __main__ as command_line
 from bench.analysis import compare as comparing
@@ -84,6 +84,28 @@ def test_a_run_that_recorded_nothing_yet_says_how_to_finish_it(tmp_path, capsys)
         shown = capsys.readouterr().err
         assert f"records.jsonl holds no record; finish the run: python -m bench run --resume {folder}" in shown
         assert shown.count("\n") == 1
+
+
+def test_advice_can_be_copied_where_a_folder_has_a_space(tmp_path, capsys):
+    """A path with a space is quoted, as the shell needs it."""
+    folder = make_run(tmp_path / "my run", speedups={"reference": 1.0})
+    (folder / "plan.json").write_text("{}")
+    (folder / "records.jsonl").write_bytes(b"")
+    assert command_line.main(["report", str(folder)]) == 2
+    assert f"--resume '{folder}'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "section",
+    [{"threads": 3}, {"threads": {"workers": []}}, {"run": {"arguments": {"plugin": True}}}, {"run": {"arguments": 1}}],
+)
+def test_an_environment_that_was_edited_is_no_traceback(tmp_path, capsys, section):
+    """What a case is measured again with is left out where the file does not say it as a run does."""
+    folder = make_run(tmp_path / "run", {**ENVIRONMENT, **section})
+    assert command_line.main(["show", str(folder), "seed/inference/onednn"]) == 0
+    assert "measure it again: " in capsys.readouterr().out
+    assert command_line.main(["run", "--resume", str(folder)]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
 
 
 def test_a_case_that_was_recorded_again_counts_once(tmp_path):

@@ -189,6 +189,21 @@ def test_hostile_names_stay_names(wide):
     assert any("<img src=x onerror=alert(1)>" in name for name in wide.locator("#results td").all_inner_texts())
 
 
+@pytest.mark.parametrize("width", [1024, 1300])
+def test_results_need_no_scrolling_in_a_usual_window(open_at, tmp_path, width):
+    """At 1300 pixels all columns stand beside each other; below, an interval may go under its figure."""
+    slow = {"latency_p50_s": 0.0345, "latency_p50_lo_s": 0.0331, "latency_p50_hi_s": 0.0367, "latency_p99_s": 0.0512}
+    close = {"vs_best": 0.0853, "vs_best_lo": 0.0841, "vs_best_hi": 0.0872, "evidence": "LSTM ran in oneDNN, 2 layers"}
+    cases = [ran("reference", 1.0), *(ran(name, 12.3) for name in ("cpu-fused-int8", "torchscript", "onnxruntime"))]
+    folder = run_folder(tmp_path / "run", [replace(case, **slow, **close) for case in cases])
+    file = folder / "report.html"
+    file.write_text(page_text(folder), encoding="utf-8")
+    page = open_at(width, file=file)
+    box = page.locator("#results .scroll").first
+    assert "34.5 ms [33.1, 36.7]" in " ".join(box.inner_text().split())
+    assert box.evaluate("box => box.scrollWidth - box.clientWidth") <= 0
+
+
 def test_a_phone_shows_rows_as_cards(open_at):
     """At 420 pixels a row needs no scrolling: its figures stand below its name, each with that of its column."""
     page = open_at(NARROW[0])

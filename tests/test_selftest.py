@@ -243,6 +243,11 @@ def test_a_mode_needs_its_workload():
     [
         (["speed"], "no part 'speed', choose from null, power, instrument, neighbour, carryover"),
         (["null", "--variant", "cudnn"], "cudnn cannot run seed here: "),
+        (["null", "--planted", "3"], "--planted is read by power alone, and null would run; leave it out"),
+        (["null", "power", "--unstopped"], "--unstopped is read by carryover alone"),
+        (["null", "--group", "reference"], "--group is read by carryover alone"),
+        (["carryover", "--pairs", "3"], "--pairs is read by null, power, instrument, neighbour alone"),
+        (["carryover", "--variant", "onednn"], "--variant is read by null"),
         (["null", "--workload", "nothing"], "no workload matches 'nothing'"),
     ],
 )

@@ -253,6 +253,7 @@ def test_show_has_speedups_over_any_variant(tmp_path, capsys):
         (["--against", "onedn"], "did you mean"),
         (["other/inference/onednn", "--against", "onednn"], "lists all cases"),
         (["onedn"], "did you mean"),
+        (["inference"], "matches 6 cases"),
         (["*"], "matches 6 cases"),
         (["onednn"], "matches 2 cases"),
         (["--trace", "t.json"], "is of one case"),

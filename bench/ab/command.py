@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import shlex
 import time
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -77,7 +78,7 @@ def ab(arguments: argparse.Namespace, settings: Settings, command: str) -> Findi
     _show(console, found, (base, new), plans)
     for line in verdicts.advice(found, arguments.budget, arguments.seatings):
         console.say(line, "yellow")
-    console.say(f"records: {folder.path / 'records.csv'}; page: python -m bench report {folder.path}")
+    console.say(f"records: {folder.path / 'records.csv'}; page: python -m bench report {shlex.quote(str(folder.path))}")
     return found.outcome
 
 

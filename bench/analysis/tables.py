@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import csv
 import io
+import shlex
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -182,7 +183,7 @@ def untold(label: str, comparison: Comparison) -> list[str]:
     if unfinished:
         lines.append(
             f"{label}: {_named(unfinished)} {'is' if len(unfinished) == 1 else 'are'} yet to be measured; finish that "
-            f"run: python -m bench run --resume {comparison.new.path}"
+            f"run: python -m bench run --resume {shlex.quote(str(comparison.new.path))}"
         )
     wide = [pair for pair in comparison.unclear if not pair.unfinished]
     if wide:

@@ -118,7 +118,10 @@ def stored(facts: Mapping[str, Any]) -> str:
     Args:
         facts: environment.json of the run.
     """
-    return str(facts.get("threads", {}).get("workers", {}).get(VARIABLE, ""))
+    found: Any = facts
+    for name in ("threads", "workers", VARIABLE):
+        found = found.get(name, "") if isinstance(found, Mapping) else ""
+    return str(found)
 
 
 def given(facts: Mapping[str, Any]) -> dict[str, Any] | None:

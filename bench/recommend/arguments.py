@@ -21,9 +21,8 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     add("--mode", choices=MODES, help="answer only for this mode")
     add(
         "--objective",
-        choices=tuple(Objective),
-        type=Objective,
-        default=Objective.P50,
+        choices=tuple(objective.value for objective in Objective),
+        default=Objective.P50.value,
         help="what to optimise; latency-p99 needs some hundred calls per variant, load a folder of bench serve "
         "(default: latency-p50)",
     )
@@ -59,7 +58,7 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
 def question(arguments: argparse.Namespace) -> Question:
     """The question that the options ask."""
     return Question(
-        arguments.objective,
+        Objective(arguments.objective),
         arguments.mode,
         arguments.max_error,
         arguments.max_drop,

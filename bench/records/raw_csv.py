@@ -18,6 +18,7 @@ from typing import Any
 from bench.errors import UsageError
 from bench.records import durable
 from bench.records.schema import ENERGY_COLUMNS, ROUND_COLUMNS, SAMPLE_COLUMNS
+from bench.units import counted
 from kernels.host.output import utf8
 
 #: Cells of a row, or of a record, by which they belong together.
@@ -67,7 +68,7 @@ class RawFile:
                 whole_bytes += size
                 yield from rows
             left = path.read_bytes()[whole_bytes:] if path.exists() else b""
-        except (OSError, UnicodeDecodeError, csv.Error) as error:
+        except OSError as error:
             msg = f"{path} cannot be read ({error}); put back the file that the run wrote"
             raise UsageError(msg) from error
         if not _torn(left):
@@ -116,11 +117,22 @@ class RawFile:
         """The rows of each whole member, without the header, and its compressed size."""
         if not path.exists():
             return
+        last = 1
         for number, (content, size) in enumerate(_pieces(path.read_bytes())):
-            rows = list(csv.reader(io.StringIO(content.decode())))
+            try:
+                rows = list(csv.reader(io.StringIO(content.decode())))
+            except (UnicodeDecodeError, csv.Error) as error:
+                msg = f"{path} cannot be read ({error}); put back the file that the run wrote"
+                raise UsageError(msg) from error
             if number == 0 and (not rows or tuple(rows.pop(0)) != self.columns):
                 msg = f"{path} has other columns than this release writes; use the release that began the run"
                 raise UsageError(msg)
+            for line, row in enumerate(rows, start=last + 1):
+                if len(row) != len(self.columns):
+                    wrong = f"line {line} has {counted(len(row), 'cell')}, expected {len(self.columns)}"
+                    msg = f"{path}, {wrong}; put back the file that the run wrote"
+                    raise UsageError(msg)
+            last += len(rows)
             yield rows, size
 
 

@@ -7,6 +7,7 @@ said; records.csv is made for people, and nothing reads it. Nothing here imports
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -88,11 +89,12 @@ def read_records(path: Path) -> tuple[Record, ...]:
     entries = folder.read().entries
     if not entries:
         begun = (path / "plan.json").exists()
-        advice = f"finish the run: python -m bench run --resume {path}" if begun else "expected the folder of a run"
+        quoted = shlex.quote(str(path))
+        advice = f"finish the run: python -m bench run --resume {quoted}" if begun else "expected the folder of a run"
         if not begun and (path / "records.csv").exists():
             advice = "records.csv is a table made from it, and cannot take its place"
         if not begun and (path / serving.FILE).exists():
-            advice = f"it was served alone: python -m bench recommend {path} --objective load"
+            advice = f"it was served alone: python -m bench recommend {quoted} --objective load"
         there = folder.records_path.exists()
         msg = f"{folder.records_path} holds no record; {advice}" if there else f"{path} has no records.jsonl; {advice}"
         raise UsageError(msg)

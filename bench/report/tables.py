@@ -82,7 +82,12 @@ def with_interval(text: str, record: Record) -> str:
     lo, hi = record.latency_p50_lo_s, record.latency_p50_hi_s
     if lo is None or hi is None or not units.estimated(lo, hi):
         return text
-    return f"{text} [{units.seconds(lo)}, {units.seconds(hi)}]"
+    ends = [units.seconds(lo), units.seconds(hi)]
+    # The unit once where it is the same: with three of them the table is wider than most windows.
+    unit = f" {text.rpartition(' ')[2]}"
+    if all(end.endswith(unit) for end in ends):
+        ends = [end.removesuffix(unit) for end in ends]
+    return f"{text} [{', '.join(ends)}]"
 
 
 def sort_orders(record: Record) -> Mapping[str, float | None]:

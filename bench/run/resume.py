@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import random
+import shlex
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +29,7 @@ SEED_ROOM = 100_000
 SEEDS = 2**31
 #: What of the machine and the software may change the figures. Packages that only draw are left out.
 _MACHINE = ("architecture", "processor", "cores_physical", "cores_logical", "affinity", "cpu_quota", "gpu")
+_THREADS = ("workers", "inherited")
 DRAWS_ONLY = frozenset({"pandas", "matplotlib", "pytest-benchmark"})
 #: Options that say how to run, not what: nothing of them is kept.
 PASSING = frozenset({"command", "resume", "dry_run", "out", "time_limit", "more", "quiet", "json"})
@@ -102,13 +104,16 @@ def begun(path: Path) -> Begun:
         raise UsageError(msg)
     facts, plan = _read(path / "environment.json"), _read(path / "plan.json")
     if isinstance(run := facts.get("run"), dict) and "hosts" in run:
-        msg = f"{path} was put together by a sweep; finish that: python -m bench sweep --resume {path.parents[2]}"
+        sweep = shlex.quote(str(path.resolve().parents[2]))
+        msg = f"{path} was put together by a sweep; finish that: python -m bench sweep --resume {sweep}"
         raise UsageError(msg)
     try:
         words = tuple(_words(facts["run"]["arguments"]))
         cases = tuple(validate(Case, case, f"{path / 'plan.json'}: cases") for case in plan["cases"])
         found = Begun(RunFolder(path), facts, validate(Suite, plan["suite"], str(path / "plan.json")), cases, words)
         _ = found.seeds, found.spent_s, found.facts["run"]["suite"]
+        for section in (facts["machine"], facts["software"], *(facts["threads"][kind] for kind in _THREADS)):
+            section.items()
     except (KeyError, TypeError, AttributeError) as error:
         msg = f"{path} was not written by this release ({type(error).__name__}: {error}); resume it with its own"
         raise UsageError(msg) from error
@@ -138,7 +143,7 @@ def check(run: Begun, cases: Iterable[Case], facts: Mapping[str, Any]) -> None:
     pairs = [(f"machine: {n}", machine.get(n), facts["machine"].get(n)) for n in _MACHINE]
     names = dict.fromkeys((*then["software"], *facts["software"]))
     pairs += [(n, then["software"].get(n), facts["software"].get(n)) for n in names if n not in DRAWS_ONLY]
-    for kind in ("workers", "inherited"):
+    for kind in _THREADS:
         old, new = then["threads"][kind], facts["threads"][kind]
         # The user's files are compared with each other by their content.
         files = {PLUGINS, own_model.VARIABLE}

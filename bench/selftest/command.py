@@ -23,6 +23,12 @@ RUNS: dict[str, Run] = {
     "carryover": carryover.run,
 }  # fmt: skip
 FOLDER = Path("results") / "selftest"
+#: Parts that read an option; the other options are for all.
+_OF_PAIRS = tuple(name for name in PARTS if name != "carryover")
+READ_BY = {
+    "planted": ("power",), "group": ("carryover",), "unstopped": ("carryover",), "pairs": _OF_PAIRS,
+    "variant": _OF_PAIRS,
+}  # fmt: skip
 #: Seconds that a pair takes besides its rounds, and a worker's start.
 WARM_S, START_S = 2.0, 3.0
 
@@ -51,6 +57,18 @@ def options_of(arguments: argparse.Namespace, cores: int) -> Options:
     )
 
 
+def refuse_idle_options(arguments: argparse.Namespace, names: Sequence[str]) -> None:
+    """Refuse options that none of the parts to run would read.
+
+    Raises:
+        UsageError: naming the first of them.
+    """
+    for option, parts in READ_BY.items():
+        if getattr(arguments, option) not in (None, False, Options.variant) and not set(parts) & set(names):
+            msg = f"--{option} is read by {', '.join(parts)} alone, and {', '.join(names)} would run; leave it out, or "
+            raise UsageError(msg + f"name {parts[0]} among the parts")
+
+
 def selftest(arguments: argparse.Namespace, command: str, cores: int) -> int:
     """Run the parts; 0 when every target was reached, 1 when one was missed or could not be measured."""
     from bench.selftest import plots  # noqa: PLC0415 - matplotlib is slow to import
@@ -60,6 +78,7 @@ def selftest(arguments: argparse.Namespace, command: str, cores: int) -> int:
     if unknown:
         msg = "; ".join(f"no part {name!r}, {meant(name, PARTS)}" for name in unknown)
         raise UsageError(msg)
+    refuse_idle_options(arguments, names)
     options = options_of(arguments, cores)
     if set(names) != {"carryover"}:
         options.check()

@@ -92,7 +92,7 @@ def chosen(run: RecordedRun, pattern: str) -> Record:
     names = {name(record): record for record in run.records}
     fitting = [n for n in names if n == pattern or fnmatch.fnmatchcase(n, pattern) or n.endswith(f"/{pattern}")]
     if not fitting:
-        fitting = [n for n in names if fnmatch.fnmatchcase(n, f"*/{pattern}")]
+        fitting = [n for n in names if fnmatch.fnmatchcase(n, f"*/{pattern}") or pattern in n.split("/")]
     if len(fitting) > 1:
         msg = f"{pattern!r} matches {len(fitting)} cases of {run.path}: {', '.join(fitting)}; name one of them"
         raise UsageError(msg)
@@ -174,7 +174,8 @@ def _own_model(record: Record, run: RecordedRun) -> str:
 def _plugins(run: RecordedRun) -> tuple[Path, ...]:
     section = run.environment.get("run")
     arguments = section.get("arguments") if isinstance(section, dict) else None
-    return tuple(map(Path, (arguments or {}).get("plugin") or ()))
+    found = arguments.get("plugin") if isinstance(arguments, dict) else None
+    return tuple(Path(str(path)) for path in found) if isinstance(found, list) else ()
 
 
 def _speed(record: Record) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 import difflib
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -16,6 +16,9 @@ from .output import why_unwritable
 
 #: Name that the kernels are imported by: `kernels` in a checkout, another where they are installed.
 PACKAGE = __name__.partition(".")[0]
+
+#: What people write, and what it is called here: of these the spelling leads to something else.
+OTHER_WORDS = {"gpu": "cuda"}
 
 
 class Parser(argparse.ArgumentParser):
@@ -48,12 +51,41 @@ class Parser(argparse.ArgumentParser):
         if why:
             self.error(f"--out {out} cannot be written ({why}); name another {what}")
 
+    def add_subparsers(self, **kwargs: Any) -> Any:
+        """As argparse's, with commands that refuse an unknown option themselves, since they know which there are."""
+        return super().add_subparsers(**{"parser_class": _Command} | kwargs)
+
+    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """As argparse's; an option that does not exist ends with advice."""
+        found, left = self.parse_known_args(args, namespace)
+        if left:
+            self.refuse_unknown(left)
+        return found
+
+    def refuse_unknown(self, words: Sequence[str]) -> NoReturn:
+        """End as `error` does for words that mean nothing here, with the option that the first of them resembles."""
+        option = words[0].partition("=")[0]
+        near = difflib.get_close_matches(option, [name for name in self._option_string_actions if name[:2] == "--"], 1)
+        advice = f"; did you mean {near[0]}?" if near else ""
+        self.error(f"unrecognized arguments: {' '.join(words)}{advice}")
+
     def error(self, message: str) -> NoReturn:
         """End with exit code 2 and one line; where a command is missing, it names those that there are."""
         for action in self._actions:
             if action.choices and message.endswith(f"required: {action.metavar}"):
                 message = f"no {action.metavar} is given; choose from {', '.join(action.choices)}"
         self.exit(2, f"error: {' '.join(message.split())}; see {self.prog} --help\n")
+
+
+class _Command(Parser):
+    """The parser of one of several commands."""
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """As argparse's, but nothing is left over."""
+        found, left = super().parse_known_args(args, namespace)
+        if left:
+            self.refuse_unknown(left)
+        return found, left
 
 
 def part_of(command: str) -> Callable[[], int]:
@@ -75,7 +107,8 @@ def part_of(command: str) -> Callable[[], int]:
 def meant(word: str, names: Iterable[str]) -> str:
     """Advice for a name that does not exist: `did you mean 'seed'?`, or the names where none is near."""
     known = {name.lower(): name for name in names}
-    near = [known[found] for found in difflib.get_close_matches(word.lower(), known)]
+    other = OTHER_WORDS.get(word.lower())
+    near = [known[found] for found in ([other] if other in known else difflib.get_close_matches(word.lower(), known))]
     return f"did you mean {' or '.join(map(repr, near))}?" if near else f"choose from {', '.join(known.values())}"
 
 

@@ -7,6 +7,7 @@ neither Python nor torch. The file is a state_dict, by torch.save or as safetens
 from __future__ import annotations
 
 import pickle
+import shlex
 import sys
 import zipfile
 from collections.abc import Mapping, Sequence
@@ -40,7 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         why = error.strerror or error
         print(f"error: {options.out} cannot be written: {why}; name another folder with --out", file=sys.stderr)
         return 2
-    print(f"wrote {options.out}; build it where it will run: make -C {options.out}")
+    print(f"wrote {options.out}; build it where it will run: make -C {shlex.quote(str(options.out))}")
     return 0
 
 

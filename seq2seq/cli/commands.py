@@ -157,7 +157,8 @@ def export(arguments: argparse.Namespace) -> int:
     print(f"{out}: {arguments.format}, results equal the model's; serves {served.words(sizes)}")
     print(f"{sidecar}: its inputs, outputs and what else is needed to use it without this project")
     if example:
-        print(f"{program}: uses it where this project is not: {example[1].format(shlex.quote(str(program)))}")
+        call = example[1].format(shlex.quote(str(program))) + (" NAME" if len(facts.get("scales", ())) > 1 else "")
+        print(f"{program}: uses it where this project is not: {call}")
     return 0
 
 

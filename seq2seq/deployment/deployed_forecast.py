@@ -9,7 +9,7 @@ import csv
 import json
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import onnxruntime
@@ -64,7 +64,8 @@ def forecast(model: Path, times: Any, values: Any, name: str | None = None, samp
     lag, history, horizon = facts["difference"], facts["history"], facts["horizon"]
     name = next(iter(facts["scales"])) if name is None and len(facts["scales"]) == 1 else name
     if name not in facts["scales"]:
-        msg = f"{name} names no series of the training; expected one of {', '.join(facts['scales'])}"
+        which = "name the series of the training after the file" if name is None else f"{name} names no series of the "
+        msg = f"{which}{'training' if name else ''}; expected one of {', '.join(facts['scales'])}"
         raise ValueError(msg)
     scale = facts["scales"][name]
     if len(values) < history + lag:
@@ -95,15 +96,35 @@ def forecast(model: Path, times: Any, values: Any, name: str | None = None, samp
     return stamps[history:], paths
 
 
+def read(path: Path) -> tuple[Any, Any]:
+    """Timestamps and values of a CSV, without its header."""
+    times, values = [], []
+    for number, row in enumerate(csv.reader(path.read_text(encoding="utf-8-sig").splitlines()), start=1):
+        if number > 1 and row:
+            try:
+                times.append(np.datetime64(row[0], "us"))
+                values.append(float(row[1]))
+            except (ValueError, IndexError) as error:
+                msg = f"{path}, line {number}: {','.join(row)!r} is not timestamp,value, as 2024-02-01T05:00,12.5"
+                raise ValueError(msg) from error
+    return np.array(times, "M8[us]"), np.array(values)
+
+
+def refuse(what: str) -> NoReturn:
+    """End with one line and exit code 2."""
+    print(f"error: {what}", file=sys.stderr)
+    sys.exit(2)
+
+
 def main() -> None:
     """Print timestamp, and the 10 %, 50 % and 90 % quantiles of the paths."""
-    rows = list(csv.reader(Path(sys.argv[1]).read_text(encoding="utf-8").splitlines()))[1:]
-    times = np.array([row[0] for row in rows], "M8[us]")
-    values = np.array([row[1] for row in rows], float)
+    if len(sys.argv) not in {2, 3}:
+        refuse(f"expected a file and at most a name: python {Path(__file__).name} SERIES.csv [NAME]")
     try:
+        times, values = read(Path(sys.argv[1]))
         stamps, paths = forecast(Path(__file__).with_suffix(""), times, values, sys.argv[2] if sys.argv[2:] else None)
-    except ValueError as error:
-        sys.exit(f"error: {error}")
+    except (OSError, ValueError) as error:
+        refuse(f"{error.filename}: {error.strerror}" if isinstance(error, OSError) else str(error))
     for stamp, quantiles in zip(stamps, np.quantile(paths, [0.1, 0.5, 0.9], 0).T, strict=True):
         print(stamp.item().isoformat(), *(f"{value:.6g}" for value in quantiles), sep=",")
 
